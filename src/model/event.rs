@@ -1,0 +1,222 @@
+//! What producers learn: one CloudEvents 1.0 JSON document for each outcome, with an id that a repeat shares.
+
+use serde::Serialize;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use crate::model::failure::Cause;
+use crate::model::ids::{BlockHash, BlockNumber, Gas, Nonce, RequestId, Timestamp, TxHash, Wei};
+use crate::model::request::Generation;
+
+/// The kinds of event; the word is also the routing key on the events exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum EventKind {
+    /// The write is final.
+    Final,
+    /// The write failed and will be tried again.
+    Retry,
+    /// The request is in the dead-letter queue.
+    Dead,
+}
+
+impl EventKind {
+    /// The routing key.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Final => "final",
+            Self::Retry => "retry",
+            Self::Dead => "dead",
+        }
+    }
+}
+
+/// A final transaction, as its event tells it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FinalTransaction {
+    /// Its hash.
+    pub tx_hash: TxHash,
+    /// Its nonce.
+    pub nonce: Nonce,
+    /// Its block's height.
+    pub block_number: BlockNumber,
+    /// Its block's hash.
+    pub block_hash: BlockHash,
+    /// Gas that it used.
+    pub gas_used: Gas,
+    /// Wei paid for one unit of gas, where the node tells, as a decimal text.
+    #[serde(serialize_with = "decimal", skip_serializing_if = "Option::is_none")]
+    pub effective_gas_price: Option<Wei>,
+}
+
+fn decimal<S: serde::Serializer>(amount: &Option<Wei>, serializer: S) -> Result<S::Ok, S::Error> {
+    match amount {
+        Some(wei) => serializer.collect_str(&wei.0),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// An event ready for the outbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// The CloudEvents `id`.
+    pub id: String,
+    /// Its kind.
+    pub kind: EventKind,
+    /// The JSON document.
+    pub body: String,
+    /// The queue that the producer asked to be told at.
+    pub reply_to: Option<String>,
+    /// The producer's correlation id.
+    pub correlation_id: Option<String>,
+}
+
+/// Whom an event is about and for.
+#[derive(Debug, Clone)]
+pub struct Subject<'a> {
+    /// The organisation whose worker speaks.
+    pub organisation: &'a str,
+    /// The request.
+    pub request: &'a RequestId,
+    /// Which copy of it.
+    pub generation: Generation,
+    /// Its `reply_to`.
+    pub reply_to: Option<&'a str>,
+    /// Its `correlation_id`.
+    pub correlation_id: Option<&'a str>,
+}
+
+/// What happened, with what belongs to it.
+#[derive(Debug, Clone)]
+pub enum Outcome<'a> {
+    /// The write is final.
+    Final(&'a FinalTransaction),
+    /// It failed and comes back.
+    Retry {
+        /// Why.
+        cause: &'a Cause,
+        /// After how many milliseconds.
+        delay_ms: u64,
+        /// Every hash signed so far.
+        tx_hashes: &'a [TxHash],
+    },
+    /// It failed for good.
+    Dead {
+        /// Why.
+        cause: &'a Cause,
+        /// Every hash signed; none of them can land any more.
+        tx_hashes: &'a [TxHash],
+    },
+}
+
+impl Event {
+    /// The event about this outcome. `time` is when the outcome was decided.
+    pub fn new(subject: &Subject<'_>, outcome: &Outcome<'_>, time: Timestamp) -> Self {
+        let (kind, data) = match outcome {
+            Outcome::Final(tx) => (EventKind::Final, json!({ "transaction": tx })),
+            Outcome::Retry { cause, delay_ms, tx_hashes } => {
+                (EventKind::Retry, json!({ "error": error(cause), "delay_ms": delay_ms, "tx_hashes": tx_hashes }))
+            }
+            Outcome::Dead { cause, tx_hashes } => {
+                (EventKind::Dead, json!({ "error": error(cause), "tx_hashes": tx_hashes }))
+            }
+        };
+        let id = event_id(subject, kind);
+        let mut data = data;
+        if let Some(fields) = data.as_object_mut() {
+            fields.insert("request_id".into(), json!(subject.request));
+            fields.insert("attempt".into(), json!(subject.generation.retry));
+            fields.insert("replay".into(), json!(subject.generation.replay));
+        }
+        let body = json!({
+            "specversion": "1.0",
+            "id": id,
+            "source": format!("/chainwriter/{}", subject.organisation),
+            "type": format!("io.chainwriter.request.{}.v1", kind.as_str()),
+            "subject": subject.request,
+            "time": time.to_string(),
+            "datacontenttype": "application/json",
+            "data": data,
+        });
+        Self {
+            id,
+            kind,
+            body: body.to_string(),
+            reply_to: subject.reply_to.map(str::to_owned),
+            correlation_id: subject.correlation_id.map(str::to_owned),
+        }
+    }
+}
+
+fn error(cause: &Cause) -> serde_json::Value {
+    json!({ "class": cause.class, "reason": cause.reason, "detail": cause.detail })
+}
+
+/// The same outcome of the same copy has the same id, whoever tells it and however often. `final` leaves the copy out:
+/// there is one for a request id, ever.
+fn event_id(subject: &Subject<'_>, kind: EventKind) -> String {
+    let mut hasher = Sha256::new();
+    let copy = match kind {
+        EventKind::Final => String::new(),
+        EventKind::Retry | EventKind::Dead => {
+            format!("{}.{}", subject.generation.replay, subject.generation.retry)
+        }
+    };
+    for part in [subject.organisation, kind.as_str(), &copy, subject.request.as_str()] {
+        hasher.update((part.len() as u64).to_be_bytes());
+        hasher.update(part);
+    }
+    let digest: [u8; 32] = hasher.finalize().into();
+    hex::encode(digest.first_chunk::<16>().expect("32 bytes have a first 16"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn subject(request: &RequestId) -> Subject<'_> {
+        Subject {
+            organisation: "acme",
+            request,
+            generation: Generation::default(),
+            reply_to: Some("answers"),
+            correlation_id: Some("c"),
+        }
+    }
+
+    #[test]
+    fn a_repeat_has_the_same_id_and_another_outcome_another() {
+        let id = RequestId::new("a").unwrap();
+        let cause = Cause::rejected("reverted", "no");
+        let dead = Outcome::Dead { cause: &cause, tx_hashes: &[] };
+        let retry = Outcome::Retry { cause: &cause, delay_ms: 5, tx_hashes: &[] };
+        let first = Event::new(&subject(&id), &dead, Timestamp(1));
+        let again = Event::new(&subject(&id), &dead, Timestamp(2));
+        assert_eq!(first.id, again.id);
+        assert_ne!(first.id, Event::new(&subject(&id), &retry, Timestamp(1)).id);
+        let later = Subject { generation: Generation { replay: 0, retry: 1 }, ..subject(&id) };
+        assert_ne!(first.id, Event::new(&later, &dead, Timestamp(1)).id);
+    }
+
+    #[test]
+    fn an_event_is_a_cloudevents_1_0_document() {
+        let id = RequestId::new("a").unwrap();
+        let tx = FinalTransaction {
+            tx_hash: TxHash([1; 32]),
+            nonce: Nonce(3),
+            block_number: BlockNumber(9),
+            block_hash: BlockHash([2; 32]),
+            gas_used: Gas(21_000),
+            effective_gas_price: Some(Wei(7)),
+        };
+        let event = Event::new(&subject(&id), &Outcome::Final(&tx), Timestamp(0));
+        let document: serde_json::Value = serde_json::from_str(&event.body).unwrap();
+        assert_eq!(document["specversion"], "1.0");
+        assert_eq!(document["id"], event.id);
+        assert_eq!(document["type"], "io.chainwriter.request.final.v1");
+        assert_eq!(document["source"], "/chainwriter/acme");
+        assert_eq!(document["subject"], "a");
+        assert_eq!(document["data"]["transaction"]["nonce"], 3);
+        assert_eq!(document["data"]["transaction"]["effective_gas_price"], "7");
+        assert_eq!(event.reply_to.as_deref(), Some("answers"));
+    }
+}

@@ -1,0 +1,333 @@
+//! Newtypes for what could be swapped by mistake: hashes, addresses, nonces, amounts, times.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// Why a text is not one of these values.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ParseIdError {
+    /// Not `0x` and the given number of hexadecimal digits.
+    #[error("expected 0x and {digits} hexadecimal digits")]
+    Hex {
+        /// How many digits the value has.
+        digits: usize,
+    },
+    /// Not an amount such as `2 gwei`.
+    #[error("expected a whole amount in wei or an amount with a unit, such as \"2 gwei\", \"0.5 ether\"")]
+    Amount,
+    /// An id with no character in it, or with too many.
+    #[error("expected 1 to {} bytes", RequestId::MAX_BYTES)]
+    RequestId,
+}
+
+macro_rules! fixed_bytes {
+    ($(#[$doc:meta])* $name:ident, $bytes:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(pub [u8; $bytes]);
+
+        impl $name {
+            /// The bytes, most significant first.
+            pub fn as_bytes(&self) -> &[u8] {
+                &self.0
+            }
+
+            /// The value in these bytes, if there are as many as it takes.
+            pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+                <[u8; $bytes]>::try_from(bytes).ok().map(Self)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "0x{}", hex::encode(self.0))
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = ParseIdError;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                let wrong = ParseIdError::Hex { digits: $bytes * 2 };
+                let digits = text.strip_prefix("0x").ok_or_else(|| wrong.clone())?;
+                let mut bytes = [0; $bytes];
+                hex::decode_to_slice(digits, &mut bytes).map_err(|_| wrong)?;
+                Ok(Self(bytes))
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+                text.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+
+fixed_bytes!(
+    /// An account on the chain, 20 bytes.
+    Address, 20
+);
+fixed_bytes!(
+    /// keccak-256 of a signed transaction's bytes.
+    TxHash, 32
+);
+fixed_bytes!(
+    /// The hash of a block's header.
+    BlockHash, 32
+);
+fixed_bytes!(
+    /// SHA-256 of a message's body: tells two bodies under one id apart.
+    BodyHash, 32
+);
+
+impl BodyHash {
+    /// The hash of this body.
+    pub fn of(body: &[u8]) -> Self {
+        Self(Sha256::digest(body).into())
+    }
+}
+
+macro_rules! whole_number {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
+        pub struct $name(pub u64);
+
+        impl $name {
+            /// This many further on, or the largest there is.
+            pub fn plus(self, more: u64) -> Self {
+                Self(self.0.saturating_add(more))
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+whole_number!(
+    /// The place of a transaction in its account's sequence.
+    Nonce
+);
+whole_number!(
+    /// The height of a block.
+    BlockNumber
+);
+whole_number!(
+    /// Units of gas.
+    Gas
+);
+
+/// An amount of the chain's coin in its smallest unit, or a price in it for one unit of gas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub struct Wei(pub u128);
+
+impl Wei {
+    /// One gwei, 10^9 wei.
+    pub const GWEI: Wei = Wei(1_000_000_000);
+
+    /// The sum, or the largest amount there is.
+    pub fn plus(self, other: Wei) -> Wei {
+        Wei(self.0.saturating_add(other.0))
+    }
+
+    /// This amount by `numerator / denominator`, rounded up, or the largest amount there is.
+    pub fn scaled_up(self, numerator: u128, denominator: u128) -> Wei {
+        Wei(self.0.saturating_mul(numerator).div_ceil(denominator.max(1)))
+    }
+}
+
+impl fmt::Display for Wei {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 >= 100_000 && self.0 % 1_000 == 0 {
+            let gwei = self.0 / Wei::GWEI.0;
+            let rest = format!("{:09}", self.0 % Wei::GWEI.0);
+            match rest.trim_end_matches('0') {
+                "" => write!(f, "{gwei} gwei"),
+                digits => write!(f, "{gwei}.{digits} gwei"),
+            }
+        } else {
+            write!(f, "{} wei", self.0)
+        }
+    }
+}
+
+impl FromStr for Wei {
+    type Err = ParseIdError;
+
+    /// Reads `"0"`, `"2 gwei"`, `"1.5 gwei"`, `"0.1 ether"`; a number without a unit is in wei.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let text = text.trim();
+        let unit_at = text.find(|c: char| !c.is_ascii_digit() && c != '.' && c != '_').unwrap_or(text.len());
+        let (number, unit) = text.split_at(unit_at);
+        let decimals: u32 = match unit.trim() {
+            "" | "wei" => 0,
+            "kwei" => 3,
+            "mwei" => 6,
+            "gwei" => 9,
+            "ether" | "eth" => 18,
+            _ => return Err(ParseIdError::Amount),
+        };
+        let number = number.replace('_', "");
+        let (whole, fraction) = number.split_once('.').unwrap_or((&number, ""));
+        let fraction_digits = u32::try_from(fraction.len()).map_err(|_| ParseIdError::Amount)?;
+        let missing = decimals.checked_sub(fraction_digits).ok_or(ParseIdError::Amount)?;
+        if whole.is_empty() {
+            return Err(ParseIdError::Amount);
+        }
+        format!("{whole}{fraction}")
+            .parse::<u128>()
+            .ok()
+            .and_then(|digits| digits.checked_mul(10u128.checked_pow(missing)?))
+            .map(Wei)
+            .ok_or(ParseIdError::Amount)
+    }
+}
+
+/// What identifies a request: by default the AMQP `message_id` that the producer set.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct RequestId(Arc<str>);
+
+impl RequestId {
+    /// As many bytes as an AMQP `message_id` can have.
+    pub const MAX_BYTES: usize = 255;
+
+    /// This text as an id.
+    ///
+    /// # Errors
+    /// When it is empty or longer than [`Self::MAX_BYTES`].
+    pub fn new(text: &str) -> Result<Self, ParseIdError> {
+        if text.is_empty() || text.len() > Self::MAX_BYTES {
+            return Err(ParseIdError::RequestId);
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", &*self.0)
+    }
+}
+
+/// A moment as milliseconds since 1970 in UTC: what the journal and the events hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Timestamp(pub i64);
+
+impl Timestamp {
+    /// The clock of this host.
+    pub fn now() -> Self {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX))
+    }
+
+    /// This long after.
+    pub fn after(self, wait: Duration) -> Self {
+        Self(self.0.saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)))
+    }
+
+    /// This long before.
+    pub fn before(self, span: Duration) -> Self {
+        Self(self.0.saturating_sub(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
+    }
+}
+
+impl fmt::Display for Timestamp {
+    /// RFC 3339 with milliseconds, in UTC.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let since_epoch = Duration::from_millis(u64::try_from(self.0).unwrap_or(0));
+        humantime::format_rfc3339_millis(UNIX_EPOCH + since_epoch).fmt(f)
+    }
+}
+
+impl FromStr for Timestamp {
+    type Err = humantime::TimestampError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let since_epoch = humantime::parse_rfc3339(text)?.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Ok(Self(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_are_read_with_and_without_a_unit() {
+        for (text, wei) in [
+            ("0", 0),
+            ("7", 7),
+            ("2 gwei", 2_000_000_000),
+            ("2gwei", 2_000_000_000),
+            ("1.5 gwei", 1_500_000_000),
+            ("0.1 ether", 100_000_000_000_000_000),
+            ("1_000 wei", 1_000),
+        ] {
+            assert_eq!(text.parse(), Ok(Wei(wei)), "{text}");
+        }
+        for text in
+            ["", "gwei", "-1", "1.5", "2 zwei", "1.0000000001 gwei", "400000000000000000000000 ether", ".5 gwei"]
+        {
+            assert_eq!(text.parse::<Wei>(), Err(ParseIdError::Amount), "{text}");
+        }
+    }
+
+    #[test]
+    fn amounts_print_as_they_are_read() {
+        for text in ["0 wei", "99999 wei", "2 gwei", "1.5 gwei", "0.001 gwei"] {
+            assert_eq!(text.parse::<Wei>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn hashes_are_read_from_0x_and_their_digits_alone() {
+        let address = "0x00000000000000000000000000000000000000ff";
+        assert_eq!(address.parse::<Address>().unwrap().to_string(), address);
+        for text in
+            ["", "0x", "00000000000000000000000000000000000000ff", "0x00000000000000000000000000000000000000fg", "0xff"]
+        {
+            assert_eq!(text.parse::<Address>(), Err(ParseIdError::Hex { digits: 40 }), "{text}");
+        }
+    }
+
+    #[test]
+    fn times_print_and_read_as_rfc_3339() {
+        let time = Timestamp(1_700_000_000_123);
+        assert_eq!(time.to_string(), "2023-11-14T22:13:20.123Z");
+        assert_eq!(time.to_string().parse::<Timestamp>().unwrap(), time);
+    }
+}

@@ -1,0 +1,324 @@
+//! A message as it travels: body, properties and headers, and what a copy of it may and may not carry.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::model::failure::{Cause, cut};
+use crate::model::ids::{Timestamp, TxHash};
+use crate::model::request::Generation;
+
+/// The headers that chainwriter itself sets. They do not begin with `x-`: those become annotations from RabbitMQ 4 on.
+pub mod header {
+    /// How many retries came before this copy; none means zero. The only count of attempts that is believed.
+    pub const ATTEMPT: &str = "cw-attempt";
+    /// How often an operator sent the request back.
+    pub const REPLAY_COUNT: &str = "cw-replay-count";
+    /// The class of the failure that led to this copy.
+    pub const ERROR_CLASS: &str = "cw-error-class";
+    /// Its reason in one word.
+    pub const ERROR_REASON: &str = "cw-error-reason";
+    /// Its detail, 1 KiB at most.
+    pub const ERROR_DETAIL: &str = "cw-error-detail";
+    /// When the request failed for the first time, RFC 3339.
+    pub const FIRST_FAILED_AT: &str = "cw-first-failed-at";
+    /// The exchange that the producer published to.
+    pub const ORIGINAL_EXCHANGE: &str = "cw-original-exchange";
+    /// The routing key that the producer used.
+    pub const ORIGINAL_ROUTING_KEY: &str = "cw-original-routing-key";
+    /// Every hash ever signed for the request, as an array of texts.
+    pub const TX_HASH: &str = "cw-tx-hash";
+    /// The producer's `expiration`, kept where it cannot make the copy vanish.
+    pub const ORIGINAL_EXPIRATION: &str = "cw-original-expiration";
+    /// Names of headers that were too large to copy.
+    pub const DROPPED_HEADERS: &str = "cw-dropped-headers";
+    /// The organisation and instance that made the copy.
+    pub const WORKER: &str = "cw-worker";
+}
+
+/// Headers by name.
+pub type Headers = BTreeMap<String, HeaderValue>;
+
+/// A value in a header table. Integers of every width become 64 bits wide and floats double.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HeaderValue {
+    /// A truth value.
+    Bool(bool),
+    /// A whole number.
+    Int(i64),
+    /// A floating point number.
+    Float(f64),
+    /// `value` with the decimal point moved left by `scale` places.
+    Decimal {
+        /// Places after the point.
+        scale: u8,
+        /// All digits.
+        value: u32,
+    },
+    /// UTF-8 text.
+    Text(String),
+    /// Bytes that are not UTF-8.
+    Bytes(Vec<u8>),
+    /// Seconds since 1970.
+    Time(u64),
+    /// A sequence.
+    Array(Vec<HeaderValue>),
+    /// A nested table.
+    Table(Headers),
+    /// Nothing.
+    Void,
+}
+
+impl HeaderValue {
+    /// A word for the type, for error messages.
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            Self::Bool(_) => "boolean",
+            Self::Int(_) => "integer",
+            Self::Float(_) => "float",
+            Self::Decimal { .. } => "decimal",
+            Self::Text(_) => "text",
+            Self::Bytes(_) => "bytes",
+            Self::Time(_) => "timestamp",
+            Self::Array(_) => "array",
+            Self::Table(_) => "table",
+            Self::Void => "void",
+        }
+    }
+
+    /// About how many bytes it takes in a frame.
+    fn size(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len() + 5,
+            Self::Bytes(bytes) => bytes.len() + 5,
+            Self::Array(values) => values.iter().map(Self::size).sum::<usize>() + 5,
+            Self::Table(table) => table.iter().map(|(name, value)| name.len() + 1 + value.size()).sum::<usize>() + 5,
+            Self::Bool(_) | Self::Int(_) | Self::Float(_) | Self::Decimal { .. } | Self::Time(_) | Self::Void => 9,
+        }
+    }
+}
+
+impl From<&str> for HeaderValue {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl From<String> for HeaderValue {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+/// The AMQP 0-9-1 basic properties that a copy keeps, and `expiration`, which it does not.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Properties {
+    /// MIME type of the body.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content_type: Option<String>,
+    /// MIME encoding of the body.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content_encoding: Option<String>,
+    /// 0 to 255.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u8>,
+    /// Goes into the outcome sent to `reply_to`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub correlation_id: Option<String>,
+    /// A queue that wants the outcome.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reply_to: Option<String>,
+    /// Milliseconds to live, as text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expiration: Option<String>,
+    /// The producer's id of the message.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message_id: Option<String>,
+    /// Seconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timestamp: Option<u64>,
+    /// The producer's name for the kind of message.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// The producer's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub app_id: Option<String>,
+}
+
+/// Where the producer published a message.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// Its exchange; empty for the default exchange.
+    pub exchange: String,
+    /// Its routing key.
+    pub routing_key: String,
+}
+
+/// A message with all that a copy of it must keep.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Message {
+    /// The payload. Never logged.
+    pub body: Bytes,
+    /// The basic properties.
+    pub properties: Properties,
+    /// The header table.
+    pub headers: Headers,
+    /// Where it was published.
+    pub origin: Origin,
+}
+
+/// What a copy for a wait queue or the dead-letter queue says about the failure behind it.
+#[derive(Debug, Clone)]
+pub struct FailureNote<'a> {
+    /// What happened.
+    pub cause: &'a Cause,
+    /// When the request failed for the first time.
+    pub first_failed_at: Timestamp,
+    /// Every hash ever signed for the request.
+    pub tx_hashes: &'a [TxHash],
+    /// Organisation and instance.
+    pub worker: &'a str,
+}
+
+/// The most that the producer's headers may take in a copy, about. Header frames are not split: one that is too large
+/// ends the whole connection, so the largest headers stay behind.
+const MAX_COPIED_HEADER_BYTES: usize = 32 * 1024;
+/// At most this many hashes go into the header; the journal has them all.
+const MAX_TX_HASHES: usize = 64;
+
+impl Message {
+    /// A copy that carries the request on unchanged: to park it.
+    #[must_use]
+    pub fn copied(&self) -> Message {
+        let mut copy = self.clone();
+        strip_broker_headers(&mut copy.headers);
+        drop_large_headers(&mut copy.headers);
+        if let Some(expiration) = copy.properties.expiration.take() {
+            copy.headers.insert(header::ORIGINAL_EXPIRATION.to_owned(), expiration.into());
+        }
+        let origin = [
+            (header::ORIGINAL_EXCHANGE, &self.origin.exchange),
+            (header::ORIGINAL_ROUTING_KEY, &self.origin.routing_key),
+        ];
+        for (name, value) in origin {
+            copy.headers.entry(name.to_owned()).or_insert_with(|| value.as_str().into());
+        }
+        copy
+    }
+
+    /// A copy for a wait queue or the dead-letter queue: counted as `generation`, explained by `note`.
+    #[must_use]
+    pub fn failed(&self, generation: Generation, note: &FailureNote<'_>) -> Message {
+        let mut copy = self.copied();
+        generation.write_to(&mut copy.headers);
+        let hashes = note.tx_hashes.iter().rev().take(MAX_TX_HASHES).map(|hash| hash.to_string().into()).collect();
+        let explained = [
+            (header::ERROR_CLASS, note.cause.class.as_str().into()),
+            (header::ERROR_REASON, note.cause.reason.as_ref().into()),
+            (header::ERROR_DETAIL, cut(note.cause.detail.clone(), Cause::MAX_DETAIL_BYTES).into()),
+            (header::FIRST_FAILED_AT, note.first_failed_at.to_string().into()),
+            (header::TX_HASH, HeaderValue::Array(hashes)),
+            (header::WORKER, note.worker.into()),
+        ];
+        copy.headers.extend(explained.into_iter().map(|(name, value)| (name.to_owned(), value)));
+        copy
+    }
+}
+
+/// Drops what the broker or its clients wrote about an earlier journey. A stale `x-death` makes RabbitMQ up to 3.13 drop
+/// the copy when it leaves the wait queue, and a copied `CC` would fan it out again.
+fn strip_broker_headers(headers: &mut Headers) {
+    const STRIPPED: [&str; 5] = ["x-death", "x-delivery-count", "x-acquired-count", "CC", "BCC"];
+    const STRIPPED_PREFIXES: [&str; 3] = ["x-first-death-", "x-last-death-", "x-opt-"];
+    headers.retain(|name, _| {
+        !STRIPPED.contains(&name.as_str()) && !STRIPPED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    });
+}
+
+fn drop_large_headers(headers: &mut Headers) {
+    let mut sizes: Vec<_> = headers.iter().map(|(name, value)| (name.len() + value.size(), name.clone())).collect();
+    let mut total: usize = sizes.iter().map(|(size, _)| size).sum();
+    sizes.sort_unstable();
+    let mut dropped = Vec::new();
+    while total > MAX_COPIED_HEADER_BYTES
+        && let Some((size, name)) = sizes.pop()
+    {
+        headers.remove(&name);
+        total -= size;
+        dropped.push(name);
+    }
+    if !dropped.is_empty() {
+        headers.insert(header::DROPPED_HEADERS.to_owned(), cut(dropped.join(", "), Cause::MAX_DETAIL_BYTES).into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message() -> Message {
+        let mut headers = Headers::new();
+        for name in
+            ["x-death", "x-first-death-queue", "x-last-death-reason", "x-delivery-count", "x-opt-a", "CC", "BCC"]
+        {
+            headers.insert(name.to_owned(), "stale".into());
+        }
+        headers.insert("traceparent".to_owned(), "00-1-2-01".into());
+        Message {
+            body: Bytes::from_static(b"body"),
+            properties: Properties {
+                message_id: Some("a".into()),
+                expiration: Some("500".into()),
+                reply_to: Some("answers".into()),
+                ..Properties::default()
+            },
+            headers,
+            origin: Origin { exchange: "in".into(), routing_key: "orders".into() },
+        }
+    }
+
+    #[test]
+    fn a_copy_keeps_ids_body_and_trace_and_drops_what_the_broker_wrote() {
+        let copy = message().copied();
+        let names: Vec<_> = copy.headers.keys().map(String::as_str).collect();
+        assert_eq!(
+            names,
+            [header::ORIGINAL_EXCHANGE, header::ORIGINAL_EXPIRATION, header::ORIGINAL_ROUTING_KEY, "traceparent"]
+        );
+        assert_eq!(copy.body, message().body);
+        assert_eq!(copy.properties.message_id.as_deref(), Some("a"));
+        assert_eq!(copy.properties.reply_to.as_deref(), Some("answers"));
+        assert_eq!(copy.properties.expiration, None);
+    }
+
+    #[test]
+    fn headers_too_large_for_a_frame_stay_behind_and_are_named() {
+        let mut large = message();
+        large.headers.insert("blob".to_owned(), "x".repeat(1 << 20).into());
+        let copy = large.copied();
+        assert_eq!(copy.headers[header::DROPPED_HEADERS], "blob".into());
+        assert!(!copy.headers.contains_key("blob"));
+        assert!(copy.headers.contains_key("traceparent"));
+    }
+
+    #[test]
+    fn a_failed_copy_says_why_and_keeps_the_first_origin() {
+        let cause = Cause::rejected("reverted", "x".repeat(5000));
+        let hash = TxHash([7; 32]);
+        let note =
+            FailureNote { cause: &cause, first_failed_at: Timestamp(0), tx_hashes: &[hash], worker: "acme/host" };
+        let first = message().failed(Generation { replay: 0, retry: 1 }, &note);
+        let mut returned = first.clone();
+        returned.origin = Origin { exchange: String::new(), routing_key: "wait".into() };
+        let second = returned.failed(Generation { replay: 0, retry: 2 }, &note);
+        assert_eq!(second.headers[header::ATTEMPT], HeaderValue::Int(2));
+        assert_eq!(second.headers[header::ORIGINAL_ROUTING_KEY], "orders".into());
+        assert_eq!(second.headers[header::ERROR_CLASS], "rejected".into());
+        assert_eq!(second.headers[header::TX_HASH], HeaderValue::Array(vec![hash.to_string().into()]));
+        let HeaderValue::Text(detail) = &second.headers[header::ERROR_DETAIL] else { panic!("not a text") };
+        assert!(detail.len() <= 1024);
+    }
+}

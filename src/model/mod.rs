@@ -1,0 +1,17 @@
+//! Values without I/O: what the other modules speak about. Nothing here waits, logs or fails for an outside reason.
+
+pub mod event;
+pub mod failure;
+pub mod ids;
+pub mod message;
+pub mod progress;
+pub mod request;
+pub mod transaction;
+
+pub use event::{Event, EventKind};
+pub use failure::{Cause, FailureClass, PauseReason};
+pub use ids::{Address, BlockHash, BlockNumber, BodyHash, Gas, Nonce, RequestId, Timestamp, TxHash, Wei};
+pub use message::{HeaderValue, Headers, Message, Origin, Properties};
+pub use progress::Heartbeat;
+pub use request::{Generation, RequestState};
+pub use transaction::{Attempt, AttemptKind, Fee, SignedTransaction, TransactionState, UnsignedTransaction};

@@ -1,0 +1,233 @@
+//! A request's stored state and how it may change; the count that tells its copies apart.
+
+use std::fmt;
+
+use crate::model::message::{HeaderValue, Headers, header};
+
+/// Which copy of a request this is: how often an operator sent it back, and how many retries came before it since.
+/// Later copies are greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Generation {
+    /// `cw-replay-count`.
+    pub replay: u32,
+    /// `cw-attempt`.
+    pub retry: u32,
+}
+
+/// A header of ours that does not hold what it must.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("header {name} must be a whole number from 0 to {}, but is {found}", u32::MAX)]
+pub struct BadHeader {
+    /// The header's name.
+    pub name: &'static str,
+    /// What it holds instead.
+    pub found: String,
+}
+
+impl Generation {
+    /// Reads the counts from a message's headers; an absent header means zero.
+    ///
+    /// # Errors
+    /// When a header is there but is not a whole number in range.
+    pub fn read_from(headers: &Headers) -> Result<Self, BadHeader> {
+        Ok(Self { replay: read_count(headers, header::REPLAY_COUNT)?, retry: read_count(headers, header::ATTEMPT)? })
+    }
+
+    /// Writes the counts as headers.
+    pub fn write_to(self, headers: &mut Headers) {
+        headers.insert(header::ATTEMPT.to_owned(), HeaderValue::Int(self.retry.into()));
+        if self.replay > 0 {
+            headers.insert(header::REPLAY_COUNT.to_owned(), HeaderValue::Int(self.replay.into()));
+        }
+    }
+
+    /// The copy that follows a failure of this one.
+    #[must_use]
+    pub fn next_retry(self) -> Self {
+        Self { retry: self.retry.saturating_add(1), ..self }
+    }
+}
+
+fn read_count(headers: &Headers, name: &'static str) -> Result<u32, BadHeader> {
+    match headers.get(name) {
+        None => Ok(0),
+        Some(HeaderValue::Int(count)) => {
+            u32::try_from(*count).map_err(|_| BadHeader { name, found: count.to_string() })
+        }
+        Some(other) => Err(BadHeader { name, found: format!("a value of type {}", other.type_name()) }),
+    }
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.replay {
+            0 => write!(f, "{}", self.retry),
+            replay => write!(f, "{} of replay {replay}", self.retry),
+        }
+    }
+}
+
+/// Where a request stands. The text of a state is stored, so it never changes its meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RequestState {
+    /// Admitted, without a live transaction.
+    Accepted,
+    /// A signed transaction of it may still land.
+    Writing,
+    /// Failed; its copy for the wait queue has no publisher confirm yet.
+    RetryPending,
+    /// Failed; its copy waits at the broker.
+    RetryWaiting,
+    /// Failed for good; its dead letter has no publisher confirm yet.
+    DeadPending,
+    /// Its dead letter is at the broker.
+    Dead,
+    /// Written, past the finality rule.
+    Final,
+}
+
+/// What can happen to a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Observation {
+    /// A copy of it arrived and was accepted.
+    Accepted,
+    /// A transaction of it was signed and stored.
+    Signed,
+    /// Its nonce is final with a foreign transaction: none of its own can land.
+    Displaced,
+    /// Its transaction is final and did what it should.
+    Succeeded,
+    /// It failed and has retries left.
+    FailedForNow,
+    /// It failed and has none left.
+    FailedForGood,
+    /// Its copy has a publisher confirm.
+    Confirmed,
+}
+
+impl RequestState {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Accepted,
+        Self::Writing,
+        Self::RetryPending,
+        Self::RetryWaiting,
+        Self::DeadPending,
+        Self::Dead,
+        Self::Final,
+    ];
+
+    /// The word stored in the journal.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Writing => "writing",
+            Self::RetryPending => "retry_pending",
+            Self::RetryWaiting => "retry_waiting",
+            Self::DeadPending => "dead_pending",
+            Self::Dead => "dead",
+            Self::Final => "final",
+        }
+    }
+
+    /// The state with this word.
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == word)
+    }
+
+    /// Still with the lane.
+    pub fn is_open(self) -> bool {
+        match self {
+            Self::Accepted | Self::Writing => true,
+            Self::RetryPending | Self::RetryWaiting | Self::DeadPending | Self::Dead | Self::Final => false,
+        }
+    }
+
+    /// A delivery of the copy that led here may be acked.
+    pub fn is_settled(self) -> bool {
+        match self {
+            Self::RetryWaiting | Self::Dead | Self::Final => true,
+            Self::Accepted | Self::Writing | Self::RetryPending | Self::DeadPending => false,
+        }
+    }
+
+    /// The state after this observation, or `None` where the pair cannot be.
+    pub fn next(self, observation: Observation) -> Option<Self> {
+        use RequestState as S;
+        match (self, observation) {
+            (S::RetryPending | S::RetryWaiting | S::DeadPending | S::Dead, Observation::Accepted) => Some(S::Accepted),
+            (S::Accepted, Observation::Signed) => Some(S::Writing),
+            (S::Writing, Observation::Displaced) => Some(S::Accepted),
+            (S::Writing, Observation::Succeeded) => Some(S::Final),
+            (S::Accepted | S::Writing, Observation::FailedForNow) => Some(S::RetryPending),
+            (S::Accepted | S::Writing, Observation::FailedForGood) => Some(S::DeadPending),
+            (S::RetryPending, Observation::Confirmed) => Some(S::RetryWaiting),
+            (S::DeadPending, Observation::Confirmed) => Some(S::Dead),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for RequestState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_state_is_found_by_its_word() {
+        for state in RequestState::ALL {
+            assert_eq!(RequestState::from_word(state.as_str()), Some(state));
+        }
+        assert_eq!(RequestState::from_word("lost"), None);
+    }
+
+    #[test]
+    fn every_pair_of_state_and_observation_leads_where_it_should() {
+        use Observation as O;
+        use RequestState as S;
+        let observations =
+            [O::Accepted, O::Signed, O::Displaced, O::Succeeded, O::FailedForNow, O::FailedForGood, O::Confirmed];
+        let expected = [
+            // accepted, signed, displaced, succeeded, failed for now, failed for good, confirmed
+            (S::Accepted, [None, Some(S::Writing), None, None, Some(S::RetryPending), Some(S::DeadPending), None]),
+            (
+                S::Writing,
+                [None, None, Some(S::Accepted), Some(S::Final), Some(S::RetryPending), Some(S::DeadPending), None],
+            ),
+            (S::RetryPending, [Some(S::Accepted), None, None, None, None, None, Some(S::RetryWaiting)]),
+            (S::RetryWaiting, [Some(S::Accepted), None, None, None, None, None, None]),
+            (S::DeadPending, [Some(S::Accepted), None, None, None, None, None, Some(S::Dead)]),
+            (S::Dead, [Some(S::Accepted), None, None, None, None, None, None]),
+            (S::Final, [None; 7]),
+        ];
+        assert_eq!(expected.len(), S::ALL.len());
+        for (state, row) in expected {
+            for (observation, next) in observations.into_iter().zip(row) {
+                assert_eq!(state.next(observation), next, "{state} and {observation:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn later_copies_are_greater() {
+        let of = |replay, retry| Generation { replay, retry };
+        assert!(of(0, 0) < of(0, 1));
+        assert!(of(0, 5) < of(1, 0));
+    }
+
+    #[test]
+    fn counts_of_the_wrong_type_or_range_are_refused() {
+        for value in [HeaderValue::Int(-1), HeaderValue::Int(1 << 40), "1".into(), HeaderValue::Void] {
+            let headers = Headers::from([(header::ATTEMPT.to_owned(), value)]);
+            assert_eq!(Generation::read_from(&headers).unwrap_err().name, header::ATTEMPT);
+        }
+        let mut headers = Headers::new();
+        Generation { replay: 2, retry: 3 }.write_to(&mut headers);
+        assert_eq!(Generation::read_from(&headers), Ok(Generation { replay: 2, retry: 3 }));
+    }
+}

@@ -1,0 +1,141 @@
+//! Transactions and their attempts: what is signed, what was signed, and where a nonce stands.
+
+use bytes::Bytes;
+
+use crate::model::ids::{Address, Gas, Nonce, Timestamp, TxHash, Wei};
+
+/// What an attempt offers for each unit of gas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fee {
+    /// A type 2 transaction (EIP-1559).
+    Eip1559 {
+        /// The most that it pays for one unit of gas, base fee included.
+        max_fee: Wei,
+        /// The most of it that goes to the block's producer.
+        tip: Wei,
+    },
+    /// A type 0 transaction with an EIP-155 signature.
+    Legacy {
+        /// What it pays for one unit of gas.
+        gas_price: Wei,
+    },
+}
+
+impl Fee {
+    /// The most that one unit of gas can cost.
+    pub fn ceiling(self) -> Wei {
+        match self {
+            Self::Eip1559 { max_fee, .. } => max_fee,
+            Self::Legacy { gas_price } => gas_price,
+        }
+    }
+
+    /// What goes to the block's producer at most.
+    pub fn tip(self) -> Wei {
+        match self {
+            Self::Eip1559 { tip, .. } => tip,
+            Self::Legacy { gas_price } => gas_price,
+        }
+    }
+}
+
+/// All fields of a transaction. Signing consumes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnsignedTransaction {
+    /// EIP-155 chain id.
+    pub chain_id: u64,
+    /// Its nonce.
+    pub nonce: Nonce,
+    /// Who is called or paid.
+    pub to: Address,
+    /// How much is paid.
+    pub value: Wei,
+    /// The gas limit.
+    pub gas: Gas,
+    /// The calldata.
+    pub data: Bytes,
+    /// What it offers.
+    pub fee: Fee,
+}
+
+/// What an attempt is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AttemptKind {
+    /// Does what the request asks for.
+    Write,
+    /// A self-transfer that takes the nonce, so that the write can never land.
+    Cancel,
+}
+
+impl AttemptKind {
+    /// The word stored in the journal.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Write => "write",
+            Self::Cancel => "cancel",
+        }
+    }
+
+    /// The kind with this word.
+    pub fn from_word(word: &str) -> Option<Self> {
+        [Self::Write, Self::Cancel].into_iter().find(|kind| kind.as_str() == word)
+    }
+}
+
+/// A signature's fruit: the bytes that a node takes, and their hash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignedTransaction {
+    /// keccak-256 of `raw`.
+    pub hash: TxHash,
+    /// The encoded transaction.
+    pub raw: Bytes,
+}
+
+/// One signed encoding of a transaction, as the journal keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attempt {
+    /// What it is for.
+    pub kind: AttemptKind,
+    /// Bytes and hash.
+    pub signed: SignedTransaction,
+    /// What it offers.
+    pub fee: Fee,
+    /// When it was signed.
+    pub signed_at: Timestamp,
+}
+
+/// Where a nonce stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TransactionState {
+    /// One of its attempts may still land.
+    Live,
+    /// Final, and it did what it should.
+    Succeeded,
+    /// Final, and it reverted.
+    Reverted,
+    /// Final with its cancellation.
+    Cancelled,
+    /// Final with a transaction that is not ours.
+    Displaced,
+}
+
+impl TransactionState {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Live, Self::Succeeded, Self::Reverted, Self::Cancelled, Self::Displaced];
+
+    /// The word stored in the journal.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Succeeded => "succeeded",
+            Self::Reverted => "reverted",
+            Self::Cancelled => "cancelled",
+            Self::Displaced => "displaced",
+        }
+    }
+
+    /// The state with this word.
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == word)
+    }
+}

@@ -1,0 +1,164 @@
+//! Is a message a request? Reads its id and counts, and refuses what could never be one.
+
+use crate::model::{BodyHash, Cause, Generation, HeaderValue, Message, RequestId};
+
+/// Where the request id stands in a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IdSource {
+    /// The AMQP property `message_id`.
+    MessageId,
+    /// The header of this name, a text or a whole number.
+    Header(String),
+    /// This JSON pointer (RFC 6901) into the body, to a text or a whole number.
+    JsonPointer(String),
+}
+
+/// What a message must keep to.
+#[derive(Debug, Clone)]
+pub struct AdmissionRules {
+    /// Where its id stands.
+    pub id_source: IdSource,
+    /// The longest body, in bytes.
+    pub max_body_bytes: u64,
+}
+
+/// A message that is a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its id.
+    pub id: RequestId,
+    /// Which copy it is.
+    pub generation: Generation,
+    /// The hash of its body.
+    pub body_hash: BodyHash,
+}
+
+/// A message that can never be one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Its id, where it has one.
+    pub id: Option<RequestId>,
+    /// Why.
+    pub cause: Cause,
+}
+
+/// Reads a message as a request.
+///
+/// # Errors
+/// The reason for its dead letter: `too_large`, `bad_headers`, `missing_id`, `undecodable`.
+pub fn admit(rules: &AdmissionRules, message: &Message) -> Result<Candidate, Refusal> {
+    let refuse = |id: Option<RequestId>, reason, detail: String| Refusal { id, cause: Cause::invalid(reason, detail) };
+    let bytes = message.body.len() as u64;
+    if bytes > rules.max_body_bytes {
+        // Its id is read only where that takes no parsing of the body.
+        let id = match rules.id_source {
+            IdSource::JsonPointer(_) => None,
+            IdSource::MessageId | IdSource::Header(_) => read_id(rules, message).ok(),
+        };
+        let most = rules.max_body_bytes;
+        return Err(refuse(id, "too_large", format!("the body has {bytes} bytes, broker.max_body allows {most}")));
+    }
+    let id = read_id(rules, message).map_err(|cause| Refusal { id: None, cause })?;
+    match Generation::read_from(&message.headers) {
+        Ok(generation) => Ok(Candidate { id, generation, body_hash: BodyHash::of(&message.body) }),
+        Err(bad_header) => Err(refuse(Some(id), "bad_headers", bad_header.to_string())),
+    }
+}
+
+fn read_id(rules: &AdmissionRules, message: &Message) -> Result<RequestId, Cause> {
+    let (place, text) = match &rules.id_source {
+        IdSource::MessageId => ("the message_id property".to_owned(), message.properties.message_id.clone()),
+        IdSource::Header(name) => {
+            let place = format!("header {name}");
+            let text = match message.headers.get(name) {
+                None => None,
+                Some(HeaderValue::Text(text)) => Some(text.clone()),
+                Some(HeaderValue::Int(number)) => Some(number.to_string()),
+                Some(other) => {
+                    let found = other.type_name();
+                    let detail = format!("{place} must be a text or a whole number, but is of type {found}");
+                    return Err(Cause::invalid("bad_headers", detail));
+                }
+            };
+            (place, text)
+        }
+        IdSource::JsonPointer(pointer) => (format!("{pointer} in the body"), id_in_body(pointer, &message.body)?),
+    };
+    let text = text.ok_or_else(|| Cause::invalid("missing_id", format!("{place} is not set")))?;
+    RequestId::new(&text).map_err(|error| Cause::invalid("missing_id", format!("{place} is no id: {error}")))
+}
+
+fn id_in_body(pointer: &str, body: &[u8]) -> Result<Option<String>, Cause> {
+    let json: serde_json::Value = serde_json::from_slice(body)
+        .map_err(|error| Cause::invalid("undecodable", format!("the body is not JSON: {error}")))?;
+    match json.pointer(pointer) {
+        None | Some(serde_json::Value::Null) => Ok(None),
+        Some(serde_json::Value::String(text)) => Ok(Some(text.clone())),
+        Some(serde_json::Value::Number(number)) if number.is_i64() || number.is_u64() => Ok(Some(number.to_string())),
+        Some(_) => {
+            Err(Cause::invalid("undecodable", format!("{pointer} in the body must be a text or a whole number")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::model::{Headers, Properties};
+
+    fn rules(id_source: IdSource) -> AdmissionRules {
+        AdmissionRules { id_source, max_body_bytes: 64 }
+    }
+
+    fn message(id: Option<&str>, headers: &[(&str, HeaderValue)], body: &'static str) -> Message {
+        Message {
+            body: Bytes::from_static(body.as_bytes()),
+            properties: Properties { message_id: id.map(str::to_owned), ..Properties::default() },
+            headers: headers.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect::<Headers>(),
+            ..Message::default()
+        }
+    }
+
+    #[test]
+    fn ids_are_read_from_where_the_settings_say() {
+        let by_header = || rules(IdSource::Header("order".into()));
+        let by_pointer = || rules(IdSource::JsonPointer("/order/id".into()));
+        let id = |rules: AdmissionRules, message: Message| admit(&rules, &message).unwrap().id.to_string();
+        assert_eq!(id(rules(IdSource::MessageId), message(Some("a"), &[], "")), "a");
+        assert_eq!(id(by_header(), message(None, &[("order", "b".into())], "")), "b");
+        assert_eq!(id(by_header(), message(None, &[("order", HeaderValue::Int(7))], "")), "7");
+        assert_eq!(id(by_pointer(), message(None, &[], r#"{"order":{"id":"c"}}"#)), "c");
+        assert_eq!(id(by_pointer(), message(None, &[], r#"{"order":{"id":12}}"#)), "12");
+    }
+
+    #[test]
+    fn what_can_never_be_a_request_is_refused_with_the_reason() {
+        let long: &'static str = "01234567890123456789012345678901234567890123456789012345678901234";
+        let by_pointer = || IdSource::JsonPointer("/id".into());
+        let cases = [
+            (IdSource::MessageId, message(None, &[], ""), "missing_id", None),
+            (IdSource::MessageId, message(Some(""), &[], ""), "missing_id", None),
+            (IdSource::MessageId, message(Some("a"), &[], long), "too_large", Some("a")),
+            (IdSource::MessageId, message(None, &[], long), "too_large", None),
+            (by_pointer(), message(Some("a"), &[], long), "too_large", None),
+            (IdSource::MessageId, message(Some("a"), &[("cw-attempt", "1".into())], ""), "bad_headers", Some("a")),
+            (
+                IdSource::MessageId,
+                message(Some("a"), &[("cw-attempt", HeaderValue::Int(-1))], ""),
+                "bad_headers",
+                Some("a"),
+            ),
+            (IdSource::Header("h".into()), message(None, &[("h", HeaderValue::Void)], ""), "bad_headers", None),
+            (by_pointer(), message(None, &[], "{"), "undecodable", None),
+            (by_pointer(), message(None, &[], "{}"), "missing_id", None),
+            (by_pointer(), message(None, &[], r#"{"id":[1]}"#), "undecodable", None),
+        ];
+        for (source, message, reason, id) in cases {
+            let refusal = admit(&rules(source), &message).unwrap_err();
+            assert_eq!(refusal.cause.reason, reason, "{refusal:?}");
+            assert_eq!(refusal.id.as_ref().map(RequestId::as_str), id, "{refusal:?}");
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! What to do with a delivery, given what the journal says of its request: the table of the design, one arm for each row.
+
+use crate::model::{BodyHash, Generation, RequestState};
+
+/// What the journal knows of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Known {
+    /// Where it stands.
+    pub state: RequestState,
+    /// The copy that it stands at: while a retry is pending or waiting, that retry; else the copy accepted last.
+    pub generation: Generation,
+    /// The hash of its body.
+    pub body_hash: BodyHash,
+}
+
+/// What to do with the delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// A request to work on: admit it.
+    Accept,
+    /// A second copy of an open request: ack it when that settles.
+    Join,
+    /// A copy whose successor has no publisher confirm yet: ack it when it has.
+    AwaitConfirm,
+    /// The request is final: ack.
+    Duplicate,
+    /// A newer copy, or its dead letter, is safe at the broker: ack.
+    Stale,
+    /// Another body under a known id: dead-letter it.
+    Conflict,
+}
+
+/// Decides about a delivery of copy `generation` with this body.
+pub fn decide(known: Option<&Known>, generation: Generation, body_hash: BodyHash) -> Verdict {
+    let Some(known) = known else { return Verdict::Accept };
+    let is_replay = generation.replay > known.generation.replay;
+    let is_older = generation < known.generation;
+    let same_body = known.body_hash == body_hash;
+    match known.state {
+        // An edited dead letter may come back under its id: nothing of it can land any more.
+        RequestState::Dead | RequestState::DeadPending if is_replay => Verdict::Accept,
+        _ if !same_body => Verdict::Conflict,
+        RequestState::Accepted | RequestState::Writing => Verdict::Join,
+        RequestState::Final => Verdict::Duplicate,
+        RequestState::RetryWaiting if is_older => Verdict::Stale,
+        RequestState::RetryPending if is_older => Verdict::AwaitConfirm,
+        RequestState::RetryWaiting | RequestState::RetryPending => Verdict::Accept,
+        RequestState::Dead => Verdict::Stale,
+        RequestState::DeadPending => Verdict::AwaitConfirm,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use RequestState as S;
+
+    fn at(replay: u32, retry: u32) -> Generation {
+        Generation { replay, retry }
+    }
+
+    fn known(state: RequestState, generation: Generation) -> Known {
+        Known { state, generation, body_hash: BodyHash::of(b"body") }
+    }
+
+    #[test]
+    fn every_row_of_the_table_holds() {
+        let rows = [
+            ("open", known(S::Accepted, at(0, 0)), at(0, 0), Verdict::Join),
+            ("open with a transaction", known(S::Writing, at(0, 1)), at(0, 0), Verdict::Join),
+            ("final", known(S::Final, at(0, 0)), at(0, 0), Verdict::Duplicate),
+            ("final, replayed", known(S::Final, at(0, 0)), at(1, 0), Verdict::Duplicate),
+            ("retry n waits, this is n", known(S::RetryWaiting, at(0, 2)), at(0, 2), Verdict::Accept),
+            ("retry n not confirmed, this is n", known(S::RetryPending, at(0, 2)), at(0, 2), Verdict::Accept),
+            ("retry n waits, older", known(S::RetryWaiting, at(0, 2)), at(0, 1), Verdict::Stale),
+            ("retry n not confirmed, older", known(S::RetryPending, at(0, 2)), at(0, 1), Verdict::AwaitConfirm),
+            ("retry waits, replayed", known(S::RetryWaiting, at(0, 2)), at(1, 0), Verdict::Accept),
+            ("dead, replayed", known(S::Dead, at(0, 5)), at(1, 0), Verdict::Accept),
+            ("dead again, same replay", known(S::Dead, at(1, 5)), at(1, 0), Verdict::Stale),
+            ("dead, not a replay", known(S::Dead, at(0, 5)), at(0, 0), Verdict::Stale),
+            ("dead not confirmed, not a replay", known(S::DeadPending, at(0, 5)), at(0, 5), Verdict::AwaitConfirm),
+            ("dead not confirmed, replayed", known(S::DeadPending, at(0, 5)), at(1, 0), Verdict::Accept),
+        ];
+        for (name, known, generation, verdict) in rows {
+            assert_eq!(decide(Some(&known), generation, BodyHash::of(b"body")), verdict, "{name}");
+        }
+        assert_eq!(decide(None, at(0, 3), BodyHash::of(b"body")), Verdict::Accept);
+    }
+
+    #[test]
+    fn another_body_is_a_conflict_unless_a_dead_letter_comes_back() {
+        let other = BodyHash::of(b"other");
+        for state in S::ALL {
+            let dead = matches!(state, S::Dead | S::DeadPending);
+            assert_eq!(decide(Some(&known(state, at(0, 1))), at(0, 1), other), Verdict::Conflict, "{state}");
+            let replayed = decide(Some(&known(state, at(0, 1))), at(1, 0), other);
+            assert_eq!(replayed, if dead { Verdict::Accept } else { Verdict::Conflict }, "{state}");
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! Pure rules: they decide, others act. No I/O, no clock, no randomness but the jitter of a pause.
+
+pub mod admission;
+pub mod arrival;
+pub mod classify;
+pub mod fee;
+pub mod finality;
+pub mod pause;
+pub mod revert;
