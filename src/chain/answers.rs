@@ -1,0 +1,134 @@
+//! Reading a node's JSON: only the fields that matter, so that clients may differ in the rest.
+
+use bytes::Bytes;
+use jsonrpc_core::Value;
+use serde::Deserialize;
+
+use crate::chain::{Header, Receipt};
+use crate::model::event::FinalTransaction;
+use crate::model::{BlockHash, BlockNumber, Gas, TxHash, Wei};
+
+/// A number as JSON-RPC writes it: `0x` and digits, without leading zeros (which are let through).
+pub(super) fn quantity(value: &Value) -> Option<u128> {
+    u128::from_str_radix(value.as_str()?.strip_prefix("0x")?, 16).ok()
+}
+
+pub(super) fn small_quantity(value: &Value) -> Option<u64> {
+    u64::try_from(quantity(value)?).ok()
+}
+
+pub(super) fn bytes(value: &Value) -> Option<Bytes> {
+    hex::decode(value.as_str()?.strip_prefix("0x")?).ok().map(Bytes::from)
+}
+
+/// What a reverted call returned. Clients put it into the error's data as such, behind a word, or in an object.
+pub(super) fn revert_data(data: &Value) -> Option<Bytes> {
+    match data {
+        Value::String(text) => {
+            let start = text.find("0x")?;
+            hex::decode(text.get(start + 2..)?).ok().map(Bytes::from)
+        }
+        Value::Object(fields) => fields.get("data").and_then(revert_data),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) => None,
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct HeaderFields {
+    number: Value,
+    hash: BlockHash,
+    parent_hash: BlockHash,
+    timestamp: Value,
+    #[serde(default)]
+    base_fee_per_gas: Value,
+    gas_limit: Value,
+}
+
+/// A block's header; the inner `None` is a node's `null`.
+pub(super) fn header(value: Value) -> Result<Option<Header>, String> {
+    if value.is_null() {
+        return Ok(None);
+    }
+    let fields = HeaderFields::deserialize(&value).map_err(|error| format!("a block: {error}"))?;
+    let number = |name, value| small_quantity(value).ok_or_else(|| format!("a block whose {name} is {value}"));
+    Ok(Some(Header {
+        number: BlockNumber(number("number", &fields.number)?),
+        hash: fields.hash,
+        parent: fields.parent_hash,
+        timestamp: number("timestamp", &fields.timestamp)?,
+        base_fee: quantity(&fields.base_fee_per_gas).map(Wei),
+        gas_limit: Gas(number("gasLimit", &fields.gas_limit)?),
+    }))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ReceiptFields {
+    transaction_hash: TxHash,
+    block_hash: BlockHash,
+    block_number: Value,
+    #[serde(default)]
+    status: Value,
+    gas_used: Value,
+    #[serde(default)]
+    effective_gas_price: Value,
+}
+
+/// The hash in a receipt, read before the rest: a block has many receipts that are not ours.
+pub(super) fn receipt_hash(value: &Value) -> Option<TxHash> {
+    value.get("transactionHash")?.as_str()?.parse().ok()
+}
+
+/// A receipt; `None` is a node's `null`. The nonce is not in it and stays zero for the caller to set.
+pub(super) fn receipt(value: &Value) -> Result<Option<Receipt>, String> {
+    if value.is_null() {
+        return Ok(None);
+    }
+    let fields = ReceiptFields::deserialize(value).map_err(|error| format!("a receipt: {error}"))?;
+    let number = |name, value| small_quantity(value).ok_or_else(|| format!("a receipt whose {name} is {value}"));
+    Ok(Some(Receipt {
+        transaction: FinalTransaction {
+            tx_hash: fields.transaction_hash,
+            nonce: Default::default(),
+            block_number: BlockNumber(number("blockNumber", &fields.block_number)?),
+            block_hash: fields.block_hash,
+            gas_used: Gas(number("gasUsed", &fields.gas_used)?),
+            effective_gas_price: quantity(&fields.effective_gas_price).map(Wei),
+        },
+        // A receipt from before Byzantium has a state root in its place; no chain that we write to is that old.
+        succeeded: number("status", &fields.status)? == 1,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn revert_data_are_found_wherever_clients_put_them() {
+        let expected = Some(Bytes::from_static(&[8, 195]));
+        for data in
+            [json!("0x08c3"), json!("Reverted 0x08c3"), json!({"data": "0x08c3"}), json!({"data": {"data": "0x08c3"}})]
+        {
+            assert_eq!(revert_data(&data), expected, "{data}");
+        }
+        assert_eq!(revert_data(&json!(null)), None);
+        assert_eq!(revert_data(&json!("0xzz")), None);
+    }
+
+    #[test]
+    fn a_receipt_without_a_status_is_no_success() {
+        let mut fields = json!({
+            "transactionHash": TxHash([1; 32]), "blockHash": BlockHash([2; 32]), "blockNumber": "0x10",
+            "gasUsed": "0x5208", "status": "0x1"
+        });
+        assert!(receipt(&fields).unwrap().unwrap().succeeded);
+        fields["status"] = json!("0x0");
+        assert!(!receipt(&fields).unwrap().unwrap().succeeded);
+        fields["status"] = json!(null);
+        assert!(receipt(&fields).is_err());
+    }
+}

@@ -1,0 +1,165 @@
+//! The chain's seam: what a lane asks of a node, and every way in which the answer can fail.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::model::event::FinalTransaction;
+use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, PauseReason, SignedTransaction, TxHash, Wei};
+use crate::policy::fee::Market;
+
+mod answers;
+mod client;
+mod transport;
+
+pub use client::{ClientSettings, NodeClient};
+
+/// Why a node did not answer what was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ChainError {
+    /// No connection, no answer in time, or an HTTP error.
+    #[error("{endpoint} does not answer: {detail}")]
+    Unreachable {
+        /// Host and port; never the URL, which may hold a key.
+        endpoint: String,
+        /// What happened.
+        detail: String,
+    },
+    /// HTTP 429.
+    #[error("{endpoint} asks for fewer calls")]
+    RateLimited {
+        /// Host and port.
+        endpoint: String,
+    },
+    /// Another chain is behind the endpoint.
+    #[error("{endpoint} serves chain {found}, chain.id is {expected}; correct chain.endpoints or chain.id")]
+    WrongChain {
+        /// Host and port.
+        endpoint: String,
+        /// What it serves.
+        found: u64,
+        /// What the configuration says.
+        expected: u64,
+    },
+    /// An answer that cannot be one: another request's id, HTML, half a JSON document, null where there must be a value.
+    #[error("{endpoint} answered nonsense: {detail}")]
+    Nonsense {
+        /// Host and port.
+        endpoint: String,
+        /// What was wrong.
+        detail: String,
+    },
+    /// A JSON-RPC error.
+    #[error("{endpoint} refuses: {message}")]
+    Node {
+        /// Host and port.
+        endpoint: String,
+        /// Its code. Says nothing for sure: clients disagree about the meanings.
+        code: i64,
+        /// Its text.
+        message: String,
+        /// Its data: what a reverted call returned.
+        data: Option<Bytes>,
+    },
+}
+
+impl ChainError {
+    /// Why a lane pauses that got this error from a call which must succeed.
+    pub fn pause_reason(&self) -> PauseReason {
+        match self {
+            Self::Unreachable { .. } | Self::Nonsense { .. } | Self::Node { .. } => PauseReason::NodeUnreachable,
+            Self::RateLimited { .. } => PauseReason::RateLimited,
+            Self::WrongChain { .. } => PauseReason::WrongChain,
+        }
+    }
+}
+
+/// What the chain's calls return.
+pub type Result<T, E = ChainError> = std::result::Result<T, E>;
+
+/// What matters of a block's header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// Its height.
+    pub number: BlockNumber,
+    /// Its hash.
+    pub hash: BlockHash,
+    /// The hash of the block below.
+    pub parent: BlockHash,
+    /// Seconds since 1970.
+    pub timestamp: u64,
+    /// Its own base fee, on chains that have one.
+    pub base_fee: Option<Wei>,
+    /// The most gas that fits into it.
+    pub gas_limit: Gas,
+}
+
+/// Which block is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockTag {
+    /// The newest.
+    Latest,
+    /// The newest that the node calls safe.
+    Safe,
+    /// The newest that the node calls finalized.
+    Finalized,
+    /// The one at this height.
+    Number(BlockNumber),
+}
+
+/// Where a transaction was included, and how it went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Receipt {
+    /// Which and where.
+    pub transaction: FinalTransaction,
+    /// It did not revert.
+    pub succeeded: bool,
+}
+
+/// A call without a signature, to estimate or to explain.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// The account.
+    pub from: Address,
+    /// Who is called.
+    pub to: Address,
+    /// What is paid.
+    pub value: Wei,
+    /// The calldata.
+    pub data: Bytes,
+}
+
+/// What a lane asks of the chain. Every call has a timeout; a call that is dropped has no effect but may have been sent.
+#[async_trait]
+pub trait Chain: Send + Sync {
+    /// The header of this block, `None` where there is none (yet).
+    async fn header(&self, block: BlockTag) -> Result<Option<Header>>;
+
+    /// The receipts of those of `ours` that are in this very block.
+    async fn receipts_in(&self, block: &Header, ours: &[TxHash]) -> Result<Vec<Receipt>>;
+
+    /// The receipt of each of these, where the node has one.
+    async fn receipts(&self, hashes: &[TxHash]) -> Result<Vec<Option<Receipt>>>;
+
+    /// The account's next nonce according to the newest block. Never counts what is only pending.
+    async fn transaction_count(&self, account: Address) -> Result<Nonce>;
+
+    /// What the chain asks for now.
+    async fn market(&self, head: &Header) -> Result<Market>;
+
+    /// How much gas each call takes at the newest block. A call that fails has its own error; the outer error means that none was looked at.
+    async fn estimate(&self, calls: &[Call]) -> Result<Vec<Result<Gas>>>;
+
+    /// Runs a call on the state after this block: what it returns, or the error with what it reverted with.
+    async fn call(&self, call: &Call, block: BlockNumber) -> Result<Bytes>;
+
+    /// Gives signed bytes to a node, in their order. An error says only what a node said, not that it does not have them.
+    async fn broadcast(&self, transactions: &[SignedTransaction]) -> Vec<Result<()>>;
+
+    /// The account's balance.
+    async fn balance(&self, account: Address) -> Result<Wei>;
+}
+
+/// The hash that a node gives these signed bytes: keccak-256.
+pub fn transaction_hash(raw: &[u8]) -> TxHash {
+    TxHash(web3::signing::keccak256(raw))
+}

@@ -1,0 +1,57 @@
+//! Contracts small enough to be written by hand, as runtime code for `set_code`.
+//!
+//! They use only instructions that every hard fork since Constantinople knows (no PUSH0).
+
+/// Reverts with `Error("not today")`.
+pub const ALWAYS_REVERTS: &str = concat!(
+    "0x",
+    "6308c379a060e01b600052", // memory[0x00] = selector of Error(string), in the upper four bytes
+    "6020600452",             // memory[0x04] = where the string starts
+    "6009602452",             // memory[0x24] = its length
+    "686e6f7420746f64617960b81b604452", // memory[0x44] = "not today", moved to the left
+    "60646000fd",             // revert with the first 100 bytes
+);
+
+/// Reverts with `Panic(0x11)`, an arithmetic overflow.
+pub const PANICS: &str = concat!(
+    "0x",
+    "634e487b7160e01b600052", // memory[0x00] = selector of Panic(uint256)
+    "6011600452",             // memory[0x04] = 0x11
+    "60246000fd",             // revert with the first 36 bytes
+);
+
+/// Reverts with the custom error `NotAllowed(uint256)`, its value 42.
+pub const REVERTS_CUSTOM: &str = concat!(
+    "0x",
+    "6311fbe71260e01b600052", // memory[0x00] = selector of NotAllowed(uint256)
+    "602a600452",             // memory[0x04] = 42
+    "60246000fd",             // revert with the first 36 bytes
+);
+
+/// Selector of `NotAllowed(uint256)`, which [`REVERTS_CUSTOM`] answers with.
+pub const NOT_ALLOWED_SELECTOR: &str = "0x11fbe712";
+
+/// Accepts every call and every value, and does nothing.
+pub const SINK: &str = "0x00"; // STOP
+
+/// Reverts with `Error("closed")` while storage slot 0 is zero, accepts everything after; `RpcClient::set_storage`
+/// opens and closes it.
+pub const REVERTS_UNLESS_FLAG: &str = concat!(
+    "0x",
+    "600054602d57",               // if storage[0] != 0 jump to 0x2d
+    "6308c379a060e01b600052",     // memory[0x00] = selector of Error(string)
+    "6020600452",                 // memory[0x04] = where the string starts
+    "6006602452",                 // memory[0x24] = its length
+    "65636c6f73656460d01b604452", // memory[0x44] = "closed", moved to the left
+    "60646000fd",                 // revert with the first 100 bytes
+    "5b00",                       // 0x2d: STOP
+);
+
+/// Adds one to the storage slot that the first argument names (any selector), so that a test can count how often a
+/// write took effect: `RpcClient::storage`.
+pub const COUNTS_EFFECTS: &str = concat!(
+    "0x", "600435", // key = the word after the selector
+    "8054",   // value = storage[key]
+    "600101", // value + 1
+    "905500", // storage[key] = value + 1; STOP
+);

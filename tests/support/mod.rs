@@ -1,0 +1,58 @@
+//! What tests and the demo stand on: a private RabbitMQ, a private Anvil, a TCP proxy that misbehaves on request.
+//!
+//! Integration tests say `mod support;`, examples include this file through `#[path]`. Nothing started here outlives
+//! the process that started it, however that process ends (see `guard`).
+#![allow(dead_code, unused_imports, missing_docs, unreachable_pub, reason = "each test uses a part of it")]
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test that lacks its services can only stop"
+)]
+
+pub mod anvil;
+pub mod contracts;
+pub mod guard;
+pub mod ports;
+pub mod proxy;
+pub mod rabbit;
+pub mod rabbit_control;
+pub mod rpc;
+
+pub use anvil::{ACCOUNTS, Anvil, AnvilConfig};
+pub use guard::Guard;
+pub use ports::free_port;
+pub use proxy::{Mode, TcpProxy};
+pub use rabbit::{Rabbit, RabbitConfig};
+pub use rabbit_control::QueueCount;
+pub use rpc::RpcClient;
+
+use std::time::Duration;
+
+/// Whether RabbitMQ and Anvil are here. Where they are not, a test says so and returns, unless
+/// `CHAINWRITER_REQUIRE_SERVICES=1` (as `make test` sets it) makes that a failure.
+pub fn services_are_here() -> bool {
+    let missing = match (rabbit::server_program(), anvil::program()) {
+        (Some(_), Some(_)) => return true,
+        (None, _) => "RabbitMQ",
+        (_, None) => "Anvil",
+    };
+    let required = std::env::var_os("CHAINWRITER_REQUIRE_SERVICES").is_some_and(|value| value == "1");
+    assert!(!required, "{missing} is missing; run scripts/setup.sh");
+    eprintln!("skipped: {missing} is missing; run scripts/setup.sh");
+    false
+}
+
+/// Waits for `condition` to become true, looking every 20 ms; panics with `what` after `limit`.
+pub async fn wait_until<F, Fut>(what: &str, limit: Duration, mut condition: F)
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = bool>,
+{
+    let started = std::time::Instant::now();
+    while !condition().await {
+        assert!(started.elapsed() < limit, "not within {limit:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
