@@ -1,8 +1,21 @@
 //! chainwriter takes messages from a RabbitMQ work queue, writes each one to an EVM chain exactly once, and acknowledges
 //! it when the write is final. `ARCHITECTURE.md` says how the modules hang together.
 
+pub mod app;
+pub mod broadcaster;
+pub mod broker;
 pub mod chain;
+pub mod cli;
+pub mod config;
+pub mod handover;
+pub mod intake;
 pub mod journal;
+pub mod lane;
 pub mod model;
+pub mod outbox;
 pub mod policy;
+pub mod recovery;
+pub mod settle;
 pub mod signer;
+pub mod supervisor;
+pub mod tracker;

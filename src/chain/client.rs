@@ -186,13 +186,7 @@ impl Endpoint {
 #[async_trait]
 impl Chain for NodeClient {
     async fn header(&self, block: BlockTag) -> Result<Option<Header>> {
-        let tag = match block {
-            BlockTag::Latest => json!("latest"),
-            BlockTag::Safe => json!("safe"),
-            BlockTag::Finalized => json!("finalized"),
-            BlockTag::Number(number) => json!(format!("{:#x}", number.0)),
-        };
-        let (answer, endpoint) = self.ask("eth_getBlockByNumber", vec![tag, json!(false)]).await?;
+        let (answer, endpoint) = self.ask("eth_getBlockByNumber", vec![tag(block), json!(false)]).await?;
         let header = answers::header(answer).map_err(|detail| endpoint.nonsense(detail));
         self.judged(endpoint, header)
     }
@@ -238,8 +232,8 @@ impl Chain for NodeClient {
         self.endpoint().await?.read_receipts(answers)
     }
 
-    async fn transaction_count(&self, account: Address) -> Result<Nonce> {
-        let (answer, endpoint) = self.ask("eth_getTransactionCount", vec![json!(account), json!("latest")]).await?;
+    async fn transaction_count(&self, account: Address, block: BlockTag) -> Result<Nonce> {
+        let (answer, endpoint) = self.ask("eth_getTransactionCount", vec![json!(account), tag(block)]).await?;
         answers::small_quantity(&answer)
             .map(Nonce)
             .ok_or_else(|| endpoint.nonsense(format!("transaction count {answer}")))
@@ -273,8 +267,8 @@ impl Chain for NodeClient {
     }
 
     async fn call(&self, call: &Call, block: BlockNumber) -> Result<Bytes> {
-        let at = json!(format!("{:#x}", block.0));
-        let (answer, endpoint) = self.ask("eth_call", vec![call_object(call), at]).await?;
+        let params = vec![call_object(call), tag(BlockTag::Number(block))];
+        let (answer, endpoint) = self.ask("eth_call", params).await?;
         answers::bytes(&answer).ok_or_else(|| endpoint.nonsense(format!("call result {answer}")))
     }
 
@@ -312,6 +306,15 @@ impl Chain for NodeClient {
             .map(|digits| u128::from_str_radix(digits, 16).unwrap_or(u128::MAX))
             .map(Wei)
             .ok_or_else(|| endpoint.nonsense(format!("balance {answer}")))
+    }
+}
+
+fn tag(block: BlockTag) -> Value {
+    match block {
+        BlockTag::Latest => json!("latest"),
+        BlockTag::Safe => json!("safe"),
+        BlockTag::Finalized => json!("finalized"),
+        BlockTag::Number(number) => json!(format!("{:#x}", number.0)),
     }
 }
 

@@ -140,8 +140,9 @@ pub trait Chain: Send + Sync {
     /// The receipt of each of these, where the node has one.
     async fn receipts(&self, hashes: &[TxHash]) -> Result<Vec<Option<Receipt>>>;
 
-    /// The account's next nonce according to the newest block. Never counts what is only pending.
-    async fn transaction_count(&self, account: Address) -> Result<Nonce>;
+    /// How many transactions the account has in the chain up to this block: its next nonce there. Never counts what is
+    /// only pending.
+    async fn transaction_count(&self, account: Address, block: BlockTag) -> Result<Nonce>;
 
     /// What the chain asks for now.
     async fn market(&self, head: &Header) -> Result<Market>;

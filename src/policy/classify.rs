@@ -114,6 +114,53 @@ pub fn meaning_of(text: &str) -> SendMeaning {
     TEXTS.iter().find(|(_, part, _)| text.contains(part)).map_or(SendMeaning::Unknown, |(_, _, meaning)| *meaning)
 }
 
+/// What an error of a simulated call (`eth_estimateGas`) means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SimulationMeaning {
+    /// The contract reverts, or the call cannot be run: the request's own fault.
+    Failed,
+    /// The account cannot pay.
+    InsufficientFunds,
+    /// The node could not look: says nothing about the request.
+    Unavailable,
+}
+
+/// Texts with which nodes say that they could not look. Everything else is about the call: to take it for an outage would
+/// let one bad request block its account.
+const NOT_LOOKED: &[&str] = &[
+    "internal error",
+    "timeout",
+    "timed out",
+    "header not found",
+    "block not found",
+    "unknown block",
+    "missing trie node",
+    "world state unavailable",
+    "state is not available",
+    "sync is still in progress",
+    "node is syncing",
+    "rate limit",
+    "too many requests",
+    "limit exceeded",
+    "capacity exceeded",
+    "method not found",
+    "service unavailable",
+];
+
+/// What this error of a simulated call means.
+pub fn meaning_of_simulation(text: &str) -> SimulationMeaning {
+    let text = text.to_lowercase();
+    if text.contains("revert") {
+        SimulationMeaning::Failed
+    } else if meaning_of(&text) == SendMeaning::InsufficientFunds {
+        SimulationMeaning::InsufficientFunds
+    } else if NOT_LOOKED.iter().any(|part| text.contains(part)) {
+        SimulationMeaning::Unavailable
+    } else {
+        SimulationMeaning::Failed
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,6 +198,25 @@ mod tests {
         ];
         for (text, meaning) in cases {
             assert_eq!(meaning_of(text), meaning, "{text}");
+        }
+    }
+
+    #[test]
+    fn simulations_that_fail_are_told_from_nodes_that_did_not_look() {
+        use SimulationMeaning as S;
+        let cases = [
+            ("execution reverted: not today", S::Failed),
+            ("Execution reverted", S::Failed),
+            ("execution reverted: timeout", S::Failed),
+            ("gas required exceeds allowance (30000000)", S::Failed),
+            ("invalid opcode: INVALID", S::Failed),
+            ("insufficient funds for gas * price + value", S::InsufficientFunds),
+            ("header not found", S::Unavailable),
+            ("Internal error", S::Unavailable),
+            ("Initial sync is still in progress", S::Unavailable),
+        ];
+        for (text, meaning) in cases {
+            assert_eq!(meaning_of_simulation(text), meaning, "{text}");
         }
     }
 

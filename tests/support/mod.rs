@@ -11,6 +11,7 @@
     reason = "a test that lacks its services can only stop"
 )]
 
+pub mod amqp;
 pub mod anvil;
 pub mod contracts;
 pub mod guard;
@@ -19,7 +20,9 @@ pub mod proxy;
 pub mod rabbit;
 pub mod rabbit_control;
 pub mod rpc;
+pub mod worker;
 
+pub use amqp::{Amqp, Taken, headers, next_event, with_id};
 pub use anvil::{ACCOUNTS, Anvil, AnvilConfig};
 pub use guard::Guard;
 pub use ports::free_port;
@@ -27,6 +30,7 @@ pub use proxy::{Mode, TcpProxy};
 pub use rabbit::{Rabbit, RabbitConfig};
 pub use rabbit_control::QueueCount;
 pub use rpc::RpcClient;
+pub use worker::{Worker, WorkerConfig, WorkerHome};
 
 use std::time::Duration;
 

@@ -28,6 +28,20 @@ pub(super) async fn insert_all<T, F>(
     connection: &mut SqliteConnection,
     insert_into: &'static str,
     rows: &[T],
+    bind: F,
+) -> Result<()>
+where
+    F: FnMut(&mut Separated<'_, Sqlite, &'static str>, &T),
+{
+    insert_all_or(connection, insert_into, "", rows, bind).await
+}
+
+/// The same, with what to do about rows that are there already.
+pub(super) async fn insert_all_or<T, F>(
+    connection: &mut SqliteConnection,
+    insert_into: &'static str,
+    on_conflict: &'static str,
+    rows: &[T],
     mut bind: F,
 ) -> Result<()>
 where
@@ -36,6 +50,7 @@ where
     for piece in pieces(rows) {
         let mut statement = QueryBuilder::<Sqlite>::new(insert_into);
         statement.push_values(piece, |mut row, item| bind(&mut row, item));
+        statement.push(on_conflict);
         statement.build().execute(&mut *connection).await.map_err(|error| storage("insert rows", error))?;
     }
     Ok(())

@@ -8,8 +8,8 @@ use crate::journal::sqlite::admissions::{known_of, take_turns};
 use crate::journal::sqlite::leases::check_lease;
 use crate::journal::sqlite::outbox::insert_events;
 use crate::journal::sqlite::rows::{
-    column, corrupt, execute_in, expect_rows, fixed, generation, insert_all, message, nonce, pieces, push_in, read_all,
-    request_id, signed, word,
+    column, corrupt, execute_in, expect_rows, fixed, generation, insert_all, insert_all_or, message, nonce, pieces,
+    push_in, read_all, request_id, signed, word,
 };
 use crate::journal::sqlite::{SqliteJournal, storage};
 use crate::journal::{
@@ -284,7 +284,8 @@ async fn record_refused(connection: &mut SqliteConnection, messages: Vec<Refused
     let now = Timestamp::now();
     let insert = "INSERT INTO requests (id, account, state, replay, retry, turn, body_hash, received_at, changed_at, \
                   settled_at, first_failed_at, failure_class, failure_reason, failure_detail) ";
-    insert_all(connection, insert, &messages, |row, refused| {
+    // A valid message may have come under this id since it was looked up: that one keeps it, the dead letter is safe.
+    insert_all_or(connection, insert, " ON CONFLICT (id) DO NOTHING", &messages, |row, refused| {
         row.push_bind(refused.id.as_str().to_owned())
             .push_bind(refused.account.0)
             .push_bind(RequestState::Dead.as_str())

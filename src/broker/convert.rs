@@ -1,0 +1,146 @@
+//! Messages in AMQP's types and in ours.
+
+use bytes::Bytes;
+use lapin::BasicProperties;
+use lapin::message::Delivery;
+use lapin::types::{AMQPValue, DecimalValue, FieldArray, FieldTable, LongString, ShortString};
+
+use crate::model::{HeaderValue, Headers, Message, Origin, Properties};
+
+/// Persistent. Every copy is, whatever the producer chose.
+const PERSISTENT: u8 = 2;
+
+/// A delivery's message. The body moves; it is not copied.
+pub(super) fn message_of(delivery: &mut Delivery) -> Message {
+    let properties = &delivery.properties;
+    let text = |value: &Option<ShortString>| value.as_ref().map(ToString::to_string);
+    Message {
+        properties: Properties {
+            content_type: text(properties.content_type()),
+            content_encoding: text(properties.content_encoding()),
+            priority: *properties.priority(),
+            correlation_id: text(properties.correlation_id()),
+            reply_to: text(properties.reply_to()),
+            expiration: text(properties.expiration()),
+            message_id: text(properties.message_id()),
+            timestamp: *properties.timestamp(),
+            kind: text(properties.kind()),
+            app_id: text(properties.app_id()),
+        },
+        headers: properties.headers().as_ref().map(headers_of).unwrap_or_default(),
+        origin: Origin { exchange: delivery.exchange.to_string(), routing_key: delivery.routing_key.to_string() },
+        body: Bytes::from(std::mem::take(&mut delivery.data)),
+    }
+}
+
+/// The properties of a message on its way out. `user_id` and `cluster_id` are never set: the broker refuses a foreign user.
+pub(super) fn properties_of(message: &Message) -> BasicProperties {
+    let from = &message.properties;
+    let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT);
+    // A text beyond 255 bytes cannot have come in a property; one from elsewhere stays behind.
+    let short = |text: &Option<String>| text.as_ref().and_then(|text| ShortString::try_new(text.clone()).ok());
+    macro_rules! set {
+        ($($field:ident => $with:ident),*) => {
+            $(if let Some(value) = short(&from.$field) { properties = properties.$with(value); })*
+        };
+    }
+    set!(
+        content_type => with_content_type, content_encoding => with_content_encoding,
+        correlation_id => with_correlation_id, reply_to => with_reply_to, expiration => with_expiration,
+        message_id => with_message_id, kind => with_type, app_id => with_app_id
+    );
+    if let Some(priority) = from.priority {
+        properties = properties.with_priority(priority);
+    }
+    if let Some(timestamp) = from.timestamp {
+        properties = properties.with_timestamp(timestamp);
+    }
+    if !message.headers.is_empty() {
+        properties = properties.with_headers(table_of(&message.headers));
+    }
+    properties
+}
+
+fn headers_of(table: &FieldTable) -> Headers {
+    table.inner().iter().map(|(name, value)| (name.to_string(), value_of(value))).collect()
+}
+
+fn value_of(value: &AMQPValue) -> HeaderValue {
+    match value {
+        AMQPValue::Boolean(value) => HeaderValue::Bool(*value),
+        AMQPValue::ShortShortInt(value) => HeaderValue::Int((*value).into()),
+        AMQPValue::ShortShortUInt(value) => HeaderValue::Int((*value).into()),
+        AMQPValue::ShortInt(value) => HeaderValue::Int((*value).into()),
+        AMQPValue::ShortUInt(value) => HeaderValue::Int((*value).into()),
+        AMQPValue::LongInt(value) => HeaderValue::Int((*value).into()),
+        AMQPValue::LongUInt(value) => HeaderValue::Int((*value).into()),
+        AMQPValue::LongLongInt(value) => HeaderValue::Int(*value),
+        AMQPValue::Float(value) => HeaderValue::Float((*value).into()),
+        AMQPValue::Double(value) => HeaderValue::Float(*value),
+        AMQPValue::DecimalValue(value) => HeaderValue::Decimal { scale: value.scale, value: value.value },
+        AMQPValue::ShortString(text) => HeaderValue::Text(text.to_string()),
+        AMQPValue::LongString(text) => match std::str::from_utf8(text.as_bytes()) {
+            Ok(text) => HeaderValue::Text(text.to_owned()),
+            Err(_) => HeaderValue::Bytes(text.as_bytes().to_vec()),
+        },
+        AMQPValue::FieldArray(values) => HeaderValue::Array(values.as_slice().iter().map(value_of).collect()),
+        AMQPValue::Timestamp(seconds) => HeaderValue::Time(*seconds),
+        AMQPValue::FieldTable(table) => HeaderValue::Table(headers_of(table)),
+        AMQPValue::ByteArray(bytes) => HeaderValue::Bytes(bytes.as_slice().to_vec()),
+        AMQPValue::Void => HeaderValue::Void,
+    }
+}
+
+pub(super) fn table_of(headers: &Headers) -> FieldTable {
+    let mut table = FieldTable::default();
+    for (name, value) in headers {
+        if let Ok(name) = ShortString::try_new(name.clone()) {
+            table.insert(name, amqp_value(value));
+        }
+    }
+    table
+}
+
+fn amqp_value(value: &HeaderValue) -> AMQPValue {
+    match value {
+        HeaderValue::Bool(value) => AMQPValue::Boolean(*value),
+        HeaderValue::Int(value) => AMQPValue::LongLongInt(*value),
+        HeaderValue::Float(value) => AMQPValue::Double(*value),
+        HeaderValue::Decimal { scale, value } => AMQPValue::DecimalValue(DecimalValue { scale: *scale, value: *value }),
+        HeaderValue::Text(text) => AMQPValue::LongString(LongString::from(text.as_str())),
+        HeaderValue::Bytes(bytes) => AMQPValue::LongString(LongString::from(bytes.clone())),
+        HeaderValue::Time(seconds) => AMQPValue::Timestamp(*seconds),
+        HeaderValue::Array(values) => {
+            AMQPValue::FieldArray(FieldArray::from(values.iter().map(amqp_value).collect::<Vec<_>>()))
+        }
+        HeaderValue::Table(table) => AMQPValue::FieldTable(table_of(table)),
+        HeaderValue::Void => AMQPValue::Void,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_come_back_as_they_went() {
+        let nested = Headers::from([("deep".to_owned(), HeaderValue::Array(vec![HeaderValue::Int(1), "a".into()]))]);
+        let headers = Headers::from([
+            ("bool".to_owned(), HeaderValue::Bool(true)),
+            ("int".to_owned(), HeaderValue::Int(i64::MIN)),
+            ("float".to_owned(), HeaderValue::Float(0.5)),
+            ("decimal".to_owned(), HeaderValue::Decimal { scale: 2, value: 314 }),
+            ("text".to_owned(), "traceparent".into()),
+            ("bytes".to_owned(), HeaderValue::Bytes(vec![0xff, 0xfe])),
+            ("time".to_owned(), HeaderValue::Time(1_700_000_000)),
+            ("table".to_owned(), HeaderValue::Table(nested)),
+            ("void".to_owned(), HeaderValue::Void),
+        ]);
+        assert_eq!(headers_of(&table_of(&headers)), headers);
+    }
+
+    #[test]
+    fn every_copy_is_persistent() {
+        assert_eq!(*properties_of(&Message::default()).delivery_mode(), Some(2));
+    }
+}

@@ -1,0 +1,177 @@
+//! Publishes with proof. What must reach a queue goes out one at a time per channel: the client library attaches a returned
+//! message to whichever confirm comes next, so with two in flight a message that no queue took could look taken.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::{Channel, Confirmation};
+use tokio::sync::{Semaphore, watch};
+
+use crate::broker::connection::{Connected, broker_detail};
+use crate::broker::convert::properties_of;
+use crate::broker::{BrokerError, Outgoing, PublishError, Publisher};
+
+/// Messages on one channel that wait for their publisher confirms, where no queue has to take them.
+const UNROUTED_IN_FLIGHT: usize = 256;
+
+/// The publishing side of one session.
+pub(super) struct PublishSession {
+    connected: Connected,
+    confirm_timeout: Duration,
+    places: Semaphore,
+    idle: Mutex<Vec<Channel>>,
+}
+
+impl PublishSession {
+    pub(super) fn new(connected: Connected, channels: usize, confirm_timeout: Duration) -> Self {
+        Self { connected, confirm_timeout, places: Semaphore::new(channels.max(1)), idle: Mutex::default() }
+    }
+
+    pub(super) fn connected(&self) -> &Connected {
+        &self.connected
+    }
+
+    async fn channel(&self) -> Result<Channel, PublishError> {
+        let kept = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        if let Some(channel) = kept {
+            return Ok(channel);
+        }
+        let open = async {
+            let channel = self.connected.channel().await?;
+            let selected =
+                self.connected.within("ask for confirms", channel.confirm_select(ConfirmSelectOptions::default()));
+            selected.await?.map_err(|error| self.connected.failed("ask for confirms", broker_detail(&error)))?;
+            Ok(channel)
+        };
+        open.await.map_err(|error: BrokerError| PublishError::Channel(error.to_string()))
+    }
+
+    fn keep(&self, channel: Channel) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(channel);
+    }
+
+    async fn publish(&self, outgoing: &Outgoing) -> Result<(), PublishError> {
+        let _place = self.places.acquire().await.map_err(|_| PublishError::NotConnected)?;
+        let channel = self.channel().await?;
+        let published = async {
+            let waiting = send(&channel, outgoing, true).await?;
+            judge(outgoing, waiting.await)
+        };
+        let result = tokio::time::timeout(self.confirm_timeout, published).await.map_err(|_| PublishError::Timeout)?;
+        // After a surprise the channel's pending answers are in doubt: it is dropped, which closes it.
+        if result.is_ok() {
+            self.keep(channel);
+        }
+        result
+    }
+
+    async fn publish_unrouted(&self, outgoing: &[Outgoing]) -> Vec<Result<(), PublishError>> {
+        let mut results = Vec::with_capacity(outgoing.len());
+        for piece in outgoing.chunks(UNROUTED_IN_FLIGHT) {
+            results.extend(self.publish_piece(piece).await);
+        }
+        results
+    }
+
+    async fn publish_piece(&self, piece: &[Outgoing]) -> Vec<Result<(), PublishError>> {
+        let mut results = Vec::with_capacity(piece.len());
+        let published = async {
+            let _place = self.places.acquire().await.map_err(|_| PublishError::NotConnected)?;
+            let channel = self.channel().await?;
+            let mut waiting = Vec::with_capacity(piece.len());
+            for outgoing in piece {
+                waiting.push(send(&channel, outgoing, false).await?);
+            }
+            for (outgoing, confirm) in piece.iter().zip(waiting) {
+                results.push(judge(outgoing, confirm.await));
+            }
+            Ok(channel)
+        };
+        let end = match tokio::time::timeout(self.confirm_timeout, published).await {
+            Ok(Ok(channel)) => {
+                if results.iter().all(Result::is_ok) {
+                    self.keep(channel);
+                }
+                return results;
+            }
+            Ok(Err(error)) => error,
+            Err(_) => PublishError::Timeout,
+        };
+        let without_answer = piece.len() - results.len();
+        results.extend((0..without_answer).map(|_| Err(PublishError::Channel(end.to_string()))));
+        results
+    }
+}
+
+async fn send(
+    channel: &Channel,
+    outgoing: &Outgoing,
+    mandatory: bool,
+) -> Result<lapin::PublisherConfirm, PublishError> {
+    channel
+        .basic_publish(
+            outgoing.exchange.as_str().into(),
+            outgoing.routing_key.as_str().into(),
+            BasicPublishOptions { mandatory, ..BasicPublishOptions::default() },
+            &outgoing.message.body,
+            properties_of(&outgoing.message),
+        )
+        .await
+        .map_err(|error| PublishError::Channel(broker_detail(&error)))
+}
+
+/// An ack alone is no proof: a message that no queue took is returned and then acked.
+fn judge(outgoing: &Outgoing, confirm: lapin::Result<Confirmation>) -> Result<(), PublishError> {
+    let (exchange, routing_key) = (outgoing.exchange.clone(), outgoing.routing_key.clone());
+    match confirm {
+        Ok(Confirmation::Ack(None)) => Ok(()),
+        Ok(Confirmation::Ack(Some(returned))) => {
+            let detail = returned.reply_text.to_string();
+            Err(PublishError::Returned { exchange, routing_key, detail })
+        }
+        Ok(Confirmation::Nack(_)) => Err(PublishError::Refused { exchange, routing_key }),
+        Ok(Confirmation::NotRequested) => Err(PublishError::Channel("publisher confirms are off".to_owned())),
+        Err(error) => Err(PublishError::Channel(broker_detail(&error))),
+    }
+}
+
+/// Publishes over whichever session there is.
+#[derive(Clone)]
+pub struct SessionPublisher {
+    pub(super) session: watch::Receiver<Option<Arc<PublishSession>>>,
+    /// How long to wait for a session.
+    pub(super) patience: Duration,
+}
+
+impl std::fmt::Debug for SessionPublisher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SessionPublisher").finish_non_exhaustive()
+    }
+}
+
+impl SessionPublisher {
+    async fn session(&self) -> Result<Arc<PublishSession>, PublishError> {
+        let mut sessions = self.session.clone();
+        let there = tokio::time::timeout(self.patience, sessions.wait_for(Option::is_some)).await;
+        match there {
+            Ok(Ok(session)) => session.clone().ok_or(PublishError::NotConnected),
+            Ok(Err(_)) | Err(_) => Err(PublishError::NotConnected),
+        }
+    }
+}
+
+#[async_trait]
+impl Publisher for SessionPublisher {
+    async fn publish(&self, outgoing: &Outgoing) -> Result<(), PublishError> {
+        self.session().await?.publish(outgoing).await
+    }
+
+    async fn publish_unrouted(&self, outgoing: &[Outgoing]) -> Vec<Result<(), PublishError>> {
+        match self.session().await {
+            Ok(session) => session.publish_unrouted(outgoing).await,
+            Err(_) => outgoing.iter().map(|_| Err(PublishError::NotConnected)).collect(),
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! Sessions with the broker: two connections, one to consume and ack, one to publish. Anything that fails ends the whole
+//! session, and a new one follows after a pause. What a session delivered can only be acked in that session.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::{Stream, StreamExt};
+use lapin::message::Delivery as AmqpDelivery;
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
+use lapin::types::FieldTable;
+use lapin::{Channel, Consumer, Event};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::broker::connection::{BrokerSettings, Connected, broker_detail};
+use crate::broker::convert::message_of;
+use crate::broker::publisher::{PublishSession, SessionPublisher};
+use crate::broker::topology::TopologyMode;
+use crate::broker::{BrokerError, Delivery, EndDelivery, Receipt};
+use crate::model::Heartbeat;
+use crate::policy::pause::Pause;
+
+/// Names the consumer in the broker's lists.
+const CONSUMER_TAG: &str = "chainwriter";
+/// An idle loop shows at least this often that it lives.
+const BEAT: Duration = Duration::from_secs(1);
+
+/// What the lanes can take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flow {
+    /// Deliver.
+    Open,
+    /// Deliver nothing new; what is held stays held.
+    Paused,
+}
+
+/// How it stands with the broker, for the status line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BrokerState {
+    /// Not connected; the text says why, once it is known.
+    Connecting(String),
+    /// Delivering.
+    Consuming,
+    /// Connected, but the lanes take nothing.
+    Paused,
+    /// The broker takes no publishes; the text is its reason.
+    Blocked(String),
+}
+
+/// The broker's task.
+pub struct Broker {
+    settings: BrokerSettings,
+    publish_session: watch::Sender<Option<Arc<PublishSession>>>,
+    state: watch::Sender<BrokerState>,
+    beat: Heartbeat,
+}
+
+/// What the broker's task works with.
+struct Duties {
+    deliveries: mpsc::Sender<Delivery>,
+    flow: watch::Receiver<Flow>,
+    stop_consuming: CancellationToken,
+    close: CancellationToken,
+}
+
+impl Broker {
+    /// A task with these settings, not yet running.
+    pub fn new(settings: BrokerSettings, beat: Heartbeat) -> Self {
+        let state = watch::Sender::new(BrokerState::Connecting("starting".to_owned()));
+        Self { settings, publish_session: watch::Sender::new(None), state, beat }
+    }
+
+    /// Publishes over this broker's sessions.
+    pub fn publisher(&self) -> SessionPublisher {
+        SessionPublisher { session: self.publish_session.subscribe(), patience: self.settings.confirm_timeout }
+    }
+
+    /// How it stands, as it changes.
+    pub fn state(&self) -> watch::Receiver<BrokerState> {
+        self.state.subscribe()
+    }
+
+    /// One session after the other, until `close`. A broker out of reach is no error here: it is tried again for ever.
+    /// Deliveries come while `flow` is open and `stop_consuming` has not been called; acks and publishes go on until `close`.
+    pub async fn run(
+        self,
+        deliveries: mpsc::Sender<Delivery>,
+        flow: watch::Receiver<Flow>,
+        stop_consuming: CancellationToken,
+        close: CancellationToken,
+    ) {
+        let duties = Duties { deliveries, flow, stop_consuming, close };
+        let (first, longest) = self.settings.reconnect;
+        let mut pause = Pause::between(first, longest);
+        while !duties.close.is_cancelled() {
+            let began = tokio::time::Instant::now();
+            let end = self.session(&duties).await;
+            self.publish_session.send_replace(None);
+            let Err(error) = end else { break };
+            if began.elapsed() > longest {
+                pause.reset();
+            }
+            let wait = pause.next();
+            warn!(broker.error = %error, broker.retry_in_ms = wait.as_millis(), "the session with the broker ended, a new one follows");
+            self.state.send_replace(BrokerState::Connecting(error.to_string()));
+            self.wait(wait, &duties.close).await;
+        }
+    }
+
+    async fn wait(&self, wait: Duration, close: &CancellationToken) {
+        let until = tokio::time::Instant::now() + wait;
+        while tokio::time::Instant::now() < until && !close.is_cancelled() {
+            self.beat.beat();
+            let step = (tokio::time::Instant::now() + BEAT).min(until);
+            tokio::select! {
+                () = tokio::time::sleep_until(step) => {}
+                () = close.cancelled() => {}
+            }
+        }
+    }
+
+    /// `Ok` when asked to close, an error when the session failed.
+    async fn session(&self, duties: &Duties) -> Result<(), BrokerError> {
+        let consuming = self.settings.connect("consume").await?;
+        let publishing = self.settings.connect("publish").await?;
+        self.settings.topology.ensure(&consuming, self.settings.topology_mode).await?;
+        let mut events = futures_util::stream::select(watched(&consuming), watched(&publishing));
+        let publishing = PublishSession::new(publishing, self.settings.publish_channels, self.settings.confirm_timeout);
+        let publishing = Arc::new(publishing);
+        self.publish_session.send_replace(Some(Arc::clone(&publishing)));
+        info!(broker.vhost = consuming.vhost(), queue = self.settings.topology.names().work, "connected to the broker");
+
+        let channel = consuming.channel().await?;
+        let qos = channel.basic_qos(self.settings.prefetch, BasicQosOptions::default());
+        let qos = consuming.within("set the prefetch", qos).await?;
+        qos.map_err(|error| consuming.failed("set the prefetch", broker_detail(&error)))?;
+        let served = self.serve(duties, &consuming, &channel, &mut events).await;
+        self.publish_session.send_replace(None);
+        if served.is_ok() {
+            // Closing the channel first: its answer comes after the broker has processed the acks before it.
+            let _ = consuming.within("close the channel", channel.close(200, "".into())).await;
+        }
+        consuming.close().await;
+        publishing.connected().close().await;
+        served
+    }
+
+    async fn serve(
+        &self,
+        duties: &Duties,
+        consuming: &Connected,
+        channel: &Channel,
+        events: &mut (impl Stream<Item = Event> + Unpin),
+    ) -> Result<(), BrokerError> {
+        let mut flow = duties.flow.clone();
+        let mut consumer: Option<Consumer> = None;
+        loop {
+            self.beat.beat();
+            let may_consume = *flow.borrow_and_update() == Flow::Open && !duties.stop_consuming.is_cancelled();
+            match (&mut consumer, may_consume) {
+                (None, true) => consumer = Some(self.consume(consuming, channel).await?),
+                (Some(stopped), false) => {
+                    stop(consuming, channel, stopped).await?;
+                    consumer = None;
+                }
+                (Some(_), true) | (None, false) => {}
+            }
+            self.tell(if consumer.is_some() { BrokerState::Consuming } else { BrokerState::Paused });
+            tokio::select! {
+                biased;
+                () = duties.close.cancelled() => return Ok(()),
+                event = events.next() => self.heed(event, consuming)?,
+                () = duties.stop_consuming.cancelled(), if consumer.is_some() => {}
+                changed = flow.changed() => {
+                    if changed.is_err() { return Ok(()); }
+                }
+                delivery = next_delivery(&mut consumer) => {
+                    let Some(delivery) = delivery else {
+                        return Err(consuming.failed("consume", "the broker cancelled the consumer: the queue is gone, or a delivery was held too long".to_owned()));
+                    };
+                    let delivery = delivery.map_err(|error| consuming.failed("consume", broker_detail(&error)))?;
+                    self.hand_over(duties, delivery).await;
+                }
+                () = tokio::time::sleep(BEAT) => {}
+            }
+        }
+    }
+
+    async fn hand_over(&self, duties: &Duties, mut delivery: AmqpDelivery) {
+        let message = message_of(&mut delivery);
+        let receipt = Receipt::new(AmqpReceipt { acker: delivery.acker, timeout: self.settings.call_timeout });
+        let mut given = std::pin::pin!(duties.deliveries.send(Delivery { message, receipt }));
+        // Intake may be waiting for the journal; that is no reason to look dead, nor to miss the end.
+        loop {
+            tokio::select! {
+                _ = &mut given => return,
+                () = duties.stop_consuming.cancelled() => return,
+                () = tokio::time::sleep(BEAT) => self.beat.beat(),
+            }
+        }
+    }
+
+    async fn consume(&self, consuming: &Connected, channel: &Channel) -> Result<Consumer, BrokerError> {
+        let work = self.settings.topology.names().work.as_str();
+        let started = channel.basic_consume(
+            work.into(),
+            CONSUMER_TAG.into(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
+        let consumer = consuming.within("consume", started).await?;
+        consumer.map_err(|error| consuming.failed("consume", broker_detail(&error)))
+    }
+
+    fn heed(&self, event: Option<Event>, consuming: &Connected) -> Result<(), BrokerError> {
+        match event {
+            Some(Event::ConnectionBlocked(reason)) => {
+                warn!(
+                    broker.reason = reason,
+                    "the broker takes no messages now; retries, dead letters and events wait"
+                );
+                self.state.send_replace(BrokerState::Blocked(reason));
+                Ok(())
+            }
+            Some(Event::ConnectionUnblocked) => {
+                info!("the broker takes messages again");
+                self.state.send_replace(BrokerState::Consuming);
+                Ok(())
+            }
+            Some(Event::Error(error)) => Err(consuming.failed("keep the connection", broker_detail(&error))),
+            Some(_) => Ok(()),
+            None => Err(consuming.failed("keep the connection", "it was closed".to_owned())),
+        }
+    }
+
+    fn tell(&self, now: BrokerState) {
+        self.state.send_if_modified(|state| {
+            let changes = *state != now && !matches!(state, BrokerState::Blocked(_));
+            if changes {
+                *state = now;
+            }
+            changes
+        });
+    }
+}
+
+/// The connection's events, without the one that says it is there.
+fn watched(connected: &Connected) -> impl Stream<Item = Event> + Unpin + use<> {
+    connected.connection.events_listener().boxed()
+}
+
+async fn next_delivery(consumer: &mut Option<Consumer>) -> Option<lapin::Result<AmqpDelivery>> {
+    match consumer {
+        Some(consumer) => consumer.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Cancels the consumer and gives back what it had already buffered.
+async fn stop(consuming: &Connected, channel: &Channel, consumer: &mut Consumer) -> Result<(), BrokerError> {
+    let cancelled = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
+    let cancelled = consuming.within("stop consuming", cancelled).await?;
+    cancelled.map_err(|error| consuming.failed("stop consuming", broker_detail(&error)))?;
+    while let Some(buffered) = consumer.next().await {
+        if let Ok(delivery) = buffered {
+            let back = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+            let _ = consuming.within("give a delivery back", delivery.acker.nack(back)).await;
+        }
+    }
+    Ok(())
+}
+
+#[derive(Debug)]
+struct AmqpReceipt {
+    acker: lapin::Acker,
+    timeout: Duration,
+}
+
+impl AmqpReceipt {
+    /// `Ok(false)` from the library means that the session is over and nothing was sent.
+    async fn within(&self, call: impl Future<Output = lapin::Result<bool>>) -> bool {
+        matches!(tokio::time::timeout(self.timeout, call).await, Ok(Ok(true)))
+    }
+}
+
+#[async_trait]
+impl EndDelivery for AmqpReceipt {
+    async fn ack(self: Box<Self>) -> bool {
+        self.within(self.acker.ack(BasicAckOptions::default())).await
+    }
+
+    async fn requeue(self: Box<Self>) -> bool {
+        let back = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+        self.within(self.acker.nack(back)).await
+    }
+
+    fn is_over(&self) -> bool {
+        !self.acker.usable()
+    }
+}
+
+/// Connects, makes or checks the topology, and closes. Returns the virtual host.
+///
+/// # Errors
+/// What keeps the daemon from working with this broker.
+pub async fn check(settings: &BrokerSettings, mode: TopologyMode) -> Result<String, BrokerError> {
+    let connected = settings.connect("check").await?;
+    let ensured = settings.topology.ensure(&connected, mode).await;
+    let vhost = connected.vhost().to_owned();
+    connected.close().await;
+    ensured.map(|()| vhost)
+}
+
+/// A connection that only publishes, for the command line.
+pub struct PublishOnly {
+    session: Arc<PublishSession>,
+    sessions: watch::Sender<Option<Arc<PublishSession>>>,
+    patience: Duration,
+}
+
+impl PublishOnly {
+    /// Connects.
+    ///
+    /// # Errors
+    /// When the broker cannot be reached.
+    pub async fn connect(settings: &BrokerSettings) -> Result<Self, BrokerError> {
+        let connected = settings.connect("publish").await?;
+        let session = Arc::new(PublishSession::new(connected, settings.publish_channels, settings.confirm_timeout));
+        let sessions = watch::Sender::new(Some(Arc::clone(&session)));
+        Ok(Self { session, sessions, patience: settings.confirm_timeout })
+    }
+
+    /// Publishes over this connection.
+    pub fn publisher(&self) -> SessionPublisher {
+        SessionPublisher { session: self.sessions.subscribe(), patience: self.patience }
+    }
+
+    /// Closes the connection.
+    pub async fn close(self) {
+        self.session.connected().close().await;
+    }
+}

@@ -1,0 +1,367 @@
+//! Which exchanges and queues there must be, with which arguments; declares them or checks them, and reports all that is wrong.
+
+use std::time::Duration;
+
+use lapin::ExchangeKind;
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+
+use crate::broker::BrokerError;
+use crate::broker::connection::{Connected, broker_detail};
+
+/// Means the same on every version of RabbitMQ: on 4.x the default is 20, and whoever looks at dead letters by get and
+/// requeue would lose them; -1 means none on 4.x and one delivery on 3.10.
+const DEAD_DELIVERY_LIMIT: i64 = 1_000_000;
+/// Events that nobody wants are kept for a look, the newest of them.
+const UNROUTED_EVENTS: i64 = 10_000;
+
+/// Make what is missing, or only look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TopologyMode {
+    /// Declare all objects.
+    Declare,
+    /// Only check that they are there and right.
+    Verify,
+}
+
+/// The names of the objects. All derive from the work queue's unless they are set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    /// The work queue.
+    pub work: String,
+    /// The exchange through which retries go to their wait queues.
+    pub retry: String,
+    /// The beginning of the wait queues' names; the delay follows.
+    pub wait: String,
+    /// The dead-letter exchange and its queue.
+    pub dead: String,
+    /// The exchange for events.
+    pub events: String,
+}
+
+impl Names {
+    /// The names that derive from this work queue's.
+    pub fn derived_from(queue: &str) -> Self {
+        Self {
+            work: queue.to_owned(),
+            retry: format!("{queue}.retry"),
+            wait: format!("{queue}.wait"),
+            dead: format!("{queue}.dead"),
+            events: format!("{queue}.events"),
+        }
+    }
+
+    /// The wait queue for this delay; also its routing key.
+    pub fn wait_queue(&self, delay: Duration) -> String {
+        format!("{}.{}", self.wait, delay_name(delay))
+    }
+
+    /// Where events go that nobody wants: exchange and queue.
+    pub fn unrouted(&self) -> String {
+        format!("{}.unrouted", self.events)
+    }
+}
+
+fn delay_name(delay: Duration) -> String {
+    match delay.subsec_millis() {
+        0 => format!("{}s", delay.as_secs()),
+        _ => format!("{}ms", delay.as_millis()),
+    }
+}
+
+/// What there must be.
+#[derive(Debug, Clone)]
+pub struct Topology {
+    names: Names,
+    delays: Vec<Duration>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Exchange {
+    name: String,
+    kind: &'static str,
+    arguments: Arguments,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Queue {
+    name: String,
+    arguments: Arguments,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Binding {
+    exchange: String,
+    queue: String,
+    key: String,
+}
+
+type Arguments = Vec<(&'static str, Argument)>;
+
+#[derive(Debug, Clone, PartialEq)]
+enum Argument {
+    Text(String),
+    Number(i64),
+}
+
+impl Topology {
+    /// The objects for these names and the delays of retries.
+    pub fn new(names: Names, delays: Vec<Duration>) -> Self {
+        Self { names, delays }
+    }
+
+    /// Their names.
+    pub fn names(&self) -> &Names {
+        &self.names
+    }
+
+    fn exchanges(&self) -> Vec<Exchange> {
+        let Names { retry, dead, events, .. } = &self.names;
+        let unrouted = self.names.unrouted();
+        let exchange = |name: &str, kind: &'static str| Exchange { name: name.to_owned(), kind, arguments: Vec::new() };
+        vec![
+            exchange(retry, "direct"),
+            exchange(dead, "topic"),
+            exchange(&unrouted, "fanout"),
+            Exchange {
+                arguments: vec![("alternate-exchange", Argument::Text(unrouted.clone()))],
+                ..exchange(events, "topic")
+            },
+        ]
+    }
+
+    fn queues(&self) -> Vec<Queue> {
+        let text = |value: &str| Argument::Text(value.to_owned());
+        let quorum = || ("x-queue-type", text("quorum"));
+        // At-least-once dead lettering works only together with reject-publish.
+        let dead_letters_to = |exchange: &str, key: &str| {
+            vec![
+                quorum(),
+                ("x-dead-letter-exchange", text(exchange)),
+                ("x-dead-letter-routing-key", text(key)),
+                ("x-dead-letter-strategy", text("at-least-once")),
+                ("x-overflow", text("reject-publish")),
+            ]
+        };
+        let Names { work, dead, .. } = &self.names;
+        let mut queues = vec![
+            Queue { name: work.clone(), arguments: dead_letters_to(dead, "broker.undeliverable") },
+            Queue {
+                name: dead.clone(),
+                arguments: vec![quorum(), ("x-delivery-limit", Argument::Number(DEAD_DELIVERY_LIMIT))],
+            },
+            Queue {
+                name: self.names.unrouted(),
+                arguments: vec![("x-max-length", Argument::Number(UNROUTED_EVENTS)), ("x-overflow", text("drop-head"))],
+            },
+        ];
+        queues.extend(self.delays.iter().map(|delay| {
+            let mut arguments = dead_letters_to("", work);
+            let ttl_ms = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
+            arguments.push(("x-message-ttl", Argument::Number(ttl_ms)));
+            Queue { name: self.names.wait_queue(*delay), arguments }
+        }));
+        queues
+    }
+
+    fn bindings(&self) -> Vec<Binding> {
+        let Names { retry, dead, .. } = &self.names;
+        let unrouted = self.names.unrouted();
+        let binding = |exchange: &str, queue: &str, key: &str| Binding {
+            exchange: exchange.to_owned(),
+            queue: queue.to_owned(),
+            key: key.to_owned(),
+        };
+        let mut bindings = vec![binding(dead, dead, "#"), binding(&unrouted, &unrouted, "")];
+        bindings.extend(self.delays.iter().map(|delay| {
+            let queue = self.names.wait_queue(*delay);
+            binding(retry, &queue, &queue)
+        }));
+        bindings
+    }
+
+    /// The objects as `rabbitmqctl import_definitions` and the management interface take them.
+    pub fn definitions(&self, vhost: &str) -> serde_json::Value {
+        let arguments = |arguments: &Arguments| {
+            let values = arguments.iter().map(|(name, value)| {
+                let value = match value {
+                    Argument::Text(text) => serde_json::json!(text),
+                    Argument::Number(number) => serde_json::json!(number),
+                };
+                ((*name).to_owned(), value)
+            });
+            serde_json::Value::Object(values.collect())
+        };
+        serde_json::json!({
+            "exchanges": self.exchanges().iter().map(|exchange| serde_json::json!({
+                "name": exchange.name, "vhost": vhost, "type": exchange.kind, "durable": true,
+                "auto_delete": false, "internal": false, "arguments": arguments(&exchange.arguments),
+            })).collect::<Vec<_>>(),
+            "queues": self.queues().iter().map(|queue| serde_json::json!({
+                "name": queue.name, "vhost": vhost, "durable": true, "auto_delete": false,
+                "arguments": arguments(&queue.arguments),
+            })).collect::<Vec<_>>(),
+            "bindings": self.bindings().iter().map(|binding| serde_json::json!({
+                "source": binding.exchange, "vhost": vhost, "destination": binding.queue,
+                "destination_type": "queue", "routing_key": binding.key, "arguments": {},
+            })).collect::<Vec<_>>(),
+        })
+    }
+
+    /// Makes all objects, or checks them. Each is tried, so that all faults come in one report.
+    pub(super) async fn ensure(&self, connected: &Connected, mode: TopologyMode) -> Result<(), BrokerError> {
+        let mut faults = Vec::new();
+        for exchange in self.exchanges() {
+            faults.extend(exchange.ensure(connected, mode).await?);
+        }
+        for queue in self.queues() {
+            faults.extend(queue.ensure(connected, mode).await?);
+        }
+        // A binding that cannot be made says no more than the missing object did.
+        if mode == TopologyMode::Declare && faults.is_empty() {
+            for binding in self.bindings() {
+                faults.extend(binding.declare(connected).await?);
+            }
+        }
+        if faults.is_empty() { Ok(()) } else { Err(BrokerError::Topology(faults)) }
+    }
+}
+
+fn table(arguments: &Arguments) -> FieldTable {
+    let mut table = FieldTable::default();
+    for (name, value) in arguments {
+        let value = match value {
+            Argument::Text(text) => AMQPValue::LongString(text.as_str().into()),
+            Argument::Number(number) => AMQPValue::LongLongInt(*number),
+        };
+        table.insert((*name).into(), value);
+    }
+    table
+}
+
+/// In one line: what is wrong with an object, and how to mend it.
+fn fault(object: &str, name: &str, error: &lapin::Error) -> String {
+    let detail = broker_detail(error);
+    let mend = if detail.contains("NOT_FOUND") {
+        "make it with `chainwriter topology apply`, or set broker.topology = \"declare\""
+    } else if detail.contains("PRECONDITION_FAILED") || detail.contains("inequivalent") {
+        "it exists with other arguments: move its messages away, delete it, and run `chainwriter topology apply`"
+    } else if detail.contains("ACCESS_REFUSED") {
+        "give the user the missing right, or have an operator run `chainwriter topology apply` and set broker.topology = \"verify\""
+    } else {
+        "see the broker's log"
+    };
+    format!("- {object} {name}: {detail}; {mend}")
+}
+
+/// Rights to configure are an operator's, not the worker's: without them a look by name is all there is.
+fn lacks_right(error: &lapin::Error) -> bool {
+    broker_detail(error).contains("ACCESS_REFUSED")
+}
+
+impl Exchange {
+    async fn ensure(&self, connected: &Connected, mode: TopologyMode) -> Result<Option<String>, BrokerError> {
+        if mode == TopologyMode::Verify
+            && let Err(error) = self.declare(connected, true).await?
+        {
+            return Ok(Some(fault("exchange", &self.name, &error)));
+        }
+        match self.declare(connected, false).await? {
+            Err(error) if mode == TopologyMode::Declare || !lacks_right(&error) => {
+                Ok(Some(fault("exchange", &self.name, &error)))
+            }
+            Ok(()) | Err(_) => Ok(None),
+        }
+    }
+
+    async fn declare(&self, connected: &Connected, passive: bool) -> Result<Result<(), lapin::Error>, BrokerError> {
+        let options = ExchangeDeclareOptions { passive, durable: true, ..ExchangeDeclareOptions::default() };
+        let channel = connected.channel().await?;
+        let (name, kind, arguments) =
+            (self.name.as_str().into(), ExchangeKind::Custom(self.kind.to_owned()), table(&self.arguments));
+        connected.within("declare an exchange", channel.exchange_declare(name, kind, options, arguments)).await
+    }
+}
+
+impl Queue {
+    async fn ensure(&self, connected: &Connected, mode: TopologyMode) -> Result<Option<String>, BrokerError> {
+        if mode == TopologyMode::Verify
+            && let Err(error) = self.declare(connected, true).await?
+        {
+            return Ok(Some(fault("queue", &self.name, &error)));
+        }
+        match self.declare(connected, false).await? {
+            Err(error) if mode == TopologyMode::Declare || !lacks_right(&error) => {
+                Ok(Some(fault("queue", &self.name, &error)))
+            }
+            Ok(()) | Err(_) => Ok(None),
+        }
+    }
+
+    async fn declare(&self, connected: &Connected, passive: bool) -> Result<Result<(), lapin::Error>, BrokerError> {
+        let options = QueueDeclareOptions { passive, durable: true, ..QueueDeclareOptions::default() };
+        let channel = connected.channel().await?;
+        let declared = channel.queue_declare(self.name.as_str().into(), options, table(&self.arguments));
+        Ok(connected.within("declare a queue", declared).await?.map(|_| ()))
+    }
+}
+
+impl Binding {
+    async fn declare(&self, connected: &Connected) -> Result<Option<String>, BrokerError> {
+        let channel = connected.channel().await?;
+        let (queue, exchange, key) =
+            (self.queue.as_str().into(), self.exchange.as_str().into(), self.key.as_str().into());
+        let bound = channel.queue_bind(queue, exchange, key, QueueBindOptions::default(), FieldTable::default());
+        let name = format!("of {} to {}", self.queue, self.exchange);
+        Ok(connected.within("bind a queue", bound).await?.err().map(|error| fault("binding", &name, &error)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn topology() -> Topology {
+        let delays = [5_000, 15_000, 250].map(Duration::from_millis).to_vec();
+        Topology::new(Names::derived_from("acme.writes"), delays)
+    }
+
+    #[test]
+    fn names_derive_from_the_work_queue_and_tell_the_delay() {
+        let queues: Vec<_> = topology().queues().into_iter().map(|queue| queue.name).collect();
+        assert_eq!(
+            queues,
+            [
+                "acme.writes",
+                "acme.writes.dead",
+                "acme.writes.events.unrouted",
+                "acme.writes.wait.5s",
+                "acme.writes.wait.15s",
+                "acme.writes.wait.250ms",
+            ]
+        );
+    }
+
+    #[test]
+    fn nothing_that_dead_letters_can_drop_a_message_on_its_way() {
+        for queue in topology().queues() {
+            let has = |name, value: &str| queue.arguments.contains(&(name, Argument::Text(value.to_owned())));
+            if queue.arguments.iter().any(|(name, _)| *name == "x-dead-letter-exchange") {
+                assert!(has("x-dead-letter-strategy", "at-least-once"), "{}", queue.name);
+                assert!(has("x-overflow", "reject-publish"), "{}", queue.name);
+                assert!(has("x-queue-type", "quorum"), "{}", queue.name);
+            }
+        }
+    }
+
+    #[test]
+    fn every_wait_queue_leads_back_to_the_work_queue() {
+        let topology = topology();
+        let waits: Vec<_> = topology.queues().into_iter().filter(|queue| queue.name.contains(".wait.")).collect();
+        assert_eq!(waits.len(), 3);
+        for wait in waits {
+            assert!(wait.arguments.contains(&("x-dead-letter-routing-key", Argument::Text("acme.writes".into()))));
+            assert!(topology.bindings().iter().any(|binding| binding.queue == wait.name && binding.key == wait.name));
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! `chainwriter check`
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use crate::app::{broker_settings, client_settings};
+use crate::broker::{self, TopologyMode};
+use crate::chain::{BlockTag, Chain, NodeClient};
+use crate::cli::{exit, open_journal, say};
+use crate::config::Settings;
+use crate::signer::Signer;
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Also connect to the broker and the node, compare the topology, and open the journal if there is one.
+    #[arg(long)]
+    connect: bool,
+}
+
+pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
+    say("ok    configuration");
+    for signer in &settings.signers {
+        say(format_args!("ok    signer for account {}", signer.address()));
+    }
+    if !arguments.connect {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let checks = [check_broker(&settings).await, check_node(&settings).await, check_journal(&settings).await];
+    let mut code = ExitCode::SUCCESS;
+    for check in checks {
+        match check {
+            Ok(line) => say(format_args!("ok    {line}")),
+            Err(error) => {
+                say(format_args!("fail  {error:#}"));
+                code = ExitCode::from(exit::UNAVAILABLE);
+            }
+        }
+    }
+    Ok(code)
+}
+
+async fn check_broker(settings: &Settings) -> anyhow::Result<String> {
+    let vhost = broker::check(&broker_settings(settings), TopologyMode::Verify).await?;
+    Ok(format!("broker: connected to virtual host {vhost}, its topology is as it must be"))
+}
+
+async fn check_node(settings: &Settings) -> anyhow::Result<String> {
+    let chain = NodeClient::new(&client_settings(settings))?;
+    let head = chain.header(BlockTag::Latest).await?;
+    let height = head.map_or("none".to_owned(), |head| head.number.to_string());
+    let mut line = format!("node: chain {}, newest block {height}", settings.chain.id);
+    for signer in &settings.signers {
+        let balance = chain.balance(signer.address()).await?;
+        line = format!("{line}; {} has {balance}", signer.address());
+    }
+    Ok(line)
+}
+
+async fn check_journal(settings: &Settings) -> anyhow::Result<String> {
+    let path = &settings.journal.path;
+    if !path.exists() {
+        return Ok(format!("journal: {} will be made at the first start", path.display()));
+    }
+    let journal = open_journal(settings).await?;
+    journal.close().await;
+    Ok(format!("journal: {}", path.display()))
+}

@@ -1,0 +1,140 @@
+//! The command line: one file for each command, and the exit codes.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{self, Faults, Settings};
+use crate::journal::JournalError;
+
+mod check;
+mod log;
+mod publish;
+mod run;
+mod status;
+mod topology;
+
+/// Exit codes, after sysexits.h where it has one.
+pub mod exit {
+    /// The command line cannot be used.
+    pub const USAGE: u8 = 64;
+    /// Something that the command needs is out of reach: broker, node.
+    pub const UNAVAILABLE: u8 = 69;
+    /// A part of the program failed.
+    pub const SOFTWARE: u8 = 70;
+    /// The journal failed.
+    pub const JOURNAL: u8 = 74;
+    /// The configuration has faults.
+    pub const CONFIG: u8 = 78;
+    /// The journal does not know the request.
+    pub const NOT_FOUND: u8 = 1;
+}
+
+/// Takes messages from a RabbitMQ work queue and writes each one to an EVM chain exactly once.
+#[derive(Debug, Parser)]
+#[command(version, about, arg_required_else_help = true)]
+struct Arguments {
+    /// The configuration file; without one, the defaults and the environment (CHAINWRITER__SECTION__KEY) count alone.
+    #[arg(long, short, global = true, env = "CHAINWRITER_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon.
+    Run,
+    /// Check the configuration and its key files; with --connect also the broker, its topology, the node and the journal.
+    Check(check::Arguments),
+    /// Print or make the broker's queues and exchanges.
+    Topology(topology::Arguments),
+    /// Publish messages to the work queue, each with an id, each confirmed by the broker.
+    Publish(publish::Arguments),
+    /// Tell what happened to one request.
+    Status(status::Arguments),
+}
+
+/// Runs the program with the process's arguments.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    // The one provider of cryptography for every TLS connection; a second call would be refused, and is not made.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    match dispatch(arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            say_error(&error);
+            ExitCode::from(code_of(&error))
+        }
+    }
+}
+
+fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let settings = config::load(arguments.config.as_deref())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let done = runtime.block_on(async {
+        match arguments.command {
+            Command::Run => run::run(settings).await,
+            Command::Check(arguments) => check::run(arguments, settings).await,
+            Command::Topology(arguments) => topology::run(arguments, settings).await,
+            Command::Publish(arguments) => publish::run(arguments, settings).await,
+            Command::Status(arguments) => status::run(arguments, settings).await,
+        }
+    });
+    // What was cut off by a drain's deadline must not hold up the exit.
+    runtime.shutdown_timeout(std::time::Duration::from_millis(500));
+    done
+}
+
+/// The error, with what led to it where that says more.
+#[expect(clippy::print_stderr, reason = "the command line speaks to a person")]
+fn say_error(error: &anyhow::Error) {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    eprintln!("chainwriter: {text}");
+}
+
+fn code_of(error: &anyhow::Error) -> u8 {
+    if error.chain().any(|cause| cause.is::<Faults>()) {
+        exit::CONFIG
+    } else if error.chain().any(|cause| cause.is::<JournalError>()) {
+        exit::JOURNAL
+    } else if error
+        .chain()
+        .any(|cause| cause.is::<crate::broker::BrokerError>() || cause.is::<crate::chain::ChainError>())
+    {
+        exit::UNAVAILABLE
+    } else {
+        exit::SOFTWARE
+    }
+}
+
+/// One line on standard output. A closed pipe (`… | head`) is no error.
+fn say(line: impl std::fmt::Display) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// What commands that only read the journal open: nothing is made that was not there.
+async fn open_journal(settings: &Settings) -> anyhow::Result<crate::journal::SqliteJournal> {
+    let path = &settings.journal.path;
+    if !path.exists() {
+        return Err(JournalError::Storage {
+            doing: "open",
+            source: format!("there is no file {}; is journal.url the worker's?", path.display()).into(),
+        }
+        .into());
+    }
+    Ok(crate::journal::SqliteJournal::open(path).await?)
+}

@@ -1,0 +1,146 @@
+//! `chainwriter publish`
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use futures_util::StreamExt;
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+
+use crate::app::broker_settings;
+use crate::broker::{Outgoing, PublishOnly, Publisher};
+use crate::cli::{exit, say};
+use crate::config::Settings;
+use crate::model::{BodyHash, Message, Properties, RequestId};
+
+/// Messages without a publisher confirm at once; each on a channel of its own.
+const IN_FLIGHT: usize = 64;
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Files to publish; "-" is standard input. Names that end in .ndjson or .jsonl and standard input hold a message on
+    /// each line, any other file is one message.
+    #[arg(required = true)]
+    files: Vec<String>,
+    /// Where a message's id stands: a JSON pointer into its body. Without it the id is the hash of the body, so that
+    /// publishing the same content twice writes it once.
+    #[arg(long, value_name = "POINTER")]
+    id: Option<String>,
+    /// A queue that wants the outcome of each message.
+    #[arg(long, value_name = "QUEUE")]
+    reply_to: Option<String>,
+}
+
+pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
+    let mut broker = broker_settings(&settings);
+    broker.publish_channels = IN_FLIGHT;
+    let connection = PublishOnly::connect(&broker).await?;
+    let publisher = connection.publisher();
+    let progress = progress_bar();
+    let mut published = Published::default();
+    for file in &arguments.files {
+        let sent = publish_file(&arguments, file, &settings.broker.names.work, &publisher, &progress, &mut published);
+        if let Err(error) = sent.await {
+            progress.suspend(|| say(format_args!("{file}: {error:#}")));
+            published.failed += 1;
+        }
+    }
+    progress.finish_and_clear();
+    connection.close().await;
+    let Published { confirmed, failed } = published;
+    say(format_args!("{confirmed} published to {}, {failed} failed", settings.broker.names.work));
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(exit::UNAVAILABLE) })
+}
+
+#[derive(Default)]
+struct Published {
+    confirmed: u64,
+    failed: u64,
+}
+
+fn progress_bar() -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{spinner} {pos} published, {per_sec}, {elapsed}");
+    ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
+}
+
+async fn publish_file(
+    arguments: &Arguments,
+    file: &str,
+    queue: &str,
+    publisher: &impl Publisher,
+    progress: &ProgressBar,
+    published: &mut Published,
+) -> anyhow::Result<()> {
+    let is_lines = file == "-" || file.ends_with(".ndjson") || file.ends_with(".jsonl");
+    if !is_lines {
+        let body = tokio::fs::read(file).await?;
+        let outgoing = outgoing(arguments, queue, body, "application/octet-stream")?;
+        publisher.publish(&outgoing).await?;
+        published.confirmed += 1;
+        progress.inc(1);
+        return Ok(());
+    }
+    let input: Box<dyn AsyncRead + Send + Unpin> = match file {
+        "-" => Box::new(tokio::io::stdin()),
+        path => Box::new(tokio::fs::File::open(path).await?),
+    };
+    let lines = BufReader::new(input).lines();
+    let numbered = futures_util::stream::unfold((lines, 0_u64), |(mut lines, number)| async move {
+        let line = lines.next_line().await.transpose()?;
+        Some(((number + 1, line), (lines, number + 1)))
+    });
+    let publish_line = |(number, line): (u64, std::io::Result<String>)| async move {
+        let at_line = || format!("line {number}");
+        let line = line.with_context(at_line)?;
+        if line.trim().is_empty() {
+            return Ok(0);
+        }
+        let outgoing = outgoing(arguments, queue, line.into_bytes(), "application/json").with_context(at_line)?;
+        publisher.publish(&outgoing).await.with_context(at_line).map(|()| 1)
+    };
+    let mut results = numbered.map(publish_line).buffered(IN_FLIGHT).boxed();
+    while let Some(result) = results.next().await {
+        match result {
+            Ok(confirmed) => {
+                published.confirmed += confirmed;
+                progress.inc(confirmed);
+            }
+            Err(error) => {
+                published.failed += 1;
+                progress.suspend(|| say(format_args!("{file}: {error:#}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn outgoing(arguments: &Arguments, queue: &str, body: Vec<u8>, content_type: &str) -> anyhow::Result<Outgoing> {
+    let id = match &arguments.id {
+        Some(pointer) => id_in(&body, pointer)?,
+        None => BodyHash::of(&body).to_string(),
+    };
+    RequestId::new(&id).with_context(|| format!("{id:?} is no id"))?;
+    let properties = Properties {
+        content_type: Some(content_type.to_owned()),
+        message_id: Some(id),
+        reply_to: arguments.reply_to.clone(),
+        ..Properties::default()
+    };
+    let message = Message { body: body.into(), properties, ..Message::default() };
+    Ok(Outgoing { exchange: String::new(), routing_key: queue.to_owned(), message })
+}
+
+fn id_in(body: &[u8], pointer: &str) -> anyhow::Result<String> {
+    let json: serde_json::Value =
+        serde_json::from_slice(body).context("it is not JSON, so it has no id at a pointer")?;
+    match json.pointer(pointer) {
+        Some(serde_json::Value::String(text)) => Ok(text.clone()),
+        Some(serde_json::Value::Number(number)) => Ok(number.to_string()),
+        _ => bail!("it has no text or number at {pointer}"),
+    }
+}

@@ -1,0 +1,98 @@
+//! `chainwriter status ID`
+
+use std::fmt::Write;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+
+use crate::cli::{exit, open_journal, say};
+use crate::config::Settings;
+use crate::journal::{History, TransactionHistory, Upkeep};
+use crate::model::{RequestId, RequestState};
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// The request's id.
+    id: String,
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
+    let id = RequestId::new(&arguments.id).context("this is no request id")?;
+    let journal = open_journal(&settings).await?;
+    let history = journal.history(&id).await?;
+    journal.close().await;
+    match history {
+        Some(history) if arguments.json => say(serde_json::to_string_pretty(&history)?),
+        Some(history) => say(explain(&history).trim_end()),
+        None => {
+            say(format_args!(
+                "{id}: not known. Either no worker with this journal has taken it from the queue yet, or it was settled longer than journal.retention ago."
+            ));
+            return Ok(ExitCode::from(exit::NOT_FOUND));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn explain(history: &History) -> String {
+    let mut text = String::new();
+    // Writing to a text cannot fail.
+    let _ = writeln!(text, "{}: {}", history.id, meaning(history));
+    let _ = writeln!(text, "  received   {}", history.received_at);
+    let _ = writeln!(text, "  changed    {}", history.changed_at);
+    let _ = writeln!(text, "  account    {} on chain {}", history.account, history.chain_id);
+    let replay = if history.replay > 0 { format!(" of replay {}", history.replay) } else { String::new() };
+    let _ = writeln!(text, "  attempt    {}{replay}", history.attempt);
+    for transaction in &history.transactions {
+        let _ = writeln!(text, "  nonce {:<5}{}", transaction.nonce.0, ending(transaction));
+        for attempt in &transaction.attempts {
+            let kind = if attempt.kind == "cancel" { " cancels" } else { "" };
+            let _ = writeln!(
+                text,
+                "    signed   {} {}{kind} at most {} for a unit of gas",
+                attempt.signed_at, attempt.hash, attempt.max_fee
+            );
+        }
+    }
+    for incident in &history.incidents {
+        let _ = writeln!(text, "  {:<10} {} {}", incident.what, incident.at, incident.detail);
+    }
+    text
+}
+
+fn meaning(history: &History) -> String {
+    let cause = history.failure.as_deref().unwrap_or("no reason recorded");
+    match RequestState::from_word(&history.state) {
+        Some(RequestState::Accepted) => "accepted, it waits for a nonce".to_owned(),
+        Some(RequestState::Writing) => "signed, it waits for the chain".to_owned(),
+        Some(RequestState::RetryPending) => format!("failed, its retry is on its way to the broker ({cause})"),
+        Some(RequestState::RetryWaiting) => {
+            format!("failed, it waits at the broker for retry {} ({cause})", history.attempt)
+        }
+        Some(RequestState::DeadPending) => {
+            format!("failed for good, its dead letter is on its way to the broker ({cause})")
+        }
+        Some(RequestState::Dead) => format!("dead letter ({cause}); none of its transactions can land any more"),
+        Some(RequestState::Final) => "final, written once".to_owned(),
+        None => history.state.clone(),
+    }
+}
+
+fn ending(transaction: &TransactionHistory) -> String {
+    let place = match (transaction.block_number, transaction.gas_used, transaction.final_hash) {
+        (Some(block), Some(gas), Some(hash)) => format!(" in block {block} as {hash}, {gas} gas used"),
+        _ => String::new(),
+    };
+    match transaction.state.as_str() {
+        "live" => "not final yet".to_owned(),
+        "succeeded" => format!("succeeded{place}"),
+        "reverted" => format!("reverted{place}"),
+        "cancelled" => format!("cancelled{place}"),
+        "displaced" => "taken by a transaction that is not ours".to_owned(),
+        other => other.to_owned(),
+    }
+}

@@ -1,0 +1,223 @@
+//! The configuration: built-in defaults, a file, the environment; checked as a whole, so that all faults come at once.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use config::{Environment, File, FileFormat};
+use url::Url;
+
+use crate::broker::{Names, TopologyMode, UriSource};
+use crate::lane::{GasRule, OutagePolicy};
+use crate::model::{Address, Gas};
+use crate::policy::admission::{AdmissionRules, IdSource};
+use crate::policy::fee::FeeRules;
+use crate::policy::finality::FinalityRule;
+use crate::signer::LocalSigner;
+
+mod reader;
+mod sections;
+
+/// The documented file at the repository's root, which is also the defaults.
+pub const DEFAULTS: &str = include_str!("../../worker.toml");
+
+/// The configuration cannot be used. Every fault names its key and how to mend it.
+#[derive(Debug, thiserror::Error)]
+#[error("the configuration has {}:\n{}", count(.0.len()), .0.join("\n"))]
+pub struct Faults(pub Vec<String>);
+
+fn count(faults: usize) -> String {
+    if faults == 1 { "a fault".to_owned() } else { format!("{faults} faults") }
+}
+
+/// All settings, valid.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `[worker]`
+    pub worker: WorkerSection,
+    /// `[broker]`
+    pub broker: BrokerSection,
+    /// `[request]` and `broker.max_body`
+    pub admission: AdmissionRules,
+    /// `[retry]`
+    pub retry: RetrySection,
+    /// `[outage]`
+    pub outage: OutagePolicy,
+    /// `[chain]`
+    pub chain: ChainSection,
+    /// `[[signer]]`
+    pub signers: Vec<LocalSigner>,
+    /// `[write]`
+    pub write: WriteSection,
+    /// `[fees]`
+    pub fees: FeeRules,
+    /// `[journal]`
+    pub journal: JournalSection,
+    /// `lease.ttl`
+    pub lease_ttl: Duration,
+    /// `[log]`
+    pub log: LogSection,
+}
+
+/// `[worker]`
+#[derive(Debug, Clone)]
+pub struct WorkerSection {
+    /// Whose worker this is.
+    pub organisation: String,
+    /// Which one.
+    pub instance: String,
+    /// Open requests at most.
+    pub max_open: u64,
+    /// How long a stop may take.
+    pub drain_deadline: Duration,
+}
+
+impl WorkerSection {
+    /// `organisation/instance`
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.organisation, self.instance)
+    }
+}
+
+/// `[broker]`
+#[derive(Debug, Clone)]
+pub struct BrokerSection {
+    /// Its address.
+    pub uri: UriSource,
+    /// Names of all objects.
+    pub names: Names,
+    /// Deliveries held at most.
+    pub prefetch: u16,
+    /// Make the objects or check them.
+    pub topology: TopologyMode,
+    /// A delivery held longer is parked.
+    pub max_hold: Duration,
+    /// For how long.
+    pub park_delay: Duration,
+    /// For every answer.
+    pub call_timeout: Duration,
+    /// For a publisher confirm.
+    pub confirm_timeout: Duration,
+    /// Copies on their way at once.
+    pub publish_channels: usize,
+    /// First and longest pause between connects.
+    pub reconnect: (Duration, Duration),
+}
+
+/// `[retry]`
+#[derive(Debug, Clone, Copy)]
+pub struct RetrySection {
+    /// Tries in all.
+    pub max_attempts: u32,
+    /// Before the first retry.
+    pub initial_delay: Duration,
+    /// From one to the next.
+    pub multiplier: f64,
+    /// At most.
+    pub max_delay: Duration,
+}
+
+/// `[chain]`
+#[derive(Debug, Clone)]
+pub struct ChainSection {
+    /// EIP-155 chain id.
+    pub id: u64,
+    /// In order.
+    pub endpoints: Vec<Url>,
+    /// When a write is final.
+    pub finality: FinalityRule,
+    /// For every answer.
+    pub timeout: Duration,
+    /// Calls in a batch.
+    pub batch_size: usize,
+    /// Between looks at the chain.
+    pub poll_interval: Duration,
+    /// Transactions not in a block.
+    pub in_flight: usize,
+    /// Give known bytes again.
+    pub resend_after: Duration,
+    /// Replace the lowest.
+    pub replace_after: Duration,
+    /// Cancel what is refused.
+    pub refused_after: Duration,
+}
+
+/// `[write]`
+#[derive(Debug, Clone, Copy)]
+pub struct WriteSection {
+    /// Who is called.
+    pub to: Address,
+    /// What is paid.
+    pub value: crate::model::Wei,
+    /// How much gas.
+    pub gas: GasRule,
+}
+
+/// `[journal]`
+#[derive(Debug, Clone)]
+pub struct JournalSection {
+    /// The SQLite file.
+    pub path: PathBuf,
+    /// How long settled requests are kept.
+    pub retention: Duration,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, Copy)]
+pub struct LogSection {
+    /// The least important level that is written.
+    pub level: tracing::Level,
+    /// How.
+    pub format: LogFormat,
+}
+
+/// Reads and checks the configuration.
+///
+/// # Errors
+/// [`Faults`] with every fault found.
+pub fn load(file: Option<&Path>) -> Result<Settings, Faults> {
+    let environment = Environment::with_prefix("CHAINWRITER").prefix_separator("__").separator("__");
+    let mut builder = config::Config::builder().add_source(File::from_str(DEFAULTS, FileFormat::Toml));
+    if let Some(path) = file {
+        builder = builder.add_source(File::from(path).format(FileFormat::Toml));
+    }
+    let merged = builder.add_source(environment).build().and_then(config::Config::try_deserialize);
+    let values: serde_json::Value = merged.map_err(|error| Faults(vec![format!("- {error}")]))?;
+    sections::read(values)
+}
+
+/// The defaults with these lines of TOML on top, without the environment: for tests and examples.
+///
+/// # Errors
+/// [`Faults`] with every fault found.
+pub fn load_text(toml: &str) -> Result<Settings, Faults> {
+    let builder = config::Config::builder()
+        .add_source(File::from_str(DEFAULTS, FileFormat::Toml))
+        .add_source(File::from_str(toml, FileFormat::Toml));
+    let merged = builder.build().and_then(config::Config::try_deserialize);
+    let values: serde_json::Value = merged.map_err(|error| Faults(vec![format!("- {error}")]))?;
+    sections::read(values)
+}
+
+fn gas_limits() -> std::ops::RangeInclusive<Gas> {
+    Gas(21_000)..=Gas(1_000_000_000)
+}
+
+fn id_source(text: &str) -> Option<IdSource> {
+    if text == "message_id" {
+        return Some(IdSource::MessageId);
+    }
+    match text.split_once(':')? {
+        ("header", name) if !name.is_empty() => Some(IdSource::Header(name.to_owned())),
+        ("json", pointer) if pointer.starts_with('/') => Some(IdSource::JsonPointer(pointer.to_owned())),
+        _ => None,
+    }
+}

@@ -1,0 +1,362 @@
+//! Every section of the configuration: its keys, their ranges, and what must fit together.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use secrecy::SecretString;
+use serde_json::{Map, Value};
+use url::Url;
+
+use crate::broker::{Names, TopologyMode, UriSource};
+use crate::config::reader::{Findings, Section};
+use crate::config::{
+    BrokerSection, ChainSection, Faults, JournalSection, LogFormat, LogSection, RetrySection, Settings, WorkerSection,
+    WriteSection, gas_limits, id_source,
+};
+use crate::lane::{GasRule, OutagePolicy};
+use crate::model::{Address, Gas, Wei};
+use crate::policy::admission::{AdmissionRules, IdSource};
+use crate::policy::fee::{FeeMode, FeeRules};
+use crate::policy::finality::FinalityRule;
+use crate::signer::LocalSigner;
+
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(86_400);
+/// Prices are stored in 63 bits.
+const HIGHEST_FEE: Wei = Wei(9_000_000_000_000_000_000);
+const LARGEST_BODY: u64 = 16 << 20;
+
+pub(super) fn read(values: Value) -> Result<Settings, Faults> {
+    let mut tables = match values {
+        Value::Object(tables) => tables,
+        _ => Map::new(),
+    };
+    let mut findings = Findings::default();
+    let (broker, max_body_bytes) = broker(Section::new("broker", tables.remove("broker"), &mut findings));
+    let settings = Settings {
+        worker: worker(Section::new("worker", tables.remove("worker"), &mut findings)),
+        broker,
+        admission: AdmissionRules {
+            id_source: request(Section::new("request", tables.remove("request"), &mut findings)),
+            max_body_bytes,
+        },
+        retry: retry(Section::new("retry", tables.remove("retry"), &mut findings)),
+        outage: outage(Section::new("outage", tables.remove("outage"), &mut findings)),
+        chain: chain(Section::new("chain", tables.remove("chain"), &mut findings)),
+        signers: signers(tables.remove("signer"), &mut findings),
+        write: write(Section::new("write", tables.remove("write"), &mut findings)),
+        fees: fees(Section::new("fees", tables.remove("fees"), &mut findings)),
+        journal: journal(Section::new("journal", tables.remove("journal"), &mut findings)),
+        lease_ttl: lease(Section::new("lease", tables.remove("lease"), &mut findings)),
+        log: log(Section::new("log", tables.remove("log"), &mut findings)),
+    };
+    for name in tables.keys() {
+        findings.add(name, "is not a section; see worker.toml for those there are");
+    }
+    match findings.into_lines() {
+        faults if faults.is_empty() => Ok(settings),
+        faults => Err(Faults(faults)),
+    }
+}
+
+fn worker(mut section: Section<'_>) -> WorkerSection {
+    let is_name = |text: &str| {
+        let fits = (1..=64).contains(&text.len());
+        fits && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+    };
+    let name = |text: &str| Some(text.to_owned()).filter(|text| is_name(text));
+    let expected = "1 to 64 letters, digits, \"-\", \"_\" or \".\"";
+    let organisation = section.read("organisation", expected, String::new(), name);
+    let host = hostname::get().unwrap_or_default().to_string_lossy().into_owned();
+    let instance =
+        section.read("instance", expected, String::new(), |text| if text.is_empty() { Some(host) } else { name(text) });
+    let settings = WorkerSection {
+        organisation,
+        instance,
+        max_open: section.number("max_open", 1..=1_000_000),
+        drain_deadline: section.duration("drain_deadline", SECOND..=10 * MINUTE),
+    };
+    section.finish(&["organisation", "instance", "max_open", "drain_deadline"]);
+    settings
+}
+
+fn broker(mut section: Section<'_>) -> (BrokerSection, u64) {
+    let inline = section.text("uri").unwrap_or_default();
+    let uri = match section.text("uri_file") {
+        Some(file) => UriSource::File(credential(&file)),
+        None => {
+            let secret = SecretString::from(inline);
+            if let Err(error) = crate::broker::check_uri(&secret) {
+                section.fault("uri", error);
+            }
+            UriSource::Inline(secret)
+        }
+    };
+    // Names longer than 255 bytes cannot be; the longest suffix takes some of them.
+    let queue_name =
+        |text: &str| Some(text.to_owned()).filter(|text| (1..=200).contains(&text.len()) && text.is_ascii());
+    let queue =
+        section.read("queue", "the name of the work queue, 1 to 200 ASCII characters", String::new(), queue_name);
+    let mut names = Names::derived_from(&queue);
+    for (key, name) in [
+        ("retry_exchange", &mut names.retry),
+        ("wait_prefix", &mut names.wait),
+        ("dead_exchange", &mut names.dead),
+        ("events_exchange", &mut names.events),
+    ] {
+        if let Some(text) = section.text(key).filter(|text| !text.is_empty()) {
+            *name = text;
+        }
+    }
+    let settings = BrokerSection {
+        uri,
+        names,
+        prefetch: section.number("prefetch", 1..=u16::MAX),
+        topology: section.choice("topology", &[("declare", TopologyMode::Declare), ("verify", TopologyMode::Verify)]),
+        max_hold: section.duration("max_hold", SECOND..=12 * HOUR),
+        park_delay: section.duration("park_delay", 100 * MS..=HOUR),
+        call_timeout: section.duration("call_timeout", 100 * MS..=5 * MINUTE),
+        confirm_timeout: section.duration("confirm_timeout", 100 * MS..=5 * MINUTE),
+        publish_channels: section.number("publish_channels", 1..=256),
+        reconnect: (
+            section.duration("reconnect_initial", 10 * MS..=10 * MINUTE),
+            section.duration("reconnect_max", 10 * MS..=10 * MINUTE),
+        ),
+    };
+    if settings.reconnect.0 > settings.reconnect.1 {
+        section.fault("reconnect_initial", "is longer than reconnect_max; make it shorter");
+    }
+    let max_body_bytes = section.read("max_body", "a size from 1 B to 16 MiB, such as \"256 KiB\"", 1, |text| {
+        let size: bytesize::ByteSize = text.parse().ok()?;
+        Some(size.as_u64()).filter(|bytes| (1..=LARGEST_BODY).contains(bytes))
+    });
+    section.finish(&[
+        "uri",
+        "uri_file",
+        "queue",
+        "prefetch",
+        "topology",
+        "max_hold",
+        "park_delay",
+        "max_body",
+        "call_timeout",
+        "confirm_timeout",
+        "publish_channels",
+        "reconnect_initial",
+        "reconnect_max",
+        "retry_exchange",
+        "wait_prefix",
+        "dead_exchange",
+        "events_exchange",
+    ]);
+    (settings, max_body_bytes)
+}
+
+fn request(mut section: Section<'_>) -> IdSource {
+    let expected = "\"message_id\", \"header:NAME\" or \"json:/pointer\"";
+    let source = section.read("id", expected, IdSource::MessageId, id_source);
+    section.finish(&["id"]);
+    source
+}
+
+fn retry(mut section: Section<'_>) -> RetrySection {
+    let settings = RetrySection {
+        max_attempts: section.number("max_attempts", 1..=100),
+        initial_delay: section.duration("initial_delay", 100 * MS..=DAY),
+        multiplier: section.number("multiplier", 1.0..=100.0),
+        max_delay: section.duration("max_delay", 100 * MS..=DAY),
+    };
+    if settings.initial_delay > settings.max_delay {
+        section.fault("initial_delay", "is longer than max_delay; make it shorter");
+    }
+    section.finish(&["max_attempts", "initial_delay", "multiplier", "max_delay"]);
+    settings
+}
+
+fn outage(mut section: Section<'_>) -> OutagePolicy {
+    let policy = section.choice("policy", &[("hold", OutagePolicy::Hold), ("retry", OutagePolicy::Retry)]);
+    section.finish(&["policy"]);
+    policy
+}
+
+fn chain(mut section: Section<'_>) -> ChainSection {
+    let finality = section.read(
+        "finality",
+        "a number of blocks from 0 to 10000, \"safe\" or \"finalized\"",
+        FinalityRule::Safe,
+        |text| match text {
+            "safe" => Some(FinalityRule::Safe),
+            "finalized" => Some(FinalityRule::Finalized),
+            number => number.parse().ok().filter(|depth| *depth <= 10_000).map(FinalityRule::Depth),
+        },
+    );
+    let settings = ChainSection {
+        id: section.number("id", 1..=i64::MAX.unsigned_abs()),
+        endpoints: endpoints(&mut section),
+        finality,
+        timeout: section.duration("timeout", 100 * MS..=5 * MINUTE),
+        batch_size: section.number("batch_size", 1..=1000),
+        poll_interval: section.duration("poll_interval", 10 * MS..=5 * MINUTE),
+        in_flight: section.number("in_flight", 1..=100_000),
+        resend_after: section.duration("resend_after", SECOND..=HOUR),
+        replace_after: section.duration("replace_after", SECOND..=DAY),
+        refused_after: section.duration("refused_after", SECOND..=DAY),
+    };
+    section.finish(&[
+        "id",
+        "endpoints",
+        "finality",
+        "timeout",
+        "batch_size",
+        "poll_interval",
+        "in_flight",
+        "resend_after",
+        "replace_after",
+        "refused_after",
+    ]);
+    settings
+}
+
+/// A list, or the environment's text with commas. What stands there is never repeated: it may hold a key.
+fn endpoints(section: &mut Section<'_>) -> Vec<Url> {
+    let texts: Vec<String> = match section.take("endpoints") {
+        Some(Value::Array(values)) => {
+            values.iter().map(|value| value.as_str().unwrap_or_default().to_owned()).collect()
+        }
+        Some(Value::String(text)) => text.split(',').map(|text| text.trim().to_owned()).collect(),
+        _ => Vec::new(),
+    };
+    if texts.is_empty() {
+        section.fault("endpoints", "expected a list with at least one http:// or https:// URL");
+    }
+    let mut urls = Vec::new();
+    for (index, text) in texts.iter().enumerate() {
+        match Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host()) {
+            Some(url) => urls.push(url),
+            None => section.fault("endpoints", format!("number {} is no http:// or https:// URL", index + 1)),
+        }
+    }
+    urls
+}
+
+fn signers(value: Option<Value>, findings: &mut Findings) -> Vec<LocalSigner> {
+    let tables = match value {
+        Some(Value::Array(tables)) if !tables.is_empty() => tables,
+        _ => {
+            findings.add("signer", "there is none; add [[signer]] with key_file = \"signer.key\"");
+            return Vec::new();
+        }
+    };
+    let mut signers: Vec<LocalSigner> = Vec::new();
+    for (index, table) in tables.into_iter().enumerate() {
+        let mut section = Section::new(&format!("signer[{}]", index + 1), Some(table), findings);
+        match signer(&mut section) {
+            Ok(signer) if signers.iter().any(|known| known.is_for(&signer)) => {
+                section.fault("key_file", "has the same key as an earlier signer; an account has one lane");
+            }
+            Ok(signer) => signers.push(signer),
+            Err((key, problem)) => section.fault(key, problem),
+        }
+        section.finish(&["key_file", "key"]);
+    }
+    signers
+}
+
+fn signer(section: &mut Section<'_>) -> Result<LocalSigner, (&'static str, String)> {
+    let (key, text) = match (section.text("key_file"), section.text("key")) {
+        (Some(file), None) => ("key_file", private_file(&credential(&file)).map_err(|problem| ("key_file", problem))?),
+        (None, Some(key)) => ("key", SecretString::from(key)),
+        (None, None) => return Err(("key_file", "is not set; name a file with the private key".to_owned())),
+        (Some(_), Some(_)) => return Err(("key", "is set beside key_file; remove one of them".to_owned())),
+    };
+    LocalSigner::from_hex(&text).map_err(|error| (key, error.to_string()))
+}
+
+/// The content of a file that only its owner may read.
+fn private_file(path: &Path) -> Result<SecretString, String> {
+    let shown = path.display();
+    let metadata = std::fs::metadata(path).map_err(|error| format!("{shown} cannot be read: {error}"))?;
+    if metadata.permissions().mode() & 0o077 != 0 {
+        return Err(format!("others may read {shown}; run: chmod 600 {shown}"));
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| format!("{shown} cannot be read: {error}"))?;
+    Ok(SecretString::from(text))
+}
+
+/// A relative name is a systemd credential, if there is one of this name.
+fn credential(name: &str) -> PathBuf {
+    let path = PathBuf::from(name);
+    if path.is_absolute() {
+        return path;
+    }
+    let credential = std::env::var_os("CREDENTIALS_DIRECTORY").map(|folder| Path::new(&folder).join(&path));
+    credential.filter(|path| path.exists()).unwrap_or(path)
+}
+
+fn write(mut section: Section<'_>) -> WriteSection {
+    section.choice("mode", &[("data", ())]);
+    let to = section
+        .read("to", "the address to call, 0x and 40 hexadecimal digits", Address([0; 20]), |text| text.parse().ok());
+    let value = section.read("value", "an amount such as \"0\" or \"1 gwei\"", Wei(0), |text| text.parse().ok());
+    let margin = section.number("gas_margin", 0..=1000);
+    let gas = section.read(
+        "gas",
+        "\"estimate\" or a number from 21000 to 1000000000",
+        GasRule::Estimate { margin },
+        |text| match text {
+            "estimate" => Some(GasRule::Estimate { margin }),
+            number => number.parse().ok().map(Gas).filter(|gas| gas_limits().contains(gas)).map(GasRule::Fixed),
+        },
+    );
+    section.finish(&["mode", "to", "value", "gas", "gas_margin"]);
+    WriteSection { to, value, gas }
+}
+
+fn fees(mut section: Section<'_>) -> FeeRules {
+    let mode = section.choice(
+        "mode",
+        &[("auto", FeeMode::Auto), ("eip1559", FeeMode::Eip1559), ("legacy", FeeMode::Legacy), ("zero", FeeMode::Zero)],
+    );
+    let max_fee = section.read("max_fee", "an amount from 0 to 9 ether, such as \"100 gwei\"", Wei(0), |text| {
+        text.parse().ok().filter(|fee| *fee <= HIGHEST_FEE)
+    });
+    section.finish(&["mode", "max_fee"]);
+    FeeRules { mode, max_fee }
+}
+
+fn journal(mut section: Section<'_>) -> JournalSection {
+    let path = section.read("url", "\"sqlite:\" and a path", PathBuf::new(), |text| {
+        let path = text.strip_prefix("sqlite:")?;
+        let path = path.strip_prefix("//").unwrap_or(path);
+        (!path.is_empty() && !path.starts_with(':')).then(|| PathBuf::from(path))
+    });
+    let retention = section.duration("retention", HOUR..=3650 * DAY);
+    section.finish(&["url", "retention"]);
+    JournalSection { path, retention }
+}
+
+fn lease(mut section: Section<'_>) -> Duration {
+    let ttl = section.duration("ttl", 3 * SECOND..=10 * MINUTE);
+    section.finish(&["ttl"]);
+    ttl
+}
+
+fn log(mut section: Section<'_>) -> LogSection {
+    let level = section.choice(
+        "level",
+        &[
+            ("info", tracing::Level::INFO),
+            ("error", tracing::Level::ERROR),
+            ("warn", tracing::Level::WARN),
+            ("debug", tracing::Level::DEBUG),
+            ("trace", tracing::Level::TRACE),
+        ],
+    );
+    let format = section.choice("format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]);
+    section.finish(&["level", "format"]);
+    LogSection { level, format }
+}

@@ -1,0 +1,86 @@
+//! What the stages before settle hand over to it.
+
+use uuid::Uuid;
+
+use crate::broker::Receipt;
+use crate::journal::{AccountId, ClosedTransaction, Lease, QueuedRequest};
+use crate::model::event::FinalTransaction;
+use crate::model::{Cause, Generation, Message, RequestId};
+
+/// What intake hands over with each receipt.
+#[derive(Debug)]
+pub enum Admitted {
+    /// The request is open, or a copy of it is on its way to the broker: ack when that is done.
+    Hold {
+        /// The request.
+        id: RequestId,
+        /// Which copy was delivered.
+        generation: Generation,
+        /// Ends the delivery.
+        receipt: Receipt,
+    },
+    /// Final already, or a newer copy is safe at the broker: ack now.
+    Known {
+        /// The request.
+        id: RequestId,
+        /// Ends the delivery.
+        receipt: Receipt,
+    },
+    /// No request and never one: dead-letter it, then ack.
+    Refused(Box<Refused>),
+}
+
+/// A message that becomes a dead letter without having been a request.
+#[derive(Debug)]
+pub struct Refused {
+    /// Its id, or one made up for it.
+    pub id: RequestId,
+    /// Which copy it is.
+    pub generation: Generation,
+    /// The message.
+    pub message: Message,
+    /// Why.
+    pub cause: Cause,
+    /// Whose outbox tells of it.
+    pub account: AccountId,
+    /// Ends the delivery.
+    pub receipt: Receipt,
+}
+
+/// What a lane says of a request.
+#[derive(Debug)]
+pub struct Ruling {
+    /// The right to say it.
+    pub lease: Lease,
+    /// The request.
+    pub request: QueuedRequest,
+    /// Its nonce's end, if it had a nonce.
+    pub transaction: Option<ClosedTransaction>,
+    /// What became of it.
+    pub verdict: LaneVerdict,
+}
+
+/// What became of a request in its lane.
+#[derive(Debug)]
+pub enum LaneVerdict {
+    /// Final, and it did what it should.
+    Succeeded(FinalTransaction),
+    /// The chain refused it.
+    Failed(Cause),
+    /// A foreign transaction took its nonce.
+    Displaced,
+}
+
+/// What lanes send.
+#[derive(Debug)]
+pub enum FromLane {
+    /// Rulings of one lane.
+    Rulings(Vec<Ruling>),
+    /// A lane has begun to work for this account: finish the copies that an earlier owner left.
+    Resume(AccountId),
+}
+
+/// For a message without an id of its own, or with one that the journal knows as another request's.
+pub fn made_up_id() -> RequestId {
+    RequestId::new(&format!("without-id-{}", Uuid::now_v7())).expect("it is shorter than an id may be")
+}

@@ -1,0 +1,166 @@
+//! The stage that takes deliveries in: reads them as requests, asks the journal what is known of each, and hands every
+//! receipt on to settle. In batches, so that one commit admits whatever waits.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use crate::broker::{Delivery, Flow, Receipt};
+use crate::handover::{Admitted, Refused, made_up_id};
+use crate::journal::{AccountId, Admissions, Arrival, JournalError};
+use crate::model::{BodyHash, Cause, Generation, Heartbeat, Message, RequestId};
+use crate::policy::admission::{AdmissionRules, Refusal, admit};
+use crate::policy::arrival::Verdict;
+
+/// Deliveries admitted in one commit at most.
+const BATCH: usize = 256;
+/// How often flow is looked at anew, and the least often that the stage shows that it lives.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What intake needs to know of a lane.
+#[derive(Debug, Clone)]
+pub struct LaneDoor {
+    /// Its account.
+    pub account: AccountId,
+    /// Says that there is something in its queue.
+    pub wake: Arc<Notify>,
+    /// Whether it takes requests now.
+    pub is_open: watch::Receiver<bool>,
+}
+
+/// The stage.
+pub struct Intake {
+    /// What makes a message a request.
+    pub rules: AdmissionRules,
+    /// The lanes; at least one.
+    pub lanes: Vec<LaneDoor>,
+    /// The journal.
+    pub journal: Arc<dyn Admissions>,
+    /// Where receipts go.
+    pub settle: mpsc::Sender<Admitted>,
+    /// Stops and starts deliveries.
+    pub flow: watch::Sender<Flow>,
+    /// No new deliveries while this many requests are open.
+    pub max_open: u64,
+    /// Sign of life.
+    pub beat: Heartbeat,
+}
+
+impl Intake {
+    /// Takes deliveries in until cancelled. What is not admitted by then goes back to the queue with the session.
+    ///
+    /// # Errors
+    /// When the journal fails: nothing more may be taken in.
+    pub async fn run(
+        self,
+        mut deliveries: mpsc::Receiver<Delivery>,
+        cancel: CancellationToken,
+    ) -> Result<(), JournalError> {
+        let mut look = tokio::time::interval(LOOK);
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            self.beat.beat();
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return Ok(()),
+                _ = look.tick() => self.regulate().await?,
+                taken = deliveries.recv_many(&mut batch, BATCH) => {
+                    if taken == 0 { return Ok(()); }
+                    self.step(std::mem::take(&mut batch)).await?;
+                }
+            }
+        }
+    }
+
+    /// Opens or closes the flow of deliveries.
+    async fn regulate(&self) -> Result<(), JournalError> {
+        let open = self.journal.open_requests().await?;
+        let lanes_take = self.lanes.iter().any(|lane| *lane.is_open.borrow());
+        let flow = if open < self.max_open && lanes_take { Flow::Open } else { Flow::Paused };
+        let changed = self.flow.send_if_modified(|now| std::mem::replace(now, flow) != flow);
+        if changed {
+            match flow {
+                Flow::Open => info!(requests.open = open, "deliveries flow"),
+                Flow::Paused => info!(requests.open = open, lanes.take = lanes_take, "deliveries are paused"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Admits one batch.
+    async fn step(&self, batch: Vec<Delivery>) -> Result<(), JournalError> {
+        let mut arrivals = Vec::with_capacity(batch.len());
+        let mut receipts = Vec::with_capacity(batch.len());
+        for Delivery { message, receipt } in batch {
+            match admit(&self.rules, &message) {
+                Ok(candidate) => {
+                    let account = self.lane_for(&candidate.id).account;
+                    arrivals.push(Arrival {
+                        id: candidate.id,
+                        generation: candidate.generation,
+                        body_hash: candidate.body_hash,
+                        message,
+                        account,
+                    });
+                    receipts.push(receipt);
+                }
+                Err(refusal) => self.refuse(message, refusal, receipt).await,
+            }
+        }
+        if arrivals.is_empty() {
+            return Ok(());
+        }
+        // Only what a conflict needs is kept; a clone of a body shares its bytes.
+        let copies: Vec<_> =
+            arrivals.iter().map(|a| (a.id.clone(), a.generation, a.account, a.message.clone())).collect();
+        let verdicts = self.journal.admit(arrivals).await?;
+        for ((verdict, receipt), (id, generation, account, message)) in verdicts.into_iter().zip(receipts).zip(copies) {
+            debug!(request.id = %id, request.attempt = %generation, verdict = ?verdict, "delivery");
+            let admitted = match verdict {
+                Verdict::Accept => {
+                    self.wake(account);
+                    Admitted::Hold { id, generation, receipt }
+                }
+                Verdict::Join | Verdict::AwaitConfirm => Admitted::Hold { id, generation, receipt },
+                Verdict::Duplicate | Verdict::Stale => Admitted::Known { id, receipt },
+                Verdict::Conflict => {
+                    let detail = "the journal knows this id with another body; use a new id for a new request";
+                    let cause = Cause::invalid("id_conflict", detail);
+                    Admitted::Refused(Box::new(Refused { id, generation, message, cause, account, receipt }))
+                }
+            };
+            self.hand_on(admitted).await;
+        }
+        Ok(())
+    }
+
+    async fn refuse(&self, message: Message, refusal: Refusal, receipt: Receipt) {
+        let id = refusal.id.unwrap_or_else(made_up_id);
+        let generation = Generation::read_from(&message.headers).unwrap_or_default();
+        let account = self.lane_for(&id).account;
+        let refused = Refused { id, generation, message, cause: refusal.cause, account, receipt };
+        self.hand_on(Admitted::Refused(Box::new(refused))).await;
+    }
+
+    /// Settle outlives intake; if it has ended, the process ends too and the broker delivers again.
+    async fn hand_on(&self, admitted: Admitted) {
+        let _ = self.settle.send(admitted).await;
+    }
+
+    fn wake(&self, account: AccountId) {
+        if let Some(lane) = self.lanes.iter().find(|lane| lane.account == account) {
+            lane.wake.notify_one();
+        }
+    }
+
+    /// The same id always goes to the same lane.
+    fn lane_for(&self, id: &RequestId) -> &LaneDoor {
+        let hash = BodyHash::of(id.as_str().as_bytes());
+        let number = hash.0.first_chunk::<8>().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+        let index = usize::try_from(number % self.lanes.len().max(1) as u64).unwrap_or(0);
+        self.lanes.get(index).expect("there is at least one lane")
+    }
+}

@@ -1,0 +1,139 @@
+//! How nonces end: what is final is ruled on, a nonce that a foreign transaction took is given up.
+
+use crate::chain::{BlockTag, ChainError, Receipt};
+use crate::handover::{LaneVerdict, Ruling};
+use crate::journal::{ClosedTransaction, Lease, QueuedRequest};
+use crate::lane::Lane;
+use crate::lane::window::InFlight;
+use crate::model::{AttemptKind, BlockNumber, Cause, FailureClass, Nonce, PauseReason, TransactionState, TxHash};
+use crate::policy::revert;
+
+enum End {
+    Included(LaneVerdict, TransactionState),
+    Displaced,
+}
+
+impl Lane {
+    /// Rules on everything final. Invariant 6: nothing below finality is ruled on, whether it went well or not. On an
+    /// error nothing has changed; `count` is the account's next nonce at the newest block.
+    pub(super) async fn close_final(
+        &mut self,
+        lease: &Lease,
+        height: BlockNumber,
+        count: Nonce,
+    ) -> Result<Vec<Ruling>, ChainError> {
+        let mut ends = Vec::new();
+        let mut checked = None;
+        for (nonce, number, hash) in self.window.included_up_to(height) {
+            if checked != Some(hash) && !self.tracker.is_canonical(number, hash).await? {
+                self.window.orphan(|block| block == hash);
+                self.tracker.forget();
+                continue;
+            }
+            checked = Some(hash);
+            if let Some(end) = self.end_of_included(nonce).await {
+                ends.push((nonce, end));
+            }
+        }
+        for nonce in self.displaced(height, count).await? {
+            ends.push((nonce, End::Displaced));
+        }
+        let close = |(nonce, end)| Some(ruling(lease, self.window.remove(nonce)?, end));
+        Ok(ends.into_iter().filter_map(close).collect())
+    }
+
+    async fn end_of_included(&self, nonce: Nonce) -> Option<End> {
+        let transaction = self.window.get(nonce)?;
+        let receipt = transaction.included.as_ref()?;
+        Some(match (transaction.kind_of(receipt.transaction.tx_hash)?, receipt.succeeded) {
+            (AttemptKind::Write, true) => {
+                End::Included(LaneVerdict::Succeeded(receipt.transaction.clone()), TransactionState::Succeeded)
+            }
+            (AttemptKind::Write, false) => {
+                let cause = self.explain_revert(transaction, receipt).await;
+                End::Included(LaneVerdict::Failed(cause), TransactionState::Reverted)
+            }
+            (AttemptKind::Cancel, _) => {
+                let refusal = transaction.refused.as_ref().map_or("", |(_, text)| text);
+                let detail = format!("every node refused the transaction, its nonce was cancelled: {refusal}");
+                End::Included(
+                    LaneVerdict::Failed(Cause::rejected("refused_by_node", detail)),
+                    TransactionState::Cancelled,
+                )
+            }
+        })
+    }
+
+    /// Runs the call again where it reverted: on the state before its block, else on the state after it. A reason that
+    /// cannot be had is said so; it holds up no ruling.
+    async fn explain_revert(&self, transaction: &InFlight, receipt: &Receipt) -> Cause {
+        if receipt.transaction.gas_used >= transaction.gas {
+            let detail = format!("it used all of its {} gas", transaction.gas);
+            return Cause::rejected("out_of_gas", detail);
+        }
+        let call = self.call(&transaction.request);
+        let block = receipt.transaction.block_number;
+        let below = BlockNumber(block.0.saturating_sub(1));
+        let mut unknown = String::new();
+        for state in [below, block] {
+            match self.chain.call(&call, state).await {
+                Err(ChainError::Node { data: Some(data), .. }) if !data.is_empty() => return revert::explain(&data),
+                Err(error) => unknown = error.to_string(),
+                Ok(_) => {}
+            }
+        }
+        match unknown.is_empty() {
+            true => {
+                Cause::rejected("reverted", "no reason to be had: the same call runs on the states around its block")
+            }
+            false => Cause::rejected("reverted", format!("no reason to be had: {unknown}")),
+        }
+    }
+
+    /// Invariant 3: a nonce counts as taken by a foreign transaction only when the account is past it at a final block
+    /// and the node has a receipt for none of its hashes.
+    async fn displaced(&mut self, height: BlockNumber, count: Nonce) -> Result<Vec<Nonce>, ChainError> {
+        let is_past = |transaction: &&InFlight| transaction.nonce < count;
+        if self.window.not_included().find(is_past).is_none() {
+            return Ok(Vec::new());
+        }
+        let final_count = self.chain.transaction_count(self.signer.address(), BlockTag::Number(height)).await?;
+        let suspects: Vec<(Nonce, Vec<TxHash>)> = self
+            .window
+            .not_included()
+            .filter(|transaction| transaction.nonce < final_count)
+            .map(|transaction| (transaction.nonce, transaction.attempts.iter().map(|a| a.signed.hash).collect()))
+            .collect();
+        let mut displaced = Vec::new();
+        for (nonce, hashes) in suspects {
+            let receipts: Vec<_> = self.chain.receipts(&hashes).await?.into_iter().flatten().collect();
+            if receipts.is_empty() {
+                displaced.push(nonce);
+            } else {
+                self.window.include(receipts);
+            }
+        }
+        Ok(displaced)
+    }
+}
+
+fn ruling(lease: &Lease, transaction: InFlight, end: End) -> Ruling {
+    let InFlight { request, nonce, included, .. } = transaction;
+    let (verdict, state) = match end {
+        End::Included(verdict, state) => (verdict, state),
+        End::Displaced => (LaneVerdict::Displaced, TransactionState::Displaced),
+    };
+    let included = included.map(|receipt| receipt.transaction);
+    let transaction = Some(ClosedTransaction { nonce, state, included });
+    Ruling { lease: lease.clone(), request, transaction, verdict }
+}
+
+/// A request that failed before it had a nonce.
+pub(super) fn failed(lease: &Lease, request: QueuedRequest, cause: Cause) -> Ruling {
+    Ruling { lease: lease.clone(), request, transaction: None, verdict: LaneVerdict::Failed(cause) }
+}
+
+/// A request that fails for an outage, since the operator wants that.
+pub(super) fn unavailable(lease: &Lease, request: QueuedRequest, reason: PauseReason, detail: &str) -> Ruling {
+    failed(lease, request, Cause::new(FailureClass::Unavailable, reason.as_str(), detail))
+}

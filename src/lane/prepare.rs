@@ -1,0 +1,190 @@
+//! From a queued request to bytes ready for the journal: simulate, price, fill in the fields.
+
+use crate::chain::{Call, ChainError};
+use crate::handover::Ruling;
+use crate::journal::{Lease, NewTransaction, QueuedRequest};
+use crate::lane::window::InFlight;
+use crate::lane::{GasRule, Lane, ending};
+use crate::model::{
+    Attempt, AttemptKind, Cause, Fee, Gas, Nonce, PauseReason, SignedTransaction, Timestamp, UnsignedTransaction, Wei,
+};
+use crate::policy::classify::{SimulationMeaning, meaning_of_simulation};
+use crate::policy::fee::Market;
+use crate::policy::revert;
+
+/// What a plain transfer takes (Yellow Paper, appendix G): enough for a cancellation.
+const TRANSFER_GAS: Gas = Gas(21_000);
+
+/// A request that can be signed.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub(super) request: QueuedRequest,
+    pub(super) gas: Gas,
+}
+
+enum Simulated {
+    Runs(Gas),
+    Fails(Cause),
+    NotLooked(PauseReason, String),
+}
+
+impl Lane {
+    /// Moves what was fetched to what is ready, in order; rules on what cannot run. What could not be looked at stays
+    /// fetched, with all behind it.
+    pub(super) async fn prepare(&mut self, lease: &Lease) -> Result<(), (PauseReason, String)> {
+        if self.fetched.is_empty() {
+            return Ok(());
+        }
+        let simulated = self.simulate().await.map_err(|error| (error.pause_reason(), error.to_string()))?;
+        let mut rulings: Vec<Ruling> = Vec::new();
+        let mut stopped = None;
+        let mut fetched = std::mem::take(&mut self.fetched).into_iter();
+        for outcome in simulated {
+            let (gas, request) = match (outcome, fetched.next()) {
+                (Simulated::Runs(gas), Some(request)) => (gas, request),
+                (Simulated::Fails(cause), Some(request)) => {
+                    rulings.push(ending::failed(lease, request, cause));
+                    continue;
+                }
+                (Simulated::NotLooked(reason, detail), request) => {
+                    self.fetched.extend(request);
+                    stopped = Some((reason, detail));
+                    break;
+                }
+                (Simulated::Runs(_) | Simulated::Fails(_), None) => break,
+            };
+            self.prepared.push_back(Prepared { request, gas });
+        }
+        self.fetched.extend(fetched);
+        self.rule(rulings).await;
+        stopped.map_or(Ok(()), Err)
+    }
+
+    async fn simulate(&self) -> Result<Vec<Simulated>, ChainError> {
+        let margin = match self.settings.gas {
+            GasRule::Fixed(gas) => return Ok(self.fetched.iter().map(|_| Simulated::Runs(gas)).collect()),
+            GasRule::Estimate { margin } => margin,
+        };
+        let block_limit = self.head.as_ref().map_or(Gas(u64::MAX), |head| head.gas_limit);
+        let calls: Vec<_> = self.fetched.iter().map(|request| self.call(request)).collect();
+        let estimates = self.chain.estimate(&calls).await?;
+        let with_margin =
+            |gas: Gas| Gas(gas.0.saturating_add(gas.0.saturating_mul(margin.into()) / 100)).min(block_limit);
+        let judge = |estimate| match estimate {
+            Ok(gas) => Simulated::Runs(with_margin(gas)),
+            Err(ChainError::Node { message, data, .. }) => match meaning_of_simulation(&message) {
+                SimulationMeaning::Failed => Simulated::Fails(simulation_cause(&message, data.as_deref())),
+                SimulationMeaning::InsufficientFunds => Simulated::NotLooked(PauseReason::InsufficientFunds, message),
+                SimulationMeaning::Unavailable => Simulated::NotLooked(PauseReason::NodeUnreachable, message),
+            },
+            Err(error) => Simulated::NotLooked(error.pause_reason(), error.to_string()),
+        };
+        Ok(estimates.into_iter().map(judge).collect())
+    }
+
+    pub(super) fn call(&self, request: &QueuedRequest) -> Call {
+        Call {
+            from: self.signer.address(),
+            to: self.settings.to,
+            value: self.settings.value,
+            data: request.body.clone(),
+        }
+    }
+
+    /// The price of new transactions; above the cap the lane pauses until it has come down.
+    pub(super) fn quote(&mut self) -> Option<Fee> {
+        match self.settings.fees.quote(&self.market?) {
+            Ok(fee) => {
+                self.resume_if(|_| true);
+                Some(fee)
+            }
+            Err(above) => {
+                self.pause(PauseReason::FeeAboveCap, above.to_string());
+                None
+            }
+        }
+    }
+
+    pub(super) fn unsigned(&self, prepared: &Prepared, nonce: Nonce, fee: Fee) -> UnsignedTransaction {
+        UnsignedTransaction {
+            chain_id: self.settings.chain_id,
+            nonce,
+            to: self.settings.to,
+            value: self.settings.value,
+            gas: prepared.gas,
+            data: prepared.request.body.clone(),
+            fee,
+        }
+    }
+
+    pub(super) fn new_transactions(
+        &self,
+        prepared: Vec<Prepared>,
+        signed: Vec<SignedTransaction>,
+        first: Nonce,
+        fee: Fee,
+    ) -> Vec<InFlight> {
+        let signed_at = Timestamp::now();
+        let with_nonces = prepared.into_iter().zip(signed).zip(first.0..);
+        let transaction = |((prepared, signed), nonce): ((Prepared, SignedTransaction), u64)| {
+            let attempt = Attempt { kind: AttemptKind::Write, signed, fee, signed_at };
+            let Prepared { request, gas } = prepared;
+            let (to, value) = (self.settings.to, self.settings.value);
+            InFlight::new(request, Nonce(nonce), to, value, gas, vec![attempt])
+        };
+        with_nonces.map(transaction).collect()
+    }
+
+    /// Another attempt at a live nonce, where the cap leaves room for one.
+    pub(super) fn replacement(
+        &self,
+        nonce: Nonce,
+        kind: AttemptKind,
+        market: &Market,
+    ) -> Option<(AttemptKind, UnsignedTransaction)> {
+        let transaction = self.window.get(nonce)?;
+        let previous = transaction.newest().fee;
+        let replaced = self.settings.fees.replacement(previous, market);
+        let unsigned = match kind {
+            AttemptKind::Write => UnsignedTransaction {
+                chain_id: self.settings.chain_id,
+                nonce,
+                to: transaction.to,
+                value: transaction.value,
+                gas: transaction.gas,
+                data: transaction.request.body.clone(),
+                fee: replaced?,
+            },
+            // No pool has the refused write, so a cancellation may go out at its price where none higher is allowed.
+            AttemptKind::Cancel => UnsignedTransaction {
+                chain_id: self.settings.chain_id,
+                nonce,
+                to: self.signer.address(),
+                value: Wei(0),
+                gas: TRANSFER_GAS,
+                data: bytes::Bytes::new(),
+                fee: replaced.unwrap_or(previous),
+            },
+        };
+        Some((kind, unsigned))
+    }
+}
+
+fn simulation_cause(message: &str, data: Option<&[u8]>) -> Cause {
+    match data {
+        Some(data) if !data.is_empty() => revert::explain(data),
+        Some(_) | None => Cause::rejected("simulation_failed", message),
+    }
+}
+
+/// A new transaction as the journal takes it.
+pub(super) fn to_store(transaction: &InFlight) -> NewTransaction {
+    NewTransaction {
+        request: transaction.request.seq,
+        nonce: transaction.nonce,
+        to: transaction.to,
+        value: transaction.value,
+        gas: transaction.gas,
+        attempt: transaction.newest().clone(),
+    }
+}

@@ -1,0 +1,206 @@
+//! What a lane holds in memory of its live transactions: by nonce and by hash. No I/O; the journal can rebuild it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use crate::chain::Receipt;
+use crate::journal::{LiveTransaction, QueuedRequest};
+use crate::model::{Address, Attempt, AttemptKind, BlockHash, BlockNumber, Gas, Nonce, TxHash, Wei};
+use crate::policy::classify::SendMeaning;
+
+/// A transaction that may still land.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    pub(super) request: QueuedRequest,
+    pub(super) nonce: Nonce,
+    pub(super) to: Address,
+    pub(super) value: Wei,
+    pub(super) gas: Gas,
+    /// Oldest first; never empty.
+    pub(super) attempts: Vec<Attempt>,
+    /// The attempt that is in a block, as far as is known now.
+    pub(super) included: Option<Receipt>,
+    /// A node has said that it has the newest attempt.
+    pub(super) is_known_to_node: bool,
+    /// The newest attempt waits for the broadcaster or for its answer.
+    pub(super) is_being_sent: bool,
+    pub(super) sent_at: Option<Instant>,
+    /// The node wants more for it.
+    pub(super) wants_more: bool,
+    /// The node says that the nonce is used: by an attempt of ours, or by a foreign transaction. Finality will tell.
+    pub(super) is_taken: bool,
+    /// Since when every answer was a refusal for a reason of the transaction's own, and the last of them.
+    pub(super) refused: Option<(Instant, String)>,
+}
+
+impl InFlight {
+    /// A transaction that no node has heard of, as far as is known.
+    pub(super) fn new(
+        request: QueuedRequest,
+        nonce: Nonce,
+        to: Address,
+        value: Wei,
+        gas: Gas,
+        attempts: Vec<Attempt>,
+    ) -> Self {
+        Self {
+            request,
+            nonce,
+            to,
+            value,
+            gas,
+            attempts,
+            included: None,
+            is_known_to_node: false,
+            is_being_sent: false,
+            sent_at: None,
+            wants_more: false,
+            is_taken: false,
+            refused: None,
+        }
+    }
+
+    pub(super) fn newest(&self) -> &Attempt {
+        self.attempts.last().expect("a transaction begins with an attempt and loses none")
+    }
+
+    pub(super) fn kind_of(&self, hash: TxHash) -> Option<AttemptKind> {
+        self.attempts.iter().find(|attempt| attempt.signed.hash == hash).map(|attempt| attempt.kind)
+    }
+
+    /// What a node's answer says about the newest attempt. It never ends one.
+    pub(super) fn note_answer(&mut self, meaning: SendMeaning, text: &str, now: Instant) {
+        match meaning {
+            SendMeaning::AlreadyKnown => {
+                self.is_known_to_node = true;
+                self.refused = None;
+            }
+            SendMeaning::NonceTooLow => self.is_taken = true,
+            SendMeaning::Underpriced | SendMeaning::ReplacementUnderpriced => self.wants_more = true,
+            SendMeaning::Refused => {
+                if self.refused.is_none() {
+                    warn!(request.id = %self.request.id, tx.nonce = %self.nonce, answer = text, "the node refuses the transaction");
+                }
+                let since = self.refused.as_ref().map_or(now, |(since, _)| *since);
+                self.refused = Some((since, text.to_owned()));
+            }
+            SendMeaning::Unknown => {
+                warn!(tx.nonce = %self.nonce, answer = text, "unknown answer to a broadcast; the same bytes are sent again");
+            }
+            SendMeaning::NonceTooHigh
+            | SendMeaning::PoolFull
+            | SendMeaning::InsufficientFunds
+            | SendMeaning::NotPermitted
+            | SendMeaning::Syncing
+            | SendMeaning::WrongChain
+            | SendMeaning::RateLimited => debug!(tx.nonce = %self.nonce, answer = text, "the node takes it later"),
+        }
+    }
+
+    /// Time to give the newest attempt to a node (again).
+    pub(super) fn is_due(&self, now: Instant, unknown_after: Duration, known_after: Duration) -> bool {
+        let wait = if self.is_known_to_node { known_after } else { unknown_after };
+        !self.is_being_sent && self.sent_at.is_none_or(|sent| now.duration_since(sent) >= wait)
+    }
+}
+
+impl From<LiveTransaction> for InFlight {
+    fn from(live: LiveTransaction) -> Self {
+        Self::new(live.request, live.nonce, live.to, live.value, live.gas, live.attempts)
+    }
+}
+
+/// All live transactions of an account.
+#[derive(Debug, Default)]
+pub(super) struct Window {
+    by_nonce: BTreeMap<Nonce, InFlight>,
+    by_hash: HashMap<TxHash, Nonce>,
+}
+
+impl Window {
+    pub(super) fn insert(&mut self, transaction: InFlight) {
+        self.by_hash.extend(transaction.attempts.iter().map(|attempt| (attempt.signed.hash, transaction.nonce)));
+        self.by_nonce.insert(transaction.nonce, transaction);
+    }
+
+    /// Another attempt at a live nonce. Every earlier hash stays watched.
+    pub(super) fn add_attempt(&mut self, nonce: Nonce, attempt: Attempt) {
+        if let Some(transaction) = self.by_nonce.get_mut(&nonce) {
+            self.by_hash.insert(attempt.signed.hash, nonce);
+            transaction.attempts.push(attempt);
+            transaction.is_known_to_node = false;
+            transaction.wants_more = false;
+            transaction.sent_at = None;
+        }
+    }
+
+    pub(super) fn remove(&mut self, nonce: Nonce) -> Option<InFlight> {
+        let transaction = self.by_nonce.remove(&nonce)?;
+        for attempt in &transaction.attempts {
+            self.by_hash.remove(&attempt.signed.hash);
+        }
+        Some(transaction)
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.by_nonce.clear();
+        self.by_hash.clear();
+    }
+
+    pub(super) fn get(&self, nonce: Nonce) -> Option<&InFlight> {
+        self.by_nonce.get(&nonce)
+    }
+
+    pub(super) fn get_mut(&mut self, nonce: Nonce) -> Option<&mut InFlight> {
+        self.by_nonce.get_mut(&nonce)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.by_nonce.len()
+    }
+
+    pub(super) fn hashes(&self) -> Vec<TxHash> {
+        self.by_hash.keys().copied().collect()
+    }
+
+    pub(super) fn not_included(&self) -> impl Iterator<Item = &InFlight> {
+        self.by_nonce.values().filter(|transaction| transaction.included.is_none())
+    }
+
+    /// Notes where ours are included.
+    pub(super) fn include(&mut self, receipts: Vec<Receipt>) {
+        for mut receipt in receipts {
+            let Some(nonce) = self.by_hash.get(&receipt.transaction.tx_hash) else { continue };
+            if let Some(transaction) = self.by_nonce.get_mut(nonce) {
+                receipt.transaction.nonce = *nonce;
+                transaction.included = Some(receipt);
+                transaction.refused = None;
+            }
+        }
+    }
+
+    /// Forgets inclusions in blocks that are not part of the chain any more.
+    pub(super) fn orphan(&mut self, is_gone: impl Fn(BlockHash) -> bool) {
+        for transaction in self.by_nonce.values_mut() {
+            if transaction.included.as_ref().is_some_and(|receipt| is_gone(receipt.transaction.block_hash)) {
+                transaction.included = None;
+                // Its block's node may have dropped it.
+                transaction.is_known_to_node = false;
+                transaction.is_taken = false;
+                transaction.sent_at = None;
+            }
+        }
+    }
+
+    /// Nonces included at or below this height, lowest first.
+    pub(super) fn included_up_to(&self, height: BlockNumber) -> Vec<(Nonce, BlockNumber, BlockHash)> {
+        let place = |transaction: &InFlight| {
+            let included = &transaction.included.as_ref()?.transaction;
+            Some((transaction.nonce, included.block_number, included.block_hash))
+        };
+        self.by_nonce.values().filter_map(place).filter(|(_, number, _)| *number <= height).collect()
+    }
+}

@@ -1,0 +1,131 @@
+//! The stage that tells producers: publishes the events of the outbox, and deletes what has its publisher confirm.
+//! An event may be published twice, under the same id; it is never lost.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::broker::{Outgoing, Publisher};
+use crate::journal::{AccountId, JournalError, Outbox, OutboxRow};
+use crate::model::{HeaderValue, Headers, Heartbeat, Message, Properties, Timestamp};
+use crate::policy::pause::Pause;
+
+/// Events read and published together at most.
+const BATCH: u32 = 512;
+/// How often it is looked for events that nobody announced: those of an instance that is gone.
+const LOOK: Duration = Duration::from_secs(1);
+/// Pauses between tries while the broker is out of reach.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+
+/// The stage.
+pub struct OutboxStage {
+    /// The journal.
+    pub journal: Arc<dyn Outbox>,
+    /// To the broker.
+    pub publisher: Arc<dyn Publisher>,
+    /// The exchange for events.
+    pub exchange: String,
+    /// The accounts whose lanes are here. Each event is sent by one instance, but for the moment of a take-over.
+    pub accounts: Vec<(AccountId, watch::Receiver<bool>)>,
+    /// Says that there is something.
+    pub wake: Arc<Notify>,
+    /// Sign of life.
+    pub beat: Heartbeat,
+}
+
+impl OutboxStage {
+    /// Publishes until cancelled, then once more what is there.
+    ///
+    /// # Errors
+    /// When the journal fails.
+    pub async fn run(self, cancel: CancellationToken) -> Result<(), JournalError> {
+        let mut pause = Pause::between(PAUSE.0, PAUSE.1);
+        loop {
+            self.beat.beat();
+            match self.step().await? {
+                Sent::Nothing if cancel.is_cancelled() => return Ok(()),
+                Sent::All => pause.reset(),
+                Sent::Nothing => {
+                    tokio::select! {
+                        () = self.wake.notified() => {}
+                        () = cancel.cancelled() => {}
+                        () = tokio::time::sleep(LOOK) => {}
+                    }
+                }
+                Sent::NotAll if cancel.is_cancelled() => return Ok(()),
+                Sent::NotAll => tokio::time::sleep(pause.next()).await,
+            }
+        }
+    }
+
+    async fn step(&self) -> Result<Sent, JournalError> {
+        let mine: Vec<_> =
+            self.accounts.iter().filter(|(_, owned)| *owned.borrow()).map(|(account, _)| *account).collect();
+        let rows = self.journal.events(&mine, 0, BATCH).await?;
+        if rows.is_empty() {
+            return Ok(Sent::Nothing);
+        }
+        let outgoing: Vec<_> = rows.iter().flat_map(|row| self.outgoing(row)).collect();
+        let results = self.publisher.publish_unrouted(&outgoing).await;
+        let mut results = results.into_iter();
+        let mut sent = Vec::with_capacity(rows.len());
+        let mut failure = None;
+        for row in &rows {
+            let copies = 1 + usize::from(row.reply.reply_to.is_some());
+            let failed = results.by_ref().take(copies).filter_map(Result::err).last();
+            match failed {
+                None => sent.push(row.id),
+                Some(error) => failure = Some(error),
+            }
+        }
+        let all = sent.len() == rows.len();
+        if let Some(error) = failure {
+            warn!(%error, events.waiting = rows.len() - sent.len(), "events have no publisher confirm; they stay in the outbox");
+        }
+        if !sent.is_empty() {
+            self.journal.events_sent(sent).await?;
+        }
+        Ok(if all { Sent::All } else { Sent::NotAll })
+    }
+
+    /// To the events exchange, and to the producer's own queue if it named one.
+    fn outgoing(&self, row: &OutboxRow) -> impl Iterator<Item = Outgoing> + use<> {
+        let message = message(row);
+        let reply = row.reply.reply_to.as_ref().map(|queue| Outgoing {
+            exchange: String::new(),
+            routing_key: queue.clone(),
+            message: message.clone(),
+        });
+        let event = Outgoing { exchange: self.exchange.clone(), routing_key: row.kind.clone(), message };
+        std::iter::once(event).chain(reply)
+    }
+}
+
+enum Sent {
+    All,
+    NotAll,
+    Nothing,
+}
+
+/// Structured mode of CloudEvents, with the attributes as headers too, as its AMQP binding names them.
+fn message(row: &OutboxRow) -> Message {
+    let kind = format!("io.chainwriter.request.{}.v1", row.kind);
+    let header = |name: &str, value: &str| (format!("cloudEvents:{name}"), HeaderValue::from(value));
+    Message {
+        body: row.body.clone().into_bytes().into(),
+        properties: Properties {
+            content_type: Some("application/cloudevents+json; charset=utf-8".to_owned()),
+            message_id: Some(row.event_id.clone()),
+            correlation_id: row.reply.correlation_id.clone(),
+            timestamp: u64::try_from(Timestamp::now().0 / 1000).ok(),
+            kind: Some(kind.clone()),
+            app_id: Some("chainwriter".to_owned()),
+            ..Properties::default()
+        },
+        headers: Headers::from([header("id", &row.event_id), header("type", &kind), header("specversion", "1.0")]),
+        ..Message::default()
+    }
+}

@@ -1,0 +1,517 @@
+//! The stage where every delivery ends. An outcome is stored, then told to the broker, then noted, then acked: in this
+//! order, so that whatever dies in between, the broker still has the delivery or the journal already has its end.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use crate::broker::{Names, Outgoing, Publisher, Receipt};
+use crate::handover::{Admitted, FromLane, LaneVerdict, Refused, Ruling, made_up_id};
+use crate::journal::{
+    AccountId, ConfirmedCopy, Decision, JournalError, QueuedRequest, RefusedMessage, RequestSeq, Settlement,
+    Settlements, UnconfirmedCopy,
+};
+use crate::model::event::{Outcome, Subject};
+use crate::model::message::FailureNote;
+use crate::model::{
+    BodyHash, Cause, Event, FailureClass, Generation, Heartbeat, Message, RequestId, RequestState, Timestamp,
+};
+use crate::policy::arrival::{Verdict, decide};
+use crate::policy::pause::{Pause, RetrySchedule};
+
+/// What one round takes from each of its inputs.
+const BATCH: usize = 1024;
+/// How often held deliveries are looked at.
+const SWEEP: Duration = Duration::from_secs(1);
+/// A delivery is looked up in the journal only after this; until then its end is told from inside.
+const SWEEP_AGE: Duration = Duration::from_secs(2);
+/// Pauses between tries to publish a copy.
+const PUBLISH_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+/// Rows read at once when a lane's unfinished copies are looked for.
+const RESUME_PAGE: u32 = 500;
+
+/// Small settings of the stage.
+#[derive(Debug, Clone)]
+pub struct SettleSettings {
+    /// In events.
+    pub organisation: String,
+    /// In copies: `organisation/instance`.
+    pub worker: String,
+    /// Where copies go.
+    pub names: Names,
+    /// When retries come back.
+    pub schedule: RetrySchedule,
+    /// A delivery held longer is parked.
+    pub max_hold: Duration,
+    /// For how long.
+    pub park_delay: Duration,
+    /// Copies on their way at once.
+    pub publishes_in_flight: usize,
+}
+
+/// The stage.
+pub struct Settle {
+    settings: Arc<SettleSettings>,
+    journal: Arc<dyn Settlements>,
+    publisher: Arc<dyn Publisher>,
+    outbox: Arc<Notify>,
+    beat: Heartbeat,
+    held: HashMap<RequestId, Vec<Held>>,
+    /// Copies to publish; their messages are read when their turn comes.
+    copies: VecDeque<RequestSeq>,
+    parks: VecDeque<RequestId>,
+    refused: VecDeque<Box<Refused>>,
+    publishing: FuturesUnordered<BoxFuture<Published>>,
+}
+
+type BoxFuture<T> = std::pin::Pin<Box<dyn Future<Output = T> + Send>>;
+
+struct Held {
+    generation: Generation,
+    receipt: Receipt,
+    since: Instant,
+}
+
+/// Something has its publisher confirm.
+enum Published {
+    Copy(Box<UnconfirmedCopy>),
+    Refused(Box<Refused>),
+    Park(RequestId),
+}
+
+impl Settle {
+    /// The stage, idle.
+    pub fn new(
+        settings: SettleSettings,
+        journal: Arc<dyn Settlements>,
+        publisher: Arc<dyn Publisher>,
+        outbox: Arc<Notify>,
+        beat: Heartbeat,
+    ) -> Self {
+        Self {
+            settings: Arc::new(settings),
+            journal,
+            publisher,
+            outbox,
+            beat,
+            held: HashMap::new(),
+            copies: VecDeque::new(),
+            parks: VecDeque::new(),
+            refused: VecDeque::new(),
+            publishing: FuturesUnordered::new(),
+        }
+    }
+
+    /// Settles until intake and all lanes have gone and everything under way is done.
+    ///
+    /// # Errors
+    /// When the journal fails: nothing more may be acked.
+    pub async fn run(
+        mut self,
+        mut from_intake: mpsc::Receiver<Admitted>,
+        mut from_lanes: mpsc::Receiver<FromLane>,
+    ) -> Result<(), JournalError> {
+        let mut sweep = tokio::time::interval(SWEEP);
+        let mut admitted = Vec::with_capacity(BATCH);
+        let mut ruled = Vec::with_capacity(BATCH);
+        let (mut intake_is_open, mut lanes_are_open) = (true, true);
+        while intake_is_open || lanes_are_open || self.is_busy() {
+            self.beat.beat();
+            self.start_publishing().await?;
+            tokio::select! {
+                biased;
+                taken = from_intake.recv_many(&mut admitted, BATCH), if intake_is_open && self.has_room() => {
+                    intake_is_open = taken > 0;
+                    self.take(std::mem::take(&mut admitted)).await;
+                }
+                taken = from_lanes.recv_many(&mut ruled, BATCH), if lanes_are_open => {
+                    lanes_are_open = taken > 0;
+                    self.rule(std::mem::take(&mut ruled)).await?;
+                }
+                Some(published) = self.publishing.next() => self.note_published(published).await?,
+                _ = sweep.tick() => self.sweep().await?,
+            }
+        }
+        Ok(())
+    }
+
+    fn is_busy(&self) -> bool {
+        !(self.publishing.is_empty() && self.copies.is_empty() && self.refused.is_empty())
+    }
+
+    /// Refused messages stay in memory until their dead letters are confirmed; while too many do, no more come in.
+    fn has_room(&self) -> bool {
+        self.refused.len() < BATCH
+    }
+
+    async fn take(&mut self, admitted: Vec<Admitted>) {
+        let mut known = Vec::new();
+        for admitted in admitted {
+            match admitted {
+                Admitted::Hold { id, generation, receipt } => {
+                    let held = Held { generation, receipt, since: Instant::now() };
+                    self.held.entry(id).or_default().push(held);
+                }
+                Admitted::Known { id, receipt } => {
+                    debug!(request.id = %id, "settled already, acked");
+                    known.push(receipt);
+                }
+                Admitted::Refused(refused) => self.refused.push_back(refused),
+            }
+        }
+        ack(known).await;
+    }
+
+    async fn rule(&mut self, from_lanes: Vec<FromLane>) -> Result<(), JournalError> {
+        let mut rulings: HashMap<AccountId, Vec<Ruling>> = HashMap::new();
+        for message in from_lanes {
+            match message {
+                FromLane::Resume(account) => self.resume(account).await?,
+                FromLane::Rulings(ruled) => {
+                    for ruling in ruled {
+                        rulings.entry(ruling.lease.account).or_default().push(ruling);
+                    }
+                }
+            }
+        }
+        for ruled in rulings.into_values() {
+            self.store(ruled).await?;
+        }
+        Ok(())
+    }
+
+    /// Stores rulings of one lane, then acts on them. Crash before the commit: the lane's next owner rules the same from
+    /// the chain. Crash after it: deliveries come again and find their request settled, or its copy unconfirmed.
+    async fn store(&mut self, mut rulings: Vec<Ruling>) -> Result<(), JournalError> {
+        while !rulings.is_empty() {
+            // A lane that lost its lease and won it again may have rulings of both times here.
+            let Some(lease) = rulings.first().map(|ruling| ruling.lease.clone()) else { break };
+            let (now, later): (Vec<_>, Vec<_>) = rulings.into_iter().partition(|ruling| ruling.lease == lease);
+            rulings = later;
+            let decided: Vec<_> = now.into_iter().map(|ruling| self.decide(ruling)).collect();
+            let settlements = decided.iter().map(|(_, settlement)| settlement.clone()).collect();
+            match self.journal.settle(&lease, settlements).await {
+                Ok(()) => {}
+                Err(error) if error.is_lease_lost() => {
+                    warn!(account = %lease.account, "outcomes dropped: another instance owns the account and finds them again");
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            self.act_on(decided).await;
+        }
+        Ok(())
+    }
+
+    async fn act_on(&mut self, decided: Vec<(QueuedRequest, Settlement)>) {
+        let mut receipts = Vec::new();
+        for (request, settlement) in decided {
+            match settlement.decision {
+                Decision::Final(_) => {
+                    let included = settlement.transaction.and_then(|transaction| transaction.included);
+                    if let Some(tx) = included {
+                        info!(request.id = %request.id, tx.hash = %tx.tx_hash, tx.nonce = %tx.nonce, block.number = %tx.block_number, "request is final");
+                    }
+                    receipts.extend(self.release_all(&request.id));
+                }
+                Decision::Retry { cause, next } => {
+                    info!(request.id = %request.id, request.attempt = next.retry, %cause, "request failed, it will be tried again");
+                    self.copies.push_back(request.seq);
+                }
+                Decision::Dead { cause } => {
+                    warn!(request.id = %request.id, %cause, "request failed for good, it becomes a dead letter");
+                    self.copies.push_back(request.seq);
+                }
+                Decision::Requeue => {
+                    warn!(request.id = %request.id, "another program uses this account: its transaction took the request's nonce");
+                }
+            }
+        }
+        self.outbox.notify_one();
+        ack(receipts).await;
+    }
+
+    fn decide(&self, ruling: Ruling) -> (QueuedRequest, Settlement) {
+        let Ruling { request, transaction, verdict, .. } = ruling;
+        let next = request.generation.next_retry();
+        let decision = match verdict {
+            LaneVerdict::Displaced => Decision::Requeue,
+            LaneVerdict::Succeeded(tx) => {
+                let subject = self.subject(
+                    &request.id,
+                    request.generation,
+                    &request.reply.reply_to,
+                    &request.reply.correlation_id,
+                );
+                Decision::Final(Event::new(&subject, &Outcome::Final(&tx), Timestamp::now()))
+            }
+            LaneVerdict::Failed(cause) => {
+                let may_come_back = cause.class != FailureClass::Invalid;
+                match self.settings.schedule.delay_before(next.retry) {
+                    Some(_) if may_come_back => Decision::Retry { cause, next },
+                    Some(_) | None => Decision::Dead { cause },
+                }
+            }
+        };
+        let settlement = Settlement { request: request.seq, transaction, decision };
+        (request, settlement)
+    }
+
+    fn subject<'a>(
+        &'a self,
+        request: &'a RequestId,
+        generation: Generation,
+        reply_to: &'a Option<String>,
+        correlation_id: &'a Option<String>,
+    ) -> Subject<'a> {
+        Subject {
+            organisation: &self.settings.organisation,
+            request,
+            generation,
+            reply_to: reply_to.as_deref(),
+            correlation_id: correlation_id.as_deref(),
+        }
+    }
+
+    async fn resume(&mut self, account: AccountId) -> Result<(), JournalError> {
+        let mut after = RequestSeq(i64::MIN);
+        loop {
+            let page = self.journal.unconfirmed(account, after, RESUME_PAGE).await?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = last.request;
+            self.copies.extend(page.iter().map(|copy| copy.request));
+        }
+    }
+
+    /// Starts publishes up to the limit.
+    async fn start_publishing(&mut self) -> Result<(), JournalError> {
+        let mut room = self.settings.publishes_in_flight.saturating_sub(self.publishing.len());
+        while room > 0
+            && let Some(refused) = self.refused.pop_front()
+        {
+            room -= 1;
+            let dead_letter = self.dead_letter_of_refused(&refused);
+            self.publish(dead_letter, Published::Refused(refused));
+        }
+        while room > 0
+            && let Some(id) = self.parks.pop_front()
+        {
+            let Some(message) = self.journal.message_of(&id).await? else { continue };
+            room -= 1;
+            let parked = self.to_wait_queue(message.copied(), self.settings.park_delay);
+            self.publish(parked, Published::Park(id));
+        }
+        if room > 0 && !self.copies.is_empty() {
+            let next: Vec<_> = self.copies.drain(..room.min(self.copies.len())).collect();
+            for copy in self.journal.unconfirmed_of(next).await? {
+                let outgoing = self.outgoing_copy(&copy);
+                self.publish(outgoing, Published::Copy(Box::new(copy)));
+            }
+        }
+        Ok(())
+    }
+
+    fn publish(&self, outgoing: Outgoing, published: Published) {
+        self.publishing.push(Box::pin(publish_until_confirmed(Arc::clone(&self.publisher), outgoing, published)));
+    }
+
+    fn outgoing_copy(&self, copy: &UnconfirmedCopy) -> Outgoing {
+        let note = FailureNote {
+            cause: &copy.cause,
+            first_failed_at: copy.first_failed_at,
+            tx_hashes: &copy.tx_hashes,
+            worker: &self.settings.worker,
+        };
+        let message = copy.message.failed(copy.generation, &note);
+        match (copy.state, self.settings.schedule.delay_before(copy.generation.retry)) {
+            (RequestState::RetryPending, Some(delay)) => self.to_wait_queue(message, delay),
+            // The settings may allow fewer retries than when it was decided: it still gets the one it was promised.
+            (RequestState::RetryPending, None) => self.to_wait_queue(message, self.settings.park_delay),
+            _ => self.to_dead_letters(message, &copy.cause),
+        }
+    }
+
+    fn dead_letter_of_refused(&self, refused: &Refused) -> Outgoing {
+        let note = FailureNote {
+            cause: &refused.cause,
+            first_failed_at: Timestamp::now(),
+            tx_hashes: &[],
+            worker: &self.settings.worker,
+        };
+        self.to_dead_letters(refused.message.failed(refused.generation, &note), &refused.cause)
+    }
+
+    fn to_wait_queue(&self, message: Message, delay: Duration) -> Outgoing {
+        let names = &self.settings.names;
+        Outgoing { exchange: names.retry.clone(), routing_key: names.wait_queue(delay), message }
+    }
+
+    fn to_dead_letters(&self, message: Message, cause: &Cause) -> Outgoing {
+        Outgoing { exchange: self.settings.names.dead.clone(), routing_key: cause.routing_key(), message }
+    }
+
+    /// Notes confirms, all that are there, and acks. Crash before the note: the copy is published once more and the
+    /// second one found known. Crash after it: the delivery comes again and is stale.
+    async fn note_published(&mut self, first: Published) -> Result<(), JournalError> {
+        let mut copies = Vec::new();
+        let mut refused = Vec::new();
+        let mut parked = Vec::new();
+        let mut sort = |published| match published {
+            Published::Copy(copy) => copies.push(*copy),
+            Published::Refused(message) => refused.push(*message),
+            Published::Park(id) => parked.push(id),
+        };
+        sort(first);
+        while let Some(Some(published)) = futures_util::FutureExt::now_or_never(self.publishing.next()) {
+            sort(published);
+        }
+        let mut receipts = Vec::new();
+        if !copies.is_empty() {
+            self.journal.confirm(copies.iter().map(|copy| self.confirmed(copy)).collect()).await?;
+            for copy in &copies {
+                receipts.extend(self.release_older(copy));
+            }
+            self.outbox.notify_one();
+        }
+        if !refused.is_empty() {
+            receipts.extend(self.record_refused(refused).await?);
+        }
+        if !parked.is_empty() {
+            self.journal.record_parked(parked.clone()).await?;
+            for id in &parked {
+                debug!(request.id = %id, "held for long, given back to the broker for a while");
+                receipts.extend(self.release_all(id));
+            }
+        }
+        ack(receipts).await;
+        Ok(())
+    }
+
+    fn confirmed(&self, copy: &UnconfirmedCopy) -> ConfirmedCopy {
+        let properties = &copy.message.properties;
+        let subject = self.subject(&copy.id, copy.generation, &properties.reply_to, &properties.correlation_id);
+        let outcome = match copy.state {
+            RequestState::RetryPending => {
+                let delay = self.settings.schedule.delay_before(copy.generation.retry);
+                let delay_ms = delay.unwrap_or(self.settings.park_delay).as_millis();
+                Outcome::Retry {
+                    cause: &copy.cause,
+                    delay_ms: u64::try_from(delay_ms).unwrap_or(u64::MAX),
+                    tx_hashes: &copy.tx_hashes,
+                }
+            }
+            _ => Outcome::Dead { cause: &copy.cause, tx_hashes: &copy.tx_hashes },
+        };
+        let event = Event::new(&subject, &outcome, Timestamp::now());
+        ConfirmedCopy { request: copy.request, generation: copy.generation, state: copy.state, event }
+    }
+
+    async fn record_refused(&mut self, refused: Vec<Refused>) -> Result<Vec<Receipt>, JournalError> {
+        let ids = refused.iter().map(|refused| refused.id.clone()).collect();
+        let known: Vec<_> = self.journal.standings(ids).await?.into_iter().map(|(id, _)| id).collect();
+        let mut records = Vec::with_capacity(refused.len());
+        let mut receipts = Vec::with_capacity(refused.len());
+        for Refused { id, generation, message, cause, account, receipt } in refused {
+            warn!(request.id = %id, %cause, "message refused, it is in the dead-letter queue");
+            let properties = &message.properties;
+            let subject = self.subject(&id, generation, &properties.reply_to, &properties.correlation_id);
+            let event = Event::new(&subject, &Outcome::Dead { cause: &cause, tx_hashes: &[] }, Timestamp::now());
+            let body_hash = BodyHash::of(&message.body);
+            // The id may stand for another message: that one keeps it.
+            let id = if known.contains(&id) { made_up_id() } else { id };
+            records.push(RefusedMessage { id, account, body_hash, generation, cause, event });
+            receipts.push(receipt);
+        }
+        self.journal.record_refused(records).await?;
+        self.outbox.notify_one();
+        Ok(receipts)
+    }
+
+    /// Acks what other instances settled, and parks what is held for too long.
+    async fn sweep(&mut self) -> Result<(), JournalError> {
+        let now = Instant::now();
+        // The broker has taken back what an ended session held, and delivers it again.
+        self.held.retain(|_, held| {
+            held.retain(|held| !held.receipt.is_over());
+            !held.is_empty()
+        });
+        let is_older = |held: &[Held], age| held.iter().any(|held| now.duration_since(held.since) >= age);
+        let ids: Vec<_> =
+            self.held.iter().filter(|(_, held)| is_older(held, SWEEP_AGE)).map(|(id, _)| id.clone()).collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let mut receipts = Vec::new();
+        for (id, known) in self.journal.standings(ids).await? {
+            let is_settled = |held: &Held| {
+                matches!(decide(Some(&known), held.generation, known.body_hash), Verdict::Duplicate | Verdict::Stale)
+            };
+            receipts.extend(self.release(&id, is_settled));
+        }
+        let overdue = self.held.iter().filter(|(_, held)| is_older(held, self.settings.max_hold));
+        for id in overdue.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+            if !self.parks.contains(&id) {
+                self.restart_hold(&id, now);
+                self.parks.push_back(id);
+            }
+        }
+        ack(receipts).await;
+        Ok(())
+    }
+
+    /// So that it is not parked twice while its copy is on its way.
+    fn restart_hold(&mut self, id: &RequestId, now: Instant) {
+        for held in self.held.get_mut(id).into_iter().flatten() {
+            held.since = now;
+        }
+    }
+
+    fn release_all(&mut self, id: &RequestId) -> Vec<Receipt> {
+        self.release(id, |_| true)
+    }
+
+    /// The copy itself may have come back already and be held: it is not the one that it replaces.
+    fn release_older(&mut self, copy: &UnconfirmedCopy) -> Vec<Receipt> {
+        match copy.state {
+            RequestState::RetryPending => self.release(&copy.id, |held| held.generation < copy.generation),
+            _ => self.release(&copy.id, |held| held.generation <= copy.generation),
+        }
+    }
+
+    fn release(&mut self, id: &RequestId, is_settled: impl Fn(&Held) -> bool) -> Vec<Receipt> {
+        let Some(held) = self.held.remove(id) else { return Vec::new() };
+        let (settled, kept): (Vec<_>, Vec<_>) = held.into_iter().partition(is_settled);
+        if !kept.is_empty() {
+            self.held.insert(id.clone(), kept);
+        }
+        settled.into_iter().map(|held| held.receipt).collect()
+    }
+}
+
+/// A receipt whose session has ended is not acked: the broker delivers again, and the journal knows the answer.
+async fn ack(receipts: Vec<Receipt>) {
+    let acked = join_all(receipts.into_iter().map(Receipt::ack)).await;
+    let lost = acked.iter().filter(|acked| !**acked).count();
+    if lost > 0 {
+        info!(deliveries.lost = lost, "their session has ended before they were acked; they come again and are known");
+    }
+}
+
+/// For as long as it takes. No outcome is given up for want of a broker.
+async fn publish_until_confirmed(publisher: Arc<dyn Publisher>, outgoing: Outgoing, published: Published) -> Published {
+    let mut pause = Pause::between(PUBLISH_PAUSE.0, PUBLISH_PAUSE.1);
+    while let Err(error) = publisher.publish(&outgoing).await {
+        let wait = pause.next();
+        let id = outgoing.message.properties.message_id.as_deref().unwrap_or_default();
+        warn!(message.id = id, %error, retry_in_ms = wait.as_millis(), "a copy has no publisher confirm; its delivery stays unacked");
+        tokio::time::sleep(wait).await;
+    }
+    published
+}

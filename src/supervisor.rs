@@ -1,0 +1,167 @@
+//! Spawns, names and joins every task; turns signals into a drain; tells systemd how it goes.
+
+use std::future::Future;
+use std::time::Duration;
+
+use anyhow::Context;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use crate::model::Heartbeat;
+
+/// After a second signal.
+const HURRIED_DEADLINE: Duration = Duration::from_secs(2);
+/// How often the status line is renewed.
+const STATUS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// All tasks of the process.
+#[derive(Debug, Default)]
+pub struct Tasks {
+    running: JoinSet<(&'static str, anyhow::Result<()>)>,
+    names: Vec<&'static str>,
+    beats: Vec<(&'static str, Heartbeat)>,
+}
+
+impl Tasks {
+    /// A sign of life that the watchdog will look at.
+    pub fn heartbeat(&mut self, name: &'static str) -> Heartbeat {
+        let beat = Heartbeat::default();
+        self.beats.push((name, beat.clone()));
+        beat
+    }
+
+    /// Starts a task. It may end only while the process drains.
+    pub fn spawn<E>(&mut self, name: &'static str, task: impl Future<Output = Result<(), E>> + Send + 'static)
+    where
+        E: Into<anyhow::Error> + Send + 'static,
+    {
+        self.names.push(name);
+        self.running.spawn(async move { (name, task.await.map_err(Into::into)) });
+    }
+
+    /// What the watchdog looks at.
+    pub fn beats(&self) -> Vec<(&'static str, Heartbeat)> {
+        self.beats.clone()
+    }
+
+    /// Runs until a signal asks for a drain, then drains: `stop` is told which tasks still run, first all of them and
+    /// again whenever one has ended, and cancels what may go next.
+    ///
+    /// # Errors
+    /// When a task ends before it was asked to, with its error.
+    pub async fn run_until_drained(mut self, deadline: Duration, stop: impl Fn(&[&'static str])) -> anyhow::Result<()> {
+        let mut signals = Signals::new()?;
+        tokio::select! {
+            () = signals.next() => {}
+            ended = self.join_next() => {
+                let (name, result) = ended.context("no task runs")??;
+                let early = anyhow::anyhow!("the task {name} ended");
+                return Err(result.err().unwrap_or(early).context(format!("{name} failed")));
+            }
+        }
+        info!(deadline_s = deadline.as_secs(), tasks = self.names.len(), "stopping: finishing what is begun");
+        notify(&[NotifyState::Stopping, NotifyState::Status("draining")]);
+        let mut until = Instant::now() + deadline;
+        loop {
+            stop(&self.names);
+            tokio::select! {
+                ended = self.join_next() => match ended {
+                    None => return Ok(()),
+                    Some(ended) => {
+                        let (name, result) = ended?;
+                        result.with_context(|| format!("{name} failed while stopping"))?;
+                    }
+                },
+                () = signals.next() => {
+                    warn!("a second signal: stopping in a hurry");
+                    until = until.min(Instant::now() + HURRIED_DEADLINE);
+                }
+                () = tokio::time::sleep_until(until) => {
+                    warn!(tasks = ?self.names, "not everything was finished in time; the journal and the queue hold the rest");
+                    self.running.abort_all();
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    async fn join_next(&mut self) -> Option<anyhow::Result<(&'static str, anyhow::Result<()>)>> {
+        let joined = self.running.join_next().await?;
+        if let Ok((name, _)) = &joined
+            && let Some(place) = self.names.iter().position(|running| running == name)
+        {
+            self.names.remove(place);
+        }
+        Some(joined.context("a task panicked"))
+    }
+}
+
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Says READY, keeps the status line, and pings the watchdog for as long as every stage moves. A stage that stands still
+/// for `stall` ends the pings, and systemd ends the process.
+pub async fn tell_systemd(
+    beats: Vec<(&'static str, Heartbeat)>,
+    stall: Duration,
+    status: impl Fn() -> String,
+    mut stopped: mpsc::Receiver<()>,
+) -> anyhow::Result<()> {
+    notify(&[NotifyState::Ready]);
+    let watchdog = sd_notify::watchdog_enabled();
+    let mut seen: Vec<_> = beats.iter().map(|(_, beat)| (beat.count(), Instant::now())).collect();
+    let interval = watchdog.map_or(STATUS_INTERVAL, |limit| (limit / 3).min(STATUS_INTERVAL));
+    let mut tick = tokio::time::interval(interval);
+    let mut last_status = String::new();
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            _ = stopped.recv() => return Ok(()),
+        }
+        let now = Instant::now();
+        let mut stuck = Vec::new();
+        for ((name, beat), (count, since)) in beats.iter().zip(&mut seen) {
+            if beat.count() != *count {
+                (*count, *since) = (beat.count(), now);
+            } else if now.duration_since(*since) > stall {
+                stuck.push(*name);
+            }
+        }
+        if stuck.is_empty() {
+            notify(&[NotifyState::Watchdog]);
+        } else {
+            error!(stages = ?stuck, stall_s = stall.as_secs(), "stages stand still; the watchdog is not fed any more");
+        }
+        let status = status();
+        if status != last_status {
+            notify(&[NotifyState::Status(&status)]);
+            last_status = status;
+        }
+    }
+}
+
+/// Without systemd there is nobody to tell, which is no fault.
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        warn!(%error, "systemd cannot be told");
+    }
+}

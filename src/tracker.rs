@@ -1,0 +1,145 @@
+//! The stage that follows the chain: which blocks are new, which went away, which of our transactions they hold, what is
+//! final. It reports; the lane decides.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::chain::{BlockTag, Chain, ChainError, Header, Receipt, Result};
+use crate::model::{BlockHash, BlockNumber, TxHash};
+use crate::policy::finality::{FinalityRule, highest_final};
+
+/// Blocks read one by one after a pause or a reorg. What is further away is looked up by transaction instead.
+const MAX_WALK: u64 = 64;
+/// Headers kept to recognise blocks by: beyond the finality of any chain in use.
+const REMEMBERED: usize = 1024;
+
+/// What a look at the chain has shown.
+#[derive(Debug)]
+pub struct Sighting {
+    /// The newest block.
+    pub head: Header,
+    /// Blocks that are no longer part of the chain.
+    pub orphaned: Vec<BlockHash>,
+    /// Everything known before is void: the receipts below are all that is included now.
+    pub anew: bool,
+    /// Receipts of ours in new blocks, lowest block first.
+    pub included: Vec<Receipt>,
+    /// The highest final block.
+    pub final_up_to: Option<BlockNumber>,
+}
+
+/// The stage of one lane.
+pub struct Tracker {
+    chain: Arc<dyn Chain>,
+    rule: FinalityRule,
+    /// The chain as seen last, lowest first, without holes.
+    recent: VecDeque<Header>,
+}
+
+impl Tracker {
+    /// A tracker that has seen nothing yet.
+    pub fn new(chain: Arc<dyn Chain>, rule: FinalityRule) -> Self {
+        Self { chain, rule, recent: VecDeque::new() }
+    }
+
+    /// Looks at the chain once. `None` when there is no new block.
+    ///
+    /// # Errors
+    /// When a node does not answer, or its answers do not fit together. Nothing is forgotten then; look again.
+    pub async fn step(&mut self, ours: &[TxHash]) -> Result<Option<Sighting>> {
+        let head =
+            self.chain.header(BlockTag::Latest).await?.ok_or_else(|| inconsistent("there is no newest block"))?;
+        if self.knows(&head) {
+            // The newest, or what a node behind says: it knows less than we do already.
+            return Ok(None);
+        }
+        let final_up_to = self.final_up_to(&head).await?;
+        let Some(last) = self.recent.back() else { return self.look_anew(head, final_up_to, ours).await.map(Some) };
+        if head.number.0.abs_diff(last.number.0) > MAX_WALK {
+            return self.look_anew(head, final_up_to, ours).await.map(Some);
+        }
+        let Some(new_blocks) = self.walk_down(&head).await? else {
+            return self.look_anew(head, final_up_to, ours).await.map(Some);
+        };
+        let mut included = Vec::new();
+        for block in &new_blocks {
+            if !ours.is_empty() {
+                included.extend(self.chain.receipts_in(block, ours).await?);
+            }
+        }
+        let lowest_new = new_blocks.first().map_or(head.number, |block| block.number);
+        let mut orphaned = Vec::new();
+        while let Some(block) = self.recent.pop_back_if(|block| block.number >= lowest_new) {
+            orphaned.push(block.hash);
+        }
+        self.recent.extend(new_blocks);
+        let surplus = self.recent.len().saturating_sub(REMEMBERED);
+        self.recent.drain(..surplus);
+        Ok(Some(Sighting { head, orphaned, anew: false, included, final_up_to }))
+    }
+
+    /// Whether this block is part of the chain, asked of the node if it is not remembered.
+    ///
+    /// # Errors
+    /// When the node does not answer.
+    pub async fn is_canonical(&self, number: BlockNumber, hash: BlockHash) -> Result<bool> {
+        if let Some(block) = self.remembered(number) {
+            return Ok(block.hash == hash);
+        }
+        let header = self.chain.header(BlockTag::Number(number)).await?;
+        Ok(header.is_some_and(|header| header.hash == hash))
+    }
+
+    /// Forgets everything, so that the next look starts anew.
+    pub fn forget(&mut self) {
+        self.recent.clear();
+    }
+
+    fn remembered(&self, number: BlockNumber) -> Option<&Header> {
+        let first = self.recent.front()?.number.0;
+        let index = usize::try_from(number.0.checked_sub(first)?).ok()?;
+        self.recent.get(index)
+    }
+
+    fn knows(&self, block: &Header) -> bool {
+        self.remembered(block.number).is_some_and(|known| known.hash == block.hash)
+    }
+
+    async fn look_anew(&mut self, head: Header, final_up_to: Option<BlockNumber>, ours: &[TxHash]) -> Result<Sighting> {
+        let included = self.chain.receipts(ours).await?.into_iter().flatten().collect();
+        self.recent.clear();
+        self.recent.push_back(head.clone());
+        Ok(Sighting { head, orphaned: Vec::new(), anew: true, included, final_up_to })
+    }
+
+    /// The new blocks up to `head`, lowest first, standing on one that is remembered; `None` where that lies too deep.
+    async fn walk_down(&self, head: &Header) -> Result<Option<Vec<Header>>> {
+        let mut blocks = VecDeque::from([head.clone()]);
+        for _ in 0..MAX_WALK {
+            let lowest = blocks.front().unwrap_or(head);
+            let Some(below) = lowest.number.0.checked_sub(1).map(BlockNumber) else { return Ok(None) };
+            if self.remembered(below).is_some_and(|known| known.hash == lowest.parent) {
+                return Ok(Some(blocks.into()));
+            }
+            let found = self.chain.header(BlockTag::Number(below)).await?;
+            // A node behind, or a reorg between two calls: the next look will fit together.
+            let found = found.filter(|found| found.hash == lowest.parent);
+            blocks.push_front(found.ok_or_else(|| inconsistent("a block's parent is not the block below it"))?);
+        }
+        Ok(None)
+    }
+
+    async fn final_up_to(&self, head: &Header) -> Result<Option<BlockNumber>> {
+        let tag = match self.rule {
+            FinalityRule::Depth(_) => return Ok(highest_final(self.rule, head.number, None)),
+            FinalityRule::Safe => BlockTag::Safe,
+            FinalityRule::Finalized => BlockTag::Finalized,
+        };
+        let tagged = self.chain.header(tag).await?;
+        Ok(highest_final(self.rule, head.number, tagged.map(|block| block.number)))
+    }
+}
+
+fn inconsistent(detail: &str) -> ChainError {
+    ChainError::Nonsense { endpoint: "the node".to_owned(), detail: detail.to_owned() }
+}

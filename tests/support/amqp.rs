@@ -1,0 +1,131 @@
+//! The producer's and the operator's side of the broker: publish, look, take.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions,
+    QueueDeclareOptions, QueueDeleteOptions,
+};
+use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
+use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer};
+use serde_json::Value;
+
+/// A connection with one channel.
+pub struct Amqp {
+    _connection: Connection,
+    pub channel: Channel,
+}
+
+/// A message taken from a queue.
+#[derive(Debug)]
+pub struct Taken {
+    pub body: Vec<u8>,
+    pub routing_key: String,
+    pub exchange: String,
+    pub properties: BasicProperties,
+}
+
+impl Taken {
+    pub fn id(&self) -> String {
+        self.properties.message_id().as_ref().map(ToString::to_string).unwrap_or_default()
+    }
+
+    /// A header as text.
+    pub fn header(&self, name: &str) -> Option<String> {
+        match self.properties.headers().as_ref()?.inner().get(name)? {
+            AMQPValue::LongString(text) => Some(text.to_string()),
+            AMQPValue::LongLongInt(number) => Some(number.to_string()),
+            other => Some(format!("{other:?}")),
+        }
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+}
+
+/// Properties of a persistent message with this id.
+pub fn with_id(id: &str) -> BasicProperties {
+    BasicProperties::default().with_delivery_mode(2).with_message_id(id.into())
+}
+
+/// Headers of texts.
+pub fn headers(pairs: &[(&str, &str)]) -> FieldTable {
+    let mut table = FieldTable::default();
+    for (name, value) in pairs {
+        table.insert((*name).into(), AMQPValue::LongString(LongString::from(*value)));
+    }
+    table
+}
+
+impl Amqp {
+    pub async fn connect(uri: &str) -> Self {
+        let connection = Connection::connect(uri, ConnectionProperties::default()).await.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+        Self { _connection: connection, channel }
+    }
+
+    /// Publishes to a queue and waits for the publisher confirm.
+    pub async fn publish(&self, queue: &str, properties: BasicProperties, body: &[u8]) {
+        self.publish_to("", queue, properties, body).await;
+    }
+
+    pub async fn publish_to(&self, exchange: &str, key: &str, properties: BasicProperties, body: &[u8]) {
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let sent = self.channel.basic_publish(exchange.into(), key.into(), options, body, properties).await.unwrap();
+        assert_eq!(sent.await.unwrap(), Confirmation::Ack(None), "published to {exchange:?} {key:?}");
+    }
+
+    /// Takes one message, acked, if there is one.
+    pub async fn take(&self, queue: &str) -> Option<Taken> {
+        let got = self.channel.basic_get(queue.into(), BasicGetOptions { no_ack: true }).await.unwrap()?;
+        let delivery = got.delivery;
+        Some(Taken {
+            body: delivery.data,
+            routing_key: delivery.routing_key.to_string(),
+            exchange: delivery.exchange.to_string(),
+            properties: delivery.properties,
+        })
+    }
+
+    /// Waits for a message in the queue and takes it.
+    pub async fn wait_for(&self, queue: &str, limit: Duration) -> Taken {
+        let started = std::time::Instant::now();
+        loop {
+            if let Some(taken) = self.take(queue).await {
+                return taken;
+            }
+            assert!(started.elapsed() < limit, "no message in {queue} within {limit:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// A queue of the test's own that gets all events from now on. The exchange must be there.
+    pub async fn listen(&self, events_exchange: &str) -> Consumer {
+        let options = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
+        let queue = self.channel.queue_declare(ShortString::from(""), options, FieldTable::default()).await.unwrap();
+        let name = queue.name().clone();
+        let (exchange, bind) = (events_exchange.into(), QueueBindOptions::default());
+        self.channel.queue_bind(name.clone(), exchange, "#".into(), bind, FieldTable::default()).await.unwrap();
+        let consume = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+        self.channel.basic_consume(name, "listener".into(), consume, FieldTable::default()).await.unwrap()
+    }
+
+    pub async fn declare(&self, queue: &str) {
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        self.channel.queue_declare(queue.into(), options, FieldTable::default()).await.unwrap();
+    }
+
+    pub async fn delete(&self, queue: &str) {
+        self.channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
+    }
+}
+
+/// The next event, as (routing key, document).
+pub async fn next_event(events: &mut Consumer, limit: Duration) -> (String, Value) {
+    let delivery = tokio::time::timeout(limit, events.next()).await.expect("an event in time").unwrap().unwrap();
+    let _ = delivery.acker.ack(BasicAckOptions::default());
+    (delivery.routing_key.to_string(), serde_json::from_slice(&delivery.data).unwrap())
+}
