@@ -7,3 +7,4 @@ mod support;
 
 mod happy;
 mod stage;
+mod writes;

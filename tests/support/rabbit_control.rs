@@ -41,6 +41,22 @@ impl Rabbit {
     /// Runs an expression on the node and returns what it prints, by `erl_call`: the node's distribution protocol
     /// without the start of an Erlang VM. It reports neither errors nor exceptions, hence the words around.
     async fn run_erlang(&self, expression: &str) -> Result<String, String> {
+        // Two of them at once get in each other's way: the node refuses one of the connections.
+        const TRIES: u32 = 20;
+        let mut answer = self.run_erlang_once(expression).await;
+        for _ in 1..TRIES {
+            match &answer {
+                Err(text) if text.contains("failed to connect") => {
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                    answer = self.run_erlang_once(expression).await;
+                }
+                _ => break,
+            }
+        }
+        answer
+    }
+
+    async fn run_erlang_once(&self, expression: &str) -> Result<String, String> {
         let program = find_on_path("erl_call").ok_or("erl_call (part of Erlang) is not on PATH")?;
         let code = format!(
             "try {expression}, io:format(\"~nok\") catch ItsClass:ItsReason -> io:format(\"~n~0tp\", [{{ItsClass, ItsReason}}]) end.\n"
