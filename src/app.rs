@@ -147,7 +147,10 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     tasks.spawn("outbox", outbox.run(tokens.outbox.clone()));
     let (stop_consuming, close) = (tokens.intake.clone(), tokens.broker.clone());
     let sessions = broker.run(deliver, flow.subscribe(), stop_consuming, close);
-    tasks.spawn("broker", async { Ok::<_, JournalError>(sessions.await) });
+    tasks.spawn("broker", async {
+        sessions.await;
+        Ok::<_, JournalError>(())
+    });
     tasks.spawn("upkeep", upkeep(journal.clone(), settings.journal.retention, tokens.outbox.clone()));
 
     let (systemd_ends, systemd_stop) = mpsc::channel(1);

@@ -56,7 +56,7 @@ impl OutboxStage {
                     }
                 }
                 Sent::NotAll if cancel.is_cancelled() => return Ok(()),
-                Sent::NotAll => tokio::time::sleep(pause.next()).await,
+                Sent::NotAll => tokio::time::sleep(pause.next_wait()).await,
             }
         }
     }

@@ -102,7 +102,7 @@ impl Broker {
             if began.elapsed() > longest {
                 pause.reset();
             }
-            let wait = pause.next();
+            let wait = pause.next_wait();
             warn!(broker.error = %error, broker.retry_in_ms = wait.as_millis(), "the session with the broker ended, a new one follows");
             self.state.send_replace(BrokerState::Connecting(error.to_string()));
             self.wait(wait, &duties.close).await;

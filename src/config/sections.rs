@@ -31,10 +31,7 @@ const HIGHEST_FEE: Wei = Wei(9_000_000_000_000_000_000);
 const LARGEST_BODY: u64 = 16 << 20;
 
 pub(super) fn read(values: Value) -> Result<Settings, Faults> {
-    let mut tables = match values {
-        Value::Object(tables) => tables,
-        _ => Map::new(),
-    };
+    let mut tables = values.as_object().cloned().unwrap_or_else(Map::new);
     let mut findings = Findings::default();
     let (broker, max_body_bytes) = broker(Section::new("broker", tables.remove("broker"), &mut findings));
     let settings = Settings {

@@ -230,6 +230,25 @@ pub struct Settlement {
     pub decision: Decision,
 }
 
+/// What a failed request is published as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyKind {
+    /// To a wait queue.
+    Retry,
+    /// To the dead-letter exchange.
+    DeadLetter,
+}
+
+impl CopyKind {
+    /// The state of a request whose copy of this kind has no publisher confirm yet.
+    pub fn pending(self) -> RequestState {
+        match self {
+            Self::Retry => RequestState::RetryPending,
+            Self::DeadLetter => RequestState::DeadPending,
+        }
+    }
+}
+
 /// A copy that has to reach the broker before its request is settled.
 #[derive(Debug, Clone)]
 pub struct UnconfirmedCopy {
@@ -237,8 +256,8 @@ pub struct UnconfirmedCopy {
     pub request: RequestSeq,
     /// Its id.
     pub id: RequestId,
-    /// `RetryPending` or `DeadPending`.
-    pub state: RequestState,
+    /// What it is published as.
+    pub kind: CopyKind,
     /// The copy to publish: the coming retry, or the copy that died.
     pub generation: Generation,
     /// Why it failed.
@@ -258,8 +277,8 @@ pub struct ConfirmedCopy {
     pub request: RequestSeq,
     /// The copy.
     pub generation: Generation,
-    /// `RetryPending` or `DeadPending`: what it was published as.
-    pub state: RequestState,
+    /// What it was published as.
+    pub kind: CopyKind,
     /// Goes into the outbox in the same commit.
     pub event: Event,
 }

@@ -161,7 +161,7 @@ impl Wei {
 
 impl fmt::Display for Wei {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0 >= 100_000 && self.0 % 1_000 == 0 {
+        if self.0 >= 100_000 && self.0.is_multiple_of(1_000) {
             let gwei = self.0 / Wei::GWEI.0;
             let rest = format!("{:09}", self.0 % Wei::GWEI.0);
             match rest.trim_end_matches('0') {

@@ -68,7 +68,7 @@ impl Pause {
     }
 
     /// The next pause.
-    pub fn next(&mut self) -> Duration {
+    pub fn next_wait(&mut self) -> Duration {
         self.backoff.next_backoff().unwrap_or(self.backoff.max_interval)
     }
 
@@ -109,10 +109,10 @@ mod tests {
     #[test]
     fn pauses_grow_to_about_the_longest_and_start_over_after_a_reset() {
         let mut pause = Pause::between(seconds(1), seconds(30));
-        assert!(pause.next() <= seconds(2));
-        let late = (0..20).map(|_| pause.next()).last().unwrap();
+        assert!(pause.next_wait() <= seconds(2));
+        let late = (0..20).map(|_| pause.next_wait()).last().unwrap();
         assert!(late >= seconds(15) && late <= seconds(45), "{late:?}");
         pause.reset();
-        assert!(pause.next() <= seconds(2));
+        assert!(pause.next_wait() <= seconds(2));
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions,
+    BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions,
     QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
@@ -126,6 +126,5 @@ impl Amqp {
 /// The next event, as (routing key, document).
 pub async fn next_event(events: &mut Consumer, limit: Duration) -> (String, Value) {
     let delivery = tokio::time::timeout(limit, events.next()).await.expect("an event in time").unwrap().unwrap();
-    let _ = delivery.acker.ack(BasicAckOptions::default());
     (delivery.routing_key.to_string(), serde_json::from_slice(&delivery.data).unwrap())
 }

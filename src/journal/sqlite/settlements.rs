@@ -13,9 +13,10 @@ use crate::journal::sqlite::rows::{
 };
 use crate::journal::sqlite::{SqliteJournal, storage};
 use crate::journal::{
-    AccountId, ClosedTransaction, ConfirmedCopy, Decision, JournalError, Lease, RefusedMessage, RequestSeq, Result,
+    AccountId, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, Lease, RefusedMessage, RequestSeq, Result,
     Settlement, Settlements, UnconfirmedCopy,
 };
+use crate::model::request::Observation;
 use crate::model::{Cause, FailureClass, Generation, Message, RequestId, RequestState, Timestamp, TxHash};
 use crate::policy::arrival::Known;
 
@@ -252,9 +253,8 @@ async fn requeue(connection: &mut SqliteConnection, requests: &[RequestSeq], now
 async fn confirm(connection: &mut SqliteConnection, copies: Vec<ConfirmedCopy>) -> Result<()> {
     let now = Timestamp::now();
     for copy in copies {
-        let settled = copy.state.next(crate::model::request::Observation::Confirmed).ok_or_else(|| {
-            JournalError::Inconsistent { doing: "confirm a copy", detail: format!("a copy is never {}", copy.state) }
-        })?;
+        let pending = copy.kind.pending();
+        let settled = pending.next(Observation::Confirmed).expect("what is pending can be confirmed");
         // No row is no error: the copy has come back already and was accepted, which proves that the broker had it.
         let row = sqlx::query(
             "UPDATE requests SET state = $1, settled_at = $2, changed_at = $2, body = NULL, envelope = NULL \
@@ -263,7 +263,7 @@ async fn confirm(connection: &mut SqliteConnection, copies: Vec<ConfirmedCopy>) 
         .bind(settled.as_str())
         .bind(now.0)
         .bind(copy.request.0)
-        .bind(copy.state.as_str())
+        .bind(pending.as_str())
         .bind(i64::from(copy.generation.replay))
         .bind(i64::from(copy.generation.retry))
         .execute(&mut *connection)
@@ -327,11 +327,15 @@ fn unconfirmed_copy(row: &SqliteRow) -> Result<UnconfirmedCopy> {
     Ok(UnconfirmedCopy {
         request: RequestSeq(column(row, "request", "seq")?),
         id: request_id(row)?,
-        state: word(row, "request", "state", RequestState::from_word)?,
+        kind: word(row, "request", "state", copy_kind)?,
         generation: generation(row)?,
         cause: Cause::new(class, reason, detail),
         first_failed_at: first_failed_at.map(Timestamp).ok_or_else(|| corrupt("request", "it failed at no time"))?,
         message: message(row)?,
         tx_hashes: Vec::new(),
     })
+}
+
+fn copy_kind(state: &str) -> Option<CopyKind> {
+    [CopyKind::Retry, CopyKind::DeadLetter].into_iter().find(|kind| kind.pending().as_str() == state)
 }

@@ -9,22 +9,23 @@ use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Notify, mpsc};
-use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use crate::broker::{Names, Outgoing, Publisher, Receipt};
-use crate::handover::{Admitted, FromLane, LaneVerdict, Refused, Ruling, made_up_id};
+use crate::broker::{Outgoing, Publisher, Receipt};
+use crate::handover::{Admitted, FromLane, Refused, Ruling, made_up_id};
 use crate::journal::{
-    AccountId, ConfirmedCopy, Decision, JournalError, QueuedRequest, RefusedMessage, RequestSeq, Settlement,
-    Settlements, UnconfirmedCopy,
+    AccountId, CopyKind, Decision, JournalError, QueuedRequest, RefusedMessage, RequestSeq, Settlement, Settlements,
+    UnconfirmedCopy,
 };
-use crate::model::event::{Outcome, Subject};
-use crate::model::message::FailureNote;
-use crate::model::{
-    BodyHash, Cause, Event, FailureClass, Generation, Heartbeat, Message, RequestId, RequestState, Timestamp,
-};
-use crate::policy::arrival::{Verdict, decide};
-use crate::policy::pause::{Pause, RetrySchedule};
+use crate::model::event::Outcome;
+use crate::model::{BodyHash, Event, Heartbeat, RequestId, Timestamp};
+use crate::policy::pause::Pause;
+
+mod decisions;
+mod held;
+
+pub use decisions::SettleSettings;
+use held::HeldDeliveries;
 
 /// What one round takes from each of its inputs.
 const BATCH: usize = 1024;
@@ -37,25 +38,6 @@ const PUBLISH_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duratio
 /// Rows read at once when a lane's unfinished copies are looked for.
 const RESUME_PAGE: u32 = 500;
 
-/// Small settings of the stage.
-#[derive(Debug, Clone)]
-pub struct SettleSettings {
-    /// In events.
-    pub organisation: String,
-    /// In copies: `organisation/instance`.
-    pub worker: String,
-    /// Where copies go.
-    pub names: Names,
-    /// When retries come back.
-    pub schedule: RetrySchedule,
-    /// A delivery held longer is parked.
-    pub max_hold: Duration,
-    /// For how long.
-    pub park_delay: Duration,
-    /// Copies on their way at once.
-    pub publishes_in_flight: usize,
-}
-
 /// The stage.
 pub struct Settle {
     settings: Arc<SettleSettings>,
@@ -63,7 +45,7 @@ pub struct Settle {
     publisher: Arc<dyn Publisher>,
     outbox: Arc<Notify>,
     beat: Heartbeat,
-    held: HashMap<RequestId, Vec<Held>>,
+    held: HeldDeliveries,
     /// Copies to publish; their messages are read when their turn comes.
     copies: VecDeque<RequestSeq>,
     parks: VecDeque<RequestId>,
@@ -72,12 +54,6 @@ pub struct Settle {
 }
 
 type BoxFuture<T> = std::pin::Pin<Box<dyn Future<Output = T> + Send>>;
-
-struct Held {
-    generation: Generation,
-    receipt: Receipt,
-    since: Instant,
-}
 
 /// Something has its publisher confirm.
 enum Published {
@@ -101,7 +77,7 @@ impl Settle {
             publisher,
             outbox,
             beat,
-            held: HashMap::new(),
+            held: HeldDeliveries::default(),
             copies: VecDeque::new(),
             parks: VecDeque::new(),
             refused: VecDeque::new(),
@@ -156,8 +132,7 @@ impl Settle {
         for admitted in admitted {
             match admitted {
                 Admitted::Hold { id, generation, receipt } => {
-                    let held = Held { generation, receipt, since: Instant::now() };
-                    self.held.entry(id).or_default().push(held);
+                    self.held.hold(id, generation, receipt);
                 }
                 Admitted::Known { id, receipt } => {
                     debug!(request.id = %id, "settled already, acked");
@@ -195,7 +170,7 @@ impl Settle {
             let Some(lease) = rulings.first().map(|ruling| ruling.lease.clone()) else { break };
             let (now, later): (Vec<_>, Vec<_>) = rulings.into_iter().partition(|ruling| ruling.lease == lease);
             rulings = later;
-            let decided: Vec<_> = now.into_iter().map(|ruling| self.decide(ruling)).collect();
+            let decided: Vec<_> = now.into_iter().map(|ruling| self.settings.decide(ruling)).collect();
             let settlements = decided.iter().map(|(_, settlement)| settlement.clone()).collect();
             match self.journal.settle(&lease, settlements).await {
                 Ok(()) => {}
@@ -219,7 +194,7 @@ impl Settle {
                     if let Some(tx) = included {
                         info!(request.id = %request.id, tx.hash = %tx.tx_hash, tx.nonce = %tx.nonce, block.number = %tx.block_number, "request is final");
                     }
-                    receipts.extend(self.release_all(&request.id));
+                    receipts.extend(self.held.release_all(&request.id));
                 }
                 Decision::Retry { cause, next } => {
                     info!(request.id = %request.id, request.attempt = next.retry, %cause, "request failed, it will be tried again");
@@ -236,48 +211,6 @@ impl Settle {
         }
         self.outbox.notify_one();
         ack(receipts).await;
-    }
-
-    fn decide(&self, ruling: Ruling) -> (QueuedRequest, Settlement) {
-        let Ruling { request, transaction, verdict, .. } = ruling;
-        let next = request.generation.next_retry();
-        let decision = match verdict {
-            LaneVerdict::Displaced => Decision::Requeue,
-            LaneVerdict::Succeeded(tx) => {
-                let subject = self.subject(
-                    &request.id,
-                    request.generation,
-                    &request.reply.reply_to,
-                    &request.reply.correlation_id,
-                );
-                Decision::Final(Event::new(&subject, &Outcome::Final(&tx), Timestamp::now()))
-            }
-            LaneVerdict::Failed(cause) => {
-                let may_come_back = cause.class != FailureClass::Invalid;
-                match self.settings.schedule.delay_before(next.retry) {
-                    Some(_) if may_come_back => Decision::Retry { cause, next },
-                    Some(_) | None => Decision::Dead { cause },
-                }
-            }
-        };
-        let settlement = Settlement { request: request.seq, transaction, decision };
-        (request, settlement)
-    }
-
-    fn subject<'a>(
-        &'a self,
-        request: &'a RequestId,
-        generation: Generation,
-        reply_to: &'a Option<String>,
-        correlation_id: &'a Option<String>,
-    ) -> Subject<'a> {
-        Subject {
-            organisation: &self.settings.organisation,
-            request,
-            generation,
-            reply_to: reply_to.as_deref(),
-            correlation_id: correlation_id.as_deref(),
-        }
     }
 
     async fn resume(&mut self, account: AccountId) -> Result<(), JournalError> {
@@ -297,7 +230,7 @@ impl Settle {
             && let Some(refused) = self.refused.pop_front()
         {
             room -= 1;
-            let dead_letter = self.dead_letter_of_refused(&refused);
+            let dead_letter = self.settings.dead_letter_of_refused(&refused);
             self.publish(dead_letter, Published::Refused(refused));
         }
         while room > 0
@@ -305,13 +238,13 @@ impl Settle {
         {
             let Some(message) = self.journal.message_of(&id).await? else { continue };
             room -= 1;
-            let parked = self.to_wait_queue(message.copied(), self.settings.park_delay);
+            let parked = self.settings.to_wait_queue(message.copied(), self.settings.park_delay);
             self.publish(parked, Published::Park(id));
         }
         if room > 0 && !self.copies.is_empty() {
             let next: Vec<_> = self.copies.drain(..room.min(self.copies.len())).collect();
             for copy in self.journal.unconfirmed_of(next).await? {
-                let outgoing = self.outgoing_copy(&copy);
+                let outgoing = self.settings.outgoing_copy(&copy);
                 self.publish(outgoing, Published::Copy(Box::new(copy)));
             }
         }
@@ -320,41 +253,6 @@ impl Settle {
 
     fn publish(&self, outgoing: Outgoing, published: Published) {
         self.publishing.push(Box::pin(publish_until_confirmed(Arc::clone(&self.publisher), outgoing, published)));
-    }
-
-    fn outgoing_copy(&self, copy: &UnconfirmedCopy) -> Outgoing {
-        let note = FailureNote {
-            cause: &copy.cause,
-            first_failed_at: copy.first_failed_at,
-            tx_hashes: &copy.tx_hashes,
-            worker: &self.settings.worker,
-        };
-        let message = copy.message.failed(copy.generation, &note);
-        match (copy.state, self.settings.schedule.delay_before(copy.generation.retry)) {
-            (RequestState::RetryPending, Some(delay)) => self.to_wait_queue(message, delay),
-            // The settings may allow fewer retries than when it was decided: it still gets the one it was promised.
-            (RequestState::RetryPending, None) => self.to_wait_queue(message, self.settings.park_delay),
-            _ => self.to_dead_letters(message, &copy.cause),
-        }
-    }
-
-    fn dead_letter_of_refused(&self, refused: &Refused) -> Outgoing {
-        let note = FailureNote {
-            cause: &refused.cause,
-            first_failed_at: Timestamp::now(),
-            tx_hashes: &[],
-            worker: &self.settings.worker,
-        };
-        self.to_dead_letters(refused.message.failed(refused.generation, &note), &refused.cause)
-    }
-
-    fn to_wait_queue(&self, message: Message, delay: Duration) -> Outgoing {
-        let names = &self.settings.names;
-        Outgoing { exchange: names.retry.clone(), routing_key: names.wait_queue(delay), message }
-    }
-
-    fn to_dead_letters(&self, message: Message, cause: &Cause) -> Outgoing {
-        Outgoing { exchange: self.settings.names.dead.clone(), routing_key: cause.routing_key(), message }
     }
 
     /// Notes confirms, all that are there, and acks. Crash before the note: the copy is published once more and the
@@ -374,9 +272,13 @@ impl Settle {
         }
         let mut receipts = Vec::new();
         if !copies.is_empty() {
-            self.journal.confirm(copies.iter().map(|copy| self.confirmed(copy)).collect()).await?;
+            self.journal.confirm(copies.iter().map(|copy| self.settings.confirmed(copy)).collect()).await?;
             for copy in &copies {
-                receipts.extend(self.release_older(copy));
+                receipts.extend(match copy.kind {
+                    // The retry itself may have come back already and be held: it is not what it replaces.
+                    CopyKind::Retry => self.held.release_before(&copy.id, copy.generation),
+                    CopyKind::DeadLetter => self.held.release_up_to(&copy.id, copy.generation),
+                });
             }
             self.outbox.notify_one();
         }
@@ -387,30 +289,11 @@ impl Settle {
             self.journal.record_parked(parked.clone()).await?;
             for id in &parked {
                 debug!(request.id = %id, "held for long, given back to the broker for a while");
-                receipts.extend(self.release_all(id));
+                receipts.extend(self.held.release_all(id));
             }
         }
         ack(receipts).await;
         Ok(())
-    }
-
-    fn confirmed(&self, copy: &UnconfirmedCopy) -> ConfirmedCopy {
-        let properties = &copy.message.properties;
-        let subject = self.subject(&copy.id, copy.generation, &properties.reply_to, &properties.correlation_id);
-        let outcome = match copy.state {
-            RequestState::RetryPending => {
-                let delay = self.settings.schedule.delay_before(copy.generation.retry);
-                let delay_ms = delay.unwrap_or(self.settings.park_delay).as_millis();
-                Outcome::Retry {
-                    cause: &copy.cause,
-                    delay_ms: u64::try_from(delay_ms).unwrap_or(u64::MAX),
-                    tx_hashes: &copy.tx_hashes,
-                }
-            }
-            _ => Outcome::Dead { cause: &copy.cause, tx_hashes: &copy.tx_hashes },
-        };
-        let event = Event::new(&subject, &outcome, Timestamp::now());
-        ConfirmedCopy { request: copy.request, generation: copy.generation, state: copy.state, event }
     }
 
     async fn record_refused(&mut self, refused: Vec<Refused>) -> Result<Vec<Receipt>, JournalError> {
@@ -421,7 +304,7 @@ impl Settle {
         for Refused { id, generation, message, cause, account, receipt } in refused {
             warn!(request.id = %id, %cause, "message refused, it is in the dead-letter queue");
             let properties = &message.properties;
-            let subject = self.subject(&id, generation, &properties.reply_to, &properties.correlation_id);
+            let subject = self.settings.subject(&id, generation, &properties.reply_to, &properties.correlation_id);
             let event = Event::new(&subject, &Outcome::Dead { cause: &cause, tx_hashes: &[] }, Timestamp::now());
             let body_hash = BodyHash::of(&message.body);
             // The id may stand for another message: that one keeps it.
@@ -436,62 +319,23 @@ impl Settle {
 
     /// Acks what other instances settled, and parks what is held for too long.
     async fn sweep(&mut self) -> Result<(), JournalError> {
-        let now = Instant::now();
-        // The broker has taken back what an ended session held, and delivers it again.
-        self.held.retain(|_, held| {
-            held.retain(|held| !held.receipt.is_over());
-            !held.is_empty()
-        });
-        let is_older = |held: &[Held], age| held.iter().any(|held| now.duration_since(held.since) >= age);
-        let ids: Vec<_> =
-            self.held.iter().filter(|(_, held)| is_older(held, SWEEP_AGE)).map(|(id, _)| id.clone()).collect();
+        self.held.drop_ended_sessions();
+        let ids = self.held.held_for(SWEEP_AGE);
         if ids.is_empty() {
             return Ok(());
         }
         let mut receipts = Vec::new();
         for (id, known) in self.journal.standings(ids).await? {
-            let is_settled = |held: &Held| {
-                matches!(decide(Some(&known), held.generation, known.body_hash), Verdict::Duplicate | Verdict::Stale)
-            };
-            receipts.extend(self.release(&id, is_settled));
+            receipts.extend(self.held.release_settled(&id, &known));
         }
-        let overdue = self.held.iter().filter(|(_, held)| is_older(held, self.settings.max_hold));
-        for id in overdue.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+        for id in self.held.held_for(self.settings.max_hold) {
             if !self.parks.contains(&id) {
-                self.restart_hold(&id, now);
+                self.held.restart(&id);
                 self.parks.push_back(id);
             }
         }
         ack(receipts).await;
         Ok(())
-    }
-
-    /// So that it is not parked twice while its copy is on its way.
-    fn restart_hold(&mut self, id: &RequestId, now: Instant) {
-        for held in self.held.get_mut(id).into_iter().flatten() {
-            held.since = now;
-        }
-    }
-
-    fn release_all(&mut self, id: &RequestId) -> Vec<Receipt> {
-        self.release(id, |_| true)
-    }
-
-    /// The copy itself may have come back already and be held: it is not the one that it replaces.
-    fn release_older(&mut self, copy: &UnconfirmedCopy) -> Vec<Receipt> {
-        match copy.state {
-            RequestState::RetryPending => self.release(&copy.id, |held| held.generation < copy.generation),
-            _ => self.release(&copy.id, |held| held.generation <= copy.generation),
-        }
-    }
-
-    fn release(&mut self, id: &RequestId, is_settled: impl Fn(&Held) -> bool) -> Vec<Receipt> {
-        let Some(held) = self.held.remove(id) else { return Vec::new() };
-        let (settled, kept): (Vec<_>, Vec<_>) = held.into_iter().partition(is_settled);
-        if !kept.is_empty() {
-            self.held.insert(id.clone(), kept);
-        }
-        settled.into_iter().map(|held| held.receipt).collect()
     }
 }
 
@@ -508,7 +352,7 @@ async fn ack(receipts: Vec<Receipt>) {
 async fn publish_until_confirmed(publisher: Arc<dyn Publisher>, outgoing: Outgoing, published: Published) -> Published {
     let mut pause = Pause::between(PUBLISH_PAUSE.0, PUBLISH_PAUSE.1);
     while let Err(error) = publisher.publish(&outgoing).await {
-        let wait = pause.next();
+        let wait = pause.next_wait();
         let id = outgoing.message.properties.message_id.as_deref().unwrap_or_default();
         warn!(message.id = id, %error, retry_in_ms = wait.as_millis(), "a copy has no publisher confirm; its delivery stays unacked");
         tokio::time::sleep(wait).await;

@@ -1,0 +1,123 @@
+//! Care for what is not in a block: heed what nodes answer, send again, replace, cancel.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::info;
+
+use crate::broadcaster::Answer;
+use crate::chain::ChainError;
+use crate::journal::{JournalError, Lease};
+use crate::lane::Lane;
+use crate::lane::pausing::pause_reason;
+use crate::model::{Attempt, AttemptKind, Nonce, PauseReason, Timestamp};
+use crate::policy::classify::{SendMeaning, meaning_of};
+use crate::policy::fee::{Market, is_underpriced};
+
+/// How soon bytes that no node has confirmed to have are sent again.
+const RESEND_UNKNOWN: Duration = Duration::from_secs(2);
+
+impl Lane {
+    /// Invariant 2: whatever the answer, the nonce and its bytes stay. An answer only says when to send them again, that
+    /// they should offer more, or that the lane should pause.
+    pub(super) fn heed(&mut self, answers: Vec<Answer>) {
+        let now = Instant::now();
+        for Answer { nonce, hash, result } in answers {
+            let Some(transaction) = self.window.get_mut(nonce) else { continue };
+            if transaction.newest().signed.hash != hash {
+                continue;
+            }
+            transaction.is_being_sent = false;
+            transaction.sent_at = Some(now);
+            let (meaning, text) = match result {
+                Ok(()) => (SendMeaning::AlreadyKnown, String::new()),
+                Err(ChainError::Node { message, .. }) => (meaning_of(&message), message),
+                Err(error) => {
+                    self.pause(error.pause_reason(), error.to_string());
+                    continue;
+                }
+            };
+            transaction.note_answer(meaning, &text, now);
+            if let Some(reason) = pause_reason(meaning) {
+                self.pause(reason, text);
+            } else if meaning == SendMeaning::AlreadyKnown {
+                self.resume_if(|reason| !matches!(reason, PauseReason::FeeAboveCap | PauseReason::SignerUnavailable));
+            }
+        }
+    }
+
+    /// Sends again, replaces or cancels what is not in a block, lowest nonce first.
+    pub(super) async fn care(&mut self, lease: &Lease) -> Result<(), JournalError> {
+        let Some(market) = self.market else { return Ok(()) };
+        let now = Instant::now();
+        let mut attempts = Vec::new();
+        let mut resend = Vec::new();
+        for (place, transaction) in self.window.not_included().enumerate() {
+            let newest = transaction.newest();
+            let is_given_up = transaction
+                .refused
+                .as_ref()
+                .is_some_and(|(since, _)| now.duration_since(*since) >= self.settings.refused_after);
+            if transaction.is_taken {
+                continue;
+            }
+            let waited = transaction.is_known_to_node && age(newest) >= self.settings.replace_after;
+            let wants_more = transaction.wants_more || is_underpriced(newest.fee, &market) || (place == 0 && waited);
+            if is_given_up && newest.kind == AttemptKind::Write {
+                attempts.push((transaction.nonce, AttemptKind::Cancel));
+            } else if wants_more
+                && !transaction.is_being_sent
+                && self.settings.fees.replacement(newest.fee, &market).is_some()
+            {
+                attempts.push((transaction.nonce, newest.kind));
+            } else if transaction.is_due(now, RESEND_UNKNOWN, self.settings.resend_after) {
+                resend.push(transaction.nonce);
+            }
+        }
+        for nonce in resend {
+            self.send(nonce);
+        }
+        self.replace(lease, attempts, &market).await
+    }
+
+    /// Invariant 5: a replacement is journalled before it is broadcast. Crash in between: recovery sends it.
+    pub(super) async fn replace(
+        &mut self,
+        lease: &Lease,
+        nonces: Vec<(Nonce, AttemptKind)>,
+        market: &Market,
+    ) -> Result<(), JournalError> {
+        let replacements: Vec<_> =
+            nonces.iter().filter_map(|(nonce, kind)| self.replacement(*nonce, *kind, market)).collect();
+        if replacements.is_empty() {
+            return Ok(());
+        }
+        let kinds: Vec<_> = replacements.iter().map(|(kind, unsigned)| (unsigned.nonce, *kind, unsigned.fee)).collect();
+        let unsigned = replacements.into_iter().map(|(_, unsigned)| unsigned).collect();
+        let signed = match self.signer.sign(unsigned).await {
+            Ok(signed) => signed,
+            Err(error) => {
+                self.pause(PauseReason::SignerUnavailable, error.to_string());
+                return Ok(());
+            }
+        };
+        let signed_at = Timestamp::now();
+        let attempts: Vec<_> = kinds
+            .into_iter()
+            .zip(signed)
+            .map(|((nonce, kind, fee), signed)| (nonce, Attempt { kind, signed, fee, signed_at }))
+            .collect();
+        self.journal.record_attempts(lease, attempts.clone()).await?;
+        for (nonce, attempt) in attempts {
+            info!(tx.nonce = %nonce, tx.hash = %attempt.signed.hash, tx.kind = attempt.kind.as_str(), fee.max = %attempt.fee.ceiling(), "another attempt at the nonce");
+            self.window.add_attempt(nonce, attempt);
+            self.send(nonce);
+        }
+        Ok(())
+    }
+}
+
+fn age(attempt: &Attempt) -> Duration {
+    let since = Timestamp::now().0.saturating_sub(attempt.signed_at.0);
+    Duration::from_millis(u64::try_from(since).unwrap_or(0))
+}

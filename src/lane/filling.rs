@@ -1,0 +1,125 @@
+//! Taking requests on: fetch, simulate, price, sign, journal, broadcast.
+
+use tokio::time::Instant;
+use tracing::debug;
+
+use crate::handover::{FromLane, Ruling};
+use crate::journal::{JournalError, Lease};
+use crate::lane::pausing::is_outage;
+use crate::lane::settings::OutagePolicy;
+use crate::lane::{Lane, ending, prepare};
+use crate::model::{Nonce, PauseReason};
+
+/// Requests signed and journalled together at most.
+const BATCH: usize = 256;
+
+impl Lane {
+    pub(super) fn room(&self) -> usize {
+        self.settings.in_flight.saturating_sub(self.window.not_included().count())
+    }
+
+    pub(super) fn can_fill(&self) -> bool {
+        let has_work = self.may_have_more || !self.fetched.is_empty() || !self.prepared.is_empty();
+        has_work && self.room() > 0 && self.may_try()
+    }
+
+    /// Not paused, or time to probe whether the reason is gone.
+    pub(super) fn may_try(&self) -> bool {
+        let Some(pause) = &self.pause else { return self.head.is_some() };
+        if self.is_known_outage() {
+            return true;
+        }
+        // What is signed already is the better probe: it has to be sent anyway.
+        let has_probe = self.window.not_included().any(|transaction| !transaction.is_known_to_node);
+        self.head.is_some() && !has_probe && Instant::now() >= pause.until
+    }
+
+    /// Takes on what fits: fetch, simulate, price, sign, journal, broadcast.
+    pub(super) async fn fill(&mut self, lease: &Lease) -> Result<(), JournalError> {
+        if self.fetched.is_empty() && self.prepared.is_empty() {
+            let limit = self.room().min(BATCH);
+            self.fetched =
+                self.journal.queued(lease.account, self.turn, u32::try_from(limit).unwrap_or(u32::MAX)).await?;
+            self.may_have_more = self.fetched.len() == limit;
+            self.turn = self.fetched.last().map_or(self.turn, |last| last.turn);
+        }
+        if self.fetched.is_empty() && self.prepared.is_empty() {
+            return Ok(());
+        }
+        if self.is_known_outage() {
+            self.fail_waiting(lease).await;
+            return Ok(());
+        }
+        match self.prepare(lease).await {
+            Ok(()) => self.sign(lease).await?,
+            Err((reason, detail)) => self.pause(reason, detail),
+        }
+        if self.is_known_outage() {
+            self.fail_waiting(lease).await;
+        }
+        Ok(())
+    }
+
+    /// Something is away, it is not yet time to look again, and the operator wants requests to fail for it.
+    pub(super) fn is_known_outage(&self) -> bool {
+        self.settings.outage == OutagePolicy::Retry
+            && self.pause.as_ref().is_some_and(|pause| is_outage(pause.reason) && Instant::now() < pause.until)
+    }
+
+    /// Invariants 1 and 4: nonces are taken in the commit that stores the signed bytes, and only then does the
+    /// broadcaster get them. Crash before the commit: nothing has happened. Crash after it: recovery sends the same bytes.
+    pub(super) async fn sign(&mut self, lease: &Lease) -> Result<(), JournalError> {
+        let Some(first) = self.next_nonce else { return Ok(()) };
+        let Some(fee) = self.quote() else { return Ok(()) };
+        let count = self.room().min(self.prepared.len()).min(BATCH);
+        if count == 0 {
+            return Ok(());
+        }
+        let unsigned = self.prepared.iter().take(count).zip(first.0..);
+        let unsigned = unsigned.map(|(prepared, nonce)| self.unsigned(prepared, Nonce(nonce), fee)).collect();
+        let signed = match self.signer.sign(unsigned).await {
+            Ok(signed) => signed,
+            Err(error) => {
+                self.pause(PauseReason::SignerUnavailable, error.to_string());
+                return Ok(());
+            }
+        };
+        let batch: Vec<_> = self.prepared.drain(..count).collect();
+        let transactions = self.new_transactions(batch, signed, first, fee);
+        let stored = transactions.iter().map(prepare::to_store).collect();
+        self.journal.record_transactions(lease, stored).await?;
+        self.next_nonce = Some(first.plus(transactions.len() as u64));
+        for transaction in transactions {
+            debug!(request.id = %transaction.request.id, tx.nonce = %transaction.nonce, tx.hash = %transaction.newest().signed.hash, "signed");
+            let nonce = transaction.nonce;
+            self.window.insert(transaction);
+            self.send(nonce);
+        }
+        Ok(())
+    }
+
+    /// With `[outage] policy = "retry"`: what has no transaction yet fails now and comes back later.
+    pub(super) async fn fail_waiting(&mut self, lease: &Lease) {
+        let Some((reason, detail)) = self.pause.as_ref().map(|pause| (pause.reason, pause.detail.clone())) else {
+            return;
+        };
+        let waiting = std::mem::take(&mut self.fetched).into_iter();
+        let waiting = waiting.chain(std::mem::take(&mut self.prepared).into_iter().map(|prepared| prepared.request));
+        let rulings = waiting.map(|request| ending::unavailable(lease, request, reason, &detail)).collect();
+        self.rule(rulings).await;
+    }
+
+    pub(super) async fn rule(&self, rulings: Vec<Ruling>) {
+        if !rulings.is_empty() {
+            // Settle has gone only when the process ends.
+            let _ = self.settle.send(FromLane::Rulings(rulings)).await;
+        }
+    }
+
+    pub(super) fn send(&mut self, nonce: Nonce) {
+        if let Some(transaction) = self.window.get_mut(nonce) {
+            transaction.is_being_sent = true;
+            self.broadcaster.send(nonce, transaction.newest().signed.clone());
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Following the chain: what a new block changes.
+
+use tracing::info;
+
+use crate::chain::{BlockTag, ChainError, Header};
+use crate::journal::{JournalError, Lease};
+use crate::lane::Lane;
+use crate::model::{Nonce, TxHash};
+use crate::policy::fee::Market;
+use crate::tracker::Sighting;
+
+impl Lane {
+    pub(super) async fn follow(&mut self, lease: &Lease) -> Result<(), JournalError> {
+        let ours = self.window.hashes();
+        match self.look(lease, &ours).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => {
+                self.pause(error.pause_reason(), error.to_string());
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The outer error is the journal's, the inner one the chain's.
+    pub(super) async fn look(
+        &mut self,
+        lease: &Lease,
+        ours: &[TxHash],
+    ) -> Result<Result<(), ChainError>, JournalError> {
+        let sighting = match self.tracker.step(ours).await {
+            Ok(Some(sighting)) => sighting,
+            Ok(None) => {
+                self.node_answers();
+                return Ok(Ok(()));
+            }
+            Err(error) => return Ok(Err(error)),
+        };
+        let Sighting { head, orphaned, anew, included, final_up_to } = sighting;
+        if !orphaned.is_empty() {
+            info!(blocks.orphaned = orphaned.len(), head = %head.number, "the chain was reorganised");
+        }
+        self.window.orphan(|hash| anew || orphaned.contains(&hash));
+        self.window.include(included);
+        let (market, count) = match self.read_chain(&head).await {
+            Ok(read) => read,
+            Err(error) => {
+                // The blocks just seen count as unseen, so that nothing about them is missed.
+                self.tracker.forget();
+                return Ok(Err(error));
+            }
+        };
+        self.market = Some(market);
+        if self.next_nonce.is_none_or(|next| next < count) {
+            // What is above our own next nonce was used by another program.
+            self.next_nonce = Some(self.journal.raise_next_nonce(lease, count).await?);
+        }
+        self.head = Some(head);
+        self.node_answers();
+        if let Some(height) = final_up_to {
+            match self.close_final(lease, height, count).await {
+                Ok(rulings) => self.rule(rulings).await,
+                Err(error) => {
+                    self.tracker.forget();
+                    return Ok(Err(error));
+                }
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    pub(super) async fn read_chain(&self, head: &Header) -> Result<(Market, Nonce), ChainError> {
+        let market = self.chain.market(head).await?;
+        let count = self.chain.transaction_count(self.signer.address(), BlockTag::Latest).await?;
+        Ok((market, count))
+    }
+}

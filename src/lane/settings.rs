@@ -1,0 +1,99 @@
+//! What a lane is told at its start, and what it tells about itself.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+
+use crate::journal::{AccountId, Leases, Transactions};
+use crate::model::{Address, BlockNumber, Gas, Heartbeat, PauseReason, Wei};
+use crate::policy::fee::FeeRules;
+use crate::policy::finality::FinalityRule;
+
+/// How much gas a request gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GasRule {
+    /// What the node estimates, and this much more in percent.
+    Estimate {
+        /// Percent.
+        margin: u32,
+    },
+    /// Always this much; nothing is simulated.
+    Fixed(Gas),
+}
+
+/// What an outage does to requests that have no transaction yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutagePolicy {
+    /// They wait, however long.
+    Hold,
+    /// It counts as a failure of theirs.
+    Retry,
+}
+
+/// Small settings of a lane.
+#[derive(Debug, Clone)]
+pub struct LaneSettings {
+    /// EIP-155 chain id.
+    pub chain_id: u64,
+    /// The journal's number for the account.
+    pub account: AccountId,
+    /// Who is called.
+    pub to: Address,
+    /// What is paid with each request.
+    pub value: Wei,
+    /// How much gas.
+    pub gas: GasRule,
+    /// How it is priced.
+    pub fees: FeeRules,
+    /// When it is final.
+    pub finality: FinalityRule,
+    /// Transactions not yet in a block at most.
+    pub in_flight: usize,
+    /// How often the chain is looked at.
+    pub poll_interval: Duration,
+    /// Bytes that a node has are given to it again after this.
+    pub resend_after: Duration,
+    /// The lowest nonce that is not in a block is replaced after this.
+    pub replace_after: Duration,
+    /// A transaction that was only ever refused is cancelled after this.
+    pub refused_after: Duration,
+    /// For how long a lease holds without being renewed.
+    pub lease_ttl: Duration,
+    /// What an outage does.
+    pub outage: OutagePolicy,
+    /// This run of this instance.
+    pub owner: Arc<str>,
+}
+
+/// How a lane stands, for the status line and for intake.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LaneState {
+    /// This instance owns the account.
+    pub is_owner: bool,
+    /// Why nothing new is taken on, in words.
+    pub paused: Option<(PauseReason, String)>,
+    /// Live transactions.
+    pub in_flight: usize,
+    /// The newest block seen.
+    pub head: Option<BlockNumber>,
+}
+
+/// How a lane tells others about itself.
+#[derive(Debug, Clone)]
+pub struct LaneSignals {
+    /// Requests may be in its queue.
+    pub wake: Arc<Notify>,
+    /// How it stands.
+    pub state: watch::Sender<LaneState>,
+    /// It owns its account.
+    pub is_owner: watch::Sender<bool>,
+    /// It takes requests, or another instance does.
+    pub is_open: watch::Sender<bool>,
+    /// Sign of life.
+    pub beat: Heartbeat,
+}
+
+/// The part of the journal that a lane uses.
+pub trait LaneJournal: Leases + Transactions {}
+impl<T: Leases + Transactions> LaneJournal for T {}

@@ -1,0 +1,127 @@
+//! What a ruling leads to, and what the broker is told about it: pure, from the stage's settings.
+
+use std::time::Duration;
+
+use crate::broker::{Names, Outgoing};
+use crate::handover::{LaneVerdict, Refused, Ruling};
+use crate::journal::{ConfirmedCopy, CopyKind, Decision, QueuedRequest, Settlement, UnconfirmedCopy};
+use crate::model::event::{Outcome, Subject};
+use crate::model::message::FailureNote;
+use crate::model::{Cause, Event, FailureClass, Generation, Message, RequestId, Timestamp};
+use crate::policy::pause::RetrySchedule;
+
+/// Small settings of the stage.
+#[derive(Debug, Clone)]
+pub struct SettleSettings {
+    /// In events.
+    pub organisation: String,
+    /// In copies: `organisation/instance`.
+    pub worker: String,
+    /// Where copies go.
+    pub names: Names,
+    /// When retries come back.
+    pub schedule: RetrySchedule,
+    /// A delivery held longer is parked.
+    pub max_hold: Duration,
+    /// For how long.
+    pub park_delay: Duration,
+    /// Copies on their way at once.
+    pub publishes_in_flight: usize,
+}
+
+impl SettleSettings {
+    pub(super) fn decide(&self, ruling: Ruling) -> (QueuedRequest, Settlement) {
+        let Ruling { request, transaction, verdict, .. } = ruling;
+        let next = request.generation.next_retry();
+        let decision = match verdict {
+            LaneVerdict::Displaced => Decision::Requeue,
+            LaneVerdict::Succeeded(tx) => {
+                let subject = self.subject(
+                    &request.id,
+                    request.generation,
+                    &request.reply.reply_to,
+                    &request.reply.correlation_id,
+                );
+                Decision::Final(Event::new(&subject, &Outcome::Final(&tx), Timestamp::now()))
+            }
+            LaneVerdict::Failed(cause) => {
+                let may_come_back = cause.class != FailureClass::Invalid;
+                match self.schedule.delay_before(next.retry) {
+                    Some(_) if may_come_back => Decision::Retry { cause, next },
+                    Some(_) | None => Decision::Dead { cause },
+                }
+            }
+        };
+        let settlement = Settlement { request: request.seq, transaction, decision };
+        (request, settlement)
+    }
+
+    pub(super) fn subject<'a>(
+        &'a self,
+        request: &'a RequestId,
+        generation: Generation,
+        reply_to: &'a Option<String>,
+        correlation_id: &'a Option<String>,
+    ) -> Subject<'a> {
+        Subject {
+            organisation: &self.organisation,
+            request,
+            generation,
+            reply_to: reply_to.as_deref(),
+            correlation_id: correlation_id.as_deref(),
+        }
+    }
+
+    pub(super) fn outgoing_copy(&self, copy: &UnconfirmedCopy) -> Outgoing {
+        let note = FailureNote {
+            cause: &copy.cause,
+            first_failed_at: copy.first_failed_at,
+            tx_hashes: &copy.tx_hashes,
+            worker: &self.worker,
+        };
+        let message = copy.message.failed(copy.generation, &note);
+        match copy.kind {
+            CopyKind::Retry => self.to_wait_queue(message, self.delay_of(copy.generation)),
+            CopyKind::DeadLetter => self.to_dead_letters(message, &copy.cause),
+        }
+    }
+
+    /// The settings may allow fewer retries than when this one was decided: it still gets what it was promised.
+    fn delay_of(&self, retry: Generation) -> Duration {
+        self.schedule.delay_before(retry.retry).unwrap_or(self.park_delay)
+    }
+
+    pub(super) fn dead_letter_of_refused(&self, refused: &Refused) -> Outgoing {
+        let note = FailureNote {
+            cause: &refused.cause,
+            first_failed_at: Timestamp::now(),
+            tx_hashes: &[],
+            worker: &self.worker,
+        };
+        self.to_dead_letters(refused.message.failed(refused.generation, &note), &refused.cause)
+    }
+
+    pub(super) fn to_wait_queue(&self, message: Message, delay: Duration) -> Outgoing {
+        let names = &self.names;
+        Outgoing { exchange: names.retry.clone(), routing_key: names.wait_queue(delay), message }
+    }
+
+    pub(super) fn to_dead_letters(&self, message: Message, cause: &Cause) -> Outgoing {
+        Outgoing { exchange: self.names.dead.clone(), routing_key: cause.routing_key(), message }
+    }
+
+    pub(super) fn confirmed(&self, copy: &UnconfirmedCopy) -> ConfirmedCopy {
+        let properties = &copy.message.properties;
+        let subject = self.subject(&copy.id, copy.generation, &properties.reply_to, &properties.correlation_id);
+        let (cause, tx_hashes) = (&copy.cause, copy.tx_hashes.as_slice());
+        let outcome = match copy.kind {
+            CopyKind::Retry => {
+                let delay_ms = u64::try_from(self.delay_of(copy.generation).as_millis()).unwrap_or(u64::MAX);
+                Outcome::Retry { cause, delay_ms, tx_hashes }
+            }
+            CopyKind::DeadLetter => Outcome::Dead { cause, tx_hashes },
+        };
+        let event = Event::new(&subject, &outcome, Timestamp::now());
+        ConfirmedCopy { request: copy.request, generation: copy.generation, kind: copy.kind, event }
+    }
+}

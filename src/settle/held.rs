@@ -1,0 +1,79 @@
+//! Deliveries that are held unacked, by request.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::broker::Receipt;
+use crate::model::{Generation, RequestId};
+use crate::policy::arrival::{Known, Verdict, decide};
+
+#[derive(Debug)]
+struct Held {
+    generation: Generation,
+    receipt: Receipt,
+    since: Instant,
+}
+
+/// All of them. The prefetch is their limit: the broker delivers no more until some are acked.
+#[derive(Debug, Default)]
+pub(super) struct HeldDeliveries(HashMap<RequestId, Vec<Held>>);
+
+impl HeldDeliveries {
+    pub(super) fn hold(&mut self, id: RequestId, generation: Generation, receipt: Receipt) {
+        self.0.entry(id).or_default().push(Held { generation, receipt, since: Instant::now() });
+    }
+
+    /// Requests with a delivery that is held for at least this long.
+    pub(super) fn held_for(&self, age: Duration) -> Vec<RequestId> {
+        let now = Instant::now();
+        let is_old = |held: &Held| now.duration_since(held.since) >= age;
+        self.0.iter().filter(|(_, held)| held.iter().any(is_old)).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Counts the time from now on, so that it is not parked twice while its copy is on its way.
+    pub(super) fn restart(&mut self, id: &RequestId) {
+        for held in self.0.get_mut(id).into_iter().flatten() {
+            held.since = Instant::now();
+        }
+    }
+
+    /// Drops what an ended session held: the broker has taken it back, and delivers it again.
+    pub(super) fn drop_ended_sessions(&mut self) {
+        self.0.retain(|_, held| {
+            held.retain(|held| !held.receipt.is_over());
+            !held.is_empty()
+        });
+    }
+
+    pub(super) fn release_all(&mut self, id: &RequestId) -> Vec<Receipt> {
+        self.release(id, |_| true)
+    }
+
+    /// Those of copies before this one.
+    pub(super) fn release_before(&mut self, id: &RequestId, generation: Generation) -> Vec<Receipt> {
+        self.release(id, |held| held.generation < generation)
+    }
+
+    /// Those of this copy and of copies before it.
+    pub(super) fn release_up_to(&mut self, id: &RequestId, generation: Generation) -> Vec<Receipt> {
+        self.release(id, |held| held.generation <= generation)
+    }
+
+    /// Those that would be acked if they came now.
+    pub(super) fn release_settled(&mut self, id: &RequestId, known: &Known) -> Vec<Receipt> {
+        self.release(id, |held| {
+            matches!(decide(Some(known), held.generation, known.body_hash), Verdict::Duplicate | Verdict::Stale)
+        })
+    }
+
+    fn release(&mut self, id: &RequestId, is_settled: impl Fn(&Held) -> bool) -> Vec<Receipt> {
+        let Some(held) = self.0.remove(id) else { return Vec::new() };
+        let (settled, kept): (Vec<_>, Vec<_>) = held.into_iter().partition(is_settled);
+        if !kept.is_empty() {
+            self.0.insert(id.clone(), kept);
+        }
+        settled.into_iter().map(|held| held.receipt).collect()
+    }
+}
