@@ -11,6 +11,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod chain_life;
 mod happy;
 mod stage;
 mod writes;
