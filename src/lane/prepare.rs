@@ -10,10 +10,7 @@ use crate::model::{
 };
 use crate::policy::classify::{SimulationMeaning, meaning_of_simulation};
 use crate::policy::fee::Market;
-use crate::policy::revert;
-
-/// What a plain transfer takes (Yellow Paper, appendix G): enough for a cancellation.
-const TRANSFER_GAS: Gas = Gas(21_000);
+use crate::policy::{gas, revert};
 
 /// A request that can be signed.
 #[derive(Debug)]
@@ -62,7 +59,7 @@ impl Lane {
 
     async fn simulate(&self) -> Result<Vec<Simulated>, ChainError> {
         let margin = match self.settings.gas {
-            GasRule::Fixed(gas) => return Ok(self.fetched.iter().map(|_| Simulated::Runs(gas)).collect()),
+            GasRule::Fixed(gas) => return Ok(self.fetched.iter().map(|request| with_fixed(gas, request)).collect()),
             GasRule::Estimate { margin } => margin,
         };
         let block_limit = self.head.as_ref().map_or(Gas(u64::MAX), |head| head.gas_limit);
@@ -161,13 +158,22 @@ impl Lane {
                 nonce,
                 to: self.signer.address(),
                 value: Wei(0),
-                gas: TRANSFER_GAS,
+                gas: gas::TRANSFER,
                 data: bytes::Bytes::new(),
                 fee: replaced.unwrap_or(previous),
             },
         };
         Some((kind, unsigned))
     }
+}
+
+/// A node may take a transaction with too little gas, and drop it when it makes a block: it would hold up its account.
+fn with_fixed(gas: Gas, request: &QueuedRequest) -> Simulated {
+    let least = gas::intrinsic(&request.body);
+    if gas >= least {
+        return Simulated::Runs(gas);
+    }
+    Simulated::Fails(Cause::invalid("gas_too_low", format!("its calldata takes {least} gas, write.gas is {gas}")))
 }
 
 fn simulation_cause(message: &str, data: Option<&[u8]>) -> Cause {

@@ -5,5 +5,6 @@ pub mod arrival;
 pub mod classify;
 pub mod fee;
 pub mod finality;
+pub mod gas;
 pub mod pause;
 pub mod revert;

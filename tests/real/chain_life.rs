@@ -117,23 +117,40 @@ async fn a_block_that_goes_away_before_it_is_final_takes_no_write_with_it() {
 /// Invariant 8: a transaction that the node refuses for a reason of its own delays its account, and never blocks it.
 #[tokio::test]
 async fn a_transaction_that_is_only_ever_refused_is_cancelled_and_becomes_a_dead_letter() {
-    let Some(stage) = Stage::set().await else { return };
-    let config = stage.config().with("write", "gas = 21000").with("retry", "max_attempts = 1");
+    let Some(stage) = Stage::with_chain(AnvilConfig { gas_limit: 30_000_000, ..AnvilConfig::default() }).await else {
+        return;
+    };
+    let config = stage.config().with("write", "gas = 40000000").with("retry", "max_attempts = 1");
     let home = WorkerHome::new(&config.with("chain", "refused_after = \"1s\"\nfinality = 0"));
+    stage.topology(&home).await;
+    stage.amqp.publish(QUEUE, with_id("greedy"), b"more gas than a block has").await;
+    let _worker = home.start(BINARY);
+    let dead = stage.amqp.wait_for(DEAD, LONG).await;
+    assert_eq!(dead.routing_key, "rejected.refused_by_node");
+    assert_eq!(dead.id(), "greedy");
+    let status = stage.status(&home, "greedy").await;
+    assert_eq!(status["transactions"][0]["state"], "cancelled", "{status}");
+    stage.anvil.call("evm_setBlockGasLimit", json!([rpc::hex(60_000_000)])).await.unwrap();
+    stage.amqp.publish(QUEUE, with_id("plain"), b"fits").await;
+    stage.wait_empty(QUEUE).await;
+    assert_eq!(stage.status(&home, "plain").await["state"], "final");
+    let transactions = stage.transactions_of(0).await;
+    let receivers: Vec<_> = transactions.iter().map(|(_, _, to)| to.to_lowercase()).collect();
+    assert_eq!(receivers, [ACCOUNTS[0].0.to_lowercase(), SINK.to_owned()], "nonce 0 went to a transfer to itself");
+}
+
+#[tokio::test]
+async fn calldata_that_the_fixed_gas_cannot_pay_for_is_a_dead_letter_before_it_is_signed() {
+    let Some(stage) = Stage::set().await else { return };
+    let home = WorkerHome::new(&stage.config().with("write", "gas = 21000").with("chain", "finality = 0"));
     stage.topology(&home).await;
     stage.amqp.publish(QUEUE, with_id("greedy"), b"calldata takes more than 21000 gas").await;
     stage.amqp.publish(QUEUE, with_id("plain"), b"").await;
     let _worker = home.start(BINARY);
     let dead = stage.amqp.wait_for(DEAD, LONG).await;
-    assert_eq!(dead.routing_key, "rejected.refused_by_node");
-    assert_eq!(dead.id(), "greedy");
+    assert_eq!((dead.routing_key.as_str(), dead.id().as_str()), ("invalid.gas_too_low", "greedy"));
     stage.wait_empty(QUEUE).await;
-    let status = stage.status(&home, "greedy").await;
-    assert_eq!(status["transactions"][0]["state"], "cancelled", "{status}");
-    assert_eq!(stage.status(&home, "plain").await["state"], "final");
-    let transactions = stage.transactions_of(0).await;
-    let receivers: Vec<_> = transactions.iter().map(|(_, _, to)| to.to_lowercase()).collect();
-    assert_eq!(receivers, [ACCOUNTS[0].0.to_lowercase(), SINK.to_owned()], "nonce 0 went to a transfer to itself");
+    assert_eq!(stage.transactions_of(0).await, [(0, "0x".to_owned(), SINK.to_owned())]);
 }
 
 /// Invariant 3; C15, C38
