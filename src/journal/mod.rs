@@ -17,6 +17,8 @@ use crate::model::{
 };
 use crate::policy::arrival::{Known, Verdict};
 
+#[cfg(test)]
+pub(crate) mod contract;
 mod sqlite;
 
 pub use sqlite::SqliteJournal;

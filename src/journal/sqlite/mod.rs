@@ -103,3 +103,109 @@ fn make_private(path: &Path) -> std::io::Result<PathBuf> {
 fn storage(doing: &'static str, error: impl std::error::Error + Send + Sync + 'static) -> JournalError {
     JournalError::Storage { doing, source: Box::new(error) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::journal::contract::{arrival, id, journal_contract, set, transaction};
+    use crate::journal::{Admissions, Journal, Leases, RequestSeq, Settlements, Transactions};
+    use crate::model::{Address, Generation};
+    use crate::policy::arrival::Verdict;
+
+    async fn journal() -> (TempDir, Arc<dyn Journal>) {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = SqliteJournal::open(&folder.path().join("journal.db")).await.unwrap();
+        (folder, Arc::new(journal))
+    }
+
+    journal_contract!(journal());
+
+    #[tokio::test]
+    async fn the_file_and_its_companions_are_their_owners_alone() {
+        let (folder, journal) = journal().await;
+        set(journal, &["a"]).await;
+        for file in std::fs::read_dir(folder.path()).unwrap() {
+            let file = file.unwrap();
+            assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", file.path());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_journal_of_a_newer_version_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal.db");
+        SqliteJournal::open(&path).await.unwrap().close().await;
+        let mut connection =
+            SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(&path)).await.unwrap();
+        let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+                     VALUES (99, 'from the future', TRUE, x'00', 0)";
+        sqlx::query(newer).execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+        let refused = SqliteJournal::open(&path).await.unwrap_err();
+        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 1 }), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn what_was_written_is_there_after_the_file_is_opened_again() {
+        let (folder, journal) = journal().await;
+        let before = set(journal, &["a"]).await;
+        let signed = vec![transaction(before.queued[0].seq, 0)];
+        before.journal.record_transactions(&before.lease, signed).await.unwrap();
+        // Not closed: as after a kill.
+        let again = SqliteJournal::open(&folder.path().join("journal.db")).await.unwrap();
+        let live = again.live_transactions(before.account).await.unwrap();
+        assert_eq!(live[0].request.id, id("a"));
+    }
+
+    #[tokio::test]
+    async fn a_body_that_changed_on_disk_is_noticed() {
+        let (folder, journal) = journal().await;
+        let set = set(journal, &["a"]).await;
+        let path = folder.path().join("journal.db");
+        let mut connection =
+            SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(&path)).await.unwrap();
+        sqlx::query("UPDATE requests SET body = x'00'").execute(&mut connection).await.unwrap();
+        let read = set.journal.queued(set.account, i64::MIN, 10).await;
+        assert!(matches!(read, Err(JournalError::Corrupt { .. })), "{read:?}");
+    }
+
+    #[tokio::test]
+    async fn a_write_that_fails_undoes_itself_and_not_its_neighbours_in_the_commit() {
+        let (_folder, journal) = journal().await;
+        let set = set(journal, &["a", "b"]).await;
+        let write = |index: usize, nonce| {
+            set.journal.record_transactions(&set.lease, vec![transaction(set.queued[index].seq, nonce)])
+        };
+        let results = tokio::join!(write(0, 0), write(1, 7), write(1, 1));
+        assert!(results.0.is_ok() && results.1.is_err() && results.2.is_ok(), "{results:?}");
+        assert_eq!(set.journal.live_transactions(set.account).await.unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn two_processes_on_one_file_admit_each_id_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal.db");
+        let (one, two) = tokio::join!(SqliteJournal::open(&path), SqliteJournal::open(&path));
+        let (one, two) = (one.unwrap(), two.unwrap());
+        let account = one.account(1, Address([7; 20])).await.unwrap();
+        let admit = async |journal: &SqliteJournal| {
+            let mut accepted = 0;
+            for number in 0..50 {
+                let copy = arrival(account, &format!("r-{number}"), Generation::default(), "body");
+                accepted += usize::from(journal.admit(vec![copy]).await.unwrap() == [Verdict::Accept]);
+            }
+            accepted
+        };
+        let (from_one, from_two) = tokio::join!(admit(&one), admit(&two));
+        assert_eq!(from_one + from_two, 50);
+        let queued = two.queued(account, i64::MIN, 100).await.unwrap();
+        let mut turns: Vec<_> = queued.iter().map(|request| request.turn).collect();
+        turns.dedup();
+        assert_eq!(turns.len(), 50, "each has a place of its own");
+        assert!(one.unconfirmed(account, RequestSeq(i64::MIN), 10).await.unwrap().is_empty());
+    }
+}

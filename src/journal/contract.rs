@@ -1,0 +1,347 @@
+//! What every journal must keep to, whatever is behind it: the set that each back end, and each fake of one, has to pass.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::journal::{
+    AccountId, Arrival, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, Journal, JournalError, Lease,
+    NewTransaction, QueuedRequest, RequestSeq, Settlement,
+};
+use crate::model::event::{FinalTransaction, Outcome, Subject};
+use crate::model::{
+    Address, Attempt, AttemptKind, BlockHash, BlockNumber, BodyHash, Cause, Event, Fee, Gas, Generation, Message,
+    Nonce, Properties, RequestId, RequestState, SignedTransaction, Timestamp, TransactionState, TxHash, Wei,
+};
+use crate::policy::arrival::Verdict;
+
+const TTL: Duration = Duration::from_secs(60);
+
+pub(crate) fn id(text: &str) -> RequestId {
+    RequestId::new(text).unwrap()
+}
+
+pub(crate) fn arrival(account: AccountId, text: &str, generation: Generation, body: &'static str) -> Arrival {
+    let properties = Properties { message_id: Some(text.to_owned()), ..Properties::default() };
+    let body = Bytes::from_static(body.as_bytes());
+    let body_hash = BodyHash::of(&body);
+    Arrival {
+        id: id(text),
+        generation,
+        body_hash,
+        message: Message { body, properties, ..Message::default() },
+        account,
+    }
+}
+
+fn first(account: AccountId, text: &str) -> Arrival {
+    arrival(account, text, Generation::default(), "body")
+}
+
+fn attempt(seed: u8) -> Attempt {
+    Attempt {
+        kind: AttemptKind::Write,
+        signed: SignedTransaction { hash: TxHash([seed; 32]), raw: Bytes::from(vec![seed; 10]) },
+        fee: Fee::Eip1559 { max_fee: Wei(20), tip: Wei(1) },
+        signed_at: Timestamp(1),
+    }
+}
+
+pub(crate) fn transaction(request: RequestSeq, nonce: u64) -> NewTransaction {
+    NewTransaction {
+        request,
+        nonce: Nonce(nonce),
+        to: Address([1; 20]),
+        value: Wei(u128::MAX),
+        gas: Gas(21_000),
+        attempt: attempt(u8::try_from(nonce).unwrap_or(u8::MAX)),
+    }
+}
+
+fn event(text: &str) -> Event {
+    let (request, cause) = (id(text), Cause::rejected("reverted", "no"));
+    let subject = Subject {
+        organisation: "acme",
+        request: &request,
+        generation: Generation::default(),
+        reply_to: None,
+        correlation_id: None,
+    };
+    Event::new(&subject, &Outcome::Dead { cause: &cause, tx_hashes: &[] }, Timestamp(1))
+}
+
+fn succeeded(request: RequestSeq, nonce: u64, text: &str) -> Settlement {
+    let included = FinalTransaction {
+        tx_hash: TxHash([u8::try_from(nonce).unwrap(); 32]),
+        nonce: Nonce(nonce),
+        block_number: BlockNumber(7),
+        block_hash: BlockHash([9; 32]),
+        gas_used: Gas(21_000),
+        effective_gas_price: Some(Wei(3)),
+    };
+    let closed =
+        ClosedTransaction { nonce: Nonce(nonce), state: TransactionState::Succeeded, included: Some(included) };
+    Settlement { request, transaction: Some(closed), decision: Decision::Final(event(text)) }
+}
+
+fn failed(request: RequestSeq, retry: u32) -> Settlement {
+    let cause = Cause::rejected("reverted", "not today");
+    let decision = Decision::Retry { cause, next: Generation { replay: 0, retry } };
+    Settlement { request, transaction: None, decision }
+}
+
+/// A journal with one account that is ours, and these requests queued.
+pub(crate) struct Set {
+    pub(crate) journal: Arc<dyn Journal>,
+    pub(crate) account: AccountId,
+    pub(crate) lease: Lease,
+    pub(crate) queued: Vec<QueuedRequest>,
+}
+
+pub(crate) async fn set(journal: Arc<dyn Journal>, requests: &[&str]) -> Set {
+    let account = journal.account(31337, Address([7; 20])).await.unwrap();
+    let lease = journal.acquire_lease(account, "me".into(), TTL).await.unwrap().unwrap();
+    assert_eq!(journal.raise_next_nonce(&lease, Nonce(0)).await.unwrap(), Nonce(0));
+    let arrivals = requests.iter().map(|text| first(account, text)).collect();
+    journal.admit(arrivals).await.unwrap();
+    let queued = journal.queued(account, i64::MIN, 100).await.unwrap();
+    assert_eq!(queued.len(), requests.len());
+    Set { journal, account, lease, queued }
+}
+
+impl Set {
+    fn seq(&self, index: usize) -> RequestSeq {
+        self.queued[index].seq
+    }
+
+    async fn sign(&self, index: usize, nonce: u64) -> Result<(), JournalError> {
+        self.journal.record_transactions(&self.lease, vec![transaction(self.seq(index), nonce)]).await
+    }
+
+    async fn state(&self, text: &str) -> RequestState {
+        self.journal.standings(vec![id(text)]).await.unwrap()[0].1.state
+    }
+
+    async fn next_nonce(&self) -> Nonce {
+        self.journal.raise_next_nonce(&self.lease, Nonce(0)).await.unwrap()
+    }
+}
+
+pub(crate) async fn requests_queue_in_the_order_of_their_admission(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["c", "a", "b"]).await;
+    let ids: Vec<_> = set.queued.iter().map(|request| request.id.as_str()).collect();
+    assert_eq!(ids, ["c", "a", "b"]);
+    let behind = set.journal.queued(set.account, set.queued[0].turn, 1).await.unwrap();
+    assert_eq!(behind[0].id, id("a"));
+    assert_eq!(behind[0].body, Bytes::from_static(b"body"));
+    assert_eq!(set.journal.open_requests().await.unwrap(), 3);
+}
+
+/// Invariant 11.
+pub(crate) async fn a_known_id_is_never_admitted_twice(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a"]).await;
+    let of = |generation, body| arrival(set.account, "b", generation, body);
+    let retry = Generation { replay: 0, retry: 1 };
+    let verdicts = set
+        .journal
+        .admit(vec![
+            first(set.account, "a"),
+            arrival(set.account, "a", Generation::default(), "other"),
+            of(Generation::default(), "body"),
+            of(Generation::default(), "body"),
+            of(Generation::default(), "other"),
+        ])
+        .await
+        .unwrap();
+    assert_eq!(verdicts, [Verdict::Join, Verdict::Conflict, Verdict::Accept, Verdict::Join, Verdict::Conflict]);
+    assert_eq!(set.journal.queued(set.account, i64::MIN, 100).await.unwrap().len(), 2);
+    // A retry is admitted once, too.
+    set.journal.settle(&set.lease, vec![failed(set.seq(0), 1)]).await.unwrap();
+    let copy = || arrival(set.account, "a", retry, "body");
+    let verdicts = set.journal.admit(vec![first(set.account, "a"), copy(), copy()]).await.unwrap();
+    assert_eq!(verdicts, [Verdict::AwaitConfirm, Verdict::Accept, Verdict::Join]);
+}
+
+/// Invariant 4.
+pub(crate) async fn nonces_are_taken_one_after_the_other_or_not_at_all(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a", "b", "c"]).await;
+    for nonces in [[1, 2], [0, 2], [0, 0]] {
+        let batch = vec![transaction(set.seq(0), nonces[0]), transaction(set.seq(1), nonces[1])];
+        let refused = set.journal.record_transactions(&set.lease, batch).await;
+        assert!(matches!(refused, Err(JournalError::Inconsistent { .. })), "{nonces:?}");
+        assert_eq!(set.next_nonce().await, Nonce(0), "nothing of it was written");
+        assert!(set.journal.live_transactions(set.account).await.unwrap().is_empty());
+    }
+    set.journal
+        .record_transactions(&set.lease, vec![transaction(set.seq(0), 0), transaction(set.seq(1), 1)])
+        .await
+        .unwrap();
+    assert_eq!(set.next_nonce().await, Nonce(2));
+    assert!(set.sign(2, 1).await.is_err(), "a nonce is taken once");
+    assert_eq!(set.journal.raise_next_nonce(&set.lease, Nonce(9)).await.unwrap(), Nonce(9));
+    assert_eq!(set.journal.raise_next_nonce(&set.lease, Nonce(5)).await.unwrap(), Nonce(9), "never back");
+}
+
+/// Invariant 3.
+pub(crate) async fn a_request_has_one_transaction_that_may_land(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a"]).await;
+    set.sign(0, 0).await.unwrap();
+    assert!(set.sign(0, 1).await.is_err(), "its first nonce is live");
+    assert_eq!(set.next_nonce().await, Nonce(1), "nothing of it was written");
+    let displaced = ClosedTransaction { nonce: Nonce(0), state: TransactionState::Displaced, included: None };
+    let requeue = Settlement { request: set.seq(0), transaction: Some(displaced), decision: Decision::Requeue };
+    set.journal.settle(&set.lease, vec![requeue]).await.unwrap();
+    let again = set.journal.queued(set.account, set.queued[0].turn, 10).await.unwrap();
+    assert_eq!(again.len(), 1, "it queues again, behind the others");
+    set.sign(0, 1).await.unwrap();
+    set.journal.settle(&set.lease, vec![succeeded(set.seq(0), 1, "a")]).await.unwrap();
+    assert!(set.sign(0, 2).await.is_err(), "it is written");
+    assert_eq!(set.state("a").await, RequestState::Final);
+}
+
+/// Invariant 1, the journal's half; invariant 5.
+pub(crate) async fn everything_signed_is_read_again(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a", "b"]).await;
+    set.sign(0, 0).await.unwrap();
+    let cancel = Attempt { kind: AttemptKind::Cancel, fee: Fee::Legacy { gas_price: Wei(5) }, ..attempt(100) };
+    set.journal.record_attempts(&set.lease, vec![(Nonce(0), attempt(99)), (Nonce(0), cancel.clone())]).await.unwrap();
+    let live = set.journal.live_transactions(set.account).await.unwrap();
+    assert_eq!(live.len(), 1);
+    assert_eq!(live[0].attempts, [attempt(0), attempt(99), cancel]);
+    assert_eq!((live[0].value, live[0].gas, live[0].to), (Wei(u128::MAX), Gas(21_000), Address([1; 20])));
+    assert_eq!(live[0].request.id, id("a"));
+    let unknown = set.journal.record_attempts(&set.lease, vec![(Nonce(7), attempt(98))]).await;
+    assert!(unknown.is_err(), "no attempt without its transaction");
+}
+
+/// Invariant 7a: the end of a request and its event are one commit.
+pub(crate) async fn a_final_request_and_its_event_are_stored_together_or_not_at_all(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a", "b"]).await;
+    set.sign(0, 0).await.unwrap();
+    let half_wrong = vec![succeeded(set.seq(0), 0, "a"), succeeded(set.seq(1), 1, "b")];
+    assert!(set.journal.settle(&set.lease, half_wrong).await.is_err(), "b has no transaction");
+    assert_eq!(set.state("a").await, RequestState::Writing);
+    assert!(set.journal.events(&[set.account], 0, 10).await.unwrap().is_empty());
+    set.journal.settle(&set.lease, vec![succeeded(set.seq(0), 0, "a")]).await.unwrap();
+    assert_eq!(set.state("a").await, RequestState::Final);
+    let events = set.journal.events(&[set.account], 0, 10).await.unwrap();
+    assert_eq!(events.len(), 1);
+    assert_eq!(events[0].event_id, event("a").id);
+    assert!(set.journal.settle(&set.lease, vec![succeeded(set.seq(0), 0, "a")]).await.is_err(), "it ends once");
+    set.journal.events_sent(vec![events[0].id]).await.unwrap();
+    assert!(set.journal.events(&[set.account], 0, 10).await.unwrap().is_empty());
+}
+
+/// Invariant 7b.
+pub(crate) async fn a_failed_request_is_settled_only_with_its_publisher_confirm(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a"]).await;
+    set.journal.settle(&set.lease, vec![failed(set.seq(0), 1)]).await.unwrap();
+    assert_eq!(set.state("a").await, RequestState::RetryPending);
+    let copies = set.journal.unconfirmed(set.account, RequestSeq(i64::MIN), 10).await.unwrap();
+    let copy = &copies[0];
+    assert_eq!((copy.kind, copy.generation.retry), (CopyKind::Retry, 1));
+    assert_eq!(copy.cause, Cause::rejected("reverted", "not today"));
+    assert_eq!(copy.message.body, Bytes::from_static(b"body"));
+    assert_eq!(set.journal.unconfirmed_of(vec![copy.request]).await.unwrap().len(), 1);
+    let confirmed =
+        ConfirmedCopy { request: copy.request, generation: copy.generation, kind: CopyKind::Retry, event: event("a") };
+    set.journal.confirm(vec![confirmed.clone()]).await.unwrap();
+    assert_eq!(set.state("a").await, RequestState::RetryWaiting);
+    assert!(set.journal.unconfirmed(set.account, RequestSeq(i64::MIN), 10).await.unwrap().is_empty());
+    assert_eq!(set.journal.events(&[set.account], 0, 10).await.unwrap().len(), 1);
+    // The retry comes back before a second confirm is noted: it stays accepted.
+    let copy = arrival(set.account, "a", Generation { replay: 0, retry: 1 }, "body");
+    assert_eq!(set.journal.admit(vec![copy]).await.unwrap(), [Verdict::Accept]);
+    set.journal.confirm(vec![confirmed]).await.unwrap();
+    assert_eq!(set.state("a").await, RequestState::Accepted);
+}
+
+/// Invariant 8: who comes back from the dead starts from zero, with another body if need be.
+pub(crate) async fn a_dead_letter_may_come_back_as_a_replay(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a"]).await;
+    let cause = Cause::rejected("reverted", "never");
+    let dead = Settlement { request: set.seq(0), transaction: None, decision: Decision::Dead { cause } };
+    set.journal.settle(&set.lease, vec![dead]).await.unwrap();
+    assert_eq!(set.state("a").await, RequestState::DeadPending);
+    let copy = set.journal.unconfirmed_of(vec![set.seq(0)]).await.unwrap().remove(0);
+    let confirmed =
+        ConfirmedCopy { request: copy.request, generation: copy.generation, kind: copy.kind, event: event("a") };
+    set.journal.confirm(vec![confirmed]).await.unwrap();
+    assert_eq!(set.journal.message_of(&id("a")).await.unwrap(), None, "the broker has it now");
+    let replay = arrival(set.account, "a", Generation { replay: 1, retry: 0 }, "mended");
+    let verdicts = set.journal.admit(vec![first(set.account, "a"), replay]).await.unwrap();
+    assert_eq!(verdicts, [Verdict::Stale, Verdict::Accept]);
+    let queued = set.journal.queued(set.account, i64::MIN, 10).await.unwrap();
+    assert_eq!(queued[0].body, Bytes::from_static(b"mended"));
+    assert_eq!(queued[0].generation, Generation { replay: 1, retry: 0 });
+}
+
+/// An owner that froze and wakes writes nothing.
+pub(crate) async fn a_lane_without_its_lease_writes_nothing(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a", "b"]).await;
+    set.sign(0, 0).await.unwrap();
+    assert_eq!(set.journal.acquire_lease(set.account, "other".into(), TTL).await.unwrap(), None, "it is held");
+    set.journal.release_lease(&set.lease).await.unwrap();
+    let other = set.journal.acquire_lease(set.account, "other".into(), TTL).await.unwrap().unwrap();
+    assert!(other.epoch > set.lease.epoch);
+    let lost = |result: Result<(), JournalError>| assert!(result.unwrap_err().is_lease_lost());
+    lost(set.sign(1, 1).await);
+    lost(set.journal.record_attempts(&set.lease, vec![(Nonce(0), attempt(9))]).await);
+    lost(set.journal.settle(&set.lease, vec![succeeded(set.seq(0), 0, "a")]).await);
+    lost(set.journal.renew_lease(&set.lease, TTL).await);
+    lost(set.journal.raise_next_nonce(&set.lease, Nonce(5)).await.map(|_| ()));
+    assert_eq!(set.state("a").await, RequestState::Writing);
+    assert_eq!(set.state("b").await, RequestState::Accepted);
+    // A lease that has run out is free; its owner may take it again, under a new epoch.
+    set.journal.renew_lease(&other, Duration::ZERO).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    let mine = set.journal.acquire_lease(set.account, "me".into(), TTL).await.unwrap().unwrap();
+    assert!(mine.epoch > other.epoch);
+}
+
+pub(crate) async fn only_old_and_settled_requests_are_pruned(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["old", "open", "waiting"]).await;
+    set.sign(0, 0).await.unwrap();
+    set.journal.settle(&set.lease, vec![succeeded(set.seq(0), 0, "old"), failed(set.seq(2), 1)]).await.unwrap();
+    let copy = set.journal.unconfirmed_of(vec![set.seq(2)]).await.unwrap().remove(0);
+    let confirmed =
+        ConfirmedCopy { request: copy.request, generation: copy.generation, kind: copy.kind, event: event("w") };
+    set.journal.confirm(vec![confirmed]).await.unwrap();
+    assert_eq!(set.journal.prune(Timestamp(0), 10).await.unwrap(), 0, "none is so old");
+    let later = Timestamp::now().after(Duration::from_secs(60));
+    assert_eq!(set.journal.prune(later, 10).await.unwrap(), 1);
+    let standings = set.journal.standings(["old", "open", "waiting"].map(id).to_vec()).await.unwrap();
+    let kept: Vec<_> = standings.iter().map(|(id, _)| id.as_str()).collect();
+    assert_eq!(kept, ["open", "waiting"]);
+    assert_eq!(set.journal.history(&id("old")).await.unwrap().map(|history| history.id), None);
+}
+
+/// Every test of the set, as tests of the module where it stands; `$journal` makes a new one.
+macro_rules! journal_contract {
+    ($journal:expr) => {
+        journal_contract!(
+            $journal,
+            requests_queue_in_the_order_of_their_admission,
+            a_known_id_is_never_admitted_twice,
+            nonces_are_taken_one_after_the_other_or_not_at_all,
+            a_request_has_one_transaction_that_may_land,
+            everything_signed_is_read_again,
+            a_final_request_and_its_event_are_stored_together_or_not_at_all,
+            a_failed_request_is_settled_only_with_its_publisher_confirm,
+            a_dead_letter_may_come_back_as_a_replay,
+            a_lane_without_its_lease_writes_nothing,
+            only_old_and_settled_requests_are_pruned
+        );
+    };
+    ($journal:expr, $($name:ident),*) => {
+        $(
+            #[tokio::test]
+            async fn $name() {
+                let (_folder, journal) = $journal.await;
+                $crate::journal::contract::$name(journal).await;
+            }
+        )*
+    };
+}
+pub(crate) use journal_contract;
