@@ -21,7 +21,7 @@ use crate::policy::fee::Market;
 const FEE_HISTORY_BLOCKS: u64 = 10;
 
 /// How to reach the chain.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ClientSettings {
     /// The chain that must be behind every endpoint.
     pub chain_id: u64,
@@ -31,6 +31,13 @@ pub struct ClientSettings {
     pub timeout: Duration,
     /// Calls in one JSON-RPC batch at most.
     pub batch_size: usize,
+}
+
+impl std::fmt::Debug for ClientSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // A URL may hold a key.
+        f.debug_struct("ClientSettings").field("chain_id", &self.chain_id).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]

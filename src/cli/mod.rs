@@ -136,5 +136,5 @@ async fn open_journal(settings: &Settings) -> anyhow::Result<crate::journal::Sql
         }
         .into());
     }
-    Ok(crate::journal::SqliteJournal::open(path).await?)
+    Ok(crate::journal::SqliteJournal::open_existing(path).await?)
 }

@@ -117,7 +117,7 @@ pub struct RetrySection {
 }
 
 /// `[chain]`
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ChainSection {
     /// EIP-155 chain id.
     pub id: u64,
@@ -139,6 +139,13 @@ pub struct ChainSection {
     pub replace_after: Duration,
     /// Cancel what is refused.
     pub refused_after: Duration,
+}
+
+impl std::fmt::Debug for ChainSection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // A URL may hold a key.
+        f.debug_struct("ChainSection").field("id", &self.id).finish_non_exhaustive()
+    }
 }
 
 /// `[write]`
@@ -189,9 +196,7 @@ pub fn load(file: Option<&Path>) -> Result<Settings, Faults> {
     if let Some(path) = file {
         builder = builder.add_source(File::from(path).format(FileFormat::Toml));
     }
-    let merged = builder.add_source(environment).build().and_then(config::Config::try_deserialize);
-    let values: serde_json::Value = merged.map_err(|error| Faults(vec![format!("- {error}")]))?;
-    sections::read(values)
+    merge(builder.add_source(environment))
 }
 
 /// The defaults with these lines of TOML on top, without the environment: for tests and examples.
@@ -202,9 +207,22 @@ pub fn load_text(toml: &str) -> Result<Settings, Faults> {
     let builder = config::Config::builder()
         .add_source(File::from_str(DEFAULTS, FileFormat::Toml))
         .add_source(File::from_str(toml, FileFormat::Toml));
-    let merged = builder.build().and_then(config::Config::try_deserialize);
-    let values: serde_json::Value = merged.map_err(|error| Faults(vec![format!("- {error}")]))?;
-    sections::read(values)
+    merge(builder)
+}
+
+fn merge(builder: config::ConfigBuilder<config::builder::DefaultState>) -> Result<Settings, Faults> {
+    let merged = builder.build().and_then(config::Config::try_deserialize::<serde_json::Value>);
+    sections::read(merged.map_err(|error| Faults(vec![format!("- {}", without_source(&error.to_string()))]))?)
+}
+
+/// A syntax error's text without the line that it quotes: that line may hold a password.
+fn without_source(text: &str) -> String {
+    let is_quote = |line: &&str| {
+        let line = line.trim_start();
+        line.starts_with('|') || line.split_once('|').is_some_and(|(number, _)| number.trim().parse::<u64>().is_ok())
+    };
+    let kept: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty() && !is_quote(line)).collect();
+    kept.join("; ")
 }
 
 fn gas_limits() -> std::ops::RangeInclusive<Gas> {

@@ -16,6 +16,8 @@ use crate::policy::fee::{Market, is_underpriced};
 
 /// How soon bytes that no node has confirmed to have are sent again.
 const RESEND_UNKNOWN: Duration = Duration::from_secs(2);
+/// An attempt must have been passed over by this many blocks before it is replaced for its age.
+const BLOCKS_BEFORE_REPLACING: u64 = 2;
 
 impl Lane {
     /// Invariant 2: whatever the answer, the nonce and its bytes stay. An answer only says when to send them again, that
@@ -48,7 +50,9 @@ impl Lane {
 
     /// Sends again, replaces or cancels what is not in a block, lowest nonce first.
     pub(super) async fn care(&mut self, lease: &Lease) -> Result<(), JournalError> {
-        let Some(market) = self.market else { return Ok(()) };
+        let (Some(market), Some(head)) = (self.market, self.head.as_ref().map(|head| head.number)) else {
+            return Ok(());
+        };
         let now = Instant::now();
         let mut attempts = Vec::new();
         let mut resend = Vec::new();
@@ -61,7 +65,11 @@ impl Lane {
             if transaction.is_taken {
                 continue;
             }
-            let waited = transaction.is_known_to_node && age(newest) >= self.settings.replace_after;
+            // A chain that stands still would not take a higher fee either.
+            let blocks = transaction.waits_since.map_or(0, |since| head.0.saturating_sub(since.0));
+            let waited = transaction.is_known_to_node
+                && age(newest) >= self.settings.replace_after
+                && blocks >= BLOCKS_BEFORE_REPLACING;
             let wants_more = transaction.wants_more || is_underpriced(newest.fee, &market) || (place == 0 && waited);
             if is_given_up && newest.kind == AttemptKind::Write {
                 attempts.push((transaction.nonce, AttemptKind::Cancel));

@@ -84,6 +84,7 @@ impl Lane {
                 return Ok(());
             }
         };
+        self.resume_if(|_| true);
         let batch: Vec<_> = self.prepared.drain(..count).collect();
         let transactions = self.new_transactions(batch, signed, first, fee);
         let stored = transactions.iter().map(prepare::to_store).collect();

@@ -5,7 +5,7 @@ use tracing::info;
 use crate::chain::{BlockTag, ChainError, Header};
 use crate::journal::{JournalError, Lease};
 use crate::lane::Lane;
-use crate::model::{Nonce, TxHash};
+use crate::model::{Nonce, PauseReason, TxHash};
 use crate::policy::fee::Market;
 use crate::tracker::Sighting;
 
@@ -51,6 +51,10 @@ impl Lane {
             }
         };
         self.market = Some(market);
+        if self.settings.fees.quote(&market).is_ok() {
+            self.resume_if(|reason| reason == PauseReason::FeeAboveCap);
+        }
+        self.window.note_head(head.number, count);
         if self.next_nonce.is_none_or(|next| next < count) {
             // What is above our own next nonce was used by another program.
             self.next_nonce = Some(self.journal.raise_next_nonce(lease, count).await?);

@@ -91,10 +91,7 @@ impl Lane {
     /// The price of new transactions; above the cap the lane pauses until it has come down.
     pub(super) fn quote(&mut self) -> Option<Fee> {
         match self.settings.fees.quote(&self.market?) {
-            Ok(fee) => {
-                self.resume_if(|_| true);
-                Some(fee)
-            }
+            Ok(fee) => Some(fee),
             Err(above) => {
                 self.pause(PauseReason::FeeAboveCap, above.to_string());
                 None

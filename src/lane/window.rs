@@ -32,6 +32,8 @@ pub(super) struct InFlight {
     pub(super) wants_more: bool,
     /// The node says that the nonce is used: by an attempt of ours, or by a foreign transaction. Finality will tell.
     pub(super) is_taken: bool,
+    /// The newest block when the newest attempt was first looked after.
+    pub(super) waits_since: Option<BlockNumber>,
     /// Since when every answer was a refusal for a reason of the transaction's own, and the last of them.
     pub(super) refused: Option<(Instant, String)>,
 }
@@ -59,6 +61,7 @@ impl InFlight {
             sent_at: None,
             wants_more: false,
             is_taken: false,
+            waits_since: None,
             refused: None,
         }
     }
@@ -133,6 +136,7 @@ impl Window {
             transaction.attempts.push(attempt);
             transaction.is_known_to_node = false;
             transaction.wants_more = false;
+            transaction.waits_since = None;
             transaction.sent_at = None;
         }
     }
@@ -168,6 +172,14 @@ impl Window {
 
     pub(super) fn not_included(&self) -> impl Iterator<Item = &InFlight> {
         self.by_nonce.values().filter(|transaction| transaction.included.is_none())
+    }
+
+    /// A new block: attempts wait from here on; a nonce that the account is not past is not taken, whatever a node said.
+    pub(super) fn note_head(&mut self, head: BlockNumber, count: Nonce) {
+        for transaction in self.by_nonce.values_mut() {
+            transaction.waits_since.get_or_insert(head);
+            transaction.is_taken &= transaction.nonce < count;
+        }
     }
 
     /// Notes where ours are included.

@@ -44,16 +44,36 @@ impl SqliteJournal {
     /// [`JournalError::NewerSchema`] for a file of a newer version, [`JournalError::Storage`] for what cannot be opened.
     pub async fn open(path: &Path) -> Result<Self> {
         let file = make_private(path).map_err(|error| storage("open the journal file", error))?;
-        let options = SqliteConnectOptions::new()
-            .filename(&file)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(BUSY_TIMEOUT)
-            .statement_cache_capacity(CACHED_STATEMENTS)
-            .disable_statement_logging();
+        let options = options(&file);
         let mut writing = SqliteConnection::connect_with(&options).await.map_err(|e| storage("open", e))?;
         migrate(&mut writing).await?;
+        Self::with(writing, options).await
+    }
+
+    /// Opens a file that another process works with, and leaves it as it is.
+    ///
+    /// # Errors
+    /// When there is none, or when its schema is another version's.
+    pub async fn open_existing(path: &Path) -> Result<Self> {
+        let options = options(path).create_if_missing(false);
+        let mut connection = SqliteConnection::connect_with(&options).await.map_err(|e| storage("open", e))?;
+        let version = "SELECT coalesce(max(version), 0) FROM _sqlx_migrations";
+        let found: i64 =
+            sqlx::query_scalar(version).fetch_one(&mut connection).await.map_err(|e| storage("read its version", e))?;
+        let known = newest_version();
+        match found {
+            found if found > known => Err(JournalError::NewerSchema { found, known }),
+            found if found < known => Err(JournalError::Inconsistent {
+                doing: "read it",
+                detail: format!(
+                    "its schema has version {found}, this program has {known}: let the worker start once with this version"
+                ),
+            }),
+            _ => Self::with(connection, options).await,
+        }
+    }
+
+    async fn with(writing: SqliteConnection, options: SqliteConnectOptions) -> Result<Self> {
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
             .connect_with(options.read_only(true).create_if_missing(false))
@@ -78,7 +98,7 @@ async fn migrate(connection: &mut SqliteConnection) -> Result<()> {
         Migration::new(*version, (*name).into(), MigrationType::Simple, sql, false)
     });
     let migrator = Migrator::with_migrations(migrations.collect());
-    let known = MIGRATIONS.last().map_or(0, |(version, ..)| *version);
+    let known = newest_version();
     let mut tries = 1;
     loop {
         match migrator.run_direct(None, &mut *connection, false).await {
@@ -91,6 +111,22 @@ async fn migrate(connection: &mut SqliteConnection) -> Result<()> {
             }
         }
     }
+}
+
+fn newest_version() -> i64 {
+    MIGRATIONS.last().map_or(0, |(version, ..)| *version)
+}
+
+fn options(file: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(file)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .foreign_keys(true)
+        .busy_timeout(BUSY_TIMEOUT)
+        .statement_cache_capacity(CACHED_STATEMENTS)
+        .disable_statement_logging()
 }
 
 /// The file, made if missing, with mode 0600. SQLite gives its `-wal` and `-shm` files the same mode.
