@@ -190,7 +190,8 @@ pub fn load(file: Option<&Path>) -> Result<Settings, Faults> {
         builder = builder.add_source(File::from(path).format(FileFormat::Toml));
     }
     let merged = builder.add_source(environment).build().and_then(config::Config::try_deserialize);
-    let values: serde_json::Value = merged.map_err(|error| Faults(vec![format!("- {error}")]))?;
+    let values: serde_json::Value =
+        merged.map_err(|error| Faults(vec![format!("- {}", without_lines_of_the_file(&error.to_string()))]))?;
     sections::read(values)
 }
 
@@ -203,8 +204,17 @@ pub fn load_text(toml: &str) -> Result<Settings, Faults> {
         .add_source(File::from_str(DEFAULTS, FileFormat::Toml))
         .add_source(File::from_str(toml, FileFormat::Toml));
     let merged = builder.build().and_then(config::Config::try_deserialize);
-    let values: serde_json::Value = merged.map_err(|error| Faults(vec![format!("- {error}")]))?;
+    let values: serde_json::Value =
+        merged.map_err(|error| Faults(vec![format!("- {}", without_lines_of_the_file(&error.to_string()))]))?;
     sections::read(values)
+}
+
+/// A parser shows the line that it cannot read, which may hold a password or a key; its number is enough.
+fn without_lines_of_the_file(error: &str) -> String {
+    let is_quoted = |line: &&str| {
+        line.split_once('|').is_some_and(|(margin, _)| margin.chars().all(|c| c.is_ascii_digit() || c == ' '))
+    };
+    error.lines().filter(|line| !is_quoted(line)).collect::<Vec<_>>().join(": ")
 }
 
 fn gas_limits() -> std::ops::RangeInclusive<Gas> {
