@@ -11,6 +11,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod duplicates;
 mod happy;
+mod retries;
 mod stage;
 mod writes;
