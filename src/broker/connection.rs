@@ -101,6 +101,11 @@ pub fn check_uri(text: &SecretString) -> Result<(), BrokerError> {
 
 /// Reads an AMQP address, with a heartbeat if it asks for none.
 fn parse_uri(text: &SecretString) -> Result<AMQPUri, BrokerError> {
+    // The parser takes "amqp:/user:password@host/" for a virtual host of that name on this host, and names of virtual
+    // hosts are logged.
+    if !text.expose_secret().contains("://") {
+        return Err(BrokerError::Uri("it has no \"://\"".to_owned()));
+    }
     let mut uri: AMQPUri = text.expose_secret().parse().map_err(|error: String| {
         // The parser's message may repeat a part of the address.
         let detail = if error.contains("scheme") { "its scheme is not amqp or amqps" } else { "it cannot be read" };

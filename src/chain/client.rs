@@ -64,7 +64,7 @@ impl NodeClient {
     ///
     /// # Errors
     /// When the HTTP client cannot be made, for want of the system's certificates say.
-    pub fn new(settings: &ClientSettings) -> anyhow::Result<Self> {
+    pub fn new(settings: &ClientSettings) -> std::result::Result<Self, Error> {
         let client = client(settings.timeout)?;
         let endpoints = settings.endpoints.iter().map(|url| {
             let transport = HttpTransport::new(client.clone(), url.clone());

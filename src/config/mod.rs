@@ -212,17 +212,17 @@ pub fn load_text(toml: &str) -> Result<Settings, Faults> {
 
 fn merge(builder: config::ConfigBuilder<config::builder::DefaultState>) -> Result<Settings, Faults> {
     let merged = builder.build().and_then(config::Config::try_deserialize::<serde_json::Value>);
-    sections::read(merged.map_err(|error| Faults(vec![format!("- {}", without_source(&error.to_string()))]))?)
+    sections::read(
+        merged.map_err(|error| Faults(vec![format!("- {}", without_lines_of_the_file(&error.to_string()))]))?,
+    )
 }
 
-/// A syntax error's text without the line that it quotes: that line may hold a password.
-fn without_source(text: &str) -> String {
-    let is_quote = |line: &&str| {
-        let line = line.trim_start();
-        line.starts_with('|') || line.split_once('|').is_some_and(|(number, _)| number.trim().parse::<u64>().is_ok())
+/// A parser shows the line that it cannot read, which may hold a password or a key; its number is enough.
+fn without_lines_of_the_file(error: &str) -> String {
+    let is_quoted = |line: &&str| {
+        line.split_once('|').is_some_and(|(margin, _)| margin.chars().all(|c| c.is_ascii_digit() || c == ' '))
     };
-    let kept: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty() && !is_quote(line)).collect();
-    kept.join("; ")
+    error.lines().filter(|line| !is_quoted(line)).collect::<Vec<_>>().join(": ")
 }
 
 fn gas_limits() -> std::ops::RangeInclusive<Gas> {

@@ -32,8 +32,9 @@ impl<'f> Section<'f> {
         let keys = match value {
             Some(Value::Object(keys)) => keys,
             None | Some(Value::Null) => Map::new(),
-            Some(other) => {
-                findings.add(name, format!("must be a table, but is {other}"));
+            // What it is instead may be a secret, so it is not shown.
+            Some(_) => {
+                findings.add(name, "must be a table");
                 Map::new()
             }
         };
@@ -76,7 +77,9 @@ impl<'f> Section<'f> {
             return stand_in;
         };
         read(text.trim()).unwrap_or_else(|| {
-            self.fault(key, format!("is {text:?}; expected {expected}"));
+            // An address may hold a password.
+            let shown = if text.contains("://") { "an address".to_owned() } else { format!("{text:?}") };
+            self.fault(key, format!("is {shown}; expected {expected}"));
             stand_in
         })
     }

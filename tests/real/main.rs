@@ -12,6 +12,8 @@
 mod support;
 
 mod chain_life;
+mod duplicates;
 mod happy;
+mod retries;
 mod stage;
 mod writes;

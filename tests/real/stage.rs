@@ -7,8 +7,8 @@ use serde_json::Value;
 use tokio::sync::OnceCell;
 
 use crate::support::{
-    ACCOUNTS, Amqp, Anvil, AnvilConfig, Rabbit, RabbitConfig, Worker, WorkerConfig, WorkerHome, services_are_here,
-    wait_until,
+    ACCOUNTS, Amqp, Anvil, AnvilConfig, Rabbit, RabbitConfig, Taken, Worker, WorkerConfig, WorkerHome,
+    services_are_here, wait_until,
 };
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_chainwriter");
@@ -20,14 +20,45 @@ pub const LONG: Duration = Duration::from_secs(90);
 /// An address without code: it takes every call.
 pub const SINK: &str = "0x00000000000000000000000000000000000000aa";
 
+/// An address to which tests give code.
+pub const CONTRACT: &str = "0x00000000000000000000000000000000000000c0";
+/// The queue that keeps what [`Stage::keep_events`] asked for.
+const KEPT_EVENTS: &str = "kept-events";
+
 static BROKER: OnceCell<Rabbit> = OnceCell::const_new();
 
 pub async fn broker() -> &'static Rabbit {
     BROKER.get_or_init(|| Rabbit::start(RabbitConfig::default())).await
 }
 
+/// The broker that all tests share, or one of the test's own, to do with as it likes.
+pub enum Broker {
+    Shared(&'static Rabbit),
+    Own(Rabbit),
+}
+
+impl std::ops::Deref for Broker {
+    type Target = Rabbit;
+
+    fn deref(&self) -> &Rabbit {
+        match self {
+            Self::Shared(rabbit) => rabbit,
+            Self::Own(rabbit) => rabbit,
+        }
+    }
+}
+
+impl std::ops::DerefMut for Broker {
+    fn deref_mut(&mut self) -> &mut Rabbit {
+        match self {
+            Self::Shared(_) => panic!("other tests use this broker"),
+            Self::Own(rabbit) => rabbit,
+        }
+    }
+}
+
 pub struct Stage {
-    pub rabbit: &'static Rabbit,
+    pub rabbit: Broker,
     pub vhost: String,
     pub amqp: Amqp,
     pub anvil: Anvil,
@@ -44,11 +75,67 @@ impl Stage {
             return None;
         }
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let rabbit = broker().await;
+        let rabbit = Broker::Shared(broker().await);
         let vhost = format!("test-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        Some(Self::on(rabbit, vhost, chain).await)
+    }
+
+    /// With a block each second, so that what is written becomes final by itself.
+    pub async fn with_blocks() -> Option<Self> {
+        let block_time = Some(Duration::from_secs(1));
+        Self::with_chain(AnvilConfig { block_time, ..AnvilConfig::default() }).await
+    }
+
+    /// On a broker of the test's own.
+    pub async fn with_own_broker(chain: AnvilConfig) -> Option<Self> {
+        if !services_are_here() {
+            return None;
+        }
+        let rabbit = Broker::Own(Rabbit::start(RabbitConfig::default()).await);
+        Some(Self::on(rabbit, "own".to_owned(), chain).await)
+    }
+
+    async fn on(rabbit: Broker, vhost: String, chain: AnvilConfig) -> Self {
         rabbit.add_vhost(&vhost).await.unwrap();
         let amqp = Amqp::connect(&rabbit.uri(&vhost)).await;
-        Some(Self { rabbit, vhost, amqp, anvil: Anvil::start(chain).await })
+        Self { rabbit, vhost, amqp, anvil: Anvil::start(chain).await }
+    }
+
+    /// The broker has ended the test's connection.
+    pub async fn reconnect(&mut self) {
+        self.amqp = Amqp::connect(&self.rabbit.uri(&self.vhost)).await;
+    }
+
+    /// Gives the contract's address this code, and a configuration that calls it.
+    pub async fn config_for(&self, code: &str) -> WorkerConfig {
+        self.anvil.set_code(CONTRACT, code).await.unwrap();
+        WorkerConfig { to: CONTRACT.to_owned(), ..self.config() }
+    }
+
+    /// From now on events are kept in a durable queue, for [`Self::kept_events`].
+    pub async fn keep_events(&self) {
+        self.amqp.declare(KEPT_EVENTS).await;
+        self.amqp.bind(KEPT_EVENTS, EVENTS, "#").await;
+    }
+
+    /// Takes the events that have been kept, as (request id, kind, document), in order. A worker that has stopped has
+    /// published all that it had.
+    pub async fn kept_events(&self) -> Vec<(String, String, Value)> {
+        let kept = self.amqp.take_all(KEPT_EVENTS).await;
+        let event = |taken: &Taken| {
+            let event = taken.json();
+            (event["subject"].as_str().unwrap().to_owned(), taken.routing_key.clone(), event)
+        };
+        kept.iter().map(event).collect()
+    }
+
+    /// Connections on this virtual host, by process: one that is replaced shows as another.
+    pub async fn connections(&self) -> String {
+        let vhost = self.vhost.as_str();
+        let ours = format!(
+            "[P || [{{pid, P}}, {{vhost, V}}] <- rabbit_networking:connection_info_all([pid, vhost]), V =:= <<\"{vhost}\">>]"
+        );
+        self.rabbit.eval(&format!("lists:sort({ours})")).await.unwrap()
     }
 
     pub fn config(&self) -> WorkerConfig {
@@ -118,6 +205,17 @@ impl Stage {
 pub fn calldata(body: &[u8]) -> String {
     let digits: String = body.iter().map(|byte| format!("{byte:02x}")).collect();
     format!("0x{digits}")
+}
+
+/// The kinds of the events of one request, in order.
+pub fn kinds_of<'e>(events: &'e [(String, String, Value)], id: &str) -> Vec<&'e str> {
+    events.iter().filter(|(subject, ..)| subject == id).map(|(_, kind, _)| kind.as_str()).collect()
+}
+
+/// Waits until the worker's log holds this text so many times.
+pub async fn wait_log_times(worker: &Worker, text: &str, times: usize) {
+    let what = format!("the log says {text:?} {times} times");
+    wait_until(&what, LONG, async || worker.log().matches(text).count() >= times).await;
 }
 
 /// Waits until the worker's log holds this text.

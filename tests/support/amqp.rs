@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use lapin::message::Delivery;
 use lapin::options::{
     BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions,
     QueueDeclareOptions, QueueDeleteOptions,
@@ -37,6 +38,21 @@ impl Taken {
             AMQPValue::LongString(text) => Some(text.to_string()),
             AMQPValue::LongLongInt(number) => Some(number.to_string()),
             other => Some(format!("{other:?}")),
+        }
+    }
+
+    /// The texts in a header that is an array.
+    pub fn texts(&self, name: &str) -> Vec<String> {
+        match self.properties.headers().as_ref().and_then(|headers| headers.inner().get(name)) {
+            Some(AMQPValue::FieldArray(values)) => values
+                .as_slice()
+                .iter()
+                .map(|value| match value {
+                    AMQPValue::LongString(text) => text.to_string(),
+                    other => panic!("no text: {other:?}"),
+                })
+                .collect(),
+            other => panic!("{name} is no array: {other:?}"),
         }
     }
 
@@ -81,13 +97,16 @@ impl Amqp {
     /// Takes one message, acked, if there is one.
     pub async fn take(&self, queue: &str) -> Option<Taken> {
         let got = self.channel.basic_get(queue.into(), BasicGetOptions { no_ack: true }).await.unwrap()?;
-        let delivery = got.delivery;
-        Some(Taken {
-            body: delivery.data,
-            routing_key: delivery.routing_key.to_string(),
-            exchange: delivery.exchange.to_string(),
-            properties: delivery.properties,
-        })
+        Some(taken(got.delivery))
+    }
+
+    /// Takes all messages that are in the queue now.
+    pub async fn take_all(&self, queue: &str) -> Vec<Taken> {
+        let mut all = Vec::new();
+        while let Some(taken) = self.take(queue).await {
+            all.push(taken);
+        }
+        all
     }
 
     /// Waits for a message in the queue and takes it.
@@ -113,6 +132,30 @@ impl Amqp {
         self.channel.basic_consume(name, "listener".into(), consume, FieldTable::default()).await.unwrap()
     }
 
+    /// Sees from now on, in order, what goes through these exchanges with these routing keys.
+    pub async fn watch(&self, sources: &[(&str, &str)]) -> Watch {
+        let options = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
+        let queue = self.channel.queue_declare(ShortString::from(""), options, FieldTable::default()).await.unwrap();
+        let name = queue.name().to_string();
+        for (exchange, key) in sources {
+            self.bind(&name, exchange, key).await;
+        }
+        let consume = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+        let consumer =
+            self.channel.basic_consume(name.as_str().into(), "".into(), consume, FieldTable::default()).await;
+        Watch(consumer.unwrap())
+    }
+
+    pub async fn bind(&self, queue: &str, exchange: &str, key: &str) {
+        let options = QueueBindOptions::default();
+        let bound = self.channel.queue_bind(queue.into(), exchange.into(), key.into(), options, FieldTable::default());
+        bound.await.unwrap();
+    }
+
+    pub async fn unbind(&self, queue: &str, exchange: &str, key: &str) {
+        self.channel.queue_unbind(queue.into(), exchange.into(), key.into(), FieldTable::default()).await.unwrap();
+    }
+
     pub async fn declare(&self, queue: &str) {
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
         self.channel.queue_declare(queue.into(), options, FieldTable::default()).await.unwrap();
@@ -120,6 +163,26 @@ impl Amqp {
 
     pub async fn delete(&self, queue: &str) {
         self.channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
+    }
+}
+
+/// What [`Amqp::watch`] sees.
+pub struct Watch(Consumer);
+
+impl Watch {
+    /// The next message, when it comes.
+    pub async fn next(&mut self, limit: Duration) -> Taken {
+        let delivery = tokio::time::timeout(limit, self.0.next()).await.expect("a message in time");
+        taken(delivery.unwrap().unwrap())
+    }
+}
+
+fn taken(delivery: Delivery) -> Taken {
+    Taken {
+        body: delivery.data,
+        routing_key: delivery.routing_key.to_string(),
+        exchange: delivery.exchange.to_string(),
+        properties: delivery.properties,
     }
 }
 

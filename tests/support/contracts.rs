@@ -47,6 +47,28 @@ pub const REVERTS_UNLESS_FLAG: &str = concat!(
     "5b00",                       // 0x2d: STOP
 );
 
+/// Reverts with `Error("not today")` when the first byte of the calldata is 0xff, accepts everything else.
+pub const REVERTS_ON_FF: &str = concat!(
+    "0x",
+    "60003560f81c",           // first byte of the calldata
+    "60ff14600d57",           // if it is 0xff jump to 0x0d
+    "005b",                   // STOP; 0x0d:
+    "6308c379a060e01b600052", // as ALWAYS_REVERTS
+    "6020600452",
+    "6009602452",
+    "686e6f7420746f64617960b81b604452",
+    "60646000fd",
+);
+
+/// Reverts with `Error(string)` where the string has half a million bytes, all zero.
+pub const REVERTS_AT_LENGTH: &str = concat!(
+    "0x",
+    "6308c379a060e01b600052", // memory[0x00] = selector of Error(string)
+    "6020600452",             // memory[0x04] = where the string starts
+    "6207a120602452",         // memory[0x24] = its length, 500000
+    "6207a1646000fd",         // revert with the first 500068 bytes
+);
+
 /// Adds one to the storage slot that the first argument names (any selector), so that a test can count how often a
 /// write took effect: `RpcClient::storage`.
 pub const COUNTS_EFFECTS: &str = concat!(

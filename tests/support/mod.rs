@@ -23,7 +23,7 @@ pub mod rabbit_control;
 pub mod rpc;
 pub mod worker;
 
-pub use amqp::{Amqp, Taken, headers, next_event, with_id};
+pub use amqp::{Amqp, Taken, Watch, headers, next_event, with_id};
 pub use anvil::{ACCOUNTS, Anvil, AnvilConfig};
 pub use guard::Guard;
 pub use ports::free_port;

@@ -1,0 +1,426 @@
+//! The command line without any service: exit codes, every fault at once, no secrets in what is printed.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "the lint's own exception for tests misses their helpers"
+)]
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Known to everyone: the first account of the mnemonic that development nodes use.
+const KEY: &str = "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80";
+const ADDRESS: &str = "0xf39fd6e51aad88f6f4ce6ab8827279cfffb92266";
+const PASSWORD: &str = "hunter2secret";
+const API_KEY: &str = "apikey0123456789";
+
+/// A folder with a configuration and a key file.
+struct Home {
+    folder: TempDir,
+}
+
+struct Ran {
+    code: i32,
+    /// What it printed, on both streams.
+    text: String,
+}
+
+impl Home {
+    fn new(toml: &str) -> Self {
+        let home = Self { folder: tempfile::tempdir().unwrap() };
+        home.write("worker.toml", &toml.replace("{folder}", &home.folder.path().display().to_string()));
+        home.write("signer.key", KEY);
+        home.protect("signer.key", 0o600);
+        home
+    }
+
+    /// A configuration without fault that reaches nothing: port 9 (discard) is closed here.
+    fn sound() -> Self {
+        Self::new(&sound("amqp://guest:guest@127.0.0.1:9/%2f", "http://127.0.0.1:9"))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.path(name), text).unwrap();
+    }
+
+    fn protect(&self, name: &str, mode: u32) {
+        std::fs::set_permissions(self.path(name), std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = bare(arguments);
+        command.arg("--config").arg(self.path("worker.toml")).current_dir(self.folder.path());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Ran {
+        ran(self.command(arguments).output().unwrap())
+    }
+}
+
+fn sound(broker_uri: &str, endpoint: &str) -> String {
+    format!(
+        "[worker]\norganisation = \"acme\"\n[broker]\nuri = {broker_uri:?}\nqueue = \"acme.writes\"\n\
+         [chain]\nid = 31337\nendpoints = [{endpoint:?}]\n\
+         [write]\nto = \"0x00000000000000000000000000000000000000aa\"\n\
+         [journal]\nurl = \"sqlite:{{folder}}/journal.db\"\n[[signer]]\nkey_file = \"{{folder}}/signer.key\"\n"
+    )
+}
+
+/// The program, with nothing of this process's environment that it would heed.
+fn bare(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_chainwriter"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("CHAINWRITER") || name == "CREDENTIALS_DIRECTORY" {
+            command.env_remove(name);
+        }
+    }
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+fn ran(output: Output) -> Ran {
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    Ran { code: output.status.code().unwrap_or(-1), text }
+}
+
+impl Ran {
+    #[track_caller]
+    fn is(&self, code: i32, parts: &[&str]) {
+        assert_eq!(self.code, code, "{}", self.text);
+        for part in parts {
+            assert!(self.text.contains(part), "{part:?} is missing in:\n{}", self.text);
+        }
+    }
+
+    #[track_caller]
+    fn lacks(&self, secrets: &[&str]) {
+        for secret in secrets {
+            assert!(!self.text.contains(secret), "{secret:?} is in:\n{}", self.text);
+        }
+    }
+}
+
+#[test]
+fn a_sound_configuration_is_said_to_be_so_with_the_accounts() {
+    let checked = Home::sound().run(&["check"]);
+    checked.is(0, &["ok    configuration", ADDRESS]);
+    checked.lacks(&[&KEY[2..]]);
+}
+
+/// Covers C48 for the configuration: one look is enough to mend everything.
+#[test]
+fn all_faults_of_a_configuration_come_at_once_with_their_keys() {
+    let home = Home::new(
+        "[worker]\norganisation = \"not a name\"\nmax_open = 0\n\
+         [broker]\nprefetch = 70000\ntopology = \"perhaps\"\nmax_hold = \"a while\"\nmax_body = \"17 MiB\"\nprefech = 5\n\
+         reconnect_initial = \"20s\"\nreconnect_max = \"10s\"\n\
+         [request]\nid = \"cookie:a\"\n\
+         [retry]\nmax_attempts = 101\nmultiplier = 0.5\ninitial_delay = \"1h\"\nmax_delay = \"1m\"\n\
+         [chain]\nendpoints = []\nfinality = \"soon\"\n\
+         [write]\ngas = 20999\nvalue = \"much\"\n\
+         [fees]\nmode = \"cheap\"\n\
+         [journal]\nurl = \"sqlite:\"\n\
+         [lease]\nttl = \"1s\"\n\
+         [log]\nlevel = \"loud\"\n\
+         [telemetry]\nport = 9\n\
+         [[signer]]\nkey_file = \"{folder}/nowhere.key\"\n",
+    );
+    let checked = home.run(&["check"]);
+    let keys = [
+        "worker.organisation",
+        "worker.max_open",
+        "broker.queue: is not set",
+        "broker.prefetch",
+        "broker.topology",
+        "broker.max_hold",
+        "broker.max_body",
+        "broker.prefech: is not known",
+        "broker.reconnect_initial",
+        "request.id",
+        "retry.max_attempts",
+        "retry.multiplier",
+        "retry.initial_delay",
+        "chain.id: is not set",
+        "chain.endpoints",
+        "chain.finality",
+        "write.to: is not set",
+        "write.gas",
+        "write.value",
+        "fees.mode",
+        "journal.url",
+        "lease.ttl",
+        "log.level",
+        "telemetry: is not a section",
+        "nowhere.key cannot be read",
+        "25 faults",
+    ];
+    checked.is(78, &keys);
+    for arguments in [["run"].as_slice(), &["topology", "print"], &["status", "a"], &["publish", "-"]] {
+        home.run(arguments).is(78, &keys);
+    }
+}
+
+#[test]
+fn without_a_configuration_the_required_keys_are_named() {
+    let missing = ["worker.organisation", "broker.queue", "chain.id", "write.to", "[[signer]]"];
+    ran(bare(&["check"]).output().unwrap()).is(78, &missing);
+}
+
+#[test]
+fn a_configuration_file_that_is_not_there_is_named() {
+    let missing = ran(bare(&["check", "--config", "/nowhere/worker.toml"]).output().unwrap());
+    missing.is(78, &["/nowhere/worker.toml"]);
+}
+
+#[test]
+fn a_file_that_is_no_toml_is_refused_with_the_number_of_the_line() {
+    Home::new("[worker]\norganisation = acme\n").run(&["check"]).is(78, &["line 2", "quoted"]);
+}
+
+#[test]
+fn a_key_file_that_others_may_read_is_refused_with_the_way_to_mend_it() {
+    let home = Home::sound();
+    for mode in [0o640, 0o604, 0o644] {
+        home.protect("signer.key", mode);
+        let key = home.path("signer.key");
+        home.run(&["check"]).is(78, &[&format!("chmod 600 {}", key.display())]);
+        home.run(&["run"]).is(78, &["chmod 600"]);
+    }
+    home.protect("signer.key", 0o400);
+    home.run(&["check"]).is(0, &[]);
+}
+
+#[test]
+fn the_environment_wins_over_the_file() {
+    let home = Home::sound();
+    let printed = |command: &mut Command| ran(command.output().unwrap());
+    let print = ["topology", "print"];
+    printed(&mut home.command(&print)).is(0, &["\"acme.writes\""]);
+    let other = printed(home.command(&print).env("CHAINWRITER__BROKER__QUEUE", "other.writes"));
+    other.is(0, &["\"other.writes\"", "\"other.writes.dead\""]);
+    other.lacks(&["acme.writes"]);
+    printed(home.command(&["check"]).env("CHAINWRITER__CHAIN__ID", "none")).is(78, &["chain.id"]);
+    printed(home.command(&["check"]).env("CHAINWRITER__CHAIN__IDD", "1")).is(78, &["chain.idd: is not known"]);
+    let two = "http://127.0.0.1:9,ftp://127.0.0.1";
+    printed(home.command(&["check"]).env("CHAINWRITER__CHAIN__ENDPOINTS", two)).is(78, &["number 2"]);
+}
+
+#[test]
+fn the_configuration_file_may_be_named_in_the_environment() {
+    let home = Home::sound();
+    let checked = bare(&["check"]).env("CHAINWRITER_CONFIG", home.path("worker.toml")).output();
+    ran(checked.unwrap()).is(0, &[ADDRESS]);
+}
+
+#[test]
+fn a_relative_key_file_is_looked_for_among_the_credentials() {
+    let home = Home::new(&sound("amqp://127.0.0.1:9", "http://127.0.0.1:9").replace("{folder}/signer.key", "acme.key"));
+    home.run(&["check"]).is(78, &["acme.key cannot be read"]);
+    std::fs::create_dir(home.path("credentials")).unwrap();
+    home.write("credentials/acme.key", KEY);
+    home.protect("credentials/acme.key", 0o600);
+    let mut check = home.command(&["check"]);
+    check.env("CREDENTIALS_DIRECTORY", home.path("credentials"));
+    ran(check.output().unwrap()).is(0, &[ADDRESS]);
+}
+
+#[test]
+fn a_wrong_command_line_ends_with_64_and_help_with_0() {
+    for arguments in [["fly"].as_slice(), &[], &["check", "--fast"], &["status"], &["publish"], &["topology"]] {
+        let answer = ran(bare(arguments).output().unwrap());
+        assert_eq!(answer.code, 64, "{arguments:?}: {}", answer.text);
+        assert!(answer.text.contains("Usage"), "{}", answer.text);
+    }
+    ran(bare(&["--help"]).output().unwrap()).is(0, &["run", "check", "topology", "publish", "status"]);
+    ran(bare(&["--version"]).output().unwrap()).is(0, &[env!("CARGO_PKG_VERSION")]);
+}
+
+#[test]
+fn the_topology_is_printed_as_definitions_of_all_objects() {
+    let home = Home::sound();
+    let printed = home.run(&["topology", "print", "--vhost", "acme"]);
+    let definitions: Value = serde_json::from_str(&printed.text).unwrap();
+    let names = |kind: &str| -> Vec<&str> {
+        let objects = definitions[kind].as_array().unwrap();
+        assert!(objects.iter().all(|object| object["vhost"] == "acme"), "{definitions}");
+        objects.iter().map(|object| object["name"].as_str().unwrap_or_default()).collect()
+    };
+    assert_eq!(
+        names("exchanges"),
+        ["acme.writes.retry", "acme.writes.dead", "acme.writes.events.unrouted", "acme.writes.events"]
+    );
+    assert_eq!(
+        names("queues"),
+        [
+            "acme.writes",
+            "acme.writes.dead",
+            "acme.writes.events.unrouted",
+            "acme.writes.wait.5s",
+            "acme.writes.wait.15s",
+            "acme.writes.wait.30s",
+            "acme.writes.wait.45s",
+            "acme.writes.wait.135s",
+            "acme.writes.wait.405s",
+        ]
+    );
+    let bindings = definitions["bindings"].as_array().unwrap();
+    for queue in names("queues").into_iter().skip(1) {
+        assert!(bindings.iter().any(|binding| binding["destination"] == queue), "{queue} is bound");
+    }
+}
+
+#[test]
+fn the_state_of_a_request_needs_a_journal_that_knows_it() {
+    let home = Home::sound();
+    home.run(&["status", "order-1"]).is(74, &["journal.db", "journal.url"]);
+    assert!(!home.path("journal.db").exists(), "a look makes no journal");
+    let log = run_until(&home, |log| log.contains("chainwriter 0"));
+    assert!(home.path("journal.db").exists(), "{log}");
+    home.run(&["status", "order-1"]).is(1, &["order-1: not known"]);
+    home.run(&["status", "--json", "order-1"]).is(1, &["order-1: not known"]);
+}
+
+/// A secret beside the fault must not be shown with it.
+#[test]
+fn faults_do_not_repeat_secrets() {
+    let uri = format!("amqp://guest:{PASSWORD}@127.0.0.1:9/%2f");
+    let endpoint = format!("http://127.0.0.1:9/v3/{API_KEY}");
+    let good = sound(&uri, &endpoint);
+    let secret_key = &KEY[2..40];
+    let key_line = "key_file = \"{folder}/signer.key\"";
+    let wrong = [
+        // The address is none.
+        good.replace("amqp://", "http://"),
+        good.replace("amqp://", "amqp:/"),
+        good.replace("127.0.0.1:9/%2f", "127.0.0.1:port/%2f"),
+        good.replace(&format!("{uri:?}"), &format!("[{uri:?}]")),
+        good.replace("[broker]\n", "[broker.uri]\n"),
+        // It stands in another place.
+        good.replace("[broker]\nuri = ", "broker = ").replace("queue = \"acme.writes\"\n", ""),
+        good.replace("sqlite:{folder}/journal.db", &format!("postgres://guest:{PASSWORD}@127.0.0.1/journal")),
+        // The endpoint is none.
+        good.replace("http://127.0.0.1:9/v3", "ftp://127.0.0.1"),
+        good.replace("http://127.0.0.1:9/v3/", ""),
+        good.replace("endpoints = [", "endpoint = ["),
+        good.replace(&format!("[{endpoint:?}]"), &format!("{{ url = {endpoint:?} }}")),
+        // The key is none.
+        good.replace(key_line, &format!("key = \"{KEY}00\"")),
+        good.replace(key_line, &format!("key = \"{}\"", &KEY[..60])),
+        good.replace(key_line, &format!("key = \"{}zz\"", &KEY[..64])),
+        good.replace(key_line, &format!("key = [\"{KEY}\"]")),
+        good.replace(key_line, &format!("kee = \"{KEY}\"")),
+        good.replace(&format!("[[signer]]\n{key_line}"), &format!("[signer]\nkey = \"{KEY}\"")),
+        format!("signer = [\"{KEY}\"]\n{}", good.replace(&format!("[[signer]]\n{key_line}"), "")),
+        format!("signer = \"{KEY}\"\n{}", good.replace(&format!("[[signer]]\n{key_line}"), "")),
+        // No TOML: quotes are missing.
+        good.replace(&format!("{uri:?}"), &uri),
+        good.replace("%2f\"", "%2f"),
+        good.replace(&format!("{endpoint:?}"), &endpoint),
+        good.replace(key_line, &format!("key = {KEY}")),
+        good.replace(key_line, &format!("key = \"{KEY}")),
+        good.replace(key_line, &format!("key = \"{KEY}\"\nkey = \"{KEY}\"")),
+    ];
+    let mut problems = Vec::new();
+    for toml in wrong {
+        assert_ne!(toml, good);
+        let home = Home::new(&toml);
+        for command in [["check"].as_slice(), &["topology", "print"]] {
+            let Ran { code, text } = home.run(command);
+            let shown: Vec<_> = [PASSWORD, API_KEY, secret_key].into_iter().filter(|s| text.contains(s)).collect();
+            if code != 78 || !shown.is_empty() {
+                problems.push(format!("--- for\n{toml}\n--- it ends with {code}, shows {shown:?}, and says\n{text}"));
+            }
+        }
+    }
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
+
+#[test]
+fn what_a_key_file_or_an_address_file_holds_is_not_shown() {
+    let home =
+        Home::new(&sound("amqp://127.0.0.1:9", "http://127.0.0.1:9").replace("uri =", "uri_file = \"uri\"\nuri ="));
+    home.write("signer.key", &format!("{KEY} and more"));
+    let answer = home.run(&["check"]);
+    answer.is(78, &["signer[1].key_file"]);
+    answer.lacks(&[&KEY[2..40]]);
+    home.write("signer.key", KEY);
+    home.write("uri", &format!("amqp//guest:{PASSWORD}@127.0.0.1"));
+    let answer = home.run(&["check", "--connect"]);
+    answer.is(69, &["broker.uri"]);
+    answer.lacks(&[PASSWORD]);
+}
+
+/// Neither the log of a run that reaches nothing, nor one whose broker and node answer nonsense, nor `check --connect`.
+#[test]
+fn logs_and_connection_errors_do_not_repeat_secrets() {
+    let nonsense = nonsense_port("HTTP/1.1 200 OK\r\ncontent-length: 11\r\n\r\n{\"id\":false");
+    let refusal = nonsense_port("HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n");
+    for port in [9, nonsense, refusal] {
+        let uri = format!("amqp://guest:{PASSWORD}@127.0.0.1:{port}/%2f");
+        let endpoint = format!("http://user:{PASSWORD}@127.0.0.1:{port}/v3/{API_KEY}?token={API_KEY}");
+        let home = Home::new(&(sound(&uri, &endpoint) + "[log]\nlevel = \"trace\"\n"));
+        let checked = home.run(&["check", "--connect"]);
+        checked.is(69, &["fail  ", &format!("127.0.0.1:{port}")]);
+        checked.lacks(&[PASSWORD, API_KEY]);
+        let log =
+            run_until(&home, |log| log.contains("session with the broker ended") && log.contains("the lane pauses"));
+        Ran { code: 0, text: log }.lacks(&[PASSWORD, API_KEY, &KEY[2..]]);
+    }
+}
+
+/// Answers whatever comes with this text, for as long as the test runs.
+fn nonsense_port(answer: &'static str) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.set_read_timeout(Some(Duration::from_secs(1)));
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    port
+}
+
+/// Runs the daemon until its log says so, then stops it with SIGTERM, after which it must end with 0. Gives the log.
+fn run_until(home: &Home, is_enough: impl Fn(&str) -> bool) -> String {
+    let file = home.path("run.log");
+    let log = || std::fs::read_to_string(&file).unwrap_or_default();
+    let mut child =
+        home.command(&["run"]).stderr(std::fs::File::create(&file).unwrap()).stdout(Stdio::null()).spawn().unwrap();
+    wait(&mut child, "its log says enough", &file, |_| is_enough(&log()));
+    let sent = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    wait(&mut child, "it ends", &file, |child| child.try_wait().unwrap().is_some());
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{}", log());
+    log()
+}
+
+fn wait(
+    child: &mut std::process::Child,
+    what: &str,
+    log: &Path,
+    mut condition: impl FnMut(&mut std::process::Child) -> bool,
+) {
+    let began = Instant::now();
+    while !condition(child) {
+        if began.elapsed() > Duration::from_secs(60) {
+            let _ = child.kill();
+            panic!("not in time: {what}; log:\n{}", std::fs::read_to_string(log).unwrap_or_default());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
