@@ -128,7 +128,7 @@ pub async fn tell_systemd(
 ) -> anyhow::Result<()> {
     notify(&[NotifyState::Ready]);
     let watchdog = sd_notify::watchdog_enabled();
-    let mut seen: Vec<_> = beats.iter().map(|(_, beat)| (beat.count(), Instant::now())).collect();
+    let mut pulses = Pulses::new(beats);
     let interval = watchdog.map_or(STATUS_INTERVAL, |limit| (limit / 3).min(STATUS_INTERVAL));
     let mut tick = tokio::time::interval(interval);
     let mut last_status = String::new();
@@ -137,15 +137,7 @@ pub async fn tell_systemd(
             _ = tick.tick() => {}
             _ = stopped.recv() => return Ok(()),
         }
-        let now = Instant::now();
-        let mut stuck = Vec::new();
-        for ((name, beat), (count, since)) in beats.iter().zip(&mut seen) {
-            if beat.count() != *count {
-                (*count, *since) = (beat.count(), now);
-            } else if now.duration_since(*since) > stall {
-                stuck.push(*name);
-            }
-        }
+        let stuck = pulses.stuck_for(stall);
         if stuck.is_empty() {
             notify(&[NotifyState::Watchdog]);
         } else {
@@ -159,9 +151,66 @@ pub async fn tell_systemd(
     }
 }
 
+/// When each stage was last seen to move.
+struct Pulses(Vec<(&'static str, Heartbeat, u64, Instant)>);
+
+impl Pulses {
+    fn new(beats: Vec<(&'static str, Heartbeat)>) -> Self {
+        let now = Instant::now();
+        Self(beats.into_iter().map(|(name, beat)| (name, beat.clone(), beat.count(), now)).collect())
+    }
+
+    /// The stages that have not moved for longer than this.
+    fn stuck_for(&mut self, stall: Duration) -> Vec<&'static str> {
+        let now = Instant::now();
+        let mut stuck = Vec::new();
+        for (name, beat, count, since) in &mut self.0 {
+            if beat.count() != *count {
+                (*count, *since) = (beat.count(), now);
+            } else if now.duration_since(*since) > stall {
+                stuck.push(*name);
+            }
+        }
+        stuck
+    }
+}
+
 /// Without systemd there is nobody to tell, which is no fault.
 fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         warn!(%error, "systemd cannot be told");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stage_that_stands_still_is_named_until_it_moves_again() {
+        const STALL: Duration = Duration::from_secs(60);
+        let (moving, still) = (Heartbeat::default(), Heartbeat::default());
+        let mut pulses = Pulses::new(vec![("moving", moving.clone()), ("still", still.clone())]);
+        for _ in 0..7 {
+            assert!(pulses.stuck_for(STALL).is_empty());
+            tokio::time::advance(Duration::from_secs(10)).await;
+            moving.beat();
+        }
+        assert_eq!(pulses.stuck_for(STALL), ["still"]);
+        still.beat();
+        assert!(pulses.stuck_for(STALL).is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_task_that_ends_early_ends_the_process_with_its_error() {
+        let mut tasks = Tasks::default();
+        tasks.spawn("steady", std::future::pending::<anyhow::Result<()>>());
+        tasks.spawn("broken", async { Err(anyhow::anyhow!("no disk")) });
+        let error = tasks.run_until_drained(Duration::from_secs(1), |_| ()).await.unwrap_err();
+        assert_eq!(format!("{error:#}"), "broken failed: no disk");
+        let mut tasks = Tasks::default();
+        tasks.spawn("quiet", async { anyhow::Ok(()) });
+        let error = tasks.run_until_drained(Duration::from_secs(1), |_| ()).await.unwrap_err();
+        assert_eq!(format!("{error:#}"), "quiet failed: the task quiet ended");
     }
 }

@@ -239,3 +239,48 @@ fn id_source(text: &str) -> Option<IdSource> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The required keys, as the documented file gives them behind "#".
+    const REQUIRED: [&str; 4] = ["# organisation = ", "# queue = ", "# id = 31337", "# to = "];
+
+    #[test]
+    fn the_documented_file_is_a_configuration_once_its_required_keys_are_set() {
+        let is_required = |line: &str| REQUIRED.iter().any(|key| line.starts_with(key));
+        let set =
+            |line: &str| if is_required(line) { line.trim_start_matches("# ").to_owned() } else { line.to_owned() };
+        let text: Vec<_> = DEFAULTS.lines().map(set).collect();
+        let key = "ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80";
+        let settings = load_text(&format!("{}\n[[signer]]\nkey = \"{key}\"\n", text.join("\n"))).unwrap();
+        assert_eq!(settings.worker.organisation, "acme");
+        assert_eq!(settings.broker.names.work, "acme.writes");
+        assert_eq!(settings.chain.id, 31337);
+        assert_eq!(settings.retry.max_attempts, 6);
+        assert_eq!(settings.chain.finality, FinalityRule::Depth(2));
+        assert!(!format!("{settings:?}").contains(&key[..16]), "the key shows up nowhere");
+    }
+
+    #[test]
+    fn the_defaults_alone_lack_just_what_is_required() {
+        let Faults(faults) = load_text("").unwrap_err();
+        let keys: Vec<_> =
+            faults.iter().map(|fault| fault.trim_start_matches("- ").split(':').next().unwrap()).collect();
+        assert_eq!(keys, ["broker.queue", "worker.organisation", "chain.id", "signer", "write.to"]);
+    }
+
+    #[test]
+    fn every_key_of_the_documented_file_stands_under_a_comment() {
+        let mut is_explained = false;
+        for line in DEFAULTS.lines().map(str::trim) {
+            match line {
+                "" => is_explained = false,
+                line if line.starts_with('#') => is_explained = true,
+                line if line.starts_with('[') => {}
+                line => assert!(is_explained, "{line:?} is not explained"),
+            }
+        }
+    }
+}

@@ -14,6 +14,7 @@ mod support;
 mod chain_life;
 mod duplicates;
 mod happy;
+mod process;
 mod retries;
 mod stage;
 mod writes;

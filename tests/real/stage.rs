@@ -32,6 +32,7 @@ pub async fn broker() -> &'static Rabbit {
 }
 
 /// The broker that all tests share, or one of the test's own, to do with as it likes.
+#[allow(clippy::large_enum_variant, reason = "there is one for each test")]
 pub enum Broker {
     Shared(&'static Rabbit),
     Own(Rabbit),

@@ -46,7 +46,7 @@ impl Rabbit {
         let mut answer = self.run_erlang_once(expression).await;
         for _ in 1..TRIES {
             match &answer {
-                Err(text) if text.contains("failed to connect") => {
+                Err(text) if text.contains("failed to connect") || text.contains("Broken pipe") => {
                     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
                     answer = self.run_erlang_once(expression).await;
                 }

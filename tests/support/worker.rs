@@ -99,6 +99,11 @@ impl WorkerHome {
 
     /// Starts a worker.
     pub fn start(&self, binary: &str) -> Worker {
+        self.start_with(binary, &[])
+    }
+
+    /// Starts a worker with these variables in its environment.
+    pub fn start_with(&self, binary: &str, environment: &[(&str, &str)]) -> Worker {
         let run = self.runs.get();
         self.runs.set(run + 1);
         let log = self.folder().join(format!("worker-{run}.log"));
@@ -107,6 +112,7 @@ impl WorkerHome {
             .command(binary)
             .args(["run", "--config"])
             .arg(self.config_file())
+            .envs(environment.iter().copied())
             .stdout(std::process::Stdio::null())
             .stderr(std::fs::File::create(&log).unwrap())
             .kill_on_drop(true)
