@@ -13,6 +13,8 @@ mod support;
 
 mod duplicates;
 mod happy;
+mod refusals;
+mod republish;
 mod retries;
 mod stage;
 mod writes;
