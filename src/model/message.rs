@@ -88,6 +88,16 @@ impl HeaderValue {
         }
     }
 
+    /// How many arrays and tables stand in each other at most; none is 0.
+    pub fn levels(&self) -> usize {
+        match self {
+            Self::Array(values) => 1 + values.iter().map(Self::levels).max().unwrap_or(0),
+            Self::Table(table) => 1 + table.values().map(Self::levels).max().unwrap_or(0),
+            Self::Text(_) | Self::Bytes(_) => 0,
+            Self::Bool(_) | Self::Int(_) | Self::Float(_) | Self::Decimal { .. } | Self::Time(_) | Self::Void => 0,
+        }
+    }
+
     /// About how many bytes it takes in a frame.
     fn size(&self) -> usize {
         match self {

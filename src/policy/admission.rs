@@ -2,6 +2,10 @@
 
 use crate::model::{BodyHash, Cause, Generation, HeaderValue, Message, RequestId};
 
+/// Arrays and tables in each other in a header, at most. The journal keeps headers as JSON, and readers of that refuse
+/// more than 128 levels: a message that was taken in and could not be read again would stop every start.
+const MAX_HEADER_LEVELS: usize = 16;
+
 /// Where the request id stands in a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum IdSource {
@@ -59,6 +63,11 @@ pub fn admit(rules: &AdmissionRules, message: &Message) -> Result<Candidate, Ref
         return Err(refuse(id, "too_large", format!("the body has {bytes} bytes, broker.max_body allows {most}")));
     }
     let id = read_id(rules, message).map_err(|cause| Refusal { id: None, cause })?;
+    if let Some((name, value)) = message.headers.iter().find(|(_, value)| value.levels() > MAX_HEADER_LEVELS) {
+        let levels = value.levels();
+        let detail = format!("header {name} has {levels} levels, {MAX_HEADER_LEVELS} are taken");
+        return Err(refuse(Some(id), "bad_headers", detail));
+    }
     match Generation::read_from(&message.headers) {
         Ok(generation) => Ok(Candidate { id, generation, body_hash: BodyHash::of(&message.body) }),
         Err(bad_header) => Err(refuse(Some(id), "bad_headers", bad_header.to_string())),
@@ -133,6 +142,15 @@ mod tests {
         assert_eq!(id(by_pointer(), message(None, &[], r#"{"order":{"id":12}}"#)), "12");
     }
 
+    fn nested(levels: usize) -> HeaderValue {
+        (0..levels).fold(HeaderValue::Void, |inner, _| HeaderValue::Array(vec![inner]))
+    }
+
+    #[test]
+    fn headers_may_have_some_levels() {
+        assert!(admit(&rules(IdSource::MessageId), &message(Some("a"), &[("h", nested(16))], "")).is_ok());
+    }
+
     #[test]
     fn what_can_never_be_a_request_is_refused_with_the_reason() {
         let long: &'static str = "01234567890123456789012345678901234567890123456789012345678901234";
@@ -150,6 +168,7 @@ mod tests {
                 "bad_headers",
                 Some("a"),
             ),
+            (IdSource::MessageId, message(Some("a"), &[("h", nested(17))], ""), "bad_headers", Some("a")),
             (IdSource::Header("h".into()), message(None, &[("h", HeaderValue::Void)], ""), "bad_headers", None),
             (by_pointer(), message(None, &[], "{"), "undecodable", None),
             (by_pointer(), message(None, &[], "{}"), "missing_id", None),

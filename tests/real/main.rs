@@ -15,6 +15,8 @@ mod chain_life;
 mod duplicates;
 mod happy;
 mod process;
+mod refusals;
+mod republish;
 mod retries;
 mod stage;
 mod writes;

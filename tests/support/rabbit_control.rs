@@ -67,7 +67,8 @@ impl Rabbit {
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().map_err(|error| format!("erl_call: {error}"))?;
         let mut input = child.stdin.take().ok_or("erl_call takes no input")?;
-        input.write_all(code.as_bytes()).await.map_err(|error| format!("erl_call: {error}"))?;
+        // One that could not connect is gone before it has read; what it printed says why.
+        let _ = input.write_all(code.as_bytes()).await;
         drop(input);
         let output = tokio::time::timeout(CALL_LIMIT, child.wait_with_output()).await.map_err(|_| "erl_call hangs")?;
         let output = output.map_err(|error| format!("erl_call: {error}"))?;
