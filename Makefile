@@ -1,7 +1,7 @@
 # What people and machines run by hand. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check
+.PHONY: help setup demo tour test check
 
 help: ## list these
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -9,8 +9,13 @@ help: ## list these
 setup: ## bring RabbitMQ and Anvil for the tests and the demo (instant when they are there)
 	@scripts/setup.sh
 
-demo: setup ## show the daemon at work on a private broker and chain; ARGS="…" goes to the demo
-	@cargo run --quiet --example demo -- $(ARGS)
+demo: setup ## show the daemon at work on a private broker and chain, and check what it promises
+	@cargo build --quiet --locked --bins --example demo
+	@cargo run --quiet --locked --example demo
+
+tour: setup ## a private broker and chain for the tour in README.md, until Ctrl-C
+	@cargo build --quiet --locked --bins --example tour
+	@cargo run --quiet --locked --example tour
 
 test: setup ## run every test, against a real broker and a real chain too
 	CHAINWRITER_REQUIRE_SERVICES=1 cargo test --locked

@@ -96,14 +96,19 @@ impl Lane {
     /// # Errors
     /// When the journal fails. Nothing more may be signed then.
     pub async fn run(mut self, cancel: CancellationToken) -> Result<(), JournalError> {
+        let mut stands_by = false;
         while !cancel.is_cancelled() {
             self.signals.beat.beat();
             let (account, ttl) = (self.settings.account, self.settings.lease_ttl);
             let owner = Arc::clone(&self.settings.owner);
             let Some(lease) = self.journal.acquire_lease(account, owner, ttl).await? else {
+                if !std::mem::replace(&mut stands_by, true) {
+                    info!(account = %self.signer.address(), lease.ttl_s = ttl.as_secs(), "another instance, or this one before its restart, owns the account; standing by");
+                }
                 self.stand_by(&cancel).await;
                 continue;
             };
+            stands_by = false;
             let journal = Arc::clone(&self.journal);
             let ended = tokio::select! {
                 ended = self.serve(&lease, &cancel) => ended,

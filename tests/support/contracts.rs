@@ -77,3 +77,26 @@ pub const COUNTS_EFFECTS: &str = concat!(
     "600101", // value + 1
     "905500", // storage[key] = value + 1; STOP
 );
+
+/// Looks at byte 7 of the calldata, which in `{"do":"write",…}` is the first letter of the word: `n` ("never") reverts
+/// with `Error("not today")`, `l` ("later") with `Error("closed")` while storage slot 0 is zero, and everything else is
+/// accepted. `RpcClient::set_storage` opens the slot.
+pub const BY_WORD: &str = concat!(
+    "0x",
+    "60073560f81c",                     // letter = calldata[7]
+    "80606e14604157",                   // if letter == 'n' jump to 0x41
+    "606c1415606c57",                   // if letter != 'l' jump to 0x6c
+    "600054606c57",                     // if storage[0] != 0 jump to 0x6c
+    "6308c379a060e01b600052",           // memory[0x00] = selector of Error(string)
+    "6020600452",                       // memory[0x04] = where the string starts
+    "6006602452",                       // memory[0x24] = its length
+    "65636c6f73656460d01b604452",       // memory[0x44] = "closed", moved to the left
+    "60646000fd",                       // revert with the first 100 bytes
+    "5b",                               // 0x41
+    "6308c379a060e01b600052",           // memory[0x00] = selector of Error(string)
+    "6020600452",                       // memory[0x04] = where the string starts
+    "6009602452",                       // memory[0x24] = its length
+    "686e6f7420746f64617960b81b604452", // memory[0x44] = "not today", moved to the left
+    "60646000fd",                       // revert with the first 100 bytes
+    "5b00",                             // 0x6c: STOP
+);
