@@ -14,6 +14,8 @@ mod support;
 mod chain_life;
 mod duplicates;
 mod happy;
+mod journal_life;
+mod limits;
 mod process;
 mod refusals;
 mod republish;
