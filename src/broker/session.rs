@@ -162,7 +162,9 @@ impl Broker {
             match (&mut consumer, may_consume) {
                 (None, true) => consumer = Some(self.consume(consuming, channel).await?),
                 (Some(stopped), false) => {
-                    stop(consuming, channel, stopped).await?;
+                    for buffered in stop(consuming, channel, stopped).await? {
+                        self.end_buffered(duties, buffered, consuming).await;
+                    }
                     consumer = None;
                 }
                 (Some(_), true) | (None, false) => {}
@@ -199,6 +201,17 @@ impl Broker {
                 () = duties.stop_consuming.cancelled() => return,
                 () = tokio::time::sleep(BEAT) => self.beat.beat(),
             }
+        }
+    }
+
+    /// In a pause it is taken in all the same: to give it back would count towards the queue's delivery limit, and pauses
+    /// may be many. At a stop it goes back at once, for other instances.
+    async fn end_buffered(&self, duties: &Duties, delivery: AmqpDelivery, consuming: &Connected) {
+        if duties.stop_consuming.is_cancelled() {
+            let back = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+            let _ = consuming.within("give a delivery back", delivery.acker.nack(back)).await;
+        } else {
+            self.hand_over(duties, delivery).await;
         }
     }
 
@@ -258,18 +271,20 @@ async fn next_delivery(consumer: &mut Option<Consumer>) -> Option<lapin::Result<
     }
 }
 
-/// Cancels the consumer and gives back what it had already buffered.
-async fn stop(consuming: &Connected, channel: &Channel, consumer: &mut Consumer) -> Result<(), BrokerError> {
+/// Cancels the consumer. Returns what it had already buffered: at most the prefetch.
+async fn stop(
+    consuming: &Connected,
+    channel: &Channel,
+    consumer: &mut Consumer,
+) -> Result<Vec<AmqpDelivery>, BrokerError> {
     let cancelled = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
     let cancelled = consuming.within("stop consuming", cancelled).await?;
     cancelled.map_err(|error| consuming.failed("stop consuming", broker_detail(&error)))?;
-    while let Some(buffered) = consumer.next().await {
-        if let Ok(delivery) = buffered {
-            let back = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-            let _ = consuming.within("give a delivery back", delivery.acker.nack(back)).await;
-        }
+    let mut buffered = Vec::new();
+    while let Some(delivery) = consumer.next().await {
+        buffered.extend(delivery);
     }
-    Ok(())
+    Ok(buffered)
 }
 
 #[derive(Debug)]

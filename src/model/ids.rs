@@ -160,16 +160,17 @@ impl Wei {
 }
 
 impl fmt::Display for Wei {
+    /// In the unit that makes it short, without loss.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0 >= 100_000 && self.0.is_multiple_of(1_000) {
-            let gwei = self.0 / Wei::GWEI.0;
-            let rest = format!("{:09}", self.0 % Wei::GWEI.0);
-            match rest.trim_end_matches('0') {
-                "" => write!(f, "{gwei} gwei"),
-                digits => write!(f, "{gwei}.{digits} gwei"),
-            }
-        } else {
-            write!(f, "{} wei", self.0)
+        let (unit, decimals, name) = match self.0 {
+            0..1_000_000 => return write!(f, "{} wei", self.0),
+            1_000_000..1_000_000_000_000_000 => (Wei::GWEI.0, 9, "gwei"),
+            _ => (1_000_000_000_000_000_000, 18, "ether"),
+        };
+        let rest = format!("{:0decimals$}", self.0 % unit);
+        match rest.trim_end_matches('0') {
+            "" => write!(f, "{} {name}", self.0 / unit),
+            digits => write!(f, "{}.{digits} {name}", self.0 / unit),
         }
     }
 }
@@ -308,7 +309,7 @@ mod tests {
 
     #[test]
     fn amounts_print_as_they_are_read() {
-        for text in ["0 wei", "99999 wei", "2 gwei", "1.5 gwei", "0.001 gwei"] {
+        for text in ["0 wei", "99999 wei", "0.001 gwei", "2 gwei", "1.206617406 gwei", "0.5 ether", "10000 ether"] {
             assert_eq!(text.parse::<Wei>().unwrap().to_string(), text);
         }
     }
