@@ -70,19 +70,30 @@ impl PublishSession {
     async fn publish_unrouted(&self, outgoing: &[Outgoing]) -> Vec<Result<(), PublishError>> {
         let mut results = Vec::with_capacity(outgoing.len());
         for piece in outgoing.chunks(UNROUTED_IN_FLIGHT) {
-            results.extend(self.publish_piece(piece).await);
+            results.extend(self.publish_piece(piece, false).await);
         }
         results
     }
 
-    async fn publish_piece(&self, piece: &[Outgoing]) -> Vec<Result<(), PublishError>> {
+    /// Publishes over one channel, so that the queue has them in this order. With several mandatory messages in flight a
+    /// return may be attached to a neighbour's confirm, so one of them fails all.
+    async fn publish_in_order(&self, outgoing: &[Outgoing]) -> Result<(), PublishError> {
+        for piece in outgoing.chunks(UNROUTED_IN_FLIGHT) {
+            for result in self.publish_piece(piece, true).await {
+                result?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn publish_piece(&self, piece: &[Outgoing], mandatory: bool) -> Vec<Result<(), PublishError>> {
         let mut results = Vec::with_capacity(piece.len());
         let published = async {
             let _place = self.places.acquire().await.map_err(|_| PublishError::NotConnected)?;
             let channel = self.channel().await?;
             let mut waiting = Vec::with_capacity(piece.len());
             for outgoing in piece {
-                waiting.push(send(&channel, outgoing, false).await?);
+                waiting.push(send(&channel, outgoing, mandatory).await?);
             }
             for (outgoing, confirm) in piece.iter().zip(waiting) {
                 results.push(judge(outgoing, confirm.await));
@@ -152,6 +163,15 @@ impl std::fmt::Debug for SessionPublisher {
 }
 
 impl SessionPublisher {
+    /// Publishes messages that some queue must take, in their order. An error says that any of them may be missing: publish
+    /// them all again, their ids tell the repeats.
+    ///
+    /// # Errors
+    /// The first thing that went wrong.
+    pub async fn publish_in_order(&self, outgoing: &[Outgoing]) -> Result<(), PublishError> {
+        self.session().await?.publish_in_order(outgoing).await
+    }
+
     async fn session(&self) -> Result<Arc<PublishSession>, PublishError> {
         let mut sessions = self.session.clone();
         let there = tokio::time::timeout(self.patience, sessions.wait_for(Option::is_some)).await;

@@ -7,8 +7,9 @@ use clap::Args;
 use crate::app::{broker_settings, client_settings};
 use crate::broker::{self, TopologyMode};
 use crate::chain::{BlockTag, Chain, NodeClient};
-use crate::cli::{exit, open_journal, say};
+use crate::cli::{exit, say};
 use crate::config::Settings;
+use crate::journal::SqliteJournal;
 use crate::signer::Signer;
 
 #[derive(Debug, Args)]
@@ -62,7 +63,7 @@ async fn check_journal(settings: &Settings) -> anyhow::Result<String> {
     if !path.exists() {
         return Ok(format!("journal: {} will be made at the first start", path.display()));
     }
-    let journal = open_journal(settings).await?;
+    let journal = SqliteJournal::open_existing(path).await?;
     journal.close().await;
     Ok(format!("journal: {}", path.display()))
 }

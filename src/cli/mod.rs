@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{self, Faults, Settings};
+use crate::config::{self, Faults};
 use crate::journal::JournalError;
 
 mod check;
@@ -93,16 +93,20 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
     done
 }
 
-/// The error, with what led to it where that says more.
 #[expect(clippy::print_stderr, reason = "the command line speaks to a person")]
 fn say_error(error: &anyhow::Error) {
+    eprintln!("chainwriter: {}", text_of(error));
+}
+
+/// The error, with what led to it where that says more.
+fn text_of(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
         if !text.contains(&cause) {
             text = format!("{text}: {cause}");
         }
     }
-    eprintln!("chainwriter: {text}");
+    text
 }
 
 fn code_of(error: &anyhow::Error) -> u8 {
@@ -124,17 +128,4 @@ fn code_of(error: &anyhow::Error) -> u8 {
 fn say(line: impl std::fmt::Display) {
     use std::io::Write;
     let _ = writeln!(std::io::stdout(), "{line}");
-}
-
-/// What commands that only read the journal open: nothing is made that was not there.
-async fn open_journal(settings: &Settings) -> anyhow::Result<crate::journal::SqliteJournal> {
-    let path = &settings.journal.path;
-    if !path.exists() {
-        return Err(JournalError::Storage {
-            doing: "open",
-            source: format!("there is no file {}; is journal.url the worker's?", path.display()).into(),
-        }
-        .into());
-    }
-    Ok(crate::journal::SqliteJournal::open_existing(path).await?)
 }

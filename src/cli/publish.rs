@@ -5,18 +5,17 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use futures_util::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
 use crate::app::broker_settings;
-use crate::broker::{Outgoing, PublishOnly, Publisher};
+use crate::broker::{Outgoing, PublishOnly, Publisher, SessionPublisher};
 use crate::cli::{exit, say};
 use crate::config::Settings;
 use crate::model::{BodyHash, Message, Properties, RequestId};
 
-/// Messages without a publisher confirm at once; each on a channel of its own.
-const IN_FLIGHT: usize = 64;
+/// Messages without a publisher confirm at once.
+const BATCH: usize = 256;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -34,8 +33,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
-    let mut broker = broker_settings(&settings);
-    broker.publish_channels = IN_FLIGHT;
+    let broker = broker_settings(&settings);
     let connection = PublishOnly::connect(&broker).await?;
     let publisher = connection.publisher();
     let progress = progress_bar();
@@ -72,7 +70,7 @@ async fn publish_file(
     arguments: &Arguments,
     file: &str,
     queue: &str,
-    publisher: &impl Publisher,
+    publisher: &SessionPublisher,
     progress: &ProgressBar,
     published: &mut Published,
 ) -> anyhow::Result<()> {
@@ -89,34 +87,36 @@ async fn publish_file(
         "-" => Box::new(tokio::io::stdin()),
         path => Box::new(tokio::fs::File::open(path).await?),
     };
-    let lines = BufReader::new(input).lines();
-    let numbered = futures_util::stream::unfold((lines, 0_u64), |(mut lines, number)| async move {
-        let line = lines.next_line().await.transpose()?;
-        Some(((number + 1, line), (lines, number + 1)))
-    });
-    let publish_line = |(number, line): (u64, std::io::Result<String>)| async move {
-        let at_line = || format!("line {number}");
-        let line = line.with_context(at_line)?;
-        if line.trim().is_empty() {
-            return Ok(0);
+    let mut lines = BufReader::new(input).lines();
+    let (mut batch, mut first, mut number) = (Vec::with_capacity(BATCH), 1_u64, 0_u64);
+    loop {
+        let line = lines.next_line().await.with_context(|| format!("after line {number}"))?;
+        let is_end = line.is_none();
+        number += u64::from(!is_end);
+        match line.filter(|line| !line.trim().is_empty()) {
+            None => {}
+            Some(line) => match outgoing(arguments, queue, line.into_bytes(), "application/json") {
+                Ok(outgoing) => batch.push(outgoing),
+                Err(error) => {
+                    published.failed += 1;
+                    progress.suspend(|| say(format_args!("{file}: line {number}: {error:#}")));
+                }
+            },
         }
-        let outgoing = outgoing(arguments, queue, line.into_bytes(), "application/json").with_context(at_line)?;
-        publisher.publish(&outgoing).await.with_context(at_line).map(|()| 1)
-    };
-    let mut results = numbered.map(publish_line).buffered(IN_FLIGHT).boxed();
-    while let Some(result) = results.next().await {
-        match result {
-            Ok(confirmed) => {
-                published.confirmed += confirmed;
-                progress.inc(confirmed);
-            }
-            Err(error) => {
-                published.failed += 1;
-                progress.suspend(|| say(format_args!("{file}: {error:#}")));
-            }
+        if batch.len() == BATCH || (is_end && !batch.is_empty()) {
+            let count = batch.len() as u64;
+            publisher.publish_in_order(&batch).await.with_context(|| {
+                format!("lines {first} to {number}: published in part at most; publish the file again, what is there already counts once")
+            })?;
+            published.confirmed += count;
+            progress.inc(count);
+            batch.clear();
+            first = number + 1;
+        }
+        if is_end {
+            return Ok(());
         }
     }
-    Ok(())
 }
 
 fn outgoing(arguments: &Arguments, queue: &str, body: Vec<u8>, content_type: &str) -> anyhow::Result<Outgoing> {

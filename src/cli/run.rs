@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use crate::app;
-use crate::cli::log;
+use crate::cli::{log, text_of};
 use crate::config::Settings;
 
 pub(super) async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
@@ -14,7 +14,7 @@ pub(super) async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Err(error) => {
-            tracing::error!(error = format!("{error:#}"), "the daemon ends");
+            tracing::error!(error = text_of(&error), "the daemon ends");
             Err(error)
         }
     }

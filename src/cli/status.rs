@@ -6,9 +6,9 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Args;
 
-use crate::cli::{exit, open_journal, say};
+use crate::cli::{exit, say};
 use crate::config::Settings;
-use crate::journal::{History, TransactionHistory, Upkeep};
+use crate::journal::{History, SqliteJournal, TransactionHistory, Upkeep};
 use crate::model::{RequestId, RequestState};
 
 #[derive(Debug, Args)]
@@ -22,7 +22,7 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
     let id = RequestId::new(&arguments.id).context("this is no request id")?;
-    let journal = open_journal(&settings).await?;
+    let journal = SqliteJournal::open_existing(&settings.journal.path).await?;
     let history = journal.history(&id).await?;
     journal.close().await;
     match history {

@@ -65,6 +65,7 @@ fn event(text: &str) -> Event {
         organisation: "acme",
         request: &request,
         generation: Generation::default(),
+        refused: None,
         reply_to: None,
         correlation_id: None,
     };

@@ -35,6 +35,12 @@ pub enum JournalError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// There is no journal where one must be.
+    #[error("there is no journal {path}; is journal.url the worker's?")]
+    Missing {
+        /// The file.
+        path: String,
+    },
     /// The commit failed: whether it holds is known only to the database.
     #[error("the journal could not commit: {0}; whether the last writes hold is read again at the next start")]
     Commit(String),
@@ -78,6 +84,7 @@ impl JournalError {
         match self {
             Self::LeaseLost { .. } => true,
             Self::Storage { .. }
+            | Self::Missing { .. }
             | Self::Commit(_)
             | Self::Corrupt { .. }
             | Self::Inconsistent { .. }

@@ -5,7 +5,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::model::failure::Cause;
-use crate::model::ids::{BlockHash, BlockNumber, Gas, Nonce, RequestId, Timestamp, TxHash, Wei};
+use crate::model::ids::{BlockHash, BlockNumber, BodyHash, Gas, Nonce, RequestId, Timestamp, TxHash, Wei};
 use crate::model::request::Generation;
 
 /// The kinds of event; the word is also the routing key on the events exchange.
@@ -79,6 +79,8 @@ pub struct Subject<'a> {
     pub request: &'a RequestId,
     /// Which copy of it.
     pub generation: Generation,
+    /// The body's hash, for a message that never became the request: there may be others under its id.
+    pub refused: Option<BodyHash>,
     /// Its `reply_to`.
     pub reply_to: Option<&'a str>,
     /// Its `correlation_id`.
@@ -161,7 +163,8 @@ fn event_id(subject: &Subject<'_>, kind: EventKind) -> String {
             format!("{}.{}", subject.generation.replay, subject.generation.retry)
         }
     };
-    for part in [subject.organisation, kind.as_str(), &copy, subject.request.as_str()] {
+    let refused = subject.refused.map(|hash| hash.to_string()).unwrap_or_default();
+    for part in [subject.organisation, kind.as_str(), &copy, subject.request.as_str(), &refused] {
         hasher.update((part.len() as u64).to_be_bytes());
         hasher.update(part);
     }
@@ -178,6 +181,7 @@ mod tests {
             organisation: "acme",
             request,
             generation: Generation::default(),
+            refused: None,
             reply_to: Some("answers"),
             correlation_id: Some("c"),
         }
@@ -195,6 +199,10 @@ mod tests {
         assert_ne!(first.id, Event::new(&subject(&id), &retry, Timestamp(1)).id);
         let later = Subject { generation: Generation { replay: 0, retry: 1 }, ..subject(&id) };
         assert_ne!(first.id, Event::new(&later, &dead, Timestamp(1)).id);
+        let of_body = |body: &[u8]| Subject { refused: Some(BodyHash::of(body)), ..subject(&id) };
+        let conflict = Event::new(&of_body(b"one"), &dead, Timestamp(1));
+        assert_ne!(first.id, conflict.id, "what was refused under an id is not the request");
+        assert_ne!(conflict.id, Event::new(&of_body(b"two"), &dead, Timestamp(1)).id);
     }
 
     #[test]

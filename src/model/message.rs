@@ -31,6 +31,8 @@ pub mod header {
     pub const TX_HASH: &str = "cw-tx-hash";
     /// The producer's `expiration`, kept where it cannot make the copy vanish.
     pub const ORIGINAL_EXPIRATION: &str = "cw-original-expiration";
+    /// The id under which `status` knows a message that was refused; made up where it has none of its own.
+    pub const REQUEST_ID: &str = "cw-request-id";
     /// Names of headers that were too large to copy.
     pub const DROPPED_HEADERS: &str = "cw-dropped-headers";
     /// The organisation and instance that made the copy.

@@ -6,7 +6,7 @@ use crate::broker::{Names, Outgoing};
 use crate::handover::{LaneVerdict, Refused, Ruling};
 use crate::journal::{ConfirmedCopy, CopyKind, Decision, QueuedRequest, Settlement, UnconfirmedCopy};
 use crate::model::event::{Outcome, Subject};
-use crate::model::message::FailureNote;
+use crate::model::message::{FailureNote, header};
 use crate::model::{Cause, Event, FailureClass, Generation, Message, RequestId, Timestamp};
 use crate::policy::pause::RetrySchedule;
 
@@ -67,6 +67,7 @@ impl SettleSettings {
             organisation: &self.organisation,
             request,
             generation,
+            refused: None,
             reply_to: reply_to.as_deref(),
             correlation_id: correlation_id.as_deref(),
         }
@@ -98,7 +99,9 @@ impl SettleSettings {
             tx_hashes: &[],
             worker: &self.worker,
         };
-        self.to_dead_letters(refused.message.failed(refused.generation, &note), &refused.cause)
+        let mut copy = refused.message.failed(refused.generation, &note);
+        copy.headers.insert(header::REQUEST_ID.to_owned(), refused.id.as_str().into());
+        self.to_dead_letters(copy, &refused.cause)
     }
 
     pub(super) fn to_wait_queue(&self, message: Message, delay: Duration) -> Outgoing {

@@ -17,7 +17,7 @@ use crate::journal::{
     AccountId, CopyKind, Decision, JournalError, QueuedRequest, RefusedMessage, RequestSeq, Settlement, Settlements,
     UnconfirmedCopy,
 };
-use crate::model::event::Outcome;
+use crate::model::event::{Outcome, Subject};
 use crate::model::{BodyHash, Event, Heartbeat, RequestId, Timestamp};
 use crate::policy::pause::Pause;
 
@@ -135,7 +135,7 @@ impl Settle {
                     self.held.hold(id, generation, receipt);
                 }
                 Admitted::Known { id, receipt } => {
-                    debug!(request.id = %id, "settled already, acked");
+                    info!(request.id = %id, "settled already: acked");
                     known.push(receipt);
                 }
                 Admitted::Refused(refused) => self.refused.push_back(refused),
@@ -305,8 +305,9 @@ impl Settle {
             warn!(request.id = %id, %cause, "message refused, it is in the dead-letter queue");
             let properties = &message.properties;
             let subject = self.settings.subject(&id, generation, &properties.reply_to, &properties.correlation_id);
-            let event = Event::new(&subject, &Outcome::Dead { cause: &cause, tx_hashes: &[] }, Timestamp::now());
             let body_hash = BodyHash::of(&message.body);
+            let subject = Subject { refused: Some(body_hash), ..subject };
+            let event = Event::new(&subject, &Outcome::Dead { cause: &cause, tx_hashes: &[] }, Timestamp::now());
             // The id may stand for another message: that one keeps it.
             let id = if known.contains(&id) { made_up_id() } else { id };
             records.push(RefusedMessage { id, account, body_hash, generation, cause, event });

@@ -55,6 +55,9 @@ impl SqliteJournal {
     /// # Errors
     /// When there is none, or when its schema is another version's.
     pub async fn open_existing(path: &Path) -> Result<Self> {
+        if !path.exists() {
+            return Err(JournalError::Missing { path: path.display().to_string() });
+        }
         let options = options(path).create_if_missing(false);
         let mut connection = SqliteConnection::connect_with(&options).await.map_err(|e| storage("open", e))?;
         let version = "SELECT coalesce(max(version), 0) FROM _sqlx_migrations";
