@@ -11,6 +11,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod broker_life;
+mod commands;
 mod duplicates;
 mod happy;
 mod refusals;
