@@ -50,7 +50,8 @@ async fn assert_all_once(stage: &Stage, worker: &mut Worker) {
     assert_eq!(nonces, (0..MANY as u64).collect::<Vec<_>>(), "no gap and none beyond");
     let mut written: Vec<_> = transactions.into_iter().map(|(_, data, _)| data).collect();
     let mut expected: Vec<_> = (0..MANY).map(|number| calldata(&body(number))).collect();
-    (written.sort(), expected.sort());
+    written.sort();
+    expected.sort();
     assert_eq!(written, expected);
     assert_eq!(stage.depth(DEAD).await, (0, 0));
     let mut ids: BTreeMap<String, String> = BTreeMap::new();

@@ -27,7 +27,8 @@ async fn published_lines_are_messages_with_ids_that_become_writes() {
     assert_eq!(worker.stop().await.code(), Some(0));
     let mut written: Vec<_> = stage.transactions_of(0).await.into_iter().map(|(_, data, _)| data).collect();
     let mut expected: Vec<_> = lines.iter().map(|line| calldata(line.as_bytes())).collect();
-    (written.sort(), expected.sort());
+    written.sort();
+    expected.sort();
     assert_eq!(written, expected);
     assert_eq!(stage.status(&home, "o-149").await["state"], "final");
 }

@@ -34,7 +34,7 @@ pub async fn broker() -> &'static Rabbit {
 /// The broker that all tests share, or one of the test's own, to do with as it likes.
 pub enum Broker {
     Shared(&'static Rabbit),
-    Own(Rabbit),
+    Own(Box<Rabbit>),
 }
 
 impl std::ops::Deref for Broker {
@@ -91,7 +91,7 @@ impl Stage {
         if !services_are_here() {
             return None;
         }
-        let rabbit = Broker::Own(Rabbit::start(RabbitConfig::default()).await);
+        let rabbit = Broker::Own(Box::new(Rabbit::start(RabbitConfig::default()).await));
         Some(Self::on(rabbit, "own".to_owned(), chain).await)
     }
 
