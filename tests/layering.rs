@@ -1,5 +1,12 @@
 //! Imports go one way, and each library that does input or output stays behind its seam: read from the sources' lines.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "the lint's own exception for tests misses their helpers"
+)]
+
 use std::path::{Path, PathBuf};
 
 /// Lowest first. What stands in one row does not import from its neighbours either.
