@@ -11,7 +11,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod broker_life;
 mod chain_life;
+mod commands;
 mod duplicates;
 mod happy;
 mod journal_life;

@@ -193,7 +193,10 @@ async fn a_copy_keeps_what_identifies_a_message_and_drops_what_would_divert_it()
     stage.topology(&home).await;
     for queue in ["open-copies", "hidden-copies", "answers"] {
         stage.amqp.declare(queue).await;
+        // Where the producer's further recipients are known, a copy that still names them would reach them.
+        stage.amqp.bind(queue, "acme.writes.retry", queue).await;
     }
+    let mut retries = stage.amqp.watch(&[("acme.writes.retry", "acme.writes.wait.1s")]).await;
     let copy_to = |queue: &str| AMQPValue::FieldArray(FieldArray::from(vec![AMQPValue::LongString(queue.into())]));
     let properties = with_id("order-1")
         .with_content_type("application/json".into())
@@ -211,6 +214,9 @@ async fn a_copy_keeps_what_identifies_a_message_and_drops_what_would_divert_it()
     let properties = with_value(properties, "BCC", copy_to("hidden-copies"));
     let mut worker = home.start(BINARY);
     stage.amqp.publish(QUEUE, properties.clone(), b"{}").await;
+    let retry = retries.next(LONG).await;
+    assert_eq!((retry.header("CC"), retry.header("BCC")), (None, None));
+    assert_eq!((retry.properties.expiration(), retry.properties.user_id()), (&None, &None));
     let dead = stage.amqp.wait_for(DEAD, LONG).await;
     stage.wait_empty(QUEUE).await;
     assert_eq!(worker.stop().await.code(), Some(0));

@@ -35,7 +35,7 @@ pub async fn broker() -> &'static Rabbit {
 #[allow(clippy::large_enum_variant, reason = "there is one for each test")]
 pub enum Broker {
     Shared(&'static Rabbit),
-    Own(Rabbit),
+    Own(Box<Rabbit>),
 }
 
 impl std::ops::Deref for Broker {
@@ -92,7 +92,7 @@ impl Stage {
         if !services_are_here() {
             return None;
         }
-        let rabbit = Broker::Own(Rabbit::start(RabbitConfig::default()).await);
+        let rabbit = Broker::Own(Box::new(Rabbit::start(RabbitConfig::default()).await));
         Some(Self::on(rabbit, "own".to_owned(), chain).await)
     }
 

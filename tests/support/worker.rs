@@ -1,9 +1,10 @@
 //! chainwriter processes under guard, with a configuration of their own.
 
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use tokio::io::AsyncWriteExt;
 use tokio::process::Child;
 
 use super::guard::send_signal;
@@ -113,7 +114,7 @@ impl WorkerHome {
             .args(["run", "--config"])
             .arg(self.config_file())
             .envs(environment.iter().copied())
-            .stdout(std::process::Stdio::null())
+            .stdout(Stdio::null())
             .stderr(std::fs::File::create(&log).unwrap())
             .kill_on_drop(true)
             .spawn()
@@ -123,15 +124,20 @@ impl WorkerHome {
 
     /// Runs another command with the same configuration; gives its exit code and what it printed.
     pub async fn command(&self, binary: &str, arguments: &[&str]) -> (i32, String) {
-        let output = self
-            .guard
-            .command(binary)
-            .args(arguments)
-            .arg("--config")
-            .arg(self.config_file())
-            .output()
-            .await
-            .expect("the binary is there");
+        self.command_with_input(binary, arguments, b"").await
+    }
+
+    /// The same with something on its standard input.
+    pub async fn command_with_input(&self, binary: &str, arguments: &[&str], input: &[u8]) -> (i32, String) {
+        let mut command = self.guard.command(binary);
+        command.args(arguments).arg("--config").arg(self.config_file());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().expect("the binary is there");
+        let mut stdin = child.stdin.take().expect("its input is piped");
+        // One that does not want all of it has ended; its output says why.
+        let _ = stdin.write_all(input).await;
+        drop(stdin);
+        let output = child.wait_with_output().await.expect("its output can be read");
         let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         (output.status.code().unwrap_or(-1), text)
     }
