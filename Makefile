@@ -18,7 +18,7 @@ tour: setup ## a private broker and chain for the tour in README.md, until Ctrl-
 	@cargo run --quiet --locked --example tour
 
 test: setup ## run every test, against a real broker and a real chain too
-	CHAINWRITER_REQUIRE_SERVICES=1 cargo test --locked
+	CHAINWRITER_REQUIRE_SERVICES=1 RUST_MIN_STACK=536870912 cargo test --locked
 
 check: ## format, lints, documentation, dependencies, systemd unit
 	cargo fmt --check

@@ -5,12 +5,6 @@
     clippy::panic,
     reason = "the lint's own exception for tests misses their helpers"
 )]
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    reason = "the lint's own exception for tests misses their helpers"
-)]
 
 use std::io::{Read, Write};
 use std::net::TcpListener;

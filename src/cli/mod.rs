@@ -78,7 +78,11 @@ pub fn main() -> ExitCode {
 
 fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let settings = config::load(arguments.config.as_deref())?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    if matches!(arguments.command, Command::Run) {
+        run::with_deep_stacks();
+    }
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(run::RUNTIME_STACK_BYTES).build()?;
     let done = runtime.block_on(async {
         match arguments.command {
             Command::Run => run::run(settings).await,

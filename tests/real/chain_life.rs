@@ -169,6 +169,15 @@ async fn a_nonce_taken_by_another_program_is_given_up_at_finality_and_the_reques
     stage.anvil.call("eth_sendTransaction", foreign).await.unwrap();
     stage.anvil.mine(1).await.unwrap();
     worker.signal("CONT");
+    // The worker looks at the chain every 50 ms: it has seen the block, and it is not final.
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    let status = stage.status(&home, "a").await;
+    assert_eq!(
+        status["transactions"].as_array().map(Vec::len),
+        Some(1),
+        "below finality nothing is given up: {status}"
+    );
+    assert_eq!(status["transactions"][0]["state"], "live", "{status}");
     let status = mine_until_final(&stage, &home, "a").await;
     let states: Vec<_> = status["transactions"].as_array().unwrap().iter().map(|t| t["state"].clone()).collect();
     assert_eq!(states, ["displaced", "succeeded"], "{status}");
@@ -176,6 +185,31 @@ async fn a_nonce_taken_by_another_program_is_given_up_at_finality_and_the_reques
     let transactions = stage.transactions_of(0).await;
     assert_eq!(transactions.len(), 2);
     assert_eq!(transactions[1], (1, calldata(b"mine"), SINK.to_owned()));
+}
+
+/// Invariant 3 and C27: a foreign transaction holds a nonce only for as long as its block stands.
+#[tokio::test]
+async fn a_nonce_that_a_reorg_gives_back_is_used_by_the_bytes_that_were_signed_for_it() {
+    let Some(stage) = Stage::set().await else { return };
+    stage.anvil.set_auto_mine(false).await.unwrap();
+    let home = WorkerHome::new(&stage.config().with("chain", "finality = 5"));
+    stage.topology(&home).await;
+    stage.anvil.mine(3).await.unwrap();
+    stage.amqp.publish(QUEUE, with_id("a"), b"mine").await;
+    let worker = home.start(BINARY);
+    pool_holds(&stage, 1).await;
+    worker.signal("STOP");
+    stage.anvil.drop_all().await.unwrap();
+    let foreign = json!([{ "from": ACCOUNTS[0].0, "to": ACCOUNTS[1].0, "value": "0x1", "nonce": "0x0", "gas": rpc::hex(21_000) }]);
+    stage.anvil.call("eth_sendTransaction", foreign).await.unwrap();
+    stage.anvil.mine(1).await.unwrap();
+    worker.signal("CONT");
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    stage.anvil.reorg(1).await.unwrap();
+    stage.anvil.drop_all().await.unwrap();
+    let status = mine_until_final(&stage, &home, "a").await;
+    assert_eq!(status["transactions"].as_array().map(Vec::len), Some(1), "{status}");
+    assert_eq!(stage.transactions_of(0).await, [(0, calldata(b"mine"), SINK.to_owned())]);
 }
 
 /// C22

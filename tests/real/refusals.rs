@@ -124,13 +124,17 @@ async fn headers_nested_too_deeply_are_refused() {
 
 /// Covers B22, B19: one such message ends the process, whenever it is delivered.
 #[tokio::test]
-#[ignore = "the AMQP library parses headers by recursion on its own thread and overflows that thread's stack"]
 async fn headers_nested_as_deeply_as_a_frame_allows_do_not_end_the_process() {
+    // The client library's own side of such a message needs as deep a stack.
+    if std::env::var_os("RUST_MIN_STACK").is_none() {
+        eprintln!("skipped: set RUST_MIN_STACK=536870912, as `make test` does");
+        return;
+    }
     let Some(stage) = Stage::with_blocks().await else { return };
     let home = WorkerHome::new(&stage.config());
     stage.topology(&home).await;
     let mut worker = home.start(BINARY);
-    stage.amqp.publish(QUEUE, with_value(with_id("deep"), "deep", nested(5_000)), b"").await;
+    stage.amqp.publish(QUEUE, with_value(with_id("deep"), "deep", nested(20_000)), b"").await;
     stage.amqp.publish(QUEUE, with_id("good"), b"good").await;
     stage.wait_empty(QUEUE).await;
     assert!(worker.is_running());

@@ -113,6 +113,7 @@ impl WorkerHome {
             .command(binary)
             .args(["run", "--config"])
             .arg(self.config_file())
+            .env_remove("RUST_MIN_STACK")
             .envs(environment.iter().copied())
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(&log).unwrap())

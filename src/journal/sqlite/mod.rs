@@ -212,6 +212,22 @@ mod tests {
         assert!(matches!(read, Err(JournalError::Corrupt { .. })), "{read:?}");
     }
 
+    /// Invariant 3, whatever the code above the schema does.
+    #[tokio::test]
+    async fn the_schema_itself_refuses_a_second_transaction_that_may_land() {
+        let (folder, journal) = journal().await;
+        let set = set(journal, &["a"]).await;
+        let signed = vec![transaction(set.queued[0].seq, 0)];
+        set.journal.record_transactions(&set.lease, signed).await.unwrap();
+        let path = folder.path().join("journal.db");
+        let mut connection =
+            SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(&path)).await.unwrap();
+        let second = "INSERT INTO transactions SELECT account, nonce + 1, request, state, to_address, value, gas, \
+                      created_at, closed_at, final_hash, block_number, block_hash, gas_used FROM transactions";
+        let refused = sqlx::query(second).execute(&mut connection).await.unwrap_err();
+        assert!(refused.to_string().contains("UNIQUE"), "{refused}");
+    }
+
     #[tokio::test]
     async fn a_write_that_fails_undoes_itself_and_not_its_neighbours_in_the_commit() {
         let (_folder, journal) = journal().await;
