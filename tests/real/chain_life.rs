@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::stage::{BINARY, DEAD, LONG, QUEUE, SINK, Stage, calldata, wait_log};
-use crate::support::{ACCOUNTS, AnvilConfig, Mode, TcpProxy, WorkerHome, rpc, wait_until, with_id};
+use crate::support::{ACCOUNTS, AnvilConfig, Mode, TcpProxy, Worker, WorkerHome, rpc, wait_until, with_id};
 
 const GWEI: u64 = 1_000_000_000;
 
@@ -24,6 +24,17 @@ async fn mine_until_final(stage: &Stage, home: &WorkerHome, id: &str) -> serde_j
 
 async fn pool_holds(stage: &Stage, transactions: u64) {
     wait_until("the pool holds them", LONG, async || stage.anvil.pool_size().await == Ok((transactions, 0))).await;
+}
+
+/// While the worker is frozen, its transaction leaves the pool and a foreign one with nonce 0 gets into a block.
+async fn let_another_program_take_the_nonce(stage: &Stage, worker: &Worker) {
+    worker.signal("STOP");
+    stage.anvil.drop_all().await.unwrap();
+    let (from, to) = (ACCOUNTS[0].0, ACCOUNTS[1].0);
+    let foreign = json!([{ "from": from, "to": to, "value": "0x1", "nonce": "0x0", "gas": rpc::hex(21_000) }]);
+    stage.anvil.call("eth_sendTransaction", foreign).await.unwrap();
+    stage.anvil.mine(1).await.unwrap();
+    worker.signal("CONT");
 }
 
 /// Invariant 5; C6
@@ -163,12 +174,7 @@ async fn a_nonce_taken_by_another_program_is_given_up_at_finality_and_the_reques
     stage.amqp.publish(QUEUE, with_id("a"), b"mine").await;
     let worker = home.start(BINARY);
     pool_holds(&stage, 1).await;
-    worker.signal("STOP");
-    stage.anvil.drop_all().await.unwrap();
-    let foreign = json!([{ "from": ACCOUNTS[0].0, "to": ACCOUNTS[1].0, "value": "0x1", "nonce": "0x0", "gas": rpc::hex(21_000) }]);
-    stage.anvil.call("eth_sendTransaction", foreign).await.unwrap();
-    stage.anvil.mine(1).await.unwrap();
-    worker.signal("CONT");
+    let_another_program_take_the_nonce(&stage, &worker).await;
     // The worker looks at the chain every 50 ms: it has seen the block, and it is not final.
     tokio::time::sleep(Duration::from_millis(700)).await;
     let status = stage.status(&home, "a").await;
@@ -198,12 +204,7 @@ async fn a_nonce_that_a_reorg_gives_back_is_used_by_the_bytes_that_were_signed_f
     stage.amqp.publish(QUEUE, with_id("a"), b"mine").await;
     let worker = home.start(BINARY);
     pool_holds(&stage, 1).await;
-    worker.signal("STOP");
-    stage.anvil.drop_all().await.unwrap();
-    let foreign = json!([{ "from": ACCOUNTS[0].0, "to": ACCOUNTS[1].0, "value": "0x1", "nonce": "0x0", "gas": rpc::hex(21_000) }]);
-    stage.anvil.call("eth_sendTransaction", foreign).await.unwrap();
-    stage.anvil.mine(1).await.unwrap();
-    worker.signal("CONT");
+    let_another_program_take_the_nonce(&stage, &worker).await;
     tokio::time::sleep(Duration::from_millis(700)).await;
     stage.anvil.reorg(1).await.unwrap();
     stage.anvil.drop_all().await.unwrap();
