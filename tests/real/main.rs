@@ -18,6 +18,7 @@ mod duplicates;
 mod happy;
 mod journal_life;
 mod limits;
+mod nodes;
 mod process;
 mod refusals;
 mod republish;

@@ -107,7 +107,11 @@ impl Deref for Anvil {
 impl Anvil {
     /// Starts a node and waits until it answers; panics, with what it printed, when it does not.
     pub async fn start(config: AnvilConfig) -> Anvil {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+        Self::start_at(config, SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()))).await
+    }
+
+    /// The same at a given address.
+    pub async fn start_at(config: AnvilConfig, address: SocketAddr) -> Anvil {
         let mut anvil = Anvil { rpc: RpcClient::new(address), config, child: None, guard: Guard::new("anvil") };
         anvil.start_again().await;
         anvil

@@ -15,6 +15,7 @@
 pub mod amqp;
 pub mod anvil;
 pub mod contracts;
+pub mod filter;
 pub mod guard;
 pub mod ports;
 pub mod proxy;
@@ -25,6 +26,7 @@ pub mod worker;
 
 pub use amqp::{Amqp, Taken, Watch, headers, next_event, with_id};
 pub use anvil::{ACCOUNTS, Anvil, AnvilConfig};
+pub use filter::LackingNode;
 pub use guard::Guard;
 pub use ports::free_port;
 pub use proxy::{Mode, TcpProxy};
