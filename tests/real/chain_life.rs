@@ -171,6 +171,8 @@ async fn a_nonce_taken_by_another_program_is_given_up_at_finality_and_the_reques
     stage.anvil.set_auto_mine(false).await.unwrap();
     let home = WorkerHome::new(&stage.config().with("retry", "max_attempts = 1"));
     stage.topology(&home).await;
+    // So that there are final blocks from the start.
+    stage.anvil.mine(5).await.unwrap();
     stage.amqp.publish(QUEUE, with_id("a"), b"mine").await;
     let worker = home.start(BINARY);
     pool_holds(&stage, 1).await;
