@@ -13,7 +13,7 @@ use crate::broker::{Broker, BrokerSettings, Flow, Publisher, Topology};
 use crate::chain::{Chain, ClientSettings, NodeClient};
 use crate::config::Settings;
 use crate::intake::{Intake, LaneDoor};
-use crate::journal::{AccountId, JournalError, Leases, SqliteJournal, Upkeep};
+use crate::journal::{AccountId, JournalError, Lease, Leases, SqliteJournal, Upkeep};
 use crate::lane::{Lane, LaneSettings, LaneSignals, LaneState};
 use crate::model::{Heartbeat, Timestamp};
 use crate::outbox::OutboxStage;
@@ -140,7 +140,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         journal: journal.clone(),
         publisher,
         exchange: settings.broker.names.events.clone(),
-        accounts: lanes.iter().map(|(account, signals)| (*account, signals.is_owner.subscribe())).collect(),
+        accounts: lanes.iter().map(|(account, signals)| (*account, signals.lease.subscribe())).collect(),
         wake: outbox_wake,
         beat: tasks.heartbeat("outbox"),
     };
@@ -176,8 +176,18 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             }
         })
         .await;
+    release_leases(journal.as_ref(), lanes.iter().map(|(_, signals)| signals.lease.borrow().clone())).await;
     journal.close().await;
     drained
+}
+
+/// So that another instance need not wait for them to run out. Only when nothing writes under them any more.
+async fn release_leases(journal: &SqliteJournal, leases: impl Iterator<Item = Option<Lease>>) {
+    for lease in leases.flatten() {
+        if let Err(error) = journal.release_lease(&lease).await {
+            info!(account = %lease.account, %error, "the lease was not given up; it runs out by itself");
+        }
+    }
 }
 
 /// What ends the tasks, in the order of a drain: no more deliveries and no new transactions; then everything settles;
@@ -208,7 +218,7 @@ fn lane_signals(beat: Heartbeat) -> LaneSignals {
     LaneSignals {
         wake: Arc::new(Notify::new()),
         state: watch::Sender::new(LaneState::default()),
-        is_owner: watch::Sender::new(false),
+        lease: watch::Sender::new(None),
         is_open: watch::Sender::new(false),
         beat,
     }

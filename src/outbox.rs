@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::broker::{Outgoing, Publisher};
-use crate::journal::{AccountId, JournalError, Outbox, OutboxRow};
+use crate::journal::{AccountId, JournalError, Lease, Outbox, OutboxRow};
 use crate::model::{HeaderValue, Headers, Heartbeat, Message, Properties, Timestamp};
 use crate::policy::pause::Pause;
 
@@ -29,7 +29,7 @@ pub struct OutboxStage {
     /// The exchange for events.
     pub exchange: String,
     /// The accounts whose lanes are here. Each event is sent by one instance, but for the moment of a take-over.
-    pub accounts: Vec<(AccountId, watch::Receiver<bool>)>,
+    pub accounts: Vec<(AccountId, watch::Receiver<Option<Lease>>)>,
     /// Says that there is something.
     pub wake: Arc<Notify>,
     /// Sign of life.
@@ -63,7 +63,7 @@ impl OutboxStage {
 
     async fn step(&self) -> Result<Sent, JournalError> {
         let mine: Vec<_> =
-            self.accounts.iter().filter(|(_, owned)| *owned.borrow()).map(|(account, _)| *account).collect();
+            self.accounts.iter().filter(|(_, lease)| lease.borrow().is_some()).map(|(account, _)| *account).collect();
         let rows = self.journal.events(&mine, 0, BATCH).await?;
         if rows.is_empty() {
             return Ok(Sent::Nothing);

@@ -116,8 +116,9 @@ impl Lane {
             };
             self.forget();
             match ended {
-                Ok(()) => self.journal.release_lease(&lease).await.or_else(unless_lost)?,
+                Ok(()) => return Ok(()),
                 Err(error) if error.is_lease_lost() => {
+                    self.signals.lease.send_replace(None);
                     warn!(account = %self.signer.address(), "another instance owns the account now");
                 }
                 Err(error) => return Err(error),
@@ -145,7 +146,6 @@ impl Lane {
         self.fetched.clear();
         self.prepared.clear();
         (self.next_nonce, self.head, self.market, self.pause) = (None, None, None, None);
-        self.signals.is_owner.send_replace(false);
         self.tell();
     }
 
@@ -155,7 +155,7 @@ impl Lane {
         }
         self.turn = i64::MIN;
         self.may_have_more = true;
-        self.signals.is_owner.send_replace(true);
+        self.signals.lease.send_replace(Some(lease.clone()));
         info!(account = %self.signer.address(), lease.epoch = lease.epoch, tx.live = self.window.len(), "the lane works");
         // Settle has gone only when the process ends.
         let _ = self.settle.send(FromLane::Resume(lease.account)).await;
@@ -197,7 +197,7 @@ impl Lane {
 
     fn tell(&self) {
         let now = LaneState {
-            is_owner: *self.signals.is_owner.borrow(),
+            is_owner: self.signals.lease.borrow().is_some(),
             paused: self.pause.as_ref().map(|pause| (pause.reason, pause.detail.clone())),
             in_flight: self.window.len(),
             head: self.head.as_ref().map(|head| head.number),
@@ -218,8 +218,4 @@ async fn keep_lease(journal: &dyn LaneJournal, lease: &Lease, ttl: Duration) -> 
         tokio::time::sleep(ttl / 3).await;
         journal.renew_lease(lease, ttl).await?;
     }
-}
-
-fn unless_lost(error: JournalError) -> Result<(), JournalError> {
-    if error.is_lease_lost() { Ok(()) } else { Err(error) }
 }

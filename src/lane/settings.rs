@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
-use crate::journal::{AccountId, Leases, Transactions};
+use crate::journal::{AccountId, Lease, Leases, Transactions};
 use crate::model::{Address, BlockNumber, Gas, Heartbeat, PauseReason, Wei};
 use crate::policy::fee::FeeRules;
 use crate::policy::finality::FinalityRule;
@@ -86,8 +86,9 @@ pub struct LaneSignals {
     pub wake: Arc<Notify>,
     /// How it stands.
     pub state: watch::Sender<LaneState>,
-    /// It owns its account.
-    pub is_owner: watch::Sender<bool>,
+    /// The lease that it holds. It keeps it when it stops: settle has yet to write under it, and the outbox to tell what
+    /// was settled. Whoever stops the process gives it up then.
+    pub lease: watch::Sender<Option<Lease>>,
     /// It takes requests, or another instance does.
     pub is_open: watch::Sender<bool>,
     /// Sign of life.

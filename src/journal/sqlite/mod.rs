@@ -45,7 +45,7 @@ impl SqliteJournal {
     pub async fn open(path: &Path) -> Result<Self> {
         let file = make_private(path).map_err(|error| storage("open the journal file", error))?;
         let options = options(&file);
-        let mut writing = SqliteConnection::connect_with(&options).await.map_err(|e| storage("open", e))?;
+        let mut writing = connect(&options).await.map_err(|error| storage("open", error))?;
         migrate(&mut writing).await?;
         Self::with(writing, options).await
     }
@@ -114,6 +114,24 @@ async fn migrate(connection: &mut SqliteConnection) -> Result<()> {
             }
         }
     }
+}
+
+/// Two that open a new file at once both switch it to WAL, and SQLite refuses one of them without waiting for the other.
+async fn connect(options: &SqliteConnectOptions) -> sqlx::Result<SqliteConnection> {
+    const PAUSE: Duration = Duration::from_millis(50);
+    let until = tokio::time::Instant::now() + BUSY_TIMEOUT;
+    loop {
+        match SqliteConnection::connect_with(options).await {
+            Err(error) if is_locked(&error) && tokio::time::Instant::now() < until => tokio::time::sleep(PAUSE).await,
+            connected => return connected,
+        }
+    }
+}
+
+/// `SQLITE_BUSY`, plain or extended.
+fn is_locked(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code()?.parse::<i64>().ok());
+    code.is_some_and(|code| code & 0xff == 5)
 }
 
 fn newest_version() -> i64 {
@@ -238,6 +256,16 @@ mod tests {
         let results = tokio::join!(write(0, 0), write(1, 7), write(1, 1));
         assert!(results.0.is_ok() && results.1.is_err() && results.2.is_ok(), "{results:?}");
         assert_eq!(set.journal.live_transactions(set.account).await.unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn several_that_open_a_new_file_at_once_all_get_it() {
+        for _ in 0..20 {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("journal.db");
+            let opened = futures_util::future::join_all((0..4).map(|_| SqliteJournal::open(&path))).await;
+            assert!(opened.iter().all(Result::is_ok), "{opened:?}");
+        }
     }
 
     #[tokio::test]
