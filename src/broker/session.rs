@@ -163,7 +163,7 @@ impl Broker {
                 (None, true) => consumer = Some(self.consume(consuming, channel).await?),
                 (Some(stopped), false) => {
                     for buffered in stop(consuming, channel, stopped).await? {
-                        self.end_buffered(duties, buffered, consuming).await;
+                        self.end_buffered(duties, buffered).await;
                     }
                     consumer = None;
                 }
@@ -190,9 +190,13 @@ impl Broker {
         }
     }
 
+    fn receipt(&self, acker: lapin::Acker) -> Receipt {
+        Receipt::new(AmqpReceipt { acker, timeout: self.settings.call_timeout })
+    }
+
     async fn hand_over(&self, duties: &Duties, mut delivery: AmqpDelivery) {
         let message = message_of(&mut delivery);
-        let receipt = Receipt::new(AmqpReceipt { acker: delivery.acker, timeout: self.settings.call_timeout });
+        let receipt = self.receipt(delivery.acker);
         let mut given = std::pin::pin!(duties.deliveries.send(Delivery { message, receipt }));
         // Intake may be waiting for the journal; that is no reason to look dead, nor to miss the end.
         loop {
@@ -206,10 +210,9 @@ impl Broker {
 
     /// In a pause it is taken in all the same: to give it back would count towards the queue's delivery limit, and pauses
     /// may be many. At a stop it goes back at once, for other instances.
-    async fn end_buffered(&self, duties: &Duties, delivery: AmqpDelivery, consuming: &Connected) {
+    async fn end_buffered(&self, duties: &Duties, delivery: AmqpDelivery) {
         if duties.stop_consuming.is_cancelled() {
-            let back = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-            let _ = consuming.within("give a delivery back", delivery.acker.nack(back)).await;
+            self.receipt(delivery.acker).requeue().await;
         } else {
             self.hand_over(duties, delivery).await;
         }
