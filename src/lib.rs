@@ -13,6 +13,7 @@ pub mod journal;
 pub mod lane;
 pub mod model;
 pub mod outbox;
+pub mod pipeline;
 pub mod policy;
 pub mod recovery;
 pub mod settle;

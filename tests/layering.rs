@@ -16,7 +16,7 @@ const RANKS: &[&[&str]] = &[
     &["handover"],
     &["intake", "broadcaster", "tracker", "settle", "outbox", "recovery"],
     &["lane"],
-    &["config"],
+    &["pipeline", "config"],
     &["supervisor"],
     &["app"],
     &["cli"],

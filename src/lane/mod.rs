@@ -111,6 +111,7 @@ impl Lane {
             stands_by = false;
             let journal = Arc::clone(&self.journal);
             let ended = tokio::select! {
+                biased;
                 ended = self.serve(&lease, &cancel) => ended,
                 ended = keep_lease(journal.as_ref(), &lease, ttl) => ended,
             };
@@ -133,6 +134,7 @@ impl Lane {
         while Instant::now() < until && !cancel.is_cancelled() {
             self.signals.beat.beat();
             tokio::select! {
+                biased;
                 () = tokio::time::sleep_until(until.min(Instant::now() + Duration::from_secs(1))) => {}
                 () = cancel.cancelled() => {}
             }

@@ -1,6 +1,6 @@
 //! What a lane holds in memory of its live transactions: by nonce and by hash. No I/O; the journal can rebuild it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -120,7 +120,7 @@ impl From<LiveTransaction> for InFlight {
 #[derive(Debug, Default)]
 pub(super) struct Window {
     by_nonce: BTreeMap<Nonce, InFlight>,
-    by_hash: HashMap<TxHash, Nonce>,
+    by_hash: BTreeMap<TxHash, Nonce>,
 }
 
 impl Window {
