@@ -18,5 +18,7 @@ pub mod policy;
 pub mod recovery;
 pub mod settle;
 pub mod signer;
+#[cfg(test)]
+mod simulation;
 pub mod supervisor;
 pub mod tracker;

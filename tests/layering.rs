@@ -20,6 +20,8 @@ const RANKS: &[&[&str]] = &[
     &["supervisor"],
     &["app"],
     &["cli"],
+    // Tests alone: fakes at the seams, and the whole program on them.
+    &["simulation"],
     &["main"],
 ];
 
