@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use crate::broadcaster::Broadcaster;
 use crate::chain::{Chain, Header};
 use crate::handover::FromLane;
-use crate::journal::{JournalError, Lease, QueuedRequest};
+use crate::journal::{Acquired, JournalError, Lease, LeaseMark, QueuedRequest};
 use crate::model::Nonce;
 use crate::policy::fee::Market;
 use crate::recovery;
@@ -96,19 +96,25 @@ impl Lane {
     /// # Errors
     /// When the journal fails. Nothing more may be signed then.
     pub async fn run(mut self, cancel: CancellationToken) -> Result<(), JournalError> {
-        let mut stands_by = false;
+        let mut seen: Option<(LeaseMark, Instant)> = None;
         while !cancel.is_cancelled() {
             self.signals.beat.beat();
             let (account, ttl) = (self.settings.account, self.settings.lease_ttl);
             let owner = Arc::clone(&self.settings.owner);
-            let Some(lease) = self.journal.acquire_lease(account, owner, ttl).await? else {
-                if !std::mem::replace(&mut stands_by, true) {
-                    info!(account = %self.signer.address(), lease.ttl_s = ttl.as_secs(), "another instance, or this one before its restart, owns the account; standing by");
+            // The hosts' clocks may disagree: what counts is for how long it was seen here that nobody renews.
+            let stale = seen.filter(|(_, since)| since.elapsed() > ttl).map(|(mark, _)| mark);
+            let lease = match self.journal.acquire_lease(account, owner, ttl, stale).await? {
+                Acquired::Ours(lease) => lease,
+                Acquired::Anothers(mark) => {
+                    if seen.is_none() {
+                        info!(account = %self.signer.address(), lease.ttl_s = ttl.as_secs(), "another instance, or this one before its restart, owns the account; standing by");
+                    }
+                    seen = seen.filter(|(known, _)| *known == mark).or(Some((mark, Instant::now())));
+                    self.stand_by(&cancel).await;
+                    continue;
                 }
-                self.stand_by(&cancel).await;
-                continue;
             };
-            stands_by = false;
+            seen = None;
             let journal = Arc::clone(&self.journal);
             let ended = tokio::select! {
                 biased;

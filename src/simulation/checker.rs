@@ -60,7 +60,9 @@ impl World {
             let mut effects: BTreeMap<RequestSeq, usize> = BTreeMap::new();
             for ((account, nonce), row) in store.transactions() {
                 match row.state {
-                    TransactionState::Live | TransactionState::Succeeded => *effects.entry(row.request).or_default() += 1,
+                    TransactionState::Live | TransactionState::Succeeded => {
+                        *effects.entry(row.request).or_default() += 1
+                    }
                     TransactionState::Reverted | TransactionState::Cancelled | TransactionState::Displaced => {}
                 }
                 if row.state != TransactionState::Live && !world.checker.closed.contains(&(*account, *nonce)) {
@@ -77,7 +79,10 @@ impl World {
             });
             let open = open.count();
             if open > world.checker.in_flight {
-                world.violated(format!("12: {open} transactions are in no block, {} are allowed", world.checker.in_flight));
+                world.violated(format!(
+                    "12: {open} transactions are in no block, {} are allowed",
+                    world.checker.in_flight
+                ));
             }
         });
     }
@@ -215,7 +220,9 @@ impl World {
                 };
                 if !fits {
                     let state = row.state;
-                    world.violated(format!("lost or twice: {id} is {state}, {written} times in the chain, dead: {dead}"));
+                    world.violated(format!(
+                        "lost or twice: {id} is {state}, {written} times in the chain, dead: {dead}"
+                    ));
                 }
                 for body in bodies.iter().filter(|body| BodyHash::of(body.as_bytes()) != row.body_hash) {
                     let mut copies = world.queues.taken.iter().filter(|(taken, _)| *taken == Taken::Dead);

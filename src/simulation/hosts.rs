@@ -161,17 +161,7 @@ impl Process {
             Ok(())
         };
         tasks.spawn(Mortal { task: Some(Box::pin(sessions)), name: "broker", life: Arc::clone(&life) });
-        Self {
-            life,
-            tasks,
-            running,
-            stops,
-            is_stopping: false,
-            journal,
-            lanes,
-            session,
-            world: world.clone(),
-        }
+        Self { life, tasks, running, stops, is_stopping: false, journal, lanes, session, world: world.clone() }
     }
 
     /// Asks it to finish, as a signal does.

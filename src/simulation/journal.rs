@@ -6,9 +6,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::journal::{
-    AccountId, Admissions, Arrival, ConfirmedCopy, History, JournalError, Lease, Leases, LiveTransaction,
-    NewTransaction, Outbox, OutboxRow, QueuedRequest, RefusedMessage, RequestSeq, Result, Settlement, Settlements,
-    Transactions, UnconfirmedCopy, Upkeep,
+    AccountId, Acquired, Admissions, Arrival, ConfirmedCopy, History, JournalError, Lease, LeaseMark, Leases,
+    LiveTransaction, NewTransaction, Outbox, OutboxRow, QueuedRequest, RefusedMessage, RequestSeq, Result, Settlement,
+    Settlements, Transactions, UnconfirmedCopy, Upkeep,
 };
 use crate::model::{Address, Attempt, Message, Nonce, RequestId, Timestamp};
 use crate::policy::arrival::{Known, Verdict};
@@ -91,8 +91,14 @@ impl Leases for MemoryJournal {
         self.write("account", |store, _| store.account(chain_id, address)).await
     }
 
-    async fn acquire_lease(&self, account: AccountId, owner: Arc<str>, ttl: Duration) -> Result<Option<Lease>> {
-        self.write("acquire_lease", |store, now| Ok(store.acquire_lease(now, account, owner, ttl))).await
+    async fn acquire_lease(
+        &self,
+        account: AccountId,
+        owner: Arc<str>,
+        ttl: Duration,
+        stale: Option<LeaseMark>,
+    ) -> Result<Acquired> {
+        self.write("acquire_lease", |store, now| store.acquire_lease(now, account, owner, ttl, stale)).await
     }
 
     async fn renew_lease(&self, lease: &Lease, ttl: Duration) -> Result<()> {
@@ -263,7 +269,7 @@ mod tests {
         let other = of(&store);
         let copy = arrival(set.account, "a", Generation::default(), "body");
         assert_eq!(other.admit(vec![copy]).await.unwrap(), [Verdict::Join]);
-        assert_eq!(other.acquire_lease(set.account, "other".into(), Duration::ZERO).await.unwrap(), None);
+        assert_eq!(other.acquire_lease(set.account, "other".into(), Duration::ZERO, None).await.unwrap().ours(), None);
     }
 
     #[tokio::test]

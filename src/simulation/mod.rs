@@ -222,7 +222,9 @@ impl Storm {
 
     fn strike(&mut self, blow: Blow, now: u64) {
         match blow {
-            Blow::Kill { .. } | Blow::Freeze { .. } | Blow::Stop | Blow::ClockJump { .. } => self.strike_process(blow, now),
+            Blow::Kill { .. } | Blow::Freeze { .. } | Blow::Stop | Blow::ClockJump { .. } => {
+                self.strike_process(blow, now)
+            }
             Blow::Reorg { blocks, kept } => self.reorganise(blocks, kept, now),
             Blow::Evict | Blow::ForgetPool => {
                 let odds = if blow == Blow::Evict { 300 } else { 1000 };
@@ -298,14 +300,17 @@ impl Storm {
             return;
         }
         let chosen = candidates[world.rng.usize(..candidates.len())].clone();
-        let body = Body::read(&chosen.message.body).filter(|_| edited).map(|body| {
-            Body { behaviour: Behaviour::Runs, version: body.version + 1, ..body }.text()
-        });
+        let body = Body::read(&chosen.message.body)
+            .filter(|_| edited)
+            .map(|body| Body { behaviour: Behaviour::Runs, version: body.version + 1, ..body }.text());
         if let Some(body) = &body {
             world.checker.published.entry(chosen.id().to_owned()).or_default().push(body.clone());
         }
         world.note(format!("replayed {} {} edited {edited}", chosen.id(), chosen.generation()));
-        world.queues.dead.retain(|dead| dead.id() != chosen.id() || dead.generation() > chosen.generation() || is_conflict(dead));
+        world
+            .queues
+            .dead
+            .retain(|dead| dead.id() != chosen.id() || dead.generation() > chosen.generation() || is_conflict(dead));
         world.queues.publish(replayed(&chosen, body));
     }
 
@@ -355,7 +360,8 @@ impl Storm {
         let open = store.requests().values().filter(|request| !request.state.is_settled());
         let open: Vec<_> = open.map(|request| format!("{} {}", request.id, request.state)).collect();
         let queues = &world.queues;
-        let nonces: Vec<_> = store.accounts().values().map(|row| (world.ledger.nonce(row.address), row.next_nonce)).collect();
+        let nonces: Vec<_> =
+            store.accounts().values().map(|row| (world.ledger.nonce(row.address), row.next_nonce)).collect();
         format!(
             "open {open:?}, work {}, wait {}, held {}, outbox {}, nonces {nonces:?}",
             queues.work.len(),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::journal::contract::{TTL, arrival, attempt, displaced, failed, first, id, set, transaction};
-use crate::journal::{Journal, JournalError, RequestSeq};
+use crate::journal::{Acquired, Journal, JournalError, RequestSeq};
 use crate::model::{Address, Attempt, Generation, HeaderValue, Headers, Nonce, RequestState, Timestamp};
 use crate::policy::arrival::Verdict;
 
@@ -72,9 +72,9 @@ pub(crate) async fn a_lease_holds_until_somebody_takes_it(journal: Arc<dyn Journ
     tokio::time::sleep(Duration::from_millis(5)).await;
     set.sign(0, 0).await.unwrap();
     set.journal.renew_lease(&set.lease, TTL).await.unwrap();
-    assert_eq!(set.journal.acquire_lease(set.account, "other".into(), TTL).await.unwrap(), None);
+    assert_eq!(set.journal.acquire_lease(set.account, "other".into(), TTL, None).await.unwrap().ours(), None);
     // The same owner takes it again, say after an error: its older writes must not come in between.
-    let again = set.journal.acquire_lease(set.account, "me".into(), TTL).await.unwrap().unwrap();
+    let again = set.journal.acquire_lease(set.account, "me".into(), TTL, None).await.unwrap().ours().unwrap();
     assert!(again.epoch > set.lease.epoch);
     assert!(set.journal.renew_lease(&set.lease, TTL).await.unwrap_err().is_lease_lost());
     assert!(set.journal.release_lease(&set.lease).await.unwrap_err().is_lease_lost(), "it is not given up for another");
@@ -83,11 +83,25 @@ pub(crate) async fn a_lease_holds_until_somebody_takes_it(journal: Arc<dyn Journ
     assert!(set.journal.raise_next_nonce(&again, Nonce(0)).await.unwrap_err().is_lease_lost(), "it was given up");
 }
 
+/// C58: an owner whose clock was an hour ahead may have died with a lease that holds for an hour.
+pub(crate) async fn a_lease_that_nobody_renews_is_taken_whatever_the_clocks_say(journal: Arc<dyn Journal>) {
+    let set = set(journal, &[]).await;
+    let ask = async |stale| set.journal.acquire_lease(set.account, "other".into(), TTL, stale).await.unwrap();
+    let Acquired::Anothers(first) = ask(None).await else { panic!("it is held") };
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    set.journal.renew_lease(&set.lease, TTL * 60).await.unwrap();
+    let Acquired::Anothers(renewed) = ask(Some(first)).await else { panic!("it was renewed since") };
+    assert_ne!(renewed, first);
+    let taken = ask(Some(renewed)).await.ours().unwrap();
+    assert!(taken.epoch > set.lease.epoch);
+    assert!(set.journal.renew_lease(&set.lease, TTL).await.unwrap_err().is_lease_lost());
+}
+
 /// Only the chain knows an account's first nonce.
 pub(crate) async fn no_nonce_is_taken_before_the_first_is_known(journal: Arc<dyn Journal>) {
     let set = set(journal, &[]).await;
     let account = set.journal.account(31337, Address([8; 20])).await.unwrap();
-    let lease = set.journal.acquire_lease(account, "me".into(), TTL).await.unwrap().unwrap();
+    let lease = set.journal.acquire_lease(account, "me".into(), TTL, None).await.unwrap().ours().unwrap();
     set.journal.admit(vec![first(account, "a")]).await.unwrap();
     let seq = set.journal.queued(account, i64::MIN, 10).await.unwrap()[0].seq;
     let sign = async |nonce| set.journal.record_transactions(&lease, vec![transaction(seq, nonce)]).await;
@@ -116,7 +130,7 @@ pub(crate) async fn further_attempts_are_stored_at_live_nonces_alone(journal: Ar
 pub(crate) async fn a_lane_writes_for_its_own_requests_alone(journal: Arc<dyn Journal>) {
     let set = set(journal, &["a"]).await;
     let account = set.journal.account(31337, Address([8; 20])).await.unwrap();
-    let lease = set.journal.acquire_lease(account, "me".into(), TTL).await.unwrap().unwrap();
+    let lease = set.journal.acquire_lease(account, "me".into(), TTL, None).await.unwrap().ours().unwrap();
     set.journal.raise_next_nonce(&lease, Nonce(0)).await.unwrap();
     assert!(is_refused(set.journal.record_transactions(&lease, vec![transaction(set.seq(0), 0)]).await));
     assert!(is_refused(set.journal.record_transactions(&set.lease, vec![transaction(RequestSeq(99), 0)]).await));

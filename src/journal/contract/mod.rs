@@ -129,7 +129,7 @@ pub(crate) struct Set {
 
 pub(crate) async fn set(journal: Arc<dyn Journal>, requests: &[&str]) -> Set {
     let account = journal.account(31337, Address([7; 20])).await.unwrap();
-    let lease = journal.acquire_lease(account, "me".into(), TTL).await.unwrap().unwrap();
+    let lease = journal.acquire_lease(account, "me".into(), TTL, None).await.unwrap().ours().unwrap();
     assert_eq!(journal.raise_next_nonce(&lease, Nonce(0)).await.unwrap(), Nonce(0));
     let arrivals = requests.iter().map(|text| first(account, text)).collect();
     journal.admit(arrivals).await.unwrap();
@@ -327,9 +327,13 @@ pub(crate) async fn a_dead_letter_may_come_back_as_a_replay(journal: Arc<dyn Jou
 pub(crate) async fn a_lane_without_its_lease_writes_nothing(journal: Arc<dyn Journal>) {
     let set = set(journal, &["a", "b"]).await;
     set.sign(0, 0).await.unwrap();
-    assert_eq!(set.journal.acquire_lease(set.account, "other".into(), TTL).await.unwrap(), None, "it is held");
+    assert_eq!(
+        set.journal.acquire_lease(set.account, "other".into(), TTL, None).await.unwrap().ours(),
+        None,
+        "it is held"
+    );
     set.journal.release_lease(&set.lease).await.unwrap();
-    let other = set.journal.acquire_lease(set.account, "other".into(), TTL).await.unwrap().unwrap();
+    let other = set.journal.acquire_lease(set.account, "other".into(), TTL, None).await.unwrap().ours().unwrap();
     assert!(other.epoch > set.lease.epoch);
     let lost = |result: Result<(), JournalError>| assert!(result.unwrap_err().is_lease_lost());
     lost(set.sign(1, 1).await);
@@ -342,7 +346,7 @@ pub(crate) async fn a_lane_without_its_lease_writes_nothing(journal: Arc<dyn Jou
     // A lease that has run out is free; its owner may take it again, under a new epoch.
     set.journal.renew_lease(&other, Duration::ZERO).await.unwrap();
     tokio::time::sleep(Duration::from_millis(5)).await;
-    let mine = set.journal.acquire_lease(set.account, "me".into(), TTL).await.unwrap().unwrap();
+    let mine = set.journal.acquire_lease(set.account, "me".into(), TTL, None).await.unwrap().ours().unwrap();
     assert!(mine.epoch > other.epoch);
 }
 
@@ -379,6 +383,7 @@ macro_rules! journal_contract {
             a_request_stays_with_its_lane,
             every_message_comes_back_as_it_was,
             a_lease_holds_until_somebody_takes_it,
+            a_lease_that_nobody_renews_is_taken_whatever_the_clocks_say,
             no_nonce_is_taken_before_the_first_is_known,
             further_attempts_are_stored_at_live_nonces_alone,
             a_lane_writes_for_its_own_requests_alone,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::journal::{AccountId, Arrival, JournalError, Lease, NewTransaction, RequestSeq};
+use crate::journal::{AccountId, Acquired, Arrival, JournalError, Lease, LeaseMark, NewTransaction, RequestSeq};
 use crate::model::request::Observation;
 use crate::model::{
     Address, Attempt, BodyHash, Fee, Generation, Nonce, RequestId, RequestState, Timestamp, TransactionState,
@@ -38,16 +38,18 @@ impl Store {
         account: AccountId,
         owner: Arc<str>,
         ttl: Duration,
-    ) -> Option<Lease> {
-        let row = self.accounts.get_mut(&account)?;
+        stale: Option<LeaseMark>,
+    ) -> Result<Acquired> {
+        let row = self.accounts.get_mut(&account).ok_or_else(|| refused("take a lease", "no such account"))?;
         let is_anothers = row.owner.as_ref().is_some_and(|holder| *holder != owner);
-        if is_anothers && row.leased_until >= now {
-            return None;
+        let mark = LeaseMark { epoch: row.epoch, until: row.leased_until };
+        if is_anothers && row.leased_until >= now && stale != Some(mark) {
+            return Ok(Acquired::Anothers(mark));
         }
         row.owner = Some(owner.clone());
         row.leased_until = now.after(ttl);
         row.epoch += 1;
-        Some(Lease { account, owner, epoch: row.epoch })
+        Ok(Acquired::Ours(Lease { account, owner, epoch: row.epoch }))
     }
 
     pub(crate) fn renew_lease(&mut self, now: Timestamp, lease: &Lease, ttl: Duration) -> Result<()> {
