@@ -32,6 +32,7 @@ mod queues;
 mod settings;
 mod signer;
 mod store;
+mod twins;
 mod workload;
 mod world;
 
