@@ -5,7 +5,7 @@ use uuid::Uuid;
 use crate::broker::Receipt;
 use crate::journal::{AccountId, ClosedTransaction, Lease, QueuedRequest};
 use crate::model::event::FinalTransaction;
-use crate::model::{Cause, Generation, Message, RequestId};
+use crate::model::{Cause, Generation, Message, RequestId, TxHash};
 
 /// What intake hands over with each receipt.
 #[derive(Debug)]
@@ -67,8 +67,8 @@ pub enum LaneVerdict {
     Succeeded(FinalTransaction),
     /// The chain refused it.
     Failed(Cause),
-    /// A foreign transaction took its nonce.
-    Displaced,
+    /// A foreign transaction took its nonce: this one.
+    Displaced(TxHash),
 }
 
 /// What lanes send.

@@ -191,10 +191,19 @@ pub(crate) async fn a_request_has_one_transaction_that_may_land(journal: Arc<dyn
     assert!(set.sign(0, 1).await.is_err(), "its first nonce is live");
     assert_eq!(set.next_nonce().await, Nonce(1), "nothing of it was written");
     let displaced = ClosedTransaction { nonce: Nonce(0), state: TransactionState::Displaced, included: None };
-    let requeue = Settlement { request: set.seq(0), transaction: Some(displaced), decision: Decision::Requeue };
+    let requeue = Settlement {
+        request: set.seq(0),
+        transaction: Some(displaced),
+        decision: Decision::Requeue { taken_by: TxHash([77; 32]) },
+    };
     set.journal.settle(&set.lease, vec![requeue]).await.unwrap();
     let again = set.journal.queued(set.account, set.queued[0].turn, 10).await.unwrap();
     assert_eq!(again.len(), 1, "it queues again, behind the others");
+    let history = set.journal.history(&id("a")).await.unwrap().unwrap();
+    assert!(
+        history.incidents[0].detail.contains(&TxHash([77; 32]).to_string()),
+        "it says which transaction took the nonce"
+    );
     set.sign(0, 1).await.unwrap();
     set.journal.settle(&set.lease, vec![succeeded(set.seq(0), 1, "a")]).await.unwrap();
     assert!(set.sign(0, 2).await.is_err(), "it is written");
