@@ -3,7 +3,7 @@
 use crate::broker::Receipt;
 use crate::journal::{AccountId, ClosedTransaction, Lease, QueuedRequest};
 use crate::model::event::FinalTransaction;
-use crate::model::{Cause, Generation, Message, RequestId, ids};
+use crate::model::{Cause, Generation, Message, RequestId, TxHash, ids};
 
 /// What intake hands over with each receipt.
 #[derive(Debug)]
@@ -65,8 +65,8 @@ pub enum LaneVerdict {
     Succeeded(FinalTransaction),
     /// The chain refused it.
     Failed(Cause),
-    /// A foreign transaction took its nonce.
-    Displaced,
+    /// A foreign transaction took its nonce: this one.
+    Displaced(TxHash),
 }
 
 /// What lanes send.

@@ -7,6 +7,7 @@ pub mod broker;
 pub mod chain;
 pub mod cli;
 pub mod config;
+pub mod evidence;
 pub mod handover;
 pub mod intake;
 pub mod journal;

@@ -14,7 +14,7 @@ const RANKS: &[&[&str]] = &[
     &["policy"],
     &["broker", "journal", "chain", "signer"],
     &["handover"],
-    &["intake", "broadcaster", "tracker", "settle", "outbox", "recovery"],
+    &["intake", "broadcaster", "tracker", "settle", "outbox", "recovery", "evidence"],
     &["lane"],
     &["pipeline", "config"],
     &["supervisor"],

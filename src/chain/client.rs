@@ -13,7 +13,7 @@ use web3::error::{Error, TransportError};
 use web3::{BatchTransport, Transport};
 
 use crate::chain::transport::{HttpTransport, client};
-use crate::chain::{BlockTag, Call, Chain, ChainError, Header, Receipt, Result, answers};
+use crate::chain::{BlockTag, Call, Chain, ChainError, Header, Receipt, Result, SentInBlock, answers};
 use crate::model::{Address, BlockNumber, Gas, Nonce, SignedTransaction, TxHash, Wei};
 use crate::policy::fee::Market;
 
@@ -244,6 +244,13 @@ impl Chain for NodeClient {
         answers::small_quantity(&answer)
             .map(Nonce)
             .ok_or_else(|| endpoint.nonsense(format!("transaction count {answer}")))
+    }
+
+    async fn sent_in(&self, account: Address, block: BlockNumber) -> Result<Option<SentInBlock>> {
+        let params = vec![tag(BlockTag::Number(block)), json!(true)];
+        let (answer, endpoint) = self.ask("eth_getBlockByNumber", params).await?;
+        let sent = answers::sent_in(&answer, account).map_err(|detail| endpoint.nonsense(detail));
+        self.judged(endpoint, sent)
     }
 
     async fn market(&self, head: &Header) -> Result<Market> {

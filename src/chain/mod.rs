@@ -115,6 +115,17 @@ pub struct Receipt {
     pub succeeded: bool,
 }
 
+/// What one account sent in one block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SentInBlock {
+    /// The block's height.
+    pub number: BlockNumber,
+    /// Its hash.
+    pub hash: BlockHash,
+    /// The account's transactions in it.
+    pub sent: Vec<(Nonce, TxHash)>,
+}
+
 /// A call without a signature, to estimate or to explain.
 #[derive(Debug, Clone)]
 pub struct Call {
@@ -143,6 +154,9 @@ pub trait Chain: Send + Sync {
     /// How many transactions the account has in the chain up to this block: its next nonce there. Never counts what is
     /// only pending.
     async fn transaction_count(&self, account: Address, block: BlockTag) -> Result<Nonce>;
+
+    /// The account's transactions in the block at this height, read from the block itself. `None` where there is no block.
+    async fn sent_in(&self, account: Address, block: BlockNumber) -> Result<Option<SentInBlock>>;
 
     /// What the chain asks for now.
     async fn market(&self, head: &Header) -> Result<Market>;

@@ -253,7 +253,10 @@ pub enum Decision {
         cause: Cause,
     },
     /// Its nonce went to a foreign transaction: it queues again.
-    Requeue,
+    Requeue {
+        /// The foreign transaction.
+        taken_by: TxHash,
+    },
 }
 
 /// A decided request and, if it had one, its closed transaction.

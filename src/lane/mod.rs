@@ -12,6 +12,7 @@ use tracing::{info, warn};
 
 use crate::broadcaster::Broadcaster;
 use crate::chain::{Chain, Header};
+use crate::evidence::Evidence;
 use crate::handover::FromLane;
 use crate::journal::{Acquired, JournalError, Lease, LeaseMark, QueuedRequest};
 use crate::model::Nonce;
@@ -44,6 +45,7 @@ pub struct Lane {
     settle: mpsc::Sender<FromLane>,
     signals: LaneSignals,
     tracker: Tracker,
+    evidence: Evidence,
     broadcaster: Broadcaster,
     window: Window,
     /// Fetched from the queue, not yet simulated.
@@ -72,6 +74,7 @@ impl Lane {
     ) -> Self {
         Self {
             tracker: Tracker::new(Arc::clone(&chain), settings.finality),
+            evidence: Evidence::default(),
             broadcaster: Broadcaster::new(Arc::clone(&chain)),
             settings,
             chain,
@@ -151,6 +154,7 @@ impl Lane {
         self.window.clear();
         self.broadcaster.clear();
         self.tracker.forget();
+        self.evidence.clear();
         self.fetched.clear();
         self.prepared.clear();
         (self.next_nonce, self.head, self.market, self.pause) = (None, None, None, None);

@@ -174,6 +174,13 @@ impl Window {
         self.by_nonce.values().filter(|transaction| transaction.included.is_none())
     }
 
+    /// All hashes of each nonce below `count` that is in no block, lowest first.
+    pub(super) fn hashes_not_included(&self, count: Nonce) -> Vec<(Nonce, Vec<TxHash>)> {
+        let below = self.not_included().filter(|transaction| transaction.nonce < count);
+        let hashes = |transaction: &InFlight| transaction.attempts.iter().map(|attempt| attempt.signed.hash).collect();
+        below.map(|transaction| (transaction.nonce, hashes(transaction))).collect()
+    }
+
     /// A new block: attempts wait from here on; a nonce that the account is not past is not taken, whatever a node said.
     pub(super) fn note_head(&mut self, head: BlockNumber, count: Nonce) {
         for transaction in self.by_nonce.values_mut() {

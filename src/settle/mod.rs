@@ -204,8 +204,8 @@ impl Settle {
                     warn!(request.id = %request.id, %cause, "request failed for good, it becomes a dead letter");
                     self.copies.push_back(request.seq);
                 }
-                Decision::Requeue => {
-                    warn!(request.id = %request.id, "another program uses this account: its transaction took the request's nonce");
+                Decision::Requeue { taken_by } => {
+                    warn!(request.id = %request.id, foreign.tx.hash = %taken_by, "another program uses this account: its transaction took the request's nonce");
                 }
             }
         }

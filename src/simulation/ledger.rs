@@ -24,11 +24,8 @@ const MOST_POOLED: usize = 10;
 pub(super) struct Decoded {
     pub(super) sender: Address,
     pub(super) nonce: Nonce,
-    pub(super) to: Address,
     pub(super) data: Bytes,
     pub(super) fee: Fee,
-    /// Not signed by a worker.
-    pub(super) is_foreign: bool,
 }
 
 #[derive(Debug)]
@@ -82,8 +79,7 @@ pub(super) fn decode(raw: &[u8]) -> Option<Decoded> {
     let sender = text()?.parse().ok()?;
     let chain: u64 = text()?.parse().ok()?;
     let nonce = Nonce(text()?.parse().ok()?);
-    let to = text()?.parse().ok()?;
-    let (_value, _gas) = (text()?, text()?);
+    let (_to, _value, _gas) = (text()?, text()?, text()?);
     let kind = text()?;
     let (max, tip): (u128, u128) = (text()?.parse().ok()?, text()?.parse().ok()?);
     let _salt = text()?;
@@ -92,7 +88,7 @@ pub(super) fn decode(raw: &[u8]) -> Option<Decoded> {
         "2" => Fee::Eip1559 { max_fee: Wei(max), tip: Wei(tip) },
         _ => Fee::Legacy { gas_price: Wei(max) },
     };
-    (chain == CHAIN_ID).then_some(Decoded { sender, nonce, to, data, fee, is_foreign: false })
+    (chain == CHAIN_ID).then_some(Decoded { sender, nonce, data, fee })
 }
 
 impl Block {
@@ -182,8 +178,7 @@ impl Ledger {
         let nonce = self.nonce(account);
         let hash = transaction_hash(&[account.as_bytes(), &nonce.0.to_be_bytes(), data].concat());
         let fee = Fee::Legacy { gas_price: Wei(u128::from(u64::MAX)) };
-        let transaction =
-            Decoded { sender: account, nonce, to: account, data: Bytes::from_static(data), fee, is_foreign: true };
+        let transaction = Decoded { sender: account, nonce, data: Bytes::from_static(data), fee };
         self.known.insert(hash, transaction);
         self.pool.insert((account, nonce), hash);
         hash

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::chain::{BlockTag, Call, Chain, ChainError, Header, Receipt, Result, transaction_hash};
+use crate::chain::{BlockTag, Call, Chain, ChainError, Header, Receipt, Result, SentInBlock, transaction_hash};
 use crate::model::event::FinalTransaction;
 use crate::model::{Address, BlockNumber, Gas, Nonce, SignedTransaction, TxHash, Wei};
 use crate::policy::fee::Market;
@@ -170,6 +170,20 @@ impl Chain for SimNodes {
             Ok(Nonce((count.0 + off_by).saturating_sub(2)))
         };
         self.read(count).await
+    }
+
+    async fn sent_in(&self, account: Address, block: BlockNumber) -> Result<Option<SentInBlock>> {
+        let sent = |world: &mut World, view: &View| {
+            let found = usize::try_from(block.0).ok().and_then(|height| view.get(height));
+            Ok(found.map(|found| {
+                let hashes = found.transactions.iter().map(|(hash, _)| *hash);
+                let sent = hashes.map(|hash| (&world.ledger.known[&hash], hash));
+                let own = sent.filter(|(transaction, _)| transaction.sender == account);
+                let sent = own.map(|(transaction, hash)| (transaction.nonce, hash)).collect();
+                SentInBlock { number: block, hash: found.hash, sent }
+            }))
+        };
+        self.read(sent).await
     }
 
     async fn market(&self, _: &Header) -> Result<Market> {

@@ -22,8 +22,6 @@ pub(super) const PREFETCH: usize = 12;
 /// A message at the broker.
 #[derive(Debug, Clone)]
 pub(super) struct Queued {
-    /// Which of the copies.
-    pub(super) number: u64,
     pub(super) message: Message,
 }
 
@@ -69,8 +67,7 @@ impl Queues {
     }
 
     pub(super) fn publish(&mut self, message: Message) {
-        let number = self.number();
-        self.work.push_back(Queued { number, message });
+        self.work.push_back(Queued { message });
     }
 
     fn begin_session(&mut self) -> u64 {
@@ -291,7 +288,7 @@ impl SimPublisher {
 /// False when no queue takes it.
 fn route(world: &mut World, names: &Names, delays: &[Duration], outgoing: Outgoing) -> bool {
     let Outgoing { exchange, routing_key, message } = outgoing;
-    let queued = Queued { number: world.queues.number(), message };
+    let queued = Queued { message };
     if exchange == names.retry {
         let Some(delay) = delays.iter().find(|delay| names.wait_queue(**delay) == routing_key) else { return false };
         let due = world.now_ms() + u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);

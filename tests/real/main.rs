@@ -19,6 +19,7 @@ mod happy;
 mod journal_life;
 mod limits;
 mod nodes;
+mod nonces;
 mod process;
 mod refusals;
 mod republish;

@@ -105,7 +105,7 @@ fn dead(request: RequestSeq) -> Settlement {
 
 fn displaced(request: RequestSeq, nonce: u64) -> Settlement {
     let closed = ClosedTransaction { nonce: Nonce(nonce), state: TransactionState::Displaced, included: None };
-    Settlement { request, transaction: Some(closed), decision: Decision::Requeue }
+    Settlement { request, transaction: Some(closed), decision: Decision::Requeue { taken_by: TxHash([77; 32]) } }
 }
 
 fn refused(account: AccountId, text: &str) -> RefusedMessage {
@@ -245,6 +245,11 @@ pub(crate) async fn a_request_has_one_transaction_that_may_land(journal: Arc<dyn
     set.journal.settle(&set.lease, vec![displaced(set.seq(0), 0)]).await.unwrap();
     let again = set.journal.queued(set.account, set.queued[0].turn, 10).await.unwrap();
     assert_eq!(again.len(), 1, "it queues again, behind the others");
+    let history = set.journal.history(&id("a")).await.unwrap().unwrap();
+    assert!(
+        history.incidents[0].detail.contains(&TxHash([77; 32]).to_string()),
+        "it says which transaction took the nonce"
+    );
     set.sign(0, 1).await.unwrap();
     set.journal.settle(&set.lease, vec![succeeded(set.seq(0), 1, "a")]).await.unwrap();
     assert!(set.sign(0, 2).await.is_err(), "it is written");

@@ -146,7 +146,7 @@ async fn settle(connection: &mut SqliteConnection, lease: Lease, settlements: Ve
             Decision::Dead { cause } => {
                 record_failure(connection, &lease, *request, (RequestState::DeadPending, cause, None), now).await?;
             }
-            Decision::Requeue => requeued.push(*request),
+            Decision::Requeue { taken_by } => requeued.push((*request, *taken_by)),
         }
     }
     let make_final = || {
@@ -248,11 +248,11 @@ async fn record_failure(
 async fn requeue(
     connection: &mut SqliteConnection,
     lease: &Lease,
-    requests: &[RequestSeq],
+    requests: &[(RequestSeq, TxHash)],
     now: Timestamp,
 ) -> Result<()> {
     let first_turn = take_turns(connection, requests.len()).await?;
-    for (turn, request) in (first_turn..).zip(requests) {
+    for (turn, (request, taken_by)) in (first_turn..).zip(requests) {
         let update = format!(
             "UPDATE requests SET state = 'accepted', turn = $1, changed_at = $2 \
              WHERE seq = $3 AND account = $4 AND state = 'writing'{HAS_NO_EFFECT}"
@@ -267,7 +267,7 @@ async fn requeue(
             .map_err(|error| storage("queue a request again", error))?
             .rows_affected();
         expect_rows("queue a request again that was not signed, or whose transaction may land", 1, changed)?;
-        let detail = "its nonce went to a transaction that is not ours; it gets a new one".to_owned();
+        let detail = format!("its nonce went to {taken_by}, which is not ours; it gets a new one");
         note_incidents(connection, &[(*request, "displaced", detail)], now).await?;
     }
     Ok(())

@@ -64,7 +64,7 @@ impl Store {
     }
 
     fn apply(&mut self, now: Timestamp, request: RequestSeq, decision: Decision) {
-        let turn = if matches!(decision, Decision::Requeue) { self.take_turn() } else { 0 };
+        let turn = if matches!(decision, Decision::Requeue { .. }) { self.take_turn() } else { 0 };
         let row = self.requests.get_mut(&request).expect("it was checked");
         let state = row.state.next(observation(&decision)).expect("it was checked");
         let (cause, next) = match decision {
@@ -73,9 +73,9 @@ impl Store {
                 let (account, id) = (row.account, row.id.clone());
                 return self.add_event(account, id, event);
             }
-            Decision::Requeue => {
+            Decision::Requeue { taken_by } => {
                 (row.state, row.turn, row.changed_at) = (state, turn, now);
-                let detail = "its nonce went to a transaction that is not ours; it gets a new one";
+                let detail = format!("its nonce went to {taken_by}, which is not ours; it gets a new one");
                 return row.note(now, "displaced", detail);
             }
             Decision::Retry { cause, next } => (cause, next),
@@ -173,6 +173,6 @@ fn observation(decision: &Decision) -> Observation {
         Decision::Final(_) => Observation::Succeeded,
         Decision::Retry { .. } => Observation::FailedForNow,
         Decision::Dead { .. } => Observation::FailedForGood,
-        Decision::Requeue => Observation::Displaced,
+        Decision::Requeue { .. } => Observation::Displaced,
     }
 }

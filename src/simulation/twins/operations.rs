@@ -148,7 +148,7 @@ impl Pick {
                 0 | 1 => (TransactionState::Succeeded, Decision::Final(event(&live.request.id, self.y))),
                 2 => (TransactionState::Reverted, retry(live.request.generation)),
                 3 => (TransactionState::Cancelled, dead()),
-                _ => (TransactionState::Displaced, Decision::Requeue),
+                _ => (TransactionState::Displaced, Decision::Requeue { taken_by: TxHash([77; 32]) }),
             };
             Settlement { request: live.request.seq, transaction: Some(closed(live.nonce, state)), decision }
         });
@@ -165,7 +165,7 @@ impl Pick {
             0 => Decision::Final(event(&id(0), self.y)),
             1 => retry(Generation::default()),
             2 => dead(),
-            _ => Decision::Requeue,
+            _ => Decision::Requeue { taken_by: TxHash([77; 32]) },
         };
         let transaction = (!self.x.is_multiple_of(3)).then(|| closed(Nonce(u64::from(self.x / 5 % 8)), state));
         Settlement { request: RequestSeq(i64::from(self.y / 4 % 9)), transaction, decision }
