@@ -8,35 +8,26 @@
     reason = "it speaks to a person, and stops at what does not hold"
 )]
 
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{bail, ensure};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
-use tokio_util::sync::CancellationToken;
 
-use checker::History;
-use crew::Crew;
-use faults::Parts;
-use record::Record;
-use report::Report;
-use schedule::Plan;
-use support::{Amqp, Anvil, AnvilConfig, Rabbit, RabbitConfig, TcpProxy, WorkerConfig, WorkerHome};
+use run::Run;
 
 mod checker;
 mod crew;
 mod evidence;
 mod faults;
+mod link;
+mod listener;
 mod messages;
 mod producer;
 mod random;
 mod record;
 mod report;
+mod run;
 mod schedule;
 #[path = "../../tests/support/mod.rs"]
 mod support;
@@ -51,9 +42,9 @@ const FINALITY: u64 = 2;
 const LEASE_TTL_S: u64 = 3;
 const MAX_FEE_GWEI: u64 = 50;
 const FULL_BALANCE: u128 = 10_000_000_000_000_000_000_000;
-const PROGRESS: Duration = Duration::from_secs(10);
-/// For everything to become quiet after the last fault: this, and half of the run's duration.
-const QUIET: Duration = Duration::from_secs(180);
+
+/// Of each kind of finding so many are printed; all are in the kept folder.
+const SHOWN: usize = 20;
 
 #[derive(Parser)]
 struct Options {
@@ -108,197 +99,25 @@ async fn run(options: Options) -> anyhow::Result<bool> {
         bail!("JOURNAL={}: there is only sqlite so far", options.journal);
     }
     ensure!(options.workers > 0 && options.rate > 0, "without workers or messages nothing is shown");
-    let binary = chainwriter()?;
     let seed = options.seed.unwrap_or_else(new_seed);
-    let duration = Duration::from_secs(options.duration);
     println!("Seed {seed}: {} s of faults, {} workers on one SQLite journal", options.duration, options.workers);
-    let blocks = AnvilConfig {
-        block_time: Some(Duration::from_secs(1)),
-        // Old states only fill the memory; blocks and receipts stay.
-        extra_args: vec!["--prune-history".to_owned(), "64".to_owned()],
-        ..AnvilConfig::default()
+    let mut run = Run::start(seed, &options).await?;
+    let report = match run.storm(&options).await {
+        Ok(report) => report,
+        Err(error) => {
+            println!("Journal and logs are kept in {}", run.keep(&format!("{error:#}"))?.display());
+            return Err(error);
+        }
     };
-    let (rabbit, anvil) = tokio::join!(Rabbit::start(RabbitConfig::default()), Anvil::start(blocks));
-    let way_to_broker = TcpProxy::start(rabbit.address()).await;
-    let way_to_node = TcpProxy::start(anvil.address()).await;
-    let home = WorkerHome::new(&configuration(&rabbit, &way_to_broker, &way_to_node));
-    let record = Arc::new(Record::new(&home.folder().join("chaos.log"))?);
-    let mut run = Run { seed, duration, binary, rabbit, anvil, way_to_broker, way_to_node, home, record };
-    run.prepare().await?;
-    let report = run.storm(&options).await?;
-    print!("\n{}", report.short_text());
+    print!("\n{}", report.text(SHOWN));
     println!("{}", serde_json::to_string(&report.line())?);
     if !report.is_good() {
-        println!("Journal, logs and findings are kept in {}", run.keep(&report)?.display());
+        println!("Journal, logs and findings are kept in {}", run.keep(&report.text(usize::MAX))?.display());
     }
     Ok(report.is_good())
-}
-
-/// The program that was built along with this one.
-fn chainwriter() -> anyhow::Result<String> {
-    let binary = target()?.join("chainwriter");
-    ensure!(binary.is_file(), "{} is missing: run `make chaos`, or `cargo build` first", binary.display());
-    Ok(binary.display().to_string())
-}
-
-/// Where cargo has put this program's neighbours.
-fn target() -> anyhow::Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    Ok(own.parent().and_then(Path::parent).context("this program stands in no build folder")?.to_owned())
 }
 
 fn new_seed() -> u64 {
     let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     u64::from(since_epoch.subsec_nanos()) ^ u64::from(std::process::id())
-}
-
-fn configuration(rabbit: &Rabbit, way_to_broker: &TcpProxy, way_to_node: &TcpProxy) -> WorkerConfig {
-    let config = WorkerConfig {
-        broker_uri: rabbit.uri_through(way_to_broker.addr(), VHOST),
-        queue: QUEUE.to_owned(),
-        endpoint: way_to_node.url(),
-        account: 0,
-        to: CONTRACT.to_owned(),
-        extra: Vec::new(),
-    };
-    config
-        .with("worker", "organisation = \"chaos\"")
-        .with("broker", format!("max_body = {}\nmax_hold = \"20s\"\npark_delay = \"2s\"", messages::MAX_BODY))
-        .with("broker", "confirm_timeout = \"5s\"")
-        .with("chain", format!("finality = {FINALITY}\ntimeout = \"2s\"\npoll_interval = \"200ms\""))
-        .with("chain", "resend_after = \"3s\"\nreplace_after = \"6s\"\nrefused_after = \"20s\"")
-        .with("fees", format!("max_fee = \"{MAX_FEE_GWEI} gwei\""))
-        .with("retry", "max_attempts = 4\ninitial_delay = \"1s\"\nmultiplier = 2.0\nmax_delay = \"4s\"")
-        .with("lease", format!("ttl = \"{LEASE_TTL_S}s\""))
-        .with("log", "level = \"info\"")
-}
-
-struct Run {
-    seed: u64,
-    duration: Duration,
-    binary: String,
-    rabbit: Rabbit,
-    anvil: Anvil,
-    way_to_broker: TcpProxy,
-    way_to_node: TcpProxy,
-    home: WorkerHome,
-    record: Arc<Record>,
-}
-
-impl Run {
-    async fn prepare(&self) -> anyhow::Result<()> {
-        self.anvil.set_code(CONTRACT, support::contracts::BY_WORD).await.map_err(anyhow::Error::msg)?;
-        self.anvil.set_storage(CONTRACT, 0, 1).await.map_err(anyhow::Error::msg)?;
-        // So deep that no reorg takes the contract back.
-        self.anvil.mine(FINALITY + 3).await.map_err(anyhow::Error::msg)?;
-        let (code, text) = self.home.command(&self.binary, &["topology", "apply"]).await;
-        ensure!(code == 0, "chainwriter topology apply ended with {code}: {text}");
-        let amqp = Amqp::connect(&self.rabbit.uri(VHOST)).await;
-        amqp.declare(EVENTS).await;
-        amqp.bind(EVENTS, &format!("{QUEUE}.events"), "#").await;
-        Ok(())
-    }
-
-    /// Publishes and breaks, waits until all is quiet, checks.
-    async fn storm(&mut self, options: &Options) -> anyhow::Result<Report> {
-        let uri = self.rabbit.uri(VHOST);
-        let stop = CancellationToken::new();
-        let pace = Duration::from_secs(1) / options.rate;
-        let producer = producer::produce(uri.clone(), QUEUE, pace, self.seed, Arc::clone(&self.record), stop.clone());
-        let producer = tokio::spawn(producer);
-        let listener = Aborted(tokio::spawn(producer::listen(uri, EVENTS, Arc::clone(&self.record))));
-        let progress = Aborted(tokio::spawn(show_progress(Arc::clone(&self.record))));
-        let plan = Plan::new(self.seed, self.duration);
-        let record = Arc::clone(&self.record);
-        let crew = Crew::start(&self.home, &self.binary, &record, options.workers);
-        let parts = Parts {
-            rabbit: &mut self.rabbit,
-            anvil: &mut self.anvil,
-            way_to_node: &self.way_to_node,
-            way_to_broker: &self.way_to_broker,
-            crew: &crew,
-            record: &record,
-        };
-        let storm = async {
-            parts.fail(&plan).await;
-            sleep(self.duration.saturating_sub(record.elapsed())).await;
-        };
-        tokio::select! {
-            () = storm => {}
-            () = crew.watch() => {}
-        }
-        stop.cancel();
-        record.say("no more faults");
-        faults::heal(self.anvil.rpc(), [&self.way_to_node, &self.way_to_broker]).await.map_err(anyhow::Error::msg)?;
-        println!("No more faults; waiting until everything is done");
-        producer.await?;
-        let open = tokio::select! {
-            open = self.quiet() => open?,
-            () = crew.watch() => Vec::new(),
-        };
-        let mut faults = crew.drain().await;
-        drop((progress, listener));
-        self.check(open, &mut faults).await
-    }
-
-    /// What is still open when the limit is reached; nothing, and sooner, if all is well.
-    async fn quiet(&self) -> anyhow::Result<Vec<String>> {
-        let (limit, started) = (QUIET + self.duration / 2, Instant::now());
-        loop {
-            let open = evidence::open(&self.rabbit, &self.home.journal_file()).await?;
-            if open.is_empty() || started.elapsed() > limit {
-                return Ok(open);
-            }
-            sleep(Duration::from_secs(1)).await;
-        }
-    }
-
-    async fn check(&self, open: Vec<String>, faults: &mut Vec<String>) -> anyhow::Result<Report> {
-        let (chain, next_nonce, blocks) =
-            timeout(Duration::from_secs(300), evidence::chain(self.anvil.rpc())).await??;
-        let given = evidence::journal_nonce(&self.home.journal_file()).await?;
-        let history = History {
-            published: self.record.with_published(<[_]>::to_vec),
-            chain,
-            next_nonce: next_nonce.max(given),
-            dead: evidence::dead_letters(&self.rabbit).await,
-            finals: self.record.finals(),
-        };
-        let mut findings = checker::check(&history);
-        findings.wrong.append(faults);
-        let seconds = self.record.elapsed().as_secs();
-        Ok(Report { seed: self.seed, seconds, blocks, totals: self.record.totals(), findings, open })
-    }
-
-    /// Copies what explains a bad end to where it stays.
-    fn keep(&self, report: &Report) -> anyhow::Result<PathBuf> {
-        let folder = target()?.join("chaos").join(self.seed.to_string());
-        std::fs::create_dir_all(&folder)?;
-        for entry in std::fs::read_dir(self.home.folder())? {
-            let file = entry?.path();
-            if let (true, Some(name)) = (file.is_file(), file.file_name()) {
-                std::fs::copy(&file, folder.join(name))?;
-            }
-        }
-        std::fs::write(folder.join("findings.txt"), report.text(usize::MAX))?;
-        std::fs::write(folder.join("anvil.log"), self.anvil.log())?;
-        std::fs::write(folder.join("rabbitmq.log"), self.rabbit.log_tail())?;
-        Ok(folder)
-    }
-}
-
-/// A task that ends with whoever started it.
-struct Aborted(JoinHandle<()>);
-
-impl Drop for Aborted {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-async fn show_progress(record: Arc<Record>) {
-    loop {
-        sleep(PROGRESS).await;
-        println!("{}", record.line());
-    }
 }

@@ -8,9 +8,6 @@ use crate::checker::Findings;
 use crate::record::Totals;
 use crate::schedule::Fault;
 
-/// Of each kind of finding so many are printed; all are in the kept folder.
-const SHOWN: usize = 20;
-
 /// The line. Names and order are fixed; keys may be added at the end.
 #[derive(Debug, Serialize)]
 pub(crate) struct Line {
@@ -79,7 +76,7 @@ impl Report {
     pub(crate) fn text(&self, shown: usize) -> String {
         let Self { totals, findings, open, .. } = self;
         let mut text = String::new();
-        let mut row = |name: &str, value: u64, about: &str| _ = writeln!(text, "  {name:<24}{value:>8}  {about}");
+        let mut row = |name: &str, value: u64, about: &str| _ = writeln!(text, "  {name:<27}{value:>8}  {about}");
         row("published", totals.published as u64, "messages, each with a body of its own");
         row("  published again", totals.published_again, "the same id and body");
         row("final", findings.written as u64, "in the chain, once");
@@ -112,10 +109,6 @@ impl Report {
             }
         }
         text
-    }
-
-    pub(crate) fn short_text(&self) -> String {
-        self.text(SHOWN)
     }
 }
 
