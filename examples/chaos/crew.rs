@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::sync::Mutex;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::record::Record;
 use crate::support::{Worker, WorkerHome};
@@ -56,6 +56,24 @@ impl<'a> Crew<'a> {
             self.record.kill(place);
         } else {
             self.note_end(place, &mut worker).await;
+        }
+        *worker = self.start_one(place);
+    }
+
+    /// Asks a worker to end, for so long, and starts it again.
+    pub(crate) async fn terminate(&self, pick: u64, length: Duration) {
+        let place = self.chosen(pick);
+        let Some(slot) = self.workers.get(place) else { return };
+        let mut worker = slot.lock().await;
+        if !worker.is_running() {
+            return;
+        }
+        worker.signal("TERM");
+        match timeout(length, worker.exit()).await {
+            // By the signal itself: it came before the process listened to signals.
+            Ok(status) if status.success() || status.code().is_none() => {}
+            Ok(_) => self.note_end(place, &mut worker).await,
+            Err(_) => worker.kill().await,
         }
         *worker = self.start_one(place);
     }

@@ -32,7 +32,10 @@ impl Parts<'_> {
         let rpc = anvil.rpc();
         tokio::join!(
             each(&plan.kills, record, async |planned: &Planned| crew.kill(planned.pick).await),
-            each(&plan.freezes, record, async |planned: &Planned| crew.freeze(planned.pick, planned.length).await),
+            each(&plan.halts, record, async |planned: &Planned| match planned.fault {
+                Fault::Terminate => crew.terminate(planned.pick, planned.length).await,
+                _ => crew.freeze(planned.pick, planned.length).await,
+            }),
             each(&plan.contract, record, async |planned: &Planned| close_contract(rpc, planned.length).await),
             each(&plan.way_to_node, record, async |planned: &Planned| fail_way(way_to_node, planned).await),
             each(&plan.way_to_broker, record, async |planned: &Planned| fail_way(way_to_broker, planned).await),

@@ -115,6 +115,7 @@ impl Report {
 fn about(fault: Fault) -> &'static str {
     match fault {
         Fault::Freeze => "worker stopped for longer than its lease",
+        Fault::Terminate => "SIGTERM, kill -9 if it takes too long",
         Fault::NodeRestarts => "with its chain and an empty pool",
         Fault::Reorg => "below finality",
         Fault::FeeSpike => "base fee above fees.max_fee",

@@ -11,6 +11,8 @@ pub(crate) enum Fault {
     Kill,
     /// SIGSTOP for longer than the lease.
     Freeze,
+    /// SIGTERM, and `kill -9` if it takes too long; started again.
+    Terminate,
     /// The node ends and starts again with its chain and an empty pool.
     NodeRestarts,
     NodeFreezes,
@@ -63,7 +65,7 @@ pub(crate) struct Planned {
 #[derive(Default)]
 pub(crate) struct Plan {
     pub(crate) kills: Vec<Planned>,
-    pub(crate) freezes: Vec<Planned>,
+    pub(crate) halts: Vec<Planned>,
     pub(crate) node: Vec<Planned>,
     pub(crate) contract: Vec<Planned>,
     pub(crate) way_to_node: Vec<Planned>,
@@ -75,7 +77,7 @@ pub(crate) struct Plan {
 type Kind = (Fault, u64, u64);
 
 const KILLS: &[Kind] = &[(Fault::Kill, 0, 0)];
-const FREEZES: &[Kind] = &[(Fault::Freeze, 4_000, 8_000)];
+const HALTS: &[Kind] = &[(Fault::Freeze, 4_000, 8_000), (Fault::Terminate, 200, 2_500), (Fault::Freeze, 4_000, 8_000)];
 const NODE: &[Kind] = &[
     (Fault::NodeRestarts, 0, 1_500),
     (Fault::NodeFreezes, 1_000, 5_000),
@@ -120,7 +122,7 @@ impl Plan {
         let part = |name, kinds, gap| plan(&mut Random::new(seed, name), kinds, gap, duration);
         Self {
             kills: part("kills", KILLS, (300, 2_600)),
-            freezes: part("freezes", FREEZES, (8_000, 20_000)),
+            halts: part("halts", HALTS, (6_000, 15_000)),
             node: part("node", NODE, (1_500, 6_000)),
             contract: part("contract", CONTRACT, (2_000, 6_000)),
             way_to_node: part("way to node", WAY_TO_NODE, (3_000, 9_000)),
@@ -158,8 +160,8 @@ mod tests {
     use super::*;
 
     fn all(plan: &Plan) -> Vec<&Planned> {
-        let Plan { kills, freezes, node, contract, way_to_node, broker, way_to_broker } = plan;
-        [kills, freezes, node, contract, way_to_node, broker, way_to_broker].into_iter().flatten().collect()
+        let Plan { kills, halts, node, contract, way_to_node, broker, way_to_broker } = plan;
+        [kills, halts, node, contract, way_to_node, broker, way_to_broker].into_iter().flatten().collect()
     }
 
     #[test]
@@ -179,7 +181,7 @@ mod tests {
 
     #[test]
     fn in_two_minutes_every_fault_comes_and_none_outlasts_the_plan() {
-        let kinds = [KILLS, FREEZES, NODE, CONTRACT, WAY_TO_NODE, BROKER, WAY_TO_BROKER];
+        let kinds = [KILLS, HALTS, NODE, CONTRACT, WAY_TO_NODE, BROKER, WAY_TO_BROKER];
         let every: HashSet<_> = kinds.into_iter().flatten().map(|(fault, ..)| *fault).collect();
         let duration = Duration::from_secs(120);
         for seed in 0..50 {
@@ -195,6 +197,7 @@ mod tests {
     #[test]
     fn workers_freeze_for_longer_than_the_lease() {
         let plan = Plan::new(1, Duration::from_secs(600));
-        assert!(plan.freezes.iter().all(|freeze| freeze.length > Duration::from_secs(crate::LEASE_TTL_S)));
+        let mut freezes = plan.halts.iter().filter(|halt| halt.fault == Fault::Freeze);
+        assert!(freezes.all(|freeze| freeze.length > Duration::from_secs(crate::LEASE_TTL_S)));
     }
 }
