@@ -157,8 +157,11 @@ async fn trouble(rpc: RpcClient, planned: &Planned) -> Result<(), String> {
             rpc.drop_transaction(hash).await?;
         }
         Fault::PoolDropsAll => _ = rpc.drop_all().await?,
-        Fault::FeeSpike => {
-            let fee_gwei = MAX_FEE_GWEI + 20 + planned.pick % 150;
+        Fault::FeeRise | Fault::FeeSpike => {
+            let fee_gwei = match planned.fault {
+                Fault::FeeRise => MAX_FEE_GWEI / 10 + planned.pick % (MAX_FEE_GWEI / 2),
+                _ => MAX_FEE_GWEI + 20 + planned.pick % 150,
+            };
             rpc.set_next_base_fee(fee_gwei * GWEI).await?;
             sleep(planned.length).await;
             rpc.set_next_base_fee(GWEI).await?;

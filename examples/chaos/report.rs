@@ -118,6 +118,7 @@ fn about(fault: Fault) -> &'static str {
         Fault::Terminate => "SIGTERM, kill -9 if it takes too long",
         Fault::NodeRestarts => "with its chain and an empty pool",
         Fault::Reorg => "below finality",
+        Fault::FeeRise => "base fee above what was offered",
         Fault::FeeSpike => "base fee above fees.max_fee",
         Fault::Drained => "account without funds",
         Fault::BrokerStops => "stop_app, start_app",

@@ -20,6 +20,8 @@ pub(crate) enum Fault {
     Reorg,
     PoolDropsOne,
     PoolDropsAll,
+    /// The base fee goes over what was offered, not over `fees.max_fee`: transactions are replaced.
+    FeeRise,
     /// The base fee goes over `fees.max_fee`.
     FeeSpike,
     /// The account has no funds.
@@ -86,6 +88,8 @@ const NODE: &[Kind] = &[
     (Fault::PoolDropsOne, 0, 0),
     (Fault::PoolDropsOne, 0, 0),
     (Fault::PoolDropsAll, 0, 0),
+    (Fault::FeeRise, 2_000, 6_000),
+    (Fault::FeeRise, 2_000, 6_000),
     (Fault::FeeSpike, 3_000, 9_000),
     (Fault::Drained, 3_000, 8_000),
 ];
