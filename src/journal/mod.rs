@@ -207,6 +207,66 @@ pub struct ClosedTransaction {
     pub included: Option<FinalTransaction>,
 }
 
+/// A nonce that the journal has a transaction for, with all that matters after its end.
+#[derive(Debug, Clone)]
+pub struct StoredNonce {
+    /// The request that it is for.
+    pub request: RequestSeq,
+    /// Its id.
+    pub id: RequestId,
+    /// The copy that it stands at.
+    pub generation: Generation,
+    /// Whom to tell.
+    pub reply: ReplyAddress,
+    /// Where the request stands.
+    pub request_state: RequestState,
+    /// The nonce.
+    pub nonce: Nonce,
+    /// Where the nonce stands.
+    pub state: TransactionState,
+    /// What is final of it, without the price paid.
+    pub included: Option<FinalTransaction>,
+    /// Everything ever signed for it, oldest first.
+    pub attempts: Vec<Attempt>,
+}
+
+/// Which nonces are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// All from the first to below the second, by nonce.
+    Range(Nonce, Nonce),
+    /// Those below this one whose block is known and counts as part of the chain, highest first, so many at most.
+    IncludedBelow(Nonce, u32),
+    /// Those whose block went away after it was final, by nonce.
+    Reorged,
+}
+
+/// The chain has lost the block in which this was final.
+#[derive(Debug, Clone)]
+pub struct Reorged {
+    /// The request.
+    pub request: RequestSeq,
+    /// Its nonce.
+    pub nonce: Nonce,
+    /// For a person.
+    pub detail: String,
+    /// Goes into the outbox in the same commit.
+    pub event: Option<Event>,
+}
+
+/// How a nonce ended for the second time, after the chain had lost the block of its first end.
+#[derive(Debug, Clone)]
+pub struct EndedAgain {
+    /// The request.
+    pub request: RequestSeq,
+    /// How the nonce ended, with what is final of it; nothing where its first end is kept.
+    pub transaction: ClosedTransaction,
+    /// For a person.
+    pub detail: String,
+    /// Goes into the outbox in the same commit.
+    pub event: Option<Event>,
+}
+
 /// What became of a request.
 #[derive(Debug, Clone)]
 pub enum Decision {
@@ -362,6 +422,12 @@ pub trait Transactions: Send + Sync {
     async fn record_transactions(&self, lease: &Lease, transactions: Vec<NewTransaction>) -> Result<()>;
     /// Stores further attempts at nonces that are live.
     async fn record_attempts(&self, lease: &Lease, attempts: Vec<(Nonce, Attempt)>) -> Result<()>;
+    /// Transactions by their nonces, whatever their state.
+    async fn nonces(&self, account: AccountId, which: Which) -> Result<Vec<StoredNonce>>;
+    /// Everything ever signed to fill these nonces, oldest first.
+    async fn fillers(&self, account: AccountId, first: Nonce, below: Nonce) -> Result<Vec<(Nonce, Attempt)>>;
+    /// Stores self-transfers at nonces that were taken before, and for which no transaction may land or be sent again.
+    async fn record_fillers(&self, lease: &Lease, fillers: Vec<(Nonce, Attempt)>) -> Result<()>;
 }
 
 /// What settling needs.
@@ -369,6 +435,10 @@ pub trait Transactions: Send + Sync {
 pub trait Settlements: Send + Sync {
     /// Stores what became of requests, with the events of those that are final, in one commit.
     async fn settle(&self, lease: &Lease, settlements: Vec<Settlement>) -> Result<()>;
+    /// Notes that the blocks of these are gone. What is noted already is left as it is, without a second event.
+    async fn record_reorged(&self, lease: &Lease, reorged: Vec<Reorged>) -> Result<()>;
+    /// Notes how nonces ended that a reorganisation had opened again. What is not open any more is left as it is.
+    async fn record_ended_again(&self, lease: &Lease, ended: Vec<EndedAgain>) -> Result<()>;
     /// Copies of the account without a publisher confirm, by place, behind `after`.
     async fn unconfirmed(&self, account: AccountId, after: RequestSeq, limit: u32) -> Result<Vec<UnconfirmedCopy>>;
     /// The copies of these requests without a publisher confirm.

@@ -25,6 +25,7 @@ impl Lane {
     pub(super) fn heed(&mut self, answers: Vec<Answer>) {
         let now = Instant::now();
         for Answer { nonce, hash, result } in answers {
+            self.mender.heed(nonce, hash, &result, now);
             let Some(transaction) = self.window.get_mut(nonce) else { continue };
             if transaction.newest().signed.hash != hash {
                 continue;

@@ -25,15 +25,19 @@ mod caring;
 mod ending;
 mod filling;
 mod following;
+mod mending;
 mod pausing;
 mod prepare;
 mod settings;
+mod undone;
 mod window;
 
 pub use settings::{GasRule, LaneJournal, LaneSettings, LaneSignals, LaneState, OutagePolicy};
 
+use mending::Mender;
 use pausing::Paused;
 use prepare::Prepared;
+use undone::UndoneNonces;
 use window::{InFlight, Window};
 
 /// The lane.
@@ -46,6 +50,8 @@ pub struct Lane {
     signals: LaneSignals,
     tracker: Tracker,
     evidence: Evidence,
+    mender: Mender,
+    undone: UndoneNonces,
     broadcaster: Broadcaster,
     window: Window,
     /// Fetched from the queue, not yet simulated.
@@ -75,6 +81,8 @@ impl Lane {
         Self {
             tracker: Tracker::new(Arc::clone(&chain), settings.finality),
             evidence: Evidence::default(),
+            mender: Mender::default(),
+            undone: UndoneNonces::default(),
             broadcaster: Broadcaster::new(Arc::clone(&chain)),
             settings,
             chain,
@@ -147,6 +155,8 @@ impl Lane {
         self.broadcaster.clear();
         self.tracker.forget();
         self.evidence.clear();
+        self.mender.forget();
+        self.undone.clear();
         self.fetched.clear();
         self.prepared.clear();
         (self.next_nonce, self.head, self.market, self.pause) = (None, None, None, None);
@@ -157,6 +167,7 @@ impl Lane {
         for live in recovery::live_transactions(self.journal.as_ref(), lease.account).await? {
             self.window.insert(InFlight::from(live));
         }
+        self.recall_undone(lease).await?;
         self.turn = i64::MIN;
         self.may_have_more = true;
         self.signals.lease.send_replace(Some(lease.clone()));
@@ -180,6 +191,7 @@ impl Lane {
                     self.may_have_more = true;
                     self.follow(lease).await?;
                     self.care(lease).await?;
+                    self.mend(lease).await?;
                 }
                 () = wake.notified() => self.may_have_more = true,
                 () = std::future::ready(()), if self.can_fill() => {}
@@ -205,6 +217,7 @@ impl Lane {
             paused: self.pause.as_ref().map(|pause| (pause.reason, pause.detail.clone())),
             in_flight: self.window.len(),
             head: self.head.as_ref().map(|head| head.number),
+            nonces_mended: self.mender.mended,
         };
         let can_take = self.head.is_some() && self.pause.is_none();
         let is_open = can_take || self.settings.outage == OutagePolicy::Retry;

@@ -22,6 +22,7 @@ mod nodes;
 mod nonces;
 mod process;
 mod refusals;
+mod reorgs;
 mod republish;
 mod retries;
 mod stage;

@@ -63,6 +63,7 @@ async fn delete_settled(connection: &mut SqliteConnection, old: Vec<i64>, before
             ),
             ("DELETE FROM transactions WHERE request IN (", ")"),
             ("DELETE FROM incidents WHERE request IN (", ")"),
+            ("DELETE FROM cancellations WHERE request IN (", ")"),
         ] {
             let mut statement = still_old(start);
             push_in(&mut statement, piece);
@@ -73,6 +74,12 @@ async fn delete_settled(connection: &mut SqliteConnection, old: Vec<i64>, before
         let done = statement.push(")").build().execute(&mut *connection).await;
         deleted += done.map_err(|error| storage("prune", error))?.rows_affected();
     }
+    // As old as what they stood beside; there are few of them ever.
+    sqlx::query("DELETE FROM fillers WHERE signed_at < $1")
+        .bind(before.0)
+        .execute(connection)
+        .await
+        .map_err(|error| storage("prune", error))?;
     Ok(deleted)
 }
 

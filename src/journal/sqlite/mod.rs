@@ -11,6 +11,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqlSafeStr, SqliteConnecti
 use crate::journal::{JournalError, Result};
 
 mod admissions;
+mod closed;
 mod commit;
 mod inspect;
 mod leases;
@@ -28,7 +29,10 @@ const READERS: u32 = 3;
 /// Enough for the widest bulk statements in all their sizes.
 const CACHED_STATEMENTS: usize = 256;
 
-const MIGRATIONS: &[(i64, &str, &str)] = &[(1, "journal", include_str!("../../../migrations/sqlite/0001_journal.sql"))];
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (1, "journal", include_str!("../../../migrations/sqlite/0001_journal.sql")),
+    (2, "chain mishaps", include_str!("../../../migrations/sqlite/0002_chain_mishaps.sql")),
+];
 
 /// A journal in a SQLite file.
 #[derive(Debug, Clone)]
@@ -95,8 +99,12 @@ impl SqliteJournal {
 /// A process killed while it migrates leaves nothing behind, since each step is one transaction. Two that start at once
 /// are kept apart by SQLite's lock: the later one finds the work done when it tries again.
 async fn migrate(connection: &mut SqliteConnection) -> Result<()> {
+    migrate_to(connection, newest_version()).await
+}
+
+async fn migrate_to(connection: &mut SqliteConnection, newest: i64) -> Result<()> {
     const TRIES: u32 = 5;
-    let migrations = MIGRATIONS.iter().map(|(version, name, sql)| {
+    let migrations = MIGRATIONS.iter().filter(|(version, ..)| *version <= newest).map(|(version, name, sql)| {
         let sql = AssertSqlSafe(*sql).into_sql_str();
         Migration::new(*version, (*name).into(), MigrationType::Simple, sql, false)
     });
@@ -203,7 +211,24 @@ mod tests {
         sqlx::query(newer).execute(&mut connection).await.unwrap();
         connection.close().await.unwrap();
         let refused = SqliteJournal::open(&path).await.unwrap_err();
-        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 1 }), "{refused}");
+        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 2 }), "{refused}");
+    }
+
+    /// C60
+    #[tokio::test]
+    async fn a_journal_of_the_first_version_is_brought_up_to_date_with_all_that_is_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal.db");
+        let mut connection = SqliteConnection::connect_with(&options(&path)).await.unwrap();
+        migrate_to(&mut connection, 1).await.unwrap();
+        let rows = "INSERT INTO accounts (id, chain_id, address) VALUES (1, 1, zeroblob(20)); \
+                    INSERT INTO outbox (account, event_id, kind, body, reply_to) VALUES (1, 'e-1', 'final', '{}', 'answers')";
+        sqlx::raw_sql(rows).execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+        let journal = SqliteJournal::open(&path).await.unwrap();
+        let events = crate::journal::Outbox::events(&journal, &[crate::journal::AccountId(1)], 0, 10).await.unwrap();
+        assert_eq!((events.len(), events[0].event_id.as_str()), (1, "e-1"));
+        assert_eq!(events[0].reply.reply_to.as_deref(), Some("answers"));
     }
 
     #[tokio::test]
@@ -241,7 +266,7 @@ mod tests {
         let mut connection =
             SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(&path)).await.unwrap();
         let second = "INSERT INTO transactions SELECT account, nonce + 1, request, state, to_address, value, gas, \
-                      created_at, closed_at, final_hash, block_number, block_hash, gas_used FROM transactions";
+                      created_at, closed_at, final_hash, block_number, block_hash, gas_used, reorged_at FROM transactions";
         let refused = sqlx::query(second).execute(&mut connection).await.unwrap_err();
         assert!(refused.to_string().contains("UNIQUE"), "{refused}");
     }

@@ -11,10 +11,10 @@ use crate::journal::sqlite::rows::{
     column, corrupt, execute_in, expect_rows, fixed, generation, insert_all, insert_all_or, message, nonce, pieces,
     push_in, read_all, request_id, signed, word,
 };
-use crate::journal::sqlite::{SqliteJournal, storage};
+use crate::journal::sqlite::{SqliteJournal, closed, storage};
 use crate::journal::{
-    AccountId, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, Lease, RefusedMessage, RequestSeq, Result,
-    Settlement, Settlements, UnconfirmedCopy,
+    AccountId, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, EndedAgain, Lease, RefusedMessage, Reorged,
+    RequestSeq, Result, Settlement, Settlements, UnconfirmedCopy,
 };
 use crate::model::request::Observation;
 use crate::model::{Cause, FailureClass, Generation, Message, RequestId, RequestState, Timestamp, TxHash};
@@ -28,6 +28,16 @@ impl Settlements for SqliteJournal {
     async fn settle(&self, lease: &Lease, settlements: Vec<Settlement>) -> Result<()> {
         let lease = lease.clone();
         self.writer.write(move |connection| Box::pin(settle(connection, lease, settlements))).await
+    }
+
+    async fn record_reorged(&self, lease: &Lease, reorged: Vec<Reorged>) -> Result<()> {
+        let lease = lease.clone();
+        self.writer.write(move |connection| Box::pin(closed::record_reorged(connection, lease, reorged))).await
+    }
+
+    async fn record_ended_again(&self, lease: &Lease, ended: Vec<EndedAgain>) -> Result<()> {
+        let lease = lease.clone();
+        self.writer.write(move |connection| Box::pin(closed::record_ended_again(connection, lease, ended))).await
     }
 
     async fn unconfirmed(&self, account: AccountId, after: RequestSeq, limit: u32) -> Result<Vec<UnconfirmedCopy>> {
