@@ -68,6 +68,8 @@ pub enum LaneVerdict {
     Succeeded(FinalTransaction),
     /// The chain refused it.
     Failed(Cause),
+    /// An operator wanted it no more.
+    Cancelled(Cause),
     /// A foreign transaction took its nonce: this one.
     Displaced(TxHash),
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::journal::{
-    AccountId, Arrival, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, EndedAgain, Journal, JournalError, Lease,
-    NewTransaction, QueuedRequest, Reorged, RequestSeq, Settlement, Which,
+    AccountId, Arrival, CancelWish, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, EndedAgain, Journal,
+    JournalError, Lease, NewTransaction, QueuedRequest, Reorged, RequestSeq, Settlement, Which, WishAnswer,
 };
 use crate::model::event::{FinalTransaction, Outcome, Subject};
 use crate::model::{
@@ -291,6 +291,53 @@ fn closed(nonce: u64, state: TransactionState) -> ClosedTransaction {
     ClosedTransaction { nonce: Nonce(nonce), state, included: None }
 }
 
+/// A wish holds until the request has ended, and no request with one is given out to be signed.
+pub(crate) async fn a_wish_to_cancel_stands_until_the_request_has_ended(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["queued", "signed", "late"]).await;
+    set.sign(1, 0).await.unwrap();
+    let wish = async |text: &str, reason: &str| {
+        let wish = CancelWish { by: "me".into(), reason: reason.into() };
+        set.journal.wish_cancellation(&id(text), wish).await.unwrap()
+    };
+    assert_eq!(wish("nobody", "").await, WishAnswer::NotKnown);
+    assert_eq!(wish("queued", "a mistake").await, WishAnswer::Noted(RequestState::Accepted));
+    assert_eq!(wish("queued", "again").await, WishAnswer::Noted(RequestState::Accepted));
+    assert_eq!(wish("signed", "").await, WishAnswer::Noted(RequestState::Writing));
+    let open = async || {
+        let open = set.journal.cancellations(set.account).await.unwrap();
+        open.into_iter().map(|wish| (wish.request.id.as_str().to_owned(), wish.detail)).collect::<Vec<_>>()
+    };
+    let first = ("queued".to_owned(), "cancelled by me: a mistake".to_owned());
+    assert_eq!(open().await, [first, ("signed".to_owned(), "cancelled by me".to_owned())], "the first reason counts");
+    let queued = set.journal.queued(set.account, i64::MIN, 10).await.unwrap();
+    assert_eq!(queued.iter().map(|request| request.id.as_str()).collect::<Vec<_>>(), ["late"]);
+    let cause = || Cause::rejected("cancelled", "a mistake");
+    let cancel = |index| Settlement {
+        request: set.seq(index),
+        transaction: None,
+        decision: Decision::Cancel { cause: cause() },
+    };
+    // One of them is being written meanwhile: it is left alone, and its wish stays.
+    set.journal.settle(&set.lease, vec![cancel(0), cancel(1)]).await.unwrap();
+    assert_eq!(
+        (set.state("queued").await, set.state("signed").await),
+        (RequestState::DeadPending, RequestState::Writing)
+    );
+    assert_eq!(open().await.len(), 1);
+    assert_eq!(wish("queued", "").await, WishAnswer::TooLate(RequestState::DeadPending));
+    set.journal.settle(&set.lease, vec![succeeded(set.seq(1), 0, "signed")]).await.unwrap();
+    assert!(open().await.is_empty());
+    assert_eq!(wish("signed", "").await, WishAnswer::TooLate(RequestState::Final));
+    // One that waits at the broker is listed when it has come back; one that died and is replayed is not.
+    set.journal.settle(&set.lease, vec![failed(set.seq(2), 1)]).await.unwrap();
+    assert_eq!(wish("late", "").await, WishAnswer::Noted(RequestState::RetryPending));
+    assert!(open().await.is_empty());
+    let replay = arrival(set.account, "queued", Generation { replay: 1, retry: 0 }, "body");
+    let copy = arrival(set.account, "late", Generation { replay: 0, retry: 1 }, "body");
+    assert_eq!(set.journal.admit(vec![replay, copy]).await.unwrap(), [Verdict::Accept, Verdict::Accept]);
+    assert_eq!(open().await, [("late".to_owned(), "cancelled by me".to_owned())]);
+}
+
 /// C37: what a lane needs to know to close a gap, and where it may put a filler.
 pub(crate) async fn fillers_stand_only_where_nothing_of_ours_may_land(journal: Arc<dyn Journal>) {
     let set = set(journal, &["written", "displaced", "live"]).await;
@@ -423,6 +470,7 @@ macro_rules! journal_contract {
             a_final_request_and_its_event_are_stored_together_or_not_at_all,
             a_failed_request_is_settled_only_with_its_publisher_confirm,
             a_dead_letter_may_come_back_as_a_replay,
+            a_wish_to_cancel_stands_until_the_request_has_ended,
             fillers_stand_only_where_nothing_of_ours_may_land,
             a_lost_block_and_a_second_end_are_told_once,
             a_lane_without_its_lease_writes_nothing,

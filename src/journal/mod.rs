@@ -284,6 +284,12 @@ pub enum Decision {
         /// Why.
         cause: Cause,
     },
+    /// An operator wants it no more. Dead if it still waits for a nonce; where it has moved on, nothing happens and the
+    /// wish stays.
+    Cancel {
+        /// Why.
+        cause: Cause,
+    },
     /// Its nonce went to a foreign transaction: it queues again.
     Requeue {
         /// The foreign transaction.
@@ -300,6 +306,37 @@ pub struct Settlement {
     pub transaction: Option<ClosedTransaction>,
     /// What became of it.
     pub decision: Decision,
+}
+
+/// That an operator wants a request no more.
+#[derive(Debug, Clone)]
+pub struct CancelWish {
+    /// Who, for a person.
+    pub by: String,
+    /// Why, for a person; may be empty.
+    pub reason: String,
+}
+
+/// What the journal says to such a wish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WishAnswer {
+    /// It stands there now, or did before; the request is in this state.
+    Noted(RequestState),
+    /// The request is final or a dead letter already.
+    TooLate(RequestState),
+    /// There is no such request.
+    NotKnown,
+}
+
+/// A wish that a lane has to see to.
+#[derive(Debug, Clone)]
+pub struct Cancellation {
+    /// The request.
+    pub request: QueuedRequest,
+    /// Accepted or writing.
+    pub state: RequestState,
+    /// Who and why, for a person.
+    pub detail: String,
 }
 
 /// What a failed request is published as.
@@ -414,7 +451,8 @@ pub trait Admissions: Send + Sync {
 /// What a lane needs.
 #[async_trait]
 pub trait Transactions: Send + Sync {
-    /// Accepted requests of the account behind this place in the queue, in their order.
+    /// Accepted requests of the account behind this place in the queue, in their order, without those that an operator
+    /// wants cancelled.
     async fn queued(&self, account: AccountId, after_turn: i64, limit: u32) -> Result<Vec<QueuedRequest>>;
     /// Everything of the account that may still land, by nonce. Bytes and bodies are checked against their hashes by the caller.
     async fn live_transactions(&self, account: AccountId) -> Result<Vec<LiveTransaction>>;
@@ -422,6 +460,8 @@ pub trait Transactions: Send + Sync {
     async fn record_transactions(&self, lease: &Lease, transactions: Vec<NewTransaction>) -> Result<()>;
     /// Stores further attempts at nonces that are live.
     async fn record_attempts(&self, lease: &Lease, attempts: Vec<(Nonce, Attempt)>) -> Result<()>;
+    /// Wishes to cancel requests of the account that are accepted or being written.
+    async fn cancellations(&self, account: AccountId) -> Result<Vec<Cancellation>>;
     /// Transactions by their nonces, whatever their state.
     async fn nonces(&self, account: AccountId, which: Which) -> Result<Vec<StoredNonce>>;
     /// Everything ever signed to fill these nonces, oldest first.
@@ -469,6 +509,8 @@ pub trait Outbox: Send + Sync {
 pub trait Upkeep: Send + Sync {
     /// Everything about one request.
     async fn history(&self, id: &RequestId) -> Result<Option<History>>;
+    /// Notes that an operator wants this request no more. The wish is over once the request is final or dead.
+    async fn wish_cancellation(&self, id: &RequestId, wish: CancelWish) -> Result<WishAnswer>;
     /// Deletes up to `limit` requests that were final or dead before this time, with all that belongs to them. Returns how many.
     async fn prune(&self, before: Timestamp, limit: u32) -> Result<u64>;
 }

@@ -59,10 +59,11 @@ impl Lane {
         let mut resend = Vec::new();
         for (place, transaction) in self.window.not_included().enumerate() {
             let newest = transaction.newest();
-            let is_given_up = transaction
+            let is_refused = transaction
                 .refused
                 .as_ref()
                 .is_some_and(|(since, _)| now.duration_since(*since) >= self.settings.refused_after);
+            let is_given_up = is_refused || transaction.cancel_wish.is_some();
             if transaction.is_taken {
                 continue;
             }

@@ -1,7 +1,7 @@
 //! The lane: the one task that owns an account on a chain. All that happens to its nonces is decided here, in one place:
 //! take requests in order, sign, journal, broadcast, follow the chain, replace, cancel, rule.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,13 +14,14 @@ use crate::broadcaster::Broadcaster;
 use crate::chain::{Chain, Header};
 use crate::evidence::Evidence;
 use crate::handover::FromLane;
-use crate::journal::{JournalError, Lease, QueuedRequest};
+use crate::journal::{JournalError, Lease, QueuedRequest, RequestSeq};
 use crate::model::Nonce;
 use crate::policy::fee::Market;
 use crate::recovery;
 use crate::signer::Signer;
 use crate::tracker::Tracker;
 
+mod cancelling;
 mod caring;
 mod ending;
 mod filling;
@@ -58,6 +59,8 @@ pub struct Lane {
     fetched: Vec<QueuedRequest>,
     /// Ready to be signed.
     prepared: VecDeque<Prepared>,
+    /// Queued requests that settle was told to cancel, and has not yet.
+    cancelled: BTreeSet<RequestSeq>,
     /// The place in the queue up to which requests were fetched.
     turn: i64,
     /// The queue may hold more.
@@ -93,6 +96,7 @@ impl Lane {
             window: Window::default(),
             fetched: Vec::new(),
             prepared: VecDeque::new(),
+            cancelled: BTreeSet::new(),
             turn: i64::MIN,
             may_have_more: false,
             next_nonce: None,
@@ -159,6 +163,7 @@ impl Lane {
         self.undone.clear();
         self.fetched.clear();
         self.prepared.clear();
+        self.cancelled.clear();
         (self.next_nonce, self.head, self.market, self.pause) = (None, None, None, None);
         self.tell();
     }
@@ -189,6 +194,7 @@ impl Lane {
                 answers = self.broadcaster.next() => self.heed(answers),
                 _ = poll.tick() => {
                     self.may_have_more = true;
+                    self.heed_operators(lease).await?;
                     self.follow(lease).await?;
                     self.care(lease).await?;
                     self.mend(lease).await?;

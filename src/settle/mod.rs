@@ -203,7 +203,7 @@ impl Settle {
                     info!(request.id = %request.id, request.attempt = next.retry, %cause, "request failed, it will be tried again");
                     self.copies.push_back(request.seq);
                 }
-                Decision::Dead { cause } => {
+                Decision::Dead { cause } | Decision::Cancel { cause } => {
                     warn!(request.id = %request.id, %cause, "request failed for good, it becomes a dead letter");
                     self.copies.push_back(request.seq);
                 }

@@ -12,6 +12,7 @@
 mod support;
 
 mod broker_life;
+mod cancelling;
 mod chain_life;
 mod commands;
 mod duplicates;

@@ -5,8 +5,10 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
 use crate::journal::sqlite::rows::{column, fixed, pieces, push_in, read_all, unsigned};
-use crate::journal::sqlite::{SqliteJournal, storage};
-use crate::journal::{AttemptHistory, History, Incident, JournalError, Result, TransactionHistory, Upkeep};
+use crate::journal::sqlite::{SqliteJournal, cancellations, storage};
+use crate::journal::{
+    AttemptHistory, CancelWish, History, Incident, JournalError, Result, TransactionHistory, Upkeep, WishAnswer,
+};
 use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, RequestId, Timestamp, TxHash, Wei};
 
 #[async_trait]
@@ -26,6 +28,11 @@ impl Upkeep for SqliteJournal {
         history.transactions = transactions_of(&mut reader, seq).await?;
         history.incidents = incidents_of(&mut reader, seq).await?;
         Ok(Some(history))
+    }
+
+    async fn wish_cancellation(&self, id: &RequestId, wish: CancelWish) -> Result<WishAnswer> {
+        let id = id.clone();
+        self.writer.write(move |connection| Box::pin(cancellations::wish(connection, id, wish))).await
     }
 
     async fn prune(&self, before: Timestamp, limit: u32) -> Result<u64> {

@@ -11,6 +11,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqlSafeStr, SqliteConnecti
 use crate::journal::{JournalError, Result};
 
 mod admissions;
+mod cancellations;
 mod closed;
 mod commit;
 mod inspect;

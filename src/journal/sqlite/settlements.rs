@@ -154,6 +154,7 @@ async fn settle(connection: &mut SqliteConnection, lease: Lease, settlements: Ve
             Decision::Dead { cause } => {
                 record_failure(connection, *request, RequestState::DeadPending, cause, None, now).await?;
             }
+            Decision::Cancel { cause } => cancel_queued(connection, *request, cause, now).await?,
             Decision::Requeue { taken_by } => requeued.push((*request, *taken_by)),
         }
     }
@@ -166,7 +167,8 @@ async fn settle(connection: &mut SqliteConnection, lease: Lease, settlements: Ve
     let changed = execute_in(connection, make_final, &finals).await?;
     expect_rows("make a request final that has no transaction", finals.len(), changed)?;
     insert_events(connection, &events).await?;
-    requeue(connection, &requeued, now).await
+    requeue(connection, &requeued, now).await?;
+    forget_wishes(connection, &settlements).await
 }
 
 async fn close_transactions(
@@ -238,6 +240,36 @@ async fn record_failure(
     .rows_affected();
     expect_rows("fail a request that is not open", 1, changed)?;
     note_incidents(connection, &[(request, "failed", cause.to_string())], now).await
+}
+
+/// The request may have failed by itself since the wish was seen: its ruling came before this one, and counts.
+async fn cancel_queued(
+    connection: &mut SqliteConnection,
+    request: RequestSeq,
+    cause: &Cause,
+    now: Timestamp,
+) -> Result<()> {
+    let waits = sqlx::query("SELECT 1 FROM requests WHERE seq = $1 AND state = 'accepted'")
+        .bind(request.0)
+        .fetch_optional(&mut *connection)
+        .await
+        .map_err(|error| storage("cancel a request", error))?;
+    match waits {
+        Some(_) => record_failure(connection, request, RequestState::DeadPending, cause, None, now).await,
+        None => Ok(()),
+    }
+}
+
+/// A wish is over with its request. One that came back from the dead would need a new one.
+async fn forget_wishes(connection: &mut SqliteConnection, settlements: &[Settlement]) -> Result<()> {
+    let requests: Vec<_> = settlements.iter().map(|settlement| settlement.request.0).collect();
+    let ended = || {
+        QueryBuilder::new(
+            "DELETE FROM cancellations WHERE request IN (SELECT seq FROM requests WHERE state IN \
+             ('dead_pending', 'dead', 'final')) AND request",
+        )
+    };
+    execute_in(connection, ended, &requests).await.map(|_| ())
 }
 
 async fn requeue(connection: &mut SqliteConnection, requests: &[(RequestSeq, TxHash)], now: Timestamp) -> Result<()> {

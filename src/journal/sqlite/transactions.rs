@@ -9,10 +9,10 @@ use crate::journal::sqlite::rows::{
     QUEUED_COLUMNS, column, corrupt, execute_in, expect_rows, fixed, insert_all, nonce, queued_request, read_all,
     signed, unsigned, word,
 };
-use crate::journal::sqlite::{SqliteJournal, closed, storage};
+use crate::journal::sqlite::{SqliteJournal, cancellations, closed, storage};
 use crate::journal::{
-    AccountId, JournalError, Lease, LiveTransaction, NewTransaction, QueuedRequest, Result, StoredNonce, Transactions,
-    Which,
+    AccountId, Cancellation, JournalError, Lease, LiveTransaction, NewTransaction, QueuedRequest, Result, StoredNonce,
+    Transactions, Which,
 };
 use crate::model::{Address, Attempt, AttemptKind, Fee, Gas, Nonce, SignedTransaction, Timestamp, TxHash, Wei};
 
@@ -21,7 +21,8 @@ impl Transactions for SqliteJournal {
     async fn queued(&self, account: AccountId, after_turn: i64, limit: u32) -> Result<Vec<QueuedRequest>> {
         let select = format!(
             "SELECT {QUEUED_COLUMNS} FROM requests r WHERE r.account = $1 AND r.state = 'accepted' AND r.turn > $2 \
-             AND r.settled_at IS NULL ORDER BY r.turn LIMIT $3"
+             AND r.settled_at IS NULL AND NOT EXISTS (SELECT 1 FROM cancellations c WHERE c.request = r.seq) \
+             ORDER BY r.turn LIMIT $3"
         );
         let rows = sqlx::query(AssertSqlSafe(select))
             .bind(account.0)
@@ -92,6 +93,10 @@ impl Transactions for SqliteJournal {
                 })
             })
             .await
+    }
+
+    async fn cancellations(&self, account: AccountId) -> Result<Vec<Cancellation>> {
+        cancellations::open(&self.readers, account).await
     }
 
     async fn nonces(&self, account: AccountId, which: Which) -> Result<Vec<StoredNonce>> {
