@@ -16,6 +16,7 @@ pub mod amqp;
 pub mod anvil;
 pub mod contracts;
 pub mod filter;
+pub mod filtering;
 pub mod guard;
 pub mod ports;
 pub mod proxy;
@@ -26,7 +27,8 @@ pub mod worker;
 
 pub use amqp::{Amqp, Taken, Watch, headers, next_event, with_id};
 pub use anvil::{ACCOUNTS, Anvil, AnvilConfig};
-pub use filter::{FilteringNode, LackingNode, Say, nonce_of};
+pub use filter::LackingNode;
+pub use filtering::{FilteringNode, Say, nonce_of};
 pub use guard::Guard;
 pub use ports::free_port;
 pub use proxy::{Mode, TcpProxy};

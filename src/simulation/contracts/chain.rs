@@ -215,8 +215,8 @@ async fn a_reorganisation_takes_blocks_and_receipts_away(stage: &mut impl Stage)
 
 async fn a_nonce_in_the_pool_goes_to_who_pays_an_eighth_more(stage: &mut impl Stage) {
     assert_eq!(send(stage, &signed(stage, 0, PRICE).await).await, SendMeaning::AlreadyKnown);
-    let little_more = signed(stage, 0, PRICE + PRICE / 100).await;
-    assert_eq!(send(stage, &little_more).await, SendMeaning::ReplacementUnderpriced);
+    let less = signed(stage, 0, PRICE * 9 / 10).await;
+    assert_eq!(send(stage, &less).await, SendMeaning::ReplacementUnderpriced);
     let more = signed(stage, 0, PRICE * 9 / 8 + 1).await;
     assert_eq!(send(stage, &more).await, SendMeaning::AlreadyKnown);
     stage.mine().await;
