@@ -11,7 +11,7 @@ use crate::journal::{JournalError, Lease};
 use crate::lane::Lane;
 use crate::lane::pausing::pause_reason;
 use crate::model::{Attempt, AttemptKind, Nonce, PauseReason, Timestamp};
-use crate::policy::classify::{SendMeaning, meaning_of};
+use crate::policy::classify::SendMeaning;
 use crate::policy::fee::{Market, is_underpriced};
 
 /// How soon bytes that no node has confirmed to have are sent again.
@@ -33,7 +33,7 @@ impl Lane {
             transaction.sent_at = Some(now);
             let (meaning, text) = match result {
                 Ok(()) => (SendMeaning::AlreadyKnown, String::new()),
-                Err(ChainError::Node { message, .. }) => (meaning_of(&message), message),
+                Err(ChainError::Node { message, .. }) => (self.settings.errors.meaning_of(&message), message),
                 Err(error) => {
                     self.pause(error.pause_reason(), error.to_string());
                     continue;

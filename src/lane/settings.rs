@@ -7,6 +7,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::journal::{AccountId, Lease, Leases, Transactions};
 use crate::model::{Address, BlockNumber, Gas, Heartbeat, PauseReason, Wei};
+use crate::policy::classify::ErrorTable;
 use crate::policy::fee::FeeRules;
 use crate::policy::finality::FinalityRule;
 
@@ -58,6 +59,8 @@ pub struct LaneSettings {
     pub replace_after: Duration,
     /// A transaction that was only ever refused is cancelled after this.
     pub refused_after: Duration,
+    /// What nodes' texts mean.
+    pub errors: Arc<ErrorTable>,
     /// For how long a lease holds without being renewed.
     pub lease_ttl: Duration,
     /// What an outage does.
