@@ -102,12 +102,13 @@ impl Endpoint {
             Ok(_) | Err(ChainError::Node { .. }) => self.health().note_answer(),
             Err(failure) => {
                 let failures = self.health().note_failure(Instant::now(), failure);
-                match failure {
-                    ChainError::WrongChain { .. } if failures == 1 => {
-                        error!(endpoint = self.label, "the endpoint is not used: {failure}");
-                    }
-                    _ if failures == 1 => warn!(endpoint = self.label, "the endpoint is not used for now: {failure}"),
-                    _ => {}
+                if failures > 1 {
+                    return;
+                }
+                if matches!(failure, ChainError::WrongChain { .. }) {
+                    error!(endpoint = self.label, "the endpoint is not used: {failure}");
+                } else {
+                    warn!(endpoint = self.label, "the endpoint is not used for now: {failure}");
                 }
             }
         }
