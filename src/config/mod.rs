@@ -133,6 +133,8 @@ pub struct ChainSection {
     pub batch_size: usize,
     /// Blocks that an endpoint may be behind another.
     pub max_lag: u64,
+    /// Without a new block for this long, while transactions wait for one, the chain counts as standing still.
+    pub max_head_age: Option<Duration>,
     /// Between looks at the chain.
     pub poll_interval: Duration,
     /// Transactions not in a block.

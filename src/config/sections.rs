@@ -203,6 +203,15 @@ fn chain(mut value: Option<Value>, findings: &mut Findings) -> ChainSection {
         timeout: section.duration("timeout", 100 * MS..=5 * MINUTE),
         batch_size: section.number("batch_size", 1..=1000),
         max_lag: section.number("max_lag", 1..=10_000),
+        max_head_age: section.read(
+            "max_head_age",
+            "a duration from 1s to 24h, such as \"10m\", or \"off\"",
+            None,
+            |text| match text {
+                "off" => Some(None),
+                age => humantime::parse_duration(age).ok().filter(|age| (SECOND..=DAY).contains(age)).map(Some),
+            },
+        ),
         poll_interval: section.duration("poll_interval", 10 * MS..=5 * MINUTE),
         in_flight: section.number("in_flight", 1..=100_000),
         resend_after: section.duration("resend_after", SECOND..=HOUR),
@@ -217,6 +226,7 @@ fn chain(mut value: Option<Value>, findings: &mut Findings) -> ChainSection {
         "timeout",
         "batch_size",
         "max_lag",
+        "max_head_age",
         "poll_interval",
         "in_flight",
         "resend_after",

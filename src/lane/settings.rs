@@ -59,6 +59,9 @@ pub struct LaneSettings {
     pub replace_after: Duration,
     /// A transaction that was only ever refused is cancelled after this.
     pub refused_after: Duration,
+    /// Without a new block for this long, while transactions wait for one, the chain counts as standing still; `None`:
+    /// never.
+    pub max_head_age: Option<Duration>,
     /// What nodes' texts mean.
     pub errors: Arc<ErrorTable>,
     /// For how long a lease holds without being renewed.
