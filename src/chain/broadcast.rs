@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::future::{join, join_all};
 use jsonrpc_core::Value;
-use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use crate::chain::client::NodeClient;
 use crate::chain::endpoint::{Endpoint, MethodCall, Order, first_failure};
@@ -16,8 +16,8 @@ use crate::chain::{ChainError, Result};
 use crate::model::{SignedTransaction, TxHash};
 use crate::policy::classify::{ErrorTable, SendMeaning};
 
-/// How long the answers of the others are waited for. Their failures are none of the caller's.
-const SECONDARY_LIMIT: Duration = Duration::from_secs(5);
+/// How much longer than the first endpoint the others may take. Their failures are none of the caller's.
+const GRACE: Duration = Duration::from_secs(3);
 
 impl NodeClient {
     pub(super) async fn broadcast_everywhere(&self, transactions: &[SignedTransaction]) -> Vec<Result<()>> {
@@ -34,24 +34,37 @@ impl NodeClient {
             let health = endpoint.health();
             !std::ptr::eq(*endpoint, first) && health.is_verified()
         });
-        let others = others.map(|endpoint| self.send_to_secondary(endpoint, transactions, &calls));
-        let (first, others) = join(self.send_to(first, transactions, &calls), join_all(others)).await;
+        let first_is_done = CancellationToken::new();
+        let others = others.map(|endpoint| self.send_beside(endpoint, transactions, &calls, &first_is_done));
+        let first = async {
+            let answers = self.send_to(first, transactions, &calls).await;
+            first_is_done.cancel();
+            answers
+        };
+        let (first, others) = join(first, join_all(others)).await;
         others.into_iter().flatten().fold(first, |best, answers| {
             best.into_iter().zip(answers).map(|(best, answer)| better(&self.errors, best, answer)).collect()
         })
     }
 
-    async fn send_to_secondary(
+    async fn send_beside(
         &self,
         endpoint: &Endpoint,
         transactions: &[SignedTransaction],
         calls: &[MethodCall],
+        first_is_done: &CancellationToken,
     ) -> Option<Vec<Result<()>>> {
-        let answers = timeout(SECONDARY_LIMIT, self.send_to(endpoint, transactions, calls)).await;
-        if answers.is_err() {
-            endpoint.note_silence(SECONDARY_LIMIT);
+        let too_late = async {
+            first_is_done.cancelled().await;
+            tokio::time::sleep(GRACE).await;
+        };
+        tokio::select! {
+            answers = self.send_to(endpoint, transactions, calls) => Some(answers),
+            () = too_late => {
+                endpoint.note_silence(GRACE);
+                None
+            }
         }
-        answers.ok()
     }
 
     async fn send_to(

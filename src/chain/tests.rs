@@ -354,6 +354,22 @@ async fn every_endpoint_gets_every_broadcast_and_the_best_answer_is_told() {
     assert_eq!((refusing.times("eth_sendRawTransaction"), fine.times("eth_sendRawTransaction")), (6, 6));
 }
 
+#[tokio::test]
+async fn a_silent_endpoint_holds_up_one_broadcast_and_no_answer() {
+    let silent = ScriptedNode::start(None, |call| match call["method"].as_str() {
+        Some("eth_sendRawTransaction") => Reply::Silence,
+        _ => good(call, 10),
+    });
+    let (good, silent) = (good_node(10).await, silent.await);
+    let client = client(&[&good, &silent]);
+    height(&client).await.unwrap();
+    for _ in 0..3 {
+        let answers = client.broadcast(&signed(1)).await;
+        assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    }
+    assert_eq!((good.times("eth_sendRawTransaction"), silent.times("eth_sendRawTransaction")), (3, 1));
+}
+
 /// C26
 #[tokio::test]
 async fn receipts_of_another_block_or_of_half_a_block_are_asked_for_one_by_one() {

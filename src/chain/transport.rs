@@ -120,11 +120,10 @@ impl HttpTransport {
             .await
             .map_err(|error| message(&error))?;
         let status = response.status();
-        let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-        if let Some(wait) =
-            retry_after.filter(|_| !status.is_success()).and_then(|text| wait_of(text, SystemTime::now()))
-        {
-            *self.inner.retry_after.lock().unwrap_or_else(PoisonError::into_inner) = Some(wait);
+        if !status.is_success() {
+            let asked = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+            let wait = asked.and_then(|text| wait_of(text, SystemTime::now()));
+            *self.inner.retry_after.lock().unwrap_or_else(PoisonError::into_inner) = wait;
         }
         if status == StatusCode::TOO_MANY_REQUESTS {
             return Err(refused_with(status));
