@@ -1,11 +1,9 @@
 //! What the stages before settle hand over to it.
 
-use uuid::Uuid;
-
 use crate::broker::Receipt;
 use crate::journal::{AccountId, ClosedTransaction, Lease, QueuedRequest};
 use crate::model::event::FinalTransaction;
-use crate::model::{Cause, Generation, Message, RequestId};
+use crate::model::{Cause, Generation, Message, RequestId, TxHash, ids};
 
 /// What intake hands over with each receipt.
 #[derive(Debug)]
@@ -67,8 +65,8 @@ pub enum LaneVerdict {
     Succeeded(FinalTransaction),
     /// The chain refused it.
     Failed(Cause),
-    /// A foreign transaction took its nonce.
-    Displaced,
+    /// A foreign transaction took its nonce: this one.
+    Displaced(TxHash),
 }
 
 /// What lanes send.
@@ -82,5 +80,5 @@ pub enum FromLane {
 
 /// For a message without an id of its own, or with one that the journal knows as another request's.
 pub fn made_up_id() -> RequestId {
-    RequestId::new(&format!("without-id-{}", Uuid::now_v7())).expect("it is shorter than an id may be")
+    RequestId::new(&format!("without-id-{}", ids::unique())).expect("it is shorter than an id may be")
 }

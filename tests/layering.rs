@@ -14,12 +14,14 @@ const RANKS: &[&[&str]] = &[
     &["policy"],
     &["broker", "journal", "chain", "signer"],
     &["handover"],
-    &["intake", "broadcaster", "tracker", "settle", "outbox", "recovery"],
+    &["intake", "broadcaster", "tracker", "settle", "outbox", "recovery", "evidence"],
     &["lane"],
-    &["config"],
+    &["pipeline", "config"],
     &["supervisor"],
     &["app"],
     &["cli"],
+    // Tests alone: fakes at the seams, and the whole program on them.
+    &["simulation"],
     &["main"],
 ];
 

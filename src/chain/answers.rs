@@ -5,9 +5,9 @@ use jsonrpc_core::Value;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use crate::chain::{Header, Receipt};
+use crate::chain::{Header, Receipt, SentInBlock};
 use crate::model::event::FinalTransaction;
-use crate::model::{BlockHash, BlockNumber, Gas, TxHash, Wei};
+use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, TxHash, Wei};
 
 /// A number as JSON-RPC writes it: `0x` and digits, without leading zeros (which are let through).
 pub(super) fn quantity(value: &Value) -> Option<u128> {
@@ -64,6 +64,36 @@ pub(super) fn header(value: Value) -> Result<Option<Header>, String> {
         gas_limit: Gas(number("gasLimit", &fields.gas_limit)?),
         transactions: fields.transactions.map(|list| list.len()),
     }))
+}
+
+#[derive(Deserialize)]
+struct FullBlockFields {
+    number: Value,
+    hash: BlockHash,
+    transactions: Vec<Value>,
+}
+
+/// An account's transactions in a block that was asked for with its transactions in full; the inner `None` is a node's
+/// `null`. Of the others only the sender is read: chains have transactions of types that are nobody's business here.
+pub(super) fn sent_in(value: &Value, account: Address) -> Result<Option<SentInBlock>, String> {
+    if value.is_null() {
+        return Ok(None);
+    }
+    let fields = FullBlockFields::deserialize(value).map_err(|error| format!("a block: {error}"))?;
+    let number = small_quantity(&fields.number).ok_or_else(|| format!("a block whose number is {}", fields.number))?;
+    let mut sent = Vec::new();
+    for transaction in &fields.transactions {
+        let text = |name: &str| transaction.get(name).and_then(Value::as_str);
+        // Without a sender it cannot be told whose it is: then the block proves nothing.
+        let from = text("from").and_then(|text| text.to_lowercase().parse::<Address>().ok());
+        let from = from.ok_or("a block with a transaction that has no sender")?;
+        if from == account {
+            let nonce = transaction.get("nonce").and_then(small_quantity).ok_or("a transaction without a nonce")?;
+            let hash = text("hash").and_then(|text| text.to_lowercase().parse().ok());
+            sent.push((Nonce(nonce), hash.ok_or("a transaction without a hash")?));
+        }
+    }
+    Ok(Some(SentInBlock { number: BlockNumber(number), hash: fields.hash, sent }))
 }
 
 #[derive(Deserialize)]
@@ -126,6 +156,22 @@ mod tests {
         }
         assert_eq!(revert_data(&json!(null)), None);
         assert_eq!(revert_data(&json!("0xzz")), None);
+    }
+
+    #[test]
+    fn of_a_full_block_only_what_the_account_sent_is_read() {
+        let ours = Address([7; 20]);
+        let transaction = |from: Address, nonce: &str| json!({"from": from, "nonce": nonce, "hash": TxHash([9; 32])});
+        let mut block = json!({
+            "number": "0x10", "hash": BlockHash([2; 32]),
+            "transactions": [transaction(Address([1; 20]), "none"), transaction(ours, "0x5")]
+        });
+        let read = sent_in(&block, ours).unwrap().unwrap();
+        assert_eq!((read.number, read.hash), (BlockNumber(16), BlockHash([2; 32])));
+        assert_eq!(read.sent, [(Nonce(5), TxHash([9; 32]))]);
+        assert_eq!(sent_in(&Value::Null, ours), Ok(None));
+        block["transactions"] = json!([TxHash([9; 32])]);
+        assert!(sent_in(&block, ours).is_err(), "hashes alone do not tell the sender");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use web3::error::Error;
 use crate::chain::endpoint::{Endpoint, MethodCall, Order, first_failure};
 use crate::chain::route::Route;
 use crate::chain::transport::{HttpTransport, client, label};
-use crate::chain::{BlockTag, Call, Chain, Header, Receipt, Result, answers, receipts};
+use crate::chain::{BlockTag, Call, Chain, ChainError, Header, Receipt, Result, SentInBlock, answers, receipts};
 use crate::model::{Address, BlockNumber, Gas, Nonce, SignedTransaction, TxHash, Wei};
 use crate::policy::classify::ErrorTable;
 use crate::policy::fee::Market;
@@ -173,24 +173,14 @@ impl Chain for NodeClient {
     }
 
     async fn transaction_count(&self, account: Address, block: BlockTag) -> Result<Nonce> {
-        self.ask(COUNT, vec![json!(account), tag(block)], |answer| count(&answer)).await
+        self.ask("eth_getTransactionCount", vec![json!(account), tag(block)], count).await
     }
 
-    async fn nonce_and_receipts(
-        &self,
-        account: Address,
-        block: BlockNumber,
-        hashes: &[TxHash],
-    ) -> Result<(Nonce, Vec<Option<Receipt>>)> {
-        let first = (COUNT, vec![json!(account), tag(BlockTag::Number(block))]);
-        let calls: Vec<_> = std::iter::once(first).chain(receipts::calls(hashes)).collect();
-        self.ask_many(&calls, |endpoint, mut answers| {
-            let receipts = answers.split_off(1);
-            let first = answers.pop().unwrap_or_else(|| Err(endpoint.nonsense("no answer".to_owned())))?;
-            let nonce = count(&first).map_err(|detail| endpoint.nonsense(detail))?;
-            Ok((nonce, endpoint.read_receipts(receipts)?))
-        })
-        .await
+    async fn sent_in(&self, account: Address, block: BlockNumber) -> Result<Option<SentInBlock>> {
+        // A block that cannot be read proves nothing; that is no fault of the endpoint.
+        let answer = self.ask("eth_getBlockByNumber", vec![tag(BlockTag::Number(block)), json!(true)], Ok).await?;
+        answers::sent_in(&answer, account)
+            .map_err(|detail| ChainError::Nonsense { endpoint: "the node".to_owned(), detail })
     }
 
     async fn market(&self, head: &Header) -> Result<Market> {
@@ -249,10 +239,8 @@ impl Chain for NodeClient {
     }
 }
 
-const COUNT: &str = "eth_getTransactionCount";
-
-fn count(answer: &Value) -> std::result::Result<Nonce, String> {
-    answers::small_quantity(answer).map(Nonce).ok_or_else(|| format!("transaction count {answer}"))
+fn count(answer: Value) -> std::result::Result<Nonce, String> {
+    answers::small_quantity(&answer).map(Nonce).ok_or_else(|| format!("transaction count {answer}"))
 }
 
 fn is_hex(digits: &str) -> bool {

@@ -155,6 +155,17 @@ pub struct Receipt {
     pub succeeded: bool,
 }
 
+/// What one account sent in one block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SentInBlock {
+    /// The block's height.
+    pub number: BlockNumber,
+    /// Its hash.
+    pub hash: BlockHash,
+    /// The account's transactions in it.
+    pub sent: Vec<(Nonce, TxHash)>,
+}
+
 /// A call without a signature, to estimate or to explain.
 #[derive(Debug, Clone)]
 pub struct Call {
@@ -184,6 +195,9 @@ pub trait Chain: Send + Sync {
     /// only pending.
     async fn transaction_count(&self, account: Address, block: BlockTag) -> Result<Nonce>;
 
+    /// The account's transactions in the block at this height, read from the block itself. `None` where there is no block.
+    async fn sent_in(&self, account: Address, block: BlockNumber) -> Result<Option<SentInBlock>>;
+
     /// What the chain asks for now.
     async fn market(&self, head: &Header) -> Result<Market>;
 
@@ -197,15 +211,6 @@ pub trait Chain: Send + Sync {
     /// an error says only what a node said, not that it does not have them.
     async fn broadcast(&self, transactions: &[SignedTransaction]) -> Vec<Result<()>>;
 
-    /// The account's next nonce at this block, and the receipts of these where there are any: both from one and the same
-    /// node. Only so does a nonce that is used together with no receipt say that none of these used it.
-    async fn nonce_and_receipts(
-        &self,
-        account: Address,
-        block: BlockNumber,
-        hashes: &[TxHash],
-    ) -> Result<(Nonce, Vec<Option<Receipt>>)>;
-
     /// The account's balance.
     async fn balance(&self, account: Address) -> Result<Wei>;
 }
@@ -217,7 +222,7 @@ pub fn transaction_hash(raw: &[u8]) -> TxHash {
 
 #[cfg(test)]
 #[allow(dead_code, unreachable_pub, missing_docs, reason = "shared with the integration tests")]
-#[path = "../../tests/support/filter.rs"]
-mod filter;
+#[path = "../../tests/support/scripted.rs"]
+mod scripted;
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::chain::filter::{Reply, ScriptedNode};
+use crate::chain::scripted::{Reply, ScriptedNode};
 use crate::chain::{BlockTag, Call, Chain, ChainError, ClientSettings, Header, NodeClient, transaction_hash};
 use crate::model::{Address, BlockHash, BlockNumber, Gas, SignedTransaction, TxHash, Wei};
 
@@ -431,18 +431,20 @@ async fn methods_that_a_node_lacks_are_remembered_and_other_errors_are_not() {
     assert_eq!((node.times("eth_feeHistory"), node.times("eth_maxPriorityFeePerGas")), (1, 3));
 }
 
-/// C18: used nonces and missing receipts are believed together only from one node.
+/// C18: what one node does not know another may, and not to know it is no fault.
 #[tokio::test]
-async fn a_nonce_and_receipts_come_from_one_node() {
+async fn what_a_node_cannot_tell_is_asked_of_the_next() {
     let half = ScriptedNode::start(None, |call| match call["method"].as_str() {
-        Some("eth_getTransactionReceipt") => Reply::error(-32000, "missing trie node"),
+        Some("eth_getTransactionCount") => Reply::error(-32000, "missing trie node"),
         _ => good(call, 7),
     });
-    let (half, whole) = (half.await, good_node(7).await);
+    let (half, whole) = (half.await, good_node(8).await);
     let client = client(&[&half, &whole]);
-    let (nonce, receipts) = client.nonce_and_receipts(Address([1; 20]), BlockNumber(7), &hashes(3)).await.unwrap();
-    assert_eq!((nonce.0, receipts.len()), (5, 3));
-    assert_eq!((whole.times("eth_getTransactionCount"), whole.times("eth_getTransactionReceipt")), (1, 3));
+    for _ in 0..2 {
+        let count = client.transaction_count(Address([1; 20]), BlockTag::Number(BlockNumber(3))).await;
+        assert_eq!(count.unwrap().0, 5);
+        assert_eq!(asked(&client).await.unwrap(), 7, "the first is still used");
+    }
 }
 
 /// C30: what a call reverts with is its answer, also with another endpoint at hand.

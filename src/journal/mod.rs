@@ -121,6 +121,34 @@ pub struct Lease {
     pub epoch: i64,
 }
 
+/// How a lease looked at some moment. Each renewal changes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseMark {
+    /// Counts the owners.
+    pub epoch: i64,
+    /// Until when it holds, by its owner's clock.
+    pub until: Timestamp,
+}
+
+/// What became of the wish for a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Acquired {
+    /// It is ours.
+    Ours(Lease),
+    /// Another owner holds it, and it looks so.
+    Anothers(LeaseMark),
+}
+
+impl Acquired {
+    /// The lease, if it is ours.
+    pub fn ours(self) -> Option<Lease> {
+        match self {
+            Self::Ours(lease) => Some(lease),
+            Self::Anothers(_) => None,
+        }
+    }
+}
+
 /// A delivery that the admission rules let through.
 #[derive(Debug, Clone)]
 pub struct Arrival {
@@ -225,7 +253,10 @@ pub enum Decision {
         cause: Cause,
     },
     /// Its nonce went to a foreign transaction: it queues again.
-    Requeue,
+    Requeue {
+        /// The foreign transaction.
+        taken_by: TxHash,
+    },
 }
 
 /// A decided request and, if it had one, its closed transaction.
@@ -329,8 +360,15 @@ pub struct OutboxRow {
 pub trait Leases: Send + Sync {
     /// The journal's number for this account; makes its row.
     async fn account(&self, chain_id: u64, address: Address) -> Result<AccountId>;
-    /// Takes the lease if it is free, run out or ours.
-    async fn acquire_lease(&self, account: AccountId, owner: Arc<str>, ttl: Duration) -> Result<Option<Lease>>;
+    /// Takes the lease if it is free, run out, ours, or still looks as `stale`: the caller has seen for longer than `ttl`
+    /// that nobody renews it, whatever the hosts' clocks say.
+    async fn acquire_lease(
+        &self,
+        account: AccountId,
+        owner: Arc<str>,
+        ttl: Duration,
+        stale: Option<LeaseMark>,
+    ) -> Result<Acquired>;
     /// Keeps it for another `ttl`.
     async fn renew_lease(&self, lease: &Lease, ttl: Duration) -> Result<()>;
     /// Gives it up, so that another instance need not wait.

@@ -1,5 +1,7 @@
 //! How nonces end: what is final is ruled on, a nonce that a foreign transaction took is given up.
 
+use tracing::warn;
+
 use crate::chain::{BlockTag, ChainError, Receipt};
 use crate::handover::{LaneVerdict, Ruling};
 use crate::journal::{ClosedTransaction, Lease, QueuedRequest};
@@ -10,7 +12,7 @@ use crate::policy::revert;
 
 enum End {
     Included(LaneVerdict, TransactionState),
-    Displaced,
+    Displaced(TxHash),
 }
 
 impl Lane {
@@ -35,8 +37,11 @@ impl Lane {
                 ends.push((nonce, end));
             }
         }
-        for nonce in self.displaced(height, count).await? {
-            ends.push((nonce, End::Displaced));
+        for (nonce, taken_by) in self.displaced(height, count).await? {
+            ends.push((nonce, End::Displaced(taken_by)));
+        }
+        for (nonce, _) in &ends {
+            self.evidence.forget(*nonce);
         }
         let close = |(nonce, end)| Some(ruling(lease, self.window.remove(nonce)?, end));
         Ok(ends.into_iter().filter_map(close).collect())
@@ -90,27 +95,39 @@ impl Lane {
         }
     }
 
-    /// Invariant 3: a nonce counts as taken by a foreign transaction only when the account is past it at a final block
-    /// and the node has a receipt for none of its hashes.
-    async fn displaced(&mut self, height: BlockNumber, count: Nonce) -> Result<Vec<Nonce>, ChainError> {
+    /// Invariant 3: a nonce counts as taken by a foreign transaction only when that very transaction has been seen in a
+    /// final block. That the account's count is past the nonce and no receipt of ours is to be had is no proof: the count
+    /// may come from a node that is ahead of the one without the receipt.
+    async fn displaced(&mut self, height: BlockNumber, count: Nonce) -> Result<Vec<(Nonce, TxHash)>, ChainError> {
         let is_past = |transaction: &&InFlight| transaction.nonce < count;
         if self.window.not_included().find(is_past).is_none() {
             return Ok(Vec::new());
         }
-        let final_count = self.chain.transaction_count(self.signer.address(), BlockTag::Number(height)).await?;
-        let suspects: Vec<(Nonce, Vec<TxHash>)> = self
-            .window
-            .not_included()
-            .filter(|transaction| transaction.nonce < final_count)
-            .map(|transaction| (transaction.nonce, transaction.attempts.iter().map(|a| a.signed.hash).collect()))
-            .collect();
+        let account = self.signer.address();
+        let final_count = self.chain.transaction_count(account, BlockTag::Number(height)).await?;
+        let mut suspects = self.window.hashes_not_included(final_count);
+        let hashes: Vec<_> = suspects.iter().flat_map(|(_, hashes)| hashes).copied().collect();
+        let receipts: Vec<_> = self.chain.receipts(&hashes).await?.into_iter().flatten().collect();
+        suspects.retain(|(_, hashes)| !receipts.iter().any(|receipt| hashes.contains(&receipt.transaction.tx_hash)));
+        self.window.include(receipts);
         let mut displaced = Vec::new();
-        for (nonce, hashes) in suspects {
-            let receipts: Vec<_> = self.chain.receipts(&hashes).await?.into_iter().flatten().collect();
-            if receipts.is_empty() {
-                displaced.push(nonce);
-            } else {
-                self.window.include(receipts);
+        self.evidence.begin();
+        for (nonce, ours) in suspects {
+            let taker = self.evidence.taker(self.chain.as_ref(), account, nonce, height).await?;
+            let taker = match taker {
+                Some(found) if self.tracker.is_canonical(found.block_number, found.block_hash).await? => Some(found),
+                Some(_) | None => None,
+            };
+            match taker {
+                Some(taker) if !ours.contains(&taker.tx_hash) => displaced.push((nonce, taker.tx_hash)),
+                Some(_) | None => {
+                    if self.evidence.is_first_failure(nonce) {
+                        let landed = taker.map(|taker| taker.tx_hash.to_string());
+                        warn!(tx.nonce = %nonce, tx.hash = landed, block.number = %height, "the account is past this nonce, but the node shows neither a receipt of ours nor another transaction with it; nothing is decided until it does");
+                    }
+                    // What is above it is looked for when this is found: nonces end in their order.
+                    break;
+                }
             }
         }
         Ok(displaced)
@@ -121,7 +138,7 @@ fn ruling(lease: &Lease, transaction: InFlight, end: End) -> Ruling {
     let InFlight { request, nonce, included, .. } = transaction;
     let (verdict, state) = match end {
         End::Included(verdict, state) => (verdict, state),
-        End::Displaced => (LaneVerdict::Displaced, TransactionState::Displaced),
+        End::Displaced(taken_by) => (LaneVerdict::Displaced(taken_by), TransactionState::Displaced),
     };
     let included = included.map(|receipt| receipt.transaction);
     let transaction = Some(ClosedTransaction { nonce, state, included });

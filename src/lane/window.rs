@@ -1,6 +1,6 @@
 //! What a lane holds in memory of its live transactions: by nonce and by hash. No I/O; the journal can rebuild it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -120,7 +120,7 @@ impl From<LiveTransaction> for InFlight {
 #[derive(Debug, Default)]
 pub(super) struct Window {
     by_nonce: BTreeMap<Nonce, InFlight>,
-    by_hash: HashMap<TxHash, Nonce>,
+    by_hash: BTreeMap<TxHash, Nonce>,
 }
 
 impl Window {
@@ -172,6 +172,13 @@ impl Window {
 
     pub(super) fn not_included(&self) -> impl Iterator<Item = &InFlight> {
         self.by_nonce.values().filter(|transaction| transaction.included.is_none())
+    }
+
+    /// All hashes of each nonce below `count` that is in no block, lowest first.
+    pub(super) fn hashes_not_included(&self, count: Nonce) -> Vec<(Nonce, Vec<TxHash>)> {
+        let below = self.not_included().filter(|transaction| transaction.nonce < count);
+        let hashes = |transaction: &InFlight| transaction.attempts.iter().map(|attempt| attempt.signed.hash).collect();
+        below.map(|transaction| (transaction.nonce, hashes(transaction))).collect()
     }
 
     /// A new block: attempts wait from here on; a nonce that the account is not past is not taken, whatever a node said.

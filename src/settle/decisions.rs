@@ -34,7 +34,7 @@ impl SettleSettings {
         let Ruling { request, transaction, verdict, .. } = ruling;
         let next = request.generation.next_retry();
         let decision = match verdict {
-            LaneVerdict::Displaced => Decision::Requeue,
+            LaneVerdict::Displaced(taken_by) => Decision::Requeue { taken_by },
             LaneVerdict::Succeeded(tx) => {
                 let subject = self.subject(
                     &request.id,

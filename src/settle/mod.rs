@@ -1,7 +1,7 @@
 //! The stage where every delivery ends. An outcome is stored, then told to the broker, then noted, then acked: in this
 //! order, so that whatever dies in between, the broker still has the delivery or the journal already has its end.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -145,7 +145,7 @@ impl Settle {
     }
 
     async fn rule(&mut self, from_lanes: Vec<FromLane>) -> Result<(), JournalError> {
-        let mut rulings: HashMap<AccountId, Vec<Ruling>> = HashMap::new();
+        let mut rulings: BTreeMap<AccountId, Vec<Ruling>> = BTreeMap::new();
         for message in from_lanes {
             match message {
                 FromLane::Resume(account) => self.resume(account).await?,
@@ -204,8 +204,8 @@ impl Settle {
                     warn!(request.id = %request.id, %cause, "request failed for good, it becomes a dead letter");
                     self.copies.push_back(request.seq);
                 }
-                Decision::Requeue => {
-                    warn!(request.id = %request.id, "another program uses this account: its transaction took the request's nonce");
+                Decision::Requeue { taken_by } => {
+                    warn!(request.id = %request.id, foreign.tx.hash = %taken_by, "another program uses this account: its transaction took the request's nonce");
                 }
             }
         }

@@ -4,27 +4,10 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::stage::{BINARY, DEAD, LONG, QUEUE, SINK, Stage, calldata, wait_log};
+use crate::stage::{BINARY, DEAD, LONG, QUEUE, SINK, Stage, calldata, mine_until_final, pool_holds, wait_log};
 use crate::support::{ACCOUNTS, AnvilConfig, Mode, TcpProxy, Worker, WorkerHome, rpc, wait_until, with_id};
 
 const GWEI: u64 = 1_000_000_000;
-
-/// Mines until the request is final, a block at a time so that the worker sees each.
-async fn mine_until_final(stage: &Stage, home: &WorkerHome, id: &str) -> serde_json::Value {
-    for _ in 0..200 {
-        let status = stage.status(home, id).await;
-        if status["state"] == "final" {
-            return status;
-        }
-        stage.anvil.mine(1).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(150)).await;
-    }
-    panic!("{id} is not final: {}", stage.status(home, id).await);
-}
-
-async fn pool_holds(stage: &Stage, transactions: u64) {
-    wait_until("the pool holds them", LONG, async || stage.anvil.pool_size().await == Ok((transactions, 0))).await;
-}
 
 /// While the worker is frozen, its transaction leaves the pool and a foreign one with nonce 0 gets into a block.
 async fn let_another_program_take_the_nonce(stage: &Stage, worker: &Worker) {

@@ -21,6 +21,7 @@ mod journal_life;
 mod limits;
 mod node_texts;
 mod nodes;
+mod nonces;
 mod process;
 mod refusals;
 mod republish;

@@ -223,3 +223,26 @@ pub async fn wait_log_times(worker: &Worker, text: &str, times: usize) {
 pub async fn wait_log(worker: &Worker, text: &str) {
     wait_until(&format!("the log says {text:?}"), LONG, async || worker.log().contains(text)).await;
 }
+
+/// Mines a block at a time, so that the worker sees each, until the condition holds.
+pub async fn mine_until(stage: &Stage, what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    for _ in 0..400 {
+        if condition().await {
+            return;
+        }
+        stage.anvil.mine(1).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    panic!("not in 400 blocks: {what}");
+}
+
+/// Mines until the request is final.
+pub async fn mine_until_final(stage: &Stage, home: &WorkerHome, id: &str) -> Value {
+    let what = format!("{id} is final");
+    mine_until(stage, &what, async || stage.status(home, id).await["state"] == "final").await;
+    stage.status(home, id).await
+}
+
+pub async fn pool_holds(stage: &Stage, transactions: u64) {
+    wait_until("the pool holds them", LONG, async || stage.anvil.pool_size().await == Ok((transactions, 0))).await;
+}

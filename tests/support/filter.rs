@@ -1,106 +1,69 @@
-//! A node by a script: answers what the script says, and passes everything else on to a real node, if there is one.
+//! A node that answers some calls in its own way and passes the others on to a real one, call by call, in batches too.
 
+use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::pin::Pin;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
-/// What a script says to a request.
-#[derive(Clone, Debug)]
-pub enum Reply {
-    /// The real node answers. A batch: each of its calls is put to the script.
+use super::scripted::read_message;
+
+/// What the filter says to a call.
+#[derive(Debug, Clone)]
+pub enum Say {
+    /// What the real node says.
     Pass,
-    /// This result.
     Result(Value),
-    /// This error, by code and text; for a batch one error for the whole.
-    Error(i64, String),
-    /// This answer, whatever it is: status, further header lines, body.
-    Http(u16, String, String),
-    /// None; the connection stays open.
-    Silence,
-    /// None; the connection ends.
-    Close,
+    /// A JSON-RPC error with this text.
+    Error(String),
 }
 
-impl Reply {
-    /// An answer with status 200 that need not be one.
-    pub fn body(body: impl Into<String>) -> Self {
-        Self::Http(200, String::new(), body.into())
-    }
+type Rule = Arc<dyn Fn(String, Value) -> Pin<Box<dyn Future<Output = Say> + Send>> + Send + Sync>;
 
-    pub fn error(code: i64, text: &str) -> Self {
-        Self::Error(code, text.to_owned())
-    }
-}
-
-type Script = dyn Fn(&Value) -> Reply + Send + Sync;
-
-/// Its task ends with the test's runtime.
-pub struct ScriptedNode {
+/// The filter's task ends with the test's runtime.
+pub struct FilteringNode {
     address: SocketAddr,
-    shared: Arc<Shared>,
 }
 
-struct Shared {
-    upstream: Option<SocketAddr>,
-    script: Box<Script>,
-    seen: Mutex<Vec<Value>>,
-}
-
-impl ScriptedNode {
-    /// The script gets each request as it came: a call, or the array of a batch.
-    pub async fn start(upstream: Option<SocketAddr>, script: impl Fn(&Value) -> Reply + Send + Sync + 'static) -> Self {
+impl FilteringNode {
+    /// Like the node at `upstream`, but for what the rule says to a method and its parameters.
+    pub async fn start<F, Fut>(upstream: SocketAddr, rule: F) -> Self
+    where
+        F: Fn(String, Value) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Say> + Send + 'static,
+    {
+        let rule: Rule = Arc::new(move |method, params| Box::pin(rule(method, params)));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let shared = Arc::new(Shared { upstream, script: Box::new(script), seen: Mutex::default() });
-        let served = Arc::clone(&shared);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let shared = Arc::clone(&served);
-                tokio::spawn(async move { serve(client, &shared).await });
+                tokio::spawn(serve(client, upstream, Arc::clone(&rule)));
             }
         });
-        Self { address, shared }
+        Self { address }
     }
 
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
-
-    /// How many requests had this method, in batches or alone.
-    pub fn times(&self, method: &str) -> usize {
-        let seen = self.shared.seen.lock().unwrap();
-        let calls =
-            seen.iter().flat_map(|request| request.as_array().map_or(std::slice::from_ref(request), Vec::as_slice));
-        calls.filter(|call| call["method"] == method).count()
-    }
-
-    /// How many requests were batches.
-    pub fn batches(&self) -> usize {
-        self.shared.seen.lock().unwrap().iter().filter(|request| request.is_array()).count()
-    }
-
-    /// How many requests came in all.
-    pub fn requests(&self) -> usize {
-        self.shared.seen.lock().unwrap().len()
-    }
 }
 
 /// A node that lacks some methods.
-pub struct LackingNode(ScriptedNode);
+pub struct LackingNode(FilteringNode);
 
 impl LackingNode {
     /// Like the node at `upstream`, but without these methods.
     pub async fn start(upstream: SocketAddr, lacking: &'static [&'static str]) -> Self {
-        let node = ScriptedNode::start(Some(upstream), move |call| match call["method"].as_str() {
-            Some(method) if lacking.contains(&method) => {
-                Reply::Error(-32601, format!("the method {method} does not exist"))
+        let rule = move |method: String, _| async move {
+            match lacking.contains(&method.as_str()) {
+                true => Say::Error(format!("the method {method} does not exist")),
+                false => Say::Pass,
             }
-            _ => Reply::Pass,
-        });
-        Self(node.await)
+        };
+        Self(FilteringNode::start(upstream, rule).await)
     }
 
     pub fn url(&self) -> String {
@@ -108,93 +71,71 @@ impl LackingNode {
     }
 }
 
-async fn serve(client: TcpStream, shared: &Shared) -> Option<()> {
+/// The nonce of a signed transaction of type 0 or 2, given as the hexadecimal text of its bytes.
+pub fn nonce_of(raw: &str) -> u64 {
+    let digits = raw.trim_start_matches("0x");
+    let bytes: Vec<u8> =
+        (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect();
+    // A type 2 transaction has its chain id before the nonce (EIP-1559).
+    let (list, skip) = if bytes[0] == 2 { (&bytes[1..], 1) } else { (&bytes[..], 0) };
+    let header = if list[0] > 0xf7 { 1 + usize::from(list[0] - 0xf7) } else { 1 };
+    let mut rest = &list[header..];
+    for _ in 0..skip {
+        rest = number(rest).1;
+    }
+    number(rest).0
+}
+
+/// A number at the start of RLP, and what follows it.
+fn number(rlp: &[u8]) -> (u64, &[u8]) {
+    match rlp[0] {
+        byte @ 0..0x80 => (byte.into(), &rlp[1..]),
+        length => {
+            let end = 1 + usize::from(length - 0x80);
+            (rlp[1..end].iter().fold(0, |number, byte| number << 8 | u64::from(*byte)), &rlp[end..])
+        }
+    }
+}
+
+async fn serve(client: TcpStream, upstream: SocketAddr, rule: Rule) -> Option<()> {
     let mut client = BufReader::new(client);
-    let mut node = match shared.upstream {
-        Some(upstream) => Some(BufReader::new(TcpStream::connect(upstream).await.ok()?)),
-        None => None,
-    };
+    let mut node = BufReader::new(TcpStream::connect(upstream).await.ok()?);
     loop {
-        let body = read_message(&mut client).await?;
-        let request: Value = serde_json::from_slice(&body).ok()?;
-        shared.seen.lock().unwrap().push(request.clone());
-        let answer = match (shared.script)(&request) {
-            Reply::Pass => match request.as_array() {
-                Some(calls) => pass_batch(calls, &body, &mut node, shared).await?,
-                None => pass(&body, &mut node).await?,
-            },
-            Reply::Result(result) => json!({ "jsonrpc": "2.0", "id": request["id"], "result": result }).to_string(),
-            Reply::Error(code, text) => error(&request["id"], code, &text).to_string(),
-            Reply::Http(status, headers, body) => {
-                let head = format!("HTTP/1.1 {status} Scripted\r\n{headers}content-length: {}\r\n\r\n", body.len());
-                client.get_mut().write_all((head + &body).as_bytes()).await.ok()?;
-                continue;
+        let request: Value = serde_json::from_slice(&read_message(&mut client).await?).ok()?;
+        let answer = match request {
+            Value::Array(calls) => {
+                let mut answers = Vec::with_capacity(calls.len());
+                // One by one, so that a rule sees them as a node would.
+                for call in calls {
+                    answers.push(answer(call, &mut node, upstream, &rule).await?);
+                }
+                Value::Array(answers)
             }
-            Reply::Silence => continue,
-            Reply::Close => return None,
+            call => answer(call, &mut node, upstream, &rule).await?,
         };
+        let answer = answer.to_string().into_bytes();
         let head =
             format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", answer.len());
-        client.get_mut().write_all((head + &answer).as_bytes()).await.ok()?;
+        client.get_mut().write_all(&[head.as_bytes(), &answer].concat()).await.ok()?;
     }
 }
 
-/// Call by call where the script has its say, else as a whole.
-async fn pass_batch(
-    calls: &[Value],
-    body: &[u8],
-    node: &mut Option<BufReader<TcpStream>>,
-    shared: &Shared,
-) -> Option<String> {
-    let replies: Vec<Reply> = calls.iter().map(|call| (shared.script)(call)).collect();
-    if node.is_some() && replies.iter().all(|reply| matches!(reply, Reply::Pass)) {
-        return pass(body, node).await;
-    }
-    let mut answers = Vec::new();
-    for (call, reply) in calls.iter().zip(replies) {
-        answers.push(match reply {
-            Reply::Result(result) => json!({ "jsonrpc": "2.0", "id": call["id"], "result": result }),
-            Reply::Error(code, text) => error(&call["id"], code, &text),
-            Reply::Pass => serde_json::from_str(&pass(call.to_string().as_bytes(), node).await?).ok()?,
-            Reply::Http(..) | Reply::Silence | Reply::Close => panic!("{reply:?} is no part of a batch"),
-        });
-    }
-    Some(Value::Array(answers).to_string())
-}
-
-async fn pass(body: &[u8], node: &mut Option<BufReader<TcpStream>>) -> Option<String> {
-    let Some(node) = node else {
-        let request: Value = serde_json::from_slice(body).ok()?;
-        return Some(error(&request["id"], -32601, "the method is not in the script").to_string());
-    };
-    let head = format!(
-        "POST / HTTP/1.1\r\nhost: node\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
-        body.len()
-    );
-    node.get_mut().write_all(&[head.as_bytes(), body].concat()).await.ok()?;
-    String::from_utf8(read_message(node).await?).ok()
-}
-
-fn error(id: &Value, code: i64, text: &str) -> Value {
-    json!({ "jsonrpc": "2.0", "id": id, "error": { "code": code, "message": text } })
-}
-
-/// The body of an HTTP message that says its length.
-async fn read_message(stream: &mut BufReader<TcpStream>) -> Option<Vec<u8>> {
-    let mut length = 0;
-    loop {
-        let mut line = String::new();
-        if stream.read_line(&mut line).await.ok()? == 0 {
-            return None;
+async fn answer(call: Value, node: &mut BufReader<TcpStream>, upstream: SocketAddr, rule: &Rule) -> Option<Value> {
+    let method = call["method"].as_str().unwrap_or_default().to_owned();
+    match rule(method, call["params"].clone()).await {
+        Say::Result(result) => Some(json!({ "jsonrpc": "2.0", "id": call["id"], "result": result })),
+        Say::Error(message) => {
+            let error = json!({ "code": -32000, "message": message });
+            Some(json!({ "jsonrpc": "2.0", "id": call["id"], "error": error }))
         }
-        match line.trim().to_lowercase().split_once(':') {
-            Some(("content-length", value)) => length = value.trim().parse().ok()?,
-            Some(_) => {}
-            None if line.trim().is_empty() => break,
-            None => {}
+        Say::Pass => {
+            let body = call.to_string().into_bytes();
+            let head = format!(
+                "POST / HTTP/1.1\r\nhost: {upstream}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+                body.len()
+            );
+            node.get_mut().write_all(&[head.as_bytes(), &body].concat()).await.ok()?;
+            serde_json::from_slice(&read_message(node).await?).ok()
         }
     }
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body).await.ok()?;
-    Some(body)
 }

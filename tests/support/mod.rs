@@ -22,17 +22,19 @@ pub mod proxy;
 pub mod rabbit;
 pub mod rabbit_control;
 pub mod rpc;
+pub mod scripted;
 pub mod worker;
 
 pub use amqp::{Amqp, Taken, Watch, headers, next_event, with_id};
 pub use anvil::{ACCOUNTS, Anvil, AnvilConfig};
-pub use filter::{LackingNode, Reply, ScriptedNode};
+pub use filter::{FilteringNode, LackingNode, Say, nonce_of};
 pub use guard::Guard;
 pub use ports::free_port;
 pub use proxy::{Mode, TcpProxy};
 pub use rabbit::{Rabbit, RabbitConfig};
 pub use rabbit_control::QueueCount;
 pub use rpc::RpcClient;
+pub use scripted::{Reply, ScriptedNode};
 pub use worker::{Worker, WorkerConfig, WorkerHome};
 
 use std::time::Duration;
