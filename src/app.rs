@@ -52,6 +52,8 @@ pub fn client_settings(settings: &Settings) -> ClientSettings {
         endpoints: chain.endpoints.clone(),
         timeout: chain.timeout,
         batch_size: chain.batch_size,
+        max_lag: chain.max_lag,
+        errors: Arc::clone(&chain.errors),
     }
 }
 
@@ -112,7 +114,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let (systemd_ends, systemd_stop) = mpsc::channel(1);
     let states: Vec<_> = lanes.iter().map(|(_, signals)| signals.state.subscribe()).collect();
     let status = move || status_line(&broker_state.borrow(), &states);
-    let stall = STALL.max(settings.chain.timeout * 6);
+    // A call may be tried at each endpoint.
+    let endpoints = u32::try_from(settings.chain.endpoints.len()).unwrap_or(u32::MAX);
+    let stall = STALL.max(settings.chain.timeout.saturating_mul(endpoints).saturating_mul(6));
     tasks.spawn("systemd", tell_systemd(tasks.beats(), stall, status, systemd_stop));
 
     info!(
@@ -192,6 +196,8 @@ fn lane_settings(settings: &Settings, account: AccountId, owner: Arc<str>) -> La
         resend_after: chain.resend_after,
         replace_after: chain.replace_after,
         refused_after: chain.refused_after,
+        max_head_age: chain.max_head_age,
+        errors: Arc::clone(&chain.errors),
         lease_ttl: settings.lease_ttl,
         outage: settings.outage,
         owner,

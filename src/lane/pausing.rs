@@ -41,7 +41,13 @@ impl Lane {
     /// The node has answered with sense.
     pub(super) fn node_answers(&mut self) {
         self.resume_if(|reason| {
-            matches!(reason, PauseReason::NodeUnreachable | PauseReason::RateLimited | PauseReason::WrongChain)
+            matches!(
+                reason,
+                PauseReason::NodeUnreachable
+                    | PauseReason::RateLimited
+                    | PauseReason::NodeSyncing
+                    | PauseReason::WrongChain
+            )
         });
     }
 

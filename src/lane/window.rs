@@ -94,7 +94,7 @@ impl InFlight {
                 self.refused = Some((since, text.to_owned()));
             }
             SendMeaning::Unknown => {
-                warn!(tx.nonce = %self.nonce, answer = text, "unknown answer to a broadcast; the same bytes are sent again");
+                warn!(tx.nonce = %self.nonce, answer = text, "unknown answer to a broadcast; the same bytes are sent again. [chain.errors] can say what it means");
             }
             SendMeaning::NonceTooHigh
             | SendMeaning::PoolFull

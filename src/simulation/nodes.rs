@@ -52,7 +52,7 @@ impl SimNodes {
                     tokio::time::sleep(TIMEOUT).await;
                     unreachable("no answer in time")
                 }
-                1 => ChainError::RateLimited { endpoint: "sim".to_owned() },
+                1 => ChainError::RateLimited { endpoint: "sim".to_owned(), retry_after: None },
                 _ => ChainError::Nonsense { endpoint: "sim".to_owned(), detail: "<html>".to_owned() },
             });
         }
@@ -110,6 +110,7 @@ fn header(block: &Block) -> Header {
         timestamp: block.timestamp,
         base_fee: Some(Wei(block.base_fee)),
         gas_limit: Ledger::gas_limit(),
+        transactions: None,
     }
 }
 

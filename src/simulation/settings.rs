@@ -50,6 +50,8 @@ impl RunSettings {
             resend_after: seconds(4),
             replace_after: seconds(rng.u64(3..9)),
             refused_after: seconds(10),
+            max_head_age: None,
+            errors: Arc::default(),
             lease_ttl: LEASE,
             outage: OutagePolicy::Hold,
             owner: Arc::from(""),

@@ -8,7 +8,7 @@ use secrecy::SecretString;
 
 use crate::chain::{BlockTag, Call, Chain, ChainError, ClientSettings, Header, NodeClient};
 use crate::model::{Address, BlockNumber, Fee, Gas, Nonce, SignedTransaction, TxHash, UnsignedTransaction, Wei};
-use crate::policy::classify::{SendMeaning, SimulationMeaning};
+use crate::policy::classify::{ErrorTable, SendMeaning, SimulationMeaning};
 use crate::signer::{LocalSigner, Signer};
 use crate::simulation::ledger::CHAIN_ID;
 use crate::simulation::nodes::SimNodes;
@@ -99,6 +99,8 @@ async fn real() -> Real {
         endpoints: vec![anvil.url().parse().unwrap()],
         timeout: Duration::from_secs(30),
         batch_size: 10,
+        max_lag: 10,
+        errors: std::sync::Arc::default(),
     });
     let signer = LocalSigner::from_hex(&SecretString::from(ACCOUNTS[0].1)).unwrap();
     Real { anvil, client: client.unwrap(), signer }
@@ -148,7 +150,7 @@ async fn signed(stage: &impl Stage, nonce: u64, price: u128) -> SignedTransactio
 async fn send(stage: &impl Stage, signed: &SignedTransaction) -> SendMeaning {
     match stage.chain().broadcast(std::slice::from_ref(signed)).await.remove(0) {
         Ok(()) => SendMeaning::AlreadyKnown,
-        Err(ChainError::Node { message, .. }) => crate::policy::classify::meaning_of(&message),
+        Err(ChainError::Node { message, .. }) => ErrorTable::default().meaning_of(&message),
         Err(error) => panic!("{error}"),
     }
 }
@@ -238,7 +240,7 @@ async fn an_estimate_tells_what_runs_from_what_reverts(stage: &mut impl Stage) {
     let estimates = stage.chain().estimate(&[call(true), call(false)]).await.unwrap();
     assert!(estimates[0].as_ref().unwrap().0 > 21_000);
     let Err(ChainError::Node { message, .. }) = &estimates[1] else { panic!("{:?}", estimates[1]) };
-    assert_eq!(crate::policy::classify::meaning_of_simulation(message), SimulationMeaning::Failed, "{message}");
+    assert_eq!(ErrorTable::default().meaning_of_simulation(message), SimulationMeaning::Failed, "{message}");
     let block = head(stage).await;
     assert!(stage.chain().call(&call(false), block.number).await.is_err());
     let market = stage.chain().market(&block).await.unwrap();
