@@ -239,6 +239,7 @@ fn lane_settings(settings: &Settings, account: AccountId, owner: Arc<str>) -> La
         resend_after: chain.resend_after,
         replace_after: chain.replace_after,
         refused_after: chain.refused_after,
+        max_head_age: chain.max_head_age,
         lease_ttl: settings.lease_ttl,
         outage: settings.outage,
         owner,

@@ -139,6 +139,8 @@ pub struct ChainSection {
     pub replace_after: Duration,
     /// Cancel what is refused.
     pub refused_after: Duration,
+    /// Pause when no block comes.
+    pub max_head_age: Duration,
 }
 
 impl std::fmt::Debug for ChainSection {

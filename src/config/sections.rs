@@ -202,6 +202,7 @@ fn chain(mut section: Section<'_>) -> ChainSection {
         resend_after: section.duration("resend_after", SECOND..=HOUR),
         replace_after: section.duration("replace_after", SECOND..=DAY),
         refused_after: section.duration("refused_after", SECOND..=DAY),
+        max_head_age: section.duration("max_head_age", Duration::ZERO..=DAY),
     };
     section.finish(&[
         "id",
@@ -214,6 +215,7 @@ fn chain(mut section: Section<'_>) -> ChainSection {
         "resend_after",
         "replace_after",
         "refused_after",
+        "max_head_age",
     ]);
     settings
 }

@@ -58,6 +58,8 @@ pub struct LaneSettings {
     pub replace_after: Duration,
     /// A transaction that was only ever refused is cancelled after this.
     pub refused_after: Duration,
+    /// The lane pauses when transactions wait for a block and none has come for this long. Zero: never.
+    pub max_head_age: Duration,
     /// For how long a lease holds without being renewed.
     pub lease_ttl: Duration,
     /// What an outage does.
@@ -75,6 +77,8 @@ pub struct LaneState {
     pub paused: Option<(PauseReason, String)>,
     /// Live transactions.
     pub in_flight: usize,
+    /// How many may wait for a block now.
+    pub window: usize,
     /// The newest block seen.
     pub head: Option<BlockNumber>,
     /// Nonces in gaps that something was sent for since the start.
