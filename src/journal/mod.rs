@@ -565,6 +565,8 @@ pub struct TransactionHistory {
     pub block_hash: Option<BlockHash>,
     /// Gas that it used.
     pub gas_used: Option<Gas>,
+    /// Since when its block is no part of the chain any more, until it is final again. RFC 3339.
+    pub reorged_at: Option<String>,
 }
 
 /// One signed encoding.
