@@ -9,7 +9,7 @@ use clap::Args;
 use crate::cli::{exit, say};
 use crate::config::Settings;
 use crate::journal::{History, SqliteJournal, TransactionHistory, Upkeep};
-use crate::model::{RequestId, RequestState};
+use crate::model::{RequestId, RequestState, TransactionState};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -77,8 +77,22 @@ fn meaning(history: &History) -> String {
             format!("failed for good, its dead letter is on its way to the broker ({cause})")
         }
         Some(RequestState::Dead) => format!("dead letter ({cause}); none of its transactions can land any more"),
-        Some(RequestState::Final) => "final, written once".to_owned(),
+        Some(RequestState::Final) => meaning_of_final(history).to_owned(),
         None => history.state.clone(),
+    }
+}
+
+/// What was final stays so in the journal; where the chain has gone back on it, its transactions tell.
+fn meaning_of_final(history: &History) -> &'static str {
+    let of = |state: &str| history.transactions.iter().find(|transaction| transaction.state == state);
+    match of(TransactionState::Succeeded.as_str()) {
+        Some(written) if written.reorged_at.is_some() => {
+            "was final, but the chain has dropped its block; the same transaction is sent again"
+        }
+        Some(_) => "final, written once",
+        None => {
+            "was final, but the chain has dropped its block, and its transaction can never land; send it under a new id"
+        }
     }
 }
 
@@ -87,6 +101,9 @@ fn ending(transaction: &TransactionHistory) -> String {
         (Some(block), Some(gas), Some(hash)) => format!(" in block {block} as {hash}, {gas} gas used"),
         _ => String::new(),
     };
+    if transaction.reorged_at.is_some() {
+        return format!("was {}{place}, a block that the chain has dropped", transaction.state);
+    }
     match transaction.state.as_str() {
         "live" => "not final yet".to_owned(),
         "succeeded" => format!("succeeded{place}"),

@@ -41,11 +41,32 @@ impl Lane {
                 }
             };
             transaction.note_answer(meaning, &text, now);
+            if matches!(meaning, SendMeaning::NonceTooHigh | SendMeaning::PoolFull) {
+                self.shrink(&text);
+            }
             if let Some(reason) = pause_reason(meaning) {
                 self.pause(reason, text);
             } else if meaning == SendMeaning::AlreadyKnown {
-                self.resume_if(|reason| !matches!(reason, PauseReason::FeeAboveCap | PauseReason::SignerUnavailable));
+                self.resume_if(|reason| {
+                    !matches!(
+                        reason,
+                        PauseReason::FeeAboveCap | PauseReason::SignerUnavailable | PauseReason::HeadStale
+                    )
+                });
             }
+        }
+    }
+
+    /// Queue order is kept: what does not fit is sent again when those before it have got into blocks.
+    fn shrink(&mut self, text: &str) {
+        let Some(head) = self.head.as_ref().map(|head| head.number) else { return };
+        let was_full = self.send_window.is_full();
+        if self.send_window.refused(self.window.not_included().count(), head) && was_full {
+            info!(
+                window = self.send_window.size(),
+                answer = text,
+                "the node takes fewer transactions than chain.in_flight allows; fewer are sent for now"
+            );
         }
     }
 
@@ -55,6 +76,8 @@ impl Lane {
             return Ok(());
         };
         let now = Instant::now();
+        // Without blocks no other attempt would do better, and what nodes refuse they may refuse for being stuck.
+        let may_sign = !self.is_head_stale();
         let mut attempts = Vec::new();
         let mut resend = Vec::new();
         for (place, transaction) in self.window.not_included().enumerate() {
@@ -63,16 +86,17 @@ impl Lane {
                 .refused
                 .as_ref()
                 .is_some_and(|(since, _)| now.duration_since(*since) >= self.settings.refused_after);
-            let is_given_up = is_refused || transaction.cancel_wish.is_some();
+            let is_given_up = may_sign && (is_refused || transaction.cancel_wish.is_some());
             if transaction.is_taken {
                 continue;
             }
             // A chain that stands still would not take a higher fee either.
             let blocks = transaction.waits_since.map_or(0, |since| head.0.saturating_sub(since.0));
             let waited = transaction.is_known_to_node
-                && age(newest) >= self.settings.replace_after
+                && transaction.signed_since.elapsed() >= self.settings.replace_after
                 && blocks >= BLOCKS_BEFORE_REPLACING;
-            let wants_more = transaction.wants_more || is_underpriced(newest.fee, &market) || (place == 0 && waited);
+            let wants_more =
+                may_sign && (transaction.wants_more || is_underpriced(newest.fee, &market) || (place == 0 && waited));
             if is_given_up && newest.kind == AttemptKind::Write {
                 attempts.push((transaction.nonce, AttemptKind::Cancel));
             } else if wants_more
@@ -80,7 +104,9 @@ impl Lane {
                 && self.settings.fees.replacement(newest.fee, &market).is_some()
             {
                 attempts.push((transaction.nonce, newest.kind));
-            } else if transaction.is_due(now, RESEND_UNKNOWN, self.settings.resend_after) {
+            } else if place < self.send_window.size()
+                && transaction.is_due(now, RESEND_UNKNOWN, self.settings.resend_after)
+            {
                 resend.push(transaction.nonce);
             }
         }
@@ -125,9 +151,4 @@ impl Lane {
         }
         Ok(())
     }
-}
-
-fn age(attempt: &Attempt) -> Duration {
-    let since = Timestamp::now().0.saturating_sub(attempt.signed_at.0);
-    Duration::from_millis(u64::try_from(since).unwrap_or(0))
 }

@@ -15,7 +15,7 @@ const BATCH: usize = 256;
 
 impl Lane {
     pub(super) fn room(&self) -> usize {
-        self.settings.in_flight.saturating_sub(self.window.not_included().count())
+        self.send_window.size().saturating_sub(self.window.not_included().count())
     }
 
     pub(super) fn can_fill(&self) -> bool {
@@ -28,6 +28,9 @@ impl Lane {
         let Some(pause) = &self.pause else { return self.head.is_some() };
         if self.is_known_outage() {
             return true;
+        }
+        if self.is_head_stale() {
+            return false;
         }
         // What is signed already is the better probe: it has to be sent anyway.
         let has_probe = self.window.not_included().any(|transaction| !transaction.is_known_to_node);

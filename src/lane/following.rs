@@ -1,5 +1,6 @@
 //! Following the chain: what a new block changes.
 
+use tokio::time::Instant;
 use tracing::info;
 
 use crate::chain::{BlockTag, ChainError, Header};
@@ -33,6 +34,7 @@ impl Lane {
             Ok(Some(sighting)) => sighting,
             Ok(None) => {
                 self.node_answers();
+                self.watch_head();
                 return Ok(Ok(()));
             }
             Err(error) => return Ok(Err(error)),
@@ -47,7 +49,10 @@ impl Lane {
         self.window.orphan(|hash| anew || orphaned.contains(&hash));
         self.undone.orphan(|hash| anew || orphaned.contains(&hash));
         self.undone.include(&included);
-        self.window.include(included);
+        let included = self.window.include(included);
+        if self.send_window.included(included) {
+            info!(window = self.send_window.size(), "nodes take as many transactions as chain.in_flight allows again");
+        }
         let (market, count) = match self.read_chain(&head).await {
             Ok(read) => read,
             Err(error) => {
@@ -66,6 +71,8 @@ impl Lane {
             self.next_nonce = Some(self.journal.raise_next_nonce(lease, count).await?);
         }
         self.head = Some(head);
+        self.head_since = Instant::now();
+        self.resume_if(|reason| reason == PauseReason::HeadStale);
         self.note_gap(count);
         self.node_answers();
         let closed = match final_up_to {

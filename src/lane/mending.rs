@@ -98,7 +98,7 @@ impl Lane {
     /// Mends the gap once it is certain. Whoever holds the lease does it, since every filler's record checks the lease.
     pub(super) async fn mend(&mut self, lease: &Lease) -> Result<(), JournalError> {
         let now = Instant::now();
-        if !self.mender.watch.is_certain(now) {
+        if !self.mender.watch.is_certain(now) || self.is_head_stale() {
             return Ok(());
         }
         if self.mender.looked_at.is_none_or(|looked| now.duration_since(looked) >= LOOK) {

@@ -15,8 +15,9 @@ use crate::chain::{Chain, Header};
 use crate::evidence::Evidence;
 use crate::handover::FromLane;
 use crate::journal::{Acquired, JournalError, Lease, LeaseMark, QueuedRequest, RequestSeq};
-use crate::model::Nonce;
+use crate::model::{Nonce, Timestamp};
 use crate::policy::fee::Market;
+use crate::policy::window::SendWindow;
 use crate::recovery;
 use crate::signer::Signer;
 use crate::tracker::Tracker;
@@ -55,6 +56,7 @@ pub struct Lane {
     undone: UndoneNonces,
     broadcaster: Broadcaster,
     window: Window,
+    send_window: SendWindow,
     /// Fetched from the queue, not yet simulated.
     fetched: Vec<QueuedRequest>,
     /// Ready to be signed.
@@ -67,6 +69,8 @@ pub struct Lane {
     may_have_more: bool,
     next_nonce: Option<Nonce>,
     head: Option<Header>,
+    /// When it was first seen.
+    head_since: Instant,
     market: Option<Market>,
     pause: Option<Paused>,
 }
@@ -87,6 +91,7 @@ impl Lane {
             mender: Mender::default(),
             undone: UndoneNonces::default(),
             broadcaster: Broadcaster::new(Arc::clone(&chain)),
+            send_window: SendWindow::new(settings.in_flight),
             settings,
             chain,
             signer,
@@ -94,6 +99,7 @@ impl Lane {
             settle,
             signals,
             window: Window::default(),
+            head_since: Instant::now(),
             fetched: Vec::new(),
             prepared: VecDeque::new(),
             cancelled: BTreeSet::new(),
@@ -164,6 +170,7 @@ impl Lane {
 
     fn forget(&mut self) {
         self.window.clear();
+        self.send_window = SendWindow::new(self.settings.in_flight);
         self.broadcaster.clear();
         self.tracker.forget();
         self.evidence.clear();
@@ -177,8 +184,9 @@ impl Lane {
     }
 
     async fn serve(&mut self, lease: &Lease, cancel: &CancellationToken) -> Result<(), JournalError> {
+        let now = Timestamp::now();
         for live in recovery::live_transactions(self.journal.as_ref(), lease.account).await? {
-            self.window.insert(InFlight::from(live));
+            self.window.insert(InFlight::recovered(live, now, self.settings.replace_after));
         }
         self.recall_undone(lease).await?;
         self.turn = i64::MIN;
@@ -230,6 +238,7 @@ impl Lane {
             is_owner: self.signals.lease.borrow().is_some(),
             paused: self.pause.as_ref().map(|pause| (pause.reason, pause.detail.clone())),
             in_flight: self.window.len(),
+            window: self.send_window.size(),
             head: self.head.as_ref().map(|head| head.number),
             nonces_mended: self.mender.mended,
         };

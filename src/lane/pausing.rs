@@ -51,6 +51,28 @@ impl Lane {
         });
     }
 
+    /// While transactions wait for a block and none comes, nothing that is signed can help, and what nodes say about the
+    /// account may be old. Resumes with the next block.
+    pub(super) fn watch_head(&mut self) {
+        let Some(limit) = self.settings.max_head_age else { return };
+        let Some(lowest) = self.window.not_included().next() else { return };
+        // Some chains make a block only when there is something to put into it: it is the wait that counts.
+        let age = self.head_since.max(lowest.signed_since).elapsed();
+        let may_tell = self.pause.is_none() || self.is_head_stale();
+        if age >= limit && may_tell {
+            let head = self.head.as_ref().map_or(0, |head| head.number.0);
+            let detail = format!(
+                "no block for {} s: {head} is still the newest, and transactions wait for the next; look whether the node is stuck",
+                age.as_secs()
+            );
+            self.pause(PauseReason::HeadStale, detail);
+        }
+    }
+
+    pub(super) fn is_head_stale(&self) -> bool {
+        self.pause.as_ref().is_some_and(|pause| pause.reason == PauseReason::HeadStale)
+    }
+
     pub(super) fn resume_if(&mut self, is_over: impl Fn(PauseReason) -> bool) {
         if let Some(pause) = self.pause.take_if(|pause| is_over(pause.reason)) {
             info!(account = %self.signer.address(), pause.reason = %pause.reason, "the lane resumes");
@@ -83,6 +105,7 @@ pub(super) fn is_outage(reason: PauseReason) -> bool {
         PauseReason::NodeUnreachable
         | PauseReason::RateLimited
         | PauseReason::NodeSyncing
+        | PauseReason::HeadStale
         | PauseReason::WrongChain
         | PauseReason::SignerUnavailable => true,
         PauseReason::InsufficientFunds | PauseReason::NotPermitted | PauseReason::FeeAboveCap => false,

@@ -81,6 +81,8 @@ pub struct LaneState {
     pub paused: Option<(PauseReason, String)>,
     /// Live transactions.
     pub in_flight: usize,
+    /// How many may wait for a block now.
+    pub window: usize,
     /// The newest block seen.
     pub head: Option<BlockNumber>,
     /// Nonces in gaps that something was sent for since the start.

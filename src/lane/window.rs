@@ -8,7 +8,7 @@ use tracing::{debug, warn};
 
 use crate::chain::Receipt;
 use crate::journal::{LiveTransaction, QueuedRequest, RequestSeq};
-use crate::model::{Address, Attempt, AttemptKind, BlockHash, BlockNumber, Gas, Nonce, TxHash, Wei};
+use crate::model::{Address, Attempt, AttemptKind, BlockHash, BlockNumber, Gas, Nonce, Timestamp, TxHash, Wei};
 use crate::policy::classify::SendMeaning;
 
 /// A transaction that may still land.
@@ -28,6 +28,8 @@ pub(super) struct InFlight {
     /// The newest attempt waits for the broadcaster or for its answer.
     pub(super) is_being_sent: bool,
     pub(super) sent_at: Option<Instant>,
+    /// When the newest attempt was signed, by a clock that nobody sets.
+    pub(super) signed_since: Instant,
     /// The node wants more for it.
     pub(super) wants_more: bool,
     /// The node says that the nonce is used: by an attempt of ours, or by a foreign transaction. Finality will tell.
@@ -61,6 +63,7 @@ impl InFlight {
             is_known_to_node: false,
             is_being_sent: false,
             sent_at: None,
+            signed_since: Instant::now(),
             wants_more: false,
             is_taken: false,
             waits_since: None,
@@ -113,9 +116,16 @@ impl InFlight {
     }
 }
 
-impl From<LiveTransaction> for InFlight {
-    fn from(live: LiveTransaction) -> Self {
-        Self::new(live.request, live.nonce, live.to, live.value, live.gas, live.attempts)
+impl InFlight {
+    /// A transaction that an earlier owner signed. The wall clock alone tells when, and it may have been set since: its
+    /// word counts between now and `oldest` ago.
+    pub(super) fn recovered(live: LiveTransaction, now: Timestamp, oldest: Duration) -> Self {
+        let mut transaction = Self::new(live.request, live.nonce, live.to, live.value, live.gas, live.attempts);
+        let age = now.0.saturating_sub(transaction.newest().signed_at.0);
+        let age = Duration::from_millis(u64::try_from(age).unwrap_or(0)).min(oldest);
+        let now = Instant::now();
+        transaction.signed_since = now.checked_sub(age).unwrap_or(now);
+        transaction
     }
 }
 
@@ -141,6 +151,7 @@ impl Window {
             transaction.wants_more = false;
             transaction.waits_since = None;
             transaction.sent_at = None;
+            transaction.signed_since = Instant::now();
         }
     }
 
@@ -196,16 +207,18 @@ impl Window {
         }
     }
 
-    /// Notes where ours are included.
-    pub(super) fn include(&mut self, receipts: Vec<Receipt>) {
+    /// Notes where ours are included. Returns how many that had not been.
+    pub(super) fn include(&mut self, receipts: Vec<Receipt>) -> usize {
+        let mut count = 0;
         for mut receipt in receipts {
             let Some(nonce) = self.by_hash.get(&receipt.transaction.tx_hash) else { continue };
             if let Some(transaction) = self.by_nonce.get_mut(nonce) {
                 receipt.transaction.nonce = *nonce;
-                transaction.included = Some(receipt);
+                count += usize::from(transaction.included.replace(receipt).is_none());
                 transaction.refused = None;
             }
         }
+        count
     }
 
     /// Forgets inclusions in blocks that are not part of the chain any more.
@@ -228,5 +241,43 @@ impl Window {
             Some((transaction.nonce, included.block_number, included.block_hash))
         };
         self.by_nonce.values().filter_map(place).filter(|(_, number, _)| *number <= height).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Fee, Generation, RequestId, SignedTransaction};
+
+    fn live(signed_at: i64) -> LiveTransaction {
+        let fee = Fee::Legacy { gas_price: Wei(1) };
+        let signed = SignedTransaction { hash: TxHash([1; 32]), raw: bytes::Bytes::from_static(b"raw") };
+        let attempt = Attempt { kind: AttemptKind::Write, signed, fee, signed_at: Timestamp(signed_at) };
+        let request = QueuedRequest {
+            seq: RequestSeq(1),
+            id: RequestId::new("a").unwrap(),
+            generation: Generation::default(),
+            turn: 1,
+            body: bytes::Bytes::new(),
+            reply: Default::default(),
+        };
+        let (to, value, gas) = (Address([1; 20]), Wei(0), Gas(21_000));
+        LiveTransaction { request, nonce: Nonce(0), to, value, gas, attempts: vec![attempt] }
+    }
+
+    /// C58
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_jumped_makes_no_attempt_younger_than_new_or_older_than_due() {
+        const HOUR_MS: i64 = 3_600_000;
+        let due = Duration::from_secs(45);
+        // The runtime's clock starts at its own zero.
+        tokio::time::advance(Duration::from_secs(100)).await;
+        let now = Timestamp(HOUR_MS * 10);
+        // signed so long before now by the wall clock; how old it counts as
+        for (before_ms, age) in [(0, 0), (20_000, 20), (HOUR_MS, 45), (-HOUR_MS, 0), (i64::MIN, 0)] {
+            let signed_at = now.0.saturating_sub(before_ms);
+            let transaction = InFlight::recovered(live(signed_at), now, due);
+            assert_eq!(transaction.signed_since.elapsed(), Duration::from_secs(age), "{before_ms}");
+        }
     }
 }

@@ -102,6 +102,8 @@ pub enum PauseReason {
     RateLimited,
     /// The node is still catching up.
     NodeSyncing,
+    /// The chain makes no block although transactions wait for one.
+    HeadStale,
     /// The endpoint serves another chain than `chain.id`.
     WrongChain,
     /// The account cannot pay.
@@ -121,6 +123,7 @@ impl PauseReason {
             Self::NodeUnreachable => "node_unreachable",
             Self::RateLimited => "rate_limited",
             Self::NodeSyncing => "node_syncing",
+            Self::HeadStale => "head_stale",
             Self::WrongChain => "wrong_chain",
             Self::InsufficientFunds => "insufficient_funds",
             Self::NotPermitted => "not_permitted",

@@ -9,3 +9,4 @@ pub mod gap;
 pub mod gas;
 pub mod pause;
 pub mod revert;
+pub mod window;

@@ -11,6 +11,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod answers;
 mod broker_life;
 mod cancelling;
 mod chain_life;

@@ -3,9 +3,10 @@
 use serde_json::{Value, json};
 
 use crate::stage::{
-    BINARY, EVENTS, LONG, QUEUE, Stage, calldata, kinds_of, mine_until, mine_until_final, pool_holds, wait_log,
+    BINARY, DEAD, EVENTS, LONG, QUEUE, Stage, calldata, kinds_of, mine_until, mine_until_final, pool_holds, wait_log,
 };
-use crate::support::{ACCOUNTS, Worker, WorkerHome, next_event, rpc, with_id};
+use crate::support::contracts::REVERTS_ON_FF;
+use crate::support::{ACCOUNTS, Worker, WorkerHome, next_event, rpc, wait_until, with_id};
 
 async fn publish(stage: &Stage, ids: &[&str]) {
     for id in ids {
@@ -58,6 +59,8 @@ async fn final_writes_that_a_deep_reorg_takes_away_are_told_and_written_again_wi
     let mut worker = with_two_lost_blocks(&stage, &home).await;
     let before = stage.status(&home, "b").await;
     wait_log(&worker, "blocks that counted as final").await;
+    let told = async || home.command(BINARY, &["status", "b"]).await.1.contains("the chain has dropped its block");
+    wait_until("status tells it", LONG, told).await;
     assert_final_again(&stage, &home).await;
     let after = stage.status(&home, "b").await;
     let hash = |status: &Value| status["transactions"][0]["final_hash"].clone();
@@ -136,4 +139,45 @@ async fn a_gap_that_a_foreign_transaction_leaves_is_filled_once_and_everything_i
     let written: Vec<_> = transactions.iter().map(|(nonce, data, _)| (data.clone(), *nonce)).collect();
     assert_eq!(written, expected);
     assert_eq!(transactions[0].2.to_lowercase(), ACCOUNTS[0].0.to_lowercase(), "a transfer to itself");
+}
+
+/// C28, invariant 8: a dead letter's transaction is gone with its final block. Its bytes must not land any more, since an
+/// operator may have sent the dead letter back; a filler takes the nonce.
+#[tokio::test]
+async fn a_revert_in_a_lost_block_is_never_sent_again_and_its_nonce_is_filled() {
+    let Some(stage) = Stage::set().await else { return };
+    stage.anvil.set_auto_mine(false).await.unwrap();
+    stage.anvil.mine(3).await.unwrap();
+    let config = stage.config_for(REVERTS_ON_FF).await.with("write", "gas = 200000").with("chain", "finality = 1");
+    let home = WorkerHome::new(&config.with("retry", "max_attempts = 1"));
+    stage.topology(&home).await;
+    stage.keep_events().await;
+    let mut worker = home.start(BINARY);
+    stage.amqp.publish(QUEUE, with_id("bad"), b"\xffbad").await;
+    stage.amqp.publish(QUEUE, with_id("good"), b"good").await;
+    pool_holds(&stage, 2).await;
+    stage.anvil.mine(1).await.unwrap();
+    mine_until_final(&stage, &home, "good").await;
+    assert_eq!(stage.amqp.wait_for(DEAD, LONG).await.id(), "bad");
+    let block = stage.status(&home, "good").await["transactions"][0]["block_number"].as_u64().unwrap();
+    let depth = stage.anvil.block_number().await.unwrap() + 1 - block;
+    stage.anvil.reorg(depth).await.unwrap();
+    stage.anvil.drop_all().await.unwrap();
+    // It would succeed now.
+    stage.anvil.set_code(crate::stage::CONTRACT, "0x00").await.unwrap();
+    for id in ["bad", "good"] {
+        mine_until(&stage, "both nonces have ended again", async || {
+            stage.status(&home, id).await["incidents"]
+                .as_array()
+                .is_some_and(|all| all.iter().any(|incident| incident["what"] == "ended"))
+        })
+        .await;
+    }
+    let written: Vec<_> = stage.transactions_of(0).await.into_iter().map(|(_, data, _)| data).collect();
+    assert_eq!(written, ["0x".to_owned(), calldata(b"good")], "a filler, and the bytes of the other");
+    assert!(worker.log().contains("request.id=bad"), "the alarm names it");
+    assert_eq!(worker.stop().await.code(), Some(0));
+    let events = stage.kept_events().await;
+    assert_eq!(kinds_of(&events, "bad"), ["dead"], "it is what it was told to be");
+    assert_eq!(kinds_of(&events, "good"), ["final", "reorged", "final"]);
 }

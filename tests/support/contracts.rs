@@ -100,3 +100,15 @@ pub const BY_WORD: &str = concat!(
     "60646000fd",                       // revert with the first 100 bytes
     "5b00",                             // 0x6c: STOP
 );
+
+/// Calldata that begins with the byte 1 opens it; everything else reverts without a reason until then, and is accepted after.
+pub const OPENED_BY_ONE: &str = concat!(
+    "0x",
+    "60003560f81c", // first byte of the calldata
+    "600114601757", // if it is 1 jump to 0x17
+    "600054601e57", // if storage[0] != 0 jump to 0x1e
+    "60006000fd",   // revert with nothing
+    "5b6001600055", // 0x17: storage[0] = 1
+    "00",           // STOP
+    "5b00",         // 0x1e: STOP
+);

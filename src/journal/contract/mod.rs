@@ -438,6 +438,8 @@ pub(crate) async fn a_lost_block_and_a_second_end_are_told_once(journal: Arc<dyn
     assert_eq!(nonces(Which::Reorged).await, [1]);
     assert_eq!(nonces(Which::IncludedBelow(Nonce(9), 5)).await, [0]);
     assert_eq!(set.state("b").await, RequestState::Final, "its delivery is acked and stays so");
+    let history = set.journal.history(&id("b")).await.unwrap().unwrap();
+    assert!(history.transactions[0].reorged_at.is_some());
     let Some(mut transaction) = succeeded(set.seq(1), 1, "b").transaction else { unreachable!() };
     transaction.included.as_mut().unwrap().block_hash = BlockHash([10; 32]);
     let again = || EndedAgain {
@@ -452,6 +454,7 @@ pub(crate) async fn a_lost_block_and_a_second_end_are_told_once(journal: Arc<dyn
     assert!(nonces(Which::Reorged).await.is_empty());
     let history = set.journal.history(&id("b")).await.unwrap().unwrap();
     assert_eq!(history.transactions[0].block_hash, Some(BlockHash([10; 32])));
+    assert_eq!(history.transactions[0].reorged_at, None);
     let incidents: Vec<_> = history.incidents.iter().map(|incident| incident.detail.as_str()).collect();
     assert_eq!(incidents, ["gone", "final again"]);
 }

@@ -133,6 +133,7 @@ async fn transactions_of(reader: &mut SqliteConnection, seq: i64) -> Result<Vec<
             let number: Option<i64> = column(row, "transaction", name)?;
             Ok::<_, JournalError>(number.map(i64::unsigned_abs))
         };
+        let reorged_at: Option<i64> = column(row, "transaction", "reorged_at")?;
         let final_hash: Option<Vec<u8>> = column(row, "transaction", "final_hash")?;
         let block_hash: Option<Vec<u8>> = column(row, "transaction", "block_hash")?;
         transactions.push(TransactionHistory {
@@ -144,6 +145,7 @@ async fn transactions_of(reader: &mut SqliteConnection, seq: i64) -> Result<Vec<
             block_number: number("block_number")?.map(BlockNumber),
             block_hash: block_hash.as_deref().and_then(BlockHash::from_slice),
             gas_used: number("gas_used")?.map(Gas),
+            reorged_at: reorged_at.map(|at| Timestamp(at).to_string()),
         });
     }
     Ok(transactions)

@@ -186,7 +186,7 @@ impl Store {
             gas,
             created_at,
             included: None,
-            is_reorged: false,
+            reorged_at: None,
             attempts: Vec::new(),
         };
         self.transactions.insert((account, nonce), row);

@@ -59,7 +59,7 @@ impl Store {
                     let row = &self.transactions[&(account, stored.nonce)];
                     stored.nonce < below
                         && row.included.is_some()
-                        && !row.is_reorged
+                        && row.reorged_at.is_none()
                         && row.state != TransactionState::Live
                 };
                 let mut found: Vec<_> = stored.filter(counts).collect();
@@ -67,7 +67,9 @@ impl Store {
                 found.truncate(limit as usize);
                 found
             }
-            Which::Reorged => stored.filter(|stored| self.transactions[&(account, stored.nonce)].is_reorged).collect(),
+            Which::Reorged => {
+                stored.filter(|stored| self.transactions[&(account, stored.nonce)].reorged_at.is_some()).collect()
+            }
         }
     }
 
@@ -122,9 +124,11 @@ impl Store {
         self.held(lease)?;
         for Reorged { request, nonce, detail, event } in reorged {
             let row = self.transactions.get_mut(&(lease.account, nonce));
-            let fits = |row: &&mut TransactionRow| row.request == request && row.included.is_some() && !row.is_reorged;
+            let fits = |row: &&mut TransactionRow| {
+                row.request == request && row.included.is_some() && row.reorged_at.is_none()
+            };
             if let Some(row) = row.filter(fits) {
-                row.is_reorged = true;
+                row.reorged_at = Some(now);
                 self.tell(now, request, ("reorged", detail), event);
             }
         }
@@ -135,8 +139,8 @@ impl Store {
         self.held(lease)?;
         for EndedAgain { request, transaction, detail, event } in ended {
             let row = self.transactions.get_mut(&(lease.account, transaction.nonce));
-            if let Some(row) = row.filter(|row| row.request == request && row.is_reorged) {
-                row.is_reorged = false;
+            if let Some(row) = row.filter(|row| row.request == request && row.reorged_at.is_some()) {
+                row.reorged_at = None;
                 (row.state, row.included) = (transaction.state, transaction.included);
                 self.tell(now, request, ("ended", detail), event);
             }

@@ -139,6 +139,7 @@ fn transaction_history(nonce: Nonce, row: &TransactionRow) -> TransactionHistory
         block_number: included.map(|included| included.block_number),
         block_hash: included.map(|included| included.block_hash),
         gas_used: included.map(|included| included.gas_used),
+        reorged_at: row.reorged_at.map(|at| at.to_string()),
     }
 }
 

@@ -1,0 +1,368 @@
+//! What goes into the journal and comes out of it: values, checked by whoever reads them from a database.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::model::event::FinalTransaction;
+use crate::model::{
+    Address, Attempt, BodyHash, Cause, Event, Gas, Generation, Message, Nonce, RequestId, RequestState, Timestamp,
+    TransactionState, TxHash, Wei,
+};
+
+/// The journal's number for an account on a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AccountId(pub i64);
+
+impl fmt::Display for AccountId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The journal's number for a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RequestSeq(pub i64);
+
+/// The right to write for an account. Every write of a lane carries it; one with a past epoch is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// The account.
+    pub account: AccountId,
+    /// The instance's run, not its name: a restarted instance is another owner.
+    pub owner: Arc<str>,
+    /// Counts the owners.
+    pub epoch: i64,
+}
+
+/// How a lease looked at some moment. Each renewal changes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseMark {
+    /// Counts the owners.
+    pub epoch: i64,
+    /// Until when it holds, by its owner's clock.
+    pub until: Timestamp,
+}
+
+/// What became of the wish for a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Acquired {
+    /// It is ours.
+    Ours(Lease),
+    /// Another owner holds it, and it looks so.
+    Anothers(LeaseMark),
+}
+
+impl Acquired {
+    /// The lease, if it is ours.
+    pub fn ours(self) -> Option<Lease> {
+        match self {
+            Self::Ours(lease) => Some(lease),
+            Self::Anothers(_) => None,
+        }
+    }
+}
+
+/// A delivery that the admission rules let through.
+#[derive(Debug, Clone)]
+pub struct Arrival {
+    /// Its request's id.
+    pub id: RequestId,
+    /// Which copy it is.
+    pub generation: Generation,
+    /// The hash of its body.
+    pub body_hash: BodyHash,
+    /// The whole message.
+    pub message: Message,
+    /// The lane that it goes to if it is new.
+    pub account: AccountId,
+}
+
+/// Where outcomes are wanted besides the events exchange.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ReplyAddress {
+    /// The producer's queue.
+    pub reply_to: Option<String>,
+    /// The producer's correlation id.
+    pub correlation_id: Option<String>,
+}
+
+/// A request as the lane needs it.
+#[derive(Debug, Clone)]
+pub struct QueuedRequest {
+    /// The journal's number.
+    pub seq: RequestSeq,
+    /// Its id.
+    pub id: RequestId,
+    /// The copy accepted last.
+    pub generation: Generation,
+    /// Its place in the queue.
+    pub turn: i64,
+    /// Its body.
+    pub body: Bytes,
+    /// Whom to tell.
+    pub reply: ReplyAddress,
+}
+
+/// A transaction with its first attempt, ready to be stored.
+#[derive(Debug, Clone)]
+pub struct NewTransaction {
+    /// The request that it is for.
+    pub request: RequestSeq,
+    /// Its nonce.
+    pub nonce: Nonce,
+    /// Who is called.
+    pub to: Address,
+    /// What is paid.
+    pub value: Wei,
+    /// The gas limit.
+    pub gas: Gas,
+    /// The signed bytes.
+    pub attempt: Attempt,
+}
+
+/// A stored transaction that may still land.
+#[derive(Debug, Clone)]
+pub struct LiveTransaction {
+    /// The request that it is for.
+    pub request: QueuedRequest,
+    /// Its nonce.
+    pub nonce: Nonce,
+    /// Who is called.
+    pub to: Address,
+    /// What is paid.
+    pub value: Wei,
+    /// The gas limit.
+    pub gas: Gas,
+    /// Everything ever signed for it, oldest first.
+    pub attempts: Vec<Attempt>,
+}
+
+/// How a nonce ended.
+#[derive(Debug, Clone)]
+pub struct ClosedTransaction {
+    /// The nonce.
+    pub nonce: Nonce,
+    /// How.
+    pub state: TransactionState,
+    /// The attempt that is final; none where a foreign transaction took the nonce.
+    pub included: Option<FinalTransaction>,
+}
+
+/// A nonce that the journal has a transaction for, with all that matters after its end.
+#[derive(Debug, Clone)]
+pub struct StoredNonce {
+    /// The request that it is for.
+    pub request: RequestSeq,
+    /// Its id.
+    pub id: RequestId,
+    /// The copy that it stands at.
+    pub generation: Generation,
+    /// Whom to tell.
+    pub reply: ReplyAddress,
+    /// Where the request stands.
+    pub request_state: RequestState,
+    /// The nonce.
+    pub nonce: Nonce,
+    /// Where the nonce stands.
+    pub state: TransactionState,
+    /// What is final of it, without the price paid.
+    pub included: Option<FinalTransaction>,
+    /// Everything ever signed for it, oldest first.
+    pub attempts: Vec<Attempt>,
+}
+
+/// Which nonces are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// All from the first to below the second, by nonce.
+    Range(Nonce, Nonce),
+    /// Those below this one whose block is known and counts as part of the chain, highest first, so many at most.
+    IncludedBelow(Nonce, u32),
+    /// Those whose block went away after it was final, by nonce.
+    Reorged,
+}
+
+/// The chain has lost the block in which this was final.
+#[derive(Debug, Clone)]
+pub struct Reorged {
+    /// The request.
+    pub request: RequestSeq,
+    /// Its nonce.
+    pub nonce: Nonce,
+    /// For a person.
+    pub detail: String,
+    /// Goes into the outbox in the same commit.
+    pub event: Option<Event>,
+}
+
+/// How a nonce ended for the second time, after the chain had lost the block of its first end.
+#[derive(Debug, Clone)]
+pub struct EndedAgain {
+    /// The request.
+    pub request: RequestSeq,
+    /// How the nonce ended, with what is final of it; nothing where its first end is kept.
+    pub transaction: ClosedTransaction,
+    /// For a person.
+    pub detail: String,
+    /// Goes into the outbox in the same commit.
+    pub event: Option<Event>,
+}
+
+/// What became of a request.
+#[derive(Debug, Clone)]
+pub enum Decision {
+    /// It is written; its event goes into the outbox in the same commit.
+    Final(Event),
+    /// It failed and is tried again as `next`.
+    Retry {
+        /// Why.
+        cause: Cause,
+        /// The copy that will wait.
+        next: Generation,
+    },
+    /// It failed for good.
+    Dead {
+        /// Why.
+        cause: Cause,
+    },
+    /// An operator wants it no more. Dead if it still waits for a nonce; where it has moved on, nothing happens and the
+    /// wish stays.
+    Cancel {
+        /// Why.
+        cause: Cause,
+    },
+    /// Its nonce went to a foreign transaction: it queues again.
+    Requeue {
+        /// The foreign transaction.
+        taken_by: TxHash,
+    },
+}
+
+/// A decided request and, if it had one, its closed transaction.
+#[derive(Debug, Clone)]
+pub struct Settlement {
+    /// The request.
+    pub request: RequestSeq,
+    /// Its transaction.
+    pub transaction: Option<ClosedTransaction>,
+    /// What became of it.
+    pub decision: Decision,
+}
+
+/// That an operator wants a request no more.
+#[derive(Debug, Clone)]
+pub struct CancelWish {
+    /// Who, for a person.
+    pub by: String,
+    /// Why, for a person; may be empty.
+    pub reason: String,
+}
+
+/// What the journal says to such a wish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WishAnswer {
+    /// It stands there now, or did before; the request is in this state.
+    Noted(RequestState),
+    /// The request is final or a dead letter already.
+    TooLate(RequestState),
+    /// There is no such request.
+    NotKnown,
+}
+
+/// A wish that a lane has to see to.
+#[derive(Debug, Clone)]
+pub struct Cancellation {
+    /// The request.
+    pub request: QueuedRequest,
+    /// Accepted or writing.
+    pub state: RequestState,
+    /// Who and why, for a person.
+    pub detail: String,
+}
+
+/// What a failed request is published as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyKind {
+    /// To a wait queue.
+    Retry,
+    /// To the dead-letter exchange.
+    DeadLetter,
+}
+
+impl CopyKind {
+    /// The state of a request whose copy of this kind has no publisher confirm yet.
+    pub fn pending(self) -> RequestState {
+        match self {
+            Self::Retry => RequestState::RetryPending,
+            Self::DeadLetter => RequestState::DeadPending,
+        }
+    }
+}
+
+/// A copy that has to reach the broker before its request is settled.
+#[derive(Debug, Clone)]
+pub struct UnconfirmedCopy {
+    /// The request.
+    pub request: RequestSeq,
+    /// Its id.
+    pub id: RequestId,
+    /// What it is published as.
+    pub kind: CopyKind,
+    /// The copy to publish: the coming retry, or the copy that died.
+    pub generation: Generation,
+    /// Why it failed.
+    pub cause: Cause,
+    /// When it failed for the first time.
+    pub first_failed_at: Timestamp,
+    /// The message to copy.
+    pub message: Message,
+    /// Every hash ever signed for the request, oldest first.
+    pub tx_hashes: Vec<TxHash>,
+}
+
+/// A copy has its publisher confirm.
+#[derive(Debug, Clone)]
+pub struct ConfirmedCopy {
+    /// The request.
+    pub request: RequestSeq,
+    /// The copy.
+    pub generation: Generation,
+    /// What it was published as.
+    pub kind: CopyKind,
+    /// Goes into the outbox in the same commit.
+    pub event: Event,
+}
+
+/// A message that never became a request and is in the dead-letter queue already.
+#[derive(Debug, Clone)]
+pub struct RefusedMessage {
+    /// Its id if it has one that the journal does not know yet, else one made up for it.
+    pub id: RequestId,
+    /// The lane whose outbox carries its event.
+    pub account: AccountId,
+    /// The hash of its body.
+    pub body_hash: BodyHash,
+    /// Which copy it is.
+    pub generation: Generation,
+    /// Why.
+    pub cause: Cause,
+    /// Tells the producer.
+    pub event: Event,
+}
+
+/// An event that waits for its publisher confirm.
+#[derive(Debug, Clone)]
+pub struct OutboxRow {
+    /// Its place in the outbox.
+    pub id: i64,
+    /// CloudEvents id.
+    pub event_id: String,
+    /// Routing key.
+    pub kind: String,
+    /// JSON document.
+    pub body: String,
+    /// Whom else to tell.
+    pub reply: ReplyAddress,
+}
