@@ -1,7 +1,8 @@
 //! What the stages before settle hand over to it.
 
 use crate::broker::Receipt;
-use crate::journal::{AccountId, ClosedTransaction, Lease, QueuedRequest};
+use crate::chain;
+use crate::journal::{AccountId, ClosedTransaction, Lease, QueuedRequest, StoredNonce};
 use crate::model::event::FinalTransaction;
 use crate::model::{Cause, Generation, Message, RequestId, TxHash, ids};
 
@@ -65,6 +66,8 @@ pub enum LaneVerdict {
     Succeeded(FinalTransaction),
     /// The chain refused it.
     Failed(Cause),
+    /// An operator wanted it no more.
+    Cancelled(Cause),
     /// A foreign transaction took its nonce: this one.
     Displaced(TxHash),
 }
@@ -76,6 +79,19 @@ pub enum FromLane {
     Rulings(Vec<Ruling>),
     /// A lane has begun to work for this account: finish the copies that an earlier owner left.
     Resume(AccountId),
+    /// The chain has lost the blocks in which these were final.
+    Reorged(Lease, Vec<StoredNonce>),
+    /// How some of those ended after all.
+    EndedAgain(Lease, Vec<(StoredNonce, SecondEnd)>),
+}
+
+/// How a nonce ended after the chain had lost the block of its first end.
+#[derive(Debug)]
+pub enum SecondEnd {
+    /// One of its attempts is final in another block.
+    Included(chain::Receipt),
+    /// A transaction that is none of its attempts has the nonce: a filler, or a foreign one.
+    Taken(TxHash),
 }
 
 /// For a message without an id of its own, or with one that the journal knows as another request's.

@@ -22,4 +22,7 @@ pub mod signer;
 #[cfg(test)]
 mod simulation;
 pub mod supervisor;
+#[cfg(test)]
+#[path = "../tests/support/mod.rs"]
+mod support;
 pub mod tracker;

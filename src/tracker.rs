@@ -20,6 +20,8 @@ pub struct Sighting {
     pub head: Header,
     /// Blocks that are no longer part of the chain.
     pub orphaned: Vec<BlockHash>,
+    /// One of them had been reported as final.
+    pub lost_final: bool,
     /// Everything known before is void: the receipts below are all that is included now.
     pub anew: bool,
     /// Receipts of ours in new blocks, lowest block first.
@@ -34,12 +36,25 @@ pub struct Tracker {
     rule: FinalityRule,
     /// The chain as seen last, lowest first, without holes.
     recent: VecDeque<Header>,
+    /// The highest block ever reported as final.
+    highest_final: Option<BlockNumber>,
+}
+
+/// Where a block stands that was part of the chain once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It is part of it.
+    Canonical,
+    /// Another one is in its place.
+    Gone,
+    /// The node has none at its height: it may lag.
+    Unknown,
 }
 
 impl Tracker {
     /// A tracker that has seen nothing yet.
     pub fn new(chain: Arc<dyn Chain>, rule: FinalityRule) -> Self {
-        Self { chain, rule, recent: VecDeque::new() }
+        Self { chain, rule, recent: VecDeque::new(), highest_final: None }
     }
 
     /// Looks at the chain once. `None` when there is no new block.
@@ -69,13 +84,16 @@ impl Tracker {
         }
         let lowest_new = new_blocks.first().map_or(head.number, |block| block.number);
         let mut orphaned = Vec::new();
+        let mut lost_final = false;
         while let Some(block) = self.recent.pop_back_if(|block| block.number >= lowest_new) {
+            lost_final |= self.highest_final.is_some_and(|highest| block.number <= highest);
             orphaned.push(block.hash);
         }
         self.recent.extend(new_blocks);
         let surplus = self.recent.len().saturating_sub(REMEMBERED);
         self.recent.drain(..surplus);
-        Ok(Some(Sighting { head, orphaned, anew: false, included, final_up_to }))
+        self.highest_final = self.highest_final.max(final_up_to);
+        Ok(Some(Sighting { head, orphaned, lost_final, anew: false, included, final_up_to }))
     }
 
     /// Whether this block is part of the chain, asked of the node if it is not remembered.
@@ -83,11 +101,20 @@ impl Tracker {
     /// # Errors
     /// When the node does not answer.
     pub async fn is_canonical(&self, number: BlockNumber, hash: BlockHash) -> Result<bool> {
+        self.standing(number, hash).await.map(|standing| standing == Standing::Canonical)
+    }
+
+    /// Where this block stands, asked of the node if it is not remembered.
+    ///
+    /// # Errors
+    /// When the node does not answer.
+    pub async fn standing(&self, number: BlockNumber, hash: BlockHash) -> Result<Standing> {
+        let of = |found: BlockHash| if found == hash { Standing::Canonical } else { Standing::Gone };
         if let Some(block) = self.remembered(number) {
-            return Ok(block.hash == hash);
+            return Ok(of(block.hash));
         }
         let header = self.chain.header(BlockTag::Number(number)).await?;
-        Ok(header.is_some_and(|header| header.hash == hash))
+        Ok(header.map_or(Standing::Unknown, |header| of(header.hash)))
     }
 
     /// Forgets everything, so that the next look starts anew.
@@ -109,7 +136,8 @@ impl Tracker {
         let included = self.chain.receipts(ours).await?.into_iter().flatten().collect();
         self.recent.clear();
         self.recent.push_back(head.clone());
-        Ok(Sighting { head, orphaned: Vec::new(), anew: true, included, final_up_to })
+        self.highest_final = self.highest_final.max(final_up_to);
+        Ok(Sighting { head, orphaned: Vec::new(), lost_final: false, anew: true, included, final_up_to })
     }
 
     /// The new blocks up to `head`, lowest first, standing on one that is remembered; `None` where that lies too deep.

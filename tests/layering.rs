@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 /// Lowest first. What stands in one row does not import from its neighbours either.
 const RANKS: &[&[&str]] = &[
+    // Tests alone: servers, and programs beside the one that is tested.
+    &["support"],
     &["model"],
     &["policy"],
     &["broker", "journal", "chain", "signer"],

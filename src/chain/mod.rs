@@ -221,8 +221,4 @@ pub fn transaction_hash(raw: &[u8]) -> TxHash {
 }
 
 #[cfg(test)]
-#[allow(dead_code, unreachable_pub, missing_docs, reason = "shared with the integration tests")]
-#[path = "../../tests/support/scripted.rs"]
-mod scripted;
-#[cfg(test)]
 mod tests;

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::chain::scripted::{Reply, ScriptedNode};
 use crate::chain::{BlockTag, Call, Chain, ChainError, ClientSettings, Header, NodeClient, transaction_hash};
 use crate::model::{Address, BlockHash, BlockNumber, Gas, SignedTransaction, TxHash, Wei};
+use crate::support::{Reply, ScriptedNode};
 
 const BATCH: usize = 100;
 

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use crate::config::{self, Faults};
 use crate::journal::JournalError;
 
+mod cancel;
 mod check;
 mod log;
 mod publish;
@@ -29,6 +30,8 @@ pub mod exit {
     pub const CONFIG: u8 = 78;
     /// The journal does not know the request.
     pub const NOT_FOUND: u8 = 1;
+    /// The request has ended already, and not by being cancelled.
+    pub const TOO_LATE: u8 = 2;
 }
 
 /// Takes messages from a RabbitMQ work queue and writes each one to an EVM chain exactly once.
@@ -54,6 +57,8 @@ enum Command {
     Publish(publish::Arguments),
     /// Tell what happened to one request.
     Status(status::Arguments),
+    /// Cancel one request: it becomes a dead letter, unless its write lands first.
+    Cancel(cancel::Arguments),
 }
 
 /// Runs the program with the process's arguments.
@@ -90,6 +95,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Topology(arguments) => topology::run(arguments, settings).await,
             Command::Publish(arguments) => publish::run(arguments, settings).await,
             Command::Status(arguments) => status::run(arguments, settings).await,
+            Command::Cancel(arguments) => cancel::run(arguments, settings).await,
         }
     });
     // What was cut off by a drain's deadline must not hold up the exit.

@@ -235,6 +235,66 @@ pub struct ClosedTransaction {
     pub included: Option<FinalTransaction>,
 }
 
+/// A nonce that the journal has a transaction for, with all that matters after its end.
+#[derive(Debug, Clone)]
+pub struct StoredNonce {
+    /// The request that it is for.
+    pub request: RequestSeq,
+    /// Its id.
+    pub id: RequestId,
+    /// The copy that it stands at.
+    pub generation: Generation,
+    /// Whom to tell.
+    pub reply: ReplyAddress,
+    /// Where the request stands.
+    pub request_state: RequestState,
+    /// The nonce.
+    pub nonce: Nonce,
+    /// Where the nonce stands.
+    pub state: TransactionState,
+    /// What is final of it, without the price paid.
+    pub included: Option<FinalTransaction>,
+    /// Everything ever signed for it, oldest first.
+    pub attempts: Vec<Attempt>,
+}
+
+/// Which nonces are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// All from the first to below the second, by nonce.
+    Range(Nonce, Nonce),
+    /// Those below this one whose block is known and counts as part of the chain, highest first, so many at most.
+    IncludedBelow(Nonce, u32),
+    /// Those whose block went away after it was final, by nonce.
+    Reorged,
+}
+
+/// The chain has lost the block in which this was final.
+#[derive(Debug, Clone)]
+pub struct Reorged {
+    /// The request.
+    pub request: RequestSeq,
+    /// Its nonce.
+    pub nonce: Nonce,
+    /// For a person.
+    pub detail: String,
+    /// Goes into the outbox in the same commit.
+    pub event: Option<Event>,
+}
+
+/// How a nonce ended for the second time, after the chain had lost the block of its first end.
+#[derive(Debug, Clone)]
+pub struct EndedAgain {
+    /// The request.
+    pub request: RequestSeq,
+    /// How the nonce ended, with what is final of it; nothing where its first end is kept.
+    pub transaction: ClosedTransaction,
+    /// For a person.
+    pub detail: String,
+    /// Goes into the outbox in the same commit.
+    pub event: Option<Event>,
+}
+
 /// What became of a request.
 #[derive(Debug, Clone)]
 pub enum Decision {
@@ -249,6 +309,12 @@ pub enum Decision {
     },
     /// It failed for good.
     Dead {
+        /// Why.
+        cause: Cause,
+    },
+    /// An operator wants it no more. Dead if it still waits for a nonce; where it has moved on, nothing happens and the
+    /// wish stays.
+    Cancel {
         /// Why.
         cause: Cause,
     },
@@ -268,6 +334,37 @@ pub struct Settlement {
     pub transaction: Option<ClosedTransaction>,
     /// What became of it.
     pub decision: Decision,
+}
+
+/// That an operator wants a request no more.
+#[derive(Debug, Clone)]
+pub struct CancelWish {
+    /// Who, for a person.
+    pub by: String,
+    /// Why, for a person; may be empty.
+    pub reason: String,
+}
+
+/// What the journal says to such a wish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WishAnswer {
+    /// It stands there now, or did before; the request is in this state.
+    Noted(RequestState),
+    /// The request is final or a dead letter already.
+    TooLate(RequestState),
+    /// There is no such request.
+    NotKnown,
+}
+
+/// A wish that a lane has to see to.
+#[derive(Debug, Clone)]
+pub struct Cancellation {
+    /// The request.
+    pub request: QueuedRequest,
+    /// Accepted or writing.
+    pub state: RequestState,
+    /// Who and why, for a person.
+    pub detail: String,
 }
 
 /// What a failed request is published as.
@@ -389,7 +486,8 @@ pub trait Admissions: Send + Sync {
 /// What a lane needs.
 #[async_trait]
 pub trait Transactions: Send + Sync {
-    /// Accepted requests of the account behind this place in the queue, in their order.
+    /// Accepted requests of the account behind this place in the queue, in their order, without those that an operator
+    /// wants cancelled.
     async fn queued(&self, account: AccountId, after_turn: i64, limit: u32) -> Result<Vec<QueuedRequest>>;
     /// Everything of the account that may still land, by nonce. Bytes and bodies are checked against their hashes by the caller.
     async fn live_transactions(&self, account: AccountId) -> Result<Vec<LiveTransaction>>;
@@ -397,6 +495,14 @@ pub trait Transactions: Send + Sync {
     async fn record_transactions(&self, lease: &Lease, transactions: Vec<NewTransaction>) -> Result<()>;
     /// Stores further attempts at nonces that are live.
     async fn record_attempts(&self, lease: &Lease, attempts: Vec<(Nonce, Attempt)>) -> Result<()>;
+    /// Wishes to cancel requests of the account that are accepted or being written.
+    async fn cancellations(&self, account: AccountId) -> Result<Vec<Cancellation>>;
+    /// Transactions by their nonces, whatever their state.
+    async fn nonces(&self, account: AccountId, which: Which) -> Result<Vec<StoredNonce>>;
+    /// Everything ever signed to fill these nonces, oldest first.
+    async fn fillers(&self, account: AccountId, first: Nonce, below: Nonce) -> Result<Vec<(Nonce, Attempt)>>;
+    /// Stores self-transfers at nonces that were taken before, and for which no transaction may land or be sent again.
+    async fn record_fillers(&self, lease: &Lease, fillers: Vec<(Nonce, Attempt)>) -> Result<()>;
 }
 
 /// What settling needs.
@@ -404,6 +510,10 @@ pub trait Transactions: Send + Sync {
 pub trait Settlements: Send + Sync {
     /// Stores what became of requests, with the events of those that are final, in one commit.
     async fn settle(&self, lease: &Lease, settlements: Vec<Settlement>) -> Result<()>;
+    /// Notes that the blocks of these are gone. What is noted already is left as it is, without a second event.
+    async fn record_reorged(&self, lease: &Lease, reorged: Vec<Reorged>) -> Result<()>;
+    /// Notes how nonces ended that a reorganisation had opened again. What is not open any more is left as it is.
+    async fn record_ended_again(&self, lease: &Lease, ended: Vec<EndedAgain>) -> Result<()>;
     /// Copies of the account without a publisher confirm, by place, behind `after`.
     async fn unconfirmed(&self, account: AccountId, after: RequestSeq, limit: u32) -> Result<Vec<UnconfirmedCopy>>;
     /// The copies of these requests without a publisher confirm.
@@ -434,6 +544,8 @@ pub trait Outbox: Send + Sync {
 pub trait Upkeep: Send + Sync {
     /// Everything about one request.
     async fn history(&self, id: &RequestId) -> Result<Option<History>>;
+    /// Notes that an operator wants this request no more. The wish is over once the request is final or dead.
+    async fn wish_cancellation(&self, id: &RequestId, wish: CancelWish) -> Result<WishAnswer>;
     /// Deletes up to `limit` requests that were final or dead before this time, with all that belongs to them. Returns how many.
     async fn prune(&self, before: Timestamp, limit: u32) -> Result<u64>;
 }

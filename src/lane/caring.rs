@@ -25,6 +25,7 @@ impl Lane {
     pub(super) fn heed(&mut self, answers: Vec<Answer>) {
         let now = Instant::now();
         for Answer { nonce, hash, result } in answers {
+            self.mender.heed(nonce, hash, &result, now, &self.settings.errors);
             let Some(transaction) = self.window.get_mut(nonce) else { continue };
             if transaction.newest().signed.hash != hash {
                 continue;
@@ -58,10 +59,11 @@ impl Lane {
         let mut resend = Vec::new();
         for (place, transaction) in self.window.not_included().enumerate() {
             let newest = transaction.newest();
-            let is_given_up = transaction
+            let is_refused = transaction
                 .refused
                 .as_ref()
                 .is_some_and(|(since, _)| now.duration_since(*since) >= self.settings.refused_after);
+            let is_given_up = is_refused || transaction.cancel_wish.is_some();
             if transaction.is_taken {
                 continue;
             }

@@ -56,7 +56,15 @@ impl Lane {
             }
             (AttemptKind::Write, false) => {
                 let cause = self.explain_revert(transaction, receipt).await;
-                End::Included(LaneVerdict::Failed(cause), TransactionState::Reverted)
+                let verdict = match &transaction.cancel_wish {
+                    Some(wish) => LaneVerdict::Cancelled(Cause::rejected("cancelled", format!("{wish}; {cause}"))),
+                    None => LaneVerdict::Failed(cause),
+                };
+                End::Included(verdict, TransactionState::Reverted)
+            }
+            (AttemptKind::Cancel, _) if transaction.cancel_wish.is_some() => {
+                let wish = transaction.cancel_wish.clone().unwrap_or_default();
+                End::Included(LaneVerdict::Cancelled(Cause::rejected("cancelled", wish)), TransactionState::Cancelled)
             }
             (AttemptKind::Cancel, _) => {
                 let refusal = transaction.refused.as_ref().map_or("", |(_, text)| text);

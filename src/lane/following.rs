@@ -5,13 +5,14 @@ use tracing::info;
 use crate::chain::{BlockTag, ChainError, Header};
 use crate::journal::{JournalError, Lease};
 use crate::lane::Lane;
-use crate::model::{Nonce, PauseReason, TxHash};
+use crate::model::{BlockNumber, Nonce, PauseReason, TxHash};
 use crate::policy::fee::Market;
 use crate::tracker::Sighting;
 
 impl Lane {
     pub(super) async fn follow(&mut self, lease: &Lease) -> Result<(), JournalError> {
-        let ours = self.window.hashes();
+        let mut ours = self.window.hashes();
+        ours.extend(self.undone.hashes());
         match self.look(lease, &ours).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => {
@@ -36,11 +37,16 @@ impl Lane {
             }
             Err(error) => return Ok(Err(error)),
         };
-        let Sighting { head, orphaned, anew, included, final_up_to } = sighting;
+        let Sighting { head, orphaned, lost_final, anew, included, final_up_to } = sighting;
+        if anew || lost_final {
+            self.undone.must_check();
+        }
         if !orphaned.is_empty() {
             info!(blocks.orphaned = orphaned.len(), head = %head.number, "the chain was reorganised");
         }
         self.window.orphan(|hash| anew || orphaned.contains(&hash));
+        self.undone.orphan(|hash| anew || orphaned.contains(&hash));
+        self.undone.include(&included);
         self.window.include(included);
         let (market, count) = match self.read_chain(&head).await {
             Ok(read) => read,
@@ -60,17 +66,26 @@ impl Lane {
             self.next_nonce = Some(self.journal.raise_next_nonce(lease, count).await?);
         }
         self.head = Some(head);
+        self.note_gap(count);
         self.node_answers();
-        if let Some(height) = final_up_to {
-            match self.close_final(lease, height, count).await {
-                Ok(rulings) => self.rule(rulings).await,
-                Err(error) => {
-                    self.tracker.forget();
-                    return Ok(Err(error));
-                }
-            }
+        let closed = match final_up_to {
+            Some(height) => self.close(lease, height, count).await,
+            None => Ok(()),
+        };
+        let checked = match closed {
+            Ok(()) => self.check_final_blocks(lease).await?,
+            Err(error) => Err(error),
+        };
+        if checked.is_err() {
+            self.tracker.forget();
         }
-        Ok(Ok(()))
+        Ok(checked)
+    }
+
+    async fn close(&mut self, lease: &Lease, height: BlockNumber, count: Nonce) -> Result<(), ChainError> {
+        let rulings = self.close_final(lease, height, count).await?;
+        self.rule(rulings).await;
+        self.close_undone(lease, height, count).await
     }
 
     pub(super) async fn read_chain(&self, head: &Header) -> Result<(Market, Nonce), ChainError> {

@@ -1,7 +1,7 @@
 //! The lane: the one task that owns an account on a chain. All that happens to its nonces is decided here, in one place:
 //! take requests in order, sign, journal, broadcast, follow the chain, replace, cancel, rule.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,26 +14,31 @@ use crate::broadcaster::Broadcaster;
 use crate::chain::{Chain, Header};
 use crate::evidence::Evidence;
 use crate::handover::FromLane;
-use crate::journal::{Acquired, JournalError, Lease, LeaseMark, QueuedRequest};
+use crate::journal::{Acquired, JournalError, Lease, LeaseMark, QueuedRequest, RequestSeq};
 use crate::model::Nonce;
 use crate::policy::fee::Market;
 use crate::recovery;
 use crate::signer::Signer;
 use crate::tracker::Tracker;
 
+mod cancelling;
 mod caring;
 mod ending;
 mod filling;
 mod following;
+mod mending;
 mod pausing;
 mod prepare;
 mod settings;
+mod undone;
 mod window;
 
 pub use settings::{GasRule, LaneJournal, LaneSettings, LaneSignals, LaneState, OutagePolicy};
 
+use mending::Mender;
 use pausing::Paused;
 use prepare::Prepared;
+use undone::UndoneNonces;
 use window::{InFlight, Window};
 
 /// The lane.
@@ -46,12 +51,16 @@ pub struct Lane {
     signals: LaneSignals,
     tracker: Tracker,
     evidence: Evidence,
+    mender: Mender,
+    undone: UndoneNonces,
     broadcaster: Broadcaster,
     window: Window,
     /// Fetched from the queue, not yet simulated.
     fetched: Vec<QueuedRequest>,
     /// Ready to be signed.
     prepared: VecDeque<Prepared>,
+    /// Queued requests that settle was told to cancel, and has not yet.
+    cancelled: BTreeSet<RequestSeq>,
     /// The place in the queue up to which requests were fetched.
     turn: i64,
     /// The queue may hold more.
@@ -75,6 +84,8 @@ impl Lane {
         Self {
             tracker: Tracker::new(Arc::clone(&chain), settings.finality),
             evidence: Evidence::default(),
+            mender: Mender::default(),
+            undone: UndoneNonces::default(),
             broadcaster: Broadcaster::new(Arc::clone(&chain)),
             settings,
             chain,
@@ -85,6 +96,7 @@ impl Lane {
             window: Window::default(),
             fetched: Vec::new(),
             prepared: VecDeque::new(),
+            cancelled: BTreeSet::new(),
             turn: i64::MIN,
             may_have_more: false,
             next_nonce: None,
@@ -155,8 +167,11 @@ impl Lane {
         self.broadcaster.clear();
         self.tracker.forget();
         self.evidence.clear();
+        self.mender.forget();
+        self.undone.clear();
         self.fetched.clear();
         self.prepared.clear();
+        self.cancelled.clear();
         (self.next_nonce, self.head, self.market, self.pause) = (None, None, None, None);
         self.tell();
     }
@@ -165,6 +180,7 @@ impl Lane {
         for live in recovery::live_transactions(self.journal.as_ref(), lease.account).await? {
             self.window.insert(InFlight::from(live));
         }
+        self.recall_undone(lease).await?;
         self.turn = i64::MIN;
         self.may_have_more = true;
         self.signals.lease.send_replace(Some(lease.clone()));
@@ -186,8 +202,10 @@ impl Lane {
                 answers = self.broadcaster.next() => self.heed(answers),
                 _ = poll.tick() => {
                     self.may_have_more = true;
+                    self.heed_operators(lease).await?;
                     self.follow(lease).await?;
                     self.care(lease).await?;
+                    self.mend(lease).await?;
                 }
                 () = wake.notified() => self.may_have_more = true,
                 () = std::future::ready(()), if self.can_fill() => {}
@@ -213,6 +231,7 @@ impl Lane {
             paused: self.pause.as_ref().map(|pause| (pause.reason, pause.detail.clone())),
             in_flight: self.window.len(),
             head: self.head.as_ref().map(|head| head.number),
+            nonces_mended: self.mender.mended,
         };
         let can_take = self.head.is_some() && self.pause.is_none();
         let is_open = can_take || self.settings.outage == OutagePolicy::Retry;

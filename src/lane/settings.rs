@@ -83,6 +83,8 @@ pub struct LaneState {
     pub in_flight: usize,
     /// The newest block seen.
     pub head: Option<BlockNumber>,
+    /// Nonces in gaps that something was sent for since the start.
+    pub nonces_mended: u64,
 }
 
 /// How a lane tells others about itself.

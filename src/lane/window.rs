@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::chain::Receipt;
-use crate::journal::{LiveTransaction, QueuedRequest};
+use crate::journal::{LiveTransaction, QueuedRequest, RequestSeq};
 use crate::model::{Address, Attempt, AttemptKind, BlockHash, BlockNumber, Gas, Nonce, TxHash, Wei};
 use crate::policy::classify::SendMeaning;
 
@@ -34,6 +34,8 @@ pub(super) struct InFlight {
     pub(super) is_taken: bool,
     /// The newest block when the newest attempt was first looked after.
     pub(super) waits_since: Option<BlockNumber>,
+    /// An operator wants it no more: who and why.
+    pub(super) cancel_wish: Option<String>,
     /// Since when every answer was a refusal for a reason of the transaction's own, and the last of them.
     pub(super) refused: Option<(Instant, String)>,
 }
@@ -63,6 +65,7 @@ impl InFlight {
             is_taken: false,
             waits_since: None,
             refused: None,
+            cancel_wish: None,
         }
     }
 
@@ -160,6 +163,10 @@ impl Window {
 
     pub(super) fn get_mut(&mut self, nonce: Nonce) -> Option<&mut InFlight> {
         self.by_nonce.get_mut(&nonce)
+    }
+
+    pub(super) fn of_request(&mut self, request: RequestSeq) -> Option<&mut InFlight> {
+        self.by_nonce.values_mut().find(|transaction| transaction.request.seq == request)
     }
 
     pub(super) fn len(&self) -> usize {

@@ -17,6 +17,8 @@ pub enum EventKind {
     Retry,
     /// The request is in the dead-letter queue.
     Dead,
+    /// The block of a final write is no part of the chain any more.
+    Reorged,
 }
 
 impl EventKind {
@@ -26,8 +28,21 @@ impl EventKind {
             Self::Final => "final",
             Self::Retry => "retry",
             Self::Dead => "dead",
+            Self::Reorged => "reorged",
         }
     }
+}
+
+/// What a write that was final has become since the chain lost its block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AfterReorg {
+    /// The same transaction is sent again; nobody knows yet.
+    SentAgain,
+    /// It is final in another block, and reverted there.
+    Reverted,
+    /// Another transaction has its nonce for good: it can never land.
+    Lost,
 }
 
 /// A final transaction, as its event tells it.
@@ -108,6 +123,15 @@ pub enum Outcome<'a> {
         /// Every hash signed; none of them can land any more.
         tx_hashes: &'a [TxHash],
     },
+    /// What was told to be final is not.
+    Reorged {
+        /// The transaction, with the block that is gone, or the one in which it reverted.
+        transaction: &'a FinalTransaction,
+        /// What has become of it.
+        now: AfterReorg,
+    },
+    /// It is final again, in another block than was told first.
+    FinalAgain(&'a FinalTransaction),
 }
 
 impl Event {
@@ -121,8 +145,12 @@ impl Event {
             Outcome::Dead { cause, tx_hashes } => {
                 (EventKind::Dead, json!({ "error": error(cause), "tx_hashes": tx_hashes }))
             }
+            Outcome::Reorged { transaction, now } => {
+                (EventKind::Reorged, json!({ "transaction": transaction, "now": now }))
+            }
+            Outcome::FinalAgain(tx) => (EventKind::Final, json!({ "transaction": tx })),
         };
-        let id = event_id(subject, kind);
+        let id = event_id(subject, kind, &occasion(subject, outcome));
         let mut data = data;
         if let Some(fields) = data.as_object_mut() {
             fields.insert("request_id".into(), json!(subject.request));
@@ -153,18 +181,24 @@ fn error(cause: &Cause) -> serde_json::Value {
     json!({ "class": cause.class, "reason": cause.reason, "detail": cause.detail })
 }
 
-/// The same outcome of the same copy has the same id, whoever tells it and however often. `final` leaves the copy out:
-/// there is one for a request id, ever.
-fn event_id(subject: &Subject<'_>, kind: EventKind) -> String {
-    let mut hasher = Sha256::new();
-    let copy = match kind {
-        EventKind::Final => String::new(),
-        EventKind::Retry | EventKind::Dead => {
+/// What tells an event from others of its kind about the same request. `final` leaves the copy out: there is one for a
+/// request id, unless the chain takes it back; what happens then goes by its block.
+fn occasion(subject: &Subject<'_>, outcome: &Outcome<'_>) -> String {
+    match outcome {
+        Outcome::Final(_) => String::new(),
+        Outcome::Retry { .. } | Outcome::Dead { .. } => {
             format!("{}.{}", subject.generation.replay, subject.generation.retry)
         }
-    };
+        Outcome::Reorged { transaction, now } => format!("{now:?}.{}", transaction.block_hash),
+        Outcome::FinalAgain(transaction) => format!("again.{}", transaction.block_hash),
+    }
+}
+
+/// The same outcome on the same occasion has the same id, whoever tells it and however often.
+fn event_id(subject: &Subject<'_>, kind: EventKind, occasion: &str) -> String {
+    let mut hasher = Sha256::new();
     let refused = subject.refused.map(|hash| hash.to_string()).unwrap_or_default();
-    for part in [subject.organisation, kind.as_str(), &copy, subject.request.as_str(), &refused] {
+    for part in [subject.organisation, kind.as_str(), occasion, subject.request.as_str(), &refused] {
         hasher.update((part.len() as u64).to_be_bytes());
         hasher.update(part);
     }
@@ -203,6 +237,36 @@ mod tests {
         let conflict = Event::new(&of_body(b"one"), &dead, Timestamp(1));
         assert_ne!(first.id, conflict.id, "what was refused under an id is not the request");
         assert_ne!(conflict.id, Event::new(&of_body(b"two"), &dead, Timestamp(1)).id);
+    }
+
+    #[test]
+    fn what_a_reorg_does_has_ids_by_block_and_leaves_the_first_final_one_alone() {
+        let id = RequestId::new("a").unwrap();
+        let in_block = |hash: u8| FinalTransaction {
+            tx_hash: TxHash([1; 32]),
+            nonce: Nonce(3),
+            block_number: BlockNumber(9),
+            block_hash: BlockHash([hash; 32]),
+            gas_used: Gas(21_000),
+            effective_gas_price: None,
+        };
+        let (old, new) = (in_block(1), in_block(2));
+        let of = |outcome: &Outcome<'_>| Event::new(&subject(&id), outcome, Timestamp(0));
+        let now = AfterReorg::SentAgain;
+        let events = [
+            of(&Outcome::Final(&old)),
+            of(&Outcome::Reorged { transaction: &old, now }),
+            of(&Outcome::Reorged { transaction: &new, now }),
+            of(&Outcome::Reorged { transaction: &new, now: AfterReorg::Reverted }),
+            of(&Outcome::FinalAgain(&new)),
+        ];
+        let ids: std::collections::BTreeSet<_> = events.iter().map(|event| &event.id).collect();
+        assert_eq!(ids.len(), events.len());
+        assert_eq!(of(&Outcome::Final(&old)).id, of(&Outcome::Final(&new)).id);
+        let document: serde_json::Value = serde_json::from_str(&events[1].body).unwrap();
+        assert_eq!(document["type"], "io.chainwriter.request.reorged.v1");
+        assert_eq!(document["data"]["now"], "sent_again");
+        assert_eq!((events[1].kind.as_str(), events[4].kind.as_str()), ("reorged", "final"));
     }
 
     #[test]

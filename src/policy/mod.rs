@@ -5,6 +5,7 @@ pub mod arrival;
 pub mod classify;
 pub mod fee;
 pub mod finality;
+pub mod gap;
 pub mod gas;
 pub mod pause;
 pub mod revert;

@@ -34,6 +34,9 @@ impl SettleSettings {
         let Ruling { request, transaction, verdict, .. } = ruling;
         let next = request.generation.next_retry();
         let decision = match verdict {
+            // With a closed transaction nothing of it can land; without one it must still be waiting for its nonce.
+            LaneVerdict::Cancelled(cause) if transaction.is_some() => Decision::Dead { cause },
+            LaneVerdict::Cancelled(cause) => Decision::Cancel { cause },
             LaneVerdict::Displaced(taken_by) => Decision::Requeue { taken_by },
             LaneVerdict::Succeeded(tx) => {
                 let subject = self.subject(

@@ -21,6 +21,7 @@ use crate::model::event::{Outcome, Subject};
 use crate::model::{BodyHash, Event, Heartbeat, RequestId, Timestamp};
 use crate::policy::pause::Pause;
 
+mod aftermath;
 mod decisions;
 mod held;
 
@@ -149,6 +150,8 @@ impl Settle {
         for message in from_lanes {
             match message {
                 FromLane::Resume(account) => self.resume(account).await?,
+                FromLane::Reorged(lease, lost) => self.tell_reorged(&lease, lost).await?,
+                FromLane::EndedAgain(lease, ended) => self.tell_ended_again(&lease, ended).await?,
                 FromLane::Rulings(ruled) => {
                     for ruling in ruled {
                         rulings.entry(ruling.lease.account).or_default().push(ruling);
@@ -200,7 +203,7 @@ impl Settle {
                     info!(request.id = %request.id, request.attempt = next.retry, %cause, "request failed, it will be tried again");
                     self.copies.push_back(request.seq);
                 }
-                Decision::Dead { cause } => {
+                Decision::Dead { cause } | Decision::Cancel { cause } => {
                     warn!(request.id = %request.id, %cause, "request failed for good, it becomes a dead letter");
                     self.copies.push_back(request.seq);
                 }

@@ -6,9 +6,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::journal::{
-    AccountId, Acquired, Admissions, Arrival, ConfirmedCopy, History, JournalError, Lease, LeaseMark, Leases,
-    LiveTransaction, NewTransaction, Outbox, OutboxRow, QueuedRequest, RefusedMessage, RequestSeq, Result, Settlement,
-    Settlements, Transactions, UnconfirmedCopy, Upkeep,
+    AccountId, Acquired, Admissions, Arrival, CancelWish, Cancellation, ConfirmedCopy, EndedAgain, History,
+    JournalError, Lease, LeaseMark, Leases, LiveTransaction, NewTransaction, Outbox, OutboxRow, QueuedRequest,
+    RefusedMessage, Reorged, RequestSeq, Result, Settlement, Settlements, StoredNonce, Transactions, UnconfirmedCopy,
+    Upkeep, Which, WishAnswer,
 };
 use crate::model::{Address, Attempt, Message, Nonce, RequestId, Timestamp};
 use crate::policy::arrival::{Known, Verdict};
@@ -142,12 +143,36 @@ impl Transactions for MemoryJournal {
     async fn record_attempts(&self, lease: &Lease, attempts: Vec<(Nonce, Attempt)>) -> Result<()> {
         self.write("record_attempts", |store, _| store.record_attempts(lease, attempts)).await
     }
+
+    async fn cancellations(&self, account: AccountId) -> Result<Vec<Cancellation>> {
+        self.read("cancellations", |store| store.cancellations(account)).await
+    }
+
+    async fn nonces(&self, account: AccountId, which: Which) -> Result<Vec<StoredNonce>> {
+        self.read("nonces", |store| store.nonces(account, which)).await
+    }
+
+    async fn fillers(&self, account: AccountId, first: Nonce, below: Nonce) -> Result<Vec<(Nonce, Attempt)>> {
+        self.read("fillers", |store| store.fillers(account, first, below)).await
+    }
+
+    async fn record_fillers(&self, lease: &Lease, fillers: Vec<(Nonce, Attempt)>) -> Result<()> {
+        self.write("record_fillers", |store, _| store.record_fillers(lease, fillers)).await
+    }
 }
 
 #[async_trait]
 impl Settlements for MemoryJournal {
     async fn settle(&self, lease: &Lease, settlements: Vec<Settlement>) -> Result<()> {
         self.write("settle", |store, now| store.settle(now, lease, settlements)).await
+    }
+
+    async fn record_reorged(&self, lease: &Lease, reorged: Vec<Reorged>) -> Result<()> {
+        self.write("record_reorged", |store, now| store.record_reorged(now, lease, reorged)).await
+    }
+
+    async fn record_ended_again(&self, lease: &Lease, ended: Vec<EndedAgain>) -> Result<()> {
+        self.write("record_ended_again", |store, now| store.record_ended_again(now, lease, ended)).await
     }
 
     async fn unconfirmed(&self, account: AccountId, after: RequestSeq, limit: u32) -> Result<Vec<UnconfirmedCopy>> {
@@ -202,6 +227,10 @@ impl Outbox for MemoryJournal {
 impl Upkeep for MemoryJournal {
     async fn history(&self, id: &RequestId) -> Result<Option<History>> {
         self.read("history", |store| store.history(id)).await
+    }
+
+    async fn wish_cancellation(&self, id: &RequestId, wish: CancelWish) -> Result<WishAnswer> {
+        self.write("wish_cancellation", |store, now| Ok(store.wish_cancellation(now, id, wish))).await
     }
 
     async fn prune(&self, before: Timestamp, limit: u32) -> Result<u64> {

@@ -23,6 +23,7 @@ use crate::simulation::workload::{Behaviour, Body};
 use crate::simulation::world::{Odds, Shared, Weather, World};
 
 mod checker;
+mod contracts;
 mod episodes;
 mod hosts;
 mod journal;

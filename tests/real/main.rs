@@ -12,6 +12,7 @@
 mod support;
 
 mod broker_life;
+mod cancelling;
 mod chain_life;
 mod commands;
 mod duplicates;
@@ -24,6 +25,7 @@ mod nodes;
 mod nonces;
 mod process;
 mod refusals;
+mod reorgs;
 mod republish;
 mod retries;
 mod stage;

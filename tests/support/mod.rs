@@ -15,7 +15,7 @@
 pub mod amqp;
 pub mod anvil;
 pub mod contracts;
-pub mod filter;
+pub mod filtering;
 pub mod guard;
 pub mod ports;
 pub mod proxy;
@@ -27,14 +27,14 @@ pub mod worker;
 
 pub use amqp::{Amqp, Taken, Watch, headers, next_event, with_id};
 pub use anvil::{ACCOUNTS, Anvil, AnvilConfig};
-pub use filter::{FilteringNode, LackingNode, Say, nonce_of};
+pub use filtering::{FilteringNode, Say, nonce_of};
 pub use guard::Guard;
 pub use ports::free_port;
 pub use proxy::{Mode, TcpProxy};
 pub use rabbit::{Rabbit, RabbitConfig};
 pub use rabbit_control::QueueCount;
 pub use rpc::RpcClient;
-pub use scripted::{Reply, ScriptedNode};
+pub use scripted::{LackingNode, Reply, ScriptedNode};
 pub use worker::{Worker, WorkerConfig, WorkerHome};
 
 use std::time::Duration;

@@ -6,8 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::journal::{
-    AccountId, Arrival, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, Journal, JournalError, Lease,
-    NewTransaction, QueuedRequest, RefusedMessage, RequestSeq, Settlement,
+    AccountId, Arrival, CancelWish, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, EndedAgain, Journal,
+    JournalError, Lease, NewTransaction, QueuedRequest, RefusedMessage, Reorged, RequestSeq, Settlement, Which,
+    WishAnswer,
 };
 use crate::model::event::{FinalTransaction, Outcome, Subject};
 use crate::model::{
@@ -328,6 +329,133 @@ pub(crate) async fn a_dead_letter_may_come_back_as_a_replay(journal: Arc<dyn Jou
     assert_eq!(queued[0].generation, Generation { replay: 1, retry: 0 });
 }
 
+fn closed(nonce: u64, state: TransactionState) -> ClosedTransaction {
+    ClosedTransaction { nonce: Nonce(nonce), state, included: None }
+}
+
+/// A wish holds until the request has ended, and no request with one is given out to be signed.
+pub(crate) async fn a_wish_to_cancel_stands_until_the_request_has_ended(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["queued", "signed", "late"]).await;
+    set.sign(1, 0).await.unwrap();
+    let wish = async |text: &str, reason: &str| {
+        let wish = CancelWish { by: "me".into(), reason: reason.into() };
+        set.journal.wish_cancellation(&id(text), wish).await.unwrap()
+    };
+    assert_eq!(wish("nobody", "").await, WishAnswer::NotKnown);
+    assert_eq!(wish("queued", "a mistake").await, WishAnswer::Noted(RequestState::Accepted));
+    assert_eq!(wish("queued", "again").await, WishAnswer::Noted(RequestState::Accepted));
+    assert_eq!(wish("signed", "").await, WishAnswer::Noted(RequestState::Writing));
+    let open = async || {
+        let open = set.journal.cancellations(set.account).await.unwrap();
+        open.into_iter().map(|wish| (wish.request.id.as_str().to_owned(), wish.detail)).collect::<Vec<_>>()
+    };
+    let first = ("queued".to_owned(), "cancelled by me: a mistake".to_owned());
+    assert_eq!(open().await, [first, ("signed".to_owned(), "cancelled by me".to_owned())], "the first reason counts");
+    let queued = set.journal.queued(set.account, i64::MIN, 10).await.unwrap();
+    assert_eq!(queued.iter().map(|request| request.id.as_str()).collect::<Vec<_>>(), ["late"]);
+    let cause = || Cause::rejected("cancelled", "a mistake");
+    let cancel = |index| Settlement {
+        request: set.seq(index),
+        transaction: None,
+        decision: Decision::Cancel { cause: cause() },
+    };
+    // One of them is being written meanwhile: it is left alone, and its wish stays.
+    set.journal.settle(&set.lease, vec![cancel(0), cancel(1)]).await.unwrap();
+    assert_eq!(
+        (set.state("queued").await, set.state("signed").await),
+        (RequestState::DeadPending, RequestState::Writing)
+    );
+    assert_eq!(open().await.len(), 1);
+    assert_eq!(wish("queued", "").await, WishAnswer::TooLate(RequestState::DeadPending));
+    set.journal.settle(&set.lease, vec![succeeded(set.seq(1), 0, "signed")]).await.unwrap();
+    assert!(open().await.is_empty());
+    assert_eq!(wish("signed", "").await, WishAnswer::TooLate(RequestState::Final));
+    // One that waits at the broker is listed when it has come back; one that died and is replayed is not.
+    set.journal.settle(&set.lease, vec![failed(set.seq(2), 1)]).await.unwrap();
+    assert_eq!(wish("late", "").await, WishAnswer::Noted(RequestState::RetryPending));
+    assert!(open().await.is_empty());
+    let replay = arrival(set.account, "queued", Generation { replay: 1, retry: 0 }, "body");
+    let copy = arrival(set.account, "late", Generation { replay: 0, retry: 1 }, "body");
+    assert_eq!(set.journal.admit(vec![replay, copy]).await.unwrap(), [Verdict::Accept, Verdict::Accept]);
+    assert_eq!(open().await, [("late".to_owned(), "cancelled by me".to_owned())]);
+}
+
+/// C37: what a lane needs to know to close a gap, and where it may put a filler.
+pub(crate) async fn fillers_stand_only_where_nothing_of_ours_may_land(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["written", "displaced", "live"]).await;
+    set.journal.raise_next_nonce(&set.lease, Nonce(1)).await.unwrap();
+    for (index, nonce) in [(0, 1), (1, 2), (2, 3)] {
+        set.sign(index, nonce).await.unwrap();
+    }
+    let requeue = Settlement {
+        request: set.seq(1),
+        transaction: Some(closed(2, TransactionState::Displaced)),
+        decision: Decision::Requeue { taken_by: TxHash([77; 32]) },
+    };
+    set.journal.settle(&set.lease, vec![succeeded(set.seq(0), 1, "written"), requeue]).await.unwrap();
+    let stored = set.journal.nonces(set.account, Which::Range(Nonce(0), Nonce(9))).await.unwrap();
+    let states: Vec<_> = stored.iter().map(|stored| (stored.nonce.0, stored.state)).collect();
+    use TransactionState as S;
+    assert_eq!(states, [(1, S::Succeeded), (2, S::Displaced), (3, S::Live)]);
+    assert_eq!(stored[0].attempts, [attempt(1)]);
+    assert_eq!(stored[0].included.as_ref().map(|included| included.block_hash), Some(BlockHash([9; 32])));
+    assert_eq!((&stored[0].id, stored[0].request_state), (&id("written"), RequestState::Final));
+    let filler = |seed| Attempt { kind: AttemptKind::Cancel, ..attempt(seed) };
+    for nonce in [1, 3, 4] {
+        let refused =
+            set.journal.record_fillers(&set.lease, vec![(Nonce(2), filler(50)), (Nonce(nonce), filler(51))]).await;
+        assert!(matches!(refused, Err(JournalError::Inconsistent { .. })), "{nonce}");
+    }
+    assert!(
+        set.journal.fillers(set.account, Nonce(0), Nonce(9)).await.unwrap().is_empty(),
+        "nothing of it was written"
+    );
+    set.journal.record_fillers(&set.lease, vec![(Nonce(0), filler(52)), (Nonce(2), filler(53))]).await.unwrap();
+    set.journal.record_fillers(&set.lease, vec![(Nonce(0), filler(54))]).await.unwrap();
+    let fillers = set.journal.fillers(set.account, Nonce(0), Nonce(2)).await.unwrap();
+    assert_eq!(fillers, [(Nonce(0), filler(52)), (Nonce(0), filler(54))], "every attempt, oldest first");
+}
+
+/// C28: the event about a lost block, and about what comes after it, stand in one commit with the fact, and once.
+pub(crate) async fn a_lost_block_and_a_second_end_are_told_once(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a", "b"]).await;
+    set.sign(0, 0).await.unwrap();
+    set.sign(1, 1).await.unwrap();
+    let settled = vec![succeeded(set.seq(0), 0, "a"), succeeded(set.seq(1), 1, "b")];
+    set.journal.settle(&set.lease, settled).await.unwrap();
+    let nonces = async |which| {
+        let stored = set.journal.nonces(set.account, which).await.unwrap();
+        stored.iter().map(|stored| stored.nonce.0).collect::<Vec<_>>()
+    };
+    let events = async || set.journal.events(&[set.account], 0, 10).await.unwrap().len();
+    assert_eq!(nonces(Which::IncludedBelow(Nonce(9), 5)).await, [1, 0], "highest first");
+    assert_eq!(nonces(Which::IncludedBelow(Nonce(9), 1)).await, [1]);
+    assert_eq!(nonces(Which::IncludedBelow(Nonce(1), 5)).await, [0]);
+    let lost = || Reorged { request: set.seq(1), nonce: Nonce(1), detail: "gone".into(), event: Some(event("lost")) };
+    set.journal.record_reorged(&set.lease, vec![lost()]).await.unwrap();
+    set.journal.record_reorged(&set.lease, vec![lost()]).await.unwrap();
+    assert_eq!(events().await, 3, "two were final, one is lost");
+    assert_eq!(nonces(Which::Reorged).await, [1]);
+    assert_eq!(nonces(Which::IncludedBelow(Nonce(9), 5)).await, [0]);
+    assert_eq!(set.state("b").await, RequestState::Final, "its delivery is acked and stays so");
+    let Some(mut transaction) = succeeded(set.seq(1), 1, "b").transaction else { unreachable!() };
+    transaction.included.as_mut().unwrap().block_hash = BlockHash([10; 32]);
+    let again = || EndedAgain {
+        request: set.seq(1),
+        transaction: transaction.clone(),
+        detail: "final again".into(),
+        event: Some(event("again")),
+    };
+    set.journal.record_ended_again(&set.lease, vec![again()]).await.unwrap();
+    set.journal.record_ended_again(&set.lease, vec![again()]).await.unwrap();
+    assert_eq!(events().await, 4);
+    assert!(nonces(Which::Reorged).await.is_empty());
+    let history = set.journal.history(&id("b")).await.unwrap().unwrap();
+    assert_eq!(history.transactions[0].block_hash, Some(BlockHash([10; 32])));
+    let incidents: Vec<_> = history.incidents.iter().map(|incident| incident.detail.as_str()).collect();
+    assert_eq!(incidents, ["gone", "final again"]);
+}
+
 /// An owner that froze and wakes writes nothing.
 pub(crate) async fn a_lane_without_its_lease_writes_nothing(journal: Arc<dyn Journal>) {
     let set = set(journal, &["a", "b"]).await;
@@ -344,6 +472,9 @@ pub(crate) async fn a_lane_without_its_lease_writes_nothing(journal: Arc<dyn Jou
     lost(set.sign(1, 1).await);
     lost(set.journal.record_attempts(&set.lease, vec![(Nonce(0), attempt(9))]).await);
     lost(set.journal.settle(&set.lease, vec![succeeded(set.seq(0), 0, "a")]).await);
+    lost(set.journal.record_fillers(&set.lease, vec![(Nonce(0), attempt(9))]).await);
+    lost(set.journal.record_reorged(&set.lease, Vec::new()).await);
+    lost(set.journal.record_ended_again(&set.lease, Vec::new()).await);
     lost(set.journal.renew_lease(&set.lease, TTL).await);
     lost(set.journal.raise_next_nonce(&set.lease, Nonce(5)).await.map(|_| ()));
     assert_eq!(set.state("a").await, RequestState::Writing);
@@ -382,6 +513,9 @@ macro_rules! journal_contract {
             a_final_request_and_its_event_are_stored_together_or_not_at_all,
             a_failed_request_is_settled_only_with_its_publisher_confirm,
             a_dead_letter_may_come_back_as_a_replay,
+            a_wish_to_cancel_stands_until_the_request_has_ended,
+            fillers_stand_only_where_nothing_of_ours_may_land,
+            a_lost_block_and_a_second_end_are_told_once,
             a_lane_without_its_lease_writes_nothing,
             only_old_and_settled_requests_are_pruned,
             a_batch_is_queued_in_its_order_whatever_in_it_is_new,

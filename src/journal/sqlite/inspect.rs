@@ -5,8 +5,10 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
 use crate::journal::sqlite::rows::{column, fixed, pieces, push_in, read_all, unsigned};
-use crate::journal::sqlite::{SqliteJournal, storage};
-use crate::journal::{AttemptHistory, History, Incident, JournalError, Result, TransactionHistory, Upkeep};
+use crate::journal::sqlite::{SqliteJournal, cancellations, storage};
+use crate::journal::{
+    AttemptHistory, CancelWish, History, Incident, JournalError, Result, TransactionHistory, Upkeep, WishAnswer,
+};
 use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, RequestId, Timestamp, TxHash, Wei};
 
 #[async_trait]
@@ -26,6 +28,11 @@ impl Upkeep for SqliteJournal {
         history.transactions = transactions_of(&mut reader, seq).await?;
         history.incidents = incidents_of(&mut reader, seq).await?;
         Ok(Some(history))
+    }
+
+    async fn wish_cancellation(&self, id: &RequestId, wish: CancelWish) -> Result<WishAnswer> {
+        let id = id.clone();
+        self.writer.write(move |connection| Box::pin(cancellations::wish(connection, id, wish))).await
     }
 
     async fn prune(&self, before: Timestamp, limit: u32) -> Result<u64> {
@@ -63,6 +70,7 @@ async fn delete_settled(connection: &mut SqliteConnection, old: Vec<i64>, before
             ),
             ("DELETE FROM transactions WHERE request IN (", ")"),
             ("DELETE FROM incidents WHERE request IN (", ")"),
+            ("DELETE FROM cancellations WHERE request IN (", ")"),
         ] {
             let mut statement = still_old(start);
             push_in(&mut statement, piece);
@@ -73,6 +81,12 @@ async fn delete_settled(connection: &mut SqliteConnection, old: Vec<i64>, before
         let done = statement.push(")").build().execute(&mut *connection).await;
         deleted += done.map_err(|error| storage("prune", error))?.rows_affected();
     }
+    // As old as what they stood beside; there are few of them ever.
+    sqlx::query("DELETE FROM fillers WHERE signed_at < $1")
+        .bind(before.0)
+        .execute(connection)
+        .await
+        .map_err(|error| storage("prune", error))?;
     Ok(deleted)
 }
 

@@ -11,6 +11,8 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqlSafeStr, SqliteConnecti
 use crate::journal::{JournalError, Result};
 
 mod admissions;
+mod cancellations;
+mod closed;
 mod commit;
 mod inspect;
 mod leases;
@@ -31,6 +33,7 @@ const CACHED_STATEMENTS: usize = 256;
 const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "journal", include_str!("../../../migrations/sqlite/0001_journal.sql")),
     (2, "outbox numbers", include_str!("../../../migrations/sqlite/0002_outbox_numbers.sql")),
+    (3, "chain mishaps", include_str!("../../../migrations/sqlite/0003_chain_mishaps.sql")),
 ];
 
 /// A journal in a SQLite file.
@@ -206,9 +209,10 @@ mod tests {
         sqlx::query(newer).execute(&mut connection).await.unwrap();
         connection.close().await.unwrap();
         let refused = SqliteJournal::open(&path).await.unwrap_err();
-        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 2 }), "{refused}");
+        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 3 }), "{refused}");
     }
 
+    /// C60
     #[tokio::test]
     async fn a_journal_of_the_first_version_keeps_its_outbox() {
         let folder = tempfile::tempdir().unwrap();
@@ -262,7 +266,7 @@ mod tests {
         let mut connection =
             SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(&path)).await.unwrap();
         let second = "INSERT INTO transactions SELECT account, nonce + 1, request, state, to_address, value, gas, \
-                      created_at, closed_at, final_hash, block_number, block_hash, gas_used FROM transactions";
+                      created_at, closed_at, final_hash, block_number, block_hash, gas_used, reorged_at FROM transactions";
         let refused = sqlx::query(second).execute(&mut connection).await.unwrap_err();
         assert!(refused.to_string().contains("UNIQUE"), "{refused}");
     }

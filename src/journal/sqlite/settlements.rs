@@ -11,10 +11,10 @@ use crate::journal::sqlite::rows::{
     column, corrupt, execute_in, expect_rows, fixed, generation, insert_all, insert_all_or, message, nonce, pieces,
     push_in, read_all, request_id, signed, word,
 };
-use crate::journal::sqlite::{SqliteJournal, storage};
+use crate::journal::sqlite::{SqliteJournal, closed, storage};
 use crate::journal::{
-    AccountId, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, Lease, RefusedMessage, RequestSeq, Result,
-    Settlement, Settlements, UnconfirmedCopy,
+    AccountId, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, EndedAgain, Lease, RefusedMessage, Reorged,
+    RequestSeq, Result, Settlement, Settlements, UnconfirmedCopy,
 };
 use crate::model::request::Observation;
 use crate::model::{Cause, FailureClass, Generation, Message, RequestId, RequestState, Timestamp, TxHash};
@@ -28,6 +28,16 @@ impl Settlements for SqliteJournal {
     async fn settle(&self, lease: &Lease, settlements: Vec<Settlement>) -> Result<()> {
         let lease = lease.clone();
         self.writer.write(move |connection| Box::pin(settle(connection, lease, settlements))).await
+    }
+
+    async fn record_reorged(&self, lease: &Lease, reorged: Vec<Reorged>) -> Result<()> {
+        let lease = lease.clone();
+        self.writer.write(move |connection| Box::pin(closed::record_reorged(connection, lease, reorged))).await
+    }
+
+    async fn record_ended_again(&self, lease: &Lease, ended: Vec<EndedAgain>) -> Result<()> {
+        let lease = lease.clone();
+        self.writer.write(move |connection| Box::pin(closed::record_ended_again(connection, lease, ended))).await
     }
 
     async fn unconfirmed(&self, account: AccountId, after: RequestSeq, limit: u32) -> Result<Vec<UnconfirmedCopy>> {
@@ -146,6 +156,7 @@ async fn settle(connection: &mut SqliteConnection, lease: Lease, settlements: Ve
             Decision::Dead { cause } => {
                 record_failure(connection, &lease, *request, (RequestState::DeadPending, cause, None), now).await?;
             }
+            Decision::Cancel { cause } => cancel_queued(connection, &lease, *request, cause, now).await?,
             Decision::Requeue { taken_by } => requeued.push((*request, *taken_by)),
         }
     }
@@ -163,7 +174,8 @@ async fn settle(connection: &mut SqliteConnection, lease: Lease, settlements: Ve
     let changed = execute_in(connection, make_final, &finals).await?;
     expect_rows("make a request final whose transaction did not succeed", finals.len(), changed)?;
     insert_events(connection, &events).await?;
-    requeue(connection, &lease, &requeued, now).await
+    requeue(connection, &lease, &requeued, now).await?;
+    forget_wishes(connection, &settlements).await
 }
 
 /// Invariants 3 and 8, as the end of an update of `requests`: whoever believed a request done while its bytes may land,
@@ -243,6 +255,37 @@ async fn record_failure(
         .rows_affected();
     expect_rows("fail a request that is not open, or whose transaction may land", 1, changed)?;
     note_incidents(connection, &[(request, "failed", cause.to_string())], now).await
+}
+
+/// The request may have failed by itself since the wish was seen: its ruling came before this one, and counts.
+async fn cancel_queued(
+    connection: &mut SqliteConnection,
+    lease: &Lease,
+    request: RequestSeq,
+    cause: &Cause,
+    now: Timestamp,
+) -> Result<()> {
+    let waits = sqlx::query("SELECT 1 FROM requests WHERE seq = $1 AND state = 'accepted'")
+        .bind(request.0)
+        .fetch_optional(&mut *connection)
+        .await
+        .map_err(|error| storage("cancel a request", error))?;
+    match waits {
+        Some(_) => record_failure(connection, lease, request, (RequestState::DeadPending, cause, None), now).await,
+        None => Ok(()),
+    }
+}
+
+/// A wish is over with its request. One that came back from the dead would need a new one.
+async fn forget_wishes(connection: &mut SqliteConnection, settlements: &[Settlement]) -> Result<()> {
+    let requests: Vec<_> = settlements.iter().map(|settlement| settlement.request.0).collect();
+    let ended = || {
+        QueryBuilder::new(
+            "DELETE FROM cancellations WHERE request IN (SELECT seq FROM requests WHERE state IN \
+             ('dead_pending', 'dead', 'final')) AND request",
+        )
+    };
+    execute_in(connection, ended, &requests).await.map(|_| ())
 }
 
 async fn requeue(

@@ -11,9 +11,10 @@ use crate::journal::sqlite::rows::{
     QUEUED_COLUMNS, column, corrupt, execute_in, expect_rows, fixed, insert_all, nonce, pieces, push_in,
     queued_request, read_all, signed, unsigned, word,
 };
-use crate::journal::sqlite::{SqliteJournal, storage};
+use crate::journal::sqlite::{SqliteJournal, cancellations, closed, storage};
 use crate::journal::{
-    AccountId, JournalError, Lease, LiveTransaction, NewTransaction, QueuedRequest, Result, Transactions,
+    AccountId, Cancellation, JournalError, Lease, LiveTransaction, NewTransaction, QueuedRequest, Result, StoredNonce,
+    Transactions, Which,
 };
 use crate::model::{Address, Attempt, AttemptKind, Fee, Gas, Nonce, SignedTransaction, Timestamp, TxHash, Wei};
 
@@ -22,7 +23,8 @@ impl Transactions for SqliteJournal {
     async fn queued(&self, account: AccountId, after_turn: i64, limit: u32) -> Result<Vec<QueuedRequest>> {
         let select = format!(
             "SELECT {QUEUED_COLUMNS} FROM requests r WHERE r.account = $1 AND r.state = 'accepted' AND r.turn > $2 \
-             AND r.settled_at IS NULL ORDER BY r.turn LIMIT $3"
+             AND r.settled_at IS NULL AND NOT EXISTS (SELECT 1 FROM cancellations c WHERE c.request = r.seq) \
+             ORDER BY r.turn LIMIT $3"
         );
         let rows = sqlx::query(AssertSqlSafe(select))
             .bind(account.0)
@@ -69,7 +71,7 @@ impl Transactions for SqliteJournal {
                     insert_transactions(connection, &lease, &transactions).await?;
                     let first_attempts: Vec<_> =
                         transactions.iter().map(|transaction| (transaction.nonce, &transaction.attempt)).collect();
-                    insert_attempts(connection, &lease, &first_attempts).await
+                    insert_attempts(connection, ATTEMPTS, &lease, &first_attempts).await
                 })
             })
             .await
@@ -83,12 +85,52 @@ impl Transactions for SqliteJournal {
                     check_lease(connection, &lease).await?;
                     let attempts: Vec<_> = attempts.iter().map(|(nonce, attempt)| (*nonce, attempt)).collect();
                     expect_live(connection, &lease, &attempts).await?;
-                    insert_attempts(connection, &lease, &attempts).await
+                    insert_attempts(connection, ATTEMPTS, &lease, &attempts).await
+                })
+            })
+            .await
+    }
+
+    async fn cancellations(&self, account: AccountId) -> Result<Vec<Cancellation>> {
+        cancellations::open(&self.readers, account).await
+    }
+
+    async fn nonces(&self, account: AccountId, which: Which) -> Result<Vec<StoredNonce>> {
+        closed::nonces(&self.readers, account, which).await
+    }
+
+    async fn fillers(&self, account: AccountId, first: Nonce, below: Nonce) -> Result<Vec<(Nonce, Attempt)>> {
+        let select = "SELECT nonce, 'cancel' AS kind, hash, raw, max_fee, tip, signed_at FROM fillers \
+                      WHERE account = $1 AND nonce >= $2 AND nonce < $3 ORDER BY nonce, id";
+        let rows = sqlx::query(select)
+            .bind(account.0)
+            .bind(nonce(first)?)
+            .bind(nonce(below)?)
+            .fetch_all(&self.readers)
+            .await
+            .map_err(|error| storage("read the fillers", error))?;
+        read_all(&rows, |row| Ok((Nonce(unsigned(row, "filler", "nonce")?), attempt(row)?)))
+    }
+
+    async fn record_fillers(&self, lease: &Lease, fillers: Vec<(Nonce, Attempt)>) -> Result<()> {
+        let lease = lease.clone();
+        self.writer
+            .write(move |connection| {
+                Box::pin(async move {
+                    check_lease(connection, &lease).await?;
+                    for (at, _) in &fillers {
+                        closed::expect_fillable(connection, &lease, *at).await?;
+                    }
+                    let fillers: Vec<_> = fillers.iter().map(|(nonce, attempt)| (*nonce, attempt)).collect();
+                    insert_attempts(connection, FILLERS, &lease, &fillers).await
                 })
             })
             .await
     }
 }
+
+const ATTEMPTS: &str = "INSERT INTO attempts (account, nonce, hash, raw, max_fee, tip, signed_at, kind) ";
+const FILLERS: &str = "INSERT INTO fillers (account, nonce, hash, raw, max_fee, tip, signed_at) ";
 
 /// Moves the account's next nonce past these, which must be the ones that follow. The check stands in the same
 /// transaction as the rows: no gap and no nonce twice, whatever the lane believes.
@@ -167,6 +209,7 @@ async fn expect_live(connection: &mut SqliteConnection, lease: &Lease, attempts:
 
 async fn insert_attempts(
     connection: &mut SqliteConnection,
+    insert: &'static str,
     lease: &Lease,
     attempts: &[(Nonce, &Attempt)],
 ) -> Result<()> {
@@ -178,16 +221,18 @@ async fn insert_attempts(
         };
         rows.push((nonce(*at)?, max_fee, tip, attempt));
     }
-    let insert = "INSERT INTO attempts (account, nonce, kind, hash, raw, max_fee, tip, signed_at) ";
     insert_all(connection, insert, &rows, |row, (nonce, max_fee, tip, attempt)| {
         row.push_bind(lease.account.0)
             .push_bind(*nonce)
-            .push_bind(attempt.kind.as_str())
             .push_bind(attempt.signed.hash.as_bytes().to_vec())
             .push_bind(attempt.signed.raw.to_vec())
             .push_bind(*max_fee)
             .push_bind(*tip)
             .push_bind(attempt.signed_at.0);
+        // A filler is never anything but a self-transfer.
+        if insert == ATTEMPTS {
+            row.push_bind(attempt.kind.as_str());
+        }
     })
     .await
 }
@@ -207,7 +252,7 @@ fn amount(text: &str) -> Result<Wei> {
     text.parse().map(Wei).map_err(|_| corrupt("transaction", format!("value is {text:?}")))
 }
 
-fn attempt(row: &SqliteRow) -> Result<Attempt> {
+pub(super) fn attempt(row: &SqliteRow) -> Result<Attempt> {
     let max_fee = Wei(unsigned(row, "attempt", "max_fee")?);
     let tip: Option<i64> = column(row, "attempt", "tip")?;
     let fee = match tip {

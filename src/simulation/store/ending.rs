@@ -23,12 +23,18 @@ impl Store {
             }
         }
         for Settlement { request, transaction, decision } in settlements {
+            let is_queued = self.requests.get(&request).is_some_and(|row| row.state == RequestState::Accepted);
+            if matches!(decision, Decision::Cancel { .. }) && !is_queued {
+                // It has failed by itself since the wish was seen: its ruling came before this one, and counts.
+                continue;
+            }
             if let Some(closed) = transaction {
                 let row = self.transactions.get_mut(&(lease.account, closed.nonce)).expect("it was checked");
                 row.state = closed.state;
                 row.included = closed.included;
             }
             self.apply(now, request, decision);
+            self.forget_wish(request);
         }
         Ok(())
     }
@@ -37,6 +43,9 @@ impl Store {
         let Settlement { request, transaction, decision } = settlement;
         let row = self.requests.get(request).filter(|row| row.account == lease.account);
         let row = row.ok_or_else(|| refused("settle a request", "the lane has no such request"))?;
+        if matches!(decision, Decision::Cancel { .. }) && row.state != RequestState::Accepted {
+            return Ok(());
+        }
         if row.state.next(observation(decision)).is_none() {
             return Err(refused("settle a request", format!("it is {}", row.state)));
         }
@@ -79,7 +88,7 @@ impl Store {
                 return row.note(now, "displaced", detail);
             }
             Decision::Retry { cause, next } => (cause, next),
-            Decision::Dead { cause } => (cause, row.generation),
+            Decision::Dead { cause } | Decision::Cancel { cause } => (cause, row.generation),
         };
         (row.state, row.generation, row.changed_at) = (state, next, now);
         row.first_failed_at.get_or_insert(now);
@@ -156,7 +165,7 @@ impl Store {
         old.len() as u64
     }
 
-    fn add_event(&mut self, account: AccountId, subject: RequestId, event: Event) {
+    pub(super) fn add_event(&mut self, account: AccountId, subject: RequestId, event: Event) {
         self.last_event += 1;
         let Event { id: event_id, kind, body, reply_to, correlation_id } = event;
         let recorded = EventRecord { event_id: event_id.clone(), kind, subject, is_published: false };
@@ -172,7 +181,7 @@ fn observation(decision: &Decision) -> Observation {
     match decision {
         Decision::Final(_) => Observation::Succeeded,
         Decision::Retry { .. } => Observation::FailedForNow,
-        Decision::Dead { .. } => Observation::FailedForGood,
+        Decision::Dead { .. } | Decision::Cancel { .. } => Observation::FailedForGood,
         Decision::Requeue { .. } => Observation::Displaced,
     }
 }

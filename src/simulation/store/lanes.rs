@@ -4,10 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::journal::{AccountId, Acquired, Arrival, JournalError, Lease, LeaseMark, NewTransaction, RequestSeq};
+use crate::journal::{
+    AccountId, Acquired, Arrival, JournalError, Lease, LeaseMark, NewTransaction, ReplyAddress, RequestSeq,
+};
 use crate::model::request::Observation;
 use crate::model::{
-    Address, Attempt, BodyHash, Fee, Generation, Nonce, RequestId, RequestState, Timestamp, TransactionState,
+    Address, Attempt, BodyHash, Fee, Generation, Nonce, Properties, RequestId, RequestState, Timestamp,
+    TransactionState,
 };
 use crate::policy::arrival::{self, Known, Verdict};
 use crate::simulation::store::{
@@ -95,11 +98,13 @@ impl Store {
 
     fn accept(&mut self, now: Timestamp, arrival: Arrival) {
         let Arrival { id, generation, body_hash, message, account } = arrival;
+        let Properties { reply_to, correlation_id, .. } = message.properties.clone();
+        let reply = ReplyAddress { reply_to, correlation_id };
         let turn = self.take_turn();
         self.record.admitted.insert(id.clone());
         let Some(row) = self.seqs.get(&id).and_then(|seq| self.requests.get_mut(seq)) else {
             let row = RequestRow::new(id, account, generation, body_hash, now);
-            self.add_request(RequestRow { turn, message: Some(message), ..row });
+            self.add_request(RequestRow { turn, message: Some(message), reply, ..row });
             return;
         };
         let is_replay = generation.replay > row.generation.replay;
@@ -108,6 +113,7 @@ impl Store {
         }
         row.state = row.state.next(Observation::Accepted).expect("only what may be accepted is");
         (row.generation, row.turn, row.body_hash, row.message) = (generation, turn, body_hash, Some(message));
+        row.reply = reply;
         row.settled_at = None;
         row.changed_at = now;
         row.note(now, if is_replay { "replayed" } else { "returned" }, format!("accepted as attempt {generation}"));
@@ -172,7 +178,17 @@ impl Store {
         row.nonces.push(nonce);
         let state = TransactionState::Live;
         let created_at = attempt.signed_at;
-        let row = TransactionRow { request, state, to, value, gas, created_at, included: None, attempts: Vec::new() };
+        let row = TransactionRow {
+            request,
+            state,
+            to,
+            value,
+            gas,
+            created_at,
+            included: None,
+            is_reorged: false,
+            attempts: Vec::new(),
+        };
         self.transactions.insert((account, nonce), row);
         self.add_attempt(account, nonce, attempt);
         self.accounts.get_mut(&account).expect("it was checked").next_nonce = Some(nonce.plus(1));
@@ -226,6 +242,7 @@ impl RequestRow {
             turn: 0,
             body_hash,
             message: None,
+            reply: ReplyAddress::default(),
             received_at: now,
             changed_at: now,
             settled_at: None,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::journal::{AccountId, JournalError, OutboxRow, RequestSeq};
+use crate::journal::{AccountId, JournalError, OutboxRow, ReplyAddress, RequestSeq};
 use crate::model::event::FinalTransaction;
 use crate::model::{
     Address, Attempt, AttemptKind, BodyHash, Cause, EventKind, Gas, Generation, Message, Nonce, RequestId,
@@ -12,6 +12,7 @@ use crate::model::{
 
 mod ending;
 mod lanes;
+mod mishaps;
 mod reading;
 
 /// The durable state. A clone is what a backup taken now would hold.
@@ -22,6 +23,8 @@ pub(crate) struct Store {
     seqs: BTreeMap<RequestId, RequestSeq>,
     transactions: BTreeMap<(AccountId, Nonce), TransactionRow>,
     outbox: BTreeMap<i64, OutboxEntry>,
+    fillers: Vec<StoredFiller>,
+    wishes: BTreeMap<RequestSeq, Wish>,
     last_turn: i64,
     last_event: i64,
     last_attempt: u64,
@@ -51,6 +54,7 @@ pub(crate) struct RequestRow {
     pub(crate) body_hash: BodyHash,
     /// Gone once no copy can be needed any more.
     pub(crate) message: Option<Message>,
+    pub(crate) reply: ReplyAddress,
     pub(crate) received_at: Timestamp,
     pub(crate) changed_at: Timestamp,
     pub(crate) settled_at: Option<Timestamp>,
@@ -80,7 +84,23 @@ pub(crate) struct TransactionRow {
     pub(crate) created_at: Timestamp,
     /// Set where an attempt of ours is final.
     pub(crate) included: Option<FinalTransaction>,
+    /// That block is no part of the chain any more.
+    pub(crate) is_reorged: bool,
     pub(crate) attempts: Vec<StoredAttempt>,
+}
+
+/// A self-transfer at a nonce that held up later ones.
+#[derive(Debug, Clone)]
+struct StoredFiller {
+    account: AccountId,
+    nonce: Nonce,
+    attempt: Attempt,
+}
+
+/// An operator's wish that a request ends without being written.
+#[derive(Debug, Clone)]
+struct Wish {
+    detail: String,
 }
 
 /// An attempt and its place among all attempts.
@@ -102,6 +122,8 @@ pub(crate) struct OutboxEntry {
 pub(crate) struct Record {
     /// Everything ever signed, in the order of its storing.
     pub(crate) signed: Vec<SignedRecord>,
+    /// Every self-transfer that fills a gap.
+    pub(crate) fillers: Vec<SignedRecord>,
     /// Every event ever put into the outbox, by its place there.
     pub(crate) events: BTreeMap<i64, EventRecord>,
     /// Every id that was ever admitted.

@@ -16,7 +16,8 @@ impl Store {
     pub(crate) fn queued(&self, account: AccountId, after_turn: i64, limit: u32) -> Vec<QueuedRequest> {
         let is_queued =
             |row: &RequestRow| row.account == account && row.state == RequestState::Accepted && row.turn > after_turn;
-        let mut queued: Vec<_> = self.requests.iter().filter(|(_, row)| is_queued(row)).collect();
+        let wanted = |seq: &RequestSeq| !self.wishes.contains_key(seq);
+        let mut queued: Vec<_> = self.requests.iter().filter(|(seq, row)| is_queued(row) && wanted(seq)).collect();
         queued.sort_by_key(|(_, row)| row.turn);
         queued.into_iter().take(limit as usize).map(|(seq, row)| queued_request(*seq, row)).collect()
     }
@@ -101,7 +102,7 @@ impl Store {
     }
 }
 
-fn queued_request(seq: RequestSeq, row: &RequestRow) -> QueuedRequest {
+pub(super) fn queued_request(seq: RequestSeq, row: &RequestRow) -> QueuedRequest {
     let message = row.message.as_ref().expect("what is open has its message");
     QueuedRequest {
         seq,

@@ -51,26 +51,6 @@ impl FilteringNode {
     }
 }
 
-/// A node that lacks some methods.
-pub struct LackingNode(FilteringNode);
-
-impl LackingNode {
-    /// Like the node at `upstream`, but without these methods.
-    pub async fn start(upstream: SocketAddr, lacking: &'static [&'static str]) -> Self {
-        let rule = move |method: String, _| async move {
-            match lacking.contains(&method.as_str()) {
-                true => Say::Error(format!("the method {method} does not exist")),
-                false => Say::Pass,
-            }
-        };
-        Self(FilteringNode::start(upstream, rule).await)
-    }
-
-    pub fn url(&self) -> String {
-        self.0.url()
-    }
-}
-
 /// The nonce of a signed transaction of type 0 or 2, given as the hexadecimal text of its bytes.
 pub fn nonce_of(raw: &str) -> u64 {
     let digits = raw.trim_start_matches("0x");

@@ -1,0 +1,101 @@
+//! `chainwriter cancel ID`
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+
+use crate::cli::{exit, say};
+use crate::config::Settings;
+use crate::journal::{CancelWish, History, SqliteJournal, Upkeep, WishAnswer};
+use crate::model::{RequestId, RequestState};
+
+/// How often `--wait` looks.
+const LOOK: Duration = Duration::from_millis(200);
+/// Longer reasons are refused: they go into a header.
+const LONGEST_REASON_BYTES: usize = 512;
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// The request's id.
+    id: String,
+    /// Why; stands in the dead letter and in what `status` tells.
+    #[arg(long, default_value = "")]
+    reason: String,
+    /// Wait until the request has ended, one way or the other.
+    #[arg(long)]
+    wait: bool,
+}
+
+pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
+    let id = RequestId::new(&arguments.id).context("this is no request id")?;
+    if arguments.reason.len() > LONGEST_REASON_BYTES {
+        say(format_args!("the reason is longer than {LONGEST_REASON_BYTES} bytes; make it shorter"));
+        return Ok(ExitCode::from(exit::USAGE));
+    }
+    let journal = SqliteJournal::open_existing(&settings.journal.path).await?;
+    let wish = CancelWish { by: operator(), reason: arguments.reason };
+    let answer = journal.wish_cancellation(&id, wish).await?;
+    let mut history = journal.history(&id).await?;
+    if let WishAnswer::Noted(state) = answer {
+        say(format_args!("{id}: {}", noted(state)));
+        while arguments.wait && history.as_ref().is_some_and(|history| !has_ended(history)) {
+            tokio::time::sleep(LOOK).await;
+            history = journal.history(&id).await?;
+        }
+    }
+    journal.close().await;
+    Ok(match history {
+        None => {
+            say(format_args!(
+                "{id}: not known. Either no worker with this journal has taken it from the queue yet, or it was settled longer than journal.retention ago."
+            ));
+            ExitCode::from(exit::NOT_FOUND)
+        }
+        Some(history) if has_ended(&history) => told_end(&id, &history),
+        Some(_) => ExitCode::SUCCESS,
+    })
+}
+
+fn noted(state: RequestState) -> &'static str {
+    match state {
+        RequestState::Accepted => {
+            "to be cancelled; it waits for a nonce, and a running worker makes it a dead letter at once"
+        }
+        RequestState::Writing => {
+            "to be cancelled; it is signed, so a running worker takes its nonce with a transfer to the account itself. If the write lands first, it counts"
+        }
+        RequestState::RetryPending | RequestState::RetryWaiting => {
+            "to be cancelled; it waits at the broker for its retry, and becomes a dead letter when it comes back"
+        }
+        RequestState::DeadPending | RequestState::Dead | RequestState::Final => "has ended",
+    }
+}
+
+fn has_ended(history: &History) -> bool {
+    matches!(
+        RequestState::from_word(&history.state),
+        Some(RequestState::Final | RequestState::DeadPending | RequestState::Dead)
+    )
+}
+
+fn told_end(id: &RequestId, history: &History) -> ExitCode {
+    if history.state == RequestState::Final.as_str() {
+        say(format_args!("{id}: final: it was written, and nothing can be cancelled any more"));
+        return ExitCode::from(exit::TOO_LATE);
+    }
+    let cause = history.failure.as_deref().unwrap_or_default();
+    if cause.starts_with("rejected.cancelled") {
+        say(format_args!("{id}: cancelled; it is a dead letter, and none of its transactions can land"));
+        return ExitCode::SUCCESS;
+    }
+    say(format_args!("{id}: a dead letter already, for another reason ({cause}); none of its transactions can land"));
+    ExitCode::from(exit::TOO_LATE)
+}
+
+/// Who wishes it, as far as the environment says: for the record, not a right.
+fn operator() -> String {
+    let name = ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok());
+    name.filter(|name| !name.is_empty()).unwrap_or_else(|| "an operator".to_owned())
+}

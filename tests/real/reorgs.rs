@@ -1,0 +1,139 @@
+//! Blocks that go away although they counted as final, and nonces that nothing has any more.
+
+use serde_json::{Value, json};
+
+use crate::stage::{
+    BINARY, EVENTS, LONG, QUEUE, Stage, calldata, kinds_of, mine_until, mine_until_final, pool_holds, wait_log,
+};
+use crate::support::{ACCOUNTS, Worker, WorkerHome, next_event, rpc, with_id};
+
+async fn publish(stage: &Stage, ids: &[&str]) {
+    for id in ids {
+        stage.amqp.publish(QUEUE, with_id(id), id.as_bytes()).await;
+    }
+}
+
+/// Three requests, each in a block of its own, all final; then the last two blocks of theirs go away with what stands on
+/// them, and no node has their transactions any more.
+async fn with_two_lost_blocks(stage: &Stage, home: &WorkerHome) -> Worker {
+    stage.anvil.set_auto_mine(false).await.unwrap();
+    stage.anvil.mine(3).await.unwrap();
+    let worker = home.start(BINARY);
+    for id in ["a", "b", "c"] {
+        publish(stage, &[id]).await;
+        pool_holds(stage, 1).await;
+        stage.anvil.mine(1).await.unwrap();
+    }
+    mine_until_final(stage, home, "c").await;
+    let block = stage.status(home, "b").await["transactions"][0]["block_number"].as_u64().unwrap();
+    let depth = stage.anvil.block_number().await.unwrap() + 1 - block;
+    stage.anvil.reorg(depth).await.unwrap();
+    stage.anvil.drop_all().await.unwrap();
+    worker
+}
+
+async fn assert_final_again(stage: &Stage, home: &WorkerHome) {
+    for id in ["b", "c"] {
+        let what = format!("{id} is final again");
+        mine_until(stage, &what, async || {
+            stage.status(home, id).await["incidents"]
+                .as_array()
+                .is_some_and(|all| all.iter().any(|incident| incident["what"] == "ended"))
+        })
+        .await;
+    }
+    let written: Vec<_> = stage.transactions_of(0).await.into_iter().map(|(nonce, data, _)| (nonce, data)).collect();
+    let expected: Vec<_> =
+        ["a", "b", "c"].iter().zip(0..).map(|(id, nonce)| (nonce, calldata(id.as_bytes()))).collect();
+    assert_eq!(written, expected, "each once, at its own nonce");
+}
+
+/// C28
+#[tokio::test]
+async fn final_writes_that_a_deep_reorg_takes_away_are_told_and_written_again_with_the_same_bytes() {
+    let Some(stage) = Stage::set().await else { return };
+    let home = WorkerHome::new(&stage.config().with("chain", "finality = 1"));
+    stage.topology(&home).await;
+    stage.keep_events().await;
+    let mut worker = with_two_lost_blocks(&stage, &home).await;
+    let before = stage.status(&home, "b").await;
+    wait_log(&worker, "blocks that counted as final").await;
+    assert_final_again(&stage, &home).await;
+    let after = stage.status(&home, "b").await;
+    let hash = |status: &Value| status["transactions"][0]["final_hash"].clone();
+    let block = |status: &Value| status["transactions"][0]["block_hash"].clone();
+    assert_eq!((hash(&before), after["state"].as_str()), (hash(&after), Some("final")));
+    assert_ne!(block(&before), block(&after));
+    publish(&stage, &["d"]).await;
+    mine_until_final(&stage, &home, "d").await;
+    assert_eq!(stage.transactions_of(0).await.len(), 4);
+    assert_eq!(worker.stop().await.code(), Some(0));
+    let events = stage.kept_events().await;
+    assert_eq!(kinds_of(&events, "a"), ["final"]);
+    for id in ["b", "c"] {
+        assert_eq!(kinds_of(&events, id), ["final", "reorged", "final"]);
+        let of: Vec<_> = events.iter().filter(|(subject, ..)| subject == id).map(|(.., event)| event).collect();
+        assert_ne!(of[0]["id"], of[2]["id"]);
+        assert_eq!(of[1]["type"], "io.chainwriter.request.reorged.v1");
+        let at = |index: usize| of[index]["data"]["transaction"]["block_hash"].clone();
+        assert_eq!(at(0), at(1), "the old block");
+        assert_ne!(at(0), at(2), "the new one");
+    }
+}
+
+/// C28: the same while no worker runs.
+#[tokio::test]
+async fn a_deep_reorg_that_no_worker_saw_is_found_at_the_next_start() {
+    let Some(stage) = Stage::set().await else { return };
+    let home = WorkerHome::new(&stage.config().with("chain", "finality = 1"));
+    stage.topology(&home).await;
+    let mut events = stage.amqp.listen(EVENTS).await;
+    stage.anvil.set_auto_mine(false).await.unwrap();
+    stage.anvil.mine(3).await.unwrap();
+    let mut worker = home.start(BINARY);
+    for id in ["a", "b", "c"] {
+        publish(&stage, &[id]).await;
+        pool_holds(&stage, 1).await;
+        stage.anvil.mine(1).await.unwrap();
+    }
+    mine_until_final(&stage, &home, "c").await;
+    assert_eq!(worker.stop().await.code(), Some(0));
+    let block = stage.status(&home, "b").await["transactions"][0]["block_number"].as_u64().unwrap();
+    let depth = stage.anvil.block_number().await.unwrap() + 1 - block;
+    stage.anvil.reorg(depth).await.unwrap();
+    stage.anvil.drop_all().await.unwrap();
+    let mut worker = home.start(BINARY);
+    wait_log(&worker, "blocks that counted as final").await;
+    // Killed before they are final again: the next run still watches them.
+    while next_event(&mut events, LONG).await.0 != "reorged" {}
+    worker.kill().await;
+    let _worker = home.start(BINARY);
+    assert_final_again(&stage, &home).await;
+}
+
+/// C37: the foreign transaction below our nonces goes away with its block.
+#[tokio::test]
+async fn a_gap_that_a_foreign_transaction_leaves_is_filled_once_and_everything_is_written() {
+    let Some(stage) = Stage::set().await else { return };
+    stage.anvil.set_auto_mine(false).await.unwrap();
+    let home = WorkerHome::new(&stage.config().with("chain", "finality = 8"));
+    stage.topology(&home).await;
+    stage.anvil.mine(3).await.unwrap();
+    let foreign = json!([{ "from": ACCOUNTS[0].0, "to": ACCOUNTS[1].0, "value": "0x1", "gas": rpc::hex(21_000) }]);
+    stage.anvil.call("eth_sendTransaction", foreign).await.unwrap();
+    stage.anvil.mine(1).await.unwrap();
+    publish(&stage, &["a", "b"]).await;
+    let worker = home.start(BINARY);
+    pool_holds(&stage, 2).await;
+    stage.anvil.reorg(1).await.unwrap();
+    stage.anvil.drop_all().await.unwrap();
+    for id in ["a", "b"] {
+        mine_until_final(&stage, &home, id).await;
+    }
+    assert_eq!(worker.log().matches("fills it").count(), 1, "once");
+    let transactions = stage.transactions_of(0).await;
+    let expected: Vec<_> = ["0x".to_owned(), calldata(b"a"), calldata(b"b")].into_iter().zip(0..).collect();
+    let written: Vec<_> = transactions.iter().map(|(nonce, data, _)| (data.clone(), *nonce)).collect();
+    assert_eq!(written, expected);
+    assert_eq!(transactions[0].2.to_lowercase(), ACCOUNTS[0].0.to_lowercase(), "a transfer to itself");
+}
