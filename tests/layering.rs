@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 /// Lowest first. What stands in one row does not import from its neighbours either.
 const RANKS: &[&[&str]] = &[
-    // Tests alone: servers, and programs beside the one that is tested.
+    // What tests stand on; no part of the program.
     &["support"],
     &["model"],
     &["policy"],

@@ -25,7 +25,7 @@ impl Lane {
     pub(super) fn heed(&mut self, answers: Vec<Answer>) {
         let now = Instant::now();
         for Answer { nonce, hash, result } in answers {
-            self.mender.heed(nonce, hash, &result, now, &self.settings.errors);
+            self.mender.heed(nonce, hash, &result, &self.settings.errors);
             let Some(transaction) = self.window.get_mut(nonce) else { continue };
             if transaction.newest().signed.hash != hash {
                 continue;

@@ -66,14 +66,8 @@ pub(super) struct Mender {
 
 impl Mender {
     /// A node's answer to bytes of a gap. Like all answers it decides nothing.
-    pub(super) fn heed(
-        &mut self,
-        nonce: Nonce,
-        hash: TxHash,
-        result: &Result<(), ChainError>,
-        now: Instant,
-        errors: &ErrorTable,
-    ) {
+    pub(super) fn heed(&mut self, nonce: Nonce, hash: TxHash, result: &Result<(), ChainError>, errors: &ErrorTable) {
+        let now = Instant::now();
         let Some(mending) = self.nonces.get_mut(&nonce).filter(|mending| mending.signed.hash == hash) else { return };
         mending.is_being_sent = false;
         mending.sent_at = Some(now);

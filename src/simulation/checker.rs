@@ -11,7 +11,7 @@ use crate::model::{
 };
 use crate::simulation::nodes::has_its_hash;
 use crate::simulation::queues::{Queued, Taken, text};
-use crate::simulation::store::{EventRecord, Store};
+use crate::simulation::store::{EventRecord, Store, TransactionRow};
 use crate::simulation::workload::{Behaviour, Body};
 use crate::simulation::world::World;
 
@@ -76,11 +76,14 @@ impl World {
             if let Some((request, count)) = effects.into_iter().find(|(_, count)| *count > 1) {
                 world.violated(format!("3, 11: request {request:?} has {count} transactions that may land"));
             }
-            let live = store.transactions().values().filter(|row| row.state == TransactionState::Live);
-            let open = live.filter(|row| {
-                !row.attempts.iter().any(|stored| world.checker.seen_in_blocks.contains(&stored.attempt.signed.hash))
-            });
-            let open = open.count();
+            // What the chain has decided on is the lane's no more, even if settle has yet to say so.
+            let is_open = |((account, nonce), row): &(&(AccountId, Nonce), &TransactionRow)| {
+                let was_seen = |hash| world.checker.seen_in_blocks.contains(&hash);
+                row.state == TransactionState::Live
+                    && !row.attempts.iter().any(|stored| was_seen(stored.attempt.signed.hash))
+                    && world.ledger.final_at(store.accounts()[account].address, *nonce).is_none()
+            };
+            let open = store.transactions().iter().filter(is_open).count();
             if open > world.checker.in_flight {
                 world.violated(format!(
                     "12: {open} transactions are in no block, {} are allowed",
