@@ -28,6 +28,7 @@ pub(crate) struct Line {
     published_again: u64,
     retries: u64,
     reverted: usize,
+    cancelled: usize,
     blocks: u64,
     seconds: u64,
 }
@@ -67,6 +68,7 @@ impl Report {
             published_again: totals.published_again,
             retries: totals.retries,
             reverted: findings.reverted,
+            cancelled: findings.cancelled,
             blocks: *blocks,
             seconds: *seconds,
         }
@@ -83,6 +85,7 @@ impl Report {
         row("dead", findings.dead as u64, "dead letters");
         row("retries", totals.retries, "went through the wait queues");
         row("reverted", findings.reverted as u64, "transactions that used a nonce and had no effect");
+        row("cancelled", findings.cancelled as u64, "nonces that a transfer to the account itself used up");
         row("blocks", self.blocks, "in the chain");
         row("kills", totals.kills, "of workers, kill -9");
         let mut faults: Vec<_> = totals.faults.iter().collect();
@@ -118,6 +121,7 @@ fn about(fault: Fault) -> &'static str {
         Fault::Terminate => "SIGTERM, kill -9 if it takes too long",
         Fault::NodeRestarts => "with its chain and an empty pool",
         Fault::Reorg => "below finality",
+        Fault::NodeRefusesLong => "no room in a block for long bodies: cancelled",
         Fault::FeeRise => "base fee above what was offered",
         Fault::FeeSpike => "base fee above fees.max_fee",
         Fault::Drained => "account without funds",

@@ -17,8 +17,8 @@ use crate::report::Report;
 use crate::schedule::Plan;
 use crate::support::{Amqp, Anvil, AnvilConfig, Rabbit, RabbitConfig, TcpProxy, WorkerConfig, WorkerHome, contracts};
 use crate::{
-    CONTRACT, EVENTS, FINALITY, LEASE_TTL_S, MAX_FEE_GWEI, Options, QUEUE, VHOST, evidence, listener, messages,
-    producer,
+    BLOCK_GAS, CONTRACT, EVENTS, FINALITY, LEASE_TTL_S, MAX_FEE_GWEI, Options, QUEUE, VHOST, evidence, listener,
+    messages, producer,
 };
 
 const PROGRESS: Duration = Duration::from_secs(10);
@@ -44,6 +44,7 @@ impl Run {
         let duration = Duration::from_secs(options.duration);
         let blocks = AnvilConfig {
             block_time: Some(Duration::from_secs(1)),
+            gas_limit: BLOCK_GAS,
             // Old states only fill the memory; blocks and receipts stay.
             extra_args: vec!["--prune-history".to_owned(), "64".to_owned()],
             ..AnvilConfig::default()
@@ -195,9 +196,9 @@ fn configuration(rabbit: &Rabbit, way_to_broker: &TcpProxy, way_to_node: &TcpPro
         .with("broker", format!("max_body = {}\nmax_hold = \"20s\"\npark_delay = \"2s\"", messages::MAX_BODY))
         .with("broker", "confirm_timeout = \"5s\"")
         .with("chain", format!("finality = {FINALITY}\ntimeout = \"2s\"\npoll_interval = \"200ms\""))
-        .with("chain", "resend_after = \"3s\"\nreplace_after = \"6s\"\nrefused_after = \"20s\"")
+        .with("chain", "resend_after = \"3s\"\nreplace_after = \"6s\"\nrefused_after = \"1s\"")
         .with("fees", format!("max_fee = \"{MAX_FEE_GWEI} gwei\""))
-        .with("retry", "max_attempts = 4\ninitial_delay = \"1s\"\nmultiplier = 2.0\nmax_delay = \"4s\"")
+        .with("retry", "max_attempts = 6\ninitial_delay = \"1s\"\nmultiplier = 2.0\nmax_delay = \"4s\"")
         .with("lease", format!("ttl = \"{LEASE_TTL_S}s\""))
         .with("log", "level = \"info\"")
 }
