@@ -226,5 +226,6 @@ pub(crate) async fn heal(rpc: RpcClient, ways: [&TcpProxy; 2]) -> Result<(), Str
     }
     rpc.set_balance(ACCOUNTS[0].0, FULL_BALANCE).await?;
     rpc.set_next_base_fee(GWEI).await?;
+    rpc.call("evm_setBlockGasLimit", json!([hex(BLOCK_GAS)])).await?;
     rpc.set_storage(CONTRACT, 0, 1).await.map(drop)
 }

@@ -130,3 +130,48 @@ fn about(fault: Fault) -> &'static str {
         _ => "",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    fn report(findings: Findings) -> Report {
+        let totals = Totals {
+            published: 5,
+            published_again: 0,
+            retries: 0,
+            kills: 3,
+            faults: HashMap::from([(Fault::Reorg, 2), (Fault::Freeze, 2)]),
+            ends: 0,
+            told_ends: Vec::new(),
+        };
+        Report { seed: 7, seconds: 9, blocks: 8, totals, findings, open: Vec::new() }
+    }
+
+    #[test]
+    fn the_line_begins_with_what_machines_read() {
+        let findings = Findings { written: 4, dead: 1, nonce_gaps: vec![2], ..Findings::default() };
+        let line = serde_json::to_string(&report(findings).line()).unwrap();
+        let begin =
+            r#"{"published":5,"final":4,"dead":1,"lost":0,"twice":0,"nonce_gaps":1,"kills":3,"faults":4,"seed":7,"#;
+        assert!(line.starts_with(begin), "{line}");
+    }
+
+    #[test]
+    fn a_run_is_good_only_without_any_finding() {
+        assert!(report(Findings::default()).is_good());
+        let one = || vec!["m-1".to_owned()];
+        let bad = [
+            Findings { lost: one(), ..Findings::default() },
+            Findings { twice: one(), ..Findings::default() },
+            Findings { nonce_gaps: vec![0], ..Findings::default() },
+            Findings { wrong: one(), ..Findings::default() },
+        ];
+        for findings in bad {
+            assert!(!report(findings).is_good());
+        }
+        assert!(!Report { open: one(), ..report(Findings::default()) }.is_good());
+    }
+}
