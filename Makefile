@@ -1,7 +1,7 @@
 # What people and machines run by hand. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tour test check
+.PHONY: help setup demo tour chaos test check
 
 help: ## list these
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -16,6 +16,14 @@ demo: setup ## show the daemon at work on a private broker and chain, and check 
 tour: setup ## a private broker and chain for the tour in README.md, until Ctrl-C
 	@cargo build --quiet --locked --bins --example tour
 	@cargo run --quiet --locked --example tour
+
+DURATION ?= 600
+SEED ?=
+WORKERS ?= 2
+JOURNAL ?= sqlite
+chaos: setup ## kill, cut and freeze everything for DURATION=600 seconds (SEED=, WORKERS=2), then check that nothing is lost or twice
+	@cargo build --quiet --locked --bins --example chaos
+	@cargo run --quiet --locked --example chaos -- --duration $(DURATION) $(SEED:%=--seed %) --workers $(WORKERS) --journal $(JOURNAL)
 
 test: setup ## run every test, against a real broker and a real chain too
 	CHAINWRITER_REQUIRE_SERVICES=1 RUST_MIN_STACK=536870912 cargo test --locked

@@ -4,30 +4,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
-use uuid::Uuid;
 
-use crate::broker::{Broker, BrokerSettings, Flow, Publisher, Topology};
-use crate::chain::{Chain, ClientSettings, NodeClient};
+use crate::broker::{Broker, BrokerSettings, Topology};
+use crate::chain::{ClientSettings, NodeClient};
 use crate::config::Settings;
-use crate::intake::{Intake, LaneDoor};
-use crate::journal::{AccountId, JournalError, Lease, Leases, SqliteJournal, Upkeep};
-use crate::lane::{Lane, LaneSettings, LaneSignals, LaneState};
-use crate::model::{Heartbeat, Timestamp};
-use crate::outbox::OutboxStage;
+use crate::journal::{AccountId, JournalError, Lease, Leases, SqliteJournal};
+use crate::lane::{LaneSettings, LaneState};
+use crate::model::ids;
+use crate::pipeline::{Pipeline, PipelineSettings, Seams, Stage, Stops};
 use crate::policy::pause::RetrySchedule;
-use crate::settle::{Settle, SettleSettings};
+use crate::settle::SettleSettings;
 use crate::signer::{LocalSigner, Signer};
 use crate::supervisor::{Tasks, tell_systemd};
 
 /// Deliveries between the broker and intake; what waits there is unacked and counts to the prefetch.
 const DELIVERIES: usize = 256;
-/// Receipts and rulings between stages.
-const HANDOVERS: usize = 1024;
-/// How often old rows are looked for, and how many go in one commit.
-const PRUNE: (Duration, u32) = (Duration::from_secs(600), 512);
 /// A stage that stands still longer than this, or than several answers of a node may take, is stuck.
 const STALL: Duration = Duration::from_secs(60);
 
@@ -58,6 +52,8 @@ pub fn client_settings(settings: &Settings) -> ClientSettings {
         endpoints: chain.endpoints.clone(),
         timeout: chain.timeout,
         batch_size: chain.batch_size,
+        max_lag: chain.max_lag,
+        errors: Arc::clone(&chain.errors),
     }
 }
 
@@ -81,82 +77,46 @@ fn delays(settings: &Settings) -> Vec<Duration> {
 /// What keeps it from starting, or the first task that fails. A [`JournalError`] is in the chain if it was the journal.
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let journal = Arc::new(SqliteJournal::open(&settings.journal.path).await?);
-    let owner: Arc<str> = format!("{}/{}", settings.worker.full_name(), Uuid::now_v7()).into();
-    let chain: Arc<dyn Chain> =
-        Arc::new(NodeClient::new(&client_settings(&settings)).context("cannot make the HTTP client")?);
+    let owner: Arc<str> = format!("{}/{}", settings.worker.full_name(), ids::unique()).into();
     let mut tasks = Tasks::default();
     let tokens = Tokens::default();
-
     let broker = Broker::new(broker_settings(&settings), tasks.heartbeat("broker"));
-    let publisher: Arc<dyn Publisher> = Arc::new(broker.publisher());
     let broker_state = broker.state();
-    let outbox_wake = Arc::new(Notify::new());
     let (deliver, deliveries) = mpsc::channel(DELIVERIES);
-    let (to_settle, from_intake) = mpsc::channel(HANDOVERS);
-    let (from_lane, from_lanes) = mpsc::channel(HANDOVERS);
-    let flow = watch::Sender::new(Flow::Paused);
-
-    let mut lanes = Vec::new();
-    for signer in &settings.signers {
-        let account = journal.account(settings.chain.id, signer.address()).await?;
-        let signals = lane_signals(tasks.heartbeat("lane"));
-        let lane = Lane::new(
-            lane_settings(&settings, account, Arc::clone(&owner)),
-            Arc::clone(&chain),
-            Arc::new(LocalSigner::clone(signer)),
-            journal.clone(),
-            from_lane.clone(),
-            signals.clone(),
-        );
-        tasks.spawn("lane", lane.run(tokens.lanes.clone()));
-        lanes.push((account, signals));
+    let signers: Vec<Arc<dyn Signer>> =
+        settings.signers.iter().map(|signer| Arc::new(LocalSigner::clone(signer)) as Arc<dyn Signer>).collect();
+    let mut accounts = Vec::with_capacity(signers.len());
+    for signer in &signers {
+        accounts.push(journal.account(settings.chain.id, signer.address()).await?);
     }
-    drop(from_lane);
-
-    let doors = lanes.iter().map(|(account, signals)| LaneDoor {
-        account: *account,
-        wake: Arc::clone(&signals.wake),
-        is_open: signals.is_open.subscribe(),
-    });
-    let intake = Intake {
-        rules: settings.admission.clone(),
-        lanes: doors.collect(),
+    let seams = Seams {
         journal: journal.clone(),
-        settle: to_settle,
-        flow: flow.clone(),
-        max_open: settings.worker.max_open,
-        beat: tasks.heartbeat("intake"),
+        chain: Arc::new(NodeClient::new(&client_settings(&settings)).context("cannot make the HTTP client")?),
+        signers,
+        publisher: Arc::new(broker.publisher()),
+        deliveries,
     };
-    tasks.spawn("intake", intake.run(deliveries, tokens.intake.clone()));
-    let settle = Settle::new(
-        settle_settings(&settings),
-        journal.clone(),
-        Arc::clone(&publisher),
-        Arc::clone(&outbox_wake),
-        tasks.heartbeat("settle"),
-    );
-    tasks.spawn("settle", settle.run(from_intake, from_lanes));
-    let outbox = OutboxStage {
-        journal: journal.clone(),
-        publisher,
-        exchange: settings.broker.names.events.clone(),
-        accounts: lanes.iter().map(|(account, signals)| (*account, signals.lease.subscribe())).collect(),
-        wake: outbox_wake,
-        beat: tasks.heartbeat("outbox"),
-    };
-    tasks.spawn("outbox", outbox.run(tokens.outbox.clone()));
-    let (stop_consuming, close) = (tokens.intake.clone(), tokens.broker.clone());
-    let sessions = broker.run(deliver, flow.subscribe(), stop_consuming, close);
+    let Pipeline { stages, lanes, flow } =
+        Pipeline::new(seams, pipeline_settings(&settings, &accounts, &owner), &tokens.stages);
+    for Stage { name, beat, run } in stages {
+        if let Some(beat) = beat {
+            tasks.watch(name, beat);
+        }
+        tasks.spawn(name, run);
+    }
+    let (stop_consuming, close) = (tokens.stages.intake.clone(), tokens.broker.clone());
+    let sessions = broker.run(deliver, flow, stop_consuming, close);
     tasks.spawn("broker", async {
         sessions.await;
         Ok::<_, JournalError>(())
     });
-    tasks.spawn("upkeep", upkeep(journal.clone(), settings.journal.retention, tokens.outbox.clone()));
 
     let (systemd_ends, systemd_stop) = mpsc::channel(1);
     let states: Vec<_> = lanes.iter().map(|(_, signals)| signals.state.subscribe()).collect();
     let status = move || status_line(&broker_state.borrow(), &states);
-    let stall = STALL.max(settings.chain.timeout * 6);
+    // A call may be tried at each endpoint.
+    let endpoints = u32::try_from(settings.chain.endpoints.len()).unwrap_or(u32::MAX);
+    let stall = STALL.max(settings.chain.timeout.saturating_mul(endpoints).saturating_mul(6));
     tasks.spawn("systemd", tell_systemd(tasks.beats(), stall, status, systemd_stop));
 
     info!(
@@ -190,23 +150,20 @@ async fn release_leases(journal: &SqliteJournal, leases: impl Iterator<Item = Op
     }
 }
 
-/// What ends the tasks, in the order of a drain: no more deliveries and no new transactions; then everything settles;
-/// then the events go out; then the broker's connections close.
+/// What ends the tasks: the stages first, then the broker's connections.
 #[derive(Default)]
 struct Tokens {
-    intake: CancellationToken,
-    lanes: CancellationToken,
-    outbox: CancellationToken,
+    stages: Stops,
     broker: CancellationToken,
 }
 
 impl Tokens {
     fn stop_next(&self, running: &[&'static str]) {
         let runs = |name| running.contains(&name);
-        self.intake.cancel();
-        self.lanes.cancel();
+        self.stages.intake.cancel();
+        self.stages.lanes.cancel();
         if !BEFORE_SETTLE.into_iter().any(runs) && !runs("settle") {
-            self.outbox.cancel();
+            self.stages.outbox.cancel();
             if !runs("outbox") {
                 self.broker.cancel();
             }
@@ -214,13 +171,13 @@ impl Tokens {
     }
 }
 
-fn lane_signals(beat: Heartbeat) -> LaneSignals {
-    LaneSignals {
-        wake: Arc::new(Notify::new()),
-        state: watch::Sender::new(LaneState::default()),
-        lease: watch::Sender::new(None),
-        is_open: watch::Sender::new(false),
-        beat,
+fn pipeline_settings(settings: &Settings, accounts: &[AccountId], owner: &Arc<str>) -> PipelineSettings {
+    PipelineSettings {
+        lanes: accounts.iter().map(|account| lane_settings(settings, *account, Arc::clone(owner))).collect(),
+        admission: settings.admission.clone(),
+        settle: settle_settings(settings),
+        max_open: settings.worker.max_open,
+        retention: settings.journal.retention,
     }
 }
 
@@ -240,6 +197,7 @@ fn lane_settings(settings: &Settings, account: AccountId, owner: Arc<str>) -> La
         replace_after: chain.replace_after,
         refused_after: chain.refused_after,
         max_head_age: chain.max_head_age,
+        errors: Arc::clone(&chain.errors),
         lease_ttl: settings.lease_ttl,
         outage: settings.outage,
         owner,
@@ -255,23 +213,6 @@ fn settle_settings(settings: &Settings) -> SettleSettings {
         max_hold: settings.broker.max_hold,
         park_delay: settings.broker.park_delay,
         publishes_in_flight: settings.broker.publish_channels,
-    }
-}
-
-/// Forgets settled requests when their time has come, few at a time.
-async fn upkeep(
-    journal: Arc<SqliteJournal>,
-    retention: Duration,
-    cancel: CancellationToken,
-) -> Result<(), JournalError> {
-    loop {
-        while journal.prune(Timestamp::now().before(retention), PRUNE.1).await? > 0 && !cancel.is_cancelled() {
-            tokio::task::yield_now().await;
-        }
-        tokio::select! {
-            () = tokio::time::sleep(PRUNE.0) => {}
-            () = cancel.cancelled() => return Ok(()),
-        }
     }
 }
 

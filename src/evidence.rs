@@ -169,7 +169,11 @@ fn known<T>(answer: Result<T>) -> Result<Option<T>> {
         Ok(value) => Ok(Some(value)),
         Err(ChainError::Node { .. } | ChainError::Nonsense { .. }) => Ok(None),
         Err(
-            error @ (ChainError::Unreachable { .. } | ChainError::RateLimited { .. } | ChainError::WrongChain { .. }),
+            error @ (ChainError::Unreachable { .. }
+            | ChainError::RateLimited { .. }
+            | ChainError::Syncing { .. }
+            | ChainError::Lagging { .. }
+            | ChainError::WrongChain { .. }),
         ) => Err(error),
     }
 }

@@ -1,12 +1,10 @@
 //! What the stages before settle hand over to it.
 
-use uuid::Uuid;
-
 use crate::broker::Receipt;
 use crate::chain;
 use crate::journal::{AccountId, ClosedTransaction, Lease, QueuedRequest, StoredNonce};
 use crate::model::event::FinalTransaction;
-use crate::model::{Cause, Generation, Message, RequestId, TxHash};
+use crate::model::{Cause, Generation, Message, RequestId, TxHash, ids};
 
 /// What intake hands over with each receipt.
 #[derive(Debug)]
@@ -98,5 +96,5 @@ pub enum SecondEnd {
 
 /// For a message without an id of its own, or with one that the journal knows as another request's.
 pub fn made_up_id() -> RequestId {
-    RequestId::new(&format!("without-id-{}", Uuid::now_v7())).expect("it is shorter than an id may be")
+    RequestId::new(&format!("without-id-{}", ids::unique())).expect("it is shorter than an id may be")
 }

@@ -14,9 +14,15 @@ pub mod journal;
 pub mod lane;
 pub mod model;
 pub mod outbox;
+pub mod pipeline;
 pub mod policy;
 pub mod recovery;
 pub mod settle;
 pub mod signer;
+#[cfg(test)]
+mod simulation;
 pub mod supervisor;
+#[cfg(test)]
+#[path = "../tests/support/mod.rs"]
+mod support;
 pub mod tracker;

@@ -50,6 +50,7 @@ impl OutboxStage {
                 Sent::All => pause.reset(),
                 Sent::Nothing => {
                     tokio::select! {
+                        biased;
                         () = self.wake.notified() => {}
                         () = cancel.cancelled() => {}
                         () = tokio::time::sleep(LOOK) => {}

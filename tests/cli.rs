@@ -129,7 +129,8 @@ fn all_faults_of_a_configuration_come_at_once_with_their_keys() {
          reconnect_initial = \"20s\"\nreconnect_max = \"10s\"\n\
          [request]\nid = \"cookie:a\"\n\
          [retry]\nmax_attempts = 101\nmultiplier = 0.5\ninitial_delay = \"1h\"\nmax_delay = \"1m\"\n\
-         [chain]\nendpoints = []\nfinality = \"soon\"\n\
+         [chain]\nendpoints = []\nfinality = \"soon\"\nmax_lag = 0\nmax_head_age = \"0s\"\n\
+         [chain.errors]\nrefused = [\"no\"]\npool_full = [\"\"]\nsyncing = 3\nunderpriced = [\"NO\"]\nfull = [\"a\"]\n\
          [write]\ngas = 20999\nvalue = \"much\"\n\
          [fees]\nmode = \"cheap\"\n\
          [journal]\nurl = \"sqlite:\"\n\
@@ -156,6 +157,12 @@ fn all_faults_of_a_configuration_come_at_once_with_their_keys() {
         "chain.id: is not set",
         "chain.endpoints",
         "chain.finality",
+        "chain.max_lag",
+        "chain.max_head_age",
+        "chain.errors.refused: \"no\" stands under another meaning too",
+        "chain.errors.pool_full: holds an empty text",
+        "chain.errors.syncing: expected a list of texts",
+        "chain.errors.full: is not known; [chain.errors] has already_known, nonce_too_low",
         "write.to: is not set",
         "write.gas",
         "write.value",
@@ -165,7 +172,7 @@ fn all_faults_of_a_configuration_come_at_once_with_their_keys() {
         "log.level",
         "telemetry: is not a section",
         "nowhere.key cannot be read",
-        "25 faults",
+        "31 faults",
     ];
     checked.is(78, &keys);
     for arguments in [["run"].as_slice(), &["topology", "print"], &["status", "a"], &["publish", "-"]] {

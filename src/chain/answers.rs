@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use jsonrpc_core::Value;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::chain::{Header, Receipt, SentInBlock};
 use crate::model::event::FinalTransaction;
@@ -43,6 +44,8 @@ struct HeaderFields {
     #[serde(default)]
     base_fee_per_gas: Value,
     gas_limit: Value,
+    #[serde(default)]
+    transactions: Option<Vec<IgnoredAny>>,
 }
 
 /// A block's header; the inner `None` is a node's `null`.
@@ -59,6 +62,7 @@ pub(super) fn header(value: Value) -> Result<Option<Header>, String> {
         timestamp: number("timestamp", &fields.timestamp)?,
         base_fee: quantity(&fields.base_fee_per_gas).map(Wei),
         gas_limit: Gas(number("gasLimit", &fields.gas_limit)?),
+        transactions: fields.transactions.map(|list| list.len()),
     }))
 }
 
@@ -103,6 +107,11 @@ struct ReceiptFields {
     gas_used: Value,
     #[serde(default)]
     effective_gas_price: Value,
+}
+
+/// The block that a receipt is of.
+pub(super) fn receipt_block(value: &Value) -> Option<BlockHash> {
+    value.get("blockHash")?.as_str()?.parse().ok()
 }
 
 /// The hash in a receipt, read before the rest: a block has many receipts that are not ours.

@@ -1,5 +1,7 @@
 //! The chain's seam: what a lane asks of a node, and every way in which the answer can fail.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 
@@ -8,7 +10,13 @@ use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, PauseReason, Sig
 use crate::policy::fee::Market;
 
 mod answers;
+mod broadcast;
 mod client;
+mod endpoint;
+mod health;
+mod market;
+mod receipts;
+mod route;
 mod transport;
 
 pub use client::{ClientSettings, NodeClient};
@@ -24,11 +32,27 @@ pub enum ChainError {
         /// What happened.
         detail: String,
     },
-    /// HTTP 429.
+    /// HTTP 429, or the same in words.
     #[error("{endpoint} asks for fewer calls")]
     RateLimited {
         /// Host and port.
         endpoint: String,
+        /// For how long it wants to be left alone, if it said so.
+        retry_after: Option<Duration>,
+    },
+    /// The node is still catching up, by its own word.
+    #[error("{endpoint} is still syncing")]
+    Syncing {
+        /// Host and port.
+        endpoint: String,
+    },
+    /// Another endpoint has shown newer blocks.
+    #[error("{endpoint} is {blocks} blocks behind another endpoint")]
+    Lagging {
+        /// Host and port.
+        endpoint: String,
+        /// How many blocks.
+        blocks: u64,
     },
     /// Another chain is behind the endpoint.
     #[error("{endpoint} serves chain {found}, chain.id is {expected}; correct chain.endpoints or chain.id")]
@@ -63,11 +87,25 @@ pub enum ChainError {
 }
 
 impl ChainError {
+    /// It is about the endpoint, not about what was asked: another endpoint may do better.
+    pub fn is_of_endpoint(&self) -> bool {
+        match self {
+            Self::Unreachable { .. }
+            | Self::RateLimited { .. }
+            | Self::Syncing { .. }
+            | Self::Lagging { .. }
+            | Self::WrongChain { .. }
+            | Self::Nonsense { .. } => true,
+            Self::Node { .. } => false,
+        }
+    }
+
     /// Why a lane pauses that got this error from a call which must succeed.
     pub fn pause_reason(&self) -> PauseReason {
         match self {
             Self::Unreachable { .. } | Self::Nonsense { .. } | Self::Node { .. } => PauseReason::NodeUnreachable,
             Self::RateLimited { .. } => PauseReason::RateLimited,
+            Self::Syncing { .. } | Self::Lagging { .. } => PauseReason::NodeSyncing,
             Self::WrongChain { .. } => PauseReason::WrongChain,
         }
     }
@@ -91,6 +129,8 @@ pub struct Header {
     pub base_fee: Option<Wei>,
     /// The most gas that fits into it.
     pub gas_limit: Gas,
+    /// How many transactions are in it, where the node says so.
+    pub transactions: Option<usize>,
 }
 
 /// Which block is asked for.
@@ -139,7 +179,7 @@ pub struct Call {
     pub data: Bytes,
 }
 
-/// What a lane asks of the chain. Every call has a timeout; a call that is dropped has no effect but may have been sent.
+/// What a lane asks of the chain. Every call has a timeout for each endpoint it is tried at; a call that is dropped has no effect but may have been sent.
 #[async_trait]
 pub trait Chain: Send + Sync {
     /// The header of this block, `None` where there is none (yet).
@@ -167,7 +207,8 @@ pub trait Chain: Send + Sync {
     /// Runs a call on the state after this block: what it returns, or the error with what it reverted with.
     async fn call(&self, call: &Call, block: BlockNumber) -> Result<Bytes>;
 
-    /// Gives signed bytes to a node, in their order. An error says only what a node said, not that it does not have them.
+    /// Gives signed bytes to every node that can be reached, in their order. The answer is the best that any of them gave;
+    /// an error says only what a node said, not that it does not have them.
     async fn broadcast(&self, transactions: &[SignedTransaction]) -> Vec<Result<()>>;
 
     /// The account's balance.
@@ -178,3 +219,6 @@ pub trait Chain: Send + Sync {
 pub fn transaction_hash(raw: &[u8]) -> TxHash {
     TxHash(web3::signing::keccak256(raw))
 }
+
+#[cfg(test)]
+mod tests;

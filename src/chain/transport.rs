@@ -1,22 +1,36 @@
 //! web3's transport over our own HTTP client: keep-alive, rustls, a timeout, JSON-RPC batches, a limit for answers.
 
+use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
-use jsonrpc_core::{Call, Output, Request, Value};
-use reqwest::header::{CONTENT_TYPE, HeaderValue};
-use reqwest::{Client, StatusCode, Url};
+use jsonrpc_core::{Call, Id, Output, Request, Value};
+use reqwest::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use reqwest::{Client, Response, StatusCode, Url};
 use web3::error::{Error, Result, TransportError};
-use web3::{BatchTransport, RequestId, Transport};
+use web3::{RequestId, Transport};
 
-/// No block's receipts come near it; what is longer is no answer.
-const MAX_ANSWER_BYTES: usize = 256 << 20;
+use crate::policy::classify::is_batch_refusal;
+
+/// The receipts of the largest blocks there are stay below half of it; what is longer is no answer.
+const MAX_ANSWER_BYTES: usize = 64 << 20;
 /// Between a lane's calls there is a block time at most; nodes keep connections open for at least a minute.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
-
-type Answer<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
+/// A node that asks for more is asked again after this all the same.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
+/// Statuses with which servers answer a batch that they do not take, while they take single calls.
+const BATCH_REFUSALS: [StatusCode; 8] = [
+    StatusCode::BAD_REQUEST,
+    StatusCode::NOT_FOUND,
+    StatusCode::METHOD_NOT_ALLOWED,
+    StatusCode::PAYLOAD_TOO_LARGE,
+    StatusCode::UNSUPPORTED_MEDIA_TYPE,
+    StatusCode::UNPROCESSABLE_ENTITY,
+    StatusCode::INTERNAL_SERVER_ERROR,
+    StatusCode::NOT_IMPLEMENTED,
+];
 
 /// One endpoint. Cloning shares the connections.
 #[derive(Clone, Debug)]
@@ -28,12 +42,23 @@ struct Inner {
     client: Client,
     url: Url,
     next_id: AtomicUsize,
+    /// What the last refusal asked for: web3's errors have no place for it.
+    retry_after: Mutex<Option<Duration>>,
 }
 
 impl std::fmt::Debug for Inner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Inner").field("endpoint", &label(&self.url)).finish_non_exhaustive()
     }
+}
+
+/// What a batch was answered with.
+#[derive(Debug)]
+pub(super) enum BatchAnswer {
+    /// One answer for each call, in the calls' order.
+    Each(Vec<Result<Value>>),
+    /// None of the calls was looked at: the node takes no batches, or none of this size. In its words.
+    Refused(String),
 }
 
 /// Host and port. The rest of a URL may hold a key.
@@ -56,16 +81,36 @@ pub(super) fn client(timeout: Duration) -> Result<Client> {
 
 impl HttpTransport {
     pub(super) fn new(client: Client, url: Url) -> Self {
-        Self { inner: Arc::new(Inner { client, url, next_id: AtomicUsize::new(1) }) }
+        let (next_id, retry_after) = (AtomicUsize::new(1), Mutex::new(None));
+        Self { inner: Arc::new(Inner { client, url, next_id, retry_after }) }
     }
 
-    pub(super) fn label(&self) -> String {
-        label(&self.inner.url)
+    /// For how long the node wants to be left alone, said with its last refusal; at most [`MAX_RETRY_AFTER`].
+    pub(super) fn take_retry_after(&self) -> Option<Duration> {
+        self.inner.retry_after.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    async fn post(self, request: Request) -> Result<Vec<u8>> {
+    /// Many calls in one HTTP request.
+    pub(super) async fn batch(&self, calls: &[(&str, Vec<Value>)]) -> Result<BatchAnswer> {
+        let prepared = calls.iter().map(|(method, params)| self.prepare(method, params.clone()));
+        let (ids, calls): (Vec<_>, Vec<_>) = prepared.unzip();
+        let (status, answer) = self.post(Request::Batch(calls)).await?;
+        if answer.first() == Some(&b'[') {
+            return in_order(&ids, parse(&answer)?);
+        }
+        match parse::<Output>(&answer) {
+            Ok(Output::Failure(failure)) => Ok(BatchAnswer::Refused(failure.error.message)),
+            Ok(Output::Success(_)) => Ok(BatchAnswer::Refused("one answer to many calls".to_owned())),
+            Err(_) if BATCH_REFUSALS.contains(&status) => Ok(BatchAnswer::Refused(format!("HTTP status {status}"))),
+            Err(error) => Err(if status.is_success() { error } else { refused_with(status) }),
+        }
+    }
+
+    /// The status and the body, from its first character that is no blank. What has neither a good status nor a JSON
+    /// body is an error.
+    async fn post(&self, request: Request) -> Result<(StatusCode, Vec<u8>)> {
         let body = serde_json::to_vec(&request)?;
-        let mut response = self
+        let response = self
             .inner
             .client
             .post(self.inner.url.clone())
@@ -75,20 +120,80 @@ impl HttpTransport {
             .await
             .map_err(|error| message(&error))?;
         let status = response.status();
-        let mut answer = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| message(&error))? {
-            if answer.len() + chunk.len() > MAX_ANSWER_BYTES {
-                return Err(Error::InvalidResponse(format!("more than {MAX_ANSWER_BYTES} bytes")));
-            }
-            answer.extend_from_slice(&chunk);
+        if !status.is_success() {
+            let asked = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+            let wait = asked.and_then(|text| wait_of(text, SystemTime::now()));
+            *self.inner.retry_after.lock().unwrap_or_else(PoisonError::into_inner) = wait;
         }
+        if status == StatusCode::TOO_MANY_REQUESTS {
+            return Err(refused_with(status));
+        }
+        let answer = body_of(response).await?;
         // Some nodes put a JSON-RPC error into a 400 or 500; what parses is taken for what it says.
         let is_json = answer.first().is_some_and(|first| matches!(first, b'{' | b'['));
-        if status.is_success() || (is_json && status != StatusCode::TOO_MANY_REQUESTS) {
-            return Ok(answer);
+        let is_batch = matches!(request, Request::Batch(_));
+        if status.is_success() || is_json || (is_batch && BATCH_REFUSALS.contains(&status)) {
+            return Ok((status, answer));
         }
-        Err(Error::Transport(TransportError::Code(status.as_u16())))
+        Err(refused_with(status))
     }
+}
+
+async fn body_of(mut response: Response) -> Result<Vec<u8>> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| message(&error))? {
+        let start = if body.is_empty() { chunk.iter().position(|byte| !byte.is_ascii_whitespace()) } else { Some(0) };
+        let chunk = start.and_then(|start| chunk.get(start..)).unwrap_or_default();
+        if body.len() + chunk.len() > MAX_ANSWER_BYTES {
+            return Err(Error::InvalidResponse(format!("more than {MAX_ANSWER_BYTES} bytes")));
+        }
+        body.extend_from_slice(chunk);
+    }
+    Ok(body)
+}
+
+/// The answers in the order of the calls. Answers that do not fit the calls one to one leave open which is whose, so that
+/// none of them is used.
+fn in_order(ids: &[RequestId], outputs: Vec<Output>) -> Result<BatchAnswer> {
+    let is_failure = |output: &Output| matches!(output, Output::Failure(_));
+    let refusal = outputs.iter().find_map(|output| match output {
+        Output::Failure(failure) if is_batch_refusal(&failure.error.message) => Some(&failure.error.message),
+        // Geth answers a batch that is too long with a list of one error.
+        Output::Failure(failure) if outputs.len() < ids.len() && outputs.iter().all(is_failure) => {
+            Some(&failure.error.message)
+        }
+        Output::Failure(_) | Output::Success(_) => None,
+    });
+    if let Some(text) = refusal {
+        return Ok(BatchAnswer::Refused(text.clone()));
+    }
+    let count = outputs.len();
+    let mut by_id: HashMap<_, _> = outputs.into_iter().map(|output| (output.id().clone(), output)).collect();
+    if count != ids.len() || by_id.len() != count {
+        return Err(Error::InvalidResponse(format!(
+            "{count} answers to {} calls, {} of them distinct",
+            ids.len(),
+            by_id.len()
+        )));
+    }
+    let stray = || Error::InvalidResponse("an answer to another request".to_owned());
+    let ours = ids.iter().map(|id| by_id.remove(&expected_id(*id)).ok_or_else(stray));
+    let ours = ours.collect::<Result<Vec<_>>>()?;
+    Ok(BatchAnswer::Each(ours.into_iter().map(web3::helpers::to_result_from_output).collect()))
+}
+
+/// `Retry-After`: seconds, or a date.
+fn wait_of(text: &str, now: SystemTime) -> Option<Duration> {
+    let text = text.trim();
+    let wait = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default(),
+    };
+    Some(wait.min(MAX_RETRY_AFTER))
+}
+
+fn refused_with(status: StatusCode) -> Error {
+    Error::Transport(TransportError::Code(status.as_u16()))
 }
 
 /// What went wrong, down to the cause, without the URL.
@@ -107,7 +212,7 @@ fn message(error: &reqwest::Error) -> Error {
 }
 
 impl Transport for HttpTransport {
-    type Out = Answer<Value>;
+    type Out = Pin<Box<dyn Future<Output = Result<Value>> + Send>>;
 
     fn prepare(&self, method: &str, params: Vec<Value>) -> (RequestId, Call) {
         let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
@@ -117,48 +222,48 @@ impl Transport for HttpTransport {
     fn send(&self, id: RequestId, request: Call) -> Self::Out {
         let transport = self.clone();
         Box::pin(async move {
-            let answer = transport.post(Request::Single(request)).await?;
+            let (_, answer) = transport.post(Request::Single(request)).await?;
             let output: Output = parse(&answer)?;
-            if *output.id() != expected_id(id) {
-                return Err(Error::InvalidResponse("the answer is to another request".to_owned()));
+            match &output {
+                output if *output.id() == expected_id(id) => {}
+                Output::Failure(failure) if failure.id == Id::Null => {
+                    return Err(Error::InvalidResponse(format!("an error without an id: {}", failure.error.message)));
+                }
+                Output::Success(_) | Output::Failure(_) => {
+                    return Err(Error::InvalidResponse("the answer is to another request".to_owned()));
+                }
             }
             web3::helpers::to_result_from_output(output)
         })
     }
 }
 
-impl BatchTransport for HttpTransport {
-    type Batch = Answer<Vec<Result<Value>>>;
-
-    fn send_batch<T>(&self, requests: T) -> Self::Batch
-    where
-        T: IntoIterator<Item = (RequestId, Call)>,
-    {
-        let (ids, calls): (Vec<_>, Vec<_>) = requests.into_iter().unzip();
-        let transport = self.clone();
-        Box::pin(async move {
-            let answer = transport.post(Request::Batch(calls)).await?;
-            // A batch that is refused whole is answered with one error, not with a list.
-            if answer.first() == Some(&b'{') {
-                web3::helpers::to_result_from_output(parse(&answer)?)?;
-                return Err(Error::InvalidResponse("one answer to many requests".to_owned()));
-            }
-            let mut outputs: std::collections::HashMap<_, _> =
-                parse::<Vec<Output>>(&answer)?.into_iter().map(|output| (output.id().clone(), output)).collect();
-            let missing = || Error::InvalidResponse("no answer to this request of the batch".to_owned());
-            let results = ids.iter().map(|id| {
-                let output = outputs.remove(&expected_id(*id)).ok_or_else(missing)?;
-                web3::helpers::to_result_from_output(output)
-            });
-            Ok(results.collect())
-        })
-    }
-}
-
-fn expected_id(id: RequestId) -> jsonrpc_core::Id {
-    jsonrpc_core::Id::Num(id as u64)
+fn expected_id(id: RequestId) -> Id {
+    Id::Num(id as u64)
 }
 
 fn parse<T: serde::de::DeserializeOwned>(answer: &[u8]) -> Result<T> {
     serde_json::from_slice(answer).map_err(|error| Error::InvalidResponse(format!("no JSON-RPC answer: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_read_as_seconds_or_as_a_date_and_has_a_limit() {
+        let now = httpdate::parse_http_date("Wed, 01 Jan 2020 00:00:00 GMT").unwrap();
+        let cases = [
+            ("7", Some(7)),
+            (" 0 ", Some(0)),
+            ("100000", Some(300)),
+            ("Wed, 01 Jan 2020 00:00:09 GMT", Some(9)),
+            ("Tue, 31 Dec 2019 00:00:00 GMT", Some(0)),
+            ("soon", None),
+            ("-1", None),
+        ];
+        for (text, seconds) in cases {
+            assert_eq!(wait_of(text, now), seconds.map(Duration::from_secs), "{text}");
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! The configuration: built-in defaults, a file, the environment; checked as a whole, so that all faults come at once.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use config::{Environment, File, FileFormat};
@@ -10,6 +11,7 @@ use crate::broker::{Names, TopologyMode, UriSource};
 use crate::lane::{GasRule, OutagePolicy};
 use crate::model::{Address, Gas};
 use crate::policy::admission::{AdmissionRules, IdSource};
+use crate::policy::classify::ErrorTable;
 use crate::policy::fee::FeeRules;
 use crate::policy::finality::FinalityRule;
 use crate::signer::LocalSigner;
@@ -129,6 +131,10 @@ pub struct ChainSection {
     pub timeout: Duration,
     /// Calls in a batch.
     pub batch_size: usize,
+    /// Blocks that an endpoint may be behind another.
+    pub max_lag: u64,
+    /// Without a new block for this long, while transactions wait for one, the chain counts as standing still.
+    pub max_head_age: Option<Duration>,
     /// Between looks at the chain.
     pub poll_interval: Duration,
     /// Transactions not in a block.
@@ -139,8 +145,8 @@ pub struct ChainSection {
     pub replace_after: Duration,
     /// Cancel what is refused.
     pub refused_after: Duration,
-    /// Pause when no block comes.
-    pub max_head_age: Duration,
+    /// `[chain.errors]`
+    pub errors: Arc<ErrorTable>,
 }
 
 impl std::fmt::Debug for ChainSection {

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::SecretString;
@@ -17,6 +18,7 @@ use crate::config::{
 use crate::lane::{GasRule, OutagePolicy};
 use crate::model::{Address, Gas, Wei};
 use crate::policy::admission::{AdmissionRules, IdSource};
+use crate::policy::classify::{ErrorTable, SendMeaning};
 use crate::policy::fee::{FeeMode, FeeRules};
 use crate::policy::finality::FinalityRule;
 use crate::signer::LocalSigner;
@@ -43,7 +45,7 @@ pub(super) fn read(values: Value) -> Result<Settings, Faults> {
         },
         retry: retry(Section::new("retry", tables.remove("retry"), &mut findings)),
         outage: outage(Section::new("outage", tables.remove("outage"), &mut findings)),
-        chain: chain(Section::new("chain", tables.remove("chain"), &mut findings)),
+        chain: chain(tables.remove("chain"), &mut findings),
         signers: signers(tables.remove("signer"), &mut findings),
         write: write(Section::new("write", tables.remove("write"), &mut findings)),
         fees: fees(Section::new("fees", tables.remove("fees"), &mut findings)),
@@ -180,7 +182,10 @@ fn outage(mut section: Section<'_>) -> OutagePolicy {
     policy
 }
 
-fn chain(mut section: Section<'_>) -> ChainSection {
+fn chain(mut value: Option<Value>, findings: &mut Findings) -> ChainSection {
+    let own_texts = value.as_mut().and_then(Value::as_object_mut).and_then(|keys| keys.remove("errors"));
+    let errors = Arc::new(chain_errors(Section::new("chain.errors", own_texts, findings)));
+    let mut section = Section::new("chain", value, findings);
     let finality = section.read(
         "finality",
         "a number of blocks from 0 to 10000, \"safe\" or \"finalized\"",
@@ -197,12 +202,22 @@ fn chain(mut section: Section<'_>) -> ChainSection {
         finality,
         timeout: section.duration("timeout", 100 * MS..=5 * MINUTE),
         batch_size: section.number("batch_size", 1..=1000),
+        max_lag: section.number("max_lag", 1..=10_000),
+        max_head_age: section.read(
+            "max_head_age",
+            "a duration from 1s to 24h, such as \"10m\", or \"off\"",
+            None,
+            |text| match text {
+                "off" => Some(None),
+                age => humantime::parse_duration(age).ok().filter(|age| (SECOND..=DAY).contains(age)).map(Some),
+            },
+        ),
         poll_interval: section.duration("poll_interval", 10 * MS..=5 * MINUTE),
         in_flight: section.number("in_flight", 1..=100_000),
         resend_after: section.duration("resend_after", SECOND..=HOUR),
         replace_after: section.duration("replace_after", SECOND..=DAY),
         refused_after: section.duration("refused_after", SECOND..=DAY),
-        max_head_age: section.duration("max_head_age", Duration::ZERO..=DAY),
+        errors,
     };
     section.finish(&[
         "id",
@@ -210,14 +225,48 @@ fn chain(mut section: Section<'_>) -> ChainSection {
         "finality",
         "timeout",
         "batch_size",
+        "max_lag",
+        "max_head_age",
         "poll_interval",
         "in_flight",
         "resend_after",
         "replace_after",
         "refused_after",
-        "max_head_age",
     ]);
     settings
+}
+
+fn chain_errors(mut section: Section<'_>) -> ErrorTable {
+    let mut own: Vec<(String, SendMeaning)> = Vec::new();
+    for (word, meaning) in SendMeaning::WORDS {
+        let Some(value) = section.take(word) else { continue };
+        let Some(texts) = texts(&value) else {
+            section.fault(word, "expected a list of texts");
+            continue;
+        };
+        for text in texts {
+            let text = text.to_lowercase();
+            if text.is_empty() {
+                section.fault(word, "holds an empty text, which would match everything; remove it");
+            } else if own.iter().any(|(known, other)| *known == text && *other != meaning) {
+                section.fault(word, format!("{text:?} stands under another meaning too; remove one of them"));
+            } else {
+                own.push((text, meaning));
+            }
+        }
+    }
+    section.finish(&SendMeaning::WORDS.map(|(word, _)| word));
+    ErrorTable::with(own)
+}
+
+/// A list of texts, or the environment's text with commas.
+fn texts(value: &Value) -> Option<Vec<String>> {
+    let texts: Vec<String> = match value {
+        Value::Array(values) => values.iter().map(|value| value.as_str().map(str::to_owned)).collect::<Option<_>>()?,
+        Value::String(text) => text.split(',').map(str::to_owned).collect(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => return None,
+    };
+    Some(texts.iter().map(|text| text.trim().to_owned()).collect())
 }
 
 /// A list, or the environment's text with commas. What stands there is never repeated: it may hold a key.

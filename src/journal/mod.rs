@@ -19,9 +19,9 @@ mod sqlite;
 
 pub use history::{AttemptHistory, History, Incident, TransactionHistory};
 pub use records::{
-    AccountId, Arrival, CancelWish, Cancellation, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, EndedAgain,
-    Lease, LiveTransaction, NewTransaction, OutboxRow, QueuedRequest, RefusedMessage, Reorged, ReplyAddress,
-    RequestSeq, Settlement, StoredNonce, UnconfirmedCopy, Which, WishAnswer,
+    AccountId, Acquired, Arrival, CancelWish, Cancellation, ClosedTransaction, ConfirmedCopy, CopyKind, Decision,
+    EndedAgain, Lease, LeaseMark, LiveTransaction, NewTransaction, OutboxRow, QueuedRequest, RefusedMessage, Reorged,
+    ReplyAddress, RequestSeq, Settlement, StoredNonce, UnconfirmedCopy, Which, WishAnswer,
 };
 pub use sqlite::SqliteJournal;
 
@@ -103,8 +103,15 @@ pub type Result<T, E = JournalError> = std::result::Result<T, E>;
 pub trait Leases: Send + Sync {
     /// The journal's number for this account; makes its row.
     async fn account(&self, chain_id: u64, address: Address) -> Result<AccountId>;
-    /// Takes the lease if it is free, run out or ours.
-    async fn acquire_lease(&self, account: AccountId, owner: Arc<str>, ttl: Duration) -> Result<Option<Lease>>;
+    /// Takes the lease if it is free, run out, ours, or still looks as `stale`: the caller has seen for longer than `ttl`
+    /// that nobody renews it, whatever the hosts' clocks say.
+    async fn acquire_lease(
+        &self,
+        account: AccountId,
+        owner: Arc<str>,
+        ttl: Duration,
+        stale: Option<LeaseMark>,
+    ) -> Result<Acquired>;
     /// Keeps it for another `ttl`.
     async fn renew_lease(&self, lease: &Lease, ttl: Duration) -> Result<()>;
     /// Gives it up, so that another instance need not wait.

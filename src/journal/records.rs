@@ -36,6 +36,34 @@ pub struct Lease {
     pub epoch: i64,
 }
 
+/// How a lease looked at some moment. Each renewal changes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseMark {
+    /// Counts the owners.
+    pub epoch: i64,
+    /// Until when it holds, by its owner's clock.
+    pub until: Timestamp,
+}
+
+/// What became of the wish for a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Acquired {
+    /// It is ours.
+    Ours(Lease),
+    /// Another owner holds it, and it looks so.
+    Anothers(LeaseMark),
+}
+
+impl Acquired {
+    /// The lease, if it is ours.
+    pub fn ours(self) -> Option<Lease> {
+        match self {
+            Self::Ours(lease) => Some(lease),
+            Self::Anothers(_) => None,
+        }
+    }
+}
+
 /// A delivery that the admission rules let through.
 #[derive(Debug, Clone)]
 pub struct Arrival {

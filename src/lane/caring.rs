@@ -11,7 +11,7 @@ use crate::journal::{JournalError, Lease};
 use crate::lane::Lane;
 use crate::lane::pausing::pause_reason;
 use crate::model::{Attempt, AttemptKind, Nonce, PauseReason, Timestamp};
-use crate::policy::classify::{SendMeaning, meaning_of};
+use crate::policy::classify::SendMeaning;
 use crate::policy::fee::{Market, is_underpriced};
 
 /// How soon bytes that no node has confirmed to have are sent again.
@@ -25,7 +25,7 @@ impl Lane {
     pub(super) fn heed(&mut self, answers: Vec<Answer>) {
         let now = Instant::now();
         for Answer { nonce, hash, result } in answers {
-            self.mender.heed(nonce, hash, &result, now);
+            self.mender.heed(nonce, hash, &result, &self.settings.errors);
             let Some(transaction) = self.window.get_mut(nonce) else { continue };
             if transaction.newest().signed.hash != hash {
                 continue;
@@ -34,7 +34,7 @@ impl Lane {
             transaction.sent_at = Some(now);
             let (meaning, text) = match result {
                 Ok(()) => (SendMeaning::AlreadyKnown, String::new()),
-                Err(ChainError::Node { message, .. }) => (meaning_of(&message), message),
+                Err(ChainError::Node { message, .. }) => (self.settings.errors.meaning_of(&message), message),
                 Err(error) => {
                     self.pause(error.pause_reason(), error.to_string());
                     continue;

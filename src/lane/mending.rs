@@ -13,7 +13,7 @@ use crate::lane::Lane;
 use crate::model::{
     Attempt, AttemptKind, BlockNumber, Fee, Nonce, SignedTransaction, Timestamp, TxHash, UnsignedTransaction, Wei,
 };
-use crate::policy::classify::{SendMeaning, meaning_of};
+use crate::policy::classify::{ErrorTable, SendMeaning};
 use crate::policy::gap::{GapWatch, Remedy, remedy};
 use crate::policy::gas;
 use crate::recovery;
@@ -66,14 +66,15 @@ pub(super) struct Mender {
 
 impl Mender {
     /// A node's answer to bytes of a gap. Like all answers it decides nothing.
-    pub(super) fn heed(&mut self, nonce: Nonce, hash: TxHash, result: &Result<(), ChainError>, now: Instant) {
+    pub(super) fn heed(&mut self, nonce: Nonce, hash: TxHash, result: &Result<(), ChainError>, errors: &ErrorTable) {
+        let now = Instant::now();
         let Some(mending) = self.nonces.get_mut(&nonce).filter(|mending| mending.signed.hash == hash) else { return };
         mending.is_being_sent = false;
         mending.sent_at = Some(now);
         mending.is_known_to_node = result.is_ok();
         if let Err(ChainError::Node { message, .. }) = result {
             debug!(tx.nonce = %nonce, tx.hash = %hash, answer = message, "the node's answer to bytes for a gap");
-            let meaning = meaning_of(message);
+            let meaning = errors.meaning_of(message);
             mending.is_known_to_node = meaning == SendMeaning::AlreadyKnown;
             mending.wants_more |= matches!(meaning, SendMeaning::Underpriced | SendMeaning::ReplacementUnderpriced);
         }

@@ -14,7 +14,7 @@ use crate::broadcaster::Broadcaster;
 use crate::chain::{Chain, Header};
 use crate::evidence::Evidence;
 use crate::handover::FromLane;
-use crate::journal::{JournalError, Lease, QueuedRequest, RequestSeq};
+use crate::journal::{Acquired, JournalError, Lease, LeaseMark, QueuedRequest, RequestSeq};
 use crate::model::{Nonce, Timestamp};
 use crate::policy::fee::Market;
 use crate::policy::window::SendWindow;
@@ -117,21 +117,28 @@ impl Lane {
     /// # Errors
     /// When the journal fails. Nothing more may be signed then.
     pub async fn run(mut self, cancel: CancellationToken) -> Result<(), JournalError> {
-        let mut stands_by = false;
+        let mut seen: Option<(LeaseMark, Instant)> = None;
         while !cancel.is_cancelled() {
             self.signals.beat.beat();
             let (account, ttl) = (self.settings.account, self.settings.lease_ttl);
             let owner = Arc::clone(&self.settings.owner);
-            let Some(lease) = self.journal.acquire_lease(account, owner, ttl).await? else {
-                if !std::mem::replace(&mut stands_by, true) {
-                    info!(account = %self.signer.address(), lease.ttl_s = ttl.as_secs(), "another instance, or this one before its restart, owns the account; standing by");
+            // The hosts' clocks may disagree: what counts is for how long it was seen here that nobody renews.
+            let stale = seen.filter(|(_, since)| since.elapsed() > ttl).map(|(mark, _)| mark);
+            let lease = match self.journal.acquire_lease(account, owner, ttl, stale).await? {
+                Acquired::Ours(lease) => lease,
+                Acquired::Anothers(mark) => {
+                    if seen.is_none() {
+                        info!(account = %self.signer.address(), lease.ttl_s = ttl.as_secs(), "another instance, or this one before its restart, owns the account; standing by");
+                    }
+                    seen = seen.filter(|(known, _)| *known == mark).or(Some((mark, Instant::now())));
+                    self.stand_by(&cancel).await;
+                    continue;
                 }
-                self.stand_by(&cancel).await;
-                continue;
             };
-            stands_by = false;
+            seen = None;
             let journal = Arc::clone(&self.journal);
             let ended = tokio::select! {
+                biased;
                 ended = self.serve(&lease, &cancel) => ended,
                 ended = keep_lease(journal.as_ref(), &lease, ttl) => ended,
             };
@@ -154,6 +161,7 @@ impl Lane {
         while Instant::now() < until && !cancel.is_cancelled() {
             self.signals.beat.beat();
             tokio::select! {
+                biased;
                 () = tokio::time::sleep_until(until.min(Instant::now() + Duration::from_secs(1))) => {}
                 () = cancel.cancelled() => {}
             }

@@ -41,19 +41,26 @@ impl Lane {
     /// The node has answered with sense.
     pub(super) fn node_answers(&mut self) {
         self.resume_if(|reason| {
-            matches!(reason, PauseReason::NodeUnreachable | PauseReason::RateLimited | PauseReason::WrongChain)
+            matches!(
+                reason,
+                PauseReason::NodeUnreachable
+                    | PauseReason::RateLimited
+                    | PauseReason::NodeSyncing
+                    | PauseReason::WrongChain
+            )
         });
     }
 
     /// While transactions wait for a block and none comes, nothing that is signed can help, and what nodes say about the
     /// account may be old. Resumes with the next block.
     pub(super) fn watch_head(&mut self) {
-        let limit = self.settings.max_head_age;
-        let Some(lowest) = self.window.not_included().next() else { return };
+        let (Some(limit), Some(lowest)) = (self.settings.max_head_age, self.window.not_included().next()) else {
+            return;
+        };
         // Some chains make a block only when there is something to put into it: it is the wait that counts.
         let age = self.head_since.max(lowest.signed_since).elapsed();
         let may_tell = self.pause.is_none() || self.is_head_stale();
-        if !limit.is_zero() && age >= limit && may_tell {
+        if age >= limit && may_tell {
             let head = self.head.as_ref().map_or(0, |head| head.number.0);
             let detail = format!(
                 "no block for {} s: {head} is still the newest, and transactions wait for the next; look whether the node is stuck",

@@ -8,7 +8,7 @@ use crate::lane::{GasRule, Lane, ending};
 use crate::model::{
     Attempt, AttemptKind, Cause, Fee, Gas, Nonce, PauseReason, SignedTransaction, Timestamp, UnsignedTransaction, Wei,
 };
-use crate::policy::classify::{SimulationMeaning, meaning_of_simulation};
+use crate::policy::classify::SimulationMeaning;
 use crate::policy::fee::Market;
 use crate::policy::{gas, revert};
 
@@ -69,7 +69,7 @@ impl Lane {
             |gas: Gas| Gas(gas.0.saturating_add(gas.0.saturating_mul(margin.into()) / 100)).min(block_limit);
         let judge = |estimate| match estimate {
             Ok(gas) => Simulated::Runs(with_margin(gas)),
-            Err(ChainError::Node { message, data, .. }) => match meaning_of_simulation(&message) {
+            Err(ChainError::Node { message, data, .. }) => match self.settings.errors.meaning_of_simulation(&message) {
                 SimulationMeaning::Failed => Simulated::Fails(simulation_cause(&message, data.as_deref())),
                 SimulationMeaning::InsufficientFunds => Simulated::NotLooked(PauseReason::InsufficientFunds, message),
                 SimulationMeaning::Unavailable => Simulated::NotLooked(PauseReason::NodeUnreachable, message),

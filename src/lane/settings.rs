@@ -7,6 +7,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::journal::{AccountId, Lease, Leases, Transactions};
 use crate::model::{Address, BlockNumber, Gas, Heartbeat, PauseReason, Wei};
+use crate::policy::classify::ErrorTable;
 use crate::policy::fee::FeeRules;
 use crate::policy::finality::FinalityRule;
 
@@ -58,8 +59,11 @@ pub struct LaneSettings {
     pub replace_after: Duration,
     /// A transaction that was only ever refused is cancelled after this.
     pub refused_after: Duration,
-    /// The lane pauses when transactions wait for a block and none has come for this long. Zero: never.
-    pub max_head_age: Duration,
+    /// Without a new block for this long, while transactions wait for one, the chain counts as standing still; `None`:
+    /// never.
+    pub max_head_age: Option<Duration>,
+    /// What nodes' texts mean.
+    pub errors: Arc<ErrorTable>,
     /// For how long a lease holds without being renewed.
     pub lease_ttl: Duration,
     /// What an outage does.

@@ -1,6 +1,6 @@
 //! What a lane holds in memory of its live transactions: by nonce and by hash. No I/O; the journal can rebuild it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -97,7 +97,7 @@ impl InFlight {
                 self.refused = Some((since, text.to_owned()));
             }
             SendMeaning::Unknown => {
-                warn!(tx.nonce = %self.nonce, answer = text, "unknown answer to a broadcast; the same bytes are sent again");
+                warn!(tx.nonce = %self.nonce, answer = text, "unknown answer to a broadcast; the same bytes are sent again. [chain.errors] can say what it means");
             }
             SendMeaning::NonceTooHigh
             | SendMeaning::PoolFull
@@ -133,7 +133,7 @@ impl InFlight {
 #[derive(Debug, Default)]
 pub(super) struct Window {
     by_nonce: BTreeMap<Nonce, InFlight>,
-    by_hash: HashMap<TxHash, Nonce>,
+    by_hash: BTreeMap<TxHash, Nonce>,
 }
 
 impl Window {

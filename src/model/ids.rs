@@ -251,6 +251,10 @@ pub struct Timestamp(pub i64);
 impl Timestamp {
     /// The clock of this host.
     pub fn now() -> Self {
+        #[cfg(test)]
+        if let Some(now) = virtual_host::now() {
+            return now;
+        }
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX))
     }
@@ -280,6 +284,63 @@ impl FromStr for Timestamp {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let since_epoch = humantime::parse_rfc3339(text)?.duration_since(UNIX_EPOCH).unwrap_or_default();
         Ok(Self(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX)))
+    }
+}
+
+/// An id that nobody else makes.
+pub fn unique() -> String {
+    #[cfg(test)]
+    if let Some(id) = virtual_host::unique() {
+        return id;
+    }
+    uuid::Uuid::now_v7().to_string()
+}
+
+/// A host whose clock and ids a test decides, for everything that runs on this thread: so that a run can be repeated.
+#[cfg(test)]
+pub(crate) mod virtual_host {
+    use std::cell::Cell;
+
+    use tokio::time::Instant;
+
+    use super::Timestamp;
+
+    thread_local! {
+        static BEGIN: Cell<Option<Instant>> = const { Cell::new(None) };
+        static SKEW_MS: Cell<i64> = const { Cell::new(0) };
+        static IDS: Cell<u64> = const { Cell::new(0) };
+    }
+
+    /// The clock then follows the runtime's, from noon of 1 January 2030 on.
+    pub(crate) fn begin(begin: Instant) {
+        BEGIN.set(Some(begin));
+        IDS.set(0);
+        SKEW_MS.set(0);
+    }
+
+    /// The true time again.
+    pub(crate) fn end() {
+        BEGIN.set(None);
+    }
+
+    /// The host whose turn it is has a clock that is wrong by so much.
+    pub(crate) fn set_skew(milliseconds: i64) {
+        SKEW_MS.set(milliseconds);
+    }
+
+    pub(crate) fn is_on() -> bool {
+        BEGIN.get().is_some()
+    }
+
+    pub(super) fn now() -> Option<Timestamp> {
+        let elapsed = BEGIN.get()?.elapsed().as_millis();
+        Some(Timestamp(1_893_499_200_000 + i64::try_from(elapsed).unwrap_or(0) + SKEW_MS.get()))
+    }
+
+    pub(super) fn unique() -> Option<String> {
+        BEGIN.get()?;
+        IDS.set(IDS.get() + 1);
+        Some(IDS.get().to_string())
     }
 }
 

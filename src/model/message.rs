@@ -51,7 +51,7 @@ pub enum HeaderValue {
     /// A whole number.
     Int(i64),
     /// A floating point number.
-    Float(f64),
+    Float(#[serde(with = "float_text")] f64),
     /// `value` with the decimal point moved left by `scale` places.
     Decimal {
         /// Places after the point.
@@ -71,6 +71,30 @@ pub enum HeaderValue {
     Table(Headers),
     /// Nothing.
     Void,
+}
+
+/// Floats as texts: JSON's numbers have no infinities and no NaN, and its readers may change the last digit.
+mod float_text {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    /// Journals of the first schema hold numbers.
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Stored {
+        Text(String),
+        Number(f64),
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        match Stored::deserialize(deserializer)? {
+            Stored::Text(text) => text.parse().map_err(serde::de::Error::custom),
+            Stored::Number(number) => Ok(number),
+        }
+    }
 }
 
 impl HeaderValue {
@@ -314,6 +338,16 @@ mod tests {
         assert_eq!(copy.headers[header::DROPPED_HEADERS], "blob".into());
         assert!(!copy.headers.contains_key("blob"));
         assert!(copy.headers.contains_key("traceparent"));
+    }
+
+    #[test]
+    fn every_float_can_be_written_and_read_again() {
+        for float in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -0.0, f64::MIN_POSITIVE, f64::MAX, 0.1 + 0.2] {
+            let text = serde_json::to_string(&HeaderValue::Float(float)).unwrap();
+            let HeaderValue::Float(again) = serde_json::from_str(&text).unwrap() else { panic!("{text}") };
+            assert_eq!(format!("{again:?}"), format!("{float:?}"), "{text}");
+        }
+        assert_eq!(serde_json::from_str::<HeaderValue>(r#"{"float":0.5}"#).unwrap(), HeaderValue::Float(0.5));
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! What a node's answer to a broadcast means. Texts decide, never codes: Besu's collide with those of EIP-1474.
+//! What a node's answer means. Texts decide, never codes: Besu's collide with those of EIP-1474.
 
-/// What an answer means for the transaction and its lane.
+/// What an answer to a broadcast means for the transaction and its lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SendMeaning {
     /// The node has these very bytes, or had them.
@@ -31,87 +31,203 @@ pub enum SendMeaning {
     Unknown,
 }
 
+impl SendMeaning {
+    /// The words of `[chain.errors]`. What is unknown has none.
+    pub const WORDS: [(&'static str, Self); 12] = [
+        ("already_known", Self::AlreadyKnown),
+        ("nonce_too_low", Self::NonceTooLow),
+        ("nonce_too_high", Self::NonceTooHigh),
+        ("replacement_underpriced", Self::ReplacementUnderpriced),
+        ("underpriced", Self::Underpriced),
+        ("insufficient_funds", Self::InsufficientFunds),
+        ("not_permitted", Self::NotPermitted),
+        ("pool_full", Self::PoolFull),
+        ("syncing", Self::Syncing),
+        ("wrong_chain", Self::WrongChain),
+        ("rate_limited", Self::RateLimited),
+        ("refused", Self::Refused),
+    ];
+}
+
 /// Which client says it, a part of what it says in lower case, and what that means. The first match counts, so what is
 /// more special stands before what is less.
 const TEXTS: &[(&str, &str, SendMeaning)] = {
     use SendMeaning as M;
     &[
-        ("geth, erigon, anvil", "already known", M::AlreadyKnown),
+        ("geth, erigon, nethermind", "already known", M::AlreadyKnown),
         ("anvil", "transaction already imported", M::AlreadyKnown),
-        ("besu, zksync", "known transaction", M::AlreadyKnown),
+        ("besu, zksync, hardhat", "known transaction", M::AlreadyKnown),
         ("nethermind", "alreadyknown", M::AlreadyKnown),
         ("openethereum", "same hash was already imported", M::AlreadyKnown),
+        ("erigon", "existing tx with same hash", M::AlreadyKnown),
         ("ethermint", "tx already exists in cache", M::AlreadyKnown),
+        ("ethermint", "tx already in mempool", M::AlreadyKnown),
+        // They run it in a block, and then answer with how it went.
+        ("ganache, hardhat", "vm exception while processing transaction", M::AlreadyKnown),
         ("openethereum", "transaction with same nonce in the queue", M::ReplacementUnderpriced),
-        ("geth, besu, nethermind, anvil", "replacement transaction underpriced", M::ReplacementUnderpriced),
-        ("geth", "future transaction tries to replace pending", M::ReplacementUnderpriced),
-        ("geth, besu, nethermind, anvil", "nonce too low", M::NonceTooLow),
+        ("geth, besu, nethermind, anvil, hardhat", "replacement transaction underpriced", M::ReplacementUnderpriced),
+        ("erigon", "could not replace an existing tx", M::ReplacementUnderpriced),
+        ("geth", "authority nonce too low", M::Refused),
+        ("all", "nonce too low", M::NonceTooLow),
         ("openethereum", "nonce is too low", M::NonceTooLow),
         ("nethermind", "oldnonce", M::NonceTooLow),
         ("nethermind", "ownnoncealreadyused", M::NonceTooLow),
-        ("geth, besu, nethermind, arbitrum", "nonce too high", M::NonceTooHigh),
+        ("ganache", "mining has already started", M::NonceTooLow),
+        ("geth, besu, nethermind, arbitrum, hardhat", "nonce too high", M::NonceTooHigh),
         ("besu", "nonce is too distant", M::NonceTooHigh),
         ("besu", "invalid transaction with a lower nonce exists", M::NonceTooHigh),
         ("nethermind", "nonce too far in future", M::NonceTooHigh),
         ("nethermind", "noncegap", M::NonceTooHigh),
         ("nethermind", "delegation nonce gap", M::NonceTooHigh),
-        ("geth, nethermind, anvil", "insufficient funds", M::InsufficientFunds),
+        ("geth", "gapped-nonce tx from delegated accounts", M::NonceTooHigh),
+        // Too high or too low, they do not say which: it is sent again either way, and a block tells.
+        ("arbitrum", "invalid transaction nonce", M::NonceTooHigh),
+        ("ganache", "doesn't have the correct nonce", M::NonceTooHigh),
+        ("ethermint", "invalid nonce", M::NonceTooHigh),
+        ("ethermint", "account sequence mismatch", M::NonceTooHigh),
+        ("geth, nethermind, anvil, openethereum, hedera", "insufficient funds", M::InsufficientFunds),
         ("besu", "upfront cost exceeds account balance", M::InsufficientFunds),
         ("nethermind", "insufficientfunds", M::InsufficientFunds),
         ("arbitrum", "not enough funds", M::InsufficientFunds),
+        ("zksync", "not enough balance", M::InsufficientFunds),
+        ("ganache, hardhat", "doesn't have enough funds", M::InsufficientFunds),
         ("monad", "insufficient balance", M::InsufficientFunds),
         ("hedera", "insufficient_payer_balance", M::InsufficientFunds),
         ("besu", "not authorized to send transactions", M::NotPermitted),
         ("arbitrum", "forbidden sender address", M::NotPermitted),
+        ("openethereum", "sender is banned", M::NotPermitted),
         ("geth", "txpool is full", M::PoolFull),
         ("arbitrum", "queue full", M::PoolFull),
         ("arbitrum", "pending tx pool full", M::PoolFull),
+        ("erigon", "sub-pool is full", M::PoolFull),
+        ("ethermint", "mempool is full", M::PoolFull),
         ("openethereum", "too many transactions in the queue", M::PoolFull),
         ("geth", "account limit exceeded", M::PoolFull),
+        ("geth", "in-flight transaction limit reached", M::PoolFull),
+        // Only a full pool weighs a transaction with a gap below it against others: more money would not help.
+        ("geth", "future transaction tries to replace pending", M::PoolFull),
+        // Another kind of transaction of the account is in the pool; it has to land first.
+        ("geth", "address already reserved", M::PoolFull),
+        ("geth", "authority already reserved", M::PoolFull),
+        ("nethermind", "pending transaction type conflict", M::PoolFull),
         ("nethermind", "feetoolowtocompete", M::PoolFull),
-        ("besu", "initial sync is still in progress", M::Syncing),
+        ("besu", "sync is still in progress", M::Syncing),
         ("nethermind", "node is syncing", M::Syncing),
         ("besu", "world state unavailable", M::Syncing),
+        ("besu", "transaction pool not enabled", M::Syncing),
         ("besu", "wrong chainid", M::WrongChain),
         ("besu", "chainid not supported", M::WrongChain),
+        ("hardhat", "invalid chainid", M::WrongChain),
         ("geth, anvil", "invalid chain id", M::WrongChain),
-        ("geth", "transaction underpriced", M::Underpriced),
-        ("geth, arbitrum, zksync, anvil", "max fee per gas less than block base fee", M::Underpriced),
-        ("besu", "gas price below", M::Underpriced),
+        ("anvil", "max fee per gas less than block base fee", M::Underpriced),
+        ("geth, nethermind", "transaction underpriced", M::Underpriced),
+        ("besu, polygon", "gas price below", M::Underpriced),
+        ("hedera", "below configured minimum gas price", M::Underpriced),
         ("arbitrum", "gas price too low", M::Underpriced),
-        ("polygon", "gas price below minimum", M::Underpriced),
+        ("openethereum", "gas price is too low", M::Underpriced),
+        ("ganache", "less than the block's basefeepergas", M::Underpriced),
+        ("hardhat", "is too low for the next block", M::Underpriced),
+        ("hardhat", "which is below the minimum", M::Underpriced),
         ("nethermind", "feetoolow", M::Underpriced),
+        ("erigon", "fee too low", M::Underpriced),
         ("ethermint", "insufficient fee", M::Underpriced),
+        ("ethermint", "fee is insufficient", M::Underpriced),
+        ("erigon", "underpriced", M::Underpriced),
         ("geth, besu", "exceeds the configured cap", M::Refused),
         ("besu", "transaction fee cap exceeded", M::Refused),
         ("any", "rate limit", M::RateLimited),
+        ("any", "ratelimit", M::RateLimited),
         ("any", "too many requests", M::RateLimited),
-        ("geth", "exceeds block gas limit", M::Refused),
-        ("besu", "gas limit exceeds block gas limit", M::Refused),
+        ("any", "request limit reached", M::RateLimited),
+        ("any", "request count exceeded", M::RateLimited),
+        ("any", "request rate exceeded", M::RateLimited),
+        ("any", "compute units per second", M::RateLimited),
+        ("any", "throughput limit", M::RateLimited),
+        ("any", "capacity exceeded", M::RateLimited),
+        ("geth, besu, hardhat, ganache", "exceeds block gas limit", M::Refused),
+        ("openethereum", "exceeds current gas limit", M::Refused),
+        ("geth", "gas limit too high", M::Refused),
         ("nethermind", "gaslimitexceeded", M::Refused),
         ("nethermind", "gas limit reached", M::Refused),
-        ("geth, nethermind, anvil", "intrinsic gas too", M::Refused),
+        ("geth, erigon, nethermind, anvil", "intrinsic gas too", M::Refused),
         ("besu", "intrinsic gas exceeds gas limit", M::Refused),
+        ("hardhat", "transaction requires at least", M::Refused),
+        ("openethereum", "transaction gas is too low", M::Refused),
         ("monad", "gas limit too low", M::Refused),
         ("geth", "floor data gas", M::Refused),
+        ("anvil", "gas too low", M::Refused),
+        ("geth, anvil", "max priority fee per gas higher than max fee per gas", M::Refused),
+        ("besu", "max priority fee per gas exceeds max fee per gas", M::Refused),
         ("geth", "oversized data", M::Refused),
         ("nethermind", "transaction too large", M::Refused),
-        ("geth", "max initcode size exceeded", M::Refused),
-        ("anvil", "gas too low", M::Refused),
+        ("erigon", "rlp too long", M::Refused),
+        ("geth, anvil", "max initcode size exceeded", M::Refused),
+        ("erigon", "initcode too large", M::Refused),
         ("geth", "transaction type not supported", M::Refused),
         ("besu", "invalid transaction type", M::Refused),
         ("nethermind", "unsupported transaction type", M::Refused),
-        ("geth", "invalid sender", M::Refused),
-        ("besu", "invalid signature", M::Refused),
-        ("geth, nethermind", "negative value", M::Refused),
+        ("anvil", "not supported by the current hardfork", M::Refused),
+        ("geth", "only replay-protected", M::Refused),
+        ("besu", "chainid is required", M::Refused),
+        ("anvil", "failed to decode transaction", M::Refused),
+        ("anvil", "empty transaction data", M::Refused),
+        ("geth, erigon", "invalid sender", M::Refused),
+        ("nethermind", "failed to recover sender", M::Refused),
+        ("nethermind", "sender not an eoa", M::Refused),
+        ("nethermind", "senderiscontract", M::Refused),
+        ("besu, ganache", "invalid signature", M::Refused),
+        ("geth, nethermind, erigon", "negative value", M::Refused),
+        ("nethermind", "transaction cost overflow", M::Refused),
+        ("geth", "gas uint64 overflow", M::Refused),
+        ("nethermind", "transaction invalid", M::Refused),
+        ("besu", "execution reverted", M::Refused),
         ("besu", "plugin has marked the transaction as invalid", M::Refused),
     ]
 };
 
-/// What this error text of a node means.
-pub fn meaning_of(text: &str) -> SendMeaning {
-    let text = text.to_lowercase();
-    TEXTS.iter().find(|(_, part, _)| text.contains(part)).map_or(SendMeaning::Unknown, |(_, _, meaning)| *meaning)
+/// What nodes' texts mean: the operator's own first, then those that are built in.
+#[derive(Debug, Clone, Default)]
+pub struct ErrorTable {
+    /// In lower case; the longest first, since it is the most special.
+    own: Vec<(String, SendMeaning)>,
+}
+
+impl ErrorTable {
+    /// With these texts in front of the built-in ones. They match anywhere in an answer, in capitals or not.
+    pub fn with(own: impl IntoIterator<Item = (String, SendMeaning)>) -> Self {
+        let mut own: Vec<_> = own.into_iter().map(|(text, meaning)| (text.to_lowercase(), meaning)).collect();
+        own.sort_by_key(|(text, _)| std::cmp::Reverse(text.len()));
+        Self { own }
+    }
+
+    /// What this error text of a node means as the answer to a broadcast.
+    pub fn meaning_of(&self, text: &str) -> SendMeaning {
+        let text = text.to_lowercase();
+        let own = self.own.iter().find(|(part, _)| text.contains(part)).map(|(_, meaning)| *meaning);
+        let built_in = || TEXTS.iter().find(|(_, part, _)| text.contains(part)).map(|(_, _, meaning)| *meaning);
+        own.or_else(built_in).unwrap_or(SendMeaning::Unknown)
+    }
+
+    /// What this error of a simulated call means.
+    pub fn meaning_of_simulation(&self, text: &str) -> SimulationMeaning {
+        // What a contract says is not the node's word, whatever it says.
+        if is_revert(text) {
+            return SimulationMeaning::Failed;
+        }
+        let meaning = self.meaning_of(text);
+        if meaning == SendMeaning::InsufficientFunds {
+            SimulationMeaning::InsufficientFunds
+        } else if OUTAGES.contains(&meaning) || contains_any(text, NOT_LOOKED) {
+            SimulationMeaning::Unavailable
+        } else {
+            SimulationMeaning::Failed
+        }
+    }
+
+    /// The node asks for fewer calls.
+    pub fn is_rate_limit(&self, text: &str) -> bool {
+        !is_revert(text) && self.meaning_of(text) == SendMeaning::RateLimited
+    }
 }
 
 /// What an error of a simulated call (`eth_estimateGas`) means.
@@ -125,6 +241,9 @@ pub enum SimulationMeaning {
     Unavailable,
 }
 
+/// Meanings that are about the node, whatever it was asked.
+const OUTAGES: [SendMeaning; 3] = [SendMeaning::Syncing, SendMeaning::RateLimited, SendMeaning::WrongChain];
+
 /// Texts with which nodes say that they could not look. Everything else is about the call: to take it for an outage would
 /// let one bad request block its account.
 const NOT_LOOKED: &[&str] = &[
@@ -135,30 +254,46 @@ const NOT_LOOKED: &[&str] = &[
     "block not found",
     "unknown block",
     "missing trie node",
-    "world state unavailable",
     "state is not available",
-    "sync is still in progress",
-    "node is syncing",
-    "rate limit",
-    "too many requests",
     "limit exceeded",
-    "capacity exceeded",
     "method not found",
     "service unavailable",
 ];
 
-/// What this error of a simulated call means.
-pub fn meaning_of_simulation(text: &str) -> SimulationMeaning {
+/// Texts with which nodes say that a batch is too long for them, or that they know none.
+const BATCH_REFUSALS: &[&str] = &[
+    "number of requests exceeds",
+    "batch too large",
+    "batch size",
+    "batch limit",
+    "batch request",
+    "batching",
+    "response too large",
+    "response size",
+];
+
+/// With "method" beside them: the node does not have it, or not for us.
+const LACKS: &[&str] =
+    &["not found", "not exist", "not available", "not supported", "unsupported", "not allowed", "unknown", "disabled"];
+
+/// The node refuses to answer a batch of this length.
+pub fn is_batch_refusal(text: &str) -> bool {
+    !is_revert(text) && contains_any(text, BATCH_REFUSALS)
+}
+
+/// The node does not have the method that was called. The code is JSON-RPC's own, so clients agree on it.
+pub fn is_missing_method(code: i64, text: &str) -> bool {
+    const METHOD_NOT_FOUND: i64 = -32601;
+    code == METHOD_NOT_FOUND || (contains_any(text, &["method"]) && contains_any(text, LACKS))
+}
+
+fn is_revert(text: &str) -> bool {
+    contains_any(text, &["revert"])
+}
+
+fn contains_any(text: &str, parts: &[&str]) -> bool {
     let text = text.to_lowercase();
-    if text.contains("revert") {
-        SimulationMeaning::Failed
-    } else if meaning_of(&text) == SendMeaning::InsufficientFunds {
-        SimulationMeaning::InsufficientFunds
-    } else if NOT_LOOKED.iter().any(|part| text.contains(part)) {
-        SimulationMeaning::Unavailable
-    } else {
-        SimulationMeaning::Failed
-    }
+    parts.iter().any(|part| text.contains(part))
 }
 
 #[cfg(test)]
@@ -166,38 +301,228 @@ mod tests {
     use super::*;
     use SendMeaning as M;
 
+    /// C13, C17, C36, and what else nodes say. Those of Anvil are what it answers to each kind of bad transaction.
     #[test]
     fn texts_of_each_client_have_their_meaning() {
         let cases = [
-            ("Known transaction", M::AlreadyKnown),
-            ("already known", M::AlreadyKnown),
-            ("AlreadyKnown", M::AlreadyKnown),
-            ("transaction already imported", M::AlreadyKnown),
-            ("Nonce too low", M::NonceTooLow),
-            ("OldNonce", M::NonceTooLow),
-            ("Transaction nonce is too low. Try incrementing the nonce.", M::NonceTooLow),
-            ("Transaction nonce is too distant from current sender nonce", M::NonceTooHigh),
-            ("NonceGap, Future nonce. Expected nonce: 3", M::NonceTooHigh),
-            ("Replacement transaction underpriced", M::ReplacementUnderpriced),
-            ("transaction underpriced", M::Underpriced),
-            ("FeeTooLow", M::Underpriced),
-            ("FeeTooLowToCompete", M::PoolFull),
-            ("Gas price below configured minimum gas price", M::Underpriced),
-            ("insufficient funds for gas * price + value", M::InsufficientFunds),
-            ("Insufficient funds for gas * price + value", M::InsufficientFunds),
-            ("Upfront cost exceeds account balance", M::InsufficientFunds),
-            ("Sender account not authorized to send transactions", M::NotPermitted),
-            ("txpool is full", M::PoolFull),
-            ("Initial sync is still in progress", M::Syncing),
-            ("intrinsic gas too low", M::Refused),
-            ("Intrinsic gas exceeds gas limit", M::Refused),
-            ("tx fee (2.10 ether) exceeds the configured cap (1.00 ether)", M::Refused),
-            ("429 Too Many Requests", M::RateLimited),
-            ("something nobody ever saw", M::Unknown),
-            ("", M::Unknown),
+            ("Anvil", "transaction already imported", M::AlreadyKnown),
+            ("Anvil", "replacement transaction underpriced", M::ReplacementUnderpriced),
+            ("Anvil", "nonce too low", M::NonceTooLow),
+            ("Anvil", "Insufficient funds for gas * price + value", M::InsufficientFunds),
+            ("Anvil", "intrinsic gas too low", M::Refused),
+            ("Anvil", "intrinsic gas too high -- tx.gas_limit > env.block.gas_limit", M::Refused),
+            ("Anvil", "max fee per gas less than block base fee", M::Underpriced),
+            ("Anvil", "max priority fee per gas higher than max fee per gas", M::Refused),
+            ("Anvil", "max initcode size exceeded", M::Refused),
+            ("Anvil", "Failed to decode transaction", M::Refused),
+            ("Anvil", "Empty transaction data", M::Refused),
+            ("Anvil", "invalid chain id for signer", M::WrongChain),
+            (
+                "Anvil",
+                "EIP-1559 style fee params (maxFeePerGas or maxPriorityFeePerGas) received but they are not supported by the current hardfork.\n\nYou can use them by running anvil with '--hardfork london' or later.",
+                M::Refused,
+            ),
+            ("Besu", "Known transaction", M::AlreadyKnown),
+            ("Besu", "Replacement transaction underpriced", M::ReplacementUnderpriced),
+            ("Besu", "Nonce too low", M::NonceTooLow),
+            ("Besu", "Nonce too high", M::NonceTooHigh),
+            ("Besu", "Transaction nonce is too distant from current sender nonce", M::NonceTooHigh),
+            ("Besu", "An invalid transaction with a lower nonce exists", M::NonceTooHigh),
+            ("Besu", "Invalid signature", M::Refused),
+            (
+                "Besu",
+                "Transaction pool not enabled. (Either txpool explicitly disabled, or node not yet in sync).",
+                M::Syncing,
+            ),
+            ("Besu", "Intrinsic gas exceeds gas limit", M::Refused),
+            ("Besu", "Upfront cost exceeds account balance", M::InsufficientFunds),
+            ("Besu", "Transaction gas limit exceeds block gas limit", M::Refused),
+            ("Besu", "Sender account not authorized to send transactions", M::NotPermitted),
+            ("Besu", "Initial sync is still in progress", M::Syncing),
+            ("Besu", "Gas price below configured minimum gas price", M::Underpriced),
+            ("Besu", "Gas price below current base fee", M::Underpriced),
+            ("Besu", "Wrong chainId", M::WrongChain),
+            ("Besu", "ChainId not supported", M::WrongChain),
+            ("Besu", "ChainId is required", M::Refused),
+            ("Besu", "Transaction fee cap exceeded", M::Refused),
+            ("Besu", "Execution reverted", M::Refused),
+            ("Besu", "Max priority fee per gas exceeds max fee per gas", M::Refused),
+            ("Besu", "Plugin has marked the transaction as invalid", M::Refused),
+            ("Besu", "World state unavailable", M::Syncing),
+            ("Besu", "Invalid transaction type", M::Refused),
+            ("Besu", "Internal error", M::Unknown),
+            ("Besu", "Timeout expired", M::Unknown),
+            ("Geth", "already known", M::AlreadyKnown),
+            ("Geth", "invalid sender", M::Refused),
+            ("Geth", "transaction underpriced", M::Underpriced),
+            ("Geth", "transaction underpriced: gas tip cap 0, minimum needed 1", M::Underpriced),
+            ("Geth", "replacement transaction underpriced", M::ReplacementUnderpriced),
+            ("Geth", "account limit exceeded", M::PoolFull),
+            ("Geth", "exceeds block gas limit", M::Refused),
+            ("Geth", "negative value", M::Refused),
+            ("Geth", "oversized data: transaction size 131080, limit 131072", M::Refused),
+            ("Geth", "future transaction tries to replace pending", M::PoolFull),
+            ("Geth", "address already reserved", M::PoolFull),
+            ("Geth", "authority already reserved", M::PoolFull),
+            ("Geth", "authority nonce too low", M::Refused),
+            ("Geth", "nonce too low: next nonce 5, tx nonce 3", M::NonceTooLow),
+            ("Geth", "nonce too high", M::NonceTooHigh),
+            ("Geth", "gapped-nonce tx from delegated accounts", M::NonceTooHigh),
+            ("Geth", "in-flight transaction limit reached for delegated accounts", M::PoolFull),
+            (
+                "Geth",
+                "insufficient funds for gas * price + value: balance 0, tx cost 21000, overshot 21000",
+                M::InsufficientFunds,
+            ),
+            ("Geth", "intrinsic gas too low: gas 20000, minimum needed 21000", M::Refused),
+            ("Geth", "tx fee (2.10 ether) exceeds the configured cap (1.00 ether)", M::Refused),
+            ("Geth", "txpool is full", M::PoolFull),
+            (
+                "Geth",
+                "max fee per gas less than block base fee: address 0x00, maxFeePerGas: 1, baseFee: 7",
+                M::Underpriced,
+            ),
+            ("Geth", "transaction type not supported", M::Refused),
+            ("Geth", "only replay-protected (EIP-155) transactions allowed over RPC", M::Refused),
+            ("Geth", "invalid chain id for signer: have 5 want 1", M::WrongChain),
+            ("Nethermind", "nonce too far in future", M::NonceTooHigh),
+            ("Nethermind", "delegation nonce gap", M::NonceTooHigh),
+            ("Nethermind", "gas limit reached", M::Refused),
+            ("Nethermind", "sender not an eoa", M::Refused),
+            ("Nethermind", "failed to recover sender", M::Refused),
+            ("Nethermind", "transaction cost overflow", M::Refused),
+            ("Nethermind", "transaction invalid", M::Refused),
+            ("Nethermind", "pending transaction type conflict", M::PoolFull),
+            ("Nethermind", "unsupported transaction type", M::Refused),
+            ("Nethermind", "transaction too large", M::Refused),
+            ("Nethermind", "node is syncing", M::Syncing),
+            ("old Nethermind", "AlreadyKnown", M::AlreadyKnown),
+            ("old Nethermind", "OldNonce", M::NonceTooLow),
+            ("old Nethermind", "OwnNonceAlreadyUsed", M::NonceTooLow),
+            ("old Nethermind", "NonceGap, Future nonce. Expected nonce: 3", M::NonceTooHigh),
+            ("old Nethermind", "FeeTooLow", M::Underpriced),
+            ("old Nethermind", "FeeTooLowToCompete", M::PoolFull),
+            ("old Nethermind", "InsufficientFunds, Account balance: 0", M::InsufficientFunds),
+            ("old Nethermind", "GasLimitExceeded", M::Refused),
+            ("old Nethermind", "SenderIsContract", M::Refused),
+            ("Erigon", "block already known", M::AlreadyKnown),
+            ("Erigon", "INTERNAL_ERROR: existing tx with same hash", M::AlreadyKnown),
+            ("Erigon", "fee too low", M::Underpriced),
+            ("Erigon", "underpriced", M::Underpriced),
+            ("Erigon", "pending sub-pool is full", M::PoolFull),
+            ("OpenEthereum", "Transaction nonce is too low. Try incrementing the nonce.", M::NonceTooLow),
+            ("OpenEthereum", "Transaction with the same hash was already imported.", M::AlreadyKnown),
+            (
+                "OpenEthereum",
+                "Transaction gas price 1wei is too low. There is another transaction with same nonce in the queue. Try increasing the gas price or incrementing the nonce.",
+                M::ReplacementUnderpriced,
+            ),
+            (
+                "OpenEthereum",
+                "There are too many transactions in the queue. Your transaction was dropped due to limit. Try increasing the fee.",
+                M::PoolFull,
+            ),
+            (
+                "OpenEthereum",
+                "Insufficient funds. The account you tried to send transaction from does not have enough funds.",
+                M::InsufficientFunds,
+            ),
+            (
+                "OpenEthereum",
+                "Transaction gas is too low. There is not enough gas to cover minimal cost of the transaction.",
+                M::Refused,
+            ),
+            ("OpenEthereum", "Transaction cost exceeds current gas limit. Limit: 8000000, got: 9000000.", M::Refused),
+            ("Arbitrum", "nonce too high", M::NonceTooHigh),
+            ("Arbitrum", "invalid transaction nonce", M::NonceTooHigh),
+            ("Arbitrum", "gas price too low", M::Underpriced),
+            ("Arbitrum", "not enough funds for gas", M::InsufficientFunds),
+            ("Arbitrum", "queue full", M::PoolFull),
+            ("Arbitrum", "sequencer pending tx pool full, please try again", M::PoolFull),
+            ("Arbitrum", "forbidden sender address", M::NotPermitted),
+            ("zkSync", "nonce too low. allowed nonce range: 4 - 54, actual: 3", M::NonceTooLow),
+            ("zkSync", "known transaction. transaction with hash 0x00 is already in the system", M::AlreadyKnown),
+            ("Sei", "tx already exists in cache", M::AlreadyKnown),
+            ("Sei", "insufficient fee", M::Underpriced),
+            ("Sei", "gas wanted -1, gas fee is insufficient", M::Underpriced),
+            ("Ethermint", "invalid nonce; got 5, expected 3: invalid sequence", M::NonceTooHigh),
+            ("Polygon", "transaction gas price below minimum", M::Underpriced),
+            ("Monad", "Signer had insufficient balance", M::InsufficientFunds),
+            ("Monad", "Gas limit too low", M::Refused),
+            ("Hedera", "Nonce too low", M::NonceTooLow),
+            ("Hedera", "INSUFFICIENT_PAYER_BALANCE", M::InsufficientFunds),
+            ("Hardhat", "Nonce too low. Expected nonce to be 1 but got 0.", M::NonceTooLow),
+            (
+                "Hardhat",
+                "Nonce too high. Expected nonce to be 0 but got 3. Note that transactions can't be queued when automining.",
+                M::NonceTooHigh,
+            ),
+            ("Hardhat", "Known transaction: 0x00", M::AlreadyKnown),
+            (
+                "Hardhat",
+                "Sender doesn't have enough funds to send tx. The max upfront cost is: 2 and the sender's balance is: 1.",
+                M::InsufficientFunds,
+            ),
+            (
+                "Hardhat",
+                "Replacement transaction underpriced. A gasPrice/maxFeePerGas of at least 2 is necessary to replace the existing transaction with nonce 0.",
+                M::ReplacementUnderpriced,
+            ),
+            (
+                "Hardhat",
+                "Transaction maxFeePerGas (1) is too low for the next block, which has a baseFeePerGas of 875000000",
+                M::Underpriced,
+            ),
+            ("Hardhat", "Transaction gas price is 0, which is below the minimum of 1", M::Underpriced),
+            ("Hardhat", "Transaction gas limit is 40000000 and exceeds block gas limit of 30000000", M::Refused),
+            ("Hardhat", "Transaction requires at least 21000 gas but got 100", M::Refused),
+            (
+                "Hardhat",
+                "Trying to send a raw transaction with an invalid chainId. The expected chainId is 31337",
+                M::WrongChain,
+            ),
+            (
+                "Hardhat",
+                "Error: VM Exception while processing transaction: reverted with reason string 'no'",
+                M::AlreadyKnown,
+            ),
+            (
+                "Ganache",
+                "the tx doesn't have the correct nonce. account has nonce of: 1 tx has nonce of: 0",
+                M::NonceTooHigh,
+            ),
+            (
+                "Ganache",
+                "sender doesn't have enough funds to send tx. The upfront cost is: 2 and the senders account only has: 1",
+                M::InsufficientFunds,
+            ),
+            ("Ganache", "transaction can't be replaced, mining has already started.", M::NonceTooLow),
+            (
+                "Ganache",
+                "Transaction's maxFeePerGas (1) is less than the block's baseFeePerGas (875000000) (vm hf=london -> block -> tx)",
+                M::Underpriced,
+            ),
+            ("Ganache", "VM Exception while processing transaction: revert", M::AlreadyKnown),
+            ("providers", "429 Too Many Requests", M::RateLimited),
+            ("providers", "daily request count exceeded, request rate limited", M::RateLimited),
+            ("providers", "project ID request rate exceeded", M::RateLimited),
+            ("providers", "Your app has exceeded its compute units per second capacity.", M::RateLimited),
+            (
+                "providers",
+                "50/second request limit reached - reduce calls per second or upgrade your account",
+                M::RateLimited,
+            ),
+            ("gateways", "502 Bad Gateway", M::Unknown),
+            ("gateways", "503 Service Temporarily Unavailable", M::Unknown),
+            ("gateways", "i/o timeout", M::Unknown),
+            ("gateways", "network is unreachable", M::Unknown),
+            ("gateways", "408 Request Timeout", M::Unknown),
+            ("gateways", "context deadline exceeded", M::Unknown),
+            ("nobody", "something nobody ever saw", M::Unknown),
+            ("nobody", "", M::Unknown),
         ];
-        for (text, meaning) in cases {
-            assert_eq!(meaning_of(text), meaning, "{text}");
+        for (client, text, meaning) in cases {
+            assert_eq!(ErrorTable::default().meaning_of(text), meaning, "{client}: {text}");
         }
     }
 
@@ -208,16 +533,54 @@ mod tests {
             ("execution reverted: not today", S::Failed),
             ("Execution reverted", S::Failed),
             ("execution reverted: timeout", S::Failed),
+            ("execution reverted: rate limit", S::Failed),
             ("gas required exceeds allowance (30000000)", S::Failed),
             ("invalid opcode: INVALID", S::Failed),
+            ("EVM error InvalidFEOpcode", S::Failed),
             ("insufficient funds for gas * price + value", S::InsufficientFunds),
             ("header not found", S::Unavailable),
             ("Internal error", S::Unavailable),
             ("Initial sync is still in progress", S::Unavailable),
+            ("World state unavailable", S::Unavailable),
+            ("Too Many Requests", S::Unavailable),
         ];
         for (text, meaning) in cases {
-            assert_eq!(meaning_of_simulation(text), meaning, "{text}");
+            assert_eq!(ErrorTable::default().meaning_of_simulation(text), meaning, "{text}");
         }
+    }
+
+    #[test]
+    fn the_operators_texts_come_first_and_the_longest_of_them_before_the_others() {
+        let own = [("Pool", M::PoolFull), ("THE POOL SAYS NO TO", M::NotPermitted), ("already known", M::Refused)];
+        let table = ErrorTable::with(own.map(|(text, meaning)| (text.to_owned(), meaning)));
+        assert_eq!(table.meaning_of("no room in the pool"), M::PoolFull);
+        assert_eq!(table.meaning_of("The pool says no to you"), M::NotPermitted);
+        assert_eq!(table.meaning_of("Already known"), M::Refused);
+        assert_eq!(table.meaning_of("nonce too low"), M::NonceTooLow);
+        let table = ErrorTable::with([("not in the mood".to_owned(), M::Syncing)]);
+        assert_eq!(table.meaning_of_simulation("Not in the mood"), SimulationMeaning::Unavailable);
+        assert_eq!(table.meaning_of_simulation("execution reverted: not in the mood"), SimulationMeaning::Failed);
+    }
+
+    #[test]
+    fn refused_batches_missing_methods_and_rate_limits_are_told_from_what_contracts_say() {
+        for text in ["Number of requests exceeds max batch size", "batch too large", "response too large"] {
+            assert!(is_batch_refusal(text), "{text}");
+        }
+        assert!(!is_batch_refusal("execution reverted: batch too large"));
+        let missing = [
+            (-32601, "whatever"),
+            (-32604, "The method eth_feeHistory is not supported"),
+            (-32000, "the method eth_feeHistory does not exist/is not available"),
+        ];
+        for (code, text) in missing {
+            assert!(is_missing_method(code, text), "{text}");
+        }
+        for (code, text) in [(-32000, "header not found"), (-32603, "Internal error"), (-32602, "invalid argument 0")] {
+            assert!(!is_missing_method(code, text), "{text}");
+        }
+        assert!(ErrorTable::default().is_rate_limit("request rate limited"));
+        assert!(!ErrorTable::default().is_rate_limit("execution reverted: rate limit"));
     }
 
     #[test]
@@ -227,5 +590,12 @@ mod tests {
             assert!(first == index || TEXTS[first].2 == *meaning, "{part} is hidden behind {}", TEXTS[first].1);
             assert_eq!(*part, part.to_lowercase(), "texts are compared in lower case");
         }
+    }
+
+    #[test]
+    fn every_meaning_but_the_unknown_has_a_word() {
+        let with_texts: std::collections::HashSet<_> = TEXTS.iter().map(|(_, _, meaning)| *meaning).collect();
+        let with_words: std::collections::HashSet<_> = M::WORDS.iter().map(|(_, meaning)| *meaning).collect();
+        assert_eq!(with_texts, with_words);
     }
 }

@@ -58,7 +58,7 @@ impl Pause {
         let backoff = ExponentialBackoff {
             current_interval: first,
             initial_interval: first,
-            randomization_factor: 0.5,
+            randomization_factor: jitter(),
             multiplier: 2.0,
             max_interval: longest,
             max_elapsed_time: None,
@@ -76,6 +76,15 @@ impl Pause {
     pub fn reset(&mut self) {
         self.backoff.reset();
     }
+}
+
+/// Up to half more or less, so that many who wait for the same do not all come at once.
+fn jitter() -> f64 {
+    #[cfg(test)]
+    if crate::model::ids::virtual_host::is_on() {
+        return 0.0;
+    }
+    0.5
 }
 
 #[cfg(test)]

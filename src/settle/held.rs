@@ -1,6 +1,6 @@
 //! Deliveries that are held unacked, by request.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -18,7 +18,7 @@ struct Held {
 
 /// All of them. The prefetch is their limit: the broker delivers no more until some are acked.
 #[derive(Debug, Default)]
-pub(super) struct HeldDeliveries(HashMap<RequestId, Vec<Held>>);
+pub(super) struct HeldDeliveries(BTreeMap<RequestId, Vec<Held>>);
 
 impl HeldDeliveries {
     pub(super) fn hold(&mut self, id: RequestId, generation: Generation, receipt: Receipt) {

@@ -1,7 +1,7 @@
 //! The stage where every delivery ends. An outcome is stored, then told to the broker, then noted, then acked: in this
 //! order, so that whatever dies in between, the broker still has the delivery or the journal already has its end.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -146,7 +146,7 @@ impl Settle {
     }
 
     async fn rule(&mut self, from_lanes: Vec<FromLane>) -> Result<(), JournalError> {
-        let mut rulings: HashMap<AccountId, Vec<Ruling>> = HashMap::new();
+        let mut rulings: BTreeMap<AccountId, Vec<Ruling>> = BTreeMap::new();
         for message in from_lanes {
             match message {
                 FromLane::Resume(account) => self.resume(account).await?,

@@ -5,13 +5,13 @@ use std::time::Duration;
 use crate::stage::{BINARY, LONG, QUEUE, Stage, calldata, wait_log};
 use crate::support::{ACCOUNTS, Anvil, AnvilConfig, LackingNode, WorkerHome, wait_until, with_id};
 
-async fn publish(stage: &Stage, count: usize) {
+pub async fn publish(stage: &Stage, count: usize) {
     for number in 0..count {
         stage.amqp.publish(QUEUE, with_id(&format!("n-{number}")), format!("body {number}").as_bytes()).await;
     }
 }
 
-async fn assert_written_once_in_order(stage: &Stage, count: usize) {
+pub async fn assert_written_once_in_order(stage: &Stage, count: usize) {
     let written: Vec<_> = stage.transactions_of(0).await.into_iter().map(|(_, data, _)| data).collect();
     let expected: Vec<_> = (0..count).map(|number| calldata(format!("body {number}").as_bytes())).collect();
     assert_eq!(written, expected);

@@ -3,8 +3,10 @@
 use std::net::SocketAddr;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+
+use super::scripted::read_message;
 
 /// The filter's task ends with the test's runtime.
 pub struct LackingNode {
@@ -53,24 +55,4 @@ async fn serve(client: TcpStream, upstream: SocketAddr, lacking: &'static [&'sta
             format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", answer.len());
         client.get_mut().write_all(&[head.as_bytes(), &answer].concat()).await.ok()?;
     }
-}
-
-/// The body of an HTTP message that says its length.
-async fn read_message(stream: &mut BufReader<TcpStream>) -> Option<Vec<u8>> {
-    let mut length = 0;
-    loop {
-        let mut line = String::new();
-        if stream.read_line(&mut line).await.ok()? == 0 {
-            return None;
-        }
-        match line.trim().to_lowercase().split_once(':') {
-            Some(("content-length", value)) => length = value.trim().parse().ok()?,
-            Some(_) => {}
-            None if line.trim().is_empty() => break,
-            None => {}
-        }
-    }
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body).await.ok()?;
-    Some(body)
 }

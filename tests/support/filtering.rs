@@ -6,8 +6,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+
+use super::scripted::read_message;
 
 /// What the filter says to a call.
 #[derive(Debug, Clone)]
@@ -116,24 +118,4 @@ async fn answer(call: Value, node: &mut BufReader<TcpStream>, upstream: SocketAd
             serde_json::from_slice(&read_message(node).await?).ok()
         }
     }
-}
-
-/// The body of an HTTP message that says its length.
-async fn read_message(stream: &mut BufReader<TcpStream>) -> Option<Vec<u8>> {
-    let mut length = 0;
-    loop {
-        let mut line = String::new();
-        if stream.read_line(&mut line).await.ok()? == 0 {
-            return None;
-        }
-        match line.trim().to_lowercase().split_once(':') {
-            Some(("content-length", value)) => length = value.trim().parse().ok()?,
-            Some(_) => {}
-            None if line.trim().is_empty() => break,
-            None => {}
-        }
-    }
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body).await.ok()?;
-    Some(body)
 }

@@ -23,6 +23,7 @@ pub mod proxy;
 pub mod rabbit;
 pub mod rabbit_control;
 pub mod rpc;
+pub mod scripted;
 pub mod worker;
 
 pub use amqp::{Amqp, Taken, Watch, headers, next_event, with_id};
@@ -35,6 +36,7 @@ pub use proxy::{Mode, TcpProxy};
 pub use rabbit::{Rabbit, RabbitConfig};
 pub use rabbit_control::QueueCount;
 pub use rpc::RpcClient;
+pub use scripted::{Reply, ScriptedNode};
 pub use worker::{Worker, WorkerConfig, WorkerHome};
 
 use std::time::Duration;

@@ -32,17 +32,19 @@ impl Admissions for SqliteJournal {
 async fn admit(connection: &mut SqliteConnection, arrivals: Vec<Arrival>) -> Result<Vec<Verdict>> {
     let ids: Vec<_> = arrivals.iter().map(|arrival| arrival.id.clone()).collect();
     let mut known: HashMap<RequestId, Known> = known_of(connection, &ids).await?.into_iter().collect();
-    let mut new: Vec<&Arrival> = Vec::new();
-    let mut returned: Vec<&Arrival> = Vec::new();
+    // With their places among what is accepted.
+    let mut new: Vec<(i64, &Arrival)> = Vec::new();
+    let mut returned: Vec<(i64, &Arrival, &'static str)> = Vec::new();
     let mut verdicts = Vec::with_capacity(arrivals.len());
     for arrival in &arrivals {
         let before = known.get(&arrival.id);
         let verdict = arrival::decide(before, arrival.generation, arrival.body_hash);
         if verdict == Verdict::Accept {
-            if before.is_some() {
-                returned.push(arrival)
-            } else {
-                new.push(arrival)
+            let place = i64::try_from(new.len() + returned.len()).unwrap_or(i64::MAX);
+            match before.map(|before| arrival.generation.replay > before.generation.replay) {
+                None => new.push((place, arrival)),
+                Some(true) => returned.push((place, arrival, "replayed")),
+                Some(false) => returned.push((place, arrival, "returned")),
             }
             // The next copy in this very batch meets the request as it is now.
             let now =
@@ -54,9 +56,8 @@ async fn admit(connection: &mut SqliteConnection, arrivals: Vec<Arrival>) -> Res
     let first_turn = take_turns(connection, new.len() + returned.len()).await?;
     let now = Timestamp::now();
     insert_new(connection, &new, first_turn, now).await?;
-    let first_turn = first_turn.saturating_add(i64::try_from(new.len()).unwrap_or(i64::MAX));
-    for (turn, arrival) in (first_turn..).zip(returned) {
-        accept_again(connection, arrival, turn, now).await?;
+    for (place, arrival, what) in returned {
+        accept_again(connection, arrival, what, first_turn.saturating_add(place), now).await?;
     }
     Ok(verdicts)
 }
@@ -99,13 +100,13 @@ pub(super) async fn take_turns(connection: &mut SqliteConnection, count: usize) 
 
 async fn insert_new(
     connection: &mut SqliteConnection,
-    new: &[&Arrival],
+    new: &[(i64, &Arrival)],
     first_turn: i64,
     now: Timestamp,
 ) -> Result<()> {
     let mut rows = Vec::with_capacity(new.len());
-    for (turn, arrival) in (first_turn..).zip(new) {
-        rows.push((turn, *arrival, Envelope::text_of(&arrival.message)?));
+    for (place, arrival) in new {
+        rows.push((first_turn.saturating_add(*place), *arrival, Envelope::text_of(&arrival.message)?));
     }
     let insert = "INSERT INTO requests (id, account, state, replay, retry, turn, body_hash, body, envelope, reply_to, \
                   correlation_id, received_at, changed_at) ";
@@ -128,7 +129,13 @@ async fn insert_new(
 }
 
 /// A retry that came back, or a dead letter that an operator sent back.
-async fn accept_again(connection: &mut SqliteConnection, arrival: &Arrival, turn: i64, now: Timestamp) -> Result<()> {
+async fn accept_again(
+    connection: &mut SqliteConnection,
+    arrival: &Arrival,
+    what: &'static str,
+    turn: i64,
+    now: Timestamp,
+) -> Result<()> {
     let row = sqlx::query(
         "UPDATE requests SET state = 'accepted', settled_at = NULL, turn = $1, body = $2, body_hash = $3, \
          envelope = $4, reply_to = $5, correlation_id = $6, changed_at = $7, \
@@ -148,7 +155,6 @@ async fn accept_again(connection: &mut SqliteConnection, arrival: &Arrival, turn
     .fetch_one(&mut *connection)
     .await
     .map_err(|error| storage("accept a request again", error))?;
-    let what = if arrival.generation.retry == 0 { "replayed" } else { "returned" };
     let seq = RequestSeq(column(&row, "request", "seq")?);
     let detail = format!("accepted as attempt {}", arrival.generation);
     settlements::note_incidents(connection, &[(seq, what, detail)], now).await

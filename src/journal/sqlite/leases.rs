@@ -8,7 +8,7 @@ use sqlx::SqliteConnection;
 
 use crate::journal::sqlite::rows::{nonce, signed};
 use crate::journal::sqlite::{SqliteJournal, storage};
-use crate::journal::{AccountId, JournalError, Lease, Leases, Result};
+use crate::journal::{AccountId, Acquired, JournalError, Lease, LeaseMark, Leases, Result};
 use crate::model::{Address, Nonce, Timestamp};
 
 /// Fails with [`JournalError::LeaseLost`] unless the lease still holds. Every write of a lane begins with it, inside the
@@ -49,24 +49,40 @@ impl Leases for SqliteJournal {
             .await
     }
 
-    async fn acquire_lease(&self, account: AccountId, owner: Arc<str>, ttl: Duration) -> Result<Option<Lease>> {
+    async fn acquire_lease(
+        &self,
+        account: AccountId,
+        owner: Arc<str>,
+        ttl: Duration,
+        stale: Option<LeaseMark>,
+    ) -> Result<Acquired> {
         self.writer
             .write(move |connection| {
                 Box::pin(async move {
                     let now = Timestamp::now();
-                    let epoch: Option<i64> = sqlx::query_scalar(
+                    let taken: Option<i64> = sqlx::query_scalar(
                         "UPDATE accounts SET lease_owner = $1, lease_until = $2, epoch = epoch + 1 \
-                         WHERE id = $3 AND (lease_owner IS NULL OR lease_owner = $1 OR lease_until < $4) \
-                         RETURNING epoch",
+                         WHERE id = $3 AND (lease_owner IS NULL OR lease_owner = $1 OR lease_until < $4 \
+                         OR (epoch = $5 AND lease_until = $6)) RETURNING epoch",
                     )
                     .bind(&*owner)
                     .bind(now.after(ttl).0)
                     .bind(account.0)
                     .bind(now.0)
-                    .fetch_optional(connection)
+                    .bind(stale.map(|mark| mark.epoch))
+                    .bind(stale.map(|mark| mark.until.0))
+                    .fetch_optional(&mut *connection)
                     .await
                     .map_err(|error| storage("take a lease", error))?;
-                    Ok(epoch.map(|epoch| Lease { account, owner, epoch }))
+                    if let Some(epoch) = taken {
+                        return Ok(Acquired::Ours(Lease { account, owner, epoch }));
+                    }
+                    let (epoch, until) = sqlx::query_as("SELECT epoch, lease_until FROM accounts WHERE id = $1")
+                        .bind(account.0)
+                        .fetch_one(connection)
+                        .await
+                        .map_err(|error| storage("look at a lease", error))?;
+                    Ok(Acquired::Anothers(LeaseMark { epoch, until: Timestamp(until) }))
                 })
             })
             .await

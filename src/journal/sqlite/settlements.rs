@@ -137,7 +137,8 @@ impl SqliteJournal {
 async fn settle(connection: &mut SqliteConnection, lease: Lease, settlements: Vec<Settlement>) -> Result<()> {
     check_lease(connection, &lease).await?;
     let now = Timestamp::now();
-    let closed: Vec<_> = settlements.iter().filter_map(|settlement| settlement.transaction.as_ref()).collect();
+    let closed: Vec<_> =
+        settlements.iter().filter_map(|settled| Some((settled.request, settled.transaction.as_ref()?))).collect();
     close_transactions(connection, &lease, &closed, now).await?;
     let mut finals = Vec::new();
     let mut events = Vec::new();
@@ -149,43 +150,54 @@ async fn settle(connection: &mut SqliteConnection, lease: Lease, settlements: Ve
                 events.push((lease.account, event));
             }
             Decision::Retry { cause, next } => {
-                record_failure(connection, *request, RequestState::RetryPending, cause, Some(*next), now).await?;
+                record_failure(connection, &lease, *request, (RequestState::RetryPending, cause, Some(*next)), now)
+                    .await?;
             }
             Decision::Dead { cause } => {
-                record_failure(connection, *request, RequestState::DeadPending, cause, None, now).await?;
+                record_failure(connection, &lease, *request, (RequestState::DeadPending, cause, None), now).await?;
             }
-            Decision::Cancel { cause } => cancel_queued(connection, *request, cause, now).await?,
+            Decision::Cancel { cause } => cancel_queued(connection, &lease, *request, cause, now).await?,
             Decision::Requeue { taken_by } => requeued.push((*request, *taken_by)),
         }
     }
     let make_final = || {
         let mut update =
             QueryBuilder::new("UPDATE requests SET state = 'final', body = NULL, envelope = NULL, settled_at = ");
-        update.push_bind(now.0).push(", changed_at = ").push_bind(now.0).push(" WHERE state = 'writing' AND seq");
+        update.push_bind(now.0).push(", changed_at = ").push_bind(now.0);
+        update.push(" WHERE state = 'writing' AND account = ").push_bind(lease.account.0);
+        update.push(
+            " AND EXISTS (SELECT 1 FROM transactions t WHERE t.request = requests.seq AND t.state = 'succeeded') \
+             AND seq",
+        );
         update
     };
     let changed = execute_in(connection, make_final, &finals).await?;
-    expect_rows("make a request final that has no transaction", finals.len(), changed)?;
+    expect_rows("make a request final whose transaction did not succeed", finals.len(), changed)?;
     insert_events(connection, &events).await?;
-    requeue(connection, &requeued, now).await?;
+    requeue(connection, &lease, &requeued, now).await?;
     forget_wishes(connection, &settlements).await
 }
+
+/// Invariants 3 and 8, as the end of an update of `requests`: whoever believed a request done while its bytes may land,
+/// or have landed, would write it twice.
+const HAS_NO_EFFECT: &str = " AND NOT EXISTS \
+    (SELECT 1 FROM transactions t WHERE t.request = requests.seq AND t.state IN ('live', 'succeeded'))";
 
 async fn close_transactions(
     connection: &mut SqliteConnection,
     lease: &Lease,
-    closed: &[&ClosedTransaction],
+    closed: &[(RequestSeq, &ClosedTransaction)],
     now: Timestamp,
 ) -> Result<()> {
     let mut rows = Vec::with_capacity(closed.len());
-    for transaction in closed {
+    for (request, transaction) in closed {
         let (block_number, gas_used) = match &transaction.included {
             Some(included) => {
                 (Some(signed("a height", included.block_number.0)?), Some(signed("gas", included.gas_used.0)?))
             }
             None => (None, None),
         };
-        rows.push((nonce(transaction.nonce)?, block_number, gas_used, *transaction));
+        rows.push((nonce(transaction.nonce)?, block_number, gas_used, *transaction, request.0));
     }
     let mut changed = 0;
     for piece in pieces(&rows) {
@@ -193,7 +205,7 @@ async fn close_transactions(
             "UPDATE transactions SET state = v.column2, final_hash = v.column3, block_number = v.column4, \
              block_hash = v.column5, gas_used = v.column6, closed_at = v.column7 FROM (",
         );
-        update.push_values(piece, |mut row, (nonce, block_number, gas_used, transaction)| {
+        update.push_values(piece, |mut row, (nonce, block_number, gas_used, transaction, request)| {
             let included = transaction.included.as_ref();
             row.push_bind(*nonce)
                 .push_bind(transaction.state.as_str())
@@ -201,50 +213,54 @@ async fn close_transactions(
                 .push_bind(*block_number)
                 .push_bind(included.map(|included| included.block_hash.as_bytes().to_vec()))
                 .push_bind(*gas_used)
-                .push_bind(now.0);
+                .push_bind(now.0)
+                .push_bind(*request);
         });
         update.push(
-            ") AS v WHERE transactions.state = 'live' AND transactions.nonce = v.column1 AND transactions.account = ",
+            ") AS v WHERE transactions.state = 'live' AND transactions.nonce = v.column1 \
+             AND transactions.request = v.column8 AND transactions.account = ",
         );
         update.push_bind(lease.account.0);
         let done = update.build().execute(&mut *connection).await.map_err(|error| storage("close nonces", error))?;
         changed += done.rows_affected();
     }
-    expect_rows("close a nonce that is not live", rows.len(), changed)
+    expect_rows("close a nonce that is not live for this request", rows.len(), changed)
 }
 
 async fn record_failure(
     connection: &mut SqliteConnection,
+    lease: &Lease,
     request: RequestSeq,
-    state: RequestState,
-    cause: &Cause,
-    next: Option<Generation>,
+    (state, cause, next): (RequestState, &Cause, Option<Generation>),
     now: Timestamp,
 ) -> Result<()> {
-    let changed = sqlx::query(
+    let update = format!(
         "UPDATE requests SET state = $1, failure_class = $2, failure_reason = $3, failure_detail = $4, \
          changed_at = $5, first_failed_at = coalesce(first_failed_at, $5), replay = coalesce($6, replay), \
-         retry = coalesce($7, retry) WHERE seq = $8 AND state IN ('accepted', 'writing')",
-    )
-    .bind(state.as_str())
-    .bind(cause.class.as_str())
-    .bind(cause.reason.as_ref())
-    .bind(&cause.detail)
-    .bind(now.0)
-    .bind(next.map(|next| i64::from(next.replay)))
-    .bind(next.map(|next| i64::from(next.retry)))
-    .bind(request.0)
-    .execute(&mut *connection)
-    .await
-    .map_err(|error| storage("record a failure", error))?
-    .rows_affected();
-    expect_rows("fail a request that is not open", 1, changed)?;
+         retry = coalesce($7, retry) WHERE seq = $8 AND account = $9 AND state IN ('accepted', 'writing'){HAS_NO_EFFECT}"
+    );
+    let changed = sqlx::query(AssertSqlSafe(update))
+        .bind(state.as_str())
+        .bind(cause.class.as_str())
+        .bind(cause.reason.as_ref())
+        .bind(&cause.detail)
+        .bind(now.0)
+        .bind(next.map(|next| i64::from(next.replay)))
+        .bind(next.map(|next| i64::from(next.retry)))
+        .bind(request.0)
+        .bind(lease.account.0)
+        .execute(&mut *connection)
+        .await
+        .map_err(|error| storage("record a failure", error))?
+        .rows_affected();
+    expect_rows("fail a request that is not open, or whose transaction may land", 1, changed)?;
     note_incidents(connection, &[(request, "failed", cause.to_string())], now).await
 }
 
 /// The request may have failed by itself since the wish was seen: its ruling came before this one, and counts.
 async fn cancel_queued(
     connection: &mut SqliteConnection,
+    lease: &Lease,
     request: RequestSeq,
     cause: &Cause,
     now: Timestamp,
@@ -255,7 +271,7 @@ async fn cancel_queued(
         .await
         .map_err(|error| storage("cancel a request", error))?;
     match waits {
-        Some(_) => record_failure(connection, request, RequestState::DeadPending, cause, None, now).await,
+        Some(_) => record_failure(connection, lease, request, (RequestState::DeadPending, cause, None), now).await,
         None => Ok(()),
     }
 }
@@ -272,20 +288,28 @@ async fn forget_wishes(connection: &mut SqliteConnection, settlements: &[Settlem
     execute_in(connection, ended, &requests).await.map(|_| ())
 }
 
-async fn requeue(connection: &mut SqliteConnection, requests: &[(RequestSeq, TxHash)], now: Timestamp) -> Result<()> {
+async fn requeue(
+    connection: &mut SqliteConnection,
+    lease: &Lease,
+    requests: &[(RequestSeq, TxHash)],
+    now: Timestamp,
+) -> Result<()> {
     let first_turn = take_turns(connection, requests.len()).await?;
     for (turn, (request, taken_by)) in (first_turn..).zip(requests) {
-        let changed = sqlx::query(
-            "UPDATE requests SET state = 'accepted', turn = $1, changed_at = $2 WHERE seq = $3 AND state = 'writing'",
-        )
-        .bind(turn)
-        .bind(now.0)
-        .bind(request.0)
-        .execute(&mut *connection)
-        .await
-        .map_err(|error| storage("queue a request again", error))?
-        .rows_affected();
-        expect_rows("queue a request again that has no transaction", 1, changed)?;
+        let update = format!(
+            "UPDATE requests SET state = 'accepted', turn = $1, changed_at = $2 \
+             WHERE seq = $3 AND account = $4 AND state = 'writing'{HAS_NO_EFFECT}"
+        );
+        let changed = sqlx::query(AssertSqlSafe(update))
+            .bind(turn)
+            .bind(now.0)
+            .bind(request.0)
+            .bind(lease.account.0)
+            .execute(&mut *connection)
+            .await
+            .map_err(|error| storage("queue a request again", error))?
+            .rows_affected();
+        expect_rows("queue a request again that was not signed, or whose transaction may land", 1, changed)?;
         let detail = format!("its nonce went to {taken_by}, which is not ours; it gets a new one");
         note_incidents(connection, &[(*request, "displaced", detail)], now).await?;
     }

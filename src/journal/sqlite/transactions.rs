@@ -1,13 +1,15 @@
 //! Nonces, transactions and attempts: what a lane stores before it broadcasts, and reads when it starts.
 
+use std::collections::BTreeSet;
+
 use async_trait::async_trait;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, QueryBuilder, SqliteConnection};
 
 use crate::journal::sqlite::leases::check_lease;
 use crate::journal::sqlite::rows::{
-    QUEUED_COLUMNS, column, corrupt, execute_in, expect_rows, fixed, insert_all, nonce, queued_request, read_all,
-    signed, unsigned, word,
+    QUEUED_COLUMNS, column, corrupt, execute_in, expect_rows, fixed, insert_all, nonce, pieces, push_in,
+    queued_request, read_all, signed, unsigned, word,
 };
 use crate::journal::sqlite::{SqliteJournal, cancellations, closed, storage};
 use crate::journal::{
@@ -65,18 +67,11 @@ impl Transactions for SqliteJournal {
                 Box::pin(async move {
                     check_lease(connection, &lease).await?;
                     take_nonces(connection, &lease, &transactions).await?;
+                    make_writing(connection, &lease, &transactions).await?;
                     insert_transactions(connection, &lease, &transactions).await?;
                     let first_attempts: Vec<_> =
                         transactions.iter().map(|transaction| (transaction.nonce, &transaction.attempt)).collect();
-                    insert_attempts(connection, ATTEMPTS, &lease, &first_attempts).await?;
-                    let requests: Vec<_> = transactions.iter().map(|transaction| transaction.request.0).collect();
-                    let changed = execute_in(
-                        connection,
-                        || QueryBuilder::new("UPDATE requests SET state = 'writing' WHERE state = 'accepted' AND seq"),
-                        &requests,
-                    )
-                    .await?;
-                    expect_rows("sign for a request that is not queued", requests.len(), changed)
+                    insert_attempts(connection, ATTEMPTS, &lease, &first_attempts).await
                 })
             })
             .await
@@ -89,6 +84,7 @@ impl Transactions for SqliteJournal {
                 Box::pin(async move {
                     check_lease(connection, &lease).await?;
                     let attempts: Vec<_> = attempts.iter().map(|(nonce, attempt)| (*nonce, attempt)).collect();
+                    expect_live(connection, &lease, &attempts).await?;
                     insert_attempts(connection, ATTEMPTS, &lease, &attempts).await
                 })
             })
@@ -156,6 +152,19 @@ async fn take_nonces(connection: &mut SqliteConnection, lease: &Lease, transacti
     if changed == 1 { Ok(()) } else { Err(refused(format!("{} is not the account's next nonce", first.nonce))) }
 }
 
+async fn make_writing(connection: &mut SqliteConnection, lease: &Lease, transactions: &[NewTransaction]) -> Result<()> {
+    let requests: Vec<_> = transactions.iter().map(|transaction| transaction.request.0).collect();
+    let now = Timestamp::now();
+    let make_writing = || {
+        let mut update = QueryBuilder::new("UPDATE requests SET state = 'writing', changed_at = ");
+        update.push_bind(now.0).push(" WHERE state = 'accepted' AND account = ").push_bind(lease.account.0);
+        update.push(" AND seq");
+        update
+    };
+    let changed = execute_in(connection, make_writing, &requests).await?;
+    expect_rows("sign for a request that is not queued with this lane", requests.len(), changed)
+}
+
 async fn insert_transactions(
     connection: &mut SqliteConnection,
     lease: &Lease,
@@ -177,6 +186,25 @@ async fn insert_transactions(
             .push_bind(transaction.attempt.signed_at.0);
     })
     .await
+}
+
+/// Bytes for a nonce that is done could only ever be sent by mistake.
+async fn expect_live(connection: &mut SqliteConnection, lease: &Lease, attempts: &[(Nonce, &Attempt)]) -> Result<()> {
+    let nonces: BTreeSet<i64> = attempts.iter().map(|(at, _)| nonce(*at)).collect::<Result<_>>()?;
+    let nonces: Vec<i64> = nonces.into_iter().collect();
+    let mut live = 0;
+    for piece in pieces(&nonces) {
+        let mut count = QueryBuilder::new("SELECT count(*) FROM transactions WHERE state = 'live' AND account = ");
+        count.push_bind(lease.account.0).push(" AND nonce");
+        push_in(&mut count, piece);
+        let found: i64 = count
+            .build_query_scalar()
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(|error| storage("look live nonces up", error))?;
+        live += found.unsigned_abs();
+    }
+    expect_rows("sign again at a nonce that is not live", nonces.len(), live)
 }
 
 async fn insert_attempts(

@@ -1,19 +1,5 @@
 -- What the chain or an operator may still do to what was decided: deep reorganisations, gaps, cancellations.
 
--- A table's CHECK cannot be changed in place.
-CREATE TABLE outbox_next (
-    id             INTEGER PRIMARY KEY,
-    account        INTEGER NOT NULL REFERENCES accounts (id),
-    event_id       TEXT    NOT NULL,
-    kind           TEXT    NOT NULL CHECK (kind IN ('final', 'retry', 'dead', 'reorged')),
-    body           TEXT    NOT NULL,
-    reply_to       TEXT,
-    correlation_id TEXT
-) STRICT;
-INSERT INTO outbox_next SELECT id, account, event_id, kind, body, reply_to, correlation_id FROM outbox;
-DROP TABLE outbox;
-ALTER TABLE outbox_next RENAME TO outbox;
-
 -- Since when the block that it was final in is no part of the chain any more; nothing again once it is final anew.
 ALTER TABLE transactions ADD COLUMN reorged_at INTEGER CHECK (reorged_at IS NULL OR block_hash IS NOT NULL);
 CREATE INDEX transactions_reorged ON transactions (account, nonce) WHERE reorged_at IS NOT NULL;

@@ -7,7 +7,8 @@ use bytes::Bytes;
 
 use crate::journal::{
     AccountId, Arrival, CancelWish, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, EndedAgain, Journal,
-    JournalError, Lease, NewTransaction, QueuedRequest, Reorged, RequestSeq, Settlement, Which, WishAnswer,
+    JournalError, Lease, NewTransaction, QueuedRequest, RefusedMessage, Reorged, RequestSeq, Settlement, Which,
+    WishAnswer,
 };
 use crate::model::event::{FinalTransaction, Outcome, Subject};
 use crate::model::{
@@ -15,6 +16,12 @@ use crate::model::{
     Nonce, Properties, RequestId, RequestState, SignedTransaction, Timestamp, TransactionState, TxHash, Wei,
 };
 use crate::policy::arrival::Verdict;
+
+mod endings;
+mod lanes;
+
+pub(crate) use endings::*;
+pub(crate) use lanes::*;
 
 const TTL: Duration = Duration::from_secs(60);
 
@@ -92,6 +99,27 @@ fn failed(request: RequestSeq, retry: u32) -> Settlement {
     Settlement { request, transaction: None, decision }
 }
 
+fn dead(request: RequestSeq) -> Settlement {
+    let cause = Cause::rejected("reverted", "never");
+    Settlement { request, transaction: None, decision: Decision::Dead { cause } }
+}
+
+fn displaced(request: RequestSeq, nonce: u64) -> Settlement {
+    let closed = ClosedTransaction { nonce: Nonce(nonce), state: TransactionState::Displaced, included: None };
+    Settlement { request, transaction: Some(closed), decision: Decision::Requeue { taken_by: TxHash([77; 32]) } }
+}
+
+fn refused(account: AccountId, text: &str) -> RefusedMessage {
+    RefusedMessage {
+        id: id(text),
+        account,
+        body_hash: BodyHash::of(b"refused"),
+        generation: Generation::default(),
+        cause: Cause::invalid("undecodable", "not JSON"),
+        event: event(text),
+    }
+}
+
 /// A journal with one account that is ours, and these requests queued.
 pub(crate) struct Set {
     pub(crate) journal: Arc<dyn Journal>,
@@ -102,7 +130,7 @@ pub(crate) struct Set {
 
 pub(crate) async fn set(journal: Arc<dyn Journal>, requests: &[&str]) -> Set {
     let account = journal.account(31337, Address([7; 20])).await.unwrap();
-    let lease = journal.acquire_lease(account, "me".into(), TTL).await.unwrap().unwrap();
+    let lease = journal.acquire_lease(account, "me".into(), TTL, None).await.unwrap().ours().unwrap();
     assert_eq!(journal.raise_next_nonce(&lease, Nonce(0)).await.unwrap(), Nonce(0));
     let arrivals = requests.iter().map(|text| first(account, text)).collect();
     journal.admit(arrivals).await.unwrap();
@@ -118,6 +146,31 @@ impl Set {
 
     async fn sign(&self, index: usize, nonce: u64) -> Result<(), JournalError> {
         self.journal.record_transactions(&self.lease, vec![transaction(self.seq(index), nonce)]).await
+    }
+
+    pub(crate) async fn write_to_the_end(&self, index: usize, nonce: u64, text: &str) {
+        self.sign(index, nonce).await.unwrap();
+        self.journal.settle(&self.lease, vec![succeeded(self.seq(index), nonce, text)]).await.unwrap();
+    }
+
+    /// Its transaction reverted: it is tried again.
+    fn reverted(&self, index: usize, nonce: u64) -> Settlement {
+        let mut reverted = succeeded(self.seq(index), nonce, "reverted");
+        reverted.transaction.as_mut().unwrap().state = TransactionState::Reverted;
+        Settlement { decision: failed(self.seq(index), 1).decision, ..reverted }
+    }
+
+    /// Its copy has its publisher confirm.
+    async fn confirm(&self, index: usize, text: &str) {
+        let copy = self.journal.unconfirmed_of(vec![self.seq(index)]).await.unwrap().remove(0);
+        let confirmed =
+            ConfirmedCopy { request: copy.request, generation: copy.generation, kind: copy.kind, event: event(text) };
+        self.journal.confirm(vec![confirmed]).await.unwrap();
+    }
+
+    async fn incidents(&self, text: &str) -> Vec<String> {
+        let history = self.journal.history(&id(text)).await.unwrap().unwrap();
+        history.incidents.into_iter().map(|incident| incident.what).collect()
     }
 
     async fn state(&self, text: &str) -> RequestState {
@@ -190,13 +243,7 @@ pub(crate) async fn a_request_has_one_transaction_that_may_land(journal: Arc<dyn
     set.sign(0, 0).await.unwrap();
     assert!(set.sign(0, 1).await.is_err(), "its first nonce is live");
     assert_eq!(set.next_nonce().await, Nonce(1), "nothing of it was written");
-    let displaced = ClosedTransaction { nonce: Nonce(0), state: TransactionState::Displaced, included: None };
-    let requeue = Settlement {
-        request: set.seq(0),
-        transaction: Some(displaced),
-        decision: Decision::Requeue { taken_by: TxHash([77; 32]) },
-    };
-    set.journal.settle(&set.lease, vec![requeue]).await.unwrap();
+    set.journal.settle(&set.lease, vec![displaced(set.seq(0), 0)]).await.unwrap();
     let again = set.journal.queued(set.account, set.queued[0].turn, 10).await.unwrap();
     assert_eq!(again.len(), 1, "it queues again, behind the others");
     let history = set.journal.history(&id("a")).await.unwrap().unwrap();
@@ -270,14 +317,9 @@ pub(crate) async fn a_failed_request_is_settled_only_with_its_publisher_confirm(
 /// Invariant 8: who comes back from the dead starts from zero, with another body if need be.
 pub(crate) async fn a_dead_letter_may_come_back_as_a_replay(journal: Arc<dyn Journal>) {
     let set = set(journal, &["a"]).await;
-    let cause = Cause::rejected("reverted", "never");
-    let dead = Settlement { request: set.seq(0), transaction: None, decision: Decision::Dead { cause } };
-    set.journal.settle(&set.lease, vec![dead]).await.unwrap();
+    set.journal.settle(&set.lease, vec![dead(set.seq(0))]).await.unwrap();
     assert_eq!(set.state("a").await, RequestState::DeadPending);
-    let copy = set.journal.unconfirmed_of(vec![set.seq(0)]).await.unwrap().remove(0);
-    let confirmed =
-        ConfirmedCopy { request: copy.request, generation: copy.generation, kind: copy.kind, event: event("a") };
-    set.journal.confirm(vec![confirmed]).await.unwrap();
+    set.confirm(0, "a").await;
     assert_eq!(set.journal.message_of(&id("a")).await.unwrap(), None, "the broker has it now");
     let replay = arrival(set.account, "a", Generation { replay: 1, retry: 0 }, "mended");
     let verdicts = set.journal.admit(vec![first(set.account, "a"), replay]).await.unwrap();
@@ -421,9 +463,13 @@ pub(crate) async fn a_lost_block_and_a_second_end_are_told_once(journal: Arc<dyn
 pub(crate) async fn a_lane_without_its_lease_writes_nothing(journal: Arc<dyn Journal>) {
     let set = set(journal, &["a", "b"]).await;
     set.sign(0, 0).await.unwrap();
-    assert_eq!(set.journal.acquire_lease(set.account, "other".into(), TTL).await.unwrap(), None, "it is held");
+    assert_eq!(
+        set.journal.acquire_lease(set.account, "other".into(), TTL, None).await.unwrap().ours(),
+        None,
+        "it is held"
+    );
     set.journal.release_lease(&set.lease).await.unwrap();
-    let other = set.journal.acquire_lease(set.account, "other".into(), TTL).await.unwrap().unwrap();
+    let other = set.journal.acquire_lease(set.account, "other".into(), TTL, None).await.unwrap().ours().unwrap();
     assert!(other.epoch > set.lease.epoch);
     let lost = |result: Result<(), JournalError>| assert!(result.unwrap_err().is_lease_lost());
     lost(set.sign(1, 1).await);
@@ -439,7 +485,7 @@ pub(crate) async fn a_lane_without_its_lease_writes_nothing(journal: Arc<dyn Jou
     // A lease that has run out is free; its owner may take it again, under a new epoch.
     set.journal.renew_lease(&other, Duration::ZERO).await.unwrap();
     tokio::time::sleep(Duration::from_millis(5)).await;
-    let mine = set.journal.acquire_lease(set.account, "me".into(), TTL).await.unwrap().unwrap();
+    let mine = set.journal.acquire_lease(set.account, "me".into(), TTL, None).await.unwrap().ours().unwrap();
     assert!(mine.epoch > other.epoch);
 }
 
@@ -447,10 +493,7 @@ pub(crate) async fn only_old_and_settled_requests_are_pruned(journal: Arc<dyn Jo
     let set = set(journal, &["old", "open", "waiting"]).await;
     set.sign(0, 0).await.unwrap();
     set.journal.settle(&set.lease, vec![succeeded(set.seq(0), 0, "old"), failed(set.seq(2), 1)]).await.unwrap();
-    let copy = set.journal.unconfirmed_of(vec![set.seq(2)]).await.unwrap().remove(0);
-    let confirmed =
-        ConfirmedCopy { request: copy.request, generation: copy.generation, kind: copy.kind, event: event("w") };
-    set.journal.confirm(vec![confirmed]).await.unwrap();
+    set.confirm(2, "w").await;
     assert_eq!(set.journal.prune(Timestamp(0), 10).await.unwrap(), 0, "none is so old");
     let later = Timestamp::now().after(Duration::from_secs(60));
     assert_eq!(set.journal.prune(later, 10).await.unwrap(), 1);
@@ -477,7 +520,25 @@ macro_rules! journal_contract {
             fillers_stand_only_where_nothing_of_ours_may_land,
             a_lost_block_and_a_second_end_are_told_once,
             a_lane_without_its_lease_writes_nothing,
-            only_old_and_settled_requests_are_pruned
+            only_old_and_settled_requests_are_pruned,
+            a_batch_is_queued_in_its_order_whatever_in_it_is_new,
+            a_request_stays_with_its_lane,
+            every_message_comes_back_as_it_was,
+            a_lease_holds_until_somebody_takes_it,
+            a_lease_that_nobody_renews_is_taken_whatever_the_clocks_say,
+            no_nonce_is_taken_before_the_first_is_known,
+            further_attempts_are_stored_at_live_nonces_alone,
+            a_lane_writes_for_its_own_requests_alone,
+            live_transactions_come_by_nonce_with_their_requests,
+            every_change_of_a_state_is_dated,
+            no_request_ends_otherwise_than_its_transaction,
+            a_late_confirm_settles_no_later_copy,
+            a_copy_names_its_first_failure_and_every_hash,
+            a_mended_replay_takes_the_place_of_what_died,
+            the_outbox_gives_each_event_a_number_of_its_own,
+            a_refused_message_takes_no_id_from_a_request,
+            a_park_is_noted_and_changes_nothing,
+            pruning_keeps_nonces_taken_and_events_waiting
         );
     };
     ($journal:expr, $($name:ident),*) => {

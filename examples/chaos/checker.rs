@@ -1,0 +1,183 @@
+//! The judge: compares what was published with what the chain, the dead letters and the events say. It knows nothing of
+//! the worker but its promises.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use crate::messages::{Kind, Message};
+
+/// A transaction of the account, as it stands in the chain.
+#[derive(Clone, Debug)]
+pub(crate) struct ChainTransaction {
+    pub(crate) hash: String,
+    pub(crate) nonce: u64,
+    pub(crate) calldata: Vec<u8>,
+    /// It went to the contract, not to the account itself.
+    pub(crate) is_write: bool,
+    pub(crate) succeeded: bool,
+}
+
+/// A message in the dead-letter queue.
+#[derive(Clone, Debug)]
+pub(crate) struct DeadLetter {
+    pub(crate) id: Option<String>,
+    pub(crate) body: Vec<u8>,
+    pub(crate) key: String,
+}
+
+/// An event that says that a request is final.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct FinalEvent {
+    pub(crate) event_id: String,
+    pub(crate) request_id: String,
+    pub(crate) tx_hash: String,
+}
+
+/// All that happened.
+pub(crate) struct History {
+    pub(crate) published: Vec<Message>,
+    pub(crate) chain: Vec<ChainTransaction>,
+    /// The account's next nonce, says the chain.
+    pub(crate) next_nonce: u64,
+    pub(crate) dead: Vec<DeadLetter>,
+    pub(crate) finals: Vec<FinalEvent>,
+}
+
+/// What does not hold, by id.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Findings {
+    /// Messages that are final, and messages that are dead letters.
+    pub(crate) written: usize,
+    pub(crate) dead: usize,
+    /// In the chain but without success: each used a nonce.
+    pub(crate) reverted: usize,
+    pub(crate) lost: Vec<String>,
+    pub(crate) twice: Vec<String>,
+    pub(crate) nonce_gaps: Vec<u64>,
+    /// Everything else that contradicts what was promised, as sentences.
+    pub(crate) wrong: Vec<String>,
+}
+
+/// What became of one message.
+#[derive(Default)]
+struct Fate<'h> {
+    effects: Vec<&'h ChainTransaction>,
+    /// Why it is a dead letter: as itself, and as one whose id was taken.
+    dead: BTreeSet<&'h str>,
+    is_conflict: bool,
+}
+
+const CONFLICT: &str = "invalid.id_conflict";
+
+pub(crate) fn check(history: &History) -> Findings {
+    let mut findings = Findings::default();
+    let by_body: HashMap<&[u8], usize> =
+        history.published.iter().enumerate().map(|(place, message)| (message.body.as_slice(), place)).collect();
+    let mut fates: Vec<Fate<'_>> = history.published.iter().map(|_| Fate::default()).collect();
+    for transaction in history.chain.iter().filter(|transaction| transaction.is_write) {
+        let fate = by_body.get(transaction.calldata.as_slice()).and_then(|place| fates.get_mut(*place));
+        match fate {
+            Some(fate) if transaction.succeeded => fate.effects.push(transaction),
+            Some(_) => findings.reverted += 1,
+            None => findings.wrong.push(format!("{} writes what nobody published", transaction.hash)),
+        }
+    }
+    for letter in &history.dead {
+        let place = by_body.get(letter.body.as_slice());
+        let message = place.and_then(|place| history.published.get(*place));
+        match (message, place.and_then(|place| fates.get_mut(*place))) {
+            (Some(message), Some(fate)) if message.id == letter.id => match letter.key.as_str() {
+                CONFLICT => fate.is_conflict = true,
+                key => _ = fate.dead.insert(key),
+            },
+            _ => findings.wrong.push(format!("a dead letter that nobody published: {:?}, {}", letter.id, letter.key)),
+        }
+    }
+    let messages: Vec<_> = history.published.iter().zip(&fates).collect();
+    for (message, fate) in &messages {
+        judge_message(message, fate, &mut findings);
+    }
+    judge_ids(&messages, &history.finals, &mut findings);
+    judge_nonces(history, &mut findings);
+    findings
+}
+
+fn name(message: &Message) -> String {
+    message.id.clone().unwrap_or_else(|| String::from_utf8_lossy(&message.body).chars().take(60).collect())
+}
+
+fn judge_message(message: &Message, fate: &Fate<'_>, findings: &mut Findings) {
+    let name = name(message);
+    let is_dead = !fate.dead.is_empty();
+    findings.written += usize::from(!fate.effects.is_empty());
+    findings.dead += usize::from(is_dead || fate.is_conflict);
+    if fate.effects.is_empty() && !is_dead && !fate.is_conflict {
+        findings.lost.push(name);
+        return;
+    }
+    if fate.effects.len() > 1 || (!fate.effects.is_empty() && is_dead) {
+        let hashes: Vec<_> = fate.effects.iter().map(|effect| effect.hash.as_str()).collect();
+        findings.twice.push(format!("{name} (in the chain as {hashes:?}, dead as {:?})", fate.dead));
+    }
+    if fate.is_conflict && (is_dead || !fate.effects.is_empty()) {
+        findings.wrong.push(format!("{name}: refused as {CONFLICT}, and dealt with as well"));
+    }
+    let dead_as = |prefix: &str| is_dead && fate.dead.iter().all(|key| key.starts_with(prefix));
+    let is_as_meant = match message.kind {
+        _ if fate.is_conflict => true,
+        Kind::Write | Kind::OtherBody => !fate.effects.is_empty(),
+        Kind::Later => !fate.effects.is_empty() || dead_as("rejected."),
+        Kind::Never => dead_as("rejected."),
+        Kind::NoId => dead_as("invalid.missing_id"),
+        Kind::TooLarge => dead_as("invalid.too_large"),
+    };
+    if !is_as_meant {
+        findings.wrong.push(format!("{name}, meant as {:?}, is a dead letter: {:?}", message.kind, fate.dead));
+    }
+}
+
+/// Of all messages with one id, one is dealt with, and the others are refused. An id that was written has one event.
+fn judge_ids(messages: &[(&Message, &Fate<'_>)], finals: &[FinalEvent], findings: &mut Findings) {
+    let mut ids: BTreeMap<&str, Vec<&Fate<'_>>> = BTreeMap::new();
+    for (message, fate) in messages {
+        if let Some(id) = &message.id {
+            ids.entry(id).or_default().push(fate);
+        }
+    }
+    let mut events: BTreeMap<&str, BTreeSet<(&str, &str)>> = BTreeMap::new();
+    for event in finals {
+        let of_request = events.entry(&event.request_id).or_default();
+        of_request.insert((&event.event_id, &event.tx_hash));
+    }
+    for (id, fates) in &ids {
+        let dealt_with = fates.iter().filter(|fate| !fate.effects.is_empty() || !fate.dead.is_empty()).count();
+        if dealt_with > 1 {
+            findings.twice.push(format!("{id} (with {dealt_with} bodies)"));
+        } else if dealt_with == 0 && fates.iter().all(|fate| fate.is_conflict) {
+            findings.lost.push(format!("{id} (refused with every body)"));
+        }
+        let in_chain: BTreeSet<_> =
+            fates.iter().flat_map(|fate| &fate.effects).map(|effect| effect.hash.as_str()).collect();
+        let told = events.remove(id).unwrap_or_default();
+        let told_hashes: BTreeSet<_> = told.iter().map(|(_, hash)| *hash).collect();
+        if told_hashes != in_chain || told.len() > 1 {
+            findings.wrong.push(format!("{id} is in the chain as {in_chain:?}, but its final events are {told:?}"));
+        }
+    }
+    for (id, told) in events {
+        findings.wrong.push(format!("final events for {id}, which nobody published: {told:?}"));
+    }
+}
+
+/// The nonces in the chain are 0, 1, 2, … up to the account's next one.
+fn judge_nonces(history: &History, findings: &mut Findings) {
+    let used: BTreeSet<_> = history.chain.iter().map(|transaction| transaction.nonce).collect();
+    let end = used.last().map_or(0, |last| last + 1).max(history.next_nonce);
+    findings.nonce_gaps.extend((0..end).filter(|nonce| !used.contains(nonce)));
+    if used.len() != history.chain.len() {
+        findings.wrong.push(format!("{} transactions have {} nonces", history.chain.len(), used.len()));
+    }
+}
+
+#[cfg(test)]
+#[path = "checker_tests.rs"]
+mod tests;

@@ -1,0 +1,137 @@
+//! The workers of a run: started, killed, frozen, started again.
+
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::time::{sleep, timeout};
+
+use crate::record::Record;
+use crate::support::{Worker, WorkerHome};
+
+/// Logs kept: those of the last starts.
+const LOGS: usize = 200;
+/// How often it is looked whether a worker has ended by itself, and how soon it is started again then.
+const WATCH: Duration = Duration::from_millis(500);
+/// Lines of its log that are told when a worker ended by itself.
+const TAIL: usize = 8;
+
+pub(crate) struct Crew<'a> {
+    home: &'a WorkerHome,
+    binary: &'a str,
+    record: &'a Record,
+    workers: Vec<Mutex<Worker>>,
+    starts: std::cell::Cell<usize>,
+}
+
+impl<'a> Crew<'a> {
+    pub(crate) fn start(home: &'a WorkerHome, binary: &'a str, record: &'a Record, count: usize) -> Self {
+        let mut crew = Self { home, binary, record, workers: Vec::new(), starts: std::cell::Cell::default() };
+        crew.workers = (0..count).map(|place| Mutex::new(crew.start_one(place))).collect();
+        crew
+    }
+
+    fn start_one(&self, place: usize) -> Worker {
+        let run = self.starts.get();
+        self.starts.set(run + 1);
+        if let Some(old) = run.checked_sub(LOGS) {
+            // It is only in the way; a missing one is none.
+            let _ = std::fs::remove_file(self.home.folder().join(format!("worker-{old}.log")));
+        }
+        let worker = self.home.start_with(self.binary, &[("CHAINWRITER__WORKER__INSTANCE", &format!("w{place}"))]);
+        self.record.say(&format!("worker {place} starts as process {}, log worker-{run}.log", worker.pid()));
+        worker
+    }
+
+    /// The place of a worker, chosen by a number from the plan.
+    fn chosen(&self, pick: u64) -> usize {
+        (pick % self.workers.len() as u64) as usize
+    }
+
+    pub(crate) async fn kill(&self, pick: u64) {
+        let place = self.chosen(pick);
+        let Some(slot) = self.workers.get(place) else { return };
+        let mut worker = slot.lock().await;
+        if worker.is_running() {
+            worker.kill().await;
+            self.record.kill(place);
+        } else {
+            self.note_end(place, &mut worker).await;
+        }
+        *worker = self.start_one(place);
+    }
+
+    /// Asks a worker to end, for so long, and starts it again.
+    pub(crate) async fn terminate(&self, pick: u64, length: Duration) {
+        let place = self.chosen(pick);
+        let Some(slot) = self.workers.get(place) else { return };
+        let mut worker = slot.lock().await;
+        if !worker.is_running() {
+            return;
+        }
+        worker.signal("TERM");
+        match timeout(length, worker.exit()).await {
+            // By the signal itself: it came before the process listened to signals.
+            Ok(status) if status.success() || status.code().is_none() => {}
+            Ok(_) => self.note_end(place, &mut worker).await,
+            Err(_) => worker.kill().await,
+        }
+        *worker = self.start_one(place);
+    }
+
+    /// Stops a worker's process for a while. It may be killed meanwhile.
+    pub(crate) async fn freeze(&self, pick: u64, length: Duration) {
+        let place = self.chosen(pick);
+        let Some(slot) = self.workers.get(place) else { return };
+        let pid = {
+            let mut worker = slot.lock().await;
+            if !worker.is_running() {
+                return;
+            }
+            worker.signal("STOP");
+            worker.pid()
+        };
+        sleep(length).await;
+        let mut worker = slot.lock().await;
+        if worker.is_running() && worker.pid() == pid {
+            worker.signal("CONT");
+        }
+    }
+
+    /// Starts again what ended by itself; never returns.
+    pub(crate) async fn watch(&self) {
+        loop {
+            sleep(WATCH).await;
+            for (place, slot) in self.workers.iter().enumerate() {
+                let mut worker = slot.lock().await;
+                if !worker.is_running() {
+                    self.note_end(place, &mut worker).await;
+                    *worker = self.start_one(place);
+                }
+            }
+        }
+    }
+
+    async fn note_end(&self, place: usize, worker: &mut Worker) {
+        let status = worker.exit().await;
+        let log = worker.log();
+        let lines: Vec<_> = log.lines().collect();
+        let tail = lines.get(lines.len().saturating_sub(TAIL)..).unwrap_or_default().join("\n    ");
+        self.record.ended(place, &format!("{status}\n    {tail}"));
+    }
+
+    /// SIGTERM to all; what did not go well, as sentences.
+    pub(crate) async fn drain(self) -> Vec<String> {
+        let mut faults = Vec::new();
+        let mut workers: Vec<_> = self.workers.into_iter().map(Mutex::into_inner).collect();
+        for worker in workers.iter_mut().filter_map(|worker| worker.is_running().then_some(worker)) {
+            worker.signal("TERM");
+        }
+        for (place, worker) in workers.iter_mut().enumerate() {
+            let status = worker.exit().await;
+            if !status.success() {
+                faults.push(format!("worker {place} ended with {status} after SIGTERM"));
+            }
+        }
+        faults
+    }
+}

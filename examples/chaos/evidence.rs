@@ -1,0 +1,121 @@
+//! Reads what the run has left: the chain, the dead letters, what is still open.
+
+use anyhow::{Context, ensure};
+use serde_json::{Value, json};
+use sqlx::Row;
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
+
+use crate::checker::{ChainTransaction, DeadLetter};
+use crate::support::rpc::hex;
+use crate::support::{ACCOUNTS, Amqp, Rabbit, RpcClient, Taken};
+use crate::{CONTRACT, QUEUE, VHOST};
+
+/// Blocks asked for in one HTTP request.
+const BLOCKS: u64 = 50;
+
+/// Every transaction of the account in the chain, and its next nonce.
+pub(crate) async fn chain(rpc: RpcClient) -> anyhow::Result<(Vec<ChainTransaction>, u64, u64)> {
+    let head = rpc.block_number().await.map_err(anyhow::Error::msg)?;
+    let mut transactions = Vec::new();
+    for first in (0..=head).step_by(BLOCKS as usize) {
+        let numbers: Vec<u64> = (first..=head.min(first + BLOCKS - 1)).collect();
+        let calls = numbers.iter().flat_map(|number| {
+            let block = ("eth_getBlockByNumber", json!([hex(number), true]));
+            [block, ("eth_getBlockReceipts", json!([hex(number)]))]
+        });
+        let answers = rpc.batch(calls.collect()).await.map_err(anyhow::Error::msg)?;
+        let mut answers = answers.into_iter();
+        while let (Some(block), Some(receipts)) = (answers.next(), answers.next()) {
+            let (block, receipts) = (block.map_err(anyhow::Error::msg)?, receipts.map_err(anyhow::Error::msg)?);
+            transactions.extend(of_block(&block, &receipts)?);
+        }
+    }
+    let next_nonce = rpc.nonce(ACCOUNTS[0].0, "latest").await.map_err(anyhow::Error::msg)?;
+    Ok((transactions, next_nonce, head))
+}
+
+fn of_block(block: &Value, receipts: &Value) -> anyhow::Result<Vec<ChainTransaction>> {
+    let in_block = block["transactions"].as_array().context("a block without transactions")?;
+    let receipts = receipts.as_array().context("a block without receipts")?;
+    ensure!(in_block.len() == receipts.len(), "block {} has other receipts than transactions", block["number"]);
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_lowercase();
+    let mut found = Vec::new();
+    for (transaction, receipt) in in_block.iter().zip(receipts) {
+        ensure!(transaction["hash"] == receipt["transactionHash"], "block {} is not in order", block["number"]);
+        if text(&transaction["from"]) == ACCOUNTS[0].0.to_lowercase() {
+            let calldata = text(&transaction["input"]);
+            found.push(ChainTransaction {
+                hash: text(&transaction["hash"]),
+                nonce: u64::from_str_radix(text(&transaction["nonce"]).trim_start_matches("0x"), 16)?,
+                calldata: hex::decode(calldata.trim_start_matches("0x"))?,
+                is_write: text(&transaction["to"]) == CONTRACT,
+                succeeded: receipt["status"] == "0x1",
+            });
+        }
+    }
+    Ok(found)
+}
+
+/// Takes them out of their queue.
+pub(crate) async fn dead_letters(rabbit: &Rabbit) -> Vec<DeadLetter> {
+    let amqp = Amqp::connect(&rabbit.uri(VHOST)).await;
+    let taken = amqp.take_all(&format!("{QUEUE}.dead")).await;
+    taken
+        .into_iter()
+        .map(|Taken { body, routing_key, properties, .. }| DeadLetter {
+            id: properties.message_id().as_ref().map(ToString::to_string),
+            body,
+            key: routing_key,
+        })
+        .collect()
+}
+
+/// What is not done, as sentences: messages in the queues, rows in the journal.
+pub(crate) async fn open(rabbit: &Rabbit, journal: &std::path::Path) -> anyhow::Result<Vec<String>> {
+    let mut open = Vec::new();
+    for queue in rabbit.list_queues(VHOST).await.map_err(anyhow::Error::msg)? {
+        let is_done_with = queue.name.ends_with(".dead") || queue.name.ends_with(".unrouted");
+        if !is_done_with && queue.ready + queue.unacked > 0 {
+            open.push(format!(
+                "{} holds {} messages, {} of them unacked",
+                queue.name,
+                queue.ready + queue.unacked,
+                queue.unacked
+            ));
+        }
+    }
+    let options = SqliteConnectOptions::new().filename(journal).read_only(true);
+    let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
+    let questions = [
+        (
+            "requests are not settled",
+            "SELECT count(*), coalesce(group_concat(id || ' ' || state, ', '), '') FROM (SELECT id, state FROM requests WHERE settled_at IS NULL LIMIT 1000)",
+        ),
+        (
+            "transactions are live",
+            "SELECT count(*), coalesce(group_concat(nonce, ', '), '') FROM (SELECT nonce FROM transactions WHERE state = 'live' LIMIT 1000)",
+        ),
+        (
+            "events are not published",
+            "SELECT count(*), coalesce(group_concat(event_id, ', '), '') FROM (SELECT event_id FROM outbox LIMIT 1000)",
+        ),
+    ];
+    for (what, question) in questions {
+        let row = sqlx::query(question).fetch_one(&pool).await?;
+        let (count, which): (i64, String) = (row.try_get(0)?, row.try_get(1)?);
+        if count > 0 {
+            open.push(format!("{count} {what}: {}", which.chars().take(300).collect::<String>()));
+        }
+    }
+    pool.close().await;
+    Ok(open)
+}
+
+/// Nonces that the journal has given away.
+pub(crate) async fn journal_nonce(journal: &std::path::Path) -> anyhow::Result<u64> {
+    let options = SqliteConnectOptions::new().filename(journal).read_only(true);
+    let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
+    let next: Option<i64> = sqlx::query_scalar("SELECT max(next_nonce) FROM accounts").fetch_one(&pool).await?;
+    pool.close().await;
+    Ok(u64::try_from(next.unwrap_or_default())?)
+}

@@ -1,0 +1,221 @@
+//! Does what the plan says: each part has its own line of faults, and all lines run side by side.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::sleep;
+
+use crate::crew::Crew;
+use crate::record::Record;
+use crate::schedule::{Fault, Plan, Planned};
+use crate::support::{ACCOUNTS, Anvil, Mode, Rabbit, RpcClient, TcpProxy};
+use crate::{CONTRACT, FINALITY, FULL_BALANCE, MAX_FEE_GWEI};
+
+const GWEI: u64 = 1_000_000_000;
+/// How often a reorg is tried that a freshly started node has too little history for, once a block.
+const REORG_TRIES: u32 = 4;
+
+/// The parts that fail.
+pub(crate) struct Parts<'a> {
+    pub(crate) rabbit: &'a mut Rabbit,
+    pub(crate) anvil: &'a mut Anvil,
+    pub(crate) way_to_node: &'a TcpProxy,
+    pub(crate) way_to_broker: &'a TcpProxy,
+    pub(crate) crew: &'a Crew<'a>,
+    pub(crate) record: &'a Record,
+}
+
+impl Parts<'_> {
+    /// Returns when the plan is through, with every fault at its end.
+    pub(crate) async fn fail(self, plan: &Plan) {
+        let Parts { rabbit, anvil, way_to_node, way_to_broker, crew, record } = self;
+        let rpc = anvil.rpc();
+        tokio::join!(
+            each(&plan.kills, record, async |planned: &Planned| crew.kill(planned.pick).await),
+            each(&plan.halts, record, async |planned: &Planned| match planned.fault {
+                Fault::Terminate => crew.terminate(planned.pick, planned.length).await,
+                _ => crew.freeze(planned.pick, planned.length).await,
+            }),
+            each(&plan.contract, record, async |planned: &Planned| close_contract(rpc, planned.length).await),
+            each(&plan.way_to_node, record, async |planned: &Planned| fail_way(way_to_node, planned).await),
+            each(&plan.way_to_broker, record, async |planned: &Planned| fail_way(way_to_broker, planned).await),
+            fail_node(anvil, &plan.node, record),
+            fail_broker(rabbit, &plan.broker, record),
+        );
+    }
+}
+
+/// One line of the plan. A fault that comes late, because the one before took long, is not left out.
+async fn each(planned: &[Planned], record: &Record, mut fail: impl AsyncFnMut(&Planned)) {
+    for planned in planned {
+        sleep(planned.at.saturating_sub(record.elapsed())).await;
+        if planned.fault == Fault::Kill {
+            fail(planned).await;
+        } else {
+            record.begin(planned.fault);
+            fail(planned).await;
+            record.end(planned.fault);
+        }
+    }
+}
+
+async fn close_contract(rpc: RpcClient, length: Duration) {
+    // A node that is away keeps its contract as it is.
+    let _ = rpc.set_storage(CONTRACT, 0, 0).await;
+    sleep(length).await;
+    let _ = rpc.set_storage(CONTRACT, 0, 1).await;
+}
+
+fn mode_of(planned: &Planned) -> Mode {
+    let http = |status, body: &str, retry_after| Mode::HttpAnswer { status, body: body.to_owned(), retry_after };
+    match planned.fault {
+        Fault::NodeRefuses | Fault::BrokerRefuses => Mode::Refuse,
+        Fault::NodeSwallows | Fault::BrokerSwallows => Mode::Swallow,
+        Fault::NodeDropsAnswers | Fault::BrokerDropsAnswers => Mode::DropAnswers,
+        Fault::NodeResetsAfterRequest | Fault::BrokerResetsAfterRequest => Mode::ResetAfterRequest,
+        Fault::NodeDelays => Mode::Delay(Duration::from_millis(50 + planned.pick % 2_500)),
+        Fault::BrokerDelays => Mode::Delay(Duration::from_millis(20 + planned.pick % 300)),
+        Fault::NodeGarbage => match planned.pick % 4 {
+            0 => http(200, "<html>welcome</html>", None),
+            1 => http(200, r#"{"jsonrpc":"2.0","id":0,"result":null}"#, None),
+            2 => http(200, r#"{"jsonrpc":"2.0","id":4711,"result":"0x1"#, None),
+            _ => http(200, r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32603,"message":"Internal error"}}"#, None),
+        },
+        Fault::NodeRateLimits => http(429, "too many requests", Some(1 + planned.pick % 2)),
+        Fault::NodeBadGateway => http(502, "<html>bad gateway</html>", None),
+        _ => Mode::Pass,
+    }
+}
+
+async fn fail_way(way: &TcpProxy, planned: &Planned) {
+    way.set_mode(mode_of(planned));
+    sleep(planned.length).await;
+    way.set_mode(Mode::Pass);
+    // A connection that has lost bytes must not go on with the next ones: networks do not do that.
+    if !matches!(planned.fault, Fault::NodeDelays | Fault::BrokerDelays) {
+        way.cut_all();
+    }
+}
+
+async fn fail_node(anvil: &mut Anvil, planned: &[Planned], record: &Record) {
+    each(planned, record, async |planned: &Planned| match planned.fault {
+        Fault::NodeRestarts => restart_node(anvil, planned.length).await,
+        Fault::NodeFreezes => {
+            anvil.pause();
+            sleep(planned.length).await;
+            anvil.resume();
+        }
+        Fault::Reorg => {
+            if let Err(error) = reorg(anvil.rpc(), 1 + planned.pick % FINALITY).await {
+                record.say(&format!("no reorg: {error}"));
+            }
+        }
+        _ => {
+            if let Err(error) = trouble(anvil.rpc(), planned).await {
+                record.say(&format!("{:?}: {error}", planned.fault));
+            }
+        }
+    })
+    .await;
+}
+
+/// Mines nothing more before it ends, so that what it keeps is what it told.
+async fn restart_node(anvil: &mut Anvil, length: Duration) {
+    let _ = anvil.set_interval_mining(0).await;
+    anvil.stop().await;
+    sleep(length).await;
+    anvil.start_again().await;
+}
+
+async fn reorg(rpc: RpcClient, depth: u64) -> Result<(), String> {
+    let mut done = rpc.reorg(depth).await;
+    for _ in 1..REORG_TRIES {
+        if done.is_ok() {
+            break;
+        }
+        sleep(Duration::from_secs(1)).await;
+        done = rpc.reorg(depth).await;
+    }
+    // Anvil takes back with the blocks what was set meanwhile.
+    heal_account(rpc).await;
+    done.map(drop)
+}
+
+async fn trouble(rpc: RpcClient, planned: &Planned) -> Result<(), String> {
+    match planned.fault {
+        Fault::PoolDropsOne => {
+            let pool = rpc.call("txpool_content", json!([])).await?;
+            let accounts = pool.pointer("/pending").and_then(|pending| pending.as_object());
+            let transactions =
+                accounts.into_iter().flat_map(|accounts| accounts.values()).filter_map(|of| of.as_object());
+            let hashes: Vec<_> = transactions
+                .flat_map(|of_account| of_account.values())
+                .filter_map(|transaction| transaction.pointer("/hash")?.as_str())
+                .collect();
+            let place = planned.pick.checked_rem(hashes.len() as u64).unwrap_or_default() as usize;
+            let hash = hashes.get(place).ok_or("the pool is empty")?;
+            rpc.drop_transaction(hash).await?;
+        }
+        Fault::PoolDropsAll => _ = rpc.drop_all().await?,
+        Fault::FeeRise | Fault::FeeSpike => {
+            let fee_gwei = match planned.fault {
+                Fault::FeeRise => MAX_FEE_GWEI / 10 + planned.pick % (MAX_FEE_GWEI / 2),
+                _ => MAX_FEE_GWEI + 20 + planned.pick % 150,
+            };
+            rpc.set_next_base_fee(fee_gwei * GWEI).await?;
+            sleep(planned.length).await;
+            rpc.set_next_base_fee(GWEI).await?;
+        }
+        Fault::Drained => {
+            // Nothing at all, or too little for many.
+            rpc.set_balance(ACCOUNTS[0].0, u128::from(planned.pick % 2) * u128::from(GWEI) * 200_000).await?;
+            sleep(planned.length).await;
+            rpc.set_balance(ACCOUNTS[0].0, FULL_BALANCE).await?;
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+async fn heal_account(rpc: RpcClient) {
+    let _ = rpc.set_balance(ACCOUNTS[0].0, FULL_BALANCE).await;
+}
+
+async fn fail_broker(rabbit: &mut Rabbit, planned: &[Planned], record: &Record) {
+    each(planned, record, async |planned: &Planned| {
+        let done = match planned.fault {
+            Fault::BrokerStops => {
+                let stopped = rabbit.stop_app().await;
+                sleep(planned.length).await;
+                stopped.and(rabbit.start_app().await)
+            }
+            Fault::BrokerKilled => {
+                rabbit.kill().await;
+                sleep(planned.length).await;
+                rabbit.start_again().await;
+                Ok(())
+            }
+            Fault::BrokerMemoryAlarm => {
+                let raised = rabbit.raise_memory_alarm().await;
+                sleep(planned.length).await;
+                raised.and(rabbit.clear_memory_alarm().await)
+            }
+            Fault::BrokerClosesConnections => rabbit.close_all_connections("an operator closes it").await,
+            _ => Ok(()),
+        };
+        if let Err(error) = done {
+            record.say(&format!("{:?}: {error}", planned.fault));
+        }
+    })
+    .await;
+}
+
+/// After the last fault: nothing is in the way any more.
+pub(crate) async fn heal(rpc: RpcClient, ways: [&TcpProxy; 2]) -> Result<(), String> {
+    for way in ways {
+        way.set_mode(Mode::Pass);
+    }
+    rpc.set_balance(ACCOUNTS[0].0, FULL_BALANCE).await?;
+    rpc.set_next_base_fee(GWEI).await?;
+    rpc.set_storage(CONTRACT, 0, 1).await.map(drop)
+}

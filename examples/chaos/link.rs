@@ -1,0 +1,32 @@
+//! A connection straight to the broker, for the parts of a run that are not workers.
+
+use std::time::Duration;
+
+use lapin::options::ConfirmSelectOptions;
+use lapin::{Channel, Connection, ConnectionProperties};
+use tokio::time::timeout;
+
+/// For one answer of the broker. A memory alarm holds answers back for longer; then it is tried anew.
+pub(crate) const LIMIT: Duration = Duration::from_secs(10);
+/// Before it is tried anew.
+pub(crate) const PAUSE: Duration = Duration::from_millis(200);
+
+pub(crate) struct Link {
+    pub(crate) channel: Channel,
+    connection: Connection,
+}
+
+impl Link {
+    /// With publisher confirms.
+    pub(crate) async fn open(uri: &str) -> anyhow::Result<Self> {
+        let connection = timeout(LIMIT, Connection::connect(uri, ConnectionProperties::default())).await??;
+        let channel = timeout(LIMIT, connection.create_channel()).await??;
+        timeout(LIMIT, channel.confirm_select(ConfirmSelectOptions::default())).await??;
+        Ok(Self { channel, connection })
+    }
+
+    /// In the background: a blocked connection may take long to close.
+    pub(crate) fn close(self) {
+        tokio::spawn(async move { timeout(LIMIT, self.connection.close(200, "done".into())).await });
+    }
+}

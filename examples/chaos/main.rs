@@ -1,0 +1,123 @@
+//! Breaks everything around chainwriter by a plan that one seed gives, while messages are published, and then checks the
+//! chain, the queues and the events for what is promised: nothing lost, nothing twice. `make chaos` runs it.
+#![allow(
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::wildcard_enum_match_arm,
+    reason = "it speaks to a person, and stops at what does not hold"
+)]
+
+use std::process::ExitCode;
+
+use anyhow::{bail, ensure};
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+
+use run::Run;
+
+mod checker;
+mod crew;
+mod evidence;
+mod faults;
+mod link;
+mod listener;
+mod messages;
+mod producer;
+mod random;
+mod record;
+mod report;
+mod run;
+mod schedule;
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+const VHOST: &str = "/";
+const QUEUE: &str = "chaos.writes";
+/// Keeps every event from the start.
+const EVENTS: &str = "chaos.events";
+/// Here stands the contract that refuses some requests for ever and others while it is closed.
+const CONTRACT: &str = "0x000000000000000000000000000000000000c0de";
+const FINALITY: u64 = 2;
+const LEASE_TTL_S: u64 = 3;
+const MAX_FEE_GWEI: u64 = 50;
+const FULL_BALANCE: u128 = 10_000_000_000_000_000_000_000;
+
+/// Of each kind of finding so many are printed; all are in the kept folder.
+const SHOWN: usize = 20;
+
+#[derive(Parser)]
+struct Options {
+    /// For how long there are faults, in seconds.
+    #[arg(long, default_value_t = 600)]
+    duration: u64,
+    /// Gives the plan of the faults and the messages; without one, a new one.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Processes on one journal.
+    #[arg(long, default_value_t = 2)]
+    workers: usize,
+    #[arg(long, default_value = "sqlite")]
+    journal: String,
+    /// Messages in a second.
+    #[arg(long, default_value_t = 12)]
+    rate: u32,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let options = Options::parse();
+    tokio::select! {
+        ended = Box::pin(run(options)) => match ended {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => {
+                eprintln!("chaos: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+        () = interrupted() => {
+            eprintln!("chaos: interrupted; nothing was checked, and everything that was started ends");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn interrupted() {
+    match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
+        (Ok(mut interrupt), Ok(mut terminate)) => tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        },
+        _ => std::future::pending().await,
+    }
+}
+
+/// Whether all that was promised holds.
+async fn run(options: Options) -> anyhow::Result<bool> {
+    if options.journal != "sqlite" {
+        bail!("JOURNAL={}: there is only sqlite so far", options.journal);
+    }
+    ensure!(options.workers > 0 && options.rate > 0, "without workers or messages nothing is shown");
+    let seed = options.seed.unwrap_or_else(new_seed);
+    println!("Seed {seed}: {} s of faults, {} workers on one SQLite journal", options.duration, options.workers);
+    let mut run = Run::start(seed, &options).await?;
+    let report = match run.storm(&options).await {
+        Ok(report) => report,
+        Err(error) => {
+            println!("Journal and logs are kept in {}", run.keep(&format!("{error:#}"))?.display());
+            return Err(error);
+        }
+    };
+    print!("\n{}", report.text(SHOWN));
+    println!("{}", serde_json::to_string(&report.line())?);
+    if !report.is_good() {
+        println!("Journal, logs and findings are kept in {}", run.keep(&report.text(usize::MAX))?.display());
+    }
+    Ok(report.is_good())
+}
+
+fn new_seed() -> u64 {
+    let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::from(since_epoch.subsec_nanos()) ^ u64::from(std::process::id())
+}

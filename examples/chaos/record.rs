@@ -1,0 +1,151 @@
+//! What has happened so far in a run: shared by all its parts, shown while it runs.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::checker::FinalEvent;
+use crate::messages::Message;
+use crate::schedule::Fault;
+
+/// Ends of workers that are told in full.
+const TOLD_ENDS: usize = 20;
+
+#[derive(Default)]
+struct Inner {
+    published: Vec<Message>,
+    published_again: u64,
+    finals: HashSet<FinalEvent>,
+    final_ids: HashSet<String>,
+    retries: u64,
+    kills: u64,
+    faults: BTreeMap<Fault, u64>,
+    now: Vec<Fault>,
+    /// Workers that ended by themselves.
+    ends: u64,
+    told_ends: Vec<String>,
+}
+
+pub(crate) struct Record {
+    started: Instant,
+    inner: Mutex<Inner>,
+    /// What was done when, for whoever looks for the cause of a finding.
+    log: Mutex<File>,
+}
+
+impl Record {
+    pub(crate) fn new(log: &Path) -> std::io::Result<Self> {
+        Ok(Self { started: Instant::now(), inner: Mutex::default(), log: Mutex::new(File::create(log)?) })
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    pub(crate) fn say(&self, text: &str) {
+        let wall = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let time = self.elapsed().as_secs_f64();
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        // The run must not end for want of a line.
+        let _ = writeln!(log, "{time:9.3} {} {text}", wall.as_millis());
+    }
+
+    pub(crate) fn begin(&self, fault: Fault) {
+        self.say(&format!("{fault:?} begins"));
+        let mut inner = self.inner();
+        *inner.faults.entry(fault).or_default() += 1;
+        inner.now.push(fault);
+    }
+
+    pub(crate) fn end(&self, fault: Fault) {
+        self.say(&format!("{fault:?} ends"));
+        self.inner().now.retain(|now| *now != fault);
+    }
+
+    pub(crate) fn kill(&self, worker: usize) {
+        self.say(&format!("worker {worker} killed"));
+        self.inner().kills += 1;
+    }
+
+    pub(crate) fn ended(&self, worker: usize, how: &str) {
+        self.say(&format!("worker {worker} ended by itself: {how}"));
+        let mut inner = self.inner();
+        inner.ends += 1;
+        if inner.told_ends.len() < TOLD_ENDS {
+            inner.told_ends.push(how.to_owned());
+        }
+    }
+
+    /// Before it is published: from then on it may arrive.
+    pub(crate) fn publish(&self, message: Message) {
+        self.inner().published.push(message);
+    }
+
+    pub(crate) fn published_again(&self) {
+        self.inner().published_again += 1;
+    }
+
+    /// With everything that was published so far.
+    pub(crate) fn with_published<T>(&self, look: impl FnOnce(&[Message]) -> T) -> T {
+        look(&self.inner().published)
+    }
+
+    pub(crate) fn note_final(&self, event: FinalEvent) {
+        let mut inner = self.inner();
+        inner.final_ids.insert(event.request_id.clone());
+        inner.finals.insert(event);
+    }
+
+    pub(crate) fn note_retry(&self) {
+        self.inner().retries += 1;
+    }
+
+    pub(crate) fn finals(&self) -> Vec<FinalEvent> {
+        self.inner().finals.iter().cloned().collect()
+    }
+
+    pub(crate) fn line(&self) -> String {
+        let inner = self.inner();
+        let faults: u64 = inner.faults.values().sum();
+        let now: Vec<_> = inner.now.iter().map(|fault| format!("{fault:?}")).collect();
+        format!(
+            "{:5.0} s  {} published, {} final  {} kills, {faults} faults  now: {}",
+            self.elapsed().as_secs_f64(),
+            inner.published.len(),
+            inner.final_ids.len(),
+            inner.kills,
+            if now.is_empty() { "nothing".to_owned() } else { now.join(", ") }
+        )
+    }
+
+    pub(crate) fn totals(&self) -> Totals {
+        let inner = self.inner();
+        Totals {
+            published: inner.published.len(),
+            published_again: inner.published_again,
+            retries: inner.retries,
+            kills: inner.kills,
+            faults: inner.faults.iter().map(|(fault, count)| (*fault, *count)).collect::<HashMap<_, _>>(),
+            ends: inner.ends,
+            told_ends: inner.told_ends.clone(),
+        }
+    }
+}
+
+/// The sums of a run.
+pub(crate) struct Totals {
+    pub(crate) published: usize,
+    pub(crate) published_again: u64,
+    pub(crate) retries: u64,
+    pub(crate) kills: u64,
+    pub(crate) faults: HashMap<Fault, u64>,
+    pub(crate) ends: u64,
+    pub(crate) told_ends: Vec<String>,
+}

@@ -1,0 +1,128 @@
+//! What a run has shown: a table for people, one line of JSON for machines.
+
+use std::fmt::Write;
+
+use serde::Serialize;
+
+use crate::checker::Findings;
+use crate::record::Totals;
+use crate::schedule::Fault;
+
+/// The line. Names and order are fixed; keys may be added at the end.
+#[derive(Debug, Serialize)]
+pub(crate) struct Line {
+    published: usize,
+    #[serde(rename = "final")]
+    written: usize,
+    dead: usize,
+    lost: usize,
+    twice: usize,
+    nonce_gaps: usize,
+    kills: u64,
+    faults: u64,
+    seed: u64,
+    wrong: usize,
+    open: usize,
+    /// Workers that ended by themselves.
+    ends: u64,
+    published_again: u64,
+    retries: u64,
+    reverted: usize,
+    blocks: u64,
+    seconds: u64,
+}
+
+/// Everything that a run has to say.
+pub(crate) struct Report {
+    pub(crate) seed: u64,
+    pub(crate) seconds: u64,
+    pub(crate) blocks: u64,
+    pub(crate) totals: Totals,
+    pub(crate) findings: Findings,
+    /// What was not done within the limit.
+    pub(crate) open: Vec<String>,
+}
+
+impl Report {
+    pub(crate) fn is_good(&self) -> bool {
+        let Findings { lost, twice, nonce_gaps, wrong, .. } = &self.findings;
+        lost.is_empty() && twice.is_empty() && nonce_gaps.is_empty() && wrong.is_empty() && self.open.is_empty()
+    }
+
+    pub(crate) fn line(&self) -> Line {
+        let Self { seed, seconds, blocks, totals, findings, open } = self;
+        Line {
+            published: totals.published,
+            written: findings.written,
+            dead: findings.dead,
+            lost: findings.lost.len(),
+            twice: findings.twice.len(),
+            nonce_gaps: findings.nonce_gaps.len(),
+            kills: totals.kills,
+            faults: totals.faults.values().sum(),
+            seed: *seed,
+            wrong: findings.wrong.len(),
+            open: open.len(),
+            ends: totals.ends,
+            published_again: totals.published_again,
+            retries: totals.retries,
+            reverted: findings.reverted,
+            blocks: *blocks,
+            seconds: *seconds,
+        }
+    }
+
+    /// The table, then every finding by name.
+    pub(crate) fn text(&self, shown: usize) -> String {
+        let Self { totals, findings, open, .. } = self;
+        let mut text = String::new();
+        let mut row = |name: &str, value: u64, about: &str| _ = writeln!(text, "  {name:<27}{value:>8}  {about}");
+        row("published", totals.published as u64, "messages, each with a body of its own");
+        row("  published again", totals.published_again, "the same id and body");
+        row("final", findings.written as u64, "in the chain, once");
+        row("dead", findings.dead as u64, "dead letters");
+        row("retries", totals.retries, "went through the wait queues");
+        row("reverted", findings.reverted as u64, "transactions that used a nonce and had no effect");
+        row("blocks", self.blocks, "in the chain");
+        row("kills", totals.kills, "of workers, kill -9");
+        let mut faults: Vec<_> = totals.faults.iter().collect();
+        faults.sort();
+        for (fault, count) in faults {
+            row(&format!("  {fault:?}"), *count, about(*fault));
+        }
+        row("ended by themselves", totals.ends, "workers; none should");
+        row("lost", findings.lost.len() as u64, "neither in the chain nor a dead letter");
+        row("twice", findings.twice.len() as u64, "more than one effect, or an effect and a dead letter");
+        row("nonce gaps", findings.nonce_gaps.len() as u64, "");
+        row("wrong", findings.wrong.len() as u64, "other contradictions");
+        row("open", open.len() as u64, "not done in the end");
+        let gaps: Vec<_> = findings.nonce_gaps.iter().map(ToString::to_string).collect();
+        let kinds =
+            [("lost", &findings.lost), ("twice", &findings.twice), ("nonce gap", &gaps), ("wrong", &findings.wrong)];
+        let more = [("open", open), ("ended by itself", &totals.told_ends)];
+        for (kind, found) in kinds.into_iter().chain(more) {
+            for found in found.iter().take(shown) {
+                let _ = writeln!(text, "{kind}: {found}");
+            }
+            if found.len() > shown {
+                let _ = writeln!(text, "{kind}: and {} more", found.len() - shown);
+            }
+        }
+        text
+    }
+}
+
+fn about(fault: Fault) -> &'static str {
+    match fault {
+        Fault::Freeze => "worker stopped for longer than its lease",
+        Fault::Terminate => "SIGTERM, kill -9 if it takes too long",
+        Fault::NodeRestarts => "with its chain and an empty pool",
+        Fault::Reorg => "below finality",
+        Fault::FeeRise => "base fee above what was offered",
+        Fault::FeeSpike => "base fee above fees.max_fee",
+        Fault::Drained => "account without funds",
+        Fault::BrokerStops => "stop_app, start_app",
+        Fault::BrokerKilled => "kill -9 of the node, started on the same data",
+        _ => "",
+    }
+}

@@ -1,0 +1,210 @@
+//! One run from its start to its report: publish and break, wait until all is quiet, check.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::checker::{self, History};
+use crate::crew::Crew;
+use crate::faults::{self, Parts};
+use crate::record::Record;
+use crate::report::Report;
+use crate::schedule::Plan;
+use crate::support::{Amqp, Anvil, AnvilConfig, Rabbit, RabbitConfig, TcpProxy, WorkerConfig, WorkerHome, contracts};
+use crate::{
+    CONTRACT, EVENTS, FINALITY, LEASE_TTL_S, MAX_FEE_GWEI, Options, QUEUE, VHOST, evidence, listener, messages,
+    producer,
+};
+
+const PROGRESS: Duration = Duration::from_secs(10);
+/// For everything to become quiet after the last fault: this, and half of the run's duration.
+const QUIET: Duration = Duration::from_secs(180);
+
+/// The parts of a run.
+pub(crate) struct Run {
+    seed: u64,
+    duration: Duration,
+    binary: String,
+    rabbit: Rabbit,
+    anvil: Anvil,
+    way_to_broker: TcpProxy,
+    way_to_node: TcpProxy,
+    home: WorkerHome,
+    record: Arc<Record>,
+}
+
+impl Run {
+    pub(crate) async fn start(seed: u64, options: &Options) -> anyhow::Result<Self> {
+        let binary = chainwriter()?;
+        let duration = Duration::from_secs(options.duration);
+        let blocks = AnvilConfig {
+            block_time: Some(Duration::from_secs(1)),
+            // Old states only fill the memory; blocks and receipts stay.
+            extra_args: vec!["--prune-history".to_owned(), "64".to_owned()],
+            ..AnvilConfig::default()
+        };
+        let (rabbit, anvil) = tokio::join!(Rabbit::start(RabbitConfig::default()), Anvil::start(blocks));
+        let way_to_broker = TcpProxy::start(rabbit.address()).await;
+        let way_to_node = TcpProxy::start(anvil.address()).await;
+        let home = WorkerHome::new(&configuration(&rabbit, &way_to_broker, &way_to_node));
+        let record = Arc::new(Record::new(&home.folder().join("chaos.log"))?);
+        let run = Self { seed, duration, binary, rabbit, anvil, way_to_broker, way_to_node, home, record };
+        run.prepare().await?;
+        Ok(run)
+    }
+
+    async fn prepare(&self) -> anyhow::Result<()> {
+        self.anvil.set_code(CONTRACT, contracts::BY_WORD).await.map_err(anyhow::Error::msg)?;
+        self.anvil.set_storage(CONTRACT, 0, 1).await.map_err(anyhow::Error::msg)?;
+        // So deep that no reorg takes the contract back.
+        self.anvil.mine(FINALITY + 3).await.map_err(anyhow::Error::msg)?;
+        let (code, text) = self.home.command(&self.binary, &["topology", "apply"]).await;
+        ensure!(code == 0, "chainwriter topology apply ended with {code}: {text}");
+        let amqp = Amqp::connect(&self.rabbit.uri(VHOST)).await;
+        amqp.declare(EVENTS).await;
+        amqp.bind(EVENTS, &format!("{QUEUE}.events"), "#").await;
+        Ok(())
+    }
+
+    /// Publishes and breaks, waits until all is quiet, checks.
+    pub(crate) async fn storm(&mut self, options: &Options) -> anyhow::Result<Report> {
+        let uri = self.rabbit.uri(VHOST);
+        let stop = CancellationToken::new();
+        let pace = Duration::from_secs(1) / options.rate;
+        let producer = producer::produce(uri.clone(), QUEUE, pace, self.seed, Arc::clone(&self.record), stop.clone());
+        let producer = tokio::spawn(producer);
+        let listener = Aborted(tokio::spawn(listener::listen(uri, EVENTS, Arc::clone(&self.record))));
+        let progress = Aborted(tokio::spawn(show_progress(Arc::clone(&self.record))));
+        let plan = Plan::new(self.seed, self.duration);
+        let record = Arc::clone(&self.record);
+        let crew = Crew::start(&self.home, &self.binary, &record, options.workers);
+        let parts = Parts {
+            rabbit: &mut self.rabbit,
+            anvil: &mut self.anvil,
+            way_to_node: &self.way_to_node,
+            way_to_broker: &self.way_to_broker,
+            crew: &crew,
+            record: &record,
+        };
+        let storm = async {
+            parts.fail(&plan).await;
+            sleep(self.duration.saturating_sub(record.elapsed())).await;
+        };
+        tokio::select! {
+            () = storm => {}
+            () = crew.watch() => {}
+        }
+        stop.cancel();
+        record.say("no more faults");
+        faults::heal(self.anvil.rpc(), [&self.way_to_node, &self.way_to_broker]).await.map_err(anyhow::Error::msg)?;
+        println!("No more faults; waiting until everything is done");
+        producer.await?;
+        let open = tokio::select! {
+            open = self.quiet() => open?,
+            () = crew.watch() => Vec::new(),
+        };
+        let mut faults = crew.drain().await;
+        drop((progress, listener));
+        self.check(open, &mut faults).await
+    }
+
+    /// What is still open when the limit is reached; nothing, and sooner, if all is well.
+    async fn quiet(&self) -> anyhow::Result<Vec<String>> {
+        let (limit, started) = (QUIET + self.duration / 2, Instant::now());
+        loop {
+            let open = evidence::open(&self.rabbit, &self.home.journal_file()).await?;
+            if open.is_empty() || started.elapsed() > limit {
+                return Ok(open);
+            }
+            sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    async fn check(&self, open: Vec<String>, faults: &mut Vec<String>) -> anyhow::Result<Report> {
+        let (chain, next_nonce, blocks) =
+            timeout(Duration::from_secs(300), evidence::chain(self.anvil.rpc())).await??;
+        let given = evidence::journal_nonce(&self.home.journal_file()).await?;
+        let history = History {
+            published: self.record.with_published(<[_]>::to_vec),
+            chain,
+            next_nonce: next_nonce.max(given),
+            dead: evidence::dead_letters(&self.rabbit).await,
+            finals: self.record.finals(),
+        };
+        let mut findings = checker::check(&history);
+        findings.wrong.append(faults);
+        let seconds = self.record.elapsed().as_secs();
+        Ok(Report { seed: self.seed, seconds, blocks, totals: self.record.totals(), findings, open })
+    }
+
+    /// Copies what explains a bad end to where it stays.
+    pub(crate) fn keep(&self, findings: &str) -> anyhow::Result<PathBuf> {
+        let folder = target()?.join("chaos").join(self.seed.to_string());
+        std::fs::create_dir_all(&folder)?;
+        for entry in std::fs::read_dir(self.home.folder())? {
+            let file = entry?.path();
+            if let (true, Some(name)) = (file.is_file(), file.file_name()) {
+                std::fs::copy(&file, folder.join(name))?;
+            }
+        }
+        std::fs::write(folder.join("findings.txt"), findings)?;
+        std::fs::write(folder.join("anvil.log"), self.anvil.log())?;
+        std::fs::write(folder.join("rabbitmq.log"), self.rabbit.log_tail())?;
+        Ok(folder)
+    }
+}
+
+/// A task that ends with whoever started it.
+struct Aborted(JoinHandle<()>);
+
+impl Drop for Aborted {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn show_progress(record: Arc<Record>) {
+    loop {
+        sleep(PROGRESS).await;
+        println!("{}", record.line());
+    }
+}
+
+/// Where cargo has put this program's neighbours.
+fn target() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    Ok(own.parent().and_then(Path::parent).context("this program stands in no build folder")?.to_owned())
+}
+
+fn configuration(rabbit: &Rabbit, way_to_broker: &TcpProxy, way_to_node: &TcpProxy) -> WorkerConfig {
+    let config = WorkerConfig {
+        broker_uri: rabbit.uri_through(way_to_broker.addr(), VHOST),
+        queue: QUEUE.to_owned(),
+        endpoint: way_to_node.url(),
+        account: 0,
+        to: CONTRACT.to_owned(),
+        extra: Vec::new(),
+    };
+    config
+        .with("worker", "organisation = \"chaos\"")
+        .with("broker", format!("max_body = {}\nmax_hold = \"20s\"\npark_delay = \"2s\"", messages::MAX_BODY))
+        .with("broker", "confirm_timeout = \"5s\"")
+        .with("chain", format!("finality = {FINALITY}\ntimeout = \"2s\"\npoll_interval = \"200ms\""))
+        .with("chain", "resend_after = \"3s\"\nreplace_after = \"6s\"\nrefused_after = \"20s\"")
+        .with("fees", format!("max_fee = \"{MAX_FEE_GWEI} gwei\""))
+        .with("retry", "max_attempts = 4\ninitial_delay = \"1s\"\nmultiplier = 2.0\nmax_delay = \"4s\"")
+        .with("lease", format!("ttl = \"{LEASE_TTL_S}s\""))
+        .with("log", "level = \"info\"")
+}
+
+/// The program that was built along with this one.
+fn chainwriter() -> anyhow::Result<String> {
+    let binary = target()?.join("chainwriter");
+    ensure!(binary.is_file(), "{} is missing: run `make chaos`, or `cargo build` first", binary.display());
+    Ok(binary.display().to_string())
+}

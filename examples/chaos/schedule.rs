@@ -1,0 +1,207 @@
+//! The plan of a run: which fault begins when, and for how long. One seed gives one plan.
+
+use std::time::Duration;
+
+use crate::random::Random;
+
+/// What goes wrong. Each ends by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Fault {
+    /// `kill -9`; started again at once.
+    Kill,
+    /// SIGSTOP for longer than the lease.
+    Freeze,
+    /// SIGTERM, and `kill -9` if it takes too long; started again.
+    Terminate,
+    /// The node ends and starts again with its chain and an empty pool.
+    NodeRestarts,
+    NodeFreezes,
+    /// The newest blocks give way to others; never deeper than finality.
+    Reorg,
+    PoolDropsOne,
+    PoolDropsAll,
+    /// The base fee goes over what was offered, not over `fees.max_fee`: transactions are replaced.
+    FeeRise,
+    /// The base fee goes over `fees.max_fee`.
+    FeeSpike,
+    /// The account has no funds.
+    Drained,
+    /// The contract refuses the requests that it accepts later.
+    ContractCloses,
+    NodeRefuses,
+    NodeSwallows,
+    NodeDropsAnswers,
+    NodeResetsAfterRequest,
+    NodeDelays,
+    NodeCut,
+    NodeGarbage,
+    NodeRateLimits,
+    NodeBadGateway,
+    /// `stop_app`, `start_app`.
+    BrokerStops,
+    /// The broker's process is killed, and started again on its data.
+    BrokerKilled,
+    BrokerMemoryAlarm,
+    BrokerClosesConnections,
+    BrokerRefuses,
+    BrokerSwallows,
+    BrokerDropsAnswers,
+    BrokerResetsAfterRequest,
+    BrokerDelays,
+    BrokerCut,
+}
+
+/// One fault of the plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Planned {
+    /// Since the beginning of the run.
+    pub(crate) at: Duration,
+    pub(crate) fault: Fault,
+    /// From its beginning to its end.
+    pub(crate) length: Duration,
+    /// For whatever the fault has to choose.
+    pub(crate) pick: u64,
+}
+
+/// Faults of one part come one after the other, those of different parts meet.
+#[derive(Default)]
+pub(crate) struct Plan {
+    pub(crate) kills: Vec<Planned>,
+    pub(crate) halts: Vec<Planned>,
+    pub(crate) node: Vec<Planned>,
+    pub(crate) contract: Vec<Planned>,
+    pub(crate) way_to_node: Vec<Planned>,
+    pub(crate) broker: Vec<Planned>,
+    pub(crate) way_to_broker: Vec<Planned>,
+}
+
+/// A fault with its shortest and longest length, in milliseconds.
+type Kind = (Fault, u64, u64);
+
+const KILLS: &[Kind] = &[(Fault::Kill, 0, 0)];
+const HALTS: &[Kind] = &[(Fault::Freeze, 4_000, 8_000), (Fault::Terminate, 200, 2_500), (Fault::Freeze, 4_000, 8_000)];
+const NODE: &[Kind] = &[
+    (Fault::NodeRestarts, 0, 1_500),
+    (Fault::NodeFreezes, 1_000, 5_000),
+    (Fault::Reorg, 0, 0),
+    (Fault::Reorg, 0, 0),
+    (Fault::PoolDropsOne, 0, 0),
+    (Fault::PoolDropsOne, 0, 0),
+    (Fault::PoolDropsAll, 0, 0),
+    (Fault::FeeRise, 2_000, 6_000),
+    (Fault::FeeRise, 2_000, 6_000),
+    (Fault::FeeSpike, 3_000, 9_000),
+    (Fault::Drained, 3_000, 8_000),
+];
+const CONTRACT: &[Kind] = &[(Fault::ContractCloses, 3_000, 8_000)];
+const WAY_TO_NODE: &[Kind] = &[
+    (Fault::NodeRefuses, 500, 4_000),
+    (Fault::NodeSwallows, 1_000, 6_000),
+    (Fault::NodeDropsAnswers, 1_000, 6_000),
+    (Fault::NodeResetsAfterRequest, 500, 4_000),
+    (Fault::NodeDelays, 2_000, 8_000),
+    (Fault::NodeCut, 0, 0),
+    (Fault::NodeGarbage, 500, 4_000),
+    (Fault::NodeRateLimits, 1_000, 5_000),
+    (Fault::NodeBadGateway, 500, 4_000),
+];
+const BROKER: &[Kind] = &[
+    (Fault::BrokerStops, 0, 2_000),
+    (Fault::BrokerKilled, 0, 1_000),
+    (Fault::BrokerMemoryAlarm, 2_000, 7_000),
+    (Fault::BrokerClosesConnections, 0, 0),
+];
+const WAY_TO_BROKER: &[Kind] = &[
+    (Fault::BrokerRefuses, 500, 4_000),
+    (Fault::BrokerSwallows, 1_000, 6_000),
+    (Fault::BrokerDropsAnswers, 1_000, 6_000),
+    (Fault::BrokerResetsAfterRequest, 200, 1_000),
+    (Fault::BrokerDelays, 2_000, 6_000),
+    (Fault::BrokerCut, 0, 0),
+];
+
+impl Plan {
+    pub(crate) fn new(seed: u64, duration: Duration) -> Self {
+        // Shortest and longest time, in milliseconds, from the end of a fault to the next one of its part.
+        let part = |name, kinds, gap| plan(&mut Random::new(seed, name), kinds, gap, duration);
+        Self {
+            kills: part("kills", KILLS, (300, 2_600)),
+            halts: part("halts", HALTS, (6_000, 15_000)),
+            node: part("node", NODE, (1_500, 6_000)),
+            contract: part("contract", CONTRACT, (2_000, 6_000)),
+            way_to_node: part("way to node", WAY_TO_NODE, (3_000, 9_000)),
+            broker: part("broker", BROKER, (10_000, 25_000)),
+            way_to_broker: part("way to broker", WAY_TO_BROKER, (6_000, 15_000)),
+        }
+    }
+}
+
+/// Takes the kinds in a new order each time round, so that none is left out for long.
+fn plan(random: &mut Random, kinds: &[Kind], gap: (u64, u64), duration: Duration) -> Vec<Planned> {
+    let mut planned = Vec::new();
+    let mut bag: Vec<Kind> = Vec::new();
+    let mut time = Duration::ZERO;
+    loop {
+        if bag.is_empty() {
+            bag.extend(kinds);
+            random.shuffle(&mut bag);
+        }
+        let Some((fault, shortest, longest)) = bag.pop() else { return planned };
+        let at = time + Duration::from_millis(random.between(gap.0, gap.1));
+        let length = Duration::from_millis(random.between(shortest, longest));
+        time = at + length;
+        if time > duration {
+            return planned;
+        }
+        planned.push(Planned { at, fault, length, pick: random.next() });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    fn all(plan: &Plan) -> Vec<&Planned> {
+        let Plan { kills, halts, node, contract, way_to_node, broker, way_to_broker } = plan;
+        [kills, halts, node, contract, way_to_node, broker, way_to_broker].into_iter().flatten().collect()
+    }
+
+    #[test]
+    fn one_seed_gives_one_plan_and_another_seed_another() {
+        let minute = Duration::from_secs(60);
+        assert_eq!(all(&Plan::new(7, minute)), all(&Plan::new(7, minute)));
+        assert_ne!(all(&Plan::new(7, minute)), all(&Plan::new(8, minute)));
+    }
+
+    #[test]
+    fn workers_are_killed_every_two_seconds_or_more_often() {
+        for seed in 0..50 {
+            let kills = Plan::new(seed, Duration::from_secs(300)).kills.len();
+            assert!(kills >= 150, "seed {seed}: {kills} kills in 300 s");
+        }
+    }
+
+    #[test]
+    fn in_two_minutes_every_fault_comes_and_none_outlasts_the_plan() {
+        let kinds = [KILLS, HALTS, NODE, CONTRACT, WAY_TO_NODE, BROKER, WAY_TO_BROKER];
+        let every: HashSet<_> = kinds.into_iter().flatten().map(|(fault, ..)| *fault).collect();
+        let duration = Duration::from_secs(120);
+        for seed in 0..50 {
+            let plan = Plan::new(seed, duration);
+            let planned = all(&plan);
+            assert!(planned.iter().all(|planned| planned.at + planned.length <= duration));
+            let kinds: HashSet<_> = planned.iter().map(|planned| planned.fault).collect();
+            let missing: Vec<_> = every.difference(&kinds).collect();
+            assert!(missing.is_empty(), "seed {seed} lacks {missing:?}");
+        }
+    }
+
+    #[test]
+    fn workers_freeze_for_longer_than_the_lease() {
+        let plan = Plan::new(1, Duration::from_secs(600));
+        let mut freezes = plan.halts.iter().filter(|halt| halt.fault == Fault::Freeze);
+        assert!(freezes.all(|freeze| freeze.length > Duration::from_secs(crate::LEASE_TTL_S)));
+    }
+}

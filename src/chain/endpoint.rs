@@ -1,0 +1,246 @@
+//! One endpoint: asks it for its chain id before use, sends calls one by one or in batches, knows what it lacks.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use jsonrpc_core::Value;
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+use web3::Transport;
+use web3::error::{Error, TransportError};
+
+use crate::chain::health::Health;
+use crate::chain::transport::{BatchAnswer, HttpTransport};
+use crate::chain::{ChainError, Result, answers};
+use crate::model::BlockNumber;
+use crate::policy::classify::{ErrorTable, is_missing_method};
+
+/// A batch that was refused is tried again this many times shorter, down to single calls.
+const SHRINK: usize = 4;
+/// Single calls under way at once, where a node takes no batches.
+const SINGLE_CALLS: usize = 8;
+
+/// A method and its parameters.
+pub(super) type MethodCall = (&'static str, Vec<Value>);
+
+/// Whether calls may overtake each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// They may.
+    Any,
+    /// Each is answered before the next is sent, where they do not go in one batch.
+    Kept,
+}
+
+/// One endpoint.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    transport: HttpTransport,
+    errors: Arc<ErrorTable>,
+    label: String,
+    health: Mutex<Health>,
+    /// Calls in a batch at most: what is configured, or less where the node has refused that many.
+    batch_size: AtomicUsize,
+    configured_batch_size: usize,
+    lacks: Mutex<HashSet<&'static str>>,
+}
+
+impl Endpoint {
+    pub(super) fn new(transport: HttpTransport, label: String, batch_size: usize, errors: Arc<ErrorTable>) -> Self {
+        let configured_batch_size = batch_size.max(1);
+        Self {
+            transport,
+            errors,
+            label,
+            health: Mutex::default(),
+            batch_size: AtomicUsize::new(configured_batch_size),
+            configured_batch_size,
+            lacks: Mutex::default(),
+        }
+    }
+
+    pub(super) fn label(&self) -> &str {
+        &self.label
+    }
+
+    pub(super) fn health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks for its chain id, and whether it is syncing. What the node behind lacks is found out anew after a failure: it
+    /// may be another one now.
+    pub(super) async fn verify(&self, expected: u64) -> Result<()> {
+        let answer = self.ask("eth_chainId", vec![]).await?;
+        let found = answers::small_quantity(&answer).ok_or_else(|| self.nonsense(format!("chain id {answer}")))?;
+        if found != expected {
+            return Err(ChainError::WrongChain { endpoint: self.label.clone(), found, expected });
+        }
+        match self.ask("eth_syncing", vec![]).await {
+            Ok(Value::Object(_) | Value::Bool(true)) => {
+                return Err(ChainError::Syncing { endpoint: self.label.clone() });
+            }
+            // A node that does not say whether it is syncing may still be up to date.
+            Ok(_) | Err(ChainError::Node { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        let failures = self.health().note_verified(Instant::now());
+        if failures > 0 {
+            self.batch_size.store(self.configured_batch_size, Ordering::Relaxed);
+            self.lacks.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            info!(endpoint = self.label, failures, "the endpoint serves again");
+        }
+        Ok(())
+    }
+
+    /// Notes how the endpoint did: answers of its own choice are none of its faults.
+    pub(super) fn note<T>(&self, answer: &Result<T>) {
+        match answer {
+            Ok(_) | Err(ChainError::Node { .. }) => self.health().note_answer(),
+            Err(failure) => {
+                let failures = self.health().note_failure(Instant::now(), failure);
+                if failures > 1 {
+                    return;
+                }
+                if matches!(failure, ChainError::WrongChain { .. }) {
+                    error!(endpoint = self.label, "the endpoint is not used: {failure}");
+                } else {
+                    warn!(endpoint = self.label, "the endpoint is not used for now: {failure}");
+                }
+            }
+        }
+    }
+
+    /// Notes that it has not answered within the time that others get beside one that serves.
+    pub(super) fn note_silence(&self, limit: Duration) {
+        let detail = format!("no answer within {limit:?}");
+        self.note::<()>(&Err(ChainError::Unreachable { endpoint: self.label.clone(), detail }));
+    }
+
+    /// Notes how far it is behind the best head, and says so when that changes whether it is used.
+    pub(super) fn compare(&self, best: BlockNumber, max_lag: u64) {
+        let mut health = self.health();
+        let lagged = health.behind() > max_lag;
+        health.compare(best);
+        let behind = health.behind();
+        drop(health);
+        match (lagged, behind > max_lag) {
+            (false, true) => {
+                warn!(endpoint = self.label, blocks.behind = behind, "the endpoint is not used until it has caught up");
+            }
+            (true, false) => info!(endpoint = self.label, blocks.behind = behind, "the endpoint has caught up"),
+            (true, true) | (false, false) => {}
+        }
+    }
+
+    /// Whether it has said that it does not have this method.
+    pub(super) fn lacks(&self, method: &str) -> bool {
+        self.lacks.lock().unwrap_or_else(PoisonError::into_inner).contains(method)
+    }
+
+    /// Remembers a method that the node says it does not have. Other errors may pass.
+    pub(super) fn note_lack(&self, method: &'static str, failure: &ChainError) {
+        let ChainError::Node { code, message, .. } = failure else { return };
+        let is_new = is_missing_method(*code, message)
+            && self.lacks.lock().unwrap_or_else(PoisonError::into_inner).insert(method);
+        if is_new {
+            info!(endpoint = self.label, code, "{method} is not to be had ({message}); done without");
+        }
+    }
+
+    pub(super) async fn ask(&self, method: &str, params: Vec<Value>) -> Result<Value> {
+        self.transport.execute(method, params).await.map_err(|error| self.error(error))
+    }
+
+    /// One answer for each call. After a failure of the endpoint the calls that are left get this failure.
+    pub(super) async fn ask_many(&self, calls: &[MethodCall], order: Order) -> Vec<Result<Value>> {
+        let mut answers = Vec::with_capacity(calls.len());
+        let mut size = self.batch_size.load(Ordering::Relaxed);
+        let mut refusal = None;
+        let mut failure = None;
+        while answers.len() < calls.len() && failure.is_none() {
+            let rest = calls.get(answers.len()..).unwrap_or_default();
+            if size <= 1 || rest.len() == 1 {
+                answers.extend(self.ask_one_by_one(rest, order).await);
+                break;
+            }
+            let batch = rest.get(..size.min(rest.len())).unwrap_or(rest);
+            match self.transport.batch(batch).await {
+                Ok(BatchAnswer::Each(each)) => {
+                    answers.extend(each.into_iter().map(|answer| answer.map_err(|error| self.error(error))));
+                }
+                Ok(BatchAnswer::Refused(text)) if self.errors.is_rate_limit(&text) => failure = Some(self.limited()),
+                Ok(BatchAnswer::Refused(text)) => {
+                    size = batch.len() / SHRINK;
+                    refusal = Some(text);
+                }
+                Err(error) => failure = Some(self.error(error)),
+            }
+        }
+        if let (Some(text), Some(Ok(_) | Err(ChainError::Node { .. }))) = (refusal, answers.last()) {
+            let size = size.max(1);
+            self.batch_size.store(size, Ordering::Relaxed);
+            info!(endpoint = self.label, calls = size, "longer batches are refused ({text}); done with shorter ones");
+        }
+        if let Some(failure) = failure {
+            answers.resize_with(calls.len(), || Err(failure.clone()));
+        }
+        answers
+    }
+
+    async fn ask_one_by_one(&self, calls: &[MethodCall], order: Order) -> Vec<Result<Value>> {
+        let at_once = if order == Order::Any { SINGLE_CALLS } else { 1 };
+        let mut answers = Vec::with_capacity(calls.len());
+        for calls in calls.chunks(at_once) {
+            answers.extend(join_all(calls.iter().map(|(method, params)| self.ask(method, params.clone()))).await);
+            if first_failure(&answers).is_some() {
+                break;
+            }
+        }
+        if let Some(failure) = first_failure(&answers).cloned() {
+            answers.resize_with(calls.len(), || Err(failure.clone()));
+        }
+        answers
+    }
+
+    pub(super) fn error(&self, error: Error) -> ChainError {
+        let endpoint = self.label.clone();
+        match error {
+            Error::Transport(TransportError::Code(429)) => self.limited(),
+            Error::Transport(TransportError::Code(code)) => match self.transport.take_retry_after() {
+                Some(wait) => ChainError::RateLimited { endpoint, retry_after: Some(wait) },
+                None => ChainError::Unreachable { endpoint, detail: format!("HTTP status {code}") },
+            },
+            Error::Transport(TransportError::Message(detail)) => ChainError::Unreachable { endpoint, detail },
+            Error::Rpc(error) if self.errors.is_rate_limit(&error.message) => self.limited(),
+            Error::Rpc(error) => ChainError::Node {
+                endpoint,
+                code: error.code.code(),
+                message: error.message,
+                data: error.data.as_ref().and_then(answers::revert_data),
+            },
+            Error::InvalidResponse(text) | Error::Decoder(text) if self.errors.is_rate_limit(&text) => self.limited(),
+            Error::InvalidResponse(detail) | Error::Decoder(detail) => ChainError::Nonsense { endpoint, detail },
+            Error::Unreachable | Error::Io(_) | Error::Recovery(_) | Error::Internal => {
+                ChainError::Unreachable { endpoint, detail: error.to_string() }
+            }
+        }
+    }
+
+    fn limited(&self) -> ChainError {
+        let retry_after = self.transport.take_retry_after();
+        ChainError::RateLimited { endpoint: self.label.clone(), retry_after }
+    }
+
+    pub(super) fn nonsense(&self, detail: String) -> ChainError {
+        ChainError::Nonsense { endpoint: self.label.clone(), detail }
+    }
+}
+
+/// The first answer that is a failure of the endpoint.
+pub(super) fn first_failure<T>(answers: &[Result<T>]) -> Option<&ChainError> {
+    answers.iter().filter_map(|answer| answer.as_ref().err()).find(|error| error.is_of_endpoint())
+}

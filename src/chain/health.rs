@@ -1,0 +1,199 @@
+//! How an endpoint is: whether it is verified, how far behind it is, until when it is left alone. No I/O.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::chain::ChainError;
+use crate::model::BlockNumber;
+use crate::policy::pause::Pause;
+
+/// First and longest rest of an endpoint that fails again and again.
+const REST: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
+/// The shortest rest of an endpoint that asks for fewer calls and does not say when.
+const RATE_LIMIT_REST: Duration = Duration::from_secs(1);
+/// For how long a head counts that an endpoint has shown, whatever became of the endpoint: while it is fresh nothing older
+/// is believed; after that an endpoint that is behind is better than none.
+pub(super) const HEAD_MEMORY: Duration = Duration::from_secs(30);
+
+/// The record of one endpoint.
+#[derive(Debug)]
+pub(super) struct Health {
+    /// When its chain id was seen last; `None` since it failed.
+    verified_at: Option<Instant>,
+    /// The newest block that it has shown, and when.
+    head: Option<(BlockNumber, Instant)>,
+    /// By how many blocks, when heads were compared last.
+    behind: u64,
+    failures: u32,
+    rests_until: Option<Instant>,
+    last_error: Option<ChainError>,
+    pause: Pause,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            verified_at: None,
+            head: None,
+            behind: 0,
+            failures: 0,
+            rests_until: None,
+            last_error: None,
+            pause: Pause::between(REST.0, REST.1),
+        }
+    }
+}
+
+impl Health {
+    /// It has served its chain since it failed last.
+    pub(super) fn is_verified(&self) -> bool {
+        self.verified_at.is_some()
+    }
+
+    /// Its chain id was seen no longer ago than this.
+    pub(super) fn is_verified_within(&self, now: Instant, age: Duration) -> bool {
+        self.verified_at.is_some_and(|at| now.duration_since(at) < age)
+    }
+
+    /// It is left alone for now.
+    pub(super) fn rests(&self, now: Instant) -> bool {
+        self.rests_until.is_some_and(|until| now < until)
+    }
+
+    pub(super) fn behind(&self) -> u64 {
+        self.behind
+    }
+
+    /// Why it was left alone last.
+    pub(super) fn last_error(&self) -> Option<ChainError> {
+        self.last_error.clone()
+    }
+
+    /// It serves the right chain. Says after how many failures.
+    pub(super) fn note_verified(&mut self, now: Instant) -> u32 {
+        self.verified_at = Some(now);
+        self.rests_until = None;
+        self.last_error = None;
+        self.failures
+    }
+
+    /// It has answered. One of two answers at once that comes after the other's failure does not make up for it.
+    pub(super) fn note_answer(&mut self) {
+        if self.is_verified() {
+            self.failures = 0;
+            self.pause.reset();
+        }
+    }
+
+    /// It has failed and rests. Calls that were under way together count as one failure. Returns how many there were.
+    pub(super) fn note_failure(&mut self, now: Instant, error: &ChainError) -> u32 {
+        let asked_for = match error {
+            ChainError::RateLimited { retry_after, .. } => Some(retry_after.unwrap_or(RATE_LIMIT_REST)),
+            ChainError::Unreachable { .. }
+            | ChainError::WrongChain { .. }
+            | ChainError::Syncing { .. }
+            | ChainError::Lagging { .. }
+            | ChainError::Nonsense { .. }
+            | ChainError::Node { .. } => None,
+        };
+        if !self.rests(now) {
+            self.failures = self.failures.saturating_add(1);
+            let rest = self.pause.next_wait().max(asked_for.unwrap_or_default());
+            self.rests_until = Some(now + rest);
+        } else if let Some(wait) = asked_for {
+            self.rests_until = self.rests_until.max(Some(now + wait));
+        }
+        self.verified_at = None;
+        self.last_error = Some(error.clone());
+        self.failures
+    }
+
+    /// What it says does not fit its chain id or its state: these are looked at again before it is used.
+    pub(super) fn doubt(&mut self) {
+        self.verified_at = None;
+    }
+
+    pub(super) fn note_head(&mut self, head: BlockNumber, now: Instant) {
+        self.head = Some((head, now));
+    }
+
+    /// The head that it has shown of late.
+    pub(super) fn fresh_head(&self, now: Instant) -> Option<BlockNumber> {
+        self.head.filter(|(_, at)| now.duration_since(*at) <= HEAD_MEMORY).map(|(number, _)| number)
+    }
+
+    /// Compares its head with the best there is.
+    pub(super) fn compare(&mut self, best: BlockNumber) {
+        self.behind = self.head.map_or(0, |(number, _)| best.0.saturating_sub(number.0));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unreachable() -> ChainError {
+        ChainError::Unreachable { endpoint: "here".to_owned(), detail: "no".to_owned() }
+    }
+
+    fn limited(retry_after: Option<u64>) -> ChainError {
+        ChainError::RateLimited { endpoint: "here".to_owned(), retry_after: retry_after.map(Duration::from_secs) }
+    }
+
+    #[test]
+    fn rests_grow_with_failures_and_are_short_again_after_an_answer() {
+        let mut health = Health::default();
+        let mut now = Instant::now();
+        let rest_after_failure = |health: &mut Health, now: &mut Instant| {
+            health.note_failure(*now, &unreachable());
+            let rest = health.rests_until.unwrap() - *now;
+            *now += rest;
+            rest
+        };
+        let first = rest_after_failure(&mut health, &mut now);
+        let last = (0..20).map(|_| rest_after_failure(&mut health, &mut now)).last().unwrap();
+        assert!(first <= REST.0 * 2 && last >= REST.1 / 2 && last <= REST.1 * 2, "{first:?} {last:?}");
+        health.note_answer();
+        assert_eq!(health.failures, 21, "not verified: a late answer makes up for nothing");
+        assert_eq!(health.note_verified(now), 21);
+        health.note_answer();
+        assert!(rest_after_failure(&mut health, &mut now) <= REST.0 * 2);
+    }
+
+    #[test]
+    fn failures_of_calls_under_way_together_count_once() {
+        let mut health = Health::default();
+        let now = Instant::now();
+        for _ in 0..50 {
+            assert_eq!(health.note_failure(now, &unreachable()), 1);
+        }
+        assert!(health.rests(now) && !health.rests(now + REST.0 * 2));
+    }
+
+    /// C12
+    #[test]
+    fn a_node_that_asks_for_a_pause_gets_it_also_when_it_rests_already() {
+        let mut health = Health::default();
+        let now = Instant::now();
+        health.note_failure(now, &unreachable());
+        health.note_failure(now, &limited(Some(30)));
+        assert!(health.rests(now + Duration::from_secs(29)) && !health.rests(now + Duration::from_secs(30)));
+        let mut health = Health::default();
+        health.note_failure(now, &limited(None));
+        assert!(health.rests(now + RATE_LIMIT_REST - Duration::from_millis(1)));
+    }
+
+    #[test]
+    fn heads_count_while_they_are_fresh() {
+        let mut health = Health::default();
+        let now = Instant::now();
+        health.note_head(BlockNumber(7), now);
+        health.compare(BlockNumber(10));
+        assert_eq!(health.behind(), 3);
+        health.compare(BlockNumber(6));
+        assert_eq!(health.behind(), 0);
+        assert_eq!(health.fresh_head(now + HEAD_MEMORY), Some(BlockNumber(7)));
+        assert_eq!(health.fresh_head(now + HEAD_MEMORY * 2), None);
+    }
+}

@@ -1,0 +1,111 @@
+//! What the chain asks for: from a fee history, or from what else a node tells where it has none.
+
+use jsonrpc_core::Value;
+use serde_json::json;
+
+use crate::chain::endpoint::{Endpoint, MethodCall, Order};
+use crate::chain::{ChainError, Header, Result, answers};
+use crate::model::Wei;
+use crate::policy::fee::Market;
+
+/// Blocks that the tip is taken from.
+const FEE_HISTORY_BLOCKS: u64 = 10;
+
+const GAS_PRICE: &str = "eth_gasPrice";
+const FEE_HISTORY: &str = "eth_feeHistory";
+const SUGGESTED_TIP: &str = "eth_maxPriorityFeePerGas";
+
+impl Endpoint {
+    /// What the chain asks for after this block, as this endpoint tells it.
+    pub(super) async fn market(&self, head: &Header) -> Result<Market> {
+        let calls: Vec<_> = calls(head).into_iter().filter(|(method, _)| !self.lacks(method)).collect();
+        let answers = self.ask_many(&calls, Order::Any).await;
+        let answers: Vec<_> = calls.iter().map(|(method, _)| *method).zip(answers).collect();
+        for (method, answer) in &answers {
+            match answer {
+                Err(error) if error.is_of_endpoint() => return Err(error.clone()),
+                // Where there is no base fee nothing else would do.
+                Err(error) if *method != GAS_PRICE => self.note_lack(method, error),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        read(head, &answers)
+    }
+}
+
+/// What is asked at this block.
+fn calls(head: &Header) -> Vec<MethodCall> {
+    let mut calls = vec![(GAS_PRICE, vec![])];
+    if head.base_fee.is_some() {
+        let history = vec![json!(format!("{FEE_HISTORY_BLOCKS:#x}")), json!("latest"), json!([50])];
+        calls.extend([(FEE_HISTORY, history), (SUGGESTED_TIP, vec![])]);
+    }
+    calls
+}
+
+/// What the answers say, as far as there are any. Without a base fee nothing can stand in for the gas price.
+fn read(head: &Header, answers: &[(&str, Result<Value>)]) -> Result<Market> {
+    let of = |method| answers.iter().find(|(asked, _)| *asked == method).map(|(_, answer)| answer);
+    let value = |method| of(method).and_then(|answer| answer.as_ref().ok());
+    let quantity = |method| value(method).and_then(answers::quantity).map(Wei);
+    match (head.base_fee, quantity(GAS_PRICE)) {
+        (Some(base_fee), gas_price) => {
+            let history = value(FEE_HISTORY).unwrap_or(&Value::Null);
+            Ok(with_base_fee(base_fee, gas_price, history, quantity(SUGGESTED_TIP)))
+        }
+        (None, Some(gas_price)) => Ok(Market { base_fee: None, tip: Wei(0), gas_price }),
+        (None, None) => Err(match of(GAS_PRICE) {
+            Some(Err(error)) => error.clone(),
+            Some(Ok(_)) | None => ChainError::Nonsense {
+                endpoint: "the node".to_owned(),
+                detail: "a gas price that is no number".to_owned(),
+            },
+        }),
+    }
+}
+
+/// The next base fee is what the node computes; without a fee history it is the most that it can be, an eighth more. The
+/// tip is the median of what the last blocks' transactions paid, else what the node suggests, and never nothing on a
+/// chain with fees: pools refuse that.
+fn with_base_fee(base_fee: Wei, gas_price: Option<Wei>, history: &Value, suggested_tip: Option<Wei>) -> Market {
+    let next_base_fee = history
+        .get("baseFeePerGas")
+        .and_then(|fees| answers::quantity(fees.as_array()?.last()?))
+        .map_or_else(|| base_fee.scaled_up(9, 8), Wei);
+    let gas_price = gas_price.unwrap_or(next_base_fee);
+    let mut tips: Vec<u128> = history
+        .get("reward")
+        .and_then(Value::as_array)
+        .map(|blocks| {
+            blocks.iter().filter_map(|block| answers::quantity(block.get(0)?)).filter(|tip| *tip > 0).collect()
+        })
+        .unwrap_or_default();
+    tips.sort_unstable();
+    let median = tips.get(tips.len() / 2).copied().map(Wei);
+    let is_free = next_base_fee == Wei(0) && gas_price == Wei(0);
+    let tip = match median.or(suggested_tip) {
+        Some(tip) if tip > Wei(0) || is_free => tip,
+        _ if is_free => Wei(0),
+        _ => Wei(1),
+    };
+    Market { base_fee: Some(next_base_fee), tip, gas_price }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_market_is_read_from_the_history_and_guessed_without_one() {
+        let history = json!({"baseFeePerGas": ["0x64", "0x70"], "reward": [["0x0"], ["0x5"], ["0x9"], ["0x7"]]});
+        let of = |history: &Value, tip| with_base_fee(Wei(100), Some(Wei(120)), history, tip);
+        assert_eq!(of(&history, None), Market { base_fee: Some(Wei(112)), tip: Wei(7), gas_price: Wei(120) });
+        assert_eq!(
+            of(&Value::Null, Some(Wei(3))),
+            Market { base_fee: Some(Wei(113)), tip: Wei(3), gas_price: Wei(120) }
+        );
+        assert_eq!(of(&Value::Null, None).tip, Wei(1));
+        assert_eq!(with_base_fee(Wei(0), Some(Wei(0)), &Value::Null, Some(Wei(0))).tip, Wei(0));
+        assert_eq!(with_base_fee(Wei(100), None, &Value::Null, None).gas_price, Wei(113));
+    }
+}

@@ -1,0 +1,475 @@
+//! The client against nodes by script: what no real node can be made to show.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::chain::{BlockTag, Call, Chain, ChainError, ClientSettings, Header, NodeClient, transaction_hash};
+use crate::model::{Address, BlockHash, BlockNumber, Gas, SignedTransaction, TxHash, Wei};
+use crate::support::{Reply, ScriptedNode};
+
+const BATCH: usize = 100;
+
+fn client(nodes: &[&ScriptedNode]) -> NodeClient {
+    client_of(&nodes.iter().map(|node| node.url()).collect::<Vec<_>>())
+}
+
+fn client_of(urls: &[String]) -> NodeClient {
+    // As `main` does; another test may have been first.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    NodeClient::new(&ClientSettings {
+        chain_id: 1,
+        endpoints: urls.iter().map(|url| url.parse().unwrap()).collect(),
+        timeout: Duration::from_secs(5),
+        batch_size: BATCH,
+        max_lag: 10,
+        errors: Arc::default(),
+    })
+    .unwrap()
+}
+
+fn block(number: u64) -> Value {
+    let hash = BlockHash([u8::try_from(number % 256).unwrap(); 32]);
+    json!({
+        "number": format!("{number:#x}"), "hash": hash, "parentHash": BlockHash([0; 32]), "timestamp": "0x1",
+        "gasLimit": "0x1c9c380", "baseFeePerGas": "0x7", "transactions": [],
+    })
+}
+
+/// What a good node on chain 1 at this height answers.
+fn good(call: &Value, height: u64) -> Reply {
+    match call["method"].as_str() {
+        Some("eth_chainId") => Reply::Result(json!("0x1")),
+        Some("eth_syncing") => Reply::Result(json!(false)),
+        Some("eth_getBlockByNumber") => Reply::Result(block(height)),
+        Some("eth_getBalance") => Reply::Result(json!(format!("{height:#x}"))),
+        Some("eth_getTransactionCount") => Reply::Result(json!("0x5")),
+        Some("eth_getTransactionReceipt") => Reply::Result(Value::Null),
+        Some("eth_estimateGas") => Reply::Result(json!("0x5208")),
+        Some("eth_sendRawTransaction") => Reply::Result(json!(hash_of(call))),
+        _ => Reply::Pass,
+    }
+}
+
+fn hash_of(call: &Value) -> TxHash {
+    transaction_hash(&hex::decode(call["params"][0].as_str().unwrap().trim_start_matches("0x")).unwrap())
+}
+
+async fn good_node(height: u64) -> ScriptedNode {
+    ScriptedNode::start(None, move |call| good(call, height)).await
+}
+
+fn signed(count: u8) -> Vec<SignedTransaction> {
+    let raws = (0..count).map(|number| vec![number; 40]);
+    raws.map(|raw| SignedTransaction { hash: transaction_hash(&raw), raw: raw.into() }).collect()
+}
+
+fn hashes(count: u8) -> Vec<TxHash> {
+    (0..count).map(|number| TxHash([number; 32])).collect()
+}
+
+async fn height(client: &NodeClient) -> Result<u64, ChainError> {
+    client.header(BlockTag::Latest).await.map(|header| header.unwrap().number.0)
+}
+
+/// Whom the client asks: in these tests each node's balance is its height.
+async fn asked(client: &NodeClient) -> Result<u128, ChainError> {
+    client.balance(Address([1; 20])).await.map(|wei| wei.0)
+}
+
+async fn until(what: &str, condition: impl AsyncFn() -> bool) {
+    for _ in 0..3000 {
+        if condition().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("never: {what}");
+}
+
+/// C25: what is no answer to the question is no answer: not a success, and not a refusal by the node.
+#[tokio::test]
+async fn garbage_is_never_taken_for_an_answer() {
+    let garbage: [fn(&Value) -> Reply; 9] = [
+        |_| Reply::body("<html>please log in</html>"),
+        |_| Reply::body("{\"jsonrpc\":\"2.0\",\"id\":"),
+        |_| Reply::body(""),
+        |_| Reply::body("[]"),
+        |_| Reply::body("{}"),
+        |call| Reply::body(json!({"jsonrpc": "2.0", "id": 4_000_000, "result": hash_of(call)}).to_string()),
+        |_| {
+            Reply::body(
+                json!({"jsonrpc": "2.0", "id": null, "error": {"code": 1, "message": "intrinsic gas too low"}})
+                    .to_string(),
+            )
+        },
+        |_| Reply::Result(Value::Null),
+        |_| Reply::Result(json!(TxHash([7; 32]))),
+    ];
+    for (index, garbage) in garbage.into_iter().enumerate() {
+        let node = ScriptedNode::start(None, move |call| match call["method"].as_str() {
+            Some("eth_sendRawTransaction") => garbage(call),
+            _ => good(call, 1),
+        });
+        let node = node.await;
+        let client = client(&[&node]);
+        let answers = client.broadcast(&signed(1)).await;
+        assert!(matches!(answers.as_slice(), [Err(ChainError::Nonsense { .. })]), "{index}: {answers:?}");
+    }
+}
+
+/// C25: answers that fit the calls in another order are as good; answers that do not fit them one to one are none.
+#[tokio::test]
+async fn a_batch_is_believed_only_as_a_whole() {
+    type Change = fn(&mut Vec<Value>);
+    let cases: [(&str, Change, bool); 5] = [
+        ("out of order", |answers| answers.reverse(), true),
+        ("one twice", |answers| answers[1] = answers[0].clone(), false),
+        ("one missing", |answers| drop(answers.pop()), false),
+        ("one too many", |answers| answers.push(answers[0].clone()), false),
+        ("a stray one", |answers| answers[0]["id"] = json!(4_000_000), false),
+    ];
+    for (what, change, is_fine) in cases {
+        let node = ScriptedNode::start(None, move |request| {
+            let Some(calls) = request.as_array() else { return good(request, 1) };
+            let answer = |call: &Value| json!({"jsonrpc": "2.0", "id": call["id"], "result": hash_of(call)});
+            let mut answers = calls.iter().map(answer).collect();
+            change(&mut answers);
+            Reply::body(Value::Array(answers).to_string())
+        });
+        let node = node.await;
+        let answers = client(&[&node]).broadcast(&signed(3)).await;
+        assert_eq!(answers.len(), 3);
+        for answer in answers {
+            assert_eq!(answer.is_ok(), is_fine, "{what}: {answer:?}");
+            assert!(is_fine || matches!(answer, Err(ChainError::Nonsense { .. })), "{what}: {answer:?}");
+        }
+    }
+}
+
+/// C12: each of the ways in which servers say that they take no batches, or none so long.
+#[tokio::test]
+async fn batches_that_a_node_refuses_become_shorter_ones_or_single_calls_and_stay_so() {
+    let list_of_one = |request: &Value| {
+        let error = json!({"code": -32600, "message": "batch too large"});
+        Reply::body(json!([{"jsonrpc": "2.0", "id": request[0]["id"], "error": error}]).to_string())
+    };
+    let refusals: [fn(&Value) -> Reply; 6] = [
+        |_| Reply::error(-32005, "Number of requests exceeds max batch size"),
+        |_| Reply::Http(400, String::new(), "Bad Request".to_owned()),
+        |_| Reply::Http(405, String::new(), String::new()),
+        |_| Reply::Http(500, String::new(), "oops".to_owned()),
+        |_| Reply::body("{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":\"0x1\"}"),
+        list_of_one,
+    ];
+    for (index, refusal) in refusals.into_iter().enumerate() {
+        for longest in [1_usize, 7] {
+            let node = ScriptedNode::start(None, move |request| match request.as_array() {
+                Some(calls) if calls.len() > longest => refusal(request),
+                _ => good(request, 1),
+            });
+            let node = node.await;
+            let client = client(&[&node]);
+            let receipts = client.receipts(&hashes(40)).await.unwrap();
+            assert_eq!(receipts.len(), 40, "refusal {index}");
+            let (batches, requests) = (node.batches(), node.requests());
+            let answers = client.broadcast(&signed(40)).await;
+            assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+            let now = (node.batches() - batches, node.requests() - requests);
+            // 40 calls shrink to 10, to 2, to 1.
+            let expected = if longest == 1 { (0, 40) } else { (20, 20) };
+            assert_eq!(now, expected, "refusal {index}: what was learnt is kept");
+        }
+    }
+}
+
+/// C12: without batches signed bytes still go out in nonce order, each after the answer to the one before.
+#[tokio::test]
+async fn single_broadcasts_keep_their_order_and_stop_at_a_failure() {
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&count);
+    let node = ScriptedNode::start(None, move |request| {
+        if request.is_array() {
+            return Reply::error(-32600, "batching is off");
+        }
+        if request["method"] == "eth_sendRawTransaction" {
+            let place = counted.fetch_add(1, Ordering::Relaxed);
+            let raw = format!("0x{}", hex::encode([u8::try_from(place).unwrap(); 40]));
+            assert_eq!(request["params"][0], json!(raw), "in order");
+            if place == 5 {
+                return Reply::Close;
+            }
+        }
+        good(request, 1)
+    });
+    let node = node.await;
+    let answers = client(&[&node]).broadcast(&signed(9)).await;
+    let fine: Vec<_> = answers.iter().map(Result::is_ok).collect();
+    assert_eq!(fine, [true, true, true, true, true, false, false, false, false], "{answers:?}");
+    assert_eq!(count.load(Ordering::Relaxed), 6);
+}
+
+/// C12
+#[tokio::test]
+async fn a_node_that_asks_for_a_pause_is_left_alone_until_it_is_over() {
+    type Limit = fn() -> Reply;
+    let limits: [(Limit, Option<u64>); 4] = [
+        (|| Reply::Http(429, "retry-after: 1\r\n".to_owned(), "{}".to_owned()), Some(1)),
+        (|| Reply::Http(503, "retry-after: 1\r\n".to_owned(), String::new()), Some(1)),
+        (|| Reply::error(-32005, "daily request count exceeded, request rate limited"), None),
+        (
+            || {
+                Reply::body(
+                    json!({"jsonrpc": "2.0", "id": null, "error": {"code": -32005, "message": "Too many requests"}})
+                        .to_string(),
+                )
+            },
+            None,
+        ),
+    ];
+    for (index, (limit, seconds)) in limits.into_iter().enumerate() {
+        let limited = Arc::new(AtomicBool::new(false));
+        let is_limited = Arc::clone(&limited);
+        let node = ScriptedNode::start(
+            None,
+            move |call| {
+                if is_limited.load(Ordering::Relaxed) { limit() } else { good(call, 3) }
+            },
+        );
+        let node = node.await;
+        let client = client(&[&node]);
+        assert_eq!(asked(&client).await.unwrap(), 3);
+        limited.store(true, Ordering::Relaxed);
+        let wait = seconds.map(Duration::from_secs);
+        let is_told =
+            |error: &ChainError| matches!(error, ChainError::RateLimited { retry_after, .. } if *retry_after == wait);
+        let error = asked(&client).await.unwrap_err();
+        assert!(is_told(&error), "{index}: {error:?}");
+        let requests = node.requests();
+        limited.store(false, Ordering::Relaxed);
+        assert!(is_told(&asked(&client).await.unwrap_err()), "{index}");
+        assert_eq!(node.requests(), requests, "nothing is asked before its time");
+        until("it is asked again", async || asked(&client).await.is_ok()).await;
+    }
+}
+
+/// C12, C59: the others take over at once, without an error, and the first is used again when it serves again.
+#[tokio::test]
+async fn calls_go_to_the_first_endpoint_that_serves() {
+    let broken = Arc::new(AtomicBool::new(false));
+    let is_broken = Arc::clone(&broken);
+    let first = ScriptedNode::start(None, move |call| match is_broken.load(Ordering::Relaxed) {
+        true => Reply::Http(502, String::new(), "bad gateway".to_owned()),
+        false => good(call, 20),
+    });
+    let (first, second) = (first.await, good_node(21).await);
+    let client = client(&[&first, &second]);
+    assert_eq!(asked(&client).await.unwrap(), 20);
+    assert_eq!(second.requests(), 0);
+    broken.store(true, Ordering::Relaxed);
+    assert_eq!(asked(&client).await.unwrap(), 21, "no error");
+    broken.store(false, Ordering::Relaxed);
+    let ids = first.times("eth_chainId");
+    until("the first is used again", async || height(&client).await.unwrap() == 20).await;
+    assert_eq!(asked(&client).await.unwrap(), 20);
+    assert!(first.times("eth_chainId") > ids, "its chain id was seen again first");
+}
+
+/// C59
+#[tokio::test]
+async fn what_cannot_be_connected_to_is_told_and_the_others_serve() {
+    let good = good_node(4).await;
+    let bad = [
+        "http://127.0.0.1:9".to_owned(),
+        "http://no-such-host.invalid:8545".to_owned(),
+        good.url().replace("http", "https"),
+    ];
+    for bad in bad {
+        let alone = client_of(std::slice::from_ref(&bad));
+        let error = asked(&alone).await.unwrap_err();
+        assert!(matches!(error, ChainError::Unreachable { .. }), "{error:?}");
+        let both = client_of(&[bad, good.url()]);
+        assert_eq!(asked(&both).await.unwrap(), 4);
+        let answers = both.broadcast(&signed(2)).await;
+        assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    }
+}
+
+/// C18, C23
+#[tokio::test]
+async fn an_endpoint_that_is_behind_or_syncing_is_not_asked() {
+    let (behind, ahead) = (good_node(100).await, good_node(111).await);
+    let client_of_both = client(&[&behind, &ahead]);
+    assert_eq!(height(&client_of_both).await.unwrap(), 111);
+    assert_eq!(asked(&client_of_both).await.unwrap(), 111);
+    let near = good_node(101).await;
+    assert_eq!(height(&client(&[&near, &ahead])).await.unwrap(), 101, "ten blocks behind is not too many");
+    let syncing = ScriptedNode::start(None, |call| match call["method"].as_str() {
+        Some("eth_syncing") => Reply::Result(json!({"currentBlock": "0x1", "highestBlock": "0x64"})),
+        _ => good(call, 200),
+    });
+    let syncing = syncing.await;
+    assert_eq!(asked(&client(&[&syncing, &near])).await.unwrap(), 101);
+    let error = asked(&client(&[&syncing])).await.unwrap_err();
+    assert!(matches!(error, ChainError::Syncing { .. }), "{error:?}");
+}
+
+/// C22
+#[tokio::test]
+async fn an_endpoint_of_another_chain_gets_nothing_and_only_where_all_are_so_that_is_the_error() {
+    let other = ScriptedNode::start(None, |call| match call["method"].as_str() {
+        Some("eth_chainId") => Reply::Result(json!("0x2")),
+        _ => good(call, 50),
+    });
+    let (other, right) = (other.await, good_node(30).await);
+    let client_of_both = client(&[&other, &right]);
+    assert_eq!(height(&client_of_both).await.unwrap(), 30);
+    assert!(client_of_both.broadcast(&signed(2)).await.iter().all(Result::is_ok));
+    assert_eq!(other.times("eth_sendRawTransaction") + other.times("eth_getBlockByNumber"), 0);
+    let error = asked(&client(&[&other, &other])).await.unwrap_err();
+    assert!(matches!(error, ChainError::WrongChain { found: 2, expected: 1, .. }), "{error:?}");
+    let away = ScriptedNode::start(None, |_| Reply::Close).await;
+    let error = asked(&client(&[&other, &away])).await.unwrap_err();
+    assert!(matches!(error, ChainError::Unreachable { .. }), "{error:?}");
+}
+
+/// C19, C20, C21
+#[tokio::test]
+async fn every_endpoint_gets_every_broadcast_and_the_best_answer_is_told() {
+    let refusing = ScriptedNode::start(None, |call| match call["method"].as_str() {
+        Some("eth_sendRawTransaction") => Reply::error(-32000, "txpool is full"),
+        _ => good(call, 10),
+    });
+    let (refusing, fine) = (refusing.await, good_node(10).await);
+    let failing =
+        ScriptedNode::start(None, |request| if request.is_array() { Reply::Close } else { good(request, 10) });
+    let client = client(&[&refusing, &fine, &failing.await]);
+    height(&client).await.unwrap();
+    for _ in 0..2 {
+        let answers = client.broadcast(&signed(3)).await;
+        assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    }
+    assert_eq!((refusing.times("eth_sendRawTransaction"), fine.times("eth_sendRawTransaction")), (6, 6));
+}
+
+#[tokio::test]
+async fn a_silent_endpoint_holds_up_one_broadcast_and_no_answer() {
+    let silent = ScriptedNode::start(None, |call| match call["method"].as_str() {
+        Some("eth_sendRawTransaction") => Reply::Silence,
+        _ => good(call, 10),
+    });
+    let (good, silent) = (good_node(10).await, silent.await);
+    let client = client(&[&good, &silent]);
+    height(&client).await.unwrap();
+    for _ in 0..3 {
+        let answers = client.broadcast(&signed(1)).await;
+        assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    }
+    assert_eq!((good.times("eth_sendRawTransaction"), silent.times("eth_sendRawTransaction")), (3, 1));
+}
+
+/// C26
+#[tokio::test]
+async fn receipts_of_another_block_or_of_half_a_block_are_asked_for_one_by_one() {
+    let header = Header {
+        number: BlockNumber(7),
+        hash: BlockHash([7; 32]),
+        parent: BlockHash([6; 32]),
+        timestamp: 0,
+        base_fee: None,
+        gas_limit: Gas(1),
+        transactions: Some(2),
+    };
+    let receipt = |hash: TxHash, block: BlockHash| {
+        json!({
+            "transactionHash": hash, "blockHash": block, "blockNumber": "0x7", "gasUsed": "0x5208", "status": "0x1"
+        })
+    };
+    let ours = TxHash([1; 32]);
+    let answers = [
+        (json!([receipt(ours, header.hash), receipt(TxHash([2; 32]), header.hash)]), 0),
+        (json!([receipt(TxHash([3; 32]), BlockHash([9; 32])), receipt(TxHash([4; 32]), BlockHash([9; 32]))]), 1),
+        (json!([receipt(TxHash([2; 32]), header.hash)]), 1),
+        (json!([]), 1),
+        (Value::Null, 1),
+    ];
+    for (answer, single_calls) in answers {
+        let (said, hash) = (answer.clone(), header.hash);
+        let node = ScriptedNode::start(None, move |call| match call["method"].as_str() {
+            Some("eth_getBlockReceipts") => Reply::Result(said.clone()),
+            Some("eth_getTransactionReceipt") => Reply::Result(receipt(ours, hash)),
+            _ => good(call, 7),
+        });
+        let node = node.await;
+        let client = client(&[&node]);
+        let receipts = client.receipts_in(&header, &[ours]).await.unwrap();
+        assert_eq!(receipts.len(), 1, "{answer}");
+        assert_eq!(node.times("eth_getTransactionReceipt"), single_calls, "{answer}");
+        let none = client.receipts_in(&Header { transactions: Some(0), ..header.clone() }, &[ours]).await.unwrap();
+        assert!(none.is_empty());
+    }
+}
+
+/// C26, C35: what a node lacks is asked for once.
+#[tokio::test]
+async fn methods_that_a_node_lacks_are_remembered_and_other_errors_are_not() {
+    let node = ScriptedNode::start(None, |call| match call["method"].as_str() {
+        Some("eth_gasPrice") => Reply::Result(json!("0x64")),
+        Some("eth_feeHistory") => Reply::error(-32601, "Method not found"),
+        Some("eth_maxPriorityFeePerGas") => Reply::error(-32603, "Internal error"),
+        _ => good(call, 7),
+    });
+    let node = node.await;
+    let client = client(&[&node]);
+    let head = client.header(BlockTag::Latest).await.unwrap().unwrap();
+    for _ in 0..3 {
+        let market = client.market(&head).await.unwrap();
+        assert_eq!((market.base_fee, market.tip, market.gas_price), (Some(Wei(8)), Wei(1), Wei(100)));
+    }
+    assert_eq!((node.times("eth_feeHistory"), node.times("eth_maxPriorityFeePerGas")), (1, 3));
+}
+
+/// C18: what one node does not know another may, and not to know it is no fault.
+#[tokio::test]
+async fn what_a_node_cannot_tell_is_asked_of_the_next() {
+    let half = ScriptedNode::start(None, |call| match call["method"].as_str() {
+        Some("eth_getTransactionCount") => Reply::error(-32000, "missing trie node"),
+        _ => good(call, 7),
+    });
+    let (half, whole) = (half.await, good_node(8).await);
+    let client = client(&[&half, &whole]);
+    for _ in 0..2 {
+        let count = client.transaction_count(Address([1; 20]), BlockTag::Number(BlockNumber(3))).await;
+        assert_eq!(count.unwrap().0, 5);
+        assert_eq!(asked(&client).await.unwrap(), 7, "the first is still used");
+    }
+}
+
+/// C30: what a call reverts with is its answer, also with another endpoint at hand.
+#[tokio::test]
+async fn a_simulation_that_fails_is_not_tried_elsewhere() {
+    let reverting = ScriptedNode::start(None, |call| match call["method"].as_str() {
+        Some("eth_estimateGas" | "eth_call") => Reply::error(3, "execution reverted: rate limit"),
+        _ => good(call, 7),
+    });
+    let (reverting, other) = (reverting.await, good_node(7).await);
+    let client = client(&[&reverting, &other]);
+    let call = Call { from: Address([1; 20]), to: Address([2; 20]), value: Wei(0), data: bytes::Bytes::new() };
+    let estimates = client.estimate(&[call.clone(), call.clone()]).await.unwrap();
+    assert!(estimates.iter().all(|estimate| matches!(estimate, Err(ChainError::Node { .. }))), "{estimates:?}");
+    assert!(matches!(client.call(&call, BlockNumber(7)).await, Err(ChainError::Node { .. })));
+    assert_eq!(other.times("eth_estimateGas") + other.times("eth_call"), 0);
+}
+
+#[tokio::test]
+async fn an_answer_without_an_end_is_cut_off() {
+    let node = ScriptedNode::start(None, |call| match call["method"].as_str() {
+        Some("eth_getBalance") => Reply::body("[".repeat(65 << 20)),
+        _ => good(call, 7),
+    });
+    let node = node.await;
+    let error = asked(&client(&[&node])).await.unwrap_err();
+    assert!(matches!(&error, ChainError::Nonsense { detail, .. } if detail.contains("more than")), "{error:?}");
+}

@@ -1,0 +1,202 @@
+//! The part of the set about the way out: how requests end, what is said about it, what is forgotten.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::journal::contract::{
+    arrival, attempt, dead, displaced, event, failed, first, id, refused, set, succeeded, transaction,
+};
+use crate::journal::{ConfirmedCopy, CopyKind, Journal, JournalError, RequestSeq};
+use crate::model::{Address, BodyHash, Generation, Nonce, RequestState, Timestamp, TransactionState, TxHash};
+use crate::policy::arrival::Verdict;
+
+const RETURNED: Generation = Generation { replay: 0, retry: 1 };
+const REPLAYED: Generation = Generation { replay: 1, retry: 0 };
+
+/// Invariants 3 and 8: whoever believes a request done while its bytes may land would write it twice.
+pub(crate) async fn no_request_ends_otherwise_than_its_transaction(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a", "b", "c"]).await;
+    let signed = vec![transaction(set.seq(0), 0), transaction(set.seq(1), 1)];
+    set.journal.record_transactions(&set.lease, signed).await.unwrap();
+    let mut unclosed = succeeded(set.seq(0), 0, "a");
+    unclosed.transaction = None;
+    let mut requeued = displaced(set.seq(0), 0);
+    requeued.transaction = None;
+    let mut reverted = succeeded(set.seq(0), 0, "a");
+    reverted.transaction.as_mut().unwrap().state = TransactionState::Reverted;
+    let mut failed_well = succeeded(set.seq(0), 0, "a");
+    failed_well.decision = failed(set.seq(0), 1).decision;
+    let mut still_live = displaced(set.seq(0), 0);
+    still_live.transaction.as_mut().unwrap().state = TransactionState::Live;
+    let wrong = [
+        ("final without its transaction", unclosed),
+        ("failed, live", failed(set.seq(0), 1)),
+        ("dead, live", dead(set.seq(0))),
+        ("queued again, live", requeued),
+        ("final, reverted", reverted),
+        ("failed, succeeded", failed_well),
+        ("closed as live", still_live),
+        ("final by another's transaction", succeeded(set.seq(0), 1, "a")),
+        ("queued again for another's transaction", displaced(set.seq(0), 1)),
+        ("final, unsigned", succeeded(set.seq(2), 2, "c")),
+    ];
+    for (name, settlement) in wrong {
+        assert!(set.journal.settle(&set.lease, vec![settlement]).await.is_err(), "{name}");
+    }
+    let mut strays = dead(set.seq(2));
+    strays.transaction = displaced(set.seq(0), 0).transaction;
+    assert!(set.journal.settle(&set.lease, vec![strays]).await.is_err(), "the nonce is another's");
+    for twice in [[failed(set.seq(2), 1), dead(set.seq(2))], [displaced(set.seq(0), 0), succeeded(set.seq(0), 0, "a")]]
+    {
+        assert!(set.journal.settle(&set.lease, twice.to_vec()).await.is_err(), "it ends once");
+    }
+    for (text, state) in [("a", RequestState::Writing), ("b", RequestState::Writing), ("c", RequestState::Accepted)] {
+        assert_eq!(set.state(text).await, state, "nothing was written");
+    }
+    assert_eq!(set.journal.live_transactions(set.account).await.unwrap().len(), 2);
+    assert!(set.journal.events(&[set.account], 0, 10).await.unwrap().is_empty());
+}
+
+/// A confirm may be noted long after its copy has come back and gone on.
+pub(crate) async fn a_late_confirm_settles_no_later_copy(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a"]).await;
+    set.journal.settle(&set.lease, vec![failed(set.seq(0), 1)]).await.unwrap();
+    set.journal.admit(vec![arrival(set.account, "a", RETURNED, "body")]).await.unwrap();
+    set.journal.settle(&set.lease, vec![failed(set.seq(0), 2)]).await.unwrap();
+    let confirmed = |generation, kind| vec![ConfirmedCopy { request: set.seq(0), generation, kind, event: event("a") }];
+    set.journal.confirm(confirmed(RETURNED, CopyKind::Retry)).await.unwrap();
+    assert_eq!(set.state("a").await, RequestState::RetryPending, "its second retry has no confirm");
+    assert_eq!(set.journal.events(&[set.account], 0, 10).await.unwrap().len(), 1, "the first was told all the same");
+    let second = Generation { replay: 0, retry: 2 };
+    set.journal.confirm(confirmed(second, CopyKind::DeadLetter)).await.unwrap();
+    assert_eq!(set.state("a").await, RequestState::RetryPending, "no dead letter was due");
+    let both = [confirmed(second, CopyKind::Retry), confirmed(second, CopyKind::Retry)].concat();
+    set.journal.confirm(both).await.unwrap();
+    assert_eq!(set.state("a").await, RequestState::RetryWaiting);
+    let stray = ConfirmedCopy { request: RequestSeq(99), ..confirmed(second, CopyKind::Retry).remove(0) };
+    assert!(set.journal.confirm(vec![stray]).await.is_err(), "nobody can tell whose event it is");
+}
+
+/// What a copy says about the failures behind it: the first since the last replay, and everything ever signed.
+pub(crate) async fn a_copy_names_its_first_failure_and_every_hash(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a", "b"]).await;
+    set.sign(0, 0).await.unwrap();
+    set.journal.record_attempts(&set.lease, vec![(Nonce(0), attempt(50))]).await.unwrap();
+    set.journal.settle(&set.lease, vec![displaced(set.seq(0), 0)]).await.unwrap();
+    set.sign(0, 1).await.unwrap();
+    set.journal.settle(&set.lease, vec![set.reverted(0, 1)]).await.unwrap();
+    let copy = async || set.journal.unconfirmed_of(vec![set.seq(0)]).await.unwrap().remove(0);
+    let first_copy = copy().await;
+    assert_eq!(first_copy.tx_hashes, [0, 50, 1].map(|seed| TxHash([seed; 32])));
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    set.journal.admit(vec![arrival(set.account, "a", RETURNED, "body")]).await.unwrap();
+    set.journal.settle(&set.lease, vec![dead(set.seq(0))]).await.unwrap();
+    let dead_letter = copy().await;
+    assert_eq!((dead_letter.kind, dead_letter.generation), (CopyKind::DeadLetter, RETURNED));
+    assert_eq!(dead_letter.first_failed_at, first_copy.first_failed_at);
+    set.journal.admit(vec![arrival(set.account, "a", REPLAYED, "body")]).await.unwrap();
+    set.journal.settle(&set.lease, vec![failed(set.seq(0), 1), failed(set.seq(1), 1)]).await.unwrap();
+    assert!(copy().await.first_failed_at > first_copy.first_failed_at, "a replay starts from zero");
+    let page = async |after, limit| {
+        let copies = set.journal.unconfirmed(set.account, after, limit).await.unwrap();
+        copies.iter().map(|copy| copy.request).collect::<Vec<_>>()
+    };
+    assert_eq!(page(RequestSeq(i64::MIN), 1).await, [set.seq(0)]);
+    assert_eq!(page(set.seq(0), 10).await, [set.seq(1)]);
+    let what: Vec<_> = set.incidents("a").await;
+    assert_eq!(what, ["displaced", "failed", "returned", "failed", "replayed", "failed"]);
+}
+
+/// The operator has mended it: nothing of the body that died is left. One that kept its count of retries is a replay, too.
+pub(crate) async fn a_mended_replay_takes_the_place_of_what_died(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a"]).await;
+    set.journal.settle(&set.lease, vec![dead(set.seq(0))]).await.unwrap();
+    let mut mended = arrival(set.account, "a", Generation { replay: 1, retry: 3 }, "mended");
+    mended.message.properties.reply_to = Some("answers".to_owned());
+    let died = first(set.account, "a");
+    let verdicts = set.journal.admit(vec![mended.clone(), died, mended.clone()]).await.unwrap();
+    assert_eq!(verdicts, [Verdict::Accept, Verdict::Conflict, Verdict::Join]);
+    let queued = set.journal.queued(set.account, set.queued[0].turn, 10).await.unwrap();
+    assert_eq!((queued[0].seq, &queued[0].body), (set.seq(0), &Bytes::from_static(b"mended")));
+    assert_eq!(queued[0].reply.reply_to.as_deref(), Some("answers"));
+    let (_, known) = set.journal.standings(vec![id("a")]).await.unwrap().remove(0);
+    assert_eq!((known.body_hash, known.generation), (BodyHash::of(b"mended"), mended.generation));
+    assert_eq!(set.journal.message_of(&id("a")).await.unwrap(), Some(mended.message));
+    assert_eq!(set.incidents("a").await, ["failed", "replayed"]);
+}
+
+/// A number that came twice would let a late publisher, which sent the first event, take the second for sent.
+pub(crate) async fn the_outbox_gives_each_event_a_number_of_its_own(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a", "b", "c"]).await;
+    let other = set.journal.account(31337, Address([8; 20])).await.unwrap();
+    set.write_to_the_end(0, 0, "a").await;
+    let numbers = async |accounts: &[_], after, limit| {
+        let rows = set.journal.events(accounts, after, limit).await.unwrap();
+        rows.into_iter().map(|row| row.id).collect::<Vec<_>>()
+    };
+    let first = numbers(&[set.account], 0, 10).await[0];
+    set.journal.events_sent(vec![first]).await.unwrap();
+    set.write_to_the_end(1, 1, "b").await;
+    set.write_to_the_end(2, 2, "c").await;
+    set.journal.events_sent(vec![first, first]).await.unwrap();
+    let left = numbers(&[other, set.account], 0, 10).await;
+    assert_eq!(left.len(), 2, "the late one took nothing along");
+    assert!(first < left[0] && left[0] < left[1]);
+    assert_eq!(numbers(&[set.account], left[0], 10).await, left[1..]);
+    assert_eq!(numbers(&[set.account], 0, 1).await, left[..1]);
+    assert!(numbers(&[other], 0, 10).await.is_empty() && numbers(&[], 0, 10).await.is_empty());
+}
+
+pub(crate) async fn a_refused_message_takes_no_id_from_a_request(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a"]).await;
+    let messages = ["a", "r", "r"].map(|text| refused(set.account, text)).to_vec();
+    set.journal.record_refused(messages).await.unwrap();
+    assert_eq!(set.state("a").await, RequestState::Accepted, "the request keeps it");
+    assert_eq!(set.state("r").await, RequestState::Dead);
+    assert_eq!(set.journal.events(&[set.account], 0, 10).await.unwrap().len(), 3, "each is told about");
+    assert_eq!(set.journal.message_of(&id("r")).await.unwrap(), None);
+    assert_eq!(set.journal.open_requests().await.unwrap(), 1);
+    let history = set.journal.history(&id("r")).await.unwrap().unwrap();
+    assert_eq!(history.failure.as_deref(), Some("invalid.undecodable: not JSON"));
+    let back = arrival(set.account, "r", REPLAYED, "mended");
+    assert_eq!(
+        set.journal.admit(vec![first(set.account, "r"), back]).await.unwrap(),
+        [Verdict::Conflict, Verdict::Accept]
+    );
+    let queued = set.journal.queued(set.account, i64::MIN, 10).await.unwrap();
+    assert_eq!(queued.iter().map(|request| request.id.as_str()).collect::<Vec<_>>(), ["a", "r"]);
+}
+
+pub(crate) async fn a_park_is_noted_and_changes_nothing(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a"]).await;
+    set.journal.record_parked(vec![id("a"), id("nobody"), id("a")]).await.unwrap();
+    assert_eq!(set.incidents("a").await, ["parked", "parked"]);
+    assert_eq!(set.state("a").await, RequestState::Accepted);
+    assert!(set.journal.history(&id("nobody")).await.unwrap().is_none());
+}
+
+/// Whatever is forgotten, its nonces stay taken and its producer is still told.
+pub(crate) async fn pruning_keeps_nonces_taken_and_events_waiting(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a", "b", "c", "d", "e"]).await;
+    set.write_to_the_end(0, 0, "a").await;
+    set.write_to_the_end(1, 1, "b").await;
+    set.journal.settle(&set.lease, vec![dead(set.seq(2)), dead(set.seq(3))]).await.unwrap();
+    set.confirm(2, "c").await;
+    set.journal.record_parked(vec![id("a")]).await.unwrap();
+    let later = Timestamp::now().after(Duration::from_secs(60));
+    assert_eq!(set.journal.prune(later, 2).await.unwrap(), 2, "the limit");
+    assert!(set.journal.history(&id("a")).await.unwrap().is_none(), "the oldest go first");
+    assert!(set.journal.history(&id("c")).await.unwrap().is_some());
+    assert_eq!(set.journal.prune(later, 10).await.unwrap(), 1);
+    assert_eq!(set.state("d").await, RequestState::DeadPending, "its dead letter is nowhere yet");
+    assert_eq!(set.state("e").await, RequestState::Accepted);
+    assert_eq!(set.journal.events(&[set.account], 0, 10).await.unwrap().len(), 3);
+    let reused = set.sign(4, 1).await;
+    assert!(matches!(reused, Err(JournalError::Inconsistent { .. })), "{reused:?}");
+    set.write_to_the_end(4, 2, "e").await;
+    // Who comes after that is new.
+    assert_eq!(set.journal.admit(vec![first(set.account, "a")]).await.unwrap(), [Verdict::Accept]);
+    assert!(set.incidents("a").await.is_empty());
+}

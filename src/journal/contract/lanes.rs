@@ -1,0 +1,190 @@
+//! The part of the set about the way in: what is queued, who may write, what is signed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::journal::contract::{TTL, arrival, attempt, displaced, failed, first, id, set, transaction};
+use crate::journal::{Acquired, Journal, JournalError, RequestSeq};
+use crate::model::{Address, Attempt, Generation, HeaderValue, Headers, Nonce, RequestState, Timestamp};
+use crate::policy::arrival::Verdict;
+
+fn is_refused<T>(result: Result<T, JournalError>) -> bool {
+    matches!(result, Err(JournalError::Inconsistent { .. }))
+}
+
+pub(crate) async fn a_batch_is_queued_in_its_order_whatever_in_it_is_new(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a", "b"]).await;
+    set.journal.settle(&set.lease, vec![failed(set.seq(0), 1)]).await.unwrap();
+    let back = arrival(set.account, "a", Generation { replay: 0, retry: 1 }, "body");
+    let batch = vec![first(set.account, "c"), back, first(set.account, "d")];
+    assert_eq!(set.journal.admit(batch).await.unwrap(), [Verdict::Accept; 3]);
+    let queued = set.journal.queued(set.account, i64::MIN, 10).await.unwrap();
+    let ids: Vec<_> = queued.iter().map(|request| request.id.as_str()).collect();
+    assert_eq!(ids, ["b", "c", "a", "d"]);
+}
+
+/// The lane named in an arrival counts for new requests alone: an account that is not theirs never signs for them.
+pub(crate) async fn a_request_stays_with_its_lane(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a"]).await;
+    let other = set.journal.account(31337, Address([8; 20])).await.unwrap();
+    assert_eq!(set.journal.account(31337, Address([8; 20])).await.unwrap(), other, "it is made once");
+    set.journal.settle(&set.lease, vec![failed(set.seq(0), 1)]).await.unwrap();
+    let back = arrival(other, "a", Generation { replay: 0, retry: 1 }, "body");
+    assert_eq!(set.journal.admit(vec![back]).await.unwrap(), [Verdict::Accept]);
+    assert!(set.journal.queued(other, i64::MIN, 10).await.unwrap().is_empty());
+    assert_eq!(set.journal.queued(set.account, i64::MIN, 10).await.unwrap()[0].id, id("a"));
+}
+
+/// A message that was taken in and cannot be read again would stop every start.
+pub(crate) async fn every_message_comes_back_as_it_was(journal: Arc<dyn Journal>) {
+    let set = set(journal, &[]).await;
+    let floats = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -0.0, f64::MIN_POSITIVE, f64::MAX, 0.1 + 0.2];
+    let values = [
+        HeaderValue::Bool(true),
+        HeaderValue::Int(i64::MIN),
+        HeaderValue::Decimal { scale: 2, value: u32::MAX },
+        "text".into(),
+        HeaderValue::Bytes(vec![0xff, 0]),
+        HeaderValue::Time(u64::MAX),
+        HeaderValue::Table(Headers::from([("in".to_owned(), HeaderValue::Void)])),
+        HeaderValue::Array(floats.map(HeaderValue::Float).to_vec()),
+    ];
+    let mut odd = first(set.account, "odd");
+    odd.message.headers = values.into_iter().enumerate().map(|(at, value)| (format!("h-{at}"), value)).collect();
+    odd.message.properties.timestamp = Some(u64::MAX);
+    odd.message.properties.priority = Some(9);
+    odd.message.origin.exchange = "in \"quotes\" \u{0}".to_owned();
+    let expected = format!("{:?}", odd.message);
+    set.journal.admit(vec![odd]).await.unwrap();
+    // As texts: one NaN never equals another.
+    let message = set.journal.message_of(&id("odd")).await.unwrap();
+    assert_eq!(format!("{:?}", message.unwrap()), expected);
+    let seq = set.journal.queued(set.account, i64::MIN, 10).await.unwrap()[0].seq;
+    set.journal.settle(&set.lease, vec![failed(seq, 1)]).await.unwrap();
+    let copies = set.journal.unconfirmed_of(vec![seq]).await.unwrap();
+    assert_eq!(format!("{:?}", copies[0].message), expected);
+}
+
+/// Nobody else has written meanwhile, so the owner goes on where it was.
+pub(crate) async fn a_lease_holds_until_somebody_takes_it(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a"]).await;
+    set.journal.renew_lease(&set.lease, Duration::ZERO).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    set.sign(0, 0).await.unwrap();
+    set.journal.renew_lease(&set.lease, TTL).await.unwrap();
+    assert_eq!(set.journal.acquire_lease(set.account, "other".into(), TTL, None).await.unwrap().ours(), None);
+    // The same owner takes it again, say after an error: its older writes must not come in between.
+    let again = set.journal.acquire_lease(set.account, "me".into(), TTL, None).await.unwrap().ours().unwrap();
+    assert!(again.epoch > set.lease.epoch);
+    assert!(set.journal.renew_lease(&set.lease, TTL).await.unwrap_err().is_lease_lost());
+    assert!(set.journal.release_lease(&set.lease).await.unwrap_err().is_lease_lost(), "it is not given up for another");
+    set.journal.release_lease(&again).await.unwrap();
+    assert!(set.journal.release_lease(&again).await.unwrap_err().is_lease_lost());
+    assert!(set.journal.raise_next_nonce(&again, Nonce(0)).await.unwrap_err().is_lease_lost(), "it was given up");
+}
+
+/// C58: an owner whose clock was an hour ahead may have died with a lease that holds for an hour.
+pub(crate) async fn a_lease_that_nobody_renews_is_taken_whatever_the_clocks_say(journal: Arc<dyn Journal>) {
+    let set = set(journal, &[]).await;
+    let ask = async |stale| set.journal.acquire_lease(set.account, "other".into(), TTL, stale).await.unwrap();
+    let Acquired::Anothers(first) = ask(None).await else { panic!("it is held") };
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    set.journal.renew_lease(&set.lease, TTL * 60).await.unwrap();
+    let Acquired::Anothers(renewed) = ask(Some(first)).await else { panic!("it was renewed since") };
+    assert_ne!(renewed, first);
+    let taken = ask(Some(renewed)).await.ours().unwrap();
+    assert!(taken.epoch > set.lease.epoch);
+    assert!(set.journal.renew_lease(&set.lease, TTL).await.unwrap_err().is_lease_lost());
+}
+
+/// Only the chain knows an account's first nonce.
+pub(crate) async fn no_nonce_is_taken_before_the_first_is_known(journal: Arc<dyn Journal>) {
+    let set = set(journal, &[]).await;
+    let account = set.journal.account(31337, Address([8; 20])).await.unwrap();
+    let lease = set.journal.acquire_lease(account, "me".into(), TTL, None).await.unwrap().ours().unwrap();
+    set.journal.admit(vec![first(account, "a")]).await.unwrap();
+    let seq = set.journal.queued(account, i64::MIN, 10).await.unwrap()[0].seq;
+    let sign = async |nonce| set.journal.record_transactions(&lease, vec![transaction(seq, nonce)]).await;
+    assert!(is_refused(sign(0).await));
+    assert_eq!(set.journal.raise_next_nonce(&lease, Nonce(4)).await.unwrap(), Nonce(4));
+    assert!(is_refused(sign(0).await));
+    sign(4).await.unwrap();
+}
+
+/// Bytes for a nonce that is done could only ever be sent by mistake.
+pub(crate) async fn further_attempts_are_stored_at_live_nonces_alone(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a", "b"]).await;
+    set.write_to_the_end(0, 0, "a").await;
+    set.sign(1, 1).await.unwrap();
+    let again = |nonce, seed| -> (Nonce, Attempt) { (Nonce(nonce), attempt(seed)) };
+    for done in [0, 7] {
+        let batch = vec![again(1, 50), again(done, 51)];
+        assert!(is_refused(set.journal.record_attempts(&set.lease, batch).await), "{done}");
+    }
+    let live = set.journal.live_transactions(set.account).await.unwrap();
+    assert_eq!(live[0].attempts, [attempt(1)], "nothing of it was written");
+    let history = set.journal.history(&id("a")).await.unwrap().unwrap();
+    assert_eq!(history.transactions[0].attempts.len(), 1);
+}
+
+pub(crate) async fn a_lane_writes_for_its_own_requests_alone(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a"]).await;
+    let account = set.journal.account(31337, Address([8; 20])).await.unwrap();
+    let lease = set.journal.acquire_lease(account, "me".into(), TTL, None).await.unwrap().ours().unwrap();
+    set.journal.raise_next_nonce(&lease, Nonce(0)).await.unwrap();
+    assert!(is_refused(set.journal.record_transactions(&lease, vec![transaction(set.seq(0), 0)]).await));
+    assert!(is_refused(set.journal.record_transactions(&set.lease, vec![transaction(RequestSeq(99), 0)]).await));
+    assert!(is_refused(set.journal.settle(&lease, vec![failed(set.seq(0), 1)]).await));
+    assert_eq!(set.state("a").await, RequestState::Accepted);
+    assert_eq!(set.next_nonce().await, Nonce(0));
+    set.sign(0, 0).await.unwrap();
+    assert!(is_refused(set.journal.settle(&lease, vec![displaced(set.seq(0), 0)]).await));
+    assert_eq!(set.state("a").await, RequestState::Writing);
+    assert!(set.journal.live_transactions(account).await.unwrap().is_empty());
+}
+
+/// What recovery starts from, and in which order it sends.
+pub(crate) async fn live_transactions_come_by_nonce_with_their_requests(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a", "b"]).await;
+    let mut told = first(set.account, "c");
+    told.message.properties.reply_to = Some("answers".to_owned());
+    told.message.properties.correlation_id = Some("17".to_owned());
+    set.journal.admit(vec![told]).await.unwrap();
+    let queued = set.journal.queued(set.account, i64::MIN, 10).await.unwrap();
+    let signed =
+        [2, 0, 1].into_iter().zip(0..).map(|(index, nonce): (usize, u64)| transaction(queued[index].seq, nonce));
+    set.journal.record_transactions(&set.lease, signed.collect()).await.unwrap();
+    set.journal.settle(&set.lease, vec![displaced(queued[0].seq, 1)]).await.unwrap();
+    let live = set.journal.live_transactions(set.account).await.unwrap();
+    let found: Vec<_> = live.iter().map(|live| (live.nonce.0, live.request.id.as_str())).collect();
+    assert_eq!(found, [(0, "c"), (2, "b")]);
+    let (request, expected) = (&live[0].request, &queued[2]);
+    assert_eq!((request.seq, request.turn, &request.body), (expected.seq, expected.turn, &expected.body));
+    assert_eq!(request.reply.reply_to.as_deref(), Some("answers"));
+    assert_eq!(request.reply.correlation_id.as_deref(), Some("17"));
+}
+
+pub(crate) async fn every_change_of_a_state_is_dated(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a"]).await;
+    let mut last = Timestamp(0);
+    let mut check = async |step: &str| {
+        let history = set.journal.history(&id("a")).await.unwrap().unwrap();
+        let changed_at: Timestamp = history.changed_at.parse().unwrap();
+        assert!(changed_at > last, "{step}");
+        last = changed_at;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    check("admitted").await;
+    set.sign(0, 0).await.unwrap();
+    check("signed").await;
+    set.journal.settle(&set.lease, vec![displaced(set.seq(0), 0)]).await.unwrap();
+    check("queued again").await;
+    set.journal.settle(&set.lease, vec![failed(set.seq(0), 1)]).await.unwrap();
+    check("failed").await;
+    set.confirm(0, "a").await;
+    check("confirmed").await;
+    set.journal.admit(vec![arrival(set.account, "a", Generation { replay: 0, retry: 1 }, "body")]).await.unwrap();
+    check("returned").await;
+    set.write_to_the_end(0, 1, "a").await;
+    check("final").await;
+}

@@ -1,0 +1,278 @@
+//! What must hold, checked against the truth at each step: when bytes go out, when the journal changes, when a copy
+//! leaves, when a delivery is acked, and when all is quiet. It trusts neither the program nor what it says of itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::PoisonError;
+
+use crate::journal::{AccountId, RequestSeq};
+use crate::model::message::header;
+use crate::model::{
+    AttemptKind, BodyHash, EventKind, Nonce, RequestId, RequestState, SignedTransaction, TransactionState, TxHash,
+};
+use crate::simulation::nodes::has_its_hash;
+use crate::simulation::queues::{Queued, Taken, text};
+use crate::simulation::store::{EventRecord, Store, TransactionRow};
+use crate::simulation::workload::{Behaviour, Body};
+use crate::simulation::world::World;
+
+#[derive(Debug, Default)]
+pub(super) struct Checker {
+    pub(super) violations: Vec<String>,
+    /// Nonces whose end was checked.
+    closed: BTreeSet<(AccountId, Nonce)>,
+    /// Hashes that were in a block at some time.
+    seen_in_blocks: BTreeSet<TxHash>,
+    /// Every id that was published, with the bodies that went out under it; a second one is a conflict.
+    pub(super) published: BTreeMap<String, Vec<String>>,
+    /// What goes to a node need not stand in the journal: there is none.
+    pub(super) trusts_everybody: bool,
+    /// Transactions of one lane not in a block at most.
+    pub(super) in_flight: usize,
+}
+
+impl World {
+    fn with_store<T>(&mut self, look: impl FnOnce(&mut Self, &Store) -> T) -> T {
+        let store = self.store();
+        let store = store.lock().unwrap_or_else(PoisonError::into_inner);
+        look(self, &store)
+    }
+
+    /// Invariants 1 and 5: what goes to a node stands in the journal.
+    pub(super) fn check_broadcast(&mut self, transactions: &[SignedTransaction]) {
+        self.with_store(|world, store| {
+            for signed in transactions {
+                let record = store.record();
+                let is_stored = record.signed.iter().chain(&record.fillers).any(|stored| stored.signed == *signed);
+                if !(is_stored || world.checker.trusts_everybody) || !has_its_hash(signed) {
+                    world.violated(format!("1, 5: {} goes out and is not in the journal", signed.hash));
+                }
+            }
+        });
+    }
+
+    /// Invariants 2, 3, 4, 6, 11 and 12, as far as the journal tells; after every write.
+    pub(super) fn check_journal(&mut self) {
+        self.with_store(|world, store| {
+            for (account, row) in store.accounts() {
+                let nonces: Vec<u64> = nonces_of(store, *account).map(|nonce| nonce.0).collect();
+                let next = row.next_nonce.map_or(0, |nonce| nonce.0);
+                if nonces.last().is_some_and(|last| *last >= next) {
+                    world.violated(format!("4: nonce {:?} is taken and the next is {next}", nonces.last()));
+                }
+            }
+            let mut effects: BTreeMap<RequestSeq, usize> = BTreeMap::new();
+            for ((account, nonce), row) in store.transactions() {
+                match row.state {
+                    TransactionState::Live | TransactionState::Succeeded => {
+                        *effects.entry(row.request).or_default() += 1
+                    }
+                    TransactionState::Reverted | TransactionState::Cancelled | TransactionState::Displaced => {}
+                }
+                if row.state != TransactionState::Live && !world.checker.closed.contains(&(*account, *nonce)) {
+                    world.checker.closed.insert((*account, *nonce));
+                    world.check_closed(store, *account, *nonce, row.state);
+                }
+            }
+            if let Some((request, count)) = effects.into_iter().find(|(_, count)| *count > 1) {
+                world.violated(format!("3, 11: request {request:?} has {count} transactions that may land"));
+            }
+            // What the chain has decided on is the lane's no more, even if settle has yet to say so.
+            let is_open = |((account, nonce), row): &(&(AccountId, Nonce), &TransactionRow)| {
+                let was_seen = |hash| world.checker.seen_in_blocks.contains(&hash);
+                row.state == TransactionState::Live
+                    && !row.attempts.iter().any(|stored| was_seen(stored.attempt.signed.hash))
+                    && world.ledger.final_at(store.accounts()[account].address, *nonce).is_none()
+            };
+            let open = store.transactions().iter().filter(is_open).count();
+            if open > world.checker.in_flight {
+                world.violated(format!(
+                    "12: {open} transactions are in no block, {} are allowed",
+                    world.checker.in_flight
+                ));
+            }
+        });
+    }
+
+    /// Invariants 2, 3 and 6: a nonce ends as the chain says, at finality.
+    fn check_closed(&mut self, store: &Store, account: AccountId, nonce: Nonce, state: TransactionState) {
+        let address = store.accounts()[&account].address;
+        let ours: Vec<_> =
+            store.record().signed.iter().filter(|stored| stored.account == account && stored.nonce == nonce).collect();
+        let Some((hash, succeeded)) = self.ledger.final_at(address, nonce) else {
+            self.violated(format!("2, 6: nonce {nonce} is closed as {} and is not final", state.as_str()));
+            return;
+        };
+        let kind = ours.iter().find(|stored| stored.signed.hash == hash).map(|stored| stored.kind);
+        let truth = match (kind, succeeded) {
+            (Some(AttemptKind::Write), true) => TransactionState::Succeeded,
+            (Some(AttemptKind::Write), false) => TransactionState::Reverted,
+            (Some(AttemptKind::Cancel), _) => TransactionState::Cancelled,
+            (None, _) => TransactionState::Displaced,
+        };
+        if truth != state {
+            self.violated(format!("2, 3, 6: nonce {nonce} is closed as {} and is {}", state.as_str(), truth.as_str()));
+        }
+    }
+
+    /// Invariant 11, on the chain itself; after every block.
+    pub(super) fn check_chain(&mut self) {
+        // A reorganisation makes at most some blocks at once.
+        let newest = self.ledger.chain.iter().rev().take(8).flat_map(|block| &block.transactions);
+        self.checker.seen_in_blocks.extend(newest.map(|(hash, _)| *hash));
+        for (id, count) in self.ledger.effects() {
+            if count > 1 {
+                self.violated(format!("11: {id} is in the chain {count} times"));
+            }
+        }
+    }
+
+    /// Invariants 8 and 10: a copy that leaves says the truth.
+    pub(super) fn check_copy(&mut self, taken: Taken, copy: &Queued) {
+        let id = copy.id().to_owned();
+        let class = text(&copy.message, header::ERROR_CLASS).to_owned();
+        let reason = text(&copy.message, header::ERROR_REASON).to_owned();
+        self.note(format!("the broker takes {id} {} {taken:?} {class}.{reason}", copy.generation()));
+        let behaviour = Body::read(&copy.message.body).map_or(Behaviour::Runs, |body| body.behaviour);
+        let is_conflict = class == "invalid";
+        // A parked copy still says what an earlier one failed for.
+        let is_parked = taken == Taken::ToWait && copy.generation().retry == 0;
+        if !is_parked && class == "unavailable" || !is_parked && class == "rejected" && !behaviour.may_fail() {
+            self.violated(format!("10: {id} becomes {taken:?} for {class}.{reason}"));
+        }
+        if taken == Taken::Dead && !is_conflict {
+            self.with_store(|world, store| world.check_dead(store, copy));
+        }
+    }
+
+    fn check_dead(&mut self, store: &Store, copy: &Queued) {
+        let id = copy.id();
+        let row = RequestId::new(id).ok().and_then(|id| store.request(&id));
+        // A dead letter that arrives late, after its replay was taken in: the replay's transactions are not its own.
+        if row.is_none_or(|row| row.generation.replay > copy.generation().replay) {
+            return;
+        }
+        let signed = store.record().signed.iter().filter(|stored| stored.request.as_str() == id);
+        let nonces: BTreeSet<_> = signed.map(|stored| (stored.account, stored.nonce)).collect();
+        for (account, nonce) in nonces {
+            let address = store.accounts()[&account].address;
+            if self.ledger.final_at(address, nonce).is_none() {
+                self.violated(format!("8: {id} is a dead letter and its nonce {nonce} is open"));
+            }
+        }
+        if self.ledger.effects().contains_key(id) {
+            self.violated(format!("8: {id} is a dead letter and is in the chain"));
+        }
+    }
+
+    /// Invariant 7: what the broker may forget is safe elsewhere, and the journal knows it.
+    pub(super) fn check_ack(&mut self, acked: &Queued) {
+        self.note(format!("acked {} {}", acked.id(), acked.generation()));
+        let is_safe = self.with_store(|world, store| world.is_safe(store, acked));
+        if let Err(why) = is_safe {
+            self.violated(format!("7: {} {} is acked: {why}", acked.id(), acked.generation()));
+        }
+    }
+
+    fn is_safe(&self, store: &Store, acked: &Queued) -> Result<(), &'static str> {
+        let (generation, body) = (acked.generation(), &acked.message.body);
+        let copies = || {
+            let same = |(_, copy): &&(Taken, Queued)| copy.id() == acked.id() && copy.message.body == *body;
+            self.queues.taken.iter().filter(same)
+        };
+        let is_refused = copies().any(|(taken, copy)| *taken == Taken::Dead && copy.generation() == generation);
+        let row = RequestId::new(acked.id()).ok().and_then(|id| store.request(&id));
+        let Some(row) = row else { return if is_refused { Ok(()) } else { Err("nobody knows it") } };
+        let is_replayed = row.generation.replay > generation.replay;
+        if row.body_hash != BodyHash::of(body) && !is_replayed {
+            return if is_refused { Ok(()) } else { Err("its other body is in no queue") };
+        }
+        if row.state == RequestState::Final {
+            let is_told = |event: &EventRecord| event.subject == row.id && event.kind == EventKind::Final;
+            let is_told = store.record().events.values().any(is_told);
+            return if is_told { Ok(()) } else { Err("its event is not in the outbox") };
+        }
+        let is_later = |(taken, copy): &(Taken, Queued)| match taken {
+            Taken::ToWait => copy.generation() > generation,
+            Taken::Dead => copy.generation() >= generation,
+        };
+        let is_parked = copies().any(|(taken, copy)| *taken == Taken::ToWait && copy.generation() == generation)
+            && row.incidents.iter().any(|incident| incident.what == "parked");
+        if !copies().any(is_later) && !is_parked && !is_replayed {
+            return Err("no later copy of it is at the broker");
+        }
+        let is_noted = row.state.is_settled() || row.generation > generation || is_parked;
+        if is_noted { Ok(()) } else { Err("the journal does not know of its copy") }
+    }
+
+    /// Everything, once nothing moves any more.
+    pub(super) fn check_end(&mut self) {
+        self.with_store(|world, store| {
+            world.check_accounts(store);
+            let effects = world.ledger.effects();
+            for (id, bodies) in world.checker.published.clone() {
+                let written = effects.get(&id).copied().unwrap_or(0);
+                let Some(row) = RequestId::new(&id).ok().and_then(|id| store.request(&id)) else {
+                    world.violated(format!("lost: {id} is unknown"));
+                    continue;
+                };
+                let own = |dead: &&Queued| {
+                    dead.id() == id && !is_conflict(dead) && dead.generation().replay >= row.generation.replay
+                };
+                let dead = world.queues.dead.iter().any(|copy| own(&copy));
+                let fits = match row.state {
+                    RequestState::Final => written == 1 && !dead,
+                    RequestState::Dead => written == 0 && dead,
+                    _ => false,
+                };
+                if !fits {
+                    let state = row.state;
+                    world.violated(format!(
+                        "lost or twice: {id} is {state}, {written} times in the chain, dead: {dead}"
+                    ));
+                }
+                for body in bodies.iter().filter(|body| BodyHash::of(body.as_bytes()) != row.body_hash) {
+                    let mut copies = world.queues.taken.iter().filter(|(taken, _)| *taken == Taken::Dead);
+                    if !copies.any(|(_, copy)| copy.message.body == body.as_bytes()) {
+                        world.violated(format!("lost: {body} is no dead letter"));
+                    }
+                }
+            }
+            world.check_events(store);
+        });
+    }
+
+    fn check_accounts(&mut self, store: &Store) {
+        for (account, row) in store.accounts() {
+            let (count, next) = (self.ledger.nonce(row.address), row.next_nonce.unwrap_or_default());
+            if count < next {
+                self.violated(format!("4: {account} has nonce {count} on the chain, {next} in the journal"));
+            }
+        }
+    }
+
+    fn check_events(&mut self, store: &Store) {
+        for (_, row) in store.requests() {
+            let final_ids: BTreeSet<_> = self
+                .queues
+                .events
+                .iter()
+                .filter_map(|event| serde_json::from_slice::<serde_json::Value>(&event.body).ok())
+                .filter(|event| event["subject"] == row.id.as_str())
+                .filter(|event| event["type"] == "io.chainwriter.request.final.v1")
+                .map(|event| event["id"].to_string())
+                .collect();
+            let expected = usize::from(row.state == RequestState::Final);
+            if final_ids.len() != expected {
+                self.violated(format!("{}: {} events say that it is final", row.id, final_ids.len()));
+            }
+        }
+    }
+}
+
+pub(super) fn is_conflict(dead: &Queued) -> bool {
+    text(&dead.message, header::ERROR_CLASS) == "invalid"
+}
+
+fn nonces_of(store: &Store, account: AccountId) -> impl Iterator<Item = Nonce> {
+    store.transactions().keys().filter(move |(owner, _)| *owner == account).map(|(_, nonce)| *nonce)
+}

@@ -1,0 +1,257 @@
+//! Simulated processes: the whole pipeline, which can be killed between any two of its steps, frozen, or asked to stop.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::journal::{JournalError, Leases};
+use crate::lane::LaneSettings;
+use crate::model::ids::virtual_host;
+use crate::pipeline::{Pipeline, PipelineSettings, Seams, Stops};
+use crate::simulation::journal::{Faults, MemoryJournal, in_doubt, not_written};
+use crate::simulation::nodes::SimNodes;
+use crate::simulation::queues::{SimPublisher, deliver};
+use crate::simulation::settings::RunSettings;
+use crate::simulation::signer::SimSigner;
+use crate::simulation::world::Shared;
+
+/// Whether a process lives, and what its host's clock says.
+#[derive(Debug, Default)]
+pub(super) struct Life {
+    is_dead: AtomicBool,
+    is_frozen: AtomicBool,
+    /// Dies after so many more polls of its tasks; 0: lives on.
+    polls_left: AtomicU64,
+    skew_ms: AtomicI64,
+    sleepers: Mutex<Vec<Waker>>,
+}
+
+impl Life {
+    pub(super) fn kill(&self) {
+        self.is_dead.store(true, Ordering::Relaxed);
+        self.thaw();
+    }
+
+    /// Between two awaits, in so many polls' time.
+    pub(super) fn kill_after(&self, polls: u64) {
+        self.polls_left.store(polls, Ordering::Relaxed);
+    }
+
+    pub(super) fn freeze(&self) {
+        self.is_frozen.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn thaw(&self) {
+        self.is_frozen.store(false, Ordering::Relaxed);
+        let sleepers = std::mem::take(&mut *self.sleepers.lock().unwrap_or_else(PoisonError::into_inner));
+        sleepers.into_iter().for_each(Waker::wake);
+    }
+
+    pub(super) fn jump(&self, milliseconds: i64) {
+        self.skew_ms.fetch_add(milliseconds, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_dead(&self) -> bool {
+        self.is_dead.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_frozen(&self) -> bool {
+        self.is_frozen.load(Ordering::Relaxed)
+    }
+}
+
+/// How a task of a process ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// As it should, or with the journal's error.
+    Ended(&'static str, Result<(), JournalError>),
+    Killed,
+}
+
+/// A task that lives as long as its process. All that it holds in memory goes with it.
+struct Mortal {
+    task: Option<Pin<Box<dyn Future<Output = Result<(), JournalError>> + Send>>>,
+    name: &'static str,
+    life: Arc<Life>,
+}
+
+impl Future for Mortal {
+    type Output = End;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<End> {
+        let life = Arc::clone(&self.life);
+        if life.polls_left.load(Ordering::Relaxed) > 0 && life.polls_left.fetch_sub(1, Ordering::Relaxed) == 1 {
+            life.is_dead.store(true, Ordering::Relaxed);
+        }
+        if life.is_dead() {
+            self.task = None;
+            return Poll::Ready(End::Killed);
+        }
+        if life.is_frozen() {
+            life.sleepers.lock().unwrap_or_else(PoisonError::into_inner).push(context.waker().clone());
+            return Poll::Pending;
+        }
+        let name = self.name;
+        let Some(task) = &mut self.task else { return Poll::Ready(End::Killed) };
+        virtual_host::set_skew(life.skew_ms.load(Ordering::Relaxed));
+        let polled = task.as_mut().poll(context);
+        virtual_host::set_skew(0);
+        polled.map(|result| End::Ended(name, result))
+    }
+}
+
+/// A running process.
+pub(super) struct Process {
+    pub(super) life: Arc<Life>,
+    tasks: JoinSet<End>,
+    running: Vec<&'static str>,
+    stops: Stops,
+    is_stopping: bool,
+    journal: Arc<MemoryJournal>,
+    lanes: Vec<(crate::journal::AccountId, crate::lane::LaneSignals)>,
+    session: watch::Receiver<u64>,
+    world: Shared,
+}
+
+impl Process {
+    /// Starts the whole pipeline over the world. `name` is this run of this instance.
+    pub(super) fn start(world: &Shared, settings: &RunSettings, name: &str) -> Self {
+        let life = Arc::new(Life::default());
+        let faults = Arc::new(Disk { world: world.clone() });
+        let journal = Arc::new(MemoryJournal::new(world.lock().store(), faults));
+        let publisher = Arc::new(SimPublisher {
+            world: world.clone(),
+            names: settings.settle.names.clone(),
+            delays: settings.delays.clone(),
+        });
+        let (sender, deliveries) = mpsc::channel(4);
+        let mut lanes = Vec::new();
+        let mut signers: Vec<Arc<dyn crate::signer::Signer>> = Vec::new();
+        for (address, account) in &settings.accounts {
+            signers.push(Arc::new(SimSigner { world: world.clone(), address: *address }));
+            lanes.push(LaneSettings { account: *account, owner: name.into(), ..settings.lane.clone() });
+        }
+        let chain = Arc::new(SimNodes { world: world.clone() });
+        let seams = Seams { journal: Arc::clone(&journal), chain, signers, publisher, deliveries };
+        let stops = Stops::default();
+        let told = PipelineSettings {
+            lanes,
+            admission: settings.admission.clone(),
+            settle: settings.settle.clone(),
+            max_open: settings.max_open,
+            retention: Duration::from_secs(30 * 86_400),
+        };
+        let Pipeline { stages, lanes, flow } = Pipeline::new(seams, told, &stops);
+        let mut tasks = JoinSet::new();
+        let mut running = Vec::new();
+        for stage in stages {
+            running.push(stage.name);
+            tasks.spawn(Mortal { task: Some(stage.run), name: stage.name, life: Arc::clone(&life) });
+        }
+        let (numbers, session) = watch::channel(0);
+        let sessions = deliver(world.clone(), sender, flow, stops.intake.clone(), numbers);
+        let sessions = async {
+            sessions.await;
+            Ok(())
+        };
+        tasks.spawn(Mortal { task: Some(Box::pin(sessions)), name: "broker", life: Arc::clone(&life) });
+        Self { life, tasks, running, stops, is_stopping: false, journal, lanes, session, world: world.clone() }
+    }
+
+    /// Asks it to finish, as a signal does.
+    pub(super) fn stop(&mut self) {
+        self.is_stopping = true;
+        self.stop_next();
+    }
+
+    fn stop_next(&mut self) {
+        let runs = |name| self.running.contains(&name);
+        self.stops.intake.cancel();
+        self.stops.lanes.cancel();
+        if !runs("intake") && !runs("lane") && !runs("settle") {
+            self.stops.outbox.cancel();
+        }
+    }
+
+    /// Looks after it: true while it runs. One that has ended has given its deliveries back.
+    pub(super) async fn look(&mut self) -> bool {
+        while let Some(ended) = self.tasks.try_join_next() {
+            match ended {
+                Ok(End::Ended(name, Ok(()))) if self.is_stopping => {
+                    if let Some(place) = self.running.iter().position(|running| *running == name) {
+                        self.running.remove(place);
+                    }
+                    self.stop_next();
+                }
+                Ok(End::Ended(name, result)) => {
+                    self.world.lock().note(format!("{name} ends the process: {result:?}"));
+                    self.life.kill();
+                }
+                Ok(End::Killed) => self.life.kill(),
+                Err(panic) => {
+                    self.world.lock().violated(format!("a task panicked: {panic}"));
+                    self.life.kill();
+                }
+            }
+        }
+        let has_drained = self.running.is_empty();
+        if has_drained && !self.life.is_dead() {
+            for lease in self.lanes.iter().filter_map(|(_, signals)| signals.lease.borrow().clone()) {
+                let _ = self.journal.release_lease(&lease).await;
+            }
+        }
+        if has_drained || self.life.is_dead() {
+            self.life.kill();
+            self.tasks.abort_all();
+            while self.tasks.join_next().await.is_some() {}
+            self.world.lock().queues.end_session(*self.session.borrow());
+            return false;
+        }
+        true
+    }
+}
+
+/// The journal's disk.
+struct Disk {
+    world: Shared,
+}
+
+#[async_trait]
+impl Faults for Disk {
+    async fn before(&self, operation: &'static str, writes: bool) -> Result<(), JournalError> {
+        let (latency, fails) = {
+            let mut world = self.world.lock();
+            let odds = world.weather.commits_fail;
+            (world.latency(), writes && world.happens(odds))
+        };
+        tokio::time::sleep(latency).await;
+        if fails {
+            self.world.lock().note(format!("{operation} is not written"));
+            return Err(not_written(operation));
+        }
+        Ok(())
+    }
+
+    async fn after(&self, operation: &'static str, writes: bool) -> Result<(), JournalError> {
+        let (latency, fails) = {
+            let mut world = self.world.lock();
+            if writes {
+                world.check_journal();
+            }
+            let odds = world.weather.commits_unknown;
+            (world.latency(), writes && world.happens(odds))
+        };
+        tokio::time::sleep(latency).await;
+        if fails {
+            self.world.lock().note(format!("{operation} is written, and nobody is told"));
+            return Err(in_doubt());
+        }
+        Ok(())
+    }
+}

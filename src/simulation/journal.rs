@@ -1,0 +1,350 @@
+//! The journal's seam over a store in memory, with a place for faults before and after each call.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::journal::{
+    AccountId, Acquired, Admissions, Arrival, CancelWish, Cancellation, ConfirmedCopy, EndedAgain, History,
+    JournalError, Lease, LeaseMark, Leases, LiveTransaction, NewTransaction, Outbox, OutboxRow, QueuedRequest,
+    RefusedMessage, Reorged, RequestSeq, Result, Settlement, Settlements, StoredNonce, Transactions, UnconfirmedCopy,
+    Upkeep, Which, WishAnswer,
+};
+use crate::model::{Address, Attempt, Message, Nonce, RequestId, Timestamp};
+use crate::policy::arrival::{Known, Verdict};
+use crate::simulation::store::Store;
+
+/// What may go wrong around a call. Both may wait.
+#[async_trait]
+pub(crate) trait Faults: Send + Sync {
+    /// Fails the call before it has read or written anything.
+    async fn before(&self, operation: &'static str, writes: bool) -> Result<()>;
+    /// Fails the call after it has done all that it does. For one that writes: [`in_doubt`].
+    async fn after(&self, operation: &'static str, writes: bool) -> Result<()>;
+}
+
+/// Nothing goes wrong.
+pub(crate) struct NoFaults;
+
+#[async_trait]
+impl Faults for NoFaults {
+    async fn before(&self, _: &'static str, _: bool) -> Result<()> {
+        Ok(())
+    }
+
+    async fn after(&self, _: &'static str, _: bool) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// The database failed before the commit: nothing was written.
+pub(crate) fn not_written(doing: &'static str) -> JournalError {
+    JournalError::Storage { doing, source: "a simulated fault".into() }
+}
+
+/// The commit failed: nobody can tell whether it holds.
+pub(crate) fn in_doubt() -> JournalError {
+    JournalError::Commit("a simulated fault".to_owned())
+}
+
+/// One instance's way to a store, which others may share and which outlives it.
+#[derive(Clone)]
+pub(crate) struct MemoryJournal {
+    store: Arc<Mutex<Store>>,
+    faults: Arc<dyn Faults>,
+}
+
+impl MemoryJournal {
+    pub(crate) fn new(store: Arc<Mutex<Store>>, faults: Arc<dyn Faults>) -> Self {
+        Self { store, faults }
+    }
+
+    async fn read<T: Send>(&self, operation: &'static str, work: impl FnOnce(&Store) -> T + Send) -> Result<T> {
+        self.call(operation, false, |store, _| Ok(work(store))).await
+    }
+
+    async fn write<T: Send>(
+        &self,
+        operation: &'static str,
+        work: impl FnOnce(&mut Store, Timestamp) -> Result<T> + Send,
+    ) -> Result<T> {
+        self.call(operation, true, work).await
+    }
+
+    /// A caller that stops waiting may have written or not, as with a database.
+    async fn call<T: Send>(
+        &self,
+        operation: &'static str,
+        writes: bool,
+        work: impl FnOnce(&mut Store, Timestamp) -> Result<T> + Send,
+    ) -> Result<T> {
+        self.faults.before(operation, writes).await?;
+        let done = work(&mut self.store.lock().unwrap_or_else(PoisonError::into_inner), Timestamp::now());
+        self.faults.after(operation, writes).await?;
+        done
+    }
+}
+
+#[async_trait]
+impl Leases for MemoryJournal {
+    async fn account(&self, chain_id: u64, address: Address) -> Result<AccountId> {
+        self.write("account", |store, _| store.account(chain_id, address)).await
+    }
+
+    async fn acquire_lease(
+        &self,
+        account: AccountId,
+        owner: Arc<str>,
+        ttl: Duration,
+        stale: Option<LeaseMark>,
+    ) -> Result<Acquired> {
+        self.write("acquire_lease", |store, now| store.acquire_lease(now, account, owner, ttl, stale)).await
+    }
+
+    async fn renew_lease(&self, lease: &Lease, ttl: Duration) -> Result<()> {
+        self.write("renew_lease", |store, now| store.renew_lease(now, lease, ttl)).await
+    }
+
+    async fn release_lease(&self, lease: &Lease) -> Result<()> {
+        self.write("release_lease", |store, _| store.release_lease(lease)).await
+    }
+
+    async fn raise_next_nonce(&self, lease: &Lease, at_least: Nonce) -> Result<Nonce> {
+        self.write("raise_next_nonce", |store, _| store.raise_next_nonce(lease, at_least)).await
+    }
+}
+
+#[async_trait]
+impl Admissions for MemoryJournal {
+    async fn admit(&self, arrivals: Vec<Arrival>) -> Result<Vec<Verdict>> {
+        self.write("admit", |store, now| store.admit(now, arrivals)).await
+    }
+
+    async fn open_requests(&self) -> Result<u64> {
+        self.read("open_requests", Store::open_requests).await
+    }
+}
+
+#[async_trait]
+impl Transactions for MemoryJournal {
+    async fn queued(&self, account: AccountId, after_turn: i64, limit: u32) -> Result<Vec<QueuedRequest>> {
+        self.read("queued", |store| store.queued(account, after_turn, limit)).await
+    }
+
+    async fn live_transactions(&self, account: AccountId) -> Result<Vec<LiveTransaction>> {
+        self.read("live_transactions", |store| store.live_transactions(account)).await
+    }
+
+    async fn record_transactions(&self, lease: &Lease, transactions: Vec<NewTransaction>) -> Result<()> {
+        self.write("record_transactions", |store, now| store.record_transactions(now, lease, transactions)).await
+    }
+
+    async fn record_attempts(&self, lease: &Lease, attempts: Vec<(Nonce, Attempt)>) -> Result<()> {
+        self.write("record_attempts", |store, _| store.record_attempts(lease, attempts)).await
+    }
+
+    async fn cancellations(&self, account: AccountId) -> Result<Vec<Cancellation>> {
+        self.read("cancellations", |store| store.cancellations(account)).await
+    }
+
+    async fn nonces(&self, account: AccountId, which: Which) -> Result<Vec<StoredNonce>> {
+        self.read("nonces", |store| store.nonces(account, which)).await
+    }
+
+    async fn fillers(&self, account: AccountId, first: Nonce, below: Nonce) -> Result<Vec<(Nonce, Attempt)>> {
+        self.read("fillers", |store| store.fillers(account, first, below)).await
+    }
+
+    async fn record_fillers(&self, lease: &Lease, fillers: Vec<(Nonce, Attempt)>) -> Result<()> {
+        self.write("record_fillers", |store, _| store.record_fillers(lease, fillers)).await
+    }
+}
+
+#[async_trait]
+impl Settlements for MemoryJournal {
+    async fn settle(&self, lease: &Lease, settlements: Vec<Settlement>) -> Result<()> {
+        self.write("settle", |store, now| store.settle(now, lease, settlements)).await
+    }
+
+    async fn record_reorged(&self, lease: &Lease, reorged: Vec<Reorged>) -> Result<()> {
+        self.write("record_reorged", |store, now| store.record_reorged(now, lease, reorged)).await
+    }
+
+    async fn record_ended_again(&self, lease: &Lease, ended: Vec<EndedAgain>) -> Result<()> {
+        self.write("record_ended_again", |store, now| store.record_ended_again(now, lease, ended)).await
+    }
+
+    async fn unconfirmed(&self, account: AccountId, after: RequestSeq, limit: u32) -> Result<Vec<UnconfirmedCopy>> {
+        self.read("unconfirmed", |store| store.unconfirmed(account, after, limit)).await
+    }
+
+    async fn unconfirmed_of(&self, requests: Vec<RequestSeq>) -> Result<Vec<UnconfirmedCopy>> {
+        self.read("unconfirmed_of", |store| store.unconfirmed_of(&requests)).await
+    }
+
+    async fn confirm(&self, copies: Vec<ConfirmedCopy>) -> Result<()> {
+        self.write("confirm", |store, now| store.confirm(now, copies)).await
+    }
+
+    async fn record_refused(&self, messages: Vec<RefusedMessage>) -> Result<()> {
+        self.write("record_refused", |store, now| store.record_refused(now, messages)).await
+    }
+
+    async fn standings(&self, ids: Vec<RequestId>) -> Result<Vec<(RequestId, Known)>> {
+        self.read("standings", |store| store.standings(&ids)).await
+    }
+
+    async fn message_of(&self, id: &RequestId) -> Result<Option<Message>> {
+        self.read("message_of", |store| store.message_of(id)).await
+    }
+
+    async fn record_parked(&self, ids: Vec<RequestId>) -> Result<()> {
+        self.write("record_parked", |store, now| {
+            store.record_parked(now, &ids);
+            Ok(())
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl Outbox for MemoryJournal {
+    async fn events(&self, accounts: &[AccountId], after: i64, limit: u32) -> Result<Vec<OutboxRow>> {
+        self.read("events", |store| store.events(accounts, after, limit)).await
+    }
+
+    async fn events_sent(&self, ids: Vec<i64>) -> Result<()> {
+        self.write("events_sent", |store, _| {
+            store.events_sent(&ids);
+            Ok(())
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl Upkeep for MemoryJournal {
+    async fn history(&self, id: &RequestId) -> Result<Option<History>> {
+        self.read("history", |store| store.history(id)).await
+    }
+
+    async fn wish_cancellation(&self, id: &RequestId, wish: CancelWish) -> Result<WishAnswer> {
+        self.write("wish_cancellation", |store, now| Ok(store.wish_cancellation(now, id, wish))).await
+    }
+
+    async fn prune(&self, before: Timestamp, limit: u32) -> Result<u64> {
+        self.write("prune", |store, _| Ok(store.prune(before, limit))).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::Journal;
+    use crate::journal::contract::{arrival, id, journal_contract, set, transaction};
+    use crate::model::{AttemptKind, Generation, RequestState, TransactionState};
+
+    async fn journal() -> ((), Arc<dyn Journal>) {
+        let journal = MemoryJournal::new(Arc::default(), Arc::new(NoFaults));
+        ((), Arc::new(journal))
+    }
+
+    journal_contract!(journal());
+
+    /// Fails one operation, before or after its work.
+    struct Failing {
+        operation: &'static str,
+        is_after: bool,
+    }
+
+    #[async_trait]
+    impl Faults for Failing {
+        async fn before(&self, operation: &'static str, writes: bool) -> Result<()> {
+            let fails = writes && !self.is_after && operation == self.operation;
+            if fails { Err(not_written(operation)) } else { Ok(()) }
+        }
+
+        async fn after(&self, operation: &'static str, writes: bool) -> Result<()> {
+            let fails = writes && self.is_after && operation == self.operation;
+            if fails { Err(in_doubt()) } else { Ok(()) }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_fault_before_writes_nothing_and_one_after_has_written() {
+        for is_after in [false, true] {
+            let store: Arc<Mutex<Store>> = Arc::default();
+            let sound = MemoryJournal::new(store.clone(), Arc::new(NoFaults));
+            let set = set(Arc::new(sound), &["a"]).await;
+            let failing =
+                MemoryJournal::new(store.clone(), Arc::new(Failing { operation: "record_transactions", is_after }));
+            let signed = vec![transaction(set.queued[0].seq, 0)];
+            let failed = failing.record_transactions(&set.lease, signed).await.unwrap_err();
+            assert_eq!(matches!(failed, JournalError::Commit(_)), is_after, "{failed}");
+            let store = store.lock().unwrap();
+            assert_eq!(store.transactions().len(), usize::from(is_after));
+            assert_eq!(store.attempts_raw().count(), usize::from(is_after));
+            let state = if is_after { RequestState::Writing } else { RequestState::Accepted };
+            assert_eq!(store.request(&id("a")).unwrap().state, state);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_one_instance_writes_another_reads() {
+        let store: Arc<Mutex<Store>> = Arc::default();
+        let of = |store: &Arc<Mutex<Store>>| MemoryJournal::new(store.clone(), Arc::new(NoFaults));
+        let set = set(Arc::new(of(&store)), &["a"]).await;
+        let other = of(&store);
+        let copy = arrival(set.account, "a", Generation::default(), "body");
+        assert_eq!(other.admit(vec![copy]).await.unwrap(), [Verdict::Join]);
+        assert_eq!(other.acquire_lease(set.account, "other".into(), Duration::ZERO, None).await.unwrap().ours(), None);
+    }
+
+    #[tokio::test]
+    async fn what_was_signed_and_said_stays_on_record() {
+        let store: Arc<Mutex<Store>> = Arc::default();
+        let journal = MemoryJournal::new(store.clone(), Arc::new(NoFaults));
+        let set = set(Arc::new(journal), &["a"]).await;
+        set.write_to_the_end(0, 0, "a").await;
+        assert_eq!(store.lock().unwrap().outbox().count(), 1);
+        let sent = set.journal.events(&[set.account], 0, 10).await.unwrap();
+        set.journal.events_sent(vec![sent[0].id]).await.unwrap();
+        assert_eq!(set.journal.prune(Timestamp::now().after(Duration::from_secs(1)), 10).await.unwrap(), 1);
+        let store = store.lock().unwrap();
+        assert!(store.requests().is_empty() && store.transactions().is_empty() && store.outbox().next().is_none());
+        let record = store.record();
+        let signed = &record.signed[0];
+        assert_eq!((signed.account, signed.nonce, &signed.request), (set.account, Nonce(0), &id("a")));
+        assert_eq!(
+            (&signed.signed, signed.kind),
+            (&transaction(set.queued[0].seq, 0).attempt.signed, AttemptKind::Write)
+        );
+        let event = &record.events[&sent[0].id];
+        assert!(event.is_published && event.subject == id("a") && event.event_id == sent[0].event_id);
+        assert_eq!(event.kind.as_str(), sent[0].kind);
+        assert!(record.admitted.contains(&id("a")));
+        assert_eq!(store.accounts()[&set.account].next_nonce, Some(Nonce(1)));
+    }
+
+    #[tokio::test]
+    async fn a_refused_write_changes_nothing() {
+        let store: Arc<Mutex<Store>> = Arc::default();
+        let journal = MemoryJournal::new(store.clone(), Arc::new(NoFaults));
+        let set = set(Arc::new(journal), &["a", "b", "c"]).await;
+        set.journal.record_transactions(&set.lease, vec![transaction(set.queued[0].seq, 0)]).await.unwrap();
+        let before = format!("{:?}", store.lock().unwrap());
+        let good_and_bad = [1, 0].map(|index| transaction(set.queued[index].seq, 2 - index as u64)).to_vec();
+        set.journal.record_transactions(&set.lease, good_and_bad).await.unwrap_err();
+        let attempt = transaction(set.queued[0].seq, 0).attempt;
+        let attempts = vec![(Nonce(0), attempt.clone()), (Nonce(1), attempt)];
+        set.journal.record_attempts(&set.lease, attempts).await.unwrap_err();
+        let stray = arrival(AccountId(99), "e", Generation::default(), "body");
+        let copies = vec![arrival(set.account, "d", Generation::default(), "body"), stray];
+        set.journal.admit(copies).await.unwrap_err();
+        assert_eq!(format!("{:?}", store.lock().unwrap()), before);
+        let live =
+            store.lock().unwrap().transactions().values().filter(|row| row.state == TransactionState::Live).count();
+        assert_eq!(live, 1);
+    }
+}

@@ -1,0 +1,256 @@
+//! The truth about the simulated chain: blocks, pool, fees, funds. What nodes say of it may be something else.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::chain::transaction_hash;
+use crate::model::{Address, BlockHash, Gas, Nonce, TxHash, UnsignedTransaction, Wei};
+use crate::model::{BlockNumber, Fee};
+use crate::simulation::workload::Body;
+
+/// The chain's id.
+pub(super) const CHAIN_ID: u64 = 1337;
+/// Gas in a block.
+const BLOCK_GAS: u64 = 30_000_000;
+/// Nodes take nonces this far ahead of the account's.
+const MOST_AHEAD: u64 = 12;
+/// Transactions of one account in the pool.
+const MOST_POOLED: usize = 10;
+
+/// A transaction as the chain reads it.
+#[derive(Debug, Clone)]
+pub(super) struct Decoded {
+    pub(super) sender: Address,
+    pub(super) nonce: Nonce,
+    pub(super) data: Bytes,
+    pub(super) fee: Fee,
+}
+
+#[derive(Debug)]
+pub(super) struct Block {
+    pub(super) number: u64,
+    pub(super) hash: BlockHash,
+    pub(super) parent: BlockHash,
+    pub(super) timestamp: u64,
+    pub(super) base_fee: u128,
+    /// Which, and whether they did what they should.
+    pub(super) transactions: Vec<(TxHash, bool)>,
+    /// The next nonce of each account after it.
+    nonces: BTreeMap<Address, Nonce>,
+}
+
+/// A chain as one node sees it.
+pub(super) type View = Arc<Vec<Arc<Block>>>;
+
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    pub(super) chain: View,
+    /// Every transaction that a node ever saw.
+    pub(super) known: BTreeMap<TxHash, Decoded>,
+    pub(super) pool: BTreeMap<(Address, Nonce), TxHash>,
+    pub(super) base_fee: u128,
+    /// Accounts that cannot pay now.
+    pub(super) broke: BTreeSet<Address>,
+    /// Nodes refuse a nonce that does not follow on, instead of keeping it for later.
+    pub(super) no_gaps: bool,
+    /// Blocks that stand on a final one.
+    pub(super) depth: u64,
+    /// The highest block that was ever final.
+    pub(super) final_height: u64,
+    forks: u64,
+}
+
+/// Bytes as the simulated signer makes them.
+pub(super) fn encode(sender: Address, unsigned: &UnsignedTransaction, salt: u64) -> Bytes {
+    let UnsignedTransaction { chain_id, nonce, to, value, gas, data, fee } = unsigned;
+    let (kind, max, tip) = match fee {
+        Fee::Eip1559 { max_fee, tip } => (2, max_fee.0, tip.0),
+        Fee::Legacy { gas_price } => (0, gas_price.0, gas_price.0),
+    };
+    let fields = format!("{sender}|{chain_id}|{nonce}|{to}|{}|{}|{kind}|{max}|{tip}|{salt}|", value.0, gas.0);
+    Bytes::from([fields.as_bytes(), data].concat())
+}
+
+pub(super) fn decode(raw: &[u8]) -> Option<Decoded> {
+    let mut fields = raw.splitn(11, |byte| *byte == b'|');
+    let mut text = || std::str::from_utf8(fields.next()?).ok();
+    let sender = text()?.parse().ok()?;
+    let chain: u64 = text()?.parse().ok()?;
+    let nonce = Nonce(text()?.parse().ok()?);
+    let (_to, _value, _gas) = (text()?, text()?, text()?);
+    let kind = text()?;
+    let (max, tip): (u128, u128) = (text()?.parse().ok()?, text()?.parse().ok()?);
+    let _salt = text()?;
+    let data = Bytes::copy_from_slice(fields.next()?);
+    let fee = match kind {
+        "2" => Fee::Eip1559 { max_fee: Wei(max), tip: Wei(tip) },
+        _ => Fee::Legacy { gas_price: Wei(max) },
+    };
+    (chain == CHAIN_ID).then_some(Decoded { sender, nonce, data, fee })
+}
+
+impl Block {
+    pub(super) fn nonce_of(&self, account: Address) -> Nonce {
+        self.nonces.get(&account).copied().unwrap_or_default()
+    }
+}
+
+impl Ledger {
+    pub(super) fn new(depth: u64) -> Self {
+        let mut ledger = Self { depth, base_fee: 100, ..Self::default() };
+        ledger.append(Vec::new(), 0);
+        ledger
+    }
+
+    pub(super) fn head(&self) -> &Arc<Block> {
+        self.chain.last().expect("there is a first block")
+    }
+
+    pub(super) fn nonce(&self, account: Address) -> Nonce {
+        self.head().nonce_of(account)
+    }
+
+    /// Where the transaction is in the chain: its block's height, and whether it did what it should.
+    pub(super) fn find(&self, hash: TxHash) -> Option<(u64, bool)> {
+        self.chain.iter().rev().find_map(|block| {
+            let (_, succeeded) = block.transactions.iter().find(|(found, _)| *found == hash)?;
+            Some((block.number, *succeeded))
+        })
+    }
+
+    /// The transaction that took the nonce for good.
+    pub(super) fn final_at(&self, account: Address, nonce: Nonce) -> Option<(TxHash, bool)> {
+        let blocks = self.chain.iter().take_while(|block| block.number <= self.final_height);
+        let mut sent = blocks.flat_map(|block| &block.transactions).filter(|(hash, _)| {
+            let transaction = &self.known[hash];
+            transaction.sender == account && transaction.nonce == nonce
+        });
+        sent.next().copied()
+    }
+
+    /// What a node answers to these bytes. `Ok` means that its pool has them.
+    pub(super) fn accept(&mut self, raw: &[u8]) -> Result<TxHash, String> {
+        let refuse = |text: &str| Err(text.to_owned());
+        let Some(transaction) = decode(raw) else { return refuse("invalid sender") };
+        let (sender, nonce, hash) = (transaction.sender, transaction.nonce, transaction_hash(raw));
+        let price = transaction.fee.ceiling().0;
+        let is_refused = Body::read(&transaction.data).is_some_and(|body| body.behaviour.is_refused());
+        let replaced = self.pool.get(&(sender, nonce)).map(|pooled| self.known[pooled].fee);
+        let count = self.nonce(sender);
+        let mine = self.pool.keys().filter(|(account, _)| *account == sender).map(|(_, nonce)| *nonce);
+        let (pooled, highest) = (mine.clone().count(), mine.max().unwrap_or_default());
+        let follows = nonce == count || self.pool.contains_key(&(sender, Nonce(nonce.0.saturating_sub(1))));
+        if self.pool.get(&(sender, nonce)) == Some(&hash) {
+            return refuse("already known");
+        } else if nonce < count {
+            return refuse(if self.find(hash).is_some() { "known transaction" } else { "nonce too low" });
+        } else if is_refused {
+            return refuse("oversized data");
+        } else if self.broke.contains(&sender) {
+            return refuse("insufficient funds for gas * price + value");
+        } else if nonce.0 > count.0 + MOST_AHEAD {
+            return refuse("Transaction nonce is too distant from current sender nonce");
+        } else if self.no_gaps && !follows {
+            return refuse("nonce too high");
+        } else if let Some(replaced) = replaced {
+            let enough = |new: u128, old: u128| new >= old + old / 10;
+            if !enough(price, replaced.ceiling().0) || !enough(transaction.fee.tip().0, replaced.tip().0) {
+                return refuse("replacement transaction underpriced");
+            }
+        } else if pooled >= MOST_POOLED && highest < nonce {
+            return refuse("txpool is full");
+        } else if price < self.base_fee / 2 {
+            return refuse("transaction underpriced");
+        }
+        self.known.insert(hash, transaction);
+        self.pool.insert((sender, nonce), hash);
+        if replaced.is_none() && pooled >= MOST_POOLED {
+            // Pools make room for what can run by what cannot run yet.
+            self.pool.remove(&(sender, highest));
+        }
+        Ok(hash)
+    }
+
+    /// Somebody else with the key takes the account's next nonce.
+    pub(super) fn foreign(&mut self, account: Address, data: &'static [u8]) -> TxHash {
+        let nonce = self.nonce(account);
+        let hash = transaction_hash(&[account.as_bytes(), &nonce.0.to_be_bytes(), data].concat());
+        let fee = Fee::Legacy { gas_price: Wei(u128::from(u64::MAX)) };
+        let transaction = Decoded { sender: account, nonce, data: Bytes::from_static(data), fee };
+        self.known.insert(hash, transaction);
+        self.pool.insert((account, nonce), hash);
+        hash
+    }
+
+    /// The next block, of what the pool has and what pays enough.
+    pub(super) fn mine(&mut self, now_ms: u64, most: usize) {
+        let mut transactions = Vec::new();
+        let mut next: BTreeMap<Address, Nonce> = BTreeMap::new();
+        for ((sender, nonce), hash) in &self.pool {
+            let count = *next.entry(*sender).or_insert_with(|| self.nonce(*sender));
+            let transaction = &self.known[hash];
+            let pays = transaction.fee.ceiling().0 >= self.base_fee && !self.broke.contains(sender);
+            if *nonce == count && pays && transactions.len() < most {
+                next.insert(*sender, Nonce(count.0 + 1));
+                let runs = Body::read(&transaction.data).is_none_or(|body| body.behaviour.runs_on_chain(now_ms));
+                transactions.push((*hash, runs));
+            }
+        }
+        self.append(transactions, now_ms);
+    }
+
+    fn append(&mut self, transactions: Vec<(TxHash, bool)>, now_ms: u64) {
+        let number = self.chain.len() as u64;
+        let parent = self.chain.last().map_or(BlockHash([0; 32]), |block| block.hash);
+        let hash = transaction_hash(&[&parent.0[..], &number.to_be_bytes(), &self.forks.to_be_bytes()].concat());
+        let hash = BlockHash(hash.0);
+        let mut nonces = self.chain.last().map(|block| block.nonces.clone()).unwrap_or_default();
+        for (hash, _) in &transactions {
+            let transaction = &self.known[hash];
+            nonces.insert(transaction.sender, Nonce(transaction.nonce.0 + 1));
+        }
+        self.pool.retain(|(sender, nonce), _| *nonce >= nonces.get(sender).copied().unwrap_or_default());
+        let (timestamp, base_fee) = (now_ms / 1000, self.base_fee);
+        let block = Block { number, hash, parent, timestamp, base_fee, transactions, nonces };
+        Arc::make_mut(&mut self.chain).push(Arc::new(block));
+        self.final_height = self.final_height.max(number.saturating_sub(self.depth));
+    }
+
+    /// Takes the newest blocks away. Those of their transactions that `is_kept` names go back to the pool; the new blocks
+    /// are for the caller to mine.
+    pub(super) fn unwind(&mut self, blocks: u64, mut is_kept: impl FnMut() -> bool) {
+        self.forks += 1;
+        for _ in 0..blocks.min(self.chain.len() as u64 - 1) {
+            let block = Arc::make_mut(&mut self.chain).pop().expect("there are more than these");
+            for (hash, _) in &block.transactions {
+                let transaction = &self.known[hash];
+                let place = (transaction.sender, transaction.nonce);
+                if is_kept() && !self.pool.contains_key(&place) {
+                    self.pool.insert(place, *hash);
+                }
+            }
+        }
+    }
+
+    /// How often each request's effect is in the chain, by its id.
+    pub(super) fn effects(&self) -> BTreeMap<String, usize> {
+        let mut effects = BTreeMap::new();
+        let succeeded = self.chain.iter().flat_map(|block| &block.transactions).filter(|(_, succeeded)| *succeeded);
+        for (hash, _) in succeeded {
+            if let Some(body) = Body::read(&self.known[hash].data) {
+                *effects.entry(body.id).or_default() += 1;
+            }
+        }
+        effects
+    }
+
+    pub(super) fn gas_limit() -> Gas {
+        Gas(BLOCK_GAS)
+    }
+
+    pub(super) fn height(&self) -> BlockNumber {
+        BlockNumber(self.head().number)
+    }
+}

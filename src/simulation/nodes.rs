@@ -1,0 +1,276 @@
+//! The simulated nodes: what they say about the ledger, with everything that can happen to a question or an answer.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::chain::{BlockTag, Call, Chain, ChainError, Header, Receipt, Result, SentInBlock, transaction_hash};
+use crate::model::event::FinalTransaction;
+use crate::model::{Address, BlockNumber, Gas, Nonce, SignedTransaction, TxHash, Wei};
+use crate::policy::fee::Market;
+use crate::simulation::ledger::{Block, Ledger, View};
+use crate::simulation::workload::Body;
+use crate::simulation::world::{Shared, World};
+
+/// After this the caller gives up on an answer.
+const TIMEOUT: Duration = Duration::from_secs(3);
+/// What is late comes up to so many milliseconds later.
+const LATEST_MS: u64 = 40_000;
+const GAS_PER_CALL: u64 = 50_000;
+
+pub(super) struct SimNodes {
+    pub(super) world: Shared,
+}
+
+/// What becomes of one broadcast.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Arrives,
+    Lost,
+    AnswerLost,
+    Late,
+    Doubled,
+    Garbled,
+    Forgotten,
+    Unknown,
+}
+
+impl SimNodes {
+    /// A read: the answer is about the view of whichever node was asked.
+    async fn read<T>(&self, answer: impl FnOnce(&mut World, &View) -> Result<T> + Send) -> Result<T> {
+        let (there, back, fails) = {
+            let mut world = self.world.lock();
+            let odds = world.weather.reads_fail;
+            (world.latency(), world.latency(), world.happens(odds))
+        };
+        tokio::time::sleep(there).await;
+        if fails {
+            let kind = self.world.lock().rng.u8(0..3);
+            return Err(match kind {
+                0 => {
+                    tokio::time::sleep(TIMEOUT).await;
+                    unreachable("no answer in time")
+                }
+                1 => ChainError::RateLimited { endpoint: "sim".to_owned(), retry_after: None },
+                _ => ChainError::Nonsense { endpoint: "sim".to_owned(), detail: "<html>".to_owned() },
+            });
+        }
+        let answered = {
+            let mut world = self.world.lock();
+            let odds = world.weather.stale_reads;
+            let is_stale = world.happens(odds);
+            let view = world.stale_view.clone().filter(|_| is_stale).unwrap_or_else(|| world.ledger.chain.clone());
+            answer(&mut world, &view)
+        };
+        tokio::time::sleep(back).await;
+        answered
+    }
+
+    fn fate(&self) -> Fate {
+        let mut world = self.world.lock();
+        let weather = world.weather.clone();
+        let odds = [
+            (weather.sends_lost, Fate::Lost),
+            (weather.answers_lost, Fate::AnswerLost),
+            (weather.sends_late, Fate::Late),
+            (weather.sends_doubled, Fate::Doubled),
+            (weather.answers_garbled, Fate::Garbled),
+            (weather.sends_forgotten, Fate::Forgotten),
+            (weather.answers_unknown, Fate::Unknown),
+        ];
+        odds.into_iter().find(|(odds, _)| world.happens(*odds)).map_or(Fate::Arrives, |(_, fate)| fate)
+    }
+}
+
+/// What a node does with bytes, whoever still waits for its answer.
+fn accept(world: &mut World, transactions: &[SignedTransaction]) -> Vec<Result<()>> {
+    let answer = |signed: &SignedTransaction| {
+        let accepted = world.ledger.accept(&signed.raw);
+        let text = accepted.as_ref().map_or_else(Clone::clone, |_| "ok".to_owned());
+        world.note(format!("a node gets {}: {text}", signed.hash));
+        accepted.map(|_| ()).map_err(refusal)
+    };
+    transactions.iter().map(answer).collect()
+}
+
+fn refusal(message: String) -> ChainError {
+    ChainError::Node { endpoint: "sim".to_owned(), code: -32000, message, data: None }
+}
+
+fn unreachable(detail: &str) -> ChainError {
+    ChainError::Unreachable { endpoint: "sim".to_owned(), detail: detail.to_owned() }
+}
+
+fn header(block: &Block) -> Header {
+    Header {
+        number: BlockNumber(block.number),
+        hash: block.hash,
+        parent: block.parent,
+        timestamp: block.timestamp,
+        base_fee: Some(Wei(block.base_fee)),
+        gas_limit: Ledger::gas_limit(),
+        transactions: None,
+    }
+}
+
+fn height_of(world: &World, view: &View, tag: BlockTag) -> u64 {
+    let head = view.last().map_or(0, |block| block.number);
+    match tag {
+        BlockTag::Latest => head,
+        BlockTag::Safe | BlockTag::Finalized => head.saturating_sub(world.ledger.depth),
+        BlockTag::Number(number) => number.0,
+    }
+}
+
+fn receipt(view: &View, hash: TxHash) -> Option<Receipt> {
+    view.iter().rev().find_map(|block| {
+        let (_, succeeded) = block.transactions.iter().find(|(found, _)| *found == hash)?;
+        let transaction = FinalTransaction {
+            tx_hash: hash,
+            nonce: Nonce::default(),
+            block_number: BlockNumber(block.number),
+            block_hash: block.hash,
+            gas_used: Gas(GAS_PER_CALL),
+            effective_gas_price: Some(Wei(block.base_fee)),
+        };
+        Some(Receipt { transaction, succeeded: *succeeded })
+    })
+}
+
+#[async_trait]
+impl Chain for SimNodes {
+    async fn header(&self, block: BlockTag) -> Result<Option<Header>> {
+        let found = |world: &mut World, view: &View| {
+            let height = usize::try_from(height_of(world, view, block)).unwrap_or(usize::MAX);
+            Ok(view.get(height).map(|block| header(block)))
+        };
+        self.read(found).await
+    }
+
+    async fn receipts_in(&self, block: &Header, ours: &[TxHash]) -> Result<Vec<Receipt>> {
+        let found = |_: &mut World, view: &View| {
+            let receipts = ours.iter().filter_map(|hash| receipt(view, *hash));
+            Ok(receipts.filter(|receipt| receipt.transaction.block_hash == block.hash).collect())
+        };
+        self.read(found).await
+    }
+
+    async fn receipts(&self, hashes: &[TxHash]) -> Result<Vec<Option<Receipt>>> {
+        self.read(|_, view| Ok(hashes.iter().map(|hash| receipt(view, *hash)).collect())).await
+    }
+
+    async fn transaction_count(&self, account: Address, tag: BlockTag) -> Result<Nonce> {
+        let count = |world: &mut World, view: &View| {
+            let height = height_of(world, view, tag);
+            let block = usize::try_from(height).ok().and_then(|height| view.get(height));
+            let count = block.ok_or_else(|| refusal("header not found".to_owned()))?.nonce_of(account);
+            let odds = world.weather.count_lies;
+            let lies = tag == BlockTag::Latest && world.happens(odds);
+            let off_by = if lies { world.rng.u64(0..=4) } else { 2 };
+            Ok(Nonce((count.0 + off_by).saturating_sub(2)))
+        };
+        self.read(count).await
+    }
+
+    async fn sent_in(&self, account: Address, block: BlockNumber) -> Result<Option<SentInBlock>> {
+        let sent = |world: &mut World, view: &View| {
+            let found = usize::try_from(block.0).ok().and_then(|height| view.get(height));
+            Ok(found.map(|found| {
+                let hashes = found.transactions.iter().map(|(hash, _)| *hash);
+                let sent = hashes.map(|hash| (&world.ledger.known[&hash], hash));
+                let own = sent.filter(|(transaction, _)| transaction.sender == account);
+                let sent = own.map(|(transaction, hash)| (transaction.nonce, hash)).collect();
+                SentInBlock { number: block, hash: found.hash, sent }
+            }))
+        };
+        self.read(sent).await
+    }
+
+    async fn market(&self, _: &Header) -> Result<Market> {
+        let ask = |world: &mut World, _: &View| {
+            let base_fee = Wei(world.ledger.base_fee);
+            Ok(Market { base_fee: Some(base_fee), tip: Wei(2), gas_price: base_fee.plus(Wei(2)) })
+        };
+        self.read(ask).await
+    }
+
+    async fn estimate(&self, calls: &[Call]) -> Result<Vec<Result<Gas>>> {
+        let estimate = |world: &mut World, _: &View| {
+            let now = world.now_ms();
+            let estimate = |call: &Call| {
+                if world.ledger.broke.contains(&call.from) {
+                    return Err(refusal("insufficient funds for gas * price + value".to_owned()));
+                }
+                match Body::read(&call.data) {
+                    Some(body) if !body.behaviour.runs_in_simulation(now) => {
+                        Err(refusal("execution reverted".to_owned()))
+                    }
+                    Some(_) | None => Ok(Gas(GAS_PER_CALL)),
+                }
+            };
+            Ok(calls.iter().map(estimate).collect())
+        };
+        self.read(estimate).await
+    }
+
+    async fn call(&self, _: &Call, _: BlockNumber) -> Result<Bytes> {
+        self.read(|_, _| Err(refusal("execution reverted".to_owned()))).await
+    }
+
+    async fn broadcast(&self, transactions: &[SignedTransaction]) -> Vec<Result<()>> {
+        self.world.lock().check_broadcast(transactions);
+        let fate = self.fate();
+        let (there, back, late) = {
+            let mut world = self.world.lock();
+            let late = Duration::from_millis(world.rng.u64(0..LATEST_MS));
+            (world.latency(), world.latency(), late)
+        };
+        let (world, bytes) = (self.world.clone(), transactions.to_vec());
+        let all = |error: ChainError| transactions.iter().map(|_| Err(error.clone())).collect();
+        // Bytes on their way arrive even if the sender dies.
+        let arrival = tokio::spawn(async move {
+            match fate {
+                Fate::Lost => return Vec::new(),
+                Fate::Late => tokio::time::sleep(there + late).await,
+                _ => tokio::time::sleep(there).await,
+            }
+            let mut world = world.lock();
+            match fate {
+                Fate::Forgotten => bytes.iter().map(|_| Ok(())).collect(),
+                Fate::Unknown => bytes.iter().map(|_| Err(refusal("the moon is full".to_owned()))).collect(),
+                Fate::Doubled => {
+                    accept(&mut world, &bytes);
+                    accept(&mut world, &bytes)
+                }
+                _ => accept(&mut world, &bytes),
+            }
+        });
+        match fate {
+            Fate::Lost | Fate::AnswerLost | Fate::Late => {
+                tokio::time::sleep(TIMEOUT).await;
+                return all(unreachable("no answer in time"));
+            }
+            Fate::Arrives | Fate::Doubled | Fate::Garbled | Fate::Forgotten | Fate::Unknown => {}
+        }
+        let answers = arrival.await.unwrap_or_default();
+        tokio::time::sleep(back).await;
+        if fate == Fate::Garbled {
+            let detail = "half a document".to_owned();
+            return all(ChainError::Nonsense { endpoint: "sim".to_owned(), detail });
+        }
+        answers
+    }
+
+    async fn balance(&self, account: Address) -> Result<Wei> {
+        let ask = |world: &mut World, _: &View| {
+            Ok(Wei(if world.ledger.broke.contains(&account) { 0 } else { 1_000_000_000_000_000_000 }))
+        };
+        self.read(ask).await
+    }
+}
+
+/// Bytes hash to what a node would call them.
+pub(super) fn has_its_hash(signed: &SignedTransaction) -> bool {
+    transaction_hash(&signed.raw) == signed.hash
+}

@@ -1,0 +1,342 @@
+//! The simulated broker: a work queue, waiting copies, dead letters, events, and sessions that end when they like.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::broker::{Delivery, EndDelivery, Flow, Names, Outgoing, PublishError, Publisher, Receipt};
+use crate::model::{Generation, HeaderValue, Message};
+use crate::simulation::world::{Shared, World};
+
+/// After this a publisher gives up on a confirm.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(4);
+/// What is late comes up to so many milliseconds later.
+const LATEST_MS: u64 = 20_000;
+/// How often a session looks for something to deliver.
+const LOOK: Duration = Duration::from_millis(40);
+pub(super) const PREFETCH: usize = 12;
+
+/// A message at the broker.
+#[derive(Debug, Clone)]
+pub(super) struct Queued {
+    pub(super) message: Message,
+}
+
+impl Queued {
+    pub(super) fn id(&self) -> &str {
+        self.message.properties.message_id.as_deref().unwrap_or_default()
+    }
+
+    pub(super) fn generation(&self) -> Generation {
+        Generation::read_from(&self.message.headers).unwrap_or_default()
+    }
+}
+
+/// What the broker took from a worker, for the checker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Taken {
+    ToWait,
+    Dead,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Queues {
+    pub(super) work: VecDeque<Queued>,
+    /// With the millisecond at which they come back.
+    pub(super) wait: Vec<(u64, Queued)>,
+    pub(super) dead: Vec<Queued>,
+    pub(super) events: Vec<Message>,
+    /// Deliveries of each session, by tag.
+    unacked: BTreeMap<u64, BTreeMap<u64, Queued>>,
+    /// Publishes get no answer, sessions hold.
+    pub(super) is_blocked: bool,
+    /// Nothing connects.
+    pub(super) is_down: bool,
+    /// Everything ever taken for a queue, with the copy's count.
+    pub(super) taken: Vec<(Taken, Queued)>,
+    count: u64,
+}
+
+impl Queues {
+    pub(super) fn number(&mut self) -> u64 {
+        self.count += 1;
+        self.count
+    }
+
+    pub(super) fn publish(&mut self, message: Message) {
+        self.work.push_back(Queued { message });
+    }
+
+    fn begin_session(&mut self) -> u64 {
+        let session = self.number();
+        self.unacked.insert(session, BTreeMap::new());
+        session
+    }
+
+    /// What it held goes back to the head of the queue.
+    pub(super) fn end_session(&mut self, session: u64) {
+        for (_, queued) in self.unacked.remove(&session).into_iter().flatten().rev() {
+            self.work.push_front(queued);
+        }
+    }
+
+    pub(super) fn end_all_sessions(&mut self) {
+        let sessions: Vec<_> = self.unacked.keys().copied().collect();
+        for session in sessions {
+            self.end_session(session);
+        }
+    }
+
+    pub(super) fn held(&self) -> usize {
+        self.unacked.values().map(BTreeMap::len).sum()
+    }
+
+    /// Waiting copies whose time has come.
+    pub(super) fn expire(&mut self, now_ms: u64) {
+        let (due, later): (Vec<_>, Vec<_>) = self.wait.drain(..).partition(|(at, _)| *at <= now_ms);
+        self.wait = later;
+        self.work.extend(due.into_iter().map(|(_, queued)| queued));
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.work.is_empty() && self.wait.is_empty() && self.held() == 0
+    }
+}
+
+struct SimReceipt {
+    world: Shared,
+    session: u64,
+    tag: u64,
+}
+
+impl std::fmt::Debug for SimReceipt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "delivery {} of session {}", self.tag, self.session)
+    }
+}
+
+impl SimReceipt {
+    async fn end(&self, is_ack: bool) -> bool {
+        let latency = self.world.lock().latency();
+        tokio::time::sleep(latency).await;
+        let mut world = self.world.lock();
+        let odds = world.weather.acks_lost;
+        if is_ack && world.happens(odds) {
+            // The bytes were written to a connection that is no more: the library does not know.
+            world.note(format!("session {} ends before an ack", self.session));
+            world.queues.end_session(self.session);
+            return true;
+        }
+        let Some(held) = world.queues.unacked.get_mut(&self.session) else { return false };
+        let Some(queued) = held.remove(&self.tag) else { return false };
+        if is_ack {
+            world.check_ack(&queued);
+        } else {
+            world.queues.work.push_front(queued);
+        }
+        true
+    }
+}
+
+#[async_trait]
+impl EndDelivery for SimReceipt {
+    async fn ack(self: Box<Self>) -> bool {
+        self.end(true).await
+    }
+
+    async fn requeue(self: Box<Self>) -> bool {
+        self.end(false).await
+    }
+
+    fn is_over(&self) -> bool {
+        !self.world.lock().queues.unacked.contains_key(&self.session)
+    }
+}
+
+/// What the client library and the session do for an instance: one session after the other.
+pub(super) async fn deliver(
+    world: Shared,
+    deliveries: mpsc::Sender<Delivery>,
+    flow: watch::Receiver<Flow>,
+    stop: CancellationToken,
+    session: watch::Sender<u64>,
+) {
+    loop {
+        let pause = Duration::from_millis(world.lock().rng.u64(100..1500));
+        tokio::time::sleep(pause).await;
+        if world.lock().queues.is_down {
+            continue;
+        }
+        let number = world.lock().queues.begin_session();
+        session.send_replace(number);
+        while let Some(held) = held_in(&world, number) {
+            if held >= PREFETCH || *flow.borrow() == Flow::Paused || stop.is_cancelled() {
+                tokio::time::sleep(LOOK).await;
+                continue;
+            }
+            match take(&world, number) {
+                Some(delivery) => {
+                    if deliveries.send(delivery).await.is_err() {
+                        return;
+                    }
+                }
+                None => tokio::time::sleep(LOOK).await,
+            }
+        }
+    }
+}
+
+fn held_in(world: &Shared, session: u64) -> Option<usize> {
+    world.lock().queues.unacked.get(&session).map(BTreeMap::len)
+}
+
+/// One of the first few: consumers do not see a queue's order when messages come back to it.
+fn take(shared: &Shared, session: u64) -> Option<Delivery> {
+    let mut world = shared.lock();
+    let front = world.queues.work.len().min(3);
+    if front == 0 {
+        return None;
+    }
+    let place = world.rng.usize(0..front);
+    let queued = world.queues.work.remove(place)?;
+    let tag = world.queues.number();
+    let message = queued.message.clone();
+    world.note(format!("delivered {} {} as {tag} of session {session}", queued.id(), queued.generation()));
+    world.queues.unacked.get_mut(&session)?.insert(tag, queued);
+    let receipt = Receipt::new(SimReceipt { world: shared.clone(), session, tag });
+    Some(Delivery { message, receipt })
+}
+
+pub(super) struct SimPublisher {
+    pub(super) world: Shared,
+    pub(super) names: Names,
+    /// Every delay there is a wait queue for.
+    pub(super) delays: Vec<Duration>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Confirmed,
+    ConfirmLost,
+    Lost,
+    Returned,
+    Refused,
+    Late,
+}
+
+impl SimPublisher {
+    fn fate(&self, mandatory: bool) -> Fate {
+        let mut world = self.world.lock();
+        if world.queues.is_down || world.queues.is_blocked {
+            return Fate::Lost;
+        }
+        let weather = world.weather.clone();
+        let mut odds = vec![
+            (weather.confirms_lost, Fate::ConfirmLost),
+            (weather.publishes_lost, Fate::Lost),
+            (weather.publishes_refused, Fate::Refused),
+            (weather.publishes_late, Fate::Late),
+        ];
+        if mandatory {
+            odds.push((weather.publishes_returned, Fate::Returned));
+        }
+        odds.into_iter().find(|(odds, _)| world.happens(*odds)).map_or(Fate::Confirmed, |(_, fate)| fate)
+    }
+
+    async fn send(&self, outgoing: &Outgoing, mandatory: bool) -> Result<(), PublishError> {
+        let fate = self.fate(mandatory);
+        let (there, back, late) = {
+            let mut world = self.world.lock();
+            let late = Duration::from_millis(world.rng.u64(0..LATEST_MS));
+            (world.latency(), world.latency(), late)
+        };
+        let (exchange, routing_key) = (outgoing.exchange.clone(), outgoing.routing_key.clone());
+        match fate {
+            Fate::Lost => {
+                tokio::time::sleep(CONFIRM_TIMEOUT).await;
+                return Err(PublishError::Timeout);
+            }
+            Fate::Refused => return Err(PublishError::Refused { exchange, routing_key }),
+            Fate::Returned => {
+                return Err(PublishError::Returned { exchange, routing_key, detail: "NO_ROUTE".to_owned() });
+            }
+            Fate::Confirmed | Fate::ConfirmLost | Fate::Late => {}
+        }
+        // A message on its way arrives even if its sender dies.
+        let (world, names, delays, copy) =
+            (self.world.clone(), self.names.clone(), self.delays.clone(), outgoing.clone());
+        let arrival = tokio::spawn(async move {
+            tokio::time::sleep(if fate == Fate::Late { there + late } else { there }).await;
+            route(&mut world.lock(), &names, &delays, copy)
+        });
+        if fate != Fate::Confirmed {
+            tokio::time::sleep(CONFIRM_TIMEOUT).await;
+            return Err(PublishError::Timeout);
+        }
+        let routed = arrival.await.unwrap_or(false);
+        tokio::time::sleep(back).await;
+        match routed || !mandatory {
+            true => Ok(()),
+            false => Err(PublishError::Returned { exchange, routing_key, detail: "NO_ROUTE".to_owned() }),
+        }
+    }
+}
+
+/// False when no queue takes it.
+fn route(world: &mut World, names: &Names, delays: &[Duration], outgoing: Outgoing) -> bool {
+    let Outgoing { exchange, routing_key, message } = outgoing;
+    let queued = Queued { message };
+    if exchange == names.retry {
+        let Some(delay) = delays.iter().find(|delay| names.wait_queue(**delay) == routing_key) else { return false };
+        let due = world.now_ms() + u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+        world.check_copy(Taken::ToWait, &queued);
+        world.queues.wait.push((due, queued.clone()));
+        world.queues.taken.push((Taken::ToWait, queued));
+    } else if exchange == names.dead {
+        world.check_copy(Taken::Dead, &queued);
+        world.queues.dead.push(queued.clone());
+        world.queues.taken.push((Taken::Dead, queued));
+    } else if exchange == names.events {
+        world.queues.events.push(queued.message);
+    } else {
+        return false;
+    }
+    true
+}
+
+#[async_trait]
+impl Publisher for SimPublisher {
+    async fn publish(&self, outgoing: &Outgoing) -> Result<(), PublishError> {
+        self.send(outgoing, true).await
+    }
+
+    async fn publish_unrouted(&self, outgoing: &[Outgoing]) -> Vec<Result<(), PublishError>> {
+        let mut results = Vec::with_capacity(outgoing.len());
+        for outgoing in outgoing {
+            results.push(self.send(outgoing, false).await);
+        }
+        results
+    }
+}
+
+/// An operator sends a dead letter back, as it is or with another body.
+pub(super) fn replayed(dead: &Queued, body: Option<String>) -> Message {
+    let mut message = dead.message.clone();
+    let generation = Generation { replay: dead.generation().replay + 1, retry: 0 };
+    generation.write_to(&mut message.headers);
+    if let Some(body) = body {
+        message.body = body.into_bytes().into();
+    }
+    message
+}
+
+/// The text in a header.
+pub(super) fn text<'m>(message: &'m Message, name: &str) -> &'m str {
+    match message.headers.get(name) {
+        Some(HeaderValue::Text(text)) => text,
+        _ => "",
+    }
+}

@@ -1,0 +1,71 @@
+//! What a run is told: a worker's settings with short times, the rest drawn from the seed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fastrand::Rng;
+
+use crate::broker::Names;
+use crate::journal::AccountId;
+use crate::lane::{GasRule, LaneSettings, OutagePolicy};
+use crate::model::{Address, Wei};
+use crate::policy::admission::{AdmissionRules, IdSource};
+use crate::policy::fee::{FeeMode, FeeRules};
+use crate::policy::finality::FinalityRule;
+use crate::policy::pause::RetrySchedule;
+use crate::settle::SettleSettings;
+use crate::simulation::ledger::CHAIN_ID;
+
+/// Above this the lanes pause.
+pub(super) const HIGHEST_FEE: u128 = 1000;
+const LEASE: Duration = Duration::from_secs(5);
+
+pub(super) struct RunSettings {
+    pub(super) accounts: Vec<(Address, AccountId)>,
+    /// Of each lane; its account and owner are set at its start.
+    pub(super) lane: LaneSettings,
+    pub(super) settle: SettleSettings,
+    pub(super) admission: AdmissionRules,
+    pub(super) delays: Vec<Duration>,
+    pub(super) max_open: u64,
+}
+
+impl RunSettings {
+    pub(super) fn draw(rng: &mut Rng, accounts: Vec<(Address, AccountId)>, depth: u64) -> Self {
+        let seconds = Duration::from_secs;
+        let schedule = RetrySchedule::new(rng.u32(1..=4), seconds(1), 2.0, seconds(8));
+        let park_delay = seconds(3);
+        let mut delays = schedule.levels();
+        delays.push(park_delay);
+        let lane = LaneSettings {
+            chain_id: CHAIN_ID,
+            account: AccountId(0),
+            to: Address([0xaa; 20]),
+            value: Wei(0),
+            gas: GasRule::Estimate { margin: 20 },
+            fees: FeeRules { mode: FeeMode::Auto, max_fee: Wei(HIGHEST_FEE) },
+            finality: if rng.bool() { FinalityRule::Depth(depth) } else { FinalityRule::Finalized },
+            in_flight: rng.usize(1..=16),
+            poll_interval: Duration::from_millis(rng.u64(100..900)),
+            resend_after: seconds(4),
+            replace_after: seconds(rng.u64(3..9)),
+            refused_after: seconds(10),
+            max_head_age: None,
+            errors: Arc::default(),
+            lease_ttl: LEASE,
+            outage: OutagePolicy::Hold,
+            owner: Arc::from(""),
+        };
+        let settle = SettleSettings {
+            organisation: "sim".to_owned(),
+            worker: "sim/worker".to_owned(),
+            names: Names::derived_from("q"),
+            schedule,
+            max_hold: seconds(rng.u64(8..40)),
+            park_delay,
+            publishes_in_flight: rng.usize(1..=8),
+        };
+        let admission = AdmissionRules { id_source: IdSource::MessageId, max_body_bytes: 200 };
+        Self { accounts, lane, settle, admission, delays, max_open: rng.u64(3..60) }
+    }
+}

@@ -1,0 +1,187 @@
+//! What changes the store on the way out: outcomes, confirms, refusals, events. Each either does all or changes nothing.
+
+use std::collections::BTreeSet;
+
+use crate::journal::{
+    AccountId, ClosedTransaction, ConfirmedCopy, Decision, JournalError, Lease, OutboxRow, RefusedMessage,
+    ReplyAddress, RequestSeq, Settlement,
+};
+use crate::model::request::Observation;
+use crate::model::{Event, RequestId, RequestState, Timestamp, TransactionState};
+use crate::simulation::store::{EventRecord, OutboxEntry, RequestRow, Store, fits, refused};
+
+type Result<T, E = JournalError> = std::result::Result<T, E>;
+
+impl Store {
+    pub(crate) fn settle(&mut self, now: Timestamp, lease: &Lease, settlements: Vec<Settlement>) -> Result<()> {
+        self.held(lease)?;
+        let mut decided = BTreeSet::new();
+        for settlement in &settlements {
+            self.check_settlement(lease, settlement)?;
+            if !decided.insert(settlement.request) {
+                return Err(refused("settle a request", "it is decided on twice"));
+            }
+        }
+        for Settlement { request, transaction, decision } in settlements {
+            let is_queued = self.requests.get(&request).is_some_and(|row| row.state == RequestState::Accepted);
+            if matches!(decision, Decision::Cancel { .. }) && !is_queued {
+                // It has failed by itself since the wish was seen: its ruling came before this one, and counts.
+                continue;
+            }
+            if let Some(closed) = transaction {
+                let row = self.transactions.get_mut(&(lease.account, closed.nonce)).expect("it was checked");
+                row.state = closed.state;
+                row.included = closed.included;
+            }
+            self.apply(now, request, decision);
+            self.forget_wish(request);
+        }
+        Ok(())
+    }
+
+    fn check_settlement(&self, lease: &Lease, settlement: &Settlement) -> Result<()> {
+        let Settlement { request, transaction, decision } = settlement;
+        let row = self.requests.get(request).filter(|row| row.account == lease.account);
+        let row = row.ok_or_else(|| refused("settle a request", "the lane has no such request"))?;
+        if matches!(decision, Decision::Cancel { .. }) && row.state != RequestState::Accepted {
+            return Ok(());
+        }
+        if row.state.next(observation(decision)).is_none() {
+            return Err(refused("settle a request", format!("it is {}", row.state)));
+        }
+        if let Some(closed) = transaction {
+            self.check_closed(lease, *request, closed)?;
+        }
+        let closed = transaction.as_ref().map(|closed| closed.state);
+        let is_final = matches!(decision, Decision::Final(_));
+        let may_land = closed.is_none() && self.has_effect(row);
+        if may_land || is_final != (closed == Some(TransactionState::Succeeded)) {
+            return Err(refused("settle a request", "its transaction does not end as it does"));
+        }
+        Ok(())
+    }
+
+    fn check_closed(&self, lease: &Lease, request: RequestSeq, closed: &ClosedTransaction) -> Result<()> {
+        let row = self.transactions.get(&(lease.account, closed.nonce));
+        let is_its = row.is_some_and(|row| row.request == request && row.state == TransactionState::Live);
+        if !is_its || closed.state == TransactionState::Live {
+            return Err(refused("close a nonce", format!("{} is not one of this request that is live", closed.nonce)));
+        }
+        closed.included.as_ref().map_or(Ok(()), |included| {
+            fits("a height", included.block_number.0).and_then(|()| fits("gas", included.gas_used.0))
+        })
+    }
+
+    fn apply(&mut self, now: Timestamp, request: RequestSeq, decision: Decision) {
+        let turn = if matches!(decision, Decision::Requeue { .. }) { self.take_turn() } else { 0 };
+        let row = self.requests.get_mut(&request).expect("it was checked");
+        let state = row.state.next(observation(&decision)).expect("it was checked");
+        let (cause, next) = match decision {
+            Decision::Final(event) => {
+                row.end(now, state);
+                let (account, id) = (row.account, row.id.clone());
+                return self.add_event(account, id, event);
+            }
+            Decision::Requeue { taken_by } => {
+                (row.state, row.turn, row.changed_at) = (state, turn, now);
+                let detail = format!("its nonce went to {taken_by}, which is not ours; it gets a new one");
+                return row.note(now, "displaced", detail);
+            }
+            Decision::Retry { cause, next } => (cause, next),
+            Decision::Dead { cause } | Decision::Cancel { cause } => (cause, row.generation),
+        };
+        (row.state, row.generation, row.changed_at) = (state, next, now);
+        row.first_failed_at.get_or_insert(now);
+        row.note(now, "failed", cause.to_string());
+        row.failure = Some(cause);
+    }
+
+    /// Whatever the request's state is, its copy was at the broker, so the event about that is true.
+    pub(crate) fn confirm(&mut self, now: Timestamp, copies: Vec<ConfirmedCopy>) -> Result<()> {
+        if copies.iter().any(|copy| !self.requests.contains_key(&copy.request)) {
+            return Err(refused("confirm a copy", "there is no such request"));
+        }
+        for ConfirmedCopy { request, generation, kind, event } in copies {
+            let row = self.requests.get_mut(&request).expect("it was checked");
+            if row.state == kind.pending() && row.generation == generation {
+                let state = row.state.next(Observation::Confirmed).expect("what is pending can be confirmed");
+                row.end(now, state);
+            }
+            let (account, id) = (row.account, row.id.clone());
+            self.add_event(account, id, event);
+        }
+        Ok(())
+    }
+
+    /// A message that came under the same id since keeps it.
+    pub(crate) fn record_refused(&mut self, now: Timestamp, messages: Vec<RefusedMessage>) -> Result<()> {
+        if let Some(stray) = messages.iter().find(|message| !self.accounts.contains_key(&message.account)) {
+            return Err(refused("note a refused message", format!("there is no account {}", stray.account)));
+        }
+        for RefusedMessage { id, account, body_hash, generation, cause, event } in messages {
+            if !self.seqs.contains_key(&id) {
+                let mut row = RequestRow::new(id.clone(), account, generation, body_hash, now);
+                row.end(now, RequestState::Dead);
+                row.first_failed_at = Some(now);
+                row.failure = Some(cause);
+                self.add_request(row);
+            }
+            self.add_event(account, id, event);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn record_parked(&mut self, now: Timestamp, ids: &[RequestId]) {
+        for id in ids {
+            if let Some(row) = self.seqs.get(id).and_then(|seq| self.requests.get_mut(seq)) {
+                row.note(now, "parked", "given back to the broker for a while");
+            }
+        }
+    }
+
+    pub(crate) fn events_sent(&mut self, ids: &[i64]) {
+        for id in ids {
+            if self.outbox.remove(id).is_some()
+                && let Some(event) = self.record.events.get_mut(id)
+            {
+                event.is_published = true;
+            }
+        }
+    }
+
+    pub(crate) fn prune(&mut self, before: Timestamp, limit: u32) -> u64 {
+        let is_over = |row: &RequestRow| {
+            matches!(row.state, RequestState::Final | RequestState::Dead)
+                && row.settled_at.is_some_and(|settled_at| settled_at < before)
+        };
+        let old = self.requests.iter().filter(|(_, row)| is_over(row));
+        let old: Vec<RequestSeq> = old.map(|(seq, _)| *seq).take(limit as usize).collect();
+        for row in old.iter().filter_map(|seq| self.requests.remove(seq)) {
+            self.seqs.remove(&row.id);
+            for nonce in row.nonces {
+                self.transactions.remove(&(row.account, nonce));
+            }
+        }
+        old.len() as u64
+    }
+
+    pub(super) fn add_event(&mut self, account: AccountId, subject: RequestId, event: Event) {
+        self.last_event += 1;
+        let Event { id: event_id, kind, body, reply_to, correlation_id } = event;
+        let recorded = EventRecord { event_id: event_id.clone(), kind, subject, is_published: false };
+        self.record.events.insert(self.last_event, recorded);
+        let reply = ReplyAddress { reply_to, correlation_id };
+        let row = OutboxRow { id: self.last_event, event_id, kind: kind.as_str().to_owned(), body, reply };
+        self.outbox.insert(self.last_event, OutboxEntry { account, row });
+    }
+}
+
+/// What a decision says has happened to the request.
+fn observation(decision: &Decision) -> Observation {
+    match decision {
+        Decision::Final(_) => Observation::Succeeded,
+        Decision::Retry { .. } => Observation::FailedForNow,
+        Decision::Dead { .. } | Decision::Cancel { .. } => Observation::FailedForGood,
+        Decision::Requeue { .. } => Observation::Displaced,
+    }
+}

@@ -1,0 +1,265 @@
+//! What changes the store on the way in: leases, arrivals, nonces and attempts. Each either does all or changes nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::journal::{
+    AccountId, Acquired, Arrival, JournalError, Lease, LeaseMark, NewTransaction, ReplyAddress, RequestSeq,
+};
+use crate::model::request::Observation;
+use crate::model::{
+    Address, Attempt, BodyHash, Fee, Generation, Nonce, Properties, RequestId, RequestState, Timestamp,
+    TransactionState,
+};
+use crate::policy::arrival::{self, Known, Verdict};
+use crate::simulation::store::{
+    AccountRow, RequestRow, SignedRecord, Store, StoredAttempt, TransactionRow, fits, refused,
+};
+
+type Result<T, E = JournalError> = std::result::Result<T, E>;
+
+impl Store {
+    pub(crate) fn account(&mut self, chain_id: u64, address: Address) -> Result<AccountId> {
+        fits("a chain id", chain_id)?;
+        let is_it = |row: &AccountRow| row.chain_id == chain_id && row.address == address;
+        if let Some((account, _)) = self.accounts.iter().find(|(_, row)| is_it(row)) {
+            return Ok(*account);
+        }
+        if chain_id == 0 {
+            return Err(refused("add an account", "no chain has the id 0"));
+        }
+        let account = AccountId(self.accounts.last_key_value().map_or(0, |(last, _)| last.0) + 1);
+        let row = AccountRow { chain_id, address, next_nonce: None, owner: None, leased_until: Timestamp(0), epoch: 0 };
+        self.accounts.insert(account, row);
+        Ok(account)
+    }
+
+    pub(crate) fn acquire_lease(
+        &mut self,
+        now: Timestamp,
+        account: AccountId,
+        owner: Arc<str>,
+        ttl: Duration,
+        stale: Option<LeaseMark>,
+    ) -> Result<Acquired> {
+        let row = self.accounts.get_mut(&account).ok_or_else(|| refused("take a lease", "no such account"))?;
+        let is_anothers = row.owner.as_ref().is_some_and(|holder| *holder != owner);
+        let mark = LeaseMark { epoch: row.epoch, until: row.leased_until };
+        if is_anothers && row.leased_until >= now && stale != Some(mark) {
+            return Ok(Acquired::Anothers(mark));
+        }
+        row.owner = Some(owner.clone());
+        row.leased_until = now.after(ttl);
+        row.epoch += 1;
+        Ok(Acquired::Ours(Lease { account, owner, epoch: row.epoch }))
+    }
+
+    pub(crate) fn renew_lease(&mut self, now: Timestamp, lease: &Lease, ttl: Duration) -> Result<()> {
+        self.held(lease)?.leased_until = now.after(ttl);
+        Ok(())
+    }
+
+    pub(crate) fn release_lease(&mut self, lease: &Lease) -> Result<()> {
+        let row = self.held(lease)?;
+        row.owner = None;
+        row.leased_until = Timestamp(0);
+        Ok(())
+    }
+
+    pub(crate) fn raise_next_nonce(&mut self, lease: &Lease, at_least: Nonce) -> Result<Nonce> {
+        fits("a nonce", at_least.0)?;
+        let row = self.held(lease)?;
+        let next = row.next_nonce.map_or(at_least, |next| next.max(at_least));
+        row.next_nonce = Some(next);
+        Ok(next)
+    }
+
+    pub(crate) fn admit(&mut self, now: Timestamp, arrivals: Vec<Arrival>) -> Result<Vec<Verdict>> {
+        let mut met: BTreeMap<RequestId, Known> = BTreeMap::new();
+        let mut verdicts = Vec::with_capacity(arrivals.len());
+        for arrival in &arrivals {
+            let known = met.get(&arrival.id).copied().or_else(|| self.known(&arrival.id));
+            let verdict = arrival::decide(known.as_ref(), arrival.generation, arrival.body_hash);
+            if known.is_none() && !self.accounts.contains_key(&arrival.account) {
+                return Err(refused("admit a request", format!("there is no account {}", arrival.account)));
+            }
+            if verdict == Verdict::Accept {
+                let (generation, body_hash) = (arrival.generation, arrival.body_hash);
+                met.insert(arrival.id.clone(), Known { state: RequestState::Accepted, generation, body_hash });
+            }
+            verdicts.push(verdict);
+        }
+        for (arrival, _) in arrivals.into_iter().zip(&verdicts).filter(|(_, verdict)| **verdict == Verdict::Accept) {
+            self.accept(now, arrival);
+        }
+        Ok(verdicts)
+    }
+
+    fn accept(&mut self, now: Timestamp, arrival: Arrival) {
+        let Arrival { id, generation, body_hash, message, account } = arrival;
+        let Properties { reply_to, correlation_id, .. } = message.properties.clone();
+        let reply = ReplyAddress { reply_to, correlation_id };
+        let turn = self.take_turn();
+        self.record.admitted.insert(id.clone());
+        let Some(row) = self.seqs.get(&id).and_then(|seq| self.requests.get_mut(seq)) else {
+            let row = RequestRow::new(id, account, generation, body_hash, now);
+            self.add_request(RequestRow { turn, message: Some(message), reply, ..row });
+            return;
+        };
+        let is_replay = generation.replay > row.generation.replay;
+        if is_replay {
+            row.first_failed_at = None;
+        }
+        row.state = row.state.next(Observation::Accepted).expect("only what may be accepted is");
+        (row.generation, row.turn, row.body_hash, row.message) = (generation, turn, body_hash, Some(message));
+        row.reply = reply;
+        row.settled_at = None;
+        row.changed_at = now;
+        row.note(now, if is_replay { "replayed" } else { "returned" }, format!("accepted as attempt {generation}"));
+    }
+
+    pub(super) fn take_turn(&mut self) -> i64 {
+        self.last_turn += 1;
+        self.last_turn
+    }
+
+    /// Like a database's row numbers: one above the highest there is, so that a forgotten request's number comes again.
+    pub(super) fn add_request(&mut self, row: RequestRow) {
+        let seq = RequestSeq(self.requests.last_key_value().map_or(0, |(last, _)| last.0) + 1);
+        self.seqs.insert(row.id.clone(), seq);
+        self.requests.insert(seq, row);
+    }
+
+    pub(crate) fn record_transactions(
+        &mut self,
+        now: Timestamp,
+        lease: &Lease,
+        transactions: Vec<NewTransaction>,
+    ) -> Result<()> {
+        let next = self.held(lease)?.next_nonce;
+        let Some(first) = transactions.first() else { return Ok(()) };
+        let is_in_order = transactions.iter().zip(first.nonce.0..).all(|(new, nonce)| new.nonce.0 == nonce);
+        if !is_in_order || next != Some(first.nonce) {
+            return Err(refused("take nonces", format!("{} and on are not the next nonces", first.nonce)));
+        }
+        let mut seen = BTreeSet::new();
+        for new in &transactions {
+            self.check_new(lease, new)?;
+            if !seen.insert(new.request) {
+                return Err(refused("sign for a request", "it would have two nonces"));
+            }
+        }
+        for new in transactions {
+            self.add_transaction(now, lease.account, new);
+        }
+        Ok(())
+    }
+
+    fn check_new(&self, lease: &Lease, new: &NewTransaction) -> Result<()> {
+        let row = self.requests.get(&new.request).filter(|row| row.account == lease.account);
+        let row = row.ok_or_else(|| refused("sign for a request", "the lane has no such request"))?;
+        if row.state.next(Observation::Signed).is_none() || self.has_effect(row) {
+            return Err(refused("sign for a request that is not queued", row.state.as_str()));
+        }
+        fits("the next nonce", new.nonce.0.saturating_add(1))?;
+        fits("gas", new.gas.0)?;
+        if new.gas.0 == 0 {
+            return Err(refused("sign for a request", "without gas"));
+        }
+        check_attempt(&new.attempt)
+    }
+
+    fn add_transaction(&mut self, now: Timestamp, account: AccountId, new: NewTransaction) {
+        let NewTransaction { request, nonce, to, value, gas, attempt } = new;
+        let row = self.requests.get_mut(&request).expect("it was checked");
+        row.state = RequestState::Writing;
+        row.changed_at = now;
+        row.nonces.push(nonce);
+        let state = TransactionState::Live;
+        let created_at = attempt.signed_at;
+        let row = TransactionRow {
+            request,
+            state,
+            to,
+            value,
+            gas,
+            created_at,
+            included: None,
+            reorged_at: None,
+            attempts: Vec::new(),
+        };
+        self.transactions.insert((account, nonce), row);
+        self.add_attempt(account, nonce, attempt);
+        self.accounts.get_mut(&account).expect("it was checked").next_nonce = Some(nonce.plus(1));
+    }
+
+    pub(crate) fn record_attempts(&mut self, lease: &Lease, attempts: Vec<(Nonce, Attempt)>) -> Result<()> {
+        self.held(lease)?;
+        for (nonce, attempt) in &attempts {
+            let row = self.transactions.get(&(lease.account, *nonce));
+            if row.is_none_or(|row| row.state != TransactionState::Live) {
+                return Err(refused("sign again at a nonce that is not live", nonce.to_string()));
+            }
+            check_attempt(attempt)?;
+        }
+        for (nonce, attempt) in attempts {
+            self.add_attempt(lease.account, nonce, attempt);
+        }
+        Ok(())
+    }
+
+    fn add_attempt(&mut self, account: AccountId, nonce: Nonce, attempt: Attempt) {
+        let row = self.transactions.get_mut(&(account, nonce)).expect("it was checked");
+        let request = self.requests.get(&row.request).expect("a transaction has its request").id.clone();
+        let signed = attempt.signed.clone();
+        self.record.signed.push(SignedRecord { account, request, nonce, kind: attempt.kind, signed });
+        self.last_attempt += 1;
+        row.attempts.push(StoredAttempt { place: self.last_attempt, attempt });
+    }
+
+    /// The account, if the lease on it still holds. A lease that has run out holds until somebody else takes it.
+    pub(super) fn held(&mut self, lease: &Lease) -> Result<&mut AccountRow> {
+        let holds = |row: &&mut AccountRow| row.owner.as_ref() == Some(&lease.owner) && row.epoch == lease.epoch;
+        let lost = JournalError::LeaseLost { account: lease.account };
+        self.accounts.get_mut(&lease.account).filter(holds).ok_or(lost)
+    }
+}
+
+impl RequestRow {
+    pub(super) fn new(
+        id: RequestId,
+        account: AccountId,
+        generation: Generation,
+        body_hash: BodyHash,
+        now: Timestamp,
+    ) -> Self {
+        Self {
+            id,
+            account,
+            state: RequestState::Accepted,
+            generation,
+            turn: 0,
+            body_hash,
+            message: None,
+            reply: ReplyAddress::default(),
+            received_at: now,
+            changed_at: now,
+            settled_at: None,
+            first_failed_at: None,
+            failure: None,
+            nonces: Vec::new(),
+            incidents: Vec::new(),
+        }
+    }
+}
+
+fn check_attempt(attempt: &Attempt) -> Result<()> {
+    if attempt.signed.raw.is_empty() {
+        return Err(refused("store an attempt", "it has no bytes"));
+    }
+    match attempt.fee {
+        Fee::Eip1559 { max_fee, tip } => fits("a fee", max_fee.0).and_then(|()| fits("a tip", tip.0)),
+        Fee::Legacy { gas_price } => fits("a gas price", gas_price.0),
+    }
+}

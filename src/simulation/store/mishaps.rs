@@ -1,0 +1,165 @@
+//! What changes the store after the straight way: wishes to cancel, gaps, blocks that went away after they were final.
+
+use crate::journal::{
+    AccountId, CancelWish, Cancellation, EndedAgain, JournalError, Lease, Reorged, RequestSeq, StoredNonce, Which,
+    WishAnswer,
+};
+use crate::model::{Attempt, Nonce, RequestId, RequestState, Timestamp, TransactionState};
+use crate::simulation::store::{SignedRecord, Store, StoredFiller, TransactionRow, Wish, refused};
+
+type Result<T, E = JournalError> = std::result::Result<T, E>;
+
+impl Store {
+    pub(crate) fn wish_cancellation(&mut self, now: Timestamp, id: &RequestId, wish: CancelWish) -> WishAnswer {
+        let Some((seq, row)) = self.seqs.get(id).and_then(|seq| Some((*seq, self.requests.get_mut(seq)?))) else {
+            return WishAnswer::NotKnown;
+        };
+        if matches!(row.state, RequestState::Final | RequestState::Dead | RequestState::DeadPending) {
+            return WishAnswer::TooLate(row.state);
+        }
+        if !self.wishes.contains_key(&seq) {
+            let CancelWish { by, reason } = wish;
+            let detail =
+                if reason.is_empty() { format!("cancelled by {by}") } else { format!("cancelled by {by}: {reason}") };
+            row.note(now, "cancel", detail.clone());
+            self.wishes.insert(seq, Wish { detail });
+        }
+        WishAnswer::Noted(row.state)
+    }
+
+    pub(crate) fn cancellations(&self, account: AccountId) -> Vec<Cancellation> {
+        let wished = self.wishes.iter().filter_map(|(seq, wish)| Some((*seq, wish, self.requests.get(seq)?)));
+        let mut open: Vec<_> = wished.filter(|(_, _, row)| row.account == account && row.state.is_open()).collect();
+        open.sort_by_key(|(_, _, row)| row.turn);
+        let cancellation = |(seq, wish, row): (RequestSeq, &Wish, _)| Cancellation {
+            request: super::reading::queued_request(seq, row),
+            state: row.state,
+            detail: wish.detail.clone(),
+        };
+        open.into_iter().map(cancellation).collect()
+    }
+
+    /// A wish is over with its request.
+    pub(super) fn forget_wish(&mut self, request: RequestSeq) {
+        let ended = |state| matches!(state, RequestState::DeadPending | RequestState::Dead | RequestState::Final);
+        if self.requests.get(&request).is_some_and(|row| ended(row.state)) {
+            self.wishes.remove(&request);
+        }
+    }
+
+    pub(crate) fn nonces(&self, account: AccountId, which: Which) -> Vec<StoredNonce> {
+        let of_account = self.transactions.range((account, Nonce(0))..=(account, Nonce(u64::MAX)));
+        let stored = of_account.filter_map(|((_, nonce), row)| self.stored_nonce(*nonce, row));
+        match which {
+            Which::Range(first, below) => {
+                stored.filter(|stored| stored.nonce >= first && stored.nonce < below).collect()
+            }
+            Which::IncludedBelow(below, limit) => {
+                let counts = |stored: &StoredNonce| {
+                    let row = &self.transactions[&(account, stored.nonce)];
+                    stored.nonce < below
+                        && row.included.is_some()
+                        && row.reorged_at.is_none()
+                        && row.state != TransactionState::Live
+                };
+                let mut found: Vec<_> = stored.filter(counts).collect();
+                found.reverse();
+                found.truncate(limit as usize);
+                found
+            }
+            Which::Reorged => {
+                stored.filter(|stored| self.transactions[&(account, stored.nonce)].reorged_at.is_some()).collect()
+            }
+        }
+    }
+
+    fn stored_nonce(&self, nonce: Nonce, row: &TransactionRow) -> Option<StoredNonce> {
+        let request = self.requests.get(&row.request)?;
+        Some(StoredNonce {
+            request: row.request,
+            id: request.id.clone(),
+            generation: request.generation,
+            reply: request.reply.clone(),
+            request_state: request.state,
+            nonce,
+            state: row.state,
+            included: row.included.clone(),
+            attempts: row.attempts.iter().map(|stored| stored.attempt.clone()).collect(),
+        })
+    }
+
+    pub(crate) fn fillers(&self, account: AccountId, first: Nonce, below: Nonce) -> Vec<(Nonce, Attempt)> {
+        let is_asked =
+            |filler: &&StoredFiller| filler.account == account && filler.nonce >= first && filler.nonce < below;
+        let mut found: Vec<_> =
+            self.fillers.iter().filter(is_asked).map(|filler| (filler.nonce, filler.attempt.clone())).collect();
+        found.sort_by_key(|(nonce, _)| *nonce);
+        found
+    }
+
+    pub(crate) fn record_fillers(&mut self, lease: &Lease, fillers: Vec<(Nonce, Attempt)>) -> Result<()> {
+        let next = self.held(lease)?.next_nonce;
+        for (nonce, _) in &fillers {
+            let row = self.transactions.get(&(lease.account, *nonce));
+            let is_ours =
+                row.is_some_and(|row| !matches!(row.state, TransactionState::Reverted | TransactionState::Displaced));
+            if is_ours || next.is_none_or(|next| next <= *nonce) {
+                return Err(refused("fill a nonce", format!("{nonce} is not one that may be filled")));
+            }
+        }
+        for (nonce, attempt) in fillers {
+            self.record.fillers.push(SignedRecord {
+                account: lease.account,
+                request: RequestId::new("filler").expect("it is an id"),
+                nonce,
+                kind: attempt.kind,
+                signed: attempt.signed.clone(),
+            });
+            self.fillers.push(StoredFiller { account: lease.account, nonce, attempt });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn record_reorged(&mut self, now: Timestamp, lease: &Lease, reorged: Vec<Reorged>) -> Result<()> {
+        self.held(lease)?;
+        for Reorged { request, nonce, detail, event } in reorged {
+            let row = self.transactions.get_mut(&(lease.account, nonce));
+            let fits = |row: &&mut TransactionRow| {
+                row.request == request && row.included.is_some() && row.reorged_at.is_none()
+            };
+            if let Some(row) = row.filter(fits) {
+                row.reorged_at = Some(now);
+                self.tell(now, request, ("reorged", detail), event);
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn record_ended_again(&mut self, now: Timestamp, lease: &Lease, ended: Vec<EndedAgain>) -> Result<()> {
+        self.held(lease)?;
+        for EndedAgain { request, transaction, detail, event } in ended {
+            let row = self.transactions.get_mut(&(lease.account, transaction.nonce));
+            if let Some(row) = row.filter(|row| row.request == request && row.reorged_at.is_some()) {
+                row.reorged_at = None;
+                (row.state, row.included) = (transaction.state, transaction.included);
+                self.tell(now, request, ("ended", detail), event);
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(
+        &mut self,
+        now: Timestamp,
+        request: RequestSeq,
+        (what, detail): (&'static str, String),
+        event: Option<crate::model::Event>,
+    ) {
+        let Some(row) = self.requests.get_mut(&request) else { return };
+        row.note(now, what, detail);
+        let (account, id) = (row.account, row.id.clone());
+        if let Some(event) = event {
+            self.add_event(account, id, event);
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! What a simulated journal holds: all that survives a crash, and a record of all that it ever held.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::journal::{AccountId, JournalError, OutboxRow, ReplyAddress, RequestSeq};
+use crate::model::event::FinalTransaction;
+use crate::model::{
+    Address, Attempt, AttemptKind, BodyHash, Cause, EventKind, Gas, Generation, Message, Nonce, RequestId,
+    RequestState, SignedTransaction, Timestamp, TransactionState, Wei,
+};
+
+mod ending;
+mod lanes;
+mod mishaps;
+mod reading;
+
+/// The durable state. A clone is what a backup taken now would hold.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Store {
+    accounts: BTreeMap<AccountId, AccountRow>,
+    requests: BTreeMap<RequestSeq, RequestRow>,
+    seqs: BTreeMap<RequestId, RequestSeq>,
+    transactions: BTreeMap<(AccountId, Nonce), TransactionRow>,
+    outbox: BTreeMap<i64, OutboxEntry>,
+    fillers: Vec<StoredFiller>,
+    wishes: BTreeMap<RequestSeq, Wish>,
+    last_turn: i64,
+    last_event: i64,
+    last_attempt: u64,
+    record: Record,
+}
+
+/// An account on a chain.
+#[derive(Debug, Clone)]
+pub(crate) struct AccountRow {
+    pub(crate) chain_id: u64,
+    pub(crate) address: Address,
+    /// Unknown until the lane has asked the chain for the first time.
+    pub(crate) next_nonce: Option<Nonce>,
+    pub(crate) owner: Option<Arc<str>>,
+    pub(crate) leased_until: Timestamp,
+    pub(crate) epoch: i64,
+}
+
+/// A request, with its incidents.
+#[derive(Debug, Clone)]
+pub(crate) struct RequestRow {
+    pub(crate) id: RequestId,
+    pub(crate) account: AccountId,
+    pub(crate) state: RequestState,
+    pub(crate) generation: Generation,
+    pub(crate) turn: i64,
+    pub(crate) body_hash: BodyHash,
+    /// Gone once no copy can be needed any more.
+    pub(crate) message: Option<Message>,
+    pub(crate) reply: ReplyAddress,
+    pub(crate) received_at: Timestamp,
+    pub(crate) changed_at: Timestamp,
+    pub(crate) settled_at: Option<Timestamp>,
+    pub(crate) first_failed_at: Option<Timestamp>,
+    pub(crate) failure: Option<Cause>,
+    /// Every nonce it ever had, oldest first.
+    pub(crate) nonces: Vec<Nonce>,
+    pub(crate) incidents: Vec<IncidentRow>,
+}
+
+/// Something off the straight way.
+#[derive(Debug, Clone)]
+pub(crate) struct IncidentRow {
+    pub(crate) at: Timestamp,
+    pub(crate) what: &'static str,
+    pub(crate) detail: String,
+}
+
+/// A nonce.
+#[derive(Debug, Clone)]
+pub(crate) struct TransactionRow {
+    pub(crate) request: RequestSeq,
+    pub(crate) state: TransactionState,
+    pub(crate) to: Address,
+    pub(crate) value: Wei,
+    pub(crate) gas: Gas,
+    pub(crate) created_at: Timestamp,
+    /// Set where an attempt of ours is final.
+    pub(crate) included: Option<FinalTransaction>,
+    /// That block is no part of the chain any more.
+    pub(crate) reorged_at: Option<Timestamp>,
+    pub(crate) attempts: Vec<StoredAttempt>,
+}
+
+/// A self-transfer at a nonce that held up later ones.
+#[derive(Debug, Clone)]
+struct StoredFiller {
+    account: AccountId,
+    nonce: Nonce,
+    attempt: Attempt,
+}
+
+/// An operator's wish that a request ends without being written.
+#[derive(Debug, Clone)]
+struct Wish {
+    detail: String,
+}
+
+/// An attempt and its place among all attempts.
+#[derive(Debug, Clone)]
+pub(crate) struct StoredAttempt {
+    pub(crate) place: u64,
+    pub(crate) attempt: Attempt,
+}
+
+/// An event without a publisher confirm.
+#[derive(Debug, Clone)]
+pub(crate) struct OutboxEntry {
+    pub(crate) account: AccountId,
+    pub(crate) row: OutboxRow,
+}
+
+/// What the journal ever held, for whoever checks a run. Nothing is ever taken out of it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Record {
+    /// Everything ever signed, in the order of its storing.
+    pub(crate) signed: Vec<SignedRecord>,
+    /// Every self-transfer that fills a gap.
+    pub(crate) fillers: Vec<SignedRecord>,
+    /// Every event ever put into the outbox, by its place there.
+    pub(crate) events: BTreeMap<i64, EventRecord>,
+    /// Every id that was ever admitted.
+    pub(crate) admitted: BTreeSet<RequestId>,
+}
+
+/// Bytes that a node may have been given.
+#[derive(Debug, Clone)]
+pub(crate) struct SignedRecord {
+    pub(crate) account: AccountId,
+    pub(crate) request: RequestId,
+    pub(crate) nonce: Nonce,
+    pub(crate) kind: AttemptKind,
+    pub(crate) signed: SignedTransaction,
+}
+
+/// An event that was true from then on.
+#[derive(Debug, Clone)]
+pub(crate) struct EventRecord {
+    pub(crate) event_id: String,
+    pub(crate) kind: EventKind,
+    /// The request, or the refused message.
+    pub(crate) subject: RequestId,
+    /// It has its publisher confirm, and has left the outbox.
+    pub(crate) is_published: bool,
+}
+
+impl Store {
+    pub(crate) fn accounts(&self) -> &BTreeMap<AccountId, AccountRow> {
+        &self.accounts
+    }
+
+    pub(crate) fn requests(&self) -> &BTreeMap<RequestSeq, RequestRow> {
+        &self.requests
+    }
+
+    pub(crate) fn request(&self, id: &RequestId) -> Option<&RequestRow> {
+        self.requests.get(self.seqs.get(id)?)
+    }
+
+    pub(crate) fn transactions(&self) -> &BTreeMap<(AccountId, Nonce), TransactionRow> {
+        &self.transactions
+    }
+
+    /// Every attempt that the journal still holds, with the request it is for, by nonce.
+    pub(crate) fn attempts_raw(&self) -> impl Iterator<Item = (RequestSeq, Nonce, &Attempt)> {
+        self.transactions
+            .iter()
+            .flat_map(|((_, nonce), row)| row.attempts.iter().map(|stored| (row.request, *nonce, &stored.attempt)))
+    }
+
+    pub(crate) fn outbox(&self) -> impl Iterator<Item = (AccountId, &OutboxRow)> {
+        self.outbox.values().map(|entry| (entry.account, &entry.row))
+    }
+
+    pub(crate) fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// One of its transactions may land or has landed.
+    fn has_effect(&self, request: &RequestRow) -> bool {
+        let states = request.nonces.iter().filter_map(|nonce| self.transactions.get(&(request.account, *nonce)));
+        states.into_iter().any(|row| matches!(row.state, TransactionState::Live | TransactionState::Succeeded))
+    }
+}
+
+impl RequestRow {
+    fn note(&mut self, now: Timestamp, what: &'static str, detail: impl Into<String>) {
+        self.incidents.push(IncidentRow { at: now, what, detail: detail.into() });
+    }
+
+    /// Into a state whose deliveries may be acked: no copy is made of it any more.
+    fn end(&mut self, now: Timestamp, state: RequestState) {
+        self.state = state;
+        self.changed_at = now;
+        self.settled_at = Some(now);
+        self.message = None;
+    }
+}
+
+fn refused(doing: &'static str, detail: impl Into<String>) -> JournalError {
+    JournalError::Inconsistent { doing, detail: detail.into() }
+}
+
+/// The journal keeps numbers in 64 bits with a sign.
+fn fits(what: &'static str, number: impl TryInto<i64>) -> Result<(), JournalError> {
+    number.try_into().map(|_| ()).map_err(|_| refused("store a number", format!("{what} is beyond 64 bits")))
+}

@@ -1,0 +1,153 @@
+//! What the journal's users read from the store.
+
+use crate::journal::{
+    AccountId, AttemptHistory, CopyKind, History, Incident, LiveTransaction, OutboxRow, QueuedRequest, ReplyAddress,
+    RequestSeq, TransactionHistory, UnconfirmedCopy,
+};
+use crate::model::{Attempt, Message, Nonce, RequestId, RequestState, TransactionState};
+use crate::policy::arrival::Known;
+use crate::simulation::store::{RequestRow, Store, StoredAttempt, TransactionRow};
+
+impl Store {
+    pub(crate) fn open_requests(&self) -> u64 {
+        self.requests.values().filter(|row| row.state.is_open()).count() as u64
+    }
+
+    pub(crate) fn queued(&self, account: AccountId, after_turn: i64, limit: u32) -> Vec<QueuedRequest> {
+        let is_queued =
+            |row: &RequestRow| row.account == account && row.state == RequestState::Accepted && row.turn > after_turn;
+        let wanted = |seq: &RequestSeq| !self.wishes.contains_key(seq);
+        let mut queued: Vec<_> = self.requests.iter().filter(|(seq, row)| is_queued(row) && wanted(seq)).collect();
+        queued.sort_by_key(|(_, row)| row.turn);
+        queued.into_iter().take(limit as usize).map(|(seq, row)| queued_request(*seq, row)).collect()
+    }
+
+    pub(crate) fn live_transactions(&self, account: AccountId) -> Vec<LiveTransaction> {
+        let of_account = self.transactions.range((account, Nonce(0))..=(account, Nonce(u64::MAX)));
+        of_account
+            .filter(|(_, row)| row.state == TransactionState::Live)
+            .filter_map(|((_, nonce), row)| Some(live(*nonce, row, self.requests.get(&row.request)?)))
+            .collect()
+    }
+
+    pub(crate) fn unconfirmed(&self, account: AccountId, after: RequestSeq, limit: u32) -> Vec<UnconfirmedCopy> {
+        let mine = self.requests.iter().filter(|(seq, row)| row.account == account && **seq > after);
+        mine.filter_map(|(seq, row)| self.copy_of(*seq, row)).take(limit as usize).collect()
+    }
+
+    pub(crate) fn unconfirmed_of(&self, requests: &[RequestSeq]) -> Vec<UnconfirmedCopy> {
+        requests.iter().filter_map(|seq| self.copy_of(*seq, self.requests.get(seq)?)).collect()
+    }
+
+    pub(crate) fn standings(&self, ids: &[RequestId]) -> Vec<(RequestId, Known)> {
+        ids.iter().filter_map(|id| Some((id.clone(), self.known(id)?))).collect()
+    }
+
+    pub(super) fn known(&self, id: &RequestId) -> Option<Known> {
+        let row = self.request(id)?;
+        Some(Known { state: row.state, generation: row.generation, body_hash: row.body_hash })
+    }
+
+    pub(crate) fn message_of(&self, id: &RequestId) -> Option<Message> {
+        self.request(id)?.message.clone()
+    }
+
+    pub(crate) fn events(&self, accounts: &[AccountId], after: i64, limit: u32) -> Vec<OutboxRow> {
+        let mine = self.outbox().filter(|(account, row)| row.id > after && accounts.contains(account));
+        mine.take(limit as usize).map(|(_, row)| row.clone()).collect()
+    }
+
+    pub(crate) fn history(&self, id: &RequestId) -> Option<History> {
+        let row = self.request(id)?;
+        let account = self.accounts.get(&row.account)?;
+        let transactions = self.transactions_of(row).map(|(nonce, row)| transaction_history(nonce, row));
+        let incidents = row.incidents.iter().map(|incident| Incident {
+            at: incident.at.to_string(),
+            what: incident.what.to_owned(),
+            detail: incident.detail.clone(),
+        });
+        Some(History {
+            id: row.id.as_str().to_owned(),
+            state: row.state.to_string(),
+            attempt: row.generation.retry,
+            replay: row.generation.replay,
+            received_at: row.received_at.to_string(),
+            changed_at: row.changed_at.to_string(),
+            chain_id: account.chain_id,
+            account: account.address,
+            failure: row.failure.as_ref().map(ToString::to_string),
+            transactions: transactions.collect(),
+            incidents: incidents.collect(),
+        })
+    }
+
+    fn transactions_of(&self, row: &RequestRow) -> impl Iterator<Item = (Nonce, &TransactionRow)> {
+        row.nonces.iter().filter_map(|nonce| Some((*nonce, self.transactions.get(&(row.account, *nonce))?)))
+    }
+
+    fn copy_of(&self, seq: RequestSeq, row: &RequestRow) -> Option<UnconfirmedCopy> {
+        let kind = [CopyKind::Retry, CopyKind::DeadLetter].into_iter().find(|kind| kind.pending() == row.state)?;
+        let mut attempts: Vec<_> = self.transactions_of(row).flat_map(|(_, row)| &row.attempts).collect();
+        attempts.sort_by_key(|stored| stored.place);
+        Some(UnconfirmedCopy {
+            request: seq,
+            id: row.id.clone(),
+            kind,
+            generation: row.generation,
+            cause: row.failure.clone().expect("what is pending has failed"),
+            first_failed_at: row.first_failed_at.expect("what is pending has failed"),
+            message: row.message.clone().expect("what is pending has its message"),
+            tx_hashes: attempts.into_iter().map(|stored| stored.attempt.signed.hash).collect(),
+        })
+    }
+}
+
+pub(super) fn queued_request(seq: RequestSeq, row: &RequestRow) -> QueuedRequest {
+    let message = row.message.as_ref().expect("what is open has its message");
+    QueuedRequest {
+        seq,
+        id: row.id.clone(),
+        generation: row.generation,
+        turn: row.turn,
+        body: message.body.clone(),
+        reply: ReplyAddress {
+            reply_to: message.properties.reply_to.clone(),
+            correlation_id: message.properties.correlation_id.clone(),
+        },
+    }
+}
+
+fn live(nonce: Nonce, row: &TransactionRow, request: &RequestRow) -> LiveTransaction {
+    LiveTransaction {
+        request: queued_request(row.request, request),
+        nonce,
+        to: row.to,
+        value: row.value,
+        gas: row.gas,
+        attempts: row.attempts.iter().map(|stored| stored.attempt.clone()).collect(),
+    }
+}
+
+fn transaction_history(nonce: Nonce, row: &TransactionRow) -> TransactionHistory {
+    let included = row.included.as_ref();
+    TransactionHistory {
+        nonce,
+        state: row.state.as_str().to_owned(),
+        created_at: row.created_at.to_string(),
+        attempts: row.attempts.iter().map(|StoredAttempt { attempt, .. }| attempt_history(attempt)).collect(),
+        final_hash: included.map(|included| included.tx_hash),
+        block_number: included.map(|included| included.block_number),
+        block_hash: included.map(|included| included.block_hash),
+        gas_used: included.map(|included| included.gas_used),
+        reorged_at: row.reorged_at.map(|at| at.to_string()),
+    }
+}
+
+fn attempt_history(attempt: &Attempt) -> AttemptHistory {
+    AttemptHistory {
+        hash: attempt.signed.hash,
+        kind: attempt.kind.as_str().to_owned(),
+        max_fee: attempt.fee.ceiling().to_string(),
+        signed_at: attempt.signed_at.to_string(),
+    }
+}

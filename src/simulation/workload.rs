@@ -1,0 +1,98 @@
+//! The requests of a run, and what is true about each: bodies say what the contract will make of them.
+
+use fastrand::Rng;
+
+/// What the contract, and the nodes before it, make of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Behaviour {
+    /// It is written.
+    Runs,
+    /// Every simulation and every run reverts.
+    Reverts,
+    /// Reverts until so many milliseconds after the begin.
+    RevertsUntil(u64),
+    /// Simulations are fine, and the chain reverts.
+    RevertsOnChain,
+    /// The same, until so many milliseconds after the begin.
+    RevertsOnChainUntil(u64),
+    /// Simulations are fine, and no node takes it.
+    Refused,
+}
+
+impl Behaviour {
+    pub(super) fn draw(rng: &mut Rng) -> Self {
+        match rng.u8(0..100) {
+            0..64 => Self::Runs,
+            64..70 => Self::Reverts,
+            70..78 => Self::RevertsUntil(rng.u64(1..30_000)),
+            78..86 => Self::RevertsOnChain,
+            86..94 => Self::RevertsOnChainUntil(rng.u64(1..30_000)),
+            _ => Self::Refused,
+        }
+    }
+
+    /// May it become a dead letter for a reason of its own?
+    pub(super) fn may_fail(self) -> bool {
+        self != Self::Runs
+    }
+
+    pub(super) fn is_refused(self) -> bool {
+        self == Self::Refused
+    }
+
+    pub(super) fn runs_in_simulation(self, now_ms: u64) -> bool {
+        match self {
+            Self::Runs | Self::RevertsOnChain | Self::RevertsOnChainUntil(_) | Self::Refused => true,
+            Self::Reverts => false,
+            Self::RevertsUntil(end) => now_ms >= end,
+        }
+    }
+
+    pub(super) fn runs_on_chain(self, now_ms: u64) -> bool {
+        match self {
+            Self::Runs | Self::Refused => true,
+            Self::Reverts | Self::RevertsOnChain => false,
+            Self::RevertsUntil(end) | Self::RevertsOnChainUntil(end) => now_ms >= end,
+        }
+    }
+}
+
+/// A message's body, readable from calldata.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Body {
+    pub(super) id: String,
+    pub(super) behaviour: Behaviour,
+    /// Bodies that an operator edited count on.
+    pub(super) version: u32,
+}
+
+impl Body {
+    pub(super) fn text(&self) -> String {
+        let (word, until) = match self.behaviour {
+            Behaviour::Runs => ("runs", 0),
+            Behaviour::Reverts => ("reverts", 0),
+            Behaviour::RevertsUntil(end) => ("reverts-until", end),
+            Behaviour::RevertsOnChain => ("on-chain", 0),
+            Behaviour::RevertsOnChainUntil(end) => ("on-chain-until", end),
+            Behaviour::Refused => ("refused", 0),
+        };
+        format!("{}/{word}/{until}/{}", self.id, self.version)
+    }
+
+    pub(super) fn read(data: &[u8]) -> Option<Self> {
+        let mut parts = std::str::from_utf8(data).ok()?.split('/');
+        let (id, word) = (parts.next()?.to_owned(), parts.next()?);
+        let until = parts.next()?.parse().ok()?;
+        let version = parts.next()?.parse().ok()?;
+        let behaviour = match word {
+            "runs" => Behaviour::Runs,
+            "reverts" => Behaviour::Reverts,
+            "reverts-until" => Behaviour::RevertsUntil(until),
+            "on-chain" => Behaviour::RevertsOnChain,
+            "on-chain-until" => Behaviour::RevertsOnChainUntil(until),
+            "refused" => Behaviour::Refused,
+            _ => return None,
+        };
+        Some(Self { id, behaviour, version })
+    }
+}
