@@ -35,6 +35,8 @@ pub(super) struct InFlight {
     pub(super) signed_since: Instant,
     /// The node wants more for it.
     pub(super) wants_more: bool,
+    /// The node had no room for it, or wants earlier ones first: a new block may change that.
+    pub(super) is_held_back: bool,
     /// The node says that the nonce is used: by an attempt of ours, or by a foreign transaction. Finality will tell.
     pub(super) is_taken: bool,
     /// The newest block when the newest attempt was first looked after.
@@ -72,6 +74,7 @@ impl InFlight {
             sent_at: None,
             signed_since: Instant::now(),
             wants_more: false,
+            is_held_back: false,
             is_taken: false,
             waits_since: None,
             lacks_room: false,
@@ -126,9 +129,11 @@ impl InFlight {
             SendMeaning::Unknown => {
                 warn!(tx.nonce = %self.nonce, answer = text, "unknown answer to a broadcast; the same bytes are sent again. [chain.errors] can say what it means");
             }
-            SendMeaning::NonceTooHigh
-            | SendMeaning::PoolFull
-            | SendMeaning::InsufficientFunds
+            SendMeaning::NonceTooHigh | SendMeaning::PoolFull => {
+                self.is_held_back = true;
+                debug!(tx.nonce = %self.nonce, answer = text, "the node takes it after others");
+            }
+            SendMeaning::InsufficientFunds
             | SendMeaning::NotPermitted
             | SendMeaning::Syncing
             | SendMeaning::WrongChain
@@ -231,6 +236,9 @@ impl Window {
         for transaction in self.by_nonce.values_mut() {
             transaction.waits_since.get_or_insert(head);
             transaction.is_taken &= transaction.nonce < count;
+            if std::mem::take(&mut transaction.is_held_back) {
+                transaction.sent_at = None;
+            }
         }
     }
 
