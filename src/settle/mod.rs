@@ -131,7 +131,10 @@ impl Settle {
         let mut known = Vec::new();
         for admitted in admitted {
             match admitted {
-                Admitted::Hold { id, generation, receipt } => {
+                Admitted::Hold { id, generation, receipt, is_suspect } => {
+                    if is_suspect && !self.parks.contains(&id) {
+                        self.parks.push_back(id.clone());
+                    }
                     self.held.hold(id, generation, receipt);
                 }
                 Admitted::Known { id, receipt } => {
