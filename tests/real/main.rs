@@ -14,6 +14,7 @@ mod support;
 mod broker_life;
 mod chain_life;
 mod commands;
+mod crashes;
 mod duplicates;
 mod happy;
 mod journal_life;

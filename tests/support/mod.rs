@@ -26,7 +26,7 @@ pub mod worker;
 
 pub use amqp::{Amqp, Taken, Watch, headers, next_event, with_id};
 pub use anvil::{ACCOUNTS, Anvil, AnvilConfig};
-pub use filter::LackingNode;
+pub use filter::{DeafNode, LackingNode};
 pub use guard::Guard;
 pub use ports::free_port;
 pub use proxy::{Mode, TcpProxy};
