@@ -12,7 +12,7 @@ use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
 
 use crate::broker::BrokerError;
-use crate::broker::connection::{Connected, broker_detail};
+use crate::broker::connection::{Connected, broker_detail, refusal};
 
 /// Names consumers in the broker's lists; a number follows.
 const TAG: &str = "chainwriter";
@@ -20,6 +20,9 @@ const TAG: &str = "chainwriter";
 const CAREFUL_PREFETCH: u16 = 1;
 /// A further consumer is worth its while for this part of the prefetch.
 const WORTH_A_CONSUMER: u16 = 4;
+
+/// Up to RabbitMQ 4.2 the broker closes the channel then, from 4.3 on it cancels the consumer.
+const HELD_TOO_LONG: &str = "; broker.max_hold must be below half of the broker's consumer_timeout";
 
 type Deliveries = BoxStream<'static, Option<lapin::Result<Delivery>>>;
 
@@ -106,7 +109,7 @@ impl<'s> Consumers<'s> {
         let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
         let started = self.channel.basic_consume(self.queue.into(), tag.as_str().into(), options, arguments);
         let consumer = self.connected.within("consume", started).await?;
-        let consumer = consumer.map_err(|error| self.connected.failed("consume", broker_detail(&error)))?;
+        let consumer = consumer.map_err(|error| self.connected.failed("consume", refusal(&error, "read")))?;
         self.tags.push(tag);
         Ok(consumer)
     }
@@ -114,10 +117,15 @@ impl<'s> Consumers<'s> {
     /// The next delivery; while no consumer runs, none ever.
     pub(super) async fn next(&mut self) -> Result<Delivery, BrokerError> {
         match self.streams.next().await {
-            Some(Some(delivery)) => delivery.map_err(|error| self.connected.failed("consume", broker_detail(&error))),
+            Some(Some(Ok(delivery))) => Ok(delivery),
+            Some(Some(Err(error))) => {
+                let detail = broker_detail(&error);
+                let hint = if detail.contains("delivery acknowledgement") { HELD_TOO_LONG } else { "" };
+                Err(self.connected.failed("consume", detail + hint))
+            }
             Some(None) => {
                 let why = "the broker cancelled the consumer: the queue is gone, or a delivery was held too long";
-                Err(self.connected.failed("consume", why.to_owned()))
+                Err(self.connected.failed("consume", why.to_owned() + HELD_TOO_LONG))
             }
             None => std::future::pending().await,
         }

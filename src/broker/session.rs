@@ -11,7 +11,7 @@ use lapin::options::{BasicAckOptions, BasicNackOptions};
 use lapin::{Channel, Event};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::broker::connection::{BrokerSettings, Connected, broker_detail};
 use crate::broker::consumers::{Consumers, Held};
@@ -132,7 +132,7 @@ impl Broker {
         info!(broker.vhost = consuming.vhost(), queue = self.settings.topology.names().work, "connected to the broker");
 
         let channel = consuming.channel().await?;
-        let served = self.serve(duties, &consuming, &channel, &mut events).await;
+        let served = self.serve(duties, &consuming, publishing.connected(), &channel, &mut events).await;
         self.publish_session.send_replace(None);
         if served.is_ok() {
             // Closing the channel first: its answer comes after the broker has processed the acks before it.
@@ -147,15 +147,18 @@ impl Broker {
         &self,
         duties: &Duties,
         consuming: &Connected,
+        publishing: &Connected,
         channel: &Channel,
         events: &mut (impl Stream<Item = Event> + Unpin),
     ) -> Result<(), BrokerError> {
         let mut flow = duties.flow.clone();
+        let mut intake_is_there = true;
         let queue = self.settings.topology.names().work.as_str();
         let mut consumers = Consumers::new(consuming, channel, queue, self.settings.prefetch);
         loop {
             self.beat.beat();
-            let may_consume = *flow.borrow_and_update() == Flow::Open && !duties.stop_consuming.is_cancelled();
+            let is_open = intake_is_there && *flow.borrow_and_update() == Flow::Open;
+            let may_consume = is_open && !duties.stop_consuming.is_cancelled();
             if may_consume {
                 consumers.grow().await?;
             } else if consumers.run() {
@@ -168,17 +171,20 @@ impl Broker {
             tokio::select! {
                 biased;
                 () = duties.close.cancelled() => return Ok(()),
-                event = events.next() => self.heed(event, consuming)?,
+                event = events.next() => self.heed(event, [consuming, publishing])?,
                 () = duties.stop_consuming.cancelled(), if consumers.run() => {}
-                changed = flow.changed() => {
-                    if changed.is_err() { return Ok(()); }
-                }
+                // Intake has gone, which is no reason to leave: settle still acks and publishes.
+                changed = flow.changed(), if intake_is_there => intake_is_there = changed.is_ok(),
                 delivery = consumers.next() => {
                     if !self.hand_over(duties, delivery?, consumers.hold()).await {
                         consumers.trust();
                     }
                 }
-                () = tokio::time::sleep(BEAT) => {}
+                () = tokio::time::sleep(BEAT) => {
+                    if !(consuming.is_up() && publishing.is_up()) {
+                        return Err(consuming.failed("keep the connection", "it was closed".to_owned()));
+                    }
+                }
             }
         }
     }
@@ -213,7 +219,10 @@ impl Broker {
         }
     }
 
-    fn heed(&self, event: Option<Event>, consuming: &Connected) -> Result<(), BrokerError> {
+    /// A failed channel shows as an event of its connection too. That of the consumers ends their stream; one that
+    /// published is replaced by its user. Neither is a reason to give all deliveries back.
+    fn heed(&self, event: Option<Event>, connections: [&Connected; 2]) -> Result<(), BrokerError> {
+        let [consuming, _] = connections;
         match event {
             Some(Event::ConnectionBlocked(reason)) => {
                 warn!(
@@ -226,6 +235,10 @@ impl Broker {
             Some(Event::ConnectionUnblocked) => {
                 info!("the broker takes messages again");
                 self.state.send_replace(BrokerState::Consuming);
+                Ok(())
+            }
+            Some(Event::Error(error)) if connections.iter().all(|connected| connected.is_up()) => {
+                debug!(broker.error = broker_detail(&error), "a channel failed");
                 Ok(())
             }
             Some(Event::Error(error)) => Err(consuming.failed("keep the connection", broker_detail(&error))),

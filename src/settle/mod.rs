@@ -60,6 +60,14 @@ enum Published {
     Copy(Box<UnconfirmedCopy>),
     Refused(Box<Refused>),
     Park(RequestId),
+    /// Nothing any more: the session of a refused message has ended, and the broker delivers the message again.
+    Again,
+}
+
+impl Published {
+    fn is_over(&self) -> bool {
+        matches!(self, Self::Refused(refused) if refused.receipt.is_over())
+    }
 }
 
 impl Settle {
@@ -232,6 +240,9 @@ impl Settle {
         while room > 0
             && let Some(refused) = self.refused.pop_front()
         {
+            if refused.receipt.is_over() {
+                continue;
+            }
             room -= 1;
             let dead_letter = self.settings.dead_letter_of_refused(&refused);
             self.publish(dead_letter, Published::Refused(refused));
@@ -268,6 +279,7 @@ impl Settle {
             Published::Copy(copy) => copies.push(*copy),
             Published::Refused(message) => refused.push(*message),
             Published::Park(id) => parked.push(id),
+            Published::Again => {}
         };
         sort(first);
         while let Some(Some(published)) = futures_util::FutureExt::now_or_never(self.publishing.next()) {
@@ -360,6 +372,9 @@ async fn publish_until_confirmed(publisher: Arc<dyn Publisher>, outgoing: Outgoi
         let id = outgoing.message.properties.message_id.as_deref().unwrap_or_default();
         warn!(message.id = id, %error, retry_in_ms = wait.as_millis(), "a copy has no publisher confirm; its delivery stays unacked");
         tokio::time::sleep(wait).await;
+        if published.is_over() {
+            return Published::Again;
+        }
     }
     published
 }

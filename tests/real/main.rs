@@ -11,12 +11,14 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod backlog;
 mod broker_life;
 mod chain_life;
 mod commands;
 mod crashes;
 mod duplicates;
 mod happy;
+mod host;
 mod instances;
 mod journal_files;
 mod journal_life;
@@ -30,4 +32,6 @@ mod retries;
 mod sessions;
 mod stage;
 mod stops;
+mod tls;
+mod topology;
 mod writes;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::stage::{BINARY, DEAD, LONG, QUEUE, Stage, wait_log, wait_log_times};
-use crate::support::{Mode, TcpProxy, WorkerHome, wait_until, with_id};
+use crate::support::{AnvilConfig, Mode, TcpProxy, WorkerHome, wait_until, with_id};
 
 /// C39: what a paused consumer delivered is held on, and the consumer that follows has the rest of the prefetch.
 #[tokio::test]
@@ -142,4 +142,35 @@ async fn a_publisher_confirm_that_is_lost_leads_to_one_more_copy_and_no_more_tri
     assert_eq!(stage.depth(DEAD).await, (0, 0), "one dead letter");
     let events = stage.kept_events().await;
     assert_eq!(crate::stage::kinds_of(&events, "order-1"), ["retry", "dead"], "tried twice, no more");
+}
+
+/// B10, C40: a delivery is held for longer than the broker's `consumer_timeout`. It closes the channel; what was held comes
+/// again and joins its request. With a shorter `broker.max_hold` it does not come to that.
+#[tokio::test]
+async fn a_broker_that_closes_the_channel_over_a_long_hold_costs_a_session_and_nothing_else() {
+    let Some(stage) = Stage::with_own_broker(AnvilConfig::default()).await else { return };
+    // It looks once a minute by itself.
+    for setting in ["consumer_timeout, 4000", "channel_tick_interval, 1000"] {
+        stage.rabbit.eval(&format!("application:set_env(rabbit, {setting})")).await.unwrap();
+    }
+    stage.anvil.set_auto_mine(false).await.unwrap();
+    let home = WorkerHome::new(&stage.config());
+    stage.topology(&home).await;
+    let mut worker = home.start(BINARY);
+    stage.amqp.publish(QUEUE, with_id("order-1"), b"once").await;
+    wait_log(&worker, "the session with the broker ended").await;
+    assert!(worker.log().contains("broker.max_hold"), "the setting is named: {}", worker.log());
+    wait_log(&worker, "verdict=Join").await;
+    assert_eq!(worker.stop().await.code(), Some(0));
+    home.configure(&stage.config().with("broker", "max_hold = \"1s\"\npark_delay = \"1s\""));
+    let mut worker = home.start(BINARY);
+    wait_log_times(&worker, "given back to the broker", 3).await;
+    stage.anvil.set_interval_mining(1).await.unwrap();
+    stage.wait_state(&home, "order-1", "final").await;
+    stage.wait_empty("acme.writes.wait.1s").await;
+    stage.wait_empty(QUEUE).await;
+    assert!(!worker.log().contains("the session with the broker ended"), "{}", worker.log());
+    assert_eq!(worker.stop().await.code(), Some(0));
+    assert_eq!(stage.transactions_of(0).await.len(), 1);
+    assert_eq!(stage.depth(DEAD).await, (0, 0));
 }

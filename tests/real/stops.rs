@@ -76,3 +76,33 @@ async fn a_stop_at_every_step_ends_in_time_and_loses_nothing() {
     assert_eq!(written, [calldata(b"good"), calldata(b"\xffbad"), calldata(b"\xffbad")], "one try and one retry");
     assert_eq!((stage.depth(DEAD).await, stage.depth(WAIT).await), ((0, 0), (0, 0)));
 }
+
+/// C57: what is under way at a stop is finished over the broker's connections, which outlive intake.
+#[tokio::test]
+async fn a_copy_that_is_taken_during_a_stop_is_noted_and_its_delivery_acked() {
+    let Some(stage) = Stage::set().await else { return };
+    let config = stage.config_for(REVERTS_ON_FF).await.with("broker", "topology = \"verify\"");
+    let config = config.with("worker", "drain_deadline = \"60s\"");
+    let home = WorkerHome::new(&config.with("retry", "max_attempts = 2\ninitial_delay = \"1s\"\nmax_delay = \"1s\""));
+    stage.topology(&home).await;
+    stage.keep_events().await;
+    stage.amqp.unbind(WAIT, RETRY, WAIT).await;
+    let mut worker = home.start(BINARY);
+    stage.amqp.publish(QUEUE, with_id("bad"), b"\xffbad").await;
+    wait_log(&worker, "no queue takes messages").await;
+    worker.signal("TERM");
+    // Intake has gone, and the copy is tried again.
+    wait_log(&worker, "stopping").await;
+    let before = worker.log().matches("no queue takes messages").count();
+    wait_log_times(&worker, "no queue takes messages", before + 1).await;
+    stage.amqp.bind(WAIT, RETRY, WAIT).await;
+    let asked = Instant::now();
+    assert_eq!(worker.exit().await.code(), Some(0));
+    assert!(asked.elapsed() < Duration::from_secs(40), "{:?}", asked.elapsed());
+    assert!(!worker.log().contains("not everything was finished"), "{}", worker.log());
+    assert_eq!(stage.status(&home, "bad").await["state"], "retry_waiting");
+    let events = stage.kept_events().await;
+    assert_eq!(crate::stage::kinds_of(&events, "bad"), ["retry"], "the producer was told");
+    wait_until("only the copy is left", LONG, async || stage.depth(QUEUE).await == (1, 0)).await;
+    assert_eq!(stage.amqp.take(QUEUE).await.unwrap().header("cw-attempt").as_deref(), Some("1"));
+}
