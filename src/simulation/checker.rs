@@ -24,6 +24,8 @@ pub(super) struct Checker {
     seen_in_blocks: BTreeSet<TxHash>,
     /// Every id that was published, with the bodies that went out under it; a second one is a conflict.
     pub(super) published: BTreeMap<String, Vec<String>>,
+    /// What an operator wished not to be written.
+    pub(super) cancelled: BTreeSet<String>,
     /// What goes to a node need not stand in the journal: there is none.
     pub(super) trusts_everybody: bool,
     /// Transactions of one lane not in a block at most.
@@ -136,7 +138,9 @@ impl World {
         let is_conflict = class == "invalid";
         // A parked copy still says what an earlier one failed for.
         let is_parked = taken == Taken::ToWait && copy.generation().retry == 0;
-        if !is_parked && class == "unavailable" || !is_parked && class == "rejected" && !behaviour.may_fail() {
+        let is_wished = reason == "cancelled" && self.checker.cancelled.contains(&id);
+        let is_false = class == "unavailable" || (class == "rejected" && !behaviour.may_fail() && !is_wished);
+        if is_false && !is_parked {
             self.violated(format!("10: {id} becomes {taken:?} for {class}.{reason}"));
         }
         if taken == Taken::Dead && !is_conflict {

@@ -49,6 +49,7 @@ pub(super) enum Blow {
     Duplicate,
     Conflict,
     Replay { edited: bool },
+    Cancel,
 }
 
 const SPELLS: &[Spell] = &[
@@ -119,7 +120,7 @@ impl Spell {
 
 impl Blow {
     pub(super) fn draw(rng: &mut Rng) -> Self {
-        match rng.u8(0..20) {
+        match rng.u8(0..21) {
             0..5 => Self::Kill { polls: rng.u16(1..600) },
             5 => Self::Freeze { ms: rng.u16(500..25_000) },
             6 => Self::Stop,
@@ -131,6 +132,7 @@ impl Blow {
             15 => Self::ClockJump { seconds: rng.i16(-3600..=3600) },
             16 => Self::Duplicate,
             17 => Self::Conflict,
+            18 => Self::Cancel,
             _ => Self::Replay { edited: rng.bool() },
         }
     }

@@ -1,7 +1,7 @@
 //! The whole program against fakes at its four seams: one thread, virtual time, everything drawn from one seed. A run
 //! that breaks an invariant names its seed, and the same seed breaks it again in the same way.
 //!
-//! `CHAINWRITER_SEED=N` runs one seed and tells its story; `CHAINWRITER_SEEDS=A..B` runs others than the fixed ones.
+//! `make simulate` runs seeds for as long as asked; the tests below say how to look at one.
 
 #![allow(clippy::wildcard_enum_match_arm, reason = "a new fault that is not yet drawn does no harm")]
 
@@ -49,39 +49,65 @@ fn run(seed: u64) -> Outcome {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     use super::*;
 
     /// Seeds that `cargo test` runs.
-    const FIXED: std::ops::Range<u64> = 0..200;
+    const FIXED: std::ops::Range<u64> = 0..300;
+
+    fn variable(name: &str) -> Option<String> {
+        std::env::var(name).ok().filter(|text| !text.is_empty())
+    }
 
     fn seeds() -> std::ops::Range<u64> {
-        let Ok(text) = std::env::var("CHAINWRITER_SEEDS") else { return FIXED };
+        let Some(text) = variable("CHAINWRITER_SEEDS") else { return FIXED };
         let (first, end) = text.split_once("..").expect("CHAINWRITER_SEEDS is FIRST..END");
         first.parse().unwrap()..end.parse().unwrap()
     }
 
-    fn fail(seed: u64, outcome: &Outcome) -> ! {
-        let story = outcome.story.iter().rev().take(60).rev().cloned().collect::<Vec<_>>().join("\n");
-        panic!(
-            "seed {seed} breaks: {}\n{story}\nCHAINWRITER_SEED={seed} tells the whole story",
-            outcome.violations.join("; ")
-        );
+    /// Panics with what a seed broke and how it came to it.
+    fn check(seed: u64) {
+        let outcome = run(seed);
+        if !outcome.violations.is_empty() {
+            let last = outcome.story.len().saturating_sub(60);
+            let story = outcome.story[last..].join("\n");
+            let broken = outcome.violations.join("; ");
+            panic!(
+                "\nseed {seed} breaks: {broken}\n{story}\n`CHAINWRITER_SEED={seed} cargo test --lib one_seed -- --ignored --nocapture` tells all of it"
+            );
+        }
     }
 
     #[test]
     fn no_invariant_breaks_whatever_goes_wrong() {
-        let began = Instant::now();
-        let seeds = seeds();
-        let count = seeds.end - seeds.start;
-        for seed in seeds {
-            let outcome = run(seed);
-            if !outcome.violations.is_empty() {
-                fail(seed, &outcome);
-            }
+        seeds().for_each(check);
+    }
+
+    #[test]
+    fn a_seed_tells_the_same_story_twice() {
+        for seed in [1, 2, 3] {
+            let (first, second) = (run(seed), run(seed));
+            let differs = first.story.iter().zip(&second.story).position(|(one, other)| one != other);
+            assert_eq!(differs, None, "seed {seed}");
+            assert_eq!(first.story.len(), second.story.len(), "seed {seed}");
         }
-        println!("{count} seeds in {:?}", began.elapsed());
+    }
+
+    /// `make simulate`
+    #[test]
+    #[ignore = "runs for CHAINWRITER_SECONDS, from CHAINWRITER_SEED on"]
+    fn as_long_as_asked() {
+        let limit = Duration::from_secs(variable("CHAINWRITER_SECONDS").map_or(60, |text| text.parse().unwrap()));
+        let first = variable("CHAINWRITER_SEED").map_or_else(|| fastrand::u64(..1 << 40), |text| text.parse().unwrap());
+        println!("simulating for {} s, from seed {first} on", limit.as_secs());
+        let began = Instant::now();
+        let mut seed = first;
+        while began.elapsed() < limit {
+            check(seed);
+            seed += 1;
+        }
+        println!("{{\"simulated_from\":{first},\"seeds\":{},\"broken\":0}}", seed - first);
     }
 
     /// Every seed that breaks something, with what it broke.
@@ -95,23 +121,12 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_seed_tells_the_same_story_twice() {
-        for seed in [1, 2, 3] {
-            let (first, second) = (run(seed), run(seed));
-            let differs = first.story.iter().zip(&second.story).position(|(one, other)| one != other);
-            assert_eq!(differs, None, "seed {seed}");
-            assert_eq!(first.story.len(), second.story.len(), "seed {seed}");
-        }
-    }
-
-    /// For a look at one seed: `CHAINWRITER_SEED=7 cargo test --lib one_seed -- --ignored --nocapture`
+    /// A seed's whole story, with the program's own log if `CHAINWRITER_LOG` is set.
     #[test]
     #[ignore = "tells a story, on request"]
     fn one_seed() {
-        let seed = std::env::var("CHAINWRITER_SEED").expect("CHAINWRITER_SEED is set").parse().unwrap();
-        let level = std::env::var("CHAINWRITER_LOG").is_ok();
-        if level {
+        let seed = variable("CHAINWRITER_SEED").expect("CHAINWRITER_SEED is set").parse().unwrap();
+        if variable("CHAINWRITER_LOG").is_some() {
             tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_test_writer().init();
         }
         let outcome = run(seed);

@@ -6,8 +6,8 @@ use std::time::Duration;
 use fastrand::Rng;
 use tokio::time::Instant;
 
-use crate::journal::Leases;
-use crate::model::{Address, Message, Properties};
+use crate::journal::{CancelWish, Leases};
+use crate::model::{Address, Message, Properties, RequestId, Timestamp};
 use crate::simulation::Outcome;
 use crate::simulation::checker::is_conflict;
 use crate::simulation::episodes::{Blow, Spell};
@@ -205,6 +205,7 @@ impl Storm {
             Blow::CutSessions => self.world.lock().queues.end_all_sessions(),
             Blow::Duplicate | Blow::Conflict => self.publish_again(blow == Blow::Conflict),
             Blow::Replay { edited } => self.replay(edited),
+            Blow::Cancel => self.cancel(),
         }
     }
 
@@ -276,6 +277,21 @@ impl Storm {
             .dead
             .retain(|dead| dead.id() != chosen.id() || dead.generation() > chosen.generation() || is_conflict(dead));
         world.queues.publish(replayed(&chosen, body));
+    }
+
+    fn cancel(&mut self) {
+        let mut world = self.world.lock();
+        let ids: Vec<_> = world.checker.published.keys().cloned().collect();
+        if ids.is_empty() {
+            return;
+        }
+        let id = ids[world.rng.usize(..ids.len())].clone();
+        let store = world.store();
+        let wish = CancelWish { by: "operator".to_owned(), reason: String::new() };
+        let request = RequestId::new(&id).expect("it was published as one");
+        let answer = store.lock().expect("nobody panics with it").wish_cancellation(Timestamp::now(), &request, wish);
+        world.note(format!("cancel {id}: {answer:?}"));
+        world.checker.cancelled.insert(id);
     }
 
     async fn look_after_processes(&mut self, now: u64) {
