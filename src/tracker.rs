@@ -3,6 +3,9 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::chain::{BlockTag, Chain, ChainError, Header, Receipt, Result};
 use crate::model::{BlockHash, BlockNumber, TxHash};
@@ -10,8 +13,11 @@ use crate::policy::finality::{FinalityRule, highest_final};
 
 /// Blocks read one by one after a pause or a reorg. What is further away is looked up by transaction instead.
 const MAX_WALK: u64 = 64;
-/// Headers kept to recognise blocks by: beyond the finality of any chain in use.
-const REMEMBERED: usize = 1024;
+/// Headers kept to recognise blocks by: beyond the finality of any chain in use, and hours of an outage deep.
+const REMEMBERED: usize = 16_384;
+/// A chain whose newest block is lower than one seen before is taken for what a node behind still believes, until it has
+/// been all that nodes show for so long.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a look at the chain has shown.
 #[derive(Debug)]
@@ -38,6 +44,8 @@ pub struct Tracker {
     recent: VecDeque<Header>,
     /// The highest block ever reported as final.
     highest_final: Option<BlockNumber>,
+    /// Since when nodes show a lower chain alone.
+    lower_since: Option<Instant>,
 }
 
 /// Where a block stands that was part of the chain once.
@@ -47,14 +55,14 @@ pub enum Standing {
     Canonical,
     /// Another one is in its place.
     Gone,
-    /// The node has none at its height: it may lag.
+    /// Nobody can tell yet: it is above the newest block that was seen, or too far below to be linked with it in one look.
     Unknown,
 }
 
 impl Tracker {
     /// A tracker that has seen nothing yet.
     pub fn new(chain: Arc<dyn Chain>, rule: FinalityRule) -> Self {
-        Self { chain, rule, recent: VecDeque::new(), highest_final: None }
+        Self { chain, rule, recent: VecDeque::new(), highest_final: None, lower_since: None }
     }
 
     /// Looks at the chain once. `None` when there is no new block.
@@ -68,13 +76,19 @@ impl Tracker {
             // The newest, or what a node behind says: it knows less than we do already.
             return Ok(None);
         }
-        let final_up_to = self.final_up_to(&head).await?;
-        let Some(last) = self.recent.back() else { return self.look_anew(head, final_up_to, ours).await.map(Some) };
-        if head.number.0.abs_diff(last.number.0) > MAX_WALK {
-            return self.look_anew(head, final_up_to, ours).await.map(Some);
+        let Some(last) = self.recent.back().map(|last| last.number) else {
+            return self.look_anew(head, ours).await.map(Some);
+        };
+        if head.number >= last {
+            self.lower_since = None;
+        } else if self.lower_since.get_or_insert_with(Instant::now).elapsed() < PATIENCE {
+            return Ok(None);
+        }
+        if head.number.0.abs_diff(last.0) > MAX_WALK {
+            return self.look_anew(head, ours).await.map(Some);
         }
         let Some(new_blocks) = self.walk_down(&head).await? else {
-            return self.look_anew(head, final_up_to, ours).await.map(Some);
+            return self.look_anew(head, ours).await.map(Some);
         };
         let mut included = Vec::new();
         for block in &new_blocks {
@@ -92,27 +106,44 @@ impl Tracker {
         self.recent.extend(new_blocks);
         let surplus = self.recent.len().saturating_sub(REMEMBERED);
         self.recent.drain(..surplus);
+        let final_up_to = self.final_up_to(&head).await?;
         self.highest_final = self.highest_final.max(final_up_to);
         Ok(Some(Sighting { head, orphaned, lost_final, anew: false, included, final_up_to }))
     }
 
-    /// Whether this block is part of the chain, asked of the node if it is not remembered.
+    /// Whether this block is known to be part of the chain.
     ///
     /// # Errors
     /// When the node does not answer.
-    pub async fn is_canonical(&self, number: BlockNumber, hash: BlockHash) -> Result<bool> {
+    pub async fn is_canonical(&mut self, number: BlockNumber, hash: BlockHash) -> Result<bool> {
         self.standing(number, hash).await.map(|standing| standing == Standing::Canonical)
     }
 
-    /// Where this block stands, asked of the node if it is not remembered.
+    /// Where this block stands: on the way from the newest block down, by each one's parent. What a node says of a height
+    /// alone proves nothing, since it may be behind and on another fork. What is far below is reached over several looks.
     ///
     /// # Errors
     /// When the node does not answer.
-    pub async fn standing(&self, number: BlockNumber, hash: BlockHash) -> Result<Standing> {
-        let of = |found: BlockHash| if found == hash { Standing::Canonical } else { Standing::Gone };
-        if let Some(block) = self.remembered(number) {
-            return Ok(of(block.hash));
+    pub async fn standing(&mut self, number: BlockNumber, hash: BlockHash) -> Result<Standing> {
+        for _ in 0..MAX_WALK {
+            if let Some(block) = self.remembered(number) {
+                return Ok(if block.hash == hash { Standing::Canonical } else { Standing::Gone });
+            }
+            let Some(lowest) = self.recent.front().filter(|lowest| lowest.number > number) else { break };
+            if self.recent.len() >= REMEMBERED {
+                return self.standing_by_number(number, hash).await;
+            }
+            let below = BlockNumber(lowest.number.0.saturating_sub(1));
+            let found = self.chain.header(BlockTag::Number(below)).await?;
+            let Some(found) = found.filter(|found| found.hash == lowest.parent) else { break };
+            self.recent.push_front(found);
         }
+        Ok(Standing::Unknown)
+    }
+
+    /// So far below the newest block that no reorganisation is thought of: the node's word counts.
+    async fn standing_by_number(&self, number: BlockNumber, hash: BlockHash) -> Result<Standing> {
+        let of = |found: BlockHash| if found == hash { Standing::Canonical } else { Standing::Gone };
         let header = self.chain.header(BlockTag::Number(number)).await?;
         Ok(header.map_or(Standing::Unknown, |header| of(header.hash)))
     }
@@ -132,10 +163,11 @@ impl Tracker {
         self.remembered(block.number).is_some_and(|known| known.hash == block.hash)
     }
 
-    async fn look_anew(&mut self, head: Header, final_up_to: Option<BlockNumber>, ours: &[TxHash]) -> Result<Sighting> {
+    async fn look_anew(&mut self, head: Header, ours: &[TxHash]) -> Result<Sighting> {
         let included = self.chain.receipts(ours).await?.into_iter().flatten().collect();
         self.recent.clear();
         self.recent.push_back(head.clone());
+        let final_up_to = self.final_up_to(&head).await?;
         self.highest_final = self.highest_final.max(final_up_to);
         Ok(Sighting { head, orphaned: Vec::new(), lost_final: false, anew: true, included, final_up_to })
     }
@@ -157,14 +189,17 @@ impl Tracker {
         Ok(None)
     }
 
-    async fn final_up_to(&self, head: &Header) -> Result<Option<BlockNumber>> {
+    /// The highest final block of the chain that ends in `head`. A tag may be answered by another node than the one that
+    /// gave `head`: its block counts only once it is linked with it.
+    async fn final_up_to(&mut self, head: &Header) -> Result<Option<BlockNumber>> {
         let tag = match self.rule {
             FinalityRule::Depth(_) => return Ok(highest_final(self.rule, head.number, None)),
             FinalityRule::Safe => BlockTag::Safe,
             FinalityRule::Finalized => BlockTag::Finalized,
         };
-        let tagged = self.chain.header(tag).await?;
-        Ok(highest_final(self.rule, head.number, tagged.map(|block| block.number)))
+        let Some(tagged) = self.chain.header(tag).await? else { return Ok(None) };
+        let is_linked = self.is_canonical(tagged.number, tagged.hash).await?;
+        Ok(highest_final(self.rule, head.number, is_linked.then_some(tagged.number)))
     }
 }
 

@@ -9,6 +9,7 @@ use crate::lane::Lane;
 use crate::lane::window::InFlight;
 use crate::model::{AttemptKind, BlockNumber, Cause, FailureClass, Nonce, PauseReason, TransactionState, TxHash};
 use crate::policy::revert;
+use crate::tracker::Standing;
 
 enum End {
     Included(LaneVerdict, TransactionState),
@@ -27,12 +28,17 @@ impl Lane {
         let mut ends = Vec::new();
         let mut checked = None;
         for (nonce, number, hash) in self.window.included_up_to(height) {
-            if checked != Some(hash) && !self.tracker.is_canonical(number, hash).await? {
-                self.window.orphan(|block| block == hash);
-                self.tracker.forget();
-                continue;
+            if checked != Some(hash) {
+                match self.tracker.standing(number, hash).await? {
+                    Standing::Canonical => checked = Some(hash),
+                    Standing::Gone => {
+                        // A node behind said that it is in there. Where it is now shows when its nonce is past.
+                        self.window.orphan(|block| block == hash);
+                        continue;
+                    }
+                    Standing::Unknown => break,
+                }
             }
-            checked = Some(hash);
             if let Some(end) = self.end_of_included(nonce).await {
                 ends.push((nonce, end));
             }
