@@ -50,6 +50,8 @@ pub(crate) struct Findings {
     pub(crate) dead: usize,
     /// In the chain but without success: each used a nonce.
     pub(crate) reverted: usize,
+    /// Transfers of the account to itself, in the place of a write.
+    pub(crate) cancelled: usize,
     pub(crate) lost: Vec<String>,
     pub(crate) twice: Vec<String>,
     pub(crate) nonce_gaps: Vec<u64>,
@@ -98,6 +100,7 @@ pub(crate) fn check(history: &History) -> Findings {
     }
     judge_ids(&messages, &history.finals, &mut findings);
     judge_nonces(history, &mut findings);
+    findings.cancelled = history.chain.iter().filter(|transaction| !transaction.is_write).count();
     findings
 }
 

@@ -61,7 +61,8 @@ fn is_clean(findings: &Findings) -> bool {
 fn a_good_history_is_clean() {
     let findings = check(&good());
     assert!(is_clean(&findings), "{findings:?}");
-    assert_eq!((findings.written, findings.dead, findings.reverted), (2, 4, 1));
+    let Findings { written, dead, reverted, cancelled, .. } = findings;
+    assert_eq!((written, dead, reverted, cancelled), (2, 4, 1, 1));
 }
 
 #[test]

@@ -8,9 +8,13 @@ use tokio::time::sleep;
 use crate::crew::Crew;
 use crate::record::Record;
 use crate::schedule::{Fault, Plan, Planned};
+use crate::support::rpc::hex;
 use crate::support::{ACCOUNTS, Anvil, Mode, Rabbit, RpcClient, TcpProxy};
-use crate::{CONTRACT, FINALITY, FULL_BALANCE, MAX_FEE_GWEI};
+use crate::{BLOCK_GAS, CONTRACT, FINALITY, FULL_BALANCE, MAX_FEE_GWEI};
 
+/// Gas of a block in which about half of the writes have no room. Most of those can still be simulated, so they have a
+/// nonce when the node refuses them.
+const SMALL_BLOCK: u64 = 33_000;
 const GWEI: u64 = 1_000_000_000;
 /// How often a reorg is tried that a freshly started node has too little history for, once a block.
 const REORG_TRIES: u32 = 4;
@@ -166,6 +170,11 @@ async fn trouble(rpc: RpcClient, planned: &Planned) -> Result<(), String> {
             sleep(planned.length).await;
             rpc.set_next_base_fee(GWEI).await?;
         }
+        Fault::NodeRefusesLong => {
+            rpc.call("evm_setBlockGasLimit", json!([hex(SMALL_BLOCK)])).await?;
+            sleep(planned.length).await;
+            rpc.call("evm_setBlockGasLimit", json!([hex(BLOCK_GAS)])).await?;
+        }
         Fault::Drained => {
             // Nothing at all, or too little for many.
             rpc.set_balance(ACCOUNTS[0].0, u128::from(planned.pick % 2) * u128::from(GWEI) * 200_000).await?;
@@ -217,5 +226,6 @@ pub(crate) async fn heal(rpc: RpcClient, ways: [&TcpProxy; 2]) -> Result<(), Str
     }
     rpc.set_balance(ACCOUNTS[0].0, FULL_BALANCE).await?;
     rpc.set_next_base_fee(GWEI).await?;
+    rpc.call("evm_setBlockGasLimit", json!([hex(BLOCK_GAS)])).await?;
     rpc.set_storage(CONTRACT, 0, 1).await.map(drop)
 }

@@ -28,6 +28,7 @@ pub(crate) struct Line {
     published_again: u64,
     retries: u64,
     reverted: usize,
+    cancelled: usize,
     blocks: u64,
     seconds: u64,
 }
@@ -67,6 +68,7 @@ impl Report {
             published_again: totals.published_again,
             retries: totals.retries,
             reverted: findings.reverted,
+            cancelled: findings.cancelled,
             blocks: *blocks,
             seconds: *seconds,
         }
@@ -83,6 +85,7 @@ impl Report {
         row("dead", findings.dead as u64, "dead letters");
         row("retries", totals.retries, "went through the wait queues");
         row("reverted", findings.reverted as u64, "transactions that used a nonce and had no effect");
+        row("cancelled", findings.cancelled as u64, "nonces that a transfer to the account itself used up");
         row("blocks", self.blocks, "in the chain");
         row("kills", totals.kills, "of workers, kill -9");
         let mut faults: Vec<_> = totals.faults.iter().collect();
@@ -118,11 +121,57 @@ fn about(fault: Fault) -> &'static str {
         Fault::Terminate => "SIGTERM, kill -9 if it takes too long",
         Fault::NodeRestarts => "with its chain and an empty pool",
         Fault::Reorg => "below finality",
+        Fault::NodeRefusesLong => "no room in a block for long bodies: cancelled",
         Fault::FeeRise => "base fee above what was offered",
         Fault::FeeSpike => "base fee above fees.max_fee",
         Fault::Drained => "account without funds",
         Fault::BrokerStops => "stop_app, start_app",
         Fault::BrokerKilled => "kill -9 of the node, started on the same data",
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    fn report(findings: Findings) -> Report {
+        let totals = Totals {
+            published: 5,
+            published_again: 0,
+            retries: 0,
+            kills: 3,
+            faults: HashMap::from([(Fault::Reorg, 2), (Fault::Freeze, 2)]),
+            ends: 0,
+            told_ends: Vec::new(),
+        };
+        Report { seed: 7, seconds: 9, blocks: 8, totals, findings, open: Vec::new() }
+    }
+
+    #[test]
+    fn the_line_begins_with_what_machines_read() {
+        let findings = Findings { written: 4, dead: 1, nonce_gaps: vec![2], ..Findings::default() };
+        let line = serde_json::to_string(&report(findings).line()).unwrap();
+        let begin =
+            r#"{"published":5,"final":4,"dead":1,"lost":0,"twice":0,"nonce_gaps":1,"kills":3,"faults":4,"seed":7,"#;
+        assert!(line.starts_with(begin), "{line}");
+    }
+
+    #[test]
+    fn a_run_is_good_only_without_any_finding() {
+        assert!(report(Findings::default()).is_good());
+        let one = || vec!["m-1".to_owned()];
+        let bad = [
+            Findings { lost: one(), ..Findings::default() },
+            Findings { twice: one(), ..Findings::default() },
+            Findings { nonce_gaps: vec![0], ..Findings::default() },
+            Findings { wrong: one(), ..Findings::default() },
+        ];
+        for findings in bad {
+            assert!(!report(findings).is_good());
+        }
+        assert!(!Report { open: one(), ..report(Findings::default()) }.is_good());
     }
 }

@@ -17,8 +17,8 @@ use crate::report::Report;
 use crate::schedule::Plan;
 use crate::support::{Amqp, Anvil, AnvilConfig, Rabbit, RabbitConfig, TcpProxy, WorkerConfig, WorkerHome, contracts};
 use crate::{
-    CONTRACT, EVENTS, FINALITY, LEASE_TTL_S, MAX_FEE_GWEI, Options, QUEUE, VHOST, evidence, listener, messages,
-    producer,
+    BLOCK_GAS, CONTRACT, EVENTS, FINALITY, LEASE_TTL_S, MAX_FEE_GWEI, Options, QUEUE, VHOST, evidence, listener,
+    messages, producer,
 };
 
 const PROGRESS: Duration = Duration::from_secs(10);
@@ -44,6 +44,7 @@ impl Run {
         let duration = Duration::from_secs(options.duration);
         let blocks = AnvilConfig {
             block_time: Some(Duration::from_secs(1)),
+            gas_limit: BLOCK_GAS,
             // Old states only fill the memory; blocks and receipts stay.
             extra_args: vec!["--prune-history".to_owned(), "64".to_owned()],
             ..AnvilConfig::default()
@@ -110,6 +111,8 @@ impl Run {
         };
         let mut faults = crew.drain().await;
         drop((progress, listener));
+        // What the workers leave behind when they stop must be nothing too.
+        let open = if open.is_empty() { self.open().await? } else { open };
         self.check(open, &mut faults).await
     }
 
@@ -117,12 +120,16 @@ impl Run {
     async fn quiet(&self) -> anyhow::Result<Vec<String>> {
         let (limit, started) = (QUIET + self.duration / 2, Instant::now());
         loop {
-            let open = evidence::open(&self.rabbit, &self.home.journal_file()).await?;
+            let open = self.open().await?;
             if open.is_empty() || started.elapsed() > limit {
                 return Ok(open);
             }
             sleep(Duration::from_secs(1)).await;
         }
+    }
+
+    async fn open(&self) -> anyhow::Result<Vec<String>> {
+        evidence::open(&self.rabbit, &self.home.journal_file()).await
     }
 
     async fn check(&self, open: Vec<String>, faults: &mut Vec<String>) -> anyhow::Result<Report> {
@@ -195,9 +202,9 @@ fn configuration(rabbit: &Rabbit, way_to_broker: &TcpProxy, way_to_node: &TcpPro
         .with("broker", format!("max_body = {}\nmax_hold = \"20s\"\npark_delay = \"2s\"", messages::MAX_BODY))
         .with("broker", "confirm_timeout = \"5s\"")
         .with("chain", format!("finality = {FINALITY}\ntimeout = \"2s\"\npoll_interval = \"200ms\""))
-        .with("chain", "resend_after = \"3s\"\nreplace_after = \"6s\"\nrefused_after = \"20s\"")
+        .with("chain", "resend_after = \"3s\"\nreplace_after = \"6s\"\nrefused_after = \"1s\"")
         .with("fees", format!("max_fee = \"{MAX_FEE_GWEI} gwei\""))
-        .with("retry", "max_attempts = 4\ninitial_delay = \"1s\"\nmultiplier = 2.0\nmax_delay = \"4s\"")
+        .with("retry", "max_attempts = 6\ninitial_delay = \"1s\"\nmultiplier = 2.0\nmax_delay = \"4s\"")
         .with("lease", format!("ttl = \"{LEASE_TTL_S}s\""))
         .with("log", "level = \"info\"")
 }

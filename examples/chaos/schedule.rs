@@ -24,6 +24,8 @@ pub(crate) enum Fault {
     FeeRise,
     /// The base fee goes over `fees.max_fee`.
     FeeSpike,
+    /// The node takes no transaction with a long body: those are cancelled.
+    NodeRefusesLong,
     /// The account has no funds.
     Drained,
     /// The contract refuses the requests that it accepts later.
@@ -88,6 +90,7 @@ const NODE: &[Kind] = &[
     (Fault::PoolDropsOne, 0, 0),
     (Fault::PoolDropsOne, 0, 0),
     (Fault::PoolDropsAll, 0, 0),
+    (Fault::NodeRefusesLong, 3_000, 5_000),
     (Fault::FeeRise, 2_000, 6_000),
     (Fault::FeeRise, 2_000, 6_000),
     (Fault::FeeSpike, 3_000, 9_000),

@@ -65,10 +65,8 @@ impl Lane {
         let block_limit = self.head.as_ref().map_or(Gas(u64::MAX), |head| head.gas_limit);
         let calls: Vec<_> = self.fetched.iter().map(|request| self.call(request)).collect();
         let estimates = self.chain.estimate(&calls).await?;
-        let with_margin =
-            |gas: Gas| Gas(gas.0.saturating_add(gas.0.saturating_mul(margin.into()) / 100)).min(block_limit);
         let judge = |estimate| match estimate {
-            Ok(gas) => Simulated::Runs(with_margin(gas)),
+            Ok(estimate) => Simulated::Runs(gas::limit(estimate, margin, block_limit)),
             Err(ChainError::Node { message, data, .. }) => match self.settings.errors.meaning_of_simulation(&message) {
                 SimulationMeaning::Failed => Simulated::Fails(simulation_cause(&message, data.as_deref())),
                 SimulationMeaning::InsufficientFunds => Simulated::NotLooked(PauseReason::InsufficientFunds, message),

@@ -251,7 +251,7 @@ impl World {
     }
 
     fn check_events(&mut self, store: &Store) {
-        for (_, row) in store.requests() {
+        for row in store.requests().values() {
             let final_ids: BTreeSet<_> = self
                 .queues
                 .events

@@ -74,9 +74,11 @@ pub(super) enum End {
     Killed,
 }
 
+type Task = Pin<Box<dyn Future<Output = Result<(), JournalError>> + Send>>;
+
 /// A task that lives as long as its process. All that it holds in memory goes with it.
 struct Mortal {
-    task: Option<Pin<Box<dyn Future<Output = Result<(), JournalError>> + Send>>>,
+    task: Option<Task>,
     name: &'static str,
     life: Arc<Life>,
 }

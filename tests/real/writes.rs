@@ -194,3 +194,24 @@ async fn a_worker_that_is_asked_to_stop_gives_back_what_is_not_final_and_exits_w
     stage.wait_empty(QUEUE).await;
     assert_written_once(&stage, 30).await;
 }
+
+/// The newest block had less room than the next one has; Anvil takes a transaction with too little gas, and drops it
+/// without a word.
+#[tokio::test]
+async fn a_small_newest_block_takes_no_gas_from_an_estimate() {
+    let Some(stage) = Stage::set().await else { return };
+    let set_block_gas = async |gas: u64| {
+        let set = stage.anvil.call("evm_setBlockGasLimit", serde_json::json!([format!("{gas:#x}")])).await;
+        assert_eq!(set, Ok(true.into()));
+    };
+    set_block_gas(33_000).await;
+    stage.anvil.mine(1).await.unwrap();
+    set_block_gas(30_000_000).await;
+    let home = WorkerHome::new(&stage.config());
+    stage.topology(&home).await;
+    let worker = home.start(BINARY);
+    // Takes more than 33,000 gas.
+    stage.amqp.publish(QUEUE, with_id("long"), &[b'x'; 400]).await;
+    stage.wait_nonce(0, 1).await;
+    drop(worker);
+}

@@ -15,7 +15,6 @@
 pub mod amqp;
 pub mod anvil;
 pub mod contracts;
-pub mod filter;
 pub mod filtering;
 pub mod guard;
 pub mod ports;
@@ -28,7 +27,6 @@ pub mod worker;
 
 pub use amqp::{Amqp, Taken, Watch, headers, next_event, with_id};
 pub use anvil::{ACCOUNTS, Anvil, AnvilConfig};
-pub use filter::LackingNode;
 pub use filtering::{FilteringNode, Say, nonce_of};
 pub use guard::Guard;
 pub use ports::free_port;
@@ -36,7 +34,7 @@ pub use proxy::{Mode, TcpProxy};
 pub use rabbit::{Rabbit, RabbitConfig};
 pub use rabbit_control::QueueCount;
 pub use rpc::RpcClient;
-pub use scripted::{Reply, ScriptedNode};
+pub use scripted::{LackingNode, Reply, ScriptedNode};
 pub use worker::{Worker, WorkerConfig, WorkerHome};
 
 use std::time::Duration;

@@ -88,6 +88,26 @@ impl ScriptedNode {
     }
 }
 
+/// A node that lacks some methods.
+pub struct LackingNode(ScriptedNode);
+
+impl LackingNode {
+    /// Like the node at `upstream`, but without these methods.
+    pub async fn start(upstream: SocketAddr, lacking: &'static [&'static str]) -> Self {
+        let node = ScriptedNode::start(Some(upstream), move |call| match call["method"].as_str() {
+            Some(method) if lacking.contains(&method) => {
+                Reply::Error(-32601, format!("the method {method} does not exist"))
+            }
+            _ => Reply::Pass,
+        });
+        Self(node.await)
+    }
+
+    pub fn url(&self) -> String {
+        self.0.url()
+    }
+}
+
 async fn serve(client: TcpStream, shared: &Shared) -> Option<()> {
     let mut client = BufReader::new(client);
     let mut node = match shared.upstream {
@@ -160,7 +180,7 @@ fn error(id: &Value, code: i64, text: &str) -> Value {
 }
 
 /// The body of an HTTP message that says its length.
-pub async fn read_message(stream: &mut BufReader<TcpStream>) -> Option<Vec<u8>> {
+pub(super) async fn read_message(stream: &mut BufReader<TcpStream>) -> Option<Vec<u8>> {
     let mut length = 0;
     loop {
         let mut line = String::new();

@@ -1,5 +1,7 @@
 //! What changes the store after the straight way: wishes to cancel, gaps, blocks that went away after they were final.
 
+use std::collections::btree_map::Entry;
+
 use crate::journal::{
     AccountId, CancelWish, Cancellation, EndedAgain, JournalError, Lease, Reorged, RequestSeq, StoredNonce, Which,
     WishAnswer,
@@ -17,12 +19,13 @@ impl Store {
         if matches!(row.state, RequestState::Final | RequestState::Dead | RequestState::DeadPending) {
             return WishAnswer::TooLate(row.state);
         }
-        if !self.wishes.contains_key(&seq) {
+        // The first wish counts.
+        if let Entry::Vacant(place) = self.wishes.entry(seq) {
             let CancelWish { by, reason } = wish;
-            let detail =
-                if reason.is_empty() { format!("cancelled by {by}") } else { format!("cancelled by {by}: {reason}") };
+            let colon = if reason.is_empty() { "" } else { ": " };
+            let detail = format!("cancelled by {by}{colon}{reason}");
             row.note(now, "cancel", detail.clone());
-            self.wishes.insert(seq, Wish { detail });
+            place.insert(Wish { detail });
         }
         WishAnswer::Noted(row.state)
     }

@@ -84,7 +84,7 @@ pub(crate) struct TransactionRow {
     pub(crate) created_at: Timestamp,
     /// Set where an attempt of ours is final.
     pub(crate) included: Option<FinalTransaction>,
-    /// That block is no part of the chain any more.
+    /// Since when that block is no part of the chain any more.
     pub(crate) reorged_at: Option<Timestamp>,
     pub(crate) attempts: Vec<StoredAttempt>,
 }

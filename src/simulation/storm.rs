@@ -1,0 +1,374 @@
+//! The driver of a run: producer, miner, operator, and everything that goes wrong.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use fastrand::Rng;
+use tokio::time::Instant;
+
+use crate::journal::Leases;
+use crate::model::{Address, Message, Properties};
+use crate::simulation::Outcome;
+use crate::simulation::checker::is_conflict;
+use crate::simulation::episodes::{Blow, Spell};
+use crate::simulation::hosts::Process;
+use crate::simulation::journal::{MemoryJournal, NoFaults};
+use crate::simulation::ledger::CHAIN_ID;
+use crate::simulation::queues::replayed;
+use crate::simulation::settings::RunSettings;
+use crate::simulation::workload::{Behaviour, Body};
+use crate::simulation::world::{Odds, Shared, Weather, World};
+
+/// The driver looks this often whether something is due.
+const TICK: Duration = Duration::from_millis(100);
+/// Things go wrong for so long.
+const STORM_MS: u64 = 90_000;
+/// Then everything must come to its end within this.
+const CALM_MS: u64 = 1_200_000;
+/// It is quiet when nothing has been to do for so many ticks.
+const QUIET_TICKS: u32 = 100;
+
+/// A run.
+pub(super) struct Storm {
+    world: Shared,
+    rng: Rng,
+    settings: RunSettings,
+    processes: Vec<Slot>,
+    spells: Vec<(u64, Spell, Odds)>,
+    next_trouble: u64,
+    next_block: u64,
+    to_publish: Vec<(u64, Body)>,
+    calm: bool,
+}
+
+/// An instance's place: its process, or the time at which it starts again.
+struct Slot {
+    process: Option<Process>,
+    starts_at: u64,
+    thaws_at: u64,
+    runs: u32,
+}
+
+impl Storm {
+    pub(super) async fn prepare(seed: u64, begin: Instant) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let world = World::new(rng.fork(), begin);
+        let (store, depth) = (world.store(), world.ledger.depth);
+        let world = Shared::new(world);
+        let journal = MemoryJournal::new(store, std::sync::Arc::new(NoFaults));
+        let mut accounts = Vec::new();
+        for number in 0..rng.u8(1..=2) {
+            let address = Address([number + 1; 20]);
+            accounts.push((address, journal.account(CHAIN_ID, address).await.expect("nothing fails yet")));
+        }
+        let settings = RunSettings::draw(&mut rng, accounts, depth);
+        world.lock().checker.in_flight = settings.lane.in_flight * settings.accounts.len();
+        let instances = rng.usize(1..=3);
+        let slot = |_| Slot { process: None, starts_at: 0, thaws_at: 0, runs: 0 };
+        let mut to_publish: Vec<_> = (0..rng.u32(3..40)).map(|number| draw_request(&mut rng, number)).collect();
+        to_publish.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+        Self {
+            world,
+            rng,
+            settings,
+            processes: (0..instances).map(slot).collect(),
+            spells: Vec::new(),
+            next_trouble: 2000,
+            next_block: 1000,
+            to_publish,
+            calm: false,
+        }
+    }
+
+    pub(super) async fn blow(&mut self) {
+        let mut quiet = 0;
+        loop {
+            self.tick().await;
+            let now = self.world.lock().now_ms();
+            if !self.calm && now >= STORM_MS {
+                self.clear_up();
+            }
+            quiet = if self.calm && self.is_quiet() { quiet + 1 } else { 0 };
+            if quiet > QUIET_TICKS || !self.world.lock().checker.violations.is_empty() {
+                return;
+            }
+            if now > STORM_MS + CALM_MS {
+                let left = self.what_is_left();
+                self.world.lock().violated(format!("it does not come to an end: {left}"));
+                return;
+            }
+        }
+    }
+
+    async fn tick(&mut self) {
+        tokio::time::sleep(TICK).await;
+        let now = self.world.lock().now_ms();
+        self.publish(now);
+        self.mine(now);
+        self.world.lock().queues.expire(now);
+        if !self.calm && now >= self.next_trouble {
+            self.next_trouble = now + self.rng.u64(100..4000);
+            self.trouble(now);
+        }
+        self.weather(now);
+        self.look_after_processes(now).await;
+    }
+
+    fn publish(&mut self, now: u64) {
+        while self.to_publish.last().is_some_and(|(at, _)| *at <= now) {
+            if let Some((_, body)) = self.to_publish.pop() {
+                let mut world = self.world.lock();
+                world.note(format!("published {}", body.text()));
+                world.checker.published.entry(body.id.clone()).or_default().push(body.text());
+                world.queues.publish(message(&body));
+            }
+        }
+    }
+
+    fn mine(&mut self, now: u64) {
+        if now < self.next_block || self.spells.iter().any(|(_, spell, _)| *spell == Spell::NoBlocks) {
+            return;
+        }
+        self.next_block = now + self.rng.u64(300..1800);
+        let most = self.rng.usize(0..8);
+        let mut world = self.world.lock();
+        world.ledger.mine(now, most);
+        let height = world.ledger.height();
+        let held = world.ledger.head().transactions.len();
+        world.note(format!("block {height} with {held}"));
+        world.check_chain();
+    }
+
+    fn weather(&mut self, now: u64) {
+        self.spells.retain(|(end, ..)| *end > now);
+        let mut weather = Weather { slowness_ms: 5, ..Weather::default() };
+        for (_, spell, strength) in &self.spells {
+            spell.apply(&mut weather, *strength);
+        }
+        let is_on = |wanted: fn(&Spell) -> bool| self.spells.iter().any(|(_, spell, _)| wanted(spell));
+        let mut world = self.world.lock();
+        world.weather = weather;
+        world.queues.is_blocked = is_on(|spell| *spell == Spell::BrokerBlocked);
+        world.queues.is_down = is_on(|spell| *spell == Spell::BrokerDown);
+        if world.queues.is_down {
+            world.queues.end_all_sessions();
+        }
+        let spike = self.spells.iter().find_map(|(_, spell, _)| match spell {
+            Spell::FeeSpike(price) => Some(u128::from(*price)),
+            _ => None,
+        });
+        world.ledger.base_fee = spike.unwrap_or(100);
+        world.ledger.broke.clear();
+        if is_on(|spell| *spell == Spell::NoFunds) {
+            world.ledger.broke.extend(self.settings.accounts.iter().map(|(address, _)| *address));
+        }
+        if !is_on(|spell| *spell == Spell::StaleReads) {
+            world.stale_view = None;
+        }
+    }
+
+    fn trouble(&mut self, now: u64) {
+        if self.rng.bool() {
+            let spell = Spell::draw(&mut self.rng);
+            let (end, strength) = (now + self.rng.u64(500..15_000), self.rng.u16(20..900));
+            let mut world = self.world.lock();
+            world.note(format!("{spell:?} at {strength} until {end}"));
+            if spell == Spell::StaleReads {
+                world.stale_view = Some(world.ledger.chain.clone());
+            }
+            self.spells.push((end, spell, strength));
+        } else {
+            let blow = Blow::draw(&mut self.rng);
+            self.world.lock().note(format!("{blow:?}"));
+            self.strike(blow, now);
+        }
+    }
+
+    fn strike(&mut self, blow: Blow, now: u64) {
+        match blow {
+            Blow::Kill { .. } | Blow::Freeze { .. } | Blow::Stop | Blow::ClockJump { .. } => {
+                self.strike_process(blow, now)
+            }
+            Blow::Reorg { blocks, kept } => self.reorganise(blocks, kept, now),
+            Blow::Evict | Blow::ForgetPool => {
+                let odds = if blow == Blow::Evict { 300 } else { 1000 };
+                let mut world = self.world.lock();
+                let gone: BTreeSet<_> = world.ledger.pool.clone().into_keys().filter(|_| world.happens(odds)).collect();
+                world.ledger.pool.retain(|place, _| !gone.contains(place));
+            }
+            Blow::Foreign => {
+                let (account, _) = self.settings.accounts[self.rng.usize(..self.settings.accounts.len())];
+                let number = self.rng.u8(..);
+                let data: &'static [u8] = [&b"a"[..], b"b", b"c", b"d"][usize::from(number % 4)];
+                self.world.lock().ledger.foreign(account, data);
+            }
+            Blow::CutSessions => self.world.lock().queues.end_all_sessions(),
+            Blow::Duplicate | Blow::Conflict => self.publish_again(blow == Blow::Conflict),
+            Blow::Replay { edited } => self.replay(edited),
+        }
+    }
+
+    fn strike_process(&mut self, blow: Blow, now: u64) {
+        let slot = self.rng.usize(..self.processes.len());
+        let slot = &mut self.processes[slot];
+        let Some(process) = &mut slot.process else { return };
+        match blow {
+            Blow::Kill { polls } => process.life.kill_after(polls.into()),
+            Blow::Freeze { ms } => {
+                process.life.freeze();
+                slot.thaws_at = now + u64::from(ms);
+            }
+            Blow::ClockJump { seconds } => process.life.jump(i64::from(seconds) * 1000),
+            _ => process.stop(),
+        }
+    }
+
+    /// Never below what is final: the blocks that go away are those above it.
+    fn reorganise(&mut self, blocks: u8, kept: Odds, now: u64) {
+        let steals = self.rng.u8(0..4) == 0;
+        let (account, _) = self.settings.accounts[0];
+        let mut world = self.world.lock();
+        let blocks = u64::from(blocks).min(world.ledger.depth);
+        let mut rng = world.rng.fork();
+        world.ledger.unwind(blocks, || rng.u16(0..1000) < kept);
+        if steals {
+            world.ledger.foreign(account, b"stolen");
+        }
+        for _ in 0..=blocks {
+            let most = rng.usize(0..6);
+            world.ledger.mine(now, most);
+        }
+        world.check_chain();
+    }
+
+    fn publish_again(&mut self, with_another_body: bool) {
+        let mut world = self.world.lock();
+        let ids: Vec<_> = world.checker.published.keys().cloned().collect();
+        if ids.is_empty() {
+            return;
+        }
+        let id = ids[world.rng.usize(..ids.len())].clone();
+        let first = world.checker.published[&id][0].clone();
+        let Some(mut body) = Body::read(first.as_bytes()) else { return };
+        if with_another_body {
+            body.version = 1000;
+            world.checker.published.entry(id).or_default().push(body.text());
+        }
+        world.queues.publish(message(&body));
+    }
+
+    fn replay(&mut self, edited: bool) {
+        let mut world = self.world.lock();
+        let candidates: Vec<_> = world.queues.dead.iter().filter(|dead| !is_conflict(dead)).cloned().collect();
+        if candidates.is_empty() {
+            return;
+        }
+        let chosen = candidates[world.rng.usize(..candidates.len())].clone();
+        let body = Body::read(&chosen.message.body)
+            .filter(|_| edited)
+            .map(|body| Body { behaviour: Behaviour::Runs, version: body.version + 1, ..body }.text());
+        if let Some(body) = &body {
+            world.checker.published.entry(chosen.id().to_owned()).or_default().push(body.clone());
+        }
+        world.note(format!("replayed {} {} edited {edited}", chosen.id(), chosen.generation()));
+        world
+            .queues
+            .dead
+            .retain(|dead| dead.id() != chosen.id() || dead.generation() > chosen.generation() || is_conflict(dead));
+        world.queues.publish(replayed(&chosen, body));
+    }
+
+    async fn look_after_processes(&mut self, now: u64) {
+        for number in 0..self.processes.len() {
+            let slot = &mut self.processes[number];
+            if let Some(process) = &mut slot.process {
+                if process.life.is_frozen() && now >= slot.thaws_at {
+                    process.life.thaw();
+                }
+                if !process.look().await {
+                    slot.process = None;
+                    slot.starts_at = now + self.rng.u64(0..6000);
+                    self.world.lock().note(format!("process {number} has ended"));
+                }
+            } else if now >= slot.starts_at {
+                slot.runs += 1;
+                let name = format!("{number}.{}", slot.runs);
+                self.world.lock().note(format!("process {name} starts"));
+                slot.process = Some(Process::start(&self.world, &self.settings, &name));
+            }
+        }
+    }
+
+    /// Nothing goes wrong any more; what was broken stays broken until somebody heals it.
+    fn clear_up(&mut self) {
+        self.calm = true;
+        self.spells.clear();
+        for slot in &mut self.processes {
+            slot.thaws_at = 0;
+        }
+        self.world.lock().note("calm");
+    }
+
+    fn is_quiet(&self) -> bool {
+        let world = self.world.lock();
+        let store = world.store();
+        let store = store.lock().expect("nobody panics with it");
+        let settled = store.requests().values().all(|request| request.state.is_settled());
+        self.to_publish.is_empty() && world.queues.is_empty() && settled && store.outbox().next().is_none()
+    }
+
+    fn what_is_left(&self) -> String {
+        let world = self.world.lock();
+        let store = world.store();
+        let store = store.lock().expect("nobody panics with it");
+        let open = store.requests().values().filter(|request| !request.state.is_settled());
+        let open: Vec<_> = open.map(|request| format!("{} {}", request.id, request.state)).collect();
+        let queues = &world.queues;
+        let nonces: Vec<_> =
+            store.accounts().values().map(|row| (world.ledger.nonce(row.address), row.next_nonce)).collect();
+        format!(
+            "open {open:?}, work {}, wait {}, held {}, outbox {}, nonces {nonces:?}",
+            queues.work.len(),
+            queues.wait.len(),
+            queues.held(),
+            store.outbox().count()
+        )
+    }
+
+    /// Stops every process as a signal does, and looks at everything once more.
+    pub(super) async fn end(mut self) -> Outcome {
+        if self.world.lock().checker.violations.is_empty() {
+            for process in self.processes.iter_mut().filter_map(|slot| slot.process.as_mut()) {
+                process.stop();
+            }
+            for _ in 0..300 {
+                tokio::time::sleep(TICK).await;
+                for slot in &mut self.processes {
+                    if let Some(process) = &mut slot.process
+                        && !process.look().await
+                    {
+                        slot.process = None;
+                    }
+                }
+            }
+            let running = self.processes.iter().filter(|slot| slot.process.is_some()).count();
+            let mut world = self.world.lock();
+            if running > 0 {
+                world.violated(format!("{running} processes do not stop"));
+            }
+            world.check_end();
+        }
+        let mut world = self.world.lock();
+        Outcome { violations: std::mem::take(&mut world.checker.violations), story: world.story().to_vec() }
+    }
+}
+
+fn draw_request(rng: &mut Rng, number: u32) -> (u64, Body) {
+    let behaviour = Behaviour::draw(rng);
+    (rng.u64(0..STORM_MS * 3 / 4), Body { id: format!("r{number}"), behaviour, version: 0 })
+}
+
+fn message(body: &Body) -> Message {
+    let properties = Properties { message_id: Some(body.id.clone()), ..Properties::default() };
+    Message { body: body.text().into_bytes().into(), properties, ..Message::default() }
+}
