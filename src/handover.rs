@@ -17,6 +17,8 @@ pub enum Admitted {
         generation: Generation,
         /// Ends the delivery.
         receipt: Receipt,
+        /// The broker took it back so often that it goes to a wait queue at once: its copy counts from zero.
+        is_suspect: bool,
     },
     /// Final already, or a newer copy is safe at the broker: ack now.
     Known {

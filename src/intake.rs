@@ -12,8 +12,8 @@ use crate::broker::{Delivery, Flow, Receipt};
 use crate::handover::{Admitted, Refused, made_up_id};
 use crate::journal::{AccountId, Admissions, Arrival, JournalError};
 use crate::model::{BodyHash, Cause, Generation, Heartbeat, Message, RequestId};
-use crate::policy::admission::{AdmissionRules, Refusal, admit};
-use crate::policy::arrival::Verdict;
+use crate::policy::admission::{AdmissionRules, Refusal, admit, sheltered};
+use crate::policy::arrival::{Verdict, is_suspect};
 
 /// Deliveries admitted in one commit at most.
 const BATCH: usize = 256;
@@ -95,7 +95,7 @@ impl Intake {
         let mut arrivals = Vec::with_capacity(batch.len());
         let mut receipts = Vec::with_capacity(batch.len());
         for Delivery { message, receipt } in batch {
-            match admit(&self.rules, &message) {
+            match sheltered(|| admit(&self.rules, &message)) {
                 Ok(candidate) => {
                     let account = self.lane_for(&candidate.id).account;
                     arrivals.push(Arrival {
@@ -119,12 +119,13 @@ impl Intake {
         let verdicts = self.journal.admit(arrivals).await?;
         for ((verdict, receipt), (id, generation, account, message)) in verdicts.into_iter().zip(receipts).zip(copies) {
             debug!(request.id = %id, request.attempt = %generation, verdict = ?verdict, "delivery");
+            if verdict == Verdict::Accept {
+                self.wake(account);
+            }
             let admitted = match verdict {
-                Verdict::Accept => {
-                    self.wake(account);
-                    Admitted::Hold { id, generation, receipt }
+                Verdict::Accept | Verdict::Join | Verdict::AwaitConfirm => {
+                    Admitted::Hold { id, generation, receipt, is_suspect: is_suspect(&message) }
                 }
-                Verdict::Join | Verdict::AwaitConfirm => Admitted::Hold { id, generation, receipt },
                 Verdict::Duplicate | Verdict::Stale => Admitted::Known { id, receipt },
                 Verdict::Conflict => {
                     let detail = "the journal knows this id with another body; use a new id for a new request";

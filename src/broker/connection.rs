@@ -137,6 +137,10 @@ impl Connected {
         BrokerError::Connection { doing, broker: self.broker.clone(), detail }
     }
 
+    pub(super) fn is_up(&self) -> bool {
+        self.connection.status().connected()
+    }
+
     pub(super) fn vhost(&self) -> &str {
         self.broker.split_once('/').map_or("/", |(_, vhost)| vhost)
     }
@@ -145,6 +149,12 @@ impl Connected {
     pub(super) async fn close(&self) {
         let _ = self.within("close", self.connection.close(200, "".into())).await;
     }
+}
+
+/// What the broker says, and which right is missing if it is that: RabbitMQ names the object alone.
+pub(super) fn refusal(error: &lapin::Error, right: &str) -> String {
+    let detail = broker_detail(error);
+    if detail.contains("ACCESS_REFUSED") { format!("{detail}; give the user the right to {right} it") } else { detail }
 }
 
 /// What the broker says, without Rust's wrapping.

@@ -5,6 +5,7 @@ use async_trait::async_trait;
 use crate::model::Message;
 
 mod connection;
+mod consumers;
 mod convert;
 mod publisher;
 mod session;

@@ -9,7 +9,7 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{Channel, Confirmation};
 use tokio::sync::{Semaphore, watch};
 
-use crate::broker::connection::{Connected, broker_detail};
+use crate::broker::connection::{Connected, broker_detail, refusal};
 use crate::broker::convert::properties_of;
 use crate::broker::{BrokerError, Outgoing, PublishError, Publisher};
 
@@ -144,7 +144,7 @@ fn judge(outgoing: &Outgoing, confirm: lapin::Result<Confirmation>) -> Result<()
         }
         Ok(Confirmation::Nack(_)) => Err(PublishError::Refused { exchange, routing_key }),
         Ok(Confirmation::NotRequested) => Err(PublishError::Channel("publisher confirms are off".to_owned())),
-        Err(error) => Err(PublishError::Channel(broker_detail(&error))),
+        Err(error) => Err(PublishError::Channel(refusal(&error, "write"))),
     }
 }
 

@@ -7,23 +7,22 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::{Stream, StreamExt};
 use lapin::message::Delivery as AmqpDelivery;
-use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
-use lapin::types::FieldTable;
-use lapin::{Channel, Consumer, Event};
+use lapin::options::{BasicAckOptions, BasicNackOptions};
+use lapin::{Channel, Event};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::broker::connection::{BrokerSettings, Connected, broker_detail};
+use crate::broker::consumers::{Consumers, Held};
 use crate::broker::convert::message_of;
 use crate::broker::publisher::{PublishSession, SessionPublisher};
 use crate::broker::topology::TopologyMode;
 use crate::broker::{BrokerError, Delivery, EndDelivery, Receipt};
 use crate::model::Heartbeat;
+use crate::policy::arrival::is_suspect;
 use crate::policy::pause::Pause;
 
-/// Names the consumer in the broker's lists.
-const CONSUMER_TAG: &str = "chainwriter";
 /// An idle loop shows at least this often that it lives.
 const BEAT: Duration = Duration::from_secs(1);
 
@@ -133,10 +132,7 @@ impl Broker {
         info!(broker.vhost = consuming.vhost(), queue = self.settings.topology.names().work, "connected to the broker");
 
         let channel = consuming.channel().await?;
-        let qos = channel.basic_qos(self.settings.prefetch, BasicQosOptions::default());
-        let qos = consuming.within("set the prefetch", qos).await?;
-        qos.map_err(|error| consuming.failed("set the prefetch", broker_detail(&error)))?;
-        let served = self.serve(duties, &consuming, &channel, &mut events).await;
+        let served = self.serve(duties, &consuming, publishing.connected(), &channel, &mut events).await;
         self.publish_session.send_replace(None);
         if served.is_ok() {
             // Closing the channel first: its answer comes after the broker has processed the acks before it.
@@ -151,58 +147,63 @@ impl Broker {
         &self,
         duties: &Duties,
         consuming: &Connected,
+        publishing: &Connected,
         channel: &Channel,
         events: &mut (impl Stream<Item = Event> + Unpin),
     ) -> Result<(), BrokerError> {
         let mut flow = duties.flow.clone();
-        let mut consumer: Option<Consumer> = None;
+        let mut intake_is_there = true;
+        let queue = self.settings.topology.names().work.as_str();
+        let mut consumers = Consumers::new(consuming, channel, queue, self.settings.prefetch);
         loop {
             self.beat.beat();
-            let may_consume = *flow.borrow_and_update() == Flow::Open && !duties.stop_consuming.is_cancelled();
-            match (&mut consumer, may_consume) {
-                (None, true) => consumer = Some(self.consume(consuming, channel).await?),
-                (Some(stopped), false) => {
-                    for buffered in stop(consuming, channel, stopped).await? {
-                        self.end_buffered(duties, buffered).await;
-                    }
-                    consumer = None;
+            let is_open = intake_is_there && *flow.borrow_and_update() == Flow::Open;
+            let may_consume = is_open && !duties.stop_consuming.is_cancelled();
+            if may_consume {
+                consumers.grow().await?;
+            } else if consumers.run() {
+                let held = consumers.hold();
+                for buffered in consumers.stop().await? {
+                    self.end_buffered(duties, buffered, held.clone()).await;
                 }
-                (Some(_), true) | (None, false) => {}
             }
-            self.tell(if consumer.is_some() { BrokerState::Consuming } else { BrokerState::Paused });
+            self.tell(if may_consume { BrokerState::Consuming } else { BrokerState::Paused });
             tokio::select! {
                 biased;
                 () = duties.close.cancelled() => return Ok(()),
-                event = events.next() => self.heed(event, consuming)?,
-                () = duties.stop_consuming.cancelled(), if consumer.is_some() => {}
-                changed = flow.changed() => {
-                    if changed.is_err() { return Ok(()); }
+                event = events.next() => self.heed(event, [consuming, publishing])?,
+                () = duties.stop_consuming.cancelled(), if consumers.run() => {}
+                // Intake has gone, which is no reason to leave: settle still acks and publishes.
+                changed = flow.changed(), if intake_is_there => intake_is_there = changed.is_ok(),
+                delivery = consumers.next() => {
+                    if !self.hand_over(duties, delivery?, consumers.hold()).await {
+                        consumers.trust();
+                    }
                 }
-                delivery = next_delivery(&mut consumer) => {
-                    let Some(delivery) = delivery else {
-                        return Err(consuming.failed("consume", "the broker cancelled the consumer: the queue is gone, or a delivery was held too long".to_owned()));
-                    };
-                    let delivery = delivery.map_err(|error| consuming.failed("consume", broker_detail(&error)))?;
-                    self.hand_over(duties, delivery).await;
+                () = tokio::time::sleep(BEAT) => {
+                    if !(consuming.is_up() && publishing.is_up()) {
+                        return Err(consuming.failed("keep the connection", "it was closed".to_owned()));
+                    }
                 }
-                () = tokio::time::sleep(BEAT) => {}
             }
         }
     }
 
-    fn receipt(&self, acker: lapin::Acker) -> Receipt {
-        Receipt::new(AmqpReceipt { acker, timeout: self.settings.call_timeout })
+    fn receipt(&self, acker: lapin::Acker, held: Held) -> Receipt {
+        Receipt::new(AmqpReceipt { acker, _held: held, timeout: self.settings.call_timeout })
     }
 
-    async fn hand_over(&self, duties: &Duties, mut delivery: AmqpDelivery) {
+    /// Returns whether it may be a message that ends processes.
+    async fn hand_over(&self, duties: &Duties, mut delivery: AmqpDelivery, held: Held) -> bool {
         let message = message_of(&mut delivery);
-        let receipt = self.receipt(delivery.acker);
+        let is_suspect = is_suspect(&message);
+        let receipt = self.receipt(delivery.acker, held);
         let mut given = std::pin::pin!(duties.deliveries.send(Delivery { message, receipt }));
         // Intake may be waiting for the journal; that is no reason to look dead, nor to miss the end.
         loop {
             tokio::select! {
-                _ = &mut given => return,
-                () = duties.stop_consuming.cancelled() => return,
+                _ = &mut given => return is_suspect,
+                () = duties.stop_consuming.cancelled() => return is_suspect,
                 () = tokio::time::sleep(BEAT) => self.beat.beat(),
             }
         }
@@ -210,27 +211,18 @@ impl Broker {
 
     /// In a pause it is taken in all the same: to give it back would count towards the queue's delivery limit, and pauses
     /// may be many. At a stop it goes back at once, for other instances.
-    async fn end_buffered(&self, duties: &Duties, delivery: AmqpDelivery) {
+    async fn end_buffered(&self, duties: &Duties, delivery: AmqpDelivery, held: Held) {
         if duties.stop_consuming.is_cancelled() {
-            self.receipt(delivery.acker).requeue().await;
+            self.receipt(delivery.acker, held).requeue().await;
         } else {
-            self.hand_over(duties, delivery).await;
+            self.hand_over(duties, delivery, held).await;
         }
     }
 
-    async fn consume(&self, consuming: &Connected, channel: &Channel) -> Result<Consumer, BrokerError> {
-        let work = self.settings.topology.names().work.as_str();
-        let started = channel.basic_consume(
-            work.into(),
-            CONSUMER_TAG.into(),
-            BasicConsumeOptions::default(),
-            FieldTable::default(),
-        );
-        let consumer = consuming.within("consume", started).await?;
-        consumer.map_err(|error| consuming.failed("consume", broker_detail(&error)))
-    }
-
-    fn heed(&self, event: Option<Event>, consuming: &Connected) -> Result<(), BrokerError> {
+    /// A failed channel shows as an event of its connection too. That of the consumers ends their stream; one that
+    /// published is replaced by its user. Neither is a reason to give all deliveries back.
+    fn heed(&self, event: Option<Event>, connections: [&Connected; 2]) -> Result<(), BrokerError> {
+        let [consuming, _] = connections;
         match event {
             Some(Event::ConnectionBlocked(reason)) => {
                 warn!(
@@ -243,6 +235,10 @@ impl Broker {
             Some(Event::ConnectionUnblocked) => {
                 info!("the broker takes messages again");
                 self.state.send_replace(BrokerState::Consuming);
+                Ok(())
+            }
+            Some(Event::Error(error)) if connections.iter().all(|connected| connected.is_up()) => {
+                debug!(broker.error = broker_detail(&error), "a channel failed");
                 Ok(())
             }
             Some(Event::Error(error)) => Err(consuming.failed("keep the connection", broker_detail(&error))),
@@ -267,32 +263,10 @@ fn watched(connected: &Connected) -> impl Stream<Item = Event> + Unpin + use<> {
     connected.connection.events_listener().boxed()
 }
 
-async fn next_delivery(consumer: &mut Option<Consumer>) -> Option<lapin::Result<AmqpDelivery>> {
-    match consumer {
-        Some(consumer) => consumer.next().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Cancels the consumer. Returns what it had already buffered: at most the prefetch.
-async fn stop(
-    consuming: &Connected,
-    channel: &Channel,
-    consumer: &mut Consumer,
-) -> Result<Vec<AmqpDelivery>, BrokerError> {
-    let cancelled = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
-    let cancelled = consuming.within("stop consuming", cancelled).await?;
-    cancelled.map_err(|error| consuming.failed("stop consuming", broker_detail(&error)))?;
-    let mut buffered = Vec::new();
-    while let Some(delivery) = consumer.next().await {
-        buffered.extend(delivery);
-    }
-    Ok(buffered)
-}
-
 #[derive(Debug)]
 struct AmqpReceipt {
     acker: lapin::Acker,
+    _held: Held,
     timeout: Duration,
 }
 

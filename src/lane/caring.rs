@@ -24,6 +24,8 @@ impl Lane {
     /// they should offer more, or that the lane should pause.
     pub(super) fn heed(&mut self, answers: Vec<Answer>) {
         let now = Instant::now();
+        // What waits for earlier nonces, or for a chain that stands still, may well be dropped.
+        let next = self.window.not_included().next().filter(|_| !self.is_head_stale()).map(|next| next.nonce);
         for Answer { nonce, hash, result } in answers {
             self.mender.heed(nonce, hash, &result, &self.settings.errors);
             let Some(transaction) = self.window.get_mut(nonce) else { continue };
@@ -33,7 +35,14 @@ impl Lane {
             transaction.is_being_sent = false;
             transaction.sent_at = Some(now);
             let (meaning, text) = match result {
-                Ok(()) => (SendMeaning::AlreadyKnown, String::new()),
+                Ok(()) => {
+                    let fee = transaction.newest().fee;
+                    let offers_enough = self.market.is_some_and(|market| !is_underpriced(fee, &market));
+                    if next == Some(nonce) && offers_enough {
+                        transaction.note_drop(now);
+                    }
+                    (SendMeaning::AlreadyKnown, String::new())
+                }
                 Err(ChainError::Node { message, .. }) => (self.settings.errors.meaning_of(&message), message),
                 Err(error) => {
                     self.pause(error.pause_reason(), error.to_string());
@@ -92,7 +101,7 @@ impl Lane {
             }
             // A chain that stands still would not take a higher fee either.
             let blocks = transaction.waits_since.map_or(0, |since| head.0.saturating_sub(since.0));
-            let waited = transaction.is_known_to_node
+            let waited = (transaction.is_known_to_node || transaction.lacks_room)
                 && transaction.signed_since.elapsed() >= self.settings.replace_after
                 && blocks >= BLOCKS_BEFORE_REPLACING;
             let wants_more =

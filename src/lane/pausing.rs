@@ -54,8 +54,9 @@ impl Lane {
     /// While transactions wait for a block and none comes, nothing that is signed can help, and what nodes say about the
     /// account may be old. Resumes with the next block.
     pub(super) fn watch_head(&mut self) {
-        let Some(limit) = self.settings.max_head_age else { return };
-        let Some(lowest) = self.window.not_included().next() else { return };
+        let (Some(limit), Some(lowest)) = (self.settings.max_head_age, self.window.not_included().next()) else {
+            return;
+        };
         // Some chains make a block only when there is something to put into it: it is the wait that counts.
         let age = self.head_since.max(lowest.signed_since).elapsed();
         let may_tell = self.pause.is_none() || self.is_head_stale();

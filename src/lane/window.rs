@@ -11,6 +11,9 @@ use crate::journal::{LiveTransaction, QueuedRequest, RequestSeq};
 use crate::model::{Address, Attempt, AttemptKind, BlockHash, BlockNumber, Gas, Nonce, Timestamp, TxHash, Wei};
 use crate::policy::classify::SendMeaning;
 
+/// A transaction that nodes have dropped so often is one that no block will take as it stands.
+const DROPS: u32 = 3;
+
 /// A transaction that may still land.
 #[derive(Debug)]
 pub(super) struct InFlight {
@@ -40,6 +43,10 @@ pub(super) struct InFlight {
     pub(super) waits_since: Option<BlockNumber>,
     /// An operator wants it no more: who and why.
     pub(super) cancel_wish: Option<String>,
+    /// The node has no room for it.
+    pub(super) lacks_room: bool,
+    /// Since when nodes take it and have lost it by the next time, and how often.
+    pub(super) drops: Option<(Instant, u32)>,
     /// Since when every answer was a refusal for a reason of the transaction's own, and the last of them.
     pub(super) refused: Option<(Instant, String)>,
 }
@@ -70,6 +77,8 @@ impl InFlight {
             is_held_back: false,
             is_taken: false,
             waits_since: None,
+            lacks_room: false,
+            drops: None,
             refused: None,
             cancel_wish: None,
         }
@@ -83,12 +92,30 @@ impl InFlight {
         self.attempts.iter().find(|attempt| attempt.signed.hash == hash).map(|attempt| attempt.kind)
     }
 
+    /// A node takes the newest attempt as one that it did not have, though it took it before: it has dropped it. Blocks
+    /// may pass over such a transaction for ever, so after some times it counts as refused.
+    pub(super) fn note_drop(&mut self, now: Instant) {
+        if !self.is_known_to_node {
+            return;
+        }
+        let (since, times) = self.drops.map_or((now, 1), |(since, times)| (since, times + 1));
+        self.drops = Some((since, times));
+        if times >= DROPS && self.refused.is_none() {
+            let text = format!("nodes took it {times} times and dropped it each time before it got into a block");
+            warn!(request.id = %self.request.id, tx.nonce = %self.nonce, "{text}");
+            self.refused = Some((since, text));
+        }
+    }
+
     /// What a node's answer says about the newest attempt. It never ends one.
     pub(super) fn note_answer(&mut self, meaning: SendMeaning, text: &str, now: Instant) {
+        self.lacks_room = meaning == SendMeaning::PoolFull;
         match meaning {
             SendMeaning::AlreadyKnown => {
                 self.is_known_to_node = true;
-                self.refused = None;
+                if self.drops.is_none_or(|(_, times)| times < DROPS) {
+                    self.refused = None;
+                }
             }
             SendMeaning::NonceTooLow => self.is_taken = true,
             SendMeaning::Underpriced | SendMeaning::ReplacementUnderpriced => self.wants_more = true,

@@ -37,6 +37,8 @@ pub mod header {
     pub const DROPPED_HEADERS: &str = "cw-dropped-headers";
     /// The organisation and instance that made the copy.
     pub const WORKER: &str = "cw-worker";
+    /// Of the broker: how often it took this delivery back, because a consumer died or gave it back. No copy has it.
+    pub const DELIVERY_COUNT: &str = "x-delivery-count";
 }
 
 /// Headers by name.

@@ -46,6 +46,20 @@ pub struct Refusal {
     pub cause: Cause,
 }
 
+/// What reading a message comes to, also where it panics: reading is pure, so nothing is left half done, and a message
+/// that no code was written for costs itself and not the process.
+///
+/// # Errors
+/// Those of the reading, and `panic`.
+pub fn sheltered(read: impl FnOnce() -> Result<Candidate, Refusal>) -> Result<Candidate, Refusal> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no text");
+        let detail = format!("a fault of chainwriter, please report it: reading the message panicked: {text}");
+        Err(Refusal { id: None, cause: Cause::invalid("panic", detail) })
+    })
+}
+
 /// Reads a message as a request.
 ///
 /// # Errors
@@ -140,6 +154,17 @@ mod tests {
         assert_eq!(id(by_header(), message(None, &[("order", HeaderValue::Int(7))], "")), "7");
         assert_eq!(id(by_pointer(), message(None, &[], r#"{"order":{"id":"c"}}"#)), "c");
         assert_eq!(id(by_pointer(), message(None, &[], r#"{"order":{"id":12}}"#)), "12");
+    }
+
+    /// B18
+    #[test]
+    fn a_message_that_makes_its_reader_panic_is_refused() {
+        let none = Vec::<u8>::new();
+        let refusal = sheltered(|| panic!("index {} of {}", 7, none.len())).unwrap_err();
+        assert_eq!((refusal.id, refusal.cause.routing_key().as_str()), (None, "invalid.panic"));
+        assert!(refusal.cause.detail.ends_with("index 7 of 0"), "{}", refusal.cause.detail);
+        let refusal = sheltered(|| panic!("never")).unwrap_err();
+        assert!(refusal.cause.detail.ends_with("never"), "{}", refusal.cause.detail);
     }
 
     fn nested(levels: usize) -> HeaderValue {

@@ -1,6 +1,17 @@
 //! What to do with a delivery, given what the journal says of its request: the table of the design, one arm for each row.
 
-use crate::model::{BodyHash, Generation, RequestState};
+use crate::model::message::header;
+use crate::model::{BodyHash, Generation, HeaderValue, Message, RequestState};
+
+/// A delivery that the broker took back so often may have ended its consumers. Well below 20, the delivery limit of
+/// RabbitMQ 4 unless configured; above what restarts of a broker do to a message within its time with us.
+const RETURNS_OF_A_SUSPECT: i64 = 5;
+
+/// Whether it may be this message that ends the processes which get it. The broker counts a crash for everything that was
+/// unacked, so most suspects are neighbours.
+pub fn is_suspect(message: &Message) -> bool {
+    matches!(message.headers.get(header::DELIVERY_COUNT), Some(HeaderValue::Int(count)) if *count >= RETURNS_OF_A_SUSPECT)
+}
 
 /// What the journal knows of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -61,6 +61,14 @@ enum Published {
     Copy(Box<UnconfirmedCopy>),
     Refused(Box<Refused>),
     Park(RequestId),
+    /// Nothing any more: the session of a refused message has ended, and the broker delivers the message again.
+    Again,
+}
+
+impl Published {
+    fn is_over(&self) -> bool {
+        matches!(self, Self::Refused(refused) if refused.receipt.is_over())
+    }
 }
 
 impl Settle {
@@ -132,7 +140,10 @@ impl Settle {
         let mut known = Vec::new();
         for admitted in admitted {
             match admitted {
-                Admitted::Hold { id, generation, receipt } => {
+                Admitted::Hold { id, generation, receipt, is_suspect } => {
+                    if is_suspect && !self.parks.contains(&id) {
+                        self.parks.push_back(id.clone());
+                    }
                     self.held.hold(id, generation, receipt);
                 }
                 Admitted::Known { id, receipt } => {
@@ -232,6 +243,9 @@ impl Settle {
         while room > 0
             && let Some(refused) = self.refused.pop_front()
         {
+            if refused.receipt.is_over() {
+                continue;
+            }
             room -= 1;
             let dead_letter = self.settings.dead_letter_of_refused(&refused);
             self.publish(dead_letter, Published::Refused(refused));
@@ -268,6 +282,7 @@ impl Settle {
             Published::Copy(copy) => copies.push(*copy),
             Published::Refused(message) => refused.push(*message),
             Published::Park(id) => parked.push(id),
+            Published::Again => {}
         };
         sort(first);
         while let Some(Some(published)) = futures_util::FutureExt::now_or_never(self.publishing.next()) {
@@ -360,6 +375,9 @@ async fn publish_until_confirmed(publisher: Arc<dyn Publisher>, outgoing: Outgoi
         let id = outgoing.message.properties.message_id.as_deref().unwrap_or_default();
         warn!(message.id = id, %error, retry_in_ms = wait.as_millis(), "a copy has no publisher confirm; its delivery stays unacked");
         tokio::time::sleep(wait).await;
+        if published.is_over() {
+            return Published::Again;
+        }
     }
     published
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::chain::transaction_hash;
 use crate::model::{Address, BlockHash, Gas, Nonce, TxHash, UnsignedTransaction, Wei};
 use crate::model::{BlockNumber, Fee};
-use crate::simulation::workload::Body;
+use crate::simulation::workload::{Behaviour, Body};
 
 /// The chain's id.
 pub(super) const CHAIN_ID: u64 = 1337;
@@ -186,6 +186,8 @@ impl Ledger {
 
     /// The next block, of what the pool has and what pays enough.
     pub(super) fn mine(&mut self, now_ms: u64, most: usize) {
+        let behaviour = |hash: &TxHash| Body::read(&self.known[hash].data).map(|body| body.behaviour);
+        self.pool.retain(|_, hash| behaviour(hash) != Some(Behaviour::Dropped));
         let mut transactions = Vec::new();
         let mut next: BTreeMap<Address, Nonce> = BTreeMap::new();
         for ((sender, nonce), hash) in &self.pool {

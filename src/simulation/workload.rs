@@ -17,6 +17,8 @@ pub(super) enum Behaviour {
     RevertsOnChainUntil(u64),
     /// Simulations are fine, and no node takes it.
     Refused,
+    /// Nodes take it, and drop it when they make a block.
+    Dropped,
 }
 
 impl Behaviour {
@@ -26,7 +28,8 @@ impl Behaviour {
             64..70 => Self::Reverts,
             70..78 => Self::RevertsUntil(rng.u64(1..30_000)),
             78..86 => Self::RevertsOnChain,
-            86..94 => Self::RevertsOnChainUntil(rng.u64(1..30_000)),
+            86..92 => Self::RevertsOnChainUntil(rng.u64(1..30_000)),
+            92..96 => Self::Dropped,
             _ => Self::Refused,
         }
     }
@@ -42,7 +45,7 @@ impl Behaviour {
 
     pub(super) fn runs_in_simulation(self, now_ms: u64) -> bool {
         match self {
-            Self::Runs | Self::RevertsOnChain | Self::RevertsOnChainUntil(_) | Self::Refused => true,
+            Self::Runs | Self::RevertsOnChain | Self::RevertsOnChainUntil(_) | Self::Refused | Self::Dropped => true,
             Self::Reverts => false,
             Self::RevertsUntil(end) => now_ms >= end,
         }
@@ -50,7 +53,7 @@ impl Behaviour {
 
     pub(super) fn runs_on_chain(self, now_ms: u64) -> bool {
         match self {
-            Self::Runs | Self::Refused => true,
+            Self::Runs | Self::Refused | Self::Dropped => true,
             Self::Reverts | Self::RevertsOnChain => false,
             Self::RevertsUntil(end) | Self::RevertsOnChainUntil(end) => now_ms >= end,
         }
@@ -75,6 +78,7 @@ impl Body {
             Behaviour::RevertsOnChain => ("on-chain", 0),
             Behaviour::RevertsOnChainUntil(end) => ("on-chain-until", end),
             Behaviour::Refused => ("refused", 0),
+            Behaviour::Dropped => ("dropped", 0),
         };
         format!("{}/{word}/{until}/{}", self.id, self.version)
     }
@@ -91,6 +95,7 @@ impl Body {
             "on-chain" => Behaviour::RevertsOnChain,
             "on-chain-until" => Behaviour::RevertsOnChainUntil(until),
             "refused" => Behaviour::Refused,
+            "dropped" => Behaviour::Dropped,
             _ => return None,
         };
         Some(Self { id, behaviour, version })

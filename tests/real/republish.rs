@@ -90,7 +90,7 @@ async fn a_retry_that_no_queue_takes_is_never_acked_and_goes_on_when_one_does() 
     assert_eq!(kinds_of(&stage.kept_events().await, "order-1"), ["retry", "dead"]);
 }
 
-/// Covers B12 together with a crash: what was not confirmed is published by the next process.
+/// Covers B4, and B12 together with a crash: what was not confirmed is published by the next process.
 #[tokio::test]
 async fn a_retry_without_a_confirm_is_published_again_after_a_kill() {
     let Some(stage) = Stage::set().await else { return };

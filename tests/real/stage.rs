@@ -89,10 +89,15 @@ impl Stage {
 
     /// On a broker of the test's own.
     pub async fn with_own_broker(chain: AnvilConfig) -> Option<Self> {
+        Self::with_broker(RabbitConfig::default(), chain).await
+    }
+
+    /// On a broker of the test's own with these settings.
+    pub async fn with_broker(broker: RabbitConfig, chain: AnvilConfig) -> Option<Self> {
         if !services_are_here() {
             return None;
         }
-        let rabbit = Broker::Own(Box::new(Rabbit::start(RabbitConfig::default()).await));
+        let rabbit = Broker::Own(Box::new(Rabbit::start(broker).await));
         Some(Self::on(rabbit, "own".to_owned(), chain).await)
     }
 

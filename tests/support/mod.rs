@@ -15,6 +15,7 @@
 pub mod amqp;
 pub mod anvil;
 pub mod contracts;
+pub mod deaf;
 pub mod filtering;
 pub mod guard;
 pub mod ports;
@@ -27,6 +28,7 @@ pub mod worker;
 
 pub use amqp::{Amqp, Taken, Watch, headers, next_event, with_id};
 pub use anvil::{ACCOUNTS, Anvil, AnvilConfig};
+pub use deaf::DeafNode;
 pub use filtering::{FilteringNode, Say, nonce_of};
 pub use guard::Guard;
 pub use ports::free_port;

@@ -1,5 +1,6 @@
 //! A TCP proxy that fails in the ways a network and a node fail; for AMQP and for HTTP.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -39,6 +40,8 @@ pub struct TcpProxy {
 struct Shared {
     upstream: SocketAddr,
     mode: Mutex<Mode>,
+    /// What counts for single connections, by their number.
+    exceptions: Mutex<HashMap<usize, Mode>>,
     cuts: watch::Sender<u64>,
     accepted: AtomicUsize,
 }
@@ -51,6 +54,7 @@ impl TcpProxy {
         let shared = Arc::new(Shared {
             upstream,
             mode: Mutex::new(Mode::Pass),
+            exceptions: Mutex::default(),
             cuts: watch::Sender::new(0),
             accepted: AtomicUsize::new(0),
         });
@@ -69,6 +73,11 @@ impl TcpProxy {
 
     pub fn set_mode(&self, mode: Mode) {
         *self.shared.mode.lock().expect("nobody panics with this lock") = mode;
+    }
+
+    /// The same for one connection, counted from 0 in the order in which they were accepted.
+    pub fn set_mode_of(&self, connection: usize, mode: Mode) {
+        self.shared.exceptions.lock().expect("nobody panics with this lock").insert(connection, mode);
     }
 
     /// Resets every open connection.
@@ -92,11 +101,11 @@ impl Drop for TcpProxy {
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
     while let Ok((client, _)) = listener.accept().await {
-        shared.accepted.fetch_add(1, Ordering::Relaxed);
+        let number = shared.accepted.fetch_add(1, Ordering::Relaxed);
         while connections.try_join_next().is_some() {}
         // Subscribed before the task runs, so that a cut right after the connect is not missed.
         let cuts = shared.cuts.subscribe();
-        connections.spawn(serve(client, Arc::clone(&shared), cuts));
+        connections.spawn(serve(client, number, Arc::clone(&shared), cuts));
     }
 }
 
@@ -106,8 +115,8 @@ enum End {
     Reset,
 }
 
-async fn serve(client: TcpStream, shared: Arc<Shared>, mut cuts: watch::Receiver<u64>) {
-    if shared.mode() == Mode::Refuse {
+async fn serve(client: TcpStream, number: usize, shared: Arc<Shared>, mut cuts: watch::Receiver<u64>) {
+    if shared.mode(number) == Mode::Refuse {
         return;
     }
     let _ = client.set_nodelay(true);
@@ -116,8 +125,8 @@ async fn serve(client: TcpStream, shared: Arc<Shared>, mut cuts: watch::Receiver
         let _ = upstream.set_nodelay(true);
     }
     let end = tokio::select! {
-        end = requests(&client, upstream.as_ref(), &shared) => end,
-        end = answers(&client, upstream.as_ref(), &shared) => end,
+        end = requests(&client, upstream.as_ref(), number, &shared) => end,
+        end = answers(&client, upstream.as_ref(), number, &shared) => end,
         _ = cuts.changed() => Ok(End::Reset),
     };
     if matches!(end, Ok(End::Reset)) {
@@ -127,7 +136,7 @@ async fn serve(client: TcpStream, shared: Arc<Shared>, mut cuts: watch::Receiver
     }
 }
 
-async fn requests(client: &TcpStream, upstream: Option<&TcpStream>, shared: &Shared) -> io::Result<End> {
+async fn requests(client: &TcpStream, upstream: Option<&TcpStream>, number: usize, shared: &Shared) -> io::Result<End> {
     let mut unanswered = Vec::new();
     let mut buffer = vec![0; 64 * 1024];
     loop {
@@ -136,7 +145,7 @@ async fn requests(client: &TcpStream, upstream: Option<&TcpStream>, shared: &Sha
         if bytes.is_empty() {
             return Ok(End::Closed);
         }
-        match shared.mode() {
+        match shared.mode(number) {
             Mode::Refuse => return Ok(End::Closed),
             Mode::Swallow => {}
             Mode::HttpAnswer { status, body, retry_after } => {
@@ -157,7 +166,7 @@ async fn requests(client: &TcpStream, upstream: Option<&TcpStream>, shared: &Sha
     }
 }
 
-async fn answers(client: &TcpStream, upstream: Option<&TcpStream>, shared: &Shared) -> io::Result<End> {
+async fn answers(client: &TcpStream, upstream: Option<&TcpStream>, number: usize, shared: &Shared) -> io::Result<End> {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let count = match upstream {
@@ -165,7 +174,7 @@ async fn answers(client: &TcpStream, upstream: Option<&TcpStream>, shared: &Shar
             None => 0,
         };
         let ended = count == 0;
-        match shared.mode() {
+        match shared.mode(number) {
             // The client is not to learn that upstream is gone.
             Mode::Swallow | Mode::DropAnswers | Mode::HttpAnswer { .. } if ended => std::future::pending().await,
             Mode::Swallow | Mode::DropAnswers | Mode::HttpAnswer { .. } => {}
@@ -183,7 +192,11 @@ async fn answers(client: &TcpStream, upstream: Option<&TcpStream>, shared: &Shar
 }
 
 impl Shared {
-    fn mode(&self) -> Mode {
+    fn mode(&self, connection: usize) -> Mode {
+        let exceptions = self.exceptions.lock().expect("nobody panics with this lock");
+        if let Some(mode) = exceptions.get(&connection) {
+            return mode.clone();
+        }
         self.mode.lock().expect("nobody panics with this lock").clone()
     }
 }

@@ -110,12 +110,25 @@ impl Rabbit {
         self.set_memory_limit(&format!("{{absolute, \"{MEMORY_LIMIT}\"}}"), false).await
     }
 
+    /// The same for want of disk space.
+    pub async fn raise_disk_alarm(&self) -> Result<(), String> {
+        self.set_limit("rabbit_disk_monitor:set_disk_free_limit(\"1000000GB\")", true).await
+    }
+
+    pub async fn clear_disk_alarm(&self) -> Result<(), String> {
+        self.set_limit("rabbit_disk_monitor:set_disk_free_limit(\"50MB\")", false).await
+    }
+
     async fn set_memory_limit(&self, limit: &str, alarm: bool) -> Result<(), String> {
-        self.eval(&format!("ok = vm_memory_monitor:set_vm_memory_high_watermark({limit})")).await?;
+        self.set_limit(&format!("vm_memory_monitor:set_vm_memory_high_watermark({limit})"), alarm).await
+    }
+
+    async fn set_limit(&self, setting: &str, alarm: bool) -> Result<(), String> {
+        self.eval(&format!("ok = {setting}")).await?;
         let started = std::time::Instant::now();
         while (self.eval("rabbit_alarm:get_alarms()").await? != "[]") != alarm {
             if started.elapsed() > CALL_LIMIT {
-                return Err("the memory alarm did not change".to_owned());
+                return Err("the alarm did not change".to_owned());
             }
         }
         Ok(())

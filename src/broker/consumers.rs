@@ -1,0 +1,188 @@
+//! The consumers of one session. Together they hold no more than the prefetch, they begin carefully, and each has a tag of
+//! its own: a quorum queue that meets a tag again whose earlier deliveries are still unacked takes those for lost on the
+//! way, and RabbitMQ 3.10 ends the connection over them.
+
+use std::sync::Arc;
+
+use futures_util::stream::{BoxStream, SelectAll};
+use futures_util::{StreamExt, stream};
+use lapin::message::Delivery;
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::FieldTable;
+use lapin::{Channel, Consumer};
+
+use crate::broker::BrokerError;
+use crate::broker::connection::{Connected, broker_detail, refusal};
+
+/// Names consumers in the broker's lists; a number follows.
+const TAG: &str = "chainwriter";
+/// As few deliveries as can be, while each may be the one that ends the process.
+const CAREFUL_PREFETCH: u16 = 1;
+/// A further consumer is worth its while for this part of the prefetch.
+const WORTH_A_CONSUMER: u16 = 4;
+
+/// Up to RabbitMQ 4.2 the broker closes the channel then, from 4.3 on it cancels the consumer.
+const HELD_TOO_LONG: &str = "; broker.max_hold must be below half of the broker's consumer_timeout";
+
+type Deliveries = BoxStream<'static, Option<lapin::Result<Delivery>>>;
+
+/// All consumers of a session, on its one channel.
+pub(super) struct Consumers<'s> {
+    connected: &'s Connected,
+    channel: &'s Channel,
+    queue: &'s str,
+    prefetch: u16,
+    /// Each ends with `None` when the broker cancels it.
+    streams: SelectAll<Deliveries>,
+    tags: Vec<String>,
+    /// The sum of the running consumers' prefetches.
+    granted: u16,
+    /// How many there were.
+    count: u64,
+    /// A crash counts against everything that was unacked. So suspects, which the broker delivers first, are taken one at
+    /// a time: only the one that did it is there when it does it again.
+    is_careful: bool,
+    /// Every unacked delivery of the running consumers has a clone.
+    held: Held,
+    /// The same for consumers that were cancelled: what they delivered is held on, and counts.
+    earlier: Vec<Held>,
+}
+
+/// Goes with a delivery until it is acked.
+pub(super) type Held = Arc<()>;
+
+fn count(held: &Held) -> usize {
+    Arc::strong_count(held) - 1
+}
+
+impl<'s> Consumers<'s> {
+    /// None runs yet.
+    pub(super) fn new(connected: &'s Connected, channel: &'s Channel, queue: &'s str, prefetch: u16) -> Self {
+        Self {
+            connected,
+            channel,
+            queue,
+            prefetch,
+            streams: SelectAll::new(),
+            tags: Vec::new(),
+            granted: 0,
+            count: 0,
+            is_careful: true,
+            held: Held::default(),
+            earlier: Vec::new(),
+        }
+    }
+
+    pub(super) fn run(&self) -> bool {
+        !self.tags.is_empty()
+    }
+
+    /// To be kept with each delivery until its end.
+    pub(super) fn hold(&self) -> Held {
+        Arc::clone(&self.held)
+    }
+
+    /// The broker has no suspects for us any more: they would come first.
+    pub(super) fn trust(&mut self) {
+        self.is_careful = false;
+    }
+
+    /// Starts a consumer if there is room for one.
+    pub(super) async fn grow(&mut self) -> Result<(), BrokerError> {
+        self.earlier.retain(|held| count(held) > 0);
+        let earlier = self.earlier.iter().map(count).sum();
+        let room = room(self.prefetch, self.is_careful, self.granted, earlier);
+        if room > 0 {
+            let consumer = self.consume(room).await?;
+            self.streams.push(consumer.map(Some).chain(stream::iter([None])).boxed());
+            self.granted += room;
+        }
+        Ok(())
+    }
+
+    async fn consume(&mut self, prefetch: u16) -> Result<Consumer, BrokerError> {
+        let qos = self.channel.basic_qos(prefetch, BasicQosOptions::default());
+        let qos = self.connected.within("set the prefetch", qos).await?;
+        qos.map_err(|error| self.connected.failed("set the prefetch", broker_detail(&error)))?;
+        self.count += 1;
+        let tag = format!("{TAG}-{}", self.count);
+        let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+        let started = self.channel.basic_consume(self.queue.into(), tag.as_str().into(), options, arguments);
+        let consumer = self.connected.within("consume", started).await?;
+        let consumer = consumer.map_err(|error| self.connected.failed("consume", refusal(&error, "read")))?;
+        self.tags.push(tag);
+        Ok(consumer)
+    }
+
+    /// The next delivery; while no consumer runs, none ever.
+    pub(super) async fn next(&mut self) -> Result<Delivery, BrokerError> {
+        match self.streams.next().await {
+            Some(Some(Ok(delivery))) => Ok(delivery),
+            Some(Some(Err(error))) => {
+                let detail = broker_detail(&error);
+                let hint = if detail.contains("delivery acknowledgement") { HELD_TOO_LONG } else { "" };
+                Err(self.connected.failed("consume", detail + hint))
+            }
+            Some(None) => {
+                let why = "the broker cancelled the consumer: the queue is gone, or a delivery was held too long";
+                Err(self.connected.failed("consume", why.to_owned() + HELD_TOO_LONG))
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Cancels all. Returns what was buffered: at most the prefetch.
+    pub(super) async fn stop(&mut self) -> Result<Vec<Delivery>, BrokerError> {
+        for tag in std::mem::take(&mut self.tags) {
+            let cancelled = self.channel.basic_cancel(tag.as_str().into(), BasicCancelOptions::default());
+            let cancelled = self.connected.within("stop consuming", cancelled).await?;
+            cancelled.map_err(|error| self.connected.failed("stop consuming", broker_detail(&error)))?;
+        }
+        let mut buffered = Vec::new();
+        while let Some(delivery) = self.streams.next().await {
+            buffered.extend(delivery.and_then(Result::ok));
+        }
+        self.granted = 0;
+        self.earlier.push(std::mem::take(&mut self.held));
+        Ok(buffered)
+    }
+}
+
+/// The prefetch of a further consumer, or 0 for none: `granted` is what the running ones may hold, `earlier` what cancelled
+/// ones delivered and is still held.
+fn room(prefetch: u16, is_careful: bool, granted: u16, earlier: usize) -> u16 {
+    let earlier = u16::try_from(earlier).unwrap_or(u16::MAX);
+    let room = prefetch.saturating_sub(granted).saturating_sub(earlier);
+    if is_careful {
+        return room.min(CAREFUL_PREFETCH.saturating_sub(granted));
+    }
+    let is_worth_it = granted == 0 || room >= prefetch / WORTH_A_CONSUMER;
+    if is_worth_it { room } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn consumers_never_hold_more_than_the_prefetch_together() {
+        for (prefetch, is_careful, granted, earlier, expected) in [
+            (1000, true, 0, 0, 1),
+            (1000, true, 1, 0, 0),
+            (1000, true, 0, 999, 1),
+            (1000, true, 0, 1000, 0),
+            (1000, false, 1, 0, 999),
+            (1000, false, 0, 1000, 0),
+            (1000, false, 0, 999, 1),
+            (1000, false, 1, 800, 0),
+            (1000, false, 1, 700, 299),
+            (1000, false, 1000, 0, 0),
+            (1000, false, 300, 100_000, 0),
+            (1, false, 1, 0, 0),
+            (2, false, 1, 0, 1),
+        ] {
+            let case = (prefetch, is_careful, granted, earlier);
+            assert_eq!(room(prefetch, is_careful, granted, earlier), expected, "{case:?}");
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Several instances on one journal: one owns the account, the others carry on when it is away.
+
+use std::time::Duration;
+
+use crate::stage::{BINARY, DEAD, LONG, QUEUE, Stage, calldata, wait_log, wait_log_times};
+use crate::support::{ACCOUNTS, AnvilConfig, Mode, TcpProxy, Worker, WorkerHome, wait_until, with_id};
+
+fn body(number: usize) -> Vec<u8> {
+    format!("message {number}").into_bytes()
+}
+
+async fn publish(stage: &Stage, numbers: std::ops::Range<usize>) {
+    for number in numbers {
+        stage.amqp.publish(QUEUE, with_id(&format!("m-{number}")), &body(number)).await;
+    }
+}
+
+async fn assert_written_once(stage: &Stage, count: usize) {
+    let transactions = stage.transactions_of(0).await;
+    let nonces: Vec<_> = transactions.iter().map(|(nonce, ..)| *nonce).collect();
+    assert_eq!(nonces, (0..count as u64).collect::<Vec<_>>(), "no gap and none beyond");
+    let mut written: Vec<_> = transactions.into_iter().map(|(_, data, _)| data).collect();
+    let mut expected: Vec<_> = (0..count).map(|number| calldata(&body(number))).collect();
+    written.sort();
+    expected.sort();
+    assert_eq!(written, expected);
+    assert_eq!(stage.depth(DEAD).await, (0, 0));
+}
+
+/// C52: the owner freezes for longer than its lease, another carries on, and the first wakes with all that it had in mind.
+#[tokio::test]
+async fn an_owner_that_freezes_past_its_lease_and_wakes_writes_nothing_twice() {
+    let Some(stage) = Stage::set().await else { return };
+    stage.anvil.set_auto_mine(false).await.unwrap();
+    // The first gets ten, so that the second gets the rest.
+    let home = WorkerHome::new(&stage.config().with("broker", "prefetch = 10").with("chain", "resend_after = \"1s\""));
+    stage.topology(&home).await;
+    let mut first = home.start(BINARY);
+    wait_log(&first, "the lane works").await;
+    wait_log(&first, "deliveries flow").await;
+    publish(&stage, 0..20).await;
+    wait_until("ten are in the pool", LONG, async || stage.anvil.pool_size().await == Ok((10, 0))).await;
+    first.signal("STOP");
+    let mut second = home.start(BINARY);
+    wait_log(&second, "the lane works").await;
+    wait_until("the others are in the pool", LONG, async || stage.anvil.pool_size().await == Ok((20, 0))).await;
+    stage.anvil.mine(1).await.unwrap();
+    stage.wait_nonce(0, 20).await;
+    first.signal("CONT");
+    wait_log_times(&first, "standing by", 1).await;
+    publish(&stage, 20..30).await;
+    stage.anvil.set_interval_mining(1).await.unwrap();
+    stage.wait_empty(QUEUE).await;
+    assert!(first.is_running() && second.is_running());
+    assert_eq!((first.stop().await.code(), second.stop().await.code()), (Some(0), Some(0)));
+    assert_written_once(&stage, 30).await;
+}
+
+/// C53: each is stopped and started in turn while messages keep coming.
+#[tokio::test]
+async fn instances_that_are_restarted_in_turn_under_load_lose_and_double_nothing() {
+    let chain =
+        AnvilConfig { block_time: Some(Duration::from_secs(1)), gas_limit: 300_000_000, ..AnvilConfig::default() };
+    let Some(stage) = Stage::with_chain(chain).await else { return };
+    let home = WorkerHome::new(&stage.config().with("broker", "prefetch = 30").with("chain", "finality = 1"));
+    stage.topology(&home).await;
+    let mut workers: Vec<Worker> = vec![home.start(BINARY), home.start(BINARY), home.start(BINARY)];
+    for round in 0..6 {
+        publish(&stage, round * 40..(round + 1) * 40).await;
+        let place = round % workers.len();
+        assert_eq!(workers[place].stop().await.code(), Some(0));
+        workers[place] = home.start(BINARY);
+        wait_log(&workers[place], "connected to the broker").await;
+    }
+    stage.wait_empty(QUEUE).await;
+    for worker in &mut workers {
+        assert!(worker.is_running());
+        assert_eq!(worker.stop().await.code(), Some(0));
+    }
+    assert_written_once(&stage, 240).await;
+}
+
+/// B33: the owner is cut off from the broker and works on; the broker gives its deliveries to another instance.
+#[tokio::test]
+async fn a_message_that_two_instances_have_is_written_once_and_acked_by_the_one_that_can() {
+    let Some(stage) = Stage::set().await else { return };
+    stage.anvil.set_auto_mine(false).await.unwrap();
+    let proxy = TcpProxy::start(stage.rabbit.address()).await;
+    let mut config = stage.config();
+    config.broker_uri = stage.rabbit.uri_through(proxy.addr(), &stage.vhost);
+    let owners_home = WorkerHome::new(&config);
+    let shared = format!("url = \"sqlite:{}\"", owners_home.journal_file().display());
+    let others_home = WorkerHome::new(&stage.config().with("journal", shared));
+    stage.topology(&owners_home).await;
+    stage.keep_events().await;
+    let mut owner = owners_home.start(BINARY);
+    publish(&stage, 0..5).await;
+    wait_until("all are in the pool", LONG, async || stage.anvil.pool_size().await == Ok((5, 0))).await;
+    let mut other = others_home.start(BINARY);
+    wait_log(&other, "connected to the broker").await;
+    proxy.set_mode(Mode::Refuse);
+    proxy.cut_all();
+    wait_log_times(&other, "verdict=Join", 5).await;
+    assert_eq!(stage.depth(QUEUE).await, (0, 5));
+    stage.anvil.mine(3).await.unwrap();
+    stage.wait_empty(QUEUE).await;
+    assert!(!other.log().contains("the lane works"), "the owner wrote them");
+    proxy.set_mode(Mode::Pass);
+    wait_log_times(&owner, "connected to the broker", 2).await;
+    wait_until("the events are out", LONG, async || stage.depth("kept-events").await.0 >= 5).await;
+    assert_eq!(stage.anvil.nonce(ACCOUNTS[0].0, "pending").await, Ok(5));
+    assert_eq!((owner.stop().await.code(), other.stop().await.code()), (Some(0), Some(0)));
+    assert_written_once(&stage, 5).await;
+    assert_eq!(stage.kept_events().await.len(), 5);
+}

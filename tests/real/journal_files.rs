@@ -1,0 +1,107 @@
+//! What may happen to the journal's files: torn, full, cut off.
+
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use crate::stage::{BINARY, LONG, QUEUE, Stage, calldata, wait_log};
+use crate::support::{ACCOUNTS, Mode, TcpProxy, WorkerHome, wait_until, with_id};
+
+/// `EX_IOERR`
+const JOURNAL_FAILED: i32 = 74;
+
+fn log_file(home: &WorkerHome) -> PathBuf {
+    home.folder().join("journal.db-wal")
+}
+
+/// C8: the power goes while a record is written. What was committed before is there, and its bytes are sent on.
+#[tokio::test]
+async fn a_torn_last_record_takes_nothing_with_it_that_was_committed() {
+    let Some(stage) = Stage::set().await else { return };
+    stage.anvil.set_auto_mine(false).await.unwrap();
+    let home = WorkerHome::new(&stage.config());
+    stage.topology(&home).await;
+    stage.amqp.publish(QUEUE, with_id("order-1"), b"once").await;
+    let mut worker = home.start(BINARY);
+    wait_until("it is in the pool", LONG, async || stage.anvil.pool_size().await == Ok((1, 0))).await;
+    worker.kill().await;
+    // Half of a record like the ones before it, which has a checksum.
+    let records = std::fs::read(log_file(&home)).unwrap();
+    let half = &records[records.len() - 4120..records.len() - 2000];
+    std::fs::OpenOptions::new().append(true).open(log_file(&home)).unwrap().write_all(half).unwrap();
+    let _worker = home.start(BINARY);
+    stage.anvil.set_interval_mining(1).await.unwrap();
+    stage.wait_empty(QUEUE).await;
+    let status = stage.status(&home, "order-1").await;
+    assert_eq!(status["transactions"][0]["attempts"].as_array().map(Vec::len), Some(1), "{status}");
+    let written: Vec<_> = stage.transactions_of(0).await.into_iter().map(|(_, data, _)| data).collect();
+    assert_eq!(written, [calldata(b"once")]);
+}
+
+/// C8: the torn record is the one that took the message in. The broker has the message still.
+#[tokio::test]
+async fn a_torn_admission_is_made_again_from_the_next_delivery() {
+    let Some(stage) = Stage::with_blocks().await else { return };
+    let node = TcpProxy::start(stage.anvil.address()).await;
+    let mut config = stage.config().with("chain", "timeout = \"60s\"");
+    config.endpoint = node.url();
+    let home = WorkerHome::new(&config);
+    stage.topology(&home).await;
+    let mut worker = home.start(BINARY);
+    wait_log(&worker, "deliveries flow").await;
+    // Nothing is signed, so the admission is the last that is written of the message.
+    node.set_mode(Mode::Swallow);
+    stage.amqp.publish(QUEUE, with_id("order-1"), b"once").await;
+    wait_log(&worker, "verdict=Accept").await;
+    worker.kill().await;
+    let length = std::fs::metadata(log_file(&home)).unwrap().len();
+    std::fs::OpenOptions::new().write(true).open(log_file(&home)).unwrap().set_len(length - 1000).unwrap();
+    node.set_mode(Mode::Pass);
+    let worker = home.start(BINARY);
+    stage.wait_empty(QUEUE).await;
+    assert!(worker.log().contains("verdict="), "{}", worker.log());
+    let written: Vec<_> = stage.transactions_of(0).await.into_iter().map(|(_, data, _)| data).collect();
+    assert_eq!(written, [calldata(b"once")]);
+}
+
+/// C9: the files may not grow any more. Nothing goes to a node that is not in the journal, nothing is acked, and with room
+/// it goes on.
+#[tokio::test]
+async fn a_full_disk_ends_the_process_before_it_sends_what_it_cannot_keep() {
+    const MESSAGES: usize = 60;
+    let Some(stage) = Stage::set().await else { return };
+    stage.anvil.set_auto_mine(false).await.unwrap();
+    let home = WorkerHome::new(&stage.config().with("log", "level = \"info\""));
+    stage.topology(&home).await;
+    let confined = home.folder().join("confined.sh");
+    // 400 KiB for a file; a program that ignores the signal gets an error, as from a full disk.
+    let script = format!("#!/bin/bash\ntrap '' XFSZ\nulimit -f 400\nexec {BINARY} \"$@\"\n");
+    std::fs::write(&confined, script).unwrap();
+    std::fs::set_permissions(&confined, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut worker = home.start(confined.to_str().unwrap());
+    wait_log(&worker, "deliveries flow").await;
+    let body = |number: usize| format!("{number}:{}", "x".repeat(10_000)).into_bytes();
+    for number in 0..MESSAGES {
+        stage.amqp.publish(QUEUE, with_id(&format!("m-{number}")), &body(number)).await;
+    }
+    assert_eq!(worker.exit().await.code(), Some(JOURNAL_FAILED), "{}", worker.log());
+    let (sent, _) = stage.anvil.pool_size().await.unwrap();
+    assert!(sent < MESSAGES as u64, "it ended before the end");
+    wait_until("all deliveries are back", LONG, async || stage.depth(QUEUE).await == (MESSAGES as u64, 0)).await;
+    // What the node has is what the journal has.
+    let mut journalled = 0;
+    for number in 0..MESSAGES {
+        let status = stage.status(&home, &format!("m-{number}")).await;
+        journalled += status["transactions"].as_array().map_or(0, Vec::len) as u64;
+    }
+    assert!(sent <= journalled, "{sent} sent, {journalled} journalled");
+    assert_eq!(stage.anvil.nonce(ACCOUNTS[0].0, "pending").await, Ok(sent));
+    let _worker = home.start(BINARY);
+    stage.anvil.set_interval_mining(1).await.unwrap();
+    stage.wait_empty(QUEUE).await;
+    let mut written: Vec<_> = stage.transactions_of(0).await.into_iter().map(|(_, data, _)| data).collect();
+    let mut expected: Vec<_> = (0..MESSAGES).map(|number| calldata(&body(number))).collect();
+    written.sort();
+    expected.sort();
+    assert!(written == expected, "{} written", written.len());
+}

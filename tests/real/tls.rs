@@ -1,0 +1,83 @@
+//! A broker behind TLS: the right authority, a wrong one, another host's certificate, no encryption at all.
+
+use std::path::Path;
+
+use crate::stage::{BINARY, QUEUE, Stage, wait_log, wait_log_times};
+use crate::support::{AnvilConfig, RabbitConfig, WorkerHome, free_port, with_id};
+
+fn openssl(folder: &Path, arguments: &str) {
+    let output = std::process::Command::new("openssl").args(arguments.split(' ')).current_dir(folder).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// An authority of this name, as `<name>.pem`.
+fn authority(folder: &Path, name: &str) {
+    openssl(
+        folder,
+        &format!("req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN={name} -keyout {name}.key -out {name}.pem"),
+    );
+}
+
+/// A certificate for `localhost` from the authority, valid for so many days from now on.
+fn certificate(folder: &Path, name: &str, authority: &str) {
+    openssl(folder, &format!("req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout {name}.key -out {name}.csr"));
+    std::fs::write(folder.join("extensions"), "subjectAltName=DNS:localhost\nextendedKeyUsage=serverAuth\n").unwrap();
+    openssl(
+        folder,
+        &format!(
+            "x509 -req -in {name}.csr -CA {authority}.pem -CAkey {authority}.key -CAcreateserial -days 1 \
+             -extfile extensions -out {name}.pem"
+        ),
+    );
+}
+
+/// B28: with the authority among the system's it connects; otherwise it says why not, never goes on without encryption, and
+/// tries again.
+#[tokio::test]
+async fn a_broker_whose_certificate_does_not_hold_gets_no_password() {
+    if !crate::support::services_are_here() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["ours", "another"] {
+        authority(folder.path(), name);
+    }
+    certificate(folder.path(), "broker", "ours");
+    let port = free_port();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let extra_conf = vec![
+        format!("listeners.ssl.1 = 127.0.0.1:{port}"),
+        format!("ssl_options.cacertfile = {}", path("ours.pem")),
+        format!("ssl_options.certfile = {}", path("broker.pem")),
+        format!("ssl_options.keyfile = {}", path("broker.key")),
+    ];
+    let blocks = AnvilConfig { block_time: Some(std::time::Duration::from_secs(1)), ..AnvilConfig::default() };
+    let Some(stage) = Stage::with_broker(RabbitConfig { extra_conf }, blocks).await else { return };
+    stage.topology(&WorkerHome::new(&stage.config())).await;
+    stage.amqp.publish(QUEUE, with_id("order-1"), b"good").await;
+    let attempts = [
+        // The authority of somebody else; the name of another host; a plain client at the port for TLS.
+        ("another.pem", format!("amqps://guest:guest@localhost:{port}/own"), "UnknownIssuer"),
+        ("ours.pem", format!("amqps://guest:guest@127.0.0.1:{port}/own"), "not valid for name"),
+        ("ours.pem", format!("amqp://guest:guest@localhost:{port}/own"), "cannot connect"),
+    ];
+    for (trusted, uri, reason) in attempts {
+        let mut config = stage.config();
+        config.broker_uri = uri;
+        let home = WorkerHome::new(&config);
+        let mut worker = home.start_with(BINARY, &[("SSL_CERT_FILE", &path(trusted))]);
+        wait_log_times(&worker, "the session with the broker ended", 2).await;
+        assert!(worker.log().contains(reason), "{reason}: {}", worker.log());
+        assert!(!worker.log().contains("connected to the broker"));
+        assert_eq!(worker.stop().await.code(), Some(0));
+    }
+    assert_eq!(stage.depth(QUEUE).await, (1, 0));
+    let mut config = stage.config();
+    config.broker_uri = format!("amqps://guest:guest@localhost:{port}/own");
+    let home = WorkerHome::new(&config);
+    let mut worker = home.start_with(BINARY, &[("SSL_CERT_FILE", &path("ours.pem"))]);
+    wait_log(&worker, "connected to the broker").await;
+    stage.wait_empty(QUEUE).await;
+    assert_eq!(worker.stop().await.code(), Some(0));
+    assert_eq!(stage.transactions_of(0).await.len(), 1);
+}
