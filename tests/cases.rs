@@ -54,8 +54,8 @@ fn named_tests(cell: &str) -> Vec<(String, String)> {
 /// The doc comment of this function; `None` where there is no such function.
 fn doc_of(source: &str, function: &str) -> Option<String> {
     let lines: Vec<_> = source.lines().map(str::trim).collect();
-    let is_it = |line: &&str| line.contains(&format!("fn {function}(")) || line.contains(&format!("fn {function}<"));
-    let place = lines.iter().position(|line| is_it(line))?;
+    let heads = [format!("fn {function}("), format!("fn {function}<")];
+    let place = lines.iter().position(|line| heads.iter().any(|head| line.contains(head)))?;
     let above = lines[..place].iter().rev().take_while(|line| line.starts_with("///") || line.starts_with("#["));
     let mut doc: Vec<_> = above.filter_map(|line| line.strip_prefix("///")).collect();
     doc.reverse();

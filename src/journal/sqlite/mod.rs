@@ -209,6 +209,7 @@ mod tests {
         assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 2 }), "{refused}");
     }
 
+    /// C60
     #[tokio::test]
     async fn a_journal_of_the_first_version_keeps_its_outbox() {
         let folder = tempfile::tempdir().unwrap();
