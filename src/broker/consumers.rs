@@ -73,7 +73,7 @@ impl<'s> Consumers<'s> {
         }
     }
 
-    pub(super) fn run(&self) -> bool {
+    pub(super) fn are_running(&self) -> bool {
         !self.tags.is_empty()
     }
 

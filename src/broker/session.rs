@@ -153,6 +153,7 @@ impl Broker {
     ) -> Result<(), BrokerError> {
         let mut flow = duties.flow.clone();
         let mut intake_is_there = true;
+        let mut look = tokio::time::interval(BEAT);
         let queue = self.settings.topology.names().work.as_str();
         let mut consumers = Consumers::new(consuming, channel, queue, self.settings.prefetch);
         loop {
@@ -161,7 +162,7 @@ impl Broker {
             let may_consume = is_open && !duties.stop_consuming.is_cancelled();
             if may_consume {
                 consumers.grow().await?;
-            } else if consumers.run() {
+            } else if consumers.are_running() {
                 let held = consumers.hold();
                 for buffered in consumers.stop().await? {
                     self.end_buffered(duties, buffered, held.clone()).await;
@@ -172,17 +173,18 @@ impl Broker {
                 biased;
                 () = duties.close.cancelled() => return Ok(()),
                 event = events.next() => self.heed(event, [consuming, publishing])?,
-                () = duties.stop_consuming.cancelled(), if consumers.run() => {}
+                // An event may come before its effect shows.
+                _ = look.tick() => {
+                    if !(consuming.is_up() && publishing.is_up() && channel.status().connected()) {
+                        return Err(consuming.failed("keep the connection", "it was closed".to_owned()));
+                    }
+                }
+                () = duties.stop_consuming.cancelled(), if consumers.are_running() => {}
                 // Intake has gone, which is no reason to leave: settle still acks and publishes.
                 changed = flow.changed(), if intake_is_there => intake_is_there = changed.is_ok(),
                 delivery = consumers.next() => {
                     if !self.hand_over(duties, delivery?, consumers.hold()).await {
                         consumers.trust();
-                    }
-                }
-                () = tokio::time::sleep(BEAT) => {
-                    if !(consuming.is_up() && publishing.is_up()) {
-                        return Err(consuming.failed("keep the connection", "it was closed".to_owned()));
                     }
                 }
             }

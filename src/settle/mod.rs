@@ -18,7 +18,7 @@ use crate::journal::{
     UnconfirmedCopy,
 };
 use crate::model::event::{Outcome, Subject};
-use crate::model::{BodyHash, Event, Heartbeat, RequestId, Timestamp};
+use crate::model::{BodyHash, Event, Generation, Heartbeat, RequestId, Timestamp};
 use crate::policy::pause::Pause;
 
 mod aftermath;
@@ -60,7 +60,8 @@ type BoxFuture<T> = std::pin::Pin<Box<dyn Future<Output = T> + Send>>;
 enum Published {
     Copy(Box<UnconfirmedCopy>),
     Refused(Box<Refused>),
-    Park(RequestId),
+    /// Which copy of the request it is.
+    Park(RequestId, Generation),
     /// Nothing any more: the session of a refused message has ended, and the broker delivers the message again.
     Again,
 }
@@ -255,8 +256,9 @@ impl Settle {
         {
             let Some(message) = self.journal.message_of(&id).await? else { continue };
             room -= 1;
+            let generation = Generation::read_from(&message.headers).unwrap_or_default();
             let parked = self.settings.to_wait_queue(message.copied(), self.settings.park_delay);
-            self.publish(parked, Published::Park(id));
+            self.publish(parked, Published::Park(id, generation));
         }
         if room > 0 && !self.copies.is_empty() {
             let next: Vec<_> = self.copies.drain(..room.min(self.copies.len())).collect();
@@ -281,7 +283,7 @@ impl Settle {
         let mut sort = |published| match published {
             Published::Copy(copy) => copies.push(*copy),
             Published::Refused(message) => refused.push(*message),
-            Published::Park(id) => parked.push(id),
+            Published::Park(id, generation) => parked.push((id, generation)),
             Published::Again => {}
         };
         sort(first);
@@ -304,10 +306,11 @@ impl Settle {
             receipts.extend(self.record_refused(refused).await?);
         }
         if !parked.is_empty() {
-            self.journal.record_parked(parked.clone()).await?;
-            for id in &parked {
+            self.journal.record_parked(parked.iter().map(|(id, _)| id.clone()).collect()).await?;
+            for (id, generation) in &parked {
                 debug!(request.id = %id, "held for long, given back to the broker for a while");
-                receipts.extend(self.held.release_all(id));
+                // A replay may have come while the copy was on its way, and be held: it is not what the copy replaces.
+                receipts.extend(self.held.release_up_to(id, *generation));
             }
         }
         ack(receipts).await;

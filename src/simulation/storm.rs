@@ -80,6 +80,10 @@ impl Storm {
         }
     }
 
+    pub(super) fn change(&self, change: impl FnOnce(&mut World)) {
+        change(&mut self.world.lock());
+    }
+
     pub(super) async fn blow(&mut self) {
         let mut quiet = 0;
         loop {

@@ -130,7 +130,7 @@ async fn a_work_queue_deleted_under_the_consumer_is_waited_for() {
     assert_eq!((kinds_of(&events, "order-1"), kinds_of(&events, "order-2")), (vec!["final"], vec!["final"]));
 }
 
-/// Covers B7 with the right to declare: it makes the queue itself.
+/// Covers B7 with the right to declare: it makes the queue itself. And B9, as far as this series of RabbitMQ cancels consumers.
 #[tokio::test]
 async fn a_work_queue_deleted_under_the_consumer_is_made_again() {
     let Some(stage) = Stage::with_blocks().await else { return };

@@ -65,6 +65,9 @@ async fn instances_that_are_restarted_in_turn_under_load_lose_and_double_nothing
     let home = WorkerHome::new(&stage.config().with("broker", "prefetch = 30").with("chain", "finality = 1"));
     stage.topology(&home).await;
     let mut workers: Vec<Worker> = vec![home.start(BINARY), home.start(BINARY), home.start(BINARY)];
+    for worker in &workers {
+        wait_log(worker, "connected to the broker").await;
+    }
     for round in 0..6 {
         publish(&stage, round * 40..(round + 1) * 40).await;
         let place = round % workers.len();

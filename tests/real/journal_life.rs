@@ -30,7 +30,7 @@ async fn made(stage: &Stage, home: &WorkerHome) {
     assert_eq!(worker.stop().await.code(), Some(0));
 }
 
-/// Invariants 1 and 9; C9
+/// Invariants 1 and 9; C2, C9: the nonce is taken in the commit that stores the bytes, so it is not taken either.
 #[tokio::test]
 async fn bytes_that_the_journal_cannot_keep_go_to_no_node() {
     let Some(stage) = Stage::set().await else { return };

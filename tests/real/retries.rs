@@ -116,7 +116,7 @@ async fn with_one_attempt_there_is_no_retry_and_the_dead_letter_tells_each_kind_
     assert_eq!(kinds, ["dead", "dead", "dead"], "no retry was told of");
 }
 
-/// Covers C29: both tries use a nonce, the dead letter names both transactions, the message between them is written.
+/// Covers C29, and C50 as it is documented, a retry comes after what was behind it: both tries use a nonce, the dead letter names both transactions, the message between them is written.
 #[tokio::test]
 async fn a_revert_on_chain_uses_its_nonce_and_leaves_the_next_message_alone() {
     let Some(stage) = Stage::with_blocks().await else { return };

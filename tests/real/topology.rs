@@ -192,3 +192,26 @@ async fn a_dead_letter_that_is_sent_back_twice_is_one_write() {
     assert_eq!(written, [calldata(b"first"), calldata(b"second")], "one write for each body");
     assert_eq!(kinds_of(&stage.kept_events().await, "as-it-was"), ["dead", "final"]);
 }
+
+/// B32: a policy that makes wait queues drop messages, which wins over their arguments. What is dropped goes back to the work
+/// queue before its time. (Policies cannot be seen over AMQP: `topology` and `check` do not tell of them.)
+#[tokio::test]
+async fn a_policy_that_drops_waiting_retries_brings_them_back_early_and_loses_none() {
+    let Some(stage) = Stage::set().await else { return };
+    let home = WorkerHome::new(&tries(stage.config_for(ALWAYS_REVERTS).await, 2));
+    stage.topology(&home).await;
+    let dangerous = "{\"overflow\":\"drop-head\",\"max-length\":1,\"dead-letter-strategy\":\"at-most-once\"}";
+    let policy =
+        ["set_policy", "-p", &stage.vhost, "drop", "^acme\\.writes\\.wait\\.", dangerous, "--apply-to", "queues"];
+    stage.rabbit.ctl(&policy).await.unwrap();
+    for number in 0..5 {
+        stage.amqp.publish(QUEUE, with_id(&format!("m-{number}")), b"").await;
+    }
+    let mut worker = home.start(BINARY);
+    wait_until("all are dead letters", LONG, async || stage.depth(DEAD).await.0 >= 5).await;
+    stage.wait_empty(QUEUE).await;
+    assert_eq!(worker.stop().await.code(), Some(0));
+    let mut ids: Vec<_> = stage.amqp.take_all(DEAD).await.iter().map(crate::support::Taken::id).collect();
+    ids.sort();
+    assert_eq!(ids, ["m-0", "m-1", "m-2", "m-3", "m-4"], "each once");
+}
