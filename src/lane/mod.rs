@@ -242,9 +242,7 @@ impl Lane {
             head: self.head.as_ref().map(|head| head.number),
             nonces_mended: self.mender.mended,
         };
-        // A pause that only another request can end, since nothing else is left to try it with, lets some in.
-        let lacks_probe = self.fetched.is_empty() && self.prepared.is_empty() && self.may_try();
-        let can_take = self.head.is_some() && (self.pause.is_none() || lacks_probe);
+        let can_take = self.head.is_some() && (self.pause.is_none() || self.needs_request());
         let is_open = can_take || self.settings.outage == OutagePolicy::Retry;
         self.signals.is_open.send_if_modified(|open| std::mem::replace(open, is_open) != is_open);
         self.signals.state.send_if_modified(|state| {

@@ -70,6 +70,20 @@ impl Lane {
         }
     }
 
+    /// A pause that only a request can end, and there is none left to try it with: some have to be let in.
+    pub(super) fn needs_request(&self) -> bool {
+        let is_tried_with_requests = self.pause.as_ref().is_some_and(|pause| match pause.reason {
+            PauseReason::SignerUnavailable | PauseReason::InsufficientFunds | PauseReason::NotPermitted => true,
+            PauseReason::NodeUnreachable
+            | PauseReason::RateLimited
+            | PauseReason::NodeSyncing
+            | PauseReason::HeadStale
+            | PauseReason::WrongChain
+            | PauseReason::FeeAboveCap => false,
+        });
+        is_tried_with_requests && self.fetched.is_empty() && self.prepared.is_empty() && self.may_try()
+    }
+
     pub(super) fn is_head_stale(&self) -> bool {
         self.pause.as_ref().is_some_and(|pause| pause.reason == PauseReason::HeadStale)
     }

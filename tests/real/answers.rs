@@ -197,7 +197,7 @@ async fn a_head_that_stands_still_pauses_the_lane_until_the_next_block() {
     let (home, worker) = start(&stage, config, &node).await;
     publish(&stage, 0..2).await;
     wait_log(&worker, "head_stale").await;
-    wait_log(&worker, "deliveries are paused").await;
+    wait_until("deliveries are paused", LONG, async || stage.consumers().await == 0).await;
     publish(&stage, 2..4).await;
     // Longer than it takes to cancel or to replace.
     tokio::time::sleep(Duration::from_secs(4)).await;

@@ -161,6 +161,12 @@ impl Stage {
         assert_eq!(code, 0, "{text}");
     }
 
+    /// Consumers on this virtual host's queues: none once a pause has reached the broker.
+    pub async fn consumers(&self) -> u64 {
+        let listed = format!("length(rabbit_amqqueue:consumers_all(<<\"{}\">>))", self.vhost);
+        self.rabbit.eval(&listed).await.unwrap().parse().unwrap()
+    }
+
     /// Messages in a queue: ready and unacked.
     pub async fn depth(&self, queue: &str) -> (u64, u64) {
         let count = self.rabbit.queue(&self.vhost, queue).await.unwrap();
