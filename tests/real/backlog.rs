@@ -39,8 +39,14 @@ async fn a_large_backlog_is_drained_in_bounded_memory_and_stands_still_while_the
     })
     .await;
     node.set_mode(Mode::Refuse);
-    wait_log(&worker, "deliveries are paused").await;
+    wait_until("deliveries are paused", LONG, async || stage.consumers().await == 0).await;
     let deliveries = || worker.log().matches("verdict=").count();
+    wait_until("what was on its way is taken in", LONG, async || {
+        let before = deliveries();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        deliveries() == before
+    })
+    .await;
     let (before, began) = (deliveries(), std::time::Instant::now());
     let (ready, _) = stage.depth(QUEUE).await;
     tokio::time::sleep(Duration::from_secs(4)).await;
