@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::stage::{BINARY, DEAD, LONG, QUEUE, Stage, wait_log};
+use crate::stage::{BINARY, DEAD, LONG, QUEUE, Stage};
 use crate::support::{ACCOUNTS, AnvilConfig, Mode, TcpProxy, WorkerHome, wait_until};
 
 const MESSAGES: u64 = 10_000;
