@@ -139,13 +139,7 @@ impl Lane {
         }
         let kinds: Vec<_> = replacements.iter().map(|(kind, unsigned)| (unsigned.nonce, *kind, unsigned.fee)).collect();
         let unsigned = replacements.into_iter().map(|(_, unsigned)| unsigned).collect();
-        let signed = match self.signer.sign(unsigned).await {
-            Ok(signed) => signed,
-            Err(error) => {
-                self.pause(PauseReason::SignerUnavailable, error.to_string());
-                return Ok(());
-            }
-        };
+        let Some(signed) = self.signed(unsigned).await else { return Ok(()) };
         let signed_at = Timestamp::now();
         let attempts: Vec<_> = kinds
             .into_iter()

@@ -8,7 +8,7 @@ use crate::journal::{JournalError, Lease};
 use crate::lane::pausing::is_outage;
 use crate::lane::settings::OutagePolicy;
 use crate::lane::{Lane, ending, prepare};
-use crate::model::{Nonce, PauseReason};
+use crate::model::Nonce;
 
 /// Requests signed and journalled together at most.
 const BATCH: usize = 256;
@@ -80,13 +80,7 @@ impl Lane {
         }
         let unsigned = self.prepared.iter().take(count).zip(first.0..);
         let unsigned = unsigned.map(|(prepared, nonce)| self.unsigned(prepared, Nonce(nonce), fee)).collect();
-        let signed = match self.signer.sign(unsigned).await {
-            Ok(signed) => signed,
-            Err(error) => {
-                self.pause(PauseReason::SignerUnavailable, error.to_string());
-                return Ok(());
-            }
-        };
+        let Some(signed) = self.signed(unsigned).await else { return Ok(()) };
         self.resume_if(|_| true);
         let batch: Vec<_> = self.prepared.drain(..count).collect();
         let transactions = self.new_transactions(batch, signed, first, fee);

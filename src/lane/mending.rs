@@ -177,7 +177,8 @@ impl Lane {
         nonces: Vec<(Nonce, Option<Fee>)>,
         head: BlockNumber,
     ) -> Result<u64, JournalError> {
-        let (None, Some(market)) = (&self.pause, self.market) else { return Ok(0) };
+        // Where the lane is paused, a filler may be what shows that the reason is gone.
+        let Some(market) = self.market.filter(|_| self.may_try()) else { return Ok(0) };
         let quoted = self.settings.fees.quote(&market).ok();
         let price = |previous: Option<Fee>| {
             previous.map_or(quoted, |previous| self.settings.fees.replacement(previous, &market).or(quoted))
@@ -188,7 +189,7 @@ impl Lane {
             return Ok(0);
         }
         let unsigned = priced.iter().map(|(nonce, fee)| self.filler(*nonce, *fee)).collect();
-        let Ok(signed) = self.signer.sign(unsigned).await else { return Ok(0) };
+        let Some(signed) = self.signed(unsigned).await else { return Ok(0) };
         let signed_at = Timestamp::now();
         let attempt = |fee, signed| Attempt { kind: AttemptKind::Cancel, signed, fee, signed_at };
         let fillers: Vec<_> =

@@ -127,6 +127,20 @@ impl Lane {
         with_nonces.map(transaction).collect()
     }
 
+    /// Signs them all. `None` where the signer does not answer: the lane pauses, until it has signed something.
+    pub(super) async fn signed(&mut self, unsigned: Vec<UnsignedTransaction>) -> Option<Vec<SignedTransaction>> {
+        match self.signer.sign(unsigned).await {
+            Ok(signed) => {
+                self.resume_if(|reason| reason == PauseReason::SignerUnavailable);
+                Some(signed)
+            }
+            Err(error) => {
+                self.pause(PauseReason::SignerUnavailable, error.to_string());
+                None
+            }
+        }
+    }
+
     /// Another attempt at a live nonce, where the cap leaves room for one.
     pub(super) fn replacement(
         &self,

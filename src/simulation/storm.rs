@@ -24,7 +24,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// Things go wrong for so long.
 const STORM_MS: u64 = 90_000;
 /// Then everything must come to its end within this.
-const CALM_MS: u64 = 1_200_000;
+const CALM_MS: u64 = 3_600_000;
 /// It is quiet when nothing has been to do for so many ticks.
 const QUIET_TICKS: u32 = 100;
 
