@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Brings what the tests and the demo run against: RabbitMQ, Anvil and, when asked for, cargo-deny.
+# Brings what the tests and the demo run against: RabbitMQ, Anvil and, when asked for, libfaketime and cargo-deny.
 #
-#   scripts/setup.sh [rabbitmq] [anvil] [deny]      (nothing given: rabbitmq anvil)
+#   scripts/setup.sh [rabbitmq] [anvil] [clock] [deny]      (nothing given: rabbitmq anvil)
 #
-# It may be run at any time: what is there stays as it is. Only RabbitMQ goes into the system (a Debian package,
-# whose service is kept from starting); everything else goes into .tools/ in this folder.
+# It may be run at any time: what is there stays as it is. Only RabbitMQ and libfaketime go into the system (as Debian
+# packages; RabbitMQ's service is kept from starting); everything else goes into .tools/ in this folder.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -130,6 +130,15 @@ setup_anvil() {
     [ -x .tools/bin/anvil ] || fail "npm installed no Anvil program for $platform; remove .tools/anvil and run this again"
 }
 
+have_clock() { compgen -G "/usr/lib/*/faketime/libfaketime.so.1" >/dev/null; }
+
+# With it a test tells a worker another time.
+setup_clock() {
+    have_clock && return
+    apt_install libfaketime "install libfaketime"
+    have_clock || fail "the package libfaketime brought no /usr/lib/*/faketime/libfaketime.so.1; install it by hand"
+}
+
 setup_deny() {
     [ -x .tools/bin/cargo-deny ] && return
     command -v cargo-deny >/dev/null && return
@@ -153,8 +162,8 @@ setup_deny() {
 if [ $# = 0 ]; then set -- rabbitmq anvil; fi
 for part in "$@"; do
     case $part in
-    rabbitmq | anvil | deny) ;;
-    *) fail "unknown part '$part'; known are: rabbitmq anvil deny" ;;
+    rabbitmq | anvil | clock | deny) ;;
+    *) fail "unknown part '$part'; known are: rabbitmq anvil clock deny" ;;
     esac
 done
 for part in "$@"; do "setup_$part"; done
