@@ -170,6 +170,8 @@ impl Rabbit {
             }
         }
         command.envs(self.environment.iter().cloned());
+        // Erlang programs write it where they are started.
+        command.env("ERL_CRASH_DUMP", self.guard.folder().join("erl_crash.dump"));
         command
     }
 
