@@ -54,7 +54,7 @@ fn every_bug_has_its_place() {
     }
 }
 
-/// Takes a while: each bug is a build. Prints the table of `tests/planted/README.md`.
+/// Takes a while: each bug is a build. Prints a table.
 #[test]
 #[ignore = "builds the program once for each bug: make planted"]
 fn the_simulation_finds_each() {

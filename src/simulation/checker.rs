@@ -204,7 +204,9 @@ impl World {
         if !copies().any(is_later) && !is_parked && !is_replayed {
             return Err("no later copy of it is at the broker");
         }
-        let is_noted = row.state.is_settled() || row.generation > generation || is_parked;
+        // The retry that follows this copy may be at the broker, and the journal not know it yet.
+        let is_awaited = row.state == RequestState::RetryPending && row.generation == generation.next_retry();
+        let is_noted = row.state.is_settled() || is_parked || (row.generation > generation && !is_awaited);
         if is_noted { Ok(()) } else { Err("the journal does not know of its copy") }
     }
 
