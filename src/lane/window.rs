@@ -250,7 +250,8 @@ impl Window {
             if let Some(transaction) = self.by_nonce.get_mut(nonce) {
                 receipt.transaction.nonce = *nonce;
                 count += usize::from(transaction.included.replace(receipt).is_none());
-                transaction.refused = None;
+                // A block has taken it: whatever nodes did with it before counts no more.
+                (transaction.refused, transaction.drops) = (None, None);
             }
         }
         count
@@ -282,6 +283,7 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::event::FinalTransaction;
     use crate::model::{Fee, Generation, RequestId, SignedTransaction};
 
     fn live(signed_at: i64) -> LiveTransaction {
@@ -298,6 +300,33 @@ mod tests {
         };
         let (to, value, gas) = (Address([1; 20]), Wei(0), Gas(21_000));
         LiveTransaction { request, nonce: Nonce(0), to, value, gas, attempts: vec![attempt] }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_block_has_taken_counts_as_never_dropped() {
+        let mut window = Window::default();
+        let due = Duration::from_secs(45);
+        window.insert(InFlight::recovered(live(0), Timestamp(0), due));
+        let answer = |window: &mut Window| {
+            let transaction = window.get_mut(Nonce(0)).unwrap();
+            transaction.note_drop(Instant::now());
+            transaction.note_answer(SendMeaning::AlreadyKnown, "", Instant::now());
+            transaction.refused.is_some()
+        };
+        // The first time it is new to the node.
+        let refused: Vec<_> = (0..=DROPS).map(|_| answer(&mut window)).collect();
+        assert_eq!(refused, [false, false, false, true]);
+        let transaction = FinalTransaction {
+            tx_hash: TxHash([1; 32]),
+            nonce: Nonce(0),
+            block_number: BlockNumber(1),
+            block_hash: BlockHash([2; 32]),
+            gas_used: Gas(1),
+            effective_gas_price: None,
+        };
+        assert_eq!(window.include(vec![Receipt { transaction, succeeded: true }]), 1);
+        window.orphan(|_| true);
+        assert!((0..DROPS).all(|_| !answer(&mut window)), "the count begins anew");
     }
 
     /// C58
