@@ -10,12 +10,9 @@ use tracing::{debug, warn};
 use crate::chain::{BlockTag, ChainError};
 use crate::journal::{JournalError, Lease, StoredNonce, Which};
 use crate::lane::Lane;
-use crate::model::{
-    Attempt, AttemptKind, BlockNumber, Fee, Nonce, SignedTransaction, Timestamp, TxHash, UnsignedTransaction, Wei,
-};
+use crate::model::{Attempt, AttemptKind, BlockNumber, Fee, Nonce, SignedTransaction, Timestamp, TxHash};
 use crate::policy::classify::{ErrorTable, SendMeaning};
 use crate::policy::gap::{GapWatch, Remedy, remedy};
-use crate::policy::gas;
 use crate::recovery;
 
 /// Nonces of a gap that are mended at once, lowest first.
@@ -188,7 +185,7 @@ impl Lane {
         if priced.is_empty() {
             return Ok(0);
         }
-        let unsigned = priced.iter().map(|(nonce, fee)| self.filler(*nonce, *fee)).collect();
+        let unsigned = priced.iter().map(|(nonce, fee)| self.self_transfer(*nonce, *fee)).collect();
         let Some(signed) = self.signed(unsigned).await else { return Ok(0) };
         let signed_at = Timestamp::now();
         let attempt = |fee, signed| Attempt { kind: AttemptKind::Cancel, signed, fee, signed_at };
@@ -201,18 +198,6 @@ impl Lane {
             self.mender.nonces.insert(nonce, Mending::new(filler, true, head));
         }
         Ok(count)
-    }
-
-    fn filler(&self, nonce: Nonce, fee: Fee) -> UnsignedTransaction {
-        UnsignedTransaction {
-            chain_id: self.settings.chain_id,
-            nonce,
-            to: self.signer.address(),
-            value: Wei(0),
-            gas: gas::TRANSFER,
-            data: bytes::Bytes::new(),
-            fee,
-        }
     }
 }
 

@@ -162,17 +162,22 @@ impl Lane {
                 fee: replaced?,
             },
             // No pool has the refused write, so a cancellation may go out at its price where none higher is allowed.
-            AttemptKind::Cancel => UnsignedTransaction {
-                chain_id: self.settings.chain_id,
-                nonce,
-                to: self.signer.address(),
-                value: Wei(0),
-                gas: gas::TRANSFER,
-                data: bytes::Bytes::new(),
-                fee: replaced.unwrap_or(previous),
-            },
+            AttemptKind::Cancel => self.self_transfer(nonce, replaced.unwrap_or(previous)),
         };
         Some((kind, unsigned))
+    }
+
+    /// Takes the nonce and does nothing else.
+    pub(super) fn self_transfer(&self, nonce: Nonce, fee: Fee) -> UnsignedTransaction {
+        UnsignedTransaction {
+            chain_id: self.settings.chain_id,
+            nonce,
+            to: self.signer.address(),
+            value: Wei(0),
+            gas: gas::TRANSFER,
+            data: bytes::Bytes::new(),
+            fee,
+        }
     }
 }
 
