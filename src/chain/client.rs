@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use jsonrpc_core::Value;
 use reqwest::Url;
 use serde_json::json;
@@ -94,17 +95,11 @@ impl NodeClient {
         })
     }
 
-    /// Asks one endpoint after the other until one gives an answer that can be read.
-    async fn ask<T>(
-        &self,
-        method: &'static str,
-        params: Vec<Value>,
-        read: impl Fn(Value) -> std::result::Result<T, String> + Send,
-    ) -> Result<T> {
+    /// Goes along the endpoints until one of them answers.
+    async fn along<'c, T>(&'c self, ask: impl Fn(&'c Endpoint) -> BoxFuture<'c, Result<T>> + Send) -> Result<T> {
         let mut route = Route::new(self);
         while let Some(endpoint) = route.next().await {
-            let answer = endpoint.ask(method, params.clone()).await;
-            let answer = answer.and_then(|value| read(value).map_err(|detail| endpoint.nonsense(detail)));
+            let answer = ask(endpoint).await;
             if let Some(answer) = route.judge(endpoint, answer) {
                 return Ok(answer);
             }
@@ -112,24 +107,36 @@ impl NodeClient {
         Err(route.failure())
     }
 
+    /// One call, whose answer must be one that can be read.
+    async fn ask<T>(
+        &self,
+        method: &'static str,
+        params: Vec<Value>,
+        read: impl Fn(Value) -> std::result::Result<T, String> + Send + Sync,
+    ) -> Result<T> {
+        let (read, params) = (&read, &params);
+        let ask = |endpoint| async move {
+            let value = Endpoint::ask(endpoint, method, params.clone()).await?;
+            read(value).map_err(|detail| endpoint.nonsense(detail))
+        };
+        self.along(|endpoint| Box::pin(ask(endpoint))).await
+    }
+
     /// The same for many calls, all to one endpoint. `read` gets no failure of the endpoint.
     async fn ask_many<T>(
         &self,
         calls: &[MethodCall],
-        read: impl Fn(&Endpoint, Vec<Result<Value>>) -> Result<T> + Send,
+        read: impl Fn(&Endpoint, Vec<Result<Value>>) -> Result<T> + Send + Sync,
     ) -> Result<T> {
-        let mut route = Route::new(self);
-        while let Some(endpoint) = route.next().await {
-            let answers = endpoint.ask_many(calls, Order::Any).await;
-            let answer = match first_failure(&answers).cloned() {
+        let read = &read;
+        let ask = |endpoint| async move {
+            let answers = Endpoint::ask_many(endpoint, calls, Order::Any).await;
+            match first_failure(&answers).cloned() {
                 Some(failure) => Err(failure),
                 None => read(endpoint, answers),
-            };
-            if let Some(answer) = route.judge(endpoint, answer) {
-                return Ok(answer);
             }
-        }
-        Err(route.failure())
+        };
+        self.along(|endpoint| Box::pin(ask(endpoint))).await
     }
 }
 
@@ -140,28 +147,14 @@ impl Chain for NodeClient {
             return self.ask("eth_getBlockByNumber", vec![tag(block), json!(false)], answers::header).await;
         }
         self.look_after_endpoints().await;
-        let mut route = Route::new(self);
-        while let Some(endpoint) = route.next().await {
-            let newest = endpoint.newest_block().await;
-            if let Some(header) = route.judge(endpoint, newest) {
-                return Ok(Some(header));
-            }
-        }
-        Err(route.failure())
+        self.along(|endpoint| Box::pin(endpoint.newest_block())).await.map(Some)
     }
 
     async fn receipts_in(&self, block: &Header, ours: &[TxHash]) -> Result<Vec<Receipt>> {
         if ours.is_empty() || block.transactions == Some(0) {
             return Ok(Vec::new());
         }
-        let mut route = Route::new(self);
-        while let Some(endpoint) = route.next().await {
-            let receipts = endpoint.receipts_in(block, ours).await;
-            if let Some(receipts) = route.judge(endpoint, receipts) {
-                return Ok(receipts);
-            }
-        }
-        Err(route.failure())
+        self.along(|endpoint| Box::pin(endpoint.receipts_in(block, ours))).await
     }
 
     async fn receipts(&self, hashes: &[TxHash]) -> Result<Vec<Option<Receipt>>> {
@@ -184,14 +177,7 @@ impl Chain for NodeClient {
     }
 
     async fn market(&self, head: &Header) -> Result<Market> {
-        let mut route = Route::new(self);
-        while let Some(endpoint) = route.next().await {
-            let market = endpoint.market(head).await;
-            if let Some(market) = route.judge(endpoint, market) {
-                return Ok(market);
-            }
-        }
-        Err(route.failure())
+        self.along(|endpoint| Box::pin(endpoint.market(head))).await
     }
 
     async fn estimate(&self, calls: &[Call]) -> Result<Vec<Result<Gas>>> {
