@@ -9,7 +9,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -52,7 +51,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(started: Instant) -> anyhow::Result<()> {
-    let binary = chainwriter()?;
+    let binary = support::chainwriter().map_err(anyhow::Error::msg)?;
     println!("Starting RabbitMQ and Anvil, both private and on free ports …");
     let blocks = AnvilConfig { block_time: Some(Duration::from_secs(1)), ..AnvilConfig::default() };
     let (rabbit, anvil) = tokio::join!(Rabbit::start(RabbitConfig::default()), Anvil::start(blocks));
@@ -85,15 +84,6 @@ async fn run(started: Instant) -> anyhow::Result<()> {
     println!("Everything is cleaned up: the processes have ended, their folders are gone.");
     println!("The demo took {:.0} s.", started.elapsed().as_secs_f64());
     Ok(())
-}
-
-/// The program that was built along with this one.
-fn chainwriter() -> anyhow::Result<String> {
-    let own = std::env::current_exe()?;
-    let target = own.parent().and_then(Path::parent).context("this program stands in no build folder")?;
-    let binary: PathBuf = target.join("chainwriter");
-    ensure!(binary.is_file(), "{} is missing: run `make demo`, or `cargo build` first", binary.display());
-    Ok(binary.display().to_string())
 }
 
 fn configuration(rabbit: &Rabbit, anvil: &Anvil) -> WorkerConfig {

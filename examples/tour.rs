@@ -150,11 +150,9 @@ url = "sqlite:{FOLDER}/chainwriter.db"
 
 /// So that messages can be published, and events be listened to, before a worker runs.
 async fn apply_topology(folder: &Path) -> anyhow::Result<()> {
-    let own = std::env::current_exe()?;
-    let target = own.parent().and_then(Path::parent).context("this program stands in no build folder")?;
-    let mut command = tokio::process::Command::new(target.join("chainwriter"));
+    let mut command = tokio::process::Command::new(support::chainwriter().map_err(anyhow::Error::msg)?);
     let output = command.args(["topology", "apply", "--config"]).arg(folder.join("worker.toml")).output().await;
-    let output = output.context("cannot run chainwriter: run `make tour`, or `cargo build` first")?;
+    let output = output.context("cannot run chainwriter")?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }

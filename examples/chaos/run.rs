@@ -1,10 +1,10 @@
 //! One run from its start to its report: publish and break, wait until all is quiet, check.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -15,7 +15,9 @@ use crate::faults::{self, Parts};
 use crate::record::Record;
 use crate::report::Report;
 use crate::schedule::Plan;
-use crate::support::{Amqp, Anvil, AnvilConfig, Rabbit, RabbitConfig, TcpProxy, WorkerConfig, WorkerHome, contracts};
+use crate::support::{
+    self, Amqp, Anvil, AnvilConfig, Rabbit, RabbitConfig, TcpProxy, WorkerConfig, WorkerHome, contracts,
+};
 use crate::{
     BLOCK_GAS, CONTRACT, EVENTS, FINALITY, LEASE_TTL_S, MAX_FEE_GWEI, Options, QUEUE, VHOST, evidence, listener,
     messages, producer,
@@ -40,7 +42,7 @@ pub(crate) struct Run {
 
 impl Run {
     pub(crate) async fn start(seed: u64, options: &Options) -> anyhow::Result<Self> {
-        let binary = chainwriter()?;
+        let binary = support::chainwriter().map_err(anyhow::Error::msg)?;
         let duration = Duration::from_secs(options.duration);
         let blocks = AnvilConfig {
             block_time: Some(Duration::from_secs(1)),
@@ -151,7 +153,7 @@ impl Run {
 
     /// Copies what explains a bad end to where it stays.
     pub(crate) fn keep(&self, findings: &str) -> anyhow::Result<PathBuf> {
-        let folder = target()?.join("chaos").join(self.seed.to_string());
+        let folder = support::build_folder().map_err(anyhow::Error::msg)?.join("chaos").join(self.seed.to_string());
         std::fs::create_dir_all(&folder)?;
         for entry in std::fs::read_dir(self.home.folder())? {
             let file = entry?.path();
@@ -182,12 +184,6 @@ async fn show_progress(record: Arc<Record>) {
     }
 }
 
-/// Where cargo has put this program's neighbours.
-fn target() -> anyhow::Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    Ok(own.parent().and_then(Path::parent).context("this program stands in no build folder")?.to_owned())
-}
-
 fn configuration(rabbit: &Rabbit, way_to_broker: &TcpProxy, way_to_node: &TcpProxy) -> WorkerConfig {
     let config = WorkerConfig {
         broker_uri: rabbit.uri_through(way_to_broker.addr(), VHOST),
@@ -207,11 +203,4 @@ fn configuration(rabbit: &Rabbit, way_to_broker: &TcpProxy, way_to_node: &TcpPro
         .with("retry", "max_attempts = 6\ninitial_delay = \"1s\"\nmultiplier = 2.0\nmax_delay = \"4s\"")
         .with("lease", format!("ttl = \"{LEASE_TTL_S}s\""))
         .with("log", "level = \"info\"")
-}
-
-/// The program that was built along with this one.
-fn chainwriter() -> anyhow::Result<String> {
-    let binary = target()?.join("chainwriter");
-    ensure!(binary.is_file(), "{} is missing: run `make chaos`, or `cargo build` first", binary.display());
-    Ok(binary.display().to_string())
 }

@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use tokio::io::{AsyncWriteExt, BufReader};
+use tokio::io::BufReader;
 use tokio::net::{TcpListener, TcpStream};
 
-use super::scripted::read_message;
+use super::http;
 
 /// A node that answers every call but those of one method, which may go on to the real node all the same.
 pub struct DeafNode {
@@ -58,30 +58,16 @@ async fn serve_deaf(client: TcpStream, upstream: SocketAddr, method: &str, heari
     let mut client = BufReader::new(client);
     let mut node = BufReader::new(TcpStream::connect(upstream).await.ok()?);
     loop {
-        let body = read_message(&mut client).await?;
+        let body = http::read_message(&mut client).await?;
         let is_meant = String::from_utf8_lossy(&body).contains(method);
         let hears = if is_meant { hearing.load(Ordering::SeqCst) } else { HEARS };
         if hears == IS_DEAF {
             std::future::pending::<()>().await;
         }
-        let answer = ask(&mut node, upstream, &body).await?;
+        let answer = http::ask(&mut node, &body).await?;
         if hears == KEEPS_ANSWERS {
             std::future::pending::<()>().await;
         }
-        answer_with(&mut client, &answer).await?;
+        http::answer(&mut client, &answer).await?;
     }
-}
-
-async fn ask(node: &mut BufReader<TcpStream>, upstream: SocketAddr, body: &[u8]) -> Option<Vec<u8>> {
-    let head = format!(
-        "POST / HTTP/1.1\r\nhost: {upstream}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
-        body.len()
-    );
-    node.get_mut().write_all(&[head.as_bytes(), body].concat()).await.ok()?;
-    read_message(node).await
-}
-
-async fn answer_with(client: &mut BufReader<TcpStream>, answer: &[u8]) -> Option<()> {
-    let head = format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", answer.len());
-    client.get_mut().write_all(&[head.as_bytes(), answer].concat()).await.ok()
 }

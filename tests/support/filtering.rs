@@ -6,10 +6,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncWriteExt, BufReader};
+use tokio::io::BufReader;
 use tokio::net::{TcpListener, TcpStream};
 
-use super::scripted::read_message;
+use super::http;
 
 /// What the filter says to a call.
 #[derive(Debug, Clone)]
@@ -81,26 +81,23 @@ async fn serve(client: TcpStream, upstream: SocketAddr, rule: Rule) -> Option<()
     let mut client = BufReader::new(client);
     let mut node = BufReader::new(TcpStream::connect(upstream).await.ok()?);
     loop {
-        let request: Value = serde_json::from_slice(&read_message(&mut client).await?).ok()?;
+        let request: Value = serde_json::from_slice(&http::read_message(&mut client).await?).ok()?;
         let answer = match request {
             Value::Array(calls) => {
                 let mut answers = Vec::with_capacity(calls.len());
                 // One by one, so that a rule sees them as a node would.
                 for call in calls {
-                    answers.push(answer(call, &mut node, upstream, &rule).await?);
+                    answers.push(answer(call, &mut node, &rule).await?);
                 }
                 Value::Array(answers)
             }
-            call => answer(call, &mut node, upstream, &rule).await?,
+            call => answer(call, &mut node, &rule).await?,
         };
-        let answer = answer.to_string().into_bytes();
-        let head =
-            format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", answer.len());
-        client.get_mut().write_all(&[head.as_bytes(), &answer].concat()).await.ok()?;
+        http::answer(&mut client, answer.to_string().as_bytes()).await?;
     }
 }
 
-async fn answer(call: Value, node: &mut BufReader<TcpStream>, upstream: SocketAddr, rule: &Rule) -> Option<Value> {
+async fn answer(call: Value, node: &mut BufReader<TcpStream>, rule: &Rule) -> Option<Value> {
     let method = call["method"].as_str().unwrap_or_default().to_owned();
     match rule(method, call["params"].clone()).await {
         Say::Result(result) => Some(json!({ "jsonrpc": "2.0", "id": call["id"], "result": result })),
@@ -108,14 +105,6 @@ async fn answer(call: Value, node: &mut BufReader<TcpStream>, upstream: SocketAd
             let error = json!({ "code": -32000, "message": message });
             Some(json!({ "jsonrpc": "2.0", "id": call["id"], "error": error }))
         }
-        Say::Pass => {
-            let body = call.to_string().into_bytes();
-            let head = format!(
-                "POST / HTTP/1.1\r\nhost: {upstream}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
-                body.len()
-            );
-            node.get_mut().write_all(&[head.as_bytes(), &body].concat()).await.ok()?;
-            serde_json::from_slice(&read_message(node).await?).ok()
-        }
+        Say::Pass => serde_json::from_slice(&http::ask(node, call.to_string().as_bytes()).await?).ok(),
     }
 }

@@ -18,6 +18,7 @@ pub mod contracts;
 pub mod deaf;
 pub mod filtering;
 pub mod guard;
+pub mod http;
 pub mod ports;
 pub mod proxy;
 pub mod rabbit;
@@ -37,7 +38,7 @@ pub use rabbit::{Rabbit, RabbitConfig};
 pub use rabbit_control::QueueCount;
 pub use rpc::RpcClient;
 pub use scripted::{LackingNode, Reply, ScriptedNode};
-pub use worker::{Worker, WorkerConfig, WorkerHome};
+pub use worker::{Worker, WorkerConfig, WorkerHome, build_folder, chainwriter};
 
 use std::time::Duration;
 

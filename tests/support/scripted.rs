@@ -4,8 +4,10 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::BufReader;
 use tokio::net::{TcpListener, TcpStream};
+
+use super::http;
 
 /// What a script says to a request.
 #[derive(Clone, Debug)]
@@ -115,7 +117,7 @@ async fn serve(client: TcpStream, shared: &Shared) -> Option<()> {
         None => None,
     };
     loop {
-        let body = read_message(&mut client).await?;
+        let body = http::read_message(&mut client).await?;
         let request: Value = serde_json::from_slice(&body).ok()?;
         shared.seen.lock().unwrap().push(request.clone());
         let answer = match (shared.script)(&request) {
@@ -126,16 +128,13 @@ async fn serve(client: TcpStream, shared: &Shared) -> Option<()> {
             Reply::Result(result) => json!({ "jsonrpc": "2.0", "id": request["id"], "result": result }).to_string(),
             Reply::Error(code, text) => error(&request["id"], code, &text).to_string(),
             Reply::Http(status, headers, body) => {
-                let head = format!("HTTP/1.1 {status} Scripted\r\n{headers}content-length: {}\r\n\r\n", body.len());
-                client.get_mut().write_all((head + &body).as_bytes()).await.ok()?;
+                http::write(&mut client, &format!("HTTP/1.1 {status} Scripted\r\n{headers}"), body.as_bytes()).await?;
                 continue;
             }
             Reply::Silence => continue,
             Reply::Close => return None,
         };
-        let head =
-            format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", answer.len());
-        client.get_mut().write_all((head + &answer).as_bytes()).await.ok()?;
+        http::answer(&mut client, answer.as_bytes()).await?;
     }
 }
 
@@ -167,34 +166,9 @@ async fn pass(body: &[u8], node: &mut Option<BufReader<TcpStream>>) -> Option<St
         let request: Value = serde_json::from_slice(body).ok()?;
         return Some(error(&request["id"], -32601, "the method is not in the script").to_string());
     };
-    let head = format!(
-        "POST / HTTP/1.1\r\nhost: node\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
-        body.len()
-    );
-    node.get_mut().write_all(&[head.as_bytes(), body].concat()).await.ok()?;
-    String::from_utf8(read_message(node).await?).ok()
+    String::from_utf8(http::ask(node, body).await?).ok()
 }
 
 fn error(id: &Value, code: i64, text: &str) -> Value {
     json!({ "jsonrpc": "2.0", "id": id, "error": { "code": code, "message": text } })
-}
-
-/// The body of an HTTP message that says its length.
-pub(super) async fn read_message(stream: &mut BufReader<TcpStream>) -> Option<Vec<u8>> {
-    let mut length = 0;
-    loop {
-        let mut line = String::new();
-        if stream.read_line(&mut line).await.ok()? == 0 {
-            return None;
-        }
-        match line.trim().to_lowercase().split_once(':') {
-            Some(("content-length", value)) => length = value.trim().parse().ok()?,
-            Some(_) => {}
-            None if line.trim().is_empty() => break,
-            None => {}
-        }
-    }
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body).await.ok()?;
-    Some(body)
 }

@@ -10,6 +10,20 @@ use tokio::process::Child;
 use super::guard::send_signal;
 use super::{ACCOUNTS, Guard};
 
+/// The folder in which cargo has put the neighbours of this program, an example.
+pub fn build_folder() -> Result<PathBuf, String> {
+    let own = std::env::current_exe().map_err(|error| error.to_string())?;
+    let folder = own.parent().and_then(Path::parent).ok_or("this program stands in no build folder")?;
+    Ok(folder.to_owned())
+}
+
+/// The chainwriter that was built along with this program, an example.
+pub fn chainwriter() -> Result<String, String> {
+    let binary = build_folder()?.join("chainwriter");
+    let missing = || format!("{} is missing: run this through `make`, or `cargo build` first", binary.display());
+    if binary.is_file() { Ok(binary.display().to_string()) } else { Err(missing()) }
+}
+
 /// What a worker's configuration says beside the test's own lines.
 #[derive(Debug, Clone)]
 pub struct WorkerConfig {
