@@ -1,6 +1,8 @@
 //! What the producer publishes: which messages, and what each of them must come to.
 
-use crate::random::Random;
+use fastrand::Rng;
+
+use crate::random::stream;
 
 /// The worker's `broker.max_body`, in bytes.
 pub(crate) const MAX_BODY: usize = 2048;
@@ -40,21 +42,21 @@ pub(crate) enum Next {
 
 /// Chooses the messages. No two bodies are the same.
 pub(crate) struct Messages {
-    random: Random,
+    random: Rng,
     count: u64,
 }
 
 impl Messages {
     pub(crate) fn new(seed: u64) -> Self {
-        Self { random: Random::new(seed, "messages"), count: 0 }
+        Self { random: stream(seed, "messages"), count: 0 }
     }
 
     pub(crate) fn next(&mut self, published: &[Message]) -> Next {
         let earlier = (published.len() as u64).checked_sub(BACK).filter(|count| *count > 0);
-        match (self.random.between(0, 99), earlier) {
-            (0..6, Some(earlier)) => Next::Again(self.random.between(0, earlier - 1) as usize),
+        match (self.random.u64(0..=99), earlier) {
+            (0..6, Some(earlier)) => Next::Again(self.random.u64(0..=earlier - 1) as usize),
             (6..8, Some(earlier)) => {
-                let first = self.random.between(0, earlier - 1) as usize;
+                let first = self.random.u64(0..=earlier - 1) as usize;
                 let of_its_own = published.get(first).filter(|first| matches!(first.kind, Kind::Write | Kind::Never));
                 match of_its_own.and_then(|first| first.id.clone()) {
                     Some(id) => Next::New(self.message("other", Kind::OtherBody, Some(id))),
@@ -76,7 +78,7 @@ impl Messages {
         let padding = match kind {
             Kind::TooLarge => MAX_BODY,
             Kind::Write | Kind::Later | Kind::Never | Kind::NoId | Kind::OtherBody => {
-                self.random.between(0, PADDING) as usize
+                self.random.u64(0..=PADDING) as usize
             }
         };
         let padding = "x".repeat(padding);

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::random::Random;
+use fastrand::Rng;
+
+use crate::random::stream;
 
 /// What goes wrong. Each ends by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -126,7 +128,7 @@ const WAY_TO_BROKER: &[Kind] = &[
 impl Plan {
     pub(crate) fn new(seed: u64, duration: Duration) -> Self {
         // Shortest and longest time, in milliseconds, from the end of a fault to the next one of its part.
-        let part = |name, kinds, gap| plan(&mut Random::new(seed, name), kinds, gap, duration);
+        let part = |name, kinds, gap| plan(&mut stream(seed, name), kinds, gap, duration);
         Self {
             kills: part("kills", KILLS, (300, 2_600)),
             halts: part("halts", HALTS, (6_000, 15_000)),
@@ -140,7 +142,7 @@ impl Plan {
 }
 
 /// Takes the kinds in a new order each time round, so that none is left out for long.
-fn plan(random: &mut Random, kinds: &[Kind], gap: (u64, u64), duration: Duration) -> Vec<Planned> {
+fn plan(random: &mut Rng, kinds: &[Kind], gap: (u64, u64), duration: Duration) -> Vec<Planned> {
     let mut planned = Vec::new();
     let mut bag: Vec<Kind> = Vec::new();
     let mut time = Duration::ZERO;
@@ -150,13 +152,13 @@ fn plan(random: &mut Random, kinds: &[Kind], gap: (u64, u64), duration: Duration
             random.shuffle(&mut bag);
         }
         let Some((fault, shortest, longest)) = bag.pop() else { return planned };
-        let at = time + Duration::from_millis(random.between(gap.0, gap.1));
-        let length = Duration::from_millis(random.between(shortest, longest));
+        let at = time + Duration::from_millis(random.u64(gap.0..=gap.1));
+        let length = Duration::from_millis(random.u64(shortest..=longest));
         time = at + length;
         if time > duration {
             return planned;
         }
-        planned.push(Planned { at, fault, length, pick: random.next() });
+        planned.push(Planned { at, fault, length, pick: random.u64(..) });
     }
 }
 
