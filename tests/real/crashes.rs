@@ -4,9 +4,7 @@ use sqlx::{Connection, SqliteConnection};
 
 use crate::stage::{BINARY, DEAD, LONG, QUEUE, Stage, calldata, kinds_of, wait_log};
 use crate::support::contracts::ALWAYS_REVERTS;
-use crate::support::{
-    ACCOUNTS, AnvilConfig, DeafNode, Mode, TcpProxy, Worker, WorkerConfig, WorkerHome, wait_until, with_id,
-};
+use crate::support::{ACCOUNTS, AnvilConfig, Mode, TcpProxy, Worker, WorkerConfig, WorkerHome, wait_until, with_id};
 
 const WAIT: &str = "acme.writes.wait.5s";
 const RETRY: &str = "acme.writes.retry";
@@ -63,11 +61,7 @@ async fn killed_before_anything_is_written_it_takes_the_message_in_again() {
 #[tokio::test]
 async fn killed_before_the_broadcast_it_sends_the_same_bytes() {
     let Some(stage) = Stage::with_blocks().await else { return };
-    let node = DeafNode::start(stage.anvil.address(), "eth_sendRawTransaction").await;
-    let mut config = stage.config().with("chain", "timeout = \"60s\"");
-    config.endpoint = node.url();
-    let home = WorkerHome::new(&config);
-    stage.topology(&home).await;
+    let (node, home) = stage.behind_a_deaf_node().await;
     node.be_deaf();
     stage.amqp.publish(QUEUE, with_id("order-1"), b"once").await;
     let mut worker = home.start(BINARY);
@@ -89,11 +83,7 @@ async fn killed_after_the_broadcast_it_finds_its_transaction_in_the_pool_or_in_a
     for mined_meanwhile in [false, true] {
         let Some(stage) = Stage::set().await else { return };
         stage.anvil.set_auto_mine(false).await.unwrap();
-        let node = DeafNode::start(stage.anvil.address(), "eth_sendRawTransaction").await;
-        let mut config = stage.config().with("chain", "timeout = \"60s\"");
-        config.endpoint = node.url();
-        let home = WorkerHome::new(&config);
-        stage.topology(&home).await;
+        let (node, home) = stage.behind_a_deaf_node().await;
         node.keep_answers();
         stage.amqp.publish(QUEUE, with_id("order-1"), b"once").await;
         let mut worker = home.start(BINARY);
@@ -116,12 +106,7 @@ async fn killed_after_the_broadcast_it_finds_its_transaction_in_the_pool_or_in_a
 #[tokio::test]
 async fn killed_between_the_block_and_finality_it_acks_without_another_transaction() {
     let Some(stage) = Stage::set().await else { return };
-    stage.anvil.set_auto_mine(false).await.unwrap();
-    let home = WorkerHome::new(&stage.config());
-    stage.topology(&home).await;
-    stage.amqp.publish(QUEUE, with_id("order-1"), b"once").await;
-    let mut worker = home.start(BINARY);
-    wait_until("it is in the pool", LONG, async || stage.anvil.pool_size().await == Ok((1, 0))).await;
+    let (home, mut worker) = stage.one_in_the_pool().await;
     stage.anvil.mine(1).await.unwrap();
     stage.wait_nonce(0, 1).await;
     worker.kill().await;
@@ -140,11 +125,7 @@ async fn killed_around_a_replacement_it_knows_both_hashes_and_writes_once() {
         let chain = AnvilConfig { base_fee: Some(GWEI), ..AnvilConfig::default() };
         let Some(stage) = Stage::with_chain(chain).await else { return };
         stage.anvil.set_auto_mine(false).await.unwrap();
-        let node = DeafNode::start(stage.anvil.address(), "eth_sendRawTransaction").await;
-        let mut config = stage.config().with("chain", "timeout = \"60s\"");
-        config.endpoint = node.url();
-        let home = WorkerHome::new(&config);
-        stage.topology(&home).await;
+        let (node, home) = stage.behind_a_deaf_node().await;
         stage.amqp.publish(QUEUE, with_id("order-1"), b"once").await;
         let mut worker = home.start(BINARY);
         wait_until("it is in the pool", LONG, async || stage.anvil.pool_size().await == Ok((1, 0))).await;

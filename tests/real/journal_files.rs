@@ -18,12 +18,7 @@ fn log_file(home: &WorkerHome) -> PathBuf {
 #[tokio::test]
 async fn a_torn_last_record_takes_nothing_with_it_that_was_committed() {
     let Some(stage) = Stage::set().await else { return };
-    stage.anvil.set_auto_mine(false).await.unwrap();
-    let home = WorkerHome::new(&stage.config());
-    stage.topology(&home).await;
-    stage.amqp.publish(QUEUE, with_id("order-1"), b"once").await;
-    let mut worker = home.start(BINARY);
-    wait_until("it is in the pool", LONG, async || stage.anvil.pool_size().await == Ok((1, 0))).await;
+    let (home, mut worker) = stage.one_in_the_pool().await;
     worker.kill().await;
     // Half of a record like the ones before it, which has a checksum.
     let records = std::fs::read(log_file(&home)).unwrap();

@@ -7,8 +7,8 @@ use serde_json::Value;
 use tokio::sync::OnceCell;
 
 use crate::support::{
-    ACCOUNTS, Amqp, Anvil, AnvilConfig, Rabbit, RabbitConfig, Taken, Worker, WorkerConfig, WorkerHome,
-    services_are_here, wait_until,
+    ACCOUNTS, Amqp, Anvil, AnvilConfig, DeafNode, Rabbit, RabbitConfig, Taken, Worker, WorkerConfig, WorkerHome,
+    services_are_here, wait_until, with_id,
 };
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_chainwriter");
@@ -153,6 +153,27 @@ impl Stage {
             to: SINK.to_owned(),
             extra: Vec::new(),
         }
+    }
+
+    /// A worker with one signed request, `order-1`, in the node's pool.
+    pub async fn one_in_the_pool(&self) -> (WorkerHome, Worker) {
+        self.anvil.set_auto_mine(false).await.unwrap();
+        let home = WorkerHome::new(&self.config());
+        self.topology(&home).await;
+        self.amqp.publish(QUEUE, with_id("order-1"), b"once").await;
+        let worker = home.start(BINARY);
+        wait_until("it is in the pool", LONG, async || self.anvil.pool_size().await == Ok((1, 0))).await;
+        (home, worker)
+    }
+
+    /// A home whose worker's node may be deaf to transactions, and gives no call up for that.
+    pub async fn behind_a_deaf_node(&self) -> (DeafNode, WorkerHome) {
+        let node = DeafNode::start(self.anvil.address(), "eth_sendRawTransaction").await;
+        let mut config = self.config().with("chain", "timeout = \"60s\"");
+        config.endpoint = node.url();
+        let home = WorkerHome::new(&config);
+        self.topology(&home).await;
+        (node, home)
     }
 
     /// Makes the topology, so that messages can be published before a worker runs.
