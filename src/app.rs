@@ -10,20 +10,22 @@ use tracing::info;
 
 use crate::broker::{Broker, BrokerSettings, Topology};
 use crate::chain::{ClientSettings, NodeClient};
-use crate::config::Settings;
+use crate::config::{Settings, SignerSection};
 use crate::journal::{AccountId, JournalError, Lease, Leases, SqliteJournal};
 use crate::lane::{LaneSettings, LaneState};
 use crate::model::ids;
 use crate::pipeline::{Pipeline, PipelineSettings, Seams, Stage, Stops};
 use crate::policy::pause::RetrySchedule;
 use crate::settle::SettleSettings;
-use crate::signer::{LocalSigner, Signer};
+use crate::signer::{LocalSigner, RemoteSigner, Signer};
 use crate::supervisor::{Tasks, tell_systemd};
 
 /// Deliveries between the broker and intake; what waits there is unacked and counts to the prefetch.
 const DELIVERIES: usize = 256;
-/// A stage that stands still longer than this, or than several answers of a node may take, is stuck.
+/// A stage that stands still longer than this, or than several answers of a node or a signer may take, is stuck.
 const STALL: Duration = Duration::from_secs(60);
+/// Answers that a stage may wait for, one after the other, each as long as it may take.
+const SLOW_ANSWERS: u32 = 8;
 
 /// The names of the tasks that drain first, in their order.
 const BEFORE_SETTLE: [&str; 2] = ["intake", "lane"];
@@ -83,8 +85,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let broker = Broker::new(broker_settings(&settings), tasks.heartbeat("broker"));
     let broker_state = broker.state();
     let (deliver, deliveries) = mpsc::channel(DELIVERIES);
-    let signers: Vec<Arc<dyn Signer>> =
-        settings.signers.iter().map(|signer| Arc::new(LocalSigner::clone(signer)) as Arc<dyn Signer>).collect();
+    let signers = settings.signers.iter().map(signer).collect::<Result<Vec<_>, _>>()?;
     let mut accounts = Vec::with_capacity(signers.len());
     for signer in &signers {
         accounts.push(journal.account(settings.chain.id, signer.address()).await?);
@@ -114,10 +115,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let (systemd_ends, systemd_stop) = mpsc::channel(1);
     let states: Vec<_> = lanes.iter().map(|(_, signals)| signals.state.subscribe()).collect();
     let status = move || status_line(&broker_state.borrow(), &states);
-    // A call may be tried at each endpoint.
-    let endpoints = u32::try_from(settings.chain.endpoints.len()).unwrap_or(u32::MAX);
-    let stall = STALL.max(settings.chain.timeout.saturating_mul(endpoints).saturating_mul(6));
-    tasks.spawn("systemd", tell_systemd(tasks.beats(), stall, status, systemd_stop));
+    tasks.spawn("systemd", tell_systemd(tasks.beats(), stall(&settings), status, systemd_stop));
 
     info!(
         worker = settings.worker.full_name(),
@@ -139,6 +137,26 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     release_leases(journal.as_ref(), lanes.iter().map(|(_, signals)| signals.lease.borrow().clone())).await;
     journal.close().await;
     drained
+}
+
+fn signer(section: &SignerSection) -> anyhow::Result<Arc<dyn Signer>> {
+    Ok(match section {
+        SignerSection::Local(signer) => Arc::new(LocalSigner::clone(signer)),
+        SignerSection::Remote(settings) => {
+            Arc::new(RemoteSigner::new(settings).context("cannot make the HTTP client")?)
+        }
+    })
+}
+
+fn stall(settings: &Settings) -> Duration {
+    // A call may be tried at each endpoint.
+    let endpoints = u32::try_from(settings.chain.endpoints.len()).unwrap_or(u32::MAX);
+    let node = settings.chain.timeout.saturating_mul(endpoints).saturating_mul(SLOW_ANSWERS);
+    let signers = settings.signers.iter().map(|signer| match signer {
+        SignerSection::Local(_) => Duration::ZERO,
+        SignerSection::Remote(settings) => settings.timeout.saturating_mul(SLOW_ANSWERS),
+    });
+    signers.fold(STALL.max(node), Duration::max)
 }
 
 /// So that another instance need not wait for them to run out. Only when nothing writes under them any more.

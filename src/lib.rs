@@ -17,6 +17,7 @@ pub mod outbox;
 pub mod pipeline;
 pub mod policy;
 pub mod recovery;
+mod rpc;
 pub mod settle;
 pub mod signer;
 #[cfg(test)]

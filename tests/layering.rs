@@ -14,6 +14,7 @@ const RANKS: &[&[&str]] = &[
     &["support"],
     &["model"],
     &["policy"],
+    &["rpc"],
     &["broker", "journal", "chain", "signer"],
     &["handover"],
     &["intake", "broadcaster", "tracker", "settle", "outbox", "recovery", "evidence"],
@@ -30,9 +31,10 @@ const RANKS: &[&[&str]] = &[
 /// Libraries, and where alone they may appear.
 const BEHIND_SEAMS: &[(&str, &[&str])] = &[
     ("lapin", &["src/broker/"]),
-    ("web3", &["src/chain/", "src/signer/local.rs"]),
-    ("jsonrpc_core", &["src/chain/", "src/signer/local.rs"]),
-    ("reqwest", &["src/chain/"]),
+    ("web3", &["src/rpc.rs", "src/chain/", "src/signer/"]),
+    ("jsonrpc_core", &["src/rpc.rs", "src/chain/", "src/signer/"]),
+    ("reqwest", &["src/rpc.rs", "src/chain/", "src/signer/remote.rs"]),
+    ("rlp", &["src/signer/answer.rs"]),
     ("sqlx", &["src/journal/"]),
     ("backoff", &["src/policy/pause.rs"]),
     ("sd_notify", &["src/supervisor.rs"]),
@@ -92,7 +94,7 @@ fn strayed_libraries_are_found() {
         ("src/settle.rs", "use crate::policy::backoff_like::Pause; // backoff::Backoff", 0),
         ("src/lane/mod.rs", "use backoff::ExponentialBackoff;", 1),
         ("src/signer/local.rs", "use web3::signing;", 0),
-        ("src/signer/mod.rs", "use web3::signing;", 1),
+        ("src/lane/mod.rs", "use web3::signing;", 1),
         ("src/lane/mod.rs", "#[sqlx::test]", 1),
     ];
     for (path, text, faults) in cases {

@@ -14,11 +14,11 @@ use web3::error::Error;
 
 use crate::chain::endpoint::{Endpoint, MethodCall, Order, first_failure};
 use crate::chain::route::Route;
-use crate::chain::transport::{HttpTransport, client, label};
 use crate::chain::{BlockTag, Call, Chain, ChainError, Header, Receipt, Result, SentInBlock, answers, receipts};
 use crate::model::{Address, BlockNumber, Gas, Nonce, SignedTransaction, TxHash, Wei};
 use crate::policy::classify::ErrorTable;
 use crate::policy::fee::Market;
+use crate::rpc::{HttpTransport, client, label};
 
 /// How to reach the chain.
 #[derive(Clone)]

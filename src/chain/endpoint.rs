@@ -14,10 +14,10 @@ use web3::Transport;
 use web3::error::{Error, TransportError};
 
 use crate::chain::health::Health;
-use crate::chain::transport::{BatchAnswer, HttpTransport};
 use crate::chain::{ChainError, Result, answers};
 use crate::model::BlockNumber;
 use crate::policy::classify::{ErrorTable, is_missing_method};
+use crate::rpc::{BatchAnswer, HttpTransport};
 
 /// A batch that was refused is tried again this many times shorter, down to single calls.
 const SHRINK: usize = 4;

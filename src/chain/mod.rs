@@ -17,7 +17,6 @@ mod health;
 mod market;
 mod receipts;
 mod route;
-mod transport;
 
 pub use client::{ClientSettings, NodeClient};
 

@@ -2,15 +2,19 @@
 
 use std::process::ExitCode;
 
+use anyhow::bail;
 use clap::Args;
 
 use crate::app::{broker_settings, client_settings};
 use crate::broker::{self, TopologyMode};
 use crate::chain::{BlockTag, Chain, NodeClient};
 use crate::cli::{exit, say};
-use crate::config::Settings;
+use crate::config::{Settings, SignerSection};
 use crate::journal::SqliteJournal;
-use crate::signer::Signer;
+use crate::signer::{RemoteSettings, RemoteSigner};
+
+/// A server may have keys of thousands.
+const SHOWN_ACCOUNTS: usize = 5;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -27,7 +31,13 @@ pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Res
     if !arguments.connect {
         return Ok(ExitCode::SUCCESS);
     }
-    let checks = [check_broker(&settings).await, check_node(&settings).await, check_journal(&settings).await];
+    let mut checks = vec![check_broker(&settings).await, check_node(&settings).await];
+    for signer in &settings.signers {
+        if let SignerSection::Remote(remote) = signer {
+            checks.push(check_signer(remote).await);
+        }
+    }
+    checks.push(check_journal(&settings).await);
     let mut code = ExitCode::SUCCESS;
     for check in checks {
         match check {
@@ -56,6 +66,17 @@ async fn check_node(settings: &Settings) -> anyhow::Result<String> {
         line = format!("{line}; {} has {balance}", signer.address());
     }
     Ok(line)
+}
+
+async fn check_signer(settings: &RemoteSettings) -> anyhow::Result<String> {
+    let signer = RemoteSigner::new(settings)?;
+    let (label, wanted, accounts) = (signer.label(), settings.address, signer.accounts().await?);
+    if accounts.contains(&wanted) {
+        return Ok(format!("signer: {label} has the key of {wanted}"));
+    }
+    let listed: Vec<_> = accounts.iter().take(SHOWN_ACCOUNTS).map(ToString::to_string).collect();
+    let listed = if listed.is_empty() { "none".to_owned() } else { listed.join(", ") };
+    bail!("signer: {label} has no key of {wanted}; it has {} keys: {listed}", accounts.len());
 }
 
 async fn check_journal(settings: &Settings) -> anyhow::Result<String> {

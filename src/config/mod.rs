@@ -14,10 +14,12 @@ use crate::policy::admission::{AdmissionRules, IdSource};
 use crate::policy::classify::ErrorTable;
 use crate::policy::fee::FeeRules;
 use crate::policy::finality::FinalityRule;
-use crate::signer::LocalSigner;
 
 mod reader;
 mod sections;
+mod signers;
+
+pub use signers::SignerSection;
 
 /// The documented file at the repository's root, which is also the defaults.
 pub const DEFAULTS: &str = include_str!("../../worker.toml");
@@ -47,7 +49,7 @@ pub struct Settings {
     /// `[chain]`
     pub chain: ChainSection,
     /// `[[signer]]`
-    pub signers: Vec<LocalSigner>,
+    pub signers: Vec<SignerSection>,
     /// `[write]`
     pub write: WriteSection,
     /// `[fees]`

@@ -100,6 +100,11 @@ impl<'f> Section<'f> {
         self.read(key, &expected, *range.start(), within)
     }
 
+    /// For tables that the defaults cannot have: without the key, `default`.
+    pub(super) fn duration_or(&mut self, key: &str, default: Duration, range: RangeInclusive<Duration>) -> Duration {
+        if self.keys.contains_key(key) { self.duration(key, range) } else { default }
+    }
+
     /// One of a few words.
     pub(super) fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> T {
         let words: Vec<_> = choices.iter().map(|(word, _)| format!("{word:?}")).collect();

@@ -1,7 +1,6 @@
 //! Every section of the configuration: its keys, their ranges, and what must fit together.
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use crate::broker::{Names, TopologyMode, UriSource};
 use crate::config::reader::{Findings, Section};
 use crate::config::{
     BrokerSection, ChainSection, Faults, JournalSection, LogFormat, LogSection, RetrySection, Settings, WorkerSection,
-    WriteSection, gas_limits, id_source,
+    WriteSection, gas_limits, id_source, signers,
 };
 use crate::lane::{GasRule, OutagePolicy};
 use crate::model::{Address, Gas, Wei};
@@ -21,7 +20,6 @@ use crate::policy::admission::{AdmissionRules, IdSource};
 use crate::policy::classify::{ErrorTable, SendMeaning};
 use crate::policy::fee::{FeeMode, FeeRules};
 use crate::policy::finality::FinalityRule;
-use crate::signer::LocalSigner;
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -46,7 +44,7 @@ pub(super) fn read(values: Value) -> Result<Settings, Faults> {
         retry: retry(Section::new("retry", tables.remove("retry"), &mut findings)),
         outage: outage(Section::new("outage", tables.remove("outage"), &mut findings)),
         chain: chain(tables.remove("chain"), &mut findings),
-        signers: signers(tables.remove("signer"), &mut findings),
+        signers: signers::read(tables.remove("signer"), &mut findings),
         write: write(Section::new("write", tables.remove("write"), &mut findings)),
         fees: fees(Section::new("fees", tables.remove("fees"), &mut findings)),
         journal: journal(Section::new("journal", tables.remove("journal"), &mut findings)),
@@ -86,7 +84,7 @@ fn worker(mut section: Section<'_>) -> WorkerSection {
 fn broker(mut section: Section<'_>) -> (BrokerSection, u64) {
     let inline = section.text("uri").unwrap_or_default();
     let uri = match section.text("uri_file") {
-        Some(file) => UriSource::File(credential(&file)),
+        Some(file) => UriSource::File(signers::credential(&file)),
         None => {
             let secret = SecretString::from(inline);
             if let Err(error) = crate::broker::check_uri(&secret) {
@@ -289,60 +287,6 @@ fn endpoints(section: &mut Section<'_>) -> Vec<Url> {
         }
     }
     urls
-}
-
-fn signers(value: Option<Value>, findings: &mut Findings) -> Vec<LocalSigner> {
-    let tables = match value {
-        Some(Value::Array(tables)) if !tables.is_empty() => tables,
-        _ => {
-            findings.add("signer", "there is none; add [[signer]] with key_file = \"signer.key\"");
-            return Vec::new();
-        }
-    };
-    let mut signers: Vec<LocalSigner> = Vec::new();
-    for (index, table) in tables.into_iter().enumerate() {
-        let mut section = Section::new(&format!("signer[{}]", index + 1), Some(table), findings);
-        match signer(&mut section) {
-            Ok(signer) if signers.iter().any(|known| known.is_for(&signer)) => {
-                section.fault("key_file", "has the same key as an earlier signer; an account has one lane");
-            }
-            Ok(signer) => signers.push(signer),
-            Err((key, problem)) => section.fault(key, problem),
-        }
-        section.finish(&["key_file", "key"]);
-    }
-    signers
-}
-
-fn signer(section: &mut Section<'_>) -> Result<LocalSigner, (&'static str, String)> {
-    let (key, text) = match (section.text("key_file"), section.text("key")) {
-        (Some(file), None) => ("key_file", private_file(&credential(&file)).map_err(|problem| ("key_file", problem))?),
-        (None, Some(key)) => ("key", SecretString::from(key)),
-        (None, None) => return Err(("key_file", "is not set; name a file with the private key".to_owned())),
-        (Some(_), Some(_)) => return Err(("key", "is set beside key_file; remove one of them".to_owned())),
-    };
-    LocalSigner::from_hex(&text).map_err(|error| (key, error.to_string()))
-}
-
-/// The content of a file that only its owner may read.
-fn private_file(path: &Path) -> Result<SecretString, String> {
-    let shown = path.display();
-    let metadata = std::fs::metadata(path).map_err(|error| format!("{shown} cannot be read: {error}"))?;
-    if metadata.permissions().mode() & 0o077 != 0 {
-        return Err(format!("others may read {shown}; run: chmod 600 {shown}"));
-    }
-    let text = std::fs::read_to_string(path).map_err(|error| format!("{shown} cannot be read: {error}"))?;
-    Ok(SecretString::from(text))
-}
-
-/// A relative name is a systemd credential, if there is one of this name.
-fn credential(name: &str) -> PathBuf {
-    let path = PathBuf::from(name);
-    if path.is_absolute() {
-        return path;
-    }
-    let credential = std::env::var_os("CREDENTIALS_DIRECTORY").map(|folder| Path::new(&folder).join(&path));
-    credential.filter(|path| path.exists()).unwrap_or(path)
 }
 
 fn write(mut section: Section<'_>) -> WriteSection {

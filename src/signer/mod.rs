@@ -2,11 +2,14 @@
 
 use async_trait::async_trait;
 
-use crate::model::{Address, SignedTransaction, UnsignedTransaction};
+use crate::model::{Address, Nonce, SignedTransaction, UnsignedTransaction};
 
+mod answer;
 mod local;
+mod remote;
 
 pub use local::{KeyError, LocalSigner};
+pub use remote::{RemoteSettings, RemoteSigner};
 
 /// Why there is no signature.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +21,20 @@ pub enum SignerError {
         address: Address,
         /// What happened.
         detail: String,
+    },
+    /// What it answered is not what it was asked for. Nothing of it may be used.
+    #[error(
+        "the signer {label} answered for nonce {nonce} of {address} with something else than it was asked for: {problem}; nothing was sent"
+    )]
+    Wrong {
+        /// Where it is.
+        label: String,
+        /// Whose key it should have used.
+        address: Address,
+        /// Which transaction it was asked for.
+        nonce: Nonce,
+        /// What is wrong.
+        problem: String,
     },
 }
 

@@ -36,6 +36,7 @@ mod reorgs;
 mod republish;
 mod retries;
 mod sessions;
+mod signers;
 mod stage;
 mod stops;
 mod tls;

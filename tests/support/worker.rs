@@ -56,6 +56,9 @@ impl WorkerConfig {
             ("lease", "ttl = \"3s\"".to_owned()),
             ("log", "level = \"debug\"".to_owned()),
         ];
+        if !self.extra.iter().any(|(section, _)| *section == "signer") {
+            sections.push(("signer", format!("key_file = {:?}", folder.join("signer.key"))));
+        }
         sections.extend(self.extra.iter().cloned());
         let mut text = String::new();
         let mut names: Vec<_> = sections.iter().map(|(name, _)| *name).collect();
@@ -70,9 +73,9 @@ impl WorkerConfig {
                 lines.push((key, line.to_owned()));
             }
             let lines: Vec<_> = lines.into_iter().map(|(_, line)| line).collect();
+            let name = if name == "signer" { "[signer]" } else { name };
             text.push_str(&format!("[{name}]\n{}\n", lines.join("\n")));
         }
-        text.push_str(&format!("[[signer]]\nkey_file = {:?}\n", folder.join("signer.key")));
         text
     }
 }

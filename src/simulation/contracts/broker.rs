@@ -20,6 +20,8 @@ use crate::support::{Amqp, Rabbit, RabbitConfig, with_id};
 const QUEUE: &str = "contract";
 const DELAY: Duration = Duration::from_millis(500);
 const LONG: Duration = Duration::from_secs(60);
+/// A connection that is closed while it opens may never answer: shorter than what is waited for.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A broker with a consumer, a publisher, and a producer.
 #[async_trait]
@@ -86,6 +88,7 @@ static RABBIT: OnceCell<Rabbit> = OnceCell::const_new();
 
 struct Real {
     rabbit: &'static Rabbit,
+    vhost: String,
     amqp: Amqp,
     publisher: Arc<dyn Publisher>,
     deliveries: mpsc::Receiver<Delivery>,
@@ -104,7 +107,7 @@ async fn real() -> Real {
         prefetch: 10,
         topology: Topology::new(Names::derived_from(QUEUE), vec![DELAY]),
         topology_mode: TopologyMode::Declare,
-        call_timeout: LONG,
+        call_timeout: CALL_TIMEOUT,
         confirm_timeout: LONG,
         publish_channels: 2,
         reconnect: (Duration::from_millis(50), Duration::from_millis(200)),
@@ -119,7 +122,7 @@ async fn real() -> Real {
     publisher.publish(&outgoing("contract.dead", "any", "first")).await.unwrap();
     let amqp = Amqp::connect(&uri).await;
     amqp.take_all("contract.dead").await;
-    Real { rabbit, amqp, publisher, deliveries, _flow: flow }
+    Real { rabbit, vhost, amqp, publisher, deliveries, _flow: flow }
 }
 
 #[async_trait]
@@ -137,10 +140,13 @@ impl Stage for Real {
     }
 
     async fn cut(&self) {
-        let ours = "[rabbit_networking:close_connection(P, \"cut\") || [{pid, P}, {client_properties, C}] <- \
-                    rabbit_networking:connection_info_all([pid, client_properties]), \
-                    lists:keymember(<<\"connection_name\">>, 1, C)]";
-        self.rabbit.eval(ours).await.unwrap();
+        let vhost = &self.vhost;
+        let ours = format!(
+            "[rabbit_networking:close_connection(P, \"cut\") || [{{pid, P}}, {{vhost, <<\"{vhost}\">>}}, {{client_properties, C}}] <- \
+                    rabbit_networking:connection_info_all([pid, vhost, client_properties]), \
+                    lists:keymember(<<\"connection_name\">>, 1, C)]"
+        );
+        self.rabbit.eval(&ours).await.unwrap();
     }
 
     async fn dead(&self) -> Vec<String> {

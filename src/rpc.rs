@@ -34,7 +34,7 @@ const BATCH_REFUSALS: [StatusCode; 8] = [
 
 /// One endpoint. Cloning shares the connections.
 #[derive(Clone, Debug)]
-pub(super) struct HttpTransport {
+pub(crate) struct HttpTransport {
     inner: Arc<Inner>,
 }
 
@@ -54,7 +54,7 @@ impl std::fmt::Debug for Inner {
 
 /// What a batch was answered with.
 #[derive(Debug)]
-pub(super) enum BatchAnswer {
+pub(crate) enum BatchAnswer {
     /// One answer for each call, in the calls' order.
     Each(Vec<Result<Value>>),
     /// None of the calls was looked at: the node takes no batches, or none of this size. In its words.
@@ -62,13 +62,13 @@ pub(super) enum BatchAnswer {
 }
 
 /// Host and port. The rest of a URL may hold a key.
-pub(super) fn label(url: &Url) -> String {
+pub(crate) fn label(url: &Url) -> String {
     let host = url.host_str().unwrap_or("no host");
     url.port_or_known_default().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
 /// A client that all endpoints share.
-pub(super) fn client(timeout: Duration) -> Result<Client> {
+pub(crate) fn client(timeout: Duration) -> Result<Client> {
     Client::builder()
         .timeout(timeout)
         .connect_timeout(timeout)
@@ -80,18 +80,18 @@ pub(super) fn client(timeout: Duration) -> Result<Client> {
 }
 
 impl HttpTransport {
-    pub(super) fn new(client: Client, url: Url) -> Self {
+    pub(crate) fn new(client: Client, url: Url) -> Self {
         let (next_id, retry_after) = (AtomicUsize::new(1), Mutex::new(None));
         Self { inner: Arc::new(Inner { client, url, next_id, retry_after }) }
     }
 
     /// For how long the node wants to be left alone, said with its last refusal; at most [`MAX_RETRY_AFTER`].
-    pub(super) fn take_retry_after(&self) -> Option<Duration> {
+    pub(crate) fn take_retry_after(&self) -> Option<Duration> {
         self.inner.retry_after.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Many calls in one HTTP request.
-    pub(super) async fn batch(&self, calls: &[(&str, Vec<Value>)]) -> Result<BatchAnswer> {
+    pub(crate) async fn batch(&self, calls: &[(&str, Vec<Value>)]) -> Result<BatchAnswer> {
         let prepared = calls.iter().map(|(method, params)| self.prepare(method, params.clone()));
         let (ids, calls): (Vec<_>, Vec<_>) = prepared.unzip();
         let (status, answer) = self.post(Request::Batch(calls)).await?;

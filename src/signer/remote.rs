@@ -1,0 +1,135 @@
+//! Signs by asking a server that has the key: JSON-RPC `eth_signTransaction`, as Web3Signer, Clef and nodes serve it. What it
+//! answers is believed only when it is exactly what was asked for.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use jsonrpc_core::Value;
+use reqwest::Url;
+use web3::Transport;
+use web3::error::Error;
+
+use crate::model::{Address, Fee, SignedTransaction, UnsignedTransaction};
+use crate::rpc::{HttpTransport, client, label};
+use crate::signer::{Signer, SignerError, answer};
+
+/// Calls to one server at once.
+const AT_ONCE: usize = 32;
+
+/// Where a key is that this process does not have.
+#[derive(Clone)]
+pub struct RemoteSettings {
+    /// The server.
+    pub url: Url,
+    /// Whose key signs.
+    pub address: Address,
+    /// For one answer.
+    pub timeout: Duration,
+}
+
+impl std::fmt::Debug for RemoteSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // A URL may hold a password.
+        f.debug_struct("RemoteSettings").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// A [`Signer`] on another machine, or in another process.
+#[derive(Debug)]
+pub struct RemoteSigner {
+    server: HttpTransport,
+    label: String,
+    address: Address,
+}
+
+impl RemoteSigner {
+    /// Connects to nothing yet.
+    ///
+    /// # Errors
+    /// When the HTTP client cannot be made, for want of the system's certificates say.
+    pub fn new(settings: &RemoteSettings) -> Result<Self, Error> {
+        let server = HttpTransport::new(client(settings.timeout)?, settings.url.clone());
+        Ok(Self { server, label: label(&settings.url), address: settings.address })
+    }
+
+    /// Host and port of the server.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// The accounts that the server says it has keys of.
+    ///
+    /// # Errors
+    /// When it does not say.
+    pub async fn accounts(&self) -> Result<Vec<Address>, SignerError> {
+        let answer = self.server.execute("eth_accounts", Vec::new()).await.map_err(|error| self.away(&error))?;
+        let unreadable = || self.unavailable("its eth_accounts is no list of addresses".to_owned());
+        let texts = answer.as_array().ok_or_else(unreadable)?;
+        texts.iter().map(|text| text.as_str()?.parse().ok()).collect::<Option<_>>().ok_or_else(unreadable)
+    }
+
+    async fn sign_one(&self, transaction: UnsignedTransaction) -> Result<SignedTransaction, SignerError> {
+        let asked = vec![self.wanted(&transaction)];
+        let answer = self.server.execute("eth_signTransaction", asked).await.map_err(|error| self.away(&error))?;
+        let wrong = |problem: String| SignerError::Wrong {
+            label: self.label.clone(),
+            address: self.address,
+            nonce: transaction.nonce,
+            problem,
+        };
+        let raw = raw_of(&answer).ok_or_else(|| wrong("it holds no bytes in hexadecimal".to_owned()))?;
+        answer::checked(&transaction, self.address, raw).map_err(wrong)
+    }
+
+    fn wanted(&self, transaction: &UnsignedTransaction) -> Value {
+        let number = |number: u128| Value::from(format!("{number:#x}"));
+        let fields = [
+            ("from", self.address.to_string().into()),
+            ("to", transaction.to.to_string().into()),
+            ("gas", number(transaction.gas.0.into())),
+            ("value", number(transaction.value.0)),
+            ("nonce", number(transaction.nonce.0.into())),
+            ("data", format!("0x{}", hex::encode(&transaction.data)).into()),
+            ("chainId", number(transaction.chain_id.into())),
+        ];
+        let prices = match transaction.fee {
+            Fee::Eip1559 { max_fee, tip } => {
+                vec![("maxFeePerGas", number(max_fee.0)), ("maxPriorityFeePerGas", number(tip.0))]
+            }
+            Fee::Legacy { gas_price } => vec![("gasPrice", number(gas_price.0))],
+        };
+        fields.into_iter().chain(prices).map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    fn away(&self, error: &Error) -> SignerError {
+        self.unavailable(if let Error::Rpc(error) = error {
+            format!("it refuses: {}", error.message)
+        } else {
+            error.to_string()
+        })
+    }
+
+    fn unavailable(&self, detail: String) -> SignerError {
+        SignerError::Unavailable { address: self.address, detail: format!("{}: {detail}", self.label) }
+    }
+}
+
+/// Web3Signer and Anvil answer with the bytes, Clef and Geth with an object that has them as `raw`.
+fn raw_of(answer: &Value) -> Option<Bytes> {
+    let text = answer.as_str().or_else(|| answer.get("raw")?.as_str())?;
+    hex::decode(text.strip_prefix("0x")?).ok().map(Bytes::from)
+}
+
+#[async_trait]
+impl Signer for RemoteSigner {
+    fn address(&self) -> Address {
+        self.address
+    }
+
+    async fn sign(&self, transactions: Vec<UnsignedTransaction>) -> Result<Vec<SignedTransaction>, SignerError> {
+        let answers = stream::iter(transactions).map(|transaction| self.sign_one(transaction));
+        answers.buffered(AT_ONCE).try_collect().await
+    }
+}
