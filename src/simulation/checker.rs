@@ -55,6 +55,9 @@ impl World {
     /// Invariants 2, 3, 4, 6, 11 and 12, as far as the journal tells; after every write.
     pub(super) fn check_journal(&mut self) {
         self.with_store(|world, store| {
+            if let Some(lease) = store.record().late_writes.first() {
+                world.violated(format!("2, 4: {} writes under epoch {}, which is over", lease.owner, lease.epoch));
+            }
             for (account, row) in store.accounts() {
                 let nonces: Vec<u64> = nonces_of(store, *account).map(|nonce| nonce.0).collect();
                 let next = row.next_nonce.map_or(0, |nonce| nonce.0);

@@ -72,6 +72,21 @@ impl MemoryJournal {
         self.call(operation, true, work).await
     }
 
+    /// What is written under a lease that another owner has taken over is kept on record.
+    async fn write_under<T: Send>(
+        &self,
+        lease: &Lease,
+        operation: &'static str,
+        work: impl FnOnce(&mut Store, Timestamp) -> Result<T> + Send,
+    ) -> Result<T> {
+        let watched = |store: &mut Store, now| {
+            let done = work(store, now)?;
+            store.note_epoch(lease);
+            Ok(done)
+        };
+        self.write(operation, watched).await
+    }
+
     /// A caller that stops waiting may have written or not, as with a database.
     async fn call<T: Send>(
         &self,
@@ -103,15 +118,15 @@ impl Leases for MemoryJournal {
     }
 
     async fn renew_lease(&self, lease: &Lease, ttl: Duration) -> Result<()> {
-        self.write("renew_lease", |store, now| store.renew_lease(now, lease, ttl)).await
+        self.write_under(lease, "renew_lease", |store, now| store.renew_lease(now, lease, ttl)).await
     }
 
     async fn release_lease(&self, lease: &Lease) -> Result<()> {
-        self.write("release_lease", |store, _| store.release_lease(lease)).await
+        self.write_under(lease, "release_lease", |store, _| store.release_lease(lease)).await
     }
 
     async fn raise_next_nonce(&self, lease: &Lease, at_least: Nonce) -> Result<Nonce> {
-        self.write("raise_next_nonce", |store, _| store.raise_next_nonce(lease, at_least)).await
+        self.write_under(lease, "raise_next_nonce", |store, _| store.raise_next_nonce(lease, at_least)).await
     }
 }
 
@@ -137,11 +152,12 @@ impl Transactions for MemoryJournal {
     }
 
     async fn record_transactions(&self, lease: &Lease, transactions: Vec<NewTransaction>) -> Result<()> {
-        self.write("record_transactions", |store, now| store.record_transactions(now, lease, transactions)).await
+        self.write_under(lease, "record_transactions", |store, now| store.record_transactions(now, lease, transactions))
+            .await
     }
 
     async fn record_attempts(&self, lease: &Lease, attempts: Vec<(Nonce, Attempt)>) -> Result<()> {
-        self.write("record_attempts", |store, _| store.record_attempts(lease, attempts)).await
+        self.write_under(lease, "record_attempts", |store, _| store.record_attempts(lease, attempts)).await
     }
 
     async fn cancellations(&self, account: AccountId) -> Result<Vec<Cancellation>> {
@@ -157,22 +173,22 @@ impl Transactions for MemoryJournal {
     }
 
     async fn record_fillers(&self, lease: &Lease, fillers: Vec<(Nonce, Attempt)>) -> Result<()> {
-        self.write("record_fillers", |store, _| store.record_fillers(lease, fillers)).await
+        self.write_under(lease, "record_fillers", |store, _| store.record_fillers(lease, fillers)).await
     }
 }
 
 #[async_trait]
 impl Settlements for MemoryJournal {
     async fn settle(&self, lease: &Lease, settlements: Vec<Settlement>) -> Result<()> {
-        self.write("settle", |store, now| store.settle(now, lease, settlements)).await
+        self.write_under(lease, "settle", |store, now| store.settle(now, lease, settlements)).await
     }
 
     async fn record_reorged(&self, lease: &Lease, reorged: Vec<Reorged>) -> Result<()> {
-        self.write("record_reorged", |store, now| store.record_reorged(now, lease, reorged)).await
+        self.write_under(lease, "record_reorged", |store, now| store.record_reorged(now, lease, reorged)).await
     }
 
     async fn record_ended_again(&self, lease: &Lease, ended: Vec<EndedAgain>) -> Result<()> {
-        self.write("record_ended_again", |store, now| store.record_ended_again(now, lease, ended)).await
+        self.write_under(lease, "record_ended_again", |store, now| store.record_ended_again(now, lease, ended)).await
     }
 
     async fn unconfirmed(&self, account: AccountId, after: RequestSeq, limit: u32) -> Result<Vec<UnconfirmedCopy>> {

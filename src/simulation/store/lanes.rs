@@ -67,6 +67,13 @@ impl Store {
         Ok(())
     }
 
+    /// After something was written under this lease.
+    pub(crate) fn note_epoch(&mut self, lease: &Lease) {
+        if self.accounts.get(&lease.account).is_none_or(|row| row.epoch != lease.epoch) {
+            self.record.late_writes.push(lease.clone());
+        }
+    }
+
     pub(crate) fn raise_next_nonce(&mut self, lease: &Lease, at_least: Nonce) -> Result<Nonce> {
         fits("a nonce", at_least.0)?;
         let row = self.held(lease)?;

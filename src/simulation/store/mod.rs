@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::journal::{AccountId, JournalError, OutboxRow, ReplyAddress, RequestSeq};
+use crate::journal::{AccountId, JournalError, Lease, OutboxRow, ReplyAddress, RequestSeq};
 use crate::model::event::FinalTransaction;
 use crate::model::{
     Address, Attempt, AttemptKind, BodyHash, Cause, EventKind, Gas, Generation, Message, Nonce, RequestId,
@@ -128,6 +128,8 @@ pub(crate) struct Record {
     pub(crate) events: BTreeMap<i64, EventRecord>,
     /// Every id that was ever admitted.
     pub(crate) admitted: BTreeSet<RequestId>,
+    /// What was written by an owner after another had taken the account over.
+    pub(crate) late_writes: Vec<Lease>,
 }
 
 /// Bytes that a node may have been given.
