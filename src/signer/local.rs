@@ -10,8 +10,8 @@ use futures_util::FutureExt;
 use jsonrpc_core::{Call, Value};
 use secrecy::{ExposeSecret, SecretString};
 use web3::api::{Accounts, Namespace};
-use web3::signing::{Key, SecretKey, SecretKeyRef};
-use web3::types::{TransactionParameters, U64, U256};
+use web3::signing::{Key, SecretKey, SecretKeyRef, Signature, SigningError};
+use web3::types::{H160, TransactionParameters, U64, U256};
 use web3::{RequestId, Transport};
 use zeroize::Zeroize;
 
@@ -69,7 +69,7 @@ impl LocalSigner {
 
     fn sign_one(&self, transaction: &UnsignedTransaction) -> Result<SignedTransaction, SignerError> {
         let accounts = Accounts::new(NoNode);
-        let signing = accounts.sign_transaction(parameters(transaction), SecretKeyRef::new(&self.key.0));
+        let signing = accounts.sign_transaction(parameters(transaction), self);
         let unavailable = |detail: String| SignerError::Unavailable { address: self.address, detail };
         // Nothing is left out, so nothing is awaited.
         match signing.now_or_never() {
@@ -80,6 +80,21 @@ impl LocalSigner {
             Some(Err(error)) => Err(unavailable(error.to_string())),
             None => Err(unavailable("a field was left out".to_owned())),
         }
+    }
+}
+
+/// web3 asks a key for its address with every signature, and computes it from the key each time.
+impl Key for &LocalSigner {
+    fn sign(&self, message: &[u8], chain_id: Option<u64>) -> Result<Signature, SigningError> {
+        SecretKeyRef::new(&self.key.0).sign(message, chain_id)
+    }
+
+    fn sign_message(&self, message: &[u8]) -> Result<Signature, SigningError> {
+        SecretKeyRef::new(&self.key.0).sign_message(message)
+    }
+
+    fn address(&self) -> H160 {
+        H160(self.address.0)
     }
 }
 
@@ -118,7 +133,7 @@ fn parameters(transaction: &UnsignedTransaction) -> TransactionParameters {
     };
     TransactionParameters {
         nonce: Some(U256::from(transaction.nonce.0)),
-        to: Some(web3::types::H160(transaction.to.0)),
+        to: Some(H160(transaction.to.0)),
         gas: U256::from(transaction.gas.0),
         gas_price,
         value: U256::from(transaction.value.0),
