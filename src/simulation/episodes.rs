@@ -37,19 +37,33 @@ pub(super) enum Spell {
 /// Something that happens at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Blow {
-    Kill { polls: u16 },
-    Freeze { ms: u16 },
+    Kill {
+        polls: u16,
+    },
+    Freeze {
+        ms: u16,
+    },
     Stop,
-    Reorg { blocks: u8, kept: Odds },
+    Reorg {
+        blocks: u8,
+        kept: Odds,
+    },
     Evict,
     ForgetPool,
     Foreign,
     CutSessions,
-    ClockJump { seconds: i16 },
+    ClockJump {
+        seconds: i16,
+    },
     Duplicate,
     Conflict,
-    Replay { edited: bool },
-    Cancel,
+    Replay {
+        edited: bool,
+    },
+    /// One request, or all that there are.
+    Cancel {
+        all: bool,
+    },
 }
 
 const SPELLS: &[Spell] = &[
@@ -132,7 +146,7 @@ impl Blow {
             15 => Self::ClockJump { seconds: rng.i16(-3600..=3600) },
             16 => Self::Duplicate,
             17 => Self::Conflict,
-            18 => Self::Cancel,
+            18 => Self::Cancel { all: rng.u8(0..3) == 0 },
             _ => Self::Replay { edited: rng.bool() },
         }
     }

@@ -175,10 +175,17 @@ impl Storm {
         if self.rng.bool() {
             let spell = Spell::draw(&mut self.rng);
             let (end, strength) = (now + self.rng.u64(500..15_000), self.rng.u16(20..900));
-            let mut world = self.world.lock();
-            world.note(format!("{spell:?} at {strength} until {end}"));
-            if spell == Spell::StaleReads {
-                world.stale_view = Some(world.ledger.chain.clone());
+            {
+                let mut world = self.world.lock();
+                world.note(format!("{spell:?} at {strength} until {end}"));
+                if spell == Spell::StaleReads {
+                    world.stale_view = Some(world.ledger.chain.clone());
+                }
+            }
+            // What stays behind may be on a fork.
+            if spell == Spell::StaleReads && self.rng.bool() {
+                let blocks = self.rng.u8(1..=4);
+                self.reorganise(blocks, 0, now);
             }
             self.spells.push((end, spell, strength));
         } else {
@@ -209,7 +216,7 @@ impl Storm {
             Blow::CutSessions => self.world.lock().queues.end_all_sessions(),
             Blow::Duplicate | Blow::Conflict => self.publish_again(blow == Blow::Conflict),
             Blow::Replay { edited } => self.replay(edited),
-            Blow::Cancel => self.cancel(),
+            Blow::Cancel { all } => self.cancel(all),
         }
     }
 
@@ -283,19 +290,22 @@ impl Storm {
         world.queues.publish(replayed(&chosen, body));
     }
 
-    fn cancel(&mut self) {
+    fn cancel(&mut self, all: bool) {
         let mut world = self.world.lock();
         let ids: Vec<_> = world.checker.published.keys().cloned().collect();
         if ids.is_empty() {
             return;
         }
-        let id = ids[world.rng.usize(..ids.len())].clone();
+        let chosen = ids[world.rng.usize(..ids.len())].clone();
         let store = world.store();
-        let wish = CancelWish { by: "operator".to_owned(), reason: String::new() };
-        let request = RequestId::new(&id).expect("it was published as one");
-        let answer = store.lock().expect("nobody panics with it").wish_cancellation(Timestamp::now(), &request, wish);
-        world.note(format!("cancel {id}: {answer:?}"));
-        world.checker.cancelled.insert(id);
+        for id in ids.into_iter().filter(|id| all || *id == chosen) {
+            let wish = CancelWish { by: "operator".to_owned(), reason: String::new() };
+            let request = RequestId::new(&id).expect("it was published as one");
+            let wished =
+                store.lock().expect("nobody panics with it").wish_cancellation(Timestamp::now(), &request, wish);
+            world.note(format!("cancel {id}: {wished:?}"));
+            world.checker.cancelled.insert(id);
+        }
     }
 
     async fn look_after_processes(&mut self, now: u64) {
