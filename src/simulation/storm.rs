@@ -38,6 +38,8 @@ pub(super) struct Storm {
     next_trouble: u64,
     next_block: u64,
     to_publish: Vec<(u64, Body)>,
+    /// An operator loses patience with what waits, and cancels it all.
+    cancels_at: Option<u64>,
     calm: bool,
 }
 
@@ -76,6 +78,7 @@ impl Storm {
             next_trouble: 2000,
             next_block: 1000,
             to_publish,
+            cancels_at: None,
             calm: false,
         }
     }
@@ -113,6 +116,9 @@ impl Storm {
         if !self.calm && now >= self.next_trouble {
             self.next_trouble = now + self.rng.u64(100..4000);
             self.trouble(now);
+        }
+        if self.cancels_at.take_if(|at| now >= *at).is_some() {
+            self.cancel(true);
         }
         self.weather(now);
         self.look_after_processes(now).await;
@@ -186,6 +192,9 @@ impl Storm {
             if spell == Spell::StaleReads && self.rng.bool() {
                 let blocks = self.rng.u8(1..=4);
                 self.reorganise(blocks, 0, now);
+            }
+            if matches!(spell, Spell::SignerAway | Spell::NoFunds) && self.rng.bool() {
+                self.cancels_at = Some(now + self.rng.u64(500..6000));
             }
             self.spells.push((end, spell, strength));
         } else {
