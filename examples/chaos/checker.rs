@@ -11,9 +11,20 @@ pub(crate) struct ChainTransaction {
     pub(crate) hash: String,
     pub(crate) nonce: u64,
     pub(crate) calldata: Vec<u8>,
-    /// It went to the contract, not to the account itself.
-    pub(crate) is_write: bool,
+    pub(crate) target: Target,
     pub(crate) succeeded: bool,
+}
+
+/// Where a transaction went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// A write.
+    Contract,
+    /// In the place of a write.
+    Itself,
+    /// Somebody else sent it who has the key too.
+    Stranger,
+    Unknown,
 }
 
 /// A message in the dead-letter queue.
@@ -52,6 +63,8 @@ pub(crate) struct Findings {
     pub(crate) reverted: usize,
     /// Transfers of the account to itself, in the place of a write.
     pub(crate) cancelled: usize,
+    /// Nonces that somebody else used.
+    pub(crate) foreign: usize,
     pub(crate) lost: Vec<String>,
     pub(crate) twice: Vec<String>,
     pub(crate) nonce_gaps: Vec<u64>,
@@ -75,12 +88,17 @@ pub(crate) fn check(history: &History) -> Findings {
     let by_body: HashMap<&[u8], usize> =
         history.published.iter().enumerate().map(|(place, message)| (message.body.as_slice(), place)).collect();
     let mut fates: Vec<Fate<'_>> = history.published.iter().map(|_| Fate::default()).collect();
-    for transaction in history.chain.iter().filter(|transaction| transaction.is_write) {
+    for transaction in &history.chain {
         let fate = by_body.get(transaction.calldata.as_slice()).and_then(|place| fates.get_mut(*place));
-        match fate {
-            Some(fate) if transaction.succeeded => fate.effects.push(transaction),
-            Some(_) => findings.reverted += 1,
-            None => findings.wrong.push(format!("{} writes what nobody published", transaction.hash)),
+        match (transaction.target, fate) {
+            (Target::Itself, _) => findings.cancelled += 1,
+            (Target::Stranger, _) => findings.foreign += 1,
+            (Target::Contract, Some(fate)) if transaction.succeeded => fate.effects.push(transaction),
+            (Target::Contract, Some(_)) => findings.reverted += 1,
+            (Target::Contract, None) => {
+                findings.wrong.push(format!("{} writes what nobody published", transaction.hash));
+            }
+            (Target::Unknown, _) => findings.wrong.push(format!("{} goes to nobody known", transaction.hash)),
         }
     }
     for letter in &history.dead {
@@ -100,7 +118,6 @@ pub(crate) fn check(history: &History) -> Findings {
     }
     judge_ids(&messages, &history.finals, &mut findings);
     judge_nonces(history, &mut findings);
-    findings.cancelled = history.chain.iter().filter(|transaction| !transaction.is_write).count();
     findings
 }
 

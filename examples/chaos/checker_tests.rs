@@ -9,7 +9,7 @@ fn message(id: &str, kind: Kind) -> Message {
 
 fn written(message: &Message, nonce: u64) -> ChainTransaction {
     let (hash, calldata) = (format!("0x{nonce}"), message.body.clone());
-    ChainTransaction { hash, nonce, calldata, is_write: true, succeeded: true }
+    ChainTransaction { hash, nonce, calldata, target: Target::Contract, succeeded: true }
 }
 
 fn told(id: &str, nonce: u64) -> FinalEvent {
@@ -29,7 +29,7 @@ fn good() -> History {
     let no_id = message("d", Kind::NoId);
     let too_large = message("e", Kind::TooLarge);
     let reverted = ChainTransaction { succeeded: false, ..written(&later, 1) };
-    let cancelled = ChainTransaction { calldata: Vec::new(), is_write: false, ..written(&later, 2) };
+    let cancelled = ChainTransaction { calldata: Vec::new(), target: Target::Itself, ..written(&later, 2) };
     History {
         chain: vec![written(&write, 0), reverted, cancelled, written(&later, 3)],
         next_nonce: 4,
@@ -177,4 +177,45 @@ fn a_message_with_which_nothing_was_wrong_must_not_die() {
     });
     assert!(findings.lost.is_empty());
     assert_eq!(findings.wrong.len(), 1, "{findings:?}");
+}
+
+/// By somebody else, at the next nonce.
+fn foreign(history: &mut History) {
+    let nonce = history.next_nonce;
+    let calldata = Vec::new();
+    let hash = format!("0x{nonce}");
+    history.chain.push(ChainTransaction { hash, nonce, calldata, target: Target::Stranger, succeeded: true });
+    history.next_nonce += 1;
+}
+
+#[test]
+fn a_foreign_transaction_uses_a_nonce_and_no_more() {
+    let findings = after(foreign);
+    assert!(is_clean(&findings), "{findings:?}");
+    assert_eq!((findings.foreign, findings.cancelled, findings.written), (1, 1, 2));
+}
+
+#[test]
+fn what_is_wrong_is_found_beside_foreign_transactions() {
+    let lost = after(|history| {
+        foreign(history);
+        history.published.push(message("f", Kind::Write));
+    });
+    assert_eq!(lost.lost, ["f"]);
+    let twice = after(|history| {
+        foreign(history);
+        let again = written(&history.published[0], history.next_nonce);
+        history.chain.push(again);
+    });
+    assert_eq!(twice.twice.len(), 1);
+    let gap = after(|history| {
+        history.next_nonce += 1;
+        foreign(history);
+    });
+    assert_eq!(gap.nonce_gaps, [4]);
+    let to_nobody_known = after(|history| {
+        foreign(history);
+        history.chain[4].target = Target::Unknown;
+    });
+    assert_eq!((to_nobody_known.wrong.len(), to_nobody_known.foreign), (1, 0));
 }

@@ -5,10 +5,10 @@ use serde_json::{Value, json};
 use sqlx::Row;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 
-use crate::checker::{ChainTransaction, DeadLetter};
+use crate::checker::{ChainTransaction, DeadLetter, Target};
 use crate::support::rpc::hex;
 use crate::support::{ACCOUNTS, Amqp, Rabbit, RpcClient, Taken};
-use crate::{CONTRACT, QUEUE, VHOST};
+use crate::{CONTRACT, QUEUE, STRANGER, VHOST};
 
 /// Blocks asked for in one HTTP request.
 const BLOCKS: u64 = 50;
@@ -48,12 +48,22 @@ fn of_block(block: &Value, receipts: &Value) -> anyhow::Result<Vec<ChainTransact
                 hash: text(&transaction["hash"]),
                 nonce: u64::from_str_radix(text(&transaction["nonce"]).trim_start_matches("0x"), 16)?,
                 calldata: hex::decode(calldata.trim_start_matches("0x"))?,
-                is_write: text(&transaction["to"]) == CONTRACT,
+                target: target(&text(&transaction["to"])),
                 succeeded: receipt["status"] == "0x1",
             });
         }
     }
     Ok(found)
+}
+
+fn target(to: &str) -> Target {
+    let is = |address: &str| to.eq_ignore_ascii_case(address);
+    match to {
+        _ if is(CONTRACT) => Target::Contract,
+        _ if is(ACCOUNTS[0].0) => Target::Itself,
+        _ if is(STRANGER) => Target::Stranger,
+        _ => Target::Unknown,
+    }
 }
 
 /// Takes them out of their queue.

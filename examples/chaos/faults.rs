@@ -10,7 +10,7 @@ use crate::record::Record;
 use crate::schedule::{Fault, Plan, Planned};
 use crate::support::rpc::hex;
 use crate::support::{ACCOUNTS, Anvil, Mode, Rabbit, RpcClient, TcpProxy};
-use crate::{BLOCK_GAS, CONTRACT, FINALITY, FULL_BALANCE, MAX_FEE_GWEI};
+use crate::{BLOCK_GAS, CONTRACT, FINALITY, FULL_BALANCE, MAX_FEE_GWEI, STRANGER};
 
 /// Gas of a block in which about half of the writes have no room. Most of those can still be simulated, so they have a
 /// nonce when the node refuses them.
@@ -40,6 +40,11 @@ impl Parts<'_> {
                 Fault::Terminate => crew.terminate(planned.pick, planned.length).await,
                 _ => crew.freeze(planned.pick, planned.length).await,
             }),
+            each(&plan.account, record, async |planned: &Planned| {
+                if let Err(error) = send_foreign(rpc, planned.pick).await {
+                    record.say(&format!("no foreign transaction: {error}"));
+                }
+            }),
             each(&plan.contract, record, async |planned: &Planned| close_contract(rpc, planned.length).await),
             each(&plan.way_to_node, record, async |planned: &Planned| fail_way(way_to_node, planned).await),
             each(&plan.way_to_broker, record, async |planned: &Planned| fail_way(way_to_broker, planned).await),
@@ -68,6 +73,23 @@ async fn close_contract(rpc: RpcClient, length: Duration) {
     let _ = rpc.set_storage(CONTRACT, 0, 0).await;
     sleep(length).await;
     let _ = rpc.set_storage(CONTRACT, 0, 1).await;
+}
+
+/// At the account's next nonce or a little above it, for more than the worker may offer.
+async fn send_foreign(rpc: RpcClient, pick: u64) -> Result<(), String> {
+    let account = ACCOUNTS[0].0;
+    let nonce = rpc.nonce(account, "latest").await? + pick % 3;
+    let transaction = json!({
+        "from": account,
+        "to": STRANGER,
+        "value": "0x1",
+        "gas": hex(21_000),
+        "nonce": hex(nonce),
+        "maxFeePerGas": hex(2 * MAX_FEE_GWEI * GWEI),
+        // As in a market: what others pay here is what the worker offers next.
+        "maxPriorityFeePerGas": hex(MAX_FEE_GWEI / 5 * GWEI),
+    });
+    rpc.call("eth_sendTransaction", json!([transaction])).await.map(drop)
 }
 
 fn mode_of(planned: &Planned) -> Mode {

@@ -38,6 +38,8 @@ const QUEUE: &str = "chaos.writes";
 const EVENTS: &str = "chaos.events";
 /// Here stands the contract that refuses some requests for ever and others while it is closed.
 const CONTRACT: &str = "0x000000000000000000000000000000000000c0de";
+/// Whoever else has the key sends to this account; the worker never does.
+const STRANGER: &str = support::ACCOUNTS[9].0;
 const BLOCK_GAS: u64 = 30_000_000;
 const FINALITY: u64 = 2;
 const LEASE_TTL_S: u64 = 3;

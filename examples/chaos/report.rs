@@ -31,6 +31,8 @@ pub(crate) struct Line {
     cancelled: usize,
     blocks: u64,
     seconds: u64,
+    /// Transactions of somebody else with the key.
+    foreign: usize,
 }
 
 /// Everything that a run has to say.
@@ -71,6 +73,7 @@ impl Report {
             cancelled: findings.cancelled,
             blocks: *blocks,
             seconds: *seconds,
+            foreign: findings.foreign,
         }
     }
 
@@ -86,6 +89,7 @@ impl Report {
         row("retries", totals.retries, "went through the wait queues");
         row("reverted", findings.reverted as u64, "transactions that used a nonce and had no effect");
         row("cancelled", findings.cancelled as u64, "nonces that a transfer to the account itself used up");
+        row("foreign", findings.foreign as u64, "nonces that somebody else with the key used up");
         row("blocks", self.blocks, "in the chain");
         row("kills", totals.kills, "of workers, kill -9");
         let mut faults: Vec<_> = totals.faults.iter().collect();
@@ -124,6 +128,7 @@ fn about(fault: Fault) -> &'static str {
         Fault::NodeRefusesLong => "no room in a block for long bodies: cancelled",
         Fault::FeeRise => "base fee above what was offered",
         Fault::FeeSpike => "base fee above fees.max_fee",
+        Fault::ForeignTransaction => "somebody else sends from the account",
         Fault::Drained => "account without funds",
         Fault::BrokerStops => "stop_app, start_app",
         Fault::BrokerKilled => "kill -9 of the node, started on the same data",

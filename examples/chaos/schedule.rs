@@ -30,6 +30,8 @@ pub(crate) enum Fault {
     NodeRefusesLong,
     /// The account has no funds.
     Drained,
+    /// Somebody else sends a transaction from the account.
+    ForeignTransaction,
     /// The contract refuses the requests that it accepts later.
     ContractCloses,
     NodeRefuses,
@@ -73,6 +75,7 @@ pub(crate) struct Plan {
     pub(crate) kills: Vec<Planned>,
     pub(crate) halts: Vec<Planned>,
     pub(crate) node: Vec<Planned>,
+    pub(crate) account: Vec<Planned>,
     pub(crate) contract: Vec<Planned>,
     pub(crate) way_to_node: Vec<Planned>,
     pub(crate) broker: Vec<Planned>,
@@ -98,6 +101,7 @@ const NODE: &[Kind] = &[
     (Fault::FeeSpike, 3_000, 9_000),
     (Fault::Drained, 3_000, 8_000),
 ];
+const ACCOUNT: &[Kind] = &[(Fault::ForeignTransaction, 0, 0)];
 const CONTRACT: &[Kind] = &[(Fault::ContractCloses, 3_000, 8_000)];
 const WAY_TO_NODE: &[Kind] = &[
     (Fault::NodeRefuses, 500, 4_000),
@@ -133,6 +137,7 @@ impl Plan {
             kills: part("kills", KILLS, (300, 2_600)),
             halts: part("halts", HALTS, (6_000, 15_000)),
             node: part("node", NODE, (1_500, 6_000)),
+            account: part("account", ACCOUNT, (3_000, 9_000)),
             contract: part("contract", CONTRACT, (2_000, 6_000)),
             way_to_node: part("way to node", WAY_TO_NODE, (3_000, 9_000)),
             broker: part("broker", BROKER, (10_000, 25_000)),
@@ -169,8 +174,9 @@ mod tests {
     use super::*;
 
     fn all(plan: &Plan) -> Vec<&Planned> {
-        let Plan { kills, halts, node, contract, way_to_node, broker, way_to_broker } = plan;
-        [kills, halts, node, contract, way_to_node, broker, way_to_broker].into_iter().flatten().collect()
+        let Plan { kills, halts, node, account, contract, way_to_node, broker, way_to_broker } = plan;
+        let parts = [kills, halts, node, account, contract, way_to_node, broker, way_to_broker];
+        parts.into_iter().flatten().collect()
     }
 
     #[test]
@@ -190,7 +196,7 @@ mod tests {
 
     #[test]
     fn in_two_minutes_every_fault_comes_and_none_outlasts_the_plan() {
-        let kinds = [KILLS, HALTS, NODE, CONTRACT, WAY_TO_NODE, BROKER, WAY_TO_BROKER];
+        let kinds = [KILLS, HALTS, NODE, ACCOUNT, CONTRACT, WAY_TO_NODE, BROKER, WAY_TO_BROKER];
         let every: HashSet<_> = kinds.into_iter().flatten().map(|(fault, ..)| *fault).collect();
         let duration = Duration::from_secs(120);
         for seed in 0..50 {
