@@ -6,6 +6,7 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use crate::crew::Crew;
+use crate::operator::Operator;
 use crate::record::Record;
 use crate::schedule::{Fault, Plan, Planned};
 use crate::support::rpc::hex;
@@ -26,13 +27,14 @@ pub(crate) struct Parts<'a> {
     pub(crate) way_to_node: &'a TcpProxy,
     pub(crate) way_to_broker: &'a TcpProxy,
     pub(crate) crew: &'a Crew<'a>,
+    pub(crate) operator: &'a Operator<'a>,
     pub(crate) record: &'a Record,
 }
 
 impl Parts<'_> {
     /// Returns when the plan is through, with every fault at its end.
     pub(crate) async fn fail(self, plan: &Plan) {
-        let Parts { rabbit, anvil, way_to_node, way_to_broker, crew, record } = self;
+        let Parts { rabbit, anvil, way_to_node, way_to_broker, crew, operator, record } = self;
         let rpc = anvil.rpc();
         tokio::join!(
             each(&plan.kills, record, async |planned: &Planned| crew.kill(planned.pick).await),
@@ -48,6 +50,7 @@ impl Parts<'_> {
             each(&plan.contract, record, async |planned: &Planned| close_contract(rpc, planned.length).await),
             each(&plan.way_to_node, record, async |planned: &Planned| fail_way(way_to_node, planned).await),
             each(&plan.way_to_broker, record, async |planned: &Planned| fail_way(way_to_broker, planned).await),
+            each(&plan.operator, record, async |planned: &Planned| operator.act(planned).await),
             fail_node(anvil, &plan.node, record),
             fail_broker(rabbit, &plan.broker, record),
         );

@@ -23,6 +23,7 @@ mod faults;
 mod link;
 mod listener;
 mod messages;
+mod operator;
 mod producer;
 mod random;
 mod record;
@@ -34,6 +35,7 @@ mod support;
 
 const VHOST: &str = "/";
 const QUEUE: &str = "chaos.writes";
+const DEAD: &str = "chaos.writes.dead";
 /// Keeps every event from the start.
 const EVENTS: &str = "chaos.events";
 /// Here stands the contract that refuses some requests for ever and others while it is closed.

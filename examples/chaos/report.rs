@@ -33,6 +33,8 @@ pub(crate) struct Line {
     seconds: u64,
     /// Transactions of somebody else with the key.
     foreign: usize,
+    sent_back: usize,
+    wishes: usize,
 }
 
 /// Everything that a run has to say.
@@ -74,6 +76,8 @@ impl Report {
             blocks: *blocks,
             seconds: *seconds,
             foreign: findings.foreign,
+            sent_back: totals.sent_back,
+            wishes: totals.wishes,
         }
     }
 
@@ -90,6 +94,8 @@ impl Report {
         row("reverted", findings.reverted as u64, "transactions that used a nonce and had no effect");
         row("cancelled", findings.cancelled as u64, "nonces that a transfer to the account itself used up");
         row("foreign", findings.foreign as u64, "nonces that somebody else with the key used up");
+        row("sent back", totals.sent_back as u64, "dead letters, by an operator");
+        row("wished cancelled", totals.wishes as u64, "requests, by an operator");
         row("blocks", self.blocks, "in the chain");
         row("kills", totals.kills, "of workers, kill -9");
         let mut faults: Vec<_> = totals.faults.iter().collect();
@@ -147,6 +153,8 @@ mod tests {
             published: 5,
             published_again: 0,
             retries: 0,
+            sent_back: 0,
+            wishes: 0,
             kills: 3,
             faults: HashMap::from([(Fault::Reorg, 2), (Fault::Freeze, 2)]),
             ends: 0,

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::checker::{self, History};
 use crate::crew::Crew;
 use crate::faults::{self, Parts};
+use crate::operator::Operator;
 use crate::record::Record;
 use crate::report::Report;
 use crate::schedule::Plan;
@@ -81,17 +82,19 @@ impl Run {
         let pace = Duration::from_secs(1) / options.rate;
         let producer = producer::produce(uri.clone(), QUEUE, pace, self.seed, Arc::clone(&self.record), stop.clone());
         let producer = tokio::spawn(producer);
-        let listener = Aborted(tokio::spawn(listener::listen(uri, EVENTS, Arc::clone(&self.record))));
+        let listener = Aborted(tokio::spawn(listener::listen(uri.clone(), EVENTS, Arc::clone(&self.record))));
         let progress = Aborted(tokio::spawn(show_progress(Arc::clone(&self.record))));
         let plan = Plan::new(self.seed, self.duration);
         let record = Arc::clone(&self.record);
         let crew = Crew::start(&self.home, &self.binary, &record, options.workers);
+        let operator = Operator { uri, home: &self.home, binary: &self.binary, record: &record };
         let parts = Parts {
             rabbit: &mut self.rabbit,
             anvil: &mut self.anvil,
             way_to_node: &self.way_to_node,
             way_to_broker: &self.way_to_broker,
             crew: &crew,
+            operator: &operator,
             record: &record,
         };
         let storm = async {
@@ -144,6 +147,8 @@ impl Run {
             next_nonce: next_nonce.max(given),
             dead: evidence::dead_letters(&self.rabbit).await,
             finals: self.record.finals(),
+            sent_back: self.record.sent_back(),
+            wishes: self.record.wishes(),
         };
         let mut findings = checker::check(&history);
         findings.wrong.append(faults);

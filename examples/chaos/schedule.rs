@@ -55,6 +55,10 @@ pub(crate) enum Fault {
     BrokerResetsAfterRequest,
     BrokerDelays,
     BrokerCut,
+    /// An operator sends dead letters back.
+    Replay,
+    /// An operator cancels a request.
+    Cancel,
 }
 
 /// One fault of the plan.
@@ -80,6 +84,7 @@ pub(crate) struct Plan {
     pub(crate) way_to_node: Vec<Planned>,
     pub(crate) broker: Vec<Planned>,
     pub(crate) way_to_broker: Vec<Planned>,
+    pub(crate) operator: Vec<Planned>,
 }
 
 /// A fault with its shortest and longest length, in milliseconds.
@@ -128,6 +133,7 @@ const WAY_TO_BROKER: &[Kind] = &[
     (Fault::BrokerDelays, 2_000, 6_000),
     (Fault::BrokerCut, 0, 0),
 ];
+const OPERATOR: &[Kind] = &[(Fault::Replay, 0, 0), (Fault::Cancel, 0, 0), (Fault::Cancel, 0, 0)];
 
 impl Plan {
     pub(crate) fn new(seed: u64, duration: Duration) -> Self {
@@ -142,6 +148,7 @@ impl Plan {
             way_to_node: part("way to node", WAY_TO_NODE, (3_000, 9_000)),
             broker: part("broker", BROKER, (10_000, 25_000)),
             way_to_broker: part("way to broker", WAY_TO_BROKER, (6_000, 15_000)),
+            operator: part("operator", OPERATOR, (1_000, 4_000)),
         }
     }
 }
@@ -174,9 +181,10 @@ mod tests {
     use super::*;
 
     fn all(plan: &Plan) -> Vec<&Planned> {
-        let Plan { kills, halts, node, account, contract, way_to_node, broker, way_to_broker } = plan;
-        let parts = [kills, halts, node, account, contract, way_to_node, broker, way_to_broker];
-        parts.into_iter().flatten().collect()
+        let Plan { kills, halts, node, account, contract, .. } = plan;
+        let Plan { way_to_node, broker, way_to_broker, operator, .. } = plan;
+        let of_chain = [kills, halts, node, account, contract, way_to_node];
+        of_chain.into_iter().chain([broker, way_to_broker, operator]).flatten().collect()
     }
 
     #[test]
@@ -196,7 +204,7 @@ mod tests {
 
     #[test]
     fn in_two_minutes_every_fault_comes_and_none_outlasts_the_plan() {
-        let kinds = [KILLS, HALTS, NODE, ACCOUNT, CONTRACT, WAY_TO_NODE, BROKER, WAY_TO_BROKER];
+        let kinds = [KILLS, HALTS, NODE, ACCOUNT, CONTRACT, WAY_TO_NODE, BROKER, WAY_TO_BROKER, OPERATOR];
         let every: HashSet<_> = kinds.into_iter().flatten().map(|(fault, ..)| *fault).collect();
         let duration = Duration::from_secs(120);
         for seed in 0..50 {
