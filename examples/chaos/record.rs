@@ -68,7 +68,11 @@ impl Record {
 
     pub(crate) fn end(&self, fault: Fault) {
         self.say(&format!("{fault:?} ends"));
-        self.inner().now.retain(|now| *now != fault);
+        let mut inner = self.inner();
+        // Two ways may have the same fault.
+        if let Some(place) = inner.now.iter().position(|now| *now == fault) {
+            inner.now.remove(place);
+        }
     }
 
     pub(crate) fn kill(&self, worker: usize) {

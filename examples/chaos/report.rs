@@ -135,6 +135,8 @@ fn about(fault: Fault) -> &'static str {
         Fault::FeeRise => "base fee above what was offered",
         Fault::FeeSpike => "base fee above fees.max_fee",
         Fault::ForeignTransaction => "somebody else sends from the account",
+        Fault::NodeLags => "the second node, no further than chain.max_lag",
+        Fault::NodeLagsFar => "the second node, further than chain.max_lag",
         Fault::Drained => "account without funds",
         Fault::BrokerStops => "stop_app, start_app",
         Fault::BrokerKilled => "kill -9 of the node, started on the same data",
