@@ -1,7 +1,7 @@
 //! The judge: compares what was published with what the chain, the dead letters and the events say. It knows nothing of
 //! the worker but its promises.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crate::messages::{Kind, Message};
 
@@ -11,9 +11,20 @@ pub(crate) struct ChainTransaction {
     pub(crate) hash: String,
     pub(crate) nonce: u64,
     pub(crate) calldata: Vec<u8>,
-    /// It went to the contract, not to the account itself.
-    pub(crate) is_write: bool,
+    pub(crate) target: Target,
     pub(crate) succeeded: bool,
+}
+
+/// Where a transaction went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// A write.
+    Contract,
+    /// In the place of a write.
+    Itself,
+    /// Somebody else sent it who has the key too.
+    Stranger,
+    Unknown,
 }
 
 /// A message in the dead-letter queue.
@@ -22,6 +33,18 @@ pub(crate) struct DeadLetter {
     pub(crate) id: Option<String>,
     pub(crate) body: Vec<u8>,
     pub(crate) key: String,
+    /// How often an operator had sent the message back before.
+    pub(crate) replay: i64,
+}
+
+/// A dead letter that an operator sent back.
+#[derive(Clone, Debug)]
+pub(crate) struct SentBack {
+    pub(crate) body: Vec<u8>,
+    /// The count that it got, 1 the first time.
+    pub(crate) replay: i64,
+    /// Without the publisher confirm it may not have arrived.
+    pub(crate) is_confirmed: bool,
 }
 
 /// An event that says that a request is final.
@@ -40,6 +63,9 @@ pub(crate) struct History {
     pub(crate) next_nonce: u64,
     pub(crate) dead: Vec<DeadLetter>,
     pub(crate) finals: Vec<FinalEvent>,
+    pub(crate) sent_back: Vec<SentBack>,
+    /// Requests that an operator wished to be cancelled.
+    pub(crate) wishes: HashSet<String>,
 }
 
 /// What does not hold, by id.
@@ -52,6 +78,8 @@ pub(crate) struct Findings {
     pub(crate) reverted: usize,
     /// Transfers of the account to itself, in the place of a write.
     pub(crate) cancelled: usize,
+    /// Nonces that somebody else used.
+    pub(crate) foreign: usize,
     pub(crate) lost: Vec<String>,
     pub(crate) twice: Vec<String>,
     pub(crate) nonce_gaps: Vec<u64>,
@@ -66,49 +94,83 @@ struct Fate<'h> {
     /// Why it is a dead letter: as itself, and as one whose id was taken.
     dead: BTreeSet<&'h str>,
     is_conflict: bool,
+    /// The highest replay count that it was sent back with, and the highest that the broker has given its word for.
+    sent_back: i64,
+    arrived: i64,
+    /// The same as `dead`, of letters that may have been sent back since.
+    doubtful: BTreeSet<&'h str>,
 }
 
-const CONFLICT: &str = "invalid.id_conflict";
+pub(crate) const CONFLICT: &str = "invalid.id_conflict";
+const CANCELLED: &str = "rejected.cancelled";
 
 pub(crate) fn check(history: &History) -> Findings {
     let mut findings = Findings::default();
     let by_body: HashMap<&[u8], usize> =
         history.published.iter().enumerate().map(|(place, message)| (message.body.as_slice(), place)).collect();
     let mut fates: Vec<Fate<'_>> = history.published.iter().map(|_| Fate::default()).collect();
-    for transaction in history.chain.iter().filter(|transaction| transaction.is_write) {
+    for transaction in &history.chain {
         let fate = by_body.get(transaction.calldata.as_slice()).and_then(|place| fates.get_mut(*place));
-        match fate {
-            Some(fate) if transaction.succeeded => fate.effects.push(transaction),
-            Some(_) => findings.reverted += 1,
-            None => findings.wrong.push(format!("{} writes what nobody published", transaction.hash)),
+        match (transaction.target, fate) {
+            (Target::Itself, _) => findings.cancelled += 1,
+            (Target::Stranger, _) => findings.foreign += 1,
+            (Target::Contract, Some(fate)) if transaction.succeeded => fate.effects.push(transaction),
+            (Target::Contract, Some(_)) => findings.reverted += 1,
+            (Target::Contract, None) => {
+                findings.wrong.push(format!("{} writes what nobody published", transaction.hash));
+            }
+            (Target::Unknown, _) => findings.wrong.push(format!("{} goes to nobody known", transaction.hash)),
+        }
+    }
+    for SentBack { body, replay, is_confirmed } in &history.sent_back {
+        if let Some(fate) = by_body.get(body.as_slice()).and_then(|place| fates.get_mut(*place)) {
+            fate.sent_back = fate.sent_back.max(*replay);
+            fate.arrived = fate.arrived.max(if *is_confirmed { *replay } else { 0 });
         }
     }
     for letter in &history.dead {
         let place = by_body.get(letter.body.as_slice());
         let message = place.and_then(|place| history.published.get(*place));
         match (message, place.and_then(|place| fates.get_mut(*place))) {
-            (Some(message), Some(fate)) if message.id == letter.id => match letter.key.as_str() {
-                CONFLICT => fate.is_conflict = true,
-                key => _ = fate.dead.insert(key),
-            },
-            _ => findings.wrong.push(format!("a dead letter that nobody published: {:?}, {}", letter.id, letter.key)),
+            (Some(message), Some(fate)) if message.id == letter.id && letter.replay <= fate.sent_back => {
+                fate.note(letter)
+            }
+            _ => findings.wrong.push(format!("a dead letter that nobody published: {letter:?}")),
+        }
+    }
+    for fate in &mut fates {
+        // Nothing else came of it: then it has not arrived.
+        if fate.effects.is_empty() && fate.dead.is_empty() {
+            fate.dead.append(&mut fate.doubtful);
         }
     }
     let messages: Vec<_> = history.published.iter().zip(&fates).collect();
     for (message, fate) in &messages {
-        judge_message(message, fate, &mut findings);
+        let is_wished = message.id.as_ref().is_some_and(|id| history.wishes.contains(id));
+        judge_message(message, fate, is_wished, &mut findings);
     }
     judge_ids(&messages, &history.finals, &mut findings);
     judge_nonces(history, &mut findings);
-    findings.cancelled = history.chain.iter().filter(|transaction| !transaction.is_write).count();
     findings
+}
+
+impl<'h> Fate<'h> {
+    /// A letter older than what was sent back says nothing: it is a second copy, or was not acked after it was sent back.
+    fn note(&mut self, letter: &'h DeadLetter) {
+        match letter.key.as_str() {
+            CONFLICT => self.is_conflict = true,
+            _ if letter.replay < self.arrived => {}
+            key if letter.replay < self.sent_back => _ = self.doubtful.insert(key),
+            key => _ = self.dead.insert(key),
+        }
+    }
 }
 
 fn name(message: &Message) -> String {
     message.id.clone().unwrap_or_else(|| String::from_utf8_lossy(&message.body).chars().take(60).collect())
 }
 
-fn judge_message(message: &Message, fate: &Fate<'_>, findings: &mut Findings) {
+fn judge_message(message: &Message, fate: &Fate<'_>, is_wished: bool, findings: &mut Findings) {
     let name = name(message);
     let is_dead = !fate.dead.is_empty();
     findings.written += usize::from(!fate.effects.is_empty());
@@ -127,6 +189,7 @@ fn judge_message(message: &Message, fate: &Fate<'_>, findings: &mut Findings) {
     let dead_as = |prefix: &str| is_dead && fate.dead.iter().all(|key| key.starts_with(prefix));
     let is_as_meant = match message.kind {
         _ if fate.is_conflict => true,
+        _ if fate.dead.contains(CANCELLED) => is_wished && fate.dead.len() == 1,
         Kind::Write | Kind::OtherBody => !fate.effects.is_empty(),
         Kind::Later => !fate.effects.is_empty() || dead_as("rejected."),
         Kind::Never => dead_as("rejected."),

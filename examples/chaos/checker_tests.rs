@@ -9,7 +9,7 @@ fn message(id: &str, kind: Kind) -> Message {
 
 fn written(message: &Message, nonce: u64) -> ChainTransaction {
     let (hash, calldata) = (format!("0x{nonce}"), message.body.clone());
-    ChainTransaction { hash, nonce, calldata, is_write: true, succeeded: true }
+    ChainTransaction { hash, nonce, calldata, target: Target::Contract, succeeded: true }
 }
 
 fn told(id: &str, nonce: u64) -> FinalEvent {
@@ -17,7 +17,7 @@ fn told(id: &str, nonce: u64) -> FinalEvent {
 }
 
 fn letter(message: &Message, key: &str) -> DeadLetter {
-    DeadLetter { id: message.id.clone(), body: message.body.clone(), key: key.to_owned() }
+    DeadLetter { id: message.id.clone(), body: message.body.clone(), key: key.to_owned(), replay: 0 }
 }
 
 /// Two writes, one of them after a revert and a cancelled nonce; one of each kind of dead letter.
@@ -29,7 +29,7 @@ fn good() -> History {
     let no_id = message("d", Kind::NoId);
     let too_large = message("e", Kind::TooLarge);
     let reverted = ChainTransaction { succeeded: false, ..written(&later, 1) };
-    let cancelled = ChainTransaction { calldata: Vec::new(), is_write: false, ..written(&later, 2) };
+    let cancelled = ChainTransaction { calldata: Vec::new(), target: Target::Itself, ..written(&later, 2) };
     History {
         chain: vec![written(&write, 0), reverted, cancelled, written(&later, 3)],
         next_nonce: 4,
@@ -41,6 +41,8 @@ fn good() -> History {
             letter(&too_large, "invalid.too_large"),
         ],
         finals: vec![told("a", 0), told("b", 3), told("b", 3)],
+        sent_back: Vec::new(),
+        wishes: HashSet::new(),
         published: vec![write, later, never, other, no_id, too_large],
     }
 }
@@ -177,4 +179,203 @@ fn a_message_with_which_nothing_was_wrong_must_not_die() {
     });
     assert!(findings.lost.is_empty());
     assert_eq!(findings.wrong.len(), 1, "{findings:?}");
+}
+
+/// By somebody else, at the next nonce.
+fn foreign(history: &mut History) {
+    let nonce = history.next_nonce;
+    let calldata = Vec::new();
+    let hash = format!("0x{nonce}");
+    history.chain.push(ChainTransaction { hash, nonce, calldata, target: Target::Stranger, succeeded: true });
+    history.next_nonce += 1;
+}
+
+#[test]
+fn a_foreign_transaction_uses_a_nonce_and_no_more() {
+    let findings = after(foreign);
+    assert!(is_clean(&findings), "{findings:?}");
+    assert_eq!((findings.foreign, findings.cancelled, findings.written), (1, 1, 2));
+}
+
+#[test]
+fn what_is_wrong_is_found_beside_foreign_transactions() {
+    let lost = after(|history| {
+        foreign(history);
+        history.published.push(message("f", Kind::Write));
+    });
+    assert_eq!(lost.lost, ["f"]);
+    let twice = after(|history| {
+        foreign(history);
+        let again = written(&history.published[0], history.next_nonce);
+        history.chain.push(again);
+    });
+    assert_eq!(twice.twice.len(), 1);
+    let gap = after(|history| {
+        history.next_nonce += 1;
+        foreign(history);
+    });
+    assert_eq!(gap.nonce_gaps, [4]);
+    let to_nobody_known = after(|history| {
+        foreign(history);
+        history.chain[4].target = Target::Unknown;
+    });
+    assert_eq!((to_nobody_known.wrong.len(), to_nobody_known.foreign), (1, 0));
+}
+
+fn sent_back(message: &Message, replay: i64, is_confirmed: bool) -> SentBack {
+    SentBack { body: message.body.clone(), replay, is_confirmed }
+}
+
+/// The dead letter of "c" was sent back; what became of it is up to the test. One copy of the old letter was not taken.
+fn replayed(history: &mut History, is_confirmed: bool) {
+    let never = history.published[2].clone();
+    history.dead.remove(0);
+    history.sent_back.push(sent_back(&never, 1, false));
+    if is_confirmed {
+        history.sent_back.push(sent_back(&never, 1, true));
+    }
+}
+
+/// It could be written the second time.
+fn written_then(history: &mut History) {
+    history.published[2].kind = Kind::Later;
+    let again = written(&history.published[2], 4);
+    history.chain.push(again);
+    history.finals.push(told("c", 4));
+    history.next_nonce = 5;
+}
+
+#[test]
+fn a_dead_letter_that_was_sent_back_may_be_written_and_leave_an_older_copy() {
+    for is_confirmed in [true, false] {
+        let findings = after(|history| {
+            replayed(history, is_confirmed);
+            written_then(history);
+        });
+        assert!(is_clean(&findings), "{findings:?}");
+        assert_eq!(findings.written, 3);
+    }
+}
+
+#[test]
+fn a_dead_letter_that_was_sent_back_may_die_again() {
+    for is_confirmed in [true, false] {
+        let findings = after(|history| {
+            replayed(history, is_confirmed);
+            let dead = letter(&history.published[2], "rejected.reverted");
+            history.dead.push(DeadLetter { replay: 1, ..dead });
+        });
+        assert!(is_clean(&findings), "{findings:?}");
+    }
+}
+
+#[test]
+fn a_message_that_was_sent_back_and_is_nowhere_is_lost() {
+    let findings = after(|history| replayed(history, true));
+    assert_eq!(findings.lost, ["c"], "an older copy of the dead letter is no proof");
+    let findings = after(|history| replayed(history, false));
+    assert!(is_clean(&findings), "it may not have arrived: {findings:?}");
+    let findings = after(|history| {
+        replayed(history, false);
+        history.dead.retain(|letter| !letter.key.starts_with("rejected"));
+    });
+    assert_eq!(findings.lost, ["c"]);
+}
+
+#[test]
+fn a_second_effect_of_what_was_sent_back_is_found() {
+    let findings = after(|history| {
+        replayed(history, true);
+        written_then(history);
+        let again = written(&history.published[2], 5);
+        history.chain.push(again);
+    });
+    assert_eq!(findings.twice.len(), 1, "{findings:?}");
+    let dead_and_written = after(|history| {
+        replayed(history, true);
+        written_then(history);
+        let dead = letter(&history.published[2], "rejected.reverted");
+        history.dead.push(DeadLetter { replay: 1, ..dead });
+    });
+    assert_eq!(dead_and_written.twice.len(), 1, "{dead_and_written:?}");
+}
+
+#[test]
+fn a_replay_count_that_nobody_gave_is_found() {
+    let findings = after(|history| history.dead[0].replay = 1);
+    assert_eq!(findings.wrong.len(), 1, "{findings:?}");
+}
+
+/// "a" was cancelled in place of written.
+fn cancelled(history: &mut History) {
+    let dead = letter(&history.published[0], CANCELLED);
+    history.dead.push(dead);
+    history.chain[0] = ChainTransaction { target: Target::Itself, ..history.chain[0].clone() };
+    history.finals.remove(0);
+}
+
+fn wish(history: &mut History, id: &str) {
+    history.wishes.insert(id.to_owned());
+}
+
+#[test]
+fn what_was_wished_cancelled_ends_as_written_or_as_cancelled() {
+    let written = after(|history| wish(history, "a"));
+    let cancelled = after(|history| {
+        wish(history, "a");
+        cancelled(history);
+    });
+    assert!(is_clean(&written) && is_clean(&cancelled), "{written:?} {cancelled:?}");
+    assert_eq!((cancelled.written, cancelled.cancelled), (1, 2));
+}
+
+#[test]
+fn a_cancellation_that_nobody_wished_is_found() {
+    for id in ["b", "c"] {
+        let findings = after(|history| {
+            wish(history, id);
+            cancelled(history);
+        });
+        assert_eq!(findings.wrong.len(), 1, "{findings:?}");
+    }
+    let of_what_may_die_otherwise = after(|history| {
+        for letter in history.dead.iter_mut().filter(|letter| letter.id.as_deref() == Some("c")) {
+            letter.key = CANCELLED.to_owned();
+        }
+    });
+    assert_eq!(of_what_may_die_otherwise.wrong.len(), 1);
+}
+
+#[test]
+fn a_wish_to_cancel_excuses_nothing_else() {
+    let twice = after(|history| {
+        wish(history, "a");
+        let dead = letter(&history.published[0], CANCELLED);
+        history.dead.push(dead);
+    });
+    assert_eq!(twice.twice.len(), 1, "cancelled and written");
+    let lost = after(|history| {
+        wish(history, "a");
+        cancelled(history);
+        history.dead.pop();
+    });
+    assert_eq!(lost.lost, ["a"]);
+    let dead_otherwise = after(|history| {
+        wish(history, "a");
+        cancelled(history);
+        history.dead.last_mut().unwrap().key = "rejected.reverted".to_owned();
+    });
+    assert_eq!(dead_otherwise.wrong.len(), 1);
+    let for_two_reasons = after(|history| {
+        wish(history, "c");
+        history.dead[0].key = CANCELLED.to_owned();
+    });
+    assert_eq!(for_two_reasons.wrong.len(), 1);
+    let cancelled_and_sent_back = after(|history| {
+        wish(history, "a");
+        cancelled(history);
+        let write = history.published[0].clone();
+        history.sent_back.push(sent_back(&write, 1, true));
+    });
+    assert_eq!(cancelled_and_sent_back.lost, ["a"]);
 }

@@ -19,13 +19,22 @@ pub(crate) struct Crew<'a> {
     home: &'a WorkerHome,
     binary: &'a str,
     record: &'a Record,
+    /// In the order of every other worker; the rest have them the other way round.
+    endpoints: [String; 2],
     workers: Vec<Mutex<Worker>>,
     starts: std::cell::Cell<usize>,
 }
 
 impl<'a> Crew<'a> {
-    pub(crate) fn start(home: &'a WorkerHome, binary: &'a str, record: &'a Record, count: usize) -> Self {
-        let mut crew = Self { home, binary, record, workers: Vec::new(), starts: std::cell::Cell::default() };
+    pub(crate) fn start(
+        home: &'a WorkerHome,
+        binary: &'a str,
+        record: &'a Record,
+        count: usize,
+        endpoints: [String; 2],
+    ) -> Self {
+        let starts = std::cell::Cell::default();
+        let mut crew = Self { home, binary, record, endpoints, workers: Vec::new(), starts };
         crew.workers = (0..count).map(|place| Mutex::new(crew.start_one(place))).collect();
         crew
     }
@@ -37,7 +46,13 @@ impl<'a> Crew<'a> {
             // It is only in the way; a missing one is none.
             let _ = std::fs::remove_file(self.home.folder().join(format!("worker-{old}.log")));
         }
-        let worker = self.home.start_with(self.binary, &[("CHAINWRITER__WORKER__INSTANCE", &format!("w{place}"))]);
+        let [first, second] = &self.endpoints;
+        let endpoints = if place.is_multiple_of(2) { [first.as_str(), second] } else { [second.as_str(), first] };
+        let environment = [
+            ("CHAINWRITER__WORKER__INSTANCE", &*format!("w{place}")),
+            ("CHAINWRITER__CHAIN__ENDPOINTS", &endpoints.join(",")),
+        ];
+        let worker = self.home.start_with(self.binary, &environment);
         self.record.say(&format!("worker {place} starts as process {}, log worker-{run}.log", worker.pid()));
         worker
     }

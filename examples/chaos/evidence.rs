@@ -1,17 +1,20 @@
 //! Reads what the run has left: the chain, the dead letters, what is still open.
 
 use anyhow::{Context, ensure};
+use lapin::BasicProperties;
+use lapin::types::AMQPValue;
 use serde_json::{Value, json};
 use sqlx::Row;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 
-use crate::checker::{ChainTransaction, DeadLetter};
+use crate::checker::{ChainTransaction, DeadLetter, Target};
 use crate::support::rpc::hex;
 use crate::support::{ACCOUNTS, Amqp, Rabbit, RpcClient, Taken};
-use crate::{CONTRACT, QUEUE, VHOST};
+use crate::{CONTRACT, DEAD, STRANGER, VHOST};
 
 /// Blocks asked for in one HTTP request.
 const BLOCKS: u64 = 50;
+pub(crate) const REPLAY_COUNT: &str = "cw-replay-count";
 
 /// Every transaction of the account in the chain, and its next nonce.
 pub(crate) async fn chain(rpc: RpcClient) -> anyhow::Result<(Vec<ChainTransaction>, u64, u64)> {
@@ -48,7 +51,7 @@ fn of_block(block: &Value, receipts: &Value) -> anyhow::Result<Vec<ChainTransact
                 hash: text(&transaction["hash"]),
                 nonce: u64::from_str_radix(text(&transaction["nonce"]).trim_start_matches("0x"), 16)?,
                 calldata: hex::decode(calldata.trim_start_matches("0x"))?,
-                is_write: text(&transaction["to"]) == CONTRACT,
+                target: target(&text(&transaction["to"])),
                 succeeded: receipt["status"] == "0x1",
             });
         }
@@ -56,26 +59,45 @@ fn of_block(block: &Value, receipts: &Value) -> anyhow::Result<Vec<ChainTransact
     Ok(found)
 }
 
+fn target(to: &str) -> Target {
+    let is = |address: &str| to.eq_ignore_ascii_case(address);
+    match to {
+        _ if is(CONTRACT) => Target::Contract,
+        _ if is(ACCOUNTS[0].0) => Target::Itself,
+        _ if is(STRANGER) => Target::Stranger,
+        _ => Target::Unknown,
+    }
+}
+
 /// Takes them out of their queue.
 pub(crate) async fn dead_letters(rabbit: &Rabbit) -> Vec<DeadLetter> {
     let amqp = Amqp::connect(&rabbit.uri(VHOST)).await;
-    let taken = amqp.take_all(&format!("{QUEUE}.dead")).await;
+    let taken = amqp.take_all(DEAD).await;
     taken
         .into_iter()
         .map(|Taken { body, routing_key, properties, .. }| DeadLetter {
             id: properties.message_id().as_ref().map(ToString::to_string),
+            replay: replay_count(&properties),
             body,
             key: routing_key,
         })
         .collect()
 }
 
+/// How often an operator has sent a message back.
+pub(crate) fn replay_count(properties: &BasicProperties) -> i64 {
+    match properties.headers().as_ref().and_then(|headers| headers.inner().get(REPLAY_COUNT)) {
+        Some(AMQPValue::LongLongInt(count)) => *count,
+        _ => 0,
+    }
+}
+
 /// What is not done, as sentences: messages in the queues, rows in the journal.
 pub(crate) async fn open(rabbit: &Rabbit, journal: &std::path::Path) -> anyhow::Result<Vec<String>> {
     let mut open = Vec::new();
     for queue in rabbit.list_queues(VHOST).await.map_err(anyhow::Error::msg)? {
-        let is_done_with = queue.name.ends_with(".dead") || queue.name.ends_with(".unrouted");
-        if !is_done_with && queue.ready + queue.unacked > 0 {
+        let stays = queue.name == DEAD || queue.name.ends_with(".unrouted");
+        if queue.unacked > 0 || (queue.ready > 0 && !stays) {
             open.push(format!(
                 "{} holds {} messages, {} of them unacked",
                 queue.name,

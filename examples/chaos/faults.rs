@@ -6,11 +6,13 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use crate::crew::Crew;
+use crate::lagging::{Lag, LaggingNode};
+use crate::operator::Operator;
 use crate::record::Record;
 use crate::schedule::{Fault, Plan, Planned};
 use crate::support::rpc::hex;
 use crate::support::{ACCOUNTS, Anvil, Mode, Rabbit, RpcClient, TcpProxy};
-use crate::{BLOCK_GAS, CONTRACT, FINALITY, FULL_BALANCE, MAX_FEE_GWEI};
+use crate::{BLOCK_GAS, CONTRACT, FINALITY, FULL_BALANCE, MAX_FEE_GWEI, MAX_LAG, STRANGER};
 
 /// Gas of a block in which about half of the writes have no room. Most of those can still be simulated, so they have a
 /// nonce when the node refuses them.
@@ -23,16 +25,19 @@ const REORG_TRIES: u32 = 4;
 pub(crate) struct Parts<'a> {
     pub(crate) rabbit: &'a mut Rabbit,
     pub(crate) anvil: &'a mut Anvil,
+    pub(crate) second: &'a LaggingNode,
     pub(crate) way_to_node: &'a TcpProxy,
+    pub(crate) way_to_second: &'a TcpProxy,
     pub(crate) way_to_broker: &'a TcpProxy,
     pub(crate) crew: &'a Crew<'a>,
+    pub(crate) operator: &'a Operator<'a>,
     pub(crate) record: &'a Record,
 }
 
 impl Parts<'_> {
     /// Returns when the plan is through, with every fault at its end.
     pub(crate) async fn fail(self, plan: &Plan) {
-        let Parts { rabbit, anvil, way_to_node, way_to_broker, crew, record } = self;
+        let Parts { rabbit, anvil, second, way_to_node, way_to_second, way_to_broker, crew, operator, record } = self;
         let rpc = anvil.rpc();
         tokio::join!(
             each(&plan.kills, record, async |planned: &Planned| crew.kill(planned.pick).await),
@@ -40,9 +45,17 @@ impl Parts<'_> {
                 Fault::Terminate => crew.terminate(planned.pick, planned.length).await,
                 _ => crew.freeze(planned.pick, planned.length).await,
             }),
+            each(&plan.account, record, async |planned: &Planned| {
+                if let Err(error) = send_foreign(rpc, planned.pick).await {
+                    record.say(&format!("no foreign transaction: {error}"));
+                }
+            }),
             each(&plan.contract, record, async |planned: &Planned| close_contract(rpc, planned.length).await),
+            each(&plan.lag, record, async |planned: &Planned| lag(second, planned).await),
             each(&plan.way_to_node, record, async |planned: &Planned| fail_way(way_to_node, planned).await),
+            each(&plan.way_to_second, record, async |planned: &Planned| fail_way(way_to_second, planned).await),
             each(&plan.way_to_broker, record, async |planned: &Planned| fail_way(way_to_broker, planned).await),
+            each(&plan.operator, record, async |planned: &Planned| operator.act(planned).await),
             fail_node(anvil, &plan.node, record),
             fail_broker(rabbit, &plan.broker, record),
         );
@@ -68,6 +81,33 @@ async fn close_contract(rpc: RpcClient, length: Duration) {
     let _ = rpc.set_storage(CONTRACT, 0, 0).await;
     sleep(length).await;
     let _ = rpc.set_storage(CONTRACT, 0, 1).await;
+}
+
+/// At the account's next nonce or a little above it, for more than the worker may offer.
+async fn send_foreign(rpc: RpcClient, pick: u64) -> Result<(), String> {
+    let account = ACCOUNTS[0].0;
+    let nonce = rpc.nonce(account, "latest").await? + pick % 3;
+    let transaction = json!({
+        "from": account,
+        "to": STRANGER,
+        "value": "0x1",
+        "gas": hex(21_000),
+        "nonce": hex(nonce),
+        "maxFeePerGas": hex(2 * MAX_FEE_GWEI * GWEI),
+        // As in a market: what others pay here is what the worker offers next.
+        "maxPriorityFeePerGas": hex(MAX_FEE_GWEI / 5 * GWEI),
+    });
+    rpc.call("eth_sendTransaction", json!([transaction])).await.map(drop)
+}
+
+async fn lag(node: &LaggingNode, planned: &Planned) {
+    let blocks = match planned.fault {
+        Fault::NodeLags => 1 + planned.pick % MAX_LAG,
+        _ => MAX_LAG + 1 + planned.pick % 10,
+    };
+    node.set(Some(Lag { blocks, swallows: (planned.pick >> 32).is_multiple_of(2) }));
+    sleep(planned.length).await;
+    node.set(None);
 }
 
 fn mode_of(planned: &Planned) -> Mode {
@@ -220,7 +260,7 @@ async fn fail_broker(rabbit: &mut Rabbit, planned: &[Planned], record: &Record) 
 }
 
 /// After the last fault: nothing is in the way any more.
-pub(crate) async fn heal(rpc: RpcClient, ways: [&TcpProxy; 2]) -> Result<(), String> {
+pub(crate) async fn heal(rpc: RpcClient, ways: [&TcpProxy; 3]) -> Result<(), String> {
     for way in ways {
         way.set_mode(Mode::Pass);
     }

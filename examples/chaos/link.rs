@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use lapin::options::ConfirmSelectOptions;
-use lapin::{Channel, Connection, ConnectionProperties};
+use anyhow::{Context, ensure};
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
 use tokio::time::timeout;
 
 /// For one answer of the broker. A memory alarm holds answers back for longer; then it is tried anew.
@@ -23,6 +24,21 @@ impl Link {
         let channel = timeout(LIMIT, connection.create_channel()).await??;
         timeout(LIMIT, channel.confirm_select(ConfirmSelectOptions::default())).await??;
         Ok(Self { channel, connection })
+    }
+
+    /// Returns when the broker has given its word for the message.
+    pub(crate) async fn publish(
+        &self,
+        exchange: &str,
+        key: &str,
+        properties: BasicProperties,
+        body: &[u8],
+    ) -> anyhow::Result<()> {
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let sent = self.channel.basic_publish(exchange.into(), key.into(), options, body, properties);
+        let confirm = timeout(LIMIT, async { sent.await?.await }).await.context("no publisher confirm")??;
+        ensure!(confirm == Confirmation::Ack(None), "the broker answers {confirm:?}");
+        Ok(())
     }
 
     /// In the background: a blocked connection may take long to close.

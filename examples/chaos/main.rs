@@ -20,9 +20,11 @@ mod checker;
 mod crew;
 mod evidence;
 mod faults;
+mod lagging;
 mod link;
 mod listener;
 mod messages;
+mod operator;
 mod producer;
 mod random;
 mod record;
@@ -34,12 +36,16 @@ mod support;
 
 const VHOST: &str = "/";
 const QUEUE: &str = "chaos.writes";
+const DEAD: &str = "chaos.writes.dead";
 /// Keeps every event from the start.
 const EVENTS: &str = "chaos.events";
 /// Here stands the contract that refuses some requests for ever and others while it is closed.
 const CONTRACT: &str = "0x000000000000000000000000000000000000c0de";
+/// Whoever else has the key sends to this account; the worker never does.
+const STRANGER: &str = support::ACCOUNTS[9].0;
 const BLOCK_GAS: u64 = 30_000_000;
 const FINALITY: u64 = 2;
+const MAX_LAG: u64 = 4;
 const LEASE_TTL_S: u64 = 3;
 const MAX_FEE_GWEI: u64 = 50;
 const FULL_BALANCE: u128 = 10_000_000_000_000_000_000_000;

@@ -3,13 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
-use lapin::options::BasicPublishOptions;
-use lapin::{BasicProperties, Confirmation};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use lapin::BasicProperties;
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::link::{LIMIT, Link, PAUSE};
+use crate::link::{Link, PAUSE};
 use crate::messages::{Message, Messages, Next};
 use crate::record::Record;
 
@@ -64,9 +62,5 @@ async fn publish(link: &mut Option<Link>, uri: &str, queue: &str, message: &Mess
         Some(id) => properties.with_message_id(id.as_str().into()),
         None => properties,
     };
-    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-    let sent = link.channel.basic_publish("".into(), queue.into(), options, &message.body, properties);
-    let confirm = timeout(LIMIT, async { sent.await?.await }).await.context("no publisher confirm")??;
-    ensure!(confirm == Confirmation::Ack(None), "the broker answers {confirm:?}");
-    Ok(())
+    link.publish("", queue, properties, &message.body).await
 }

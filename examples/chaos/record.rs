@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::checker::FinalEvent;
+use crate::checker::{FinalEvent, SentBack};
 use crate::messages::Message;
 use crate::schedule::Fault;
 
@@ -21,6 +21,8 @@ struct Inner {
     finals: HashSet<FinalEvent>,
     final_ids: HashSet<String>,
     retries: u64,
+    sent_back: Vec<SentBack>,
+    wishes: HashSet<String>,
     kills: u64,
     faults: BTreeMap<Fault, u64>,
     now: Vec<Fault>,
@@ -66,7 +68,11 @@ impl Record {
 
     pub(crate) fn end(&self, fault: Fault) {
         self.say(&format!("{fault:?} ends"));
-        self.inner().now.retain(|now| *now != fault);
+        let mut inner = self.inner();
+        // Two ways may have the same fault.
+        if let Some(place) = inner.now.iter().position(|now| *now == fault) {
+            inner.now.remove(place);
+        }
     }
 
     pub(crate) fn kill(&self, worker: usize) {
@@ -107,6 +113,24 @@ impl Record {
         self.inner().retries += 1;
     }
 
+    /// Before it is published, and once more when it has its publisher confirm.
+    pub(crate) fn send_back(&self, letter: SentBack) {
+        self.inner().sent_back.push(letter);
+    }
+
+    pub(crate) fn sent_back(&self) -> Vec<SentBack> {
+        self.inner().sent_back.clone()
+    }
+
+    /// The request may end as cancelled from now on.
+    pub(crate) fn wish_cancelled(&self, id: String) {
+        self.inner().wishes.insert(id);
+    }
+
+    pub(crate) fn wishes(&self) -> HashSet<String> {
+        self.inner().wishes.clone()
+    }
+
     pub(crate) fn finals(&self) -> Vec<FinalEvent> {
         self.inner().finals.iter().cloned().collect()
     }
@@ -131,6 +155,8 @@ impl Record {
             published: inner.published.len(),
             published_again: inner.published_again,
             retries: inner.retries,
+            sent_back: inner.sent_back.iter().filter(|letter| letter.is_confirmed).count(),
+            wishes: inner.wishes.len(),
             kills: inner.kills,
             faults: inner.faults.iter().map(|(fault, count)| (*fault, *count)).collect::<HashMap<_, _>>(),
             ends: inner.ends,
@@ -144,6 +170,9 @@ pub(crate) struct Totals {
     pub(crate) published: usize,
     pub(crate) published_again: u64,
     pub(crate) retries: u64,
+    /// Dead letters that an operator sent back, and requests that one wished to be cancelled.
+    pub(crate) sent_back: usize,
+    pub(crate) wishes: usize,
     pub(crate) kills: u64,
     pub(crate) faults: HashMap<Fault, u64>,
     pub(crate) ends: u64,

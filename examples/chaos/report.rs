@@ -31,6 +31,10 @@ pub(crate) struct Line {
     cancelled: usize,
     blocks: u64,
     seconds: u64,
+    /// Transactions of somebody else with the key.
+    foreign: usize,
+    sent_back: usize,
+    wishes: usize,
 }
 
 /// Everything that a run has to say.
@@ -71,6 +75,9 @@ impl Report {
             cancelled: findings.cancelled,
             blocks: *blocks,
             seconds: *seconds,
+            foreign: findings.foreign,
+            sent_back: totals.sent_back,
+            wishes: totals.wishes,
         }
     }
 
@@ -86,6 +93,9 @@ impl Report {
         row("retries", totals.retries, "went through the wait queues");
         row("reverted", findings.reverted as u64, "transactions that used a nonce and had no effect");
         row("cancelled", findings.cancelled as u64, "nonces that a transfer to the account itself used up");
+        row("foreign", findings.foreign as u64, "nonces that somebody else with the key used up");
+        row("sent back", totals.sent_back as u64, "dead letters, by an operator");
+        row("wished cancelled", totals.wishes as u64, "requests, by an operator");
         row("blocks", self.blocks, "in the chain");
         row("kills", totals.kills, "of workers, kill -9");
         let mut faults: Vec<_> = totals.faults.iter().collect();
@@ -124,6 +134,9 @@ fn about(fault: Fault) -> &'static str {
         Fault::NodeRefusesLong => "no room in a block for long bodies: cancelled",
         Fault::FeeRise => "base fee above what was offered",
         Fault::FeeSpike => "base fee above fees.max_fee",
+        Fault::ForeignTransaction => "somebody else sends from the account",
+        Fault::NodeLags => "the second node, no further than chain.max_lag",
+        Fault::NodeLagsFar => "the second node, further than chain.max_lag",
         Fault::Drained => "account without funds",
         Fault::BrokerStops => "stop_app, start_app",
         Fault::BrokerKilled => "kill -9 of the node, started on the same data",
@@ -142,6 +155,8 @@ mod tests {
             published: 5,
             published_again: 0,
             retries: 0,
+            sent_back: 0,
+            wishes: 0,
             kills: 3,
             faults: HashMap::from([(Fault::Reorg, 2), (Fault::Freeze, 2)]),
             ends: 0,

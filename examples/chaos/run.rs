@@ -12,6 +12,8 @@ use tokio_util::sync::CancellationToken;
 use crate::checker::{self, History};
 use crate::crew::Crew;
 use crate::faults::{self, Parts};
+use crate::lagging::LaggingNode;
+use crate::operator::Operator;
 use crate::record::Record;
 use crate::report::Report;
 use crate::schedule::Plan;
@@ -19,8 +21,8 @@ use crate::support::{
     self, Amqp, Anvil, AnvilConfig, Rabbit, RabbitConfig, TcpProxy, WorkerConfig, WorkerHome, contracts,
 };
 use crate::{
-    BLOCK_GAS, CONTRACT, EVENTS, FINALITY, LEASE_TTL_S, MAX_FEE_GWEI, Options, QUEUE, VHOST, evidence, listener,
-    messages, producer,
+    BLOCK_GAS, CONTRACT, EVENTS, FINALITY, LEASE_TTL_S, MAX_FEE_GWEI, MAX_LAG, Options, QUEUE, VHOST, evidence,
+    listener, messages, producer,
 };
 
 const PROGRESS: Duration = Duration::from_secs(10);
@@ -34,8 +36,10 @@ pub(crate) struct Run {
     binary: String,
     rabbit: Rabbit,
     anvil: Anvil,
+    second: LaggingNode,
     way_to_broker: TcpProxy,
     way_to_node: TcpProxy,
+    way_to_second: TcpProxy,
     home: WorkerHome,
     record: Arc<Record>,
 }
@@ -52,11 +56,25 @@ impl Run {
             ..AnvilConfig::default()
         };
         let (rabbit, anvil) = tokio::join!(Rabbit::start(RabbitConfig::default()), Anvil::start(blocks));
+        let second = LaggingNode::start(anvil.rpc()).await;
         let way_to_broker = TcpProxy::start(rabbit.address()).await;
         let way_to_node = TcpProxy::start(anvil.address()).await;
+        let way_to_second = TcpProxy::start(second.node.address()).await;
         let home = WorkerHome::new(&configuration(&rabbit, &way_to_broker, &way_to_node));
         let record = Arc::new(Record::new(&home.folder().join("chaos.log"))?);
-        let run = Self { seed, duration, binary, rabbit, anvil, way_to_broker, way_to_node, home, record };
+        let run = Self {
+            seed,
+            duration,
+            binary,
+            rabbit,
+            anvil,
+            second,
+            way_to_broker,
+            way_to_node,
+            way_to_second,
+            home,
+            record,
+        };
         run.prepare().await?;
         Ok(run)
     }
@@ -81,17 +99,22 @@ impl Run {
         let pace = Duration::from_secs(1) / options.rate;
         let producer = producer::produce(uri.clone(), QUEUE, pace, self.seed, Arc::clone(&self.record), stop.clone());
         let producer = tokio::spawn(producer);
-        let listener = Aborted(tokio::spawn(listener::listen(uri, EVENTS, Arc::clone(&self.record))));
+        let listener = Aborted(tokio::spawn(listener::listen(uri.clone(), EVENTS, Arc::clone(&self.record))));
         let progress = Aborted(tokio::spawn(show_progress(Arc::clone(&self.record))));
         let plan = Plan::new(self.seed, self.duration);
         let record = Arc::clone(&self.record);
-        let crew = Crew::start(&self.home, &self.binary, &record, options.workers);
+        let endpoints = [self.way_to_node.url(), self.way_to_second.url()];
+        let crew = Crew::start(&self.home, &self.binary, &record, options.workers, endpoints);
+        let operator = Operator { uri, home: &self.home, binary: &self.binary, record: &record };
         let parts = Parts {
             rabbit: &mut self.rabbit,
             anvil: &mut self.anvil,
+            second: &self.second,
             way_to_node: &self.way_to_node,
+            way_to_second: &self.way_to_second,
             way_to_broker: &self.way_to_broker,
             crew: &crew,
+            operator: &operator,
             record: &record,
         };
         let storm = async {
@@ -104,7 +127,8 @@ impl Run {
         }
         stop.cancel();
         record.say("no more faults");
-        faults::heal(self.anvil.rpc(), [&self.way_to_node, &self.way_to_broker]).await.map_err(anyhow::Error::msg)?;
+        let ways = [&self.way_to_node, &self.way_to_second, &self.way_to_broker];
+        faults::heal(self.anvil.rpc(), ways).await.map_err(anyhow::Error::msg)?;
         println!("No more faults; waiting until everything is done");
         producer.await?;
         let open = tokio::select! {
@@ -144,6 +168,8 @@ impl Run {
             next_nonce: next_nonce.max(given),
             dead: evidence::dead_letters(&self.rabbit).await,
             finals: self.record.finals(),
+            sent_back: self.record.sent_back(),
+            wishes: self.record.wishes(),
         };
         let mut findings = checker::check(&history);
         findings.wrong.append(faults);
@@ -198,6 +224,7 @@ fn configuration(rabbit: &Rabbit, way_to_broker: &TcpProxy, way_to_node: &TcpPro
         .with("broker", format!("max_body = {}\nmax_hold = \"20s\"\npark_delay = \"2s\"", messages::MAX_BODY))
         .with("broker", "confirm_timeout = \"5s\"")
         .with("chain", format!("finality = {FINALITY}\ntimeout = \"2s\"\npoll_interval = \"200ms\""))
+        .with("chain", format!("max_lag = {MAX_LAG}"))
         .with("chain", "resend_after = \"3s\"\nreplace_after = \"6s\"\nrefused_after = \"1s\"")
         .with("fees", format!("max_fee = \"{MAX_FEE_GWEI} gwei\""))
         .with("retry", "max_attempts = 6\ninitial_delay = \"1s\"\nmultiplier = 2.0\nmax_delay = \"4s\"")

@@ -30,8 +30,14 @@ pub(crate) enum Fault {
     NodeRefusesLong,
     /// The account has no funds.
     Drained,
+    /// Somebody else sends a transaction from the account.
+    ForeignTransaction,
     /// The contract refuses the requests that it accepts later.
     ContractCloses,
+    /// The second node is behind, by `chain.max_lag` at most.
+    NodeLags,
+    /// The second node is behind by more than `chain.max_lag`.
+    NodeLagsFar,
     NodeRefuses,
     NodeSwallows,
     NodeDropsAnswers,
@@ -53,6 +59,10 @@ pub(crate) enum Fault {
     BrokerResetsAfterRequest,
     BrokerDelays,
     BrokerCut,
+    /// An operator sends dead letters back.
+    Replay,
+    /// An operator cancels a request.
+    Cancel,
 }
 
 /// One fault of the plan.
@@ -73,10 +83,14 @@ pub(crate) struct Plan {
     pub(crate) kills: Vec<Planned>,
     pub(crate) halts: Vec<Planned>,
     pub(crate) node: Vec<Planned>,
+    pub(crate) account: Vec<Planned>,
     pub(crate) contract: Vec<Planned>,
+    pub(crate) lag: Vec<Planned>,
     pub(crate) way_to_node: Vec<Planned>,
+    pub(crate) way_to_second: Vec<Planned>,
     pub(crate) broker: Vec<Planned>,
     pub(crate) way_to_broker: Vec<Planned>,
+    pub(crate) operator: Vec<Planned>,
 }
 
 /// A fault with its shortest and longest length, in milliseconds.
@@ -98,7 +112,10 @@ const NODE: &[Kind] = &[
     (Fault::FeeSpike, 3_000, 9_000),
     (Fault::Drained, 3_000, 8_000),
 ];
+const ACCOUNT: &[Kind] = &[(Fault::ForeignTransaction, 0, 0)];
 const CONTRACT: &[Kind] = &[(Fault::ContractCloses, 3_000, 8_000)];
+// Longer than the ten seconds between two looks at how far each endpoint is, most of them.
+const LAG: &[Kind] = &[(Fault::NodeLags, 6_000, 20_000), (Fault::NodeLagsFar, 6_000, 20_000)];
 const WAY_TO_NODE: &[Kind] = &[
     (Fault::NodeRefuses, 500, 4_000),
     (Fault::NodeSwallows, 1_000, 6_000),
@@ -124,6 +141,7 @@ const WAY_TO_BROKER: &[Kind] = &[
     (Fault::BrokerDelays, 2_000, 6_000),
     (Fault::BrokerCut, 0, 0),
 ];
+const OPERATOR: &[Kind] = &[(Fault::Replay, 0, 0), (Fault::Cancel, 0, 0), (Fault::Cancel, 0, 0)];
 
 impl Plan {
     pub(crate) fn new(seed: u64, duration: Duration) -> Self {
@@ -133,10 +151,14 @@ impl Plan {
             kills: part("kills", KILLS, (300, 2_600)),
             halts: part("halts", HALTS, (6_000, 15_000)),
             node: part("node", NODE, (1_500, 6_000)),
+            account: part("account", ACCOUNT, (3_000, 9_000)),
             contract: part("contract", CONTRACT, (2_000, 6_000)),
+            lag: part("lag", LAG, (3_000, 8_000)),
             way_to_node: part("way to node", WAY_TO_NODE, (3_000, 9_000)),
+            way_to_second: part("way to second", WAY_TO_NODE, (3_000, 9_000)),
             broker: part("broker", BROKER, (10_000, 25_000)),
             way_to_broker: part("way to broker", WAY_TO_BROKER, (6_000, 15_000)),
+            operator: part("operator", OPERATOR, (1_000, 4_000)),
         }
     }
 }
@@ -169,8 +191,10 @@ mod tests {
     use super::*;
 
     fn all(plan: &Plan) -> Vec<&Planned> {
-        let Plan { kills, halts, node, contract, way_to_node, broker, way_to_broker } = plan;
-        [kills, halts, node, contract, way_to_node, broker, way_to_broker].into_iter().flatten().collect()
+        let Plan { kills, halts, node, account, contract, lag, .. } = plan;
+        let Plan { way_to_node, way_to_second, broker, way_to_broker, operator, .. } = plan;
+        let of_chain = [kills, halts, node, account, contract, lag, way_to_node, way_to_second];
+        of_chain.into_iter().chain([broker, way_to_broker, operator]).flatten().collect()
     }
 
     #[test]
@@ -190,7 +214,7 @@ mod tests {
 
     #[test]
     fn in_two_minutes_every_fault_comes_and_none_outlasts_the_plan() {
-        let kinds = [KILLS, HALTS, NODE, CONTRACT, WAY_TO_NODE, BROKER, WAY_TO_BROKER];
+        let kinds = [KILLS, HALTS, NODE, ACCOUNT, CONTRACT, LAG, WAY_TO_NODE, BROKER, WAY_TO_BROKER, OPERATOR];
         let every: HashSet<_> = kinds.into_iter().flatten().map(|(fault, ..)| *fault).collect();
         let duration = Duration::from_secs(120);
         for seed in 0..50 {

@@ -46,6 +46,10 @@ impl FilteringNode {
         Self { address }
     }
 
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
