@@ -80,7 +80,7 @@ impl Lane {
             None => Ok(()),
         };
         let checked = match closed {
-            Ok(()) => self.check_final_blocks(lease).await?,
+            Ok(()) => self.check_final_blocks(lease, final_up_to).await?,
             Err(error) => Err(error),
         };
         if checked.is_err() {

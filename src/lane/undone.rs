@@ -82,8 +82,13 @@ impl Lane {
 
     /// Compares the journal's last final blocks with the chain, newest first, down to one that is still part of it: what
     /// that one stands on is part of it too. Settle tells of those that are gone. Crash before it has: the next owner
-    /// compares again. The outer error is the journal's, the inner one the chain's.
-    pub(super) async fn check_final_blocks(&mut self, lease: &Lease) -> Result<Result<(), ChainError>, JournalError> {
+    /// compares again. `height` is the highest final block: a block is gone when the one in its place is final, and not
+    /// when a node behind has another one at its newest end. The outer error is the journal's, the inner one the chain's.
+    pub(super) async fn check_final_blocks(
+        &mut self,
+        lease: &Lease,
+        height: Option<BlockNumber>,
+    ) -> Result<Result<(), ChainError>, JournalError> {
         if self.undone.checks == 0 {
             return Ok(Ok(()));
         }
@@ -101,6 +106,7 @@ impl Lane {
                 let standing = match known.filter(|(hash, _)| *hash == included.block_hash) {
                     Some((_, standing)) => standing,
                     None => match self.tracker.standing(included.block_number, included.block_hash).await {
+                        Ok(Standing::Gone) if Some(included.block_number) > height => Standing::Unknown,
                         Ok(standing) => standing,
                         Err(error) => return Ok(Err(error)),
                     },
