@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{self, Faults};
+use crate::config::{self, Faults, Settings};
 use crate::journal::JournalError;
 
 mod cancel;
@@ -86,21 +86,33 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
     if matches!(arguments.command, Command::Run) {
         run::with_deep_stacks();
     }
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(run::RUNTIME_STACK_BYTES).build()?;
-    let done = runtime.block_on(async {
-        match arguments.command {
-            Command::Run => run::run(settings).await,
-            Command::Check(arguments) => check::run(arguments, settings).await,
-            Command::Topology(arguments) => topology::run(arguments, settings).await,
-            Command::Publish(arguments) => publish::run(arguments, settings).await,
-            Command::Status(arguments) => status::run(arguments, settings).await,
-            Command::Cancel(arguments) => cancel::run(arguments, settings).await,
-        }
-    });
-    // What was cut off by a drain's deadline must not hold up the exit.
-    runtime.shutdown_timeout(std::time::Duration::from_millis(500));
-    done
+    // One thread for all tasks: they hand batches to one another, and waking another thread for each costs more than the
+    // work. What computes has threads of its own (signing, the journal, the client library).
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .thread_stack_size(run::RUNTIME_STACK_BYTES)
+        .build()?;
+    let work = move || {
+        let done = runtime.block_on(perform(arguments.command, settings));
+        // What was cut off by a drain's deadline must not hold up the exit.
+        runtime.shutdown_timeout(std::time::Duration::from_millis(500));
+        done
+    };
+    let thread =
+        std::thread::Builder::new().name("tasks".to_owned()).stack_size(run::RUNTIME_STACK_BYTES).spawn(work)?;
+    // Its panic has been told already.
+    thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a fault of chainwriter ended it")))
+}
+
+async fn perform(command: Command, settings: Settings) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Run => run::run(settings).await,
+        Command::Check(arguments) => check::run(arguments, settings).await,
+        Command::Topology(arguments) => topology::run(arguments, settings).await,
+        Command::Publish(arguments) => publish::run(arguments, settings).await,
+        Command::Status(arguments) => status::run(arguments, settings).await,
+        Command::Cancel(arguments) => cancel::run(arguments, settings).await,
+    }
 }
 
 #[expect(clippy::print_stderr, reason = "the command line speaks to a person")]
