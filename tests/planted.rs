@@ -13,7 +13,7 @@ use config::{Config, File, FileFormat};
 use serde::Deserialize;
 
 /// Seeds tried for each bug.
-const MOST_SEEDS: u64 = 600;
+const MOST_SEEDS: u64 = 2000;
 /// What the simulation needs to be built.
 const TREE: &[&str] = &["Cargo.toml", "Cargo.lock", "worker.toml", "src", "migrations", "examples", "tests"];
 

@@ -95,14 +95,64 @@ const SPELLS: &[Spell] = &[
     Spell::NoFunds,
 ];
 
-impl Spell {
+/// Draws a blow of one kind; how often, beside the others.
+type Kind = (fn(&mut Rng) -> Blow, u32);
+
+const BLOWS: &[Kind] = &[
+    (|rng| Blow::Kill { polls: rng.u16(1..600) }, 5),
+    (|rng| Blow::Freeze { ms: rng.u16(500..25_000) }, 1),
+    (|_| Blow::Stop, 1),
+    (|rng| Blow::Reorg { blocks: rng.u8(1..=4), kept: rng.u16(0..=1000) }, 3),
+    (|_| Blow::Evict, 1),
+    (|_| Blow::ForgetPool, 1),
+    (|_| Blow::Foreign, 2),
+    (|_| Blow::CutSessions, 1),
+    (|rng| Blow::ClockJump { seconds: rng.i16(-3600..=3600) }, 1),
+    (|_| Blow::Duplicate, 1),
+    (|_| Blow::Conflict, 1),
+    (|rng| Blow::Cancel { all: rng.u8(0..3) == 0 }, 1),
+    (|rng| Blow::Replay { edited: rng.bool() }, 2),
+];
+
+/// What may go wrong in one run: everything, or about half of it. What one fault would cover up shows where it is left out
+/// (swarm testing).
+#[derive(Debug)]
+pub(super) struct Swarm {
+    spells: Vec<Spell>,
+    /// Kinds of blows with their weights.
+    blows: Vec<Kind>,
+}
+
+impl Swarm {
     pub(super) fn draw(rng: &mut Rng) -> Self {
-        match SPELLS[rng.usize(..SPELLS.len())] {
-            Self::FeeSpike(_) => Self::FeeSpike(rng.u16(150..1600)),
-            spell => spell,
+        let (mut spells, mut blows) = (SPELLS.to_vec(), BLOWS.to_vec());
+        if rng.bool() {
+            spells.retain(|_| rng.bool());
+            blows.retain(|_| rng.bool());
         }
+        Self { spells, blows }
     }
 
+    pub(super) fn spell(&self, rng: &mut Rng) -> Option<Spell> {
+        Some(match rng.choice(&self.spells)? {
+            Spell::FeeSpike(_) => Spell::FeeSpike(rng.u16(150..1600)),
+            spell => *spell,
+        })
+    }
+
+    pub(super) fn blow(&self, rng: &mut Rng) -> Option<Blow> {
+        let all: u32 = self.blows.iter().map(|(_, weight)| weight).sum();
+        let mut place = rng.u32(0..all.max(1));
+        let hit = self.blows.iter().find(|(_, weight)| {
+            let is_hit = place < *weight;
+            place = place.saturating_sub(*weight);
+            is_hit
+        });
+        hit.map(|(draw, _)| draw(rng))
+    }
+}
+
+impl Spell {
     /// What it does to the weather.
     pub(super) fn apply(self, weather: &mut Weather, strength: Odds) {
         let rare = strength / 25;
@@ -128,26 +178,6 @@ impl Spell {
             Self::CommitsUnknown => weather.commits_unknown = rare,
             Self::Slow => weather.slowness_ms = u64::from(strength) * 3,
             Self::BrokerBlocked | Self::BrokerDown | Self::NoBlocks | Self::FeeSpike(_) | Self::NoFunds => {}
-        }
-    }
-}
-
-impl Blow {
-    pub(super) fn draw(rng: &mut Rng) -> Self {
-        match rng.u8(0..21) {
-            0..5 => Self::Kill { polls: rng.u16(1..600) },
-            5 => Self::Freeze { ms: rng.u16(500..25_000) },
-            6 => Self::Stop,
-            7..10 => Self::Reorg { blocks: rng.u8(1..=4), kept: rng.u16(0..=1000) },
-            10 => Self::Evict,
-            11 => Self::ForgetPool,
-            12..14 => Self::Foreign,
-            14 => Self::CutSessions,
-            15 => Self::ClockJump { seconds: rng.i16(-3600..=3600) },
-            16 => Self::Duplicate,
-            17 => Self::Conflict,
-            18 => Self::Cancel { all: rng.u8(0..3) == 0 },
-            _ => Self::Replay { edited: rng.bool() },
         }
     }
 }

@@ -10,12 +10,13 @@ use crate::journal::{CancelWish, Leases};
 use crate::model::{Address, Message, Properties, RequestId, Timestamp};
 use crate::simulation::Outcome;
 use crate::simulation::checker::is_conflict;
-use crate::simulation::episodes::{Blow, Spell};
+use crate::simulation::episodes::{Blow, Spell, Swarm};
 use crate::simulation::hosts::Process;
 use crate::simulation::journal::{MemoryJournal, NoFaults};
 use crate::simulation::ledger::CHAIN_ID;
 use crate::simulation::queues::replayed;
 use crate::simulation::settings::RunSettings;
+use crate::simulation::store::AccountRow;
 use crate::simulation::workload::{Behaviour, Body};
 use crate::simulation::world::{Odds, Shared, Weather, World};
 
@@ -33,6 +34,7 @@ pub(super) struct Storm {
     world: Shared,
     rng: Rng,
     settings: RunSettings,
+    swarm: Swarm,
     processes: Vec<Slot>,
     spells: Vec<(u64, Spell, Odds)>,
     next_trouble: u64,
@@ -69,10 +71,12 @@ impl Storm {
         let slot = |_| Slot { process: None, starts_at: 0, thaws_at: 0, runs: 0 };
         let mut to_publish: Vec<_> = (0..rng.u32(3..40)).map(|number| draw_request(&mut rng, number)).collect();
         to_publish.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+        let swarm = Swarm::draw(&mut rng);
         Self {
             world,
             rng,
             settings,
+            swarm,
             processes: (0..instances).map(slot).collect(),
             spells: Vec::new(),
             next_trouble: 2000,
@@ -179,29 +183,33 @@ impl Storm {
 
     fn trouble(&mut self, now: u64) {
         if self.rng.bool() {
-            let spell = Spell::draw(&mut self.rng);
-            let (end, strength) = (now + self.rng.u64(500..15_000), self.rng.u16(20..900));
-            {
-                let mut world = self.world.lock();
-                world.note(format!("{spell:?} at {strength} until {end}"));
-                if spell == Spell::StaleReads {
-                    world.stale_view = Some(world.ledger.chain.clone());
-                }
+            if let Some(spell) = self.swarm.spell(&mut self.rng) {
+                self.cast(spell, now);
             }
-            // What stays behind may be on a fork.
-            if spell == Spell::StaleReads && self.rng.bool() {
-                let blocks = self.rng.u8(1..=4);
-                self.reorganise(blocks, 0, now);
-            }
-            if matches!(spell, Spell::SignerAway | Spell::NoFunds) && self.rng.bool() {
-                self.cancels_at = Some(now + self.rng.u64(500..6000));
-            }
-            self.spells.push((end, spell, strength));
-        } else {
-            let blow = Blow::draw(&mut self.rng);
+        } else if let Some(blow) = self.swarm.blow(&mut self.rng) {
             self.world.lock().note(format!("{blow:?}"));
             self.strike(blow, now);
         }
+    }
+
+    fn cast(&mut self, spell: Spell, now: u64) {
+        let (end, strength) = (now + self.rng.u64(500..15_000), self.rng.u16(20..900));
+        {
+            let mut world = self.world.lock();
+            world.note(format!("{spell:?} at {strength} until {end}"));
+            if spell == Spell::StaleReads {
+                world.stale_view = Some(world.ledger.chain.clone());
+            }
+        }
+        // What stays behind may be on a fork.
+        if spell == Spell::StaleReads && self.rng.bool() {
+            let blocks = self.rng.u8(1..=4);
+            self.reorganise(blocks, 0, now);
+        }
+        if matches!(spell, Spell::SignerAway | Spell::NoFunds) && self.rng.bool() {
+            self.cancels_at = Some(now + self.rng.u64(500..6000));
+        }
+        self.spells.push((end, spell, strength));
     }
 
     fn strike(&mut self, blow: Blow, now: u64) {
@@ -353,7 +361,11 @@ impl Storm {
         let store = world.store();
         let store = store.lock().expect("nobody panics with it");
         let settled = store.requests().values().all(|request| request.state.is_settled());
-        self.to_publish.is_empty() && world.queues.is_empty() && settled && store.outbox().next().is_none()
+        // A gap may still have to be filled.
+        let has_gap = |row: &AccountRow| world.ledger.nonce(row.address) < row.next_nonce.unwrap_or_default();
+        let is_whole = !store.accounts().values().any(has_gap);
+        let is_told = store.outbox().next().is_none();
+        self.to_publish.is_empty() && world.queues.is_empty() && settled && is_whole && is_told
     }
 
     fn what_is_left(&self) -> String {
