@@ -8,7 +8,7 @@ use crate::journal::{JournalError, Lease};
 use crate::lane::pausing::is_outage;
 use crate::lane::settings::OutagePolicy;
 use crate::lane::{Lane, ending, prepare};
-use crate::model::Nonce;
+use crate::model::{Nonce, PauseReason};
 
 /// Requests signed and journalled together at most.
 const BATCH: usize = 256;
@@ -23,18 +23,22 @@ impl Lane {
         has_work && self.room() > 0 && self.may_try()
     }
 
-    /// Not paused, or time to probe whether the reason is gone.
+    /// Not paused, or time to probe whether the reason is gone with something new.
     pub(super) fn may_try(&self) -> bool {
-        let Some(pause) = &self.pause else { return self.head.is_some() };
         if self.is_known_outage() {
             return true;
         }
-        if self.is_head_stale() {
-            return false;
-        }
-        // What is signed already is the better probe: it has to be sent anyway.
+        // What is signed already is the better probe: it has to be sent anyway. It tells nothing about the signer.
+        let is_told_by_sending =
+            self.pause.as_ref().is_some_and(|pause| pause.reason != PauseReason::SignerUnavailable);
         let has_probe = self.window.not_included().any(|transaction| !transaction.is_known_to_node);
-        self.head.is_some() && !has_probe && Instant::now() >= pause.until
+        self.may_sign() && !(is_told_by_sending && has_probe)
+    }
+
+    /// Not paused, or time to look whether the reason is gone.
+    pub(super) fn may_sign(&self) -> bool {
+        let is_time = self.pause.as_ref().is_none_or(|pause| Instant::now() >= pause.until);
+        self.head.is_some() && is_time && !self.is_head_stale()
     }
 
     /// Takes on what fits: fetch, simulate, price, sign, journal, broadcast.

@@ -174,8 +174,8 @@ impl Lane {
         nonces: Vec<(Nonce, Option<Fee>)>,
         head: BlockNumber,
     ) -> Result<u64, JournalError> {
-        // Where the lane is paused, a filler may be what shows that the reason is gone.
-        let Some(market) = self.market.filter(|_| self.may_try()) else { return Ok(0) };
+        // Where the lane is paused, a filler may be what shows that the reason is gone: what is signed waits for it.
+        let Some(market) = self.market.filter(|_| self.may_sign()) else { return Ok(0) };
         let quoted = self.settings.fees.quote(&market).ok();
         let price = |previous: Option<Fee>| {
             previous.map_or(quoted, |previous| self.settings.fees.replacement(previous, &market).or(quoted))
