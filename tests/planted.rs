@@ -54,6 +54,14 @@ fn every_bug_has_its_place() {
     }
 }
 
+#[test]
+fn the_table_has_every_bug() {
+    let table = std::fs::read_to_string(root().join("tests/planted/README.md")).unwrap();
+    for bug in bugs() {
+        assert!(table.contains(&format!("| {} | {} |", bug.name, bug.invariant)), "no row for: {}", bug.name);
+    }
+}
+
 /// Takes a while: each bug is a build. Prints a table.
 #[test]
 #[ignore = "builds the program once for each bug: make planted"]
