@@ -15,6 +15,9 @@ use crate::simulation::store::{EventRecord, Store, TransactionRow};
 use crate::simulation::workload::{Behaviour, Body};
 use crate::simulation::world::World;
 
+/// As often a node has to drop a transaction before it may count as refused.
+const DROPS: u32 = 3;
+
 #[derive(Debug, Default)]
 pub(super) struct Checker {
     pub(super) violations: Vec<String>,
@@ -24,6 +27,8 @@ pub(super) struct Checker {
     seen_in_blocks: BTreeSet<TxHash>,
     /// Every id that was published, with the bodies that went out under it; a second one is a conflict.
     pub(super) published: BTreeMap<String, Vec<String>>,
+    /// How often nodes took a transaction and did not keep it.
+    pub(super) dropped: BTreeMap<TxHash, u32>,
     /// What an operator wished not to be written.
     pub(super) cancelled: BTreeSet<String>,
     /// What goes to a node need not stand in the journal: there is none.
@@ -142,13 +147,23 @@ impl World {
         // A parked copy still says what an earlier one failed for.
         let is_parked = taken == Taken::ToWait && copy.generation().retry == 0;
         let is_wished = reason == "cancelled" && self.checker.cancelled.contains(&id);
-        let is_false = class == "unavailable" || (class == "rejected" && !behaviour.may_fail() && !is_wished);
+        // What nodes take and drop again and again looks like something that they will never keep.
+        let is_dropped = reason == "refused_by_node" && self.times_dropped(&id) >= DROPS;
+        let may_fail = behaviour.may_fail() || is_wished || is_dropped;
+        let is_false = class == "unavailable" || (class == "rejected" && !may_fail);
         if is_false && !is_parked {
             self.violated(format!("10: {id} becomes {taken:?} for {class}.{reason}"));
         }
         if taken == Taken::Dead && !is_conflict {
             self.with_store(|world, store| world.check_dead(store, copy));
         }
+    }
+
+    fn times_dropped(&mut self, id: &str) -> u32 {
+        self.with_store(|world, store| {
+            let own = store.record().signed.iter().filter(|signed| signed.request.as_str() == id);
+            own.filter_map(|signed| world.checker.dropped.get(&signed.signed.hash)).sum()
+        })
     }
 
     fn check_dead(&mut self, store: &Store, copy: &Queued) {

@@ -220,10 +220,12 @@ impl Ledger {
         self.final_height = self.final_height.max(number.saturating_sub(self.depth));
     }
 
-    /// Takes the newest blocks away. Those of their transactions that `is_kept` names go back to the pool; the new blocks
+    /// Takes the newest blocks away. Those of their transactions that `is_kept` names go back to the pool, the others are
+    /// returned; the new blocks
     /// are for the caller to mine.
-    pub(super) fn unwind(&mut self, blocks: u64, mut is_kept: impl FnMut() -> bool) {
+    pub(super) fn unwind(&mut self, blocks: u64, mut is_kept: impl FnMut() -> bool) -> Vec<TxHash> {
         self.forks += 1;
+        let mut gone = Vec::new();
         for _ in 0..blocks.min(self.chain.len() as u64 - 1) {
             let block = Arc::make_mut(&mut self.chain).pop().expect("there are more than these");
             for (hash, _) in &block.transactions {
@@ -231,9 +233,12 @@ impl Ledger {
                 let place = (transaction.sender, transaction.nonce);
                 if is_kept() && !self.pool.contains_key(&place) {
                     self.pool.insert(place, *hash);
+                } else {
+                    gone.push(*hash);
                 }
             }
         }
+        gone
     }
 
     /// How often each request's effect is in the chain, by its id.

@@ -237,7 +237,10 @@ impl Chain for SimNodes {
             }
             let mut world = world.lock();
             match fate {
-                Fate::Forgotten => bytes.iter().map(|_| Ok(())).collect(),
+                Fate::Forgotten => {
+                    world.note_drops(bytes.iter().map(|signed| signed.hash));
+                    bytes.iter().map(|_| Ok(())).collect()
+                }
                 Fate::Unknown => bytes.iter().map(|_| Err(refusal("the moon is full".to_owned()))).collect(),
                 Fate::Doubled => {
                     accept(&mut world, &bytes);

@@ -221,8 +221,10 @@ impl Storm {
             Blow::Evict | Blow::ForgetPool => {
                 let odds = if blow == Blow::Evict { 300 } else { 1000 };
                 let mut world = self.world.lock();
-                let gone: BTreeSet<_> = world.ledger.pool.clone().into_keys().filter(|_| world.happens(odds)).collect();
-                world.ledger.pool.retain(|place, _| !gone.contains(place));
+                let pool = world.ledger.pool.clone();
+                let gone: BTreeSet<_> = pool.into_values().filter(|_| world.happens(odds)).collect();
+                world.ledger.pool.retain(|_, hash| !gone.contains(hash));
+                world.note_drops(gone);
             }
             Blow::Foreign => {
                 let (account, _) = self.settings.accounts[self.rng.usize(..self.settings.accounts.len())];
@@ -259,7 +261,8 @@ impl Storm {
         let mut world = self.world.lock();
         let blocks = u64::from(blocks).min(world.ledger.depth);
         let mut rng = world.rng.fork();
-        world.ledger.unwind(blocks, || rng.u16(0..1000) < kept);
+        let gone = world.ledger.unwind(blocks, || rng.u16(0..1000) < kept);
+        world.note_drops(gone);
         if steals {
             world.ledger.foreign(account, b"stolen");
         }

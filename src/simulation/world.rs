@@ -7,6 +7,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use tokio::time::Instant;
 
+use crate::model::TxHash;
 use crate::simulation::checker::Checker;
 use crate::simulation::ledger::{Ledger, View};
 use crate::simulation::queues::Queues;
@@ -90,6 +91,13 @@ impl Shared {
 }
 
 impl World {
+    /// Nodes took these and do not have them any more.
+    pub(super) fn note_drops(&mut self, hashes: impl IntoIterator<Item = TxHash>) {
+        for hash in hashes {
+            *self.checker.dropped.entry(hash).or_default() += 1;
+        }
+    }
+
     pub(super) fn new(mut rng: Rng, begin: Instant) -> Self {
         let depth = rng.u64(1..=4);
         let mut ledger = Ledger::new(depth);
