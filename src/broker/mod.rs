@@ -7,6 +7,7 @@ use crate::model::Message;
 mod connection;
 mod consumers;
 mod convert;
+mod endings;
 mod publisher;
 mod session;
 mod topology;

@@ -4,10 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use futures_util::{Stream, StreamExt};
 use lapin::message::Delivery as AmqpDelivery;
-use lapin::options::{BasicAckOptions, BasicNackOptions};
 use lapin::{Channel, Event};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -16,9 +14,10 @@ use tracing::{debug, info, warn};
 use crate::broker::connection::{BrokerSettings, Connected, broker_detail};
 use crate::broker::consumers::{Consumers, Held};
 use crate::broker::convert::message_of;
+use crate::broker::endings::Endings;
 use crate::broker::publisher::{PublishSession, SessionPublisher};
 use crate::broker::topology::TopologyMode;
-use crate::broker::{BrokerError, Delivery, EndDelivery, Receipt};
+use crate::broker::{BrokerError, Delivery};
 use crate::model::Heartbeat;
 use crate::policy::arrival::is_suspect;
 use crate::policy::pause::Pause;
@@ -132,9 +131,12 @@ impl Broker {
         info!(broker.vhost = consuming.vhost(), queue = self.settings.topology.names().work, "connected to the broker");
 
         let channel = consuming.channel().await?;
-        let served = self.serve(duties, &consuming, publishing.connected(), &channel, &mut events).await;
+        let mut endings = Endings::new(self.settings.call_timeout);
+        let served = self.serve(duties, &consuming, publishing.connected(), &channel, &mut events, &mut endings).await;
         self.publish_session.send_replace(None);
         if served.is_ok() {
+            // What fails here the broker delivers again.
+            let _ = endings.tell_rest(&channel).await;
             // Closing the channel first: its answer comes after the broker has processed the acks before it.
             let _ = consuming.within("close the channel", channel.close(200, "".into())).await;
         }
@@ -150,6 +152,7 @@ impl Broker {
         publishing: &Connected,
         channel: &Channel,
         events: &mut (impl Stream<Item = Event> + Unpin),
+        endings: &mut Endings,
     ) -> Result<(), BrokerError> {
         let mut flow = duties.flow.clone();
         let mut intake_is_there = true;
@@ -165,7 +168,7 @@ impl Broker {
             } else if consumers.are_running() {
                 let held = consumers.hold();
                 for buffered in consumers.stop().await? {
-                    self.end_buffered(duties, buffered, held.clone()).await;
+                    self.end_buffered(duties, buffered, endings, held.clone()).await;
                 }
             }
             self.tell(if may_consume { BrokerState::Consuming } else { BrokerState::Paused });
@@ -182,8 +185,12 @@ impl Broker {
                 () = duties.stop_consuming.cancelled(), if consumers.are_running() => {}
                 // Intake has gone, which is no reason to leave: settle still acks and publishes.
                 changed = flow.changed(), if intake_is_there => intake_is_there = changed.is_ok(),
+                ended = endings.next() => {
+                    let told = endings.tell(channel, ended).await;
+                    told.map_err(|error| consuming.failed("ack", broker_detail(&error)))?;
+                }
                 delivery = consumers.next() => {
-                    if !self.hand_over(duties, delivery?, consumers.hold()).await {
+                    if !self.hand_over(duties, delivery?, endings, consumers.hold()).await {
                         consumers.trust();
                     }
                 }
@@ -191,15 +198,11 @@ impl Broker {
         }
     }
 
-    fn receipt(&self, acker: lapin::Acker, held: Held) -> Receipt {
-        Receipt::new(AmqpReceipt { acker, _held: held, timeout: self.settings.call_timeout })
-    }
-
     /// Returns whether it may be a message that ends processes.
-    async fn hand_over(&self, duties: &Duties, mut delivery: AmqpDelivery, held: Held) -> bool {
+    async fn hand_over(&self, duties: &Duties, mut delivery: AmqpDelivery, endings: &Endings, held: Held) -> bool {
         let message = message_of(&mut delivery);
         let is_suspect = is_suspect(&message);
-        let receipt = self.receipt(delivery.acker, held);
+        let receipt = endings.receipt(delivery.delivery_tag, held);
         let mut given = std::pin::pin!(duties.deliveries.send(Delivery { message, receipt }));
         // Intake may be waiting for the journal; that is no reason to look dead, nor to miss the end.
         loop {
@@ -213,11 +216,11 @@ impl Broker {
 
     /// In a pause it is taken in all the same: to give it back would count towards the queue's delivery limit, and pauses
     /// may be many. At a stop it goes back at once, for other instances.
-    async fn end_buffered(&self, duties: &Duties, delivery: AmqpDelivery, held: Held) {
+    async fn end_buffered(&self, duties: &Duties, delivery: AmqpDelivery, endings: &Endings, held: Held) {
         if duties.stop_consuming.is_cancelled() {
-            self.receipt(delivery.acker, held).requeue().await;
+            endings.receipt(delivery.delivery_tag, held).requeue().await;
         } else {
-            self.hand_over(duties, delivery, held).await;
+            self.hand_over(duties, delivery, endings, held).await;
         }
     }
 
@@ -263,36 +266,6 @@ impl Broker {
 /// The connection's events, without the one that says it is there.
 fn watched(connected: &Connected) -> impl Stream<Item = Event> + Unpin + use<> {
     connected.connection.events_listener().boxed()
-}
-
-#[derive(Debug)]
-struct AmqpReceipt {
-    acker: lapin::Acker,
-    _held: Held,
-    timeout: Duration,
-}
-
-impl AmqpReceipt {
-    /// `Ok(false)` from the library means that the session is over and nothing was sent.
-    async fn within(&self, call: impl Future<Output = lapin::Result<bool>>) -> bool {
-        matches!(tokio::time::timeout(self.timeout, call).await, Ok(Ok(true)))
-    }
-}
-
-#[async_trait]
-impl EndDelivery for AmqpReceipt {
-    async fn ack(self: Box<Self>) -> bool {
-        self.within(self.acker.ack(BasicAckOptions::default())).await
-    }
-
-    async fn requeue(self: Box<Self>) -> bool {
-        let back = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-        self.within(self.acker.nack(back)).await
-    }
-
-    fn is_over(&self) -> bool {
-        !self.acker.usable()
-    }
 }
 
 /// Connects, makes or checks the topology, and closes. Returns the virtual host.

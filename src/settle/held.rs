@@ -14,7 +14,14 @@ struct Held {
     generation: Generation,
     receipt: Receipt,
     since: Instant,
+    /// When it is looked up in the journal next.
+    look_at: Instant,
 }
+
+/// A delivery is looked up in the journal only after this; until then its end is told from inside.
+const FIRST_LOOK: Duration = Duration::from_secs(2);
+/// Then again when it has been held for twice as long, but at least this often.
+const LONGEST_LOOK: Duration = Duration::from_secs(30);
 
 /// All of them. The prefetch is their limit: the broker delivers no more until some are acked.
 #[derive(Debug, Default)]
@@ -22,7 +29,24 @@ pub(super) struct HeldDeliveries(BTreeMap<RequestId, Vec<Held>>);
 
 impl HeldDeliveries {
     pub(super) fn hold(&mut self, id: RequestId, generation: Generation, receipt: Receipt) {
-        self.0.entry(id).or_default().push(Held { generation, receipt, since: Instant::now() });
+        let since = Instant::now();
+        self.0.entry(id).or_default().push(Held { generation, receipt, since, look_at: since + FIRST_LOOK });
+    }
+
+    /// Requests to look up in the journal now. What is held for long is looked up less often, so that a full prefetch costs
+    /// little.
+    pub(super) fn due(&mut self) -> Vec<RequestId> {
+        let now = Instant::now();
+        let mut due = Vec::new();
+        for (id, held) in &mut self.0 {
+            let mut is_due = false;
+            for held in held.iter_mut().filter(|held| held.look_at <= now) {
+                held.look_at = now + now.duration_since(held.since).min(LONGEST_LOOK);
+                is_due = true;
+            }
+            due.extend(is_due.then(|| id.clone()));
+        }
+        due
     }
 
     /// Requests with a delivery that is held for at least this long.

@@ -32,8 +32,6 @@ use held::HeldDeliveries;
 const BATCH: usize = 1024;
 /// How often held deliveries are looked at.
 const SWEEP: Duration = Duration::from_secs(1);
-/// A delivery is looked up in the journal only after this; until then its end is told from inside.
-const SWEEP_AGE: Duration = Duration::from_secs(2);
 /// Pauses between tries to publish a copy.
 const PUBLISH_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 /// Rows read at once when a lane's unfinished copies are looked for.
@@ -342,13 +340,12 @@ impl Settle {
     /// Acks what other instances settled, and parks what is held for too long.
     async fn sweep(&mut self) -> Result<(), JournalError> {
         self.held.drop_ended_sessions();
-        let ids = self.held.held_for(SWEEP_AGE);
-        if ids.is_empty() {
-            return Ok(());
-        }
         let mut receipts = Vec::new();
-        for (id, known) in self.journal.standings(ids).await? {
-            receipts.extend(self.held.release_settled(&id, &known));
+        let due = self.held.due();
+        if !due.is_empty() {
+            for (id, known) in self.journal.standings(due).await? {
+                receipts.extend(self.held.release_settled(&id, &known));
+            }
         }
         for id in self.held.held_for(self.settings.max_hold) {
             if !self.parks.contains(&id) {

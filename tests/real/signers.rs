@@ -90,9 +90,9 @@ async fn an_answer_that_is_not_what_was_asked_for_is_sent_nowhere() {
             }
             match wrong {
                 "is signed by" => params[0]["from"] = json!(ACCOUNTS[1].0),
-                "nonce" => params[0]["nonce"] = json!("0x7"),
-                "receiver" => params[0]["to"] = json!(ACCOUNTS[2].0),
-                "calldata" => params[0]["data"] = json!("0xc0ffee"),
+                "its nonce" => params[0]["nonce"] = json!("0x7"),
+                "its receiver" => params[0]["to"] = json!(ACCOUNTS[2].0),
+                "its calldata" => params[0]["data"] = json!("0xc0ffee"),
                 "no bytes" => return Say::Result(json!({"tx": {}})),
                 "no transaction" => return Say::Result(json!("0x00")),
                 "it refuses: locked" => return Say::Error("locked".to_owned()),
@@ -109,8 +109,15 @@ async fn an_answer_that_is_not_what_was_asked_for_is_sent_nowhere() {
     let home = WorkerHome::new(&signed_by(&stage, &server.url(), 0));
     stage.topology(&home).await;
     let worker = home.start(BINARY);
-    let problems =
-        ["is signed by", "nonce", "receiver", "calldata", "no bytes", "no transaction", "it refuses: locked"];
+    let problems = [
+        "is signed by",
+        "its nonce",
+        "its receiver",
+        "its calldata",
+        "no bytes",
+        "no transaction",
+        "it refuses: locked",
+    ];
     for (count, problem) in problems.iter().enumerate() {
         *wrong.lock().unwrap() = problem;
         publish(&stage, problem).await;
