@@ -9,6 +9,8 @@ use std::time::{Duration, SystemTime};
 use jsonrpc_core::{Call, Id, Output, Request, Value};
 use reqwest::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, Url};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use web3::error::{Error, Result, TransportError};
 use web3::{RequestId, Transport};
 
@@ -88,6 +90,13 @@ impl HttpTransport {
     /// For how long the node wants to be left alone, said with its last refusal; at most [`MAX_RETRY_AFTER`].
     pub(crate) fn take_retry_after(&self) -> Option<Duration> {
         self.inner.retry_after.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// One call. Its result is read as a `T` straight from the answer's bytes.
+    pub(crate) async fn call<T: DeserializeOwned>(&self, method: &str, params: Vec<Value>) -> Result<T> {
+        let (id, request) = self.prepare(method, params);
+        let (_, answer) = self.post(Request::Single(request)).await?;
+        result_of(id, &answer)
     }
 
     /// Many calls in one HTTP request.
@@ -223,18 +232,41 @@ impl Transport for HttpTransport {
         let transport = self.clone();
         Box::pin(async move {
             let (_, answer) = transport.post(Request::Single(request)).await?;
-            let output: Output = parse(&answer)?;
-            match &output {
-                output if *output.id() == expected_id(id) => {}
-                Output::Failure(failure) if failure.id == Id::Null => {
-                    return Err(Error::InvalidResponse(format!("an error without an id: {}", failure.error.message)));
-                }
-                Output::Success(_) | Output::Failure(_) => {
-                    return Err(Error::InvalidResponse("the answer is to another request".to_owned()));
-                }
-            }
-            web3::helpers::to_result_from_output(output)
+            result_of(id, &answer)
         })
+    }
+}
+
+/// The answer to one call, with its result read as what is wanted: the parts of it that nobody wants are passed over.
+#[derive(Deserialize)]
+#[serde(bound = "T: DeserializeOwned")]
+struct Answer<T> {
+    id: Id,
+    /// A result may be `null`, which is not the same as none.
+    #[serde(default, deserialize_with = "given")]
+    result: Option<T>,
+    #[serde(default)]
+    error: Option<jsonrpc_core::Error>,
+}
+
+fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(value: D) -> std::result::Result<Option<T>, D::Error> {
+    T::deserialize(value).map(Some)
+}
+
+fn result_of<T: DeserializeOwned>(id: RequestId, answer: &[u8]) -> Result<T> {
+    let answer: Answer<T> = parse(answer)?;
+    match answer {
+        Answer { error: Some(error), id: Id::Null, .. } => {
+            Err(Error::InvalidResponse(format!("an error without an id: {}", error.message)))
+        }
+        Answer { id: other, .. } if other != expected_id(id) => {
+            Err(Error::InvalidResponse("the answer is to another request".to_owned()))
+        }
+        Answer { error: Some(error), .. } => Err(Error::Rpc(error)),
+        Answer { result: Some(result), .. } => Ok(result),
+        Answer { result: None, error: None, .. } => {
+            Err(Error::InvalidResponse("no JSON-RPC answer: neither a result nor an error".to_owned()))
+        }
     }
 }
 
@@ -242,7 +274,7 @@ fn expected_id(id: RequestId) -> Id {
     Id::Num(id as u64)
 }
 
-fn parse<T: serde::de::DeserializeOwned>(answer: &[u8]) -> Result<T> {
+fn parse<T: DeserializeOwned>(answer: &[u8]) -> Result<T> {
     serde_json::from_slice(answer).map_err(|error| Error::InvalidResponse(format!("no JSON-RPC answer: {error}")))
 }
 
@@ -264,6 +296,27 @@ mod tests {
         ];
         for (text, seconds) in cases {
             assert_eq!(wait_of(text, now), seconds.map(Duration::from_secs), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_answer_counts_only_for_its_own_call() {
+        let read = |text: &str| result_of::<Option<u8>>(7, text.as_bytes());
+        assert_eq!(read(r#"{"jsonrpc":"2.0","id":7,"result":3}"#).unwrap(), Some(3));
+        assert_eq!(read(r#"{"id":7,"result":null}"#).unwrap(), None, "null is a result");
+        let refused = read(r#"{"id":7,"error":{"code":-32000,"message":"no"}}"#).unwrap_err();
+        assert!(matches!(refused, Error::Rpc(error) if error.message == "no"));
+        for (text, problem) in [
+            (r#"{"id":8,"result":3}"#, "another request"),
+            (r#"{"id":8,"error":{"code":1,"message":"no"}}"#, "another request"),
+            (r#"{"id":null,"error":{"code":1,"message":"limit"}}"#, "without an id: limit"),
+            (r#"{"id":7}"#, "neither a result nor an error"),
+            (r#"{"id":7,"result":"three"}"#, "no JSON-RPC answer"),
+            (r#"{"id":7,"result":3"#, "no JSON-RPC answer"),
+            ("<html>", "no JSON-RPC answer"),
+        ] {
+            let refused = read(text).unwrap_err().to_string();
+            assert!(refused.contains(problem), "{text}: {refused}");
         }
     }
 }

@@ -34,9 +34,10 @@ pub(super) fn revert_data(data: &Value) -> Option<Bytes> {
     }
 }
 
+/// What is read of a block's header.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct HeaderFields {
+pub(super) struct HeaderFields {
     number: Value,
     hash: BlockHash,
     parent_hash: BlockHash,
@@ -48,12 +49,9 @@ struct HeaderFields {
     transactions: Option<Vec<IgnoredAny>>,
 }
 
-/// A block's header; the inner `None` is a node's `null`.
-pub(super) fn header(value: Value) -> Result<Option<Header>, String> {
-    if value.is_null() {
-        return Ok(None);
-    }
-    let fields = HeaderFields::deserialize(&value).map_err(|error| format!("a block: {error}"))?;
+/// A block's header; `None` is a node's `null`.
+pub(super) fn header(fields: Option<HeaderFields>) -> Result<Option<Header>, String> {
+    let Some(fields) = fields else { return Ok(None) };
     let number = |name, value| small_quantity(value).ok_or_else(|| format!("a block whose {name} is {value}"));
     Ok(Some(Header {
         number: BlockNumber(number("number", &fields.number)?),
@@ -96,48 +94,47 @@ pub(super) fn sent_in(value: &Value, account: Address) -> Result<Option<SentInBl
     Ok(Some(SentInBlock { number: BlockNumber(number), hash: fields.hash, sent }))
 }
 
+/// What is read of a receipt. What is missing shows when the receipt is one of ours.
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct ReceiptFields {
-    transaction_hash: TxHash,
-    block_hash: BlockHash,
+#[serde(rename_all = "camelCase", default)]
+#[derive(Default)]
+pub(super) struct ReceiptFields {
+    transaction_hash: Value,
+    block_hash: Value,
     block_number: Value,
-    #[serde(default)]
     status: Value,
     gas_used: Value,
-    #[serde(default)]
     effective_gas_price: Value,
 }
 
-/// The block that a receipt is of.
-pub(super) fn receipt_block(value: &Value) -> Option<BlockHash> {
-    value.get("blockHash")?.as_str()?.parse().ok()
-}
-
-/// The hash in a receipt, read before the rest: a block has many receipts that are not ours.
-pub(super) fn receipt_hash(value: &Value) -> Option<TxHash> {
-    value.get("transactionHash")?.as_str()?.parse().ok()
-}
-
-/// A receipt; `None` is a node's `null`. The nonce is not in it and stays zero for the caller to set.
-pub(super) fn receipt(value: &Value) -> Result<Option<Receipt>, String> {
-    if value.is_null() {
-        return Ok(None);
+impl ReceiptFields {
+    /// The block that it is of.
+    pub(super) fn block(&self) -> Option<BlockHash> {
+        self.block_hash.as_str()?.parse().ok()
     }
-    let fields = ReceiptFields::deserialize(value).map_err(|error| format!("a receipt: {error}"))?;
-    let number = |name, value| small_quantity(value).ok_or_else(|| format!("a receipt whose {name} is {value}"));
-    Ok(Some(Receipt {
+
+    /// Whose it is.
+    pub(super) fn transaction(&self) -> Option<TxHash> {
+        self.transaction_hash.as_str()?.parse().ok()
+    }
+}
+
+/// A receipt. The nonce is not in it and stays zero for the caller to set.
+pub(super) fn receipt(fields: &ReceiptFields) -> Result<Receipt, String> {
+    let wrong = |name: &str, value: &Value| format!("a receipt whose {name} is {value}");
+    let number = |name, value| small_quantity(value).ok_or_else(|| wrong(name, value));
+    Ok(Receipt {
         transaction: FinalTransaction {
-            tx_hash: fields.transaction_hash,
+            tx_hash: fields.transaction().ok_or_else(|| wrong("transactionHash", &fields.transaction_hash))?,
             nonce: Default::default(),
             block_number: BlockNumber(number("blockNumber", &fields.block_number)?),
-            block_hash: fields.block_hash,
+            block_hash: fields.block().ok_or_else(|| wrong("blockHash", &fields.block_hash))?,
             gas_used: Gas(number("gasUsed", &fields.gas_used)?),
             effective_gas_price: quantity(&fields.effective_gas_price).map(Wei),
         },
         // A receipt from before Byzantium has a state root in its place; no chain that we write to is that old.
         succeeded: number("status", &fields.status)? == 1,
-    }))
+    })
 }
 
 #[cfg(test)]
@@ -180,10 +177,11 @@ mod tests {
             "transactionHash": TxHash([1; 32]), "blockHash": BlockHash([2; 32]), "blockNumber": "0x10",
             "gasUsed": "0x5208", "status": "0x1"
         });
-        assert!(receipt(&fields).unwrap().unwrap().succeeded);
+        let read = |fields: &Value| receipt(&ReceiptFields::deserialize(fields).unwrap());
+        assert!(read(&fields).unwrap().succeeded);
         fields["status"] = json!("0x0");
-        assert!(!receipt(&fields).unwrap().unwrap().succeeded);
+        assert!(!read(&fields).unwrap().succeeded);
         fields["status"] = json!(null);
-        assert!(receipt(&fields).is_err());
+        assert!(read(&fields).is_err());
     }
 }

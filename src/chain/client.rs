@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use jsonrpc_core::Value;
 use reqwest::Url;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::time::Instant;
 use web3::error::Error;
@@ -108,16 +109,16 @@ impl NodeClient {
     }
 
     /// One call, whose answer must be one that can be read.
-    async fn ask<T>(
+    async fn ask<A: DeserializeOwned, T>(
         &self,
         method: &'static str,
         params: Vec<Value>,
-        read: impl Fn(Value) -> std::result::Result<T, String> + Send + Sync,
+        read: impl Fn(A) -> std::result::Result<T, String> + Send + Sync,
     ) -> Result<T> {
         let (read, params) = (&read, &params);
         let ask = |endpoint| async move {
-            let value = Endpoint::ask(endpoint, method, params.clone()).await?;
-            read(value).map_err(|detail| endpoint.nonsense(detail))
+            let answer = Endpoint::ask(endpoint, method, params.clone()).await?;
+            read(answer).map_err(|detail| endpoint.nonsense(detail))
         };
         self.along(|endpoint| Box::pin(ask(endpoint))).await
     }
@@ -171,7 +172,8 @@ impl Chain for NodeClient {
 
     async fn sent_in(&self, account: Address, block: BlockNumber) -> Result<Option<SentInBlock>> {
         // A block that cannot be read proves nothing; that is no fault of the endpoint.
-        let answer = self.ask("eth_getBlockByNumber", vec![tag(BlockTag::Number(block)), json!(true)], Ok).await?;
+        let answer =
+            self.ask("eth_getBlockByNumber", vec![tag(BlockTag::Number(block)), json!(true)], Ok::<Value, _>).await?;
         answers::sent_in(&answer, account)
             .map_err(|detail| ChainError::Nonsense { endpoint: "the node".to_owned(), detail })
     }
@@ -215,7 +217,7 @@ impl Chain for NodeClient {
     }
 
     async fn balance(&self, account: Address) -> Result<Wei> {
-        self.ask("eth_getBalance", vec![json!(account), json!("latest")], |answer| {
+        self.ask("eth_getBalance", vec![json!(account), json!("latest")], |answer: Value| {
             let digits = answer.as_str().and_then(|text| text.strip_prefix("0x")).filter(|digits| is_hex(digits));
             // A balance beyond 128 bits (test chains have them) is as good as the largest amount there is.
             let wei = digits.map(|digits| Wei(u128::from_str_radix(digits, 16).unwrap_or(u128::MAX)));

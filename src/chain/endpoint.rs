@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use jsonrpc_core::Value;
+use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
-use web3::Transport;
 use web3::error::{Error, TransportError};
 
 use crate::chain::health::Health;
@@ -151,8 +151,8 @@ impl Endpoint {
         }
     }
 
-    pub(super) async fn ask(&self, method: &str, params: Vec<Value>) -> Result<Value> {
-        self.transport.execute(method, params).await.map_err(|error| self.error(error))
+    pub(super) async fn ask<T: DeserializeOwned>(&self, method: &str, params: Vec<Value>) -> Result<T> {
+        self.transport.call(method, params).await.map_err(|error| self.error(error))
     }
 
     /// One answer for each call. After a failure of the endpoint the calls that are left get this failure.

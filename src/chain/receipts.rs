@@ -3,9 +3,11 @@
 use std::collections::HashSet;
 
 use jsonrpc_core::Value;
+use serde::Deserialize;
 use serde_json::json;
 use tracing::debug;
 
+use crate::chain::answers::ReceiptFields;
 use crate::chain::endpoint::{Endpoint, MethodCall, Order};
 use crate::chain::{ChainError, Header, Receipt, Result, answers};
 use crate::model::TxHash;
@@ -21,8 +23,8 @@ impl Endpoint {
     /// The receipts of those of `ours` that are in this very block.
     pub(super) async fn receipts_in(&self, block: &Header, ours: &[TxHash]) -> Result<Vec<Receipt>> {
         if !self.lacks(BLOCK_RECEIPTS) {
-            match self.ask(BLOCK_RECEIPTS, vec![json!(block.hash)]).await {
-                Ok(Value::Array(all)) if are_of(block, &all) => return self.pick(&all, ours),
+            match self.ask::<Option<Vec<ReceiptFields>>>(BLOCK_RECEIPTS, vec![json!(block.hash)]).await {
+                Ok(Some(all)) if are_of(block, &all) => return self.pick(&all, ours),
                 Ok(_) => debug!(block = %block.number, "receipts that are not this block's; asked for one by one"),
                 Err(error @ ChainError::Node { .. }) => self.note_lack(BLOCK_RECEIPTS, &error),
                 Err(error) => return Err(error),
@@ -33,22 +35,25 @@ impl Endpoint {
         Ok(receipts.into_iter().flatten().filter(|receipt| receipt.transaction.block_hash == block.hash).collect())
     }
 
-    fn pick(&self, all: &[Value], ours: &[TxHash]) -> Result<Vec<Receipt>> {
+    fn pick(&self, all: &[ReceiptFields], ours: &[TxHash]) -> Result<Vec<Receipt>> {
         let ours: HashSet<_> = ours.iter().collect();
-        let is_ours = |value: &&Value| answers::receipt_hash(value).is_some_and(|hash| ours.contains(&hash));
-        let read = |value: &Value| answers::receipt(value).map_err(|detail| self.nonsense(detail));
-        let receipts: Result<Vec<_>> = all.iter().filter(is_ours).map(read).collect();
-        Ok(receipts?.into_iter().flatten().collect())
+        let is_ours = |fields: &&ReceiptFields| fields.transaction().is_some_and(|hash| ours.contains(&hash));
+        all.iter().filter(is_ours).map(|fields| answers::receipt(fields).map_err(|d| self.nonsense(d))).collect()
     }
 
+    /// `None` is a node's `null`.
     pub(super) fn read_receipts(&self, answers: Vec<Result<Value>>) -> Result<Vec<Option<Receipt>>> {
-        let read = |answer: Result<Value>| answers::receipt(&answer?).map_err(|detail| self.nonsense(detail));
+        let read = |answer: Result<Value>| {
+            let fields = Option::<ReceiptFields>::deserialize(answer?);
+            let fields = fields.map_err(|error| self.nonsense(format!("a receipt: {error}")))?;
+            fields.map(|fields| answers::receipt(&fields).map_err(|detail| self.nonsense(detail))).transpose()
+        };
         answers.into_iter().map(read).collect()
     }
 }
 
 /// All of the block's receipts and none of another's. Some chains give receipts beyond the block's transactions.
-fn are_of(block: &Header, receipts: &[Value]) -> bool {
+fn are_of(block: &Header, receipts: &[ReceiptFields]) -> bool {
     let is_complete = block.transactions.is_none_or(|count| receipts.len() >= count);
-    is_complete && receipts.iter().all(|receipt| answers::receipt_block(receipt) == Some(block.hash))
+    is_complete && receipts.iter().all(|receipt| receipt.block() == Some(block.hash))
 }

@@ -221,8 +221,7 @@ impl Ledger {
     }
 
     /// Takes the newest blocks away. Those of their transactions that `is_kept` names go back to the pool, the others are
-    /// returned; the new blocks
-    /// are for the caller to mine.
+    /// returned; the new blocks are for the caller to mine.
     pub(super) fn unwind(&mut self, blocks: u64, mut is_kept: impl FnMut() -> bool) -> Vec<TxHash> {
         self.forks += 1;
         let mut gone = Vec::new();
