@@ -205,7 +205,7 @@ impl Settle {
                 Decision::Final(_) => {
                     let included = settlement.transaction.and_then(|transaction| transaction.included);
                     if let Some(tx) = included {
-                        info!(request.id = %request.id, tx.hash = %tx.tx_hash, tx.nonce = %tx.nonce, block.number = %tx.block_number, "request is final");
+                        debug!(request.id = %request.id, tx.hash = %tx.tx_hash, tx.nonce = %tx.nonce, block.number = %tx.block_number, "request is final");
                     }
                     receipts.extend(self.held.release_all(&request.id));
                 }
