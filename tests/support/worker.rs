@@ -33,7 +33,7 @@ pub struct WorkerConfig {
     /// One of Anvil's accounts.
     pub account: usize,
     pub to: String,
-    /// Lines of TOML by section: `("retry", "max_attempts = 2")`.
+    /// Lines of TOML by section: `("retry", "max_attempts = 2")`. Each `"signer"` is a signer, in place of the account's key.
     pub extra: Vec<(&'static str, String)>,
 }
 
@@ -56,10 +56,12 @@ impl WorkerConfig {
             ("lease", "ttl = \"3s\"".to_owned()),
             ("log", "level = \"debug\"".to_owned()),
         ];
-        if !self.extra.iter().any(|(section, _)| *section == "signer") {
-            sections.push(("signer", format!("key_file = {:?}", folder.join("signer.key"))));
+        let (mut signers, extra): (Vec<_>, Vec<_>) =
+            self.extra.iter().cloned().partition(|(section, _)| *section == "signer");
+        if signers.is_empty() {
+            signers.push(("signer", format!("key_file = {:?}", folder.join("signer.key"))));
         }
-        sections.extend(self.extra.iter().cloned());
+        sections.extend(extra);
         let mut text = String::new();
         let mut names: Vec<_> = sections.iter().map(|(name, _)| *name).collect();
         names.sort_unstable();
@@ -73,8 +75,10 @@ impl WorkerConfig {
                 lines.push((key, line.to_owned()));
             }
             let lines: Vec<_> = lines.into_iter().map(|(_, line)| line).collect();
-            let name = if name == "signer" { "[signer]" } else { name };
             text.push_str(&format!("[{name}]\n{}\n", lines.join("\n")));
+        }
+        for (_, lines) in signers {
+            text.push_str(&format!("[[signer]]\n{lines}\n"));
         }
         text
     }

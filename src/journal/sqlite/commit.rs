@@ -3,6 +3,7 @@
 
 use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
+use tracing::debug;
 
 use crate::journal::sqlite::{ended, start_thread, storage};
 use crate::journal::{JournalError, Result};
@@ -115,6 +116,7 @@ fn commit(connection: &mut Connection, writes: Vec<Write>) {
                 (writes.into_iter().map(|write| write(Err(refused.clone()))).collect(), Err(refused))
             }
         };
+    debug!(journal.writes = replies.len(), "committed");
     for reply in replies {
         reply(committed.clone().map_err(JournalError::Commit));
     }
