@@ -1,7 +1,7 @@
 # What people and machines run by hand. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tour simulate chaos planted test check
+.PHONY: help setup demo tour simulate chaos planted bench test check
 
 help: ## list these
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -28,6 +28,11 @@ chaos: setup ## simulate for a tenth of DURATION=600 seconds, then kill, cut and
 	@$(MAKE) --no-print-directory simulate DURATION=$$(($(DURATION) / 10)) SEED=$(SEED)
 	@cargo build --quiet --locked --bins --example chaos
 	@cargo run --quiet --locked --example chaos -- --duration $(DURATION) $(SEED:%=--seed %) --workers $(WORKERS) --journal $(JOURNAL)
+
+bench: setup ## measure throughput, cost, latency and growth on a private broker and chain (ONLY=throughput,latency MESSAGES=40000 RUNS=3)
+	@cargo build --quiet --release --locked --bins --example bench
+	@target/release/examples/bench $(ONLY:%=--only %) $(MESSAGES:%=--messages %) $(RUNS:%=--runs %)
+	@test -n "$(ONLY)" || cargo bench --quiet --locked --bench micro
 
 planted: ## plant known bugs one at a time and say which seed of the simulation finds each (builds once for each)
 	@cargo test --quiet --locked --test planted the_simulation -- --ignored --nocapture

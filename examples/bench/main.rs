@@ -51,6 +51,7 @@ impl Options {
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
     let options = Options::parse();
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let needs_way = options.wants("throughput") || options.wants("growth_body");
     let way = if needs_way { direct::best_use().await } else { direct::Use::default() };
     let mut half = options.rate;
