@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::info;
 
-use crate::broadcaster::Answer;
+use crate::broadcaster::{Answer, Answered};
 use crate::chain::ChainError;
 use crate::journal::{JournalError, Lease};
 use crate::lane::Lane;
@@ -22,7 +22,7 @@ const BLOCKS_BEFORE_REPLACING: u64 = 2;
 impl Lane {
     /// Invariant 2: whatever the answer, the nonce and its bytes stay. An answer only says when to send them again, that
     /// they should offer more, or that the lane should pause.
-    pub(super) fn heed(&mut self, answers: Vec<Answer>) {
+    pub(super) fn heed(&mut self, Answered { answers, was_alone }: Answered) {
         let now = Instant::now();
         // What waits for earlier nonces, or for a chain that stands still, may well be dropped.
         let next = self.window.not_included().next().filter(|_| !self.is_head_stale()).map(|next| next.nonce);
@@ -50,7 +50,15 @@ impl Lane {
                 }
             };
             transaction.note_answer(meaning, &text, now);
-            if matches!(meaning, SendMeaning::NonceTooHigh | SendMeaning::PoolFull) {
+            if meaning == SendMeaning::NonceTooHigh && !was_alone {
+                // It may have overtaken those before it.
+                if self.broadcaster.keep_order() {
+                    info!(
+                        answer = text,
+                        "the node keeps no transaction that comes before its turn; they are sent one batch at a time"
+                    );
+                }
+            } else if matches!(meaning, SendMeaning::NonceTooHigh | SendMeaning::PoolFull) {
                 self.shrink(&text);
             }
             if let Some(reason) = pause_reason(meaning) {

@@ -10,7 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::broadcaster::Broadcaster;
+use crate::broadcaster::{self, Broadcaster};
 use crate::chain::{Chain, Header};
 use crate::evidence::Evidence;
 use crate::handover::FromLane;
@@ -90,7 +90,8 @@ impl Lane {
             evidence: Evidence::default(),
             mender: Mender::default(),
             undone: UndoneNonces::default(),
-            broadcaster: Broadcaster::new(Arc::clone(&chain)),
+            // Each term has its own; this one is never run.
+            broadcaster: broadcaster::start(Arc::clone(&chain)).0,
             send_window: SendWindow::new(settings.in_flight),
             settings,
             chain,
@@ -137,9 +138,12 @@ impl Lane {
             };
             seen = None;
             let journal = Arc::clone(&self.journal);
+            let (broadcaster, rounds) = broadcaster::start(Arc::clone(&self.chain));
+            self.broadcaster = broadcaster;
             let ended = tokio::select! {
                 biased;
                 ended = self.serve(&lease, &cancel) => ended,
+                never = rounds.run() => match never {},
                 ended = keep_lease(journal.as_ref(), &lease, ttl) => ended,
             };
             self.forget();
@@ -171,7 +175,6 @@ impl Lane {
     fn forget(&mut self) {
         self.window.clear();
         self.send_window = SendWindow::new(self.settings.in_flight);
-        self.broadcaster.clear();
         self.tracker.forget();
         self.evidence.clear();
         self.mender.forget();
@@ -207,7 +210,7 @@ impl Lane {
                     self.finish_sending().await;
                     return Ok(());
                 }
-                answers = self.broadcaster.next() => self.heed(answers),
+                answered = self.broadcaster.next() => self.heed(answered),
                 _ = poll.tick() => {
                     self.may_have_more = true;
                     self.heed_operators(lease).await?;
@@ -227,8 +230,8 @@ impl Lane {
     /// What is journalled goes out before the lane stops; whoever stops the process limits the time for it.
     async fn finish_sending(&mut self) {
         while !self.broadcaster.is_idle() {
-            let answers = self.broadcaster.next().await;
-            self.heed(answers);
+            let answered = self.broadcaster.next().await;
+            self.heed(answered);
             self.signals.beat.beat();
         }
     }

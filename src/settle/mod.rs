@@ -30,6 +30,8 @@ use held::HeldDeliveries;
 
 /// What one round takes from each of its inputs.
 const BATCH: usize = 1024;
+/// Outcomes in one write of the journal.
+const STORED_AT_ONCE: usize = 256;
 /// How often held deliveries are looked at.
 const SWEEP: Duration = Duration::from_secs(1);
 /// Pauses between tries to publish a copy.
@@ -183,17 +185,25 @@ impl Settle {
             let Some(lease) = rulings.first().map(|ruling| ruling.lease.clone()) else { break };
             let (now, later): (Vec<_>, Vec<_>) = rulings.into_iter().partition(|ruling| ruling.lease == lease);
             rulings = later;
-            let decided: Vec<_> = now.into_iter().map(|ruling| self.settings.decide(ruling)).collect();
-            let settlements = decided.iter().map(|(_, settlement)| settlement.clone()).collect();
-            match self.journal.settle(&lease, settlements).await {
-                Ok(()) => {}
-                Err(error) if error.is_lease_lost() => {
-                    warn!(account = %lease.account, "outcomes dropped: another instance owns the account and finds them again");
-                    continue;
+            let mut now = now.into_iter();
+            loop {
+                // A block may end thousands: others write in between.
+                let decided: Vec<_> =
+                    now.by_ref().take(STORED_AT_ONCE).map(|ruling| self.settings.decide(ruling)).collect();
+                if decided.is_empty() {
+                    break;
                 }
-                Err(error) => return Err(error),
+                let settlements = decided.iter().map(|(_, settlement)| settlement.clone()).collect();
+                match self.journal.settle(&lease, settlements).await {
+                    Ok(()) => {}
+                    Err(error) if error.is_lease_lost() => {
+                        warn!(account = %lease.account, "outcomes dropped: another instance owns the account and finds them again");
+                        break;
+                    }
+                    Err(error) => return Err(error),
+                }
+                self.act_on(decided).await;
             }
-            self.act_on(decided).await;
         }
         Ok(())
     }
