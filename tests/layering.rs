@@ -35,7 +35,7 @@ const BEHIND_SEAMS: &[(&str, &[&str])] = &[
     ("jsonrpc_core", &["src/rpc.rs", "src/chain/", "src/signer/"]),
     ("reqwest", &["src/rpc.rs", "src/chain/", "src/signer/remote.rs"]),
     ("rlp", &["src/signer/answer.rs"]),
-    ("sqlx", &["src/journal/"]),
+    ("rusqlite", &["src/journal/"]),
     ("backoff", &["src/policy/pause.rs"]),
     ("sd_notify", &["src/supervisor.rs"]),
     ("indicatif", &["src/cli/"]),
@@ -95,7 +95,7 @@ fn strayed_libraries_are_found() {
         ("src/lane/mod.rs", "use backoff::ExponentialBackoff;", 1),
         ("src/signer/local.rs", "use web3::signing;", 0),
         ("src/lane/mod.rs", "use web3::signing;", 1),
-        ("src/lane/mod.rs", "#[sqlx::test]", 1),
+        ("src/lane/mod.rs", "    let rows: rusqlite::Rows<'_>;", 1),
     ];
     for (path, text, faults) in cases {
         assert_eq!(strayed_libraries(path, text).len(), faults, "{path}: {text}");

@@ -3,9 +3,8 @@
 use anyhow::{Context, ensure};
 use lapin::BasicProperties;
 use lapin::types::AMQPValue;
+use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
-use sqlx::Row;
-use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 
 use crate::checker::{ChainTransaction, DeadLetter, Target};
 use crate::support::rpc::hex;
@@ -106,8 +105,7 @@ pub(crate) async fn open(rabbit: &Rabbit, journal: &std::path::Path) -> anyhow::
             ));
         }
     }
-    let options = SqliteConnectOptions::new().filename(journal).read_only(true);
-    let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
+    let connection = reading(journal)?;
     let questions = [
         (
             "requests are not settled",
@@ -123,21 +121,21 @@ pub(crate) async fn open(rabbit: &Rabbit, journal: &std::path::Path) -> anyhow::
         ),
     ];
     for (what, question) in questions {
-        let row = sqlx::query(question).fetch_one(&pool).await?;
-        let (count, which): (i64, String) = (row.try_get(0)?, row.try_get(1)?);
+        let (count, which): (i64, String) = connection.query_row(question, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
         if count > 0 {
             open.push(format!("{count} {what}: {}", which.chars().take(300).collect::<String>()));
         }
     }
-    pool.close().await;
     Ok(open)
 }
 
 /// Nonces that the journal has given away.
-pub(crate) async fn journal_nonce(journal: &std::path::Path) -> anyhow::Result<u64> {
-    let options = SqliteConnectOptions::new().filename(journal).read_only(true);
-    let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
-    let next: Option<i64> = sqlx::query_scalar("SELECT max(next_nonce) FROM accounts").fetch_one(&pool).await?;
-    pool.close().await;
+pub(crate) fn journal_nonce(journal: &std::path::Path) -> anyhow::Result<u64> {
+    let select = "SELECT max(next_nonce) FROM accounts";
+    let next: Option<i64> = reading(journal)?.query_row(select, [], |row| row.get(0))?;
     Ok(u64::try_from(next.unwrap_or_default())?)
+}
+
+fn reading(journal: &std::path::Path) -> rusqlite::Result<Connection> {
+    Connection::open_with_flags(journal, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)
 }

@@ -161,7 +161,7 @@ impl Run {
     async fn check(&self, open: Vec<String>, faults: &mut Vec<String>) -> anyhow::Result<Report> {
         let (chain, next_nonce, blocks) =
             timeout(Duration::from_secs(300), evidence::chain(self.anvil.rpc())).await??;
-        let given = evidence::journal_nonce(&self.home.journal_file()).await?;
+        let given = evidence::journal_nonce(&self.home.journal_file())?;
         let history = History {
             published: self.record.with_published(<[_]>::to_vec),
             chain,

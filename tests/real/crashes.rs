@@ -1,6 +1,6 @@
 //! `kill -9` at chosen moments: between two steps of the way of a message.
 
-use sqlx::{Connection, SqliteConnection};
+use rusqlite::Connection;
 
 use crate::stage::{BINARY, DEAD, LONG, QUEUE, Stage, calldata, kinds_of, wait_log};
 use crate::support::contracts::ALWAYS_REVERTS;
@@ -11,17 +11,17 @@ const RETRY: &str = "acme.writes.retry";
 const GWEI: u64 = 1_000_000_000;
 
 /// While it is held, nobody else can write to the journal.
-struct JournalLock(SqliteConnection);
+struct JournalLock(Connection);
 
 impl JournalLock {
-    async fn take(file: &std::path::Path) -> Self {
-        let mut connection = SqliteConnection::connect(&format!("sqlite:{}", file.display())).await.unwrap();
-        sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut connection).await.unwrap();
+    fn take(file: &std::path::Path) -> Self {
+        let connection = Connection::open(file).unwrap();
+        connection.execute_batch("BEGIN IMMEDIATE").unwrap();
         Self(connection)
     }
 
-    async fn release(self) {
-        self.0.close().await.unwrap();
+    fn release(self) {
+        self.0.close().unwrap();
     }
 }
 
@@ -46,11 +46,11 @@ async fn killed_before_anything_is_written_it_takes_the_message_in_again() {
     let mut worker = home.start(BINARY);
     wait_log(&worker, "deliveries flow").await;
     wait_log(&worker, "the lane works").await;
-    let lock = JournalLock::take(&home.journal_file()).await;
+    let lock = JournalLock::take(&home.journal_file());
     stage.amqp.publish(QUEUE, with_id("order-1"), b"once").await;
     wait_until("it is delivered", LONG, async || stage.depth(QUEUE).await == (0, 1)).await;
     worker.kill().await;
-    lock.release().await;
+    lock.release();
     assert_eq!(stage.status(&home, "order-1").await, serde_json::Value::Null, "nothing is known of it");
     let _worker = home.start(BINARY);
     stage.wait_empty(QUEUE).await;
@@ -200,11 +200,11 @@ async fn killed_before_the_confirm_of_a_retry_is_noted_it_has_two_copies_and_act
     let mut worker = home.start(BINARY);
     stage.amqp.publish(QUEUE, with_id("order-1"), b"").await;
     wait_log(&worker, "no queue takes messages").await;
-    let lock = JournalLock::take(&home.journal_file()).await;
+    let lock = JournalLock::take(&home.journal_file());
     stage.amqp.bind(WAIT, RETRY, WAIT).await;
     wait_until("the copy waits", LONG, async || stage.depth(WAIT).await == (1, 0)).await;
     worker.kill().await;
-    lock.release().await;
+    lock.release();
     assert_eq!(stage.status(&home, "order-1").await["state"], "retry_pending");
     let mut worker = home.start(BINARY);
     wait_until("two copies wait", LONG, async || stage.depth(WAIT).await == (2, 0)).await;

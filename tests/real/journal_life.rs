@@ -1,6 +1,6 @@
 //! A journal that fails stops everything: nothing is sent, nothing is acked, and nothing is lost.
 
-use sqlx::{Connection, SqliteConnection};
+use rusqlite::Connection;
 
 use crate::stage::{BINARY, LONG, QUEUE, Stage, calldata};
 use crate::support::{ACCOUNTS, WorkerHome, wait_until, with_id};
@@ -9,16 +9,13 @@ use crate::support::{ACCOUNTS, WorkerHome, wait_until, with_id};
 const JOURNAL_FAILED: i32 = 74;
 
 /// Lets every insert into this table fail, as a full disk would; or no longer.
-async fn let_inserts_fail(home: &WorkerHome, table: &str, fail: bool) {
-    let url = format!("sqlite:{}", home.journal_file().display());
-    let mut connection = SqliteConnection::connect(&url).await.unwrap();
+fn let_inserts_fail(home: &WorkerHome, table: &str, fail: bool) {
     let statement = if fail {
         format!("CREATE TRIGGER full BEFORE INSERT ON {table} BEGIN SELECT RAISE(ABORT, 'the disk is full'); END")
     } else {
         "DROP TRIGGER full".to_owned()
     };
-    sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&mut connection).await.unwrap();
-    connection.close().await.unwrap();
+    Connection::open(home.journal_file()).unwrap().execute_batch(&statement).unwrap();
 }
 
 /// Makes the journal by letting a worker run for a moment.
@@ -37,7 +34,7 @@ async fn bytes_that_the_journal_cannot_keep_go_to_no_node() {
     stage.anvil.set_auto_mine(false).await.unwrap();
     let home = WorkerHome::new(&stage.config().with("chain", "finality = 0"));
     made(&stage, &home).await;
-    let_inserts_fail(&home, "attempts", true).await;
+    let_inserts_fail(&home, "attempts", true);
     stage.amqp.publish(QUEUE, with_id("a"), b"kept").await;
     for _ in 0..2 {
         let mut worker = home.start(BINARY);
@@ -47,7 +44,7 @@ async fn bytes_that_the_journal_cannot_keep_go_to_no_node() {
         assert_eq!(stage.anvil.nonce(ACCOUNTS[0].0, "pending").await, Ok(0));
         wait_until("the delivery is back", LONG, async || stage.depth(QUEUE).await == (1, 0)).await;
     }
-    let_inserts_fail(&home, "attempts", false).await;
+    let_inserts_fail(&home, "attempts", false);
     stage.anvil.set_auto_mine(true).await.unwrap();
     let _worker = home.start(BINARY);
     stage.wait_empty(QUEUE).await;
@@ -60,12 +57,12 @@ async fn a_delivery_whose_outcome_the_journal_cannot_keep_is_not_acked() {
     let Some(stage) = Stage::set().await else { return };
     let home = WorkerHome::new(&stage.config().with("chain", "finality = 0"));
     made(&stage, &home).await;
-    let_inserts_fail(&home, "outbox", true).await;
+    let_inserts_fail(&home, "outbox", true);
     stage.amqp.publish(QUEUE, with_id("a"), b"kept").await;
     let mut worker = home.start(BINARY);
     assert_eq!(worker.exit().await.code(), Some(JOURNAL_FAILED), "{}", worker.log());
     wait_until("the delivery is back", LONG, async || stage.depth(QUEUE).await == (1, 0)).await;
-    let_inserts_fail(&home, "outbox", false).await;
+    let_inserts_fail(&home, "outbox", false);
     let _worker = home.start(BINARY);
     stage.wait_empty(QUEUE).await;
     assert_eq!(stage.transactions_of(0).await.len(), 1, "written once");
@@ -78,11 +75,7 @@ async fn a_journal_of_a_newer_version_is_refused_before_anything_is_taken_in() {
     let Some(stage) = Stage::set().await else { return };
     let home = WorkerHome::new(&stage.config());
     made(&stage, &home).await;
-    let mut connection = SqliteConnection::connect(&format!("sqlite:{}", home.journal_file().display())).await.unwrap();
-    let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
-                 VALUES (99, 'from the future', TRUE, x'00', 0)";
-    sqlx::raw_sql(newer).execute(&mut connection).await.unwrap();
-    connection.close().await.unwrap();
+    Connection::open(home.journal_file()).unwrap().pragma_update(None, "user_version", 99).unwrap();
     stage.amqp.publish(QUEUE, with_id("a"), b"kept").await;
     let mut worker = home.start(BINARY);
     assert_eq!(worker.exit().await.code(), Some(JOURNAL_FAILED));

@@ -3,12 +3,10 @@
 use std::collections::HashMap;
 
 use async_trait::async_trait;
-use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
+use rusqlite::{Connection, params};
 
-use crate::journal::sqlite::rows::{
-    Envelope, column, fixed, generation, insert_all, pieces, push_in, request_id, word,
-};
-use crate::journal::sqlite::{SqliteJournal, settlements, storage};
+use crate::journal::sqlite::rows::{Envelope, column, fixed, generation, prepare, request_id, word};
+use crate::journal::sqlite::{SqliteJournal, settlements};
 use crate::journal::{Admissions, Arrival, RequestSeq, Result};
 use crate::model::{BodyHash, RequestId, RequestState, Timestamp};
 use crate::policy::arrival::{self, Known, Verdict};
@@ -16,27 +14,29 @@ use crate::policy::arrival::{self, Known, Verdict};
 #[async_trait]
 impl Admissions for SqliteJournal {
     async fn admit(&self, arrivals: Vec<Arrival>) -> Result<Vec<Verdict>> {
-        self.writer.write(move |connection| Box::pin(admit(connection, arrivals))).await
+        self.writer.write(move |connection| admit(connection, &arrivals)).await
     }
 
     async fn open_requests(&self) -> Result<u64> {
-        let count = "SELECT count(*) FROM requests WHERE settled_at IS NULL AND state IN ('accepted', 'writing')";
-        let count: i64 = sqlx::query_scalar(count)
-            .fetch_one(&self.readers)
-            .await
-            .map_err(|error| storage("count the open requests", error))?;
-        Ok(count.unsigned_abs())
+        self.readers.read(open_requests).await
     }
 }
 
-async fn admit(connection: &mut SqliteConnection, arrivals: Vec<Arrival>) -> Result<Vec<Verdict>> {
-    let ids: Vec<_> = arrivals.iter().map(|arrival| arrival.id.clone()).collect();
-    let mut known: HashMap<RequestId, Known> = known_of(connection, &ids).await?.into_iter().collect();
+fn open_requests(connection: &Connection) -> Result<u64> {
+    let count = "SELECT count(*) AS open FROM requests WHERE settled_at IS NULL AND state IN ('accepted', 'writing')";
+    let count: i64 =
+        prepare(connection, "count the open requests", count)?.one([], |row| column(row, "count", "open"))?;
+    Ok(count.unsigned_abs())
+}
+
+fn admit(connection: &Connection, arrivals: &[Arrival]) -> Result<Vec<Verdict>> {
+    let known = known_of(connection, arrivals.iter().map(|arrival| &arrival.id))?;
+    let mut known: HashMap<RequestId, Known> = known.into_iter().collect();
     // With their places among what is accepted.
     let mut new: Vec<(i64, &Arrival)> = Vec::new();
     let mut returned: Vec<(i64, &Arrival, &'static str)> = Vec::new();
     let mut verdicts = Vec::with_capacity(arrivals.len());
-    for arrival in &arrivals {
+    for arrival in arrivals {
         let before = known.get(&arrival.id);
         let verdict = arrival::decide(before, arrival.generation, arrival.body_hash);
         if verdict == Verdict::Accept {
@@ -53,109 +53,105 @@ async fn admit(connection: &mut SqliteConnection, arrivals: Vec<Arrival>) -> Res
         }
         verdicts.push(verdict);
     }
-    let first_turn = take_turns(connection, new.len() + returned.len()).await?;
+    let first_turn = take_turns(connection, new.len() + returned.len())?;
     let now = Timestamp::now();
-    insert_new(connection, &new, first_turn, now).await?;
+    insert_new(connection, &new, first_turn, now)?;
     for (place, arrival, what) in returned {
-        accept_again(connection, arrival, what, first_turn.saturating_add(place), now).await?;
+        accept_again(connection, arrival, what, first_turn.saturating_add(place), now)?;
     }
     Ok(verdicts)
 }
 
 /// Where these requests stand; unknown ones are left out.
-pub(super) async fn known_of(connection: &mut SqliteConnection, ids: &[RequestId]) -> Result<Vec<(RequestId, Known)>> {
-    let ids: Vec<String> = ids.iter().map(|id| id.as_str().to_owned()).collect();
+pub(super) fn known_of<'i>(
+    connection: &Connection,
+    ids: impl IntoIterator<Item = &'i RequestId>,
+) -> Result<Vec<(RequestId, Known)>> {
+    let select = "SELECT id, state, replay, retry, body_hash FROM requests WHERE id = ?1";
+    let mut select = prepare(connection, "look requests up", select)?;
     let mut known = Vec::new();
-    for piece in pieces(&ids) {
-        let mut select =
-            QueryBuilder::<Sqlite>::new("SELECT id, state, replay, retry, body_hash FROM requests WHERE id");
-        push_in(&mut select, piece);
-        let rows =
-            select.build().fetch_all(&mut *connection).await.map_err(|error| storage("look requests up", error))?;
-        for row in &rows {
+    for id in ids {
+        let standing = select.row([id.as_str()], |row| {
             let standing = Known {
                 state: word(row, "request", "state", RequestState::from_word)?,
                 generation: generation(row)?,
                 body_hash: fixed(row, "request", "body_hash", BodyHash::from_slice)?,
             };
-            known.push((request_id(row)?, standing));
-        }
+            Ok((request_id(row)?, standing))
+        })?;
+        known.extend(standing);
     }
     Ok(known)
 }
 
 /// Reserves that many places in the queue and returns the first.
-pub(super) async fn take_turns(connection: &mut SqliteConnection, count: usize) -> Result<i64> {
+pub(super) fn take_turns(connection: &Connection, count: usize) -> Result<i64> {
     if count == 0 {
         return Ok(0);
     }
     let count = i64::try_from(count).unwrap_or(i64::MAX);
-    let last: i64 = sqlx::query_scalar("UPDATE counters SET value = value + $1 WHERE name = 'turn' RETURNING value")
-        .bind(count)
-        .fetch_one(connection)
-        .await
-        .map_err(|error| storage("queue requests", error))?;
+    let take = "UPDATE counters SET value = value + ?1 WHERE name = 'turn' RETURNING value";
+    let last: i64 = prepare(connection, "queue requests", take)?.one([count], |row| column(row, "counter", "value"))?;
     Ok(last - count + 1)
 }
 
-async fn insert_new(
-    connection: &mut SqliteConnection,
-    new: &[(i64, &Arrival)],
-    first_turn: i64,
-    now: Timestamp,
-) -> Result<()> {
-    let mut rows = Vec::with_capacity(new.len());
+fn insert_new(connection: &Connection, new: &[(i64, &Arrival)], first_turn: i64, now: Timestamp) -> Result<()> {
+    let mut insert = prepare(
+        connection,
+        "insert rows",
+        "INSERT INTO requests (id, account, state, replay, retry, turn, body_hash, body, envelope, reply_to, \
+         correlation_id, received_at, changed_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?12)",
+    )?;
     for (place, arrival) in new {
-        rows.push((first_turn.saturating_add(*place), *arrival, Envelope::text_of(&arrival.message)?));
+        let message = &arrival.message;
+        insert.execute(params![
+            arrival.id.as_str(),
+            arrival.account.0,
+            RequestState::Accepted.as_str(),
+            arrival.generation.replay,
+            arrival.generation.retry,
+            first_turn.saturating_add(*place),
+            arrival.body_hash.as_bytes(),
+            &message.body[..],
+            Envelope::text_of(message)?,
+            message.properties.reply_to,
+            message.properties.correlation_id,
+            now.0,
+        ])?;
     }
-    let insert = "INSERT INTO requests (id, account, state, replay, retry, turn, body_hash, body, envelope, reply_to, \
-                  correlation_id, received_at, changed_at) ";
-    insert_all(connection, insert, &rows, |row, (turn, arrival, envelope)| {
-        row.push_bind(arrival.id.as_str().to_owned())
-            .push_bind(arrival.account.0)
-            .push_bind(RequestState::Accepted.as_str())
-            .push_bind(i64::from(arrival.generation.replay))
-            .push_bind(i64::from(arrival.generation.retry))
-            .push_bind(*turn)
-            .push_bind(arrival.body_hash.as_bytes().to_vec())
-            .push_bind(arrival.message.body.to_vec())
-            .push_bind(envelope.clone())
-            .push_bind(arrival.message.properties.reply_to.clone())
-            .push_bind(arrival.message.properties.correlation_id.clone())
-            .push_bind(now.0)
-            .push_bind(now.0);
-    })
-    .await
+    Ok(())
 }
 
 /// A retry that came back, or a dead letter that an operator sent back.
-async fn accept_again(
-    connection: &mut SqliteConnection,
+fn accept_again(
+    connection: &Connection,
     arrival: &Arrival,
     what: &'static str,
     turn: i64,
     now: Timestamp,
 ) -> Result<()> {
-    let row = sqlx::query(
-        "UPDATE requests SET state = 'accepted', settled_at = NULL, turn = $1, body = $2, body_hash = $3, \
-         envelope = $4, reply_to = $5, correlation_id = $6, changed_at = $7, \
-         first_failed_at = CASE WHEN replay < $8 THEN NULL ELSE first_failed_at END, replay = $8, retry = $9 \
-         WHERE id = $10 AND state IN ('retry_pending', 'retry_waiting', 'dead_pending', 'dead') RETURNING seq",
-    )
-    .bind(turn)
-    .bind(arrival.message.body.to_vec())
-    .bind(arrival.body_hash.as_bytes())
-    .bind(Envelope::text_of(&arrival.message)?)
-    .bind(&arrival.message.properties.reply_to)
-    .bind(&arrival.message.properties.correlation_id)
-    .bind(now.0)
-    .bind(i64::from(arrival.generation.replay))
-    .bind(i64::from(arrival.generation.retry))
-    .bind(arrival.id.as_str())
-    .fetch_one(&mut *connection)
-    .await
-    .map_err(|error| storage("accept a request again", error))?;
-    let seq = RequestSeq(column(&row, "request", "seq")?);
+    let message = &arrival.message;
+    let mut update = prepare(
+        connection,
+        "accept a request again",
+        "UPDATE requests SET state = 'accepted', settled_at = NULL, turn = ?1, body = ?2, body_hash = ?3, \
+         envelope = ?4, reply_to = ?5, correlation_id = ?6, changed_at = ?7, \
+         first_failed_at = CASE WHEN replay < ?8 THEN NULL ELSE first_failed_at END, replay = ?8, retry = ?9 \
+         WHERE id = ?10 AND state IN ('retry_pending', 'retry_waiting', 'dead_pending', 'dead') RETURNING seq",
+    )?;
+    let values = params![
+        turn,
+        &message.body[..],
+        arrival.body_hash.as_bytes(),
+        Envelope::text_of(message)?,
+        message.properties.reply_to,
+        message.properties.correlation_id,
+        now.0,
+        arrival.generation.replay,
+        arrival.generation.retry,
+        arrival.id.as_str(),
+    ];
+    let seq = RequestSeq(update.one(values, |row| column(row, "request", "seq"))?);
     let detail = format!("accepted as attempt {}", arrival.generation);
-    settlements::note_incidents(connection, &[(seq, what, detail)], now).await
+    settlements::note_incidents(connection, &[(seq, what, detail)], now)
 }

@@ -1,12 +1,11 @@
 //! The journal in one SQLite file: WAL, `synchronous=FULL`, one writing connection with group commit, a few reading ones.
+//! Each connection stays on a thread of its own, and whole units of work go there and come back: statements and rows do not.
 
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqlSafeStr, SqliteConnection};
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use crate::journal::{JournalError, Result};
 
@@ -17,31 +16,41 @@ mod commit;
 mod inspect;
 mod leases;
 mod outbox;
+mod reads;
 mod rows;
 mod settlements;
 mod transactions;
 
 use commit::GroupCommit;
+use reads::Readers;
 
 /// How long a write waits for another process that writes to the same file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections that read beside the writing one.
-const READERS: u32 = 3;
-/// Enough for the widest bulk statements in all their sizes.
-const CACHED_STATEMENTS: usize = 256;
+const READERS: usize = 3;
+/// More than there are statements, so that each is prepared once.
+const CACHED_STATEMENTS: usize = 128;
+/// Of the writing connection, as `PRAGMA cache_size` takes it. What it writes to again and again is then read once.
+const WRITER_CACHE: &str = "-8192";
+/// For each thread. Nothing here recurses, but over a message's headers, whose depth has a limit.
+const STACK_BYTES: usize = 2 * 1024 * 1024;
 
-const MIGRATIONS: &[(i64, &str, &str)] = &[
-    (1, "journal", include_str!("../../../migrations/sqlite/0001_journal.sql")),
-    (2, "outbox numbers", include_str!("../../../migrations/sqlite/0002_outbox_numbers.sql")),
-    (3, "chain mishaps", include_str!("../../../migrations/sqlite/0003_chain_mishaps.sql")),
+/// A file's `user_version` is how many of these it has seen.
+const MIGRATIONS: &[&str] = &[
+    include_str!("../../../migrations/sqlite/0001_journal.sql"),
+    include_str!("../../../migrations/sqlite/0002_outbox_numbers.sql"),
+    include_str!("../../../migrations/sqlite/0003_chain_mishaps.sql"),
 ];
 
 /// A journal in a SQLite file.
 #[derive(Debug, Clone)]
 pub struct SqliteJournal {
-    readers: SqlitePool,
+    readers: Readers,
     writer: GroupCommit,
 }
+
+/// The writing connection and the reading ones.
+type Connections = (Connection, Vec<Connection>);
 
 impl SqliteJournal {
     /// Opens the file, or makes it, readable by its owner alone; brings its schema up to date.
@@ -49,11 +58,14 @@ impl SqliteJournal {
     /// # Errors
     /// [`JournalError::NewerSchema`] for a file of a newer version, [`JournalError::Storage`] for what cannot be opened.
     pub async fn open(path: &Path) -> Result<Self> {
-        let file = make_private(path).map_err(|error| storage("open the journal file", error))?;
-        let options = options(&file);
-        let mut writing = connect(&options).await.map_err(|error| storage("open", error))?;
-        migrate(&mut writing, MIGRATIONS).await?;
-        Self::with(writing, options).await
+        let path = path.to_owned();
+        Self::start(move || {
+            let file = make_private(&path).map_err(|error| storage("open the journal file", error))?;
+            let mut writing = connect(&file).map_err(|error| storage("open", error))?;
+            migrate(&mut writing, MIGRATIONS)?;
+            with_readers(writing, &file)
+        })
+        .await
     }
 
     /// Opens a file that another process works with, and leaves it as it is.
@@ -64,96 +76,114 @@ impl SqliteJournal {
         if !path.exists() {
             return Err(JournalError::Missing { path: path.display().to_string() });
         }
-        let options = options(path).create_if_missing(false);
-        let mut connection = SqliteConnection::connect_with(&options).await.map_err(|e| storage("open", e))?;
-        let version = "SELECT coalesce(max(version), 0) FROM _sqlx_migrations";
-        let found: i64 =
-            sqlx::query_scalar(version).fetch_one(&mut connection).await.map_err(|e| storage("read its version", e))?;
-        let known = newest_version();
-        match found {
-            found if found > known => Err(JournalError::NewerSchema { found, known }),
-            found if found < known => Err(JournalError::Inconsistent {
-                doing: "read it",
-                detail: format!(
-                    "its schema has version {found}, this program has {known}: let the worker start once with this version"
-                ),
-            }),
-            _ => Self::with(connection, options).await,
-        }
+        let path = path.to_owned();
+        Self::start(move || {
+            let writing = connect(&path).map_err(|error| storage("open", error))?;
+            let found = version(&writing).map_err(|error| storage("read its version", error))?;
+            let known = newest_version();
+            match found {
+                found if found > known => Err(JournalError::NewerSchema { found, known }),
+                found if found < known => Err(JournalError::Inconsistent {
+                    doing: "read it",
+                    detail: format!(
+                        "its schema has version {found}, this program has {known}: let the worker start once with this version"
+                    ),
+                }),
+                _ => with_readers(writing, &path),
+            }
+        })
+        .await
     }
 
-    async fn with(writing: SqliteConnection, options: SqliteConnectOptions) -> Result<Self> {
-        let readers = SqlitePoolOptions::new()
-            .max_connections(READERS)
-            .connect_with(options.read_only(true).create_if_missing(false))
-            .await
-            .map_err(|error| storage("open for reading", error))?;
-        Ok(Self { readers, writer: GroupCommit::start(writing) })
+    /// To open may wait for another process, so it is done where waiting holds up nobody.
+    async fn start(open: impl FnOnce() -> Result<Connections> + Send + 'static) -> Result<Self> {
+        let opened = tokio::task::spawn_blocking(open).await;
+        let (writing, reading) = opened.map_err(|error| storage("open", error))??;
+        Ok(Self { readers: Readers::start(reading)?, writer: GroupCommit::start(writing)? })
     }
 
     /// Waits for what is being written, then closes the file.
     pub async fn close(&self) {
-        self.writer.close().await;
+        // The last to close puts what is in the WAL into the file, and that has to be one that may write.
         self.readers.close().await;
+        self.writer.close().await;
     }
 }
 
-/// A process killed while it migrates leaves nothing behind, since each step is one transaction. Two that start at once
-/// are kept apart by SQLite's lock: the later one finds the work done when it tries again.
-async fn migrate(connection: &mut SqliteConnection, migrations: &[(i64, &'static str, &'static str)]) -> Result<()> {
-    const TRIES: u32 = 5;
-    let migrations = migrations.iter().map(|(version, name, sql)| {
-        let sql = AssertSqlSafe(*sql).into_sql_str();
-        Migration::new(*version, (*name).into(), MigrationType::Simple, sql, false)
-    });
-    let migrator = Migrator::with_migrations(migrations.collect());
-    let known = newest_version();
-    let mut tries = 1;
-    loop {
-        match migrator.run_direct(None, &mut *connection, false).await {
-            Ok(()) => return Ok(()),
-            Err(MigrateError::VersionMissing(found)) => return Err(JournalError::NewerSchema { found, known }),
-            Err(error) if tries == TRIES => return Err(storage("bring its schema up to date", error)),
-            Err(_) => {
-                tries += 1;
-                tokio::time::sleep(Duration::from_millis(200)).await;
-            }
-        }
+/// A process killed while it migrates leaves nothing behind, since all steps are one transaction. Of two that start at
+/// once the later one waits for SQLite's lock, and finds the work done.
+fn migrate(connection: &mut Connection, migrations: &[&str]) -> Result<()> {
+    let failed = |error| storage("bring its schema up to date", error);
+    let known = migrations.len();
+    if version(connection).map_err(failed)? == as_version(known) {
+        return Ok(());
     }
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+    let found = version(&transaction).map_err(failed)?;
+    if found > as_version(known) {
+        return Err(JournalError::NewerSchema { found, known: as_version(known) });
+    }
+    for migration in migrations.iter().skip(usize::try_from(found).unwrap_or(0)) {
+        transaction.execute_batch(migration).map_err(failed)?;
+    }
+    transaction.pragma_update(None, "user_version", as_version(known)).map_err(failed)?;
+    transaction.commit().map_err(failed)
+}
+
+fn version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+fn newest_version() -> i64 {
+    as_version(MIGRATIONS.len())
+}
+
+fn as_version(migrations: usize) -> i64 {
+    i64::try_from(migrations).unwrap_or(i64::MAX)
 }
 
 /// Two that open a new file at once both switch it to WAL, and SQLite refuses one of them without waiting for the other.
-async fn connect(options: &SqliteConnectOptions) -> sqlx::Result<SqliteConnection> {
+fn connect(file: &Path) -> rusqlite::Result<Connection> {
     const PAUSE: Duration = Duration::from_millis(50);
-    let until = tokio::time::Instant::now() + BUSY_TIMEOUT;
+    let until = Instant::now() + BUSY_TIMEOUT;
     loop {
-        match SqliteConnection::connect_with(options).await {
-            Err(error) if is_locked(&error) && tokio::time::Instant::now() < until => tokio::time::sleep(PAUSE).await,
+        match connect_once(file) {
+            Err(error) if is_locked(&error) && Instant::now() < until => std::thread::sleep(PAUSE),
             connected => return connected,
         }
     }
 }
 
+fn connect_once(file: &Path) -> rusqlite::Result<Connection> {
+    let connection = open_file(file, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON")?;
+    // In memory: what a savepoint may have to undo. It is never more than what the commit writes.
+    connection.execute_batch(&format!("PRAGMA temp_store = MEMORY; PRAGMA cache_size = {WRITER_CACHE}"))?;
+    Ok(connection)
+}
+
+fn with_readers(writing: Connection, file: &Path) -> Result<Connections> {
+    let open = |_| {
+        let connection = open_file(file, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        // SQLite opens its files with the first read, and later there may be no file handle left.
+        version(&connection)?;
+        Ok(connection)
+    };
+    let reading: rusqlite::Result<_> = (0..READERS).map(open).collect();
+    Ok((writing, reading.map_err(|error| storage("open for reading", error))?))
+}
+
+/// Without SQLite's own locks: each connection is one thread's.
+fn open_file(file: &Path, how: OpenFlags) -> rusqlite::Result<Connection> {
+    let connection = Connection::open_with_flags(file, how | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_prepared_statement_cache_capacity(CACHED_STATEMENTS);
+    Ok(connection)
+}
+
 /// `SQLITE_BUSY`, plain or extended.
-fn is_locked(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code()?.parse::<i64>().ok());
-    code.is_some_and(|code| code & 0xff == 5)
-}
-
-fn newest_version() -> i64 {
-    MIGRATIONS.last().map_or(0, |(version, ..)| *version)
-}
-
-fn options(file: &Path) -> SqliteConnectOptions {
-    SqliteConnectOptions::new()
-        .filename(file)
-        .create_if_missing(true)
-        .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full)
-        .foreign_keys(true)
-        .busy_timeout(BUSY_TIMEOUT)
-        .statement_cache_capacity(CACHED_STATEMENTS)
-        .disable_statement_logging()
+fn is_locked(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
 }
 
 /// The file, made if missing, with mode 0600. SQLite gives its `-wal` and `-shm` files the same mode.
@@ -161,6 +191,17 @@ fn make_private(path: &Path) -> std::io::Result<PathBuf> {
     let file = std::fs::OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
     file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
     std::fs::canonicalize(path)
+}
+
+/// It ends when its work is handed in no more, and does not keep the process from ending.
+fn start_thread(name: String, work: impl FnOnce() + Send + 'static) -> Result<()> {
+    let started = std::thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(work);
+    started.map(drop).map_err(|error| storage("start its thread", error))
+}
+
+/// For all who wait for a thread that is gone.
+fn ended() -> JournalError {
+    JournalError::Commit("the journal's thread has ended".to_owned())
 }
 
 fn storage(doing: &'static str, error: impl std::error::Error + Send + Sync + 'static) -> JournalError {
@@ -171,6 +212,7 @@ fn storage(doing: &'static str, error: impl std::error::Error + Send + Sync + 's
 mod tests {
     use std::sync::Arc;
 
+    use futures_util::FutureExt;
     use tempfile::TempDir;
 
     use super::*;
@@ -202,13 +244,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal.db");
         SqliteJournal::open(&path).await.unwrap().close().await;
-        let mut connection =
-            SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(&path)).await.unwrap();
-        let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
-                     VALUES (99, 'from the future', TRUE, x'00', 0)";
-        sqlx::query(newer).execute(&mut connection).await.unwrap();
-        connection.close().await.unwrap();
+        Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
         let refused = SqliteJournal::open(&path).await.unwrap_err();
+        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 3 }), "{refused}");
+        let refused = SqliteJournal::open_existing(&path).await.unwrap_err();
         assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 3 }), "{refused}");
     }
 
@@ -217,13 +256,12 @@ mod tests {
     async fn a_journal_of_the_first_version_keeps_its_outbox() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal.db");
-        let mut connection = connect(&options(&path)).await.unwrap();
-        migrate(&mut connection, &MIGRATIONS[..1]).await.unwrap();
+        let mut connection = Connection::open(&path).unwrap();
+        migrate(&mut connection, &MIGRATIONS[..1]).unwrap();
         let rows = "INSERT INTO accounts (id, chain_id, address) VALUES (1, 1, zeroblob(20)); \
                     INSERT INTO outbox (id, account, event_id, kind, body, reply_to) \
                     VALUES (7, 1, 'e', 'final', '{}', 'answers'), (8, 1, 'f', 'dead', '{}', NULL)";
-        sqlx::raw_sql(rows).execute(&mut connection).await.unwrap();
-        connection.close().await.unwrap();
+        connection.execute_batch(rows).unwrap();
         let journal = SqliteJournal::open(&path).await.unwrap();
         let events = journal.events(&[AccountId(1)], 0, 10).await.unwrap();
         let found: Vec<_> = events.iter().map(|row| (row.id, row.event_id.as_str(), row.kind.as_str())).collect();
@@ -248,9 +286,7 @@ mod tests {
         let (folder, journal) = journal().await;
         let set = set(journal, &["a"]).await;
         let path = folder.path().join("journal.db");
-        let mut connection =
-            SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(&path)).await.unwrap();
-        sqlx::query("UPDATE requests SET body = x'00'").execute(&mut connection).await.unwrap();
+        Connection::open(&path).unwrap().execute("UPDATE requests SET body = x'00'", []).unwrap();
         let read = set.journal.queued(set.account, i64::MIN, 10).await;
         assert!(matches!(read, Err(JournalError::Corrupt { .. })), "{read:?}");
     }
@@ -263,11 +299,9 @@ mod tests {
         let signed = vec![transaction(set.queued[0].seq, 0)];
         set.journal.record_transactions(&set.lease, signed).await.unwrap();
         let path = folder.path().join("journal.db");
-        let mut connection =
-            SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(&path)).await.unwrap();
         let second = "INSERT INTO transactions SELECT account, nonce + 1, request, state, to_address, value, gas, \
                       created_at, closed_at, final_hash, block_number, block_hash, gas_used, reorged_at FROM transactions";
-        let refused = sqlx::query(second).execute(&mut connection).await.unwrap_err();
+        let refused = Connection::open(&path).unwrap().execute(second, []).unwrap_err();
         assert!(refused.to_string().contains("UNIQUE"), "{refused}");
     }
 
@@ -281,6 +315,62 @@ mod tests {
         let results = tokio::join!(write(0, 0), write(1, 7), write(1, 1));
         assert!(results.0.is_ok() && results.1.is_err() && results.2.is_ok(), "{results:?}");
         assert_eq!(set.journal.live_transactions(set.account).await.unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_stops_waiting_does_not_stop_the_write() {
+        let (_folder, journal) = journal().await;
+        let set = set(journal, &[]).await;
+        let copy = || vec![arrival(set.account, "a", Generation::default(), "body")];
+        assert!(set.journal.admit(copy()).now_or_never().is_none());
+        assert_eq!(set.journal.admit(copy()).await.unwrap(), [Verdict::Join]);
+    }
+
+    #[tokio::test]
+    async fn a_group_that_cannot_begin_or_commit_is_told_why_and_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal.db");
+        let journal = SqliteJournal::open(&path).await.unwrap();
+        let told = |result: Result<AccountId>, why: &str| match result {
+            Err(JournalError::Commit(text)) => assert!(text.contains(why), "{text}"),
+            other => panic!("{other:?}"),
+        };
+        let account = |address| journal.account(1, Address([address; 20]));
+        let stray = journal.writer.write(|connection| {
+            let rows = "PRAGMA defer_foreign_keys = ON; INSERT INTO outbox (account, event_id, kind, body) \
+                        VALUES (99, '', 'final', '')";
+            connection.execute_batch(rows).map(|()| AccountId(0)).map_err(|error| storage("write", error))
+        });
+        let (stray, neighbour) = tokio::join!(stray, account(7));
+        told(stray, "FOREIGN KEY");
+        told(neighbour, "FOREIGN KEY");
+        let impatient = |connection: &Connection| connection.busy_timeout(Duration::ZERO).map_err(|e| storage("", e));
+        journal.writer.write(impatient).await.unwrap();
+        let other = Connection::open(&path).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let (one, another) = tokio::join!(account(7), account(8));
+        told(one, "locked");
+        told(another, "locked");
+        other.execute_batch("COMMIT").unwrap();
+        assert_eq!(account(9).await.unwrap(), AccountId(1), "nothing of it was written");
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_thread_that_has_panicked() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = SqliteJournal::open(&folder.path().join("journal.db")).await.unwrap();
+        let account = || journal.account(1, Address([7; 20]));
+        let panics = || journal.writer.write(|_| -> Result<()> { panic!("as planned") });
+        let (first, panicked, behind) = tokio::join!(account(), panics(), account());
+        assert!(matches!((first, panicked, behind), (Err(_), Err(JournalError::Commit(_)), Err(_))));
+        assert!(matches!(account().await, Err(JournalError::Commit(_))));
+        for _ in 0..READERS {
+            assert!(journal.open_requests().await.is_ok(), "the others go on");
+            let panicked = journal.readers.read(|_| -> Result<()> { panic!("as planned") }).await;
+            assert!(matches!(panicked, Err(JournalError::Commit(_))));
+        }
+        assert!(matches!(journal.open_requests().await, Err(JournalError::Commit(_))));
+        journal.close().await;
     }
 
     #[tokio::test]

@@ -1,24 +1,33 @@
 //! Events between the commit that made them true and their publisher confirm.
 
 use async_trait::async_trait;
-use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
+use rusqlite::{Connection, params};
 
-use crate::journal::sqlite::rows::{column, execute_in, insert_all, push_in, read_all, reply};
+use crate::journal::sqlite::rows::{column, prepare, reply};
 use crate::journal::sqlite::{SqliteJournal, storage};
 use crate::journal::{AccountId, Outbox, OutboxRow, Result};
 use crate::model::Event;
 
-pub(super) async fn insert_events(connection: &mut SqliteConnection, events: &[(AccountId, &Event)]) -> Result<()> {
-    let insert = "INSERT INTO outbox (account, event_id, kind, body, reply_to, correlation_id) ";
-    insert_all(connection, insert, events, |row, (account, event)| {
-        row.push_bind(account.0)
-            .push_bind(event.id.clone())
-            .push_bind(event.kind.as_str())
-            .push_bind(event.body.clone())
-            .push_bind(event.reply_to.clone())
-            .push_bind(event.correlation_id.clone());
-    })
-    .await
+pub(super) fn insert_events<'e>(
+    connection: &Connection,
+    events: impl IntoIterator<Item = (AccountId, &'e Event)>,
+) -> Result<()> {
+    let mut insert = prepare(
+        connection,
+        "insert rows",
+        "INSERT INTO outbox (account, event_id, kind, body, reply_to, correlation_id) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+    )?;
+    for (account, event) in events {
+        insert.execute(params![
+            account.0,
+            event.id,
+            event.kind.as_str(),
+            event.body,
+            event.reply_to,
+            event.correlation_id,
+        ])?;
+    }
+    Ok(())
 }
 
 #[async_trait]
@@ -28,32 +37,36 @@ impl Outbox for SqliteJournal {
             return Ok(Vec::new());
         }
         let accounts: Vec<i64> = accounts.iter().map(|account| account.0).collect();
-        let mut select = QueryBuilder::<Sqlite>::new(
-            "SELECT id, event_id, kind, body, reply_to, correlation_id FROM outbox WHERE id > ",
-        );
-        select.push_bind(after).push(" AND account");
-        push_in(&mut select, &accounts);
-        select.push(" ORDER BY id LIMIT ").push_bind(i64::from(limit));
-        let rows = select.build().fetch_all(&self.readers).await.map_err(|error| storage("read the outbox", error))?;
-        read_all(&rows, |row| {
-            Ok(OutboxRow {
-                id: column(row, "event", "id")?,
-                event_id: column(row, "event", "event_id")?,
-                kind: column(row, "event", "kind")?,
-                body: column(row, "event", "body")?,
-                reply: reply(row, "event")?,
-            })
-        })
+        self.readers.read(move |connection| events(connection, &accounts, after, limit)).await
     }
 
     async fn events_sent(&self, ids: Vec<i64>) -> Result<()> {
         self.writer
             .write(move |connection| {
-                Box::pin(async move {
-                    // Another instance may have sent the same event, under the same id, and deleted it first.
-                    execute_in(connection, || QueryBuilder::new("DELETE FROM outbox WHERE id"), &ids).await.map(|_| ())
-                })
+                // Another instance may have sent the same event, under the same id, and deleted it first.
+                let mut delete = prepare(connection, "change rows", "DELETE FROM outbox WHERE id = ?1")?;
+                ids.iter().try_for_each(|id| delete.execute([id]).map(drop))
             })
             .await
     }
+}
+
+fn events(connection: &Connection, accounts: &[i64], after: i64, limit: u32) -> Result<Vec<OutboxRow>> {
+    // One text for any number of accounts.
+    let accounts = serde_json::to_string(accounts).map_err(|error| storage("read the outbox", error))?;
+    let mut select = prepare(
+        connection,
+        "read the outbox",
+        "SELECT id, event_id, kind, body, reply_to, correlation_id FROM outbox \
+         WHERE id > ?1 AND account IN (SELECT value FROM json_each(?2)) ORDER BY id LIMIT ?3",
+    )?;
+    select.rows(params![after, accounts, limit], |row| {
+        Ok(OutboxRow {
+            id: column(row, "event", "id")?,
+            event_id: column(row, "event", "event_id")?,
+            kind: column(row, "event", "kind")?,
+            body: column(row, "event", "body")?,
+            reply: reply(row, "event")?,
+        })
+    })
 }

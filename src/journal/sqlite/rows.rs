@@ -1,93 +1,68 @@
-//! Rows as the database gives them, checked on their way in and out; and statements for many rows at once.
+//! Rows as the database gives them, checked on their way in and out; and statements, prepared once for each connection.
 
 use bytes::Bytes;
+use rusqlite::types::FromSql;
+use rusqlite::{CachedStatement, Connection, Params, Row};
 use serde::{Deserialize, Serialize};
-use sqlx::query_builder::Separated;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 
 use crate::journal::sqlite::storage;
 use crate::journal::{JournalError, QueuedRequest, ReplyAddress, RequestSeq, Result};
 use crate::model::{BodyHash, Generation, Headers, Message, Nonce, Origin, Properties, RequestId};
 
-/// Rows in one statement. Few sizes, so that each statement is prepared once.
-const BULK_SIZES: [usize; 3] = [64, 8, 1];
-
-/// Cuts the rows into pieces of the bulk sizes.
-pub(super) fn pieces<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
-    std::iter::from_fn(move || {
-        let size = BULK_SIZES.into_iter().find(|size| *size <= rows.len())?;
-        let (piece, rest) = rows.split_at_checked(size)?;
-        rows = rest;
-        Some(piece)
-    })
+/// A statement that its connection keeps prepared. Many rows are as many calls: they cost less than a longer statement.
+pub(super) struct Statement<'c> {
+    prepared: CachedStatement<'c>,
+    doing: &'static str,
 }
 
-/// `INSERT INTO … VALUES (…), (…)` for all rows.
-pub(super) async fn insert_all<T, F>(
-    connection: &mut SqliteConnection,
-    insert_into: &'static str,
-    rows: &[T],
-    bind: F,
-) -> Result<()>
-where
-    F: FnMut(&mut Separated<'_, Sqlite, &'static str>, &T),
-{
-    insert_all_or(connection, insert_into, "", rows, bind).await
+/// The statement, and what an error says was tried.
+pub(super) fn prepare<'c>(connection: &'c Connection, doing: &'static str, sql: &str) -> Result<Statement<'c>> {
+    let prepared = connection.prepare_cached(sql).map_err(|error| storage(doing, error))?;
+    Ok(Statement { prepared, doing })
 }
 
-/// The same, with what to do about rows that are there already.
-pub(super) async fn insert_all_or<T, F>(
-    connection: &mut SqliteConnection,
-    insert_into: &'static str,
-    on_conflict: &'static str,
-    rows: &[T],
-    mut bind: F,
-) -> Result<()>
-where
-    F: FnMut(&mut Separated<'_, Sqlite, &'static str>, &T),
-{
-    for piece in pieces(rows) {
-        let mut statement = QueryBuilder::<Sqlite>::new(insert_into);
-        statement.push_values(piece, |mut row, item| bind(&mut row, item));
-        statement.push(on_conflict);
-        statement.build().execute(&mut *connection).await.map_err(|error| storage("insert rows", error))?;
+impl Statement<'_> {
+    /// Runs it, and says how many rows it changed.
+    pub(super) fn execute(&mut self, values: impl Params) -> Result<usize> {
+        self.prepared.execute(values).map_err(|error| storage(self.doing, error))
     }
-    Ok(())
-}
 
-/// A statement that goes on with ` IN (…)`, for all values, and how many rows it changed.
-pub(super) async fn execute_in(
-    connection: &mut SqliteConnection,
-    mut statement: impl FnMut() -> QueryBuilder<Sqlite>,
-    values: &[i64],
-) -> Result<u64> {
-    let mut changed = 0;
-    for piece in pieces(values) {
-        let mut statement = statement();
-        push_in(&mut statement, piece);
-        let done = statement.build().execute(&mut *connection).await.map_err(|error| storage("change rows", error))?;
-        changed += done.rows_affected();
+    /// All rows that it returns, read.
+    pub(super) fn rows<T>(
+        &mut self,
+        values: impl Params,
+        mut read: impl FnMut(&Row<'_>) -> Result<T>,
+    ) -> Result<Vec<T>> {
+        let failed = |error| storage(self.doing, error);
+        let mut rows = self.prepared.query(values).map_err(failed)?;
+        let mut all = Vec::new();
+        while let Some(row) = rows.next().map_err(failed)? {
+            all.push(read(row)?);
+        }
+        Ok(all)
     }
-    Ok(changed)
-}
 
-/// ` IN (…)` with these values.
-pub(super) fn push_in<T>(statement: &mut QueryBuilder<Sqlite>, values: &[T])
-where
-    T: Clone + Send + for<'q> sqlx::Encode<'q, Sqlite> + sqlx::Type<Sqlite> + 'static,
-{
-    statement.push(" IN (");
-    let mut list = statement.separated(", ");
-    for value in values {
-        list.push_bind(value.clone());
+    /// The first row that it returns, read.
+    pub(super) fn row<T>(
+        &mut self,
+        values: impl Params,
+        read: impl FnOnce(&Row<'_>) -> Result<T>,
+    ) -> Result<Option<T>> {
+        let failed = |error| storage(self.doing, error);
+        let mut rows = self.prepared.query(values).map_err(failed)?;
+        rows.next().map_err(failed)?.map(read).transpose()
     }
-    statement.push(")");
+
+    /// The same, where there must be one.
+    pub(super) fn one<T>(&mut self, values: impl Params, read: impl FnOnce(&Row<'_>) -> Result<T>) -> Result<T> {
+        let doing = self.doing;
+        self.row(values, read)?.ok_or_else(|| storage(doing, rusqlite::Error::QueryReturnedNoRows))
+    }
 }
 
 /// Fails unless the write found as many rows as it should.
-pub(super) fn expect_rows(doing: &'static str, expected: usize, changed: u64) -> Result<()> {
-    if changed == expected as u64 {
+pub(super) fn expect_rows(doing: &'static str, expected: usize, changed: usize) -> Result<()> {
+    if changed == expected {
         return Ok(());
     }
     Err(JournalError::Inconsistent { doing, detail: format!("{changed} of {expected} rows were as they must be") })
@@ -98,39 +73,38 @@ pub(super) fn corrupt(what: &'static str, detail: impl Into<String>) -> JournalE
 }
 
 /// A column's value, or the error that names it.
-pub(super) fn column<'r, T>(row: &'r SqliteRow, what: &'static str, name: &'static str) -> Result<T>
-where
-    T: sqlx::Decode<'r, Sqlite> + sqlx::Type<Sqlite>,
-{
-    row.try_get(name).map_err(|error| corrupt(what, error.to_string()))
+pub(super) fn column<T: FromSql>(row: &Row<'_>, what: &'static str, name: &'static str) -> Result<T> {
+    row.get(name).map_err(|error| corrupt(what, error.to_string()))
 }
 
 /// A column with a number that is never negative.
-pub(super) fn unsigned<T: TryFrom<i64>>(row: &SqliteRow, what: &'static str, name: &'static str) -> Result<T> {
+pub(super) fn unsigned<T: TryFrom<i64>>(row: &Row<'_>, what: &'static str, name: &'static str) -> Result<T> {
     let number: i64 = column(row, what, name)?;
     T::try_from(number).map_err(|_| corrupt(what, format!("{name} is {number}")))
 }
 
 /// A column with a hash or an address.
 pub(super) fn fixed<T>(
-    row: &SqliteRow,
+    row: &Row<'_>,
     what: &'static str,
     name: &'static str,
     read: fn(&[u8]) -> Option<T>,
 ) -> Result<T> {
-    let bytes: &[u8] = column(row, what, name)?;
+    let value = row.get_ref(name).map_err(|error| corrupt(what, error.to_string()))?;
+    let bytes = value.as_blob().map_err(|error| corrupt(what, format!("{name}: {error}")))?;
     read(bytes).ok_or_else(|| corrupt(what, format!("{name} has {} bytes", bytes.len())))
 }
 
 /// A column with one of the stored words.
-pub(super) fn word<T>(
-    row: &SqliteRow,
-    what: &'static str,
-    name: &'static str,
-    read: fn(&str) -> Option<T>,
-) -> Result<T> {
-    let text: &str = column(row, what, name)?;
+pub(super) fn word<T>(row: &Row<'_>, what: &'static str, name: &'static str, read: fn(&str) -> Option<T>) -> Result<T> {
+    let text = text(row, what, name)?;
     read(text).ok_or_else(|| corrupt(what, format!("{name} is {text:?}")))
+}
+
+/// A column's text, where it lies.
+pub(super) fn text<'r>(row: &'r Row<'_>, what: &'static str, name: &'static str) -> Result<&'r str> {
+    let value = row.get_ref(name).map_err(|error| corrupt(what, error.to_string()))?;
+    value.as_str().map_err(|error| corrupt(what, format!("{name}: {error}")))
 }
 
 /// A number for a column. Nonces, heights and gas stay far below 2^63.
@@ -145,16 +119,16 @@ pub(super) fn nonce(nonce: Nonce) -> Result<i64> {
     signed("a nonce", nonce.0)
 }
 
-pub(super) fn generation(row: &SqliteRow) -> Result<Generation> {
+pub(super) fn generation(row: &Row<'_>) -> Result<Generation> {
     Ok(Generation { replay: unsigned(row, "request", "replay")?, retry: unsigned(row, "request", "retry")? })
 }
 
-pub(super) fn request_id(row: &SqliteRow) -> Result<RequestId> {
-    RequestId::new(column(row, "request", "id")?).map_err(|error| corrupt("request", error.to_string()))
+pub(super) fn request_id(row: &Row<'_>) -> Result<RequestId> {
+    RequestId::new(text(row, "request", "id")?).map_err(|error| corrupt("request", error.to_string()))
 }
 
 /// The body, checked against its hash.
-pub(super) fn body(row: &SqliteRow) -> Result<Bytes> {
+pub(super) fn body(row: &Row<'_>) -> Result<Bytes> {
     let body: Vec<u8> = column(row, "request", "body")?;
     let hash = fixed(row, "request", "body_hash", BodyHash::from_slice)?;
     if BodyHash::of(&body) != hash {
@@ -167,7 +141,7 @@ pub(super) fn body(row: &SqliteRow) -> Result<Bytes> {
 pub(super) const QUEUED_COLUMNS: &str =
     "r.seq, r.id, r.replay, r.retry, r.turn, r.body, r.body_hash, r.reply_to, r.correlation_id";
 
-pub(super) fn queued_request(row: &SqliteRow) -> Result<QueuedRequest> {
+pub(super) fn queued_request(row: &Row<'_>) -> Result<QueuedRequest> {
     Ok(QueuedRequest {
         seq: RequestSeq(column(row, "request", "seq")?),
         id: request_id(row)?,
@@ -178,7 +152,7 @@ pub(super) fn queued_request(row: &SqliteRow) -> Result<QueuedRequest> {
     })
 }
 
-pub(super) fn reply(row: &SqliteRow, what: &'static str) -> Result<ReplyAddress> {
+pub(super) fn reply(row: &Row<'_>, what: &'static str) -> Result<ReplyAddress> {
     Ok(ReplyAddress { reply_to: column(row, what, "reply_to")?, correlation_id: column(row, what, "correlation_id")? })
 }
 
@@ -205,18 +179,13 @@ impl Envelope {
 }
 
 /// The whole message of a request.
-pub(super) fn message(row: &SqliteRow) -> Result<Message> {
-    let text: &str = column(row, "request", "envelope")?;
-    let envelope: Envelope = serde_json::from_str(text).map_err(|error| corrupt("request", error.to_string()))?;
+pub(super) fn message(row: &Row<'_>) -> Result<Message> {
+    let envelope = text(row, "request", "envelope")?;
+    let envelope: Envelope = serde_json::from_str(envelope).map_err(|error| corrupt("request", error.to_string()))?;
     Ok(Message {
         body: body(row)?,
         properties: envelope.properties,
         headers: envelope.headers,
         origin: envelope.origin,
     })
-}
-
-/// Makes rows of a result, or the first error.
-pub(super) fn read_all<T>(rows: &[SqliteRow], read: impl Fn(&SqliteRow) -> Result<T>) -> Result<Vec<T>> {
-    rows.iter().map(read).collect()
 }

@@ -1,17 +1,15 @@
 //! Outcomes: closed nonces, decided requests, copies that need a publisher confirm, messages that were no requests.
 
 use async_trait::async_trait;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{AssertSqlSafe, QueryBuilder, Sqlite, SqliteConnection};
+use rusqlite::{Connection, Row, params};
 
 use crate::journal::sqlite::admissions::{known_of, take_turns};
 use crate::journal::sqlite::leases::check_lease;
 use crate::journal::sqlite::outbox::insert_events;
 use crate::journal::sqlite::rows::{
-    column, corrupt, execute_in, expect_rows, fixed, generation, insert_all, insert_all_or, message, nonce, pieces,
-    push_in, read_all, request_id, signed, word,
+    column, corrupt, expect_rows, fixed, generation, message, nonce, prepare, request_id, signed, word,
 };
-use crate::journal::sqlite::{SqliteJournal, closed, storage};
+use crate::journal::sqlite::{SqliteJournal, closed};
 use crate::journal::{
     AccountId, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, EndedAgain, Lease, RefusedMessage, Reorged,
     RequestSeq, Result, Settlement, Settlements, UnconfirmedCopy,
@@ -21,161 +19,146 @@ use crate::model::{Cause, FailureClass, Generation, Message, RequestId, RequestS
 use crate::policy::arrival::Known;
 
 const COPY_COLUMNS: &str = "SELECT seq, id, state, replay, retry, body, body_hash, envelope, first_failed_at, \
-                            failure_class, failure_reason, failure_detail FROM requests ";
+                            failure_class, failure_reason, failure_detail FROM requests";
 
 #[async_trait]
 impl Settlements for SqliteJournal {
     async fn settle(&self, lease: &Lease, settlements: Vec<Settlement>) -> Result<()> {
         let lease = lease.clone();
-        self.writer.write(move |connection| Box::pin(settle(connection, lease, settlements))).await
+        self.writer.write(move |connection| settle(connection, &lease, &settlements)).await
     }
 
     async fn record_reorged(&self, lease: &Lease, reorged: Vec<Reorged>) -> Result<()> {
         let lease = lease.clone();
-        self.writer.write(move |connection| Box::pin(closed::record_reorged(connection, lease, reorged))).await
+        self.writer.write(move |connection| closed::record_reorged(connection, &lease, reorged)).await
     }
 
     async fn record_ended_again(&self, lease: &Lease, ended: Vec<EndedAgain>) -> Result<()> {
         let lease = lease.clone();
-        self.writer.write(move |connection| Box::pin(closed::record_ended_again(connection, lease, ended))).await
+        self.writer.write(move |connection| closed::record_ended_again(connection, &lease, ended)).await
     }
 
     async fn unconfirmed(&self, account: AccountId, after: RequestSeq, limit: u32) -> Result<Vec<UnconfirmedCopy>> {
-        let select = format!(
-            "{COPY_COLUMNS} WHERE account = $1 AND settled_at IS NULL \
-             AND state IN ('retry_pending', 'dead_pending') AND seq > $2 ORDER BY seq LIMIT $3"
-        );
-        let rows = sqlx::query(AssertSqlSafe(select))
-            .bind(account.0)
-            .bind(after.0)
-            .bind(i64::from(limit))
-            .fetch_all(&self.readers)
-            .await
-            .map_err(|error| storage("read the copies without a publisher confirm", error))?;
-        self.with_hashes(read_all(&rows, unconfirmed_copy)?).await
+        self.readers.read(move |connection| unconfirmed(connection, account, after, limit)).await
     }
 
     async fn unconfirmed_of(&self, requests: Vec<RequestSeq>) -> Result<Vec<UnconfirmedCopy>> {
-        let requests: Vec<i64> = requests.iter().map(|seq| seq.0).collect();
-        let mut copies = Vec::with_capacity(requests.len());
-        for piece in pieces(&requests) {
-            let mut select = QueryBuilder::<Sqlite>::new(COPY_COLUMNS);
-            select.push("WHERE state IN ('retry_pending', 'dead_pending') AND seq");
-            push_in(&mut select, piece);
-            let rows = select
-                .build()
-                .fetch_all(&self.readers)
-                .await
-                .map_err(|error| storage("read copies without a publisher confirm", error))?;
-            copies.extend(read_all(&rows, unconfirmed_copy)?);
-        }
-        self.with_hashes(copies).await
+        self.readers.read(move |connection| unconfirmed_of(connection, &requests)).await
     }
 
     async fn confirm(&self, copies: Vec<ConfirmedCopy>) -> Result<()> {
-        self.writer.write(move |connection| Box::pin(confirm(connection, copies))).await
+        self.writer.write(move |connection| confirm(connection, &copies)).await
     }
 
     async fn record_refused(&self, messages: Vec<RefusedMessage>) -> Result<()> {
-        self.writer.write(move |connection| Box::pin(record_refused(connection, messages))).await
+        self.writer.write(move |connection| record_refused(connection, &messages)).await
     }
 
     async fn standings(&self, ids: Vec<RequestId>) -> Result<Vec<(RequestId, Known)>> {
-        let mut reader = self.readers.acquire().await.map_err(|error| storage("read where requests stand", error))?;
-        known_of(&mut reader, &ids).await
+        self.readers.read(move |connection| known_of(connection, &ids)).await
     }
 
     async fn message_of(&self, id: &RequestId) -> Result<Option<Message>> {
-        let row = sqlx::query("SELECT body, body_hash, envelope FROM requests WHERE id = $1 AND body IS NOT NULL")
-            .bind(id.as_str())
-            .fetch_optional(&self.readers)
+        let id = id.clone();
+        let select = "SELECT body, body_hash, envelope FROM requests WHERE id = ?1 AND body IS NOT NULL";
+        self.readers
+            .read(move |connection| prepare(connection, "read a message", select)?.row([id.as_str()], message))
             .await
-            .map_err(|error| storage("read a message", error))?;
-        row.as_ref().map(message).transpose()
     }
 
     async fn record_parked(&self, ids: Vec<RequestId>) -> Result<()> {
-        self.writer
-            .write(move |connection| {
-                Box::pin(async move {
-                    let now = Timestamp::now();
-                    for id in ids {
-                        sqlx::query(
-                            "INSERT INTO incidents (request, at, what, detail) \
-                             SELECT seq, $1, 'parked', 'given back to the broker for a while' FROM requests WHERE id = $2",
-                        )
-                        .bind(now.0)
-                        .bind(id.as_str())
-                        .execute(&mut *connection)
-                        .await
-                        .map_err(|error| storage("note a park", error))?;
-                    }
-                    Ok(())
-                })
-            })
-            .await
+        self.writer.write(move |connection| record_parked(connection, &ids)).await
     }
 }
 
-impl SqliteJournal {
-    async fn with_hashes(&self, mut copies: Vec<UnconfirmedCopy>) -> Result<Vec<UnconfirmedCopy>> {
-        for copy in &mut copies {
-            let rows = sqlx::query(
-                "SELECT a.hash FROM transactions t JOIN attempts a ON a.account = t.account AND a.nonce = t.nonce \
-                 WHERE t.request = $1 ORDER BY a.id",
-            )
-            .bind(copy.request.0)
-            .fetch_all(&self.readers)
-            .await
-            .map_err(|error| storage("read the hashes of a request", error))?;
-            copy.tx_hashes = read_all(&rows, |row| fixed(row, "attempt", "hash", TxHash::from_slice))?;
-        }
-        Ok(copies)
-    }
+fn unconfirmed(
+    connection: &Connection,
+    account: AccountId,
+    after: RequestSeq,
+    limit: u32,
+) -> Result<Vec<UnconfirmedCopy>> {
+    let select = format!(
+        "{COPY_COLUMNS} WHERE account = ?1 AND settled_at IS NULL \
+         AND state IN ('retry_pending', 'dead_pending') AND seq > ?2 ORDER BY seq LIMIT ?3"
+    );
+    let mut select = prepare(connection, "read the copies without a publisher confirm", &select)?;
+    with_hashes(connection, select.rows((account.0, after.0, limit), unconfirmed_copy)?)
 }
 
-async fn settle(connection: &mut SqliteConnection, lease: Lease, settlements: Vec<Settlement>) -> Result<()> {
-    check_lease(connection, &lease).await?;
+fn unconfirmed_of(connection: &Connection, requests: &[RequestSeq]) -> Result<Vec<UnconfirmedCopy>> {
+    let select = format!("{COPY_COLUMNS} WHERE seq = ?1 AND state IN ('retry_pending', 'dead_pending')");
+    let mut select = prepare(connection, "read copies without a publisher confirm", &select)?;
+    let mut copies = Vec::with_capacity(requests.len());
+    for request in requests {
+        copies.extend(select.row([request.0], unconfirmed_copy)?);
+    }
+    with_hashes(connection, copies)
+}
+
+fn with_hashes(connection: &Connection, mut copies: Vec<UnconfirmedCopy>) -> Result<Vec<UnconfirmedCopy>> {
+    let select = "SELECT a.hash FROM transactions t JOIN attempts a ON a.account = t.account AND a.nonce = t.nonce \
+                  WHERE t.request = ?1 ORDER BY a.id";
+    let mut select = prepare(connection, "read the hashes of a request", select)?;
+    for copy in &mut copies {
+        copy.tx_hashes = select.rows([copy.request.0], |row| fixed(row, "attempt", "hash", TxHash::from_slice))?;
+    }
+    Ok(copies)
+}
+
+fn record_parked(connection: &Connection, ids: &[RequestId]) -> Result<()> {
     let now = Timestamp::now();
-    let closed: Vec<_> =
-        settlements.iter().filter_map(|settled| Some((settled.request, settled.transaction.as_ref()?))).collect();
-    close_transactions(connection, &lease, &closed, now).await?;
+    let mut insert = prepare(
+        connection,
+        "note a park",
+        "INSERT INTO incidents (request, at, what, detail) \
+         SELECT seq, ?1, 'parked', 'given back to the broker for a while' FROM requests WHERE id = ?2",
+    )?;
+    ids.iter().try_for_each(|id| insert.execute((now.0, id.as_str())).map(drop))
+}
+
+fn settle(connection: &Connection, lease: &Lease, settlements: &[Settlement]) -> Result<()> {
+    check_lease(connection, lease)?;
+    let now = Timestamp::now();
+    let closed = settlements.iter().filter_map(|settled| Some((settled.request, settled.transaction.as_ref()?)));
+    close_transactions(connection, lease, closed, now)?;
     let mut finals = Vec::new();
     let mut events = Vec::new();
     let mut requeued = Vec::new();
-    for Settlement { request, decision, .. } in &settlements {
+    for Settlement { request, decision, .. } in settlements {
         match decision {
             Decision::Final(event) => {
-                finals.push(request.0);
+                finals.push(*request);
                 events.push((lease.account, event));
             }
             Decision::Retry { cause, next } => {
-                record_failure(connection, &lease, *request, (RequestState::RetryPending, cause, Some(*next)), now)
-                    .await?;
+                record_failure(connection, lease, *request, (RequestState::RetryPending, cause, Some(*next)), now)?;
             }
             Decision::Dead { cause } => {
-                record_failure(connection, &lease, *request, (RequestState::DeadPending, cause, None), now).await?;
+                record_failure(connection, lease, *request, (RequestState::DeadPending, cause, None), now)?;
             }
-            Decision::Cancel { cause } => cancel_queued(connection, &lease, *request, cause, now).await?,
+            Decision::Cancel { cause } => cancel_queued(connection, lease, *request, cause, now)?,
             Decision::Requeue { taken_by } => requeued.push((*request, *taken_by)),
         }
     }
-    let make_final = || {
-        let mut update =
-            QueryBuilder::new("UPDATE requests SET state = 'final', body = NULL, envelope = NULL, settled_at = ");
-        update.push_bind(now.0).push(", changed_at = ").push_bind(now.0);
-        update.push(" WHERE state = 'writing' AND account = ").push_bind(lease.account.0);
-        update.push(
-            " AND EXISTS (SELECT 1 FROM transactions t WHERE t.request = requests.seq AND t.state = 'succeeded') \
-             AND seq",
-        );
-        update
-    };
-    let changed = execute_in(connection, make_final, &finals).await?;
-    expect_rows("make a request final whose transaction did not succeed", finals.len(), changed)?;
-    insert_events(connection, &events).await?;
-    requeue(connection, &lease, &requeued, now).await?;
-    forget_wishes(connection, &settlements).await
+    make_final(connection, lease, &finals, now)?;
+    insert_events(connection, events)?;
+    requeue(connection, lease, &requeued, now)?;
+    forget_wishes(connection, settlements)
+}
+
+fn make_final(connection: &Connection, lease: &Lease, requests: &[RequestSeq], now: Timestamp) -> Result<()> {
+    let mut update = prepare(
+        connection,
+        "change rows",
+        "UPDATE requests SET state = 'final', body = NULL, envelope = NULL, settled_at = ?1, changed_at = ?1 \
+         WHERE seq = ?2 AND state = 'writing' AND account = ?3 AND EXISTS \
+         (SELECT 1 FROM transactions t WHERE t.request = requests.seq AND t.state = 'succeeded')",
+    )?;
+    let mut changed = 0;
+    for request in requests {
+        changed += update.execute((now.0, request.0, lease.account.0))?;
+    }
+    expect_rows("make a request final whose transaction did not succeed", requests.len(), changed)
 }
 
 /// Invariants 3 and 8, as the end of an update of `requests`: whoever believed a request done while its bytes may land,
@@ -183,209 +166,164 @@ async fn settle(connection: &mut SqliteConnection, lease: Lease, settlements: Ve
 const HAS_NO_EFFECT: &str = " AND NOT EXISTS \
     (SELECT 1 FROM transactions t WHERE t.request = requests.seq AND t.state IN ('live', 'succeeded'))";
 
-async fn close_transactions(
-    connection: &mut SqliteConnection,
+fn close_transactions<'s>(
+    connection: &Connection,
     lease: &Lease,
-    closed: &[(RequestSeq, &ClosedTransaction)],
+    closed: impl Iterator<Item = (RequestSeq, &'s ClosedTransaction)>,
     now: Timestamp,
 ) -> Result<()> {
-    let mut rows = Vec::with_capacity(closed.len());
+    let mut update = prepare(
+        connection,
+        "close nonces",
+        "UPDATE transactions SET state = ?1, final_hash = ?2, block_number = ?3, block_hash = ?4, gas_used = ?5, \
+         closed_at = ?6 WHERE account = ?7 AND nonce = ?8 AND request = ?9 AND state = 'live'",
+    )?;
+    let (mut expected, mut changed) = (0, 0);
     for (request, transaction) in closed {
-        let (block_number, gas_used) = match &transaction.included {
-            Some(included) => {
-                (Some(signed("a height", included.block_number.0)?), Some(signed("gas", included.gas_used.0)?))
-            }
-            None => (None, None),
-        };
-        rows.push((nonce(transaction.nonce)?, block_number, gas_used, *transaction, request.0));
+        let included = transaction.included.as_ref();
+        expected += 1;
+        changed += update.execute(params![
+            transaction.state.as_str(),
+            included.map(|included| included.tx_hash.as_bytes()),
+            included.map(|included| signed("a height", included.block_number.0)).transpose()?,
+            included.map(|included| included.block_hash.as_bytes()),
+            included.map(|included| signed("gas", included.gas_used.0)).transpose()?,
+            now.0,
+            lease.account.0,
+            nonce(transaction.nonce)?,
+            request.0,
+        ])?;
     }
-    let mut changed = 0;
-    for piece in pieces(&rows) {
-        let mut update = QueryBuilder::<Sqlite>::new(
-            "UPDATE transactions SET state = v.column2, final_hash = v.column3, block_number = v.column4, \
-             block_hash = v.column5, gas_used = v.column6, closed_at = v.column7 FROM (",
-        );
-        update.push_values(piece, |mut row, (nonce, block_number, gas_used, transaction, request)| {
-            let included = transaction.included.as_ref();
-            row.push_bind(*nonce)
-                .push_bind(transaction.state.as_str())
-                .push_bind(included.map(|included| included.tx_hash.as_bytes().to_vec()))
-                .push_bind(*block_number)
-                .push_bind(included.map(|included| included.block_hash.as_bytes().to_vec()))
-                .push_bind(*gas_used)
-                .push_bind(now.0)
-                .push_bind(*request);
-        });
-        update.push(
-            ") AS v WHERE transactions.state = 'live' AND transactions.nonce = v.column1 \
-             AND transactions.request = v.column8 AND transactions.account = ",
-        );
-        update.push_bind(lease.account.0);
-        let done = update.build().execute(&mut *connection).await.map_err(|error| storage("close nonces", error))?;
-        changed += done.rows_affected();
-    }
-    expect_rows("close a nonce that is not live for this request", rows.len(), changed)
+    expect_rows("close a nonce that is not live for this request", expected, changed)
 }
 
-async fn record_failure(
-    connection: &mut SqliteConnection,
+fn record_failure(
+    connection: &Connection,
     lease: &Lease,
     request: RequestSeq,
     (state, cause, next): (RequestState, &Cause, Option<Generation>),
     now: Timestamp,
 ) -> Result<()> {
     let update = format!(
-        "UPDATE requests SET state = $1, failure_class = $2, failure_reason = $3, failure_detail = $4, \
-         changed_at = $5, first_failed_at = coalesce(first_failed_at, $5), replay = coalesce($6, replay), \
-         retry = coalesce($7, retry) WHERE seq = $8 AND account = $9 AND state IN ('accepted', 'writing'){HAS_NO_EFFECT}"
+        "UPDATE requests SET state = ?1, failure_class = ?2, failure_reason = ?3, failure_detail = ?4, \
+         changed_at = ?5, first_failed_at = coalesce(first_failed_at, ?5), replay = coalesce(?6, replay), \
+         retry = coalesce(?7, retry) WHERE seq = ?8 AND account = ?9 AND state IN ('accepted', 'writing'){HAS_NO_EFFECT}"
     );
-    let changed = sqlx::query(AssertSqlSafe(update))
-        .bind(state.as_str())
-        .bind(cause.class.as_str())
-        .bind(cause.reason.as_ref())
-        .bind(&cause.detail)
-        .bind(now.0)
-        .bind(next.map(|next| i64::from(next.replay)))
-        .bind(next.map(|next| i64::from(next.retry)))
-        .bind(request.0)
-        .bind(lease.account.0)
-        .execute(&mut *connection)
-        .await
-        .map_err(|error| storage("record a failure", error))?
-        .rows_affected();
+    let changed = prepare(connection, "record a failure", &update)?.execute(params![
+        state.as_str(),
+        cause.class.as_str(),
+        cause.reason,
+        cause.detail,
+        now.0,
+        next.map(|next| next.replay),
+        next.map(|next| next.retry),
+        request.0,
+        lease.account.0,
+    ])?;
     expect_rows("fail a request that is not open, or whose transaction may land", 1, changed)?;
-    note_incidents(connection, &[(request, "failed", cause.to_string())], now).await
+    note_incidents(connection, &[(request, "failed", cause.to_string())], now)
 }
 
 /// The request may have failed by itself since the wish was seen: its ruling came before this one, and counts.
-async fn cancel_queued(
-    connection: &mut SqliteConnection,
+fn cancel_queued(
+    connection: &Connection,
     lease: &Lease,
     request: RequestSeq,
     cause: &Cause,
     now: Timestamp,
 ) -> Result<()> {
-    let waits = sqlx::query("SELECT 1 FROM requests WHERE seq = $1 AND state = 'accepted'")
-        .bind(request.0)
-        .fetch_optional(&mut *connection)
-        .await
-        .map_err(|error| storage("cancel a request", error))?;
-    match waits {
-        Some(_) => record_failure(connection, lease, request, (RequestState::DeadPending, cause, None), now).await,
+    let look = "SELECT 1 FROM requests WHERE seq = ?1 AND state = 'accepted'";
+    match prepare(connection, "cancel a request", look)?.row([request.0], |_| Ok(()))? {
+        Some(()) => record_failure(connection, lease, request, (RequestState::DeadPending, cause, None), now),
         None => Ok(()),
     }
 }
 
 /// A wish is over with its request. One that came back from the dead would need a new one.
-async fn forget_wishes(connection: &mut SqliteConnection, settlements: &[Settlement]) -> Result<()> {
-    let requests: Vec<_> = settlements.iter().map(|settlement| settlement.request.0).collect();
-    let ended = || {
-        QueryBuilder::new(
-            "DELETE FROM cancellations WHERE request IN (SELECT seq FROM requests WHERE state IN \
-             ('dead_pending', 'dead', 'final')) AND request",
-        )
-    };
-    execute_in(connection, ended, &requests).await.map(|_| ())
+fn forget_wishes(connection: &Connection, settlements: &[Settlement]) -> Result<()> {
+    let mut delete = prepare(
+        connection,
+        "change rows",
+        "DELETE FROM cancellations WHERE request = ?1 AND EXISTS (SELECT 1 FROM requests \
+         WHERE seq = ?1 AND state IN ('dead_pending', 'dead', 'final'))",
+    )?;
+    settlements.iter().try_for_each(|settlement| delete.execute([settlement.request.0]).map(drop))
 }
 
-async fn requeue(
-    connection: &mut SqliteConnection,
-    lease: &Lease,
-    requests: &[(RequestSeq, TxHash)],
-    now: Timestamp,
-) -> Result<()> {
-    let first_turn = take_turns(connection, requests.len()).await?;
+fn requeue(connection: &Connection, lease: &Lease, requests: &[(RequestSeq, TxHash)], now: Timestamp) -> Result<()> {
+    let first_turn = take_turns(connection, requests.len())?;
+    let update = format!(
+        "UPDATE requests SET state = 'accepted', turn = ?1, changed_at = ?2 \
+         WHERE seq = ?3 AND account = ?4 AND state = 'writing'{HAS_NO_EFFECT}"
+    );
+    let mut update = prepare(connection, "queue a request again", &update)?;
     for (turn, (request, taken_by)) in (first_turn..).zip(requests) {
-        let update = format!(
-            "UPDATE requests SET state = 'accepted', turn = $1, changed_at = $2 \
-             WHERE seq = $3 AND account = $4 AND state = 'writing'{HAS_NO_EFFECT}"
-        );
-        let changed = sqlx::query(AssertSqlSafe(update))
-            .bind(turn)
-            .bind(now.0)
-            .bind(request.0)
-            .bind(lease.account.0)
-            .execute(&mut *connection)
-            .await
-            .map_err(|error| storage("queue a request again", error))?
-            .rows_affected();
+        let changed = update.execute((turn, now.0, request.0, lease.account.0))?;
         expect_rows("queue a request again that was not signed, or whose transaction may land", 1, changed)?;
         let detail = format!("its nonce went to {taken_by}, which is not ours; it gets a new one");
-        note_incidents(connection, &[(*request, "displaced", detail)], now).await?;
+        note_incidents(connection, &[(*request, "displaced", detail)], now)?;
     }
     Ok(())
 }
 
-async fn confirm(connection: &mut SqliteConnection, copies: Vec<ConfirmedCopy>) -> Result<()> {
+fn confirm(connection: &Connection, copies: &[ConfirmedCopy]) -> Result<()> {
     let now = Timestamp::now();
+    let prepare = |sql| prepare(connection, "confirm a copy", sql);
+    let mut update = prepare(
+        "UPDATE requests SET state = ?1, settled_at = ?2, changed_at = ?2, body = NULL, envelope = NULL \
+         WHERE seq = ?3 AND state = ?4 AND replay = ?5 AND retry = ?6",
+    )?;
+    let mut account_of = prepare("SELECT account FROM requests WHERE seq = ?1")?;
     for copy in copies {
         let pending = copy.kind.pending();
         let settled = pending.next(Observation::Confirmed).expect("what is pending can be confirmed");
         // No row is no error: the copy has come back already and was accepted, which proves that the broker had it.
-        let row = sqlx::query(
-            "UPDATE requests SET state = $1, settled_at = $2, changed_at = $2, body = NULL, envelope = NULL \
-             WHERE seq = $3 AND state = $4 AND replay = $5 AND retry = $6",
-        )
-        .bind(settled.as_str())
-        .bind(now.0)
-        .bind(copy.request.0)
-        .bind(pending.as_str())
-        .bind(i64::from(copy.generation.replay))
-        .bind(i64::from(copy.generation.retry))
-        .execute(&mut *connection)
-        .await;
-        row.map_err(|error| storage("confirm a copy", error))?;
-        let account: i64 = sqlx::query("SELECT account FROM requests WHERE seq = $1")
-            .bind(copy.request.0)
-            .fetch_one(&mut *connection)
-            .await
-            .map_err(|error| storage("confirm a copy", error))
-            .and_then(|row| column(&row, "request", "account"))?;
-        insert_events(connection, &[(AccountId(account), &copy.event)]).await?;
+        let Generation { replay, retry } = copy.generation;
+        update.execute((settled.as_str(), now.0, copy.request.0, pending.as_str(), replay, retry))?;
+        let account = account_of.one([copy.request.0], |row| column(row, "request", "account"))?;
+        insert_events(connection, [(AccountId(account), &copy.event)])?;
     }
     Ok(())
 }
 
-async fn record_refused(connection: &mut SqliteConnection, messages: Vec<RefusedMessage>) -> Result<()> {
+fn record_refused(connection: &Connection, messages: &[RefusedMessage]) -> Result<()> {
     let now = Timestamp::now();
-    let insert = "INSERT INTO requests (id, account, state, replay, retry, turn, body_hash, received_at, changed_at, \
-                  settled_at, first_failed_at, failure_class, failure_reason, failure_detail) ";
     // A valid message may have come under this id since it was looked up: that one keeps it, the dead letter is safe.
-    insert_all_or(connection, insert, " ON CONFLICT (id) DO NOTHING", &messages, |row, refused| {
-        row.push_bind(refused.id.as_str().to_owned())
-            .push_bind(refused.account.0)
-            .push_bind(RequestState::Dead.as_str())
-            .push_bind(i64::from(refused.generation.replay))
-            .push_bind(i64::from(refused.generation.retry))
-            .push_bind(0_i64)
-            .push_bind(refused.body_hash.as_bytes().to_vec())
-            .push_bind(now.0)
-            .push_bind(now.0)
-            .push_bind(now.0)
-            .push_bind(now.0)
-            .push_bind(refused.cause.class.as_str())
-            .push_bind(refused.cause.reason.to_string())
-            .push_bind(refused.cause.detail.clone());
-    })
-    .await?;
-    let events: Vec<_> = messages.iter().map(|refused| (refused.account, &refused.event)).collect();
-    insert_events(connection, &events).await
+    let mut insert = prepare(
+        connection,
+        "insert rows",
+        "INSERT INTO requests (id, account, state, replay, retry, turn, body_hash, received_at, changed_at, \
+         settled_at, first_failed_at, failure_class, failure_reason, failure_detail) \
+         VALUES (?1, ?2, 'dead', ?3, ?4, 0, ?5, ?6, ?6, ?6, ?6, ?7, ?8, ?9) ON CONFLICT (id) DO NOTHING",
+    )?;
+    for refused in messages {
+        insert.execute(params![
+            refused.id.as_str(),
+            refused.account.0,
+            refused.generation.replay,
+            refused.generation.retry,
+            refused.body_hash.as_bytes(),
+            now.0,
+            refused.cause.class.as_str(),
+            refused.cause.reason,
+            refused.cause.detail,
+        ])?;
+    }
+    insert_events(connection, messages.iter().map(|refused| (refused.account, &refused.event)))
 }
 
 /// Notes what happened off the straight way.
-pub(super) async fn note_incidents(
-    connection: &mut SqliteConnection,
+pub(super) fn note_incidents(
+    connection: &Connection,
     incidents: &[(RequestSeq, &'static str, String)],
     now: Timestamp,
 ) -> Result<()> {
-    let insert = "INSERT INTO incidents (request, at, what, detail) ";
-    insert_all(connection, insert, incidents, |row, (request, what, detail)| {
-        row.push_bind(request.0).push_bind(now.0).push_bind(*what).push_bind(detail.clone());
-    })
-    .await
+    let insert = "INSERT INTO incidents (request, at, what, detail) VALUES (?1, ?2, ?3, ?4)";
+    let mut insert = prepare(connection, "insert rows", insert)?;
+    incidents.iter().try_for_each(|(request, what, detail)| insert.execute((request.0, now.0, what, detail)).map(drop))
 }
 
-fn unconfirmed_copy(row: &SqliteRow) -> Result<UnconfirmedCopy> {
+fn unconfirmed_copy(row: &Row<'_>) -> Result<UnconfirmedCopy> {
     let reason: String = column(row, "request", "failure_reason")?;
     let detail: String = column(row, "request", "failure_detail")?;
     let class = word(row, "request", "failure_class", FailureClass::from_word)?;
