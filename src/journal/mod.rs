@@ -192,7 +192,8 @@ pub trait Upkeep: Send + Sync {
     async fn history(&self, id: &RequestId) -> Result<Option<History>>;
     /// Notes that an operator wants this request no more. The wish is over once the request is final or dead.
     async fn wish_cancellation(&self, id: &RequestId, wish: CancelWish) -> Result<WishAnswer>;
-    /// Deletes up to `limit` requests that were final or dead before this time, with all that belongs to them. Returns how many.
+    /// Deletes up to `limit` requests that were final or dead before this time, with all that belongs to them, whichever
+    /// the journal finds first. Returns how many.
     async fn prune(&self, before: Timestamp, limit: u32) -> Result<u64>;
 }
 

@@ -66,7 +66,7 @@ pub(crate) fn transaction(request: RequestSeq, nonce: u64) -> NewTransaction {
     }
 }
 
-fn event(text: &str) -> Event {
+pub(crate) fn event(text: &str) -> Event {
     let (request, cause) = (id(text), Cause::rejected("reverted", "no"));
     let subject = Subject {
         organisation: "acme",
@@ -79,7 +79,7 @@ fn event(text: &str) -> Event {
     Event::new(&subject, &Outcome::Dead { cause: &cause, tx_hashes: &[] }, Timestamp(1))
 }
 
-fn succeeded(request: RequestSeq, nonce: u64, text: &str) -> Settlement {
+pub(crate) fn succeeded(request: RequestSeq, nonce: u64, text: &str) -> Settlement {
     let included = FinalTransaction {
         tx_hash: TxHash([u8::try_from(nonce).unwrap(); 32]),
         nonce: Nonce(nonce),
@@ -93,13 +93,13 @@ fn succeeded(request: RequestSeq, nonce: u64, text: &str) -> Settlement {
     Settlement { request, transaction: Some(closed), decision: Decision::Final(event(text)) }
 }
 
-fn failed(request: RequestSeq, retry: u32) -> Settlement {
+pub(crate) fn failed(request: RequestSeq, retry: u32) -> Settlement {
     let cause = Cause::rejected("reverted", "not today");
     let decision = Decision::Retry { cause, next: Generation { replay: 0, retry } };
     Settlement { request, transaction: None, decision }
 }
 
-fn dead(request: RequestSeq) -> Settlement {
+pub(crate) fn dead(request: RequestSeq) -> Settlement {
     let cause = Cause::rejected("reverted", "never");
     Settlement { request, transaction: None, decision: Decision::Dead { cause } }
 }
@@ -140,7 +140,7 @@ pub(crate) async fn set(journal: Arc<dyn Journal>, requests: &[&str]) -> Set {
 }
 
 impl Set {
-    fn seq(&self, index: usize) -> RequestSeq {
+    pub(crate) fn seq(&self, index: usize) -> RequestSeq {
         self.queued[index].seq
     }
 
@@ -161,7 +161,7 @@ impl Set {
     }
 
     /// Its copy has its publisher confirm.
-    async fn confirm(&self, index: usize, text: &str) {
+    pub(crate) async fn confirm(&self, index: usize, text: &str) {
         let copy = self.journal.unconfirmed_of(vec![self.seq(index)]).await.unwrap().remove(0);
         let confirmed =
             ConfirmedCopy { request: copy.request, generation: copy.generation, kind: copy.kind, event: event(text) };

@@ -33,7 +33,8 @@ impl Upkeep for SqliteJournal {
 
 /// What waits for its retry stays, however old: its copy at the broker will ask for it.
 fn settled(connection: &Connection, before: Timestamp, limit: u32) -> Result<Vec<i64>> {
-    let select = "SELECT seq FROM requests WHERE settled_at < ?1 AND state IN ('final', 'dead') ORDER BY seq LIMIT ?2";
+    let select =
+        "SELECT seq FROM requests WHERE settled_at < ?1 AND state IN ('final', 'dead') ORDER BY settled_at LIMIT ?2";
     prepare(connection, "find old requests", select)?.rows((before.0, limit), |row| column(row, "request", "seq"))
 }
 

@@ -16,6 +16,8 @@ mod commit;
 mod inspect;
 mod leases;
 mod outbox;
+#[cfg(test)]
+mod plans;
 mod reads;
 mod rows;
 mod settlements;
@@ -40,6 +42,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/sqlite/0001_journal.sql"),
     include_str!("../../../migrations/sqlite/0002_outbox_numbers.sql"),
     include_str!("../../../migrations/sqlite/0003_chain_mishaps.sql"),
+    include_str!("../../../migrations/sqlite/0004_old_requests.sql"),
 ];
 
 /// A journal in a SQLite file.
@@ -246,9 +249,9 @@ mod tests {
         SqliteJournal::open(&path).await.unwrap().close().await;
         Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
         let refused = SqliteJournal::open(&path).await.unwrap_err();
-        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 3 }), "{refused}");
+        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 4 }), "{refused}");
         let refused = SqliteJournal::open_existing(&path).await.unwrap_err();
-        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 3 }), "{refused}");
+        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 4 }), "{refused}");
     }
 
     /// C60

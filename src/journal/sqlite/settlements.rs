@@ -77,8 +77,9 @@ fn unconfirmed(
     after: RequestSeq,
     limit: u32,
 ) -> Result<Vec<UnconfirmedCopy>> {
+    // Not left to SQLite: by places alone it would walk past everything settled.
     let select = format!(
-        "{COPY_COLUMNS} WHERE account = ?1 AND settled_at IS NULL \
+        "{COPY_COLUMNS} INDEXED BY requests_unsettled WHERE account = ?1 AND settled_at IS NULL \
          AND state IN ('retry_pending', 'dead_pending') AND seq > ?2 ORDER BY seq LIMIT ?3"
     );
     let mut select = prepare(connection, "read the copies without a publisher confirm", &select)?;

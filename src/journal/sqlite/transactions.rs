@@ -76,10 +76,11 @@ fn queued(connection: &Connection, account: AccountId, after_turn: i64, limit: u
 }
 
 fn live_transactions(connection: &Connection, account: AccountId) -> Result<Vec<LiveTransaction>> {
+    // By nonces alone SQLite would walk past everything that has ended.
     let select = format!(
         "SELECT {QUEUED_COLUMNS}, t.nonce, t.to_address, t.value, t.gas, \
          a.kind, a.hash, a.raw, a.max_fee, a.tip, a.signed_at \
-         FROM transactions t JOIN requests r ON r.seq = t.request \
+         FROM transactions t INDEXED BY transactions_live JOIN requests r ON r.seq = t.request \
          JOIN attempts a ON a.account = t.account AND a.nonce = t.nonce \
          WHERE t.account = ?1 AND t.state = 'live' ORDER BY t.nonce, a.id"
     );

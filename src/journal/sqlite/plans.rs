@@ -1,0 +1,174 @@
+//! What is settled costs nothing: every call takes as many of SQLite's steps in a full journal as in an empty one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::journal::contract::{arrival, dead, event, id, succeeded, transaction};
+use crate::journal::sqlite::{MIGRATIONS, SqliteJournal, connect, make_private, migrate, with_readers};
+use crate::journal::{
+    AccountId, Admissions, CancelWish, ConfirmedCopy, EndedAgain, Lease, Leases, Outbox, QueuedRequest, RefusedMessage,
+    Reorged, RequestSeq, Settlements, Transactions, Upkeep, Which,
+};
+use crate::model::{Address, BodyHash, Cause, Generation, Nonce, Timestamp};
+
+const SETTLED: u64 = 200;
+/// Of the B-trees, which are deeper in a full journal.
+const MORE_STEPS: u64 = 30;
+
+struct Counted {
+    journal: SqliteJournal,
+    account: AccountId,
+    lease: Lease,
+    steps: Arc<AtomicU64>,
+    next_nonce: u64,
+}
+
+#[tokio::test]
+async fn no_call_looks_at_what_is_settled() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut counted = Counted::new(&folder.path().join("journal.db")).await;
+    // The first calls read the schema.
+    counted.every_call("first").await;
+    let empty = counted.every_call("empty").await;
+    counted.fill().await;
+    let full = counted.every_call("full").await;
+    let grown: Vec<_> =
+        empty.iter().zip(&full).filter(|((_, before), (_, after))| *after > before + MORE_STEPS).collect();
+    assert!(grown.is_empty(), "in an empty journal, in a full one: {grown:#?}");
+}
+
+impl Counted {
+    async fn new(path: &std::path::Path) -> Self {
+        let steps = Arc::new(AtomicU64::new(0));
+        let (path, counter) = (path.to_owned(), steps.clone());
+        let journal = SqliteJournal::start(move || {
+            let file = make_private(&path).unwrap();
+            let mut writing = connect(&file).unwrap();
+            migrate(&mut writing, MIGRATIONS)?;
+            let (mut writing, mut reading) = with_readers(writing, &file)?;
+            writing.execute_batch("PRAGMA synchronous = OFF").unwrap();
+            for connection in std::iter::once(&mut writing).chain(&mut reading) {
+                let counter = counter.clone();
+                let count = move || {
+                    counter.fetch_add(1, Ordering::Relaxed);
+                    false
+                };
+                connection.progress_handler(1, Some(count)).unwrap();
+            }
+            Ok((writing, reading))
+        });
+        let journal = journal.await.unwrap();
+        let account = journal.account(1, Address([7; 20])).await.unwrap();
+        let ttl = Duration::from_secs(60);
+        let lease = journal.acquire_lease(account, "me".into(), ttl, None).await.unwrap().ours().unwrap();
+        journal.raise_next_nonce(&lease, Nonce(0)).await.unwrap();
+        Self { journal, account, lease, steps, next_nonce: 0 }
+    }
+
+    fn nonce(&mut self) -> u64 {
+        self.next_nonce += 1;
+        self.next_nonce - 1
+    }
+
+    async fn admit(&self, ids: &[String]) -> Vec<QueuedRequest> {
+        let arrivals = ids.iter().map(|text| arrival(self.account, text, Generation::default(), "body")).collect();
+        self.journal.admit(arrivals).await.unwrap();
+        self.journal.queued(self.account, i64::MIN, 1_000).await.unwrap()
+    }
+
+    async fn confirm(&self, request: RequestSeq) {
+        let copy = self.journal.unconfirmed_of(vec![request]).await.unwrap().remove(0);
+        let confirmed = ConfirmedCopy { request, generation: copy.generation, kind: copy.kind, event: event("dead") };
+        self.journal.confirm(vec![confirmed]).await.unwrap();
+    }
+
+    async fn publish_all(&self) {
+        let events = self.journal.events(&[self.account], 0, 10_000).await.unwrap();
+        self.journal.events_sent(events.iter().map(|event| event.id).collect()).await.unwrap();
+    }
+
+    async fn fill(&mut self) {
+        for number in 0..SETTLED {
+            let queued = self.admit(&[format!("final-{number}"), format!("dead-{number}")]).await;
+            let nonce = self.nonce();
+            self.journal.record_transactions(&self.lease, vec![transaction(queued[0].seq, nonce)]).await.unwrap();
+            let settled = vec![succeeded(queued[0].seq, nonce, "final"), dead(queued[1].seq)];
+            self.journal.settle(&self.lease, settled).await.unwrap();
+            self.confirm(queued[1].seq).await;
+        }
+        self.publish_all().await;
+    }
+
+    /// The steps of each, by name. Leaves behind nothing that is open.
+    async fn every_call(&mut self, tag: &str) -> Vec<(&'static str, u64)> {
+        let mut taken = Vec::new();
+        macro_rules! count {
+            ($name:literal, $call:expr) => {{
+                let before = self.steps.load(Ordering::Relaxed);
+                let answer = $call.await.unwrap();
+                taken.push(($name, self.steps.load(Ordering::Relaxed) - before));
+                answer
+            }};
+        }
+        let (journal, account, lease) = (self.journal.clone(), self.account, self.lease.clone());
+        let ids = ["a", "b", "c"].map(|name| format!("{tag}-{name}"));
+        let arrivals = ids.iter().map(|text| arrival(account, text, Generation::default(), "body"));
+        count!("admit", journal.admit(arrivals.collect()));
+        count!("open_requests", journal.open_requests());
+        let queued = count!("queued", journal.queued(account, i64::MIN, 100));
+        let [a, b, c] = [0, 1, 2].map(|index| queued[index].seq);
+        let (first, second) = (self.nonce(), self.nonce());
+        let (mine, gone) = (transaction(a, first), transaction(b, second));
+        let attempt = mine.attempt.clone();
+        count!("record_transactions", journal.record_transactions(&lease, vec![mine, gone]));
+        count!("record_attempts", journal.record_attempts(&lease, vec![(Nonce(first), attempt.clone())]));
+        count!("live_transactions", journal.live_transactions(account));
+        let wish = CancelWish { by: "me".to_owned(), reason: String::new() };
+        count!("wish_cancellation", journal.wish_cancellation(&id(&ids[2]), wish));
+        count!("cancellations", journal.cancellations(account));
+        count!("standings", journal.standings(ids.iter().map(|text| id(text)).collect()));
+        count!("message_of", journal.message_of(&id(&ids[0])));
+        count!("record_parked", journal.record_parked(vec![id(&ids[0])]));
+        let mut displaced = succeeded(b, second, "b");
+        let closed = displaced.transaction.as_mut().unwrap();
+        closed.state = crate::model::TransactionState::Reverted;
+        displaced.decision = dead(b).decision;
+        count!("settle", journal.settle(&lease, vec![succeeded(a, first, "a"), displaced, dead(c)]));
+        count!("unconfirmed", journal.unconfirmed(account, RequestSeq(0), 100));
+        count!("unconfirmed_of", journal.unconfirmed_of(vec![b, c]));
+        let copies = journal.unconfirmed_of(vec![b, c]).await.unwrap();
+        let confirmed = copies.into_iter().map(|copy| ConfirmedCopy {
+            request: copy.request,
+            generation: copy.generation,
+            kind: copy.kind,
+            event: event("dead"),
+        });
+        count!("confirm", journal.confirm(confirmed.collect()));
+        let reorged = Reorged { request: a, nonce: Nonce(first), detail: String::new(), event: None };
+        count!("record_reorged", journal.record_reorged(&lease, vec![reorged]));
+        count!("nonces reorged", journal.nonces(account, Which::Reorged));
+        let transaction = succeeded(a, first, "a").transaction.unwrap();
+        let again = EndedAgain { request: a, transaction, detail: String::new(), event: None };
+        count!("record_ended_again", journal.record_ended_again(&lease, vec![again]));
+        count!("nonces included", journal.nonces(account, Which::IncludedBelow(Nonce(second), 1)));
+        count!("nonces of a range", journal.nonces(account, Which::Range(Nonce(first), Nonce(second))));
+        count!("record_fillers", journal.record_fillers(&lease, vec![(Nonce(second), attempt)]));
+        count!("fillers", journal.fillers(account, Nonce(first), Nonce(second + 1)));
+        let refused = RefusedMessage {
+            id: id(&format!("{tag}-refused")),
+            account,
+            body_hash: BodyHash::of(b"refused"),
+            generation: Generation::default(),
+            cause: Cause::invalid("undecodable", "not JSON"),
+            event: event("refused"),
+        };
+        count!("record_refused", journal.record_refused(vec![refused]));
+        let events = count!("events", journal.events(&[account, AccountId(99)], 0, 100));
+        count!("events_sent", journal.events_sent(events.iter().map(|event| event.id).collect()));
+        count!("history", journal.history(&id(&ids[0])));
+        count!("prune", journal.prune(Timestamp(1), 100));
+        count!("renew_lease", journal.renew_lease(&lease, Duration::from_secs(60)));
+        taken
+    }
+}
