@@ -166,7 +166,12 @@ fn connect_once(file: &Path) -> rusqlite::Result<Connection> {
 }
 
 fn with_readers(writing: Connection, file: &Path) -> Result<Connections> {
-    let open = |_| open_file(file, OpenFlags::SQLITE_OPEN_READ_ONLY);
+    let open = |_| {
+        let connection = open_file(file, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        // SQLite opens its files with the first read, and later there may be no file handle left.
+        version(&connection)?;
+        Ok(connection)
+    };
     let reading: rusqlite::Result<_> = (0..READERS).map(open).collect();
     Ok((writing, reading.map_err(|error| storage("open for reading", error))?))
 }

@@ -55,8 +55,8 @@ impl Statement<'_> {
 
     /// The same, where there must be one.
     pub(super) fn one<T>(&mut self, values: impl Params, read: impl FnOnce(&Row<'_>) -> Result<T>) -> Result<T> {
-        let missing = storage(self.doing, rusqlite::Error::QueryReturnedNoRows);
-        self.row(values, read)?.ok_or(missing)
+        let doing = self.doing;
+        self.row(values, read)?.ok_or_else(|| storage(doing, rusqlite::Error::QueryReturnedNoRows))
     }
 }
 

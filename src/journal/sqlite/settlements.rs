@@ -77,7 +77,7 @@ fn unconfirmed(
     after: RequestSeq,
     limit: u32,
 ) -> Result<Vec<UnconfirmedCopy>> {
-    // By places alone SQLite would walk past everything settled.
+    // Not left to SQLite: by places alone it would walk past everything settled.
     let select = format!(
         "{COPY_COLUMNS} INDEXED BY requests_unsettled WHERE account = ?1 AND settled_at IS NULL \
          AND state IN ('retry_pending', 'dead_pending') AND seq > ?2 ORDER BY seq LIMIT ?3"
