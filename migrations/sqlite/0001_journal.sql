@@ -1,4 +1,5 @@
 -- The journal. Times are milliseconds since 1970 in UTC; hashes and addresses are bytes; amounts beyond 64 bits are decimal text.
+-- Words are checked with OR, since SQLite builds a table for each IN with three words or more, at every write.
 
 CREATE TABLE accounts (
     id          INTEGER PRIMARY KEY,
@@ -23,8 +24,9 @@ CREATE TABLE requests (
     seq             INTEGER PRIMARY KEY,
     id              TEXT    NOT NULL UNIQUE CHECK (length(id) BETWEEN 1 AND 255),
     account         INTEGER NOT NULL REFERENCES accounts (id),
-    state           TEXT    NOT NULL CHECK (state IN
-                        ('accepted', 'writing', 'retry_pending', 'retry_waiting', 'dead_pending', 'dead', 'final')),
+    state           TEXT    NOT NULL CHECK (
+                        state = 'accepted' OR state = 'writing' OR state = 'retry_pending' OR state = 'retry_waiting' OR
+                        state = 'dead_pending' OR state = 'dead' OR state = 'final'),
     -- Which copy: the one accepted last, or, while a retry is pending or waiting, that retry.
     replay          INTEGER NOT NULL CHECK (replay >= 0),
     retry           INTEGER NOT NULL CHECK (retry >= 0),
@@ -44,7 +46,7 @@ CREATE TABLE requests (
     failure_class   TEXT,
     failure_reason  TEXT,
     failure_detail  TEXT,
-    CHECK ((settled_at IS NOT NULL) = (state IN ('retry_waiting', 'dead', 'final'))),
+    CHECK ((settled_at IS NOT NULL) = (state = 'retry_waiting' OR state = 'dead' OR state = 'final')),
     CHECK (body IS NOT NULL OR settled_at IS NOT NULL)
 ) STRICT;
 -- What is unsettled: the lane's queue, copies without a publisher confirm. Small, whatever the journal's size.
@@ -54,7 +56,9 @@ CREATE TABLE transactions (
     account             INTEGER NOT NULL REFERENCES accounts (id),
     nonce               INTEGER NOT NULL CHECK (nonce >= 0),
     request             INTEGER NOT NULL REFERENCES requests (seq),
-    state               TEXT    NOT NULL CHECK (state IN ('live', 'succeeded', 'reverted', 'cancelled', 'displaced')),
+    state               TEXT    NOT NULL CHECK (
+                            state = 'live' OR state = 'succeeded' OR state = 'reverted' OR state = 'cancelled' OR
+                            state = 'displaced'),
     to_address          BLOB    NOT NULL CHECK (length(to_address) = 20),
     value               TEXT    NOT NULL,
     gas                 INTEGER NOT NULL CHECK (gas > 0),
@@ -91,7 +95,7 @@ CREATE TABLE outbox (
     id             INTEGER PRIMARY KEY,
     account        INTEGER NOT NULL REFERENCES accounts (id),
     event_id       TEXT    NOT NULL,
-    kind           TEXT    NOT NULL CHECK (kind IN ('final', 'retry', 'dead')),
+    kind           TEXT    NOT NULL CHECK (kind = 'final' OR kind = 'retry' OR kind = 'dead'),
     body           TEXT    NOT NULL,
     reply_to       TEXT,
     correlation_id TEXT

@@ -5,7 +5,7 @@ CREATE TABLE outbox_2 (
     id             INTEGER PRIMARY KEY AUTOINCREMENT,
     account        INTEGER NOT NULL REFERENCES accounts (id),
     event_id       TEXT    NOT NULL,
-    kind           TEXT    NOT NULL CHECK (kind IN ('final', 'retry', 'dead', 'reorged')),
+    kind           TEXT    NOT NULL CHECK (kind = 'final' OR kind = 'retry' OR kind = 'dead' OR kind = 'reorged'),
     body           TEXT    NOT NULL,
     reply_to       TEXT,
     correlation_id TEXT
