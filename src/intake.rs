@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::select_all;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
@@ -62,14 +61,12 @@ impl Intake {
     ) -> Result<(), JournalError> {
         let mut look = tokio::time::interval(LOOK);
         let mut batch = Vec::with_capacity(BATCH);
-        let mut doors: Vec<_> = self.lanes.iter().map(|lane| lane.is_open.clone()).collect();
         loop {
             self.beat.beat();
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => return Ok(()),
                 _ = look.tick() => self.regulate().await?,
-                () = changed(&mut doors) => self.regulate().await?,
                 taken = deliveries.recv_many(&mut batch, BATCH) => {
                     if taken == 0 { return Ok(()); }
                     self.step(std::mem::take(&mut batch)).await?;
@@ -167,16 +164,4 @@ impl Intake {
         let index = usize::try_from(number % self.lanes.len().max(1) as u64).unwrap_or(0);
         self.lanes.get(index).expect("there is at least one lane")
     }
-}
-
-/// Waits until a lane opens or closes its door. A lane that has gone changes nothing more.
-async fn changed(doors: &mut [watch::Receiver<bool>]) {
-    let each = doors.iter_mut().map(|door| {
-        Box::pin(async {
-            if door.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        })
-    });
-    select_all(each).await;
 }
