@@ -13,6 +13,7 @@ const BYTES: usize = 256;
 const SETTLED: usize = 1_000_000;
 const OPEN: usize = 100_000;
 const LOOK: Duration = Duration::from_millis(2);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The same with an empty journal and with one that holds a million settled requests.
 pub(crate) async fn journal(options: &Options) {
@@ -52,13 +53,14 @@ pub(crate) async fn start_up() {
                   changed_at) SELECT 'open-' || n, 1, 'accepted', 0, 0, n, randomblob(32), randomblob(256), envelope, 0, 0 \
                   FROM (WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < ?1) SELECT n FROM s), \
                   (SELECT ?2 AS envelope)";
-    let envelope = r#"{"headers":{}}"#;
+    let envelope = r#"{"origin":{"exchange":"","routing_key":"bench.writes"}}"#;
     journal.execute(insert, (OPEN as i64, envelope)).unwrap();
     drop(journal);
     stage.publish(0, stage::body(0, BYTES)).await.unwrap();
     let began = Instant::now();
     let mut worker = stage.home.start(&stage.binary);
     while stage.ready().await > 0 {
+        assert!(worker.is_running() && began.elapsed() < PATIENCE, "no delivery: {}", worker.log());
         tokio::time::sleep(LOOK).await;
     }
     let took = began.elapsed();
