@@ -364,7 +364,22 @@ mod tests {
         let journal = SqliteJournal::open(&folder.path().join("journal.db")).await.unwrap();
         let account = || journal.account(1, Address([7; 20]));
         let panics = || journal.writer.write(|_| -> Result<()> { panic!("as planned") });
-        let (first, panicked, behind) = tokio::join!(account(), panics(), account());
+        // The thread is busy until all three wait, so that they are one group.
+        let (begins, has_begun) = tokio::sync::oneshot::channel();
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let busy = journal.writer.write(move |_| {
+            let _ = begins.send(());
+            let _ = released.recv();
+            Ok(())
+        });
+        let group = async {
+            has_begun.await.unwrap();
+            let (first, panicked, behind, ()) =
+                tokio::join!(account(), panics(), account(), async { release.send(()).unwrap() });
+            (first, panicked, behind)
+        };
+        let (busy, (first, panicked, behind)) = tokio::join!(busy, group);
+        assert!(busy.is_ok());
         assert!(matches!((first, panicked, behind), (Err(_), Err(JournalError::Commit(_)), Err(_))));
         assert!(matches!(account().await, Err(JournalError::Commit(_))));
         for _ in 0..READERS {
