@@ -5,11 +5,13 @@ use rusqlite::{Connection, Row, params};
 use crate::journal::sqlite::leases::check_lease;
 use crate::journal::sqlite::outbox::insert_events;
 use crate::journal::sqlite::rows::{
-    column, corrupt, fixed, generation, nonce, prepare, reply, request_id, signed, unsigned, word,
+    Statement, column, corrupt, fixed, generation, nonce, prepare, reply, request_id, signed, unsigned, word,
 };
 use crate::journal::sqlite::settlements::note_incidents;
 use crate::journal::sqlite::transactions::attempt;
-use crate::journal::{AccountId, EndedAgain, JournalError, Lease, Reorged, RequestSeq, Result, StoredNonce, Which};
+use crate::journal::{
+    AccountId, ClosedTransaction, EndedAgain, JournalError, Lease, Reorged, RequestSeq, Result, StoredNonce, Which,
+};
 use crate::model::event::FinalTransaction;
 use crate::model::{BlockHash, BlockNumber, Event, Gas, Nonce, RequestState, Timestamp, TransactionState, TxHash};
 
@@ -104,31 +106,44 @@ pub(super) fn record_reorged(connection: &Connection, lease: &Lease, reorged: Ve
 pub(super) fn record_ended_again(connection: &Connection, lease: &Lease, ended: Vec<EndedAgain>) -> Result<()> {
     check_lease(connection, lease)?;
     let now = Timestamp::now();
-    let mut update = prepare(
-        connection,
-        "note a second end",
-        "UPDATE transactions SET state = ?1, final_hash = ?2, block_number = ?3, block_hash = ?4, gas_used = ?5, \
-         closed_at = ?6, reorged_at = NULL WHERE account = ?7 AND nonce = ?8 AND request = ?9 \
-         AND reorged_at IS NOT NULL",
-    )?;
+    let mut update = closing(connection, "note a second end", "reorged_at IS NOT NULL")?;
     for EndedAgain { request, transaction, detail, event } in ended {
-        let included = transaction.included.as_ref();
-        let values = params![
-            transaction.state.as_str(),
-            included.map(|included| included.tx_hash.as_bytes()),
-            included.map(|included| signed("a height", included.block_number.0)).transpose()?,
-            included.map(|included| included.block_hash.as_bytes()),
-            included.map(|included| signed("gas", included.gas_used.0)).transpose()?,
-            now.0,
-            lease.account.0,
-            nonce(transaction.nonce)?,
-            request.0,
-        ];
-        if update.execute(values)? == 1 {
+        if close(&mut update, lease, request, &transaction, now)? == 1 {
             tell(connection, lease, (request, "ended", detail), event.as_ref(), now)?;
         }
     }
     Ok(())
+}
+
+/// Writes down how a nonce ended, where `which` holds for its transaction. For [`close`].
+pub(super) fn closing<'c>(connection: &'c Connection, doing: &'static str, which: &str) -> Result<Statement<'c>> {
+    let update = format!(
+        "UPDATE transactions SET state = ?1, final_hash = ?2, block_number = ?3, block_hash = ?4, gas_used = ?5, \
+         closed_at = ?6, reorged_at = NULL WHERE account = ?7 AND nonce = ?8 AND request = ?9 AND {which}"
+    );
+    prepare(connection, doing, &update)
+}
+
+/// Returns how many nonces it found: one, or none.
+pub(super) fn close(
+    closing: &mut Statement<'_>,
+    lease: &Lease,
+    request: RequestSeq,
+    transaction: &ClosedTransaction,
+    now: Timestamp,
+) -> Result<usize> {
+    let included = transaction.included.as_ref();
+    closing.execute(params![
+        transaction.state.as_str(),
+        included.map(|included| included.tx_hash.as_bytes()),
+        included.map(|included| signed("a height", included.block_number.0)).transpose()?,
+        included.map(|included| included.block_hash.as_bytes()),
+        included.map(|included| signed("gas", included.gas_used.0)).transpose()?,
+        now.0,
+        lease.account.0,
+        nonce(transaction.nonce)?,
+        request.0,
+    ])
 }
 
 fn tell(

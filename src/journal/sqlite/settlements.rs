@@ -7,7 +7,7 @@ use crate::journal::sqlite::admissions::{known_of, take_turns};
 use crate::journal::sqlite::leases::check_lease;
 use crate::journal::sqlite::outbox::insert_events;
 use crate::journal::sqlite::rows::{
-    column, corrupt, expect_rows, fixed, generation, message, nonce, prepare, request_id, signed, word,
+    column, corrupt, expect_rows, fixed, generation, message, prepare, request_id, word,
 };
 use crate::journal::sqlite::{SqliteJournal, closed};
 use crate::journal::{
@@ -173,27 +173,11 @@ fn close_transactions<'s>(
     closed: impl Iterator<Item = (RequestSeq, &'s ClosedTransaction)>,
     now: Timestamp,
 ) -> Result<()> {
-    let mut update = prepare(
-        connection,
-        "close nonces",
-        "UPDATE transactions SET state = ?1, final_hash = ?2, block_number = ?3, block_hash = ?4, gas_used = ?5, \
-         closed_at = ?6 WHERE account = ?7 AND nonce = ?8 AND request = ?9 AND state = 'live'",
-    )?;
+    let mut update = closed::closing(connection, "close nonces", "state = 'live'")?;
     let (mut expected, mut changed) = (0, 0);
     for (request, transaction) in closed {
-        let included = transaction.included.as_ref();
         expected += 1;
-        changed += update.execute(params![
-            transaction.state.as_str(),
-            included.map(|included| included.tx_hash.as_bytes()),
-            included.map(|included| signed("a height", included.block_number.0)).transpose()?,
-            included.map(|included| included.block_hash.as_bytes()),
-            included.map(|included| signed("gas", included.gas_used.0)).transpose()?,
-            now.0,
-            lease.account.0,
-            nonce(transaction.nonce)?,
-            request.0,
-        ])?;
+        changed += closed::close(&mut update, lease, request, transaction, now)?;
     }
     expect_rows("close a nonce that is not live for this request", expected, changed)
 }
