@@ -16,6 +16,7 @@ use crate::policy::fee::FeeRules;
 use crate::policy::finality::FinalityRule;
 
 mod reader;
+mod secrets;
 mod sections;
 mod signers;
 

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
+use url::Url;
 
 /// Faults found so far.
 #[derive(Debug, Default)]
@@ -18,6 +19,11 @@ impl Findings {
     pub(super) fn into_lines(self) -> Vec<String> {
         self.0
     }
+}
+
+/// The URL of a JSON-RPC server.
+pub(super) fn http_url(text: &str) -> Option<Url> {
+    Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
 }
 
 /// One table of the configuration. Keys are taken out as they are read; what is left at the end is unknown.

@@ -9,7 +9,8 @@ use serde_json::{Map, Value};
 use url::Url;
 
 use crate::broker::{Names, TopologyMode, UriSource};
-use crate::config::reader::{Findings, Section};
+use crate::config::reader::{Findings, Section, http_url};
+use crate::config::secrets::credential;
 use crate::config::{
     BrokerSection, ChainSection, Faults, JournalSection, LogFormat, LogSection, RetrySection, Settings, WorkerSection,
     WriteSection, gas_limits, id_source, signers,
@@ -84,7 +85,7 @@ fn worker(mut section: Section<'_>) -> WorkerSection {
 fn broker(mut section: Section<'_>) -> (BrokerSection, u64) {
     let inline = section.text("uri").unwrap_or_default();
     let uri = match section.text("uri_file") {
-        Some(file) => UriSource::File(signers::credential(&file)),
+        Some(file) => UriSource::File(credential(&file)),
         None => {
             let secret = SecretString::from(inline);
             if let Err(error) = crate::broker::check_uri(&secret) {
@@ -281,7 +282,7 @@ fn endpoints(section: &mut Section<'_>) -> Vec<Url> {
     }
     let mut urls = Vec::new();
     for (index, text) in texts.iter().enumerate() {
-        match Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host()) {
+        match http_url(text) {
             Some(url) => urls.push(url),
             None => section.fault("endpoints", format!("number {} is no http:// or https:// URL", index + 1)),
         }

@@ -1,20 +1,20 @@
 //! `[[signer]]`: keys in files, and keys that a server has.
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
-use url::Url;
 
-use crate::config::reader::{Findings, Section};
+use crate::config::reader::{Findings, Section, http_url};
+use crate::config::secrets::{credential, private_file};
 use crate::model::Address;
 use crate::signer::{LocalSigner, RemoteSettings, Signer};
 
 /// For an answer of a server, where `timeout` is not set.
 const TIMEOUT: Duration = Duration::from_secs(10);
-const KEYS: &[&str] = &["key_file", "key", "url", "url_file", "address", "timeout"];
+/// Where the key is: one of these.
+const WAYS: [&str; 4] = ["key_file", "key", "url", "url_file"];
+const KEYS: [&str; 6] = ["key_file", "key", "url", "url_file", "address", "timeout"];
 
 /// One `[[signer]]`.
 #[derive(Debug, Clone)]
@@ -52,25 +52,24 @@ pub(super) fn read(value: Option<Value>, findings: &mut Findings) -> Vec<SignerS
         match signer(&mut section) {
             Ok(signer) => match signers.iter().position(|known| known.address() == signer.address()) {
                 Some(earlier) => {
-                    let (key, earlier) = (if is_remote(&signer) { "address" } else { "key_file" }, earlier + 1);
+                    let key = match signer {
+                        SignerSection::Local(_) => "key_file",
+                        SignerSection::Remote(_) => "address",
+                    };
+                    let earlier = earlier + 1;
                     section.fault(key, format!("is of the same account as signer[{earlier}]; an account has one lane"));
                 }
                 None => signers.push(signer),
             },
             Err((key, problem)) => section.fault(key, problem),
         }
-        section.finish(KEYS);
+        section.finish(&KEYS);
     }
     signers
 }
 
-fn is_remote(signer: &SignerSection) -> bool {
-    matches!(signer, SignerSection::Remote(_))
-}
-
 fn signer(section: &mut Section<'_>) -> Result<SignerSection, Fault> {
-    let ways = KEYS.iter().take(4).filter_map(|key| Some((*key, section.text(key)?)));
-    let ways: Vec<_> = ways.collect();
+    let ways: Vec<_> = WAYS.into_iter().filter_map(|key| Some((key, section.text(key)?))).collect();
     match ways.as_slice() {
         [(key @ "key_file", file)] => local(key, &private_file(&credential(file)).map_err(|problem| (*key, problem))?),
         [(key @ "key", text)] => local(key, &SecretString::from(text.as_str())),
@@ -89,8 +88,7 @@ fn local(key: &'static str, text: &SecretString) -> Result<SignerSection, Fault>
 }
 
 fn remote(section: &mut Section<'_>, key: &'static str, url: &str) -> Result<SignerSection, Fault> {
-    let is_http = |url: &Url| matches!(url.scheme(), "http" | "https") && url.has_host();
-    let url = Url::parse(url.trim()).ok().filter(is_http).ok_or((key, "is no http:// or https:// URL".to_owned()))?;
+    let url = http_url(url.trim()).ok_or((key, "is no http:// or https:// URL".to_owned()))?;
     let address = section.text("address").ok_or_else(|| {
         (
             "address",
@@ -100,25 +98,4 @@ fn remote(section: &mut Section<'_>, key: &'static str, url: &str) -> Result<Sig
     let address = address.trim().parse().map_err(|error| ("address", format!("is {address:?}: {error}")))?;
     let timeout = section.duration_or("timeout", TIMEOUT, Duration::from_millis(100)..=Duration::from_secs(60));
     Ok(SignerSection::Remote(RemoteSettings { url, address, timeout }))
-}
-
-/// The content of a file that only its owner may read.
-fn private_file(path: &Path) -> Result<SecretString, String> {
-    let shown = path.display();
-    let metadata = std::fs::metadata(path).map_err(|error| format!("{shown} cannot be read: {error}"))?;
-    if metadata.permissions().mode() & 0o077 != 0 {
-        return Err(format!("others may read {shown}; run: chmod 600 {shown}"));
-    }
-    let text = std::fs::read_to_string(path).map_err(|error| format!("{shown} cannot be read: {error}"))?;
-    Ok(SecretString::from(text))
-}
-
-/// A relative name is a systemd credential, if there is one of this name.
-pub(super) fn credential(name: &str) -> PathBuf {
-    let path = PathBuf::from(name);
-    if path.is_absolute() {
-        return path;
-    }
-    let credential = std::env::var_os("CREDENTIALS_DIRECTORY").map(|folder| Path::new(&folder).join(&path));
-    credential.filter(|path| path.exists()).unwrap_or(path)
 }

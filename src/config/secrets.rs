@@ -1,0 +1,27 @@
+//! What the configuration names and does not hold: files that only their owner may read.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use secrecy::SecretString;
+
+/// The content of a file that only its owner may read.
+pub(super) fn private_file(path: &Path) -> Result<SecretString, String> {
+    let shown = path.display();
+    let metadata = std::fs::metadata(path).map_err(|error| format!("{shown} cannot be read: {error}"))?;
+    if metadata.permissions().mode() & 0o077 != 0 {
+        return Err(format!("others may read {shown}; run: chmod 600 {shown}"));
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| format!("{shown} cannot be read: {error}"))?;
+    Ok(SecretString::from(text))
+}
+
+/// A relative name is a systemd credential, if there is one of this name.
+pub(super) fn credential(name: &str) -> PathBuf {
+    let path = PathBuf::from(name);
+    if path.is_absolute() {
+        return path;
+    }
+    let credential = std::env::var_os("CREDENTIALS_DIRECTORY").map(|folder| Path::new(&folder).join(&path));
+    credential.filter(|path| path.exists()).unwrap_or(path)
+}
