@@ -24,8 +24,9 @@ use crate::supervisor::{Tasks, tell_systemd};
 const DELIVERIES: usize = 256;
 /// A stage that stands still longer than this, or than several answers of a node or a signer may take, is stuck.
 const STALL: Duration = Duration::from_secs(60);
-/// Answers that a stage may wait for, one after the other, each as long as it may take.
-const SLOW_ANSWERS: u32 = 8;
+/// Answers of a node, and rounds of a signer's answers, that a stage may wait for one after the other.
+const NODE_ANSWERS: u32 = 6;
+const SIGNER_ROUNDS: u32 = 8;
 
 /// The names of the tasks that drain first, in their order.
 const BEFORE_SETTLE: [&str; 2] = ["intake", "lane"];
@@ -151,10 +152,10 @@ fn signer(section: &SignerSection) -> anyhow::Result<Arc<dyn Signer>> {
 fn stall(settings: &Settings) -> Duration {
     // A call may be tried at each endpoint.
     let endpoints = u32::try_from(settings.chain.endpoints.len()).unwrap_or(u32::MAX);
-    let node = settings.chain.timeout.saturating_mul(endpoints).saturating_mul(SLOW_ANSWERS);
+    let node = settings.chain.timeout.saturating_mul(endpoints).saturating_mul(NODE_ANSWERS);
     let signers = settings.signers.iter().map(|signer| match signer {
         SignerSection::Local(_) => Duration::ZERO,
-        SignerSection::Remote(settings) => settings.timeout.saturating_mul(SLOW_ANSWERS),
+        SignerSection::Remote(settings) => settings.timeout.saturating_mul(SIGNER_ROUNDS),
     });
     signers.fold(STALL.max(node), Duration::max)
 }

@@ -23,8 +23,9 @@ pub(super) struct Endings {
     timeout: Duration,
 }
 
+/// What a receipt has said.
 #[derive(Debug)]
-struct End {
+pub(super) struct End {
     tag: u64,
     is_ack: bool,
     _held: Held,
@@ -42,14 +43,14 @@ impl Endings {
     }
 
     /// Waits for ends; dropping this future loses none that it has not returned.
-    pub(super) async fn next(&mut self) -> Batch {
+    pub(super) async fn next(&mut self) -> Vec<End> {
         let mut ends = Vec::new();
         self.receiver.recv_many(&mut ends, BATCH).await;
-        Batch(ends)
+        ends
     }
 
     /// Tells the broker. What cannot be told ends with the session: the broker delivers it again.
-    pub(super) async fn tell(&mut self, channel: &Channel, Batch(ends): Batch) -> lapin::Result<()> {
+    pub(super) async fn tell(&mut self, channel: &Channel, ends: Vec<End>) -> lapin::Result<()> {
         let acked = ends.iter().filter(|end| end.is_ack).map(|end| end.tag).collect();
         let requeued: Vec<_> = ends.iter().filter(|end| !end.is_ack).map(|end| end.tag).collect();
         let call = async {
@@ -72,12 +73,9 @@ impl Endings {
         while let Ok(end) = self.receiver.try_recv() {
             ends.push(end);
         }
-        self.tell(channel, Batch(ends)).await
+        self.tell(channel, ends).await
     }
 }
-
-/// Some ends.
-pub(super) struct Batch(Vec<End>);
 
 #[derive(Debug)]
 struct AmqpReceipt {

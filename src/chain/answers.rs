@@ -95,9 +95,8 @@ pub(super) fn sent_in(value: &Value, account: Address) -> Result<Option<SentInBl
 }
 
 /// What is read of a receipt. What is missing shows when the receipt is one of ours.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[derive(Default)]
 pub(super) struct ReceiptFields {
     transaction_hash: Value,
     block_hash: Value,

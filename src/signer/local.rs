@@ -62,11 +62,6 @@ impl LocalSigner {
         Ok(Self { key: Arc::new(key), address })
     }
 
-    /// Whether another signer signs for the same account.
-    pub fn is_for(&self, other: &Self) -> bool {
-        self.address == other.address
-    }
-
     fn sign_one(&self, transaction: &UnsignedTransaction) -> Result<SignedTransaction, SignerError> {
         let accounts = Accounts::new(NoNode);
         let signing = accounts.sign_transaction(parameters(transaction), self);
