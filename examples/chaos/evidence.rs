@@ -26,14 +26,25 @@ pub(crate) async fn chain(rpc: RpcClient) -> anyhow::Result<(Vec<ChainTransactio
             [block, ("eth_getBlockReceipts", json!([hex(number)]))]
         });
         let answers = rpc.batch(calls.collect()).await.map_err(anyhow::Error::msg)?;
-        let mut answers = answers.into_iter();
+        let (mut answers, mut numbers) = (answers.into_iter(), numbers.into_iter());
         while let (Some(block), Some(receipts)) = (answers.next(), answers.next()) {
             let (block, receipts) = (block.map_err(anyhow::Error::msg)?, receipts.map_err(anyhow::Error::msg)?);
-            transactions.extend(of_block(&block, &receipts)?);
+            let number = numbers.next().unwrap_or_default();
+            match of_block(&block, &receipts) {
+                Ok(found) => transactions.extend(found),
+                // Seen once from Anvil, for a block between others that it knew; what it says apart tells why.
+                Err(error) => return Err(error.context(unreadable(rpc, number, head).await)),
+            }
         }
     }
     let next_nonce = rpc.nonce(ACCOUNTS[0].0, "latest").await.map_err(anyhow::Error::msg)?;
     Ok((transactions, next_nonce, head))
+}
+
+async fn unreadable(rpc: RpcClient, number: u64, head: u64) -> String {
+    let block = rpc.call("eth_getBlockByNumber", json!([hex(number), false])).await;
+    let receipts = rpc.call("eth_getBlockReceipts", json!([hex(number)])).await;
+    format!("block {number} of {head}; asked again, with hashes alone: {block:?}; its receipts: {receipts:?}")
 }
 
 fn of_block(block: &Value, receipts: &Value) -> anyhow::Result<Vec<ChainTransaction>> {

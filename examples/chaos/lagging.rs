@@ -116,6 +116,10 @@ mod tests {
         let [from, to] = [ACCOUNTS[0].0, ACCOUNTS[1].0];
         let transaction = json!({ "from": from, "to": to, "gas": "0x5208" });
         let hash = real.call("eth_sendTransaction", json!([transaction])).await.unwrap();
+        // The answer may come before the block.
+        while real.block_number().await.unwrap() < 6 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
         let node = LaggingNode::start(real.rpc()).await;
         let mut client = Client(BufReader::new(TcpStream::connect(node.node.address()).await.unwrap()));
         let calls = [

@@ -1,12 +1,15 @@
 //! Hands out loopback ports that nothing listens on.
 
-use std::collections::HashSet;
 use std::net::{Ipv4Addr, TcpListener};
-use std::sync::{LazyLock, Mutex};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
-static GIVEN: LazyLock<Mutex<HashSet<u16>>> = LazyLock::new(|| Mutex::new(HashSet::new()));
+/// Holds the ports that were given away, until the process ends: an abstract socket for each says so to test runs beside
+/// this one, also while the service that has the port is down for a restart.
+static GIVEN: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
 
-/// A port of 127.0.0.1 that is free now and was not given to anyone in this process before.
+/// A port of 127.0.0.1 that is free now and that no test run has given to anyone.
 ///
 /// It lies below the range that the kernel takes source ports from. A port out of that range (what `bind(0)` gives)
 /// goes wrong for a service that restarts: while it is down, some connection may get its port as a source port, and
@@ -14,17 +17,22 @@ static GIVEN: LazyLock<Mutex<HashSet<u16>>> = LazyLock::new(|| Mutex::new(HashSe
 pub fn free_port() -> u16 {
     let (low, high) = candidates();
     let span = u32::from(high - low);
-    let mut given = GIVEN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     // Starting points differ between processes, so that test runs side by side seldom meet.
     let start = start_seed().wrapping_add(given.len() as u32) % span;
     for step in 0..span {
         let port = low + ((start + step) % span) as u16;
-        if !given.contains(&port) && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
-            given.insert(port);
+        let Ok(claim) = claim(port) else { continue };
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            given.push(claim);
             return port;
         }
     }
     panic!("no free port on 127.0.0.1 between {low} and {high}");
+}
+
+fn claim(port: u16) -> std::io::Result<UnixListener> {
+    UnixListener::bind_addr(&SocketAddr::from_abstract_name(format!("chainwriter-port-{port}"))?)
 }
 
 fn candidates() -> (u16, u16) {
