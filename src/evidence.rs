@@ -3,28 +3,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::chain::{BlockTag, Chain, ChainError, Result};
-use crate::model::{Address, BlockHash, BlockNumber, Nonce, TxHash};
+use crate::chain::{BlockTag, Chain, ChainError, Inclusion, Result};
+use crate::model::{Address, BlockNumber, Nonce};
 
 /// Blocks read one by one for one nonce in one go, where nodes have no state for old blocks. The next go carries on below.
 const MAX_READ: u64 = 64;
-
-/// A transaction that is in the chain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Taker {
-    /// Its hash.
-    pub tx_hash: TxHash,
-    /// Its block's height.
-    pub block_number: BlockNumber,
-    /// Its block's hash, as the node gave it. Whoever decides anything on it asks first whether the block is canonical.
-    pub block_hash: BlockHash,
-}
 
 /// A search for the takers of an account's nonces, over as many looks as it takes.
 #[derive(Debug, Default)]
 pub struct Evidence {
     /// Found in a block that was read; good for one look, since the next may see another chain.
-    found: BTreeMap<Nonce, Taker>,
+    found: BTreeMap<Nonce, Inclusion>,
     /// Where reading block by block goes on: every block from here up is known not to hold the nonce, or to be past it.
     reading: BTreeMap<Nonce, BlockNumber>,
     warned: BTreeSet<Nonce>,
@@ -42,7 +31,7 @@ impl Evidence {
         account: Address,
         nonce: Nonce,
         height: BlockNumber,
-    ) -> Result<Option<Taker>> {
+    ) -> Result<Option<Inclusion>> {
         if let Some(taker) = self.found.get(&nonce).filter(|taker| taker.block_number <= height) {
             return Ok(Some(*taker));
         }
@@ -86,7 +75,7 @@ impl Evidence {
         account: Address,
         nonce: Nonce,
         from: BlockNumber,
-    ) -> Result<Option<Taker>> {
+    ) -> Result<Option<Inclusion>> {
         let lowest = from.0.saturating_sub(MAX_READ - 1);
         for number in (lowest..=from.0).rev().map(BlockNumber) {
             let Some(sent) = self.read(chain, account, number).await? else {
@@ -119,7 +108,7 @@ impl Evidence {
     ) -> Result<Option<Option<Nonce>>> {
         let Some(block) = known(chain.sent_in(account, number).await)?.flatten() else { return Ok(None) };
         for (nonce, tx_hash) in &block.sent {
-            let taker = Taker { tx_hash: *tx_hash, block_number: block.number, block_hash: block.hash };
+            let taker = Inclusion { tx_hash: *tx_hash, block_number: block.number, block_hash: block.hash };
             self.found.insert(*nonce, taker);
         }
         Ok(Some(block.sent.iter().map(|(nonce, _)| *nonce).max()))
@@ -187,7 +176,7 @@ mod tests {
 
     use super::*;
     use crate::chain::{Call, Header, Receipt, SentInBlock};
-    use crate::model::{Gas, SignedTransaction, Wei};
+    use crate::model::{BlockHash, Gas, SignedTransaction, TxHash, Wei};
     use crate::policy::fee::Market;
 
     const ACCOUNT: Address = Address([7; 20]);
@@ -244,7 +233,7 @@ mod tests {
         async fn header(&self, _: BlockTag) -> Result<Option<Header>> {
             unreachable!()
         }
-        async fn receipts_in(&self, _: &Header, _: &[TxHash]) -> Result<Vec<Receipt>> {
+        async fn receipts_in(&self, _: BlockHash, _: &[TxHash]) -> Result<Vec<Receipt>> {
             unreachable!()
         }
         async fn receipts(&self, _: &[TxHash]) -> Result<Vec<Option<Receipt>>> {
@@ -267,7 +256,7 @@ mod tests {
         }
     }
 
-    async fn taker(evidence: &mut Evidence, chain: &Fake, nonce: u64, height: u64) -> Option<Taker> {
+    async fn taker(evidence: &mut Evidence, chain: &Fake, nonce: u64, height: u64) -> Option<Inclusion> {
         evidence.begin();
         evidence.taker(chain, ACCOUNT, Nonce(nonce), BlockNumber(height)).await.unwrap()
     }
@@ -280,7 +269,7 @@ mod tests {
             let chain = Fake { blocks: vec![1, block, 1_000_000], ..Fake::default() };
             let found = taker(&mut Evidence::default(), &chain, 1, 1_000_000).await;
             let expected =
-                Taker { tx_hash: hash_of(1), block_number: BlockNumber(block), block_hash: BlockHash([1; 32]) };
+                Inclusion { tx_hash: hash_of(1), block_number: BlockNumber(block), block_hash: BlockHash([1; 32]) };
             assert_eq!(found, Some(expected), "{depth} blocks deep");
             let asked = *chain.asked.lock().unwrap();
             assert!(asked < 50, "{asked} calls");

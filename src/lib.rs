@@ -16,6 +16,7 @@ pub mod model;
 pub mod outbox;
 pub mod pipeline;
 pub mod policy;
+pub mod receipt_reader;
 pub mod recovery;
 mod rpc;
 pub mod settle;

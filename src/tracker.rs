@@ -1,13 +1,13 @@
 //! The stage that follows the chain: which blocks are new, which went away, which of our transactions they hold, what is
 //! final. It reports; the lane decides.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::chain::{BlockTag, Chain, ChainError, Header, Receipt, Result};
+use crate::chain::{BlockTag, Chain, ChainError, Header, Inclusion, Result};
 use crate::model::{BlockHash, BlockNumber, TxHash};
 use crate::policy::finality::{FinalityRule, highest_final};
 
@@ -28,10 +28,10 @@ pub struct Sighting {
     pub orphaned: Vec<BlockHash>,
     /// One of them had been reported as final.
     pub lost_final: bool,
-    /// Everything known before is void: the receipts below are all that is included now.
+    /// Everything known before is void: what stands below is all that is included now.
     pub anew: bool,
-    /// Receipts of ours in new blocks, lowest block first.
-    pub included: Vec<Receipt>,
+    /// Which of ours are in new blocks, lowest block first.
+    pub included: Vec<Inclusion>,
     /// The highest final block.
     pub final_up_to: Option<BlockNumber>,
 }
@@ -40,7 +40,7 @@ pub struct Sighting {
 pub struct Tracker {
     chain: Arc<dyn Chain>,
     rule: FinalityRule,
-    /// The chain as seen last, lowest first, without holes.
+    /// The chain as seen last, lowest first, without holes and without the blocks' transactions.
     recent: VecDeque<Header>,
     /// The highest block ever reported as final.
     highest_final: Option<BlockNumber>,
@@ -70,8 +70,8 @@ impl Tracker {
     /// # Errors
     /// When a node does not answer, or its answers do not fit together. Nothing is forgotten then; look again.
     pub async fn step(&mut self, ours: &[TxHash]) -> Result<Option<Sighting>> {
-        let head =
-            self.chain.header(BlockTag::Latest).await?.ok_or_else(|| inconsistent("there is no newest block"))?;
+        let head = self.chain.header(BlockTag::Latest).await?;
+        let mut head = head.ok_or_else(|| inconsistent("there is no newest block"))?;
         if self.knows(&head) {
             // The newest, or what a node behind says: it knows less than we do already.
             return Ok(None);
@@ -87,14 +87,13 @@ impl Tracker {
         if head.number.0.abs_diff(last.0) > MAX_WALK {
             return self.look_anew(head, ours).await.map(Some);
         }
-        let Some(new_blocks) = self.walk_down(&head).await? else {
+        let Some(mut new_blocks) = self.walk_down(&head).await? else {
             return self.look_anew(head, ours).await.map(Some);
         };
+        let ours: BTreeSet<_> = ours.iter().copied().collect();
         let mut included = Vec::new();
-        for block in &new_blocks {
-            if !ours.is_empty() {
-                included.extend(self.chain.receipts_in(block, ours).await?);
-            }
+        for block in &mut new_blocks {
+            included.extend(self.included_in(block, &ours).await?);
         }
         let lowest_new = new_blocks.first().map_or(head.number, |block| block.number);
         let mut orphaned = Vec::new();
@@ -106,6 +105,7 @@ impl Tracker {
         self.recent.extend(new_blocks);
         let surplus = self.recent.len().saturating_sub(REMEMBERED);
         self.recent.drain(..surplus);
+        head.transactions = None;
         let final_up_to = self.final_up_to(&head).await?;
         self.highest_final = self.highest_final.max(final_up_to);
         Ok(Some(Sighting { head, orphaned, lost_final, anew: false, included, final_up_to }))
@@ -136,7 +136,7 @@ impl Tracker {
             let below = BlockNumber(lowest.number.0.saturating_sub(1));
             let found = self.chain.header(BlockTag::Number(below)).await?;
             let Some(found) = found.filter(|found| found.hash == lowest.parent) else { break };
-            self.recent.push_front(found);
+            self.recent.push_front(Header { transactions: None, ..found });
         }
         Ok(Standing::Unknown)
     }
@@ -163,8 +163,26 @@ impl Tracker {
         self.remembered(block.number).is_some_and(|known| known.hash == block.hash)
     }
 
-    async fn look_anew(&mut self, head: Header, ours: &[TxHash]) -> Result<Sighting> {
-        let included = self.chain.receipts(ours).await?.into_iter().flatten().collect();
+    /// Takes the block's list of transactions, which is not needed any more then.
+    async fn included_in(&self, block: &mut Header, ours: &BTreeSet<TxHash>) -> Result<Vec<Inclusion>> {
+        let (block_number, block_hash) = (block.number, block.hash);
+        let inclusion = |tx_hash| Inclusion { tx_hash, block_number, block_hash };
+        if let Some(listed) = block.transactions.take() {
+            return Ok(listed.into_iter().filter(|hash| ours.contains(hash)).map(inclusion).collect());
+        }
+        let ours: Vec<_> = ours.iter().copied().collect();
+        let included = self.included(&ours).await?;
+        Ok(included.into_iter().filter(|inclusion| inclusion.block_hash == block_hash).collect())
+    }
+
+    async fn included(&self, ours: &[TxHash]) -> Result<Vec<Inclusion>> {
+        let receipts = self.chain.receipts(ours).await?;
+        Ok(receipts.into_iter().flatten().map(|receipt| receipt.inclusion()).collect())
+    }
+
+    async fn look_anew(&mut self, mut head: Header, ours: &[TxHash]) -> Result<Sighting> {
+        let included = self.included(ours).await?;
+        head.transactions = None;
         self.recent.clear();
         self.recent.push_back(head.clone());
         let final_up_to = self.final_up_to(&head).await?;

@@ -1,5 +1,6 @@
 //! How many messages a second become final, beside what the node takes; and what one costs.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use crate::forwarder::Forwarder;
@@ -13,36 +14,75 @@ const BYTES: usize = 256;
 const COUNTED: usize = 20_000;
 const HELD: usize = 2_000;
 
+/// What each run of `throughput` gives, by name.
+#[derive(Default)]
+struct Runs(BTreeMap<&'static str, Vec<f64>>);
+
+impl Runs {
+    fn note(&mut self, name: &'static str, value: f64) {
+        self.0.entry(name).or_default().push(value);
+    }
+
+    fn median(&self, name: &str) -> f64 {
+        median(self.0[name].clone())
+    }
+}
+
 /// The rate of the daemon.
 pub(crate) async fn throughput(options: &Options, way: direct::Use) -> f64 {
-    let (mut ceilings, mut rates, mut costs, mut ratios) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let messages = options.messages;
+    let micros = |cpu_s: f64| cpu_s * 1e6 / messages as f64;
+    let mut runs = Runs::default();
     for _ in 0..options.runs {
-        let ceiling = direct::per_second(&stage::chain().await, &[0], options.messages, BYTES, way).await;
+        let chain = stage::chain().await;
+        let ceiling = direct::per_second(&chain, &[0], messages, BYTES, way, false).await;
+        runs.note("node_us_direct", micros(cpu_of(&chain.pids())));
+        let chain = stage::chain().await;
+        let reading = direct::per_second(&chain, &[0], messages, BYTES, way, true).await;
+        runs.note("node_us_direct_reading", micros(cpu_of(&chain.pids())));
         let rabbit = Rabbit::start(RabbitConfig::default()).await;
         let chain = stage::chain().await;
         let stage = Stage::set(&rabbit, &chain.url(), BYTES, &[]).await;
-        stage.fill(options.messages, BYTES).await;
-        let taken = daemon::until_final(&stage, options.messages, 1).await;
-        let rate = options.messages as f64 / taken.wall.as_secs_f64();
-        let cost = taken.cpu_s * 1e6 / options.messages as f64;
-        eprintln!("direct {ceiling:.0}, chainwriter {rate:.0} a second, {cost:.0} us, {:.0} MiB", taken.memory_mib);
-        ceilings.push(ceiling);
-        rates.push(rate);
-        costs.push(cost);
-        ratios.push(rate / ceiling);
+        stage.fill(messages, BYTES).await;
+        let broker = cpu_of(&rabbit.pids());
+        let taken = daemon::until_final(&stage, messages, 1).await;
+        let rate = messages as f64 / taken.wall.as_secs_f64();
+        runs.note("node_us", micros(cpu_of(&chain.pids())));
+        runs.note("broker_us", micros(cpu_of(&rabbit.pids()) - broker));
+        let cost = micros(taken.cpu_s);
+        eprintln!(
+            "direct {ceiling:.0}, with receipts {reading:.0}, chainwriter {rate:.0} a second, {cost:.0} us, {:.0} MiB",
+            taken.memory_mib
+        );
+        runs.note("direct", ceiling);
+        runs.note("direct_reading", reading);
+        runs.note("rate", rate);
+        runs.note("cost", cost);
+        runs.note("ratio", rate / ceiling);
+        runs.note("ratio_reading", rate / reading);
     }
-    let rate = median(rates);
+    let rate = runs.median("rate");
     Report::new("throughput")
-        .figure("messages", options.messages as f64, 0, "")
+        .figure("messages", messages as f64, 0, "")
         .figure("body_bytes", BYTES as f64, 0, "B")
         .figure("direct_connections", way.connections as f64, 0, "")
         .figure("direct_batch", way.batch as f64, 0, "")
-        .figure("direct_per_s", median(ceilings), 0, "1/s")
+        .figure("direct_per_s", runs.median("direct"), 0, "1/s")
+        .figure("direct_with_receipts_per_s", runs.median("direct_reading"), 0, "1/s")
         .figure("chainwriter_per_s", rate, 0, "1/s")
-        .figure("ratio", median(ratios), 3, "")
-        .figure("cpu_us_per_message", median(costs), 1, "us")
+        .figure("ratio", runs.median("ratio"), 3, "")
+        .figure("ratio_with_receipts", runs.median("ratio_reading"), 3, "")
+        .figure("cpu_us_per_message", runs.median("cost"), 1, "us")
+        .figure("broker_us_per_message", runs.median("broker_us"), 1, "us")
+        .figure("node_us_per_message", runs.median("node_us"), 1, "us")
+        .figure("node_us_direct", runs.median("node_us_direct"), 1, "us")
+        .figure("node_us_direct_with_receipts", runs.median("node_us_direct_reading"), 1, "us")
         .print();
     rate
+}
+
+fn cpu_of(pids: &[u32]) -> f64 {
+    pids.iter().map(|pid| daemon::cpu_seconds(*pid)).sum()
 }
 
 /// Node calls and commits of one message, seen by something between the daemon and the node, and in its log.

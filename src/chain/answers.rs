@@ -3,7 +3,6 @@
 use bytes::Bytes;
 use jsonrpc_core::Value;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 use crate::chain::{Header, Receipt, SentInBlock};
 use crate::model::event::FinalTransaction;
@@ -46,7 +45,7 @@ pub(super) struct HeaderFields {
     base_fee_per_gas: Value,
     gas_limit: Value,
     #[serde(default)]
-    transactions: Option<Vec<IgnoredAny>>,
+    transactions: Option<Vec<TxHash>>,
 }
 
 /// A block's header; `None` is a node's `null`.
@@ -60,7 +59,7 @@ pub(super) fn header(fields: Option<HeaderFields>) -> Result<Option<Header>, Str
         timestamp: number("timestamp", &fields.timestamp)?,
         base_fee: quantity(&fields.base_fee_per_gas).map(Wei),
         gas_limit: Gas(number("gasLimit", &fields.gas_limit)?),
-        transactions: fields.transactions.map(|list| list.len()),
+        transactions: fields.transactions,
     }))
 }
 

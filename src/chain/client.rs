@@ -16,7 +16,7 @@ use web3::error::Error;
 use crate::chain::endpoint::{Endpoint, MethodCall, Order, first_failure};
 use crate::chain::route::Route;
 use crate::chain::{BlockTag, Call, Chain, ChainError, Header, Receipt, Result, SentInBlock, answers, receipts};
-use crate::model::{Address, BlockNumber, Gas, Nonce, SignedTransaction, TxHash, Wei};
+use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, SignedTransaction, TxHash, Wei};
 use crate::policy::classify::ErrorTable;
 use crate::policy::fee::Market;
 use crate::rpc::{HttpTransport, client, label};
@@ -151,8 +151,8 @@ impl Chain for NodeClient {
         self.along(|endpoint| Box::pin(endpoint.newest_block())).await.map(Some)
     }
 
-    async fn receipts_in(&self, block: &Header, ours: &[TxHash]) -> Result<Vec<Receipt>> {
-        if ours.is_empty() || block.transactions == Some(0) {
+    async fn receipts_in(&self, block: BlockHash, ours: &[TxHash]) -> Result<Vec<Receipt>> {
+        if ours.is_empty() {
             return Ok(Vec::new());
         }
         self.along(|endpoint| Box::pin(endpoint.receipts_in(block, ours))).await

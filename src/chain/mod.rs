@@ -128,8 +128,8 @@ pub struct Header {
     pub base_fee: Option<Wei>,
     /// The most gas that fits into it.
     pub gas_limit: Gas,
-    /// How many transactions are in it, where the node says so.
-    pub transactions: Option<usize>,
+    /// The transactions in it, where the node names them.
+    pub transactions: Option<Vec<TxHash>>,
 }
 
 /// Which block is asked for.
@@ -145,6 +145,17 @@ pub enum BlockTag {
     Number(BlockNumber),
 }
 
+/// Where a transaction is included. How it went, its receipt tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inclusion {
+    /// Its hash.
+    pub tx_hash: TxHash,
+    /// Its block's height.
+    pub block_number: BlockNumber,
+    /// Its block's hash, as the node gave it. Whoever decides anything on it asks first whether the block is canonical.
+    pub block_hash: BlockHash,
+}
+
 /// Where a transaction was included, and how it went.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Receipt {
@@ -152,6 +163,14 @@ pub struct Receipt {
     pub transaction: FinalTransaction,
     /// It did not revert.
     pub succeeded: bool,
+}
+
+impl Receipt {
+    /// Where it was included.
+    pub fn inclusion(&self) -> Inclusion {
+        let FinalTransaction { tx_hash, block_number, block_hash, .. } = self.transaction;
+        Inclusion { tx_hash, block_number, block_hash }
+    }
 }
 
 /// What one account sent in one block.
@@ -185,7 +204,7 @@ pub trait Chain: Send + Sync {
     async fn header(&self, block: BlockTag) -> Result<Option<Header>>;
 
     /// The receipts of those of `ours` that are in this very block.
-    async fn receipts_in(&self, block: &Header, ours: &[TxHash]) -> Result<Vec<Receipt>>;
+    async fn receipts_in(&self, block: BlockHash, ours: &[TxHash]) -> Result<Vec<Receipt>>;
 
     /// The receipt of each of these, where the node has one.
     async fn receipts(&self, hashes: &[TxHash]) -> Result<Vec<Option<Receipt>>>;

@@ -9,8 +9,8 @@ use tracing::debug;
 
 use crate::chain::answers::ReceiptFields;
 use crate::chain::endpoint::{Endpoint, MethodCall, Order};
-use crate::chain::{ChainError, Header, Receipt, Result, answers};
-use crate::model::TxHash;
+use crate::chain::{ChainError, Receipt, Result, answers};
+use crate::model::{BlockHash, TxHash};
 
 const BLOCK_RECEIPTS: &str = "eth_getBlockReceipts";
 
@@ -21,18 +21,24 @@ pub(super) fn calls(hashes: &[TxHash]) -> impl Iterator<Item = MethodCall> + '_ 
 
 impl Endpoint {
     /// The receipts of those of `ours` that are in this very block.
-    pub(super) async fn receipts_in(&self, block: &Header, ours: &[TxHash]) -> Result<Vec<Receipt>> {
+    pub(super) async fn receipts_in(&self, block: BlockHash, ours: &[TxHash]) -> Result<Vec<Receipt>> {
         if !self.lacks(BLOCK_RECEIPTS) {
-            match self.ask::<Option<Vec<ReceiptFields>>>(BLOCK_RECEIPTS, vec![json!(block.hash)]).await {
-                Ok(Some(all)) if are_of(block, &all) => return self.pick(&all, ours),
-                Ok(_) => debug!(block = %block.number, "receipts that are not this block's; asked for one by one"),
+            match self.ask::<Option<Vec<ReceiptFields>>>(BLOCK_RECEIPTS, vec![json!(block)]).await {
+                Ok(Some(all)) if all.iter().all(|receipt| receipt.block() == Some(block)) => {
+                    let found = self.pick(&all, ours)?;
+                    if found.len() == ours.len() {
+                        return Ok(found);
+                    }
+                    debug!(block.hash = %block, "not all of the block's receipts; asked for one by one");
+                }
+                Ok(_) => debug!(block.hash = %block, "receipts that are not this block's; asked for one by one"),
                 Err(error @ ChainError::Node { .. }) => self.note_lack(BLOCK_RECEIPTS, &error),
                 Err(error) => return Err(error),
             }
         }
         let calls: Vec<_> = calls(ours).collect();
         let receipts = self.read_receipts(self.ask_many(&calls, Order::Any).await)?;
-        Ok(receipts.into_iter().flatten().filter(|receipt| receipt.transaction.block_hash == block.hash).collect())
+        Ok(receipts.into_iter().flatten().filter(|receipt| receipt.transaction.block_hash == block).collect())
     }
 
     fn pick(&self, all: &[ReceiptFields], ours: &[TxHash]) -> Result<Vec<Receipt>> {
@@ -50,10 +56,4 @@ impl Endpoint {
         };
         answers.into_iter().map(read).collect()
     }
-}
-
-/// All of the block's receipts and none of another's. Some chains give receipts beyond the block's transactions.
-fn are_of(block: &Header, receipts: &[ReceiptFields]) -> bool {
-    let is_complete = block.transactions.is_none_or(|count| receipts.len() >= count);
-    is_complete && receipts.iter().all(|receipt| receipt.block() == Some(block.hash))
 }

@@ -1,5 +1,7 @@
 //! How nonces end: what is final is ruled on, a nonce that a foreign transaction took is given up.
 
+use std::collections::BTreeSet;
+
 use tracing::warn;
 
 use crate::chain::{BlockTag, ChainError, Receipt};
@@ -9,56 +11,80 @@ use crate::lane::Lane;
 use crate::lane::window::InFlight;
 use crate::model::{AttemptKind, BlockNumber, Cause, FailureClass, Nonce, PauseReason, TransactionState, TxHash};
 use crate::policy::revert;
+use crate::receipt_reader::BlockRead;
 use crate::tracker::Standing;
 
-enum End {
-    Included(LaneVerdict, TransactionState),
-    Displaced(TxHash),
-}
-
 impl Lane {
-    /// Rules on everything final. Invariant 6: nothing below finality is ruled on, whether it went well or not. On an
-    /// error nothing has changed; `count` is the account's next nonce at the newest block.
-    pub(super) async fn close_final(
+    /// Asks for the receipts of everything final. Invariant 6: nothing below finality is ruled on, whether it went well or
+    /// not; so nobody asks how it went before. On an error nothing has changed.
+    pub(super) async fn read_final(&mut self) -> Result<(), ChainError> {
+        let Some(height) = self.final_up_to else { return Ok(()) };
+        let blocks = self.window.included_up_to(height);
+        if blocks.is_empty() {
+            self.receipt_reader.forget_failure();
+        }
+        for (number, hash, transactions) in blocks {
+            match self.tracker.standing(number, hash).await? {
+                Standing::Canonical => self.receipt_reader.ask(hash, transactions),
+                // A node behind said that it is in there. Where it is now shows when its nonce is past.
+                Standing::Gone => self.window.orphan(|inclusion| inclusion.block_hash == hash),
+                Standing::Unknown => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Rules on a final block. What the tracker has found gone since it was asked for counts as included no more, and is
+    /// passed over.
+    pub(super) async fn heed_receipts(&mut self, lease: &Lease, BlockRead { block, asked, receipts }: BlockRead) {
+        let receipts = match receipts {
+            Ok(receipts) => receipts,
+            // The next look asks again.
+            Err(error) => return self.pause(error.pause_reason(), error.to_string()),
+        };
+        let mut missing: BTreeSet<_> = asked.into_iter().collect();
+        let mut rulings = Vec::with_capacity(receipts.len());
+        for mut receipt in receipts {
+            missing.remove(&receipt.transaction.tx_hash);
+            let Some(nonce) = self.window.nonce_included(receipt.inclusion()) else { continue };
+            receipt.transaction.nonce = nonce;
+            let Some((verdict, state)) = self.end_of_included(nonce, &receipt).await else { continue };
+            self.evidence.forget(nonce);
+            let Some(InFlight { request, .. }) = self.window.remove(nonce) else { continue };
+            let transaction = Some(ClosedTransaction { nonce, state, included: Some(receipt.transaction) });
+            rulings.push(Ruling { lease: lease.clone(), request, transaction, verdict });
+        }
+        if !missing.is_empty() {
+            warn!(block.hash = %block, tx.missing = missing.len(), "the node lists transactions in a block and has no receipts of them; they count as in no block until it does");
+            self.window.orphan(|found| found.block_hash == block && missing.contains(&found.tx_hash));
+        }
+        self.rule(rulings).await;
+    }
+
+    /// Gives up nonces that a foreign transaction has for good.
+    pub(super) async fn close_displaced(
         &mut self,
         lease: &Lease,
         height: BlockNumber,
         count: Nonce,
-    ) -> Result<Vec<Ruling>, ChainError> {
-        let mut ends = Vec::new();
-        let mut checked = None;
-        for (nonce, number, hash) in self.window.included_up_to(height) {
-            if checked != Some(hash) {
-                match self.tracker.standing(number, hash).await? {
-                    Standing::Canonical => checked = Some(hash),
-                    Standing::Gone => {
-                        // A node behind said that it is in there. Where it is now shows when its nonce is past.
-                        self.window.orphan(|block| block == hash);
-                        continue;
-                    }
-                    Standing::Unknown => break,
-                }
-            }
-            if let Some(end) = self.end_of_included(nonce).await {
-                ends.push((nonce, end));
-            }
-        }
-        for (nonce, taken_by) in self.displaced(height, count).await? {
-            ends.push((nonce, End::Displaced(taken_by)));
-        }
-        for (nonce, _) in &ends {
-            self.evidence.forget(*nonce);
-        }
-        let close = |(nonce, end)| Some(ruling(lease, self.window.remove(nonce)?, end));
-        Ok(ends.into_iter().filter_map(close).collect())
+    ) -> Result<(), ChainError> {
+        let displaced = self.displaced(height, count).await?;
+        let close = |(nonce, taken_by)| {
+            self.evidence.forget(nonce);
+            let InFlight { request, .. } = self.window.remove(nonce)?;
+            let transaction = Some(ClosedTransaction { nonce, state: TransactionState::Displaced, included: None });
+            Some(Ruling { lease: lease.clone(), request, transaction, verdict: LaneVerdict::Displaced(taken_by) })
+        };
+        let rulings = displaced.into_iter().filter_map(close).collect();
+        self.rule(rulings).await;
+        Ok(())
     }
 
-    async fn end_of_included(&self, nonce: Nonce) -> Option<End> {
+    async fn end_of_included(&self, nonce: Nonce, receipt: &Receipt) -> Option<(LaneVerdict, TransactionState)> {
         let transaction = self.window.get(nonce)?;
-        let receipt = transaction.included.as_ref()?;
         Some(match (transaction.kind_of(receipt.transaction.tx_hash)?, receipt.succeeded) {
             (AttemptKind::Write, true) => {
-                End::Included(LaneVerdict::Succeeded(receipt.transaction.clone()), TransactionState::Succeeded)
+                (LaneVerdict::Succeeded(receipt.transaction.clone()), TransactionState::Succeeded)
             }
             (AttemptKind::Write, false) => {
                 let cause = self.explain_revert(transaction, receipt).await;
@@ -66,19 +92,16 @@ impl Lane {
                     Some(wish) => LaneVerdict::Cancelled(Cause::rejected("cancelled", format!("{wish}; {cause}"))),
                     None => LaneVerdict::Failed(cause),
                 };
-                End::Included(verdict, TransactionState::Reverted)
+                (verdict, TransactionState::Reverted)
             }
             (AttemptKind::Cancel, _) if transaction.cancel_wish.is_some() => {
                 let wish = transaction.cancel_wish.clone().unwrap_or_default();
-                End::Included(LaneVerdict::Cancelled(Cause::rejected("cancelled", wish)), TransactionState::Cancelled)
+                (LaneVerdict::Cancelled(Cause::rejected("cancelled", wish)), TransactionState::Cancelled)
             }
             (AttemptKind::Cancel, _) => {
                 let refusal = transaction.refused.as_ref().map_or("", |(_, text)| text);
                 let detail = format!("every node refused the transaction, its nonce was cancelled: {refusal}");
-                End::Included(
-                    LaneVerdict::Failed(Cause::rejected("refused_by_node", detail)),
-                    TransactionState::Cancelled,
-                )
+                (LaneVerdict::Failed(Cause::rejected("refused_by_node", detail)), TransactionState::Cancelled)
             }
         })
     }
@@ -121,9 +144,10 @@ impl Lane {
         let final_count = self.chain.transaction_count(account, BlockTag::Number(height)).await?;
         let mut suspects = self.window.hashes_not_included(final_count);
         let hashes: Vec<_> = suspects.iter().flat_map(|(_, hashes)| hashes).copied().collect();
-        let receipts: Vec<_> = self.chain.receipts(&hashes).await?.into_iter().flatten().collect();
-        suspects.retain(|(_, hashes)| !receipts.iter().any(|receipt| hashes.contains(&receipt.transaction.tx_hash)));
-        self.window.include(receipts);
+        let receipts = self.chain.receipts(&hashes).await?;
+        let landed: Vec<_> = receipts.into_iter().flatten().map(|receipt| receipt.inclusion()).collect();
+        suspects.retain(|(_, hashes)| !landed.iter().any(|inclusion| hashes.contains(&inclusion.tx_hash)));
+        self.window.include(landed);
         let mut displaced = Vec::new();
         self.evidence.begin();
         for (nonce, ours) in suspects {
@@ -146,17 +170,6 @@ impl Lane {
         }
         Ok(displaced)
     }
-}
-
-fn ruling(lease: &Lease, transaction: InFlight, end: End) -> Ruling {
-    let InFlight { request, nonce, included, .. } = transaction;
-    let (verdict, state) = match end {
-        End::Included(verdict, state) => (verdict, state),
-        End::Displaced(taken_by) => (LaneVerdict::Displaced(taken_by), TransactionState::Displaced),
-    };
-    let included = included.map(|receipt| receipt.transaction);
-    let transaction = Some(ClosedTransaction { nonce, state, included });
-    Ruling { lease: lease.clone(), request, transaction, verdict }
 }
 
 /// A request that failed before it had a nonce.

@@ -14,14 +14,14 @@ impl Lane {
     pub(super) async fn follow(&mut self, lease: &Lease) -> Result<(), JournalError> {
         let mut ours = self.window.hashes();
         ours.extend(self.undone.hashes());
-        match self.look(lease, &ours).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => {
-                self.pause(error.pause_reason(), error.to_string());
-                Ok(())
-            }
-            Err(error) => Err(error),
+        let mut seen = self.look(lease, &ours).await?;
+        if seen.is_ok() {
+            seen = self.read_final().await;
         }
+        if let Err(error) = seen {
+            self.pause(error.pause_reason(), error.to_string());
+        }
+        Ok(())
     }
 
     /// The outer error is the journal's, the inner one the chain's.
@@ -46,8 +46,8 @@ impl Lane {
         if !orphaned.is_empty() {
             info!(blocks.orphaned = orphaned.len(), head = %head.number, "the chain was reorganised");
         }
-        self.window.orphan(|hash| anew || orphaned.contains(&hash));
-        self.undone.orphan(|hash| anew || orphaned.contains(&hash));
+        self.window.orphan(|inclusion| anew || orphaned.contains(&inclusion.block_hash));
+        self.undone.orphan(|inclusion| anew || orphaned.contains(&inclusion.block_hash));
         self.undone.include(&included);
         let included = self.window.include(included);
         if self.send_window.included(included) {
@@ -75,6 +75,7 @@ impl Lane {
         self.resume_if(|reason| reason == PauseReason::HeadStale);
         self.note_gap(count);
         self.node_answers();
+        self.final_up_to = final_up_to;
         let closed = match final_up_to {
             Some(height) => self.close(lease, height, count).await,
             None => Ok(()),
@@ -90,8 +91,7 @@ impl Lane {
     }
 
     async fn close(&mut self, lease: &Lease, height: BlockNumber, count: Nonce) -> Result<(), ChainError> {
-        let rulings = self.close_final(lease, height, count).await?;
-        self.rule(rulings).await;
+        self.close_displaced(lease, height, count).await?;
         self.close_undone(lease, height, count).await
     }
 

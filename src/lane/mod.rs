@@ -15,9 +15,10 @@ use crate::chain::{Chain, Header};
 use crate::evidence::Evidence;
 use crate::handover::FromLane;
 use crate::journal::{Acquired, JournalError, Lease, LeaseMark, QueuedRequest, RequestSeq};
-use crate::model::{Nonce, Timestamp};
+use crate::model::{BlockNumber, Nonce, Timestamp};
 use crate::policy::fee::Market;
 use crate::policy::window::SendWindow;
+use crate::receipt_reader::{self, ReceiptReader};
 use crate::recovery;
 use crate::signer::Signer;
 use crate::tracker::Tracker;
@@ -55,6 +56,7 @@ pub struct Lane {
     mender: Mender,
     undone: UndoneNonces,
     broadcaster: Broadcaster,
+    receipt_reader: ReceiptReader,
     window: Window,
     send_window: SendWindow,
     /// Fetched from the queue, not yet simulated.
@@ -71,6 +73,8 @@ pub struct Lane {
     head: Option<Header>,
     /// When it was first seen.
     head_since: Instant,
+    /// The highest final block of the chain that was seen last. Another chain may be seen next, so it is never kept beyond.
+    final_up_to: Option<BlockNumber>,
     market: Option<Market>,
     pause: Option<Paused>,
 }
@@ -90,8 +94,9 @@ impl Lane {
             evidence: Evidence::default(),
             mender: Mender::default(),
             undone: UndoneNonces::default(),
-            // Each term has its own; this one is never run.
+            // Each term has its own; these are never run.
             broadcaster: broadcaster::start(Arc::clone(&chain)).0,
+            receipt_reader: receipt_reader::start(Arc::clone(&chain)).0,
             send_window: SendWindow::new(settings.in_flight),
             settings,
             chain,
@@ -108,6 +113,7 @@ impl Lane {
             may_have_more: false,
             next_nonce: None,
             head: None,
+            final_up_to: None,
             market: None,
             pause: None,
         }
@@ -140,10 +146,13 @@ impl Lane {
             let journal = Arc::clone(&self.journal);
             let (broadcaster, rounds) = broadcaster::start(Arc::clone(&self.chain));
             self.broadcaster = broadcaster;
+            let (receipt_reader, reading) = receipt_reader::start(Arc::clone(&self.chain));
+            self.receipt_reader = receipt_reader;
             let ended = tokio::select! {
                 biased;
                 ended = self.serve(&lease, &cancel) => ended,
                 never = rounds.run() => match never {},
+                never = reading.run() => match never {},
                 ended = keep_lease(journal.as_ref(), &lease, ttl) => ended,
             };
             self.forget();
@@ -182,7 +191,8 @@ impl Lane {
         self.fetched.clear();
         self.prepared.clear();
         self.cancelled.clear();
-        (self.next_nonce, self.head, self.market, self.pause) = (None, None, None, None);
+        (self.next_nonce, self.head, self.final_up_to) = (None, None, None);
+        (self.market, self.pause) = (None, None);
         self.tell();
     }
 
@@ -211,6 +221,7 @@ impl Lane {
                     return Ok(());
                 }
                 answered = self.broadcaster.next() => self.heed(answered),
+                read = self.receipt_reader.next() => self.heed_receipts(lease, read).await,
                 _ = poll.tick() => {
                     self.may_have_more = true;
                     self.heed_operators(lease).await?;

@@ -40,6 +40,9 @@ impl Lane {
 
     /// The node has answered with sense.
     pub(super) fn node_answers(&mut self) {
+        if self.receipt_reader.is_failing() {
+            return;
+        }
         self.resume_if(|reason| {
             matches!(
                 reason,

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use tracing::error;
 
-use crate::chain::{BlockTag, ChainError, Receipt};
+use crate::chain::{BlockTag, ChainError, Inclusion, Receipt};
 use crate::handover::{FromLane, SecondEnd};
 use crate::journal::{JournalError, Lease, StoredNonce, Which};
 use crate::lane::Lane;
-use crate::model::{BlockHash, BlockNumber, Nonce, TxHash};
+use crate::model::{Attempt, BlockHash, BlockNumber, Nonce, TxHash};
 use crate::recovery;
 use crate::tracker::Standing;
 
@@ -24,7 +24,7 @@ const CHECKS: u8 = 2;
 #[derive(Debug)]
 struct Undone {
     stored: StoredNonce,
-    included: Option<Receipt>,
+    included: Option<Inclusion>,
 }
 
 /// All of them.
@@ -44,20 +44,18 @@ impl UndoneNonces {
         self.by_nonce.values().flat_map(|undone| undone.stored.attempts.iter().map(|attempt| attempt.signed.hash))
     }
 
-    pub(super) fn orphan(&mut self, is_gone: impl Fn(BlockHash) -> bool) {
+    pub(super) fn orphan(&mut self, is_gone: impl Fn(&Inclusion) -> bool) {
         for undone in self.by_nonce.values_mut() {
-            undone.included.take_if(|receipt| is_gone(receipt.transaction.block_hash));
+            undone.included.take_if(|inclusion| is_gone(inclusion));
         }
     }
 
-    pub(super) fn include(&mut self, receipts: &[Receipt]) {
-        for receipt in receipts {
-            let hash = receipt.transaction.tx_hash;
-            let is_of = |undone: &&mut Undone| undone.stored.attempts.iter().any(|a| a.signed.hash == hash);
-            if let Some(undone) = self.by_nonce.values_mut().find(is_of) {
-                let mut receipt = receipt.clone();
-                receipt.transaction.nonce = undone.stored.nonce;
-                undone.included = Some(receipt);
+    pub(super) fn include(&mut self, included: &[Inclusion]) {
+        for inclusion in included {
+            let is_it = |attempt: &Attempt| attempt.signed.hash == inclusion.tx_hash;
+            let mut undone = self.by_nonce.values_mut();
+            if let Some(undone) = undone.find(|undone| undone.stored.attempts.iter().any(is_it)) {
+                undone.included = Some(*inclusion);
             }
         }
     }
@@ -151,12 +149,21 @@ impl Lane {
         height: BlockNumber,
         count: Nonce,
     ) -> Result<(), ChainError> {
-        let mut ended = Vec::new();
+        let mut landed = Vec::new();
         for (nonce, undone) in &self.undone.by_nonce {
-            let Some(receipt) = &undone.included else { continue };
-            let (number, hash) = (receipt.transaction.block_number, receipt.transaction.block_hash);
-            if number <= height && self.tracker.is_canonical(number, hash).await? {
-                ended.push((*nonce, SecondEnd::Included(receipt.clone())));
+            let Some(inclusion) = undone.included.filter(|inclusion| inclusion.block_number <= height) else {
+                continue;
+            };
+            if self.tracker.is_canonical(inclusion.block_number, inclusion.block_hash).await? {
+                landed.push((*nonce, inclusion));
+            }
+        }
+        let mut ended = Vec::new();
+        let hashes: Vec<_> = landed.iter().map(|(_, inclusion)| inclusion.tx_hash).collect();
+        for ((nonce, inclusion), receipt) in landed.into_iter().zip(self.chain.receipts(&hashes).await?) {
+            if let Some(mut receipt) = receipt.filter(|receipt| receipt.inclusion() == inclusion) {
+                receipt.transaction.nonce = nonce;
+                ended.push((nonce, SecondEnd::Included(receipt)));
             }
         }
         if let Some((nonce, taker)) = self.taker_of_undone(height, count).await? {
@@ -187,7 +194,7 @@ impl Lane {
         }
         let receipts: Vec<_> = self.chain.receipts(&ours).await?.into_iter().flatten().collect();
         if !receipts.is_empty() {
-            self.undone.include(&receipts);
+            self.undone.include(&receipts.iter().map(Receipt::inclusion).collect::<Vec<_>>());
             return Ok(None);
         }
         let found = self.evidence.taker(self.chain.as_ref(), account, nonce, height).await?;

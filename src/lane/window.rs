@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use crate::chain::Receipt;
+use crate::chain::Inclusion;
 use crate::journal::{LiveTransaction, QueuedRequest, RequestSeq};
 use crate::model::{Address, Attempt, AttemptKind, BlockHash, BlockNumber, Gas, Nonce, Timestamp, TxHash, Wei};
 use crate::policy::classify::SendMeaning;
@@ -25,7 +25,7 @@ pub(super) struct InFlight {
     /// Oldest first; never empty.
     pub(super) attempts: Vec<Attempt>,
     /// The attempt that is in a block, as far as is known now.
-    pub(super) included: Option<Receipt>,
+    pub(super) included: Option<Inclusion>,
     /// A node has said that it has the newest attempt.
     pub(super) is_known_to_node: bool,
     /// The newest attempt waits for the broadcaster or for its answer.
@@ -243,13 +243,12 @@ impl Window {
     }
 
     /// Notes where ours are included. Returns how many that had not been.
-    pub(super) fn include(&mut self, receipts: Vec<Receipt>) -> usize {
+    pub(super) fn include(&mut self, included: Vec<Inclusion>) -> usize {
         let mut count = 0;
-        for mut receipt in receipts {
-            let Some(nonce) = self.by_hash.get(&receipt.transaction.tx_hash) else { continue };
+        for inclusion in included {
+            let Some(nonce) = self.by_hash.get(&inclusion.tx_hash) else { continue };
             if let Some(transaction) = self.by_nonce.get_mut(nonce) {
-                receipt.transaction.nonce = *nonce;
-                count += usize::from(transaction.included.replace(receipt).is_none());
+                count += usize::from(transaction.included.replace(inclusion).is_none());
                 // A block has taken it: whatever nodes did with it before counts no more.
                 (transaction.refused, transaction.drops) = (None, None);
             }
@@ -257,10 +256,10 @@ impl Window {
         count
     }
 
-    /// Forgets inclusions in blocks that are not part of the chain any more.
-    pub(super) fn orphan(&mut self, is_gone: impl Fn(BlockHash) -> bool) {
+    /// Forgets inclusions that do not hold, because their blocks are not part of the chain any more for instance.
+    pub(super) fn orphan(&mut self, is_gone: impl Fn(&Inclusion) -> bool) {
         for transaction in self.by_nonce.values_mut() {
-            if transaction.included.as_ref().is_some_and(|receipt| is_gone(receipt.transaction.block_hash)) {
+            if transaction.included.as_ref().is_some_and(&is_gone) {
                 transaction.included = None;
                 // Its block's node may have dropped it.
                 transaction.is_known_to_node = false;
@@ -270,20 +269,29 @@ impl Window {
         }
     }
 
-    /// Nonces included at or below this height, lowest first.
-    pub(super) fn included_up_to(&self, height: BlockNumber) -> Vec<(Nonce, BlockNumber, BlockHash)> {
-        let place = |transaction: &InFlight| {
-            let included = &transaction.included.as_ref()?.transaction;
-            Some((transaction.nonce, included.block_number, included.block_hash))
-        };
-        self.by_nonce.values().filter_map(place).filter(|(_, number, _)| *number <= height).collect()
+    /// What is included at or below this height, block by block, lowest nonce first.
+    pub(super) fn included_up_to(&self, height: BlockNumber) -> Vec<(BlockNumber, BlockHash, Vec<TxHash>)> {
+        let mut blocks: Vec<(BlockNumber, BlockHash, Vec<TxHash>)> = Vec::new();
+        let included = self.by_nonce.values().filter_map(|transaction| transaction.included);
+        for Inclusion { tx_hash, block_number, block_hash } in included.filter(|found| found.block_number <= height) {
+            match blocks.last_mut().filter(|(_, hash, _)| *hash == block_hash) {
+                Some((_, _, hashes)) => hashes.push(tx_hash),
+                None => blocks.push((block_number, block_hash, vec![tx_hash])),
+            }
+        }
+        blocks
+    }
+
+    /// The nonce whose attempt this is, if it counts as included in just this block.
+    pub(super) fn nonce_included(&self, inclusion: Inclusion) -> Option<Nonce> {
+        let nonce = *self.by_hash.get(&inclusion.tx_hash)?;
+        (self.by_nonce.get(&nonce)?.included == Some(inclusion)).then_some(nonce)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::event::FinalTransaction;
     use crate::model::{Fee, Generation, RequestId, SignedTransaction};
 
     fn live(signed_at: i64) -> LiveTransaction {
@@ -316,15 +324,8 @@ mod tests {
         // The first time it is new to the node.
         let refused: Vec<_> = (0..=DROPS).map(|_| answer(&mut window)).collect();
         assert_eq!(refused, [false, false, false, true]);
-        let transaction = FinalTransaction {
-            tx_hash: TxHash([1; 32]),
-            nonce: Nonce(0),
-            block_number: BlockNumber(1),
-            block_hash: BlockHash([2; 32]),
-            gas_used: Gas(1),
-            effective_gas_price: None,
-        };
-        assert_eq!(window.include(vec![Receipt { transaction, succeeded: true }]), 1);
+        let (block_number, block_hash) = (BlockNumber(1), BlockHash([2; 32]));
+        assert_eq!(window.include(vec![Inclusion { tx_hash: TxHash([1; 32]), block_number, block_hash }]), 1);
         window.orphan(|_| true);
         assert!((0..DROPS).all(|_| !answer(&mut window)), "the count begins anew");
     }

@@ -23,8 +23,8 @@ pub(super) struct Checker {
     pub(super) violations: Vec<String>,
     /// Nonces whose end was checked.
     closed: BTreeSet<(AccountId, Nonce)>,
-    /// Hashes that were in a block at some time.
-    seen_in_blocks: BTreeSet<TxHash>,
+    /// Hashes that were in a block at some time, or that a node named in one.
+    pub(super) seen_in_blocks: BTreeSet<TxHash>,
     /// Every id that was published, with the bodies that went out under it; a second one is a conflict.
     pub(super) published: BTreeMap<String, Vec<String>>,
     /// How often nodes took a transaction and did not keep it.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::chain::{BlockTag, Call, Chain, ChainError, Header, Receipt, Result, SentInBlock, transaction_hash};
 use crate::model::event::FinalTransaction;
-use crate::model::{Address, BlockNumber, Gas, Nonce, SignedTransaction, TxHash, Wei};
+use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, SignedTransaction, TxHash, Wei};
 use crate::policy::fee::Market;
 use crate::simulation::ledger::{Block, Ledger, View};
 use crate::simulation::workload::Body;
@@ -102,7 +102,21 @@ fn unreachable(detail: &str) -> ChainError {
     ChainError::Unreachable { endpoint: "sim".to_owned(), detail: detail.to_owned() }
 }
 
-fn header(block: &Block) -> Header {
+/// The transactions that a node names in a block. A wrong list lacks what the block has, and has what it lacks.
+fn listed(world: &mut World, block: &Block) -> Option<Vec<TxHash>> {
+    let odds = world.weather.lists_lie;
+    if !world.happens(odds) {
+        return Some(block.transactions.iter().map(|(hash, _)| *hash).collect());
+    }
+    if world.rng.bool() {
+        return None;
+    }
+    let pooled: Vec<_> = world.ledger.pool.values().copied().collect();
+    world.checker.seen_in_blocks.extend(&pooled);
+    Some(pooled)
+}
+
+fn header(block: &Block, transactions: Option<Vec<TxHash>>) -> Header {
     Header {
         number: BlockNumber(block.number),
         hash: block.hash,
@@ -110,7 +124,7 @@ fn header(block: &Block) -> Header {
         timestamp: block.timestamp,
         base_fee: Some(Wei(block.base_fee)),
         gas_limit: Ledger::gas_limit(),
-        transactions: None,
+        transactions,
     }
 }
 
@@ -143,15 +157,15 @@ impl Chain for SimNodes {
     async fn header(&self, block: BlockTag) -> Result<Option<Header>> {
         let found = |world: &mut World, view: &View| {
             let height = usize::try_from(height_of(world, view, block)).unwrap_or(usize::MAX);
-            Ok(view.get(height).map(|block| header(block)))
+            Ok(view.get(height).map(|block| header(block, listed(world, block))))
         };
         self.read(found).await
     }
 
-    async fn receipts_in(&self, block: &Header, ours: &[TxHash]) -> Result<Vec<Receipt>> {
+    async fn receipts_in(&self, block: BlockHash, ours: &[TxHash]) -> Result<Vec<Receipt>> {
         let found = |_: &mut World, view: &View| {
             let receipts = ours.iter().filter_map(|hash| receipt(view, *hash));
-            Ok(receipts.filter(|receipt| receipt.transaction.block_hash == block.hash).collect())
+            Ok(receipts.filter(|receipt| receipt.transaction.block_hash == block).collect())
         };
         self.read(found).await
     }

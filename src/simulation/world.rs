@@ -39,6 +39,8 @@ pub(super) struct Weather {
     pub(super) stale_reads: Odds,
     /// Counts of transactions that are wrong by a few.
     pub(super) count_lies: Odds,
+    /// Blocks that name no transactions, or others than they have.
+    pub(super) lists_lie: Odds,
     /// The signer is away.
     pub(super) signer_away: Odds,
     /// The broker has the message, and its confirm is lost.

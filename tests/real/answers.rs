@@ -85,7 +85,13 @@ async fn nonce_too_low_after_our_own_attempt_landed_leads_to_its_hash() {
                         Say::Error("nonce too low".to_owned())
                     }
                 },
-                "eth_getBlockReceipts" => Say::Error("the method does not exist".to_owned()),
+                "eth_getBlockByNumber" if !said.load(Ordering::Relaxed) => {
+                    let mut block = anvil.call(&method, params).await.unwrap_or_default();
+                    if !block.is_null() {
+                        block["transactions"] = json!([]);
+                    }
+                    Say::Result(block)
+                }
                 "eth_getTransactionReceipt" if !said.load(Ordering::Relaxed) => Say::Result(Value::Null),
                 _ => Say::Pass,
             }

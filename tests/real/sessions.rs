@@ -47,7 +47,8 @@ async fn a_half_open_connection_is_noticed_by_its_heartbeat() {
     let Some(stage) = Stage::set().await else { return };
     stage.anvil.set_auto_mine(false).await.unwrap();
     let proxy = TcpProxy::start(stage.rabbit.address()).await;
-    let mut config = stage.config().with("broker", "call_timeout = \"1s\"");
+    // Longer than the heartbeat needs, so that no call is the first to notice.
+    let mut config = stage.config().with("broker", "call_timeout = \"6s\"");
     config.broker_uri = stage.rabbit.uri_through(proxy.addr(), &stage.vhost) + "?heartbeat=2";
     let home = WorkerHome::new(&config);
     stage.topology(&home).await;

@@ -167,11 +167,12 @@ async fn a_transaction_is_found_by_its_hash_wherever_it_is(stage: &mut impl Stag
     assert_eq!(stage.chain().receipts(&[first.hash]).await.unwrap(), [None], "no block has it");
     stage.mine().await;
     let block = head(stage).await;
+    assert_eq!(block.transactions, Some(vec![first.hash]));
     let receipts = stage.chain().receipts(&[first.hash, TxHash([9; 32])]).await.unwrap();
     let receipt = receipts[0].clone().unwrap();
     assert!(receipt.succeeded && receipts[1].is_none());
     assert_eq!((receipt.transaction.block_number, receipt.transaction.block_hash), (block.number, block.hash));
-    assert_eq!(stage.chain().receipts_in(&block, &[first.hash]).await.unwrap(), [receipt]);
+    assert_eq!(stage.chain().receipts_in(block.hash, &[first.hash]).await.unwrap(), [receipt]);
     let sent = stage.chain().sent_in(stage.signer().address(), block.number).await.unwrap().unwrap();
     assert_eq!((sent.hash, sent.sent), (block.hash, vec![(Nonce(0), first.hash)]));
     let late = send(stage, &first).await;
@@ -210,7 +211,7 @@ async fn a_reorganisation_takes_blocks_and_receipts_away(stage: &mut impl Stage)
     let stands = stage.chain().header(BlockTag::Number(gone.number)).await.unwrap().unwrap();
     assert_ne!(stands.hash, gone.hash);
     assert_eq!(stage.chain().receipts(&[first.hash]).await.unwrap(), [None]);
-    assert_eq!(stage.chain().receipts_in(&gone, &[first.hash]).await.unwrap(), []);
+    assert_eq!(stage.chain().receipts_in(gone.hash, &[first.hash]).await.unwrap(), []);
     let count = stage.chain().transaction_count(stage.signer().address(), BlockTag::Latest).await.unwrap();
     assert_eq!(count, Nonce(0));
 }
