@@ -7,7 +7,6 @@ use bytes::Bytes;
 use chainwriter::model::{Address, Fee, Gas, Nonce, UnsignedTransaction, Wei};
 use chainwriter::signer::{LocalSigner, Signer};
 use secrecy::SecretString;
-use serde_json::json;
 
 use crate::stage::{self, SINK};
 use crate::support::{ACCOUNTS, Anvil};
@@ -38,7 +37,7 @@ type Request = Vec<u8>;
 pub(crate) async fn best_use() -> Use {
     let mut best = (0.0, USES[0]);
     for way in USES {
-        let rate = per_second(&stage::chain().await, &[0], TRIED, BYTES, *way, false).await;
+        let rate = per_second(&stage::chain().await, &[0], TRIED, BYTES, *way).await;
         eprintln!("direct, {way:?}: {rate:.0} a second");
         if rate > best.0 {
             best = (rate, *way);
@@ -47,16 +46,8 @@ pub(crate) async fn best_use() -> Use {
     best.1
 }
 
-/// Transactions in a second, from the first byte to the last block; with `reads`, to the last receipt. Whoever is to know how
-/// its writes went reads each receipt at least once.
-pub(crate) async fn per_second(
-    chain: &Anvil,
-    accounts: &[usize],
-    messages: usize,
-    bytes: usize,
-    way: Use,
-    reads: bool,
-) -> f64 {
+/// Transactions in a second, from the first byte to the last block.
+pub(crate) async fn per_second(chain: &Anvil, accounts: &[usize], messages: usize, bytes: usize, way: Use) -> f64 {
     let mut requests: Vec<Request> = Vec::new();
     let share = messages / accounts.len();
     let mut signed = Vec::new();
@@ -75,9 +66,6 @@ pub(crate) async fn per_second(
     let queue = Arc::new(std::sync::Mutex::new(requests.into_iter()));
     let senders: Vec<_> =
         (0..way.connections).map(|_| tokio::spawn(send(client.clone(), chain.url(), Arc::clone(&queue)))).collect();
-    if reads {
-        read_receipts(&client, &chain.url(), share * accounts.len()).await;
-    }
     for sender in senders {
         sender.await.unwrap();
     }
@@ -87,23 +75,6 @@ pub(crate) async fn per_second(
         }
     }
     (share * accounts.len()) as f64 / began.elapsed().as_secs_f64()
-}
-
-/// All receipts of each block, as soon as it is there, until there are so many.
-async fn read_receipts(client: &reqwest::Client, url: &str, messages: usize) {
-    let (mut number, mut read) = (1, 0);
-    while read < messages {
-        let call =
-            json!({ "jsonrpc": "2.0", "id": 0, "method": "eth_getBlockReceipts", "params": [format!("{number:#x}")] });
-        let sent = client.post(url).header("content-type", "application/json").body(call.to_string()).send().await;
-        let answer = sent.unwrap().text().await.unwrap();
-        if answer.contains("\"result\":null") {
-            tokio::time::sleep(LOOK).await;
-        } else {
-            read += answer.matches("\"transactionIndex\"").count();
-            number += 1;
-        }
-    }
 }
 
 async fn send(client: reqwest::Client, url: String, queue: Arc<std::sync::Mutex<std::vec::IntoIter<Request>>>) {

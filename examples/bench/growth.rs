@@ -75,7 +75,7 @@ pub(crate) async fn start_up() {
 pub(crate) async fn bodies(way: direct::Use) {
     let mut report = Report::new("growth_body");
     for (bytes, messages) in [(32, 30_000), (1024, 20_000), (4096, 8_000), (16_384, 2_000), (65_536, 500)] {
-        let ceiling = direct::per_second(&stage::chain().await, &[0], messages, bytes, way, false).await;
+        let ceiling = direct::per_second(&stage::chain().await, &[0], messages, bytes, way).await;
         let rabbit = Rabbit::start(RabbitConfig::default()).await;
         let chain = stage::chain().await;
         let stage = Stage::set(&rabbit, &chain.url(), bytes, &[]).await;

@@ -9,6 +9,8 @@
     reason = "a measurement that fails can only stop"
 )]
 
+use std::time::Duration;
+
 use clap::Parser;
 
 mod daemon;
@@ -37,12 +39,22 @@ struct Options {
     /// Only these benches, with commas between.
     #[arg(long, value_delimiter = ',', value_parser = clap::builder::PossibleValuesParser::new(BENCHES))]
     only: Vec<String>,
+    /// A block's time, for the throughput.
+    #[arg(long, default_value_t = 1000)]
+    block_ms: u64,
+    /// Transactions not in a block, for the throughput.
+    #[arg(long, default_value_t = stage::IN_FLIGHT)]
+    in_flight: usize,
     /// Messages a second for the latency, where the throughput is not measured in the same run.
     #[arg(long, default_value_t = 1000.0)]
     rate: f64,
 }
 
 impl Options {
+    fn block_time(&self) -> Duration {
+        Duration::from_millis(self.block_ms)
+    }
+
     fn wants(&self, bench: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|wanted| wanted == bench)
     }

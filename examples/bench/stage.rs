@@ -22,8 +22,12 @@ const UNCONFIRMED: usize = 1000;
 
 /// A chain with a block each second.
 pub(crate) async fn chain() -> Anvil {
+    chain_with(BLOCK_TIME).await
+}
+
+pub(crate) async fn chain_with(block_time: Duration) -> Anvil {
     Anvil::start(AnvilConfig {
-        block_time: Some(BLOCK_TIME),
+        block_time: Some(block_time),
         gas_limit: BLOCK_GAS,
         // Old states only fill the memory.
         extra_args: ["--prune-history", "8", "--silent", "--accounts", "10"].map(str::to_owned).to_vec(),

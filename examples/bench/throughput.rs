@@ -34,15 +34,14 @@ pub(crate) async fn throughput(options: &Options, way: direct::Use) -> f64 {
     let micros = |cpu_s: f64| cpu_s * 1e6 / messages as f64;
     let mut runs = Runs::default();
     for _ in 0..options.runs {
-        let chain = stage::chain().await;
-        let ceiling = direct::per_second(&chain, &[0], messages, BYTES, way, false).await;
+        let chain = stage::chain_with(options.block_time()).await;
+        let ceiling = direct::per_second(&chain, &[0], messages, BYTES, way).await;
         runs.note("node_us_direct", micros(cpu_of(&chain.pids())));
-        let chain = stage::chain().await;
-        let reading = direct::per_second(&chain, &[0], messages, BYTES, way, true).await;
-        runs.note("node_us_direct_reading", micros(cpu_of(&chain.pids())));
+        drop(chain);
         let rabbit = Rabbit::start(RabbitConfig::default()).await;
-        let chain = stage::chain().await;
-        let stage = Stage::set(&rabbit, &chain.url(), BYTES, &[]).await;
+        let chain = stage::chain_with(options.block_time()).await;
+        let window = [("chain", format!("in_flight = {}", options.in_flight))];
+        let stage = Stage::set(&rabbit, &chain.url(), BYTES, &window).await;
         stage.fill(messages, BYTES).await;
         let broker = cpu_of(&rabbit.pids());
         let taken = daemon::until_final(&stage, messages, 1).await;
@@ -50,33 +49,27 @@ pub(crate) async fn throughput(options: &Options, way: direct::Use) -> f64 {
         runs.note("node_us", micros(cpu_of(&chain.pids())));
         runs.note("broker_us", micros(cpu_of(&rabbit.pids()) - broker));
         let cost = micros(taken.cpu_s);
-        eprintln!(
-            "direct {ceiling:.0}, with receipts {reading:.0}, chainwriter {rate:.0} a second, {cost:.0} us, {:.0} MiB",
-            taken.memory_mib
-        );
+        eprintln!("direct {ceiling:.0}, chainwriter {rate:.0} a second, {cost:.0} us, {:.0} MiB", taken.memory_mib);
         runs.note("direct", ceiling);
-        runs.note("direct_reading", reading);
         runs.note("rate", rate);
         runs.note("cost", cost);
         runs.note("ratio", rate / ceiling);
-        runs.note("ratio_reading", rate / reading);
     }
     let rate = runs.median("rate");
     Report::new("throughput")
         .figure("messages", messages as f64, 0, "")
         .figure("body_bytes", BYTES as f64, 0, "B")
+        .figure("block_ms", options.block_ms as f64, 0, "ms")
+        .figure("in_flight", options.in_flight as f64, 0, "")
         .figure("direct_connections", way.connections as f64, 0, "")
         .figure("direct_batch", way.batch as f64, 0, "")
         .figure("direct_per_s", runs.median("direct"), 0, "1/s")
-        .figure("direct_with_receipts_per_s", runs.median("direct_reading"), 0, "1/s")
         .figure("chainwriter_per_s", rate, 0, "1/s")
         .figure("ratio", runs.median("ratio"), 3, "")
-        .figure("ratio_with_receipts", runs.median("ratio_reading"), 3, "")
         .figure("cpu_us_per_message", runs.median("cost"), 1, "us")
         .figure("broker_us_per_message", runs.median("broker_us"), 1, "us")
         .figure("node_us_per_message", runs.median("node_us"), 1, "us")
         .figure("node_us_direct", runs.median("node_us_direct"), 1, "us")
-        .figure("node_us_direct_with_receipts", runs.median("node_us_direct_reading"), 1, "us")
         .print();
     rate
 }
