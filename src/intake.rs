@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::select_all;
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
@@ -17,7 +19,8 @@ use crate::policy::arrival::{Verdict, is_suspect};
 
 /// Deliveries admitted in one commit at most.
 const BATCH: usize = 256;
-/// How often flow is looked at anew, and the least often that the stage shows that it lives.
+/// How often flow is looked at anew at least, how often it changes at most, and the least often that the stage shows that
+/// it lives.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// What intake needs to know of a lane.
@@ -55,39 +58,48 @@ impl Intake {
     /// # Errors
     /// When the journal fails: nothing more may be taken in.
     pub async fn run(
-        self,
+        mut self,
         mut deliveries: mpsc::Receiver<Delivery>,
         cancel: CancellationToken,
     ) -> Result<(), JournalError> {
         let mut look = tokio::time::interval(LOOK);
         let mut batch = Vec::with_capacity(BATCH);
+        let mut changed: Option<Instant> = None;
         loop {
             self.beat.beat();
-            tokio::select! {
+            // A lane that pauses and resumes all the time would have consumers come and go as often.
+            let has_rested = changed.is_none_or(|at| at.elapsed() >= LOOK);
+            let looks = tokio::select! {
                 biased;
                 () = cancel.cancelled() => return Ok(()),
-                _ = look.tick() => self.regulate().await?,
+                _ = look.tick() => true,
+                () = a_door_moves(&mut self.lanes), if has_rested => true,
                 taken = deliveries.recv_many(&mut batch, BATCH) => {
                     if taken == 0 { return Ok(()); }
                     self.step(std::mem::take(&mut batch)).await?;
+                    false
                 }
+            };
+            if looks && self.regulate().await? {
+                changed = Some(Instant::now());
             }
         }
     }
 
-    /// Opens or closes the flow of deliveries.
-    async fn regulate(&self) -> Result<(), JournalError> {
+    /// Opens or closes the flow of deliveries. Says whether that changed it.
+    async fn regulate(&self) -> Result<bool, JournalError> {
         let open = self.journal.open_requests().await?;
         let lanes_take = self.lanes.iter().any(|lane| *lane.is_open.borrow());
         let flow = if open < self.max_open && lanes_take { Flow::Open } else { Flow::Paused };
         let changed = self.flow.send_if_modified(|now| std::mem::replace(now, flow) != flow);
         if changed {
             match flow {
-                Flow::Open => info!(requests.open = open, "deliveries flow"),
+                // The session says so once they do.
+                Flow::Open => debug!(requests.open = open, "deliveries are wanted"),
                 Flow::Paused => info!(requests.open = open, lanes.take = lanes_take, "deliveries are paused"),
             }
         }
-        Ok(())
+        Ok(changed)
     }
 
     /// Admits one batch.
@@ -164,4 +176,16 @@ impl Intake {
         let index = usize::try_from(number % self.lanes.len().max(1) as u64).unwrap_or(0);
         self.lanes.get(index).expect("there is at least one lane")
     }
+}
+
+/// A lane begins or ends to take requests. Lanes that have ended do neither.
+async fn a_door_moves(lanes: &mut [LaneDoor]) {
+    let changes = lanes.iter_mut().map(|lane| {
+        Box::pin(async {
+            if lane.is_open.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        })
+    });
+    select_all(changes).await;
 }

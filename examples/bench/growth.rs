@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use chainwriter::model::BodyHash;
 use rusqlite::Connection;
 
 use crate::report::Report;
@@ -50,11 +51,12 @@ pub(crate) async fn start_up() {
     make_journal(&stage).await;
     let journal = Connection::open(stage.home.journal_file()).unwrap();
     let insert = "INSERT INTO requests (id, account, state, replay, retry, turn, body_hash, body, envelope, received_at, \
-                  changed_at) SELECT 'open-' || n, 1, 'accepted', 0, 0, n, randomblob(32), randomblob(256), envelope, 0, 0 \
+                  changed_at) SELECT 'open-' || n, 1, 'accepted', 0, 0, n, ?3, ?4, envelope, 0, 0 \
                   FROM (WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < ?1) SELECT n FROM s), \
                   (SELECT ?2 AS envelope)";
     let envelope = r#"{"origin":{"exchange":"","routing_key":"bench.writes"}}"#;
-    journal.execute(insert, (OPEN as i64, envelope)).unwrap();
+    let body = stage::body(0, BYTES);
+    journal.execute(insert, (OPEN as i64, envelope, BodyHash::of(&body).as_bytes(), &body)).unwrap();
     drop(journal);
     stage.publish(0, stage::body(0, BYTES)).await.unwrap();
     let began = Instant::now();

@@ -155,7 +155,7 @@ impl Broker {
         endings: &mut Endings,
     ) -> Result<(), BrokerError> {
         let mut flow = duties.flow.clone();
-        let mut intake_is_there = true;
+        let (mut intake_is_there, mut flows) = (true, false);
         let mut look = tokio::time::interval(BEAT);
         let queue = self.settings.topology.names().work.as_str();
         let mut consumers = Consumers::new(consuming, channel, queue, self.settings.prefetch);
@@ -165,7 +165,11 @@ impl Broker {
             let may_consume = is_open && !duties.stop_consuming.is_cancelled();
             if may_consume {
                 consumers.grow().await?;
+                if !std::mem::replace(&mut flows, true) {
+                    info!(queue, "deliveries flow");
+                }
             } else if consumers.are_running() {
+                flows = false;
                 let held = consumers.hold();
                 for buffered in consumers.stop().await? {
                     self.end_buffered(duties, buffered, endings, held.clone()).await;
