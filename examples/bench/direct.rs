@@ -28,6 +28,7 @@ const USES: &[Use] = &[
 ];
 const TRIED: usize = 10_000;
 const BYTES: usize = 256;
+const BATCH_BYTES: usize = 1 << 19;
 const LOOK: Duration = Duration::from_millis(20);
 
 /// One JSON-RPC batch as bytes.
@@ -55,9 +56,11 @@ pub(crate) async fn per_second(chain: &Anvil, accounts: &[usize], messages: usiz
         signed.push(sign(*account, share, bytes).await);
     }
     // The accounts take turns, as the lanes of a daemon do.
-    for first in (0..share).step_by(way.batch) {
+    // Anvil takes 2 MiB in one request, and bytes are written as two digits each.
+    let size = way.batch.min(BATCH_BYTES / (bytes + 200)).max(1);
+    for first in (0..share).step_by(size) {
         for of_account in &signed {
-            requests.push(batch(&of_account[first..share.min(first + way.batch)]));
+            requests.push(batch(&of_account[first..share.min(first + size)]));
         }
     }
     drop(signed);

@@ -21,6 +21,8 @@ use crate::rpc::{BatchAnswer, HttpTransport};
 
 /// A batch that was refused is tried again this many times shorter, down to single calls.
 const SHRINK: usize = 4;
+/// What the parameters of one batch may come to, as text. Servers refuse more than some MiB: Anvil 2, Geth 5.
+const BATCH_BYTES: usize = 1 << 20;
 /// Single calls under way at once, where a node takes no batches.
 const SINGLE_CALLS: usize = 8;
 
@@ -163,11 +165,16 @@ impl Endpoint {
         let mut failure = None;
         while answers.len() < calls.len() && failure.is_none() {
             let rest = calls.get(answers.len()..).unwrap_or_default();
-            if size <= 1 || rest.len() == 1 {
+            if size <= 1 {
                 answers.extend(self.ask_one_by_one(rest, order).await);
                 break;
             }
-            let batch = rest.get(..size.min(rest.len())).unwrap_or(rest);
+            let batch = rest.get(..size.min(fitting(rest))).unwrap_or(rest);
+            if batch.len() == 1 {
+                answers.extend(self.ask_one_by_one(batch, order).await);
+                failure = first_failure(&answers).cloned();
+                continue;
+            }
             match self.transport.batch(batch).await {
                 Ok(BatchAnswer::Each(each)) => {
                     answers.extend(each.into_iter().map(|answer| answer.map_err(|error| self.error(error))));
@@ -210,6 +217,11 @@ impl Endpoint {
         let endpoint = self.label.clone();
         match error {
             Error::Transport(TransportError::Code(429)) => self.limited(),
+            // Another endpoint, or the same one later, would not take it either: it is about the call.
+            Error::Transport(TransportError::Code(code @ 413)) => {
+                let message = format!("HTTP status {code}: the request is too large");
+                ChainError::Node { endpoint, code: code.into(), message, data: None }
+            }
             Error::Transport(TransportError::Code(code)) => match self.transport.take_retry_after() {
                 Some(wait) => ChainError::RateLimited { endpoint, retry_after: Some(wait) },
                 None => ChainError::Unreachable { endpoint, detail: format!("HTTP status {code}") },
@@ -238,6 +250,16 @@ impl Endpoint {
     pub(super) fn nonsense(&self, detail: String) -> ChainError {
         ChainError::Nonsense { endpoint: self.label.clone(), detail }
     }
+}
+
+/// How many of these calls one batch may hold for their size: one at least.
+fn fitting(calls: &[MethodCall]) -> usize {
+    let size = |(_, params): &MethodCall| params.iter().filter_map(Value::as_str).map(str::len).sum::<usize>();
+    let sizes = calls.iter().map(size).scan(0, |sum, size| {
+        *sum += size;
+        Some(*sum)
+    });
+    sizes.take_while(|sum| *sum <= BATCH_BYTES).count().max(1)
 }
 
 /// The first answer that is a failure of the endpoint.

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::chain::{BlockTag, Call, Chain, ChainError, ClientSettings, NodeClient, transaction_hash};
 use crate::model::{Address, BlockHash, BlockNumber, SignedTransaction, TxHash, Wei};
+use crate::policy::classify::{ErrorTable, SendMeaning};
 use crate::support::{Reply, ScriptedNode};
 
 const BATCH: usize = 100;
@@ -183,6 +184,34 @@ async fn batches_that_a_node_refuses_become_shorter_ones_or_single_calls_and_sta
             assert_eq!(now, expected, "refusal {index}: what was learnt is kept");
         }
     }
+}
+
+/// Servers limit what a request may come to. A transaction that is too large by itself is refused, and holds up no other.
+#[tokio::test]
+async fn a_batch_stays_below_what_servers_take() {
+    const LIMIT: usize = 2 << 20;
+    let node = ScriptedNode::start(None, |request| match request.to_string().len() > LIMIT {
+        true => Reply::Http(413, String::new(), "Payload Too Large".to_owned()),
+        false => good(request, 1),
+    });
+    let node = node.await;
+    let sizes = [vec![200 << 10; 12], vec![3 << 20], vec![100; 3]].concat();
+    let signed = sizes.iter().map(|size| {
+        let raw = bytes::Bytes::from(vec![7; *size]);
+        SignedTransaction { hash: transaction_hash(&raw), raw }
+    });
+    let signed: Vec<_> = signed.collect();
+    let answers = client(&[&node]).broadcast(&signed).await;
+    for (size, answer) in sizes.iter().zip(&answers) {
+        match answer {
+            Err(ChainError::Node { message, .. }) if *size > LIMIT => {
+                assert_eq!(ErrorTable::default().meaning_of(message), SendMeaning::Refused, "{message}");
+            }
+            answer => assert!(answer.is_ok() && *size < LIMIT, "{size}: {answer:?}"),
+        }
+    }
+    // Two of 400 KiB as text fit into a MiB; a batch that was refused has shrunk none of those before it.
+    assert_eq!(node.batches(), 7, "six of two each, and the last three");
 }
 
 /// C12: without batches signed bytes still go out in nonce order, each after the answer to the one before.
