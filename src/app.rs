@@ -231,6 +231,7 @@ fn settle_settings(settings: &Settings) -> SettleSettings {
         schedule: schedule(settings),
         max_hold: settings.broker.max_hold,
         park_delay: settings.broker.park_delay,
+        waits: delays(settings),
         publishes_in_flight: settings.broker.publish_channels,
     }
 }

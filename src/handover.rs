@@ -4,7 +4,7 @@ use crate::broker::Receipt;
 use crate::chain;
 use crate::journal::{AccountId, ClosedTransaction, Lease, QueuedRequest, StoredNonce};
 use crate::model::event::FinalTransaction;
-use crate::model::{Cause, Generation, Message, RequestId, TxHash, ids};
+use crate::model::{Cause, Generation, Message, RequestId, Timestamp, TxHash, ids};
 
 /// What intake hands over with each receipt.
 #[derive(Debug)]
@@ -29,6 +29,21 @@ pub enum Admitted {
     },
     /// No request and never one: dead-letter it, then ack.
     Refused(Box<Refused>),
+    /// No request yet: a copy waits at the broker, then ack.
+    Postponed(Box<Postponed>),
+}
+
+/// A message for a later time.
+#[derive(Debug)]
+pub struct Postponed {
+    /// Its id.
+    pub id: RequestId,
+    /// The message.
+    pub message: Message,
+    /// When it is a request.
+    pub until: Timestamp,
+    /// Ends the delivery.
+    pub receipt: Receipt,
 }
 
 /// A message that becomes a dead letter without having been a request.

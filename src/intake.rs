@@ -11,10 +11,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use crate::broker::{Delivery, Flow, Receipt};
-use crate::handover::{Admitted, Refused, made_up_id};
+use crate::handover::{Admitted, Postponed, Refused, made_up_id};
 use crate::journal::{AccountId, Admissions, Arrival, JournalError};
-use crate::model::{BodyHash, Cause, Generation, Heartbeat, Message, RequestId};
-use crate::policy::admission::{AdmissionRules, Refusal, admit, sheltered};
+use crate::model::{BodyHash, Cause, Generation, Heartbeat, Message, RequestId, Timestamp};
+use crate::policy::admission::{AdmissionRules, Candidate, Refusal, admit, sheltered};
 use crate::policy::arrival::{Verdict, is_suspect};
 
 /// Deliveries admitted in one commit at most.
@@ -106,8 +106,12 @@ impl Intake {
     async fn step(&self, batch: Vec<Delivery>) -> Result<(), JournalError> {
         let mut arrivals = Vec::with_capacity(batch.len());
         let mut receipts = Vec::with_capacity(batch.len());
+        let now = Timestamp::now();
         for Delivery { message, receipt } in batch {
-            match sheltered(|| admit(&self.rules, &message)) {
+            match sheltered(|| admit(&self.rules, &message, now)) {
+                Ok(Candidate { id, not_before: Some(until), .. }) if until > now => {
+                    self.hand_on(Admitted::Postponed(Box::new(Postponed { id, message, until, receipt }))).await;
+                }
                 Ok(candidate) => {
                     let account = self.lane_for(&candidate.id).account;
                     arrivals.push(Arrival {

@@ -12,7 +12,8 @@ use crate::app::broker_settings;
 use crate::broker::{Outgoing, PublishOnly, Publisher, SessionPublisher};
 use crate::cli::{exit, say};
 use crate::config::Settings;
-use crate::model::{BodyHash, Message, Properties, RequestId};
+use crate::model::message::header;
+use crate::model::{BodyHash, Message, Properties, RequestId, Timestamp};
 
 /// Messages without a publisher confirm at once.
 const BATCH: usize = 256;
@@ -30,6 +31,9 @@ pub(super) struct Arguments {
     /// A queue that wants the outcome of each message.
     #[arg(long, value_name = "QUEUE")]
     reply_to: Option<String>,
+    /// The messages are for this time or later: RFC 3339, like 2027-01-31T18:30:00+01:00. Until then they wait at the broker.
+    #[arg(long, value_name = "TIME")]
+    not_before: Option<Timestamp>,
 }
 
 pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
@@ -131,7 +135,9 @@ fn outgoing(arguments: &Arguments, queue: &str, body: Vec<u8>, content_type: &st
         reply_to: arguments.reply_to.clone(),
         ..Properties::default()
     };
-    let message = Message { body: body.into(), properties, ..Message::default() };
+    let not_before = arguments.not_before.map(|time| (header::NOT_BEFORE.to_owned(), time.to_string().into()));
+    let headers = not_before.into_iter().collect();
+    let message = Message { body: body.into(), properties, headers, ..Message::default() };
     Ok(Outgoing { exchange: String::new(), routing_key: queue.to_owned(), message })
 }
 

@@ -281,10 +281,30 @@ impl fmt::Display for Timestamp {
 impl FromStr for Timestamp {
     type Err = humantime::TimestampError;
 
+    /// RFC 3339, from 1970 on.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let since_epoch = humantime::parse_rfc3339(text)?.duration_since(UNIX_EPOCH).unwrap_or_default();
-        Ok(Self(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX)))
+        let (local, ahead) = split_zone(text).unwrap_or((text, None));
+        let local = match ahead {
+            Some(_) => humantime::parse_rfc3339(&format!("{local}Z"))?,
+            None => humantime::parse_rfc3339(text)?,
+        };
+        let since_epoch = local.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let local_ms = i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX);
+        Ok(Self(local_ms.saturating_sub(ahead.unwrap_or(0)).max(0)))
     }
+}
+
+/// A time with a numeric zone: the time itself, and by how many milliseconds it is ahead of UTC.
+fn split_zone(text: &str) -> Option<(&str, Option<i64>)> {
+    let (local, zone) = text.split_at_checked(text.len().checked_sub("+00:00".len())?)?;
+    let (sign, digits) = match zone.split_at_checked(1)? {
+        ("+", digits) => (1, digits),
+        ("-", digits) => (-1, digits),
+        _ => return None,
+    };
+    let (hours, minutes) = digits.split_once(':')?;
+    let (hours, minutes): (i64, i64) = (hours.parse().ok()?, minutes.parse().ok()?);
+    (hours < 24 && minutes < 60).then_some((local, Some(sign * (hours * 60 + minutes) * 60_000)))
 }
 
 /// An id that nobody else makes.

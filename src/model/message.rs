@@ -15,6 +15,8 @@ pub mod header {
     pub const ATTEMPT: &str = "cw-attempt";
     /// How often an operator sent the request back.
     pub const REPLAY_COUNT: &str = "cw-replay-count";
+    /// The request is for this time or later: RFC 3339, or an AMQP timestamp. The producer sets it.
+    pub const NOT_BEFORE: &str = "cw-not-before";
     /// The class of the failure that led to this copy.
     pub const ERROR_CLASS: &str = "cw-error-class";
     /// Its reason in one word.

@@ -1,6 +1,7 @@
 //! Is a message a request? Reads its id and counts, and refuses what could never be one.
 
-use crate::model::{BodyHash, Cause, Generation, HeaderValue, Message, RequestId};
+use crate::model::{BodyHash, Cause, Generation, HeaderValue, Message, RequestId, Timestamp};
+use crate::policy::postpone::not_before;
 
 /// Arrays and tables in each other in a header, at most. The journal keeps headers as JSON, and readers of that refuse
 /// more than 128 levels: a message that was taken in and could not be read again would stop every start.
@@ -35,6 +36,8 @@ pub struct Candidate {
     pub generation: Generation,
     /// The hash of its body.
     pub body_hash: BodyHash,
+    /// It is for this time or later.
+    pub not_before: Option<Timestamp>,
 }
 
 /// A message that can never be one.
@@ -64,7 +67,7 @@ pub fn sheltered(read: impl FnOnce() -> Result<Candidate, Refusal>) -> Result<Ca
 ///
 /// # Errors
 /// The reason for its dead letter: `too_large`, `bad_headers`, `missing_id`, `undecodable`.
-pub fn admit(rules: &AdmissionRules, message: &Message) -> Result<Candidate, Refusal> {
+pub fn admit(rules: &AdmissionRules, message: &Message, now: Timestamp) -> Result<Candidate, Refusal> {
     let refuse = |id: Option<RequestId>, reason, detail: String| Refusal { id, cause: Cause::invalid(reason, detail) };
     let bytes = message.body.len() as u64;
     if bytes > rules.max_body_bytes {
@@ -82,9 +85,13 @@ pub fn admit(rules: &AdmissionRules, message: &Message) -> Result<Candidate, Ref
         let detail = format!("header {name} has {levels} levels, {MAX_HEADER_LEVELS} are taken");
         return Err(refuse(Some(id), "bad_headers", detail));
     }
-    match Generation::read_from(&message.headers) {
-        Ok(generation) => Ok(Candidate { id, generation, body_hash: BodyHash::of(&message.body) }),
-        Err(bad_header) => Err(refuse(Some(id), "bad_headers", bad_header.to_string())),
+    let generation = Generation::read_from(&message.headers).map_err(|bad_header| bad_header.to_string());
+    let read = generation.and_then(|generation| Ok((generation, not_before(&message.headers, now)?)));
+    match read {
+        Ok((generation, not_before)) => {
+            Ok(Candidate { id, generation, body_hash: BodyHash::of(&message.body), not_before })
+        }
+        Err(detail) => Err(refuse(Some(id), "bad_headers", detail)),
     }
 }
 
@@ -148,7 +155,8 @@ mod tests {
     fn ids_are_read_from_where_the_settings_say() {
         let by_header = || rules(IdSource::Header("order".into()));
         let by_pointer = || rules(IdSource::JsonPointer("/order/id".into()));
-        let id = |rules: AdmissionRules, message: Message| admit(&rules, &message).unwrap().id.to_string();
+        let id =
+            |rules: AdmissionRules, message: Message| admit(&rules, &message, Timestamp(0)).unwrap().id.to_string();
         assert_eq!(id(rules(IdSource::MessageId), message(Some("a"), &[], "")), "a");
         assert_eq!(id(by_header(), message(None, &[("order", "b".into())], "")), "b");
         assert_eq!(id(by_header(), message(None, &[("order", HeaderValue::Int(7))], "")), "7");
@@ -173,7 +181,9 @@ mod tests {
 
     #[test]
     fn headers_may_have_some_levels() {
-        assert!(admit(&rules(IdSource::MessageId), &message(Some("a"), &[("h", nested(16))], "")).is_ok());
+        assert!(
+            admit(&rules(IdSource::MessageId), &message(Some("a"), &[("h", nested(16))], ""), Timestamp(0)).is_ok()
+        );
     }
 
     #[test]
@@ -194,13 +204,19 @@ mod tests {
                 Some("a"),
             ),
             (IdSource::MessageId, message(Some("a"), &[("h", nested(17))], ""), "bad_headers", Some("a")),
+            (
+                IdSource::MessageId,
+                message(Some("a"), &[("cw-not-before", "soon".into())], ""),
+                "bad_headers",
+                Some("a"),
+            ),
             (IdSource::Header("h".into()), message(None, &[("h", HeaderValue::Void)], ""), "bad_headers", None),
             (by_pointer(), message(None, &[], "{"), "undecodable", None),
             (by_pointer(), message(None, &[], "{}"), "missing_id", None),
             (by_pointer(), message(None, &[], r#"{"id":[1]}"#), "undecodable", None),
         ];
         for (source, message, reason, id) in cases {
-            let refusal = admit(&rules(source), &message).unwrap_err();
+            let refusal = admit(&rules(source), &message, Timestamp(0)).unwrap_err();
             assert_eq!(refusal.cause.reason, reason, "{refusal:?}");
             assert_eq!(refusal.id.as_ref().map(RequestId::as_str), id, "{refusal:?}");
         }

@@ -8,5 +8,6 @@ pub mod finality;
 pub mod gap;
 pub mod gas;
 pub mod pause;
+pub mod postpone;
 pub mod revert;
 pub mod window;

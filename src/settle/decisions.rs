@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use crate::broker::{Names, Outgoing};
-use crate::handover::{LaneVerdict, Refused, Ruling};
+use crate::handover::{LaneVerdict, Postponed, Refused, Ruling};
 use crate::journal::{ConfirmedCopy, CopyKind, Decision, QueuedRequest, Settlement, UnconfirmedCopy};
 use crate::model::event::{Outcome, Subject};
 use crate::model::message::{FailureNote, header};
 use crate::model::{Cause, Event, FailureClass, Generation, Message, RequestId, Timestamp};
 use crate::policy::pause::RetrySchedule;
+use crate::policy::postpone::hop;
 
 /// Small settings of the stage.
 #[derive(Debug, Clone)]
@@ -25,6 +26,8 @@ pub struct SettleSettings {
     pub max_hold: Duration,
     /// For how long.
     pub park_delay: Duration,
+    /// Delays that there are wait queues for.
+    pub waits: Vec<Duration>,
     /// Copies on their way at once.
     pub publishes_in_flight: usize,
 }
@@ -105,6 +108,14 @@ impl SettleSettings {
         let mut copy = refused.message.failed(refused.generation, &note);
         copy.headers.insert(header::REQUEST_ID.to_owned(), refused.id.as_str().into());
         self.to_dead_letters(copy, &refused.cause)
+    }
+
+    /// The message unchanged, on its way towards its time. Without a delay that fits it comes back a little late, never
+    /// early.
+    pub(super) fn postponed_copy(&self, postponed: &Postponed, now: Timestamp) -> Outgoing {
+        let remaining = u64::try_from(postponed.until.0.saturating_sub(now.0)).unwrap_or(0);
+        let wait = hop(Duration::from_millis(remaining), &self.waits).unwrap_or(self.park_delay);
+        self.to_wait_queue(postponed.message.copied(), wait)
     }
 
     pub(super) fn to_wait_queue(&self, message: Message, delay: Duration) -> Outgoing {

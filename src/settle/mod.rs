@@ -12,7 +12,7 @@ use tokio::sync::{Notify, mpsc};
 use tracing::{debug, info, warn};
 
 use crate::broker::{Outgoing, Publisher, Receipt};
-use crate::handover::{Admitted, FromLane, Refused, Ruling, made_up_id};
+use crate::handover::{Admitted, FromLane, Postponed, Refused, Ruling, made_up_id};
 use crate::journal::{
     AccountId, CopyKind, Decision, JournalError, QueuedRequest, RefusedMessage, RequestSeq, Settlement, Settlements,
     UnconfirmedCopy,
@@ -51,6 +51,7 @@ pub struct Settle {
     copies: VecDeque<RequestSeq>,
     parks: VecDeque<RequestId>,
     refused: VecDeque<Box<Refused>>,
+    postponed: VecDeque<Box<Postponed>>,
     publishing: FuturesUnordered<BoxFuture<Published>>,
 }
 
@@ -60,15 +61,20 @@ type BoxFuture<T> = std::pin::Pin<Box<dyn Future<Output = T> + Send>>;
 enum Published {
     Copy(Box<UnconfirmedCopy>),
     Refused(Box<Refused>),
+    Postponed(Box<Postponed>),
     /// Which copy of the request it is.
     Park(RequestId, Generation),
-    /// Nothing any more: the session of a refused message has ended, and the broker delivers the message again.
+    /// Nothing any more: the session of a message that no journal knows has ended, and the broker delivers it again.
     Again,
 }
 
 impl Published {
     fn is_over(&self) -> bool {
-        matches!(self, Self::Refused(refused) if refused.receipt.is_over())
+        match self {
+            Self::Refused(refused) => refused.receipt.is_over(),
+            Self::Postponed(postponed) => postponed.receipt.is_over(),
+            Self::Copy(_) | Self::Park(..) | Self::Again => false,
+        }
     }
 }
 
@@ -91,6 +97,7 @@ impl Settle {
             copies: VecDeque::new(),
             parks: VecDeque::new(),
             refused: VecDeque::new(),
+            postponed: VecDeque::new(),
             publishing: FuturesUnordered::new(),
         }
     }
@@ -129,12 +136,13 @@ impl Settle {
     }
 
     fn is_busy(&self) -> bool {
-        !(self.publishing.is_empty() && self.copies.is_empty() && self.refused.is_empty())
+        let waits = !(self.copies.is_empty() && self.refused.is_empty() && self.postponed.is_empty());
+        waits || !self.publishing.is_empty()
     }
 
-    /// Refused messages stay in memory until their dead letters are confirmed; while too many do, no more come in.
+    /// What is no request stays in memory until its copy is confirmed; while too many do, no more come in.
     fn has_room(&self) -> bool {
-        self.refused.len() < BATCH
+        self.refused.len() + self.postponed.len() < BATCH
     }
 
     async fn take(&mut self, admitted: Vec<Admitted>) {
@@ -152,6 +160,7 @@ impl Settle {
                     known.push(receipt);
                 }
                 Admitted::Refused(refused) => self.refused.push_back(refused),
+                Admitted::Postponed(postponed) => self.postponed.push_back(postponed),
             }
         }
         ack(known).await;
@@ -260,6 +269,16 @@ impl Settle {
             self.publish(dead_letter, Published::Refused(refused));
         }
         while room > 0
+            && let Some(postponed) = self.postponed.pop_front()
+        {
+            if postponed.receipt.is_over() {
+                continue;
+            }
+            room -= 1;
+            let copy = self.settings.postponed_copy(&postponed, Timestamp::now());
+            self.publish(copy, Published::Postponed(postponed));
+        }
+        while room > 0
             && let Some(id) = self.parks.pop_front()
         {
             let Some(message) = self.journal.message_of(&id).await? else { continue };
@@ -288,9 +307,15 @@ impl Settle {
         let mut copies = Vec::new();
         let mut refused = Vec::new();
         let mut parked = Vec::new();
+        let mut receipts = Vec::new();
         let mut sort = |published| match published {
             Published::Copy(copy) => copies.push(*copy),
             Published::Refused(message) => refused.push(*message),
+            Published::Postponed(postponed) => {
+                let Postponed { id, until, receipt, .. } = *postponed;
+                debug!(request.id = %id, %until, "a message waits at the broker for its time");
+                receipts.push(receipt);
+            }
             Published::Park(id, generation) => parked.push((id, generation)),
             Published::Again => {}
         };
@@ -298,7 +323,6 @@ impl Settle {
         while let Some(Some(published)) = futures_util::FutureExt::now_or_never(self.publishing.next()) {
             sort(published);
         }
-        let mut receipts = Vec::new();
         if !copies.is_empty() {
             self.journal.confirm(copies.iter().map(|copy| self.settings.confirmed(copy)).collect()).await?;
             for copy in &copies {

@@ -7,7 +7,8 @@ use std::sync::PoisonError;
 use crate::journal::{AccountId, RequestSeq};
 use crate::model::message::header;
 use crate::model::{
-    AttemptKind, BodyHash, EventKind, Nonce, RequestId, RequestState, SignedTransaction, TransactionState, TxHash,
+    AttemptKind, BodyHash, EventKind, Generation, Nonce, RequestId, RequestState, SignedTransaction, TransactionState,
+    TxHash,
 };
 use crate::simulation::nodes::has_its_hash;
 use crate::simulation::queues::{Queued, Taken, text};
@@ -33,6 +34,10 @@ pub(super) struct Checker {
     pub(super) cancelled: BTreeSet<String>,
     /// What goes to a node need not stand in the journal: there is none.
     pub(super) trusts_everybody: bool,
+    /// Some host's clock was set.
+    pub(super) clocks_were_set: bool,
+    /// Deliveries of messages for a later time that were acked for a copy of the same count, by id and copy.
+    postponed: BTreeMap<(String, Generation), usize>,
     /// Transactions of one lane not in a block at most.
     pub(super) in_flight: usize,
 }
@@ -190,8 +195,33 @@ impl World {
     pub(super) fn check_ack(&mut self, acked: &Queued) {
         self.note(format!("acked {} {}", acked.id(), acked.generation()));
         let is_safe = self.with_store(|world, store| world.is_safe(store, acked));
-        if let Err(why) = is_safe {
+        if let Err(why) = is_safe
+            && !self.is_postponed(acked)
+        {
             self.violated(format!("7: {} {} is acked: {why}", acked.id(), acked.generation()));
+        }
+    }
+
+    /// Each such ack needs a copy of its own, which comes again.
+    fn is_postponed(&mut self, acked: &Queued) -> bool {
+        let is_copy = |(taken, copy): &&(Taken, Queued)| {
+            *taken == Taken::ToWait
+                && copy.message.headers.contains_key(header::NOT_BEFORE)
+                && (copy.id(), copy.generation()) == (acked.id(), acked.generation())
+        };
+        let copies = self.queues.taken.iter().filter(is_copy).count();
+        let acks = self.checker.postponed.entry((acked.id().to_owned(), acked.generation())).or_default();
+        *acks += 1;
+        *acks <= copies
+    }
+
+    /// Nobody's clock says that it is time for what is for later.
+    pub(super) fn check_time(&mut self, body: &Body) {
+        if let Behaviour::Later(begin) = body.behaviour
+            && !self.checker.clocks_were_set
+            && self.now_ms() < begin
+        {
+            self.violated(format!("{} is for {begin} ms or later and goes out", body.id));
         }
     }
 

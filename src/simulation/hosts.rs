@@ -130,7 +130,7 @@ impl Process {
         let publisher = Arc::new(SimPublisher {
             world: world.clone(),
             names: settings.settle.names.clone(),
-            delays: settings.delays.clone(),
+            delays: settings.settle.waits.clone(),
         });
         let (sender, deliveries) = mpsc::channel(4);
         let mut lanes = Vec::new();

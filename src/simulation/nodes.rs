@@ -9,7 +9,7 @@ use crate::chain::{BlockTag, Call, Chain, ChainError, Header, Receipt, Result, S
 use crate::model::event::FinalTransaction;
 use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, SignedTransaction, TxHash, Wei};
 use crate::policy::fee::Market;
-use crate::simulation::ledger::{Block, Ledger, View};
+use crate::simulation::ledger::{Block, Ledger, View, decode};
 use crate::simulation::workload::Body;
 use crate::simulation::world::{Shared, World};
 
@@ -87,6 +87,9 @@ impl SimNodes {
 fn accept(world: &mut World, transactions: &[SignedTransaction]) -> Vec<Result<()>> {
     let answer = |signed: &SignedTransaction| {
         let accepted = world.ledger.accept(&signed.raw);
+        if let Some(body) = decode(&signed.raw).and_then(|transaction| Body::read(&transaction.data)) {
+            world.check_time(&body);
+        }
         let text = accepted.as_ref().map_or_else(Clone::clone, |_| "ok".to_owned());
         world.note(format!("a node gets {}: {text}", signed.hash));
         accepted.map(|_| ()).map_err(refusal)

@@ -26,7 +26,6 @@ pub(super) struct RunSettings {
     pub(super) lane: LaneSettings,
     pub(super) settle: SettleSettings,
     pub(super) admission: AdmissionRules,
-    pub(super) delays: Vec<Duration>,
     pub(super) max_open: u64,
 }
 
@@ -35,8 +34,8 @@ impl RunSettings {
         let seconds = Duration::from_secs;
         let schedule = RetrySchedule::new(rng.u32(1..=4), seconds(1), 2.0, seconds(8));
         let park_delay = seconds(3);
-        let mut delays = schedule.levels();
-        delays.push(park_delay);
+        let mut waits = schedule.levels();
+        waits.push(park_delay);
         let lane = LaneSettings {
             chain_id: CHAIN_ID,
             account: AccountId(0),
@@ -63,9 +62,10 @@ impl RunSettings {
             schedule,
             max_hold: seconds(rng.u64(8..40)),
             park_delay,
+            waits,
             publishes_in_flight: rng.usize(1..=8),
         };
         let admission = AdmissionRules { id_source: IdSource::MessageId, max_body_bytes: 200 };
-        Self { accounts, lane, settle, admission, delays, max_open: rng.u64(3..60) }
+        Self { accounts, lane, settle, admission, max_open: rng.u64(3..60) }
     }
 }

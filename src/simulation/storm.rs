@@ -7,7 +7,8 @@ use fastrand::Rng;
 use tokio::time::Instant;
 
 use crate::journal::{CancelWish, Leases};
-use crate::model::{Address, Message, Properties, RequestId, Timestamp};
+use crate::model::message::header;
+use crate::model::{Address, Headers, Message, Properties, RequestId, Timestamp};
 use crate::simulation::Outcome;
 use crate::simulation::checker::is_conflict;
 use crate::simulation::episodes::{Blow, Spell, Swarm};
@@ -134,7 +135,8 @@ impl Storm {
                 let mut world = self.world.lock();
                 world.note(format!("published {}", body.text()));
                 world.checker.published.entry(body.id.clone()).or_default().push(body.text());
-                world.queues.publish(message(&body));
+                let message = message(&body, world.now_ms());
+                world.queues.publish(message);
             }
         }
     }
@@ -249,7 +251,10 @@ impl Storm {
                 process.life.freeze();
                 slot.thaws_at = now + u64::from(ms);
             }
-            Blow::ClockJump { seconds } => process.life.jump(i64::from(seconds) * 1000),
+            Blow::ClockJump { seconds } => {
+                process.life.jump(i64::from(seconds) * 1000);
+                self.world.lock().checker.clocks_were_set = true;
+            }
             _ => process.stop(),
         }
     }
@@ -286,7 +291,8 @@ impl Storm {
             body.version = 1000;
             world.checker.published.entry(id).or_default().push(body.text());
         }
-        world.queues.publish(message(&body));
+        let message = message(&body, world.now_ms());
+        world.queues.publish(message);
     }
 
     fn replay(&mut self, edited: bool) {
@@ -422,7 +428,12 @@ fn draw_request(rng: &mut Rng, number: u32) -> (u64, Body) {
     (rng.u64(0..STORM_MS * 3 / 4), Body { id: format!("r{number}"), behaviour, version: 0 })
 }
 
-fn message(body: &Body) -> Message {
+fn message(body: &Body, now: u64) -> Message {
     let properties = Properties { message_id: Some(body.id.clone()), ..Properties::default() };
-    Message { body: body.text().into_bytes().into(), properties, ..Message::default() }
+    let mut headers = Headers::new();
+    if let Behaviour::Later(begin) = body.behaviour {
+        let begin = Timestamp::now().after(Duration::from_millis(begin)).before(Duration::from_millis(now));
+        headers.insert(header::NOT_BEFORE.to_owned(), begin.to_string().into());
+    }
+    Message { body: body.text().into_bytes().into(), properties, headers, ..Message::default() }
 }

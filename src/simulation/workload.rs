@@ -19,12 +19,15 @@ pub(super) enum Behaviour {
     Refused,
     /// Nodes take it, and drop it when they make a block.
     Dropped,
+    /// It is written, but not before so many milliseconds after the begin.
+    Later(u64),
 }
 
 impl Behaviour {
     pub(super) fn draw(rng: &mut Rng) -> Self {
         match rng.u8(0..100) {
-            0..64 => Self::Runs,
+            0..58 => Self::Runs,
+            58..64 => Self::Later(rng.u64(1..80_000)),
             64..70 => Self::Reverts,
             70..78 => Self::RevertsUntil(rng.u64(1..30_000)),
             78..86 => Self::RevertsOnChain,
@@ -36,7 +39,7 @@ impl Behaviour {
 
     /// May it become a dead letter for a reason of its own?
     pub(super) fn may_fail(self) -> bool {
-        self != Self::Runs
+        !matches!(self, Self::Runs | Self::Later(_))
     }
 
     pub(super) fn is_refused(self) -> bool {
@@ -45,7 +48,8 @@ impl Behaviour {
 
     pub(super) fn runs_in_simulation(self, now_ms: u64) -> bool {
         match self {
-            Self::Runs | Self::RevertsOnChain | Self::RevertsOnChainUntil(_) | Self::Refused | Self::Dropped => true,
+            Self::Runs | Self::Later(_) | Self::RevertsOnChain | Self::RevertsOnChainUntil(_) => true,
+            Self::Refused | Self::Dropped => true,
             Self::Reverts => false,
             Self::RevertsUntil(end) => now_ms >= end,
         }
@@ -53,7 +57,7 @@ impl Behaviour {
 
     pub(super) fn runs_on_chain(self, now_ms: u64) -> bool {
         match self {
-            Self::Runs | Self::Refused | Self::Dropped => true,
+            Self::Runs | Self::Later(_) | Self::Refused | Self::Dropped => true,
             Self::Reverts | Self::RevertsOnChain => false,
             Self::RevertsUntil(end) | Self::RevertsOnChainUntil(end) => now_ms >= end,
         }
@@ -79,6 +83,7 @@ impl Body {
             Behaviour::RevertsOnChainUntil(end) => ("on-chain-until", end),
             Behaviour::Refused => ("refused", 0),
             Behaviour::Dropped => ("dropped", 0),
+            Behaviour::Later(begin) => ("later", begin),
         };
         format!("{}/{word}/{until}/{}", self.id, self.version)
     }
@@ -96,6 +101,7 @@ impl Body {
             "on-chain-until" => Behaviour::RevertsOnChainUntil(until),
             "refused" => Behaviour::Refused,
             "dropped" => Behaviour::Dropped,
+            "later" => Behaviour::Later(until),
             _ => return None,
         };
         Some(Self { id, behaviour, version })

@@ -25,6 +25,7 @@ mod host;
 mod instances;
 mod journal_files;
 mod journal_life;
+mod later;
 mod limits;
 mod node_texts;
 mod nodes;
