@@ -431,3 +431,59 @@ fn wait(
         std::thread::sleep(Duration::from_millis(20));
     }
 }
+
+/// A key that was imported is the one that the daemon signs with; nothing that is printed or stored tells it.
+#[test]
+fn a_key_is_imported_into_a_file_that_the_configuration_can_name() {
+    let home = Home::sound();
+    home.write("password", &format!("{PASSWORD}\n"));
+    home.protect("password", 0o600);
+    let import = |name: &str| {
+        let mut command = home.command(&["key", "import", name, "--password-file", "password"]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // It may have ended already, over a file that is there.
+        let _ = child.stdin.take().unwrap().write_all(KEY.as_bytes());
+        ran(child.wait_with_output().unwrap())
+    };
+    let imported = import("signer.json");
+    imported.is(0, &[ADDRESS]);
+    let file = std::fs::read_to_string(home.path("signer.json")).unwrap();
+    imported.lacks(&[&KEY[2..], PASSWORD]);
+    assert!(!file.contains(&KEY[2..]) && !file.contains(PASSWORD));
+    assert_eq!(std::fs::metadata(home.path("signer.json")).unwrap().permissions().mode() & 0o777, 0o600);
+    import("signer.json").is(70, &["signer.json is there already"]);
+    assert_eq!(std::fs::read_to_string(home.path("signer.json")).unwrap(), file);
+    home.run(&["key", "address", "signer.json", "--password-file", "password"]).is(0, &[ADDRESS]);
+    home.run(&["key", "address", "signer.key"]).is(0, &[ADDRESS]);
+
+    let toml = std::fs::read_to_string(home.path("worker.toml")).unwrap();
+    let key_file = format!("key_file = \"{}\"", home.path("signer.key").display());
+    let named = |password: &str| {
+        home.write("worker.toml", &toml.replace(&key_file, &format!("keystore = \"signer.json\"\n{password}")));
+        home.run(&["check"])
+    };
+    named("password_file = \"password\"").is(0, &["ok    configuration", ADDRESS]);
+    named("").is(78, &["signer[1].password_file", "is not set"]);
+    home.write("password", "another one");
+    let refused = named("password_file = \"password\"");
+    refused.is(78, &["signer[1].keystore", "signer.json cannot be opened", "the password is not the one"]);
+    refused.lacks(&["another one"]);
+}
+
+#[test]
+fn a_new_key_is_another_each_time_and_wants_a_password() {
+    let home = Home::sound();
+    home.write("password", "short");
+    home.protect("password", 0o600);
+    home.run(&["key", "new", "a.json", "--password-file", "password"]).is(70, &["fewer than 8 bytes"]);
+    home.run(&["key", "new", "a.json"]).is(70, &["name it with --password-file"]);
+    assert!(!home.path("a.json").exists());
+    home.write("password", PASSWORD);
+    let made: Vec<_> =
+        ["a.json", "b.json"].map(|name| home.run(&["key", "new", name, "--password-file", "password"])).into();
+    for one in &made {
+        one.is(0, &["0x"]);
+    }
+    assert_ne!(made[0].text, made[1].text);
+    home.run(&["key", "address", "a.json", "--password-file", "password"]).is(0, &[&made[0].text]);
+}

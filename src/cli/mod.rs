@@ -10,6 +10,7 @@ use crate::journal::JournalError;
 
 mod cancel;
 mod check;
+mod key;
 mod log;
 mod publish;
 mod run;
@@ -57,6 +58,8 @@ enum Command {
     Publish(publish::Arguments),
     /// Tell what happened to one request.
     Status(status::Arguments),
+    /// Make, import or look at the key of an account; needs no configuration.
+    Key(key::Arguments),
     /// Cancel one request: it becomes a dead letter, unless its write lands first.
     Cancel(cancel::Arguments),
 }
@@ -82,6 +85,9 @@ pub fn main() -> ExitCode {
 }
 
 fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    if let Command::Key(arguments) = arguments.command {
+        return key::run(arguments);
+    }
     let settings = config::load(arguments.config.as_deref())?;
     if matches!(arguments.command, Command::Run) {
         run::with_deep_stacks();
@@ -107,6 +113,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
 async fn perform(command: Command, settings: Settings) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run => run::run(settings).await,
+        Command::Key(arguments) => key::run(arguments),
         Command::Check(arguments) => check::run(arguments, settings).await,
         Command::Topology(arguments) => topology::run(arguments, settings).await,
         Command::Publish(arguments) => publish::run(arguments, settings).await,

@@ -16,7 +16,7 @@ use crate::policy::fee::FeeRules;
 use crate::policy::finality::FinalityRule;
 
 mod reader;
-mod secrets;
+pub(crate) mod secrets;
 mod sections;
 mod signers;
 

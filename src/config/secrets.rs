@@ -3,10 +3,10 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 
 /// The content of a file that only its owner may read.
-pub(super) fn private_file(path: &Path) -> Result<SecretString, String> {
+pub(crate) fn private_file(path: &Path) -> Result<SecretString, String> {
     let shown = path.display();
     let metadata = std::fs::metadata(path).map_err(|error| format!("{shown} cannot be read: {error}"))?;
     if metadata.permissions().mode() & 0o077 != 0 {
@@ -14,6 +14,11 @@ pub(super) fn private_file(path: &Path) -> Result<SecretString, String> {
     }
     let text = std::fs::read_to_string(path).map_err(|error| format!("{shown} cannot be read: {error}"))?;
     Ok(SecretString::from(text))
+}
+
+/// A secret without the end of its line, which editors add.
+pub(crate) fn line_of(secret: &SecretString) -> SecretString {
+    SecretString::from(secret.expose_secret().trim_end_matches(['\r', '\n']))
 }
 
 /// A relative name is a systemd credential, if there is one of this name.

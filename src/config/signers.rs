@@ -6,15 +6,15 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 
 use crate::config::reader::{Findings, Section, http_url};
-use crate::config::secrets::{credential, private_file};
+use crate::config::secrets::{credential, line_of, private_file};
 use crate::model::Address;
-use crate::signer::{LocalSigner, RemoteSettings, Signer};
+use crate::signer::{LocalSigner, RemoteSettings, Signer, keystore};
 
 /// For an answer of a server, where `timeout` is not set.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Where the key is: one of these.
-const WAYS: [&str; 4] = ["key_file", "key", "url", "url_file"];
-const KEYS: [&str; 6] = ["key_file", "key", "url", "url_file", "address", "timeout"];
+const WAYS: [&str; 5] = ["key_file", "keystore", "key", "url", "url_file"];
+const KEYS: [&str; 8] = ["key_file", "keystore", "password_file", "key", "url", "url_file", "address", "timeout"];
 
 /// One `[[signer]]`.
 #[derive(Debug, Clone)]
@@ -72,19 +72,34 @@ fn signer(section: &mut Section<'_>) -> Result<SignerSection, Fault> {
     let ways: Vec<_> = WAYS.into_iter().filter_map(|key| Some((key, section.text(key)?))).collect();
     match ways.as_slice() {
         [(key @ "key_file", file)] => local(key, &private_file(&credential(file)).map_err(|problem| (*key, problem))?),
+        [(key @ "keystore", file)] => encrypted(section, key, file),
         [(key @ "key", text)] => local(key, &SecretString::from(text.as_str())),
         [(key @ "url_file", file)] => {
             let text = private_file(&credential(file)).map_err(|problem| (*key, problem))?;
             remote(section, key, text.expose_secret())
         }
         [(key, text)] => remote(section, key, text),
-        [] => Err(("key_file", "is not set; name a file with the private key, or set url and address".to_owned())),
+        [] => Err((
+            "key_file",
+            "is not set; name a file with the private key, or set keystore and password_file, or url and address"
+                .to_owned(),
+        )),
         [(first, _), (second, _), ..] => Err((second, format!("is set beside {first}; remove one of them"))),
     }
 }
 
 fn local(key: &'static str, text: &SecretString) -> Result<SignerSection, Fault> {
     LocalSigner::from_hex(text).map(SignerSection::Local).map_err(|error| (key, error.to_string()))
+}
+
+fn encrypted(section: &mut Section<'_>, key: &'static str, file: &str) -> Result<SignerSection, Fault> {
+    let password = section
+        .text("password_file")
+        .ok_or_else(|| ("password_file", "is not set; name a file with the password of the keystore".to_owned()))?;
+    let password = private_file(&credential(&password)).map_err(|problem| ("password_file", problem))?;
+    let content = private_file(&credential(file)).map_err(|problem| (key, problem))?;
+    let opened = keystore::decrypt(content.expose_secret(), &line_of(&password));
+    local(key, &opened.map_err(|error| (key, format!("{file} cannot be opened: {error}")))?)
 }
 
 fn remote(section: &mut Section<'_>, key: &'static str, url: &str) -> Result<SignerSection, Fault> {

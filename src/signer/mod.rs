@@ -5,6 +5,7 @@ use async_trait::async_trait;
 use crate::model::{Address, Nonce, SignedTransaction, UnsignedTransaction};
 
 mod answer;
+pub mod keystore;
 mod local;
 mod remote;
 

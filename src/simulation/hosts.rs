@@ -57,6 +57,11 @@ impl Life {
         self.skew_ms.fetch_add(milliseconds, Ordering::Relaxed);
     }
 
+    /// The host's clock is right again.
+    pub(super) fn set_right(&self) {
+        self.skew_ms.store(0, Ordering::Relaxed);
+    }
+
     pub(super) fn is_dead(&self) -> bool {
         self.is_dead.load(Ordering::Relaxed)
     }

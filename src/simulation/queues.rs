@@ -101,6 +101,13 @@ impl Queues {
         self.work.extend(due.into_iter().map(|(_, queued)| queued));
     }
 
+    /// Some message with this header is not settled.
+    pub(super) fn holds(&self, name: &str) -> bool {
+        let unacked = self.unacked.values().flat_map(BTreeMap::values);
+        let waiting = self.wait.iter().map(|(_, queued)| queued);
+        self.work.iter().chain(waiting).chain(unacked).any(|queued| queued.message.headers.contains_key(name))
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.work.is_empty() && self.wait.is_empty() && self.held() == 0
     }

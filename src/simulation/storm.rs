@@ -359,8 +359,13 @@ impl Storm {
     fn clear_up(&mut self) {
         self.calm = true;
         self.spells.clear();
+        // Otherwise what is for later waits for as long as the clocks are behind, and that is an hour and more.
+        let somebody_waits = self.world.lock().queues.holds(header::NOT_BEFORE);
         for slot in &mut self.processes {
             slot.thaws_at = 0;
+            if let Some(process) = slot.process.as_ref().filter(|_| somebody_waits) {
+                process.life.set_right();
+            }
         }
         self.world.lock().note("calm");
     }
