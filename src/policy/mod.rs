@@ -7,6 +7,8 @@ pub mod fee;
 pub mod finality;
 pub mod gap;
 pub mod gas;
+pub mod letters;
 pub mod pause;
+pub mod replay;
 pub mod revert;
 pub mod window;

@@ -1,0 +1,305 @@
+//! The dead-letter queue under an operator's hands: letters are held for a look, and each is then left or taken away.
+//!
+//! A queue can only be looked into by taking. Letters are taken one by one with `basic.get`, kept unacked, and given back
+//! all at once: they then stand where they stood. Whatever ends in between (process, connection, broker), the broker gives
+//! them back itself, in their places too. What a look costs is one on each letter's delivery count, and RabbitMQ drops
+//! what goes past the queue's delivery limit. The queue's own is a million, but a policy may set a lower one, and wins. So
+//! a letter that was looked at often is not given back but renewed: published anew, then acked, which counts from zero.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable, LongString};
+use lapin::{BasicProperties, Channel};
+
+use crate::broker::connection::{BrokerSettings, Connected, broker_detail, refusal};
+use crate::broker::convert::{PERSISTENT, message_with};
+use crate::broker::publisher::PublishSession;
+use crate::broker::{BrokerError, Outgoing, PublishError};
+use crate::model::message::header;
+use crate::model::{HeaderValue, Message, Origin};
+
+/// A letter that came back so often is renewed. Below 10, the least delivery limit that the README allows.
+const RENEW_AT: i64 = 8;
+/// How long to wait for others who hold letters, and how often to look whether they still do.
+const PATIENCE_WITH_OTHERS: Duration = Duration::from_secs(3);
+const LOOK_FOR_OTHERS: Duration = Duration::from_millis(200);
+/// Copies are published one after the other.
+const PUBLISH_CHANNELS: usize = 1;
+
+/// A letter as the broker has it, with every property and type that our own values leave out.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RawLetter {
+    pub(super) exchange: String,
+    /// `class.reason`: the one that it had first, where a command has put it into the queue since.
+    pub(super) routing_key: String,
+    pub(super) properties: BasicProperties,
+    pub(super) body: Bytes,
+}
+
+impl RawLetter {
+    /// In our own values.
+    pub fn message(&self) -> Message {
+        let origin = Origin { exchange: self.exchange.clone(), routing_key: self.routing_key.clone() };
+        message_with(&self.properties, origin, self.body.clone())
+    }
+
+    /// How often it was given back; 0 where the broker does not say.
+    fn returns(&self) -> i64 {
+        let count = self.message_headers().and_then(|headers| headers.inner().get(header::DELIVERY_COUNT).cloned());
+        count.and_then(|count| count.as_long_long_int()).unwrap_or(0)
+    }
+
+    fn message_headers(&self) -> Option<&FieldTable> {
+        self.properties.headers().as_ref()
+    }
+
+    /// Without what the broker writes at each delivery, and what it would not take or would send elsewhere too.
+    pub(super) fn without_broker_headers(mut self) -> Self {
+        const DROPPED: [&str; 4] = [header::DELIVERY_COUNT, "x-acquired-count", "CC", "BCC"];
+        if let Some(headers) = self.message_headers() {
+            let mut kept = headers.inner().clone();
+            kept.retain(|name, _| !DROPPED.contains(&name.as_str()));
+            self.properties = self.properties.with_headers(kept.into());
+        }
+        self
+    }
+
+    /// For its way into the queue past the exchange: that may have other queues, which have had it.
+    fn for_the_queue(&self) -> BasicProperties {
+        let letter = self.clone().without_broker_headers();
+        let mut headers = letter.message_headers().map(|headers| headers.inner().clone()).unwrap_or_default();
+        let key = AMQPValue::LongString(LongString::from(self.routing_key.as_str()));
+        headers.insert(header::DEAD_LETTER_KEY.into(), key);
+        let from = &letter.properties;
+        // Not kept: the id of another user, which the broker refuses, and an expiration, with which it would vanish.
+        let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT).with_headers(headers.into());
+        macro_rules! keep {
+            ($($field:ident => $with:ident),*) => {
+                $(if let Some(value) = from.$field().clone() { properties = properties.$with(value); })*
+            };
+        }
+        keep!(
+            content_type => with_content_type, content_encoding => with_content_encoding, priority => with_priority,
+            correlation_id => with_correlation_id, reply_to => with_reply_to, message_id => with_message_id,
+            timestamp => with_timestamp, kind => with_type, app_id => with_app_id
+        );
+        properties
+    }
+}
+
+/// The dead-letter queue and the way back to the work queue.
+pub struct DeadLetters {
+    reading: Connected,
+    publishing: PublishSession,
+    work: String,
+    dead: String,
+}
+
+impl DeadLetters {
+    /// Connects: one connection takes and acks, one publishes, since a memory alarm blocks the latter whole.
+    ///
+    /// # Errors
+    /// When the broker cannot be reached.
+    pub async fn connect(settings: &BrokerSettings) -> Result<Self, BrokerError> {
+        let reading = settings.connect("dead-letters").await?;
+        let publishing = settings.connect("dead-letters-publish").await?;
+        let publishing = PublishSession::new(publishing, PUBLISH_CHANNELS, settings.confirm_timeout);
+        let names = settings.topology.names();
+        Ok(Self { reading, publishing, work: names.work.clone(), dead: names.dead.clone() })
+    }
+
+    /// The name of the dead-letter queue.
+    pub fn name(&self) -> &str {
+        &self.dead
+    }
+
+    /// Begins a look at the letters from the oldest on, `most` of them.
+    ///
+    /// # Errors
+    /// When the queue is not there, or the connection fails.
+    pub async fn look(&self, most: u64) -> Result<Look<'_>, BrokerError> {
+        let mut waited = Duration::ZERO;
+        let mut count = self.count().await?;
+        while count.holders > 0 && waited < PATIENCE_WITH_OTHERS {
+            tokio::time::sleep(LOOK_FOR_OTHERS).await;
+            waited += LOOK_FOR_OTHERS;
+            count = self.count().await?;
+        }
+        let channel = self.reading.channel().await?;
+        let others_hold = count.holders > 0;
+        Ok(Look { queue: self, channel, room: count.ready.min(most), held: 0, left: count.ready, renews: false, seen: Seen::new(others_hold) })
+    }
+
+    /// Publishes a copy to the work queue. `Ok` is the proof that the queue has it.
+    ///
+    /// # Errors
+    /// Whether the queue has it is not known then, unless the error says so.
+    pub async fn send_back(&self, message: Message) -> Result<(), PublishError> {
+        let outgoing = Outgoing { exchange: String::new(), routing_key: self.work.clone(), message };
+        self.publishing.publish(&outgoing).await
+    }
+
+    /// Puts a letter at the end of the dead-letter queue. `Ok` is the proof that the queue has it.
+    ///
+    /// # Errors
+    /// Whether the queue has it is not known then, unless the error says so.
+    pub async fn put(&self, letter: &RawLetter) -> Result<(), PublishError> {
+        let message = Message { body: letter.body.clone(), ..Message::default() };
+        let outgoing = Outgoing { exchange: String::new(), routing_key: self.dead.clone(), message };
+        self.publishing.publish_as(&outgoing, letter.for_the_queue()).await
+    }
+
+    /// Closes both connections.
+    pub async fn close(self) {
+        self.reading.close().await;
+        self.publishing.connected().close().await;
+    }
+
+    async fn count(&self) -> Result<Count, BrokerError> {
+        let channel = self.reading.channel().await?;
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let declared = channel.queue_declare(self.dead.as_str().into(), options, FieldTable::default());
+        let declared = self.reading.within("look at the dead-letter queue", declared).await?;
+        let queue = declared.map_err(|error| self.failed("look at the dead-letter queue", &error))?;
+        Ok(Count { ready: queue.message_count().into(), holders: queue.consumer_count().into() })
+    }
+
+    fn failed(&self, doing: &'static str, error: &lapin::Error) -> BrokerError {
+        self.reading.failed(doing, refusal(error, "read"))
+    }
+}
+
+struct Count {
+    ready: u64,
+    /// Consumers. A quorum queue counts each message that was got and not acked as one.
+    holders: u64,
+}
+
+/// Letters held, until it ends. Dropped, the broker gives them back when the connection closes.
+pub struct Look<'q> {
+    queue: &'q DeadLetters,
+    channel: Channel,
+    /// Letters that may still be taken: what is renewed meanwhile stands behind them.
+    room: u64,
+    held: u64,
+    left: u64,
+    renews: bool,
+    seen: Seen,
+}
+
+/// What a look came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// Letters looked at.
+    pub letters: u64,
+    /// Letters behind them that were not.
+    pub left: u64,
+    /// Letters that were published anew because they had been looked at often.
+    pub renewed: u64,
+    /// Letters for which that failed: they were given back, and count on.
+    pub worn: u64,
+    /// Somebody else held letters, which were not seen.
+    pub others_hold: bool,
+}
+
+impl Seen {
+    fn new(others_hold: bool) -> Self {
+        Self { letters: 0, left: 0, renewed: 0, worn: 0, others_hold }
+    }
+}
+
+/// A letter in hand. Dropped, it is given back when the look ends.
+#[derive(Debug)]
+pub struct Held {
+    /// What it says.
+    pub letter: RawLetter,
+    tag: u64,
+}
+
+impl Look<'_> {
+    /// The next letter, if there is one within the look's limit.
+    ///
+    /// # Errors
+    /// When the connection fails: the broker then gives back all that was held.
+    pub async fn next(&mut self) -> Result<Option<Held>, BrokerError> {
+        if self.room == 0 {
+            return Ok(None);
+        }
+        let queue = self.queue;
+        let got = self.channel.basic_get(queue.dead.as_str().into(), BasicGetOptions { no_ack: false });
+        let got = queue.reading.within("take a dead letter", got).await?;
+        let Some(got) = got.map_err(|error| queue.failed("take a dead letter", &error))? else {
+            (self.room, self.left) = (0, 0);
+            return Ok(None);
+        };
+        self.room -= 1;
+        self.held += 1;
+        self.left = got.message_count.into();
+        self.seen.letters += 1;
+        let mut delivery = got.delivery;
+        let mut letter = RawLetter {
+            exchange: delivery.exchange.to_string(),
+            routing_key: delivery.routing_key.to_string(),
+            body: Bytes::from(std::mem::take(&mut delivery.data)),
+            properties: delivery.properties.clone(),
+        };
+        if let Some(HeaderValue::Text(key)) = letter.message().headers.get(header::DEAD_LETTER_KEY) {
+            letter.routing_key.clone_from(key);
+        }
+        Ok(Some(Held { letter, tag: delivery.delivery_tag }))
+    }
+
+    /// The letter stays in the queue. Once one needs to be renewed, those behind it are too, so that a look at all of them
+    /// leaves their order as it was. Crash between the copy and the ack: the letter is there twice, with the same key.
+    ///
+    /// # Errors
+    /// When the connection fails.
+    pub async fn leave(&mut self, held: Held) -> Result<(), BrokerError> {
+        self.renews |= held.letter.returns() >= RENEW_AT;
+        if !self.renews {
+            return Ok(());
+        }
+        match self.queue.put(&held.letter).await {
+            Ok(()) => {
+                self.seen.renewed += 1;
+                self.remove(held).await
+            }
+            Err(_) => {
+                self.seen.worn += 1;
+                Ok(())
+            }
+        }
+    }
+
+    /// The letter leaves the queue. Only for what is safe elsewhere.
+    ///
+    /// # Errors
+    /// When the connection fails: the letter may be there still.
+    pub async fn remove(&mut self, held: Held) -> Result<(), BrokerError> {
+        let acked = self.channel.basic_ack(held.tag, BasicAckOptions::default());
+        let acked = self.queue.reading.within("take a dead letter away", acked).await?;
+        acked.map_err(|error| self.queue.failed("take a dead letter away", &error))?;
+        self.held -= 1;
+        Ok(())
+    }
+
+    /// Gives back all that was neither renewed nor removed. The channel's close is answered after the broker has
+    /// processed everything before it.
+    ///
+    /// # Errors
+    /// When the connection fails: the broker then gives back what is held.
+    pub async fn end(mut self) -> Result<Seen, BrokerError> {
+        let queue = self.queue;
+        if self.held > 0 {
+            let all = BasicNackOptions { multiple: true, requeue: true };
+            let back = queue.reading.within("give dead letters back", self.channel.basic_nack(0, all)).await?;
+            back.map_err(|error| queue.failed("give dead letters back", &error))?;
+        }
+        let closed = queue.reading.within("close the channel", self.channel.close(200, "".into())).await?;
+        closed.map_err(|error| queue.reading.failed("close the channel", broker_detail(&error)))?;
+        self.seen.left = self.left;
+        Ok(self.seen)
+    }
+}
