@@ -129,7 +129,15 @@ impl DeadLetters {
         }
         let channel = self.reading.channel().await?;
         let others_hold = count.holders > 0;
-        Ok(Look { queue: self, channel, room: count.ready.min(most), held: 0, left: count.ready, renews: false, seen: Seen::new(others_hold) })
+        Ok(Look {
+            queue: self,
+            channel,
+            room: count.ready.min(most),
+            held: 0,
+            left: count.ready,
+            renews: false,
+            seen: Seen::new(others_hold),
+        })
     }
 
     /// Publishes a copy to the work queue. `Ok` is the proof that the queue has it.
@@ -215,10 +223,20 @@ impl Seen {
 pub struct Held {
     /// What it says.
     pub letter: RawLetter,
-    tag: u64,
+    /// The right to take it away.
+    pub ticket: Ticket,
 }
 
+/// The right to take a letter away, once, within the look that gave it.
+#[derive(Debug)]
+pub struct Ticket(u64);
+
 impl Look<'_> {
+    /// How many letters it may still come to.
+    pub fn room(&self) -> u64 {
+        self.room
+    }
+
     /// The next letter, if there is one within the look's limit.
     ///
     /// # Errors
@@ -248,7 +266,7 @@ impl Look<'_> {
         if let Some(HeaderValue::Text(key)) = letter.message().headers.get(header::DEAD_LETTER_KEY) {
             letter.routing_key.clone_from(key);
         }
-        Ok(Some(Held { letter, tag: delivery.delivery_tag }))
+        Ok(Some(Held { letter, ticket: Ticket(delivery.delivery_tag) }))
     }
 
     /// The letter stays in the queue. Once one needs to be renewed, those behind it are too, so that a look at all of them
@@ -264,7 +282,7 @@ impl Look<'_> {
         match self.queue.put(&held.letter).await {
             Ok(()) => {
                 self.seen.renewed += 1;
-                self.remove(held).await
+                self.remove(held.ticket).await
             }
             Err(_) => {
                 self.seen.worn += 1;
@@ -277,8 +295,8 @@ impl Look<'_> {
     ///
     /// # Errors
     /// When the connection fails: the letter may be there still.
-    pub async fn remove(&mut self, held: Held) -> Result<(), BrokerError> {
-        let acked = self.channel.basic_ack(held.tag, BasicAckOptions::default());
+    pub async fn remove(&mut self, ticket: Ticket) -> Result<(), BrokerError> {
+        let acked = self.channel.basic_ack(ticket.0, BasicAckOptions::default());
         let acked = self.queue.reading.within("take a dead letter away", acked).await?;
         acked.map_err(|error| self.queue.failed("take a dead letter away", &error))?;
         self.held -= 1;

@@ -325,9 +325,8 @@ mod tests {
 
     #[test]
     fn headers_that_json_cannot_hold_are_refused_and_those_below_can_be_read_again() {
-        let nested = |levels: usize| {
-            (0..levels).fold(AMQPValue::Void, |inner, _| AMQPValue::FieldArray(vec![inner].into()))
-        };
+        let nested =
+            |levels: usize| (0..levels).fold(AMQPValue::Void, |inner, _| AMQPValue::FieldArray(vec![inner].into()));
         let deep = letter(vec![("h", nested(MAX_LEVELS - 1))], b"");
         assert_eq!(RawLetter::from_json(&deep.to_json().unwrap()).unwrap(), deep);
         let deeper = letter(vec![("h", nested(MAX_LEVELS))], b"");

@@ -415,8 +415,7 @@ mod tests {
     #[test]
     fn a_dead_letter_sent_back_counts_from_zero_and_forgets_its_failure() {
         let cause = Cause::rejected("reverted", "no");
-        let note =
-            FailureNote { cause: &cause, first_failed_at: Timestamp(0), tx_hashes: &[], worker: "acme/host" };
+        let note = FailureNote { cause: &cause, first_failed_at: Timestamp(0), tx_hashes: &[], worker: "acme/host" };
         let dead = message().failed(Generation { replay: 1, retry: 5 }, &note);
         let note = ReplayNote { replay: 2, by: "eve@host", at: Timestamp(0), reason: "contract mended" };
         let copy = dead.replayed(&note);
@@ -436,7 +435,11 @@ mod tests {
             ]
         );
         assert_eq!(copy.body, dead.body);
-        assert_eq!(copy.headers[header::ORIGINAL_ROUTING_KEY], "orders".into(), "the producer's, not the dead letter's");
+        assert_eq!(
+            copy.headers[header::ORIGINAL_ROUTING_KEY],
+            "orders".into(),
+            "the producer's, not the dead letter's"
+        );
     }
 
     #[test]

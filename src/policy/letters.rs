@@ -156,7 +156,10 @@ impl LetterFilter {
             && is(&self.reason, &letter.reason)
             && self.older_than.is_none_or(|least| age.is_some_and(|age| age >= least))
             && self.newer_than.is_none_or(|most| age.is_some_and(|age| age < most))
-            && self.headers.iter().all(|(name, wanted)| message.headers.get(name).is_some_and(|value| says(value, wanted)))
+            && self
+                .headers
+                .iter()
+                .all(|(name, wanted)| message.headers.get(name).is_some_and(|value| says(value, wanted)))
             && self.text.as_ref().is_none_or(|text| holds(text, letter, message))
     }
 }
@@ -222,8 +225,7 @@ pub(crate) mod tests {
     use crate::model::{Headers, Origin, Properties};
     use crate::policy::admission::IdSource;
 
-    pub(crate) const RULES: AdmissionRules =
-        AdmissionRules { id_source: IdSource::MessageId, max_body_bytes: 1024 };
+    pub(crate) const RULES: AdmissionRules = AdmissionRules { id_source: IdSource::MessageId, max_body_bytes: 1024 };
 
     pub(crate) fn dead(id: Option<&str>, cause: &Cause, generation: Generation, at: i64) -> Message {
         let original = Message {
@@ -261,7 +263,7 @@ pub(crate) mod tests {
         };
         let given_up = Letter::read(&RULES, &undeliverable);
         assert_eq!((given_up.cause().as_str(), given_up.died_at), ("broker.undeliverable", Some(Timestamp(7000))));
-        assert_eq!((given_up.name(), given_up.refusal.unwrap().reason.as_ref()), ("(no id)", "missing_id"));
+        assert_eq!((given_up.name(), &*given_up.refusal.as_ref().unwrap().reason), ("(no id)", "missing_id"));
     }
 
     #[test]
@@ -272,7 +274,8 @@ pub(crate) mod tests {
         let one = read("a", &reverted(), 0, 0);
         assert_eq!(one.len(), KEY_DIGITS);
         assert_eq!(read("a", &reverted(), 0, 99), one, "a second copy of it");
-        for other in [read("b", &reverted(), 0, 0), read("a", &reverted(), 1, 0), read("a", &Cause::rejected("x", ""), 0, 0)]
+        for other in
+            [read("b", &reverted(), 0, 0), read("a", &reverted(), 1, 0), read("a", &Cause::rejected("x", ""), 0, 0)]
         {
             assert_ne!(other, one);
         }
@@ -312,10 +315,9 @@ pub(crate) mod tests {
         for (filter, expected) in cases {
             assert_eq!(filter.means(&letter, &message, now), expected, "{filter:?}");
         }
-        for filter in [
-            LetterFilter { older_than: minutes(1), ..filter() },
-            LetterFilter { newer_than: minutes(1), ..filter() },
-        ] {
+        for filter in
+            [LetterFilter { older_than: minutes(1), ..filter() }, LetterFilter { newer_than: minutes(1), ..filter() }]
+        {
             assert!(!filter.means(&undated, &message, now), "{filter:?}");
         }
     }

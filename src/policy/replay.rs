@@ -223,7 +223,12 @@ mod tests {
             ("waits for its retry", reverted(0), known(S::RetryWaiting, 0), "under_way"),
             ("another body is dead", reverted(0), other(known(S::Dead, 0)), "other_body"),
             ("its id is another's", conflict, known(S::Final, 0), "id_of_another"),
-            ("sent back, not taken in yet", reverted(0), Standing { is_sent_back: true, ..known(S::Dead, 0) }, "replayed_already"),
+            (
+                "sent back, not taken in yet",
+                reverted(0),
+                Standing { is_sent_back: true, ..known(S::Dead, 0) },
+                "replayed_already",
+            ),
             ("no id", letter(None, &Cause::invalid("missing_id", ""), at(0)), unknown(), "no_request"),
             ("the broker gave up", broker.clone(), unknown(), "never_taken_in"),
             ("refused once, and no more", refused, unknown(), "never_taken_in"),
