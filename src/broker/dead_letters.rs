@@ -1,30 +1,42 @@
 //! The dead-letter queue under an operator's hands: letters are held for a look, and each is then left or taken away.
 //!
-//! A queue can only be looked into by taking. Letters are taken one by one with `basic.get`, kept unacked, and given back
-//! all at once: they then stand where they stood. Whatever ends in between (process, connection, broker), the broker gives
-//! them back itself, in their places too. What a look costs is one on each letter's delivery count, and RabbitMQ drops
-//! what goes past the queue's delivery limit. The queue's own is a million, but a policy may set a lower one, and wins. So
-//! a letter that was looked at often is not given back but renewed: published anew, then acked, which counts from zero.
+//! A queue can only be looked into by taking. Letters are taken by consumers and kept unacked; when the channel closes, or
+//! whatever ends before it does (process, connection, broker), the queue has them back in their places. This holds for
+//! channels that close, and not for `basic.nack`; for consumers, and not for `basic.get`; and for 32 consumers whose tags
+//! have the order of their deliveries, and not for more: RabbitMQ 3.10 goes through a map of them, which Erlang keeps
+//! sorted up to there. What a look costs is one on each letter's delivery count, and RabbitMQ drops what goes past the
+//! queue's delivery limit. The queue's own is a million, but a policy may set a lower one, and wins. So a letter that was
+//! looked at often is not given back but renewed: published anew, then acked, which counts from zero.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
-use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, QueueDeclareOptions};
+use futures_util::StreamExt;
+use lapin::message::Delivery;
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, LongString};
-use lapin::{BasicProperties, Channel};
+use lapin::{BasicProperties, Channel, Consumer};
 
 use crate::broker::connection::{BrokerSettings, Connected, broker_detail, refusal};
 use crate::broker::convert::{PERSISTENT, message_with};
 use crate::broker::publisher::PublishSession;
 use crate::broker::{BrokerError, Outgoing, PublishError};
 use crate::model::message::header;
-use crate::model::{HeaderValue, Message, Origin};
+use crate::model::{Message, Origin};
 
 /// A letter that came back so often is renewed. Below 10, the least delivery limit that the README allows.
 const RENEW_AT: i64 = 8;
 /// How long to wait for others who hold letters, and how often to look whether they still do.
 const PATIENCE_WITH_OTHERS: Duration = Duration::from_secs(3);
-const LOOK_FOR_OTHERS: Duration = Duration::from_millis(200);
+const LOOK_FOR_OTHERS: Duration = Duration::from_millis(50);
+/// Consumers of one look at most, and the least that each may hold: what one holds is in memory at once.
+const CONSUMERS: u64 = 32;
+const LEAST_WINDOW: u64 = 64;
+/// A letter that does not come for so long is somebody else's at this moment.
+const PATIENCE_WITH_LETTER: Duration = Duration::from_secs(1);
+/// How long what was given back may take to be seen in the queue again: the broker does that behind its answer.
+const PATIENCE_WITH_QUEUE: Duration = Duration::from_secs(1);
 /// Copies are published one after the other.
 const PUBLISH_CHANNELS: usize = 1;
 
@@ -47,18 +59,18 @@ impl RawLetter {
 
     /// How often it was given back; 0 where the broker does not say.
     fn returns(&self) -> i64 {
-        let count = self.message_headers().and_then(|headers| headers.inner().get(header::DELIVERY_COUNT).cloned());
+        let count = self.headers().and_then(|headers| headers.inner().get(header::DELIVERY_COUNT).cloned());
         count.and_then(|count| count.as_long_long_int()).unwrap_or(0)
     }
 
-    fn message_headers(&self) -> Option<&FieldTable> {
+    fn headers(&self) -> Option<&FieldTable> {
         self.properties.headers().as_ref()
     }
 
     /// Without what the broker writes at each delivery, and what it would not take or would send elsewhere too.
     pub(super) fn without_broker_headers(mut self) -> Self {
         const DROPPED: [&str; 4] = [header::DELIVERY_COUNT, "x-acquired-count", "CC", "BCC"];
-        if let Some(headers) = self.message_headers() {
+        if let Some(headers) = self.headers() {
             let mut kept = headers.inner().clone();
             kept.retain(|name, _| !DROPPED.contains(&name.as_str()));
             self.properties = self.properties.with_headers(kept.into());
@@ -69,7 +81,7 @@ impl RawLetter {
     /// For its way into the queue past the exchange: that may have other queues, which have had it.
     fn for_the_queue(&self) -> BasicProperties {
         let letter = self.clone().without_broker_headers();
-        let mut headers = letter.message_headers().map(|headers| headers.inner().clone()).unwrap_or_default();
+        let mut headers = letter.headers().map(|headers| headers.inner().clone()).unwrap_or_default();
         let key = AMQPValue::LongString(LongString::from(self.routing_key.as_str()));
         headers.insert(header::DEAD_LETTER_KEY.into(), key);
         let from = &letter.properties;
@@ -128,15 +140,20 @@ impl DeadLetters {
             count = self.count().await?;
         }
         let channel = self.reading.channel().await?;
-        let others_hold = count.holders > 0;
+        let room = count.ready.min(most);
+        let window = room.div_ceil(CONSUMERS).clamp(LEAST_WINDOW, u16::MAX.into());
+        let left = count.ready.saturating_sub(room);
+        let seen = Seen { letters: 0, left, renewed: 0, worn: 0, others_hold: count.holders > 0 };
         Ok(Look {
             queue: self,
             channel,
-            room: count.ready.min(most),
+            room,
+            window,
+            consumers: 0,
+            taken: VecDeque::new(),
             held: 0,
-            left: count.ready,
             renews: false,
-            seen: Seen::new(others_hold),
+            seen,
         })
     }
 
@@ -181,7 +198,7 @@ impl DeadLetters {
 
 struct Count {
     ready: u64,
-    /// Consumers. A quorum queue counts each message that was got and not acked as one.
+    /// Consumers. RabbitMQ counts each message that was got and not acked as one, too.
     holders: u64,
 }
 
@@ -191,8 +208,12 @@ pub struct Look<'q> {
     channel: Channel,
     /// Letters that may still be taken: what is renewed meanwhile stands behind them.
     room: u64,
+    /// So many for each consumer.
+    window: u64,
+    consumers: u64,
+    /// Taken, and not handed out yet.
+    taken: VecDeque<Held>,
     held: u64,
-    left: u64,
     renews: bool,
     seen: Seen,
 }
@@ -210,12 +231,6 @@ pub struct Seen {
     pub worn: u64,
     /// Somebody else held letters, which were not seen.
     pub others_hold: bool,
-}
-
-impl Seen {
-    fn new(others_hold: bool) -> Self {
-        Self { letters: 0, left: 0, renewed: 0, worn: 0, others_hold }
-    }
 }
 
 /// A letter in hand. Dropped, it is given back when the look ends.
@@ -242,35 +257,79 @@ impl Look<'_> {
     /// # Errors
     /// When the connection fails: the broker then gives back all that was held.
     pub async fn next(&mut self) -> Result<Option<Held>, BrokerError> {
-        if self.room == 0 {
-            return Ok(None);
+        if self.taken.is_empty() && self.room > 0 {
+            self.take().await?;
         }
+        let next = self.taken.pop_front();
+        self.seen.letters += u64::from(next.is_some());
+        Ok(next)
+    }
+
+    /// Takes as many as one consumer may hold. It is cancelled before any is acked: the broker would give it others then.
+    async fn take(&mut self) -> Result<(), BrokerError> {
         let queue = self.queue;
-        let got = self.channel.basic_get(queue.dead.as_str().into(), BasicGetOptions { no_ack: false });
-        let got = queue.reading.within("take a dead letter", got).await?;
-        let Some(got) = got.map_err(|error| queue.failed("take a dead letter", &error))? else {
-            (self.room, self.left) = (0, 0);
-            return Ok(None);
-        };
-        self.room -= 1;
-        self.held += 1;
-        self.left = got.message_count.into();
-        self.seen.letters += 1;
-        let mut delivery = got.delivery;
+        let wanted = self.room.min(self.window);
+        self.consumers += 1;
+        let tag = format!("look-{:02}", self.consumers);
+        let mut consumer = self.consume(&tag, u16::try_from(wanted).unwrap_or(u16::MAX)).await?;
+        let mut came = 0;
+        while came < wanted {
+            match tokio::time::timeout(PATIENCE_WITH_LETTER, consumer.next()).await {
+                Ok(Some(delivery)) => {
+                    self.keep(delivery.map_err(|error| queue.failed("take dead letters", &error))?);
+                    came += 1;
+                }
+                Ok(None) => {
+                    return Err(queue.reading.failed("take dead letters", "the broker cancelled it".to_owned()));
+                }
+                Err(_) => break,
+            }
+        }
+        let cancelled = self.channel.basic_cancel(tag.as_str().into(), BasicCancelOptions::default());
+        let cancelled = queue.reading.within("stop taking dead letters", cancelled).await?;
+        cancelled.map_err(|error| queue.failed("stop taking dead letters", &error))?;
+        // What came after the patience had ended.
+        while let Some(Ok(delivery)) = consumer.next().await {
+            self.keep(delivery);
+            came += 1;
+        }
+        self.room -= came.min(self.room);
+        if came < wanted {
+            (self.room, self.seen.others_hold) = (0, true);
+        }
+        Ok(())
+    }
+
+    async fn consume(&self, tag: &str, prefetch: u16) -> Result<Consumer, BrokerError> {
+        let queue = self.queue;
+        let qos = self.channel.basic_qos(prefetch, BasicQosOptions::default());
+        let qos = queue.reading.within("set the prefetch", qos).await?;
+        qos.map_err(|error| queue.failed("set the prefetch", &error))?;
+        let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+        let consumer = self.channel.basic_consume(queue.dead.as_str().into(), tag.into(), options, arguments);
+        let consumer = queue.reading.within("take dead letters", consumer).await?;
+        consumer.map_err(|error| queue.failed("take dead letters", &error))
+    }
+
+    fn keep(&mut self, mut delivery: Delivery) {
         let mut letter = RawLetter {
             exchange: delivery.exchange.to_string(),
             routing_key: delivery.routing_key.to_string(),
             body: Bytes::from(std::mem::take(&mut delivery.data)),
-            properties: delivery.properties.clone(),
+            properties: delivery.properties,
         };
-        if let Some(HeaderValue::Text(key)) = letter.message().headers.get(header::DEAD_LETTER_KEY) {
-            letter.routing_key.clone_from(key);
+        if let Some(AMQPValue::LongString(key)) =
+            letter.headers().and_then(|headers| headers.inner().get(header::DEAD_LETTER_KEY))
+        {
+            letter.routing_key = key.to_string();
         }
-        Ok(Some(Held { letter, ticket: Ticket(delivery.delivery_tag) }))
+        self.held += 1;
+        self.taken.push_back(Held { letter, ticket: Ticket(delivery.delivery_tag) });
     }
 
     /// The letter stays in the queue. Once one needs to be renewed, those behind it are too, so that a look at all of them
-    /// leaves their order as it was. Crash between the copy and the ack: the letter is there twice, with the same key.
+    /// leaves their order as it was; after a look at a part, that part stands behind the rest. Crash between the copy and
+    /// the ack: the letter is there twice, with the same key.
     ///
     /// # Errors
     /// When the connection fails.
@@ -303,21 +362,24 @@ impl Look<'_> {
         Ok(())
     }
 
-    /// Gives back all that was neither renewed nor removed. The channel's close is answered after the broker has
-    /// processed everything before it.
+    /// Gives back all that was neither renewed nor removed, and returns when the queue has it. The channel's close is
+    /// answered after the broker has processed the acks before it.
     ///
     /// # Errors
     /// When the connection fails: the broker then gives back what is held.
     pub async fn end(mut self) -> Result<Seen, BrokerError> {
-        let queue = self.queue;
-        if self.held > 0 {
-            let all = BasicNackOptions { multiple: true, requeue: true };
-            let back = queue.reading.within("give dead letters back", self.channel.basic_nack(0, all)).await?;
-            back.map_err(|error| queue.failed("give dead letters back", &error))?;
+        self.seen.left += self.room + self.taken.len() as u64;
+        while let Some(held) = self.taken.pop_front() {
+            self.leave(held).await?;
         }
+        let queue = self.queue;
         let closed = queue.reading.within("close the channel", self.channel.close(200, "".into())).await?;
         closed.map_err(|error| queue.reading.failed("close the channel", broker_detail(&error)))?;
-        self.seen.left = self.left;
+        let mut waited = Duration::ZERO;
+        while self.held > 0 && waited < PATIENCE_WITH_QUEUE && queue.count().await?.ready < self.held {
+            tokio::time::sleep(LOOK_FOR_OTHERS).await;
+            waited += LOOK_FOR_OTHERS;
+        }
         Ok(self.seen)
     }
 }

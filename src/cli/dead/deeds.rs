@@ -50,8 +50,7 @@ pub(super) struct Tally {
 
 impl Tally {
     pub(super) fn code(self) -> ExitCode {
-        // What is gone was somebody else's to do.
-        if self.stayed == 0 { ExitCode::SUCCESS } else { ExitCode::from(exit::NOT_ALL) }
+        if self.stayed == 0 && self.gone == 0 { ExitCode::SUCCESS } else { ExitCode::from(exit::NOT_ALL) }
     }
 
     pub(super) fn tell(self, json: bool, done: &str) {
@@ -60,7 +59,7 @@ impl Tally {
             json,
             || json!({ "summary": { done: count, "stayed": stayed, "gone": gone } }),
             || {
-                let gone = if gone > 0 { format!(", {gone} were gone before") } else { String::new() };
+                let gone = if gone > 0 { format!(", {gone} not found again") } else { String::new() };
                 format!("{count} {done}, {stayed} left where they are{gone}")
             },
         );
@@ -121,7 +120,10 @@ pub(super) async fn act(
     progress.finish_and_clear();
     for (count, letter) in open.into_values() {
         tally.gone += count;
-        let outcome = Outcome::stays("gone", "no longer in the queue: somebody else was faster");
+        let outcome = Outcome::stays(
+            "gone",
+            "not in the queue now: somebody else has seen to it, or holds it at this moment; look again",
+        );
         tell_outcome(letter, &outcome, json);
     }
     Ok(tally)

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 
+use crate::model::failure::cut;
 use crate::model::message::header;
 use crate::model::{HeaderValue, Headers, Message, Properties};
 
@@ -169,19 +170,36 @@ fn header_of(value: serde_json::Value) -> anyhow::Result<HeaderValue> {
 /// What differs, line by line: "-" is gone, "+" is new.
 pub(super) fn difference(before: &Message, after: &Message) -> Vec<String> {
     let (before, after) = (written(before), written(after));
-    let (before, after): (Vec<_>, Vec<_>) = (before.lines().collect(), after.lines().collect());
+    let ((head_before, body_before), (head_after, body_after)) = (parts(&before), parts(&after));
+    let mut lines = changed(head_before, head_after);
+    lines.extend(changed(body_before, body_after));
+    // The line feed that ends the sheet is not the body's.
+    for (sign, one, other) in [('-', body_before, body_after), ('+', body_after, body_before)] {
+        if one.ends_with("\n\n") && !other.ends_with("\n\n") {
+            lines.push(format!("{sign} (a line feed at the end)"));
+        }
+    }
+    lines
+}
+
+/// What stands above the body, and the body.
+fn parts(sheet: &str) -> (&str, &str) {
+    let at = [TEXT_BODY, HEX_BODY].into_iter().filter_map(|line| sheet.find(line)).min().unwrap_or(sheet.len());
+    let (head, rest) = sheet.split_at(at);
+    (head, rest.split_once('\n').map_or("", |(_, body)| body))
+}
+
+fn changed(before: &str, after: &str) -> Vec<String> {
+    let (before, after): (Vec<_>, Vec<_>) = (before.trim_end().lines().collect(), after.trim_end().lines().collect());
     let same_head = before.iter().zip(&after).take_while(|(one, other)| one == other).count();
     let rest = before.len().min(after.len()) - same_head;
     let same_tail =
         before.iter().rev().zip(after.iter().rev()).take(rest).take_while(|(one, other)| one == other).count();
-    let changed = |lines: &[&str], sign: char| -> Vec<String> {
+    let signed = |lines: &[&str], sign: char| -> Vec<String> {
         let lines = lines.get(same_head..lines.len() - same_tail).unwrap_or_default();
-        lines
-            .iter()
-            .map(|line| format!("{sign} {}", crate::model::failure::cut((*line).to_owned(), SHOWN_LINE_BYTES)))
-            .collect()
+        lines.iter().map(|line| format!("{sign} {}", cut((*line).to_owned(), SHOWN_LINE_BYTES))).collect()
     };
-    [changed(&before, '-'), changed(&after, '+')].concat()
+    [signed(&before, '-'), signed(&after, '+')].concat()
 }
 
 /// Whether nothing that may be edited has changed.
@@ -238,9 +256,10 @@ mod tests {
         assert_eq!(&after.body[..], b"{\"a\": 2}");
         assert!(!after.headers.contains_key("truth") && after.headers.contains_key("cw-attempt"));
         assert!(!is_same(&before, &after));
-        let difference = difference(&before, &after);
-        assert_eq!(difference.first().map(String::as_str), Some("- header \"truth\" = true"));
-        assert_eq!(difference.last().map(String::as_str), Some("+ {\"a\": 2}"));
+        let expected = ["- header \"truth\" = true", "- {\"a\": 1}", "+ {\"a\": 2}"];
+        assert_eq!(difference(&before, &after), expected);
+        let longer = Message { body: Bytes::from_static(b"{\"a\": 1}\n"), ..before.clone() };
+        assert_eq!(difference(&before, &longer), ["+ (a line feed at the end)"]);
         let unended = read(&before, written(&before).trim_end_matches('\n')).unwrap();
         assert_eq!(unended.body, before.body, "an editor that writes no last line feed");
     }
