@@ -133,6 +133,8 @@ pub struct LetterFilter {
     pub older_than: Option<Duration>,
     /// Dead for less.
     pub newer_than: Option<Duration>,
+    /// Sent back less often than this.
+    pub replays_below: Option<u32>,
     /// Headers and their values as text.
     pub headers: Vec<(String, String)>,
     /// Somewhere in the body or the detail, in capitals or not.
@@ -142,9 +144,10 @@ pub struct LetterFilter {
 impl LetterFilter {
     /// It means all there are.
     pub fn is_empty(&self) -> bool {
-        let Self { names, class, reason, older_than, newer_than, headers, text } = self;
+        let Self { names, class, reason, older_than, newer_than, replays_below, headers, text } = self;
         let no_words = class.is_none() && reason.is_none() && text.is_none();
-        names.is_empty() && no_words && older_than.is_none() && newer_than.is_none() && headers.is_empty()
+        let no_numbers = older_than.is_none() && newer_than.is_none() && replays_below.is_none();
+        names.is_empty() && no_words && no_numbers && headers.is_empty()
     }
 
     /// Whether it means this one. A letter that does not say since when it is dead has no age: no limit of age holds.
@@ -156,6 +159,7 @@ impl LetterFilter {
             && is(&self.reason, &letter.reason)
             && self.older_than.is_none_or(|least| age.is_some_and(|age| age >= least))
             && self.newer_than.is_none_or(|most| age.is_some_and(|age| age < most))
+            && self.replays_below.is_none_or(|most| letter.generation.replay < most)
             && self
                 .headers
                 .iter()
@@ -304,6 +308,8 @@ pub(crate) mod tests {
             (LetterFilter { older_than: minutes(2), ..filter() }, false),
             (LetterFilter { newer_than: minutes(2), ..filter() }, true),
             (LetterFilter { newer_than: minutes(1), ..filter() }, false),
+            (LetterFilter { replays_below: Some(1), ..filter() }, true),
+            (LetterFilter { replays_below: Some(0), ..filter() }, false),
             (LetterFilter { headers: header("tenant", "north"), ..filter() }, true),
             (LetterFilter { headers: header("tries", "3"), ..filter() }, true),
             (LetterFilter { headers: header("tenant", "south"), ..filter() }, false),

@@ -410,3 +410,34 @@ async fn letters_that_are_not_safe_or_of_no_use_stay_and_say_why() {
     let (code, text) = dead(&home, &["show", "nobody"]).await;
     assert_eq!((code, text.contains("no dead letter of that name")), (1, true), "{text}");
 }
+
+/// B35: the work queue has room for some of them, then for none, then is not there at all.
+#[tokio::test]
+async fn copies_that_cannot_be_published_leave_their_letters_where_they_are() {
+    let Some(stage) = Stage::set().await else { return };
+    let ids = ["a", "b", "c", "d", "e", "f"];
+    let (home, mut worker) = with_dead(&stage, &ids).await;
+    assert_eq!(worker.stop().await.code(), Some(0));
+    let full =
+        ["set_policy", "-p", &stage.vhost, "full", "^acme\\.writes$", "{\"max-length\":1}", "--apply-to", "queues"];
+    stage.rabbit.ctl(&full).await.unwrap();
+    let (code, text) = dead(&home, &["replay", "--all", "--yes", "--json"]).await;
+    assert_eq!(code, 2, "{text}");
+    let with = |word: &str| results(&text).into_iter().filter(|(_, result)| result == word).count() as u64;
+    let (sent, failed) = (with("replayed"), with("failed"));
+    assert!(sent > 0 && failed > 0 && sent + failed == 6, "{text}");
+    assert_eq!((stage.depth(QUEUE).await, stage.depth(DEAD).await), ((sent, 0), (failed, 0)));
+    stage.rabbit.ctl(&["clear_policy", "-p", &stage.vhost, "full"]).await.unwrap();
+    let before = stage.amqp.take_all(QUEUE).await;
+    stage.amqp.delete(QUEUE).await;
+    let (code, text) = dead(&home, &["replay", "--all", "--yes"]).await;
+    assert_eq!((code, text.contains("no queue takes messages")), (2, true), "{text}");
+    assert_eq!(stage.depth(DEAD).await, (failed, 0));
+    stage.topology(&home).await;
+    let (code, text) = dead(&home, &["replay", "--all", "--yes"]).await;
+    assert_eq!((code, stage.depth(DEAD).await), (0, (0, 0)), "{text}");
+    let mut all: Vec<_> = before.iter().map(Taken::id).collect();
+    all.extend(stage.amqp.take_all(QUEUE).await.iter().map(Taken::id));
+    all.sort();
+    assert_eq!(all, ids);
+}

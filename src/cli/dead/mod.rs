@@ -80,6 +80,9 @@ struct Which {
     /// Dead for less.
     #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
     newer_than: Option<Duration>,
+    /// Sent back less than so many times.
+    #[arg(long, value_name = "N")]
+    replays_below: Option<u32>,
     /// With this header; several must all be there.
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     header: Vec<(String, String)>,
@@ -102,6 +105,7 @@ impl Which {
             reason: part(reason),
             older_than: self.older_than,
             newer_than: self.newer_than,
+            replays_below: self.replays_below,
             headers: self.header.clone(),
             text: self.text.clone(),
         }
