@@ -30,9 +30,11 @@ const RENEW_AT: i64 = 8;
 /// How long to wait for others who hold letters, and how often to look whether they still do.
 const PATIENCE_WITH_OTHERS: Duration = Duration::from_secs(3);
 const LOOK_FOR_OTHERS: Duration = Duration::from_millis(50);
-/// Consumers of one look at most, and the least that each may hold: what one holds is in memory at once.
+/// Consumers of one look at most, and the least and the most that each may hold: what one holds is in memory at once.
 const CONSUMERS: u64 = 32;
-const LEAST_WINDOW: u64 = 64;
+const WINDOW: (u64, u64) = (64, 1024);
+/// Letters of one look at most.
+pub const MOST_LETTERS: u64 = CONSUMERS * WINDOW.1;
 /// A letter that does not come for so long is somebody else's at this moment.
 const PATIENCE_WITH_LETTER: Duration = Duration::from_secs(1);
 /// How long what was given back may take to be seen in the queue again: the broker does that behind its answer.
@@ -127,7 +129,7 @@ impl DeadLetters {
         &self.dead
     }
 
-    /// Begins a look at the letters from the oldest on, `most` of them.
+    /// Begins a look at the letters from the oldest on, `most` of them, and never more than [`MOST_LETTERS`].
     ///
     /// # Errors
     /// When the queue is not there, or the connection fails.
@@ -140,8 +142,8 @@ impl DeadLetters {
             count = self.count().await?;
         }
         let channel = self.reading.channel().await?;
-        let room = count.ready.min(most);
-        let window = room.div_ceil(CONSUMERS).clamp(LEAST_WINDOW, u16::MAX.into());
+        let room = count.ready.min(most).min(MOST_LETTERS);
+        let window = room.div_ceil(CONSUMERS).clamp(WINDOW.0, WINDOW.1);
         let left = count.ready.saturating_sub(room);
         let seen = Seen { letters: 0, left, renewed: 0, worn: 0, others_hold: count.holders > 0 };
         Ok(Look {
@@ -335,7 +337,9 @@ impl Look<'_> {
     /// When the connection fails.
     pub async fn leave(&mut self, held: Held) -> Result<(), BrokerError> {
         self.renews |= held.letter.returns() >= RENEW_AT;
-        if !self.renews {
+        // A broker that takes nothing now, as under a memory alarm, is asked once: each answer may take long.
+        if !self.renews || self.seen.worn > 0 {
+            self.seen.worn += u64::from(self.renews && held.letter.returns() >= RENEW_AT);
             return Ok(());
         }
         match self.queue.put(&held.letter).await {

@@ -15,7 +15,7 @@ mod session;
 mod topology;
 
 pub use connection::{BrokerSettings, UriSource, check_uri};
-pub use dead_letters::{DeadLetters, Held, Look, RawLetter, Seen, Ticket};
+pub use dead_letters::{DeadLetters, Held, Look, MOST_LETTERS, RawLetter, Seen, Ticket};
 pub use letter_json::LetterJsonError;
 pub use publisher::SessionPublisher;
 pub use session::{Broker, BrokerState, Flow, PublishOnly, check};

@@ -129,7 +129,8 @@ pub(super) async fn act(
     Ok(tally)
 }
 
-fn tell_outcome(letter: &Letter, outcome: &Outcome, json: bool) {
+/// What became of one letter.
+pub(super) fn tell_outcome(letter: &Letter, outcome: &Outcome, json: bool) {
     tell(
         json,
         || {

@@ -3,11 +3,12 @@
 use anyhow::Context;
 
 use crate::app::broker_settings;
-use crate::broker::{DeadLetters, RawLetter, Seen};
+use crate::broker::{DeadLetters, MOST_LETTERS, PublishError, RawLetter, Seen};
 use crate::cli::dead::{LIMIT, complain, letters_text, progress_bar};
 use crate::cli::operator;
 use crate::config::Settings;
 use crate::journal::{History, LetterDeeds, Settlements, SqliteJournal, Upkeep};
+use crate::model::message::ReplayNote;
 use crate::model::{Generation, Message, RequestId, RequestState, Timestamp, TransactionState};
 use crate::policy::admission::AdmissionRules;
 use crate::policy::letters::{Letter, LetterFilter};
@@ -64,7 +65,7 @@ impl Queue {
 pub(super) fn remark(seen: &Seen) {
     if seen.left > 0 {
         complain(format_args!(
-            "{} were looked at; {} more behind them were not: raise --limit ({LIMIT} unless it is given)",
+            "{} were looked at; {} more behind them were not: --limit takes up to {MOST_LETTERS}, and is {LIMIT} by itself",
             seen.letters, seen.left
         ));
     }
@@ -139,12 +140,20 @@ impl Desk {
     }
 
     /// The copy that goes back: who, when and why stand in its headers.
-    pub(super) fn note<'a>(&'a self, replay: u32, reason: &'a str) -> crate::model::message::ReplayNote<'a> {
-        crate::model::message::ReplayNote { replay, by: &self.operator, at: Timestamp::now(), reason }
+    pub(super) fn note<'a>(&'a self, replay: u32, reason: &'a str) -> ReplayNote<'a> {
+        ReplayNote { replay, by: &self.operator, at: Timestamp::now(), reason }
     }
 
-    pub(super) async fn send_back(&self, message: Message) -> Result<(), crate::broker::PublishError> {
-        self.queue.letters.send_back(message).await
+    /// Publishes a copy to the work queue. What the broker says against this very copy comes as a text; where it does
+    /// not answer, it will not for the next one, and that is an error.
+    pub(super) async fn send_back(&self, message: Message) -> anyhow::Result<Result<(), String>> {
+        match self.queue.letters.send_back(message).await {
+            Ok(()) => Ok(Ok(())),
+            Err(error @ (PublishError::Returned { .. } | PublishError::Refused { .. })) => Ok(Err(error.to_string())),
+            Err(error @ (PublishError::NotConnected | PublishError::Timeout | PublishError::Channel(_))) => {
+                Err(error).context("the rest stays where it is; run the command again when the broker takes messages")
+            }
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use clap::Args;
 
-use crate::broker::RawLetter;
+use crate::broker::{MOST_LETTERS, RawLetter};
 use crate::cli::dead::deeds::{Outcome, act, none_found};
 use crate::cli::dead::desk::{Desk, remark};
 use crate::cli::dead::{LIMIT, complain, confirmed, pair, plain, reason_is_too_long, sheet};
@@ -46,6 +46,9 @@ pub(super) struct Arguments {
     /// Even if it ended so long ago that the journal may have forgotten it: first look whether the chain has it.
     #[arg(long)]
     even_forgotten: bool,
+    /// Look for it among so many letters at most, from the oldest on.
+    #[arg(long, default_value_t = LIMIT, value_parser = clap::value_parser!(u64).range(1..=MOST_LETTERS))]
+    limit: u64,
     /// Show what would be sent, and do nothing.
     #[arg(long)]
     dry_run: bool,
@@ -67,10 +70,14 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Re
     };
     // Nobody is kept from the broker or the journal while a person thinks.
     let before = raw.message();
-    let after = if arguments.is_for_an_editor() {
-        edit_by_hand(&letter, &before)?
-    } else {
-        arguments.apply(settings, &before)?
+    let edited =
+        if arguments.is_for_an_editor() { edit_by_hand(&letter, &before) } else { arguments.apply(settings, &before) };
+    let after = match edited {
+        Ok(after) => after,
+        Err(error) => {
+            complain(format_args!("{error:#}; nothing is sent"));
+            return Ok(ExitCode::from(exit::USAGE));
+        }
     };
     if sheet::is_same(&before, &after) {
         complain("nothing was changed, and nothing is sent; `dead replay` sends it back as it is");
@@ -115,7 +122,7 @@ async fn find(arguments: &Arguments, settings: &Settings) -> anyhow::Result<Resu
     let desk = Desk::open(settings).await?;
     let filter = LetterFilter { names: vec![arguments.id.clone()], ..LetterFilter::default() };
     let mut found: Vec<(Letter, RawLetter)> = Vec::new();
-    let seen = desk.queue.look(&filter, LIMIT, |letter, raw| {
+    let seen = desk.queue.look(&filter, arguments.limit, |letter, raw| {
         if !found.iter().any(|(known, _)| known.key == letter.key) && found.len() < 2 {
             found.push((letter, raw.clone()));
         }
@@ -208,7 +215,7 @@ async fn send(
         Ok(message) => message,
         Err(error) => return Ok(Outcome::stays("failed", format!("it cannot be archived: {error}"))),
     };
-    if let Err(error) = desk.send_back(after.replayed(&desk.note(new.replay, reason))).await {
+    if let Err(error) = desk.send_back(after.replayed(&desk.note(new.replay, reason))).await? {
         return Ok(Outcome::stays("failed", format!("not sent: {error}; run the command again")));
     }
     let detail = format!("sent as {} by {}: {reason}", new.words(), desk.operator);

@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Args;
 use serde_json::json;
 
@@ -61,11 +61,14 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Re
             return Ok(code);
         }
     }
-    let mut sink = Sink::open(&arguments.to)?;
+    if arguments.to != "-" && Path::new(&arguments.to).exists() {
+        complain(format_args!("{} is there already; name a new file", arguments.to));
+        return Ok(ExitCode::from(exit::USAGE));
+    }
     let (written, failed, removed) = if arguments.discarded {
-        from_archive(&filter, settings, &mut sink).await?
+        from_archive(&filter, settings, &arguments.to).await?
     } else {
-        from_queue(&arguments, &filter, settings, &mut sink).await?
+        from_queue(&arguments, &filter, settings).await?
     };
     let text = if arguments.json {
         json!({ "exported": written, "failed": failed, "removed": removed, "to": arguments.to }).to_string()
@@ -86,13 +89,9 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Re
 type Counts = (u64, u64, u64);
 
 /// The file, synced, then the acks. Crash in between: a letter is in both; `dead import` then finds it there already.
-async fn from_queue(
-    arguments: &Arguments,
-    filter: &LetterFilter,
-    settings: &Settings,
-    sink: &mut Sink,
-) -> anyhow::Result<Counts> {
+async fn from_queue(arguments: &Arguments, filter: &LetterFilter, settings: &Settings) -> anyhow::Result<Counts> {
     let queue = Queue::open(settings).await?;
+    let mut sink = Sink::open(&arguments.to)?;
     let now = Timestamp::now();
     let mut look = queue.letters.look(arguments.which.limit).await?;
     let progress = progress_bar(look.room(), "exporting");
@@ -133,8 +132,9 @@ async fn from_queue(
     Ok((written, failed, removed))
 }
 
-async fn from_archive(filter: &LetterFilter, settings: &Settings, sink: &mut Sink) -> anyhow::Result<Counts> {
+async fn from_archive(filter: &LetterFilter, settings: &Settings, to: &str) -> anyhow::Result<Counts> {
     let journal = SqliteJournal::open_existing(&settings.journal.path).await?;
+    let mut sink = Sink::open(to)?;
     let now = Timestamp::now();
     let (mut after, mut written, mut failed) = (0, 0, 0);
     loop {
@@ -171,9 +171,6 @@ impl Sink {
             return Ok(Self::Stdout);
         }
         let path = PathBuf::from(to);
-        if path.exists() {
-            bail!("{to} is there already; name a new file");
-        }
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         Ok(Self::File(path, BufWriter::new(file.with_context(|| format!("cannot make {to}"))?)))
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::broker::MOST_LETTERS;
 use crate::cli::{exit, say};
 use crate::config::Settings;
 use crate::model::Timestamp;
@@ -90,7 +91,7 @@ struct Which {
     #[arg(long)]
     text: Option<String>,
     /// Look at so many letters at most, from the oldest on.
-    #[arg(long, default_value_t = LIMIT, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = LIMIT, value_parser = clap::value_parser!(u64).range(1..=MOST_LETTERS))]
     limit: u64,
 }
 

@@ -4,18 +4,19 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::Args;
 use serde_json::json;
 use tokio::time::Instant;
 
 use crate::broker::RawLetter;
-use crate::cli::dead::deeds::{Outcome, act, none_found};
+use crate::cli::dead::deeds::{Outcome, act, none_found, tell_outcome};
 use crate::cli::dead::desk::{Desk, remark};
 use crate::cli::dead::list::item_json;
 use crate::cli::dead::wait::{Awaited, wait};
-use crate::cli::dead::{Manner, Which, confirmed, letters_text, means_all_by_a_slip, plain, reason_is_too_long};
-use crate::cli::say;
+use crate::cli::dead::{
+    Manner, Which, complain, confirmed, letters_text, means_all_by_a_slip, plain, reason_is_too_long,
+};
+use crate::cli::{exit, say};
 use crate::config::Settings;
 use crate::journal::{Deed, LetterDeed, LetterDeeds};
 use crate::model::Timestamp;
@@ -57,7 +58,10 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Re
     if let Some(code) = slip {
         return Ok(code);
     }
-    let mut pace = Pace::new(arguments.rate).context("--rate must be a number above 0, and above one in some years")?;
+    let Some(mut pace) = Pace::new(arguments.rate) else {
+        complain("--rate must be above 0");
+        return Ok(ExitCode::from(exit::USAGE));
+    };
     let Manner { dry_run, yes, json } = arguments.manner;
     let desk = Desk::open(settings).await?;
     let (letters, seen) = desk.queue.find(&filter, arguments.which.limit).await?;
@@ -70,10 +74,15 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Re
     show_plan(&plan, dry_run, &arguments);
     let (goes, stays): (Vec<_>, Vec<_>) = plan.into_iter().partition(|(_, answer)| arguments.goes(answer));
     let goes: Vec<_> = goes.into_iter().map(|(letter, _)| letter).collect();
+    if json && !dry_run {
+        for (letter, answer) in &stays {
+            tell_outcome(letter, &Outcome::stays(answer.word(), answer.sentence()), json);
+        }
+    }
     let question = format!("Send {} back to {}?", letters_text(goes.len() as u64), settings.broker.names.work);
     if dry_run || goes.is_empty() {
         desk.close().await;
-        return Ok(if stays.is_empty() || dry_run { ExitCode::SUCCESS } else { not_all() });
+        return Ok(if stays.is_empty() || dry_run { ExitCode::SUCCESS } else { ExitCode::from(exit::NOT_ALL) });
     }
     if let Err(code) = confirmed(&question, yes) {
         desk.close().await;
@@ -110,10 +119,6 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Re
     };
     desk.close().await;
     Ok(code)
-}
-
-fn not_all() -> ExitCode {
-    ExitCode::from(crate::cli::exit::NOT_ALL)
 }
 
 impl Arguments {
@@ -172,7 +177,7 @@ fn show_plan(plan: &[(Letter, Answer)], dry_run: bool, arguments: &Arguments) {
 /// and the journal tells that it was replayed, from this note or from the copy's arrival.
 async fn send_back(desk: &Desk, letter: &Letter, raw: &RawLetter, next: u32, reason: &str) -> anyhow::Result<Outcome> {
     let copy = raw.message().replayed(&desk.note(next, reason));
-    if let Err(error) = desk.send_back(copy).await {
+    if let Err(error) = desk.send_back(copy).await? {
         return Ok(Outcome::stays("failed", format!("not sent back: {error}; run the command again")));
     }
     let detail = match reason {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::broker::RawLetter;
+use crate::broker::{MOST_LETTERS, RawLetter};
 use crate::cli::dead::desk::{Desk, remark};
 use crate::cli::dead::list::item_json;
 use crate::cli::dead::{LIMIT, age_text, complain, plain};
@@ -33,7 +33,7 @@ pub(super) struct Arguments {
     #[arg(long)]
     json: bool,
     /// Look at so many letters at most, from the oldest on.
-    #[arg(long, default_value_t = LIMIT)]
+    #[arg(long, default_value_t = LIMIT, value_parser = clap::value_parser!(u64).range(1..=MOST_LETTERS))]
     limit: u64,
 }
 
