@@ -60,8 +60,8 @@ pub struct LetterDeed {
 pub trait LetterDeeds: Send + Sync {
     /// Notes a deed, with an incident where the journal knows the request.
     async fn record_deed(&self, deed: LetterDeed) -> Result<()>;
-    /// Whether a copy of this letter, edited or not, was sent back.
-    async fn is_sent_back(&self, letter: &str) -> Result<bool>;
+    /// What was done to this letter last.
+    async fn last_deed(&self, letter: &str) -> Result<Option<Deed>>;
     /// Messages of letters that were discarded, behind this number, oldest first, with their numbers.
     async fn discarded(&self, after: i64, limit: u32) -> Result<Vec<(i64, String)>>;
 }

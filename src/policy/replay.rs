@@ -13,6 +13,8 @@ pub struct Standing {
     pub may_land: Option<String>,
     /// A copy of this very letter has had its publisher confirm, says the journal.
     pub is_sent_back: bool,
+    /// The same of an edited copy.
+    pub is_edited: bool,
     /// The journal forgets what ended before this.
     pub forgets_before: Timestamp,
 }
@@ -30,6 +32,8 @@ pub enum Answer {
     OtherJournal,
     /// Sent back before, and accepted: this is what is left of it.
     SentBack,
+    /// Sent back before, and not accepted yet.
+    OnItsWay,
     /// The request was sent back with another body.
     Superseded,
     /// Intake would refuse it as it stands.
@@ -53,8 +57,10 @@ pub enum Action {
     Replay,
     /// Take the letter away: what it asks for was accepted already.
     Remove,
-    /// The same as `Replay`, if the operator insists.
-    AskTwice,
+    /// The same as `Replay`, if the operator has looked at the chain.
+    IfForgotten,
+    /// The same as `Replay`, if the operator knows that the copy is gone.
+    IfAgain,
     /// Leave it where it is.
     Leave,
 }
@@ -67,13 +73,17 @@ pub fn assess(letter: &Letter, standing: &Standing) -> Answer {
     if letter.class == "invalid" && letter.reason == "id_conflict" {
         return Answer::IdOfAnother;
     }
-    if standing.is_sent_back {
-        return Answer::SentBack;
-    }
-    let Some(known) = &standing.known else { return unknown(letter, standing.forgets_before) };
+    let Some(known) = &standing.known else {
+        return match (standing.is_edited, standing.is_sent_back) {
+            (true, _) => Answer::Superseded,
+            (false, true) => Answer::OnItsWay,
+            (false, false) => unknown(letter, standing.forgets_before),
+        };
+    };
     let is_newer = known.generation.replay > letter.generation.replay;
     let same_body = known.body_hash == letter.body_hash;
     match known.state {
+        // Only the copy's arrival proves that it is safe elsewhere: the work queue may have been emptied by hand.
         _ if is_newer && same_body => Answer::SentBack,
         RequestState::Final => Answer::Written,
         RequestState::Accepted | RequestState::Writing | RequestState::RetryPending | RequestState::RetryWaiting => {
@@ -81,7 +91,8 @@ pub fn assess(letter: &Letter, standing: &Standing) -> Answer {
         }
         RequestState::Dead | RequestState::DeadPending => match &standing.may_land {
             Some(transaction) => Answer::MayLand(transaction.clone()),
-            None if is_newer => Answer::Superseded,
+            None if is_newer || standing.is_edited => Answer::Superseded,
+            None if standing.is_sent_back => Answer::OnItsWay,
             None if !same_body => Answer::OtherBody,
             None => Answer::Safe,
         },
@@ -107,6 +118,7 @@ impl Answer {
             Self::Forgotten => "forgotten",
             Self::OtherJournal => "other_journal",
             Self::SentBack => "replayed_already",
+            Self::OnItsWay => "on_its_way",
             Self::Superseded => "superseded",
             Self::NoRequest(_) => "no_request",
             Self::IdOfAnother => "id_of_another",
@@ -122,7 +134,8 @@ impl Answer {
         match self {
             Self::Safe | Self::NeverTakenIn => Action::Replay,
             Self::SentBack => Action::Remove,
-            Self::Forgotten => Action::AskTwice,
+            Self::Forgotten => Action::IfForgotten,
+            Self::OnItsWay => Action::IfAgain,
             Self::OtherJournal
             | Self::Superseded
             | Self::NoRequest(_)
@@ -148,6 +161,9 @@ impl Answer {
                 .to_owned(),
             Self::SentBack => "replayed already: the copy was accepted, and this letter is what a cut-off command or a \
                                second one left behind. `dead replay` takes it away"
+                .to_owned(),
+            Self::OnItsWay => "replayed already: the copy waits in the work queue for a worker to take it in. Look again \
+                               then; if somebody has emptied the work queue, `dead replay --again` sends it once more"
                 .to_owned(),
             Self::Superseded => "not to be replayed: the request was sent back with another body since. If this one is \
                                  wanted no more, `dead discard` it"
@@ -203,6 +219,8 @@ mod tests {
             let known = standing.known.map(|known| Known { body_hash: BodyHash::of(b"other"), ..known });
             Standing { known, ..standing }
         };
+        let sent = |standing| Standing { is_sent_back: true, ..standing };
+        let edited = |standing| Standing { is_edited: true, ..standing };
         let conflict = letter(Some("a"), &Cause::invalid("id_conflict", ""), at(0));
         let broker = Letter { class: "broker".to_owned(), ..reverted(0) };
         let refused = Letter { refused_as: reverted(0).id, ..reverted(0) };
@@ -223,12 +241,11 @@ mod tests {
             ("waits for its retry", reverted(0), known(S::RetryWaiting, 0), "under_way"),
             ("another body is dead", reverted(0), other(known(S::Dead, 0)), "other_body"),
             ("its id is another's", conflict, known(S::Final, 0), "id_of_another"),
-            (
-                "sent back, not taken in yet",
-                reverted(0),
-                Standing { is_sent_back: true, ..known(S::Dead, 0) },
-                "replayed_already",
-            ),
+            ("sent back, not taken in", reverted(0), sent(known(S::Dead, 0)), "on_its_way"),
+            ("sent back, never known", broker.clone(), sent(unknown()), "on_its_way"),
+            ("sent back and written", reverted(0), sent(known(S::Final, 1)), "replayed_already"),
+            ("edited, not taken in", reverted(0), edited(known(S::Dead, 0)), "superseded"),
+            ("edited, never known", broker.clone(), edited(unknown()), "superseded"),
             ("no id", letter(None, &Cause::invalid("missing_id", ""), at(0)), unknown(), "no_request"),
             ("the broker gave up", broker.clone(), unknown(), "never_taken_in"),
             ("refused once, and no more", refused, unknown(), "never_taken_in"),

@@ -196,11 +196,11 @@ async fn a_replay_killed_in_the_middle_is_finished_by_the_next_one() {
         sent += usize::from(line.contains("sent back as replay 1"));
     }
     replay.kill().await.unwrap();
-    wait_until("the rest is back", LONG, async || stage.depth(DEAD).await == (3, 0)).await;
-    assert_eq!(listed(&home).await, ["d", "e", "f"]);
-    let (code, text) = dead(&home, &["replay", "--all", "--yes"]).await;
-    assert_eq!((code, stage.depth(DEAD).await), (0, (0, 0)), "{text}");
-    assert_eq!(stage.depth(QUEUE).await, (7, 0), "each once, and f once more");
+    wait_until("the rest is back", LONG, async || stage.depth(DEAD).await.1 == 0).await;
+    // The last ack may have died with the process, before the broker had it.
+    assert!(listed(&home).await.ends_with(&["d", "e", "f"].map(str::to_owned)));
+    let (_, text) = dead(&home, &["replay", "--all", "--yes"]).await;
+    assert_eq!(stage.depth(QUEUE).await, (7, 0), "each once, and f once more: {text}");
     stage.anvil.set_code(CONTRACT, SINK).await.unwrap();
     let mut worker = home.start(BINARY);
     for id in ids {
@@ -208,8 +208,9 @@ async fn a_replay_killed_in_the_middle_is_finished_by_the_next_one() {
     }
     stage.wait_empty(QUEUE).await;
     assert_eq!(worker.stop().await.code(), Some(0));
-    assert_eq!(written(&stage).await, calldata_of(&ids));
-    assert_eq!(stage.depth(DEAD).await, (0, 0));
+    let (code, text) = dead(&home, &["replay", "--all", "--yes"]).await;
+    assert!([0, 1].contains(&code), "what was left over is taken away: {text}");
+    assert_eq!((written(&stage).await, stage.depth(DEAD).await), (calldata_of(&ids), (0, 0)));
 }
 
 /// A letter whose copy was accepted and that is still there (a kill before the ack) is told as such and taken away, before
@@ -237,8 +238,14 @@ async fn a_leftover_of_a_replay_is_not_sent_twice() {
         let (_, text) = dead(&home, &["show", "a"]).await;
         assert!(text.contains("replayed already"), "{text}");
         let (code, text) = dead(&home, &["replay", "a", "--yes", "--json"]).await;
-        assert_eq!((code, results(&text)), (0, vec![("a".to_owned(), "replayed_already".to_owned())]), "{text}");
-        assert_eq!((stage.depth(DEAD).await, stage.depth(QUEUE).await), ((0, 0), queued), "nothing was sent");
+        // Only what has arrived is proven to be safe elsewhere.
+        let (word, expected, left) = if is_written { ("replayed_already", 0, 0) } else { ("on_its_way", 2, 1) };
+        assert_eq!((code, results(&text)), (expected, vec![("a".to_owned(), word.to_owned())]), "{text}");
+        assert_eq!((stage.depth(DEAD).await, stage.depth(QUEUE).await), ((left, 0), queued), "nothing was sent");
+        if !is_written {
+            let (code, text) = dead(&home, &["replay", "a", "--again", "--yes"]).await;
+            assert_eq!((code, stage.depth(QUEUE).await), (0, (2, 0)), "{text}");
+        }
     }
     assert_eq!(written(&stage).await, calldata_of(&["a"]));
 }

@@ -7,7 +7,7 @@ use crate::broker::{DeadLetters, MOST_LETTERS, PublishError, RawLetter, Seen};
 use crate::cli::dead::{LIMIT, complain, letters_text, progress_bar};
 use crate::cli::operator;
 use crate::config::Settings;
-use crate::journal::{History, LetterDeeds, Settlements, SqliteJournal, Upkeep};
+use crate::journal::{Deed, History, LetterDeeds, Settlements, SqliteJournal, Upkeep};
 use crate::model::message::ReplayNote;
 use crate::model::{Generation, Message, RequestId, RequestState, Timestamp, TransactionState};
 use crate::policy::admission::AdmissionRules;
@@ -117,8 +117,9 @@ impl Desk {
     /// Where a letter's request stands.
     pub(super) async fn standing(&self, letter: &Letter) -> anyhow::Result<Standing> {
         let forgets_before = Timestamp::now().before(self.retention);
-        let is_sent_back = self.journal.is_sent_back(&letter.key).await?;
-        let mut standing = Standing { is_sent_back, forgets_before, ..Standing::default() };
+        let last = self.journal.last_deed(&letter.key).await?;
+        let (is_sent_back, is_edited) = (last == Some(Deed::SentBack), last == Some(Deed::Edited));
+        let mut standing = Standing { is_sent_back, is_edited, forgets_before, ..Standing::default() };
         if let Some(id) = &letter.id {
             standing.known = self.journal.standings(vec![id.clone()]).await?.pop().map(|(_, known)| known);
             standing.may_land = self.journal.history(id).await?.as_ref().and_then(may_land);

@@ -183,7 +183,7 @@ async fn judge(
     let answer = assess(&Letter { refusal: None, ..letter.clone() }, &standing);
     match (&answer, answer.action()) {
         (Answer::OtherBody, _) | (_, Action::Replay) => {}
-        (_, Action::AskTwice) if even_forgotten => {}
+        (_, Action::IfForgotten) if even_forgotten => {}
         (Answer::IdOfAnother, _) => {
             return Ok(Err("its id belongs to another message: --set-id gives it a new one".to_owned()));
         }

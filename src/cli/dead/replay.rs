@@ -42,6 +42,9 @@ pub(super) struct Arguments {
     /// Also those that ended so long ago that the journal may have forgotten them: first look whether the chain has them.
     #[arg(long)]
     even_forgotten: bool,
+    /// Also those whose copies wait in the work queue, if somebody has emptied it; else each is still one write.
+    #[arg(long)]
+    again: bool,
     /// Wait until it is known what became of each, and tell.
     #[arg(long)]
     wait: bool,
@@ -91,15 +94,11 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Re
     let mut awaited = Vec::new();
     let sent = act(&desk.queue, &goes, "sending back", json, async |letter, raw| {
         let (answer, next) = desk.assess(letter).await?;
-        match answer.action() {
-            Action::Remove => {
-                return Ok(Outcome::leaves(answer.word(), "replayed already: its leftover is taken away"));
-            }
-            Action::Leave => return Ok(Outcome::stays(answer.word(), answer.sentence())),
-            Action::AskTwice if !arguments.even_forgotten => {
-                return Ok(Outcome::stays(answer.word(), answer.sentence()));
-            }
-            Action::AskTwice | Action::Replay => {}
+        if !arguments.goes(&answer) {
+            return Ok(Outcome::stays(answer.word(), answer.sentence()));
+        }
+        if answer.action() == Action::Remove {
+            return Ok(Outcome::leaves(answer.word(), "replayed already: its leftover is taken away"));
         }
         pace.step().await;
         let outcome = send_back(&desk, letter, raw, next, &arguments.reason).await?;
@@ -125,7 +124,8 @@ impl Arguments {
     fn goes(&self, answer: &Answer) -> bool {
         match answer.action() {
             Action::Replay | Action::Remove => true,
-            Action::AskTwice => self.even_forgotten,
+            Action::IfForgotten => self.even_forgotten,
+            Action::IfAgain => self.again,
             Action::Leave => false,
         }
     }

@@ -4,9 +4,9 @@ use async_trait::async_trait;
 use rusqlite::{Connection, params};
 
 use crate::journal::sqlite::SqliteJournal;
-use crate::journal::sqlite::rows::{column, prepare};
+use crate::journal::sqlite::rows::{column, prepare, word};
 use crate::journal::sqlite::settlements::note_incidents;
-use crate::journal::{LetterDeed, LetterDeeds, RequestSeq, Result};
+use crate::journal::{Deed, LetterDeed, LetterDeeds, RequestSeq, Result};
 use crate::model::Timestamp;
 
 #[async_trait]
@@ -15,9 +15,9 @@ impl LetterDeeds for SqliteJournal {
         self.writer.write(move |connection| record(connection, &deed)).await
     }
 
-    async fn is_sent_back(&self, letter: &str) -> Result<bool> {
+    async fn last_deed(&self, letter: &str) -> Result<Option<Deed>> {
         let letter = letter.to_owned();
-        self.readers.read(move |connection| is_sent_back(connection, &letter)).await
+        self.readers.read(move |connection| last_deed(connection, &letter)).await
     }
 
     async fn discarded(&self, after: i64, limit: u32) -> Result<Vec<(i64, String)>> {
@@ -39,9 +39,9 @@ fn record(connection: &Connection, deed: &LetterDeed) -> Result<()> {
     }
 }
 
-fn is_sent_back(connection: &Connection, letter: &str) -> Result<bool> {
-    let select = "SELECT 1 FROM letter_deeds WHERE letter = ?1 AND deed IN ('sent_back', 'edited') LIMIT 1";
-    Ok(prepare(connection, "look for a replay", select)?.row([letter], |_| Ok(()))?.is_some())
+fn last_deed(connection: &Connection, letter: &str) -> Result<Option<Deed>> {
+    let select = "SELECT deed FROM letter_deeds WHERE letter = ?1 ORDER BY id DESC LIMIT 1";
+    prepare(connection, "look for deeds", select)?.row([letter], |row| word(row, "letter", "deed", Deed::from_word))
 }
 
 fn discarded(connection: &Connection, after: i64, limit: u32) -> Result<Vec<(i64, String)>> {
@@ -90,8 +90,8 @@ mod tests {
         {
             journal.record_deed(deed(letter, what, at)).await.unwrap();
         }
-        for (letter, expected) in [("k1", true), ("k2", true), ("k3", false), ("k9", false)] {
-            assert_eq!(journal.is_sent_back(letter).await.unwrap(), expected, "{letter}");
+        for (letter, expected) in [("k1", Some(Deed::SentBack)), ("k2", Some(Deed::Edited)), ("k9", None)] {
+            assert_eq!(journal.last_deed(letter).await.unwrap(), expected, "{letter}");
         }
         let discarded = journal.discarded(0, 10).await.unwrap();
         let messages: Vec<_> = discarded.iter().map(|(_, message)| message.as_str()).collect();
