@@ -95,8 +95,13 @@ impl Letter {
 
     /// For how long it has been dead.
     pub fn age(&self, now: Timestamp) -> Option<Duration> {
-        self.died_at.map(|at| Duration::from_millis(u64::try_from(now.0.saturating_sub(at.0)).unwrap_or(0)))
+        self.died_at.map(|at| since(at, now))
     }
+}
+
+/// From then to now.
+pub fn since(at: Timestamp, now: Timestamp) -> Duration {
+    Duration::from_millis(u64::try_from(now.0.saturating_sub(at.0)).unwrap_or(0))
 }
 
 fn key(parts: &[&str]) -> String {

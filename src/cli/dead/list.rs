@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 
 use crate::broker::Seen;
 use crate::cli::dead::desk::{Queue, remark};
-use crate::cli::dead::{Which, age_since, age_text, letters_text, plain};
+use crate::cli::dead::{Which, age_text, letters_text, plain};
 use crate::cli::say;
 use crate::config::Settings;
 use crate::model::Timestamp;
 use crate::model::failure::cut;
-use crate::policy::letters::{Letter, LetterGroup, grouped};
+use crate::policy::letters::{Letter, LetterGroup, grouped, since};
 
 /// What a line shows of a detail.
 const SHOWN_DETAIL_BYTES: usize = 80;
@@ -65,8 +65,9 @@ fn show_groups(groups: &[LetterGroup], now: Timestamp) {
     if !groups.is_empty() {
         say(format_args!("\n{:>7}  {:width$}  {:>8}  {:>8}  the newest says", "count", "cause", "oldest", "newest"));
     }
+    let age = |at: Option<Timestamp>| age_text(at.map(|at| since(at, now)));
     for LetterGroup { cause, count, oldest, newest, detail } in groups {
-        let (oldest, newest) = (age_text(age_since(*oldest, now)), age_text(age_since(*newest, now)));
+        let (oldest, newest) = (age(*oldest), age(*newest));
         let detail = cut(plain(detail), SHOWN_DETAIL_BYTES);
         say(format_args!("{count:>7}  {:width$}  {oldest:>8}  {newest:>8}  {detail}", plain(cause))
             .to_string()

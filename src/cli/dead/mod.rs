@@ -10,7 +10,6 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::broker::MOST_LETTERS;
 use crate::cli::{exit, say};
 use crate::config::Settings;
-use crate::model::Timestamp;
 use crate::policy::letters::LetterFilter;
 
 mod deeds;
@@ -209,10 +208,6 @@ fn age_text(age: Option<Duration>) -> String {
         (0, ..) => format!("{hours}h {minutes}m"),
         _ => format!("{days}d {hours}h"),
     }
-}
-
-fn age_since(at: Option<Timestamp>, now: Timestamp) -> Option<Duration> {
-    at.map(|at| Duration::from_millis(u64::try_from(now.0.saturating_sub(at.0)).unwrap_or(0)))
 }
 
 /// "1 dead letter", "2 dead letters"
