@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use chainwriter::journal::{Acquired, Admissions, Arrival, Leases, SqliteJournal};
 use chainwriter::model::{
-    Address, BodyHash, Fee, Gas, Generation, HeaderValue, Message, Nonce, Properties, RequestId, Timestamp,
-    UnsignedTransaction, Wei,
+    Address, BodyHash, Fee, Gas, Generation, HeaderValue, Message, Nonce, Properties, RequestId, UnsignedTransaction,
+    Wei,
 };
 use chainwriter::policy::admission::{AdmissionRules, IdSource, admit};
 use chainwriter::policy::classify::ErrorTable;
@@ -41,8 +41,7 @@ fn message(number: usize) -> Message {
 fn decode(criterion: &mut Criterion) {
     let rules = AdmissionRules { id_source: IdSource::MessageId, max_body_bytes: 1 << 18 };
     let message = message(1);
-    criterion
-        .bench_function("decode", |bencher| bencher.iter(|| admit(&rules, black_box(&message), Timestamp(0)).unwrap()));
+    criterion.bench_function("decode", |bencher| bencher.iter(|| admit(&rules, black_box(&message)).unwrap()));
 }
 
 fn sign(criterion: &mut Criterion) {

@@ -108,7 +108,7 @@ impl Intake {
         let mut receipts = Vec::with_capacity(batch.len());
         let now = Timestamp::now();
         for Delivery { message, receipt } in batch {
-            match sheltered(|| admit(&self.rules, &message, now)) {
+            match sheltered(|| admit(&self.rules, &message)) {
                 Ok(Candidate { id, not_before: Some(until), .. }) if until > now => {
                     self.hand_on(Admitted::Postponed(Box::new(Postponed { id, message, until, receipt }))).await;
                 }

@@ -255,6 +255,23 @@ fn a_wrong_command_line_ends_with_64_and_help_with_0() {
     ran(bare(&["--version"]).output().unwrap()).is(0, &[env!("CARGO_PKG_VERSION")]);
 }
 
+/// Nothing is touched by a slip: neither all letters, nor any without a word why.
+#[test]
+fn commands_for_dead_letters_that_do_not_say_which_or_why_end_with_64() {
+    let home = Home::sound();
+    home.run(&["dead", "replay"]).is(64, &["say which", "--all"]);
+    home.run(&["dead", "discard", "--reason", "why"]).is(64, &["say which", "--all"]);
+    home.run(&["dead", "discard", "a"]).is(64, &["--reason"]);
+    home.run(&["dead", "replay", "--all", "--rate", "0"]).is(64, &["--rate"]);
+    home.run(&["dead", "export", "--all", "--remove", "--yes"]).is(64, &["--to FILE"]);
+    home.run(&["dead", "list", "--limit", "0"]).is(64, &["--limit"]);
+    home.run(&["dead", "list", "--older-than", "soon"]).is(64, &["--older-than"]);
+    home.run(&["dead", "list", "--header", "tenant"]).is(64, &["NAME=VALUE"]);
+    home.run(&["dead", "replay", "a", "--reason", &"x".repeat(600)]).is(64, &["512 bytes"]);
+    home.run(&["dead", "list"]).is(69, &["127.0.0.1:9"]);
+    home.run(&["dead", "show", "a"]).is(74, &["journal"]);
+}
+
 #[test]
 fn the_topology_is_printed_as_definitions_of_all_objects() {
     let home = Home::sound();

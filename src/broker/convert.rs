@@ -8,11 +8,17 @@ use lapin::types::{AMQPValue, DecimalValue, FieldArray, FieldTable, LongString, 
 use crate::model::{HeaderValue, Headers, Message, Origin, Properties};
 
 /// Persistent. Every copy is, whatever the producer chose.
-const PERSISTENT: u8 = 2;
+pub(super) const PERSISTENT: u8 = 2;
 
 /// A delivery's message. The body moves; it is not copied.
 pub(super) fn message_of(delivery: &mut Delivery) -> Message {
-    let properties = &delivery.properties;
+    let body = Bytes::from(std::mem::take(&mut delivery.data));
+    let origin = Origin { exchange: delivery.exchange.to_string(), routing_key: delivery.routing_key.to_string() };
+    message_with(&delivery.properties, origin, body)
+}
+
+/// A message in our own values.
+pub(super) fn message_with(properties: &BasicProperties, origin: Origin, body: Bytes) -> Message {
     let text = |value: &Option<ShortString>| value.as_ref().map(ToString::to_string);
     Message {
         properties: Properties {
@@ -28,8 +34,8 @@ pub(super) fn message_of(delivery: &mut Delivery) -> Message {
             app_id: text(properties.app_id()),
         },
         headers: properties.headers().as_ref().map(headers_of).unwrap_or_default(),
-        origin: Origin { exchange: delivery.exchange.to_string(), routing_key: delivery.routing_key.to_string() },
-        body: Bytes::from(std::mem::take(&mut delivery.data)),
+        origin,
+        body,
     }
 }
 

@@ -7,12 +7,16 @@ use crate::model::Message;
 mod connection;
 mod consumers;
 mod convert;
+mod dead_letters;
 mod endings;
+mod letter_json;
 mod publisher;
 mod session;
 mod topology;
 
 pub use connection::{BrokerSettings, UriSource, check_uri};
+pub use dead_letters::{DeadLetters, Held, Look, MOST_LETTERS, RawLetter, Seen, Ticket};
+pub use letter_json::LetterJsonError;
 pub use publisher::SessionPublisher;
 pub use session::{Broker, BrokerState, Flow, PublishOnly, check};
 pub use topology::{Names, Topology, TopologyMode};

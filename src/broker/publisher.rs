@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::{Channel, Confirmation};
+use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::{Semaphore, watch};
 
 use crate::broker::connection::{Connected, broker_detail, refusal};
@@ -52,11 +52,20 @@ impl PublishSession {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(channel);
     }
 
-    async fn publish(&self, outgoing: &Outgoing) -> Result<(), PublishError> {
+    pub(super) async fn publish(&self, outgoing: &Outgoing) -> Result<(), PublishError> {
+        self.publish_as(outgoing, properties_of(&outgoing.message)).await
+    }
+
+    /// With these properties in place of the message's own.
+    pub(super) async fn publish_as(
+        &self,
+        outgoing: &Outgoing,
+        properties: BasicProperties,
+    ) -> Result<(), PublishError> {
         let _place = self.places.acquire().await.map_err(|_| PublishError::NotConnected)?;
         let channel = self.channel().await?;
         let published = async {
-            let waiting = send(&channel, outgoing, true).await?;
+            let waiting = send(&channel, outgoing, properties, true).await?;
             judge(outgoing, waiting.await)
         };
         let result = tokio::time::timeout(self.confirm_timeout, published).await.map_err(|_| PublishError::Timeout)?;
@@ -93,7 +102,7 @@ impl PublishSession {
             let channel = self.channel().await?;
             let mut waiting = Vec::with_capacity(piece.len());
             for outgoing in piece {
-                waiting.push(send(&channel, outgoing, mandatory).await?);
+                waiting.push(send(&channel, outgoing, properties_of(&outgoing.message), mandatory).await?);
             }
             for (outgoing, confirm) in piece.iter().zip(waiting) {
                 results.push(judge(outgoing, confirm.await));
@@ -119,6 +128,7 @@ impl PublishSession {
 async fn send(
     channel: &Channel,
     outgoing: &Outgoing,
+    properties: BasicProperties,
     mandatory: bool,
 ) -> Result<lapin::PublisherConfirm, PublishError> {
     channel
@@ -127,7 +137,7 @@ async fn send(
             outgoing.routing_key.as_str().into(),
             BasicPublishOptions { mandatory, ..BasicPublishOptions::default() },
             &outgoing.message.body,
-            properties_of(&outgoing.message),
+            properties,
         )
         .await
         .map_err(|error| PublishError::Channel(broker_detail(&error)))

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 
-use crate::cli::{exit, say};
+use crate::cli::{exit, operator, say};
 use crate::config::Settings;
 use crate::journal::{CancelWish, History, SqliteJournal, Upkeep, WishAnswer};
 use crate::model::{RequestId, RequestState};
@@ -92,10 +92,4 @@ fn told_end(id: &RequestId, history: &History) -> ExitCode {
     }
     say(format_args!("{id}: a dead letter already, for another reason ({cause}); none of its transactions can land"));
     ExitCode::from(exit::TOO_LATE)
-}
-
-/// Who wishes it, as far as the environment says: for the record, not a right.
-fn operator() -> String {
-    let name = ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok());
-    name.filter(|name| !name.is_empty()).unwrap_or_else(|| "an operator".to_owned())
 }

@@ -5,11 +5,14 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::broker::{BrokerError, PublishError};
+use crate::chain::ChainError;
 use crate::config::{self, Faults, Settings};
 use crate::journal::JournalError;
 
 mod cancel;
 mod check;
+mod dead;
 mod key;
 mod log;
 mod publish;
@@ -29,10 +32,14 @@ pub mod exit {
     pub const JOURNAL: u8 = 74;
     /// The configuration has faults.
     pub const CONFIG: u8 = 78;
-    /// The journal does not know the request.
+    /// There is no such request or dead letter.
     pub const NOT_FOUND: u8 = 1;
     /// The request has ended already, and not by being cancelled.
     pub const TOO_LATE: u8 = 2;
+    /// Not all of it was done, for reasons that stand with each dead letter; or the operator said no.
+    pub const NOT_ALL: u8 = 2;
+    /// What was waited for has not come in time.
+    pub const STILL_OPEN: u8 = 75;
 }
 
 /// Takes messages from a RabbitMQ work queue and writes each one to an EVM chain exactly once.
@@ -62,6 +69,8 @@ enum Command {
     Key(key::Arguments),
     /// Cancel one request: it becomes a dead letter, unless its write lands first.
     Cancel(cancel::Arguments),
+    /// Look at dead letters, send them back, mended or not, or put them away.
+    Dead(dead::Arguments),
 }
 
 /// Runs the program with the process's arguments.
@@ -89,7 +98,8 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         return key::run(arguments);
     }
     let settings = config::load(arguments.config.as_deref())?;
-    if matches!(arguments.command, Command::Run) {
+    // These meet headers that were refused for being nested too deeply.
+    if matches!(arguments.command, Command::Run | Command::Dead(_)) {
         run::with_deep_stacks();
     }
     // One thread for all tasks: they hand batches to one another, and waking another thread for each costs more than the
@@ -119,6 +129,7 @@ async fn perform(command: Command, settings: Settings) -> anyhow::Result<ExitCod
         Command::Publish(arguments) => publish::run(arguments, settings).await,
         Command::Status(arguments) => status::run(arguments, settings).await,
         Command::Cancel(arguments) => cancel::run(arguments, settings).await,
+        Command::Dead(arguments) => dead::run(arguments, settings).await,
     }
 }
 
@@ -145,11 +156,21 @@ fn code_of(error: &anyhow::Error) -> u8 {
         exit::JOURNAL
     } else if error
         .chain()
-        .any(|cause| cause.is::<crate::broker::BrokerError>() || cause.is::<crate::chain::ChainError>())
+        .any(|cause| cause.is::<BrokerError>() || cause.is::<PublishError>() || cause.is::<ChainError>())
     {
         exit::UNAVAILABLE
     } else {
         exit::SOFTWARE
+    }
+}
+
+/// Who does it, as far as the environment says, and on which host: for the record, not a right.
+fn operator() -> String {
+    let name = ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok());
+    let name = name.filter(|name| !name.is_empty()).unwrap_or_else(|| "an operator".to_owned());
+    match hostname::get() {
+        Ok(host) => format!("{name}@{}", host.to_string_lossy()),
+        Err(_) => name,
     }
 }
 

@@ -38,7 +38,8 @@ pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Res
     Ok(ExitCode::SUCCESS)
 }
 
-fn explain(history: &History) -> String {
+/// What the journal knows, line by line.
+pub(super) fn explain(history: &History) -> String {
     let mut text = String::new();
     // Writing to a text cannot fail.
     let _ = writeln!(text, "{}: {}", history.id, meaning(history));

@@ -14,10 +14,12 @@ use crate::policy::arrival::{Known, Verdict};
 #[cfg(test)]
 pub(crate) mod contract;
 mod history;
+mod letters;
 mod records;
 mod sqlite;
 
 pub use history::{AttemptHistory, History, Incident, TransactionHistory};
+pub use letters::{Deed, LetterDeed, LetterDeeds};
 pub use records::{
     AccountId, Acquired, Arrival, CancelWish, Cancellation, ClosedTransaction, ConfirmedCopy, CopyKind, Decision,
     EndedAgain, Lease, LeaseMark, LiveTransaction, NewTransaction, OutboxRow, QueuedRequest, RefusedMessage, Reorged,

@@ -39,6 +39,18 @@ pub mod header {
     pub const DROPPED_HEADERS: &str = "cw-dropped-headers";
     /// The organisation and instance that made the copy.
     pub const WORKER: &str = "cw-worker";
+    /// When a dead letter became one, RFC 3339.
+    pub const DEAD_AT: &str = "cw-dead-at";
+    /// The routing key that a dead letter had before an operator's command put it into its queue anew.
+    pub const DEAD_LETTER_KEY: &str = "cw-dead-letter-key";
+    /// Who sent a dead letter back.
+    pub const REPLAYED_BY: &str = "cw-replayed-by";
+    /// When, RFC 3339.
+    pub const REPLAYED_AT: &str = "cw-replayed-at";
+    /// Why, in the operator's words.
+    pub const REPLAY_REASON: &str = "cw-replay-reason";
+    /// Begins the name of every header of ours.
+    pub const PREFIX: &str = "cw-";
     /// Of the broker: how often it took this delivery back, because a consumer died or gave it back. No copy has it.
     pub const DELIVERY_COUNT: &str = "x-delivery-count";
 }
@@ -223,6 +235,19 @@ pub struct FailureNote<'a> {
     pub worker: &'a str,
 }
 
+/// What the copy of a dead letter says that an operator sends back.
+#[derive(Debug, Clone)]
+pub struct ReplayNote<'a> {
+    /// `cw-replay-count` of the copy; nothing for a message that begins anew under an id of its own.
+    pub replay: u32,
+    /// Who.
+    pub by: &'a str,
+    /// When.
+    pub at: Timestamp,
+    /// Why, in their words; may be empty.
+    pub reason: &'a str,
+}
+
 /// The most that the producer's headers may take in a copy, about. Header frames are not split: one that is too large
 /// ends the whole connection, so the largest headers stay behind.
 const MAX_COPIED_HEADER_BYTES: usize = 32 * 1024;
@@ -264,6 +289,41 @@ impl Message {
             (header::WORKER, note.worker.into()),
         ];
         copy.headers.extend(explained.into_iter().map(|(name, value)| (name.to_owned(), value)));
+        copy
+    }
+}
+
+impl Message {
+    /// A copy of a dead letter that goes back to the work queue: a new replay, its attempts counted from zero, without what
+    /// was said of the failure.
+    #[must_use]
+    pub fn replayed(&self, note: &ReplayNote<'_>) -> Message {
+        const OF_THE_FAILURE: [&str; 10] = [
+            header::ATTEMPT,
+            header::ERROR_CLASS,
+            header::ERROR_REASON,
+            header::ERROR_DETAIL,
+            header::FIRST_FAILED_AT,
+            header::TX_HASH,
+            header::WORKER,
+            header::REQUEST_ID,
+            header::DEAD_AT,
+            header::DEAD_LETTER_KEY,
+        ];
+        let mut copy = self.copied();
+        for name in OF_THE_FAILURE {
+            copy.headers.remove(name);
+        }
+        copy.headers.remove(header::REPLAY_COUNT);
+        let said = [
+            (header::REPLAYED_BY, note.by.to_owned()),
+            (header::REPLAYED_AT, note.at.to_string()),
+            (header::REPLAY_REASON, cut(note.reason.to_owned(), Cause::MAX_DETAIL_BYTES)),
+        ];
+        copy.headers.extend(said.into_iter().map(|(name, value)| (name.to_owned(), value.into())));
+        if note.replay > 0 {
+            copy.headers.insert(header::REPLAY_COUNT.to_owned(), HeaderValue::Int(note.replay.into()));
+        }
         copy
     }
 }
@@ -352,6 +412,36 @@ mod tests {
             assert_eq!(format!("{again:?}"), format!("{float:?}"), "{text}");
         }
         assert_eq!(serde_json::from_str::<HeaderValue>(r#"{"float":0.5}"#).unwrap(), HeaderValue::Float(0.5));
+    }
+
+    #[test]
+    fn a_dead_letter_sent_back_counts_from_zero_and_forgets_its_failure() {
+        let cause = Cause::rejected("reverted", "no");
+        let note = FailureNote { cause: &cause, first_failed_at: Timestamp(0), tx_hashes: &[], worker: "acme/host" };
+        let dead = message().failed(Generation { replay: 1, retry: 5 }, &note);
+        let note = ReplayNote { replay: 2, by: "eve@host", at: Timestamp(0), reason: "contract mended" };
+        let copy = dead.replayed(&note);
+        assert_eq!(Generation::read_from(&copy.headers), Ok(Generation { replay: 2, retry: 0 }));
+        let names: Vec<_> = copy.headers.keys().map(String::as_str).collect();
+        assert_eq!(
+            names,
+            [
+                header::ORIGINAL_EXCHANGE,
+                header::ORIGINAL_EXPIRATION,
+                header::ORIGINAL_ROUTING_KEY,
+                header::REPLAY_COUNT,
+                header::REPLAY_REASON,
+                header::REPLAYED_AT,
+                header::REPLAYED_BY,
+                "traceparent"
+            ]
+        );
+        assert_eq!(copy.body, dead.body);
+        assert_eq!(
+            copy.headers[header::ORIGINAL_ROUTING_KEY],
+            "orders".into(),
+            "the producer's, not the dead letter's"
+        );
     }
 
     #[test]

@@ -67,7 +67,7 @@ pub fn sheltered(read: impl FnOnce() -> Result<Candidate, Refusal>) -> Result<Ca
 ///
 /// # Errors
 /// The reason for its dead letter: `too_large`, `bad_headers`, `missing_id`, `undecodable`.
-pub fn admit(rules: &AdmissionRules, message: &Message, now: Timestamp) -> Result<Candidate, Refusal> {
+pub fn admit(rules: &AdmissionRules, message: &Message) -> Result<Candidate, Refusal> {
     let refuse = |id: Option<RequestId>, reason, detail: String| Refusal { id, cause: Cause::invalid(reason, detail) };
     let bytes = message.body.len() as u64;
     if bytes > rules.max_body_bytes {
@@ -86,7 +86,7 @@ pub fn admit(rules: &AdmissionRules, message: &Message, now: Timestamp) -> Resul
         return Err(refuse(Some(id), "bad_headers", detail));
     }
     let generation = Generation::read_from(&message.headers).map_err(|bad_header| bad_header.to_string());
-    let read = generation.and_then(|generation| Ok((generation, not_before(&message.headers, now)?)));
+    let read = generation.and_then(|generation| Ok((generation, not_before(&message.headers)?)));
     match read {
         Ok((generation, not_before)) => {
             Ok(Candidate { id, generation, body_hash: BodyHash::of(&message.body), not_before })
@@ -155,8 +155,7 @@ mod tests {
     fn ids_are_read_from_where_the_settings_say() {
         let by_header = || rules(IdSource::Header("order".into()));
         let by_pointer = || rules(IdSource::JsonPointer("/order/id".into()));
-        let id =
-            |rules: AdmissionRules, message: Message| admit(&rules, &message, Timestamp(0)).unwrap().id.to_string();
+        let id = |rules: AdmissionRules, message: Message| admit(&rules, &message).unwrap().id.to_string();
         assert_eq!(id(rules(IdSource::MessageId), message(Some("a"), &[], "")), "a");
         assert_eq!(id(by_header(), message(None, &[("order", "b".into())], "")), "b");
         assert_eq!(id(by_header(), message(None, &[("order", HeaderValue::Int(7))], "")), "7");
@@ -181,9 +180,7 @@ mod tests {
 
     #[test]
     fn headers_may_have_some_levels() {
-        assert!(
-            admit(&rules(IdSource::MessageId), &message(Some("a"), &[("h", nested(16))], ""), Timestamp(0)).is_ok()
-        );
+        assert!(admit(&rules(IdSource::MessageId), &message(Some("a"), &[("h", nested(16))], "")).is_ok());
     }
 
     #[test]
@@ -216,7 +213,7 @@ mod tests {
             (by_pointer(), message(None, &[], r#"{"id":[1]}"#), "undecodable", None),
         ];
         for (source, message, reason, id) in cases {
-            let refusal = admit(&rules(source), &message, Timestamp(0)).unwrap_err();
+            let refusal = admit(&rules(source), &message).unwrap_err();
             assert_eq!(refusal.cause.reason, reason, "{refusal:?}");
             assert_eq!(refusal.id.as_ref().map(RequestId::as_str), id, "{refusal:?}");
         }

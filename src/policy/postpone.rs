@@ -5,14 +5,14 @@ use std::time::Duration;
 use crate::model::message::header;
 use crate::model::{HeaderValue, Headers, Timestamp};
 
-/// Further ahead a time is taken for a mistake: microseconds for milliseconds, a wrong century.
-const FURTHEST: Duration = Duration::from_secs(366 * 24 * 3600);
+/// The begin of the year 2100. Later times are taken for mistakes: milliseconds for seconds, a wrong century.
+const LATEST: Timestamp = Timestamp(4_102_444_800_000);
 
 /// The time before which a message is no request yet: an RFC 3339 text, or an AMQP timestamp in seconds.
 ///
 /// # Errors
 /// What is wrong with the header, for a person.
-pub fn not_before(headers: &Headers, now: Timestamp) -> Result<Option<Timestamp>, String> {
+pub fn not_before(headers: &Headers) -> Result<Option<Timestamp>, String> {
     let name = header::NOT_BEFORE;
     let time = match headers.get(name) {
         None => return Ok(None),
@@ -24,8 +24,8 @@ pub fn not_before(headers: &Headers, now: Timestamp) -> Result<Option<Timestamp>
             return Err(format!("header {name} must be a text or a timestamp, but is of type {}", other.type_name()));
         }
     };
-    if time > now.after(FURTHEST) {
-        return Err(format!("header {name} is {time}, more than a year ahead"));
+    if time >= LATEST {
+        return Err(format!("header {name} is {time}; times before {LATEST} are taken"));
     }
     Ok(Some(time))
 }
@@ -43,12 +43,12 @@ mod tests {
     const NOW: Timestamp = Timestamp(1_700_000_000_000);
 
     fn read(value: HeaderValue) -> Result<Option<Timestamp>, String> {
-        not_before(&Headers::from([(header::NOT_BEFORE.to_owned(), value)]), NOW)
+        not_before(&Headers::from([(header::NOT_BEFORE.to_owned(), value)]))
     }
 
     #[test]
     fn times_are_read_in_any_zone() {
-        assert_eq!(not_before(&Headers::new(), NOW), Ok(None));
+        assert_eq!(not_before(&Headers::new()), Ok(None));
         for text in [
             "2023-11-14T22:13:20Z",
             "2023-11-14T23:13:20+01:00",
@@ -74,7 +74,8 @@ mod tests {
             assert!(read(text.into()).unwrap_err().contains("expected RFC 3339"), "{text}");
         }
         assert!(read(HeaderValue::Int(1_700_000_000)).unwrap_err().contains("integer"));
-        assert!(read("2031-01-01T00:00:00Z".into()).unwrap_err().contains("more than a year ahead"));
+        assert!(read("2100-01-01T00:00:00Z".into()).unwrap_err().contains("before 2100-01-01"));
+        assert!(read(HeaderValue::Time(1_700_000_000_000)).is_err(), "milliseconds for seconds");
     }
 
     #[test]

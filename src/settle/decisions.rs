@@ -123,7 +123,8 @@ impl SettleSettings {
         Outgoing { exchange: names.retry.clone(), routing_key: names.wait_queue(delay), message }
     }
 
-    pub(super) fn to_dead_letters(&self, message: Message, cause: &Cause) -> Outgoing {
+    pub(super) fn to_dead_letters(&self, mut message: Message, cause: &Cause) -> Outgoing {
+        message.headers.insert(header::DEAD_AT.to_owned(), Timestamp::now().to_string().into());
         Outgoing { exchange: self.names.dead.clone(), routing_key: cause.routing_key(), message }
     }
 

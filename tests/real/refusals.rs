@@ -22,7 +22,7 @@ fn bad(properties: BasicProperties, body: &[u8], reason: &'static str, detail: &
     Bad { properties, body: body.to_vec(), reason, detail }
 }
 
-fn with_value(properties: BasicProperties, name: &str, value: AMQPValue) -> BasicProperties {
+pub fn with_value(properties: BasicProperties, name: &str, value: AMQPValue) -> BasicProperties {
     let mut table = properties.headers().clone().unwrap_or_default();
     table.insert(name.into(), value);
     properties.with_headers(table)
@@ -103,7 +103,7 @@ async fn messages_that_are_no_requests_are_dead_letters_and_their_neighbours_are
     assert_refused(&stage, config, good, all_bad).await;
 }
 
-fn nested(levels: usize) -> AMQPValue {
+pub fn nested(levels: usize) -> AMQPValue {
     (0..levels).fold(AMQPValue::Void, |inner, _| AMQPValue::FieldArray(FieldArray::from(vec![inner])))
 }
 

@@ -149,12 +149,17 @@ impl WorkerHome {
         self.command_with_input(binary, arguments, b"").await
     }
 
-    /// The same with something on its standard input.
-    pub async fn command_with_input(&self, binary: &str, arguments: &[&str], input: &[u8]) -> (i32, String) {
+    /// Begins another command with the same configuration, to do with the process as one likes.
+    pub fn begin(&self, binary: &str, arguments: &[&str]) -> Child {
         let mut command = self.guard.command(binary);
         command.args(arguments).arg("--config").arg(self.config_file());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        let mut child = command.spawn().expect("the binary is there");
+        command.spawn().expect("the binary is there")
+    }
+
+    /// The same with something on its standard input.
+    pub async fn command_with_input(&self, binary: &str, arguments: &[&str], input: &[u8]) -> (i32, String) {
+        let mut child = self.begin(binary, arguments);
         let mut stdin = child.stdin.take().expect("its input is piped");
         // One that does not want all of it has ended; its output says why.
         let _ = stdin.write_all(input).await;

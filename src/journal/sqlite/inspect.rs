@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use rusqlite::{Connection, Row};
 
 use crate::journal::sqlite::rows::{column, fixed, prepare, unsigned};
-use crate::journal::sqlite::{SqliteJournal, cancellations};
+use crate::journal::sqlite::{SqliteJournal, cancellations, letters};
 use crate::journal::{
     AttemptHistory, CancelWish, History, Incident, JournalError, Result, TransactionHistory, Upkeep, WishAnswer,
 };
@@ -23,11 +23,16 @@ impl Upkeep for SqliteJournal {
     }
 
     async fn prune(&self, before: Timestamp, limit: u32) -> Result<u64> {
-        let old = self.readers.read(move |connection| settled(connection, before, limit)).await?;
-        if old.is_empty() {
+        let look =
+            move |connection: &_| Ok((settled(connection, before, limit)?, letters::has_old(connection, before)?));
+        let (old, has_old_deeds) = self.readers.read(look).await?;
+        if old.is_empty() && !has_old_deeds {
             return Ok(0);
         }
-        self.writer.write(move |connection| delete_settled(connection, &old, before)).await
+        let delete = move |connection: &_| {
+            Ok(delete_settled(connection, &old, before)? + letters::forget(connection, before, limit)?)
+        };
+        self.writer.write(delete).await
     }
 }
 

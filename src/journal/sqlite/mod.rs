@@ -15,6 +15,7 @@ mod closed;
 mod commit;
 mod inspect;
 mod leases;
+mod letters;
 mod outbox;
 #[cfg(test)]
 mod plans;
@@ -43,6 +44,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/sqlite/0002_outbox_numbers.sql"),
     include_str!("../../../migrations/sqlite/0003_chain_mishaps.sql"),
     include_str!("../../../migrations/sqlite/0004_old_requests.sql"),
+    include_str!("../../../migrations/sqlite/0005_dead_letters.sql"),
 ];
 
 /// A journal in a SQLite file.
@@ -249,9 +251,9 @@ mod tests {
         SqliteJournal::open(&path).await.unwrap().close().await;
         Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
         let refused = SqliteJournal::open(&path).await.unwrap_err();
-        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 4 }), "{refused}");
+        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 5 }), "{refused}");
         let refused = SqliteJournal::open_existing(&path).await.unwrap_err();
-        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 4 }), "{refused}");
+        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 5 }), "{refused}");
     }
 
     /// C60

@@ -1,0 +1,154 @@
+//! Doing something to letters that were shown: each is taken in hand once more, by its key, and told about as it is done.
+//!
+//! Crash anywhere in here: what was done is done, the letter in hand and all others stand in the queue, in their places.
+
+use std::collections::HashMap;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::broker::RawLetter;
+use crate::cli::dead::desk::{Queue, remark};
+use crate::cli::dead::list::item_json;
+use crate::cli::dead::{complain, plain, progress_bar, tell};
+use crate::cli::exit;
+use crate::model::Timestamp;
+use crate::policy::letters::Letter;
+
+/// Letters are given back and taken anew after this: far below the broker's consumer timeout of 30 minutes, and so that
+/// others who wait for them may look in between.
+const LONGEST_HOLD: Duration = Duration::from_secs(300);
+
+/// What became of a letter in hand.
+pub(super) struct Outcome {
+    /// In one word, for programs.
+    pub(super) word: &'static str,
+    /// For a person.
+    pub(super) text: String,
+    /// It leaves the queue: it is safe elsewhere.
+    pub(super) leaves: bool,
+}
+
+impl Outcome {
+    pub(super) fn leaves(word: &'static str, text: impl Into<String>) -> Self {
+        Self { word, text: text.into(), leaves: true }
+    }
+
+    pub(super) fn stays(word: &'static str, text: impl Into<String>) -> Self {
+        Self { word, text: text.into(), leaves: false }
+    }
+}
+
+/// How many of the letters ended how.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Tally {
+    pub(super) done: u64,
+    pub(super) stayed: u64,
+    pub(super) gone: u64,
+}
+
+impl Tally {
+    pub(super) fn code(self) -> ExitCode {
+        if self.stayed == 0 && self.gone == 0 { ExitCode::SUCCESS } else { ExitCode::from(exit::NOT_ALL) }
+    }
+
+    pub(super) fn tell(self, json: bool, done: &str) {
+        let Self { done: count, stayed, gone } = self;
+        tell(
+            json,
+            || json!({ "summary": { done: count, "stayed": stayed, "gone": gone } }),
+            || {
+                let gone = if gone > 0 { format!(", {gone} not found again") } else { String::new() };
+                format!("{count} {done}, {stayed} left where they are{gone}")
+            },
+        );
+    }
+}
+
+/// Takes each letter of the plan in hand, the oldest first, and does to it what the deed says.
+pub(super) async fn act(
+    queue: &Queue,
+    plan: &[Letter],
+    doing: &'static str,
+    json: bool,
+    mut deed: impl AsyncFnMut(&Letter, &RawLetter) -> anyhow::Result<Outcome>,
+) -> anyhow::Result<Tally> {
+    let mut open: HashMap<&str, (u64, &Letter)> = HashMap::new();
+    for letter in plan {
+        open.entry(&letter.key).or_insert((0, letter)).0 += 1;
+    }
+    let progress = progress_bar(plan.len() as u64, doing);
+    let mut tally = Tally::default();
+    let mut is_through = false;
+    while !open.is_empty() && !is_through {
+        let began = Instant::now();
+        let mut look = queue.letters.look(u64::MAX).await?;
+        is_through = true;
+        while !open.is_empty()
+            && let Some(held) = look.next().await?
+        {
+            let letter = Letter::read(&queue.rules, &held.letter.message());
+            let Some((count, _)) = open.get_mut(letter.key.as_str()) else {
+                look.leave(held).await?;
+                continue;
+            };
+            *count -= 1;
+            if *count == 0 {
+                open.remove(letter.key.as_str());
+            }
+            let outcome = deed(&letter, &held.letter).await?;
+            if outcome.leaves {
+                look.remove(held.ticket).await?;
+                tally.done += 1;
+            } else {
+                look.leave(held).await?;
+                tally.stayed += 1;
+            }
+            progress.suspend(|| tell_outcome(&letter, &outcome, json));
+            progress.inc(1);
+            if began.elapsed() > LONGEST_HOLD {
+                is_through = false;
+                break;
+            }
+        }
+        let seen = look.end().await?;
+        if is_through {
+            remark(&crate::broker::Seen { left: 0, ..seen });
+        }
+    }
+    progress.finish_and_clear();
+    for (count, letter) in open.into_values() {
+        tally.gone += count;
+        let outcome = Outcome::stays(
+            "gone",
+            "not in the queue now: somebody else has seen to it, or holds it at this moment; look again",
+        );
+        tell_outcome(letter, &outcome, json);
+    }
+    Ok(tally)
+}
+
+/// What became of one letter.
+pub(super) fn tell_outcome(letter: &Letter, outcome: &Outcome, json: bool) {
+    tell(
+        json,
+        || {
+            let mut item = item_json(letter, Timestamp::now());
+            if let Some(fields) = item.as_object_mut() {
+                fields.insert("result".to_owned(), json!(outcome.word));
+                fields.insert("explained".to_owned(), json!(outcome.text));
+            }
+            item
+        },
+        || format!("{}  {}: {}", letter.key, plain(letter.name()), outcome.text),
+    );
+}
+
+/// Nothing is there to be done.
+pub(super) fn none_found(json: bool) -> ExitCode {
+    if !json {
+        complain("no dead letter is meant by that");
+    }
+    ExitCode::from(exit::NOT_FOUND)
+}

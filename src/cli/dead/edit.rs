@@ -1,0 +1,341 @@
+//! `chainwriter dead edit ID`
+
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, bail, ensure};
+use bytes::Bytes;
+use clap::Args;
+
+use crate::broker::{MOST_LETTERS, RawLetter};
+use crate::cli::dead::deeds::{Outcome, act, none_found};
+use crate::cli::dead::desk::{Desk, remark};
+use crate::cli::dead::{LIMIT, complain, confirmed, pair, plain, reason_is_too_long, sheet};
+use crate::cli::{exit, say};
+use crate::config::Settings;
+use crate::journal::{Deed, LetterDeed, LetterDeeds};
+use crate::lane::GasRule;
+use crate::model::{BodyHash, Generation, Message, RequestId, Timestamp, ids};
+use crate::policy::admission::{IdSource, admit, sheltered};
+use crate::policy::arrival::{Verdict, decide};
+use crate::policy::gas::intrinsic;
+use crate::policy::letters::{Letter, LetterFilter};
+use crate::policy::replay::{Action, Answer, assess};
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// The request's id, or the letter's key as `dead list --items` shows it.
+    id: String,
+    /// The new body is what this file holds, byte for byte; - is standard input. With this or one of the next three no
+    /// editor is opened.
+    #[arg(long, value_name = "FILE")]
+    body_file: Option<PathBuf>,
+    /// Set a header; it keeps its type where the value fits.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    set_header: Vec<(String, String)>,
+    /// Take a header away.
+    #[arg(long, value_name = "NAME")]
+    remove_header: Vec<String>,
+    /// Give it another id: it is a new request then.
+    #[arg(long, value_name = "ID")]
+    set_id: Option<String>,
+    /// Why; stands in the copy's header and in what `status` tells.
+    #[arg(long, default_value = "")]
+    reason: String,
+    /// Even if it ended so long ago that the journal may have forgotten it: first look whether the chain has it.
+    #[arg(long)]
+    even_forgotten: bool,
+    /// Look for it among so many letters at most, from the oldest on.
+    #[arg(long, default_value_t = LIMIT, value_parser = clap::value_parser!(u64).range(1..=MOST_LETTERS))]
+    limit: u64,
+    /// Show what would be sent, and do nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not ask. Without a terminal this is needed.
+    #[arg(long)]
+    yes: bool,
+    /// As JSON, one document on each line.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Result<ExitCode> {
+    if let Some(code) = reason_is_too_long(&arguments.reason) {
+        return Ok(code);
+    }
+    let (letter, raw) = match find(&arguments, settings).await? {
+        Ok(found) => found,
+        Err(code) => return Ok(code),
+    };
+    // Nobody is kept from the broker or the journal while a person thinks.
+    let before = raw.message();
+    let edited =
+        if arguments.is_for_an_editor() { edit_by_hand(&letter, &before) } else { arguments.apply(settings, &before) };
+    let after = match edited {
+        Ok(after) => after,
+        Err(error) => {
+            complain(format_args!("{error:#}; nothing is sent"));
+            return Ok(ExitCode::from(exit::USAGE));
+        }
+    };
+    if sheet::is_same(&before, &after) {
+        complain("nothing was changed, and nothing is sent; `dead replay` sends it back as it is");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let desk = Desk::open(settings).await?;
+    let judged = judge(&desk, settings, &letter, &after, arguments.even_forgotten).await?;
+    if !arguments.json {
+        for line in sheet::difference(&before, &after) {
+            say(plain(&line));
+        }
+    }
+    let agreed = match &judged {
+        Err(fault) => {
+            complain(format_args!("it cannot be sent like this: {fault}"));
+            Err(ExitCode::from(exit::NOT_ALL))
+        }
+        Ok(new) if arguments.dry_run => {
+            complain(format_args!("it would be sent as {}", new.words()));
+            Err(ExitCode::SUCCESS)
+        }
+        Ok(new) => confirmed(&format!("Send it as {}?", new.words()), arguments.yes),
+    };
+    if let Err(code) = agreed {
+        desk.close().await;
+        return Ok(code);
+    }
+    let plan = [letter];
+    let sent = act(&desk.queue, &plan, "sending", arguments.json, async |letter, raw| {
+        match judge(&desk, settings, letter, &after, arguments.even_forgotten).await? {
+            Err(fault) => Ok(Outcome::stays("refused", fault)),
+            Ok(new) => send(&desk, letter, raw, &after, &new, &arguments.reason).await,
+        }
+    });
+    let tally = sent.await?;
+    desk.close().await;
+    Ok(if tally.gone > 0 { none_found(arguments.json) } else { tally.code() })
+}
+
+/// The one letter that is meant.
+async fn find(arguments: &Arguments, settings: &Settings) -> anyhow::Result<Result<(Letter, RawLetter), ExitCode>> {
+    let desk = Desk::open(settings).await?;
+    let filter = LetterFilter { names: vec![arguments.id.clone()], ..LetterFilter::default() };
+    let mut found: Vec<(Letter, RawLetter)> = Vec::new();
+    let seen = desk.queue.look(&filter, arguments.limit, |letter, raw| {
+        if !found.iter().any(|(known, _)| known.key == letter.key) && found.len() < 2 {
+            found.push((letter, raw.clone()));
+        }
+        Ok(())
+    });
+    remark(&seen.await?);
+    desk.close().await;
+    if found.len() > 1 {
+        complain(format_args!("several dead letters have the name {}; take the key of one, from", arguments.id));
+        complain(format_args!("  chainwriter dead list --items {}", arguments.id));
+        return Ok(Err(ExitCode::from(exit::USAGE)));
+    }
+    Ok(found.pop().ok_or_else(|| none_found(arguments.json)))
+}
+
+/// What the edited letter will be.
+struct New {
+    id: RequestId,
+    replay: u32,
+    /// It gets an id of its own.
+    is_new_request: bool,
+}
+
+impl New {
+    fn words(&self) -> String {
+        let id = plain(self.id.as_str());
+        if self.is_new_request { format!("the new request {id}") } else { format!("replay {} of {id}", self.replay) }
+    }
+}
+
+/// Whether intake would take it, by its own rules, and nothing of its request can land. The fault in words where not.
+async fn judge(
+    desk: &Desk,
+    settings: &Settings,
+    letter: &Letter,
+    after: &Message,
+    even_forgotten: bool,
+) -> anyhow::Result<Result<New, String>> {
+    // As it will be: without what is said of the failure.
+    let probe = after.replayed(&desk.note(0, ""));
+    let candidate = match sheltered(|| admit(&settings.admission, &probe)) {
+        Ok(candidate) => candidate,
+        Err(refusal) => return Ok(Err(refusal.cause.to_string())),
+    };
+    if let GasRule::Fixed(gas) = settings.write.gas
+        && intrinsic(&after.body) > gas
+    {
+        return Ok(Err(format!("write.gas is {}, and this body alone takes {}", gas.0, intrinsic(&after.body).0)));
+    }
+    if letter.id.as_ref() != Some(&candidate.id) {
+        if desk.state_of(&candidate.id).await?.is_some() {
+            return Ok(Err(format!("the journal knows the id {} already; take one that is new", candidate.id)));
+        }
+        return Ok(Ok(New { id: candidate.id, replay: 0, is_new_request: true }));
+    }
+    let standing = desk.standing(letter).await?;
+    // What kept it from being a request may be mended now.
+    let answer = assess(&Letter { refusal: None, ..letter.clone() }, &standing);
+    match (&answer, answer.action()) {
+        (Answer::OtherBody, _) | (_, Action::Replay) => {}
+        (_, Action::IfForgotten) if even_forgotten => {}
+        (Answer::IdOfAnother, _) => {
+            return Ok(Err("its id belongs to another message: --set-id gives it a new one".to_owned()));
+        }
+        _ => return Ok(Err(answer.sentence())),
+    }
+    let known = standing.known.map_or(Generation::default(), |known| known.generation);
+    let replay = known.replay.max(letter.generation.replay).saturating_add(1);
+    let arrives = Generation { replay, retry: 0 };
+    let verdict = decide(standing.known.as_ref(), arrives, BodyHash::of(&after.body));
+    if verdict != Verdict::Accept {
+        return Ok(Err(format!(
+            "intake would not accept it ({verdict:?}): `chainwriter status` tells where its request is"
+        )));
+    }
+    Ok(Ok(New { id: candidate.id, replay, is_new_request: false }))
+}
+
+/// The copy, then the journal with the whole letter as it was, then (by the caller) the letter's end; what a crash leaves
+/// is the same as with a replay.
+async fn send(
+    desk: &Desk,
+    letter: &Letter,
+    raw: &RawLetter,
+    after: &Message,
+    new: &New,
+    reason: &str,
+) -> anyhow::Result<Outcome> {
+    let message = match raw.to_json() {
+        Ok(message) => message,
+        Err(error) => return Ok(Outcome::stays("failed", format!("it cannot be archived: {error}"))),
+    };
+    if let Err(error) = desk.send_back(after.replayed(&desk.note(new.replay, reason))).await? {
+        return Ok(Outcome::stays("failed", format!("not sent: {error}; run the command again")));
+    }
+    let detail = format!("sent as {} by {}: {reason}", new.words(), desk.operator);
+    let deed = LetterDeed {
+        letter: letter.key.clone(),
+        request: letter.id.clone().or_else(|| letter.refused_as.clone()),
+        deed: Deed::Edited,
+        cause: letter.cause(),
+        at: Timestamp::now(),
+        operator: desk.operator.clone(),
+        reason: reason.to_owned(),
+        detail: detail.trim_end_matches(": ").to_owned(),
+        message: Some(message),
+    };
+    desk.journal.record_deed(deed).await?;
+    Ok(Outcome::leaves("edited", format!("sent as {}", new.words())))
+}
+
+impl Arguments {
+    fn is_for_an_editor(&self) -> bool {
+        let Self { body_file, set_header, remove_header, set_id, .. } = self;
+        body_file.is_none() && set_header.is_empty() && remove_header.is_empty() && set_id.is_none()
+    }
+
+    fn apply(&self, settings: &Settings, before: &Message) -> anyhow::Result<Message> {
+        let mut after = before.clone();
+        for name in &self.remove_header {
+            ensure!(sheet::is_editable(name), "{name} is chainwriter's or the broker's own, and not for editing");
+            ensure!(after.headers.remove(name).is_some(), "there is no header {name}");
+        }
+        for (name, value) in &self.set_header {
+            let value = sheet::like(before.headers.get(name), value);
+            sheet::set_header(&mut after, name, value)?;
+        }
+        match (&self.set_id, &settings.admission.id_source) {
+            (None, _) => {}
+            (Some(id), IdSource::MessageId) => sheet::set_property(&mut after, "message_id", id)?,
+            (Some(id), IdSource::Header(name)) => {
+                let value = sheet::like(before.headers.get(name), id);
+                sheet::set_header(&mut after, name, value)?;
+            }
+            (Some(_), IdSource::JsonPointer(pointer)) => {
+                bail!("the id stands in the body at {pointer}: change it there")
+            }
+        }
+        if let Some(path) = &self.body_file {
+            let from = if path.as_os_str() == "-" { PathBuf::from("/dev/stdin") } else { path.clone() };
+            let body = std::fs::read(&from).with_context(|| format!("cannot read {}", path.display()))?;
+            after.body = Bytes::from(body);
+        }
+        Ok(after)
+    }
+}
+
+fn edit_by_hand(letter: &Letter, before: &Message) -> anyhow::Result<Message> {
+    let sheet = Sheet::make()?;
+    let head = format!(
+        "# Dead letter {} ({}: {}).\n# Change the properties, the headers and the body, save, and leave the editor. To leave all as \
+         it is, change nothing.\n# Texts stand in quotes; to take a header away, delete its line. Lines that begin with # are not \
+         read.\n",
+        plain(letter.name()),
+        plain(&letter.cause()),
+        plain(&letter.detail)
+    );
+    sheet.write(&(head + &sheet::written(before)))?;
+    loop {
+        sheet.open_editor()?;
+        match sheet::read(before, &sheet.read()?) {
+            Ok(after) => return Ok(after),
+            Err(error) => {
+                complain(format_args!("it cannot be read: {error:#}"));
+                if confirmed("Edit it again?", false).is_err() {
+                    bail!("the edited text cannot be read");
+                }
+            }
+        }
+    }
+}
+
+/// A file in a folder of its own that nobody else may enter; gone with this value.
+struct Sheet {
+    folder: PathBuf,
+}
+
+impl Sheet {
+    fn make() -> anyhow::Result<Self> {
+        let base = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|folder| folder.is_dir());
+        let folder = base.unwrap_or_else(std::env::temp_dir).join(format!("chainwriter-{}", ids::unique()));
+        let made = std::fs::DirBuilder::new().mode(0o700).create(&folder);
+        made.with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        Ok(Self { folder })
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.join("letter.txt")
+    }
+
+    fn write(&self, text: &str) -> anyhow::Result<()> {
+        let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(self.path());
+        std::io::Write::write_all(&mut file?, text.as_bytes()).context("cannot write the file to edit")
+    }
+
+    fn read(&self) -> anyhow::Result<String> {
+        std::fs::read_to_string(self.path()).context("cannot read the edited file")
+    }
+
+    fn open_editor(&self) -> anyhow::Result<()> {
+        let named = ["VISUAL", "EDITOR"].into_iter().find_map(|name| std::env::var(name).ok());
+        let editor = named.filter(|editor| !editor.is_empty()).unwrap_or_else(|| "vi".to_owned());
+        // The variable may hold arguments too.
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{editor} \"$1\""), "sh"]).arg(self.path());
+        let status = command.status().with_context(|| format!("cannot run the editor {editor}"))?;
+        ensure!(status.success(), "the editor {editor} failed ({status}); set VISUAL or EDITOR to one that is here");
+        Ok(())
+    }
+}
+
+impl Drop for Sheet {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}

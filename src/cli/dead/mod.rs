@@ -1,0 +1,234 @@
+//! `chainwriter dead …`: the operator's commands for dead letters; what they have in common on the command line.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::broker::MOST_LETTERS;
+use crate::cli::{exit, say};
+use crate::config::Settings;
+use crate::policy::letters::LetterFilter;
+
+mod deeds;
+mod desk;
+mod discard;
+mod edit;
+mod export;
+mod import;
+mod list;
+mod replay;
+mod sheet;
+mod show;
+mod wait;
+
+/// Letters looked at in one go, unless `--limit` says otherwise.
+const LIMIT: u64 = 10_000;
+/// Longer reasons are refused: they go into a header.
+const LONGEST_REASON_BYTES: usize = 512;
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List dead letters by cause, or one by one; all of them stay where they are.
+    List(list::Arguments),
+    /// Tell everything about one dead letter, and whether it is safe to replay it.
+    Show(show::Arguments),
+    /// Change the body or the headers of a dead letter and send it back.
+    Edit(edit::Arguments),
+    /// Send dead letters back to the work queue.
+    Replay(replay::Arguments),
+    /// Take dead letters out of the queue for good; the journal keeps them for journal.retention.
+    Discard(discard::Arguments),
+    /// Write dead letters to a file, one as JSON on each line.
+    Export(export::Arguments),
+    /// Put exported dead letters into the dead-letter queue again, those that are not there.
+    Import(import::Arguments),
+}
+
+pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
+    match arguments.command {
+        Command::List(arguments) => list::run(arguments, &settings).await,
+        Command::Show(arguments) => show::run(arguments, &settings).await,
+        Command::Edit(arguments) => edit::run(arguments, &settings).await,
+        Command::Replay(arguments) => replay::run(arguments, &settings).await,
+        Command::Discard(arguments) => discard::run(arguments, &settings).await,
+        Command::Export(arguments) => export::run(arguments, &settings).await,
+        Command::Import(arguments) => import::run(arguments, &settings).await,
+    }
+}
+
+/// Which letters.
+#[derive(Debug, Args)]
+struct Which {
+    /// Request ids, or keys as `dead list --items` shows them.
+    #[arg(value_name = "ID")]
+    names: Vec<String>,
+    /// With this cause: CLASS, CLASS.REASON or .REASON.
+    #[arg(long, value_name = "CAUSE")]
+    cause: Option<String>,
+    /// Dead for at least so long: 30m, 2h, 7d.
+    #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
+    older_than: Option<Duration>,
+    /// Dead for less.
+    #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
+    newer_than: Option<Duration>,
+    /// Sent back less than so many times.
+    #[arg(long, value_name = "N")]
+    replays_below: Option<u32>,
+    /// With this header; several must all be there.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    header: Vec<(String, String)>,
+    /// With this text in the body or in the failure's detail, in capitals or not.
+    #[arg(long)]
+    text: Option<String>,
+    /// Look at so many letters at most, from the oldest on.
+    #[arg(long, default_value_t = LIMIT, value_parser = clap::value_parser!(u64).range(1..=MOST_LETTERS))]
+    limit: u64,
+}
+
+impl Which {
+    fn filter(&self) -> LetterFilter {
+        let part = |part: &str| (!part.is_empty()).then(|| part.to_owned());
+        let cause = self.cause.as_deref().unwrap_or_default();
+        let (class, reason) = cause.split_once('.').unwrap_or((cause, ""));
+        LetterFilter {
+            names: self.names.clone(),
+            class: part(class),
+            reason: part(reason),
+            older_than: self.older_than,
+            newer_than: self.newer_than,
+            replays_below: self.replays_below,
+            headers: self.header.clone(),
+            text: self.text.clone(),
+        }
+    }
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+/// How a command that changes something behaves.
+#[derive(Debug, Args)]
+struct Manner {
+    /// Show what would be done, and do nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not ask. Without a terminal this is needed.
+    #[arg(long)]
+    yes: bool,
+    /// As JSON, one document on each line.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Commands that change something are never meant for all letters by a slip.
+fn means_all_by_a_slip(filter: &LetterFilter, all: bool) -> Option<ExitCode> {
+    (filter.is_empty() && !all).then(|| {
+        complain("say which: ids, a filter such as --cause, or --all");
+        ExitCode::from(exit::USAGE)
+    })
+}
+
+/// A reason that fits into a header.
+fn reason_is_too_long(reason: &str) -> Option<ExitCode> {
+    (reason.len() > LONGEST_REASON_BYTES).then(|| {
+        complain(format_args!("the reason is longer than {LONGEST_REASON_BYTES} bytes; make it shorter"));
+        ExitCode::from(exit::USAGE)
+    })
+}
+
+/// Whether the operator wants it. An exit code where nobody can be asked, or where the answer is no.
+fn confirmed(question: &str, yes: bool) -> Result<(), ExitCode> {
+    if yes {
+        return Ok(());
+    }
+    if !std::io::stdin().is_terminal() {
+        complain("nobody can be asked here: --yes is needed, or --dry-run to see what would be done");
+        return Err(ExitCode::from(exit::USAGE));
+    }
+    let mut answer = String::new();
+    let _ = write!(std::io::stderr(), "{question} [y/N] ");
+    let _ = std::io::stdin().read_line(&mut answer);
+    if ["y", "yes"].contains(&answer.trim().to_lowercase().as_str()) {
+        return Ok(());
+    }
+    complain("nothing was done");
+    Err(ExitCode::from(exit::NOT_ALL))
+}
+
+/// A line for the person, where standard output may be a program's.
+fn complain(line: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// A line of the answer, or of JSON.
+fn tell(json: bool, value: impl FnOnce() -> serde_json::Value, text: impl FnOnce() -> String) {
+    if json { say(value()) } else { say(text()) }
+}
+
+/// On a terminal alone.
+fn progress_bar(total: u64, doing: &'static str) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len}, {elapsed}");
+    ProgressBar::new(total).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())).with_message(doing)
+}
+
+/// What comes from outside must not steer the terminal.
+fn plain(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut plain, character| {
+        if character.is_control() {
+            plain.extend(character.escape_default())
+        } else {
+            plain.push(character)
+        }
+        plain
+    })
+}
+
+/// The two largest units.
+fn age_text(age: Option<Duration>) -> String {
+    let Some(age) = age else { return "?".to_owned() };
+    let seconds = age.as_secs();
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, _) => format!("{minutes}m {}s", seconds % 60),
+        (0, ..) => format!("{hours}h {minutes}m"),
+        _ => format!("{days}d {hours}h"),
+    }
+}
+
+/// "1 dead letter", "2 dead letters"
+fn letters_text(count: u64) -> String {
+    if count == 1 { "1 dead letter".to_owned() } else { format!("{count} dead letters") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_show_their_two_largest_units() {
+        for (seconds, text) in [(0, "0s"), (59, "59s"), (61, "1m 1s"), (3600, "1h 0m"), (90_061, "1d 1h")] {
+            assert_eq!(age_text(Some(Duration::from_secs(seconds))), text);
+        }
+        assert_eq!(age_text(None), "?");
+    }
+
+    #[test]
+    fn what_steers_a_terminal_is_shown_and_not_sent() {
+        assert_eq!(plain("a\u{1b}[2Jb\nü"), "a\\u{1b}[2Jb\\nü");
+    }
+}

@@ -1,0 +1,222 @@
+//! `chainwriter dead replay`
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::json;
+use tokio::time::Instant;
+
+use crate::broker::RawLetter;
+use crate::cli::dead::deeds::{Outcome, act, none_found, tell_outcome};
+use crate::cli::dead::desk::{Desk, remark};
+use crate::cli::dead::list::item_json;
+use crate::cli::dead::wait::{Awaited, wait};
+use crate::cli::dead::{
+    Manner, Which, complain, confirmed, letters_text, means_all_by_a_slip, plain, reason_is_too_long,
+};
+use crate::cli::{exit, say};
+use crate::config::Settings;
+use crate::journal::{Deed, LetterDeed, LetterDeeds};
+use crate::model::Timestamp;
+use crate::policy::letters::Letter;
+use crate::policy::replay::{Action, Answer};
+
+/// Letters of one answer that are named before the question; all of them are in what `--json` tells.
+const NAMED: usize = 20;
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    which: Which,
+    /// All there are.
+    #[arg(long)]
+    all: bool,
+    /// Why; stands in the copy's header and in what `status` tells.
+    #[arg(long, default_value = "")]
+    reason: String,
+    /// So many a second at most; 0.5 is one every two seconds.
+    #[arg(long, value_name = "N")]
+    rate: Option<f64>,
+    /// Also those that ended so long ago that the journal may have forgotten them: first look whether the chain has them.
+    #[arg(long)]
+    even_forgotten: bool,
+    /// Also those whose copies wait in the work queue, if somebody has emptied it; else each is still one write.
+    #[arg(long)]
+    again: bool,
+    /// Wait until it is known what became of each, and tell.
+    #[arg(long)]
+    wait: bool,
+    /// For so long at most.
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+    #[command(flatten)]
+    manner: Manner,
+}
+
+pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Result<ExitCode> {
+    let filter = arguments.which.filter();
+    let slip = means_all_by_a_slip(&filter, arguments.all).or_else(|| reason_is_too_long(&arguments.reason));
+    if let Some(code) = slip {
+        return Ok(code);
+    }
+    let Some(mut pace) = Pace::new(arguments.rate) else {
+        complain("--rate must be above 0");
+        return Ok(ExitCode::from(exit::USAGE));
+    };
+    let Manner { dry_run, yes, json } = arguments.manner;
+    let desk = Desk::open(settings).await?;
+    let (letters, seen) = desk.queue.find(&filter, arguments.which.limit).await?;
+    remark(&seen);
+    if letters.is_empty() {
+        desk.close().await;
+        return Ok(none_found(json));
+    }
+    let plan = plan(&desk, letters).await?;
+    show_plan(&plan, dry_run, &arguments);
+    let (goes, stays): (Vec<_>, Vec<_>) = plan.into_iter().partition(|(_, answer)| arguments.goes(answer));
+    let goes: Vec<_> = goes.into_iter().map(|(letter, _)| letter).collect();
+    if json && !dry_run {
+        for (letter, answer) in &stays {
+            tell_outcome(letter, &Outcome::stays(answer.word(), answer.sentence()), json);
+        }
+    }
+    let question = format!("Send {} back to {}?", letters_text(goes.len() as u64), settings.broker.names.work);
+    if dry_run || goes.is_empty() {
+        desk.close().await;
+        return Ok(if stays.is_empty() || dry_run { ExitCode::SUCCESS } else { ExitCode::from(exit::NOT_ALL) });
+    }
+    if let Err(code) = confirmed(&question, yes) {
+        desk.close().await;
+        return Ok(code);
+    }
+    let mut awaited = Vec::new();
+    let sent = act(&desk.queue, &goes, "sending back", json, async |letter, raw| {
+        let (answer, next) = desk.assess(letter).await?;
+        if !arguments.goes(&answer) {
+            return Ok(Outcome::stays(answer.word(), answer.sentence()));
+        }
+        if answer.action() == Action::Remove {
+            return Ok(Outcome::leaves(answer.word(), "replayed already: its leftover is taken away"));
+        }
+        pace.step().await;
+        let outcome = send_back(&desk, letter, raw, next, &arguments.reason).await?;
+        if outcome.leaves {
+            awaited.extend(letter.id.clone().map(|id| Awaited { id, replay: next }));
+        }
+        Ok(outcome)
+    });
+    let mut tally = sent.await?;
+    tally.stayed += stays.len() as u64;
+    tally.tell(json, "replayed");
+    let code = if arguments.wait {
+        let waited = wait(&desk, awaited, arguments.timeout, json).await?;
+        waited.unwrap_or_else(|| tally.code())
+    } else {
+        tally.code()
+    };
+    desk.close().await;
+    Ok(code)
+}
+
+impl Arguments {
+    fn goes(&self, answer: &Answer) -> bool {
+        match answer.action() {
+            Action::Replay | Action::Remove => true,
+            Action::IfForgotten => self.even_forgotten,
+            Action::IfAgain => self.again,
+            Action::Leave => false,
+        }
+    }
+}
+
+async fn plan(desk: &Desk, letters: Vec<Letter>) -> anyhow::Result<Vec<(Letter, Answer)>> {
+    let mut plan = Vec::with_capacity(letters.len());
+    for letter in letters {
+        let (answer, _) = desk.assess(&letter).await?;
+        plan.push((letter, answer));
+    }
+    Ok(plan)
+}
+
+/// By answer, so that one sentence stands for all letters that it holds for.
+fn show_plan(plan: &[(Letter, Answer)], dry_run: bool, arguments: &Arguments) {
+    if arguments.manner.json {
+        if dry_run {
+            for (letter, answer) in plan {
+                let mut item = item_json(letter, Timestamp::now());
+                if let Some(fields) = item.as_object_mut() {
+                    fields.insert("answer".to_owned(), json!(answer.word()));
+                    fields.insert("explained".to_owned(), json!(answer.sentence()));
+                    fields.insert("would_replay".to_owned(), json!(arguments.goes(answer)));
+                }
+                say(item);
+            }
+        }
+        return;
+    }
+    let mut answers: BTreeMap<String, (&Answer, Vec<&Letter>)> = BTreeMap::new();
+    for (letter, answer) in plan {
+        answers.entry(answer.sentence()).or_insert((answer, Vec::new())).1.push(letter);
+    }
+    for (sentence, (answer, letters)) in answers {
+        let goes = if arguments.goes(answer) { "" } else { ", left where they are" };
+        say(format_args!("{}{goes}: {sentence}", letters_text(letters.len() as u64)));
+        for letter in letters.iter().take(NAMED) {
+            say(format_args!("  {}  {}  {}", letter.key, plain(letter.name()), plain(&letter.cause())));
+        }
+        if letters.len() > NAMED {
+            say(format_args!("  … and {} more", letters.len() - NAMED));
+        }
+    }
+}
+
+/// The copy, then the journal, then (by the caller) the letter's end. Crash before the copy has its confirm: nothing has
+/// happened, or a copy that intake takes for the same replay if it comes again. Crash after it: the letter is left over,
+/// and the journal tells that it was replayed, from this note or from the copy's arrival.
+async fn send_back(desk: &Desk, letter: &Letter, raw: &RawLetter, next: u32, reason: &str) -> anyhow::Result<Outcome> {
+    let copy = raw.message().replayed(&desk.note(next, reason));
+    if let Err(error) = desk.send_back(copy).await? {
+        return Ok(Outcome::stays("failed", format!("not sent back: {error}; run the command again")));
+    }
+    let detail = match reason {
+        "" => format!("as replay {next} by {}", desk.operator),
+        reason => format!("as replay {next} by {}: {reason}", desk.operator),
+    };
+    let deed = LetterDeed {
+        letter: letter.key.clone(),
+        request: letter.id.clone(),
+        deed: Deed::SentBack,
+        cause: letter.cause(),
+        at: Timestamp::now(),
+        operator: desk.operator.clone(),
+        reason: reason.to_owned(),
+        detail,
+        message: None,
+    };
+    desk.journal.record_deed(deed).await?;
+    Ok(Outcome::leaves("replayed", format!("sent back as replay {next}")))
+}
+
+/// So many a second.
+pub(super) struct Pace {
+    gap: Duration,
+    next: Instant,
+}
+
+impl Pace {
+    pub(super) fn new(rate: Option<f64>) -> Option<Self> {
+        let gap = match rate {
+            None => Duration::ZERO,
+            Some(rate) if rate > 0.0 => Duration::try_from_secs_f64(1.0 / rate).ok()?,
+            Some(_) => return None,
+        };
+        Some(Self { gap, next: Instant::now() })
+    }
+
+    async fn step(&mut self) {
+        tokio::time::sleep_until(self.next).await;
+        self.next = Instant::now() + self.gap;
+    }
+}

@@ -1,0 +1,74 @@
+//! `--wait`: what becomes of requests that were sent back, as the journal has it.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::cli::dead::desk::Desk;
+use crate::cli::dead::{plain, progress_bar, tell};
+use crate::cli::exit;
+use crate::journal::{Settlements, Upkeep};
+use crate::model::{RequestId, RequestState};
+
+/// How often the journal is asked.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// A request that was sent back.
+pub(super) struct Awaited {
+    pub(super) id: RequestId,
+    /// As this replay.
+    pub(super) replay: u32,
+}
+
+/// Tells how each ends. An exit code where not all were written in time.
+pub(super) async fn wait(
+    desk: &Desk,
+    mut awaited: Vec<Awaited>,
+    limit: Duration,
+    json: bool,
+) -> anyhow::Result<Option<ExitCode>> {
+    let began = Instant::now();
+    let progress = progress_bar(awaited.len() as u64, "waiting");
+    let mut died = false;
+    while !awaited.is_empty() && began.elapsed() < limit {
+        tokio::time::sleep(LOOK).await;
+        let ids = awaited.iter().map(|awaited| awaited.id.clone()).collect();
+        for (id, known) in desk.journal.standings(ids).await? {
+            let is_this_one = |awaited: &Awaited| awaited.id == id && known.generation.replay >= awaited.replay;
+            let has_ended = matches!(known.state, RequestState::Final | RequestState::Dead);
+            if has_ended && awaited.iter().any(is_this_one) {
+                awaited.retain(|awaited| awaited.id != id);
+                let text = if known.state == RequestState::Final {
+                    "final: written once".to_owned()
+                } else {
+                    died = true;
+                    let history = desk.journal.history(&id).await?;
+                    let cause = history.and_then(|history| history.failure).unwrap_or_default();
+                    format!("a dead letter again: {}", plain(&cause))
+                };
+                progress.suspend(|| tell_end(&id, known.state.as_str(), &text, json));
+                progress.inc(1);
+            }
+        }
+    }
+    progress.finish_and_clear();
+    for Awaited { id, .. } in &awaited {
+        let state = desk.state_of(id).await?;
+        let word = state.map_or("not taken in", RequestState::as_str);
+        let text = format!(
+            "{word} after {}; the time is over, `chainwriter status` tells more",
+            humantime::format_duration(limit)
+        );
+        tell_end(id, word, &text, json);
+    }
+    Ok(match (awaited.is_empty(), died) {
+        (false, _) => Some(ExitCode::from(exit::STILL_OPEN)),
+        (true, true) => Some(ExitCode::from(exit::NOT_ALL)),
+        (true, false) => None,
+    })
+}
+
+fn tell_end(id: &RequestId, state: &str, text: &str, json: bool) {
+    tell(json, || json!({ "id": id, "state": state, "explained": text }), || format!("{}: {text}", plain(id.as_str())));
+}
