@@ -271,9 +271,10 @@ impl Timestamp {
 }
 
 impl fmt::Display for Timestamp {
-    /// RFC 3339 with milliseconds, in UTC.
+    /// RFC 3339 with milliseconds, in UTC. What lies after the year 9999 is shown as its end, since RFC 3339 goes no further.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let since_epoch = Duration::from_millis(u64::try_from(self.0).unwrap_or(0));
+        const END_MS: u64 = 253_402_300_799_999;
+        let since_epoch = Duration::from_millis(u64::try_from(self.0).unwrap_or(0).min(END_MS));
         humantime::format_rfc3339_millis(UNIX_EPOCH + since_epoch).fmt(f)
     }
 }
