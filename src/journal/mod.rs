@@ -11,10 +11,12 @@ use async_trait::async_trait;
 use crate::model::{Address, Attempt, Message, Nonce, RequestId, Timestamp};
 use crate::policy::arrival::{Known, Verdict};
 
+mod admission;
 #[cfg(test)]
 pub(crate) mod contract;
 mod history;
 mod records;
+mod rows;
 mod sqlite;
 
 pub use history::{AttemptHistory, History, Incident, TransactionHistory};

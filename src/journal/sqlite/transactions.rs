@@ -3,18 +3,20 @@
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, params};
 
-use crate::journal::sqlite::leases::check_lease;
-use crate::journal::sqlite::rows::{
-    QUEUED_COLUMNS, column, corrupt, expect_rows, fixed, nonce, prepare, queued_request, signed, text, unsigned, word,
+use crate::journal::rows::{
+    ATTEMPT_COLUMNS, LIVE_COLUMNS, QUEUED_COLUMNS, add_live, expect_rows, filler, nonce, queued_request, signed,
+    stored_fee,
 };
+use crate::journal::sqlite::leases::check_lease;
+use crate::journal::sqlite::rows::prepare;
 use crate::journal::sqlite::{SqliteJournal, cancellations, closed};
 use crate::journal::{
     AccountId, Cancellation, JournalError, Lease, LiveTransaction, NewTransaction, QueuedRequest, Result, StoredNonce,
     Transactions, Which,
 };
-use crate::model::{Address, Attempt, AttemptKind, Fee, Gas, Nonce, SignedTransaction, Timestamp, TxHash, Wei};
+use crate::model::{Attempt, Nonce, Timestamp};
 
 #[async_trait]
 impl Transactions for SqliteJournal {
@@ -72,36 +74,25 @@ fn queued(connection: &Connection, account: AccountId, after_turn: i64, limit: u
          AND r.settled_at IS NULL AND NOT EXISTS (SELECT 1 FROM cancellations c WHERE c.request = r.seq) \
          ORDER BY r.turn LIMIT ?3"
     );
-    prepare(connection, "read the queue", &select)?.rows((account.0, after_turn, limit), queued_request)
+    prepare(connection, "read the queue", &select)?.rows((account.0, after_turn, limit), |row| queued_request(row))
 }
 
 fn live_transactions(connection: &Connection, account: AccountId) -> Result<Vec<LiveTransaction>> {
     // By nonces alone SQLite would walk past everything that has ended.
     let select = format!(
-        "SELECT {QUEUED_COLUMNS}, t.nonce, t.to_address, t.value, t.gas, \
-         a.kind, a.hash, a.raw, a.max_fee, a.tip, a.signed_at \
-         FROM transactions t INDEXED BY transactions_live JOIN requests r ON r.seq = t.request \
+        "SELECT {QUEUED_COLUMNS}, {LIVE_COLUMNS}, {ATTEMPT_COLUMNS} FROM transactions t INDEXED BY transactions_live JOIN requests r ON r.seq = t.request \
          JOIN attempts a ON a.account = t.account AND a.nonce = t.nonce \
          WHERE t.account = ?1 AND t.state = 'live' ORDER BY t.nonce, a.id"
     );
-    let mut live: Vec<LiveTransaction> = Vec::new();
-    prepare(connection, "read the live transactions", &select)?.rows([account.0], |row| {
-        let nonce = Nonce(unsigned(row, "transaction", "nonce")?);
-        match live.last_mut() {
-            Some(last) if last.nonce == nonce => last.attempts.push(attempt(row)?),
-            _ => live.push(live_transaction(row, nonce)?),
-        }
-        Ok(())
-    })?;
+    let mut live = Vec::new();
+    prepare(connection, "read the live transactions", &select)?.rows([account.0], |row| add_live(&mut live, row))?;
     Ok(live)
 }
 
 fn fillers(connection: &Connection, account: AccountId, first: Nonce, below: Nonce) -> Result<Vec<(Nonce, Attempt)>> {
     let select = "SELECT nonce, 'cancel' AS kind, hash, raw, max_fee, tip, signed_at FROM fillers \
                   WHERE account = ?1 AND nonce >= ?2 AND nonce < ?3 ORDER BY nonce, id";
-    prepare(connection, "read the fillers", select)?.rows((account.0, nonce(first)?, nonce(below)?), |row| {
-        Ok((Nonce(unsigned(row, "filler", "nonce")?), attempt(row)?))
-    })
+    prepare(connection, "read the fillers", select)?.rows((account.0, nonce(first)?, nonce(below)?), |row| filler(row))
 }
 
 fn record_transactions(connection: &Connection, lease: &Lease, transactions: &[NewTransaction]) -> Result<()> {
@@ -216,42 +207,4 @@ fn insert_fillers(connection: &Connection, lease: &Lease, fillers: &[(Nonce, Att
         insert.execute((lease.account.0, nonce(*at)?, hash, raw, max_fee, tip, filler.signed_at.0))?;
     }
     Ok(())
-}
-
-fn stored_fee(fee: Fee) -> Result<(i64, Option<i64>)> {
-    match fee {
-        Fee::Eip1559 { max_fee, tip } => Ok((signed("a fee", max_fee.0)?, Some(signed("a tip", tip.0)?))),
-        Fee::Legacy { gas_price } => Ok((signed("a gas price", gas_price.0)?, None)),
-    }
-}
-
-fn live_transaction(row: &Row<'_>, nonce: Nonce) -> Result<LiveTransaction> {
-    Ok(LiveTransaction {
-        request: queued_request(row)?,
-        nonce,
-        to: fixed(row, "transaction", "to_address", Address::from_slice)?,
-        value: amount(text(row, "transaction", "value")?)?,
-        gas: Gas(unsigned(row, "transaction", "gas")?),
-        attempts: vec![attempt(row)?],
-    })
-}
-
-fn amount(text: &str) -> Result<Wei> {
-    text.parse().map(Wei).map_err(|_| corrupt("transaction", format!("value is {text:?}")))
-}
-
-pub(super) fn attempt(row: &Row<'_>) -> Result<Attempt> {
-    let max_fee = Wei(unsigned(row, "attempt", "max_fee")?);
-    let tip: Option<i64> = column(row, "attempt", "tip")?;
-    let fee = match tip {
-        Some(tip) => Fee::Eip1559 { max_fee, tip: Wei(tip.unsigned_abs().into()) },
-        None => Fee::Legacy { gas_price: max_fee },
-    };
-    let raw: Vec<u8> = column(row, "attempt", "raw")?;
-    Ok(Attempt {
-        kind: word(row, "attempt", "kind", AttemptKind::from_word)?,
-        signed: SignedTransaction { hash: fixed(row, "attempt", "hash", TxHash::from_slice)?, raw: raw.into() },
-        fee,
-        signed_at: Timestamp(column(row, "attempt", "signed_at")?),
-    })
 }
