@@ -6,8 +6,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::journal::{
-    AttemptHistory, Cancellation, CopyKind, History, Incident, JournalError, LiveTransaction, OutboxRow, QueuedRequest,
-    ReplyAddress, RequestSeq, Result, StoredNonce, TransactionHistory, UnconfirmedCopy,
+    AttemptHistory, Cancellation, CopyKind, History, Incident, JournalError, LiveTransaction, NewTransaction,
+    OutboxRow, QueuedRequest, ReplyAddress, RequestSeq, Result, StoredNonce, TransactionHistory, UnconfirmedCopy,
 };
 use crate::model::event::FinalTransaction;
 use crate::model::{
@@ -116,6 +116,28 @@ pub(super) fn expect_rows(doing: &'static str, expected: usize, changed: usize) 
         return Ok(());
     }
     Err(JournalError::Inconsistent { doing, detail: format!("{changed} of {expected} rows were as they must be") })
+}
+
+/// The first of these nonces, which follow one another.
+pub(super) fn first_nonce(transactions: &[NewTransaction]) -> Result<Option<Nonce>> {
+    let Some(first) = transactions.first() else { return Ok(None) };
+    let in_sequence = transactions.iter().zip(first.nonce.0..).all(|(transaction, nonce)| transaction.nonce.0 == nonce);
+    if in_sequence {
+        return Ok(Some(first.nonce));
+    }
+    let detail = "they do not follow one another".to_owned();
+    Err(JournalError::Inconsistent { doing: "take nonces", detail })
+}
+
+pub(super) fn not_the_next_nonce(nonce: Nonce) -> JournalError {
+    JournalError::Inconsistent { doing: "take nonces", detail: format!("{nonce} is not the account's next nonce") }
+}
+
+pub(super) fn not_fillable(nonce: Nonce) -> JournalError {
+    JournalError::Inconsistent {
+        doing: "fill a nonce",
+        detail: format!("a transaction of ours may still land at {nonce}, or it was never taken"),
+    }
 }
 
 pub(super) fn seq(row: &impl Columns) -> Result<RequestSeq> {

@@ -2,13 +2,13 @@
 
 use rusqlite::{Connection, params};
 
-use crate::journal::rows::{ATTEMPT_COLUMNS, STORED_COLUMNS, add_stored, nonce, signed};
+use crate::journal::rows::{ATTEMPT_COLUMNS, STORED_COLUMNS, add_stored, nonce, not_fillable, signed};
 use crate::journal::sqlite::leases::check_lease;
 use crate::journal::sqlite::outbox::insert_events;
 use crate::journal::sqlite::rows::{Statement, prepare};
 use crate::journal::sqlite::settlements::note_incidents;
 use crate::journal::{
-    AccountId, ClosedTransaction, EndedAgain, JournalError, Lease, Reorged, RequestSeq, Result, StoredNonce, Which,
+    AccountId, ClosedTransaction, EndedAgain, Lease, Reorged, RequestSeq, Result, StoredNonce, Which,
 };
 use crate::model::{Event, Nonce, Timestamp};
 
@@ -42,10 +42,7 @@ pub(super) fn expect_fillable(connection: &Connection, lease: &Lease, at: Nonce)
     let look = "SELECT 1 FROM accounts WHERE id = ?1 AND next_nonce > ?2 AND NOT EXISTS (SELECT 1 FROM transactions \
                 WHERE account = ?1 AND nonce = ?2 AND state NOT IN ('reverted', 'displaced'))";
     let fillable = prepare(connection, "look at a nonce", look)?.row((lease.account.0, nonce(at)?), |_| Ok(()))?;
-    fillable.ok_or_else(|| JournalError::Inconsistent {
-        doing: "fill a nonce",
-        detail: format!("a transaction of ours may still land at {at}, or it was never taken"),
-    })
+    fillable.ok_or_else(|| not_fillable(at))
 }
 
 pub(super) fn record_reorged(connection: &Connection, lease: &Lease, reorged: Vec<Reorged>) -> Result<()> {

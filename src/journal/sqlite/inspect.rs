@@ -28,6 +28,12 @@ impl Upkeep for SqliteJournal {
         }
         self.writer.write(move |connection| delete_settled(connection, &old, before)).await
     }
+
+    async fn close(&self) {
+        // The last to close puts what is in the WAL into the file, and that has to be one that may write.
+        self.readers.close().await;
+        self.writer.close().await;
+    }
 }
 
 /// What waits for its retry stays, however old: its copy at the broker will ask for it.

@@ -86,12 +86,7 @@ impl SqliteJournal {
             let known = newest_version();
             match found {
                 found if found > known => Err(JournalError::NewerSchema { found, known }),
-                found if found < known => Err(JournalError::Inconsistent {
-                    doing: "read it",
-                    detail: format!(
-                        "its schema has version {found}, this program has {known}: let the worker start once with this version"
-                    ),
-                }),
+                found if found < known => Err(JournalError::older_schema(found, known)),
                 _ => with_readers(writing, &path),
             }
         })
@@ -103,13 +98,6 @@ impl SqliteJournal {
         let opened = tokio::task::spawn_blocking(open).await;
         let (writing, reading) = opened.map_err(|error| storage("open", error))??;
         Ok(Self { readers: Readers::start(reading)?, writer: GroupCommit::start(writing)? })
-    }
-
-    /// Waits for what is being written, then closes the file.
-    pub async fn close(&self) {
-        // The last to close puts what is in the WAL into the file, and that has to be one that may write.
-        self.readers.close().await;
-        self.writer.close().await;
     }
 }
 
@@ -208,7 +196,7 @@ fn ended() -> JournalError {
 }
 
 fn storage(doing: &'static str, error: impl std::error::Error + Send + Sync + 'static) -> JournalError {
-    JournalError::Storage { doing, source: Box::new(error) }
+    JournalError::Storage { doing, source: Box::new(error), mend: "check the disk and the file's rights" }
 }
 
 #[cfg(test)]
@@ -220,7 +208,9 @@ mod tests {
 
     use super::*;
     use crate::journal::contract::{arrival, id, journal_contract, set, transaction};
-    use crate::journal::{AccountId, Admissions, Journal, Leases, Outbox, RequestSeq, Settlements, Transactions};
+    use crate::journal::{
+        AccountId, Admissions, Journal, Leases, Outbox, RequestSeq, Settlements, Transactions, Upkeep,
+    };
     use crate::model::{Address, Generation};
     use crate::policy::arrival::Verdict;
 
@@ -230,7 +220,7 @@ mod tests {
         (folder, Arc::new(journal))
     }
 
-    journal_contract!(journal());
+    journal_contract!(async { Some(journal().await) });
 
     #[tokio::test]
     async fn the_file_and_its_companions_are_their_owners_alone() {

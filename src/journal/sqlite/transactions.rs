@@ -6,15 +6,15 @@ use async_trait::async_trait;
 use rusqlite::{Connection, params};
 
 use crate::journal::rows::{
-    ATTEMPT_COLUMNS, LIVE_COLUMNS, QUEUED_COLUMNS, add_live, expect_rows, filler, nonce, queued_request, signed,
-    stored_fee,
+    ATTEMPT_COLUMNS, LIVE_COLUMNS, QUEUED_COLUMNS, add_live, expect_rows, filler, first_nonce, nonce,
+    not_the_next_nonce, queued_request, signed, stored_fee,
 };
 use crate::journal::sqlite::leases::check_lease;
 use crate::journal::sqlite::rows::prepare;
 use crate::journal::sqlite::{SqliteJournal, cancellations, closed};
 use crate::journal::{
-    AccountId, Cancellation, JournalError, Lease, LiveTransaction, NewTransaction, QueuedRequest, Result, StoredNonce,
-    Transactions, Which,
+    AccountId, Cancellation, Lease, LiveTransaction, NewTransaction, QueuedRequest, Result, StoredNonce, Transactions,
+    Which,
 };
 use crate::model::{Attempt, Nonce, Timestamp};
 
@@ -106,17 +106,12 @@ fn record_transactions(connection: &Connection, lease: &Lease, transactions: &[N
 /// Moves the account's next nonce past these, which must be the ones that follow. The check stands in the same
 /// transaction as the rows: no gap and no nonce twice, whatever the lane believes.
 fn take_nonces(connection: &Connection, lease: &Lease, transactions: &[NewTransaction]) -> Result<()> {
-    let Some(first) = transactions.first() else { return Ok(()) };
-    let in_sequence = transactions.iter().zip(first.nonce.0..).all(|(transaction, nonce)| transaction.nonce.0 == nonce);
-    let refused = |detail: String| JournalError::Inconsistent { doing: "take nonces", detail };
-    if !in_sequence {
-        return Err(refused("they do not follow one another".to_owned()));
-    }
+    let Some(first) = first_nonce(transactions)? else { return Ok(()) };
     let take = "UPDATE accounts SET next_nonce = next_nonce + ?1 WHERE id = ?2 AND next_nonce = ?3";
-    let values = (signed("a count", transactions.len())?, lease.account.0, nonce(first.nonce)?);
+    let values = (signed("a count", transactions.len())?, lease.account.0, nonce(first)?);
     match prepare(connection, "take nonces", take)?.execute(values)? {
         1 => Ok(()),
-        _ => Err(refused(format!("{} is not the account's next nonce", first.nonce))),
+        _ => Err(not_the_next_nonce(first)),
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use crate::journal::{AccountId, History, Journal, JournalError, RequestSeq, SqliteJournal};
+use crate::journal::{AccountId, History, Journal, JournalError, RequestSeq, SqliteJournal, Upkeep};
 use crate::model::{Address, Nonce, RequestId};
 use crate::simulation::journal::{MemoryJournal, NoFaults};
 use crate::simulation::store::Store;

@@ -1,0 +1,205 @@
+//! A private PostgreSQL server: own port, own data, gone with the test.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use tokio::process::{Child, Command};
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+
+use super::guard::{Guard, find_on_path, send_signal};
+use super::ports::free_port;
+
+const READY_LIMIT: Duration = Duration::from_secs(60);
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+/// Whom the server runs as where this process is root, which it refuses to be.
+const NOBODY: (&str, u32, u32) = ("nobody", 65_534, 65_534);
+
+#[derive(Clone, Debug, Default)]
+pub struct PostgresConfig {
+    /// Flush commits to the disk. Without it a server that is killed keeps them all the same; a host that is, would not.
+    pub fsync: bool,
+    /// More of `name=value`.
+    pub extra: Vec<String>,
+}
+
+/// Gone, with its processes and files, when dropped.
+pub struct Postgres {
+    port: u16,
+    config: PostgresConfig,
+    child: Option<Child>,
+    guard: Guard,
+}
+
+impl Postgres {
+    /// Starts a server and waits until it answers; panics, with the end of its log, when it does not.
+    pub async fn start(config: PostgresConfig) -> Postgres {
+        let guard = Guard::new("postgres");
+        let mut postgres = Postgres { port: free_port(), config, child: None, guard };
+        let data = postgres.data();
+        std::fs::create_dir(&data).expect("the private folder takes a folder");
+        if is_root() {
+            let passable = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+            std::fs::set_permissions(postgres.guard.folder(), passable).expect("the folder can be opened");
+            std::os::unix::fs::chown(&data, Some(NOBODY.1), Some(NOBODY.2)).expect("root can give folders away");
+        }
+        let mut initdb = postgres.command("initdb");
+        initdb.args(["--username=tester", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]);
+        let made = initdb.arg("--pgdata").arg(&data).output().await.expect("initdb can be run");
+        assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
+        postgres.start_again().await;
+        postgres
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
+    }
+
+    /// The address of a new schema, which no other test knows.
+    pub async fn new_schema(&self) -> String {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let schema = format!("t{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        self.run(&format!("CREATE SCHEMA {schema}")).await;
+        self.url_of(self.address(), &schema)
+    }
+
+    /// The address of a schema by way of a proxy.
+    pub fn url_of(&self, address: SocketAddr, schema: &str) -> String {
+        format!("postgres://tester@{address}/postgres?options=-csearch_path%3D{schema}")
+    }
+
+    /// A connection with all rights.
+    pub async fn client(&self) -> Result<Client, tokio_postgres::Error> {
+        let config = format!("host=127.0.0.1 port={} user=tester dbname=postgres connect_timeout=5", self.port);
+        let (client, connection) = tokio_postgres::connect(&config, NoTls).await?;
+        tokio::spawn(connection);
+        Ok(client)
+    }
+
+    /// Runs statements, and gives the first column of what they return.
+    pub async fn run(&self, sql: &str) -> Vec<String> {
+        let client = self.client().await.expect("PostgreSQL can be reached");
+        let messages = client.simple_query(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+        let column = |message: &SimpleQueryMessage| match message {
+            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        };
+        messages.iter().filter_map(column).collect()
+    }
+
+    /// Ends every connection but the one that asks for it.
+    pub async fn cut_all(&self) {
+        let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                   WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
+        self.run(cut).await;
+    }
+
+    /// Starts a stopped or killed server on its old port with its old data.
+    pub async fn start_again(&mut self) {
+        assert!(self.child.is_none(), "this PostgreSQL runs already");
+        let started = std::time::Instant::now();
+        loop {
+            self.spawn();
+            while self.client().await.is_err() {
+                let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
+                assert!(started.elapsed() < READY_LIMIT, "PostgreSQL did not come up; its log:\n{}", self.log());
+                if ended.is_some() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            // After a kill its shared memory may be in use for a moment.
+            if self.child.as_mut().is_some_and(|child| child.try_wait().ok().flatten().is_none()) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    fn spawn(&mut self) {
+        let log = std::fs::OpenOptions::new().append(true).create(true).open(self.guard.folder().join("postgres.log"));
+        let log = log.expect("the private folder takes files");
+        let mut command = self.command("postgres");
+        command.arg("-D").arg(self.data()).args(["-p", &self.port.to_string(), "-h", "127.0.0.1"]);
+        let fsync = if self.config.fsync { "on" } else { "off" };
+        let own = [
+            "unix_socket_directories=".to_owned(),
+            format!("fsync={fsync}"),
+            format!("full_page_writes={fsync}"),
+            "shared_buffers=32MB".to_owned(),
+            "max_connections=200".to_owned(),
+            "logging_collector=off".to_owned(),
+        ];
+        for setting in own.iter().chain(&self.config.extra) {
+            command.args(["-c", setting]);
+        }
+        command.stdout(Stdio::from(log.try_clone().expect("a file handle can be cloned"))).stderr(Stdio::from(log));
+        self.child = Some(command.spawn().expect("PostgreSQL can be started"));
+    }
+
+    /// Ends the server in good order, without waiting for its clients.
+    pub async fn stop(&mut self) {
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
+        if let Some(pid) = child.id() {
+            send_signal(pid, "INT");
+        }
+        let ended = tokio::time::timeout(STOP_LIMIT, child.wait()).await;
+        assert!(ended.is_ok(), "PostgreSQL did not stop within {STOP_LIMIT:?}; its log:\n{}", self.log());
+    }
+
+    /// Ends the server with all its processes at once (SIGKILL).
+    pub async fn kill(&mut self) {
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
+        // First the one that would start others.
+        let _ = child.kill().await;
+        for pid in self.guard.pids() {
+            // It may have ended by itself meanwhile.
+            let _ = std::process::Command::new("kill").args(["-KILL", &pid.to_string()]).stderr(Stdio::null()).status();
+        }
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.guard.folder().join("postgres.log")).unwrap_or_default()
+    }
+
+    fn data(&self) -> PathBuf {
+        self.guard.folder().join("data")
+    }
+
+    fn command(&self, name: &str) -> Command {
+        let program = program(name).expect("PostgreSQL is here; run scripts/setup.sh postgres");
+        let mut command = if is_root() {
+            let mut command = self.guard.command("setpriv");
+            command.args(["--reuid", NOBODY.0, "--regid", &NOBODY.2.to_string(), "--clear-groups", "--"]).arg(program);
+            command
+        } else {
+            self.guard.command(program)
+        };
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PG")) {
+            command.env_remove(name);
+        }
+        command.current_dir("/");
+        command
+    }
+}
+
+fn is_root() -> bool {
+    std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").expect("this process is there")) == 0
+}
+
+/// A program of the newest version in Debian's place, else the one on PATH.
+pub fn program(name: &str) -> Option<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut versions: Vec<(u32, PathBuf)> = versions
+        .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin").join(name))))
+        .filter(|(_, file)| file.is_file())
+        .collect();
+    versions.sort();
+    versions.pop().map(|(_, file)| file).or_else(|| find_on_path(name))
+}
