@@ -38,7 +38,7 @@ planted: ## plant known bugs one at a time and say which seed of the simulation 
 	@cargo test --quiet --locked --test planted the_simulation -- --ignored --nocapture
 
 test: setup ## run every test, against a real broker and a real chain too
-	@scripts/setup.sh clock
+	@scripts/setup.sh clock postgres
 	CHAINWRITER_REQUIRE_SERVICES=1 RUST_MIN_STACK=536870912 cargo test --locked
 
 check: ## format, lints, documentation, dependencies, systemd unit

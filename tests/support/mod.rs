@@ -34,7 +34,7 @@ pub use deaf::DeafNode;
 pub use filtering::{FilteringNode, Say, nonce_of};
 pub use guard::Guard;
 pub use ports::free_port;
-pub use postgres::{Postgres, PostgresConfig};
+pub use postgres::{Pooler, Postgres, PostgresConfig};
 pub use proxy::{Mode, TcpProxy};
 pub use rabbit::{Rabbit, RabbitConfig};
 pub use rabbit_control::QueueCount;
@@ -55,7 +55,10 @@ pub fn services_are_here() -> bool {
 
 /// The same of PostgreSQL.
 pub fn postgres_is_here() -> bool {
-    are_here(&[("PostgreSQL", postgres::program("postgres").is_some(), "scripts/setup.sh postgres")])
+    are_here(&[
+        ("PostgreSQL", postgres::program("postgres").is_some(), "scripts/setup.sh postgres"),
+        ("PgBouncer", postgres::pooler_program().is_some(), "scripts/setup.sh postgres"),
+    ])
 }
 
 fn are_here(services: &[(&str, bool, &str)]) -> bool {

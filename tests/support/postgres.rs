@@ -1,7 +1,7 @@
 //! A private PostgreSQL server: own port, own data, gone with the test.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -40,11 +40,7 @@ impl Postgres {
         let mut postgres = Postgres { port: free_port(), config, child: None, guard };
         let data = postgres.data();
         std::fs::create_dir(&data).expect("the private folder takes a folder");
-        if is_root() {
-            let passable = std::os::unix::fs::PermissionsExt::from_mode(0o711);
-            std::fs::set_permissions(postgres.guard.folder(), passable).expect("the folder can be opened");
-            std::os::unix::fs::chown(&data, Some(NOBODY.1), Some(NOBODY.2)).expect("root can give folders away");
-        }
+        give_away(&postgres.guard, &data);
         let mut initdb = postgres.command("initdb");
         initdb.args(["--username=tester", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]);
         let made = initdb.arg("--pgdata").arg(&data).output().await.expect("initdb can be run");
@@ -173,20 +169,75 @@ impl Postgres {
     }
 
     fn command(&self, name: &str) -> Command {
-        let program = program(name).expect("PostgreSQL is here; run scripts/setup.sh postgres");
-        let mut command = if is_root() {
-            let mut command = self.guard.command("setpriv");
-            command.args(["--reuid", NOBODY.0, "--regid", &NOBODY.2.to_string(), "--clear-groups", "--"]).arg(program);
-            command
-        } else {
-            self.guard.command(program)
-        };
+        let mut command =
+            unprivileged(&self.guard, program(name).expect("PostgreSQL is here; run scripts/setup.sh postgres"));
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PG")) {
             command.env_remove(name);
         }
         command.current_dir("/");
         command
     }
+}
+
+/// PgBouncer in front of a server. Gone when dropped.
+pub struct Pooler {
+    port: u16,
+    _child: Child,
+    _guard: Guard,
+}
+
+impl Pooler {
+    /// With this `pool_mode`. It ignores which schema is asked for.
+    pub async fn start(server: &Postgres, mode: &str) -> Pooler {
+        let (guard, port) = (Guard::new("pgbouncer"), free_port());
+        let settings = format!(
+            "[databases]\n* = host=127.0.0.1 port={} user=tester\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
+             listen_port = {port}\nunix_socket_dir =\nauth_type = any\npool_mode = {mode}\n\
+             ignore_startup_parameters = options,extra_float_digits\n",
+            server.port
+        );
+        let file = guard.folder().join("pgbouncer.ini");
+        std::fs::write(&file, settings).expect("the private folder takes files");
+        give_away(&guard, &file);
+        let program = pooler_program().expect("PgBouncer is here; run scripts/setup.sh postgres");
+        let mut command = unprivileged(&guard, program);
+        command.arg("-q").arg(&file).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().expect("PgBouncer can be started");
+        let started = std::time::Instant::now();
+        while tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_err() {
+            assert!(started.elapsed() < READY_LIMIT, "PgBouncer did not come up");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Pooler { port, _child: child, _guard: guard }
+    }
+
+    pub fn url(&self) -> String {
+        format!("postgres://tester@127.0.0.1:{}/postgres", self.port)
+    }
+}
+
+pub fn pooler_program() -> Option<PathBuf> {
+    let of_debian = Some(PathBuf::from("/usr/sbin/pgbouncer")).filter(|file| file.is_file());
+    of_debian.or_else(|| find_on_path("pgbouncer"))
+}
+
+/// So that [`unprivileged`] reaches it.
+fn give_away(guard: &Guard, path: &Path) {
+    if is_root() {
+        let passable = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+        std::fs::set_permissions(guard.folder(), passable).expect("the folder can be opened");
+        std::os::unix::fs::chown(path, Some(NOBODY.1), Some(NOBODY.2)).expect("root can give files away");
+    }
+}
+
+/// A command under guard that is never root's.
+fn unprivileged(guard: &Guard, program: PathBuf) -> Command {
+    if !is_root() {
+        return guard.command(program);
+    }
+    let mut command = guard.command("setpriv");
+    command.args(["--reuid", NOBODY.0, "--regid", &NOBODY.2.to_string(), "--clear-groups", "--"]).arg(program);
+    command
 }
 
 fn is_root() -> bool {

@@ -29,7 +29,7 @@ use pool::Pool;
 /// Oldest version whose statements are those used here.
 const OLDEST_SERVER: i64 = 120_000;
 /// How often two sessions look whether they are two.
-const POOLER_LOOKS: usize = 3;
+const POOLER_LOOKS: usize = 10;
 
 /// A journal in a PostgreSQL database.
 #[derive(Debug, Clone)]
@@ -82,8 +82,9 @@ async fn check(pool: &Pool) -> Result<()> {
 async fn expect_own_sessions(one: &Connection, two: &Connection) -> Result<()> {
     const DOING: &str = "look for a pooler";
     let read = "SELECT coalesce(current_setting('chainwriter.session', true), '') AS mark";
-    one.run(DOING, "SELECT set_config('chainwriter.session', 'one', false)").await?;
     for _ in 0..POOLER_LOOKS {
+        // Each time, for a pooler may have given it yet another one.
+        one.run(DOING, "SELECT set_config('chainwriter.session', 'one', false)").await?;
         // While the other is in a transaction, a pooler has to give this one another session than that.
         two.run(DOING, "BEGIN").await?;
         let (of_two, of_one) = (two.simple(DOING, read).await?, one.simple(DOING, read).await?);

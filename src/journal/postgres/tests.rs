@@ -16,7 +16,7 @@ use crate::journal::{
 };
 use crate::model::{Address, Generation, Nonce, RequestState, Timestamp};
 use crate::policy::arrival::Verdict;
-use crate::support::{Mode, Postgres, PostgresConfig, TcpProxy, postgres_is_here};
+use crate::support::{Mode, Pooler, Postgres, PostgresConfig, TcpProxy, postgres_is_here};
 
 const TTL: Duration = Duration::from_secs(60);
 /// Nothing takes so long that is not stuck.
@@ -36,20 +36,20 @@ fn address(url: &str) -> PostgresAddress {
     PostgresAddress::parse(url).unwrap()
 }
 
-async fn open(url: &str) -> PostgresJournal {
+async fn open_at(url: &str) -> PostgresJournal {
     PostgresJournal::open(&address(url)).await.unwrap()
 }
 
 async fn journal() -> Option<(String, Arc<dyn Journal>)> {
     let url = server().await?.new_schema().await;
-    let journal = Arc::new(open(&url).await);
+    let journal = Arc::new(open_at(&url).await);
     Some((url, journal))
 }
 
 /// A set, and a second journal on the same tables.
 async fn pair(requests: &[&str]) -> Option<(String, Set, PostgresJournal)> {
     let (url, journal) = journal().await?;
-    let other = open(&url).await;
+    let other = open_at(&url).await;
     Some((url, set(journal, requests).await, other))
 }
 
@@ -85,7 +85,7 @@ async fn a_journal_of_a_newer_version_is_refused_and_a_missing_one_told() {
     let url = server.new_schema().await;
     let missing = PostgresJournal::open_existing(&address(&url)).await.unwrap_err();
     assert!(matches!(missing, JournalError::Missing { .. }), "{missing}");
-    open(&url).await;
+    open_at(&url).await;
     session(&url).await.run("", "UPDATE journal_version SET version = 99").await.unwrap();
     for refused in [PostgresJournal::open(&address(&url)).await, PostgresJournal::open_existing(&address(&url)).await] {
         let refused = refused.unwrap_err();
@@ -98,13 +98,13 @@ async fn a_journal_of_a_newer_version_is_refused_and_a_missing_one_told() {
 async fn a_journal_is_its_schemas_own() {
     let Some(server) = server().await else { return };
     let theirs = server.new_schema().await;
-    open(&theirs).await.account(1, Address([7; 20])).await.unwrap();
+    open_at(&theirs).await.account(1, Address([7; 20])).await.unwrap();
     let ours = server.new_schema().await;
     let (_, their_schema) = theirs.rsplit_once("%3D").unwrap();
     let both = format!("{ours},{their_schema}");
     let missing = PostgresJournal::open_existing(&address(&both)).await.unwrap_err();
     assert!(matches!(missing, JournalError::Missing { .. }), "{missing}");
-    open(&both).await;
+    open_at(&both).await;
     let nowhere = format!("{ours}_none");
     let refused = PostgresJournal::open(&address(&nowhere)).await.unwrap_err().to_string();
     assert!(refused.contains("search_path names no schema"), "{refused}");
@@ -114,7 +114,7 @@ async fn a_journal_is_its_schemas_own() {
 #[tokio::test]
 async fn instances_that_admit_the_same_ids_at_once_accept_each_once() {
     let Some((url, set, other)) = pair(&[]).await else { return };
-    let third = open(&url).await;
+    let third = open_at(&url).await;
     let account = set.account;
     let admit = async |journal: &dyn Journal, is_reversed: bool| {
         let mut accepted = 0;
@@ -334,7 +334,7 @@ async fn a_caller_that_stops_waiting_does_not_stop_the_write() {
 async fn connections_that_the_database_has_cut_are_replaced() {
     let Some(server) = server().await else { return };
     let url = format!("{}&application_name=cut", server.new_schema().await);
-    let journal = open(&url).await;
+    let journal = open_at(&url).await;
     let account = journal.account(1, Address([7; 20])).await.unwrap();
     let lease = take(&journal, account, "me").await.unwrap();
     for round in 0..5 {
@@ -353,7 +353,7 @@ async fn a_way_that_is_cut_again_and_again_doubles_and_loses_nothing() {
     let direct = server.new_schema().await;
     let proxy = TcpProxy::start(server.address()).await;
     let (_, schema) = direct.rsplit_once("%3D").unwrap();
-    let journal = open(&server.url_of(proxy.addr(), schema)).await;
+    let journal = open_at(&server.url_of(proxy.addr(), schema)).await;
     let account = journal.account(1, Address([7; 20])).await.unwrap();
     let is_done = std::sync::atomic::AtomicBool::new(false);
     let cut = async {
@@ -380,7 +380,7 @@ async fn a_way_that_is_cut_again_and_again_doubles_and_loses_nothing() {
     };
     let ((held, in_doubt), ()) = tokio::join!(work, cut);
     assert!(held > 0);
-    let stored = open(&direct).await.open_requests().await.unwrap();
+    let stored = open_at(&direct).await.open_requests().await.unwrap();
     assert!((held..=held + in_doubt).contains(&stored), "{held} hold, {in_doubt} in doubt, {stored} are there");
 }
 
@@ -391,7 +391,7 @@ async fn a_database_that_is_away_for_a_moment_is_waited_for() {
     let direct = server.new_schema().await;
     let proxy = TcpProxy::start(server.address()).await;
     let (_, schema) = direct.rsplit_once("%3D").unwrap();
-    let journal = open(&server.url_of(proxy.addr(), schema)).await;
+    let journal = open_at(&server.url_of(proxy.addr(), schema)).await;
     let account = journal.account(1, Address([7; 20])).await.unwrap();
     proxy.set_mode(Mode::Refuse);
     proxy.cut_all();
@@ -408,6 +408,34 @@ async fn a_database_that_is_away_for_a_moment_is_waited_for() {
     assert!(error.to_string().contains("nothing was written"), "{error}");
     proxy.set_mode(Mode::Pass);
     assert_eq!(journal.admit(vec![first(account, "b", "body")]).await.unwrap(), [Verdict::Accept]);
+}
+
+/// What a pooler gives to each transaction is another session: neither timeouts nor prepared statements last there.
+#[tokio::test]
+async fn a_pooler_in_transaction_mode_is_refused_and_one_in_session_mode_is_not() {
+    let Some(server) = server().await else { return };
+    let pooler = Pooler::start(server, "transaction").await;
+    // Others use its sessions meanwhile.
+    let busy = address(&pooler.url()).connect().await.unwrap();
+    let is_done = std::sync::atomic::AtomicBool::new(false);
+    let work = async {
+        while !is_done.load(std::sync::atomic::Ordering::Relaxed) {
+            busy.run("", "BEGIN; SELECT pg_sleep(0.001); COMMIT").await.unwrap();
+        }
+    };
+    let open = async {
+        for _ in 0..20 {
+            let refused = PostgresJournal::open(&address(&pooler.url())).await.unwrap_err();
+            assert!(matches!(&refused, JournalError::Unfit(why) if why.contains("transaction mode")), "{refused}");
+        }
+        is_done.store(true, std::sync::atomic::Ordering::Relaxed);
+    };
+    tokio::join!(work, open);
+    let pooler = Pooler::start(server, "session").await;
+    let journal = open_at(&pooler.url()).await;
+    let account = journal.account(1, Address([7; 20])).await.unwrap();
+    assert_eq!(journal.admit(vec![first(account, "a", "body")]).await.unwrap(), [Verdict::Accept]);
+    journal.close().await;
 }
 
 /// A text of a producer's may hold anything that AMQP can carry.
