@@ -13,6 +13,7 @@ use crate::policy::arrival::{Known, Verdict};
 
 mod address;
 mod admission;
+mod changes;
 #[cfg(test)]
 pub(crate) mod contract;
 mod history;
@@ -22,6 +23,7 @@ mod rows;
 mod sqlite;
 
 pub use address::JournalAddress;
+pub use changes::{Changes, Seen};
 pub use history::{AttemptHistory, History, Incident, TransactionHistory};
 pub use postgres::{PostgresAddress, PostgresJournal};
 pub use records::{
@@ -214,6 +216,10 @@ pub trait Upkeep: Send + Sync {
     /// Deletes up to `limit` requests that were final or dead before this time, with all that belongs to them, whichever
     /// the journal finds first. Returns how many.
     async fn prune(&self, before: Timestamp, limit: u32) -> Result<u64>;
+    /// Tells of what other instances do, where the journal can.
+    fn changes(&self) -> Option<Changes> {
+        None
+    }
     /// Waits for what is being written, then gives up what the journal holds open.
     async fn close(&self) {}
 }

@@ -18,6 +18,7 @@ mod cancelling;
 mod chain_life;
 mod commands;
 mod crashes;
+mod databases;
 mod duplicates;
 mod endpoints;
 mod happy;

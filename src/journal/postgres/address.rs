@@ -8,7 +8,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls_platform_verifier::Verifier;
 use tokio_postgres::config::{SslMode, TargetSessionAttrs};
-use tokio_postgres::{Config, Connection as Driver, Socket};
+use tokio_postgres::{AsyncMessage, Config, Connection as Driver, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use url::Url;
 
@@ -71,19 +71,30 @@ impl PostgresAddress {
         Ok(Self { config, tls: tls(authorities.as_deref())? })
     }
 
-    pub(super) async fn connect(&self) -> Result<Connection, tokio_postgres::Error> {
+    /// A connection. What others tell on the channels that it listens to is given to `hear`.
+    pub(super) async fn connect(
+        &self,
+        hear: impl Fn(&str) + Send + 'static,
+    ) -> Result<Connection, tokio_postgres::Error> {
         let (client, driver) = self.config.connect(self.tls.clone()).await?;
-        Ok(Connection::new(client, tokio::spawn(drive(driver))))
+        Ok(Connection::new(client, tokio::spawn(drive(driver, hear))))
     }
 }
 
 /// What ends it, the calls on it are told.
-async fn drive<S>(driver: Driver<Socket, S>)
+async fn drive<S>(mut driver: Driver<Socket, S>, hear: impl Fn(&str))
 where
     S: tokio_postgres::tls::TlsStream + Unpin,
 {
-    if let Err(error) = driver.await {
-        tracing::debug!(%error, "a connection to the journal's database has ended");
+    while let Some(message) = std::future::poll_fn(|context| driver.poll_message(context)).await {
+        match message {
+            Ok(AsyncMessage::Notification(said)) => hear(said.payload()),
+            Ok(_) => {}
+            Err(error) => {
+                tracing::debug!(%error, "a connection to the journal's database has ended");
+                return;
+            }
+        }
     }
 }
 

@@ -15,7 +15,11 @@ use crate::policy::arrival::{Known, Verdict};
 #[async_trait]
 impl Admissions for PostgresJournal {
     async fn admit(&self, arrivals: Vec<Arrival>) -> Result<Vec<Verdict>> {
-        self.pool.write(arrivals, |connection, arrivals| Box::pin(admit(connection, arrivals))).await
+        let verdicts = self.pool.write(arrivals, |connection, arrivals| Box::pin(admit(connection, arrivals))).await?;
+        if verdicts.contains(&Verdict::Accept) {
+            self.announce_work();
+        }
+        Ok(verdicts)
     }
 
     async fn open_requests(&self) -> Result<u64> {

@@ -6,12 +6,13 @@ use async_trait::async_trait;
 
 use crate::journal::postgres::PostgresJournal;
 use crate::journal::postgres::connection::Connection;
+use crate::journal::postgres::news::News;
 use crate::journal::postgres::rows::stored;
 use crate::journal::postgres::settlements::{Noted, note_incidents};
 use crate::journal::rows::{
     attempt_history, incident, number, request_history, request_state, seq, transaction_history, unsigned, wording,
 };
-use crate::journal::{AttemptHistory, CancelWish, History, Result, Upkeep, WishAnswer};
+use crate::journal::{AttemptHistory, CancelWish, Changes, History, Result, Upkeep, WishAnswer};
 use crate::model::{Nonce, RequestId, RequestState, Timestamp};
 
 #[async_trait]
@@ -28,6 +29,10 @@ impl Upkeep for PostgresJournal {
         self.pool
             .write((before, limit), |connection, (before, limit)| Box::pin(prune(connection, *before, *limit)))
             .await
+    }
+
+    fn changes(&self) -> Option<Changes> {
+        self.news.as_ref().map(News::changes)
     }
 
     async fn close(&self) {

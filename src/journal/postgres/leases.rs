@@ -7,6 +7,7 @@ use async_trait::async_trait;
 
 use crate::journal::postgres::PostgresJournal;
 use crate::journal::postgres::connection::Connection;
+use crate::journal::postgres::news::{News, tell};
 use crate::journal::postgres::rows::stored;
 use crate::journal::rows::{nonce, number, signed, unsigned};
 use crate::journal::{AccountId, Acquired, JournalError, Lease, LeaseMark, Leases, Result};
@@ -42,31 +43,18 @@ impl Leases for PostgresJournal {
     }
 
     async fn renew_lease(&self, lease: &Lease, ttl: Duration) -> Result<()> {
-        self.set_lease(lease, "UPDATE accounts SET lease_until = $1 WHERE id = $2", Timestamp::now().after(ttl)).await
+        let wish = (lease.clone(), Timestamp::now().after(ttl));
+        self.pool.write(wish, |connection, (lease, until)| Box::pin(renew(connection, lease, *until))).await
     }
 
     async fn release_lease(&self, lease: &Lease) -> Result<()> {
-        let release = "UPDATE accounts SET lease_until = $1, lease_owner = NULL WHERE id = $2";
-        self.set_lease(lease, release, Timestamp(0)).await
+        let wish = (lease.clone(), self.news.as_ref().map(News::released));
+        self.pool.write(wish, |connection, (lease, news)| Box::pin(release(connection, lease, news.as_deref()))).await
     }
 
     async fn raise_next_nonce(&self, lease: &Lease, at_least: Nonce) -> Result<Nonce> {
         let wish = (lease.clone(), nonce(at_least)?);
         self.pool.write(wish, |connection, (lease, at_least)| Box::pin(raise(connection, lease, *at_least))).await
-    }
-}
-
-impl PostgresJournal {
-    async fn set_lease(&self, lease: &Lease, sql: &'static str, until: Timestamp) -> Result<()> {
-        let wish = (lease.clone(), sql, until);
-        self.pool
-            .write(wish, |connection, (lease, sql, until)| {
-                Box::pin(async move {
-                    check_lease(connection, lease).await?;
-                    connection.execute("change a lease", sql, &[&until.0, &lease.account.0]).await.map(drop)
-                })
-            })
-            .await
     }
 }
 
@@ -119,6 +107,23 @@ async fn acquire(connection: &Connection, wish: &Wish) -> Result<Acquired> {
             Ok(Acquired::Anothers(LeaseMark { epoch: number(row, "account", "epoch")?, until }))
         })
         .await
+}
+
+async fn renew(connection: &Connection, lease: &Lease, until: Timestamp) -> Result<()> {
+    check_lease(connection, lease).await?;
+    let renew = "UPDATE accounts SET lease_until = $1 WHERE id = $2";
+    connection.execute("renew a lease", renew, &[&until.0, &lease.account.0]).await.map(drop)
+}
+
+/// Who stands by hears of it at once.
+async fn release(connection: &Connection, lease: &Lease, news: Option<&str>) -> Result<()> {
+    check_lease(connection, lease).await?;
+    let release = "UPDATE accounts SET lease_until = 0, lease_owner = NULL WHERE id = $1";
+    connection.execute("give a lease up", release, &[&lease.account.0]).await?;
+    match news {
+        Some(news) => tell(connection, news).await,
+        None => Ok(()),
+    }
 }
 
 async fn raise(connection: &Connection, lease: &Lease, at_least: i64) -> Result<Nonce> {

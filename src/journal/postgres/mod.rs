@@ -12,6 +12,7 @@ mod closed;
 mod connection;
 mod inspect;
 mod leases;
+mod news;
 mod outbox;
 mod pool;
 mod rows;
@@ -24,6 +25,7 @@ mod transactions;
 pub use address::PostgresAddress;
 
 use connection::Connection;
+use news::News;
 use pool::Pool;
 
 /// Oldest version whose statements are those used here.
@@ -35,6 +37,8 @@ const POOLER_LOOKS: usize = 10;
 #[derive(Debug, Clone)]
 pub struct PostgresJournal {
     pool: Pool,
+    /// A worker's; commands need none.
+    news: Option<News>,
 }
 
 impl PostgresJournal {
@@ -48,7 +52,8 @@ impl PostgresJournal {
         pool.wait_until_there().await?;
         check(&pool).await?;
         pool.write((), |connection, ()| Box::pin(schema::migrate(connection, schema::MIGRATIONS))).await?;
-        Ok(Self { pool })
+        let news = Some(News::start(pool.clone()));
+        Ok(Self { pool, news })
     }
 
     /// Opens a journal that another process works with, and leaves its tables as they are.
@@ -60,7 +65,15 @@ impl PostgresJournal {
         check(&pool).await?;
         match pool.read((), |connection, ()| Box::pin(schema::version(connection))).await? {
             None => Err(JournalError::Missing { path: format!("in {address}") }),
-            Some(found) => schema::expect_known(found).map(|()| Self { pool }),
+            Some(found) => schema::expect_known(found).map(|()| Self { pool, news: None }),
+        }
+    }
+}
+
+impl PostgresJournal {
+    fn announce_work(&self) {
+        if let Some(news) = &self.news {
+            news.announce_work();
         }
     }
 }

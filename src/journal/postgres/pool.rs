@@ -75,14 +75,19 @@ impl Pool {
 
     /// A connection that is none of the pool's.
     pub(super) async fn connect(&self) -> Result<Connection> {
-        self.shared.connect().await
+        self.shared.connect(|_| ()).await
+    }
+
+    /// The same for one that listens.
+    pub(super) async fn connect_hearing(&self, hear: impl Fn(&str) + Send + 'static) -> Result<Connection> {
+        self.shared.connect(hear).await
     }
 
     /// Returns when the database answers, however long it takes: to end would only mean to be started again.
     pub(super) async fn wait_until_there(&self) -> Result<()> {
         let mut pause = Pause::between(START_PAUSE.0, START_PAUSE.1);
         loop {
-            match self.shared.connect().await {
+            match self.connect().await {
                 Ok(connection) => {
                     self.shared.keep(connection);
                     return Ok(());
@@ -230,7 +235,7 @@ impl Shared {
             match idle {
                 Some(connection) if connection.is_closed() => debug!("a connection of the journal has gone"),
                 Some(connection) => return Ok(connection),
-                None => return self.connect().await,
+                None => return self.connect(|_| ()).await,
             }
         }
     }
@@ -239,9 +244,9 @@ impl Shared {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
     }
 
-    async fn connect(&self) -> Result<Connection> {
+    async fn connect(&self, hear: impl Fn(&str) + Send + 'static) -> Result<Connection> {
         let connecting = async {
-            let connection = self.address.connect().await.map_err(|error| storage("reach its database", &error))?;
+            let connection = self.address.connect(hear).await.map_err(|error| storage("reach its database", &error))?;
             connection.begin_session().await?;
             Ok(connection)
         };

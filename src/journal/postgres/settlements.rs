@@ -23,7 +23,9 @@ use crate::policy::arrival::Known;
 impl Settlements for PostgresJournal {
     async fn settle(&self, lease: &Lease, settlements: Vec<Settlement>) -> Result<()> {
         let ended = (lease.clone(), settlements);
-        self.pool.write(ended, |connection, (lease, ended)| Box::pin(settle(connection, lease, ended))).await
+        self.pool.write(ended, |connection, (lease, ended)| Box::pin(settle(connection, lease, ended))).await?;
+        self.announce_work();
+        Ok(())
     }
 
     async fn record_reorged(&self, lease: &Lease, reorged: Vec<Reorged>) -> Result<()> {
@@ -70,7 +72,9 @@ impl Settlements for PostgresJournal {
     }
 
     async fn confirm(&self, copies: Vec<ConfirmedCopy>) -> Result<()> {
-        self.pool.write(copies, |connection, copies| Box::pin(confirm(connection, copies))).await
+        self.pool.write(copies, |connection, copies| Box::pin(confirm(connection, copies))).await?;
+        self.announce_work();
+        Ok(())
     }
 
     async fn record_refused(&self, messages: Vec<RefusedMessage>) -> Result<()> {

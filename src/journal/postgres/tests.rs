@@ -12,7 +12,7 @@ use crate::journal::contract::{
     Set, arrival, attempt, dead, failed, id, journal_contract, set, succeeded, transaction,
 };
 use crate::journal::{
-    AccountId, Admissions, CancelWish, Journal, Lease, Leases, RequestSeq, Transactions, Upkeep, WishAnswer,
+    AccountId, Admissions, CancelWish, Changes, Journal, Lease, Leases, RequestSeq, Transactions, Upkeep, WishAnswer,
 };
 use crate::model::{Address, Generation, Nonce, RequestState, Timestamp};
 use crate::policy::arrival::Verdict;
@@ -416,7 +416,7 @@ async fn a_pooler_in_transaction_mode_is_refused_and_one_in_session_mode_is_not(
     let Some(server) = server().await else { return };
     let pooler = Pooler::start(server, "transaction").await;
     // Others use its sessions meanwhile.
-    let busy = address(&pooler.url()).connect().await.unwrap();
+    let busy = address(&pooler.url()).connect(|_| ()).await.unwrap();
     let is_done = std::sync::atomic::AtomicBool::new(false);
     let work = async {
         while !is_done.load(std::sync::atomic::Ordering::Relaxed) {
@@ -436,6 +436,26 @@ async fn a_pooler_in_transaction_mode_is_refused_and_one_in_session_mode_is_not(
     let account = journal.account(1, Address([7; 20])).await.unwrap();
     assert_eq!(journal.admit(vec![first(account, "a", "body")]).await.unwrap(), [Verdict::Accept]);
     journal.close().await;
+}
+
+/// What one instance gives up, takes in or settles, the others hear of at once; of its own it hears nothing.
+#[tokio::test]
+async fn instances_hear_of_what_the_others_do() {
+    let Some((_, set, other)) = pair(&[]).await else { return };
+    let mut news = other.changes().unwrap();
+    let heard = async |news: &mut Changes| tokio::time::timeout(LONG, news.next()).await.expect("it is told");
+    assert_eq!(heard(&mut news).await, (true, true), "it has begun to listen");
+    // Until the first one listens, too, it tells of nothing.
+    let mut own = set.journal.changes().unwrap();
+    assert_eq!(heard(&mut own).await, (true, true));
+    set.journal.admit(vec![first(set.account, "a", "body")]).await.unwrap();
+    assert_eq!(heard(&mut news).await, (false, true));
+    let seq = set.journal.queued(set.account, i64::MIN, 1).await.unwrap()[0].seq;
+    set.journal.settle(&set.lease, vec![dead(seq)]).await.unwrap();
+    assert_eq!(heard(&mut news).await, (false, true));
+    set.journal.release_lease(&set.lease).await.unwrap();
+    assert_eq!(heard(&mut news).await, (true, false));
+    assert!(own.next().now_or_never().is_none(), "these were its own");
 }
 
 /// A text of a producer's may hold anything that AMQP can carry.
