@@ -24,7 +24,8 @@ JOURNAL ?= sqlite
 simulate: ## run the whole program over fakes, in virtual time, seed after seed for DURATION=600 seconds (SEED= the first)
 	@CHAINWRITER_SECONDS=$(DURATION) CHAINWRITER_SEED=$(SEED) cargo test --quiet --locked --lib simulation::tests::as_long_as_asked -- --ignored --nocapture
 
-chaos: setup ## simulate for a tenth of DURATION=600 seconds, then kill, cut and freeze real parts for all of it (SEED=, WORKERS=2)
+chaos: setup ## simulate for a tenth of DURATION=600 seconds, then kill, cut and freeze real parts for all of it (SEED=, WORKERS=2, JOURNAL=postgres)
+	@test "$(JOURNAL)" = sqlite || scripts/setup.sh postgres
 	@$(MAKE) --no-print-directory simulate DURATION=$$(($(DURATION) / 10)) SEED=$(SEED)
 	@cargo build --quiet --locked --bins --example chaos
 	@cargo run --quiet --locked --example chaos -- --duration $(DURATION) $(SEED:%=--seed %) --workers $(WORKERS) --journal $(JOURNAL)

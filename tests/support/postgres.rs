@@ -160,6 +160,13 @@ impl Postgres {
         }
     }
 
+    /// Everything that it holds, as statements.
+    pub async fn dump(&self) -> Vec<u8> {
+        let mut dump = self.command("pg_dump");
+        dump.args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "tester", "postgres"]);
+        dump.output().await.map(|output| output.stdout).unwrap_or_default()
+    }
+
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.guard.folder().join("postgres.log")).unwrap_or_default()
     }

@@ -65,7 +65,7 @@ pub(super) async fn give_turns(connection: &Connection, count: usize) -> Result<
 async fn lock_known(connection: &Connection, ids: impl Iterator<Item = &RequestId>) -> Result<Vec<(RequestId, Known)>> {
     let ids: Vec<_> = ids.map(|id| stored(id.as_str())).collect();
     let select = format!("SELECT {KNOWN_COLUMNS} FROM requests WHERE id = ANY($1) ORDER BY seq FOR NO KEY UPDATE");
-    connection.rows("look requests up", &select, &[&ids], |row| standing(row)).await
+    connection.rows("look requests up", &select, &[&ids], standing).await
 }
 
 /// Where these requests stand; unknown ones are left out.
@@ -75,7 +75,7 @@ pub(super) async fn known_of(connection: &Connection, ids: &[RequestId]) -> Resu
         "SELECT {KNOWN_COLUMNS} FROM unnest($1::text[]) WITH ORDINALITY AS asked (key, place) \
          JOIN requests ON id = key ORDER BY place"
     );
-    connection.rows("look requests up", &select, &[&ids], |row| standing(row)).await
+    connection.rows("look requests up", &select, &[&ids], standing).await
 }
 
 async fn insert_new(connection: &Connection, new: &[(i64, &Arrival)], first_turn: i64, now: Timestamp) -> Result<()> {

@@ -65,10 +65,9 @@ impl Connection {
     /// The text that a statement without values returns. Nothing is prepared for it.
     pub(super) async fn simple(&self, doing: &'static str, sql: &str) -> Result<String> {
         let messages = self.client.simple_query(sql).await.map_err(|error| storage(doing, &error))?;
-        let texts = messages.iter().filter_map(|message| match message {
-            SimpleQueryMessage::Row(row) => row.get(0),
-            _ => None,
-        });
+        let texts = messages
+            .iter()
+            .filter_map(|message| if let SimpleQueryMessage::Row(row) = message { row.get(0) } else { None });
         Ok(texts.last().unwrap_or_default().to_owned())
     }
 

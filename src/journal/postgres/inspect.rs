@@ -59,13 +59,12 @@ async fn history(connection: &Connection, id: &RequestId) -> Result<Option<Histo
         attempts.entry(nonce).or_default().push(attempt);
     }
     let select = "SELECT * FROM transactions WHERE request = $1 ORDER BY nonce";
-    history.transactions =
-        connection.rows("read transactions", select, &[&seq.0], |row| transaction_history(row)).await?;
+    history.transactions = connection.rows("read transactions", select, &[&seq.0], transaction_history).await?;
     for transaction in &mut history.transactions {
         transaction.attempts = attempts.remove(&transaction.nonce).unwrap_or_default();
     }
     let select = "SELECT at, what, detail FROM incidents WHERE request = $1 ORDER BY id";
-    history.incidents = connection.rows("read incidents", select, &[&seq.0], |row| incident(row)).await?;
+    history.incidents = connection.rows("read incidents", select, &[&seq.0], incident).await?;
     Ok(Some(history))
 }
 

@@ -46,7 +46,7 @@ impl Outbox for PostgresJournal {
                     let select = format!(
                         "SELECT {EVENT_COLUMNS} FROM outbox WHERE id > $1 AND account = ANY($2) ORDER BY id LIMIT $3"
                     );
-                    connection.rows("read the outbox", &select, &[after, accounts, limit], |row| outbox_row(row)).await
+                    connection.rows("read the outbox", &select, &[after, accounts, limit], outbox_row).await
                 })
             })
             .await

@@ -90,7 +90,7 @@ impl Settlements for PostgresJournal {
             .read(id.clone(), |connection, id| {
                 Box::pin(async move {
                     let select = "SELECT body, body_hash, envelope FROM requests WHERE id = $1 AND body IS NOT NULL";
-                    connection.row("read a message", select, &[&stored(id.as_str())], |row| message(row)).await
+                    connection.row("read a message", select, &[&stored(id.as_str())], message).await
                 })
             })
             .await
@@ -103,7 +103,7 @@ impl Settlements for PostgresJournal {
 
 async fn unconfirmed_copies(connection: &Connection, select: &str, values: Values<'_>) -> Result<Vec<UnconfirmedCopy>> {
     let mut copies =
-        connection.rows("read copies without a publisher confirm", select, values, |row| unconfirmed_copy(row)).await?;
+        connection.rows("read copies without a publisher confirm", select, values, unconfirmed_copy).await?;
     let requests: Vec<_> = copies.iter().map(|copy| copy.request.0).collect();
     let select = "SELECT t.request AS seq, a.hash FROM transactions t \
                   JOIN attempts a ON a.account = t.account AND a.nonce = t.nonce WHERE t.request = ANY($1) ORDER BY a.id";

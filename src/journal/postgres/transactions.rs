@@ -29,7 +29,7 @@ impl Transactions for PostgresJournal {
                          AND NOT EXISTS (SELECT 1 FROM cancellations c WHERE c.request = r.seq) ORDER BY r.turn LIMIT $3"
                     );
                     connection
-                        .rows("read the queue", &select, &[account, after_turn, limit], |row| queued_request(row))
+                        .rows("read the queue", &select, &[account, after_turn, limit], queued_request)
                         .await
                 })
             })
@@ -68,7 +68,7 @@ impl Transactions for PostgresJournal {
                          JOIN requests r ON r.seq = c.request \
                          WHERE r.account = $1 AND r.state IN ('accepted', 'writing') ORDER BY r.turn"
                     );
-                    connection.rows("read the wishes to cancel", &select, &[&account.0], |row| cancellation(row)).await
+                    connection.rows("read the wishes to cancel", &select, &[&account.0], cancellation).await
                 })
             })
             .await
@@ -88,7 +88,7 @@ impl Transactions for PostgresJournal {
                 Box::pin(async move {
                     let select = "SELECT nonce, 'cancel' AS kind, hash, raw, max_fee, tip, signed_at FROM fillers \
                                   WHERE account = $1 AND nonce >= $2 AND nonce < $3 ORDER BY nonce, id";
-                    connection.rows("read the fillers", select, &[account, first, below], |row| filler(row)).await
+                    connection.rows("read the fillers", select, &[account, first, below], filler).await
                 })
             })
             .await
