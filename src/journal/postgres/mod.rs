@@ -2,9 +2,13 @@
 //! few connections; rows are locked before they are judged, in the order accounts, counters, requests, so that what
 //! several instances write at once comes out as if it had been written one after the other.
 
+use std::time::Duration;
+
+use tokio::time::sleep;
 use tracing::warn;
 
 use crate::journal::{JournalError, Result};
+use crate::policy::pause::Pause;
 
 mod address;
 mod admissions;
@@ -24,12 +28,14 @@ mod transactions;
 
 pub use address::PostgresAddress;
 
-use connection::Connection;
+use connection::{Connection, FaultKind, kind_of_failure};
 use news::News;
 use pool::Pool;
 
 /// Oldest version whose statements are those used here.
 const OLDEST_SERVER: i64 = 120_000;
+/// Between tries at the start.
+const START_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// How often two sessions look whether they are two.
 const POOLER_LOOKS: usize = 10;
 
@@ -49,9 +55,17 @@ impl PostgresJournal {
     /// hold one, [`JournalError::Storage`] for what is refused.
     pub async fn open(address: &PostgresAddress) -> Result<Self> {
         let pool = Pool::new(address.clone());
-        pool.wait_until_there().await?;
-        check(&pool).await?;
-        pool.write((), |connection, ()| Box::pin(schema::migrate(connection, schema::MIGRATIONS))).await?;
+        let mut pause = Pause::between(START_PAUSE.0, START_PAUSE.1);
+        // To end would only mean to be started again.
+        while let Err(error) = make_ready(&pool).await {
+            let may_go_well = matches!(error, JournalError::Commit(_)) || kind_of_failure(&error) == FaultKind::Lost;
+            if !may_go_well {
+                return Err(error);
+            }
+            let wait = pause.next_wait();
+            warn!(%error, retry_in_ms = wait.as_millis(), "waiting for the journal's database");
+            sleep(wait).await;
+        }
         let news = Some(News::start(pool.clone()));
         Ok(Self { pool, news })
     }
@@ -76,6 +90,11 @@ impl PostgresJournal {
             news.announce_work();
         }
     }
+}
+
+async fn make_ready(pool: &Pool) -> Result<()> {
+    check(pool).await?;
+    pool.write((), |connection, ()| Box::pin(schema::migrate(connection, schema::MIGRATIONS))).await
 }
 
 /// Whether a journal can stand on this database, and on the way to it.

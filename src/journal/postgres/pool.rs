@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use crate::journal::postgres::address::PostgresAddress;
 use crate::journal::postgres::connection::{Connection, Fault, FaultKind, failed, kind_of_failure, storage};
@@ -28,8 +28,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const TRIES: u32 = 10;
 /// Between tries.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
-/// Between tries at the start, where nothing waits for the answer.
-const START_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// What a call does with its connection.
 pub(super) type Work<'c, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'c>>;
@@ -81,25 +79,6 @@ impl Pool {
     /// The same for one that listens.
     pub(super) async fn connect_hearing(&self, hear: impl Fn(&str) + Send + 'static) -> Result<Connection> {
         self.shared.connect(hear).await
-    }
-
-    /// Returns when the database answers, however long it takes: to end would only mean to be started again.
-    pub(super) async fn wait_until_there(&self) -> Result<()> {
-        let mut pause = Pause::between(START_PAUSE.0, START_PAUSE.1);
-        loop {
-            match self.connect().await {
-                Ok(connection) => {
-                    self.shared.keep(connection);
-                    return Ok(());
-                }
-                Err(error) if kind_of_failure(&error) == FaultKind::Lost => {
-                    let wait = pause.next_wait();
-                    warn!(%error, retry_in_ms = wait.as_millis(), "waiting for the journal's database");
-                    sleep(wait).await;
-                }
-                Err(error) => return Err(error),
-            }
-        }
     }
 
     pub(super) async fn read<D, T, F>(&self, data: D, work: F) -> Result<T>

@@ -12,7 +12,8 @@ use crate::journal::contract::{
     Set, arrival, attempt, dead, failed, id, journal_contract, set, succeeded, transaction,
 };
 use crate::journal::{
-    AccountId, Admissions, CancelWish, Changes, Journal, Lease, Leases, RequestSeq, Transactions, Upkeep, WishAnswer,
+    AccountId, Admissions, CancelWish, Changes, Journal, Lease, Leases, Outbox, RequestSeq, Settlements, Transactions,
+    Upkeep, Which, WishAnswer,
 };
 use crate::model::{Address, Generation, Nonce, RequestState, Timestamp};
 use crate::policy::arrival::Verdict;
@@ -477,6 +478,75 @@ async fn texts_that_the_database_cannot_store_come_back_as_they_were() {
     let copy = set.journal.unconfirmed_of(vec![queued.seq]).await.unwrap().remove(0);
     assert_eq!((copy.id, copy.cause.detail.as_str()), (id(odd), odd));
     assert!(set.journal.history(&id(odd)).await.unwrap().unwrap().incidents[0].detail.contains(odd));
+}
+
+/// As in SQLite (`plans.rs`), also where the database knows nothing yet about the tables that are nearly empty.
+#[tokio::test]
+async fn no_call_looks_at_what_is_settled() {
+    const SETTLED: i64 = 30_000;
+    let Some((url, set, _)) = pair(&["a", "b", "c", "d"]).await else { return };
+    let filling = format!(
+        "INSERT INTO requests (id, account, state, replay, retry, turn, body_hash, received_at, changed_at, settled_at) \
+         SELECT 'old-' || n, 1, 'final', 0, 0, 0, '\\x{hash}', 0, 0, n FROM generate_series(1, {SETTLED}) n; \
+         INSERT INTO transactions (account, nonce, request, state, to_address, value, gas, created_at, closed_at, \
+         final_hash, block_number, block_hash, gas_used) SELECT 1, seq, seq, 'succeeded', '\\x{address}', '0', 1, 0, 1, \
+         '\\x{hash}', 1, '\\x{hash}', 1 FROM requests WHERE state = 'final'; \
+         INSERT INTO attempts (account, nonce, kind, hash, raw, max_fee, signed_at) \
+         SELECT 1, nonce, 'write', '\\x{hash}', '\\x00', 1, 0 FROM transactions; \
+         INSERT INTO incidents (request, at, what, detail) SELECT request, 0, 'x', 'y' FROM transactions; \
+         UPDATE accounts SET next_nonce = 100000; \
+         ANALYZE requests; ANALYZE transactions; ANALYZE attempts; ANALYZE incidents",
+        hash = "07".repeat(32),
+        address = "07".repeat(20),
+    );
+    let filler = session(&url).await;
+    filler.run("", &filling).await.unwrap();
+    filler.close().await;
+    let look = session(&url).await;
+    let walked = async || {
+        // What a session has counted, it tells when it ends; the counts are there a moment later.
+        let count = "SELECT coalesce(sum(seq_tup_read), 0) FROM pg_stat_user_tables WHERE schemaname = current_schema() \
+                     AND relname IN ('requests', 'transactions', 'attempts', 'incidents')";
+        let mut last = look.simple("", count).await.unwrap();
+        loop {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            let now = look.simple("", count).await.unwrap();
+            if now == last {
+                return now.parse::<i64>().unwrap();
+            }
+            last = now;
+        }
+    };
+    let (journal, lease, account) = (set.journal.clone(), set.lease.clone(), set.account);
+    journal.close().await;
+    let before = walked().await;
+    let journal = open_at(&url).await;
+    let wish = CancelWish { by: "me".to_owned(), reason: String::new() };
+    journal.wish_cancellation(&id("d"), wish).await.unwrap();
+    journal.queued(account, i64::MIN, 100).await.unwrap();
+    journal.cancellations(account).await.unwrap();
+    journal.open_requests().await.unwrap();
+    journal.admit(vec![first(account, "a", "body"), first(account, "old-7", "body")]).await.unwrap();
+    let signed = vec![transaction(set.seq(0), 100_000), transaction(set.seq(1), 100_001)];
+    journal.record_transactions(&lease, signed).await.unwrap();
+    journal.record_attempts(&lease, vec![(Nonce(100_000), attempt(9))]).await.unwrap();
+    assert_eq!(journal.live_transactions(account).await.unwrap().len(), 2);
+    let mut written = succeeded(set.seq(0), 0, "a");
+    written.transaction.as_mut().unwrap().nonce = Nonce(100_000);
+    journal.settle(&lease, vec![written, failed(set.seq(2), 1), dead(set.seq(3))]).await.unwrap();
+    let copies = journal.unconfirmed(account, RequestSeq(0), 10).await.unwrap();
+    assert_eq!(journal.unconfirmed_of(vec![set.seq(2), set.seq(3)]).await.unwrap().len(), copies.len());
+    journal.nonces(account, Which::IncludedBelow(Nonce(100_001), 3)).await.unwrap();
+    journal.nonces(account, Which::Range(Nonce(100_000), Nonce(100_002))).await.unwrap();
+    journal.nonces(account, Which::Reorged).await.unwrap();
+    journal.history(&id("old-7")).await.unwrap().unwrap();
+    journal.standings(vec![id("old-7"), id("a")]).await.unwrap();
+    journal.record_parked(vec![id("b")]).await.unwrap();
+    journal.events(&[account], 0, 10).await.unwrap();
+    assert_eq!(journal.prune(Timestamp(20), 10).await.unwrap(), 10);
+    journal.close().await;
+    let after = walked().await;
+    assert!(after - before < SETTLED / 10, "{} rows were walked past", after - before);
 }
 
 #[tokio::test]

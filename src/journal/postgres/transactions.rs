@@ -63,9 +63,10 @@ impl Transactions for PostgresJournal {
         self.pool
             .read(account, |connection, account| {
                 Box::pin(async move {
+                    // From the few wishes to their requests, never the other way: that is what OFFSET 0 says to PostgreSQL.
                     let select = format!(
                         "SELECT {QUEUED_COLUMNS}, r.state, c.wished_by, c.reason FROM cancellations c \
-                         JOIN requests r ON r.seq = c.request \
+                         CROSS JOIN LATERAL (SELECT * FROM requests WHERE seq = c.request OFFSET 0) r \
                          WHERE r.account = $1 AND r.state IN ('accepted', 'writing') ORDER BY r.turn"
                     );
                     connection.rows("read the wishes to cancel", &select, &[&account.0], cancellation).await
