@@ -2,24 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::sync::OnceCell;
-
 use crate::instances::{assert_written_once, publish};
 use crate::stage::{BINARY, LONG, QUEUE, Stage, wait_log, wait_log_times};
 use crate::support::{
-    AnvilConfig, Postgres, PostgresConfig, WorkerConfig, WorkerHome, postgres_is_here, wait_until, with_id,
+    AnvilConfig, Postgres, PostgresConfig, WorkerConfig, WorkerHome, postgres, postgres_is_here, wait_until, with_id,
 };
-
-static SERVER: OnceCell<Postgres> = OnceCell::const_new();
 
 /// A schema of the test's own in the database that all tests share, as a line for `[journal]`. `None` where PostgreSQL is
 /// missing and nobody insists.
 pub async fn shared_journal() -> Option<String> {
-    if !postgres_is_here() {
-        return None;
-    }
-    let server = SERVER.get_or_init(|| Postgres::start(PostgresConfig::default())).await;
-    Some(line(&server.new_schema().await))
+    Some(line(&postgres::shared().await?.new_schema().await))
 }
 
 fn line(url: &str) -> String {

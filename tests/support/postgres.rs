@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::process::{Child, Command};
+use tokio::sync::OnceCell;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use super::guard::{Guard, find_on_path, send_signal};
@@ -31,6 +32,16 @@ pub struct Postgres {
     config: PostgresConfig,
     child: Option<Child>,
     guard: Guard,
+}
+
+/// The server that all tests of one program share, each in a schema of its own. `None` where PostgreSQL is missing and
+/// nobody insists.
+pub async fn shared() -> Option<&'static Postgres> {
+    static SHARED: OnceCell<Postgres> = OnceCell::const_new();
+    if !super::postgres_is_here() {
+        return None;
+    }
+    Some(SHARED.get_or_init(|| Postgres::start(PostgresConfig::default())).await)
 }
 
 impl Postgres {

@@ -191,9 +191,9 @@ async fn settle(connection: &Connection, lease: &Lease, settlements: &[Settlemen
     let Decided { finals, failures, requeued } = Decided::of(settlements, &states);
     record_failures(connection, lease, &failures, now).await?;
     make_final(connection, lease, &finals, now).await?;
-    insert_events(connection, finals.iter().map(|(_, event)| (lease.account, *event))).await?;
     requeue(connection, lease, &requeued, last_turn.saturating_add(1), now).await?;
-    forget_wishes(connection, &requests).await
+    forget_wishes(connection, &requests).await?;
+    insert_events(connection, finals.iter().map(|(_, event)| (lease.account, *event))).await
 }
 
 /// What they are, and stay until this transaction changes it.
@@ -336,16 +336,17 @@ fn settled_word(copy: &ConfirmedCopy) -> &'static str {
 }
 
 async fn record_refused(connection: &Connection, messages: &[RefusedMessage]) -> Result<()> {
-    // As for everything that makes requests.
+    // As for everything that makes requests: nobody else does until this transaction ends.
     lock_turns(connection).await?;
     let now = Timestamp::now();
     // A valid message may have come under this id since it was looked up: that one keeps it, the dead letter is safe.
     let insert = "INSERT INTO requests (id, account, state, replay, retry, turn, body_hash, received_at, changed_at, \
          settled_at, first_failed_at, failure_class, failure_reason, failure_detail) \
          SELECT id, account, 'dead', replay, retry, 0, body_hash, $1, $1, $1, $1, class, reason, detail \
-         FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bytea[], $7::text[], $8::text[], $9::text[]) \
-         WITH ORDINALITY AS u (id, account, replay, retry, body_hash, class, reason, detail, place) ORDER BY place \
-         ON CONFLICT (id) DO NOTHING";
+         FROM (SELECT DISTINCT ON (id) * FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bytea[], \
+         $7::text[], $8::text[], $9::text[]) \
+         WITH ORDINALITY AS u (id, account, replay, retry, body_hash, class, reason, detail, place) ORDER BY id, place) u \
+         WHERE NOT EXISTS (SELECT 1 FROM requests r WHERE r.id = u.id) ORDER BY place";
     let ids: Vec<_> = messages.iter().map(|refused| stored(refused.id.as_str())).collect();
     let accounts: Vec<_> = messages.iter().map(|refused| refused.account.0).collect();
     let replays: Vec<_> = messages.iter().map(|refused| i64::from(refused.generation.replay)).collect();

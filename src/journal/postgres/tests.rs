@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::join_all;
-use tokio::sync::OnceCell;
 
 use super::*;
 use crate::journal::contract::{
@@ -17,21 +16,11 @@ use crate::journal::{
 };
 use crate::model::{Address, Generation, Nonce, RequestState, Timestamp};
 use crate::policy::arrival::Verdict;
-use crate::support::{Mode, Pooler, Postgres, PostgresConfig, TcpProxy, postgres_is_here};
+use crate::support::{Mode, Pooler, TcpProxy, postgres};
 
 const TTL: Duration = Duration::from_secs(60);
 /// Nothing takes so long that is not stuck.
 const LONG: Duration = Duration::from_secs(30);
-
-static SERVER: OnceCell<Postgres> = OnceCell::const_new();
-
-/// The one that all these tests share.
-async fn server() -> Option<&'static Postgres> {
-    if !postgres_is_here() {
-        return None;
-    }
-    Some(SERVER.get_or_init(|| Postgres::start(PostgresConfig::default())).await)
-}
 
 fn address(url: &str) -> PostgresAddress {
     PostgresAddress::parse(url).unwrap()
@@ -42,7 +31,7 @@ async fn open_at(url: &str) -> PostgresJournal {
 }
 
 async fn journal() -> Option<(String, Arc<dyn Journal>)> {
-    let url = server().await?.new_schema().await;
+    let url = postgres::shared().await?.new_schema().await;
     let journal = Arc::new(open_at(&url).await);
     Some((url, journal))
 }
@@ -71,7 +60,7 @@ journal_contract!(journal());
 
 #[tokio::test]
 async fn several_that_open_a_new_journal_at_once_all_get_it() {
-    let Some(server) = server().await else { return };
+    let Some(server) = postgres::shared().await else { return };
     let url = server.new_schema().await;
     let address = address(&url);
     let opened = join_all((0..4).map(|_| PostgresJournal::open(&address))).await;
@@ -82,7 +71,7 @@ async fn several_that_open_a_new_journal_at_once_all_get_it() {
 
 #[tokio::test]
 async fn a_journal_of_a_newer_version_is_refused_and_a_missing_one_told() {
-    let Some(server) = server().await else { return };
+    let Some(server) = postgres::shared().await else { return };
     let url = server.new_schema().await;
     let missing = PostgresJournal::open_existing(&address(&url)).await.unwrap_err();
     assert!(matches!(missing, JournalError::Missing { .. }), "{missing}");
@@ -97,7 +86,7 @@ async fn a_journal_of_a_newer_version_is_refused_and_a_missing_one_told() {
 /// Another organisation's journal may stand in a later schema of the search path.
 #[tokio::test]
 async fn a_journal_is_its_schemas_own() {
-    let Some(server) = server().await else { return };
+    let Some(server) = postgres::shared().await else { return };
     let theirs = server.new_schema().await;
     open_at(&theirs).await.account(1, Address([7; 20])).await.unwrap();
     let ours = server.new_schema().await;
@@ -333,7 +322,7 @@ async fn a_caller_that_stops_waiting_does_not_stop_the_write() {
 
 #[tokio::test]
 async fn connections_that_the_database_has_cut_are_replaced() {
-    let Some(server) = server().await else { return };
+    let Some(server) = postgres::shared().await else { return };
     let url = format!("{}&application_name=cut", server.new_schema().await);
     let journal = open_at(&url).await;
     let account = journal.account(1, Address([7; 20])).await.unwrap();
@@ -350,7 +339,7 @@ async fn connections_that_the_database_has_cut_are_replaced() {
 /// one that fails at its commit says that nobody can tell.
 #[tokio::test]
 async fn a_way_that_is_cut_again_and_again_doubles_and_loses_nothing() {
-    let Some(server) = server().await else { return };
+    let Some(server) = postgres::shared().await else { return };
     let direct = server.new_schema().await;
     let proxy = TcpProxy::start(server.address()).await;
     let (_, schema) = direct.rsplit_once("%3D").unwrap();
@@ -388,7 +377,7 @@ async fn a_way_that_is_cut_again_and_again_doubles_and_loses_nothing() {
 /// It waits for a short while, and then says so; the next call finds the database again.
 #[tokio::test]
 async fn a_database_that_is_away_for_a_moment_is_waited_for() {
-    let Some(server) = server().await else { return };
+    let Some(server) = postgres::shared().await else { return };
     let direct = server.new_schema().await;
     let proxy = TcpProxy::start(server.address()).await;
     let (_, schema) = direct.rsplit_once("%3D").unwrap();
@@ -414,7 +403,7 @@ async fn a_database_that_is_away_for_a_moment_is_waited_for() {
 /// What a pooler gives to each transaction is another session: neither timeouts nor prepared statements last there.
 #[tokio::test]
 async fn a_pooler_in_transaction_mode_is_refused_and_one_in_session_mode_is_not() {
-    let Some(server) = server().await else { return };
+    let Some(server) = postgres::shared().await else { return };
     let pooler = Pooler::start(server, "transaction").await;
     // Others use its sessions meanwhile.
     let busy = address(&pooler.url()).connect(|_| ()).await.unwrap();
