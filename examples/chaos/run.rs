@@ -30,6 +30,10 @@ const PROGRESS: Duration = Duration::from_secs(10);
 /// For everything to become quiet after the last fault: this, and half of the run's duration.
 const QUIET: Duration = Duration::from_secs(180);
 
+/// So many looks, a second apart, must find nothing: the broker tells the length of a queue a second late, and a message may
+/// be on its way from one queue to another.
+const QUIET_LOOKS: u32 = 3;
+
 /// The parts of a run.
 pub(crate) struct Run {
     seed: u64,
@@ -149,9 +153,11 @@ impl Run {
     /// What is still open when the limit is reached; nothing, and sooner, if all is well.
     async fn quiet(&self) -> anyhow::Result<Vec<String>> {
         let (limit, started) = (QUIET + self.duration / 2, Instant::now());
+        let mut quiet = 0;
         loop {
             let open = self.open().await?;
-            if open.is_empty() || started.elapsed() > limit {
+            quiet = if open.is_empty() { quiet + 1 } else { 0 };
+            if quiet == QUIET_LOOKS || started.elapsed() > limit {
                 return Ok(open);
             }
             sleep(Duration::from_secs(1)).await;
