@@ -14,6 +14,7 @@ use crate::policy::arrival::{Known, Verdict};
 mod address;
 mod admission;
 mod changes;
+mod columns;
 #[cfg(test)]
 pub(crate) mod contract;
 mod history;

@@ -3,11 +3,12 @@
 use async_trait::async_trait;
 
 use crate::journal::admission::{Sorted, sort};
+use crate::journal::columns::{expect_rows, number, unsigned};
 use crate::journal::postgres::PostgresJournal;
 use crate::journal::postgres::connection::Connection;
 use crate::journal::postgres::rows::{stored, stored_option};
 use crate::journal::postgres::settlements::{Noted, note_incidents};
-use crate::journal::rows::{Envelope, KNOWN_COLUMNS, expect_rows, number, seq, standing, unsigned};
+use crate::journal::rows::{Envelope, KNOWN_COLUMNS, seq, standing};
 use crate::journal::{Admissions, Arrival, JournalError, Result};
 use crate::model::{RequestId, Timestamp};
 use crate::policy::arrival::{Known, Verdict};

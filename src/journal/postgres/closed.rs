@@ -1,10 +1,11 @@
 //! What the chain did to nonces: their ends, blocks that went away, gaps, second ends.
 
+use crate::journal::columns::{nonce, not_fillable, signed, unsigned};
 use crate::journal::postgres::connection::Connection;
 use crate::journal::postgres::leases::check_lease;
 use crate::journal::postgres::outbox::insert_events;
 use crate::journal::postgres::settlements::{Noted, note_incidents};
-use crate::journal::rows::{ATTEMPT_COLUMNS, STORED_COLUMNS, add_stored, nonce, not_fillable, seq, signed, unsigned};
+use crate::journal::rows::{ATTEMPT_COLUMNS, STORED_COLUMNS, add_stored, seq};
 use crate::journal::{
     AccountId, ClosedTransaction, EndedAgain, Lease, Reorged, RequestSeq, Result, StoredNonce, Which,
 };

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 
+use crate::journal::columns::{number, unsigned};
 use crate::journal::postgres::PostgresJournal;
 use crate::journal::postgres::connection::Connection;
 use crate::journal::postgres::news::News;
 use crate::journal::postgres::rows::stored;
 use crate::journal::postgres::settlements::{Noted, note_incidents};
 use crate::journal::rows::{
-    attempt_history, incident, number, request_history, request_state, seq, transaction_history, unsigned, wording,
+    attempt_history, incident, request_history, request_state, seq, transaction_history, wording,
 };
 use crate::journal::{AttemptHistory, CancelWish, Changes, History, Result, Upkeep, WishAnswer};
 use crate::model::{Nonce, RequestId, RequestState, Timestamp};

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use crate::journal::columns::{nonce, number, signed, unsigned};
 use crate::journal::postgres::PostgresJournal;
 use crate::journal::postgres::connection::Connection;
 use crate::journal::postgres::news::{News, tell};
 use crate::journal::postgres::rows::stored;
-use crate::journal::rows::{nonce, number, signed, unsigned};
 use crate::journal::{AccountId, Acquired, JournalError, Lease, LeaseMark, Leases, Result};
 use crate::model::{Address, Nonce, Timestamp};
 

@@ -6,7 +6,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::FromSql;
 
 use crate::journal::Result;
-use crate::journal::rows::Columns;
+use crate::journal::columns::Columns;
 
 /// Stands before "0" for U+0000, which PostgreSQL does not take and a producer may send, and before "1" for itself.
 const ESCAPE: char = '\u{1}';

@@ -1,7 +1,7 @@
 //! The tables and their version.
 
+use crate::journal::columns::number;
 use crate::journal::postgres::connection::Connection;
-use crate::journal::rows::number;
 use crate::journal::{JournalError, Result};
 
 /// A journal's version is how many of these it has seen.

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 
+use crate::journal::columns::{expect_rows, fixed, number};
 use crate::journal::postgres::admissions::{give_turns, known_of, lock_turns};
 use crate::journal::postgres::connection::{Connection, Values};
 use crate::journal::postgres::leases::check_lease;
 use crate::journal::postgres::outbox::insert_events;
 use crate::journal::postgres::rows::stored;
 use crate::journal::postgres::{PostgresJournal, closed};
-use crate::journal::rows::{COPY_COLUMNS, expect_rows, fixed, message, number, request_state, seq, unconfirmed_copy};
+use crate::journal::rows::{COPY_COLUMNS, message, request_state, seq, unconfirmed_copy};
 use crate::journal::{
     AccountId, ConfirmedCopy, Decision, EndedAgain, JournalError, Lease, RefusedMessage, Reorged, RequestSeq, Result,
     Settlement, Settlements, UnconfirmedCopy,

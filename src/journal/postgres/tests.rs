@@ -448,6 +448,21 @@ async fn instances_hear_of_what_the_others_do() {
     assert!(own.next().now_or_never().is_none(), "these were its own");
 }
 
+/// Whatever the role or the database has as its default.
+#[tokio::test]
+async fn settings_from_outside_do_not_weaken_a_commit_or_change_its_rules() {
+    let Some(server) = postgres::shared().await else { return };
+    let weak = "%20-csynchronous_commit%3Doff%20-cdefault_transaction_isolation%3Dserializable";
+    let url = format!("{}{weak}", server.new_schema().await);
+    let look = session(&url).await;
+    assert_eq!(look.simple("", "SHOW synchronous_commit").await.unwrap(), "on");
+    assert_eq!(look.simple("", "SHOW transaction_isolation").await.unwrap(), "serializable", "it was asked for");
+    let journal = open_at(&url).await;
+    let isolation =
+        journal.pool.write((), |connection, ()| Box::pin(connection.simple("", "SHOW transaction_isolation")));
+    assert_eq!(isolation.await.unwrap(), "read committed");
+}
+
 /// A text of a producer's may hold anything that AMQP can carry.
 #[tokio::test]
 async fn texts_that_the_database_cannot_store_come_back_as_they_were() {

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 
+use crate::journal::columns::{expect_rows, first_nonce, nonce, not_the_next_nonce, number, signed, stored_fee};
 use crate::journal::postgres::connection::Connection;
 use crate::journal::postgres::leases::check_lease;
 use crate::journal::postgres::{PostgresJournal, closed};
 use crate::journal::rows::{
-    ATTEMPT_COLUMNS, LIVE_COLUMNS, QUEUED_COLUMNS, add_live, cancellation, expect_rows, filler, first_nonce, nonce,
-    not_the_next_nonce, number, queued_request, signed, stored_fee,
+    ATTEMPT_COLUMNS, LIVE_COLUMNS, QUEUED_COLUMNS, add_live, cancellation, filler, queued_request,
 };
 use crate::journal::{
     AccountId, Cancellation, Lease, LiveTransaction, NewTransaction, QueuedRequest, Result, StoredNonce, Transactions,

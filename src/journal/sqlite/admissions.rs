@@ -4,7 +4,8 @@ use async_trait::async_trait;
 use rusqlite::{Connection, params};
 
 use crate::journal::admission::{Sorted, sort};
-use crate::journal::rows::{Envelope, KNOWN_COLUMNS, number, seq, standing, unsigned};
+use crate::journal::columns::{number, unsigned};
+use crate::journal::rows::{Envelope, KNOWN_COLUMNS, seq, standing};
 use crate::journal::sqlite::rows::prepare;
 use crate::journal::sqlite::{SqliteJournal, settlements};
 use crate::journal::{Admissions, Arrival, Result};

@@ -2,7 +2,8 @@
 
 use rusqlite::{Connection, params};
 
-use crate::journal::rows::{ATTEMPT_COLUMNS, STORED_COLUMNS, add_stored, nonce, not_fillable, signed};
+use crate::journal::columns::{nonce, not_fillable, signed};
+use crate::journal::rows::{ATTEMPT_COLUMNS, STORED_COLUMNS, add_stored};
 use crate::journal::sqlite::leases::check_lease;
 use crate::journal::sqlite::outbox::insert_events;
 use crate::journal::sqlite::rows::{Statement, prepare};

@@ -3,7 +3,8 @@
 use async_trait::async_trait;
 use rusqlite::Connection;
 
-use crate::journal::rows::{attempt_history, incident, number, request_history, transaction_history};
+use crate::journal::columns::number;
+use crate::journal::rows::{attempt_history, incident, request_history, transaction_history};
 use crate::journal::sqlite::rows::prepare;
 use crate::journal::sqlite::{SqliteJournal, cancellations};
 use crate::journal::{CancelWish, History, Incident, Result, TransactionHistory, Upkeep, WishAnswer};

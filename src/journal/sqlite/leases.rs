@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rusqlite::{Connection, params};
 
-use crate::journal::rows::{nonce, number, signed, unsigned};
+use crate::journal::columns::{nonce, number, signed, unsigned};
 use crate::journal::sqlite::SqliteJournal;
 use crate::journal::sqlite::rows::prepare;
 use crate::journal::{AccountId, Acquired, JournalError, Lease, LeaseMark, Leases, Result};

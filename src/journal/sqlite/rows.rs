@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use rusqlite::{CachedStatement, Connection, Params, Row};
 
 use crate::journal::Result;
-use crate::journal::rows::Columns;
+use crate::journal::columns::Columns;
 use crate::journal::sqlite::storage;
 
 /// A statement that its connection keeps prepared. Many rows are as many calls: they cost less than a longer statement.

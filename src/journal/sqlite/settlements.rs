@@ -3,7 +3,8 @@
 use async_trait::async_trait;
 use rusqlite::{Connection, params};
 
-use crate::journal::rows::{COPY_COLUMNS, expect_rows, fixed, message, number, unconfirmed_copy};
+use crate::journal::columns::{expect_rows, fixed, number};
+use crate::journal::rows::{COPY_COLUMNS, message, unconfirmed_copy};
 use crate::journal::sqlite::admissions::{known_of, take_turns};
 use crate::journal::sqlite::leases::check_lease;
 use crate::journal::sqlite::outbox::insert_events;

@@ -5,10 +5,8 @@ use std::collections::BTreeSet;
 use async_trait::async_trait;
 use rusqlite::{Connection, params};
 
-use crate::journal::rows::{
-    ATTEMPT_COLUMNS, LIVE_COLUMNS, QUEUED_COLUMNS, add_live, expect_rows, filler, first_nonce, nonce,
-    not_the_next_nonce, queued_request, signed, stored_fee,
-};
+use crate::journal::columns::{expect_rows, first_nonce, nonce, not_the_next_nonce, signed, stored_fee};
+use crate::journal::rows::{ATTEMPT_COLUMNS, LIVE_COLUMNS, QUEUED_COLUMNS, add_live, filler, queued_request};
 use crate::journal::sqlite::leases::check_lease;
 use crate::journal::sqlite::rows::prepare;
 use crate::journal::sqlite::{SqliteJournal, cancellations, closed};
