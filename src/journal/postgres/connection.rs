@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, SimpleQueryMessage, Statement};
@@ -12,11 +14,14 @@ use tokio_postgres::{Client, Row, SimpleQueryMessage, Statement};
 use crate::journal::{JournalError, Result};
 
 /// A statement that takes longer is given up, by the database itself.
-const STATEMENT_TIMEOUT_MS: u32 = 15_000;
+const STATEMENT_TIMEOUT_MS: u32 = 10_000;
 /// A call that waits longer for a row than for its holder's end is given up.
-const LOCK_TIMEOUT_MS: u32 = 10_000;
+const LOCK_TIMEOUT_MS: u32 = 8_000;
 /// Whoever freezes in the middle of a write holds its rows no longer than this: another instance can take over.
 const FROZEN_TIMEOUT_MS: u32 = 5_000;
+
+/// For an answer: the database's own limits come first, unless it or the way to it stands still.
+const ANSWER: Duration = Duration::from_secs(12);
 
 /// The values of a statement.
 pub(super) type Values<'v> = &'v [&'v (dyn ToSql + Sync)];
@@ -59,12 +64,12 @@ impl Connection {
 
     /// Statements without values.
     pub(super) async fn run(&self, doing: &'static str, sql: &str) -> Result<()> {
-        self.client.batch_execute(sql).await.map_err(|error| storage(doing, &error))
+        answer(doing, self.client.batch_execute(sql)).await
     }
 
     /// The text that a statement without values returns. Nothing is prepared for it.
     pub(super) async fn simple(&self, doing: &'static str, sql: &str) -> Result<String> {
-        let messages = self.client.simple_query(sql).await.map_err(|error| storage(doing, &error))?;
+        let messages = answer(doing, self.client.simple_query(sql)).await?;
         let texts = messages
             .iter()
             .filter_map(|message| if let SimpleQueryMessage::Row(row) = message { row.get(0) } else { None });
@@ -80,7 +85,7 @@ impl Connection {
         read: impl FnMut(&Row) -> Result<T>,
     ) -> Result<Vec<T>> {
         let statement = self.statement(doing, sql).await?;
-        let rows = self.client.query(&statement, values).await.map_err(|error| storage(doing, &error))?;
+        let rows = answer(doing, self.client.query(&statement, values)).await?;
         rows.iter().map(read).collect()
     }
 
@@ -110,7 +115,7 @@ impl Connection {
     /// Runs it, and says how many rows it changed.
     pub(super) async fn execute(&self, doing: &'static str, sql: &str, values: Values<'_>) -> Result<usize> {
         let statement = self.statement(doing, sql).await?;
-        let changed = self.client.execute(&statement, values).await.map_err(|error| storage(doing, &error))?;
+        let changed = answer(doing, self.client.execute(&statement, values)).await?;
         Ok(usize::try_from(changed).unwrap_or(usize::MAX))
     }
 
@@ -119,9 +124,16 @@ impl Connection {
         if let Some(statement) = known {
             return Ok(statement);
         }
-        let statement = self.client.prepare(sql).await.map_err(|error| storage(doing, &error))?;
+        let statement = answer(doing, self.client.prepare(sql)).await?;
         self.prepared.lock().unwrap_or_else(PoisonError::into_inner).insert(sql.to_owned(), statement.clone());
         Ok(statement)
+    }
+}
+
+async fn answer<T>(doing: &'static str, asked: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T> {
+    match timeout(ANSWER, asked).await {
+        Ok(answered) => answered.map_err(|error| storage(doing, &error)),
+        Err(_) => Err(failed(doing, Fault::lost(format!("no answer within {ANSWER:?}")))),
     }
 }
 

@@ -18,10 +18,8 @@ use crate::policy::pause::Pause;
 /// Calls at once. Each stage waits for its own call, so there are never many; the database gathers their commits in one
 /// flush by itself.
 const CONNECTIONS: usize = 6;
-/// For a connection with its session, and for everything of a call before its commit: the database's own limits come first.
-const ANSWER: Duration = Duration::from_secs(20);
-/// For the answer to a commit.
-const COMMIT: Duration = Duration::from_secs(20);
+/// For a connection with its session, and for everything of a call before its commit.
+const ANSWER: Duration = Duration::from_secs(12);
 /// A call that nothing was written by is tried again, on another connection, until it is this old.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often it is tried where other calls were in the way.
@@ -236,10 +234,8 @@ impl Shared {
 
 /// Once it is asked for, only the database knows: even an error may have come after the fact.
 async fn commit(connection: &Connection) -> Result<()> {
-    match timeout(COMMIT, connection.run("commit", "COMMIT")).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(JournalError::Storage { source, .. })) => Err(JournalError::Commit(source.to_string())),
-        Ok(Err(error)) => Err(error),
-        Err(_) => Err(JournalError::Commit(format!("no answer within {COMMIT:?}"))),
+    match connection.run("commit", "COMMIT").await {
+        Err(JournalError::Storage { source, .. }) => Err(JournalError::Commit(source.to_string())),
+        committed => committed,
     }
 }

@@ -400,6 +400,19 @@ async fn a_database_that_is_away_for_a_moment_is_waited_for() {
     assert_eq!(journal.admit(vec![first(account, "b", "body")]).await.unwrap(), [Verdict::Accept]);
 }
 
+/// As from a host that has frozen: the way takes everything, and gives nothing back.
+#[tokio::test]
+async fn a_database_that_does_not_answer_is_not_waited_for_forever() {
+    let Some(server) = postgres::shared().await else { return };
+    let direct = server.new_schema().await;
+    let proxy = TcpProxy::start(server.address()).await;
+    let (_, schema) = direct.rsplit_once("%3D").unwrap();
+    let journal = open_at(&server.url_of(proxy.addr(), schema)).await;
+    proxy.set_mode(Mode::Swallow);
+    let error = tokio::time::timeout(LONG, journal.open_requests()).await.expect("it ends").unwrap_err();
+    assert!(error.to_string().contains("no answer"), "{error}");
+}
+
 /// What a pooler gives to each transaction is another session: neither timeouts nor prepared statements last there.
 #[tokio::test]
 async fn a_pooler_in_transaction_mode_is_refused_and_one_in_session_mode_is_not() {
