@@ -144,7 +144,7 @@ fn about(fault: Fault) -> &'static str {
         Fault::Drained => "account without funds",
         Fault::BrokerStops => "stop_app, start_app",
         Fault::DatabaseStops => "without waiting for its clients; started again",
-        Fault::DatabaseKilled => "kill -9 of all its processes, started on the same data",
+        Fault::DatabaseKilled => "kill -9 of the server, started on the same data",
         Fault::DatabaseEndsSessions => "pg_terminate_backend of every session",
         Fault::BrokerKilled => "kill -9 of the node, started on the same data",
         _ => "",

@@ -61,7 +61,7 @@ pub(crate) enum Fault {
     BrokerCut,
     /// The journal's database ends without waiting for its clients, and starts again.
     DatabaseStops,
-    /// All its processes are killed, and it starts again on its data.
+    /// It is killed, and starts again on its data.
     DatabaseKilled,
     /// Every session is ended, as an operator does.
     DatabaseEndsSessions,
