@@ -24,7 +24,8 @@ JOURNAL ?= sqlite
 simulate: ## run the whole program over fakes, in virtual time, seed after seed for DURATION=600 seconds (SEED= the first)
 	@CHAINWRITER_SECONDS=$(DURATION) CHAINWRITER_SEED=$(SEED) cargo test --quiet --locked --lib simulation::tests::as_long_as_asked -- --ignored --nocapture
 
-chaos: setup ## simulate for a tenth of DURATION=600 seconds, then kill, cut and freeze real parts for all of it (SEED=, WORKERS=2)
+chaos: setup ## simulate for a tenth of DURATION=600 seconds, then kill, cut and freeze real parts for all of it (SEED=, WORKERS=2, JOURNAL=postgres)
+	@test "$(JOURNAL)" = sqlite || scripts/setup.sh postgres
 	@$(MAKE) --no-print-directory simulate DURATION=$$(($(DURATION) / 10)) SEED=$(SEED)
 	@cargo build --quiet --locked --bins --example chaos
 	@cargo run --quiet --locked --example chaos -- --duration $(DURATION) $(SEED:%=--seed %) --workers $(WORKERS) --journal $(JOURNAL)
@@ -38,7 +39,7 @@ planted: ## plant known bugs one at a time and say which seed of the simulation 
 	@cargo test --quiet --locked --test planted the_simulation -- --ignored --nocapture
 
 test: setup ## run every test, against a real broker and a real chain too
-	@scripts/setup.sh clock
+	@scripts/setup.sh clock postgres
 	CHAINWRITER_REQUIRE_SERVICES=1 RUST_MIN_STACK=536870912 cargo test --locked
 
 check: ## format, lints, documentation, dependencies, systemd unit

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Brings what the tests and the demo run against: RabbitMQ, Anvil and, when asked for, libfaketime and cargo-deny.
+# Brings what the tests and the demo run against: RabbitMQ, Anvil and, when asked for, PostgreSQL with PgBouncer,
+# libfaketime and cargo-deny.
 #
-#   scripts/setup.sh [rabbitmq] [anvil] [clock] [deny]      (nothing given: rabbitmq anvil)
+#   scripts/setup.sh [rabbitmq] [anvil] [postgres] [clock] [deny]      (nothing given: rabbitmq anvil)
 #
-# It may be run at any time: what is there stays as it is. Only RabbitMQ and libfaketime go into the system (as Debian
-# packages; RabbitMQ's service is kept from starting); everything else goes into .tools/ in this folder.
+# It may be run at any time: what is there stays as it is. Only RabbitMQ, PostgreSQL, PgBouncer and libfaketime go into the
+# system (as Debian packages; services are kept from starting); everything else goes into .tools/ in this folder.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -73,6 +74,15 @@ apt_get_install() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$1"
 }
 
+# keep_stopped <service>: where a policy of the host's own lets services start, or at the next boot, it would come up.
+keep_stopped() {
+    if [ -d /run/systemd/system ]; then
+        as_root systemctl disable --now "$1.service" >/dev/null 2>&1 || true
+    elif [ -x "/etc/init.d/$1" ] && as_root "/etc/init.d/$1" status >/dev/null 2>&1; then
+        as_root "/etc/init.d/$1" stop >/dev/null 2>&1 || true
+    fi
+}
+
 have_rabbitmq() {
     [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || command -v rabbitmq-server >/dev/null
 }
@@ -84,12 +94,9 @@ setup_rabbitmq() {
     local epmd_was_running=no
     epmd_runs && epmd_was_running=yes
     apt_install rabbitmq-server "install RabbitMQ 3.10 or later so that rabbitmq-server is on PATH"
-    # Where a policy of the host's own lets services start, or at the next boot, it would come up after all.
-    if [ -d /run/systemd/system ]; then
-        as_root systemctl disable --now rabbitmq-server.service >/dev/null 2>&1 || true
-        [ "$epmd_was_running" = yes ] || as_root systemctl disable --now epmd.socket epmd.service >/dev/null 2>&1 || true
-    elif [ -x /etc/init.d/rabbitmq-server ] && as_root /etc/init.d/rabbitmq-server status >/dev/null 2>&1; then
-        as_root /etc/init.d/rabbitmq-server stop >/dev/null 2>&1 || true
+    keep_stopped rabbitmq-server
+    if [ "$epmd_was_running" = no ] && [ -d /run/systemd/system ]; then
+        as_root systemctl disable --now epmd.socket epmd.service >/dev/null 2>&1 || true
     fi
     if [ "$epmd_was_running" = no ] && epmd_runs; then
         as_root epmd -kill >/dev/null 2>&1 || true
@@ -130,6 +137,25 @@ setup_anvil() {
     [ -x .tools/bin/anvil ] || fail "npm installed no Anvil program for $platform; remove .tools/anvil and run this again"
 }
 
+have_postgres() {
+    compgen -G "/usr/lib/postgresql/*/bin/postgres" >/dev/null || command -v postgres >/dev/null
+}
+
+have_pgbouncer() { [ -x /usr/sbin/pgbouncer ] || command -v pgbouncer >/dev/null; }
+
+setup_postgres() {
+    if ! have_postgres; then
+        apt_install postgresql "install PostgreSQL 12 or later so that postgres and initdb are on PATH"
+        keep_stopped postgresql
+        have_postgres || fail "the package postgresql brought no postgres; install PostgreSQL 12 or later by hand"
+    fi
+    if ! have_pgbouncer; then
+        apt_install pgbouncer "install PgBouncer so that pgbouncer is on PATH"
+        keep_stopped pgbouncer
+        have_pgbouncer || fail "the package pgbouncer brought no pgbouncer; install it by hand"
+    fi
+}
+
 have_clock() { compgen -G "/usr/lib/*/faketime/libfaketime.so.1" >/dev/null; }
 
 # With it a test tells a worker another time.
@@ -162,8 +188,8 @@ setup_deny() {
 if [ $# = 0 ]; then set -- rabbitmq anvil; fi
 for part in "$@"; do
     case $part in
-    rabbitmq | anvil | clock | deny) ;;
-    *) fail "unknown part '$part'; known are: rabbitmq anvil clock deny" ;;
+    rabbitmq | anvil | postgres | clock | deny) ;;
+    *) fail "unknown part '$part'; known are: rabbitmq anvil postgres clock deny" ;;
     esac
 done
 for part in "$@"; do "setup_$part"; done

@@ -11,7 +11,7 @@ use tracing::info;
 use crate::broker::{Broker, BrokerSettings, Topology};
 use crate::chain::{ClientSettings, NodeClient};
 use crate::config::{Settings, SignerSection};
-use crate::journal::{AccountId, JournalError, Lease, Leases, SqliteJournal};
+use crate::journal::{AccountId, Journal, JournalAddress, JournalError, Lease, PostgresJournal, SqliteJournal};
 use crate::lane::{LaneSettings, LaneState};
 use crate::model::ids;
 use crate::pipeline::{Pipeline, PipelineSettings, Seams, Stage, Stops};
@@ -79,7 +79,14 @@ fn delays(settings: &Settings) -> Vec<Duration> {
 /// # Errors
 /// What keeps it from starting, or the first task that fails. A [`JournalError`] is in the chain if it was the journal.
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
-    let journal = Arc::new(SqliteJournal::open(&settings.journal.path).await?);
+    match settings.journal.address.clone() {
+        JournalAddress::Sqlite(path) => run_with(SqliteJournal::open(&path).await?, settings).await,
+        JournalAddress::Postgres(address) => run_with(PostgresJournal::open(&address).await?, settings).await,
+    }
+}
+
+async fn run_with<J: Journal + 'static>(journal: J, settings: Settings) -> anyhow::Result<()> {
+    let journal = Arc::new(journal);
     let owner: Arc<str> = format!("{}/{}", settings.worker.full_name(), ids::unique()).into();
     let mut tasks = Tasks::default();
     let tokens = Tokens::default();
@@ -161,7 +168,7 @@ fn stall(settings: &Settings) -> Duration {
 }
 
 /// So that another instance need not wait for them to run out. Only when nothing writes under them any more.
-async fn release_leases(journal: &SqliteJournal, leases: impl Iterator<Item = Option<Lease>>) {
+async fn release_leases<J: Journal>(journal: &J, leases: impl Iterator<Item = Option<Lease>>) {
     for lease in leases.flatten() {
         if let Err(error) = journal.release_lease(&lease).await {
             info!(account = %lease.account, %error, "the lease was not given up; it runs out by itself");

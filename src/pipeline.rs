@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::broker::{Delivery, Flow, Publisher};
 use crate::chain::Chain;
 use crate::intake::{Intake, LaneDoor};
-use crate::journal::{AccountId, Journal, JournalError, Upkeep};
+use crate::journal::{AccountId, Changes, Journal, JournalError, Upkeep};
 use crate::lane::{Lane, LaneSettings, LaneSignals, LaneState};
 use crate::model::{Heartbeat, Timestamp};
 use crate::outbox::OutboxStage;
@@ -121,6 +121,7 @@ impl Pipeline {
         let exchange = settings.settle.names.events.clone();
         let (notify, publishes) = (Arc::clone(&outbox_wake), Arc::clone(&publisher));
         let settle = Settle::new(settings.settle, journal.clone(), publishes, notify, beat.clone());
+        let settled = settle.settled();
         stages.push(stage("settle", &beat, settle.run(from_intake, from_lanes)));
 
         let beat = Heartbeat::default();
@@ -133,6 +134,11 @@ impl Pipeline {
             beat: beat.clone(),
         };
         stages.push(stage("outbox", &beat, outbox.run(stops.outbox.clone())));
+        if let Some(changes) = journal.changes() {
+            let lanes = lanes.iter().map(|(_, signals)| signals.clone()).collect();
+            let news = pass_on(changes, lanes, settled, stops.outbox.clone());
+            stages.push(Stage { name: "news", beat: None, run: Box::pin(news) });
+        }
         let upkeep = upkeep(journal, settings.retention, stops.outbox.clone());
         stages.push(Stage { name: "upkeep", beat: None, run: Box::pin(upkeep) });
         Self { stages, lanes, flow: wants }
@@ -150,6 +156,7 @@ fn stage(
 fn lane_signals() -> LaneSignals {
     LaneSignals {
         wake: Arc::new(Notify::new()),
+        released: Arc::new(Notify::new()),
         state: watch::Sender::new(LaneState::default()),
         lease: watch::Sender::new(None),
         is_open: watch::Sender::new(false),
@@ -159,6 +166,33 @@ fn lane_signals() -> LaneSignals {
 
 fn door(account: AccountId, signals: &LaneSignals) -> LaneDoor {
     LaneDoor { account, wake: Arc::clone(&signals.wake), is_open: signals.is_open.subscribe() }
+}
+
+/// Wakes whoever waits for what another instance did.
+async fn pass_on(
+    mut changes: Changes,
+    lanes: Vec<LaneSignals>,
+    settled: Arc<Notify>,
+    cancel: CancellationToken,
+) -> Result<(), JournalError> {
+    loop {
+        let (released, worked) = tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Ok(()),
+            news = changes.next() => news,
+        };
+        for lane in &lanes {
+            if released {
+                lane.released.notify_one();
+            }
+            if worked {
+                lane.wake.notify_one();
+            }
+        }
+        if worked {
+            settled.notify_one();
+        }
+    }
 }
 
 /// Forgets settled requests when their time has come, few at a time.

@@ -334,7 +334,9 @@ fn faults_do_not_repeat_secrets() {
         good.replace("[broker]\n", "[broker.uri]\n"),
         // It stands in another place.
         good.replace("[broker]\nuri = ", "broker = ").replace("queue = \"acme.writes\"\n", ""),
-        good.replace("sqlite:{folder}/journal.db", &format!("postgres://guest:{PASSWORD}@127.0.0.1/journal")),
+        good.replace("sqlite:{folder}/journal.db", &format!("postgres://guest:{PASSWORD}@127.0.0.1:port/journal")),
+        good.replace("sqlite:{folder}/journal.db", &format!("postgres://guest:{PASSWORD}@db/journal?sslmode=no")),
+        good.replace("sqlite:{folder}/journal.db", &format!("mysql://guest:{PASSWORD}@127.0.0.1/journal")),
         // The endpoint is none.
         good.replace("http://127.0.0.1:9/v3", "ftp://127.0.0.1"),
         good.replace("http://127.0.0.1:9/v3/", ""),

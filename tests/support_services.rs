@@ -11,7 +11,8 @@ use support::contracts;
 use support::guard::send_signal;
 use support::rpc::hex;
 use support::{
-    ACCOUNTS, Anvil, AnvilConfig, Guard, Mode, Rabbit, RabbitConfig, RpcClient, TcpProxy, services_are_here, wait_until,
+    ACCOUNTS, Anvil, AnvilConfig, Guard, Mode, Postgres, PostgresConfig, Rabbit, RabbitConfig, RpcClient, TcpProxy,
+    postgres_is_here, services_are_here, wait_until,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -32,6 +33,36 @@ async fn send_one_wei(rpc: RpcClient, gas_price: u64) -> Result<String, String> 
     });
     let hash = rpc.call("eth_sendTransaction", json!([transaction])).await?;
     Ok(hash.as_str().unwrap_or_default().to_owned())
+}
+
+#[tokio::test]
+async fn a_postgres_server_serves_restarts_with_its_data_and_leaves_nothing_behind() {
+    if !postgres_is_here() {
+        return;
+    }
+    let started = Instant::now();
+    let mut postgres = Postgres::start(PostgresConfig::default()).await;
+    eprintln!("PostgreSQL came up in {:?}", started.elapsed());
+    assert_ne!(postgres.new_schema().await, postgres.new_schema().await);
+    postgres.run("CREATE TABLE kept (n bigint); INSERT INTO kept VALUES (7)").await;
+    let client = postgres.client().await.unwrap();
+    postgres.cut_all().await;
+    assert!(client.simple_query("SELECT 1").await.is_err());
+    for kind in ["graceful", "killed"] {
+        if kind == "graceful" {
+            postgres.stop().await
+        } else {
+            postgres.kill().await
+        }
+        assert!(postgres.client().await.is_err(), "{kind}");
+        postgres.start_again().await;
+        assert_eq!(postgres.run("SELECT n FROM kept").await, ["7"], "{kind}");
+    }
+    assert!(String::from_utf8(postgres.dump().await).unwrap().contains("kept"));
+    let (pids, folder) = (postgres.pids(), postgres.folder().to_owned());
+    assert_eq!(pids.len(), 1);
+    drop(postgres);
+    assert!(!folder.exists() && !pids.into_iter().any(alive));
 }
 
 #[tokio::test]

@@ -3,12 +3,12 @@
 use anyhow::{Context, ensure};
 use lapin::BasicProperties;
 use lapin::types::AMQPValue;
-use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 
 use crate::checker::{ChainTransaction, DeadLetter, Target};
+use crate::journal::Journal;
 use crate::support::rpc::hex;
-use crate::support::{ACCOUNTS, Amqp, Rabbit, RpcClient, Taken};
+use crate::support::{ACCOUNTS, Amqp, Rabbit, RpcClient, Taken, WorkerHome};
 use crate::{CONTRACT, DEAD, STRANGER, VHOST};
 
 /// Blocks asked for in one HTTP request.
@@ -103,7 +103,7 @@ pub(crate) fn replay_count(properties: &BasicProperties) -> i64 {
 }
 
 /// What is not done, as sentences: messages in the queues, rows in the journal.
-pub(crate) async fn open(rabbit: &Rabbit, journal: &std::path::Path) -> anyhow::Result<Vec<String>> {
+pub(crate) async fn open(rabbit: &Rabbit, journal: &Journal, home: &WorkerHome) -> anyhow::Result<Vec<String>> {
     let mut open = Vec::new();
     for queue in rabbit.list_queues(VHOST).await.map_err(anyhow::Error::msg)? {
         let stays = queue.name == DEAD || queue.name.ends_with(".unrouted");
@@ -116,37 +116,16 @@ pub(crate) async fn open(rabbit: &Rabbit, journal: &std::path::Path) -> anyhow::
             ));
         }
     }
-    let connection = reading(journal)?;
     let questions = [
-        (
-            "requests are not settled",
-            "SELECT count(*), coalesce(group_concat(id || ' ' || state, ', '), '') FROM (SELECT id, state FROM requests WHERE settled_at IS NULL LIMIT 1000)",
-        ),
-        (
-            "transactions are live",
-            "SELECT count(*), coalesce(group_concat(nonce, ', '), '') FROM (SELECT nonce FROM transactions WHERE state = 'live' LIMIT 1000)",
-        ),
-        (
-            "events are not published",
-            "SELECT count(*), coalesce(group_concat(event_id, ', '), '') FROM (SELECT event_id FROM outbox LIMIT 1000)",
-        ),
+        ("requests are not settled", "id || ' ' || state", "requests WHERE settled_at IS NULL"),
+        ("transactions are live", "nonce", "transactions WHERE state = 'live'"),
+        ("events are not published", "event_id", "outbox"),
     ];
-    for (what, question) in questions {
-        let (count, which): (i64, String) = connection.query_row(question, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    for (what, which, from) in questions {
+        let (count, which) = journal.count(home, which, from).await?;
         if count > 0 {
             open.push(format!("{count} {what}: {}", which.chars().take(300).collect::<String>()));
         }
     }
     Ok(open)
-}
-
-/// Nonces that the journal has given away.
-pub(crate) fn journal_nonce(journal: &std::path::Path) -> anyhow::Result<u64> {
-    let select = "SELECT max(next_nonce) FROM accounts";
-    let next: Option<i64> = reading(journal)?.query_row(select, [], |row| row.get(0))?;
-    Ok(u64::try_from(next.unwrap_or_default())?)
-}
-
-fn reading(journal: &std::path::Path) -> rusqlite::Result<Connection> {
-    Connection::open_with_flags(journal, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)
 }

@@ -11,7 +11,7 @@ use crate::operator::Operator;
 use crate::record::Record;
 use crate::schedule::{Fault, Plan, Planned};
 use crate::support::rpc::hex;
-use crate::support::{ACCOUNTS, Anvil, Mode, Rabbit, RpcClient, TcpProxy};
+use crate::support::{ACCOUNTS, Anvil, Mode, Postgres, Rabbit, RpcClient, TcpProxy};
 use crate::{BLOCK_GAS, CONTRACT, FINALITY, FULL_BALANCE, MAX_FEE_GWEI, MAX_LAG, STRANGER};
 
 /// Gas of a block in which about half of the writes have no room. Most of those can still be simulated, so they have a
@@ -29,6 +29,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) way_to_node: &'a TcpProxy,
     pub(crate) way_to_second: &'a TcpProxy,
     pub(crate) way_to_broker: &'a TcpProxy,
+    /// The journal's, if it is one, and the workers' way to it.
+    pub(crate) database: Option<(&'a mut Postgres, &'a TcpProxy)>,
     pub(crate) crew: &'a Crew<'a>,
     pub(crate) operator: &'a Operator<'a>,
     pub(crate) record: &'a Record,
@@ -37,7 +39,9 @@ pub(crate) struct Parts<'a> {
 impl Parts<'_> {
     /// Returns when the plan is through, with every fault at its end.
     pub(crate) async fn fail(self, plan: &Plan) {
-        let Parts { rabbit, anvil, second, way_to_node, way_to_second, way_to_broker, crew, operator, record } = self;
+        let Parts { rabbit, anvil, second, way_to_node, way_to_second, way_to_broker, crew, operator, record, .. } =
+            self;
+        let (database, way_to_database) = self.database.unzip();
         let rpc = anvil.rpc();
         tokio::join!(
             each(&plan.kills, record, async |planned: &Planned| crew.kill(planned.pick).await),
@@ -58,6 +62,12 @@ impl Parts<'_> {
             each(&plan.operator, record, async |planned: &Planned| operator.act(planned).await),
             fail_node(anvil, &plan.node, record),
             fail_broker(rabbit, &plan.broker, record),
+            fail_database(database, &plan.database, record),
+            async {
+                if let Some(way) = way_to_database {
+                    each(&plan.way_to_database, record, async |planned: &Planned| fail_way(way, planned).await).await;
+                }
+            },
         );
     }
 }
@@ -113,11 +123,14 @@ async fn lag(node: &LaggingNode, planned: &Planned) {
 fn mode_of(planned: &Planned) -> Mode {
     let http = |status, body: &str, retry_after| Mode::HttpAnswer { status, body: body.to_owned(), retry_after };
     match planned.fault {
-        Fault::NodeRefuses | Fault::BrokerRefuses => Mode::Refuse,
-        Fault::NodeSwallows | Fault::BrokerSwallows => Mode::Swallow,
-        Fault::NodeDropsAnswers | Fault::BrokerDropsAnswers => Mode::DropAnswers,
-        Fault::NodeResetsAfterRequest | Fault::BrokerResetsAfterRequest => Mode::ResetAfterRequest,
+        Fault::NodeRefuses | Fault::BrokerRefuses | Fault::DatabaseRefuses => Mode::Refuse,
+        Fault::NodeSwallows | Fault::BrokerSwallows | Fault::DatabaseSwallows => Mode::Swallow,
+        Fault::NodeDropsAnswers | Fault::BrokerDropsAnswers | Fault::DatabaseDropsAnswers => Mode::DropAnswers,
+        Fault::NodeResetsAfterRequest | Fault::BrokerResetsAfterRequest | Fault::DatabaseResetsAfterRequest => {
+            Mode::ResetAfterRequest
+        }
         Fault::NodeDelays => Mode::Delay(Duration::from_millis(50 + planned.pick % 2_500)),
+        Fault::DatabaseDelays => Mode::Delay(Duration::from_millis(5 + planned.pick % 100)),
         Fault::BrokerDelays => Mode::Delay(Duration::from_millis(20 + planned.pick % 300)),
         Fault::NodeGarbage => match planned.pick % 4 {
             0 => http(200, "<html>welcome</html>", None),
@@ -136,7 +149,7 @@ async fn fail_way(way: &TcpProxy, planned: &Planned) {
     sleep(planned.length).await;
     way.set_mode(Mode::Pass);
     // A connection that has lost bytes must not go on with the next ones: networks do not do that.
-    if !matches!(planned.fault, Fault::NodeDelays | Fault::BrokerDelays) {
+    if !matches!(planned.fault, Fault::NodeDelays | Fault::BrokerDelays | Fault::DatabaseDelays) {
         way.cut_all();
     }
 }
@@ -259,8 +272,26 @@ async fn fail_broker(rabbit: &mut Rabbit, planned: &[Planned], record: &Record) 
     .await;
 }
 
+async fn fail_database(database: Option<&mut Postgres>, planned: &[Planned], record: &Record) {
+    let Some(database) = database else { return };
+    each(planned, record, async |planned: &Planned| match planned.fault {
+        Fault::DatabaseStops => {
+            database.stop().await;
+            sleep(planned.length).await;
+            database.start_again().await;
+        }
+        Fault::DatabaseKilled => {
+            database.kill().await;
+            sleep(planned.length).await;
+            database.start_again().await;
+        }
+        _ => database.cut_all().await,
+    })
+    .await;
+}
+
 /// After the last fault: nothing is in the way any more.
-pub(crate) async fn heal(rpc: RpcClient, ways: [&TcpProxy; 3]) -> Result<(), String> {
+pub(crate) async fn heal(rpc: RpcClient, ways: impl Iterator<Item = &TcpProxy>) -> Result<(), String> {
     for way in ways {
         way.set_mode(Mode::Pass);
     }

@@ -14,12 +14,14 @@ use anyhow::{bail, ensure};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
+use journal::Journal;
 use run::Run;
 
 mod checker;
 mod crew;
 mod evidence;
 mod faults;
+mod journal;
 mod lagging;
 mod link;
 mod listener;
@@ -64,6 +66,7 @@ struct Options {
     /// Processes on one journal.
     #[arg(long, default_value_t = 2)]
     workers: usize,
+    /// What they share: sqlite or postgres.
     #[arg(long, default_value = "sqlite")]
     journal: String,
     /// Messages in a second.
@@ -102,24 +105,27 @@ async fn interrupted() {
 
 /// Whether all that was promised holds.
 async fn run(options: Options) -> anyhow::Result<bool> {
-    if options.journal != "sqlite" {
-        bail!("JOURNAL={}: there is only sqlite so far", options.journal);
-    }
     ensure!(options.workers > 0 && options.rate > 0, "without workers or messages nothing is shown");
+    let Some(journal) = Journal::start(&options.journal).await else {
+        bail!("JOURNAL={}: there are sqlite and postgres", options.journal);
+    };
     let seed = options.seed.unwrap_or_else(new_seed);
-    println!("Seed {seed}: {} s of faults, {} workers on one SQLite journal", options.duration, options.workers);
-    let mut run = Run::start(seed, &options).await?;
+    println!(
+        "Seed {seed}: {} s of faults, {} workers on one journal ({})",
+        options.duration, options.workers, options.journal
+    );
+    let mut run = Run::start(seed, &options, journal).await?;
     let report = match run.storm(&options).await {
         Ok(report) => report,
         Err(error) => {
-            println!("Journal and logs are kept in {}", run.keep(&format!("{error:#}"))?.display());
+            println!("Journal and logs are kept in {}", run.keep(&format!("{error:#}")).await?.display());
             return Err(error);
         }
     };
     print!("\n{}", report.text(SHOWN));
     println!("{}", serde_json::to_string(&report.line())?);
     if !report.is_good() {
-        println!("Journal, logs and findings are kept in {}", run.keep(&report.text(usize::MAX))?.display());
+        println!("Journal, logs and findings are kept in {}", run.keep(&report.text(usize::MAX)).await?.display());
     }
     Ok(report.is_good())
 }

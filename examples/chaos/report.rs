@@ -103,7 +103,11 @@ impl Report {
         for (fault, count) in faults {
             row(&format!("  {fault:?}"), *count, about(*fault));
         }
-        row("ended by themselves", totals.ends, "workers; none should");
+        row(
+            "ended by themselves",
+            totals.ends,
+            "workers; none should, unless its database failed in the middle of a commit, or for long",
+        );
         row("lost", findings.lost.len() as u64, "neither in the chain nor a dead letter");
         row("twice", findings.twice.len() as u64, "more than one effect, or an effect and a dead letter");
         row("nonce gaps", findings.nonce_gaps.len() as u64, "");
@@ -139,6 +143,9 @@ fn about(fault: Fault) -> &'static str {
         Fault::NodeLagsFar => "the second node, further than chain.max_lag",
         Fault::Drained => "account without funds",
         Fault::BrokerStops => "stop_app, start_app",
+        Fault::DatabaseStops => "without waiting for its clients; started again",
+        Fault::DatabaseKilled => "kill -9 of the server, started on the same data",
+        Fault::DatabaseEndsSessions => "pg_terminate_backend of every session",
         Fault::BrokerKilled => "kill -9 of the node, started on the same data",
         _ => "",
     }

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::checker::{self, History};
 use crate::crew::Crew;
 use crate::faults::{self, Parts};
+use crate::journal::Journal;
 use crate::lagging::LaggingNode;
 use crate::operator::Operator;
 use crate::record::Record;
@@ -29,6 +30,10 @@ const PROGRESS: Duration = Duration::from_secs(10);
 /// For everything to become quiet after the last fault: this, and half of the run's duration.
 const QUIET: Duration = Duration::from_secs(180);
 
+/// So many looks, a second apart, must find nothing: the broker tells the length of a queue a second late, and a message may
+/// be on its way from one queue to another.
+const QUIET_LOOKS: u32 = 3;
+
 /// The parts of a run.
 pub(crate) struct Run {
     seed: u64,
@@ -40,12 +45,13 @@ pub(crate) struct Run {
     way_to_broker: TcpProxy,
     way_to_node: TcpProxy,
     way_to_second: TcpProxy,
+    journal: Journal,
     home: WorkerHome,
     record: Arc<Record>,
 }
 
 impl Run {
-    pub(crate) async fn start(seed: u64, options: &Options) -> anyhow::Result<Self> {
+    pub(crate) async fn start(seed: u64, options: &Options, journal: Journal) -> anyhow::Result<Self> {
         let binary = support::chainwriter().map_err(anyhow::Error::msg)?;
         let duration = Duration::from_secs(options.duration);
         let blocks = AnvilConfig {
@@ -60,7 +66,7 @@ impl Run {
         let way_to_broker = TcpProxy::start(rabbit.address()).await;
         let way_to_node = TcpProxy::start(anvil.address()).await;
         let way_to_second = TcpProxy::start(second.node.address()).await;
-        let home = WorkerHome::new(&configuration(&rabbit, &way_to_broker, &way_to_node));
+        let home = WorkerHome::new(&configuration(&rabbit, &way_to_broker, &way_to_node, &journal));
         let record = Arc::new(Record::new(&home.folder().join("chaos.log"))?);
         let run = Self {
             seed,
@@ -72,6 +78,7 @@ impl Run {
             way_to_broker,
             way_to_node,
             way_to_second,
+            journal,
             home,
             record,
         };
@@ -113,6 +120,7 @@ impl Run {
             way_to_node: &self.way_to_node,
             way_to_second: &self.way_to_second,
             way_to_broker: &self.way_to_broker,
+            database: self.journal.parts(),
             crew: &crew,
             operator: &operator,
             record: &record,
@@ -127,8 +135,8 @@ impl Run {
         }
         stop.cancel();
         record.say("no more faults");
-        let ways = [&self.way_to_node, &self.way_to_second, &self.way_to_broker];
-        faults::heal(self.anvil.rpc(), ways).await.map_err(anyhow::Error::msg)?;
+        let ways = [Some(&self.way_to_node), Some(&self.way_to_second), Some(&self.way_to_broker), self.journal.way()];
+        faults::heal(self.anvil.rpc(), ways.into_iter().flatten()).await.map_err(anyhow::Error::msg)?;
         println!("No more faults; waiting until everything is done");
         producer.await?;
         let open = tokio::select! {
@@ -145,9 +153,11 @@ impl Run {
     /// What is still open when the limit is reached; nothing, and sooner, if all is well.
     async fn quiet(&self) -> anyhow::Result<Vec<String>> {
         let (limit, started) = (QUIET + self.duration / 2, Instant::now());
+        let mut quiet = 0;
         loop {
             let open = self.open().await?;
-            if open.is_empty() || started.elapsed() > limit {
+            quiet = if open.is_empty() { quiet + 1 } else { 0 };
+            if quiet == QUIET_LOOKS || started.elapsed() > limit {
                 return Ok(open);
             }
             sleep(Duration::from_secs(1)).await;
@@ -155,13 +165,13 @@ impl Run {
     }
 
     async fn open(&self) -> anyhow::Result<Vec<String>> {
-        evidence::open(&self.rabbit, &self.home.journal_file()).await
+        evidence::open(&self.rabbit, &self.journal, &self.home).await
     }
 
     async fn check(&self, open: Vec<String>, faults: &mut Vec<String>) -> anyhow::Result<Report> {
         let (chain, next_nonce, blocks) =
             timeout(Duration::from_secs(300), evidence::chain(self.anvil.rpc())).await??;
-        let given = evidence::journal_nonce(&self.home.journal_file())?;
+        let given = self.journal.next_nonce(&self.home).await?;
         let history = History {
             published: self.record.with_published(<[_]>::to_vec),
             chain,
@@ -178,7 +188,7 @@ impl Run {
     }
 
     /// Copies what explains a bad end to where it stays.
-    pub(crate) fn keep(&self, findings: &str) -> anyhow::Result<PathBuf> {
+    pub(crate) async fn keep(&self, findings: &str) -> anyhow::Result<PathBuf> {
         let folder = support::build_folder().map_err(anyhow::Error::msg)?.join("chaos").join(self.seed.to_string());
         std::fs::create_dir_all(&folder)?;
         for entry in std::fs::read_dir(self.home.folder())? {
@@ -188,6 +198,7 @@ impl Run {
             }
         }
         std::fs::write(folder.join("findings.txt"), findings)?;
+        self.journal.keep(&folder).await?;
         std::fs::write(folder.join("anvil.log"), self.anvil.log())?;
         std::fs::write(folder.join("rabbitmq.log"), self.rabbit.log_tail())?;
         Ok(folder)
@@ -210,14 +221,14 @@ async fn show_progress(record: Arc<Record>) {
     }
 }
 
-fn configuration(rabbit: &Rabbit, way_to_broker: &TcpProxy, way_to_node: &TcpProxy) -> WorkerConfig {
+fn configuration(rabbit: &Rabbit, way_to_broker: &TcpProxy, way_to_node: &TcpProxy, journal: &Journal) -> WorkerConfig {
     let config = WorkerConfig {
         broker_uri: rabbit.uri_through(way_to_broker.addr(), VHOST),
         queue: QUEUE.to_owned(),
         endpoint: way_to_node.url(),
         account: 0,
         to: CONTRACT.to_owned(),
-        extra: Vec::new(),
+        extra: journal.url().map(|url| ("journal", format!("url = {url:?}"))).into_iter().collect(),
     };
     config
         .with("worker", "organisation = \"chaos\"")

@@ -59,6 +59,18 @@ pub(crate) enum Fault {
     BrokerResetsAfterRequest,
     BrokerDelays,
     BrokerCut,
+    /// The journal's database ends without waiting for its clients, and starts again.
+    DatabaseStops,
+    /// It is killed, and starts again on its data.
+    DatabaseKilled,
+    /// Every session is ended, as an operator does.
+    DatabaseEndsSessions,
+    DatabaseRefuses,
+    DatabaseSwallows,
+    DatabaseDropsAnswers,
+    DatabaseResetsAfterRequest,
+    DatabaseDelays,
+    DatabaseCut,
     /// An operator sends dead letters back.
     Replay,
     /// An operator cancels a request.
@@ -90,6 +102,9 @@ pub(crate) struct Plan {
     pub(crate) way_to_second: Vec<Planned>,
     pub(crate) broker: Vec<Planned>,
     pub(crate) way_to_broker: Vec<Planned>,
+    /// Only where the journal is in one.
+    pub(crate) database: Vec<Planned>,
+    pub(crate) way_to_database: Vec<Planned>,
     pub(crate) operator: Vec<Planned>,
 }
 
@@ -141,6 +156,21 @@ const WAY_TO_BROKER: &[Kind] = &[
     (Fault::BrokerDelays, 2_000, 6_000),
     (Fault::BrokerCut, 0, 0),
 ];
+const DATABASE: &[Kind] = &[
+    (Fault::DatabaseStops, 0, 2_500),
+    (Fault::DatabaseKilled, 0, 1_500),
+    (Fault::DatabaseEndsSessions, 0, 0),
+    (Fault::DatabaseEndsSessions, 0, 0),
+];
+const WAY_TO_DATABASE: &[Kind] = &[
+    (Fault::DatabaseRefuses, 500, 4_000),
+    (Fault::DatabaseSwallows, 500, 4_000),
+    (Fault::DatabaseDropsAnswers, 500, 4_000),
+    (Fault::DatabaseResetsAfterRequest, 200, 1_500),
+    (Fault::DatabaseDelays, 2_000, 6_000),
+    (Fault::DatabaseCut, 0, 0),
+    (Fault::DatabaseCut, 0, 0),
+];
 const OPERATOR: &[Kind] = &[(Fault::Replay, 0, 0), (Fault::Cancel, 0, 0), (Fault::Cancel, 0, 0)];
 
 impl Plan {
@@ -158,6 +188,8 @@ impl Plan {
             way_to_second: part("way to second", WAY_TO_NODE, (3_000, 9_000)),
             broker: part("broker", BROKER, (10_000, 25_000)),
             way_to_broker: part("way to broker", WAY_TO_BROKER, (6_000, 15_000)),
+            database: part("database", DATABASE, (5_000, 14_000)),
+            way_to_database: part("way to database", WAY_TO_DATABASE, (3_000, 9_000)),
             operator: part("operator", OPERATOR, (1_000, 4_000)),
         }
     }
@@ -192,9 +224,9 @@ mod tests {
 
     fn all(plan: &Plan) -> Vec<&Planned> {
         let Plan { kills, halts, node, account, contract, lag, .. } = plan;
-        let Plan { way_to_node, way_to_second, broker, way_to_broker, operator, .. } = plan;
+        let Plan { way_to_node, way_to_second, broker, way_to_broker, database, way_to_database, operator, .. } = plan;
         let of_chain = [kills, halts, node, account, contract, lag, way_to_node, way_to_second];
-        of_chain.into_iter().chain([broker, way_to_broker, operator]).flatten().collect()
+        of_chain.into_iter().chain([broker, way_to_broker, database, way_to_database, operator]).flatten().collect()
     }
 
     #[test]
@@ -214,7 +246,20 @@ mod tests {
 
     #[test]
     fn in_two_minutes_every_fault_comes_and_none_outlasts_the_plan() {
-        let kinds = [KILLS, HALTS, NODE, ACCOUNT, CONTRACT, LAG, WAY_TO_NODE, BROKER, WAY_TO_BROKER, OPERATOR];
+        let kinds = [
+            KILLS,
+            HALTS,
+            NODE,
+            ACCOUNT,
+            CONTRACT,
+            LAG,
+            WAY_TO_NODE,
+            BROKER,
+            WAY_TO_BROKER,
+            OPERATOR,
+            DATABASE,
+            WAY_TO_DATABASE,
+        ];
         let every: HashSet<_> = kinds.into_iter().flatten().map(|(fault, ..)| *fault).collect();
         let duration = Duration::from_secs(120);
         for seed in 0..50 {

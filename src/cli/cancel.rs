@@ -8,7 +8,7 @@ use clap::Args;
 
 use crate::cli::{exit, operator, say};
 use crate::config::Settings;
-use crate::journal::{CancelWish, History, SqliteJournal, Upkeep, WishAnswer};
+use crate::journal::{CancelWish, History, WishAnswer};
 use crate::model::{RequestId, RequestState};
 
 /// How often `--wait` looks.
@@ -34,7 +34,7 @@ pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Res
         say(format_args!("the reason is longer than {LONGEST_REASON_BYTES} bytes; make it shorter"));
         return Ok(ExitCode::from(exit::USAGE));
     }
-    let journal = SqliteJournal::open_existing(&settings.journal.path).await?;
+    let journal = settings.journal.address.open_existing().await?;
     let wish = CancelWish { by: operator(), reason: arguments.reason };
     let answer = journal.wish_cancellation(&id, wish).await?;
     let mut history = journal.history(&id).await?;

@@ -10,7 +10,7 @@ use crate::broker::{self, TopologyMode};
 use crate::chain::{BlockTag, Chain, NodeClient};
 use crate::cli::{exit, say};
 use crate::config::{Settings, SignerSection};
-use crate::journal::SqliteJournal;
+use crate::journal::JournalError;
 use crate::signer::{RemoteSettings, RemoteSigner};
 
 /// A server may have keys of thousands.
@@ -80,11 +80,13 @@ async fn check_signer(settings: &RemoteSettings) -> anyhow::Result<String> {
 }
 
 async fn check_journal(settings: &Settings) -> anyhow::Result<String> {
-    let path = &settings.journal.path;
-    if !path.exists() {
-        return Ok(format!("journal: {} will be made at the first start", path.display()));
+    let address = &settings.journal.address;
+    match address.open_existing().await {
+        Ok(journal) => {
+            journal.close().await;
+            Ok(format!("journal: {address}"))
+        }
+        Err(JournalError::Missing { .. }) => Ok(format!("journal: {address} will be made at the first start")),
+        Err(error) => Err(error.into()),
     }
-    let journal = SqliteJournal::open_existing(path).await?;
-    journal.close().await;
-    Ok(format!("journal: {}", path.display()))
 }

@@ -8,7 +8,7 @@ use clap::Args;
 
 use crate::cli::{exit, say};
 use crate::config::Settings;
-use crate::journal::{History, SqliteJournal, TransactionHistory, Upkeep};
+use crate::journal::{History, TransactionHistory};
 use crate::model::{RequestId, RequestState, TransactionState};
 
 #[derive(Debug, Args)]
@@ -22,7 +22,7 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
     let id = RequestId::new(&arguments.id).context("this is no request id")?;
-    let journal = SqliteJournal::open_existing(&settings.journal.path).await?;
+    let journal = settings.journal.address.open_existing().await?;
     let history = journal.history(&id).await?;
     journal.close().await;
     match history {

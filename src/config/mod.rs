@@ -1,6 +1,6 @@
 //! The configuration: built-in defaults, a file, the environment; checked as a whole, so that all faults come at once.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use config::{Environment, File, FileFormat};
 use url::Url;
 
 use crate::broker::{Names, TopologyMode, UriSource};
+use crate::journal::JournalAddress;
 use crate::lane::{GasRule, OutagePolicy};
 use crate::model::{Address, Gas};
 use crate::policy::admission::{AdmissionRules, IdSource};
@@ -173,8 +174,8 @@ pub struct WriteSection {
 /// `[journal]`
 #[derive(Debug, Clone)]
 pub struct JournalSection {
-    /// The SQLite file.
-    pub path: PathBuf,
+    /// Where it is.
+    pub address: JournalAddress,
     /// How long settled requests are kept.
     pub retention: Duration,
 }

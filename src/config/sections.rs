@@ -4,17 +4,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value};
 use url::Url;
 
 use crate::broker::{Names, TopologyMode, UriSource};
 use crate::config::reader::{Findings, Section, http_url};
-use crate::config::secrets::credential;
+use crate::config::secrets::{credential, private_file};
 use crate::config::{
     BrokerSection, ChainSection, Faults, JournalSection, LogFormat, LogSection, RetrySection, Settings, WorkerSection,
     WriteSection, gas_limits, id_source, signers,
 };
+use crate::journal::JournalAddress;
 use crate::lane::{GasRule, OutagePolicy};
 use crate::model::{Address, Gas, Wei};
 use crate::policy::admission::{AdmissionRules, IdSource};
@@ -322,14 +323,18 @@ fn fees(mut section: Section<'_>) -> FeeRules {
 }
 
 fn journal(mut section: Section<'_>) -> JournalSection {
-    let path = section.read("url", "\"sqlite:\" and a path", PathBuf::new(), |text| {
-        let path = text.strip_prefix("sqlite:")?;
-        let path = path.strip_prefix("//").unwrap_or(path);
-        (!path.is_empty() && !path.starts_with(':')).then(|| PathBuf::from(path))
+    let inline = section.text("url").unwrap_or_default();
+    let (key, text) = match section.text("url_file") {
+        Some(file) => ("url_file", private_file(&credential(&file))),
+        None => ("url", Ok(SecretString::from(inline))),
+    };
+    let address = text.and_then(|text| JournalAddress::parse(text.expose_secret().trim())).unwrap_or_else(|problem| {
+        section.fault(key, problem);
+        JournalAddress::Sqlite(PathBuf::new())
     });
     let retention = section.duration("retention", HOUR..=3650 * DAY);
-    section.finish(&["url", "retention"]);
-    JournalSection { path, retention }
+    section.finish(&["url", "url_file", "retention"]);
+    JournalSection { address, retention }
 }
 
 fn lease(mut section: Section<'_>) -> Duration {

@@ -11,15 +11,24 @@ use async_trait::async_trait;
 use crate::model::{Address, Attempt, Message, Nonce, RequestId, Timestamp};
 use crate::policy::arrival::{Known, Verdict};
 
+mod address;
+mod admission;
+mod changes;
+mod columns;
 #[cfg(test)]
 pub(crate) mod contract;
 mod history;
 mod letters;
+mod postgres;
 mod records;
+mod rows;
 mod sqlite;
 
+pub use address::JournalAddress;
+pub use changes::{Changes, Seen};
 pub use history::{AttemptHistory, History, Incident, TransactionHistory};
 pub use letters::{Deed, LetterDeed, LetterDeeds};
+pub use postgres::{PostgresAddress, PostgresJournal};
 pub use records::{
     AccountId, Acquired, Arrival, CancelWish, Cancellation, ClosedTransaction, ConfirmedCopy, CopyKind, Decision,
     EndedAgain, Lease, LeaseMark, LiveTransaction, NewTransaction, OutboxRow, QueuedRequest, RefusedMessage, Reorged,
@@ -31,18 +40,23 @@ pub use sqlite::SqliteJournal;
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// The database failed: full disk, lost file, lock held too long.
-    #[error("the journal could not {doing}: {source}; check the disk and the file's rights, nothing was written")]
+    #[error("the journal could not {doing}: {source}; {mend}, nothing was written")]
     Storage {
         /// What was tried.
         doing: &'static str,
         /// What the database says.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
+        /// What an operator can do.
+        mend: &'static str,
     },
+    /// The database is none that a journal can stand on.
+    #[error("the journal's database cannot be used: {0}")]
+    Unfit(String),
     /// There is no journal where one must be.
     #[error("there is no journal {path}; is journal.url the worker's?")]
     Missing {
-        /// The file.
+        /// The file, or the database.
         path: String,
     },
     /// The commit failed: whether it holds is known only to the database.
@@ -55,7 +69,7 @@ pub enum JournalError {
         account: AccountId,
     },
     /// A stored row is not what it must be.
-    #[error("the journal holds a {what} that cannot be read: {detail}; restore the file from a backup")]
+    #[error("the journal holds a {what} that cannot be read: {detail}; restore it from a backup")]
     Corrupt {
         /// Kind of row.
         what: &'static str,
@@ -83,11 +97,19 @@ pub enum JournalError {
 }
 
 impl JournalError {
+    fn older_schema(found: i64, known: i64) -> Self {
+        let detail = format!(
+            "its schema has version {found}, this program has {known}: let the worker start once with this version"
+        );
+        Self::Inconsistent { doing: "read it", detail }
+    }
+
     /// Another instance has taken over: start over as one that waits, rather than end.
     pub fn is_lease_lost(&self) -> bool {
         match self {
             Self::LeaseLost { .. } => true,
             Self::Storage { .. }
+            | Self::Unfit(_)
             | Self::Missing { .. }
             | Self::Commit(_)
             | Self::Corrupt { .. }
@@ -197,8 +219,18 @@ pub trait Upkeep: Send + Sync {
     /// Deletes up to `limit` requests that were final or dead before this time, with all that belongs to them, whichever
     /// the journal finds first. Returns how many.
     async fn prune(&self, before: Timestamp, limit: u32) -> Result<u64>;
+    /// Tells of what other instances do, where the journal can.
+    fn changes(&self) -> Option<Changes> {
+        None
+    }
+    /// Waits for what is being written, then gives up what the journal holds open.
+    async fn close(&self) {}
 }
 
 /// The whole seam.
 pub trait Journal: Leases + Admissions + Transactions + Settlements + Outbox + Upkeep {}
 impl<T: Leases + Admissions + Transactions + Settlements + Outbox + Upkeep> Journal for T {}
+
+/// What operators' commands work with. Of what settling needs they only look where requests stand.
+pub trait OperatorsJournal: Upkeep + LetterDeeds + Settlements {}
+impl<T: Upkeep + LetterDeeds + Settlements> OperatorsJournal for T {}

@@ -176,6 +176,7 @@ impl Lane {
             tokio::select! {
                 biased;
                 () = tokio::time::sleep_until(until.min(Instant::now() + Duration::from_secs(1))) => {}
+                () = self.signals.released.notified() => return,
                 () = cancel.cancelled() => {}
             }
         }

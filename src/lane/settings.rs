@@ -94,6 +94,8 @@ pub struct LaneState {
 pub struct LaneSignals {
     /// Requests may be in its queue.
     pub wake: Arc<Notify>,
+    /// Another instance has given a lease up.
+    pub released: Arc<Notify>,
     /// How it stands.
     pub state: watch::Sender<LaneState>,
     /// The lease that it holds. It keeps it when it stops: settle has yet to write under it, and the outbox to tell what

@@ -20,8 +20,8 @@ pub enum ParseIdError {
     /// Not an amount such as `2 gwei`.
     #[error("expected a whole amount in wei or an amount with a unit, such as \"2 gwei\", \"0.5 ether\"")]
     Amount,
-    /// An id with no character in it, or with too many.
-    #[error("expected 1 to {} bytes", RequestId::MAX_BYTES)]
+    /// An id with no character in it, with too many, or with control characters.
+    #[error("expected 1 to {} bytes without control characters", RequestId::MAX_BYTES)]
     RequestId,
 }
 
@@ -218,9 +218,10 @@ impl RequestId {
     /// This text as an id.
     ///
     /// # Errors
-    /// When it is empty or longer than [`Self::MAX_BYTES`].
+    /// When it is empty or longer than [`Self::MAX_BYTES`], or has control characters: logs and terminals would take them
+    /// for their own, and databases take no U+0000.
     pub fn new(text: &str) -> Result<Self, ParseIdError> {
-        if text.is_empty() || text.len() > Self::MAX_BYTES {
+        if text.is_empty() || text.len() > Self::MAX_BYTES || text.contains(char::is_control) {
             return Err(ParseIdError::RequestId);
         }
         Ok(Self(text.into()))

@@ -190,6 +190,8 @@ mod tests {
         let cases = [
             (IdSource::MessageId, message(None, &[], ""), "missing_id", None),
             (IdSource::MessageId, message(Some(""), &[], ""), "missing_id", None),
+            (IdSource::MessageId, message(Some("\0a"), &[], ""), "missing_id", None),
+            (IdSource::MessageId, message(Some("a\nb"), &[], ""), "missing_id", None),
             (IdSource::MessageId, message(Some("a"), &[], long), "too_large", Some("a")),
             (IdSource::MessageId, message(None, &[], long), "too_large", None),
             (by_pointer(), message(Some("a"), &[], long), "too_large", None),

@@ -49,6 +49,12 @@ impl HeldDeliveries {
         due
     }
 
+    /// All of them are due.
+    pub(super) fn look_now(&mut self) {
+        let now = Instant::now();
+        self.0.values_mut().flatten().for_each(|held| held.look_at = now);
+    }
+
     /// Requests with a delivery that is held for at least this long.
     pub(super) fn held_for(&self, age: Duration) -> Vec<RequestId> {
         let now = Instant::now();

@@ -45,6 +45,8 @@ pub struct Settle {
     journal: Arc<dyn Settlements>,
     publisher: Arc<dyn Publisher>,
     outbox: Arc<Notify>,
+    /// Another instance may have settled what is held here.
+    settled: Arc<Notify>,
     beat: Heartbeat,
     held: HeldDeliveries,
     /// Copies to publish; their messages are read when their turn comes.
@@ -92,6 +94,7 @@ impl Settle {
             journal,
             publisher,
             outbox,
+            settled: Arc::default(),
             beat,
             held: HeldDeliveries::default(),
             copies: VecDeque::new(),
@@ -100,6 +103,11 @@ impl Settle {
             postponed: VecDeque::new(),
             publishing: FuturesUnordered::new(),
         }
+    }
+
+    /// To be told when another instance may have settled something.
+    pub fn settled(&self) -> Arc<Notify> {
+        Arc::clone(&self.settled)
     }
 
     /// Settles until intake and all lanes have gone and everything under way is done.
@@ -112,6 +120,7 @@ impl Settle {
         mut from_lanes: mpsc::Receiver<FromLane>,
     ) -> Result<(), JournalError> {
         let mut sweep = tokio::time::interval(SWEEP);
+        let settled = self.settled();
         let mut admitted = Vec::with_capacity(BATCH);
         let mut ruled = Vec::with_capacity(BATCH);
         let (mut intake_is_open, mut lanes_are_open) = (true, true);
@@ -130,6 +139,10 @@ impl Settle {
                 }
                 Some(published) = self.publishing.next() => self.note_published(published).await?,
                 _ = sweep.tick() => self.sweep().await?,
+                () = settled.notified() => {
+                    self.held.look_now();
+                    self.sweep().await?;
+                }
             }
         }
         Ok(())

@@ -40,7 +40,7 @@ impl Faults for NoFaults {
 
 /// The database failed before the commit: nothing was written.
 pub(crate) fn not_written(doing: &'static str) -> JournalError {
-    JournalError::Storage { doing, source: "a simulated fault".into() }
+    JournalError::Storage { doing, source: "a simulated fault".into(), mend: "go on" }
 }
 
 /// The commit failed: nobody can tell whether it holds.
@@ -266,7 +266,7 @@ mod tests {
         ((), Arc::new(journal))
     }
 
-    journal_contract!(journal());
+    journal_contract!(async { Some(journal().await) });
 
     /// Fails one operation, before or after its work.
     struct Failing {

@@ -2,20 +2,21 @@
 
 use std::time::Duration;
 
+use crate::databases::shared_journal;
 use crate::stage::{BINARY, DEAD, LONG, QUEUE, Stage, calldata, wait_log, wait_log_times};
-use crate::support::{ACCOUNTS, AnvilConfig, Mode, TcpProxy, Worker, WorkerHome, wait_until, with_id};
+use crate::support::{ACCOUNTS, AnvilConfig, Mode, TcpProxy, Worker, WorkerConfig, WorkerHome, wait_until, with_id};
 
 fn body(number: usize) -> Vec<u8> {
     format!("message {number}").into_bytes()
 }
 
-async fn publish(stage: &Stage, numbers: std::ops::Range<usize>) {
+pub async fn publish(stage: &Stage, numbers: std::ops::Range<usize>) {
     for number in numbers {
         stage.amqp.publish(QUEUE, with_id(&format!("m-{number}")), &body(number)).await;
     }
 }
 
-async fn assert_written_once(stage: &Stage, count: usize) {
+pub async fn assert_written_once(stage: &Stage, count: usize) {
     let transactions = stage.transactions_of(0).await;
     let nonces: Vec<_> = transactions.iter().map(|(nonce, ..)| *nonce).collect();
     assert_eq!(nonces, (0..count as u64).collect::<Vec<_>>(), "no gap and none beyond");
@@ -31,9 +32,22 @@ async fn assert_written_once(stage: &Stage, count: usize) {
 #[tokio::test]
 async fn an_owner_that_freezes_past_its_lease_and_wakes_writes_nothing_twice() {
     let Some(stage) = Stage::set().await else { return };
+    let config = stage.config();
+    freeze_the_owner(stage, config).await;
+}
+
+/// C52, on PostgreSQL.
+#[tokio::test]
+async fn an_owner_that_freezes_past_its_lease_writes_nothing_twice_on_postgres_either() {
+    let (Some(stage), Some(journal)) = (Stage::set().await, shared_journal().await) else { return };
+    let config = stage.config().with("journal", journal);
+    freeze_the_owner(stage, config).await;
+}
+
+async fn freeze_the_owner(stage: Stage, config: WorkerConfig) {
     stage.anvil.set_auto_mine(false).await.unwrap();
     // The first gets ten, so that the second gets the rest.
-    let home = WorkerHome::new(&stage.config().with("broker", "prefetch = 10").with("chain", "resend_after = \"1s\""));
+    let home = WorkerHome::new(&config.with("broker", "prefetch = 10").with("chain", "resend_after = \"1s\""));
     stage.topology(&home).await;
     let mut first = home.start(BINARY);
     wait_log(&first, "the lane works").await;
@@ -59,10 +73,27 @@ async fn an_owner_that_freezes_past_its_lease_and_wakes_writes_nothing_twice() {
 /// C53: each is stopped and started in turn while messages keep coming.
 #[tokio::test]
 async fn instances_that_are_restarted_in_turn_under_load_lose_and_double_nothing() {
-    let chain =
-        AnvilConfig { block_time: Some(Duration::from_secs(1)), gas_limit: 300_000_000, ..AnvilConfig::default() };
-    let Some(stage) = Stage::with_chain(chain).await else { return };
-    let home = WorkerHome::new(&stage.config().with("broker", "prefetch = 30").with("chain", "finality = 1"));
+    let Some(stage) = Stage::with_chain(large_blocks()).await else { return };
+    let config = stage.config();
+    restart_in_turn(stage, config, async |worker| assert_eq!(worker.stop().await.code(), Some(0))).await;
+}
+
+/// C53, on PostgreSQL, and without a word.
+#[tokio::test]
+async fn instances_that_are_killed_in_turn_under_load_lose_and_double_nothing_on_postgres() {
+    let (Some(stage), Some(journal)) = (Stage::with_chain(large_blocks()).await, shared_journal().await) else {
+        return;
+    };
+    let config = stage.config().with("journal", journal);
+    restart_in_turn(stage, config, async |worker| worker.kill().await).await;
+}
+
+fn large_blocks() -> AnvilConfig {
+    AnvilConfig { block_time: Some(Duration::from_secs(1)), gas_limit: 300_000_000, ..AnvilConfig::default() }
+}
+
+async fn restart_in_turn(stage: Stage, config: WorkerConfig, end: impl AsyncFn(&mut Worker)) {
+    let home = WorkerHome::new(&config.with("broker", "prefetch = 30").with("chain", "finality = 1"));
     stage.topology(&home).await;
     let mut workers: Vec<Worker> = vec![home.start(BINARY), home.start(BINARY), home.start(BINARY)];
     for worker in &workers {
@@ -71,7 +102,7 @@ async fn instances_that_are_restarted_in_turn_under_load_lose_and_double_nothing
     for round in 0..6 {
         publish(&stage, round * 40..(round + 1) * 40).await;
         let place = round % workers.len();
-        assert_eq!(workers[place].stop().await.code(), Some(0));
+        end(&mut workers[place]).await;
         workers[place] = home.start(BINARY);
         wait_log(&workers[place], "connected to the broker").await;
     }

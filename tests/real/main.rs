@@ -18,6 +18,7 @@ mod cancelling;
 mod chain_life;
 mod commands;
 mod crashes;
+mod databases;
 mod dead_letters;
 mod duplicates;
 mod endpoints;

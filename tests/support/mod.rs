@@ -20,6 +20,7 @@ pub mod filtering;
 pub mod guard;
 pub mod http;
 pub mod ports;
+pub mod postgres;
 pub mod proxy;
 pub mod rabbit;
 pub mod rabbit_control;
@@ -33,6 +34,7 @@ pub use deaf::DeafNode;
 pub use filtering::{FilteringNode, Say, nonce_of};
 pub use guard::Guard;
 pub use ports::free_port;
+pub use postgres::{Pooler, Postgres, PostgresConfig};
 pub use proxy::{Mode, TcpProxy};
 pub use rabbit::{Rabbit, RabbitConfig};
 pub use rabbit_control::QueueCount;
@@ -45,14 +47,25 @@ use std::time::Duration;
 /// Whether RabbitMQ and Anvil are here. Where they are not, a test says so and returns, unless
 /// `CHAINWRITER_REQUIRE_SERVICES=1` (as `make test` sets it) makes that a failure.
 pub fn services_are_here() -> bool {
-    let missing = match (rabbit::server_program(), anvil::program()) {
-        (Some(_), Some(_)) => return true,
-        (None, _) => "RabbitMQ",
-        (_, None) => "Anvil",
-    };
+    are_here(&[
+        ("RabbitMQ", rabbit::server_program().is_some(), "scripts/setup.sh"),
+        ("Anvil", anvil::program().is_some(), "scripts/setup.sh"),
+    ])
+}
+
+/// The same of PostgreSQL.
+pub fn postgres_is_here() -> bool {
+    are_here(&[
+        ("PostgreSQL", postgres::program("postgres").is_some(), "scripts/setup.sh postgres"),
+        ("PgBouncer", postgres::pooler_program().is_some(), "scripts/setup.sh postgres"),
+    ])
+}
+
+fn are_here(services: &[(&str, bool, &str)]) -> bool {
+    let Some((missing, _, mend)) = services.iter().find(|(_, is_here, _)| !is_here) else { return true };
     let required = std::env::var_os("CHAINWRITER_REQUIRE_SERVICES").is_some_and(|value| value == "1");
-    assert!(!required, "{missing} is missing; run scripts/setup.sh");
-    eprintln!("skipped: {missing} is missing; run scripts/setup.sh");
+    assert!(!required, "{missing} is missing; run {mend}");
+    eprintln!("skipped: {missing} is missing; run {mend}");
     false
 }
 

@@ -7,7 +7,7 @@ use crate::broker::{DeadLetters, MOST_LETTERS, PublishError, RawLetter, Seen};
 use crate::cli::dead::{LIMIT, complain, letters_text, progress_bar};
 use crate::cli::operator;
 use crate::config::Settings;
-use crate::journal::{Deed, History, LetterDeeds, Settlements, SqliteJournal, Upkeep};
+use crate::journal::{Deed, History, OperatorsJournal};
 use crate::model::message::ReplayNote;
 use crate::model::{Generation, Message, RequestId, RequestState, Timestamp, TransactionState};
 use crate::policy::admission::AdmissionRules;
@@ -84,7 +84,7 @@ pub(super) fn remark(seen: &Seen) {
 /// The queue with the journal that knows its requests.
 pub(super) struct Desk {
     pub(super) queue: Queue,
-    pub(super) journal: SqliteJournal,
+    pub(super) journal: Box<dyn OperatorsJournal>,
     /// Who sits at it.
     pub(super) operator: String,
     retention: std::time::Duration,
@@ -92,7 +92,10 @@ pub(super) struct Desk {
 
 impl Desk {
     pub(super) async fn open(settings: &Settings) -> anyhow::Result<Self> {
-        let journal = SqliteJournal::open_existing(&settings.journal.path)
+        let journal = settings
+            .journal
+            .address
+            .open_existing()
             .await
             .context("the journal tells whether a dead letter is safe to replay")?;
         let queue = Queue::open(settings).await?;

@@ -11,7 +11,7 @@ use crate::cli::dead::list::item_json;
 use crate::cli::dead::{Manner, Which, confirmed, letters_text, means_all_by_a_slip, plain, reason_is_too_long};
 use crate::cli::say;
 use crate::config::Settings;
-use crate::journal::{Deed, LetterDeed, LetterDeeds};
+use crate::journal::{Deed, LetterDeed};
 use crate::model::Timestamp;
 use crate::policy::letters::{Letter, grouped};
 

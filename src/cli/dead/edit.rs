@@ -14,7 +14,7 @@ use crate::cli::dead::desk::{Desk, remark};
 use crate::cli::dead::{LIMIT, complain, confirmed, pair, plain, reason_is_too_long, sheet};
 use crate::cli::{exit, say};
 use crate::config::Settings;
-use crate::journal::{Deed, LetterDeed, LetterDeeds};
+use crate::journal::{Deed, LetterDeed};
 use crate::lane::GasRule;
 use crate::model::{BodyHash, Generation, Message, RequestId, Timestamp, ids};
 use crate::policy::admission::{IdSource, admit, sheltered};

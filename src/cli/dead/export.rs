@@ -15,7 +15,6 @@ use crate::cli::dead::desk::{Queue, remark};
 use crate::cli::dead::{Which, complain, confirmed, letters_text, means_all_by_a_slip, progress_bar};
 use crate::cli::exit;
 use crate::config::Settings;
-use crate::journal::{LetterDeeds, SqliteJournal};
 use crate::model::Timestamp;
 use crate::policy::letters::{Letter, LetterFilter};
 
@@ -133,7 +132,7 @@ async fn from_queue(arguments: &Arguments, filter: &LetterFilter, settings: &Set
 }
 
 async fn from_archive(filter: &LetterFilter, settings: &Settings, to: &str) -> anyhow::Result<Counts> {
-    let journal = SqliteJournal::open_existing(&settings.journal.path).await?;
+    let journal = settings.journal.address.open_existing().await?;
     let mut sink = Sink::open(to)?;
     let now = Timestamp::now();
     let (mut after, mut written, mut failed) = (0, 0, 0);

@@ -18,7 +18,7 @@ use crate::cli::dead::{
 };
 use crate::cli::{exit, say};
 use crate::config::Settings;
-use crate::journal::{Deed, LetterDeed, LetterDeeds};
+use crate::journal::{Deed, LetterDeed};
 use crate::model::Timestamp;
 use crate::policy::letters::Letter;
 use crate::policy::replay::{Action, Answer};

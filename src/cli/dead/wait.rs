@@ -8,7 +8,6 @@ use serde_json::json;
 use crate::cli::dead::desk::Desk;
 use crate::cli::dead::{plain, progress_bar, tell};
 use crate::cli::exit;
-use crate::journal::{Settlements, Upkeep};
 use crate::model::{RequestId, RequestState};
 
 /// How often the journal is asked.

@@ -46,7 +46,7 @@ fn first(account: AccountId, text: &str) -> Arrival {
     arrival(account, text, Generation::default(), "body")
 }
 
-fn attempt(seed: u8) -> Attempt {
+pub(crate) fn attempt(seed: u8) -> Attempt {
     Attempt {
         kind: AttemptKind::Write,
         signed: SignedTransaction { hash: TxHash([seed; 32]), raw: Bytes::from(vec![seed; 10]) },
@@ -503,7 +503,8 @@ pub(crate) async fn only_old_and_settled_requests_are_pruned(journal: Arc<dyn Jo
     assert_eq!(set.journal.history(&id("old")).await.unwrap().map(|history| history.id), None);
 }
 
-/// Every test of the set, as tests of the module where it stands; `$journal` makes a new one.
+/// Every test of the set, as tests of the module where it stands; `$journal` makes a new one, where
+/// it can.
 macro_rules! journal_contract {
     ($journal:expr) => {
         journal_contract!(
@@ -545,7 +546,7 @@ macro_rules! journal_contract {
         $(
             #[tokio::test]
             async fn $name() {
-                let (_folder, journal) = $journal.await;
+                let Some((_folder, journal)) = $journal.await else { return };
                 $crate::journal::contract::$name(journal).await;
             }
         )*

@@ -1,15 +1,16 @@
 //! Deliveries meet what is known of their requests.
 
-use std::collections::HashMap;
-
 use async_trait::async_trait;
 use rusqlite::{Connection, params};
 
-use crate::journal::sqlite::rows::{Envelope, column, fixed, generation, prepare, request_id, word};
+use crate::journal::admission::{Sorted, sort};
+use crate::journal::columns::{number, unsigned};
+use crate::journal::rows::{Envelope, KNOWN_COLUMNS, seq, standing};
+use crate::journal::sqlite::rows::prepare;
 use crate::journal::sqlite::{SqliteJournal, settlements};
-use crate::journal::{Admissions, Arrival, RequestSeq, Result};
-use crate::model::{BodyHash, RequestId, RequestState, Timestamp};
-use crate::policy::arrival::{self, Known, Verdict};
+use crate::journal::{Admissions, Arrival, Result};
+use crate::model::{RequestId, RequestState, Timestamp};
+use crate::policy::arrival::{Known, Verdict};
 
 #[async_trait]
 impl Admissions for SqliteJournal {
@@ -24,36 +25,14 @@ impl Admissions for SqliteJournal {
 
 fn open_requests(connection: &Connection) -> Result<u64> {
     let count = "SELECT count(*) AS open FROM requests WHERE settled_at IS NULL AND state IN ('accepted', 'writing')";
-    let count: i64 =
-        prepare(connection, "count the open requests", count)?.one([], |row| column(row, "count", "open"))?;
-    Ok(count.unsigned_abs())
+    prepare(connection, "count the open requests", count)?.one([], |row| unsigned(row, "count", "open"))
 }
 
 fn admit(connection: &Connection, arrivals: &[Arrival]) -> Result<Vec<Verdict>> {
     let known = known_of(connection, arrivals.iter().map(|arrival| &arrival.id))?;
-    let mut known: HashMap<RequestId, Known> = known.into_iter().collect();
-    // With their places among what is accepted.
-    let mut new: Vec<(i64, &Arrival)> = Vec::new();
-    let mut returned: Vec<(i64, &Arrival, &'static str)> = Vec::new();
-    let mut verdicts = Vec::with_capacity(arrivals.len());
-    for arrival in arrivals {
-        let before = known.get(&arrival.id);
-        let verdict = arrival::decide(before, arrival.generation, arrival.body_hash);
-        if verdict == Verdict::Accept {
-            let place = i64::try_from(new.len() + returned.len()).unwrap_or(i64::MAX);
-            match before.map(|before| arrival.generation.replay > before.generation.replay) {
-                None => new.push((place, arrival)),
-                Some(true) => returned.push((place, arrival, "replayed")),
-                Some(false) => returned.push((place, arrival, "returned")),
-            }
-            // The next copy in this very batch meets the request as it is now.
-            let now =
-                Known { state: RequestState::Accepted, generation: arrival.generation, body_hash: arrival.body_hash };
-            known.insert(arrival.id.clone(), now);
-        }
-        verdicts.push(verdict);
-    }
-    let first_turn = take_turns(connection, new.len() + returned.len())?;
+    let sorted = sort(known, arrivals);
+    let first_turn = take_turns(connection, sorted.accepted())?;
+    let Sorted { verdicts, new, returned } = sorted;
     let now = Timestamp::now();
     insert_new(connection, &new, first_turn, now)?;
     for (place, arrival, what) in returned {
@@ -67,19 +46,11 @@ pub(super) fn known_of<'i>(
     connection: &Connection,
     ids: impl IntoIterator<Item = &'i RequestId>,
 ) -> Result<Vec<(RequestId, Known)>> {
-    let select = "SELECT id, state, replay, retry, body_hash FROM requests WHERE id = ?1";
-    let mut select = prepare(connection, "look requests up", select)?;
+    let select = format!("SELECT {KNOWN_COLUMNS} FROM requests WHERE id = ?1");
+    let mut select = prepare(connection, "look requests up", &select)?;
     let mut known = Vec::new();
     for id in ids {
-        let standing = select.row([id.as_str()], |row| {
-            let standing = Known {
-                state: word(row, "request", "state", RequestState::from_word)?,
-                generation: generation(row)?,
-                body_hash: fixed(row, "request", "body_hash", BodyHash::from_slice)?,
-            };
-            Ok((request_id(row)?, standing))
-        })?;
-        known.extend(standing);
+        known.extend(select.row([id.as_str()], |row| standing(row))?);
     }
     Ok(known)
 }
@@ -91,7 +62,7 @@ pub(super) fn take_turns(connection: &Connection, count: usize) -> Result<i64> {
     }
     let count = i64::try_from(count).unwrap_or(i64::MAX);
     let take = "UPDATE counters SET value = value + ?1 WHERE name = 'turn' RETURNING value";
-    let last: i64 = prepare(connection, "queue requests", take)?.one([count], |row| column(row, "counter", "value"))?;
+    let last = prepare(connection, "queue requests", take)?.one([count], |row| number(row, "counter", "value"))?;
     Ok(last - count + 1)
 }
 
@@ -151,7 +122,7 @@ fn accept_again(
         arrival.generation.retry,
         arrival.id.as_str(),
     ];
-    let seq = RequestSeq(update.one(values, |row| column(row, "request", "seq"))?);
+    let seq = update.one(values, |row| seq(row))?;
     let detail = format!("accepted as attempt {}", arrival.generation);
     settlements::note_incidents(connection, &[(seq, what, detail)], now)
 }

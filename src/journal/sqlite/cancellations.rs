@@ -2,17 +2,15 @@
 
 use rusqlite::{Connection, params};
 
-use crate::journal::sqlite::rows::{QUEUED_COLUMNS, column, prepare, queued_request, text, word};
+use crate::journal::rows::{QUEUED_COLUMNS, cancellation, request_state, seq, wording};
+use crate::journal::sqlite::rows::prepare;
 use crate::journal::sqlite::settlements::note_incidents;
-use crate::journal::{AccountId, CancelWish, Cancellation, RequestSeq, Result, WishAnswer};
+use crate::journal::{AccountId, CancelWish, Cancellation, Result, WishAnswer};
 use crate::model::{RequestId, RequestState, Timestamp};
 
 pub(super) fn wish(connection: &Connection, id: &RequestId, wish: &CancelWish) -> Result<WishAnswer> {
     let mut select = prepare(connection, "look a request up", "SELECT seq, state FROM requests WHERE id = ?1")?;
-    let known = select.row([id.as_str()], |row| {
-        let state = word(row, "request", "state", RequestState::from_word)?;
-        Ok((RequestSeq(column(row, "request", "seq")?), state))
-    })?;
+    let known = select.row([id.as_str()], |row| Ok((seq(row)?, request_state(row)?)))?;
     let Some((seq, state)) = known else { return Ok(WishAnswer::NotKnown) };
     match state {
         RequestState::Final | RequestState::Dead | RequestState::DeadPending => return Ok(WishAnswer::TooLate(state)),
@@ -38,18 +36,5 @@ pub(super) fn open(connection: &Connection, account: AccountId) -> Result<Vec<Ca
         "SELECT {QUEUED_COLUMNS}, r.state, c.wished_by, c.reason FROM cancellations c CROSS JOIN requests r \
          ON r.seq = c.request WHERE r.account = ?1 AND r.state IN ('accepted', 'writing') ORDER BY r.turn"
     );
-    prepare(connection, "read the wishes to cancel", &select)?.rows([account.0], |row| {
-        Ok(Cancellation {
-            request: queued_request(row)?,
-            state: word(row, "request", "state", RequestState::from_word)?,
-            detail: wording(text(row, "wish", "wished_by")?, text(row, "wish", "reason")?),
-        })
-    })
-}
-
-fn wording(by: &str, reason: &str) -> String {
-    match reason {
-        "" => format!("cancelled by {by}"),
-        reason => format!("cancelled by {by}: {reason}"),
-    }
+    prepare(connection, "read the wishes to cancel", &select)?.rows([account.0], |row| cancellation(row))
 }

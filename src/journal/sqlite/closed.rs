@@ -1,19 +1,17 @@
 //! What the chain did to nonces after their end: blocks that went away, gaps, second ends.
 
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, params};
 
+use crate::journal::columns::{nonce, not_fillable, signed};
+use crate::journal::rows::{ATTEMPT_COLUMNS, STORED_COLUMNS, add_stored};
 use crate::journal::sqlite::leases::check_lease;
 use crate::journal::sqlite::outbox::insert_events;
-use crate::journal::sqlite::rows::{
-    Statement, column, corrupt, fixed, generation, nonce, prepare, reply, request_id, signed, unsigned, word,
-};
+use crate::journal::sqlite::rows::{Statement, prepare};
 use crate::journal::sqlite::settlements::note_incidents;
-use crate::journal::sqlite::transactions::attempt;
 use crate::journal::{
-    AccountId, ClosedTransaction, EndedAgain, JournalError, Lease, Reorged, RequestSeq, Result, StoredNonce, Which,
+    AccountId, ClosedTransaction, EndedAgain, Lease, Reorged, RequestSeq, Result, StoredNonce, Which,
 };
-use crate::model::event::FinalTransaction;
-use crate::model::{BlockHash, BlockNumber, Event, Gas, Nonce, RequestState, Timestamp, TransactionState, TxHash};
+use crate::model::{Event, Nonce, Timestamp};
 
 pub(super) fn nonces(connection: &Connection, account: AccountId, which: Which) -> Result<Vec<StoredNonce>> {
     // Nonces land in their order, so the highest nonce stands in the highest block.
@@ -28,50 +26,15 @@ pub(super) fn nonces(connection: &Connection, account: AccountId, which: Which) 
         Which::Reorged => ("reorged_at IS NOT NULL AND nonce >= ?2 AND nonce < ?3", "ASC", (0, i64::MAX), -1),
     };
     let select = format!(
-        "SELECT r.seq, r.id, r.replay, r.retry, r.reply_to, r.correlation_id, r.state AS request_state, t.nonce, t.state, \
-         t.final_hash, t.block_number, t.block_hash, t.gas_used, a.kind, a.hash, a.raw, a.max_fee, a.tip, a.signed_at \
+        "SELECT {STORED_COLUMNS}, {ATTEMPT_COLUMNS} \
          FROM (SELECT * FROM transactions WHERE account = ?1 AND {condition} ORDER BY nonce {order} LIMIT ?4) t \
          JOIN requests r ON r.seq = t.request JOIN attempts a ON a.account = t.account AND a.nonce = t.nonce \
          ORDER BY t.nonce {order}, a.id"
     );
-    let mut stored: Vec<StoredNonce> = Vec::new();
-    prepare(connection, "read nonces", &select)?.rows((account.0, bounds.0, bounds.1, limit), |row| {
-        let nonce = Nonce(unsigned(row, "transaction", "nonce")?);
-        match stored.last_mut() {
-            Some(last) if last.nonce == nonce => last.attempts.push(attempt(row)?),
-            _ => stored.push(stored_nonce(row, nonce)?),
-        }
-        Ok(())
-    })?;
+    let mut stored = Vec::new();
+    prepare(connection, "read nonces", &select)?
+        .rows((account.0, bounds.0, bounds.1, limit), |row| add_stored(&mut stored, row))?;
     Ok(stored)
-}
-
-fn stored_nonce(row: &Row<'_>, nonce: Nonce) -> Result<StoredNonce> {
-    Ok(StoredNonce {
-        request: RequestSeq(column(row, "request", "seq")?),
-        id: request_id(row)?,
-        generation: generation(row)?,
-        reply: reply(row, "request")?,
-        request_state: word(row, "request", "request_state", RequestState::from_word)?,
-        nonce,
-        state: word(row, "transaction", "state", TransactionState::from_word)?,
-        included: included(row, nonce)?,
-        attempts: vec![attempt(row)?],
-    })
-}
-
-fn included(row: &Row<'_>, nonce: Nonce) -> Result<Option<FinalTransaction>> {
-    let block_hash: Option<Vec<u8>> = column(row, "transaction", "block_hash")?;
-    let Some(block_hash) = block_hash else { return Ok(None) };
-    let block_hash = BlockHash::from_slice(&block_hash).ok_or_else(|| corrupt("transaction", "block_hash is none"))?;
-    Ok(Some(FinalTransaction {
-        tx_hash: fixed(row, "transaction", "final_hash", TxHash::from_slice)?,
-        nonce,
-        block_number: BlockNumber(unsigned(row, "transaction", "block_number")?),
-        block_hash,
-        gas_used: Gas(unsigned(row, "transaction", "gas_used")?),
-        effective_gas_price: None,
-    }))
 }
 
 /// A filler may only stand where nothing of ours may land: at a nonce that was taken before, and has no transaction of ours
@@ -80,10 +43,7 @@ pub(super) fn expect_fillable(connection: &Connection, lease: &Lease, at: Nonce)
     let look = "SELECT 1 FROM accounts WHERE id = ?1 AND next_nonce > ?2 AND NOT EXISTS (SELECT 1 FROM transactions \
                 WHERE account = ?1 AND nonce = ?2 AND state NOT IN ('reverted', 'displaced'))";
     let fillable = prepare(connection, "look at a nonce", look)?.row((lease.account.0, nonce(at)?), |_| Ok(()))?;
-    fillable.ok_or_else(|| JournalError::Inconsistent {
-        doing: "fill a nonce",
-        detail: format!("a transaction of ours may still land at {at}, or it was never taken"),
-    })
+    fillable.ok_or_else(|| not_fillable(at))
 }
 
 pub(super) fn record_reorged(connection: &Connection, lease: &Lease, reorged: Vec<Reorged>) -> Result<()> {

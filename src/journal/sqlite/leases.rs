@@ -6,8 +6,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rusqlite::{Connection, params};
 
+use crate::journal::columns::{nonce, number, signed, unsigned};
 use crate::journal::sqlite::SqliteJournal;
-use crate::journal::sqlite::rows::{column, nonce, prepare, signed};
+use crate::journal::sqlite::rows::prepare;
 use crate::journal::{AccountId, Acquired, JournalError, Lease, LeaseMark, Leases, Result};
 use crate::model::{Address, Nonce, Timestamp};
 
@@ -70,7 +71,7 @@ fn account(connection: &Connection, chain_id: i64, address: Address) -> Result<A
     prepare(connection, "add an account", insert)?.execute((chain_id, address.as_bytes()))?;
     let select = "SELECT id FROM accounts WHERE chain_id = ?1 AND address = ?2";
     prepare(connection, "find an account", select)?
-        .one((chain_id, address.as_bytes()), |row| Ok(AccountId(column(row, "account", "id")?)))
+        .one((chain_id, address.as_bytes()), |row| Ok(AccountId(number(row, "account", "id")?)))
 }
 
 fn acquire(
@@ -96,20 +97,19 @@ fn acquire(
         stale.map(|mark| mark.epoch),
         stale.map(|mark| mark.until.0),
     ];
-    if let Some(epoch) = take.row(values, |row| column(row, "account", "epoch"))? {
+    if let Some(epoch) = take.row(values, |row| number(row, "account", "epoch"))? {
         return Ok(Acquired::Ours(Lease { account, owner, epoch }));
     }
     let look = "SELECT epoch, lease_until FROM accounts WHERE id = ?1";
     prepare(connection, "look at a lease", look)?.one([account.0], |row| {
-        let until = Timestamp(column(row, "account", "lease_until")?);
-        Ok(Acquired::Anothers(LeaseMark { epoch: column(row, "account", "epoch")?, until }))
+        let until = Timestamp(number(row, "account", "lease_until")?);
+        Ok(Acquired::Anothers(LeaseMark { epoch: number(row, "account", "epoch")?, until }))
     })
 }
 
 fn raise_next_nonce(connection: &Connection, lease: &Lease, at_least: i64) -> Result<Nonce> {
     check_lease(connection, lease)?;
     let raise = "UPDATE accounts SET next_nonce = max(coalesce(next_nonce, 0), ?1) WHERE id = ?2 RETURNING next_nonce";
-    let next: i64 = prepare(connection, "raise the next nonce", raise)?
-        .one((at_least, lease.account.0), |row| column(row, "account", "next_nonce"))?;
-    Ok(Nonce(next.unsigned_abs()))
+    prepare(connection, "raise the next nonce", raise)?
+        .one((at_least, lease.account.0), |row| unsigned(row, "account", "next_nonce").map(Nonce))
 }

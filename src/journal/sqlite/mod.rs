@@ -88,12 +88,7 @@ impl SqliteJournal {
             let known = newest_version();
             match found {
                 found if found > known => Err(JournalError::NewerSchema { found, known }),
-                found if found < known => Err(JournalError::Inconsistent {
-                    doing: "read it",
-                    detail: format!(
-                        "its schema has version {found}, this program has {known}: let the worker start once with this version"
-                    ),
-                }),
+                found if found < known => Err(JournalError::older_schema(found, known)),
                 _ => with_readers(writing, &path),
             }
         })
@@ -105,13 +100,6 @@ impl SqliteJournal {
         let opened = tokio::task::spawn_blocking(open).await;
         let (writing, reading) = opened.map_err(|error| storage("open", error))??;
         Ok(Self { readers: Readers::start(reading)?, writer: GroupCommit::start(writing)? })
-    }
-
-    /// Waits for what is being written, then closes the file.
-    pub async fn close(&self) {
-        // The last to close puts what is in the WAL into the file, and that has to be one that may write.
-        self.readers.close().await;
-        self.writer.close().await;
     }
 }
 
@@ -210,7 +198,7 @@ fn ended() -> JournalError {
 }
 
 fn storage(doing: &'static str, error: impl std::error::Error + Send + Sync + 'static) -> JournalError {
-    JournalError::Storage { doing, source: Box::new(error) }
+    JournalError::Storage { doing, source: Box::new(error), mend: "check the disk and the file's rights" }
 }
 
 #[cfg(test)]
@@ -222,7 +210,10 @@ mod tests {
 
     use super::*;
     use crate::journal::contract::{arrival, id, journal_contract, set, transaction};
-    use crate::journal::{AccountId, Admissions, Journal, Leases, Outbox, RequestSeq, Settlements, Transactions};
+    use crate::journal::letters::contract as letters_contract;
+    use crate::journal::{
+        AccountId, Admissions, Journal, Leases, Outbox, RequestSeq, Settlements, Transactions, Upkeep,
+    };
     use crate::model::{Address, Generation};
     use crate::policy::arrival::Verdict;
 
@@ -232,7 +223,7 @@ mod tests {
         (folder, Arc::new(journal))
     }
 
-    journal_contract!(journal());
+    journal_contract!(async { Some(journal().await) });
 
     #[tokio::test]
     async fn the_file_and_its_companions_are_their_owners_alone() {
@@ -425,5 +416,13 @@ mod tests {
         turns.dedup();
         assert_eq!(turns.len(), 50, "each has a place of its own");
         assert!(one.unconfirmed(account, RequestSeq(i64::MIN), 10).await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_operators_did_to_dead_letters_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = SqliteJournal::open(&folder.path().join("journal.db")).await.unwrap();
+        letters_contract::deeds_are_found_again_until_they_are_old(&journal).await;
+        letters_contract::a_letter_that_is_discarded_is_archived_whole_or_not_at_all(&journal).await;
     }
 }

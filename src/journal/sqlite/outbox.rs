@@ -3,7 +3,8 @@
 use async_trait::async_trait;
 use rusqlite::{Connection, params};
 
-use crate::journal::sqlite::rows::{column, prepare, reply};
+use crate::journal::rows::{EVENT_COLUMNS, outbox_row};
+use crate::journal::sqlite::rows::prepare;
 use crate::journal::sqlite::{SqliteJournal, storage};
 use crate::journal::{AccountId, Outbox, OutboxRow, Result};
 use crate::model::Event;
@@ -54,19 +55,9 @@ impl Outbox for SqliteJournal {
 fn events(connection: &Connection, accounts: &[i64], after: i64, limit: u32) -> Result<Vec<OutboxRow>> {
     // One text for any number of accounts.
     let accounts = serde_json::to_string(accounts).map_err(|error| storage("read the outbox", error))?;
-    let mut select = prepare(
-        connection,
-        "read the outbox",
-        "SELECT id, event_id, kind, body, reply_to, correlation_id FROM outbox \
-         WHERE id > ?1 AND account IN (SELECT value FROM json_each(?2)) ORDER BY id LIMIT ?3",
-    )?;
-    select.rows(params![after, accounts, limit], |row| {
-        Ok(OutboxRow {
-            id: column(row, "event", "id")?,
-            event_id: column(row, "event", "event_id")?,
-            kind: column(row, "event", "kind")?,
-            body: column(row, "event", "body")?,
-            reply: reply(row, "event")?,
-        })
-    })
+    let select = format!(
+        "SELECT {EVENT_COLUMNS} FROM outbox \
+         WHERE id > ?1 AND account IN (SELECT value FROM json_each(?2)) ORDER BY id LIMIT ?3"
+    );
+    prepare(connection, "read the outbox", &select)?.rows(params![after, accounts, limit], |row| outbox_row(row))
 }

@@ -1,13 +1,12 @@
-//! Rows as the database gives them, checked on their way in and out; and statements, prepared once for each connection.
+//! SQLite's rows, and statements, prepared once for each connection.
 
-use bytes::Bytes;
-use rusqlite::types::FromSql;
+use std::borrow::Cow;
+
 use rusqlite::{CachedStatement, Connection, Params, Row};
-use serde::{Deserialize, Serialize};
 
+use crate::journal::Result;
+use crate::journal::columns::Columns;
 use crate::journal::sqlite::storage;
-use crate::journal::{JournalError, QueuedRequest, ReplyAddress, RequestSeq, Result};
-use crate::model::{BodyHash, Generation, Headers, Message, Nonce, Origin, Properties, RequestId};
 
 /// A statement that its connection keeps prepared. Many rows are as many calls: they cost less than a longer statement.
 pub(super) struct Statement<'c> {
@@ -60,132 +59,19 @@ impl Statement<'_> {
     }
 }
 
-/// Fails unless the write found as many rows as it should.
-pub(super) fn expect_rows(doing: &'static str, expected: usize, changed: usize) -> Result<()> {
-    if changed == expected {
-        return Ok(());
+impl Columns for Row<'_> {
+    fn number(&self, name: &'static str) -> Result<Option<i64>, String> {
+        self.get(name).map_err(|error| error.to_string())
     }
-    Err(JournalError::Inconsistent { doing, detail: format!("{changed} of {expected} rows were as they must be") })
-}
 
-pub(super) fn corrupt(what: &'static str, detail: impl Into<String>) -> JournalError {
-    JournalError::Corrupt { what, detail: detail.into() }
-}
-
-/// A column's value, or the error that names it.
-pub(super) fn column<T: FromSql>(row: &Row<'_>, what: &'static str, name: &'static str) -> Result<T> {
-    row.get(name).map_err(|error| corrupt(what, error.to_string()))
-}
-
-/// A column with a number that is never negative.
-pub(super) fn unsigned<T: TryFrom<i64>>(row: &Row<'_>, what: &'static str, name: &'static str) -> Result<T> {
-    let number: i64 = column(row, what, name)?;
-    T::try_from(number).map_err(|_| corrupt(what, format!("{name} is {number}")))
-}
-
-/// A column with a hash or an address.
-pub(super) fn fixed<T>(
-    row: &Row<'_>,
-    what: &'static str,
-    name: &'static str,
-    read: fn(&[u8]) -> Option<T>,
-) -> Result<T> {
-    let value = row.get_ref(name).map_err(|error| corrupt(what, error.to_string()))?;
-    let bytes = value.as_blob().map_err(|error| corrupt(what, format!("{name}: {error}")))?;
-    read(bytes).ok_or_else(|| corrupt(what, format!("{name} has {} bytes", bytes.len())))
-}
-
-/// A column with one of the stored words.
-pub(super) fn word<T>(row: &Row<'_>, what: &'static str, name: &'static str, read: fn(&str) -> Option<T>) -> Result<T> {
-    let text = text(row, what, name)?;
-    read(text).ok_or_else(|| corrupt(what, format!("{name} is {text:?}")))
-}
-
-/// A column's text, where it lies.
-pub(super) fn text<'r>(row: &'r Row<'_>, what: &'static str, name: &'static str) -> Result<&'r str> {
-    let value = row.get_ref(name).map_err(|error| corrupt(what, error.to_string()))?;
-    value.as_str().map_err(|error| corrupt(what, format!("{name}: {error}")))
-}
-
-/// A number for a column. Nonces, heights and gas stay far below 2^63.
-pub(super) fn signed(what: &'static str, number: impl TryInto<i64>) -> Result<i64> {
-    number.try_into().map_err(|_| JournalError::Inconsistent {
-        doing: "store a number",
-        detail: format!("{what} is beyond 64 bits"),
-    })
-}
-
-pub(super) fn nonce(nonce: Nonce) -> Result<i64> {
-    signed("a nonce", nonce.0)
-}
-
-pub(super) fn generation(row: &Row<'_>) -> Result<Generation> {
-    Ok(Generation { replay: unsigned(row, "request", "replay")?, retry: unsigned(row, "request", "retry")? })
-}
-
-pub(super) fn request_id(row: &Row<'_>) -> Result<RequestId> {
-    RequestId::new(text(row, "request", "id")?).map_err(|error| corrupt("request", error.to_string()))
-}
-
-/// The body, checked against its hash.
-pub(super) fn body(row: &Row<'_>) -> Result<Bytes> {
-    let body: Vec<u8> = column(row, "request", "body")?;
-    let hash = fixed(row, "request", "body_hash", BodyHash::from_slice)?;
-    if BodyHash::of(&body) != hash {
-        return Err(corrupt("request", "its body does not have its hash"));
+    fn text(&self, name: &'static str) -> Result<Option<Cow<'_, str>>, String> {
+        let value = self.get_ref(name).map_err(|error| error.to_string())?;
+        let text = value.as_str_or_null().map_err(|error| format!("{name}: {error}"))?;
+        Ok(text.map(Cow::Borrowed))
     }
-    Ok(Bytes::from(body))
-}
 
-/// The columns that [`queued_request`] reads.
-pub(super) const QUEUED_COLUMNS: &str =
-    "r.seq, r.id, r.replay, r.retry, r.turn, r.body, r.body_hash, r.reply_to, r.correlation_id";
-
-pub(super) fn queued_request(row: &Row<'_>) -> Result<QueuedRequest> {
-    Ok(QueuedRequest {
-        seq: RequestSeq(column(row, "request", "seq")?),
-        id: request_id(row)?,
-        generation: generation(row)?,
-        turn: column(row, "request", "turn")?,
-        body: body(row)?,
-        reply: reply(row, "request")?,
-    })
-}
-
-pub(super) fn reply(row: &Row<'_>, what: &'static str) -> Result<ReplyAddress> {
-    Ok(ReplyAddress { reply_to: column(row, what, "reply_to")?, correlation_id: column(row, what, "correlation_id")? })
-}
-
-/// All of a message but its body, as JSON.
-#[derive(Serialize, Deserialize)]
-pub(super) struct Envelope {
-    #[serde(default)]
-    properties: Properties,
-    #[serde(default, skip_serializing_if = "Headers::is_empty")]
-    headers: Headers,
-    origin: Origin,
-}
-
-impl Envelope {
-    pub(super) fn text_of(message: &Message) -> Result<String> {
-        // The clones are of a few short texts; the body is not among them.
-        let envelope = Envelope {
-            properties: message.properties.clone(),
-            headers: message.headers.clone(),
-            origin: message.origin.clone(),
-        };
-        serde_json::to_string(&envelope).map_err(|error| storage("write a message's headers", error))
+    fn bytes(&self, name: &'static str) -> Result<Option<&[u8]>, String> {
+        let value = self.get_ref(name).map_err(|error| error.to_string())?;
+        value.as_blob_or_null().map_err(|error| format!("{name}: {error}"))
     }
-}
-
-/// The whole message of a request.
-pub(super) fn message(row: &Row<'_>) -> Result<Message> {
-    let envelope = text(row, "request", "envelope")?;
-    let envelope: Envelope = serde_json::from_str(envelope).map_err(|error| corrupt("request", error.to_string()))?;
-    Ok(Message {
-        body: body(row)?,
-        properties: envelope.properties,
-        headers: envelope.headers,
-        origin: envelope.origin,
-    })
 }

@@ -1,25 +1,22 @@
 //! Outcomes: closed nonces, decided requests, copies that need a publisher confirm, messages that were no requests.
 
 use async_trait::async_trait;
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, params};
 
+use crate::journal::columns::{expect_rows, fixed, number};
+use crate::journal::rows::{COPY_COLUMNS, message, unconfirmed_copy};
 use crate::journal::sqlite::admissions::{known_of, take_turns};
 use crate::journal::sqlite::leases::check_lease;
 use crate::journal::sqlite::outbox::insert_events;
-use crate::journal::sqlite::rows::{
-    column, corrupt, expect_rows, fixed, generation, message, prepare, request_id, word,
-};
+use crate::journal::sqlite::rows::prepare;
 use crate::journal::sqlite::{SqliteJournal, closed};
 use crate::journal::{
-    AccountId, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, EndedAgain, Lease, RefusedMessage, Reorged,
-    RequestSeq, Result, Settlement, Settlements, UnconfirmedCopy,
+    AccountId, ClosedTransaction, ConfirmedCopy, Decision, EndedAgain, Lease, RefusedMessage, Reorged, RequestSeq,
+    Result, Settlement, Settlements, UnconfirmedCopy,
 };
 use crate::model::request::Observation;
-use crate::model::{Cause, FailureClass, Generation, Message, RequestId, RequestState, Timestamp, TxHash};
+use crate::model::{Cause, Generation, Message, RequestId, RequestState, Timestamp, TxHash};
 use crate::policy::arrival::Known;
-
-const COPY_COLUMNS: &str = "SELECT seq, id, state, replay, retry, body, body_hash, envelope, first_failed_at, \
-                            failure_class, failure_reason, failure_detail FROM requests";
 
 #[async_trait]
 impl Settlements for SqliteJournal {
@@ -62,7 +59,9 @@ impl Settlements for SqliteJournal {
         let id = id.clone();
         let select = "SELECT body, body_hash, envelope FROM requests WHERE id = ?1 AND body IS NOT NULL";
         self.readers
-            .read(move |connection| prepare(connection, "read a message", select)?.row([id.as_str()], message))
+            .read(move |connection| {
+                prepare(connection, "read a message", select)?.row([id.as_str()], |row| message(row))
+            })
             .await
     }
 
@@ -79,19 +78,20 @@ fn unconfirmed(
 ) -> Result<Vec<UnconfirmedCopy>> {
     // Not left to SQLite: by places alone it would walk past everything settled.
     let select = format!(
-        "{COPY_COLUMNS} INDEXED BY requests_unsettled WHERE account = ?1 AND settled_at IS NULL \
+        "SELECT {COPY_COLUMNS} FROM requests INDEXED BY requests_unsettled WHERE account = ?1 AND settled_at IS NULL \
          AND state IN ('retry_pending', 'dead_pending') AND seq > ?2 ORDER BY seq LIMIT ?3"
     );
     let mut select = prepare(connection, "read the copies without a publisher confirm", &select)?;
-    with_hashes(connection, select.rows((account.0, after.0, limit), unconfirmed_copy)?)
+    with_hashes(connection, select.rows((account.0, after.0, limit), |row| unconfirmed_copy(row))?)
 }
 
 fn unconfirmed_of(connection: &Connection, requests: &[RequestSeq]) -> Result<Vec<UnconfirmedCopy>> {
-    let select = format!("{COPY_COLUMNS} WHERE seq = ?1 AND state IN ('retry_pending', 'dead_pending')");
+    let select =
+        format!("SELECT {COPY_COLUMNS} FROM requests WHERE seq = ?1 AND state IN ('retry_pending', 'dead_pending')");
     let mut select = prepare(connection, "read copies without a publisher confirm", &select)?;
     let mut copies = Vec::with_capacity(requests.len());
     for request in requests {
-        copies.extend(select.row([request.0], unconfirmed_copy)?);
+        copies.extend(select.row([request.0], |row| unconfirmed_copy(row))?);
     }
     with_hashes(connection, copies)
 }
@@ -265,7 +265,7 @@ fn confirm(connection: &Connection, copies: &[ConfirmedCopy]) -> Result<()> {
         // No row is no error: the copy has come back already and was accepted, which proves that the broker had it.
         let Generation { replay, retry } = copy.generation;
         update.execute((settled.as_str(), now.0, copy.request.0, pending.as_str(), replay, retry))?;
-        let account = account_of.one([copy.request.0], |row| column(row, "request", "account"))?;
+        let account = account_of.one([copy.request.0], |row| number(row, "request", "account"))?;
         insert_events(connection, [(AccountId(account), &copy.event)])?;
     }
     Ok(())
@@ -306,25 +306,4 @@ pub(super) fn note_incidents(
     let insert = "INSERT INTO incidents (request, at, what, detail) VALUES (?1, ?2, ?3, ?4)";
     let mut insert = prepare(connection, "insert rows", insert)?;
     incidents.iter().try_for_each(|(request, what, detail)| insert.execute((request.0, now.0, what, detail)).map(drop))
-}
-
-fn unconfirmed_copy(row: &Row<'_>) -> Result<UnconfirmedCopy> {
-    let reason: String = column(row, "request", "failure_reason")?;
-    let detail: String = column(row, "request", "failure_detail")?;
-    let class = word(row, "request", "failure_class", FailureClass::from_word)?;
-    let first_failed_at: Option<i64> = column(row, "request", "first_failed_at")?;
-    Ok(UnconfirmedCopy {
-        request: RequestSeq(column(row, "request", "seq")?),
-        id: request_id(row)?,
-        kind: word(row, "request", "state", copy_kind)?,
-        generation: generation(row)?,
-        cause: Cause::new(class, reason, detail),
-        first_failed_at: first_failed_at.map(Timestamp).ok_or_else(|| corrupt("request", "it failed at no time"))?,
-        message: message(row)?,
-        tx_hashes: Vec::new(),
-    })
-}
-
-fn copy_kind(state: &str) -> Option<CopyKind> {
-    [CopyKind::Retry, CopyKind::DeadLetter].into_iter().find(|kind| kind.pending().as_str() == state)
 }

@@ -3,18 +3,18 @@
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, params};
 
+use crate::journal::columns::{expect_rows, first_nonce, nonce, not_the_next_nonce, signed, stored_fee};
+use crate::journal::rows::{ATTEMPT_COLUMNS, LIVE_COLUMNS, QUEUED_COLUMNS, add_live, filler, queued_request};
 use crate::journal::sqlite::leases::check_lease;
-use crate::journal::sqlite::rows::{
-    QUEUED_COLUMNS, column, corrupt, expect_rows, fixed, nonce, prepare, queued_request, signed, text, unsigned, word,
-};
+use crate::journal::sqlite::rows::prepare;
 use crate::journal::sqlite::{SqliteJournal, cancellations, closed};
 use crate::journal::{
-    AccountId, Cancellation, JournalError, Lease, LiveTransaction, NewTransaction, QueuedRequest, Result, StoredNonce,
-    Transactions, Which,
+    AccountId, Cancellation, Lease, LiveTransaction, NewTransaction, QueuedRequest, Result, StoredNonce, Transactions,
+    Which,
 };
-use crate::model::{Address, Attempt, AttemptKind, Fee, Gas, Nonce, SignedTransaction, Timestamp, TxHash, Wei};
+use crate::model::{Attempt, Nonce, Timestamp};
 
 #[async_trait]
 impl Transactions for SqliteJournal {
@@ -72,36 +72,25 @@ fn queued(connection: &Connection, account: AccountId, after_turn: i64, limit: u
          AND r.settled_at IS NULL AND NOT EXISTS (SELECT 1 FROM cancellations c WHERE c.request = r.seq) \
          ORDER BY r.turn LIMIT ?3"
     );
-    prepare(connection, "read the queue", &select)?.rows((account.0, after_turn, limit), queued_request)
+    prepare(connection, "read the queue", &select)?.rows((account.0, after_turn, limit), |row| queued_request(row))
 }
 
 fn live_transactions(connection: &Connection, account: AccountId) -> Result<Vec<LiveTransaction>> {
     // By nonces alone SQLite would walk past everything that has ended.
     let select = format!(
-        "SELECT {QUEUED_COLUMNS}, t.nonce, t.to_address, t.value, t.gas, \
-         a.kind, a.hash, a.raw, a.max_fee, a.tip, a.signed_at \
-         FROM transactions t INDEXED BY transactions_live JOIN requests r ON r.seq = t.request \
+        "SELECT {QUEUED_COLUMNS}, {LIVE_COLUMNS}, {ATTEMPT_COLUMNS} FROM transactions t INDEXED BY transactions_live JOIN requests r ON r.seq = t.request \
          JOIN attempts a ON a.account = t.account AND a.nonce = t.nonce \
          WHERE t.account = ?1 AND t.state = 'live' ORDER BY t.nonce, a.id"
     );
-    let mut live: Vec<LiveTransaction> = Vec::new();
-    prepare(connection, "read the live transactions", &select)?.rows([account.0], |row| {
-        let nonce = Nonce(unsigned(row, "transaction", "nonce")?);
-        match live.last_mut() {
-            Some(last) if last.nonce == nonce => last.attempts.push(attempt(row)?),
-            _ => live.push(live_transaction(row, nonce)?),
-        }
-        Ok(())
-    })?;
+    let mut live = Vec::new();
+    prepare(connection, "read the live transactions", &select)?.rows([account.0], |row| add_live(&mut live, row))?;
     Ok(live)
 }
 
 fn fillers(connection: &Connection, account: AccountId, first: Nonce, below: Nonce) -> Result<Vec<(Nonce, Attempt)>> {
     let select = "SELECT nonce, 'cancel' AS kind, hash, raw, max_fee, tip, signed_at FROM fillers \
                   WHERE account = ?1 AND nonce >= ?2 AND nonce < ?3 ORDER BY nonce, id";
-    prepare(connection, "read the fillers", select)?.rows((account.0, nonce(first)?, nonce(below)?), |row| {
-        Ok((Nonce(unsigned(row, "filler", "nonce")?), attempt(row)?))
-    })
+    prepare(connection, "read the fillers", select)?.rows((account.0, nonce(first)?, nonce(below)?), |row| filler(row))
 }
 
 fn record_transactions(connection: &Connection, lease: &Lease, transactions: &[NewTransaction]) -> Result<()> {
@@ -115,17 +104,12 @@ fn record_transactions(connection: &Connection, lease: &Lease, transactions: &[N
 /// Moves the account's next nonce past these, which must be the ones that follow. The check stands in the same
 /// transaction as the rows: no gap and no nonce twice, whatever the lane believes.
 fn take_nonces(connection: &Connection, lease: &Lease, transactions: &[NewTransaction]) -> Result<()> {
-    let Some(first) = transactions.first() else { return Ok(()) };
-    let in_sequence = transactions.iter().zip(first.nonce.0..).all(|(transaction, nonce)| transaction.nonce.0 == nonce);
-    let refused = |detail: String| JournalError::Inconsistent { doing: "take nonces", detail };
-    if !in_sequence {
-        return Err(refused("they do not follow one another".to_owned()));
-    }
+    let Some(first) = first_nonce(transactions)? else { return Ok(()) };
     let take = "UPDATE accounts SET next_nonce = next_nonce + ?1 WHERE id = ?2 AND next_nonce = ?3";
-    let values = (signed("a count", transactions.len())?, lease.account.0, nonce(first.nonce)?);
+    let values = (signed("a count", transactions.len())?, lease.account.0, nonce(first)?);
     match prepare(connection, "take nonces", take)?.execute(values)? {
         1 => Ok(()),
-        _ => Err(refused(format!("{} is not the account's next nonce", first.nonce))),
+        _ => Err(not_the_next_nonce(first)),
     }
 }
 
@@ -216,42 +200,4 @@ fn insert_fillers(connection: &Connection, lease: &Lease, fillers: &[(Nonce, Att
         insert.execute((lease.account.0, nonce(*at)?, hash, raw, max_fee, tip, filler.signed_at.0))?;
     }
     Ok(())
-}
-
-fn stored_fee(fee: Fee) -> Result<(i64, Option<i64>)> {
-    match fee {
-        Fee::Eip1559 { max_fee, tip } => Ok((signed("a fee", max_fee.0)?, Some(signed("a tip", tip.0)?))),
-        Fee::Legacy { gas_price } => Ok((signed("a gas price", gas_price.0)?, None)),
-    }
-}
-
-fn live_transaction(row: &Row<'_>, nonce: Nonce) -> Result<LiveTransaction> {
-    Ok(LiveTransaction {
-        request: queued_request(row)?,
-        nonce,
-        to: fixed(row, "transaction", "to_address", Address::from_slice)?,
-        value: amount(text(row, "transaction", "value")?)?,
-        gas: Gas(unsigned(row, "transaction", "gas")?),
-        attempts: vec![attempt(row)?],
-    })
-}
-
-fn amount(text: &str) -> Result<Wei> {
-    text.parse().map(Wei).map_err(|_| corrupt("transaction", format!("value is {text:?}")))
-}
-
-pub(super) fn attempt(row: &Row<'_>) -> Result<Attempt> {
-    let max_fee = Wei(unsigned(row, "attempt", "max_fee")?);
-    let tip: Option<i64> = column(row, "attempt", "tip")?;
-    let fee = match tip {
-        Some(tip) => Fee::Eip1559 { max_fee, tip: Wei(tip.unsigned_abs().into()) },
-        None => Fee::Legacy { gas_price: max_fee },
-    };
-    let raw: Vec<u8> = column(row, "attempt", "raw")?;
-    Ok(Attempt {
-        kind: word(row, "attempt", "kind", AttemptKind::from_word)?,
-        signed: SignedTransaction { hash: fixed(row, "attempt", "hash", TxHash::from_slice)?, raw: raw.into() },
-        fee,
-        signed_at: Timestamp(column(row, "attempt", "signed_at")?),
-    })
 }

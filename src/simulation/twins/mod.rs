@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use crate::journal::{AccountId, History, Journal, JournalError, RequestSeq, SqliteJournal};
+use crate::journal::{
+    AccountId, History, Journal, JournalError, PostgresAddress, PostgresJournal, RequestSeq, SqliteJournal,
+};
 use crate::model::{Address, Nonce, RequestId};
 use crate::simulation::journal::{MemoryJournal, NoFaults};
 use crate::simulation::store::Store;
 use crate::simulation::twins::operations::{IDS, Pick, TTL};
+use crate::support::postgres;
 
 mod operations;
 
@@ -24,17 +27,32 @@ proptest! {
         picks in prop::collection::vec((0u8..16, any::<u8>(), any::<u8>()), 40..80)
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(run(&picks))?;
+        runtime.block_on(async {
+            let folder = tempfile::tempdir().unwrap();
+            let sqlite = SqliteJournal::open(&folder.path().join("journal.db")).await.unwrap();
+            run(&sqlite, &picks).await
+        })?;
+    }
+
+    /// It never gives a request's number again, as SQLite does with that of the newest one when it is pruned: so nothing is.
+    #[test]
+    fn the_simulated_journal_does_what_postgres_does(
+        picks in prop::collection::vec((0u8..15, any::<u8>(), any::<u8>()), 40..80)
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let Some(server) = postgres::shared().await else { return Ok(()) };
+            let address = PostgresAddress::parse(&server.new_schema().await).unwrap();
+            run(&PostgresJournal::open(&address).await.unwrap(), &picks).await
+        })?;
     }
 }
 
-async fn run(picks: &[(u8, u8, u8)]) -> Result<(), TestCaseError> {
-    let folder = tempfile::tempdir().unwrap();
-    let sqlite = SqliteJournal::open(&folder.path().join("journal.db")).await.unwrap();
+async fn run(real: &dyn Journal, picks: &[(u8, u8, u8)]) -> Result<(), TestCaseError> {
     let store: Arc<Mutex<Store>> = Arc::default();
     let memory = MemoryJournal::new(store.clone(), Arc::new(NoFaults));
     let mut leases = Vec::new();
-    for journal in [&sqlite as &dyn Journal, &memory] {
+    for journal in [real, &memory] {
         leases.clear();
         for address in [7, 8] {
             let account = journal.account(31337, Address([address; 20])).await.unwrap();
@@ -45,18 +63,18 @@ async fn run(picks: &[(u8, u8, u8)]) -> Result<(), TestCaseError> {
     }
     for (step, (kind, x, y)) in picks.iter().enumerate() {
         let operation = Pick { kind: *kind, x: *x, y: *y }.operation(&store.lock().unwrap(), &leases);
-        let real = operation.apply(&sqlite, &mut Vec::new()).await;
+        let answered = operation.apply(real, &mut Vec::new()).await;
         let simulated = operation.apply(&memory, &mut leases).await;
-        prop_assert_eq!(real, simulated, "step {}, {:?}", step, operation);
+        prop_assert_eq!(answered, simulated, "step {}, {:?}", step, operation);
         if operation.lets_a_lease_run_out() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         if step % STEPS_BETWEEN_COMPARISONS == 0 || step + 1 == picks.len() {
-            let (real, simulated) = (visible(&sqlite).await, visible(&memory).await);
-            prop_assert_eq!(real, simulated, "after step {}, {:?}", step, operation);
+            let (shown, simulated) = (visible(real).await, visible(&memory).await);
+            prop_assert_eq!(shown, simulated, "after step {}, {:?}", step, operation);
         }
     }
-    sqlite.close().await;
+    real.close().await;
     Ok(())
 }
 

@@ -1,0 +1,57 @@
+//! What other instances did to the journal, where it can tell at once.
+
+use tokio::sync::watch;
+
+/// How often what was seen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// A lease was given up.
+    pub releases: u64,
+    /// Requests were admitted or settled.
+    pub works: u64,
+}
+
+impl Seen {
+    pub(super) fn release(&mut self) {
+        self.releases = self.releases.wrapping_add(1);
+    }
+
+    pub(super) fn work(&mut self) {
+        self.works = self.works.wrapping_add(1);
+    }
+
+    /// Whatever may have been.
+    pub(super) fn anything(&mut self) {
+        self.release();
+        self.work();
+    }
+}
+
+/// Tells of changes. It may miss some: whoever waits has to look by itself from time to time.
+#[derive(Debug)]
+pub struct Changes {
+    seen: watch::Receiver<Seen>,
+    last: Seen,
+}
+
+impl Changes {
+    /// Begins with what was seen so far.
+    pub(super) fn new(mut seen: watch::Receiver<Seen>) -> Self {
+        let last = Seen::default();
+        if *seen.borrow() != last {
+            seen.mark_changed();
+        }
+        Self { seen, last }
+    }
+
+    /// Waits for the next ones: whether leases were given up, and whether there is work. Never returns once the journal
+    /// is closed. Cancel safe.
+    pub async fn next(&mut self) -> (bool, bool) {
+        if self.seen.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        let now = *self.seen.borrow_and_update();
+        let last = std::mem::replace(&mut self.last, now);
+        (now.releases != last.releases, now.works != last.works)
+    }
+}

@@ -1,0 +1,189 @@
+//! Deliveries meet what is known of their requests.
+
+use async_trait::async_trait;
+
+use crate::journal::admission::{Sorted, sort};
+use crate::journal::columns::{expect_rows, number, unsigned};
+use crate::journal::postgres::PostgresJournal;
+use crate::journal::postgres::connection::Connection;
+use crate::journal::postgres::rows::{stored, stored_option};
+use crate::journal::postgres::settlements::{Noted, note_incidents};
+use crate::journal::rows::{Envelope, KNOWN_COLUMNS, seq, standing};
+use crate::journal::{Admissions, Arrival, JournalError, Result};
+use crate::model::{RequestId, Timestamp};
+use crate::policy::arrival::{Known, Verdict};
+
+#[async_trait]
+impl Admissions for PostgresJournal {
+    async fn admit(&self, arrivals: Vec<Arrival>) -> Result<Vec<Verdict>> {
+        let verdicts = self.pool.write(arrivals, |connection, arrivals| Box::pin(admit(connection, arrivals))).await?;
+        if verdicts.contains(&Verdict::Accept) {
+            self.announce_work();
+        }
+        Ok(verdicts)
+    }
+
+    async fn open_requests(&self) -> Result<u64> {
+        let count =
+            "SELECT count(*) AS open FROM requests WHERE settled_at IS NULL AND state IN ('accepted', 'writing')";
+        self.pool
+            .read((), move |connection, ()| {
+                Box::pin(connection.one("count the open requests", count, &[], |row| unsigned(row, "count", "open")))
+            })
+            .await
+    }
+}
+
+/// Of two instances that meet the same new id, the later one waits here, and finds it known.
+async fn admit(connection: &Connection, arrivals: &[Arrival]) -> Result<Vec<Verdict>> {
+    let last_turn = lock_turns(connection).await?;
+    let known = lock_known(connection, arrivals.iter().map(|arrival| &arrival.id)).await?;
+    let sorted = sort(known, arrivals);
+    if sorted.accepted() > 0 {
+        give_turns(connection, sorted.accepted()).await?;
+    }
+    let Sorted { verdicts, new, returned } = sorted;
+    let now = Timestamp::now();
+    insert_new(connection, &new, last_turn.saturating_add(1), now).await?;
+    accept_again(connection, &returned, last_turn.saturating_add(1), now).await?;
+    Ok(verdicts)
+}
+
+/// The last place in the queue. Nobody else gives places, or makes requests, until this transaction ends.
+pub(super) async fn lock_turns(connection: &Connection) -> Result<i64> {
+    let lock = "SELECT value FROM counters WHERE name = 'turn' FOR NO KEY UPDATE";
+    connection.one("queue requests", lock, &[], |row| number(row, "counter", "value")).await
+}
+
+/// These many places behind the last one are taken.
+pub(super) async fn give_turns(connection: &Connection, count: usize) -> Result<()> {
+    let count = i64::try_from(count).unwrap_or(i64::MAX);
+    let give = "UPDATE counters SET value = value + $1 WHERE name = 'turn'";
+    connection.execute("queue requests", give, &[&count]).await.map(drop)
+}
+
+/// Where these requests stand, and stay until this transaction ends.
+async fn lock_known(connection: &Connection, ids: impl Iterator<Item = &RequestId>) -> Result<Vec<(RequestId, Known)>> {
+    let ids: Vec<_> = ids.map(|id| stored(id.as_str())).collect();
+    let select = format!("SELECT {KNOWN_COLUMNS} FROM requests WHERE id = ANY($1) ORDER BY seq FOR NO KEY UPDATE");
+    connection.rows("look requests up", &select, &[&ids], standing).await
+}
+
+/// Where these requests stand; unknown ones are left out.
+pub(super) async fn known_of(connection: &Connection, ids: &[RequestId]) -> Result<Vec<(RequestId, Known)>> {
+    let ids: Vec<_> = ids.iter().map(|id| stored(id.as_str())).collect();
+    let select = format!(
+        "SELECT {KNOWN_COLUMNS} FROM unnest($1::text[]) WITH ORDINALITY AS asked (key, place) \
+         JOIN requests ON id = key ORDER BY place"
+    );
+    connection.rows("look requests up", &select, &[&ids], standing).await
+}
+
+async fn insert_new(connection: &Connection, new: &[(i64, &Arrival)], first_turn: i64, now: Timestamp) -> Result<()> {
+    if new.is_empty() {
+        return Ok(());
+    }
+    let insert = "INSERT INTO requests (id, account, state, replay, retry, turn, body_hash, body, envelope, reply_to, \
+         correlation_id, received_at, changed_at) \
+         SELECT id, account, 'accepted', replay, retry, turn, body_hash, body, envelope, reply_to, correlation_id, $1, $1 \
+         FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bytea[], $8::bytea[], \
+         $9::text[], $10::text[], $11::text[]) \
+         AS u (id, account, replay, retry, turn, body_hash, body, envelope, reply_to, correlation_id) ORDER BY turn";
+    let ids: Vec<_> = new.iter().map(|(_, arrival)| stored(arrival.id.as_str())).collect();
+    let accounts: Vec<_> = new.iter().map(|(_, arrival)| arrival.account.0).collect();
+    let Columns { replays, retries, turns, hashes, bodies, envelopes, reply_tos, correlation_ids } =
+        Columns::of(new.iter().copied(), first_turn)?;
+    let changed = connection
+        .execute(
+            "store requests",
+            insert,
+            &[
+                &now.0,
+                &ids,
+                &accounts,
+                &replays,
+                &retries,
+                &turns,
+                &hashes,
+                &bodies,
+                &envelopes,
+                &reply_tos,
+                &correlation_ids,
+            ],
+        )
+        .await?;
+    expect_rows("store requests", new.len(), changed)
+}
+
+/// Retries that came back, and dead letters that an operator sent back.
+async fn accept_again(
+    connection: &Connection,
+    returned: &[(i64, &Arrival, &'static str)],
+    first_turn: i64,
+    now: Timestamp,
+) -> Result<()> {
+    if returned.is_empty() {
+        return Ok(());
+    }
+    let update = "UPDATE requests r SET state = 'accepted', settled_at = NULL, turn = u.turn, body = u.body, \
+         body_hash = u.body_hash, envelope = u.envelope, reply_to = u.reply_to, correlation_id = u.correlation_id, \
+         changed_at = $1, first_failed_at = CASE WHEN r.replay < u.replay THEN NULL ELSE r.first_failed_at END, \
+         replay = u.replay, retry = u.retry \
+         FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bytea[], $7::bytea[], $8::text[], \
+         $9::text[], $10::text[]) AS u (id, replay, retry, turn, body_hash, body, envelope, reply_to, correlation_id) \
+         WHERE r.id = u.id AND r.state IN ('retry_pending', 'retry_waiting', 'dead_pending', 'dead') \
+         RETURNING r.seq, r.turn";
+    let ids: Vec<_> = returned.iter().map(|(_, arrival, _)| stored(arrival.id.as_str())).collect();
+    let Columns { replays, retries, turns, hashes, bodies, envelopes, reply_tos, correlation_ids } =
+        Columns::of(returned.iter().map(|(place, arrival, _)| (*place, *arrival)), first_turn)?;
+    let accepted = connection
+        .rows(
+            "accept requests again",
+            update,
+            &[&now.0, &ids, &replays, &retries, &turns, &hashes, &bodies, &envelopes, &reply_tos, &correlation_ids],
+            |row| Ok((number(row, "request", "turn")?, seq(row)?)),
+        )
+        .await?;
+    expect_rows("accept requests again", returned.len(), accepted.len())?;
+    let mut incidents = Vec::with_capacity(returned.len());
+    for ((_, arrival, what), turn) in returned.iter().zip(&turns) {
+        let found = accepted.iter().find(|(place, _)| place == turn);
+        let (_, request) = found.ok_or_else(|| JournalError::Inconsistent {
+            doing: "accept requests again",
+            detail: format!("{} got no place", arrival.id),
+        })?;
+        let detail = format!("accepted as attempt {}", arrival.generation);
+        incidents.push(Noted { request: *request, what, detail });
+    }
+    note_incidents(connection, &incidents, now).await
+}
+
+/// What an arrival brings, by columns.
+struct Columns<'a> {
+    replays: Vec<i64>,
+    retries: Vec<i64>,
+    turns: Vec<i64>,
+    hashes: Vec<&'a [u8]>,
+    bodies: Vec<&'a [u8]>,
+    envelopes: Vec<String>,
+    reply_tos: Vec<Option<std::borrow::Cow<'a, str>>>,
+    correlation_ids: Vec<Option<std::borrow::Cow<'a, str>>>,
+}
+
+impl<'a> Columns<'a> {
+    fn of(arrivals: impl Iterator<Item = (i64, &'a Arrival)> + Clone, first_turn: i64) -> Result<Self> {
+        let of_each = || arrivals.clone().map(|(_, arrival)| arrival);
+        Ok(Self {
+            replays: of_each().map(|arrival| arrival.generation.replay.into()).collect(),
+            retries: of_each().map(|arrival| arrival.generation.retry.into()).collect(),
+            turns: arrivals.clone().map(|(place, _)| first_turn.saturating_add(place)).collect(),
+            hashes: of_each().map(|arrival| arrival.body_hash.as_bytes()).collect(),
+            bodies: of_each().map(|arrival| &arrival.message.body[..]).collect(),
+            envelopes: of_each().map(|arrival| Envelope::text_of(&arrival.message)).collect::<Result<_>>()?,
+            reply_tos: of_each().map(|arrival| stored_option(&arrival.message.properties.reply_to)).collect(),
+            correlation_ids: of_each()
+                .map(|arrival| stored_option(&arrival.message.properties.correlation_id))
+                .collect(),
+        })
+    }
+}

@@ -1,0 +1,162 @@
+//! The journal in a PostgreSQL database, for instances on several hosts. Each call is a transaction of its own on one of a
+//! few connections; rows are locked before they are judged, in the order accounts, counters, requests, so that what
+//! several instances write at once comes out as if it had been written one after the other.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+use tracing::warn;
+
+use crate::journal::{JournalError, Result};
+use crate::policy::pause::Pause;
+
+mod address;
+mod admissions;
+mod closed;
+mod connection;
+mod inspect;
+mod leases;
+mod letters;
+mod news;
+mod outbox;
+mod pool;
+mod rows;
+mod schema;
+mod settlements;
+#[cfg(test)]
+mod tests;
+mod transactions;
+
+pub use address::PostgresAddress;
+
+use connection::{Connection, FaultKind, kind_of_failure};
+use news::News;
+use pool::Pool;
+
+/// Oldest version whose statements are those used here.
+const OLDEST_SERVER: i64 = 120_000;
+/// Between tries at the start.
+const START_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// How often two sessions look whether they are two.
+const POOLER_LOOKS: usize = 10;
+
+/// A journal in a PostgreSQL database.
+#[derive(Debug, Clone)]
+pub struct PostgresJournal {
+    pool: Pool,
+    /// A worker's; commands need none.
+    news: Option<News>,
+}
+
+impl PostgresJournal {
+    /// Waits for the database if it is away, and brings the journal's tables up to date, or makes them.
+    ///
+    /// # Errors
+    /// [`JournalError::NewerSchema`] for a journal of a newer version, [`JournalError::Unfit`] for a database that cannot
+    /// hold one, [`JournalError::Storage`] for what is refused.
+    pub async fn open(address: &PostgresAddress) -> Result<Self> {
+        let pool = Pool::new(address.clone());
+        let mut pause = Pause::between(START_PAUSE.0, START_PAUSE.1);
+        // To end would only mean to be started again.
+        while let Err(error) = make_ready(&pool).await {
+            let may_go_well = matches!(error, JournalError::Commit(_)) || kind_of_failure(&error) == FaultKind::Lost;
+            if !may_go_well {
+                return Err(error);
+            }
+            let wait = pause.next_wait();
+            warn!(%error, retry_in_ms = wait.as_millis(), "waiting for the journal's database");
+            sleep(wait).await;
+        }
+        let news = Some(News::start(pool.clone()));
+        Ok(Self { pool, news })
+    }
+
+    /// Opens a journal that another process works with, and leaves its tables as they are.
+    ///
+    /// # Errors
+    /// When there is none, or when its schema is another version's.
+    pub async fn open_existing(address: &PostgresAddress) -> Result<Self> {
+        let pool = Pool::new(address.clone());
+        check(&pool).await?;
+        match pool.read((), |connection, ()| Box::pin(schema::version(connection))).await? {
+            None => Err(JournalError::Missing { path: format!("in {address}") }),
+            Some(found) => schema::expect_known(found).map(|()| Self { pool, news: None }),
+        }
+    }
+}
+
+impl PostgresJournal {
+    fn announce_work(&self) {
+        if let Some(news) = &self.news {
+            news.announce_work();
+        }
+    }
+}
+
+async fn make_ready(pool: &Pool) -> Result<()> {
+    check(pool).await?;
+    pool.write((), |connection, ()| Box::pin(schema::migrate(connection, schema::MIGRATIONS))).await
+}
+
+/// Whether a journal can stand on this database, and on the way to it.
+async fn check(pool: &Pool) -> Result<()> {
+    let (one, two) = (pool.connect().await?, pool.connect().await?);
+    let checked = match expect_own_sessions(&one, &two).await {
+        Ok(()) => check_settings(&one).await,
+        Err(error) => Err(error),
+    };
+    one.close().await;
+    two.close().await;
+    checked
+}
+
+/// Behind a pooler that gives each transaction another session, what one session sets or prepares shows in another's:
+/// timeouts would not hold, and statements vanish.
+async fn expect_own_sessions(one: &Connection, two: &Connection) -> Result<()> {
+    const DOING: &str = "look for a pooler";
+    let read = "SELECT coalesce(current_setting('chainwriter.session', true), '') AS mark";
+    for _ in 0..POOLER_LOOKS {
+        // Each time, for a pooler may have given it yet another one.
+        one.run(DOING, "SELECT set_config('chainwriter.session', 'one', false)").await?;
+        // While the other is in a transaction, a pooler has to give this one another session than that.
+        two.run(DOING, "BEGIN").await?;
+        let (of_two, of_one) = (two.simple(DOING, read).await?, one.simple(DOING, read).await?);
+        two.run(DOING, "COMMIT").await?;
+        if of_one != "one" || of_two == "one" {
+            return Err(JournalError::Unfit(POOLER.to_owned()));
+        }
+    }
+    Ok(())
+}
+
+const POOLER: &str = "it is behind a pooler in transaction mode (such as PgBouncer's pool_mode = transaction), where \
+                      settings and prepared statements do not last; name the database itself in journal.url, or a pool \
+                      in session mode";
+
+async fn check_settings(connection: &Connection) -> Result<()> {
+    let settings = "SELECT current_setting('server_version_num') || ' ' || current_setting('server_encoding') || ' ' || \
+                    current_setting('fsync') || ' ' || coalesce(current_schema(), '')";
+    let settings = connection.simple("look at its settings", settings).await?;
+    let mut settings = settings.splitn(4, ' ');
+    let mut next = || settings.next().unwrap_or_default();
+    let (version, encoding, fsync, schema) = (next(), next(), next(), next());
+    if version.parse::<i64>().is_ok_and(|version| version < OLDEST_SERVER) {
+        let oldest = OLDEST_SERVER / 10_000;
+        return Err(JournalError::Unfit(format!(
+            "its version number is {version}; PostgreSQL {oldest} is the oldest that will do"
+        )));
+    }
+    if encoding != "UTF8" {
+        return Err(JournalError::Unfit(format!("its encoding is {encoding}; make a database with ENCODING 'UTF8'")));
+    }
+    if schema.is_empty() {
+        let mend = "create the schema that search_path names, and grant USAGE and CREATE on it";
+        return Err(JournalError::Unfit(format!("its search_path names no schema that this user may use; {mend}")));
+    }
+    if fsync == "off" {
+        warn!(
+            "the journal's database has fsync = off: when its host fails, what was taken in may be lost, and what was written may be written again"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,591 @@
+//! What holds for this journal beside the set that all journals pass: several writers at once, and a database that goes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::join_all;
+
+use super::*;
+use crate::journal::contract::{
+    Set, arrival, attempt, dead, failed, id, journal_contract, set, succeeded, transaction,
+};
+use crate::journal::letters::contract as letters_contract;
+use crate::journal::{
+    AccountId, Admissions, CancelWish, Changes, Journal, Lease, Leases, Outbox, RequestSeq, Settlements, Transactions,
+    Upkeep, Which, WishAnswer,
+};
+use crate::model::{Address, Generation, Nonce, RequestState, Timestamp};
+use crate::policy::arrival::Verdict;
+use crate::support::{Mode, Pooler, TcpProxy, postgres};
+
+const TTL: Duration = Duration::from_secs(60);
+/// Nothing takes so long that is not stuck.
+const LONG: Duration = Duration::from_secs(30);
+
+fn address(url: &str) -> PostgresAddress {
+    PostgresAddress::parse(url).unwrap()
+}
+
+async fn open_at(url: &str) -> PostgresJournal {
+    PostgresJournal::open(&address(url)).await.unwrap()
+}
+
+async fn journal() -> Option<(String, Arc<dyn Journal>)> {
+    let url = postgres::shared().await?.new_schema().await;
+    let journal = Arc::new(open_at(&url).await);
+    Some((url, journal))
+}
+
+/// A set, and a second journal on the same tables.
+async fn pair(requests: &[&str]) -> Option<(String, Set, PostgresJournal)> {
+    let (url, journal) = journal().await?;
+    let other = open_at(&url).await;
+    Some((url, set(journal, requests).await, other))
+}
+
+/// A session that is no journal's, in the tables of one.
+async fn session(url: &str) -> Connection {
+    Pool::new(address(url)).connect().await.unwrap()
+}
+
+fn first(account: AccountId, text: &str, body: &'static str) -> crate::journal::Arrival {
+    arrival(account, text, Generation::default(), body)
+}
+
+async fn take(journal: &dyn Journal, account: AccountId, owner: &str) -> Option<Lease> {
+    journal.acquire_lease(account, owner.into(), TTL, None).await.unwrap().ours()
+}
+
+journal_contract!(journal());
+
+#[tokio::test]
+async fn several_that_open_a_new_journal_at_once_all_get_it() {
+    let Some(server) = postgres::shared().await else { return };
+    let url = server.new_schema().await;
+    let address = address(&url);
+    let opened = join_all((0..4).map(|_| PostgresJournal::open(&address))).await;
+    assert!(opened.iter().all(Result::is_ok), "{opened:?}");
+    let again = PostgresJournal::open_existing(&address).await.unwrap();
+    assert_eq!(again.open_requests().await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_journal_of_a_newer_version_is_refused_and_a_missing_one_told() {
+    let Some(server) = postgres::shared().await else { return };
+    let url = server.new_schema().await;
+    let missing = PostgresJournal::open_existing(&address(&url)).await.unwrap_err();
+    assert!(matches!(missing, JournalError::Missing { .. }), "{missing}");
+    open_at(&url).await;
+    session(&url).await.run("", "UPDATE journal_version SET version = 99").await.unwrap();
+    for refused in [PostgresJournal::open(&address(&url)).await, PostgresJournal::open_existing(&address(&url)).await] {
+        let refused = refused.unwrap_err();
+        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 2 }), "{refused}");
+    }
+}
+
+/// Another organisation's journal may stand in a later schema of the search path.
+#[tokio::test]
+async fn a_journal_is_its_schemas_own() {
+    let Some(server) = postgres::shared().await else { return };
+    let theirs = server.new_schema().await;
+    open_at(&theirs).await.account(1, Address([7; 20])).await.unwrap();
+    let ours = server.new_schema().await;
+    let (_, their_schema) = theirs.rsplit_once("%3D").unwrap();
+    let both = format!("{ours},{their_schema}");
+    let missing = PostgresJournal::open_existing(&address(&both)).await.unwrap_err();
+    assert!(matches!(missing, JournalError::Missing { .. }), "{missing}");
+    open_at(&both).await;
+    let nowhere = format!("{ours}_none");
+    let refused = PostgresJournal::open(&address(&nowhere)).await.unwrap_err().to_string();
+    assert!(refused.contains("search_path names no schema"), "{refused}");
+}
+
+/// Invariant 11, between instances: one is told to accept, all others to join, and nobody gets an error.
+#[tokio::test]
+async fn instances_that_admit_the_same_ids_at_once_accept_each_once() {
+    let Some((url, set, other)) = pair(&[]).await else { return };
+    let third = open_at(&url).await;
+    let account = set.account;
+    let admit = async |journal: &dyn Journal, is_reversed: bool| {
+        let mut accepted = 0;
+        for round in 0..20 {
+            let mut ids: Vec<_> = (0..8).map(|number| format!("r-{round}-{number}")).collect();
+            if is_reversed {
+                ids.reverse();
+            }
+            let verdicts = journal.admit(ids.iter().map(|text| first(account, text, "body")).collect()).await.unwrap();
+            assert!(verdicts.iter().all(|verdict| matches!(verdict, Verdict::Accept | Verdict::Join)));
+            accepted += verdicts.iter().filter(|verdict| **verdict == Verdict::Accept).count();
+        }
+        accepted
+    };
+    let (one, two, three) = tokio::join!(admit(set.journal.as_ref(), false), admit(&other, true), admit(&third, false));
+    assert_eq!(one + two + three, 160);
+    let queued = other.queued(account, i64::MIN, 1_000).await.unwrap();
+    let mut turns: Vec<_> = queued.iter().map(|request| request.turn).collect();
+    turns.dedup();
+    assert_eq!(turns, (1..=160).collect::<Vec<_>>(), "each has a place of its own, and none is left out");
+    let conflict =
+        tokio::join!(other.admit(vec![first(account, "x", "body")]), third.admit(vec![first(account, "x", "other")]));
+    let mut verdicts = [conflict.0.unwrap()[0], conflict.1.unwrap()[0]];
+    verdicts.sort_by_key(|verdict| *verdict != Verdict::Accept);
+    assert_eq!(verdicts, [Verdict::Accept, Verdict::Conflict]);
+}
+
+/// A retry that comes back by way of two instances is accepted once.
+#[tokio::test]
+async fn a_retry_that_two_instances_meet_is_accepted_once() {
+    let texts: Vec<_> = (0..20).map(|number| format!("r-{number}")).collect();
+    let texts: Vec<_> = texts.iter().map(String::as_str).collect();
+    let Some((_, set, other)) = pair(&texts).await else { return };
+    let fail = (0..texts.len()).map(|index| failed(set.seq(index), 1)).collect();
+    set.journal.settle(&set.lease, fail).await.unwrap();
+    let back = Generation { replay: 0, retry: 1 };
+    for text in texts {
+        let copy = || vec![arrival(set.account, text, back, "body")];
+        let (one, two) = tokio::join!(set.journal.admit(copy()), other.admit(copy()));
+        let mut verdicts = [one.unwrap()[0], two.unwrap()[0]];
+        verdicts.sort_by_key(|verdict| *verdict != Verdict::Accept);
+        assert_eq!(verdicts, [Verdict::Accept, Verdict::Join]);
+    }
+}
+
+/// Between the check of a lease and the commit nobody takes the account over; who comes later judges what was committed.
+#[tokio::test]
+async fn a_lease_that_was_checked_holds_until_the_commit() {
+    let Some((url, set, other)) = pair(&["a"]).await else { return };
+    let owner = session(&url).await;
+    owner.run("", "BEGIN").await.unwrap();
+    leases::check_lease(&owner, &set.lease).await.unwrap();
+    // Whatever the clocks say: it has run out for everybody.
+    let mut taking = std::pin::pin!(other.acquire_lease(set.account, "other".into(), TTL, Some(mark(&url).await)));
+    let waits = tokio::time::timeout(Duration::from_millis(300), &mut taking).await;
+    assert!(waits.is_err(), "taken in the middle of a write: {waits:?}");
+    owner.run("", "UPDATE accounts SET lease_until = lease_until + 1").await.unwrap();
+    owner.run("", "COMMIT").await.unwrap();
+    assert_eq!(taking.await.unwrap().ours(), None, "it was renewed meanwhile");
+    // The other way round: a write that comes in the middle of a take-over waits for it, and is refused.
+    let taker = session(&url).await;
+    taker.run("", "BEGIN; UPDATE accounts SET epoch = epoch + 1, lease_owner = 'other'").await.unwrap();
+    let mut signing = set.journal.record_transactions(&set.lease, vec![transaction(set.seq(0), 0)]);
+    let waits = tokio::time::timeout(Duration::from_millis(300), &mut signing).await;
+    assert!(waits.is_err(), "written in the middle of a take-over: {waits:?}");
+    taker.run("", "COMMIT").await.unwrap();
+    assert!(signing.await.unwrap_err().is_lease_lost());
+    assert!(other.live_transactions(set.account).await.unwrap().is_empty());
+}
+
+async fn mark(url: &str) -> crate::journal::LeaseMark {
+    let look = session(url).await;
+    let seen = look.one("", "SELECT epoch, lease_until FROM accounts", &[], |row| {
+        Ok(crate::journal::LeaseMark { epoch: row.get(0), until: Timestamp(row.get(1)) })
+    });
+    seen.await.unwrap()
+}
+
+/// Invariant 4, with an owner that does not know that it is none any more.
+#[tokio::test]
+async fn an_account_that_goes_from_hand_to_hand_under_load_has_no_gap_and_no_nonce_twice() {
+    let texts: Vec<_> = (0..60).map(|number| format!("r-{number}")).collect();
+    let texts: Vec<_> = texts.iter().map(String::as_str).collect();
+    let Some((_, set, other)) = pair(&texts).await else { return };
+    let account = set.account;
+    let work = async |journal: &dyn Journal, owner: &str| {
+        let mut signed = Vec::new();
+        loop {
+            // Taken from the other one, which is in the middle of something.
+            let Ok(crate::journal::Acquired::Anothers(mark)) =
+                journal.acquire_lease(account, "nobody".into(), TTL, None).await
+            else {
+                panic!("it is always somebody's")
+            };
+            let Some(lease) = journal.acquire_lease(account, owner.into(), TTL, Some(mark)).await.unwrap().ours()
+            else {
+                continue;
+            };
+            for _ in 0..3 {
+                let Ok(next) = journal.raise_next_nonce(&lease, Nonce(0)).await else { break };
+                let Some(request) = journal.queued(account, i64::MIN, 1).await.unwrap().pop() else { return signed };
+                match journal.record_transactions(&lease, vec![transaction(request.seq, next.0)]).await {
+                    Ok(()) => signed.push(next.0),
+                    Err(error) => {
+                        assert!(error.is_lease_lost(), "{error}");
+                        break;
+                    }
+                }
+            }
+        }
+    };
+    let (mut one, two) = tokio::join!(work(set.journal.as_ref(), "one"), work(&other, "two"));
+    assert!(!one.is_empty() && !two.is_empty(), "both had it");
+    one.extend(two);
+    one.sort_unstable();
+    assert_eq!(one, (0..60).collect::<Vec<_>>());
+    let live = other.live_transactions(account).await.unwrap();
+    assert_eq!(live.iter().map(|live| live.nonce.0).collect::<Vec<_>>(), one);
+}
+
+/// Invariant 3, whatever the code above the schema does.
+#[tokio::test]
+async fn the_schema_itself_refuses_a_second_transaction_that_may_land() {
+    let Some((url, set, _)) = pair(&["a"]).await else { return };
+    set.journal.record_transactions(&set.lease, vec![transaction(set.seq(0), 0)]).await.unwrap();
+    let second = "INSERT INTO transactions SELECT account, nonce + 1, request, state, to_address, value, gas, created_at, \
+                  closed_at, final_hash, block_number, block_hash, gas_used, reorged_at FROM transactions";
+    let refused = session(&url).await.run("", second).await.unwrap_err();
+    assert!(refused.to_string().contains("transactions_one_effect"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_body_that_changed_on_disk_is_noticed() {
+    let Some((url, set, _)) = pair(&["a"]).await else { return };
+    session(&url).await.run("", "UPDATE requests SET body = '\\x00'").await.unwrap();
+    let read = set.journal.queued(set.account, i64::MIN, 10).await;
+    assert!(matches!(read, Err(JournalError::Corrupt { .. })), "{read:?}");
+}
+
+/// An end and a wish for another end meet: the wish comes too late, or is over with the request.
+#[tokio::test]
+async fn a_wish_does_not_outlive_its_request() {
+    let texts: Vec<_> = (0..20).map(|number| format!("r-{number}")).collect();
+    let texts: Vec<_> = texts.iter().map(String::as_str).collect();
+    let Some((url, set, other)) = pair(&texts).await else { return };
+    for (index, text) in texts.iter().enumerate() {
+        let wish = CancelWish { by: "me".to_owned(), reason: String::new() };
+        let id = id(text);
+        let (ended, answer) = tokio::join!(
+            set.journal.settle(&set.lease, vec![dead(set.seq(index))]),
+            other.wish_cancellation(&id, wish)
+        );
+        ended.unwrap();
+        let expected = [WishAnswer::Noted(RequestState::Accepted), WishAnswer::TooLate(RequestState::DeadPending)];
+        assert!(expected.contains(&answer.unwrap()));
+    }
+    let left = session(&url).await.simple("", "SELECT count(*) FROM cancellations").await.unwrap();
+    assert_eq!(left, "0");
+}
+
+/// Two calls that lock the same rows in different orders: the database ends one of them, which is tried again.
+#[tokio::test]
+async fn a_deadlock_is_tried_again() {
+    let Some((url, set, other)) = pair(&["a", "b"]).await else { return };
+    let contrary = session(&url).await;
+    contrary.run("", "BEGIN; SELECT 1 FROM requests WHERE id = 'b' FOR UPDATE").await.unwrap();
+    let copies = vec![first(set.account, "a", "body"), first(set.account, "b", "body")];
+    let mut admitting = std::pin::pin!(other.admit(copies));
+    assert!(tokio::time::timeout(Duration::from_millis(300), &mut admitting).await.is_err(), "it waits for b");
+    let (crossed, admitted) = tokio::join!(
+        contrary.run("", "SELECT 1 FROM requests WHERE id = 'a' FOR UPDATE"),
+        async {
+            // Whichever of the two is ended: the other one gets what it wants once that has gone.
+            let admitted = tokio::time::timeout(LONG, admitting).await;
+            admitted.expect("it ends")
+        }
+        .map(Box::new)
+    );
+    let _ = crossed;
+    assert_eq!(admitted.unwrap(), [Verdict::Join, Verdict::Join]);
+}
+
+/// A host that freezes in the middle of a write holds up nobody for long.
+#[tokio::test]
+async fn an_owner_frozen_in_the_middle_of_a_write_does_not_keep_the_account() {
+    let Some((url, set, other)) = pair(&["a"]).await else { return };
+    let frozen = session(&url).await;
+    frozen.run("", "BEGIN").await.unwrap();
+    leases::check_lease(&frozen, &set.lease).await.unwrap();
+    let stale = Some(mark(&url).await);
+    let taken = other.acquire_lease(set.account, "other".into(), TTL, stale).await.unwrap().ours();
+    assert!(taken.is_some());
+    assert!(frozen.run("", "COMMIT").await.is_err(), "what it had begun is undone");
+}
+
+#[tokio::test]
+async fn a_write_that_is_refused_leaves_its_connection_usable_and_nothing_else() {
+    let Some((_, set, _)) = pair(&["a"]).await else { return };
+    for _ in 0..20 {
+        let wrong = set.journal.record_transactions(&set.lease, vec![transaction(set.seq(0), 7)]).await;
+        assert!(matches!(wrong, Err(JournalError::Inconsistent { .. })), "{wrong:?}");
+    }
+    set.journal.record_transactions(&set.lease, vec![transaction(set.seq(0), 0)]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_caller_that_stops_waiting_does_not_stop_the_write() {
+    let Some((_, set, _)) = pair(&[]).await else { return };
+    let copy = || vec![first(set.account, "a", "body")];
+    assert!(set.journal.admit(copy()).now_or_never().is_none());
+    // The first one has begun, and holds what the second one needs.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(set.journal.admit(copy()).await.unwrap(), [Verdict::Join]);
+}
+
+#[tokio::test]
+async fn connections_that_the_database_has_cut_are_replaced() {
+    let Some(server) = postgres::shared().await else { return };
+    let url = format!("{}&application_name=cut", server.new_schema().await);
+    let journal = open_at(&url).await;
+    let account = journal.account(1, Address([7; 20])).await.unwrap();
+    let lease = take(&journal, account, "me").await.unwrap();
+    for round in 0..5 {
+        server.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'cut'").await;
+        journal.renew_lease(&lease, TTL).await.unwrap();
+        let text = format!("r-{round}");
+        assert_eq!(journal.admit(vec![first(account, &text, "body")]).await.unwrap(), [Verdict::Accept]);
+    }
+}
+
+/// Whatever is cut on the way: a call that fails before its commit has written nothing and may go well the second time;
+/// one that fails at its commit says that nobody can tell.
+#[tokio::test]
+async fn a_way_that_is_cut_again_and_again_doubles_and_loses_nothing() {
+    let Some(server) = postgres::shared().await else { return };
+    let direct = server.new_schema().await;
+    let proxy = TcpProxy::start(server.address()).await;
+    let (_, schema) = direct.rsplit_once("%3D").unwrap();
+    let journal = open_at(&server.url_of(proxy.addr(), schema)).await;
+    let account = journal.account(1, Address([7; 20])).await.unwrap();
+    let is_done = std::sync::atomic::AtomicBool::new(false);
+    let cut = async {
+        while !is_done.load(std::sync::atomic::Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(1..80))).await;
+            proxy.cut_all();
+        }
+    };
+    let work = async {
+        let (mut held, mut in_doubt) = (0, 0);
+        for number in 0..100 {
+            let text = format!("r-{number}");
+            match journal.admit(vec![first(account, &text, "body")]).await {
+                Ok(verdicts) => {
+                    assert_eq!(verdicts, [Verdict::Accept], "{text}: it was not written before");
+                    held += 1;
+                }
+                Err(JournalError::Commit(_)) => in_doubt += 1,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        is_done.store(true, std::sync::atomic::Ordering::Relaxed);
+        (held, in_doubt)
+    };
+    let ((held, in_doubt), ()) = tokio::join!(work, cut);
+    assert!(held > 0);
+    let stored = open_at(&direct).await.open_requests().await.unwrap();
+    assert!((held..=held + in_doubt).contains(&stored), "{held} hold, {in_doubt} in doubt, {stored} are there");
+}
+
+/// It waits for a short while, and then says so; the next call finds the database again.
+#[tokio::test]
+async fn a_database_that_is_away_for_a_moment_is_waited_for() {
+    let Some(server) = postgres::shared().await else { return };
+    let direct = server.new_schema().await;
+    let proxy = TcpProxy::start(server.address()).await;
+    let (_, schema) = direct.rsplit_once("%3D").unwrap();
+    let journal = open_at(&server.url_of(proxy.addr(), schema)).await;
+    let account = journal.account(1, Address([7; 20])).await.unwrap();
+    proxy.set_mode(Mode::Refuse);
+    proxy.cut_all();
+    let back = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        proxy.set_mode(Mode::Pass);
+    };
+    let (admitted, ()) = tokio::join!(journal.admit(vec![first(account, "a", "body")]), back);
+    assert_eq!(admitted.unwrap(), [Verdict::Accept]);
+    proxy.set_mode(Mode::Refuse);
+    proxy.cut_all();
+    let error = journal.admit(vec![first(account, "b", "body")]).await.unwrap_err();
+    assert!(matches!(error, JournalError::Storage { .. }), "{error}");
+    assert!(error.to_string().contains("nothing was written"), "{error}");
+    proxy.set_mode(Mode::Pass);
+    assert_eq!(journal.admit(vec![first(account, "b", "body")]).await.unwrap(), [Verdict::Accept]);
+}
+
+/// As from a host that has frozen: the way takes everything, and gives nothing back.
+#[tokio::test]
+async fn a_database_that_does_not_answer_is_not_waited_for_forever() {
+    let Some(server) = postgres::shared().await else { return };
+    let direct = server.new_schema().await;
+    let proxy = TcpProxy::start(server.address()).await;
+    let (_, schema) = direct.rsplit_once("%3D").unwrap();
+    let journal = open_at(&server.url_of(proxy.addr(), schema)).await;
+    proxy.set_mode(Mode::Swallow);
+    let error = tokio::time::timeout(LONG, journal.open_requests()).await.expect("it ends").unwrap_err();
+    assert!(error.to_string().contains("no answer"), "{error}");
+}
+
+/// What a pooler gives to each transaction is another session: neither timeouts nor prepared statements last there.
+#[tokio::test]
+async fn a_pooler_in_transaction_mode_is_refused_and_one_in_session_mode_is_not() {
+    let Some(server) = postgres::shared().await else { return };
+    let pooler = Pooler::start(server, "transaction").await;
+    // Others use its sessions meanwhile.
+    let busy = address(&pooler.url()).connect(|_| ()).await.unwrap();
+    let is_done = std::sync::atomic::AtomicBool::new(false);
+    let work = async {
+        while !is_done.load(std::sync::atomic::Ordering::Relaxed) {
+            busy.run("", "BEGIN; SELECT pg_sleep(0.001); COMMIT").await.unwrap();
+        }
+    };
+    let open = async {
+        for _ in 0..20 {
+            let refused = PostgresJournal::open(&address(&pooler.url())).await.unwrap_err();
+            assert!(matches!(&refused, JournalError::Unfit(why) if why.contains("transaction mode")), "{refused}");
+        }
+        is_done.store(true, std::sync::atomic::Ordering::Relaxed);
+    };
+    tokio::join!(work, open);
+    let pooler = Pooler::start(server, "session").await;
+    let journal = open_at(&pooler.url()).await;
+    let account = journal.account(1, Address([7; 20])).await.unwrap();
+    assert_eq!(journal.admit(vec![first(account, "a", "body")]).await.unwrap(), [Verdict::Accept]);
+    journal.close().await;
+}
+
+/// What one instance gives up, takes in or settles, the others hear of at once; of its own it hears nothing.
+#[tokio::test]
+async fn instances_hear_of_what_the_others_do() {
+    let Some((_, set, other)) = pair(&[]).await else { return };
+    let mut news = other.changes().unwrap();
+    let heard = async |news: &mut Changes| tokio::time::timeout(LONG, news.next()).await.expect("it is told");
+    assert_eq!(heard(&mut news).await, (true, true), "it has begun to listen");
+    // Until the first one listens, too, it tells of nothing.
+    let mut own = set.journal.changes().unwrap();
+    assert_eq!(heard(&mut own).await, (true, true));
+    set.journal.admit(vec![first(set.account, "a", "body")]).await.unwrap();
+    assert_eq!(heard(&mut news).await, (false, true));
+    let seq = set.journal.queued(set.account, i64::MIN, 1).await.unwrap()[0].seq;
+    set.journal.settle(&set.lease, vec![dead(seq)]).await.unwrap();
+    assert_eq!(heard(&mut news).await, (false, true));
+    set.journal.release_lease(&set.lease).await.unwrap();
+    assert_eq!(heard(&mut news).await, (true, false));
+    assert!(own.next().now_or_never().is_none(), "these were its own");
+}
+
+/// Whatever the role or the database has as its default.
+#[tokio::test]
+async fn settings_from_outside_do_not_weaken_a_commit_or_change_its_rules() {
+    let Some(server) = postgres::shared().await else { return };
+    let weak = "%20-csynchronous_commit%3Doff%20-cdefault_transaction_isolation%3Dserializable";
+    let url = format!("{}{weak}", server.new_schema().await);
+    let look = session(&url).await;
+    assert_eq!(look.simple("", "SHOW synchronous_commit").await.unwrap(), "on");
+    assert_eq!(look.simple("", "SHOW transaction_isolation").await.unwrap(), "serializable", "it was asked for");
+    let journal = open_at(&url).await;
+    let isolation =
+        journal.pool.write((), |connection, ()| Box::pin(connection.simple("", "SHOW transaction_isolation")));
+    assert_eq!(isolation.await.unwrap(), "read committed");
+}
+
+/// A text of a producer's may hold anything that AMQP can carry.
+#[tokio::test]
+async fn texts_that_the_database_cannot_store_come_back_as_they_were() {
+    let Some((_, set, _)) = pair(&[]).await else { return };
+    let odd = "\u{0}\u{1}0 \\0 \u{1f980}";
+    let mut strange = first(set.account, "a", "body");
+    strange.message.properties.reply_to = Some(odd.to_owned());
+    strange.message.properties.correlation_id = Some(odd.to_owned());
+    assert_eq!(set.journal.admit(vec![strange.clone(), strange]).await.unwrap(), [Verdict::Accept, Verdict::Join]);
+    let queued = set.journal.queued(set.account, i64::MIN, 1).await.unwrap().remove(0);
+    assert_eq!(queued.id, id("a"));
+    assert_eq!((queued.reply.reply_to.as_deref(), queued.reply.correlation_id.as_deref()), (Some(odd), Some(odd)));
+    let mut fails = dead(queued.seq);
+    let crate::journal::Decision::Dead { cause } = &mut fails.decision else { unreachable!() };
+    cause.detail = odd.to_owned();
+    set.journal.settle(&set.lease, vec![fails]).await.unwrap();
+    let copy = set.journal.unconfirmed_of(vec![queued.seq]).await.unwrap().remove(0);
+    assert_eq!((copy.id, copy.cause.detail.as_str()), (id("a"), odd));
+    assert!(set.journal.history(&id("a")).await.unwrap().unwrap().incidents[0].detail.contains(odd));
+}
+
+/// As in SQLite (`plans.rs`), also where the database knows nothing yet about the tables that are nearly empty.
+#[tokio::test]
+async fn no_call_looks_at_what_is_settled() {
+    const SETTLED: i64 = 30_000;
+    let Some((url, set, _)) = pair(&["a", "b", "c", "d"]).await else { return };
+    let filling = format!(
+        "INSERT INTO requests (id, account, state, replay, retry, turn, body_hash, received_at, changed_at, settled_at) \
+         SELECT 'old-' || n, 1, 'final', 0, 0, 0, '\\x{hash}', 0, 0, n FROM generate_series(1, {SETTLED}) n; \
+         INSERT INTO transactions (account, nonce, request, state, to_address, value, gas, created_at, closed_at, \
+         final_hash, block_number, block_hash, gas_used) SELECT 1, seq, seq, 'succeeded', '\\x{address}', '0', 1, 0, 1, \
+         '\\x{hash}', 1, '\\x{hash}', 1 FROM requests WHERE state = 'final'; \
+         INSERT INTO attempts (account, nonce, kind, hash, raw, max_fee, signed_at) \
+         SELECT 1, nonce, 'write', '\\x{hash}', '\\x00', 1, 0 FROM transactions; \
+         INSERT INTO incidents (request, at, what, detail) SELECT request, 0, 'x', 'y' FROM transactions; \
+         UPDATE accounts SET next_nonce = 100000; \
+         ANALYZE requests; ANALYZE transactions; ANALYZE attempts; ANALYZE incidents",
+        hash = "07".repeat(32),
+        address = "07".repeat(20),
+    );
+    let filler = session(&url).await;
+    filler.run("", &filling).await.unwrap();
+    filler.close().await;
+    let look = session(&url).await;
+    let walked = async || {
+        // What a session has counted, it tells when it ends; the counts are there a moment later.
+        let count = "SELECT coalesce(sum(seq_tup_read), 0) FROM pg_stat_user_tables WHERE schemaname = current_schema() \
+                     AND relname IN ('requests', 'transactions', 'attempts', 'incidents')";
+        let mut last = look.simple("", count).await.unwrap();
+        loop {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            let now = look.simple("", count).await.unwrap();
+            if now == last {
+                return now.parse::<i64>().unwrap();
+            }
+            last = now;
+        }
+    };
+    let (journal, lease, account) = (set.journal.clone(), set.lease.clone(), set.account);
+    journal.close().await;
+    let before = walked().await;
+    let journal = open_at(&url).await;
+    let wish = CancelWish { by: "me".to_owned(), reason: String::new() };
+    journal.wish_cancellation(&id("d"), wish).await.unwrap();
+    journal.queued(account, i64::MIN, 100).await.unwrap();
+    journal.cancellations(account).await.unwrap();
+    journal.open_requests().await.unwrap();
+    journal.admit(vec![first(account, "a", "body"), first(account, "old-7", "body")]).await.unwrap();
+    let signed = vec![transaction(set.seq(0), 100_000), transaction(set.seq(1), 100_001)];
+    journal.record_transactions(&lease, signed).await.unwrap();
+    journal.record_attempts(&lease, vec![(Nonce(100_000), attempt(9))]).await.unwrap();
+    assert_eq!(journal.live_transactions(account).await.unwrap().len(), 2);
+    let mut written = succeeded(set.seq(0), 0, "a");
+    written.transaction.as_mut().unwrap().nonce = Nonce(100_000);
+    journal.settle(&lease, vec![written, failed(set.seq(2), 1), dead(set.seq(3))]).await.unwrap();
+    let copies = journal.unconfirmed(account, RequestSeq(0), 10).await.unwrap();
+    assert_eq!(journal.unconfirmed_of(vec![set.seq(2), set.seq(3)]).await.unwrap().len(), copies.len());
+    journal.nonces(account, Which::IncludedBelow(Nonce(100_001), 3)).await.unwrap();
+    journal.nonces(account, Which::Range(Nonce(100_000), Nonce(100_002))).await.unwrap();
+    journal.nonces(account, Which::Reorged).await.unwrap();
+    journal.history(&id("old-7")).await.unwrap().unwrap();
+    journal.standings(vec![id("old-7"), id("a")]).await.unwrap();
+    journal.record_parked(vec![id("b")]).await.unwrap();
+    journal.events(&[account], 0, 10).await.unwrap();
+    assert_eq!(journal.prune(Timestamp(20), 10).await.unwrap(), 10);
+    journal.close().await;
+    let after = walked().await;
+    assert!(after - before < SETTLED / 10, "{} rows were walked past", after - before);
+}
+
+#[tokio::test]
+async fn large_batches_are_a_few_statements() {
+    let Some((_, set, _)) = pair(&[]).await else { return };
+    let texts: Vec<_> = (0..256).map(|number| format!("r-{number}")).collect();
+    set.journal.admit(texts.iter().map(|text| first(set.account, text, "body")).collect()).await.unwrap();
+    let queued = set.journal.queued(set.account, i64::MIN, 256).await.unwrap();
+    let signed = queued.iter().zip(0..).map(|(request, nonce)| transaction(request.seq, nonce)).collect();
+    set.journal.record_transactions(&set.lease, signed).await.unwrap();
+    set.journal.record_attempts(&set.lease, (0..256).map(|nonce| (Nonce(nonce), attempt(1))).collect()).await.unwrap();
+    let ended = queued.iter().zip(0..200).map(|(request, nonce)| succeeded(request.seq, nonce, "e")).collect();
+    set.journal.settle(&set.lease, ended).await.unwrap();
+    assert_eq!(set.journal.open_requests().await.unwrap(), 56);
+    assert_eq!(set.journal.unconfirmed(set.account, RequestSeq(0), 10).await.unwrap().len(), 0);
+}
+
+#[tokio::test]
+async fn what_operators_did_to_dead_letters_is_kept() {
+    let Some(server) = postgres::shared().await else { return };
+    let journal = open_at(&server.new_schema().await).await;
+    letters_contract::deeds_are_found_again_until_they_are_old(&journal).await;
+    letters_contract::a_letter_that_is_discarded_is_archived_whole_or_not_at_all(&journal).await;
+}
