@@ -11,7 +11,7 @@ use chainwriter::model::{
     Address, BodyHash, Fee, Gas, Generation, HeaderValue, Message, Nonce, Properties, RequestId, UnsignedTransaction,
     Wei,
 };
-use chainwriter::policy::admission::{AdmissionRules, IdSource, admit};
+use chainwriter::policy::admission::{AdmissionRules, TextSource, admit};
 use chainwriter::policy::classify::ErrorTable;
 use chainwriter::signer::{LocalSigner, Signer};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
@@ -39,7 +39,7 @@ fn message(number: usize) -> Message {
 }
 
 fn decode(criterion: &mut Criterion) {
-    let rules = AdmissionRules { id_source: IdSource::MessageId, max_body_bytes: 1 << 18 };
+    let rules = AdmissionRules { id_source: TextSource::MessageId, order_by: None, max_body_bytes: 1 << 18 };
     let message = message(1);
     criterion.bench_function("decode", |bencher| bencher.iter(|| admit(&rules, black_box(&message)).unwrap()));
 }

@@ -13,7 +13,7 @@ use tracing::{debug, info};
 use crate::broker::{Delivery, Flow, Receipt};
 use crate::handover::{Admitted, Postponed, Refused, made_up_id};
 use crate::journal::{AccountId, Admissions, Arrival, JournalError};
-use crate::model::{BodyHash, Cause, Generation, Heartbeat, Message, RequestId, Timestamp};
+use crate::model::{BodyHash, Cause, Generation, Heartbeat, Message, Timestamp};
 use crate::policy::admission::{AdmissionRules, Candidate, Refusal, admit, sheltered};
 use crate::policy::arrival::{Verdict, is_suspect};
 
@@ -32,6 +32,8 @@ pub struct LaneDoor {
     pub wake: Arc<Notify>,
     /// Whether it takes requests now.
     pub is_open: watch::Receiver<bool>,
+    /// Requests that are with it: of all instances when it was last looked, and what was sent there since.
+    pub load: u64,
 }
 
 /// The stage.
@@ -87,8 +89,13 @@ impl Intake {
     }
 
     /// Opens or closes the flow of deliveries. Says whether that changed it.
-    async fn regulate(&self) -> Result<bool, JournalError> {
-        let open = self.journal.open_requests().await?;
+    async fn regulate(&mut self) -> Result<bool, JournalError> {
+        let by_account = self.journal.open_requests().await?;
+        for lane in &mut self.lanes {
+            let own = by_account.iter().find(|(account, _)| *account == lane.account);
+            lane.load = own.map_or(0, |(_, open)| *open);
+        }
+        let open: u64 = by_account.iter().map(|(_, open)| open).sum();
         let lanes_take = self.lanes.iter().any(|lane| *lane.is_open.borrow());
         let flow = if open < self.max_open && lanes_take { Flow::Open } else { Flow::Paused };
         let changed = self.flow.send_if_modified(|now| std::mem::replace(now, flow) != flow);
@@ -103,7 +110,7 @@ impl Intake {
     }
 
     /// Admits one batch.
-    async fn step(&self, batch: Vec<Delivery>) -> Result<(), JournalError> {
+    async fn step(&mut self, batch: Vec<Delivery>) -> Result<(), JournalError> {
         let mut arrivals = Vec::with_capacity(batch.len());
         let mut receipts = Vec::with_capacity(batch.len());
         let now = Timestamp::now();
@@ -113,7 +120,7 @@ impl Intake {
                     self.hand_on(Admitted::Postponed(Box::new(Postponed { id, message, until, receipt }))).await;
                 }
                 Ok(candidate) => {
-                    let account = self.lane_for(&candidate.id).account;
+                    let account = self.choose_lane(candidate.order_key);
                     arrivals.push(Arrival {
                         id: candidate.id,
                         generation: candidate.generation,
@@ -136,7 +143,8 @@ impl Intake {
         for ((verdict, receipt), (id, generation, account, message)) in verdicts.into_iter().zip(receipts).zip(copies) {
             debug!(request.id = %id, request.attempt = %generation, verdict = ?verdict, "delivery");
             if verdict == Verdict::Accept {
-                self.wake(account);
+                // What was known before is with the lane that had it.
+                self.wake(Some(account).filter(|_| generation == Generation::default()));
             }
             let admitted = match verdict {
                 Verdict::Accept | Verdict::Join | Verdict::AwaitConfirm => {
@@ -157,7 +165,7 @@ impl Intake {
     async fn refuse(&self, message: Message, refusal: Refusal, receipt: Receipt) {
         let id = refusal.id.unwrap_or_else(made_up_id);
         let generation = Generation::read_from(&message.headers).unwrap_or_default();
-        let account = self.lane_for(&id).account;
+        let account = self.account_of(BodyHash::of(id.as_str().as_bytes()));
         let refused = Refused { id, generation, message, cause: refusal.cause, account, receipt };
         self.hand_on(Admitted::Refused(Box::new(refused))).await;
     }
@@ -167,18 +175,32 @@ impl Intake {
         let _ = self.settle.send(admitted).await;
     }
 
-    fn wake(&self, account: AccountId) {
-        if let Some(lane) = self.lanes.iter().find(|lane| lane.account == account) {
+    /// The lane of this account, or all.
+    fn wake(&self, account: Option<AccountId>) {
+        for lane in self.lanes.iter().filter(|lane| account.is_none_or(|account| lane.account == account)) {
             lane.wake.notify_one();
         }
     }
 
-    /// The same id always goes to the same lane.
-    fn lane_for(&self, id: &RequestId) -> &LaneDoor {
-        let hash = BodyHash::of(id.as_str().as_bytes());
+    /// The lane of an ordering key is always the same; without one it is the one with the least to do.
+    fn choose_lane(&mut self, order_key: Option<BodyHash>) -> AccountId {
+        let account = order_key.map_or_else(|| self.idlest(), |key| self.account_of(key));
+        if let Some(lane) = self.lanes.iter_mut().find(|lane| lane.account == account) {
+            lane.load = lane.load.saturating_add(1);
+        }
+        account
+    }
+
+    /// Of those that take requests, as far as there are any.
+    fn idlest(&self) -> AccountId {
+        let by_load = |lane: &&LaneDoor| (!*lane.is_open.borrow(), lane.load);
+        self.lanes.iter().min_by_key(by_load).expect("there is at least one lane").account
+    }
+
+    fn account_of(&self, hash: BodyHash) -> AccountId {
         let number = hash.0.first_chunk::<8>().map_or(0, |bytes| u64::from_be_bytes(*bytes));
         let index = usize::try_from(number % self.lanes.len().max(1) as u64).unwrap_or(0);
-        self.lanes.get(index).expect("there is at least one lane")
+        self.lanes.get(index).expect("there is at least one lane").account
     }
 }
 

@@ -165,7 +165,7 @@ fn lane_signals() -> LaneSignals {
 }
 
 fn door(account: AccountId, signals: &LaneSignals) -> LaneDoor {
-    LaneDoor { account, wake: Arc::clone(&signals.wake), is_open: signals.is_open.subscribe() }
+    LaneDoor { account, wake: Arc::clone(&signals.wake), is_open: signals.is_open.subscribe(), load: 0 }
 }
 
 /// Wakes whoever waits for what another instance did.

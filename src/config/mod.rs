@@ -11,7 +11,7 @@ use crate::broker::{Names, TopologyMode, UriSource};
 use crate::journal::JournalAddress;
 use crate::lane::{GasRule, OutagePolicy};
 use crate::model::{Address, Gas};
-use crate::policy::admission::{AdmissionRules, IdSource};
+use crate::policy::admission::{AdmissionRules, TextSource};
 use crate::policy::classify::ErrorTable;
 use crate::policy::fee::FeeRules;
 use crate::policy::finality::FinalityRule;
@@ -241,13 +241,13 @@ fn gas_limits() -> std::ops::RangeInclusive<Gas> {
     Gas(21_000)..=Gas(1_000_000_000)
 }
 
-fn id_source(text: &str) -> Option<IdSource> {
+fn id_source(text: &str) -> Option<TextSource> {
     if text == "message_id" {
-        return Some(IdSource::MessageId);
+        return Some(TextSource::MessageId);
     }
     match text.split_once(':')? {
-        ("header", name) if !name.is_empty() => Some(IdSource::Header(name.to_owned())),
-        ("json", pointer) if pointer.starts_with('/') => Some(IdSource::JsonPointer(pointer.to_owned())),
+        ("header", name) if !name.is_empty() => Some(TextSource::Header(name.to_owned())),
+        ("json", pointer) if pointer.starts_with('/') => Some(TextSource::JsonPointer(pointer.to_owned())),
         _ => None,
     }
 }

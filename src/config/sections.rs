@@ -18,7 +18,7 @@ use crate::config::{
 use crate::journal::JournalAddress;
 use crate::lane::{GasRule, OutagePolicy};
 use crate::model::{Address, Gas, Wei};
-use crate::policy::admission::{AdmissionRules, IdSource};
+use crate::policy::admission::{AdmissionRules, TextSource};
 use crate::policy::classify::{ErrorTable, SendMeaning};
 use crate::policy::fee::{FeeMode, FeeRules};
 use crate::policy::finality::FinalityRule;
@@ -36,13 +36,11 @@ pub(super) fn read(values: Value) -> Result<Settings, Faults> {
     let mut tables = values.as_object().cloned().unwrap_or_else(Map::new);
     let mut findings = Findings::default();
     let (broker, max_body_bytes) = broker(Section::new("broker", tables.remove("broker"), &mut findings));
+    let (id_source, order_by) = request(Section::new("request", tables.remove("request"), &mut findings));
     let settings = Settings {
         worker: worker(Section::new("worker", tables.remove("worker"), &mut findings)),
         broker,
-        admission: AdmissionRules {
-            id_source: request(Section::new("request", tables.remove("request"), &mut findings)),
-            max_body_bytes,
-        },
+        admission: AdmissionRules { id_source, order_by, max_body_bytes },
         retry: retry(Section::new("retry", tables.remove("retry"), &mut findings)),
         outage: outage(Section::new("outage", tables.remove("outage"), &mut findings)),
         chain: chain(tables.remove("chain"), &mut findings),
@@ -155,11 +153,17 @@ fn broker(mut section: Section<'_>) -> (BrokerSection, u64) {
     (settings, max_body_bytes)
 }
 
-fn request(mut section: Section<'_>) -> IdSource {
+/// Where ids stand, and where ordering keys do.
+fn request(mut section: Section<'_>) -> (TextSource, Option<TextSource>) {
     let expected = "\"message_id\", \"header:NAME\" or \"json:/pointer\"";
-    let source = section.read("id", expected, IdSource::MessageId, id_source);
-    section.finish(&["id"]);
-    source
+    let source = section.read("id", expected, TextSource::MessageId, id_source);
+    let expected = "\"none\", \"message_id\", \"header:NAME\" or \"json:/pointer\"";
+    let order_by = section.read("order_by", expected, None, |text| match text {
+        "none" => Some(None),
+        text => id_source(text).map(Some),
+    });
+    section.finish(&["id", "order_by"]);
+    (source, order_by)
 }
 
 fn retry(mut section: Section<'_>) -> RetrySection {

@@ -149,8 +149,8 @@ pub trait Leases: Send + Sync {
 pub trait Admissions: Send + Sync {
     /// Looks each delivery up, and admits those that the table accepts, in their order. One verdict for each.
     async fn admit(&self, arrivals: Vec<Arrival>) -> Result<Vec<Verdict>>;
-    /// How many requests are with the lanes.
-    async fn open_requests(&self) -> Result<u64>;
+    /// How many requests are with each lane, of those that have any; whichever instances own them.
+    async fn open_requests(&self) -> Result<Vec<(AccountId, u64)>>;
 }
 
 /// What a lane needs.

@@ -9,8 +9,8 @@ use crate::journal::columns::{
     Columns, corrupt, fixed, number, optional_fixed, optional_number, optional_text, present, text, unsigned, word,
 };
 use crate::journal::{
-    AttemptHistory, Cancellation, CopyKind, History, Incident, JournalError, LiveTransaction, OutboxRow, QueuedRequest,
-    ReplyAddress, RequestSeq, Result, StoredNonce, TransactionHistory, UnconfirmedCopy,
+    AccountId, AttemptHistory, Cancellation, CopyKind, History, Incident, JournalError, LiveTransaction, OutboxRow,
+    QueuedRequest, ReplyAddress, RequestSeq, Result, StoredNonce, TransactionHistory, UnconfirmedCopy,
 };
 use crate::model::event::FinalTransaction;
 use crate::model::{
@@ -19,6 +19,14 @@ use crate::model::{
     TransactionState, TxHash, Wei,
 };
 use crate::policy::arrival::Known;
+
+/// By account, of those that have any.
+pub(super) const OPEN_REQUESTS: &str = "SELECT account, count(*) AS open FROM requests \
+                                        WHERE settled_at IS NULL AND state IN ('accepted', 'writing') GROUP BY account";
+
+pub(super) fn open_of_account(row: &impl Columns) -> Result<(AccountId, u64)> {
+    Ok((AccountId(number(row, "count", "account")?), unsigned(row, "count", "open")?))
+}
 
 pub(super) fn seq(row: &impl Columns) -> Result<RequestSeq> {
     number(row, "request", "seq").map(RequestSeq)

@@ -7,9 +7,9 @@ use crate::policy::postpone::not_before;
 /// more than 128 levels: a message that was taken in and could not be read again would stop every start.
 const MAX_HEADER_LEVELS: usize = 16;
 
-/// Where the request id stands in a message.
+/// Where a text stands in a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum IdSource {
+pub enum TextSource {
     /// The AMQP property `message_id`.
     MessageId,
     /// The header of this name, a text or a whole number.
@@ -22,7 +22,9 @@ pub enum IdSource {
 #[derive(Debug, Clone)]
 pub struct AdmissionRules {
     /// Where its id stands.
-    pub id_source: IdSource,
+    pub id_source: TextSource,
+    /// Where its ordering key stands, if messages of one key are to keep their order.
+    pub order_by: Option<TextSource>,
     /// The longest body, in bytes.
     pub max_body_bytes: u64,
 }
@@ -38,6 +40,8 @@ pub struct Candidate {
     pub body_hash: BodyHash,
     /// It is for this time or later.
     pub not_before: Option<Timestamp>,
+    /// The hash of its ordering key, if it has one.
+    pub order_key: Option<BodyHash>,
 }
 
 /// A message that can never be one.
@@ -73,8 +77,8 @@ pub fn admit(rules: &AdmissionRules, message: &Message) -> Result<Candidate, Ref
     if bytes > rules.max_body_bytes {
         // Its id is read only where that takes no parsing of the body.
         let id = match rules.id_source {
-            IdSource::JsonPointer(_) => None,
-            IdSource::MessageId | IdSource::Header(_) => read_id(rules, message).ok(),
+            TextSource::JsonPointer(_) => None,
+            TextSource::MessageId | TextSource::Header(_) => read_id(rules, message).ok(),
         };
         let most = rules.max_body_bytes;
         return Err(refuse(id, "too_large", format!("the body has {bytes} bytes, broker.max_body allows {most}")));
@@ -87,18 +91,28 @@ pub fn admit(rules: &AdmissionRules, message: &Message) -> Result<Candidate, Ref
     }
     let generation = Generation::read_from(&message.headers).map_err(|bad_header| bad_header.to_string());
     let read = generation.and_then(|generation| Ok((generation, not_before(&message.headers)?)));
-    match read {
-        Ok((generation, not_before)) => {
-            Ok(Candidate { id, generation, body_hash: BodyHash::of(&message.body), not_before })
-        }
-        Err(detail) => Err(refuse(Some(id), "bad_headers", detail)),
-    }
+    let (generation, not_before) = match read {
+        Ok(read) => read,
+        Err(detail) => return Err(refuse(Some(id), "bad_headers", detail)),
+    };
+    let order_key = match rules.order_by.as_ref().map(|source| read_text(source, message)).transpose() {
+        Ok(read) => read.and_then(|(_, text)| text).map(|text| BodyHash::of(text.as_bytes())),
+        Err(cause) => return Err(Refusal { id: Some(id), cause }),
+    };
+    Ok(Candidate { id, generation, body_hash: BodyHash::of(&message.body), not_before, order_key })
 }
 
 fn read_id(rules: &AdmissionRules, message: &Message) -> Result<RequestId, Cause> {
-    let (place, text) = match &rules.id_source {
-        IdSource::MessageId => ("the message_id property".to_owned(), message.properties.message_id.clone()),
-        IdSource::Header(name) => {
+    let (place, text) = read_text(&rules.id_source, message)?;
+    let text = text.ok_or_else(|| Cause::invalid("missing_id", format!("{place} is not set")))?;
+    RequestId::new(&text).map_err(|error| Cause::invalid("missing_id", format!("{place} is no id: {error}")))
+}
+
+/// The text, and its place for a person.
+fn read_text(source: &TextSource, message: &Message) -> Result<(String, Option<String>), Cause> {
+    Ok(match source {
+        TextSource::MessageId => ("the message_id property".to_owned(), message.properties.message_id.clone()),
+        TextSource::Header(name) => {
             let place = format!("header {name}");
             let text = match message.headers.get(name) {
                 None => None,
@@ -112,13 +126,11 @@ fn read_id(rules: &AdmissionRules, message: &Message) -> Result<RequestId, Cause
             };
             (place, text)
         }
-        IdSource::JsonPointer(pointer) => (format!("{pointer} in the body"), id_in_body(pointer, &message.body)?),
-    };
-    let text = text.ok_or_else(|| Cause::invalid("missing_id", format!("{place} is not set")))?;
-    RequestId::new(&text).map_err(|error| Cause::invalid("missing_id", format!("{place} is no id: {error}")))
+        TextSource::JsonPointer(pointer) => (format!("{pointer} in the body"), text_in_body(pointer, &message.body)?),
+    })
 }
 
-fn id_in_body(pointer: &str, body: &[u8]) -> Result<Option<String>, Cause> {
+fn text_in_body(pointer: &str, body: &[u8]) -> Result<Option<String>, Cause> {
     let json: serde_json::Value = serde_json::from_slice(body)
         .map_err(|error| Cause::invalid("undecodable", format!("the body is not JSON: {error}")))?;
     match json.pointer(pointer) {
@@ -138,8 +150,8 @@ mod tests {
     use super::*;
     use crate::model::{Headers, Properties};
 
-    fn rules(id_source: IdSource) -> AdmissionRules {
-        AdmissionRules { id_source, max_body_bytes: 64 }
+    fn rules(id_source: TextSource) -> AdmissionRules {
+        AdmissionRules { id_source, order_by: None, max_body_bytes: 64 }
     }
 
     fn message(id: Option<&str>, headers: &[(&str, HeaderValue)], body: &'static str) -> Message {
@@ -153,10 +165,10 @@ mod tests {
 
     #[test]
     fn ids_are_read_from_where_the_settings_say() {
-        let by_header = || rules(IdSource::Header("order".into()));
-        let by_pointer = || rules(IdSource::JsonPointer("/order/id".into()));
+        let by_header = || rules(TextSource::Header("order".into()));
+        let by_pointer = || rules(TextSource::JsonPointer("/order/id".into()));
         let id = |rules: AdmissionRules, message: Message| admit(&rules, &message).unwrap().id.to_string();
-        assert_eq!(id(rules(IdSource::MessageId), message(Some("a"), &[], "")), "a");
+        assert_eq!(id(rules(TextSource::MessageId), message(Some("a"), &[], "")), "a");
         assert_eq!(id(by_header(), message(None, &[("order", "b".into())], "")), "b");
         assert_eq!(id(by_header(), message(None, &[("order", HeaderValue::Int(7))], "")), "7");
         assert_eq!(id(by_pointer(), message(None, &[], r#"{"order":{"id":"c"}}"#)), "c");
@@ -180,36 +192,36 @@ mod tests {
 
     #[test]
     fn headers_may_have_some_levels() {
-        assert!(admit(&rules(IdSource::MessageId), &message(Some("a"), &[("h", nested(16))], "")).is_ok());
+        assert!(admit(&rules(TextSource::MessageId), &message(Some("a"), &[("h", nested(16))], "")).is_ok());
     }
 
     #[test]
     fn what_can_never_be_a_request_is_refused_with_the_reason() {
         let long: &'static str = "01234567890123456789012345678901234567890123456789012345678901234";
-        let by_pointer = || IdSource::JsonPointer("/id".into());
+        let by_pointer = || TextSource::JsonPointer("/id".into());
         let cases = [
-            (IdSource::MessageId, message(None, &[], ""), "missing_id", None),
-            (IdSource::MessageId, message(Some(""), &[], ""), "missing_id", None),
-            (IdSource::MessageId, message(Some("\0a"), &[], ""), "missing_id", None),
-            (IdSource::MessageId, message(Some("a\nb"), &[], ""), "missing_id", None),
-            (IdSource::MessageId, message(Some("a"), &[], long), "too_large", Some("a")),
-            (IdSource::MessageId, message(None, &[], long), "too_large", None),
+            (TextSource::MessageId, message(None, &[], ""), "missing_id", None),
+            (TextSource::MessageId, message(Some(""), &[], ""), "missing_id", None),
+            (TextSource::MessageId, message(Some("\0a"), &[], ""), "missing_id", None),
+            (TextSource::MessageId, message(Some("a\nb"), &[], ""), "missing_id", None),
+            (TextSource::MessageId, message(Some("a"), &[], long), "too_large", Some("a")),
+            (TextSource::MessageId, message(None, &[], long), "too_large", None),
             (by_pointer(), message(Some("a"), &[], long), "too_large", None),
-            (IdSource::MessageId, message(Some("a"), &[("cw-attempt", "1".into())], ""), "bad_headers", Some("a")),
+            (TextSource::MessageId, message(Some("a"), &[("cw-attempt", "1".into())], ""), "bad_headers", Some("a")),
             (
-                IdSource::MessageId,
+                TextSource::MessageId,
                 message(Some("a"), &[("cw-attempt", HeaderValue::Int(-1))], ""),
                 "bad_headers",
                 Some("a"),
             ),
-            (IdSource::MessageId, message(Some("a"), &[("h", nested(17))], ""), "bad_headers", Some("a")),
+            (TextSource::MessageId, message(Some("a"), &[("h", nested(17))], ""), "bad_headers", Some("a")),
             (
-                IdSource::MessageId,
+                TextSource::MessageId,
                 message(Some("a"), &[("cw-not-before", "soon".into())], ""),
                 "bad_headers",
                 Some("a"),
             ),
-            (IdSource::Header("h".into()), message(None, &[("h", HeaderValue::Void)], ""), "bad_headers", None),
+            (TextSource::Header("h".into()), message(None, &[("h", HeaderValue::Void)], ""), "bad_headers", None),
             (by_pointer(), message(None, &[], "{"), "undecodable", None),
             (by_pointer(), message(None, &[], "{}"), "missing_id", None),
             (by_pointer(), message(None, &[], r#"{"id":[1]}"#), "undecodable", None),

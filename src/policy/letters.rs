@@ -232,9 +232,10 @@ pub(crate) mod tests {
     use super::*;
     use crate::model::message::FailureNote;
     use crate::model::{Headers, Origin, Properties};
-    use crate::policy::admission::IdSource;
+    use crate::policy::admission::TextSource;
 
-    pub(crate) const RULES: AdmissionRules = AdmissionRules { id_source: IdSource::MessageId, max_body_bytes: 1024 };
+    pub(crate) const RULES: AdmissionRules =
+        AdmissionRules { id_source: TextSource::MessageId, order_by: None, max_body_bytes: 1024 };
 
     pub(crate) fn dead(id: Option<&str>, cause: &Cause, generation: Generation, at: i64) -> Message {
         let original = Message {

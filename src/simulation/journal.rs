@@ -136,7 +136,7 @@ impl Admissions for MemoryJournal {
         self.write("admit", |store, now| store.admit(now, arrivals)).await
     }
 
-    async fn open_requests(&self) -> Result<u64> {
+    async fn open_requests(&self) -> Result<Vec<(AccountId, u64)>> {
         self.read("open_requests", Store::open_requests).await
     }
 }

@@ -9,7 +9,7 @@ use crate::broker::Names;
 use crate::journal::AccountId;
 use crate::lane::{GasRule, LaneSettings, OutagePolicy};
 use crate::model::{Address, Wei};
-use crate::policy::admission::{AdmissionRules, IdSource};
+use crate::policy::admission::{AdmissionRules, TextSource};
 use crate::policy::fee::{FeeMode, FeeRules};
 use crate::policy::finality::FinalityRule;
 use crate::policy::pause::RetrySchedule;
@@ -65,7 +65,7 @@ impl RunSettings {
             waits,
             publishes_in_flight: rng.usize(1..=8),
         };
-        let admission = AdmissionRules { id_source: IdSource::MessageId, max_body_bytes: 200 };
+        let admission = AdmissionRules { id_source: TextSource::MessageId, order_by: None, max_body_bytes: 200 };
         Self { accounts, lane, settle, admission, max_open: rng.u64(3..60) }
     }
 }

@@ -27,6 +27,7 @@ mod host;
 mod instances;
 mod journal_files;
 mod journal_life;
+mod lanes;
 mod later;
 mod limits;
 mod node_texts;

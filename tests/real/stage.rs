@@ -1,7 +1,7 @@
 //! What each test stands on: a virtual host of the shared broker, a chain of its own, a worker's configuration.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio::sync::OnceCell;
@@ -190,8 +190,14 @@ impl Stage {
 
     /// Messages in a queue: ready and unacked.
     pub async fn depth(&self, queue: &str) -> (u64, u64) {
-        let count = self.rabbit.queue(&self.vhost, queue).await.unwrap();
-        count.map_or((0, 0), |count| (count.ready, count.unacked))
+        let began = Instant::now();
+        loop {
+            match self.rabbit.queue(&self.vhost, queue).await {
+                Ok(count) => return count.map_or((0, 0), |count| (count.ready, count.unacked)),
+                // A queue that has just started, on a busy machine.
+                Err(error) => assert!(error.contains("timeout") && began.elapsed() < LONG, "{error}"),
+            }
+        }
     }
 
     pub async fn wait_empty(&self, queue: &str) {

@@ -17,7 +17,7 @@ use crate::config::Settings;
 use crate::journal::{Deed, LetterDeed};
 use crate::lane::GasRule;
 use crate::model::{BodyHash, Generation, Message, RequestId, Timestamp, ids};
-use crate::policy::admission::{IdSource, admit, sheltered};
+use crate::policy::admission::{TextSource, admit, sheltered};
 use crate::policy::arrival::{Verdict, decide};
 use crate::policy::gas::intrinsic;
 use crate::policy::letters::{Letter, LetterFilter};
@@ -252,12 +252,12 @@ impl Arguments {
         }
         match (&self.set_id, &settings.admission.id_source) {
             (None, _) => {}
-            (Some(id), IdSource::MessageId) => sheet::set_property(&mut after, "message_id", id)?,
-            (Some(id), IdSource::Header(name)) => {
+            (Some(id), TextSource::MessageId) => sheet::set_property(&mut after, "message_id", id)?,
+            (Some(id), TextSource::Header(name)) => {
                 let value = sheet::like(before.headers.get(name), id);
                 sheet::set_header(&mut after, name, value)?;
             }
-            (Some(_), IdSource::JsonPointer(pointer)) => {
+            (Some(_), TextSource::JsonPointer(pointer)) => {
                 bail!("the id stands in the body at {pointer}: change it there")
             }
         }

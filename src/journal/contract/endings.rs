@@ -157,7 +157,7 @@ pub(crate) async fn a_refused_message_takes_no_id_from_a_request(journal: Arc<dy
     assert_eq!(set.state("r").await, RequestState::Dead);
     assert_eq!(set.journal.events(&[set.account], 0, 10).await.unwrap().len(), 3, "each is told about");
     assert_eq!(set.journal.message_of(&id("r")).await.unwrap(), None);
-    assert_eq!(set.journal.open_requests().await.unwrap(), 1);
+    assert_eq!(set.journal.open_requests().await.unwrap(), [(set.account, 1)]);
     let history = set.journal.history(&id("r")).await.unwrap().unwrap();
     assert_eq!(history.failure.as_deref(), Some("invalid.undecodable: not JSON"));
     let back = arrival(set.account, "r", REPLAYED, "mended");

@@ -189,7 +189,7 @@ pub(crate) async fn requests_queue_in_the_order_of_their_admission(journal: Arc<
     let behind = set.journal.queued(set.account, set.queued[0].turn, 1).await.unwrap();
     assert_eq!(behind[0].id, id("a"));
     assert_eq!(behind[0].body, Bytes::from_static(b"body"));
-    assert_eq!(set.journal.open_requests().await.unwrap(), 3);
+    assert_eq!(set.journal.open_requests().await.unwrap(), [(set.account, 3)]);
 }
 
 /// Invariant 11.

@@ -3,13 +3,13 @@
 use async_trait::async_trait;
 
 use crate::journal::admission::{Sorted, sort};
-use crate::journal::columns::{expect_rows, number, unsigned};
+use crate::journal::columns::{expect_rows, number};
 use crate::journal::postgres::PostgresJournal;
 use crate::journal::postgres::connection::Connection;
 use crate::journal::postgres::rows::{stored, stored_option};
 use crate::journal::postgres::settlements::{Noted, note_incidents};
-use crate::journal::rows::{Envelope, KNOWN_COLUMNS, seq, standing};
-use crate::journal::{Admissions, Arrival, JournalError, Result};
+use crate::journal::rows::{Envelope, KNOWN_COLUMNS, OPEN_REQUESTS, open_of_account, seq, standing};
+use crate::journal::{AccountId, Admissions, Arrival, JournalError, Result};
 use crate::model::{RequestId, Timestamp};
 use crate::policy::arrival::{Known, Verdict};
 
@@ -23,12 +23,10 @@ impl Admissions for PostgresJournal {
         Ok(verdicts)
     }
 
-    async fn open_requests(&self) -> Result<u64> {
-        let count =
-            "SELECT count(*) AS open FROM requests WHERE settled_at IS NULL AND state IN ('accepted', 'writing')";
+    async fn open_requests(&self) -> Result<Vec<(AccountId, u64)>> {
         self.pool
             .read((), move |connection, ()| {
-                Box::pin(connection.one("count the open requests", count, &[], |row| unsigned(row, "count", "open")))
+                Box::pin(connection.rows("count the open requests", OPEN_REQUESTS, &[], open_of_account))
             })
             .await
     }

@@ -4,11 +4,11 @@ use async_trait::async_trait;
 use rusqlite::{Connection, params};
 
 use crate::journal::admission::{Sorted, sort};
-use crate::journal::columns::{number, unsigned};
-use crate::journal::rows::{Envelope, KNOWN_COLUMNS, seq, standing};
+use crate::journal::columns::number;
+use crate::journal::rows::{Envelope, KNOWN_COLUMNS, OPEN_REQUESTS, open_of_account, seq, standing};
 use crate::journal::sqlite::rows::prepare;
 use crate::journal::sqlite::{SqliteJournal, settlements};
-use crate::journal::{Admissions, Arrival, Result};
+use crate::journal::{AccountId, Admissions, Arrival, Result};
 use crate::model::{RequestId, RequestState, Timestamp};
 use crate::policy::arrival::{Known, Verdict};
 
@@ -18,14 +18,13 @@ impl Admissions for SqliteJournal {
         self.writer.write(move |connection| admit(connection, &arrivals)).await
     }
 
-    async fn open_requests(&self) -> Result<u64> {
+    async fn open_requests(&self) -> Result<Vec<(AccountId, u64)>> {
         self.readers.read(open_requests).await
     }
 }
 
-fn open_requests(connection: &Connection) -> Result<u64> {
-    let count = "SELECT count(*) AS open FROM requests WHERE settled_at IS NULL AND state IN ('accepted', 'writing')";
-    prepare(connection, "count the open requests", count)?.one([], |row| unsigned(row, "count", "open"))
+fn open_requests(connection: &Connection) -> Result<Vec<(AccountId, u64)>> {
+    prepare(connection, "count the open requests", OPEN_REQUESTS)?.rows([], |row| open_of_account(row))
 }
 
 fn admit(connection: &Connection, arrivals: &[Arrival]) -> Result<Vec<Verdict>> {

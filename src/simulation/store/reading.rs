@@ -1,5 +1,7 @@
 //! What the journal's users read from the store.
 
+use std::collections::BTreeMap;
+
 use crate::journal::{
     AccountId, AttemptHistory, CopyKind, History, Incident, LiveTransaction, OutboxRow, QueuedRequest, ReplyAddress,
     RequestSeq, TransactionHistory, UnconfirmedCopy,
@@ -9,8 +11,12 @@ use crate::policy::arrival::Known;
 use crate::simulation::store::{RequestRow, Store, StoredAttempt, TransactionRow};
 
 impl Store {
-    pub(crate) fn open_requests(&self) -> u64 {
-        self.requests.values().filter(|row| row.state.is_open()).count() as u64
+    pub(crate) fn open_requests(&self) -> Vec<(AccountId, u64)> {
+        let mut open: BTreeMap<AccountId, u64> = BTreeMap::new();
+        for row in self.requests.values().filter(|row| row.state.is_open()) {
+            *open.entry(row.account).or_default() += 1;
+        }
+        open.into_iter().collect()
     }
 
     pub(crate) fn queued(&self, account: AccountId, after_turn: i64, limit: u32) -> Vec<QueuedRequest> {
