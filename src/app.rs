@@ -11,9 +11,11 @@ use tracing::info;
 use crate::broker::{Broker, BrokerSettings, Topology};
 use crate::chain::{ClientSettings, NodeClient};
 use crate::config::{Settings, SignerSection};
-use crate::journal::{AccountId, Journal, JournalAddress, JournalError, Lease, PostgresJournal, SqliteJournal};
+use crate::journal::{
+    AccountId, Instance, Journal, JournalAddress, JournalError, Lease, PostgresJournal, SqliteJournal,
+};
 use crate::lane::{LaneSettings, LaneState};
-use crate::model::ids;
+use crate::model::{Timestamp, ids};
 use crate::pipeline::{Pipeline, PipelineSettings, Seams, Stage, Stops};
 use crate::policy::pause::RetrySchedule;
 use crate::settle::SettleSettings;
@@ -106,7 +108,7 @@ async fn run_with<J: Journal + 'static>(journal: J, settings: Settings) -> anyho
         deliveries,
     };
     let Pipeline { stages, lanes, flow } =
-        Pipeline::new(seams, pipeline_settings(&settings, &accounts, &owner), &tokens.stages);
+        Pipeline::new(seams, pipeline_settings(&settings, accounts, &owner), &tokens.stages);
     for Stage { name, beat, run } in stages {
         if let Some(beat) = beat {
             tasks.watch(name, beat);
@@ -197,13 +199,22 @@ impl Tokens {
     }
 }
 
-fn pipeline_settings(settings: &Settings, accounts: &[AccountId], owner: &Arc<str>) -> PipelineSettings {
+fn pipeline_settings(settings: &Settings, accounts: Vec<AccountId>, owner: &Arc<str>) -> PipelineSettings {
     PipelineSettings {
         lanes: accounts.iter().map(|account| lane_settings(settings, *account, Arc::clone(owner))).collect(),
         admission: settings.admission.clone(),
         settle: settle_settings(settings),
         max_open: settings.worker.max_open,
         retention: settings.journal.retention,
+        lease_ttl: settings.lease_ttl,
+        instance: Instance {
+            owner: Arc::clone(owner),
+            worker: settings.worker.full_name(),
+            host: hostname::get().unwrap_or_default().to_string_lossy().into_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_at: Timestamp::now(),
+            accounts,
+        },
     }
 }
 

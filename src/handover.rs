@@ -1,5 +1,7 @@
 //! What the stages before settle hand over to it.
 
+use tokio::sync::oneshot;
+
 use crate::broker::Receipt;
 use crate::chain;
 use crate::journal::{AccountId, ClosedTransaction, Lease, QueuedRequest, StoredNonce};
@@ -96,6 +98,8 @@ pub enum FromLane {
     Rulings(Vec<Ruling>),
     /// A lane has begun to work for this account: finish the copies that an earlier owner left.
     Resume(AccountId),
+    /// The lane gives its account up: say when all that was ruled before is stored, and its copies have their confirms.
+    Leaves(oneshot::Sender<()>),
     /// The chain has lost the blocks in which these were final.
     Reorged(Lease, Vec<StoredNonce>),
     /// How some of those ended after all.

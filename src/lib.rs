@@ -23,6 +23,7 @@ pub mod settle;
 pub mod signer;
 #[cfg(test)]
 mod simulation;
+pub mod spreading;
 pub mod supervisor;
 #[cfg(test)]
 #[path = "../tests/support/mod.rs"]

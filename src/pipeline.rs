@@ -10,13 +10,14 @@ use tokio_util::sync::CancellationToken;
 use crate::broker::{Delivery, Flow, Publisher};
 use crate::chain::Chain;
 use crate::intake::{Intake, LaneDoor};
-use crate::journal::{AccountId, Changes, Journal, JournalError, Upkeep};
+use crate::journal::{AccountId, Changes, Instance, Journal, JournalError, Upkeep};
 use crate::lane::{Lane, LaneSettings, LaneSignals, LaneState};
 use crate::model::{Heartbeat, Timestamp};
 use crate::outbox::OutboxStage;
 use crate::policy::admission::AdmissionRules;
 use crate::settle::{Settle, SettleSettings};
 use crate::signer::Signer;
+use crate::spreading::{LaneSeat, Spreading};
 
 /// Receipts and rulings between stages.
 const HANDOVERS: usize = 1024;
@@ -39,6 +40,10 @@ pub struct Seams<J> {
 
 /// What the stages are told.
 pub struct PipelineSettings {
+    /// This run, as other instances see it.
+    pub instance: Instance,
+    /// For how long a lease holds without being renewed, and an instance counts as there after its last word.
+    pub lease_ttl: Duration,
     /// One for each account.
     pub lanes: Vec<LaneSettings>,
     /// What makes a message a request.
@@ -106,6 +111,18 @@ impl Pipeline {
         drop(from_lane);
 
         let beat = Heartbeat::default();
+        let owners_changed = Arc::new(Notify::new());
+        let spreading = Spreading {
+            instance: settings.instance,
+            ttl: settings.lease_ttl,
+            journal: journal.clone(),
+            lanes: lanes.iter().map(|(account, signals)| seat(*account, signals)).collect(),
+            changed: Arc::clone(&owners_changed),
+            beat: beat.clone(),
+        };
+        stages.push(stage("spreading", &beat, spreading.run(stops.lanes.clone())));
+
+        let beat = Heartbeat::default();
         let intake = Intake {
             rules: settings.admission,
             lanes: lanes.iter().map(|(account, signals)| door(*account, signals)).collect(),
@@ -135,8 +152,8 @@ impl Pipeline {
         };
         stages.push(stage("outbox", &beat, outbox.run(stops.outbox.clone())));
         if let Some(changes) = journal.changes() {
-            let lanes = lanes.iter().map(|(_, signals)| signals.clone()).collect();
-            let news = pass_on(changes, lanes, settled, stops.outbox.clone());
+            let wakes = lanes.iter().map(|(_, signals)| Arc::clone(&signals.wake)).collect();
+            let news = pass_on(changes, owners_changed, wakes, settled, stops.outbox.clone());
             stages.push(Stage { name: "news", beat: None, run: Box::pin(news) });
         }
         let upkeep = upkeep(journal, settings.retention, stops.outbox.clone());
@@ -156,6 +173,7 @@ fn stage(
 fn lane_signals() -> LaneSignals {
     LaneSignals {
         wake: Arc::new(Notify::new()),
+        is_assigned: watch::Sender::new(false),
         released: Arc::new(Notify::new()),
         state: watch::Sender::new(LaneState::default()),
         lease: watch::Sender::new(None),
@@ -168,28 +186,34 @@ fn door(account: AccountId, signals: &LaneSignals) -> LaneDoor {
     LaneDoor { account, wake: Arc::clone(&signals.wake), is_open: signals.is_open.subscribe(), load: 0 }
 }
 
+fn seat(account: AccountId, signals: &LaneSignals) -> LaneSeat {
+    LaneSeat {
+        account,
+        is_assigned: signals.is_assigned.clone(),
+        lease: signals.lease.subscribe(),
+        look: Arc::clone(&signals.released),
+    }
+}
+
 /// Wakes whoever waits for what another instance did.
 async fn pass_on(
     mut changes: Changes,
-    lanes: Vec<LaneSignals>,
+    owners_changed: Arc<Notify>,
+    lanes: Vec<Arc<Notify>>,
     settled: Arc<Notify>,
     cancel: CancellationToken,
 ) -> Result<(), JournalError> {
     loop {
-        let (released, worked) = tokio::select! {
+        let (owners, worked) = tokio::select! {
             biased;
             () = cancel.cancelled() => return Ok(()),
             news = changes.next() => news,
         };
-        for lane in &lanes {
-            if released {
-                lane.released.notify_one();
-            }
-            if worked {
-                lane.wake.notify_one();
-            }
+        if owners {
+            owners_changed.notify_one();
         }
         if worked {
+            lanes.iter().for_each(|lane| lane.notify_one());
             settled.notify_one();
         }
     }

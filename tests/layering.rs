@@ -17,7 +17,7 @@ const RANKS: &[&[&str]] = &[
     &["rpc"],
     &["broker", "journal", "chain", "signer"],
     &["handover"],
-    &["intake", "broadcaster", "tracker", "settle", "outbox", "recovery", "evidence", "receipt_reader"],
+    &["intake", "broadcaster", "tracker", "settle", "outbox", "recovery", "evidence", "receipt_reader", "spreading"],
     &["lane"],
     &["pipeline", "config"],
     &["supervisor"],

@@ -5,15 +5,15 @@ use tokio::sync::watch;
 /// How often what was seen.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// A lease was given up.
-    pub releases: u64,
+    /// A lease was given up, an instance has come or gone.
+    pub owners: u64,
     /// Requests were admitted or settled.
     pub works: u64,
 }
 
 impl Seen {
-    pub(super) fn release(&mut self) {
-        self.releases = self.releases.wrapping_add(1);
+    pub(super) fn change(&mut self) {
+        self.owners = self.owners.wrapping_add(1);
     }
 
     pub(super) fn work(&mut self) {
@@ -22,7 +22,7 @@ impl Seen {
 
     /// Whatever may have been.
     pub(super) fn anything(&mut self) {
-        self.release();
+        self.change();
         self.work();
     }
 }
@@ -44,7 +44,7 @@ impl Changes {
         Self { seen, last }
     }
 
-    /// Waits for the next ones: whether leases were given up, and whether there is work. Never returns once the journal
+    /// Waits for the next ones: whether leases or instances have changed, and whether there is work. Never returns once the journal
     /// is closed. Cancel safe.
     pub async fn next(&mut self) -> (bool, bool) {
         if self.seen.changed().await.is_err() {
@@ -52,6 +52,6 @@ impl Changes {
         }
         let now = *self.seen.borrow_and_update();
         let last = std::mem::replace(&mut self.last, now);
-        (now.releases != last.releases, now.works != last.works)
+        (now.owners != last.owners, now.works != last.works)
     }
 }

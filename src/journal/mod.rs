@@ -30,9 +30,10 @@ pub use history::{AttemptHistory, History, Incident, TransactionHistory};
 pub use letters::{Deed, LetterDeed, LetterDeeds};
 pub use postgres::{PostgresAddress, PostgresJournal};
 pub use records::{
-    AccountId, Acquired, Arrival, CancelWish, Cancellation, ClosedTransaction, ConfirmedCopy, CopyKind, Decision,
-    EndedAgain, Lease, LeaseMark, LiveTransaction, NewTransaction, OutboxRow, QueuedRequest, RefusedMessage, Reorged,
-    ReplyAddress, RequestSeq, Settlement, StoredNonce, UnconfirmedCopy, Which, WishAnswer,
+    AccountId, Acquired, Arrival, Attendance, CancelWish, Cancellation, ClosedTransaction, ConfirmedCopy, CopyKind,
+    Decision, EndedAgain, Instance, LaneHolder, Lease, LeaseMark, LiveTransaction, NewTransaction, OutboxRow,
+    QueuedRequest, RefusedMessage, Reorged, ReplyAddress, RequestSeq, Settlement, StoredNonce, UnconfirmedCopy, Which,
+    WishAnswer,
 };
 pub use sqlite::SqliteJournal;
 
@@ -104,6 +105,14 @@ impl JournalError {
         Self::Inconsistent { doing: "read it", detail }
     }
 
+    fn too_old(instance: &Instance) -> Self {
+        let Instance { worker, host, version, .. } = instance;
+        let detail = format!(
+            "{worker} on {host} runs with version {version}, which cannot work with the new tables; stop it first"
+        );
+        Self::Inconsistent { doing: "bring its tables up to date", detail }
+    }
+
     /// Another instance has taken over: start over as one that waits, rather than end.
     pub fn is_lease_lost(&self) -> bool {
         match self {
@@ -142,6 +151,18 @@ pub trait Leases: Send + Sync {
     async fn release_lease(&self, lease: &Lease) -> Result<()>;
     /// Notes that all nonces below `at_least` are taken on the chain. Returns the next one to use.
     async fn raise_next_nonce(&self, lease: &Lease, at_least: Nonce) -> Result<Nonce>;
+}
+
+/// Who else works with this journal.
+#[async_trait]
+pub trait Instances: Send + Sync {
+    /// Shows this instance to the others for another `ttl`, and who is there now, itself among them. Those whose time is
+    /// over are forgotten.
+    async fn attend(&self, instance: &Instance, ttl: Duration) -> Result<Attendance>;
+    /// Shows it no longer.
+    async fn leave(&self, instance: &Instance) -> Result<()>;
+    /// Who is there now.
+    async fn attendance(&self) -> Result<Attendance>;
 }
 
 /// What intake needs.
@@ -228,9 +249,9 @@ pub trait Upkeep: Send + Sync {
 }
 
 /// The whole seam.
-pub trait Journal: Leases + Admissions + Transactions + Settlements + Outbox + Upkeep {}
-impl<T: Leases + Admissions + Transactions + Settlements + Outbox + Upkeep> Journal for T {}
+pub trait Journal: Leases + Instances + Admissions + Transactions + Settlements + Outbox + Upkeep {}
+impl<T: Leases + Instances + Admissions + Transactions + Settlements + Outbox + Upkeep> Journal for T {}
 
 /// What operators' commands work with. Of what settling needs they only look where requests stand.
-pub trait OperatorsJournal: Upkeep + LetterDeeds + Settlements {}
-impl<T: Upkeep + LetterDeeds + Settlements> OperatorsJournal for T {}
+pub trait OperatorsJournal: Upkeep + LetterDeeds + Settlements + Instances {}
+impl<T: Upkeep + LetterDeeds + Settlements + Instances> OperatorsJournal for T {}

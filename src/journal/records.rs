@@ -45,6 +45,47 @@ pub struct LeaseMark {
     pub until: Timestamp,
 }
 
+/// A run of the program, as the others see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    /// In whose name it holds leases.
+    pub owner: Arc<str>,
+    /// What its operators call it.
+    pub worker: String,
+    /// Where it runs.
+    pub host: String,
+    /// Of the program.
+    pub version: String,
+    /// Since when it runs, by its host's clock.
+    pub started_at: Timestamp,
+    /// The accounts that it has a signer for.
+    pub accounts: Vec<AccountId>,
+}
+
+/// Who owns a lane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaneHolder {
+    /// The account.
+    pub account: AccountId,
+    /// EIP-155 chain id.
+    pub chain_id: u64,
+    /// The account's address.
+    pub address: Address,
+    /// Its owner, there or not.
+    pub owner: Option<Arc<str>>,
+    /// How the lease looks.
+    pub mark: LeaseMark,
+}
+
+/// Who is there, and who owns what.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Attendance {
+    /// The instances that have shown themselves within their time, by owner.
+    pub instances: Vec<Instance>,
+    /// All lanes of the journal, by account.
+    pub lanes: Vec<LaneHolder>,
+}
+
 /// What became of the wish for a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Acquired {

@@ -9,8 +9,9 @@ use crate::journal::columns::{
     Columns, corrupt, fixed, number, optional_fixed, optional_number, optional_text, present, text, unsigned, word,
 };
 use crate::journal::{
-    AccountId, AttemptHistory, Cancellation, CopyKind, History, Incident, JournalError, LiveTransaction, OutboxRow,
-    QueuedRequest, ReplyAddress, RequestSeq, Result, StoredNonce, TransactionHistory, UnconfirmedCopy,
+    AccountId, AttemptHistory, Cancellation, CopyKind, History, Incident, Instance, JournalError, LaneHolder,
+    LeaseMark, LiveTransaction, OutboxRow, QueuedRequest, ReplyAddress, RequestSeq, Result, StoredNonce,
+    TransactionHistory, UnconfirmedCopy,
 };
 use crate::model::event::FinalTransaction;
 use crate::model::{
@@ -26,6 +27,46 @@ pub(super) const OPEN_REQUESTS: &str = "SELECT account, count(*) AS open FROM re
 
 pub(super) fn open_of_account(row: &impl Columns) -> Result<(AccountId, u64)> {
     Ok((AccountId(number(row, "count", "account")?), unsigned(row, "count", "open")?))
+}
+
+/// Of table `instances`: those that have shown themselves within their time, and not in the future.
+pub(super) fn instances_there(now: &str) -> String {
+    format!("(attended_at > {now} - ttl AND attended_at < {now} + ttl)")
+}
+
+pub(super) fn instance(row: &impl Columns) -> Result<Instance> {
+    let read = |name| text(row, "instance", name).map(Cow::into_owned);
+    let accounts: Vec<i64> = serde_json::from_str(&text(row, "instance", "accounts")?)
+        .map_err(|error| corrupt("instance", error.to_string()))?;
+    Ok(Instance {
+        owner: read("owner")?.into(),
+        worker: read("worker")?,
+        host: read("host")?,
+        version: read("version")?,
+        started_at: Timestamp(number(row, "instance", "started_at")?),
+        accounts: accounts.into_iter().map(AccountId).collect(),
+    })
+}
+
+/// What [`instance`] reads.
+pub(super) fn stored_accounts(accounts: &[AccountId]) -> String {
+    serde_json::Value::from_iter(accounts.iter().map(|account| account.0)).to_string()
+}
+
+pub(super) const LANE_HOLDERS: &str =
+    "SELECT id, chain_id, address, lease_owner, lease_until, epoch FROM accounts ORDER BY id";
+
+pub(super) fn lane_holder(row: &impl Columns) -> Result<LaneHolder> {
+    Ok(LaneHolder {
+        account: AccountId(number(row, "account", "id")?),
+        chain_id: unsigned(row, "account", "chain_id")?,
+        address: fixed(row, "account", "address", Address::from_slice)?,
+        owner: optional_text(row, "account", "lease_owner")?.map(Into::into),
+        mark: LeaseMark {
+            epoch: number(row, "account", "epoch")?,
+            until: Timestamp(number(row, "account", "lease_until")?),
+        },
+    })
 }
 
 pub(super) fn seq(row: &impl Columns) -> Result<RequestSeq> {

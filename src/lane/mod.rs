@@ -5,8 +5,8 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -42,6 +42,9 @@ use pausing::Paused;
 use prepare::Prepared;
 use undone::UndoneNonces;
 use window::{InFlight, Window};
+
+/// For what is under way when the account goes to another instance.
+const HAND_OVER: Duration = Duration::from_secs(5);
 
 /// The lane.
 pub struct Lane {
@@ -127,6 +130,10 @@ impl Lane {
         let mut seen: Option<(LeaseMark, Instant)> = None;
         while !cancel.is_cancelled() {
             self.signals.beat.beat();
+            if !*self.signals.is_assigned.borrow() {
+                self.stand_by(&cancel).await;
+                continue;
+            }
             let (account, ttl) = (self.settings.account, self.settings.lease_ttl);
             let owner = Arc::clone(&self.settings.owner);
             // The hosts' clocks may disagree: what counts is for how long it was seen here that nobody renews.
@@ -153,11 +160,12 @@ impl Lane {
                 ended = self.serve(&lease, &cancel) => ended,
                 never = rounds.run() => match never {},
                 never = reading.run() => match never {},
-                ended = keep_lease(journal.as_ref(), &lease, ttl) => ended,
+                error = keep_lease(journal.as_ref(), &lease, ttl) => Err(error),
             };
             self.forget();
             match ended {
-                Ok(()) => return Ok(()),
+                Ok(Ended::Stopped) => return Ok(()),
+                Ok(Ended::HandedOver) => {}
                 Err(error) if error.is_lease_lost() => {
                     self.signals.lease.send_replace(None);
                     warn!(account = %self.signer.address(), "another instance owns the account now");
@@ -170,6 +178,7 @@ impl Lane {
 
     async fn stand_by(&self, cancel: &CancellationToken) {
         self.signals.is_open.send_replace(true);
+        let mut is_assigned = self.signals.is_assigned.subscribe();
         let until = Instant::now() + self.settings.lease_ttl / 3;
         while Instant::now() < until && !cancel.is_cancelled() {
             self.signals.beat.beat();
@@ -177,6 +186,7 @@ impl Lane {
                 biased;
                 () = tokio::time::sleep_until(until.min(Instant::now() + Duration::from_secs(1))) => {}
                 () = self.signals.released.notified() => return,
+                Ok(()) = is_assigned.changed() => return,
                 () = cancel.cancelled() => {}
             }
         }
@@ -197,7 +207,8 @@ impl Lane {
         self.tell();
     }
 
-    async fn serve(&mut self, lease: &Lease, cancel: &CancellationToken) -> Result<(), JournalError> {
+    async fn serve(&mut self, lease: &Lease, cancel: &CancellationToken) -> Result<Ended, JournalError> {
+        let mut is_assigned = self.signals.is_assigned.subscribe();
         let now = Timestamp::now();
         for live in recovery::live_transactions(self.journal.as_ref(), lease.account).await? {
             self.window.insert(InFlight::recovered(live, now, self.settings.replace_after));
@@ -219,7 +230,11 @@ impl Lane {
                 biased;
                 () = cancel.cancelled() => {
                     self.finish_sending().await;
-                    return Ok(());
+                    return Ok(Ended::Stopped);
+                }
+                () = no_longer(&mut is_assigned) => {
+                    self.hand_over(lease).await?;
+                    return Ok(Ended::HandedOver);
                 }
                 answered = self.broadcaster.next() => self.heed(answered),
                 read = self.receipt_reader.next() => self.heed_receipts(lease, read).await,
@@ -248,6 +263,19 @@ impl Lane {
         }
     }
 
+    /// Another instance is to own the account. What is journalled goes out and what was ruled is settled, as far as that
+    /// is done in time; then nobody writes under the lease any more, and it is given up. Crash before that: it runs out.
+    async fn hand_over(&mut self, lease: &Lease) -> Result<(), JournalError> {
+        info!(account = %self.signer.address(), tx.live = self.window.len(), "the account goes to another instance, which has fewer");
+        // Whoever comes next sends it again.
+        let _ = timeout(HAND_OVER, self.finish_sending()).await;
+        let (done, is_done) = oneshot::channel();
+        let _ = self.settle.send(FromLane::Leaves(done)).await;
+        let _ = timeout(HAND_OVER, is_done).await;
+        self.signals.lease.send_replace(None);
+        self.journal.release_lease(lease).await
+    }
+
     fn tell(&self) {
         let now = LaneState {
             is_owner: self.signals.lease.borrow().is_some(),
@@ -268,9 +296,26 @@ impl Lane {
     }
 }
 
-async fn keep_lease(journal: &dyn LaneJournal, lease: &Lease, ttl: Duration) -> Result<(), JournalError> {
+/// Why a lane works no more for its account.
+enum Ended {
+    /// It was asked to.
+    Stopped,
+    /// Another instance is to own it.
+    HandedOver,
+}
+
+/// Returns when the account is to be another instance's.
+async fn no_longer(is_assigned: &mut watch::Receiver<bool>) {
+    // The sender is the lane's own.
+    let _ = is_assigned.wait_for(|is_ours| !is_ours).await;
+}
+
+/// Until it fails.
+async fn keep_lease(journal: &dyn LaneJournal, lease: &Lease, ttl: Duration) -> JournalError {
     loop {
         tokio::time::sleep(ttl / 3).await;
-        journal.renew_lease(lease, ttl).await?;
+        if let Err(error) = journal.renew_lease(lease, ttl).await {
+            return error;
+        }
     }
 }

@@ -94,7 +94,9 @@ pub struct LaneState {
 pub struct LaneSignals {
     /// Requests may be in its queue.
     pub wake: Arc<Notify>,
-    /// Another instance has given a lease up.
+    /// Whether this instance is to own the account, as lanes are spread over instances.
+    pub is_assigned: watch::Sender<bool>,
+    /// The lease may be free now.
     pub released: Arc<Notify>,
     /// How it stands.
     pub state: watch::Sender<LaneState>,

@@ -355,8 +355,13 @@ pub(crate) mod virtual_host {
     }
 
     pub(super) fn now() -> Option<Timestamp> {
+        right_now().map(|right| Timestamp(right.0 + SKEW_MS.get()))
+    }
+
+    /// What a clock says that is right.
+    pub(crate) fn right_now() -> Option<Timestamp> {
         let elapsed = BEGIN.get()?.elapsed().as_millis();
-        Some(Timestamp(1_893_499_200_000 + i64::try_from(elapsed).unwrap_or(0) + SKEW_MS.get()))
+        Some(Timestamp(1_893_499_200_000 + i64::try_from(elapsed).unwrap_or(0)))
     }
 
     pub(super) fn unique() -> Option<String> {

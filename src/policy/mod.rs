@@ -12,4 +12,5 @@ pub mod pause;
 pub mod postpone;
 pub mod replay;
 pub mod revert;
+pub mod spread;
 pub mod window;

@@ -1,14 +1,14 @@
 //! The stage where every delivery ends. An outcome is stored, then told to the broker, then noted, then acked: in this
 //! order, so that whatever dies in between, the broker still has the delivery or the journal already has its end.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tracing::{debug, info, warn};
 
 use crate::broker::{Outgoing, Publisher, Receipt};
@@ -51,10 +51,19 @@ pub struct Settle {
     held: HeldDeliveries,
     /// Copies to publish; their messages are read when their turn comes.
     copies: VecDeque<RequestSeq>,
+    /// Those, and the ones on their way.
+    unconfirmed: BTreeSet<RequestSeq>,
+    leaving: Vec<Leaving>,
     parks: VecDeque<RequestId>,
     refused: VecDeque<Box<Refused>>,
     postponed: VecDeque<Box<Postponed>>,
     publishing: FuturesUnordered<BoxFuture<Published>>,
+}
+
+/// A lane that gives its account up, and the copies that it waits for.
+struct Leaving {
+    copies: BTreeSet<RequestSeq>,
+    done: oneshot::Sender<()>,
 }
 
 type BoxFuture<T> = std::pin::Pin<Box<dyn Future<Output = T> + Send>>;
@@ -98,6 +107,8 @@ impl Settle {
             beat,
             held: HeldDeliveries::default(),
             copies: VecDeque::new(),
+            unconfirmed: BTreeSet::new(),
+            leaving: Vec::new(),
             parks: VecDeque::new(),
             refused: VecDeque::new(),
             postponed: VecDeque::new(),
@@ -127,6 +138,7 @@ impl Settle {
         while intake_is_open || lanes_are_open || self.is_busy() {
             self.beat.beat();
             self.start_publishing().await?;
+            self.let_lanes_leave();
             tokio::select! {
                 biased;
                 taken = from_intake.recv_many(&mut admitted, BATCH), if intake_is_open && self.has_room() => {
@@ -181,9 +193,11 @@ impl Settle {
 
     async fn rule(&mut self, from_lanes: Vec<FromLane>) -> Result<(), JournalError> {
         let mut rulings: BTreeMap<AccountId, Vec<Ruling>> = BTreeMap::new();
+        let mut leaving = Vec::new();
         for message in from_lanes {
             match message {
                 FromLane::Resume(account) => self.resume(account).await?,
+                FromLane::Leaves(done) => leaving.push(done),
                 FromLane::Reorged(lease, lost) => self.tell_reorged(&lease, lost).await?,
                 FromLane::EndedAgain(lease, ended) => self.tell_ended_again(&lease, ended).await?,
                 FromLane::Rulings(ruled) => {
@@ -195,6 +209,9 @@ impl Settle {
         }
         for ruled in rulings.into_values() {
             self.store(ruled).await?;
+        }
+        for done in leaving {
+            self.leaving.push(Leaving { copies: self.unconfirmed.clone(), done });
         }
         Ok(())
     }
@@ -243,11 +260,11 @@ impl Settle {
                 }
                 Decision::Retry { cause, next } => {
                     info!(request.id = %request.id, request.attempt = next.retry, %cause, "request failed, it will be tried again");
-                    self.copies.push_back(request.seq);
+                    self.await_copy(request.seq);
                 }
                 Decision::Dead { cause } | Decision::Cancel { cause } => {
                     warn!(request.id = %request.id, %cause, "request failed for good, it becomes a dead letter");
-                    self.copies.push_back(request.seq);
+                    self.await_copy(request.seq);
                 }
                 Decision::Requeue { taken_by } => {
                     warn!(request.id = %request.id, foreign.tx.hash = %taken_by, "another program uses this account: its transaction took the request's nonce");
@@ -258,13 +275,29 @@ impl Settle {
         ack(receipts).await;
     }
 
+    fn await_copy(&mut self, request: RequestSeq) {
+        self.copies.push_back(request);
+        self.unconfirmed.insert(request);
+    }
+
+    fn let_lanes_leave(&mut self) {
+        let unconfirmed = &self.unconfirmed;
+        for leaving in &mut self.leaving {
+            leaving.copies.retain(|copy| unconfirmed.contains(copy));
+        }
+        for leaving in self.leaving.extract_if(.., |leaving| leaving.copies.is_empty()) {
+            // It may have waited long enough.
+            let _ = leaving.done.send(());
+        }
+    }
+
     async fn resume(&mut self, account: AccountId) -> Result<(), JournalError> {
         let mut after = RequestSeq(i64::MIN);
         loop {
             let page = self.journal.unconfirmed(account, after, RESUME_PAGE).await?;
             let Some(last) = page.last() else { return Ok(()) };
             after = last.request;
-            self.copies.extend(page.iter().map(|copy| copy.request));
+            page.iter().for_each(|copy| self.await_copy(copy.request));
         }
     }
 
@@ -302,7 +335,11 @@ impl Settle {
         }
         if room > 0 && !self.copies.is_empty() {
             let next: Vec<_> = self.copies.drain(..room.min(self.copies.len())).collect();
-            for copy in self.journal.unconfirmed_of(next).await? {
+            let copies = self.journal.unconfirmed_of(next.clone()).await?;
+            for done in next.iter().filter(|seq| copies.iter().all(|copy| copy.request != **seq)) {
+                self.unconfirmed.remove(done);
+            }
+            for copy in copies {
                 let outgoing = self.settings.outgoing_copy(&copy);
                 self.publish(outgoing, Published::Copy(Box::new(copy)));
             }
@@ -339,6 +376,7 @@ impl Settle {
         if !copies.is_empty() {
             self.journal.confirm(copies.iter().map(|copy| self.settings.confirmed(copy)).collect()).await?;
             for copy in &copies {
+                self.unconfirmed.remove(&copy.request);
                 receipts.extend(match copy.kind {
                     // The retry itself may have come back already and be held: it is not what it replaces.
                     CopyKind::Retry => self.held.release_before(&copy.id, copy.generation),

@@ -10,8 +10,9 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::journal::{JournalError, Leases};
+use crate::journal::{Instance, JournalError, Leases};
 use crate::lane::LaneSettings;
+use crate::model::Timestamp;
 use crate::model::ids::virtual_host;
 use crate::pipeline::{Pipeline, PipelineSettings, Seams, Stops};
 use crate::simulation::journal::{Faults, MemoryJournal, in_doubt, not_written};
@@ -153,6 +154,15 @@ impl Process {
             settle: settings.settle.clone(),
             max_open: settings.max_open,
             retention: Duration::from_secs(30 * 86_400),
+            lease_ttl: settings.lane.lease_ttl,
+            instance: Instance {
+                owner: name.into(),
+                worker: name.to_owned(),
+                host: "simulated".to_owned(),
+                version: "0".to_owned(),
+                started_at: Timestamp::now(),
+                accounts: settings.accounts.iter().map(|(_, account)| *account).collect(),
+            },
         };
         let Pipeline { stages, lanes, flow } = Pipeline::new(seams, told, &stops);
         let mut tasks = JoinSet::new();

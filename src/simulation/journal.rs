@@ -6,11 +6,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::journal::{
-    AccountId, Acquired, Admissions, Arrival, CancelWish, Cancellation, ConfirmedCopy, EndedAgain, History,
-    JournalError, Lease, LeaseMark, Leases, LiveTransaction, NewTransaction, Outbox, OutboxRow, QueuedRequest,
-    RefusedMessage, Reorged, RequestSeq, Result, Settlement, Settlements, StoredNonce, Transactions, UnconfirmedCopy,
-    Upkeep, Which, WishAnswer,
+    AccountId, Acquired, Admissions, Arrival, Attendance, CancelWish, Cancellation, ConfirmedCopy, EndedAgain, History,
+    Instance, Instances, JournalError, Lease, LeaseMark, Leases, LiveTransaction, NewTransaction, Outbox, OutboxRow,
+    QueuedRequest, RefusedMessage, Reorged, RequestSeq, Result, Settlement, Settlements, StoredNonce, Transactions,
+    UnconfirmedCopy, Upkeep, Which, WishAnswer,
 };
+use crate::model::ids::virtual_host;
 use crate::model::{Address, Attempt, Message, Nonce, RequestId, Timestamp};
 use crate::policy::arrival::{Known, Verdict};
 use crate::simulation::store::Store;
@@ -127,6 +128,30 @@ impl Leases for MemoryJournal {
 
     async fn raise_next_nonce(&self, lease: &Lease, at_least: Nonce) -> Result<Nonce> {
         self.write_under(lease, "raise_next_nonce", |store, _| store.raise_next_nonce(lease, at_least)).await
+    }
+}
+
+/// The database's, or the one of the only host: whichever it is, instances have it in common.
+fn common_clock() -> Timestamp {
+    virtual_host::right_now().unwrap_or_else(Timestamp::now)
+}
+
+#[async_trait]
+impl Instances for MemoryJournal {
+    async fn attend(&self, instance: &Instance, ttl: Duration) -> Result<Attendance> {
+        self.write("attend", |store, _| Ok(store.attend(common_clock(), instance, ttl))).await
+    }
+
+    async fn leave(&self, instance: &Instance) -> Result<()> {
+        self.write("leave", |store, _| {
+            store.leave(&instance.owner);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn attendance(&self) -> Result<Attendance> {
+        self.read("attendance", |store| store.attendance(common_clock())).await
     }
 }
 

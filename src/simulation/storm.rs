@@ -17,7 +17,7 @@ use crate::simulation::journal::{MemoryJournal, NoFaults};
 use crate::simulation::ledger::CHAIN_ID;
 use crate::simulation::queues::replayed;
 use crate::simulation::settings::RunSettings;
-use crate::simulation::store::AccountRow;
+use crate::simulation::store::{AccountRow, Store};
 use crate::simulation::workload::{Behaviour, Body};
 use crate::simulation::world::{Odds, Shared, Weather, World};
 
@@ -62,7 +62,7 @@ impl Storm {
         let world = Shared::new(world);
         let journal = MemoryJournal::new(store, std::sync::Arc::new(NoFaults));
         let mut accounts = Vec::new();
-        for number in 0..rng.u8(1..=2) {
+        for number in 0..rng.u8(1..=3) {
             let address = Address([number + 1; 20]);
             accounts.push((address, journal.account(CHAIN_ID, address).await.expect("nothing fails yet")));
         }
@@ -379,7 +379,8 @@ impl Storm {
         let has_gap = |row: &AccountRow| world.ledger.nonce(row.address) < row.next_nonce.unwrap_or_default();
         let is_whole = !store.accounts().values().any(has_gap);
         let is_told = store.outbox().next().is_none();
-        self.to_publish.is_empty() && world.queues.is_empty() && settled && is_whole && is_told
+        let is_spread = uneven(&store, self.processes.len()).is_none();
+        self.to_publish.is_empty() && world.queues.is_empty() && settled && is_whole && is_told && is_spread
     }
 
     fn what_is_left(&self) -> String {
@@ -392,11 +393,12 @@ impl Storm {
         let nonces: Vec<_> =
             store.accounts().values().map(|row| (world.ledger.nonce(row.address), row.next_nonce)).collect();
         format!(
-            "open {open:?}, work {}, wait {}, held {}, outbox {}, nonces {nonces:?}",
+            "open {open:?}, work {}, wait {}, held {}, outbox {}, nonces {nonces:?}, lanes {:?}",
             queues.work.len(),
             queues.wait.len(),
             queues.held(),
-            store.outbox().count()
+            store.outbox().count(),
+            uneven(&store, self.processes.len())
         )
     }
 
@@ -441,4 +443,14 @@ fn message(body: &Body, now: u64) -> Message {
         headers.insert(header::NOT_BEFORE.to_owned(), begin.to_string().into());
     }
     Message { body: body.text().into_bytes().into(), properties, headers, ..Message::default() }
+}
+
+/// How lanes are spread, if not all instances are there and share them evenly.
+fn uneven(store: &Store, instances: usize) -> Option<String> {
+    let there = store.attendance(Timestamp::now());
+    let owned = |owner: &str| there.lanes.iter().filter(|lane| lane.owner.as_deref() == Some(owner)).count();
+    let loads: Vec<_> = there.instances.iter().map(|instance| owned(&instance.owner)).collect();
+    let (least, most) = (loads.iter().min().unwrap_or(&0), loads.iter().max().unwrap_or(&0));
+    let is_even = loads.len() == instances && loads.iter().sum::<usize>() == there.lanes.len() && most - least <= 1;
+    (!is_even).then(|| format!("{loads:?} of {}", there.lanes.len()))
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::journal::contract::{TTL, arrival, attempt, displaced, failed, first, id, set, transaction};
+use crate::journal::contract::{TTL, arrival, attempt, displaced, failed, first, id, instance, set, transaction};
 use crate::journal::{Acquired, Journal, JournalError, RequestSeq};
 use crate::model::{Address, Attempt, Generation, HeaderValue, Headers, Nonce, RequestState, Timestamp};
 use crate::policy::arrival::Verdict;
@@ -95,6 +95,29 @@ pub(crate) async fn a_lease_that_nobody_renews_is_taken_whatever_the_clocks_say(
     let taken = ask(Some(renewed)).await.ours().unwrap();
     assert!(taken.epoch > set.lease.epoch);
     assert!(set.journal.renew_lease(&set.lease, TTL).await.unwrap_err().is_lease_lost());
+}
+
+pub(crate) async fn instances_see_one_another_for_as_long_as_they_show_themselves(journal: Arc<dyn Journal>) {
+    let set = set(journal, &[]).await;
+    let free = set.journal.account(31337, Address([8; 20])).await.unwrap();
+    let (me, other) = (instance("me", &[set.account, free]), instance("other \u{0}", &[free]));
+    let seen = set.journal.attend(&me, TTL).await.unwrap();
+    assert_eq!(seen.instances, std::slice::from_ref(&me));
+    let lanes: Vec<_> = seen.lanes.iter().map(|lane| (lane.account, lane.owner.as_deref())).collect();
+    assert_eq!(lanes, [(set.account, Some("me")), (free, None)]);
+    assert_eq!((seen.lanes[1].chain_id, seen.lanes[1].address), (31337, Address([8; 20])));
+    let Acquired::Anothers(mark) = set.journal.acquire_lease(set.account, "x".into(), TTL, None).await.unwrap() else {
+        panic!("it is held")
+    };
+    assert_eq!(seen.lanes[0].mark, mark);
+    // Whoever has no word for as long as it said itself is gone.
+    set.journal.attend(&other, Duration::from_millis(100)).await.unwrap();
+    assert_eq!(set.journal.attendance().await.unwrap().instances, [me.clone(), other.clone()]);
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    assert_eq!(set.journal.attendance().await.unwrap().instances, std::slice::from_ref(&me));
+    assert_eq!(set.journal.attend(&other, TTL).await.unwrap().instances, [me.clone(), other.clone()]);
+    set.journal.leave(&me).await.unwrap();
+    assert_eq!(set.journal.attendance().await.unwrap().instances, [other]);
 }
 
 /// Only the chain knows an account's first nonce.

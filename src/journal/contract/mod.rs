@@ -6,9 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::journal::{
-    AccountId, Arrival, CancelWish, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, EndedAgain, Journal,
-    JournalError, Lease, NewTransaction, QueuedRequest, RefusedMessage, Reorged, RequestSeq, Settlement, Which,
-    WishAnswer,
+    AccountId, Arrival, CancelWish, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, EndedAgain, Instance,
+    Journal, JournalError, Lease, NewTransaction, QueuedRequest, RefusedMessage, Reorged, RequestSeq, Settlement,
+    Which, WishAnswer,
 };
 use crate::model::event::{FinalTransaction, Outcome, Subject};
 use crate::model::{
@@ -27,6 +27,17 @@ const TTL: Duration = Duration::from_secs(60);
 
 pub(crate) fn id(text: &str) -> RequestId {
     RequestId::new(text).unwrap()
+}
+
+pub(crate) fn instance(owner: &str, accounts: &[AccountId]) -> Instance {
+    Instance {
+        owner: owner.into(),
+        worker: format!("worker {owner}"),
+        host: "host".to_owned(),
+        version: "0".to_owned(),
+        started_at: Timestamp(5),
+        accounts: accounts.to_vec(),
+    }
 }
 
 pub(crate) fn arrival(account: AccountId, text: &str, generation: Generation, body: &'static str) -> Arrival {
@@ -144,7 +155,7 @@ impl Set {
         self.queued[index].seq
     }
 
-    async fn sign(&self, index: usize, nonce: u64) -> Result<(), JournalError> {
+    pub(crate) async fn sign(&self, index: usize, nonce: u64) -> Result<(), JournalError> {
         self.journal.record_transactions(&self.lease, vec![transaction(self.seq(index), nonce)]).await
     }
 
@@ -527,6 +538,7 @@ macro_rules! journal_contract {
             every_message_comes_back_as_it_was,
             a_lease_holds_until_somebody_takes_it,
             a_lease_that_nobody_renews_is_taken_whatever_the_clocks_say,
+            instances_see_one_another_for_as_long_as_they_show_themselves,
             no_nonce_is_taken_before_the_first_is_known,
             further_attempts_are_stored_at_live_nonces_alone,
             a_lane_writes_for_its_own_requests_alone,

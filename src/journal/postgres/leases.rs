@@ -48,7 +48,7 @@ impl Leases for PostgresJournal {
     }
 
     async fn release_lease(&self, lease: &Lease) -> Result<()> {
-        let wish = (lease.clone(), self.news.as_ref().map(News::released));
+        let wish = (lease.clone(), self.news.as_ref().map(News::changed));
         self.pool.write(wish, |connection, (lease, news)| Box::pin(release(connection, lease, news.as_deref()))).await
     }
 

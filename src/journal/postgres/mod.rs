@@ -15,6 +15,7 @@ mod admissions;
 mod closed;
 mod connection;
 mod inspect;
+mod instances;
 mod leases;
 mod letters;
 mod news;
@@ -78,10 +79,10 @@ impl PostgresJournal {
     pub async fn open_existing(address: &PostgresAddress) -> Result<Self> {
         let pool = Pool::new(address.clone());
         check(&pool).await?;
-        match pool.read((), |connection, ()| Box::pin(schema::version(connection))).await? {
-            None => Err(JournalError::Missing { path: format!("in {address}") }),
-            Some(found) => schema::expect_known(found).map(|()| Self { pool, news: None }),
-        }
+        let found = pool.read((), |connection, ()| Box::pin(schema::version(connection))).await?;
+        let found = found.ok_or_else(|| JournalError::Missing { path: format!("in {address}") })?;
+        pool.read(found, |connection, found| Box::pin(schema::expect_known(connection, *found))).await?;
+        Ok(Self { pool, news: None })
     }
 }
 

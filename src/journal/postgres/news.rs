@@ -19,8 +19,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How often an idle session is looked at, and how long it is waited for after it has gone.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// In whose name an instance gives leases up, and that it did.
-const RELEASED: &str = "released";
+/// Of an announcement, behind the instance's name: leases or instances have changed; requests were admitted or settled.
+const CHANGED: &str = "changed";
 const WORK: &str = "work";
 /// Of the tables in the current schema: other journals in the database have others.
 const CHANNEL: &str = "'chainwriter_' || 'requests'::regclass::oid::text";
@@ -66,9 +66,9 @@ impl News {
         self.shared.due.notify_one();
     }
 
-    /// In the transaction that gives a lease up.
-    pub(super) fn released(&self) -> String {
-        format!("{} {RELEASED}", self.shared.instance)
+    /// In the transaction that gives a lease up, or by which an instance comes or goes.
+    pub(super) fn changed(&self) -> String {
+        format!("{} {CHANGED}", self.shared.instance)
     }
 }
 
@@ -113,7 +113,7 @@ impl Shared {
     fn heed(&self, said: &str) {
         match said.split_once(' ') {
             Some((instance, _)) if instance == self.instance => {}
-            Some((_, RELEASED)) => self.seen.send_modify(Seen::release),
+            Some((_, CHANGED)) => self.seen.send_modify(Seen::change),
             _ => self.seen.send_modify(Seen::work),
         }
     }

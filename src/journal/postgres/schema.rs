@@ -2,13 +2,17 @@
 
 use crate::journal::columns::number;
 use crate::journal::postgres::connection::Connection;
+use crate::journal::postgres::instances::expect_all_know;
 use crate::journal::{JournalError, Result};
 
 /// A journal's version is how many of these it has seen.
 pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/postgres/0001_journal.sql"),
     include_str!("../../../migrations/postgres/0002_dead_letters.sql"),
+    include_str!("../../../migrations/postgres/0003_instances.sql"),
 ];
+/// Since this version the journal knows who works with it.
+const KNOWS_INSTANCES: i64 = 3;
 /// With the schema's own number, the lock that a migration takes.
 const LOCK: i32 = 0x6377;
 
@@ -21,7 +25,7 @@ pub(super) async fn migrate(connection: &Connection, migrations: &[&str]) -> Res
     let found = version(connection).await?;
     let known = as_version(migrations.len());
     match found {
-        Some(found) if found > known => return Err(JournalError::NewerSchema { found, known }),
+        Some(found) if found > known => return expect_known(connection, found).await,
         Some(found) if found == known => return Ok(()),
         Some(_) => {}
         None => {
@@ -32,7 +36,8 @@ pub(super) async fn migrate(connection: &Connection, migrations: &[&str]) -> Res
     for migration in migrations.iter().skip(usize::try_from(found.unwrap_or(0)).unwrap_or(0)) {
         connection.run(doing, migration).await?;
     }
-    connection.execute(doing, "UPDATE journal_version SET version = $1", &[&known]).await.map(drop)
+    connection.execute(doing, "UPDATE journal_version SET version = $1", &[&known]).await?;
+    if found.is_some_and(|found| found >= KNOWS_INSTANCES) { expect_all_know(connection).await } else { Ok(()) }
 }
 
 /// The version of the journal in the current schema, if there is one. What stands in a later one of the search path is
@@ -51,16 +56,29 @@ pub(super) async fn version(connection: &Connection) -> Result<Option<i64>> {
     }
 }
 
-/// Fails unless this program and the journal are of one version.
-pub(super) fn expect_known(found: i64) -> Result<()> {
-    let known = as_version(MIGRATIONS.len());
-    if found == known {
-        return Ok(());
+/// Fails unless this program can work with a journal of the version that was found. A newer program may have brought it up
+/// to date while older ones run.
+pub(super) async fn expect_known(connection: &Connection, found: i64) -> Result<()> {
+    let known = newest_version();
+    if found < known {
+        return Err(JournalError::older_schema(found, known));
     }
-    if found > known {
+    if found > known && oldest_schema(connection).await? > known {
         return Err(JournalError::NewerSchema { found, known });
     }
-    Err(JournalError::older_schema(found, known))
+    Ok(())
+}
+
+/// The oldest version of the schema that a program must know to work with this journal.
+pub(super) async fn oldest_schema(connection: &Connection) -> Result<i64> {
+    let doing = "read the oldest version that will do";
+    let select = "SELECT value FROM counters WHERE name = 'oldest_schema'";
+    let oldest = connection.row(doing, select, &[], |row| number(row, "version", "value")).await?;
+    Ok(oldest.unwrap_or(i64::MAX))
+}
+
+pub(super) fn newest_version() -> i64 {
+    as_version(MIGRATIONS.len())
 }
 
 fn as_version(migrations: usize) -> i64 {

@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 
 use super::*;
 use crate::journal::contract::{
-    Set, arrival, attempt, dead, failed, id, journal_contract, set, succeeded, transaction,
+    Set, arrival, attempt, dead, failed, id, instance, journal_contract, set, succeeded, transaction,
 };
 use crate::journal::letters::contract as letters_contract;
 use crate::journal::{
@@ -77,11 +77,53 @@ async fn a_journal_of_a_newer_version_is_refused_and_a_missing_one_told() {
     let missing = PostgresJournal::open_existing(&address(&url)).await.unwrap_err();
     assert!(matches!(missing, JournalError::Missing { .. }), "{missing}");
     open_at(&url).await;
-    session(&url).await.run("", "UPDATE journal_version SET version = 99").await.unwrap();
+    let newer = "UPDATE counters SET value = 99 WHERE name = 'oldest_schema'; UPDATE journal_version SET version = 99";
+    session(&url).await.run("", newer).await.unwrap();
     for refused in [PostgresJournal::open(&address(&url)).await, PostgresJournal::open_existing(&address(&url)).await] {
         let refused = refused.unwrap_err();
-        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 2 }), "{refused}");
+        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 3 }), "{refused}");
     }
+}
+
+async fn migrate(url: &str, migrations: &'static [&'static str]) -> Result<()> {
+    let pool = Pool::new(address(url));
+    pool.write(migrations, |connection, migrations| Box::pin(schema::migrate(connection, migrations))).await
+}
+
+/// As in the middle of a rolling upgrade: a newer program has added to the tables what an older one need not know.
+#[tokio::test]
+async fn two_versions_that_can_live_together_work_side_by_side() {
+    const ADDS: &str =
+        "ALTER TABLE requests ADD COLUMN added text NOT NULL DEFAULT 'new'; CREATE TABLE more (a bigint)";
+    const NEWER: &[&str] = &[schema::MIGRATIONS[0], schema::MIGRATIONS[1], schema::MIGRATIONS[2], ADDS];
+    assert_eq!(NEWER.len(), schema::MIGRATIONS.len() + 1);
+    let Some((url, older, _)) = pair(&["a"]).await else { return };
+    // Its statements are prepared.
+    assert_eq!(older.journal.queued(older.account, i64::MIN, 10).await.unwrap().len(), 1);
+    migrate(&url, NEWER).await.unwrap();
+    assert_eq!(older.journal.queued(older.account, i64::MIN, 10).await.unwrap().len(), 1);
+    older.sign(0, 0).await.unwrap();
+    // It is started again, and an operator's command too.
+    let again = open_at(&url).await;
+    assert_eq!(again.live_transactions(older.account).await.unwrap().len(), 1);
+    PostgresJournal::open_existing(&address(&url)).await.unwrap().history(&id("a")).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_migration_that_others_cannot_live_with_waits_until_they_have_gone() {
+    const BREAKS: &str = "UPDATE counters SET value = 4 WHERE name = 'oldest_schema'";
+    const NEWER: &[&str] = &[schema::MIGRATIONS[0], schema::MIGRATIONS[1], schema::MIGRATIONS[2], BREAKS];
+    assert_eq!(NEWER.len(), schema::MIGRATIONS.len() + 1);
+    let Some((url, set, _)) = pair(&[]).await else { return };
+    let older = instance("old", &[]);
+    set.journal.attend(&older, Duration::from_secs(60)).await.unwrap();
+    let refused = migrate(&url, NEWER).await.unwrap_err().to_string();
+    let says = "worker old on host runs with version 0, which cannot work with the new tables; stop it first";
+    assert!(refused.contains(says), "{refused}");
+    set.journal.leave(&older).await.unwrap();
+    migrate(&url, NEWER).await.unwrap();
+    let refused = PostgresJournal::open(&address(&url)).await.unwrap_err();
+    assert!(matches!(refused, JournalError::NewerSchema { found: 4, known: 3 }), "{refused}");
 }
 
 /// Another organisation's journal may stand in a later schema of the search path.

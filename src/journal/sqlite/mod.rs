@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
+use crate::journal::columns::number;
 use crate::journal::{JournalError, Result};
 
 mod admissions;
@@ -14,6 +15,7 @@ mod cancellations;
 mod closed;
 mod commit;
 mod inspect;
+mod instances;
 mod leases;
 mod letters;
 mod outbox;
@@ -45,7 +47,11 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/sqlite/0003_chain_mishaps.sql"),
     include_str!("../../../migrations/sqlite/0004_old_requests.sql"),
     include_str!("../../../migrations/sqlite/0005_dead_letters.sql"),
+    include_str!("../../../migrations/sqlite/0006_instances.sql"),
 ];
+
+/// Since this version the journal knows who works with it.
+const KNOWS_INSTANCES: i64 = 6;
 
 /// A journal in a SQLite file.
 #[derive(Debug, Clone)]
@@ -86,11 +92,11 @@ impl SqliteJournal {
             let writing = connect(&path).map_err(|error| storage("open", error))?;
             let found = version(&writing).map_err(|error| storage("read its version", error))?;
             let known = newest_version();
-            match found {
-                found if found > known => Err(JournalError::NewerSchema { found, known }),
-                found if found < known => Err(JournalError::older_schema(found, known)),
-                _ => with_readers(writing, &path),
+            if found < known {
+                return Err(JournalError::older_schema(found, known));
             }
+            expect_known(&writing, found, known)?;
+            with_readers(writing, &path)
         })
         .await
     }
@@ -114,13 +120,32 @@ fn migrate(connection: &mut Connection, migrations: &[&str]) -> Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
     let found = version(&transaction).map_err(failed)?;
     if found > as_version(known) {
-        return Err(JournalError::NewerSchema { found, known: as_version(known) });
+        return expect_known(&transaction, found, as_version(known));
     }
     for migration in migrations.iter().skip(usize::try_from(found).unwrap_or(0)) {
         transaction.execute_batch(migration).map_err(failed)?;
     }
+    if found >= KNOWS_INSTANCES {
+        instances::expect_all_know(&transaction)?;
+    }
     transaction.pragma_update(None, "user_version", as_version(known)).map_err(failed)?;
     transaction.commit().map_err(failed)
+}
+
+/// Fails unless a program that knows the schema up to `known` can work with the version that was found. A newer program
+/// may have brought it up to date while older ones run.
+fn expect_known(connection: &Connection, found: i64, known: i64) -> Result<()> {
+    if found > known && oldest_schema(connection)? > known {
+        return Err(JournalError::NewerSchema { found, known });
+    }
+    Ok(())
+}
+
+/// The oldest version of the schema that a program must know to work with this journal.
+fn oldest_schema(connection: &Connection) -> Result<i64> {
+    let select = "SELECT value FROM counters WHERE name = 'oldest_schema'";
+    let oldest = rows::prepare(connection, "read the oldest version that will do", select)?;
+    Ok({ oldest }.row([], |row| number(row, "version", "value"))?.unwrap_or(i64::MAX))
 }
 
 fn version(connection: &Connection) -> rusqlite::Result<i64> {
@@ -240,11 +265,50 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal.db");
         SqliteJournal::open(&path).await.unwrap().close().await;
-        Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
+        let newer = "UPDATE counters SET value = 99 WHERE name = 'oldest_schema'; PRAGMA user_version = 99";
+        Connection::open(&path).unwrap().execute_batch(newer).unwrap();
+        for refused in [SqliteJournal::open(&path).await, SqliteJournal::open_existing(&path).await] {
+            let refused = refused.unwrap_err();
+            assert!(matches!(refused, JournalError::NewerSchema { found: 99, known } if known == newest_version()));
+        }
+    }
+
+    /// As in the middle of a rolling upgrade: a newer program has added to the tables what an older one need not know.
+    #[tokio::test]
+    async fn two_versions_that_can_live_together_work_side_by_side() {
+        let (folder, journal) = journal().await;
+        let path = folder.path().join("journal.db");
+        let older = set(journal, &["a"]).await;
+        let add = "ALTER TABLE requests ADD COLUMN added TEXT; CREATE TABLE more (a INTEGER) STRICT";
+        let newer: Vec<_> = MIGRATIONS.iter().copied().chain([add]).collect();
+        migrate(&mut Connection::open(&path).unwrap(), &newer).unwrap();
+        older.sign(0, 0).await.unwrap();
+        // It is started again, and an operator's command too.
+        let again = SqliteJournal::open(&path).await.unwrap();
+        assert_eq!(again.live_transactions(older.account).await.unwrap().len(), 1);
+        SqliteJournal::open_existing(&path).await.unwrap().history(&id("a")).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_migration_that_others_cannot_live_with_waits_until_they_have_gone() {
+        let (folder, journal) = journal().await;
+        let path = folder.path().join("journal.db");
+        let older = crate::journal::contract::instance("old", &[]);
+        journal.attend(&older, Duration::from_secs(60)).await.unwrap();
+        let breaks = format!("UPDATE counters SET value = {} WHERE name = 'oldest_schema'", newest_version() + 1);
+        let newer: Vec<_> = MIGRATIONS.iter().copied().chain([breaks.as_str()]).collect();
+        let mut connection = Connection::open(&path).unwrap();
+        let refused = migrate(&mut connection, &newer).unwrap_err().to_string();
+        assert!(
+            refused.contains(
+                "worker old on host runs with version 0, which cannot work with the new tables; stop it first"
+            ),
+            "{refused}"
+        );
+        journal.leave(&older).await.unwrap();
+        migrate(&mut connection, &newer).unwrap();
         let refused = SqliteJournal::open(&path).await.unwrap_err();
-        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 5 }), "{refused}");
-        let refused = SqliteJournal::open_existing(&path).await.unwrap_err();
-        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 5 }), "{refused}");
+        assert!(matches!(refused, JournalError::NewerSchema { .. }), "{refused}");
     }
 
     /// C60

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::journal::{
-    AccountId, Acquired, Arrival, JournalError, Lease, LeaseMark, NewTransaction, ReplyAddress, RequestSeq,
+    AccountId, Acquired, Arrival, Attendance, Instance, JournalError, LaneHolder, Lease, LeaseMark, NewTransaction,
+    ReplyAddress, RequestSeq,
 };
 use crate::model::request::Observation;
 use crate::model::{
@@ -14,7 +15,7 @@ use crate::model::{
 };
 use crate::policy::arrival::{self, Known, Verdict};
 use crate::simulation::store::{
-    AccountRow, RequestRow, SignedRecord, Store, StoredAttempt, TransactionRow, fits, refused,
+    AccountRow, InstanceRow, RequestRow, SignedRecord, Store, StoredAttempt, TransactionRow, fits, refused,
 };
 
 type Result<T, E = JournalError> = std::result::Result<T, E>;
@@ -65,6 +66,29 @@ impl Store {
         row.owner = None;
         row.leased_until = Timestamp(0);
         Ok(())
+    }
+
+    pub(crate) fn attend(&mut self, now: Timestamp, instance: &Instance, ttl: Duration) -> Attendance {
+        self.instances.retain(|_, row| row.is_there(now));
+        let row = InstanceRow { instance: instance.clone(), attended_at: now, ttl };
+        self.instances.insert(instance.owner.clone(), row);
+        self.attendance(now)
+    }
+
+    pub(crate) fn leave(&mut self, owner: &str) {
+        self.instances.remove(owner);
+    }
+
+    pub(crate) fn attendance(&self, now: Timestamp) -> Attendance {
+        let there = self.instances.values().filter(|row| row.is_there(now));
+        let lanes = self.accounts.iter().map(|(account, row)| LaneHolder {
+            account: *account,
+            chain_id: row.chain_id,
+            address: row.address,
+            owner: row.owner.clone(),
+            mark: LeaseMark { epoch: row.epoch, until: row.leased_until },
+        });
+        Attendance { instances: there.map(|row| row.instance.clone()).collect(), lanes: lanes.collect() }
     }
 
     /// After something was written under this lease.
@@ -230,6 +254,12 @@ impl Store {
         let holds = |row: &&mut AccountRow| row.owner.as_ref() == Some(&lease.owner) && row.epoch == lease.epoch;
         let lost = JournalError::LeaseLost { account: lease.account };
         self.accounts.get_mut(&lease.account).filter(holds).ok_or(lost)
+    }
+}
+
+impl InstanceRow {
+    fn is_there(&self, now: Timestamp) -> bool {
+        self.attended_at > now.before(self.ttl) && self.attended_at < now.after(self.ttl)
     }
 }
 

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::journal::{AccountId, JournalError, Lease, OutboxRow, ReplyAddress, RequestSeq};
+use crate::journal::{AccountId, Instance, JournalError, Lease, OutboxRow, ReplyAddress, RequestSeq};
 use crate::model::event::FinalTransaction;
 use crate::model::{
     Address, Attempt, AttemptKind, BodyHash, Cause, EventKind, Gas, Generation, Message, Nonce, RequestId,
@@ -19,6 +20,7 @@ mod reading;
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Store {
     accounts: BTreeMap<AccountId, AccountRow>,
+    instances: BTreeMap<Arc<str>, InstanceRow>,
     requests: BTreeMap<RequestSeq, RequestRow>,
     seqs: BTreeMap<RequestId, RequestSeq>,
     transactions: BTreeMap<(AccountId, Nonce), TransactionRow>,
@@ -41,6 +43,14 @@ pub(crate) struct AccountRow {
     pub(crate) owner: Option<Arc<str>>,
     pub(crate) leased_until: Timestamp,
     pub(crate) epoch: i64,
+}
+
+/// A run of the program, with its last word, and for how long it counts.
+#[derive(Debug, Clone)]
+struct InstanceRow {
+    instance: Instance,
+    attended_at: Timestamp,
+    ttl: Duration,
 }
 
 /// A request, with its incidents.

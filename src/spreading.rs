@@ -1,0 +1,142 @@
+//! The stage that shows this instance to the others, and tells each lane whether it is to own its account here: lanes are
+//! spread evenly over the instances that are there. Nothing here is needed for safety, which is the lease's: whoever
+//! errs about the others only waits for a lease, or gives one up too early.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::journal::{AccountId, Attendance, Instance, Instances, JournalError, Lease, LeaseMark};
+use crate::model::Heartbeat;
+use crate::policy::spread::spread;
+
+/// The least often that the stage shows that it lives.
+const BEAT: Duration = Duration::from_secs(1);
+/// Who could take an account that nobody owns, and is not the one who should, waits for so many `lease.ttl`.
+const PATIENCE: u32 = 2;
+
+/// What the stage needs to know of a lane.
+#[derive(Debug, Clone)]
+pub struct LaneSeat {
+    /// Its account.
+    pub account: AccountId,
+    /// Whether it is to own it.
+    pub is_assigned: watch::Sender<bool>,
+    /// What it owns.
+    pub lease: watch::Receiver<Option<Lease>>,
+    /// Says that the lease may be free now.
+    pub look: Arc<Notify>,
+}
+
+/// The stage.
+pub struct Spreading {
+    /// This instance.
+    pub instance: Instance,
+    /// For how long an instance counts as there after its last word, and a lease without being renewed.
+    pub ttl: Duration,
+    /// The journal.
+    pub journal: Arc<dyn Instances>,
+    /// The lanes of this instance.
+    pub lanes: Vec<LaneSeat>,
+    /// Another instance has come, has gone, or has given a lease up.
+    pub changed: Arc<Notify>,
+    /// Sign of life.
+    pub beat: Heartbeat,
+}
+
+impl Spreading {
+    /// Until cancelled; then the others are told that this one goes.
+    ///
+    /// # Errors
+    /// When the journal fails.
+    pub async fn run(self, cancel: CancellationToken) -> Result<(), JournalError> {
+        let mut memory = Memory::default();
+        while !cancel.is_cancelled() {
+            let attendance = self.journal.attend(&self.instance, self.ttl).await?;
+            self.assign(&attendance, &mut memory);
+            self.wait(&cancel).await;
+        }
+        self.journal.leave(&self.instance).await
+    }
+
+    async fn wait(&self, cancel: &CancellationToken) {
+        let until = Instant::now() + self.ttl / 3;
+        while Instant::now() < until && !cancel.is_cancelled() {
+            self.beat.beat();
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => {}
+                () = self.changed.notified() => return,
+                () = tokio::time::sleep_until(until.min(Instant::now() + BEAT)) => {}
+            }
+        }
+    }
+
+    fn assign(&self, attendance: &Attendance, memory: &mut Memory) {
+        memory.note_instances(&attendance.instances);
+        let members: BTreeMap<_, BTreeSet<_>> = attendance
+            .instances
+            .iter()
+            .map(|instance| (&instance.owner, instance.accounts.iter().copied().collect()))
+            .collect();
+        let mut owners = BTreeMap::new();
+        for lane in &attendance.lanes {
+            let is_kept = memory.is_renewed(lane.account, lane.mark, self.ttl);
+            if let Some(owner) = lane.owner.as_ref().filter(|owner| is_kept && members.contains_key(*owner)) {
+                owners.insert(lane.account, owner);
+            }
+        }
+        let plan = spread(&members, &owners);
+        for lane in &self.lanes {
+            let is_ours = plan.get(&lane.account).is_none_or(|heir| **heir == self.instance.owner);
+            let is_owned = owners.contains_key(&lane.account);
+            let waits_too_long = memory.has_waited(lane.account, is_owned, self.ttl * PATIENCE);
+            let is_assigned = is_ours || waits_too_long;
+            lane.is_assigned.send_if_modified(|now| std::mem::replace(now, is_assigned) != is_assigned);
+            if is_assigned && lane.lease.borrow().is_none() {
+                lane.look.notify_one();
+            }
+        }
+    }
+}
+
+/// What was seen before.
+#[derive(Debug, Default)]
+struct Memory {
+    instances: BTreeSet<Arc<str>>,
+    /// How each lease looks, and since when. Hosts' clocks may disagree about when it runs out.
+    marks: BTreeMap<AccountId, (LeaseMark, Instant)>,
+    ownerless: BTreeMap<AccountId, Instant>,
+}
+
+impl Memory {
+    fn note_instances(&mut self, there: &[Instance]) {
+        let owners: BTreeSet<_> = there.iter().map(|instance| Arc::clone(&instance.owner)).collect();
+        if self.instances != owners {
+            let names: Vec<_> = there.iter().map(|instance| instance.worker.as_str()).collect();
+            info!(instances = names.len(), names = names.join(", "), "the instances that share the journal");
+            self.instances = owners;
+        }
+    }
+
+    fn is_renewed(&mut self, account: AccountId, mark: LeaseMark, ttl: Duration) -> bool {
+        let known = self.marks.entry(account).or_insert_with(|| (mark, Instant::now()));
+        if known.0 != mark {
+            *known = (mark, Instant::now());
+        }
+        known.1.elapsed() <= ttl
+    }
+
+    fn has_waited(&mut self, account: AccountId, is_owned: bool, patience: Duration) -> bool {
+        if is_owned {
+            self.ownerless.remove(&account);
+            return false;
+        }
+        self.ownerless.entry(account).or_insert_with(Instant::now).elapsed() > patience
+    }
+}
