@@ -15,6 +15,9 @@ use crate::journal::{AccountId, Attendance, Instance, Instances, JournalError, L
 use crate::model::Heartbeat;
 use crate::policy::spread::spread;
 
+/// How often in each `lease.ttl` an instance shows itself, and how often it looks who is there in between.
+const SHOWS: u32 = 3;
+const LOOKS: u32 = 5;
 /// The least often that the stage shows that it lives.
 const BEAT: Duration = Duration::from_secs(1);
 /// Who could take an account that nobody owns, and is not the one who should, waits for so many `lease.ttl`.
@@ -59,13 +62,19 @@ impl Spreading {
         while !cancel.is_cancelled() {
             let attendance = self.journal.attend(&self.instance, self.ttl).await?;
             self.assign(&attendance, &mut memory);
+            for _ in 1..LOOKS {
+                self.wait(&cancel).await;
+                if !cancel.is_cancelled() {
+                    self.assign(&self.journal.attendance().await?, &mut memory);
+                }
+            }
             self.wait(&cancel).await;
         }
         self.journal.leave(&self.instance).await
     }
 
     async fn wait(&self, cancel: &CancellationToken) {
-        let until = Instant::now() + self.ttl / 3;
+        let until = Instant::now() + self.ttl / (SHOWS * LOOKS);
         while Instant::now() < until && !cancel.is_cancelled() {
             self.beat.beat();
             tokio::select! {

@@ -1,7 +1,7 @@
 //! Sessions with the broker: two connections, one to consume and ack, one to publish. Anything that fails ends the whole
 //! session, and a new one follows after a pause. What a session delivered can only be acked in that session.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
@@ -52,6 +52,8 @@ pub struct Broker {
     settings: BrokerSettings,
     publish_session: watch::Sender<Option<Arc<PublishSession>>>,
     state: watch::Sender<BrokerState>,
+    /// A message with a priority was met, and it was said what that means.
+    has_met_priority: OnceLock<()>,
     beat: Heartbeat,
 }
 
@@ -67,7 +69,7 @@ impl Broker {
     /// A task with these settings, not yet running.
     pub fn new(settings: BrokerSettings, beat: Heartbeat) -> Self {
         let state = watch::Sender::new(BrokerState::Connecting("starting".to_owned()));
-        Self { settings, publish_session: watch::Sender::new(None), state, beat }
+        Self { settings, publish_session: watch::Sender::new(None), state, has_met_priority: OnceLock::new(), beat }
     }
 
     /// Publishes over this broker's sessions.
@@ -206,6 +208,12 @@ impl Broker {
     async fn hand_over(&self, duties: &Duties, mut delivery: AmqpDelivery, endings: &Endings, held: Held) -> bool {
         let message = message_of(&mut delivery);
         let is_suspect = is_suspect(&message);
+        // AMQP clients are not told the broker's version.
+        if message.properties.priority.is_some_and(|priority| priority > 0) && self.has_met_priority.set(()).is_ok() {
+            info!(
+                "messages have priorities: RabbitMQ heeds them in a quorum queue from version 4.0 on, and delivers in the order of arrival before"
+            );
+        }
         let receipt = endings.receipt(delivery.delivery_tag, held);
         let mut given = std::pin::pin!(duties.deliveries.send(Delivery { message, receipt }));
         // Intake may be waiting for the journal; that is no reason to look dead, nor to miss the end.

@@ -13,6 +13,7 @@ use crate::journal::JournalError;
 mod cancel;
 mod check;
 mod dead;
+mod instances;
 mod key;
 mod log;
 mod publish;
@@ -63,7 +64,7 @@ enum Command {
     Topology(topology::Arguments),
     /// Publish messages to the work queue, each with an id, each confirmed by the broker.
     Publish(publish::Arguments),
-    /// Tell what happened to one request.
+    /// Tell what happened to one request, or which instances there are.
     Status(status::Arguments),
     /// Make, import or look at the key of an account; needs no configuration.
     Key(key::Arguments),

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Args;
 
-use crate::cli::{exit, say};
+use crate::cli::{exit, instances, say};
 use crate::config::Settings;
 use crate::journal::{History, TransactionHistory};
 use crate::model::{RequestId, RequestState, TransactionState};
@@ -14,14 +14,19 @@ use crate::model::{RequestId, RequestState, TransactionState};
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// The request's id.
-    id: String,
+    #[arg(required_unless_present = "instances")]
+    id: Option<String>,
+    /// The instances that share the journal, and which accounts each owns.
+    #[arg(long, conflicts_with = "id")]
+    instances: bool,
     /// As JSON.
     #[arg(long)]
     json: bool,
 }
 
 pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
-    let id = RequestId::new(&arguments.id).context("this is no request id")?;
+    let Some(id) = arguments.id else { return instances::run(arguments.json, settings).await };
+    let id = RequestId::new(&id).context("this is no request id")?;
     let journal = settings.journal.address.open_existing().await?;
     let history = journal.history(&id).await?;
     journal.close().await;

@@ -128,9 +128,11 @@ impl Lane {
     /// When the journal fails. Nothing more may be signed then.
     pub async fn run(mut self, cancel: CancellationToken) -> Result<(), JournalError> {
         let mut seen: Option<(LeaseMark, Instant)> = None;
+        let mut waits = false;
         while !cancel.is_cancelled() {
             self.signals.beat.beat();
             if !*self.signals.is_assigned.borrow() {
+                self.note_wait(&mut waits);
                 self.stand_by(&cancel).await;
                 continue;
             }
@@ -141,15 +143,13 @@ impl Lane {
             let lease = match self.journal.acquire_lease(account, owner, ttl, stale).await? {
                 Acquired::Ours(lease) => lease,
                 Acquired::Anothers(mark) => {
-                    if seen.is_none() {
-                        info!(account = %self.signer.address(), lease.ttl_s = ttl.as_secs(), "another instance, or this one before its restart, owns the account; standing by");
-                    }
+                    self.note_wait(&mut waits);
                     seen = seen.filter(|(known, _)| *known == mark).or(Some((mark, Instant::now())));
                     self.stand_by(&cancel).await;
                     continue;
                 }
             };
-            seen = None;
+            (seen, waits) = (None, false);
             let journal = Arc::clone(&self.journal);
             let (broadcaster, rounds) = broadcaster::start(Arc::clone(&self.chain));
             self.broadcaster = broadcaster;
@@ -174,6 +174,13 @@ impl Lane {
             }
         }
         Ok(())
+    }
+
+    fn note_wait(&self, waits: &mut bool) {
+        if !std::mem::replace(waits, true) {
+            let ttl = self.settings.lease_ttl;
+            info!(account = %self.signer.address(), lease.ttl_s = ttl.as_secs(), "another instance, or this one before its restart, owns the account; standing by");
+        }
     }
 
     async fn stand_by(&self, cancel: &CancellationToken) {

@@ -147,3 +147,85 @@ async fn a_message_that_two_instances_have_is_written_once_and_acked_by_the_one_
     assert_written_once(&stage, 5).await;
     assert_eq!(stage.kept_events().await.len(), 5);
 }
+
+/// `status --instances`: how many accounts each worker owns, by its name, and how many nobody does.
+async fn shares(home: &WorkerHome) -> (Vec<(String, usize)>, usize) {
+    let (code, text) = home.command(BINARY, &["status", "--instances", "--json"]).await;
+    assert_eq!(code, 0, "{text}");
+    let told: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let count = |accounts: &serde_json::Value| accounts.as_array().unwrap().len();
+    let mut shares: Vec<_> = told["instances"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|instance| (instance["worker"].as_str().unwrap().to_owned(), count(&instance["accounts"])))
+        .collect();
+    shares.sort();
+    (shares, count(&told["unowned"]))
+}
+
+async fn wait_shares(home: &WorkerHome, expected: &[(&str, usize)]) {
+    let expected: Vec<_> = expected.iter().map(|(worker, count)| ((*worker).to_owned(), *count)).collect();
+    wait_until(&format!("{expected:?}"), LONG, async || shares(home).await == (expected.clone(), 0)).await;
+}
+
+/// One joins, one more, one stops, one is killed; all the time there is something to write.
+async fn come_and_go(stage: Stage, config: WorkerConfig) {
+    let four = ACCOUNTS[..4].iter().fold(config, |config, (_, key)| config.with("signer", format!("key = {key:?}")));
+    let home = WorkerHome::new(&four);
+    stage.topology(&home).await;
+    let start = |name| home.start_with(BINARY, &[("CHAINWRITER__WORKER__INSTANCE", name)]);
+    let mut a = start("a");
+    wait_log(&a, "the lane works").await;
+    wait_shares(&home, &[("acme/a", 4)]).await;
+    publish(&stage, 0..100).await;
+    let mut b = start("b");
+    wait_shares(&home, &[("acme/a", 2), ("acme/b", 2)]).await;
+    wait_log_times(&a, "the account goes to another instance", 2).await;
+    publish(&stage, 100..200).await;
+    let mut c = start("c");
+    wait_until("nobody has two more", LONG, async || {
+        let (shares, unowned) = shares(&home).await;
+        let mut counts: Vec<_> = shares.iter().map(|(_, count)| *count).collect();
+        counts.sort_unstable();
+        (counts, unowned) == (vec![1, 1, 2], 0)
+    })
+    .await;
+    publish(&stage, 200..300).await;
+    assert_eq!(a.stop().await.code(), Some(0));
+    wait_shares(&home, &[("acme/b", 2), ("acme/c", 2)]).await;
+    publish(&stage, 300..400).await;
+    b.kill().await;
+    wait_shares(&home, &[("acme/c", 4)]).await;
+    stage.wait_empty(QUEUE).await;
+    assert_eq!(c.stop().await.code(), Some(0));
+    let mut written = Vec::new();
+    for account in 0..4 {
+        let transactions = stage.transactions_of(account).await;
+        let nonces: Vec<_> = transactions.iter().map(|(nonce, ..)| *nonce).collect();
+        assert_eq!(nonces, (0..nonces.len() as u64).collect::<Vec<_>>(), "no gap");
+        assert!(!nonces.is_empty(), "account {account} took part");
+        written.extend(transactions.into_iter().map(|(_, data, _)| data));
+    }
+    let mut expected: Vec<_> = (0..400).map(|number| calldata(&body(number))).collect();
+    written.sort();
+    expected.sort();
+    assert_eq!(written, expected);
+    assert_eq!(stage.depth(DEAD).await, (0, 0));
+}
+
+#[tokio::test]
+async fn accounts_are_spread_evenly_over_the_instances_that_are_there() {
+    let Some(stage) = Stage::with_chain(large_blocks()).await else { return };
+    let config = stage.config();
+    come_and_go(stage, config).await;
+}
+
+#[tokio::test]
+async fn accounts_are_spread_evenly_on_postgres() {
+    let (Some(stage), Some(journal)) = (Stage::with_chain(large_blocks()).await, shared_journal().await) else {
+        return;
+    };
+    let config = stage.config().with("journal", journal);
+    come_and_go(stage, config).await;
+}
