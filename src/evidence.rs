@@ -107,11 +107,11 @@ impl Evidence {
         number: BlockNumber,
     ) -> Result<Option<Option<Nonce>>> {
         let Some(block) = known(chain.sent_in(account, number).await)?.flatten() else { return Ok(None) };
-        for (nonce, tx_hash) in &block.sent {
-            let taker = Inclusion { tx_hash: *tx_hash, block_number: block.number, block_hash: block.hash };
-            self.found.insert(*nonce, taker);
+        for sent in &block.sent {
+            let taker = Inclusion { tx_hash: sent.tx_hash, block_number: block.number, block_hash: block.hash };
+            self.found.insert(sent.nonce, taker);
         }
-        Ok(Some(block.sent.iter().map(|(nonce, _)| *nonce).max()))
+        Ok(Some(block.sent.iter().map(|sent| sent.nonce).max()))
     }
 }
 
@@ -175,8 +175,8 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::chain::{Call, Header, Receipt, SentInBlock};
-    use crate::model::{BlockHash, Gas, SignedTransaction, TxHash, Wei};
+    use crate::chain::{Call, Header, Receipt, Sent, SentInBlock};
+    use crate::model::{BlockHash, BodyHash, Gas, SignedTransaction, TxHash, Wei};
     use crate::policy::fee::Market;
 
     const ACCOUNT: Address = Address([7; 20]);
@@ -226,7 +226,14 @@ mod tests {
                 return self.refuses("pruned history unavailable");
             }
             let sent = self.blocks.iter().zip(0..).filter(|(block, _)| **block == number.0);
-            let sent = sent.map(|(_, nonce)| (Nonce(nonce), hash_of(nonce))).collect();
+            let sent = sent
+                .map(|(_, nonce)| Sent {
+                    nonce: Nonce(nonce),
+                    tx_hash: hash_of(nonce),
+                    to: None,
+                    data_hash: BodyHash::of(b""),
+                })
+                .collect();
             Ok(Some(SentInBlock { number, hash: BlockHash([1; 32]), sent }))
         }
 

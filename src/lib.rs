@@ -19,6 +19,7 @@ pub mod policy;
 pub mod receipt_reader;
 pub mod recovery;
 mod rpc;
+pub mod salvage;
 pub mod settle;
 pub mod signer;
 #[cfg(test)]

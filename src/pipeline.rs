@@ -173,7 +173,7 @@ fn stage(
 fn lane_signals() -> LaneSignals {
     LaneSignals {
         wake: Arc::new(Notify::new()),
-        is_assigned: watch::Sender::new(false),
+        is_assigned: watch::Sender::new(None),
         released: Arc::new(Notify::new()),
         state: watch::Sender::new(LaneState::default()),
         lease: watch::Sender::new(None),

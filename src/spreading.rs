@@ -28,8 +28,8 @@ const PATIENCE: u32 = 2;
 pub struct LaneSeat {
     /// Its account.
     pub account: AccountId,
-    /// Whether it is to own it.
-    pub is_assigned: watch::Sender<bool>,
+    /// Whether it is to own it; `None` before the first look.
+    pub is_assigned: watch::Sender<Option<bool>>,
     /// What it owns.
     pub lease: watch::Receiver<Option<Lease>>,
     /// Says that the lease may be free now.
@@ -106,7 +106,7 @@ impl Spreading {
             let is_owned = owners.contains_key(&lane.account);
             let waits_too_long = memory.has_waited(lane.account, is_owned, self.ttl * PATIENCE);
             let is_assigned = is_ours || waits_too_long;
-            lane.is_assigned.send_if_modified(|now| std::mem::replace(now, is_assigned) != is_assigned);
+            lane.is_assigned.send_if_modified(|now| now.replace(is_assigned) != Some(is_assigned));
             if is_assigned && lane.lease.borrow().is_none() {
                 lane.look.notify_one();
             }

@@ -4,9 +4,9 @@ use bytes::Bytes;
 use jsonrpc_core::Value;
 use serde::Deserialize;
 
-use crate::chain::{Header, Receipt, SentInBlock};
+use crate::chain::{Header, Receipt, Sent, SentInBlock};
 use crate::model::event::FinalTransaction;
-use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, TxHash, Wei};
+use crate::model::{Address, BlockHash, BlockNumber, BodyHash, Gas, Nonce, TxHash, Wei};
 
 /// A number as JSON-RPC writes it: `0x` and digits, without leading zeros (which are let through).
 pub(super) fn quantity(value: &Value) -> Option<u128> {
@@ -86,8 +86,14 @@ pub(super) fn sent_in(value: &Value, account: Address) -> Result<Option<SentInBl
         let from = from.ok_or("a block with a transaction that has no sender")?;
         if from == account {
             let nonce = transaction.get("nonce").and_then(small_quantity).ok_or("a transaction without a nonce")?;
-            let hash = text("hash").and_then(|text| text.to_lowercase().parse().ok());
-            sent.push((Nonce(nonce), hash.ok_or("a transaction without a hash")?));
+            let tx_hash = text("hash").and_then(|text| text.to_lowercase().parse().ok());
+            let data = transaction.get("input").or_else(|| transaction.get("data")).and_then(bytes);
+            sent.push(Sent {
+                nonce: Nonce(nonce),
+                tx_hash: tx_hash.ok_or("a transaction without a hash")?,
+                to: text("to").and_then(|text| text.to_lowercase().parse().ok()),
+                data_hash: BodyHash::of(&data.ok_or("a transaction without calldata")?),
+            });
         }
     }
     Ok(Some(SentInBlock { number: BlockNumber(number), hash: fields.hash, sent }))
@@ -156,14 +162,20 @@ mod tests {
     #[test]
     fn of_a_full_block_only_what_the_account_sent_is_read() {
         let ours = Address([7; 20]);
-        let transaction = |from: Address, nonce: &str| json!({"from": from, "nonce": nonce, "hash": TxHash([9; 32])});
+        let transaction = |from: Address, nonce: &str| json!({"from": from, "nonce": nonce, "hash": TxHash([9; 32]), "to": Address([8; 20]), "input": "0x0102"});
         let mut block = json!({
             "number": "0x10", "hash": BlockHash([2; 32]),
             "transactions": [transaction(Address([1; 20]), "none"), transaction(ours, "0x5")]
         });
         let read = sent_in(&block, ours).unwrap().unwrap();
         assert_eq!((read.number, read.hash), (BlockNumber(16), BlockHash([2; 32])));
-        assert_eq!(read.sent, [(Nonce(5), TxHash([9; 32]))]);
+        let sent = Sent {
+            nonce: Nonce(5),
+            tx_hash: TxHash([9; 32]),
+            to: Some(Address([8; 20])),
+            data_hash: BodyHash::of(&[1, 2]),
+        };
+        assert_eq!(read.sent, [sent]);
         assert_eq!(sent_in(&Value::Null, ours), Ok(None));
         block["transactions"] = json!([TxHash([9; 32])]);
         assert!(sent_in(&block, ours).is_err(), "hashes alone do not tell the sender");

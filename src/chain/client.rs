@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use jsonrpc_core::Value;
 use reqwest::Url;
 use serde::de::DeserializeOwned;
@@ -94,6 +94,17 @@ impl NodeClient {
             endpoints: endpoints.collect(),
             comparisons: Occasion::default(),
         })
+    }
+
+    /// What each endpoint says is the account's next nonce, with what waits in its pool: by the endpoint's label.
+    pub async fn pending_counts(&self, account: Address) -> Vec<(String, Result<Nonce>)> {
+        let ask = |endpoint| async move {
+            let answer =
+                Endpoint::ask(endpoint, "eth_getTransactionCount", vec![json!(account), json!("pending")]).await;
+            let counted = answer.and_then(|answer| count(answer).map_err(|detail| endpoint.nonsense(detail)));
+            (endpoint.label().to_owned(), counted)
+        };
+        join_all(self.endpoints.iter().map(ask)).await
     }
 
     /// Goes along the endpoints until one of them answers.

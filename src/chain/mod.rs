@@ -6,7 +6,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::model::event::FinalTransaction;
-use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, PauseReason, SignedTransaction, TxHash, Wei};
+use crate::model::{
+    Address, BlockHash, BlockNumber, BodyHash, Gas, Nonce, PauseReason, SignedTransaction, TxHash, Wei,
+};
 use crate::policy::fee::Market;
 
 mod answers;
@@ -181,7 +183,20 @@ pub struct SentInBlock {
     /// Its hash.
     pub hash: BlockHash,
     /// The account's transactions in it.
-    pub sent: Vec<(Nonce, TxHash)>,
+    pub sent: Vec<Sent>,
+}
+
+/// A transaction of an account, as its block shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sent {
+    /// Its nonce.
+    pub nonce: Nonce,
+    /// Its hash.
+    pub tx_hash: TxHash,
+    /// Who is called; nobody where a contract is made.
+    pub to: Option<Address>,
+    /// The hash of its calldata.
+    pub data_hash: BodyHash,
 }
 
 /// A call without a signature, to estimate or to explain.

@@ -9,6 +9,7 @@ use crate::broker::{BrokerError, PublishError};
 use crate::chain::ChainError;
 use crate::config::{self, Faults, Settings};
 use crate::journal::JournalError;
+use crate::salvage::SalvageError;
 
 mod cancel;
 mod check;
@@ -17,6 +18,7 @@ mod instances;
 mod key;
 mod log;
 mod publish;
+mod recover;
 mod run;
 mod status;
 mod topology;
@@ -70,6 +72,8 @@ enum Command {
     Key(key::Arguments),
     /// Cancel one request: it becomes a dead letter, unless its write lands first.
     Cancel(cancel::Arguments),
+    /// Make a journal in the place of a lost one, from what the chain has.
+    Recover(recover::Arguments),
     /// Look at dead letters, send them back, mended or not, or put them away.
     Dead(dead::Arguments),
 }
@@ -130,6 +134,7 @@ async fn perform(command: Command, settings: Settings) -> anyhow::Result<ExitCod
         Command::Publish(arguments) => publish::run(arguments, settings).await,
         Command::Status(arguments) => status::run(arguments, settings).await,
         Command::Cancel(arguments) => cancel::run(arguments, settings).await,
+        Command::Recover(arguments) => recover::run(arguments, settings).await,
         Command::Dead(arguments) => dead::run(arguments, settings).await,
     }
 }
@@ -155,10 +160,12 @@ fn code_of(error: &anyhow::Error) -> u8 {
         exit::CONFIG
     } else if error.chain().any(|cause| cause.is::<JournalError>()) {
         exit::JOURNAL
-    } else if error
-        .chain()
-        .any(|cause| cause.is::<BrokerError>() || cause.is::<PublishError>() || cause.is::<ChainError>())
-    {
+    } else if error.chain().any(|cause| {
+        cause.is::<SalvageError>()
+            || cause.is::<BrokerError>()
+            || cause.is::<PublishError>()
+            || cause.is::<ChainError>()
+    }) {
         exit::UNAVAILABLE
     } else {
         exit::SOFTWARE

@@ -45,6 +45,17 @@ impl JournalAddress {
             Self::Postgres(address) => Box::new(PostgresJournal::open_existing(address).await?),
         })
     }
+
+    /// Opens a journal, or makes it, as a worker does at its start.
+    ///
+    /// # Errors
+    /// When it cannot be opened or made.
+    pub async fn open(&self) -> Result<Box<dyn OperatorsJournal>> {
+        Ok(match self {
+            Self::Sqlite(path) => Box::new(SqliteJournal::open(path).await?),
+            Self::Postgres(address) => Box::new(PostgresJournal::open(address).await?),
+        })
+    }
 }
 
 impl fmt::Display for JournalAddress {

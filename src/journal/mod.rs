@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::model::{Address, Attempt, Message, Nonce, RequestId, Timestamp};
+use crate::model::{Address, Attempt, BodyHash, Message, Nonce, RequestId, Timestamp};
 use crate::policy::arrival::{Known, Verdict};
 
 mod address;
@@ -21,6 +21,7 @@ mod history;
 mod letters;
 mod postgres;
 mod records;
+mod recovery;
 mod rows;
 mod sqlite;
 
@@ -35,6 +36,7 @@ pub use records::{
     QueuedRequest, RefusedMessage, Reorged, ReplyAddress, RequestSeq, Settlement, StoredNonce, UnconfirmedCopy, Which,
     WishAnswer,
 };
+pub use recovery::{RecoveredAccount, RecoveredWrite, Recoveries, Recovery};
 pub use sqlite::SqliteJournal;
 
 /// Why the journal could not do it.
@@ -194,6 +196,10 @@ pub trait Transactions: Send + Sync {
     async fn fillers(&self, account: AccountId, first: Nonce, below: Nonce) -> Result<Vec<(Nonce, Attempt)>>;
     /// Stores self-transfers at nonces that were taken before, and for which no transaction may land or be sent again.
     async fn record_fillers(&self, lease: &Lease, fillers: Vec<(Nonce, Attempt)>) -> Result<()>;
+    /// Whether this journal takes the place of a lost one.
+    async fn recovery(&self) -> Result<Option<Recovery>>;
+    /// For each of these hashes, a transaction from the time of the lost journal that has such calldata.
+    async fn recovered_writes(&self, data: Vec<BodyHash>) -> Result<Vec<Option<RecoveredWrite>>>;
 }
 
 /// What settling needs.
@@ -249,9 +255,9 @@ pub trait Upkeep: Send + Sync {
 }
 
 /// The whole seam.
-pub trait Journal: Leases + Instances + Admissions + Transactions + Settlements + Outbox + Upkeep {}
-impl<T: Leases + Instances + Admissions + Transactions + Settlements + Outbox + Upkeep> Journal for T {}
+pub trait Journal: Leases + Instances + Admissions + Transactions + Settlements + Outbox + Upkeep + Recoveries {}
+impl<T: Leases + Instances + Admissions + Transactions + Settlements + Outbox + Upkeep + Recoveries> Journal for T {}
 
 /// What operators' commands work with. Of what settling needs they only look where requests stand.
-pub trait OperatorsJournal: Upkeep + LetterDeeds + Settlements + Instances {}
-impl<T: Upkeep + LetterDeeds + Settlements + Instances> OperatorsJournal for T {}
+pub trait OperatorsJournal: Upkeep + LetterDeeds + Settlements + Instances + Leases + Recoveries {}
+impl<T: Upkeep + LetterDeeds + Settlements + Instances + Leases + Recoveries> OperatorsJournal for T {}

@@ -10,8 +10,8 @@ use crate::journal::columns::{
 };
 use crate::journal::{
     AccountId, AttemptHistory, Cancellation, CopyKind, History, Incident, Instance, JournalError, LaneHolder,
-    LeaseMark, LiveTransaction, OutboxRow, QueuedRequest, ReplyAddress, RequestSeq, Result, StoredNonce,
-    TransactionHistory, UnconfirmedCopy,
+    LeaseMark, LiveTransaction, OutboxRow, QueuedRequest, RecoveredWrite, Recovery, ReplyAddress, RequestSeq, Result,
+    StoredNonce, TransactionHistory, UnconfirmedCopy,
 };
 use crate::model::event::FinalTransaction;
 use crate::model::{
@@ -66,6 +66,30 @@ pub(super) fn lane_holder(row: &impl Columns) -> Result<LaneHolder> {
             epoch: number(row, "account", "epoch")?,
             until: Timestamp(number(row, "account", "lease_until")?),
         },
+    })
+}
+
+pub(super) const RECOVERY: &str = "SELECT begun_at, operator, from_block, to_block FROM recovery";
+
+pub(super) fn recovery(row: &impl Columns) -> Result<Recovery> {
+    Ok(Recovery {
+        begun_at: Timestamp(number(row, "recovery", "begun_at")?),
+        operator: text(row, "recovery", "operator")?.into_owned(),
+        from_block: BlockNumber(unsigned(row, "recovery", "from_block")?),
+        to_block: BlockNumber(unsigned(row, "recovery", "to_block")?),
+    })
+}
+
+/// The columns that [`recovered_write`] reads, and where they stand.
+pub(super) const RECOVERED_WRITES: &str = "nonce, tx_hash, block_number, data_hash FROM recovered_writes";
+
+pub(super) fn recovered_write(row: &impl Columns) -> Result<RecoveredWrite> {
+    const WHAT: &str = "recovered write";
+    Ok(RecoveredWrite {
+        nonce: Nonce(unsigned(row, WHAT, "nonce")?),
+        tx_hash: fixed(row, WHAT, "tx_hash", TxHash::from_slice)?,
+        block_number: BlockNumber(unsigned(row, WHAT, "block_number")?),
+        data_hash: fixed(row, WHAT, "data_hash", BodyHash::from_slice)?,
     })
 }
 

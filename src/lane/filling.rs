@@ -49,6 +49,7 @@ impl Lane {
                 self.journal.queued(lease.account, self.turn, u32::try_from(limit).unwrap_or(u32::MAX)).await?;
             self.may_have_more = self.fetched.len() == limit;
             self.turn = self.fetched.last().map_or(self.turn, |last| last.turn);
+            self.set_written_aside(lease).await?;
         }
         if self.fetched.is_empty() && self.prepared.is_empty() {
             return Ok(());

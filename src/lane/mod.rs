@@ -31,6 +31,7 @@ mod following;
 mod mending;
 mod pausing;
 mod prepare;
+mod recovering;
 mod settings;
 mod undone;
 mod window;
@@ -72,6 +73,8 @@ pub struct Lane {
     turn: i64,
     /// The queue may hold more.
     may_have_more: bool,
+    /// The journal takes the place of a lost one.
+    is_recovering: bool,
     next_nonce: Option<Nonce>,
     head: Option<Header>,
     /// When it was first seen.
@@ -114,6 +117,7 @@ impl Lane {
             cancelled: BTreeSet::new(),
             turn: i64::MIN,
             may_have_more: false,
+            is_recovering: false,
             next_nonce: None,
             head: None,
             final_up_to: None,
@@ -131,8 +135,11 @@ impl Lane {
         let mut waits = false;
         while !cancel.is_cancelled() {
             self.signals.beat.beat();
-            if !*self.signals.is_assigned.borrow() {
-                self.note_wait(&mut waits);
+            let is_assigned = *self.signals.is_assigned.borrow();
+            if is_assigned != Some(true) {
+                if is_assigned == Some(false) {
+                    self.note_wait(&mut waits);
+                }
                 self.stand_by(&cancel).await;
                 continue;
             }
@@ -221,6 +228,7 @@ impl Lane {
             self.window.insert(InFlight::recovered(live, now, self.settings.replace_after));
         }
         self.recall_undone(lease).await?;
+        self.look_whether_recovering().await?;
         self.turn = i64::MIN;
         self.may_have_more = true;
         self.signals.lease.send_replace(Some(lease.clone()));
@@ -247,6 +255,9 @@ impl Lane {
                 read = self.receipt_reader.next() => self.heed_receipts(lease, read).await,
                 _ = poll.tick() => {
                     self.may_have_more = true;
+                    if self.is_recovering {
+                        self.look_whether_recovering().await?;
+                    }
                     self.heed_operators(lease).await?;
                     self.follow(lease).await?;
                     self.care(lease).await?;
@@ -312,9 +323,9 @@ enum Ended {
 }
 
 /// Returns when the account is to be another instance's.
-async fn no_longer(is_assigned: &mut watch::Receiver<bool>) {
+async fn no_longer(is_assigned: &mut watch::Receiver<Option<bool>>) {
     // The sender is the lane's own.
-    let _ = is_assigned.wait_for(|is_ours| !is_ours).await;
+    let _ = is_assigned.wait_for(|is_ours| *is_ours == Some(false)).await;
 }
 
 /// Until it fails.

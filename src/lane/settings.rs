@@ -94,8 +94,9 @@ pub struct LaneState {
 pub struct LaneSignals {
     /// Requests may be in its queue.
     pub wake: Arc<Notify>,
-    /// Whether this instance is to own the account, as lanes are spread over instances.
-    pub is_assigned: watch::Sender<bool>,
+    /// Whether this instance is to own the account, as lanes are spread over instances; `None` before the first look at
+    /// the others.
+    pub is_assigned: watch::Sender<Option<bool>>,
     /// The lease may be free now.
     pub released: Arc<Notify>,
     /// How it stands.

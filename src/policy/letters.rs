@@ -9,6 +9,9 @@ use crate::model::message::header;
 use crate::model::{BodyHash, Cause, Generation, HeaderValue, Message, RequestId, Timestamp};
 use crate::policy::admission::{AdmissionRules, admit, sheltered};
 
+/// The reason of requests that may have been written by a worker whose journal was lost.
+pub const MAYBE_WRITTEN: &str = "maybe_written";
+
 /// So many hexadecimal digits name a letter among those of one queue.
 const KEY_DIGITS: usize = 12;
 /// The least of them that a person may type.

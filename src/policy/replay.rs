@@ -2,7 +2,7 @@
 
 use crate::model::{Cause, RequestState, Timestamp};
 use crate::policy::arrival::Known;
-use crate::policy::letters::Letter;
+use crate::policy::letters::{Letter, MAYBE_WRITTEN};
 
 /// What is known of a letter outside of it.
 #[derive(Debug, Clone, Default)]
@@ -28,6 +28,8 @@ pub enum Answer {
     NeverTakenIn,
     /// It ended so long ago that the journal may have forgotten it, together with a replay that was written.
     Forgotten,
+    /// A transaction from before the journal was lost may be its write.
+    MaybeWritten,
     /// The journal should know it and does not.
     OtherJournal,
     /// Sent back before, and accepted: this is what is left of it.
@@ -94,6 +96,7 @@ pub fn assess(letter: &Letter, standing: &Standing) -> Answer {
             None if is_newer || standing.is_edited => Answer::Superseded,
             None if standing.is_sent_back => Answer::OnItsWay,
             None if !same_body => Answer::OtherBody,
+            None if letter.class == "invalid" && letter.reason == MAYBE_WRITTEN => Answer::MaybeWritten,
             None => Answer::Safe,
         },
     }
@@ -116,6 +119,7 @@ impl Answer {
             Self::Safe => "safe",
             Self::NeverTakenIn => "never_taken_in",
             Self::Forgotten => "forgotten",
+            Self::MaybeWritten => "maybe_written",
             Self::OtherJournal => "other_journal",
             Self::SentBack => "replayed_already",
             Self::OnItsWay => "on_its_way",
@@ -134,7 +138,7 @@ impl Answer {
         match self {
             Self::Safe | Self::NeverTakenIn => Action::Replay,
             Self::SentBack => Action::Remove,
-            Self::Forgotten => Action::IfForgotten,
+            Self::Forgotten | Self::MaybeWritten => Action::IfForgotten,
             Self::OnItsWay => Action::IfAgain,
             Self::OtherJournal
             | Self::Superseded
@@ -155,6 +159,10 @@ impl Answer {
             Self::Forgotten => "not known to be safe: it may have ended longer than journal.retention ago, and the journal \
                                 has forgotten what became of it. Look whether the chain has its write; if not, replay it \
                                 with --even-forgotten"
+                .to_owned(),
+            Self::MaybeWritten => "not known to be safe: the journal was lost, and the transaction that the letter names may be \
+                                   its write. If it is, `dead discard` it; if it is another message's, replay it with \
+                                   --even-forgotten"
                 .to_owned(),
             Self::OtherJournal => "not known to be safe: the journal should know it and does not. Is journal.url the \
                                    worker's?"
@@ -222,6 +230,7 @@ mod tests {
         let sent = |standing| Standing { is_sent_back: true, ..standing };
         let edited = |standing| Standing { is_edited: true, ..standing };
         let conflict = letter(Some("a"), &Cause::invalid("id_conflict", ""), at(0));
+        let maybe = letter(Some("a"), &Cause::invalid(MAYBE_WRITTEN, ""), at(0));
         let broker = Letter { class: "broker".to_owned(), ..reverted(0) };
         let refused = Letter { refused_as: reverted(0).id, ..reverted(0) };
         let landing = Standing { may_land: Some("nonce 7 is live".to_owned()), ..known(S::Dead, 0) };
@@ -240,6 +249,7 @@ mod tests {
             ("signed", reverted(0), known(S::Writing, 0), "under_way"),
             ("waits for its retry", reverted(0), known(S::RetryWaiting, 0), "under_way"),
             ("another body is dead", reverted(0), other(known(S::Dead, 0)), "other_body"),
+            ("the journal was lost", maybe, known(S::Dead, 0), "maybe_written"),
             ("its id is another's", conflict, known(S::Final, 0), "id_of_another"),
             ("sent back, not taken in", reverted(0), sent(known(S::Dead, 0)), "on_its_way"),
             ("sent back, never known", broker.clone(), sent(unknown()), "on_its_way"),

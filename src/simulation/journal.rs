@@ -8,11 +8,11 @@ use async_trait::async_trait;
 use crate::journal::{
     AccountId, Acquired, Admissions, Arrival, Attendance, CancelWish, Cancellation, ConfirmedCopy, EndedAgain, History,
     Instance, Instances, JournalError, Lease, LeaseMark, Leases, LiveTransaction, NewTransaction, Outbox, OutboxRow,
-    QueuedRequest, RefusedMessage, Reorged, RequestSeq, Result, Settlement, Settlements, StoredNonce, Transactions,
-    UnconfirmedCopy, Upkeep, Which, WishAnswer,
+    QueuedRequest, RecoveredAccount, RecoveredWrite, Recoveries, Recovery, RefusedMessage, Reorged, RequestSeq, Result,
+    Settlement, Settlements, StoredNonce, Transactions, UnconfirmedCopy, Upkeep, Which, WishAnswer,
 };
 use crate::model::ids::virtual_host;
-use crate::model::{Address, Attempt, Message, Nonce, RequestId, Timestamp};
+use crate::model::{Address, Attempt, BodyHash, Message, Nonce, RequestId, Timestamp};
 use crate::policy::arrival::{Known, Verdict};
 use crate::simulation::store::Store;
 
@@ -199,6 +199,25 @@ impl Transactions for MemoryJournal {
 
     async fn record_fillers(&self, lease: &Lease, fillers: Vec<(Nonce, Attempt)>) -> Result<()> {
         self.write_under(lease, "record_fillers", |store, _| store.record_fillers(lease, fillers)).await
+    }
+
+    async fn recovery(&self) -> Result<Option<Recovery>> {
+        self.read("recovery", Store::recovery).await
+    }
+
+    async fn recovered_writes(&self, data: Vec<BodyHash>) -> Result<Vec<Option<RecoveredWrite>>> {
+        self.read("recovered_writes", |store| store.recovered_writes(&data)).await
+    }
+}
+
+#[async_trait]
+impl Recoveries for MemoryJournal {
+    async fn begin_recovery(&self, recovery: Recovery, accounts: Vec<RecoveredAccount>) -> Result<()> {
+        self.write("begin_recovery", |store, _| store.begin_recovery(recovery, accounts)).await
+    }
+
+    async fn end_recovery(&self) -> Result<bool> {
+        self.write("end_recovery", |store, _| Ok(store.end_recovery())).await
     }
 }
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::chain::{BlockTag, Call, Chain, ChainError, Header, Receipt, Result, SentInBlock, transaction_hash};
+use crate::chain::{BlockTag, Call, Chain, ChainError, Header, Receipt, Result, Sent, SentInBlock, transaction_hash};
 use crate::model::event::FinalTransaction;
-use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, SignedTransaction, TxHash, Wei};
+use crate::model::{Address, BlockHash, BlockNumber, BodyHash, Gas, Nonce, SignedTransaction, TxHash, Wei};
 use crate::policy::fee::Market;
 use crate::simulation::ledger::{Block, Ledger, View, decode};
 use crate::simulation::workload::Body;
@@ -197,8 +197,13 @@ impl Chain for SimNodes {
                 let hashes = found.transactions.iter().map(|(hash, _)| *hash);
                 let sent = hashes.map(|hash| (&world.ledger.known[&hash], hash));
                 let own = sent.filter(|(transaction, _)| transaction.sender == account);
-                let sent = own.map(|(transaction, hash)| (transaction.nonce, hash)).collect();
-                SentInBlock { number: block, hash: found.hash, sent }
+                let sent = own.map(|(transaction, tx_hash)| Sent {
+                    nonce: transaction.nonce,
+                    tx_hash,
+                    to: Some(Address([0xaa; 20])),
+                    data_hash: BodyHash::of(&transaction.data),
+                });
+                SentInBlock { number: block, hash: found.hash, sent: sent.collect() }
             }))
         };
         self.read(sent).await

@@ -35,6 +35,7 @@ mod nodes;
 mod nonces;
 mod poison;
 mod process;
+mod recovery;
 mod refusals;
 mod reorgs;
 mod republish;

@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::journal::contract::{TTL, arrival, attempt, displaced, failed, first, id, instance, set, transaction};
-use crate::journal::{Acquired, Journal, JournalError, RequestSeq};
-use crate::model::{Address, Attempt, Generation, HeaderValue, Headers, Nonce, RequestState, Timestamp};
+use crate::journal::{Acquired, Journal, JournalError, RecoveredAccount, RecoveredWrite, Recovery, RequestSeq};
+use crate::model::{
+    Address, Attempt, BlockNumber, BodyHash, Generation, HeaderValue, Headers, Nonce, RequestState, Timestamp, TxHash,
+};
 use crate::policy::arrival::Verdict;
 
 fn is_refused<T>(result: Result<T, JournalError>) -> bool {
@@ -118,6 +120,42 @@ pub(crate) async fn instances_see_one_another_for_as_long_as_they_show_themselve
     assert_eq!(set.journal.attend(&other, TTL).await.unwrap().instances, [me.clone(), other.clone()]);
     set.journal.leave(&me).await.unwrap();
     assert_eq!(set.journal.attendance().await.unwrap().instances, [other]);
+}
+
+pub(crate) async fn a_new_journal_knows_what_the_chain_has_of_a_lost_one(journal: Arc<dyn Journal>) {
+    let account = journal.account(31337, Address([7; 20])).await.unwrap();
+    let written = |nonce: u8, data: &[u8]| RecoveredWrite {
+        nonce: Nonce(u64::from(nonce)),
+        tx_hash: TxHash([nonce; 32]),
+        block_number: BlockNumber(5),
+        data_hash: BodyHash::of(data),
+    };
+    let recovery = Recovery {
+        begun_at: Timestamp(5),
+        operator: "anna".into(),
+        from_block: BlockNumber(3),
+        to_block: BlockNumber(9),
+    };
+    let begin = async |writes: Vec<RecoveredWrite>| {
+        let accounts = vec![RecoveredAccount { account, next_nonce: Nonce(8), writes }];
+        journal.begin_recovery(recovery.clone(), accounts).await
+    };
+    assert_eq!(journal.recovery().await.unwrap(), None);
+    begin(vec![written(1, b"stale")]).await.unwrap();
+    // Begun again, it takes the earlier one's place.
+    begin(vec![written(2, b"a"), written(3, b"b"), written(4, b"a")]).await.unwrap();
+    assert_eq!(journal.recovery().await.unwrap(), Some(recovery.clone()));
+    let of = |texts: &[&[u8]]| texts.iter().map(|text| BodyHash::of(text)).collect::<Vec<_>>();
+    let found = journal.recovered_writes(of(&[b"b", b"none", b"a", b"stale", b"b"])).await.unwrap();
+    assert_eq!(found, [Some(written(3, b"b")), None, Some(written(2, b"a")), None, Some(written(3, b"b"))]);
+    let lease = journal.acquire_lease(account, "me".into(), TTL, None).await.unwrap().ours().unwrap();
+    assert_eq!(journal.raise_next_nonce(&lease, Nonce(0)).await.unwrap(), Nonce(8));
+    assert!(journal.end_recovery().await.unwrap());
+    assert!(!journal.end_recovery().await.unwrap());
+    assert_eq!(journal.recovery().await.unwrap(), None);
+    assert_eq!(journal.recovered_writes(of(&[b"a"])).await.unwrap(), [None]);
+    journal.admit(vec![first(account, "a")]).await.unwrap();
+    assert!(is_refused(begin(Vec::new()).await), "it knows a request");
 }
 
 /// Only the chain knows an account's first nonce.

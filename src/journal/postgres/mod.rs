@@ -21,6 +21,7 @@ mod letters;
 mod news;
 mod outbox;
 mod pool;
+mod recovery;
 mod rows;
 mod schema;
 mod settlements;

@@ -10,6 +10,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/postgres/0001_journal.sql"),
     include_str!("../../../migrations/postgres/0002_dead_letters.sql"),
     include_str!("../../../migrations/postgres/0003_instances.sql"),
+    include_str!("../../../migrations/postgres/0004_recovery.sql"),
 ];
 /// Since this version the journal knows who works with it.
 const KNOWS_INSTANCES: i64 = 3;

@@ -81,11 +81,13 @@ async fn a_journal_of_a_newer_version_is_refused_and_a_missing_one_told() {
     session(&url).await.run("", newer).await.unwrap();
     for refused in [PostgresJournal::open(&address(&url)).await, PostgresJournal::open_existing(&address(&url)).await] {
         let refused = refused.unwrap_err();
-        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 3 }), "{refused}");
+        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 4 }), "{refused}");
     }
 }
 
-async fn migrate(url: &str, migrations: &'static [&'static str]) -> Result<()> {
+/// As a program with one migration more.
+async fn migrate(url: &str, more: &'static str) -> Result<()> {
+    let migrations: Vec<_> = schema::MIGRATIONS.iter().copied().chain([more]).collect();
     let pool = Pool::new(address(url));
     pool.write(migrations, |connection, migrations| Box::pin(schema::migrate(connection, migrations))).await
 }
@@ -95,12 +97,10 @@ async fn migrate(url: &str, migrations: &'static [&'static str]) -> Result<()> {
 async fn two_versions_that_can_live_together_work_side_by_side() {
     const ADDS: &str =
         "ALTER TABLE requests ADD COLUMN added text NOT NULL DEFAULT 'new'; CREATE TABLE more (a bigint)";
-    const NEWER: &[&str] = &[schema::MIGRATIONS[0], schema::MIGRATIONS[1], schema::MIGRATIONS[2], ADDS];
-    assert_eq!(NEWER.len(), schema::MIGRATIONS.len() + 1);
     let Some((url, older, _)) = pair(&["a"]).await else { return };
     // Its statements are prepared.
     assert_eq!(older.journal.queued(older.account, i64::MIN, 10).await.unwrap().len(), 1);
-    migrate(&url, NEWER).await.unwrap();
+    migrate(&url, ADDS).await.unwrap();
     assert_eq!(older.journal.queued(older.account, i64::MIN, 10).await.unwrap().len(), 1);
     older.sign(0, 0).await.unwrap();
     // It is started again, and an operator's command too.
@@ -111,19 +111,17 @@ async fn two_versions_that_can_live_together_work_side_by_side() {
 
 #[tokio::test]
 async fn a_migration_that_others_cannot_live_with_waits_until_they_have_gone() {
-    const BREAKS: &str = "UPDATE counters SET value = 4 WHERE name = 'oldest_schema'";
-    const NEWER: &[&str] = &[schema::MIGRATIONS[0], schema::MIGRATIONS[1], schema::MIGRATIONS[2], BREAKS];
-    assert_eq!(NEWER.len(), schema::MIGRATIONS.len() + 1);
+    const BREAKS: &str = "UPDATE counters SET value = 1000 WHERE name = 'oldest_schema'";
     let Some((url, set, _)) = pair(&[]).await else { return };
     let older = instance("old", &[]);
     set.journal.attend(&older, Duration::from_secs(60)).await.unwrap();
-    let refused = migrate(&url, NEWER).await.unwrap_err().to_string();
+    let refused = migrate(&url, BREAKS).await.unwrap_err().to_string();
     let says = "worker old on host runs with version 0, which cannot work with the new tables; stop it first";
     assert!(refused.contains(says), "{refused}");
     set.journal.leave(&older).await.unwrap();
-    migrate(&url, NEWER).await.unwrap();
+    migrate(&url, BREAKS).await.unwrap();
     let refused = PostgresJournal::open(&address(&url)).await.unwrap_err();
-    assert!(matches!(refused, JournalError::NewerSchema { found: 4, known: 3 }), "{refused}");
+    assert!(matches!(refused, JournalError::NewerSchema { .. }), "{refused}");
 }
 
 /// Another organisation's journal may stand in a later schema of the search path.

@@ -7,15 +7,15 @@ use async_trait::async_trait;
 use crate::journal::columns::{expect_rows, first_nonce, nonce, not_the_next_nonce, number, signed, stored_fee};
 use crate::journal::postgres::connection::Connection;
 use crate::journal::postgres::leases::check_lease;
-use crate::journal::postgres::{PostgresJournal, closed};
+use crate::journal::postgres::{PostgresJournal, closed, recovery};
 use crate::journal::rows::{
     ATTEMPT_COLUMNS, LIVE_COLUMNS, QUEUED_COLUMNS, add_live, cancellation, filler, queued_request,
 };
 use crate::journal::{
-    AccountId, Cancellation, Lease, LiveTransaction, NewTransaction, QueuedRequest, Result, StoredNonce, Transactions,
-    Which,
+    AccountId, Cancellation, Lease, LiveTransaction, NewTransaction, QueuedRequest, RecoveredWrite, Recovery, Result,
+    StoredNonce, Transactions, Which,
 };
-use crate::model::{Attempt, Nonce, Timestamp};
+use crate::model::{Attempt, BodyHash, Nonce, Timestamp};
 
 #[async_trait]
 impl Transactions for PostgresJournal {
@@ -106,6 +106,14 @@ impl Transactions for PostgresJournal {
                 })
             })
             .await
+    }
+
+    async fn recovery(&self) -> Result<Option<Recovery>> {
+        self.pool.read((), |connection, ()| Box::pin(recovery::current(connection))).await
+    }
+
+    async fn recovered_writes(&self, data: Vec<BodyHash>) -> Result<Vec<Option<RecoveredWrite>>> {
+        self.pool.read(data, |connection, data| Box::pin(recovery::writes_of(connection, data))).await
     }
 }
 

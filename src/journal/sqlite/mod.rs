@@ -22,6 +22,7 @@ mod outbox;
 #[cfg(test)]
 mod plans;
 mod reads;
+mod recovery;
 mod rows;
 mod settlements;
 mod transactions;
@@ -48,6 +49,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/sqlite/0004_old_requests.sql"),
     include_str!("../../../migrations/sqlite/0005_dead_letters.sql"),
     include_str!("../../../migrations/sqlite/0006_instances.sql"),
+    include_str!("../../../migrations/sqlite/0007_recovery.sql"),
 ];
 
 /// Since this version the journal knows who works with it.

@@ -9,12 +9,12 @@ use crate::journal::columns::{expect_rows, first_nonce, nonce, not_the_next_nonc
 use crate::journal::rows::{ATTEMPT_COLUMNS, LIVE_COLUMNS, QUEUED_COLUMNS, add_live, filler, queued_request};
 use crate::journal::sqlite::leases::check_lease;
 use crate::journal::sqlite::rows::prepare;
-use crate::journal::sqlite::{SqliteJournal, cancellations, closed};
+use crate::journal::sqlite::{SqliteJournal, cancellations, closed, recovery};
 use crate::journal::{
-    AccountId, Cancellation, Lease, LiveTransaction, NewTransaction, QueuedRequest, Result, StoredNonce, Transactions,
-    Which,
+    AccountId, Cancellation, Lease, LiveTransaction, NewTransaction, QueuedRequest, RecoveredWrite, Recovery, Result,
+    StoredNonce, Transactions, Which,
 };
-use crate::model::{Attempt, Nonce, Timestamp};
+use crate::model::{Attempt, BodyHash, Nonce, Timestamp};
 
 #[async_trait]
 impl Transactions for SqliteJournal {
@@ -63,6 +63,14 @@ impl Transactions for SqliteJournal {
                 insert_fillers(connection, &lease, &fillers)
             })
             .await
+    }
+
+    async fn recovery(&self) -> Result<Option<Recovery>> {
+        self.readers.read(recovery::current).await
+    }
+
+    async fn recovered_writes(&self, data: Vec<BodyHash>) -> Result<Vec<Option<RecoveredWrite>>> {
+        self.readers.read(move |connection| recovery::writes_of(connection, &data)).await
     }
 }
 

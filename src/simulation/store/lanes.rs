@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::journal::{
     AccountId, Acquired, Arrival, Attendance, Instance, JournalError, LaneHolder, Lease, LeaseMark, NewTransaction,
-    ReplyAddress, RequestSeq,
+    RecoveredAccount, RecoveredWrite, Recovery, ReplyAddress, RequestSeq,
 };
 use crate::model::request::Observation;
 use crate::model::{
@@ -89,6 +89,32 @@ impl Store {
             mark: LeaseMark { epoch: row.epoch, until: row.leased_until },
         });
         Attendance { instances: there.map(|row| row.instance.clone()).collect(), lanes: lanes.collect() }
+    }
+
+    pub(crate) fn begin_recovery(&mut self, recovery: Recovery, accounts: Vec<RecoveredAccount>) -> Result<()> {
+        if !self.requests.is_empty() {
+            return Err(refused("begin a recovery", "it knows requests"));
+        }
+        for account in &accounts {
+            let row = self.accounts.get_mut(&account.account);
+            let row = row.ok_or_else(|| refused("begin a recovery", "no such account"))?;
+            row.next_nonce = row.next_nonce.max(Some(account.next_nonce));
+        }
+        self.recovery = Some((recovery, accounts));
+        Ok(())
+    }
+
+    pub(crate) fn end_recovery(&mut self) -> bool {
+        self.recovery.take().is_some()
+    }
+
+    pub(crate) fn recovery(&self) -> Option<Recovery> {
+        self.recovery.as_ref().map(|(recovery, _)| recovery.clone())
+    }
+
+    pub(crate) fn recovered_writes(&self, data: &[BodyHash]) -> Vec<Option<RecoveredWrite>> {
+        let writes = || self.recovery.iter().flat_map(|(_, accounts)| accounts).flat_map(|account| &account.writes);
+        data.iter().map(|hash| writes().find(|write| write.data_hash == *hash).cloned()).collect()
     }
 
     /// After something was written under this lease.

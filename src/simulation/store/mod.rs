@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::journal::{AccountId, Instance, JournalError, Lease, OutboxRow, ReplyAddress, RequestSeq};
+use crate::journal::{
+    AccountId, Instance, JournalError, Lease, OutboxRow, RecoveredAccount, Recovery, ReplyAddress, RequestSeq,
+};
 use crate::model::event::FinalTransaction;
 use crate::model::{
     Address, Attempt, AttemptKind, BodyHash, Cause, EventKind, Gas, Generation, Message, Nonce, RequestId,
@@ -21,6 +23,7 @@ mod reading;
 pub(crate) struct Store {
     accounts: BTreeMap<AccountId, AccountRow>,
     instances: BTreeMap<Arc<str>, InstanceRow>,
+    recovery: Option<(Recovery, Vec<RecoveredAccount>)>,
     requests: BTreeMap<RequestSeq, RequestRow>,
     seqs: BTreeMap<RequestId, RequestSeq>,
     transactions: BTreeMap<(AccountId, Nonce), TransactionRow>,

@@ -1,0 +1,135 @@
+//! Reads from the chain what an account has written, for a journal that takes the place of a lost one.
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+use crate::chain::{BlockTag, Chain, ChainError, Receipt, Sent, SentInBlock};
+use crate::journal::RecoveredWrite;
+use crate::model::{Address, BlockNumber, Nonce};
+
+/// Blocks read at once.
+const READS: usize = 8;
+/// Fewer blocks are read without asking whether the account sent anything in them.
+const FEW_BLOCKS: u64 = 16;
+/// Receipts asked for together.
+const RECEIPTS: usize = 100;
+
+/// Why what was read cannot be relied on.
+#[derive(Debug, thiserror::Error)]
+pub enum SalvageError {
+    /// The node did not answer.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    /// A block that must be there is not.
+    #[error(
+        "the node has no block {0}; name an endpoint in chain.endpoints that keeps old blocks, or a later --from-block"
+    )]
+    NoBlock(BlockNumber),
+    /// A final transaction has no receipt.
+    #[error("the node has no receipt of nonce {0}; name an endpoint in chain.endpoints that keeps old receipts")]
+    NoReceipt(Nonce),
+    /// The blocks do not show every nonce.
+    #[error(
+        "the blocks that were read show {found} transactions, the account's count says {expected}; the node may have been on another fork, so try again"
+    )]
+    Holes {
+        /// What the blocks show.
+        found: usize,
+        /// How many there must be.
+        expected: u64,
+    },
+}
+
+/// What the chain shows of an account.
+#[derive(Debug)]
+pub struct Salvaged {
+    /// The account's next nonce.
+    pub next_nonce: Nonce,
+    /// Transactions of it in the blocks that were read.
+    pub transactions: usize,
+    /// Those that called somebody and did not revert.
+    pub writes: Vec<RecoveredWrite>,
+}
+
+/// All that the account wrote in these blocks, both included, of which `to` is final. `progress` is told each block up to
+/// which it is done.
+///
+/// # Errors
+/// When not every transaction of the account in these blocks could be read.
+pub async fn salvage(
+    chain: &dyn Chain,
+    account: Address,
+    (from, to): (BlockNumber, BlockNumber),
+    progress: impl Fn(BlockNumber),
+) -> Result<Salvaged, SalvageError> {
+    let next_nonce = chain.transaction_count(account, BlockTag::Number(to)).await?;
+    let before = match from.0.checked_sub(1) {
+        Some(before) => count_at(chain, account, before).await?,
+        None => Some(Nonce(0)),
+    };
+    let mut sent: Vec<(Sent, BlockNumber)> = Vec::new();
+    // The next range is the last one; what is not known of a count is asked for again in smaller ones.
+    let mut ranges = vec![Range { from: from.0, to: to.0, before, after: Some(next_nonce) }];
+    while let Some(range) = ranges.pop() {
+        if range.before.is_some() && range.before == range.after {
+            progress(BlockNumber(range.to));
+            continue;
+        }
+        let middle = range.from + (range.to - range.from) / 2;
+        let count = if range.to - range.from < FEW_BLOCKS { None } else { count_at(chain, account, middle).await? };
+        if let Some(count) = count {
+            ranges.push(Range { from: middle + 1, before: Some(count), ..range });
+            ranges.push(Range { to: middle, after: Some(count), ..range });
+            continue;
+        }
+        let mut blocks = stream::iter(range.from..=range.to).map(|number| read(chain, account, number)).buffered(READS);
+        while let Some(block) = blocks.try_next().await? {
+            sent.extend(block.sent.into_iter().map(|sent| (sent, block.number)));
+            progress(block.number);
+        }
+    }
+    let first = before.or(sent.first().map(|(sent, _)| sent.nonce)).unwrap_or(next_nonce);
+    let expected = next_nonce.0.saturating_sub(first.0);
+    let is_whole =
+        sent.len() as u64 == expected && sent.iter().zip(first.0..).all(|((sent, _), nonce)| sent.nonce.0 == nonce);
+    if !is_whole {
+        return Err(SalvageError::Holes { found: sent.len(), expected });
+    }
+    let transactions = sent.len();
+    // To itself an account sends only what closes a nonce.
+    sent.retain(|(sent, _)| sent.to.is_some_and(|to| to != account));
+    let mut writes = Vec::with_capacity(sent.len());
+    for sent in sent.chunks(RECEIPTS) {
+        let hashes: Vec<_> = sent.iter().map(|(sent, _)| sent.tx_hash).collect();
+        for ((sent, block_number), receipt) in sent.iter().zip(chain.receipts(&hashes).await?) {
+            let Receipt { succeeded, .. } = receipt.ok_or(SalvageError::NoReceipt(sent.nonce))?;
+            if succeeded {
+                let (block_number, data_hash) = (*block_number, sent.data_hash);
+                writes.push(RecoveredWrite { nonce: sent.nonce, tx_hash: sent.tx_hash, block_number, data_hash });
+            }
+        }
+    }
+    Ok(Salvaged { next_nonce, transactions, writes })
+}
+
+/// Blocks, and the account's counts before and after them, where a node has them.
+#[derive(Clone, Copy)]
+struct Range {
+    from: u64,
+    to: u64,
+    before: Option<Nonce>,
+    after: Option<Nonce>,
+}
+
+async fn read(chain: &dyn Chain, account: Address, number: u64) -> Result<SentInBlock, SalvageError> {
+    let block = chain.sent_in(account, BlockNumber(number)).await?;
+    block.ok_or(SalvageError::NoBlock(BlockNumber(number)))
+}
+
+/// `None` where no node keeps the state of this block.
+async fn count_at(chain: &dyn Chain, account: Address, block: u64) -> Result<Option<Nonce>, ChainError> {
+    match chain.transaction_count(account, BlockTag::Number(BlockNumber(block))).await {
+        Ok(count) => Ok(Some(count)),
+        Err(ChainError::Node { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
