@@ -5,10 +5,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crate::messages::{Kind, Message};
 
-/// A transaction of the account, as it stands in the chain.
+/// A transaction of one of the accounts, as it stands in the chain.
 #[derive(Clone, Debug)]
 pub(crate) struct ChainTransaction {
     pub(crate) hash: String,
+    /// Which account sent it.
+    pub(crate) account: usize,
     pub(crate) nonce: u64,
     pub(crate) calldata: Vec<u8>,
     pub(crate) target: Target,
@@ -59,8 +61,8 @@ pub(crate) struct FinalEvent {
 pub(crate) struct History {
     pub(crate) published: Vec<Message>,
     pub(crate) chain: Vec<ChainTransaction>,
-    /// The account's next nonce, says the chain.
-    pub(crate) next_nonce: u64,
+    /// The accounts' next nonces, say the chain and the journal.
+    pub(crate) next_nonces: Vec<u64>,
     pub(crate) dead: Vec<DeadLetter>,
     pub(crate) finals: Vec<FinalEvent>,
     pub(crate) sent_back: Vec<SentBack>,
@@ -82,7 +84,8 @@ pub(crate) struct Findings {
     pub(crate) foreign: usize,
     pub(crate) lost: Vec<String>,
     pub(crate) twice: Vec<String>,
-    pub(crate) nonce_gaps: Vec<u64>,
+    /// By account.
+    pub(crate) nonce_gaps: Vec<(usize, u64)>,
     /// Everything else that contradicts what was promised, as sentences.
     pub(crate) wrong: Vec<String>,
 }
@@ -234,13 +237,17 @@ fn judge_ids(messages: &[(&Message, &Fate<'_>)], finals: &[FinalEvent], findings
     }
 }
 
-/// The nonces in the chain are 0, 1, 2, … up to the account's next one.
+/// The nonces in the chain are 0, 1, 2, … up to each account's next one.
 fn judge_nonces(history: &History, findings: &mut Findings) {
-    let used: BTreeSet<_> = history.chain.iter().map(|transaction| transaction.nonce).collect();
-    let end = used.last().map_or(0, |last| last + 1).max(history.next_nonce);
-    findings.nonce_gaps.extend((0..end).filter(|nonce| !used.contains(nonce)));
-    if used.len() != history.chain.len() {
-        findings.wrong.push(format!("{} transactions have {} nonces", history.chain.len(), used.len()));
+    for (account, next) in history.next_nonces.iter().enumerate() {
+        let sent = || history.chain.iter().filter(|transaction| transaction.account == account);
+        let used: BTreeSet<_> = sent().map(|transaction| transaction.nonce).collect();
+        let end = used.last().map_or(0, |last| last + 1).max(*next);
+        findings.nonce_gaps.extend((0..end).filter(|nonce| !used.contains(nonce)).map(|nonce| (account, nonce)));
+        let count = sent().count();
+        if used.len() != count {
+            findings.wrong.push(format!("{count} transactions of account {account} have {} nonces", used.len()));
+        }
     }
 }
 

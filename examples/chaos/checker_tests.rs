@@ -9,7 +9,7 @@ fn message(id: &str, kind: Kind) -> Message {
 
 fn written(message: &Message, nonce: u64) -> ChainTransaction {
     let (hash, calldata) = (format!("0x{nonce}"), message.body.clone());
-    ChainTransaction { hash, nonce, calldata, target: Target::Contract, succeeded: true }
+    ChainTransaction { hash, account: 0, nonce, calldata, target: Target::Contract, succeeded: true }
 }
 
 fn told(id: &str, nonce: u64) -> FinalEvent {
@@ -32,7 +32,7 @@ fn good() -> History {
     let cancelled = ChainTransaction { calldata: Vec::new(), target: Target::Itself, ..written(&later, 2) };
     History {
         chain: vec![written(&write, 0), reverted, cancelled, written(&later, 3)],
-        next_nonce: 4,
+        next_nonces: vec![4, 0],
         dead: vec![
             letter(&never, "rejected.reverted"),
             letter(&never, "rejected.reverted"),
@@ -104,7 +104,7 @@ fn a_second_effect_is_found() {
     let findings = after(|history| {
         let again = written(&history.published[0], 4);
         history.chain.push(again);
-        history.next_nonce = 5;
+        history.next_nonces[0] = 5;
     });
     assert_eq!(findings.twice.len(), 1);
     assert!(findings.twice[0].starts_with("a (in the chain as [\"0x0\", \"0x4\"]"));
@@ -116,7 +116,7 @@ fn an_effect_of_each_of_two_bodies_is_found() {
         history.dead.retain(|letter| letter.key != CONFLICT);
         let other = written(&history.published[3], 4);
         history.chain.push(other);
-        history.next_nonce = 5;
+        history.next_nonces[0] = 5;
     });
     assert_eq!(findings.twice, ["a (with 2 bodies)"]);
 }
@@ -134,9 +134,9 @@ fn a_dead_letter_that_was_written_is_found() {
 #[test]
 fn a_gap_in_the_nonces_is_found() {
     let findings = after(|history| _ = history.chain.remove(1));
-    assert_eq!(findings.nonce_gaps, [1]);
-    let findings = after(|history| history.next_nonce = 6);
-    assert_eq!(findings.nonce_gaps, [4, 5]);
+    assert_eq!(findings.nonce_gaps, [(0, 1)]);
+    let findings = after(|history| history.next_nonces[0] = 6);
+    assert_eq!(findings.nonce_gaps, [(0, 4), (0, 5)]);
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn what_nobody_published_is_found() {
     let on_chain = after(|history| {
         let strange = written(&message("z", Kind::Write), 4);
         history.chain.push(strange);
-        history.next_nonce = 5;
+        history.next_nonces[0] = 5;
     });
     let dead = after(|history| history.dead.push(letter(&message("z", Kind::Never), "rejected.reverted")));
     let with_another_id = after(|history| {
@@ -183,11 +183,18 @@ fn a_message_with_which_nothing_was_wrong_must_not_die() {
 
 /// By somebody else, at the next nonce.
 fn foreign(history: &mut History) {
-    let nonce = history.next_nonce;
+    let nonce = history.next_nonces[0];
     let calldata = Vec::new();
     let hash = format!("0x{nonce}");
-    history.chain.push(ChainTransaction { hash, nonce, calldata, target: Target::Stranger, succeeded: true });
-    history.next_nonce += 1;
+    history.chain.push(ChainTransaction {
+        hash,
+        account: 0,
+        nonce,
+        calldata,
+        target: Target::Stranger,
+        succeeded: true,
+    });
+    history.next_nonces[0] += 1;
 }
 
 #[test]
@@ -206,15 +213,15 @@ fn what_is_wrong_is_found_beside_foreign_transactions() {
     assert_eq!(lost.lost, ["f"]);
     let twice = after(|history| {
         foreign(history);
-        let again = written(&history.published[0], history.next_nonce);
+        let again = written(&history.published[0], history.next_nonces[0]);
         history.chain.push(again);
     });
     assert_eq!(twice.twice.len(), 1);
     let gap = after(|history| {
-        history.next_nonce += 1;
+        history.next_nonces[0] += 1;
         foreign(history);
     });
-    assert_eq!(gap.nonce_gaps, [4]);
+    assert_eq!(gap.nonce_gaps, [(0, 4)]);
     let to_nobody_known = after(|history| {
         foreign(history);
         history.chain[4].target = Target::Unknown;
@@ -242,7 +249,7 @@ fn written_then(history: &mut History) {
     let again = written(&history.published[2], 4);
     history.chain.push(again);
     history.finals.push(told("c", 4));
-    history.next_nonce = 5;
+    history.next_nonces[0] = 5;
 }
 
 #[test]

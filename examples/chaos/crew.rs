@@ -93,6 +93,14 @@ impl<'a> Crew<'a> {
         *worker = self.start_one(place);
     }
 
+    /// The same for each of them, in this time.
+    pub(crate) async fn restart_in_turn(&self, length: Duration) {
+        let count = self.workers.len() as u32;
+        for place in 0..u64::from(count) {
+            self.terminate(place, length / count).await;
+        }
+    }
+
     /// Stops a worker's process for a while. It may be killed meanwhile.
     pub(crate) async fn freeze(&self, pick: u64, length: Duration) {
         let place = self.chosen(pick);

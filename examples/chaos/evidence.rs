@@ -8,15 +8,15 @@ use serde_json::{Value, json};
 use crate::checker::{ChainTransaction, DeadLetter, Target};
 use crate::journal::Journal;
 use crate::support::rpc::hex;
-use crate::support::{ACCOUNTS, Amqp, Rabbit, RpcClient, Taken, WorkerHome};
-use crate::{CONTRACT, DEAD, STRANGER, VHOST};
+use crate::support::{Amqp, Rabbit, RpcClient, Taken, WorkerHome};
+use crate::{CONTRACT, DEAD, SIGNERS, STRANGER, VHOST};
 
 /// Blocks asked for in one HTTP request.
 const BLOCKS: u64 = 50;
 pub(crate) const REPLAY_COUNT: &str = "cw-replay-count";
 
-/// Every transaction of the account in the chain, and its next nonce.
-pub(crate) async fn chain(rpc: RpcClient) -> anyhow::Result<(Vec<ChainTransaction>, u64, u64)> {
+/// Every transaction of the accounts in the chain, their next nonces, and the height.
+pub(crate) async fn chain(rpc: RpcClient) -> anyhow::Result<(Vec<ChainTransaction>, Vec<u64>, u64)> {
     let head = rpc.block_number().await.map_err(anyhow::Error::msg)?;
     let mut transactions = Vec::new();
     for first in (0..=head).step_by(BLOCKS as usize) {
@@ -37,8 +37,11 @@ pub(crate) async fn chain(rpc: RpcClient) -> anyhow::Result<(Vec<ChainTransactio
             }
         }
     }
-    let next_nonce = rpc.nonce(ACCOUNTS[0].0, "latest").await.map_err(anyhow::Error::msg)?;
-    Ok((transactions, next_nonce, head))
+    let mut next_nonces = Vec::with_capacity(SIGNERS.len());
+    for (account, _) in SIGNERS {
+        next_nonces.push(rpc.nonce(account, "latest").await.map_err(anyhow::Error::msg)?);
+    }
+    Ok((transactions, next_nonces, head))
 }
 
 async fn unreadable(rpc: RpcClient, number: u64, head: u64) -> String {
@@ -55,13 +58,15 @@ fn of_block(block: &Value, receipts: &Value) -> anyhow::Result<Vec<ChainTransact
     let mut found = Vec::new();
     for (transaction, receipt) in in_block.iter().zip(receipts) {
         ensure!(transaction["hash"] == receipt["transactionHash"], "block {} is not in order", block["number"]);
-        if text(&transaction["from"]) == ACCOUNTS[0].0.to_lowercase() {
+        let from = text(&transaction["from"]);
+        if let Some(account) = SIGNERS.iter().position(|(address, _)| from.eq_ignore_ascii_case(address)) {
             let calldata = text(&transaction["input"]);
             found.push(ChainTransaction {
                 hash: text(&transaction["hash"]),
+                account,
                 nonce: u64::from_str_radix(text(&transaction["nonce"]).trim_start_matches("0x"), 16)?,
                 calldata: hex::decode(calldata.trim_start_matches("0x"))?,
-                target: target(&text(&transaction["to"])),
+                target: target(&from, &text(&transaction["to"])),
                 succeeded: receipt["status"] == "0x1",
             });
         }
@@ -69,11 +74,11 @@ fn of_block(block: &Value, receipts: &Value) -> anyhow::Result<Vec<ChainTransact
     Ok(found)
 }
 
-fn target(to: &str) -> Target {
+fn target(from: &str, to: &str) -> Target {
     let is = |address: &str| to.eq_ignore_ascii_case(address);
     match to {
         _ if is(CONTRACT) => Target::Contract,
-        _ if is(ACCOUNTS[0].0) => Target::Itself,
+        _ if is(from) => Target::Itself,
         _ if is(STRANGER) => Target::Stranger,
         _ => Target::Unknown,
     }

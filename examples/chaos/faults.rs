@@ -11,8 +11,8 @@ use crate::operator::Operator;
 use crate::record::Record;
 use crate::schedule::{Fault, Plan, Planned};
 use crate::support::rpc::hex;
-use crate::support::{ACCOUNTS, Anvil, Mode, Postgres, Rabbit, RpcClient, TcpProxy};
-use crate::{BLOCK_GAS, CONTRACT, FINALITY, FULL_BALANCE, MAX_FEE_GWEI, MAX_LAG, STRANGER};
+use crate::support::{Anvil, Mode, Postgres, Rabbit, RpcClient, TcpProxy};
+use crate::{BLOCK_GAS, CONTRACT, FINALITY, FULL_BALANCE, MAX_FEE_GWEI, MAX_LAG, SIGNERS, STRANGER};
 
 /// Gas of a block in which about half of the writes have no room. Most of those can still be simulated, so they have a
 /// nonce when the node refuses them.
@@ -47,6 +47,7 @@ impl Parts<'_> {
             each(&plan.kills, record, async |planned: &Planned| crew.kill(planned.pick).await),
             each(&plan.halts, record, async |planned: &Planned| match planned.fault {
                 Fault::Terminate => crew.terminate(planned.pick, planned.length).await,
+                Fault::RollingRestart => crew.restart_in_turn(planned.length).await,
                 _ => crew.freeze(planned.pick, planned.length).await,
             }),
             each(&plan.account, record, async |planned: &Planned| {
@@ -93,9 +94,9 @@ async fn close_contract(rpc: RpcClient, length: Duration) {
     let _ = rpc.set_storage(CONTRACT, 0, 1).await;
 }
 
-/// At the account's next nonce or a little above it, for more than the worker may offer.
+/// At an account's next nonce or a little above it, for more than the worker may offer.
 async fn send_foreign(rpc: RpcClient, pick: u64) -> Result<(), String> {
-    let account = ACCOUNTS[0].0;
+    let account = chosen(pick);
     let nonce = rpc.nonce(account, "latest").await? + pick % 3;
     let transaction = json!({
         "from": account,
@@ -194,7 +195,7 @@ async fn reorg(rpc: RpcClient, depth: u64) -> Result<(), String> {
         done = rpc.reorg(depth).await;
     }
     // Anvil takes back with the blocks what was set meanwhile.
-    heal_account(rpc).await;
+    let _ = heal_accounts(rpc).await;
     done.map(drop)
 }
 
@@ -230,17 +231,27 @@ async fn trouble(rpc: RpcClient, planned: &Planned) -> Result<(), String> {
         }
         Fault::Drained => {
             // Nothing at all, or too little for many.
-            rpc.set_balance(ACCOUNTS[0].0, u128::from(planned.pick % 2) * u128::from(GWEI) * 200_000).await?;
+            let account = chosen(planned.pick);
+            rpc.set_balance(account, u128::from(planned.pick % 2) * u128::from(GWEI) * 200_000).await?;
             sleep(planned.length).await;
-            rpc.set_balance(ACCOUNTS[0].0, FULL_BALANCE).await?;
+            rpc.set_balance(account, FULL_BALANCE).await?;
         }
         _ => {}
     }
     Ok(())
 }
 
-async fn heal_account(rpc: RpcClient) {
-    let _ = rpc.set_balance(ACCOUNTS[0].0, FULL_BALANCE).await;
+async fn heal_accounts(rpc: RpcClient) -> Result<(), String> {
+    for (account, _) in SIGNERS {
+        rpc.set_balance(account, FULL_BALANCE).await?;
+    }
+    Ok(())
+}
+
+/// One of the accounts, by a number from the plan.
+fn chosen(pick: u64) -> &'static str {
+    let place = (pick >> 8) % SIGNERS.len() as u64;
+    SIGNERS[place as usize].0
 }
 
 async fn fail_broker(rabbit: &mut Rabbit, planned: &[Planned], record: &Record) {
@@ -295,7 +306,7 @@ pub(crate) async fn heal(rpc: RpcClient, ways: impl Iterator<Item = &TcpProxy>) 
     for way in ways {
         way.set_mode(Mode::Pass);
     }
-    rpc.set_balance(ACCOUNTS[0].0, FULL_BALANCE).await?;
+    heal_accounts(rpc).await?;
     rpc.set_next_base_fee(GWEI).await?;
     rpc.call("evm_setBlockGasLimit", json!([hex(BLOCK_GAS)])).await?;
     rpc.set_storage(CONTRACT, 0, 1).await.map(drop)

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use rusqlite::{Connection, OpenFlags};
 
+use crate::SIGNERS;
 use crate::support::{Postgres, PostgresConfig, TcpProxy, WorkerHome};
 
 /// Where PostgreSQL's tables are.
@@ -79,14 +80,26 @@ impl Journal {
         }
     }
 
-    /// Nonces that it has given away.
-    pub(crate) async fn next_nonce(&self, home: &WorkerHome) -> anyhow::Result<u64> {
-        let select = "SELECT max(next_nonce) FROM accounts";
-        let next: Option<i64> = match self {
-            Self::Sqlite => reading(&home.journal_file())?.query_row(select, [], |row| row.get(0))?,
-            Self::Postgres { server, .. } => in_schema(server).await?.query_one(select, &[]).await?.get(0),
-        };
-        Ok(u64::try_from(next.unwrap_or_default())?)
+    /// Nonces that it has given away, for each of the accounts.
+    pub(crate) async fn next_nonces(&self, home: &WorkerHome) -> anyhow::Result<Vec<u64>> {
+        let mut all = Vec::with_capacity(SIGNERS.len());
+        for (address, _) in SIGNERS {
+            let address = hex::decode(address.trim_start_matches("0x"))?;
+            let next: Option<i64> = match self {
+                Self::Sqlite => reading(&home.journal_file())?.query_row(
+                    "SELECT max(next_nonce) FROM accounts WHERE address = ?1",
+                    [address],
+                    |row| row.get(0),
+                )?,
+                Self::Postgres { server, .. } => in_schema(server)
+                    .await?
+                    .query_one("SELECT max(next_nonce) FROM accounts WHERE address = $1", &[&address])
+                    .await?
+                    .get(0),
+            };
+            all.push(u64::try_from(next.unwrap_or_default())?);
+        }
+        Ok(all)
     }
 
     /// Leaves in this folder what the home does not have.

@@ -43,7 +43,9 @@ const DEAD: &str = "chaos.writes.dead";
 const EVENTS: &str = "chaos.events";
 /// Here stands the contract that refuses some requests for ever and others while it is closed.
 const CONTRACT: &str = "0x000000000000000000000000000000000000c0de";
-/// Whoever else has the key sends to this account; the worker never does.
+/// The workers' accounts, with their keys.
+const SIGNERS: [(&str, &str); 3] = [support::ACCOUNTS[0], support::ACCOUNTS[1], support::ACCOUNTS[2]];
+/// Whoever else has the keys sends to this account; the worker never does.
 const STRANGER: &str = support::ACCOUNTS[9].0;
 const BLOCK_GAS: u64 = 30_000_000;
 const FINALITY: u64 = 2;

@@ -113,7 +113,8 @@ impl Report {
         row("nonce gaps", findings.nonce_gaps.len() as u64, "");
         row("wrong", findings.wrong.len() as u64, "other contradictions");
         row("open", open.len() as u64, "not done in the end");
-        let gaps: Vec<_> = findings.nonce_gaps.iter().map(ToString::to_string).collect();
+        let gaps: Vec<_> =
+            findings.nonce_gaps.iter().map(|(account, nonce)| format!("{nonce} of account {account}")).collect();
         let kinds =
             [("lost", &findings.lost), ("twice", &findings.twice), ("nonce gap", &gaps), ("wrong", &findings.wrong)];
         let more = [("open", open), ("ended by itself", &totals.told_ends)];
@@ -133,15 +134,16 @@ fn about(fault: Fault) -> &'static str {
     match fault {
         Fault::Freeze => "worker stopped for longer than its lease",
         Fault::Terminate => "SIGTERM, kill -9 if it takes too long",
+        Fault::RollingRestart => "SIGTERM to each worker in turn, as in an upgrade",
         Fault::NodeRestarts => "with its chain and an empty pool",
         Fault::Reorg => "below finality",
         Fault::NodeRefusesLong => "no room in a block for long bodies: cancelled",
         Fault::FeeRise => "base fee above what was offered",
         Fault::FeeSpike => "base fee above fees.max_fee",
-        Fault::ForeignTransaction => "somebody else sends from the account",
+        Fault::ForeignTransaction => "somebody else sends from an account",
         Fault::NodeLags => "the second node, no further than chain.max_lag",
         Fault::NodeLagsFar => "the second node, further than chain.max_lag",
-        Fault::Drained => "account without funds",
+        Fault::Drained => "an account without funds",
         Fault::BrokerStops => "stop_app, start_app",
         Fault::DatabaseStops => "without waiting for its clients; started again",
         Fault::DatabaseKilled => "kill -9 of the server, started on the same data",
@@ -174,7 +176,7 @@ mod tests {
 
     #[test]
     fn the_line_begins_with_what_machines_read() {
-        let findings = Findings { written: 4, dead: 1, nonce_gaps: vec![2], ..Findings::default() };
+        let findings = Findings { written: 4, dead: 1, nonce_gaps: vec![(0, 2)], ..Findings::default() };
         let line = serde_json::to_string(&report(findings).line()).unwrap();
         let begin =
             r#"{"published":5,"final":4,"dead":1,"lost":0,"twice":0,"nonce_gaps":1,"kills":3,"faults":4,"seed":7,"#;
@@ -188,7 +190,7 @@ mod tests {
         let bad = [
             Findings { lost: one(), ..Findings::default() },
             Findings { twice: one(), ..Findings::default() },
-            Findings { nonce_gaps: vec![0], ..Findings::default() },
+            Findings { nonce_gaps: vec![(0, 0)], ..Findings::default() },
             Findings { wrong: one(), ..Findings::default() },
         ];
         for findings in bad {

@@ -22,8 +22,8 @@ use crate::support::{
     self, Amqp, Anvil, AnvilConfig, Rabbit, RabbitConfig, TcpProxy, WorkerConfig, WorkerHome, contracts,
 };
 use crate::{
-    BLOCK_GAS, CONTRACT, EVENTS, FINALITY, LEASE_TTL_S, MAX_FEE_GWEI, MAX_LAG, Options, QUEUE, VHOST, evidence,
-    listener, messages, producer,
+    BLOCK_GAS, CONTRACT, EVENTS, FINALITY, LEASE_TTL_S, MAX_FEE_GWEI, MAX_LAG, Options, QUEUE, SIGNERS, VHOST,
+    evidence, listener, messages, producer,
 };
 
 const PROGRESS: Duration = Duration::from_secs(10);
@@ -169,13 +169,12 @@ impl Run {
     }
 
     async fn check(&self, open: Vec<String>, faults: &mut Vec<String>) -> anyhow::Result<Report> {
-        let (chain, next_nonce, blocks) =
-            timeout(Duration::from_secs(300), evidence::chain(self.anvil.rpc())).await??;
-        let given = self.journal.next_nonce(&self.home).await?;
+        let (chain, counted, blocks) = timeout(Duration::from_secs(300), evidence::chain(self.anvil.rpc())).await??;
+        let given = self.journal.next_nonces(&self.home).await?;
         let history = History {
             published: self.record.with_published(<[_]>::to_vec),
             chain,
-            next_nonce: next_nonce.max(given),
+            next_nonces: counted.into_iter().zip(given).map(|(counted, given)| counted.max(given)).collect(),
             dead: evidence::dead_letters(&self.rabbit).await,
             finals: self.record.finals(),
             sent_back: self.record.sent_back(),
@@ -230,7 +229,9 @@ fn configuration(rabbit: &Rabbit, way_to_broker: &TcpProxy, way_to_node: &TcpPro
         to: CONTRACT.to_owned(),
         extra: journal.url().map(|url| ("journal", format!("url = {url:?}"))).into_iter().collect(),
     };
-    config
+    SIGNERS
+        .iter()
+        .fold(config, |config, (_, key)| config.with("signer", format!("key = {key:?}")))
         .with("worker", "organisation = \"chaos\"")
         .with("broker", format!("max_body = {}\nmax_hold = \"20s\"\npark_delay = \"2s\"", messages::MAX_BODY))
         .with("broker", "confirm_timeout = \"5s\"")

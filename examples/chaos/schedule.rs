@@ -15,6 +15,8 @@ pub(crate) enum Fault {
     Freeze,
     /// SIGTERM, and `kill -9` if it takes too long; started again.
     Terminate,
+    /// SIGTERM to one worker after the other, as in an upgrade; each is started again before the next one goes.
+    RollingRestart,
     /// The node ends and starts again with its chain and an empty pool.
     NodeRestarts,
     NodeFreezes,
@@ -28,9 +30,9 @@ pub(crate) enum Fault {
     FeeSpike,
     /// The node takes no transaction with a long body: those are cancelled.
     NodeRefusesLong,
-    /// The account has no funds.
+    /// An account has no funds.
     Drained,
-    /// Somebody else sends a transaction from the account.
+    /// Somebody else sends a transaction from an account.
     ForeignTransaction,
     /// The contract refuses the requests that it accepts later.
     ContractCloses,
@@ -112,7 +114,12 @@ pub(crate) struct Plan {
 type Kind = (Fault, u64, u64);
 
 const KILLS: &[Kind] = &[(Fault::Kill, 0, 0)];
-const HALTS: &[Kind] = &[(Fault::Freeze, 4_000, 8_000), (Fault::Terminate, 200, 2_500), (Fault::Freeze, 4_000, 8_000)];
+const HALTS: &[Kind] = &[
+    (Fault::Freeze, 4_000, 8_000),
+    (Fault::Terminate, 200, 2_500),
+    (Fault::Freeze, 4_000, 8_000),
+    (Fault::RollingRestart, 4_000, 12_000),
+];
 const NODE: &[Kind] = &[
     (Fault::NodeRestarts, 0, 1_500),
     (Fault::NodeFreezes, 1_000, 5_000),
