@@ -105,7 +105,7 @@ async fn run_with<J: Journal + 'static>(journal: J, settings: Settings) -> anyho
         publisher: Arc::new(broker.publisher()),
         deliveries,
     };
-    let Pipeline { stages, lanes, flow } =
+    let Pipeline { stages, lanes, flow, meters: _ } =
         Pipeline::new(seams, pipeline_settings(&settings, &accounts, &owner), &tokens.stages);
     for Stage { name, beat, run } in stages {
         if let Some(beat) = beat {

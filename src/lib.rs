@@ -12,6 +12,7 @@ pub mod handover;
 pub mod intake;
 pub mod journal;
 pub mod lane;
+pub mod metrics;
 pub mod model;
 pub mod outbox;
 pub mod pipeline;

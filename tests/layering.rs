@@ -14,6 +14,7 @@ const RANKS: &[&[&str]] = &[
     &["support"],
     &["model"],
     &["policy"],
+    &["metrics"],
     &["rpc"],
     &["broker", "journal", "chain", "signer"],
     &["handover"],

@@ -18,6 +18,7 @@ use crate::broker::endings::Endings;
 use crate::broker::publisher::{PublishSession, SessionPublisher};
 use crate::broker::topology::TopologyMode;
 use crate::broker::{BrokerError, Delivery};
+use crate::metrics::PublishMeter;
 use crate::model::Heartbeat;
 use crate::policy::arrival::is_suspect;
 use crate::policy::pause::Pause;
@@ -53,6 +54,7 @@ pub struct Broker {
     publish_session: watch::Sender<Option<Arc<PublishSession>>>,
     state: watch::Sender<BrokerState>,
     beat: Heartbeat,
+    meter: PublishMeter,
 }
 
 /// What the broker's task works with.
@@ -67,12 +69,22 @@ impl Broker {
     /// A task with these settings, not yet running.
     pub fn new(settings: BrokerSettings, beat: Heartbeat) -> Self {
         let state = watch::Sender::new(BrokerState::Connecting("starting".to_owned()));
-        Self { settings, publish_session: watch::Sender::new(None), state, beat }
+        let (publish_session, meter) = (watch::Sender::new(None), PublishMeter::default());
+        Self { settings, publish_session, state, beat, meter }
     }
 
     /// Publishes over this broker's sessions.
     pub fn publisher(&self) -> SessionPublisher {
-        SessionPublisher { session: self.publish_session.subscribe(), patience: self.settings.confirm_timeout }
+        SessionPublisher {
+            session: self.publish_session.subscribe(),
+            patience: self.settings.confirm_timeout,
+            meter: self.meter.clone(),
+        }
+    }
+
+    /// What its publishers count.
+    pub fn meter(&self) -> PublishMeter {
+        self.meter.clone()
     }
 
     /// How it stands, as it changes.
@@ -305,7 +317,7 @@ impl PublishOnly {
 
     /// Publishes over this connection.
     pub fn publisher(&self) -> SessionPublisher {
-        SessionPublisher { session: self.sessions.subscribe(), patience: self.patience }
+        SessionPublisher { session: self.sessions.subscribe(), patience: self.patience, meter: PublishMeter::default() }
     }
 
     /// Closes the connection.

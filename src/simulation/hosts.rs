@@ -154,7 +154,7 @@ impl Process {
             max_open: settings.max_open,
             retention: Duration::from_secs(30 * 86_400),
         };
-        let Pipeline { stages, lanes, flow } = Pipeline::new(seams, told, &stops);
+        let Pipeline { stages, lanes, flow, .. } = Pipeline::new(seams, told, &stops);
         let mut tasks = JoinSet::new();
         let mut running = Vec::new();
         for stage in stages {

@@ -115,6 +115,7 @@ pub(super) fn queued_request(seq: RequestSeq, row: &RequestRow) -> QueuedRequest
         id: row.id.clone(),
         generation: row.generation,
         turn: row.turn,
+        received_at: row.received_at,
         body: message.body.clone(),
         reply: ReplyAddress {
             reply_to: message.properties.reply_to.clone(),
