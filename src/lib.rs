@@ -24,6 +24,7 @@ pub mod settle;
 pub mod signer;
 #[cfg(test)]
 mod simulation;
+pub mod status;
 pub mod supervisor;
 #[cfg(test)]
 #[path = "../tests/support/mod.rs"]

@@ -20,7 +20,7 @@ const RANKS: &[&[&str]] = &[
     &["handover"],
     &["intake", "broadcaster", "tracker", "settle", "outbox", "recovery", "evidence", "receipt_reader"],
     &["lane"],
-    &["pipeline", "config"],
+    &["pipeline", "config", "status"],
     &["supervisor"],
     &["app"],
     &["cli"],

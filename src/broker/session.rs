@@ -48,6 +48,26 @@ pub enum BrokerState {
     Blocked(String),
 }
 
+impl BrokerState {
+    /// In one word.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Connecting(_) => "connecting",
+            Self::Consuming => "consuming",
+            Self::Paused => "paused",
+            Self::Blocked(_) => "blocked",
+        }
+    }
+
+    /// Why it is away, or takes no messages.
+    pub fn detail(&self) -> Option<&str> {
+        match self {
+            Self::Connecting(why) | Self::Blocked(why) => Some(why),
+            Self::Consuming | Self::Paused => None,
+        }
+    }
+}
+
 /// The broker's task.
 pub struct Broker {
     settings: BrokerSettings,
