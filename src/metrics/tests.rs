@@ -47,6 +47,21 @@ fn dashboard_and_alerts_ask_for_metrics_that_there_are() {
 }
 
 #[test]
+fn every_alert_says_what_to_do_and_is_shown_to_fire() {
+    let rules = std::fs::read_to_string(file("deploy/prometheus/chainwriter.rules.yml")).unwrap();
+    let tests = std::fs::read_to_string(file("deploy/prometheus/chainwriter.rules.test.yml")).unwrap();
+    let alerts: Vec<_> = rules.split("- alert: ").skip(1).collect();
+    assert!(alerts.len() > 10);
+    for alert in alerts {
+        let name = alert.lines().next().unwrap();
+        for part in ["severity: ", "summary: ", "description: "] {
+            assert!(alert.contains(part), "{name} has no {part}");
+        }
+        assert!(tests.contains(&format!("{{alertname=\"{name}\"}}")), "{name} fires in no test");
+    }
+}
+
+#[test]
 fn every_series_of_an_enum_is_there_from_the_start() {
     let page = Metrics::default().page(|_| ());
     for sample in [

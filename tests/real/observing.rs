@@ -193,3 +193,64 @@ async fn a_worker_whose_port_is_taken_works_without_and_takes_it_when_it_is_free
     drop(taken);
     wait_ready(address).await;
 }
+
+#[tokio::test]
+async fn an_overview_has_three_sides_and_says_which_could_not_be_asked() {
+    let Some(stage) = Stage::with_blocks().await else { return };
+    let config = stage.config_for(REVERTS_ON_FF).await.with("retry", "max_attempts = 1");
+    let (config, address) = listening(config.with("worker", "instance = \"one\""));
+    let home = WorkerHome::new(&config);
+    stage.topology(&home).await;
+    stage.amqp.publish(QUEUE, with_id("good"), b"good").await;
+    stage.amqp.publish(QUEUE, with_id("bad"), &[0xff]).await;
+    let mut worker = home.start(BINARY);
+    stage.wait_state(&home, "good", "final").await;
+    wait_until("the dead letter is there", LONG, async || stage.depth(DEAD).await.0 == 1).await;
+    wait_ready(address).await;
+    let overview = async |config: &WorkerConfig| {
+        home.configure(config);
+        let (code, text) = home.command(BINARY, &["status", "--json"]).await;
+        (code, serde_json::from_str::<Value>(&text).unwrap_or_else(|_| panic!("{text}")))
+    };
+
+    let (code, seen) = overview(&config).await;
+    assert_eq!(code, 0, "{seen:#}");
+    assert_eq!((&seen["worker"], &seen["queue"]), (&Value::from("acme/one"), &Value::from(QUEUE)));
+    let account = &seen["journal"]["accounts"][0];
+    assert_eq!((account["next_nonce"].as_u64(), account["live"].as_u64()), (Some(1), Some(0)), "{account}");
+    assert!(account["owner"].as_str().unwrap().starts_with("acme/one/"), "{account}");
+    let incident = &seen["journal"]["incidents"][0];
+    assert_eq!((&incident["request"], &incident["what"]), (&Value::from("bad"), &Value::from("failed")));
+    let dead = seen["queues"].as_array().unwrap().iter().find(|queue| queue["queue"] == DEAD).unwrap();
+    assert_eq!((dead["ready"].as_u64(), &dead["problem"]), (Some(1), &Value::Null));
+    let lane = &seen["process"]["lanes"][0];
+    assert_eq!((&lane["owner"], &lane["open"], lane["window"].as_u64()), (&true.into(), &true.into(), Some(64)));
+    assert!(lane["fee_wei"].as_str().unwrap().parse::<u128>().unwrap() > 0 && lane["balance_wei"].is_string());
+    assert!(seen["process"]["recent"].to_string().contains("it becomes a dead letter"), "{seen:#}");
+    let (code, text) = home.command(BINARY, &["status"]).await;
+    for part in [
+        "acme/one on chain 31337: ready",
+        "1  acme.writes.dead (dead letters)",
+        "owned by acme/one, next nonce 1",
+        "0 in flight",
+    ] {
+        assert!(code == 0 && text.contains(part), "{part}: {text}");
+    }
+
+    let (code, seen) = overview(&config.clone().with("worker", "instance = \"two\"")).await;
+    let error = seen["process"]["error"].as_str().unwrap();
+    assert!(code == 69 && error.contains("answered by acme/one, not by acme/two"), "{error}");
+    let (code, seen) = overview(&config.clone().with("http", "listen = \"\"")).await;
+    assert_eq!((code, &seen["process"]), (0, &Value::Null));
+    let away = WorkerConfig { broker_uri: "amqp://guest:guest@127.0.0.1:1/%2f".to_owned(), ..config.clone() };
+    let (code, seen) = overview(&away).await;
+    assert!(code == 69 && seen["queues"]["error"].as_str().unwrap().contains("127.0.0.1:1"), "{seen:#}");
+    assert!(seen["journal"]["accounts"].is_array() && seen["process"]["lanes"].is_array(), "the others are told");
+    let (code, seen) = overview(&config.clone().with("journal", "url = \"sqlite:/nowhere/journal.db\"")).await;
+    assert!(code == 74 && seen["journal"]["error"].as_str().unwrap().contains("/nowhere"), "{seen:#}");
+    home.configure(&config);
+    assert_eq!(worker.stop().await.code(), Some(0));
+    let (code, seen) = overview(&config).await;
+    assert!(code == 69 && seen["process"]["error"].as_str().unwrap().contains("is it started?"), "{seen:#}");
+    assert_eq!(seen["journal"]["accounts"][0]["owner"], Value::Null, "its lease was given up");
+}
