@@ -9,6 +9,7 @@ use crate::broker::connection::{BrokerSettings, Connected, broker_detail};
 
 /// How full one queue is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(serde::Deserialize))]
 pub struct QueueDepth {
     /// Its name.
     pub queue: String,

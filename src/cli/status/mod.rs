@@ -9,6 +9,8 @@ use crate::cli::{exit, say, say_error};
 use crate::config::Settings;
 
 mod overview;
+#[cfg(test)]
+mod picture;
 mod request;
 mod sheet;
 mod watch;

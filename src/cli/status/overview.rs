@@ -22,6 +22,7 @@ const ANSWER_BYTES: usize = 16 << 20;
 
 /// What each of the three says, or why it says nothing.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(serde::Deserialize))]
 pub(super) struct Overview {
     /// `organisation/instance`, as configured.
     pub(super) worker: String,
@@ -41,6 +42,7 @@ pub(super) struct Overview {
 
 /// One of the three.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(serde::Deserialize))]
 #[serde(untagged)]
 pub(super) enum Side<T> {
     /// What it says.

@@ -103,7 +103,7 @@ fn key_of(event: &Event) -> Option<Key> {
 }
 
 /// The headline, queues and requests side by side, the other sections below; what does not fit can be scrolled to.
-fn draw(frame: &mut Frame<'_>, overview: &Overview, scroll: u16) {
+pub(super) fn draw(frame: &mut Frame<'_>, overview: &Overview, scroll: u16) {
     let (headline, sections) = sheet(overview);
     let [head, upper, lower, foot] =
         Layout::vertical([Constraint::Length(1), Constraint::Length(7), Constraint::Min(3), Constraint::Length(1)])
