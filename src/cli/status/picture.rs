@@ -47,7 +47,7 @@ fn has(buffer: &Buffer, part: &str) -> bool {
 fn svg(buffer: &Buffer) -> String {
     let (width, height) = (usize::from(buffer.area.width) * CELL.0, usize::from(buffer.area.height) * CELL.1);
     let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {} {}\" font-family=\"monospace\" font-size=\"13\">\n\
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {} {}\" font-family=\"monospace\" font-size=\"13.3\">\n\
          <rect width=\"100%\" height=\"100%\" rx=\"6\" fill=\"#101418\"/>\n",
         width + 2 * CELL.0,
         height + CELL.1
