@@ -209,6 +209,25 @@ mod tests {
         assert!(pulses.stuck_for(STALL).is_empty());
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn others_hear_which_stages_stand_still() {
+        let (moving, still) = (Heartbeat::default(), Heartbeat::default());
+        let (told, mut stuck) = watch::channel(Vec::new());
+        let beats = vec![("moving", moving.clone()), ("still", still)];
+        let tells = tell_systemd(beats, Duration::from_secs(60), String::new, told, CancellationToken::new());
+        let moves = async {
+            loop {
+                moving.beat();
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        };
+        tokio::select! {
+            told = tells => panic!("{told:?}"),
+            () = moves => {}
+            heard = stuck.wait_for(|stuck| !stuck.is_empty()) => assert_eq!(*heard.unwrap(), ["still"]),
+        }
+    }
+
     #[tokio::test]
     async fn a_task_that_ends_early_ends_the_process_with_its_error() {
         let mut tasks = Tasks::default();

@@ -38,7 +38,7 @@ impl Metrics {
         let mut book = Book::default();
         book.counters("deliveries", "Deliveries taken in, by what the journal knew of them", &meters.intake.deliveries);
         book.counters("deliveries_acked", "Acks given, and those whose session had ended", &meters.settle.acks);
-        let held = "Deliveries held unacknowledged by this instance";
+        let held = "Requests whose deliveries this instance holds unacknowledged";
         book.gauge("deliveries_held", held, meters.settle.held.clone());
         book.counters("requests", "What became of requests; a retry counts each time", &meters.settle.requests);
         book.counters(

@@ -46,7 +46,7 @@ pub struct BrokerReport {
     pub detail: Option<String>,
     /// There is room for deliveries, and a lane that takes requests.
     pub deliveries_wanted: bool,
-    /// Held unacknowledged by this instance.
+    /// Requests whose deliveries this instance holds unacknowledged.
     pub deliveries_held: u64,
 }
 

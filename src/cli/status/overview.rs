@@ -1,10 +1,9 @@
 //! How everything stands, from three sides: the journal, the broker and the running worker. Each may be out of reach.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use serde::Serialize;
 
 use crate::app::broker_settings;
@@ -13,12 +12,7 @@ use crate::cli::{exit, text_of};
 use crate::config::Settings;
 use crate::journal::{JournalOverview, OperatorsJournal};
 use crate::model::Timestamp;
-use crate::status::WorkerReport;
-
-/// For the running worker's answer: it is on this host, mostly.
-const ANSWER_LIMIT: Duration = Duration::from_secs(3);
-/// Of that answer.
-const ANSWER_BYTES: usize = 16 << 20;
+use crate::status::{self, WorkerReport};
 
 /// What each of the three says, or why it says nothing.
 #[derive(Debug, Serialize)]
@@ -86,12 +80,11 @@ pub(super) struct Looker {
     settings: Settings,
     journal: Option<Box<dyn OperatorsJournal>>,
     broker: Option<QueueLook>,
-    http: reqwest::Client,
 }
 
 impl Looker {
     pub(super) fn new(settings: Settings) -> Self {
-        Self { settings, journal: None, broker: None, http: reqwest::Client::new() }
+        Self { settings, journal: None, broker: None }
     }
 
     pub(super) async fn look(&mut self) -> Overview {
@@ -142,34 +135,14 @@ impl Looker {
     }
 
     async fn ask_process(&self, listen: SocketAddr) -> anyhow::Result<WorkerReport> {
-        let url = format!("http://{}/status", reachable(listen));
-        let asked = async {
-            let mut answer = self.http.get(&url).send().await?.error_for_status()?;
-            let mut body = Vec::new();
-            while let Some(chunk) = answer.chunk().await? {
-                body.extend_from_slice(&chunk);
-                if body.len() > ANSWER_BYTES {
-                    bail!("its answer has more than {ANSWER_BYTES} bytes");
-                }
-            }
-            Ok(serde_json::from_slice::<WorkerReport>(&body)?)
-        };
-        let answered = tokio::time::timeout(ANSWER_LIMIT, asked).await.context("no answer in time")?;
-        let report = answered.with_context(|| format!("no running worker answers at {url}; is it started?"))?;
+        let report = status::ask(listen).await?;
         let expected = self.settings.worker.full_name();
         if report.worker != expected {
-            bail!("{url} is answered by {}, not by {expected}; give each instance its own http.listen", report.worker);
+            bail!(
+                "http.listen {listen} is answered by {}, not by {expected}; give each instance its own http.listen",
+                report.worker
+            );
         }
         Ok(report)
     }
-}
-
-/// An address that means every interface is this host's own for whoever asks.
-fn reachable(listen: SocketAddr) -> SocketAddr {
-    let ip = match listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip @ (IpAddr::V4(_) | IpAddr::V6(_)) => ip,
-    };
-    SocketAddr::new(ip, listen.port())
 }
