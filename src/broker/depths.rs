@@ -7,12 +7,29 @@ use serde::Serialize;
 use crate::broker::BrokerError;
 use crate::broker::connection::{BrokerSettings, Connected, broker_detail};
 
+/// What a queue is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(serde::Deserialize))]
+#[serde(rename_all = "snake_case")]
+pub enum QueueRole {
+    /// Messages come in through it.
+    Work,
+    /// Retries, parks and messages for later wait in it.
+    Wait,
+    /// Dead letters stay in it.
+    Dead,
+    /// The newest events that nobody wanted.
+    Unrouted,
+}
+
 /// How full one queue is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(serde::Deserialize))]
 pub struct QueueDepth {
     /// Its name.
     pub queue: String,
+    /// What it is for.
+    pub role: QueueRole,
     /// Messages that nobody holds. What is held unacked AMQP does not tell.
     pub ready: u32,
     /// Who consumes from it.
@@ -24,7 +41,7 @@ pub struct QueueDepth {
 /// A connection to look with.
 pub struct QueueLook {
     connected: Connected,
-    queues: Vec<String>,
+    queues: Vec<(String, QueueRole)>,
 }
 
 impl QueueLook {
@@ -33,7 +50,15 @@ impl QueueLook {
     /// # Errors
     /// When the broker cannot be reached.
     pub async fn connect(settings: &BrokerSettings) -> Result<Self, BrokerError> {
-        Ok(Self { connected: settings.connect("status").await?, queues: settings.topology.queue_names() })
+        let names = settings.topology.names();
+        let role = |queue: &String| match queue {
+            queue if *queue == names.work => QueueRole::Work,
+            queue if *queue == names.dead => QueueRole::Dead,
+            queue if *queue == names.unrouted() => QueueRole::Unrouted,
+            _ => QueueRole::Wait,
+        };
+        let queues = settings.topology.queue_names().into_iter().map(|queue| (queue.clone(), role(&queue))).collect();
+        Ok(Self { connected: settings.connect("status").await?, queues })
     }
 
     /// Every queue of the topology, in its order.
@@ -42,14 +67,14 @@ impl QueueLook {
     /// When the connection has failed.
     pub async fn depths(&self) -> Result<Vec<QueueDepth>, BrokerError> {
         let mut depths = Vec::with_capacity(self.queues.len());
-        for queue in &self.queues {
-            depths.push(self.depth(queue).await?);
+        for (queue, role) in &self.queues {
+            depths.push(self.depth(queue, *role).await?);
         }
         Ok(depths)
     }
 
     /// On a channel of its own, which a queue that is not there closes.
-    async fn depth(&self, queue: &str) -> Result<QueueDepth, BrokerError> {
+    async fn depth(&self, queue: &str, role: QueueRole) -> Result<QueueDepth, BrokerError> {
         let channel = self.connected.channel().await?;
         let options = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
         let declared = channel.queue_declare(queue.into(), options, FieldTable::default());
@@ -61,7 +86,7 @@ impl QueueLook {
             // It has told already.
             let _ = self.connected.within("close the channel", channel.close(200, "".into())).await;
         }
-        Ok(QueueDepth { queue: queue.to_owned(), ready, consumers, problem })
+        Ok(QueueDepth { queue: queue.to_owned(), role, ready, consumers, problem })
     }
 
     /// Closes the connection.

@@ -222,7 +222,7 @@ async fn an_overview_has_three_sides_and_says_which_could_not_be_asked() {
     let incident = &seen["journal"]["incidents"][0];
     assert_eq!((&incident["request"], &incident["what"]), (&Value::from("bad"), &Value::from("failed")));
     let dead = seen["queues"].as_array().unwrap().iter().find(|queue| queue["queue"] == DEAD).unwrap();
-    assert_eq!((dead["ready"].as_u64(), &dead["problem"]), (Some(1), &Value::Null));
+    assert_eq!((dead["ready"].as_u64(), &dead["role"], &dead["problem"]), (Some(1), &"dead".into(), &Value::Null));
     let lane = &seen["process"]["lanes"][0];
     assert_eq!((&lane["owner"], &lane["open"], lane["window"].as_u64()), (&true.into(), &true.into(), Some(64)));
     assert!(lane["fee_wei"].as_str().unwrap().parse::<u128>().unwrap() > 0 && lane["balance_wei"].is_string());

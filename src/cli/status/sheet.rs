@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use crate::broker::QueueDepth;
+use crate::broker::{QueueDepth, QueueRole};
 use crate::cli::status::overview::{Overview, Side};
 use crate::journal::{AccountOverview, JournalOverview};
 use crate::model::{Timestamp, Wei};
@@ -91,38 +91,30 @@ fn of_side<T>(side: &Side<T>, lines: impl FnOnce(&T) -> Vec<(Tone, String)>) -> 
 
 fn queues(overview: &Overview) -> Vec<(Tone, String)> {
     of_side(&overview.queues, |depths| {
-        let (waits, others): (Vec<_>, Vec<_>) = depths.iter().partition(|depth| is_wait(depth, overview));
-        let mut lines: Vec<_> = others.into_iter().map(|depth| queue(depth, overview)).collect();
-        let waiting: u64 = waits.iter().map(|depth| u64::from(depth.ready)).sum();
+        let waits = |depth: &&QueueDepth| depth.role == QueueRole::Wait && depth.problem.is_none();
+        let waiting: u64 = depths.iter().filter(waits).map(|depth| u64::from(depth.ready)).sum();
+        let mut lines: Vec<_> = depths.iter().filter(|depth| !waits(depth)).map(queue).collect();
         lines.push((Tone::Plain, format!("{waiting:>8}  wait for a retry or for their time")));
         lines
     })
 }
 
-/// Named after the work queue, but for those with names of their own: then each has its line.
-fn is_wait(depth: &QueueDepth, overview: &Overview) -> bool {
-    depth.problem.is_none() && depth.queue.starts_with(&format!("{}.wait.", overview.queue))
-}
-
-fn queue(depth: &QueueDepth, overview: &Overview) -> (Tone, String) {
-    let QueueDepth { queue, ready, consumers, problem } = depth;
+fn queue(depth: &QueueDepth) -> (Tone, String) {
+    let QueueDepth { queue, role, ready, consumers, problem } = depth;
     if let Some(problem) = problem {
         return (Tone::Bad, format!("       ?  {queue}: {problem}"));
     }
-    let is_dead = queue.ends_with(".dead");
     let by = match consumers {
         0 => String::new(),
         1 => ", 1 consumer".to_owned(),
         consumers => format!(", {consumers} consumers"),
     };
-    let what = if is_dead {
-        " (dead letters)"
-    } else if *queue == overview.queue {
-        ""
-    } else {
-        " (nobody wants)"
+    let (what, tone) = match role {
+        QueueRole::Work | QueueRole::Wait => ("", Tone::Plain),
+        QueueRole::Dead if *ready > 0 => (" (dead letters)", Tone::Warn),
+        QueueRole::Dead => (" (dead letters)", Tone::Plain),
+        QueueRole::Unrouted => (" (nobody wants)", Tone::Plain),
     };
-    let tone = if is_dead && *ready > 0 { Tone::Warn } else { Tone::Plain };
     (tone, format!("{ready:>8}  {queue}{what}{by}"))
 }
 
