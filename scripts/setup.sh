@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Brings what the tests and the demo run against: RabbitMQ, Anvil and, when asked for, PostgreSQL with PgBouncer,
-# libfaketime and cargo-deny.
+# libfaketime, promtool and cargo-deny.
 #
-#   scripts/setup.sh [rabbitmq] [anvil] [postgres] [clock] [deny]      (nothing given: rabbitmq anvil)
+#   scripts/setup.sh [rabbitmq] [anvil] [postgres] [clock] [prometheus] [deny]      (nothing given: rabbitmq anvil)
 #
-# It may be run at any time: what is there stays as it is. Only RabbitMQ, PostgreSQL, PgBouncer and libfaketime go into the
-# system (as Debian packages; services are kept from starting); everything else goes into .tools/ in this folder.
+# It may be run at any time: what is there stays as it is. Only RabbitMQ, PostgreSQL, PgBouncer, libfaketime and Prometheus go into
+# the system (as Debian packages; services are kept from starting); everything else goes into .tools/ in this folder.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -165,6 +165,14 @@ setup_clock() {
     have_clock || fail "the package libfaketime brought no /usr/lib/*/faketime/libfaketime.so.1; install it by hand"
 }
 
+# Of Prometheus only promtool is used, which checks the alerts.
+setup_prometheus() {
+    command -v promtool >/dev/null && return
+    apt_install prometheus "install Prometheus so that promtool is on PATH"
+    keep_stopped prometheus
+    command -v promtool >/dev/null || fail "the package prometheus brought no promtool; install it by hand"
+}
+
 setup_deny() {
     [ -x .tools/bin/cargo-deny ] && return
     command -v cargo-deny >/dev/null && return
@@ -188,8 +196,8 @@ setup_deny() {
 if [ $# = 0 ]; then set -- rabbitmq anvil; fi
 for part in "$@"; do
     case $part in
-    rabbitmq | anvil | postgres | clock | deny) ;;
-    *) fail "unknown part '$part'; known are: rabbitmq anvil postgres clock deny" ;;
+    rabbitmq | anvil | postgres | clock | prometheus | deny) ;;
+    *) fail "unknown part '$part'; known are: rabbitmq anvil postgres clock prometheus deny" ;;
     esac
 done
 for part in "$@"; do "setup_$part"; done

@@ -14,12 +14,14 @@ use crate::config::{Settings, SignerSection};
 use crate::journal::{
     AccountId, Instance, Journal, JournalAddress, JournalError, Lease, PostgresJournal, SqliteJournal,
 };
-use crate::lane::{LaneSettings, LaneState};
-use crate::model::{Timestamp, ids};
+use crate::lane::{LaneSettings, LaneSignals, LaneState};
+use crate::metrics::{Meters, Metrics};
+use crate::model::{Address, Timestamp, ids};
 use crate::pipeline::{Pipeline, PipelineSettings, Seams, Stage, Stops};
 use crate::policy::pause::RetrySchedule;
 use crate::settle::SettleSettings;
 use crate::signer::{LocalSigner, RemoteSigner, Signer};
+use crate::status::{self, LaneView, Observer, RecentLines, Sources};
 use crate::supervisor::{Tasks, tell_systemd};
 
 /// Deliveries between the broker and intake; what waits there is unacked and counts to the prefetch.
@@ -32,6 +34,9 @@ const SIGNER_ROUNDS: u32 = 8;
 
 /// The names of the tasks that drain first, in their order.
 const BEFORE_SETTLE: [&str; 2] = ["intake", "lane"];
+
+/// The names of the tasks that end when no other runs.
+const LAST: [&str; 2] = ["systemd", "http"];
 
 /// What the broker needs of the settings.
 pub fn broker_settings(settings: &Settings) -> BrokerSettings {
@@ -76,18 +81,18 @@ fn delays(settings: &Settings) -> Vec<Duration> {
     delays
 }
 
-/// The daemon: runs until it has drained after a signal.
+/// The daemon: runs until it has drained after a signal. `recent` is what its log said last.
 ///
 /// # Errors
 /// What keeps it from starting, or the first task that fails. A [`JournalError`] is in the chain if it was the journal.
-pub async fn run(settings: Settings) -> anyhow::Result<()> {
+pub async fn run(settings: Settings, recent: RecentLines) -> anyhow::Result<()> {
     match settings.journal.address.clone() {
-        JournalAddress::Sqlite(path) => run_with(SqliteJournal::open(&path).await?, settings).await,
-        JournalAddress::Postgres(address) => run_with(PostgresJournal::open(&address).await?, settings).await,
+        JournalAddress::Sqlite(path) => run_with(SqliteJournal::open(&path).await?, settings, recent).await,
+        JournalAddress::Postgres(address) => run_with(PostgresJournal::open(&address).await?, settings, recent).await,
     }
 }
 
-async fn run_with<J: Journal + 'static>(journal: J, settings: Settings) -> anyhow::Result<()> {
+async fn run_with<J: Journal + 'static>(journal: J, settings: Settings, recent: RecentLines) -> anyhow::Result<()> {
     let journal = Arc::new(journal);
     let owner: Arc<str> = format!("{}/{}", settings.worker.full_name(), ids::unique()).into();
     let mut tasks = Tasks::default();
@@ -100,14 +105,16 @@ async fn run_with<J: Journal + 'static>(journal: J, settings: Settings) -> anyho
     for signer in &signers {
         accounts.push(journal.account(settings.chain.id, signer.address()).await?);
     }
+    let node = Arc::new(NodeClient::new(&client_settings(&settings)).context("cannot make the HTTP client")?);
+    let addresses: Vec<_> = signers.iter().map(|signer| signer.address()).collect();
     let seams = Seams {
         journal: journal.clone(),
-        chain: Arc::new(NodeClient::new(&client_settings(&settings)).context("cannot make the HTTP client")?),
+        chain: node.clone(),
         signers,
         publisher: Arc::new(broker.publisher()),
         deliveries,
     };
-    let Pipeline { stages, lanes, flow } =
+    let Pipeline { stages, lanes, flow, meters } =
         Pipeline::new(seams, pipeline_settings(&settings, accounts, &owner), &tokens.stages);
     for Stage { name, beat, run } in stages {
         if let Some(beat) = beat {
@@ -115,6 +122,38 @@ async fn run_with<J: Journal + 'static>(journal: J, settings: Settings) -> anyho
         }
         tasks.spawn(name, run);
     }
+    let meters = Meters {
+        chain: node.meter(),
+        publisher: broker.meter(),
+        journal: journal.meter(),
+        log: recent.meter(),
+        ..meters
+    };
+    let (told_stuck, stuck) = watch::channel(Vec::new());
+    let sources = Sources {
+        worker: settings.worker.full_name(),
+        queue: settings.broker.names.work.clone(),
+        chain_id: settings.chain.id,
+        broker: broker_state.clone(),
+        flow: flow.clone(),
+        lanes: addresses.into_iter().zip(&lanes).map(|(account, (_, signals))| view(account, signals)).collect(),
+        node,
+        journal: journal.clone(),
+        settle: meters.settle.clone(),
+        stuck,
+        draining: tokens.stages.intake.clone(),
+        recent,
+    };
+    let observer = Arc::new(Observer::new(sources, Metrics::new(&meters)));
+    let (looks, stop_looking) = (Arc::clone(&observer), tokens.stages.outbox.clone());
+    tasks.spawn("observer", async move {
+        looks.run(stop_looking).await;
+        Ok::<_, JournalError>(())
+    });
+    if let Some(listen) = settings.http_listen {
+        tasks.spawn("http", status::serve(listen, observer, tokens.last.clone()));
+    }
+
     let (stop_consuming, close) = (tokens.stages.intake.clone(), tokens.broker.clone());
     let sessions = broker.run(deliver, flow, stop_consuming, close);
     tasks.spawn("broker", async {
@@ -122,10 +161,9 @@ async fn run_with<J: Journal + 'static>(journal: J, settings: Settings) -> anyho
         Ok::<_, JournalError>(())
     });
 
-    let (systemd_ends, systemd_stop) = mpsc::channel(1);
     let states: Vec<_> = lanes.iter().map(|(_, signals)| signals.state.subscribe()).collect();
     let status = move || status_line(&broker_state.borrow(), &states);
-    tasks.spawn("systemd", tell_systemd(tasks.beats(), stall(&settings), status, systemd_stop));
+    tasks.spawn("systemd", tell_systemd(tasks.beats(), stall(&settings), status, told_stuck, tokens.last.clone()));
 
     info!(
         worker = settings.worker.full_name(),
@@ -135,15 +173,7 @@ async fn run_with<J: Journal + 'static>(journal: J, settings: Settings) -> anyho
         "chainwriter {} runs",
         env!("CARGO_PKG_VERSION")
     );
-    let systemd_ends = std::sync::Mutex::new(Some(systemd_ends));
-    let drained = tasks
-        .run_until_drained(settings.worker.drain_deadline, |running| {
-            tokens.stop_next(running);
-            if running == ["systemd"] {
-                systemd_ends.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-            }
-        })
-        .await;
+    let drained = tasks.run_until_drained(settings.worker.drain_deadline, |running| tokens.stop_next(running)).await;
     release_leases(journal.as_ref(), lanes.iter().map(|(_, signals)| signals.lease.borrow().clone())).await;
     journal.close().await;
     drained
@@ -178,11 +208,16 @@ async fn release_leases<J: Journal>(journal: &J, leases: impl Iterator<Item = Op
     }
 }
 
-/// What ends the tasks: the stages first, then the broker's connections.
+fn view(account: Address, signals: &LaneSignals) -> LaneView {
+    LaneView { account, state: signals.state.subscribe(), is_open: signals.is_open.subscribe() }
+}
+
+/// What ends the tasks: the stages first, then the broker's connections, then those that tell how it goes.
 #[derive(Default)]
 struct Tokens {
     stages: Stops,
     broker: CancellationToken,
+    last: CancellationToken,
 }
 
 impl Tokens {
@@ -195,6 +230,9 @@ impl Tokens {
             if !runs("outbox") {
                 self.broker.cancel();
             }
+        }
+        if running.iter().all(|name| LAST.contains(name)) {
+            self.last.cancel();
         }
     }
 }

@@ -13,6 +13,7 @@ use tracing::{debug, info};
 use crate::broker::{Delivery, Flow, Receipt};
 use crate::handover::{Admitted, Postponed, Refused, made_up_id};
 use crate::journal::{AccountId, Admissions, Arrival, JournalError};
+use crate::metrics::{DeliveryVerdict, IntakeMeter};
 use crate::model::{BodyHash, Cause, Generation, Heartbeat, Message, Timestamp};
 use crate::policy::admission::{AdmissionRules, Candidate, Refusal, admit, sheltered};
 use crate::policy::arrival::{Verdict, is_suspect};
@@ -52,6 +53,8 @@ pub struct Intake {
     pub max_open: u64,
     /// Sign of life.
     pub beat: Heartbeat,
+    /// What it counts.
+    pub meter: IntakeMeter,
 }
 
 impl Intake {
@@ -117,6 +120,7 @@ impl Intake {
         for Delivery { message, receipt } in batch {
             match sheltered(|| admit(&self.rules, &message)) {
                 Ok(Candidate { id, not_before: Some(until), .. }) if until > now => {
+                    self.meter.deliveries.count(DeliveryVerdict::Postponed);
                     self.hand_on(Admitted::Postponed(Box::new(Postponed { id, message, until, receipt }))).await;
                 }
                 Ok(candidate) => {
@@ -141,6 +145,7 @@ impl Intake {
             arrivals.iter().map(|a| (a.id.clone(), a.generation, a.account, a.message.clone())).collect();
         let verdicts = self.journal.admit(arrivals).await?;
         for ((verdict, receipt), (id, generation, account, message)) in verdicts.into_iter().zip(receipts).zip(copies) {
+            self.meter.deliveries.count(verdict.into());
             debug!(request.id = %id, request.attempt = %generation, verdict = ?verdict, "delivery");
             if verdict == Verdict::Accept {
                 // What was known before is with the lane that had it.
@@ -163,6 +168,7 @@ impl Intake {
     }
 
     async fn refuse(&self, message: Message, refusal: Refusal, receipt: Receipt) {
+        self.meter.deliveries.count(DeliveryVerdict::Refused);
         let id = refusal.id.unwrap_or_else(made_up_id);
         let generation = Generation::read_from(&message.headers).unwrap_or_default();
         let account = self.account_of(BodyHash::of(id.as_str().as_bytes()));

@@ -12,6 +12,7 @@ pub mod handover;
 pub mod intake;
 pub mod journal;
 pub mod lane;
+pub mod metrics;
 pub mod model;
 pub mod outbox;
 pub mod pipeline;
@@ -25,6 +26,7 @@ pub mod signer;
 #[cfg(test)]
 mod simulation;
 pub mod spreading;
+pub mod status;
 pub mod supervisor;
 #[cfg(test)]
 #[path = "../tests/support/mod.rs"]

@@ -12,6 +12,7 @@ use crate::chain::Chain;
 use crate::intake::{Intake, LaneDoor};
 use crate::journal::{AccountId, Changes, Instance, Journal, JournalError, Upkeep};
 use crate::lane::{Lane, LaneSettings, LaneSignals, LaneState};
+use crate::metrics::{LaneMeter, Meters};
 use crate::model::{Heartbeat, Timestamp};
 use crate::outbox::OutboxStage;
 use crate::policy::admission::AdmissionRules;
@@ -86,6 +87,8 @@ pub struct Pipeline {
     pub lanes: Vec<(AccountId, LaneSignals)>,
     /// Whether deliveries are wanted.
     pub flow: watch::Receiver<Flow>,
+    /// What the stages count.
+    pub meters: Meters,
 }
 
 impl Pipeline {
@@ -99,9 +102,10 @@ impl Pipeline {
         let flow = watch::Sender::new(Flow::Paused);
         let wants = flow.subscribe();
 
+        let mut meters = Meters::default();
         let mut lanes = Vec::new();
         for (lane_settings, signer) in settings.lanes.into_iter().zip(signers) {
-            let (account, signals) = (lane_settings.account, lane_signals());
+            let (account, signals) = (lane_settings.account, lane_signals(meters.lane.clone()));
             let chain = Arc::clone(&chain);
             let lane = Lane::new(lane_settings, chain, signer, journal.clone(), from_lane.clone(), signals.clone());
             stages.push(stage("lane", &signals.beat, lane.run(stops.lanes.clone())));
@@ -131,6 +135,7 @@ impl Pipeline {
             flow,
             max_open: settings.max_open,
             beat: beat.clone(),
+            meter: meters.intake.clone(),
         };
         stages.push(stage("intake", &beat, intake.run(deliveries, stops.intake.clone())));
 
@@ -139,6 +144,7 @@ impl Pipeline {
         let (notify, publishes) = (Arc::clone(&outbox_wake), Arc::clone(&publisher));
         let settle = Settle::new(settings.settle, journal.clone(), publishes, notify, beat.clone());
         let settled = settle.settled();
+        meters.settle = settle.meter();
         stages.push(stage("settle", &beat, settle.run(from_intake, from_lanes)));
 
         let beat = Heartbeat::default();
@@ -158,7 +164,7 @@ impl Pipeline {
         }
         let upkeep = upkeep(journal, settings.retention, stops.outbox.clone());
         stages.push(Stage { name: "upkeep", beat: None, run: Box::pin(upkeep) });
-        Self { stages, lanes, flow: wants }
+        Self { stages, lanes, flow: wants, meters }
     }
 }
 
@@ -170,7 +176,7 @@ fn stage(
     Stage { name, beat: Some(beat.clone()), run: Box::pin(run) }
 }
 
-fn lane_signals() -> LaneSignals {
+fn lane_signals(meter: LaneMeter) -> LaneSignals {
     LaneSignals {
         wake: Arc::new(Notify::new()),
         is_assigned: watch::Sender::new(None),
@@ -179,6 +185,7 @@ fn lane_signals() -> LaneSignals {
         lease: watch::Sender::new(None),
         is_open: watch::Sender::new(false),
         beat: Heartbeat::default(),
+        meter,
     }
 }
 

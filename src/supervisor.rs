@@ -6,9 +6,10 @@ use std::time::Duration;
 use anyhow::Context;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::model::Heartbeat;
@@ -124,12 +125,13 @@ impl Signals {
 }
 
 /// Says READY, keeps the status line, and pings the watchdog for as long as every stage moves. A stage that stands still
-/// for `stall` ends the pings, and systemd ends the process.
+/// for `stall` ends the pings, and systemd ends the process. Which stages do, `told` hears too.
 pub async fn tell_systemd(
     beats: Vec<(&'static str, Heartbeat)>,
     stall: Duration,
     status: impl Fn() -> String,
-    mut stopped: mpsc::Receiver<()>,
+    told: watch::Sender<Vec<&'static str>>,
+    stopped: CancellationToken,
 ) -> anyhow::Result<()> {
     notify(&[NotifyState::Ready]);
     let watchdog = sd_notify::watchdog_enabled();
@@ -140,7 +142,7 @@ pub async fn tell_systemd(
     loop {
         tokio::select! {
             _ = tick.tick() => {}
-            _ = stopped.recv() => return Ok(()),
+            () = stopped.cancelled() => return Ok(()),
         }
         let stuck = pulses.stuck_for(stall);
         if stuck.is_empty() {
@@ -148,6 +150,7 @@ pub async fn tell_systemd(
         } else {
             error!(stages = ?stuck, stall_s = stall.as_secs(), "stages stand still; the watchdog is not fed any more");
         }
+        told.send_replace(stuck);
         let status = status();
         if status != last_status {
             notify(&[NotifyState::Status(&status)]);
@@ -204,6 +207,25 @@ mod tests {
         assert_eq!(pulses.stuck_for(STALL), ["still"]);
         still.beat();
         assert!(pulses.stuck_for(STALL).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn others_hear_which_stages_stand_still() {
+        let (moving, still) = (Heartbeat::default(), Heartbeat::default());
+        let (told, mut stuck) = watch::channel(Vec::new());
+        let beats = vec![("moving", moving.clone()), ("still", still)];
+        let tells = tell_systemd(beats, Duration::from_secs(60), String::new, told, CancellationToken::new());
+        let moves = async {
+            loop {
+                moving.beat();
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        };
+        tokio::select! {
+            told = tells => panic!("{told:?}"),
+            () = moves => {}
+            heard = stuck.wait_for(|stuck| !stuck.is_empty()) => assert_eq!(*heard.unwrap(), ["still"]),
+        }
     }
 
     #[tokio::test]

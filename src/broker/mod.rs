@@ -8,6 +8,7 @@ mod connection;
 mod consumers;
 mod convert;
 mod dead_letters;
+mod depths;
 mod endings;
 mod letter_json;
 mod publisher;
@@ -16,6 +17,7 @@ mod topology;
 
 pub use connection::{BrokerSettings, UriSource, check_uri};
 pub use dead_letters::{DeadLetters, Held, Look, MOST_LETTERS, RawLetter, Seen, Ticket};
+pub use depths::{QueueDepth, QueueLook, QueueRole};
 pub use letter_json::LetterJsonError;
 pub use publisher::SessionPublisher;
 pub use session::{Broker, BrokerState, Flow, PublishOnly, check};

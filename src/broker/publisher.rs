@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::broker::connection::{Connected, broker_detail, refusal};
 use crate::broker::convert::properties_of;
 use crate::broker::{BrokerError, Outgoing, PublishError, Publisher};
+use crate::metrics::{Confirm, Publication, PublishMeter};
 
 /// Messages on one channel that wait for their publisher confirms, where no queue has to take them.
 const UNROUTED_IN_FLIGHT: usize = 256;
@@ -164,6 +165,7 @@ pub struct SessionPublisher {
     pub(super) session: watch::Receiver<Option<Arc<PublishSession>>>,
     /// How long to wait for a session.
     pub(super) patience: Duration,
+    pub(super) meter: PublishMeter,
 }
 
 impl std::fmt::Debug for SessionPublisher {
@@ -195,13 +197,33 @@ impl SessionPublisher {
 #[async_trait]
 impl Publisher for SessionPublisher {
     async fn publish(&self, outgoing: &Outgoing) -> Result<(), PublishError> {
-        self.session().await?.publish(outgoing).await
+        let published = match self.session().await {
+            Ok(session) => session.publish(outgoing).await,
+            Err(error) => Err(error),
+        };
+        self.meter.published.count((Publication::Copy, confirm_of(&published)));
+        published
     }
 
     async fn publish_unrouted(&self, outgoing: &[Outgoing]) -> Vec<Result<(), PublishError>> {
-        match self.session().await {
+        let published = match self.session().await {
             Ok(session) => session.publish_unrouted(outgoing).await,
             Err(_) => outgoing.iter().map(|_| Err(PublishError::NotConnected)).collect(),
+        };
+        for one in &published {
+            self.meter.published.count((Publication::Event, confirm_of(one)));
         }
+        published
+    }
+}
+
+fn confirm_of(published: &Result<(), PublishError>) -> Confirm {
+    match published {
+        Ok(()) => Confirm::Confirmed,
+        Err(PublishError::NotConnected) => Confirm::NotConnected,
+        Err(PublishError::Timeout) => Confirm::Timeout,
+        Err(PublishError::Returned { .. }) => Confirm::Returned,
+        Err(PublishError::Refused { .. }) => Confirm::Refused,
+        Err(PublishError::Channel(_)) => Confirm::Failed,
     }
 }

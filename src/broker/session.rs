@@ -18,6 +18,7 @@ use crate::broker::endings::Endings;
 use crate::broker::publisher::{PublishSession, SessionPublisher};
 use crate::broker::topology::TopologyMode;
 use crate::broker::{BrokerError, Delivery};
+use crate::metrics::PublishMeter;
 use crate::model::Heartbeat;
 use crate::policy::arrival::is_suspect;
 use crate::policy::pause::Pause;
@@ -47,6 +48,26 @@ pub enum BrokerState {
     Blocked(String),
 }
 
+impl BrokerState {
+    /// In one word.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Connecting(_) => "connecting",
+            Self::Consuming => "consuming",
+            Self::Paused => "paused",
+            Self::Blocked(_) => "blocked",
+        }
+    }
+
+    /// Why it is away, or takes no messages.
+    pub fn detail(&self) -> Option<&str> {
+        match self {
+            Self::Connecting(why) | Self::Blocked(why) => Some(why),
+            Self::Consuming | Self::Paused => None,
+        }
+    }
+}
+
 /// The broker's task.
 pub struct Broker {
     settings: BrokerSettings,
@@ -55,6 +76,7 @@ pub struct Broker {
     /// A message with a priority was met, and it was said what that means.
     has_met_priority: OnceLock<()>,
     beat: Heartbeat,
+    meter: PublishMeter,
 }
 
 /// What the broker's task works with.
@@ -69,12 +91,22 @@ impl Broker {
     /// A task with these settings, not yet running.
     pub fn new(settings: BrokerSettings, beat: Heartbeat) -> Self {
         let state = watch::Sender::new(BrokerState::Connecting("starting".to_owned()));
-        Self { settings, publish_session: watch::Sender::new(None), state, has_met_priority: OnceLock::new(), beat }
+        let (publish_session, meter) = (watch::Sender::new(None), PublishMeter::default());
+        Self { settings, publish_session, state, has_met_priority: OnceLock::new(), beat, meter }
     }
 
     /// Publishes over this broker's sessions.
     pub fn publisher(&self) -> SessionPublisher {
-        SessionPublisher { session: self.publish_session.subscribe(), patience: self.settings.confirm_timeout }
+        SessionPublisher {
+            session: self.publish_session.subscribe(),
+            patience: self.settings.confirm_timeout,
+            meter: self.meter.clone(),
+        }
+    }
+
+    /// What its publishers count.
+    pub fn meter(&self) -> PublishMeter {
+        self.meter.clone()
     }
 
     /// How it stands, as it changes.
@@ -313,7 +345,7 @@ impl PublishOnly {
 
     /// Publishes over this connection.
     pub fn publisher(&self) -> SessionPublisher {
-        SessionPublisher { session: self.sessions.subscribe(), patience: self.patience }
+        SessionPublisher { session: self.sessions.subscribe(), patience: self.patience, meter: PublishMeter::default() }
     }
 
     /// Closes the connection.

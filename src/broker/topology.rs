@@ -115,6 +115,11 @@ impl Topology {
         &self.names
     }
 
+    /// The names of all queues.
+    pub(super) fn queue_names(&self) -> Vec<String> {
+        self.queues().into_iter().map(|queue| queue.name).collect()
+    }
+
     fn exchanges(&self) -> Vec<Exchange> {
         let Names { retry, dead, events, .. } = &self.names;
         let unrouted = self.names.unrouted();

@@ -15,7 +15,10 @@ use web3::error::Error;
 
 use crate::chain::endpoint::{Endpoint, MethodCall, Order, first_failure};
 use crate::chain::route::Route;
-use crate::chain::{BlockTag, Call, Chain, ChainError, Header, Receipt, Result, SentInBlock, answers, receipts};
+use crate::chain::{
+    BlockTag, Call, Chain, ChainError, EndpointState, Header, Receipt, Result, SentInBlock, answers, receipts,
+};
+use crate::metrics::ChainMeter;
 use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, SignedTransaction, TxHash, Wei};
 use crate::policy::classify::ErrorTable;
 use crate::policy::fee::Market;
@@ -54,6 +57,7 @@ pub struct NodeClient {
     /// In the configured order.
     pub(super) endpoints: Vec<Endpoint>,
     pub(super) comparisons: Occasion,
+    meter: ChainMeter,
 }
 
 /// Something that is done from time to time, by whoever comes along.
@@ -79,13 +83,14 @@ impl NodeClient {
     /// When the HTTP client cannot be made, for want of the system's certificates say.
     pub fn new(settings: &ClientSettings) -> std::result::Result<Self, Error> {
         let client = client(settings.timeout)?;
+        let meter = ChainMeter::default();
         let labels: Vec<_> = settings.endpoints.iter().map(label).collect();
         let endpoints = settings.endpoints.iter().zip(&labels).enumerate().map(|(index, (url, label))| {
             // Two keys of one provider, say: then the place in the list tells them apart.
             let is_alone = labels.iter().filter(|other| *other == label).count() == 1;
             let label = if is_alone { label.clone() } else { format!("{label} (number {})", index + 1) };
             let transport = HttpTransport::new(client.clone(), url.clone());
-            Endpoint::new(transport, label, settings.batch_size, Arc::clone(&settings.errors))
+            Endpoint::new(transport, label, settings.batch_size, Arc::clone(&settings.errors), meter.clone())
         });
         Ok(Self {
             chain_id: settings.chain_id,
@@ -93,6 +98,7 @@ impl NodeClient {
             errors: Arc::clone(&settings.errors),
             endpoints: endpoints.collect(),
             comparisons: Occasion::default(),
+            meter,
         })
     }
 
@@ -105,6 +111,17 @@ impl NodeClient {
             (endpoint.label().to_owned(), counted)
         };
         join_all(self.endpoints.iter().map(ask)).await
+    }
+
+    /// What it counts.
+    pub fn meter(&self) -> ChainMeter {
+        self.meter.clone()
+    }
+
+    /// How its endpoints are, in the configured order.
+    pub fn endpoint_states(&self) -> Vec<EndpointState> {
+        let now = Instant::now();
+        self.endpoints.iter().map(|endpoint| endpoint.state(now, self.max_lag)).collect()
     }
 
     /// Goes along the endpoints until one of them answers.

@@ -14,7 +14,8 @@ use tracing::{error, info, warn};
 use web3::error::{Error, TransportError};
 
 use crate::chain::health::Health;
-use crate::chain::{ChainError, Result, answers};
+use crate::chain::{ChainError, EndpointState, Result, answers};
+use crate::metrics::{CallResult, ChainMeter, Method};
 use crate::model::BlockNumber;
 use crate::policy::classify::{ErrorTable, is_missing_method};
 use crate::rpc::{BatchAnswer, HttpTransport};
@@ -49,10 +50,17 @@ pub(super) struct Endpoint {
     batch_size: AtomicUsize,
     configured_batch_size: usize,
     lacks: Mutex<HashSet<&'static str>>,
+    meter: ChainMeter,
 }
 
 impl Endpoint {
-    pub(super) fn new(transport: HttpTransport, label: String, batch_size: usize, errors: Arc<ErrorTable>) -> Self {
+    pub(super) fn new(
+        transport: HttpTransport,
+        label: String,
+        batch_size: usize,
+        errors: Arc<ErrorTable>,
+        meter: ChainMeter,
+    ) -> Self {
         let configured_batch_size = batch_size.max(1);
         Self {
             transport,
@@ -62,6 +70,7 @@ impl Endpoint {
             batch_size: AtomicUsize::new(configured_batch_size),
             configured_batch_size,
             lacks: Mutex::default(),
+            meter,
         }
     }
 
@@ -71,6 +80,17 @@ impl Endpoint {
 
     pub(super) fn health(&self) -> MutexGuard<'_, Health> {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How it is, for a person.
+    pub(super) fn state(&self, now: Instant, max_lag: u64) -> EndpointState {
+        let health = self.health();
+        let serves = health.is_verified() && !health.rests(now) && health.behind() <= max_lag;
+        let problem = match health.last_error() {
+            Some(error) if !serves => Some(error.to_string()),
+            Some(_) | None => None,
+        };
+        EndpointState { label: self.label.clone(), serves, blocks_behind: health.behind(), problem }
     }
 
     /// Asks for its chain id, and whether it is syncing. What the node behind lacks is found out anew after a failure: it
@@ -154,7 +174,11 @@ impl Endpoint {
     }
 
     pub(super) async fn ask<T: DeserializeOwned>(&self, method: &str, params: Vec<Value>) -> Result<T> {
-        self.transport.call(method, params).await.map_err(|error| self.error(error))
+        let (method_label, began) = (Method::named(method), Instant::now());
+        let answer = self.transport.call(method, params).await.map_err(|error| self.error(error));
+        self.meter.note(method_label, began.elapsed());
+        self.meter.calls.count((method_label, call_result(&answer)));
+        answer
     }
 
     /// One answer for each call. After a failure of the endpoint the calls that are left get this failure.
@@ -175,16 +199,30 @@ impl Endpoint {
                 failure = first_failure(&answers).cloned();
                 continue;
             }
-            match self.transport.batch(batch).await {
+            let began = Instant::now();
+            let answered = self.transport.batch(batch).await;
+            self.meter.note(batch.first().map_or(Method::Other, |(method, _)| Method::named(method)), began.elapsed());
+            match answered {
                 Ok(BatchAnswer::Each(each)) => {
-                    answers.extend(each.into_iter().map(|answer| answer.map_err(|error| self.error(error))));
+                    let each: Vec<_> =
+                        each.into_iter().map(|answer| answer.map_err(|error| self.error(error))).collect();
+                    for ((method, _), answer) in batch.iter().zip(&each) {
+                        self.meter.calls.count((Method::named(method), call_result(answer)));
+                    }
+                    answers.extend(each);
                 }
                 Ok(BatchAnswer::Refused(text)) if self.errors.is_rate_limit(&text) => failure = Some(self.limited()),
                 Ok(BatchAnswer::Refused(text)) => {
                     size = batch.len() / SHRINK;
                     refusal = Some(text);
                 }
-                Err(error) => failure = Some(self.error(error)),
+                Err(error) => {
+                    let error = self.error(error);
+                    for (method, _) in batch {
+                        self.meter.calls.count((Method::named(method), result_of(&error)));
+                    }
+                    failure = Some(error);
+                }
             }
         }
         if let (Some(text), Some(Ok(_) | Err(ChainError::Node { .. }))) = (refusal, answers.last()) {
@@ -260,6 +298,22 @@ fn fitting(calls: &[MethodCall]) -> usize {
         Some(*sum)
     });
     sizes.take_while(|sum| *sum <= BATCH_BYTES).count().max(1)
+}
+
+fn call_result<T>(answer: &Result<T>) -> CallResult {
+    answer.as_ref().map_or_else(result_of, |_| CallResult::Answered)
+}
+
+fn result_of(error: &ChainError) -> CallResult {
+    match error {
+        ChainError::Node { .. } => CallResult::Refused,
+        ChainError::RateLimited { .. } => CallResult::RateLimited,
+        ChainError::Nonsense { .. } => CallResult::Nonsense,
+        ChainError::Unreachable { .. }
+        | ChainError::Syncing { .. }
+        | ChainError::Lagging { .. }
+        | ChainError::WrongChain { .. } => CallResult::Unreachable,
+    }
 }
 
 /// The first answer that is a failure of the endpoint.

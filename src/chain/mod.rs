@@ -212,6 +212,19 @@ pub struct Call {
     pub data: Bytes,
 }
 
+/// How an endpoint is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointState {
+    /// Host and port.
+    pub label: String,
+    /// It is asked.
+    pub serves: bool,
+    /// When heads were compared last.
+    pub blocks_behind: u64,
+    /// Why it is not asked, if it has failed.
+    pub problem: Option<String>,
+}
+
 /// What a lane asks of the chain. Every call has a timeout for each endpoint it is tried at; a call that is dropped has no effect but may have been sent.
 #[async_trait]
 pub trait Chain: Send + Sync {

@@ -8,14 +8,12 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
 
 use crate::config::{LogFormat, LogSection};
+use crate::status::RecentLines;
 
-/// Starts logging. A second start in one process is ignored.
-pub(super) fn start(settings: LogSection) {
-    let filter = Targets::new()
-        .with_target("chainwriter", LevelFilter::from_level(settings.level))
-        // lapin reports at error what its callers get as errors, and handle.
-        .with_target("lapin", LevelFilter::OFF)
-        .with_default(LevelFilter::WARN);
+/// Starts logging, and gives the last warnings and errors of it, whatever level is written. A second start in one process is
+/// ignored.
+pub(super) fn start(settings: LogSection) -> RecentLines {
+    let recent = RecentLines::default();
     let writer = std::io::stderr;
     let layer = match settings.format {
         LogFormat::Text => {
@@ -23,5 +21,16 @@ pub(super) fn start(settings: LogSection) {
         }
         LogFormat::Json => fmt::layer().json().flatten_event(true).with_writer(writer).with_target(false).boxed(),
     };
-    let _ = tracing_subscriber::registry().with(layer.with_filter(filter)).try_init();
+    let keeps = recent.clone().with_filter(down_to(LevelFilter::WARN));
+    let layer = layer.with_filter(down_to(LevelFilter::from_level(settings.level)));
+    let _ = tracing_subscriber::registry().with(layer).with(keeps).try_init();
+    recent
+}
+
+fn down_to(level: LevelFilter) -> Targets {
+    Targets::new()
+        .with_target("chainwriter", level)
+        // lapin reports at error what its callers get as errors, and handle.
+        .with_target("lapin", LevelFilter::OFF)
+        .with_default(LevelFilter::WARN)
 }

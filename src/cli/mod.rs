@@ -14,7 +14,6 @@ use crate::salvage::SalvageError;
 mod cancel;
 mod check;
 mod dead;
-mod instances;
 mod key;
 mod log;
 mod publish;
@@ -66,7 +65,7 @@ enum Command {
     Topology(topology::Arguments),
     /// Publish messages to the work queue, each with an id, each confirmed by the broker.
     Publish(publish::Arguments),
-    /// Tell what happened to one request, or which instances there are.
+    /// Tell what happened to one request, or how everything stands.
     Status(status::Arguments),
     /// Make, import or look at the key of an account; needs no configuration.
     Key(key::Arguments),

@@ -28,8 +28,8 @@ pub(super) fn with_deep_stacks() {
 }
 
 pub(super) async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
-    log::start(settings.log);
-    match app::run(settings).await {
+    let recent = log::start(settings.log);
+    match app::run(settings, recent).await {
         Ok(()) => {
             tracing::info!("stopped");
             Ok(ExitCode::SUCCESS)

@@ -1,5 +1,6 @@
 //! The configuration: built-in defaults, a file, the environment; checked as a whole, so that all faults come at once.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,6 +61,8 @@ pub struct Settings {
     pub journal: JournalSection,
     /// `lease.ttl`
     pub lease_ttl: Duration,
+    /// `http.listen`
+    pub http_listen: Option<SocketAddr>,
     /// `[log]`
     pub log: LogSection,
 }

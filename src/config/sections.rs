@@ -1,5 +1,6 @@
 //! Every section of the configuration: its keys, their ranges, and what must fit together.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +50,7 @@ pub(super) fn read(values: Value) -> Result<Settings, Faults> {
         fees: fees(Section::new("fees", tables.remove("fees"), &mut findings)),
         journal: journal(Section::new("journal", tables.remove("journal"), &mut findings)),
         lease_ttl: lease(Section::new("lease", tables.remove("lease"), &mut findings)),
+        http_listen: http(Section::new("http", tables.remove("http"), &mut findings)),
         log: log(Section::new("log", tables.remove("log"), &mut findings)),
     };
     for name in tables.keys() {
@@ -345,6 +347,16 @@ fn lease(mut section: Section<'_>) -> Duration {
     let ttl = section.duration("ttl", 3 * SECOND..=10 * MINUTE);
     section.finish(&["ttl"]);
     ttl
+}
+
+fn http(mut section: Section<'_>) -> Option<SocketAddr> {
+    let expected = "an address and a port, such as \"127.0.0.1:19746\", or \"\" for none";
+    let listen = section.read("listen", expected, None, |text| match text {
+        "" => Some(None),
+        address => address.parse().ok().map(Some),
+    });
+    section.finish(&["listen"]);
+    listen
 }
 
 fn log(mut section: Section<'_>) -> LogSection {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use crate::metrics::JournalMeter;
 use crate::model::{Address, Attempt, BodyHash, Message, Nonce, RequestId, Timestamp};
 use crate::policy::arrival::{Known, Verdict};
 
@@ -19,6 +20,7 @@ mod columns;
 pub(crate) mod contract;
 mod history;
 mod letters;
+mod overview;
 mod postgres;
 mod records;
 mod recovery;
@@ -29,6 +31,9 @@ pub use address::JournalAddress;
 pub use changes::{Changes, Seen};
 pub use history::{AttemptHistory, History, Incident, TransactionHistory};
 pub use letters::{Deed, LetterDeed, LetterDeeds};
+#[cfg(test)]
+pub(crate) use overview::RECENT_INCIDENTS;
+pub use overview::{AccountOverview, JournalOverview, OpenRequests, RecentIncident};
 pub use postgres::{PostgresAddress, PostgresJournal};
 pub use records::{
     AccountId, Acquired, Arrival, Attendance, CancelWish, Cancellation, ClosedTransaction, ConfirmedCopy, CopyKind,
@@ -241,6 +246,12 @@ pub trait Outbox: Send + Sync {
 pub trait Upkeep: Send + Sync {
     /// Everything about one request.
     async fn history(&self, id: &RequestId) -> Result<Option<History>>;
+    /// How everything stands; cheap, however much is settled.
+    async fn overview(&self) -> Result<JournalOverview>;
+    /// What it counts.
+    fn meter(&self) -> JournalMeter {
+        JournalMeter::default()
+    }
     /// Notes that an operator wants this request no more. The wish is over once the request is final or dead.
     async fn wish_cancellation(&self, id: &RequestId, wish: CancelWish) -> Result<WishAnswer>;
     /// Deletes up to `limit` requests that were final or dead before this time, with all that belongs to them, whichever

@@ -140,6 +140,8 @@ pub struct QueuedRequest {
     pub generation: Generation,
     /// Its place in the queue.
     pub turn: i64,
+    /// When it came for the first time.
+    pub received_at: Timestamp,
     /// Its body.
     pub body: Bytes,
     /// Whom to tell.

@@ -132,7 +132,7 @@ fn body(row: &impl Columns) -> Result<Bytes> {
 
 /// The columns that [`queued_request`] reads.
 pub(super) const QUEUED_COLUMNS: &str =
-    "r.seq, r.id, r.replay, r.retry, r.turn, r.body, r.body_hash, r.reply_to, r.correlation_id";
+    "r.seq, r.id, r.replay, r.retry, r.turn, r.received_at, r.body, r.body_hash, r.reply_to, r.correlation_id";
 
 pub(super) fn queued_request(row: &impl Columns) -> Result<QueuedRequest> {
     Ok(QueuedRequest {
@@ -140,6 +140,7 @@ pub(super) fn queued_request(row: &impl Columns) -> Result<QueuedRequest> {
         id: request_id(row)?,
         generation: generation(row)?,
         turn: number(row, "request", "turn")?,
+        received_at: Timestamp(number(row, "request", "received_at")?),
         body: body(row)?,
         reply: reply(row, "request")?,
     })

@@ -10,6 +10,7 @@ use crate::chain::ChainError;
 use crate::journal::{JournalError, Lease};
 use crate::lane::Lane;
 use crate::lane::pausing::pause_reason;
+use crate::metrics::{self, Signed};
 use crate::model::{Attempt, AttemptKind, Nonce, PauseReason, Timestamp};
 use crate::policy::classify::SendMeaning;
 use crate::policy::fee::{Market, is_underpriced};
@@ -27,6 +28,7 @@ impl Lane {
         // What waits for earlier nonces, or for a chain that stands still, may well be dropped.
         let next = self.window.not_included().next().filter(|_| !self.is_head_stale()).map(|next| next.nonce);
         for Answer { nonce, hash, result } in answers {
+            self.signals.meter.answers.count(self.meaning_of(&result));
             self.mender.heed(nonce, hash, &result, &self.settings.errors);
             let Some(transaction) = self.window.get_mut(nonce) else { continue };
             if transaction.newest().signed.hash != hash {
@@ -71,6 +73,15 @@ impl Lane {
                     )
                 });
             }
+        }
+    }
+
+    fn meaning_of(&self, result: &Result<(), ChainError>) -> metrics::Answer {
+        match result {
+            Ok(()) => metrics::Answer::Taken,
+            Err(ChainError::Node { message, .. }) => self.settings.errors.meaning_of(message).into(),
+            Err(ChainError::RateLimited { .. }) => metrics::Answer::RateLimited,
+            Err(_) => metrics::Answer::None,
         }
     }
 
@@ -155,6 +166,12 @@ impl Lane {
             .map(|((nonce, kind, fee), signed)| (nonce, Attempt { kind, signed, fee, signed_at }))
             .collect();
         self.journal.record_attempts(lease, attempts.clone()).await?;
+        for (_, attempt) in &attempts {
+            self.signals.meter.signed.count(match attempt.kind {
+                AttemptKind::Write => Signed::Replacement,
+                AttemptKind::Cancel => Signed::Cancel,
+            });
+        }
         for (nonce, attempt) in attempts {
             info!(tx.nonce = %nonce, tx.hash = %attempt.signed.hash, tx.kind = attempt.kind.as_str(), fee.max = %attempt.fee.ceiling(), "another attempt at the nonce");
             self.window.add_attempt(nonce, attempt);

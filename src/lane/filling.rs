@@ -8,6 +8,7 @@ use crate::journal::{JournalError, Lease};
 use crate::lane::pausing::is_outage;
 use crate::lane::settings::OutagePolicy;
 use crate::lane::{Lane, ending, prepare};
+use crate::metrics::Signed;
 use crate::model::{Nonce, PauseReason};
 
 /// Requests signed and journalled together at most.
@@ -92,9 +93,11 @@ impl Lane {
         let stored = transactions.iter().map(prepare::to_store).collect();
         self.journal.record_transactions(lease, stored).await?;
         self.next_nonce = Some(first.plus(transactions.len() as u64));
+        self.signals.meter.signed.add(Signed::First, transactions.len());
         for transaction in transactions {
             debug!(request.id = %transaction.request.id, tx.nonce = %transaction.nonce, tx.hash = %transaction.newest().signed.hash, "signed");
             let nonce = transaction.nonce;
+            self.signals.meter.until_broadcast.note(transaction.request.received_at.age());
             self.window.insert(transaction);
             self.send(nonce);
         }

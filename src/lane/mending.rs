@@ -10,6 +10,7 @@ use tracing::{debug, warn};
 use crate::chain::{BlockTag, ChainError};
 use crate::journal::{JournalError, Lease, StoredNonce, Which};
 use crate::lane::Lane;
+use crate::metrics::Signed;
 use crate::model::{Attempt, AttemptKind, BlockNumber, Fee, Nonce, SignedTransaction, Timestamp, TxHash};
 use crate::policy::classify::{ErrorTable, SendMeaning};
 use crate::policy::gap::{GapWatch, Remedy, remedy};
@@ -192,6 +193,7 @@ impl Lane {
         let fillers: Vec<_> =
             priced.into_iter().zip(signed).map(|((nonce, fee), signed)| (nonce, attempt(fee, signed))).collect();
         self.journal.record_fillers(lease, fillers.clone()).await?;
+        self.signals.meter.signed.add(Signed::Filler, fillers.len());
         let count = fillers.len() as u64;
         for (nonce, filler) in fillers {
             warn!(tx.nonce = %nonce, tx.hash = %filler.signed.hash, fee.max = %filler.fee.ceiling(), "the chain waits for a nonce that nothing of ours may take: a transfer to the account itself fills it");

@@ -300,7 +300,10 @@ impl Lane {
             paused: self.pause.as_ref().map(|pause| (pause.reason, pause.detail.clone())),
             in_flight: self.window.len(),
             window: self.send_window.size(),
+            next_nonce: self.next_nonce,
             head: self.head.as_ref().map(|head| head.number),
+            head_at: self.head.as_ref().map(|head| head.timestamp),
+            fee: self.market.and_then(|market| self.settings.fees.quote(&market).ok()),
             nonces_mended: self.mender.mended,
         };
         let can_take = self.head.is_some() && (self.pause.is_none() || self.needs_request());

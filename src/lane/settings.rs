@@ -6,7 +6,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
 use crate::journal::{AccountId, Lease, Leases, Transactions};
-use crate::model::{Address, BlockNumber, Gas, Heartbeat, PauseReason, Wei};
+use crate::metrics::LaneMeter;
+use crate::model::{Address, BlockNumber, Fee, Gas, Heartbeat, Nonce, PauseReason, Wei};
 use crate::policy::classify::ErrorTable;
 use crate::policy::fee::FeeRules;
 use crate::policy::finality::FinalityRule;
@@ -83,8 +84,14 @@ pub struct LaneState {
     pub in_flight: usize,
     /// How many may wait for a block now.
     pub window: usize,
+    /// The nonce that the next transaction gets, once it is known.
+    pub next_nonce: Option<Nonce>,
     /// The newest block seen.
     pub head: Option<BlockNumber>,
+    /// Its timestamp, in seconds since 1970.
+    pub head_at: Option<u64>,
+    /// What a transaction would offer now, unless that is above the cap.
+    pub fee: Option<Fee>,
     /// Nonces in gaps that something was sent for since the start.
     pub nonces_mended: u64,
 }
@@ -108,6 +115,8 @@ pub struct LaneSignals {
     pub is_open: watch::Sender<bool>,
     /// Sign of life.
     pub beat: Heartbeat,
+    /// What it counts.
+    pub meter: LaneMeter,
 }
 
 /// The part of the journal that a lane uses.

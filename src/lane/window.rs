@@ -303,6 +303,7 @@ mod tests {
             id: RequestId::new("a").unwrap(),
             generation: Generation::default(),
             turn: 1,
+            received_at: Timestamp(0),
             body: bytes::Bytes::new(),
             reply: Default::default(),
         };

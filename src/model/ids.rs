@@ -260,6 +260,11 @@ impl Timestamp {
         Self(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX))
     }
 
+    /// For how long it has been since then by this host's clock; nothing where that is behind.
+    pub fn age(self) -> Duration {
+        Duration::from_millis(u64::try_from(Self::now().0.saturating_sub(self.0)).unwrap_or(0))
+    }
+
     /// This long after.
     pub fn after(self, wait: Duration) -> Self {
         Self(self.0.saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)))
@@ -277,6 +282,19 @@ impl fmt::Display for Timestamp {
         const END_MS: u64 = 253_402_300_799_999;
         let since_epoch = Duration::from_millis(u64::try_from(self.0).unwrap_or(0).min(END_MS));
         humantime::format_rfc3339_millis(UNIX_EPOCH + since_epoch).fmt(f)
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
     }
 }
 

@@ -33,6 +33,11 @@ impl HeldDeliveries {
         self.0.entry(id).or_default().push(Held { generation, receipt, since, look_at: since + FIRST_LOOK });
     }
 
+    /// How many there are. Requests count, whose copies are seldom several.
+    pub(super) fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// Requests to look up in the journal now. What is held for long is looked up less often, so that a full prefetch costs
     /// little.
     pub(super) fn due(&mut self) -> Vec<RequestId> {

@@ -17,8 +17,9 @@ use crate::journal::{
     AccountId, CopyKind, Decision, JournalError, QueuedRequest, RefusedMessage, RequestSeq, Settlement, Settlements,
     UnconfirmedCopy,
 };
+use crate::metrics::{self, Ack, FailureEnd, SettleMeter};
 use crate::model::event::{Outcome, Subject};
-use crate::model::{BodyHash, Event, Generation, Heartbeat, RequestId, Timestamp};
+use crate::model::{BodyHash, Cause, Event, Generation, Heartbeat, RequestId, Timestamp};
 use crate::policy::pause::Pause;
 
 mod aftermath;
@@ -58,6 +59,7 @@ pub struct Settle {
     refused: VecDeque<Box<Refused>>,
     postponed: VecDeque<Box<Postponed>>,
     publishing: FuturesUnordered<BoxFuture<Published>>,
+    meter: SettleMeter,
 }
 
 /// A lane that gives its account up, and the copies that it waits for.
@@ -113,7 +115,13 @@ impl Settle {
             refused: VecDeque::new(),
             postponed: VecDeque::new(),
             publishing: FuturesUnordered::new(),
+            meter: SettleMeter::default(),
         }
+    }
+
+    /// What it counts.
+    pub fn meter(&self) -> SettleMeter {
+        self.meter.clone()
     }
 
     /// To be told when another instance may have settled something.
@@ -137,6 +145,7 @@ impl Settle {
         let (mut intake_is_open, mut lanes_are_open) = (true, true);
         while intake_is_open || lanes_are_open || self.is_busy() {
             self.beat.beat();
+            self.meter.held.set(i64::try_from(self.held.count()).unwrap_or(i64::MAX));
             self.start_publishing().await?;
             self.let_lanes_leave();
             tokio::select! {
@@ -188,7 +197,7 @@ impl Settle {
                 Admitted::Postponed(postponed) => self.postponed.push_back(postponed),
             }
         }
-        ack(known).await;
+        ack(&self.meter, known).await;
     }
 
     async fn rule(&mut self, from_lanes: Vec<FromLane>) -> Result<(), JournalError> {
@@ -252,6 +261,8 @@ impl Settle {
         for (request, settlement) in decided {
             match settlement.decision {
                 Decision::Final(_) => {
+                    self.meter.requests.count(metrics::Outcome::Final);
+                    self.meter.until_final.note(request.received_at.age());
                     let included = settlement.transaction.and_then(|transaction| transaction.included);
                     if let Some(tx) = included {
                         debug!(request.id = %request.id, tx.hash = %tx.tx_hash, tx.nonce = %tx.nonce, block.number = %tx.block_number, "request is final");
@@ -259,20 +270,32 @@ impl Settle {
                     receipts.extend(self.held.release_all(&request.id));
                 }
                 Decision::Retry { cause, next } => {
+                    self.note_failure(&cause, FailureEnd::Retry);
                     info!(request.id = %request.id, request.attempt = next.retry, %cause, "request failed, it will be tried again");
                     self.await_copy(request.seq);
                 }
                 Decision::Dead { cause } | Decision::Cancel { cause } => {
+                    self.note_failure(&cause, FailureEnd::Dead);
                     warn!(request.id = %request.id, %cause, "request failed for good, it becomes a dead letter");
                     self.await_copy(request.seq);
                 }
                 Decision::Requeue { taken_by } => {
+                    self.meter.requests.count(metrics::Outcome::Requeued);
                     warn!(request.id = %request.id, foreign.tx.hash = %taken_by, "another program uses this account: its transaction took the request's nonce");
                 }
             }
         }
         self.outbox.notify_one();
-        ack(receipts).await;
+        ack(&self.meter, receipts).await;
+    }
+
+    fn note_failure(&self, cause: &Cause, end: FailureEnd) {
+        let outcome = match end {
+            FailureEnd::Retry => metrics::Outcome::Retry,
+            FailureEnd::Dead => metrics::Outcome::Dead,
+        };
+        self.meter.requests.count(outcome);
+        self.meter.failures.count((cause.class.into(), end));
     }
 
     fn await_copy(&mut self, request: RequestSeq) {
@@ -356,13 +379,15 @@ impl Settle {
     async fn note_published(&mut self, first: Published) -> Result<(), JournalError> {
         let mut copies = Vec::new();
         let mut refused = Vec::new();
+        let mut postponed = 0;
         let mut parked = Vec::new();
         let mut receipts = Vec::new();
         let mut sort = |published| match published {
             Published::Copy(copy) => copies.push(*copy),
             Published::Refused(message) => refused.push(*message),
-            Published::Postponed(postponed) => {
-                let Postponed { id, until, receipt, .. } = *postponed;
+            Published::Postponed(message) => {
+                let Postponed { id, until, receipt, .. } = *message;
+                postponed += 1;
                 debug!(request.id = %id, %until, "a message waits at the broker for its time");
                 receipts.push(receipt);
             }
@@ -373,6 +398,8 @@ impl Settle {
         while let Some(Some(published)) = futures_util::FutureExt::now_or_never(self.publishing.next()) {
             sort(published);
         }
+        self.meter.requests.add(metrics::Outcome::Postponed, postponed);
+        self.meter.requests.add(metrics::Outcome::Parked, parked.len());
         if !copies.is_empty() {
             self.journal.confirm(copies.iter().map(|copy| self.settings.confirmed(copy)).collect()).await?;
             for copy in &copies {
@@ -396,7 +423,7 @@ impl Settle {
                 receipts.extend(self.held.release_up_to(id, *generation));
             }
         }
-        ack(receipts).await;
+        ack(&self.meter, receipts).await;
         Ok(())
     }
 
@@ -407,6 +434,8 @@ impl Settle {
         let mut receipts = Vec::with_capacity(refused.len());
         for Refused { id, generation, message, cause, account, receipt } in refused {
             warn!(request.id = %id, %cause, "message refused, it is in the dead-letter queue");
+            self.meter.requests.count(metrics::Outcome::Refused);
+            self.meter.failures.count((cause.class.into(), FailureEnd::Dead));
             let properties = &message.properties;
             let subject = self.settings.subject(&id, generation, &properties.reply_to, &properties.correlation_id);
             let body_hash = BodyHash::of(&message.body);
@@ -438,15 +467,17 @@ impl Settle {
                 self.parks.push_back(id);
             }
         }
-        ack(receipts).await;
+        ack(&self.meter, receipts).await;
         Ok(())
     }
 }
 
 /// A receipt whose session has ended is not acked: the broker delivers again, and the journal knows the answer.
-async fn ack(receipts: Vec<Receipt>) {
+async fn ack(meter: &SettleMeter, receipts: Vec<Receipt>) {
     let acked = join_all(receipts.into_iter().map(Receipt::ack)).await;
     let lost = acked.iter().filter(|acked| !**acked).count();
+    meter.acks.add(Ack::Acked, acked.len().saturating_sub(lost));
+    meter.acks.add(Ack::Lost, lost);
     if lost > 0 {
         info!(deliveries.lost = lost, "their session has ended before they were acked; they come again and are known");
     }

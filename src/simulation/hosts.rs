@@ -164,7 +164,7 @@ impl Process {
                 accounts: settings.accounts.iter().map(|(_, account)| *account).collect(),
             },
         };
-        let Pipeline { stages, lanes, flow } = Pipeline::new(seams, told, &stops);
+        let Pipeline { stages, lanes, flow, .. } = Pipeline::new(seams, told, &stops);
         let mut tasks = JoinSet::new();
         let mut running = Vec::new();
         for stage in stages {

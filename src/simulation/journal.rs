@@ -7,9 +7,9 @@ use async_trait::async_trait;
 
 use crate::journal::{
     AccountId, Acquired, Admissions, Arrival, Attendance, CancelWish, Cancellation, ConfirmedCopy, EndedAgain, History,
-    Instance, Instances, JournalError, Lease, LeaseMark, Leases, LiveTransaction, NewTransaction, Outbox, OutboxRow,
-    QueuedRequest, RecoveredAccount, RecoveredWrite, Recoveries, Recovery, RefusedMessage, Reorged, RequestSeq, Result,
-    Settlement, Settlements, StoredNonce, Transactions, UnconfirmedCopy, Upkeep, Which, WishAnswer,
+    Instance, Instances, JournalError, JournalOverview, Lease, LeaseMark, Leases, LiveTransaction, NewTransaction,
+    Outbox, OutboxRow, QueuedRequest, RecoveredAccount, RecoveredWrite, Recoveries, Recovery, RefusedMessage, Reorged,
+    RequestSeq, Result, Settlement, Settlements, StoredNonce, Transactions, UnconfirmedCopy, Upkeep, Which, WishAnswer,
 };
 use crate::model::ids::virtual_host;
 use crate::model::{Address, Attempt, BodyHash, Message, Nonce, RequestId, Timestamp};
@@ -287,6 +287,10 @@ impl Outbox for MemoryJournal {
 impl Upkeep for MemoryJournal {
     async fn history(&self, id: &RequestId) -> Result<Option<History>> {
         self.read("history", |store| store.history(id)).await
+    }
+
+    async fn overview(&self) -> Result<JournalOverview> {
+        self.read("overview", Store::overview).await
     }
 
     async fn wish_cancellation(&self, id: &RequestId, wish: CancelWish) -> Result<WishAnswer> {

@@ -33,6 +33,7 @@ mod limits;
 mod node_texts;
 mod nodes;
 mod nonces;
+mod observing;
 mod poison;
 mod process;
 mod recovery;

@@ -1,5 +1,7 @@
 //! The little of HTTP/1.1 that the test nodes speak: messages that say their length.
 
+use std::net::SocketAddr;
+
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
@@ -39,4 +41,22 @@ pub async fn answer(client: &mut BufReader<TcpStream>, body: &[u8]) -> Option<()
 pub async fn write(stream: &mut BufReader<TcpStream>, head: &str, body: &[u8]) -> Option<()> {
     let length = format!("content-length: {}\r\n\r\n", body.len());
     stream.get_mut().write_all(&[head.as_bytes(), length.as_bytes(), body].concat()).await.ok()
+}
+
+/// What the server at this address answers to GET: the status, the headers as text, the body.
+pub async fn get(address: SocketAddr, path: &str) -> Option<(u16, String, String)> {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: worker\r\nconnection: close\r\n\r\n");
+    exchange(address, request.as_bytes()).await
+}
+
+/// What it answers to these bytes, until it closes the connection.
+pub async fn exchange(address: SocketAddr, request: &[u8]) -> Option<(u16, String, String)> {
+    let mut stream = TcpStream::connect(address).await.ok()?;
+    stream.write_all(request).await.ok()?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.ok()?;
+    let text = String::from_utf8_lossy(&answer).into_owned();
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    Some((status, head.to_lowercase(), body.to_owned()))
 }

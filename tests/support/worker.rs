@@ -55,6 +55,8 @@ impl WorkerConfig {
             ("journal", format!("url = \"sqlite:{}\"", folder.join("journal.db").display())),
             ("lease", "ttl = \"3s\"".to_owned()),
             ("log", "level = \"debug\"".to_owned()),
+            // Workers of many tests run at once on one host.
+            ("http", "listen = \"\"".to_owned()),
         ];
         let (mut signers, extra): (Vec<_>, Vec<_>) =
             self.extra.iter().cloned().partition(|(section, _)| *section == "signer");

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::journal::contract::{
     arrival, attempt, dead, displaced, event, failed, first, id, refused, set, succeeded, transaction,
 };
-use crate::journal::{ConfirmedCopy, CopyKind, Journal, JournalError, RequestSeq};
+use crate::journal::{ConfirmedCopy, CopyKind, Journal, JournalError, JournalOverview, RequestSeq};
 use crate::model::{Address, BodyHash, Generation, Nonce, RequestState, Timestamp, TransactionState, TxHash};
 use crate::policy::arrival::Verdict;
 
@@ -199,4 +199,27 @@ pub(crate) async fn pruning_keeps_nonces_taken_and_events_waiting(journal: Arc<d
     // Who comes after that is new.
     assert_eq!(set.journal.admit(vec![first(set.account, "a")]).await.unwrap(), [Verdict::Accept]);
     assert!(set.incidents("a").await.is_empty());
+}
+
+pub(crate) async fn an_overview_counts_what_is_open_and_tells_what_happened_last(journal: Arc<dyn Journal>) {
+    assert_eq!(journal.overview().await.unwrap(), JournalOverview::default());
+    let began = Timestamp::now();
+    let set = set(journal, &["a", "b", "c", "d", "e"]).await;
+    set.write_to_the_end(0, 0, "a").await;
+    set.sign(1, 1).await.unwrap();
+    set.journal.settle(&set.lease, vec![failed(set.seq(2), 1)]).await.unwrap();
+    let standby = set.journal.account(31337, Address([8; 20])).await.unwrap();
+    let JournalOverview { accounts, incidents } = set.journal.overview().await.unwrap();
+    let [mine, other] = accounts.as_slice() else { panic!("{accounts:?}") };
+    assert_eq!((mine.id, mine.chain_id, mine.address), (set.account, 31337, Address([7; 20])));
+    assert_eq!((mine.next_nonce, mine.owner.as_deref(), mine.live, mine.outbox), (Some(Nonce(2)), Some("me"), 1, 1));
+    assert!(mine.leased_until > began);
+    let open: Vec<_> = mine.open.iter().map(|open| (open.state.as_str(), open.count)).collect();
+    assert_eq!(open, [("accepted", 2), ("retry_pending", 1), ("writing", 1)]);
+    assert!(mine.open.iter().all(|open| open.since >= began && open.since <= Timestamp::now()));
+    assert_eq!((other.id, other.next_nonce, other.owner.as_deref(), other.live), (standby, None, None, 0));
+    assert!(other.open.is_empty());
+    let told: Vec<_> = incidents.iter().map(|incident| (incident.request.as_str(), incident.what.as_str())).collect();
+    assert_eq!(told, [("c", "failed")]);
+    assert!(incidents[0].detail.contains("not today") && incidents[0].at >= began);
 }

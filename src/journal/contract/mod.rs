@@ -552,7 +552,8 @@ macro_rules! journal_contract {
             the_outbox_gives_each_event_a_number_of_its_own,
             a_refused_message_takes_no_id_from_a_request,
             a_park_is_noted_and_changes_nothing,
-            pruning_keeps_nonces_taken_and_events_waiting
+            pruning_keeps_nonces_taken_and_events_waiting,
+            an_overview_counts_what_is_open_and_tells_what_happened_last
         );
     };
     ($journal:expr, $($name:ident),*) => {

@@ -13,13 +13,24 @@ use crate::journal::postgres::{PostgresJournal, letters};
 use crate::journal::rows::{
     attempt_history, incident, request_history, request_state, seq, transaction_history, wording,
 };
-use crate::journal::{AttemptHistory, CancelWish, Changes, History, Result, Upkeep, WishAnswer};
+use crate::journal::{
+    AttemptHistory, CancelWish, Changes, History, JournalOverview, Result, Upkeep, WishAnswer, overview,
+};
+use crate::metrics::JournalMeter;
 use crate::model::{Nonce, RequestId, RequestState, Timestamp};
 
 #[async_trait]
 impl Upkeep for PostgresJournal {
     async fn history(&self, id: &RequestId) -> Result<Option<History>> {
         self.pool.snapshot(id.clone(), |connection, id| Box::pin(history(connection, id))).await
+    }
+
+    async fn overview(&self) -> Result<JournalOverview> {
+        self.pool.snapshot((), |connection, ()| Box::pin(look_over(connection))).await
+    }
+
+    fn meter(&self) -> JournalMeter {
+        self.pool.meter()
     }
 
     async fn wish_cancellation(&self, id: &RequestId, wish: CancelWish) -> Result<WishAnswer> {
@@ -67,6 +78,14 @@ async fn history(connection: &Connection, id: &RequestId) -> Result<Option<Histo
     let select = "SELECT at, what, detail FROM incidents WHERE request = $1 ORDER BY id";
     history.incidents = connection.rows("read incidents", select, &[&seq.0], incident).await?;
     Ok(Some(history))
+}
+
+async fn look_over(connection: &Connection) -> Result<JournalOverview> {
+    Ok(JournalOverview::of(
+        connection.rows("look at the accounts", overview::ACCOUNTS, &[], overview::account).await?,
+        connection.rows("count the open requests", overview::OPEN, &[], overview::open).await?,
+        connection.rows("read incidents", &overview::incidents(), &[], overview::incident).await?,
+    ))
 }
 
 /// The request stays as it is until the wish stands: who ends it sees the wish.

@@ -13,6 +13,7 @@ use tracing::{debug, info};
 use crate::journal::postgres::address::PostgresAddress;
 use crate::journal::postgres::connection::{Connection, Fault, FaultKind, failed, kind_of_failure, storage};
 use crate::journal::{JournalError, Result};
+use crate::metrics::JournalMeter;
 use crate::policy::pause::Pause;
 
 /// Calls at once. Each stage waits for its own call, so there are never many; the database gathers their commits in one
@@ -62,11 +63,18 @@ struct Shared {
     address: PostgresAddress,
     places: Semaphore,
     idle: Mutex<Vec<Connection>>,
+    meter: JournalMeter,
 }
 
 impl Pool {
     pub(super) fn new(address: PostgresAddress) -> Self {
-        Self { shared: Arc::new(Shared { address, places: Semaphore::new(CONNECTIONS), idle: Mutex::default() }) }
+        let (places, meter) = (Semaphore::new(CONNECTIONS), JournalMeter::default());
+        Self { shared: Arc::new(Shared { address, places, idle: Mutex::default(), meter }) }
+    }
+
+    /// What it counts.
+    pub(super) fn meter(&self) -> JournalMeter {
+        self.shared.meter.clone()
     }
 
     /// A connection that is none of the pool's.
@@ -175,6 +183,7 @@ impl Shared {
         F: for<'c> Fn(&'c Connection, &'c D) -> Work<'c, T>,
     {
         let connection = self.take().await?;
+        let began = Instant::now();
         let worked = async {
             if let Some(begin) = mode.beginning() {
                 connection.run("begin", begin).await?;
@@ -189,7 +198,10 @@ impl Shared {
                 match mode {
                     Mode::Read => {}
                     Mode::Snapshot => connection.run("end a read", "COMMIT").await?,
-                    Mode::Write => commit(&connection).await?,
+                    Mode::Write => {
+                        commit(&connection).await?;
+                        self.meter.commits.note(began.elapsed());
+                    }
                 }
                 self.keep(connection);
                 Ok(done)

@@ -1,12 +1,15 @@
 //! Group commit: whatever waits is written in one transaction, while the next group gathers. A commit costs one flush of
 //! the disk, however many writes are in it.
 
+use std::time::Instant;
+
 use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
 
 use crate::journal::sqlite::{ended, start_thread, storage};
 use crate::journal::{JournalError, Result};
+use crate::metrics::JournalMeter;
 
 /// Writes that may wait; whoever comes then waits for a place.
 const WAITING_WRITES: usize = 256;
@@ -27,13 +30,16 @@ enum Job {
 #[derive(Debug, Clone)]
 pub(super) struct GroupCommit {
     jobs: mpsc::Sender<Job>,
+    pub(super) meter: JournalMeter,
 }
 
 impl GroupCommit {
     pub(super) fn start(connection: Connection) -> Result<Self> {
         let (jobs, waiting) = mpsc::channel(WAITING_WRITES);
-        start_thread("journal".to_owned(), move || commit_groups(connection, waiting))?;
-        Ok(Self { jobs })
+        let meter = JournalMeter::default();
+        let counts = meter.clone();
+        start_thread("journal".to_owned(), move || commit_groups(connection, waiting, &counts))?;
+        Ok(Self { jobs, meter })
     }
 
     /// Runs the write inside the next commit, and returns when that is durable. A write that fails undoes itself alone.
@@ -80,7 +86,7 @@ fn run(connection: &Connection, sql: &'static str) -> Result<()> {
 }
 
 /// A panic in a write ends the thread: all who wait, and all who come later, are told that it has ended.
-fn commit_groups(mut connection: Connection, mut waiting: mpsc::Receiver<Job>) {
+fn commit_groups(mut connection: Connection, mut waiting: mpsc::Receiver<Job>, meter: &JournalMeter) {
     let mut group = Vec::with_capacity(WRITES_IN_COMMIT);
     while waiting.blocking_recv_many(&mut group, WRITES_IN_COMMIT) > 0 {
         let mut closing = None;
@@ -92,7 +98,9 @@ fn commit_groups(mut connection: Connection, mut waiting: mpsc::Receiver<Job>) {
             }
         }
         if !writes.is_empty() {
+            let began = Instant::now();
             commit(&mut connection, writes);
+            meter.commits.note(began.elapsed());
         }
         if let Some(done) = closing {
             let _ = connection.close();

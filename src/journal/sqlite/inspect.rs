@@ -7,7 +7,10 @@ use crate::journal::columns::number;
 use crate::journal::rows::{attempt_history, incident, request_history, transaction_history};
 use crate::journal::sqlite::rows::prepare;
 use crate::journal::sqlite::{SqliteJournal, cancellations, letters};
-use crate::journal::{CancelWish, History, Incident, Result, TransactionHistory, Upkeep, WishAnswer};
+use crate::journal::{
+    CancelWish, History, Incident, JournalOverview, Result, TransactionHistory, Upkeep, WishAnswer, overview,
+};
+use crate::metrics::JournalMeter;
 use crate::model::{RequestId, Timestamp};
 
 #[async_trait]
@@ -15,6 +18,14 @@ impl Upkeep for SqliteJournal {
     async fn history(&self, id: &RequestId) -> Result<Option<History>> {
         let id = id.clone();
         self.readers.read(move |connection| history(connection, &id)).await
+    }
+
+    async fn overview(&self) -> Result<JournalOverview> {
+        self.readers.read(look_over).await
+    }
+
+    fn meter(&self) -> JournalMeter {
+        self.writer.meter.clone()
     }
 
     async fn wish_cancellation(&self, id: &RequestId, wish: CancelWish) -> Result<WishAnswer> {
@@ -86,6 +97,18 @@ fn history(connection: &Connection, id: &RequestId) -> Result<Option<History>> {
     history.transactions = transactions_of(connection, seq)?;
     history.incidents = incidents_of(connection, seq)?;
     Ok(Some(history))
+}
+
+fn look_over(connection: &Connection) -> Result<JournalOverview> {
+    let accounts = prepare(connection, "look at the accounts", overview::ACCOUNTS)?;
+    let open = prepare(connection, "count the open requests", overview::OPEN)?;
+    let incidents = prepare(connection, "read incidents", &overview::incidents())?;
+    let [mut accounts, mut open, mut incidents] = [accounts, open, incidents];
+    Ok(JournalOverview::of(
+        accounts.rows([], |row| overview::account(row))?,
+        open.rows([], |row| overview::open(row))?,
+        incidents.rows([], |row| overview::incident(row))?,
+    ))
 }
 
 fn transactions_of(connection: &Connection, seq: i64) -> Result<Vec<TransactionHistory>> {

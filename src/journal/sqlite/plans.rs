@@ -7,8 +7,8 @@ use std::time::Duration;
 use crate::journal::contract::{arrival, dead, event, id, succeeded, transaction};
 use crate::journal::sqlite::{MIGRATIONS, SqliteJournal, connect, make_private, migrate, with_readers};
 use crate::journal::{
-    AccountId, Admissions, CancelWish, ConfirmedCopy, EndedAgain, Lease, Leases, Outbox, QueuedRequest, RefusedMessage,
-    Reorged, RequestSeq, Settlements, Transactions, Upkeep, Which,
+    AccountId, Admissions, CancelWish, ConfirmedCopy, EndedAgain, Lease, Leases, Outbox, QueuedRequest,
+    RECENT_INCIDENTS, RefusedMessage, Reorged, RequestSeq, Settlements, Transactions, Upkeep, Which,
 };
 use crate::model::{Address, BodyHash, Cause, Generation, Nonce, Timestamp};
 
@@ -28,8 +28,11 @@ struct Counted {
 async fn no_call_looks_at_what_is_settled() {
     let folder = tempfile::tempdir().unwrap();
     let mut counted = Counted::new(&folder.path().join("journal.db")).await;
-    // The first calls read the schema.
-    counted.every_call("first").await;
+    // The first calls read the schema. An overview tells of the last incidents, so there have to be as many as it tells of.
+    while counted.journal.overview().await.unwrap().incidents.len() < RECENT_INCIDENTS {
+        let round = counted.next_nonce;
+        counted.every_call(&format!("first-{round}")).await;
+    }
     let empty = counted.every_call("empty").await;
     counted.fill().await;
     let full = counted.every_call("full").await;
@@ -116,6 +119,7 @@ impl Counted {
         let arrivals = ids.iter().map(|text| arrival(account, text, Generation::default(), "body"));
         count!("admit", journal.admit(arrivals.collect()));
         count!("open_requests", journal.open_requests());
+        count!("overview", journal.overview());
         let queued = count!("queued", journal.queued(account, i64::MIN, 100));
         let [a, b, c] = [0, 1, 2].map(|index| queued[index].seq);
         let (first, second) = (self.nonce(), self.nonce());

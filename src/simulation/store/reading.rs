@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use crate::journal::{
-    AccountId, AttemptHistory, CopyKind, History, Incident, LiveTransaction, OutboxRow, QueuedRequest, ReplyAddress,
-    RequestSeq, TransactionHistory, UnconfirmedCopy,
+    AccountId, AccountOverview, AttemptHistory, CopyKind, History, Incident, JournalOverview, LiveTransaction,
+    OpenRequests, OutboxRow, QueuedRequest, RECENT_INCIDENTS, RecentIncident, ReplyAddress, RequestSeq,
+    TransactionHistory, UnconfirmedCopy,
 };
 use crate::model::{Attempt, Message, Nonce, RequestId, RequestState, TransactionState};
 use crate::policy::arrival::Known;
-use crate::simulation::store::{RequestRow, Store, StoredAttempt, TransactionRow};
+use crate::simulation::store::{AccountRow, IncidentRow, RequestRow, Store, StoredAttempt, TransactionRow};
 
 impl Store {
     pub(crate) fn open_requests(&self) -> Vec<(AccountId, u64)> {
@@ -17,6 +18,49 @@ impl Store {
             *open.entry(row.account).or_default() += 1;
         }
         open.into_iter().collect()
+    }
+
+    pub(crate) fn overview(&self) -> JournalOverview {
+        let account = |(id, row): (&AccountId, &AccountRow)| AccountOverview {
+            id: *id,
+            chain_id: row.chain_id,
+            address: row.address,
+            next_nonce: row.next_nonce,
+            owner: row.owner.as_deref().map(str::to_owned),
+            leased_until: row.leased_until,
+            live: self.live_transactions(*id).len() as u64,
+            outbox: self.outbox.values().filter(|entry| entry.account == *id).count() as u64,
+            open: Vec::new(),
+        };
+        let mut open: BTreeMap<(AccountId, &'static str), (u64, &RequestRow)> = BTreeMap::new();
+        for row in self.requests.values().filter(|row| row.settled_at.is_none()) {
+            let (count, first) = open.entry((row.account, row.state.as_str())).or_insert((0, row));
+            *count += 1;
+            if row.turn < first.turn {
+                *first = row;
+            }
+        }
+        let open = open.into_iter().map(|((account, state), (count, first))| {
+            (account, OpenRequests { state: state.to_owned(), count, since: first.changed_at })
+        });
+        JournalOverview::of(self.accounts.iter().map(account).collect(), open.collect(), self.recent_incidents())
+    }
+
+    /// Newest first; of the same time in no order.
+    fn recent_incidents(&self) -> Vec<RecentIncident> {
+        let of = |row: &RequestRow| {
+            let id = row.id.to_string();
+            row.incidents.clone().into_iter().map(move |IncidentRow { at, what, detail }| RecentIncident {
+                request: id.clone(),
+                at,
+                what: what.to_owned(),
+                detail,
+            })
+        };
+        let mut incidents: Vec<_> = self.requests.values().flat_map(of).collect();
+        incidents.sort_by_key(|incident| std::cmp::Reverse(incident.at));
+        incidents.truncate(RECENT_INCIDENTS);
+        incidents
     }
 
     pub(crate) fn queued(&self, account: AccountId, after_turn: i64, limit: u32) -> Vec<QueuedRequest> {
@@ -115,6 +159,7 @@ pub(super) fn queued_request(seq: RequestSeq, row: &RequestRow) -> QueuedRequest
         id: row.id.clone(),
         generation: row.generation,
         turn: row.turn,
+        received_at: row.received_at,
         body: message.body.clone(),
         reply: ReplyAddress {
             reply_to: message.properties.reply_to.clone(),

@@ -6,7 +6,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use crate::journal::{
-    AccountId, History, Journal, JournalError, PostgresAddress, PostgresJournal, RequestSeq, SqliteJournal,
+    AccountId, History, Journal, JournalError, JournalOverview, PostgresAddress, PostgresJournal, RequestSeq,
+    SqliteJournal,
 };
 use crate::model::{Address, Nonce, RequestId};
 use crate::simulation::journal::{MemoryJournal, NoFaults};
@@ -89,17 +90,21 @@ fn answer<T: std::fmt::Debug>(result: Result<T, JournalError>) -> String {
 
 /// All that a journal shows but the times of its clock.
 async fn visible(journal: &dyn Journal) -> Vec<String> {
-    let mut seen = vec![answer(journal.open_requests().await)];
+    let mut seen = vec![answer(journal.open_requests().await), answer(journal.overview().await.map(undated))];
     let accounts = [AccountId(1), AccountId(2)];
     for account in accounts {
         for (after, limit) in [(i64::MIN, 100), (3, 2)] {
-            seen.push(answer(journal.queued(account, after, limit).await));
+            let mut queued = journal.queued(account, after, limit).await;
+            queued.iter_mut().flatten().for_each(|request| request.received_at.0 = 0);
+            seen.push(answer(queued));
             seen.push(answer(journal.events(&[account], after, limit).await));
             let mut copies = journal.unconfirmed(account, RequestSeq(after), limit).await;
             copies.iter_mut().flatten().for_each(|copy| copy.first_failed_at.0 = 0);
             seen.push(answer(copies));
         }
-        seen.push(answer(journal.live_transactions(account).await));
+        let mut live = journal.live_transactions(account).await;
+        live.iter_mut().flatten().for_each(|transaction| transaction.request.received_at.0 = 0);
+        seen.push(answer(live));
     }
     seen.push(answer(journal.events(&accounts, 0, 100).await));
     let ids: Vec<_> = IDS.iter().map(|text| RequestId::new(text).unwrap()).collect();
@@ -115,6 +120,16 @@ async fn visible(journal: &dyn Journal) -> Vec<String> {
         seen.push(answer(journal.history(id).await.map(|history| history.map(timeless))));
     }
     seen
+}
+
+fn undated(mut overview: JournalOverview) -> JournalOverview {
+    for account in &mut overview.accounts {
+        account.leased_until.0 = 0;
+        account.open.iter_mut().for_each(|requests| requests.since.0 = 0);
+    }
+    // Those of one moment have no order.
+    overview.incidents.clear();
+    overview
 }
 
 fn timeless(mut history: History) -> History {

@@ -1,37 +1,22 @@
-//! `chainwriter status ID`
+//! `chainwriter status ID`: what happened to one request.
 
 use std::fmt::Write;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::Args;
 
-use crate::cli::{exit, instances, say};
+use crate::cli::{exit, say};
 use crate::config::Settings;
 use crate::journal::{History, TransactionHistory};
 use crate::model::{RequestId, RequestState, TransactionState};
 
-#[derive(Debug, Args)]
-pub(super) struct Arguments {
-    /// The request's id.
-    #[arg(required_unless_present = "instances")]
-    id: Option<String>,
-    /// The instances that share the journal, and which accounts each owns.
-    #[arg(long, conflicts_with = "id")]
-    instances: bool,
-    /// As JSON.
-    #[arg(long)]
-    json: bool,
-}
-
-pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
-    let Some(id) = arguments.id else { return instances::run(arguments.json, settings).await };
-    let id = RequestId::new(&id).context("this is no request id")?;
+pub(super) async fn run(id: &str, json: bool, settings: Settings) -> anyhow::Result<ExitCode> {
+    let id = RequestId::new(id).context("this is no request id")?;
     let journal = settings.journal.address.open_existing().await?;
     let history = journal.history(&id).await?;
     journal.close().await;
     match history {
-        Some(history) if arguments.json => say(serde_json::to_string_pretty(&history)?),
+        Some(history) if json => say(serde_json::to_string_pretty(&history)?),
         Some(history) => say(explain(&history).trim_end()),
         None => {
             say(format_args!(
@@ -44,7 +29,7 @@ pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Res
 }
 
 /// What the journal knows, line by line.
-pub(super) fn explain(history: &History) -> String {
+pub(in crate::cli) fn explain(history: &History) -> String {
     let mut text = String::new();
     // Writing to a text cannot fail.
     let _ = writeln!(text, "{}: {}", history.id, meaning(history));

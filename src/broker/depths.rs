@@ -1,0 +1,96 @@
+//! How full the queues are, for operators. Looks by name only: nothing is made, taken or changed.
+
+use lapin::options::QueueDeclareOptions;
+use lapin::types::FieldTable;
+use serde::Serialize;
+
+use crate::broker::BrokerError;
+use crate::broker::connection::{BrokerSettings, Connected, broker_detail};
+
+/// What a queue is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(serde::Deserialize))]
+#[serde(rename_all = "snake_case")]
+pub enum QueueRole {
+    /// Messages come in through it.
+    Work,
+    /// Retries, parks and messages for later wait in it.
+    Wait,
+    /// Dead letters stay in it.
+    Dead,
+    /// The newest events that nobody wanted.
+    Unrouted,
+}
+
+/// How full one queue is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(serde::Deserialize))]
+pub struct QueueDepth {
+    /// Its name.
+    pub queue: String,
+    /// What it is for.
+    pub role: QueueRole,
+    /// Messages that nobody holds. What is held unacked AMQP does not tell.
+    pub ready: u32,
+    /// Who consumes from it.
+    pub consumers: u32,
+    /// Why it cannot be told: mostly that there is no such queue.
+    pub problem: Option<String>,
+}
+
+/// A connection to look with.
+pub struct QueueLook {
+    connected: Connected,
+    queues: Vec<(String, QueueRole)>,
+}
+
+impl QueueLook {
+    /// Connects.
+    ///
+    /// # Errors
+    /// When the broker cannot be reached.
+    pub async fn connect(settings: &BrokerSettings) -> Result<Self, BrokerError> {
+        let names = settings.topology.names();
+        let role = |queue: &String| match queue {
+            queue if *queue == names.work => QueueRole::Work,
+            queue if *queue == names.dead => QueueRole::Dead,
+            queue if *queue == names.unrouted() => QueueRole::Unrouted,
+            _ => QueueRole::Wait,
+        };
+        let queues = settings.topology.queue_names().into_iter().map(|queue| (queue.clone(), role(&queue))).collect();
+        Ok(Self { connected: settings.connect("status").await?, queues })
+    }
+
+    /// Every queue of the topology, in its order.
+    ///
+    /// # Errors
+    /// When the connection has failed.
+    pub async fn depths(&self) -> Result<Vec<QueueDepth>, BrokerError> {
+        let mut depths = Vec::with_capacity(self.queues.len());
+        for (queue, role) in &self.queues {
+            depths.push(self.depth(queue, *role).await?);
+        }
+        Ok(depths)
+    }
+
+    /// On a channel of its own, which a queue that is not there closes.
+    async fn depth(&self, queue: &str, role: QueueRole) -> Result<QueueDepth, BrokerError> {
+        let channel = self.connected.channel().await?;
+        let options = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
+        let declared = channel.queue_declare(queue.into(), options, FieldTable::default());
+        let (ready, consumers, problem) = match self.connected.within("look at a queue", declared).await? {
+            Ok(found) => (found.message_count(), found.consumer_count(), None),
+            Err(error) => (0, 0, Some(broker_detail(&error))),
+        };
+        if problem.is_none() {
+            // It has told already.
+            let _ = self.connected.within("close the channel", channel.close(200, "".into())).await;
+        }
+        Ok(QueueDepth { queue: queue.to_owned(), role, ready, consumers, problem })
+    }
+
+    /// Closes the connection.
+    pub async fn close(self) {
+        self.connected.close().await;
+    }
+}

@@ -1,0 +1,148 @@
+//! How everything stands, from three sides: the journal, the broker and the running worker. Each may be out of reach.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use anyhow::bail;
+use serde::Serialize;
+
+use crate::app::broker_settings;
+use crate::broker::{QueueDepth, QueueLook};
+use crate::cli::{exit, text_of};
+use crate::config::Settings;
+use crate::journal::{JournalOverview, OperatorsJournal};
+use crate::model::Timestamp;
+use crate::status::{self, WorkerReport};
+
+/// What each of the three says, or why it says nothing.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(serde::Deserialize))]
+pub(super) struct Overview {
+    /// `organisation/instance`, as configured.
+    pub(super) worker: String,
+    /// The work queue.
+    pub(super) queue: String,
+    /// EIP-155 chain id.
+    pub(super) chain_id: u64,
+    /// When it was looked.
+    pub(super) at: Timestamp,
+    /// From the journal itself.
+    pub(super) journal: Side<JournalOverview>,
+    /// From the broker itself.
+    pub(super) queues: Side<Vec<QueueDepth>>,
+    /// From the running worker; nothing where `http.listen` is off.
+    pub(super) process: Option<Side<WorkerReport>>,
+}
+
+/// One of the three.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(serde::Deserialize))]
+#[serde(untagged)]
+pub(super) enum Side<T> {
+    /// What it says.
+    Seen(T),
+    /// It could not be asked.
+    Unseen {
+        /// Why.
+        error: String,
+    },
+}
+
+impl<T> Side<T> {
+    pub(super) fn seen(&self) -> Option<&T> {
+        match self {
+            Self::Seen(seen) => Some(seen),
+            Self::Unseen { .. } => None,
+        }
+    }
+
+    fn of(looked: anyhow::Result<T>) -> Self {
+        looked.map_or_else(|error| Self::Unseen { error: text_of(&error) }, Self::Seen)
+    }
+}
+
+impl Overview {
+    /// Not how things stand, only whether all could be asked.
+    pub(super) fn exit_code(&self) -> ExitCode {
+        let process_is_away = self.process.as_ref().is_some_and(|process| process.seen().is_none());
+        if self.journal.seen().is_none() {
+            ExitCode::from(exit::JOURNAL)
+        } else if self.queues.seen().is_none() || process_is_away {
+            ExitCode::from(exit::UNAVAILABLE)
+        } else {
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+/// Looks again and again over the same connections.
+pub(super) struct Looker {
+    settings: Settings,
+    journal: Option<Box<dyn OperatorsJournal>>,
+    broker: Option<QueueLook>,
+}
+
+impl Looker {
+    pub(super) fn new(settings: Settings) -> Self {
+        Self { settings, journal: None, broker: None }
+    }
+
+    pub(super) async fn look(&mut self) -> Overview {
+        let journal = Side::of(self.look_at_journal().await);
+        let queues = Side::of(self.look_at_broker().await);
+        let process = match self.settings.http_listen {
+            Some(listen) => Some(Side::of(self.ask_process(listen).await)),
+            None => None,
+        };
+        Overview {
+            worker: self.settings.worker.full_name(),
+            queue: self.settings.broker.names.work.clone(),
+            chain_id: self.settings.chain.id,
+            at: Timestamp::now(),
+            journal,
+            queues,
+            process,
+        }
+    }
+
+    pub(super) async fn close(self) {
+        if let Some(journal) = self.journal {
+            journal.close().await;
+        }
+        if let Some(broker) = self.broker {
+            broker.close().await;
+        }
+    }
+
+    async fn look_at_journal(&mut self) -> anyhow::Result<JournalOverview> {
+        let journal = match self.journal.take() {
+            Some(journal) => journal,
+            None => self.settings.journal.address.open_existing().await?,
+        };
+        let overview = journal.overview().await?;
+        self.journal = Some(journal);
+        Ok(overview)
+    }
+
+    async fn look_at_broker(&mut self) -> anyhow::Result<Vec<QueueDepth>> {
+        let broker = match self.broker.take() {
+            Some(broker) => broker,
+            None => QueueLook::connect(&broker_settings(&self.settings)).await?,
+        };
+        let depths = broker.depths().await?;
+        self.broker = Some(broker);
+        Ok(depths)
+    }
+
+    async fn ask_process(&self, listen: SocketAddr) -> anyhow::Result<WorkerReport> {
+        let report = status::ask(listen).await?;
+        let expected = self.settings.worker.full_name();
+        if report.worker != expected {
+            bail!(
+                "http.listen {listen} is answered by {}, not by {expected}; give each instance its own http.listen",
+                report.worker
+            );
+        }
+        Ok(report)
+    }
+}

@@ -1,0 +1,249 @@
+//! An overview as sections of lines: what `status` prints, and what `status --watch` draws.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use crate::broker::{QueueDepth, QueueRole};
+use crate::cli::status::overview::{Overview, Side};
+use crate::journal::{AccountOverview, JournalOverview};
+use crate::model::{Timestamp, Wei};
+use crate::status::{EndpointReport, LaneReport, RecentLine, WorkerReport, wei};
+
+/// What is shown of incidents and of the log; the running worker and the journal keep more.
+const INCIDENTS: usize = 5;
+const LOG_LINES: usize = 10;
+
+/// How a line is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tone {
+    /// As it is.
+    Plain,
+    /// All is well.
+    Good,
+    /// Worth a look.
+    Warn,
+    /// Someone must act.
+    Bad,
+}
+
+/// Lines under a title.
+#[derive(Debug, Clone)]
+pub(super) struct Section {
+    pub(super) title: &'static str,
+    pub(super) lines: Vec<(Tone, String)>,
+}
+
+/// The headline and the sections: queues, requests, lanes, endpoints, what happened last.
+pub(super) fn sheet(overview: &Overview) -> ((Tone, String), Vec<Section>) {
+    let process = overview.process.as_ref();
+    let report = process.and_then(Side::seen);
+    let sections = vec![
+        Section { title: "queues", lines: queues(overview) },
+        Section { title: "requests", lines: of_side(&overview.journal, |journal| requests(journal, overview.at)) },
+        Section { title: "lanes", lines: lanes(overview, report) },
+        Section { title: "endpoints", lines: report.map_or_else(Vec::new, |report| endpoints(&report.endpoints)) },
+        Section { title: "last incidents", lines: overview.journal.seen().map_or_else(Vec::new, incidents) },
+        Section {
+            title: "last warnings and errors",
+            lines: report.map_or_else(Vec::new, |report| recent(&report.recent)),
+        },
+    ];
+    (headline(overview, report), sections)
+}
+
+/// For a terminal or a file.
+pub(super) fn text(overview: &Overview) -> String {
+    let ((_, headline), sections) = sheet(overview);
+    let mut text = format!("{headline}\n");
+    for Section { title, lines } in sections.iter().filter(|section| !section.lines.is_empty()) {
+        // Writing to a text cannot fail.
+        let _ = write!(text, "\n{title}\n");
+        for (_, line) in lines {
+            let _ = writeln!(text, "  {line}");
+        }
+    }
+    text
+}
+
+fn headline(overview: &Overview, report: Option<&WorkerReport>) -> (Tone, String) {
+    let name = format!("{} on chain {}", overview.worker, overview.chain_id);
+    match (&overview.process, report) {
+        (_, Some(report)) => {
+            let up = age(report.started_at, overview.at);
+            let version = &report.version;
+            match report.not_ready.as_slice() {
+                [] if report.stuck.is_empty() => (Tone::Good, format!("{name}: ready, up {up}, chainwriter {version}")),
+                [] => (Tone::Bad, format!("{name}: stands still: {}", report.stuck.join(", "))),
+                reasons => (Tone::Bad, format!("{name}: not ready, up {up}: {}", reasons.join("; "))),
+            }
+        }
+        (Some(Side::Unseen { error }), _) => (Tone::Warn, format!("{name}: {error}")),
+        _ => (Tone::Plain, format!("{name}: http.listen is off, so the running worker is not asked")),
+    }
+}
+
+fn of_side<T>(side: &Side<T>, lines: impl FnOnce(&T) -> Vec<(Tone, String)>) -> Vec<(Tone, String)> {
+    match side {
+        Side::Seen(seen) => lines(seen),
+        Side::Unseen { error } => vec![(Tone::Bad, error.clone())],
+    }
+}
+
+fn queues(overview: &Overview) -> Vec<(Tone, String)> {
+    of_side(&overview.queues, |depths| {
+        let waits = |depth: &&QueueDepth| depth.role == QueueRole::Wait && depth.problem.is_none();
+        let waiting: u64 = depths.iter().filter(waits).map(|depth| u64::from(depth.ready)).sum();
+        let mut lines: Vec<_> = depths.iter().filter(|depth| !waits(depth)).map(queue).collect();
+        lines.push((Tone::Plain, format!("{waiting:>8}  wait for a retry or for their time")));
+        lines
+    })
+}
+
+fn queue(depth: &QueueDepth) -> (Tone, String) {
+    let QueueDepth { queue, role, ready, consumers, problem } = depth;
+    if let Some(problem) = problem {
+        return (Tone::Bad, format!("       ?  {queue}: {problem}"));
+    }
+    let by = match consumers {
+        0 => String::new(),
+        1 => ", 1 consumer".to_owned(),
+        consumers => format!(", {consumers} consumers"),
+    };
+    let (what, tone) = match role {
+        QueueRole::Work | QueueRole::Wait => ("", Tone::Plain),
+        QueueRole::Dead if *ready > 0 => (" (dead letters)", Tone::Warn),
+        QueueRole::Dead => (" (dead letters)", Tone::Plain),
+        QueueRole::Unrouted => (" (nobody wants)", Tone::Plain),
+    };
+    (tone, format!("{ready:>8}  {queue}{what}{by}"))
+}
+
+fn requests(journal: &JournalOverview, at: Timestamp) -> Vec<(Tone, String)> {
+    let meanings = [
+        ("accepted", "accepted, wait for a nonce"),
+        ("writing", "signed, wait for the chain"),
+        ("retry_pending", "retries on their way to the broker"),
+        ("dead_pending", "dead letters on their way"),
+    ];
+    let mut lines = Vec::new();
+    for (state, meaning) in meanings {
+        let open = || journal.accounts.iter().flat_map(|account| &account.open).filter(|open| open.state == state);
+        let count: u64 = open().map(|open| open.count).sum();
+        let oldest = open().map(|open| open.since).min();
+        let oldest = oldest.map_or(String::new(), |since| format!(", the first for {}", age(since, at)));
+        lines.push((Tone::Plain, format!("{count:>8}  {meaning}{oldest}")));
+    }
+    let outbox: u64 = journal.accounts.iter().map(|account| account.outbox).sum();
+    lines.push((Tone::Plain, format!("{outbox:>8}  events to publish")));
+    lines
+}
+
+fn lanes(overview: &Overview, report: Option<&WorkerReport>) -> Vec<(Tone, String)> {
+    let accounts = overview.journal.seen().map_or(&[][..], |journal| &journal.accounts);
+    let told = report.map_or(&[][..], |report| &report.lanes);
+    let mut lines = Vec::new();
+    for account in accounts {
+        lines.extend(lane(account, told.iter().find(|lane| lane.account == account.address), overview.at));
+    }
+    // Before a first look at the journal.
+    for lane in told.iter().filter(|lane| accounts.iter().all(|account| account.address != lane.account)) {
+        lines.extend(as_told(lane, overview.at));
+    }
+    lines
+}
+
+fn lane(account: &AccountOverview, told: Option<&LaneReport>, at: Timestamp) -> Vec<(Tone, String)> {
+    let AccountOverview { address, owner, next_nonce, live, leased_until, .. } = account;
+    let owner = match owner {
+        Some(owner) if *leased_until > at => format!("owned by {}", without_run(owner)),
+        Some(owner) => {
+            format!("was owned by {}, whose lease ran out {} ago", without_run(owner), age(*leased_until, at))
+        }
+        None => "owned by nobody".to_owned(),
+    };
+    let nonce = next_nonce.map_or("no nonce yet".to_owned(), |nonce| format!("next nonce {nonce}"));
+    let mut lines = vec![(Tone::Plain, format!("{address}  {owner}, {nonce}, {live} not final"))];
+    lines.extend(told.into_iter().flat_map(|lane| as_told(lane, at)));
+    lines
+}
+
+/// What only the running worker knows.
+fn as_told(lane: &LaneReport, at: Timestamp) -> Vec<(Tone, String)> {
+    let amount = |text: &Option<String>| text.as_deref().and_then(wei).map_or("?".to_owned(), short);
+    let head = match (lane.head, lane.head_at) {
+        (Some(head), Some(head_at)) => format!("block {head} ({} old)", age(head_at, at)),
+        _ => "no block seen".to_owned(),
+    };
+    let doing = if lane.owner {
+        format!("{} in flight, window {}", lane.in_flight, lane.window)
+    } else {
+        "stands by".to_owned()
+    };
+    let mut lines = Vec::new();
+    if lane.owner || lane.paused.is_some() {
+        let (fee, balance) = (amount(&lane.fee_wei), amount(&lane.balance_wei));
+        lines.push((Tone::Plain, format!("  {doing}, {head}, fee {fee}, balance {balance}")));
+    }
+    match &lane.paused {
+        Some(pause) => lines.push((Tone::Bad, format!("  paused ({}): {}", pause.reason, pause.detail))),
+        None if !lane.open => lines.push((Tone::Warn, "  takes no requests yet".to_owned())),
+        None => {}
+    }
+    lines
+}
+
+fn endpoints(endpoints: &[EndpointReport]) -> Vec<(Tone, String)> {
+    let line = |endpoint: &EndpointReport| {
+        let EndpointReport { endpoint, serves, blocks_behind, problem } = endpoint;
+        let behind = if *blocks_behind > 0 { format!(", {blocks_behind} blocks behind") } else { String::new() };
+        match (serves, problem) {
+            (true, _) => (Tone::Good, format!("{endpoint}: serves{behind}")),
+            (false, Some(problem)) => (Tone::Bad, format!("{endpoint}: not used{behind}: {problem}")),
+            (false, None) => (Tone::Warn, format!("{endpoint}: not used{behind}")),
+        }
+    };
+    endpoints.iter().map(line).collect()
+}
+
+fn incidents(journal: &JournalOverview) -> Vec<(Tone, String)> {
+    let newest = journal.incidents.iter().take(INCIDENTS);
+    newest
+        .map(|seen| (Tone::Plain, format!("{} {} {}: {}", clock(seen.at), seen.request, seen.what, seen.detail)))
+        .collect()
+}
+
+fn recent(lines: &[RecentLine]) -> Vec<(Tone, String)> {
+    let line = |line: &RecentLine| {
+        let tone = if line.level == "error" { Tone::Bad } else { Tone::Warn };
+        (tone, format!("{} {} {}", clock(line.at), line.level, line.text))
+    };
+    lines.iter().take(LOG_LINES).map(line).collect()
+}
+
+/// `organisation/instance` of `organisation/instance/run`.
+fn without_run(owner: &str) -> &str {
+    owner.rsplit_once('/').map_or(owner, |(instance, _)| instance)
+}
+
+/// The time of day, in UTC.
+fn clock(at: Timestamp) -> String {
+    let text = at.to_string();
+    text.get(11..19).unwrap_or(&text).to_owned()
+}
+
+/// In its two largest units.
+fn age(since: Timestamp, at: Timestamp) -> String {
+    let seconds = u64::try_from(at.0.saturating_sub(since.0)).unwrap_or(0) / 1000;
+    let text = humantime::format_duration(Duration::from_secs(seconds)).to_string();
+    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
+/// With four digits behind the point at most.
+fn short(amount: Wei) -> String {
+    let text = amount.to_string();
+    let Some((number, unit)) = text.split_once(' ') else { return text };
+    match number.split_once('.') {
+        Some((whole, fraction)) => format!("{whole}.{} {unit}", fraction.get(..4).unwrap_or(fraction)),
+        None => text,
+    }
+}

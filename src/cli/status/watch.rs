@@ -1,0 +1,150 @@
+//! `chainwriter status --watch`: the overview in the terminal, drawn anew every second.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use ratatui::Frame;
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::style::{Color, Modifier, Style};
+use ratatui::text::Line;
+use ratatui::widgets::{Block, Paragraph};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::cli::status::overview::{Looker, Overview};
+use crate::cli::status::sheet::{Section, Tone, sheet};
+use crate::config::Settings;
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_secs(1);
+/// How soon a key is heeded, and the thread that reads keys ends with its user.
+const KEY_WAIT: Duration = Duration::from_millis(200);
+/// Keys that wait to be heeded.
+const KEYS: usize = 16;
+/// Below this many columns sections stand under one another.
+const WIDE: u16 = 78;
+
+/// Draws until q, Esc or Ctrl-C. The terminal is given back as it was, after a panic too.
+pub(super) async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
+    let mut terminal = ratatui::try_init()?;
+    let mut looker = Looker::new(settings);
+    let shown = async {
+        let mut keys = keys();
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut hang_up = signal(SignalKind::hangup())?;
+        let mut scroll = 0_u16;
+        let mut tick = tokio::time::interval(LOOK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut overview = looker.look().await;
+        loop {
+            terminal.draw(|frame| draw(frame, &overview, scroll))?;
+            tokio::select! {
+                _ = tick.tick() => overview = looker.look().await,
+                _ = terminate.recv() => return anyhow::Ok(()),
+                _ = hang_up.recv() => return anyhow::Ok(()),
+                key = keys.recv() => match key {
+                    Some(Key::Down) => scroll = scroll.saturating_add(1),
+                    Some(Key::Up) => scroll = scroll.saturating_sub(1),
+                    Some(Key::Redraw) => {}
+                    Some(Key::Quit) | None => return anyhow::Ok(()),
+                }
+            }
+        }
+    }
+    .await;
+    ratatui::restore();
+    looker.close().await;
+    shown.map(|()| ExitCode::SUCCESS)
+}
+
+enum Key {
+    Up,
+    Down,
+    Redraw,
+    Quit,
+}
+
+/// Read on a thread of their own, since the terminal has no other way to be waited for. It ends when nobody listens.
+fn keys() -> mpsc::Receiver<Key> {
+    let (sender, receiver) = mpsc::channel(KEYS);
+    std::thread::spawn(move || {
+        while !sender.is_closed() {
+            let read =
+                event::poll(KEY_WAIT).and_then(|is_there| if is_there { event::read().map(Some) } else { Ok(None) });
+            let key = match read {
+                Ok(Some(event)) => key_of(&event),
+                Ok(None) => None,
+                // The terminal has gone.
+                Err(_) => Some(Key::Quit),
+            };
+            if key.is_some_and(|key| sender.blocking_send(key).is_err()) {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "there are many keys, and few that mean something")]
+fn key_of(event: &Event) -> Option<Key> {
+    match event {
+        Event::Key(key) if key.kind != KeyEventKind::Press => None,
+        Event::Key(key) => match key.code {
+            KeyCode::Char('q') | KeyCode::Esc => Some(Key::Quit),
+            KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => Some(Key::Quit),
+            KeyCode::Down | KeyCode::Char('j') => Some(Key::Down),
+            KeyCode::Up | KeyCode::Char('k') => Some(Key::Up),
+            _ => None,
+        },
+        Event::Resize(..) => Some(Key::Redraw),
+        _ => None,
+    }
+}
+
+/// The headline, queues and requests side by side, the other sections below; what does not fit can be scrolled to.
+pub(super) fn draw(frame: &mut Frame<'_>, overview: &Overview, scroll: u16) {
+    let (headline, sections) = sheet(overview);
+    let [head, upper, lower, foot] =
+        Layout::vertical([Constraint::Length(1), Constraint::Length(7), Constraint::Min(3), Constraint::Length(1)])
+            .areas(frame.area());
+    frame.render_widget(styled(&headline).style(style(headline.0).add_modifier(Modifier::BOLD)), head);
+    let is_wide = frame.area().width >= WIDE;
+    let beside = if is_wide { 2 } else { 1 };
+    let (first, rest) = sections.split_at(beside.min(sections.len()));
+    let columns = Layout::horizontal(vec![Constraint::Fill(1); first.len()]).split(upper);
+    for (section, area) in first.iter().zip(columns.iter()) {
+        frame.render_widget(block_of(section), *area);
+    }
+    draw_rest(frame, rest, lower, scroll);
+    let keys = Line::from(format!(" {}   q quits, ↑ ↓ scroll", overview.at)).style(Style::new().fg(Color::DarkGray));
+    frame.render_widget(keys, foot);
+}
+
+fn draw_rest(frame: &mut Frame<'_>, sections: &[Section], area: Rect, scroll: u16) {
+    let mut lines = Vec::new();
+    for Section { title, lines: of_section } in sections.iter().filter(|section| !section.lines.is_empty()) {
+        lines.push(Line::from(*title).style(Style::new().add_modifier(Modifier::BOLD).fg(Color::Cyan)));
+        lines.extend(of_section.iter().map(|line| styled(&(line.0, format!("  {}", line.1)))));
+    }
+    let hidden = u16::try_from(lines.len()).unwrap_or(u16::MAX).saturating_sub(area.height);
+    frame.render_widget(Paragraph::new(lines).scroll((scroll.min(hidden), 0)), area);
+}
+
+fn block_of(section: &Section) -> Paragraph<'_> {
+    let lines: Vec<_> = section.lines.iter().map(styled).collect();
+    Paragraph::new(lines).block(Block::bordered().title(section.title).border_style(Style::new().fg(Color::DarkGray)))
+}
+
+fn styled(line: &(Tone, String)) -> Line<'static> {
+    Line::from(line.1.clone()).style(style(line.0))
+}
+
+fn style(tone: Tone) -> Style {
+    match tone {
+        Tone::Plain => Style::new(),
+        Tone::Good => Style::new().fg(Color::Green),
+        Tone::Warn => Style::new().fg(Color::Yellow),
+        Tone::Bad => Style::new().fg(Color::Red),
+    }
+}

@@ -1,0 +1,144 @@
+//! How the whole journal stands, for operators: counts of what is open, and what happened last.
+
+use serde::{Deserialize, Serialize};
+
+use crate::journal::columns::{Columns, fixed, number, optional_number, optional_text, text, unsigned, word};
+use crate::journal::rows::request_id;
+use crate::journal::{AccountId, Result};
+use crate::model::{Address, Nonce, RequestState, Timestamp};
+
+/// Incidents that an overview tells of.
+pub(crate) const RECENT_INCIDENTS: usize = 20;
+
+/// The whole journal, whichever instances work with it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalOverview {
+    /// Every account that it has ever known.
+    pub accounts: Vec<AccountOverview>,
+    /// What happened off the straight way last, newest first.
+    pub incidents: Vec<RecentIncident>,
+}
+
+/// One account on a chain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountOverview {
+    /// The journal's number for it.
+    #[serde(skip, default = "unknown")]
+    pub id: AccountId,
+    /// EIP-155 chain id.
+    pub chain_id: u64,
+    /// Its address.
+    pub address: Address,
+    /// The nonce that the next transaction gets; none before its lane has asked the chain for the first time.
+    pub next_nonce: Option<Nonce>,
+    /// The run of an instance that has the lease.
+    pub owner: Option<String>,
+    /// Until when, by its owner's clock, unless it is renewed.
+    pub leased_until: Timestamp,
+    /// Transactions that may still land.
+    pub live: u64,
+    /// Events without a publisher confirm.
+    pub outbox: u64,
+    /// Requests that are not settled, by state, of the states that have any.
+    pub open: Vec<OpenRequests>,
+}
+
+fn unknown() -> AccountId {
+    AccountId(0)
+}
+
+/// Requests of one state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenRequests {
+    /// The state's word.
+    pub state: String,
+    /// How many.
+    pub count: u64,
+    /// Since when the first of them in the queue is in this state.
+    pub since: Timestamp,
+}
+
+/// Something that happened to a request off the straight way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecentIncident {
+    /// The request's id.
+    pub request: String,
+    /// When.
+    pub at: Timestamp,
+    /// In one word.
+    pub what: String,
+    /// For a person.
+    pub detail: String,
+}
+
+/// Indexes have what is live and open, and the outbox is small: what is settled costs nothing.
+pub(super) const ACCOUNTS: &str = "SELECT a.id, a.chain_id, a.address, a.next_nonce, a.lease_owner, a.lease_until, \
+     (SELECT count(*) FROM transactions t WHERE t.account = a.id AND t.state = 'live') AS live, \
+     (SELECT count(*) FROM outbox o WHERE o.account = a.id) AS outbox \
+     FROM accounts a ORDER BY a.id";
+
+/// Of each state the first in the queue, found by its place.
+pub(super) const OPEN: &str = "SELECT o.account, o.state, o.open, r.changed_at AS since FROM \
+     (SELECT account, state, count(*) AS open, min(turn) AS turn FROM requests WHERE settled_at IS NULL \
+      GROUP BY account, state) o \
+     JOIN requests r ON r.account = o.account AND r.state = o.state AND r.turn = o.turn AND r.settled_at IS NULL \
+     ORDER BY o.account, o.state";
+
+/// The newest.
+pub(super) fn incidents() -> String {
+    format!(
+        "SELECT r.id, i.at, i.what, i.detail FROM \
+         (SELECT id, request, at, what, detail FROM incidents ORDER BY id DESC LIMIT {RECENT_INCIDENTS}) i \
+         JOIN requests r ON r.seq = i.request ORDER BY i.id DESC"
+    )
+}
+
+pub(super) fn account(row: &impl Columns) -> Result<AccountOverview> {
+    let next_nonce = optional_number(row, "account", "next_nonce")?;
+    Ok(AccountOverview {
+        id: AccountId(number(row, "account", "id")?),
+        chain_id: unsigned(row, "account", "chain_id")?,
+        address: fixed(row, "account", "address", Address::from_slice)?,
+        next_nonce: next_nonce.and_then(|nonce| u64::try_from(nonce).ok()).map(Nonce),
+        owner: optional_text(row, "account", "lease_owner")?,
+        leased_until: Timestamp(number(row, "account", "lease_until")?),
+        live: unsigned(row, "count", "live")?,
+        outbox: unsigned(row, "count", "outbox")?,
+        open: Vec::new(),
+    })
+}
+
+pub(super) fn open(row: &impl Columns) -> Result<(AccountId, OpenRequests)> {
+    let requests = OpenRequests {
+        state: word(row, "request", "state", RequestState::from_word)?.as_str().to_owned(),
+        count: unsigned(row, "count", "open")?,
+        since: Timestamp(number(row, "request", "since")?),
+    };
+    Ok((AccountId(number(row, "request", "account")?), requests))
+}
+
+pub(super) fn incident(row: &impl Columns) -> Result<RecentIncident> {
+    let of = |name| text(row, "incident", name).map(std::borrow::Cow::into_owned);
+    Ok(RecentIncident {
+        request: request_id(row)?.to_string(),
+        at: Timestamp(number(row, "incident", "at")?),
+        what: of("what")?,
+        detail: of("detail")?,
+    })
+}
+
+impl JournalOverview {
+    /// Puts together what was read.
+    pub(crate) fn of(
+        mut accounts: Vec<AccountOverview>,
+        open: Vec<(AccountId, OpenRequests)>,
+        incidents: Vec<RecentIncident>,
+    ) -> Self {
+        for (id, requests) in open {
+            if let Some(account) = accounts.iter_mut().find(|account| account.id == id) {
+                account.open.push(requests);
+            }
+        }
+        Self { accounts, incidents }
+    }
+}

@@ -1,0 +1,15 @@
+//! What the daemon says of itself while it runs: a report of how everything stands, health, metrics, and HTTP to ask for
+//! them. It only looks; nothing that it does or fails to do changes what the stages do.
+
+mod ask;
+mod gauges;
+mod http;
+mod observer;
+mod recent;
+mod report;
+
+pub use ask::{NoAnswer, ask};
+pub use http::serve;
+pub use observer::{LaneView, Observer, Sources};
+pub use recent::{RecentLine, RecentLines};
+pub use report::{BrokerReport, EndpointReport, LaneReport, PauseReport, WorkerReport, wei};
