@@ -39,7 +39,9 @@ impl Upkeep for PostgresJournal {
 
     async fn prune(&self, before: Timestamp, limit: u32) -> Result<u64> {
         self.pool
-            .write((before, limit), |connection, (before, limit)| Box::pin(prune(connection, *before, *limit)))
+            .write_repeatably((before, limit), |connection, (before, limit)| {
+                Box::pin(prune(connection, *before, *limit))
+            })
             .await
     }
 

@@ -21,7 +21,7 @@ impl Instances for PostgresJournal {
     async fn attend(&self, instance: &Instance, ttl: Duration) -> Result<Attendance> {
         let wish = (instance.clone(), ttl, self.news.as_ref().map(News::changed));
         self.pool
-            .write(wish, |connection, (instance, ttl, news)| {
+            .write_repeatably(wish, |connection, (instance, ttl, news)| {
                 Box::pin(attend(connection, instance, *ttl, news.as_deref()))
             })
             .await
@@ -29,7 +29,9 @@ impl Instances for PostgresJournal {
 
     async fn leave(&self, instance: &Instance) -> Result<()> {
         let wish = (instance.owner.clone(), self.news.as_ref().map(News::changed));
-        self.pool.write(wish, |connection, (owner, news)| Box::pin(leave(connection, owner, news.as_deref()))).await
+        self.pool
+            .write_repeatably(wish, |connection, (owner, news)| Box::pin(leave(connection, owner, news.as_deref())))
+            .await
     }
 
     async fn attendance(&self) -> Result<Attendance> {

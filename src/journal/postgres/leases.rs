@@ -28,7 +28,9 @@ pub(super) async fn check_lease(connection: &Connection, lease: &Lease) -> Resul
 impl Leases for PostgresJournal {
     async fn account(&self, chain_id: u64, address: Address) -> Result<AccountId> {
         let chain_id = signed("a chain id", chain_id)?;
-        self.pool.write((chain_id, address), |connection, key| Box::pin(account(connection, key.0, key.1))).await
+        self.pool
+            .write_repeatably((chain_id, address), |connection, key| Box::pin(account(connection, key.0, key.1)))
+            .await
     }
 
     async fn acquire_lease(
@@ -39,12 +41,12 @@ impl Leases for PostgresJournal {
         stale: Option<LeaseMark>,
     ) -> Result<Acquired> {
         let wish = Wish { account, owner, ttl, stale };
-        self.pool.write(wish, |connection, wish| Box::pin(acquire(connection, wish))).await
+        self.pool.write_repeatably(wish, |connection, wish| Box::pin(acquire(connection, wish))).await
     }
 
     async fn renew_lease(&self, lease: &Lease, ttl: Duration) -> Result<()> {
         let wish = (lease.clone(), Timestamp::now().after(ttl));
-        self.pool.write(wish, |connection, (lease, until)| Box::pin(renew(connection, lease, *until))).await
+        self.pool.write_repeatably(wish, |connection, (lease, until)| Box::pin(renew(connection, lease, *until))).await
     }
 
     async fn release_lease(&self, lease: &Lease) -> Result<()> {
@@ -54,7 +56,9 @@ impl Leases for PostgresJournal {
 
     async fn raise_next_nonce(&self, lease: &Lease, at_least: Nonce) -> Result<Nonce> {
         let wish = (lease.clone(), nonce(at_least)?);
-        self.pool.write(wish, |connection, (lease, at_least)| Box::pin(raise(connection, lease, *at_least))).await
+        self.pool
+            .write_repeatably(wish, |connection, (lease, at_least)| Box::pin(raise(connection, lease, *at_least)))
+            .await
     }
 }
 

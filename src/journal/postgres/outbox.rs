@@ -55,7 +55,7 @@ impl Outbox for PostgresJournal {
     async fn events_sent(&self, ids: Vec<i64>) -> Result<()> {
         // Another instance may have sent the same event, under the same id, and deleted it first.
         self.pool
-            .write(ids, |connection, ids| {
+            .write_repeatably(ids, |connection, ids| {
                 Box::pin(async move {
                     let delete = "DELETE FROM outbox WHERE id = ANY($1)";
                     connection.execute("note sent events", delete, &[ids]).await.map(drop)

@@ -40,6 +40,8 @@ enum Mode {
     Snapshot,
     /// All or nothing. Each statement sees what was committed before it, and rows are locked before they are judged.
     Write,
+    /// The same, of what comes out the same when it is done twice.
+    Repeatable,
 }
 
 impl Mode {
@@ -47,7 +49,7 @@ impl Mode {
         match self {
             Self::Read => None,
             Self::Snapshot => Some("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"),
-            Self::Write => Some("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"),
+            Self::Write | Self::Repeatable => Some("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"),
         }
     }
 }
@@ -115,6 +117,17 @@ impl Pool {
         self.call(Mode::Write, data, work).await
     }
 
+    /// The same for a write that comes out the same when it is done twice: where nobody can tell whether its commit holds, it
+    /// is done again, and not the process's end.
+    pub(super) async fn write_repeatably<D, T, F>(&self, data: D, work: F) -> Result<T>
+    where
+        D: Send + Sync + 'static,
+        T: Send + 'static,
+        F: for<'c> Fn(&'c Connection, &'c D) -> Work<'c, T> + Send + Sync + 'static,
+    {
+        self.call(Mode::Repeatable, data, work).await
+    }
+
     /// In a task of its own: a caller that stops waiting does not stop the write, and leaves no connection in the middle of
     /// a transaction.
     async fn call<D, T, F>(&self, mode: Mode, data: D, work: F) -> Result<T>
@@ -149,7 +162,8 @@ fn ended(why: &str) -> JournalError {
 }
 
 impl Shared {
-    /// Tries again what wrote nothing: a transaction whose commit was never asked for, whatever became of the connection.
+    /// Tries again what wrote nothing: a transaction whose commit was never asked for, whatever became of the connection. And
+    /// what may be written twice.
     async fn call<D, T, F>(&self, mode: Mode, data: &D, work: &F) -> Result<T>
     where
         F: for<'c> Fn(&'c Connection, &'c D) -> Work<'c, T>,
@@ -162,7 +176,9 @@ impl Shared {
                 Ok(done) => return Ok(done),
                 Err(error) => error,
             };
+            let is_in_doubt = matches!(error, JournalError::Commit(_));
             let may_go_well = match kind_of_failure(&error) {
+                _ if is_in_doubt && mode == Mode::Repeatable => started.elapsed() < PATIENCE,
                 FaultKind::Lost => started.elapsed() < PATIENCE,
                 FaultKind::Conflict => {
                     conflicts += 1;
@@ -198,7 +214,7 @@ impl Shared {
                 match mode {
                     Mode::Read => {}
                     Mode::Snapshot => connection.run("end a read", "COMMIT").await?,
-                    Mode::Write => {
+                    Mode::Write | Mode::Repeatable => {
                         commit(&connection).await?;
                         self.meter.commits.note(began.elapsed());
                     }
