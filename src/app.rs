@@ -12,7 +12,7 @@ use crate::broker::{Broker, BrokerSettings, Topology};
 use crate::chain::{ClientSettings, NodeClient};
 use crate::config::{Settings, SignerSection};
 use crate::journal::{AccountId, Journal, JournalAddress, JournalError, Lease, PostgresJournal, SqliteJournal};
-use crate::lane::{LaneSettings, LaneState};
+use crate::lane::{LaneSettings, LaneState, Throttling};
 use crate::model::ids;
 use crate::pipeline::{Pipeline, PipelineSettings, Seams, Stage, Stops};
 use crate::policy::pause::RetrySchedule;
@@ -218,6 +218,7 @@ fn lane_settings(settings: &Settings, account: AccountId, owner: Arc<str>) -> La
         fees: settings.fees,
         finality: chain.finality,
         in_flight: chain.in_flight,
+        limits: settings.limits,
         poll_interval: chain.poll_interval,
         resend_after: chain.resend_after,
         replace_after: chain.replace_after,
@@ -243,6 +244,14 @@ fn settle_settings(settings: &Settings) -> SettleSettings {
     }
 }
 
+fn throttling(throttled: Option<Throttling>) -> String {
+    match throttled {
+        None => String::new(),
+        Some(Throttling { limit, until: Some(until) }) => format!(", throttled by {limit} until {until}"),
+        Some(Throttling { limit, until: None }) => format!(", throttled by {limit} until others are final"),
+    }
+}
+
 fn status_line(broker: &crate::broker::BrokerState, lanes: &[watch::Receiver<LaneState>]) -> String {
     use crate::broker::BrokerState as B;
     let broker = match broker {
@@ -257,7 +266,7 @@ fn status_line(broker: &crate::broker::BrokerState, lanes: &[watch::Receiver<Lan
         match &lane.paused {
             Some((reason, detail)) => format!("paused ({reason}): {detail}"),
             None if !lane.is_owner => "stands by".to_owned(),
-            None => format!("{} in flight, {block}", lane.in_flight),
+            None => format!("{} in flight, {block}{}", lane.in_flight, throttling(lane.throttled)),
         }
     });
     std::iter::once(broker).chain(lanes).collect::<Vec<_>>().join("; ")

@@ -120,7 +120,8 @@ impl Pipeline {
         let beat = Heartbeat::default();
         let exchange = settings.settle.names.events.clone();
         let (notify, publishes) = (Arc::clone(&outbox_wake), Arc::clone(&publisher));
-        let settle = Settle::new(settings.settle, journal.clone(), publishes, notify, beat.clone());
+        let ended = lanes.iter().map(|(_, signals)| Arc::clone(&signals.ended)).collect();
+        let settle = Settle::new(settings.settle, journal.clone(), publishes, notify, ended, beat.clone());
         let settled = settle.settled();
         stages.push(stage("settle", &beat, settle.run(from_intake, from_lanes)));
 
@@ -157,6 +158,7 @@ fn lane_signals() -> LaneSignals {
     LaneSignals {
         wake: Arc::new(Notify::new()),
         released: Arc::new(Notify::new()),
+        ended: Arc::new(Notify::new()),
         state: watch::Sender::new(LaneState::default()),
         lease: watch::Sender::new(None),
         is_open: watch::Sender::new(false),

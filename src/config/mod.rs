@@ -15,6 +15,7 @@ use crate::policy::admission::{AdmissionRules, TextSource};
 use crate::policy::classify::ErrorTable;
 use crate::policy::fee::FeeRules;
 use crate::policy::finality::FinalityRule;
+use crate::policy::limits::Limits;
 
 mod reader;
 pub(crate) mod secrets;
@@ -56,6 +57,8 @@ pub struct Settings {
     pub write: WriteSection,
     /// `[fees]`
     pub fees: FeeRules,
+    /// `[limits]`
+    pub limits: Limits,
     /// `[journal]`
     pub journal: JournalSection,
     /// `lease.ttl`

@@ -22,6 +22,7 @@ use crate::policy::admission::{AdmissionRules, TextSource};
 use crate::policy::classify::{ErrorTable, SendMeaning};
 use crate::policy::fee::{FeeMode, FeeRules};
 use crate::policy::finality::FinalityRule;
+use crate::policy::limits::Limits;
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -47,10 +48,17 @@ pub(super) fn read(values: Value) -> Result<Settings, Faults> {
         signers: signers::read(tables.remove("signer"), &mut findings),
         write: write(Section::new("write", tables.remove("write"), &mut findings)),
         fees: fees(Section::new("fees", tables.remove("fees"), &mut findings)),
+        limits: limits(Section::new("limits", tables.remove("limits"), &mut findings)),
         journal: journal(Section::new("journal", tables.remove("journal"), &mut findings)),
         lease_ttl: lease(Section::new("lease", tables.remove("lease"), &mut findings)),
         log: log(Section::new("log", tables.remove("log"), &mut findings)),
     };
+    if let (GasRule::Fixed(gas), Some(most)) = (settings.write.gas, settings.limits.gas_per_hour)
+        && gas > most
+    {
+        let problem = format!("is {most}, and write.gas is {gas}: no request could ever be written; raise it");
+        findings.add("limits.gas_per_hour", problem);
+    }
     for name in tables.keys() {
         findings.add(name, "is not a section; see worker.toml for those there are");
     }
@@ -324,6 +332,16 @@ fn fees(mut section: Section<'_>) -> FeeRules {
     });
     section.finish(&["mode", "max_fee"]);
     FeeRules { mode, max_fee }
+}
+
+fn limits(mut section: Section<'_>) -> Limits {
+    let limits = Limits {
+        writes_per_second: section.number_or_off("writes_per_second", 1..=10_000),
+        in_flight: section.number_or_off("in_flight", 1..=1_000_000),
+        gas_per_hour: section.number_or_off("gas_per_hour", 21_000..=1_000_000_000_000_000).map(Gas),
+    };
+    section.finish(&["writes_per_second", "in_flight", "gas_per_hour"]);
+    limits
 }
 
 fn journal(mut section: Section<'_>) -> JournalSection {

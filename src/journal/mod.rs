@@ -10,6 +10,7 @@ use async_trait::async_trait;
 
 use crate::model::{Address, Attempt, Message, Nonce, RequestId, Timestamp};
 use crate::policy::arrival::{Known, Verdict};
+use crate::policy::limits::{Granted, Limits, Usage};
 
 mod address;
 mod admission;
@@ -161,8 +162,17 @@ pub trait Transactions: Send + Sync {
     async fn queued(&self, account: AccountId, after_turn: i64, limit: u32) -> Result<Vec<QueuedRequest>>;
     /// Everything of the account that may still land, by nonce. Bytes and bodies are checked against their hashes by the caller.
     async fn live_transactions(&self, account: AccountId) -> Result<Vec<LiveTransaction>>;
-    /// Stores new transactions with their first attempts. Their nonces must follow on from the account's last one.
-    async fn record_transactions(&self, lease: &Lease, transactions: Vec<NewTransaction>) -> Result<()>;
+    /// What counts against the limits on the account's chain, whichever lanes and instances began it. What these limits do
+    /// not ask for is left out.
+    async fn usage(&self, account: AccountId, limits: Limits) -> Result<Usage>;
+    /// Stores new transactions with their first attempts, the first of them, as many as the limits grant. Their nonces must
+    /// follow on from the account's last one. Of the others nothing is stored: their bytes must not be used.
+    async fn record_transactions(
+        &self,
+        lease: &Lease,
+        transactions: Vec<NewTransaction>,
+        limits: Limits,
+    ) -> Result<Granted>;
     /// Stores further attempts at nonces that are live.
     async fn record_attempts(&self, lease: &Lease, attempts: Vec<(Nonce, Attempt)>) -> Result<()>;
     /// Wishes to cancel requests of the account that are accepted or being written.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -32,14 +32,16 @@ mod mending;
 mod pausing;
 mod prepare;
 mod settings;
+mod throttling;
 mod undone;
 mod window;
 
-pub use settings::{GasRule, LaneJournal, LaneSettings, LaneSignals, LaneState, OutagePolicy};
+pub use settings::{GasRule, LaneJournal, LaneSettings, LaneSignals, LaneState, OutagePolicy, Throttling};
 
 use mending::Mender;
 use pausing::Paused;
 use prepare::Prepared;
+use throttling::Throttle;
 use undone::UndoneNonces;
 use window::{InFlight, Window};
 
@@ -77,6 +79,7 @@ pub struct Lane {
     final_up_to: Option<BlockNumber>,
     market: Option<Market>,
     pause: Option<Paused>,
+    throttle: Option<Throttle>,
 }
 
 impl Lane {
@@ -116,6 +119,7 @@ impl Lane {
             final_up_to: None,
             market: None,
             pause: None,
+            throttle: None,
         }
     }
 
@@ -193,7 +197,7 @@ impl Lane {
         self.prepared.clear();
         self.cancelled.clear();
         (self.next_nonce, self.head, self.final_up_to) = (None, None, None);
-        (self.market, self.pause) = (None, None);
+        (self.market, self.pause, self.throttle) = (None, None, None);
         self.tell();
     }
 
@@ -213,8 +217,10 @@ impl Lane {
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.signals.beat.beat();
+            self.end_throttle();
             self.tell();
-            let wake = Arc::clone(&self.signals.wake);
+            let (wake, ended) = (Arc::clone(&self.signals.wake), Arc::clone(&self.signals.ended));
+            let throttled_until = self.throttled_until();
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => {
@@ -231,6 +237,8 @@ impl Lane {
                     self.mend(lease).await?;
                 }
                 () = wake.notified() => self.may_have_more = true,
+                () = ended.notified(), if throttled_until.is_some() => self.look_for_room(),
+                () = sleep_until(throttled_until.unwrap_or_else(Instant::now)), if throttled_until.is_some() => {}
                 () = std::future::ready(()), if self.can_fill() => {}
             }
             if self.can_fill() {
@@ -252,6 +260,7 @@ impl Lane {
         let now = LaneState {
             is_owner: self.signals.lease.borrow().is_some(),
             paused: self.pause.as_ref().map(|pause| (pause.reason, pause.detail.clone())),
+            throttled: self.throttling(),
             in_flight: self.window.len(),
             window: self.send_window.size(),
             head: self.head.as_ref().map(|head| head.number),

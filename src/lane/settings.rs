@@ -6,10 +6,11 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
 use crate::journal::{AccountId, Lease, Leases, Transactions};
-use crate::model::{Address, BlockNumber, Gas, Heartbeat, PauseReason, Wei};
+use crate::model::{Address, BlockNumber, Gas, Heartbeat, PauseReason, Timestamp, Wei};
 use crate::policy::classify::ErrorTable;
 use crate::policy::fee::FeeRules;
 use crate::policy::finality::FinalityRule;
+use crate::policy::limits::{Limit, Limits};
 
 /// How much gas a request gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +52,8 @@ pub struct LaneSettings {
     pub finality: FinalityRule,
     /// Transactions not yet in a block at most.
     pub in_flight: usize,
+    /// What may be begun, over all lanes of the chain.
+    pub limits: Limits,
     /// How often the chain is looked at.
     pub poll_interval: Duration,
     /// Bytes that a node has are given to it again after this.
@@ -79,6 +82,8 @@ pub struct LaneState {
     pub is_owner: bool,
     /// Why nothing new is taken on, in words.
     pub paused: Option<(PauseReason, String)>,
+    /// The limit that holds requests back, or has within the last seconds.
+    pub throttled: Option<Throttling>,
     /// Live transactions.
     pub in_flight: usize,
     /// How many may wait for a block now.
@@ -89,6 +94,15 @@ pub struct LaneState {
     pub nonces_mended: u64,
 }
 
+/// A limit that is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Throttling {
+    /// Which.
+    pub limit: Limit,
+    /// When there is room again; `None`: when others are final.
+    pub until: Option<Timestamp>,
+}
+
 /// How a lane tells others about itself.
 #[derive(Debug, Clone)]
 pub struct LaneSignals {
@@ -96,6 +110,8 @@ pub struct LaneSignals {
     pub wake: Arc<Notify>,
     /// Another instance has given a lease up.
     pub released: Arc<Notify>,
+    /// Requests have ended, of whichever lane.
+    pub ended: Arc<Notify>,
     /// How it stands.
     pub state: watch::Sender<LaneState>,
     /// The lease that it holds. It keeps it when it stops: settle has yet to write under it, and the outbox to tell what

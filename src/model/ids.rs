@@ -350,6 +350,10 @@ pub(crate) mod virtual_host {
         SKEW_MS.set(milliseconds);
     }
 
+    pub(crate) fn skew_ms() -> i64 {
+        SKEW_MS.get()
+    }
+
     pub(crate) fn is_on() -> bool {
         BEGIN.get().is_some()
     }

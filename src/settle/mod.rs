@@ -45,6 +45,8 @@ pub struct Settle {
     journal: Arc<dyn Settlements>,
     publisher: Arc<dyn Publisher>,
     outbox: Arc<Notify>,
+    /// Of each lane: requests have ended.
+    ended: Vec<Arc<Notify>>,
     /// Another instance may have settled what is held here.
     settled: Arc<Notify>,
     beat: Heartbeat,
@@ -87,6 +89,7 @@ impl Settle {
         journal: Arc<dyn Settlements>,
         publisher: Arc<dyn Publisher>,
         outbox: Arc<Notify>,
+        ended: Vec<Arc<Notify>>,
         beat: Heartbeat,
     ) -> Self {
         Self {
@@ -94,6 +97,7 @@ impl Settle {
             journal,
             publisher,
             outbox,
+            ended,
             settled: Arc::default(),
             beat,
             held: HeldDeliveries::default(),
@@ -254,8 +258,14 @@ impl Settle {
                 }
             }
         }
-        self.outbox.notify_one();
+        self.tell_of_ends();
         ack(receipts).await;
+    }
+
+    /// Events wait in the outbox, and lanes may have waited for an end.
+    fn tell_of_ends(&self) {
+        self.outbox.notify_one();
+        self.ended.iter().for_each(|lane| lane.notify_one());
     }
 
     async fn resume(&mut self, account: AccountId) -> Result<(), JournalError> {
@@ -345,7 +355,7 @@ impl Settle {
                     CopyKind::DeadLetter => self.held.release_up_to(&copy.id, copy.generation),
                 });
             }
-            self.outbox.notify_one();
+            self.tell_of_ends();
         }
         if !refused.is_empty() {
             receipts.extend(self.record_refused(refused).await?);

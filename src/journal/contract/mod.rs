@@ -16,12 +16,15 @@ use crate::model::{
     Nonce, Properties, RequestId, RequestState, SignedTransaction, Timestamp, TransactionState, TxHash, Wei,
 };
 use crate::policy::arrival::Verdict;
+use crate::policy::limits::{Granted, Limits};
 
 mod endings;
 mod lanes;
+mod limits;
 
 pub(crate) use endings::*;
 pub(crate) use lanes::*;
+pub(crate) use limits::*;
 
 const TTL: Duration = Duration::from_secs(60);
 
@@ -144,8 +147,10 @@ impl Set {
         self.queued[index].seq
     }
 
-    async fn sign(&self, index: usize, nonce: u64) -> Result<(), JournalError> {
-        self.journal.record_transactions(&self.lease, vec![transaction(self.seq(index), nonce)]).await
+    async fn sign(&self, index: usize, nonce: u64) -> Result<Granted, JournalError> {
+        self.journal
+            .record_transactions(&self.lease, vec![transaction(self.seq(index), nonce)], Limits::default())
+            .await
     }
 
     pub(crate) async fn write_to_the_end(&self, index: usize, nonce: u64, text: &str) {
@@ -222,13 +227,17 @@ pub(crate) async fn nonces_are_taken_one_after_the_other_or_not_at_all(journal: 
     let set = set(journal, &["a", "b", "c"]).await;
     for nonces in [[1, 2], [0, 2], [0, 0]] {
         let batch = vec![transaction(set.seq(0), nonces[0]), transaction(set.seq(1), nonces[1])];
-        let refused = set.journal.record_transactions(&set.lease, batch).await;
+        let refused = set.journal.record_transactions(&set.lease, batch, Limits::default()).await;
         assert!(matches!(refused, Err(JournalError::Inconsistent { .. })), "{nonces:?}");
         assert_eq!(set.next_nonce().await, Nonce(0), "nothing of it was written");
         assert!(set.journal.live_transactions(set.account).await.unwrap().is_empty());
     }
     set.journal
-        .record_transactions(&set.lease, vec![transaction(set.seq(0), 0), transaction(set.seq(1), 1)])
+        .record_transactions(
+            &set.lease,
+            vec![transaction(set.seq(0), 0), transaction(set.seq(1), 1)],
+            Limits::default(),
+        )
         .await
         .unwrap();
     assert_eq!(set.next_nonce().await, Nonce(2));
@@ -472,7 +481,7 @@ pub(crate) async fn a_lane_without_its_lease_writes_nothing(journal: Arc<dyn Jou
     let other = set.journal.acquire_lease(set.account, "other".into(), TTL, None).await.unwrap().ours().unwrap();
     assert!(other.epoch > set.lease.epoch);
     let lost = |result: Result<(), JournalError>| assert!(result.unwrap_err().is_lease_lost());
-    lost(set.sign(1, 1).await);
+    lost(set.sign(1, 1).await.map(drop));
     lost(set.journal.record_attempts(&set.lease, vec![(Nonce(0), attempt(9))]).await);
     lost(set.journal.settle(&set.lease, vec![succeeded(set.seq(0), 0, "a")]).await);
     lost(set.journal.record_fillers(&set.lease, vec![(Nonce(0), attempt(9))]).await);
@@ -539,7 +548,11 @@ macro_rules! journal_contract {
             the_outbox_gives_each_event_a_number_of_its_own,
             a_refused_message_takes_no_id_from_a_request,
             a_park_is_noted_and_changes_nothing,
-            pruning_keeps_nonces_taken_and_events_waiting
+            pruning_keeps_nonces_taken_and_events_waiting,
+            no_more_are_in_flight_than_allowed,
+            no_more_gas_is_spent_in_an_hour_than_allowed,
+            no_more_is_begun_in_a_second_than_allowed,
+            a_refused_write_uses_nothing_up
         );
     };
     ($journal:expr, $($name:ident),*) => {

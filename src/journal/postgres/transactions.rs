@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use crate::journal::columns::{expect_rows, first_nonce, nonce, not_the_next_nonce, number, signed, stored_fee};
 use crate::journal::postgres::connection::Connection;
 use crate::journal::postgres::leases::check_lease;
-use crate::journal::postgres::{PostgresJournal, closed};
+use crate::journal::postgres::{PostgresJournal, closed, limits};
 use crate::journal::rows::{
     ATTEMPT_COLUMNS, LIVE_COLUMNS, QUEUED_COLUMNS, add_live, cancellation, filler, queued_request,
 };
@@ -16,6 +16,7 @@ use crate::journal::{
     Which,
 };
 use crate::model::{Attempt, Nonce, Timestamp};
+use crate::policy::limits::{Granted, Limits, Usage};
 
 #[async_trait]
 impl Transactions for PostgresJournal {
@@ -40,9 +41,26 @@ impl Transactions for PostgresJournal {
         self.pool.read(account, |connection, account| Box::pin(live_transactions(connection, *account))).await
     }
 
-    async fn record_transactions(&self, lease: &Lease, transactions: Vec<NewTransaction>) -> Result<()> {
-        let new = (lease.clone(), transactions);
-        self.pool.write(new, |connection, (lease, new)| Box::pin(record_transactions(connection, lease, new))).await
+    async fn usage(&self, account: AccountId, limits: Limits) -> Result<Usage> {
+        self.pool
+            .snapshot((account, limits), |connection, (account, limits)| {
+                Box::pin(limits::usage(connection, *account, *limits))
+            })
+            .await
+    }
+
+    async fn record_transactions(
+        &self,
+        lease: &Lease,
+        transactions: Vec<NewTransaction>,
+        limits: Limits,
+    ) -> Result<Granted> {
+        let new = (lease.clone(), transactions, limits);
+        self.pool
+            .write(new, |connection, (lease, new, limits)| {
+                Box::pin(record_transactions(connection, lease, new, *limits))
+            })
+            .await
     }
 
     async fn record_attempts(&self, lease: &Lease, attempts: Vec<(Nonce, Attempt)>) -> Result<()> {
@@ -120,13 +138,24 @@ async fn live_transactions(connection: &Connection, account: AccountId) -> Resul
     Ok(live)
 }
 
-async fn record_transactions(connection: &Connection, lease: &Lease, new: &[NewTransaction]) -> Result<()> {
+async fn record_transactions(
+    connection: &Connection,
+    lease: &Lease,
+    new: &[NewTransaction],
+    limits: Limits,
+) -> Result<Granted> {
     check_lease(connection, lease).await?;
+    let granted = limits::take(connection, lease.account, new, limits).await?;
+    let new = new.get(..granted.count).unwrap_or(new);
+    if new.is_empty() {
+        return Ok(granted);
+    }
     take_nonces(connection, lease, new).await?;
     make_writing(connection, lease, new).await?;
     insert_transactions(connection, lease, new).await?;
     let attempts = new.iter().map(|transaction| (transaction.nonce, &transaction.attempt));
-    insert_attempts(connection, lease, attempts).await
+    insert_attempts(connection, lease, attempts).await?;
+    Ok(granted)
 }
 
 /// Moves the account's next nonce past these, which must be the ones that follow. The check stands in the same

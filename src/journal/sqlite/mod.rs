@@ -16,6 +16,7 @@ mod commit;
 mod inspect;
 mod leases;
 mod letters;
+mod limits;
 mod outbox;
 #[cfg(test)]
 mod plans;
@@ -45,6 +46,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/sqlite/0003_chain_mishaps.sql"),
     include_str!("../../../migrations/sqlite/0004_old_requests.sql"),
     include_str!("../../../migrations/sqlite/0005_dead_letters.sql"),
+    include_str!("../../../migrations/sqlite/0006_limits.sql"),
 ];
 
 /// A journal in a SQLite file.
@@ -216,6 +218,7 @@ mod tests {
     };
     use crate::model::{Address, Generation};
     use crate::policy::arrival::Verdict;
+    use crate::policy::limits::Limits;
 
     async fn journal() -> (TempDir, Arc<dyn Journal>) {
         let folder = tempfile::tempdir().unwrap();
@@ -242,9 +245,9 @@ mod tests {
         SqliteJournal::open(&path).await.unwrap().close().await;
         Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
         let refused = SqliteJournal::open(&path).await.unwrap_err();
-        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 5 }), "{refused}");
+        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 6 }), "{refused}");
         let refused = SqliteJournal::open_existing(&path).await.unwrap_err();
-        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 5 }), "{refused}");
+        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 6 }), "{refused}");
     }
 
     /// C60
@@ -270,7 +273,7 @@ mod tests {
         let (folder, journal) = journal().await;
         let before = set(journal, &["a"]).await;
         let signed = vec![transaction(before.queued[0].seq, 0)];
-        before.journal.record_transactions(&before.lease, signed).await.unwrap();
+        before.journal.record_transactions(&before.lease, signed, Limits::default()).await.unwrap();
         // Not closed: as after a kill.
         let again = SqliteJournal::open(&folder.path().join("journal.db")).await.unwrap();
         let live = again.live_transactions(before.account).await.unwrap();
@@ -293,7 +296,7 @@ mod tests {
         let (folder, journal) = journal().await;
         let set = set(journal, &["a"]).await;
         let signed = vec![transaction(set.queued[0].seq, 0)];
-        set.journal.record_transactions(&set.lease, signed).await.unwrap();
+        set.journal.record_transactions(&set.lease, signed, Limits::default()).await.unwrap();
         let path = folder.path().join("journal.db");
         let second = "INSERT INTO transactions SELECT account, nonce + 1, request, state, to_address, value, gas, \
                       created_at, closed_at, final_hash, block_number, block_hash, gas_used, reorged_at FROM transactions";
@@ -306,7 +309,11 @@ mod tests {
         let (_folder, journal) = journal().await;
         let set = set(journal, &["a", "b"]).await;
         let write = |index: usize, nonce| {
-            set.journal.record_transactions(&set.lease, vec![transaction(set.queued[index].seq, nonce)])
+            set.journal.record_transactions(
+                &set.lease,
+                vec![transaction(set.queued[index].seq, nonce)],
+                Limits::default(),
+            )
         };
         let results = tokio::join!(write(0, 0), write(1, 7), write(1, 1));
         assert!(results.0.is_ok() && results.1.is_err() && results.2.is_ok(), "{results:?}");

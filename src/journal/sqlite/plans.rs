@@ -11,6 +11,7 @@ use crate::journal::{
     Reorged, RequestSeq, Settlements, Transactions, Upkeep, Which,
 };
 use crate::model::{Address, BodyHash, Cause, Generation, Nonce, Timestamp};
+use crate::policy::limits::Limits;
 
 const SETTLED: u64 = 200;
 /// Of the B-trees, which are deeper in a full journal.
@@ -92,7 +93,10 @@ impl Counted {
         for number in 0..SETTLED {
             let queued = self.admit(&[format!("final-{number}"), format!("dead-{number}")]).await;
             let nonce = self.nonce();
-            self.journal.record_transactions(&self.lease, vec![transaction(queued[0].seq, nonce)]).await.unwrap();
+            self.journal
+                .record_transactions(&self.lease, vec![transaction(queued[0].seq, nonce)], Limits::default())
+                .await
+                .unwrap();
             let settled = vec![succeeded(queued[0].seq, nonce, "final"), dead(queued[1].seq)];
             self.journal.settle(&self.lease, settled).await.unwrap();
             self.confirm(queued[1].seq).await;
@@ -121,7 +125,7 @@ impl Counted {
         let (first, second) = (self.nonce(), self.nonce());
         let (mine, gone) = (transaction(a, first), transaction(b, second));
         let attempt = mine.attempt.clone();
-        count!("record_transactions", journal.record_transactions(&lease, vec![mine, gone]));
+        count!("record_transactions", journal.record_transactions(&lease, vec![mine, gone], Limits::default()));
         count!("record_attempts", journal.record_attempts(&lease, vec![(Nonce(first), attempt.clone())]));
         count!("live_transactions", journal.live_transactions(account));
         let wish = CancelWish { by: "me".to_owned(), reason: String::new() };

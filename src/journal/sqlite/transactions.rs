@@ -9,12 +9,13 @@ use crate::journal::columns::{expect_rows, first_nonce, nonce, not_the_next_nonc
 use crate::journal::rows::{ATTEMPT_COLUMNS, LIVE_COLUMNS, QUEUED_COLUMNS, add_live, filler, queued_request};
 use crate::journal::sqlite::leases::check_lease;
 use crate::journal::sqlite::rows::prepare;
-use crate::journal::sqlite::{SqliteJournal, cancellations, closed};
+use crate::journal::sqlite::{SqliteJournal, cancellations, closed, limits};
 use crate::journal::{
     AccountId, Cancellation, Lease, LiveTransaction, NewTransaction, QueuedRequest, Result, StoredNonce, Transactions,
     Which,
 };
 use crate::model::{Attempt, Nonce, Timestamp};
+use crate::policy::limits::{Granted, Limits, Usage};
 
 #[async_trait]
 impl Transactions for SqliteJournal {
@@ -26,9 +27,18 @@ impl Transactions for SqliteJournal {
         self.readers.read(move |connection| live_transactions(connection, account)).await
     }
 
-    async fn record_transactions(&self, lease: &Lease, transactions: Vec<NewTransaction>) -> Result<()> {
+    async fn usage(&self, account: AccountId, limits: Limits) -> Result<Usage> {
+        self.readers.read(move |connection| limits::usage(connection, account, limits)).await
+    }
+
+    async fn record_transactions(
+        &self,
+        lease: &Lease,
+        transactions: Vec<NewTransaction>,
+        limits: Limits,
+    ) -> Result<Granted> {
         let lease = lease.clone();
-        self.writer.write(move |connection| record_transactions(connection, &lease, &transactions)).await
+        self.writer.write(move |connection| record_transactions(connection, &lease, &transactions, limits)).await
     }
 
     async fn record_attempts(&self, lease: &Lease, attempts: Vec<(Nonce, Attempt)>) -> Result<()> {
@@ -93,12 +103,24 @@ fn fillers(connection: &Connection, account: AccountId, first: Nonce, below: Non
     prepare(connection, "read the fillers", select)?.rows((account.0, nonce(first)?, nonce(below)?), |row| filler(row))
 }
 
-fn record_transactions(connection: &Connection, lease: &Lease, transactions: &[NewTransaction]) -> Result<()> {
+fn record_transactions(
+    connection: &Connection,
+    lease: &Lease,
+    transactions: &[NewTransaction],
+    limits: Limits,
+) -> Result<Granted> {
     check_lease(connection, lease)?;
+    let granted = limits::take(connection, lease.account, transactions, limits)?;
+    let transactions = transactions.get(..granted.count).unwrap_or(transactions);
     take_nonces(connection, lease, transactions)?;
     make_writing(connection, lease, transactions)?;
     insert_transactions(connection, lease, transactions)?;
-    insert_attempts(connection, lease, transactions.iter().map(|transaction| (transaction.nonce, &transaction.attempt)))
+    insert_attempts(
+        connection,
+        lease,
+        transactions.iter().map(|transaction| (transaction.nonce, &transaction.attempt)),
+    )?;
+    Ok(granted)
 }
 
 /// Moves the account's next nonce past these, which must be the ones that follow. The check stands in the same

@@ -13,6 +13,7 @@ use crate::model::{
     TransactionState,
 };
 use crate::policy::arrival::{self, Known, Verdict};
+use crate::policy::limits::{Granted, Limits};
 use crate::simulation::store::{
     AccountRow, RequestRow, SignedRecord, Store, StoredAttempt, TransactionRow, fits, refused,
 };
@@ -140,12 +141,13 @@ impl Store {
 
     pub(crate) fn record_transactions(
         &mut self,
-        now: Timestamp,
+        (now, true_now_us): (Timestamp, i64),
         lease: &Lease,
         transactions: Vec<NewTransaction>,
-    ) -> Result<()> {
+        limits: Limits,
+    ) -> Result<Granted> {
         let next = self.held(lease)?.next_nonce;
-        let Some(first) = transactions.first() else { return Ok(()) };
+        let Some(first) = transactions.first() else { return Ok(Granted { count: 0, throttled: None }) };
         let is_in_order = transactions.iter().zip(first.nonce.0..).all(|(new, nonce)| new.nonce.0 == nonce);
         if !is_in_order || next != Some(first.nonce) {
             return Err(refused("take nonces", format!("{} and on are not the next nonces", first.nonce)));
@@ -157,10 +159,11 @@ impl Store {
                 return Err(refused("sign for a request", "it would have two nonces"));
             }
         }
-        for new in transactions {
+        let granted = self.take(true_now_us, lease.account, &transactions, limits);
+        for new in transactions.into_iter().take(granted.count) {
             self.add_transaction(now, lease.account, new);
         }
-        Ok(())
+        Ok(granted)
     }
 
     fn check_new(&self, lease: &Lease, new: &NewTransaction) -> Result<()> {

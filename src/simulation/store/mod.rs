@@ -12,6 +12,7 @@ use crate::model::{
 
 mod ending;
 mod lanes;
+mod limits;
 mod mishaps;
 mod reading;
 
@@ -25,6 +26,10 @@ pub(crate) struct Store {
     outbox: BTreeMap<i64, OutboxEntry>,
     fillers: Vec<StoredFiller>,
     wishes: BTreeMap<RequestSeq, Wish>,
+    /// By chain.
+    throttles: BTreeMap<u64, i64>,
+    /// Gas by chain and minute.
+    spent: BTreeMap<(u64, i64), u64>,
     last_turn: i64,
     last_event: i64,
     last_attempt: u64,
@@ -128,8 +133,17 @@ pub(crate) struct Record {
     pub(crate) events: BTreeMap<i64, EventRecord>,
     /// Every id that was ever admitted.
     pub(crate) admitted: BTreeSet<RequestId>,
+    /// Every transaction, when it was stored.
+    pub(crate) begun: Vec<Begun>,
     /// What was written by an owner after another had taken the account over.
     pub(crate) late_writes: Vec<Lease>,
+}
+
+/// A new transaction, and the true time.
+#[derive(Debug, Clone)]
+pub(crate) struct Begun {
+    pub(crate) at_us: i64,
+    pub(crate) gas: Gas,
 }
 
 /// Bytes that a node may have been given.
