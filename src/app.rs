@@ -38,7 +38,9 @@ pub fn broker_settings(settings: &Settings) -> BrokerSettings {
         uri: broker.uri.clone(),
         client_name: settings.worker.full_name(),
         prefetch: broker.prefetch,
-        topology: Topology::new(broker.names.clone(), delays(settings)),
+        is_ordered: broker.single_active_consumer || settings.admission.is_strict(),
+        topology: Topology::new(broker.names.clone(), delays(settings))
+            .with_single_active_consumer(broker.single_active_consumer),
         topology_mode: broker.topology,
         call_timeout: broker.call_timeout,
         confirm_timeout: broker.confirm_timeout,
@@ -218,6 +220,7 @@ fn lane_settings(settings: &Settings, account: AccountId, owner: Arc<str>) -> La
         fees: settings.fees,
         finality: chain.finality,
         in_flight: chain.in_flight,
+        is_strict: settings.admission.is_strict(),
         limits: settings.limits,
         poll_interval: chain.poll_interval,
         resend_after: chain.resend_after,

@@ -18,7 +18,7 @@ use crate::config::{
 use crate::journal::JournalAddress;
 use crate::lane::{GasRule, OutagePolicy};
 use crate::model::{Address, Gas, Wei};
-use crate::policy::admission::{AdmissionRules, TextSource};
+use crate::policy::admission::{AdmissionRules, OrderBy, Ordering, TextSource};
 use crate::policy::classify::{ErrorTable, SendMeaning};
 use crate::policy::fee::{FeeMode, FeeRules};
 use crate::policy::finality::FinalityRule;
@@ -121,6 +121,7 @@ fn broker(mut section: Section<'_>) -> (BrokerSection, u64) {
         uri,
         names,
         prefetch: section.number("prefetch", 1..=u16::MAX),
+        single_active_consumer: section.choice("single_active_consumer", &[("false", false), ("true", true)]),
         topology: section.choice("topology", &[("declare", TopologyMode::Declare), ("verify", TopologyMode::Verify)]),
         max_hold: section.duration("max_hold", SECOND..=12 * HOUR),
         park_delay: section.duration("park_delay", 100 * MS..=HOUR),
@@ -144,6 +145,7 @@ fn broker(mut section: Section<'_>) -> (BrokerSection, u64) {
         "uri_file",
         "queue",
         "prefetch",
+        "single_active_consumer",
         "topology",
         "max_hold",
         "park_delay",
@@ -162,7 +164,7 @@ fn broker(mut section: Section<'_>) -> (BrokerSection, u64) {
 }
 
 /// Where ids stand, and where ordering keys do.
-fn request(mut section: Section<'_>) -> (TextSource, Option<TextSource>) {
+fn request(mut section: Section<'_>) -> (TextSource, Option<OrderBy>) {
     let expected = "\"message_id\", \"header:NAME\" or \"json:/pointer\"";
     let source = section.read("id", expected, TextSource::MessageId, id_source);
     let expected = "\"none\", \"message_id\", \"header:NAME\" or \"json:/pointer\"";
@@ -170,8 +172,12 @@ fn request(mut section: Section<'_>) -> (TextSource, Option<TextSource>) {
         "none" => Some(None),
         text => id_source(text).map(Some),
     });
-    section.finish(&["id", "order_by"]);
-    (source, order_by)
+    let ordering = section.choice("ordering", &[("nonce", Ordering::Nonce), ("strict", Ordering::Strict)]);
+    if ordering == Ordering::Strict && order_by.is_none() {
+        section.fault("ordering", "is \"strict\", but nothing says what is ordered: set request.order_by");
+    }
+    section.finish(&["id", "order_by", "ordering"]);
+    (source, order_by.map(|source| OrderBy { source, ordering }))
 }
 
 fn retry(mut section: Section<'_>) -> RetrySection {

@@ -150,7 +150,8 @@ pub trait Leases: Send + Sync {
 pub trait Admissions: Send + Sync {
     /// Looks each delivery up, and admits those that the table accepts, in their order. One verdict for each.
     async fn admit(&self, arrivals: Vec<Arrival>) -> Result<Vec<Verdict>>;
-    /// How many requests are with each lane, of those that have any; whichever instances own them.
+    /// How many requests are with each lane, of those that have any; whichever instances own them. Those that wait for others
+    /// of their key are left out: if they kept deliveries from coming, the retry of one before them would not come either.
     async fn open_requests(&self) -> Result<Vec<(AccountId, u64)>>;
 }
 
@@ -158,7 +159,8 @@ pub trait Admissions: Send + Sync {
 #[async_trait]
 pub trait Transactions: Send + Sync {
     /// Accepted requests of the account behind this place in the queue, in their order, without those that an operator
-    /// wants cancelled.
+    /// wants cancelled, and those with an ordering key that one before them has not ended of. When that has, they are at the
+    /// place that they were given when they came.
     async fn queued(&self, account: AccountId, after_turn: i64, limit: u32) -> Result<Vec<QueuedRequest>>;
     /// Everything of the account that may still land, by nonce. Bytes and bodies are checked against their hashes by the caller.
     async fn live_transactions(&self, account: AccountId) -> Result<Vec<LiveTransaction>>;

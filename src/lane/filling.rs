@@ -49,11 +49,7 @@ impl Lane {
         let may_begin = self.may_begin(usage.as_ref(), self.room().min(BATCH));
         if self.fetched.is_empty() && self.prepared.is_empty() {
             // One in any case: whether a limit holds anything back shows only where there is something.
-            let limit = may_begin.count.max(1);
-            self.fetched =
-                self.journal.queued(lease.account, self.turn, u32::try_from(limit).unwrap_or(u32::MAX)).await?;
-            self.may_have_more = self.fetched.len() == limit;
-            self.turn = self.fetched.last().map_or(self.turn, |last| last.turn);
+            self.fetch(lease, may_begin.count.max(1)).await?;
         }
         if self.fetched.is_empty() && self.prepared.is_empty() {
             return Ok(());
@@ -73,6 +69,31 @@ impl Lane {
         if self.is_known_outage() {
             self.fail_waiting(lease).await;
         }
+        Ok(())
+    }
+
+    /// Looks at the queue from its start.
+    pub(super) fn look_again(&mut self) {
+        self.turn = i64::MIN;
+        self.may_have_more = true;
+    }
+
+    /// Only while nothing is fetched or prepared: what was shows in the queue until it is signed, or settle has stored its end.
+    async fn fetch(&mut self, lease: &Lease, most: usize) -> Result<(), JournalError> {
+        let limit = most.saturating_add(self.judged.len());
+        let from = self.turn;
+        let queued = self.journal.queued(lease.account, from, u32::try_from(limit).unwrap_or(u32::MAX)).await?;
+        let is_full = queued.len() == limit;
+        let seen_up_to = queued.last().filter(|_| is_full).map_or(i64::MAX, |last| last.turn);
+        // What does not show any more is stored, and comes back, if it does, with another place.
+        self.judged.retain(|turn| {
+            let was_looked_at = *turn > from && *turn <= seen_up_to;
+            !was_looked_at || queued.binary_search_by_key(turn, |request| request.turn).is_ok()
+        });
+        let mut fresh = queued.into_iter().filter(|request| !self.judged.contains(&request.turn));
+        self.fetched = fresh.by_ref().take(most).collect();
+        self.may_have_more = is_full || fresh.next().is_some();
+        self.turn = self.fetched.last().map_or(from, |last| last.turn);
         Ok(())
     }
 
@@ -132,7 +153,9 @@ impl Lane {
         self.rule(rulings).await;
     }
 
-    pub(super) async fn rule(&self, rulings: Vec<Ruling>) {
+    pub(super) async fn rule(&mut self, rulings: Vec<Ruling>) {
+        let without_nonce = rulings.iter().filter(|ruling| ruling.transaction.is_none());
+        self.judged.extend(without_nonce.map(|ruling| ruling.request.turn));
         if !rulings.is_empty() {
             // Settle has gone only when the process ends.
             let _ = self.settle.send(FromLane::Rulings(rulings)).await;

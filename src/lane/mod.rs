@@ -67,8 +67,11 @@ pub struct Lane {
     prepared: VecDeque<Prepared>,
     /// Queued requests that settle was told to cancel, and has not yet.
     cancelled: BTreeSet<RequestSeq>,
-    /// The place in the queue up to which requests were fetched.
+    /// The place in the queue up to which requests were fetched. Each look begins at the start again: what waited for
+    /// others of its key keeps its place.
     turn: i64,
+    /// Places of requests without a nonce that settle was told the end of, and that may still show in the queue.
+    judged: BTreeSet<i64>,
     /// The queue may hold more.
     may_have_more: bool,
     next_nonce: Option<Nonce>,
@@ -113,6 +116,7 @@ impl Lane {
             prepared: VecDeque::new(),
             cancelled: BTreeSet::new(),
             turn: i64::MIN,
+            judged: BTreeSet::new(),
             may_have_more: false,
             next_nonce: None,
             head: None,
@@ -196,6 +200,7 @@ impl Lane {
         self.fetched.clear();
         self.prepared.clear();
         self.cancelled.clear();
+        self.judged.clear();
         (self.next_nonce, self.head, self.final_up_to) = (None, None, None);
         (self.market, self.pause, self.throttle) = (None, None, None);
         self.tell();
@@ -207,8 +212,7 @@ impl Lane {
             self.window.insert(InFlight::recovered(live, now, self.settings.replace_after));
         }
         self.recall_undone(lease).await?;
-        self.turn = i64::MIN;
-        self.may_have_more = true;
+        self.look_again();
         self.signals.lease.send_replace(Some(lease.clone()));
         info!(account = %self.signer.address(), lease.epoch = lease.epoch, tx.live = self.window.len(), "the lane works");
         // Settle has gone only when the process ends.
@@ -230,14 +234,17 @@ impl Lane {
                 answered = self.broadcaster.next() => self.heed(answered),
                 read = self.receipt_reader.next() => self.heed_receipts(lease, read).await,
                 _ = poll.tick() => {
-                    self.may_have_more = true;
+                    self.look_again();
                     self.heed_operators(lease).await?;
                     self.follow(lease).await?;
                     self.care(lease).await?;
                     self.mend(lease).await?;
                 }
                 () = wake.notified() => self.may_have_more = true,
-                () = ended.notified(), if throttled_until.is_some() => self.look_for_room(),
+                () = ended.notified(), if throttled_until.is_some() || self.settings.is_strict => {
+                    self.look_again();
+                    self.look_for_room();
+                }
                 () = sleep_until(throttled_until.unwrap_or_else(Instant::now)), if throttled_until.is_some() => {}
                 () = std::future::ready(()), if self.can_fill() => {}
             }

@@ -52,6 +52,8 @@ pub struct LaneSettings {
     pub finality: FinalityRule,
     /// Transactions not yet in a block at most.
     pub in_flight: usize,
+    /// Requests may wait for the end of others.
+    pub is_strict: bool,
     /// What may be begun, over all lanes of the chain.
     pub limits: Limits,
     /// How often the chain is looked at.

@@ -99,6 +99,18 @@ fixed_bytes!(
     BodyHash, 32
 );
 
+fixed_bytes!(
+    /// SHA-256 of an ordering key.
+    OrderKey, 32
+);
+
+impl OrderKey {
+    /// The hash of this key.
+    pub fn of(key: &str) -> Self {
+        Self(Sha256::digest(key).into())
+    }
+}
+
 impl BodyHash {
     /// The hash of this body.
     pub fn of(body: &[u8]) -> Self {

@@ -13,7 +13,7 @@ use crate::model::{
 use crate::policy::limits::Limits;
 use crate::simulation::nodes::has_its_hash;
 use crate::simulation::queues::{Queued, Taken, text};
-use crate::simulation::store::{EventRecord, Store, TransactionRow};
+use crate::simulation::store::{EventRecord, RequestRow, Store, TransactionRow};
 use crate::simulation::workload::{Behaviour, Body};
 use crate::simulation::world::World;
 
@@ -61,8 +61,28 @@ impl World {
                 if !(is_stored || world.checker.trusts_everybody) || !has_its_hash(signed) {
                     world.violated(format!("1, 5: {} goes out and is not in the journal", signed.hash));
                 }
+                world.check_order(store, signed);
             }
         });
+    }
+
+    /// What goes out under strict ordering has none of its key before it that has not ended. Bytes of a nonce that is over
+    /// may go out late: they do nothing.
+    fn check_order(&mut self, store: &Store, signed: &SignedTransaction) {
+        let live = store.attempts_raw().find(|(_, _, attempt)| attempt.signed == *signed);
+        let Some((request, nonce, _)) = live else { return };
+        let Some(row) = store.requests().get(&request) else { return };
+        let is_live = |row: &TransactionRow| row.state == TransactionState::Live;
+        if !store.transactions().get(&(row.account, nonce)).is_some_and(is_live) {
+            return;
+        }
+        let Some((key, place)) = row.order else { return };
+        let has_ended = |row: &RequestRow| matches!(row.state, RequestState::Final | RequestState::Dead);
+        let of_key = store.requests().values().filter(|other| other.order.is_some_and(|(other, _)| other == key));
+        let before = of_key.filter(|other| other.order.is_some_and(|(_, before)| before < place));
+        if let Some(open) = before.into_iter().find(|other| !has_ended(other)) {
+            self.violated(format!("order: {} goes out before {}, which is {}", row.id, open.id, open.state));
+        }
     }
 
     /// Invariants 2, 3, 4, 6, 11 and 12, as far as the journal tells; after every write.

@@ -21,10 +21,12 @@ use crate::policy::limits::{Granted, Limits};
 mod endings;
 mod lanes;
 mod limits;
+mod ordering;
 
 pub(crate) use endings::*;
 pub(crate) use lanes::*;
 pub(crate) use limits::*;
+pub(crate) use ordering::*;
 
 const TTL: Duration = Duration::from_secs(60);
 
@@ -42,6 +44,7 @@ pub(crate) fn arrival(account: AccountId, text: &str, generation: Generation, bo
         body_hash,
         message: Message { body, properties, ..Message::default() },
         account,
+        order_key: None,
     }
 }
 
@@ -552,7 +555,12 @@ macro_rules! journal_contract {
             no_more_are_in_flight_than_allowed,
             no_more_gas_is_spent_in_an_hour_than_allowed,
             no_more_is_begun_in_a_second_than_allowed,
-            a_refused_write_uses_nothing_up
+            a_refused_write_uses_nothing_up,
+            of_a_key_the_next_waits_until_the_one_before_is_final,
+            of_a_key_the_next_waits_through_retries_and_until_the_dead_letter_has_its_confirm,
+            a_replay_lets_those_behind_it_go,
+            what_waits_for_its_key_is_signed_and_tried_again_by_nobody,
+            a_key_is_one_over_all_accounts
         );
     };
     ($journal:expr, $($name:ident),*) => {

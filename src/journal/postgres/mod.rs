@@ -19,6 +19,7 @@ mod leases;
 mod letters;
 mod limits;
 mod news;
+mod ordering;
 mod outbox;
 mod pool;
 mod rows;

@@ -9,6 +9,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/postgres/0001_journal.sql"),
     include_str!("../../../migrations/postgres/0002_dead_letters.sql"),
     include_str!("../../../migrations/postgres/0003_limits.sql"),
+    include_str!("../../../migrations/postgres/0004_ordering.sql"),
 ];
 /// With the schema's own number, the lock that a migration takes.
 const LOCK: i32 = 0x6377;

@@ -81,7 +81,7 @@ async fn a_journal_of_a_newer_version_is_refused_and_a_missing_one_told() {
     session(&url).await.run("", "UPDATE journal_version SET version = 99").await.unwrap();
     for refused in [PostgresJournal::open(&address(&url)).await, PostgresJournal::open_existing(&address(&url)).await] {
         let refused = refused.unwrap_err();
-        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 3 }), "{refused}");
+        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 4 }), "{refused}");
     }
 }
 
@@ -269,6 +269,31 @@ async fn lanes_that_begin_at_once_pass_no_limit_together() {
         begin(&other, &lease, &theirs[two..], two as u64, limits)
     );
     assert_eq!(first + second, 17);
+}
+
+/// One ends while the next of its key comes: whichever is first, nobody is left to wait for what has ended.
+#[tokio::test]
+async fn a_request_that_comes_while_the_one_before_it_ends_is_not_left_to_wait() {
+    const ROUNDS: u64 = 60;
+    let Some((_, set, other)) = pair(&[]).await else { return };
+    let keyed = |number: u64| crate::journal::Arrival {
+        order_key: Some(crate::model::OrderKey::of("k")),
+        ..first(set.account, &format!("k-{number}"), "body")
+    };
+    set.journal.admit(vec![keyed(0)]).await.unwrap();
+    for number in 0..ROUNDS {
+        let queued = set.journal.queued(set.account, i64::MIN, 10).await.unwrap();
+        assert_eq!(queued.len(), 1, "round {number}");
+        let new = vec![transaction(queued[0].seq, number)];
+        set.journal.record_transactions(&set.lease, new, Limits::default()).await.unwrap();
+        let end = async {
+            tokio::time::sleep(Duration::from_micros(number % 20 * 100)).await;
+            set.journal.settle(&set.lease, vec![succeeded(queued[0].seq, number, "k")]).await
+        };
+        let (ended, admitted) = tokio::join!(end, other.admit(vec![keyed(number + 1)]));
+        ended.unwrap();
+        assert_eq!(admitted.unwrap(), [Verdict::Accept]);
+    }
 }
 
 /// Invariant 3, whatever the code above the schema does.

@@ -22,7 +22,8 @@ use crate::policy::limits::{Granted, Limits, Usage};
 impl Transactions for PostgresJournal {
     async fn queued(&self, account: AccountId, after_turn: i64, limit: u32) -> Result<Vec<QueuedRequest>> {
         self.pool
-            .read((account.0, after_turn, i64::from(limit)), |connection, (account, after_turn, limit)| {
+            // What waits for others of its key has no place there.
+            .read((account.0, after_turn.max(0), i64::from(limit)), |connection, (account, after_turn, limit)| {
                 Box::pin(async move {
                     let select = format!(
                         "SELECT {QUEUED_COLUMNS} FROM requests r WHERE r.account = $1 AND r.state = 'accepted' \
@@ -173,7 +174,7 @@ async fn take_nonces(connection: &Connection, lease: &Lease, new: &[NewTransacti
 async fn make_writing(connection: &Connection, lease: &Lease, new: &[NewTransaction]) -> Result<()> {
     let requests: Vec<_> = new.iter().map(|transaction| transaction.request.0).collect();
     let update = "UPDATE requests SET state = 'writing', changed_at = $1 \
-                  WHERE seq = ANY($2) AND state = 'accepted' AND account = $3";
+                  WHERE seq = ANY($2) AND state = 'accepted' AND account = $3 AND turn > 0";
     let changed =
         connection.execute("change requests", update, &[&Timestamp::now().0, &requests, &lease.account.0]).await?;
     expect_rows("sign for a request that is not queued with this lane", new.len(), changed)

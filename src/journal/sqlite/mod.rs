@@ -17,6 +17,7 @@ mod inspect;
 mod leases;
 mod letters;
 mod limits;
+mod ordering;
 mod outbox;
 #[cfg(test)]
 mod plans;
@@ -47,6 +48,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/sqlite/0004_old_requests.sql"),
     include_str!("../../../migrations/sqlite/0005_dead_letters.sql"),
     include_str!("../../../migrations/sqlite/0006_limits.sql"),
+    include_str!("../../../migrations/sqlite/0007_ordering.sql"),
 ];
 
 /// A journal in a SQLite file.
@@ -245,9 +247,9 @@ mod tests {
         SqliteJournal::open(&path).await.unwrap().close().await;
         Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
         let refused = SqliteJournal::open(&path).await.unwrap_err();
-        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 6 }), "{refused}");
+        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 7 }), "{refused}");
         let refused = SqliteJournal::open_existing(&path).await.unwrap_err();
-        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 6 }), "{refused}");
+        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 7 }), "{refused}");
     }
 
     /// C60

@@ -10,7 +10,7 @@ use crate::journal::{
     AccountId, Admissions, CancelWish, ConfirmedCopy, EndedAgain, Lease, Leases, Outbox, QueuedRequest, RefusedMessage,
     Reorged, RequestSeq, Settlements, Transactions, Upkeep, Which,
 };
-use crate::model::{Address, BodyHash, Cause, Generation, Nonce, Timestamp};
+use crate::model::{Address, BodyHash, Cause, Generation, Nonce, OrderKey, Timestamp};
 use crate::policy::limits::Limits;
 
 const SETTLED: u64 = 200;
@@ -39,7 +39,55 @@ async fn no_call_looks_at_what_is_settled() {
     assert!(grown.is_empty(), "in an empty journal, in a full one: {grown:#?}");
 }
 
+/// Of a key one request is given out, however many wait behind it.
+#[tokio::test]
+async fn no_call_looks_at_what_waits_for_its_key() {
+    const WAITING: usize = 1_000;
+    let folder = tempfile::tempdir().unwrap();
+    let mut counted = Counted::new(&folder.path().join("journal.db")).await;
+    counted.every_call_of_a_key("first").await;
+    let few = counted.every_call_of_a_key("few").await;
+    counted.admit_of_a_key((0..WAITING).map(|number| format!("waits-{number}")).collect()).await;
+    let many = counted.every_call_of_a_key("many").await;
+    let grown: Vec<_> =
+        few.iter().zip(&many).filter(|((_, before), (_, after))| *after > before + MORE_STEPS).collect();
+    assert!(grown.is_empty(), "with few that wait, with many: {grown:#?}");
+}
+
 impl Counted {
+    async fn admit_of_a_key(&self, ids: Vec<String>) {
+        let arrivals = ids.iter().map(|text| crate::journal::Arrival {
+            order_key: Some(OrderKey::of("k")),
+            ..arrival(self.account, text, Generation::default(), "body")
+        });
+        self.journal.admit(arrivals.collect()).await.unwrap();
+    }
+
+    /// The steps of each, by name. Leaves one more behind that waits.
+    async fn every_call_of_a_key(&mut self, tag: &str) -> Vec<(&'static str, u64)> {
+        let mut last = self.steps.load(Ordering::Relaxed);
+        let mut taken = Vec::new();
+        let mut note = |name, steps: &AtomicU64| {
+            let now = steps.load(Ordering::Relaxed);
+            taken.push((name, now - std::mem::replace(&mut last, now)));
+        };
+        self.admit_of_a_key(vec![format!("{tag}-1"), format!("{tag}-2")]).await;
+        note("admit", &self.steps);
+        let queued = self.journal.queued(self.account, i64::MIN, 100).await.unwrap();
+        note("queued", &self.steps);
+        self.journal.open_requests().await.unwrap();
+        note("open_requests", &self.steps);
+        let (request, nonce) = (queued[0].seq, self.nonce());
+        let new = vec![transaction(request, nonce)];
+        self.journal.record_transactions(&self.lease, new, Limits::default()).await.unwrap();
+        note("record_transactions", &self.steps);
+        self.journal.settle(&self.lease, vec![succeeded(request, nonce, "final")]).await.unwrap();
+        note("settle", &self.steps);
+        self.journal.unconfirmed(self.account, RequestSeq(0), 100).await.unwrap();
+        note("unconfirmed", &self.steps);
+        taken
+    }
+
     async fn new(path: &std::path::Path) -> Self {
         let steps = Arc::new(AtomicU64::new(0));
         let (path, counter) = (path.to_owned(), steps.clone());

@@ -82,6 +82,8 @@ fn queued(connection: &Connection, account: AccountId, after_turn: i64, limit: u
          AND r.settled_at IS NULL AND NOT EXISTS (SELECT 1 FROM cancellations c WHERE c.request = r.seq) \
          ORDER BY r.turn LIMIT ?3"
     );
+    // What waits for others of its key has no place there.
+    let after_turn = after_turn.max(0);
     prepare(connection, "read the queue", &select)?.rows((account.0, after_turn, limit), |row| queued_request(row))
 }
 
@@ -140,7 +142,8 @@ fn make_writing(connection: &Connection, lease: &Lease, transactions: &[NewTrans
     let mut update = prepare(
         connection,
         "change rows",
-        "UPDATE requests SET state = 'writing', changed_at = ?1 WHERE seq = ?2 AND state = 'accepted' AND account = ?3",
+        "UPDATE requests SET state = 'writing', changed_at = ?1 \
+         WHERE seq = ?2 AND state = 'accepted' AND account = ?3 AND turn > 0",
     )?;
     let mut changed = 0;
     for transaction in transactions {

@@ -105,19 +105,21 @@ impl Store {
     }
 
     fn accept(&mut self, now: Timestamp, arrival: Arrival) {
-        let Arrival { id, generation, body_hash, message, account } = arrival;
+        let Arrival { id, generation, body_hash, message, account, order_key } = arrival;
         let Properties { reply_to, correlation_id, .. } = message.properties.clone();
         let reply = ReplyAddress { reply_to, correlation_id };
         let turn = self.take_turn();
+        let order = order_key.map(|key| (key, turn));
         self.record.admitted.insert(id.clone());
         let Some(row) = self.seqs.get(&id).and_then(|seq| self.requests.get_mut(seq)) else {
             let row = RequestRow::new(id, account, generation, body_hash, now);
-            self.add_request(RequestRow { turn, message: Some(message), reply, ..row });
+            self.add_request(RequestRow { turn, order, message: Some(message), reply, ..row });
             return;
         };
         let is_replay = generation.replay > row.generation.replay;
         if is_replay {
             row.first_failed_at = None;
+            row.order = order;
         }
         row.state = row.state.next(Observation::Accepted).expect("only what may be accepted is");
         (row.generation, row.turn, row.body_hash, row.message) = (generation, turn, body_hash, Some(message));
@@ -169,7 +171,7 @@ impl Store {
     fn check_new(&self, lease: &Lease, new: &NewTransaction) -> Result<()> {
         let row = self.requests.get(&new.request).filter(|row| row.account == lease.account);
         let row = row.ok_or_else(|| refused("sign for a request", "the lane has no such request"))?;
-        if row.state.next(Observation::Signed).is_none() || self.has_effect(row) {
+        if row.state.next(Observation::Signed).is_none() || self.has_effect(row) || self.is_held(row) {
             return Err(refused("sign for a request that is not queued", row.state.as_str()));
         }
         fits("the next nonce", new.nonce.0.saturating_add(1))?;
@@ -250,6 +252,7 @@ impl RequestRow {
             state: RequestState::Accepted,
             generation,
             turn: 0,
+            order: None,
             body_hash,
             message: None,
             reply: ReplyAddress::default(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::journal::{AccountId, JournalError, Lease, OutboxRow, ReplyAddress, RequestSeq};
 use crate::model::event::FinalTransaction;
 use crate::model::{
-    Address, Attempt, AttemptKind, BodyHash, Cause, EventKind, Gas, Generation, Message, Nonce, RequestId,
+    Address, Attempt, AttemptKind, BodyHash, Cause, EventKind, Gas, Generation, Message, Nonce, OrderKey, RequestId,
     RequestState, SignedTransaction, Timestamp, TransactionState, Wei,
 };
 
@@ -56,6 +56,8 @@ pub(crate) struct RequestRow {
     pub(crate) state: RequestState,
     pub(crate) generation: Generation,
     pub(crate) turn: i64,
+    /// Its ordering key, and its place among those of it.
+    pub(crate) order: Option<(OrderKey, i64)>,
     pub(crate) body_hash: BodyHash,
     /// Gone once no copy can be needed any more.
     pub(crate) message: Option<Message>,
@@ -197,6 +199,16 @@ impl Store {
 
     pub(crate) fn record(&self) -> &Record {
         &self.record
+    }
+
+    /// One before it, of its ordering key, has not ended.
+    pub(crate) fn is_held(&self, request: &RequestRow) -> bool {
+        let Some((key, place)) = request.order else { return false };
+        let is_before = |row: &RequestRow| {
+            let is_before = row.order.is_some_and(|(other, before)| other == key && before < place);
+            is_before && !matches!(row.state, RequestState::Final | RequestState::Dead)
+        };
+        self.requests.values().any(is_before)
     }
 
     /// One of its transactions may land or has landed.

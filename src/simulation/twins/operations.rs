@@ -12,7 +12,7 @@ use crate::journal::{
 use crate::model::event::{FinalTransaction, Outcome, Subject};
 use crate::model::{
     Address, Attempt, AttemptKind, BlockHash, BlockNumber, BodyHash, Cause, Event, Fee, Gas, Generation, Message,
-    Nonce, Properties, RequestId, SignedTransaction, Timestamp, TransactionState, TxHash, Wei,
+    Nonce, OrderKey, Properties, RequestId, SignedTransaction, Timestamp, TransactionState, TxHash, Wei,
 };
 use crate::policy::limits::Limits;
 use crate::simulation::store::Store;
@@ -127,7 +127,9 @@ impl Pick {
             ..Properties::default()
         };
         let body_hash = BodyHash::of(&body);
-        Arrival { id, generation, body_hash, message: Message { body, properties, ..Message::default() }, account }
+        let order_key = (pick % 8 > 3).then(|| OrderKey::of(["k", "l"][usize::from(pick % 2)]));
+        let message = Message { body, properties, ..Message::default() };
+        Arrival { id, generation, body_hash, message, account, order_key }
     }
 
     /// The head of the queue with the nonces that follow.
