@@ -45,10 +45,9 @@ async fn no_call_looks_at_what_waits_for_its_key() {
     const WAITING: usize = 1_000;
     let folder = tempfile::tempdir().unwrap();
     let mut counted = Counted::new(&folder.path().join("journal.db")).await;
-    counted.every_call_of_a_key("first").await;
-    let few = counted.every_call_of_a_key("few").await;
+    let few = counted.least_of_a_key("few").await;
     counted.admit_of_a_key((0..WAITING).map(|number| format!("waits-{number}")).collect()).await;
-    let many = counted.every_call_of_a_key("many").await;
+    let many = counted.least_of_a_key("many").await;
     let grown: Vec<_> =
         few.iter().zip(&many).filter(|((_, before), (_, after))| *after > before + MORE_STEPS).collect();
     assert!(grown.is_empty(), "with few that wait, with many: {grown:#?}");
@@ -61,6 +60,16 @@ impl Counted {
             ..arrival(self.account, text, Generation::default(), "body")
         });
         self.journal.admit(arrivals.collect()).await.unwrap();
+    }
+
+    /// The least steps of each in some rounds: each connection's first calls read the schema, too.
+    async fn least_of_a_key(&mut self, tag: &str) -> Vec<(&'static str, u64)> {
+        let mut least = self.every_call_of_a_key(tag).await;
+        for round in 0..8 {
+            let again = self.every_call_of_a_key(&format!("{tag}-{round}")).await;
+            least.iter_mut().zip(again).for_each(|((_, least), (_, steps))| *least = steps.min(*least));
+        }
+        least
     }
 
     /// The steps of each, by name. Leaves one more behind that waits.
