@@ -85,7 +85,7 @@ fn commit(criterion: &mut Criterion) {
         let arrivals = (number..number + BATCH).map(|number| {
             let message = message(number);
             let (id, body_hash) = (RequestId::new(&format!("m-{number}")).unwrap(), BodyHash::of(&message.body));
-            Arrival { id, generation: Generation::default(), body_hash, message, account }
+            Arrival { id, generation: Generation::default(), body_hash, message, account, order_key: None }
         });
         let arrivals: Vec<_> = arrivals.collect();
         number += BATCH;

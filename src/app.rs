@@ -45,7 +45,9 @@ pub fn broker_settings(settings: &Settings) -> BrokerSettings {
         uri: broker.uri.clone(),
         client_name: settings.worker.full_name(),
         prefetch: broker.prefetch,
-        topology: Topology::new(broker.names.clone(), delays(settings)),
+        is_ordered: broker.single_active_consumer || settings.admission.is_strict(),
+        topology: Topology::new(broker.names.clone(), delays(settings))
+            .with_single_active_consumer(broker.single_active_consumer),
         topology_mode: broker.topology,
         call_timeout: broker.call_timeout,
         confirm_timeout: broker.confirm_timeout,
@@ -267,6 +269,8 @@ fn lane_settings(settings: &Settings, account: AccountId, owner: Arc<str>) -> La
         fees: settings.fees,
         finality: chain.finality,
         in_flight: chain.in_flight,
+        is_strict: settings.admission.is_strict(),
+        limits: settings.limits,
         poll_interval: chain.poll_interval,
         resend_after: chain.resend_after,
         replace_after: chain.replace_after,
@@ -302,11 +306,12 @@ fn status_line(broker: &crate::broker::BrokerState, lanes: &[watch::Receiver<Lan
     };
     let lanes = lanes.iter().map(|lane| {
         let lane = lane.borrow();
+        let throttled = lane.throttled.map_or(String::new(), |throttled| format!(", throttled by {throttled}"));
         let block = lane.head.map_or("no block seen".to_owned(), |head| format!("block {head}"));
         match &lane.paused {
             Some((reason, detail)) => format!("paused ({reason}): {detail}"),
             None if !lane.is_owner => "stands by".to_owned(),
-            None => format!("{} in flight, {block}", lane.in_flight),
+            None => format!("{} in flight, {block}{throttled}", lane.in_flight),
         }
     });
     std::iter::once(broker).chain(lanes).collect::<Vec<_>>().join("; ")

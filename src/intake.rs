@@ -14,7 +14,7 @@ use crate::broker::{Delivery, Flow, Receipt};
 use crate::handover::{Admitted, Postponed, Refused, made_up_id};
 use crate::journal::{AccountId, Admissions, Arrival, JournalError};
 use crate::metrics::{DeliveryVerdict, IntakeMeter};
-use crate::model::{BodyHash, Cause, Generation, Heartbeat, Message, Timestamp};
+use crate::model::{BodyHash, Cause, Generation, Heartbeat, Message, OrderKey, Timestamp};
 use crate::policy::admission::{AdmissionRules, Candidate, Refusal, admit, sheltered};
 use crate::policy::arrival::{Verdict, is_suspect};
 
@@ -131,6 +131,7 @@ impl Intake {
                         body_hash: candidate.body_hash,
                         message,
                         account,
+                        order_key: candidate.order_key.filter(|_| self.rules.is_strict()),
                     });
                     receipts.push(receipt);
                 }
@@ -171,7 +172,7 @@ impl Intake {
         self.meter.deliveries.count(DeliveryVerdict::Refused);
         let id = refusal.id.unwrap_or_else(made_up_id);
         let generation = Generation::read_from(&message.headers).unwrap_or_default();
-        let account = self.account_of(BodyHash::of(id.as_str().as_bytes()));
+        let account = self.account_of(BodyHash::of(id.as_str().as_bytes()).as_bytes());
         let refused = Refused { id, generation, message, cause: refusal.cause, account, receipt };
         self.hand_on(Admitted::Refused(Box::new(refused))).await;
     }
@@ -189,8 +190,8 @@ impl Intake {
     }
 
     /// The lane of an ordering key is always the same; without one it is the one with the least to do.
-    fn choose_lane(&mut self, order_key: Option<BodyHash>) -> AccountId {
-        let account = order_key.map_or_else(|| self.idlest(), |key| self.account_of(key));
+    fn choose_lane(&mut self, order_key: Option<OrderKey>) -> AccountId {
+        let account = order_key.map_or_else(|| self.idlest(), |key| self.account_of(key.as_bytes()));
         if let Some(lane) = self.lanes.iter_mut().find(|lane| lane.account == account) {
             lane.load = lane.load.saturating_add(1);
         }
@@ -203,8 +204,8 @@ impl Intake {
         self.lanes.iter().min_by_key(by_load).expect("there is at least one lane").account
     }
 
-    fn account_of(&self, hash: BodyHash) -> AccountId {
-        let number = hash.0.first_chunk::<8>().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+    fn account_of(&self, hash: &[u8]) -> AccountId {
+        let number = hash.first_chunk::<8>().map_or(0, |bytes| u64::from_be_bytes(*bytes));
         let index = usize::try_from(number % self.lanes.len().max(1) as u64).unwrap_or(0);
         self.lanes.get(index).expect("there is at least one lane").account
     }

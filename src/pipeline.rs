@@ -142,7 +142,8 @@ impl Pipeline {
         let beat = Heartbeat::default();
         let exchange = settings.settle.names.events.clone();
         let (notify, publishes) = (Arc::clone(&outbox_wake), Arc::clone(&publisher));
-        let settle = Settle::new(settings.settle, journal.clone(), publishes, notify, beat.clone());
+        let ended = lanes.iter().map(|(_, signals)| Arc::clone(&signals.ended)).collect();
+        let settle = Settle::new(settings.settle, journal.clone(), publishes, notify, ended, beat.clone());
         let settled = settle.settled();
         meters.settle = settle.meter();
         stages.push(stage("settle", &beat, settle.run(from_intake, from_lanes)));
@@ -181,6 +182,7 @@ fn lane_signals(meter: LaneMeter) -> LaneSignals {
         wake: Arc::new(Notify::new()),
         is_assigned: watch::Sender::new(None),
         released: Arc::new(Notify::new()),
+        ended: Arc::new(Notify::new()),
         state: watch::Sender::new(LaneState::default()),
         lease: watch::Sender::new(None),
         is_open: watch::Sender::new(false),

@@ -32,6 +32,8 @@ pub struct BrokerSettings {
     pub client_name: String,
     /// Deliveries that are held unacked at most.
     pub prefetch: u16,
+    /// They come in the queue's order.
+    pub is_ordered: bool,
     /// What there must be.
     pub topology: Topology,
     /// Make it or look only.

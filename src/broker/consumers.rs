@@ -32,6 +32,8 @@ pub(super) struct Consumers<'s> {
     channel: &'s Channel,
     queue: &'s str,
     prefetch: u16,
+    /// One at a time: between two the broker keeps no order.
+    is_ordered: bool,
     /// Each ends with `None` when the broker cancels it.
     streams: SelectAll<Deliveries>,
     tags: Vec<String>,
@@ -57,12 +59,18 @@ fn count(held: &Held) -> usize {
 
 impl<'s> Consumers<'s> {
     /// None runs yet.
-    pub(super) fn new(connected: &'s Connected, channel: &'s Channel, queue: &'s str, prefetch: u16) -> Self {
+    pub(super) fn new(
+        connected: &'s Connected,
+        channel: &'s Channel,
+        queue: &'s str,
+        (prefetch, is_ordered): (u16, bool),
+    ) -> Self {
         Self {
             connected,
             channel,
             queue,
             prefetch,
+            is_ordered,
             streams: SelectAll::new(),
             tags: Vec::new(),
             granted: 0,
@@ -89,8 +97,10 @@ impl<'s> Consumers<'s> {
 
     /// Starts a consumer if there is room for one.
     pub(super) async fn grow(&mut self) -> Result<(), BrokerError> {
-        self.earlier.retain(|held| count(held) > 0);
-        let earlier = self.earlier.iter().map(count).sum();
+        if self.is_ordered && self.are_running() {
+            return Ok(());
+        }
+        let earlier = self.held_earlier();
         let room = room(self.prefetch, self.is_careful, self.granted, earlier);
         if room > 0 {
             let consumer = self.consume(room).await?;
@@ -98,6 +108,18 @@ impl<'s> Consumers<'s> {
             self.granted += room;
         }
         Ok(())
+    }
+
+    /// The one consumer that there may be could hold more if it began anew: it is to be stopped first.
+    pub(super) fn is_outgrown(&mut self) -> bool {
+        let (own, earlier) = (count(&self.held), self.held_earlier());
+        let may_grow = self.is_ordered && self.are_running() && !self.is_careful;
+        may_grow && is_outgrown(self.prefetch, self.granted, own, earlier)
+    }
+
+    fn held_earlier(&mut self) -> usize {
+        self.earlier.retain(|held| count(held) > 0);
+        self.earlier.iter().map(count).sum()
     }
 
     async fn consume(&mut self, prefetch: u16) -> Result<Consumer, BrokerError> {
@@ -160,6 +182,15 @@ fn room(prefetch: u16, is_careful: bool, granted: u16, earlier: usize) -> u16 {
     if is_worth_it { room } else { 0 }
 }
 
+/// A consumer that holds all `granted` deliveries that it may gives way to one that may hold more; `earlier` is what others
+/// hold. As each may hold more than the one before, there is an end to it. And only one that holds all it may: what the
+/// broker meant for one that is cancelled goes to the end of the queue, where that has no delivery limit.
+fn is_outgrown(prefetch: u16, granted: u16, own: usize, earlier: usize) -> bool {
+    let held = u16::try_from(own.saturating_add(earlier)).unwrap_or(u16::MAX);
+    let room = prefetch.saturating_sub(held);
+    own >= usize::from(granted) && room > granted && room >= prefetch / WORTH_A_CONSUMER
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -183,6 +214,25 @@ mod tests {
         ] {
             let case = (prefetch, is_careful, granted, earlier);
             assert_eq!(room(prefetch, is_careful, granted, earlier), expected, "{case:?}");
+        }
+    }
+
+    #[test]
+    fn a_lone_consumer_gives_way_to_one_that_may_hold_more() {
+        for (prefetch, granted, own, earlier, expected) in [
+            (1000, 1, 1, 0, true),
+            (1000, 1, 0, 0, false),
+            (1000, 100, 99, 0, false),
+            (1000, 100, 100, 600, true),
+            (1000, 100, 100, 700, false),
+            (1000, 400, 400, 0, true),
+            (1000, 600, 600, 0, false),
+            (1000, 1000, 1000, 0, false),
+            (1, 1, 1, 0, false),
+            (2, 1, 1, 0, false),
+            (3, 1, 1, 0, true),
+        ] {
+            assert_eq!(is_outgrown(prefetch, granted, own, earlier), expected, "{prefetch} {granted} {own} {earlier}");
         }
     }
 }

@@ -192,22 +192,23 @@ impl Broker {
         let (mut intake_is_there, mut flows) = (true, false);
         let mut look = tokio::time::interval(BEAT);
         let queue = self.settings.topology.names().work.as_str();
-        let mut consumers = Consumers::new(consuming, channel, queue, self.settings.prefetch);
+        let hold = (self.settings.prefetch, self.settings.is_ordered);
+        let mut consumers = Consumers::new(consuming, channel, queue, hold);
         loop {
             self.beat.beat();
             let is_open = intake_is_there && *flow.borrow_and_update() == Flow::Open;
             let may_consume = is_open && !duties.stop_consuming.is_cancelled();
             if may_consume {
+                if consumers.is_outgrown() {
+                    self.stop(duties, &mut consumers, endings).await?;
+                }
                 consumers.grow().await?;
                 if !std::mem::replace(&mut flows, true) {
                     info!(queue, "deliveries flow");
                 }
             } else if consumers.are_running() {
                 flows = false;
-                let held = consumers.hold();
-                for buffered in consumers.stop().await? {
-                    self.end_buffered(duties, buffered, endings, held.clone()).await;
-                }
+                self.stop(duties, &mut consumers, endings).await?;
             }
             self.tell(if may_consume { BrokerState::Consuming } else { BrokerState::Paused });
             tokio::select! {
@@ -234,6 +235,14 @@ impl Broker {
                 }
             }
         }
+    }
+
+    async fn stop(&self, duties: &Duties, consumers: &mut Consumers<'_>, endings: &Endings) -> Result<(), BrokerError> {
+        let held = consumers.hold();
+        for buffered in consumers.stop().await? {
+            self.end_buffered(duties, buffered, endings, held.clone()).await;
+        }
+        Ok(())
     }
 
     /// Returns whether it may be a message that ends processes.

@@ -74,6 +74,7 @@ fn delay_name(delay: Duration) -> String {
 pub struct Topology {
     names: Names,
     delays: Vec<Duration>,
+    single_active_consumer: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -102,12 +103,19 @@ type Arguments = Vec<(&'static str, Argument)>;
 enum Argument {
     Text(String),
     Number(i64),
+    Bool(bool),
 }
 
 impl Topology {
     /// The objects for these names and the delays of retries.
     pub fn new(names: Names, delays: Vec<Duration>) -> Self {
-        Self { names, delays }
+        Self { names, delays, single_active_consumer: false }
+    }
+
+    /// The same, where the broker gives the work queue's messages to one consumer at a time.
+    #[must_use]
+    pub fn with_single_active_consumer(self, single_active_consumer: bool) -> Self {
+        Self { single_active_consumer, ..self }
     }
 
     /// Their names.
@@ -149,8 +157,12 @@ impl Topology {
             ]
         };
         let Names { work, dead, .. } = &self.names;
+        let mut of_work = dead_letters_to(dead, "broker.undeliverable");
+        if self.single_active_consumer {
+            of_work.push(("x-single-active-consumer", Argument::Bool(true)));
+        }
         let mut queues = vec![
-            Queue { name: work.clone(), arguments: dead_letters_to(dead, "broker.undeliverable") },
+            Queue { name: work.clone(), arguments: of_work },
             Queue {
                 name: dead.clone(),
                 arguments: vec![quorum(), ("x-delivery-limit", Argument::Number(DEAD_DELIVERY_LIMIT))],
@@ -192,6 +204,7 @@ impl Topology {
                 let value = match value {
                     Argument::Text(text) => serde_json::json!(text),
                     Argument::Number(number) => serde_json::json!(number),
+                    Argument::Bool(value) => serde_json::json!(value),
                 };
                 ((*name).to_owned(), value)
             });
@@ -238,6 +251,7 @@ fn table(arguments: &Arguments) -> FieldTable {
         let value = match value {
             Argument::Text(text) => AMQPValue::LongString(text.as_str().into()),
             Argument::Number(number) => AMQPValue::LongLongInt(*number),
+            Argument::Bool(value) => AMQPValue::Boolean(*value),
         };
         table.insert((*name).into(), value);
     }
@@ -357,6 +371,17 @@ mod tests {
                 assert!(has("x-queue-type", "quorum"), "{}", queue.name);
             }
         }
+    }
+
+    #[test]
+    fn the_work_queue_alone_may_have_a_single_active_consumer() {
+        let with = |wanted| {
+            let queues = topology().with_single_active_consumer(wanted).queues();
+            let has = |queue: &Queue| queue.arguments.contains(&("x-single-active-consumer", Argument::Bool(true)));
+            queues.into_iter().filter(has).map(|queue| queue.name).collect::<Vec<_>>()
+        };
+        assert_eq!(with(true), ["acme.writes"]);
+        assert!(with(false).is_empty());
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::policy::admission::{AdmissionRules, TextSource};
 use crate::policy::classify::ErrorTable;
 use crate::policy::fee::FeeRules;
 use crate::policy::finality::FinalityRule;
+use crate::policy::limits::Limits;
 
 mod reader;
 pub(crate) mod secrets;
@@ -57,6 +58,8 @@ pub struct Settings {
     pub write: WriteSection,
     /// `[fees]`
     pub fees: FeeRules,
+    /// `[limits]`
+    pub limits: Limits,
     /// `[journal]`
     pub journal: JournalSection,
     /// `lease.ttl`
@@ -96,6 +99,8 @@ pub struct BrokerSection {
     pub names: Names,
     /// Deliveries held at most.
     pub prefetch: u16,
+    /// One instance at a time takes messages.
+    pub single_active_consumer: bool,
     /// Make the objects or check them.
     pub topology: TopologyMode,
     /// A delivery held longer is parked.
@@ -284,6 +289,19 @@ mod tests {
         let keys: Vec<_> =
             faults.iter().map(|fault| fault.trim_start_matches("- ").split(':').next().unwrap()).collect();
         assert_eq!(keys, ["broker.queue", "worker.organisation", "chain.id", "signer", "write.to"]);
+    }
+
+    #[test]
+    fn what_cannot_go_together_is_told() {
+        let faults = |toml: &str| load_text(toml).unwrap_err().0.join("\n");
+        assert!(
+            faults("[request]\nordering = \"strict\"").contains("request.ordering: is \"strict\", but nothing says")
+        );
+        assert!(!faults("[request]\nordering = \"strict\"\norder_by = \"message_id\"").contains("request.ordering"));
+        let gas = |most: u32| format!("[write]\ngas = 30000\n[limits]\ngas_per_hour = {most}");
+        assert!(faults(&gas(29_999)).contains("limits.gas_per_hour: is 29999, and write.gas is 30000"));
+        assert!(!faults(&gas(30_000)).contains("limits."));
+        assert!(faults("[limits]\nin_flight = 0").contains("limits.in_flight: is \"0\"; expected a number from 1 to"));
     }
 
     #[test]

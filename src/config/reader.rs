@@ -99,6 +99,16 @@ impl<'f> Section<'f> {
         self.read(key, &expected, *range.start(), within)
     }
 
+    /// The same, or "off".
+    pub(super) fn number_or_off<T>(&mut self, key: &str, range: RangeInclusive<T>) -> Option<T>
+    where
+        T: std::str::FromStr + PartialOrd + Display + Copy,
+    {
+        let expected = format!("a number from {} to {}, or \"off\"", range.start(), range.end());
+        let within = |text: &str| text.replace('_', "").parse().ok().filter(|number| range.contains(number));
+        self.read(key, &expected, None, |text| if text == "off" { Some(None) } else { within(text).map(Some) })
+    }
+
     pub(super) fn duration(&mut self, key: &str, range: RangeInclusive<Duration>) -> Duration {
         let of = |duration: &Duration| humantime::format_duration(*duration).to_string();
         let expected = format!("a duration from {} to {}, such as \"30s\"", of(range.start()), of(range.end()));

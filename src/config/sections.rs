@@ -19,10 +19,11 @@ use crate::config::{
 use crate::journal::JournalAddress;
 use crate::lane::{GasRule, OutagePolicy};
 use crate::model::{Address, Gas, Wei};
-use crate::policy::admission::{AdmissionRules, TextSource};
+use crate::policy::admission::{AdmissionRules, OrderBy, Ordering, TextSource};
 use crate::policy::classify::{ErrorTable, SendMeaning};
 use crate::policy::fee::{FeeMode, FeeRules};
 use crate::policy::finality::FinalityRule;
+use crate::policy::limits::Limits;
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -48,11 +49,18 @@ pub(super) fn read(values: Value) -> Result<Settings, Faults> {
         signers: signers::read(tables.remove("signer"), &mut findings),
         write: write(Section::new("write", tables.remove("write"), &mut findings)),
         fees: fees(Section::new("fees", tables.remove("fees"), &mut findings)),
+        limits: limits(Section::new("limits", tables.remove("limits"), &mut findings)),
         journal: journal(Section::new("journal", tables.remove("journal"), &mut findings)),
         lease_ttl: lease(Section::new("lease", tables.remove("lease"), &mut findings)),
         http_listen: http(Section::new("http", tables.remove("http"), &mut findings)),
         log: log(Section::new("log", tables.remove("log"), &mut findings)),
     };
+    if let (GasRule::Fixed(gas), Some(most)) = (settings.write.gas, settings.limits.gas_per_hour)
+        && gas > most
+    {
+        let problem = format!("is {most}, and write.gas is {gas}: no request could ever be written; raise it");
+        findings.add("limits.gas_per_hour", problem);
+    }
     for name in tables.keys() {
         findings.add(name, "is not a section; see worker.toml for those there are");
     }
@@ -115,6 +123,7 @@ fn broker(mut section: Section<'_>) -> (BrokerSection, u64) {
         uri,
         names,
         prefetch: section.number("prefetch", 1..=u16::MAX),
+        single_active_consumer: section.choice("single_active_consumer", &[("false", false), ("true", true)]),
         topology: section.choice("topology", &[("declare", TopologyMode::Declare), ("verify", TopologyMode::Verify)]),
         max_hold: section.duration("max_hold", SECOND..=12 * HOUR),
         park_delay: section.duration("park_delay", 100 * MS..=HOUR),
@@ -138,6 +147,7 @@ fn broker(mut section: Section<'_>) -> (BrokerSection, u64) {
         "uri_file",
         "queue",
         "prefetch",
+        "single_active_consumer",
         "topology",
         "max_hold",
         "park_delay",
@@ -156,7 +166,7 @@ fn broker(mut section: Section<'_>) -> (BrokerSection, u64) {
 }
 
 /// Where ids stand, and where ordering keys do.
-fn request(mut section: Section<'_>) -> (TextSource, Option<TextSource>) {
+fn request(mut section: Section<'_>) -> (TextSource, Option<OrderBy>) {
     let expected = "\"message_id\", \"header:NAME\" or \"json:/pointer\"";
     let source = section.read("id", expected, TextSource::MessageId, id_source);
     let expected = "\"none\", \"message_id\", \"header:NAME\" or \"json:/pointer\"";
@@ -164,8 +174,12 @@ fn request(mut section: Section<'_>) -> (TextSource, Option<TextSource>) {
         "none" => Some(None),
         text => id_source(text).map(Some),
     });
-    section.finish(&["id", "order_by"]);
-    (source, order_by)
+    let ordering = section.choice("ordering", &[("nonce", Ordering::Nonce), ("strict", Ordering::Strict)]);
+    if ordering == Ordering::Strict && order_by.is_none() {
+        section.fault("ordering", "is \"strict\", but nothing says what is ordered: set request.order_by");
+    }
+    section.finish(&["id", "order_by", "ordering"]);
+    (source, order_by.map(|source| OrderBy { source, ordering }))
 }
 
 fn retry(mut section: Section<'_>) -> RetrySection {
@@ -326,6 +340,16 @@ fn fees(mut section: Section<'_>) -> FeeRules {
     });
     section.finish(&["mode", "max_fee"]);
     FeeRules { mode, max_fee }
+}
+
+fn limits(mut section: Section<'_>) -> Limits {
+    let limits = Limits {
+        writes_per_second: section.number_or_off("writes_per_second", 1..=10_000),
+        in_flight: section.number_or_off("in_flight", 1..=1_000_000),
+        gas_per_hour: section.number_or_off("gas_per_hour", 21_000..=1_000_000_000_000_000).map(Gas),
+    };
+    section.finish(&["writes_per_second", "in_flight", "gas_per_hour"]);
+    limits
 }
 
 fn journal(mut section: Section<'_>) -> JournalSection {

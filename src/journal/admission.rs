@@ -6,6 +6,9 @@ use crate::journal::Arrival;
 use crate::model::{RequestId, RequestState};
 use crate::policy::arrival::{self, Known, Verdict};
 
+/// The word for a dead letter that an operator sent back.
+pub(super) const REPLAYED: &str = "replayed";
+
 /// A batch, sorted. A place is one among what is accepted.
 pub(super) struct Sorted<'a> {
     /// One for each.
@@ -34,7 +37,7 @@ pub(super) fn sort(known: Vec<(RequestId, Known)>, arrivals: &[Arrival]) -> Sort
             let place = i64::try_from(sorted.accepted()).unwrap_or(i64::MAX);
             match before.map(|before| arrival.generation.replay > before.generation.replay) {
                 None => sorted.new.push((place, arrival)),
-                Some(true) => sorted.returned.push((place, arrival, "replayed")),
+                Some(true) => sorted.returned.push((place, arrival, REPLAYED)),
                 Some(false) => sorted.returned.push((place, arrival, "returned")),
             }
             let now =

@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use crate::metrics::JournalMeter;
 use crate::model::{Address, Attempt, BodyHash, Message, Nonce, RequestId, Timestamp};
 use crate::policy::arrival::{Known, Verdict};
+use crate::policy::limits::{Granted, Limits, Usage};
 
 mod address;
 mod admission;
@@ -177,7 +178,8 @@ pub trait Instances: Send + Sync {
 pub trait Admissions: Send + Sync {
     /// Looks each delivery up, and admits those that the table accepts, in their order. One verdict for each.
     async fn admit(&self, arrivals: Vec<Arrival>) -> Result<Vec<Verdict>>;
-    /// How many requests are with each lane, of those that have any; whichever instances own them.
+    /// How many requests are with each lane, of those that have any; whichever instances own them. Those that wait for others
+    /// of their key are left out: if they kept deliveries from coming, the retry of one before them would not come either.
     async fn open_requests(&self) -> Result<Vec<(AccountId, u64)>>;
 }
 
@@ -185,12 +187,22 @@ pub trait Admissions: Send + Sync {
 #[async_trait]
 pub trait Transactions: Send + Sync {
     /// Accepted requests of the account behind this place in the queue, in their order, without those that an operator
-    /// wants cancelled.
+    /// wants cancelled, and those with an ordering key that one before them has not ended of. When that has, they are at the
+    /// place that they were given when they came.
     async fn queued(&self, account: AccountId, after_turn: i64, limit: u32) -> Result<Vec<QueuedRequest>>;
     /// Everything of the account that may still land, by nonce. Bytes and bodies are checked against their hashes by the caller.
     async fn live_transactions(&self, account: AccountId) -> Result<Vec<LiveTransaction>>;
-    /// Stores new transactions with their first attempts. Their nonces must follow on from the account's last one.
-    async fn record_transactions(&self, lease: &Lease, transactions: Vec<NewTransaction>) -> Result<()>;
+    /// What counts against the limits on the account's chain, whichever lanes and instances began it. What these limits do
+    /// not ask for is left out.
+    async fn usage(&self, account: AccountId, limits: Limits) -> Result<Usage>;
+    /// Stores new transactions with their first attempts, the first of them, as many as the limits grant. Their nonces must
+    /// follow on from the account's last one. Of the others nothing is stored: their bytes must not be used.
+    async fn record_transactions(
+        &self,
+        lease: &Lease,
+        transactions: Vec<NewTransaction>,
+        limits: Limits,
+    ) -> Result<Granted>;
     /// Stores further attempts at nonces that are live.
     async fn record_attempts(&self, lease: &Lease, attempts: Vec<(Nonce, Attempt)>) -> Result<()>;
     /// Wishes to cancel requests of the account that are accepted or being written.

@@ -78,11 +78,10 @@ pub(super) const ACCOUNTS: &str = "SELECT a.id, a.chain_id, a.address, a.next_no
      FROM accounts a ORDER BY a.id";
 
 /// Of each state the first in the queue, found by its place.
-pub(super) const OPEN: &str = "SELECT o.account, o.state, o.open, r.changed_at AS since FROM \
+pub(super) const OPEN: &str = "SELECT o.account, o.state, o.open, (SELECT min(r.changed_at) FROM requests r \
+     WHERE r.account = o.account AND r.state = o.state AND r.turn = o.turn AND r.settled_at IS NULL) AS since FROM \
      (SELECT account, state, count(*) AS open, min(turn) AS turn FROM requests WHERE settled_at IS NULL \
-      GROUP BY account, state) o \
-     JOIN requests r ON r.account = o.account AND r.state = o.state AND r.turn = o.turn AND r.settled_at IS NULL \
-     ORDER BY o.account, o.state";
+     GROUP BY account, state) AS o ORDER BY o.account, o.state";
 
 /// The newest.
 pub(super) fn incidents() -> String {

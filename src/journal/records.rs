@@ -7,8 +7,8 @@ use bytes::Bytes;
 
 use crate::model::event::FinalTransaction;
 use crate::model::{
-    Address, Attempt, BodyHash, Cause, Event, Gas, Generation, Message, Nonce, RequestId, RequestState, Timestamp,
-    TransactionState, TxHash, Wei,
+    Address, Attempt, BodyHash, Cause, Event, Gas, Generation, Message, Nonce, OrderKey, RequestId, RequestState,
+    Timestamp, TransactionState, TxHash, Wei,
 };
 
 /// The journal's number for an account on a chain.
@@ -118,6 +118,8 @@ pub struct Arrival {
     pub message: Message,
     /// The lane that it goes to if it is new.
     pub account: AccountId,
+    /// Its ordering key, where requests of one wait for those before them.
+    pub order_key: Option<OrderKey>,
 }
 
 /// Where outcomes are wanted besides the events exchange.

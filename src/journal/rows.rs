@@ -21,9 +21,10 @@ use crate::model::{
 };
 use crate::policy::arrival::Known;
 
-/// By account, of those that have any.
-pub(super) const OPEN_REQUESTS: &str = "SELECT account, count(*) AS open FROM requests \
-                                        WHERE settled_at IS NULL AND state IN ('accepted', 'writing') GROUP BY account";
+/// By account, of those that have any. What waits for others of its key has no turn yet.
+pub(super) const OPEN_REQUESTS: &str = "SELECT account, open FROM (SELECT a.id AS account, (SELECT count(*) \
+    FROM requests r WHERE r.account = a.id AND r.settled_at IS NULL AND r.state IN ('accepted', 'writing') \
+    AND r.turn > 0) AS open FROM accounts a) AS counted WHERE open > 0 ORDER BY account";
 
 pub(super) fn open_of_account(row: &impl Columns) -> Result<(AccountId, u64)> {
     Ok((AccountId(number(row, "count", "account")?), unsigned(row, "count", "open")?))

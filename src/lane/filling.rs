@@ -6,13 +6,15 @@ use tracing::debug;
 use crate::handover::{FromLane, Ruling};
 use crate::journal::{JournalError, Lease};
 use crate::lane::pausing::is_outage;
+use crate::lane::prepare::Prepared;
 use crate::lane::settings::OutagePolicy;
 use crate::lane::{Lane, ending, prepare};
 use crate::metrics::Signed;
 use crate::model::{Nonce, PauseReason};
+use crate::policy::limits::{Granted, Usage};
 
 /// Requests signed and journalled together at most.
-const BATCH: usize = 256;
+pub(super) const BATCH: usize = 256;
 
 impl Lane {
     pub(super) fn room(&self) -> usize {
@@ -21,7 +23,7 @@ impl Lane {
 
     pub(super) fn can_fill(&self) -> bool {
         let has_work = self.may_have_more || !self.fetched.is_empty() || !self.prepared.is_empty();
-        has_work && self.room() > 0 && self.may_try()
+        has_work && self.room() > 0 && self.may_try() && self.throttled_until().is_none()
     }
 
     /// Not paused, or time to probe whether the reason is gone with something new.
@@ -44,12 +46,11 @@ impl Lane {
 
     /// Takes on what fits: fetch, simulate, price, sign, journal, broadcast.
     pub(super) async fn fill(&mut self, lease: &Lease) -> Result<(), JournalError> {
+        let usage = self.usage(lease).await?;
+        let may_begin = self.may_begin(usage.as_ref(), self.room().min(BATCH));
         if self.fetched.is_empty() && self.prepared.is_empty() {
-            let limit = self.room().min(BATCH);
-            self.fetched =
-                self.journal.queued(lease.account, self.turn, u32::try_from(limit).unwrap_or(u32::MAX)).await?;
-            self.may_have_more = self.fetched.len() == limit;
-            self.turn = self.fetched.last().map_or(self.turn, |last| last.turn);
+            // One in any case: whether a limit holds anything back shows only where there is something.
+            self.fetch(lease, may_begin.count.max(1)).await?;
             self.set_written_aside(lease).await?;
         }
         if self.fetched.is_empty() && self.prepared.is_empty() {
@@ -59,13 +60,42 @@ impl Lane {
             self.fail_waiting(lease).await;
             return Ok(());
         }
+        if let Granted { count: 0, throttled: Some(throttled) } = may_begin {
+            self.throttle(throttled);
+            return Ok(());
+        }
         match self.prepare(lease).await {
-            Ok(()) => self.sign(lease).await?,
+            Ok(()) => self.sign(lease, usage.as_ref()).await?,
             Err((reason, detail)) => self.pause(reason, detail),
         }
         if self.is_known_outage() {
             self.fail_waiting(lease).await;
         }
+        Ok(())
+    }
+
+    /// Looks at the queue from its start.
+    pub(super) fn look_again(&mut self) {
+        self.turn = i64::MIN;
+        self.may_have_more = true;
+    }
+
+    /// Only while nothing is fetched or prepared: what was shows in the queue until it is signed, or settle has stored its end.
+    async fn fetch(&mut self, lease: &Lease, most: usize) -> Result<(), JournalError> {
+        let limit = most.saturating_add(self.judged.len());
+        let from = self.turn;
+        let queued = self.journal.queued(lease.account, from, u32::try_from(limit).unwrap_or(u32::MAX)).await?;
+        let is_full = queued.len() == limit;
+        let seen_up_to = queued.last().filter(|_| is_full).map_or(i64::MAX, |last| last.turn);
+        // What does not show any more is stored, and comes back, if it does, with another place.
+        self.judged.retain(|turn| {
+            let was_looked_at = *turn > from && *turn <= seen_up_to;
+            !was_looked_at || queued.binary_search_by_key(turn, |request| request.turn).is_ok()
+        });
+        let mut fresh = queued.into_iter().filter(|request| !self.judged.contains(&request.turn));
+        self.fetched = fresh.by_ref().take(most).collect();
+        self.may_have_more = is_full || fresh.next().is_some();
+        self.turn = self.fetched.last().map_or(from, |last| last.turn);
         Ok(())
     }
 
@@ -77,10 +107,16 @@ impl Lane {
 
     /// Invariants 1 and 4: nonces are taken in the commit that stores the signed bytes, and only then does the
     /// broadcaster get them. Crash before the commit: nothing has happened. Crash after it: recovery sends the same bytes.
-    pub(super) async fn sign(&mut self, lease: &Lease) -> Result<(), JournalError> {
+    ///
+    /// The commit stores what the limits grant, which is all unless another lane was faster. The rest stays ready: its bytes
+    /// are dropped here, so no node ever gets them, and their nonces were not taken.
+    pub(super) async fn sign(&mut self, lease: &Lease, usage: Option<&Usage>) -> Result<(), JournalError> {
         let Some(first) = self.next_nonce else { return Ok(()) };
         let Some(fee) = self.quote() else { return Ok(()) };
-        let count = self.room().min(self.prepared.len()).min(BATCH);
+        let Granted { count, throttled } = self.may_sign_now(usage);
+        if let Some(throttled) = throttled {
+            self.throttle(throttled);
+        }
         if count == 0 {
             return Ok(());
         }
@@ -89,9 +125,15 @@ impl Lane {
         let Some(signed) = self.signed(unsigned).await else { return Ok(()) };
         self.resume_if(|_| true);
         let batch: Vec<_> = self.prepared.drain(..count).collect();
-        let transactions = self.new_transactions(batch, signed, first, fee);
+        let mut transactions = self.new_transactions(batch, signed, first, fee);
         let stored = transactions.iter().map(prepare::to_store).collect();
-        self.journal.record_transactions(lease, stored).await?;
+        let granted = self.journal.record_transactions(lease, stored, self.settings.limits).await?;
+        for held_back in transactions.drain(granted.count.min(transactions.len())..).rev() {
+            self.prepared.push_front(Prepared { request: held_back.request, gas: held_back.gas });
+        }
+        if let Some(throttled) = granted.throttled {
+            self.throttle(throttled);
+        }
         self.next_nonce = Some(first.plus(transactions.len() as u64));
         self.signals.meter.signed.add(Signed::First, transactions.len());
         for transaction in transactions {
@@ -115,7 +157,9 @@ impl Lane {
         self.rule(rulings).await;
     }
 
-    pub(super) async fn rule(&self, rulings: Vec<Ruling>) {
+    pub(super) async fn rule(&mut self, rulings: Vec<Ruling>) {
+        let without_nonce = rulings.iter().filter(|ruling| ruling.transaction.is_none());
+        self.judged.extend(without_nonce.map(|ruling| ruling.request.turn));
         if !rulings.is_empty() {
             // Settle has gone only when the process ends.
             let _ = self.settle.send(FromLane::Rulings(rulings)).await;

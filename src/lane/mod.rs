@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, MissedTickBehavior, timeout};
+use tokio::time::{Instant, MissedTickBehavior, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -33,14 +33,16 @@ mod pausing;
 mod prepare;
 mod recovering;
 mod settings;
+mod throttling;
 mod undone;
 mod window;
 
-pub use settings::{GasRule, LaneJournal, LaneSettings, LaneSignals, LaneState, OutagePolicy};
+pub use settings::{GasRule, LaneJournal, LaneSettings, LaneSignals, LaneState, OutagePolicy, Throttling};
 
 use mending::Mender;
 use pausing::Paused;
 use prepare::Prepared;
+use throttling::Throttle;
 use undone::UndoneNonces;
 use window::{InFlight, Window};
 
@@ -69,8 +71,11 @@ pub struct Lane {
     prepared: VecDeque<Prepared>,
     /// Queued requests that settle was told to cancel, and has not yet.
     cancelled: BTreeSet<RequestSeq>,
-    /// The place in the queue up to which requests were fetched.
+    /// The place in the queue up to which requests were fetched. Each look begins at the start again: what waited for
+    /// others of its key keeps its place.
     turn: i64,
+    /// Places of requests without a nonce that settle was told the end of, and that may still show in the queue.
+    judged: BTreeSet<i64>,
     /// The queue may hold more.
     may_have_more: bool,
     /// The journal takes the place of a lost one.
@@ -83,6 +88,7 @@ pub struct Lane {
     final_up_to: Option<BlockNumber>,
     market: Option<Market>,
     pause: Option<Paused>,
+    throttle: Option<Throttle>,
 }
 
 impl Lane {
@@ -116,6 +122,7 @@ impl Lane {
             prepared: VecDeque::new(),
             cancelled: BTreeSet::new(),
             turn: i64::MIN,
+            judged: BTreeSet::new(),
             may_have_more: false,
             is_recovering: false,
             next_nonce: None,
@@ -123,6 +130,7 @@ impl Lane {
             final_up_to: None,
             market: None,
             pause: None,
+            throttle: None,
         }
     }
 
@@ -216,8 +224,9 @@ impl Lane {
         self.fetched.clear();
         self.prepared.clear();
         self.cancelled.clear();
+        self.judged.clear();
         (self.next_nonce, self.head, self.final_up_to) = (None, None, None);
-        (self.market, self.pause) = (None, None);
+        (self.market, self.pause, self.throttle) = (None, None, None);
         self.tell();
     }
 
@@ -229,8 +238,7 @@ impl Lane {
         }
         self.recall_undone(lease).await?;
         self.look_whether_recovering().await?;
-        self.turn = i64::MIN;
-        self.may_have_more = true;
+        self.look_again();
         self.signals.lease.send_replace(Some(lease.clone()));
         info!(account = %self.signer.address(), lease.epoch = lease.epoch, tx.live = self.window.len(), "the lane works");
         // Settle has gone only when the process ends.
@@ -239,8 +247,10 @@ impl Lane {
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.signals.beat.beat();
+            self.end_throttle();
             self.tell();
-            let wake = Arc::clone(&self.signals.wake);
+            let (wake, ended) = (Arc::clone(&self.signals.wake), Arc::clone(&self.signals.ended));
+            let throttled_until = self.throttled_until();
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => {
@@ -254,7 +264,7 @@ impl Lane {
                 answered = self.broadcaster.next() => self.heed(answered),
                 read = self.receipt_reader.next() => self.heed_receipts(lease, read).await,
                 _ = poll.tick() => {
-                    self.may_have_more = true;
+                    self.look_again();
                     if self.is_recovering {
                         self.look_whether_recovering().await?;
                     }
@@ -264,6 +274,11 @@ impl Lane {
                     self.mend(lease).await?;
                 }
                 () = wake.notified() => self.may_have_more = true,
+                () = ended.notified(), if throttled_until.is_some() || self.settings.is_strict => {
+                    self.look_again();
+                    self.look_for_room();
+                }
+                () = sleep_until(throttled_until.unwrap_or_else(Instant::now)), if throttled_until.is_some() => {}
                 () = std::future::ready(()), if self.can_fill() => {}
             }
             if self.can_fill() {
@@ -298,6 +313,7 @@ impl Lane {
         let now = LaneState {
             is_owner: self.signals.lease.borrow().is_some(),
             paused: self.pause.as_ref().map(|pause| (pause.reason, pause.detail.clone())),
+            throttled: self.throttling(),
             in_flight: self.window.len(),
             window: self.send_window.size(),
             next_nonce: self.next_nonce,

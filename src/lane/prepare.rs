@@ -59,6 +59,7 @@ impl Lane {
 
     async fn simulate(&self) -> Result<Vec<Simulated>, ChainError> {
         let margin = match self.settings.gas {
+            // The configuration's check sees to it that this fits under the limit.
             GasRule::Fixed(gas) => return Ok(self.fetched.iter().map(|request| with_fixed(gas, request)).collect()),
             GasRule::Estimate { margin } => margin,
         };
@@ -66,7 +67,7 @@ impl Lane {
         let calls: Vec<_> = self.fetched.iter().map(|request| self.call(request)).collect();
         let estimates = self.chain.estimate(&calls).await?;
         let judge = |estimate| match estimate {
-            Ok(estimate) => Simulated::Runs(gas::limit(estimate, margin, block_limit)),
+            Ok(estimate) => within_limit(gas::limit(estimate, margin, block_limit), self.settings.limits.gas_per_hour),
             Err(ChainError::Node { message, data, .. }) => match self.settings.errors.meaning_of_simulation(&message) {
                 SimulationMeaning::Failed => Simulated::Fails(simulation_cause(&message, data.as_deref())),
                 SimulationMeaning::InsufficientFunds => Simulated::NotLooked(PauseReason::InsufficientFunds, message),
@@ -188,6 +189,17 @@ fn with_fixed(gas: Gas, request: &QueuedRequest) -> Simulated {
         return Simulated::Runs(gas);
     }
     Simulated::Fails(Cause::invalid("gas_too_low", format!("its calldata takes {least} gas, write.gas is {gas}")))
+}
+
+/// What takes more than a whole hour may have would hold up its account for ever.
+fn within_limit(gas: Gas, per_hour: Option<Gas>) -> Simulated {
+    match per_hour.filter(|most| gas > *most) {
+        None => Simulated::Runs(gas),
+        Some(most) => Simulated::Fails(Cause::invalid(
+            "gas_above_limit",
+            format!("it takes {gas} gas, limits.gas_per_hour is {most}; raise it and send the request back"),
+        )),
+    }
 }
 
 fn simulation_cause(message: &str, data: Option<&[u8]>) -> Cause {

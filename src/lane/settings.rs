@@ -1,5 +1,6 @@
 //! What a lane is told at its start, and what it tells about itself.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,10 +8,11 @@ use tokio::sync::{Notify, watch};
 
 use crate::journal::{AccountId, Lease, Leases, Transactions};
 use crate::metrics::LaneMeter;
-use crate::model::{Address, BlockNumber, Fee, Gas, Heartbeat, Nonce, PauseReason, Wei};
+use crate::model::{Address, BlockNumber, Fee, Gas, Heartbeat, Nonce, PauseReason, Timestamp, Wei};
 use crate::policy::classify::ErrorTable;
 use crate::policy::fee::FeeRules;
 use crate::policy::finality::FinalityRule;
+use crate::policy::limits::{Limit, Limits};
 
 /// How much gas a request gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +54,10 @@ pub struct LaneSettings {
     pub finality: FinalityRule,
     /// Transactions not yet in a block at most.
     pub in_flight: usize,
+    /// Requests may wait for the end of others.
+    pub is_strict: bool,
+    /// What may be begun, over all lanes of the chain.
+    pub limits: Limits,
     /// How often the chain is looked at.
     pub poll_interval: Duration,
     /// Bytes that a node has are given to it again after this.
@@ -80,6 +86,8 @@ pub struct LaneState {
     pub is_owner: bool,
     /// Why nothing new is taken on, in words.
     pub paused: Option<(PauseReason, String)>,
+    /// The limit that holds requests back, or has within the last seconds.
+    pub throttled: Option<Throttling>,
     /// Live transactions.
     pub in_flight: usize,
     /// How many may wait for a block now.
@@ -96,6 +104,24 @@ pub struct LaneState {
     pub nonces_mended: u64,
 }
 
+/// A limit that is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Throttling {
+    /// Which.
+    pub limit: Limit,
+    /// When there is room again; `None`: when others are final.
+    pub until: Option<Timestamp>,
+}
+
+impl fmt::Display for Throttling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.until {
+            Some(until) => write!(f, "{} until {until}", self.limit),
+            None => write!(f, "{} until others are final", self.limit),
+        }
+    }
+}
+
 /// How a lane tells others about itself.
 #[derive(Debug, Clone)]
 pub struct LaneSignals {
@@ -106,6 +132,8 @@ pub struct LaneSignals {
     pub is_assigned: watch::Sender<Option<bool>>,
     /// The lease may be free now.
     pub released: Arc<Notify>,
+    /// Requests have ended, of whichever lane.
+    pub ended: Arc<Notify>,
     /// How it stands.
     pub state: watch::Sender<LaneState>,
     /// The lease that it holds. It keeps it when it stops: settle has yet to write under it, and the outbox to tell what

@@ -99,6 +99,18 @@ fixed_bytes!(
     BodyHash, 32
 );
 
+fixed_bytes!(
+    /// SHA-256 of an ordering key.
+    OrderKey, 32
+);
+
+impl OrderKey {
+    /// The hash of this key.
+    pub fn of(key: &str) -> Self {
+        Self(Sha256::digest(key).into())
+    }
+}
+
 impl BodyHash {
     /// The hash of this body.
     pub fn of(body: &[u8]) -> Self {
@@ -366,6 +378,10 @@ pub(crate) mod virtual_host {
     /// The host whose turn it is has a clock that is wrong by so much.
     pub(crate) fn set_skew(milliseconds: i64) {
         SKEW_MS.set(milliseconds);
+    }
+
+    pub(crate) fn skew_ms() -> i64 {
+        SKEW_MS.get()
     }
 
     pub(crate) fn is_on() -> bool {

@@ -10,7 +10,7 @@ pub mod transaction;
 
 pub use event::{Event, EventKind};
 pub use failure::{Cause, FailureClass, PauseReason};
-pub use ids::{Address, BlockHash, BlockNumber, BodyHash, Gas, Nonce, RequestId, Timestamp, TxHash, Wei};
+pub use ids::{Address, BlockHash, BlockNumber, BodyHash, Gas, Nonce, OrderKey, RequestId, Timestamp, TxHash, Wei};
 pub use message::{HeaderValue, Headers, Message, Origin, Properties};
 pub use progress::Heartbeat;
 pub use request::{Generation, RequestState};

@@ -1,6 +1,6 @@
 //! Is a message a request? Reads its id and counts, and refuses what could never be one.
 
-use crate::model::{BodyHash, Cause, Generation, HeaderValue, Message, RequestId, Timestamp};
+use crate::model::{BodyHash, Cause, Generation, HeaderValue, Message, OrderKey, RequestId, Timestamp};
 use crate::policy::postpone::not_before;
 
 /// Arrays and tables in each other in a header, at most. The journal keeps headers as JSON, and readers of that refuse
@@ -18,15 +18,40 @@ pub enum TextSource {
     JsonPointer(String),
 }
 
+/// What messages of one ordering key wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ordering {
+    /// They have one account, and take its nonces as they come.
+    Nonce,
+    /// Each is signed only once all before it are final or dead.
+    Strict,
+}
+
+/// That messages of one key keep their order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OrderBy {
+    /// Where the key stands.
+    pub source: TextSource,
+    /// How.
+    pub ordering: Ordering,
+}
+
 /// What a message must keep to.
 #[derive(Debug, Clone)]
 pub struct AdmissionRules {
     /// Where its id stands.
     pub id_source: TextSource,
-    /// Where its ordering key stands, if messages of one key are to keep their order.
-    pub order_by: Option<TextSource>,
+    /// Its order among those of its key, if messages of one key are to keep theirs.
+    pub order_by: Option<OrderBy>,
     /// The longest body, in bytes.
     pub max_body_bytes: u64,
+}
+
+impl AdmissionRules {
+    /// Requests of a key wait for those before them.
+    pub fn is_strict(&self) -> bool {
+        self.order_by.as_ref().is_some_and(|order| order.ordering == Ordering::Strict)
+    }
 }
 
 /// A message that is a request.
@@ -41,7 +66,7 @@ pub struct Candidate {
     /// It is for this time or later.
     pub not_before: Option<Timestamp>,
     /// The hash of its ordering key, if it has one.
-    pub order_key: Option<BodyHash>,
+    pub order_key: Option<OrderKey>,
 }
 
 /// A message that can never be one.
@@ -95,8 +120,8 @@ pub fn admit(rules: &AdmissionRules, message: &Message) -> Result<Candidate, Ref
         Ok(read) => read,
         Err(detail) => return Err(refuse(Some(id), "bad_headers", detail)),
     };
-    let order_key = match rules.order_by.as_ref().map(|source| read_text(source, message)).transpose() {
-        Ok(read) => read.and_then(|(_, text)| text).map(|text| BodyHash::of(text.as_bytes())),
+    let order_key = match rules.order_by.as_ref().map(|order| read_text(&order.source, message)).transpose() {
+        Ok(read) => read.and_then(|(_, text)| text).map(|text| OrderKey::of(&text)),
         Err(cause) => return Err(Refusal { id: Some(id), cause }),
     };
     Ok(Candidate { id, generation, body_hash: BodyHash::of(&message.body), not_before, order_key })

@@ -8,6 +8,7 @@ pub mod finality;
 pub mod gap;
 pub mod gas;
 pub mod letters;
+pub mod limits;
 pub mod pause;
 pub mod postpone;
 pub mod replay;

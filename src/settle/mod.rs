@@ -46,6 +46,8 @@ pub struct Settle {
     journal: Arc<dyn Settlements>,
     publisher: Arc<dyn Publisher>,
     outbox: Arc<Notify>,
+    /// Of each lane: requests have ended.
+    ended: Vec<Arc<Notify>>,
     /// Another instance may have settled what is held here.
     settled: Arc<Notify>,
     beat: Heartbeat,
@@ -98,6 +100,7 @@ impl Settle {
         journal: Arc<dyn Settlements>,
         publisher: Arc<dyn Publisher>,
         outbox: Arc<Notify>,
+        ended: Vec<Arc<Notify>>,
         beat: Heartbeat,
     ) -> Self {
         Self {
@@ -105,6 +108,7 @@ impl Settle {
             journal,
             publisher,
             outbox,
+            ended,
             settled: Arc::default(),
             beat,
             held: HeldDeliveries::default(),
@@ -285,7 +289,7 @@ impl Settle {
                 }
             }
         }
-        self.outbox.notify_one();
+        self.tell_of_ends();
         ack(&self.meter, receipts).await;
     }
 
@@ -312,6 +316,12 @@ impl Settle {
             // It may have waited long enough.
             let _ = leaving.done.send(());
         }
+    }
+
+    /// Events wait in the outbox, and lanes may have waited for an end.
+    fn tell_of_ends(&self) {
+        self.outbox.notify_one();
+        self.ended.iter().for_each(|lane| lane.notify_one());
     }
 
     async fn resume(&mut self, account: AccountId) -> Result<(), JournalError> {
@@ -410,7 +420,7 @@ impl Settle {
                     CopyKind::DeadLetter => self.held.release_up_to(&copy.id, copy.generation),
                 });
             }
-            self.outbox.notify_one();
+            self.tell_of_ends();
         }
         if !refused.is_empty() {
             receipts.extend(self.record_refused(refused).await?);

@@ -10,9 +10,10 @@ use crate::model::{
     AttemptKind, BodyHash, EventKind, Generation, Nonce, RequestId, RequestState, SignedTransaction, TransactionState,
     TxHash,
 };
+use crate::policy::limits::Limits;
 use crate::simulation::nodes::has_its_hash;
 use crate::simulation::queues::{Queued, Taken, text};
-use crate::simulation::store::{EventRecord, Store, TransactionRow};
+use crate::simulation::store::{EventRecord, RequestRow, Store, TransactionRow};
 use crate::simulation::workload::{Behaviour, Body};
 use crate::simulation::world::World;
 
@@ -40,6 +41,8 @@ pub(super) struct Checker {
     postponed: BTreeMap<(String, Generation), usize>,
     /// Transactions of one lane not in a block at most.
     pub(super) in_flight: usize,
+    /// The operator's.
+    pub(super) limits: Limits,
 }
 
 impl World {
@@ -58,8 +61,28 @@ impl World {
                 if !(is_stored || world.checker.trusts_everybody) || !has_its_hash(signed) {
                     world.violated(format!("1, 5: {} goes out and is not in the journal", signed.hash));
                 }
+                world.check_order(store, signed);
             }
         });
+    }
+
+    /// What goes out under strict ordering has none of its key before it that has not ended. Bytes of a nonce that is over
+    /// may go out late: they do nothing.
+    fn check_order(&mut self, store: &Store, signed: &SignedTransaction) {
+        let live = store.attempts_raw().find(|(_, _, attempt)| attempt.signed == *signed);
+        let Some((request, nonce, _)) = live else { return };
+        let Some(row) = store.requests().get(&request) else { return };
+        let is_live = |row: &TransactionRow| row.state == TransactionState::Live;
+        if !store.transactions().get(&(row.account, nonce)).is_some_and(is_live) {
+            return;
+        }
+        let Some((key, place)) = row.order else { return };
+        let has_ended = |row: &RequestRow| matches!(row.state, RequestState::Final | RequestState::Dead);
+        let of_key = store.requests().values().filter(|other| other.order.is_some_and(|(other, _)| other == key));
+        let before = of_key.filter(|other| other.order.is_some_and(|(_, before)| before < place));
+        if let Some(open) = before.into_iter().find(|other| !has_ended(other)) {
+            self.violated(format!("order: {} goes out before {}, which is {}", row.id, open.id, open.state));
+        }
     }
 
     /// Invariants 2, 3, 4, 6, 11 and 12, as far as the journal tells; after every write.
@@ -92,6 +115,9 @@ impl World {
                 world.violated(format!("3, 11: request {request:?} has {count} transactions that may land"));
             }
             // What the chain has decided on is the lane's no more, even if settle has yet to say so.
+            if let Err(passed) = within_limits(store, world.checker.limits) {
+                world.violated(format!("12: {passed}"));
+            }
             let is_open = |((account, nonce), row): &(&(AccountId, Nonce), &TransactionRow)| {
                 let was_seen = |hash| world.checker.seen_in_blocks.contains(&hash);
                 row.state == TransactionState::Live
@@ -320,6 +346,32 @@ impl World {
                 self.violated(format!("{}: {} events say that it is final", row.id, final_ids.len()));
             }
         }
+    }
+}
+
+/// By the true time at which each was stored. All accounts of a run are on one chain.
+fn within_limits(store: &Store, limits: Limits) -> Result<(), String> {
+    let begun = &store.record().begun;
+    let Some(last) = begun.last() else { return Ok(()) };
+    if let Some(rate) = limits.writes_per_second {
+        for (count, first) in (1u32..).zip(begun.iter().rev()) {
+            let seconds = (last.at_us - first.at_us) as f64 / 1e6;
+            if f64::from(count) > f64::from(rate) * (1.0 + seconds) {
+                return Err(format!("{count} are begun within {seconds} s, {rate} are allowed for each"));
+            }
+        }
+    }
+    if let Some(most) = limits.gas_per_hour {
+        let within_hour = begun.iter().rev().take_while(|begun| begun.at_us > last.at_us - 3_600_000_000);
+        let gas: u64 = within_hour.map(|begun| begun.gas.0).sum();
+        if gas > most.0 {
+            return Err(format!("{gas} gas is spent within an hour, {most} is allowed"));
+        }
+    }
+    let live = store.transactions().values().filter(|row| row.state == TransactionState::Live).count() as u64;
+    match limits.in_flight.filter(|most| live > *most) {
+        Some(most) => Err(format!("{live} are in flight, {most} are allowed")),
+        None => Ok(()),
     }
 }
 

@@ -207,6 +207,10 @@ impl Process {
                     self.stop_next();
                 }
                 Ok(End::Ended(name, result)) => {
+                    // No fault makes the journal refuse a write: a stage wanted what must not be.
+                    if let Err(error @ JournalError::Inconsistent { .. }) = &result {
+                        self.world.lock().violated(format!("{name}: {error}"));
+                    }
                     self.world.lock().note(format!("{name} ends the process: {result:?}"));
                     self.life.kill();
                 }

@@ -14,6 +14,7 @@ use crate::journal::{
 use crate::model::ids::virtual_host;
 use crate::model::{Address, Attempt, BodyHash, Message, Nonce, RequestId, Timestamp};
 use crate::policy::arrival::{Known, Verdict};
+use crate::policy::limits::{Granted, Limits, Usage};
 use crate::simulation::store::Store;
 
 /// What may go wrong around a call. Both may wait.
@@ -47,6 +48,12 @@ pub(crate) fn not_written(doing: &'static str) -> JournalError {
 /// The commit failed: nobody can tell whether it holds.
 pub(crate) fn in_doubt() -> JournalError {
     JournalError::Commit("a simulated fault".to_owned())
+}
+
+/// By a clock that is right, whatever the host's says.
+fn true_now_us() -> i64 {
+    let skew = virtual_host::skew_ms();
+    Timestamp::now().0.saturating_sub(skew).saturating_mul(1_000)
 }
 
 /// One instance's way to a store, which others may share and which outlives it.
@@ -176,9 +183,20 @@ impl Transactions for MemoryJournal {
         self.read("live_transactions", |store| store.live_transactions(account)).await
     }
 
-    async fn record_transactions(&self, lease: &Lease, transactions: Vec<NewTransaction>) -> Result<()> {
-        self.write_under(lease, "record_transactions", |store, now| store.record_transactions(now, lease, transactions))
-            .await
+    async fn usage(&self, account: AccountId, limits: Limits) -> Result<Usage> {
+        self.read("usage", |store| store.usage(true_now_us(), account, limits)).await
+    }
+
+    async fn record_transactions(
+        &self,
+        lease: &Lease,
+        transactions: Vec<NewTransaction>,
+        limits: Limits,
+    ) -> Result<Granted> {
+        self.write_under(lease, "record_transactions", |store, now| {
+            store.record_transactions((now, true_now_us()), lease, transactions, limits)
+        })
+        .await
     }
 
     async fn record_attempts(&self, lease: &Lease, attempts: Vec<(Nonce, Attempt)>) -> Result<()> {
@@ -344,7 +362,7 @@ mod tests {
             let failing =
                 MemoryJournal::new(store.clone(), Arc::new(Failing { operation: "record_transactions", is_after }));
             let signed = vec![transaction(set.queued[0].seq, 0)];
-            let failed = failing.record_transactions(&set.lease, signed).await.unwrap_err();
+            let failed = failing.record_transactions(&set.lease, signed, Limits::default()).await.unwrap_err();
             assert_eq!(matches!(failed, JournalError::Commit(_)), is_after, "{failed}");
             let store = store.lock().unwrap();
             assert_eq!(store.transactions().len(), usize::from(is_after));
@@ -396,10 +414,13 @@ mod tests {
         let store: Arc<Mutex<Store>> = Arc::default();
         let journal = MemoryJournal::new(store.clone(), Arc::new(NoFaults));
         let set = set(Arc::new(journal), &["a", "b", "c"]).await;
-        set.journal.record_transactions(&set.lease, vec![transaction(set.queued[0].seq, 0)]).await.unwrap();
+        set.journal
+            .record_transactions(&set.lease, vec![transaction(set.queued[0].seq, 0)], Limits::default())
+            .await
+            .unwrap();
         let before = format!("{:?}", store.lock().unwrap());
         let good_and_bad = [1, 0].map(|index| transaction(set.queued[index].seq, 2 - index as u64)).to_vec();
-        set.journal.record_transactions(&set.lease, good_and_bad).await.unwrap_err();
+        set.journal.record_transactions(&set.lease, good_and_bad, Limits::default()).await.unwrap_err();
         let attempt = transaction(set.queued[0].seq, 0).attempt;
         let attempts = vec![(Nonce(0), attempt.clone()), (Nonce(1), attempt)];
         set.journal.record_attempts(&set.lease, attempts).await.unwrap_err();

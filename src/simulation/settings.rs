@@ -8,16 +8,19 @@ use fastrand::Rng;
 use crate::broker::Names;
 use crate::journal::AccountId;
 use crate::lane::{GasRule, LaneSettings, OutagePolicy};
-use crate::model::{Address, Wei};
-use crate::policy::admission::{AdmissionRules, TextSource};
+use crate::model::{Address, Gas, Wei};
+use crate::policy::admission::{AdmissionRules, OrderBy, Ordering, TextSource};
 use crate::policy::fee::{FeeMode, FeeRules};
 use crate::policy::finality::FinalityRule;
+use crate::policy::limits::Limits;
 use crate::policy::pause::RetrySchedule;
 use crate::settle::SettleSettings;
 use crate::simulation::ledger::CHAIN_ID;
 
 /// Above this the lanes pause.
 pub(super) const HIGHEST_FEE: u128 = 1000;
+/// The header with a message's ordering key.
+pub(super) const KEY: &str = "key";
 const LEASE: Duration = Duration::from_secs(5);
 
 pub(super) struct RunSettings {
@@ -45,6 +48,8 @@ impl RunSettings {
             fees: FeeRules { mode: FeeMode::Auto, max_fee: Wei(HIGHEST_FEE) },
             finality: if rng.bool() { FinalityRule::Depth(depth) } else { FinalityRule::Finalized },
             in_flight: rng.usize(1..=16),
+            is_strict: false,
+            limits: Limits::default(),
             poll_interval: Duration::from_millis(rng.u64(100..900)),
             resend_after: seconds(4),
             replace_after: seconds(rng.u64(3..9)),
@@ -67,5 +72,23 @@ impl RunSettings {
         };
         let admission = AdmissionRules { id_source: TextSource::MessageId, order_by: None, max_body_bytes: 200 };
         Self { accounts, lane, settle, admission, max_open: rng.u64(3..60) }
+    }
+
+    /// Strict ordering, in some of the runs: over how many keys.
+    pub(super) fn draw_ordering(&mut self, rng: &mut Rng) -> Option<u64> {
+        let keys = (rng.u8(0..4) == 0).then(|| rng.u64(1..=5))?;
+        let source = TextSource::Header(KEY.to_owned());
+        self.admission.order_by = Some(OrderBy { source, ordering: Ordering::Strict });
+        self.lane.is_strict = true;
+        Some(keys)
+    }
+
+    /// An operator's limits, in some of the runs.
+    pub(super) fn draw_limits(&mut self, rng: &mut Rng) {
+        self.lane.limits = Limits {
+            writes_per_second: (rng.u8(0..4) == 0).then(|| rng.u32(1..=3)),
+            in_flight: (rng.u8(0..4) == 0).then(|| rng.u64(1..=6)),
+            gas_per_hour: (rng.u8(0..24) == 0).then(|| Gas(rng.u64(1_200_000..2_400_000))),
+        };
     }
 }

@@ -16,7 +16,7 @@ use crate::simulation::hosts::Process;
 use crate::simulation::journal::{MemoryJournal, NoFaults};
 use crate::simulation::ledger::CHAIN_ID;
 use crate::simulation::queues::replayed;
-use crate::simulation::settings::RunSettings;
+use crate::simulation::settings::{KEY, RunSettings};
 use crate::simulation::store::{AccountRow, Store};
 use crate::simulation::workload::{Behaviour, Body};
 use crate::simulation::world::{Odds, Shared, Weather, World};
@@ -26,7 +26,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// Things go wrong for so long.
 const STORM_MS: u64 = 90_000;
 /// Then everything must come to its end within this.
-const CALM_MS: u64 = 3_600_000;
+const CALM_MS: u64 = 4 * 3_600_000;
 /// It is quiet when nothing has been to do for so many ticks.
 const QUIET_TICKS: u32 = 100;
 
@@ -41,6 +41,8 @@ pub(super) struct Storm {
     next_trouble: u64,
     next_block: u64,
     to_publish: Vec<(u64, Body)>,
+    /// Ordering keys of the requests, if they have any.
+    keys: Option<u64>,
     /// An operator loses patience with what waits, and cancels it all.
     cancels_at: Option<u64>,
     calm: bool,
@@ -66,7 +68,12 @@ impl Storm {
             let address = Address([number + 1; 20]);
             accounts.push((address, journal.account(CHAIN_ID, address).await.expect("nothing fails yet")));
         }
-        let settings = RunSettings::draw(&mut rng, accounts, depth);
+        let mut settings = RunSettings::draw(&mut rng, accounts, depth);
+        // Drawn apart, so that all else in a run is as it is without them.
+        let mut apart = Rng::with_seed(!seed);
+        settings.draw_limits(&mut apart);
+        let keys = settings.draw_ordering(&mut apart);
+        world.lock().checker.limits = settings.lane.limits;
         world.lock().checker.in_flight = settings.lane.in_flight * settings.accounts.len();
         let instances = rng.usize(1..=3);
         let slot = |_| Slot { process: None, starts_at: 0, thaws_at: 0, runs: 0 };
@@ -83,6 +90,7 @@ impl Storm {
             next_trouble: 2000,
             next_block: 1000,
             to_publish,
+            keys,
             cancels_at: None,
             calm: false,
         }
@@ -135,7 +143,7 @@ impl Storm {
                 let mut world = self.world.lock();
                 world.note(format!("published {}", body.text()));
                 world.checker.published.entry(body.id.clone()).or_default().push(body.text());
-                let message = message(&body, world.now_ms());
+                let message = message(&body, self.keys, world.now_ms());
                 world.queues.publish(message);
             }
         }
@@ -291,7 +299,7 @@ impl Storm {
             body.version = 1000;
             world.checker.published.entry(id).or_default().push(body.text());
         }
-        let message = message(&body, world.now_ms());
+        let message = message(&body, self.keys, world.now_ms());
         world.queues.publish(message);
     }
 
@@ -435,9 +443,13 @@ fn draw_request(rng: &mut Rng, number: u32) -> (u64, Body) {
     (rng.u64(0..STORM_MS * 3 / 4), Body { id: format!("r{number}"), behaviour, version: 0 })
 }
 
-fn message(body: &Body, now: u64) -> Message {
+fn message(body: &Body, keys: Option<u64>, now: u64) -> Message {
     let properties = Properties { message_id: Some(body.id.clone()), ..Properties::default() };
     let mut headers = Headers::new();
+    // One of them has none.
+    if let Some(key) = keys.map(|keys| body.number() % (keys + 1)).filter(|key| *key > 0) {
+        headers.insert(KEY.to_owned(), key.to_string().as_str().into());
+    }
     if let Behaviour::Later(begin) = body.behaviour {
         let begin = Timestamp::now().after(Duration::from_millis(begin)).before(Duration::from_millis(now));
         headers.insert(header::NOT_BEFORE.to_owned(), begin.to_string().into());

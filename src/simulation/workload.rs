@@ -74,6 +74,11 @@ pub(super) struct Body {
 }
 
 impl Body {
+    /// The one in its id.
+    pub(super) fn number(&self) -> u64 {
+        self.id.trim_start_matches('r').parse().unwrap_or(0)
+    }
+
     pub(super) fn text(&self) -> String {
         let (word, until) = match self.behaviour {
             Behaviour::Runs => ("runs", 0),

@@ -204,6 +204,7 @@ impl LaneView {
                 .paused
                 .as_ref()
                 .map(|(reason, detail)| PauseReport { reason: reason.to_string(), detail: detail.clone() }),
+            throttled: state.throttled.map(|throttled| throttled.to_string()),
             in_flight: state.in_flight as u64,
             window: state.window as u64,
             next_nonce: state.next_nonce,

@@ -61,6 +61,9 @@ pub struct LaneReport {
     pub open: bool,
     /// Why it takes on nothing new.
     pub paused: Option<PauseReport>,
+    /// Which of `[limits]` holds requests back, and until when.
+    #[serde(default)]
+    pub throttled: Option<String>,
     /// Transactions that are not final.
     pub in_flight: u64,
     /// How many may wait for a block now.

@@ -8,7 +8,7 @@ use crate::stage::{BINARY, LONG, QUEUE, Stage, wait_log};
 use crate::support::{Mode, TcpProxy, WorkerHome, wait_until, with_id};
 
 /// Reads messages until one holds this text.
-async fn wait_for_word(socket: &UnixDatagram, word: &str) {
+pub async fn wait_for_word(socket: &UnixDatagram, word: &str) {
     let mut heard = Vec::new();
     let listen = async {
         loop {

@@ -189,6 +189,9 @@ fn as_told(lane: &LaneReport, at: Timestamp) -> Vec<(Tone, String)> {
         None if !lane.open => lines.push((Tone::Warn, "  takes no requests yet".to_owned())),
         None => {}
     }
+    if let Some(throttled) = &lane.throttled {
+        lines.push((Tone::Warn, format!("  throttled by {throttled}")));
+    }
     lines
 }
 

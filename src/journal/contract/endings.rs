@@ -11,6 +11,7 @@ use crate::journal::contract::{
 use crate::journal::{ConfirmedCopy, CopyKind, Journal, JournalError, JournalOverview, RequestSeq};
 use crate::model::{Address, BodyHash, Generation, Nonce, RequestState, Timestamp, TransactionState, TxHash};
 use crate::policy::arrival::Verdict;
+use crate::policy::limits::Limits;
 
 const RETURNED: Generation = Generation { replay: 0, retry: 1 };
 const REPLAYED: Generation = Generation { replay: 1, retry: 0 };
@@ -19,7 +20,7 @@ const REPLAYED: Generation = Generation { replay: 1, retry: 0 };
 pub(crate) async fn no_request_ends_otherwise_than_its_transaction(journal: Arc<dyn Journal>) {
     let set = set(journal, &["a", "b", "c"]).await;
     let signed = vec![transaction(set.seq(0), 0), transaction(set.seq(1), 1)];
-    set.journal.record_transactions(&set.lease, signed).await.unwrap();
+    set.journal.record_transactions(&set.lease, signed, Limits::default()).await.unwrap();
     let mut unclosed = succeeded(set.seq(0), 0, "a");
     unclosed.transaction = None;
     let mut requeued = displaced(set.seq(0), 0);

@@ -9,6 +9,7 @@ use crate::model::{
     Address, Attempt, BlockNumber, BodyHash, Generation, HeaderValue, Headers, Nonce, RequestState, Timestamp, TxHash,
 };
 use crate::policy::arrival::Verdict;
+use crate::policy::limits::Limits;
 
 fn is_refused<T>(result: Result<T, JournalError>) -> bool {
     matches!(result, Err(JournalError::Inconsistent { .. }))
@@ -165,7 +166,8 @@ pub(crate) async fn no_nonce_is_taken_before_the_first_is_known(journal: Arc<dyn
     let lease = set.journal.acquire_lease(account, "me".into(), TTL, None).await.unwrap().ours().unwrap();
     set.journal.admit(vec![first(account, "a")]).await.unwrap();
     let seq = set.journal.queued(account, i64::MIN, 10).await.unwrap()[0].seq;
-    let sign = async |nonce| set.journal.record_transactions(&lease, vec![transaction(seq, nonce)]).await;
+    let sign =
+        async |nonce| set.journal.record_transactions(&lease, vec![transaction(seq, nonce)], Limits::default()).await;
     assert!(is_refused(sign(0).await));
     assert_eq!(set.journal.raise_next_nonce(&lease, Nonce(4)).await.unwrap(), Nonce(4));
     assert!(is_refused(sign(0).await));
@@ -193,8 +195,12 @@ pub(crate) async fn a_lane_writes_for_its_own_requests_alone(journal: Arc<dyn Jo
     let account = set.journal.account(31337, Address([8; 20])).await.unwrap();
     let lease = set.journal.acquire_lease(account, "me".into(), TTL, None).await.unwrap().ours().unwrap();
     set.journal.raise_next_nonce(&lease, Nonce(0)).await.unwrap();
-    assert!(is_refused(set.journal.record_transactions(&lease, vec![transaction(set.seq(0), 0)]).await));
-    assert!(is_refused(set.journal.record_transactions(&set.lease, vec![transaction(RequestSeq(99), 0)]).await));
+    assert!(is_refused(
+        set.journal.record_transactions(&lease, vec![transaction(set.seq(0), 0)], Limits::default()).await
+    ));
+    assert!(is_refused(
+        set.journal.record_transactions(&set.lease, vec![transaction(RequestSeq(99), 0)], Limits::default()).await
+    ));
     assert!(is_refused(set.journal.settle(&lease, vec![failed(set.seq(0), 1)]).await));
     assert_eq!(set.state("a").await, RequestState::Accepted);
     assert_eq!(set.next_nonce().await, Nonce(0));
@@ -214,7 +220,7 @@ pub(crate) async fn live_transactions_come_by_nonce_with_their_requests(journal:
     let queued = set.journal.queued(set.account, i64::MIN, 10).await.unwrap();
     let signed =
         [2, 0, 1].into_iter().zip(0..).map(|(index, nonce): (usize, u64)| transaction(queued[index].seq, nonce));
-    set.journal.record_transactions(&set.lease, signed.collect()).await.unwrap();
+    set.journal.record_transactions(&set.lease, signed.collect(), Limits::default()).await.unwrap();
     set.journal.settle(&set.lease, vec![displaced(queued[0].seq, 1)]).await.unwrap();
     let live = set.journal.live_transactions(set.account).await.unwrap();
     let found: Vec<_> = live.iter().map(|live| (live.nonce.0, live.request.id.as_str())).collect();

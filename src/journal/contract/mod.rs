@@ -16,12 +16,17 @@ use crate::model::{
     Nonce, Properties, RequestId, RequestState, SignedTransaction, Timestamp, TransactionState, TxHash, Wei,
 };
 use crate::policy::arrival::Verdict;
+use crate::policy::limits::{Granted, Limits};
 
 mod endings;
 mod lanes;
+mod limits;
+mod ordering;
 
 pub(crate) use endings::*;
 pub(crate) use lanes::*;
+pub(crate) use limits::*;
+pub(crate) use ordering::*;
 
 const TTL: Duration = Duration::from_secs(60);
 
@@ -50,6 +55,7 @@ pub(crate) fn arrival(account: AccountId, text: &str, generation: Generation, bo
         body_hash,
         message: Message { body, properties, ..Message::default() },
         account,
+        order_key: None,
     }
 }
 
@@ -155,8 +161,10 @@ impl Set {
         self.queued[index].seq
     }
 
-    pub(crate) async fn sign(&self, index: usize, nonce: u64) -> Result<(), JournalError> {
-        self.journal.record_transactions(&self.lease, vec![transaction(self.seq(index), nonce)]).await
+    pub(crate) async fn sign(&self, index: usize, nonce: u64) -> Result<Granted, JournalError> {
+        self.journal
+            .record_transactions(&self.lease, vec![transaction(self.seq(index), nonce)], Limits::default())
+            .await
     }
 
     pub(crate) async fn write_to_the_end(&self, index: usize, nonce: u64, text: &str) {
@@ -233,13 +241,17 @@ pub(crate) async fn nonces_are_taken_one_after_the_other_or_not_at_all(journal: 
     let set = set(journal, &["a", "b", "c"]).await;
     for nonces in [[1, 2], [0, 2], [0, 0]] {
         let batch = vec![transaction(set.seq(0), nonces[0]), transaction(set.seq(1), nonces[1])];
-        let refused = set.journal.record_transactions(&set.lease, batch).await;
+        let refused = set.journal.record_transactions(&set.lease, batch, Limits::default()).await;
         assert!(matches!(refused, Err(JournalError::Inconsistent { .. })), "{nonces:?}");
         assert_eq!(set.next_nonce().await, Nonce(0), "nothing of it was written");
         assert!(set.journal.live_transactions(set.account).await.unwrap().is_empty());
     }
     set.journal
-        .record_transactions(&set.lease, vec![transaction(set.seq(0), 0), transaction(set.seq(1), 1)])
+        .record_transactions(
+            &set.lease,
+            vec![transaction(set.seq(0), 0), transaction(set.seq(1), 1)],
+            Limits::default(),
+        )
         .await
         .unwrap();
     assert_eq!(set.next_nonce().await, Nonce(2));
@@ -483,7 +495,7 @@ pub(crate) async fn a_lane_without_its_lease_writes_nothing(journal: Arc<dyn Jou
     let other = set.journal.acquire_lease(set.account, "other".into(), TTL, None).await.unwrap().ours().unwrap();
     assert!(other.epoch > set.lease.epoch);
     let lost = |result: Result<(), JournalError>| assert!(result.unwrap_err().is_lease_lost());
-    lost(set.sign(1, 1).await);
+    lost(set.sign(1, 1).await.map(drop));
     lost(set.journal.record_attempts(&set.lease, vec![(Nonce(0), attempt(9))]).await);
     lost(set.journal.settle(&set.lease, vec![succeeded(set.seq(0), 0, "a")]).await);
     lost(set.journal.record_fillers(&set.lease, vec![(Nonce(0), attempt(9))]).await);
@@ -553,7 +565,16 @@ macro_rules! journal_contract {
             a_refused_message_takes_no_id_from_a_request,
             a_park_is_noted_and_changes_nothing,
             pruning_keeps_nonces_taken_and_events_waiting,
-            an_overview_counts_what_is_open_and_tells_what_happened_last
+            an_overview_counts_what_is_open_and_tells_what_happened_last,
+            no_more_are_in_flight_than_allowed,
+            no_more_gas_is_spent_in_an_hour_than_allowed,
+            no_more_is_begun_in_a_second_than_allowed,
+            a_refused_write_uses_nothing_up,
+            of_a_key_the_next_waits_until_the_one_before_is_final,
+            of_a_key_the_next_waits_through_retries_and_until_the_dead_letter_has_its_confirm,
+            a_replay_lets_those_behind_it_go,
+            what_waits_for_its_key_is_signed_and_tried_again_by_nobody,
+            a_key_is_one_over_all_accounts
         );
     };
     ($journal:expr, $($name:ident),*) => {

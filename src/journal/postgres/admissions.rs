@@ -2,15 +2,15 @@
 
 use async_trait::async_trait;
 
-use crate::journal::admission::{Sorted, sort};
-use crate::journal::columns::{expect_rows, number};
-use crate::journal::postgres::PostgresJournal;
+use crate::journal::admission::{REPLAYED, Sorted, sort};
+use crate::journal::columns::{expect_rows, fixed, number};
 use crate::journal::postgres::connection::Connection;
 use crate::journal::postgres::rows::{stored, stored_option};
 use crate::journal::postgres::settlements::{Noted, note_incidents};
+use crate::journal::postgres::{PostgresJournal, ordering};
 use crate::journal::rows::{Envelope, KNOWN_COLUMNS, OPEN_REQUESTS, open_of_account, seq, standing};
 use crate::journal::{AccountId, Admissions, Arrival, JournalError, Result};
-use crate::model::{RequestId, Timestamp};
+use crate::model::{OrderKey, RequestId, Timestamp};
 use crate::policy::arrival::{Known, Verdict};
 
 #[async_trait]
@@ -43,7 +43,9 @@ async fn admit(connection: &Connection, arrivals: &[Arrival]) -> Result<Vec<Verd
     let Sorted { verdicts, new, returned } = sorted;
     let now = Timestamp::now();
     insert_new(connection, &new, last_turn.saturating_add(1), now).await?;
-    accept_again(connection, &returned, last_turn.saturating_add(1), now).await?;
+    let mut keys = accept_again(connection, &returned, last_turn.saturating_add(1), now).await?;
+    keys.extend(new.iter().filter_map(|(_, arrival)| arrival.order_key));
+    ordering::release(connection, &keys).await?;
     Ok(verdicts)
 }
 
@@ -82,14 +84,16 @@ async fn insert_new(connection: &Connection, new: &[(i64, &Arrival)], first_turn
         return Ok(());
     }
     let insert = "INSERT INTO requests (id, account, state, replay, retry, turn, body_hash, body, envelope, reply_to, \
-         correlation_id, received_at, changed_at) \
-         SELECT id, account, 'accepted', replay, retry, turn, body_hash, body, envelope, reply_to, correlation_id, $1, $1 \
+         correlation_id, received_at, changed_at, order_key, order_place) \
+         SELECT id, account, 'accepted', replay, retry, CASE WHEN order_key IS NULL THEN place ELSE 0 END, body_hash, body, \
+         envelope, reply_to, correlation_id, $1, $1, order_key, CASE WHEN order_key IS NOT NULL THEN place END \
          FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bytea[], $8::bytea[], \
-         $9::text[], $10::text[], $11::text[]) \
-         AS u (id, account, replay, retry, turn, body_hash, body, envelope, reply_to, correlation_id) ORDER BY turn";
+         $9::text[], $10::text[], $11::text[], $12::bytea[]) \
+         AS u (id, account, replay, retry, place, body_hash, body, envelope, reply_to, correlation_id, order_key) \
+         ORDER BY place";
     let ids: Vec<_> = new.iter().map(|(_, arrival)| stored(arrival.id.as_str())).collect();
     let accounts: Vec<_> = new.iter().map(|(_, arrival)| arrival.account.0).collect();
-    let Columns { replays, retries, turns, hashes, bodies, envelopes, reply_tos, correlation_ids } =
+    let Columns { replays, retries, turns, hashes, bodies, envelopes, reply_tos, correlation_ids, order_keys } =
         Columns::of(new.iter().copied(), first_turn)?;
     let changed = connection
         .execute(
@@ -107,38 +111,60 @@ async fn insert_new(connection: &Connection, new: &[(i64, &Arrival)], first_turn
                 &envelopes,
                 &reply_tos,
                 &correlation_ids,
+                &order_keys,
             ],
         )
         .await?;
     expect_rows("store requests", new.len(), changed)
 }
 
-/// Retries that came back, and dead letters that an operator sent back.
+/// Retries that came back: they keep their places among those of their keys, and none before them can be open. And dead
+/// letters that an operator sent back: they come behind them. Says the keys whose next one may be another now.
 async fn accept_again(
     connection: &Connection,
     returned: &[(i64, &Arrival, &'static str)],
     first_turn: i64,
     now: Timestamp,
-) -> Result<()> {
+) -> Result<Vec<OrderKey>> {
     if returned.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
-    let update = "UPDATE requests r SET state = 'accepted', settled_at = NULL, turn = u.turn, body = u.body, \
+    let replayed = || returned.iter().filter(|(_, _, what)| *what == REPLAYED).map(|(_, arrival, _)| *arrival);
+    let mut keys = keys_before(connection, replayed()).await?;
+    keys.extend(replayed().filter_map(|arrival| arrival.order_key));
+    let update = "UPDATE requests r SET state = 'accepted', settled_at = NULL, \
+         turn = CASE WHEN r.replay < u.replay AND u.order_key IS NOT NULL THEN 0 ELSE u.turn END, \
+         order_key = CASE WHEN r.replay < u.replay THEN u.order_key ELSE r.order_key END, \
+         order_place = CASE WHEN r.replay >= u.replay THEN r.order_place WHEN u.order_key IS NOT NULL THEN u.turn END, \
+         body = u.body, \
          body_hash = u.body_hash, envelope = u.envelope, reply_to = u.reply_to, correlation_id = u.correlation_id, \
          changed_at = $1, first_failed_at = CASE WHEN r.replay < u.replay THEN NULL ELSE r.first_failed_at END, \
          replay = u.replay, retry = u.retry \
          FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bytea[], $7::bytea[], $8::text[], \
-         $9::text[], $10::text[]) AS u (id, replay, retry, turn, body_hash, body, envelope, reply_to, correlation_id) \
+         $9::text[], $10::text[], $11::bytea[]) \
+         AS u (id, replay, retry, turn, body_hash, body, envelope, reply_to, correlation_id, order_key) \
          WHERE r.id = u.id AND r.state IN ('retry_pending', 'retry_waiting', 'dead_pending', 'dead') \
-         RETURNING r.seq, r.turn";
+         RETURNING r.seq, u.turn";
     let ids: Vec<_> = returned.iter().map(|(_, arrival, _)| stored(arrival.id.as_str())).collect();
-    let Columns { replays, retries, turns, hashes, bodies, envelopes, reply_tos, correlation_ids } =
+    let Columns { replays, retries, turns, hashes, bodies, envelopes, reply_tos, correlation_ids, order_keys } =
         Columns::of(returned.iter().map(|(place, arrival, _)| (*place, *arrival)), first_turn)?;
     let accepted = connection
         .rows(
             "accept requests again",
             update,
-            &[&now.0, &ids, &replays, &retries, &turns, &hashes, &bodies, &envelopes, &reply_tos, &correlation_ids],
+            &[
+                &now.0,
+                &ids,
+                &replays,
+                &retries,
+                &turns,
+                &hashes,
+                &bodies,
+                &envelopes,
+                &reply_tos,
+                &correlation_ids,
+                &order_keys,
+            ],
             |row| Ok((number(row, "request", "turn")?, seq(row)?)),
         )
         .await?;
@@ -153,7 +179,20 @@ async fn accept_again(
         let detail = format!("accepted as attempt {}", arrival.generation);
         incidents.push(Noted { request: *request, what, detail });
     }
-    note_incidents(connection, &incidents, now).await
+    note_incidents(connection, &incidents, now).await?;
+    Ok(keys)
+}
+
+/// The keys that these have had so far.
+async fn keys_before(connection: &Connection, replayed: impl Iterator<Item = &Arrival>) -> Result<Vec<OrderKey>> {
+    let ids: Vec<_> = replayed.map(|arrival| stored(arrival.id.as_str())).collect();
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let select = "SELECT order_key FROM requests WHERE id = ANY($1) AND order_key IS NOT NULL";
+    connection
+        .rows("look up ordering keys", select, &[&ids], |row| fixed(row, "request", "order_key", OrderKey::from_slice))
+        .await
 }
 
 /// What an arrival brings, by columns.
@@ -166,6 +205,7 @@ struct Columns<'a> {
     envelopes: Vec<String>,
     reply_tos: Vec<Option<std::borrow::Cow<'a, str>>>,
     correlation_ids: Vec<Option<std::borrow::Cow<'a, str>>>,
+    order_keys: Vec<Option<&'a [u8]>>,
 }
 
 impl<'a> Columns<'a> {
@@ -182,6 +222,7 @@ impl<'a> Columns<'a> {
             correlation_ids: of_each()
                 .map(|arrival| stored_option(&arrival.message.properties.correlation_id))
                 .collect(),
+            order_keys: of_each().map(|arrival| arrival.order_key.as_ref().map(OrderKey::as_bytes)).collect(),
         })
     }
 }

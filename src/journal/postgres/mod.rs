@@ -1,6 +1,6 @@
 //! The journal in a PostgreSQL database, for instances on several hosts. Each call is a transaction of its own on one of a
-//! few connections; rows are locked before they are judged, in the order accounts, counters, requests, so that what
-//! several instances write at once comes out as if it had been written one after the other.
+//! few connections; rows are locked before they are judged, in the order accounts, throttles, counters, requests, so that
+//! what several instances write at once comes out as if it had been written one after the other.
 
 use std::time::Duration;
 
@@ -18,7 +18,9 @@ mod inspect;
 mod instances;
 mod leases;
 mod letters;
+mod limits;
 mod news;
+mod ordering;
 mod outbox;
 mod pool;
 mod recovery;

@@ -11,6 +11,8 @@ pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/postgres/0002_dead_letters.sql"),
     include_str!("../../../migrations/postgres/0003_instances.sql"),
     include_str!("../../../migrations/postgres/0004_recovery.sql"),
+    include_str!("../../../migrations/postgres/0005_limits.sql"),
+    include_str!("../../../migrations/postgres/0006_ordering.sql"),
 ];
 /// Since this version the journal knows who works with it.
 const KNOWS_INSTANCES: i64 = 3;

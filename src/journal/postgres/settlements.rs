@@ -10,11 +10,11 @@ use crate::journal::postgres::connection::{Connection, Values};
 use crate::journal::postgres::leases::check_lease;
 use crate::journal::postgres::outbox::insert_events;
 use crate::journal::postgres::rows::stored;
-use crate::journal::postgres::{PostgresJournal, closed};
+use crate::journal::postgres::{PostgresJournal, closed, ordering};
 use crate::journal::rows::{COPY_COLUMNS, message, request_state, seq, unconfirmed_copy};
 use crate::journal::{
-    AccountId, ConfirmedCopy, Decision, EndedAgain, JournalError, Lease, RefusedMessage, Reorged, RequestSeq, Result,
-    Settlement, Settlements, UnconfirmedCopy,
+    AccountId, ConfirmedCopy, CopyKind, Decision, EndedAgain, JournalError, Lease, RefusedMessage, Reorged, RequestSeq,
+    Result, Settlement, Settlements, UnconfirmedCopy,
 };
 use crate::model::request::Observation;
 use crate::model::{Cause, Event, Generation, Message, RequestId, RequestState, Timestamp, TxHash};
@@ -182,6 +182,9 @@ async fn settle(connection: &Connection, lease: &Lease, settlements: &[Settlemen
     check_lease(connection, lease).await?;
     let is_requeue = |settled: &Settlement| matches!(settled.decision, Decision::Requeue { .. });
     let last_turn = if settlements.iter().any(is_requeue) { lock_turns(connection).await? } else { 0 };
+    let is_final = |settled: &&Settlement| matches!(settled.decision, Decision::Final(_));
+    let ended: Vec<_> = settlements.iter().filter(is_final).map(|settled| settled.request.0).collect();
+    let ordered = ordering::lock(connection, &ended).await?;
     let requests: Vec<_> = settlements.iter().map(|settled| settled.request.0).collect();
     let states = lock_requests(connection, &requests).await?;
     let now = Timestamp::now();
@@ -192,6 +195,7 @@ async fn settle(connection: &Connection, lease: &Lease, settlements: &[Settlemen
     let Decided { finals, failures, requeued } = Decided::of(settlements, &states);
     record_failures(connection, lease, &failures, now).await?;
     make_final(connection, lease, &finals, now).await?;
+    ordering::release(connection, &ordered).await?;
     requeue(connection, lease, &requeued, last_turn.saturating_add(1), now).await?;
     forget_wishes(connection, &requests).await?;
     insert_events(connection, finals.iter().map(|(_, event)| (lease.account, *event))).await
@@ -242,7 +246,8 @@ async fn record_failures(
          replay = coalesce(u.replay, r.replay), retry = coalesce(u.retry, r.retry) \
          FROM unnest($3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bigint[], $9::bigint[]) \
          AS u (request, state, class, reason, detail, replay, retry) \
-         WHERE r.seq = u.request AND r.account = $2 AND r.state IN ('accepted', 'writing'){HAS_NO_EFFECT}"
+         WHERE r.seq = u.request AND r.account = $2 AND r.state IN ('accepted', 'writing') \
+         AND (r.turn > 0 OR u.state = 'dead_pending'){HAS_NO_EFFECT}"
     );
     let requests: Vec<_> = failures.iter().map(|failure| failure.request.0).collect();
     let states: Vec<_> = failures.iter().map(|failure| failure.state.as_str()).collect();
@@ -305,6 +310,9 @@ async fn requeue(
 
 async fn confirm(connection: &Connection, copies: &[ConfirmedCopy]) -> Result<()> {
     let now = Timestamp::now();
+    let is_dead = |copy: &&ConfirmedCopy| copy.kind == CopyKind::DeadLetter;
+    let ended: Vec<_> = copies.iter().filter(is_dead).map(|copy| copy.request.0).collect();
+    let ordered = ordering::lock(connection, &ended).await?;
     let requests: Vec<_> = copies.iter().map(|copy| copy.request.0).collect();
     let lock = "SELECT seq, account FROM requests WHERE seq = ANY($1) ORDER BY seq FOR NO KEY UPDATE";
     let accounts = connection
@@ -321,6 +329,7 @@ async fn confirm(connection: &Connection, copies: &[ConfirmedCopy]) -> Result<()
     let replays: Vec<_> = copies.iter().map(|copy| i64::from(copy.generation.replay)).collect();
     let retries: Vec<_> = copies.iter().map(|copy| i64::from(copy.generation.retry)).collect();
     connection.execute("confirm copies", update, &[&now.0, &requests, &pending, &settled, &replays, &retries]).await?;
+    ordering::release(connection, &ordered).await?;
     let mut events = Vec::with_capacity(copies.len());
     for copy in copies {
         let account = accounts.get(&copy.request).ok_or_else(|| JournalError::Inconsistent {

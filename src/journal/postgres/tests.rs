@@ -15,8 +15,9 @@ use crate::journal::{
     AccountId, Admissions, CancelWish, Changes, Instances, Journal, Lease, Leases, Outbox, RequestSeq, Settlements,
     Transactions, Upkeep, Which, WishAnswer,
 };
-use crate::model::{Address, Generation, Nonce, RequestState, Timestamp};
+use crate::model::{Address, Gas, Generation, Nonce, RequestState, Timestamp};
 use crate::policy::arrival::Verdict;
+use crate::policy::limits::Limits;
 use crate::support::{Mode, Pooler, TcpProxy, postgres};
 
 const TTL: Duration = Duration::from_secs(60);
@@ -91,7 +92,7 @@ async fn a_journal_of_a_newer_version_is_refused_and_a_missing_one_told() {
     session(&url).await.run("", newer).await.unwrap();
     for refused in [PostgresJournal::open(&address(&url)).await, PostgresJournal::open_existing(&address(&url)).await] {
         let refused = refused.unwrap_err();
-        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 4 }), "{refused}");
+        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 6 }), "{refused}");
     }
 }
 
@@ -218,7 +219,7 @@ async fn a_lease_that_was_checked_holds_until_the_commit() {
     // The other way round: a write that comes in the middle of a take-over waits for it, and is refused.
     let taker = session(&url).await;
     taker.run("", "BEGIN; UPDATE accounts SET epoch = epoch + 1, lease_owner = 'other'").await.unwrap();
-    let mut signing = set.journal.record_transactions(&set.lease, vec![transaction(set.seq(0), 0)]);
+    let mut signing = set.journal.record_transactions(&set.lease, vec![transaction(set.seq(0), 0)], Limits::default());
     let waits = tokio::time::timeout(Duration::from_millis(300), &mut signing).await;
     assert!(waits.is_err(), "written in the middle of a take-over: {waits:?}");
     taker.run("", "COMMIT").await.unwrap();
@@ -257,8 +258,11 @@ async fn an_account_that_goes_from_hand_to_hand_under_load_has_no_gap_and_no_non
             for _ in 0..3 {
                 let Ok(next) = journal.raise_next_nonce(&lease, Nonce(0)).await else { break };
                 let Some(request) = journal.queued(account, i64::MIN, 1).await.unwrap().pop() else { return signed };
-                match journal.record_transactions(&lease, vec![transaction(request.seq, next.0)]).await {
-                    Ok(()) => signed.push(next.0),
+                match journal
+                    .record_transactions(&lease, vec![transaction(request.seq, next.0)], Limits::default())
+                    .await
+                {
+                    Ok(_) => signed.push(next.0),
                     Err(error) => {
                         assert!(error.is_lease_lost(), "{error}");
                         break;
@@ -276,11 +280,77 @@ async fn an_account_that_goes_from_hand_to_hand_under_load_has_no_gap_and_no_non
     assert_eq!(live.iter().map(|live| live.nonce.0).collect::<Vec<_>>(), one);
 }
 
+/// Lanes of two instances that begin as much as they can at once: together they get what there is, and none of it twice.
+#[tokio::test]
+async fn lanes_that_begin_at_once_pass_no_limit_together() {
+    let texts: Vec<_> = (0..60).map(|number| format!("r-{number}")).collect();
+    let texts: Vec<_> = texts.iter().map(String::as_str).collect();
+    let Some((_, set, other)) = pair(&texts).await else { return };
+    let account = other.account(31337, Address([8; 20])).await.unwrap();
+    let lease = take(&other, account, "other").await.unwrap();
+    other.raise_next_nonce(&lease, Nonce(0)).await.unwrap();
+    let theirs: Vec<_> = (0..60).map(|number| first(account, &format!("s-{number}"), "body")).collect();
+    other.admit(theirs).await.unwrap();
+    let ours = set.queued.iter().map(|request| request.seq).collect::<Vec<_>>();
+    let theirs = other.queued(account, i64::MIN, 100).await.unwrap();
+    let theirs = theirs.into_iter().map(|request| request.seq).collect::<Vec<_>>();
+    let begin = async |journal: &dyn Journal, lease: &Lease, requests: &[RequestSeq], nonce: u64, limits| {
+        let mut begun = 0;
+        for (request, nonce) in requests.iter().zip(nonce..) {
+            let new = vec![transaction(*request, nonce)];
+            let granted = journal.record_transactions(lease, new, limits).await.unwrap();
+            if granted.count == 0 {
+                break;
+            }
+            begun += granted.count;
+        }
+        begun
+    };
+    let limits = Limits { in_flight: Some(31), ..Limits::default() };
+    let (one, two) = tokio::join!(
+        begin(set.journal.as_ref(), &set.lease, &ours, 0, limits),
+        begin(&other, &lease, &theirs, 0, limits)
+    );
+    assert_eq!(one + two, 31);
+    assert!(one > 0 && two > 0, "{one} and {two}");
+    let limits = Limits { gas_per_hour: Some(Gas(21_000 * 17)), ..Limits::default() };
+    let (first, second) = tokio::join!(
+        begin(set.journal.as_ref(), &set.lease, &ours[one..], one as u64, limits),
+        begin(&other, &lease, &theirs[two..], two as u64, limits)
+    );
+    assert_eq!(first + second, 17);
+}
+
+/// One ends while the next of its key comes: whichever is first, nobody is left to wait for what has ended.
+#[tokio::test]
+async fn a_request_that_comes_while_the_one_before_it_ends_is_not_left_to_wait() {
+    const ROUNDS: u64 = 60;
+    let Some((_, set, other)) = pair(&[]).await else { return };
+    let keyed = |number: u64| crate::journal::Arrival {
+        order_key: Some(crate::model::OrderKey::of("k")),
+        ..first(set.account, &format!("k-{number}"), "body")
+    };
+    set.journal.admit(vec![keyed(0)]).await.unwrap();
+    for number in 0..ROUNDS {
+        let queued = set.journal.queued(set.account, i64::MIN, 10).await.unwrap();
+        assert_eq!(queued.len(), 1, "round {number}");
+        let new = vec![transaction(queued[0].seq, number)];
+        set.journal.record_transactions(&set.lease, new, Limits::default()).await.unwrap();
+        let end = async {
+            tokio::time::sleep(Duration::from_micros(number % 20 * 100)).await;
+            set.journal.settle(&set.lease, vec![succeeded(queued[0].seq, number, "k")]).await
+        };
+        let (ended, admitted) = tokio::join!(end, other.admit(vec![keyed(number + 1)]));
+        ended.unwrap();
+        assert_eq!(admitted.unwrap(), [Verdict::Accept]);
+    }
+}
+
 /// Invariant 3, whatever the code above the schema does.
 #[tokio::test]
 async fn the_schema_itself_refuses_a_second_transaction_that_may_land() {
     let Some((url, set, _)) = pair(&["a"]).await else { return };
-    set.journal.record_transactions(&set.lease, vec![transaction(set.seq(0), 0)]).await.unwrap();
+    set.journal.record_transactions(&set.lease, vec![transaction(set.seq(0), 0)], Limits::default()).await.unwrap();
     let second = "INSERT INTO transactions SELECT account, nonce + 1, request, state, to_address, value, gas, created_at, \
                   closed_at, final_hash, block_number, block_hash, gas_used, reorged_at FROM transactions";
     let refused = session(&url).await.run("", second).await.unwrap_err();
@@ -355,10 +425,11 @@ async fn an_owner_frozen_in_the_middle_of_a_write_does_not_keep_the_account() {
 async fn a_write_that_is_refused_leaves_its_connection_usable_and_nothing_else() {
     let Some((_, set, _)) = pair(&["a"]).await else { return };
     for _ in 0..20 {
-        let wrong = set.journal.record_transactions(&set.lease, vec![transaction(set.seq(0), 7)]).await;
+        let wrong =
+            set.journal.record_transactions(&set.lease, vec![transaction(set.seq(0), 7)], Limits::default()).await;
         assert!(matches!(wrong, Err(JournalError::Inconsistent { .. })), "{wrong:?}");
     }
-    set.journal.record_transactions(&set.lease, vec![transaction(set.seq(0), 0)]).await.unwrap();
+    set.journal.record_transactions(&set.lease, vec![transaction(set.seq(0), 0)], Limits::default()).await.unwrap();
 }
 
 #[tokio::test]
@@ -588,7 +659,7 @@ async fn no_call_looks_at_what_is_settled() {
     journal.open_requests().await.unwrap();
     journal.admit(vec![first(account, "a", "body"), first(account, "old-7", "body")]).await.unwrap();
     let signed = vec![transaction(set.seq(0), 100_000), transaction(set.seq(1), 100_001)];
-    journal.record_transactions(&lease, signed).await.unwrap();
+    journal.record_transactions(&lease, signed, Limits::default()).await.unwrap();
     journal.record_attempts(&lease, vec![(Nonce(100_000), attempt(9))]).await.unwrap();
     assert_eq!(journal.live_transactions(account).await.unwrap().len(), 2);
     let mut written = succeeded(set.seq(0), 0, "a");
@@ -616,7 +687,7 @@ async fn large_batches_are_a_few_statements() {
     set.journal.admit(texts.iter().map(|text| first(set.account, text, "body")).collect()).await.unwrap();
     let queued = set.journal.queued(set.account, i64::MIN, 256).await.unwrap();
     let signed = queued.iter().zip(0..).map(|(request, nonce)| transaction(request.seq, nonce)).collect();
-    set.journal.record_transactions(&set.lease, signed).await.unwrap();
+    set.journal.record_transactions(&set.lease, signed, Limits::default()).await.unwrap();
     set.journal.record_attempts(&set.lease, (0..256).map(|nonce| (Nonce(nonce), attempt(1))).collect()).await.unwrap();
     let ended = queued.iter().zip(0..200).map(|(request, nonce)| succeeded(request.seq, nonce, "e")).collect();
     set.journal.settle(&set.lease, ended).await.unwrap();

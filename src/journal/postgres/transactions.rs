@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use crate::journal::columns::{expect_rows, first_nonce, nonce, not_the_next_nonce, number, signed, stored_fee};
 use crate::journal::postgres::connection::Connection;
 use crate::journal::postgres::leases::check_lease;
-use crate::journal::postgres::{PostgresJournal, closed, recovery};
+use crate::journal::postgres::{PostgresJournal, closed, limits, recovery};
 use crate::journal::rows::{
     ATTEMPT_COLUMNS, LIVE_COLUMNS, QUEUED_COLUMNS, add_live, cancellation, filler, queued_request,
 };
@@ -16,12 +16,14 @@ use crate::journal::{
     StoredNonce, Transactions, Which,
 };
 use crate::model::{Attempt, BodyHash, Nonce, Timestamp};
+use crate::policy::limits::{Granted, Limits, Usage};
 
 #[async_trait]
 impl Transactions for PostgresJournal {
     async fn queued(&self, account: AccountId, after_turn: i64, limit: u32) -> Result<Vec<QueuedRequest>> {
         self.pool
-            .read((account.0, after_turn, i64::from(limit)), |connection, (account, after_turn, limit)| {
+            // What waits for others of its key has no place there.
+            .read((account.0, after_turn.max(0), i64::from(limit)), |connection, (account, after_turn, limit)| {
                 Box::pin(async move {
                     let select = format!(
                         "SELECT {QUEUED_COLUMNS} FROM requests r WHERE r.account = $1 AND r.state = 'accepted' \
@@ -40,9 +42,26 @@ impl Transactions for PostgresJournal {
         self.pool.read(account, |connection, account| Box::pin(live_transactions(connection, *account))).await
     }
 
-    async fn record_transactions(&self, lease: &Lease, transactions: Vec<NewTransaction>) -> Result<()> {
-        let new = (lease.clone(), transactions);
-        self.pool.write(new, |connection, (lease, new)| Box::pin(record_transactions(connection, lease, new))).await
+    async fn usage(&self, account: AccountId, limits: Limits) -> Result<Usage> {
+        self.pool
+            .snapshot((account, limits), |connection, (account, limits)| {
+                Box::pin(limits::usage(connection, *account, *limits))
+            })
+            .await
+    }
+
+    async fn record_transactions(
+        &self,
+        lease: &Lease,
+        transactions: Vec<NewTransaction>,
+        limits: Limits,
+    ) -> Result<Granted> {
+        let new = (lease.clone(), transactions, limits);
+        self.pool
+            .write(new, |connection, (lease, new, limits)| {
+                Box::pin(record_transactions(connection, lease, new, *limits))
+            })
+            .await
     }
 
     async fn record_attempts(&self, lease: &Lease, attempts: Vec<(Nonce, Attempt)>) -> Result<()> {
@@ -128,13 +147,24 @@ async fn live_transactions(connection: &Connection, account: AccountId) -> Resul
     Ok(live)
 }
 
-async fn record_transactions(connection: &Connection, lease: &Lease, new: &[NewTransaction]) -> Result<()> {
+async fn record_transactions(
+    connection: &Connection,
+    lease: &Lease,
+    new: &[NewTransaction],
+    limits: Limits,
+) -> Result<Granted> {
     check_lease(connection, lease).await?;
+    let granted = limits::take(connection, lease.account, new, limits).await?;
+    let new = new.get(..granted.count).unwrap_or(new);
+    if new.is_empty() {
+        return Ok(granted);
+    }
     take_nonces(connection, lease, new).await?;
     make_writing(connection, lease, new).await?;
     insert_transactions(connection, lease, new).await?;
     let attempts = new.iter().map(|transaction| (transaction.nonce, &transaction.attempt));
-    insert_attempts(connection, lease, attempts).await
+    insert_attempts(connection, lease, attempts).await?;
+    Ok(granted)
 }
 
 /// Moves the account's next nonce past these, which must be the ones that follow. The check stands in the same
@@ -152,7 +182,7 @@ async fn take_nonces(connection: &Connection, lease: &Lease, new: &[NewTransacti
 async fn make_writing(connection: &Connection, lease: &Lease, new: &[NewTransaction]) -> Result<()> {
     let requests: Vec<_> = new.iter().map(|transaction| transaction.request.0).collect();
     let update = "UPDATE requests SET state = 'writing', changed_at = $1 \
-                  WHERE seq = ANY($2) AND state = 'accepted' AND account = $3";
+                  WHERE seq = ANY($2) AND state = 'accepted' AND account = $3 AND turn > 0";
     let changed =
         connection.execute("change requests", update, &[&Timestamp::now().0, &requests, &lease.account.0]).await?;
     expect_rows("sign for a request that is not queued with this lane", new.len(), changed)

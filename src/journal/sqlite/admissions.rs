@@ -3,13 +3,13 @@
 use async_trait::async_trait;
 use rusqlite::{Connection, params};
 
-use crate::journal::admission::{Sorted, sort};
+use crate::journal::admission::{REPLAYED, Sorted, sort};
 use crate::journal::columns::number;
 use crate::journal::rows::{Envelope, KNOWN_COLUMNS, OPEN_REQUESTS, open_of_account, seq, standing};
 use crate::journal::sqlite::rows::prepare;
-use crate::journal::sqlite::{SqliteJournal, settlements};
+use crate::journal::sqlite::{SqliteJournal, ordering, settlements};
 use crate::journal::{AccountId, Admissions, Arrival, Result};
-use crate::model::{RequestId, RequestState, Timestamp};
+use crate::model::{OrderKey, RequestId, RequestState, Timestamp};
 use crate::policy::arrival::{Known, Verdict};
 
 #[async_trait]
@@ -34,9 +34,11 @@ fn admit(connection: &Connection, arrivals: &[Arrival]) -> Result<Vec<Verdict>> 
     let Sorted { verdicts, new, returned } = sorted;
     let now = Timestamp::now();
     insert_new(connection, &new, first_turn, now)?;
+    let mut keys: Vec<_> = new.iter().filter_map(|(_, arrival)| arrival.order_key).collect();
     for (place, arrival, what) in returned {
-        accept_again(connection, arrival, what, first_turn.saturating_add(place), now)?;
+        keys.extend(accept_again(connection, arrival, what, first_turn.saturating_add(place), now)?);
     }
+    ordering::release(connection, &keys)?;
     Ok(verdicts)
 }
 
@@ -70,41 +72,56 @@ fn insert_new(connection: &Connection, new: &[(i64, &Arrival)], first_turn: i64,
         connection,
         "insert rows",
         "INSERT INTO requests (id, account, state, replay, retry, turn, body_hash, body, envelope, reply_to, \
-         correlation_id, received_at, changed_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?12)",
+         correlation_id, received_at, changed_at, order_key, order_place) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?12, ?13, ?14)",
     )?;
     for (place, arrival) in new {
         let message = &arrival.message;
+        let turn = first_turn.saturating_add(*place);
         insert.execute(params![
             arrival.id.as_str(),
             arrival.account.0,
             RequestState::Accepted.as_str(),
             arrival.generation.replay,
             arrival.generation.retry,
-            first_turn.saturating_add(*place),
+            if arrival.order_key.is_some() { 0 } else { turn },
             arrival.body_hash.as_bytes(),
             &message.body[..],
             Envelope::text_of(message)?,
             message.properties.reply_to,
             message.properties.correlation_id,
             now.0,
+            arrival.order_key.as_ref().map(OrderKey::as_bytes),
+            arrival.order_key.map(|_| turn),
         ])?;
     }
     Ok(())
 }
 
-/// A retry that came back, or a dead letter that an operator sent back.
+/// A retry that came back: it keeps its place among those of its key, and none before it can be open. Or a dead letter that
+/// an operator sent back: it comes behind them. Says the keys whose next one may be another now.
 fn accept_again(
     connection: &Connection,
     arrival: &Arrival,
     what: &'static str,
     turn: i64,
     now: Timestamp,
-) -> Result<()> {
+) -> Result<Vec<OrderKey>> {
     let message = &arrival.message;
+    let mut keys = Vec::new();
+    if what == REPLAYED {
+        let select = "SELECT seq FROM requests WHERE id = ?1";
+        let seq = prepare(connection, "look a request up", select)?.one([arrival.id.as_str()], |row| seq(row))?;
+        keys = ordering::keys_of(connection, [seq])?;
+        keys.extend(arrival.order_key);
+    }
     let mut update = prepare(
         connection,
         "accept a request again",
-        "UPDATE requests SET state = 'accepted', settled_at = NULL, turn = ?1, body = ?2, body_hash = ?3, \
+        "UPDATE requests SET state = 'accepted', settled_at = NULL, \
+         turn = CASE WHEN replay < ?8 AND ?11 IS NOT NULL THEN 0 ELSE ?1 END, body = ?2, body_hash = ?3, \
+         order_key = CASE WHEN replay < ?8 THEN ?11 ELSE order_key END, \
+         order_place = CASE WHEN replay < ?8 THEN ?12 ELSE order_place END, \
          envelope = ?4, reply_to = ?5, correlation_id = ?6, changed_at = ?7, \
          first_failed_at = CASE WHEN replay < ?8 THEN NULL ELSE first_failed_at END, replay = ?8, retry = ?9 \
          WHERE id = ?10 AND state IN ('retry_pending', 'retry_waiting', 'dead_pending', 'dead') RETURNING seq",
@@ -120,8 +137,11 @@ fn accept_again(
         arrival.generation.replay,
         arrival.generation.retry,
         arrival.id.as_str(),
+        arrival.order_key.as_ref().map(OrderKey::as_bytes),
+        arrival.order_key.map(|_| turn),
     ];
     let seq = update.one(values, |row| seq(row))?;
     let detail = format!("accepted as attempt {}", arrival.generation);
-    settlements::note_incidents(connection, &[(seq, what, detail)], now)
+    settlements::note_incidents(connection, &[(seq, what, detail)], now)?;
+    Ok(keys)
 }

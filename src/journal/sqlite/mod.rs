@@ -18,6 +18,8 @@ mod inspect;
 mod instances;
 mod leases;
 mod letters;
+mod limits;
+mod ordering;
 mod outbox;
 #[cfg(test)]
 mod plans;
@@ -50,6 +52,8 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/sqlite/0005_dead_letters.sql"),
     include_str!("../../../migrations/sqlite/0006_instances.sql"),
     include_str!("../../../migrations/sqlite/0007_recovery.sql"),
+    include_str!("../../../migrations/sqlite/0008_limits.sql"),
+    include_str!("../../../migrations/sqlite/0009_ordering.sql"),
 ];
 
 /// Since this version the journal knows who works with it.
@@ -243,6 +247,7 @@ mod tests {
     };
     use crate::model::{Address, Generation};
     use crate::policy::arrival::Verdict;
+    use crate::policy::limits::Limits;
 
     async fn journal() -> (TempDir, Arc<dyn Journal>) {
         let folder = tempfile::tempdir().unwrap();
@@ -336,7 +341,7 @@ mod tests {
         let (folder, journal) = journal().await;
         let before = set(journal, &["a"]).await;
         let signed = vec![transaction(before.queued[0].seq, 0)];
-        before.journal.record_transactions(&before.lease, signed).await.unwrap();
+        before.journal.record_transactions(&before.lease, signed, Limits::default()).await.unwrap();
         // Not closed: as after a kill.
         let again = SqliteJournal::open(&folder.path().join("journal.db")).await.unwrap();
         let live = again.live_transactions(before.account).await.unwrap();
@@ -359,7 +364,7 @@ mod tests {
         let (folder, journal) = journal().await;
         let set = set(journal, &["a"]).await;
         let signed = vec![transaction(set.queued[0].seq, 0)];
-        set.journal.record_transactions(&set.lease, signed).await.unwrap();
+        set.journal.record_transactions(&set.lease, signed, Limits::default()).await.unwrap();
         let path = folder.path().join("journal.db");
         let second = "INSERT INTO transactions SELECT account, nonce + 1, request, state, to_address, value, gas, \
                       created_at, closed_at, final_hash, block_number, block_hash, gas_used, reorged_at FROM transactions";
@@ -372,7 +377,11 @@ mod tests {
         let (_folder, journal) = journal().await;
         let set = set(journal, &["a", "b"]).await;
         let write = |index: usize, nonce| {
-            set.journal.record_transactions(&set.lease, vec![transaction(set.queued[index].seq, nonce)])
+            set.journal.record_transactions(
+                &set.lease,
+                vec![transaction(set.queued[index].seq, nonce)],
+                Limits::default(),
+            )
         };
         let results = tokio::join!(write(0, 0), write(1, 7), write(1, 1));
         assert!(results.0.is_ok() && results.1.is_err() && results.2.is_ok(), "{results:?}");

@@ -10,7 +10,8 @@ use crate::journal::{
     AccountId, Admissions, CancelWish, ConfirmedCopy, EndedAgain, Lease, Leases, Outbox, QueuedRequest,
     RECENT_INCIDENTS, RefusedMessage, Reorged, RequestSeq, Settlements, Transactions, Upkeep, Which,
 };
-use crate::model::{Address, BodyHash, Cause, Generation, Nonce, Timestamp};
+use crate::model::{Address, BodyHash, Cause, Generation, Nonce, OrderKey, Timestamp};
+use crate::policy::limits::Limits;
 
 const SETTLED: u64 = 200;
 /// Of the B-trees, which are deeper in a full journal.
@@ -41,7 +42,64 @@ async fn no_call_looks_at_what_is_settled() {
     assert!(grown.is_empty(), "in an empty journal, in a full one: {grown:#?}");
 }
 
+/// Of a key one request is given out, however many wait behind it.
+#[tokio::test]
+async fn no_call_looks_at_what_waits_for_its_key() {
+    const WAITING: usize = 1_000;
+    let folder = tempfile::tempdir().unwrap();
+    let mut counted = Counted::new(&folder.path().join("journal.db")).await;
+    let few = counted.least_of_a_key("few").await;
+    counted.admit_of_a_key((0..WAITING).map(|number| format!("waits-{number}")).collect()).await;
+    let many = counted.least_of_a_key("many").await;
+    let grown: Vec<_> =
+        few.iter().zip(&many).filter(|((_, before), (_, after))| *after > before + MORE_STEPS).collect();
+    assert!(grown.is_empty(), "with few that wait, with many: {grown:#?}");
+}
+
 impl Counted {
+    async fn admit_of_a_key(&self, ids: Vec<String>) {
+        let arrivals = ids.iter().map(|text| crate::journal::Arrival {
+            order_key: Some(OrderKey::of("k")),
+            ..arrival(self.account, text, Generation::default(), "body")
+        });
+        self.journal.admit(arrivals.collect()).await.unwrap();
+    }
+
+    /// The least steps of each in some rounds: each connection's first calls read the schema, too.
+    async fn least_of_a_key(&mut self, tag: &str) -> Vec<(&'static str, u64)> {
+        let mut least = self.every_call_of_a_key(tag).await;
+        for round in 0..8 {
+            let again = self.every_call_of_a_key(&format!("{tag}-{round}")).await;
+            least.iter_mut().zip(again).for_each(|((_, least), (_, steps))| *least = steps.min(*least));
+        }
+        least
+    }
+
+    /// The steps of each, by name. Leaves one more behind that waits.
+    async fn every_call_of_a_key(&mut self, tag: &str) -> Vec<(&'static str, u64)> {
+        let mut last = self.steps.load(Ordering::Relaxed);
+        let mut taken = Vec::new();
+        let mut note = |name, steps: &AtomicU64| {
+            let now = steps.load(Ordering::Relaxed);
+            taken.push((name, now - std::mem::replace(&mut last, now)));
+        };
+        self.admit_of_a_key(vec![format!("{tag}-1"), format!("{tag}-2")]).await;
+        note("admit", &self.steps);
+        let queued = self.journal.queued(self.account, i64::MIN, 100).await.unwrap();
+        note("queued", &self.steps);
+        self.journal.open_requests().await.unwrap();
+        note("open_requests", &self.steps);
+        let (request, nonce) = (queued[0].seq, self.nonce());
+        let new = vec![transaction(request, nonce)];
+        self.journal.record_transactions(&self.lease, new, Limits::default()).await.unwrap();
+        note("record_transactions", &self.steps);
+        self.journal.settle(&self.lease, vec![succeeded(request, nonce, "final")]).await.unwrap();
+        note("settle", &self.steps);
+        self.journal.unconfirmed(self.account, RequestSeq(0), 100).await.unwrap();
+        note("unconfirmed", &self.steps);
+        taken
+    }
+
     async fn new(path: &std::path::Path) -> Self {
         let steps = Arc::new(AtomicU64::new(0));
         let (path, counter) = (path.to_owned(), steps.clone());
@@ -95,7 +153,10 @@ impl Counted {
         for number in 0..SETTLED {
             let queued = self.admit(&[format!("final-{number}"), format!("dead-{number}")]).await;
             let nonce = self.nonce();
-            self.journal.record_transactions(&self.lease, vec![transaction(queued[0].seq, nonce)]).await.unwrap();
+            self.journal
+                .record_transactions(&self.lease, vec![transaction(queued[0].seq, nonce)], Limits::default())
+                .await
+                .unwrap();
             let settled = vec![succeeded(queued[0].seq, nonce, "final"), dead(queued[1].seq)];
             self.journal.settle(&self.lease, settled).await.unwrap();
             self.confirm(queued[1].seq).await;
@@ -125,7 +186,7 @@ impl Counted {
         let (first, second) = (self.nonce(), self.nonce());
         let (mine, gone) = (transaction(a, first), transaction(b, second));
         let attempt = mine.attempt.clone();
-        count!("record_transactions", journal.record_transactions(&lease, vec![mine, gone]));
+        count!("record_transactions", journal.record_transactions(&lease, vec![mine, gone], Limits::default()));
         count!("record_attempts", journal.record_attempts(&lease, vec![(Nonce(first), attempt.clone())]));
         count!("live_transactions", journal.live_transactions(account));
         let wish = CancelWish { by: "me".to_owned(), reason: String::new() };

@@ -9,10 +9,10 @@ use crate::journal::sqlite::admissions::{known_of, take_turns};
 use crate::journal::sqlite::leases::check_lease;
 use crate::journal::sqlite::outbox::insert_events;
 use crate::journal::sqlite::rows::prepare;
-use crate::journal::sqlite::{SqliteJournal, closed};
+use crate::journal::sqlite::{SqliteJournal, closed, ordering};
 use crate::journal::{
-    AccountId, ClosedTransaction, ConfirmedCopy, Decision, EndedAgain, Lease, RefusedMessage, Reorged, RequestSeq,
-    Result, Settlement, Settlements, UnconfirmedCopy,
+    AccountId, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, EndedAgain, Lease, RefusedMessage, Reorged,
+    RequestSeq, Result, Settlement, Settlements, UnconfirmedCopy,
 };
 use crate::model::request::Observation;
 use crate::model::{Cause, Generation, Message, RequestId, RequestState, Timestamp, TxHash};
@@ -159,7 +159,8 @@ fn make_final(connection: &Connection, lease: &Lease, requests: &[RequestSeq], n
     for request in requests {
         changed += update.execute((now.0, request.0, lease.account.0))?;
     }
-    expect_rows("make a request final whose transaction did not succeed", requests.len(), changed)
+    expect_rows("make a request final whose transaction did not succeed", requests.len(), changed)?;
+    ordering::release(connection, &ordering::keys_of(connection, requests.iter().copied())?)
 }
 
 /// Invariants 3 and 8, as the end of an update of `requests`: whoever believed a request done while its bytes may land,
@@ -192,7 +193,8 @@ fn record_failure(
     let update = format!(
         "UPDATE requests SET state = ?1, failure_class = ?2, failure_reason = ?3, failure_detail = ?4, \
          changed_at = ?5, first_failed_at = coalesce(first_failed_at, ?5), replay = coalesce(?6, replay), \
-         retry = coalesce(?7, retry) WHERE seq = ?8 AND account = ?9 AND state IN ('accepted', 'writing'){HAS_NO_EFFECT}"
+         retry = coalesce(?7, retry) WHERE seq = ?8 AND account = ?9 AND state IN ('accepted', 'writing') \
+         AND (turn > 0 OR ?1 = 'dead_pending'){HAS_NO_EFFECT}"
     );
     let changed = prepare(connection, "record a failure", &update)?.execute(params![
         state.as_str(),
@@ -268,7 +270,8 @@ fn confirm(connection: &Connection, copies: &[ConfirmedCopy]) -> Result<()> {
         let account = account_of.one([copy.request.0], |row| number(row, "request", "account"))?;
         insert_events(connection, [(AccountId(account), &copy.event)])?;
     }
-    Ok(())
+    let dead = copies.iter().filter(|copy| copy.kind == CopyKind::DeadLetter).map(|copy| copy.request);
+    ordering::release(connection, &ordering::keys_of(connection, dead)?)
 }
 
 fn record_refused(connection: &Connection, messages: &[RefusedMessage]) -> Result<()> {

@@ -9,12 +9,13 @@ use crate::journal::columns::{expect_rows, first_nonce, nonce, not_the_next_nonc
 use crate::journal::rows::{ATTEMPT_COLUMNS, LIVE_COLUMNS, QUEUED_COLUMNS, add_live, filler, queued_request};
 use crate::journal::sqlite::leases::check_lease;
 use crate::journal::sqlite::rows::prepare;
-use crate::journal::sqlite::{SqliteJournal, cancellations, closed, recovery};
+use crate::journal::sqlite::{SqliteJournal, cancellations, closed, limits, recovery};
 use crate::journal::{
     AccountId, Cancellation, Lease, LiveTransaction, NewTransaction, QueuedRequest, RecoveredWrite, Recovery, Result,
     StoredNonce, Transactions, Which,
 };
 use crate::model::{Attempt, BodyHash, Nonce, Timestamp};
+use crate::policy::limits::{Granted, Limits, Usage};
 
 #[async_trait]
 impl Transactions for SqliteJournal {
@@ -26,9 +27,18 @@ impl Transactions for SqliteJournal {
         self.readers.read(move |connection| live_transactions(connection, account)).await
     }
 
-    async fn record_transactions(&self, lease: &Lease, transactions: Vec<NewTransaction>) -> Result<()> {
+    async fn usage(&self, account: AccountId, limits: Limits) -> Result<Usage> {
+        self.readers.read(move |connection| limits::usage(connection, account, limits)).await
+    }
+
+    async fn record_transactions(
+        &self,
+        lease: &Lease,
+        transactions: Vec<NewTransaction>,
+        limits: Limits,
+    ) -> Result<Granted> {
         let lease = lease.clone();
-        self.writer.write(move |connection| record_transactions(connection, &lease, &transactions)).await
+        self.writer.write(move |connection| record_transactions(connection, &lease, &transactions, limits)).await
     }
 
     async fn record_attempts(&self, lease: &Lease, attempts: Vec<(Nonce, Attempt)>) -> Result<()> {
@@ -80,6 +90,8 @@ fn queued(connection: &Connection, account: AccountId, after_turn: i64, limit: u
          AND r.settled_at IS NULL AND NOT EXISTS (SELECT 1 FROM cancellations c WHERE c.request = r.seq) \
          ORDER BY r.turn LIMIT ?3"
     );
+    // What waits for others of its key has no place there.
+    let after_turn = after_turn.max(0);
     prepare(connection, "read the queue", &select)?.rows((account.0, after_turn, limit), |row| queued_request(row))
 }
 
@@ -101,12 +113,24 @@ fn fillers(connection: &Connection, account: AccountId, first: Nonce, below: Non
     prepare(connection, "read the fillers", select)?.rows((account.0, nonce(first)?, nonce(below)?), |row| filler(row))
 }
 
-fn record_transactions(connection: &Connection, lease: &Lease, transactions: &[NewTransaction]) -> Result<()> {
+fn record_transactions(
+    connection: &Connection,
+    lease: &Lease,
+    transactions: &[NewTransaction],
+    limits: Limits,
+) -> Result<Granted> {
     check_lease(connection, lease)?;
+    let granted = limits::take(connection, lease.account, transactions, limits)?;
+    let transactions = transactions.get(..granted.count).unwrap_or(transactions);
     take_nonces(connection, lease, transactions)?;
     make_writing(connection, lease, transactions)?;
     insert_transactions(connection, lease, transactions)?;
-    insert_attempts(connection, lease, transactions.iter().map(|transaction| (transaction.nonce, &transaction.attempt)))
+    insert_attempts(
+        connection,
+        lease,
+        transactions.iter().map(|transaction| (transaction.nonce, &transaction.attempt)),
+    )?;
+    Ok(granted)
 }
 
 /// Moves the account's next nonce past these, which must be the ones that follow. The check stands in the same
@@ -126,7 +150,8 @@ fn make_writing(connection: &Connection, lease: &Lease, transactions: &[NewTrans
     let mut update = prepare(
         connection,
         "change rows",
-        "UPDATE requests SET state = 'writing', changed_at = ?1 WHERE seq = ?2 AND state = 'accepted' AND account = ?3",
+        "UPDATE requests SET state = 'writing', changed_at = ?1 \
+         WHERE seq = ?2 AND state = 'accepted' AND account = ?3 AND turn > 0",
     )?;
     let mut changed = 0;
     for transaction in transactions {

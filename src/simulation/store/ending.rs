@@ -49,6 +49,9 @@ impl Store {
         if row.state.next(observation(decision)).is_none() {
             return Err(refused("settle a request", format!("it is {}", row.state)));
         }
+        if matches!(decision, Decision::Retry { .. }) && self.is_held(row) {
+            return Err(refused("try a request again", "it waits for others of its key"));
+        }
         if let Some(closed) = transaction {
             self.check_closed(lease, *request, closed)?;
         }

@@ -14,6 +14,7 @@ use crate::model::{
     TransactionState,
 };
 use crate::policy::arrival::{self, Known, Verdict};
+use crate::policy::limits::{Granted, Limits};
 use crate::simulation::store::{
     AccountRow, InstanceRow, RequestRow, SignedRecord, Store, StoredAttempt, TransactionRow, fits, refused,
 };
@@ -154,19 +155,21 @@ impl Store {
     }
 
     fn accept(&mut self, now: Timestamp, arrival: Arrival) {
-        let Arrival { id, generation, body_hash, message, account } = arrival;
+        let Arrival { id, generation, body_hash, message, account, order_key } = arrival;
         let Properties { reply_to, correlation_id, .. } = message.properties.clone();
         let reply = ReplyAddress { reply_to, correlation_id };
         let turn = self.take_turn();
+        let order = order_key.map(|key| (key, turn));
         self.record.admitted.insert(id.clone());
         let Some(row) = self.seqs.get(&id).and_then(|seq| self.requests.get_mut(seq)) else {
             let row = RequestRow::new(id, account, generation, body_hash, now);
-            self.add_request(RequestRow { turn, message: Some(message), reply, ..row });
+            self.add_request(RequestRow { turn, order, message: Some(message), reply, ..row });
             return;
         };
         let is_replay = generation.replay > row.generation.replay;
         if is_replay {
             row.first_failed_at = None;
+            row.order = order;
         }
         row.state = row.state.next(Observation::Accepted).expect("only what may be accepted is");
         (row.generation, row.turn, row.body_hash, row.message) = (generation, turn, body_hash, Some(message));
@@ -190,12 +193,13 @@ impl Store {
 
     pub(crate) fn record_transactions(
         &mut self,
-        now: Timestamp,
+        (now, true_now_us): (Timestamp, i64),
         lease: &Lease,
         transactions: Vec<NewTransaction>,
-    ) -> Result<()> {
+        limits: Limits,
+    ) -> Result<Granted> {
         let next = self.held(lease)?.next_nonce;
-        let Some(first) = transactions.first() else { return Ok(()) };
+        let Some(first) = transactions.first() else { return Ok(Granted { count: 0, throttled: None }) };
         let is_in_order = transactions.iter().zip(first.nonce.0..).all(|(new, nonce)| new.nonce.0 == nonce);
         if !is_in_order || next != Some(first.nonce) {
             return Err(refused("take nonces", format!("{} and on are not the next nonces", first.nonce)));
@@ -207,16 +211,17 @@ impl Store {
                 return Err(refused("sign for a request", "it would have two nonces"));
             }
         }
-        for new in transactions {
+        let granted = self.take(true_now_us, lease.account, &transactions, limits);
+        for new in transactions.into_iter().take(granted.count) {
             self.add_transaction(now, lease.account, new);
         }
-        Ok(())
+        Ok(granted)
     }
 
     fn check_new(&self, lease: &Lease, new: &NewTransaction) -> Result<()> {
         let row = self.requests.get(&new.request).filter(|row| row.account == lease.account);
         let row = row.ok_or_else(|| refused("sign for a request", "the lane has no such request"))?;
-        if row.state.next(Observation::Signed).is_none() || self.has_effect(row) {
+        if row.state.next(Observation::Signed).is_none() || self.has_effect(row) || self.is_held(row) {
             return Err(refused("sign for a request that is not queued", row.state.as_str()));
         }
         fits("the next nonce", new.nonce.0.saturating_add(1))?;
@@ -303,6 +308,7 @@ impl RequestRow {
             state: RequestState::Accepted,
             generation,
             turn: 0,
+            order: None,
             body_hash,
             message: None,
             reply: ReplyAddress::default(),

@@ -9,12 +9,13 @@ use crate::journal::{
 };
 use crate::model::event::FinalTransaction;
 use crate::model::{
-    Address, Attempt, AttemptKind, BodyHash, Cause, EventKind, Gas, Generation, Message, Nonce, RequestId,
+    Address, Attempt, AttemptKind, BodyHash, Cause, EventKind, Gas, Generation, Message, Nonce, OrderKey, RequestId,
     RequestState, SignedTransaction, Timestamp, TransactionState, Wei,
 };
 
 mod ending;
 mod lanes;
+mod limits;
 mod mishaps;
 mod reading;
 
@@ -30,6 +31,10 @@ pub(crate) struct Store {
     outbox: BTreeMap<i64, OutboxEntry>,
     fillers: Vec<StoredFiller>,
     wishes: BTreeMap<RequestSeq, Wish>,
+    /// By chain.
+    throttles: BTreeMap<u64, i64>,
+    /// Gas by chain and minute.
+    spent: BTreeMap<(u64, i64), u64>,
     last_turn: i64,
     last_event: i64,
     last_attempt: u64,
@@ -64,6 +69,8 @@ pub(crate) struct RequestRow {
     pub(crate) state: RequestState,
     pub(crate) generation: Generation,
     pub(crate) turn: i64,
+    /// Its ordering key, and its place among those of it.
+    pub(crate) order: Option<(OrderKey, i64)>,
     pub(crate) body_hash: BodyHash,
     /// Gone once no copy can be needed any more.
     pub(crate) message: Option<Message>,
@@ -141,8 +148,17 @@ pub(crate) struct Record {
     pub(crate) events: BTreeMap<i64, EventRecord>,
     /// Every id that was ever admitted.
     pub(crate) admitted: BTreeSet<RequestId>,
+    /// Every transaction, when it was stored.
+    pub(crate) begun: Vec<Begun>,
     /// What was written by an owner after another had taken the account over.
     pub(crate) late_writes: Vec<Lease>,
+}
+
+/// A new transaction, and the true time.
+#[derive(Debug, Clone)]
+pub(crate) struct Begun {
+    pub(crate) at_us: i64,
+    pub(crate) gas: Gas,
 }
 
 /// Bytes that a node may have been given.
@@ -196,6 +212,16 @@ impl Store {
 
     pub(crate) fn record(&self) -> &Record {
         &self.record
+    }
+
+    /// One before it, of its ordering key, has not ended.
+    pub(crate) fn is_held(&self, request: &RequestRow) -> bool {
+        let Some((key, place)) = request.order else { return false };
+        let is_before = |row: &RequestRow| {
+            let is_before = row.order.is_some_and(|(other, before)| other == key && before < place);
+            is_before && !matches!(row.state, RequestState::Final | RequestState::Dead)
+        };
+        self.requests.values().any(is_before)
     }
 
     /// One of its transactions may land or has landed.

@@ -14,7 +14,7 @@ use crate::simulation::store::{AccountRow, IncidentRow, RequestRow, Store, Store
 impl Store {
     pub(crate) fn open_requests(&self) -> Vec<(AccountId, u64)> {
         let mut open: BTreeMap<AccountId, u64> = BTreeMap::new();
-        for row in self.requests.values().filter(|row| row.state.is_open()) {
+        for row in self.requests.values().filter(|row| row.state.is_open() && !self.is_held(row)) {
             *open.entry(row.account).or_default() += 1;
         }
         open.into_iter().collect()
@@ -66,8 +66,8 @@ impl Store {
     pub(crate) fn queued(&self, account: AccountId, after_turn: i64, limit: u32) -> Vec<QueuedRequest> {
         let is_queued =
             |row: &RequestRow| row.account == account && row.state == RequestState::Accepted && row.turn > after_turn;
-        let wanted = |seq: &RequestSeq| !self.wishes.contains_key(seq);
-        let mut queued: Vec<_> = self.requests.iter().filter(|(seq, row)| is_queued(row) && wanted(seq)).collect();
+        let wanted = |seq: &RequestSeq, row: &RequestRow| !self.wishes.contains_key(seq) && !self.is_held(row);
+        let mut queued: Vec<_> = self.requests.iter().filter(|(seq, row)| is_queued(row) && wanted(seq, row)).collect();
         queued.sort_by_key(|(_, row)| row.turn);
         queued.into_iter().take(limit as usize).map(|(seq, row)| queued_request(*seq, row)).collect()
     }

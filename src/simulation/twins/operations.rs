@@ -12,8 +12,9 @@ use crate::journal::{
 use crate::model::event::{FinalTransaction, Outcome, Subject};
 use crate::model::{
     Address, Attempt, AttemptKind, BlockHash, BlockNumber, BodyHash, Cause, Event, Fee, Gas, Generation, Message,
-    Nonce, Properties, RequestId, SignedTransaction, Timestamp, TransactionState, TxHash, Wei,
+    Nonce, OrderKey, Properties, RequestId, SignedTransaction, Timestamp, TransactionState, TxHash, Wei,
 };
+use crate::policy::limits::Limits;
 use crate::simulation::store::Store;
 use crate::simulation::twins::answer;
 
@@ -61,7 +62,9 @@ impl Operation {
             Self::Release(lease) => answer(journal.release_lease(&lease).await),
             Self::RaiseNonce(lease, at_least) => answer(journal.raise_next_nonce(&lease, at_least).await),
             Self::Admit(arrivals) => answer(journal.admit(arrivals).await),
-            Self::Sign(lease, transactions) => answer(journal.record_transactions(&lease, transactions).await),
+            Self::Sign(lease, transactions) => {
+                answer(journal.record_transactions(&lease, transactions, Limits::default()).await)
+            }
             Self::SignAgain(lease, attempts) => answer(journal.record_attempts(&lease, attempts).await),
             Self::Settle(lease, settlements) => answer(journal.settle(&lease, settlements).await),
             Self::Confirm(copies) => answer(journal.confirm(copies).await),
@@ -124,7 +127,9 @@ impl Pick {
             ..Properties::default()
         };
         let body_hash = BodyHash::of(&body);
-        Arrival { id, generation, body_hash, message: Message { body, properties, ..Message::default() }, account }
+        let order_key = (pick % 8 > 3).then(|| OrderKey::of(["k", "l"][usize::from(pick % 2)]));
+        let message = Message { body, properties, ..Message::default() };
+        Arrival { id, generation, body_hash, message, account, order_key }
     }
 
     /// The head of the queue with the nonces that follow.
