@@ -75,7 +75,8 @@ async fn a_journal_of_a_newer_version_is_refused_before_anything_is_taken_in() {
     let Some(stage) = Stage::set().await else { return };
     let home = WorkerHome::new(&stage.config());
     made(&stage, &home).await;
-    Connection::open(home.journal_file()).unwrap().pragma_update(None, "user_version", 99).unwrap();
+    let newer = "UPDATE counters SET value = 99 WHERE name = 'oldest_schema'; PRAGMA user_version = 99";
+    Connection::open(home.journal_file()).unwrap().execute_batch(newer).unwrap();
     stage.amqp.publish(QUEUE, with_id("a"), b"kept").await;
     let mut worker = home.start(BINARY);
     assert_eq!(worker.exit().await.code(), Some(JOURNAL_FAILED));

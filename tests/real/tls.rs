@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use crate::stage::{BINARY, QUEUE, Stage, wait_log, wait_log_times};
-use crate::support::{AnvilConfig, RabbitConfig, WorkerHome, free_port, with_id};
+use crate::support::{
+    AnvilConfig, NOBODY, Postgres, PostgresConfig, RabbitConfig, WorkerHome, free_port, postgres_is_here, with_id,
+};
 
 fn openssl(folder: &Path, arguments: &str) {
     let output = std::process::Command::new("openssl").args(arguments.split(' ')).current_dir(folder).output().unwrap();
@@ -80,4 +82,67 @@ async fn a_broker_whose_certificate_does_not_hold_gets_no_password() {
     stage.wait_empty(QUEUE).await;
     assert_eq!(worker.stop().await.code(), Some(0));
     assert_eq!(stage.transactions_of(0).await.len(), 1);
+}
+
+/// The same for the journal's database: encrypted with the right authority and name, and not at all without.
+#[tokio::test]
+async fn a_database_whose_certificate_does_not_hold_gets_no_password() {
+    if !postgres_is_here() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["ours", "another"] {
+        authority(folder.path(), name);
+    }
+    certificate(folder.path(), "database", "ours");
+    for_anybody(folder.path(), "database.key");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let extra = vec![
+        "ssl=on".to_owned(),
+        format!("ssl_cert_file={}", path("database.pem")),
+        format!("ssl_key_file={}", path("database.key")),
+    ];
+    let server = Postgres::start(PostgresConfig { extra, ..PostgresConfig::default() }).await;
+    let schema = server.new_schema().await;
+    let (_, options) = schema.split_once('?').unwrap();
+    let port = server.address().port();
+    let Some(stage) = Stage::with_blocks().await else { return };
+    let config = |host: &str, authority: &str, mode: &str| {
+        let url = format!(
+            "postgres://tester@{host}:{port}/postgres?{options}&sslmode={mode}&sslrootcert={}",
+            path(authority)
+        );
+        stage.config().with("journal", format!("url = {url:?}"))
+    };
+    let home = WorkerHome::new(&config("localhost", "ours.pem", "verify-full"));
+    stage.topology(&home).await;
+    let mut worker = home.start(BINARY);
+    wait_log(&worker, "the lane works").await;
+    let sessions = "SELECT DISTINCT s.ssl::text FROM pg_stat_ssl s JOIN pg_stat_activity a USING (pid) \
+                    WHERE a.backend_type = 'client backend' AND a.pid <> pg_backend_pid()";
+    assert_eq!(server.run(sessions).await, ["true"], "every session of the worker is encrypted");
+    stage.amqp.publish(QUEUE, with_id("order-1"), b"good").await;
+    stage.wait_empty(QUEUE).await;
+    assert_eq!(worker.stop().await.code(), Some(0));
+    for (host, authority, says) in
+        [("localhost", "another.pem", "UnknownIssuer"), ("127.0.0.1", "ours.pem", "not valid for name")]
+    {
+        for mode in ["require", "verify-full"] {
+            let home = WorkerHome::new(&config(host, authority, mode));
+            let (code, text) = home.command(BINARY, &["status", "order-1"]).await;
+            assert!(code == 74 && text.contains(says), "{host} {authority} {mode}: {code} {text}");
+        }
+    }
+}
+
+/// A key that a server may read which gave up root's rights; it insists that nobody else may.
+fn for_anybody(folder: &Path, key: &str) {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let key = folder.join(key);
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+    if std::fs::metadata(&key).unwrap().uid() == 0 {
+        let (_, user, group) = NOBODY;
+        chown(&key, Some(user), Some(group)).unwrap();
+    }
 }

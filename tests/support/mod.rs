@@ -34,7 +34,7 @@ pub use deaf::DeafNode;
 pub use filtering::{FilteringNode, Say, nonce_of};
 pub use guard::Guard;
 pub use ports::free_port;
-pub use postgres::{Pooler, Postgres, PostgresConfig};
+pub use postgres::{NOBODY, Pooler, Postgres, PostgresConfig};
 pub use proxy::{Mode, TcpProxy};
 pub use rabbit::{Rabbit, RabbitConfig};
 pub use rabbit_control::QueueCount;

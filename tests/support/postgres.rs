@@ -16,7 +16,7 @@ use super::ports::free_port;
 const READY_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 /// Whom the server runs as where this process is root, which it refuses to be.
-const NOBODY: (&str, u32, u32) = ("nobody", 65_534, 65_534);
+pub const NOBODY: (&str, u32, u32) = ("nobody", 65_534, 65_534);
 
 #[derive(Clone, Debug, Default)]
 pub struct PostgresConfig {
