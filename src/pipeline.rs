@@ -181,6 +181,7 @@ fn lane_signals(meter: LaneMeter) -> LaneSignals {
     LaneSignals {
         wake: Arc::new(Notify::new()),
         is_assigned: watch::Sender::new(None),
+        is_cut_off: watch::Sender::new(false),
         released: Arc::new(Notify::new()),
         ended: Arc::new(Notify::new()),
         state: watch::Sender::new(LaneState::default()),
@@ -200,6 +201,7 @@ fn seat(account: AccountId, signals: &LaneSignals) -> LaneSeat {
         account,
         is_assigned: signals.is_assigned.clone(),
         lease: signals.lease.subscribe(),
+        is_cut_off: signals.is_cut_off.subscribe(),
         look: Arc::clone(&signals.released),
     }
 }

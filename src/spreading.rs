@@ -13,6 +13,7 @@ use tracing::info;
 
 use crate::journal::{AccountId, Attendance, Instance, Instances, JournalError, Lease, LeaseMark};
 use crate::model::Heartbeat;
+use crate::policy::pause::Pause;
 use crate::policy::spread::spread;
 
 /// How often in each `lease.ttl` an instance shows itself, and how often it looks who is there in between.
@@ -20,6 +21,8 @@ const SHOWS: u32 = 3;
 const LOOKS: u32 = 5;
 /// The least often that the stage shows that it lives.
 const BEAT: Duration = Duration::from_secs(1);
+/// An account that was given up for want of a node or a signer is not asked for again for so long, longer each time.
+const REST: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(1800));
 /// Who could take an account that nobody owns, and is not the one who should, waits for so many `lease.ttl`.
 const PATIENCE: u32 = 2;
 
@@ -32,6 +35,8 @@ pub struct LaneSeat {
     pub is_assigned: watch::Sender<Option<bool>>,
     /// What it owns.
     pub lease: watch::Receiver<Option<Lease>>,
+    /// Its work here waits for something that is away.
+    pub is_cut_off: watch::Receiver<bool>,
     /// Says that the lease may be free now.
     pub look: Arc<Notify>,
 }
@@ -60,7 +65,8 @@ impl Spreading {
     pub async fn run(self, cancel: CancellationToken) -> Result<(), JournalError> {
         let mut memory = Memory::default();
         while !cancel.is_cancelled() {
-            let attendance = self.journal.attend(&self.instance, self.ttl).await?;
+            let instance = Instance { accounts: self.workable(&mut memory), ..self.instance.clone() };
+            let attendance = self.journal.attend(&instance, self.ttl).await?;
             self.assign(&attendance, &mut memory);
             for _ in 1..LOOKS {
                 self.wait(&cancel).await;
@@ -84,6 +90,16 @@ impl Spreading {
                 () = tokio::time::sleep_until(until.min(Instant::now() + BEAT)) => {}
             }
         }
+    }
+
+    /// The accounts that this instance can work. One that has been without its node or signer for a whole `ttl` is not
+    /// among them: if another instance can work it, it is to have it; if none can, it stays where it is.
+    fn workable(&self, memory: &mut Memory) -> Vec<AccountId> {
+        let can_work = |lane: &&LaneSeat| {
+            let attempts = memory.attempts.entry(lane.account).or_insert_with(Attempts::new);
+            attempts.can_work(lane.lease.borrow().is_some(), *lane.is_cut_off.borrow(), self.ttl)
+        };
+        self.lanes.iter().filter(can_work).map(|lane| lane.account).collect()
     }
 
     fn assign(&self, attendance: &Attendance, memory: &mut Memory) {
@@ -121,6 +137,38 @@ struct Memory {
     /// How each lease looks, and since when. Hosts' clocks may disagree about when it runs out.
     marks: BTreeMap<AccountId, (LeaseMark, Instant)>,
     ownerless: BTreeMap<AccountId, Instant>,
+    attempts: BTreeMap<AccountId, Attempts>,
+}
+
+/// How it went with an account here.
+#[derive(Debug)]
+struct Attempts {
+    cut_off_since: Option<Instant>,
+    rests_until: Option<Instant>,
+    rests: Pause,
+}
+
+impl Attempts {
+    fn new() -> Self {
+        Self { cut_off_since: None, rests_until: None, rests: Pause::between(REST.0, REST.1) }
+    }
+
+    fn can_work(&mut self, is_owned: bool, is_cut_off: bool, patience: Duration) -> bool {
+        let now = Instant::now();
+        match (is_owned, is_cut_off) {
+            (true, false) => {
+                *self = Self::new();
+                true
+            }
+            (true, true) => now.duration_since(*self.cut_off_since.get_or_insert(now)) <= patience,
+            (false, _) => {
+                if self.cut_off_since.take().is_some() {
+                    self.rests_until = Some(now + self.rests.next_wait());
+                }
+                self.rests_until.is_none_or(|until| now >= until)
+            }
+        }
+    }
 }
 
 impl Memory {
@@ -147,5 +195,30 @@ impl Memory {
             return false;
         }
         self.ownerless.entry(account).or_insert_with(Instant::now).elapsed() > patience
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_account_without_its_node_is_left_to_others_for_longer_each_time() {
+        const PATIENCE: Duration = Duration::from_secs(15);
+        let mut attempts = Attempts::new();
+        assert!(attempts.can_work(false, false, PATIENCE), "why not");
+        for round in 0..3_u32 {
+            assert!(attempts.can_work(true, true, PATIENCE), "it may be back in a moment");
+            tokio::time::advance(PATIENCE + Duration::from_secs(1)).await;
+            assert!(!attempts.can_work(true, true, PATIENCE), "round {round}");
+            // Another instance has it.
+            assert!(!attempts.can_work(false, false, PATIENCE));
+            tokio::time::advance(REST.0 * 2_u32.pow(round) / 3).await;
+            assert!(!attempts.can_work(false, false, PATIENCE), "round {round}");
+            tokio::time::advance(REST.0 * 2_u32.pow(round) * 2).await;
+            assert!(attempts.can_work(false, false, PATIENCE), "round {round}");
+        }
+        assert!(attempts.can_work(true, false, PATIENCE));
+        assert!(attempts.can_work(false, false, PATIENCE), "it went well, so nothing is held against it");
     }
 }

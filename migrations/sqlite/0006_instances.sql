@@ -11,7 +11,7 @@ CREATE TABLE instances (
     -- It counts as there from its last word on for this long, in milliseconds.
     attended_at INTEGER NOT NULL,
     ttl         INTEGER NOT NULL CHECK (ttl > 0),
-    -- The accounts that it has a signer for: a JSON array of numbers.
+    -- The accounts that it can work: a JSON array of numbers.
     accounts    TEXT    NOT NULL
 ) STRICT, WITHOUT ROWID;
 

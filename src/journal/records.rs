@@ -58,7 +58,7 @@ pub struct Instance {
     pub version: String,
     /// Since when it runs, by its host's clock.
     pub started_at: Timestamp,
-    /// The accounts that it has a signer for.
+    /// The accounts that it can work: it has a signer for them, and nothing that they need has been away for long.
     pub accounts: Vec<AccountId>,
 }
 

@@ -5,7 +5,6 @@ use tracing::debug;
 
 use crate::handover::{FromLane, Ruling};
 use crate::journal::{JournalError, Lease};
-use crate::lane::pausing::is_outage;
 use crate::lane::prepare::Prepared;
 use crate::lane::settings::OutagePolicy;
 use crate::lane::{Lane, ending, prepare};
@@ -102,7 +101,7 @@ impl Lane {
     /// Something is away, it is not yet time to look again, and the operator wants requests to fail for it.
     pub(super) fn is_known_outage(&self) -> bool {
         self.settings.outage == OutagePolicy::Retry
-            && self.pause.as_ref().is_some_and(|pause| is_outage(pause.reason) && Instant::now() < pause.until)
+            && self.pause.as_ref().is_some_and(|pause| pause.reason.is_outage() && Instant::now() < pause.until)
     }
 
     /// Invariants 1 and 4: nonces are taken in the commit that stores the signed bytes, and only then does the

@@ -324,6 +324,8 @@ impl Lane {
         };
         let can_take = self.head.is_some() && (self.pause.is_none() || self.needs_request());
         let is_open = can_take || self.settings.outage == OutagePolicy::Retry;
+        let is_cut_off = self.pause.as_ref().is_some_and(|pause| pause.reason.is_outage());
+        self.signals.is_cut_off.send_if_modified(|cut_off| std::mem::replace(cut_off, is_cut_off) != is_cut_off);
         self.signals.is_open.send_if_modified(|open| std::mem::replace(open, is_open) != is_open);
         self.signals.state.send_if_modified(|state| {
             let changes = *state != now;

@@ -116,16 +116,3 @@ pub(super) fn pause_reason(meaning: SendMeaning) -> Option<PauseReason> {
         | SendMeaning::Unknown => None,
     }
 }
-
-/// The parts of the world that can be away. No funds and fees above the cap hold whatever the policy.
-pub(super) fn is_outage(reason: PauseReason) -> bool {
-    match reason {
-        PauseReason::NodeUnreachable
-        | PauseReason::RateLimited
-        | PauseReason::NodeSyncing
-        | PauseReason::HeadStale
-        | PauseReason::WrongChain
-        | PauseReason::SignerUnavailable => true,
-        PauseReason::InsufficientFunds | PauseReason::NotPermitted | PauseReason::FeeAboveCap => false,
-    }
-}

@@ -130,6 +130,8 @@ pub struct LaneSignals {
     /// Whether this instance is to own the account, as lanes are spread over instances; `None` before the first look at
     /// the others.
     pub is_assigned: watch::Sender<Option<bool>>,
+    /// The account's work here waits for something that is away; another instance may reach it.
+    pub is_cut_off: watch::Sender<bool>,
     /// The lease may be free now.
     pub released: Arc<Notify>,
     /// Requests have ended, of whichever lane.

@@ -117,6 +117,19 @@ pub enum PauseReason {
 }
 
 impl PauseReason {
+    /// Something is away that the account's work needs: another instance may still reach it.
+    pub fn is_outage(self) -> bool {
+        match self {
+            Self::NodeUnreachable
+            | Self::RateLimited
+            | Self::NodeSyncing
+            | Self::HeadStale
+            | Self::WrongChain
+            | Self::SignerUnavailable => true,
+            Self::InsufficientFunds | Self::NotPermitted | Self::FeeAboveCap => false,
+        }
+    }
+
     /// The word used in logs, headers and the status line.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -229,3 +229,34 @@ async fn accounts_are_spread_evenly_on_postgres() {
     let config = stage.config().with("journal", journal);
     come_and_go(stage, config).await;
 }
+
+/// One host has lost its way to the node, the other has not.
+#[tokio::test]
+async fn an_instance_that_is_cut_off_from_the_node_leaves_its_accounts_to_one_that_is_not() {
+    let Some(stage) = Stage::with_chain(large_blocks()).await else { return };
+    let way = TcpProxy::start(stage.anvil.address()).await;
+    let two =
+        ACCOUNTS[..2].iter().fold(stage.config(), |config, (_, key)| config.with("signer", format!("key = {key:?}")));
+    let home = WorkerHome::new(&two);
+    stage.topology(&home).await;
+    let instance = |name| ("CHAINWRITER__WORKER__INSTANCE", name);
+    let mut a = home.start_with(BINARY, &[instance("a"), ("CHAINWRITER__CHAIN__ENDPOINTS", &way.url())]);
+    let mut b = home.start_with(BINARY, &[instance("b")]);
+    wait_log(&a, "the lane works").await;
+    wait_shares(&home, &[("acme/a", 1), ("acme/b", 1)]).await;
+    way.set_mode(Mode::Refuse);
+    way.cut_all();
+    publish(&stage, 0..40).await;
+    wait_shares(&home, &[("acme/a", 0), ("acme/b", 2)]).await;
+    stage.wait_empty(QUEUE).await;
+    assert!(a.is_running() && b.is_running());
+    assert_eq!((a.stop().await.code(), b.stop().await.code()), (Some(0), Some(0)));
+    let mut written = Vec::new();
+    for account in 0..2 {
+        written.extend(stage.transactions_of(account).await.into_iter().map(|(_, data, _)| data));
+    }
+    written.sort();
+    let mut expected: Vec<_> = (0..40).map(|number| calldata(&body(number))).collect();
+    expected.sort();
+    assert_eq!(written, expected);
+}

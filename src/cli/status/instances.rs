@@ -26,8 +26,8 @@ struct Present {
     version: String,
     /// RFC 3339, by its host's clock.
     started_at: String,
-    /// How many accounts it has signers for.
-    signers: usize,
+    /// How many accounts it can work: it has signers for them, and nothing that they need has been away for long.
+    workable: usize,
     accounts: Vec<Account>,
 }
 
@@ -58,7 +58,7 @@ impl Overview {
             host: instance.host.clone(),
             version: instance.version.clone(),
             started_at: instance.started_at.to_string(),
-            signers: instance.accounts.len(),
+            workable: instance.accounts.len(),
             accounts: attendance
                 .lanes
                 .iter()
@@ -78,11 +78,11 @@ impl Overview {
             let _ = writeln!(text, "no instance works with this journal");
         }
         for present in &self.instances {
-            let Present { worker, host, version, started_at, signers, accounts } = present;
+            let Present { worker, host, version, started_at, workable, accounts } = present;
             let owned = accounts.len();
             let _ = writeln!(
                 text,
-                "{worker} on {host}, version {version}, since {started_at}: {owned} of {signers} accounts"
+                "{worker} on {host}, version {version}, since {started_at}: {owned} of {workable} accounts"
             );
             write_accounts(&mut text, accounts);
         }

@@ -46,7 +46,8 @@ async fn attend(connection: &Connection, me: &Instance, ttl: Duration, news: Opt
     let show = format!(
         "INSERT INTO instances (owner, worker, host, version, schema, started_at, attended_at, ttl, accounts) \
          VALUES ($1, $2, $3, $4, $5, $6, {NOW}, $7, $8) \
-         ON CONFLICT (owner) DO UPDATE SET attended_at = EXCLUDED.attended_at, ttl = EXCLUDED.ttl \
+         ON CONFLICT (owner) DO UPDATE \
+         SET attended_at = EXCLUDED.attended_at, ttl = EXCLUDED.ttl, accounts = EXCLUDED.accounts \
          RETURNING (xmax = 0)::integer::bigint AS is_new"
     );
     let ttl = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);

@@ -34,7 +34,8 @@ fn attend(connection: &Connection, instance: &Instance, ttl: Duration) -> Result
     let forget = format!("DELETE FROM instances WHERE NOT {}", instances_there("?1"));
     prepare(connection, "forget instances that have gone", &forget)?.execute([now.0])?;
     let show = "INSERT INTO instances (owner, worker, host, version, schema, started_at, attended_at, ttl, accounts) \
-                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT (owner) DO UPDATE SET attended_at = ?7, ttl = ?8";
+                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT (owner) DO UPDATE \
+                SET attended_at = ?7, ttl = ?8, accounts = ?9";
     prepare(connection, "show this instance", show)?.execute(params![
         &*instance.owner,
         instance.worker,
