@@ -14,6 +14,7 @@ use crate::salvage::SalvageError;
 mod cancel;
 mod check;
 mod dead;
+mod doctor;
 mod key;
 mod log;
 mod publish;
@@ -59,8 +60,10 @@ struct Arguments {
 enum Command {
     /// Run the daemon.
     Run,
-    /// Check the configuration and its key files; with --connect also the broker, its topology, the node and the journal.
+    /// Check the configuration and its key files; with --connect also all that `doctor` looks at.
     Check(check::Arguments),
+    /// Look whether all that a worker needs is there and as it must be, and say what to do where it is not.
+    Doctor(doctor::Arguments),
     /// Print or make the broker's queues and exchanges.
     Topology(topology::Arguments),
     /// Publish messages to the work queue, each with an id, each confirmed by the broker.
@@ -101,7 +104,11 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
     if let Command::Key(arguments) = arguments.command {
         return key::run(arguments);
     }
-    let settings = config::load(arguments.config.as_deref())?;
+    let settings = match (config::load(arguments.config.as_deref()), &arguments.command) {
+        (Ok(settings), _) => settings,
+        (Err(faults), Command::Doctor(arguments)) => return doctor::run_without_settings(arguments, &faults),
+        (Err(faults), _) => return Err(faults.into()),
+    };
     // These meet headers that were refused for being nested too deeply.
     if matches!(arguments.command, Command::Run | Command::Dead(_)) {
         run::with_deep_stacks();
@@ -129,6 +136,7 @@ async fn perform(command: Command, settings: Settings) -> anyhow::Result<ExitCod
         Command::Run => run::run(settings).await,
         Command::Key(arguments) => key::run(arguments),
         Command::Check(arguments) => check::run(arguments, settings).await,
+        Command::Doctor(arguments) => doctor::run(arguments, settings).await,
         Command::Topology(arguments) => topology::run(arguments, settings).await,
         Command::Publish(arguments) => publish::run(arguments, settings).await,
         Command::Status(arguments) => status::run(arguments, settings).await,

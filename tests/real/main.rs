@@ -20,6 +20,7 @@ mod commands;
 mod crashes;
 mod databases;
 mod dead_letters;
+mod doctor;
 mod duplicates;
 mod endpoints;
 mod happy;
