@@ -61,6 +61,8 @@ const BEHIND_SEAMS: &[(&str, &[&str])] = &[
     ("rustix", &["src/cli/doctor/journal.rs"]),
     ("indicatif", &["src/cli/"]),
     ("clap", &["src/cli/"]),
+    ("clap_complete", &["src/cli/generate.rs"]),
+    ("clap_mangen", &["src/cli/generate.rs"]),
     ("anyhow", &["src/main.rs", "src/app.rs", "src/cli/", "src/supervisor.rs"]),
 ];
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::broker::{BrokerError, PublishError};
 use crate::chain::ChainError;
@@ -15,6 +15,7 @@ mod cancel;
 mod check;
 mod dead;
 mod doctor;
+mod generate;
 mod key;
 mod log;
 mod publish;
@@ -76,6 +77,8 @@ enum Command {
     Cancel(cancel::Arguments),
     /// Make a journal in the place of a lost one, from what the chain has.
     Recover(recover::Arguments),
+    /// Write completions for a shell, or manual pages; needs no configuration.
+    Generate(generate::Arguments),
     /// Look at dead letters, send them back, mended or not, or put them away.
     Dead(dead::Arguments),
 }
@@ -103,6 +106,9 @@ pub fn main() -> ExitCode {
 fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
     if let Command::Key(arguments) = arguments.command {
         return key::run(arguments);
+    }
+    if let Command::Generate(what) = arguments.command {
+        return generate::run(&what, Arguments::command());
     }
     let settings = match (config::load(arguments.config.as_deref()), &arguments.command) {
         (Ok(settings), _) => settings,
@@ -135,6 +141,7 @@ async fn perform(command: Command, settings: Settings) -> anyhow::Result<ExitCod
     match command {
         Command::Run => run::run(settings).await,
         Command::Key(arguments) => key::run(arguments),
+        Command::Generate(arguments) => generate::run(&arguments, Arguments::command()),
         Command::Check(arguments) => check::run(arguments, settings).await,
         Command::Doctor(arguments) => doctor::run(arguments, settings).await,
         Command::Topology(arguments) => topology::run(arguments, settings).await,
