@@ -408,6 +408,48 @@ fn logs_and_connection_errors_do_not_repeat_secrets() {
     }
 }
 
+/// Where systemd says that standard error is journald's; and only there, for children have the variable too.
+#[test]
+fn lines_for_journald_begin_with_their_priority() {
+    use std::os::unix::fs::MetadataExt;
+    for (format, begins) in [("text", "20"), ("json", "{")] {
+        let toml = sound("amqp://127.0.0.1:9", "http://127.0.0.1:9") + &format!("[log]\nformat = \"{format}\"\n");
+        let home = Home::new(&toml);
+        std::fs::write(home.path("run.log"), "").unwrap();
+        let file = std::fs::metadata(home.path("run.log")).unwrap();
+        let is_enough = |log: &str| log.contains("the lane pauses");
+        let own = format!("{}:{}", file.dev(), file.ino());
+        let log = run_until_with(&home, &[("JOURNAL_STREAM", &own)], is_enough);
+        let priority = |part: &str| log.lines().find(|line| line.contains(part)).unwrap_or_default().get(..4);
+        assert_eq!(priority("chainwriter 0."), Some(&*format!("<6>{}", &begins[..1])), "{log}");
+        assert_eq!(priority("the endpoint is not used"), Some(&*format!("<4>{}", &begins[..1])), "{log}");
+        assert_eq!(priority("the lane pauses"), Some(&*format!("<3>{}", &begins[..1])), "{log}");
+        let log = run_until_with(&home, &[("JOURNAL_STREAM", "1:1")], is_enough);
+        assert!(log.lines().all(|line| line.starts_with(begins)), "{log}");
+    }
+}
+
+/// For each shell, and a page for each command, with its subcommands; without any configuration.
+#[test]
+fn completions_and_manual_pages_are_made() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        ran(bare(&["generate", "completions", shell]).output().unwrap())
+            .is(0, &["chainwriter", "doctor", "even-forgotten"]);
+    }
+    ran(bare(&["generate", "completions", "tea"]).output().unwrap()).is(64, &["tea"]);
+    let folder = tempfile::tempdir().unwrap();
+    let man = folder.path().join("man1");
+    ran(bare(&["generate", "man", man.to_str().unwrap()]).output().unwrap()).is(0, &[]);
+    for page in ["chainwriter", "chainwriter-run", "chainwriter-doctor", "chainwriter-dead-replay"] {
+        let text = std::fs::read_to_string(man.join(format!("{page}.1"))).unwrap();
+        assert!(text.contains(".SH NAME"), "{page}: {text}");
+    }
+    let occupied = folder.path().join("file");
+    std::fs::write(&occupied, "").unwrap();
+    ran(bare(&["generate", "man", occupied.to_str().unwrap()]).output().unwrap())
+        .is(70, &["cannot write manual pages"]);
+}
+
 /// Answers whatever comes with this text, for as long as the test runs.
 fn nonsense_port(answer: &'static str) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -424,10 +466,16 @@ fn nonsense_port(answer: &'static str) -> u16 {
 
 /// Runs the daemon until its log says so, then stops it with SIGTERM, after which it must end with 0. Gives the log.
 fn run_until(home: &Home, is_enough: impl Fn(&str) -> bool) -> String {
+    run_until_with(home, &[], is_enough)
+}
+
+/// The same with these variables in its environment.
+fn run_until_with(home: &Home, environment: &[(&str, &str)], is_enough: impl Fn(&str) -> bool) -> String {
     let file = home.path("run.log");
     let log = || std::fs::read_to_string(&file).unwrap_or_default();
-    let mut child =
-        home.command(&["run"]).stderr(std::fs::File::create(&file).unwrap()).stdout(Stdio::null()).spawn().unwrap();
+    let mut command = home.command(&["run"]);
+    command.envs(environment.iter().copied()).stderr(std::fs::File::create(&file).unwrap()).stdout(Stdio::null());
+    let mut child = command.spawn().unwrap();
     wait(&mut child, "its log says enough", &file, |_| is_enough(&log()));
     let sent = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
     assert!(sent.success());

@@ -58,8 +58,11 @@ const BEHIND_SEAMS: &[(&str, &[&str])] = &[
     ("tokio_postgres_rustls", &["src/journal/postgres/address.rs"]),
     ("backoff", &["src/policy/pause.rs"]),
     ("sd_notify", &["src/supervisor.rs"]),
+    ("rustix", &["src/cli/doctor/journal.rs"]),
     ("indicatif", &["src/cli/"]),
     ("clap", &["src/cli/"]),
+    ("clap_complete", &["src/cli/generate.rs"]),
+    ("clap_mangen", &["src/cli/generate.rs"]),
     ("anyhow", &["src/main.rs", "src/app.rs", "src/cli/", "src/supervisor.rs"]),
 ];
 

@@ -24,6 +24,32 @@ pub enum TopologyMode {
     Verify,
 }
 
+/// What a look at all objects found.
+#[derive(Debug, Default)]
+pub(super) struct Compared {
+    /// In one line each: what is wrong with an object, and how to mend it.
+    pub(super) faults: Vec<String>,
+    /// Objects that are there, and whose settings may not be seen without the right to configure them.
+    pub(super) unseen: Vec<String>,
+}
+
+/// What a look at one object found.
+enum Found {
+    Right,
+    Wrong(String),
+    Unseen(String),
+}
+
+impl Compared {
+    fn note(&mut self, found: Found) {
+        match found {
+            Found::Right => {}
+            Found::Wrong(fault) => self.faults.push(fault),
+            Found::Unseen(object) => self.unseen.push(object),
+        }
+    }
+}
+
 /// The names of the objects. All derive from the work queue's unless they are set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
@@ -228,13 +254,7 @@ impl Topology {
 
     /// Makes all objects, or checks them. Each is tried, so that all faults come in one report.
     pub(super) async fn ensure(&self, connected: &Connected, mode: TopologyMode) -> Result<(), BrokerError> {
-        let mut faults = Vec::new();
-        for exchange in self.exchanges() {
-            faults.extend(exchange.ensure(connected, mode).await?);
-        }
-        for queue in self.queues() {
-            faults.extend(queue.ensure(connected, mode).await?);
-        }
+        let mut faults = self.compare(connected, mode).await?.faults;
         // A binding that cannot be made says no more than the missing object did.
         if mode == TopologyMode::Declare && faults.is_empty() {
             for binding in self.bindings() {
@@ -242,6 +262,18 @@ impl Topology {
             }
         }
         if faults.is_empty() { Ok(()) } else { Err(BrokerError::Topology(faults)) }
+    }
+
+    /// Makes all exchanges and queues, or looks at them.
+    pub(super) async fn compare(&self, connected: &Connected, mode: TopologyMode) -> Result<Compared, BrokerError> {
+        let mut compared = Compared::default();
+        for exchange in self.exchanges() {
+            compared.note(exchange.ensure(connected, mode).await?);
+        }
+        for queue in self.queues() {
+            compared.note(queue.ensure(connected, mode).await?);
+        }
+        Ok(compared)
     }
 }
 
@@ -279,18 +311,19 @@ fn lacks_right(error: &lapin::Error) -> bool {
 }
 
 impl Exchange {
-    async fn ensure(&self, connected: &Connected, mode: TopologyMode) -> Result<Option<String>, BrokerError> {
+    async fn ensure(&self, connected: &Connected, mode: TopologyMode) -> Result<Found, BrokerError> {
         if mode == TopologyMode::Verify
             && let Err(error) = self.declare(connected, true).await?
         {
-            return Ok(Some(fault("exchange", &self.name, &error)));
+            return Ok(Found::Wrong(fault("exchange", &self.name, &error)));
         }
-        match self.declare(connected, false).await? {
+        Ok(match self.declare(connected, false).await? {
+            Ok(()) => Found::Right,
             Err(error) if mode == TopologyMode::Declare || !lacks_right(&error) => {
-                Ok(Some(fault("exchange", &self.name, &error)))
+                Found::Wrong(fault("exchange", &self.name, &error))
             }
-            Ok(()) | Err(_) => Ok(None),
-        }
+            Err(_) => Found::Unseen(format!("exchange {}", self.name)),
+        })
     }
 
     async fn declare(&self, connected: &Connected, passive: bool) -> Result<Result<(), lapin::Error>, BrokerError> {
@@ -303,18 +336,19 @@ impl Exchange {
 }
 
 impl Queue {
-    async fn ensure(&self, connected: &Connected, mode: TopologyMode) -> Result<Option<String>, BrokerError> {
+    async fn ensure(&self, connected: &Connected, mode: TopologyMode) -> Result<Found, BrokerError> {
         if mode == TopologyMode::Verify
             && let Err(error) = self.declare(connected, true).await?
         {
-            return Ok(Some(fault("queue", &self.name, &error)));
+            return Ok(Found::Wrong(fault("queue", &self.name, &error)));
         }
-        match self.declare(connected, false).await? {
+        Ok(match self.declare(connected, false).await? {
+            Ok(()) => Found::Right,
             Err(error) if mode == TopologyMode::Declare || !lacks_right(&error) => {
-                Ok(Some(fault("queue", &self.name, &error)))
+                Found::Wrong(fault("queue", &self.name, &error))
             }
-            Ok(()) | Err(_) => Ok(None),
-        }
+            Err(_) => Found::Unseen(format!("queue {}", self.name)),
+        })
     }
 
     async fn declare(&self, connected: &Connected, passive: bool) -> Result<Result<(), lapin::Error>, BrokerError> {

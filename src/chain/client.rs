@@ -113,6 +113,18 @@ impl NodeClient {
         join_all(self.endpoints.iter().map(ask)).await
     }
 
+    /// Whether there is a contract at this address.
+    ///
+    /// # Errors
+    /// When no endpoint tells.
+    pub async fn has_code(&self, address: Address) -> Result<bool> {
+        self.ask("eth_getCode", vec![json!(address), json!("latest")], |answer: Value| {
+            let code = answers::bytes(&answer).ok_or_else(|| format!("code {answer}"))?;
+            Ok(!code.is_empty())
+        })
+        .await
+    }
+
     /// What it counts.
     pub fn meter(&self) -> ChainMeter {
         self.meter.clone()

@@ -1,9 +1,14 @@
 //! Log lines: to standard error, as text or JSON, the program's own at the asked level, those of libraries from `warn` on.
 
 use std::io::IsTerminal;
+use std::os::unix::fs::MetadataExt;
 
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
 
@@ -15,16 +20,69 @@ use crate::status::RecentLines;
 pub(super) fn start(settings: LogSection) -> RecentLines {
     let recent = RecentLines::default();
     let writer = std::io::stderr;
+    let for_journald = is_journald();
     let layer = match settings.format {
-        LogFormat::Text => {
-            fmt::layer().with_writer(writer).with_ansi(std::io::stderr().is_terminal()).with_target(false).boxed()
-        }
-        LogFormat::Json => fmt::layer().json().flatten_event(true).with_writer(writer).with_target(false).boxed(),
+        LogFormat::Text => fmt::layer()
+            .with_writer(writer)
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_target(false)
+            .map_event_format(|lines| WithPriority { lines, for_journald })
+            .boxed(),
+        LogFormat::Json => fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_writer(writer)
+            .with_target(false)
+            .map_event_format(|lines| WithPriority { lines, for_journald })
+            .boxed(),
     };
     let keeps = recent.clone().with_filter(down_to(LevelFilter::WARN));
     let layer = layer.with_filter(down_to(LevelFilter::from_level(settings.level)));
     let _ = tracing_subscriber::registry().with(layer).with(keeps).try_init();
     recent
+}
+
+/// Whether standard error goes to journald: systemd names the file that it is. A child of such a service has the variable
+/// too, and often another standard error.
+fn is_journald() -> bool {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
+    let own = std::fs::metadata("/proc/self/fd/2").map(|file| format!("{}:{}", file.dev(), file.ino()));
+    own.is_ok_and(|own| own == stream)
+}
+
+/// Begins a line with its priority, which journald takes off again (sd-daemon(3)), so that `journalctl -p warning` works.
+struct WithPriority<F> {
+    lines: F,
+    for_journald: bool,
+}
+
+impl<S, N, F> FormatEvent<S, N> for WithPriority<F>
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+    N: for<'writer> FormatFields<'writer> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> std::fmt::Result {
+        if self.for_journald {
+            write!(writer, "<{}>", priority(*event.metadata().level()))?;
+        }
+        self.lines.format_event(context, writer, event)
+    }
+}
+
+/// As in syslog.
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::ERROR => 3,
+        Level::WARN => 4,
+        Level::INFO => 6,
+        _ => 7,
+    }
 }
 
 fn down_to(level: LevelFilter) -> Targets {

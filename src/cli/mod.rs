@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::broker::{BrokerError, PublishError};
 use crate::chain::ChainError;
@@ -14,6 +14,8 @@ use crate::salvage::SalvageError;
 mod cancel;
 mod check;
 mod dead;
+mod doctor;
+mod generate;
 mod key;
 mod log;
 mod publish;
@@ -59,8 +61,10 @@ struct Arguments {
 enum Command {
     /// Run the daemon.
     Run,
-    /// Check the configuration and its key files; with --connect also the broker, its topology, the node and the journal.
+    /// Check the configuration and its key files; with --connect also all that `doctor` looks at.
     Check(check::Arguments),
+    /// Look whether all that a worker needs is there and as it must be, and say what to do where it is not.
+    Doctor(doctor::Arguments),
     /// Print or make the broker's queues and exchanges.
     Topology(topology::Arguments),
     /// Publish messages to the work queue, each with an id, each confirmed by the broker.
@@ -73,6 +77,8 @@ enum Command {
     Cancel(cancel::Arguments),
     /// Make a journal in the place of a lost one, from what the chain has.
     Recover(recover::Arguments),
+    /// Write completions for a shell, or manual pages; needs no configuration.
+    Generate(generate::Arguments),
     /// Look at dead letters, send them back, mended or not, or put them away.
     Dead(dead::Arguments),
 }
@@ -101,7 +107,14 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
     if let Command::Key(arguments) = arguments.command {
         return key::run(arguments);
     }
-    let settings = config::load(arguments.config.as_deref())?;
+    if let Command::Generate(what) = arguments.command {
+        return generate::run(&what, Arguments::command());
+    }
+    let settings = match (config::load(arguments.config.as_deref()), &arguments.command) {
+        (Ok(settings), _) => settings,
+        (Err(faults), Command::Doctor(arguments)) => return doctor::run_without_settings(arguments, &faults),
+        (Err(faults), _) => return Err(faults.into()),
+    };
     // These meet headers that were refused for being nested too deeply.
     if matches!(arguments.command, Command::Run | Command::Dead(_)) {
         run::with_deep_stacks();
@@ -128,7 +141,9 @@ async fn perform(command: Command, settings: Settings) -> anyhow::Result<ExitCod
     match command {
         Command::Run => run::run(settings).await,
         Command::Key(arguments) => key::run(arguments),
+        Command::Generate(arguments) => generate::run(&arguments, Arguments::command()),
         Command::Check(arguments) => check::run(arguments, settings).await,
+        Command::Doctor(arguments) => doctor::run(arguments, settings).await,
         Command::Topology(arguments) => topology::run(arguments, settings).await,
         Command::Publish(arguments) => publish::run(arguments, settings).await,
         Command::Status(arguments) => status::run(arguments, settings).await,

@@ -136,6 +136,15 @@ impl JournalError {
     }
 }
 
+/// How the database is set, as far as the journal's promise hangs on it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct JournalCondition {
+    /// Settings under which what was committed may be lost, each with how to mend it.
+    pub concerns: Vec<String>,
+    /// Its own clock, where it has one.
+    pub clock: Option<Timestamp>,
+}
+
 /// What the journal's calls return.
 pub type Result<T, E = JournalError> = std::result::Result<T, E>;
 
@@ -269,6 +278,10 @@ pub trait Upkeep: Send + Sync {
     /// Deletes up to `limit` requests that were final or dead before this time, with all that belongs to them, whichever
     /// the journal finds first. Returns how many.
     async fn prune(&self, before: Timestamp, limit: u32) -> Result<u64>;
+    /// Whether what it commits holds, and what its own clock says.
+    async fn condition(&self) -> Result<JournalCondition> {
+        Ok(JournalCondition::default())
+    }
     /// Tells of what other instances do, where the journal can.
     fn changes(&self) -> Option<Changes> {
         None

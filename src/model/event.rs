@@ -291,4 +291,63 @@ mod tests {
         assert_eq!(document["data"]["transaction"]["effective_gas_price"], "7");
         assert_eq!(event.reply_to.as_deref(), Some("answers"));
     }
+
+    /// `schemas/examples/` has them word for word, so whoever reads events can try with them.
+    #[test]
+    fn every_kind_of_event_fits_the_schema_and_is_its_example() {
+        let schema = serde_json::from_str(include_str!("../../schemas/event.v1.json")).unwrap();
+        let schema = jsonschema::validator_for(&schema).unwrap();
+        let id = RequestId::new("order-1").unwrap();
+        let tx = FinalTransaction {
+            tx_hash: TxHash([0x11; 32]),
+            nonce: Nonce(7),
+            block_number: BlockNumber(18),
+            block_hash: BlockHash([0x22; 32]),
+            gas_used: Gas(22_160),
+            effective_gas_price: Some(Wei(1_103_308_703)),
+        };
+        let without_price = FinalTransaction { effective_gas_price: None, ..tx.clone() };
+        let (cause, tx_hashes) = (Cause::rejected("reverted", "out of stock"), [tx.tx_hash]);
+        let document = |outcome: &Outcome<'_>| -> serde_json::Value {
+            let event = Event::new(&subject(&id), outcome, Timestamp(1_782_864_000_000));
+            serde_json::from_str(&event.body).unwrap()
+        };
+        let fits = |document: &serde_json::Value| {
+            let faults: Vec<_> = schema.iter_errors(document).map(|fault| fault.to_string()).collect();
+            assert!(faults.is_empty(), "{faults:?} in {document}");
+        };
+        let examples = [
+            (include_str!("../../schemas/examples/final.json"), document(&Outcome::Final(&tx))),
+            (
+                include_str!("../../schemas/examples/retry.json"),
+                document(&Outcome::Retry { cause: &cause, delay_ms: 5_000, tx_hashes: &tx_hashes }),
+            ),
+            (
+                include_str!("../../schemas/examples/dead.json"),
+                document(&Outcome::Dead { cause: &cause, tx_hashes: &tx_hashes }),
+            ),
+            (
+                include_str!("../../schemas/examples/reorged.json"),
+                document(&Outcome::Reorged { transaction: &tx, now: AfterReorg::SentAgain }),
+            ),
+        ];
+        for (example, document) in &examples {
+            fits(document);
+            let example: serde_json::Value = serde_json::from_str(example).unwrap();
+            assert_eq!(example, *document, "the example must be:\n{document:#}");
+        }
+        fits(&document(&Outcome::FinalAgain(&without_price)));
+        for now in [AfterReorg::Reverted, AfterReorg::Lost] {
+            fits(&document(&Outcome::Reorged { transaction: &without_price, now }));
+        }
+        // And it can tell.
+        let [(_, written), ..] = examples;
+        for (pointer, wrong) in
+            [("/data/transaction/tx_hash", json!("0x1")), ("/type", json!("other")), ("/data/transaction", json!(null))]
+        {
+            let mut document = written.clone();
+            *document.pointer_mut(pointer).unwrap() = wrong;
+            assert!(!schema.is_valid(&document), "{pointer}");
+        }
+    }
 }

@@ -124,12 +124,16 @@ impl Stage {
         self.amqp.bind(KEPT_EVENTS, EVENTS, "#").await;
     }
 
-    /// Takes the events that have been kept, as (request id, kind, document), in order. A worker that has stopped has
-    /// published all that it had.
+    /// Takes the events that have been kept, as (request id, kind, document), in order. Each fits the schema. A worker that
+    /// has stopped has published all that it had.
     pub async fn kept_events(&self) -> Vec<(String, String, Value)> {
         let kept = self.amqp.take_all(KEPT_EVENTS).await;
+        let schema = serde_json::from_str(include_str!("../../schemas/event.v1.json")).unwrap();
+        let schema = jsonschema::validator_for(&schema).unwrap();
         let event = |taken: &Taken| {
             let event = taken.json();
+            let faults: Vec<_> = schema.iter_errors(&event).map(|fault| fault.to_string()).collect();
+            assert!(faults.is_empty(), "{faults:?} in {event}");
             (event["subject"].as_str().unwrap().to_owned(), taken.routing_key.clone(), event)
         };
         kept.iter().map(event).collect()

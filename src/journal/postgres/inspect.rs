@@ -14,7 +14,8 @@ use crate::journal::rows::{
     attempt_history, incident, request_history, request_state, seq, transaction_history, wording,
 };
 use crate::journal::{
-    AttemptHistory, CancelWish, Changes, History, JournalOverview, Result, Upkeep, WishAnswer, overview,
+    AttemptHistory, CancelWish, Changes, History, JournalCondition, JournalOverview, Result, Upkeep, WishAnswer,
+    overview,
 };
 use crate::metrics::JournalMeter;
 use crate::model::{Nonce, RequestId, RequestState, Timestamp};
@@ -45,6 +46,10 @@ impl Upkeep for PostgresJournal {
             .await
     }
 
+    async fn condition(&self) -> Result<JournalCondition> {
+        self.pool.read((), |connection, ()| Box::pin(condition(connection))).await
+    }
+
     fn changes(&self) -> Option<Changes> {
         self.news.as_ref().map(News::changes)
     }
@@ -52,6 +57,23 @@ impl Upkeep for PostgresJournal {
     async fn close(&self) {
         self.pool.close().await;
     }
+}
+
+/// `synchronous_commit` is not among the settings: the worker's sessions overrule it.
+async fn condition(connection: &Connection) -> Result<JournalCondition> {
+    const DOING: &str = "look at its settings";
+    let mut concerns = Vec::new();
+    for (setting, loses) in [("fsync", "what was committed"), ("full_page_writes", "whole pages of tables")] {
+        if connection.simple(DOING, &format!("SHOW {setting}")).await? == "off" {
+            concerns.push(format!(
+                "{setting} = off: when the database's host fails, {loses} may be lost, and what was written to the chain \
+                 may be written again; set {setting} = on and restart the database"
+            ));
+        }
+    }
+    let now = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now";
+    let clock = connection.one(DOING, now, &[], |row| number(row, "clock", "now")).await?;
+    Ok(JournalCondition { concerns, clock: Some(Timestamp(clock)) })
 }
 
 async fn history(connection: &Connection, id: &RequestId) -> Result<Option<History>> {

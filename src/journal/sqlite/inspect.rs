@@ -6,9 +6,10 @@ use rusqlite::Connection;
 use crate::journal::columns::number;
 use crate::journal::rows::{attempt_history, incident, request_history, transaction_history};
 use crate::journal::sqlite::rows::prepare;
-use crate::journal::sqlite::{SqliteJournal, cancellations, letters};
+use crate::journal::sqlite::{SqliteJournal, cancellations, letters, storage};
 use crate::journal::{
-    CancelWish, History, Incident, JournalOverview, Result, TransactionHistory, Upkeep, WishAnswer, overview,
+    CancelWish, History, Incident, JournalCondition, JournalOverview, Result, TransactionHistory, Upkeep, WishAnswer,
+    overview,
 };
 use crate::metrics::JournalMeter;
 use crate::model::{RequestId, Timestamp};
@@ -44,6 +45,19 @@ impl Upkeep for SqliteJournal {
             Ok(delete_settled(connection, &old, before)? + letters::forget(connection, before, limit)?)
         };
         self.writer.write(delete).await
+    }
+
+    async fn condition(&self) -> Result<JournalCondition> {
+        let mode = self.readers.read(|connection| {
+            let read = connection.query_row("PRAGMA journal_mode", [], |row| row.get::<_, String>(0));
+            read.map_err(|error| storage("read its mode", error))
+        });
+        let mode = mode.await?;
+        let concern = format!(
+            "its file is in the mode {mode:?} in place of \"wal\": the file system cannot share memory between \
+             processes; put the journal on a local disk"
+        );
+        Ok(JournalCondition { concerns: (mode != "wal").then_some(concern).into_iter().collect(), clock: None })
     }
 
     async fn close(&self) {

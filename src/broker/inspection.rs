@@ -1,0 +1,96 @@
+//! What a worker would meet at the broker: how its objects are, and which rights it lacks. Changes nothing there.
+
+use lapin::options::{BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel};
+
+use crate::broker::connection::{BrokerSettings, Connected, broker_detail};
+use crate::broker::{BrokerError, TopologyMode};
+
+/// Where a probe would go, if the broker took it.
+const PROBE: &str = "chainwriter.probe";
+
+/// What a look at the broker found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inspection {
+    /// The virtual host.
+    pub vhost: String,
+    /// In one line each: what is wrong with an object, and how to mend it.
+    pub faults: Vec<String>,
+    /// Objects whose settings may not be seen, for want of the right to configure them.
+    pub unseen: Vec<String>,
+    /// What the worker may not do and has to.
+    pub lacking: Vec<String>,
+}
+
+/// Connects, looks at every object of the topology, and tries the rights that a worker needs.
+///
+/// # Errors
+/// When the broker cannot be reached.
+pub async fn inspect(settings: &BrokerSettings) -> Result<Inspection, BrokerError> {
+    let connected = settings.connect("doctor").await?;
+    let inspected = inspect_over(&connected, settings).await;
+    connected.close().await;
+    inspected
+}
+
+async fn inspect_over(connected: &Connected, settings: &BrokerSettings) -> Result<Inspection, BrokerError> {
+    let compared = settings.topology.compare(connected, TopologyMode::Verify).await?;
+    let names = settings.topology.names();
+    let mut lacking = Vec::new();
+    if !may_consume(connected, &names.work).await? {
+        lacking.push(format!("read queue {}", names.work));
+    }
+    for exchange in [&names.retry, &names.dead, &names.events] {
+        if !may_publish(connected, exchange).await? {
+            lacking.push(format!("write exchange {exchange}"));
+        }
+    }
+    let vhost = connected.vhost().to_owned();
+    Ok(Inspection { vhost, faults: compared.faults, unseen: compared.unseen, lacking })
+}
+
+/// Asks for a consumer whose priority is none: RabbitMQ looks at the right first, and then refuses the argument. So no
+/// message is taken either way.
+async fn may_consume(connected: &Connected, queue: &str) -> Result<bool, BrokerError> {
+    let channel = connected.channel().await?;
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-priority".into(), AMQPValue::LongString("none".into()));
+    let probe = async {
+        // A broker that took the argument would hold back all but one.
+        channel.basic_qos(1, BasicQosOptions::default()).await?;
+        channel.basic_consume(queue.into(), PROBE.into(), BasicConsumeOptions::default(), arguments).await.map(drop)
+    };
+    let answer = connected.within("ask for a right", probe).await?;
+    let is_refused = is_refused(answer);
+    leave(connected, &channel).await;
+    Ok(!is_refused)
+}
+
+/// Publishes what expires never and not: RabbitMQ looks at the right first, and then refuses the property. So nothing is
+/// published either way.
+async fn may_publish(connected: &Connected, exchange: &str) -> Result<bool, BrokerError> {
+    let channel = connected.channel().await?;
+    let properties = BasicProperties::default().with_expiration("none".into());
+    let probe = async {
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        let options = BasicPublishOptions::default();
+        channel.basic_publish(exchange.into(), PROBE.into(), options, &[], properties).await?.await.map(drop)
+    };
+    let answer = connected.within("ask for a right", probe).await?;
+    let is_refused = is_refused(answer);
+    leave(connected, &channel).await;
+    Ok(!is_refused)
+}
+
+/// Other refusals come after the right was looked at, or from an object that is missing, which is told elsewhere.
+fn is_refused(answer: Result<(), lapin::Error>) -> bool {
+    answer.is_err_and(|error| broker_detail(&error).contains("ACCESS_REFUSED"))
+}
+
+/// The refusal has closed it, unless the broker has taken the probe.
+async fn leave(connected: &Connected, channel: &Channel) {
+    if channel.status().connected() {
+        let _ = connected.within("close the channel", channel.close(200, "".into())).await;
+    }
+}

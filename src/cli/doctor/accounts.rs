@@ -1,0 +1,175 @@
+//! Each account: whether its signer has the key, its money, its nonces in the chain, in the pools and in the journal.
+
+use std::time::Duration;
+
+use crate::app::client_settings;
+use crate::chain::{BlockTag, Chain, NodeClient};
+use crate::cli::doctor::finding::Finding;
+use crate::cli::doctor::spell;
+use crate::cli::text_of;
+use crate::config::{Settings, SignerSection};
+use crate::journal::{AccountOverview, JournalOverview};
+use crate::lane::GasRule;
+use crate::model::{Address, Gas, Nonce, RequestState, Wei};
+use crate::policy::fee::FeeMode;
+use crate::signer::{RemoteSettings, RemoteSigner};
+
+const AREA: &str = "account";
+/// A server may have keys of thousands.
+const SHOWN_ACCOUNTS: usize = 5;
+/// What every transaction takes, whatever it calls.
+const LEAST_GAS: Gas = Gas(21_000);
+/// A request that is written for longer than so many replacements may take is stuck.
+const REPLACEMENTS: u32 = 10;
+
+/// `journal` is nothing where it could not be read, or is not there yet.
+pub(super) async fn examine(settings: &Settings, journal: Option<&JournalOverview>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    // Told with the node, if it cannot be made.
+    let chain = NodeClient::new(&client_settings(settings)).ok();
+    for signer in &settings.signers {
+        if let SignerSection::Remote(remote) = signer {
+            findings.push(key_at_server(remote).await);
+        }
+        let account = signer.address();
+        let known = journal.and_then(|journal| {
+            journal.accounts.iter().find(|known| (known.chain_id, known.address) == (settings.chain.id, account))
+        });
+        if let Some(chain) = &chain {
+            findings.extend(in_chain(settings, chain, account, known).await);
+        }
+        findings.extend(known.and_then(|known| stuck(known, settings.chain.replace_after)));
+    }
+    findings
+}
+
+async fn key_at_server(settings: &RemoteSettings) -> Finding {
+    const AREA: &str = "signer";
+    let signer = match RemoteSigner::new(settings) {
+        Ok(signer) => signer,
+        Err(error) => return Finding::fail(AREA, text_of(&error.into())),
+    };
+    let (label, wanted) = (signer.label(), settings.address);
+    let accounts = match signer.accounts().await {
+        Ok(accounts) => accounts,
+        Err(error) => return Finding::fail(AREA, text_of(&error.into())).mend("start it, or correct the signer's url"),
+    };
+    if accounts.contains(&wanted) {
+        return Finding::ok(AREA, format!("{label} has the key of {wanted}"));
+    }
+    let listed: Vec<_> = accounts.iter().take(SHOWN_ACCOUNTS).map(ToString::to_string).collect();
+    let listed = if listed.is_empty() { "none".to_owned() } else { listed.join(", ") };
+    Finding::fail(AREA, format!("{label} has no key of {wanted}; it has {} keys: {listed}", accounts.len()))
+        .mend("correct the signer's address, or load the key")
+}
+
+/// Nothing where the node does not answer: that is told with the node.
+async fn in_chain(
+    settings: &Settings,
+    chain: &NodeClient,
+    account: Address,
+    known: Option<&AccountOverview>,
+) -> Vec<Finding> {
+    let (balance, nonce) = (chain.balance(account).await, chain.transaction_count(account, BlockTag::Latest).await);
+    let (Ok(balance), Ok(nonce)) = (balance, nonce) else { return Vec::new() };
+    let mut findings = vec![money(settings, account, balance)];
+    let pending = chain.pending_counts(account).await.into_iter();
+    let pending = pending.filter_map(|(_, count)| count.ok()).max().unwrap_or(nonce);
+    findings.push(nonces(account, nonce, pending, known));
+    findings
+}
+
+fn money(settings: &Settings, account: Address, balance: Wei) -> Finding {
+    let what = format!("{account} has {balance}");
+    let gas = match settings.write.gas {
+        GasRule::Fixed(gas) => gas,
+        GasRule::Estimate { .. } => LEAST_GAS,
+    };
+    let price = if settings.fees.mode == FeeMode::Zero { Wei(0) } else { settings.fees.max_fee };
+    let dearest = price.scaled_up(u128::from(gas.0), 1).plus(settings.write.value);
+    let mend = format!("send it some: one write may cost {dearest} at fees.max_fee, or more with more gas");
+    if balance == Wei(0) && dearest > Wei(0) {
+        return Finding::fail(AREA, what).mend(mend);
+    }
+    if balance < dearest {
+        return Finding::warn(AREA, what).mend(mend);
+    }
+    Finding::ok(AREA, what)
+}
+
+/// What the chain, the pools and the journal say must go together.
+fn nonces(account: Address, in_chain: Nonce, pending: Nonce, known: Option<&AccountOverview>) -> Finding {
+    let waiting = pending.0.saturating_sub(in_chain.0);
+    let what = format!("{account} has {in_chain} transactions in the chain and {waiting} in a pool");
+    let Some(known) = known else {
+        if waiting > 0 {
+            return Finding::warn(AREA, what).mend("no journal knows them: does another program use this key?");
+        }
+        return Finding::ok(AREA, what);
+    };
+    let next = known.next_nonce.unwrap_or(in_chain);
+    let what = format!("{what}; the journal's next nonce is {next}, {} of its transactions may still land", known.live);
+    if next < pending {
+        return Finding::warn(AREA, what).mend(
+            "the chain is ahead of the journal: another program uses this key, or the journal is an old copy; give the worker a key of its own",
+        );
+    }
+    Finding::ok(AREA, what)
+}
+
+fn stuck(known: &AccountOverview, replace_after: Duration) -> Option<Finding> {
+    let writing = known.open.iter().find(|open| open.state == RequestState::Writing.as_str())?;
+    let since = writing.since.age();
+    (since > replace_after.saturating_mul(REPLACEMENTS)).then(|| {
+        Finding::warn(AREA, format!("{} has been writing its first request for {}", known.address, spell(since))).mend(
+            "`chainwriter status` says whether its account pauses and why; `chainwriter cancel ID` ends a request",
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::doctor::finding::Level;
+    use crate::journal::{AccountId, OpenRequests};
+    use crate::model::Timestamp;
+
+    fn known(next: u64, since: Duration) -> AccountOverview {
+        AccountOverview {
+            id: AccountId(1),
+            chain_id: 1,
+            address: Address([1; 20]),
+            next_nonce: Some(Nonce(next)),
+            owner: None,
+            leased_until: Timestamp(0),
+            live: 1,
+            outbox: 0,
+            open: vec![OpenRequests {
+                state: RequestState::Writing.as_str().to_owned(),
+                count: 1,
+                since: Timestamp::now().before(since),
+            }],
+        }
+    }
+
+    #[test]
+    fn nonces_that_do_not_go_together_lead_to_the_other_program() {
+        let at = |in_chain, pending, known: Option<&AccountOverview>| {
+            nonces(Address([1; 20]), Nonce(in_chain), Nonce(pending), known).level
+        };
+        let journal = known(5, Duration::ZERO);
+        assert_eq!(at(5, 5, Some(&journal)), Level::Ok);
+        assert_eq!(at(3, 5, Some(&journal)), Level::Ok, "its own, on their way");
+        assert_eq!(at(5, 6, Some(&journal)), Level::Warn);
+        assert_eq!(at(6, 6, Some(&journal)), Level::Warn);
+        assert_eq!(at(6, 6, None), Level::Ok, "the first start");
+        assert_eq!(at(6, 7, None), Level::Warn);
+    }
+
+    #[test]
+    fn what_is_written_for_too_long_is_stuck() {
+        let replace_after = Duration::from_secs(45);
+        assert_eq!(stuck(&known(1, Duration::from_secs(300)), replace_after), None);
+        assert!(stuck(&known(1, Duration::from_secs(600)), replace_after).is_some());
+    }
+}

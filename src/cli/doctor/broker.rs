@@ -1,0 +1,116 @@
+//! The broker: reachable, its objects as they must be, rights, and what AMQP does not show.
+
+use std::time::Duration;
+
+use crate::app::broker_settings;
+use crate::broker::{self, BrokerError, Inspection, QueueLook, QueueRole};
+use crate::cli::doctor::finding::Finding;
+use crate::cli::doctor::spell;
+use crate::config::Settings;
+
+const AREA: &str = "broker";
+/// What RabbitMQ has unless it is configured.
+const DEFAULT_CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+
+pub(super) async fn examine(settings: &Settings) -> Vec<Finding> {
+    let inspection = match broker::inspect(&broker_settings(settings)).await {
+        Ok(inspection) => inspection,
+        Err(error) => return vec![unreachable(&error)],
+    };
+    let mut findings = topology(&inspection);
+    findings.push(rights(&inspection));
+    findings.push(consumer_timeout(settings.broker.max_hold));
+    findings.push(unseen_over_amqp(&inspection.vhost));
+    findings.extend(dead_letters(settings).await);
+    findings
+}
+
+fn unreachable(error: &BrokerError) -> Finding {
+    let text = error.to_string();
+    let mend = if text.contains("ACCESS_REFUSED") {
+        "correct user and password in broker.uri, or give the user rights on the virtual host with `rabbitmqctl set_permissions`"
+    } else if text.contains("NOT_ALLOWED") || text.contains("not found") {
+        "correct the virtual host in broker.uri, or make it with `rabbitmqctl add_vhost`"
+    } else {
+        "start RabbitMQ, or correct host, port and scheme in broker.uri"
+    };
+    Finding::fail(AREA, text).mend(mend)
+}
+
+fn topology(inspection: &Inspection) -> Vec<Finding> {
+    let Inspection { vhost, faults, unseen, .. } = inspection;
+    if !faults.is_empty() {
+        return faults.iter().map(|fault| Finding::fail(AREA, fault.trim_start_matches("- "))).collect();
+    }
+    let connected = format!("connected to virtual host {vhost}");
+    if unseen.is_empty() {
+        return vec![Finding::ok(AREA, format!("{connected}, its topology is as it must be"))];
+    }
+    vec![
+        Finding::ok(AREA, format!("{connected}, all queues and exchanges are there")),
+        Finding::note(AREA, format!("this user may not see the settings of {}", unseen.join(", ")))
+            .mend("run this as a user with the right to configure them: that compares type and arguments"),
+    ]
+}
+
+fn rights(inspection: &Inspection) -> Finding {
+    let Inspection { vhost, lacking, .. } = inspection;
+    if lacking.is_empty() {
+        return Finding::ok(AREA, "the user may read the work queue and publish retries, dead letters and events");
+    }
+    Finding::fail(AREA, format!("the user may not {}", lacking.join(", not "))).mend(format!(
+        "give it the rights: `rabbitmqctl set_permissions -p {vhost} USER CONFIGURE WRITE READ`, each a pattern of names"
+    ))
+}
+
+/// The broker takes back what is held for longer than its `consumer_timeout`, and looks once a minute.
+fn consumer_timeout(max_hold: Duration) -> Finding {
+    let least = max_hold.saturating_mul(2);
+    let what = format!(
+        "broker.max_hold = {} needs a consumer_timeout of {} or more; AMQP does not show it, and {} is its default",
+        spell(max_hold),
+        spell(least),
+        spell(DEFAULT_CONSUMER_TIMEOUT)
+    );
+    let look = "see it with `rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).'` (milliseconds)";
+    if least > DEFAULT_CONSUMER_TIMEOUT {
+        let set = format!("set consumer_timeout = {} in rabbitmq.conf, or lower broker.max_hold", least.as_millis());
+        return Finding::warn(AREA, what).mend(format!("{look}; {set}"));
+    }
+    Finding::note(AREA, what).mend(look)
+}
+
+fn unseen_over_amqp(vhost: &str) -> Finding {
+    Finding::note(AREA, "AMQP does not show queues' policies (a delivery-limit of a few makes dead letters of what a stopped worker gave back), nor bindings").mend(
+        format!(
+            "see them with `rabbitmqctl list_queues -p {vhost} name type policy effective_policy_definition arguments` and \
+             `rabbitmqctl list_bindings -p {vhost}`"
+        ),
+    )
+}
+
+async fn dead_letters(settings: &Settings) -> Option<Finding> {
+    let look = QueueLook::connect(&broker_settings(settings)).await.ok()?;
+    let depths = look.depths().await;
+    look.close().await;
+    let dead = depths.ok()?.into_iter().find(|depth| depth.role == QueueRole::Dead)?;
+    (dead.ready > 0).then(|| {
+        Finding::note(AREA, format!("{} dead letters are in {}", dead.ready, dead.queue))
+            .mend("look at them with `chainwriter dead list`")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::doctor::finding::Level;
+
+    #[test]
+    fn a_hold_beyond_half_of_the_usual_timeout_is_a_warning_with_the_sum() {
+        assert_eq!(consumer_timeout(Duration::from_secs(15 * 60)).level, Level::Note);
+        let long = consumer_timeout(Duration::from_secs(3600));
+        assert_eq!(long.level, Level::Warn);
+        assert!(long.to_string().contains("consumer_timeout of 2h or more"), "{long}");
+        assert!(long.to_string().contains("consumer_timeout = 7200000"), "{long}");
+    }
+}

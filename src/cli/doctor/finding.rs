@@ -1,0 +1,87 @@
+//! What a check found: how bad it is, what it is, and what to do.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// How bad it is; the worst is the greatest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Level {
+    /// As it must be.
+    Ok,
+    /// Not to be seen from here, or good to know.
+    Note,
+    /// It works for now, or not as well as it could.
+    Warn,
+    /// Nothing is written, or not safely, until it is mended.
+    Fail,
+}
+
+/// One line of the report.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(in crate::cli) struct Finding {
+    /// What was looked at, in one word.
+    pub(super) area: &'static str,
+    /// How bad it is.
+    pub(super) level: Level,
+    /// What was found.
+    pub(super) what: String,
+    /// What to do about it, where that is not said with what was found.
+    pub(super) mend: Option<String>,
+}
+
+impl Finding {
+    pub(super) fn ok(area: &'static str, what: impl Into<String>) -> Self {
+        Self { area, level: Level::Ok, what: what.into(), mend: None }
+    }
+
+    pub(super) fn note(area: &'static str, what: impl Into<String>) -> Self {
+        Self { level: Level::Note, ..Self::ok(area, what) }
+    }
+
+    pub(super) fn warn(area: &'static str, what: impl Into<String>) -> Self {
+        Self { level: Level::Warn, ..Self::ok(area, what) }
+    }
+
+    pub(super) fn fail(area: &'static str, what: impl Into<String>) -> Self {
+        Self { level: Level::Fail, ..Self::ok(area, what) }
+    }
+
+    /// And what to do about it.
+    pub(super) fn mend(self, mend: impl Into<String>) -> Self {
+        Self { mend: Some(mend.into()), ..self }
+    }
+}
+
+impl Level {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Note => "note",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+        }
+    }
+}
+
+impl fmt::Display for Finding {
+    /// One line, whatever others have put into what was found.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = self.what.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+        write!(f, "{:<5} {}: {what}", self.level.word(), self.area)?;
+        self.mend.iter().try_for_each(|mend| write!(f, "; {mend}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finding_is_one_line_with_what_to_do() {
+        let finding = Finding::warn("node", "it says\n  much").mend("ask it again");
+        assert_eq!(finding.to_string(), "warn  node: it says much; ask it again");
+        assert!(Level::Fail > Level::Warn && Level::Warn > Level::Note && Level::Note > Level::Ok);
+    }
+}

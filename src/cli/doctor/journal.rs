@@ -1,0 +1,166 @@
+//! The journal: there, of this version, on a disk with room, in a database that keeps what it commits; and who works with it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::cli::doctor::finding::Finding;
+use crate::cli::doctor::spell;
+use crate::cli::text_of;
+use crate::config::Settings;
+use crate::journal::{Attendance, JournalAddress, JournalError, JournalOverview, OperatorsJournal};
+use crate::model::Timestamp;
+
+const AREA: &str = "journal";
+/// Below this its disk is nearly full: a day of writes may take as much.
+const LOW_DISK_BYTES: u64 = 1 << 30;
+/// Below this a write may fail any moment.
+const FULL_DISK_BYTES: u64 = 16 << 20;
+/// Leases allow for more; times in `status` are told wrong by as much.
+const SKEW: Duration = Duration::from_secs(2);
+
+/// What the journal shows of itself, and what it knows of accounts.
+pub(super) struct JournalLook {
+    pub(super) findings: Vec<Finding>,
+    pub(super) overview: Option<JournalOverview>,
+}
+
+impl JournalLook {
+    pub(super) async fn take(settings: &Settings) -> Self {
+        let address = &settings.journal.address;
+        let mut findings: Vec<_> = match address {
+            JournalAddress::Sqlite(path) => disk(path).into_iter().collect(),
+            JournalAddress::Postgres(_) => Vec::new(),
+        };
+        let overview = match address.open_existing().await {
+            Ok(journal) => {
+                findings.push(Finding::ok(AREA, address.to_string()));
+                let looked = look_into(journal.as_ref(), &mut findings).await;
+                journal.close().await;
+                looked.map_err(|error| findings.push(failed(error))).ok()
+            }
+            Err(JournalError::Missing { .. }) => {
+                findings.push(missing(address));
+                None
+            }
+            Err(error) => {
+                findings.push(failed(error));
+                None
+            }
+        };
+        Self { findings, overview }
+    }
+}
+
+async fn look_into(
+    journal: &dyn OperatorsJournal,
+    findings: &mut Vec<Finding>,
+) -> Result<JournalOverview, JournalError> {
+    let asked = Timestamp::now();
+    let condition = journal.condition().await?;
+    findings.extend(condition.concerns.into_iter().map(|concern| Finding::warn(AREA, concern)));
+    findings.extend(condition.clock.map(|clock| skew(clock, asked, Timestamp::now())));
+    findings.extend(instances(&journal.attendance().await?));
+    journal.overview().await
+}
+
+/// What it says, says what to do.
+fn failed(error: JournalError) -> Finding {
+    Finding::fail(AREA, text_of(&error.into()))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."))
+}
+
+fn missing(address: &JournalAddress) -> Finding {
+    match address {
+        JournalAddress::Sqlite(path) if !folder_of(path).is_dir() => {
+            let folder = folder_of(path).display();
+            Finding::fail(AREA, format!("{address} cannot be made: there is no folder {folder}"))
+                .mend(format!("make it, for the worker's user alone: `install -d -m 0700 {folder}`"))
+        }
+        JournalAddress::Sqlite(_) | JournalAddress::Postgres(_) => {
+            Finding::ok(AREA, format!("{address} will be made at the first start"))
+        }
+    }
+}
+
+/// Nothing where the folder is missing: that is told elsewhere.
+fn disk(path: &Path) -> Option<Finding> {
+    let space = rustix::fs::statvfs(folder_of(path)).ok()?;
+    Some(room(space.f_bavail.saturating_mul(space.f_frsize)))
+}
+
+fn room(bytes: u64) -> Finding {
+    let what = format!("its disk has room for {}", bytesize::ByteSize::b(bytes).display().iec());
+    let mend = "make room: without it the worker ends, and starts again when there is some";
+    if bytes < FULL_DISK_BYTES {
+        return Finding::fail("disk", what).mend(mend);
+    }
+    if bytes < LOW_DISK_BYTES {
+        return Finding::warn("disk", what).mend(mend);
+    }
+    Finding::ok("disk", what)
+}
+
+/// The database's clock was read some time between the two.
+fn skew(clock: Timestamp, before: Timestamp, after: Timestamp) -> Finding {
+    let off = before.0.saturating_sub(clock.0).max(clock.0.saturating_sub(after.0)).max(0);
+    let off = Duration::from_millis(off.unsigned_abs());
+    if off > SKEW {
+        return Finding::warn("clock", format!("this host's and the journal's database are {} apart", spell(off)))
+            .mend("set both clocks by NTP: see `timedatectl`");
+    }
+    Finding::ok("clock", "this host's agrees with the journal's database")
+}
+
+fn instances(attendance: &Attendance) -> Vec<Finding> {
+    const AREA: &str = "instances";
+    let Attendance { instances, .. } = attendance;
+    if instances.is_empty() {
+        return vec![Finding::note(AREA, "no worker runs with this journal").mend("start one: `chainwriter run`")];
+    }
+    let mut names: Vec<_> = instances.iter().map(|instance| instance.worker.as_str()).collect();
+    names.sort_unstable();
+    let mut findings =
+        vec![Finding::ok(AREA, format!("{} at work with this journal: {}", names.len(), names.join(", ")))];
+    if let Some(double) =
+        names.windows(2).find_map(|pair| if let [a, b] = pair { (a == b).then_some(*a) } else { None })
+    {
+        findings.push(
+            Finding::warn(AREA, format!("two runs are called {double}: one was killed just now, or two share a name"))
+                .mend("give each its own worker.instance"),
+        );
+    }
+    let mut versions: Vec<_> = instances.iter().map(|instance| instance.version.as_str()).collect();
+    versions.sort_unstable();
+    versions.dedup();
+    if versions.len() > 1 {
+        findings.push(
+            Finding::note(AREA, format!("they run with the versions {}", versions.join(", ")))
+                .mend("bring all to the newest"),
+        );
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::doctor::finding::Level;
+
+    #[test]
+    fn little_room_is_a_warning_and_none_a_failure() {
+        let levels = [1 << 20, 500 << 20, 2 << 30].map(|bytes| room(bytes).level);
+        assert_eq!(levels, [Level::Fail, Level::Warn, Level::Ok]);
+    }
+
+    #[test]
+    fn clocks_apart_are_told_and_a_slow_answer_is_not() {
+        let at = |clock, before, after| skew(Timestamp(clock), Timestamp(before), Timestamp(after)).level;
+        assert_eq!(at(10_000, 9_000, 11_000), Level::Ok);
+        assert_eq!(at(10_000, 2_000, 20_000), Level::Ok, "it was read within these");
+        assert_eq!(at(10_000, 13_000, 13_001), Level::Warn);
+        assert_eq!(at(10_000, 6_000, 7_000), Level::Warn);
+    }
+}

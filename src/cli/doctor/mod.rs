@@ -1,0 +1,82 @@
+//! `chainwriter doctor`: whether everything that a worker needs is there and as it must be, a line for each thing.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::cli::{exit, say};
+use crate::config::{Faults, Settings};
+
+mod accounts;
+mod broker;
+mod finding;
+mod journal;
+mod node;
+
+use finding::{Finding, Level};
+use journal::JournalLook;
+
+#[derive(Debug, Default, Args)]
+pub(super) struct Arguments {
+    /// Print the findings as one JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Report<'f> {
+    /// The worst of them.
+    level: Level,
+    findings: &'f [Finding],
+}
+
+/// Looks at everything, and changes nothing but what opening a journal does.
+pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
+    let findings = examine(&settings).await;
+    tell(&arguments, &findings)?;
+    Ok(if worst(&findings) == Level::Fail { ExitCode::from(exit::UNAVAILABLE) } else { ExitCode::SUCCESS })
+}
+
+/// Without a configuration nothing else can be looked at.
+pub(super) fn run_without_settings(arguments: &Arguments, Faults(faults): &Faults) -> anyhow::Result<ExitCode> {
+    let finding = |fault: &String| Finding::fail("configuration", fault.trim_start_matches("- "));
+    tell(arguments, &faults.iter().map(finding).collect::<Vec<_>>())?;
+    Ok(ExitCode::from(exit::CONFIG))
+}
+
+/// What can be said without asking anyone.
+pub(super) fn examine_settings(settings: &Settings) -> Vec<Finding> {
+    let signers = settings.signers.iter().map(|signer| Finding::ok("signer", format!("account {}", signer.address())));
+    std::iter::once(Finding::ok("configuration", "every key can be used, and key files are their owner's alone"))
+        .chain(signers)
+        .collect()
+}
+
+async fn examine(settings: &Settings) -> Vec<Finding> {
+    let mut findings = examine_settings(settings);
+    findings.extend(broker::examine(settings).await);
+    findings.extend(node::examine(settings).await);
+    let journal = JournalLook::take(settings).await;
+    findings.extend(journal.findings);
+    findings.extend(accounts::examine(settings, journal.overview.as_ref()).await);
+    findings
+}
+
+fn tell(arguments: &Arguments, findings: &[Finding]) -> anyhow::Result<()> {
+    if arguments.json {
+        say(serde_json::to_string_pretty(&Report { level: worst(findings), findings })?);
+    } else {
+        findings.iter().for_each(say);
+    }
+    Ok(())
+}
+
+fn worst(findings: &[Finding]) -> Level {
+    findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok)
+}
+
+/// A duration in whole seconds, as people write it.
+fn spell(duration: std::time::Duration) -> String {
+    humantime::format_duration(std::time::Duration::from_secs(duration.as_secs())).to_string()
+}

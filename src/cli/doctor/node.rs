@@ -1,0 +1,207 @@
+//! The chain: each endpoint by itself, clocks, how long finality takes, prices, and what is called.
+
+use std::time::Duration;
+
+use crate::app::client_settings;
+use crate::chain::{BlockTag, Chain, ChainError, ClientSettings, Header, NodeClient};
+use crate::cli::doctor::finding::{Finding, Level};
+use crate::cli::doctor::spell;
+use crate::config::Settings;
+use crate::model::{BlockNumber, Timestamp};
+use crate::policy::finality::FinalityRule;
+
+const AREA: &str = "node";
+/// A node takes no block that is further ahead of its own clock.
+const AHEAD: Duration = Duration::from_secs(15);
+/// A newest block older than this is remarkable where `chain.max_head_age` is off.
+const OLD_HEAD: Duration = Duration::from_secs(10 * 60);
+/// Over so many blocks the time between two is taken.
+const SPACING_BLOCKS: u64 = 64;
+
+pub(super) async fn examine(settings: &Settings) -> Vec<Finding> {
+    let (mut findings, heads) = endpoints(settings).await;
+    let Some(head) = heads.into_iter().max_by_key(|head| head.number) else { return findings };
+    findings.push(clock(&head, Timestamp::now()));
+    let chain = match NodeClient::new(&client_settings(settings)) {
+        Ok(chain) => chain,
+        Err(error) => return vec![no_client(&error)],
+    };
+    findings.push(finality(settings, &chain, &head).await.unwrap_or_else(|error| failed(&error)));
+    findings.push(price(settings, &chain, &head).await.unwrap_or_else(|error| failed(&error)));
+    findings.extend(target(settings, &chain).await.unwrap_or_else(|error| Some(failed(&error))));
+    findings
+}
+
+/// A finding for each endpoint, and the heads of those that serve.
+async fn endpoints(settings: &Settings) -> (Vec<Finding>, Vec<Header>) {
+    let all = client_settings(settings);
+    let (mut findings, mut heads) = (Vec::new(), Vec::new());
+    for url in &all.endpoints {
+        let alone = ClientSettings { endpoints: vec![url.clone()], ..all.clone() };
+        let asked = match NodeClient::new(&alone) {
+            Ok(node) => {
+                (node.endpoint_states().pop().map_or_else(String::new, |state| state.label), newest(&node).await)
+            }
+            Err(error) => return (vec![no_client(&error)], Vec::new()),
+        };
+        match asked {
+            (label, Ok(head)) => {
+                findings.push(served(settings, &label, &head));
+                heads.push(head);
+            }
+            (_, Err(error)) => findings.push(failed(&error)),
+        }
+    }
+    let best = heads.iter().map(|head| head.number).max();
+    let behind = |head: &&Header| best.is_some_and(|best| best.0.saturating_sub(head.number.0) > all.max_lag);
+    if let (Some(head), Some(best)) = (heads.iter().find(behind), best) {
+        let what = format!("an endpoint has block {} where another has {best}", head.number);
+        findings.push(Finding::warn(AREA, what).mend("it is not asked until it has caught up: see its own log"));
+    }
+    // With one that serves, work goes on.
+    if !heads.is_empty() {
+        for finding in findings.iter_mut().filter(|finding| finding.level == Level::Fail) {
+            finding.level = Level::Warn;
+        }
+    }
+    (findings, heads)
+}
+
+async fn newest(node: &NodeClient) -> Result<Header, ChainError> {
+    let nothing = || ChainError::Nonsense { endpoint: "the node".to_owned(), detail: "no newest block".to_owned() };
+    node.header(BlockTag::Latest).await?.ok_or_else(nothing)
+}
+
+fn no_client(error: &impl std::fmt::Display) -> Finding {
+    Finding::fail(AREA, format!("the HTTP client cannot be made: {error}"))
+        .mend("install the system's certificates (ca-certificates)")
+}
+
+fn failed(error: &ChainError) -> Finding {
+    let finding = Finding::fail(AREA, error.to_string());
+    match error {
+        ChainError::Unreachable { .. } => finding.mend("start the node, or correct chain.endpoints"),
+        ChainError::RateLimited { .. } => finding.mend("ask for less often, or for a larger plan, or add an endpoint"),
+        ChainError::Syncing { .. } | ChainError::Lagging { .. } => {
+            finding.mend("wait until it has caught up, or add an endpoint")
+        }
+        ChainError::Nonsense { .. } => finding.mend("does chain.endpoints name a JSON-RPC interface?"),
+        ChainError::Node { .. } => finding.mend("does the node serve this method? see its log"),
+        // It says so itself.
+        ChainError::WrongChain { .. } => finding,
+    }
+}
+
+fn served(settings: &Settings, label: &str, head: &Header) -> Finding {
+    let age = block_time(head).age();
+    let what = format!("chain {}, newest block {} of {} ago, at {label}", settings.chain.id, head.number, spell(age));
+    if age > settings.chain.max_head_age.unwrap_or(OLD_HEAD) {
+        return Finding::warn(AREA, what).mend(
+            "blocks do not come: see the node's log and its peers, unless the chain makes blocks for transactions only",
+        );
+    }
+    Finding::ok(AREA, what)
+}
+
+fn block_time(head: &Header) -> Timestamp {
+    Timestamp(i64::try_from(head.timestamp.saturating_mul(1000)).unwrap_or(i64::MAX))
+}
+
+fn clock(head: &Header, now: Timestamp) -> Finding {
+    let ahead = Duration::from_millis(u64::try_from(block_time(head).0.saturating_sub(now.0)).unwrap_or(0));
+    if ahead > AHEAD {
+        return Finding::warn(
+            "clock",
+            format!("the chain's newest block is {} ahead of this host's clock", spell(ahead)),
+        )
+        .mend("set this host's clock: see `timedatectl`; or the node's is wrong");
+    }
+    Finding::ok("clock", "this host's is not behind the chain's")
+}
+
+/// How long a delivery is held for its write to become final, by the time between the last blocks.
+async fn finality(settings: &Settings, chain: &NodeClient, head: &Header) -> Result<Finding, ChainError> {
+    let max_hold = settings.broker.max_hold;
+    let takes = match settings.chain.finality {
+        FinalityRule::Depth(depth) => spacing(chain, head).await?.saturating_mul(saturated(depth.saturating_add(1))),
+        FinalityRule::Safe | FinalityRule::Finalized => {
+            let is_safe = settings.chain.finality == FinalityRule::Safe;
+            let (tag, word) = if is_safe { (BlockTag::Safe, "safe") } else { (BlockTag::Finalized, "finalized") };
+            let Some(tagged) = chain.header(tag).await? else {
+                return Ok(Finding::fail(AREA, format!("it has no block that it calls {word}: nothing becomes final"))
+                    .mend("set chain.finality to a number of blocks, or wait if the chain is new"));
+            };
+            Duration::from_secs(head.timestamp.saturating_sub(tagged.timestamp))
+        }
+    };
+    let what = format!(
+        "a write is final about {} after its block; a delivery is held for {} at most",
+        spell(takes),
+        spell(max_hold)
+    );
+    if takes > max_hold {
+        return Ok(Finding::warn(AREA, what).mend(
+            "deliveries go around through the wait queue: raise broker.max_hold, and the broker's consumer_timeout to twice that",
+        ));
+    }
+    Ok(Finding::ok(AREA, what))
+}
+
+/// Between two blocks, over the last ones.
+async fn spacing(chain: &NodeClient, head: &Header) -> Result<Duration, ChainError> {
+    let blocks = SPACING_BLOCKS.min(head.number.0);
+    let earlier = chain.header(BlockTag::Number(BlockNumber(head.number.0.saturating_sub(blocks)))).await?;
+    let seconds = earlier.map_or(0, |earlier| head.timestamp.saturating_sub(earlier.timestamp));
+    Ok(Duration::from_secs(seconds).checked_div(saturated(blocks)).unwrap_or_default())
+}
+
+fn saturated(number: u64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+async fn price(settings: &Settings, chain: &NodeClient, head: &Header) -> Result<Finding, ChainError> {
+    let market = chain.market(head).await?;
+    Ok(match settings.fees.quote(&market) {
+        Ok(fee) => Finding::ok(
+            "fees",
+            format!("a unit of gas is offered {} now, fees.max_fee is {}", fee.ceiling(), settings.fees.max_fee),
+        ),
+        Err(above) => Finding::warn("fees", above.to_string())
+            .mend("the account pauses until it has come down; or raise fees.max_fee"),
+    })
+}
+
+async fn target(settings: &Settings, chain: &NodeClient) -> Result<Option<Finding>, ChainError> {
+    let to = settings.write.to;
+    let note = || {
+        Finding::note(AREA, format!("there is no contract at write.to {to}: it takes every call and does nothing"))
+            .mend("is it the right address, on the right chain?")
+    };
+    Ok((!chain.has_code(to).await?).then(note))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{BlockHash, Gas};
+
+    fn head(timestamp: u64) -> Header {
+        Header {
+            number: BlockNumber(7),
+            hash: BlockHash([1; 32]),
+            parent: BlockHash([0; 32]),
+            timestamp,
+            base_fee: None,
+            gas_limit: Gas(30_000_000),
+            transactions: None,
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_behind_the_chain_is_told() {
+        let now = Timestamp(1_000_000_000);
+        assert_eq!(clock(&head(1_000_010), now).level, Level::Ok);
+        let behind = clock(&head(1_000_090), now);
+        assert_eq!((behind.level, behind.to_string().contains("1m 30s ahead")), (Level::Warn, true), "{behind}");
+    }
+}
