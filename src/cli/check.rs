@@ -28,6 +28,9 @@ pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Res
     for signer in &settings.signers {
         say(format_args!("ok    signer for account {}", signer.address()));
     }
+    for route in &settings.admission.routes {
+        say(format_args!("ok    {route}"));
+    }
     if !arguments.connect {
         return Ok(ExitCode::SUCCESS);
     }
