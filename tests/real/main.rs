@@ -41,6 +41,7 @@ mod refusals;
 mod reorgs;
 mod republish;
 mod retries;
+mod routes;
 mod sessions;
 mod signers;
 mod stage;
