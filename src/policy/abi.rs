@@ -53,11 +53,11 @@ struct Argument {
     kind: DynSolType,
     /// The names in a tuple.
     components: Vec<Param>,
-    from: From,
+    from: Given,
 }
 
 #[derive(Debug, Clone)]
-enum From {
+enum Given {
     Body(Pointer),
     Fixed(DynSolValue),
 }
@@ -157,10 +157,10 @@ impl Call {
             };
             let kind = Specifier::<DynSolType>::resolve(param).map_err(|error| format!("{name}: {error}"))?;
             let from = match source {
-                Source::At(pointer) => From::Body(pointer),
+                Source::At(pointer) => Given::Body(pointer),
                 Source::Literal(value) => {
                     let mut reader = Reader { what: &name, encoding: Encoding::Hex, place: String::new() };
-                    From::Fixed(
+                    Given::Fixed(
                         reader.read(&kind, &param.components, Some(&value)).map_err(|misfit| misfit.to_string())?,
                     )
                 }
@@ -178,7 +178,7 @@ impl Call {
 
     /// It needs a look at the body.
     pub fn is_of_body(&self) -> bool {
-        self.arguments.iter().any(|argument| matches!(argument.from, From::Body(_)))
+        self.arguments.iter().any(|argument| matches!(argument.from, Given::Body(_)))
     }
 
     /// The calldata.
@@ -187,8 +187,8 @@ impl Call {
     /// The first argument that the body has not, or not of its type.
     pub fn encode(&self, body: &Value) -> Result<Vec<u8>, Misfit> {
         let value = |argument: &Argument| match &argument.from {
-            From::Fixed(value) => Ok(value.clone()),
-            From::Body(pointer) => {
+            Given::Fixed(value) => Ok(value.clone()),
+            Given::Body(pointer) => {
                 let place = pointer.place.clone();
                 let mut reader = Reader { what: &argument.name, encoding: pointer.encoding, place };
                 reader.read(&argument.kind, &argument.components, body.pointer(&pointer.place))
@@ -281,7 +281,9 @@ impl Reader<'_> {
                 }
                 names.iter().map(|param| (param.name.clone(), members.get(&param.name))).collect()
             }
-            other => return misfit(self, shown(other)),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Object(_) => {
+                return misfit(self, shown(value));
+            }
         };
         let mut read = Vec::with_capacity(kinds.len());
         for (index, (kind, (key, value))) in kinds.iter().zip(members).enumerate() {

@@ -169,7 +169,7 @@ fn first_routing_key(message: &Message) -> &str {
 
 impl KeyPattern {
     fn fits(&self, key: &str) -> bool {
-        let words = |text: &'_ str| -> Vec<String> {
+        let words = |text: &str| -> Vec<String> {
             if text.is_empty() { Vec::new() } else { text.split('.').map(str::to_owned).collect() }
         };
         let key = words(key);
