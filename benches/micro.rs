@@ -8,11 +8,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use chainwriter::journal::{Acquired, Admissions, Arrival, Leases, SqliteJournal};
 use chainwriter::model::{
-    Address, BodyHash, Fee, Gas, Generation, HeaderValue, Message, Nonce, Properties, RequestId, UnsignedTransaction,
-    Wei,
+    Address, BodyHash, Fee, Gas, GasRule, Generation, HeaderValue, Message, Nonce, Properties, RequestId,
+    UnsignedTransaction, Wei, Write,
 };
 use chainwriter::policy::admission::{AdmissionRules, TextSource, admit};
 use chainwriter::policy::classify::ErrorTable;
+use chainwriter::policy::routes::Route;
 use chainwriter::signer::{LocalSigner, Signer};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use secrecy::SecretString;
@@ -39,7 +40,12 @@ fn message(number: usize) -> Message {
 }
 
 fn decode(criterion: &mut Criterion) {
-    let rules = AdmissionRules { id_source: TextSource::MessageId, order_by: None, max_body_bytes: 1 << 18 };
+    let rules = AdmissionRules {
+        id_source: TextSource::MessageId,
+        order_by: None,
+        routes: vec![Route::of_all(Address([1; 20]), Wei(0), GasRule::Fixed(Gas(50_000)))],
+        max_body_bytes: 1 << 18,
+    };
     let message = message(1);
     criterion.bench_function("decode", |bencher| bencher.iter(|| admit(&rules, black_box(&message)).unwrap()));
 }
@@ -84,8 +90,10 @@ fn commit(criterion: &mut Criterion) {
     let mut arrivals = move || {
         let arrivals = (number..number + BATCH).map(|number| {
             let message = message(number);
+            let write =
+                Some(Write { to: Address([1; 20]), value: Wei(0), gas: GasRule::Fixed(Gas(50_000)), data: None });
             let (id, body_hash) = (RequestId::new(&format!("m-{number}")).unwrap(), BodyHash::of(&message.body));
-            Arrival { id, generation: Generation::default(), body_hash, message, account, order_key: None }
+            Arrival { id, generation: Generation::default(), body_hash, message, account, order_key: None, write }
         });
         let arrivals: Vec<_> = arrivals.collect();
         number += BATCH;

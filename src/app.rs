@@ -19,6 +19,7 @@ use crate::metrics::{Meters, Metrics};
 use crate::model::{Address, Timestamp, ids};
 use crate::pipeline::{Pipeline, PipelineSettings, Seams, Stage, Stops};
 use crate::policy::pause::RetrySchedule;
+use crate::policy::routes::sole_write;
 use crate::settle::SettleSettings;
 use crate::signer::{LocalSigner, RemoteSigner, Signer};
 use crate::status::{self, LaneView, Observer, RecentLines, Sources};
@@ -263,9 +264,7 @@ fn lane_settings(settings: &Settings, account: AccountId, owner: Arc<str>) -> La
     LaneSettings {
         chain_id: chain.id,
         account,
-        to: settings.write.to,
-        value: settings.write.value,
-        gas: settings.write.gas,
+        unstored_write: sole_write(&settings.admission.routes),
         fees: settings.fees,
         finality: chain.finality,
         in_flight: chain.in_flight,

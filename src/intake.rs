@@ -17,6 +17,7 @@ use crate::metrics::{DeliveryVerdict, IntakeMeter};
 use crate::model::{BodyHash, Cause, Generation, Heartbeat, Message, OrderKey, Timestamp};
 use crate::policy::admission::{AdmissionRules, Candidate, Refusal, admit, sheltered};
 use crate::policy::arrival::{Verdict, is_suspect};
+use crate::policy::routes::NO_ROUTE;
 
 /// Deliveries admitted in one commit at most.
 const BATCH: usize = 256;
@@ -116,6 +117,7 @@ impl Intake {
     async fn step(&mut self, batch: Vec<Delivery>) -> Result<(), JournalError> {
         let mut arrivals = Vec::with_capacity(batch.len());
         let mut receipts = Vec::with_capacity(batch.len());
+        let mut unroutable = Vec::with_capacity(batch.len());
         let now = Timestamp::now();
         for Delivery { message, receipt } in batch {
             match sheltered(|| admit(&self.rules, &message)) {
@@ -132,7 +134,9 @@ impl Intake {
                         message,
                         account,
                         order_key: candidate.order_key.filter(|_| self.rules.is_strict()),
+                        write: candidate.write.as_ref().ok().cloned(),
                     });
+                    unroutable.push(candidate.write.err());
                     receipts.push(receipt);
                 }
                 Err(refusal) => self.refuse(message, refusal, receipt).await,
@@ -141,11 +145,15 @@ impl Intake {
         if arrivals.is_empty() {
             return Ok(());
         }
-        // Only what a conflict needs is kept; a clone of a body shares its bytes.
-        let copies: Vec<_> =
-            arrivals.iter().map(|a| (a.id.clone(), a.generation, a.account, a.message.clone())).collect();
+        // Only what a refusal needs is kept; a clone of a body shares its bytes.
+        let copies: Vec<_> = arrivals
+            .iter()
+            .zip(unroutable)
+            .map(|(a, why)| (a.id.clone(), a.generation, a.account, a.message.clone(), why))
+            .collect();
         let verdicts = self.journal.admit(arrivals).await?;
-        for ((verdict, receipt), (id, generation, account, message)) in verdicts.into_iter().zip(receipts).zip(copies) {
+        for ((verdict, receipt), copy) in verdicts.into_iter().zip(receipts).zip(copies) {
+            let (id, generation, account, message, why) = copy;
             self.meter.deliveries.count(verdict.into());
             debug!(request.id = %id, request.attempt = %generation, verdict = ?verdict, "delivery");
             if verdict == Verdict::Accept {
@@ -160,6 +168,10 @@ impl Intake {
                 Verdict::Conflict => {
                     let detail = "the journal knows this id with another body; use a new id for a new request";
                     let cause = Cause::invalid("id_conflict", detail);
+                    Admitted::Refused(Box::new(Refused { id, generation, message, cause, account, receipt }))
+                }
+                Verdict::Unroutable => {
+                    let cause = why.unwrap_or_else(|| Cause::invalid(NO_ROUTE, "no route is for it"));
                     Admitted::Refused(Box::new(Refused { id, generation, message, cause, account, receipt }))
                 }
             };

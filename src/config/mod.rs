@@ -10,8 +10,8 @@ use url::Url;
 
 use crate::broker::{Names, TopologyMode, UriSource};
 use crate::journal::JournalAddress;
-use crate::lane::{GasRule, OutagePolicy};
-use crate::model::{Address, Gas};
+use crate::lane::OutagePolicy;
+use crate::model::Gas;
 use crate::policy::admission::{AdmissionRules, TextSource};
 use crate::policy::classify::ErrorTable;
 use crate::policy::fee::FeeRules;
@@ -19,6 +19,7 @@ use crate::policy::finality::FinalityRule;
 use crate::policy::limits::Limits;
 
 mod reader;
+mod routes;
 pub(crate) mod secrets;
 mod sections;
 mod signers;
@@ -44,7 +45,7 @@ pub struct Settings {
     pub worker: WorkerSection,
     /// `[broker]`
     pub broker: BrokerSection,
-    /// `[request]` and `broker.max_body`
+    /// `[request]`, `[write]`, `[[route]]` and `broker.max_body`
     pub admission: AdmissionRules,
     /// `[retry]`
     pub retry: RetrySection,
@@ -54,8 +55,6 @@ pub struct Settings {
     pub chain: ChainSection,
     /// `[[signer]]`
     pub signers: Vec<SignerSection>,
-    /// `[write]`
-    pub write: WriteSection,
     /// `[fees]`
     pub fees: FeeRules,
     /// `[limits]`
@@ -166,17 +165,6 @@ impl std::fmt::Debug for ChainSection {
         // A URL may hold a key.
         f.debug_struct("ChainSection").field("id", &self.id).finish_non_exhaustive()
     }
-}
-
-/// `[write]`
-#[derive(Debug, Clone, Copy)]
-pub struct WriteSection {
-    /// Who is called.
-    pub to: Address,
-    /// What is paid.
-    pub value: crate::model::Wei,
-    /// How much gas.
-    pub gas: GasRule,
 }
 
 /// `[journal]`

@@ -14,11 +14,11 @@ use crate::config::reader::{Findings, Section, http_url};
 use crate::config::secrets::{credential, private_file};
 use crate::config::{
     BrokerSection, ChainSection, Faults, JournalSection, LogFormat, LogSection, RetrySection, Settings, WorkerSection,
-    WriteSection, gas_limits, id_source, signers,
+    id_source, routes, signers,
 };
 use crate::journal::JournalAddress;
-use crate::lane::{GasRule, OutagePolicy};
-use crate::model::{Address, Gas, Wei};
+use crate::lane::OutagePolicy;
+use crate::model::{Gas, GasRule, Wei};
 use crate::policy::admission::{AdmissionRules, OrderBy, Ordering, TextSource};
 use crate::policy::classify::{ErrorTable, SendMeaning};
 use crate::policy::fee::{FeeMode, FeeRules};
@@ -42,12 +42,16 @@ pub(super) fn read(values: Value) -> Result<Settings, Faults> {
     let settings = Settings {
         worker: worker(Section::new("worker", tables.remove("worker"), &mut findings)),
         broker,
-        admission: AdmissionRules { id_source, order_by, max_body_bytes },
         retry: retry(Section::new("retry", tables.remove("retry"), &mut findings)),
         outage: outage(Section::new("outage", tables.remove("outage"), &mut findings)),
         chain: chain(tables.remove("chain"), &mut findings),
         signers: signers::read(tables.remove("signer"), &mut findings),
-        write: write(Section::new("write", tables.remove("write"), &mut findings)),
+        admission: AdmissionRules {
+            id_source,
+            order_by,
+            routes: routes::read(tables.remove("write"), tables.remove("route"), &mut findings),
+            max_body_bytes,
+        },
         fees: fees(Section::new("fees", tables.remove("fees"), &mut findings)),
         limits: limits(Section::new("limits", tables.remove("limits"), &mut findings)),
         journal: journal(Section::new("journal", tables.remove("journal"), &mut findings)),
@@ -55,11 +59,14 @@ pub(super) fn read(values: Value) -> Result<Settings, Faults> {
         http_listen: http(Section::new("http", tables.remove("http"), &mut findings)),
         log: log(Section::new("log", tables.remove("log"), &mut findings)),
     };
-    if let (GasRule::Fixed(gas), Some(most)) = (settings.write.gas, settings.limits.gas_per_hour)
-        && gas > most
-    {
-        let problem = format!("is {most}, and write.gas is {gas}: no request could ever be written; raise it");
-        findings.add("limits.gas_per_hour", problem);
+    for route in &settings.admission.routes {
+        if let (GasRule::Fixed(gas), Some(most)) = (route.gas, settings.limits.gas_per_hour)
+            && gas > most
+        {
+            let name = &route.name;
+            let problem = format!("is {most}, and {name}.gas is {gas}: no request could ever be written; raise it");
+            findings.add("limits.gas_per_hour", problem);
+        }
     }
     for name in tables.keys() {
         findings.add(name, "is not a section; see worker.toml for those there are");
@@ -309,25 +316,6 @@ fn endpoints(section: &mut Section<'_>) -> Vec<Url> {
         }
     }
     urls
-}
-
-fn write(mut section: Section<'_>) -> WriteSection {
-    section.choice("mode", &[("data", ())]);
-    let to = section
-        .read("to", "the address to call, 0x and 40 hexadecimal digits", Address([0; 20]), |text| text.parse().ok());
-    let value = section.read("value", "an amount such as \"0\" or \"1 gwei\"", Wei(0), |text| text.parse().ok());
-    let margin = section.number("gas_margin", 0..=1000);
-    let gas = section.read(
-        "gas",
-        "\"estimate\" or a number from 21000 to 1000000000",
-        GasRule::Estimate { margin },
-        |text| match text {
-            "estimate" => Some(GasRule::Estimate { margin }),
-            number => number.parse().ok().map(Gas).filter(|gas| gas_limits().contains(gas)).map(GasRule::Fixed),
-        },
-    );
-    section.finish(&["mode", "to", "value", "gas", "gas_margin"]);
-    WriteSection { to, value, gas }
 }
 
 fn fees(mut section: Section<'_>) -> FeeRules {

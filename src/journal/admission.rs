@@ -32,7 +32,7 @@ pub(super) fn sort(known: Vec<(RequestId, Known)>, arrivals: &[Arrival]) -> Sort
     let mut sorted = Sorted { verdicts: Vec::with_capacity(arrivals.len()), new: Vec::new(), returned: Vec::new() };
     for arrival in arrivals {
         let before = known.get(&arrival.id);
-        let verdict = arrival::decide(before, arrival.generation, arrival.body_hash);
+        let verdict = arrival::decide(before, arrival.generation, arrival.body_hash, arrival.write.is_some());
         if verdict == Verdict::Accept {
             let place = i64::try_from(sorted.accepted()).unwrap_or(i64::MAX);
             match before.map(|before| arrival.generation.replay > before.generation.replay) {

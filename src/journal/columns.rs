@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use crate::journal::{JournalError, NewTransaction, Result};
-use crate::model::{Fee, Nonce};
+use crate::model::{Fee, GasRule, Nonce, Write};
 
 /// A row's columns by their names: `None` for NULL. An error says what is wrong with the column.
 pub(super) trait Columns {
@@ -96,6 +96,31 @@ pub(super) fn stored_fee(fee: Fee) -> Result<(i64, Option<i64>)> {
         Fee::Eip1559 { max_fee, tip } => Ok((signed("a fee", max_fee.0)?, Some(signed("a tip", tip.0)?))),
         Fee::Legacy { gas_price } => Ok((signed("a gas price", gas_price.0)?, None)),
     }
+}
+
+/// What a request asks for, by columns.
+#[derive(Default)]
+pub(super) struct StoredWrite<'w> {
+    pub(super) to: Option<&'w [u8]>,
+    pub(super) value: Option<String>,
+    pub(super) gas: Option<i64>,
+    pub(super) margin: Option<i64>,
+    pub(super) data: Option<&'w [u8]>,
+}
+
+pub(super) fn stored_write(write: Option<&Write>) -> Result<StoredWrite<'_>> {
+    let Some(write) = write else { return Ok(StoredWrite::default()) };
+    let (gas, margin) = match write.gas {
+        GasRule::Estimate { margin } => (None, Some(margin.into())),
+        GasRule::Fixed(gas) => (Some(signed("gas", gas.0)?), None),
+    };
+    Ok(StoredWrite {
+        to: Some(write.to.as_bytes()),
+        value: Some(write.value.0.to_string()),
+        gas,
+        margin,
+        data: write.data.as_deref(),
+    })
 }
 
 /// Fails unless the write found as many rows as it should.

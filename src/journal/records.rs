@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::model::event::FinalTransaction;
 use crate::model::{
     Address, Attempt, BodyHash, Cause, Event, Gas, Generation, Message, Nonce, OrderKey, RequestId, RequestState,
-    Timestamp, TransactionState, TxHash, Wei,
+    Timestamp, TransactionState, TxHash, Wei, Write,
 };
 
 /// The journal's number for an account on a chain.
@@ -120,6 +120,8 @@ pub struct Arrival {
     pub account: AccountId,
     /// Its ordering key, where requests of one wait for those before them.
     pub order_key: Option<OrderKey>,
+    /// What it asks for; `None` where no route knows. A retry keeps what was stored when it came for the first time.
+    pub write: Option<Write>,
 }
 
 /// Where outcomes are wanted besides the events exchange.
@@ -146,8 +148,17 @@ pub struct QueuedRequest {
     pub received_at: Timestamp,
     /// Its body.
     pub body: Bytes,
+    /// What it asks for; `None` where it was taken in by a version that did not store it.
+    pub write: Option<Write>,
     /// Whom to tell.
     pub reply: ReplyAddress,
+}
+
+impl QueuedRequest {
+    /// What a contract is called with. Shares its bytes.
+    pub fn calldata(&self) -> &Bytes {
+        self.write.as_ref().and_then(|write| write.data.as_ref()).unwrap_or(&self.body)
+    }
 }
 
 /// A transaction with its first attempt, ready to be stored.

@@ -15,9 +15,9 @@ use crate::journal::{
 };
 use crate::model::event::FinalTransaction;
 use crate::model::{
-    Address, Attempt, AttemptKind, BlockHash, BlockNumber, BodyHash, Cause, FailureClass, Fee, Gas, Generation,
-    Headers, Message, Nonce, Origin, Properties, RequestId, RequestState, SignedTransaction, Timestamp,
-    TransactionState, TxHash, Wei,
+    Address, Attempt, AttemptKind, BlockHash, BlockNumber, BodyHash, Cause, FailureClass, Fee, Gas, GasRule,
+    Generation, Headers, Message, Nonce, Origin, Properties, RequestId, RequestState, SignedTransaction, Timestamp,
+    TransactionState, TxHash, Wei, Write,
 };
 use crate::policy::arrival::Known;
 
@@ -132,8 +132,8 @@ fn body(row: &impl Columns) -> Result<Bytes> {
 }
 
 /// The columns that [`queued_request`] reads.
-pub(super) const QUEUED_COLUMNS: &str =
-    "r.seq, r.id, r.replay, r.retry, r.turn, r.received_at, r.body, r.body_hash, r.reply_to, r.correlation_id";
+pub(super) const QUEUED_COLUMNS: &str = "r.seq, r.id, r.replay, r.retry, r.turn, r.received_at, r.body, r.body_hash, r.write_to, r.write_value, r.write_gas, \
+     r.write_margin, r.write_data, r.reply_to, r.correlation_id";
 
 pub(super) fn queued_request(row: &impl Columns) -> Result<QueuedRequest> {
     Ok(QueuedRequest {
@@ -143,8 +143,19 @@ pub(super) fn queued_request(row: &impl Columns) -> Result<QueuedRequest> {
         turn: number(row, "request", "turn")?,
         received_at: Timestamp(number(row, "request", "received_at")?),
         body: body(row)?,
+        write: write(row)?,
         reply: reply(row, "request")?,
     })
+}
+
+fn write(row: &impl Columns) -> Result<Option<Write>> {
+    let Some(to) = optional_fixed(row, "request", "write_to", Address::from_slice)? else { return Ok(None) };
+    let gas = match optional_number(row, "request", "write_gas")? {
+        Some(_) => GasRule::Fixed(Gas(unsigned(row, "request", "write_gas")?)),
+        None => GasRule::Estimate { margin: unsigned(row, "request", "write_margin")? },
+    };
+    let data = row.bytes("write_data").map_err(|detail| corrupt("request", detail))?.map(Bytes::copy_from_slice);
+    Ok(Some(Write { to, value: amount("request", &text(row, "request", "write_value")?)?, gas, data }))
 }
 
 fn reply(row: &impl Columns, what: &'static str) -> Result<ReplyAddress> {
@@ -229,7 +240,7 @@ pub(super) fn add_live(live: &mut Vec<LiveTransaction>, row: &impl Columns) -> R
             request: queued_request(row)?,
             nonce,
             to: fixed(row, "transaction", "to_address", Address::from_slice)?,
-            value: amount(&text(row, "transaction", "value")?)?,
+            value: amount("transaction", &text(row, "transaction", "value")?)?,
             gas: Gas(unsigned(row, "transaction", "gas")?),
             attempts: vec![attempt(row)?],
         }),
@@ -237,8 +248,8 @@ pub(super) fn add_live(live: &mut Vec<LiveTransaction>, row: &impl Columns) -> R
     Ok(())
 }
 
-fn amount(text: &str) -> Result<Wei> {
-    text.parse().map(Wei).map_err(|_| corrupt("transaction", format!("value is {text:?}")))
+fn amount(what: &'static str, text: &str) -> Result<Wei> {
+    text.parse().map(Wei).map_err(|_| corrupt(what, format!("value is {text:?}")))
 }
 
 /// The columns that [`add_stored`] reads.

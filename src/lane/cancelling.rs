@@ -23,7 +23,7 @@ impl Lane {
             } else if state == RequestState::Accepted && self.cancelled.insert(request.seq) {
                 info!(request.id = %request.id, cause = detail, "cancelled before it had a nonce");
                 // The journal gives out no request with a wish, so what is dropped here is not fetched again.
-                self.fetched.retain(|fetched| fetched.seq != request.seq);
+                self.fetched.retain(|fetched| fetched.request.seq != request.seq);
                 self.prepared.retain(|prepared| prepared.request.seq != request.seq);
                 let verdict = LaneVerdict::Cancelled(Cause::rejected("cancelled", detail));
                 rulings.push(Ruling { lease: lease.clone(), request, transaction: None, verdict });

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use tracing::warn;
 
-use crate::chain::{BlockTag, ChainError, Receipt};
+use crate::chain::{BlockTag, Call, ChainError, Receipt};
 use crate::handover::{LaneVerdict, Ruling};
 use crate::journal::{ClosedTransaction, Lease, QueuedRequest};
 use crate::lane::Lane;
@@ -113,7 +113,12 @@ impl Lane {
             let detail = format!("it used all of its {} gas", transaction.gas);
             return Cause::rejected("out_of_gas", detail);
         }
-        let call = self.call(&transaction.request);
+        let call = Call {
+            from: self.signer.address(),
+            to: transaction.to,
+            value: transaction.value,
+            data: transaction.request.calldata().clone(),
+        };
         let block = receipt.transaction.block_number;
         let below = BlockNumber(block.0.saturating_sub(1));
         let mut unknown = String::new();

@@ -5,12 +5,13 @@ use tracing::debug;
 
 use crate::handover::{FromLane, Ruling};
 use crate::journal::{JournalError, Lease};
-use crate::lane::prepare::Prepared;
+use crate::lane::prepare::{Fetched, Prepared};
 use crate::lane::settings::OutagePolicy;
 use crate::lane::{Lane, ending, prepare};
 use crate::metrics::Signed;
-use crate::model::{Nonce, PauseReason};
+use crate::model::{Cause, Nonce, PauseReason};
 use crate::policy::limits::{Granted, Usage};
+use crate::policy::routes::NO_ROUTE;
 
 /// Requests signed and journalled together at most.
 pub(super) const BATCH: usize = 256;
@@ -92,9 +93,20 @@ impl Lane {
             !was_looked_at || queued.binary_search_by_key(turn, |request| request.turn).is_ok()
         });
         let mut fresh = queued.into_iter().filter(|request| !self.judged.contains(&request.turn));
-        self.fetched = fresh.by_ref().take(most).collect();
+        let taken: Vec<_> = fresh.by_ref().take(most).collect();
         self.may_have_more = is_full || fresh.next().is_some();
-        self.turn = self.fetched.last().map_or(from, |last| last.turn);
+        self.turn = taken.last().map_or(from, |last| last.turn);
+        let mut rulings = Vec::new();
+        for request in taken {
+            match request.write.clone().or_else(|| self.settings.unstored_write.clone()) {
+                Some(write) => self.fetched.push(Fetched { request, write }),
+                None => {
+                    let detail = "it was taken in before there were routes; send it back to have it routed";
+                    rulings.push(ending::failed(lease, request, Cause::invalid(NO_ROUTE, detail)));
+                }
+            }
+        }
+        self.rule(rulings).await;
         Ok(())
     }
 
@@ -128,7 +140,12 @@ impl Lane {
         let stored = transactions.iter().map(prepare::to_store).collect();
         let granted = self.journal.record_transactions(lease, stored, self.settings.limits).await?;
         for held_back in transactions.drain(granted.count.min(transactions.len())..).rev() {
-            self.prepared.push_front(Prepared { request: held_back.request, gas: held_back.gas });
+            self.prepared.push_front(Prepared {
+                request: held_back.request,
+                to: held_back.to,
+                value: held_back.value,
+                gas: held_back.gas,
+            });
         }
         if let Some(throttled) = granted.throttled {
             self.throttle(throttled);
@@ -150,7 +167,7 @@ impl Lane {
         let Some((reason, detail)) = self.pause.as_ref().map(|pause| (pause.reason, pause.detail.clone())) else {
             return;
         };
-        let waiting = std::mem::take(&mut self.fetched).into_iter();
+        let waiting = std::mem::take(&mut self.fetched).into_iter().map(|fetched| fetched.request);
         let waiting = waiting.chain(std::mem::take(&mut self.prepared).into_iter().map(|prepared| prepared.request));
         let rulings = waiting.map(|request| ending::unavailable(lease, request, reason, &detail)).collect();
         self.rule(rulings).await;

@@ -14,7 +14,7 @@ use crate::broadcaster::{self, Broadcaster};
 use crate::chain::{Chain, Header};
 use crate::evidence::Evidence;
 use crate::handover::FromLane;
-use crate::journal::{Acquired, JournalError, Lease, LeaseMark, QueuedRequest, RequestSeq};
+use crate::journal::{Acquired, JournalError, Lease, LeaseMark, RequestSeq};
 use crate::model::{BlockNumber, Nonce, Timestamp};
 use crate::policy::fee::Market;
 use crate::policy::window::SendWindow;
@@ -37,11 +37,11 @@ mod throttling;
 mod undone;
 mod window;
 
-pub use settings::{GasRule, LaneJournal, LaneSettings, LaneSignals, LaneState, OutagePolicy, Throttling};
+pub use settings::{LaneJournal, LaneSettings, LaneSignals, LaneState, OutagePolicy, Throttling};
 
 use mending::Mender;
 use pausing::Paused;
-use prepare::Prepared;
+use prepare::{Fetched, Prepared};
 use throttling::Throttle;
 use undone::UndoneNonces;
 use window::{InFlight, Window};
@@ -66,7 +66,7 @@ pub struct Lane {
     window: Window,
     send_window: SendWindow,
     /// Fetched from the queue, not yet simulated.
-    fetched: Vec<QueuedRequest>,
+    fetched: Vec<Fetched>,
     /// Ready to be signed.
     prepared: VecDeque<Prepared>,
     /// Queued requests that settle was told to cancel, and has not yet.

@@ -4,18 +4,28 @@ use crate::chain::{Call, ChainError};
 use crate::handover::Ruling;
 use crate::journal::{Lease, NewTransaction, QueuedRequest};
 use crate::lane::window::InFlight;
-use crate::lane::{GasRule, Lane, ending};
+use crate::lane::{Lane, ending};
 use crate::model::{
-    Attempt, AttemptKind, Cause, Fee, Gas, Nonce, PauseReason, SignedTransaction, Timestamp, UnsignedTransaction, Wei,
+    Address, Attempt, AttemptKind, Cause, Fee, Gas, GasRule, Nonce, PauseReason, SignedTransaction, Timestamp,
+    UnsignedTransaction, Wei, Write,
 };
 use crate::policy::classify::SimulationMeaning;
 use crate::policy::fee::Market;
 use crate::policy::{gas, revert};
 
+/// A request from the queue, and what it asks for.
+#[derive(Debug)]
+pub(super) struct Fetched {
+    pub(super) request: QueuedRequest,
+    pub(super) write: Write,
+}
+
 /// A request that can be signed.
 #[derive(Debug)]
 pub(super) struct Prepared {
     pub(super) request: QueuedRequest,
+    pub(super) to: Address,
+    pub(super) value: Wei,
     pub(super) gas: Gas,
 }
 
@@ -37,20 +47,20 @@ impl Lane {
         let mut stopped = None;
         let mut fetched = std::mem::take(&mut self.fetched).into_iter();
         for outcome in simulated {
-            let (gas, request) = match (outcome, fetched.next()) {
-                (Simulated::Runs(gas), Some(request)) => (gas, request),
-                (Simulated::Fails(cause), Some(request)) => {
+            let (gas, Fetched { request, write }) = match (outcome, fetched.next()) {
+                (Simulated::Runs(gas), Some(fetched)) => (gas, fetched),
+                (Simulated::Fails(cause), Some(Fetched { request, .. })) => {
                     rulings.push(ending::failed(lease, request, cause));
                     continue;
                 }
-                (Simulated::NotLooked(reason, detail), request) => {
-                    self.fetched.extend(request);
+                (Simulated::NotLooked(reason, detail), fetched) => {
+                    self.fetched.extend(fetched);
                     stopped = Some((reason, detail));
                     break;
                 }
                 (Simulated::Runs(_) | Simulated::Fails(_), None) => break,
             };
-            self.prepared.push_back(Prepared { request, gas });
+            self.prepared.push_back(Prepared { request, to: write.to, value: write.value, gas });
         }
         self.fetched.extend(fetched);
         self.rule(rulings).await;
@@ -58,15 +68,12 @@ impl Lane {
     }
 
     async fn simulate(&self) -> Result<Vec<Simulated>, ChainError> {
-        let margin = match self.settings.gas {
-            // The configuration's check sees to it that this fits under the limit.
-            GasRule::Fixed(gas) => return Ok(self.fetched.iter().map(|request| with_fixed(gas, request)).collect()),
-            GasRule::Estimate { margin } => margin,
-        };
         let block_limit = self.head.as_ref().map_or(Gas(u64::MAX), |head| head.gas_limit);
-        let calls: Vec<_> = self.fetched.iter().map(|request| self.call(request)).collect();
-        let estimates = self.chain.estimate(&calls).await?;
-        let judge = |estimate| match estimate {
+        let is_estimated = |fetched: &&Fetched| matches!(fetched.write.gas, GasRule::Estimate { .. });
+        let calls: Vec<_> = self.fetched.iter().filter(is_estimated).map(|fetched| self.call(fetched)).collect();
+        let estimates = if calls.is_empty() { Vec::new() } else { self.chain.estimate(&calls).await? };
+        let mut estimates = estimates.into_iter();
+        let judge = |estimate, margin| match estimate {
             Ok(estimate) => within_limit(gas::limit(estimate, margin, block_limit), self.settings.limits.gas_per_hour),
             Err(ChainError::Node { message, data, .. }) => match self.settings.errors.meaning_of_simulation(&message) {
                 SimulationMeaning::Failed => Simulated::Fails(simulation_cause(&message, data.as_deref())),
@@ -75,16 +82,17 @@ impl Lane {
             },
             Err(error) => Simulated::NotLooked(error.pause_reason(), error.to_string()),
         };
-        Ok(estimates.into_iter().map(judge).collect())
+        let per_hour = self.settings.limits.gas_per_hour;
+        let judged = self.fetched.iter().map_while(|fetched| match fetched.write.gas {
+            GasRule::Fixed(gas) => Some(with_fixed(gas, fetched.request.calldata(), per_hour)),
+            GasRule::Estimate { margin } => Some(judge(estimates.next()?, margin)),
+        });
+        Ok(judged.collect())
     }
 
-    pub(super) fn call(&self, request: &QueuedRequest) -> Call {
-        Call {
-            from: self.signer.address(),
-            to: self.settings.to,
-            value: self.settings.value,
-            data: request.body.clone(),
-        }
+    fn call(&self, fetched: &Fetched) -> Call {
+        let Write { to, value, .. } = fetched.write;
+        Call { from: self.signer.address(), to, value, data: fetched.request.calldata().clone() }
     }
 
     /// The price of new transactions; above the cap the lane pauses until it has come down.
@@ -102,10 +110,10 @@ impl Lane {
         UnsignedTransaction {
             chain_id: self.settings.chain_id,
             nonce,
-            to: self.settings.to,
-            value: self.settings.value,
+            to: prepared.to,
+            value: prepared.value,
             gas: prepared.gas,
-            data: prepared.request.body.clone(),
+            data: prepared.request.calldata().clone(),
             fee,
         }
     }
@@ -121,8 +129,7 @@ impl Lane {
         let with_nonces = prepared.into_iter().zip(signed).zip(first.0..);
         let transaction = |((prepared, signed), nonce): ((Prepared, SignedTransaction), u64)| {
             let attempt = Attempt { kind: AttemptKind::Write, signed, fee, signed_at };
-            let Prepared { request, gas } = prepared;
-            let (to, value) = (self.settings.to, self.settings.value);
+            let Prepared { request, to, value, gas } = prepared;
             InFlight::new(request, Nonce(nonce), to, value, gas, vec![attempt])
         };
         with_nonces.map(transaction).collect()
@@ -159,7 +166,7 @@ impl Lane {
                 to: transaction.to,
                 value: transaction.value,
                 gas: transaction.gas,
-                data: transaction.request.body.clone(),
+                data: transaction.request.calldata().clone(),
                 fee: replaced?,
             },
             // No pool has the refused write, so a cancellation may go out at its price where none higher is allowed.
@@ -183,12 +190,12 @@ impl Lane {
 }
 
 /// A node may take a transaction with too little gas, and drop it when it makes a block: it would hold up its account.
-fn with_fixed(gas: Gas, request: &QueuedRequest) -> Simulated {
-    let least = gas::intrinsic(&request.body);
+fn with_fixed(gas: Gas, calldata: &[u8], per_hour: Option<Gas>) -> Simulated {
+    let least = gas::intrinsic(calldata);
     if gas >= least {
-        return Simulated::Runs(gas);
+        return within_limit(gas, per_hour);
     }
-    Simulated::Fails(Cause::invalid("gas_too_low", format!("its calldata takes {least} gas, write.gas is {gas}")))
+    Simulated::Fails(Cause::invalid("gas_too_low", format!("its calldata takes {least} gas, its gas is set to {gas}")))
 }
 
 /// What takes more than a whole hour may have would hold up its account for ever.

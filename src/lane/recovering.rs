@@ -28,19 +28,19 @@ impl Lane {
         if !self.is_recovering || self.fetched.is_empty() {
             return Ok(());
         }
-        let hashes = self.fetched.iter().map(|request| BodyHash::of(&self.call(request).data)).collect();
+        let hashes = self.fetched.iter().map(|fetched| BodyHash::of(fetched.request.calldata())).collect();
         let found = self.journal.recovered_writes(hashes).await?;
         let mut rulings = Vec::new();
-        for (request, written) in std::mem::take(&mut self.fetched).into_iter().zip(found) {
-            match written.filter(|_| request.generation.replay == 0) {
+        for (fetched, written) in std::mem::take(&mut self.fetched).into_iter().zip(found) {
+            match written.filter(|_| fetched.request.generation.replay == 0) {
                 Some(write) => {
                     let detail = format!(
                         "transaction {} in block {} has the same calldata, from before the journal was lost",
                         write.tx_hash, write.block_number
                     );
-                    rulings.push(ending::failed(lease, request, Cause::invalid(MAYBE_WRITTEN, detail)));
+                    rulings.push(ending::failed(lease, fetched.request, Cause::invalid(MAYBE_WRITTEN, detail)));
                 }
-                None => self.fetched.push(request),
+                None => self.fetched.push(fetched),
             }
         }
         self.rule(rulings).await;

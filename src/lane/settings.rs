@@ -8,23 +8,11 @@ use tokio::sync::{Notify, watch};
 
 use crate::journal::{AccountId, Lease, Leases, Transactions};
 use crate::metrics::LaneMeter;
-use crate::model::{Address, BlockNumber, Fee, Gas, Heartbeat, Nonce, PauseReason, Timestamp, Wei};
+use crate::model::{BlockNumber, Fee, Heartbeat, Nonce, PauseReason, Timestamp, Write};
 use crate::policy::classify::ErrorTable;
 use crate::policy::fee::FeeRules;
 use crate::policy::finality::FinalityRule;
 use crate::policy::limits::{Limit, Limits};
-
-/// How much gas a request gets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GasRule {
-    /// What the node estimates, and this much more in percent.
-    Estimate {
-        /// Percent.
-        margin: u32,
-    },
-    /// Always this much; nothing is simulated.
-    Fixed(Gas),
-}
 
 /// What an outage does to requests that have no transaction yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,12 +30,8 @@ pub struct LaneSettings {
     pub chain_id: u64,
     /// The journal's number for the account.
     pub account: AccountId,
-    /// Who is called.
-    pub to: Address,
-    /// What is paid with each request.
-    pub value: Wei,
-    /// How much gas.
-    pub gas: GasRule,
+    /// What a request asks for that was taken in by a version which did not store it; `None`: it has to be taken in again.
+    pub unstored_write: Option<Write>,
     /// How it is priced.
     pub fees: FeeRules,
     /// When it is final.

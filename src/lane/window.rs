@@ -305,6 +305,7 @@ mod tests {
             turn: 1,
             received_at: Timestamp(0),
             body: bytes::Bytes::new(),
+            write: None,
             reply: Default::default(),
         };
         let (to, value, gas) = (Address([1; 20]), Wei(0), Gas(21_000));

@@ -103,7 +103,7 @@ label!(
         Stale = "stale",
         /// No request: another body under a known id.
         Conflict = "conflict",
-        /// No request, and never one.
+        /// No request, and never one; or none that a route is for.
         Refused = "refused",
         /// For a later time.
         Postponed = "postponed",
@@ -119,6 +119,7 @@ impl From<Verdict> for DeliveryVerdict {
             Verdict::Duplicate => Self::Duplicate,
             Verdict::Stale => Self::Stale,
             Verdict::Conflict => Self::Conflict,
+            Verdict::Unroutable => Self::Refused,
         }
     }
 }

@@ -7,6 +7,7 @@ pub mod message;
 pub mod progress;
 pub mod request;
 pub mod transaction;
+pub mod write;
 
 pub use event::{Event, EventKind};
 pub use failure::{Cause, FailureClass, PauseReason};
@@ -15,3 +16,4 @@ pub use message::{HeaderValue, Headers, Message, Origin, Properties};
 pub use progress::Heartbeat;
 pub use request::{Generation, RequestState};
 pub use transaction::{Attempt, AttemptKind, Fee, SignedTransaction, TransactionState, UnsignedTransaction};
+pub use write::{GasRule, Write};

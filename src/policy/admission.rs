@@ -1,7 +1,8 @@
 //! Is a message a request? Reads its id and counts, and refuses what could never be one.
 
-use crate::model::{BodyHash, Cause, Generation, HeaderValue, Message, OrderKey, RequestId, Timestamp};
+use crate::model::{BodyHash, Cause, Generation, HeaderValue, Message, OrderKey, RequestId, Timestamp, Write};
 use crate::policy::postpone::not_before;
+use crate::policy::routes::{Route, write_of};
 
 /// Arrays and tables in each other in a header, at most. The journal keeps headers as JSON, and readers of that refuse
 /// more than 128 levels: a message that was taken in and could not be read again would stop every start.
@@ -43,7 +44,9 @@ pub struct AdmissionRules {
     pub id_source: TextSource,
     /// Its order among those of its key, if messages of one key are to keep theirs.
     pub order_by: Option<OrderBy>,
-    /// The longest body, in bytes.
+    /// What it asks for, the first that fits.
+    pub routes: Vec<Route>,
+    /// The longest body, and the longest calldata made of one, in bytes.
     pub max_body_bytes: u64,
 }
 
@@ -67,6 +70,22 @@ pub struct Candidate {
     pub not_before: Option<Timestamp>,
     /// The hash of its ordering key, if it has one.
     pub order_key: Option<OrderKey>,
+    /// What it asks for, or why no route knows. Then it may still be a copy of a request that was taken in under another
+    /// configuration.
+    pub write: Result<Write, Cause>,
+}
+
+impl Candidate {
+    /// What a message with this must ask for to be a new request.
+    ///
+    /// # Errors
+    /// The reason why no route knows.
+    pub fn routed(self) -> Result<Self, Refusal> {
+        match &self.write {
+            Ok(_) => Ok(self),
+            Err(cause) => Err(Refusal { id: Some(self.id.clone()), cause: cause.clone() }),
+        }
+    }
 }
 
 /// A message that can never be one.
@@ -124,7 +143,8 @@ pub fn admit(rules: &AdmissionRules, message: &Message) -> Result<Candidate, Ref
         Ok(read) => read.and_then(|(_, text)| text).map(|text| OrderKey::of(&text)),
         Err(cause) => return Err(Refusal { id: Some(id), cause }),
     };
-    Ok(Candidate { id, generation, body_hash: BodyHash::of(&message.body), not_before, order_key })
+    let write = write_of(&rules.routes, message, rules.max_body_bytes);
+    Ok(Candidate { id, generation, body_hash: BodyHash::of(&message.body), not_before, order_key, write })
 }
 
 fn read_id(rules: &AdmissionRules, message: &Message) -> Result<RequestId, Cause> {
@@ -176,7 +196,7 @@ mod tests {
     use crate::model::{Headers, Properties};
 
     fn rules(id_source: TextSource) -> AdmissionRules {
-        AdmissionRules { id_source, order_by: None, max_body_bytes: 64 }
+        AdmissionRules { id_source, order_by: None, routes: Vec::new(), max_body_bytes: 64 }
     }
 
     fn message(id: Option<&str>, headers: &[(&str, HeaderValue)], body: &'static str) -> Message {

@@ -39,22 +39,27 @@ pub enum Verdict {
     Stale,
     /// Another body under a known id: dead-letter it.
     Conflict,
+    /// No request yet, and no route makes it one: dead-letter it.
+    Unroutable,
 }
 
-/// Decides about a delivery of copy `generation` with this body.
-pub fn decide(known: Option<&Known>, generation: Generation, body_hash: BodyHash) -> Verdict {
-    let Some(known) = known else { return Verdict::Accept };
+/// Decides about a delivery of copy `generation` with this body. What was taken in before needs no route any more: what it
+/// asks for is stored.
+pub fn decide(known: Option<&Known>, generation: Generation, body_hash: BodyHash, is_routed: bool) -> Verdict {
+    let new = if is_routed { Verdict::Accept } else { Verdict::Unroutable };
+    let Some(known) = known else { return new };
     let is_replay = generation.replay > known.generation.replay;
     let is_older = generation < known.generation;
     let same_body = known.body_hash == body_hash;
     match known.state {
         // An edited dead letter may come back under its id: nothing of it can land any more.
-        RequestState::Dead | RequestState::DeadPending if is_replay => Verdict::Accept,
+        RequestState::Dead | RequestState::DeadPending if is_replay => new,
         _ if !same_body => Verdict::Conflict,
         RequestState::Accepted | RequestState::Writing => Verdict::Join,
         RequestState::Final => Verdict::Duplicate,
         RequestState::RetryWaiting if is_older => Verdict::Stale,
         RequestState::RetryPending if is_older => Verdict::AwaitConfirm,
+        RequestState::RetryWaiting | RequestState::RetryPending if is_replay => new,
         RequestState::RetryWaiting | RequestState::RetryPending => Verdict::Accept,
         RequestState::Dead => Verdict::Stale,
         RequestState::DeadPending => Verdict::AwaitConfirm,
@@ -93,9 +98,13 @@ mod tests {
             ("dead not confirmed, replayed", known(S::DeadPending, at(0, 5)), at(1, 0), Verdict::Accept),
         ];
         for (name, known, generation, verdict) in rows {
-            assert_eq!(decide(Some(&known), generation, BodyHash::of(b"body")), verdict, "{name}");
+            assert_eq!(decide(Some(&known), generation, BodyHash::of(b"body"), true), verdict, "{name}");
+            let is_new = generation.replay > known.generation.replay && verdict == Verdict::Accept;
+            let unrouted = if is_new { Verdict::Unroutable } else { verdict };
+            assert_eq!(decide(Some(&known), generation, BodyHash::of(b"body"), false), unrouted, "{name}, no route");
         }
-        assert_eq!(decide(None, at(0, 3), BodyHash::of(b"body")), Verdict::Accept);
+        assert_eq!(decide(None, at(0, 3), BodyHash::of(b"body"), true), Verdict::Accept);
+        assert_eq!(decide(None, at(0, 3), BodyHash::of(b"body"), false), Verdict::Unroutable);
     }
 
     #[test]
@@ -103,8 +112,8 @@ mod tests {
         let other = BodyHash::of(b"other");
         for state in S::ALL {
             let dead = matches!(state, S::Dead | S::DeadPending);
-            assert_eq!(decide(Some(&known(state, at(0, 1))), at(0, 1), other), Verdict::Conflict, "{state}");
-            let replayed = decide(Some(&known(state, at(0, 1))), at(1, 0), other);
+            assert_eq!(decide(Some(&known(state, at(0, 1))), at(0, 1), other, true), Verdict::Conflict, "{state}");
+            let replayed = decide(Some(&known(state, at(0, 1))), at(1, 0), other, true);
             assert_eq!(replayed, if dead { Verdict::Accept } else { Verdict::Conflict }, "{state}");
         }
     }

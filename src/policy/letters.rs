@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use crate::model::message::header;
 use crate::model::{BodyHash, Cause, Generation, HeaderValue, Message, RequestId, Timestamp};
-use crate::policy::admission::{AdmissionRules, admit, sheltered};
+use crate::policy::admission::{AdmissionRules, Candidate, admit, sheltered};
 
 /// The reason of requests that may have been written by a worker whose journal was lost.
 pub const MAYBE_WRITTEN: &str = "maybe_written";
@@ -56,7 +56,7 @@ impl Letter {
         let class = text(header::ERROR_CLASS).unwrap_or_else(|| by_key(|(class, _)| class.to_owned()));
         let reason = text(header::ERROR_REASON).unwrap_or_else(|| by_key(|(_, reason)| reason.to_owned()));
         let generation = Generation::read_from(&message.headers).unwrap_or_default();
-        let (id, refusal) = match sheltered(|| admit(rules, message)) {
+        let (id, refusal) = match sheltered(|| admit(rules, message)).and_then(Candidate::routed) {
             Ok(candidate) => (Some(candidate.id), None),
             Err(refusal) => (refusal.id, Some(refusal.cause)),
         };
@@ -234,11 +234,14 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::model::message::FailureNote;
-    use crate::model::{Headers, Origin, Properties};
+    use crate::model::{Address, GasRule, Headers, Origin, Properties, Wei};
     use crate::policy::admission::TextSource;
+    use crate::policy::routes::Route;
 
-    pub(crate) const RULES: AdmissionRules =
-        AdmissionRules { id_source: TextSource::MessageId, order_by: None, max_body_bytes: 1024 };
+    pub(crate) fn rules() -> AdmissionRules {
+        let routes = vec![Route::of_all(Address([1; 20]), Wei(0), GasRule::Estimate { margin: 0 })];
+        AdmissionRules { id_source: TextSource::MessageId, order_by: None, routes, max_body_bytes: 1024 }
+    }
 
     pub(crate) fn dead(id: Option<&str>, cause: &Cause, generation: Generation, at: i64) -> Message {
         let original = Message {
@@ -255,7 +258,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn letter(id: Option<&str>, cause: &Cause, generation: Generation) -> Letter {
-        Letter::read(&RULES, &dead(id, cause, generation, 0))
+        Letter::read(&rules(), &dead(id, cause, generation, 0))
     }
 
     fn reverted() -> Cause {
@@ -274,7 +277,7 @@ pub(crate) mod tests {
             origin: Origin { exchange: "q.dead".to_owned(), routing_key: "broker.undeliverable".to_owned() },
             ..Message::default()
         };
-        let given_up = Letter::read(&RULES, &undeliverable);
+        let given_up = Letter::read(&rules(), &undeliverable);
         assert_eq!((given_up.cause().as_str(), given_up.died_at), ("broker.undeliverable", Some(Timestamp(7000))));
         assert_eq!((given_up.name(), &*given_up.refusal.as_ref().unwrap().reason), ("(no id)", "missing_id"));
     }
@@ -282,7 +285,7 @@ pub(crate) mod tests {
     #[test]
     fn a_key_names_the_same_letter_wherever_it_lies_and_no_other() {
         let read = |id, cause: &Cause, replay, at| {
-            Letter::read(&RULES, &dead(Some(id), cause, Generation { replay, retry: 0 }, at)).key
+            Letter::read(&rules(), &dead(Some(id), cause, Generation { replay, retry: 0 }, at)).key
         };
         let one = read("a", &reverted(), 0, 0);
         assert_eq!(one.len(), KEY_DIGITS);
@@ -297,7 +300,7 @@ pub(crate) mod tests {
     #[test]
     fn filters_mean_what_they_say() {
         let message = dead(Some("order-1"), &reverted(), Generation::default(), 60_000);
-        let letter = Letter::read(&RULES, &message);
+        let letter = Letter::read(&rules(), &message);
         let undated = Letter { died_at: None, ..letter.clone() };
         let now = Timestamp(120_000);
         let filter = LetterFilter::default;
@@ -339,7 +342,7 @@ pub(crate) mod tests {
 
     #[test]
     fn groups_have_one_cause_each_and_the_largest_is_first() {
-        let at = |cause: &Cause, at| Letter::read(&RULES, &dead(Some("a"), cause, Generation::default(), at));
+        let at = |cause: &Cause, at| Letter::read(&rules(), &dead(Some("a"), cause, Generation::default(), at));
         let letters = [at(&Cause::invalid("too_large", "long"), 5), at(&reverted(), 30), at(&reverted(), 10)];
         let groups = grouped(&letters);
         let told: Vec<_> = groups.iter().map(|g| (g.cause.as_str(), g.count, g.oldest, g.newest)).collect();

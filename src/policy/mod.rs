@@ -1,5 +1,6 @@
 //! Pure rules: they decide, others act. No I/O, no clock, no randomness but the jitter of a pause.
 
+pub mod abi;
 pub mod admission;
 pub mod arrival;
 pub mod classify;
@@ -13,5 +14,6 @@ pub mod pause;
 pub mod postpone;
 pub mod replay;
 pub mod revert;
+pub mod routes;
 pub mod spread;
 pub mod window;

@@ -99,7 +99,7 @@ impl HeldDeliveries {
     /// Those that would be acked if they came now.
     pub(super) fn release_settled(&mut self, id: &RequestId, known: &Known) -> Vec<Receipt> {
         self.release(id, |held| {
-            matches!(decide(Some(known), held.generation, known.body_hash), Verdict::Duplicate | Verdict::Stale)
+            matches!(decide(Some(known), held.generation, known.body_hash, true), Verdict::Duplicate | Verdict::Stale)
         })
     }
 

@@ -7,13 +7,14 @@ use fastrand::Rng;
 
 use crate::broker::Names;
 use crate::journal::AccountId;
-use crate::lane::{GasRule, LaneSettings, OutagePolicy};
-use crate::model::{Address, Gas, Wei};
+use crate::lane::{LaneSettings, OutagePolicy};
+use crate::model::{Address, Gas, GasRule, Wei};
 use crate::policy::admission::{AdmissionRules, OrderBy, Ordering, TextSource};
 use crate::policy::fee::{FeeMode, FeeRules};
 use crate::policy::finality::FinalityRule;
 use crate::policy::limits::Limits;
 use crate::policy::pause::RetrySchedule;
+use crate::policy::routes::Route;
 use crate::settle::SettleSettings;
 use crate::simulation::ledger::CHAIN_ID;
 
@@ -42,9 +43,7 @@ impl RunSettings {
         let lane = LaneSettings {
             chain_id: CHAIN_ID,
             account: AccountId(0),
-            to: Address([0xaa; 20]),
-            value: Wei(0),
-            gas: GasRule::Estimate { margin: 20 },
+            unstored_write: None,
             fees: FeeRules { mode: FeeMode::Auto, max_fee: Wei(HIGHEST_FEE) },
             finality: if rng.bool() { FinalityRule::Depth(depth) } else { FinalityRule::Finalized },
             in_flight: rng.usize(1..=16),
@@ -70,7 +69,12 @@ impl RunSettings {
             waits,
             publishes_in_flight: rng.usize(1..=8),
         };
-        let admission = AdmissionRules { id_source: TextSource::MessageId, order_by: None, max_body_bytes: 200 };
+        let admission = AdmissionRules {
+            id_source: TextSource::MessageId,
+            order_by: None,
+            routes: vec![Route::of_all(Address([0xaa; 20]), Wei(0), GasRule::Estimate { margin: 20 })],
+            max_body_bytes: 200,
+        };
         Self { accounts, lane, settle, admission, max_open: rng.u64(3..60) }
     }
 

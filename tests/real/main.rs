@@ -42,6 +42,7 @@ mod refusals;
 mod reorgs;
 mod republish;
 mod retries;
+mod routes;
 mod secrets;
 mod sessions;
 mod signers;

@@ -78,6 +78,19 @@ pub const COUNTS_EFFECTS: &str = concat!(
     "905500", // storage[key] = value + 1; STOP
 );
 
+/// `transfer(address,uint256)` of a token that everybody may send: adds the amount to the storage slot that is the address,
+/// and returns true. Every other call reverts.
+pub const TOKEN: &str = concat!(
+    "0x",
+    "60003560e01c63a9059cbb146014", // jump to 0x14 if the selector is transfer's
+    "5760006000fd",                 // else revert with nothing
+    "5b",                           // 0x14
+    "6004358054",                   // key = to; value = storage[key]
+    "60243501",                     // value + amount
+    "9055",                         // storage[key] = value + amount
+    "600160005260206000f3",         // return 1
+);
+
 /// Looks at byte 7 of the calldata, which in `{"do":"write",…}` is the first letter of the word: `n` ("never") reverts
 /// with `Error("not today")`, `l` ("later") with `Error("closed")` while storage slot 0 is zero, and everything else is
 /// accepted. `RpcClient::set_storage` opens the slot.

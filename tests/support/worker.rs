@@ -33,7 +33,8 @@ pub struct WorkerConfig {
     /// One of Anvil's accounts.
     pub account: usize,
     pub to: String,
-    /// Lines of TOML by section: `("retry", "max_attempts = 2")`. Each `"signer"` is a signer, in place of the account's key.
+    /// Lines of TOML by section: `("retry", "max_attempts = 2")`. Each `"signer"` is a signer, in place of the account's key,
+    /// each `"route"` a route.
     pub extra: Vec<(&'static str, String)>,
 }
 
@@ -58,10 +59,10 @@ impl WorkerConfig {
             // Workers of many tests run at once on one host.
             ("http", "listen = \"\"".to_owned()),
         ];
-        let (mut signers, extra): (Vec<_>, Vec<_>) =
-            self.extra.iter().cloned().partition(|(section, _)| *section == "signer");
-        if signers.is_empty() {
-            signers.push(("signer", format!("key_file = {:?}", folder.join("signer.key"))));
+        let (mut tables, extra): (Vec<_>, Vec<_>) =
+            self.extra.iter().cloned().partition(|(section, _)| ["signer", "route"].contains(section));
+        if tables.iter().all(|(section, _)| *section != "signer") {
+            tables.push(("signer", format!("key_file = {:?}", folder.join("signer.key"))));
         }
         sections.extend(extra);
         let mut text = String::new();
@@ -79,8 +80,8 @@ impl WorkerConfig {
             let lines: Vec<_> = lines.into_iter().map(|(_, line)| line).collect();
             text.push_str(&format!("[{name}]\n{}\n", lines.join("\n")));
         }
-        for (_, lines) in signers {
-            text.push_str(&format!("[[signer]]\n{lines}\n"));
+        for (name, lines) in tables {
+            text.push_str(&format!("[[{name}]]\n{lines}\n"));
         }
         text
     }

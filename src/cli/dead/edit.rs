@@ -15,9 +15,8 @@ use crate::cli::dead::{LIMIT, complain, confirmed, pair, plain, reason_is_too_lo
 use crate::cli::{exit, say};
 use crate::config::Settings;
 use crate::journal::{Deed, LetterDeed};
-use crate::lane::GasRule;
-use crate::model::{BodyHash, Generation, Message, RequestId, Timestamp, ids};
-use crate::policy::admission::{TextSource, admit, sheltered};
+use crate::model::{BodyHash, GasRule, Generation, Message, RequestId, Timestamp, Write, ids};
+use crate::policy::admission::{Candidate, TextSource, admit, sheltered};
 use crate::policy::arrival::{Verdict, decide};
 use crate::policy::gas::intrinsic;
 use crate::policy::letters::{Letter, LetterFilter};
@@ -163,14 +162,15 @@ async fn judge(
 ) -> anyhow::Result<Result<New, String>> {
     // As it will be: without what is said of the failure.
     let probe = after.replayed(&desk.note(0, ""));
-    let candidate = match sheltered(|| admit(&settings.admission, &probe)) {
+    let candidate = match sheltered(|| admit(&settings.admission, &probe)).and_then(Candidate::routed) {
         Ok(candidate) => candidate,
         Err(refusal) => return Ok(Err(refusal.cause.to_string())),
     };
-    if let GasRule::Fixed(gas) = settings.write.gas
-        && intrinsic(&after.body) > gas
-    {
-        return Ok(Err(format!("write.gas is {}, and this body alone takes {}", gas.0, intrinsic(&after.body).0)));
+    if let Ok(Write { gas: GasRule::Fixed(gas), data, .. }) = &candidate.write {
+        let least = intrinsic(data.as_ref().unwrap_or(&after.body));
+        if least > *gas {
+            return Ok(Err(format!("its gas is set to {gas}, and its calldata alone takes {least}")));
+        }
     }
     if letter.id.as_ref() != Some(&candidate.id) {
         if desk.state_of(&candidate.id).await?.is_some() {
@@ -192,7 +192,7 @@ async fn judge(
     let known = standing.known.map_or(Generation::default(), |known| known.generation);
     let replay = known.replay.max(letter.generation.replay).saturating_add(1);
     let arrives = Generation { replay, retry: 0 };
-    let verdict = decide(standing.known.as_ref(), arrives, BodyHash::of(&after.body));
+    let verdict = decide(standing.known.as_ref(), arrives, BodyHash::of(&after.body), true);
     if verdict != Verdict::Accept {
         return Ok(Err(format!(
             "intake would not accept it ({verdict:?}): `chainwriter status` tells where its request is"

@@ -9,9 +9,9 @@ use crate::cli::doctor::spell;
 use crate::cli::text_of;
 use crate::config::{Settings, SignerSection};
 use crate::journal::{AccountOverview, JournalOverview};
-use crate::lane::GasRule;
-use crate::model::{Address, Gas, Nonce, RequestState, Wei};
+use crate::model::{Address, Gas, GasRule, Nonce, RequestState, Wei};
 use crate::policy::fee::FeeMode;
+use crate::policy::routes::{Amount, Route};
 use crate::signer::{RemoteSettings, RemoteSigner};
 
 const AREA: &str = "account";
@@ -81,12 +81,16 @@ async fn in_chain(
 
 fn money(settings: &Settings, account: Address, balance: Wei) -> Finding {
     let what = format!("{account} has {balance}");
-    let gas = match settings.write.gas {
-        GasRule::Fixed(gas) => gas,
-        GasRule::Estimate { .. } => LEAST_GAS,
-    };
     let price = if settings.fees.mode == FeeMode::Zero { Wei(0) } else { settings.fees.max_fee };
-    let dearest = price.scaled_up(u128::from(gas.0), 1).plus(settings.write.value);
+    let cost = |route: &Route| {
+        let gas = match route.gas {
+            GasRule::Fixed(gas) => gas,
+            GasRule::Estimate { .. } => LEAST_GAS,
+        };
+        let value = if let Amount::Fixed(value) = route.value { value } else { Wei(0) };
+        price.scaled_up(u128::from(gas.0), 1).plus(value)
+    };
+    let dearest = settings.admission.routes.iter().map(cost).max().unwrap_or(Wei(0));
     let mend = format!("send it some: one write may cost {dearest} at fees.max_fee, or more with more gas");
     if balance == Wei(0) && dearest > Wei(0) {
         return Finding::fail(AREA, what).mend(mend);

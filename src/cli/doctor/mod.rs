@@ -50,6 +50,7 @@ pub(super) fn examine_settings(settings: &Settings) -> Vec<Finding> {
     let signers = settings.signers.iter().map(|signer| Finding::ok("signer", format!("account {}", signer.address())));
     std::iter::once(Finding::ok("configuration", "every key can be used, and key files are their owner's alone"))
         .chain(signers)
+        .chain(settings.admission.routes.iter().map(|route| Finding::ok("route", route.to_string())))
         .collect()
 }
 

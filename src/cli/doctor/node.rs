@@ -9,6 +9,7 @@ use crate::cli::doctor::spell;
 use crate::config::Settings;
 use crate::model::{BlockNumber, Timestamp};
 use crate::policy::finality::FinalityRule;
+use crate::policy::routes::Route;
 
 const AREA: &str = "node";
 /// A node takes no block that is further ahead of its own clock.
@@ -28,7 +29,7 @@ pub(super) async fn examine(settings: &Settings) -> Vec<Finding> {
     };
     findings.push(finality(settings, &chain, &head).await.unwrap_or_else(|error| failed(&error)));
     findings.push(price(settings, &chain, &head).await.unwrap_or_else(|error| failed(&error)));
-    findings.extend(target(settings, &chain).await.unwrap_or_else(|error| Some(failed(&error))));
+    findings.extend(targets(settings, &chain).await.unwrap_or_else(|error| vec![failed(&error)]));
     findings
 }
 
@@ -171,13 +172,16 @@ async fn price(settings: &Settings, chain: &NodeClient, head: &Header) -> Result
     })
 }
 
-async fn target(settings: &Settings, chain: &NodeClient) -> Result<Option<Finding>, ChainError> {
-    let to = settings.write.to;
-    let note = || {
-        Finding::note(AREA, format!("there is no contract at write.to {to}: it takes every call and does nothing"))
-            .mend("is it the right address, on the right chain?")
-    };
-    Ok((!chain.has_code(to).await?).then(note))
+async fn targets(settings: &Settings, chain: &NodeClient) -> Result<Vec<Finding>, ChainError> {
+    let mut findings = Vec::new();
+    for Route { name, to, .. } in &settings.admission.routes {
+        if !chain.has_code(*to).await? {
+            let what =
+                format!("there is no contract at {to}, where {name} writes: it takes every call and does nothing");
+            findings.push(Finding::note(AREA, what).mend("is it the right address, on the right chain?"));
+        }
+    }
+    Ok(findings)
 }
 
 #[cfg(test)]

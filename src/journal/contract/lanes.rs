@@ -230,6 +230,7 @@ pub(crate) async fn live_transactions_come_by_nonce_with_their_requests(journal:
     assert_eq!(found, [(0, "c"), (2, "b")]);
     let (request, expected) = (&live[0].request, &queued[2]);
     assert_eq!((request.seq, request.turn, &request.body), (expected.seq, expected.turn, &expected.body));
+    assert_eq!(request.write, expected.write);
     assert_eq!(request.reply.reply_to.as_deref(), Some("answers"));
     assert_eq!(request.reply.correlation_id.as_deref(), Some("17"));
 }

@@ -12,8 +12,9 @@ use crate::journal::{
 };
 use crate::model::event::{FinalTransaction, Outcome, Subject};
 use crate::model::{
-    Address, Attempt, AttemptKind, BlockHash, BlockNumber, BodyHash, Cause, Event, Fee, Gas, Generation, Message,
-    Nonce, Properties, RequestId, RequestState, SignedTransaction, Timestamp, TransactionState, TxHash, Wei,
+    Address, Attempt, AttemptKind, BlockHash, BlockNumber, BodyHash, Cause, Event, Fee, Gas, GasRule, Generation,
+    Message, Nonce, Properties, RequestId, RequestState, SignedTransaction, Timestamp, TransactionState, TxHash, Wei,
+    Write,
 };
 use crate::policy::arrival::Verdict;
 use crate::policy::limits::{Granted, Limits};
@@ -56,7 +57,12 @@ pub(crate) fn arrival(account: AccountId, text: &str, generation: Generation, bo
         message: Message { body, properties, ..Message::default() },
         account,
         order_key: None,
+        write: Some(write()),
     }
+}
+
+pub(crate) fn write() -> Write {
+    Write { to: Address([1; 20]), value: Wei(u128::MAX), gas: GasRule::Estimate { margin: 20 }, data: None }
 }
 
 fn first(account: AccountId, text: &str) -> Arrival {
@@ -352,6 +358,44 @@ pub(crate) async fn a_dead_letter_may_come_back_as_a_replay(journal: Arc<dyn Jou
     assert_eq!(queued[0].generation, Generation { replay: 1, retry: 0 });
 }
 
+/// A retry and a second copy change nothing of it, and need no route; only what is new, or a replay, does.
+pub(crate) async fn what_a_request_asks_for_is_fixed_when_it_is_taken_in(journal: Arc<dyn Journal>) {
+    let set = set(journal, &[]).await;
+    let data = |text: &'static str| Some(Bytes::from_static(text.as_bytes()));
+    let fixed = Write { gas: GasRule::Fixed(Gas(40_000)), value: Wei(7), data: data("call"), ..write() };
+    let of = |replay, retry, write: Option<&Write>| Arrival {
+        write: write.cloned(),
+        ..arrival(set.account, "a", Generation { replay, retry }, "body")
+    };
+    let admit = async |arrival| set.journal.admit(vec![arrival]).await.unwrap()[0];
+    let stored = async || set.journal.queued(set.account, i64::MIN, 10).await.unwrap()[0].clone();
+    assert_eq!(admit(of(0, 0, None)).await, Verdict::Unroutable);
+    assert!(set.journal.standings(vec![id("a")]).await.unwrap().is_empty());
+    assert_eq!(admit(of(0, 0, Some(&fixed))).await, Verdict::Accept);
+    assert_eq!(admit(of(0, 0, None)).await, Verdict::Join);
+    let queued = stored().await;
+    assert_eq!((queued.write.as_ref(), queued.calldata()), (Some(&fixed), &data("call").unwrap()));
+    let settle = async |settlement| {
+        set.journal.settle(&set.lease, vec![settlement]).await.unwrap();
+        let copy = set.journal.unconfirmed_of(vec![queued.seq]).await.unwrap().remove(0);
+        let confirmed =
+            ConfirmedCopy { request: copy.request, generation: copy.generation, kind: copy.kind, event: event("a") };
+        set.journal.confirm(vec![confirmed]).await.unwrap();
+    };
+    settle(failed(queued.seq, 1)).await;
+    // The configuration has changed meanwhile, or has no route for it any more.
+    assert_eq!(admit(of(0, 1, Some(&write()))).await, Verdict::Accept);
+    assert_eq!(stored().await.write.as_ref(), Some(&fixed));
+    settle(failed(queued.seq, 2)).await;
+    assert_eq!(admit(of(0, 2, None)).await, Verdict::Accept);
+    assert_eq!(stored().await.write.as_ref(), Some(&fixed));
+    settle(dead(queued.seq)).await;
+    assert_eq!(admit(of(1, 0, None)).await, Verdict::Unroutable);
+    assert_eq!(admit(of(1, 0, Some(&write()))).await, Verdict::Accept);
+    let replayed = stored().await;
+    assert_eq!((replayed.write.as_ref(), replayed.calldata()), (Some(&write()), &Bytes::from_static(b"body")));
+}
+
 fn closed(nonce: u64, state: TransactionState) -> ClosedTransaction {
     ClosedTransaction { nonce: Nonce(nonce), state, included: None }
 }
@@ -540,6 +584,7 @@ macro_rules! journal_contract {
             a_final_request_and_its_event_are_stored_together_or_not_at_all,
             a_failed_request_is_settled_only_with_its_publisher_confirm,
             a_dead_letter_may_come_back_as_a_replay,
+            what_a_request_asks_for_is_fixed_when_it_is_taken_in,
             a_wish_to_cancel_stands_until_the_request_has_ended,
             fillers_stand_only_where_nothing_of_ours_may_land,
             a_lost_block_and_a_second_end_are_told_once,

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 
 use crate::journal::admission::{REPLAYED, Sorted, sort};
-use crate::journal::columns::{expect_rows, fixed, number};
+use crate::journal::columns::{expect_rows, fixed, number, stored_write};
 use crate::journal::postgres::connection::Connection;
 use crate::journal::postgres::rows::{stored, stored_option};
 use crate::journal::postgres::settlements::{Noted, note_incidents};
@@ -84,17 +84,22 @@ async fn insert_new(connection: &Connection, new: &[(i64, &Arrival)], first_turn
         return Ok(());
     }
     let insert = "INSERT INTO requests (id, account, state, replay, retry, turn, body_hash, body, envelope, reply_to, \
-         correlation_id, received_at, changed_at, order_key, order_place) \
+         correlation_id, received_at, changed_at, order_key, order_place, write_to, write_value, write_gas, write_margin, \
+         write_data) \
          SELECT id, account, 'accepted', replay, retry, CASE WHEN order_key IS NULL THEN place ELSE 0 END, body_hash, body, \
-         envelope, reply_to, correlation_id, $1, $1, order_key, CASE WHEN order_key IS NOT NULL THEN place END \
+         envelope, reply_to, correlation_id, $1, $1, order_key, CASE WHEN order_key IS NOT NULL THEN place END, write_to, \
+         write_value, write_gas, write_margin, write_data \
          FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bytea[], $8::bytea[], \
-         $9::text[], $10::text[], $11::text[], $12::bytea[]) \
-         AS u (id, account, replay, retry, place, body_hash, body, envelope, reply_to, correlation_id, order_key) \
+         $9::text[], $10::text[], $11::text[], $12::bytea[], $13::bytea[], $14::text[], $15::bigint[], $16::bigint[], \
+         $17::bytea[]) \
+         AS u (id, account, replay, retry, place, body_hash, body, envelope, reply_to, correlation_id, order_key, \
+         write_to, write_value, write_gas, write_margin, write_data) \
          ORDER BY place";
     let ids: Vec<_> = new.iter().map(|(_, arrival)| stored(arrival.id.as_str())).collect();
     let accounts: Vec<_> = new.iter().map(|(_, arrival)| arrival.account.0).collect();
     let Columns { replays, retries, turns, hashes, bodies, envelopes, reply_tos, correlation_ids, order_keys } =
         Columns::of(new.iter().copied(), first_turn)?;
+    let writes = WriteColumns::of(new.iter().map(|(_, arrival)| *arrival))?;
     let changed = connection
         .execute(
             "store requests",
@@ -112,6 +117,11 @@ async fn insert_new(connection: &Connection, new: &[(i64, &Arrival)], first_turn
                 &reply_tos,
                 &correlation_ids,
                 &order_keys,
+                &writes.to,
+                &writes.values,
+                &writes.gas,
+                &writes.margins,
+                &writes.data,
             ],
         )
         .await?;
@@ -169,6 +179,7 @@ async fn accept_again(
         )
         .await?;
     expect_rows("accept requests again", returned.len(), accepted.len())?;
+    note_writes(connection, returned).await?;
     let mut incidents = Vec::with_capacity(returned.len());
     for ((_, arrival, what), turn) in returned.iter().zip(&turns) {
         let found = accepted.iter().find(|(place, _)| place == turn);
@@ -183,6 +194,23 @@ async fn accept_again(
     Ok(keys)
 }
 
+/// What a replay asks for is decided anew; a retry keeps what is stored, whatever the configuration says by now.
+async fn note_writes(connection: &Connection, returned: &[(i64, &Arrival, &'static str)]) -> Result<()> {
+    let update = "UPDATE requests r SET write_to = u.write_to, write_value = u.write_value, write_gas = u.write_gas, \
+         write_margin = u.write_margin, write_data = u.write_data \
+         FROM unnest($1::text[], $2::boolean[], $3::bytea[], $4::text[], $5::bigint[], $6::bigint[], $7::bytea[]) \
+         AS u (id, is_replay, write_to, write_value, write_gas, write_margin, write_data) \
+         WHERE r.id = u.id AND (u.is_replay OR r.write_to IS NULL)";
+    let ids: Vec<_> = returned.iter().map(|(_, arrival, _)| stored(arrival.id.as_str())).collect();
+    let replays: Vec<_> = returned.iter().map(|(_, _, what)| *what == REPLAYED).collect();
+    let WriteColumns { to, values, gas, margins, data } =
+        WriteColumns::of(returned.iter().map(|(_, arrival, _)| *arrival))?;
+    connection
+        .execute("store what requests ask for", update, &[&ids, &replays, &to, &values, &gas, &margins, &data])
+        .await
+        .map(drop)
+}
+
 /// The keys that these have had so far.
 async fn keys_before(connection: &Connection, replayed: impl Iterator<Item = &Arrival>) -> Result<Vec<OrderKey>> {
     let ids: Vec<_> = replayed.map(|arrival| stored(arrival.id.as_str())).collect();
@@ -193,6 +221,31 @@ async fn keys_before(connection: &Connection, replayed: impl Iterator<Item = &Ar
     connection
         .rows("look up ordering keys", select, &[&ids], |row| fixed(row, "request", "order_key", OrderKey::from_slice))
         .await
+}
+
+/// What arrivals ask for, by columns.
+#[derive(Default)]
+struct WriteColumns<'a> {
+    to: Vec<Option<&'a [u8]>>,
+    values: Vec<Option<String>>,
+    gas: Vec<Option<i64>>,
+    margins: Vec<Option<i64>>,
+    data: Vec<Option<&'a [u8]>>,
+}
+
+impl<'a> WriteColumns<'a> {
+    fn of(arrivals: impl Iterator<Item = &'a Arrival>) -> Result<Self> {
+        let mut columns = Self::default();
+        for arrival in arrivals {
+            let write = stored_write(arrival.write.as_ref())?;
+            columns.to.push(write.to);
+            columns.values.push(write.value);
+            columns.gas.push(write.gas);
+            columns.margins.push(write.margin);
+            columns.data.push(write.data);
+        }
+        Ok(columns)
+    }
 }
 
 /// What an arrival brings, by columns.

@@ -218,7 +218,7 @@ async fn make_final(
     if finals.is_empty() {
         return Ok(());
     }
-    let update = "UPDATE requests r SET state = 'final', body = NULL, envelope = NULL, settled_at = $1, changed_at = $1 \
+    let update = "UPDATE requests r SET state = 'final', body = NULL, write_data = NULL, envelope = NULL, settled_at = $1, changed_at = $1 \
          WHERE r.seq = ANY($2) AND r.state = 'writing' AND r.account = $3 AND EXISTS \
          (SELECT 1 FROM transactions t WHERE t.request = r.seq AND t.state = 'succeeded')";
     let requests: Vec<_> = finals.iter().map(|(request, _)| request.0).collect();
@@ -320,7 +320,8 @@ async fn confirm(connection: &Connection, copies: &[ConfirmedCopy]) -> Result<()
         .await?;
     let accounts: BTreeMap<RequestSeq, i64> = accounts.into_iter().collect();
     // No row is no error: the copy has come back already and was accepted, which proves that the broker had it.
-    let update = "UPDATE requests r SET state = u.settled, settled_at = $1, changed_at = $1, body = NULL, envelope = NULL \
+    let update = "UPDATE requests r SET state = u.settled, settled_at = $1, changed_at = $1, body = NULL, envelope = NULL, \
+         write_data = CASE WHEN u.settled <> 'dead' THEN write_data END \
          FROM unnest($2::bigint[], $3::text[], $4::text[], $5::bigint[], $6::bigint[]) \
          AS u (request, pending, settled, replay, retry) \
          WHERE r.seq = u.request AND r.state = u.pending AND r.replay = u.replay AND r.retry = u.retry";

@@ -4,11 +4,11 @@ use async_trait::async_trait;
 use rusqlite::{Connection, params};
 
 use crate::journal::admission::{REPLAYED, Sorted, sort};
-use crate::journal::columns::number;
+use crate::journal::columns::{number, stored_write};
 use crate::journal::rows::{Envelope, KNOWN_COLUMNS, OPEN_REQUESTS, open_of_account, seq, standing};
 use crate::journal::sqlite::rows::prepare;
 use crate::journal::sqlite::{SqliteJournal, ordering, settlements};
-use crate::journal::{AccountId, Admissions, Arrival, Result};
+use crate::journal::{AccountId, Admissions, Arrival, RequestSeq, Result};
 use crate::model::{OrderKey, RequestId, RequestState, Timestamp};
 use crate::policy::arrival::{Known, Verdict};
 
@@ -72,12 +72,14 @@ fn insert_new(connection: &Connection, new: &[(i64, &Arrival)], first_turn: i64,
         connection,
         "insert rows",
         "INSERT INTO requests (id, account, state, replay, retry, turn, body_hash, body, envelope, reply_to, \
-         correlation_id, received_at, changed_at, order_key, order_place) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?12, ?13, ?14)",
+         correlation_id, received_at, changed_at, order_key, order_place, write_to, write_value, write_gas, \
+         write_margin, write_data) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)",
     )?;
     for (place, arrival) in new {
         let message = &arrival.message;
         let turn = first_turn.saturating_add(*place);
+        let write = stored_write(arrival.write.as_ref())?;
         insert.execute(params![
             arrival.id.as_str(),
             arrival.account.0,
@@ -93,6 +95,11 @@ fn insert_new(connection: &Connection, new: &[(i64, &Arrival)], first_turn: i64,
             now.0,
             arrival.order_key.as_ref().map(OrderKey::as_bytes),
             arrival.order_key.map(|_| turn),
+            write.to,
+            write.value,
+            write.gas,
+            write.margin,
+            write.data,
         ])?;
     }
     Ok(())
@@ -141,7 +148,17 @@ fn accept_again(
         arrival.order_key.map(|_| turn),
     ];
     let seq = update.one(values, |row| seq(row))?;
+    note_write(connection, seq, arrival, what == REPLAYED)?;
     let detail = format!("accepted as attempt {}", arrival.generation);
     settlements::note_incidents(connection, &[(seq, what, detail)], now)?;
     Ok(keys)
+}
+
+/// What a replay asks for is decided anew; a retry keeps what is stored, whatever the configuration says by now.
+fn note_write(connection: &Connection, request: RequestSeq, arrival: &Arrival, is_replay: bool) -> Result<()> {
+    let update = "UPDATE requests SET write_to = ?1, write_value = ?2, write_gas = ?3, write_margin = ?4, write_data = ?5 \
+                  WHERE seq = ?6 AND (?7 OR write_to IS NULL)";
+    let write = stored_write(arrival.write.as_ref())?;
+    let values = (write.to, write.value, write.gas, write.margin, write.data, request.0, is_replay);
+    prepare(connection, "store what a request asks for", update)?.execute(values).map(drop)
 }

@@ -151,7 +151,7 @@ fn make_final(connection: &Connection, lease: &Lease, requests: &[RequestSeq], n
     let mut update = prepare(
         connection,
         "change rows",
-        "UPDATE requests SET state = 'final', body = NULL, envelope = NULL, settled_at = ?1, changed_at = ?1 \
+        "UPDATE requests SET state = 'final', body = NULL, write_data = NULL, envelope = NULL, settled_at = ?1, changed_at = ?1 \
          WHERE seq = ?2 AND state = 'writing' AND account = ?3 AND EXISTS \
          (SELECT 1 FROM transactions t WHERE t.request = requests.seq AND t.state = 'succeeded')",
     )?;
@@ -257,7 +257,8 @@ fn confirm(connection: &Connection, copies: &[ConfirmedCopy]) -> Result<()> {
     let now = Timestamp::now();
     let prepare = |sql| prepare(connection, "confirm a copy", sql);
     let mut update = prepare(
-        "UPDATE requests SET state = ?1, settled_at = ?2, changed_at = ?2, body = NULL, envelope = NULL \
+        "UPDATE requests SET state = ?1, settled_at = ?2, changed_at = ?2, body = NULL, envelope = NULL, \
+         write_data = CASE WHEN ?1 <> 'dead' THEN write_data END \
          WHERE seq = ?3 AND state = ?4 AND replay = ?5 AND retry = ?6",
     )?;
     let mut account_of = prepare("SELECT account FROM requests WHERE seq = ?1")?;

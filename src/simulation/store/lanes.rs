@@ -138,7 +138,8 @@ impl Store {
         let mut verdicts = Vec::with_capacity(arrivals.len());
         for arrival in &arrivals {
             let known = met.get(&arrival.id).copied().or_else(|| self.known(&arrival.id));
-            let verdict = arrival::decide(known.as_ref(), arrival.generation, arrival.body_hash);
+            let verdict =
+                arrival::decide(known.as_ref(), arrival.generation, arrival.body_hash, arrival.write.is_some());
             if known.is_none() && !self.accounts.contains_key(&arrival.account) {
                 return Err(refused("admit a request", format!("there is no account {}", arrival.account)));
             }
@@ -155,7 +156,7 @@ impl Store {
     }
 
     fn accept(&mut self, now: Timestamp, arrival: Arrival) {
-        let Arrival { id, generation, body_hash, message, account, order_key } = arrival;
+        let Arrival { id, generation, body_hash, message, account, order_key, write } = arrival;
         let Properties { reply_to, correlation_id, .. } = message.properties.clone();
         let reply = ReplyAddress { reply_to, correlation_id };
         let turn = self.take_turn();
@@ -163,7 +164,7 @@ impl Store {
         self.record.admitted.insert(id.clone());
         let Some(row) = self.seqs.get(&id).and_then(|seq| self.requests.get_mut(seq)) else {
             let row = RequestRow::new(id, account, generation, body_hash, now);
-            self.add_request(RequestRow { turn, order, message: Some(message), reply, ..row });
+            self.add_request(RequestRow { turn, order, message: Some(message), write, reply, ..row });
             return;
         };
         let is_replay = generation.replay > row.generation.replay;
@@ -173,6 +174,9 @@ impl Store {
         }
         row.state = row.state.next(Observation::Accepted).expect("only what may be accepted is");
         (row.generation, row.turn, row.body_hash, row.message) = (generation, turn, body_hash, Some(message));
+        if is_replay || row.write.is_none() {
+            row.write = write;
+        }
         row.reply = reply;
         row.settled_at = None;
         row.changed_at = now;
@@ -311,6 +315,7 @@ impl RequestRow {
             order: None,
             body_hash,
             message: None,
+            write: None,
             reply: ReplyAddress::default(),
             received_at: now,
             changed_at: now,

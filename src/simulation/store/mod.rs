@@ -10,7 +10,7 @@ use crate::journal::{
 use crate::model::event::FinalTransaction;
 use crate::model::{
     Address, Attempt, AttemptKind, BodyHash, Cause, EventKind, Gas, Generation, Message, Nonce, OrderKey, RequestId,
-    RequestState, SignedTransaction, Timestamp, TransactionState, Wei,
+    RequestState, SignedTransaction, Timestamp, TransactionState, Wei, Write,
 };
 
 mod ending;
@@ -74,6 +74,8 @@ pub(crate) struct RequestRow {
     pub(crate) body_hash: BodyHash,
     /// Gone once no copy can be needed any more.
     pub(crate) message: Option<Message>,
+    /// Without its calldata once it is final or dead.
+    pub(crate) write: Option<Write>,
     pub(crate) reply: ReplyAddress,
     pub(crate) received_at: Timestamp,
     pub(crate) changed_at: Timestamp,
@@ -242,6 +244,11 @@ impl RequestRow {
         self.changed_at = now;
         self.settled_at = Some(now);
         self.message = None;
+        if let Some(write) = &mut self.write
+            && matches!(state, RequestState::Final | RequestState::Dead)
+        {
+            write.data = None;
+        }
     }
 }
 

@@ -161,6 +161,7 @@ pub(super) fn queued_request(seq: RequestSeq, row: &RequestRow) -> QueuedRequest
         turn: row.turn,
         received_at: row.received_at,
         body: message.body.clone(),
+        write: row.write.clone(),
         reply: ReplyAddress {
             reply_to: message.properties.reply_to.clone(),
             correlation_id: message.properties.correlation_id.clone(),

@@ -11,8 +11,9 @@ use crate::journal::{
 };
 use crate::model::event::{FinalTransaction, Outcome, Subject};
 use crate::model::{
-    Address, Attempt, AttemptKind, BlockHash, BlockNumber, BodyHash, Cause, Event, Fee, Gas, Generation, Message,
-    Nonce, OrderKey, Properties, RequestId, SignedTransaction, Timestamp, TransactionState, TxHash, Wei,
+    Address, Attempt, AttemptKind, BlockHash, BlockNumber, BodyHash, Cause, Event, Fee, Gas, GasRule, Generation,
+    Message, Nonce, OrderKey, Properties, RequestId, SignedTransaction, Timestamp, TransactionState, TxHash, Wei,
+    Write,
 };
 use crate::policy::limits::Limits;
 use crate::simulation::store::Store;
@@ -129,7 +130,13 @@ impl Pick {
         let body_hash = BodyHash::of(&body);
         let order_key = (pick % 8 > 3).then(|| OrderKey::of(["k", "l"][usize::from(pick % 2)]));
         let message = Message { body, properties, ..Message::default() };
-        Arrival { id, generation, body_hash, message, account, order_key }
+        let write = (pick % 11 > 1).then(|| Write {
+            to: Address([2; 20]),
+            value: Wei(u128::from(pick)),
+            gas: if pick.is_multiple_of(3) { GasRule::Fixed(Gas(30_000)) } else { GasRule::Estimate { margin: 20 } },
+            data: pick.is_multiple_of(2).then(|| Bytes::from_static(b"data")),
+        });
+        Arrival { id, generation, body_hash, message, account, order_key, write }
     }
 
     /// The head of the queue with the nonces that follow.

@@ -1,0 +1,221 @@
+//! `[write]` and `[[route]]`: which messages are for whom, and what becomes of them.
+
+use std::fs;
+
+use serde_json::{Map, Value};
+
+use crate::config::gas_limits;
+use crate::config::reader::{Findings, Section};
+use crate::model::{Address, Gas, GasRule, Wei};
+use crate::policy::abi::{self, Call, Encoding, Pointer, Source};
+use crate::policy::routes::{Amount, Calldata, KeyPattern, Match, Route};
+
+/// What a route takes from `[write]` where it does not say otherwise.
+const INHERITED: [&str; 5] = ["mode", "to", "value", "gas", "gas_margin"];
+/// What a call needs.
+const OF_A_CALL: [&str; 3] = ["function", "abi", "arguments"];
+/// What a message must have.
+const OF_A_MATCH: [&str; 4] = ["name", "type", "routing_key", "header"];
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Data,
+    Call,
+}
+
+/// Without `[[route]]`, `[write]` is the route of every message.
+pub(super) fn read(write: Option<Value>, routes: Option<Value>, findings: &mut Findings) -> Vec<Route> {
+    let tables = match routes {
+        None => return vec![route("write", "write", write, &[], findings)],
+        Some(Value::Array(tables)) if !tables.is_empty() => tables,
+        Some(_) => {
+            findings.add("route", "must be tables; write [[route]]");
+            return Vec::new();
+        }
+    };
+    let inherited = inherited(write, findings);
+    let tables = tables.into_iter().enumerate().map(|(index, mut table)| {
+        if let Value::Object(keys) = &mut table {
+            for (key, value) in &inherited {
+                keys.entry(key.clone()).or_insert_with(|| value.clone());
+            }
+        }
+        let place = format!("route[{}]", index + 1);
+        let name = table.get("name").and_then(Value::as_str).unwrap_or(&place).to_owned();
+        route(&name, &place, Some(table), &OF_A_MATCH, findings)
+    });
+    tables.collect()
+}
+
+fn inherited(write: Option<Value>, findings: &mut Findings) -> Map<String, Value> {
+    let keys = write.as_ref().and_then(Value::as_object).cloned().unwrap_or_default();
+    let mut section = Section::new("write", write, findings);
+    for key in INHERITED {
+        section.take(key);
+    }
+    section.finish(&INHERITED);
+    keys.into_iter().filter(|(key, _)| INHERITED.contains(&key.as_str())).collect()
+}
+
+fn route(name: &str, place: &str, table: Option<Value>, of_a_match: &[&str], findings: &mut Findings) -> Route {
+    let mut section = Section::new(place, table, findings);
+    let matches = if of_a_match.is_empty() { Match::default() } else { matches(&mut section) };
+    let mode = section.choice("mode", &[("data", Mode::Data), ("call", Mode::Call)]);
+    let to = section
+        .read("to", "the address to call, 0x and 40 hexadecimal digits", Address([0; 20]), |text| text.parse().ok());
+    let value = section.read(
+        "value",
+        "an amount such as \"0\" or \"1 gwei\"; of a call also \"json:/pointer\"",
+        Amount::Fixed(Wei(0)),
+        |text| match pointer(text) {
+            Some(pointer) if mode == Mode::Call => Some(Amount::At(pointer)),
+            _ => text.parse().ok().map(Amount::Fixed),
+        },
+    );
+    let gas = gas(&mut section);
+    let calldata = match mode {
+        Mode::Data => Calldata::Body,
+        Mode::Call => {
+            let pays = value != Amount::Fixed(Wei(0));
+            call(&mut section, pays).map_or(Calldata::Body, |call| Calldata::Call(Box::new(call)))
+        }
+    };
+    let of_a_call: &[&str] = if mode == Mode::Call { &OF_A_CALL } else { &[] };
+    section.finish(&[of_a_match, &INHERITED, of_a_call].concat());
+    Route { name: name.to_owned(), matches, to, value, gas, calldata }
+}
+
+fn matches(section: &mut Section<'_>) -> Match {
+    section.take("name");
+    let kind = section.text("type");
+    let routing_key = section.text("routing_key").map(KeyPattern);
+    let header = section.text("header").map(|text| match text.split_once('=') {
+        Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+        None => (text, None),
+    });
+    if header.as_ref().is_some_and(|(name, _)| name.is_empty()) {
+        section.fault("header", "has no name; expected \"NAME\" or \"NAME=TEXT\"");
+    }
+    Match { kind, routing_key, header }
+}
+
+fn gas(section: &mut Section<'_>) -> GasRule {
+    let margin = section.number("gas_margin", 0..=1000);
+    section.read("gas", "\"estimate\" or a number from 21000 to 1000000000", GasRule::Estimate { margin }, |text| {
+        match text {
+            "estimate" => Some(GasRule::Estimate { margin }),
+            number => number.parse().ok().map(Gas).filter(|gas| gas_limits().contains(gas)).map(GasRule::Fixed),
+        }
+    })
+}
+
+/// `None`: it has a fault, which is noted.
+fn call(section: &mut Section<'_>, pays: bool) -> Option<Call> {
+    let arguments = match section.take("arguments") {
+        None => Some(Vec::new()),
+        Some(Value::Array(arguments)) => Some(arguments.into_iter().map(source).collect()),
+        Some(_) => {
+            section.fault("arguments", "must be a list, such as [\"json:/to\", \"json:/amount\"]");
+            None
+        }
+    };
+    let file = section.text("abi");
+    let Some(wanted) = section.text("function") else {
+        section.fault("function", "is not set; expected a signature, such as \"transfer(address to, uint256 amount)\"");
+        return None;
+    };
+    let (key, found) = match file {
+        None => ("function", abi::function(&wanted).map_err(|error| format!("{wanted:?} {error}"))),
+        Some(file) => {
+            let text = fs::read_to_string(&file).map_err(|error| format!("{file} cannot be read: {error}"));
+            let found =
+                |text: String| abi::function_in(&text, &wanted, pays).map_err(|error| format!("{file} {error}"));
+            ("abi", text.and_then(found))
+        }
+    };
+    let function = found.map_err(|problem| section.fault(key, problem)).ok()?;
+    Call::new(function, arguments?).map_err(|problem| section.fault("arguments", problem)).ok()
+}
+
+/// Where an argument stands, or what it is.
+fn source(value: Value) -> Source {
+    match value.as_str().and_then(pointer) {
+        Some(pointer) => Source::At(pointer),
+        None => Source::Literal(value),
+    }
+}
+
+/// `json:/pointer`, or, for bytes that are written so, `base64:/pointer`.
+fn pointer(text: &str) -> Option<Pointer> {
+    let (encoding, place) = match text.split_once(':')? {
+        ("json", place) => (Encoding::Hex, place),
+        ("base64", place) => (Encoding::Base64, place),
+        _ => return None,
+    };
+    (place.is_empty() || place.starts_with('/')).then(|| Pointer::new(place, encoding))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::load_text;
+    use crate::policy::routes::{Calldata, sole_write};
+
+    fn faults(toml: &str) -> String {
+        load_text(toml).unwrap_err().0.join("\n")
+    }
+
+    const REST: &str = "[broker]\nqueue = \"q\"\n[worker]\norganisation = \"acme\"\n[chain]\nid = 1\n[[signer]]\n\
+                        key = \"ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80\"\n";
+    const TO: &str = "to = \"0x00000000000000000000000000000000000000aa\"\n";
+
+    #[test]
+    fn routes_take_what_they_do_not_say_from_write() {
+        let settings = load_text(&format!(
+            "{REST}[write]\n{TO}gas = 50000\n[[route]]\ntype = \"pay\"\nmode = \"call\"\nvalue = \"json:/wei\"\n\
+             function = \"pay(string note, bytes32[2] x)\"\narguments = [\"json:/note\", [\"0x{0}\", \"0x{0}\"]]\n\
+             [[route]]\nname = \"rest\"\ngas = \"estimate\"\n",
+            "00".repeat(32)
+        ));
+        let routes = settings.unwrap().admission.routes;
+        let names: Vec<_> = routes.iter().map(|route| route.name.as_str()).collect();
+        assert_eq!(names, ["route[1]", "rest"]);
+        assert_eq!(routes[0].to, routes[1].to);
+        assert_ne!(routes[0].gas, routes[1].gas);
+        assert!(matches!(&routes[0].calldata, Calldata::Call(call) if call.signature() == "pay(string,bytes32[2])"));
+        assert!(sole_write(&routes).is_none());
+    }
+
+    #[test]
+    fn write_alone_is_the_only_route_and_may_be_a_call() {
+        let alone = load_text(&format!("{REST}[write]\n{TO}")).unwrap().admission.routes;
+        assert!(sole_write(&alone).is_some());
+        let call = load_text(&format!("{REST}[write]\n{TO}mode = \"call\"\nfunction = \"ping()\"\n")).unwrap();
+        assert!(sole_write(&call.admission.routes).is_none());
+    }
+
+    #[test]
+    fn faults_of_routes_name_route_and_key() {
+        let of = |route: &str| faults(&format!("{REST}[write]\n{TO}[[route]]\n{route}"));
+        let cases = [
+            ("function = \"f()\"", "- route[1].function: is not known; [route[1]] has name, type"),
+            ("mode = \"call\"", "- route[1].function: is not set"),
+            ("mode = \"call\"\nfunction = \"f(\"", "- route[1].function: \"f(\" is no signature"),
+            ("mode = \"call\"\nfunction = \"f(bool)\"", "- route[1].arguments: has 0, and f(bool) takes 1"),
+            (
+                "mode = \"call\"\nfunction = \"f(bool)\"\narguments = [1]",
+                "- route[1].arguments: argument 1 at the start: expected bool, found 1",
+            ),
+            ("mode = \"call\"\nfunction = \"f(bool)\"\narguments = 1", "- route[1].arguments: must be a list"),
+            ("mode = \"call\"\nfunction = \"f\"\nabi = \"/none\"", "- route[1].abi: /none cannot be read"),
+            ("value = \"json:/wei\"", "- route[1].value: is \"json:/wei\"; expected an amount"),
+            ("header = \"=x\"", "- route[1].header: has no name"),
+            ("to = \"0x1\"", "- route[1].to: is \"0x1\"; expected the address"),
+        ];
+        for (route, fault) in cases {
+            let faults = of(route);
+            assert!(faults.contains(fault), "{faults}");
+        }
+        assert!(faults(&format!("{REST}[[route]]\ntype = \"a\"")).contains("route[1].to: is not set"));
+        assert!(of("gas = 1").contains("route[1].gas: is \"1\"; expected"));
+    }
+}

@@ -1,0 +1,290 @@
+//! What a message asks for: the first route that it matches says who is called, with what, and for how much.
+
+use std::fmt;
+
+use bytes::Bytes;
+
+use crate::model::message::header;
+use crate::model::{Address, Cause, GasRule, HeaderValue, Message, Wei, Write};
+use crate::policy::abi::{Call, Pointer};
+
+/// The reason of what no route is for.
+pub const NO_ROUTE: &str = "no_route";
+
+/// One kind of message, and what becomes of it.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// What operators call it.
+    pub name: String,
+    /// The messages that it is for.
+    pub matches: Match,
+    /// Who is called.
+    pub to: Address,
+    /// What is paid.
+    pub value: Amount,
+    /// How much gas.
+    pub gas: GasRule,
+    /// With what.
+    pub calldata: Calldata,
+}
+
+/// What a message must have for a route to be its own. All that is set must fit; with nothing set every message does.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Match {
+    /// Its AMQP `type`.
+    pub kind: Option<String>,
+    /// Its routing key, of the first publish.
+    pub routing_key: Option<KeyPattern>,
+    /// A header that it has, and the header's text.
+    pub header: Option<(String, Option<String>)>,
+}
+
+/// A pattern for routing keys as topic exchanges know them: `*` is one word, `#` any number of words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyPattern(pub String);
+
+/// What a route pays.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Amount {
+    /// Always this.
+    Fixed(Wei),
+    /// So many wei as the body says there.
+    At(Pointer),
+}
+
+/// What a route calls a contract with.
+#[derive(Debug, Clone)]
+pub enum Calldata {
+    /// The body's bytes.
+    Body,
+    /// A function, and arguments from the body.
+    Call(Box<Call>),
+}
+
+/// What the message asks for.
+///
+/// # Errors
+/// `no_route`; of a call also `undecodable` and `bad_argument`, and `too_large` where its calldata would have more bytes than
+/// `most_bytes`.
+pub fn write_of(routes: &[Route], message: &Message, most_bytes: u64) -> Result<Write, Cause> {
+    let Some(route) = routes.iter().find(|route| route.matches.is_for(message)) else {
+        let kind = message.properties.kind.as_deref().unwrap_or_default();
+        let detail = format!("no route is for type {kind:?} with routing key {:?}", first_routing_key(message));
+        return Err(Cause::invalid(NO_ROUTE, detail));
+    };
+    let Route { to, gas, .. } = *route;
+    let write = |value, data| Write { to, value, gas, data };
+    let call = match (&route.calldata, &route.value) {
+        (Calldata::Body, Amount::Fixed(value)) => return Ok(write(*value, None)),
+        (Calldata::Body, Amount::At(_)) => None,
+        (Calldata::Call(call), _) => Some(call),
+    };
+    let json = serde_json::from_slice(&message.body).map_err(|error| {
+        Cause::invalid("undecodable", format!("the body is not JSON, which {} needs: {error}", route.name))
+    })?;
+    let bad = |misfit| Cause::invalid("bad_argument", format!("{}: {misfit}", route.name));
+    let value = match &route.value {
+        Amount::Fixed(value) => *value,
+        Amount::At(pointer) => Wei(pointer.amount(&json).map_err(bad)?),
+    };
+    let Some(call) = call else { return Ok(write(value, None)) };
+    let data = call.encode(&json).map_err(bad)?;
+    if data.len() as u64 > most_bytes {
+        let detail =
+            format!("{}: its calldata has {} bytes, broker.max_body allows {most_bytes}", route.name, data.len());
+        return Err(Cause::invalid("too_large", detail));
+    }
+    Ok(write(value, Some(Bytes::from(data))))
+}
+
+/// What every message asks for, where that needs no look at it.
+pub fn sole_write(routes: &[Route]) -> Option<Write> {
+    match routes {
+        [Route { matches, to, value: Amount::Fixed(value), gas, calldata: Calldata::Body, .. }]
+            if *matches == Match::default() =>
+        {
+            Some(Write { to: *to, value: *value, gas: *gas, data: None })
+        }
+        _ => None,
+    }
+}
+
+impl Route {
+    /// The route of every message, where all ask for the same with their bodies.
+    pub fn of_all(to: Address, value: Wei, gas: GasRule) -> Self {
+        let (value, calldata) = (Amount::Fixed(value), Calldata::Body);
+        Self { name: "write".to_owned(), matches: Match::default(), to, value, gas, calldata }
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, matches, to, calldata, .. } = self;
+        write!(f, "route {name}: {matches} to {to}, ")?;
+        match calldata {
+            Calldata::Body => f.write_str("the body as calldata"),
+            Calldata::Call(call) => write!(f, "{}", call.signature()),
+        }
+    }
+}
+
+impl fmt::Display for Match {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = self.kind.as_ref().map(|kind| format!("type {kind:?}"));
+        let key = self.routing_key.as_ref().map(|pattern| format!("routing key {:?}", pattern.0));
+        let header = self.header.as_ref().map(|(name, text)| match text {
+            Some(text) => format!("header {name} {text:?}"),
+            None => format!("header {name}"),
+        });
+        let parts: Vec<_> = [kind, key, header].into_iter().flatten().collect();
+        if parts.is_empty() { f.write_str("every message") } else { write!(f, "{}", parts.join(" and ")) }
+    }
+}
+
+impl Match {
+    fn is_for(&self, message: &Message) -> bool {
+        let kind_fits = self.kind.as_deref().is_none_or(|kind| message.properties.kind.as_deref() == Some(kind));
+        let key_fits = || self.routing_key.as_ref().is_none_or(|pattern| pattern.fits(first_routing_key(message)));
+        let header_fits = || {
+            self.header.as_ref().is_none_or(|(name, wanted)| match (message.headers.get(name), wanted) {
+                (None, _) => false,
+                (Some(_), None) => true,
+                (Some(HeaderValue::Text(text)), Some(wanted)) => text == wanted,
+                (Some(HeaderValue::Int(number)), Some(wanted)) => number.to_string() == *wanted,
+                (Some(HeaderValue::Bool(value)), Some(wanted)) => value.to_string() == *wanted,
+                (Some(_), Some(_)) => false,
+            })
+        };
+        kind_fits && key_fits() && header_fits()
+    }
+}
+
+/// The key that the producer chose: copies come from wait queues with another.
+fn first_routing_key(message: &Message) -> &str {
+    match message.headers.get(header::ORIGINAL_ROUTING_KEY) {
+        Some(HeaderValue::Text(key)) => key,
+        _ => &message.origin.routing_key,
+    }
+}
+
+impl KeyPattern {
+    fn fits(&self, key: &str) -> bool {
+        let words = |text: &str| -> Vec<String> {
+            if text.is_empty() { Vec::new() } else { text.split('.').map(str::to_owned).collect() }
+        };
+        let key = words(key);
+        // For each number of words from the key's start: whether the pattern's words so far can be those.
+        let mut fits: Vec<bool> = (0..=key.len()).map(|count| count == 0).collect();
+        for wanted in words(&self.0) {
+            fits = match wanted.as_str() {
+                "#" => fits
+                    .iter()
+                    .scan(false, |so_far, fits| {
+                        *so_far |= *fits;
+                        Some(*so_far)
+                    })
+                    .collect(),
+                wanted => {
+                    let longer = fits.iter().zip(&key).map(|(fits, word)| *fits && (wanted == "*" || wanted == word));
+                    std::iter::once(false).chain(longer).collect()
+                }
+            };
+        }
+        fits.last() == Some(&true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Gas, Origin, Properties};
+    use crate::policy::abi::{self, Source};
+
+    fn message(kind: &str, key: &str, headers: &[(&str, HeaderValue)], body: &str) -> Message {
+        Message {
+            body: Bytes::copy_from_slice(body.as_bytes()),
+            properties: Properties { kind: Some(kind.to_owned()), ..Properties::default() },
+            headers: headers.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
+            origin: Origin { exchange: String::new(), routing_key: key.to_owned() },
+        }
+    }
+
+    fn route(number: u8, matches: Match, calldata: Calldata) -> Route {
+        Route {
+            name: format!("route[{number}]"),
+            matches,
+            to: Address([number; 20]),
+            value: Amount::Fixed(Wei(number.into())),
+            gas: GasRule::Fixed(Gas(50_000)),
+            calldata,
+        }
+    }
+
+    #[test]
+    fn patterns_fit_keys_as_in_a_topic_exchange() {
+        let cases = [
+            ("a.b", "a.b", true),
+            ("a.b", "a.c", false),
+            ("a.*", "a.b", true),
+            ("a.*", "a", false),
+            ("a.*", "a.b.c", false),
+            ("a.#", "a", true),
+            ("a.#", "a.b.c", true),
+            ("#.c", "a.b.c", true),
+            ("#.b.#", "a.b.c", true),
+            ("#.x.#", "a.b.c", false),
+            ("#", "", true),
+            ("*", "", false),
+            ("#.#.#.#.#.#.#.#.x", &"a.".repeat(120), false),
+        ];
+        for (pattern, key, fits) in cases {
+            assert_eq!(KeyPattern(pattern.to_owned()).fits(key), fits, "{pattern} and {key}");
+        }
+    }
+
+    #[test]
+    fn the_first_route_that_fits_is_taken_and_without_one_there_is_no_write() {
+        let kind = |kind: &str| Match { kind: Some(kind.to_owned()), ..Match::default() };
+        let by_key = Match { routing_key: Some(KeyPattern("pay.#".into())), ..Match::default() };
+        let by_header =
+            Match { kind: Some("a".into()), header: Some(("h".into(), Some("7".into()))), ..Match::default() };
+        let routes =
+            [(1, by_header), (2, kind("a")), (3, by_key)].map(|(number, of)| route(number, of, Calldata::Body));
+        let cases = [
+            (message("a", "q", &[("h", HeaderValue::Int(7))], ""), Some(1)),
+            (message("a", "q", &[("h", "8".into())], ""), Some(2)),
+            (message("b", "pay.now", &[], ""), Some(3)),
+            // A retry comes with the queue's name for a key.
+            (message("b", "q", &[(header::ORIGINAL_ROUTING_KEY, "pay.now".into())], ""), Some(3)),
+            (message("b", "q", &[], ""), None),
+        ];
+        for (message, number) in cases {
+            let write = write_of(&routes, &message, 100);
+            assert_eq!(write.as_ref().ok().map(|write| write.to), number.map(|number| Address([number; 20])));
+            if let Err(cause) = write {
+                let detail = "no route is for type \"b\" with routing key \"q\"";
+                assert_eq!((cause.routing_key().as_str(), cause.detail.as_str()), ("invalid.no_route", detail));
+            }
+        }
+    }
+
+    #[test]
+    fn a_call_has_its_arguments_from_the_body_and_what_is_wrong_with_one_is_told() {
+        let function = abi::function("note(bytes data)").unwrap();
+        let call = Call::new(function, vec![Source::At(Pointer::new("/d", abi::Encoding::Hex))]).unwrap();
+        let routes = [route(1, Match::default(), Calldata::Call(Box::new(call)))];
+        let of = |body: &str| write_of(&routes, &message("", "", &[], body), 100);
+        let write = of(r#"{"d":"0x0102"}"#).unwrap();
+        assert_eq!(write.data.map(|data| data.len()), Some(4 + 3 * 32));
+        let causes = [
+            ("", "undecodable", "not JSON, which route[1] needs"),
+            ("{}", "bad_argument", "route[1]: argument 1 (data) at /d: expected bytes, found nothing"),
+            (&format!(r#"{{"d":"0x{}"}}"#, "00".repeat(33)), "too_large", "route[1]: its calldata has 132 bytes"),
+        ];
+        for (body, reason, detail) in causes {
+            let cause = of(body).unwrap_err();
+            assert_eq!(cause.reason, reason, "{cause}");
+            assert!(cause.detail.contains(detail), "{cause}");
+        }
+    }
+}
