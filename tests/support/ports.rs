@@ -15,6 +15,12 @@ static GIVEN: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
 /// goes wrong for a service that restarts: while it is down, some connection may get its port as a source port, and
 /// a client that keeps trying to reconnect may even connect to itself.
 pub fn free_port() -> u16 {
+    listen_on_free_port().local_addr().expect("a bound socket has an address").port()
+}
+
+/// The same, bound. Who can use the socket itself should: a process that another thread forks holds a copy of it until it
+/// executes its program, so that the port may still be taken for a moment after the socket was closed.
+pub fn listen_on_free_port() -> TcpListener {
     let (low, high) = candidates();
     let span = u32::from(high - low);
     let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -23,9 +29,9 @@ pub fn free_port() -> u16 {
     for step in 0..span {
         let port = low + ((start + step) % span) as u16;
         let Ok(claim) = claim(port) else { continue };
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+        if let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
             given.push(claim);
-            return port;
+            return listener;
         }
     }
     panic!("no free port on 127.0.0.1 between {low} and {high}");

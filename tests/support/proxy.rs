@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -49,7 +49,9 @@ struct Shared {
 impl TcpProxy {
     /// In mode [`Mode::Pass`].
     pub async fn start(upstream: SocketAddr) -> TcpProxy {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, super::free_port())).await.expect("the port is free");
+        let listener = super::ports::listen_on_free_port();
+        listener.set_nonblocking(true).expect("a socket can be told not to block");
+        let listener = TcpListener::from_std(listener).expect("the runtime takes the socket");
         let address = listener.local_addr().expect("a bound socket has an address");
         let shared = Arc::new(Shared {
             upstream,
