@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::chain::{BlockTag, Chain, ChainError, Inclusion, Result};
+use crate::chain::{Chain, Inclusion, Result, count_at, known};
 use crate::model::{Address, BlockNumber, Nonce};
 
 /// Blocks read one by one for one nonce in one go, where nodes have no state for old blocks. The next go carries on below.
@@ -147,26 +147,6 @@ async fn lowest_past(chain: &dyn Chain, account: Address, nonce: Nonce, height: 
     Ok(Lowest::Known(BlockNumber(past)))
 }
 
-/// `None` where the node has no state for this block.
-async fn count_at(chain: &dyn Chain, account: Address, block: u64) -> Result<Option<Nonce>> {
-    known(chain.transaction_count(account, BlockTag::Number(BlockNumber(block))).await)
-}
-
-/// What a node will not or cannot tell is no evidence and no outage either: "missing trie node", pruned history.
-fn known<T>(answer: Result<T>) -> Result<Option<T>> {
-    match answer {
-        Ok(value) => Ok(Some(value)),
-        Err(ChainError::Node { .. } | ChainError::Nonsense { .. }) => Ok(None),
-        Err(
-            error @ (ChainError::Unreachable { .. }
-            | ChainError::RateLimited { .. }
-            | ChainError::Syncing { .. }
-            | ChainError::Lagging { .. }
-            | ChainError::WrongChain { .. }),
-        ) => Err(error),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
@@ -175,7 +155,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::chain::{Call, Header, Receipt, Sent, SentInBlock};
+    use crate::chain::{BlockTag, Call, ChainError, Header, Receipt, Sent, SentInBlock};
     use crate::model::{BlockHash, BodyHash, Gas, SignedTransaction, TxHash, Wei};
     use crate::policy::fee::Market;
 

@@ -2,7 +2,7 @@
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use crate::chain::{BlockTag, Chain, ChainError, Receipt, Sent, SentInBlock};
+use crate::chain::{BlockTag, Chain, ChainError, Receipt, Sent, SentInBlock, count_at};
 use crate::journal::RecoveredWrite;
 use crate::model::{Address, BlockNumber, Nonce};
 
@@ -123,13 +123,4 @@ struct Range {
 async fn read(chain: &dyn Chain, account: Address, number: u64) -> Result<SentInBlock, SalvageError> {
     let block = chain.sent_in(account, BlockNumber(number)).await?;
     block.ok_or(SalvageError::NoBlock(BlockNumber(number)))
-}
-
-/// `None` where no node keeps the state of this block.
-async fn count_at(chain: &dyn Chain, account: Address, block: u64) -> Result<Option<Nonce>, ChainError> {
-    match chain.transaction_count(account, BlockTag::Number(BlockNumber(block))).await {
-        Ok(count) => Ok(Some(count)),
-        Err(ChainError::Node { .. }) => Ok(None),
-        Err(error) => Err(error),
-    }
 }

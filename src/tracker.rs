@@ -210,11 +210,7 @@ impl Tracker {
     /// The highest final block of the chain that ends in `head`. A tag may be answered by another node than the one that
     /// gave `head`: its block counts only once it is linked with it.
     async fn final_up_to(&mut self, head: &Header) -> Result<Option<BlockNumber>> {
-        let tag = match self.rule {
-            FinalityRule::Depth(_) => return Ok(highest_final(self.rule, head.number, None)),
-            FinalityRule::Safe => BlockTag::Safe,
-            FinalityRule::Finalized => BlockTag::Finalized,
-        };
+        let Some(tag) = BlockTag::of(self.rule) else { return Ok(highest_final(self.rule, head.number, None)) };
         let Some(tagged) = self.chain.header(tag).await? else { return Ok(None) };
         let is_linked = self.is_canonical(tagged.number, tagged.hash).await?;
         Ok(highest_final(self.rule, head.number, is_linked.then_some(tagged.number)))

@@ -10,6 +10,7 @@ use crate::model::{
     Address, BlockHash, BlockNumber, BodyHash, Gas, Nonce, PauseReason, SignedTransaction, TxHash, Wei,
 };
 use crate::policy::fee::Market;
+use crate::policy::finality::FinalityRule;
 
 mod answers;
 mod broadcast;
@@ -147,6 +148,17 @@ pub enum BlockTag {
     Number(BlockNumber),
 }
 
+impl BlockTag {
+    /// The tag that a rule looks at; none where it counts blocks.
+    pub fn of(rule: FinalityRule) -> Option<Self> {
+        match rule {
+            FinalityRule::Depth(_) => None,
+            FinalityRule::Safe => Some(Self::Safe),
+            FinalityRule::Finalized => Some(Self::Finalized),
+        }
+    }
+}
+
 /// Where a transaction is included. How it went, its receipt tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Inclusion {
@@ -259,6 +271,26 @@ pub trait Chain: Send + Sync {
 
     /// The account's balance.
     async fn balance(&self, account: Address) -> Result<Wei>;
+}
+
+/// How many transactions the account has in the chain up to this block; `None` where no node has the state for it.
+pub async fn count_at(chain: &dyn Chain, account: Address, block: u64) -> Result<Option<Nonce>> {
+    known(chain.transaction_count(account, BlockTag::Number(BlockNumber(block))).await)
+}
+
+/// What a node will not or cannot tell is no evidence and no outage either: "missing trie node", pruned history.
+pub fn known<T>(answer: Result<T>) -> Result<Option<T>> {
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        Err(ChainError::Node { .. } | ChainError::Nonsense { .. }) => Ok(None),
+        Err(
+            error @ (ChainError::Unreachable { .. }
+            | ChainError::RateLimited { .. }
+            | ChainError::Syncing { .. }
+            | ChainError::Lagging { .. }
+            | ChainError::WrongChain { .. }),
+        ) => Err(error),
+    }
 }
 
 /// The hash that a node gives these signed bytes: keccak-256.

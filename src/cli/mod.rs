@@ -1,9 +1,12 @@
 //! The command line: one file for each command, and the exit codes.
 
+use std::borrow::Cow;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::broker::{BrokerError, PublishError};
 use crate::chain::ChainError;
@@ -194,6 +197,15 @@ fn operator() -> String {
         Ok(host) => format!("{name}@{}", host.to_string_lossy()),
         Err(_) => name,
     }
+}
+
+/// On a terminal alone.
+fn progress_bar(total: u64, doing: impl Into<Cow<'static, str>>) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len}, {elapsed}");
+    ProgressBar::new(total).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())).with_message(doing)
 }
 
 /// One line on standard output. A closed pipe (`… | head`) is no error.

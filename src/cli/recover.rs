@@ -1,16 +1,14 @@
 //! `chainwriter recover`
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::app::client_settings;
 use crate::chain::{BlockTag, Chain, NodeClient};
-use crate::cli::{exit, operator, say};
+use crate::cli::{exit, operator, progress_bar, say};
 use crate::config::Settings;
 use crate::journal::{OperatorsJournal, RecoveredAccount, Recovery};
 use crate::model::{Address, BlockNumber, Nonce, Timestamp};
@@ -58,7 +56,7 @@ async fn recover(journal: &dyn OperatorsJournal, settings: &Settings, from: Bloc
     }
     let mut accounts = Vec::with_capacity(addresses.len());
     for address in addresses {
-        let progress = progress_bar(address, from, to);
+        let progress = progress_bar(to.0 - from.0 + 1, format!("{address}: blocks"));
         let salvaged = salvage(&chain, address, (from, to), |block| progress.set_position(block.0 - from.0 + 1)).await;
         progress.finish_and_clear();
         let salvaged = salvaged.with_context(|| format!("{address} cannot be recovered"))?;
@@ -120,19 +118,9 @@ async fn on_its_way(chain: &NodeClient, account: Address, final_count: Nonce) ->
 
 async fn final_height(chain: &NodeClient, rule: FinalityRule) -> anyhow::Result<BlockNumber> {
     let head = chain.header(BlockTag::Latest).await?.context("the node has no block")?;
-    let tagged = match rule {
-        FinalityRule::Depth(_) => None,
-        FinalityRule::Safe => chain.header(BlockTag::Safe).await?,
-        FinalityRule::Finalized => chain.header(BlockTag::Finalized).await?,
+    let tagged = match BlockTag::of(rule) {
+        Some(tag) => chain.header(tag).await?,
+        None => None,
     };
     highest_final(rule, head.number, tagged.map(|block| block.number)).context("the chain has no final block yet")
-}
-
-fn progress_bar(account: Address, from: BlockNumber, to: BlockNumber) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len} blocks, {elapsed}");
-    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(to.0 - from.0 + 1).with_style(style).with_message(account.to_string())
 }

@@ -299,7 +299,7 @@ impl Lane {
     /// Another instance is to own the account. What is journalled goes out and what was ruled is settled, as far as that
     /// is done in time; then nobody writes under the lease any more, and it is given up. Crash before that: it runs out.
     async fn hand_over(&mut self, lease: &Lease) -> Result<(), JournalError> {
-        info!(account = %self.signer.address(), tx.live = self.window.len(), "the account goes to another instance, which has fewer");
+        info!(account = %self.signer.address(), tx.live = self.window.len(), "the account goes to another instance");
         // Whoever comes next sends it again.
         let _ = timeout(HAND_OVER, self.finish_sending()).await;
         let (done, is_done) = oneshot::channel();

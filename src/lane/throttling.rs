@@ -39,20 +39,21 @@ impl Lane {
 
     /// How many may be begun, if each takes as little gas as can be: no more are fetched, simulated or signed.
     pub(super) fn may_begin(&self, usage: Option<&Usage>, wanted: usize) -> Granted {
-        self.granted(usage, &vec![gas::TRANSFER; wanted])
+        self.granted(usage, std::iter::repeat_n(gas::TRANSFER, wanted))
     }
 
     /// How many of those that are ready may be begun.
     pub(super) fn may_sign_now(&self, usage: Option<&Usage>) -> Granted {
         let ready = self.prepared.iter().take(self.room().min(filling::BATCH));
-        let wanted: Vec<Gas> = ready.map(|prepared| prepared.gas).collect();
-        self.granted(usage, &wanted)
+        self.granted(usage, ready.map(|prepared| prepared.gas))
     }
 
     /// A guess: other lanes may be faster. What counts is what the journal grants when it stores.
-    fn granted(&self, usage: Option<&Usage>, wanted: &[Gas]) -> Granted {
-        let unlimited = Granted { count: wanted.len(), throttled: None };
-        usage.map_or(unlimited, |usage| self.settings.limits.grant(usage, wanted))
+    fn granted(&self, usage: Option<&Usage>, wanted: impl Iterator<Item = Gas>) -> Granted {
+        match usage {
+            Some(usage) => self.settings.limits.grant(usage, &wanted.collect::<Vec<_>>()),
+            None => Granted { count: wanted.count(), throttled: None },
+        }
     }
 
     pub(super) fn throttle(&mut self, Throttled { limit, again_in }: Throttled) {

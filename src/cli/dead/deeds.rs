@@ -11,8 +11,8 @@ use serde_json::json;
 use crate::broker::RawLetter;
 use crate::cli::dead::desk::{Queue, remark};
 use crate::cli::dead::list::item_json;
-use crate::cli::dead::{complain, plain, progress_bar, tell};
-use crate::cli::exit;
+use crate::cli::dead::{complain, plain, tell};
+use crate::cli::{exit, progress_bar};
 use crate::model::Timestamp;
 use crate::policy::letters::Letter;
 

@@ -4,8 +4,8 @@ use anyhow::Context;
 
 use crate::app::broker_settings;
 use crate::broker::{DeadLetters, MOST_LETTERS, PublishError, RawLetter, Seen};
-use crate::cli::dead::{LIMIT, complain, letters_text, progress_bar};
-use crate::cli::operator;
+use crate::cli::dead::{LIMIT, complain, letters_text};
+use crate::cli::{operator, progress_bar};
 use crate::config::Settings;
 use crate::journal::{Deed, History, OperatorsJournal};
 use crate::model::message::ReplayNote;

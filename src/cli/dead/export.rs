@@ -12,8 +12,8 @@ use serde_json::json;
 
 use crate::broker::{RawLetter, Ticket};
 use crate::cli::dead::desk::{Queue, remark};
-use crate::cli::dead::{Which, complain, confirmed, letters_text, means_all_by_a_slip, progress_bar};
-use crate::cli::exit;
+use crate::cli::dead::{Which, complain, confirmed, letters_text, means_all_by_a_slip};
+use crate::cli::{exit, progress_bar};
 use crate::config::Settings;
 use crate::model::Timestamp;
 use crate::policy::letters::{Letter, LetterFilter};

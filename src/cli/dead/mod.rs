@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::broker::MOST_LETTERS;
 use crate::cli::{exit, say};
@@ -174,15 +173,6 @@ fn complain(line: impl std::fmt::Display) {
 /// A line of the answer, or of JSON.
 fn tell(json: bool, value: impl FnOnce() -> serde_json::Value, text: impl FnOnce() -> String) {
     if json { say(value()) } else { say(text()) }
-}
-
-/// On a terminal alone.
-fn progress_bar(total: u64, doing: &'static str) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len}, {elapsed}");
-    ProgressBar::new(total).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())).with_message(doing)
 }
 
 /// What comes from outside must not steer the terminal.

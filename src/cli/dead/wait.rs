@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::cli::dead::desk::Desk;
-use crate::cli::dead::{plain, progress_bar, tell};
-use crate::cli::exit;
+use crate::cli::dead::{plain, tell};
+use crate::cli::{exit, progress_bar};
 use crate::model::{RequestId, RequestState};
 
 /// How often the journal is asked.
