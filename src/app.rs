@@ -269,6 +269,7 @@ fn lane_settings(settings: &Settings, account: AccountId, owner: Arc<str>) -> La
         finality: chain.finality,
         in_flight: chain.in_flight,
         is_strict: settings.admission.is_strict(),
+        batching: Arc::clone(&settings.batching),
         limits: settings.limits,
         poll_interval: chain.poll_interval,
         resend_after: chain.resend_after,

@@ -156,7 +156,7 @@ mod tests {
 
     use super::*;
     use crate::chain::{BlockTag, Call, ChainError, Header, Receipt, Sent, SentInBlock};
-    use crate::model::{BlockHash, BodyHash, Gas, SignedTransaction, TxHash, Wei};
+    use crate::model::{BlockHash, Gas, SignedTransaction, TxHash, Wei};
     use crate::policy::fee::Market;
 
     const ACCOUNT: Address = Address([7; 20]);
@@ -207,12 +207,7 @@ mod tests {
             }
             let sent = self.blocks.iter().zip(0..).filter(|(block, _)| **block == number.0);
             let sent = sent
-                .map(|(_, nonce)| Sent {
-                    nonce: Nonce(nonce),
-                    tx_hash: hash_of(nonce),
-                    to: None,
-                    data_hash: BodyHash::of(b""),
-                })
+                .map(|(_, nonce)| Sent { nonce: Nonce(nonce), tx_hash: hash_of(nonce), to: None, data: Bytes::new() })
                 .collect();
             Ok(Some(SentInBlock { number, hash: BlockHash([1; 32]), sent }))
         }

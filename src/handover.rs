@@ -72,6 +72,8 @@ pub struct Ruling {
     pub lease: Lease,
     /// The request.
     pub request: QueuedRequest,
+    /// The other requests of its transaction, in the order of the batch. The verdict is on all of them.
+    pub others: Vec<QueuedRequest>,
     /// Its nonce's end, if it had a nonce.
     pub transaction: Option<ClosedTransaction>,
     /// What became of it.

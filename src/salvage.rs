@@ -4,7 +4,8 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 
 use crate::chain::{BlockTag, Chain, ChainError, Receipt, Sent, SentInBlock, count_at};
 use crate::journal::RecoveredWrite;
-use crate::model::{Address, BlockNumber, Nonce};
+use crate::model::{Address, BlockNumber, BodyHash, Nonce, TxHash};
+use crate::policy::batch::Batching;
 
 /// Blocks read at once.
 const READS: usize = 8;
@@ -50,8 +51,18 @@ pub struct Salvaged {
     pub writes: Vec<RecoveredWrite>,
 }
 
-/// All that the account wrote in these blocks, both included, of which `to` is final. `progress` is told each block up to
-/// which it is done.
+/// A transaction of the account, and its block.
+struct Found {
+    nonce: Nonce,
+    tx_hash: TxHash,
+    to: Option<Address>,
+    /// The hash of its calldata; of a batch those of all its calls.
+    data: Vec<BodyHash>,
+    block_number: BlockNumber,
+}
+
+/// All that the account wrote in these blocks, both included, of which `to` is final. `batching` tells batches apart.
+/// `progress` is told each block up to which it is done.
 ///
 /// # Errors
 /// When not every transaction of the account in these blocks could be read.
@@ -59,6 +70,7 @@ pub async fn salvage(
     chain: &dyn Chain,
     account: Address,
     (from, to): (BlockNumber, BlockNumber),
+    batching: &Batching,
     progress: impl Fn(BlockNumber),
 ) -> Result<Salvaged, SalvageError> {
     let next_nonce = chain.transaction_count(account, BlockTag::Number(to)).await?;
@@ -66,7 +78,7 @@ pub async fn salvage(
         Some(before) => count_at(chain, account, before).await?,
         None => Some(Nonce(0)),
     };
-    let mut sent: Vec<(Sent, BlockNumber)> = Vec::new();
+    let mut sent: Vec<Found> = Vec::new();
     // The next range is the last one; what is not known of a count is asked for again in smaller ones.
     let mut ranges = vec![Range { from: from.0, to: to.0, before, after: Some(next_nonce) }];
     while let Some(range) = ranges.pop() {
@@ -83,29 +95,34 @@ pub async fn salvage(
         }
         let mut blocks = stream::iter(range.from..=range.to).map(|number| read(chain, account, number)).buffered(READS);
         while let Some(block) = blocks.try_next().await? {
-            sent.extend(block.sent.into_iter().map(|sent| (sent, block.number)));
+            sent.extend(block.sent.into_iter().map(|sent| found(sent, block.number, batching)));
             progress(block.number);
         }
     }
-    let first = before.or(sent.first().map(|(sent, _)| sent.nonce)).unwrap_or(next_nonce);
+    let first = before.or(sent.first().map(|sent| sent.nonce)).unwrap_or(next_nonce);
     let expected = next_nonce.0.saturating_sub(first.0);
     let is_whole =
-        sent.len() as u64 == expected && sent.iter().zip(first.0..).all(|((sent, _), nonce)| sent.nonce.0 == nonce);
+        sent.len() as u64 == expected && sent.iter().zip(first.0..).all(|(sent, nonce)| sent.nonce.0 == nonce);
     if !is_whole {
         return Err(SalvageError::Holes { found: sent.len(), expected });
     }
     let transactions = sent.len();
     // To itself an account sends only what closes a nonce.
-    sent.retain(|(sent, _)| sent.to.is_some_and(|to| to != account));
+    sent.retain(|sent| sent.to.is_some_and(|to| to != account));
     let mut writes = Vec::with_capacity(sent.len());
     for sent in sent.chunks(RECEIPTS) {
-        let hashes: Vec<_> = sent.iter().map(|(sent, _)| sent.tx_hash).collect();
-        for ((sent, block_number), receipt) in sent.iter().zip(chain.receipts(&hashes).await?) {
+        let hashes: Vec<_> = sent.iter().map(|sent| sent.tx_hash).collect();
+        for (sent, receipt) in sent.iter().zip(chain.receipts(&hashes).await?) {
             let Receipt { succeeded, .. } = receipt.ok_or(SalvageError::NoReceipt(sent.nonce))?;
-            if succeeded {
-                let (block_number, data_hash) = (*block_number, sent.data_hash);
-                writes.push(RecoveredWrite { nonce: sent.nonce, tx_hash: sent.tx_hash, block_number, data_hash });
-            }
+            let Found { nonce, tx_hash, block_number, .. } = *sent;
+            let write = |(place, data_hash): (u32, &BodyHash)| RecoveredWrite {
+                nonce,
+                place,
+                tx_hash,
+                block_number,
+                data_hash: *data_hash,
+            };
+            writes.extend((0..).zip(&sent.data).filter(|_| succeeded).map(write));
         }
     }
     Ok(Salvaged { next_nonce, transactions, writes })
@@ -118,6 +135,14 @@ struct Range {
     to: u64,
     before: Option<Nonce>,
     after: Option<Nonce>,
+}
+
+fn found(sent: Sent, block_number: BlockNumber, batching: &Batching) -> Found {
+    let Sent { nonce, tx_hash, to, data } = sent;
+    let calls = to.and_then(|to| batching.split(to, &data));
+    let data =
+        calls.map_or_else(|| vec![BodyHash::of(&data)], |calls| calls.iter().map(|call| BodyHash::of(call)).collect());
+    Found { nonce, tx_hash, to, data, block_number }
 }
 
 async fn read(chain: &dyn Chain, account: Address, number: u64) -> Result<SentInBlock, SalvageError> {

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::chain::{Header, Receipt, Sent, SentInBlock};
 use crate::model::event::FinalTransaction;
-use crate::model::{Address, BlockHash, BlockNumber, BodyHash, Gas, Nonce, TxHash, Wei};
+use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, TxHash, Wei};
 
 /// A number as JSON-RPC writes it: `0x` and digits, without leading zeros (which are let through).
 pub(super) fn quantity(value: &Value) -> Option<u128> {
@@ -92,7 +92,7 @@ pub(super) fn sent_in(value: &Value, account: Address) -> Result<Option<SentInBl
                 nonce: Nonce(nonce),
                 tx_hash: tx_hash.ok_or("a transaction without a hash")?,
                 to: text("to").and_then(|text| text.to_lowercase().parse().ok()),
-                data_hash: BodyHash::of(&data.ok_or("a transaction without calldata")?),
+                data: data.ok_or("a transaction without calldata")?.into(),
             });
         }
     }
@@ -173,7 +173,7 @@ mod tests {
             nonce: Nonce(5),
             tx_hash: TxHash([9; 32]),
             to: Some(Address([8; 20])),
-            data_hash: BodyHash::of(&[1, 2]),
+            data: Bytes::from_static(&[1, 2]),
         };
         assert_eq!(read.sent, [sent]);
         assert_eq!(sent_in(&Value::Null, ours), Ok(None));

@@ -6,9 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::model::event::FinalTransaction;
-use crate::model::{
-    Address, BlockHash, BlockNumber, BodyHash, Gas, Nonce, PauseReason, SignedTransaction, TxHash, Wei,
-};
+use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, PauseReason, SignedTransaction, TxHash, Wei};
 use crate::policy::fee::Market;
 use crate::policy::finality::FinalityRule;
 
@@ -199,7 +197,7 @@ pub struct SentInBlock {
 }
 
 /// A transaction of an account, as its block shows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sent {
     /// Its nonce.
     pub nonce: Nonce,
@@ -207,8 +205,8 @@ pub struct Sent {
     pub tx_hash: TxHash,
     /// Who is called; nobody where a contract is made.
     pub to: Option<Address>,
-    /// The hash of its calldata.
-    pub data_hash: BodyHash,
+    /// Its calldata.
+    pub data: Bytes,
 }
 
 /// A call without a signature, to estimate or to explain.

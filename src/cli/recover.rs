@@ -57,7 +57,8 @@ async fn recover(journal: &dyn OperatorsJournal, settings: &Settings, from: Bloc
     let mut accounts = Vec::with_capacity(addresses.len());
     for address in addresses {
         let progress = progress_bar(to.0 - from.0 + 1, format!("{address}: blocks"));
-        let salvaged = salvage(&chain, address, (from, to), |block| progress.set_position(block.0 - from.0 + 1)).await;
+        let done = |block: BlockNumber| progress.set_position(block.0 - from.0 + 1);
+        let salvaged = salvage(&chain, address, (from, to), &settings.batching, done).await;
         progress.finish_and_clear();
         let salvaged = salvaged.with_context(|| format!("{address} cannot be recovered"))?;
         say(format_args!(

@@ -13,6 +13,7 @@ use crate::journal::JournalAddress;
 use crate::lane::OutagePolicy;
 use crate::model::Gas;
 use crate::policy::admission::{AdmissionRules, TextSource};
+use crate::policy::batch::Batching;
 use crate::policy::classify::ErrorTable;
 use crate::policy::fee::FeeRules;
 use crate::policy::finality::FinalityRule;
@@ -59,6 +60,8 @@ pub struct Settings {
     pub fees: FeeRules,
     /// `[limits]`
     pub limits: Limits,
+    /// `[batch]`, and what routes can do for many messages
+    pub batching: Arc<Batching>,
     /// `[journal]`
     pub journal: JournalSection,
     /// `lease.ttl`

@@ -7,13 +7,13 @@ use serde_json::{Map, Value};
 use crate::config::gas_limits;
 use crate::config::reader::{Findings, Section};
 use crate::model::{Address, Gas, GasRule, Wei};
-use crate::policy::abi::{self, Call, Encoding, Pointer, Source};
+use crate::policy::abi::{self, Call, Encoding, Function, Many, Pointer, Source};
 use crate::policy::routes::{Amount, Calldata, KeyPattern, Match, Route};
 
 /// What a route takes from `[write]` where it does not say otherwise.
 const INHERITED: [&str; 5] = ["mode", "to", "value", "gas", "gas_margin"];
 /// What a call needs.
-const OF_A_CALL: [&str; 3] = ["function", "abi", "arguments"];
+const OF_A_CALL: [&str; 4] = ["function", "abi", "arguments", "batch_function"];
 /// What a message must have.
 const OF_A_MATCH: [&str; 4] = ["name", "type", "routing_key", "header"];
 
@@ -73,16 +73,13 @@ fn route(name: &str, place: &str, table: Option<Value>, of_a_match: &[&str], fin
         },
     );
     let gas = gas(&mut section);
-    let calldata = match mode {
-        Mode::Data => Calldata::Body,
-        Mode::Call => {
-            let pays = value != Amount::Fixed(Wei(0));
-            call(&mut section, pays).map_or(Calldata::Body, |call| Calldata::Call(Box::new(call)))
-        }
-    };
+    let pays = value != Amount::Fixed(Wei(0));
+    let call = (mode == Mode::Call).then(|| call(&mut section, pays)).flatten();
+    let many = call.as_ref().and_then(|(call, abi)| many(&mut section, call, abi.as_deref(), pays, gas));
+    let calldata = call.map_or(Calldata::Body, |(call, _)| Calldata::Call(Box::new(call)));
     let of_a_call: &[&str] = if mode == Mode::Call { &OF_A_CALL } else { &[] };
     section.finish(&[of_a_match, &INHERITED, of_a_call].concat());
-    Route { name: name.to_owned(), matches, to, value, gas, calldata }
+    Route { name: name.to_owned(), matches, to, value, gas, calldata, many }
 }
 
 fn matches(section: &mut Section<'_>) -> Match {
@@ -109,8 +106,8 @@ fn gas(section: &mut Section<'_>) -> GasRule {
     })
 }
 
-/// `None`: it has a fault, which is noted.
-fn call(section: &mut Section<'_>, pays: bool) -> Option<Call> {
+/// With the name of the ABI file, if there is one. `None`: it has a fault, which is noted.
+fn call(section: &mut Section<'_>, pays: bool) -> Option<(Call, Option<String>)> {
     let arguments = match section.take("arguments") {
         None => Some(Vec::new()),
         Some(Value::Array(arguments)) => Some(arguments.into_iter().map(source).collect()),
@@ -124,17 +121,34 @@ fn call(section: &mut Section<'_>, pays: bool) -> Option<Call> {
         section.fault("function", "is not set; expected a signature, such as \"transfer(address to, uint256 amount)\"");
         return None;
     };
-    let (key, found) = match file {
-        None => ("function", abi::function(&wanted).map_err(|error| format!("{wanted:?} {error}"))),
-        Some(file) => {
-            let text = fs::read_to_string(&file).map_err(|error| format!("{file} cannot be read: {error}"));
-            let found =
-                |text: String| abi::function_in(&text, &wanted, pays).map_err(|error| format!("{file} {error}"));
-            ("abi", text.and_then(found))
+    let key = if file.is_some() { "abi" } else { "function" };
+    let function = function(&wanted, file.as_deref(), pays).map_err(|problem| section.fault(key, problem)).ok()?;
+    let call = Call::new(function, arguments?).map_err(|problem| section.fault("arguments", problem)).ok()?;
+    Some((call, file))
+}
+
+/// By its signature, or from an ABI file.
+fn function(wanted: &str, file: Option<&str>, pays: bool) -> Result<Function, String> {
+    let Some(file) = file else { return abi::function(wanted).map_err(|error| format!("{wanted:?} {error}")) };
+    let text = fs::read_to_string(file).map_err(|error| format!("{file} cannot be read: {error}"))?;
+    abi::function_in(&text, wanted, pays).map_err(|error| format!("{file} {error}"))
+}
+
+/// `None`: each message has a transaction of its own, or there is a fault, which is noted.
+fn many(section: &mut Section<'_>, call: &Call, file: Option<&str>, pays: bool, gas: GasRule) -> Option<Many> {
+    let wanted = section.text("batch_function")?;
+    let fixed = matches!(gas, GasRule::Fixed(_));
+    for (key, is_set) in [("value", pays), ("gas", fixed)] {
+        if is_set {
+            let problem =
+                format!("must be left to the default where there is batch_function: {key} of many is not told");
+            section.fault(key, problem);
         }
-    };
-    let function = found.map_err(|problem| section.fault(key, problem)).ok()?;
-    Call::new(function, arguments?).map_err(|problem| section.fault("arguments", problem)).ok()
+    }
+    let found = function(&wanted, file, false);
+    let many = found
+        .and_then(|function| Many::new(call.function(), &function).map_err(|problem| format!("{wanted:?} {problem}")));
+    many.map_err(|problem| section.fault("batch_function", problem)).ok()
 }
 
 /// Where an argument stands, or what it is.
@@ -194,6 +208,22 @@ mod tests {
     }
 
     #[test]
+    fn what_routes_can_do_for_many_is_done_in_the_sizes_of_batch() {
+        let kinds = |batch: &str| {
+            let text = format!(
+                "{REST}[write]\n{TO}mode = \"call\"\nfunction = \"f(bool)\"\narguments = [\"json:/x\"]\n\
+                 batch_function = \"g(bool[] all)\"\n{batch}"
+            );
+            load_text(&text).unwrap().batching
+        };
+        assert!(!kinds("").is_on(), "who does not ask for batches has none");
+        let batching = kinds("[batch]\nmax_requests = 50\nmax_wait = \"1s\"\n");
+        assert!(batching.is_on() && !batching.keeps_order);
+        assert_eq!(batching.kinds.len(), 1);
+        assert!(kinds("[batch]\nmax_requests = 50\n[request]\norder_by = \"message_id\"\n").keeps_order);
+    }
+
+    #[test]
     fn faults_of_routes_name_route_and_key() {
         let of = |route: &str| faults(&format!("{REST}[write]\n{TO}[[route]]\n{route}"));
         let cases = [
@@ -208,6 +238,14 @@ mod tests {
             ("mode = \"call\"\nfunction = \"f(bool)\"\narguments = 1", "- route[1].arguments: must be a list"),
             ("mode = \"call\"\nfunction = \"f\"\nabi = \"/none\"", "- route[1].abi: /none cannot be read"),
             ("value = \"json:/wei\"", "- route[1].value: is \"json:/wei\"; expected an amount"),
+            (
+                "mode = \"call\"\nfunction = \"f(bool)\"\narguments = [true]\nbatch_function = \"g(bool)\"",
+                "- route[1].batch_function: \"g(bool)\" does not do for many what f(bool) does for one; expected",
+            ),
+            (
+                "mode = \"call\"\nfunction = \"f(bool)\"\narguments = [true]\nbatch_function = \"g(bool[])\"\ngas = 50000",
+                "- route[1].gas: must be left to the default where there is batch_function",
+            ),
             ("header = \"=x\"", "- route[1].header: has no name"),
             ("to = \"0x1\"", "- route[1].to: is \"0x1\"; expected the address"),
         ];

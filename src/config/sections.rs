@@ -20,10 +20,12 @@ use crate::journal::JournalAddress;
 use crate::lane::OutagePolicy;
 use crate::model::{Gas, GasRule, Wei};
 use crate::policy::admission::{AdmissionRules, OrderBy, Ordering, TextSource};
+use crate::policy::batch::{BatchKind, Batching};
 use crate::policy::classify::{ErrorTable, SendMeaning};
 use crate::policy::fee::{FeeMode, FeeRules};
 use crate::policy::finality::FinalityRule;
 use crate::policy::limits::Limits;
+use crate::policy::routes::Route;
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -39,19 +41,18 @@ pub(super) fn read(values: Value) -> Result<Settings, Faults> {
     let mut findings = Findings::default();
     let (broker, max_body_bytes) = broker(Section::new("broker", tables.remove("broker"), &mut findings));
     let (id_source, order_by) = request(Section::new("request", tables.remove("request"), &mut findings));
+    let routes = routes::read(tables.remove("write"), tables.remove("route"), &mut findings);
+    let keeps_order = order_by.as_ref().is_some_and(|order_by| order_by.ordering == Ordering::Nonce);
+    let batch = Section::new("batch", tables.remove("batch"), &mut findings);
     let settings = Settings {
+        batching: Arc::new(batching(batch, &routes, keeps_order)),
         worker: worker(Section::new("worker", tables.remove("worker"), &mut findings)),
         broker,
         retry: retry(Section::new("retry", tables.remove("retry"), &mut findings)),
         outage: outage(Section::new("outage", tables.remove("outage"), &mut findings)),
         chain: chain(tables.remove("chain"), &mut findings),
         signers: signers::read(tables.remove("signer"), &mut findings),
-        admission: AdmissionRules {
-            id_source,
-            order_by,
-            routes: routes::read(tables.remove("write"), tables.remove("route"), &mut findings),
-            max_body_bytes,
-        },
+        admission: AdmissionRules { id_source, order_by, routes, max_body_bytes },
         fees: fees(Section::new("fees", tables.remove("fees"), &mut findings)),
         limits: limits(Section::new("limits", tables.remove("limits"), &mut findings)),
         journal: journal(Section::new("journal", tables.remove("journal"), &mut findings)),
@@ -338,6 +339,20 @@ fn limits(mut section: Section<'_>) -> Limits {
     };
     section.finish(&["writes_per_second", "in_flight", "gas_per_hour"]);
     limits
+}
+
+/// Among requests of strict ordering that are to be written, no two have the same key.
+fn batching(mut section: Section<'_>, routes: &[Route], keeps_order: bool) -> Batching {
+    let kind = |route: &Route| Some(BatchKind { to: route.to, many: route.many.clone()? });
+    let batching = Batching {
+        max_requests: section.number("max_requests", 1..=1000),
+        max_bytes: section.number("max_bytes", 1024..=120_000),
+        max_wait: section.duration("max_wait", Duration::ZERO..=MINUTE),
+        keeps_order,
+        kinds: routes.iter().filter_map(kind).collect(),
+    };
+    section.finish(&["max_requests", "max_bytes", "max_wait"]);
+    batching
 }
 
 fn journal(mut section: Section<'_>) -> JournalSection {

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::journal::{JournalError, NewTransaction, Result};
+use crate::journal::{JournalError, NewTransaction, RequestSeq, Result};
 use crate::model::{Fee, GasRule, Nonce, Write};
 
 /// A row's columns by their names: `None` for NULL. An error says what is wrong with the column.
@@ -129,6 +129,15 @@ pub(super) fn expect_rows(doing: &'static str, expected: usize, changed: usize) 
         return Ok(());
     }
     Err(JournalError::Inconsistent { doing, detail: format!("{changed} of {expected} rows were as they must be") })
+}
+
+/// Fails unless a nonce that is closed is decided on for all requests that it is for.
+pub(super) fn expect_batch(nonce: i64, stored: &[RequestSeq], decided: impl Iterator<Item = RequestSeq>) -> Result<()> {
+    if decided.eq(stored.iter().copied()) {
+        return Ok(());
+    }
+    let detail = format!("nonce {nonce} is for {} more requests, and others were decided on", stored.len());
+    Err(JournalError::Inconsistent { doing: "settle a batch", detail })
 }
 
 /// The first of these nonces, which follow one another.

@@ -1,5 +1,6 @@
 //! What operators are shown of a request.
 
+use crate::model::event::BatchPlace;
 use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, TxHash};
 
 /// All that the journal knows of one request.
@@ -50,6 +51,9 @@ pub struct TransactionHistory {
     pub gas_used: Option<Gas>,
     /// Since when its block is no part of the chain any more, until it is final again. RFC 3339.
     pub reorged_at: Option<String>,
+    /// Which of several requests in it this one is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch: Option<BatchPlace>,
 }
 
 /// One signed encoding.

@@ -150,6 +150,8 @@ pub struct QueuedRequest {
     pub body: Bytes,
     /// What it asks for; `None` where it was taken in by a version that did not store it.
     pub write: Option<Write>,
+    /// It shares no transaction: one that it shared has failed.
+    pub is_alone: bool,
     /// Whom to tell.
     pub reply: ReplyAddress,
 }
@@ -166,16 +168,27 @@ impl QueuedRequest {
 pub struct NewTransaction {
     /// The request that it is for.
     pub request: RequestSeq,
+    /// The requests that it is for besides, in the order of the batch.
+    pub others: Vec<RequestSeq>,
     /// Its nonce.
     pub nonce: Nonce,
     /// Who is called.
     pub to: Address,
     /// What is paid.
     pub value: Wei,
+    /// Of a batch: its calldata.
+    pub data: Option<Bytes>,
     /// The gas limit.
     pub gas: Gas,
     /// The signed bytes.
     pub attempt: Attempt,
+}
+
+impl NewTransaction {
+    /// All that it is for.
+    pub fn requests(&self) -> impl Iterator<Item = RequestSeq> {
+        std::iter::once(self.request).chain(self.others.iter().copied())
+    }
 }
 
 /// A stored transaction that may still land.
@@ -183,12 +196,16 @@ pub struct NewTransaction {
 pub struct LiveTransaction {
     /// The request that it is for.
     pub request: QueuedRequest,
+    /// The requests that it is for besides, in the order of the batch.
+    pub others: Vec<QueuedRequest>,
     /// Its nonce.
     pub nonce: Nonce,
     /// Who is called.
     pub to: Address,
     /// What is paid.
     pub value: Wei,
+    /// Of a batch: its calldata.
+    pub data: Option<Bytes>,
     /// The gas limit.
     pub gas: Gas,
     /// Everything ever signed for it, oldest first.
@@ -206,19 +223,28 @@ pub struct ClosedTransaction {
     pub included: Option<FinalTransaction>,
 }
 
-/// A nonce that the journal has a transaction for, with all that matters after its end.
+/// A request that has a nonce, or had one.
 #[derive(Debug, Clone)]
-pub struct StoredNonce {
-    /// The request that it is for.
-    pub request: RequestSeq,
+pub struct StoredRequest {
+    /// The journal's number.
+    pub seq: RequestSeq,
     /// Its id.
     pub id: RequestId,
     /// The copy that it stands at.
     pub generation: Generation,
     /// Whom to tell.
     pub reply: ReplyAddress,
-    /// Where the request stands.
-    pub request_state: RequestState,
+    /// Where it stands.
+    pub state: RequestState,
+}
+
+/// A nonce that the journal has a transaction for, with all that matters after its end.
+#[derive(Debug, Clone)]
+pub struct StoredNonce {
+    /// The request that it is for.
+    pub request: StoredRequest,
+    /// The requests that it is for besides, in the order of the batch.
+    pub others: Vec<StoredRequest>,
     /// The nonce.
     pub nonce: Nonce,
     /// Where the nonce stands.
@@ -251,6 +277,15 @@ pub struct Reorged {
     pub detail: String,
     /// Goes into the outbox in the same commit.
     pub event: Option<Event>,
+    /// The other requests of the batch, with their events.
+    pub others: Vec<(RequestSeq, Option<Event>)>,
+}
+
+impl Reorged {
+    /// Each request with its event.
+    pub fn told(&self) -> impl Iterator<Item = (RequestSeq, Option<&Event>)> {
+        told(self.request, &self.event, &self.others)
+    }
 }
 
 /// How a nonce ended for the second time, after the chain had lost the block of its first end.
@@ -264,6 +299,24 @@ pub struct EndedAgain {
     pub detail: String,
     /// Goes into the outbox in the same commit.
     pub event: Option<Event>,
+    /// The other requests of the batch, with their events.
+    pub others: Vec<(RequestSeq, Option<Event>)>,
+}
+
+impl EndedAgain {
+    /// Each request with its event.
+    pub fn told(&self) -> impl Iterator<Item = (RequestSeq, Option<&Event>)> {
+        told(self.request, &self.event, &self.others)
+    }
+}
+
+fn told<'r>(
+    request: RequestSeq,
+    event: &'r Option<Event>,
+    others: &'r [(RequestSeq, Option<Event>)],
+) -> impl Iterator<Item = (RequestSeq, Option<&'r Event>)> {
+    let others = others.iter().map(|(request, event)| (*request, event.as_ref()));
+    std::iter::once((request, event.as_ref())).chain(others)
 }
 
 /// What became of a request.
@@ -289,11 +342,43 @@ pub enum Decision {
         /// Why.
         cause: Cause,
     },
-    /// Its nonce went to a foreign transaction: it queues again.
-    Requeue {
-        /// The foreign transaction.
-        taken_by: TxHash,
-    },
+    /// It queues again.
+    Requeue(Requeue),
+}
+
+/// Why a request queues again that has not failed by itself.
+#[derive(Debug, Clone)]
+pub enum Requeue {
+    /// Its nonce went to this foreign transaction.
+    Displaced(TxHash),
+    /// The transaction that it shared has failed: it gets one of its own.
+    Isolated(Cause),
+}
+
+impl Requeue {
+    /// The incident in one word.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Displaced(_) => "displaced",
+            Self::Isolated(_) => "isolated",
+        }
+    }
+
+    /// The incident for a person.
+    pub fn detail(&self) -> String {
+        match self {
+            Self::Displaced(taken_by) => format!("its nonce went to {taken_by}, which is not ours; it gets a new one"),
+            Self::Isolated(cause) => format!("the transaction that it shared failed: {cause}; it gets one of its own"),
+        }
+    }
+
+    /// It shares no transaction any more.
+    pub fn isolates(&self) -> bool {
+        match self {
+            Self::Displaced(_) => false,
+            Self::Isolated(_) => true,
+        }
+    }
 }
 
 /// A decided request and, if it had one, its closed transaction.
@@ -305,6 +390,16 @@ pub struct Settlement {
     pub transaction: Option<ClosedTransaction>,
     /// What became of it.
     pub decision: Decision,
+    /// What became of the other requests of the transaction, all of them, in the order of the batch.
+    pub others: Vec<(RequestSeq, Decision)>,
+}
+
+impl Settlement {
+    /// All requests, with what became of them.
+    pub fn decisions(&self) -> impl Iterator<Item = (RequestSeq, &Decision)> {
+        let others = self.others.iter().map(|(request, decision)| (*request, decision));
+        std::iter::once((self.request, &self.decision)).chain(others)
+    }
 }
 
 /// That an operator wants a request no more.

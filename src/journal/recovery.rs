@@ -35,11 +35,13 @@ pub struct RecoveredAccount {
 pub struct RecoveredWrite {
     /// Its nonce.
     pub nonce: Nonce,
+    /// Which of several calls in it, from zero.
+    pub place: u32,
     /// Its hash.
     pub tx_hash: TxHash,
     /// Its block's height.
     pub block_number: BlockNumber,
-    /// The hash of its calldata.
+    /// The hash of its calldata; where it was a batch, of the calldata that the request would have had alone.
     pub data_hash: BodyHash,
 }
 

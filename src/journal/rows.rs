@@ -6,14 +6,15 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::journal::columns::{
-    Columns, corrupt, fixed, number, optional_fixed, optional_number, optional_text, present, text, unsigned, word,
+    Columns, corrupt, fixed, nonce, number, optional_fixed, optional_number, optional_text, present, text, unsigned,
+    word,
 };
 use crate::journal::{
     AccountId, AttemptHistory, Cancellation, CopyKind, History, Incident, Instance, JournalError, LaneHolder,
     LeaseMark, LiveTransaction, OutboxRow, QueuedRequest, RecoveredWrite, Recovery, ReplyAddress, RequestSeq, Result,
-    StoredNonce, TransactionHistory, UnconfirmedCopy,
+    StoredNonce, StoredRequest, TransactionHistory, UnconfirmedCopy,
 };
-use crate::model::event::FinalTransaction;
+use crate::model::event::{BatchPlace, FinalTransaction};
 use crate::model::{
     Address, Attempt, AttemptKind, BlockHash, BlockNumber, BodyHash, Cause, FailureClass, Fee, Gas, GasRule,
     Generation, Headers, Message, Nonce, Origin, Properties, RequestId, RequestState, SignedTransaction, Timestamp,
@@ -82,12 +83,13 @@ pub(super) fn recovery(row: &impl Columns) -> Result<Recovery> {
 }
 
 /// The columns that [`recovered_write`] reads, and where they stand.
-pub(super) const RECOVERED_WRITES: &str = "nonce, tx_hash, block_number, data_hash FROM recovered_writes";
+pub(super) const RECOVERED_WRITES: &str = "nonce, place, tx_hash, block_number, data_hash FROM recovered_writes";
 
 pub(super) fn recovered_write(row: &impl Columns) -> Result<RecoveredWrite> {
     const WHAT: &str = "recovered write";
     Ok(RecoveredWrite {
         nonce: Nonce(unsigned(row, WHAT, "nonce")?),
+        place: unsigned(row, WHAT, "place")?,
         tx_hash: fixed(row, WHAT, "tx_hash", TxHash::from_slice)?,
         block_number: BlockNumber(unsigned(row, WHAT, "block_number")?),
         data_hash: fixed(row, WHAT, "data_hash", BodyHash::from_slice)?,
@@ -133,7 +135,7 @@ fn body(row: &impl Columns) -> Result<Bytes> {
 
 /// The columns that [`queued_request`] reads.
 pub(super) const QUEUED_COLUMNS: &str = "r.seq, r.id, r.replay, r.retry, r.turn, r.received_at, r.body, r.body_hash, r.write_to, r.write_value, r.write_gas, \
-     r.write_margin, r.write_data, r.reply_to, r.correlation_id";
+     r.write_margin, r.write_data, r.is_alone, r.reply_to, r.correlation_id";
 
 pub(super) fn queued_request(row: &impl Columns) -> Result<QueuedRequest> {
     Ok(QueuedRequest {
@@ -144,6 +146,7 @@ pub(super) fn queued_request(row: &impl Columns) -> Result<QueuedRequest> {
         received_at: Timestamp(number(row, "request", "received_at")?),
         body: body(row)?,
         write: write(row)?,
+        is_alone: number(row, "request", "is_alone")? == 1,
         reply: reply(row, "request")?,
     })
 }
@@ -154,8 +157,12 @@ fn write(row: &impl Columns) -> Result<Option<Write>> {
         Some(_) => GasRule::Fixed(Gas(unsigned(row, "request", "write_gas")?)),
         None => GasRule::Estimate { margin: unsigned(row, "request", "write_margin")? },
     };
-    let data = row.bytes("write_data").map_err(|detail| corrupt("request", detail))?.map(Bytes::copy_from_slice);
+    let data = optional_bytes(row, "request", "write_data")?;
     Ok(Some(Write { to, value: amount("request", &text(row, "request", "write_value")?)?, gas, data }))
+}
+
+fn optional_bytes(row: &impl Columns, what: &'static str, name: &'static str) -> Result<Option<Bytes>> {
+    Ok(row.bytes(name).map_err(|detail| corrupt(what, detail))?.map(Bytes::copy_from_slice))
 }
 
 fn reply(row: &impl Columns, what: &'static str) -> Result<ReplyAddress> {
@@ -229,7 +236,7 @@ pub(super) fn filler(row: &impl Columns) -> Result<(Nonce, Attempt)> {
 }
 
 /// The columns that [`add_live`] reads.
-pub(super) const LIVE_COLUMNS: &str = "t.nonce, t.to_address, t.value, t.gas";
+pub(super) const LIVE_COLUMNS: &str = "t.nonce, t.to_address, t.value, t.data, t.gas";
 
 /// A row for each attempt, by nonce: it begins a transaction, or belongs to the last one.
 pub(super) fn add_live(live: &mut Vec<LiveTransaction>, row: &impl Columns) -> Result<()> {
@@ -238,12 +245,25 @@ pub(super) fn add_live(live: &mut Vec<LiveTransaction>, row: &impl Columns) -> R
         Some(last) if last.nonce == nonce => last.attempts.push(attempt(row)?),
         _ => live.push(LiveTransaction {
             request: queued_request(row)?,
+            others: Vec::new(),
             nonce,
             to: fixed(row, "transaction", "to_address", Address::from_slice)?,
             value: amount("transaction", &text(row, "transaction", "value")?)?,
+            data: optional_bytes(row, "transaction", "data")?,
             gas: Gas(unsigned(row, "transaction", "gas")?),
             attempts: vec![attempt(row)?],
         }),
+    }
+    Ok(())
+}
+
+/// Of each batch among them its other requests, by nonce and place: a row for each, with the transaction's nonce.
+pub(super) fn add_batched(live: &mut [LiveTransaction], row: &impl Columns) -> Result<()> {
+    let nonce = Nonce(unsigned(row, "batch", "nonce")?);
+    if let Ok(index) = live.binary_search_by_key(&nonce, |live| live.nonce)
+        && let Some(transaction) = live.get_mut(index)
+    {
+        transaction.others.push(queued_request(row)?);
     }
     Ok(())
 }
@@ -252,9 +272,37 @@ fn amount(what: &'static str, text: &str) -> Result<Wei> {
     text.parse().map(Wei).map_err(|_| corrupt(what, format!("value is {text:?}")))
 }
 
-/// The columns that [`add_stored`] reads.
-pub(super) const STORED_COLUMNS: &str = "r.seq, r.id, r.replay, r.retry, r.reply_to, r.correlation_id, \
-     r.state AS request_state, t.nonce, t.state, t.final_hash, t.block_number, t.block_hash, t.gas_used";
+/// The columns that [`stored_request`] reads.
+pub(super) const STORED_REQUEST_COLUMNS: &str =
+    "r.seq, r.id, r.replay, r.retry, r.reply_to, r.correlation_id, r.state AS request_state";
+
+fn stored_request(row: &impl Columns) -> Result<StoredRequest> {
+    Ok(StoredRequest {
+        seq: seq(row)?,
+        id: request_id(row)?,
+        generation: generation(row)?,
+        reply: reply(row, "request")?,
+        state: word(row, "request", "request_state", RequestState::from_word)?,
+    })
+}
+
+/// The lowest and the highest of these nonces, as columns.
+pub(super) fn span(stored: &[StoredNonce]) -> Result<Option<(i64, i64)>> {
+    let nonces = || stored.iter().map(|stored| stored.nonce);
+    nonces().min().zip(nonces().max()).map(|(first, last)| Ok((nonce(first)?, nonce(last)?))).transpose()
+}
+
+/// As [`add_batched`]. What others lie between is passed over.
+pub(super) fn add_stored_batched(stored: &mut [StoredNonce], row: &impl Columns) -> Result<()> {
+    let nonce = Nonce(unsigned(row, "batch", "nonce")?);
+    if let Some(transaction) = stored.iter_mut().find(|stored| stored.nonce == nonce) {
+        transaction.others.push(stored_request(row)?);
+    }
+    Ok(())
+}
+
+/// The columns that [`add_stored`] reads besides those of [`stored_request`].
+pub(super) const STORED_COLUMNS: &str = "t.nonce, t.state, t.final_hash, t.block_number, t.block_hash, t.gas_used";
 
 /// A row for each attempt, by nonce, as [`add_live`].
 pub(super) fn add_stored(stored: &mut Vec<StoredNonce>, row: &impl Columns) -> Result<()> {
@@ -262,11 +310,8 @@ pub(super) fn add_stored(stored: &mut Vec<StoredNonce>, row: &impl Columns) -> R
     match stored.last_mut() {
         Some(last) if last.nonce == nonce => last.attempts.push(attempt(row)?),
         _ => stored.push(StoredNonce {
-            request: seq(row)?,
-            id: request_id(row)?,
-            generation: generation(row)?,
-            reply: reply(row, "request")?,
-            request_state: word(row, "request", "request_state", RequestState::from_word)?,
+            request: stored_request(row)?,
+            others: Vec::new(),
             nonce,
             state: word(row, "transaction", "state", TransactionState::from_word)?,
             included: included(row, nonce)?,
@@ -381,6 +426,7 @@ pub(super) fn transaction_history(row: &impl Columns) -> Result<TransactionHisto
         block_hash: optional_fixed(row, "transaction", "block_hash", BlockHash::from_slice)?,
         gas_used: number("gas_used")?.map(Gas),
         reorged_at: optional_number(row, "transaction", "reorged_at")?.map(|at| Timestamp(at).to_string()),
+        batch: BatchPlace::of(unsigned(row, "batch", "place")?, unsigned(row, "transaction", "others")?),
     })
 }
 

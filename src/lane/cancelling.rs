@@ -16,7 +16,8 @@ impl Lane {
         let mut rulings = Vec::new();
         for Cancellation { request, state, detail } in wishes {
             if let Some(transaction) = self.window.of_request(request.seq) {
-                if transaction.cancel_wish.is_none() {
+                // One that is shared is not cancelled for one of its requests. Where it fails, the wish is seen to.
+                if transaction.cancel_wish.is_none() && transaction.others.is_empty() {
                     warn!(request.id = %request.id, tx.nonce = %transaction.nonce, cause = detail, "an operator wants this write no more; its nonce is cancelled unless it lands first");
                     transaction.cancel_wish = Some(detail);
                 }
@@ -24,9 +25,10 @@ impl Lane {
                 info!(request.id = %request.id, cause = detail, "cancelled before it had a nonce");
                 // The journal gives out no request with a wish, so what is dropped here is not fetched again.
                 self.fetched.retain(|fetched| fetched.request.seq != request.seq);
-                self.prepared.retain(|prepared| prepared.request.seq != request.seq);
+                self.unprepare(request.seq);
                 let verdict = LaneVerdict::Cancelled(Cause::rejected("cancelled", detail));
-                rulings.push(Ruling { lease: lease.clone(), request, transaction: None, verdict });
+                let lease = lease.clone();
+                rulings.push(Ruling { lease, request, others: Vec::new(), transaction: None, verdict });
             }
             // A request that is being written and not in the window has ended; settle has the ruling already.
         }

@@ -50,9 +50,9 @@ impl Lane {
             receipt.transaction.nonce = nonce;
             let Some((verdict, state)) = self.end_of_included(nonce, &receipt).await else { continue };
             self.evidence.forget(nonce);
-            let Some(InFlight { request, .. }) = self.window.remove(nonce) else { continue };
+            let Some(InFlight { request, others, .. }) = self.window.remove(nonce) else { continue };
             let transaction = Some(ClosedTransaction { nonce, state, included: Some(receipt.transaction) });
-            rulings.push(Ruling { lease: lease.clone(), request, transaction, verdict });
+            rulings.push(Ruling { lease: lease.clone(), request, others, transaction, verdict });
         }
         if !missing.is_empty() {
             warn!(block.hash = %block, tx.missing = missing.len(), "the node lists transactions in a block and has no receipts of them; they count as in no block until it does");
@@ -71,9 +71,10 @@ impl Lane {
         let displaced = self.displaced(height, count).await?;
         let close = |(nonce, taken_by)| {
             self.evidence.forget(nonce);
-            let InFlight { request, .. } = self.window.remove(nonce)?;
+            let InFlight { request, others, .. } = self.window.remove(nonce)?;
             let transaction = Some(ClosedTransaction { nonce, state: TransactionState::Displaced, included: None });
-            Some(Ruling { lease: lease.clone(), request, transaction, verdict: LaneVerdict::Displaced(taken_by) })
+            let verdict = LaneVerdict::Displaced(taken_by);
+            Some(Ruling { lease: lease.clone(), request, others, transaction, verdict })
         };
         let rulings = displaced.into_iter().filter_map(close).collect();
         self.rule(rulings).await;
@@ -117,7 +118,7 @@ impl Lane {
             from: self.signer.address(),
             to: transaction.to,
             value: transaction.value,
-            data: transaction.request.calldata().clone(),
+            data: transaction.calldata().clone(),
         };
         let block = receipt.transaction.block_number;
         let below = BlockNumber(block.0.saturating_sub(1));
@@ -179,7 +180,8 @@ impl Lane {
 
 /// A request that failed before it had a nonce.
 pub(super) fn failed(lease: &Lease, request: QueuedRequest, cause: Cause) -> Ruling {
-    Ruling { lease: lease.clone(), request, transaction: None, verdict: LaneVerdict::Failed(cause) }
+    let verdict = LaneVerdict::Failed(cause);
+    Ruling { lease: lease.clone(), request, others: Vec::new(), transaction: None, verdict }
 }
 
 /// A request that fails for an outage, since the operator wants that.

@@ -1,5 +1,7 @@
 //! Taking requests on: fetch, simulate, price, sign, journal, broadcast.
 
+use std::collections::BTreeSet;
+
 use tokio::time::Instant;
 use tracing::debug;
 
@@ -13,8 +15,10 @@ use crate::model::{Cause, Nonce, PauseReason};
 use crate::policy::limits::{Granted, Usage};
 use crate::policy::routes::NO_ROUTE;
 
-/// Requests signed and journalled together at most.
+/// Transactions signed and journalled together at most.
 pub(super) const BATCH: usize = 256;
+/// Requests fetched and prepared together at most, where several may share a transaction; a whole batch in any case.
+const MOST_FETCHED: usize = 2048;
 
 impl Lane {
     pub(super) fn room(&self) -> usize {
@@ -22,7 +26,8 @@ impl Lane {
     }
 
     pub(super) fn can_fill(&self) -> bool {
-        let has_work = self.may_have_more || !self.fetched.is_empty() || !self.prepared.is_empty();
+        let is_gathered = !self.fetched.is_empty() && self.gathers_until().is_none();
+        let has_work = self.may_have_more || is_gathered || !self.prepared.is_empty();
         has_work && self.room() > 0 && self.may_try() && self.throttled_until().is_none()
     }
 
@@ -48,9 +53,9 @@ impl Lane {
     pub(super) async fn fill(&mut self, lease: &Lease) -> Result<(), JournalError> {
         let usage = self.usage(lease).await?;
         let may_begin = self.may_begin(usage.as_ref(), self.room().min(BATCH));
-        if self.fetched.is_empty() && self.prepared.is_empty() {
+        if (self.fetched.is_empty() || self.gathers_until().is_some()) && self.prepared.is_empty() {
             // One in any case: whether a limit holds anything back shows only where there is something.
-            self.fetch(lease, may_begin.count.max(1)).await?;
+            self.fetch(lease, self.most_requests(may_begin.count.max(1))).await?;
             self.set_written_aside(lease).await?;
         }
         if self.fetched.is_empty() && self.prepared.is_empty() {
@@ -64,6 +69,9 @@ impl Lane {
             self.throttle(throttled);
             return Ok(());
         }
+        if self.gathers_until().is_some() {
+            return Ok(());
+        }
         match self.prepare(lease).await {
             Ok(()) => self.sign(lease, usage.as_ref()).await?,
             Err((reason, detail)) => self.pause(reason, detail),
@@ -74,15 +82,39 @@ impl Lane {
         Ok(())
     }
 
+    /// Until when what is fetched waits for others to share a transaction with; `None`: it does not wait.
+    pub(super) fn gathers_until(&self) -> Option<Instant> {
+        let batching = &self.settings.batching;
+        let until = self.fetched_at.filter(|_| batching.is_on() && !self.fetched.is_empty())? + batching.max_wait;
+        let has_room = self.fetched.len() < batching.max_requests && Instant::now() < until;
+        let bytes = |fetched: &Fetched| fetched.request.calldata().len();
+        let may_share = |fetched: &Fetched| fetched.alike(batching).is_some();
+        let waits = has_room
+            && self.fetched.iter().all(may_share)
+            && self.fetched.iter().map(bytes).sum::<usize>() < batching.max_bytes;
+        waits.then_some(until)
+    }
+
+    /// For so many transactions.
+    fn most_requests(&self, transactions: usize) -> usize {
+        let batching = &self.settings.batching;
+        if !batching.is_on() {
+            return transactions;
+        }
+        let most = MOST_FETCHED.max(batching.max_requests);
+        transactions.saturating_mul(batching.max_requests).min(most).saturating_sub(self.fetched.len()).max(1)
+    }
+
     /// Looks at the queue from its start.
     pub(super) fn look_again(&mut self) {
         self.turn = i64::MIN;
         self.may_have_more = true;
     }
 
-    /// Only while nothing is fetched or prepared: what was shows in the queue until it is signed, or settle has stored its end.
+    /// Only while nothing is prepared: what was shows in the queue until it is signed, or settle has stored its end.
     async fn fetch(&mut self, lease: &Lease, most: usize) -> Result<(), JournalError> {
-        let limit = most.saturating_add(self.judged.len());
+        let known: BTreeSet<i64> = self.fetched.iter().map(|fetched| fetched.request.turn).collect();
+        let limit = most.saturating_add(self.judged.len()).saturating_add(known.len());
         let from = self.turn;
         let queued = self.journal.queued(lease.account, from, u32::try_from(limit).unwrap_or(u32::MAX)).await?;
         let is_full = queued.len() == limit;
@@ -92,15 +124,19 @@ impl Lane {
             let was_looked_at = *turn > from && *turn <= seen_up_to;
             !was_looked_at || queued.binary_search_by_key(turn, |request| request.turn).is_ok()
         });
-        let mut fresh = queued.into_iter().filter(|request| !self.judged.contains(&request.turn));
+        let is_fresh = |turn: &i64| !self.judged.contains(turn) && !known.contains(turn);
+        let mut fresh = queued.into_iter().filter(|request| is_fresh(&request.turn));
         let taken: Vec<_> = fresh.by_ref().take(most).collect();
         self.may_have_more = is_full || fresh.next().is_some();
         self.turn = taken.last().map_or(from, |last| last.turn);
+        if self.fetched.is_empty() {
+            self.fetched_at = Some(Instant::now());
+        }
         let mut rulings = Vec::new();
         for request in taken {
-            match request.write.clone().or_else(|| self.settings.unstored_write.clone()) {
-                Some(write) => self.fetched.push(Fetched { request, write }),
-                None => {
+            match self.as_fetched(request) {
+                Ok(fetched) => self.fetched.push(fetched),
+                Err(request) => {
                     let detail = "it was taken in before there were routes; send it back to have it routed";
                     rulings.push(ending::failed(lease, request, Cause::invalid(NO_ROUTE, detail)));
                 }
@@ -140,12 +176,7 @@ impl Lane {
         let stored = transactions.iter().map(prepare::to_store).collect();
         let granted = self.journal.record_transactions(lease, stored, self.settings.limits).await?;
         for held_back in transactions.drain(granted.count.min(transactions.len())..).rev() {
-            self.prepared.push_front(Prepared {
-                request: held_back.request,
-                to: held_back.to,
-                value: held_back.value,
-                gas: held_back.gas,
-            });
+            self.prepared.push_front(held_back.unsigned());
         }
         if let Some(throttled) = granted.throttled {
             self.throttle(throttled);
@@ -153,9 +184,11 @@ impl Lane {
         self.next_nonce = Some(first.plus(transactions.len() as u64));
         self.signals.meter.signed.add(Signed::First, transactions.len());
         for transaction in transactions {
-            debug!(request.id = %transaction.request.id, tx.nonce = %transaction.nonce, tx.hash = %transaction.newest().signed.hash, "signed");
+            debug!(request.id = %transaction.request.id, request.others = transaction.others.len(), tx.nonce = %transaction.nonce, tx.hash = %transaction.newest().signed.hash, "signed");
             let nonce = transaction.nonce;
-            self.signals.meter.until_broadcast.note(transaction.request.received_at.age());
+            for request in std::iter::once(&transaction.request).chain(&transaction.others) {
+                self.signals.meter.until_broadcast.note(request.received_at.age());
+            }
             self.window.insert(transaction);
             self.send(nonce);
         }
@@ -168,7 +201,7 @@ impl Lane {
             return;
         };
         let waiting = std::mem::take(&mut self.fetched).into_iter().map(|fetched| fetched.request);
-        let waiting = waiting.chain(std::mem::take(&mut self.prepared).into_iter().map(|prepared| prepared.request));
+        let waiting = waiting.chain(std::mem::take(&mut self.prepared).into_iter().flat_map(Prepared::into_requests));
         let rulings = waiting.map(|request| ending::unavailable(lease, request, reason, &detail)).collect();
         self.rule(rulings).await;
     }

@@ -67,6 +67,8 @@ pub struct Lane {
     send_window: SendWindow,
     /// Fetched from the queue, not yet simulated.
     fetched: Vec<Fetched>,
+    /// When the first of them was.
+    fetched_at: Option<Instant>,
     /// Ready to be signed.
     prepared: VecDeque<Prepared>,
     /// Queued requests that settle was told to cancel, and has not yet.
@@ -119,6 +121,7 @@ impl Lane {
             window: Window::default(),
             head_since: Instant::now(),
             fetched: Vec::new(),
+            fetched_at: None,
             prepared: VecDeque::new(),
             cancelled: BTreeSet::new(),
             turn: i64::MIN,
@@ -250,7 +253,7 @@ impl Lane {
             self.end_throttle();
             self.tell();
             let (wake, ended) = (Arc::clone(&self.signals.wake), Arc::clone(&self.signals.ended));
-            let throttled_until = self.throttled_until();
+            let (throttled_until, gathers_until) = (self.throttled_until(), self.gathers_until());
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => {
@@ -279,6 +282,7 @@ impl Lane {
                     self.look_for_room();
                 }
                 () = sleep_until(throttled_until.unwrap_or_else(Instant::now)), if throttled_until.is_some() => {}
+                () = sleep_until(gathers_until.unwrap_or_else(Instant::now)), if gathers_until.is_some() => {}
                 () = std::future::ready(()), if self.can_fill() => {}
             }
             if self.can_fill() {

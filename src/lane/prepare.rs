@@ -1,14 +1,20 @@
 //! From a queued request to bytes ready for the journal: simulate, price, fill in the fields.
 
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tracing::debug;
+
 use crate::chain::{Call, ChainError};
 use crate::handover::Ruling;
-use crate::journal::{Lease, NewTransaction, QueuedRequest};
+use crate::journal::{Lease, NewTransaction, QueuedRequest, RequestSeq};
 use crate::lane::window::InFlight;
 use crate::lane::{Lane, ending};
 use crate::model::{
     Address, Attempt, AttemptKind, Cause, Fee, Gas, GasRule, Nonce, PauseReason, SignedTransaction, Timestamp,
     UnsignedTransaction, Wei, Write,
 };
+use crate::policy::batch::{Alike, Batching};
 use crate::policy::classify::SimulationMeaning;
 use crate::policy::fee::Market;
 use crate::policy::{gas, revert};
@@ -20,13 +26,82 @@ pub(super) struct Fetched {
     pub(super) write: Write,
 }
 
-/// A request that can be signed.
+impl Fetched {
+    /// What it may share a transaction with.
+    pub(super) fn alike(&self, batching: &Batching) -> Option<Alike> {
+        batching.alike(&self.write, self.request.calldata()).filter(|_| !self.request.is_alone)
+    }
+}
+
+/// What can be signed: a request, or several that share a transaction.
 #[derive(Debug)]
 pub(super) struct Prepared {
     pub(super) request: QueuedRequest,
+    /// In the order of the batch.
+    pub(super) others: Vec<QueuedRequest>,
     pub(super) to: Address,
     pub(super) value: Wei,
+    /// Of a batch.
+    pub(super) data: Option<Bytes>,
     pub(super) gas: Gas,
+}
+
+impl Prepared {
+    pub(super) fn requests(&self) -> impl Iterator<Item = &QueuedRequest> {
+        std::iter::once(&self.request).chain(&self.others)
+    }
+
+    pub(super) fn into_requests(self) -> impl Iterator<Item = QueuedRequest> {
+        std::iter::once(self.request).chain(self.others)
+    }
+
+    fn calldata(&self) -> &Bytes {
+        self.data.as_ref().unwrap_or_else(|| self.request.calldata())
+    }
+}
+
+/// What is to go into one transaction, if it runs.
+#[derive(Debug)]
+struct Draft {
+    first: Fetched,
+    others: Vec<Fetched>,
+    /// Of a batch.
+    data: Option<Bytes>,
+    /// Once it is known to run.
+    gas: Option<Gas>,
+}
+
+impl Draft {
+    /// One for all of these. Where that cannot be, one for each.
+    fn of(requests: Vec<Fetched>, batching: &Batching) -> Vec<Self> {
+        let alike = requests.first().and_then(|first| first.alike(batching)).filter(|_| requests.len() > 1);
+        let calls = requests.iter().map(|fetched| fetched.request.calldata().as_ref());
+        let data = alike.and_then(|alike| batching.join(alike, calls));
+        let mut requests = requests.into_iter();
+        let draft = |first, others, data| Self { first, others, data, gas: None };
+        match data {
+            None => requests.map(|first| draft(first, Vec::new(), None)).collect(),
+            Some(data) => {
+                let first = requests.next();
+                first.map(|first| draft(first, requests.collect(), Some(data))).into_iter().collect()
+            }
+        }
+    }
+
+    fn requests(self) -> Vec<Fetched> {
+        std::iter::once(self.first).chain(self.others).collect()
+    }
+
+    /// The first half of its requests, and the second.
+    fn halves(self, batching: &Batching) -> Vec<Self> {
+        let mut first = self.requests();
+        let second = first.split_off(first.len() / 2);
+        [first, second].into_iter().flat_map(|half| Self::of(half, batching)).collect()
+    }
+
+    fn calldata(&self) -> &Bytes {
+        self.data.as_ref().unwrap_or_else(|| self.first.request.calldata())
+    }
 }
 
 enum Simulated {
@@ -36,41 +111,88 @@ enum Simulated {
 }
 
 impl Lane {
-    /// Moves what was fetched to what is ready, in order; rules on what cannot run. What could not be looked at stays
-    /// fetched, with all behind it.
+    /// Moves what was fetched to what is ready, in order; rules on what cannot run. What runs only without others of its
+    /// batch is found by halving it, so that none of them is hurt by another. What could not be looked at stays fetched, with
+    /// all behind it.
     pub(super) async fn prepare(&mut self, lease: &Lease) -> Result<(), (PauseReason, String)> {
-        if self.fetched.is_empty() {
-            return Ok(());
-        }
-        let simulated = self.simulate().await.map_err(|error| (error.pause_reason(), error.to_string()))?;
+        let batching = Arc::clone(&self.settings.batching);
+        let of = |fetched: &Fetched| (fetched.alike(&batching), fetched.request.calldata().len());
+        let groups = batching.group(std::mem::take(&mut self.fetched), of);
+        let mut drafts: Vec<_> = groups.into_iter().flat_map(|group| Draft::of(group, &batching)).collect();
         let mut rulings: Vec<Ruling> = Vec::new();
         let mut stopped = None;
-        let mut fetched = std::mem::take(&mut self.fetched).into_iter();
-        for outcome in simulated {
-            let (gas, Fetched { request, write }) = match (outcome, fetched.next()) {
-                (Simulated::Runs(gas), Some(fetched)) => (gas, fetched),
-                (Simulated::Fails(cause), Some(Fetched { request, .. })) => {
-                    rulings.push(ending::failed(lease, request, cause));
-                    continue;
-                }
-                (Simulated::NotLooked(reason, detail), fetched) => {
-                    self.fetched.extend(fetched);
-                    stopped = Some((reason, detail));
+        let mut goes_on = true;
+        while goes_on && drafts.iter().any(|draft| draft.gas.is_none()) {
+            let mut simulated = match self.simulate(&drafts).await {
+                Ok(simulated) => simulated.into_iter(),
+                Err(error) => {
+                    stopped = Some((error.pause_reason(), error.to_string()));
                     break;
                 }
-                (Simulated::Runs(_) | Simulated::Fails(_), None) => break,
             };
-            self.prepared.push_back(Prepared { request, to: write.to, value: write.value, gas });
+            let mut looked_at = Vec::with_capacity(drafts.len());
+            for mut draft in drafts {
+                let outcome = if goes_on && draft.gas.is_none() { simulated.next() } else { None };
+                match outcome {
+                    Some(Simulated::Runs(gas)) => draft.gas = Some(gas),
+                    Some(Simulated::Fails(cause)) if draft.others.is_empty() => {
+                        rulings.push(ending::failed(lease, draft.first.request, cause));
+                        continue;
+                    }
+                    Some(Simulated::Fails(cause)) => {
+                        debug!(request.id = %draft.first.request.id, requests = draft.others.len() + 1, %cause, "a batch does not run: its halves are tried");
+                        looked_at.extend(draft.halves(&batching));
+                        continue;
+                    }
+                    Some(Simulated::NotLooked(reason, detail)) => {
+                        (stopped, goes_on) = (Some((reason, detail)), false);
+                    }
+                    None => goes_on &= draft.gas.is_some(),
+                }
+                looked_at.push(draft);
+            }
+            drafts = looked_at;
         }
-        self.fetched.extend(fetched);
+        for draft in drafts {
+            match draft.gas.filter(|_| self.fetched.is_empty()) {
+                Some(gas) => {
+                    let Draft { first: Fetched { request, write }, others, data, .. } = draft;
+                    let others = others.into_iter().map(|other| other.request).collect();
+                    let Write { to, value, .. } = write;
+                    self.prepared.push_back(Prepared { request, others, to, value, data, gas });
+                }
+                None => self.fetched.extend(draft.requests()),
+            }
+        }
         self.rule(rulings).await;
         stopped.map_or(Ok(()), Err)
     }
 
-    async fn simulate(&self) -> Result<Vec<Simulated>, ChainError> {
+    /// Takes what is ready for this request back, with all behind it, but for the request.
+    pub(super) fn unprepare(&mut self, request: RequestSeq) {
+        let is_it = |prepared: &Prepared| prepared.requests().any(|own| own.seq == request);
+        if let Some(place) = self.prepared.iter().position(is_it) {
+            let back: Vec<_> = self.prepared.drain(place..).flat_map(Prepared::into_requests).collect();
+            let back = back.into_iter().filter(|own| own.seq != request);
+            let back: Vec<_> = back.filter_map(|request| self.as_fetched(request).ok()).collect();
+            self.fetched.splice(0..0, back);
+        }
+    }
+
+    /// With what it asks for; the request alone, where nobody knows that.
+    pub(super) fn as_fetched(&self, request: QueuedRequest) -> Result<Fetched, QueuedRequest> {
+        match request.write.clone().or_else(|| self.settings.unstored_write.clone()) {
+            Some(write) => Ok(Fetched { request, write }),
+            None => Err(request),
+        }
+    }
+
+    /// Of those drafts that are not known to run, in their order.
+    async fn simulate(&self, drafts: &[Draft]) -> Result<Vec<Simulated>, ChainError> {
         let block_limit = self.head.as_ref().map_or(Gas(u64::MAX), |head| head.gas_limit);
-        let is_estimated = |fetched: &&Fetched| matches!(fetched.write.gas, GasRule::Estimate { .. });
-        let calls: Vec<_> = self.fetched.iter().filter(is_estimated).map(|fetched| self.call(fetched)).collect();
+        let unknown = || drafts.iter().filter(|draft| draft.gas.is_none());
+        let is_estimated = |draft: &&Draft| matches!(draft.first.write.gas, GasRule::Estimate { .. });
+        let calls: Vec<_> = unknown().filter(is_estimated).map(|draft| self.call(draft)).collect();
         let estimates = if calls.is_empty() { Vec::new() } else { self.chain.estimate(&calls).await? };
         let mut estimates = estimates.into_iter();
         let judge = |estimate, margin| match estimate {
@@ -83,16 +205,16 @@ impl Lane {
             Err(error) => Simulated::NotLooked(error.pause_reason(), error.to_string()),
         };
         let per_hour = self.settings.limits.gas_per_hour;
-        let judged = self.fetched.iter().map_while(|fetched| match fetched.write.gas {
-            GasRule::Fixed(gas) => Some(with_fixed(gas, fetched.request.calldata(), per_hour)),
+        let judged = unknown().map_while(|draft| match draft.first.write.gas {
+            GasRule::Fixed(gas) => Some(with_fixed(gas, draft.calldata(), per_hour)),
             GasRule::Estimate { margin } => Some(judge(estimates.next()?, margin)),
         });
         Ok(judged.collect())
     }
 
-    fn call(&self, fetched: &Fetched) -> Call {
-        let Write { to, value, .. } = fetched.write;
-        Call { from: self.signer.address(), to, value, data: fetched.request.calldata().clone() }
+    fn call(&self, draft: &Draft) -> Call {
+        let Write { to, value, .. } = draft.first.write;
+        Call { from: self.signer.address(), to, value, data: draft.calldata().clone() }
     }
 
     /// The price of new transactions; above the cap the lane pauses until it has come down.
@@ -113,7 +235,7 @@ impl Lane {
             to: prepared.to,
             value: prepared.value,
             gas: prepared.gas,
-            data: prepared.request.calldata().clone(),
+            data: prepared.calldata().clone(),
             fee,
         }
     }
@@ -129,8 +251,7 @@ impl Lane {
         let with_nonces = prepared.into_iter().zip(signed).zip(first.0..);
         let transaction = |((prepared, signed), nonce): ((Prepared, SignedTransaction), u64)| {
             let attempt = Attempt { kind: AttemptKind::Write, signed, fee, signed_at };
-            let Prepared { request, to, value, gas } = prepared;
-            InFlight::new(request, Nonce(nonce), to, value, gas, vec![attempt])
+            InFlight::new(prepared, Nonce(nonce), vec![attempt])
         };
         with_nonces.map(transaction).collect()
     }
@@ -166,7 +287,7 @@ impl Lane {
                 to: transaction.to,
                 value: transaction.value,
                 gas: transaction.gas,
-                data: transaction.request.calldata().clone(),
+                data: transaction.calldata().clone(),
                 fee: replaced?,
             },
             // No pool has the refused write, so a cancellation may go out at its price where none higher is allowed.
@@ -220,9 +341,11 @@ fn simulation_cause(message: &str, data: Option<&[u8]>) -> Cause {
 pub(super) fn to_store(transaction: &InFlight) -> NewTransaction {
     NewTransaction {
         request: transaction.request.seq,
+        others: transaction.others.iter().map(|other| other.seq).collect(),
         nonce: transaction.nonce,
         to: transaction.to,
         value: transaction.value,
+        data: transaction.data.clone(),
         gas: transaction.gas,
         attempt: transaction.newest().clone(),
     }

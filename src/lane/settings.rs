@@ -9,6 +9,7 @@ use tokio::sync::{Notify, watch};
 use crate::journal::{AccountId, Lease, Leases, Transactions};
 use crate::metrics::LaneMeter;
 use crate::model::{BlockNumber, Fee, Heartbeat, Nonce, PauseReason, Timestamp, Write};
+use crate::policy::batch::Batching;
 use crate::policy::classify::ErrorTable;
 use crate::policy::fee::FeeRules;
 use crate::policy::finality::FinalityRule;
@@ -40,6 +41,8 @@ pub struct LaneSettings {
     pub in_flight: usize,
     /// Requests may wait for the end of others.
     pub is_strict: bool,
+    /// Which may share a transaction.
+    pub batching: Arc<Batching>,
     /// What may be begun, over all lanes of the chain.
     pub limits: Limits,
     /// How often the chain is looked at.

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::chain::Inclusion;
 use crate::journal::{LiveTransaction, QueuedRequest, RequestSeq};
+use crate::lane::prepare::Prepared;
 use crate::model::{Address, Attempt, AttemptKind, BlockHash, BlockNumber, Gas, Nonce, Timestamp, TxHash, Wei};
 use crate::policy::classify::SendMeaning;
 
@@ -18,9 +20,13 @@ const DROPS: u32 = 3;
 #[derive(Debug)]
 pub(super) struct InFlight {
     pub(super) request: QueuedRequest,
+    /// The other requests of a batch.
+    pub(super) others: Vec<QueuedRequest>,
     pub(super) nonce: Nonce,
     pub(super) to: Address,
     pub(super) value: Wei,
+    /// Of a batch.
+    pub(super) data: Option<Bytes>,
     pub(super) gas: Gas,
     /// Oldest first; never empty.
     pub(super) attempts: Vec<Attempt>,
@@ -53,19 +59,15 @@ pub(super) struct InFlight {
 
 impl InFlight {
     /// A transaction that no node has heard of, as far as is known.
-    pub(super) fn new(
-        request: QueuedRequest,
-        nonce: Nonce,
-        to: Address,
-        value: Wei,
-        gas: Gas,
-        attempts: Vec<Attempt>,
-    ) -> Self {
+    pub(super) fn new(prepared: Prepared, nonce: Nonce, attempts: Vec<Attempt>) -> Self {
+        let Prepared { request, others, to, value, data, gas } = prepared;
         Self {
             request,
+            others,
             nonce,
             to,
             value,
+            data,
             gas,
             attempts,
             included: None,
@@ -82,6 +84,17 @@ impl InFlight {
             refused: None,
             cancel_wish: None,
         }
+    }
+
+    /// What it was before it was signed.
+    pub(super) fn unsigned(self) -> Prepared {
+        let Self { request, others, to, value, data, gas, .. } = self;
+        Prepared { request, others, to, value, data, gas }
+    }
+
+    /// What the contract is called with. Shares its bytes.
+    pub(super) fn calldata(&self) -> &Bytes {
+        self.data.as_ref().unwrap_or_else(|| self.request.calldata())
     }
 
     pub(super) fn newest(&self) -> &Attempt {
@@ -152,7 +165,8 @@ impl InFlight {
     /// A transaction that an earlier owner signed. The wall clock alone tells when, and it may have been set since: its
     /// word counts between now and `oldest` ago.
     pub(super) fn recovered(live: LiveTransaction, now: Timestamp, oldest: Duration) -> Self {
-        let mut transaction = Self::new(live.request, live.nonce, live.to, live.value, live.gas, live.attempts);
+        let LiveTransaction { request, others, nonce, to, value, data, gas, attempts } = live;
+        let mut transaction = Self::new(Prepared { request, others, to, value, data, gas }, nonce, attempts);
         let age = now.0.saturating_sub(transaction.newest().signed_at.0);
         let age = Duration::from_millis(u64::try_from(age).unwrap_or(0)).min(oldest);
         let now = Instant::now();
@@ -209,7 +223,10 @@ impl Window {
     }
 
     pub(super) fn of_request(&mut self, request: RequestSeq) -> Option<&mut InFlight> {
-        self.by_nonce.values_mut().find(|transaction| transaction.request.seq == request)
+        let is_for = |transaction: &&mut InFlight| {
+            transaction.request.seq == request || transaction.others.iter().any(|other| other.seq == request)
+        };
+        self.by_nonce.values_mut().find(is_for)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -306,10 +323,19 @@ mod tests {
             received_at: Timestamp(0),
             body: bytes::Bytes::new(),
             write: None,
+            is_alone: false,
             reply: Default::default(),
         };
-        let (to, value, gas) = (Address([1; 20]), Wei(0), Gas(21_000));
-        LiveTransaction { request, nonce: Nonce(0), to, value, gas, attempts: vec![attempt] }
+        LiveTransaction {
+            request,
+            others: Vec::new(),
+            nonce: Nonce(0),
+            to: Address([1; 20]),
+            value: Wei(0),
+            data: None,
+            gas: Gas(21_000),
+            attempts: vec![attempt],
+        }
     }
 
     #[tokio::test(start_paused = true)]

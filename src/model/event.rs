@@ -70,6 +70,22 @@ fn decimal<S: serde::Serializer>(amount: &Option<Wei>, serializer: S) -> Result<
     }
 }
 
+/// Which of the requests in one transaction a request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct BatchPlace {
+    /// From zero, in the order of the contract's arrays.
+    pub index: usize,
+    /// How many there are.
+    pub size: usize,
+}
+
+impl BatchPlace {
+    /// The place of the one with this index, where there are so many others. `None`: it has a transaction of its own.
+    pub fn of(index: usize, others: usize) -> Option<Self> {
+        (others > 0).then_some(Self { index, size: others + 1 })
+    }
+}
+
 /// An event ready for the outbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
@@ -94,6 +110,8 @@ pub struct Subject<'a> {
     pub request: &'a RequestId,
     /// Which copy of it.
     pub generation: Generation,
+    /// Its place in the transaction, where that is for several requests.
+    pub batch: Option<BatchPlace>,
     /// The body's hash, for a message that never became the request: there may be others under its id.
     pub refused: Option<BodyHash>,
     /// Its `reply_to`.
@@ -156,6 +174,9 @@ impl Event {
             fields.insert("request_id".into(), json!(subject.request));
             fields.insert("attempt".into(), json!(subject.generation.retry));
             fields.insert("replay".into(), json!(subject.generation.replay));
+            if let Some(place) = subject.batch {
+                fields.insert("batch".into(), json!(place));
+            }
         }
         let body = json!({
             "specversion": "1.0",
@@ -215,6 +236,7 @@ mod tests {
             organisation: "acme",
             request,
             generation: Generation::default(),
+            batch: None,
             refused: None,
             reply_to: Some("answers"),
             correlation_id: Some("c"),

@@ -123,6 +123,14 @@ impl TransactionState {
     /// All of them.
     pub const ALL: [Self; 5] = [Self::Live, Self::Succeeded, Self::Reverted, Self::Cancelled, Self::Displaced];
 
+    /// Its requests must have no other transaction: it may land, or has landed and done what it should.
+    pub fn has_effect(self) -> bool {
+        match self {
+            Self::Live | Self::Succeeded => true,
+            Self::Reverted | Self::Cancelled | Self::Displaced => false,
+        }
+    }
+
     /// The word stored in the journal.
     pub fn as_str(self) -> &'static str {
         match self {

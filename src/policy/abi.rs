@@ -4,13 +4,18 @@
 use std::fmt;
 
 use alloy_dyn_abi::{DynSolType, DynSolValue, JsonAbiExt, Specifier};
-use alloy_json_abi::{Function, JsonAbi, Param, StateMutability};
+pub use alloy_json_abi::Function;
+use alloy_json_abi::{JsonAbi, Param, StateMutability};
 use alloy_primitives::{Address, B256, I256, U256};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
 
 use crate::model::failure::cut;
+
+mod many;
+
+pub use many::Many;
 
 /// Of a value that does not fit, as much is shown.
 const SHOWN_BYTES: usize = 80;
@@ -169,6 +174,11 @@ impl Call {
         });
         let arguments = arguments.collect::<Result<Vec<_>, _>>()?;
         Ok(Self { function, arguments })
+    }
+
+    /// The function.
+    pub fn function(&self) -> &Function {
+        &self.function
     }
 
     /// Its name and the types of its arguments.

@@ -3,6 +3,7 @@
 pub mod abi;
 pub mod admission;
 pub mod arrival;
+pub mod batch;
 pub mod classify;
 pub mod fee;
 pub mod finality;

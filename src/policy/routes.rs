@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::model::message::header;
 use crate::model::{Address, Cause, GasRule, HeaderValue, Message, Wei, Write};
-use crate::policy::abi::{Call, Pointer};
+use crate::policy::abi::{Call, Many, Pointer};
 
 /// The reason of what no route is for.
 pub const NO_ROUTE: &str = "no_route";
@@ -26,6 +26,8 @@ pub struct Route {
     pub gas: GasRule,
     /// With what.
     pub calldata: Calldata,
+    /// What does for many messages what it does for one.
+    pub many: Option<Many>,
 }
 
 /// What a message must have for a route to be its own. All that is set must fit; with nothing set every message does.
@@ -113,7 +115,7 @@ impl Route {
     /// The route of every message, where all ask for the same with their bodies.
     pub fn of_all(to: Address, value: Wei, gas: GasRule) -> Self {
         let (value, calldata) = (Amount::Fixed(value), Calldata::Body);
-        Self { name: "write".to_owned(), matches: Match::default(), to, value, gas, calldata }
+        Self { name: "write".to_owned(), matches: Match::default(), to, value, gas, calldata, many: None }
     }
 }
 
@@ -217,6 +219,7 @@ mod tests {
             value: Amount::Fixed(Wei(number.into())),
             gas: GasRule::Fixed(Gas(50_000)),
             calldata,
+            many: None,
         }
     }
 

@@ -4,8 +4,10 @@
 use tracing::{error, info, warn};
 
 use crate::handover::SecondEnd;
-use crate::journal::{ClosedTransaction, EndedAgain, JournalError, Lease, Reorged, StoredNonce};
-use crate::model::event::{AfterReorg, Outcome};
+use crate::journal::{
+    ClosedTransaction, EndedAgain, JournalError, Lease, Reorged, RequestSeq, StoredNonce, StoredRequest,
+};
+use crate::model::event::{AfterReorg, BatchPlace, Outcome, Subject};
 use crate::model::{AttemptKind, Event, Timestamp, TransactionState};
 use crate::settle::{Settle, SettleSettings};
 
@@ -41,7 +43,7 @@ impl Settle {
 impl SettleSettings {
     fn reorged(&self, stored: &StoredNonce) -> Option<Reorged> {
         let transaction = stored.included.as_ref()?;
-        error!(request.id = %stored.id, request.state = %stored.request_state, tx.nonce = %stored.nonce, tx.state = stored.state.as_str(), block.hash = %transaction.block_hash, "the chain has lost the block in which this was final");
+        error!(request.id = %stored.request.id, request.state = %stored.request.state, request.others = stored.others.len(), tx.nonce = %stored.nonce, tx.state = stored.state.as_str(), block.hash = %transaction.block_hash, "the chain has lost the block in which this was final");
         let was_written = stored.state == TransactionState::Succeeded;
         let outcome = Outcome::Reorged { transaction, now: AfterReorg::SentAgain };
         let detail = format!(
@@ -50,8 +52,8 @@ impl SettleSettings {
             transaction.block_hash,
             stored.state.as_str()
         );
-        let event = was_written.then(|| self.event(stored, &outcome));
-        Some(Reorged { request: stored.request, nonce: stored.nonce, detail, event })
+        let (request, event, others) = self.told(stored, was_written.then_some(&outcome));
+        Some(Reorged { request, nonce: stored.nonce, detail, event, others })
     }
 
     fn ended_again(&self, stored: &StoredNonce, end: &SecondEnd) -> EndedAgain {
@@ -63,16 +65,16 @@ impl SettleSettings {
                 let place = format!("block {} with hash {}", tx.block_number, tx.block_hash);
                 let (state, detail, outcome) = match (was_written, took_effect) {
                     (true, true) => {
-                        info!(request.id = %stored.id, tx.hash = %tx.tx_hash, block.number = %tx.block_number, "request is final again");
+                        info!(request.id = %stored.request.id, tx.hash = %tx.tx_hash, block.number = %tx.block_number, "request is final again");
                         (stored.state, format!("final again in {place}"), Some(Outcome::FinalAgain(tx)))
                     }
                     (true, false) => {
-                        error!(request.id = %stored.id, tx.hash = %tx.tx_hash, "a write that was final has reverted after a reorganisation: it is not in the chain, and its message is gone; send it again under a new id");
+                        error!(request.id = %stored.request.id, tx.hash = %tx.tx_hash, "a write that was final has reverted after a reorganisation: it is not in the chain, and its message is gone; send it again under a new id");
                         let outcome = Outcome::Reorged { transaction: tx, now: AfterReorg::Reverted };
                         (TransactionState::Reverted, format!("it reverted in {place}"), Some(outcome))
                     }
                     (false, true) => {
-                        error!(request.id = %stored.id, tx.hash = %tx.tx_hash, "a transaction that had failed has taken effect after a reorganisation; see whether its request was written again since");
+                        error!(request.id = %stored.request.id, tx.hash = %tx.tx_hash, "a transaction that had failed has taken effect after a reorganisation; see whether its request was written again since");
                         (stored.state, format!("it took effect in {place}"), None)
                     }
                     (false, false) => (stored.state, format!("it ended as before in {place}"), None),
@@ -80,7 +82,7 @@ impl SettleSettings {
                 (state, Some(tx.clone()), detail, outcome)
             }
             SecondEnd::Taken(taker) if was_written => {
-                error!(request.id = %stored.id, foreign.tx.hash = %taker, "a write that was final has lost its nonce to another transaction: it is not in the chain, and its message is gone; send it again under a new id");
+                error!(request.id = %stored.request.id, foreign.tx.hash = %taker, "a write that was final has lost its nonce to another transaction: it is not in the chain, and its message is gone; send it again under a new id");
                 let outcome =
                     stored.included.as_ref().map(|transaction| Outcome::Reorged { transaction, now: AfterReorg::Lost });
                 (TransactionState::Displaced, None, format!("{taker} has its nonce: it can never land"), outcome)
@@ -88,8 +90,8 @@ impl SettleSettings {
             SecondEnd::Taken(taker) => (stored.state, None, format!("{taker} has its nonce now"), None),
         };
         let transaction = ClosedTransaction { nonce: stored.nonce, state, included };
-        let event = outcome.map(|outcome| self.event(stored, &outcome));
-        EndedAgain { request: stored.request, transaction, detail, event }
+        let (request, event, others) = self.told(stored, outcome.as_ref());
+        EndedAgain { request, transaction, detail, event, others }
     }
 
     fn is_write(&self, stored: &StoredNonce, hash: crate::model::TxHash) -> bool {
@@ -97,9 +99,17 @@ impl SettleSettings {
         attempts.any(|attempt| attempt.signed.hash == hash && attempt.kind == AttemptKind::Write)
     }
 
-    fn event(&self, stored: &StoredNonce, outcome: &Outcome<'_>) -> Event {
-        let reply = &stored.reply;
-        let subject = self.subject(&stored.id, stored.generation, &reply.reply_to, &reply.correlation_id);
-        Event::new(&subject, outcome, Timestamp::now())
+    /// The transaction's own request and the others of its batch, each with its event about this.
+    fn told(&self, stored: &StoredNonce, outcome: Option<&Outcome<'_>>) -> (RequestSeq, Option<Event>, OthersTold) {
+        let event = |request: &StoredRequest, index| {
+            let StoredRequest { id, generation, reply, .. } = request;
+            let subject = self.subject(id, *generation, &reply.reply_to, &reply.correlation_id);
+            let subject = Subject { batch: BatchPlace::of(index, stored.others.len()), ..subject };
+            outcome.map(|outcome| Event::new(&subject, outcome, Timestamp::now()))
+        };
+        let others = stored.others.iter().zip(1..).map(|(other, index)| (other.seq, event(other, index)));
+        (stored.request.seq, event(&stored.request, 0), others.collect())
     }
 }
+
+type OthersTold = Vec<(RequestSeq, Option<Event>)>;

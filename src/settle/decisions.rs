@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::broker::{Names, Outgoing};
 use crate::handover::{LaneVerdict, Postponed, Refused, Ruling};
-use crate::journal::{ConfirmedCopy, CopyKind, Decision, QueuedRequest, Settlement, UnconfirmedCopy};
-use crate::model::event::{Outcome, Subject};
+use crate::journal::{ConfirmedCopy, CopyKind, Decision, QueuedRequest, Requeue, Settlement, UnconfirmedCopy};
+use crate::model::event::{BatchPlace, Outcome, Subject};
 use crate::model::message::{FailureNote, header};
 use crate::model::{Cause, Event, FailureClass, Generation, Message, RequestId, Timestamp};
 use crate::policy::pause::RetrySchedule;
@@ -33,33 +33,51 @@ pub struct SettleSettings {
 }
 
 impl SettleSettings {
-    pub(super) fn decide(&self, ruling: Ruling) -> (QueuedRequest, Settlement) {
-        let Ruling { request, transaction, verdict, .. } = ruling;
-        let next = request.generation.next_retry();
-        let decision = match verdict {
+    /// What becomes of each request, and what the journal is told of them.
+    pub(super) fn decide(&self, ruling: Ruling) -> (Vec<QueuedRequest>, Settlement) {
+        let Ruling { request, others, transaction, verdict, .. } = ruling;
+        let count = others.len();
+        let place = |index| BatchPlace::of(index, count);
+        let has_nonce = transaction.is_some();
+        let decision = self.decision(&request, &verdict, place(0), has_nonce);
+        let of_others = others
+            .iter()
+            .zip(1..)
+            .map(|(other, index)| (other.seq, self.decision(other, &verdict, place(index), has_nonce)));
+        let of_others = of_others.collect();
+        let settlement = Settlement { request: request.seq, transaction, decision, others: of_others };
+        (std::iter::once(request).chain(others).collect(), settlement)
+    }
+
+    fn decision(
+        &self,
+        request: &QueuedRequest,
+        verdict: &LaneVerdict,
+        place: Option<BatchPlace>,
+        has_nonce: bool,
+    ) -> Decision {
+        match verdict {
             // With a closed transaction nothing of it can land; without one it must still be waiting for its nonce.
-            LaneVerdict::Cancelled(cause) if transaction.is_some() => Decision::Dead { cause },
-            LaneVerdict::Cancelled(cause) => Decision::Cancel { cause },
-            LaneVerdict::Displaced(taken_by) => Decision::Requeue { taken_by },
+            LaneVerdict::Cancelled(cause) if has_nonce => Decision::Dead { cause: cause.clone() },
+            LaneVerdict::Cancelled(cause) => Decision::Cancel { cause: cause.clone() },
+            LaneVerdict::Displaced(taken_by) => Decision::Requeue(Requeue::Displaced(*taken_by)),
             LaneVerdict::Succeeded(tx) => {
-                let subject = self.subject(
-                    &request.id,
-                    request.generation,
-                    &request.reply.reply_to,
-                    &request.reply.correlation_id,
-                );
-                Decision::Final(Event::new(&subject, &Outcome::Final(&tx), Timestamp::now()))
+                let QueuedRequest { id, generation, reply, .. } = request;
+                let subject = self.subject(id, *generation, &reply.reply_to, &reply.correlation_id);
+                let subject = Subject { batch: place, ..subject };
+                Decision::Final(Event::new(&subject, &Outcome::Final(tx), Timestamp::now()))
             }
+            // Which of them was at fault shows when each is written alone.
+            LaneVerdict::Failed(cause) if place.is_some() => Decision::Requeue(Requeue::Isolated(cause.clone())),
             LaneVerdict::Failed(cause) => {
+                let next = request.generation.next_retry();
                 let may_come_back = cause.class != FailureClass::Invalid;
                 match self.schedule.delay_before(next.retry) {
-                    Some(_) if may_come_back => Decision::Retry { cause, next },
-                    Some(_) | None => Decision::Dead { cause },
+                    Some(_) if may_come_back => Decision::Retry { cause: cause.clone(), next },
+                    Some(_) | None => Decision::Dead { cause: cause.clone() },
                 }
             }
-        };
-        let settlement = Settlement { request: request.seq, transaction, decision };
-        (request, settlement)
+        }
     }
 
     pub(super) fn subject<'a>(
@@ -73,6 +91,7 @@ impl SettleSettings {
             organisation: &self.organisation,
             request,
             generation,
+            batch: None,
             refused: None,
             reply_to: reply_to.as_deref(),
             correlation_id: correlation_id.as_deref(),

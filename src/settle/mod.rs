@@ -13,8 +13,9 @@ use tracing::{debug, info, warn};
 
 use crate::broker::{Publisher, Receipt};
 use crate::handover::{Admitted, FromLane, Postponed, Refused, Ruling};
-use crate::journal::{AccountId, Decision, JournalError, QueuedRequest, RequestSeq, Settlement, Settlements};
+use crate::journal::{AccountId, Decision, JournalError, QueuedRequest, RequestSeq, Requeue, Settlement, Settlements};
 use crate::metrics::{self, Ack, FailureEnd, SettleMeter};
+use crate::model::event::FinalTransaction;
 use crate::model::{Cause, Heartbeat, RequestId};
 
 mod aftermath;
@@ -204,11 +205,14 @@ impl Settle {
             let Some(lease) = rulings.first().map(|ruling| ruling.lease.clone()) else { break };
             let (now, later): (Vec<_>, Vec<_>) = rulings.into_iter().partition(|ruling| ruling.lease == lease);
             rulings = later;
-            let mut now = now.into_iter();
+            let mut now = now.into_iter().peekable();
             loop {
                 // A block may end thousands: others write in between.
-                let decided: Vec<_> =
-                    now.by_ref().take(STORED_AT_ONCE).map(|ruling| self.settings.decide(ruling)).collect();
+                let (mut decided, mut requests) = (Vec::new(), 0);
+                while let Some(ruling) = now.next_if(|_| requests < STORED_AT_ONCE) {
+                    requests += 1 + ruling.others.len();
+                    decided.push(self.settings.decide(ruling));
+                }
                 if decided.is_empty() {
                     break;
                 }
@@ -227,37 +231,55 @@ impl Settle {
         Ok(())
     }
 
-    async fn act_on(&mut self, decided: Vec<(QueuedRequest, Settlement)>) {
+    async fn act_on(&mut self, decided: Vec<(Vec<QueuedRequest>, Settlement)>) {
         let mut receipts = Vec::new();
-        for (request, settlement) in decided {
-            match settlement.decision {
-                Decision::Final(_) => {
-                    self.meter.requests.count(metrics::Outcome::Final);
-                    self.meter.until_final.note(request.received_at.age());
-                    let included = settlement.transaction.and_then(|transaction| transaction.included);
-                    if let Some(tx) = included {
-                        debug!(request.id = %request.id, tx.hash = %tx.tx_hash, tx.nonce = %tx.nonce, block.number = %tx.block_number, "request is final");
-                    }
-                    receipts.extend(self.held.release_all(&request.id));
-                }
-                Decision::Retry { cause, next } => {
-                    self.note_failure(&cause, FailureEnd::Retry);
-                    info!(request.id = %request.id, request.attempt = next.retry, %cause, "request failed, it will be tried again");
-                    self.await_copy(request.seq);
-                }
-                Decision::Dead { cause } | Decision::Cancel { cause } => {
-                    self.note_failure(&cause, FailureEnd::Dead);
-                    warn!(request.id = %request.id, %cause, "request failed for good, it becomes a dead letter");
-                    self.await_copy(request.seq);
-                }
-                Decision::Requeue { taken_by } => {
-                    self.meter.requests.count(metrics::Outcome::Requeued);
-                    warn!(request.id = %request.id, foreign.tx.hash = %taken_by, "another program uses this account: its transaction took the request's nonce");
-                }
+        for (requests, settlement) in decided {
+            let Settlement { transaction, decision, others, .. } = settlement;
+            let included = transaction.and_then(|transaction| transaction.included);
+            let decisions = std::iter::once(decision).chain(others.into_iter().map(|(_, decision)| decision));
+            for (request, decision) in requests.into_iter().zip(decisions) {
+                self.act_on_one(&request, decision, included.as_ref(), &mut receipts);
             }
         }
         self.tell_of_ends();
         ack(&self.meter, receipts).await;
+    }
+
+    fn act_on_one(
+        &mut self,
+        request: &QueuedRequest,
+        decision: Decision,
+        included: Option<&FinalTransaction>,
+        receipts: &mut Vec<Receipt>,
+    ) {
+        match decision {
+            Decision::Final(_) => {
+                self.meter.requests.count(metrics::Outcome::Final);
+                self.meter.until_final.note(request.received_at.age());
+                if let Some(tx) = included {
+                    debug!(request.id = %request.id, tx.hash = %tx.tx_hash, tx.nonce = %tx.nonce, block.number = %tx.block_number, "request is final");
+                }
+                receipts.extend(self.held.release_all(&request.id));
+            }
+            Decision::Retry { cause, next } => {
+                self.note_failure(&cause, FailureEnd::Retry);
+                info!(request.id = %request.id, request.attempt = next.retry, %cause, "request failed, it will be tried again");
+                self.await_copy(request.seq);
+            }
+            Decision::Dead { cause } | Decision::Cancel { cause } => {
+                self.note_failure(&cause, FailureEnd::Dead);
+                warn!(request.id = %request.id, %cause, "request failed for good, it becomes a dead letter");
+                self.await_copy(request.seq);
+            }
+            Decision::Requeue(Requeue::Displaced(taken_by)) => {
+                self.meter.requests.count(metrics::Outcome::Requeued);
+                warn!(request.id = %request.id, foreign.tx.hash = %taken_by, "another program uses this account: its transaction took the request's nonce");
+            }
+            Decision::Requeue(Requeue::Isolated(cause)) => {
+                self.meter.requests.count(metrics::Outcome::Requeued);
+                info!(request.id = %request.id, %cause, "the transaction that it shared failed: it gets one of its own");
+            }
+        }
     }
 
     fn note_failure(&self, cause: &Cause, end: FailureEnd) {

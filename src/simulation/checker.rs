@@ -69,13 +69,15 @@ impl World {
     /// What goes out under strict ordering has none of its key before it that has not ended. Bytes of a nonce that is over
     /// may go out late: they do nothing.
     fn check_order(&mut self, store: &Store, signed: &SignedTransaction) {
-        let live = store.attempts_raw().find(|(_, _, attempt)| attempt.signed == *signed);
-        let Some((request, nonce, _)) = live else { return };
-        let Some(row) = store.requests().get(&request) else { return };
-        let is_live = |row: &TransactionRow| row.state == TransactionState::Live;
-        if !store.transactions().get(&(row.account, nonce)).is_some_and(is_live) {
-            return;
+        let mut live = store.transactions().values().filter(|row| row.state == TransactionState::Live);
+        let is_it = |row: &&TransactionRow| row.attempts.iter().any(|stored| stored.attempt.signed == *signed);
+        let requests: Vec<_> = live.find(is_it).into_iter().flat_map(TransactionRow::requests).collect();
+        for row in requests.iter().filter_map(|request| store.requests().get(request)) {
+            self.check_order_of(store, row);
         }
+    }
+
+    fn check_order_of(&mut self, store: &Store, row: &RequestRow) {
         let Some((key, place)) = row.order else { return };
         let has_ended = |row: &RequestRow| matches!(row.state, RequestState::Final | RequestState::Dead);
         let of_key = store.requests().values().filter(|other| other.order.is_some_and(|(other, _)| other == key));
@@ -100,11 +102,8 @@ impl World {
             }
             let mut effects: BTreeMap<RequestSeq, usize> = BTreeMap::new();
             for ((account, nonce), row) in store.transactions() {
-                match row.state {
-                    TransactionState::Live | TransactionState::Succeeded => {
-                        *effects.entry(row.request).or_default() += 1
-                    }
-                    TransactionState::Reverted | TransactionState::Cancelled | TransactionState::Displaced => {}
+                for request in row.requests().filter(|_| row.state.has_effect()) {
+                    *effects.entry(request).or_default() += 1;
                 }
                 if row.state != TransactionState::Live && !world.checker.closed.contains(&(*account, *nonce)) {
                     world.checker.closed.insert((*account, *nonce));
@@ -192,7 +191,7 @@ impl World {
 
     fn times_dropped(&mut self, id: &str) -> u32 {
         self.with_store(|world, store| {
-            let own = store.record().signed.iter().filter(|signed| signed.request.as_str() == id);
+            let own = store.record().signed.iter().filter(|signed| signed.is_for(id));
             own.filter_map(|signed| world.checker.dropped.get(&signed.signed.hash)).sum()
         })
     }
@@ -204,7 +203,7 @@ impl World {
         if row.is_none_or(|row| row.generation.replay > copy.generation().replay) {
             return;
         }
-        let signed = store.record().signed.iter().filter(|stored| stored.request.as_str() == id);
+        let signed = store.record().signed.iter().filter(|stored| stored.is_for(id));
         let nonces: BTreeSet<_> = signed.map(|stored| (stored.account, stored.nonce)).collect();
         for (account, nonce) in nonces {
             let address = store.accounts()[&account].address;

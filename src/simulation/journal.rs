@@ -397,7 +397,7 @@ mod tests {
         assert!(store.requests().is_empty() && store.transactions().is_empty() && store.outbox().next().is_none());
         let record = store.record();
         let signed = &record.signed[0];
-        assert_eq!((signed.account, signed.nonce, &signed.request), (set.account, Nonce(0), &id("a")));
+        assert_eq!((signed.account, signed.nonce, &signed.requests), (set.account, Nonce(0), &vec![id("a")]));
         assert_eq!(
             (&signed.signed, signed.kind),
             (&transaction(set.queued[0].seq, 0).attempt.signed, AttemptKind::Write)

@@ -136,7 +136,7 @@ impl Ledger {
         let Some(transaction) = decode(raw) else { return refuse("invalid sender") };
         let (sender, nonce, hash) = (transaction.sender, transaction.nonce, transaction_hash(raw));
         let price = transaction.fee.ceiling().0;
-        let is_refused = Body::read(&transaction.data).is_some_and(|body| body.behaviour.is_refused());
+        let is_refused = Body::all(&transaction.data).iter().any(|body| body.behaviour.is_refused());
         let replaced = self.pool.get(&(sender, nonce)).map(|pooled| self.known[pooled].fee);
         let count = self.nonce(sender);
         let mine = self.pool.keys().filter(|(account, _)| *account == sender).map(|(_, nonce)| *nonce);
@@ -186,8 +186,8 @@ impl Ledger {
 
     /// The next block, of what the pool has and what pays enough.
     pub(super) fn mine(&mut self, now_ms: u64, most: usize) {
-        let behaviour = |hash: &TxHash| Body::read(&self.known[hash].data).map(|body| body.behaviour);
-        self.pool.retain(|_, hash| behaviour(hash) != Some(Behaviour::Dropped));
+        let is_dropped = |body: &Body| body.behaviour == Behaviour::Dropped;
+        self.pool.retain(|_, hash| !Body::all(&self.known[hash].data).iter().any(is_dropped));
         let mut transactions = Vec::new();
         let mut next: BTreeMap<Address, Nonce> = BTreeMap::new();
         for ((sender, nonce), hash) in &self.pool {
@@ -196,7 +196,7 @@ impl Ledger {
             let pays = transaction.fee.ceiling().0 >= self.base_fee && !self.broke.contains(sender);
             if *nonce == count && pays && transactions.len() < most {
                 next.insert(*sender, Nonce(count.0 + 1));
-                let runs = Body::read(&transaction.data).is_none_or(|body| body.behaviour.runs_on_chain(now_ms));
+                let runs = Body::all(&transaction.data).iter().all(|body| body.behaviour.runs_on_chain(now_ms));
                 transactions.push((*hash, runs));
             }
         }
@@ -245,7 +245,7 @@ impl Ledger {
         let mut effects = BTreeMap::new();
         let succeeded = self.chain.iter().flat_map(|block| &block.transactions).filter(|(_, succeeded)| *succeeded);
         for (hash, _) in succeeded {
-            if let Some(body) = Body::read(&self.known[hash].data) {
+            for body in Body::all(&self.known[hash].data) {
                 *effects.entry(body.id).or_default() += 1;
             }
         }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::chain::{BlockTag, Call, Chain, ChainError, Header, Receipt, Result, Sent, SentInBlock, transaction_hash};
 use crate::model::event::FinalTransaction;
-use crate::model::{Address, BlockHash, BlockNumber, BodyHash, Gas, Nonce, SignedTransaction, TxHash, Wei};
+use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, SignedTransaction, TxHash, Wei};
 use crate::policy::fee::Market;
 use crate::simulation::ledger::{Block, Ledger, View, decode};
 use crate::simulation::workload::Body;
@@ -87,7 +87,7 @@ impl SimNodes {
 fn accept(world: &mut World, transactions: &[SignedTransaction]) -> Vec<Result<()>> {
     let answer = |signed: &SignedTransaction| {
         let accepted = world.ledger.accept(&signed.raw);
-        if let Some(body) = decode(&signed.raw).and_then(|transaction| Body::read(&transaction.data)) {
+        for body in decode(&signed.raw).map(|transaction| Body::all(&transaction.data)).unwrap_or_default() {
             world.check_time(&body);
         }
         let text = accepted.as_ref().map_or_else(Clone::clone, |_| "ok".to_owned());
@@ -201,7 +201,7 @@ impl Chain for SimNodes {
                     nonce: transaction.nonce,
                     tx_hash,
                     to: Some(Address([0xaa; 20])),
-                    data_hash: BodyHash::of(&transaction.data),
+                    data: transaction.data.clone(),
                 });
                 SentInBlock { number: block, hash: found.hash, sent: sent.collect() }
             }))
@@ -224,11 +224,11 @@ impl Chain for SimNodes {
                 if world.ledger.broke.contains(&call.from) {
                     return Err(refusal("insufficient funds for gas * price + value".to_owned()));
                 }
-                match Body::read(&call.data) {
-                    Some(body) if !body.behaviour.runs_in_simulation(now) => {
-                        Err(refusal("execution reverted".to_owned()))
-                    }
-                    Some(_) | None => Ok(Gas(GAS_PER_CALL)),
+                let bodies = Body::all(&call.data);
+                if bodies.iter().all(|body| body.behaviour.runs_in_simulation(now)) {
+                    Ok(Gas(GAS_PER_CALL * bodies.len().max(1) as u64))
+                } else {
+                    Err(refusal("execution reverted".to_owned()))
                 }
             };
             Ok(calls.iter().map(estimate).collect())

@@ -9,14 +9,17 @@ use crate::broker::Names;
 use crate::journal::AccountId;
 use crate::lane::{LaneSettings, OutagePolicy};
 use crate::model::{Address, Gas, GasRule, Wei};
+use crate::policy::abi::{self, Call, Encoding, Pointer, Source};
 use crate::policy::admission::{AdmissionRules, OrderBy, Ordering, TextSource};
+use crate::policy::batch::{BatchKind, Batching};
 use crate::policy::fee::{FeeMode, FeeRules};
 use crate::policy::finality::FinalityRule;
 use crate::policy::limits::Limits;
 use crate::policy::pause::RetrySchedule;
-use crate::policy::routes::Route;
+use crate::policy::routes::{Calldata, Route};
 use crate::settle::SettleSettings;
 use crate::simulation::ledger::CHAIN_ID;
+use crate::simulation::workload::{FUNCTION, MANY};
 
 /// Above this the lanes pause.
 pub(super) const HIGHEST_FEE: u128 = 1000;
@@ -48,6 +51,7 @@ impl RunSettings {
             finality: if rng.bool() { FinalityRule::Depth(depth) } else { FinalityRule::Finalized },
             in_flight: rng.usize(1..=16),
             is_strict: false,
+            batching: Arc::new(Batching::NONE),
             limits: Limits::default(),
             poll_interval: Duration::from_millis(rng.u64(100..900)),
             resend_after: seconds(4),
@@ -85,6 +89,26 @@ impl RunSettings {
         self.admission.order_by = Some(OrderBy { source, ordering: Ordering::Strict });
         self.lane.is_strict = true;
         Some(keys)
+    }
+
+    /// Batches, in some of the runs.
+    pub(super) fn draw_batches(&mut self, rng: &mut Rng) {
+        if rng.bool() {
+            return;
+        }
+        let [route] = self.admission.routes.as_mut_slice() else { return };
+        let function = abi::function(FUNCTION).expect("it is a signature");
+        let body = Source::At(Pointer::new("", Encoding::Hex));
+        let call = Call::new(function, vec![body]).expect("it has one argument");
+        route.calldata = Calldata::Call(Box::new(call));
+        route.many = Some(MANY.clone());
+        self.lane.batching = Arc::new(Batching {
+            max_requests: rng.usize(2..=6),
+            max_bytes: rng.usize(150..=800),
+            max_wait: Duration::from_millis(rng.u64(0..2000)),
+            keeps_order: rng.bool(),
+            kinds: vec![BatchKind { to: route.to, many: MANY.clone() }],
+        });
     }
 
     /// An operator's limits, in some of the runs.

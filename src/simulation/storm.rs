@@ -73,6 +73,7 @@ impl Storm {
         let mut apart = Rng::with_seed(!seed);
         settings.draw_limits(&mut apart);
         let keys = settings.draw_ordering(&mut apart);
+        settings.draw_batches(&mut Rng::with_seed(seed.rotate_left(32)));
         world.lock().checker.limits = settings.lane.limits;
         world.lock().checker.in_flight = settings.lane.in_flight * settings.accounts.len();
         let instances = rng.usize(1..=3);

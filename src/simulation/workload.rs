@@ -1,6 +1,18 @@
 //! The requests of a run, and what is true about each: bodies say what the contract will make of them.
 
+use std::sync::LazyLock;
+
 use fastrand::Rng;
+
+use crate::policy::abi::{self, Many};
+
+/// The contract's function for one body.
+pub(super) const FUNCTION: &str = "keep(string)";
+/// The same for many. They run together or not at all.
+pub(super) static MANY: LazyLock<Many> = LazyLock::new(|| {
+    let function = |signature| abi::function(signature).expect("it is a signature");
+    Many::new(&function(FUNCTION), &function("keepMany(string[])")).expect("it does the same for many")
+});
 
 /// What the contract, and the nodes before it, make of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,11 +102,27 @@ impl Body {
             Behaviour::Dropped => ("dropped", 0),
             Behaviour::Later(begin) => ("later", begin),
         };
-        format!("{}/{word}/{until}/{}", self.id, self.version)
+        // A JSON document, since routes may read it.
+        format!("\"{}/{word}/{until}/{}\"", self.id, self.version)
+    }
+
+    /// Those that calldata is of: it is one itself, or a call with one, or a call with many.
+    pub(super) fn all(data: &[u8]) -> Vec<Self> {
+        if let Some(calls) = MANY.split(data) {
+            return calls.iter().filter_map(|call| Self::called(call)).collect();
+        }
+        Self::read(data).or_else(|| Self::called(data)).into_iter().collect()
+    }
+
+    /// Solidity, "Contract ABI Specification": selector, offset, length, text.
+    fn called(call: &[u8]) -> Option<Self> {
+        let length = call.get(4 + 32..).and_then(|rest| rest.get(..32))?;
+        let length = usize::from(*length.last()?);
+        Self::read(call.get(4 + 64..)?.get(..length)?).filter(|_| MANY.is_for(call))
     }
 
     pub(super) fn read(data: &[u8]) -> Option<Self> {
-        let mut parts = std::str::from_utf8(data).ok()?.split('/');
+        let mut parts = std::str::from_utf8(data).ok()?.trim_matches('"').split('/');
         let (id, word) = (parts.next()?.to_owned(), parts.next()?);
         let until = parts.next()?.parse().ok()?;
         let version = parts.next()?.parse().ok()?;

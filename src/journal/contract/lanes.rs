@@ -130,6 +130,7 @@ pub(crate) async fn a_new_journal_knows_what_the_chain_has_of_a_lost_one(journal
     let account = journal.account(31337, Address([7; 20])).await.unwrap();
     let written = |nonce: u8, data: &[u8]| RecoveredWrite {
         nonce: Nonce(u64::from(nonce)),
+        place: 0,
         tx_hash: TxHash([nonce; 32]),
         block_number: BlockNumber(5),
         data_hash: BodyHash::of(data),
@@ -147,7 +148,9 @@ pub(crate) async fn a_new_journal_knows_what_the_chain_has_of_a_lost_one(journal
     assert_eq!(journal.recovery().await.unwrap(), None);
     begin(vec![written(1, b"stale")]).await.unwrap();
     // Begun again, it takes the earlier one's place.
-    begin(vec![written(2, b"a"), written(3, b"b"), written(4, b"a")]).await.unwrap();
+    let of_batch = RecoveredWrite { place: 1, ..written(3, b"c") };
+    begin(vec![written(2, b"a"), written(3, b"b"), of_batch.clone(), written(4, b"a")]).await.unwrap();
+    assert_eq!(journal.recovered_writes(vec![BodyHash::of(b"c")]).await.unwrap(), [Some(of_batch)]);
     assert_eq!(journal.recovery().await.unwrap(), Some(recovery.clone()));
     let of = |texts: &[&[u8]]| texts.iter().map(|text| BodyHash::of(text)).collect::<Vec<_>>();
     let found = journal.recovered_writes(of(&[b"b", b"none", b"a", b"stale", b"b"])).await.unwrap();

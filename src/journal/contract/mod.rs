@@ -7,8 +7,8 @@ use bytes::Bytes;
 
 use crate::journal::{
     AccountId, Arrival, CancelWish, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, EndedAgain, Instance,
-    Journal, JournalError, Lease, NewTransaction, QueuedRequest, RefusedMessage, Reorged, RequestSeq, Settlement,
-    Which, WishAnswer,
+    Journal, JournalError, Lease, NewTransaction, QueuedRequest, RefusedMessage, Reorged, RequestSeq, Requeue,
+    Settlement, Which, WishAnswer,
 };
 use crate::model::event::{FinalTransaction, Outcome, Subject};
 use crate::model::{
@@ -19,11 +19,13 @@ use crate::model::{
 use crate::policy::arrival::Verdict;
 use crate::policy::limits::{Granted, Limits};
 
+mod batches;
 mod endings;
 mod lanes;
 mod limits;
 mod ordering;
 
+pub(crate) use batches::*;
 pub(crate) use endings::*;
 pub(crate) use lanes::*;
 pub(crate) use limits::*;
@@ -81,9 +83,11 @@ pub(crate) fn attempt(seed: u8) -> Attempt {
 pub(crate) fn transaction(request: RequestSeq, nonce: u64) -> NewTransaction {
     NewTransaction {
         request,
+        others: Vec::new(),
         nonce: Nonce(nonce),
         to: Address([1; 20]),
         value: Wei(u128::MAX),
+        data: None,
         gas: Gas(21_000),
         attempt: attempt(u8::try_from(nonce).unwrap_or(u8::MAX)),
     }
@@ -95,6 +99,7 @@ pub(crate) fn event(text: &str) -> Event {
         organisation: "acme",
         request: &request,
         generation: Generation::default(),
+        batch: None,
         refused: None,
         reply_to: None,
         correlation_id: None,
@@ -113,23 +118,25 @@ pub(crate) fn succeeded(request: RequestSeq, nonce: u64, text: &str) -> Settleme
     };
     let closed =
         ClosedTransaction { nonce: Nonce(nonce), state: TransactionState::Succeeded, included: Some(included) };
-    Settlement { request, transaction: Some(closed), decision: Decision::Final(event(text)) }
+    let decision = Decision::Final(event(text));
+    Settlement { request, transaction: Some(closed), decision, others: Vec::new() }
 }
 
 pub(crate) fn failed(request: RequestSeq, retry: u32) -> Settlement {
     let cause = Cause::rejected("reverted", "not today");
     let decision = Decision::Retry { cause, next: Generation { replay: 0, retry } };
-    Settlement { request, transaction: None, decision }
+    Settlement { request, transaction: None, decision, others: Vec::new() }
 }
 
 pub(crate) fn dead(request: RequestSeq) -> Settlement {
     let cause = Cause::rejected("reverted", "never");
-    Settlement { request, transaction: None, decision: Decision::Dead { cause } }
+    Settlement { request, transaction: None, decision: Decision::Dead { cause }, others: Vec::new() }
 }
 
 fn displaced(request: RequestSeq, nonce: u64) -> Settlement {
     let closed = ClosedTransaction { nonce: Nonce(nonce), state: TransactionState::Displaced, included: None };
-    Settlement { request, transaction: Some(closed), decision: Decision::Requeue { taken_by: TxHash([77; 32]) } }
+    let decision = Decision::Requeue(Requeue::Displaced(TxHash([77; 32])));
+    Settlement { request, transaction: Some(closed), decision, others: Vec::new() }
 }
 
 fn refused(account: AccountId, text: &str) -> RefusedMessage {
@@ -425,6 +432,7 @@ pub(crate) async fn a_wish_to_cancel_stands_until_the_request_has_ended(journal:
         request: set.seq(index),
         transaction: None,
         decision: Decision::Cancel { cause: cause() },
+        others: Vec::new(),
     };
     // One of them is being written meanwhile: it is left alone, and its wish stays.
     set.journal.settle(&set.lease, vec![cancel(0), cancel(1)]).await.unwrap();
@@ -457,7 +465,8 @@ pub(crate) async fn fillers_stand_only_where_nothing_of_ours_may_land(journal: A
     let requeue = Settlement {
         request: set.seq(1),
         transaction: Some(closed(2, TransactionState::Displaced)),
-        decision: Decision::Requeue { taken_by: TxHash([77; 32]) },
+        decision: Decision::Requeue(Requeue::Displaced(TxHash([77; 32]))),
+        others: Vec::new(),
     };
     set.journal.settle(&set.lease, vec![succeeded(set.seq(0), 1, "written"), requeue]).await.unwrap();
     let stored = set.journal.nonces(set.account, Which::Range(Nonce(0), Nonce(9))).await.unwrap();
@@ -466,7 +475,7 @@ pub(crate) async fn fillers_stand_only_where_nothing_of_ours_may_land(journal: A
     assert_eq!(states, [(1, S::Succeeded), (2, S::Displaced), (3, S::Live)]);
     assert_eq!(stored[0].attempts, [attempt(1)]);
     assert_eq!(stored[0].included.as_ref().map(|included| included.block_hash), Some(BlockHash([9; 32])));
-    assert_eq!((&stored[0].id, stored[0].request_state), (&id("written"), RequestState::Final));
+    assert_eq!((&stored[0].request.id, stored[0].request.state), (&id("written"), RequestState::Final));
     let filler = |seed| Attempt { kind: AttemptKind::Cancel, ..attempt(seed) };
     for nonce in [1, 3, 4] {
         let refused =
@@ -498,7 +507,13 @@ pub(crate) async fn a_lost_block_and_a_second_end_are_told_once(journal: Arc<dyn
     assert_eq!(nonces(Which::IncludedBelow(Nonce(9), 5)).await, [1, 0], "highest first");
     assert_eq!(nonces(Which::IncludedBelow(Nonce(9), 1)).await, [1]);
     assert_eq!(nonces(Which::IncludedBelow(Nonce(1), 5)).await, [0]);
-    let lost = || Reorged { request: set.seq(1), nonce: Nonce(1), detail: "gone".into(), event: Some(event("lost")) };
+    let lost = || Reorged {
+        request: set.seq(1),
+        nonce: Nonce(1),
+        detail: "gone".into(),
+        event: Some(event("lost")),
+        others: Vec::new(),
+    };
     set.journal.record_reorged(&set.lease, vec![lost()]).await.unwrap();
     set.journal.record_reorged(&set.lease, vec![lost()]).await.unwrap();
     assert_eq!(events().await, 3, "two were final, one is lost");
@@ -514,6 +529,7 @@ pub(crate) async fn a_lost_block_and_a_second_end_are_told_once(journal: Arc<dyn
         transaction: transaction.clone(),
         detail: "final again".into(),
         event: Some(event("again")),
+        others: Vec::new(),
     };
     set.journal.record_ended_again(&set.lease, vec![again()]).await.unwrap();
     set.journal.record_ended_again(&set.lease, vec![again()]).await.unwrap();
@@ -615,6 +631,11 @@ macro_rules! journal_contract {
             no_more_gas_is_spent_in_an_hour_than_allowed,
             no_more_is_begun_in_a_second_than_allowed,
             a_refused_write_uses_nothing_up,
+            a_batch_ends_for_all_its_requests_at_once,
+            no_request_is_in_two_transactions_that_may_land,
+            requests_of_a_failed_batch_queue_again_for_transactions_of_their_own,
+            a_lost_block_is_told_to_all_of_a_batch,
+            the_first_of_a_batch_is_pruned_after_the_others,
             of_a_key_the_next_waits_until_the_one_before_is_final,
             of_a_key_the_next_waits_through_retries_and_until_the_dead_letter_has_its_confirm,
             a_replay_lets_those_behind_it_go,

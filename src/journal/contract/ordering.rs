@@ -132,7 +132,8 @@ pub(crate) async fn what_waits_for_its_key_is_signed_and_tried_again_by_nobody(j
     assert!(matches!(signed, Err(JournalError::Inconsistent { .. })), "{signed:?}");
     assert!(set.journal.settle(&set.lease, vec![failed(k2, 1)]).await.is_err());
     let cause = Cause::rejected("cancelled", "");
-    set.settle(Settlement { request: k2, transaction: None, decision: Decision::Cancel { cause } }).await;
+    let decision = Decision::Cancel { cause };
+    set.settle(Settlement { request: k2, transaction: None, decision, others: Vec::new() }).await;
     assert_eq!(set.state("k2").await, RequestState::DeadPending);
     set.confirm_copy(k2).await;
     assert_eq!(set.queued_ids().await, ["k1"], "the first is the first");

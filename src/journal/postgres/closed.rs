@@ -1,15 +1,17 @@
 //! What the chain did to nonces: their ends, blocks that went away, gaps, second ends.
 
-use crate::journal::columns::{nonce, not_fillable, signed, unsigned};
+use crate::journal::columns::{nonce, not_fillable, number, signed, unsigned};
 use crate::journal::postgres::connection::Connection;
 use crate::journal::postgres::leases::check_lease;
 use crate::journal::postgres::outbox::insert_events;
 use crate::journal::postgres::settlements::{Noted, note_incidents};
-use crate::journal::rows::{ATTEMPT_COLUMNS, STORED_COLUMNS, add_stored, seq};
+use crate::journal::rows::{
+    ATTEMPT_COLUMNS, STORED_COLUMNS, STORED_REQUEST_COLUMNS, add_stored, add_stored_batched, seq, span,
+};
 use crate::journal::{
     AccountId, ClosedTransaction, EndedAgain, Lease, Reorged, RequestSeq, Result, StoredNonce, Which,
 };
-use crate::model::{Nonce, Timestamp};
+use crate::model::{Event, Nonce, Timestamp};
 
 pub(super) async fn nonces(connection: &Connection, account: AccountId, which: Which) -> Result<Vec<StoredNonce>> {
     // Nonces land in their order, so the highest nonce stands in the highest block.
@@ -24,7 +26,7 @@ pub(super) async fn nonces(connection: &Connection, account: AccountId, which: W
         Which::Reorged => ("reorged_at IS NOT NULL AND nonce >= $2 AND nonce < $3", "ASC", (0, i64::MAX), None),
     };
     let select = format!(
-        "SELECT {STORED_COLUMNS}, {ATTEMPT_COLUMNS} \
+        "SELECT {STORED_REQUEST_COLUMNS}, {STORED_COLUMNS}, {ATTEMPT_COLUMNS} \
          FROM (SELECT * FROM transactions WHERE account = $1 AND {condition} ORDER BY nonce {order} LIMIT $4) t \
          JOIN requests r ON r.seq = t.request JOIN attempts a ON a.account = t.account AND a.nonce = t.nonce \
          ORDER BY t.nonce {order}, a.id"
@@ -32,6 +34,14 @@ pub(super) async fn nonces(connection: &Connection, account: AccountId, which: W
     let mut stored = Vec::new();
     connection
         .rows("read nonces", &select, &[&account.0, &bounds.0, &bounds.1, &limit], |row| add_stored(&mut stored, row))
+        .await?;
+    let Some((first, last)) = span(&stored)? else { return Ok(stored) };
+    let select = format!(
+        "SELECT {STORED_REQUEST_COLUMNS}, b.nonce FROM batched b JOIN requests r ON r.seq = b.request \
+         WHERE b.account = $1 AND b.nonce >= $2 AND b.nonce <= $3 ORDER BY b.nonce, b.place"
+    );
+    connection
+        .rows("read batches", &select, &[&account.0, &first, &last], |row| add_stored_batched(&mut stored, row))
         .await?;
     Ok(stored)
 }
@@ -67,12 +77,9 @@ pub(super) async fn record_reorged(connection: &Connection, lease: &Lease, reorg
             Ok((seq(row)?, Nonce(unsigned(row, "transaction", "nonce")?)))
         })
         .await?;
-    let told: Vec<_> = first_of_each(reorged, &noted, |lost| (lost.request, lost.nonce));
-    let incidents =
-        told.iter().map(|lost| Noted { request: lost.request, what: "reorged", detail: lost.detail.clone() });
-    note_incidents(connection, &incidents.collect::<Vec<_>>(), now).await?;
-    let events = told.iter().filter_map(|lost| lost.event.as_ref());
-    insert_events(connection, events.map(|event| (lease.account, event))).await
+    let told = first_of_each(reorged, &noted, |lost| (lost.request, lost.nonce));
+    let told: Vec<_> = told.into_iter().map(|lost| (lost.told().collect(), lost.detail.as_str())).collect();
+    tell(connection, lease, &told, "reorged", now).await
 }
 
 pub(super) async fn record_ended_again(connection: &Connection, lease: &Lease, ended: &[EndedAgain]) -> Result<()> {
@@ -80,12 +87,29 @@ pub(super) async fn record_ended_again(connection: &Connection, lease: &Lease, e
     let now = Timestamp::now();
     let closed: Vec<_> = ended.iter().map(|ended| (ended.request, &ended.transaction)).collect();
     let noted = close(connection, lease, &closed, "reorged_at IS NOT NULL", now).await?;
-    let told: Vec<_> = first_of_each(ended, &noted, |ended| (ended.request, ended.transaction.nonce));
-    let incidents =
-        told.iter().map(|ended| Noted { request: ended.request, what: "ended", detail: ended.detail.clone() });
-    note_incidents(connection, &incidents.collect::<Vec<_>>(), now).await?;
-    let events = told.iter().filter_map(|ended| ended.event.as_ref());
-    insert_events(connection, events.map(|event| (lease.account, event))).await
+    let noted: Vec<_> = noted.into_iter().map(|closed| (closed.request, closed.nonce)).collect();
+    let told = first_of_each(ended, &noted, |ended| (ended.request, ended.transaction.nonce));
+    let told: Vec<_> = told.into_iter().map(|ended| (ended.told().collect(), ended.detail.as_str())).collect();
+    tell(connection, lease, &told, "ended", now).await
+}
+
+/// Notes an incident of each of the requests, and queues the events.
+async fn tell(
+    connection: &Connection,
+    lease: &Lease,
+    told: &[(Vec<(RequestSeq, Option<&Event>)>, &str)],
+    what: &'static str,
+    now: Timestamp,
+) -> Result<()> {
+    let (mut incidents, mut events) = (Vec::new(), Vec::new());
+    for (requests, detail) in told {
+        for (request, event) in requests {
+            incidents.push(Noted { request: *request, what, detail: (*detail).to_owned() });
+            events.extend(event.map(|event| (lease.account, event)));
+        }
+    }
+    note_incidents(connection, &incidents, now).await?;
+    insert_events(connection, events.into_iter()).await
 }
 
 /// The first of the wishes for each that was noted, in the order of the wishes.
@@ -102,6 +126,13 @@ fn first_of_each<'w, W>(
     wishes.iter().filter(|wish| is_first(wish)).collect()
 }
 
+/// A nonce that was closed, and how many other requests it is for.
+pub(super) struct Closed {
+    pub(super) request: RequestSeq,
+    pub(super) nonce: Nonce,
+    pub(super) others: i64,
+}
+
 /// Writes down how nonces ended, where `which` holds for their transactions, and returns those.
 pub(super) async fn close(
     connection: &Connection,
@@ -109,17 +140,17 @@ pub(super) async fn close(
     closed: &[(RequestSeq, &ClosedTransaction)],
     which: &'static str,
     now: Timestamp,
-) -> Result<Vec<(RequestSeq, Nonce)>> {
+) -> Result<Vec<Closed>> {
     if closed.is_empty() {
         return Ok(Vec::new());
     }
     let update = format!(
         "UPDATE transactions t SET state = u.state, final_hash = u.final_hash, block_number = u.block_number, \
-         block_hash = u.block_hash, gas_used = u.gas_used, closed_at = $1, reorged_at = NULL \
+         block_hash = u.block_hash, gas_used = u.gas_used, closed_at = $1, reorged_at = NULL, data = NULL \
          FROM unnest($3::bigint[], $4::bigint[], $5::text[], $6::bytea[], $7::bigint[], $8::bytea[], $9::bigint[]) \
          AS u (nonce, request, state, final_hash, block_number, block_hash, gas_used) \
          WHERE t.account = $2 AND t.nonce = u.nonce AND t.request = u.request AND t.{which} \
-         RETURNING t.request AS seq, t.nonce"
+         RETURNING t.request AS seq, t.nonce, t.others"
     );
     let included = || closed.iter().map(|(_, transaction)| transaction.included.as_ref());
     let nonces: Vec<_> = closed.iter().map(|(_, transaction)| nonce(transaction.nonce)).collect::<Result<_>>()?;
@@ -131,12 +162,26 @@ pub(super) async fn close(
         included().map(|tx| tx.map(|tx| signed("a height", tx.block_number.0)).transpose()).collect::<Result<_>>()?;
     let gas: Vec<_> =
         included().map(|tx| tx.map(|tx| signed("gas", tx.gas_used.0)).transpose()).collect::<Result<_>>()?;
-    connection
+    let found = connection
         .rows(
             "close nonces",
             &update,
             &[&now.0, &lease.account.0, &nonces, &requests, &states, &final_hashes, &heights, &block_hashes, &gas],
-            |row| Ok((seq(row)?, Nonce(unsigned(row, "transaction", "nonce")?))),
+            |row| {
+                Ok(Closed {
+                    request: seq(row)?,
+                    nonce: Nonce(unsigned(row, "transaction", "nonce")?),
+                    others: number(row, "transaction", "others")?,
+                })
+            },
         )
-        .await
+        .await?;
+    let batches: Vec<_> =
+        found.iter().filter(|closed| closed.others > 0).map(|closed| nonce(closed.nonce)).collect::<Result<_>>()?;
+    if !batches.is_empty() {
+        let update = "UPDATE batched b SET has_effect = t.state IN ('live', 'succeeded') FROM transactions t \
+                      WHERE b.account = $1 AND b.nonce = ANY($2) AND t.account = b.account AND t.nonce = b.nonce";
+        connection.execute("close batches", update, &[&lease.account.0, &batches]).await?;
+    }
+    Ok(found)
 }

@@ -83,8 +83,9 @@ async fn history(connection: &Connection, id: &RequestId) -> Result<Option<Histo
         .row("read a request", select, &[&stored(id.as_str())], |row| Ok((seq(row)?, request_history(row)?)))
         .await?;
     let Some((seq, mut history)) = found else { return Ok(None) };
-    let select = "SELECT a.* FROM transactions t JOIN attempts a ON a.account = t.account AND a.nonce = t.nonce \
-                  WHERE t.request = $1 ORDER BY a.id";
+    let select = "SELECT a.* FROM (SELECT account, nonce FROM transactions WHERE request = $1 \
+                  UNION ALL SELECT account, nonce FROM batched WHERE request = $1) t \
+                  JOIN attempts a ON a.account = t.account AND a.nonce = t.nonce ORDER BY a.id";
     let signed = connection
         .rows("read attempts", select, &[&seq.0], |row| {
             Ok((Nonce(unsigned(row, "attempt", "nonce")?), attempt_history(row)?))
@@ -94,7 +95,9 @@ async fn history(connection: &Connection, id: &RequestId) -> Result<Option<Histo
     for (nonce, attempt) in signed {
         attempts.entry(nonce).or_default().push(attempt);
     }
-    let select = "SELECT * FROM transactions WHERE request = $1 ORDER BY nonce";
+    let select = "SELECT *, 0::bigint AS place FROM transactions WHERE request = $1 \
+                  UNION ALL SELECT t.*, b.place FROM batched b \
+                  JOIN transactions t ON t.account = b.account AND t.nonce = b.nonce WHERE b.request = $1 ORDER BY nonce";
     history.transactions = connection.rows("read transactions", select, &[&seq.0], transaction_history).await?;
     for transaction in &mut history.transactions {
         transaction.attempts = attempts.remove(&transaction.nonce).unwrap_or_default();
@@ -137,11 +140,13 @@ async fn wish_for(connection: &Connection, id: &RequestId, wish: &CancelWish) ->
     Ok(WishAnswer::Noted(state))
 }
 
+/// The first of a batch goes last: its transaction is that of the others, too.
 /// What waits for its retry stays, however old: its copy at the broker will ask for it. What another call works with is
 /// left for the next time.
 async fn prune(connection: &Connection, before: Timestamp, limit: u32) -> Result<u64> {
     let select = "SELECT seq FROM requests WHERE settled_at < $1 AND state IN ('final', 'dead') \
-                  ORDER BY settled_at LIMIT $2 FOR UPDATE SKIP LOCKED";
+                  AND NOT EXISTS (SELECT 1 FROM transactions t JOIN batched b \
+                  ON b.account = t.account AND b.nonce = t.nonce WHERE t.request = requests.seq) ORDER BY settled_at LIMIT $2 FOR UPDATE SKIP LOCKED";
     let old = connection
         .rows("find old requests", select, &[&before.0, &i64::from(limit)], |row| number(row, "request", "seq"))
         .await?;
@@ -150,6 +155,7 @@ async fn prune(connection: &Connection, before: Timestamp, limit: u32) -> Result
         return Ok(u64::try_from(deeds).unwrap_or(u64::MAX));
     }
     for delete in [
+        "DELETE FROM batched WHERE request = ANY($1)",
         "DELETE FROM attempts a USING transactions t \
          WHERE t.request = ANY($1) AND a.account = t.account AND a.nonce = t.nonce",
         "DELETE FROM transactions WHERE request = ANY($1)",

@@ -51,13 +51,16 @@ async fn begin(connection: &Connection, recovery: &Recovery, accounts: &[Recover
     for account in accounts {
         for writes in account.writes.chunks(CHUNK) {
             let nonces = writes.iter().map(|write| nonce(write.nonce)).collect::<Result<Vec<_>>>()?;
+            let places: Vec<_> = writes.iter().map(|write| i64::from(write.place)).collect();
             let blocks =
                 writes.iter().map(|write| signed("a height", write.block_number.0)).collect::<Result<Vec<_>>>()?;
             let hashes: Vec<_> = writes.iter().map(|write| write.tx_hash.as_bytes()).collect();
             let data: Vec<_> = writes.iter().map(|write| write.data_hash.as_bytes()).collect();
-            let insert = "INSERT INTO recovered_writes (account, nonce, tx_hash, block_number, data_hash) \
-                          SELECT $1, * FROM unnest($2::bigint[], $3::bytea[], $4::bigint[], $5::bytea[])";
-            connection.execute(DOING, insert, &[&account.account.0, &nonces, &hashes, &blocks, &data]).await?;
+            let insert = "INSERT INTO recovered_writes (account, nonce, place, tx_hash, block_number, data_hash) \
+                          SELECT $1, * FROM unnest($2::bigint[], $3::bigint[], $4::bytea[], $5::bigint[], $6::bytea[])";
+            let columns: [&(dyn tokio_postgres::types::ToSql + Sync); 6] =
+                [&account.account.0, &nonces, &places, &hashes, &blocks, &data];
+            connection.execute(DOING, insert, &columns).await?;
         }
     }
     Ok(())

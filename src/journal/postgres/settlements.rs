@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 
-use crate::journal::columns::{expect_rows, fixed, number};
+use crate::journal::columns::{expect_batch, expect_rows, fixed, nonce, number};
 use crate::journal::postgres::admissions::{give_turns, known_of, lock_turns};
+use crate::journal::postgres::closed::Closed;
 use crate::journal::postgres::connection::{Connection, Values};
 use crate::journal::postgres::leases::check_lease;
 use crate::journal::postgres::outbox::insert_events;
@@ -14,7 +15,7 @@ use crate::journal::postgres::{PostgresJournal, closed, ordering};
 use crate::journal::rows::{COPY_COLUMNS, message, request_state, seq, unconfirmed_copy};
 use crate::journal::{
     AccountId, ConfirmedCopy, CopyKind, Decision, EndedAgain, JournalError, Lease, RefusedMessage, Reorged, RequestSeq,
-    Result, Settlement, Settlements, UnconfirmedCopy,
+    Requeue, Result, Settlement, Settlements, UnconfirmedCopy,
 };
 use crate::model::request::Observation;
 use crate::model::{Cause, Event, Generation, Message, RequestId, RequestState, Timestamp, TxHash};
@@ -106,8 +107,10 @@ async fn unconfirmed_copies(connection: &Connection, select: &str, values: Value
     let mut copies =
         connection.rows("read copies without a publisher confirm", select, values, unconfirmed_copy).await?;
     let requests: Vec<_> = copies.iter().map(|copy| copy.request.0).collect();
-    let select = "SELECT t.request AS seq, a.hash FROM transactions t \
-                  JOIN attempts a ON a.account = t.account AND a.nonce = t.nonce WHERE t.request = ANY($1) ORDER BY a.id";
+    let select = "SELECT t.request AS seq, a.hash FROM \
+                  (SELECT account, nonce, request FROM transactions WHERE request = ANY($1) \
+                  UNION ALL SELECT account, nonce, request FROM batched WHERE request = ANY($1)) t \
+                  JOIN attempts a ON a.account = t.account AND a.nonce = t.nonce ORDER BY a.id";
     let hashes = connection
         .rows("read the hashes of requests", select, &[&requests], |row| {
             Ok((seq(row)?, fixed(row, "attempt", "hash", TxHash::from_slice)?))
@@ -135,7 +138,7 @@ async fn record_parked(connection: &Connection, ids: &[RequestId]) -> Result<()>
 struct Decided<'s> {
     finals: Vec<(RequestSeq, &'s Event)>,
     failures: Vec<Failure<'s>>,
-    requeued: Vec<(RequestSeq, TxHash)>,
+    requeued: Vec<(RequestSeq, &'s Requeue)>,
 }
 
 /// A request that fails.
@@ -151,23 +154,23 @@ impl<'s> Decided<'s> {
     fn of(settlements: &'s [Settlement], states: &BTreeMap<RequestSeq, RequestState>) -> Self {
         let mut decided = Self::default();
         let mut failed = BTreeSet::new();
-        for Settlement { request, decision, .. } in settlements {
-            let failure = |state, cause, next| Failure { request: *request, state, cause, next };
+        for (request, decision) in settlements.iter().flat_map(Settlement::decisions) {
+            let failure = |state, cause, next| Failure { request, state, cause, next };
             match decision {
-                Decision::Final(event) => decided.finals.push((*request, event)),
-                Decision::Requeue { taken_by } => decided.requeued.push((*request, *taken_by)),
+                Decision::Final(event) => decided.finals.push((request, event)),
+                Decision::Requeue(why) => decided.requeued.push((request, why)),
                 Decision::Retry { cause, next } => {
                     decided.failures.push(failure(RequestState::RetryPending, cause, Some(*next)));
-                    failed.insert(*request);
+                    failed.insert(request);
                 }
                 Decision::Dead { cause } => {
                     decided.failures.push(failure(RequestState::DeadPending, cause, None));
-                    failed.insert(*request);
+                    failed.insert(request);
                 }
                 // The request may have failed by itself since the wish was seen: its ruling came before this one, and
                 // counts.
                 Decision::Cancel { cause } => {
-                    if states.get(request) == Some(&RequestState::Accepted) && failed.insert(*request) {
+                    if states.get(&request) == Some(&RequestState::Accepted) && failed.insert(request) {
                         decided.failures.push(failure(RequestState::DeadPending, cause, None));
                     }
                 }
@@ -180,18 +183,20 @@ impl<'s> Decided<'s> {
 /// Locks in the order that all writes keep to: the account, the places in the queue, requests.
 async fn settle(connection: &Connection, lease: &Lease, settlements: &[Settlement]) -> Result<()> {
     check_lease(connection, lease).await?;
-    let is_requeue = |settled: &Settlement| matches!(settled.decision, Decision::Requeue { .. });
-    let last_turn = if settlements.iter().any(is_requeue) { lock_turns(connection).await? } else { 0 };
-    let is_final = |settled: &&Settlement| matches!(settled.decision, Decision::Final(_));
-    let ended: Vec<_> = settlements.iter().filter(is_final).map(|settled| settled.request.0).collect();
+    let decisions = || settlements.iter().flat_map(Settlement::decisions);
+    let has_requeued = decisions().any(|(_, decision)| matches!(decision, Decision::Requeue(_)));
+    let last_turn = if has_requeued { lock_turns(connection).await? } else { 0 };
+    let finals = decisions().filter(|(_, decision)| matches!(decision, Decision::Final(_)));
+    let ended: Vec<_> = finals.map(|(request, _)| request.0).collect();
     let ordered = ordering::lock(connection, &ended).await?;
-    let requests: Vec<_> = settlements.iter().map(|settled| settled.request.0).collect();
+    let requests: Vec<_> = decisions().map(|(request, _)| request.0).collect();
     let states = lock_requests(connection, &requests).await?;
     let now = Timestamp::now();
     let closed: Vec<_> =
         settlements.iter().filter_map(|settled| Some((settled.request, settled.transaction.as_ref()?))).collect();
     let found = closed::close(connection, lease, &closed, "state = 'live'", now).await?;
     expect_rows("close a nonce that is not live for this request", closed.len(), found.len())?;
+    expect_whole_batches(connection, lease, settlements, &found).await?;
     let Decided { finals, failures, requeued } = Decided::of(settlements, &states);
     record_failures(connection, lease, &failures, now).await?;
     make_final(connection, lease, &finals, now).await?;
@@ -199,6 +204,36 @@ async fn settle(connection: &Connection, lease: &Lease, settlements: &[Settlemen
     requeue(connection, lease, &requeued, last_turn.saturating_add(1), now).await?;
     forget_wishes(connection, &requests).await?;
     insert_events(connection, finals.iter().map(|(_, event)| (lease.account, *event))).await
+}
+
+async fn expect_whole_batches(
+    connection: &Connection,
+    lease: &Lease,
+    settlements: &[Settlement],
+    closed: &[Closed],
+) -> Result<()> {
+    let others = |settled: &Settlement| !settled.others.is_empty();
+    if !settlements.iter().any(others) && closed.iter().all(|closed| closed.others == 0) {
+        return Ok(());
+    }
+    let nonces: Vec<_> = closed.iter().map(|closed| nonce(closed.nonce)).collect::<Result<_>>()?;
+    let select =
+        "SELECT nonce, request AS seq FROM batched WHERE account = $1 AND nonce = ANY($2) ORDER BY nonce, place";
+    let stored = connection
+        .rows("read batches", select, &[&lease.account.0, &nonces], |row| {
+            Ok((number(row, "batch", "nonce")?, seq(row)?))
+        })
+        .await?;
+    let mut batches: BTreeMap<i64, Vec<RequestSeq>> = BTreeMap::new();
+    for (nonce, request) in stored {
+        batches.entry(nonce).or_default().push(request);
+    }
+    for Settlement { transaction, others, .. } in settlements {
+        let at = transaction.as_ref().map_or(Ok(-1), |transaction| nonce(transaction.nonce))?;
+        let batch = batches.get(&at).map_or(&[][..], Vec::as_slice);
+        expect_batch(at, batch, others.iter().map(|(request, _)| *request))?;
+    }
+    Ok(())
 }
 
 /// What they are, and stay until this transaction changes it.
@@ -219,8 +254,10 @@ async fn make_final(
         return Ok(());
     }
     let update = "UPDATE requests r SET state = 'final', body = NULL, write_data = NULL, envelope = NULL, settled_at = $1, changed_at = $1 \
-         WHERE r.seq = ANY($2) AND r.state = 'writing' AND r.account = $3 AND EXISTS \
-         (SELECT 1 FROM transactions t WHERE t.request = r.seq AND t.state = 'succeeded')";
+         WHERE r.seq = ANY($2) AND r.state = 'writing' AND r.account = $3 AND (EXISTS \
+         (SELECT 1 FROM transactions t WHERE t.request = r.seq AND t.state = 'succeeded') OR EXISTS \
+         (SELECT 1 FROM batched b JOIN transactions t ON t.account = b.account AND t.nonce = b.nonce \
+         WHERE b.request = r.seq AND b.has_effect AND t.state = 'succeeded'))";
     let requests: Vec<_> = finals.iter().map(|(request, _)| request.0).collect();
     let changed = connection.execute("make requests final", update, &[&now.0, &requests, &lease.account.0]).await?;
     expect_rows("make a request final whose transaction did not succeed", finals.len(), changed)
@@ -228,8 +265,8 @@ async fn make_final(
 
 /// Invariants 3 and 8, as the end of an update of `requests r`: whoever believed a request done while its bytes may land,
 /// or have landed, would write it twice.
-const HAS_NO_EFFECT: &str =
-    " AND NOT EXISTS (SELECT 1 FROM transactions t WHERE t.request = r.seq AND t.state IN ('live', 'succeeded'))";
+const HAS_NO_EFFECT: &str = " AND NOT EXISTS (SELECT 1 FROM transactions t WHERE t.request = r.seq AND t.state IN ('live', 'succeeded')) \
+     AND NOT EXISTS (SELECT 1 FROM batched b WHERE b.request = r.seq AND b.has_effect)";
 
 async fn record_failures(
     connection: &Connection,
@@ -282,7 +319,7 @@ async fn forget_wishes(connection: &Connection, requests: &[i64]) -> Result<()> 
 async fn requeue(
     connection: &Connection,
     lease: &Lease,
-    requeued: &[(RequestSeq, TxHash)],
+    requeued: &[(RequestSeq, &Requeue)],
     first_turn: i64,
     now: Timestamp,
 ) -> Result<()> {
@@ -290,21 +327,21 @@ async fn requeue(
         return Ok(());
     }
     let update = format!(
-        "UPDATE requests r SET state = 'accepted', turn = $1 + u.place - 1, changed_at = $2 \
-         FROM unnest($4::bigint[]) WITH ORDINALITY AS u (request, place) \
+        "UPDATE requests r SET state = 'accepted', turn = $1 + u.place - 1, changed_at = $2, \
+         is_alone = greatest(r.is_alone, u.isolates) \
+         FROM unnest($4::bigint[], $5::bigint[]) WITH ORDINALITY AS u (request, isolates, place) \
          WHERE r.seq = u.request AND r.account = $3 AND r.state = 'writing'{HAS_NO_EFFECT}"
     );
     let requests: Vec<_> = requeued.iter().map(|(request, _)| request.0).collect();
+    let isolates: Vec<_> = requeued.iter().map(|(_, why)| i64::from(why.isolates())).collect();
     let changed = connection
-        .execute("queue requests again", &update, &[&first_turn, &now.0, &lease.account.0, &requests])
+        .execute("queue requests again", &update, &[&first_turn, &now.0, &lease.account.0, &requests, &isolates])
         .await?;
     let doing = "queue a request again that was not signed, or whose transaction may land";
     expect_rows(doing, requeued.len(), changed)?;
     give_turns(connection, requeued.len()).await?;
-    let noted = requeued.iter().map(|(request, taken_by)| {
-        let detail = format!("its nonce went to {taken_by}, which is not ours; it gets a new one");
-        Noted { request: *request, what: "displaced", detail }
-    });
+    let noted =
+        requeued.iter().map(|(request, why)| Noted { request: *request, what: why.word(), detail: why.detail() });
     note_incidents(connection, &noted.collect::<Vec<_>>(), now).await
 }
 

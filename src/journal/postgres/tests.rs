@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 
@@ -12,8 +13,8 @@ use crate::journal::contract::{
 };
 use crate::journal::letters::contract as letters_contract;
 use crate::journal::{
-    AccountId, Admissions, CancelWish, Changes, Instances, Journal, Lease, Leases, Outbox, RequestSeq, Settlements,
-    Transactions, Upkeep, Which, WishAnswer,
+    AccountId, Admissions, CancelWish, Changes, Instances, Journal, Lease, Leases, NewTransaction, Outbox, RequestSeq,
+    Settlements, Transactions, Upkeep, Which, WishAnswer,
 };
 use crate::model::{Address, Gas, Generation, Nonce, RequestState, Timestamp};
 use crate::policy::arrival::Verdict;
@@ -92,7 +93,7 @@ async fn a_journal_of_a_newer_version_is_refused_and_a_missing_one_told() {
     session(&url).await.run("", newer).await.unwrap();
     for refused in [PostgresJournal::open(&address(&url)).await, PostgresJournal::open_existing(&address(&url)).await] {
         let refused = refused.unwrap_err();
-        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 7 }), "{refused}");
+        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 8 }), "{refused}");
     }
 }
 
@@ -349,12 +350,27 @@ async fn a_request_that_comes_while_the_one_before_it_ends_is_not_left_to_wait()
 /// Invariant 3, whatever the code above the schema does.
 #[tokio::test]
 async fn the_schema_itself_refuses_a_second_transaction_that_may_land() {
-    let Some((url, set, _)) = pair(&["a"]).await else { return };
-    set.journal.record_transactions(&set.lease, vec![transaction(set.seq(0), 0)], Limits::default()).await.unwrap();
-    let second = "INSERT INTO transactions SELECT account, nonce + 1, request, state, to_address, value, gas, created_at, \
-                  closed_at, final_hash, block_number, block_hash, gas_used, reorged_at FROM transactions";
-    let refused = session(&url).await.run("", second).await.unwrap_err();
-    assert!(refused.to_string().contains("transactions_one_effect"), "{refused}");
+    let Some((url, set, _)) = pair(&["a", "b"]).await else { return };
+    let batch = NewTransaction {
+        others: vec![set.seq(1)],
+        data: Some(Bytes::from_static(b"both")),
+        ..transaction(set.seq(0), 0)
+    };
+    set.journal.record_transactions(&set.lease, vec![batch], Limits::default()).await.unwrap();
+    for (second, constraint) in [
+        (
+            "INSERT INTO transactions (account, nonce, request, state, to_address, value, gas, created_at) \
+             SELECT account, nonce + 1, request, state, to_address, value, gas, created_at FROM transactions",
+            "transactions_one_effect",
+        ),
+        (
+            "INSERT INTO batched SELECT account, nonce, place + 1, request, has_effect FROM batched",
+            "batched_one_effect",
+        ),
+    ] {
+        let refused = session(&url).await.run("", second).await.unwrap_err();
+        assert!(refused.to_string().contains(constraint), "{refused}");
+    }
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use crate::journal::postgres::connection::Connection;
 use crate::journal::postgres::leases::check_lease;
 use crate::journal::postgres::{PostgresJournal, closed, limits, recovery};
 use crate::journal::rows::{
-    ATTEMPT_COLUMNS, LIVE_COLUMNS, QUEUED_COLUMNS, add_live, cancellation, filler, queued_request,
+    ATTEMPT_COLUMNS, LIVE_COLUMNS, QUEUED_COLUMNS, add_batched, add_live, cancellation, filler, queued_request,
 };
 use crate::journal::{
     AccountId, Cancellation, Lease, LiveTransaction, NewTransaction, QueuedRequest, RecoveredWrite, Recovery, Result,
@@ -39,7 +39,7 @@ impl Transactions for PostgresJournal {
     }
 
     async fn live_transactions(&self, account: AccountId) -> Result<Vec<LiveTransaction>> {
-        self.pool.read(account, |connection, account| Box::pin(live_transactions(connection, *account))).await
+        self.pool.snapshot(account, |connection, account| Box::pin(live_transactions(connection, *account))).await
     }
 
     async fn usage(&self, account: AccountId, limits: Limits) -> Result<Usage> {
@@ -144,6 +144,14 @@ async fn live_transactions(connection: &Connection, account: AccountId) -> Resul
     );
     let mut live = Vec::new();
     connection.rows("read the live transactions", &select, &[&account.0], |row| add_live(&mut live, row)).await?;
+    if live.iter().any(|transaction| transaction.data.is_some()) {
+        let select = format!(
+            "SELECT {QUEUED_COLUMNS}, t.nonce FROM transactions t \
+             JOIN batched b ON b.account = t.account AND b.nonce = t.nonce JOIN requests r ON r.seq = b.request \
+             WHERE t.account = $1 AND t.state = 'live' ORDER BY t.nonce, b.place"
+        );
+        connection.rows("read the live batches", &select, &[&account.0], |row| add_batched(&mut live, row)).await?;
+    }
     Ok(live)
 }
 
@@ -162,6 +170,7 @@ async fn record_transactions(
     take_nonces(connection, lease, new).await?;
     make_writing(connection, lease, new).await?;
     insert_transactions(connection, lease, new).await?;
+    insert_batched(connection, lease, new).await?;
     let attempts = new.iter().map(|transaction| (transaction.nonce, &transaction.attempt));
     insert_attempts(connection, lease, attempts).await?;
     Ok(granted)
@@ -180,28 +189,52 @@ async fn take_nonces(connection: &Connection, lease: &Lease, new: &[NewTransacti
 }
 
 async fn make_writing(connection: &Connection, lease: &Lease, new: &[NewTransaction]) -> Result<()> {
-    let requests: Vec<_> = new.iter().map(|transaction| transaction.request.0).collect();
+    let requests: Vec<_> = new.iter().flat_map(NewTransaction::requests).map(|request| request.0).collect();
     let update = "UPDATE requests SET state = 'writing', changed_at = $1 \
                   WHERE seq = ANY($2) AND state = 'accepted' AND account = $3 AND turn > 0";
     let changed =
         connection.execute("change requests", update, &[&Timestamp::now().0, &requests, &lease.account.0]).await?;
-    expect_rows("sign for a request that is not queued with this lane", new.len(), changed)
+    expect_rows("sign for a request that is not queued with this lane", requests.len(), changed)
 }
 
 async fn insert_transactions(connection: &Connection, lease: &Lease, new: &[NewTransaction]) -> Result<()> {
-    let insert = "INSERT INTO transactions (account, nonce, request, state, to_address, value, gas, created_at) \
-         SELECT $1, nonce, request, 'live', to_address, value, gas, created_at FROM unnest($2::bigint[], $3::bigint[], \
-         $4::bytea[], $5::text[], $6::bigint[], $7::bigint[]) AS u (nonce, request, to_address, value, gas, created_at)";
+    let insert = "INSERT INTO transactions \
+         (account, nonce, request, others, state, to_address, value, data, gas, created_at) \
+         SELECT $1, nonce, request, others, 'live', to_address, value, data, gas, created_at FROM unnest($2::bigint[], \
+         $3::bigint[], $4::bigint[], $5::bytea[], $6::text[], $7::bytea[], $8::bigint[], $9::bigint[]) \
+         AS u (nonce, request, others, to_address, value, data, gas, created_at)";
     let nonces: Vec<_> = new.iter().map(|transaction| nonce(transaction.nonce)).collect::<Result<_>>()?;
     let requests: Vec<_> = new.iter().map(|transaction| transaction.request.0).collect();
+    let others: Vec<_> =
+        new.iter().map(|transaction| signed("a count", transaction.others.len())).collect::<Result<_>>()?;
     let to: Vec<_> = new.iter().map(|transaction| transaction.to.as_bytes()).collect();
     let values: Vec<_> = new.iter().map(|transaction| transaction.value.0.to_string()).collect();
+    let data: Vec<_> = new.iter().map(|transaction| transaction.data.as_deref()).collect();
     let gas: Vec<_> = new.iter().map(|transaction| signed("gas", transaction.gas.0)).collect::<Result<_>>()?;
     let created: Vec<_> = new.iter().map(|transaction| transaction.attempt.signed_at.0).collect();
-    let changed = connection
-        .execute("store transactions", insert, &[&lease.account.0, &nonces, &requests, &to, &values, &gas, &created])
-        .await?;
+    let columns: [&(dyn tokio_postgres::types::ToSql + Sync); 9] =
+        [&lease.account.0, &nonces, &requests, &others, &to, &values, &data, &gas, &created];
+    let changed = connection.execute("store transactions", insert, &columns).await?;
     expect_rows("store transactions", new.len(), changed)
+}
+
+async fn insert_batched(connection: &Connection, lease: &Lease, new: &[NewTransaction]) -> Result<()> {
+    if new.iter().all(|transaction| transaction.others.is_empty()) {
+        return Ok(());
+    }
+    let insert = "INSERT INTO batched (account, nonce, place, request, has_effect) \
+         SELECT $1, nonce, place, request, true FROM unnest($2::bigint[], $3::bigint[], $4::bigint[]) \
+         AS u (nonce, place, request)";
+    let (mut nonces, mut places, mut requests) = (Vec::new(), Vec::new(), Vec::new());
+    for transaction in new {
+        for (place, request) in (1_i64..).zip(&transaction.others) {
+            nonces.push(nonce(transaction.nonce)?);
+            places.push(place);
+            requests.push(request.0);
+        }
+    }
+    let changed = connection.execute("store batches", insert, &[&lease.account.0, &nonces, &places, &requests]).await?;
+    expect_rows("store batches", nonces.len(), changed)
 }
 
 /// Bytes for a nonce that is done could only ever be sent by mistake.

@@ -2,8 +2,10 @@
 
 use rusqlite::{Connection, params};
 
-use crate::journal::columns::{nonce, not_fillable, signed};
-use crate::journal::rows::{ATTEMPT_COLUMNS, STORED_COLUMNS, add_stored};
+use crate::journal::columns::{nonce, not_fillable, number, signed};
+use crate::journal::rows::{
+    ATTEMPT_COLUMNS, STORED_COLUMNS, STORED_REQUEST_COLUMNS, add_stored, add_stored_batched, span,
+};
 use crate::journal::sqlite::leases::check_lease;
 use crate::journal::sqlite::outbox::insert_events;
 use crate::journal::sqlite::rows::{Statement, prepare};
@@ -26,7 +28,7 @@ pub(super) fn nonces(connection: &Connection, account: AccountId, which: Which) 
         Which::Reorged => ("reorged_at IS NOT NULL AND nonce >= ?2 AND nonce < ?3", "ASC", (0, i64::MAX), -1),
     };
     let select = format!(
-        "SELECT {STORED_COLUMNS}, {ATTEMPT_COLUMNS} \
+        "SELECT {STORED_REQUEST_COLUMNS}, {STORED_COLUMNS}, {ATTEMPT_COLUMNS} \
          FROM (SELECT * FROM transactions WHERE account = ?1 AND {condition} ORDER BY nonce {order} LIMIT ?4) t \
          JOIN requests r ON r.seq = t.request JOIN attempts a ON a.account = t.account AND a.nonce = t.nonce \
          ORDER BY t.nonce {order}, a.id"
@@ -34,6 +36,13 @@ pub(super) fn nonces(connection: &Connection, account: AccountId, which: Which) 
     let mut stored = Vec::new();
     prepare(connection, "read nonces", &select)?
         .rows((account.0, bounds.0, bounds.1, limit), |row| add_stored(&mut stored, row))?;
+    let Some((first, last)) = span(&stored)? else { return Ok(stored) };
+    let select = format!(
+        "SELECT {STORED_REQUEST_COLUMNS}, b.nonce FROM batched b JOIN requests r ON r.seq = b.request \
+         WHERE b.account = ?1 AND b.nonce >= ?2 AND b.nonce <= ?3 ORDER BY b.nonce, b.place"
+    );
+    prepare(connection, "read batches", &select)?
+        .rows((account.0, first, last), |row| add_stored_batched(&mut stored, row))?;
     Ok(stored)
 }
 
@@ -55,9 +64,9 @@ pub(super) fn record_reorged(connection: &Connection, lease: &Lease, reorged: Ve
         "UPDATE transactions SET reorged_at = ?1 WHERE account = ?2 AND nonce = ?3 AND request = ?4 \
          AND block_hash IS NOT NULL AND reorged_at IS NULL",
     )?;
-    for Reorged { request, nonce: at, detail, event } in reorged {
-        if update.execute((now.0, lease.account.0, nonce(at)?, request.0))? == 1 {
-            tell(connection, lease, (request, "reorged", detail), event.as_ref(), now)?;
+    for reorged in reorged {
+        if update.execute((now.0, lease.account.0, nonce(reorged.nonce)?, reorged.request.0))? == 1 {
+            tell(connection, lease, reorged.told(), ("reorged", &reorged.detail), now)?;
         }
     }
     Ok(())
@@ -66,53 +75,73 @@ pub(super) fn record_reorged(connection: &Connection, lease: &Lease, reorged: Ve
 pub(super) fn record_ended_again(connection: &Connection, lease: &Lease, ended: Vec<EndedAgain>) -> Result<()> {
     check_lease(connection, lease)?;
     let now = Timestamp::now();
-    let mut update = closing(connection, "note a second end", "reorged_at IS NOT NULL")?;
-    for EndedAgain { request, transaction, detail, event } in ended {
-        if close(&mut update, lease, request, &transaction, now)? == 1 {
-            tell(connection, lease, (request, "ended", detail), event.as_ref(), now)?;
+    let mut closing = Closing::new(connection, "note a second end", "reorged_at IS NOT NULL")?;
+    for ended in ended {
+        if closing.close(lease, ended.request, &ended.transaction, now)?.is_some() {
+            tell(connection, lease, ended.told(), ("ended", &ended.detail), now)?;
         }
     }
     Ok(())
 }
 
-/// Writes down how a nonce ended, where `which` holds for its transaction. For [`close`].
-pub(super) fn closing<'c>(connection: &'c Connection, doing: &'static str, which: &str) -> Result<Statement<'c>> {
-    let update = format!(
-        "UPDATE transactions SET state = ?1, final_hash = ?2, block_number = ?3, block_hash = ?4, gas_used = ?5, \
-         closed_at = ?6, reorged_at = NULL WHERE account = ?7 AND nonce = ?8 AND request = ?9 AND {which}"
-    );
-    prepare(connection, doing, &update)
+/// Writes down how nonces ended.
+pub(super) struct Closing<'c> {
+    transaction: Statement<'c>,
+    effect: Statement<'c>,
 }
 
-/// Returns how many nonces it found: one, or none.
-pub(super) fn close(
-    closing: &mut Statement<'_>,
-    lease: &Lease,
-    request: RequestSeq,
-    transaction: &ClosedTransaction,
-    now: Timestamp,
-) -> Result<usize> {
-    let included = transaction.included.as_ref();
-    closing.execute(params![
-        transaction.state.as_str(),
-        included.map(|included| included.tx_hash.as_bytes()),
-        included.map(|included| signed("a height", included.block_number.0)).transpose()?,
-        included.map(|included| included.block_hash.as_bytes()),
-        included.map(|included| signed("gas", included.gas_used.0)).transpose()?,
-        now.0,
-        lease.account.0,
-        nonce(transaction.nonce)?,
-        request.0,
-    ])
+impl<'c> Closing<'c> {
+    /// Where `which` holds for their transactions.
+    pub(super) fn new(connection: &'c Connection, doing: &'static str, which: &str) -> Result<Self> {
+        let update = format!(
+            "UPDATE transactions SET state = ?1, final_hash = ?2, block_number = ?3, block_hash = ?4, gas_used = ?5, \
+             closed_at = ?6, reorged_at = NULL, data = NULL \
+             WHERE account = ?7 AND nonce = ?8 AND request = ?9 AND {which} RETURNING others"
+        );
+        let effect = "UPDATE batched SET has_effect = ?1 WHERE account = ?2 AND nonce = ?3";
+        Ok(Self { transaction: prepare(connection, doing, &update)?, effect: prepare(connection, doing, effect)? })
+    }
+
+    /// How many other requests the nonce is for; `None` where it is none of this request.
+    pub(super) fn close(
+        &mut self,
+        lease: &Lease,
+        request: RequestSeq,
+        transaction: &ClosedTransaction,
+        now: Timestamp,
+    ) -> Result<Option<i64>> {
+        let included = transaction.included.as_ref();
+        let at = nonce(transaction.nonce)?;
+        let values = params![
+            transaction.state.as_str(),
+            included.map(|included| included.tx_hash.as_bytes()),
+            included.map(|included| signed("a height", included.block_number.0)).transpose()?,
+            included.map(|included| included.block_hash.as_bytes()),
+            included.map(|included| signed("gas", included.gas_used.0)).transpose()?,
+            now.0,
+            lease.account.0,
+            at,
+            request.0,
+        ];
+        let others = self.transaction.row(values, |row| number(row, "transaction", "others"))?;
+        if others.is_some_and(|others| others > 0) {
+            self.effect.execute((transaction.state.has_effect(), lease.account.0, at))?;
+        }
+        Ok(others)
+    }
 }
 
-fn tell(
+/// Notes an incident of each of the requests, and queues the events.
+fn tell<'e>(
     connection: &Connection,
     lease: &Lease,
-    incident: (RequestSeq, &'static str, String),
-    event: Option<&Event>,
+    told: impl Iterator<Item = (RequestSeq, Option<&'e Event>)>,
+    (what, detail): (&'static str, &str),
     now: Timestamp,
 ) -> Result<()> {
-    note_incidents(connection, &[incident], now)?;
-    insert_events(connection, event.map(|event| (lease.account, event)))
+    for (request, event) in told {
+        note_incidents(connection, &[(request, what, detail.to_owned())], now)?;
+        insert_events(connection, event.map(|event| (lease.account, event)))?;
+    }
+    Ok(())
 }

@@ -67,19 +67,26 @@ impl Upkeep for SqliteJournal {
     }
 }
 
+/// The first of a batch goes last: its transaction is that of the others, too.
+const IS_LAST: &str = " AND NOT EXISTS (SELECT 1 FROM transactions t JOIN batched b \
+    ON b.account = t.account AND b.nonce = t.nonce WHERE t.request = requests.seq)";
+
 /// What waits for its retry stays, however old: its copy at the broker will ask for it.
 fn settled(connection: &Connection, before: Timestamp, limit: u32) -> Result<Vec<i64>> {
-    let select =
-        "SELECT seq FROM requests WHERE settled_at < ?1 AND state IN ('final', 'dead') ORDER BY settled_at LIMIT ?2";
-    prepare(connection, "find old requests", select)?.rows((before.0, limit), |row| number(row, "request", "seq"))
+    let select = format!(
+        "SELECT seq FROM requests WHERE settled_at < ?1 AND state IN ('final', 'dead'){IS_LAST} ORDER BY settled_at LIMIT ?2"
+    );
+    prepare(connection, "find old requests", &select)?.rows((before.0, limit), |row| number(row, "request", "seq"))
 }
 
 /// A request that came back since it was chosen is open again, and stays.
 fn delete_settled(connection: &Connection, old: &[i64], before: Timestamp) -> Result<u64> {
-    let prepare = |sql| prepare(connection, "prune", sql);
-    let mut still_old =
-        prepare("SELECT 1 FROM requests WHERE seq = ?1 AND state IN ('final', 'dead') AND settled_at < ?2")?;
+    let prepare = |sql: &str| prepare(connection, "prune", sql);
+    let mut still_old = prepare(&format!(
+        "SELECT 1 FROM requests WHERE seq = ?1 AND state IN ('final', 'dead') AND settled_at < ?2{IS_LAST}"
+    ))?;
     let mut deletes = [
+        prepare("DELETE FROM batched WHERE request = ?1")?,
         prepare(
             "DELETE FROM attempts WHERE (account, nonce) IN (SELECT account, nonce FROM transactions WHERE request = ?1)",
         )?,
@@ -126,7 +133,9 @@ fn look_over(connection: &Connection) -> Result<JournalOverview> {
 }
 
 fn transactions_of(connection: &Connection, seq: i64) -> Result<Vec<TransactionHistory>> {
-    let select = "SELECT * FROM transactions WHERE request = ?1 ORDER BY nonce";
+    let select = "SELECT *, 0 AS place FROM transactions WHERE request = ?1 \
+                  UNION ALL SELECT t.*, b.place FROM batched b \
+                  JOIN transactions t ON t.account = b.account AND t.nonce = b.nonce WHERE b.request = ?1 ORDER BY nonce";
     let select_attempts = "SELECT * FROM attempts WHERE account = ?1 AND nonce = ?2 ORDER BY id";
     let mut attempts = prepare(connection, "read attempts", select_attempts)?;
     prepare(connection, "read transactions", select)?.rows([seq], |row| {

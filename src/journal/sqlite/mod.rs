@@ -55,6 +55,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/sqlite/0008_limits.sql"),
     include_str!("../../../migrations/sqlite/0009_ordering.sql"),
     include_str!("../../../migrations/sqlite/0010_writes.sql"),
+    include_str!("../../../migrations/sqlite/0011_batches.sql"),
 ];
 
 /// Since this version the journal knows who works with it.
@@ -237,6 +238,7 @@ fn storage(doing: &'static str, error: impl std::error::Error + Send + Sync + 's
 mod tests {
     use std::sync::Arc;
 
+    use bytes::Bytes;
     use futures_util::FutureExt;
     use tempfile::TempDir;
 
@@ -244,7 +246,7 @@ mod tests {
     use crate::journal::contract::{arrival, id, journal_contract, set, transaction};
     use crate::journal::letters::contract as letters_contract;
     use crate::journal::{
-        AccountId, Admissions, Journal, Leases, Outbox, RequestSeq, Settlements, Transactions, Upkeep,
+        AccountId, Admissions, Journal, Leases, NewTransaction, Outbox, RequestSeq, Settlements, Transactions, Upkeep,
     };
     use crate::model::{Address, Generation};
     use crate::policy::arrival::Verdict;
@@ -363,14 +365,22 @@ mod tests {
     #[tokio::test]
     async fn the_schema_itself_refuses_a_second_transaction_that_may_land() {
         let (folder, journal) = journal().await;
-        let set = set(journal, &["a"]).await;
-        let signed = vec![transaction(set.queued[0].seq, 0)];
-        set.journal.record_transactions(&set.lease, signed, Limits::default()).await.unwrap();
+        let set = set(journal, &["a", "b"]).await;
+        let batch = NewTransaction {
+            others: vec![set.queued[1].seq],
+            data: Some(Bytes::from_static(b"both")),
+            ..transaction(set.queued[0].seq, 0)
+        };
+        set.journal.record_transactions(&set.lease, vec![batch], Limits::default()).await.unwrap();
         let path = folder.path().join("journal.db");
-        let second = "INSERT INTO transactions SELECT account, nonce + 1, request, state, to_address, value, gas, \
-                      created_at, closed_at, final_hash, block_number, block_hash, gas_used, reorged_at FROM transactions";
-        let refused = Connection::open(&path).unwrap().execute(second, []).unwrap_err();
-        assert!(refused.to_string().contains("UNIQUE"), "{refused}");
+        for second in [
+            "INSERT INTO transactions (account, nonce, request, state, to_address, value, gas, created_at) \
+             SELECT account, nonce + 1, request, state, to_address, value, gas, created_at FROM transactions",
+            "INSERT INTO batched SELECT account, nonce, place + 1, request, has_effect FROM batched",
+        ] {
+            let refused = Connection::open(&path).unwrap().execute(second, []).unwrap_err();
+            assert!(refused.to_string().contains("UNIQUE"), "{refused}");
+        }
     }
 
     #[tokio::test]

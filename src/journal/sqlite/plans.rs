@@ -210,11 +210,12 @@ impl Counted {
             event: event("dead"),
         });
         count!("confirm", journal.confirm(confirmed.collect()));
-        let reorged = Reorged { request: a, nonce: Nonce(first), detail: String::new(), event: None };
+        let reorged =
+            Reorged { request: a, nonce: Nonce(first), detail: String::new(), event: None, others: Vec::new() };
         count!("record_reorged", journal.record_reorged(&lease, vec![reorged]));
         count!("nonces reorged", journal.nonces(account, Which::Reorged));
         let transaction = succeeded(a, first, "a").transaction.unwrap();
-        let again = EndedAgain { request: a, transaction, detail: String::new(), event: None };
+        let again = EndedAgain { request: a, transaction, detail: String::new(), event: None, others: Vec::new() };
         count!("record_ended_again", journal.record_ended_again(&lease, vec![again]));
         count!("nonces included", journal.nonces(account, Which::IncludedBelow(Nonce(second), 1)));
         count!("nonces of a range", journal.nonces(account, Which::Range(Nonce(first), Nonce(second))));

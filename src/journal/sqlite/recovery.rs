@@ -37,7 +37,8 @@ fn begin(connection: &Connection, recovery: &Recovery, accounts: &[RecoveredAcco
         ])?;
     let mut raise = prepare("UPDATE accounts SET next_nonce = max(coalesce(next_nonce, 0), ?1) WHERE id = ?2")?;
     let mut add = prepare(
-        "INSERT INTO recovered_writes (account, nonce, tx_hash, block_number, data_hash) VALUES (?1, ?2, ?3, ?4, ?5)",
+        "INSERT INTO recovered_writes (account, nonce, place, tx_hash, block_number, data_hash) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
     )?;
     for account in accounts {
         raise.execute((nonce(account.next_nonce)?, account.account.0))?;
@@ -45,6 +46,7 @@ fn begin(connection: &Connection, recovery: &Recovery, accounts: &[RecoveredAcco
             add.execute(params![
                 account.account.0,
                 nonce(write.nonce)?,
+                write.place,
                 write.tx_hash.as_bytes(),
                 signed("a height", write.block_number.0)?,
                 write.data_hash.as_bytes()

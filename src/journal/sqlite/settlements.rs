@@ -3,16 +3,17 @@
 use async_trait::async_trait;
 use rusqlite::{Connection, params};
 
-use crate::journal::columns::{expect_rows, fixed, number};
-use crate::journal::rows::{COPY_COLUMNS, message, unconfirmed_copy};
+use crate::journal::columns::{expect_batch, expect_rows, fixed, nonce, number};
+use crate::journal::rows::{COPY_COLUMNS, message, seq, unconfirmed_copy};
 use crate::journal::sqlite::admissions::{known_of, take_turns};
+use crate::journal::sqlite::closed::Closing;
 use crate::journal::sqlite::leases::check_lease;
 use crate::journal::sqlite::outbox::insert_events;
 use crate::journal::sqlite::rows::prepare;
 use crate::journal::sqlite::{SqliteJournal, closed, ordering};
 use crate::journal::{
-    AccountId, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, EndedAgain, Lease, RefusedMessage, Reorged,
-    RequestSeq, Result, Settlement, Settlements, UnconfirmedCopy,
+    AccountId, ConfirmedCopy, CopyKind, Decision, EndedAgain, Lease, RefusedMessage, Reorged, RequestSeq, Requeue,
+    Result, Settlement, Settlements, UnconfirmedCopy,
 };
 use crate::model::request::Observation;
 use crate::model::{Cause, Generation, Message, RequestId, RequestState, Timestamp, TxHash};
@@ -97,8 +98,9 @@ fn unconfirmed_of(connection: &Connection, requests: &[RequestSeq]) -> Result<Ve
 }
 
 fn with_hashes(connection: &Connection, mut copies: Vec<UnconfirmedCopy>) -> Result<Vec<UnconfirmedCopy>> {
-    let select = "SELECT a.hash FROM transactions t JOIN attempts a ON a.account = t.account AND a.nonce = t.nonce \
-                  WHERE t.request = ?1 ORDER BY a.id";
+    let select = "SELECT a.hash FROM (SELECT account, nonce FROM transactions WHERE request = ?1 \
+                  UNION ALL SELECT account, nonce FROM batched WHERE request = ?1) t \
+                  JOIN attempts a ON a.account = t.account AND a.nonce = t.nonce ORDER BY a.id";
     let mut select = prepare(connection, "read the hashes of a request", select)?;
     for copy in &mut copies {
         copy.tx_hashes = select.rows([copy.request.0], |row| fixed(row, "attempt", "hash", TxHash::from_slice))?;
@@ -120,25 +122,24 @@ fn record_parked(connection: &Connection, ids: &[RequestId]) -> Result<()> {
 fn settle(connection: &Connection, lease: &Lease, settlements: &[Settlement]) -> Result<()> {
     check_lease(connection, lease)?;
     let now = Timestamp::now();
-    let closed = settlements.iter().filter_map(|settled| Some((settled.request, settled.transaction.as_ref()?)));
-    close_transactions(connection, lease, closed, now)?;
+    close_transactions(connection, lease, settlements, now)?;
     let mut finals = Vec::new();
     let mut events = Vec::new();
     let mut requeued = Vec::new();
-    for Settlement { request, decision, .. } in settlements {
+    for (request, decision) in settlements.iter().flat_map(Settlement::decisions) {
         match decision {
             Decision::Final(event) => {
-                finals.push(*request);
+                finals.push(request);
                 events.push((lease.account, event));
             }
             Decision::Retry { cause, next } => {
-                record_failure(connection, lease, *request, (RequestState::RetryPending, cause, Some(*next)), now)?;
+                record_failure(connection, lease, request, (RequestState::RetryPending, cause, Some(*next)), now)?;
             }
             Decision::Dead { cause } => {
-                record_failure(connection, lease, *request, (RequestState::DeadPending, cause, None), now)?;
+                record_failure(connection, lease, request, (RequestState::DeadPending, cause, None), now)?;
             }
-            Decision::Cancel { cause } => cancel_queued(connection, lease, *request, cause, now)?,
-            Decision::Requeue { taken_by } => requeued.push((*request, *taken_by)),
+            Decision::Cancel { cause } => cancel_queued(connection, lease, request, cause, now)?,
+            Decision::Requeue(why) => requeued.push((request, why)),
         }
     }
     make_final(connection, lease, &finals, now)?;
@@ -152,8 +153,10 @@ fn make_final(connection: &Connection, lease: &Lease, requests: &[RequestSeq], n
         connection,
         "change rows",
         "UPDATE requests SET state = 'final', body = NULL, write_data = NULL, envelope = NULL, settled_at = ?1, changed_at = ?1 \
-         WHERE seq = ?2 AND state = 'writing' AND account = ?3 AND EXISTS \
-         (SELECT 1 FROM transactions t WHERE t.request = requests.seq AND t.state = 'succeeded')",
+         WHERE seq = ?2 AND state = 'writing' AND account = ?3 AND (EXISTS \
+         (SELECT 1 FROM transactions t WHERE t.request = requests.seq AND t.state = 'succeeded') OR EXISTS \
+         (SELECT 1 FROM batched b JOIN transactions t ON t.account = b.account AND t.nonce = b.nonce \
+         WHERE b.request = requests.seq AND b.has_effect = 1 AND t.state = 'succeeded'))",
     )?;
     let mut changed = 0;
     for request in requests {
@@ -166,21 +169,32 @@ fn make_final(connection: &Connection, lease: &Lease, requests: &[RequestSeq], n
 /// Invariants 3 and 8, as the end of an update of `requests`: whoever believed a request done while its bytes may land,
 /// or have landed, would write it twice.
 const HAS_NO_EFFECT: &str = " AND NOT EXISTS \
-    (SELECT 1 FROM transactions t WHERE t.request = requests.seq AND t.state IN ('live', 'succeeded'))";
+    (SELECT 1 FROM transactions t WHERE t.request = requests.seq AND t.state IN ('live', 'succeeded')) AND NOT EXISTS \
+    (SELECT 1 FROM batched b WHERE b.request = requests.seq AND b.has_effect = 1)";
 
-fn close_transactions<'s>(
+fn close_transactions(
     connection: &Connection,
     lease: &Lease,
-    closed: impl Iterator<Item = (RequestSeq, &'s ClosedTransaction)>,
+    settlements: &[Settlement],
     now: Timestamp,
 ) -> Result<()> {
-    let mut update = closed::closing(connection, "close nonces", "state = 'live'")?;
-    let (mut expected, mut changed) = (0, 0);
-    for (request, transaction) in closed {
-        expected += 1;
-        changed += closed::close(&mut update, lease, request, transaction, now)?;
+    let mut closing = Closing::new(connection, "close nonces", "state = 'live'")?;
+    let select = "SELECT request AS seq FROM batched WHERE account = ?1 AND nonce = ?2 ORDER BY place";
+    let mut batch = prepare(connection, "read a batch", select)?;
+    for Settlement { request, transaction, others, .. } in settlements {
+        let decided = others.iter().map(|(request, _)| *request);
+        let Some(transaction) = transaction else {
+            expect_batch(0, &[], decided)?;
+            continue;
+        };
+        let stored = closing.close(lease, *request, transaction, now)?;
+        expect_rows("close a nonce that is not live for this request", 1, usize::from(stored.is_some()))?;
+        if stored != Some(0) || !others.is_empty() {
+            let at = nonce(transaction.nonce)?;
+            expect_batch(at, &batch.rows((lease.account.0, at), |row| seq(row))?, decided)?;
+        }
     }
-    expect_rows("close a nonce that is not live for this request", expected, changed)
+    Ok(())
 }
 
 fn record_failure(
@@ -234,21 +248,21 @@ fn forget_wishes(connection: &Connection, settlements: &[Settlement]) -> Result<
         "DELETE FROM cancellations WHERE request = ?1 AND EXISTS (SELECT 1 FROM requests \
          WHERE seq = ?1 AND state IN ('dead_pending', 'dead', 'final'))",
     )?;
-    settlements.iter().try_for_each(|settlement| delete.execute([settlement.request.0]).map(drop))
+    let mut requests = settlements.iter().flat_map(Settlement::decisions).map(|(request, _)| request);
+    requests.try_for_each(|request| delete.execute([request.0]).map(drop))
 }
 
-fn requeue(connection: &Connection, lease: &Lease, requests: &[(RequestSeq, TxHash)], now: Timestamp) -> Result<()> {
+fn requeue(connection: &Connection, lease: &Lease, requests: &[(RequestSeq, &Requeue)], now: Timestamp) -> Result<()> {
     let first_turn = take_turns(connection, requests.len())?;
     let update = format!(
-        "UPDATE requests SET state = 'accepted', turn = ?1, changed_at = ?2 \
+        "UPDATE requests SET state = 'accepted', turn = ?1, changed_at = ?2, is_alone = max(is_alone, ?5) \
          WHERE seq = ?3 AND account = ?4 AND state = 'writing'{HAS_NO_EFFECT}"
     );
     let mut update = prepare(connection, "queue a request again", &update)?;
-    for (turn, (request, taken_by)) in (first_turn..).zip(requests) {
-        let changed = update.execute((turn, now.0, request.0, lease.account.0))?;
+    for (turn, (request, why)) in (first_turn..).zip(requests) {
+        let changed = update.execute((turn, now.0, request.0, lease.account.0, why.isolates()))?;
         expect_rows("queue a request again that was not signed, or whose transaction may land", 1, changed)?;
-        let detail = format!("its nonce went to {taken_by}, which is not ours; it gets a new one");
-        note_incidents(connection, &[(*request, "displaced", detail)], now)?;
+        note_incidents(connection, &[(*request, why.word(), why.detail())], now)?;
     }
     Ok(())
 }

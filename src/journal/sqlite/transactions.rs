@@ -6,7 +6,9 @@ use async_trait::async_trait;
 use rusqlite::{Connection, params};
 
 use crate::journal::columns::{expect_rows, first_nonce, nonce, not_the_next_nonce, signed, stored_fee};
-use crate::journal::rows::{ATTEMPT_COLUMNS, LIVE_COLUMNS, QUEUED_COLUMNS, add_live, filler, queued_request};
+use crate::journal::rows::{
+    ATTEMPT_COLUMNS, LIVE_COLUMNS, QUEUED_COLUMNS, add_batched, add_live, filler, queued_request,
+};
 use crate::journal::sqlite::leases::check_lease;
 use crate::journal::sqlite::rows::prepare;
 use crate::journal::sqlite::{SqliteJournal, cancellations, closed, limits, recovery};
@@ -104,6 +106,15 @@ fn live_transactions(connection: &Connection, account: AccountId) -> Result<Vec<
     );
     let mut live = Vec::new();
     prepare(connection, "read the live transactions", &select)?.rows([account.0], |row| add_live(&mut live, row))?;
+    if live.iter().any(|transaction| transaction.data.is_some()) {
+        let select = format!(
+            "SELECT {QUEUED_COLUMNS}, t.nonce FROM transactions t INDEXED BY transactions_live \
+             JOIN batched b ON b.account = t.account AND b.nonce = t.nonce JOIN requests r ON r.seq = b.request \
+             WHERE t.account = ?1 AND t.state = 'live' ORDER BY t.nonce, b.place"
+        );
+        let mut select = prepare(connection, "read the live batches", &select)?;
+        select.rows([account.0], |row| add_batched(&mut live, row))?;
+    }
     Ok(live)
 }
 
@@ -125,6 +136,7 @@ fn record_transactions(
     take_nonces(connection, lease, transactions)?;
     make_writing(connection, lease, transactions)?;
     insert_transactions(connection, lease, transactions)?;
+    insert_batched(connection, lease, transactions)?;
     insert_attempts(
         connection,
         lease,
@@ -153,30 +165,47 @@ fn make_writing(connection: &Connection, lease: &Lease, transactions: &[NewTrans
         "UPDATE requests SET state = 'writing', changed_at = ?1 \
          WHERE seq = ?2 AND state = 'accepted' AND account = ?3 AND turn > 0",
     )?;
-    let mut changed = 0;
-    for transaction in transactions {
-        changed += update.execute((now.0, transaction.request.0, lease.account.0))?;
+    let (mut expected, mut changed) = (0, 0);
+    for request in transactions.iter().flat_map(NewTransaction::requests) {
+        expected += 1;
+        changed += update.execute((now.0, request.0, lease.account.0))?;
     }
-    expect_rows("sign for a request that is not queued with this lane", transactions.len(), changed)
+    expect_rows("sign for a request that is not queued with this lane", expected, changed)
 }
 
 fn insert_transactions(connection: &Connection, lease: &Lease, transactions: &[NewTransaction]) -> Result<()> {
     let mut insert = prepare(
         connection,
         "insert rows",
-        "INSERT INTO transactions (account, nonce, request, state, to_address, value, gas, created_at) \
-         VALUES (?1, ?2, ?3, 'live', ?4, ?5, ?6, ?7)",
+        "INSERT INTO transactions (account, nonce, request, others, state, to_address, value, data, gas, created_at) \
+         VALUES (?1, ?2, ?3, ?4, 'live', ?5, ?6, ?7, ?8, ?9)",
     )?;
     for transaction in transactions {
         insert.execute(params![
             lease.account.0,
             nonce(transaction.nonce)?,
             transaction.request.0,
+            signed("a count", transaction.others.len())?,
             transaction.to.as_bytes(),
             transaction.value.0.to_string(),
+            transaction.data.as_deref(),
             signed("gas", transaction.gas.0)?,
             transaction.attempt.signed_at.0,
         ])?;
+    }
+    Ok(())
+}
+
+fn insert_batched(connection: &Connection, lease: &Lease, transactions: &[NewTransaction]) -> Result<()> {
+    if transactions.iter().all(|transaction| transaction.others.is_empty()) {
+        return Ok(());
+    }
+    let insert = "INSERT INTO batched (account, nonce, place, request, has_effect) VALUES (?1, ?2, ?3, ?4, 1)";
+    let mut insert = prepare(connection, "insert rows", insert)?;
+    for transaction in transactions {
+        for (place, request) in (1_i64..).zip(&transaction.others) {
+            insert.execute((lease.account.0, nonce(transaction.nonce)?, place, request.0))?;
+        }
     }
     Ok(())
 }

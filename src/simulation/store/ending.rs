@@ -18,11 +18,11 @@ impl Store {
         let mut decided = BTreeSet::new();
         for settlement in &settlements {
             self.check_settlement(lease, settlement)?;
-            if !decided.insert(settlement.request) {
+            if !settlement.decisions().all(|(request, _)| decided.insert(request)) {
                 return Err(refused("settle a request", "it is decided on twice"));
             }
         }
-        for Settlement { request, transaction, decision } in settlements {
+        for Settlement { request, transaction, decision, others } in settlements {
             let is_queued = self.requests.get(&request).is_some_and(|row| row.state == RequestState::Accepted);
             if matches!(decision, Decision::Cancel { .. }) && !is_queued {
                 // It has failed by itself since the wish was seen: its ruling came before this one, and counts.
@@ -30,32 +30,43 @@ impl Store {
             }
             if let Some(closed) = transaction {
                 let row = self.transactions.get_mut(&(lease.account, closed.nonce)).expect("it was checked");
-                row.state = closed.state;
-                row.included = closed.included;
+                (row.state, row.included, row.data) = (closed.state, closed.included, None);
             }
-            self.apply(now, request, decision);
-            self.forget_wish(request);
+            for (request, decision) in std::iter::once((request, decision)).chain(others) {
+                self.apply(now, request, decision);
+                self.forget_wish(request);
+            }
         }
         Ok(())
     }
 
     fn check_settlement(&self, lease: &Lease, settlement: &Settlement) -> Result<()> {
-        let Settlement { request, transaction, decision } = settlement;
+        let Settlement { request, transaction, decision, others } = settlement;
         let row = self.requests.get(request).filter(|row| row.account == lease.account);
         let row = row.ok_or_else(|| refused("settle a request", "the lane has no such request"))?;
-        if matches!(decision, Decision::Cancel { .. }) && row.state != RequestState::Accepted {
+        if matches!(decision, Decision::Cancel { .. }) && row.state != RequestState::Accepted && others.is_empty() {
             return Ok(());
         }
+        match transaction {
+            Some(closed) => {
+                let requests: Vec<_> = settlement.decisions().map(|(request, _)| request).collect();
+                self.check_closed(lease, &requests, closed)?;
+            }
+            None if others.is_empty() => {}
+            None => return Err(refused("settle requests", "they share no transaction")),
+        }
+        let closed = transaction.as_ref().map(|closed| closed.state);
+        settlement.decisions().try_for_each(|(request, decision)| self.check_decision(request, decision, closed))
+    }
+
+    fn check_decision(&self, request: RequestSeq, decision: &Decision, closed: Option<TransactionState>) -> Result<()> {
+        let row = self.requests.get(&request).ok_or_else(|| refused("settle a request", "there is no such request"))?;
         if row.state.next(observation(decision)).is_none() {
             return Err(refused("settle a request", format!("it is {}", row.state)));
         }
         if matches!(decision, Decision::Retry { .. }) && self.is_held(row) {
             return Err(refused("try a request again", "it waits for others of its key"));
         }
-        if let Some(closed) = transaction {
-            self.check_closed(lease, *request, closed)?;
-        }
-        let closed = transaction.as_ref().map(|closed| closed.state);
         let is_final = matches!(decision, Decision::Final(_));
         let may_land = closed.is_none() && self.has_effect(row);
         if may_land || is_final != (closed == Some(TransactionState::Succeeded)) {
@@ -64,11 +75,13 @@ impl Store {
         Ok(())
     }
 
-    fn check_closed(&self, lease: &Lease, request: RequestSeq, closed: &ClosedTransaction) -> Result<()> {
+    fn check_closed(&self, lease: &Lease, requests: &[RequestSeq], closed: &ClosedTransaction) -> Result<()> {
         let row = self.transactions.get(&(lease.account, closed.nonce));
-        let is_its = row.is_some_and(|row| row.request == request && row.state == TransactionState::Live);
+        let is_its =
+            row.is_some_and(|row| row.requests().eq(requests.iter().copied()) && row.state == TransactionState::Live);
         if !is_its || closed.state == TransactionState::Live {
-            return Err(refused("close a nonce", format!("{} is not one of this request that is live", closed.nonce)));
+            let detail = format!("{} is not one of these requests that is live", closed.nonce);
+            return Err(refused("close a nonce", detail));
         }
         closed.included.as_ref().map_or(Ok(()), |included| {
             fits("a height", included.block_number.0).and_then(|()| fits("gas", included.gas_used.0))
@@ -76,7 +89,7 @@ impl Store {
     }
 
     fn apply(&mut self, now: Timestamp, request: RequestSeq, decision: Decision) {
-        let turn = if matches!(decision, Decision::Requeue { .. }) { self.take_turn() } else { 0 };
+        let turn = if matches!(decision, Decision::Requeue(_)) { self.take_turn() } else { 0 };
         let row = self.requests.get_mut(&request).expect("it was checked");
         let state = row.state.next(observation(&decision)).expect("it was checked");
         let (cause, next) = match decision {
@@ -85,10 +98,10 @@ impl Store {
                 let (account, id) = (row.account, row.id.clone());
                 return self.add_event(account, id, event);
             }
-            Decision::Requeue { taken_by } => {
+            Decision::Requeue(why) => {
                 (row.state, row.turn, row.changed_at) = (state, turn, now);
-                let detail = format!("its nonce went to {taken_by}, which is not ours; it gets a new one");
-                return row.note(now, "displaced", detail);
+                row.is_alone |= why.isolates();
+                return row.note(now, why.word(), why.detail());
             }
             Decision::Retry { cause, next } => (cause, next),
             Decision::Dead { cause } | Decision::Cancel { cause } => (cause, row.generation),
@@ -157,13 +170,16 @@ impl Store {
             matches!(row.state, RequestState::Final | RequestState::Dead)
                 && row.settled_at.is_some_and(|settled_at| settled_at < before)
         };
-        let old = self.requests.iter().filter(|(_, row)| is_over(row));
+        let has_others = |seq: &RequestSeq, row: &RequestRow| {
+            let first = row.nonces.iter().filter_map(|nonce| self.transactions.get(&(row.account, *nonce)));
+            let mut of_batch = first.filter(|row| row.request == *seq).flat_map(|row| &row.others);
+            of_batch.any(|other| self.requests.contains_key(other))
+        };
+        let old = self.requests.iter().filter(|(seq, row)| is_over(row) && !has_others(seq, row));
         let old: Vec<RequestSeq> = old.map(|(seq, _)| *seq).take(limit as usize).collect();
-        for row in old.iter().filter_map(|seq| self.requests.remove(seq)) {
+        for (seq, row) in old.iter().filter_map(|seq| Some((*seq, self.requests.remove(seq)?))) {
             self.seqs.remove(&row.id);
-            for nonce in row.nonces {
-                self.transactions.remove(&(row.account, nonce));
-            }
+            self.transactions.retain(|_, transaction| transaction.request != seq);
         }
         old.len() as u64
     }
@@ -185,6 +201,6 @@ fn observation(decision: &Decision) -> Observation {
         Decision::Final(_) => Observation::Succeeded,
         Decision::Retry { .. } => Observation::FailedForNow,
         Decision::Dead { .. } | Decision::Cancel { .. } => Observation::FailedForGood,
-        Decision::Requeue { .. } => Observation::Displaced,
+        Decision::Requeue(_) => Observation::Displaced,
     }
 }

@@ -211,7 +211,7 @@ impl Store {
         let mut seen = BTreeSet::new();
         for new in &transactions {
             self.check_new(lease, new)?;
-            if !seen.insert(new.request) {
+            if !new.requests().all(|request| seen.insert(request)) {
                 return Err(refused("sign for a request", "it would have two nonces"));
             }
         }
@@ -223,10 +223,15 @@ impl Store {
     }
 
     fn check_new(&self, lease: &Lease, new: &NewTransaction) -> Result<()> {
-        let row = self.requests.get(&new.request).filter(|row| row.account == lease.account);
-        let row = row.ok_or_else(|| refused("sign for a request", "the lane has no such request"))?;
-        if row.state.next(Observation::Signed).is_none() || self.has_effect(row) || self.is_held(row) {
-            return Err(refused("sign for a request that is not queued", row.state.as_str()));
+        for request in new.requests() {
+            let row = self.requests.get(&request).filter(|row| row.account == lease.account);
+            let row = row.ok_or_else(|| refused("sign for a request", "the lane has no such request"))?;
+            if row.state.next(Observation::Signed).is_none() || self.has_effect(row) || self.is_held(row) {
+                return Err(refused("sign for a request that is not queued", row.state.as_str()));
+            }
+        }
+        if new.others.is_empty() != new.data.is_none() {
+            return Err(refused("store a batch", "it has no calldata, or what is none has"));
         }
         fits("the next nonce", new.nonce.0.saturating_add(1))?;
         fits("gas", new.gas.0)?;
@@ -237,18 +242,22 @@ impl Store {
     }
 
     fn add_transaction(&mut self, now: Timestamp, account: AccountId, new: NewTransaction) {
-        let NewTransaction { request, nonce, to, value, gas, attempt } = new;
-        let row = self.requests.get_mut(&request).expect("it was checked");
-        row.state = RequestState::Writing;
-        row.changed_at = now;
-        row.nonces.push(nonce);
+        for request in new.requests() {
+            let row = self.requests.get_mut(&request).expect("it was checked");
+            row.state = RequestState::Writing;
+            row.changed_at = now;
+            row.nonces.push(new.nonce);
+        }
+        let NewTransaction { request, others, nonce, to, value, data, gas, attempt } = new;
         let state = TransactionState::Live;
         let created_at = attempt.signed_at;
         let row = TransactionRow {
             request,
+            others,
             state,
             to,
             value,
+            data,
             gas,
             created_at,
             included: None,
@@ -277,9 +286,9 @@ impl Store {
 
     fn add_attempt(&mut self, account: AccountId, nonce: Nonce, attempt: Attempt) {
         let row = self.transactions.get_mut(&(account, nonce)).expect("it was checked");
-        let request = self.requests.get(&row.request).expect("a transaction has its request").id.clone();
-        let signed = attempt.signed.clone();
-        self.record.signed.push(SignedRecord { account, request, nonce, kind: attempt.kind, signed });
+        let id_of = |request| self.requests.get(&request).expect("a transaction has its requests").id.clone();
+        let (requests, signed) = (row.requests().map(id_of).collect(), attempt.signed.clone());
+        self.record.signed.push(SignedRecord { account, requests, nonce, kind: attempt.kind, signed });
         self.last_attempt += 1;
         row.attempts.push(StoredAttempt { place: self.last_attempt, attempt });
     }
@@ -316,6 +325,7 @@ impl RequestRow {
             body_hash,
             message: None,
             write: None,
+            is_alone: false,
             reply: ReplyAddress::default(),
             received_at: now,
             changed_at: now,

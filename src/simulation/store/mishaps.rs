@@ -3,11 +3,11 @@
 use std::collections::btree_map::Entry;
 
 use crate::journal::{
-    AccountId, CancelWish, Cancellation, EndedAgain, JournalError, Lease, Reorged, RequestSeq, StoredNonce, Which,
-    WishAnswer,
+    AccountId, CancelWish, Cancellation, EndedAgain, JournalError, Lease, Reorged, RequestSeq, StoredNonce,
+    StoredRequest, Which, WishAnswer,
 };
 use crate::model::{Attempt, Nonce, RequestId, RequestState, Timestamp, TransactionState};
-use crate::simulation::store::{SignedRecord, Store, StoredFiller, TransactionRow, Wish, refused};
+use crate::simulation::store::{RequestRow, SignedRecord, Store, StoredFiller, TransactionRow, Wish, refused};
 
 type Result<T, E = JournalError> = std::result::Result<T, E>;
 
@@ -77,13 +77,13 @@ impl Store {
     }
 
     fn stored_nonce(&self, nonce: Nonce, row: &TransactionRow) -> Option<StoredNonce> {
-        let request = self.requests.get(&row.request)?;
+        let stored = |seq: RequestSeq| {
+            let RequestRow { id, generation, reply, state, .. } = self.requests.get(&seq)?.clone();
+            Some(StoredRequest { seq, id, generation, reply, state })
+        };
         Some(StoredNonce {
-            request: row.request,
-            id: request.id.clone(),
-            generation: request.generation,
-            reply: request.reply.clone(),
-            request_state: request.state,
+            request: stored(row.request)?,
+            others: row.others.iter().filter_map(|other| stored(*other)).collect(),
             nonce,
             state: row.state,
             included: row.included.clone(),
@@ -113,7 +113,7 @@ impl Store {
         for (nonce, attempt) in fillers {
             self.record.fillers.push(SignedRecord {
                 account: lease.account,
-                request: RequestId::new("filler").expect("it is an id"),
+                requests: Vec::new(),
                 nonce,
                 kind: attempt.kind,
                 signed: attempt.signed.clone(),
@@ -125,14 +125,16 @@ impl Store {
 
     pub(crate) fn record_reorged(&mut self, now: Timestamp, lease: &Lease, reorged: Vec<Reorged>) -> Result<()> {
         self.held(lease)?;
-        for Reorged { request, nonce, detail, event } in reorged {
-            let row = self.transactions.get_mut(&(lease.account, nonce));
+        for reorged in reorged {
+            let row = self.transactions.get_mut(&(lease.account, reorged.nonce));
             let fits = |row: &&mut TransactionRow| {
-                row.request == request && row.included.is_some() && row.reorged_at.is_none()
+                row.request == reorged.request && row.included.is_some() && row.reorged_at.is_none()
             };
             if let Some(row) = row.filter(fits) {
                 row.reorged_at = Some(now);
-                self.tell(now, request, ("reorged", detail), event);
+                for (request, event) in reorged.told() {
+                    self.tell(now, request, ("reorged", reorged.detail.clone()), event.cloned());
+                }
             }
         }
         Ok(())
@@ -140,12 +142,17 @@ impl Store {
 
     pub(crate) fn record_ended_again(&mut self, now: Timestamp, lease: &Lease, ended: Vec<EndedAgain>) -> Result<()> {
         self.held(lease)?;
-        for EndedAgain { request, transaction, detail, event } in ended {
-            let row = self.transactions.get_mut(&(lease.account, transaction.nonce));
-            if let Some(row) = row.filter(|row| row.request == request && row.reorged_at.is_some()) {
+        for ended in ended {
+            let row = self.transactions.get_mut(&(lease.account, ended.transaction.nonce));
+            let is_it = |row: &&mut TransactionRow| {
+                row.request == ended.request && row.others.len() == ended.others.len() && row.reorged_at.is_some()
+            };
+            if let Some(row) = row.filter(is_it) {
                 row.reorged_at = None;
-                (row.state, row.included) = (transaction.state, transaction.included);
-                self.tell(now, request, ("ended", detail), event);
+                (row.state, row.included) = (ended.transaction.state, ended.transaction.included.clone());
+                for (request, event) in ended.told() {
+                    self.tell(now, request, ("ended", ended.detail.clone()), event.cloned());
+                }
             }
         }
         Ok(())

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::journal::{
     AccountId, Instance, JournalError, Lease, OutboxRow, RecoveredAccount, Recovery, ReplyAddress, RequestSeq,
 };
@@ -76,6 +78,8 @@ pub(crate) struct RequestRow {
     pub(crate) message: Option<Message>,
     /// Without its calldata once it is final or dead.
     pub(crate) write: Option<Write>,
+    /// A transaction that it shared has failed.
+    pub(crate) is_alone: bool,
     pub(crate) reply: ReplyAddress,
     pub(crate) received_at: Timestamp,
     pub(crate) changed_at: Timestamp,
@@ -99,9 +103,13 @@ pub(crate) struct IncidentRow {
 #[derive(Debug, Clone)]
 pub(crate) struct TransactionRow {
     pub(crate) request: RequestSeq,
+    /// The other requests of a batch.
+    pub(crate) others: Vec<RequestSeq>,
     pub(crate) state: TransactionState,
     pub(crate) to: Address,
     pub(crate) value: Wei,
+    /// Of a batch, while it is live.
+    pub(crate) data: Option<Bytes>,
     pub(crate) gas: Gas,
     pub(crate) created_at: Timestamp,
     /// Set where an attempt of ours is final.
@@ -167,7 +175,8 @@ pub(crate) struct Begun {
 #[derive(Debug, Clone)]
 pub(crate) struct SignedRecord {
     pub(crate) account: AccountId,
-    pub(crate) request: RequestId,
+    /// What it is for; nothing where it fills a gap.
+    pub(crate) requests: Vec<RequestId>,
     pub(crate) nonce: Nonce,
     pub(crate) kind: AttemptKind,
     pub(crate) signed: SignedTransaction,
@@ -228,8 +237,21 @@ impl Store {
 
     /// One of its transactions may land or has landed.
     fn has_effect(&self, request: &RequestRow) -> bool {
-        let states = request.nonces.iter().filter_map(|nonce| self.transactions.get(&(request.account, *nonce)));
-        states.into_iter().any(|row| matches!(row.state, TransactionState::Live | TransactionState::Succeeded))
+        let rows = request.nonces.iter().filter_map(|nonce| self.transactions.get(&(request.account, *nonce)));
+        rows.into_iter().any(|row| row.state.has_effect())
+    }
+}
+
+impl TransactionRow {
+    /// All that it is for.
+    pub(crate) fn requests(&self) -> impl Iterator<Item = RequestSeq> {
+        std::iter::once(self.request).chain(self.others.iter().copied())
+    }
+}
+
+impl SignedRecord {
+    pub(crate) fn is_for(&self, id: &str) -> bool {
+        self.requests.iter().any(|request| request.as_str() == id)
     }
 }
 

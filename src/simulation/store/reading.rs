@@ -7,6 +7,7 @@ use crate::journal::{
     OpenRequests, OutboxRow, QueuedRequest, RECENT_INCIDENTS, RecentIncident, ReplyAddress, RequestSeq,
     TransactionHistory, UnconfirmedCopy,
 };
+use crate::model::event::BatchPlace;
 use crate::model::{Attempt, Message, Nonce, RequestId, RequestState, TransactionState};
 use crate::policy::arrival::Known;
 use crate::simulation::store::{AccountRow, IncidentRow, RequestRow, Store, StoredAttempt, TransactionRow};
@@ -76,8 +77,22 @@ impl Store {
         let of_account = self.transactions.range((account, Nonce(0))..=(account, Nonce(u64::MAX)));
         of_account
             .filter(|(_, row)| row.state == TransactionState::Live)
-            .filter_map(|((_, nonce), row)| Some(live(*nonce, row, self.requests.get(&row.request)?)))
+            .filter_map(|((_, nonce), row)| self.live(*nonce, row))
             .collect()
+    }
+
+    fn live(&self, nonce: Nonce, row: &TransactionRow) -> Option<LiveTransaction> {
+        let queued = |seq: RequestSeq| Some(queued_request(seq, self.requests.get(&seq)?));
+        Some(LiveTransaction {
+            request: queued(row.request)?,
+            others: row.others.iter().filter_map(|other| queued(*other)).collect(),
+            nonce,
+            to: row.to,
+            value: row.value,
+            data: row.data.clone(),
+            gas: row.gas,
+            attempts: row.attempts.iter().map(|stored| stored.attempt.clone()).collect(),
+        })
     }
 
     pub(crate) fn unconfirmed(&self, account: AccountId, after: RequestSeq, limit: u32) -> Vec<UnconfirmedCopy> {
@@ -110,7 +125,8 @@ impl Store {
     pub(crate) fn history(&self, id: &RequestId) -> Option<History> {
         let row = self.request(id)?;
         let account = self.accounts.get(&row.account)?;
-        let transactions = self.transactions_of(row).map(|(nonce, row)| transaction_history(nonce, row));
+        let seq = self.seqs.get(id)?;
+        let transactions = self.transactions_of(row).map(|(nonce, row)| transaction_history(*seq, nonce, row));
         let incidents = row.incidents.iter().map(|incident| Incident {
             at: incident.at.to_string(),
             what: incident.what.to_owned(),
@@ -162,6 +178,7 @@ pub(super) fn queued_request(seq: RequestSeq, row: &RequestRow) -> QueuedRequest
         received_at: row.received_at,
         body: message.body.clone(),
         write: row.write.clone(),
+        is_alone: row.is_alone,
         reply: ReplyAddress {
             reply_to: message.properties.reply_to.clone(),
             correlation_id: message.properties.correlation_id.clone(),
@@ -169,18 +186,8 @@ pub(super) fn queued_request(seq: RequestSeq, row: &RequestRow) -> QueuedRequest
     }
 }
 
-fn live(nonce: Nonce, row: &TransactionRow, request: &RequestRow) -> LiveTransaction {
-    LiveTransaction {
-        request: queued_request(row.request, request),
-        nonce,
-        to: row.to,
-        value: row.value,
-        gas: row.gas,
-        attempts: row.attempts.iter().map(|stored| stored.attempt.clone()).collect(),
-    }
-}
-
-fn transaction_history(nonce: Nonce, row: &TransactionRow) -> TransactionHistory {
+fn transaction_history(request: RequestSeq, nonce: Nonce, row: &TransactionRow) -> TransactionHistory {
+    let index = row.requests().position(|own| own == request).unwrap_or_default();
     let included = row.included.as_ref();
     TransactionHistory {
         nonce,
@@ -192,6 +199,7 @@ fn transaction_history(nonce: Nonce, row: &TransactionRow) -> TransactionHistory
         block_hash: included.map(|included| included.block_hash),
         gas_used: included.map(|included| included.gas_used),
         reorged_at: row.reorged_at.map(|at| at.to_string()),
+        batch: BatchPlace::of(index, row.others.len()),
     }
 }
 

@@ -103,7 +103,10 @@ async fn visible(journal: &dyn Journal) -> Vec<String> {
             seen.push(answer(copies));
         }
         let mut live = journal.live_transactions(account).await;
-        live.iter_mut().flatten().for_each(|transaction| transaction.request.received_at.0 = 0);
+        for transaction in live.iter_mut().flatten() {
+            let requests = std::iter::once(&mut transaction.request).chain(&mut transaction.others);
+            requests.for_each(|request| request.received_at.0 = 0);
+        }
         seen.push(answer(live));
     }
     seen.push(answer(journal.events(&accounts, 0, 100).await));

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::journal::{
     AccountId, Acquired, Arrival, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, Journal, Lease, NewTransaction,
-    RefusedMessage, RequestSeq, Settlement,
+    QueuedRequest, RefusedMessage, RequestSeq, Requeue, Settlement,
 };
 use crate::model::event::{FinalTransaction, Outcome, Subject};
 use crate::model::{
@@ -143,7 +143,14 @@ impl Pick {
     fn due(self, store: &Store, account: AccountId) -> Vec<NewTransaction> {
         let next = store.accounts()[&account].next_nonce.unwrap_or_default();
         let queued = store.queued(account, i64::MIN, 1 + u32::from(self.y % 3));
-        queued.iter().zip(next.0..).map(|(request, nonce)| transaction(request.seq, Nonce(nonce))).collect()
+        let mut new: Vec<_> =
+            queued.iter().zip(next.0..).map(|(request, nonce)| transaction(request.seq, Nonce(nonce))).collect();
+        if self.x.is_multiple_of(2) && new.len() > 1 {
+            let others: Vec<_> = new.drain(1..).map(|other| other.request).collect();
+            new[0].data = Some(Bytes::from_static(b"all"));
+            new[0].others = others;
+        }
+        new
     }
 
     /// At what is live, and now and then at what may not be.
@@ -157,17 +164,28 @@ impl Pick {
     fn ends(self, store: &Store, account: AccountId) -> Vec<Settlement> {
         let live = store.live_transactions(account).into_iter().take(1 + usize::from(self.x / 2 % 2));
         let live = live.map(|live| {
-            let (state, decision) = match self.y % 5 {
-                0 | 1 => (TransactionState::Succeeded, Decision::Final(event(&live.request.id, self.y))),
-                2 => (TransactionState::Reverted, retry(live.request.generation)),
-                3 => (TransactionState::Cancelled, dead()),
-                _ => (TransactionState::Displaced, Decision::Requeue { taken_by: TxHash([77; 32]) }),
+            let state = match self.y % 6 {
+                0 | 1 => TransactionState::Succeeded,
+                2 | 5 => TransactionState::Reverted,
+                3 => TransactionState::Cancelled,
+                _ => TransactionState::Displaced,
             };
-            Settlement { request: live.request.seq, transaction: Some(closed(live.nonce, state)), decision }
+            let decision = |request: &QueuedRequest| match self.y % 6 {
+                0 | 1 => Decision::Final(event(&request.id, self.y)),
+                2 => retry(request.generation),
+                3 => dead(),
+                4 => Decision::Requeue(Requeue::Displaced(TxHash([77; 32]))),
+                _ => Decision::Requeue(Requeue::Isolated(Cause::rejected("reverted", "one of them"))),
+            };
+            // Now and then one of the batch is forgotten.
+            let decided = live.others.len() - usize::from(self.x.is_multiple_of(16) && !live.others.is_empty());
+            let others = live.others.iter().take(decided).map(|other| (other.seq, decision(other))).collect();
+            let (request, decision) = (live.request.seq, decision(&live.request));
+            Settlement { request, transaction: Some(closed(live.nonce, state)), decision, others }
         });
         let unsigned = store.queued(account, i64::MIN, u32::from(self.y / 5 % 2)).into_iter().map(|queued| {
             let decision = if self.y.is_multiple_of(2) { retry(queued.generation) } else { dead() };
-            Settlement { request: queued.seq, transaction: None, decision }
+            Settlement { request: queued.seq, transaction: None, decision, others: Vec::new() }
         });
         live.chain(unsigned).collect()
     }
@@ -178,10 +196,13 @@ impl Pick {
             0 => Decision::Final(event(&id(0), self.y)),
             1 => retry(Generation::default()),
             2 => dead(),
-            _ => Decision::Requeue { taken_by: TxHash([77; 32]) },
+            _ => Decision::Requeue(Requeue::Displaced(TxHash([77; 32]))),
         };
         let transaction = (!self.x.is_multiple_of(3)).then(|| closed(Nonce(u64::from(self.x / 5 % 8)), state));
-        Settlement { request: RequestSeq(i64::from(self.y / 4 % 9)), transaction, decision }
+        let request = |number: u8| RequestSeq(i64::from(number % 9));
+        let stray = (self.x.is_multiple_of(4)).then(|| (request(self.x / 7), decision.clone()));
+        let others = stray.into_iter().collect();
+        Settlement { request: request(self.y / 4), transaction, decision, others }
     }
 
     /// Those that are due, or one that is not.
@@ -227,6 +248,7 @@ fn event(id: &RequestId, seed: u8) -> Event {
         organisation: "acme",
         request: id,
         generation: Generation::default(),
+        batch: None,
         refused: None,
         reply_to: (seed > 128).then_some("answers"),
         correlation_id: None,
@@ -253,9 +275,11 @@ fn transaction(request: RequestSeq, nonce: Nonce) -> NewTransaction {
     let seed = u8::try_from(nonce.0 % 15).unwrap_or_default() + 1;
     NewTransaction {
         request,
+        others: Vec::new(),
         nonce,
         to: Address([seed; 20]),
         value: Wei(u128::MAX),
+        data: None,
         gas: Gas(21_000),
         attempt: attempt(seed),
     }
