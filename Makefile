@@ -48,3 +48,4 @@ check: ## format, lints, documentation, dependencies, systemd unit
 	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --document-private-items --locked
 	scripts/check-deny.sh
 	scripts/check-unit.sh
+	scripts/build-contracts.sh --check
