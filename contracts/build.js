@@ -1,5 +1,5 @@
-// Compiles Records.sol into Records.json (ABI and bytecode), the same bytes wherever it runs. scripts/build-contracts.sh
-// calls it with the compiler that it brings.
+// Compiles Records.sol into Records.json (ABI, the bytecode that deploys it, and the code that stands in the chain then),
+// the same bytes wherever it runs. scripts/build-contracts.sh calls it with the compiler that it brings.
 const fs = require("fs");
 const path = require("path");
 
@@ -14,7 +14,7 @@ const input = {
     optimizer: { enabled: true, runs: 1000 },
     // No path, comment or compiler's whim changes the bytes.
     metadata: { bytecodeHash: "none", appendCBOR: false },
-    outputSelection: { "*": { "*": ["abi", "evm.bytecode.object"] } },
+    outputSelection: { "*": { "*": ["abi", "evm.bytecode.object", "evm.deployedBytecode.object"] } },
   },
 };
 const output = JSON.parse(solc.compile(JSON.stringify(input)));
@@ -25,5 +25,6 @@ if ((output.errors ?? []).length > 0) {
   process.exit(1);
 }
 const { abi, evm } = output.contracts[source].Records;
-const artefact = { contract: "Records", compiler: solc.version(), abi, bytecode: "0x" + evm.bytecode.object };
+const [bytecode, runtime] = [evm.bytecode, evm.deployedBytecode].map(({ object }) => "0x" + object);
+const artefact = { contract: "Records", compiler: solc.version(), abi, bytecode, runtime };
 process.stdout.write(JSON.stringify(artefact, null, 1) + "\n");
