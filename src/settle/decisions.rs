@@ -41,14 +41,10 @@ impl SettleSettings {
             LaneVerdict::Cancelled(cause) if transaction.is_some() => Decision::Dead { cause },
             LaneVerdict::Cancelled(cause) => Decision::Cancel { cause },
             LaneVerdict::Displaced(taken_by) => Decision::Requeue { taken_by },
-            LaneVerdict::Succeeded(tx) => {
-                let subject = self.subject(
-                    &request.id,
-                    request.generation,
-                    &request.reply.reply_to,
-                    &request.reply.correlation_id,
-                );
-                Decision::Final(Event::new(&subject, &Outcome::Final(&tx), Timestamp::now()))
+            LaneVerdict::Succeeded(tx) => Decision::Final(self.event_of(&request, &Outcome::Final(&tx))),
+            LaneVerdict::Found(tx) => {
+                let event = self.event_of(&request, &Outcome::Found(&tx));
+                Decision::Found { event, written_by: tx.tx_hash }
             }
             LaneVerdict::Failed(cause) => {
                 let may_come_back = cause.class != FailureClass::Invalid;
@@ -60,6 +56,12 @@ impl SettleSettings {
         };
         let settlement = Settlement { request: request.seq, transaction, decision };
         (request, settlement)
+    }
+
+    fn event_of(&self, request: &QueuedRequest, outcome: &Outcome<'_>) -> Event {
+        let reply = &request.reply;
+        let subject = self.subject(&request.id, request.generation, &reply.reply_to, &reply.correlation_id);
+        Event::new(&subject, outcome, Timestamp::now())
     }
 
     pub(super) fn subject<'a>(

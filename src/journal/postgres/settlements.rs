@@ -13,8 +13,8 @@ use crate::journal::postgres::rows::stored;
 use crate::journal::postgres::{PostgresJournal, closed, ordering};
 use crate::journal::rows::{COPY_COLUMNS, message, request_state, seq, unconfirmed_copy};
 use crate::journal::{
-    AccountId, ConfirmedCopy, CopyKind, Decision, EndedAgain, JournalError, Lease, RefusedMessage, Reorged, RequestSeq,
-    Result, Settlement, Settlements, UnconfirmedCopy,
+    AccountId, ConfirmedCopy, CopyKind, Decision, EndedAgain, JournalError, Lease, RECORDED, RefusedMessage, Reorged,
+    RequestSeq, Result, Settlement, Settlements, UnconfirmedCopy, recorded_by,
 };
 use crate::model::request::Observation;
 use crate::model::{Cause, Event, Generation, Message, RequestId, RequestState, Timestamp, TxHash};
@@ -134,6 +134,7 @@ async fn record_parked(connection: &Connection, ids: &[RequestId]) -> Result<()>
 #[derive(Default)]
 struct Decided<'s> {
     finals: Vec<(RequestSeq, &'s Event)>,
+    found: Vec<(RequestSeq, &'s Event, TxHash)>,
     failures: Vec<Failure<'s>>,
     requeued: Vec<(RequestSeq, TxHash)>,
 }
@@ -155,6 +156,7 @@ impl<'s> Decided<'s> {
             let failure = |state, cause, next| Failure { request: *request, state, cause, next };
             match decision {
                 Decision::Final(event) => decided.finals.push((*request, event)),
+                Decision::Found { event, written_by } => decided.found.push((*request, event, *written_by)),
                 Decision::Requeue { taken_by } => decided.requeued.push((*request, *taken_by)),
                 Decision::Retry { cause, next } => {
                     decided.failures.push(failure(RequestState::RetryPending, cause, Some(*next)));
@@ -182,7 +184,7 @@ async fn settle(connection: &Connection, lease: &Lease, settlements: &[Settlemen
     check_lease(connection, lease).await?;
     let is_requeue = |settled: &Settlement| matches!(settled.decision, Decision::Requeue { .. });
     let last_turn = if settlements.iter().any(is_requeue) { lock_turns(connection).await? } else { 0 };
-    let is_final = |settled: &&Settlement| matches!(settled.decision, Decision::Final(_));
+    let is_final = |settled: &&Settlement| matches!(settled.decision, Decision::Final(_) | Decision::Found { .. });
     let ended: Vec<_> = settlements.iter().filter(is_final).map(|settled| settled.request.0).collect();
     let ordered = ordering::lock(connection, &ended).await?;
     let requests: Vec<_> = settlements.iter().map(|settled| settled.request.0).collect();
@@ -192,13 +194,15 @@ async fn settle(connection: &Connection, lease: &Lease, settlements: &[Settlemen
         settlements.iter().filter_map(|settled| Some((settled.request, settled.transaction.as_ref()?))).collect();
     let found = closed::close(connection, lease, &closed, "state = 'live'", now).await?;
     expect_rows("close a nonce that is not live for this request", closed.len(), found.len())?;
-    let Decided { finals, failures, requeued } = Decided::of(settlements, &states);
+    let Decided { finals, found, failures, requeued } = Decided::of(settlements, &states);
     record_failures(connection, lease, &failures, now).await?;
     make_final(connection, lease, &finals, now).await?;
+    make_found(connection, lease, &found, now).await?;
     ordering::release(connection, &ordered).await?;
     requeue(connection, lease, &requeued, last_turn.saturating_add(1), now).await?;
     forget_wishes(connection, &requests).await?;
-    insert_events(connection, finals.iter().map(|(_, event)| (lease.account, *event))).await
+    let events = finals.iter().map(|(_, event)| *event).chain(found.iter().map(|(_, event, _)| *event));
+    insert_events(connection, events.map(|event| (lease.account, event))).await
 }
 
 /// What they are, and stay until this transaction changes it.
@@ -230,6 +234,30 @@ async fn make_final(
 /// or have landed, would write it twice.
 const HAS_NO_EFFECT: &str =
     " AND NOT EXISTS (SELECT 1 FROM transactions t WHERE t.request = r.seq AND t.state IN ('live', 'succeeded'))";
+
+async fn make_found(
+    connection: &Connection,
+    lease: &Lease,
+    found: &[(RequestSeq, &Event, TxHash)],
+    now: Timestamp,
+) -> Result<()> {
+    if found.is_empty() {
+        return Ok(());
+    }
+    let update = format!(
+        "UPDATE requests r SET state = 'final', body = NULL, write_data = NULL, envelope = NULL, settled_at = $1, changed_at = $1 \
+         WHERE r.seq = ANY($2) AND r.state IN ('accepted', 'writing') AND r.turn > 0 AND r.account = $3{HAS_NO_EFFECT}"
+    );
+    let requests: Vec<_> = found.iter().map(|(request, ..)| request.0).collect();
+    let changed = connection.execute("make requests final", &update, &[&now.0, &requests, &lease.account.0]).await?;
+    expect_rows("make a request final that is not open, or whose own transaction may land", found.len(), changed)?;
+    let noted = found.iter().map(|(request, _, written_by)| Noted {
+        request: *request,
+        what: RECORDED,
+        detail: recorded_by(*written_by),
+    });
+    note_incidents(connection, &noted.collect::<Vec<_>>(), now).await
+}
 
 async fn record_failures(
     connection: &Connection,

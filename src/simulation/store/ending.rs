@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use crate::journal::{
-    AccountId, ClosedTransaction, ConfirmedCopy, Decision, JournalError, Lease, OutboxRow, RefusedMessage,
-    ReplyAddress, RequestSeq, Settlement,
+    AccountId, ClosedTransaction, ConfirmedCopy, Decision, JournalError, Lease, OutboxRow, RECORDED, RefusedMessage,
+    ReplyAddress, RequestSeq, Settlement, recorded_by,
 };
 use crate::model::request::Observation;
 use crate::model::{Event, RequestId, RequestState, Timestamp, TransactionState};
@@ -56,6 +56,9 @@ impl Store {
             self.check_closed(lease, *request, closed)?;
         }
         let closed = transaction.as_ref().map(|closed| closed.state);
+        if matches!(decision, Decision::Found { .. }) && self.is_held(row) {
+            return Err(refused("make a request final", "it waits for others of its key"));
+        }
         let is_final = matches!(decision, Decision::Final(_));
         let may_land = closed.is_none() && self.has_effect(row);
         if may_land || is_final != (closed == Some(TransactionState::Succeeded)) {
@@ -82,6 +85,12 @@ impl Store {
         let (cause, next) = match decision {
             Decision::Final(event) => {
                 row.end(now, state);
+                let (account, id) = (row.account, row.id.clone());
+                return self.add_event(account, id, event);
+            }
+            Decision::Found { event, written_by } => {
+                row.end(now, state);
+                row.note(now, RECORDED, recorded_by(written_by));
                 let (account, id) = (row.account, row.id.clone());
                 return self.add_event(account, id, event);
             }
@@ -183,6 +192,7 @@ impl Store {
 fn observation(decision: &Decision) -> Observation {
     match decision {
         Decision::Final(_) => Observation::Succeeded,
+        Decision::Found { .. } => Observation::Found,
         Decision::Retry { .. } => Observation::FailedForNow,
         Decision::Dead { .. } | Decision::Cancel { .. } => Observation::FailedForGood,
         Decision::Requeue { .. } => Observation::Displaced,
