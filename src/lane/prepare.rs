@@ -11,6 +11,7 @@ use crate::model::{
 };
 use crate::policy::classify::SimulationMeaning;
 use crate::policy::fee::Market;
+use crate::policy::records::{self, Taken};
 use crate::policy::{gas, revert};
 
 /// A request from the queue, and what it asks for.
@@ -32,6 +33,8 @@ pub(super) struct Prepared {
 enum Simulated {
     Runs(Gas),
     Fails(Cause),
+    /// The contract has a record under its id.
+    Taken(Taken),
     NotLooked(PauseReason, String),
 }
 
@@ -53,12 +56,25 @@ impl Lane {
                     rulings.push(ending::failed(lease, request, cause));
                     continue;
                 }
+                (Simulated::Taken(taken), Some(fetched)) => {
+                    match self.judge_taken(fetched.write.to, &taken).await {
+                        Ok(Some(verdict)) => rulings.push(ending::ended(lease, fetched.request, verdict)),
+                        // It stays in the queue, and the next look at that finds it.
+                        Ok(None) => {}
+                        Err(error) => {
+                            self.fetched.push(fetched);
+                            stopped = Some((error.pause_reason(), error.to_string()));
+                            break;
+                        }
+                    }
+                    continue;
+                }
                 (Simulated::NotLooked(reason, detail), fetched) => {
                     self.fetched.extend(fetched);
                     stopped = Some((reason, detail));
                     break;
                 }
-                (Simulated::Runs(_) | Simulated::Fails(_), None) => break,
+                (Simulated::Runs(_) | Simulated::Fails(_) | Simulated::Taken(_), None) => break,
             };
             self.prepared.push_back(Prepared { request, to: write.to, value: write.value, gas });
         }
@@ -73,10 +89,13 @@ impl Lane {
         let calls: Vec<_> = self.fetched.iter().filter(is_estimated).map(|fetched| self.call(fetched)).collect();
         let estimates = if calls.is_empty() { Vec::new() } else { self.chain.estimate(&calls).await? };
         let mut estimates = estimates.into_iter();
-        let judge = |estimate, margin| match estimate {
+        let judge = |estimate, margin, calldata: &[u8]| match estimate {
             Ok(estimate) => within_limit(gas::limit(estimate, margin, block_limit), self.settings.limits.gas_per_hour),
             Err(ChainError::Node { message, data, .. }) => match self.settings.errors.meaning_of_simulation(&message) {
-                SimulationMeaning::Failed => Simulated::Fails(simulation_cause(&message, data.as_deref())),
+                SimulationMeaning::Failed => match data.as_deref().and_then(|data| records::taken(calldata, data)) {
+                    Some(taken) => Simulated::Taken(taken),
+                    None => Simulated::Fails(simulation_cause(&message, data.as_deref())),
+                },
                 SimulationMeaning::InsufficientFunds => Simulated::NotLooked(PauseReason::InsufficientFunds, message),
                 SimulationMeaning::Unavailable => Simulated::NotLooked(PauseReason::NodeUnreachable, message),
             },
@@ -85,7 +104,7 @@ impl Lane {
         let per_hour = self.settings.limits.gas_per_hour;
         let judged = self.fetched.iter().map_while(|fetched| match fetched.write.gas {
             GasRule::Fixed(gas) => Some(with_fixed(gas, fetched.request.calldata(), per_hour)),
-            GasRule::Estimate { margin } => Some(judge(estimates.next()?, margin)),
+            GasRule::Estimate { margin } => Some(judge(estimates.next()?, margin, fetched.request.calldata())),
         });
         Ok(judged.collect())
     }
@@ -110,7 +129,7 @@ impl Lane {
         UnsignedTransaction {
             chain_id: self.settings.chain_id,
             nonce,
-            to: prepared.to,
+            to: Some(prepared.to),
             value: prepared.value,
             gas: prepared.gas,
             data: prepared.request.calldata().clone(),
@@ -163,7 +182,7 @@ impl Lane {
             AttemptKind::Write => UnsignedTransaction {
                 chain_id: self.settings.chain_id,
                 nonce,
-                to: transaction.to,
+                to: Some(transaction.to),
                 value: transaction.value,
                 gas: transaction.gas,
                 data: transaction.request.calldata().clone(),
@@ -180,7 +199,7 @@ impl Lane {
         UnsignedTransaction {
             chain_id: self.settings.chain_id,
             nonce,
-            to: self.signer.address(),
+            to: Some(self.signer.address()),
             value: Wei(0),
             gas: gas::TRANSFER,
             data: bytes::Bytes::new(),
