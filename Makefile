@@ -42,10 +42,11 @@ test: setup ## run every test, against a real broker and a real chain too
 	@scripts/setup.sh clock postgres
 	CHAINWRITER_REQUIRE_SERVICES=1 RUST_MIN_STACK=536870912 cargo test --locked
 
-check: ## format, lints, documentation, dependencies, systemd unit, alerts
+check: ## format, lints, documentation, dependencies, systemd unit, alerts, the contract's build
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --document-private-items --locked
 	scripts/check-deny.sh
 	scripts/check-unit.sh
 	scripts/check-alerts.sh
+	scripts/build-contracts.sh --check

@@ -56,7 +56,7 @@ fn sign(criterion: &mut Criterion) {
     let unsigned = |number: usize| UnsignedTransaction {
         chain_id: 31337,
         nonce: Nonce(number as u64),
-        to: Address([0x11; 20]),
+        to: Some(Address([0x11; 20])),
         value: Wei(0),
         gas: Gas(31_240),
         data: message(number).body,

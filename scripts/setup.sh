@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Brings what the tests and the demo run against: RabbitMQ, Anvil and, when asked for, PostgreSQL with PgBouncer,
-# libfaketime, promtool and cargo-deny.
+# libfaketime, promtool, cargo-deny and the Solidity compiler.
 #
-#   scripts/setup.sh [rabbitmq] [anvil] [postgres] [clock] [prometheus] [deny]      (nothing given: rabbitmq anvil)
+#   scripts/setup.sh [rabbitmq] [anvil] [postgres] [clock] [prometheus] [deny] [solc]      (nothing given: rabbitmq anvil)
 #
 # It may be run at any time: what is there stays as it is. Only RabbitMQ, PostgreSQL, PgBouncer, libfaketime and Prometheus go into
 # the system (as Debian packages; services are kept from starting); everything else goes into .tools/ in this folder.
@@ -11,6 +11,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 ANVIL_VERSION=1.7.1
+SOLC_VERSION=0.8.30
 CARGO_DENY_VERSION=0.20.2
 POLICY=/usr/sbin/policy-rc.d
 apt_index_fresh=no
@@ -104,6 +105,28 @@ setup_rabbitmq() {
     have_rabbitmq || fail "the package rabbitmq-server brought no rabbitmq-server; install RabbitMQ 3.10 or later by hand"
 }
 
+# npm_install <folder in .tools> <package@version>
+npm_install() {
+    local folder=.tools/$1 package=$2 log
+    command -v npm >/dev/null || apt_install npm "install Node.js with npm"
+    say "installing $package into $folder"
+    mkdir -p "$folder"
+    log=$(mktemp)
+    if ! npm install --prefix "$folder" --no-save --no-audit --no-fund --ignore-scripts --loglevel=error \
+        "$package" >"$log" 2>&1; then
+        tail -n 5 "$log" >&2
+        rm -f "$log"
+        fail "npm could not install $package; check the network and npm's registry setting, then run this again"
+    fi
+    rm -f "$log"
+}
+
+# The Solidity compiler, for the contract.
+setup_solc() {
+    grep -qs "\"version\": \"$SOLC_VERSION\"" .tools/solc/node_modules/solc/package.json && return
+    npm_install solc "solc@$SOLC_VERSION"
+}
+
 setup_anvil() {
     local platform binary
     case "$(uname -s)-$(uname -m)" in
@@ -119,18 +142,7 @@ setup_anvil() {
     if ! grep -qs "\"version\": \"$ANVIL_VERSION\"" "${binary%/bin/anvil}/package.json" || [ ! -x "$binary" ]; then
         # A program linked here by hand is as good.
         if [ -x .tools/bin/anvil ] && [ ! -e "$binary" ]; then return; fi
-        command -v npm >/dev/null || apt_install npm "install Node.js with npm"
-        say "installing Anvil $ANVIL_VERSION into .tools"
-        mkdir -p .tools/anvil .tools/bin
-        local log
-        log=$(mktemp)
-        if ! npm install --prefix .tools/anvil --no-save --no-audit --no-fund --ignore-scripts --loglevel=error \
-            "@foundry-rs/anvil-$platform@$ANVIL_VERSION" >"$log" 2>&1; then
-            tail -n 5 "$log" >&2
-            rm -f "$log"
-            fail "npm could not install Anvil $ANVIL_VERSION; check the network and npm's registry setting, then run this again"
-        fi
-        rm -f "$log"
+        npm_install anvil "@foundry-rs/anvil-$platform@$ANVIL_VERSION"
     fi
     mkdir -p .tools/bin
     ln -sfn "../${binary#.tools/}" .tools/bin/anvil
@@ -196,8 +208,8 @@ setup_deny() {
 if [ $# = 0 ]; then set -- rabbitmq anvil; fi
 for part in "$@"; do
     case $part in
-    rabbitmq | anvil | postgres | clock | prometheus | deny) ;;
-    *) fail "unknown part '$part'; known are: rabbitmq anvil postgres clock prometheus deny" ;;
+    rabbitmq | anvil | postgres | clock | prometheus | deny | solc) ;;
+    *) fail "unknown part '$part'; known are: rabbitmq anvil postgres clock prometheus deny solc" ;;
     esac
 done
 for part in "$@"; do "setup_$part"; done

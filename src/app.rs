@@ -182,7 +182,11 @@ async fn run_with<J: Journal + 'static>(journal: J, settings: Settings, recent: 
     drained
 }
 
-fn signer(section: &SignerSection) -> anyhow::Result<Arc<dyn Signer>> {
+/// The signer that this section describes.
+///
+/// # Errors
+/// When its HTTP client cannot be made.
+pub fn signer(section: &SignerSection) -> anyhow::Result<Arc<dyn Signer>> {
     Ok(match section {
         SignerSection::Local(signer) => Arc::new(LocalSigner::clone(signer)),
         SignerSection::Remote(settings) => {

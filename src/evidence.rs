@@ -155,7 +155,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::chain::{BlockTag, Call, ChainError, Header, Receipt, Sent, SentInBlock};
+    use crate::chain::{BlockTag, Call, ChainError, Header, Log, LogQuery, Receipt, Sent, SentInBlock};
     use crate::model::{BlockHash, Gas, SignedTransaction, TxHash, Wei};
     use crate::policy::fee::Market;
 
@@ -228,6 +228,9 @@ mod tests {
             unreachable!()
         }
         async fn call(&self, _: &Call, _: BlockNumber) -> Result<Bytes> {
+            unreachable!()
+        }
+        async fn logs(&self, _: &LogQuery) -> Result<Vec<Log>> {
             unreachable!()
         }
         async fn broadcast(&self, _: &[SignedTransaction]) -> Vec<Result<()>> {

@@ -85,6 +85,8 @@ pub struct Ruling {
 pub enum LaneVerdict {
     /// Final, and it did what it should.
     Succeeded(FinalTransaction),
+    /// What it asks for is in the chain already, and final: this transaction brought it there.
+    Found(FinalTransaction),
     /// The chain refused it.
     Failed(Cause),
     /// An operator wanted it no more.

@@ -17,6 +17,7 @@ pub mod model;
 pub mod outbox;
 pub mod pipeline;
 pub mod policy;
+pub mod proof;
 pub mod receipt_reader;
 pub mod recovery;
 mod rpc;

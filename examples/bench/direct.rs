@@ -104,7 +104,7 @@ async fn sign(account: usize, count: usize, bytes: usize) -> Vec<Bytes> {
     let unsigned = |number: usize| UnsignedTransaction {
         chain_id: 31337,
         nonce: Nonce(number as u64),
-        to,
+        to: Some(to),
         value: Wei(0),
         gas: Gas(stage::gas(bytes)),
         data: stage::body(number, bytes).into(),

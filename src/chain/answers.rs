@@ -4,9 +4,9 @@ use bytes::Bytes;
 use jsonrpc_core::Value;
 use serde::Deserialize;
 
-use crate::chain::{Header, Receipt, Sent, SentInBlock};
+use crate::chain::{Header, Inclusion, Log, LogQuery, Receipt, Sent, SentInBlock};
 use crate::model::event::FinalTransaction;
-use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, TxHash, Wei};
+use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, Topic, TxHash, Wei};
 
 /// A number as JSON-RPC writes it: `0x` and digits, without leading zeros (which are let through).
 pub(super) fn quantity(value: &Value) -> Option<u128> {
@@ -97,6 +97,64 @@ pub(super) fn sent_in(value: &Value, account: Address) -> Result<Option<SentInBl
         }
     }
     Ok(Some(SentInBlock { number: BlockNumber(number), hash: fields.hash, sent }))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct LogFields {
+    address: String,
+    topics: Vec<Topic>,
+    data: Value,
+    block_number: Value,
+    block_hash: BlockHash,
+    transaction_hash: TxHash,
+    #[serde(default)]
+    removed: bool,
+}
+
+/// The contract that a transaction has made, and its block, from its receipt; the inner `None` is a node's `null`.
+pub(super) fn created(receipt: Value) -> Result<Option<(Address, BlockNumber)>, String> {
+    if receipt.is_null() {
+        return Ok(None);
+    }
+    let field = |name: &str| receipt.get(name).unwrap_or(&Value::Null);
+    if small_quantity(field("status")) != Some(1) {
+        return Err("the transaction that was to make the contract reverted".to_owned());
+    }
+    let address = field("contractAddress").as_str().and_then(|text| text.to_lowercase().parse().ok());
+    let block = small_quantity(field("blockNumber")).map(BlockNumber);
+    address.zip(block).map(Some).ok_or_else(|| "a receipt that names no contract".to_owned())
+}
+
+/// The entries of an answer, each of which must be one that was asked for.
+pub(super) fn logs(entries: &[Value], query: &LogQuery) -> Result<Vec<Log>, String> {
+    let mut logs = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let fields = LogFields::deserialize(entry).map_err(|error| format!("a log entry: {error}"))?;
+        let number = small_quantity(&fields.block_number).ok_or("a log entry without a block")?;
+        let fits = |place: usize, wanted: &Vec<Topic>| {
+            wanted.is_empty() || fields.topics.get(place).is_some_and(|topic| wanted.contains(topic))
+        };
+        let is_asked = fields.address.to_lowercase().parse() == Ok(query.contract)
+            && (query.from.0..=query.to.0).contains(&number)
+            && query.topics.iter().enumerate().all(|(place, wanted)| fits(place, wanted));
+        if !is_asked {
+            return Err("a log entry that was not asked for".to_owned());
+        }
+        if fields.removed {
+            continue;
+        }
+        logs.push(Log {
+            topics: fields.topics,
+            data: bytes(&fields.data).ok_or("a log entry without data")?,
+            inclusion: Inclusion {
+                tx_hash: fields.transaction_hash,
+                block_number: BlockNumber(number),
+                block_hash: fields.block_hash,
+            },
+        });
+    }
+    Ok(logs)
 }
 
 /// What is read of a receipt. What is missing shows when the receipt is one of ours.

@@ -16,7 +16,8 @@ use web3::error::Error;
 use crate::chain::endpoint::{Endpoint, MethodCall, Order, first_failure};
 use crate::chain::route::Route;
 use crate::chain::{
-    BlockTag, Call, Chain, ChainError, EndpointState, Header, Receipt, Result, SentInBlock, answers, receipts,
+    BlockTag, Call, Chain, ChainError, EndpointState, Header, Log, LogQuery, Receipt, Result, SentInBlock, answers,
+    receipts,
 };
 use crate::metrics::ChainMeter;
 use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, SignedTransaction, TxHash, Wei};
@@ -113,16 +114,35 @@ impl NodeClient {
         join_all(self.endpoints.iter().map(ask)).await
     }
 
-    /// Whether there is a contract at this address.
+    /// The code of the contract at this address; empty where there is none.
     ///
     /// # Errors
     /// When no endpoint tells.
-    pub async fn has_code(&self, address: Address) -> Result<bool> {
+    pub async fn code(&self, address: Address) -> Result<Bytes> {
         self.ask("eth_getCode", vec![json!(address), json!("latest")], |answer: Value| {
-            let code = answers::bytes(&answer).ok_or_else(|| format!("code {answer}"))?;
-            Ok(!code.is_empty())
+            answers::bytes(&answer).ok_or_else(|| format!("code {answer}"))
         })
         .await
+    }
+
+    /// How much gas it takes to make a contract of this code.
+    ///
+    /// # Errors
+    /// What the node says against it.
+    pub async fn estimate_creation(&self, from: Address, code: &[u8]) -> Result<Gas> {
+        let call = json!({ "from": from, "data": format!("0x{}", hex::encode(code)) });
+        self.ask("eth_estimateGas", vec![call, json!("latest")], |answer: Value| {
+            answers::small_quantity(&answer).map(Gas).ok_or_else(|| format!("gas estimate {answer}"))
+        })
+        .await
+    }
+
+    /// Where this transaction has made a contract, once it is in a block.
+    ///
+    /// # Errors
+    /// When no endpoint tells, or it reverted.
+    pub async fn created(&self, transaction: TxHash) -> Result<Option<(Address, BlockNumber)>> {
+        self.ask("eth_getTransactionReceipt", vec![json!(transaction)], answers::created).await
     }
 
     /// What it counts.
@@ -250,6 +270,16 @@ impl Chain for NodeClient {
             None => Err(endpoint.nonsense("no answer".to_owned())),
         });
         outcome.await?
+    }
+
+    async fn logs(&self, query: &LogQuery) -> Result<Vec<Log>> {
+        let filter = json!({
+            "address": query.contract,
+            "topics": query.topics.iter().map(|fit| if fit.is_empty() { Value::Null } else { json!(fit) }).collect::<Vec<_>>(),
+            "fromBlock": tag(BlockTag::Number(query.from)),
+            "toBlock": tag(BlockTag::Number(query.to)),
+        });
+        self.ask("eth_getLogs", vec![filter], |entries: Vec<Value>| answers::logs(&entries, query)).await
     }
 
     async fn broadcast(&self, transactions: &[SignedTransaction]) -> Vec<Result<()>> {

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::model::event::FinalTransaction;
-use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, PauseReason, SignedTransaction, TxHash, Wei};
+use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, PauseReason, SignedTransaction, Topic, TxHash, Wei};
 use crate::policy::fee::Market;
 use crate::policy::finality::FinalityRule;
 
@@ -222,6 +222,30 @@ pub struct Call {
     pub data: Bytes,
 }
 
+/// Which entries of contracts' logs are wanted: those of this contract whose topics fit, place by place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogQuery {
+    /// The contract.
+    pub contract: Address,
+    /// For each place the topics that fit; none: any.
+    pub topics: Vec<Vec<Topic>>,
+    /// From this block on.
+    pub from: BlockNumber,
+    /// Up to this one, and it too.
+    pub to: BlockNumber,
+}
+
+/// An entry of a contract's log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// What it can be found by.
+    pub topics: Vec<Topic>,
+    /// The rest.
+    pub data: Bytes,
+    /// The transaction that wrote it, and where that is.
+    pub inclusion: Inclusion,
+}
+
 /// How an endpoint is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointState {
@@ -262,6 +286,9 @@ pub trait Chain: Send + Sync {
 
     /// Runs a call on the state after this block: what it returns, or the error with what it reverted with.
     async fn call(&self, call: &Call, block: BlockNumber) -> Result<Bytes>;
+
+    /// What the contract has logged, of what the node has. A query whose range or answer is too large for the node is refused.
+    async fn logs(&self, query: &LogQuery) -> Result<Vec<Log>>;
 
     /// Gives signed bytes to every node that can be reached, in their order. The answer is the best that any of them gave;
     /// an error says only what a node said, not that it does not have them.

@@ -12,10 +12,13 @@ use crate::broker::{BrokerError, PublishError};
 use crate::chain::ChainError;
 use crate::config::{self, Faults, Settings};
 use crate::journal::JournalError;
+use crate::proof::ProofError;
 use crate::salvage::SalvageError;
+use crate::signer::SignerError;
 
 mod cancel;
 mod check;
+mod contract;
 mod dead;
 mod doctor;
 mod generate;
@@ -26,6 +29,7 @@ mod recover;
 mod run;
 mod status;
 mod topology;
+mod verify;
 
 /// Exit codes, after sysexits.h where it has one.
 pub mod exit {
@@ -39,13 +43,15 @@ pub mod exit {
     pub const JOURNAL: u8 = 74;
     /// The configuration has faults.
     pub const CONFIG: u8 = 78;
-    /// There is no such request or dead letter.
+    /// There is no such request, dead letter, record or contract.
     pub const NOT_FOUND: u8 = 1;
     /// The request has ended already, and not by being cancelled.
     pub const TOO_LATE: u8 = 2;
+    /// It is there, and not as it should be: a record with another content, a contract that a signer may not write to.
+    pub const ANOTHER: u8 = 2;
     /// Not all of it was done, for reasons that stand with each dead letter; or the operator said no.
     pub const NOT_ALL: u8 = 2;
-    /// What was waited for has not come in time.
+    /// What was waited for has not come in time; a record is there, and not final yet.
     pub const STILL_OPEN: u8 = 75;
 }
 
@@ -82,6 +88,10 @@ enum Command {
     Recover(recover::Arguments),
     /// Write completions for a shell, or manual pages; needs no configuration.
     Generate(generate::Arguments),
+    /// Put the contract that keeps records into the chain, or look whether one is it.
+    Contract(contract::Arguments),
+    /// Prove from the chain alone that a record is there, and since when.
+    Verify(verify::Arguments),
     /// Look at dead letters, send them back, mended or not, or put them away.
     Dead(dead::Arguments),
 }
@@ -152,6 +162,8 @@ async fn perform(command: Command, settings: Settings) -> anyhow::Result<ExitCod
         Command::Status(arguments) => status::run(arguments, settings).await,
         Command::Cancel(arguments) => cancel::run(arguments, settings).await,
         Command::Recover(arguments) => recover::run(arguments, settings).await,
+        Command::Contract(arguments) => contract::run(arguments, settings).await,
+        Command::Verify(arguments) => verify::run(arguments, settings).await,
         Command::Dead(arguments) => dead::run(arguments, settings).await,
     }
 }
@@ -182,6 +194,8 @@ fn code_of(error: &anyhow::Error) -> u8 {
             || cause.is::<BrokerError>()
             || cause.is::<PublishError>()
             || cause.is::<ChainError>()
+            || cause.is::<ProofError>()
+            || cause.is::<SignerError>()
     }) {
         exit::UNAVAILABLE
     } else {

@@ -117,7 +117,7 @@ async fn on_its_way(chain: &NodeClient, account: Address, final_count: Nonce) ->
     Ok(None)
 }
 
-async fn final_height(chain: &NodeClient, rule: FinalityRule) -> anyhow::Result<BlockNumber> {
+pub(super) async fn final_height(chain: &NodeClient, rule: FinalityRule) -> anyhow::Result<BlockNumber> {
     let head = chain.header(BlockTag::Latest).await?.context("the node has no block")?;
     let tagged = match BlockTag::of(rule) {
         Some(tag) => chain.header(tag).await?,

@@ -130,6 +130,11 @@ impl<'f> Section<'f> {
         self.read(key, &expected, first, find)
     }
 
+    /// For tables that the defaults cannot have: without the key, `default`.
+    pub(super) fn choice_or<T: Copy>(&mut self, key: &str, default: T, choices: &[(&str, T)]) -> T {
+        if self.keys.contains_key(key) { self.choice(key, choices) } else { default }
+    }
+
     /// Notes the keys that nobody has read, with the ones that there are.
     pub(super) fn finish(self, known: &[&str]) {
         for key in self.keys.keys() {

@@ -8,12 +8,15 @@ use crate::config::gas_limits;
 use crate::config::reader::{Findings, Section};
 use crate::model::{Address, Gas, GasRule, Wei};
 use crate::policy::abi::{self, Call, Encoding, Function, Many, Pointer, Source};
+use crate::policy::records::{self, Kept};
 use crate::policy::routes::{Amount, Calldata, KeyPattern, Match, Route};
 
 /// What a route takes from `[write]` where it does not say otherwise.
 const INHERITED: [&str; 5] = ["mode", "to", "value", "gas", "gas_margin"];
 /// What a call needs.
 const OF_A_CALL: [&str; 4] = ["function", "abi", "arguments", "batch_function"];
+/// What a record needs.
+const OF_A_RECORD: [&str; 1] = ["body"];
 /// What a message must have.
 const OF_A_MATCH: [&str; 4] = ["name", "type", "routing_key", "header"];
 
@@ -21,6 +24,7 @@ const OF_A_MATCH: [&str; 4] = ["name", "type", "routing_key", "header"];
 enum Mode {
     Data,
     Call,
+    Record,
 }
 
 /// Without `[[route]]`, `[write]` is the route of every message.
@@ -60,7 +64,7 @@ fn inherited(write: Option<Value>, findings: &mut Findings) -> Map<String, Value
 fn route(name: &str, place: &str, table: Option<Value>, of_a_match: &[&str], findings: &mut Findings) -> Route {
     let mut section = Section::new(place, table, findings);
     let matches = if of_a_match.is_empty() { Match::default() } else { matches(&mut section) };
-    let mode = section.choice("mode", &[("data", Mode::Data), ("call", Mode::Call)]);
+    let mode = section.choice("mode", &[("data", Mode::Data), ("call", Mode::Call), ("record", Mode::Record)]);
     let to = section
         .read("to", "the address to call, 0x and 40 hexadecimal digits", Address([0; 20]), |text| text.parse().ok());
     let value = section.read(
@@ -72,13 +76,31 @@ fn route(name: &str, place: &str, table: Option<Value>, of_a_match: &[&str], fin
             _ => text.parse().ok().map(Amount::Fixed),
         },
     );
+    if mode == Mode::Record && value != Amount::Fixed(Wei(0)) {
+        section.fault("value", "is set, and a record takes none; set value = \"0\"");
+    }
     let gas = gas(&mut section);
     let pays = value != Amount::Fixed(Wei(0));
-    let call = (mode == Mode::Call).then(|| call(&mut section, pays)).flatten();
-    let many = call.as_ref().and_then(|(call, abi)| many(&mut section, call, abi.as_deref(), pays, gas));
-    let calldata = call.map_or(Calldata::Body, |(call, _)| Calldata::Call(Box::new(call)));
-    let of_a_call: &[&str] = if mode == Mode::Call { &OF_A_CALL } else { &[] };
-    section.finish(&[of_a_match, &INHERITED, of_a_call].concat());
+    let (calldata, many) = match mode {
+        Mode::Data => (Calldata::Body, None),
+        Mode::Call => match call(&mut section, pays) {
+            Some((call, file)) => {
+                let many = many(&mut section, &call, file.as_deref(), pays, gas);
+                (Calldata::Call(Box::new(call)), many)
+            }
+            None => (Calldata::Body, None),
+        },
+        Mode::Record => {
+            let kept = section.choice_or("body", Kept::Hash, &[("false", Kept::Hash), ("true", Kept::Body)]);
+            (Calldata::Record(kept), records::many(kept))
+        }
+    };
+    let of_the_mode: &[&str] = match mode {
+        Mode::Data => &[],
+        Mode::Call => &OF_A_CALL,
+        Mode::Record => &OF_A_RECORD,
+    };
+    section.finish(&[of_a_match, &INHERITED, of_the_mode].concat());
     Route { name: name.to_owned(), matches, to, value, gas, calldata, many }
 }
 

@@ -324,6 +324,14 @@ fn told<'r>(
 pub enum Decision {
     /// It is written; its event goes into the outbox in the same commit.
     Final(Event),
+    /// What it asks for is final in the chain, by a transaction that is none of its own; its event goes into the outbox in
+    /// the same commit.
+    Found {
+        /// About it.
+        event: Event,
+        /// The transaction.
+        written_by: TxHash,
+    },
     /// It failed and is tried again as `next`.
     Retry {
         /// Why.
@@ -379,6 +387,14 @@ impl Requeue {
             Self::Isolated(_) => true,
         }
     }
+}
+
+/// The incident of a request that was found written.
+pub const RECORDED: &str = "recorded";
+
+/// What it says.
+pub fn recorded_by(transaction: TxHash) -> String {
+    format!("its record was in the chain already, with the same content, by {transaction}")
 }
 
 /// A decided request and, if it had one, its closed transaction.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use bytes::Bytes;
 use tracing::warn;
 
 use crate::chain::{BlockTag, Call, ChainError, Receipt};
@@ -10,7 +11,7 @@ use crate::journal::{ClosedTransaction, Lease, QueuedRequest};
 use crate::lane::Lane;
 use crate::lane::window::InFlight;
 use crate::model::{AttemptKind, BlockNumber, Cause, FailureClass, Nonce, PauseReason, TransactionState, TxHash};
-use crate::policy::revert;
+use crate::policy::{records, revert};
 use crate::receipt_reader::BlockRead;
 use crate::tracker::Standing;
 
@@ -81,25 +82,19 @@ impl Lane {
         Ok(())
     }
 
-    async fn end_of_included(&self, nonce: Nonce, receipt: &Receipt) -> Option<(LaneVerdict, TransactionState)> {
+    async fn end_of_included(&mut self, nonce: Nonce, receipt: &Receipt) -> Option<(LaneVerdict, TransactionState)> {
         let transaction = self.window.get(nonce)?;
-        Some(match (transaction.kind_of(receipt.transaction.tx_hash)?, receipt.succeeded) {
-            (AttemptKind::Write, true) => {
+        if transaction.kind_of(receipt.transaction.tx_hash)? == AttemptKind::Write && !receipt.succeeded {
+            return Some((self.verdict_on_reverted(nonce, receipt).await?, TransactionState::Reverted));
+        }
+        Some(match (transaction.kind_of(receipt.transaction.tx_hash)?, &transaction.cancel_wish) {
+            (AttemptKind::Write, _) => {
                 (LaneVerdict::Succeeded(receipt.transaction.clone()), TransactionState::Succeeded)
             }
-            (AttemptKind::Write, false) => {
-                let cause = self.explain_revert(transaction, receipt).await;
-                let verdict = match &transaction.cancel_wish {
-                    Some(wish) => LaneVerdict::Cancelled(Cause::rejected("cancelled", format!("{wish}; {cause}"))),
-                    None => LaneVerdict::Failed(cause),
-                };
-                (verdict, TransactionState::Reverted)
+            (AttemptKind::Cancel, Some(wish)) => {
+                (LaneVerdict::Cancelled(Cause::rejected("cancelled", wish.as_str())), TransactionState::Cancelled)
             }
-            (AttemptKind::Cancel, _) if transaction.cancel_wish.is_some() => {
-                let wish = transaction.cancel_wish.clone().unwrap_or_default();
-                (LaneVerdict::Cancelled(Cause::rejected("cancelled", wish)), TransactionState::Cancelled)
-            }
-            (AttemptKind::Cancel, _) => {
+            (AttemptKind::Cancel, None) => {
                 let refusal = transaction.refused.as_ref().map_or("", |(_, text)| text);
                 let detail = format!("every node refused the transaction, its nonce was cancelled: {refusal}");
                 (LaneVerdict::Failed(Cause::rejected("refused_by_node", detail)), TransactionState::Cancelled)
@@ -107,12 +102,31 @@ impl Lane {
         })
     }
 
-    /// Runs the call again where it reverted: on the state before its block, else on the state after it. A reason that
+    async fn verdict_on_reverted(&mut self, nonce: Nonce, receipt: &Receipt) -> Option<LaneVerdict> {
+        let transaction = self.window.get(nonce)?;
+        let (to, wish) = (transaction.to, transaction.cancel_wish.clone());
+        let cause = match self.revert_data(transaction, receipt).await {
+            Ok(data) => match records::taken(transaction.calldata(), &data) {
+                Some(taken) => match self.verdict_on_taken(to, &taken).await {
+                    LaneVerdict::Failed(cause) => cause,
+                    found => return Some(found),
+                },
+                None => revert::explain(&data),
+            },
+            Err(cause) => cause,
+        };
+        Some(match wish {
+            Some(wish) => LaneVerdict::Cancelled(Cause::rejected("cancelled", format!("{wish}; {cause}"))),
+            None => LaneVerdict::Failed(cause),
+        })
+    }
+
+    /// What it reverted with: runs the call again, on the state before its block, else on the state after it. A reason that
     /// cannot be had is said so; it holds up no ruling.
-    async fn explain_revert(&self, transaction: &InFlight, receipt: &Receipt) -> Cause {
+    async fn revert_data(&self, transaction: &InFlight, receipt: &Receipt) -> Result<Bytes, Cause> {
         if receipt.transaction.gas_used >= transaction.gas {
             let detail = format!("it used all of its {} gas", transaction.gas);
-            return Cause::rejected("out_of_gas", detail);
+            return Err(Cause::rejected("out_of_gas", detail));
         }
         let call = Call {
             from: self.signer.address(),
@@ -125,17 +139,17 @@ impl Lane {
         let mut unknown = String::new();
         for state in [below, block] {
             match self.chain.call(&call, state).await {
-                Err(ChainError::Node { data: Some(data), .. }) if !data.is_empty() => return revert::explain(&data),
+                Err(ChainError::Node { data: Some(data), .. }) if !data.is_empty() => return Ok(data),
                 Err(error) => unknown = error.to_string(),
                 Ok(_) => {}
             }
         }
-        match unknown.is_empty() {
+        Err(match unknown.is_empty() {
             true => {
                 Cause::rejected("reverted", "no reason to be had: the same call runs on the states around its block")
             }
             false => Cause::rejected("reverted", format!("no reason to be had: {unknown}")),
-        }
+        })
     }
 
     /// Invariant 3: a nonce counts as taken by a foreign transaction only when that very transaction has been seen in a
@@ -178,10 +192,14 @@ impl Lane {
     }
 }
 
+/// A request that ended before it had a nonce.
+pub(super) fn ended(lease: &Lease, request: QueuedRequest, verdict: LaneVerdict) -> Ruling {
+    Ruling { lease: lease.clone(), request, others: Vec::new(), transaction: None, verdict }
+}
+
 /// A request that failed before it had a nonce.
 pub(super) fn failed(lease: &Lease, request: QueuedRequest, cause: Cause) -> Ruling {
-    let verdict = LaneVerdict::Failed(cause);
-    Ruling { lease: lease.clone(), request, others: Vec::new(), transaction: None, verdict }
+    ended(lease, request, LaneVerdict::Failed(cause))
 }
 
 /// A request that fails for an outage, since the operator wants that.

@@ -31,6 +31,7 @@ mod following;
 mod mending;
 mod pausing;
 mod prepare;
+mod recorded;
 mod recovering;
 mod settings;
 mod throttling;

@@ -17,6 +17,7 @@ use crate::model::{
 use crate::policy::batch::{Alike, Batching};
 use crate::policy::classify::SimulationMeaning;
 use crate::policy::fee::Market;
+use crate::policy::records::{self, Taken};
 use crate::policy::{gas, revert};
 
 /// A request from the queue, and what it asks for.
@@ -107,6 +108,8 @@ impl Draft {
 enum Simulated {
     Runs(Gas),
     Fails(Cause),
+    /// The contract has a record under its id.
+    Taken(Taken),
     NotLooked(PauseReason, String),
 }
 
@@ -135,6 +138,16 @@ impl Lane {
                 let outcome = if goes_on && draft.gas.is_none() { simulated.next() } else { None };
                 match outcome {
                     Some(Simulated::Runs(gas)) => draft.gas = Some(gas),
+                    // A batch never tells so: its calldata names no single record.
+                    Some(Simulated::Taken(taken)) => match self.judge_taken(draft.first.write.to, &taken).await {
+                        Ok(Some(verdict)) => {
+                            rulings.push(ending::ended(lease, draft.first.request, verdict));
+                            continue;
+                        }
+                        // It stays in the queue, and the next look at that finds it.
+                        Ok(None) => continue,
+                        Err(error) => (stopped, goes_on) = (Some((error.pause_reason(), error.to_string())), false),
+                    },
                     Some(Simulated::Fails(cause)) if draft.others.is_empty() => {
                         rulings.push(ending::failed(lease, draft.first.request, cause));
                         continue;
@@ -195,10 +208,13 @@ impl Lane {
         let calls: Vec<_> = unknown().filter(is_estimated).map(|draft| self.call(draft)).collect();
         let estimates = if calls.is_empty() { Vec::new() } else { self.chain.estimate(&calls).await? };
         let mut estimates = estimates.into_iter();
-        let judge = |estimate, margin| match estimate {
+        let judge = |estimate, margin, calldata: &[u8]| match estimate {
             Ok(estimate) => within_limit(gas::limit(estimate, margin, block_limit), self.settings.limits.gas_per_hour),
             Err(ChainError::Node { message, data, .. }) => match self.settings.errors.meaning_of_simulation(&message) {
-                SimulationMeaning::Failed => Simulated::Fails(simulation_cause(&message, data.as_deref())),
+                SimulationMeaning::Failed => match data.as_deref().and_then(|data| records::taken(calldata, data)) {
+                    Some(taken) => Simulated::Taken(taken),
+                    None => Simulated::Fails(simulation_cause(&message, data.as_deref())),
+                },
                 SimulationMeaning::InsufficientFunds => Simulated::NotLooked(PauseReason::InsufficientFunds, message),
                 SimulationMeaning::Unavailable => Simulated::NotLooked(PauseReason::NodeUnreachable, message),
             },
@@ -207,7 +223,7 @@ impl Lane {
         let per_hour = self.settings.limits.gas_per_hour;
         let judged = unknown().map_while(|draft| match draft.first.write.gas {
             GasRule::Fixed(gas) => Some(with_fixed(gas, draft.calldata(), per_hour)),
-            GasRule::Estimate { margin } => Some(judge(estimates.next()?, margin)),
+            GasRule::Estimate { margin } => Some(judge(estimates.next()?, margin, draft.calldata())),
         });
         Ok(judged.collect())
     }
@@ -232,7 +248,7 @@ impl Lane {
         UnsignedTransaction {
             chain_id: self.settings.chain_id,
             nonce,
-            to: prepared.to,
+            to: Some(prepared.to),
             value: prepared.value,
             gas: prepared.gas,
             data: prepared.calldata().clone(),
@@ -284,7 +300,7 @@ impl Lane {
             AttemptKind::Write => UnsignedTransaction {
                 chain_id: self.settings.chain_id,
                 nonce,
-                to: transaction.to,
+                to: Some(transaction.to),
                 value: transaction.value,
                 gas: transaction.gas,
                 data: transaction.calldata().clone(),
@@ -301,7 +317,7 @@ impl Lane {
         UnsignedTransaction {
             chain_id: self.settings.chain_id,
             nonce,
-            to: self.signer.address(),
+            to: Some(self.signer.address()),
             value: Wei(0),
             gas: gas::TRANSFER,
             data: bytes::Bytes::new(),

@@ -125,6 +125,8 @@ pub struct Subject<'a> {
 pub enum Outcome<'a> {
     /// The write is final.
     Final(&'a FinalTransaction),
+    /// What it asks for was in the chain already, and is final: another transaction had brought it there.
+    Found(&'a FinalTransaction),
     /// It failed and comes back.
     Retry {
         /// Why.
@@ -157,6 +159,7 @@ impl Event {
     pub fn new(subject: &Subject<'_>, outcome: &Outcome<'_>, time: Timestamp) -> Self {
         let (kind, data) = match outcome {
             Outcome::Final(tx) => (EventKind::Final, json!({ "transaction": tx })),
+            Outcome::Found(tx) => (EventKind::Final, json!({ "transaction": tx, "already_recorded": true })),
             Outcome::Retry { cause, delay_ms, tx_hashes } => {
                 (EventKind::Retry, json!({ "error": error(cause), "delay_ms": delay_ms, "tx_hashes": tx_hashes }))
             }
@@ -206,7 +209,7 @@ fn error(cause: &Cause) -> serde_json::Value {
 /// request id, unless the chain takes it back; what happens then goes by its block.
 fn occasion(subject: &Subject<'_>, outcome: &Outcome<'_>) -> String {
     match outcome {
-        Outcome::Final(_) => String::new(),
+        Outcome::Final(_) | Outcome::Found(_) => String::new(),
         Outcome::Retry { .. } | Outcome::Dead { .. } => {
             format!("{}.{}", subject.generation.replay, subject.generation.retry)
         }

@@ -104,6 +104,19 @@ fixed_bytes!(
     OrderKey, 32
 );
 
+fixed_bytes!(
+    /// What a record is kept under in the contract `Records`.
+    RecordId, 32
+);
+fixed_bytes!(
+    /// keccak-256 of a record's content.
+    ContentHash, 32
+);
+fixed_bytes!(
+    /// What a contract's log entry can be found by.
+    Topic, 32
+);
+
 impl OrderKey {
     /// The hash of this key.
     pub fn of(key: &str) -> Self {

@@ -11,7 +11,10 @@ pub mod write;
 
 pub use event::{Event, EventKind};
 pub use failure::{Cause, FailureClass, PauseReason};
-pub use ids::{Address, BlockHash, BlockNumber, BodyHash, Gas, Nonce, OrderKey, RequestId, Timestamp, TxHash, Wei};
+pub use ids::{
+    Address, BlockHash, BlockNumber, BodyHash, ContentHash, Gas, Nonce, OrderKey, RecordId, RequestId, Timestamp,
+    Topic, TxHash, Wei,
+};
 pub use message::{HeaderValue, Headers, Message, Origin, Properties};
 pub use progress::Heartbeat;
 pub use request::{Generation, RequestState};

@@ -97,6 +97,8 @@ pub enum Observation {
     Displaced,
     /// Its transaction is final and did what it should.
     Succeeded,
+    /// Its effect is final in the chain already, and no transaction of its own brought it there.
+    Found,
     /// It failed and has retries left.
     FailedForNow,
     /// It failed and has none left.
@@ -158,7 +160,7 @@ impl RequestState {
             (S::RetryPending | S::RetryWaiting | S::DeadPending | S::Dead, Observation::Accepted) => Some(S::Accepted),
             (S::Accepted, Observation::Signed) => Some(S::Writing),
             (S::Writing, Observation::Displaced) => Some(S::Accepted),
-            (S::Writing, Observation::Succeeded) => Some(S::Final),
+            (S::Writing, Observation::Succeeded) | (S::Accepted | S::Writing, Observation::Found) => Some(S::Final),
             (S::Accepted | S::Writing, Observation::FailedForNow) => Some(S::RetryPending),
             (S::Accepted | S::Writing, Observation::FailedForGood) => Some(S::DeadPending),
             (S::RetryPending, Observation::Confirmed) => Some(S::RetryWaiting),
@@ -190,20 +192,26 @@ mod tests {
     fn every_pair_of_state_and_observation_leads_where_it_should() {
         use Observation as O;
         use RequestState as S;
-        let observations =
-            [O::Accepted, O::Signed, O::Displaced, O::Succeeded, O::FailedForNow, O::FailedForGood, O::Confirmed];
+        let observations = [
+            O::Accepted,
+            O::Signed,
+            O::Displaced,
+            O::Succeeded,
+            O::Found,
+            O::FailedForNow,
+            O::FailedForGood,
+            O::Confirmed,
+        ];
+        let (retried, dead) = (Some(S::RetryPending), Some(S::DeadPending));
         let expected = [
-            // accepted, signed, displaced, succeeded, failed for now, failed for good, confirmed
-            (S::Accepted, [None, Some(S::Writing), None, None, Some(S::RetryPending), Some(S::DeadPending), None]),
-            (
-                S::Writing,
-                [None, None, Some(S::Accepted), Some(S::Final), Some(S::RetryPending), Some(S::DeadPending), None],
-            ),
-            (S::RetryPending, [Some(S::Accepted), None, None, None, None, None, Some(S::RetryWaiting)]),
-            (S::RetryWaiting, [Some(S::Accepted), None, None, None, None, None, None]),
-            (S::DeadPending, [Some(S::Accepted), None, None, None, None, None, Some(S::Dead)]),
-            (S::Dead, [Some(S::Accepted), None, None, None, None, None, None]),
-            (S::Final, [None; 7]),
+            // accepted, signed, displaced, succeeded, found, failed for now, failed for good, confirmed
+            (S::Accepted, [None, Some(S::Writing), None, None, Some(S::Final), retried, dead, None]),
+            (S::Writing, [None, None, Some(S::Accepted), Some(S::Final), Some(S::Final), retried, dead, None]),
+            (S::RetryPending, [Some(S::Accepted), None, None, None, None, None, None, Some(S::RetryWaiting)]),
+            (S::RetryWaiting, [Some(S::Accepted), None, None, None, None, None, None, None]),
+            (S::DeadPending, [Some(S::Accepted), None, None, None, None, None, None, Some(S::Dead)]),
+            (S::Dead, [Some(S::Accepted), None, None, None, None, None, None, None]),
+            (S::Final, [None; 8]),
         ];
         assert_eq!(expected.len(), S::ALL.len());
         for (state, row) in expected {

@@ -46,8 +46,8 @@ pub struct UnsignedTransaction {
     pub chain_id: u64,
     /// Its nonce.
     pub nonce: Nonce,
-    /// Who is called or paid.
-    pub to: Address,
+    /// Who is called or paid; nobody where a contract is made.
+    pub to: Option<Address>,
     /// How much is paid.
     pub value: Wei,
     /// The gas limit.

@@ -46,7 +46,7 @@ pub struct AdmissionRules {
     pub order_by: Option<OrderBy>,
     /// What it asks for, the first that fits.
     pub routes: Vec<Route>,
-    /// The longest body, and the longest calldata made of one, in bytes.
+    /// The longest body, and the longest calldata of a call made of one, in bytes.
     pub max_body_bytes: u64,
 }
 
@@ -143,7 +143,7 @@ pub fn admit(rules: &AdmissionRules, message: &Message) -> Result<Candidate, Ref
         Ok(read) => read.and_then(|(_, text)| text).map(|text| OrderKey::of(&text)),
         Err(cause) => return Err(Refusal { id: Some(id), cause }),
     };
-    let write = write_of(&rules.routes, message, rules.max_body_bytes);
+    let write = write_of(&rules.routes, &id, message, rules.max_body_bytes);
     Ok(Candidate { id, generation, body_hash: BodyHash::of(&message.body), not_before, order_key, write })
 }
 

@@ -13,6 +13,7 @@ pub mod letters;
 pub mod limits;
 pub mod pause;
 pub mod postpone;
+pub mod records;
 pub mod replay;
 pub mod revert;
 pub mod routes;

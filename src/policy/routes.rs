@@ -5,8 +5,9 @@ use std::fmt;
 use bytes::Bytes;
 
 use crate::model::message::header;
-use crate::model::{Address, Cause, GasRule, HeaderValue, Message, Wei, Write};
+use crate::model::{Address, Cause, GasRule, HeaderValue, Message, RequestId, Wei, Write};
 use crate::policy::abi::{Call, Many, Pointer};
+use crate::policy::records::{self, Kept};
 
 /// The reason of what no route is for.
 pub const NO_ROUTE: &str = "no_route";
@@ -61,6 +62,8 @@ pub enum Calldata {
     Body,
     /// A function, and arguments from the body.
     Call(Box<Call>),
+    /// A record in the contract `Records`, under the request's id.
+    Record(Kept),
 }
 
 /// What the message asks for.
@@ -68,7 +71,7 @@ pub enum Calldata {
 /// # Errors
 /// `no_route`; of a call also `undecodable` and `bad_argument`, and `too_large` where its calldata would have more bytes than
 /// `most_bytes`.
-pub fn write_of(routes: &[Route], message: &Message, most_bytes: u64) -> Result<Write, Cause> {
+pub fn write_of(routes: &[Route], id: &RequestId, message: &Message, most_bytes: u64) -> Result<Write, Cause> {
     let Some(route) = routes.iter().find(|route| route.matches.is_for(message)) else {
         let kind = message.properties.kind.as_deref().unwrap_or_default();
         let detail = format!("no route is for type {kind:?} with routing key {:?}", first_routing_key(message));
@@ -78,6 +81,10 @@ pub fn write_of(routes: &[Route], message: &Message, most_bytes: u64) -> Result<
     let write = |value, data| Write { to, value, gas, data };
     let call = match (&route.calldata, &route.value) {
         (Calldata::Body, Amount::Fixed(value)) => return Ok(write(*value, None)),
+        (Calldata::Record(kept), _) => {
+            let data = records::calldata(records::record_id(id), &message.body, *kept);
+            return Ok(write(Wei(0), Some(data)));
+        }
         (Calldata::Body, Amount::At(_)) => None,
         (Calldata::Call(call), _) => Some(call),
     };
@@ -126,6 +133,8 @@ impl fmt::Display for Route {
         match calldata {
             Calldata::Body => f.write_str("the body as calldata"),
             Calldata::Call(call) => write!(f, "{}", call.signature()),
+            Calldata::Record(Kept::Hash) => f.write_str("a record of the body's hash"),
+            Calldata::Record(Kept::Body) => f.write_str("a record with the whole body"),
         }
     }
 }
@@ -202,6 +211,10 @@ mod tests {
     use crate::model::{Gas, Origin, Properties};
     use crate::policy::abi::{self, Source};
 
+    fn id() -> RequestId {
+        RequestId::new("a").unwrap()
+    }
+
     fn message(kind: &str, key: &str, headers: &[(&str, HeaderValue)], body: &str) -> Message {
         Message {
             body: Bytes::copy_from_slice(body.as_bytes()),
@@ -262,7 +275,7 @@ mod tests {
             (message("b", "q", &[], ""), None),
         ];
         for (message, number) in cases {
-            let write = write_of(&routes, &message, 100);
+            let write = write_of(&routes, &id(), &message, 100);
             assert_eq!(write.as_ref().ok().map(|write| write.to), number.map(|number| Address([number; 20])));
             if let Err(cause) = write {
                 let detail = "no route is for type \"b\" with routing key \"q\"";
@@ -276,7 +289,7 @@ mod tests {
         let function = abi::function("note(bytes data)").unwrap();
         let call = Call::new(function, vec![Source::At(Pointer::new("/d", abi::Encoding::Hex))]).unwrap();
         let routes = [route(1, Match::default(), Calldata::Call(Box::new(call)))];
-        let of = |body: &str| write_of(&routes, &message("", "", &[], body), 100);
+        let of = |body: &str| write_of(&routes, &id(), &message("", "", &[], body), 100);
         let write = of(r#"{"d":"0x0102"}"#).unwrap();
         assert_eq!(write.data.map(|data| data.len()), Some(4 + 3 * 32));
         let causes = [

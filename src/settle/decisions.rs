@@ -61,11 +61,10 @@ impl SettleSettings {
             LaneVerdict::Cancelled(cause) if has_nonce => Decision::Dead { cause: cause.clone() },
             LaneVerdict::Cancelled(cause) => Decision::Cancel { cause: cause.clone() },
             LaneVerdict::Displaced(taken_by) => Decision::Requeue(Requeue::Displaced(*taken_by)),
-            LaneVerdict::Succeeded(tx) => {
-                let QueuedRequest { id, generation, reply, .. } = request;
-                let subject = self.subject(id, *generation, &reply.reply_to, &reply.correlation_id);
-                let subject = Subject { batch: place, ..subject };
-                Decision::Final(Event::new(&subject, &Outcome::Final(tx), Timestamp::now()))
+            LaneVerdict::Succeeded(tx) => Decision::Final(self.event_of(request, place, &Outcome::Final(tx))),
+            LaneVerdict::Found(tx) => {
+                let event = self.event_of(request, None, &Outcome::Found(tx));
+                Decision::Found { event, written_by: tx.tx_hash }
             }
             // Which of them was at fault shows when each is written alone.
             LaneVerdict::Failed(cause) if place.is_some() => Decision::Requeue(Requeue::Isolated(cause.clone())),
@@ -78,6 +77,12 @@ impl SettleSettings {
                 }
             }
         }
+    }
+
+    fn event_of(&self, request: &QueuedRequest, batch: Option<BatchPlace>, outcome: &Outcome<'_>) -> Event {
+        let reply = &request.reply;
+        let subject = self.subject(&request.id, request.generation, &reply.reply_to, &reply.correlation_id);
+        Event::new(&Subject { batch, ..subject }, outcome, Timestamp::now())
     }
 
     pub(super) fn subject<'a>(

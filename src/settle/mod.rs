@@ -261,6 +261,12 @@ impl Settle {
                 }
                 receipts.extend(self.held.release_all(&request.id));
             }
+            Decision::Found { written_by, .. } => {
+                self.meter.requests.count(metrics::Outcome::Final);
+                self.meter.until_final.note(request.received_at.age());
+                info!(request.id = %request.id, tx.hash = %written_by, "the record is in the chain already: request is final");
+                receipts.extend(self.held.release_all(&request.id));
+            }
             Decision::Retry { cause, next } => {
                 self.note_failure(&cause, FailureEnd::Retry);
                 info!(request.id = %request.id, request.attempt = next.retry, %cause, "request failed, it will be tried again");

@@ -102,7 +102,11 @@ fn encode(transaction: &UnsignedTransaction, signature: Option<&Signature>) -> V
     } else {
         stream.append(&nonce.0).append(&fee.ceiling().0);
     }
-    stream.append(&gas.0).append(&to.0.as_slice()).append(value).append(&data.as_ref());
+    stream
+        .append(&gas.0)
+        .append(&to.as_ref().map(Address::as_bytes).unwrap_or_default())
+        .append(value)
+        .append(&data.as_ref());
     match (fee, signature) {
         (Fee::Eip1559 { .. }, None) => _ = stream.begin_list(0),
         (Fee::Eip1559 { .. }, Some(Signature { parity, r, s })) => {
@@ -136,7 +140,7 @@ mod tests {
         UnsignedTransaction {
             chain_id: 31337,
             nonce: Nonce(0),
-            to: Address([0x11; 20]),
+            to: Some(Address([0x11; 20])),
             value: Wei(u128::MAX),
             gas: Gas(21_000),
             data: Bytes::from_static(b"data"),
@@ -178,7 +182,8 @@ mod tests {
             let cases = [
                 (UnsignedTransaction { chain_id: 1, ..asked.clone() }, if is_type_2 { "chain id" } else { "v is" }),
                 (UnsignedTransaction { nonce: Nonce(1), ..asked.clone() }, "nonce"),
-                (UnsignedTransaction { to: Address([0x12; 20]), ..asked.clone() }, "receiver"),
+                (UnsignedTransaction { to: Some(Address([0x12; 20])), ..asked.clone() }, "receiver"),
+                (UnsignedTransaction { to: None, ..asked.clone() }, "receiver"),
                 (UnsignedTransaction { value: Wei(0), ..asked.clone() }, "value"),
                 (UnsignedTransaction { gas: Gas(21_001), ..asked.clone() }, "gas"),
                 (UnsignedTransaction { data: Bytes::from_static(b"dat"), ..asked.clone() }, "calldata"),

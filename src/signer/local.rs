@@ -128,7 +128,7 @@ fn parameters(transaction: &UnsignedTransaction) -> TransactionParameters {
     };
     TransactionParameters {
         nonce: Some(U256::from(transaction.nonce.0)),
-        to: Some(H160(transaction.to.0)),
+        to: transaction.to.map(|to| H160(to.0)),
         gas: U256::from(transaction.gas.0),
         gas_price,
         value: U256::from(transaction.value.0),
@@ -173,7 +173,7 @@ mod tests {
         UnsignedTransaction {
             chain_id: 31337,
             nonce: Nonce(nonce),
-            to: Address([0x11; 20]),
+            to: Some(Address([0x11; 20])),
             value: Wei(1),
             gas: Gas(21_000),
             data: Bytes::from_static(b"data"),

@@ -87,7 +87,6 @@ impl RemoteSigner {
         let number = |number: u128| Value::from(format!("{number:#x}"));
         let fields = [
             ("from", self.address.to_string().into()),
-            ("to", transaction.to.to_string().into()),
             ("gas", number(transaction.gas.0.into())),
             ("value", number(transaction.value.0)),
             ("nonce", number(transaction.nonce.0.into())),
@@ -100,7 +99,8 @@ impl RemoteSigner {
             }
             Fee::Legacy { gas_price } => vec![("gasPrice", number(gas_price.0))],
         };
-        fields.into_iter().chain(prices).map(|(name, value)| (name.to_owned(), value)).collect()
+        let receiver = transaction.to.map(|to| ("to", Value::from(to.to_string())));
+        fields.into_iter().chain(receiver).chain(prices).map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
     fn away(&self, error: &Error) -> SignerError {

@@ -69,6 +69,7 @@ pub(super) fn encode(sender: Address, unsigned: &UnsignedTransaction, salt: u64)
         Fee::Eip1559 { max_fee, tip } => (2, max_fee.0, tip.0),
         Fee::Legacy { gas_price } => (0, gas_price.0, gas_price.0),
     };
+    let to = to.map(|to| to.to_string()).unwrap_or_default();
     let fields = format!("{sender}|{chain_id}|{nonce}|{to}|{}|{}|{kind}|{max}|{tip}|{salt}|", value.0, gas.0);
     Bytes::from([fields.as_bytes(), data].concat())
 }

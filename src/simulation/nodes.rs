@@ -5,7 +5,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::chain::{BlockTag, Call, Chain, ChainError, Header, Receipt, Result, Sent, SentInBlock, transaction_hash};
+use crate::chain::{
+    BlockTag, Call, Chain, ChainError, Header, Log, LogQuery, Receipt, Result, Sent, SentInBlock, transaction_hash,
+};
 use crate::model::event::FinalTransaction;
 use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, SignedTransaction, TxHash, Wei};
 use crate::policy::fee::Market;
@@ -238,6 +240,11 @@ impl Chain for SimNodes {
 
     async fn call(&self, _: &Call, _: BlockNumber) -> Result<Bytes> {
         self.read(|_, _| Err(refusal("execution reverted".to_owned()))).await
+    }
+
+    /// What is called here logs nothing.
+    async fn logs(&self, _: &LogQuery) -> Result<Vec<Log>> {
+        self.read(|_, _| Ok(Vec::new())).await
     }
 
     async fn broadcast(&self, transactions: &[SignedTransaction]) -> Vec<Result<()>> {

@@ -37,6 +37,7 @@ mod nonces;
 mod observing;
 mod poison;
 mod process;
+mod records;
 mod recovery;
 mod refusals;
 mod reorgs;

@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use crate::app::client_settings;
 use crate::chain::{BlockTag, Chain, ChainError, ClientSettings, Header, NodeClient};
+use crate::cli::contract::{Standing, standing};
 use crate::cli::doctor::finding::{Finding, Level};
 use crate::cli::doctor::spell;
+use crate::cli::text_of;
 use crate::config::Settings;
-use crate::model::{BlockNumber, Timestamp};
+use crate::model::{Address, BlockNumber, Timestamp};
 use crate::policy::finality::FinalityRule;
-use crate::policy::routes::Route;
+use crate::policy::routes::{Calldata, Route};
 
 const AREA: &str = "node";
 /// A node takes no block that is further ahead of its own clock.
@@ -174,14 +176,39 @@ async fn price(settings: &Settings, chain: &NodeClient, head: &Header) -> Result
 
 async fn targets(settings: &Settings, chain: &NodeClient) -> Result<Vec<Finding>, ChainError> {
     let mut findings = Vec::new();
-    for Route { name, to, .. } in &settings.admission.routes {
-        if !chain.has_code(*to).await? {
+    for Route { name, to, calldata, .. } in &settings.admission.routes {
+        if matches!(calldata, Calldata::Record(_)) {
+            findings.extend(records(settings, chain, name, *to).await);
+            continue;
+        }
+        if chain.code(*to).await?.is_empty() {
             let what =
                 format!("there is no contract at {to}, where {name} writes: it takes every call and does nothing");
             findings.push(Finding::note(AREA, what).mend("is it the right address, on the right chain?"));
         }
     }
     Ok(findings)
+}
+
+async fn records(settings: &Settings, chain: &NodeClient, route: &str, contract: Address) -> Vec<Finding> {
+    match standing(settings, chain, contract).await {
+        Ok(Standing { is_records: false, .. }) => vec![
+            Finding::fail(AREA, format!("{contract}, where {route} records, is not the contract Records"))
+                .mend("correct its address, or put the contract there: `chainwriter contract deploy`"),
+        ],
+        Ok(Standing { strangers, .. }) if strangers.is_empty() => {
+            vec![Finding::ok(AREA, format!("{route} records at {contract}, and every signer may"))]
+        }
+        Ok(Standing { strangers, owner, .. }) => {
+            let owner = owner.map_or("its owner".to_owned(), |owner| format!("its owner {owner}"));
+            let fail = |signer| {
+                Finding::fail(AREA, format!("{signer} may not record at {contract}, where {route} does"))
+                    .mend(format!("{owner} calls setWriter({signer}, true)"))
+            };
+            strangers.into_iter().map(fail).collect()
+        }
+        Err(error) => vec![Finding::warn(AREA, format!("{contract} cannot be looked at: {}", text_of(&error)))],
+    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use anyhow::Context;
 
 use crate::cli::{exit, say};
 use crate::config::Settings;
-use crate::journal::{History, TransactionHistory};
+use crate::journal::{History, RECORDED, TransactionHistory};
 use crate::model::{RequestId, RequestState, TransactionState};
 
 pub(super) async fn run(id: &str, json: bool, settings: Settings) -> anyhow::Result<ExitCode> {
@@ -81,6 +81,9 @@ fn meaning_of_final(history: &History) -> &'static str {
             "was final, but the chain has dropped its block; the same transaction is sent again"
         }
         Some(_) => "final, written once",
+        None if history.incidents.iter().any(|incident| incident.what == RECORDED) => {
+            "final, its record was in the chain already"
+        }
         None => {
             "was final, but the chain has dropped its block, and its transaction can never land; send it under a new id"
         }

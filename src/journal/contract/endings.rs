@@ -8,7 +8,9 @@ use bytes::Bytes;
 use crate::journal::contract::{
     arrival, attempt, dead, displaced, event, failed, first, id, refused, set, succeeded, transaction,
 };
-use crate::journal::{ConfirmedCopy, CopyKind, Journal, JournalError, JournalOverview, RequestSeq};
+use crate::journal::{
+    ConfirmedCopy, CopyKind, Decision, Journal, JournalError, JournalOverview, RECORDED, RequestSeq, Settlement,
+};
 use crate::model::{Address, BodyHash, Generation, Nonce, RequestState, Timestamp, TransactionState, TxHash};
 use crate::policy::arrival::Verdict;
 use crate::policy::limits::Limits;
@@ -58,6 +60,34 @@ pub(crate) async fn no_request_ends_otherwise_than_its_transaction(journal: Arc<
     }
     assert_eq!(set.journal.live_transactions(set.account).await.unwrap().len(), 2);
     assert!(set.journal.events(&[set.account], 0, 10).await.unwrap().is_empty());
+}
+
+/// What is found in the chain is final without a transaction of its own, and only if none of its own may land.
+pub(crate) async fn what_is_found_written_is_final_unless_its_own_may_land(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a", "b", "c"]).await;
+    let found = |index: usize, text: &str| Settlement {
+        request: set.seq(index),
+        transaction: None,
+        decision: Decision::Found { event: event(text), written_by: TxHash([78; 32]) },
+        others: Vec::new(),
+    };
+    let signed = vec![transaction(set.seq(0), 0), transaction(set.seq(1), 1)];
+    set.journal.record_transactions(&set.lease, signed, Limits::default()).await.unwrap();
+    assert!(set.journal.settle(&set.lease, vec![found(0, "a")]).await.is_err(), "its own may land");
+    let mut succeeds = found(0, "a");
+    succeeds.transaction = succeeded(set.seq(0), 0, "a").transaction;
+    assert!(set.journal.settle(&set.lease, vec![succeeds]).await.is_err(), "its own has landed");
+    let mut reverted = found(1, "b");
+    reverted.transaction = set.reverted(1, 1).transaction;
+    set.journal.settle(&set.lease, vec![reverted, found(2, "c")]).await.unwrap();
+    for (text, state) in [("a", RequestState::Writing), ("b", RequestState::Final), ("c", RequestState::Final)] {
+        assert_eq!(set.state(text).await, state, "{text}");
+    }
+    assert_eq!(set.journal.events(&[set.account], 0, 10).await.unwrap().len(), 2);
+    let history = set.journal.history(&id("c")).await.unwrap().unwrap();
+    let told: Vec<_> = history.incidents.iter().map(|incident| incident.what.as_str()).collect();
+    assert_eq!(told, [RECORDED]);
+    assert!(set.journal.settle(&set.lease, vec![found(2, "c")]).await.is_err(), "it ends once");
 }
 
 /// A confirm may be noted long after its copy has come back and gone on.

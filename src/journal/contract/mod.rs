@@ -619,6 +619,7 @@ macro_rules! journal_contract {
             live_transactions_come_by_nonce_with_their_requests,
             every_change_of_a_state_is_dated,
             no_request_ends_otherwise_than_its_transaction,
+            what_is_found_written_is_final_unless_its_own_may_land,
             a_late_confirm_settles_no_later_copy,
             a_copy_names_its_first_failure_and_every_hash,
             a_mended_replay_takes_the_place_of_what_died,

@@ -14,8 +14,8 @@ use crate::journal::postgres::rows::stored;
 use crate::journal::postgres::{PostgresJournal, closed, ordering};
 use crate::journal::rows::{COPY_COLUMNS, message, request_state, seq, unconfirmed_copy};
 use crate::journal::{
-    AccountId, ConfirmedCopy, CopyKind, Decision, EndedAgain, JournalError, Lease, RefusedMessage, Reorged, RequestSeq,
-    Requeue, Result, Settlement, Settlements, UnconfirmedCopy,
+    AccountId, ConfirmedCopy, CopyKind, Decision, EndedAgain, JournalError, Lease, RECORDED, RefusedMessage, Reorged,
+    RequestSeq, Requeue, Result, Settlement, Settlements, UnconfirmedCopy, recorded_by,
 };
 use crate::model::request::Observation;
 use crate::model::{Cause, Event, Generation, Message, RequestId, RequestState, Timestamp, TxHash};
@@ -137,6 +137,7 @@ async fn record_parked(connection: &Connection, ids: &[RequestId]) -> Result<()>
 #[derive(Default)]
 struct Decided<'s> {
     finals: Vec<(RequestSeq, &'s Event)>,
+    found: Vec<(RequestSeq, &'s Event, TxHash)>,
     failures: Vec<Failure<'s>>,
     requeued: Vec<(RequestSeq, &'s Requeue)>,
 }
@@ -158,6 +159,7 @@ impl<'s> Decided<'s> {
             let failure = |state, cause, next| Failure { request, state, cause, next };
             match decision {
                 Decision::Final(event) => decided.finals.push((request, event)),
+                Decision::Found { event, written_by } => decided.found.push((request, event, *written_by)),
                 Decision::Requeue(why) => decided.requeued.push((request, why)),
                 Decision::Retry { cause, next } => {
                     decided.failures.push(failure(RequestState::RetryPending, cause, Some(*next)));
@@ -186,7 +188,7 @@ async fn settle(connection: &Connection, lease: &Lease, settlements: &[Settlemen
     let decisions = || settlements.iter().flat_map(Settlement::decisions);
     let has_requeued = decisions().any(|(_, decision)| matches!(decision, Decision::Requeue(_)));
     let last_turn = if has_requeued { lock_turns(connection).await? } else { 0 };
-    let finals = decisions().filter(|(_, decision)| matches!(decision, Decision::Final(_)));
+    let finals = decisions().filter(|(_, decision)| matches!(decision, Decision::Final(_) | Decision::Found { .. }));
     let ended: Vec<_> = finals.map(|(request, _)| request.0).collect();
     let ordered = ordering::lock(connection, &ended).await?;
     let requests: Vec<_> = decisions().map(|(request, _)| request.0).collect();
@@ -197,13 +199,15 @@ async fn settle(connection: &Connection, lease: &Lease, settlements: &[Settlemen
     let found = closed::close(connection, lease, &closed, "state = 'live'", now).await?;
     expect_rows("close a nonce that is not live for this request", closed.len(), found.len())?;
     expect_whole_batches(connection, lease, settlements, &found).await?;
-    let Decided { finals, failures, requeued } = Decided::of(settlements, &states);
+    let Decided { finals, found, failures, requeued } = Decided::of(settlements, &states);
     record_failures(connection, lease, &failures, now).await?;
     make_final(connection, lease, &finals, now).await?;
+    make_found(connection, lease, &found, now).await?;
     ordering::release(connection, &ordered).await?;
     requeue(connection, lease, &requeued, last_turn.saturating_add(1), now).await?;
     forget_wishes(connection, &requests).await?;
-    insert_events(connection, finals.iter().map(|(_, event)| (lease.account, *event))).await
+    let events = finals.iter().map(|(_, event)| *event).chain(found.iter().map(|(_, event, _)| *event));
+    insert_events(connection, events.map(|event| (lease.account, event))).await
 }
 
 async fn expect_whole_batches(
@@ -267,6 +271,30 @@ async fn make_final(
 /// or have landed, would write it twice.
 const HAS_NO_EFFECT: &str = " AND NOT EXISTS (SELECT 1 FROM transactions t WHERE t.request = r.seq AND t.state IN ('live', 'succeeded')) \
      AND NOT EXISTS (SELECT 1 FROM batched b WHERE b.request = r.seq AND b.has_effect)";
+
+async fn make_found(
+    connection: &Connection,
+    lease: &Lease,
+    found: &[(RequestSeq, &Event, TxHash)],
+    now: Timestamp,
+) -> Result<()> {
+    if found.is_empty() {
+        return Ok(());
+    }
+    let update = format!(
+        "UPDATE requests r SET state = 'final', body = NULL, write_data = NULL, envelope = NULL, settled_at = $1, changed_at = $1 \
+         WHERE r.seq = ANY($2) AND r.state IN ('accepted', 'writing') AND r.turn > 0 AND r.account = $3{HAS_NO_EFFECT}"
+    );
+    let requests: Vec<_> = found.iter().map(|(request, ..)| request.0).collect();
+    let changed = connection.execute("make requests final", &update, &[&now.0, &requests, &lease.account.0]).await?;
+    expect_rows("make a request final that is not open, or whose own transaction may land", found.len(), changed)?;
+    let noted = found.iter().map(|(request, _, written_by)| Noted {
+        request: *request,
+        what: RECORDED,
+        detail: recorded_by(*written_by),
+    });
+    note_incidents(connection, &noted.collect::<Vec<_>>(), now).await
+}
 
 async fn record_failures(
     connection: &Connection,

@@ -12,8 +12,8 @@ use crate::journal::sqlite::outbox::insert_events;
 use crate::journal::sqlite::rows::prepare;
 use crate::journal::sqlite::{SqliteJournal, closed, ordering};
 use crate::journal::{
-    AccountId, ConfirmedCopy, CopyKind, Decision, EndedAgain, Lease, RefusedMessage, Reorged, RequestSeq, Requeue,
-    Result, Settlement, Settlements, UnconfirmedCopy,
+    AccountId, ConfirmedCopy, CopyKind, Decision, EndedAgain, Lease, RECORDED, RefusedMessage, Reorged, RequestSeq,
+    Requeue, Result, Settlement, Settlements, UnconfirmedCopy, recorded_by,
 };
 use crate::model::request::Observation;
 use crate::model::{Cause, Generation, Message, RequestId, RequestState, Timestamp, TxHash};
@@ -132,6 +132,10 @@ fn settle(connection: &Connection, lease: &Lease, settlements: &[Settlement]) ->
                 finals.push(request);
                 events.push((lease.account, event));
             }
+            Decision::Found { event, written_by } => {
+                make_found(connection, lease, request, *written_by, now)?;
+                events.push((lease.account, event));
+            }
             Decision::Retry { cause, next } => {
                 record_failure(connection, lease, request, (RequestState::RetryPending, cause, Some(*next)), now)?;
             }
@@ -164,6 +168,23 @@ fn make_final(connection: &Connection, lease: &Lease, requests: &[RequestSeq], n
     }
     expect_rows("make a request final whose transaction did not succeed", requests.len(), changed)?;
     ordering::release(connection, &ordering::keys_of(connection, requests.iter().copied())?)
+}
+
+fn make_found(
+    connection: &Connection,
+    lease: &Lease,
+    request: RequestSeq,
+    written_by: TxHash,
+    now: Timestamp,
+) -> Result<()> {
+    let update = format!(
+        "UPDATE requests SET state = 'final', body = NULL, write_data = NULL, envelope = NULL, settled_at = ?1, changed_at = ?1 \
+         WHERE seq = ?2 AND state IN ('accepted', 'writing') AND turn > 0 AND account = ?3{HAS_NO_EFFECT}"
+    );
+    let changed = prepare(connection, "change rows", &update)?.execute((now.0, request.0, lease.account.0))?;
+    expect_rows("make a request final that is not open, or whose own transaction may land", 1, changed)?;
+    note_incidents(connection, &[(request, RECORDED, recorded_by(written_by))], now)?;
+    ordering::release(connection, &ordering::keys_of(connection, [request])?)
 }
 
 /// Invariants 3 and 8, as the end of an update of `requests`: whoever believed a request done while its bytes may land,

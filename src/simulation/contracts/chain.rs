@@ -138,7 +138,7 @@ async fn signed(stage: &impl Stage, nonce: u64, price: u128) -> SignedTransactio
     let unsigned = UnsignedTransaction {
         chain_id: CHAIN_ID,
         nonce: Nonce(nonce),
-        to: CONTRACT,
+        to: Some(CONTRACT),
         value: Wei(0),
         gas: Gas(100_000),
         data: stage.calldata(true),

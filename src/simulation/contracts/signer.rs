@@ -14,7 +14,7 @@ fn transaction(nonce: u64) -> UnsignedTransaction {
     UnsignedTransaction {
         chain_id: crate::simulation::ledger::CHAIN_ID,
         nonce: Nonce(nonce),
-        to: Address([2; 20]),
+        to: Some(Address([2; 20])),
         value: Wei(0),
         gas: Gas(21_000),
         data: bytes::Bytes::from_static(b"data"),

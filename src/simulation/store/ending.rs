@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use crate::journal::{
-    AccountId, ClosedTransaction, ConfirmedCopy, Decision, JournalError, Lease, OutboxRow, RefusedMessage,
-    ReplyAddress, RequestSeq, Settlement,
+    AccountId, ClosedTransaction, ConfirmedCopy, Decision, JournalError, Lease, OutboxRow, RECORDED, RefusedMessage,
+    ReplyAddress, RequestSeq, Settlement, recorded_by,
 };
 use crate::model::request::Observation;
 use crate::model::{Event, RequestId, RequestState, Timestamp, TransactionState};
@@ -64,7 +64,7 @@ impl Store {
         if row.state.next(observation(decision)).is_none() {
             return Err(refused("settle a request", format!("it is {}", row.state)));
         }
-        if matches!(decision, Decision::Retry { .. }) && self.is_held(row) {
+        if matches!(decision, Decision::Retry { .. } | Decision::Found { .. }) && self.is_held(row) {
             return Err(refused("try a request again", "it waits for others of its key"));
         }
         let is_final = matches!(decision, Decision::Final(_));
@@ -95,6 +95,12 @@ impl Store {
         let (cause, next) = match decision {
             Decision::Final(event) => {
                 row.end(now, state);
+                let (account, id) = (row.account, row.id.clone());
+                return self.add_event(account, id, event);
+            }
+            Decision::Found { event, written_by } => {
+                row.end(now, state);
+                row.note(now, RECORDED, recorded_by(written_by));
                 let (account, id) = (row.account, row.id.clone());
                 return self.add_event(account, id, event);
             }
@@ -199,6 +205,7 @@ impl Store {
 fn observation(decision: &Decision) -> Observation {
     match decision {
         Decision::Final(_) => Observation::Succeeded,
+        Decision::Found { .. } => Observation::Found,
         Decision::Retry { .. } => Observation::FailedForNow,
         Decision::Dead { .. } | Decision::Cancel { .. } => Observation::FailedForGood,
         Decision::Requeue(_) => Observation::Displaced,

@@ -184,7 +184,11 @@ impl Pick {
             Settlement { request, transaction: Some(closed(live.nonce, state)), decision, others }
         });
         let unsigned = store.queued(account, i64::MIN, u32::from(self.y / 5 % 2)).into_iter().map(|queued| {
-            let decision = if self.y.is_multiple_of(2) { retry(queued.generation) } else { dead() };
+            let decision = match self.y % 3 {
+                0 => retry(queued.generation),
+                1 => dead(),
+                _ => found(&queued.id, self.y),
+            };
             Settlement { request: queued.seq, transaction: None, decision, others: Vec::new() }
         });
         live.chain(unsigned).collect()
@@ -192,10 +196,11 @@ impl Pick {
 
     fn any_settlement(self) -> Settlement {
         let state = TransactionState::ALL[usize::from(self.x) % 5];
-        let decision = match self.y % 4 {
+        let decision = match self.y % 5 {
             0 => Decision::Final(event(&id(0), self.y)),
             1 => retry(Generation::default()),
             2 => dead(),
+            3 => found(&id(0), self.y),
             _ => Decision::Requeue(Requeue::Displaced(TxHash([77; 32]))),
         };
         let transaction = (!self.x.is_multiple_of(3)).then(|| closed(Nonce(u64::from(self.x / 5 % 8)), state));
@@ -237,6 +242,10 @@ fn id(index: usize) -> RequestId {
 
 fn retry(generation: Generation) -> Decision {
     Decision::Retry { cause: Cause::rejected("reverted", "not today"), next: generation.next_retry() }
+}
+
+fn found(id: &RequestId, seed: u8) -> Decision {
+    Decision::Found { event: event(id, seed), written_by: TxHash([78; 32]) }
 }
 
 fn dead() -> Decision {

@@ -1,0 +1,244 @@
+//! `chainwriter contract`: the contract `Records`, put into the chain, and compared with what it should be.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use clap::{Args, Subcommand};
+use tokio::time::{Instant, sleep};
+
+use crate::app::{client_settings, signer};
+use crate::chain::{BlockTag, Call, Chain, ChainError, NodeClient};
+use crate::cli::{exit, operator, say};
+use crate::config::Settings;
+use crate::journal::{Acquired, Lease, OperatorsJournal};
+use crate::model::{Address, BlockNumber, SignedTransaction, UnsignedTransaction, Wei, ids};
+use crate::policy::gas;
+use crate::policy::records::{self, Artefact};
+use crate::signer::Signer;
+
+/// What the estimate may be off by, in percent.
+const GAS_MARGIN: u32 = 10;
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Put the contract into the chain; prints its address, and what to write into the configuration.
+    Deploy {
+        /// The account that pays and becomes the owner, one of the [[signer]]; the first one if not given. No worker may
+        /// work for it meanwhile.
+        #[arg(long, value_name = "ADDRESS")]
+        signer: Option<Address>,
+        /// Further accounts that may record, besides all [[signer]].
+        #[arg(long, value_name = "ADDRESS")]
+        writer: Vec<Address>,
+        /// For how long to wait until the transaction is in a block.
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "10m")]
+        timeout: Duration,
+    },
+    /// Compare a contract's code with this program's, and say who owns it and which signers may record.
+    Verify {
+        /// Its address.
+        address: Address,
+    },
+}
+
+pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
+    let chain = NodeClient::new(&client_settings(&settings)).context("cannot make the HTTP client")?;
+    match arguments.what {
+        What::Deploy { signer, writer, timeout } => deploy(&settings, &chain, signer, writer, timeout).await,
+        What::Verify { address } => verify(&settings, &chain, address).await,
+    }
+}
+
+async fn deploy(
+    settings: &Settings,
+    chain: &NodeClient,
+    payer: Option<Address>,
+    more_writers: Vec<Address>,
+    timeout: Duration,
+) -> anyhow::Result<ExitCode> {
+    let mut sections = settings.signers.iter();
+    let section = sections.find(|section| payer.is_none_or(|payer| section.address() == payer));
+    let signer = signer(section.context("no [[signer]] is this account")?)?;
+    let mut writers: Vec<_> = settings.signers.iter().map(|signer| signer.address()).chain(more_writers).collect();
+    writers.sort_unstable();
+    writers.dedup();
+    let code = Artefact::built().map_err(anyhow::Error::msg)?.creation(&writers);
+    let journal = settings.journal.address.open().await?;
+    let done = deploy_with(settings, chain, signer.as_ref(), journal.as_ref(), code, timeout).await;
+    journal.close().await;
+    match done? {
+        Some((address, block)) => {
+            say(format_args!("the contract is at {address}, in block {block}; its owner is {}", signer.address()));
+            say(format_args!("writers: {}", list(&writers)));
+            say(format_args!("\n[write]\nmode = \"record\"\nto = \"{address}\""));
+            Ok(ExitCode::SUCCESS)
+        }
+        None => Ok(ExitCode::from(exit::STILL_OPEN)),
+    }
+}
+
+/// Under the account's lease: a worker would give the same nonce to a request. `None`: it is in no block yet.
+async fn deploy_with(
+    settings: &Settings,
+    chain: &NodeClient,
+    signer: &dyn Signer,
+    journal: &dyn OperatorsJournal,
+    code: Bytes,
+    timeout: Duration,
+) -> anyhow::Result<Option<(Address, BlockNumber)>> {
+    let address = signer.address();
+    let account = journal.account(settings.chain.id, address).await?;
+    let owner = format!("{}/contract deploy/{}", operator(), ids::unique()).into();
+    let Acquired::Ours(lease) = journal.acquire_lease(account, owner, settings.lease_ttl, None).await? else {
+        bail!("a worker works for {address}; stop it first, or deploy with another account (--signer)");
+    };
+    let done = tokio::select! {
+        done = make(settings, chain, signer, journal, &lease, code, timeout) => done,
+        error = keep(journal, &lease, settings.lease_ttl) => Err(error),
+    };
+    journal.release_lease(&lease).await?;
+    done
+}
+
+async fn keep(journal: &dyn OperatorsJournal, lease: &Lease, ttl: Duration) -> anyhow::Error {
+    loop {
+        sleep(ttl / 3).await;
+        if let Err(error) = journal.renew_lease(lease, ttl).await {
+            return error.into();
+        }
+    }
+}
+
+/// The transaction is in no journal: nobody waits for it. A crash after it was sent leaves it in the pools, where a worker
+/// meets it as one of another program, and gives its request another nonce.
+async fn make(
+    settings: &Settings,
+    chain: &NodeClient,
+    signer: &dyn Signer,
+    journal: &dyn OperatorsJournal,
+    lease: &Lease,
+    code: Bytes,
+    timeout: Duration,
+) -> anyhow::Result<Option<(Address, BlockNumber)>> {
+    let address = signer.address();
+    let head = chain.header(BlockTag::Latest).await?.context("the node has no block")?;
+    let nonce = chain.transaction_count(address, BlockTag::Latest).await?;
+    for (endpoint, pending) in chain.pending_counts(address).await {
+        if pending.is_ok_and(|pending| pending > nonce) {
+            bail!("{endpoint} has transactions of {address} in its pool; wait until they are in a block");
+        }
+    }
+    let next = journal.raise_next_nonce(lease, nonce).await?;
+    if next != nonce {
+        bail!("{address} has transactions in the journal that are not in the chain; let a worker end them first");
+    }
+    let fee = settings.fees.quote(&chain.market(&head).await?).map_err(|above| anyhow::anyhow!("{above}"))?;
+    let estimate = chain.estimate_creation(address, &code).await.context("the contract cannot be made")?;
+    let unsigned = UnsignedTransaction {
+        chain_id: settings.chain.id,
+        nonce,
+        to: None,
+        value: Wei(0),
+        gas: gas::limit(estimate, GAS_MARGIN, head.gas_limit),
+        data: code,
+        fee,
+    };
+    let signed = signer.sign(vec![unsigned]).await?.pop().context("the signer signed nothing")?;
+    say(format_args!("sent {} with nonce {nonce} of {address}; waiting for its block", signed.hash));
+    let made = wait(settings, chain, &signed, timeout).await?;
+    match made {
+        Some(_) => _ = journal.raise_next_nonce(lease, nonce.plus(1)).await?,
+        None => say(format_args!("{} is in no block yet; it may still come", signed.hash)),
+    }
+    Ok(made)
+}
+
+/// Whatever nodes say to the bytes decides nothing: the chain does.
+async fn wait(
+    settings: &Settings,
+    chain: &NodeClient,
+    signed: &SignedTransaction,
+    timeout: Duration,
+) -> anyhow::Result<Option<(Address, BlockNumber)>> {
+    let deadline = Instant::now() + timeout;
+    let mut again = Instant::now();
+    let mut told = String::new();
+    loop {
+        if Instant::now() >= again {
+            let refusals = chain.broadcast(std::slice::from_ref(signed)).await.into_iter().filter_map(Result::err);
+            let refusals = refusals.map(|refusal| refusal.to_string()).collect::<Vec<_>>().join("; ");
+            if !refusals.is_empty() && refusals != told {
+                say(&refusals);
+                told = refusals;
+            }
+            again = Instant::now() + settings.chain.resend_after;
+        }
+        if let Some(made) = chain.created(signed.hash).await? {
+            return Ok(Some(made));
+        }
+        if Instant::now() >= deadline {
+            return Ok(None);
+        }
+        sleep(settings.chain.poll_interval).await;
+    }
+}
+
+/// What stands at an address.
+pub(super) struct Standing {
+    /// Its code is that of `Records`.
+    pub(super) is_records: bool,
+    /// Who may say who records.
+    pub(super) owner: Option<Address>,
+    /// Of the signers those that may not record.
+    pub(super) strangers: Vec<Address>,
+}
+
+/// Compares and asks.
+pub(super) async fn standing(settings: &Settings, chain: &NodeClient, contract: Address) -> anyhow::Result<Standing> {
+    let artefact = Artefact::built().map_err(anyhow::Error::msg)?;
+    if chain.code(contract).await? != artefact.runtime {
+        return Ok(Standing { is_records: false, owner: None, strangers: Vec::new() });
+    }
+    let head = chain.header(BlockTag::Latest).await?.context("the node has no block")?.number;
+    let ask = async |data: Bytes| -> Result<Bytes, ChainError> {
+        let call = Call { from: Address([0; 20]), to: contract, value: Wei(0), data };
+        chain.call(&call, head).await
+    };
+    let owner = records::read_address(&ask(records::ask_owner()).await?);
+    let mut strangers = Vec::new();
+    for signer in settings.signers.iter().map(|signer| signer.address()) {
+        if records::read_bool(&ask(records::ask_writer(signer)).await?) != Some(true) {
+            strangers.push(signer);
+        }
+    }
+    Ok(Standing { is_records: true, owner, strangers })
+}
+
+async fn verify(settings: &Settings, chain: &NodeClient, address: Address) -> anyhow::Result<ExitCode> {
+    let Standing { is_records, owner, strangers } = standing(settings, chain, address).await?;
+    if !is_records {
+        say(format_args!("{address}: not the contract Records as this program has it"));
+        return Ok(ExitCode::from(exit::NOT_FOUND));
+    }
+    say(format_args!("{address}: the contract Records, byte for byte as this program has it"));
+    if let Some(owner) = owner {
+        say(format_args!("  owner      {owner}"));
+    }
+    for signer in settings.signers.iter().map(|signer| signer.address()) {
+        let may = if strangers.contains(&signer) { "may not record: its owner calls setWriter" } else { "may record" };
+        say(format_args!("  signer     {signer} {may}"));
+    }
+    Ok(if strangers.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(exit::ANOTHER) })
+}
+
+fn list(addresses: &[Address]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}

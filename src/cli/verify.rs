@@ -1,0 +1,192 @@
+//! `chainwriter verify`: proves from the chain alone, without the journal, that a record is there.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use serde::Serialize;
+
+use crate::app::client_settings;
+use crate::chain::{BlockTag, Chain, NodeClient};
+use crate::cli::recover::final_height;
+use crate::cli::{exit, progress_bar, say};
+use crate::config::Settings;
+use crate::model::{Address, BlockHash, BlockNumber, ContentHash, RecordId, RequestId, Timestamp, TxHash};
+use crate::policy::records::{self, Kept};
+use crate::policy::routes::Calldata;
+use crate::proof::{Record, Search, walk};
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// A request's id; or a file, whose content is looked for in all records.
+    #[arg(value_name = "ID|FILE")]
+    what: String,
+    /// With an id: the record's content must be this file's.
+    #[arg(long, value_name = "FILE", conflicts_with = "content")]
+    file: Option<PathBuf>,
+    /// With an id: the record's content must have this hash (keccak-256).
+    #[arg(long, value_name = "HASH")]
+    content: Option<ContentHash>,
+    /// The contract; those of all routes with mode = "record" if not given.
+    #[arg(long, value_name = "ADDRESS")]
+    contract: Option<Address>,
+    /// Look from this block on.
+    #[arg(long, value_name = "BLOCK", default_value_t = 0)]
+    from_block: u64,
+    /// Print the proof as one JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is looked for.
+struct Wanted {
+    id: Option<RecordId>,
+    content: Option<ContentHash>,
+}
+
+/// What the chain says of a record.
+#[derive(Debug, Serialize)]
+struct Proof {
+    contract: Address,
+    record_id: RecordId,
+    content: ContentHash,
+    /// The log has the content, too.
+    has_body: bool,
+    writer: Address,
+    tx_hash: TxHash,
+    block_number: BlockNumber,
+    block_hash: BlockHash,
+    /// RFC 3339.
+    block_time: String,
+    /// By `chain.finality`.
+    is_final: bool,
+    /// The content is the one that was asked for; nothing where none was.
+    is_content: Option<bool>,
+}
+
+pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
+    let wanted = wanted(&arguments)?;
+    let chain = NodeClient::new(&client_settings(&settings)).context("cannot make the HTTP client")?;
+    let contracts = match arguments.contract {
+        Some(contract) => vec![contract],
+        None => contracts_of(&settings),
+    };
+    if contracts.is_empty() {
+        bail!("no route has mode = \"record\"; name the contract with --contract");
+    }
+    let head = chain.header(BlockTag::Latest).await?.context("the node has no block")?.number;
+    let range = (BlockNumber(arguments.from_block), head);
+    for contract in contracts {
+        if let Some(record) = look(&chain, contract, &wanted, range).await? {
+            let proof = prove(&settings, &chain, contract, record, wanted.content).await?;
+            if arguments.json {
+                say(serde_json::to_string_pretty(&proof)?);
+            } else {
+                say(proof.tell(&arguments.what).trim_end());
+            }
+            return Ok(ExitCode::from(proof.code()));
+        }
+    }
+    say(format_args!("{}: no record in blocks {} to {head}", arguments.what, arguments.from_block));
+    Ok(ExitCode::from(exit::NOT_FOUND))
+}
+
+fn wanted(arguments: &Arguments) -> anyhow::Result<Wanted> {
+    let hash_of = |file: &Path| -> anyhow::Result<ContentHash> {
+        let content = std::fs::read(file).with_context(|| format!("{} cannot be read", file.display()))?;
+        Ok(records::content_hash(&content))
+    };
+    let asked = match (&arguments.file, arguments.content) {
+        (Some(file), _) => Some(hash_of(file)?),
+        (None, content) => content,
+    };
+    let file = Path::new(&arguments.what);
+    if asked.is_none() && file.is_file() {
+        return Ok(Wanted { id: None, content: Some(hash_of(file)?) });
+    }
+    let id = RequestId::new(&arguments.what).context("this is neither a file nor a request id")?;
+    Ok(Wanted { id: Some(records::record_id(&id)), content: asked })
+}
+
+fn contracts_of(settings: &Settings) -> Vec<Address> {
+    let is_record = |calldata: &Calldata| matches!(calldata, Calldata::Record(_));
+    let routes = settings.admission.routes.iter().filter(|route| is_record(&route.calldata));
+    let mut contracts: Vec<_> = routes.map(|route| route.to).collect();
+    contracts.sort_unstable();
+    contracts.dedup();
+    contracts
+}
+
+async fn look(
+    chain: &NodeClient,
+    contract: Address,
+    wanted: &Wanted,
+    (from, to): (BlockNumber, BlockNumber),
+) -> anyhow::Result<Option<Record>> {
+    let search = Search { contract, id: wanted.id, from, to, calls: u32::MAX };
+    let progress = progress_bar(to.0.saturating_sub(from.0) + 1, format!("{contract}: blocks"));
+    let is_wanted =
+        |record: &Record| wanted.id.is_some() || wanted.content.is_some_and(|content| content == record.logged.content);
+    let mut found = None;
+    walk(chain, search, |down_to, records| {
+        progress.set_position(to.0.saturating_sub(down_to.0) + 1);
+        found = records.into_iter().find(is_wanted);
+        if found.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })
+    .await?;
+    progress.finish_and_clear();
+    Ok(found)
+}
+
+async fn prove(
+    settings: &Settings,
+    chain: &NodeClient,
+    contract: Address,
+    Record { logged, inclusion }: Record,
+    content: Option<ContentHash>,
+) -> anyhow::Result<Proof> {
+    let number = inclusion.block_number;
+    let block = chain.header(BlockTag::Number(number)).await?;
+    let block = block.filter(|block| block.hash == inclusion.block_hash);
+    let block = block.with_context(|| format!("the chain has another block {number} now; look again"))?;
+    let height = final_height(chain, settings.chain.finality).await.unwrap_or(BlockNumber(0));
+    Ok(Proof {
+        contract,
+        record_id: logged.id,
+        content: logged.content,
+        has_body: logged.kept == Kept::Body,
+        writer: logged.writer,
+        tx_hash: inclusion.tx_hash,
+        block_number: number,
+        block_hash: inclusion.block_hash,
+        block_time: Timestamp(i64::try_from(block.timestamp.saturating_mul(1000)).unwrap_or(i64::MAX)).to_string(),
+        is_final: number <= height,
+        is_content: content.map(|content| content == logged.content),
+    })
+}
+
+impl Proof {
+    fn tell(&self, what: &str) -> String {
+        let Self { contract, record_id, content, writer, tx_hash, block_number, block_hash, block_time, .. } = self;
+        let verdict = match (self.is_content, self.is_final) {
+            (Some(false), _) => "recorded with another content",
+            (_, true) => "recorded, and final",
+            (_, false) => "recorded, and not final yet",
+        };
+        let body = if self.has_body { ", which is in the log" } else { "" };
+        format!(
+            "{what}: {verdict}\n  record     {record_id} in {contract}\n  content    {content}{body}\n  \
+             writer     {writer}\n  block      {block_number} {block_hash} of {block_time}\n  tx         {tx_hash}\n"
+        )
+    }
+
+    fn code(&self) -> u8 {
+        match (self.is_content, self.is_final) {
+            (Some(false), _) => exit::ANOTHER,
+            (_, true) => 0,
+            (_, false) => exit::STILL_OPEN,
+        }
+    }
+}
