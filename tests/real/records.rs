@@ -6,7 +6,7 @@ use crate::stage::{BINARY, DEAD, QUEUE, Stage, kinds_of};
 use crate::support::{ACCOUNTS, FilteringNode, Say, WorkerConfig, WorkerHome, with_id};
 
 /// A configuration that records at a contract deployed for it, and the contract's address.
-async fn with_contract(stage: &Stage, extra: &str) -> (WorkerConfig, String) {
+pub async fn with_contract(stage: &Stage, extra: &str) -> (WorkerConfig, String) {
     let home = WorkerHome::new(&stage.config());
     let (code, text) = home.command(BINARY, &["contract", "deploy"]).await;
     assert_eq!(code, 0, "{text}");
