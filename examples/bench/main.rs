@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use clap::Parser;
 
+mod batch;
 mod daemon;
 mod direct;
 mod forwarder;
@@ -25,8 +26,8 @@ mod support;
 mod throughput;
 
 /// All there are, in their order.
-const BENCHES: [&str; 8] =
-    ["throughput", "cost", "memory", "latency", "growth_journal", "start_up", "growth_body", "spread"];
+const BENCHES: [&str; 9] =
+    ["throughput", "cost", "memory", "latency", "growth_journal", "start_up", "growth_body", "spread", "batch"];
 
 #[derive(Parser, Clone)]
 struct Options {
@@ -45,6 +46,9 @@ struct Options {
     /// Transactions not in a block, for the throughput.
     #[arg(long, default_value_t = stage::IN_FLIGHT)]
     in_flight: usize,
+    /// Messages in one transaction, for the batches.
+    #[arg(long, default_value_t = 200)]
+    batch: usize,
     /// Messages a second for the latency, where the throughput is not measured in the same run.
     #[arg(long, default_value_t = 1000.0)]
     rate: f64,
@@ -64,7 +68,7 @@ impl Options {
 async fn main() {
     let options = Options::parse();
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let needs_way = options.wants("throughput") || options.wants("growth_body");
+    let needs_way = options.wants("throughput") || options.wants("growth_body") || options.wants("batch");
     let way = if needs_way { direct::best_use().await } else { direct::Use::default() };
     let mut half = options.rate;
     if options.wants("throughput") {
@@ -90,5 +94,8 @@ async fn main() {
     }
     if options.wants("spread") {
         growth::spread(&options).await;
+    }
+    if options.wants("batch") {
+        batch::run(&options, way).await;
     }
 }

@@ -92,7 +92,7 @@ pub(super) fn sent_in(value: &Value, account: Address) -> Result<Option<SentInBl
                 nonce: Nonce(nonce),
                 tx_hash: tx_hash.ok_or("a transaction without a hash")?,
                 to: text("to").and_then(|text| text.to_lowercase().parse().ok()),
-                data: data.ok_or("a transaction without calldata")?.into(),
+                data: data.ok_or("a transaction without calldata")?,
             });
         }
     }

@@ -279,7 +279,7 @@ mod tests {
         let Faults(faults) = load_text("").unwrap_err();
         let keys: Vec<_> =
             faults.iter().map(|fault| fault.trim_start_matches("- ").split(':').next().unwrap()).collect();
-        assert_eq!(keys, ["broker.queue", "worker.organisation", "chain.id", "signer", "write.to"]);
+        assert_eq!(keys, ["broker.queue", "write.to", "worker.organisation", "chain.id", "signer"]);
     }
 
     #[test]

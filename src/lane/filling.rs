@@ -134,9 +134,9 @@ impl Lane {
         }
         let mut rulings = Vec::new();
         for request in taken {
-            match self.as_fetched(request) {
-                Ok(fetched) => self.fetched.push(fetched),
-                Err(request) => {
+            match self.write_of(&request) {
+                Some(write) => self.fetched.push(Fetched { request, write }),
+                None => {
                     let detail = "it was taken in before there were routes; send it back to have it routed";
                     rulings.push(ending::failed(lease, request, Cause::invalid(NO_ROUTE, detail)));
                 }

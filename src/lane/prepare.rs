@@ -187,17 +187,15 @@ impl Lane {
         if let Some(place) = self.prepared.iter().position(is_it) {
             let back: Vec<_> = self.prepared.drain(place..).flat_map(Prepared::into_requests).collect();
             let back = back.into_iter().filter(|own| own.seq != request);
-            let back: Vec<_> = back.filter_map(|request| self.as_fetched(request).ok()).collect();
+            let back: Vec<_> =
+                back.filter_map(|request| Some(Fetched { write: self.write_of(&request)?, request })).collect();
             self.fetched.splice(0..0, back);
         }
     }
 
-    /// With what it asks for; the request alone, where nobody knows that.
-    pub(super) fn as_fetched(&self, request: QueuedRequest) -> Result<Fetched, QueuedRequest> {
-        match request.write.clone().or_else(|| self.settings.unstored_write.clone()) {
-            Some(write) => Ok(Fetched { request, write }),
-            None => Err(request),
-        }
+    /// What it asks for; `None`, where nobody knows that.
+    pub(super) fn write_of(&self, request: &QueuedRequest) -> Option<Write> {
+        request.write.clone().or_else(|| self.settings.unstored_write.clone())
     }
 
     /// Of those drafts that are not known to run, in their order.

@@ -93,11 +93,14 @@ pub(super) async fn record_ended_again(connection: &Connection, lease: &Lease, e
     tell(connection, lease, &told, "ended", now).await
 }
 
+/// What requests of one transaction are told: each its event, and all the same for a person.
+type Told<'t> = (Vec<(RequestSeq, Option<&'t Event>)>, &'t str);
+
 /// Notes an incident of each of the requests, and queues the events.
 async fn tell(
     connection: &Connection,
     lease: &Lease,
-    told: &[(Vec<(RequestSeq, Option<&Event>)>, &str)],
+    told: &[Told<'_>],
     what: &'static str,
     now: Timestamp,
 ) -> Result<()> {

@@ -60,25 +60,17 @@ impl Many {
     /// The calls that this was joined from. `None` where it does not call the function for many.
     pub fn split(&self, calldata: &[u8]) -> Option<Vec<Vec<u8>>> {
         let values = arguments(&self.many, calldata)?;
-        let columns = values.into_iter().map(array).collect::<Option<Vec<_>>>()?;
-        let rows: Vec<Vec<DynSolValue>> = if self.are_tuples {
-            let tuple = |value| match value {
-                DynSolValue::Tuple(values) => Some(values),
-                _ => None,
-            };
-            columns.into_iter().flatten().map(tuple).collect::<Option<_>>()?
-        } else {
-            let length = columns.first()?.len();
-            let mut rows = vec![Vec::with_capacity(columns.len()); length];
-            for column in columns {
-                if column.len() != length {
-                    return None;
-                }
-                rows.iter_mut().zip(column).for_each(|(row, value)| row.push(value));
-            }
-            rows
-        };
-        rows.iter().map(|row| self.one.abi_encode_input(row).ok()).collect()
+        let columns = values.iter().map(DynSolValue::as_array).collect::<Option<Vec<_>>>()?;
+        let encode = |row: &[DynSolValue]| self.one.abi_encode_input(row).ok();
+        if self.are_tuples {
+            return columns.into_iter().flatten().map(|row| encode(row.as_tuple()?)).collect();
+        }
+        let length = columns.first()?.len();
+        if columns.iter().any(|column| column.len() != length) {
+            return None;
+        }
+        let row = |index| columns.iter().map(|column| column.get(index).cloned()).collect::<Option<Vec<_>>>();
+        (0..length).map(|index| encode(&row(index)?)).collect()
     }
 }
 
@@ -88,13 +80,6 @@ fn kinds(params: &[Param]) -> Result<Vec<DynSolType>, String> {
 
 fn arguments(function: &Function, calldata: &[u8]) -> Option<Vec<DynSolValue>> {
     function.abi_decode_input(calldata.strip_prefix(function.selector().as_slice())?).ok()
-}
-
-fn array(value: DynSolValue) -> Option<Vec<DynSolValue>> {
-    match value {
-        DynSolValue::Array(values) => Some(values),
-        _ => None,
-    }
 }
 
 #[cfg(test)]
