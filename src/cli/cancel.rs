@@ -9,7 +9,7 @@ use clap::Args;
 use crate::cli::{exit, operator, say};
 use crate::config::Settings;
 use crate::journal::{CancelWish, History, WishAnswer};
-use crate::model::{RequestId, RequestState};
+use crate::model::{RequestId, RequestState, TransactionState};
 
 /// How often `--wait` looks.
 const LOOK: Duration = Duration::from_millis(200);
@@ -39,7 +39,8 @@ pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Res
     let answer = journal.wish_cancellation(&id, wish).await?;
     let mut history = journal.history(&id).await?;
     if let WishAnswer::Noted(state) = answer {
-        say(format_args!("{id}: {}", noted(state)));
+        let shares = history.as_ref().is_some_and(shares_its_transaction);
+        say(format_args!("{id}: {}", if shares { SHARED } else { noted(state) }));
         while arguments.wait && history.as_ref().is_some_and(|history| !has_ended(history)) {
             tokio::time::sleep(LOOK).await;
             history = journal.history(&id).await?;
@@ -56,6 +57,15 @@ pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Res
         Some(history) if has_ended(&history) => told_end(&id, &history),
         Some(_) => ExitCode::SUCCESS,
     })
+}
+
+/// That is not cancelled for one of its requests.
+const SHARED: &str = "to be cancelled, but it shares a transaction with others, which is signed: it is written with them, unless \
+                      that fails; then it becomes a dead letter";
+
+fn shares_its_transaction(history: &History) -> bool {
+    let live = TransactionState::Live.as_str();
+    history.transactions.iter().any(|transaction| transaction.state == live && transaction.batch.is_some())
 }
 
 fn noted(state: RequestState) -> &'static str {

@@ -171,6 +171,10 @@ async fn a_worker_that_is_killed_finds_its_batch_again() {
     pool_holds(&stage, 1).await;
     worker.kill().await;
     stage.anvil.drop_all().await.unwrap();
+    let (code, told) = home.command(BINARY, &["cancel", &word(3)]).await;
+    assert!(code == 0 && told.contains("it shares a transaction with others"), "{code} {told}");
+    let (_, told) = home.command(BINARY, &["status", &word(3)]).await;
+    assert!(told.contains("not final yet, as 4 of 10 in it"), "{told}");
     let mut worker = home.start(BINARY);
     wait_log(&worker, "the lane works").await;
     pool_holds(&stage, 1).await;

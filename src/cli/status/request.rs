@@ -8,6 +8,7 @@ use anyhow::Context;
 use crate::cli::{exit, say};
 use crate::config::Settings;
 use crate::journal::{History, RECORDED, TransactionHistory};
+use crate::model::event::BatchPlace;
 use crate::model::{RequestId, RequestState, TransactionState};
 
 pub(super) async fn run(id: &str, json: bool, settings: Settings) -> anyhow::Result<ExitCode> {
@@ -95,11 +96,15 @@ fn ending(transaction: &TransactionHistory) -> String {
         (Some(block), Some(gas), Some(hash)) => format!(" in block {block} as {hash}, {gas} gas used"),
         _ => String::new(),
     };
+    let place = match transaction.batch {
+        Some(BatchPlace { index, size }) => format!("{place}, as {} of {size} in it", index + 1),
+        None => place,
+    };
     if transaction.reorged_at.is_some() {
         return format!("was {}{place}, a block that the chain has dropped", transaction.state);
     }
     match transaction.state.as_str() {
-        "live" => "not final yet".to_owned(),
+        "live" => format!("not final yet{place}"),
         "succeeded" => format!("succeeded{place}"),
         "reverted" => format!("reverted{place}"),
         "cancelled" => format!("cancelled{place}"),
