@@ -16,7 +16,7 @@ use serde::Deserialize;
 const MOST_SEEDS: u64 = 2000;
 /// What the simulation needs to be built.
 const TREE: &[&str] =
-    &["Cargo.toml", "Cargo.lock", "worker.toml", "src", "benches", "examples", "migrations", "schemas", "tests"];
+    &["Cargo.toml", "Cargo.lock", "worker.toml", "src", "benches", "contracts", "examples", "migrations", "schemas", "tests"];
 
 #[derive(Deserialize)]
 struct Bugs {

@@ -12,9 +12,17 @@ pub(crate) struct ChainTransaction {
     /// Which account sent it.
     pub(crate) account: usize,
     pub(crate) nonce: u64,
-    pub(crate) calldata: Vec<u8>,
+    /// The bodies that it writes, or their numbers.
+    pub(crate) writes: Vec<Written>,
     pub(crate) target: Target,
     pub(crate) succeeded: bool,
+}
+
+/// A message in a transaction.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Written {
+    Body(Vec<u8>),
+    Number(u64),
 }
 
 /// Where a transaction went.
@@ -111,18 +119,28 @@ pub(crate) fn check(history: &History) -> Findings {
     let mut findings = Findings::default();
     let by_body: HashMap<&[u8], usize> =
         history.published.iter().enumerate().map(|(place, message)| (message.body.as_slice(), place)).collect();
+    let by_number: HashMap<u64, usize> =
+        history.published.iter().enumerate().map(|(place, message)| (message.number, place)).collect();
     let mut fates: Vec<Fate<'_>> = history.published.iter().map(|_| Fate::default()).collect();
     for transaction in &history.chain {
-        let fate = by_body.get(transaction.calldata.as_slice()).and_then(|place| fates.get_mut(*place));
-        match (transaction.target, fate) {
-            (Target::Itself, _) => findings.cancelled += 1,
-            (Target::Stranger, _) => findings.foreign += 1,
-            (Target::Contract, Some(fate)) if transaction.succeeded => fate.effects.push(transaction),
-            (Target::Contract, Some(_)) => findings.reverted += 1,
-            (Target::Contract, None) => {
-                findings.wrong.push(format!("{} writes what nobody published", transaction.hash));
+        match transaction.target {
+            Target::Itself => findings.cancelled += 1,
+            Target::Stranger => findings.foreign += 1,
+            Target::Contract => {
+                findings.reverted += usize::from(!transaction.succeeded);
+                for write in &transaction.writes {
+                    let place = match write {
+                        Written::Body(body) => by_body.get(body.as_slice()),
+                        Written::Number(number) => by_number.get(number),
+                    };
+                    match place.and_then(|place| fates.get_mut(*place)) {
+                        Some(fate) if transaction.succeeded => fate.effects.push(transaction),
+                        Some(_) => {}
+                        None => findings.wrong.push(format!("{} writes what nobody published", transaction.hash)),
+                    }
+                }
             }
-            (Target::Unknown, _) => findings.wrong.push(format!("{} goes to nobody known", transaction.hash)),
+            Target::Unknown => findings.wrong.push(format!("{} goes to nobody known", transaction.hash)),
         }
     }
     for SentBack { body, replay, is_confirmed } in &history.sent_back {

@@ -4,12 +4,13 @@ use super::*;
 
 fn message(id: &str, kind: Kind) -> Message {
     let text = format!(r#"{{"id":"{id}","kind":"{kind:?}"}}"#);
-    Message { id: (kind != Kind::NoId).then(|| id.to_owned()), body: text.into_bytes(), kind }
+    let number = text.bytes().fold(0_u64, |number, byte| number.wrapping_mul(31) + u64::from(byte));
+    Message { id: (kind != Kind::NoId).then(|| id.to_owned()), body: text.into_bytes(), number, kind }
 }
 
 fn written(message: &Message, nonce: u64) -> ChainTransaction {
-    let (hash, calldata) = (format!("0x{nonce}"), message.body.clone());
-    ChainTransaction { hash, account: 0, nonce, calldata, target: Target::Contract, succeeded: true }
+    let (hash, writes) = (format!("0x{nonce}"), vec![Written::Body(message.body.clone())]);
+    ChainTransaction { hash, account: 0, nonce, writes, target: Target::Contract, succeeded: true }
 }
 
 fn told(id: &str, nonce: u64) -> FinalEvent {
@@ -29,7 +30,7 @@ fn good() -> History {
     let no_id = message("d", Kind::NoId);
     let too_large = message("e", Kind::TooLarge);
     let reverted = ChainTransaction { succeeded: false, ..written(&later, 1) };
-    let cancelled = ChainTransaction { calldata: Vec::new(), target: Target::Itself, ..written(&later, 2) };
+    let cancelled = ChainTransaction { writes: Vec::new(), target: Target::Itself, ..written(&later, 2) };
     History {
         chain: vec![written(&write, 0), reverted, cancelled, written(&later, 3)],
         next_nonces: vec![4, 0],
@@ -97,6 +98,28 @@ fn an_id_that_is_refused_with_every_body_is_lost() {
         history.finals.remove(0);
     });
     assert_eq!(findings.lost, ["a (refused with every body)"]);
+}
+
+#[test]
+fn in_a_batch_each_message_counts_for_itself() {
+    let in_one = |succeeded| {
+        after(|history| {
+            let write = message("f", Kind::Write);
+            let numbers = [history.published[0].number, write.number].map(Written::Number).to_vec();
+            history.chain[0] = ChainTransaction { writes: numbers, succeeded, ..history.chain[0].clone() };
+            history.finals.push(told("f", 0));
+            history.published.push(write);
+        })
+    };
+    let good = in_one(true);
+    assert!(is_clean(&good), "{good:?}");
+    let failed = in_one(false);
+    assert_eq!((failed.lost, failed.reverted), (vec!["a".to_owned(), "f".to_owned()], 2));
+    let twice = after(|history| {
+        let number = Written::Number(history.published[0].number);
+        history.chain[0].writes = vec![number.clone(), number];
+    });
+    assert_eq!(twice.twice.len(), 1, "twice in one transaction");
 }
 
 #[test]
@@ -184,16 +207,9 @@ fn a_message_with_which_nothing_was_wrong_must_not_die() {
 /// By somebody else, at the next nonce.
 fn foreign(history: &mut History) {
     let nonce = history.next_nonces[0];
-    let calldata = Vec::new();
+    let writes = Vec::new();
     let hash = format!("0x{nonce}");
-    history.chain.push(ChainTransaction {
-        hash,
-        account: 0,
-        nonce,
-        calldata,
-        target: Target::Stranger,
-        succeeded: true,
-    });
+    history.chain.push(ChainTransaction { hash, account: 0, nonce, writes, target: Target::Stranger, succeeded: true });
     history.next_nonces[0] += 1;
 }
 

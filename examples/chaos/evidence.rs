@@ -1,15 +1,18 @@
 //! Reads what the run has left: the chain, the dead letters, what is still open.
 
+use std::sync::LazyLock;
+
 use anyhow::{Context, ensure};
+use chainwriter::policy::abi::{self, Many};
 use lapin::BasicProperties;
 use lapin::types::AMQPValue;
 use serde_json::{Value, json};
 
-use crate::checker::{ChainTransaction, DeadLetter, Target};
+use crate::checker::{ChainTransaction, DeadLetter, Target, Written};
 use crate::journal::Journal;
 use crate::support::rpc::hex;
 use crate::support::{Amqp, Rabbit, RpcClient, Taken, WorkerHome};
-use crate::{CONTRACT, DEAD, SIGNERS, STRANGER, VHOST};
+use crate::{CONTRACT, DEAD, KEEP, KEEP_MANY, SIGNERS, STRANGER, VHOST};
 
 /// Blocks asked for in one HTTP request.
 const BLOCKS: u64 = 50;
@@ -60,12 +63,12 @@ fn of_block(block: &Value, receipts: &Value) -> anyhow::Result<Vec<ChainTransact
         ensure!(transaction["hash"] == receipt["transactionHash"], "block {} is not in order", block["number"]);
         let from = text(&transaction["from"]);
         if let Some(account) = SIGNERS.iter().position(|(address, _)| from.eq_ignore_ascii_case(address)) {
-            let calldata = text(&transaction["input"]);
+            let calldata = hex::decode(text(&transaction["input"]).trim_start_matches("0x"))?;
             found.push(ChainTransaction {
                 hash: text(&transaction["hash"]),
                 account,
                 nonce: u64::from_str_radix(text(&transaction["nonce"]).trim_start_matches("0x"), 16)?,
-                calldata: hex::decode(calldata.trim_start_matches("0x"))?,
+                writes: writes(calldata),
                 target: target(&from, &text(&transaction["to"])),
                 succeeded: receipt["status"] == "0x1",
             });
@@ -73,6 +76,23 @@ fn of_block(block: &Value, receipts: &Value) -> anyhow::Result<Vec<ChainTransact
     }
     Ok(found)
 }
+
+/// Calls of the contract's functions have the messages' numbers; everything else is a body.
+fn writes(calldata: Vec<u8>) -> Vec<Written> {
+    // Behind the selector and the word.
+    let number = |call: &[u8]| Some(Written::Number(u64::from_be_bytes(*call.get(36..68)?.last_chunk()?)));
+    match FUNCTIONS.split(&calldata) {
+        Some(calls) => calls.iter().filter_map(|call| number(call)).collect(),
+        None if FUNCTIONS.is_for(&calldata) => number(&calldata).into_iter().collect(),
+        None => vec![Written::Body(calldata)],
+    }
+}
+
+/// The functions of the contract for batches.
+static FUNCTIONS: LazyLock<Many> = LazyLock::new(|| {
+    let function = |signature| abi::function(signature).expect("it is a signature");
+    Many::new(&function(KEEP), &function(KEEP_MANY)).expect("it does the same for many")
+});
 
 fn target(from: &str, to: &str) -> Target {
     let is = |address: &str| to.eq_ignore_ascii_case(address);

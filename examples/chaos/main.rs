@@ -43,6 +43,9 @@ const DEAD: &str = "chaos.writes.dead";
 const EVENTS: &str = "chaos.events";
 /// Here stands the contract that refuses some requests for ever and others while it is closed.
 const CONTRACT: &str = "0x000000000000000000000000000000000000c0de";
+/// Its functions, where messages may share transactions.
+const KEEP: &str = "keep(uint256,uint256)";
+const KEEP_MANY: &str = "keepMany(uint256[],uint256[])";
 /// The workers' accounts, with their keys.
 const SIGNERS: [(&str, &str); 3] = [support::ACCOUNTS[0], support::ACCOUNTS[1], support::ACCOUNTS[2]];
 /// Whoever else has the keys sends to this account; the worker never does.
@@ -71,6 +74,9 @@ struct Options {
     /// What they share: sqlite or postgres.
     #[arg(long, default_value = "sqlite")]
     journal: String,
+    /// Messages in one transaction at most.
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
     /// Messages in a second.
     #[arg(long, default_value_t = 12)]
     rate: u32,
@@ -113,8 +119,8 @@ async fn run(options: Options) -> anyhow::Result<bool> {
     };
     let seed = options.seed.unwrap_or_else(new_seed);
     println!(
-        "Seed {seed}: {} s of faults, {} workers on one journal ({})",
-        options.duration, options.workers, options.journal
+        "Seed {seed}: {} s of faults, {} workers on one journal ({}), {} messages in a transaction at most",
+        options.duration, options.workers, options.journal, options.batch
     );
     let mut run = Run::start(seed, &options, journal).await?;
     let report = match run.storm(&options).await {

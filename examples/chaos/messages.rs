@@ -30,7 +30,20 @@ pub(crate) enum Kind {
 pub(crate) struct Message {
     pub(crate) id: Option<String>,
     pub(crate) body: Vec<u8>,
+    /// Stands in the body, and in no other.
+    pub(crate) number: u64,
     pub(crate) kind: Kind,
+}
+
+impl Kind {
+    /// What the contract is told in place of a word.
+    fn word(self) -> u8 {
+        match self {
+            Self::Write | Self::NoId | Self::TooLarge | Self::OtherBody => 0,
+            Self::Later => 1,
+            Self::Never => 2,
+        }
+    }
 }
 
 /// What is published next.
@@ -83,8 +96,9 @@ impl Messages {
         };
         let padding = "x".repeat(padding);
         // Byte 7 is the first letter of the word: the contract looks at it.
-        let body = format!(r#"{{"do":"{word}","id":"{id}","number":{number},"note":"{padding}"}}"#).into_bytes();
-        Message { id: (kind != Kind::NoId).then_some(id), body, kind }
+        let body =
+            format!(r#"{{"do":"{word}","id":"{id}","number":{number},"word":{},"note":"{padding}"}}"#, kind.word());
+        Message { id: (kind != Kind::NoId).then_some(id), body: body.into_bytes(), number, kind }
     }
 }
 

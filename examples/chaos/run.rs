@@ -22,8 +22,8 @@ use crate::support::{
     self, Amqp, Anvil, AnvilConfig, Rabbit, RabbitConfig, TcpProxy, WorkerConfig, WorkerHome, contracts,
 };
 use crate::{
-    BLOCK_GAS, CONTRACT, EVENTS, FINALITY, LEASE_TTL_S, MAX_FEE_GWEI, MAX_LAG, Options, QUEUE, SIGNERS, VHOST,
-    evidence, listener, messages, producer,
+    BLOCK_GAS, CONTRACT, EVENTS, FINALITY, KEEP, KEEP_MANY, LEASE_TTL_S, MAX_FEE_GWEI, MAX_LAG, Options, QUEUE,
+    SIGNERS, VHOST, evidence, listener, messages, producer,
 };
 
 const PROGRESS: Duration = Duration::from_secs(10);
@@ -66,7 +66,7 @@ impl Run {
         let way_to_broker = TcpProxy::start(rabbit.address()).await;
         let way_to_node = TcpProxy::start(anvil.address()).await;
         let way_to_second = TcpProxy::start(second.node.address()).await;
-        let home = WorkerHome::new(&configuration(&rabbit, &way_to_broker, &way_to_node, &journal));
+        let home = WorkerHome::new(&configuration(&rabbit, &way_to_broker, &way_to_node, &journal, options.batch));
         let record = Arc::new(Record::new(&home.folder().join("chaos.log"))?);
         let run = Self {
             seed,
@@ -82,12 +82,12 @@ impl Run {
             home,
             record,
         };
-        run.prepare().await?;
+        run.prepare(if options.batch > 1 { contracts::BY_NUMBER } else { contracts::BY_WORD }).await?;
         Ok(run)
     }
 
-    async fn prepare(&self) -> anyhow::Result<()> {
-        self.anvil.set_code(CONTRACT, contracts::BY_WORD).await.map_err(anyhow::Error::msg)?;
+    async fn prepare(&self, contract: &str) -> anyhow::Result<()> {
+        self.anvil.set_code(CONTRACT, contract).await.map_err(anyhow::Error::msg)?;
         self.anvil.set_storage(CONTRACT, 0, 1).await.map_err(anyhow::Error::msg)?;
         // So deep that no reorg takes the contract back.
         self.anvil.mine(FINALITY + 3).await.map_err(anyhow::Error::msg)?;
@@ -220,7 +220,13 @@ async fn show_progress(record: Arc<Record>) {
     }
 }
 
-fn configuration(rabbit: &Rabbit, way_to_broker: &TcpProxy, way_to_node: &TcpProxy, journal: &Journal) -> WorkerConfig {
+fn configuration(
+    rabbit: &Rabbit,
+    way_to_broker: &TcpProxy,
+    way_to_node: &TcpProxy,
+    journal: &Journal,
+    batch: usize,
+) -> WorkerConfig {
     let config = WorkerConfig {
         broker_uri: rabbit.uri_through(way_to_broker.addr(), VHOST),
         queue: QUEUE.to_owned(),
@@ -228,6 +234,14 @@ fn configuration(rabbit: &Rabbit, way_to_broker: &TcpProxy, way_to_node: &TcpPro
         account: 0,
         to: CONTRACT.to_owned(),
         extra: journal.url().map(|url| ("journal", format!("url = {url:?}"))).into_iter().collect(),
+    };
+    let config = if batch > 1 {
+        let arguments = "arguments = [\"json:/word\", \"json:/number\"]";
+        config
+            .with("write", format!("mode = \"call\"\nfunction = {KEEP:?}\n{arguments}\nbatch_function = {KEEP_MANY:?}"))
+            .with("batch", format!("max_requests = {batch}"))
+    } else {
+        config
     };
     SIGNERS
         .iter()

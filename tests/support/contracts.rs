@@ -114,6 +114,34 @@ pub const BY_WORD: &str = concat!(
     "5b00",                             // 0x6c: STOP
 );
 
+/// As [`BY_WORD`], for calls of `keep(uint256 word, uint256 number)` and `keepMany(uint256[] words, uint256[] numbers)`: where
+/// a word is 2 it reverts with `Error("not today")`, where one is 1 with `Error("closed")` while storage slot 0 is zero.
+pub const BY_NUMBER: &str = concat!(
+    "0x",
+    "600435604014601057", // if calldata[4..36] == 0x40, which is where an array starts, jump to 0x10
+    "60246004601c56",     // end = 0x24, place = 4, jump to 0x1c
+    "5b60443560051b606401", // 0x10: end = 0x64 + 32 * length
+    "6064",               // place = 0x64
+    "5b81811015609357",   // 0x1c: if place is not below end jump to 0x93
+    "8035",               // word = calldata[place..]
+    "80600214606857",     // if word == 2 jump to 0x68
+    "60011415606157",     // if word != 1 jump to 0x61
+    "600054606157",       // if storage[0] != 0 jump to 0x61
+    "6308c379a060e01b600052", // memory[0x00] = selector of Error(string)
+    "6020600452",         // memory[0x04] = where the string starts
+    "6006602452",         // memory[0x24] = its length
+    "65636c6f73656460d01b604452", // memory[0x44] = "closed", moved to the left
+    "60646000fd",         // revert with the first 100 bytes
+    "5b602001601c56",     // 0x61: place += 32, jump to 0x1c
+    "5b",                 // 0x68
+    "6308c379a060e01b600052", // memory[0x00] = selector of Error(string)
+    "6020600452",         // memory[0x04] = where the string starts
+    "6009602452",         // memory[0x24] = its length
+    "686e6f7420746f64617960b81b604452", // memory[0x44] = "not today", moved to the left
+    "60646000fd",         // revert with the first 100 bytes
+    "5b00",               // 0x93: STOP
+);
+
 /// Calldata that begins with the byte 1 opens it; everything else reverts without a reason until then, and is accepted after.
 pub const OPENED_BY_ONE: &str = concat!(
     "0x",
