@@ -274,6 +274,7 @@ fn lane_settings(settings: &Settings, account: AccountId, owner: Arc<str>) -> La
         in_flight: chain.in_flight,
         is_strict: settings.admission.is_strict(),
         limits: settings.limits,
+        permits: Arc::clone(&settings.admission.permits),
         poll_interval: chain.poll_interval,
         resend_after: chain.resend_after,
         replace_after: chain.replace_after,

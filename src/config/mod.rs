@@ -18,6 +18,7 @@ use crate::policy::fee::FeeRules;
 use crate::policy::finality::FinalityRule;
 use crate::policy::limits::Limits;
 
+mod policy;
 mod reader;
 mod routes;
 pub(crate) mod secrets;
@@ -45,7 +46,7 @@ pub struct Settings {
     pub worker: WorkerSection,
     /// `[broker]`
     pub broker: BrokerSection,
-    /// `[request]`, `[write]`, `[[route]]` and `broker.max_body`
+    /// `[request]`, `[write]`, `[[route]]`, `[policy]` and `broker.max_body`
     pub admission: AdmissionRules,
     /// `[retry]`
     pub retry: RetrySection,
@@ -57,7 +58,7 @@ pub struct Settings {
     pub signers: Vec<SignerSection>,
     /// `[fees]`
     pub fees: FeeRules,
-    /// `[limits]`
+    /// `[limits]`, and of `[policy]` what counts by days
     pub limits: Limits,
     /// `[journal]`
     pub journal: JournalSection,

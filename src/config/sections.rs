@@ -14,7 +14,7 @@ use crate::config::reader::{Findings, Section, http_url};
 use crate::config::secrets::{credential, private_file};
 use crate::config::{
     BrokerSection, ChainSection, Faults, JournalSection, LogFormat, LogSection, RetrySection, Settings, WorkerSection,
-    id_source, routes, signers,
+    id_source, policy, routes, signers,
 };
 use crate::journal::JournalAddress;
 use crate::lane::OutagePolicy;
@@ -24,6 +24,7 @@ use crate::policy::classify::{ErrorTable, SendMeaning};
 use crate::policy::fee::{FeeMode, FeeRules};
 use crate::policy::finality::FinalityRule;
 use crate::policy::limits::Limits;
+use crate::policy::permits::Permits;
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -39,6 +40,7 @@ pub(super) fn read(values: Value) -> Result<Settings, Faults> {
     let mut findings = Findings::default();
     let (broker, max_body_bytes) = broker(Section::new("broker", tables.remove("broker"), &mut findings));
     let (id_source, order_by) = request(Section::new("request", tables.remove("request"), &mut findings));
+    let permits = policy::read(tables.remove("policy"), &mut findings);
     let settings = Settings {
         worker: worker(Section::new("worker", tables.remove("worker"), &mut findings)),
         broker,
@@ -51,14 +53,16 @@ pub(super) fn read(values: Value) -> Result<Settings, Faults> {
             order_by,
             routes: routes::read(tables.remove("write"), tables.remove("route"), &mut findings),
             max_body_bytes,
+            permits: Arc::new(permits.clone()),
         },
         fees: fees(Section::new("fees", tables.remove("fees"), &mut findings)),
-        limits: limits(Section::new("limits", tables.remove("limits"), &mut findings)),
+        limits: limits(Section::new("limits", tables.remove("limits"), &mut findings), &permits),
         journal: journal(Section::new("journal", tables.remove("journal"), &mut findings)),
         lease_ttl: lease(Section::new("lease", tables.remove("lease"), &mut findings)),
         http_listen: http(Section::new("http", tables.remove("http"), &mut findings)),
         log: log(Section::new("log", tables.remove("log"), &mut findings)),
     };
+    policy::compare(&permits, &settings.admission.routes, &mut findings);
     for route in &settings.admission.routes {
         if let (GasRule::Fixed(gas), Some(most)) = (route.gas, settings.limits.gas_per_hour)
             && gas > most
@@ -330,11 +334,13 @@ fn fees(mut section: Section<'_>) -> FeeRules {
     FeeRules { mode, max_fee }
 }
 
-fn limits(mut section: Section<'_>) -> Limits {
+fn limits(mut section: Section<'_>, permits: &Permits) -> Limits {
     let limits = Limits {
         writes_per_second: section.number_or_off("writes_per_second", 1..=10_000),
         in_flight: section.number_or_off("in_flight", 1..=1_000_000),
         gas_per_hour: section.number_or_off("gas_per_hour", 21_000..=1_000_000_000_000_000).map(Gas),
+        value_per_day: permits.value_per_day,
+        fee_per_day: permits.fee_per_day,
     };
     section.finish(&["writes_per_second", "in_flight", "gas_per_hour"]);
     limits

@@ -11,6 +11,7 @@ use crate::model::{
 };
 use crate::policy::classify::SimulationMeaning;
 use crate::policy::fee::Market;
+use crate::policy::limits::Share;
 use crate::policy::records::{self, Taken};
 use crate::policy::{gas, revert};
 
@@ -28,6 +29,13 @@ pub(super) struct Prepared {
     pub(super) to: Address,
     pub(super) value: Wei,
     pub(super) gas: Gas,
+}
+
+impl Prepared {
+    /// What it counts with against the limits.
+    pub(super) fn share(&self, fee: Fee) -> Share {
+        Share { gas: self.gas, value: self.value, fee: fee.total(self.gas) }
+    }
 }
 
 enum Simulated {
@@ -90,7 +98,7 @@ impl Lane {
         let estimates = if calls.is_empty() { Vec::new() } else { self.chain.estimate(&calls).await? };
         let mut estimates = estimates.into_iter();
         let judge = |estimate, margin, calldata: &[u8]| match estimate {
-            Ok(estimate) => within_limit(gas::limit(estimate, margin, block_limit), self.settings.limits.gas_per_hour),
+            Ok(estimate) => self.within_limits(gas::limit(estimate, margin, block_limit)),
             Err(ChainError::Node { message, data, .. }) => match self.settings.errors.meaning_of_simulation(&message) {
                 SimulationMeaning::Failed => match data.as_deref().and_then(|data| records::taken(calldata, data)) {
                     Some(taken) => Simulated::Taken(taken),
@@ -101,12 +109,35 @@ impl Lane {
             },
             Err(error) => Simulated::NotLooked(error.pause_reason(), error.to_string()),
         };
-        let per_hour = self.settings.limits.gas_per_hour;
         let judged = self.fetched.iter().map_while(|fetched| match fetched.write.gas {
-            GasRule::Fixed(gas) => Some(with_fixed(gas, fetched.request.calldata(), per_hour)),
+            GasRule::Fixed(gas) => Some(self.with_fixed(gas, fetched.request.calldata())),
             GasRule::Estimate { margin } => Some(judge(estimates.next()?, margin, fetched.request.calldata())),
         });
         Ok(judged.collect())
+    }
+
+    /// A node may take a transaction with too little gas, and drop it when it makes a block: it would hold up its account.
+    fn with_fixed(&self, gas: Gas, calldata: &[u8]) -> Simulated {
+        let least = gas::intrinsic(calldata);
+        if gas >= least {
+            return self.within_limits(gas);
+        }
+        let detail = format!("its calldata takes {least} gas, its gas is set to {gas}");
+        Simulated::Fails(Cause::invalid("gas_too_low", detail))
+    }
+
+    /// What takes more than a whole hour may have would hold up its account for ever.
+    fn within_limits(&self, gas: Gas) -> Simulated {
+        if let Err(cause) = self.settings.permits.check_gas(gas) {
+            return Simulated::Fails(cause);
+        }
+        match self.settings.limits.gas_per_hour.filter(|most| gas > *most) {
+            None => Simulated::Runs(gas),
+            Some(most) => Simulated::Fails(Cause::invalid(
+                "gas_above_limit",
+                format!("it takes {gas} gas, limits.gas_per_hour is {most}; raise it and send the request back"),
+            )),
+        }
     }
 
     fn call(&self, fetched: &Fetched) -> Call {
@@ -186,7 +217,8 @@ impl Lane {
                 value: transaction.value,
                 gas: transaction.gas,
                 data: transaction.request.calldata().clone(),
-                fee: replaced?,
+                // A day's fees were counted when it was begun.
+                fee: replaced.filter(|fee| self.settings.permits.may_offer(transaction.gas, *fee))?,
             },
             // No pool has the refused write, so a cancellation may go out at its price where none higher is allowed.
             AttemptKind::Cancel => self.self_transfer(nonce, replaced.unwrap_or(previous)),
@@ -205,26 +237,6 @@ impl Lane {
             data: bytes::Bytes::new(),
             fee,
         }
-    }
-}
-
-/// A node may take a transaction with too little gas, and drop it when it makes a block: it would hold up its account.
-fn with_fixed(gas: Gas, calldata: &[u8], per_hour: Option<Gas>) -> Simulated {
-    let least = gas::intrinsic(calldata);
-    if gas >= least {
-        return within_limit(gas, per_hour);
-    }
-    Simulated::Fails(Cause::invalid("gas_too_low", format!("its calldata takes {least} gas, its gas is set to {gas}")))
-}
-
-/// What takes more than a whole hour may have would hold up its account for ever.
-fn within_limit(gas: Gas, per_hour: Option<Gas>) -> Simulated {
-    match per_hour.filter(|most| gas > *most) {
-        None => Simulated::Runs(gas),
-        Some(most) => Simulated::Fails(Cause::invalid(
-            "gas_above_limit",
-            format!("it takes {gas} gas, limits.gas_per_hour is {most}; raise it and send the request back"),
-        )),
     }
 }
 

@@ -176,6 +176,11 @@ impl Call {
         self.function.signature()
     }
 
+    /// The first bytes of its calldata.
+    pub fn selector(&self) -> [u8; 4] {
+        self.function.selector().0
+    }
+
     /// It needs a look at the body.
     pub fn is_of_body(&self) -> bool {
         self.arguments.iter().any(|argument| matches!(argument.from, Given::Body(_)))

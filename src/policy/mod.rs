@@ -11,6 +11,7 @@ pub mod gas;
 pub mod letters;
 pub mod limits;
 pub mod pause;
+pub mod permits;
 pub mod postpone;
 pub mod records;
 pub mod replay;

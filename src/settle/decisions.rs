@@ -7,7 +7,7 @@ use crate::handover::{LaneVerdict, Postponed, Refused, Ruling};
 use crate::journal::{ConfirmedCopy, CopyKind, Decision, QueuedRequest, Settlement, UnconfirmedCopy};
 use crate::model::event::{Outcome, Subject};
 use crate::model::message::{FailureNote, header};
-use crate::model::{Cause, Event, FailureClass, Generation, Message, RequestId, Timestamp};
+use crate::model::{Cause, Event, Generation, Message, RequestId, Timestamp};
 use crate::policy::pause::RetrySchedule;
 use crate::policy::postpone::hop;
 
@@ -47,7 +47,7 @@ impl SettleSettings {
                 Decision::Found { event, written_by: tx.tx_hash }
             }
             LaneVerdict::Failed(cause) => {
-                let may_come_back = cause.class != FailureClass::Invalid;
+                let may_come_back = cause.may_pass();
                 match self.schedule.delay_before(next.retry) {
                     Some(_) if may_come_back => Decision::Retry { cause, next },
                     Some(_) | None => Decision::Dead { cause },

@@ -49,6 +49,7 @@ impl RunSettings {
             in_flight: rng.usize(1..=16),
             is_strict: false,
             limits: Limits::default(),
+            permits: Default::default(),
             poll_interval: Duration::from_millis(rng.u64(100..900)),
             resend_after: seconds(4),
             replace_after: seconds(rng.u64(3..9)),
@@ -74,6 +75,7 @@ impl RunSettings {
             order_by: None,
             routes: vec![Route::of_all(Address([0xaa; 20]), Wei(0), GasRule::Estimate { margin: 20 })],
             max_body_bytes: 200,
+            permits: Default::default(),
         };
         Self { accounts, lane, settle, admission, max_open: rng.u64(3..60) }
     }
@@ -93,6 +95,7 @@ impl RunSettings {
             writes_per_second: (rng.u8(0..4) == 0).then(|| rng.u32(1..=3)),
             in_flight: (rng.u8(0..4) == 0).then(|| rng.u64(1..=6)),
             gas_per_hour: (rng.u8(0..24) == 0).then(|| Gas(rng.u64(1_200_000..2_400_000))),
+            ..Limits::default()
         };
     }
 }

@@ -36,6 +36,7 @@ mod nodes;
 mod nonces;
 mod observing;
 mod poison;
+mod policy;
 mod process;
 mod records;
 mod recovery;

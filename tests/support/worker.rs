@@ -34,7 +34,7 @@ pub struct WorkerConfig {
     pub account: usize,
     pub to: String,
     /// Lines of TOML by section: `("retry", "max_attempts = 2")`. Each `"signer"` is a signer, in place of the account's key,
-    /// each `"route"` a route.
+    /// each `"route"` a route, each `"policy.allow"` somebody who may be called.
     pub extra: Vec<(&'static str, String)>,
 }
 
@@ -60,7 +60,7 @@ impl WorkerConfig {
             ("http", "listen = \"\"".to_owned()),
         ];
         let (mut tables, extra): (Vec<_>, Vec<_>) =
-            self.extra.iter().cloned().partition(|(section, _)| ["signer", "route"].contains(section));
+            self.extra.iter().cloned().partition(|(section, _)| ["signer", "route", "policy.allow"].contains(section));
         if tables.iter().all(|(section, _)| *section != "signer") {
             tables.push(("signer", format!("key_file = {:?}", folder.join("signer.key"))));
         }
