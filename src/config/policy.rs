@@ -27,6 +27,11 @@ pub(super) fn read(mut value: Option<Value>, findings: &mut Findings) -> Permits
 /// Notes the routes of which no message could ever be written.
 pub(super) fn compare(permits: &Permits, routes: &[Route], findings: &mut Findings) {
     for route in routes {
+        if route.to.is_none() && permits.allow.is_none() {
+            let problem =
+                format!("there is none, and {} has mode = \"transaction\": list whom messages may call", route.name);
+            findings.add("policy.allow", problem);
+        }
         if let Some(cause) = permits.against(route) {
             let key = match cause.reason.as_ref() {
                 "target" | "function" => "allow",

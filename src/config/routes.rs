@@ -25,6 +25,7 @@ enum Mode {
     Data,
     Call,
     Record,
+    Transaction,
 }
 
 /// Without `[[route]]`, `[write]` is the route of every message.
@@ -40,7 +41,11 @@ pub(super) fn read(write: Option<Value>, routes: Option<Value>, findings: &mut F
     let inherited = inherited(write, findings);
     let tables = tables.into_iter().enumerate().map(|(index, mut table)| {
         if let Value::Object(keys) = &mut table {
-            for (key, value) in &inherited {
+            let is_carried = keys.get("mode").and_then(Value::as_str) == Some("transaction");
+            // A message that carries its transaction says these itself.
+            let inherited =
+                inherited.iter().filter(|(key, _)| !(is_carried && ["to", "value"].contains(&key.as_str())));
+            for (key, value) in inherited {
                 keys.entry(key.clone()).or_insert_with(|| value.clone());
             }
         }
@@ -64,7 +69,13 @@ fn inherited(write: Option<Value>, findings: &mut Findings) -> Map<String, Value
 fn route(name: &str, place: &str, table: Option<Value>, of_a_match: &[&str], findings: &mut Findings) -> Route {
     let mut section = Section::new(place, table, findings);
     let matches = if of_a_match.is_empty() { Match::default() } else { matches(&mut section) };
-    let mode = section.choice("mode", &[("data", Mode::Data), ("call", Mode::Call), ("record", Mode::Record)]);
+    let mode = section.choice(
+        "mode",
+        &[("data", Mode::Data), ("call", Mode::Call), ("record", Mode::Record), ("transaction", Mode::Transaction)],
+    );
+    if mode == Mode::Transaction {
+        return carried(name, matches, section, of_a_match);
+    }
     let to = section
         .read("to", "the address to call, 0x and 40 hexadecimal digits", Address([0; 20]), |text| text.parse().ok());
     let value = section.read(
@@ -81,7 +92,7 @@ fn route(name: &str, place: &str, table: Option<Value>, of_a_match: &[&str], fin
     }
     let gas = gas(&mut section);
     let calldata = match mode {
-        Mode::Data => Calldata::Body,
+        Mode::Data | Mode::Transaction => Calldata::Body,
         Mode::Call => {
             let pays = value != Amount::Fixed(Wei(0));
             call(&mut section, pays).map_or(Calldata::Body, |call| Calldata::Call(Box::new(call)))
@@ -91,12 +102,26 @@ fn route(name: &str, place: &str, table: Option<Value>, of_a_match: &[&str], fin
         }
     };
     let of_the_mode: &[&str] = match mode {
-        Mode::Data => &[],
+        Mode::Data | Mode::Transaction => &[],
         Mode::Call => &OF_A_CALL,
         Mode::Record => &OF_A_RECORD,
     };
     section.finish(&[of_a_match, &INHERITED, of_the_mode].concat());
-    Route { name: name.to_owned(), matches, to, value, gas, calldata }
+    Route { name: name.to_owned(), matches, to: Some(to), value, gas, calldata }
+}
+
+/// The message says whom to call, with what and for how much.
+fn carried(name: &str, matches: Match, mut section: Section<'_>, of_a_match: &[&str]) -> Route {
+    let gas = gas(&mut section);
+    if section.text("to").is_some() {
+        section.fault("to", "is set, and the messages say whom they call; remove it");
+    }
+    if section.text("value").is_some_and(|value| value != "0") {
+        section.fault("value", "is set, and the messages say what they pay; remove it");
+    }
+    section.finish(&[of_a_match, &INHERITED].concat());
+    let value = Amount::Fixed(Wei(0));
+    Route { name: name.to_owned(), matches, to: None, value, gas, calldata: Calldata::Carried }
 }
 
 fn matches(section: &mut Section<'_>) -> Match {
@@ -172,7 +197,8 @@ fn pointer(text: &str) -> Option<Pointer> {
 #[cfg(test)]
 mod tests {
     use crate::config::load_text;
-    use crate::policy::routes::{Calldata, sole_write};
+    use crate::model::GasRule;
+    use crate::policy::routes::{Calldata, Route, sole_write};
 
     fn faults(toml: &str) -> String {
         load_text(toml).unwrap_err().0.join("\n")
@@ -205,6 +231,18 @@ mod tests {
         assert!(sole_write(&alone).is_some());
         let call = load_text(&format!("{REST}[write]\n{TO}mode = \"call\"\nfunction = \"ping()\"\n")).unwrap();
         assert!(sole_write(&call.admission.routes).is_none());
+    }
+
+    #[test]
+    fn messages_that_carry_their_transaction_need_a_list_of_whom_they_may_call() {
+        let route = "[[route]]\nmode = \"transaction\"\n";
+        let allow = format!("[[policy.allow]]\n{TO}");
+        let routes = load_text(&format!("{REST}[write]\n{TO}gas = 50000\n{route}{allow}")).unwrap().admission.routes;
+        assert!(matches!(routes[0], Route { to: None, calldata: Calldata::Carried, gas: GasRule::Fixed(_), .. }));
+        let of = |toml: String| faults(&format!("{REST}{toml}"));
+        assert!(of(format!("[write]\n{TO}{route}")).contains("- policy.allow: there is none, and route[1] has mode"));
+        let own = of(format!("[write]\n{TO}mode = \"transaction\"\nvalue = 1\n{allow}"));
+        assert!(own.contains("- write.to: is set, and the messages say") && own.contains("- write.value: is"), "{own}");
     }
 
     #[test]

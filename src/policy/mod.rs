@@ -3,6 +3,7 @@
 pub mod abi;
 pub mod admission;
 pub mod arrival;
+pub mod carried;
 pub mod classify;
 pub mod fee;
 pub mod finality;

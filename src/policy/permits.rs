@@ -103,14 +103,14 @@ impl Permits {
     /// Why no message of this route could ever be written, if so.
     pub fn against(&self, route: &Route) -> Option<Cause> {
         let selector = match &route.calldata {
-            Calldata::Body => None,
+            Calldata::Body | Calldata::Carried => None,
             Calldata::Call(call) => Some(call.selector()),
             Calldata::Record(kept) => Some(records::selector_of(*kept)),
         };
-        let target = self.check_target(route.to);
-        let function = target.and_then(|()| match selector {
-            Some(selector) => self.check_function(route.to, Some(selector)),
-            None => Ok(()),
+        let target = route.to.map_or(Ok(()), |to| self.check_target(to));
+        let function = target.and_then(|()| match (route.to, selector) {
+            (Some(to), Some(selector)) => self.check_function(to, Some(selector)),
+            (_, None) | (None, _) => Ok(()),
         });
         let value = function.and_then(|()| match route.value {
             Amount::Fixed(value) => self.check_value(value),

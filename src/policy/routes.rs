@@ -7,6 +7,7 @@ use bytes::Bytes;
 use crate::model::message::header;
 use crate::model::{Address, Cause, GasRule, HeaderValue, Message, RequestId, Wei, Write};
 use crate::policy::abi::{Call, Pointer};
+use crate::policy::carried;
 use crate::policy::records::{self, Kept};
 
 /// The reason of what no route is for.
@@ -19,8 +20,8 @@ pub struct Route {
     pub name: String,
     /// The messages that it is for.
     pub matches: Match,
-    /// Who is called.
-    pub to: Address,
+    /// Who is called; `None`: the message says.
+    pub to: Option<Address>,
     /// What is paid.
     pub value: Amount,
     /// How much gas.
@@ -60,6 +61,8 @@ pub enum Calldata {
     Body,
     /// A function, and arguments from the body.
     Call(Box<Call>),
+    /// All of the transaction is in the body.
+    Carried,
     /// A record in the contract `Records`, under the request's id.
     Record(Kept),
 }
@@ -67,7 +70,7 @@ pub enum Calldata {
 /// What the message asks for.
 ///
 /// # Errors
-/// `no_route`; of a call also `undecodable` and `bad_argument`, and `too_large` where its calldata would have more bytes than
+/// `no_route`; of a transaction in the body also `undecodable` and `bad_transaction`; of a call also `undecodable` and `bad_argument`, and `too_large` where its calldata would have more bytes than
 /// `most_bytes`.
 pub fn write_of(routes: &[Route], id: &RequestId, message: &Message, most_bytes: u64) -> Result<Write, Cause> {
     let Some(route) = routes.iter().find(|route| route.matches.is_for(message)) else {
@@ -75,7 +78,8 @@ pub fn write_of(routes: &[Route], id: &RequestId, message: &Message, most_bytes:
         let detail = format!("no route is for type {kind:?} with routing key {:?}", first_routing_key(message));
         return Err(Cause::invalid(NO_ROUTE, detail));
     };
-    let Route { to, gas, .. } = *route;
+    let Some(to) = route.to else { return carried(route, message) };
+    let gas = route.gas;
     let write = |value, data| Write { to, value, gas, data };
     let call = match (&route.calldata, &route.value) {
         (Calldata::Body, Amount::Fixed(value)) => return Ok(write(*value, None)),
@@ -83,12 +87,10 @@ pub fn write_of(routes: &[Route], id: &RequestId, message: &Message, most_bytes:
             let data = records::calldata(records::record_id(id), &message.body, *kept);
             return Ok(write(Wei(0), Some(data)));
         }
-        (Calldata::Body, Amount::At(_)) => None,
+        (Calldata::Body | Calldata::Carried, _) => None,
         (Calldata::Call(call), _) => Some(call),
     };
-    let json = serde_json::from_slice(&message.body).map_err(|error| {
-        Cause::invalid("undecodable", format!("the body is not JSON, which {} needs: {error}", route.name))
-    })?;
+    let json = json_of(route, message)?;
     let bad = |misfit| Cause::invalid("bad_argument", format!("{}: {misfit}", route.name));
     let value = match &route.value {
         Amount::Fixed(value) => *value,
@@ -104,10 +106,24 @@ pub fn write_of(routes: &[Route], id: &RequestId, message: &Message, most_bytes:
     Ok(write(value, Some(Bytes::from(data))))
 }
 
+/// All that the body says; its gas comes before the route's.
+fn carried(route: &Route, message: &Message) -> Result<Write, Cause> {
+    let carried = carried::read(&json_of(route, message)?)
+        .map_err(|misfit| Cause::invalid("bad_transaction", format!("{}: {misfit}", route.name)))?;
+    let gas = carried.gas.map_or(route.gas, GasRule::Fixed);
+    Ok(Write { to: carried.to, value: carried.value, gas, data: Some(carried.data) })
+}
+
+fn json_of(route: &Route, message: &Message) -> Result<serde_json::Value, Cause> {
+    serde_json::from_slice(&message.body).map_err(|error| {
+        Cause::invalid("undecodable", format!("the body is not JSON, which {} needs: {error}", route.name))
+    })
+}
+
 /// What every message asks for, where that needs no look at it.
 pub fn sole_write(routes: &[Route]) -> Option<Write> {
     match routes {
-        [Route { matches, to, value: Amount::Fixed(value), gas, calldata: Calldata::Body, .. }]
+        [Route { matches, to: Some(to), value: Amount::Fixed(value), gas, calldata: Calldata::Body, .. }]
             if *matches == Match::default() =>
         {
             Some(Write { to: *to, value: *value, gas: *gas, data: None })
@@ -120,17 +136,21 @@ impl Route {
     /// The route of every message, where all ask for the same with their bodies.
     pub fn of_all(to: Address, value: Wei, gas: GasRule) -> Self {
         let (value, calldata) = (Amount::Fixed(value), Calldata::Body);
-        Self { name: "write".to_owned(), matches: Match::default(), to, value, gas, calldata }
+        Self { name: "write".to_owned(), matches: Match::default(), to: Some(to), value, gas, calldata }
     }
 }
 
 impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, matches, to, calldata, .. } = self;
-        write!(f, "route {name}: {matches} to {to}, ")?;
+        match to {
+            Some(to) => write!(f, "route {name}: {matches} to {to}, ")?,
+            None => write!(f, "route {name}: {matches}, ")?,
+        }
         match calldata {
             Calldata::Body => f.write_str("the body as calldata"),
             Calldata::Call(call) => write!(f, "{}", call.signature()),
+            Calldata::Carried => f.write_str("the transaction that its body has"),
             Calldata::Record(Kept::Hash) => f.write_str("a record of the body's hash"),
             Calldata::Record(Kept::Body) => f.write_str("a record with the whole body"),
         }
@@ -226,7 +246,7 @@ mod tests {
         Route {
             name: format!("route[{number}]"),
             matches,
-            to: Address([number; 20]),
+            to: Some(Address([number; 20])),
             value: Amount::Fixed(Wei(number.into())),
             gas: GasRule::Fixed(Gas(50_000)),
             calldata,

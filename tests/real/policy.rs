@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use crate::stage::{BINARY, DEAD, LONG, QUEUE, SINK, Stage, wait_log};
+use crate::support::contracts::TOKEN;
 use crate::support::{ACCOUNTS, WorkerHome, wait_until, with_id};
 
 const PAY: &str = "mode = \"call\"\nfunction = \"pay(address to)\"\narguments = [\"json:/to\"]\nvalue = \"json:/wei\"";
@@ -35,6 +36,42 @@ async fn what_is_not_permitted_is_a_dead_letter_and_nothing_is_signed() {
     home.configure(&config.with("policy.allow", allow("other()")));
     let (code, text) = home.command(BINARY, &["check"]).await;
     assert!(code == 78 && text.contains("policy.allow: refuses every message of write: the function 0x"), "{text}");
+}
+
+/// The README's example of messages that say all themselves.
+#[tokio::test]
+async fn a_message_carries_its_transaction_to_whom_the_policy_names() {
+    let Some(stage) = Stage::with_blocks().await else { return };
+    let readme = include_str!("../../README.md");
+    let at = "0x00000000000000000000000000000000000000d0";
+    stage.anvil.set_code(at, TOKEN).await.unwrap();
+    let route = "name = \"transactions\"\ntype = \"transaction\"\nmode = \"transaction\"";
+    let allow = format!("to = \"{at}\"\nfunctions = [\"transfer(address to, uint256 amount)\"]");
+    assert!(readme.contains(&format!("{route}\n\n[[policy.allow]]\n{allow}\n")), "the README has it");
+    let home = WorkerHome::new(&stage.config().with("route", route).with("policy.allow", allow));
+    stage.topology(&home).await;
+    let body = readme.lines().find_map(|line| line.strip_prefix("transaction: `")).unwrap().trim_end_matches('`');
+    let letters = [
+        ("good", body.to_owned()),
+        ("other", body.replace("d0\"", "d1\"")),
+        ("burn", body.replace("a9059cbb", "42966c68")),
+        ("stray", body.replace("\"gas\"", "\"gasPrice\"")),
+    ];
+    for (id, body) in &letters {
+        stage.amqp.publish(QUEUE, with_id(id).with_type("transaction".into()), body.as_bytes()).await;
+    }
+    let mut worker = home.start(BINARY);
+    stage.wait_empty(QUEUE).await;
+    assert_eq!(worker.stop().await.code(), Some(0));
+    assert_eq!(stage.anvil.storage(at, 0xaa).await, Ok(7), "the token was sent");
+    assert_eq!(stage.transactions_of(0).await.len(), 1);
+    let mut dead: Vec<_> =
+        stage.amqp.take_all(DEAD).await.iter().map(|letter| (letter.id(), letter.routing_key.clone())).collect();
+    dead.sort();
+    let of = |id: &str, key: &str| (id.to_owned(), key.to_owned());
+    let expected =
+        [of("burn", "policy.function"), of("other", "policy.target"), of("stray", "invalid.bad_transaction")];
+    assert_eq!(dead, expected);
 }
 
 /// What waits in the journal is under the policy of whoever signs it.
