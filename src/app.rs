@@ -48,6 +48,7 @@ pub fn broker_settings(settings: &Settings) -> BrokerSettings {
         prefetch: broker.prefetch,
         is_ordered: broker.single_active_consumer || settings.admission.is_strict(),
         topology: Topology::new(broker.names.clone(), delays(settings))
+            .with_binds(broker.binds.clone())
             .with_single_active_consumer(broker.single_active_consumer),
         topology_mode: broker.topology,
         call_timeout: broker.call_timeout,

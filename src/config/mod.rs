@@ -8,7 +8,7 @@ use std::time::Duration;
 use config::{Environment, File, FileFormat};
 use url::Url;
 
-use crate::broker::{Names, TopologyMode, UriSource};
+use crate::broker::{Bind, Names, TopologyMode, UriSource};
 use crate::journal::JournalAddress;
 use crate::lane::OutagePolicy;
 use crate::model::Gas;
@@ -18,6 +18,7 @@ use crate::policy::fee::FeeRules;
 use crate::policy::finality::FinalityRule;
 use crate::policy::limits::Limits;
 
+mod bind;
 mod policy;
 mod reader;
 mod routes;
@@ -99,6 +100,8 @@ pub struct BrokerSection {
     pub names: Names,
     /// Deliveries held at most.
     pub prefetch: u16,
+    /// `[[bind]]`: the exchanges that the work queue is bound to.
+    pub binds: Vec<Bind>,
     /// One instance at a time takes messages.
     pub single_active_consumer: bool,
     /// Make the objects or check them.

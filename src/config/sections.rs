@@ -9,12 +9,12 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value};
 use url::Url;
 
-use crate::broker::{Names, TopologyMode, UriSource};
+use crate::broker::{Bind, Names, TopologyMode, UriSource};
 use crate::config::reader::{Findings, Section, http_url};
 use crate::config::secrets::{credential, private_file};
 use crate::config::{
     BrokerSection, ChainSection, Faults, JournalSection, LogFormat, LogSection, RetrySection, Settings, WorkerSection,
-    id_source, policy, routes, signers,
+    bind, id_source, policy, routes, signers,
 };
 use crate::journal::JournalAddress;
 use crate::lane::OutagePolicy;
@@ -38,7 +38,8 @@ const LARGEST_BODY: u64 = 16 << 20;
 pub(super) fn read(values: Value) -> Result<Settings, Faults> {
     let mut tables = values.as_object().cloned().unwrap_or_else(Map::new);
     let mut findings = Findings::default();
-    let (broker, max_body_bytes) = broker(Section::new("broker", tables.remove("broker"), &mut findings));
+    let binds = bind::read(tables.remove("bind"), &mut findings);
+    let (broker, max_body_bytes) = broker(Section::new("broker", tables.remove("broker"), &mut findings), binds);
     let (id_source, order_by) = request(Section::new("request", tables.remove("request"), &mut findings));
     let permits = policy::read(tables.remove("policy"), &mut findings);
     let settings = Settings {
@@ -102,7 +103,7 @@ fn worker(mut section: Section<'_>) -> WorkerSection {
     settings
 }
 
-fn broker(mut section: Section<'_>) -> (BrokerSection, u64) {
+fn broker(mut section: Section<'_>, binds: Vec<Bind>) -> (BrokerSection, u64) {
     let inline = section.text("uri").unwrap_or_default();
     let uri = match section.text("uri_file") {
         Some(file) => UriSource::File(credential(&file)),
@@ -133,6 +134,7 @@ fn broker(mut section: Section<'_>) -> (BrokerSection, u64) {
     let settings = BrokerSection {
         uri,
         names,
+        binds,
         prefetch: section.number("prefetch", 1..=u16::MAX),
         single_active_consumer: section.choice("single_active_consumer", &[("false", false), ("true", true)]),
         topology: section.choice("topology", &[("declare", TopologyMode::Declare), ("verify", TopologyMode::Verify)]),

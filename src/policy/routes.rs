@@ -188,10 +188,11 @@ impl Match {
     }
 }
 
-/// The key that the producer chose: copies come from wait queues with another.
+/// The key that the producer chose: copies come with another, by the queue's name. What comes by an exchange is no copy, so
+/// whoever may publish to that one alone cannot choose another key than the exchange saw.
 fn first_routing_key(message: &Message) -> &str {
     match message.headers.get(header::ORIGINAL_ROUTING_KEY) {
-        Some(HeaderValue::Text(key)) => key,
+        Some(HeaderValue::Text(key)) if message.origin.exchange.is_empty() => key,
         _ => &message.origin.routing_key,
     }
 }
@@ -291,7 +292,9 @@ mod tests {
             (message("b", "q", &[(header::ORIGINAL_ROUTING_KEY, "pay.now".into())], ""), Some(3)),
             (message("b", "q", &[], ""), None),
         ];
-        for (message, number) in cases {
+        let mut forged = message("b", "q", &[(header::ORIGINAL_ROUTING_KEY, "pay.now".into())], "");
+        forged.origin.exchange = "orders".to_owned();
+        for (message, number) in cases.into_iter().chain([(forged, None)]) {
             let write = write_of(&routes, &id(), &message, 100);
             assert_eq!(write.as_ref().ok().map(|write| write.to), number.map(|number| Address([number; 20])));
             if let Err(cause) = write {

@@ -13,6 +13,7 @@ mod support;
 
 mod answers;
 mod backlog;
+mod binds;
 mod broker_life;
 mod cancelling;
 mod chain_life;
