@@ -48,6 +48,7 @@ mod retries;
 mod routes;
 mod secrets;
 mod sessions;
+mod signer_tls;
 mod signers;
 mod stage;
 mod stops;
