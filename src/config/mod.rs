@@ -208,7 +208,8 @@ pub fn load(file: Option<&Path>) -> Result<Settings, Faults> {
     if let Some(path) = file {
         builder = builder.add_source(File::from(path).format(FileFormat::Toml));
     }
-    merge(builder.add_source(environment))
+    let folder = file.and_then(Path::parent).unwrap_or(Path::new(""));
+    merge(builder.add_source(environment), folder)
 }
 
 /// The defaults with these lines of TOML on top, without the environment: for tests and examples.
@@ -219,13 +220,14 @@ pub fn load_text(toml: &str) -> Result<Settings, Faults> {
     let builder = config::Config::builder()
         .add_source(File::from_str(DEFAULTS, FileFormat::Toml))
         .add_source(File::from_str(toml, FileFormat::Toml));
-    merge(builder)
+    merge(builder, Path::new(""))
 }
 
-fn merge(builder: config::ConfigBuilder<config::builder::DefaultState>) -> Result<Settings, Faults> {
+fn merge(builder: config::ConfigBuilder<config::builder::DefaultState>, folder: &Path) -> Result<Settings, Faults> {
     let merged = builder.build().and_then(config::Config::try_deserialize::<serde_json::Value>);
     sections::read(
         merged.map_err(|error| Faults(vec![format!("- {}", without_lines_of_the_file(&error.to_string()))]))?,
+        folder,
     )
 }
 

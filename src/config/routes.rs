@@ -1,6 +1,7 @@
 //! `[write]` and `[[route]]`: which messages are for whom, and what becomes of them.
 
 use std::fs;
+use std::path::Path;
 
 use serde_json::{Map, Value};
 
@@ -10,6 +11,7 @@ use crate::model::{Address, Gas, GasRule, Wei};
 use crate::policy::abi::{self, Call, Encoding, Pointer, Source};
 use crate::policy::records::Kept;
 use crate::policy::routes::{Amount, Calldata, KeyPattern, Match, Route};
+use crate::policy::schema::Schema;
 
 /// What a route takes from `[write]` where it does not say otherwise.
 const INHERITED: [&str; 5] = ["mode", "to", "value", "gas", "gas_margin"];
@@ -19,6 +21,8 @@ const OF_A_CALL: [&str; 3] = ["function", "abi", "arguments"];
 const OF_A_RECORD: [&str; 1] = ["body"];
 /// What a message must have.
 const OF_A_MATCH: [&str; 4] = ["name", "type", "routing_key", "header"];
+/// What every route may have.
+const OF_ALL: [&str; 1] = ["schema"];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -29,9 +33,9 @@ enum Mode {
 }
 
 /// Without `[[route]]`, `[write]` is the route of every message.
-pub(super) fn read(write: Option<Value>, routes: Option<Value>, findings: &mut Findings) -> Vec<Route> {
+pub(super) fn read(write: Option<Value>, routes: Option<Value>, folder: &Path, findings: &mut Findings) -> Vec<Route> {
     let tables = match routes {
-        None => return vec![route("write", "write", write, &[], findings)],
+        None => return vec![route(("write", "write"), write, folder, &[], findings)],
         Some(Value::Array(tables)) if !tables.is_empty() => tables,
         Some(_) => {
             findings.add("route", "must be tables; write [[route]]");
@@ -51,7 +55,7 @@ pub(super) fn read(write: Option<Value>, routes: Option<Value>, findings: &mut F
         }
         let place = format!("route[{}]", index + 1);
         let name = table.get("name").and_then(Value::as_str).unwrap_or(&place).to_owned();
-        route(&name, &place, Some(table), &OF_A_MATCH, findings)
+        route((&name, &place), Some(table), folder, &OF_A_MATCH, findings)
     });
     tables.collect()
 }
@@ -66,15 +70,22 @@ fn inherited(write: Option<Value>, findings: &mut Findings) -> Map<String, Value
     keys.into_iter().filter(|(key, _)| INHERITED.contains(&key.as_str())).collect()
 }
 
-fn route(name: &str, place: &str, table: Option<Value>, of_a_match: &[&str], findings: &mut Findings) -> Route {
+fn route(
+    (name, place): (&str, &str),
+    table: Option<Value>,
+    folder: &Path,
+    of_a_match: &[&str],
+    findings: &mut Findings,
+) -> Route {
     let mut section = Section::new(place, table, findings);
     let matches = if of_a_match.is_empty() { Match::default() } else { matches(&mut section) };
     let mode = section.choice(
         "mode",
         &[("data", Mode::Data), ("call", Mode::Call), ("record", Mode::Record), ("transaction", Mode::Transaction)],
     );
+    let schema = schema(&mut section, folder);
     if mode == Mode::Transaction {
-        return carried(name, matches, section, of_a_match);
+        return Route { schema, ..carried(name, matches, section, of_a_match) };
     }
     let to = section
         .read("to", "the address to call, 0x and 40 hexadecimal digits", Address([0; 20]), |text| text.parse().ok());
@@ -95,7 +106,7 @@ fn route(name: &str, place: &str, table: Option<Value>, of_a_match: &[&str], fin
         Mode::Data | Mode::Transaction => Calldata::Body,
         Mode::Call => {
             let pays = value != Amount::Fixed(Wei(0));
-            call(&mut section, pays).map_or(Calldata::Body, |call| Calldata::Call(Box::new(call)))
+            call(&mut section, folder, pays).map_or(Calldata::Body, |call| Calldata::Call(Box::new(call)))
         }
         Mode::Record => {
             Calldata::Record(section.choice_or("body", Kept::Hash, &[("false", Kept::Hash), ("true", Kept::Body)]))
@@ -106,8 +117,8 @@ fn route(name: &str, place: &str, table: Option<Value>, of_a_match: &[&str], fin
         Mode::Call => &OF_A_CALL,
         Mode::Record => &OF_A_RECORD,
     };
-    section.finish(&[of_a_match, &INHERITED, of_the_mode].concat());
-    Route { name: name.to_owned(), matches, to: Some(to), value, gas, calldata }
+    section.finish(&[of_a_match, &INHERITED, &OF_ALL, of_the_mode].concat());
+    Route { name: name.to_owned(), matches, schema, to: Some(to), value, gas, calldata }
 }
 
 /// The message says whom to call, with what and for how much.
@@ -119,9 +130,9 @@ fn carried(name: &str, matches: Match, mut section: Section<'_>, of_a_match: &[&
     if section.text("value").is_some_and(|value| value != "0") {
         section.fault("value", "is set, and the messages say what they pay; remove it");
     }
-    section.finish(&[of_a_match, &INHERITED].concat());
+    section.finish(&[of_a_match, &INHERITED, &OF_ALL].concat());
     let value = Amount::Fixed(Wei(0));
-    Route { name: name.to_owned(), matches, to: None, value, gas, calldata: Calldata::Carried }
+    Route { name: name.to_owned(), matches, schema: None, to: None, value, gas, calldata: Calldata::Carried }
 }
 
 fn matches(section: &mut Section<'_>) -> Match {
@@ -149,7 +160,7 @@ fn gas(section: &mut Section<'_>) -> GasRule {
 }
 
 /// `None`: it has a fault, which is noted.
-fn call(section: &mut Section<'_>, pays: bool) -> Option<Call> {
+fn call(section: &mut Section<'_>, folder: &Path, pays: bool) -> Option<Call> {
     let arguments = match section.take("arguments") {
         None => Some(Vec::new()),
         Some(Value::Array(arguments)) => Some(arguments.into_iter().map(source).collect()),
@@ -166,14 +177,26 @@ fn call(section: &mut Section<'_>, pays: bool) -> Option<Call> {
     let (key, found) = match file {
         None => ("function", abi::function(&wanted).map_err(|error| format!("{wanted:?} {error}"))),
         Some(file) => {
-            let text = fs::read_to_string(&file).map_err(|error| format!("{file} cannot be read: {error}"));
             let found =
                 |text: String| abi::function_in(&text, &wanted, pays).map_err(|error| format!("{file} {error}"));
-            ("abi", text.and_then(found))
+            ("abi", text_of(folder, &file).and_then(found))
         }
     };
     let function = found.map_err(|problem| section.fault(key, problem)).ok()?;
     Call::new(function, arguments?).map_err(|problem| section.fault("arguments", problem)).ok()
+}
+
+fn schema(section: &mut Section<'_>, folder: &Path) -> Option<Schema> {
+    let file = section.text("schema")?;
+    let read = text_of(folder, &file);
+    let schema = read.and_then(|text| Schema::new(&text).map_err(|problem| format!("{file} {problem}")));
+    schema.map_err(|problem| section.fault("schema", problem)).ok()
+}
+
+/// What a file beside the configuration says.
+fn text_of(folder: &Path, file: &str) -> Result<String, String> {
+    let path = folder.join(file);
+    fs::read_to_string(&path).map_err(|error| format!("{} cannot be read: {error}", path.display()))
 }
 
 /// Where an argument stands, or what it is.
@@ -259,6 +282,7 @@ mod tests {
             ),
             ("mode = \"call\"\nfunction = \"f(bool)\"\narguments = 1", "- route[1].arguments: must be a list"),
             ("mode = \"call\"\nfunction = \"f\"\nabi = \"/none\"", "- route[1].abi: /none cannot be read"),
+            ("schema = \"/none\"", "- route[1].schema: /none cannot be read"),
             ("value = \"json:/wei\"", "- route[1].value: is \"json:/wei\"; expected an amount"),
             ("header = \"=x\"", "- route[1].header: has no name"),
             ("to = \"0x1\"", "- route[1].to: is \"0x1\"; expected the address"),

@@ -1,7 +1,7 @@
 //! Every section of the configuration: its keys, their ranges, and what must fit together.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,7 +35,8 @@ const DAY: Duration = Duration::from_secs(86_400);
 const HIGHEST_FEE: Wei = Wei(9_000_000_000_000_000_000);
 const LARGEST_BODY: u64 = 16 << 20;
 
-pub(super) fn read(values: Value) -> Result<Settings, Faults> {
+/// `folder`: where relative names of files of routes are looked for.
+pub(super) fn read(values: Value, folder: &Path) -> Result<Settings, Faults> {
     let mut tables = values.as_object().cloned().unwrap_or_else(Map::new);
     let mut findings = Findings::default();
     let binds = bind::read(tables.remove("bind"), &mut findings);
@@ -52,7 +53,7 @@ pub(super) fn read(values: Value) -> Result<Settings, Faults> {
         admission: AdmissionRules {
             id_source,
             order_by,
-            routes: routes::read(tables.remove("write"), tables.remove("route"), &mut findings),
+            routes: routes::read(tables.remove("write"), tables.remove("route"), folder, &mut findings),
             max_body_bytes,
             permits: Arc::new(permits.clone()),
         },

@@ -18,5 +18,6 @@ pub mod records;
 pub mod replay;
 pub mod revert;
 pub mod routes;
+pub mod schema;
 pub mod spread;
 pub mod window;

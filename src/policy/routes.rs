@@ -9,6 +9,7 @@ use crate::model::{Address, Cause, GasRule, HeaderValue, Message, RequestId, Wei
 use crate::policy::abi::{Call, Pointer};
 use crate::policy::carried;
 use crate::policy::records::{self, Kept};
+use crate::policy::schema::Schema;
 
 /// The reason of what no route is for.
 pub const NO_ROUTE: &str = "no_route";
@@ -20,6 +21,8 @@ pub struct Route {
     pub name: String,
     /// The messages that it is for.
     pub matches: Match,
+    /// What their bodies keep to.
+    pub schema: Option<Schema>,
     /// Who is called; `None`: the message says.
     pub to: Option<Address>,
     /// What is paid.
@@ -70,7 +73,7 @@ pub enum Calldata {
 /// What the message asks for.
 ///
 /// # Errors
-/// `no_route`; of a transaction in the body also `undecodable` and `bad_transaction`; of a call also `undecodable` and `bad_argument`, and `too_large` where its calldata would have more bytes than
+/// `no_route`; where there is a schema `undecodable` and `schema`; of a transaction in the body also `undecodable` and `bad_transaction`; of a call also `undecodable` and `bad_argument`, and `too_large` where its calldata would have more bytes than
 /// `most_bytes`.
 pub fn write_of(routes: &[Route], id: &RequestId, message: &Message, most_bytes: u64) -> Result<Write, Cause> {
     let Some(route) = routes.iter().find(|route| route.matches.is_for(message)) else {
@@ -78,6 +81,10 @@ pub fn write_of(routes: &[Route], id: &RequestId, message: &Message, most_bytes:
         let detail = format!("no route is for type {kind:?} with routing key {:?}", first_routing_key(message));
         return Err(Cause::invalid(NO_ROUTE, detail));
     };
+    if let Some(schema) = &route.schema {
+        let kept = schema.check(&json_of(route, message)?);
+        kept.map_err(|fault| Cause::invalid("schema", format!("{}: {fault}", route.name)))?;
+    }
     let Some(to) = route.to else { return carried(route, message) };
     let gas = route.gas;
     let write = |value, data| Write { to, value, gas, data };
@@ -136,7 +143,7 @@ impl Route {
     /// The route of every message, where all ask for the same with their bodies.
     pub fn of_all(to: Address, value: Wei, gas: GasRule) -> Self {
         let (value, calldata) = (Amount::Fixed(value), Calldata::Body);
-        Self { name: "write".to_owned(), matches: Match::default(), to: Some(to), value, gas, calldata }
+        Self { name: "write".to_owned(), matches: Match::default(), schema: None, to: Some(to), value, gas, calldata }
     }
 }
 
@@ -247,6 +254,7 @@ mod tests {
         Route {
             name: format!("route[{number}]"),
             matches,
+            schema: None,
             to: Some(Address([number; 20])),
             value: Amount::Fixed(Wei(number.into())),
             gas: GasRule::Fixed(Gas(50_000)),
