@@ -44,6 +44,7 @@ fn decode(criterion: &mut Criterion) {
         id_source: TextSource::MessageId,
         order_by: None,
         routes: vec![Route::of_all(Address([1; 20]), Wei(0), GasRule::Fixed(Gas(50_000)))],
+        permits: Arc::default(),
         max_body_bytes: 1 << 18,
     };
     let message = message(1);

@@ -48,6 +48,7 @@ pub fn broker_settings(settings: &Settings) -> BrokerSettings {
         prefetch: broker.prefetch,
         is_ordered: broker.single_active_consumer || settings.admission.is_strict(),
         topology: Topology::new(broker.names.clone(), delays(settings))
+            .with_binds(broker.binds.clone())
             .with_single_active_consumer(broker.single_active_consumer),
         topology_mode: broker.topology,
         call_timeout: broker.call_timeout,
@@ -275,6 +276,7 @@ fn lane_settings(settings: &Settings, account: AccountId, owner: Arc<str>) -> La
         is_strict: settings.admission.is_strict(),
         batching: Arc::clone(&settings.batching),
         limits: settings.limits,
+        permits: Arc::clone(&settings.admission.permits),
         poll_interval: chain.poll_interval,
         resend_after: chain.resend_after,
         replace_after: chain.replace_after,

@@ -71,14 +71,21 @@ pub(crate) fn label(url: &Url) -> String {
 
 /// A client that all endpoints share.
 pub(crate) fn client(timeout: Duration) -> Result<Client> {
-    Client::builder()
+    client_with(timeout, |builder| builder)
+}
+
+/// A client that knows more than the usual: authorities of its own, say.
+pub(crate) fn client_with(
+    timeout: Duration,
+    more: impl FnOnce(reqwest::ClientBuilder) -> reqwest::ClientBuilder,
+) -> Result<Client> {
+    let usual = Client::builder()
         .timeout(timeout)
         .connect_timeout(timeout)
         .pool_idle_timeout(IDLE_TIMEOUT)
         .tcp_nodelay(true)
-        .redirect(reqwest::redirect::Policy::none())
-        .build()
-        .map_err(|error| message(&error))
+        .redirect(reqwest::redirect::Policy::none());
+    more(usual).build().map_err(|error| message(&error))
 }
 
 impl HttpTransport {

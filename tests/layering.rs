@@ -61,6 +61,7 @@ const BEHIND_SEAMS: &[(&str, &[&str])] = &[
     ("alloy_dyn_abi", &["src/policy/abi.rs"]),
     ("alloy_json_abi", &["src/policy/abi.rs"]),
     ("alloy_primitives", &["src/policy/abi.rs", "src/policy/records.rs"]),
+    ("jsonschema", &["src/policy/schema.rs"]),
     ("sd_notify", &["src/supervisor.rs"]),
     ("rustix", &["src/cli/doctor/journal.rs"]),
     ("indicatif", &["src/cli/"]),

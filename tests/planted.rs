@@ -15,8 +15,18 @@ use serde::Deserialize;
 /// Seeds tried for each bug.
 const MOST_SEEDS: u64 = 2000;
 /// What the simulation needs to be built.
-const TREE: &[&str] =
-    &["Cargo.toml", "Cargo.lock", "worker.toml", "src", "benches", "contracts", "examples", "migrations", "schemas", "tests"];
+const TREE: &[&str] = &[
+    "Cargo.toml",
+    "Cargo.lock",
+    "worker.toml",
+    "src",
+    "benches",
+    "contracts",
+    "examples",
+    "migrations",
+    "schemas",
+    "tests",
+];
 
 #[derive(Deserialize)]
 struct Bugs {

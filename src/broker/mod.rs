@@ -23,7 +23,7 @@ pub use inspection::{Inspection, inspect};
 pub use letter_json::LetterJsonError;
 pub use publisher::SessionPublisher;
 pub use session::{Broker, BrokerState, Flow, PublishOnly, check};
-pub use topology::{Names, Topology, TopologyMode};
+pub use topology::{Argument, Bind, Names, Topology, TopologyMode};
 
 /// Why the broker could not do it.
 #[derive(Debug, thiserror::Error)]

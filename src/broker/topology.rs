@@ -95,11 +95,23 @@ fn delay_name(delay: Duration) -> String {
     }
 }
 
+/// That the work queue gets what producers publish to an exchange of theirs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Bind {
+    /// The exchange. Its producers make it.
+    pub exchange: String,
+    /// A binding for each of these.
+    pub routing_keys: Vec<String>,
+    /// Of each binding: what a headers exchange looks for.
+    pub arguments: Vec<(String, Argument)>,
+}
+
 /// What there must be.
 #[derive(Debug, Clone)]
 pub struct Topology {
     names: Names,
     delays: Vec<Duration>,
+    binds: Vec<Bind>,
     single_active_consumer: bool,
 }
 
@@ -121,27 +133,38 @@ struct Binding {
     exchange: String,
     queue: String,
     key: String,
+    arguments: Vec<(String, Argument)>,
 }
 
 type Arguments = Vec<(&'static str, Argument)>;
 
+/// A value of an argument.
 #[derive(Debug, Clone, PartialEq)]
-enum Argument {
+pub enum Argument {
+    /// A text.
     Text(String),
+    /// A whole number.
     Number(i64),
+    /// A truth value.
     Bool(bool),
 }
 
 impl Topology {
     /// The objects for these names and the delays of retries.
     pub fn new(names: Names, delays: Vec<Duration>) -> Self {
-        Self { names, delays, single_active_consumer: false }
+        Self { names, delays, binds: Vec::new(), single_active_consumer: false }
     }
 
     /// The same, where the broker gives the work queue's messages to one consumer at a time.
     #[must_use]
     pub fn with_single_active_consumer(self, single_active_consumer: bool) -> Self {
         Self { single_active_consumer, ..self }
+    }
+
+    /// The same, where the work queue is bound to exchanges of producers.
+    #[must_use]
+    pub fn with_binds(self, binds: Vec<Bind>) -> Self {
+        Self { binds, ..self }
     }
 
     /// Their names.
@@ -214,40 +237,36 @@ impl Topology {
             exchange: exchange.to_owned(),
             queue: queue.to_owned(),
             key: key.to_owned(),
+            arguments: Vec::new(),
         };
         let mut bindings = vec![binding(dead, dead, "#"), binding(&unrouted, &unrouted, "")];
         bindings.extend(self.delays.iter().map(|delay| {
             let queue = self.names.wait_queue(*delay);
             binding(retry, &queue, &queue)
         }));
+        for Bind { exchange, routing_keys, arguments } in &self.binds {
+            let with_key =
+                |key: &String| Binding { arguments: arguments.clone(), ..binding(exchange, &self.names.work, key) };
+            bindings.extend(routing_keys.iter().map(with_key));
+        }
         bindings
     }
 
     /// The objects as `rabbitmqctl import_definitions` and the management interface take them.
     pub fn definitions(&self, vhost: &str) -> serde_json::Value {
-        let arguments = |arguments: &Arguments| {
-            let values = arguments.iter().map(|(name, value)| {
-                let value = match value {
-                    Argument::Text(text) => serde_json::json!(text),
-                    Argument::Number(number) => serde_json::json!(number),
-                    Argument::Bool(value) => serde_json::json!(value),
-                };
-                ((*name).to_owned(), value)
-            });
-            serde_json::Value::Object(values.collect())
-        };
         serde_json::json!({
             "exchanges": self.exchanges().iter().map(|exchange| serde_json::json!({
                 "name": exchange.name, "vhost": vhost, "type": exchange.kind, "durable": true,
-                "auto_delete": false, "internal": false, "arguments": arguments(&exchange.arguments),
+                "auto_delete": false, "internal": false, "arguments": json_of(&exchange.arguments),
             })).collect::<Vec<_>>(),
             "queues": self.queues().iter().map(|queue| serde_json::json!({
                 "name": queue.name, "vhost": vhost, "durable": true, "auto_delete": false,
-                "arguments": arguments(&queue.arguments),
+                "arguments": json_of(&queue.arguments),
             })).collect::<Vec<_>>(),
             "bindings": self.bindings().iter().map(|binding| serde_json::json!({
                 "source": binding.exchange, "vhost": vhost, "destination": binding.queue,
-                "destination_type": "queue", "routing_key": binding.key, "arguments": {},
+                "destination_type": "queue", "routing_key": binding.key,
+                "arguments": json_of(&binding.arguments),
             })).collect::<Vec<_>>(),
         })
     }
@@ -273,11 +292,39 @@ impl Topology {
         for queue in self.queues() {
             compared.note(queue.ensure(connected, mode).await?);
         }
+        for bind in &self.binds {
+            compared.note(bind.look(connected).await?);
+        }
         Ok(compared)
     }
 }
 
-fn table(arguments: &Arguments) -> FieldTable {
+impl Bind {
+    /// The exchange is its producers' own: it is never made here.
+    async fn look(&self, connected: &Connected) -> Result<Found, BrokerError> {
+        let exchange = Exchange { name: self.exchange.clone(), kind: "topic", arguments: Vec::new() };
+        let Err(error) = exchange.declare(connected, true).await? else { return Ok(Found::Right) };
+        let (name, detail) = (&self.exchange, broker_detail(&error));
+        Ok(Found::Wrong(format!(
+            "- exchange {name} of [[bind]]: {detail}; it is its producers' own: have them make it, or make it with \
+             `rabbitmqadmin declare exchange name={name} type=topic durable=true`"
+        )))
+    }
+}
+
+fn json_of<N: AsRef<str>>(arguments: &[(N, Argument)]) -> serde_json::Value {
+    let values = arguments.iter().map(|(name, value)| {
+        let value = match value {
+            Argument::Text(text) => serde_json::json!(text),
+            Argument::Number(number) => serde_json::json!(number),
+            Argument::Bool(value) => serde_json::json!(value),
+        };
+        (name.as_ref().to_owned(), value)
+    });
+    serde_json::Value::Object(values.collect())
+}
+
+fn table<N: AsRef<str>>(arguments: &[(N, Argument)]) -> FieldTable {
     let mut table = FieldTable::default();
     for (name, value) in arguments {
         let value = match value {
@@ -285,7 +332,7 @@ fn table(arguments: &Arguments) -> FieldTable {
             Argument::Number(number) => AMQPValue::LongLongInt(*number),
             Argument::Bool(value) => AMQPValue::Boolean(*value),
         };
-        table.insert((*name).into(), value);
+        table.insert(name.as_ref().into(), value);
     }
     table
 }
@@ -364,7 +411,8 @@ impl Binding {
         let channel = connected.channel().await?;
         let (queue, exchange, key) =
             (self.queue.as_str().into(), self.exchange.as_str().into(), self.key.as_str().into());
-        let bound = channel.queue_bind(queue, exchange, key, QueueBindOptions::default(), FieldTable::default());
+        let arguments = table(&self.arguments);
+        let bound = channel.queue_bind(queue, exchange, key, QueueBindOptions::default(), arguments);
         let name = format!("of {} to {}", self.queue, self.exchange);
         Ok(connected.within("bind a queue", bound).await?.err().map(|error| fault("binding", &name, &error)))
     }
@@ -416,6 +464,22 @@ mod tests {
         };
         assert_eq!(with(true), ["acme.writes"]);
         assert!(with(false).is_empty());
+    }
+
+    #[test]
+    fn the_work_queue_alone_is_bound_to_what_is_the_producers_own() {
+        let bind = Bind {
+            exchange: "orders".to_owned(),
+            routing_keys: vec!["eu.#".to_owned(), "us.#".to_owned()],
+            arguments: vec![("x-match".to_owned(), Argument::Text("all".to_owned()))],
+        };
+        let definitions = topology().with_binds(vec![bind]).definitions("/");
+        let of_orders = |of: &serde_json::Value| of["source"] == "orders" || of["name"] == "orders";
+        let bound: Vec<_> = definitions["bindings"].as_array().unwrap().iter().filter(|of| of_orders(of)).collect();
+        let keys: Vec<_> = bound.iter().map(|of| of["routing_key"].as_str().unwrap()).collect();
+        assert_eq!(keys, ["eu.#", "us.#"]);
+        assert!(bound.iter().all(|of| of["destination"] == "acme.writes" && of["arguments"]["x-match"] == "all"));
+        assert!(!definitions["exchanges"].as_array().unwrap().iter().any(of_orders), "it is not made here");
     }
 
     #[test]

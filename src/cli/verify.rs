@@ -113,7 +113,7 @@ fn wanted(arguments: &Arguments) -> anyhow::Result<Wanted> {
 fn contracts_of(settings: &Settings) -> Vec<Address> {
     let is_record = |calldata: &Calldata| matches!(calldata, Calldata::Record(_));
     let routes = settings.admission.routes.iter().filter(|route| is_record(&route.calldata));
-    let mut contracts: Vec<_> = routes.map(|route| route.to).collect();
+    let mut contracts: Vec<_> = routes.filter_map(|route| route.to).collect();
     contracts.sort_unstable();
     contracts.dedup();
     contracts

@@ -8,7 +8,7 @@ use std::time::Duration;
 use config::{Environment, File, FileFormat};
 use url::Url;
 
-use crate::broker::{Names, TopologyMode, UriSource};
+use crate::broker::{Bind, Names, TopologyMode, UriSource};
 use crate::journal::JournalAddress;
 use crate::lane::OutagePolicy;
 use crate::model::Gas;
@@ -19,6 +19,8 @@ use crate::policy::fee::FeeRules;
 use crate::policy::finality::FinalityRule;
 use crate::policy::limits::Limits;
 
+mod bind;
+mod policy;
 mod reader;
 mod routes;
 pub(crate) mod secrets;
@@ -46,7 +48,7 @@ pub struct Settings {
     pub worker: WorkerSection,
     /// `[broker]`
     pub broker: BrokerSection,
-    /// `[request]`, `[write]`, `[[route]]` and `broker.max_body`
+    /// `[request]`, `[write]`, `[[route]]`, `[policy]` and `broker.max_body`
     pub admission: AdmissionRules,
     /// `[retry]`
     pub retry: RetrySection,
@@ -58,7 +60,7 @@ pub struct Settings {
     pub signers: Vec<SignerSection>,
     /// `[fees]`
     pub fees: FeeRules,
-    /// `[limits]`
+    /// `[limits]`, and of `[policy]` what counts by days
     pub limits: Limits,
     /// `[batch]`, and what routes can do for many messages
     pub batching: Arc<Batching>,
@@ -101,6 +103,8 @@ pub struct BrokerSection {
     pub names: Names,
     /// Deliveries held at most.
     pub prefetch: u16,
+    /// `[[bind]]`: the exchanges that the work queue is bound to.
+    pub binds: Vec<Bind>,
     /// One instance at a time takes messages.
     pub single_active_consumer: bool,
     /// Make the objects or check them.
@@ -207,7 +211,8 @@ pub fn load(file: Option<&Path>) -> Result<Settings, Faults> {
     if let Some(path) = file {
         builder = builder.add_source(File::from(path).format(FileFormat::Toml));
     }
-    merge(builder.add_source(environment))
+    let folder = file.and_then(Path::parent).unwrap_or(Path::new(""));
+    merge(builder.add_source(environment), folder)
 }
 
 /// The defaults with these lines of TOML on top, without the environment: for tests and examples.
@@ -218,13 +223,14 @@ pub fn load_text(toml: &str) -> Result<Settings, Faults> {
     let builder = config::Config::builder()
         .add_source(File::from_str(DEFAULTS, FileFormat::Toml))
         .add_source(File::from_str(toml, FileFormat::Toml));
-    merge(builder)
+    merge(builder, Path::new(""))
 }
 
-fn merge(builder: config::ConfigBuilder<config::builder::DefaultState>) -> Result<Settings, Faults> {
+fn merge(builder: config::ConfigBuilder<config::builder::DefaultState>, folder: &Path) -> Result<Settings, Faults> {
     let merged = builder.build().and_then(config::Config::try_deserialize::<serde_json::Value>);
     sections::read(
         merged.map_err(|error| Faults(vec![format!("- {}", without_lines_of_the_file(&error.to_string()))]))?,
+        folder,
     )
 }
 

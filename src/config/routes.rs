@@ -1,6 +1,7 @@
 //! `[write]` and `[[route]]`: which messages are for whom, and what becomes of them.
 
 use std::fs;
+use std::path::Path;
 
 use serde_json::{Map, Value};
 
@@ -10,6 +11,7 @@ use crate::model::{Address, Gas, GasRule, Wei};
 use crate::policy::abi::{self, Call, Encoding, Function, Many, Pointer, Source};
 use crate::policy::records::{self, Kept};
 use crate::policy::routes::{Amount, Calldata, KeyPattern, Match, Route};
+use crate::policy::schema::Schema;
 
 /// What a route takes from `[write]` where it does not say otherwise.
 const INHERITED: [&str; 5] = ["mode", "to", "value", "gas", "gas_margin"];
@@ -19,18 +21,21 @@ const OF_A_CALL: [&str; 4] = ["function", "abi", "arguments", "batch_function"];
 const OF_A_RECORD: [&str; 1] = ["body"];
 /// What a message must have.
 const OF_A_MATCH: [&str; 4] = ["name", "type", "routing_key", "header"];
+/// What every route may have.
+const OF_ALL: [&str; 1] = ["schema"];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
     Data,
     Call,
     Record,
+    Transaction,
 }
 
 /// Without `[[route]]`, `[write]` is the route of every message.
-pub(super) fn read(write: Option<Value>, routes: Option<Value>, findings: &mut Findings) -> Vec<Route> {
+pub(super) fn read(write: Option<Value>, routes: Option<Value>, folder: &Path, findings: &mut Findings) -> Vec<Route> {
     let tables = match routes {
-        None => return vec![route("write", "write", write, &[], findings)],
+        None => return vec![route(("write", "write"), write, folder, &[], findings)],
         Some(Value::Array(tables)) if !tables.is_empty() => tables,
         Some(_) => {
             findings.add("route", "must be tables; write [[route]]");
@@ -40,13 +45,17 @@ pub(super) fn read(write: Option<Value>, routes: Option<Value>, findings: &mut F
     let inherited = inherited(write, findings);
     let tables = tables.into_iter().enumerate().map(|(index, mut table)| {
         if let Value::Object(keys) = &mut table {
-            for (key, value) in &inherited {
+            let is_carried = keys.get("mode").and_then(Value::as_str) == Some("transaction");
+            // A message that carries its transaction says these itself.
+            let inherited =
+                inherited.iter().filter(|(key, _)| !(is_carried && ["to", "value"].contains(&key.as_str())));
+            for (key, value) in inherited {
                 keys.entry(key.clone()).or_insert_with(|| value.clone());
             }
         }
         let place = format!("route[{}]", index + 1);
         let name = table.get("name").and_then(Value::as_str).unwrap_or(&place).to_owned();
-        route(&name, &place, Some(table), &OF_A_MATCH, findings)
+        route((&name, &place), Some(table), folder, &OF_A_MATCH, findings)
     });
     tables.collect()
 }
@@ -61,10 +70,23 @@ fn inherited(write: Option<Value>, findings: &mut Findings) -> Map<String, Value
     keys.into_iter().filter(|(key, _)| INHERITED.contains(&key.as_str())).collect()
 }
 
-fn route(name: &str, place: &str, table: Option<Value>, of_a_match: &[&str], findings: &mut Findings) -> Route {
+fn route(
+    (name, place): (&str, &str),
+    table: Option<Value>,
+    folder: &Path,
+    of_a_match: &[&str],
+    findings: &mut Findings,
+) -> Route {
     let mut section = Section::new(place, table, findings);
     let matches = if of_a_match.is_empty() { Match::default() } else { matches(&mut section) };
-    let mode = section.choice("mode", &[("data", Mode::Data), ("call", Mode::Call), ("record", Mode::Record)]);
+    let mode = section.choice(
+        "mode",
+        &[("data", Mode::Data), ("call", Mode::Call), ("record", Mode::Record), ("transaction", Mode::Transaction)],
+    );
+    let schema = schema(&mut section, folder);
+    if mode == Mode::Transaction {
+        return Route { schema, ..carried(name, matches, section, of_a_match) };
+    }
     let to = section
         .read("to", "the address to call, 0x and 40 hexadecimal digits", Address([0; 20]), |text| text.parse().ok());
     let value = section.read(
@@ -82,10 +104,10 @@ fn route(name: &str, place: &str, table: Option<Value>, of_a_match: &[&str], fin
     let gas = gas(&mut section);
     let pays = value != Amount::Fixed(Wei(0));
     let (calldata, many) = match mode {
-        Mode::Data => (Calldata::Body, None),
-        Mode::Call => match call(&mut section, pays) {
+        Mode::Data | Mode::Transaction => (Calldata::Body, None),
+        Mode::Call => match call(&mut section, folder, pays) {
             Some((call, file)) => {
-                let many = many(&mut section, &call, file.as_deref(), pays, gas);
+                let many = many(&mut section, &call, file.as_deref().map(|file| (folder, file)), pays, gas);
                 (Calldata::Call(Box::new(call)), many)
             }
             None => (Calldata::Body, None),
@@ -96,12 +118,27 @@ fn route(name: &str, place: &str, table: Option<Value>, of_a_match: &[&str], fin
         }
     };
     let of_the_mode: &[&str] = match mode {
-        Mode::Data => &[],
+        Mode::Data | Mode::Transaction => &[],
         Mode::Call => &OF_A_CALL,
         Mode::Record => &OF_A_RECORD,
     };
-    section.finish(&[of_a_match, &INHERITED, of_the_mode].concat());
-    Route { name: name.to_owned(), matches, to, value, gas, calldata, many }
+    section.finish(&[of_a_match, &INHERITED, &OF_ALL, of_the_mode].concat());
+    Route { name: name.to_owned(), matches, schema, to: Some(to), value, gas, calldata, many }
+}
+
+/// The message says whom to call, with what and for how much.
+fn carried(name: &str, matches: Match, mut section: Section<'_>, of_a_match: &[&str]) -> Route {
+    let gas = gas(&mut section);
+    if section.text("to").is_some() {
+        section.fault("to", "is set, and the messages say whom they call; remove it");
+    }
+    if section.text("value").is_some_and(|value| value != "0") {
+        section.fault("value", "is set, and the messages say what they pay; remove it");
+    }
+    section.finish(&[of_a_match, &INHERITED, &OF_ALL].concat());
+    let value = Amount::Fixed(Wei(0));
+    let calldata = Calldata::Carried;
+    Route { name: name.to_owned(), matches, schema: None, to: None, value, gas, calldata, many: None }
 }
 
 fn matches(section: &mut Section<'_>) -> Match {
@@ -129,7 +166,7 @@ fn gas(section: &mut Section<'_>) -> GasRule {
 }
 
 /// With the name of the ABI file, if there is one. `None`: it has a fault, which is noted.
-fn call(section: &mut Section<'_>, pays: bool) -> Option<(Call, Option<String>)> {
+fn call(section: &mut Section<'_>, folder: &Path, pays: bool) -> Option<(Call, Option<String>)> {
     let arguments = match section.take("arguments") {
         None => Some(Vec::new()),
         Some(Value::Array(arguments)) => Some(arguments.into_iter().map(source).collect()),
@@ -144,20 +181,22 @@ fn call(section: &mut Section<'_>, pays: bool) -> Option<(Call, Option<String>)>
         return None;
     };
     let key = if file.is_some() { "abi" } else { "function" };
-    let function = function(&wanted, file.as_deref(), pays).map_err(|problem| section.fault(key, problem)).ok()?;
+    let named = file.as_deref().map(|file| (folder, file));
+    let function = function(&wanted, named, pays).map_err(|problem| section.fault(key, problem)).ok()?;
     let call = Call::new(function, arguments?).map_err(|problem| section.fault("arguments", problem)).ok()?;
     Some((call, file))
 }
 
-/// By its signature, or from an ABI file.
-fn function(wanted: &str, file: Option<&str>, pays: bool) -> Result<Function, String> {
-    let Some(file) = file else { return abi::function(wanted).map_err(|error| format!("{wanted:?} {error}")) };
-    let text = fs::read_to_string(file).map_err(|error| format!("{file} cannot be read: {error}"))?;
-    abi::function_in(&text, wanted, pays).map_err(|error| format!("{file} {error}"))
+/// By its signature, or from an ABI file, which is named as seen from a folder.
+fn function(wanted: &str, file: Option<(&Path, &str)>, pays: bool) -> Result<Function, String> {
+    let Some((folder, file)) = file else {
+        return abi::function(wanted).map_err(|error| format!("{wanted:?} {error}"));
+    };
+    abi::function_in(&text_of(folder, file)?, wanted, pays).map_err(|error| format!("{file} {error}"))
 }
 
 /// `None`: each message has a transaction of its own, or there is a fault, which is noted.
-fn many(section: &mut Section<'_>, call: &Call, file: Option<&str>, pays: bool, gas: GasRule) -> Option<Many> {
+fn many(section: &mut Section<'_>, call: &Call, file: Option<(&Path, &str)>, pays: bool, gas: GasRule) -> Option<Many> {
     let wanted = section.text("batch_function")?;
     let fixed = matches!(gas, GasRule::Fixed(_));
     for (key, is_set) in [("value", pays), ("gas", fixed)] {
@@ -171,6 +210,19 @@ fn many(section: &mut Section<'_>, call: &Call, file: Option<&str>, pays: bool, 
     let many = found
         .and_then(|function| Many::new(call.function(), &function).map_err(|problem| format!("{wanted:?} {problem}")));
     many.map_err(|problem| section.fault("batch_function", problem)).ok()
+}
+
+fn schema(section: &mut Section<'_>, folder: &Path) -> Option<Schema> {
+    let file = section.text("schema")?;
+    let read = text_of(folder, &file);
+    let schema = read.and_then(|text| Schema::new(&text).map_err(|problem| format!("{file} {problem}")));
+    schema.map_err(|problem| section.fault("schema", problem)).ok()
+}
+
+/// What a file beside the configuration says.
+fn text_of(folder: &Path, file: &str) -> Result<String, String> {
+    let path = folder.join(file);
+    fs::read_to_string(&path).map_err(|error| format!("{} cannot be read: {error}", path.display()))
 }
 
 /// Where an argument stands, or what it is.
@@ -194,7 +246,8 @@ fn pointer(text: &str) -> Option<Pointer> {
 #[cfg(test)]
 mod tests {
     use crate::config::load_text;
-    use crate::policy::routes::{Calldata, sole_write};
+    use crate::model::GasRule;
+    use crate::policy::routes::{Calldata, Route, sole_write};
 
     fn faults(toml: &str) -> String {
         load_text(toml).unwrap_err().0.join("\n")
@@ -246,6 +299,18 @@ mod tests {
     }
 
     #[test]
+    fn messages_that_carry_their_transaction_need_a_list_of_whom_they_may_call() {
+        let route = "[[route]]\nmode = \"transaction\"\n";
+        let allow = format!("[[policy.allow]]\n{TO}");
+        let routes = load_text(&format!("{REST}[write]\n{TO}gas = 50000\n{route}{allow}")).unwrap().admission.routes;
+        assert!(matches!(routes[0], Route { to: None, calldata: Calldata::Carried, gas: GasRule::Fixed(_), .. }));
+        let of = |toml: String| faults(&format!("{REST}{toml}"));
+        assert!(of(format!("[write]\n{TO}{route}")).contains("- policy.allow: there is none, and route[1] has mode"));
+        let own = of(format!("[write]\n{TO}mode = \"transaction\"\nvalue = 1\n{allow}"));
+        assert!(own.contains("- write.to: is set, and the messages say") && own.contains("- write.value: is"), "{own}");
+    }
+
+    #[test]
     fn faults_of_routes_name_route_and_key() {
         let of = |route: &str| faults(&format!("{REST}[write]\n{TO}[[route]]\n{route}"));
         let cases = [
@@ -259,6 +324,7 @@ mod tests {
             ),
             ("mode = \"call\"\nfunction = \"f(bool)\"\narguments = 1", "- route[1].arguments: must be a list"),
             ("mode = \"call\"\nfunction = \"f\"\nabi = \"/none\"", "- route[1].abi: /none cannot be read"),
+            ("schema = \"/none\"", "- route[1].schema: /none cannot be read"),
             ("value = \"json:/wei\"", "- route[1].value: is \"json:/wei\"; expected an amount"),
             (
                 "mode = \"call\"\nfunction = \"f(bool)\"\narguments = [true]\nbatch_function = \"g(bool)\"",

@@ -1,7 +1,7 @@
 //! Every section of the configuration: its keys, their ranges, and what must fit together.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value};
 use url::Url;
 
-use crate::broker::{Names, TopologyMode, UriSource};
+use crate::broker::{Bind, Names, TopologyMode, UriSource};
 use crate::config::reader::{Findings, Section, http_url};
 use crate::config::secrets::{credential, private_file};
 use crate::config::{
     BrokerSection, ChainSection, Faults, JournalSection, LogFormat, LogSection, RetrySection, Settings, WorkerSection,
-    id_source, routes, signers,
+    bind, id_source, policy, routes, signers,
 };
 use crate::journal::JournalAddress;
 use crate::lane::OutagePolicy;
@@ -25,6 +25,7 @@ use crate::policy::classify::{ErrorTable, SendMeaning};
 use crate::policy::fee::{FeeMode, FeeRules};
 use crate::policy::finality::FinalityRule;
 use crate::policy::limits::Limits;
+use crate::policy::permits::Permits;
 use crate::policy::routes::Route;
 
 const MS: Duration = Duration::from_millis(1);
@@ -36,12 +37,15 @@ const DAY: Duration = Duration::from_secs(86_400);
 const HIGHEST_FEE: Wei = Wei(9_000_000_000_000_000_000);
 const LARGEST_BODY: u64 = 16 << 20;
 
-pub(super) fn read(values: Value) -> Result<Settings, Faults> {
+/// `folder`: where relative names of files of routes are looked for.
+pub(super) fn read(values: Value, folder: &Path) -> Result<Settings, Faults> {
     let mut tables = values.as_object().cloned().unwrap_or_else(Map::new);
     let mut findings = Findings::default();
-    let (broker, max_body_bytes) = broker(Section::new("broker", tables.remove("broker"), &mut findings));
+    let binds = bind::read(tables.remove("bind"), &mut findings);
+    let (broker, max_body_bytes) = broker(Section::new("broker", tables.remove("broker"), &mut findings), binds);
     let (id_source, order_by) = request(Section::new("request", tables.remove("request"), &mut findings));
-    let routes = routes::read(tables.remove("write"), tables.remove("route"), &mut findings);
+    let permits = policy::read(tables.remove("policy"), &mut findings);
+    let routes = routes::read(tables.remove("write"), tables.remove("route"), folder, &mut findings);
     let keeps_order = order_by.as_ref().is_some_and(|order_by| order_by.ordering == Ordering::Nonce);
     let batch = Section::new("batch", tables.remove("batch"), &mut findings);
     let settings = Settings {
@@ -52,14 +56,15 @@ pub(super) fn read(values: Value) -> Result<Settings, Faults> {
         outage: outage(Section::new("outage", tables.remove("outage"), &mut findings)),
         chain: chain(tables.remove("chain"), &mut findings),
         signers: signers::read(tables.remove("signer"), &mut findings),
-        admission: AdmissionRules { id_source, order_by, routes, max_body_bytes },
+        admission: AdmissionRules { id_source, order_by, routes, max_body_bytes, permits: Arc::new(permits.clone()) },
         fees: fees(Section::new("fees", tables.remove("fees"), &mut findings)),
-        limits: limits(Section::new("limits", tables.remove("limits"), &mut findings)),
+        limits: limits(Section::new("limits", tables.remove("limits"), &mut findings), &permits),
         journal: journal(Section::new("journal", tables.remove("journal"), &mut findings)),
         lease_ttl: lease(Section::new("lease", tables.remove("lease"), &mut findings)),
         http_listen: http(Section::new("http", tables.remove("http"), &mut findings)),
         log: log(Section::new("log", tables.remove("log"), &mut findings)),
     };
+    policy::compare(&permits, &settings.admission.routes, &settings.batching, &mut findings);
     for route in &settings.admission.routes {
         if let (GasRule::Fixed(gas), Some(most)) = (route.gas, settings.limits.gas_per_hour)
             && gas > most
@@ -99,7 +104,7 @@ fn worker(mut section: Section<'_>) -> WorkerSection {
     settings
 }
 
-fn broker(mut section: Section<'_>) -> (BrokerSection, u64) {
+fn broker(mut section: Section<'_>, binds: Vec<Bind>) -> (BrokerSection, u64) {
     let inline = section.text("uri").unwrap_or_default();
     let uri = match section.text("uri_file") {
         Some(file) => UriSource::File(credential(&file)),
@@ -130,6 +135,7 @@ fn broker(mut section: Section<'_>) -> (BrokerSection, u64) {
     let settings = BrokerSection {
         uri,
         names,
+        binds,
         prefetch: section.number("prefetch", 1..=u16::MAX),
         single_active_consumer: section.choice("single_active_consumer", &[("false", false), ("true", true)]),
         topology: section.choice("topology", &[("declare", TopologyMode::Declare), ("verify", TopologyMode::Verify)]),
@@ -331,11 +337,13 @@ fn fees(mut section: Section<'_>) -> FeeRules {
     FeeRules { mode, max_fee }
 }
 
-fn limits(mut section: Section<'_>) -> Limits {
+fn limits(mut section: Section<'_>, permits: &Permits) -> Limits {
     let limits = Limits {
         writes_per_second: section.number_or_off("writes_per_second", 1..=10_000),
         in_flight: section.number_or_off("in_flight", 1..=1_000_000),
         gas_per_hour: section.number_or_off("gas_per_hour", 21_000..=1_000_000_000_000_000).map(Gas),
+        value_per_day: permits.value_per_day,
+        fee_per_day: permits.fee_per_day,
     };
     section.finish(&["writes_per_second", "in_flight", "gas_per_hour"]);
     limits
@@ -343,7 +351,7 @@ fn limits(mut section: Section<'_>) -> Limits {
 
 /// Among requests of strict ordering that are to be written, no two have the same key.
 fn batching(mut section: Section<'_>, routes: &[Route], keeps_order: bool) -> Batching {
-    let kind = |route: &Route| Some(BatchKind { to: route.to, many: route.many.clone()? });
+    let kind = |route: &Route| Some(BatchKind { to: route.to?, many: route.many.clone()? });
     let batching = Batching {
         max_requests: section.number("max_requests", 1..=1000),
         max_bytes: section.number("max_bytes", 1024..=120_000),

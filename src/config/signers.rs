@@ -1,5 +1,6 @@
 //! `[[signer]]`: keys in files, and keys that a server has.
 
+use std::path::Path;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
@@ -8,13 +9,25 @@ use serde_json::Value;
 use crate::config::reader::{Findings, Section, http_url};
 use crate::config::secrets::{credential, line_of, private_file};
 use crate::model::Address;
-use crate::signer::{LocalSigner, RemoteSettings, Signer, keystore};
+use crate::signer::{LocalSigner, RemoteSettings, RemoteTls, Signer, keystore};
 
 /// For an answer of a server, where `timeout` is not set.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Where the key is: one of these.
 const WAYS: [&str; 5] = ["key_file", "keystore", "key", "url", "url_file"];
-const KEYS: [&str; 8] = ["key_file", "keystore", "password_file", "key", "url", "url_file", "address", "timeout"];
+const KEYS: [&str; 11] = [
+    "key_file",
+    "keystore",
+    "password_file",
+    "key",
+    "url",
+    "url_file",
+    "address",
+    "timeout",
+    "ca_file",
+    "certificate_file",
+    "certificate_key_file",
+];
 
 /// One `[[signer]]`.
 #[derive(Debug, Clone)]
@@ -112,5 +125,36 @@ fn remote(section: &mut Section<'_>, key: &'static str, url: &str) -> Result<Sig
     })?;
     let address = address.trim().parse().map_err(|error| ("address", format!("is {address:?}: {error}")))?;
     let timeout = section.duration_or("timeout", TIMEOUT, Duration::from_millis(100)..=Duration::from_secs(60));
-    Ok(SignerSection::Remote(RemoteSettings { url, address, timeout }))
+    let tls = certificates(section, url.scheme() == "https")?;
+    Ok(SignerSection::Remote(RemoteSettings { url, address, timeout, tls }))
+}
+
+fn certificates(section: &mut Section<'_>, is_encrypted: bool) -> Result<RemoteTls, Fault> {
+    let mut tls = RemoteTls::default();
+    let file = |key: &'static str, section: &mut Section<'_>| section.text(key).map(|file| (key, credential(&file)));
+    let [authorities, certificate, key] =
+        ["ca_file", "certificate_file", "certificate_key_file"].map(|key| file(key, section));
+    if let (Some((key, _)), false) = (authorities.as_ref().or(certificate.as_ref()), is_encrypted) {
+        return Err((key, "is set, and the signer's URL is not https://".to_owned()));
+    }
+    let read = |path: &Path| std::fs::read(path).map_err(|error| format!("{} cannot be read: {error}", path.display()));
+    if let Some((key, path)) = authorities {
+        let trusted = read(&path).and_then(|pem| tls.trust_only(&pem));
+        trusted.map_err(|problem| (key, format!("{}: {problem}", path.display())))?;
+    }
+    match (certificate, key) {
+        (Some((name, path)), Some((key, key_path))) => {
+            let secret = private_file(&key_path).map_err(|problem| (key, problem))?;
+            let shown = read(&path).and_then(|pem| tls.show(&pem, secret.expose_secret().as_bytes()));
+            shown.map_err(|problem| (name, format!("{} or its key: {problem}", path.display())))?;
+        }
+        (Some(_), None) => {
+            Err(("certificate_key_file", "is not set; name the file with the certificate's key".to_owned()))?
+        }
+        (None, Some(_)) => {
+            Err(("certificate_file", "is not set; name the file with the certificate of this key".to_owned()))?
+        }
+        (None, None) => {}
+    }
+    Ok(tls)
 }

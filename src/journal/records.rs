@@ -10,6 +10,7 @@ use crate::model::{
     Address, Attempt, BodyHash, Cause, Event, Gas, Generation, Message, Nonce, OrderKey, RequestId, RequestState,
     Timestamp, TransactionState, TxHash, Wei, Write,
 };
+use crate::policy::limits::Share;
 
 /// The journal's number for an account on a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -188,6 +189,11 @@ impl NewTransaction {
     /// All that it is for.
     pub fn requests(&self) -> impl Iterator<Item = RequestSeq> {
         std::iter::once(self.request).chain(self.others.iter().copied())
+    }
+
+    /// What it counts with against the limits.
+    pub fn share(&self) -> Share {
+        Share { gas: self.gas, value: self.value, fee: self.attempt.fee.total(self.gas) }
     }
 }
 

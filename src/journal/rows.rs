@@ -165,6 +165,12 @@ fn optional_bytes(row: &impl Columns, what: &'static str, name: &'static str) ->
     Ok(row.bytes(name).map_err(|detail| corrupt(what, detail))?.map(Bytes::copy_from_slice))
 }
 
+/// What was paid in a slot of a day, and what its gas may have cost.
+pub(super) fn day(row: &impl Columns) -> Result<(i64, Wei, Wei)> {
+    let wei = |name| text(row, "sum", name).and_then(|text| amount("sum", &text));
+    Ok((number(row, "sum", "quarter")?, wei("value")?, wei("fee")?))
+}
+
 fn reply(row: &impl Columns, what: &'static str) -> Result<ReplyAddress> {
     Ok(ReplyAddress {
         reply_to: optional_text(row, what, "reply_to")?,

@@ -11,7 +11,7 @@ use crate::lane::prepare::{Fetched, Prepared};
 use crate::lane::settings::OutagePolicy;
 use crate::lane::{Lane, ending, prepare};
 use crate::metrics::Signed;
-use crate::model::{Cause, Nonce, PauseReason};
+use crate::model::{Cause, Fee, Nonce, PauseReason};
 use crate::policy::limits::{Granted, Usage};
 use crate::policy::routes::NO_ROUTE;
 
@@ -135,7 +135,10 @@ impl Lane {
         let mut rulings = Vec::new();
         for request in taken {
             match self.write_of(&request) {
-                Some(write) => self.fetched.push(Fetched { request, write }),
+                Some(write) => match self.settings.permits.check(write.to, write.value, request.calldata()) {
+                    Ok(()) => self.fetched.push(Fetched { request, write }),
+                    Err(cause) => rulings.push(ending::failed(lease, request, cause)),
+                },
                 None => {
                     let detail = "it was taken in before there were routes; send it back to have it routed";
                     rulings.push(ending::failed(lease, request, Cause::invalid(NO_ROUTE, detail)));
@@ -160,7 +163,8 @@ impl Lane {
     pub(super) async fn sign(&mut self, lease: &Lease, usage: Option<&Usage>) -> Result<(), JournalError> {
         let Some(first) = self.next_nonce else { return Ok(()) };
         let Some(fee) = self.quote() else { return Ok(()) };
-        let Granted { count, throttled } = self.may_sign_now(usage);
+        self.refuse_dear(lease, fee).await;
+        let Granted { count, throttled } = self.may_sign_now(usage, fee);
         if let Some(throttled) = throttled {
             self.throttle(throttled);
         }
@@ -193,6 +197,24 @@ impl Lane {
             self.send(nonce);
         }
         Ok(())
+    }
+
+    /// What may not cost as much as it would now fails, and comes back later.
+    async fn refuse_dear(&mut self, lease: &Lease, fee: Fee) {
+        if !self.settings.permits.limits_fees() {
+            return;
+        }
+        let mut rulings = Vec::new();
+        for prepared in std::mem::take(&mut self.prepared) {
+            match self.settings.permits.check_fee(prepared.gas, fee) {
+                Ok(()) => self.prepared.push_back(prepared),
+                Err(cause) => {
+                    let requests = prepared.into_requests();
+                    rulings.extend(requests.map(|request| ending::failed(lease, request, cause.clone())));
+                }
+            }
+        }
+        self.rule(rulings).await;
     }
 
     /// With `[outage] policy = "retry"`: what has no transaction yet fails now and comes back later.

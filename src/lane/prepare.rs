@@ -17,6 +17,7 @@ use crate::model::{
 use crate::policy::batch::{Alike, Batching};
 use crate::policy::classify::SimulationMeaning;
 use crate::policy::fee::Market;
+use crate::policy::limits::Share;
 use crate::policy::records::{self, Taken};
 use crate::policy::{gas, revert};
 
@@ -48,6 +49,11 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
+    /// What it counts with against the limits.
+    pub(super) fn share(&self, fee: Fee) -> Share {
+        Share { gas: self.gas, value: self.value, fee: fee.total(self.gas) }
+    }
+
     pub(super) fn requests(&self) -> impl Iterator<Item = &QueuedRequest> {
         std::iter::once(&self.request).chain(&self.others)
     }
@@ -207,7 +213,7 @@ impl Lane {
         let estimates = if calls.is_empty() { Vec::new() } else { self.chain.estimate(&calls).await? };
         let mut estimates = estimates.into_iter();
         let judge = |estimate, margin, calldata: &[u8]| match estimate {
-            Ok(estimate) => within_limit(gas::limit(estimate, margin, block_limit), self.settings.limits.gas_per_hour),
+            Ok(estimate) => self.within_limits(gas::limit(estimate, margin, block_limit)),
             Err(ChainError::Node { message, data, .. }) => match self.settings.errors.meaning_of_simulation(&message) {
                 SimulationMeaning::Failed => match data.as_deref().and_then(|data| records::taken(calldata, data)) {
                     Some(taken) => Simulated::Taken(taken),
@@ -218,12 +224,38 @@ impl Lane {
             },
             Err(error) => Simulated::NotLooked(error.pause_reason(), error.to_string()),
         };
-        let per_hour = self.settings.limits.gas_per_hour;
         let judged = unknown().map_while(|draft| match draft.first.write.gas {
-            GasRule::Fixed(gas) => Some(with_fixed(gas, draft.calldata(), per_hour)),
+            GasRule::Fixed(gas) => Some(self.with_fixed(gas, draft.calldata())),
             GasRule::Estimate { margin } => Some(judge(estimates.next()?, margin, draft.calldata())),
         });
         Ok(judged.collect())
+    }
+
+    /// A node may take a transaction with too little gas, and drop it when it makes a block: it would hold up its account.
+    fn with_fixed(&self, gas: Gas, calldata: &[u8]) -> Simulated {
+        let least = gas::intrinsic(calldata);
+        if gas >= least {
+            return self.within_limits(gas);
+        }
+        let detail = format!("its calldata takes {least} gas, its gas is set to {gas}");
+        Simulated::Fails(Cause::invalid("gas_too_low", detail))
+    }
+
+    /// What takes more than a whole hour may have would hold up its account for ever.
+    fn within_limits(&self, gas: Gas) -> Simulated {
+        let permits = &self.settings.permits;
+        let fee = self.market.and_then(|market| self.settings.fees.quote(&market).ok());
+        let is_permitted = permits.check_gas(gas).and_then(|()| fee.map_or(Ok(()), |fee| permits.check_fee(gas, fee)));
+        if let Err(cause) = is_permitted {
+            return Simulated::Fails(cause);
+        }
+        match self.settings.limits.gas_per_hour.filter(|most| gas > *most) {
+            None => Simulated::Runs(gas),
+            Some(most) => Simulated::Fails(Cause::invalid(
+                "gas_above_limit",
+                format!("it takes {gas} gas, limits.gas_per_hour is {most}; raise it and send the request back"),
+            )),
+        }
     }
 
     fn call(&self, draft: &Draft) -> Call {
@@ -302,7 +334,8 @@ impl Lane {
                 value: transaction.value,
                 gas: transaction.gas,
                 data: transaction.calldata().clone(),
-                fee: replaced?,
+                // A day's fees were counted when it was begun.
+                fee: replaced.filter(|fee| self.settings.permits.may_offer(transaction.gas, *fee))?,
             },
             // No pool has the refused write, so a cancellation may go out at its price where none higher is allowed.
             AttemptKind::Cancel => self.self_transfer(nonce, replaced.unwrap_or(previous)),
@@ -321,26 +354,6 @@ impl Lane {
             data: bytes::Bytes::new(),
             fee,
         }
-    }
-}
-
-/// A node may take a transaction with too little gas, and drop it when it makes a block: it would hold up its account.
-fn with_fixed(gas: Gas, calldata: &[u8], per_hour: Option<Gas>) -> Simulated {
-    let least = gas::intrinsic(calldata);
-    if gas >= least {
-        return within_limit(gas, per_hour);
-    }
-    Simulated::Fails(Cause::invalid("gas_too_low", format!("its calldata takes {least} gas, its gas is set to {gas}")))
-}
-
-/// What takes more than a whole hour may have would hold up its account for ever.
-fn within_limit(gas: Gas, per_hour: Option<Gas>) -> Simulated {
-    match per_hour.filter(|most| gas > *most) {
-        None => Simulated::Runs(gas),
-        Some(most) => Simulated::Fails(Cause::invalid(
-            "gas_above_limit",
-            format!("it takes {gas} gas, limits.gas_per_hour is {most}; raise it and send the request back"),
-        )),
     }
 }
 

@@ -14,6 +14,7 @@ use crate::policy::classify::ErrorTable;
 use crate::policy::fee::FeeRules;
 use crate::policy::finality::FinalityRule;
 use crate::policy::limits::{Limit, Limits};
+use crate::policy::permits::Permits;
 
 /// What an outage does to requests that have no transaction yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +46,8 @@ pub struct LaneSettings {
     pub batching: Arc<Batching>,
     /// What may be begun, over all lanes of the chain.
     pub limits: Limits,
+    /// What may be signed: looked at again, since the operator may have thought better of it.
+    pub permits: Arc<Permits>,
     /// How often the chain is looked at.
     pub poll_interval: Duration,
     /// Bytes that a node has are given to it again after this.

@@ -8,9 +8,9 @@ use tracing::info;
 use crate::journal::{JournalError, Lease};
 use crate::lane::settings::Throttling;
 use crate::lane::{Lane, filling};
-use crate::model::{Gas, Timestamp};
+use crate::model::{Fee, Timestamp};
 use crate::policy::gas;
-use crate::policy::limits::{Granted, Limit, Throttled, Usage};
+use crate::policy::limits::{Granted, Limit, Share, Throttled, Usage};
 
 /// What is in flight may end by another instance's doing, and a clock may be set: it is looked again after so long at the
 /// latest.
@@ -39,17 +39,18 @@ impl Lane {
 
     /// How many may be begun, if each takes as little gas as can be: no more are fetched, simulated or signed.
     pub(super) fn may_begin(&self, usage: Option<&Usage>, wanted: usize) -> Granted {
-        self.granted(usage, std::iter::repeat_n(gas::TRANSFER, wanted))
+        let least = Share { gas: gas::TRANSFER, ..Share::default() };
+        self.granted(usage, std::iter::repeat_n(least, wanted))
     }
 
     /// How many of those that are ready may be begun.
-    pub(super) fn may_sign_now(&self, usage: Option<&Usage>) -> Granted {
+    pub(super) fn may_sign_now(&self, usage: Option<&Usage>, fee: Fee) -> Granted {
         let ready = self.prepared.iter().take(self.room().min(filling::BATCH));
-        self.granted(usage, ready.map(|prepared| prepared.gas))
+        self.granted(usage, ready.map(|prepared| prepared.share(fee)))
     }
 
     /// A guess: other lanes may be faster. What counts is what the journal grants when it stores.
-    fn granted(&self, usage: Option<&Usage>, wanted: impl Iterator<Item = Gas>) -> Granted {
+    fn granted(&self, usage: Option<&Usage>, wanted: impl Iterator<Item = Share>) -> Granted {
         match usage {
             Some(usage) => self.settings.limits.grant(usage, &wanted.collect::<Vec<_>>()),
             None => Granted { count: wanted.count(), throttled: None },

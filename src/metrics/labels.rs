@@ -149,6 +149,8 @@ label!(
     Class = "class" {
         /// It can never succeed.
         Invalid = "invalid",
+        /// The operator does not allow it.
+        Policy = "policy",
         /// The chain refused it.
         Rejected = "rejected",
         /// Something was out of reach.
@@ -160,6 +162,7 @@ impl From<FailureClass> for Class {
     fn from(class: FailureClass) -> Self {
         match class {
             FailureClass::Invalid => Self::Invalid,
+            FailureClass::Policy => Self::Policy,
             FailureClass::Rejected => Self::Rejected,
             FailureClass::Unavailable => Self::Unavailable,
         }

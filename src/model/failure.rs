@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 pub enum FailureClass {
     /// Can never succeed as it stands: dead letter at once.
     Invalid,
+    /// The operator does not allow it: dead letter at once, unless it is only too dear for now.
+    Policy,
     /// The chain refused it: retry up to the limit, then dead letter.
     Rejected,
     /// Something that the request needs was out of reach. Counted only with `[outage] policy = "retry"`.
@@ -22,6 +24,7 @@ impl FailureClass {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Invalid => "invalid",
+            Self::Policy => "policy",
             Self::Rejected => "rejected",
             Self::Unavailable => "unavailable",
         }
@@ -29,7 +32,9 @@ impl FailureClass {
 
     /// The class with this word.
     pub fn from_word(word: &str) -> Option<Self> {
-        [Self::Invalid, Self::Rejected, Self::Unavailable].into_iter().find(|class| class.as_str() == word)
+        [Self::Invalid, Self::Policy, Self::Rejected, Self::Unavailable]
+            .into_iter()
+            .find(|class| class.as_str() == word)
     }
 }
 
@@ -38,6 +43,9 @@ impl fmt::Display for FailureClass {
         f.write_str(self.as_str())
     }
 }
+
+/// What the operator does not allow at the price that the chain asks now.
+pub const TOO_DEAR: [&str; 2] = ["max_fee", "fee_per_day"];
 
 /// One failure of one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +70,20 @@ impl Cause {
     /// A request that can never succeed as it stands.
     pub fn invalid(reason: impl Into<Cow<'static, str>>, detail: impl Into<String>) -> Self {
         Self::new(FailureClass::Invalid, reason, detail)
+    }
+
+    /// A request that the operator does not allow.
+    pub fn forbidden(reason: impl Into<Cow<'static, str>>, detail: impl Into<String>) -> Self {
+        Self::new(FailureClass::Policy, reason, detail)
+    }
+
+    /// It may be different next time.
+    pub fn may_pass(&self) -> bool {
+        match self.class {
+            FailureClass::Invalid => false,
+            FailureClass::Policy => TOO_DEAR.contains(&self.reason.as_ref()),
+            FailureClass::Rejected | FailureClass::Unavailable => true,
+        }
     }
 
     /// A request that the chain refused.
@@ -165,7 +187,7 @@ mod tests {
 
     #[test]
     fn every_class_is_found_by_its_word() {
-        for class in [FailureClass::Invalid, FailureClass::Rejected, FailureClass::Unavailable] {
+        for class in [FailureClass::Invalid, FailureClass::Policy, FailureClass::Rejected, FailureClass::Unavailable] {
             assert_eq!(FailureClass::from_word(class.as_str()), Some(class));
         }
     }

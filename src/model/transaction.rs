@@ -30,6 +30,11 @@ impl Fee {
         }
     }
 
+    /// The most that so much gas can cost.
+    pub fn total(self, gas: Gas) -> Wei {
+        Wei(self.ceiling().0.saturating_mul(gas.0.into()))
+    }
+
     /// What goes to the block's producer at most.
     pub fn tip(self) -> Wei {
         match self {

@@ -18,7 +18,7 @@ mod many;
 pub use many::Many;
 
 /// Of a value that does not fit, as much is shown.
-const SHOWN_BYTES: usize = 80;
+pub(super) const SHOWN_BYTES: usize = 80;
 
 /// How bytes are written in JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +74,12 @@ pub struct Misfit {
     place: String,
     expected: String,
     found: String,
+}
+
+impl Misfit {
+    pub(super) fn new(what: &str, place: &str, expected: &str, found: String) -> Self {
+        Self { what: what.to_owned(), place: place.to_owned(), expected: expected.to_owned(), found }
+    }
 }
 
 impl fmt::Display for Misfit {
@@ -184,6 +190,11 @@ impl Call {
     /// Its name and the types of its arguments.
     pub fn signature(&self) -> String {
         self.function.signature()
+    }
+
+    /// The first bytes of its calldata.
+    pub fn selector(&self) -> [u8; 4] {
+        self.function.selector().0
     }
 
     /// It needs a look at the body.
@@ -340,7 +351,7 @@ impl Reader<'_> {
 }
 
 /// Whether it is below zero, and how large. Never by way of a float: a number beyond 64 bits has to be a text.
-fn whole_number(value: &Value) -> Option<(bool, U256)> {
+pub(super) fn whole_number(value: &Value) -> Option<(bool, U256)> {
     let text = match value {
         Value::Number(number) if number.is_u64() || number.is_i64() => number.to_string(),
         Value::String(text) => text.clone(),
@@ -354,7 +365,7 @@ fn whole_number(value: &Value) -> Option<(bool, U256)> {
 }
 
 /// EIP-55: capitals among the digits are a checksum.
-fn address(text: &str) -> Option<Address> {
+pub(super) fn address(text: &str) -> Option<Address> {
     let digits = text.strip_prefix("0x")?;
     let has = |is: fn(&char) -> bool| digits.chars().any(|digit| is(&digit));
     if has(char::is_ascii_uppercase) && has(char::is_ascii_lowercase) {
@@ -370,7 +381,7 @@ fn padded(bytes: &[u8], length: usize) -> Option<B256> {
     Some(B256::from(word))
 }
 
-fn shown(value: &Value) -> String {
+pub(super) fn shown(value: &Value) -> String {
     cut(value.to_string(), SHOWN_BYTES)
 }
 

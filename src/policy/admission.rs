@@ -1,6 +1,9 @@
 //! Is a message a request? Reads its id and counts, and refuses what could never be one.
 
+use std::sync::Arc;
+
 use crate::model::{BodyHash, Cause, Generation, HeaderValue, Message, OrderKey, RequestId, Timestamp, Write};
+use crate::policy::permits::Permits;
 use crate::policy::postpone::not_before;
 use crate::policy::routes::{Route, write_of};
 
@@ -48,6 +51,8 @@ pub struct AdmissionRules {
     pub routes: Vec<Route>,
     /// The longest body, and the longest calldata of a call made of one, in bytes.
     pub max_body_bytes: u64,
+    /// What may be asked for.
+    pub permits: Arc<Permits>,
 }
 
 impl AdmissionRules {
@@ -70,7 +75,7 @@ pub struct Candidate {
     pub not_before: Option<Timestamp>,
     /// The hash of its ordering key, if it has one.
     pub order_key: Option<OrderKey>,
-    /// What it asks for, or why no route knows. Then it may still be a copy of a request that was taken in under another
+    /// What it asks for, or why no route knows or the operator does not permit it. Then it may still be a copy of a request that was taken in under another
     /// configuration.
     pub write: Result<Write, Cause>,
 }
@@ -79,7 +84,7 @@ impl Candidate {
     /// What a message with this must ask for to be a new request.
     ///
     /// # Errors
-    /// The reason why no route knows.
+    /// The reason why no route knows, or what does not permit it.
     pub fn routed(self) -> Result<Self, Refusal> {
         match &self.write {
             Ok(_) => Ok(self),
@@ -143,7 +148,10 @@ pub fn admit(rules: &AdmissionRules, message: &Message) -> Result<Candidate, Ref
         Ok(read) => read.and_then(|(_, text)| text).map(|text| OrderKey::of(&text)),
         Err(cause) => return Err(Refusal { id: Some(id), cause }),
     };
-    let write = write_of(&rules.routes, &id, message, rules.max_body_bytes);
+    let write = write_of(&rules.routes, &id, message, rules.max_body_bytes).and_then(|write| {
+        let calldata = write.data.as_ref().unwrap_or(&message.body);
+        rules.permits.check(write.to, write.value, calldata).map(|()| write)
+    });
     Ok(Candidate { id, generation, body_hash: BodyHash::of(&message.body), not_before, order_key, write })
 }
 
@@ -196,7 +204,7 @@ mod tests {
     use crate::model::{Headers, Properties};
 
     fn rules(id_source: TextSource) -> AdmissionRules {
-        AdmissionRules { id_source, order_by: None, routes: Vec::new(), max_body_bytes: 64 }
+        AdmissionRules { id_source, order_by: None, routes: Vec::new(), max_body_bytes: 64, permits: Arc::default() }
     }
 
     fn message(id: Option<&str>, headers: &[(&str, HeaderValue)], body: &'static str) -> Message {

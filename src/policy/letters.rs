@@ -240,7 +240,13 @@ pub(crate) mod tests {
 
     pub(crate) fn rules() -> AdmissionRules {
         let routes = vec![Route::of_all(Address([1; 20]), Wei(0), GasRule::Estimate { margin: 0 })];
-        AdmissionRules { id_source: TextSource::MessageId, order_by: None, routes, max_body_bytes: 1024 }
+        AdmissionRules {
+            id_source: TextSource::MessageId,
+            order_by: None,
+            routes,
+            max_body_bytes: 1024,
+            permits: Default::default(),
+        }
     }
 
     pub(crate) fn dead(id: Option<&str>, cause: &Cause, generation: Generation, at: i64) -> Message {

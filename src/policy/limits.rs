@@ -1,15 +1,87 @@
 //! How much may be begun now, over all lanes of a chain: transactions for each second, unfinished ones at once, gas for
-//! each hour. What is begun already is ended whatever the limits say: replacements, cancellations and fillers do not count.
+//! each hour, value and fees for each day. What is begun already is ended whatever the limits say: replacements, cancellations and fillers do not count.
 
 use std::fmt;
 use std::time::Duration;
 
-use crate::model::Gas;
+use crate::model::{Gas, Wei};
 
 const SECOND_US: i64 = 1_000_000;
 const MINUTE_US: i64 = 60 * SECOND_US;
-/// A minute counts until all of it lies an hour back.
-const MINUTES: i64 = 61;
+
+/// A time that slides along, in slots: each counts until all of it lies so long back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    slot_us: i64,
+    slots: i64,
+}
+
+/// An hour, by minutes.
+pub const HOUR: Span = Span { slot_us: MINUTE_US, slots: 61 };
+/// A day, by quarters of an hour.
+pub const DAY: Span = Span { slot_us: 15 * MINUTE_US, slots: 97 };
+
+/// Sums by slots since 1970, in their order.
+pub type Sums = Vec<(i64, u128)>;
+
+impl Span {
+    /// The slot that it is.
+    pub fn slot(self, now_us: i64) -> i64 {
+        now_us.div_euclid(self.slot_us)
+    }
+
+    /// The first slot that still counts.
+    pub fn oldest(self, now_us: i64) -> i64 {
+        self.slot(now_us) - self.slots + 1
+    }
+
+    /// The sum of the slot that it is.
+    pub fn now(self, now_us: i64, sums: &Sums) -> u128 {
+        sums.iter().filter(|(slot, _)| *slot == self.slot(now_us)).map(|(_, sum)| *sum).sum()
+    }
+
+    /// Forgets what is over. What a clock that was set back had noted counts as begun now: that grants no more than is
+    /// allowed, and holds nothing back for longer than a limit says.
+    fn set_right(self, now_us: i64, sums: &mut Sums) {
+        let (now, oldest) = (self.slot(now_us), self.oldest(now_us));
+        let ahead =
+            sums.iter().filter(|(slot, _)| *slot > now).fold(0, |sum: u128, (_, more)| sum.saturating_add(*more));
+        sums.retain(|(slot, _)| (oldest..=now).contains(slot));
+        self.add(now_us, sums, ahead);
+    }
+
+    fn add(self, now_us: i64, sums: &mut Sums, amount: u128) {
+        let now = self.slot(now_us);
+        match sums.last_mut().filter(|(last, _)| *last == now) {
+            Some((_, sum)) => *sum = sum.saturating_add(amount),
+            None if amount > 0 => sums.push((now, amount)),
+            None => {}
+        }
+    }
+
+    /// How long until `amount` fits under `most`, which it does by itself.
+    fn fits_in(self, now_us: i64, sums: &Sums, most: u128, amount: u128) -> Duration {
+        let mut used = total(sums);
+        for (slot, freed) in sums {
+            used = used.saturating_sub(*freed);
+            if used.saturating_add(amount) <= most {
+                return micros((slot + self.slots).saturating_mul(self.slot_us) - now_us);
+            }
+        }
+        micros(self.slots * self.slot_us)
+    }
+}
+
+/// What a new transaction counts with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Share {
+    /// Its gas limit.
+    pub gas: Gas,
+    /// What it pays.
+    pub value: Wei,
+    /// What its gas may cost at most, as it is first offered.
+    pub fee: Wei,
+}
 
 /// What an operator allows. `None`: any number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -20,6 +92,10 @@ pub struct Limits {
     pub in_flight: Option<u64>,
     /// The gas limits of new transactions, over an hour.
     pub gas_per_hour: Option<Gas>,
+    /// What new transactions pay, over a day.
+    pub value_per_day: Option<Wei>,
+    /// What the gas of new transactions may cost, over a day.
+    pub fee_per_day: Option<Wei>,
 }
 
 /// One of them.
@@ -31,6 +107,10 @@ pub enum Limit {
     InFlight,
     /// `limits.gas_per_hour`
     GasPerHour,
+    /// `policy.value_per_day`
+    ValuePerDay,
+    /// `policy.fee_per_day`
+    FeePerDay,
 }
 
 impl Limit {
@@ -40,6 +120,8 @@ impl Limit {
             Self::WritesPerSecond => "limits.writes_per_second",
             Self::InFlight => "limits.in_flight",
             Self::GasPerHour => "limits.gas_per_hour",
+            Self::ValuePerDay => "policy.value_per_day",
+            Self::FeePerDay => "policy.fee_per_day",
         }
     }
 }
@@ -77,57 +159,28 @@ pub struct Usage {
     pub live: u64,
     /// When a whole second's writes may go at once again.
     pub whole_at_us: i64,
-    /// Gas by minutes since 1970, in their order.
-    pub gas: Vec<(i64, u64)>,
+    /// Gas, within [`HOUR`].
+    pub gas: Sums,
+    /// Wei paid, within [`DAY`].
+    pub value: Sums,
+    /// Wei for gas, within [`DAY`].
+    pub fee: Sums,
 }
 
 impl Usage {
-    /// The minute that it is.
-    pub fn minute(&self) -> i64 {
-        self.now_us.div_euclid(MINUTE_US)
+    /// Takes value and fees of a day's slots, in their order.
+    pub fn add_days(&mut self, days: Vec<(i64, Wei, Wei)>) {
+        self.value.extend(days.iter().map(|(slot, value, _)| (*slot, value.0)));
+        self.fee.extend(days.iter().map(|(slot, _, fee)| (*slot, fee.0)));
     }
 
-    /// The first minute that still counts.
-    pub fn oldest_minute(&self) -> i64 {
-        self.minute() - MINUTES + 1
-    }
-
-    /// The gas of the minute that it is.
-    pub fn gas_of_minute(&self) -> u64 {
-        self.gas.iter().filter(|(minute, _)| *minute == self.minute()).map(|(_, gas)| *gas).sum()
-    }
-
-    /// Forgets what is over. What a clock that was set back had noted counts as begun now: that grants no more than is
-    /// allowed, and holds nothing back for longer than a limit says.
     fn set_right(&mut self, limits: &Limits) {
-        let (now, oldest) = (self.minute(), self.oldest_minute());
-        let ahead: u64 = self.gas.iter().filter(|(minute, _)| *minute > now).map(|(_, gas)| *gas).sum();
-        self.gas.retain(|(minute, _)| (oldest..=now).contains(minute));
-        self.add_gas(ahead);
+        HOUR.set_right(self.now_us, &mut self.gas);
+        DAY.set_right(self.now_us, &mut self.value);
+        DAY.set_right(self.now_us, &mut self.fee);
         if let Some(rate) = limits.writes_per_second {
             self.whole_at_us = self.whole_at_us.clamp(self.now_us, self.now_us + whole_us(rate));
         }
-    }
-
-    fn add_gas(&mut self, gas: u64) {
-        let minute = self.minute();
-        match self.gas.last_mut().filter(|(last, _)| *last == minute) {
-            Some((_, sum)) => *sum = sum.saturating_add(gas),
-            None if gas > 0 => self.gas.push((minute, gas)),
-            None => {}
-        }
-    }
-
-    /// How long until `gas` fits under `limit`, which it does by itself.
-    fn gas_fits_in(&self, limit: Gas, gas: Gas) -> Duration {
-        let mut used: u64 = self.gas.iter().map(|(_, gas)| *gas).sum();
-        for (minute, freed) in &self.gas {
-            used = used.saturating_sub(*freed);
-            if used.saturating_add(gas.0) <= limit.0 {
-                return micros((minute + MINUTES).saturating_mul(MINUTE_US) - self.now_us);
-            }
-        }
-        micros(MINUTES * MINUTE_US)
     }
 }
 
@@ -137,18 +190,26 @@ impl Limits {
         *self == Self::default()
     }
 
-    /// How many transactions with these gas limits may be begun now. Each must fit under `gas_per_hour` by itself.
-    pub fn grant(&self, usage: &Usage, wanted: &[Gas]) -> Granted {
+    /// Something counts by days.
+    pub fn is_by_day(&self) -> bool {
+        self.value_per_day.is_some() || self.fee_per_day.is_some()
+    }
+
+    /// How many of these transactions may be begun now, in their order. Each must fit by itself.
+    pub fn grant(&self, usage: &Usage, wanted: &[Share]) -> Granted {
         self.take(&mut usage.clone(), wanted)
     }
 
     /// The same, and `usage` is what it is once they are begun.
-    pub fn take(&self, usage: &mut Usage, wanted: &[Gas]) -> Granted {
+    pub fn take(&self, usage: &mut Usage, wanted: &[Share]) -> Granted {
         usage.set_right(self);
+        let amounts = |amount: fn(&Share) -> u128| wanted.iter().map(amount);
         let room = [
             self.writes_per_second.map(|rate| self.writes_now(usage, rate)),
             self.in_flight.map(|most| (usize_of(most.saturating_sub(usage.live)), Limit::InFlight)),
-            self.gas_per_hour.map(|most| (fitting(usage, most, wanted), Limit::GasPerHour)),
+            self.gas_per_hour.map(|most| (fitting(&usage.gas, most.0.into(), amounts(gas_of)), Limit::GasPerHour)),
+            self.value_per_day.map(|most| (fitting(&usage.value, most.0, amounts(value_of)), Limit::ValuePerDay)),
+            self.fee_per_day.map(|most| (fitting(&usage.fee, most.0, amounts(fee_of)), Limit::FeePerDay)),
         ];
         // Of several that hold at the same transaction, the one that holds for longest.
         let least = room.into_iter().flatten().min_by_key(|(count, limit)| (*count, std::cmp::Reverse(*limit)));
@@ -158,11 +219,19 @@ impl Limits {
         if let Some(rate) = self.writes_per_second {
             usage.whole_at_us += i64::try_from(count).unwrap_or(i64::MAX).saturating_mul(share_us(rate));
         }
+        let now = usage.now_us;
+        let sum = |amount: fn(&Share) -> u128| begun.iter().map(amount).fold(0, u128::saturating_add);
         if self.gas_per_hour.is_some() {
-            usage.add_gas(begun.iter().fold(0, |sum: u64, gas| sum.saturating_add(gas.0)));
+            HOUR.add(now, &mut usage.gas, sum(gas_of));
+        }
+        if self.value_per_day.is_some() {
+            DAY.add(now, &mut usage.value, sum(value_of));
+        }
+        if self.fee_per_day.is_some() {
+            DAY.add(now, &mut usage.fee, sum(fee_of));
         }
         usage.live = usage.live.saturating_add(count as u64);
-        let throttled = held.map(|(_, limit)| Throttled { limit, again_in: self.again_in(usage, limit, rest) });
+        let throttled = held.map(|(_, limit)| Throttled { limit, again_in: self.again_in(usage, limit, rest.first()) });
         Granted { count, throttled }
     }
 
@@ -171,16 +240,40 @@ impl Limits {
         (usize::try_from(room_us / share_us(rate)).unwrap_or(0), Limit::WritesPerSecond)
     }
 
-    fn again_in(&self, usage: &Usage, limit: Limit, rest: &[Gas]) -> Option<Duration> {
+    fn again_in(&self, usage: &Usage, limit: Limit, next: Option<&Share>) -> Option<Duration> {
+        let now = usage.now_us;
         match limit {
             Limit::InFlight => None,
             Limit::WritesPerSecond => self.writes_per_second.map(|rate| {
                 // All but one share is used when the bucket has room for one.
-                micros(usage.whole_at_us + share_us(rate) - whole_us(rate) - usage.now_us)
+                micros(usage.whole_at_us + share_us(rate) - whole_us(rate) - now)
             }),
-            Limit::GasPerHour => self.gas_per_hour.zip(rest.first()).map(|(most, gas)| usage.gas_fits_in(most, *gas)),
+            Limit::GasPerHour => {
+                let most = self.gas_per_hour.zip(next);
+                most.map(|(most, next)| HOUR.fits_in(now, &usage.gas, most.0.into(), gas_of(next)))
+            }
+            Limit::ValuePerDay => {
+                let most = self.value_per_day.zip(next);
+                most.map(|(most, next)| DAY.fits_in(now, &usage.value, most.0, value_of(next)))
+            }
+            Limit::FeePerDay => {
+                let most = self.fee_per_day.zip(next);
+                most.map(|(most, next)| DAY.fits_in(now, &usage.fee, most.0, fee_of(next)))
+            }
         }
     }
+}
+
+fn gas_of(share: &Share) -> u128 {
+    share.gas.0.into()
+}
+
+fn value_of(share: &Share) -> u128 {
+    share.value.0
+}
+
+fn fee_of(share: &Share) -> u128 {
+    share.fee.0
 }
 
 /// How long one write takes of the second; rounded up, so that a second never has more than it may.
@@ -192,13 +285,16 @@ fn whole_us(rate: u32) -> i64 {
     share_us(rate) * i64::from(rate)
 }
 
-fn fitting(usage: &Usage, most: Gas, wanted: &[Gas]) -> usize {
-    let used: u64 = usage.gas.iter().fold(0, |sum: u64, (_, gas)| sum.saturating_add(*gas));
-    let sums = wanted.iter().scan(used, |sum, gas| {
-        *sum = sum.saturating_add(gas.0);
+fn total(sums: &Sums) -> u128 {
+    sums.iter().fold(0, |sum: u128, (_, more)| sum.saturating_add(*more))
+}
+
+fn fitting(sums: &Sums, most: u128, wanted: impl Iterator<Item = u128>) -> usize {
+    let sums = wanted.scan(total(sums), |sum, more| {
+        *sum = sum.saturating_add(more);
         Some(*sum)
     });
-    sums.take_while(|sum| *sum <= most.0).count()
+    sums.take_while(|sum| *sum <= most).count()
 }
 
 fn usize_of(number: u64) -> usize {
@@ -216,7 +312,7 @@ mod tests {
     use super::*;
 
     const NOW: i64 = 1_000 * MINUTE_US;
-    const WRITE: Gas = Gas(21_000);
+    const WRITE: Share = Share { gas: Gas(21_000), value: Wei(3), fee: Wei(7) };
 
     fn at(now_us: i64) -> Usage {
         Usage { now_us, ..Usage::default() }
@@ -228,6 +324,10 @@ mod tests {
 
     fn gas(most: u64) -> Limits {
         Limits { gas_per_hour: Some(Gas(most)), ..Limits::default() }
+    }
+
+    fn of_gas(gas: u64) -> Share {
+        Share { gas: Gas(gas), ..WRITE }
     }
 
     fn throttled(limit: Limit, again_in: Option<Duration>) -> Option<Throttled> {
@@ -283,7 +383,7 @@ mod tests {
         let held = limits.take(&mut usage, &[WRITE; 3]);
         let wait = Duration::from_secs(60 * 60 + 30);
         assert_eq!(held, Granted { count: 2, throttled: throttled(Limit::GasPerHour, Some(wait)) });
-        assert_eq!((usage.gas_of_minute(), usage.minute()), (42_000, 1_000));
+        assert_eq!((HOUR.now(usage.now_us, &usage.gas), HOUR.slot(usage.now_us)), (42_000, 1_000));
         usage.now_us += 3_630 * SECOND_US - 1;
         assert_eq!(limits.grant(&usage, &[WRITE]).count, 0);
         usage.now_us += 1;
@@ -295,15 +395,39 @@ mod tests {
     fn gas_noted_by_a_clock_that_was_ahead_counts_for_an_hour_from_now() {
         let mut usage = Usage { gas: vec![(990, 5), (1_000, 10), (5_000, 20), (9_000, 10)], ..at(NOW) };
         let limits = gas(45);
-        assert_eq!(limits.take(&mut usage, &[Gas(1)]).count, 0);
+        assert_eq!(limits.take(&mut usage, &[of_gas(1)]).count, 0);
         assert_eq!(usage.gas, [(990, 5), (1_000, 40)]);
         usage.now_us += 61 * MINUTE_US;
-        assert_eq!(limits.take(&mut usage, &[Gas(45)]).count, 1);
+        assert_eq!(limits.take(&mut usage, &[of_gas(45)]).count, 1);
+    }
+
+    #[test]
+    fn value_and_fees_count_for_a_day_and_up_to_a_quarter_of_an_hour_more() {
+        let mut usage = at(NOW + 10 * MINUTE_US);
+        let limits = Limits { value_per_day: Some(Wei(6)), fee_per_day: Some(Wei(100)), ..Limits::default() };
+        let held = limits.take(&mut usage, &[WRITE; 3]);
+        let quarter = DAY.slot(usage.now_us);
+        let wait = Duration::from_micros(((quarter + 97) * 15 * MINUTE_US - usage.now_us) as u64);
+        assert_eq!(held, Granted { count: 2, throttled: throttled(Limit::ValuePerDay, Some(wait)) });
+        assert_eq!((&usage.value, &usage.fee), (&vec![(quarter, 6)], &vec![(quarter, 14)]));
+        let free = Share { value: Wei(0), ..WRITE };
+        assert_eq!(limits.grant(&usage, &[free; 3]).count, 3, "what pays nothing goes on");
+        usage.now_us += 24 * 60 * MINUTE_US - 10 * MINUTE_US;
+        assert_eq!(limits.grant(&usage, &[WRITE]).count, 0, "a day later the quarter may not be over");
+        usage.now_us += 20 * MINUTE_US;
+        assert_eq!(limits.grant(&usage, &[WRITE; 2]).count, 2);
+        let full = Usage { value: vec![(DAY.slot(usage.now_us), u128::MAX)], ..usage };
+        assert_eq!(limits.grant(&full, &[WRITE]).count, 0);
     }
 
     #[test]
     fn of_two_limits_the_nearer_one_holds() {
-        let limits = Limits { writes_per_second: Some(10), in_flight: Some(2), gas_per_hour: Some(Gas(63_000)) };
+        let limits = Limits {
+            writes_per_second: Some(10),
+            in_flight: Some(2),
+            gas_per_hour: Some(Gas(63_000)),
+            ..Limits::default()
+        };
         assert_eq!(limits.grant(&at(NOW), &[WRITE; 9]).throttled.unwrap().limit, Limit::InFlight);
         let limits = Limits { in_flight: Some(3), ..limits };
         assert_eq!(limits.grant(&at(NOW), &[WRITE; 9]).throttled.unwrap().limit, Limit::GasPerHour, "for longer");
@@ -315,9 +439,15 @@ mod tests {
         fn never_more_than_allowed(
             rate in 1u32..50,
             most in 21_000u64..200_000,
+            fees in 7u64..200,
             steps in prop::collection::vec((0i64..900 * SECOND_US, 1usize..9), 1..60),
         ) {
-            let limits = Limits { writes_per_second: Some(rate), in_flight: None, gas_per_hour: Some(Gas(most)) };
+            let limits = Limits {
+                writes_per_second: Some(rate),
+                gas_per_hour: Some(Gas(most)),
+                fee_per_day: Some(Wei(u128::from(fees))),
+                ..Limits::default()
+            };
             let mut usage = at(NOW);
             let mut begun: Vec<(i64, usize)> = Vec::new();
             for (step, wanted) in steps {
@@ -328,11 +458,15 @@ mod tests {
                     begun.iter().filter(|(at, _)| *at > usage.now_us - us).map(|(_, count)| *count).sum()
                 };
                 prop_assert!(within(SECOND_US) <= 2 * rate as usize);
-                prop_assert!(within(60 * MINUTE_US) as u64 * WRITE.0 <= most);
+                prop_assert!(within(60 * MINUTE_US) as u64 * WRITE.gas.0 <= most);
+                prop_assert!(within(24 * 60 * MINUTE_US) as u64 * 7 <= fees);
                 if let Some(Throttled { limit, again_in: Some(wait) }) = granted.throttled {
+                    let none = Limits::default();
                     let alone = match limit {
-                        Limit::GasPerHour => Limits { writes_per_second: None, ..limits },
-                        Limit::WritesPerSecond | Limit::InFlight => Limits { gas_per_hour: None, ..limits },
+                        Limit::GasPerHour => Limits { gas_per_hour: limits.gas_per_hour, ..none },
+                        Limit::FeePerDay => Limits { fee_per_day: limits.fee_per_day, ..none },
+                        Limit::WritesPerSecond => Limits { writes_per_second: limits.writes_per_second, ..none },
+                        Limit::InFlight | Limit::ValuePerDay => none,
                     };
                     let mut later = usage.clone();
                     later.now_us += i64::try_from(wait.as_micros()).unwrap() - 1;

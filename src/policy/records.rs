@@ -103,6 +103,14 @@ pub fn calldata(id: RecordId, body: &[u8], kept: Kept) -> Bytes {
     parts.concat().into()
 }
 
+/// The first bytes of the calldata that records something.
+pub fn selector_of(kept: Kept) -> [u8; 4] {
+    match kept {
+        Kept::Hash => selector(RECORD),
+        Kept::Body => selector(RECORD_BODY),
+    }
+}
+
 /// What this call wanted to record, if it is one that records one thing.
 fn read(calldata: &[u8]) -> Option<(RecordId, ContentHash)> {
     let (function, arguments) = calldata.split_first_chunk::<4>()?;

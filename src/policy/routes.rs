@@ -7,7 +7,9 @@ use bytes::Bytes;
 use crate::model::message::header;
 use crate::model::{Address, Cause, GasRule, HeaderValue, Message, RequestId, Wei, Write};
 use crate::policy::abi::{Call, Many, Pointer};
+use crate::policy::carried;
 use crate::policy::records::{self, Kept};
+use crate::policy::schema::Schema;
 
 /// The reason of what no route is for.
 pub const NO_ROUTE: &str = "no_route";
@@ -19,8 +21,10 @@ pub struct Route {
     pub name: String,
     /// The messages that it is for.
     pub matches: Match,
-    /// Who is called.
-    pub to: Address,
+    /// What their bodies keep to.
+    pub schema: Option<Schema>,
+    /// Who is called; `None`: the message says.
+    pub to: Option<Address>,
     /// What is paid.
     pub value: Amount,
     /// How much gas.
@@ -62,6 +66,8 @@ pub enum Calldata {
     Body,
     /// A function, and arguments from the body.
     Call(Box<Call>),
+    /// All of the transaction is in the body.
+    Carried,
     /// A record in the contract `Records`, under the request's id.
     Record(Kept),
 }
@@ -69,7 +75,7 @@ pub enum Calldata {
 /// What the message asks for.
 ///
 /// # Errors
-/// `no_route`; of a call also `undecodable` and `bad_argument`, and `too_large` where its calldata would have more bytes than
+/// `no_route`; where there is a schema `undecodable` and `schema`; of a transaction in the body also `undecodable` and `bad_transaction`; of a call also `undecodable` and `bad_argument`, and `too_large` where its calldata would have more bytes than
 /// `most_bytes`.
 pub fn write_of(routes: &[Route], id: &RequestId, message: &Message, most_bytes: u64) -> Result<Write, Cause> {
     let Some(route) = routes.iter().find(|route| route.matches.is_for(message)) else {
@@ -77,7 +83,12 @@ pub fn write_of(routes: &[Route], id: &RequestId, message: &Message, most_bytes:
         let detail = format!("no route is for type {kind:?} with routing key {:?}", first_routing_key(message));
         return Err(Cause::invalid(NO_ROUTE, detail));
     };
-    let Route { to, gas, .. } = *route;
+    if let Some(schema) = &route.schema {
+        let kept = schema.check(&json_of(route, message)?);
+        kept.map_err(|fault| Cause::invalid("schema", format!("{}: {fault}", route.name)))?;
+    }
+    let Some(to) = route.to else { return carried(route, message) };
+    let gas = route.gas;
     let write = |value, data| Write { to, value, gas, data };
     let call = match (&route.calldata, &route.value) {
         (Calldata::Body, Amount::Fixed(value)) => return Ok(write(*value, None)),
@@ -85,12 +96,10 @@ pub fn write_of(routes: &[Route], id: &RequestId, message: &Message, most_bytes:
             let data = records::calldata(records::record_id(id), &message.body, *kept);
             return Ok(write(Wei(0), Some(data)));
         }
-        (Calldata::Body, Amount::At(_)) => None,
+        (Calldata::Body | Calldata::Carried, _) => None,
         (Calldata::Call(call), _) => Some(call),
     };
-    let json = serde_json::from_slice(&message.body).map_err(|error| {
-        Cause::invalid("undecodable", format!("the body is not JSON, which {} needs: {error}", route.name))
-    })?;
+    let json = json_of(route, message)?;
     let bad = |misfit| Cause::invalid("bad_argument", format!("{}: {misfit}", route.name));
     let value = match &route.value {
         Amount::Fixed(value) => *value,
@@ -106,10 +115,24 @@ pub fn write_of(routes: &[Route], id: &RequestId, message: &Message, most_bytes:
     Ok(write(value, Some(Bytes::from(data))))
 }
 
+/// All that the body says; its gas comes before the route's.
+fn carried(route: &Route, message: &Message) -> Result<Write, Cause> {
+    let carried = carried::read(&json_of(route, message)?)
+        .map_err(|misfit| Cause::invalid("bad_transaction", format!("{}: {misfit}", route.name)))?;
+    let gas = carried.gas.map_or(route.gas, GasRule::Fixed);
+    Ok(Write { to: carried.to, value: carried.value, gas, data: Some(carried.data) })
+}
+
+fn json_of(route: &Route, message: &Message) -> Result<serde_json::Value, Cause> {
+    serde_json::from_slice(&message.body).map_err(|error| {
+        Cause::invalid("undecodable", format!("the body is not JSON, which {} needs: {error}", route.name))
+    })
+}
+
 /// What every message asks for, where that needs no look at it.
 pub fn sole_write(routes: &[Route]) -> Option<Write> {
     match routes {
-        [Route { matches, to, value: Amount::Fixed(value), gas, calldata: Calldata::Body, .. }]
+        [Route { matches, to: Some(to), value: Amount::Fixed(value), gas, calldata: Calldata::Body, .. }]
             if *matches == Match::default() =>
         {
             Some(Write { to: *to, value: *value, gas: *gas, data: None })
@@ -122,17 +145,22 @@ impl Route {
     /// The route of every message, where all ask for the same with their bodies.
     pub fn of_all(to: Address, value: Wei, gas: GasRule) -> Self {
         let (value, calldata) = (Amount::Fixed(value), Calldata::Body);
-        Self { name: "write".to_owned(), matches: Match::default(), to, value, gas, calldata, many: None }
+        let (name, matches) = ("write".to_owned(), Match::default());
+        Self { name, matches, schema: None, to: Some(to), value, gas, calldata, many: None }
     }
 }
 
 impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, matches, to, calldata, .. } = self;
-        write!(f, "route {name}: {matches} to {to}, ")?;
+        match to {
+            Some(to) => write!(f, "route {name}: {matches} to {to}, ")?,
+            None => write!(f, "route {name}: {matches}, ")?,
+        }
         match calldata {
             Calldata::Body => f.write_str("the body as calldata"),
             Calldata::Call(call) => write!(f, "{}", call.signature()),
+            Calldata::Carried => f.write_str("the transaction that its body has"),
             Calldata::Record(Kept::Hash) => f.write_str("a record of the body's hash"),
             Calldata::Record(Kept::Body) => f.write_str("a record with the whole body"),
         }
@@ -170,10 +198,11 @@ impl Match {
     }
 }
 
-/// The key that the producer chose: copies come from wait queues with another.
+/// The key that the producer chose: copies come with another, by the queue's name. What comes by an exchange is no copy, so
+/// whoever may publish to that one alone cannot choose another key than the exchange saw.
 fn first_routing_key(message: &Message) -> &str {
     match message.headers.get(header::ORIGINAL_ROUTING_KEY) {
-        Some(HeaderValue::Text(key)) => key,
+        Some(HeaderValue::Text(key)) if message.origin.exchange.is_empty() => key,
         _ => &message.origin.routing_key,
     }
 }
@@ -228,7 +257,8 @@ mod tests {
         Route {
             name: format!("route[{number}]"),
             matches,
-            to: Address([number; 20]),
+            schema: None,
+            to: Some(Address([number; 20])),
             value: Amount::Fixed(Wei(number.into())),
             gas: GasRule::Fixed(Gas(50_000)),
             calldata,
@@ -274,7 +304,9 @@ mod tests {
             (message("b", "q", &[(header::ORIGINAL_ROUTING_KEY, "pay.now".into())], ""), Some(3)),
             (message("b", "q", &[], ""), None),
         ];
-        for (message, number) in cases {
+        let mut forged = message("b", "q", &[(header::ORIGINAL_ROUTING_KEY, "pay.now".into())], "");
+        forged.origin.exchange = "orders".to_owned();
+        for (message, number) in cases.into_iter().chain([(forged, None)]) {
             let write = write_of(&routes, &id(), &message, 100);
             assert_eq!(write.as_ref().ok().map(|write| write.to), number.map(|number| Address([number; 20])));
             if let Err(cause) = write {

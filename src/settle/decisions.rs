@@ -7,7 +7,7 @@ use crate::handover::{LaneVerdict, Postponed, Refused, Ruling};
 use crate::journal::{ConfirmedCopy, CopyKind, Decision, QueuedRequest, Requeue, Settlement, UnconfirmedCopy};
 use crate::model::event::{BatchPlace, Outcome, Subject};
 use crate::model::message::{FailureNote, header};
-use crate::model::{Cause, Event, FailureClass, Generation, Message, RequestId, Timestamp};
+use crate::model::{Cause, Event, Generation, Message, RequestId, Timestamp};
 use crate::policy::pause::RetrySchedule;
 use crate::policy::postpone::hop;
 
@@ -70,7 +70,7 @@ impl SettleSettings {
             LaneVerdict::Failed(cause) if place.is_some() => Decision::Requeue(Requeue::Isolated(cause.clone())),
             LaneVerdict::Failed(cause) => {
                 let next = request.generation.next_retry();
-                let may_come_back = cause.class != FailureClass::Invalid;
+                let may_come_back = cause.may_pass();
                 match self.schedule.delay_before(next.retry) {
                     Some(_) if may_come_back => Decision::Retry { cause: cause.clone(), next },
                     Some(_) | None => Decision::Dead { cause: cause.clone() },

@@ -10,7 +10,7 @@ mod local;
 mod remote;
 
 pub use local::{KeyError, LocalSigner};
-pub use remote::{RemoteSettings, RemoteSigner};
+pub use remote::{RemoteSettings, RemoteSigner, RemoteTls};
 
 /// Why there is no signature.
 #[derive(Debug, thiserror::Error)]

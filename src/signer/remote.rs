@@ -7,12 +7,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use jsonrpc_core::Value;
-use reqwest::Url;
+use reqwest::{Certificate, ClientBuilder, Identity, Url};
 use web3::Transport;
 use web3::error::Error;
 
 use crate::model::{Address, Fee, SignedTransaction, UnsignedTransaction};
-use crate::rpc::{HttpTransport, client, label};
+use crate::rpc::{HttpTransport, client_with, label};
 use crate::signer::{Signer, SignerError, answer};
 
 /// Calls to one server at once.
@@ -27,6 +27,61 @@ pub struct RemoteSettings {
     pub address: Address,
     /// For one answer.
     pub timeout: Duration,
+    /// Which certificates are trusted and shown.
+    pub tls: RemoteTls,
+}
+
+/// Certificates of a server's connections. Without any, the system's authorities are trusted and nothing is shown.
+#[derive(Clone, Default)]
+pub struct RemoteTls {
+    authorities: Option<Vec<Certificate>>,
+    identity: Option<Identity>,
+}
+
+impl RemoteTls {
+    /// Trusts these authorities (PEM) and no others.
+    ///
+    /// # Errors
+    /// When there is none in it.
+    pub fn trust_only(&mut self, authorities: &[u8]) -> Result<(), String> {
+        let read = Certificate::from_pem_bundle(authorities).map_err(|error| text_of(&error))?;
+        if read.is_empty() {
+            return Err("holds no certificate in PEM".to_owned());
+        }
+        self.authorities = Some(read);
+        Ok(())
+    }
+
+    /// Shows this certificate with those that vouch for it, and has this key (PEM, all of it).
+    ///
+    /// # Errors
+    /// When they are none, or not of each other.
+    pub fn show(&mut self, certificate: &[u8], key: &[u8]) -> Result<(), String> {
+        let identity = Identity::from_pem(&[key, b"\n", certificate].concat());
+        self.identity = Some(identity.map_err(|error| text_of(&error))?);
+        // Whether the two go together shows only when a client is made.
+        client_with(Duration::ZERO, |builder| self.applied(builder)).map(drop).map_err(|error| error.to_string())
+    }
+
+    fn applied(&self, mut builder: ClientBuilder) -> ClientBuilder {
+        if let Some(authorities) = &self.authorities {
+            builder = builder.tls_certs_only(authorities.iter().cloned());
+        }
+        match &self.identity {
+            Some(identity) => builder.identity(identity.clone()),
+            None => builder,
+        }
+    }
+}
+
+fn text_of(error: &reqwest::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
 }
 
 impl std::fmt::Debug for RemoteSettings {
@@ -50,7 +105,10 @@ impl RemoteSigner {
     /// # Errors
     /// When the HTTP client cannot be made, for want of the system's certificates say.
     pub fn new(settings: &RemoteSettings) -> Result<Self, Error> {
-        let server = HttpTransport::new(client(settings.timeout)?, settings.url.clone());
+        let server = HttpTransport::new(
+            client_with(settings.timeout, |builder| settings.tls.applied(builder))?,
+            settings.url.clone(),
+        );
         Ok(Self { server, label: label(&settings.url), address: settings.address })
     }
 

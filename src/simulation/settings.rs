@@ -53,6 +53,7 @@ impl RunSettings {
             is_strict: false,
             batching: Arc::new(Batching::NONE),
             limits: Limits::default(),
+            permits: Default::default(),
             poll_interval: Duration::from_millis(rng.u64(100..900)),
             resend_after: seconds(4),
             replace_after: seconds(rng.u64(3..9)),
@@ -78,6 +79,7 @@ impl RunSettings {
             order_by: None,
             routes: vec![Route::of_all(Address([0xaa; 20]), Wei(0), GasRule::Estimate { margin: 20 })],
             max_body_bytes: 200,
+            permits: Default::default(),
         };
         Self { accounts, lane, settle, admission, max_open: rng.u64(3..60) }
     }
@@ -107,7 +109,7 @@ impl RunSettings {
             max_bytes: rng.usize(150..=800),
             max_wait: Duration::from_millis(rng.u64(0..2000)),
             keeps_order: rng.bool(),
-            kinds: vec![BatchKind { to: route.to, many: MANY.clone() }],
+            kinds: route.to.map(|to| BatchKind { to, many: MANY.clone() }).into_iter().collect(),
         });
     }
 
@@ -117,6 +119,7 @@ impl RunSettings {
             writes_per_second: (rng.u8(0..4) == 0).then(|| rng.u32(1..=3)),
             in_flight: (rng.u8(0..4) == 0).then(|| rng.u64(1..=6)),
             gas_per_hour: (rng.u8(0..24) == 0).then(|| Gas(rng.u64(1_200_000..2_400_000))),
+            ..Limits::default()
         };
     }
 }

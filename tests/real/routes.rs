@@ -104,3 +104,26 @@ async fn a_change_of_the_routes_changes_nothing_that_was_taken_in() {
     let written: Vec<_> = stage.transactions_of(0).await.into_iter().map(|(_, data, _)| data).collect();
     assert_eq!(written, [format!("{TRANSFER_SELECTOR}{RECEIVER:064x}{:064x}", 5)]);
 }
+
+/// Files beside the configuration, wherever the worker is started.
+#[tokio::test]
+async fn bodies_keep_to_the_schema_of_their_route() {
+    let Some(stage) = Stage::with_blocks().await else { return };
+    let schema = json!({"type": "object", "required": ["n"], "properties": {"n": {"type": "integer", "minimum": 1}}});
+    let abi = json!([{"type": "function", "name": "f", "inputs": [{"name": "n", "type": "uint8"}], "outputs": [],
+                      "stateMutability": "nonpayable"}]);
+    let call =
+        "mode = \"call\"\nabi = \"abi.json\"\nfunction = \"f\"\narguments = [\"json:/n\"]\nschema = \"schema.json\"";
+    let home = WorkerHome::new(&stage.config().with("write", call));
+    std::fs::write(home.folder().join("schema.json"), schema.to_string()).unwrap();
+    std::fs::write(home.folder().join("abi.json"), abi.to_string()).unwrap();
+    stage.topology(&home).await;
+    stage.amqp.publish(QUEUE, of_kind("low", "a"), br#"{"n":0}"#).await;
+    stage.amqp.publish(QUEUE, of_kind("good", "a"), br#"{"n":7}"#).await;
+    let _worker = home.start(BINARY);
+    stage.wait_state(&home, "good", "final").await;
+    let letter = stage.amqp.wait_for(DEAD, LONG).await;
+    assert_eq!((letter.id().as_str(), letter.routing_key.as_str()), ("low", "invalid.schema"));
+    let detail = letter.header("cw-error-detail").unwrap();
+    assert_eq!(detail, "write: /n: it is less than the minimum of 1, found 0");
+}

@@ -7,27 +7,33 @@ use crate::support::{
     AnvilConfig, NOBODY, Postgres, PostgresConfig, RabbitConfig, WorkerHome, free_port, postgres_is_here, with_id,
 };
 
-fn openssl(folder: &Path, arguments: &str) {
+pub fn openssl(folder: &Path, arguments: &str) {
     let output = std::process::Command::new("openssl").args(arguments.split(' ')).current_dir(folder).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// An authority of this name, as `<name>.pem`.
-fn authority(folder: &Path, name: &str) {
+pub fn authority(folder: &Path, name: &str) {
     openssl(
         folder,
         &format!("req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN={name} -keyout {name}.key -out {name}.pem"),
     );
 }
 
-/// A certificate for `localhost` from the authority, valid for so many days from now on.
-fn certificate(folder: &Path, name: &str, authority: &str) {
+/// A certificate for `localhost` from the authority, valid for a day.
+pub fn certificate(folder: &Path, name: &str, authority: &str) {
+    certificate_for(folder, name, authority, 1);
+}
+
+/// The same for so many days; with fewer than none it is over.
+pub fn certificate_for(folder: &Path, name: &str, authority: &str, days: i32) {
     openssl(folder, &format!("req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout {name}.key -out {name}.csr"));
-    std::fs::write(folder.join("extensions"), "subjectAltName=DNS:localhost\nextendedKeyUsage=serverAuth\n").unwrap();
+    std::fs::write(folder.join("extensions"), "subjectAltName=DNS:localhost\nextendedKeyUsage=serverAuth,clientAuth\n")
+        .unwrap();
     openssl(
         folder,
         &format!(
-            "x509 -req -in {name}.csr -CA {authority}.pem -CAkey {authority}.key -CAcreateserial -days 1 \
+            "x509 -req -in {name}.csr -CA {authority}.pem -CAkey {authority}.key -CAcreateserial -days {days} \
              -extfile extensions -out {name}.pem"
         ),
     );

@@ -26,6 +26,7 @@ pub mod rabbit;
 pub mod rabbit_control;
 pub mod rpc;
 pub mod scripted;
+pub mod tls;
 pub mod worker;
 
 pub use amqp::{Amqp, Taken, Watch, headers, next_event, with_id};
@@ -40,6 +41,7 @@ pub use rabbit::{Rabbit, RabbitConfig};
 pub use rabbit_control::QueueCount;
 pub use rpc::RpcClient;
 pub use scripted::{LackingNode, Reply, ScriptedNode};
+pub use tls::TlsFront;
 pub use worker::{Worker, WorkerConfig, WorkerHome, build_folder, chainwriter};
 
 use std::time::Duration;

@@ -34,7 +34,8 @@ pub struct WorkerConfig {
     pub account: usize,
     pub to: String,
     /// Lines of TOML by section: `("retry", "max_attempts = 2")`. Each `"signer"` is a signer, in place of the account's key,
-    /// each `"route"` a route.
+    /// each `"route"` a route, each `"policy.allow"` somebody who may be called, each `"bind"`
+    /// an exchange.
     pub extra: Vec<(&'static str, String)>,
 }
 
@@ -59,8 +60,11 @@ impl WorkerConfig {
             // Workers of many tests run at once on one host.
             ("http", "listen = \"\"".to_owned()),
         ];
-        let (mut tables, extra): (Vec<_>, Vec<_>) =
-            self.extra.iter().cloned().partition(|(section, _)| ["signer", "route"].contains(section));
+        let (mut tables, extra): (Vec<_>, Vec<_>) = self
+            .extra
+            .iter()
+            .cloned()
+            .partition(|(section, _)| ["signer", "route", "policy.allow", "bind"].contains(section));
         if tables.iter().all(|(section, _)| *section != "signer") {
             tables.push(("signer", format!("key_file = {:?}", folder.join("signer.key"))));
         }

@@ -20,7 +20,7 @@ pub(super) async fn examine(settings: &Settings) -> Vec<Finding> {
     let mut findings = topology(&inspection);
     findings.push(rights(&inspection));
     findings.push(consumer_timeout(settings.broker.max_hold));
-    findings.push(unseen_over_amqp(&inspection.vhost));
+    findings.push(unseen_over_amqp(&inspection.vhost, &settings.broker.names.work));
     findings.extend(dead_letters(settings).await);
     findings
 }
@@ -80,11 +80,12 @@ fn consumer_timeout(max_hold: Duration) -> Finding {
     Finding::note(AREA, what).mend(look)
 }
 
-fn unseen_over_amqp(vhost: &str) -> Finding {
+fn unseen_over_amqp(vhost: &str, queue: &str) -> Finding {
     Finding::note(AREA, "AMQP does not show queues' policies (a delivery-limit of a few makes dead letters of what a stopped worker gave back), nor bindings").mend(
         format!(
             "see them with `rabbitmqctl list_queues -p {vhost} name type policy effective_policy_definition arguments` and \
-             `rabbitmqctl list_bindings -p {vhost}`"
+             `rabbitmqctl list_bindings -p {vhost}`; a binding that is in [[bind]] no more stays until `rabbitmqadmin -V {vhost} \
+             delete binding source=EXCHANGE destination_type=queue destination={queue} properties_key=KEY`"
         ),
     )
 }

@@ -177,6 +177,7 @@ async fn price(settings: &Settings, chain: &NodeClient, head: &Header) -> Result
 async fn targets(settings: &Settings, chain: &NodeClient) -> Result<Vec<Finding>, ChainError> {
     let mut findings = Vec::new();
     for Route { name, to, calldata, .. } in &settings.admission.routes {
+        let Some(to) = to else { continue };
         if matches!(calldata, Calldata::Record(_)) {
             findings.extend(records(settings, chain, name, *to).await);
             continue;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::journal::contract::{Set, TTL, first, set, succeeded, transaction};
 use crate::journal::{Journal, Lease, NewTransaction, RequestSeq};
-use crate::model::{Address, Gas, Nonce};
+use crate::model::{Address, Gas, Nonce, Wei};
 use crate::policy::limits::{Limit, Limits, Throttled};
 
 /// Another account with requests in its queue.
@@ -72,9 +72,34 @@ pub(crate) async fn no_more_gas_is_spent_in_an_hour_than_allowed(journal: Arc<dy
         journal.record_transactions(&set.lease, new(&set, 3..4, 3), limits).await.unwrap().count
     };
     assert_eq!(sign_last(62_999).await, 0);
-    let spent: u64 = journal.usage(set.account, limits).await.unwrap().gas.iter().map(|(_, gas)| gas).sum();
+    let spent: u128 = journal.usage(set.account, limits).await.unwrap().gas.iter().map(|(_, gas)| gas).sum();
     assert_eq!(spent, 42_000);
     assert_eq!(sign_last(63_000).await, 1);
+}
+
+/// The same for what is paid, and for what gas may cost: across accounts, and still there for whoever comes next.
+pub(crate) async fn no_more_is_paid_in_a_day_than_allowed(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a", "b", "c"]).await;
+    let journal = &set.journal;
+    let paying = |index: usize, nonce, wei| NewTransaction { value: Wei(wei), ..transaction(set.seq(index), nonce) };
+    let fee = transaction(set.seq(0), 0).share().fee;
+    assert!(fee > Wei(0));
+    let most = u128::MAX - 5;
+    let limits = Limits { value_per_day: Some(Wei(most)), fee_per_day: Some(Wei(3 * fee.0)), ..Limits::default() };
+    let new = vec![paying(0, 0, most - 1), paying(1, 1, 1), paying(2, 2, 1)];
+    let granted = journal.record_transactions(&set.lease, new, limits).await.unwrap();
+    let Some(Throttled { limit: Limit::ValuePerDay, again_in: Some(wait) }) = granted.throttled else {
+        panic!("{granted:?}")
+    };
+    assert_eq!(granted.count, 2);
+    assert!((86_399..=87_300).contains(&wait.as_secs()), "{wait:?}");
+    let usage = journal.usage(set.account, limits).await.unwrap();
+    let sum = |sums: &[(i64, u128)]| sums.iter().map(|(_, sum)| sum).sum::<u128>();
+    assert_eq!((sum(&usage.value), sum(&usage.fee)), (most, 2 * fee.0), "every digit of it");
+    assert_eq!(journal.record_transactions(&set.lease, vec![paying(2, 2, 0)], limits).await.unwrap().count, 1);
+    let (other, theirs) = another(journal.as_ref(), 31337, &["d"]).await;
+    let held = journal.record_transactions(&other, vec![transaction(theirs[0], 0)], limits).await.unwrap();
+    assert_eq!((held.count, held.throttled.unwrap().limit), (0, Limit::FeePerDay));
 }
 
 /// A second's worth at once, and no more than that for each second.

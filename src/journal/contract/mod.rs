@@ -630,6 +630,7 @@ macro_rules! journal_contract {
             an_overview_counts_what_is_open_and_tells_what_happened_last,
             no_more_are_in_flight_than_allowed,
             no_more_gas_is_spent_in_an_hour_than_allowed,
+            no_more_is_paid_in_a_day_than_allowed,
             no_more_is_begun_in_a_second_than_allowed,
             a_refused_write_uses_nothing_up,
             a_batch_ends_for_all_its_requests_at_once,

@@ -2,9 +2,9 @@
 
 use crate::journal::columns::{number, signed, unsigned};
 use crate::journal::postgres::connection::Connection;
+use crate::journal::rows::day;
 use crate::journal::{AccountId, NewTransaction, Result};
-use crate::model::Gas;
-use crate::policy::limits::{Granted, Limits, Usage};
+use crate::policy::limits::{DAY, Granted, HOUR, Limits, Usage};
 
 /// What counts now. Reads only what the limits ask for.
 pub(super) async fn usage(connection: &Connection, account: AccountId, limits: Limits) -> Result<Usage> {
@@ -27,7 +27,7 @@ pub(super) async fn take(
     lock(connection, chain).await?;
     // A statement of its own, for the time must be one after the wait for the lock.
     let mut usage = usage_of(connection, chain, limits).await?;
-    let wanted: Vec<Gas> = new.iter().map(|transaction| transaction.gas).collect();
+    let wanted: Vec<_> = new.iter().map(NewTransaction::share).collect();
     let granted = limits.take(&mut usage, &wanted);
     if granted.count > 0 {
         note(connection, chain, &usage, limits).await?;
@@ -63,17 +63,22 @@ async fn usage_of(connection: &Connection, chain: i64, limits: Limits) -> Result
                 now_us: number(row, "throttle", "now_us")?,
                 live: unsigned(row, "throttle", "live")?,
                 whole_at_us: number(row, "throttle", "whole_at_us")?,
-                gas: Vec::new(),
+                ..Usage::default()
             })
         })
         .await?;
     if limits.gas_per_hour.is_some() {
         let select = "SELECT minute, gas FROM spent WHERE chain_id = $1 AND minute >= $2 ORDER BY minute";
         usage.gas = connection
-            .rows("add up what was spent", select, &[&chain, &usage.oldest_minute()], |row| {
-                Ok((number(row, "sum", "minute")?, unsigned(row, "sum", "gas")?))
+            .rows("add up what was spent", select, &[&chain, &HOUR.oldest(usage.now_us)], |row| {
+                Ok((number(row, "sum", "minute")?, unsigned::<u64>(row, "sum", "gas")?.into()))
             })
             .await?;
+    }
+    if limits.is_by_day() {
+        let select = "SELECT quarter, value, fee FROM spent_wei WHERE chain_id = $1 AND quarter >= $2 ORDER BY quarter";
+        let oldest = DAY.oldest(usage.now_us);
+        usage.add_days(connection.rows("add up what was paid", select, &[&chain, &oldest], day).await?);
     }
     Ok(usage)
 }
@@ -85,13 +90,22 @@ async fn note(connection: &Connection, chain: i64, usage: &Usage, limits: Limits
         connection.execute(DOING, update, &[&chain, &usage.whole_at_us]).await?;
     }
     if limits.gas_per_hour.is_some() {
-        let (oldest, minute) = (usage.oldest_minute(), usage.minute());
+        let (oldest, minute) = (HOUR.oldest(usage.now_us), HOUR.slot(usage.now_us));
         let forget = "DELETE FROM spent WHERE chain_id = $1 AND (minute < $2 OR minute > $3)";
         connection.execute(DOING, forget, &[&chain, &oldest, &minute]).await?;
         let upsert = "INSERT INTO spent (chain_id, minute, gas) VALUES ($1, $2, $3) \
                       ON CONFLICT (chain_id, minute) DO UPDATE SET gas = excluded.gas";
-        let gas = signed("an hour's gas", usage.gas_of_minute())?;
-        connection.execute(DOING, upsert, &[&chain, &minute, &gas]).await?;
+        let gas = u64::try_from(HOUR.now(usage.now_us, &usage.gas)).unwrap_or(u64::MAX);
+        connection.execute(DOING, upsert, &[&chain, &minute, &signed("an hour's gas", gas)?]).await?;
+    }
+    if limits.is_by_day() {
+        let (oldest, quarter) = (DAY.oldest(usage.now_us), DAY.slot(usage.now_us));
+        let forget = "DELETE FROM spent_wei WHERE chain_id = $1 AND (quarter < $2 OR quarter > $3)";
+        connection.execute(DOING, forget, &[&chain, &oldest, &quarter]).await?;
+        let upsert = "INSERT INTO spent_wei (chain_id, quarter, value, fee) VALUES ($1, $2, $3, $4) \
+                      ON CONFLICT (chain_id, quarter) DO UPDATE SET value = excluded.value, fee = excluded.fee";
+        let [value, fee] = [&usage.value, &usage.fee].map(|sums| DAY.now(usage.now_us, sums).to_string());
+        connection.execute(DOING, upsert, &[&chain, &quarter, &value, &fee]).await?;
     }
     Ok(())
 }

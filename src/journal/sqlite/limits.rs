@@ -3,10 +3,11 @@
 use rusqlite::Connection;
 
 use crate::journal::columns::{number, signed, unsigned};
+use crate::journal::rows::day;
 use crate::journal::sqlite::rows::prepare;
 use crate::journal::{AccountId, NewTransaction, Result};
-use crate::model::{Gas, Timestamp};
-use crate::policy::limits::{Granted, Limits, Usage};
+use crate::model::Timestamp;
+use crate::policy::limits::{DAY, Granted, HOUR, Limits, Usage};
 
 /// What counts now, by this host's clock. Reads only what the limits ask for.
 pub(super) fn usage(connection: &Connection, account: AccountId, limits: Limits) -> Result<Usage> {
@@ -25,7 +26,7 @@ pub(super) fn take(
     }
     let chain = chain_of(connection, account)?;
     let mut usage = usage_of(connection, chain, limits)?;
-    let wanted: Vec<Gas> = new.iter().map(|transaction| transaction.gas).collect();
+    let wanted: Vec<_> = new.iter().map(NewTransaction::share).collect();
     let granted = limits.take(&mut usage, &wanted);
     if granted.count > 0 {
         note(connection, chain, &usage, limits)?;
@@ -56,9 +57,15 @@ fn usage_of(connection: &Connection, chain: i64, limits: Limits) -> Result<Usage
     if limits.gas_per_hour.is_some() {
         let select = "SELECT minute, gas FROM spent WHERE chain_id = ?1 AND minute >= ?2 ORDER BY minute";
         usage.gas = prepare(connection, "add up what was spent", select)?
-            .rows((chain, usage.oldest_minute()), |row| {
-                Ok((number(row, "sum", "minute")?, unsigned(row, "sum", "gas")?))
+            .rows((chain, HOUR.oldest(usage.now_us)), |row| {
+                Ok((number(row, "sum", "minute")?, unsigned::<u64>(row, "sum", "gas")?.into()))
             })?;
+    }
+    if limits.is_by_day() {
+        let select = "SELECT quarter, value, fee FROM spent_wei WHERE chain_id = ?1 AND quarter >= ?2 ORDER BY quarter";
+        let days = prepare(connection, "add up what was paid", select)?
+            .rows((chain, DAY.oldest(usage.now_us)), |row| day(row))?;
+        usage.add_days(days);
     }
     Ok(usage)
 }
@@ -71,12 +78,22 @@ fn note(connection: &Connection, chain: i64, usage: &Usage, limits: Limits) -> R
         prepare(upsert)?.execute((chain, usage.whole_at_us))?;
     }
     if limits.gas_per_hour.is_some() {
-        let (oldest, minute) = (usage.oldest_minute(), usage.minute());
+        let (oldest, minute) = (HOUR.oldest(usage.now_us), HOUR.slot(usage.now_us));
         let forget = "DELETE FROM spent WHERE chain_id = ?1 AND (minute < ?2 OR minute > ?3)";
         prepare(forget)?.execute((chain, oldest, minute))?;
         let upsert = "INSERT INTO spent (chain_id, minute, gas) VALUES (?1, ?2, ?3) \
                       ON CONFLICT (chain_id, minute) DO UPDATE SET gas = excluded.gas";
-        prepare(upsert)?.execute((chain, minute, signed("an hour's gas", usage.gas_of_minute())?))?;
+        let gas = u64::try_from(HOUR.now(usage.now_us, &usage.gas)).unwrap_or(u64::MAX);
+        prepare(upsert)?.execute((chain, minute, signed("an hour's gas", gas)?))?;
+    }
+    if limits.is_by_day() {
+        let (oldest, quarter) = (DAY.oldest(usage.now_us), DAY.slot(usage.now_us));
+        let forget = "DELETE FROM spent_wei WHERE chain_id = ?1 AND (quarter < ?2 OR quarter > ?3)";
+        prepare(forget)?.execute((chain, oldest, quarter))?;
+        let upsert = "INSERT INTO spent_wei (chain_id, quarter, value, fee) VALUES (?1, ?2, ?3, ?4) \
+                      ON CONFLICT (chain_id, quarter) DO UPDATE SET value = excluded.value, fee = excluded.fee";
+        let [value, fee] = [&usage.value, &usage.fee].map(|sums| DAY.now(usage.now_us, sums).to_string());
+        prepare(upsert)?.execute((chain, quarter, value, fee))?;
     }
     Ok(())
 }

@@ -55,7 +55,8 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/sqlite/0008_limits.sql"),
     include_str!("../../../migrations/sqlite/0009_ordering.sql"),
     include_str!("../../../migrations/sqlite/0010_writes.sql"),
-    include_str!("../../../migrations/sqlite/0011_batches.sql"),
+    include_str!("../../../migrations/sqlite/0011_policy.sql"),
+    include_str!("../../../migrations/sqlite/0012_batches.sql"),
 ];
 
 /// Since this version the journal knows who works with it.

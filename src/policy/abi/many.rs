@@ -37,6 +37,11 @@ impl Many {
         Ok(Self { one: one.clone(), many: many.clone(), are_tuples })
     }
 
+    /// The first bytes of a call of the function for many.
+    pub fn selector(&self) -> [u8; 4] {
+        self.many.selector().0
+    }
+
     /// Whether this calls the function for one.
     pub fn is_for(&self, calldata: &[u8]) -> bool {
         calldata.starts_with(self.one.selector().as_slice())

@@ -21,6 +21,9 @@ mod limits;
 mod mishaps;
 mod reading;
 
+/// Sums by chain and slot of time.
+pub(super) type SumsByChain = BTreeMap<(u64, i64), u128>;
+
 /// The durable state. A clone is what a backup taken now would hold.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Store {
@@ -36,7 +39,10 @@ pub(crate) struct Store {
     /// By chain.
     throttles: BTreeMap<u64, i64>,
     /// Gas by chain and minute.
-    spent: BTreeMap<(u64, i64), u64>,
+    spent: SumsByChain,
+    /// Wei paid, and wei for gas, by chain and quarter of an hour.
+    paid: SumsByChain,
+    fees: SumsByChain,
     last_turn: i64,
     last_event: i64,
     last_attempt: u64,

@@ -41,4 +41,4 @@ ALTER TABLE recovered_writes_2 RENAME TO recovered_writes;
 CREATE INDEX recovered_writes_by_data ON recovered_writes (data_hash);
 
 -- Older programs would end the first request of a batch and lose the others.
-UPDATE counters SET value = 11 WHERE name = 'oldest_schema';
+UPDATE counters SET value = 12 WHERE name = 'oldest_schema';

@@ -29,4 +29,4 @@ ALTER TABLE recovered_writes DROP CONSTRAINT recovered_writes_pkey;
 ALTER TABLE recovered_writes ADD PRIMARY KEY (account, nonce, place);
 
 -- Older programs would end the first request of a batch and lose the others.
-UPDATE counters SET value = 8 WHERE name = 'oldest_schema';
+UPDATE counters SET value = 9 WHERE name = 'oldest_schema';

@@ -1,0 +1,184 @@
+//! `[policy]`: what an operator permits.
+
+use serde_json::Value;
+
+use crate::config::gas_limits;
+use crate::config::reader::{Findings, Section};
+use crate::model::{Address, Gas, Wei};
+use crate::policy::batch::{BatchKind, Batching};
+use crate::policy::permits::{Allowed, Named, Permits};
+use crate::policy::routes::Route;
+
+pub(super) fn read(mut value: Option<Value>, findings: &mut Findings) -> Permits {
+    let allow = value.as_mut().and_then(Value::as_object_mut).and_then(|keys| keys.remove("allow"));
+    let allow = allowed(allow, findings);
+    let mut section = Section::new("policy", value, findings);
+    let permits = Permits {
+        allow,
+        max_value: wei_or_off(&mut section, "max_value"),
+        max_gas: section.number_or_off("max_gas", gas_limits().start().0..=gas_limits().end().0).map(Gas),
+        max_fee: wei_or_off(&mut section, "max_fee"),
+        value_per_day: wei_or_off(&mut section, "value_per_day"),
+        fee_per_day: wei_or_off(&mut section, "fee_per_day"),
+    };
+    section.finish(&["allow", "max_value", "max_gas", "max_fee", "value_per_day", "fee_per_day"]);
+    permits
+}
+
+/// Notes the routes of which no message could ever be written.
+pub(super) fn compare(permits: &Permits, routes: &[Route], batching: &Batching, findings: &mut Findings) {
+    for BatchKind { to, many } in batching.kinds.iter().filter(|_| batching.is_on()) {
+        if let Err(cause) = permits.check(*to, Wei(0), &many.selector()) {
+            findings.add("policy.allow", format!("refuses every batch: {}", cause.detail));
+        }
+    }
+
+    for route in routes {
+        if route.to.is_none() && permits.allow.is_none() {
+            let problem =
+                format!("there is none, and {} has mode = \"transaction\": list whom messages may call", route.name);
+            findings.add("policy.allow", problem);
+        }
+        if let Some(cause) = permits.against(route) {
+            let key = match cause.reason.as_ref() {
+                "target" | "function" => "allow",
+                reason => reason,
+            };
+            let problem = format!("refuses every message of {}: {}", route.name, cause.detail);
+            findings.add(&format!("policy.{key}"), problem);
+        }
+    }
+}
+
+fn wei_or_off(section: &mut Section<'_>, key: &str) -> Option<Wei> {
+    section.read(key, "an amount such as \"0.5 ether\", or \"off\"", None, |text| match text {
+        "off" => Some(None),
+        amount => amount.parse().ok().map(Some),
+    })
+}
+
+fn allowed(value: Option<Value>, findings: &mut Findings) -> Option<Vec<Allowed>> {
+    let tables = match value {
+        None => return None,
+        Some(Value::Array(tables)) if !tables.is_empty() => tables,
+        Some(_) => {
+            findings.add("policy.allow", "must be tables; write [[policy.allow]]");
+            return None;
+        }
+    };
+    let tables = tables.into_iter().enumerate().map(|(index, table)| {
+        let mut section = Section::new(&format!("policy.allow[{}]", index + 1), Some(table), findings);
+        let to =
+            section.read("to", "an address, 0x and 40 hexadecimal digits", Address([0; 20]), |text| text.parse().ok());
+        let functions = section.take("functions").map(|functions| named(&mut section, &functions));
+        section.finish(&["to", "functions"]);
+        Allowed { to, functions }
+    });
+    Some(tables.collect())
+}
+
+fn named(section: &mut Section<'_>, value: &Value) -> Vec<Named> {
+    let signatures = value.as_array().filter(|list| !list.is_empty());
+    let signatures: Option<Vec<_>> = signatures.and_then(|list| list.iter().map(Value::as_str).collect());
+    let Some(signatures) = signatures else {
+        section.fault(
+            "functions",
+            "must list signatures, such as [\"transfer(address,uint256)\"]; without it every call is allowed",
+        );
+        return Vec::new();
+    };
+    let mut named = Vec::new();
+    for signature in signatures {
+        match Named::new(signature) {
+            Ok(function) => named.push(function),
+            Err(problem) => section.fault("functions", format!("{signature:?} {problem}")),
+        }
+    }
+    named
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::load_text;
+    use crate::model::{Gas, Wei};
+
+    const REST: &str = "[broker]\nqueue = \"q\"\n[worker]\norganisation = \"acme\"\n[chain]\nid = 1\n[[signer]]\n\
+                        key = \"ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80\"\n";
+    const TO: &str = "0x00000000000000000000000000000000000000aa";
+
+    fn with(write: &str, policy: &str) -> String {
+        format!("{REST}[write]\nto = \"{TO}\"\n{write}\n[policy]\n{policy}\n")
+    }
+
+    #[test]
+    fn a_policy_is_read_and_its_days_are_limits() {
+        let policy = format!(
+            "max_value = \"1 ether\"\nmax_gas = 100000\nmax_fee = \"5 gwei\"\nvalue_per_day = \"2 ether\"\nfee_per_day = 7\n\
+             [[policy.allow]]\nto = \"{TO}\"\nfunctions = [\"f(uint256 a)\"]\n"
+        );
+        let settings = load_text(&with("", &policy)).unwrap();
+        let permits = &settings.admission.permits;
+        assert_eq!((permits.max_gas, permits.max_fee), (Some(Gas(100_000)), Some(Wei(5_000_000_000))));
+        assert_eq!(
+            (settings.limits.value_per_day, settings.limits.fee_per_day),
+            (Some(Wei(2 * 10_u128.pow(18))), Some(Wei(7)))
+        );
+        let functions = permits.allow.as_ref().unwrap()[0].functions.as_ref().unwrap();
+        assert_eq!(functions[0].signature, "f(uint256)");
+        assert_eq!(load_text(&with("", "")).unwrap().admission.permits, Default::default());
+    }
+
+    #[test]
+    fn the_example_in_the_readme_is_a_policy() {
+        let readme = include_str!("../../README.md");
+        let begin = readme.find("```toml\n[policy]").unwrap() + "```toml\n".len();
+        let policy = readme[begin..].split("```").next().unwrap();
+        let routes = "to = \"0x00000000000000000000000000000000000000d1\"";
+        let settings = load_text(&format!("{REST}[write]\n{routes}\n{policy}")).unwrap();
+        assert_eq!(settings.admission.permits.allow.as_ref().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_route_that_is_always_refused_is_a_fault_that_names_both() {
+        let faults = |write: &str, policy: &str| load_text(&with(write, policy)).unwrap_err().0.join("\n");
+        let call = "mode = \"call\"\nfunction = \"f()\"";
+        let cases = [
+            (
+                "",
+                "[[policy.allow]]\nto = \"0x00000000000000000000000000000000000000bb\"",
+                "- policy.allow: refuses every message of write: 0x",
+            ),
+            (
+                call,
+                &format!("[[policy.allow]]\nto = \"{TO}\"\nfunctions = [\"g()\"]"),
+                "- policy.allow: refuses every message of write: the function 0x26121ff0",
+            ),
+            (
+                "mode = \"record\"",
+                &format!("[[policy.allow]]\nto = \"{TO}\"\nfunctions = [\"g()\"]"),
+                "- policy.allow: refuses",
+            ),
+            (
+                "value = \"2 gwei\"",
+                "max_value = \"1 gwei\"",
+                "- policy.max_value: refuses every message of write: it pays 2 gwei",
+            ),
+            (
+                "mode = \"record\"",
+                &format!(
+                    "[[policy.allow]]\nto = \"{TO}\"\nfunctions = [\"record(bytes32,bytes32)\"]\n[batch]\nmax_requests = 2"
+                ),
+                "- policy.allow: refuses every batch: the function 0x",
+            ),
+            ("gas = 30000", "max_gas = 29999", "- policy.max_gas: refuses every message of write"),
+            ("", "max_fee = \"much\"", "- policy.max_fee: is \"much\"; expected an amount"),
+            ("", "allow = 1", "- policy.allow: must be tables"),
+            ("", &format!("[[policy.allow]]\nto = \"{TO}\"\nfunctions = []"), "- policy.allow[1].functions: must list"),
+            ("", &format!("[[policy.allow]]\nto = \"{TO}\"\nfunctions = [\"g(\"]"), "\"g(\" is no signature"),
+        ];
+        for (write, policy, fault) in cases {
+            let faults = faults(write, policy);
+            assert!(faults.contains(fault), "{faults}");
+        }
+    }
+}

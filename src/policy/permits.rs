@@ -1,0 +1,238 @@
+//! What an operator permits: whom requests may call, with which functions, for how much. What is not permitted is refused
+//! before anything is signed. An operator's own deeds (cancellations, deployments) and what fills gaps are not bound by it.
+
+use std::fmt;
+
+use crate::model::{Address, Cause, Fee, Gas, GasRule, Wei};
+use crate::policy::routes::{Amount, Calldata, Route};
+use crate::policy::{abi, records};
+
+/// Everything that is not set is permitted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Permits {
+    /// Whom requests may call; `None`: anybody.
+    pub allow: Option<Vec<Allowed>>,
+    /// What one transaction may pay.
+    pub max_value: Option<Wei>,
+    /// The gas limit that one may have.
+    pub max_gas: Option<Gas>,
+    /// What the gas of one may cost, as it is offered.
+    pub max_fee: Option<Wei>,
+    /// What all may pay within a day.
+    pub value_per_day: Option<Wei>,
+    /// What the gas of all may cost within a day.
+    pub fee_per_day: Option<Wei>,
+}
+
+/// Somebody whom requests may call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Allowed {
+    /// Who.
+    pub to: Address,
+    /// With which functions; `None`: with anything.
+    pub functions: Option<Vec<Named>>,
+}
+
+/// A function, as it is known in calldata and to people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// The first bytes of its calldata.
+    pub selector: [u8; 4],
+    /// Its name and the types of its arguments.
+    pub signature: String,
+}
+
+impl Named {
+    /// The function with this signature.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn new(signature: &str) -> Result<Self, String> {
+        let function = abi::function(signature)?;
+        Ok(Self { selector: function.selector().0, signature: function.signature() })
+    }
+}
+
+impl Permits {
+    /// Whether this may be asked for.
+    ///
+    /// # Errors
+    /// The rule that is against it.
+    pub fn check(&self, to: Address, value: Wei, calldata: &[u8]) -> Result<(), Cause> {
+        self.check_target(to)?;
+        self.check_function(to, calldata.first_chunk().copied())?;
+        self.check_value(value)
+    }
+
+    /// Whether a transaction may have so much gas.
+    ///
+    /// # Errors
+    /// The rule that is against it.
+    pub fn check_gas(&self, gas: Gas) -> Result<(), Cause> {
+        match self.max_gas.filter(|most| gas > *most) {
+            None => Ok(()),
+            Some(most) => Err(Cause::forbidden("max_gas", format!("it takes {gas} gas, policy.max_gas is {most}"))),
+        }
+    }
+
+    /// Whether gas may be offered so much. What is against it may be over when the price has come down.
+    ///
+    /// # Errors
+    /// The rule that is against it.
+    pub fn check_fee(&self, gas: Gas, fee: Fee) -> Result<(), Cause> {
+        let cost = fee.total(gas);
+        for (rule, most) in [("max_fee", self.max_fee), ("fee_per_day", self.fee_per_day)] {
+            if let Some(most) = most.filter(|most| cost > *most) {
+                let detail = format!("its {gas} gas may cost {cost} at the price of now, policy.{rule} is {most}");
+                return Err(Cause::forbidden(rule, detail));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a replacement may offer so much.
+    pub fn may_offer(&self, gas: Gas, fee: Fee) -> bool {
+        self.max_fee.is_none_or(|most| fee.total(gas) <= most)
+    }
+
+    /// Something limits what gas may cost.
+    pub fn limits_fees(&self) -> bool {
+        self.max_fee.is_some() || self.fee_per_day.is_some()
+    }
+
+    /// Why no message of this route could ever be written, if so.
+    pub fn against(&self, route: &Route) -> Option<Cause> {
+        let selector = match &route.calldata {
+            Calldata::Body | Calldata::Carried => None,
+            Calldata::Call(call) => Some(call.selector()),
+            Calldata::Record(kept) => Some(records::selector_of(*kept)),
+        };
+        let target = route.to.map_or(Ok(()), |to| self.check_target(to));
+        let function = target.and_then(|()| match (route.to, selector) {
+            (Some(to), Some(selector)) => self.check_function(to, Some(selector)),
+            (_, None) | (None, _) => Ok(()),
+        });
+        let value = function.and_then(|()| match route.value {
+            Amount::Fixed(value) => self.check_value(value),
+            Amount::At(_) => Ok(()),
+        });
+        let gas = value.and_then(|()| match route.gas {
+            GasRule::Fixed(gas) => self.check_gas(gas),
+            GasRule::Estimate { .. } => Ok(()),
+        });
+        gas.err()
+    }
+
+    fn check_target(&self, to: Address) -> Result<(), Cause> {
+        match &self.allow {
+            Some(allowed) if allowed.iter().all(|allowed| allowed.to != to) => {
+                Err(Cause::forbidden("target", format!("{to} is in no [[policy.allow]]")))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Of several entries for one address each counts.
+    fn check_function(&self, to: Address, selector: Option<[u8; 4]>) -> Result<(), Cause> {
+        let Some(allowed) = &self.allow else { return Ok(()) };
+        let mut names = Vec::new();
+        for entry in allowed.iter().filter(|entry| entry.to == to) {
+            let Some(functions) = &entry.functions else { return Ok(()) };
+            if functions.iter().any(|function| Some(function.selector) == selector) {
+                return Ok(());
+            }
+            names.extend(functions.iter().map(|function| function.signature.as_str()));
+        }
+        let what = match selector {
+            Some(selector) => format!("the function 0x{}", hex::encode(selector)),
+            None => "calldata without a function".to_owned(),
+        };
+        let detail = format!("{what} of {to} is not allowed; [[policy.allow]] has {}", names.join(", "));
+        Err(Cause::forbidden("function", detail))
+    }
+
+    fn check_value(&self, value: Wei) -> Result<(), Cause> {
+        for (rule, most) in [("max_value", self.max_value), ("value_per_day", self.value_per_day)] {
+            if let Some(most) = most.filter(|most| value > *most) {
+                return Err(Cause::forbidden(rule, format!("it pays {value}, policy.{rule} is {most}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Permits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let off = |most: Option<String>| most.unwrap_or_else(|| "off".to_owned());
+        let wei = |most: Option<Wei>| off(most.map(|most| most.to_string()));
+        let targets = self.allow.as_ref().map_or("anybody".to_owned(), |allow| format!("{} addresses", allow.len()));
+        write!(
+            f,
+            "{targets} may be called; of one at most value {}, gas {}, fee {}; within a day value {}, fees {}",
+            wei(self.max_value),
+            off(self.max_gas.map(|gas| gas.to_string())),
+            wei(self.max_fee),
+            wei(self.value_per_day),
+            wei(self.fee_per_day)
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOKEN: Address = Address([1; 20]);
+    const OTHER: Address = Address([2; 20]);
+
+    fn permits() -> Permits {
+        let transfer = Named::new("transfer(address to, uint256)").unwrap();
+        Permits {
+            allow: Some(vec![
+                Allowed { to: TOKEN, functions: Some(vec![transfer]) },
+                Allowed { to: OTHER, functions: None },
+            ]),
+            max_value: Some(Wei(100)),
+            max_gas: Some(Gas(50_000)),
+            max_fee: Some(Wei(1_000_000)),
+            value_per_day: Some(Wei(150)),
+            fee_per_day: Some(Wei(900_000)),
+        }
+    }
+
+    #[test]
+    fn each_rule_refuses_with_its_name_and_what_it_found() {
+        let permits = permits();
+        let transfer = hex::decode("a9059cbb00").unwrap();
+        let of = |to, value, calldata: &[u8]| permits.check(to, Wei(value), calldata).err();
+        assert_eq!(of(TOKEN, 100, &transfer), None);
+        assert_eq!(of(OTHER, 0, b""), None, "any call");
+        let cases = [
+            (of(Address([3; 20]), 0, &transfer), "policy.target", "is in no [[policy.allow]]"),
+            (of(TOKEN, 0, b"\x01\x02\x03\x04"), "policy.function", "0x01020304 of 0x0101"),
+            (of(TOKEN, 0, b""), "policy.function", "without a function"),
+            (of(TOKEN, 0, b""), "policy.function", "has transfer(address,uint256)"),
+            (of(OTHER, 101, b""), "policy.max_value", "it pays 101 wei, policy.max_value is 100 wei"),
+            (permits.check_gas(Gas(50_001)).err(), "policy.max_gas", "50001"),
+        ];
+        for (cause, key, detail) in cases {
+            let cause = cause.unwrap();
+            assert_eq!(cause.routing_key(), key);
+            assert!(cause.detail.contains(detail) && !cause.may_pass(), "{cause}");
+        }
+        let unbounded = Permits { max_value: None, ..permits.clone() };
+        assert_eq!(unbounded.check(OTHER, Wei(151), b"").unwrap_err().reason, "value_per_day");
+        assert_eq!(Permits::default().check(TOKEN, Wei(u128::MAX), b""), Ok(()));
+    }
+
+    #[test]
+    fn a_fee_that_is_too_high_may_pass() {
+        let permits = permits();
+        let fee = |wei| Fee::Legacy { gas_price: Wei(wei) };
+        assert_eq!(permits.check_fee(Gas(30_000), fee(30)), Ok(()));
+        let day = permits.check_fee(Gas(31_000), fee(30)).unwrap_err();
+        assert_eq!((day.routing_key().as_str(), day.may_pass()), ("policy.fee_per_day", true));
+        let one = permits.check_fee(Gas(50_000), fee(u128::MAX)).unwrap_err();
+        assert_eq!((one.routing_key().as_str(), one.may_pass()), ("policy.max_fee", true));
+    }
+}
