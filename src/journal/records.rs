@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::model::event::FinalTransaction;
 use crate::model::{
     Address, Attempt, BodyHash, Cause, Event, Gas, Generation, Message, Nonce, OrderKey, RequestId, RequestState,
-    Timestamp, TransactionState, TxHash, Wei, Write,
+    Timestamp, TraceContext, TransactionState, TxHash, Wei, Write,
 };
 
 /// The journal's number for an account on a chain.
@@ -152,6 +152,8 @@ pub struct QueuedRequest {
     pub write: Option<Write>,
     /// Whom to tell.
     pub reply: ReplyAddress,
+    /// Where it stands in its producer's trace.
+    pub trace: Option<TraceContext>,
 }
 
 impl QueuedRequest {
@@ -217,6 +219,8 @@ pub struct StoredNonce {
     pub generation: Generation,
     /// Whom to tell.
     pub reply: ReplyAddress,
+    /// Where the request stands in its producer's trace.
+    pub trace: Option<TraceContext>,
     /// Where the request stands.
     pub request_state: RequestState,
     /// The nonce.

@@ -17,7 +17,7 @@ use crate::model::event::FinalTransaction;
 use crate::model::{
     Address, Attempt, AttemptKind, BlockHash, BlockNumber, BodyHash, Cause, FailureClass, Fee, Gas, GasRule,
     Generation, Headers, Message, Nonce, Origin, Properties, RequestId, RequestState, SignedTransaction, Timestamp,
-    TransactionState, TxHash, Wei, Write,
+    TraceContext, TransactionState, TxHash, Wei, Write,
 };
 use crate::policy::arrival::Known;
 
@@ -133,7 +133,7 @@ fn body(row: &impl Columns) -> Result<Bytes> {
 
 /// The columns that [`queued_request`] reads.
 pub(super) const QUEUED_COLUMNS: &str = "r.seq, r.id, r.replay, r.retry, r.turn, r.received_at, r.body, r.body_hash, r.write_to, r.write_value, r.write_gas, \
-     r.write_margin, r.write_data, r.reply_to, r.correlation_id";
+     r.write_margin, r.write_data, r.reply_to, r.correlation_id, r.traceparent, r.tracestate";
 
 pub(super) fn queued_request(row: &impl Columns) -> Result<QueuedRequest> {
     Ok(QueuedRequest {
@@ -145,6 +145,7 @@ pub(super) fn queued_request(row: &impl Columns) -> Result<QueuedRequest> {
         body: body(row)?,
         write: write(row)?,
         reply: reply(row, "request")?,
+        trace: trace(row)?,
     })
 }
 
@@ -163,6 +164,13 @@ fn reply(row: &impl Columns, what: &'static str) -> Result<ReplyAddress> {
         reply_to: optional_text(row, what, "reply_to")?,
         correlation_id: optional_text(row, what, "correlation_id")?,
     })
+}
+
+fn trace(row: &impl Columns) -> Result<Option<TraceContext>> {
+    let Some(parent) = optional_text(row, "request", "traceparent")? else { return Ok(None) };
+    let state = optional_text(row, "request", "tracestate")?;
+    let trace = TraceContext::new(&parent, state.as_deref());
+    trace.map(Some).ok_or_else(|| corrupt("request", format!("traceparent is {parent:?}")))
 }
 
 /// All of a message but its body, as JSON.
@@ -253,7 +261,7 @@ fn amount(what: &'static str, text: &str) -> Result<Wei> {
 }
 
 /// The columns that [`add_stored`] reads.
-pub(super) const STORED_COLUMNS: &str = "r.seq, r.id, r.replay, r.retry, r.reply_to, r.correlation_id, \
+pub(super) const STORED_COLUMNS: &str = "r.seq, r.id, r.replay, r.retry, r.reply_to, r.correlation_id, r.traceparent, r.tracestate, \
      r.state AS request_state, t.nonce, t.state, t.final_hash, t.block_number, t.block_hash, t.gas_used";
 
 /// A row for each attempt, by nonce, as [`add_live`].
@@ -266,6 +274,7 @@ pub(super) fn add_stored(stored: &mut Vec<StoredNonce>, row: &impl Columns) -> R
             id: request_id(row)?,
             generation: generation(row)?,
             reply: reply(row, "request")?,
+            trace: trace(row)?,
             request_state: word(row, "request", "request_state", RequestState::from_word)?,
             nonce,
             state: word(row, "transaction", "state", TransactionState::from_word)?,

@@ -307,6 +307,7 @@ mod tests {
             body: bytes::Bytes::new(),
             write: None,
             reply: Default::default(),
+            trace: None,
         };
         let (to, value, gas) = (Address([1; 20]), Wei(0), Gas(21_000));
         LiveTransaction { request, nonce: Nonce(0), to, value, gas, attempts: vec![attempt] }

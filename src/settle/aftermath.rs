@@ -99,7 +99,8 @@ impl SettleSettings {
 
     fn event(&self, stored: &StoredNonce, outcome: &Outcome<'_>) -> Event {
         let reply = &stored.reply;
-        let subject = self.subject(&stored.id, stored.generation, &reply.reply_to, &reply.correlation_id);
+        let trace = stored.trace.as_ref();
+        let subject = self.subject(&stored.id, stored.generation, &reply.reply_to, &reply.correlation_id, trace);
         Event::new(&subject, outcome, Timestamp::now())
     }
 }

@@ -7,7 +7,7 @@ use crate::handover::{LaneVerdict, Postponed, Refused, Ruling};
 use crate::journal::{ConfirmedCopy, CopyKind, Decision, QueuedRequest, Settlement, UnconfirmedCopy};
 use crate::model::event::{Outcome, Subject};
 use crate::model::message::{FailureNote, header};
-use crate::model::{Cause, Event, FailureClass, Generation, Message, RequestId, Timestamp};
+use crate::model::{Cause, Event, FailureClass, Generation, Message, RequestId, Timestamp, TraceContext};
 use crate::policy::pause::RetrySchedule;
 use crate::policy::postpone::hop;
 
@@ -47,6 +47,7 @@ impl SettleSettings {
                     request.generation,
                     &request.reply.reply_to,
                     &request.reply.correlation_id,
+                    request.trace.as_ref(),
                 );
                 Decision::Final(Event::new(&subject, &Outcome::Final(&tx), Timestamp::now()))
             }
@@ -68,6 +69,7 @@ impl SettleSettings {
         generation: Generation,
         reply_to: &'a Option<String>,
         correlation_id: &'a Option<String>,
+        trace: Option<&'a TraceContext>,
     ) -> Subject<'a> {
         Subject {
             organisation: &self.organisation,
@@ -76,6 +78,7 @@ impl SettleSettings {
             refused: None,
             reply_to: reply_to.as_deref(),
             correlation_id: correlation_id.as_deref(),
+            trace,
         }
     }
 
@@ -129,8 +132,10 @@ impl SettleSettings {
     }
 
     pub(super) fn confirmed(&self, copy: &UnconfirmedCopy) -> ConfirmedCopy {
+        let trace = TraceContext::read_from(&copy.message.headers);
         let properties = &copy.message.properties;
-        let subject = self.subject(&copy.id, copy.generation, &properties.reply_to, &properties.correlation_id);
+        let (reply_to, correlation_id) = (&properties.reply_to, &properties.correlation_id);
+        let subject = self.subject(&copy.id, copy.generation, reply_to, correlation_id, trace.as_ref());
         let (cause, tx_hashes) = (&copy.cause, copy.tx_hashes.as_slice());
         let outcome = match copy.kind {
             CopyKind::Retry => {

@@ -50,4 +50,5 @@ mod stage;
 mod stops;
 mod tls;
 mod topology;
+mod traces;
 mod writes;

@@ -14,6 +14,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/postgres/0005_limits.sql"),
     include_str!("../../../migrations/postgres/0006_ordering.sql"),
     include_str!("../../../migrations/postgres/0007_writes.sql"),
+    include_str!("../../../migrations/postgres/0008_traces.sql"),
 ];
 /// Since this version the journal knows who works with it.
 const KNOWS_INSTANCES: i64 = 3;

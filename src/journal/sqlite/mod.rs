@@ -55,6 +55,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/sqlite/0008_limits.sql"),
     include_str!("../../../migrations/sqlite/0009_ordering.sql"),
     include_str!("../../../migrations/sqlite/0010_writes.sql"),
+    include_str!("../../../migrations/sqlite/0011_traces.sql"),
 ];
 
 /// Since this version the journal knows who works with it.

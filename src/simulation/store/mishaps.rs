@@ -83,6 +83,7 @@ impl Store {
             id: request.id.clone(),
             generation: request.generation,
             reply: request.reply.clone(),
+            trace: request.trace.clone(),
             request_state: request.state,
             nonce,
             state: row.state,

@@ -10,7 +10,7 @@ use crate::journal::{
 use crate::model::event::FinalTransaction;
 use crate::model::{
     Address, Attempt, AttemptKind, BodyHash, Cause, EventKind, Gas, Generation, Message, Nonce, OrderKey, RequestId,
-    RequestState, SignedTransaction, Timestamp, TransactionState, Wei, Write,
+    RequestState, SignedTransaction, Timestamp, TraceContext, TransactionState, Wei, Write,
 };
 
 mod ending;
@@ -77,6 +77,7 @@ pub(crate) struct RequestRow {
     /// Without its calldata once it is final or dead.
     pub(crate) write: Option<Write>,
     pub(crate) reply: ReplyAddress,
+    pub(crate) trace: Option<TraceContext>,
     pub(crate) received_at: Timestamp,
     pub(crate) changed_at: Timestamp,
     pub(crate) settled_at: Option<Timestamp>,
