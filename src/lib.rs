@@ -19,6 +19,7 @@ pub mod pipeline;
 pub mod policy;
 pub mod receipt_reader;
 pub mod recovery;
+pub mod reload;
 mod rpc;
 pub mod salvage;
 pub mod settle;

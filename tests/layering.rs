@@ -32,7 +32,7 @@ const RANKS: &[&[&str]] = &[
     ],
     &["lane"],
     &["pipeline", "config", "status"],
-    &["supervisor"],
+    &["supervisor", "reload"],
     &["app"],
     &["cli"],
     // Tests alone: fakes at the seams, and the whole program on them.

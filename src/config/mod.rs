@@ -19,11 +19,13 @@ use crate::policy::finality::FinalityRule;
 use crate::policy::limits::Limits;
 
 mod reader;
+mod reload;
 mod routes;
 pub(crate) mod secrets;
 mod sections;
 mod signers;
 
+pub use reload::Reloaded;
 pub use signers::SignerSection;
 
 /// The documented file at the repository's root, which is also the defaults.
@@ -67,6 +69,8 @@ pub struct Settings {
     pub http_listen: Option<SocketAddr>,
     /// `[log]`
     pub log: LogSection,
+    /// What each key said.
+    prints: reload::Prints,
 }
 
 /// `[worker]`

@@ -11,6 +11,7 @@ use url::Url;
 
 use crate::broker::{Names, TopologyMode, UriSource};
 use crate::config::reader::{Findings, Section, http_url};
+use crate::config::reload::prints;
 use crate::config::secrets::{credential, private_file};
 use crate::config::{
     BrokerSection, ChainSection, Faults, JournalSection, LogFormat, LogSection, RetrySection, Settings, WorkerSection,
@@ -35,6 +36,7 @@ const HIGHEST_FEE: Wei = Wei(9_000_000_000_000_000_000);
 const LARGEST_BODY: u64 = 16 << 20;
 
 pub(super) fn read(values: Value) -> Result<Settings, Faults> {
+    let prints = prints(&values);
     let mut tables = values.as_object().cloned().unwrap_or_else(Map::new);
     let mut findings = Findings::default();
     let (broker, max_body_bytes) = broker(Section::new("broker", tables.remove("broker"), &mut findings));
@@ -58,15 +60,10 @@ pub(super) fn read(values: Value) -> Result<Settings, Faults> {
         lease_ttl: lease(Section::new("lease", tables.remove("lease"), &mut findings)),
         http_listen: http(Section::new("http", tables.remove("http"), &mut findings)),
         log: log(Section::new("log", tables.remove("log"), &mut findings)),
+        prints,
     };
-    for route in &settings.admission.routes {
-        if let (GasRule::Fixed(gas), Some(most)) = (route.gas, settings.limits.gas_per_hour)
-            && gas > most
-        {
-            let name = &route.name;
-            let problem = format!("is {most}, and {name}.gas is {gas}: no request could ever be written; raise it");
-            findings.add("limits.gas_per_hour", problem);
-        }
+    for (key, problem) in settings.contradictions() {
+        findings.add(key, problem);
     }
     for name in tables.keys() {
         findings.add(name, "is not a section; see worker.toml for those there are");
@@ -74,6 +71,23 @@ pub(super) fn read(values: Value) -> Result<Settings, Faults> {
     match findings.into_lines() {
         faults if faults.is_empty() => Ok(settings),
         faults => Err(Faults(faults)),
+    }
+}
+
+impl Settings {
+    /// What must fit together across sections: the key to change, and why.
+    pub(super) fn contradictions(&self) -> Vec<(&'static str, String)> {
+        let mut found = Vec::new();
+        for route in &self.admission.routes {
+            if let (GasRule::Fixed(gas), Some(most)) = (route.gas, self.limits.gas_per_hour)
+                && gas > most
+            {
+                let name = &route.name;
+                let problem = format!("is {most}, and {name}.gas is {gas}: no request could ever be written; raise it");
+                found.push(("limits.gas_per_hour", problem));
+            }
+        }
+        found
     }
 }
 

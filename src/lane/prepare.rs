@@ -74,7 +74,9 @@ impl Lane {
         let estimates = if calls.is_empty() { Vec::new() } else { self.chain.estimate(&calls).await? };
         let mut estimates = estimates.into_iter();
         let judge = |estimate, margin| match estimate {
-            Ok(estimate) => within_limit(gas::limit(estimate, margin, block_limit), self.settings.limits.gas_per_hour),
+            Ok(estimate) => {
+                within_limit(gas::limit(estimate, margin, block_limit), self.settings.tuning().limits.gas_per_hour)
+            }
             Err(ChainError::Node { message, data, .. }) => match self.settings.errors.meaning_of_simulation(&message) {
                 SimulationMeaning::Failed => Simulated::Fails(simulation_cause(&message, data.as_deref())),
                 SimulationMeaning::InsufficientFunds => Simulated::NotLooked(PauseReason::InsufficientFunds, message),
@@ -82,7 +84,7 @@ impl Lane {
             },
             Err(error) => Simulated::NotLooked(error.pause_reason(), error.to_string()),
         };
-        let per_hour = self.settings.limits.gas_per_hour;
+        let per_hour = self.settings.tuning().limits.gas_per_hour;
         let judged = self.fetched.iter().map_while(|fetched| match fetched.write.gas {
             GasRule::Fixed(gas) => Some(with_fixed(gas, fetched.request.calldata(), per_hour)),
             GasRule::Estimate { margin } => Some(judge(estimates.next()?, margin)),
@@ -97,7 +99,7 @@ impl Lane {
 
     /// The price of new transactions; above the cap the lane pauses until it has come down.
     pub(super) fn quote(&mut self) -> Option<Fee> {
-        match self.settings.fees.quote(&self.market?) {
+        match self.settings.tuning().fees.quote(&self.market?) {
             Ok(fee) => Some(fee),
             Err(above) => {
                 self.pause(PauseReason::FeeAboveCap, above.to_string());
@@ -158,7 +160,7 @@ impl Lane {
     ) -> Option<(AttemptKind, UnsignedTransaction)> {
         let transaction = self.window.get(nonce)?;
         let previous = transaction.newest().fee;
-        let replaced = self.settings.fees.replacement(previous, market);
+        let replaced = self.settings.tuning().fees.replacement(previous, market);
         let unsigned = match kind {
             AttemptKind::Write => UnsignedTransaction {
                 chain_id: self.settings.chain_id,

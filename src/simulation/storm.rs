@@ -73,7 +73,7 @@ impl Storm {
         let mut apart = Rng::with_seed(!seed);
         settings.draw_limits(&mut apart);
         let keys = settings.draw_ordering(&mut apart);
-        world.lock().checker.limits = settings.lane.limits;
+        world.lock().checker.limits = settings.lane.tuning.borrow().limits;
         world.lock().checker.in_flight = settings.lane.in_flight * settings.accounts.len();
         let instances = rng.usize(1..=3);
         let slot = |_| Slot { process: None, starts_at: 0, thaws_at: 0, runs: 0 };

@@ -39,6 +39,7 @@ mod poison;
 mod process;
 mod recovery;
 mod refusals;
+mod reload;
 mod reorgs;
 mod republish;
 mod retries;
