@@ -11,6 +11,7 @@ pub mod evidence;
 pub mod handover;
 pub mod intake;
 pub mod journal;
+pub mod judge;
 pub mod lane;
 pub mod metrics;
 pub mod model;

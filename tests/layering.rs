@@ -17,7 +17,7 @@ const RANKS: &[&[&str]] = &[
     &["metrics"],
     &["rpc"],
     &["broker", "journal", "chain", "signer"],
-    &["handover"],
+    &["handover", "judge"],
     &[
         "intake",
         "broadcaster",
