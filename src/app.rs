@@ -12,15 +12,17 @@ use crate::broker::{Broker, BrokerSettings, Topology};
 use crate::chain::{ClientSettings, NodeClient};
 use crate::config::{Settings, SignerSection};
 use crate::journal::{
-    AccountId, Instance, Journal, JournalAddress, JournalError, Lease, PostgresJournal, SqliteJournal,
+    AccountId, Instance, Journal, JournalAddress, JournalError, Lease, LetterDeeds, PostgresJournal, SqliteJournal,
 };
+use crate::judge::Judge;
 use crate::lane::{LaneSettings, LaneSignals, LaneState};
-use crate::metrics::{Meters, Metrics};
+use crate::metrics::{Meters, Metrics, ReplayMeter};
 use crate::model::{Address, Timestamp, ids};
 use crate::pipeline::{Pipeline, PipelineSettings, Seams, Stage, Stops};
 use crate::policy::pause::RetrySchedule;
 use crate::policy::routes::sole_write;
 use crate::reload::{self, Adjustable, Hangups, Reloading};
+use crate::replayer::{OPERATOR, Replayer};
 use crate::settle::SettleSettings;
 use crate::signer::{LocalSigner, RemoteSigner, Signer};
 use crate::status::{self, LaneView, Observer, RecentLines, Sources};
@@ -107,7 +109,7 @@ pub async fn run(settings: Settings, around: Surroundings) -> anyhow::Result<()>
     }
 }
 
-async fn run_with<J: Journal + 'static>(
+async fn run_with<J: Journal + LetterDeeds + 'static>(
     journal: J,
     settings: Settings,
     around: Surroundings,
@@ -144,11 +146,13 @@ async fn run_with<J: Journal + 'static>(
         }
         tasks.spawn(name, run);
     }
+    let replay_meter = ReplayMeter::default();
     let meters = Meters {
         chain: node.meter(),
         publisher: broker.meter(),
         journal: journal.meter(),
         log: recent.meter(),
+        replay: replay_meter.clone(),
         ..meters
     };
     let (told_stuck, stuck) = watch::channel(Vec::new());
@@ -183,6 +187,19 @@ async fn run_with<J: Journal + 'static>(
         Ok::<_, JournalError>(())
     });
 
+    if !settings.dead.rules.is_empty() {
+        let replayer = Replayer {
+            rules: settings.dead.rules.clone(),
+            look_every: settings.dead.look_every,
+            admission: settings.admission.clone(),
+            broker: broker_settings(&settings),
+            judge: Judge::new(journal.clone(), OPERATOR.to_owned(), settings.journal.retention),
+            instances: journal.clone(),
+            owner: Arc::clone(&owner),
+            meter: replay_meter,
+        };
+        tasks.spawn("replayer", replayer.run(tokens.stages.intake.clone()));
+    }
     let stop_reading = tokens.stages.intake.clone();
     tasks.spawn("reload", reload::run(settings.clone(), reloading, adjustable, hangups, stop_reading));
 

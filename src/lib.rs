@@ -21,6 +21,7 @@ pub mod policy;
 pub mod receipt_reader;
 pub mod recovery;
 pub mod reload;
+pub mod replayer;
 mod rpc;
 pub mod salvage;
 pub mod settle;

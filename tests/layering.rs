@@ -29,6 +29,7 @@ const RANKS: &[&[&str]] = &[
         "receipt_reader",
         "salvage",
         "spreading",
+        "replayer",
     ],
     &["lane"],
     &["pipeline", "config", "status"],

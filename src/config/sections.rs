@@ -14,8 +14,8 @@ use crate::config::reader::{Findings, Section, http_url};
 use crate::config::reload::prints;
 use crate::config::secrets::{credential, private_file};
 use crate::config::{
-    BrokerSection, ChainSection, Faults, JournalSection, LogFormat, LogSection, RetrySection, Settings, WorkerSection,
-    id_source, routes, signers,
+    BrokerSection, ChainSection, DeadSection, Faults, JournalSection, LogFormat, LogSection, RetrySection, Settings,
+    WorkerSection, id_source, routes, signers,
 };
 use crate::journal::JournalAddress;
 use crate::lane::OutagePolicy;
@@ -25,6 +25,7 @@ use crate::policy::classify::{ErrorTable, SendMeaning};
 use crate::policy::fee::{FeeMode, FeeRules};
 use crate::policy::finality::FinalityRule;
 use crate::policy::limits::Limits;
+use crate::policy::mending::ReplayRule;
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -56,6 +57,7 @@ pub(super) fn read(values: Value) -> Result<Settings, Faults> {
         },
         fees: fees(Section::new("fees", tables.remove("fees"), &mut findings)),
         limits: limits(Section::new("limits", tables.remove("limits"), &mut findings)),
+        dead: dead(tables.remove("dead"), &mut findings),
         journal: journal(Section::new("journal", tables.remove("journal"), &mut findings)),
         lease_ttl: lease(Section::new("lease", tables.remove("lease"), &mut findings)),
         http_listen: http(Section::new("http", tables.remove("http"), &mut findings)),
@@ -352,6 +354,31 @@ fn limits(mut section: Section<'_>) -> Limits {
     };
     section.finish(&["writes_per_second", "in_flight", "gas_per_hour"]);
     limits
+}
+
+fn dead(mut value: Option<Value>, findings: &mut Findings) -> DeadSection {
+    let tables = value.as_mut().and_then(Value::as_object_mut).and_then(|keys| keys.remove("replay"));
+    let mut section = Section::new("dead", value, findings);
+    let look_every = section.duration("look_every", SECOND..=DAY);
+    section.finish(&["look_every", "replay"]);
+    let tables = match tables {
+        None => Vec::new(),
+        Some(Value::Array(tables)) => tables,
+        Some(_) => {
+            findings.add("dead.replay", "must be a list of tables: [[dead.replay]]");
+            Vec::new()
+        }
+    };
+    let rules = tables.into_iter().enumerate().filter_map(|(index, table)| {
+        let mut section = Section::new(&format!("dead.replay[{}]", index + 1), Some(table), findings);
+        let cause = section.text("cause").unwrap_or_default();
+        let after = section.duration("after", SECOND..=365 * DAY);
+        let up_to = section.number("up_to", 1..=100);
+        let rule = ReplayRule::new(&cause, after, up_to).map_err(|problem| section.fault("cause", problem)).ok();
+        section.finish(&["cause", "after", "up_to"]);
+        rule
+    });
+    DeadSection { look_every, rules: rules.collect() }
 }
 
 fn journal(mut section: Section<'_>) -> JournalSection {

@@ -10,6 +10,7 @@ pub mod gap;
 pub mod gas;
 pub mod letters;
 pub mod limits;
+pub mod mending;
 pub mod pause;
 pub mod postpone;
 pub mod replay;

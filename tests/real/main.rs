@@ -41,6 +41,7 @@ mod recovery;
 mod refusals;
 mod reload;
 mod reorgs;
+mod replay_rules;
 mod republish;
 mod retries;
 mod routes;

@@ -60,7 +60,7 @@ impl WorkerConfig {
             ("http", "listen = \"\"".to_owned()),
         ];
         let (mut tables, extra): (Vec<_>, Vec<_>) =
-            self.extra.iter().cloned().partition(|(section, _)| ["signer", "route"].contains(section));
+            self.extra.iter().cloned().partition(|(section, _)| ["signer", "route", "dead.replay"].contains(section));
         if tables.iter().all(|(section, _)| *section != "signer") {
             tables.push(("signer", format!("key_file = {:?}", folder.join("signer.key"))));
         }
