@@ -12,14 +12,17 @@ use crate::broker::{Broker, BrokerSettings, Topology};
 use crate::chain::{ClientSettings, NodeClient};
 use crate::config::{Settings, SignerSection};
 use crate::journal::{
-    AccountId, Instance, Journal, JournalAddress, JournalError, Lease, PostgresJournal, SqliteJournal,
+    AccountId, Instance, Journal, JournalAddress, JournalError, Lease, LetterDeeds, PostgresJournal, SqliteJournal,
 };
+use crate::judge::Judge;
 use crate::lane::{LaneSettings, LaneSignals, LaneState};
-use crate::metrics::{Meters, Metrics};
+use crate::metrics::{Meters, Metrics, ReplayMeter};
 use crate::model::{Address, Timestamp, ids};
 use crate::pipeline::{Pipeline, PipelineSettings, Seams, Stage, Stops};
 use crate::policy::pause::RetrySchedule;
 use crate::policy::routes::sole_write;
+use crate::reload::{self, Adjustable, Hangups, Reloading};
+use crate::replayer::{OPERATOR, Replayer};
 use crate::settle::SettleSettings;
 use crate::signer::{LocalSigner, RemoteSigner, Signer};
 use crate::status::{self, LaneView, Observer, RecentLines, Sources};
@@ -85,18 +88,35 @@ fn delays(settings: &Settings) -> Vec<Duration> {
     delays
 }
 
-/// The daemon: runs until it has drained after a signal. `recent` is what its log said last.
+/// What the daemon has from whoever starts it.
+pub struct Surroundings {
+    /// What its log said last.
+    pub recent: RecentLines,
+    /// How its configuration is read once more.
+    pub reloading: Reloading,
+}
+
+/// The daemon: runs until it has drained after a signal.
 ///
 /// # Errors
 /// What keeps it from starting, or the first task that fails. A [`JournalError`] is in the chain if it was the journal.
-pub async fn run(settings: Settings, recent: RecentLines) -> anyhow::Result<()> {
+pub async fn run(settings: Settings, around: Surroundings) -> anyhow::Result<()> {
+    let hangups = Hangups::new()?;
     match settings.journal.address.clone() {
-        JournalAddress::Sqlite(path) => run_with(SqliteJournal::open(&path).await?, settings, recent).await,
-        JournalAddress::Postgres(address) => run_with(PostgresJournal::open(&address).await?, settings, recent).await,
+        JournalAddress::Sqlite(path) => run_with(SqliteJournal::open(&path).await?, settings, around, hangups).await,
+        JournalAddress::Postgres(address) => {
+            run_with(PostgresJournal::open(&address).await?, settings, around, hangups).await
+        }
     }
 }
 
-async fn run_with<J: Journal + 'static>(journal: J, settings: Settings, recent: RecentLines) -> anyhow::Result<()> {
+async fn run_with<J: Journal + LetterDeeds + 'static>(
+    journal: J,
+    settings: Settings,
+    around: Surroundings,
+    hangups: Hangups,
+) -> anyhow::Result<()> {
+    let Surroundings { recent, reloading } = around;
     let journal = Arc::new(journal);
     let owner: Arc<str> = format!("{}/{}", settings.worker.full_name(), ids::unique()).into();
     let mut tasks = Tasks::default();
@@ -118,19 +138,22 @@ async fn run_with<J: Journal + 'static>(journal: J, settings: Settings, recent: 
         publisher: Arc::new(broker.publisher()),
         deliveries,
     };
+    let adjustable = Adjustable::new(&settings);
     let Pipeline { stages, lanes, flow, meters } =
-        Pipeline::new(seams, pipeline_settings(&settings, accounts, &owner), &tokens.stages);
+        Pipeline::new(seams, pipeline_settings(&settings, &adjustable, accounts, &owner), &tokens.stages);
     for Stage { name, beat, run } in stages {
         if let Some(beat) = beat {
             tasks.watch(name, beat);
         }
         tasks.spawn(name, run);
     }
+    let replay_meter = ReplayMeter::default();
     let meters = Meters {
         chain: node.meter(),
         publisher: broker.meter(),
         journal: journal.meter(),
         log: recent.meter(),
+        replay: replay_meter.clone(),
         ..meters
     };
     let (told_stuck, stuck) = watch::channel(Vec::new());
@@ -164,6 +187,22 @@ async fn run_with<J: Journal + 'static>(journal: J, settings: Settings, recent: 
         sessions.await;
         Ok::<_, JournalError>(())
     });
+
+    if !settings.dead.rules.is_empty() {
+        let replayer = Replayer {
+            rules: settings.dead.rules.clone(),
+            look_every: settings.dead.look_every,
+            admission: settings.admission.clone(),
+            broker: broker_settings(&settings),
+            judge: Judge::new(journal.clone(), OPERATOR.to_owned(), settings.journal.retention),
+            instances: journal.clone(),
+            owner: Arc::clone(&owner),
+            meter: replay_meter,
+        };
+        tasks.spawn("replayer", replayer.run(tokens.stages.intake.clone()));
+    }
+    let stop_reading = tokens.stages.intake.clone();
+    tasks.spawn("reload", reload::run(settings.clone(), reloading, adjustable, hangups, stop_reading));
 
     let states: Vec<_> = lanes.iter().map(|(_, signals)| signals.state.subscribe()).collect();
     let status = move || status_line(&broker_state.borrow(), &states);
@@ -245,12 +284,20 @@ impl Tokens {
     }
 }
 
-fn pipeline_settings(settings: &Settings, accounts: Vec<AccountId>, owner: &Arc<str>) -> PipelineSettings {
+fn pipeline_settings(
+    settings: &Settings,
+    adjustable: &Adjustable,
+    accounts: Vec<AccountId>,
+    owner: &Arc<str>,
+) -> PipelineSettings {
     PipelineSettings {
-        lanes: accounts.iter().map(|account| lane_settings(settings, *account, Arc::clone(owner))).collect(),
+        lanes: accounts
+            .iter()
+            .map(|account| lane_settings(settings, adjustable, *account, Arc::clone(owner)))
+            .collect(),
         admission: settings.admission.clone(),
         settle: settle_settings(settings),
-        max_open: settings.worker.max_open,
+        max_open: adjustable.max_open.subscribe(),
         retention: settings.journal.retention,
         lease_ttl: settings.lease_ttl,
         instance: Instance {
@@ -264,27 +311,21 @@ fn pipeline_settings(settings: &Settings, accounts: Vec<AccountId>, owner: &Arc<
     }
 }
 
-fn lane_settings(settings: &Settings, account: AccountId, owner: Arc<str>) -> LaneSettings {
+fn lane_settings(settings: &Settings, adjustable: &Adjustable, account: AccountId, owner: Arc<str>) -> LaneSettings {
     let chain = &settings.chain;
     LaneSettings {
         chain_id: chain.id,
         account,
         unstored_write: sole_write(&settings.admission.routes),
-        fees: settings.fees,
+        tuning: adjustable.tuning.subscribe(),
         finality: chain.finality,
         in_flight: chain.in_flight,
         is_strict: settings.admission.is_strict(),
         batching: Arc::clone(&settings.batching),
-        limits: settings.limits,
         permits: Arc::clone(&settings.admission.permits),
         poll_interval: chain.poll_interval,
-        resend_after: chain.resend_after,
-        replace_after: chain.replace_after,
-        refused_after: chain.refused_after,
-        max_head_age: chain.max_head_age,
         errors: Arc::clone(&chain.errors),
         lease_ttl: settings.lease_ttl,
-        outage: settings.outage,
         owner,
     }
 }

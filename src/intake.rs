@@ -51,7 +51,7 @@ pub struct Intake {
     /// Stops and starts deliveries.
     pub flow: watch::Sender<Flow>,
     /// No new deliveries while this many requests are open.
-    pub max_open: u64,
+    pub max_open: watch::Receiver<u64>,
     /// Sign of life.
     pub beat: Heartbeat,
     /// What it counts.
@@ -101,7 +101,7 @@ impl Intake {
         }
         let open: u64 = by_account.iter().map(|(_, open)| open).sum();
         let lanes_take = self.lanes.iter().any(|lane| *lane.is_open.borrow());
-        let flow = if open < self.max_open && lanes_take { Flow::Open } else { Flow::Paused };
+        let flow = if open < *self.max_open.borrow() && lanes_take { Flow::Open } else { Flow::Paused };
         let changed = self.flow.send_if_modified(|now| std::mem::replace(now, flow) != flow);
         if changed {
             match flow {

@@ -4,12 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Deserialize;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::broker::{Outgoing, Publisher};
 use crate::journal::{AccountId, JournalError, Lease, Outbox, OutboxRow};
+use crate::model::trace::{TRACEPARENT, TRACESTATE};
 use crate::model::{HeaderValue, Headers, Heartbeat, Message, Properties, Timestamp};
 use crate::policy::pause::Pause;
 
@@ -111,10 +113,25 @@ enum Sent {
     Nothing,
 }
 
-/// Structured mode of CloudEvents, with the attributes as headers too, as its AMQP binding names them.
+/// What an event's own document says of its trace.
+#[derive(Default, Deserialize)]
+struct Traced {
+    traceparent: Option<String>,
+    tracestate: Option<String>,
+}
+
+/// Structured mode of CloudEvents, with the attributes as headers too, as its AMQP binding names them; a trace also as W3C
+/// names it, which is where tracing libraries look.
 fn message(row: &OutboxRow) -> Message {
     let kind = format!("io.chainwriter.request.{}.v1", row.kind);
     let header = |name: &str, value: &str| (format!("cloudEvents:{name}"), HeaderValue::from(value));
+    let mut headers = Headers::from([header("id", &row.event_id), header("type", &kind), header("specversion", "1.0")]);
+    let trace: Traced = serde_json::from_str(&row.body).unwrap_or_default();
+    for (name, value) in [(TRACEPARENT, trace.traceparent), (TRACESTATE, trace.tracestate)] {
+        if let Some(value) = value {
+            headers.extend([header(name, &value), (name.to_owned(), value.into())]);
+        }
+    }
     Message {
         body: row.body.clone().into_bytes().into(),
         properties: Properties {
@@ -126,7 +143,7 @@ fn message(row: &OutboxRow) -> Message {
             app_id: Some("chainwriter".to_owned()),
             ..Properties::default()
         },
-        headers: Headers::from([header("id", &row.event_id), header("type", &kind), header("specversion", "1.0")]),
+        headers,
         ..Message::default()
     }
 }

@@ -52,7 +52,7 @@ pub struct PipelineSettings {
     /// How deliveries end.
     pub settle: SettleSettings,
     /// No new deliveries while this many requests are open.
-    pub max_open: u64,
+    pub max_open: watch::Receiver<u64>,
     /// For how long settled requests are remembered.
     pub retention: Duration,
 }

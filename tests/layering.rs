@@ -17,7 +17,7 @@ const RANKS: &[&[&str]] = &[
     &["metrics"],
     &["rpc"],
     &["broker", "journal", "chain", "signer"],
-    &["handover"],
+    &["handover", "judge"],
     &[
         "intake",
         "broadcaster",
@@ -30,10 +30,11 @@ const RANKS: &[&[&str]] = &[
         "receipt_reader",
         "salvage",
         "spreading",
+        "replayer",
     ],
     &["lane"],
     &["pipeline", "config", "status"],
-    &["supervisor"],
+    &["supervisor", "reload"],
     &["app"],
     &["cli"],
     // Tests alone: fakes at the seams, and the whole program on them.

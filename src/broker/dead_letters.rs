@@ -135,17 +135,17 @@ impl DeadLetters {
     /// When the queue is not there, or the connection fails.
     pub async fn look(&self, most: u64) -> Result<Look<'_>, BrokerError> {
         let mut waited = Duration::ZERO;
-        let mut count = self.count().await?;
-        while count.holders > 0 && waited < PATIENCE_WITH_OTHERS {
+        let mut state = self.state().await?;
+        while state.holders > 0 && waited < PATIENCE_WITH_OTHERS {
             tokio::time::sleep(LOOK_FOR_OTHERS).await;
             waited += LOOK_FOR_OTHERS;
-            count = self.count().await?;
+            state = self.state().await?;
         }
         let channel = self.reading.channel().await?;
-        let room = count.ready.min(most).min(MOST_LETTERS);
+        let room = state.ready.min(most).min(MOST_LETTERS);
         let window = room.div_ceil(CONSUMERS).clamp(WINDOW.0, WINDOW.1);
-        let left = count.ready.saturating_sub(room);
-        let seen = Seen { letters: 0, left, renewed: 0, worn: 0, others_hold: count.holders > 0 };
+        let left = state.ready.saturating_sub(room);
+        let seen = Seen { letters: 0, left, renewed: 0, worn: 0, others_hold: state.holders > 0 };
         Ok(Look {
             queue: self,
             channel,
@@ -184,13 +184,21 @@ impl DeadLetters {
         self.publishing.connected().close().await;
     }
 
-    async fn count(&self) -> Result<Count, BrokerError> {
+    /// How many letters are there that nobody holds.
+    ///
+    /// # Errors
+    /// When the queue is not there, or the connection fails.
+    pub async fn count(&self) -> Result<u64, BrokerError> {
+        Ok(self.state().await?.ready)
+    }
+
+    async fn state(&self) -> Result<State, BrokerError> {
         let channel = self.reading.channel().await?;
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let declared = channel.queue_declare(self.dead.as_str().into(), options, FieldTable::default());
         let declared = self.reading.within("look at the dead-letter queue", declared).await?;
         let queue = declared.map_err(|error| self.failed("look at the dead-letter queue", &error))?;
-        Ok(Count { ready: queue.message_count().into(), holders: queue.consumer_count().into() })
+        Ok(State { ready: queue.message_count().into(), holders: queue.consumer_count().into() })
     }
 
     fn failed(&self, doing: &'static str, error: &lapin::Error) -> BrokerError {
@@ -198,7 +206,7 @@ impl DeadLetters {
     }
 }
 
-struct Count {
+struct State {
     ready: u64,
     /// Consumers. RabbitMQ counts each message that was got and not acked as one, too.
     holders: u64,
@@ -380,7 +388,7 @@ impl Look<'_> {
         let closed = queue.reading.within("close the channel", self.channel.close(200, "".into())).await?;
         closed.map_err(|error| queue.reading.failed("close the channel", broker_detail(&error)))?;
         let mut waited = Duration::ZERO;
-        while self.held > 0 && waited < PATIENCE_WITH_QUEUE && queue.count().await?.ready < self.held {
+        while self.held > 0 && waited < PATIENCE_WITH_QUEUE && queue.count().await? < self.held {
             tokio::time::sleep(LOOK_FOR_OTHERS).await;
             waited += LOOK_FOR_OTHERS;
         }

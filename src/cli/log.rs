@@ -10,14 +10,14 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{Layer, fmt};
+use tracing_subscriber::{Layer, fmt, reload};
 
 use crate::config::{LogFormat, LogSection};
 use crate::status::RecentLines;
 
 /// Starts logging, and gives the last warnings and errors of it, whatever level is written. A second start in one process is
-/// ignored.
-pub(super) fn start(settings: LogSection) -> RecentLines {
+/// ignored. Gives also what changes the level that is written.
+pub(super) fn start(settings: LogSection) -> (RecentLines, Box<dyn Fn(Level) + Send>) {
     let recent = RecentLines::default();
     let writer = std::io::stderr;
     let for_journald = is_journald();
@@ -37,9 +37,13 @@ pub(super) fn start(settings: LogSection) -> RecentLines {
             .boxed(),
     };
     let keeps = recent.clone().with_filter(down_to(LevelFilter::WARN));
-    let layer = layer.with_filter(down_to(LevelFilter::from_level(settings.level)));
-    let _ = tracing_subscriber::registry().with(layer).with(keeps).try_init();
-    recent
+    let (filter, handle) = reload::Layer::new(down_to(LevelFilter::from_level(settings.level)));
+    let _ = tracing_subscriber::registry().with(layer.with_filter(filter)).with(keeps).try_init();
+    let set_level = move |level| {
+        // It fails only where nothing is logged any more.
+        let _ = handle.reload(down_to(LevelFilter::from_level(level)));
+    };
+    (recent, Box::new(set_level))
 }
 
 /// Whether standard error goes to journald: systemd names the file that it is. A child of such a service has the variable

@@ -139,7 +139,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         .thread_stack_size(run::RUNTIME_STACK_BYTES)
         .build()?;
     let work = move || {
-        let done = runtime.block_on(perform(arguments.command, settings));
+        let done = runtime.block_on(perform(arguments, settings));
         // What was cut off by a drain's deadline must not hold up the exit.
         runtime.shutdown_timeout(std::time::Duration::from_millis(500));
         done
@@ -150,9 +150,9 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
     thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a fault of chainwriter ended it")))
 }
 
-async fn perform(command: Command, settings: Settings) -> anyhow::Result<ExitCode> {
-    match command {
-        Command::Run => run::run(settings).await,
+async fn perform(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
+    match arguments.command {
+        Command::Run => run::run(settings, arguments.config).await,
         Command::Key(arguments) => key::run(arguments),
         Command::Generate(arguments) => generate::run(&arguments, Arguments::command()),
         Command::Check(arguments) => check::run(arguments, settings).await,

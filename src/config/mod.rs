@@ -18,15 +18,18 @@ use crate::policy::classify::ErrorTable;
 use crate::policy::fee::FeeRules;
 use crate::policy::finality::FinalityRule;
 use crate::policy::limits::Limits;
+use crate::policy::mending::ReplayRule;
 
 mod bind;
 mod policy;
 mod reader;
+mod reload;
 mod routes;
 pub(crate) mod secrets;
 mod sections;
 mod signers;
 
+pub use reload::Reloaded;
 pub use signers::SignerSection;
 
 /// The documented file at the repository's root, which is also the defaults.
@@ -60,6 +63,8 @@ pub struct Settings {
     pub signers: Vec<SignerSection>,
     /// `[fees]`
     pub fees: FeeRules,
+    /// `[dead]`
+    pub dead: DeadSection,
     /// `[limits]`, and of `[policy]` what counts by days
     pub limits: Limits,
     /// `[batch]`, and what routes can do for many messages
@@ -72,6 +77,8 @@ pub struct Settings {
     pub http_listen: Option<SocketAddr>,
     /// `[log]`
     pub log: LogSection,
+    /// What each key said.
+    prints: reload::Prints,
 }
 
 /// `[worker]`
@@ -172,6 +179,15 @@ impl std::fmt::Debug for ChainSection {
         // A URL may hold a key.
         f.debug_struct("ChainSection").field("id", &self.id).finish_non_exhaustive()
     }
+}
+
+/// `[dead]`
+#[derive(Debug, Clone)]
+pub struct DeadSection {
+    /// Looks at the dead letters are so far apart.
+    pub look_every: Duration,
+    /// What is sent back without a person.
+    pub rules: Vec<ReplayRule>,
 }
 
 /// `[journal]`
@@ -298,6 +314,10 @@ mod tests {
         let gas = |most: u32| format!("[write]\ngas = 30000\n[limits]\ngas_per_hour = {most}");
         assert!(faults(&gas(29_999)).contains("limits.gas_per_hour: is 29999, and write.gas is 30000"));
         assert!(!faults(&gas(30_000)).contains("limits."));
+        let rule = |lines: &str| faults(&format!("[[dead.replay]]\n{lines}"));
+        assert!(rule("cause = \"invalid.maybe_written\"\nafter = \"1h\"\nup_to = 1").contains("a person decides"));
+        assert!(rule("cause = \"rejected\"\nup_to = 0").contains("dead.replay[1].after: is not set"));
+        assert!(rule("cause = \"rejected\"\nup_to = 0").contains("dead.replay[1].up_to: is \"0\""));
         assert!(faults("[limits]\nin_flight = 0").contains("limits.in_flight: is \"0\"; expected a number from 1 to"));
     }
 

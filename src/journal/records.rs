@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::model::event::FinalTransaction;
 use crate::model::{
     Address, Attempt, BodyHash, Cause, Event, Gas, Generation, Message, Nonce, OrderKey, RequestId, RequestState,
-    Timestamp, TransactionState, TxHash, Wei, Write,
+    Timestamp, TraceContext, TransactionState, TxHash, Wei, Write,
 };
 use crate::policy::limits::Share;
 
@@ -155,6 +155,8 @@ pub struct QueuedRequest {
     pub is_alone: bool,
     /// Whom to tell.
     pub reply: ReplyAddress,
+    /// Where it stands in its producer's trace.
+    pub trace: Option<TraceContext>,
 }
 
 impl QueuedRequest {
@@ -240,6 +242,8 @@ pub struct StoredRequest {
     pub generation: Generation,
     /// Whom to tell.
     pub reply: ReplyAddress,
+    /// Where it stands in its producer's trace.
+    pub trace: Option<TraceContext>,
     /// Where it stands.
     pub state: RequestState,
 }

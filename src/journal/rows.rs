@@ -18,7 +18,7 @@ use crate::model::event::{BatchPlace, FinalTransaction};
 use crate::model::{
     Address, Attempt, AttemptKind, BlockHash, BlockNumber, BodyHash, Cause, FailureClass, Fee, Gas, GasRule,
     Generation, Headers, Message, Nonce, Origin, Properties, RequestId, RequestState, SignedTransaction, Timestamp,
-    TransactionState, TxHash, Wei, Write,
+    TraceContext, TransactionState, TxHash, Wei, Write,
 };
 use crate::policy::arrival::Known;
 
@@ -135,7 +135,7 @@ fn body(row: &impl Columns) -> Result<Bytes> {
 
 /// The columns that [`queued_request`] reads.
 pub(super) const QUEUED_COLUMNS: &str = "r.seq, r.id, r.replay, r.retry, r.turn, r.received_at, r.body, r.body_hash, r.write_to, r.write_value, r.write_gas, \
-     r.write_margin, r.write_data, r.is_alone, r.reply_to, r.correlation_id";
+     r.write_margin, r.write_data, r.is_alone, r.reply_to, r.correlation_id, r.traceparent, r.tracestate";
 
 pub(super) fn queued_request(row: &impl Columns) -> Result<QueuedRequest> {
     Ok(QueuedRequest {
@@ -148,6 +148,7 @@ pub(super) fn queued_request(row: &impl Columns) -> Result<QueuedRequest> {
         write: write(row)?,
         is_alone: number(row, "request", "is_alone")? == 1,
         reply: reply(row, "request")?,
+        trace: trace(row)?,
     })
 }
 
@@ -176,6 +177,13 @@ fn reply(row: &impl Columns, what: &'static str) -> Result<ReplyAddress> {
         reply_to: optional_text(row, what, "reply_to")?,
         correlation_id: optional_text(row, what, "correlation_id")?,
     })
+}
+
+fn trace(row: &impl Columns) -> Result<Option<TraceContext>> {
+    let Some(parent) = optional_text(row, "request", "traceparent")? else { return Ok(None) };
+    let state = optional_text(row, "request", "tracestate")?;
+    let trace = TraceContext::new(&parent, state.as_deref());
+    trace.map(Some).ok_or_else(|| corrupt("request", format!("traceparent is {parent:?}")))
 }
 
 /// All of a message but its body, as JSON.
@@ -279,8 +287,7 @@ fn amount(what: &'static str, text: &str) -> Result<Wei> {
 }
 
 /// The columns that [`stored_request`] reads.
-pub(super) const STORED_REQUEST_COLUMNS: &str =
-    "r.seq, r.id, r.replay, r.retry, r.reply_to, r.correlation_id, r.state AS request_state";
+pub(super) const STORED_REQUEST_COLUMNS: &str = "r.seq, r.id, r.replay, r.retry, r.reply_to, r.correlation_id, r.traceparent, r.tracestate, r.state AS request_state";
 
 fn stored_request(row: &impl Columns) -> Result<StoredRequest> {
     Ok(StoredRequest {
@@ -288,6 +295,7 @@ fn stored_request(row: &impl Columns) -> Result<StoredRequest> {
         id: request_id(row)?,
         generation: generation(row)?,
         reply: reply(row, "request")?,
+        trace: trace(row)?,
         state: word(row, "request", "request_state", RequestState::from_word)?,
     })
 }

@@ -113,7 +113,7 @@ impl Lane {
             let is_refused = transaction
                 .refused
                 .as_ref()
-                .is_some_and(|(since, _)| now.duration_since(*since) >= self.settings.refused_after);
+                .is_some_and(|(since, _)| now.duration_since(*since) >= self.settings.tuning().refused_after);
             let is_given_up = may_sign && (is_refused || transaction.cancel_wish.is_some());
             if transaction.is_taken {
                 continue;
@@ -121,7 +121,7 @@ impl Lane {
             // A chain that stands still would not take a higher fee either.
             let blocks = transaction.waits_since.map_or(0, |since| head.0.saturating_sub(since.0));
             let waited = (transaction.is_known_to_node || transaction.lacks_room)
-                && transaction.signed_since.elapsed() >= self.settings.replace_after
+                && transaction.signed_since.elapsed() >= self.settings.tuning().replace_after
                 && blocks >= BLOCKS_BEFORE_REPLACING;
             let wants_more =
                 may_sign && (transaction.wants_more || is_underpriced(newest.fee, &market) || (place == 0 && waited));
@@ -129,11 +129,11 @@ impl Lane {
                 attempts.push((transaction.nonce, AttemptKind::Cancel));
             } else if wants_more
                 && !transaction.is_being_sent
-                && self.settings.fees.replacement(newest.fee, &market).is_some()
+                && self.settings.tuning().fees.replacement(newest.fee, &market).is_some()
             {
                 attempts.push((transaction.nonce, newest.kind));
             } else if place < self.send_window.size()
-                && transaction.is_due(now, RESEND_UNKNOWN, self.settings.resend_after)
+                && transaction.is_due(now, RESEND_UNKNOWN, self.settings.tuning().resend_after)
             {
                 resend.push(transaction.nonce);
             }

@@ -151,7 +151,7 @@ impl Lane {
 
     /// Something is away, it is not yet time to look again, and the operator wants requests to fail for it.
     pub(super) fn is_known_outage(&self) -> bool {
-        self.settings.outage == OutagePolicy::Retry
+        self.settings.tuning().outage == OutagePolicy::Retry
             && self.pause.as_ref().is_some_and(|pause| pause.reason.is_outage() && Instant::now() < pause.until)
     }
 
@@ -178,7 +178,7 @@ impl Lane {
         let batch: Vec<_> = self.prepared.drain(..count).collect();
         let mut transactions = self.new_transactions(batch, signed, first, fee);
         let stored = transactions.iter().map(prepare::to_store).collect();
-        let granted = self.journal.record_transactions(lease, stored, self.settings.limits).await?;
+        let granted = self.journal.record_transactions(lease, stored, self.settings.tuning().limits).await?;
         for held_back in transactions.drain(granted.count.min(transactions.len())..).rev() {
             self.prepared.push_front(held_back.unsigned());
         }

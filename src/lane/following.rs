@@ -62,7 +62,7 @@ impl Lane {
             }
         };
         self.market = Some(market);
-        if self.settings.fees.quote(&market).is_ok() {
+        if self.settings.tuning().fees.quote(&market).is_ok() {
             self.resume_if(|reason| reason == PauseReason::FeeAboveCap);
         }
         self.window.note_head(head.number, count);

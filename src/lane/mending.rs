@@ -105,7 +105,7 @@ impl Lane {
             self.raise_fillers(lease).await?;
         }
         for (nonce, mending) in &mut self.mender.nonces {
-            let wait = if mending.is_known_to_node { self.settings.resend_after } else { RESEND_UNKNOWN };
+            let wait = if mending.is_known_to_node { self.settings.tuning().resend_after } else { RESEND_UNKNOWN };
             let is_due = mending.sent_at.is_none_or(|sent| now.duration_since(sent) >= wait);
             if is_due && !mending.is_being_sent {
                 mending.is_being_sent = true;
@@ -177,9 +177,9 @@ impl Lane {
     ) -> Result<u64, JournalError> {
         // Where the lane is paused, a filler may be what shows that the reason is gone: what is signed waits for it.
         let Some(market) = self.market.filter(|_| self.may_sign()) else { return Ok(0) };
-        let quoted = self.settings.fees.quote(&market).ok();
+        let quoted = self.settings.tuning().fees.quote(&market).ok();
         let price = |previous: Option<Fee>| {
-            previous.map_or(quoted, |previous| self.settings.fees.replacement(previous, &market).or(quoted))
+            previous.map_or(quoted, |previous| self.settings.tuning().fees.replacement(previous, &market).or(quoted))
         };
         let priced: Vec<_> =
             nonces.into_iter().filter_map(|(nonce, previous)| Some((nonce, price(previous)?))).collect();

@@ -38,7 +38,7 @@ mod throttling;
 mod undone;
 mod window;
 
-pub use settings::{LaneJournal, LaneSettings, LaneSignals, LaneState, OutagePolicy, Throttling};
+pub use settings::{LaneJournal, LaneSettings, LaneSignals, LaneState, OutagePolicy, Throttling, Tuning};
 
 use mending::Mender;
 use pausing::Paused;
@@ -238,7 +238,7 @@ impl Lane {
         let mut is_assigned = self.signals.is_assigned.subscribe();
         let now = Timestamp::now();
         for live in recovery::live_transactions(self.journal.as_ref(), lease.account).await? {
-            self.window.insert(InFlight::recovered(live, now, self.settings.replace_after));
+            self.window.insert(InFlight::recovered(live, now, self.settings.tuning().replace_after));
         }
         self.recall_undone(lease).await?;
         self.look_whether_recovering().await?;
@@ -324,11 +324,11 @@ impl Lane {
             next_nonce: self.next_nonce,
             head: self.head.as_ref().map(|head| head.number),
             head_at: self.head.as_ref().map(|head| head.timestamp),
-            fee: self.market.and_then(|market| self.settings.fees.quote(&market).ok()),
+            fee: self.market.and_then(|market| self.settings.tuning().fees.quote(&market).ok()),
             nonces_mended: self.mender.mended,
         };
         let can_take = self.head.is_some() && (self.pause.is_none() || self.needs_request());
-        let is_open = can_take || self.settings.outage == OutagePolicy::Retry;
+        let is_open = can_take || self.settings.tuning().outage == OutagePolicy::Retry;
         let is_cut_off = self.pause.as_ref().is_some_and(|pause| pause.reason.is_outage());
         self.signals.is_cut_off.send_if_modified(|cut_off| std::mem::replace(cut_off, is_cut_off) != is_cut_off);
         self.signals.is_open.send_if_modified(|open| std::mem::replace(open, is_open) != is_open);

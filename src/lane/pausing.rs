@@ -57,7 +57,8 @@ impl Lane {
     /// While transactions wait for a block and none comes, nothing that is signed can help, and what nodes say about the
     /// account may be old. Resumes with the next block.
     pub(super) fn watch_head(&mut self) {
-        let (Some(limit), Some(lowest)) = (self.settings.max_head_age, self.window.not_included().next()) else {
+        let (Some(limit), Some(lowest)) = (self.settings.tuning().max_head_age, self.window.not_included().next())
+        else {
             return;
         };
         // Some chains make a block only when there is something to put into it: it is the wait that counts.

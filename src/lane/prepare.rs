@@ -244,12 +244,12 @@ impl Lane {
     /// What takes more than a whole hour may have would hold up its account for ever.
     fn within_limits(&self, gas: Gas) -> Simulated {
         let permits = &self.settings.permits;
-        let fee = self.market.and_then(|market| self.settings.fees.quote(&market).ok());
+        let fee = self.market.and_then(|market| self.settings.tuning().fees.quote(&market).ok());
         let is_permitted = permits.check_gas(gas).and_then(|()| fee.map_or(Ok(()), |fee| permits.check_fee(gas, fee)));
         if let Err(cause) = is_permitted {
             return Simulated::Fails(cause);
         }
-        match self.settings.limits.gas_per_hour.filter(|most| gas > *most) {
+        match self.settings.tuning().limits.gas_per_hour.filter(|most| gas > *most) {
             None => Simulated::Runs(gas),
             Some(most) => Simulated::Fails(Cause::invalid(
                 "gas_above_limit",
@@ -265,7 +265,7 @@ impl Lane {
 
     /// The price of new transactions; above the cap the lane pauses until it has come down.
     pub(super) fn quote(&mut self) -> Option<Fee> {
-        match self.settings.fees.quote(&self.market?) {
+        match self.settings.tuning().fees.quote(&self.market?) {
             Ok(fee) => Some(fee),
             Err(above) => {
                 self.pause(PauseReason::FeeAboveCap, above.to_string());
@@ -325,7 +325,7 @@ impl Lane {
     ) -> Option<(AttemptKind, UnsignedTransaction)> {
         let transaction = self.window.get(nonce)?;
         let previous = transaction.newest().fee;
-        let replaced = self.settings.fees.replacement(previous, market);
+        let replaced = self.settings.tuning().fees.replacement(previous, market);
         let unsigned = match kind {
             AttemptKind::Write => UnsignedTransaction {
                 chain_id: self.settings.chain_id,

@@ -25,31 +25,13 @@ pub enum OutagePolicy {
     Retry,
 }
 
-/// Small settings of a lane.
-#[derive(Debug, Clone)]
-pub struct LaneSettings {
-    /// EIP-155 chain id.
-    pub chain_id: u64,
-    /// The journal's number for the account.
-    pub account: AccountId,
-    /// What a request asks for that was taken in by a version which did not store it; `None`: it has to be taken in again.
-    pub unstored_write: Option<Write>,
-    /// How it is priced.
+/// What may change while a lane runs, from one use to the next: what is signed stays as it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Tuning {
+    /// How transactions are priced.
     pub fees: FeeRules,
-    /// When it is final.
-    pub finality: FinalityRule,
-    /// Transactions not yet in a block at most.
-    pub in_flight: usize,
-    /// Requests may wait for the end of others.
-    pub is_strict: bool,
-    /// Which may share a transaction.
-    pub batching: Arc<Batching>,
     /// What may be begun, over all lanes of the chain.
     pub limits: Limits,
-    /// What may be signed: looked at again, since the operator may have thought better of it.
-    pub permits: Arc<Permits>,
-    /// How often the chain is looked at.
-    pub poll_interval: Duration,
     /// Bytes that a node has are given to it again after this.
     pub resend_after: Duration,
     /// The lowest nonce that is not in a block is replaced after this.
@@ -59,14 +41,46 @@ pub struct LaneSettings {
     /// Without a new block for this long, while transactions wait for one, the chain counts as standing still; `None`:
     /// never.
     pub max_head_age: Option<Duration>,
+    /// What an outage does.
+    pub outage: OutagePolicy,
+}
+
+/// Small settings of a lane.
+#[derive(Debug, Clone)]
+pub struct LaneSettings {
+    /// EIP-155 chain id.
+    pub chain_id: u64,
+    /// The journal's number for the account.
+    pub account: AccountId,
+    /// What a request asks for that was taken in by a version which did not store it; `None`: it has to be taken in again.
+    pub unstored_write: Option<Write>,
+    /// What may change meanwhile.
+    pub tuning: watch::Receiver<Tuning>,
+    /// When it is final.
+    pub finality: FinalityRule,
+    /// Transactions not yet in a block at most.
+    pub in_flight: usize,
+    /// Requests may wait for the end of others.
+    pub is_strict: bool,
+    /// Which may share a transaction.
+    pub batching: Arc<Batching>,
+    /// What may be signed: looked at again, since the operator may have thought better of it.
+    pub permits: Arc<Permits>,
+    /// How often the chain is looked at.
+    pub poll_interval: Duration,
     /// What nodes' texts mean.
     pub errors: Arc<ErrorTable>,
     /// For how long a lease holds without being renewed.
     pub lease_ttl: Duration,
-    /// What an outage does.
-    pub outage: OutagePolicy,
     /// This run of this instance.
     pub owner: Arc<str>,
+}
+
+impl LaneSettings {
+    /// How things are to be done now.
+    pub(super) fn tuning(&self) -> Tuning {
+        *self.tuning.borrow()
+    }
 }
 
 /// How a lane stands, for the status line and for intake.

@@ -31,10 +31,11 @@ pub(super) struct Throttle {
 impl Lane {
     /// What counts against the limits now; `None` where there are none.
     pub(super) async fn usage(&self, lease: &Lease) -> Result<Option<Usage>, JournalError> {
-        if self.settings.limits.is_none() {
+        let limits = self.settings.tuning().limits;
+        if limits.is_none() {
             return Ok(None);
         }
-        self.journal.usage(lease.account, self.settings.limits).await.map(Some)
+        self.journal.usage(lease.account, limits).await.map(Some)
     }
 
     /// How many may be begun, if each takes as little gas as can be: no more are fetched, simulated or signed.
@@ -52,7 +53,7 @@ impl Lane {
     /// A guess: other lanes may be faster. What counts is what the journal grants when it stores.
     fn granted(&self, usage: Option<&Usage>, wanted: impl Iterator<Item = Share>) -> Granted {
         match usage {
-            Some(usage) => self.settings.limits.grant(usage, &wanted.collect::<Vec<_>>()),
+            Some(usage) => self.settings.tuning().limits.grant(usage, &wanted.collect::<Vec<_>>()),
             None => Granted { count: wanted.count(), throttled: None },
         }
     }

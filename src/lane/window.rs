@@ -325,6 +325,7 @@ mod tests {
             write: None,
             is_alone: false,
             reply: Default::default(),
+            trace: None,
         };
         LiveTransaction {
             request,

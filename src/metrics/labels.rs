@@ -180,6 +180,20 @@ label!(
 );
 
 label!(
+    /// What a rule came to for a dead letter that was due.
+    LetterEnd = "result" {
+        /// A copy is in the work queue.
+        SentBack = "sent_back",
+        /// One had come back from there already.
+        Leftover = "leftover",
+        /// It is not safe, or nobody can tell.
+        NotSafe = "not_safe",
+        /// The broker did not take the copy.
+        Refused = "refused",
+    }
+);
+
+label!(
     /// How the ack of a delivery went.
     Ack = "result" {
         /// Handed to the session that delivered it.

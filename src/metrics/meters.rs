@@ -11,8 +11,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
 use crate::metrics::labels::{
-    Ack, Answer, CallResult, Class, Confirm, DeliveryVerdict, FailureEnd, Labels, Level, Method, Outcome, Publication,
-    Signed,
+    Ack, Answer, CallResult, Class, Confirm, DeliveryVerdict, FailureEnd, Labels, LetterEnd, Level, Method, Outcome,
+    Publication, Signed,
 };
 
 /// From a request's arrival to its ends: finality takes seconds or a quarter of an hour.
@@ -184,6 +184,13 @@ pub struct PublishMeter {
     pub published: Counters<(Publication, Confirm)>,
 }
 
+/// What the rules for dead letters count.
+#[derive(Debug, Clone, Default)]
+pub struct ReplayMeter {
+    /// Letters that were due.
+    pub letters: Counters<LetterEnd>,
+}
+
 /// What a journal counts.
 #[derive(Debug, Clone)]
 pub struct JournalMeter {
@@ -217,6 +224,8 @@ pub struct Meters {
     pub chain: ChainMeter,
     /// The publisher's.
     pub publisher: PublishMeter,
+    /// That of the rules for dead letters.
+    pub replay: ReplayMeter,
     /// The journal's.
     pub journal: JournalMeter,
     /// The log's.

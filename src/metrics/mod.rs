@@ -13,11 +13,12 @@ mod meters;
 
 pub use gauges::{Gauges, LaneGauges};
 pub use labels::{
-    Ack, Answer, CallResult, Class, Confirm, DeliveryVerdict, FailureEnd, Labels, Level, Method, Outcome, Publication,
-    Signed,
+    Ack, Answer, CallResult, Class, Confirm, DeliveryVerdict, FailureEnd, Labels, LetterEnd, Level, Method, Outcome,
+    Publication, Signed,
 };
 pub use meters::{
-    ChainMeter, Counters, Durations, IntakeMeter, JournalMeter, LaneMeter, LogMeter, Meters, PublishMeter, SettleMeter,
+    ChainMeter, Counters, Durations, IntakeMeter, JournalMeter, LaneMeter, LogMeter, Meters, PublishMeter, ReplayMeter,
+    SettleMeter,
 };
 
 use book::Book;
@@ -68,6 +69,8 @@ impl Metrics {
             "Messages published, by how their publisher confirm came",
             &meters.publisher.published,
         );
+        let by_rule = "Dead letters that a rule of [[dead.replay]] was due for, by what it came to at each look";
+        book.counters("dead_letters_by_rule", by_rule, &meters.replay.letters);
         book.durations("journal_commit_duration_seconds", "Commits of the journal", &meters.journal.commits);
         book.counters("log_lines", "Lines of the log that are warnings or errors", &meters.log.lines);
         let gauges = Gauges::registered(&mut book);

@@ -7,6 +7,7 @@ use sha2::{Digest, Sha256};
 use crate::model::failure::Cause;
 use crate::model::ids::{BlockHash, BlockNumber, BodyHash, Gas, Nonce, RequestId, Timestamp, TxHash, Wei};
 use crate::model::request::Generation;
+use crate::model::trace::{TRACEPARENT, TRACESTATE, TraceContext};
 
 /// The kinds of event; the word is also the routing key on the events exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -118,6 +119,8 @@ pub struct Subject<'a> {
     pub reply_to: Option<&'a str>,
     /// Its `correlation_id`.
     pub correlation_id: Option<&'a str>,
+    /// Where it stands in its producer's trace.
+    pub trace: Option<&'a TraceContext>,
 }
 
 /// What happened, with what belongs to it.
@@ -181,7 +184,7 @@ impl Event {
                 fields.insert("batch".into(), json!(place));
             }
         }
-        let body = json!({
+        let mut body = json!({
             "specversion": "1.0",
             "id": id,
             "source": format!("/chainwriter/{}", subject.organisation),
@@ -191,6 +194,11 @@ impl Event {
             "datacontenttype": "application/json",
             "data": data,
         });
+        // The distributed tracing extension of CloudEvents.
+        if let (Some(attributes), Some(trace)) = (body.as_object_mut(), subject.trace) {
+            attributes.insert(TRACEPARENT.into(), json!(trace.parent()));
+            attributes.extend(trace.state().map(|state| (TRACESTATE.into(), json!(state))));
+        }
         Self {
             id,
             kind,
@@ -243,6 +251,7 @@ mod tests {
             refused: None,
             reply_to: Some("answers"),
             correlation_id: Some("c"),
+            trace: None,
         }
     }
 
@@ -317,6 +326,23 @@ mod tests {
         assert_eq!(event.reply_to.as_deref(), Some("answers"));
     }
 
+    #[test]
+    fn an_event_carries_its_producers_trace_and_keeps_its_id() {
+        let id = RequestId::new("a").unwrap();
+        let cause = Cause::rejected("reverted", "no");
+        let dead = Outcome::Dead { cause: &cause, tx_hashes: &[] };
+        let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let untraced = Event::new(&subject(&id), &dead, Timestamp(1));
+        assert!(!untraced.body.contains("trace"));
+        for state in [None, Some("acme=1")] {
+            let trace = TraceContext::new(parent, state);
+            let event = Event::new(&Subject { trace: trace.as_ref(), ..subject(&id) }, &dead, Timestamp(1));
+            let document: serde_json::Value = serde_json::from_str(&event.body).unwrap();
+            assert_eq!((document["traceparent"].as_str(), document["tracestate"].as_str()), (Some(parent), state));
+            assert_eq!(event.id, untraced.id);
+        }
+    }
+
     /// `schemas/examples/` has them word for word, so whoever reads events can try with them.
     #[test]
     fn every_kind_of_event_fits_the_schema_and_is_its_example() {
@@ -333,8 +359,10 @@ mod tests {
         };
         let without_price = FinalTransaction { effective_gas_price: None, ..tx.clone() };
         let (cause, tx_hashes) = (Cause::rejected("reverted", "out of stock"), [tx.tx_hash]);
+        let trace = TraceContext::new("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", Some("acme=1"));
+        let subject = Subject { trace: trace.as_ref(), ..subject(&id) };
         let document = |outcome: &Outcome<'_>| -> serde_json::Value {
-            let event = Event::new(&subject(&id), outcome, Timestamp(1_782_864_000_000));
+            let event = Event::new(&subject, outcome, Timestamp(1_782_864_000_000));
             serde_json::from_str(&event.body).unwrap()
         };
         let fits = |document: &serde_json::Value| {
@@ -367,9 +395,12 @@ mod tests {
         }
         // And it can tell.
         let [(_, written), ..] = examples;
-        for (pointer, wrong) in
-            [("/data/transaction/tx_hash", json!("0x1")), ("/type", json!("other")), ("/data/transaction", json!(null))]
-        {
+        for (pointer, wrong) in [
+            ("/data/transaction/tx_hash", json!("0x1")),
+            ("/type", json!("other")),
+            ("/data/transaction", json!(null)),
+            ("/traceparent", json!("00-1-2-01")),
+        ] {
             let mut document = written.clone();
             *document.pointer_mut(pointer).unwrap() = wrong;
             assert!(!schema.is_valid(&document), "{pointer}");

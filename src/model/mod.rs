@@ -6,6 +6,7 @@ pub mod ids;
 pub mod message;
 pub mod progress;
 pub mod request;
+pub mod trace;
 pub mod transaction;
 pub mod write;
 
@@ -18,5 +19,6 @@ pub use ids::{
 pub use message::{HeaderValue, Headers, Message, Origin, Properties};
 pub use progress::Heartbeat;
 pub use request::{Generation, RequestState};
+pub use trace::TraceContext;
 pub use transaction::{Attempt, AttemptKind, Fee, SignedTransaction, TransactionState, UnsignedTransaction};
 pub use write::{GasRule, Write};

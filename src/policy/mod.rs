@@ -12,6 +12,7 @@ pub mod gap;
 pub mod gas;
 pub mod letters;
 pub mod limits;
+pub mod mending;
 pub mod pause;
 pub mod permits;
 pub mod postpone;

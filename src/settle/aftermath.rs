@@ -102,8 +102,8 @@ impl SettleSettings {
     /// The transaction's own request and the others of its batch, each with its event about this.
     fn told(&self, stored: &StoredNonce, outcome: Option<&Outcome<'_>>) -> (RequestSeq, Option<Event>, OthersTold) {
         let event = |request: &StoredRequest, index| {
-            let StoredRequest { id, generation, reply, .. } = request;
-            let subject = self.subject(id, *generation, &reply.reply_to, &reply.correlation_id);
+            let StoredRequest { id, generation, reply, trace, .. } = request;
+            let subject = self.subject(id, *generation, &reply.reply_to, &reply.correlation_id, trace.as_ref());
             let subject = Subject { batch: BatchPlace::of(index, stored.others.len()), ..subject };
             outcome.map(|outcome| Event::new(&subject, outcome, Timestamp::now()))
         };

@@ -13,7 +13,7 @@ use crate::handover::{Postponed, Refused, made_up_id};
 use crate::journal::{AccountId, CopyKind, JournalError, RefusedMessage, RequestSeq, UnconfirmedCopy};
 use crate::metrics::{self, FailureEnd};
 use crate::model::event::{Outcome, Subject};
-use crate::model::{BodyHash, Event, Generation, RequestId, Timestamp};
+use crate::model::{BodyHash, Event, Generation, RequestId, Timestamp, TraceContext};
 use crate::policy::pause::Pause;
 use crate::settle::{Settle, ack};
 
@@ -188,8 +188,9 @@ impl Settle {
             warn!(request.id = %id, %cause, "message refused, it is in the dead-letter queue");
             self.meter.requests.count(metrics::Outcome::Refused);
             self.meter.failures.count((cause.class.into(), FailureEnd::Dead));
-            let properties = &message.properties;
-            let subject = self.settings.subject(&id, generation, &properties.reply_to, &properties.correlation_id);
+            let trace = TraceContext::read_from(&message.headers);
+            let (reply_to, correlation_id) = (&message.properties.reply_to, &message.properties.correlation_id);
+            let subject = self.settings.subject(&id, generation, reply_to, correlation_id, trace.as_ref());
             let body_hash = BodyHash::of(&message.body);
             let subject = Subject { refused: Some(body_hash), ..subject };
             let event = Event::new(&subject, &Outcome::Dead { cause: &cause, tx_hashes: &[] }, Timestamp::now());

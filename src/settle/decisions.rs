@@ -7,7 +7,7 @@ use crate::handover::{LaneVerdict, Postponed, Refused, Ruling};
 use crate::journal::{ConfirmedCopy, CopyKind, Decision, QueuedRequest, Requeue, Settlement, UnconfirmedCopy};
 use crate::model::event::{BatchPlace, Outcome, Subject};
 use crate::model::message::{FailureNote, header};
-use crate::model::{Cause, Event, Generation, Message, RequestId, Timestamp};
+use crate::model::{Cause, Event, Generation, Message, RequestId, Timestamp, TraceContext};
 use crate::policy::pause::RetrySchedule;
 use crate::policy::postpone::hop;
 
@@ -80,8 +80,8 @@ impl SettleSettings {
     }
 
     fn event_of(&self, request: &QueuedRequest, batch: Option<BatchPlace>, outcome: &Outcome<'_>) -> Event {
-        let reply = &request.reply;
-        let subject = self.subject(&request.id, request.generation, &reply.reply_to, &reply.correlation_id);
+        let QueuedRequest { id, generation, reply, trace, .. } = request;
+        let subject = self.subject(id, *generation, &reply.reply_to, &reply.correlation_id, trace.as_ref());
         Event::new(&Subject { batch, ..subject }, outcome, Timestamp::now())
     }
 
@@ -91,6 +91,7 @@ impl SettleSettings {
         generation: Generation,
         reply_to: &'a Option<String>,
         correlation_id: &'a Option<String>,
+        trace: Option<&'a TraceContext>,
     ) -> Subject<'a> {
         Subject {
             organisation: &self.organisation,
@@ -100,6 +101,7 @@ impl SettleSettings {
             refused: None,
             reply_to: reply_to.as_deref(),
             correlation_id: correlation_id.as_deref(),
+            trace,
         }
     }
 
@@ -153,8 +155,10 @@ impl SettleSettings {
     }
 
     pub(super) fn confirmed(&self, copy: &UnconfirmedCopy) -> ConfirmedCopy {
+        let trace = TraceContext::read_from(&copy.message.headers);
         let properties = &copy.message.properties;
-        let subject = self.subject(&copy.id, copy.generation, &properties.reply_to, &properties.correlation_id);
+        let (reply_to, correlation_id) = (&properties.reply_to, &properties.correlation_id);
+        let subject = self.subject(&copy.id, copy.generation, reply_to, correlation_id, trace.as_ref());
         let (cause, tx_hashes) = (&copy.cause, copy.tx_hashes.as_slice());
         let outcome = match copy.kind {
             CopyKind::Retry => {

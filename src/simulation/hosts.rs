@@ -152,7 +152,7 @@ impl Process {
             lanes,
             admission: settings.admission.clone(),
             settle: settings.settle.clone(),
-            max_open: settings.max_open,
+            max_open: watch::channel(settings.max_open).1,
             retention: Duration::from_secs(30 * 86_400),
             lease_ttl: settings.lane.lease_ttl,
             instance: Instance {

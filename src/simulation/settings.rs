@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
+use tokio::sync::watch;
 
 use crate::broker::Names;
 use crate::journal::AccountId;
-use crate::lane::{LaneSettings, OutagePolicy};
+use crate::lane::{LaneSettings, OutagePolicy, Tuning};
 use crate::model::{Address, Gas, GasRule, Wei};
 use crate::policy::abi::{self, Call, Encoding, Pointer, Source};
 use crate::policy::admission::{AdmissionRules, OrderBy, Ordering, TextSource};
@@ -43,25 +44,28 @@ impl RunSettings {
         let park_delay = seconds(3);
         let mut waits = schedule.levels();
         waits.push(park_delay);
-        let lane = LaneSettings {
-            chain_id: CHAIN_ID,
-            account: AccountId(0),
-            unstored_write: None,
+        let tuning = Tuning {
             fees: FeeRules { mode: FeeMode::Auto, max_fee: Wei(HIGHEST_FEE) },
-            finality: if rng.bool() { FinalityRule::Depth(depth) } else { FinalityRule::Finalized },
-            in_flight: rng.usize(1..=16),
-            is_strict: false,
-            batching: Arc::new(Batching::NONE),
             limits: Limits::default(),
-            permits: Default::default(),
-            poll_interval: Duration::from_millis(rng.u64(100..900)),
             resend_after: seconds(4),
             replace_after: seconds(rng.u64(3..9)),
             refused_after: seconds(10),
             max_head_age: None,
+            outage: OutagePolicy::Hold,
+        };
+        let lane = LaneSettings {
+            chain_id: CHAIN_ID,
+            account: AccountId(0),
+            unstored_write: None,
+            tuning: watch::channel(tuning).1,
+            finality: if rng.bool() { FinalityRule::Depth(depth) } else { FinalityRule::Finalized },
+            in_flight: rng.usize(1..=16),
+            is_strict: false,
+            batching: Arc::new(Batching::NONE),
+            permits: Arc::default(),
+            poll_interval: Duration::from_millis(rng.u64(100..900)),
             errors: Arc::default(),
             lease_ttl: LEASE,
-            outage: OutagePolicy::Hold,
             owner: Arc::from(""),
         };
         let settle = SettleSettings {
@@ -115,11 +119,13 @@ impl RunSettings {
 
     /// An operator's limits, in some of the runs.
     pub(super) fn draw_limits(&mut self, rng: &mut Rng) {
-        self.lane.limits = Limits {
+        let limits = Limits {
             writes_per_second: (rng.u8(0..4) == 0).then(|| rng.u32(1..=3)),
             in_flight: (rng.u8(0..4) == 0).then(|| rng.u64(1..=6)),
             gas_per_hour: (rng.u8(0..24) == 0).then(|| Gas(rng.u64(1_200_000..2_400_000))),
             ..Limits::default()
         };
+        let tuning = Tuning { limits, ..*self.lane.tuning.borrow() };
+        self.lane.tuning = watch::channel(tuning).1;
     }
 }

@@ -74,7 +74,7 @@ impl Storm {
         settings.draw_limits(&mut apart);
         let keys = settings.draw_ordering(&mut apart);
         settings.draw_batches(&mut Rng::with_seed(seed.rotate_left(32)));
-        world.lock().checker.limits = settings.lane.limits;
+        world.lock().checker.limits = settings.lane.tuning.borrow().limits;
         world.lock().checker.in_flight = settings.lane.in_flight * settings.accounts.len();
         let instances = rng.usize(1..=3);
         let slot = |_| Slot { process: None, starts_at: 0, thaws_at: 0, runs: 0 };

@@ -64,7 +64,7 @@ impl WorkerConfig {
             .extra
             .iter()
             .cloned()
-            .partition(|(section, _)| ["signer", "route", "policy.allow", "bind"].contains(section));
+            .partition(|(section, _)| ["signer", "route", "policy.allow", "bind", "dead.replay"].contains(section));
         if tables.iter().all(|(section, _)| *section != "signer") {
             tables.push(("signer", format!("key_file = {:?}", folder.join("signer.key"))));
         }

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::json;
 
@@ -13,12 +13,9 @@ use crate::cli::dead::desk::{Queue, remark};
 use crate::cli::dead::list::item_json;
 use crate::cli::dead::{complain, plain, tell};
 use crate::cli::{exit, progress_bar};
+use crate::judge::LONGEST_HOLD;
 use crate::model::Timestamp;
 use crate::policy::letters::Letter;
-
-/// Letters are given back and taken anew after this: far below the broker's consumer timeout of 30 minutes, and so that
-/// others who wait for them may look in between.
-const LONGEST_HOLD: Duration = Duration::from_secs(300);
 
 /// What became of a letter in hand.
 pub(super) struct Outcome {

@@ -1,18 +1,22 @@
 //! What the commands work on: the dead-letter queue and the journal, and one look through the letters.
 
+use std::sync::Arc;
+
 use anyhow::Context;
 
 use crate::app::broker_settings;
-use crate::broker::{DeadLetters, MOST_LETTERS, PublishError, RawLetter, Seen};
+use crate::broker::{DeadLetters, MOST_LETTERS, RawLetter, Seen};
 use crate::cli::dead::{LIMIT, complain, letters_text};
 use crate::cli::{operator, progress_bar};
 use crate::config::Settings;
-use crate::journal::{Deed, History, OperatorsJournal};
-use crate::model::message::ReplayNote;
-use crate::model::{Generation, Message, RequestId, RequestState, Timestamp, TransactionState};
+use crate::journal::{History, OperatorsJournal};
+use crate::judge::{self, Judge, SendBackError};
+use crate::model::{Message, RequestId, RequestState, Timestamp};
 use crate::policy::admission::AdmissionRules;
 use crate::policy::letters::{Letter, LetterFilter};
-use crate::policy::replay::{Answer, Standing, assess};
+
+/// Where the broker does not answer for one letter, it will not for the next one.
+const REST_STAYS: &str = "the rest stays where it is; run the command again when the broker takes messages";
 
 /// The queue, as operators have it before them.
 pub(super) struct Queue {
@@ -84,10 +88,9 @@ pub(super) fn remark(seen: &Seen) {
 /// The queue with the journal that knows its requests.
 pub(super) struct Desk {
     pub(super) queue: Queue,
-    pub(super) journal: Box<dyn OperatorsJournal>,
-    /// Who sits at it.
-    pub(super) operator: String,
-    retention: std::time::Duration,
+    pub(super) journal: Arc<dyn OperatorsJournal>,
+    /// In the name of who sits at it.
+    pub(super) judge: Judge,
 }
 
 impl Desk {
@@ -98,8 +101,10 @@ impl Desk {
             .open_existing()
             .await
             .context("the journal tells whether a dead letter is safe to replay")?;
+        let journal: Arc<dyn OperatorsJournal> = Arc::from(journal);
         let queue = Queue::open(settings).await?;
-        Ok(Self { queue, journal, operator: operator(), retention: settings.journal.retention })
+        let judge = Judge::new(Arc::clone(&journal), operator(), settings.journal.retention);
+        Ok(Self { queue, journal, judge })
     }
 
     pub(super) async fn close(self) {
@@ -117,61 +122,27 @@ impl Desk {
         Ok(None)
     }
 
-    /// Where a letter's request stands.
-    pub(super) async fn standing(&self, letter: &Letter) -> anyhow::Result<Standing> {
-        let forgets_before = Timestamp::now().before(self.retention);
-        let last = self.journal.last_deed(&letter.key).await?;
-        let (is_sent_back, is_edited) = (last == Some(Deed::SentBack), last == Some(Deed::Edited));
-        let mut standing = Standing { is_sent_back, is_edited, forgets_before, ..Standing::default() };
-        if let Some(id) = &letter.id {
-            standing.known = self.journal.standings(vec![id.clone()]).await?.pop().map(|(_, known)| known);
-            standing.may_land = self.journal.history(id).await?.as_ref().and_then(may_land);
-        }
-        Ok(standing)
-    }
-
-    /// Whether a letter is safe to replay, and as which copy.
-    pub(super) async fn assess(&self, letter: &Letter) -> anyhow::Result<(Answer, u32)> {
-        let standing = self.standing(letter).await?;
-        let known = standing.known.map_or(Generation::default(), |known| known.generation);
-        let next = known.replay.max(letter.generation.replay).saturating_add(1);
-        Ok((assess(letter, &standing), next))
-    }
-
     /// Where this id stands.
     pub(super) async fn state_of(&self, id: &RequestId) -> anyhow::Result<Option<RequestState>> {
         Ok(self.journal.standings(vec![id.clone()]).await?.pop().map(|(_, known)| known.state))
     }
 
-    /// The copy that goes back: who, when and why stand in its headers.
-    pub(super) fn note<'a>(&'a self, replay: u32, reason: &'a str) -> ReplayNote<'a> {
-        ReplayNote { replay, by: &self.operator, at: Timestamp::now(), reason }
+    /// Publishes a copy to the work queue. What the broker says against this very copy comes as a text.
+    pub(super) async fn publish(&self, copy: Message) -> anyhow::Result<Result<(), String>> {
+        judge::publish(&self.queue.letters, copy).await.context(REST_STAYS)
     }
 
-    /// Publishes a copy to the work queue. What the broker says against this very copy comes as a text; where it does
-    /// not answer, it will not for the next one, and that is an error.
-    pub(super) async fn send_back(&self, message: Message) -> anyhow::Result<Result<(), String>> {
-        match self.queue.letters.send_back(message).await {
-            Ok(()) => Ok(Ok(())),
-            Err(error @ (PublishError::Returned { .. } | PublishError::Refused { .. })) => Ok(Err(error.to_string())),
-            Err(error @ (PublishError::NotConnected | PublishError::Timeout | PublishError::Channel(_))) => {
-                Err(error).context("the rest stays where it is; run the command again when the broker takes messages")
-            }
+    /// Sends a letter back, and notes that. The letter itself is the caller's to end.
+    pub(super) async fn send_back(
+        &self,
+        letter: &Letter,
+        raw: &RawLetter,
+        next: u32,
+        reason: &str,
+    ) -> anyhow::Result<Result<(), String>> {
+        match self.judge.send_back(&self.queue.letters, letter, raw, next, reason).await {
+            Err(error @ SendBackError::Publish(_)) => Err(error).context(REST_STAYS),
+            other => Ok(other?),
         }
     }
-}
-
-/// A transaction of a request that is no further than dead, and could take effect all the same.
-fn may_land(history: &History) -> Option<String> {
-    history.transactions.iter().find_map(|transaction| {
-        let nonce = transaction.nonce;
-        let open = [TransactionState::Live.as_str(), TransactionState::Succeeded.as_str()];
-        if open.contains(&transaction.state.as_str()) {
-            return Some(format!("its transaction with nonce {nonce} is {}", transaction.state));
-        }
-        transaction
-            .reorged_at
-            .as_ref()
-            .map(|_| format!("the chain has dropped the block in which its transaction with nonce {nonce} had ended"))
-    })
 }

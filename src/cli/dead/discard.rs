@@ -88,9 +88,9 @@ async fn archive(desk: &Desk, letter: &Letter, raw: &RawLetter, reason: &str) ->
         deed: Deed::Discarded,
         cause: letter.cause(),
         at: Timestamp::now(),
-        operator: desk.operator.clone(),
+        operator: desk.judge.operator().to_owned(),
         reason: reason.to_owned(),
-        detail: format!("by {}: {reason}", desk.operator),
+        detail: format!("by {}: {reason}", desk.judge.operator()),
         message: Some(message),
     };
     desk.journal.record_deed(deed).await?;

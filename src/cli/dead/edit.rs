@@ -161,7 +161,7 @@ async fn judge(
     even_forgotten: bool,
 ) -> anyhow::Result<Result<New, String>> {
     // As it will be: without what is said of the failure.
-    let probe = after.replayed(&desk.note(0, ""));
+    let probe = after.replayed(&desk.judge.note(0, ""));
     let candidate = match sheltered(|| admit(&settings.admission, &probe)).and_then(Candidate::routed) {
         Ok(candidate) => candidate,
         Err(refusal) => return Ok(Err(refusal.cause.to_string())),
@@ -178,7 +178,7 @@ async fn judge(
         }
         return Ok(Ok(New { id: candidate.id, replay: 0, is_new_request: true }));
     }
-    let standing = desk.standing(letter).await?;
+    let standing = desk.judge.standing(letter).await?;
     // What kept it from being a request may be mended now.
     let answer = assess(&Letter { refusal: None, ..letter.clone() }, &standing);
     match (&answer, answer.action()) {
@@ -215,17 +215,17 @@ async fn send(
         Ok(message) => message,
         Err(error) => return Ok(Outcome::stays("failed", format!("it cannot be archived: {error}"))),
     };
-    if let Err(error) = desk.send_back(after.replayed(&desk.note(new.replay, reason))).await? {
+    if let Err(error) = desk.publish(after.replayed(&desk.judge.note(new.replay, reason))).await? {
         return Ok(Outcome::stays("failed", format!("not sent: {error}; run the command again")));
     }
-    let detail = format!("sent as {} by {}: {reason}", new.words(), desk.operator);
+    let detail = format!("sent as {} by {}: {reason}", new.words(), desk.judge.operator());
     let deed = LetterDeed {
         letter: letter.key.clone(),
         request: letter.id.clone().or_else(|| letter.refused_as.clone()),
         deed: Deed::Edited,
         cause: letter.cause(),
         at: Timestamp::now(),
-        operator: desk.operator.clone(),
+        operator: desk.judge.operator().to_owned(),
         reason: reason.to_owned(),
         detail: detail.trim_end_matches(": ").to_owned(),
         message: Some(message),

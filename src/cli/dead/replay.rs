@@ -8,7 +8,6 @@ use clap::Args;
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::broker::RawLetter;
 use crate::cli::dead::deeds::{Outcome, act, none_found, tell_outcome};
 use crate::cli::dead::desk::{Desk, remark};
 use crate::cli::dead::list::item_json;
@@ -18,7 +17,6 @@ use crate::cli::dead::{
 };
 use crate::cli::{exit, say};
 use crate::config::Settings;
-use crate::journal::{Deed, LetterDeed};
 use crate::model::Timestamp;
 use crate::policy::letters::Letter;
 use crate::policy::replay::{Action, Answer};
@@ -93,7 +91,7 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Re
     }
     let mut awaited = Vec::new();
     let sent = act(&desk.queue, &goes, "sending back", json, async |letter, raw| {
-        let (answer, next) = desk.assess(letter).await?;
+        let (answer, next) = desk.judge.assess(letter).await?;
         if !arguments.goes(&answer) {
             return Ok(Outcome::stays(answer.word(), answer.sentence()));
         }
@@ -101,11 +99,11 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Re
             return Ok(Outcome::leaves(answer.word(), "replayed already: its leftover is taken away"));
         }
         pace.step().await;
-        let outcome = send_back(&desk, letter, raw, next, &arguments.reason).await?;
-        if outcome.leaves {
-            awaited.extend(letter.id.clone().map(|id| Awaited { id, replay: next }));
+        if let Err(error) = desk.send_back(letter, raw, next, &arguments.reason).await? {
+            return Ok(Outcome::stays("failed", format!("not sent back: {error}; run the command again")));
         }
-        Ok(outcome)
+        awaited.extend(letter.id.clone().map(|id| Awaited { id, replay: next }));
+        Ok(Outcome::leaves("replayed", format!("sent back as replay {next}")))
     });
     let mut tally = sent.await?;
     tally.stayed += stays.len() as u64;
@@ -134,7 +132,7 @@ impl Arguments {
 async fn plan(desk: &Desk, letters: Vec<Letter>) -> anyhow::Result<Vec<(Letter, Answer)>> {
     let mut plan = Vec::with_capacity(letters.len());
     for letter in letters {
-        let (answer, _) = desk.assess(&letter).await?;
+        let (answer, _) = desk.judge.assess(&letter).await?;
         plan.push((letter, answer));
     }
     Ok(plan)
@@ -170,33 +168,6 @@ fn show_plan(plan: &[(Letter, Answer)], dry_run: bool, arguments: &Arguments) {
             say(format_args!("  … and {} more", letters.len() - NAMED));
         }
     }
-}
-
-/// The copy, then the journal, then (by the caller) the letter's end. Crash before the copy has its confirm: nothing has
-/// happened, or a copy that intake takes for the same replay if it comes again. Crash after it: the letter is left over,
-/// and the journal tells that it was replayed, from this note or from the copy's arrival.
-async fn send_back(desk: &Desk, letter: &Letter, raw: &RawLetter, next: u32, reason: &str) -> anyhow::Result<Outcome> {
-    let copy = raw.message().replayed(&desk.note(next, reason));
-    if let Err(error) = desk.send_back(copy).await? {
-        return Ok(Outcome::stays("failed", format!("not sent back: {error}; run the command again")));
-    }
-    let detail = match reason {
-        "" => format!("as replay {next} by {}", desk.operator),
-        reason => format!("as replay {next} by {}: {reason}", desk.operator),
-    };
-    let deed = LetterDeed {
-        letter: letter.key.clone(),
-        request: letter.id.clone(),
-        deed: Deed::SentBack,
-        cause: letter.cause(),
-        at: Timestamp::now(),
-        operator: desk.operator.clone(),
-        reason: reason.to_owned(),
-        detail,
-        message: None,
-    };
-    desk.journal.record_deed(deed).await?;
-    Ok(Outcome::leaves("replayed", format!("sent back as replay {next}")))
 }
 
 /// So many a second.

@@ -52,7 +52,7 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Re
     });
     let seen = seen.await?;
     for (letter, raw) in &found {
-        let (answer, _) = desk.assess(letter).await?;
+        let (answer, _) = desk.judge.assess(letter).await?;
         let history = desk.history(letter).await?;
         if arguments.json {
             say(serde_json::to_string_pretty(&document(letter, raw, &answer, history.as_ref()))?);

@@ -11,7 +11,9 @@ use crate::journal::contract::{
 use crate::journal::{
     ConfirmedCopy, CopyKind, Decision, Journal, JournalError, JournalOverview, RECORDED, RequestSeq, Settlement,
 };
-use crate::model::{Address, BodyHash, Generation, Nonce, RequestState, Timestamp, TransactionState, TxHash};
+use crate::model::{
+    Address, BodyHash, Generation, Nonce, RequestState, Timestamp, TraceContext, TransactionState, TxHash,
+};
 use crate::policy::arrival::Verdict;
 use crate::policy::limits::Limits;
 
@@ -146,12 +148,15 @@ pub(crate) async fn a_mended_replay_takes_the_place_of_what_died(journal: Arc<dy
     set.journal.settle(&set.lease, vec![dead(set.seq(0))]).await.unwrap();
     let mut mended = arrival(set.account, "a", Generation { replay: 1, retry: 3 }, "mended");
     mended.message.properties.reply_to = Some("answers".to_owned());
+    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    mended.message.headers.insert("traceparent".to_owned(), parent.into());
     let died = first(set.account, "a");
     let verdicts = set.journal.admit(vec![mended.clone(), died, mended.clone()]).await.unwrap();
     assert_eq!(verdicts, [Verdict::Accept, Verdict::Conflict, Verdict::Join]);
     let queued = set.journal.queued(set.account, set.queued[0].turn, 10).await.unwrap();
     assert_eq!((queued[0].seq, &queued[0].body), (set.seq(0), &Bytes::from_static(b"mended")));
     assert_eq!(queued[0].reply.reply_to.as_deref(), Some("answers"));
+    assert_eq!(queued[0].trace, TraceContext::new(parent, None));
     let (_, known) = set.journal.standings(vec![id("a")]).await.unwrap().remove(0);
     assert_eq!((known.body_hash, known.generation), (BodyHash::of(b"mended"), mended.generation));
     assert_eq!(set.journal.message_of(&id("a")).await.unwrap(), Some(mended.message));

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::journal::contract::{TTL, arrival, attempt, displaced, failed, first, id, instance, set, transaction};
-use crate::journal::{Acquired, Journal, JournalError, RecoveredAccount, RecoveredWrite, Recovery, RequestSeq};
+use crate::journal::{Acquired, Journal, JournalError, RecoveredAccount, RecoveredWrite, Recovery, RequestSeq, Which};
 use crate::model::{
-    Address, Attempt, BlockNumber, BodyHash, Generation, HeaderValue, Headers, Nonce, RequestState, Timestamp, TxHash,
+    Address, Attempt, BlockNumber, BodyHash, Generation, HeaderValue, Headers, Nonce, RequestState, Timestamp,
+    TraceContext, TxHash,
 };
 use crate::policy::arrival::Verdict;
 use crate::policy::limits::Limits;
@@ -222,6 +223,9 @@ pub(crate) async fn live_transactions_come_by_nonce_with_their_requests(journal:
     let mut told = first(set.account, "c");
     told.message.properties.reply_to = Some("answers".to_owned());
     told.message.properties.correlation_id = Some("17".to_owned());
+    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    told.message.headers.insert("traceparent".to_owned(), parent.into());
+    told.message.headers.insert("tracestate".to_owned(), "acme=1".into());
     set.journal.admit(vec![told]).await.unwrap();
     let queued = set.journal.queued(set.account, i64::MIN, 10).await.unwrap();
     let signed =
@@ -236,6 +240,11 @@ pub(crate) async fn live_transactions_come_by_nonce_with_their_requests(journal:
     assert_eq!(request.write, expected.write);
     assert_eq!(request.reply.reply_to.as_deref(), Some("answers"));
     assert_eq!(request.reply.correlation_id.as_deref(), Some("17"));
+    assert_eq!(request.trace, TraceContext::new(parent, Some("acme=1")));
+    assert_eq!(live[1].request.trace, None);
+    let everything = Which::Range(Nonce(0), Nonce(3));
+    let stored = set.journal.nonces(set.account, everything).await.unwrap();
+    assert_eq!(stored[0].request.trace, request.trace);
 }
 
 pub(crate) async fn every_change_of_a_state_is_dated(journal: Arc<dyn Journal>) {

@@ -103,6 +103,7 @@ pub(crate) fn event(text: &str) -> Event {
         refused: None,
         reply_to: None,
         correlation_id: None,
+        trace: None,
     };
     Event::new(&subject, &Outcome::Dead { cause: &cause, tx_hashes: &[] }, Timestamp(1))
 }

@@ -10,7 +10,7 @@ use crate::journal::postgres::settlements::{Noted, note_incidents};
 use crate::journal::postgres::{PostgresJournal, ordering};
 use crate::journal::rows::{Envelope, KNOWN_COLUMNS, OPEN_REQUESTS, open_of_account, seq, standing};
 use crate::journal::{AccountId, Admissions, Arrival, JournalError, Result};
-use crate::model::{OrderKey, RequestId, Timestamp};
+use crate::model::{OrderKey, RequestId, Timestamp, TraceContext};
 use crate::policy::arrival::{Known, Verdict};
 
 #[async_trait]
@@ -85,21 +85,22 @@ async fn insert_new(connection: &Connection, new: &[(i64, &Arrival)], first_turn
     }
     let insert = "INSERT INTO requests (id, account, state, replay, retry, turn, body_hash, body, envelope, reply_to, \
          correlation_id, received_at, changed_at, order_key, order_place, write_to, write_value, write_gas, write_margin, \
-         write_data) \
+         write_data, traceparent, tracestate) \
          SELECT id, account, 'accepted', replay, retry, CASE WHEN order_key IS NULL THEN place ELSE 0 END, body_hash, body, \
          envelope, reply_to, correlation_id, $1, $1, order_key, CASE WHEN order_key IS NOT NULL THEN place END, write_to, \
-         write_value, write_gas, write_margin, write_data \
+         write_value, write_gas, write_margin, write_data, traceparent, tracestate \
          FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bytea[], $8::bytea[], \
          $9::text[], $10::text[], $11::text[], $12::bytea[], $13::bytea[], $14::text[], $15::bigint[], $16::bigint[], \
-         $17::bytea[]) \
+         $17::bytea[], $18::text[], $19::text[]) \
          AS u (id, account, replay, retry, place, body_hash, body, envelope, reply_to, correlation_id, order_key, \
-         write_to, write_value, write_gas, write_margin, write_data) \
+         write_to, write_value, write_gas, write_margin, write_data, traceparent, tracestate) \
          ORDER BY place";
     let ids: Vec<_> = new.iter().map(|(_, arrival)| stored(arrival.id.as_str())).collect();
     let accounts: Vec<_> = new.iter().map(|(_, arrival)| arrival.account.0).collect();
     let Columns { replays, retries, turns, hashes, bodies, envelopes, reply_tos, correlation_ids, order_keys } =
         Columns::of(new.iter().copied(), first_turn)?;
     let writes = WriteColumns::of(new.iter().map(|(_, arrival)| *arrival))?;
+    let traces = TraceColumns::of(new.iter().map(|(_, arrival)| *arrival));
     let changed = connection
         .execute(
             "store requests",
@@ -122,6 +123,8 @@ async fn insert_new(connection: &Connection, new: &[(i64, &Arrival)], first_turn
                 &writes.gas,
                 &writes.margins,
                 &writes.data,
+                &traces.parents,
+                &traces.states,
             ],
         )
         .await?;
@@ -148,16 +151,18 @@ async fn accept_again(
          order_place = CASE WHEN r.replay >= u.replay THEN r.order_place WHEN u.order_key IS NOT NULL THEN u.turn END, \
          body = u.body, \
          body_hash = u.body_hash, envelope = u.envelope, reply_to = u.reply_to, correlation_id = u.correlation_id, \
-         changed_at = $1, first_failed_at = CASE WHEN r.replay < u.replay THEN NULL ELSE r.first_failed_at END, \
+         traceparent = u.traceparent, tracestate = u.tracestate, changed_at = $1, first_failed_at = CASE WHEN r.replay < u.replay THEN NULL ELSE r.first_failed_at END, \
          replay = u.replay, retry = u.retry \
          FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bytea[], $7::bytea[], $8::text[], \
-         $9::text[], $10::text[], $11::bytea[]) \
-         AS u (id, replay, retry, turn, body_hash, body, envelope, reply_to, correlation_id, order_key) \
+         $9::text[], $10::text[], $11::bytea[], $12::text[], $13::text[]) \
+         AS u (id, replay, retry, turn, body_hash, body, envelope, reply_to, correlation_id, order_key, traceparent, \
+         tracestate) \
          WHERE r.id = u.id AND r.state IN ('retry_pending', 'retry_waiting', 'dead_pending', 'dead') \
          RETURNING r.seq, u.turn";
     let ids: Vec<_> = returned.iter().map(|(_, arrival, _)| stored(arrival.id.as_str())).collect();
     let Columns { replays, retries, turns, hashes, bodies, envelopes, reply_tos, correlation_ids, order_keys } =
         Columns::of(returned.iter().map(|(place, arrival, _)| (*place, *arrival)), first_turn)?;
+    let traces = TraceColumns::of(returned.iter().map(|(_, arrival, _)| *arrival));
     let accepted = connection
         .rows(
             "accept requests again",
@@ -174,6 +179,8 @@ async fn accept_again(
                 &reply_tos,
                 &correlation_ids,
                 &order_keys,
+                &traces.parents,
+                &traces.states,
             ],
             |row| Ok((number(row, "request", "turn")?, seq(row)?)),
         )
@@ -245,6 +252,25 @@ impl<'a> WriteColumns<'a> {
             columns.data.push(write.data);
         }
         Ok(columns)
+    }
+}
+
+/// Where arrivals stand in their traces, by columns.
+#[derive(Default)]
+struct TraceColumns {
+    parents: Vec<Option<String>>,
+    states: Vec<Option<String>>,
+}
+
+impl TraceColumns {
+    fn of<'a>(arrivals: impl Iterator<Item = &'a Arrival>) -> Self {
+        let mut columns = Self::default();
+        for arrival in arrivals {
+            let trace = TraceContext::read_from(&arrival.message.headers);
+            columns.parents.push(trace.as_ref().map(|trace| trace.parent().to_owned()));
+            columns.states.push(trace.as_ref().and_then(TraceContext::state).map(str::to_owned));
+        }
+        columns
     }
 }
 

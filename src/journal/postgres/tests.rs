@@ -93,7 +93,9 @@ async fn a_journal_of_a_newer_version_is_refused_and_a_missing_one_told() {
     session(&url).await.run("", newer).await.unwrap();
     for refused in [PostgresJournal::open(&address(&url)).await, PostgresJournal::open_existing(&address(&url)).await] {
         let refused = refused.unwrap_err();
-        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 8 }), "{refused}");
+        let newest = i64::try_from(schema::MIGRATIONS.len()).unwrap();
+        let is_told = matches!(refused, JournalError::NewerSchema { found: 99, known } if known == newest);
+        assert!(is_told, "{refused}");
     }
 }
 

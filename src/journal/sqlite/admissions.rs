@@ -9,7 +9,7 @@ use crate::journal::rows::{Envelope, KNOWN_COLUMNS, OPEN_REQUESTS, open_of_accou
 use crate::journal::sqlite::rows::prepare;
 use crate::journal::sqlite::{SqliteJournal, ordering, settlements};
 use crate::journal::{AccountId, Admissions, Arrival, RequestSeq, Result};
-use crate::model::{OrderKey, RequestId, RequestState, Timestamp};
+use crate::model::{OrderKey, RequestId, RequestState, Timestamp, TraceContext};
 use crate::policy::arrival::{Known, Verdict};
 
 #[async_trait]
@@ -73,13 +73,14 @@ fn insert_new(connection: &Connection, new: &[(i64, &Arrival)], first_turn: i64,
         "insert rows",
         "INSERT INTO requests (id, account, state, replay, retry, turn, body_hash, body, envelope, reply_to, \
          correlation_id, received_at, changed_at, order_key, order_place, write_to, write_value, write_gas, \
-         write_margin, write_data) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)",
+         write_margin, write_data, traceparent, tracestate) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)",
     )?;
     for (place, arrival) in new {
         let message = &arrival.message;
         let turn = first_turn.saturating_add(*place);
         let write = stored_write(arrival.write.as_ref())?;
+        let trace = TraceContext::read_from(&message.headers);
         insert.execute(params![
             arrival.id.as_str(),
             arrival.account.0,
@@ -100,6 +101,8 @@ fn insert_new(connection: &Connection, new: &[(i64, &Arrival)], first_turn: i64,
             write.gas,
             write.margin,
             write.data,
+            trace.as_ref().map(TraceContext::parent),
+            trace.as_ref().and_then(TraceContext::state),
         ])?;
     }
     Ok(())
@@ -129,10 +132,11 @@ fn accept_again(
          turn = CASE WHEN replay < ?8 AND ?11 IS NOT NULL THEN 0 ELSE ?1 END, body = ?2, body_hash = ?3, \
          order_key = CASE WHEN replay < ?8 THEN ?11 ELSE order_key END, \
          order_place = CASE WHEN replay < ?8 THEN ?12 ELSE order_place END, \
-         envelope = ?4, reply_to = ?5, correlation_id = ?6, changed_at = ?7, \
+         envelope = ?4, reply_to = ?5, correlation_id = ?6, changed_at = ?7, traceparent = ?13, tracestate = ?14, \
          first_failed_at = CASE WHEN replay < ?8 THEN NULL ELSE first_failed_at END, replay = ?8, retry = ?9 \
          WHERE id = ?10 AND state IN ('retry_pending', 'retry_waiting', 'dead_pending', 'dead') RETURNING seq",
     )?;
+    let trace = TraceContext::read_from(&message.headers);
     let values = params![
         turn,
         &message.body[..],
@@ -146,6 +150,8 @@ fn accept_again(
         arrival.id.as_str(),
         arrival.order_key.as_ref().map(OrderKey::as_bytes),
         arrival.order_key.map(|_| turn),
+        trace.as_ref().map(TraceContext::parent),
+        trace.as_ref().and_then(TraceContext::state),
     ];
     let seq = update.one(values, |row| seq(row))?;
     note_write(connection, seq, arrival, what == REPLAYED)?;

@@ -57,6 +57,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/sqlite/0010_writes.sql"),
     include_str!("../../../migrations/sqlite/0011_policy.sql"),
     include_str!("../../../migrations/sqlite/0012_batches.sql"),
+    include_str!("../../../migrations/sqlite/0013_traces.sql"),
 ];
 
 /// Since this version the journal knows who works with it.

@@ -10,7 +10,7 @@ use crate::journal::{
 };
 use crate::model::request::Observation;
 use crate::model::{
-    Address, Attempt, BodyHash, Fee, Generation, Nonce, Properties, RequestId, RequestState, Timestamp,
+    Address, Attempt, BodyHash, Fee, Generation, Nonce, Properties, RequestId, RequestState, Timestamp, TraceContext,
     TransactionState,
 };
 use crate::policy::arrival::{self, Known, Verdict};
@@ -159,12 +159,13 @@ impl Store {
         let Arrival { id, generation, body_hash, message, account, order_key, write } = arrival;
         let Properties { reply_to, correlation_id, .. } = message.properties.clone();
         let reply = ReplyAddress { reply_to, correlation_id };
+        let trace = TraceContext::read_from(&message.headers);
         let turn = self.take_turn();
         let order = order_key.map(|key| (key, turn));
         self.record.admitted.insert(id.clone());
         let Some(row) = self.seqs.get(&id).and_then(|seq| self.requests.get_mut(seq)) else {
             let row = RequestRow::new(id, account, generation, body_hash, now);
-            self.add_request(RequestRow { turn, order, message: Some(message), write, reply, ..row });
+            self.add_request(RequestRow { turn, order, message: Some(message), write, reply, trace, ..row });
             return;
         };
         let is_replay = generation.replay > row.generation.replay;
@@ -177,7 +178,7 @@ impl Store {
         if is_replay || row.write.is_none() {
             row.write = write;
         }
-        row.reply = reply;
+        (row.reply, row.trace) = (reply, trace);
         row.settled_at = None;
         row.changed_at = now;
         row.note(now, if is_replay { "replayed" } else { "returned" }, format!("accepted as attempt {generation}"));
@@ -327,6 +328,7 @@ impl RequestRow {
             write: None,
             is_alone: false,
             reply: ReplyAddress::default(),
+            trace: None,
             received_at: now,
             changed_at: now,
             settled_at: None,

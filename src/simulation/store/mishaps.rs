@@ -78,8 +78,8 @@ impl Store {
 
     fn stored_nonce(&self, nonce: Nonce, row: &TransactionRow) -> Option<StoredNonce> {
         let stored = |seq: RequestSeq| {
-            let RequestRow { id, generation, reply, state, .. } = self.requests.get(&seq)?.clone();
-            Some(StoredRequest { seq, id, generation, reply, state })
+            let RequestRow { id, generation, reply, trace, state, .. } = self.requests.get(&seq)?.clone();
+            Some(StoredRequest { seq, id, generation, reply, trace, state })
         };
         Some(StoredNonce {
             request: stored(row.request)?,

@@ -12,7 +12,7 @@ use crate::journal::{
 use crate::model::event::FinalTransaction;
 use crate::model::{
     Address, Attempt, AttemptKind, BodyHash, Cause, EventKind, Gas, Generation, Message, Nonce, OrderKey, RequestId,
-    RequestState, SignedTransaction, Timestamp, TransactionState, Wei, Write,
+    RequestState, SignedTransaction, Timestamp, TraceContext, TransactionState, Wei, Write,
 };
 
 mod ending;
@@ -87,6 +87,7 @@ pub(crate) struct RequestRow {
     /// A transaction that it shared has failed.
     pub(crate) is_alone: bool,
     pub(crate) reply: ReplyAddress,
+    pub(crate) trace: Option<TraceContext>,
     pub(crate) received_at: Timestamp,
     pub(crate) changed_at: Timestamp,
     pub(crate) settled_at: Option<Timestamp>,

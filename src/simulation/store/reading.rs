@@ -183,6 +183,7 @@ pub(super) fn queued_request(seq: RequestSeq, row: &RequestRow) -> QueuedRequest
             reply_to: message.properties.reply_to.clone(),
             correlation_id: message.properties.correlation_id.clone(),
         },
+        trace: row.trace.clone(),
     }
 }
 

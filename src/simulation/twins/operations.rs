@@ -12,8 +12,8 @@ use crate::journal::{
 use crate::model::event::{FinalTransaction, Outcome, Subject};
 use crate::model::{
     Address, Attempt, AttemptKind, BlockHash, BlockNumber, BodyHash, Cause, Event, Fee, Gas, GasRule, Generation,
-    Message, Nonce, OrderKey, Properties, RequestId, SignedTransaction, Timestamp, TransactionState, TxHash, Wei,
-    Write,
+    Headers, Message, Nonce, OrderKey, Properties, RequestId, SignedTransaction, Timestamp, TransactionState, TxHash,
+    Wei, Write,
 };
 use crate::policy::limits::Limits;
 use crate::simulation::store::Store;
@@ -129,7 +129,10 @@ impl Pick {
         };
         let body_hash = BodyHash::of(&body);
         let order_key = (pick % 8 > 3).then(|| OrderKey::of(["k", "l"][usize::from(pick % 2)]));
-        let message = Message { body, properties, ..Message::default() };
+        let trace = format!("00-{:032x}-{:016x}-00", 1, pick);
+        let headers =
+            Headers::from([("traceparent".to_owned(), trace.into()), ("tracestate".to_owned(), "a=b".into())]);
+        let message = Message { body, properties, headers, ..Message::default() };
         let write = (pick % 11 > 1).then(|| Write {
             to: Address([2; 20]),
             value: Wei(u128::from(pick)),
@@ -261,6 +264,7 @@ fn event(id: &RequestId, seed: u8) -> Event {
         refused: None,
         reply_to: (seed > 128).then_some("answers"),
         correlation_id: None,
+        trace: None,
     };
     let cause = Cause::rejected("reverted", "no");
     Event::new(&subject, &Outcome::Dead { cause: &cause, tx_hashes: &[] }, Timestamp(1))

@@ -1,0 +1,123 @@
+//! Where a message stands in a distributed trace: W3C Trace Context, as its headers have it.
+
+use crate::model::message::{HeaderValue, Headers};
+
+/// The header, and the CloudEvents attribute, that names the trace and the span.
+pub const TRACEPARENT: &str = "traceparent";
+/// The same for what vendors add to it.
+pub const TRACESTATE: &str = "tracestate";
+
+/// A longer state is left out: W3C asks for no more to be passed on.
+const MAX_STATE_BYTES: usize = 512;
+
+/// A valid `traceparent` with its `tracestate`, if there is a usable one.
+///
+/// Source: <https://www.w3.org/TR/trace-context/>.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TraceContext {
+    parent: String,
+    state: Option<String>,
+}
+
+impl TraceContext {
+    /// `None` where the parent is none. A state that cannot be passed on is left out.
+    pub fn new(parent: &str, state: Option<&str>) -> Option<Self> {
+        let state = state.filter(|state| {
+            (1..=MAX_STATE_BYTES).contains(&state.len()) && state.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+        });
+        is_traceparent(parent).then(|| Self { parent: parent.to_owned(), state: state.map(str::to_owned) })
+    }
+
+    /// What a message's headers say. Anything malformed counts as nothing: a trace is never a reason to refuse a message.
+    pub fn read_from(headers: &Headers) -> Option<Self> {
+        let text = |name| match headers.get(name) {
+            Some(HeaderValue::Text(text)) => Some(text.as_str()),
+            _ => None,
+        };
+        Self::new(text(TRACEPARENT)?, text(TRACESTATE))
+    }
+
+    /// The `traceparent`.
+    pub fn parent(&self) -> &str {
+        &self.parent
+    }
+
+    /// The `tracestate`.
+    pub fn state(&self) -> Option<&str> {
+        self.state.as_deref()
+    }
+}
+
+/// Version, trace, span and flags, in lower case. Versions to come may have more behind these.
+fn is_traceparent(text: &str) -> bool {
+    /// Of version 00, which has nothing more.
+    const BYTES: usize = 55;
+    /// A later one may be longer; this is enough for what W3C plans, and bounds what the journal stores.
+    const MAX_BYTES: usize = 128;
+    let hex = |part: Option<&str>, length: usize| {
+        part.is_some_and(|part| {
+            part.len() == length && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+        })
+    };
+    let is_set = |part: Option<&str>| part.is_some_and(|part| part.bytes().any(|byte| byte != b'0'));
+    let mut parts = text.splitn(5, '-');
+    let [version, trace, span, flags] = std::array::from_fn(|_| parts.next());
+    let fits = match version {
+        Some("00") => text.len() == BYTES,
+        version => hex(version, 2) && version != Some("ff") && text.len() <= MAX_BYTES,
+    };
+    fits && hex(trace, 32)
+        && is_set(trace)
+        && hex(span, 16)
+        && is_set(span)
+        && hex(flags, 2)
+        && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+    #[test]
+    fn only_what_w3c_allows_is_a_trace() {
+        let later = PARENT.replacen("00", "cc", 1);
+        for valid in [PARENT, &later, &format!("{later}-what-the-future-brings")] {
+            assert!(is_traceparent(valid), "{valid}");
+        }
+        let zeros = |count: usize| "0".repeat(count);
+        for malformed in [
+            "",
+            "00-1-2-01",
+            &PARENT[..54],
+            &format!("{PARENT}-more"),
+            &format!("{PARENT}0"),
+            &PARENT.to_uppercase(),
+            &PARENT.replacen("00", "ff", 1),
+            &PARENT.replace("4bf92f3577b34da6a3ce929d0e0e4736", &zeros(32)),
+            &PARENT.replace("00f067aa0ba902b7", &zeros(16)),
+            &PARENT.replace("-01", "-0g"),
+            &format!("{later}-{}", "x".repeat(128)),
+            &format!("{later}-ä"),
+        ] {
+            assert!(!is_traceparent(malformed), "{malformed}");
+        }
+    }
+
+    #[test]
+    fn a_state_that_cannot_be_passed_on_is_left_out_and_a_parent_stays() {
+        let state = |state: HeaderValue| {
+            let headers = Headers::from([(TRACEPARENT.to_owned(), PARENT.into()), (TRACESTATE.to_owned(), state)]);
+            TraceContext::read_from(&headers).unwrap().state().map(str::to_owned)
+        };
+        assert_eq!(state("acme=1,other=2".into()).as_deref(), Some("acme=1,other=2"));
+        for unusable in ["".into(), "a=\n".into(), "a=ä".into(), "x".repeat(513).into(), HeaderValue::Int(1)] {
+            assert_eq!(state(unusable), None);
+        }
+        let alone = Headers::from([(TRACESTATE.to_owned(), "acme=1".into())]);
+        assert_eq!(TraceContext::read_from(&alone), None);
+        let number = Headers::from([(TRACEPARENT.to_owned(), HeaderValue::Int(1))]);
+        assert_eq!(TraceContext::read_from(&number), None);
+    }
+}
