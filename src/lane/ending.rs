@@ -109,7 +109,10 @@ impl Lane {
             Ok(data) => match records::taken(transaction.calldata(), &data) {
                 Some(taken) => match self.verdict_on_taken(to, &taken).await {
                     LaneVerdict::Failed(cause) => cause,
-                    found => return Some(found),
+                    found @ (LaneVerdict::Found(_)
+                    | LaneVerdict::Succeeded(_)
+                    | LaneVerdict::Cancelled(_)
+                    | LaneVerdict::Displaced(_)) => return Some(found),
                 },
                 None => revert::explain(&data),
             },

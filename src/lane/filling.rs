@@ -7,7 +7,7 @@ use tracing::debug;
 
 use crate::handover::{FromLane, Ruling};
 use crate::journal::{JournalError, Lease};
-use crate::lane::prepare::{Fetched, Prepared};
+use crate::lane::draft::{Fetched, Prepared};
 use crate::lane::settings::OutagePolicy;
 use crate::lane::{Lane, ending, prepare};
 use crate::metrics::Signed;

@@ -25,6 +25,7 @@ use crate::tracker::Tracker;
 
 mod cancelling;
 mod caring;
+mod draft;
 mod ending;
 mod filling;
 mod following;
@@ -40,9 +41,9 @@ mod window;
 
 pub use settings::{LaneJournal, LaneSettings, LaneSignals, LaneState, OutagePolicy, Throttling, Tuning};
 
+use draft::{Fetched, Prepared};
 use mending::Mender;
 use pausing::Paused;
-use prepare::{Fetched, Prepared};
 use throttling::Throttle;
 use undone::UndoneNonces;
 use window::{InFlight, Window};

@@ -2,114 +2,22 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tracing::debug;
 
 use crate::chain::{Call, ChainError};
 use crate::handover::Ruling;
 use crate::journal::{Lease, NewTransaction, QueuedRequest, RequestSeq};
+use crate::lane::draft::{Draft, Fetched, Prepared};
 use crate::lane::window::InFlight;
 use crate::lane::{Lane, ending};
 use crate::model::{
-    Address, Attempt, AttemptKind, Cause, Fee, Gas, GasRule, Nonce, PauseReason, SignedTransaction, Timestamp,
+    Attempt, AttemptKind, Cause, Fee, Gas, GasRule, Nonce, PauseReason, SignedTransaction, Timestamp,
     UnsignedTransaction, Wei, Write,
 };
-use crate::policy::batch::{Alike, Batching};
 use crate::policy::classify::SimulationMeaning;
 use crate::policy::fee::Market;
-use crate::policy::limits::Share;
 use crate::policy::records::{self, Taken};
 use crate::policy::{gas, revert};
-
-/// A request from the queue, and what it asks for.
-#[derive(Debug)]
-pub(super) struct Fetched {
-    pub(super) request: QueuedRequest,
-    pub(super) write: Write,
-}
-
-impl Fetched {
-    /// What it may share a transaction with.
-    pub(super) fn alike(&self, batching: &Batching) -> Option<Alike> {
-        batching.alike(&self.write, self.request.calldata()).filter(|_| !self.request.is_alone)
-    }
-}
-
-/// What can be signed: a request, or several that share a transaction.
-#[derive(Debug)]
-pub(super) struct Prepared {
-    pub(super) request: QueuedRequest,
-    /// In the order of the batch.
-    pub(super) others: Vec<QueuedRequest>,
-    pub(super) to: Address,
-    pub(super) value: Wei,
-    /// Of a batch.
-    pub(super) data: Option<Bytes>,
-    pub(super) gas: Gas,
-}
-
-impl Prepared {
-    /// What it counts with against the limits.
-    pub(super) fn share(&self, fee: Fee) -> Share {
-        Share { gas: self.gas, value: self.value, fee: fee.total(self.gas) }
-    }
-
-    pub(super) fn requests(&self) -> impl Iterator<Item = &QueuedRequest> {
-        std::iter::once(&self.request).chain(&self.others)
-    }
-
-    pub(super) fn into_requests(self) -> impl Iterator<Item = QueuedRequest> {
-        std::iter::once(self.request).chain(self.others)
-    }
-
-    fn calldata(&self) -> &Bytes {
-        self.data.as_ref().unwrap_or_else(|| self.request.calldata())
-    }
-}
-
-/// What is to go into one transaction, if it runs.
-#[derive(Debug)]
-struct Draft {
-    first: Fetched,
-    others: Vec<Fetched>,
-    /// Of a batch.
-    data: Option<Bytes>,
-    /// Once it is known to run.
-    gas: Option<Gas>,
-}
-
-impl Draft {
-    /// One for all of these. Where that cannot be, one for each.
-    fn of(requests: Vec<Fetched>, batching: &Batching) -> Vec<Self> {
-        let alike = requests.first().and_then(|first| first.alike(batching)).filter(|_| requests.len() > 1);
-        let calls = requests.iter().map(|fetched| fetched.request.calldata().as_ref());
-        let data = alike.and_then(|alike| batching.join(alike, calls));
-        let mut requests = requests.into_iter();
-        let draft = |first, others, data| Self { first, others, data, gas: None };
-        match data {
-            None => requests.map(|first| draft(first, Vec::new(), None)).collect(),
-            Some(data) => {
-                let first = requests.next();
-                first.map(|first| draft(first, requests.collect(), Some(data))).into_iter().collect()
-            }
-        }
-    }
-
-    fn requests(self) -> Vec<Fetched> {
-        std::iter::once(self.first).chain(self.others).collect()
-    }
-
-    /// The first half of its requests, and the second.
-    fn halves(self, batching: &Batching) -> Vec<Self> {
-        let mut first = self.requests();
-        let second = first.split_off(first.len() / 2);
-        [first, second].into_iter().flat_map(|half| Self::of(half, batching)).collect()
-    }
-
-    fn calldata(&self) -> &Bytes {
-        self.data.as_ref().unwrap_or_else(|| self.first.request.calldata())
-    }
-}
 
 enum Simulated {
     Runs(Gas),

@@ -9,7 +9,7 @@ use tracing::{debug, warn};
 
 use crate::chain::Inclusion;
 use crate::journal::{LiveTransaction, QueuedRequest, RequestSeq};
-use crate::lane::prepare::Prepared;
+use crate::lane::draft::Prepared;
 use crate::model::{Address, Attempt, AttemptKind, BlockHash, BlockNumber, Gas, Nonce, Timestamp, TxHash, Wei};
 use crate::policy::classify::SendMeaning;
 
