@@ -45,6 +45,7 @@ fn decode(criterion: &mut Criterion) {
         order_by: None,
         routes: vec![Route::of_all(Address([1; 20]), Wei(0), GasRule::Fixed(Gas(50_000)))],
         max_body_bytes: 1 << 18,
+        permits: Default::default(),
     };
     let message = message(1);
     criterion.bench_function("decode", |bencher| bencher.iter(|| admit(&rules, black_box(&message)).unwrap()));

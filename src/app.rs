@@ -19,7 +19,7 @@ use crate::metrics::{Meters, Metrics};
 use crate::model::{Address, Timestamp, ids};
 use crate::pipeline::{Pipeline, PipelineSettings, Seams, Stage, Stops};
 use crate::policy::pause::RetrySchedule;
-use crate::policy::routes::sole_write;
+use crate::policy::routes::{contract_errors, sole_write};
 use crate::settle::SettleSettings;
 use crate::signer::{LocalSigner, RemoteSigner, Signer};
 use crate::status::{self, LaneView, Observer, RecentLines, Sources};
@@ -281,6 +281,7 @@ fn lane_settings(settings: &Settings, account: AccountId, owner: Arc<str>) -> La
         replace_after: chain.replace_after,
         refused_after: chain.refused_after,
         max_head_age: chain.max_head_age,
+        contract_errors: Arc::new(contract_errors(&settings.admission.routes)),
         errors: Arc::clone(&chain.errors),
         lease_ttl: settings.lease_ttl,
         outage: settings.outage,

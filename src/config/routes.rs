@@ -8,8 +8,8 @@ use serde_json::{Map, Value};
 use crate::config::gas_limits;
 use crate::config::reader::{Findings, Section};
 use crate::model::{Address, Gas, GasRule, Wei};
-use crate::policy::abi::{self, Call, Encoding, Pointer, Source};
-use crate::policy::records::Kept;
+use crate::policy::abi::{self, Call, Encoding, Errors, Pointer, Source};
+use crate::policy::records::{self, Kept};
 use crate::policy::routes::{Amount, Calldata, KeyPattern, Match, Route};
 use crate::policy::schema::Schema;
 
@@ -22,7 +22,7 @@ const OF_A_RECORD: [&str; 1] = ["body"];
 /// What a message must have.
 const OF_A_MATCH: [&str; 4] = ["name", "type", "routing_key", "header"];
 /// What every route may have.
-const OF_ALL: [&str; 1] = ["schema"];
+const OF_ALL: [&str; 2] = ["schema", "errors"];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -85,7 +85,8 @@ fn route(
     );
     let schema = schema(&mut section, folder);
     if mode == Mode::Transaction {
-        return Route { schema, ..carried(name, matches, section, of_a_match) };
+        let errors = errors(&mut section);
+        return Route { schema, errors, ..carried(name, matches, section, of_a_match) };
     }
     let to = section
         .read("to", "the address to call, 0x and 40 hexadecimal digits", Address([0; 20]), |text| text.parse().ok());
@@ -102,13 +103,15 @@ fn route(
         section.fault("value", "is set, and a record takes none; set value = \"0\"");
     }
     let gas = gas(&mut section);
+    let mut errors = errors(&mut section);
     let calldata = match mode {
         Mode::Data | Mode::Transaction => Calldata::Body,
         Mode::Call => {
             let pays = value != Amount::Fixed(Wei(0));
-            call(&mut section, folder, pays).map_or(Calldata::Body, |call| Calldata::Call(Box::new(call)))
+            call(&mut section, folder, pays, &mut errors).map_or(Calldata::Body, |call| Calldata::Call(Box::new(call)))
         }
         Mode::Record => {
+            errors.extend(&records::errors());
             Calldata::Record(section.choice_or("body", Kept::Hash, &[("false", Kept::Hash), ("true", Kept::Body)]))
         }
     };
@@ -118,7 +121,7 @@ fn route(
         Mode::Record => &OF_A_RECORD,
     };
     section.finish(&[of_a_match, &INHERITED, &OF_ALL, of_the_mode].concat());
-    Route { name: name.to_owned(), matches, schema, to: Some(to), value, gas, calldata }
+    Route { name: name.to_owned(), matches, schema, to: Some(to), value, gas, calldata, errors }
 }
 
 /// The message says whom to call, with what and for how much.
@@ -132,7 +135,16 @@ fn carried(name: &str, matches: Match, mut section: Section<'_>, of_a_match: &[&
     }
     section.finish(&[of_a_match, &INHERITED, &OF_ALL].concat());
     let value = Amount::Fixed(Wei(0));
-    Route { name: name.to_owned(), matches, schema: None, to: None, value, gas, calldata: Calldata::Carried }
+    Route {
+        name: name.to_owned(),
+        matches,
+        schema: None,
+        to: None,
+        value,
+        gas,
+        calldata: Calldata::Carried,
+        errors: Errors::default(),
+    }
 }
 
 fn matches(section: &mut Section<'_>) -> Match {
@@ -160,7 +172,7 @@ fn gas(section: &mut Section<'_>) -> GasRule {
 }
 
 /// `None`: it has a fault, which is noted.
-fn call(section: &mut Section<'_>, folder: &Path, pays: bool) -> Option<Call> {
+fn call(section: &mut Section<'_>, folder: &Path, pays: bool, errors: &mut Errors) -> Option<Call> {
     let arguments = match section.take("arguments") {
         None => Some(Vec::new()),
         Some(Value::Array(arguments)) => Some(arguments.into_iter().map(source).collect()),
@@ -177,13 +189,32 @@ fn call(section: &mut Section<'_>, folder: &Path, pays: bool) -> Option<Call> {
     let (key, found) = match file {
         None => ("function", abi::function(&wanted).map_err(|error| format!("{wanted:?} {error}"))),
         Some(file) => {
-            let found =
-                |text: String| abi::function_in(&text, &wanted, pays).map_err(|error| format!("{file} {error}"));
+            let found = |text: String| {
+                errors.add_file(&text);
+                abi::function_in(&text, &wanted, pays).map_err(|error| format!("{file} {error}"))
+            };
             ("abi", text_of(folder, &file).and_then(found))
         }
     };
     let function = found.map_err(|problem| section.fault(key, problem)).ok()?;
     Call::new(function, arguments?).map_err(|problem| section.fault("arguments", problem)).ok()
+}
+
+/// Errors by their signatures.
+fn errors(section: &mut Section<'_>) -> Errors {
+    let mut errors = Errors::default();
+    let Some(value) = section.take("errors") else { return errors };
+    let signatures: Option<Vec<_>> = value.as_array().and_then(|list| list.iter().map(Value::as_str).collect());
+    let Some(signatures) = signatures else {
+        section.fault("errors", "must list signatures, such as [\"InsufficientBalance(uint256,uint256)\"]");
+        return errors;
+    };
+    for signature in signatures {
+        if let Err(problem) = errors.add(signature) {
+            section.fault("errors", format!("{signature:?} {problem}"));
+        }
+    }
+    errors
 }
 
 fn schema(section: &mut Section<'_>, folder: &Path) -> Option<Schema> {
@@ -282,6 +313,8 @@ mod tests {
             ),
             ("mode = \"call\"\nfunction = \"f(bool)\"\narguments = 1", "- route[1].arguments: must be a list"),
             ("mode = \"call\"\nfunction = \"f\"\nabi = \"/none\"", "- route[1].abi: /none cannot be read"),
+            ("errors = [\"E(\"]", "- route[1].errors: \"E(\" is no signature of an error"),
+            ("errors = 1", "- route[1].errors: must list signatures"),
             ("schema = \"/none\"", "- route[1].schema: /none cannot be read"),
             ("value = \"json:/wei\"", "- route[1].value: is \"json:/wei\"; expected an amount"),
             ("header = \"=x\"", "- route[1].header: has no name"),

@@ -108,9 +108,12 @@ impl Lane {
             Ok(data) => match records::taken(transaction.request.calldata(), &data) {
                 Some(taken) => match self.verdict_on_taken(to, &taken).await {
                     LaneVerdict::Failed(cause) => cause,
-                    found => return Some(found),
+                    found @ (LaneVerdict::Found(_)
+                    | LaneVerdict::Succeeded(_)
+                    | LaneVerdict::Cancelled(_)
+                    | LaneVerdict::Displaced(_)) => return Some(found),
                 },
-                None => revert::explain(&data),
+                None => revert::explain(&data, &self.settings.contract_errors),
             },
             Err(cause) => cause,
         };

@@ -9,6 +9,7 @@ use tokio::sync::{Notify, watch};
 use crate::journal::{AccountId, Lease, Leases, Transactions};
 use crate::metrics::LaneMeter;
 use crate::model::{BlockNumber, Fee, Heartbeat, Nonce, PauseReason, Timestamp, Write};
+use crate::policy::abi::Errors;
 use crate::policy::classify::ErrorTable;
 use crate::policy::fee::FeeRules;
 use crate::policy::finality::FinalityRule;
@@ -56,6 +57,8 @@ pub struct LaneSettings {
     /// Without a new block for this long, while transactions wait for one, the chain counts as standing still; `None`:
     /// never.
     pub max_head_age: Option<Duration>,
+    /// What contracts revert with, as far as routes know it.
+    pub contract_errors: Arc<Errors>,
     /// What nodes' texts mean.
     pub errors: Arc<ErrorTable>,
     /// For how long a lease holds without being renewed.

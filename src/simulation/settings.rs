@@ -50,6 +50,7 @@ impl RunSettings {
             is_strict: false,
             limits: Limits::default(),
             permits: Default::default(),
+            contract_errors: Default::default(),
             poll_interval: Duration::from_millis(rng.u64(100..900)),
             resend_after: seconds(4),
             replace_after: seconds(rng.u64(3..9)),

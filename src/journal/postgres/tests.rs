@@ -92,7 +92,7 @@ async fn a_journal_of_a_newer_version_is_refused_and_a_missing_one_told() {
     session(&url).await.run("", newer).await.unwrap();
     for refused in [PostgresJournal::open(&address(&url)).await, PostgresJournal::open_existing(&address(&url)).await] {
         let refused = refused.unwrap_err();
-        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 7 }), "{refused}");
+        assert!(matches!(refused, JournalError::NewerSchema { found: 99, known: 8 }), "{refused}");
     }
 }
 
