@@ -20,7 +20,7 @@ use crate::metrics::{Meters, Metrics, ReplayMeter};
 use crate::model::{Address, Timestamp, ids};
 use crate::pipeline::{Pipeline, PipelineSettings, Seams, Stage, Stops};
 use crate::policy::pause::RetrySchedule;
-use crate::policy::routes::sole_write;
+use crate::policy::routes::{contract_errors, sole_write};
 use crate::reload::{self, Adjustable, Hangups, Reloading};
 use crate::replayer::{OPERATOR, Replayer};
 use crate::settle::SettleSettings;
@@ -324,6 +324,7 @@ fn lane_settings(settings: &Settings, adjustable: &Adjustable, account: AccountI
         batching: Arc::clone(&settings.batching),
         permits: Arc::clone(&settings.admission.permits),
         poll_interval: chain.poll_interval,
+        contract_errors: Arc::new(contract_errors(&settings.admission.routes)),
         errors: Arc::clone(&chain.errors),
         lease_ttl: settings.lease_ttl,
         owner,

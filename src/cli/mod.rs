@@ -26,6 +26,7 @@ mod key;
 mod log;
 mod publish;
 mod recover;
+mod route;
 mod run;
 mod status;
 mod topology;
@@ -78,6 +79,8 @@ enum Command {
     Topology(topology::Arguments),
     /// Publish messages to the work queue, each with an id, each confirmed by the broker.
     Publish(publish::Arguments),
+    /// Tell which route a message would take and what it would ask for; nothing is sent.
+    Route(route::Arguments),
     /// Tell what happened to one request, or how everything stands.
     Status(status::Arguments),
     /// Make, import or look at the key of an account; needs no configuration.
@@ -159,6 +162,7 @@ async fn perform(arguments: Arguments, settings: Settings) -> anyhow::Result<Exi
         Command::Doctor(arguments) => doctor::run(arguments, settings).await,
         Command::Topology(arguments) => topology::run(arguments, settings).await,
         Command::Publish(arguments) => publish::run(arguments, settings).await,
+        Command::Route(arguments) => route::run(&arguments, &settings),
         Command::Status(arguments) => status::run(arguments, settings).await,
         Command::Cancel(arguments) => cancel::run(arguments, settings).await,
         Command::Recover(arguments) => recover::run(arguments, settings).await,

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::config::gas_limits;
 use crate::config::reader::{Findings, Section};
 use crate::model::{Address, Gas, GasRule, Wei};
-use crate::policy::abi::{self, Call, Encoding, Function, Many, Pointer, Source};
+use crate::policy::abi::{self, Call, Encoding, Errors, Function, Many, Pointer, Source};
 use crate::policy::records::{self, Kept};
 use crate::policy::routes::{Amount, Calldata, KeyPattern, Match, Route};
 use crate::policy::schema::Schema;
@@ -22,7 +22,7 @@ const OF_A_RECORD: [&str; 1] = ["body"];
 /// What a message must have.
 const OF_A_MATCH: [&str; 4] = ["name", "type", "routing_key", "header"];
 /// What every route may have.
-const OF_ALL: [&str; 1] = ["schema"];
+const OF_ALL: [&str; 2] = ["schema", "errors"];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -85,7 +85,8 @@ fn route(
     );
     let schema = schema(&mut section, folder);
     if mode == Mode::Transaction {
-        return Route { schema, ..carried(name, matches, section, of_a_match) };
+        let errors = errors(&mut section);
+        return Route { schema, errors, ..carried(name, matches, section, of_a_match) };
     }
     let to = section
         .read("to", "the address to call, 0x and 40 hexadecimal digits", Address([0; 20]), |text| text.parse().ok());
@@ -103,9 +104,10 @@ fn route(
     }
     let gas = gas(&mut section);
     let pays = value != Amount::Fixed(Wei(0));
+    let mut errors = errors(&mut section);
     let (calldata, many) = match mode {
         Mode::Data | Mode::Transaction => (Calldata::Body, None),
-        Mode::Call => match call(&mut section, folder, pays) {
+        Mode::Call => match call(&mut section, folder, pays, &mut errors) {
             Some((call, file)) => {
                 let many = many(&mut section, &call, file.as_deref().map(|file| (folder, file)), pays, gas);
                 (Calldata::Call(Box::new(call)), many)
@@ -113,6 +115,7 @@ fn route(
             None => (Calldata::Body, None),
         },
         Mode::Record => {
+            errors.extend(&records::errors());
             let kept = section.choice_or("body", Kept::Hash, &[("false", Kept::Hash), ("true", Kept::Body)]);
             (Calldata::Record(kept), records::many(kept))
         }
@@ -123,7 +126,7 @@ fn route(
         Mode::Record => &OF_A_RECORD,
     };
     section.finish(&[of_a_match, &INHERITED, &OF_ALL, of_the_mode].concat());
-    Route { name: name.to_owned(), matches, schema, to: Some(to), value, gas, calldata, many }
+    Route { name: name.to_owned(), matches, schema, to: Some(to), value, gas, calldata, many, errors }
 }
 
 /// The message says whom to call, with what and for how much.
@@ -137,8 +140,17 @@ fn carried(name: &str, matches: Match, mut section: Section<'_>, of_a_match: &[&
     }
     section.finish(&[of_a_match, &INHERITED, &OF_ALL].concat());
     let value = Amount::Fixed(Wei(0));
-    let calldata = Calldata::Carried;
-    Route { name: name.to_owned(), matches, schema: None, to: None, value, gas, calldata, many: None }
+    Route {
+        name: name.to_owned(),
+        matches,
+        schema: None,
+        to: None,
+        value,
+        gas,
+        calldata: Calldata::Carried,
+        many: None,
+        errors: Errors::default(),
+    }
 }
 
 fn matches(section: &mut Section<'_>) -> Match {
@@ -166,7 +178,7 @@ fn gas(section: &mut Section<'_>) -> GasRule {
 }
 
 /// With the name of the ABI file, if there is one. `None`: it has a fault, which is noted.
-fn call(section: &mut Section<'_>, folder: &Path, pays: bool) -> Option<(Call, Option<String>)> {
+fn call(section: &mut Section<'_>, folder: &Path, pays: bool, errors: &mut Errors) -> Option<(Call, Option<String>)> {
     let arguments = match section.take("arguments") {
         None => Some(Vec::new()),
         Some(Value::Array(arguments)) => Some(arguments.into_iter().map(source).collect()),
@@ -182,6 +194,11 @@ fn call(section: &mut Section<'_>, folder: &Path, pays: bool) -> Option<(Call, O
     };
     let key = if file.is_some() { "abi" } else { "function" };
     let named = file.as_deref().map(|file| (folder, file));
+    if let Some((folder, file)) = named
+        && let Ok(text) = text_of(folder, file)
+    {
+        errors.add_file(&text);
+    }
     let function = function(&wanted, named, pays).map_err(|problem| section.fault(key, problem)).ok()?;
     let call = Call::new(function, arguments?).map_err(|problem| section.fault("arguments", problem)).ok()?;
     Some((call, file))
@@ -210,6 +227,23 @@ fn many(section: &mut Section<'_>, call: &Call, file: Option<(&Path, &str)>, pay
     let many = found
         .and_then(|function| Many::new(call.function(), &function).map_err(|problem| format!("{wanted:?} {problem}")));
     many.map_err(|problem| section.fault("batch_function", problem)).ok()
+}
+
+/// Errors by their signatures.
+fn errors(section: &mut Section<'_>) -> Errors {
+    let mut errors = Errors::default();
+    let Some(value) = section.take("errors") else { return errors };
+    let signatures: Option<Vec<_>> = value.as_array().and_then(|list| list.iter().map(Value::as_str).collect());
+    let Some(signatures) = signatures else {
+        section.fault("errors", "must list signatures, such as [\"InsufficientBalance(uint256,uint256)\"]");
+        return errors;
+    };
+    for signature in signatures {
+        if let Err(problem) = errors.add(signature) {
+            section.fault("errors", format!("{signature:?} {problem}"));
+        }
+    }
+    errors
 }
 
 fn schema(section: &mut Section<'_>, folder: &Path) -> Option<Schema> {
@@ -324,6 +358,8 @@ mod tests {
             ),
             ("mode = \"call\"\nfunction = \"f(bool)\"\narguments = 1", "- route[1].arguments: must be a list"),
             ("mode = \"call\"\nfunction = \"f\"\nabi = \"/none\"", "- route[1].abi: /none cannot be read"),
+            ("errors = [\"E(\"]", "- route[1].errors: \"E(\" is no signature of an error"),
+            ("errors = 1", "- route[1].errors: must list signatures"),
             ("schema = \"/none\"", "- route[1].schema: /none cannot be read"),
             ("value = \"json:/wei\"", "- route[1].value: is \"json:/wei\"; expected an amount"),
             (

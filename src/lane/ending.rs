@@ -114,7 +114,7 @@ impl Lane {
                     | LaneVerdict::Cancelled(_)
                     | LaneVerdict::Displaced(_)) => return Some(found),
                 },
-                None => revert::explain(&data),
+                None => revert::explain(&data, &self.settings.contract_errors),
             },
             Err(cause) => cause,
         };

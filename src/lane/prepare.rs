@@ -125,7 +125,7 @@ impl Lane {
             Err(ChainError::Node { message, data, .. }) => match self.settings.errors.meaning_of_simulation(&message) {
                 SimulationMeaning::Failed => match data.as_deref().and_then(|data| records::taken(calldata, data)) {
                     Some(taken) => Simulated::Taken(taken),
-                    None => Simulated::Fails(simulation_cause(&message, data.as_deref())),
+                    None => Simulated::Fails(self.simulation_cause(&message, data.as_deref())),
                 },
                 SimulationMeaning::InsufficientFunds => Simulated::NotLooked(PauseReason::InsufficientFunds, message),
                 SimulationMeaning::Unavailable => Simulated::NotLooked(PauseReason::NodeUnreachable, message),
@@ -163,6 +163,13 @@ impl Lane {
                 "gas_above_limit",
                 format!("it takes {gas} gas, limits.gas_per_hour is {most}; raise it and send the request back"),
             )),
+        }
+    }
+
+    fn simulation_cause(&self, message: &str, data: Option<&[u8]>) -> Cause {
+        match data {
+            Some(data) if !data.is_empty() => revert::explain(data, &self.settings.contract_errors),
+            Some(_) | None => Cause::rejected("simulation_failed", message),
         }
     }
 
@@ -262,13 +269,6 @@ impl Lane {
             data: bytes::Bytes::new(),
             fee,
         }
-    }
-}
-
-fn simulation_cause(message: &str, data: Option<&[u8]>) -> Cause {
-    match data {
-        Some(data) if !data.is_empty() => revert::explain(data),
-        Some(_) | None => Cause::rejected("simulation_failed", message),
     }
 }
 

@@ -9,6 +9,7 @@ use tokio::sync::{Notify, watch};
 use crate::journal::{AccountId, Lease, Leases, Transactions};
 use crate::metrics::LaneMeter;
 use crate::model::{BlockNumber, Fee, Heartbeat, Nonce, PauseReason, Timestamp, Write};
+use crate::policy::abi::Errors;
 use crate::policy::batch::Batching;
 use crate::policy::classify::ErrorTable;
 use crate::policy::fee::FeeRules;
@@ -66,6 +67,8 @@ pub struct LaneSettings {
     pub batching: Arc<Batching>,
     /// What may be signed: looked at again, since the operator may have thought better of it.
     pub permits: Arc<Permits>,
+    /// What contracts revert with, as far as routes know it.
+    pub contract_errors: Arc<Errors>,
     /// How often the chain is looked at.
     pub poll_interval: Duration,
     /// What nodes' texts mean.

@@ -5,7 +5,7 @@ use std::fmt;
 
 use alloy_dyn_abi::{DynSolType, DynSolValue, JsonAbiExt, Specifier};
 pub use alloy_json_abi::Function;
-use alloy_json_abi::{JsonAbi, Param, StateMutability};
+use alloy_json_abi::{Error as AbiError, JsonAbi, Param, StateMutability};
 use alloy_primitives::{Address, B256, I256, U256};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -76,6 +76,12 @@ pub struct Misfit {
     found: String,
 }
 
+fn abi_of(file: &str) -> Result<JsonAbi, String> {
+    let json: Value = serde_json::from_str(file).map_err(|error| format!("is not JSON: {error}"))?;
+    let list = json.get("abi").cloned().unwrap_or(json);
+    serde_json::from_value(list).map_err(|error| format!("is no ABI: {error}"))
+}
+
 impl Misfit {
     pub(super) fn new(what: &str, place: &str, expected: &str, found: String) -> Self {
         Self { what: what.to_owned(), place: place.to_owned(), expected: expected.to_owned(), found }
@@ -104,9 +110,7 @@ pub fn function(signature: &str) -> Result<Function, String> {
 /// # Errors
 /// What is wrong with the file, or which functions it has instead.
 pub fn function_in(file: &str, wanted: &str, pays: bool) -> Result<Function, String> {
-    let json: Value = serde_json::from_str(file).map_err(|error| format!("is not JSON: {error}"))?;
-    let list = json.get("abi").cloned().unwrap_or(json);
-    let abi: JsonAbi = serde_json::from_value(list).map_err(|error| format!("is no ABI: {error}"))?;
+    let abi = abi_of(file)?;
     let signature = Function::parse(wanted).map(|function| function.signature()).ok();
     let is_meant = |function: &&Function| function.name == wanted || Some(function.signature()) == signature;
     let found: Vec<_> = abi.functions().filter(is_meant).collect();
@@ -122,6 +126,69 @@ pub fn function_in(file: &str, wanted: &str, pays: bool) -> Result<Function, Str
         StateMutability::Pure | StateMutability::View => Err(format!("says that {wanted} writes nothing")),
         StateMutability::NonPayable if pays => Err(format!("says that {wanted} takes no value")),
         StateMutability::NonPayable | StateMutability::Payable => Ok(function),
+    }
+}
+
+/// Errors of contracts, as revert data hold them.
+#[derive(Debug, Clone, Default)]
+pub struct Errors(Vec<AbiError>);
+
+impl Errors {
+    /// The error with this signature, with or without names: `InsufficientBalance(uint256 available, uint256 required)`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn add(&mut self, signature: &str) -> Result<(), String> {
+        let error = AbiError::parse(signature).map_err(|error| format!("is no signature of an error: {error}"))?;
+        self.0.push(error);
+        Ok(())
+    }
+
+    /// All errors of an ABI file. One that cannot be read has none.
+    pub fn add_file(&mut self, file: &str) {
+        if let Ok(abi) = abi_of(file) {
+            self.0.extend(abi.errors().cloned());
+        }
+    }
+
+    /// Those of others, too.
+    pub fn extend(&mut self, others: &Self) {
+        self.0.extend(others.0.iter().cloned());
+    }
+
+    /// The error that these revert data hold, with its arguments, if it is one of these.
+    pub fn tell(&self, data: &[u8]) -> Option<String> {
+        let (selector, arguments) = data.split_first_chunk::<4>()?;
+        let mut known = self.0.iter().filter(|error| error.selector().0 == *selector);
+        known.find_map(|error| told(&error.name, &error.inputs, arguments))
+    }
+}
+
+/// A name with its arguments, decoded: `transfer(to: 0x…, amount: 5)`.
+fn told(name: &str, inputs: &[Param], arguments: &[u8]) -> Option<String> {
+    let kinds = inputs.iter().map(Specifier::<DynSolType>::resolve).collect::<Result<Vec<_>, _>>().ok()?;
+    let DynSolValue::Tuple(values) = DynSolType::Tuple(kinds).abi_decode_params(arguments).ok()? else { return None };
+    let told = inputs.iter().zip(&values).map(|(input, value)| match input.name.as_str() {
+        "" => text_of(value),
+        name => format!("{name}: {}", text_of(value)),
+    });
+    Some(format!("{name}({})", told.collect::<Vec<_>>().join(", ")))
+}
+
+/// As people write it.
+fn text_of(value: &DynSolValue) -> String {
+    let list = |values: &[DynSolValue]| values.iter().map(text_of).collect::<Vec<_>>().join(", ");
+    match value {
+        DynSolValue::Bool(value) => value.to_string(),
+        DynSolValue::Int(value, _) => value.to_string(),
+        DynSolValue::Uint(value, _) => value.to_string(),
+        DynSolValue::Address(address) => format!("0x{}", hex::encode(address)),
+        DynSolValue::FixedBytes(word, length) => format!("0x{}", hex::encode(word.get(..*length).unwrap_or_default())),
+        DynSolValue::Function(function) => format!("0x{}", hex::encode(function.as_slice())),
+        DynSolValue::Bytes(bytes) => format!("0x{}", hex::encode(bytes)),
+        DynSolValue::String(text) => format!("{text:?}"),
+        DynSolValue::Array(values) | DynSolValue::FixedArray(values) => format!("[{}]", list(values)),
+        DynSolValue::Tuple(values) => format!("({})", list(values)),
     }
 }
 
@@ -190,6 +257,15 @@ impl Call {
     /// Its name and the types of its arguments.
     pub fn signature(&self) -> String {
         self.function.signature()
+    }
+
+    /// These calldata with the names of what they hold, if they are of it.
+    pub fn tell(&self, calldata: &[u8]) -> Option<String> {
+        let (selector, arguments) = calldata.split_first_chunk::<4>()?;
+        if *selector != self.selector() {
+            return None;
+        }
+        told(&self.function.name, &self.function.inputs, arguments)
     }
 
     /// The first bytes of its calldata.
@@ -523,6 +599,31 @@ mod tests {
         assert_eq!(signature("f", true).unwrap_err(), "says that f takes no value");
         assert_eq!(signature("h", false).unwrap_err(), "says that h writes nothing");
         assert!(function_in("{}", "f", false).unwrap_err().starts_with("is no ABI"));
+    }
+
+    #[test]
+    fn errors_and_calls_are_told_with_the_names_of_what_they_hold() {
+        let mut errors = Errors::default();
+        errors.add("InsufficientBalance(uint256 available, uint256 required)").unwrap();
+        errors.add("Other(address,(bytes2,string)[])").unwrap();
+        assert!(errors.add("Broken(").is_err());
+        let data = |signature: &str, arguments: &str| {
+            let hash = alloy_primitives::keccak256(signature);
+            [&hash[..4], &hex::decode(arguments).unwrap()].concat()
+        };
+        let words = format!("{:064x}{:064x}", 1, 2);
+        let told = errors.tell(&data("InsufficientBalance(uint256,uint256)", &words));
+        assert_eq!(told.as_deref(), Some("InsufficientBalance(available: 1, required: 2)"));
+        assert_eq!(errors.tell(&data("InsufficientBalance(uint256,uint256)", &words[..64])), None, "cut off");
+        assert_eq!(errors.tell(&data("Unknown()", "")), None);
+        let mut of_file = Errors::default();
+        of_file.add_file(r#"[{"type":"error","name":"NotAllowed","inputs":[{"name":"n","type":"uint256"}]}]"#);
+        assert_eq!(of_file.tell(&data("NotAllowed(uint256)", &words[..64])).as_deref(), Some("NotAllowed(n: 1)"));
+        let call = call("f(address to, (bytes2, string)[] notes)", Encoding::Hex);
+        let calldata =
+            call.encode(&json!(["0x00000000000000000000000000000000000000aa", [["0x0102", "a\"b"]]])).unwrap();
+        let to = "0x00000000000000000000000000000000000000aa";
+        assert_eq!(call.tell(&calldata).unwrap(), format!("f(to: {to}, notes: [(0x0102, \"a\\\"b\")])"));
     }
 
     #[test]

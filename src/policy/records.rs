@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 
 use crate::model::{Address, Cause, ContentHash, RecordId, RequestId, Topic};
-use crate::policy::abi::{self, Many};
+use crate::policy::abi::{self, Errors, Many};
 
 /// What `scripts/build-contracts.sh` made of the source.
 const ARTEFACT: &str = include_str!("../../contracts/Records.json");
@@ -77,6 +77,13 @@ pub struct Artefact {
     creation: Vec<u8>,
     /// The code that stands in the chain.
     pub runtime: Vec<u8>,
+}
+
+/// What the contract reverts with.
+pub fn errors() -> Errors {
+    let mut errors = Errors::default();
+    errors.add_file(ARTEFACT);
+    errors
 }
 
 /// Under which the contract keeps what a request asks for: the request's id itself where that is `0x` and 64 hexadecimal

@@ -2,12 +2,13 @@
 //! Encoding: Solidity, "Contract ABI Specification" and "Panic via assert and Error via require".
 
 use crate::model::Cause;
+use crate::policy::abi::Errors;
 
 const ERROR_STRING: [u8; 4] = [0x08, 0xc3, 0x79, 0xa0];
 const PANIC: [u8; 4] = [0x4e, 0x48, 0x7b, 0x71];
 
-/// The failure that these revert data mean.
-pub fn explain(data: &[u8]) -> Cause {
+/// The failure that these revert data mean, told with the names of `errors` where it is one of them.
+pub fn explain(data: &[u8], errors: &Errors) -> Cause {
     let Some((selector, arguments)) = data.split_first_chunk::<4>() else {
         let detail =
             if data.is_empty() { "no reason given".to_owned() } else { format!("data 0x{}", hex::encode(data)) };
@@ -21,7 +22,9 @@ pub fn explain(data: &[u8]) -> Cause {
         PANIC => Cause::rejected("panicked", panic_text(arguments)),
         _ => Cause::rejected(
             "reverted_custom",
-            format!("custom error 0x{} with data 0x{}", hex::encode(selector), hex::encode(arguments)),
+            errors.tell(data).unwrap_or_else(|| {
+                format!("custom error 0x{} with data 0x{}", hex::encode(selector), hex::encode(arguments))
+            }),
         ),
     }
 }
@@ -89,7 +92,7 @@ mod tests {
             ("08c379".to_owned(), "reverted", "data 0x08c379"),
         ];
         for (bytes, reason, detail) in cases {
-            let cause = explain(&data(&bytes));
+            let cause = explain(&data(&bytes), &Errors::default());
             assert_eq!(cause.reason, reason);
             assert!(cause.detail.starts_with(detail), "{}", cause.detail);
         }
@@ -103,7 +106,7 @@ mod tests {
             format!("08c379a0{}{}", word(u64::MAX), word(u64::MAX)),
             "4e487b71".to_owned(),
         ] {
-            assert!(explain(&data(&bytes)).detail.contains("read"), "{bytes}");
+            assert!(explain(&data(&bytes), &Errors::default()).detail.contains("read"), "{bytes}");
         }
     }
 }

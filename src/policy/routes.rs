@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::model::message::header;
 use crate::model::{Address, Cause, GasRule, HeaderValue, Message, RequestId, Wei, Write};
-use crate::policy::abi::{Call, Many, Pointer};
+use crate::policy::abi::{Call, Errors, Many, Pointer};
 use crate::policy::carried;
 use crate::policy::records::{self, Kept};
 use crate::policy::schema::Schema;
@@ -33,6 +33,8 @@ pub struct Route {
     pub calldata: Calldata,
     /// What does for many messages what it does for one.
     pub many: Option<Many>,
+    /// What the contract may revert with.
+    pub errors: Errors,
 }
 
 /// What a message must have for a route to be its own. All that is set must fit; with nothing set every message does.
@@ -72,13 +74,25 @@ pub enum Calldata {
     Record(Kept),
 }
 
+/// The first route that is for this message.
+pub fn route_of<'r>(routes: &'r [Route], message: &Message) -> Option<&'r Route> {
+    routes.iter().find(|route| route.matches.is_for(message))
+}
+
+/// What contracts may revert with, as far as any route knows: one may pass on what another said.
+pub fn contract_errors(routes: &[Route]) -> Errors {
+    let mut all = Errors::default();
+    routes.iter().for_each(|route| all.extend(&route.errors));
+    all
+}
+
 /// What the message asks for.
 ///
 /// # Errors
 /// `no_route`; where there is a schema `undecodable` and `schema`; of a transaction in the body also `undecodable` and `bad_transaction`; of a call also `undecodable` and `bad_argument`, and `too_large` where its calldata would have more bytes than
 /// `most_bytes`.
 pub fn write_of(routes: &[Route], id: &RequestId, message: &Message, most_bytes: u64) -> Result<Write, Cause> {
-    let Some(route) = routes.iter().find(|route| route.matches.is_for(message)) else {
+    let Some(route) = route_of(routes, message) else {
         let kind = message.properties.kind.as_deref().unwrap_or_default();
         let detail = format!("no route is for type {kind:?} with routing key {:?}", first_routing_key(message));
         return Err(Cause::invalid(NO_ROUTE, detail));
@@ -145,8 +159,17 @@ impl Route {
     /// The route of every message, where all ask for the same with their bodies.
     pub fn of_all(to: Address, value: Wei, gas: GasRule) -> Self {
         let (value, calldata) = (Amount::Fixed(value), Calldata::Body);
-        let (name, matches) = ("write".to_owned(), Match::default());
-        Self { name, matches, schema: None, to: Some(to), value, gas, calldata, many: None }
+        Self {
+            name: "write".to_owned(),
+            matches: Match::default(),
+            schema: None,
+            to: Some(to),
+            value,
+            gas,
+            calldata,
+            many: None,
+            errors: Errors::default(),
+        }
     }
 }
 
@@ -263,6 +286,7 @@ mod tests {
             gas: GasRule::Fixed(Gas(50_000)),
             calldata,
             many: None,
+            errors: Errors::default(),
         }
     }
 

@@ -63,6 +63,7 @@ impl RunSettings {
             is_strict: false,
             batching: Arc::new(Batching::NONE),
             permits: Arc::default(),
+            contract_errors: Arc::default(),
             poll_interval: Duration::from_millis(rng.u64(100..900)),
             errors: Arc::default(),
             lease_ttl: LEASE,

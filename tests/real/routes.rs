@@ -4,7 +4,7 @@ use lapin::BasicProperties;
 use serde_json::json;
 
 use crate::stage::{BINARY, DEAD, LONG, QUEUE, Stage};
-use crate::support::contracts::{COUNTS_EFFECTS, REVERTS_UNLESS_FLAG, TOKEN};
+use crate::support::contracts::{COUNTS_EFFECTS, REVERTS_CUSTOM, REVERTS_UNLESS_FLAG, TOKEN};
 use crate::support::{WorkerConfig, WorkerHome, with_id};
 
 const TOKEN_AT: &str = "0x00000000000000000000000000000000000000d0";
@@ -45,6 +45,13 @@ async fn a_transfer_and_a_document_hash_are_written_as_the_readme_says() {
     let home = WorkerHome::new(&with_routes(&stage, routes_of_the_readme()).await);
     stage.topology(&home).await;
     let transfer = body_of_the_readme("transfer");
+    let file = home.folder().join("transfer.json");
+    std::fs::write(&file, &transfer).unwrap();
+    let (code, text) = home.command(BINARY, &["route", file.to_str().unwrap(), "--type", "transfer"]).await;
+    let call = "call       transfer(to: 0x00000000000000000000000000000000000000aa, amount: 2500000000000000000)";
+    assert!(code == 0 && text.contains("route      transfers\n") && text.contains(call), "{code} {text}");
+    let (code, text) = home.command(BINARY, &["route", file.to_str().unwrap(), "--type", "other"]).await;
+    assert!(code == 2 && text.contains("refused    invalid.no_route"), "{code} {text}");
     stage.amqp.publish(QUEUE, of_kind("pay", "transfer"), transfer.as_bytes()).await;
     stage.amqp.publish(QUEUE, of_kind("note", "document"), body_of_the_readme("document").as_bytes()).await;
     stage.amqp.publish(QUEUE, of_kind("lost", "other"), b"{}").await;
@@ -126,4 +133,17 @@ async fn bodies_keep_to_the_schema_of_their_route() {
     assert_eq!((letter.id().as_str(), letter.routing_key.as_str()), ("low", "invalid.schema"));
     let detail = letter.header("cw-error-detail").unwrap();
     assert_eq!(detail, "write: /n: it is less than the minimum of 1, found 0");
+}
+
+#[tokio::test]
+async fn an_error_of_the_contracts_own_is_told_by_its_name() {
+    let Some(stage) = Stage::with_blocks().await else { return };
+    let config = stage.config_for(REVERTS_CUSTOM).await.with("write", "errors = [\"NotAllowed(uint256 level)\"]");
+    let home = WorkerHome::new(&config.with("retry", "max_attempts = 1"));
+    stage.topology(&home).await;
+    stage.amqp.publish(QUEUE, of_kind("a", "a"), b"a").await;
+    let _worker = home.start(BINARY);
+    let letter = stage.amqp.wait_for(DEAD, LONG).await;
+    assert_eq!(letter.routing_key, "rejected.reverted_custom");
+    assert_eq!(letter.header("cw-error-detail").unwrap(), "NotAllowed(level: 42)");
 }

@@ -1,0 +1,149 @@
+//! `chainwriter route`: which route a message would take, and what it would ask for. Nothing is sent.
+
+use std::io::Read;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+use serde::Serialize;
+
+use crate::cli::{exit, say};
+use crate::config::Settings;
+use crate::model::failure::cut;
+use crate::model::{Address, BodyHash, GasRule, HeaderValue, Message, Origin, Properties, Write};
+use crate::policy::admission::{Candidate, admit, sheltered};
+use crate::policy::routes::{Calldata, route_of};
+
+/// Of calldata as much is shown, as text.
+const SHOWN_BYTES: usize = 200;
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// The message's body; "-" is standard input.
+    file: String,
+    /// Its AMQP type.
+    #[arg(long = "type", value_name = "TYPE")]
+    kind: Option<String>,
+    /// The exchange that it is published to; none: the default one.
+    #[arg(long, value_name = "EXCHANGE", default_value = "")]
+    exchange: String,
+    /// Its routing key; the work queue's name if not given.
+    #[arg(long, value_name = "KEY")]
+    routing_key: Option<String>,
+    /// A header with a text; may be given several times.
+    #[arg(long, value_name = "NAME=TEXT")]
+    header: Vec<String>,
+    /// Its message_id; the hash of its body if not given.
+    #[arg(long)]
+    id: Option<String>,
+    /// Print it as one JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What would become of it.
+#[derive(Debug, Serialize)]
+struct Outcome {
+    /// `None`: no route is for it.
+    route: Option<String>,
+    request_id: Option<String>,
+    to: Option<Address>,
+    /// Wei, as a decimal text.
+    value: Option<String>,
+    gas: Option<String>,
+    /// With names, where the route knows them.
+    call: Option<String>,
+    calldata: Option<String>,
+    /// `class.reason` of the dead letter that it would be.
+    refused: Option<String>,
+    detail: Option<String>,
+}
+
+pub(super) fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<ExitCode> {
+    let message = message(arguments, settings)?;
+    let rules = &settings.admission;
+    let route = route_of(&rules.routes, &message);
+    let (id, write) = match sheltered(|| admit(rules, &message)) {
+        Ok(Candidate { id, write, .. }) => (Some(id), write),
+        Err(refusal) => (refusal.id, Err(refusal.cause)),
+    };
+    let mut outcome = Outcome {
+        route: route.map(|route| route.name.clone()),
+        request_id: id.map(|id| id.to_string()),
+        to: None,
+        value: None,
+        gas: None,
+        call: None,
+        calldata: None,
+        refused: None,
+        detail: None,
+    };
+    match write {
+        Ok(Write { to, value, gas, data }) => {
+            let data = data.unwrap_or_else(|| message.body.clone());
+            outcome.to = Some(to);
+            outcome.value = Some(value.0.to_string());
+            outcome.gas = Some(match gas {
+                GasRule::Fixed(gas) => gas.to_string(),
+                GasRule::Estimate { margin } => format!("the estimate and {margin} %"),
+            });
+            outcome.call = route.and_then(|route| match &route.calldata {
+                Calldata::Call(call) => call.tell(&data),
+                Calldata::Body | Calldata::Carried | Calldata::Record(_) => None,
+            });
+            outcome.calldata = Some(format!("0x{}", hex::encode(&data)));
+        }
+        Err(cause) => {
+            outcome.refused = Some(cause.routing_key());
+            outcome.detail = Some(cause.detail);
+        }
+    }
+    if arguments.json {
+        say(serde_json::to_string_pretty(&outcome)?);
+    } else {
+        say(outcome.tell().trim_end());
+    }
+    Ok(if outcome.refused.is_none() { ExitCode::SUCCESS } else { ExitCode::from(exit::ANOTHER) })
+}
+
+fn message(arguments: &Arguments, settings: &Settings) -> anyhow::Result<Message> {
+    let mut body = Vec::new();
+    if arguments.file == "-" {
+        std::io::stdin().read_to_end(&mut body).context("standard input cannot be read")?;
+    } else {
+        body = std::fs::read(&arguments.file).with_context(|| format!("{} cannot be read", arguments.file))?;
+    }
+    let header = |text: &String| -> anyhow::Result<(String, HeaderValue)> {
+        let (name, value) = text.split_once('=').with_context(|| format!("{text:?} is no NAME=TEXT"))?;
+        Ok((name.to_owned(), value.into()))
+    };
+    let id = arguments.id.clone().unwrap_or_else(|| BodyHash::of(&body).to_string());
+    let routing_key = arguments.routing_key.clone().unwrap_or_else(|| settings.broker.names.work.clone());
+    Ok(Message {
+        body: body.into(),
+        properties: Properties { message_id: Some(id), kind: arguments.kind.clone(), ..Properties::default() },
+        headers: arguments.header.iter().map(header).collect::<anyhow::Result<_>>()?,
+        origin: Origin { exchange: arguments.exchange.clone(), routing_key },
+    })
+}
+
+impl Outcome {
+    fn tell(&self) -> String {
+        let route = self.route.as_deref().unwrap_or("none is for it");
+        let mut lines = vec![format!("route      {route}")];
+        let mut line = |name: &str, value: &Option<String>| {
+            if let Some(value) = value {
+                lines.push(format!("{name:<10} {value}"));
+            }
+        };
+        line("id", &self.request_id);
+        line("to", &self.to.map(|to| to.to_string()));
+        line("value", &self.value.as_ref().map(|value| format!("{value} wei")));
+        line("gas", &self.gas);
+        line("call", &self.call);
+        line("calldata", &self.calldata.clone().map(|data| cut(data, SHOWN_BYTES)));
+        line("refused", &self.refused);
+        line("because", &self.detail);
+        lines.join("\n")
+    }
+}
