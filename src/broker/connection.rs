@@ -143,6 +143,11 @@ impl Connected {
         self.connection.status().connected()
     }
 
+    /// The broker has said that it takes no messages now.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.connection.status().blocked()
+    }
+
     pub(super) fn vhost(&self) -> &str {
         self.broker.split_once('/').map_or("/", |(_, vhost)| vhost)
     }

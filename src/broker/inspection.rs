@@ -10,6 +10,9 @@ use crate::broker::{BrokerError, TopologyMode};
 /// Where a probe would go, if the broker took it.
 const PROBE: &str = "chainwriter.probe";
 
+/// What a look says of a broker with an alarm.
+pub const TAKES_NO_MESSAGES: &str = "it takes no messages now: its alarm for memory or disk is on";
+
 /// What a look at the broker found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inspection {
@@ -30,6 +33,10 @@ pub struct Inspection {
 pub async fn inspect(settings: &BrokerSettings) -> Result<Inspection, BrokerError> {
     let connected = settings.connect("doctor").await?;
     let inspected = inspect_over(&connected, settings).await;
+    // A connection that has published, as the probes do, is not answered any more then.
+    if connected.is_blocked() {
+        return Err(connected.failed("publish", TAKES_NO_MESSAGES.to_owned()));
+    }
     connected.close().await;
     inspected
 }

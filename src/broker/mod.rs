@@ -19,7 +19,7 @@ mod topology;
 pub use connection::{BrokerSettings, UriSource, check_uri};
 pub use dead_letters::{DeadLetters, Held, Look, MOST_LETTERS, RawLetter, Seen, Ticket};
 pub use depths::{QueueDepth, QueueLook, QueueRole};
-pub use inspection::{Inspection, inspect};
+pub use inspection::{Inspection, TAKES_NO_MESSAGES, inspect};
 pub use letter_json::LetterJsonError;
 pub use publisher::SessionPublisher;
 pub use session::{Broker, BrokerState, Flow, PublishOnly, check};

@@ -54,7 +54,7 @@ fn is_journald() -> bool {
     own.is_ok_and(|own| own == stream)
 }
 
-/// Begins a line with its priority, which journald takes off again (sd-daemon(3)), so that `journalctl -p warning` works.
+/// Begins each line with its priority, which journald takes off again (sd-daemon(3)), so that `journalctl -p warning` works.
 struct WithPriority<F> {
     lines: F,
     for_journald: bool,
@@ -72,10 +72,14 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> std::fmt::Result {
-        if self.for_journald {
-            write!(writer, "<{}>", priority(*event.metadata().level()))?;
+        if !self.for_journald {
+            return self.lines.format_event(context, writer, event);
         }
-        self.lines.format_event(context, writer, event)
+        // Each line is a record of its own to journald.
+        let mut lines = String::new();
+        self.lines.format_event(context, Writer::new(&mut lines), event)?;
+        let priority = priority(*event.metadata().level());
+        lines.lines().try_for_each(|line| writeln!(writer, "<{priority}>{line}"))
     }
 }
 
@@ -95,4 +99,39 @@ fn down_to(level: LevelFilter) -> Targets {
         // lapin reports at error what its callers get as errors, and handle.
         .with_target("lapin", LevelFilter::OFF)
         .with_default(LevelFilter::WARN)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Page(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Page {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn every_line_of_a_record_has_its_priority() {
+        let page = Page::default();
+        let pages = page.clone();
+        let layer = fmt::layer().with_writer(move || pages.clone()).without_time().with_target(false).with_ansi(false);
+        let layer = layer.map_event_format(|lines| WithPriority { lines, for_journald: true });
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            tracing::warn!("the topology is wrong:\n- one\n- another");
+            tracing::info!("more");
+        });
+        let text = String::from_utf8(page.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text, "<4> WARN the topology is wrong:\n<4>- one\n<4>- another\n<6> INFO more\n");
+    }
 }

@@ -11,7 +11,7 @@ use url::Url;
 use crate::broker::{Bind, Names, TopologyMode, UriSource};
 use crate::journal::JournalAddress;
 use crate::lane::OutagePolicy;
-use crate::model::Gas;
+use crate::model::{Gas, GasRule};
 use crate::policy::admission::{AdmissionRules, TextSource};
 use crate::policy::batch::Batching;
 use crate::policy::classify::ErrorTable;
@@ -21,6 +21,7 @@ use crate::policy::limits::Limits;
 use crate::policy::mending::ReplayRule;
 
 mod bind;
+mod dead;
 mod policy;
 mod reader;
 mod reload;
@@ -79,6 +80,23 @@ pub struct Settings {
     pub log: LogSection,
     /// What each key said.
     prints: reload::Prints,
+}
+
+impl Settings {
+    /// What must fit together across sections: the key to change, and why.
+    fn contradictions(&self) -> Vec<(&'static str, String)> {
+        let mut found = Vec::new();
+        for route in &self.admission.routes {
+            if let (GasRule::Fixed(gas), Some(most)) = (route.gas, self.limits.gas_per_hour)
+                && gas > most
+            {
+                let name = &route.name;
+                let problem = format!("is {most}, and {name}.gas is {gas}: no request could ever be written; raise it");
+                found.push(("limits.gas_per_hour", problem));
+            }
+        }
+        found
+    }
 }
 
 /// `[worker]`

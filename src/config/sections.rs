@@ -14,27 +14,26 @@ use crate::config::reader::{Findings, Section, http_url};
 use crate::config::reload::prints;
 use crate::config::secrets::{credential, private_file};
 use crate::config::{
-    BrokerSection, ChainSection, DeadSection, Faults, JournalSection, LogFormat, LogSection, RetrySection, Settings,
-    WorkerSection, bind, id_source, policy, routes, signers,
+    BrokerSection, ChainSection, Faults, JournalSection, LogFormat, LogSection, RetrySection, Settings, WorkerSection,
+    bind, dead, id_source, policy, routes, signers,
 };
 use crate::journal::JournalAddress;
 use crate::lane::OutagePolicy;
-use crate::model::{Gas, GasRule, Wei};
+use crate::model::{Gas, Wei};
 use crate::policy::admission::{AdmissionRules, OrderBy, Ordering, TextSource};
 use crate::policy::batch::{BatchKind, Batching};
 use crate::policy::classify::{ErrorTable, SendMeaning};
 use crate::policy::fee::{FeeMode, FeeRules};
 use crate::policy::finality::FinalityRule;
 use crate::policy::limits::Limits;
-use crate::policy::mending::ReplayRule;
 use crate::policy::permits::Permits;
 use crate::policy::routes::Route;
 
 const MS: Duration = Duration::from_millis(1);
-const SECOND: Duration = Duration::from_secs(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
-const DAY: Duration = Duration::from_secs(86_400);
+pub(super) const DAY: Duration = Duration::from_secs(86_400);
 /// Prices are stored in 63 bits.
 const HIGHEST_FEE: Wei = Wei(9_000_000_000_000_000_000);
 const LARGEST_BODY: u64 = 16 << 20;
@@ -62,7 +61,7 @@ pub(super) fn read(values: Value, folder: &Path) -> Result<Settings, Faults> {
         admission: AdmissionRules { id_source, order_by, routes, max_body_bytes, permits: Arc::new(permits.clone()) },
         fees: fees(Section::new("fees", tables.remove("fees"), &mut findings)),
         limits: limits(Section::new("limits", tables.remove("limits"), &mut findings), &permits),
-        dead: dead(tables.remove("dead"), &mut findings),
+        dead: dead::read(tables.remove("dead"), &mut findings),
         journal: journal(Section::new("journal", tables.remove("journal"), &mut findings)),
         lease_ttl: lease(Section::new("lease", tables.remove("lease"), &mut findings)),
         http_listen: http(Section::new("http", tables.remove("http"), &mut findings)),
@@ -79,23 +78,6 @@ pub(super) fn read(values: Value, folder: &Path) -> Result<Settings, Faults> {
     match findings.into_lines() {
         faults if faults.is_empty() => Ok(settings),
         faults => Err(Faults(faults)),
-    }
-}
-
-impl Settings {
-    /// What must fit together across sections: the key to change, and why.
-    pub(super) fn contradictions(&self) -> Vec<(&'static str, String)> {
-        let mut found = Vec::new();
-        for route in &self.admission.routes {
-            if let (GasRule::Fixed(gas), Some(most)) = (route.gas, self.limits.gas_per_hour)
-                && gas > most
-            {
-                let name = &route.name;
-                let problem = format!("is {most}, and {name}.gas is {gas}: no request could ever be written; raise it");
-                found.push(("limits.gas_per_hour", problem));
-            }
-        }
-        found
     }
 }
 
@@ -377,31 +359,6 @@ fn batching(mut section: Section<'_>, routes: &[Route], keeps_order: bool) -> Ba
     };
     section.finish(&["max_requests", "max_bytes", "max_wait"]);
     batching
-}
-
-fn dead(mut value: Option<Value>, findings: &mut Findings) -> DeadSection {
-    let tables = value.as_mut().and_then(Value::as_object_mut).and_then(|keys| keys.remove("replay"));
-    let mut section = Section::new("dead", value, findings);
-    let look_every = section.duration("look_every", SECOND..=DAY);
-    section.finish(&["look_every", "replay"]);
-    let tables = match tables {
-        None => Vec::new(),
-        Some(Value::Array(tables)) => tables,
-        Some(_) => {
-            findings.add("dead.replay", "must be a list of tables: [[dead.replay]]");
-            Vec::new()
-        }
-    };
-    let rules = tables.into_iter().enumerate().filter_map(|(index, table)| {
-        let mut section = Section::new(&format!("dead.replay[{}]", index + 1), Some(table), findings);
-        let cause = section.text("cause").unwrap_or_default();
-        let after = section.duration("after", SECOND..=365 * DAY);
-        let up_to = section.number("up_to", 1..=100);
-        let rule = ReplayRule::new(&cause, after, up_to).map_err(|problem| section.fault("cause", problem)).ok();
-        section.finish(&["cause", "after", "up_to"]);
-        rule
-    });
-    DeadSection { look_every, rules: rules.collect() }
 }
 
 fn journal(mut section: Section<'_>) -> JournalSection {

@@ -1,7 +1,7 @@
 //! Following the chain: what a new block changes.
 
 use tokio::time::Instant;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::chain::{BlockTag, ChainError, Header};
 use crate::journal::{JournalError, Lease};
@@ -68,6 +68,9 @@ impl Lane {
         self.window.note_head(head.number, count);
         if self.next_nonce.is_none_or(|next| next < count) {
             // What is above our own next nonce was used by another program.
+            if let Some(next) = self.next_nonce {
+                warn!(account = %self.signer.address(), tx.nonce = %next, chain.count = %count, "another program uses this account: it has taken nonces that nothing was signed for; give the worker a key of its own");
+            }
             self.next_nonce = Some(self.journal.raise_next_nonce(lease, count).await?);
         }
         self.head = Some(head);

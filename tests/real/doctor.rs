@@ -8,7 +8,9 @@ use serde_json::{Value, json};
 use crate::databases::shared_journal;
 use crate::stage::{BINARY, DEAD, EVENTS, QUEUE, Stage, wait_log};
 use crate::support::contracts::SINK as ACCEPTS;
-use crate::support::{ACCOUNTS, Postgres, PostgresConfig, Reply, ScriptedNode, WorkerHome, postgres_is_here, with_id};
+use crate::support::{
+    ACCOUNTS, AnvilConfig, Postgres, PostgresConfig, Reply, ScriptedNode, WorkerHome, postgres_is_here, with_id,
+};
 
 /// The exit code, and the lines.
 async fn doctor(home: &WorkerHome) -> (i32, String) {
@@ -141,6 +143,48 @@ async fn rights_that_a_worker_lacks_are_named() {
     let (code, text) = doctor(&home).await;
     assert_eq!(code, 0, "{text}");
     assert_line(&text, "note  broker: this user may not see the settings of", &["queue acme.writes.wait.5s"]);
+    home.configure(&config.with("broker", "topology = \"declare\""));
+    let (code, text) = doctor(&home).await;
+    assert_eq!(code, 69, "{text}");
+    assert_line(&text, "fail  broker: the user may not configure ", &["queue acme.writes,", "topology = \"verify\""]);
+}
+
+#[tokio::test]
+async fn a_broker_with_an_alarm_is_told_from_one_that_is_away() {
+    let Some(stage) = Stage::with_own_broker(AnvilConfig::default()).await else { return };
+    let home = WorkerHome::new(&stage.config());
+    stage.topology(&home).await;
+    stage.rabbit.raise_memory_alarm().await.unwrap();
+    let (code, text) = doctor(&home).await;
+    assert_eq!(code, 69, "{text}");
+    assert_line(&text, "fail  broker: ", &["its alarm for memory or disk is on", "rabbitmq-diagnostics alarms"]);
+    assert_sound_but_for(&text, "broker: ");
+    stage.rabbit.clear_memory_alarm().await.unwrap();
+    assert_eq!(doctor(&home).await.0, 0);
+}
+
+#[tokio::test]
+async fn two_runs_of_one_name_and_other_versions_are_told() {
+    let Some(stage) = Stage::set().await else { return };
+    let home = WorkerHome::new(&stage.config());
+    stage.topology(&home).await;
+    let (mut one, mut two) = (home.start(BINARY), home.start(BINARY));
+    for worker in [&one, &two] {
+        wait_log(worker, "chainwriter 0.").await;
+        wait_log(worker, "the instances that share the journal instances=2").await;
+    }
+    let (code, text) = doctor(&home).await;
+    assert_eq!(code, 0, "{text}");
+    assert_line(&text, "warn  instances: two runs are called acme/", &["give each its own worker.instance"]);
+    assert_eq!(two.stop().await.code(), Some(0));
+    // As one of an older version shows itself.
+    let add = "INSERT INTO instances SELECT 'acme/old/1', 'acme/old', host, '0.0.9', schema, started_at, attended_at, \
+               3600000, accounts FROM instances";
+    rusqlite::Connection::open(home.journal_file()).unwrap().execute(add, ()).unwrap();
+    let (code, text) = doctor(&home).await;
+    assert_eq!(code, 0, "{text}");
+    assert_line(&text, "note  instances: they run with the versions 0.0.9, 0.", &[]);
+    assert_eq!(one.stop().await.code(), Some(0));
 }
 
 #[tokio::test]

@@ -91,3 +91,22 @@ async fn a_foreign_transaction_is_found_without_the_state_of_old_blocks_and_name
     let transactions = stage.transactions_of(0).await;
     assert_eq!((transactions.len(), &transactions[1].1), (2, &calldata(b"mine")));
 }
+
+/// Nothing is lost by it, and nobody would know.
+#[tokio::test]
+async fn nonces_that_another_program_takes_between_writes_are_told() {
+    let Some(stage) = Stage::set().await else { return };
+    let home = WorkerHome::new(&stage.config());
+    stage.topology(&home).await;
+    let mut worker = home.start(BINARY);
+    wait_log(&worker, "deliveries flow").await;
+    stage.amqp.publish(QUEUE, with_id("order-1"), b"one").await;
+    stage.wait_nonce(0, 1).await;
+    let foreign = json!([{ "from": ACCOUNTS[0].0, "to": ACCOUNTS[1].0, "value": "0x1" }]);
+    stage.anvil.rpc().call("eth_sendTransaction", foreign).await.unwrap();
+    wait_log(&worker, "another program uses this account: it has taken nonces that nothing was signed for").await;
+    stage.amqp.publish(QUEUE, with_id("order-2"), b"two").await;
+    stage.wait_nonce(0, 3).await;
+    assert_eq!(worker.log().matches("another program uses this account").count(), 1, "{}", worker.log());
+    assert_eq!(worker.stop().await.code(), Some(0));
+}

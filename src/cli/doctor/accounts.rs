@@ -22,12 +22,40 @@ const LEAST_GAS: Gas = Gas(21_000);
 /// A request that is written for longer than so many replacements may take is stuck.
 const REPLACEMENTS: u32 = 10;
 
-/// `journal` is nothing where it could not be read, or is not there yet.
-pub(super) async fn examine(settings: &Settings, journal: Option<&JournalOverview>) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    // Told with the node, if it cannot be made.
-    let chain = NodeClient::new(&client_settings(settings)).ok();
+/// What the node says of an account.
+pub(super) struct InChain {
+    balance: Wei,
+    /// Transactions in blocks, and with those in the pools.
+    count: Nonce,
+    pending: Nonce,
+}
+
+/// For each signer; nothing where the node does not answer: that is told with the node.
+pub(super) async fn in_chain(settings: &Settings) -> Vec<Option<InChain>> {
+    let Ok(chain) = NodeClient::new(&client_settings(settings)) else { return Vec::new() };
+    let mut found = Vec::new();
     for signer in &settings.signers {
+        found.push(look_up(&chain, signer.address()).await);
+    }
+    found
+}
+
+async fn look_up(chain: &NodeClient, account: Address) -> Option<InChain> {
+    let balance = chain.balance(account).await.ok()?;
+    let count = chain.transaction_count(account, BlockTag::Latest).await.ok()?;
+    let pending = chain.pending_counts(account).await.into_iter();
+    let pending = pending.filter_map(|(_, count)| count.ok()).max().unwrap_or(count);
+    Some(InChain { balance, count, pending })
+}
+
+/// `in_chain` was asked for before the journal, which is nothing where it could not be read, or is not there yet.
+pub(super) async fn examine(
+    settings: &Settings,
+    in_chain: &[Option<InChain>],
+    journal: Option<&JournalOverview>,
+) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (place, signer) in settings.signers.iter().enumerate() {
         if let SignerSection::Remote(remote) = signer {
             findings.push(key_at_server(remote).await);
         }
@@ -35,8 +63,9 @@ pub(super) async fn examine(settings: &Settings, journal: Option<&JournalOvervie
         let known = journal.and_then(|journal| {
             journal.accounts.iter().find(|known| (known.chain_id, known.address) == (settings.chain.id, account))
         });
-        if let Some(chain) = &chain {
-            findings.extend(in_chain(settings, chain, account, known).await);
+        if let Some(Some(InChain { balance, count, pending })) = in_chain.get(place) {
+            findings.push(money(settings, account, *balance));
+            findings.push(nonces(account, *count, *pending, known));
         }
         findings.extend(known.and_then(|known| stuck(known, settings.chain.replace_after)));
     }
@@ -61,22 +90,6 @@ async fn key_at_server(settings: &RemoteSettings) -> Finding {
     let listed = if listed.is_empty() { "none".to_owned() } else { listed.join(", ") };
     Finding::fail(AREA, format!("{label} has no key of {wanted}; it has {} keys: {listed}", accounts.len()))
         .mend("correct the signer's address, or load the key")
-}
-
-/// Nothing where the node does not answer: that is told with the node.
-async fn in_chain(
-    settings: &Settings,
-    chain: &NodeClient,
-    account: Address,
-    known: Option<&AccountOverview>,
-) -> Vec<Finding> {
-    let (balance, nonce) = (chain.balance(account).await, chain.transaction_count(account, BlockTag::Latest).await);
-    let (Ok(balance), Ok(nonce)) = (balance, nonce) else { return Vec::new() };
-    let mut findings = vec![money(settings, account, balance)];
-    let pending = chain.pending_counts(account).await.into_iter();
-    let pending = pending.filter_map(|(_, count)| count.ok()).max().unwrap_or(nonce);
-    findings.push(nonces(account, nonce, pending, known));
-    findings
 }
 
 fn money(settings: &Settings, account: Address, balance: Wei) -> Finding {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::app::broker_settings;
-use crate::broker::{self, BrokerError, Inspection, QueueLook, QueueRole};
+use crate::broker::{self, BrokerError, Inspection, QueueLook, QueueRole, TAKES_NO_MESSAGES, TopologyMode};
 use crate::cli::doctor::finding::Finding;
 use crate::cli::doctor::spell;
 use crate::config::Settings;
@@ -17,7 +17,7 @@ pub(super) async fn examine(settings: &Settings) -> Vec<Finding> {
         Ok(inspection) => inspection,
         Err(error) => return vec![unreachable(&error)],
     };
-    let mut findings = topology(&inspection);
+    let mut findings = topology(&inspection, settings.broker.topology);
     findings.push(rights(&inspection));
     findings.push(consumer_timeout(settings.broker.max_hold));
     findings.push(unseen_over_amqp(&inspection.vhost, &settings.broker.names.work));
@@ -27,7 +27,9 @@ pub(super) async fn examine(settings: &Settings) -> Vec<Finding> {
 
 fn unreachable(error: &BrokerError) -> Finding {
     let text = error.to_string();
-    let mend = if text.contains("ACCESS_REFUSED") {
+    let mend = if text.contains(TAKES_NO_MESSAGES) {
+        "see which with `rabbitmq-diagnostics alarms`, and make room: until then nothing is published, and nothing is lost"
+    } else if text.contains("ACCESS_REFUSED") {
         "correct user and password in broker.uri, or give the user rights on the virtual host with `rabbitmqctl set_permissions`"
     } else if text.contains("NOT_ALLOWED") || text.contains("not found") {
         "correct the virtual host in broker.uri, or make it with `rabbitmqctl add_vhost`"
@@ -37,7 +39,7 @@ fn unreachable(error: &BrokerError) -> Finding {
     Finding::fail(AREA, text).mend(mend)
 }
 
-fn topology(inspection: &Inspection) -> Vec<Finding> {
+fn topology(inspection: &Inspection, mode: TopologyMode) -> Vec<Finding> {
     let Inspection { vhost, faults, unseen, .. } = inspection;
     if !faults.is_empty() {
         return faults.iter().map(|fault| Finding::fail(AREA, fault.trim_start_matches("- "))).collect();
@@ -45,6 +47,14 @@ fn topology(inspection: &Inspection) -> Vec<Finding> {
     let connected = format!("connected to virtual host {vhost}");
     if unseen.is_empty() {
         return vec![Finding::ok(AREA, format!("{connected}, its topology is as it must be"))];
+    }
+    if mode == TopologyMode::Declare {
+        let what =
+            format!("the user may not configure {}, which broker.topology = \"declare\" does", unseen.join(", "));
+        return vec![Finding::fail(AREA, what).mend(format!(
+            "give it the right: `rabbitmqctl set_permissions -p {vhost} USER CONFIGURE WRITE READ`; or have an operator run \
+             `chainwriter topology apply`, and set broker.topology = \"verify\""
+        ))];
     }
     vec![
         Finding::ok(AREA, format!("{connected}, all queues and exchanges are there")),

@@ -58,9 +58,11 @@ async fn examine(settings: &Settings) -> Vec<Finding> {
     let mut findings = examine_settings(settings);
     findings.extend(broker::examine(settings).await);
     findings.extend(node::examine(settings).await);
+    // The chain first: what is written meanwhile is in the journal before it is there.
+    let in_chain = accounts::in_chain(settings).await;
     let journal = JournalLook::take(settings).await;
     findings.extend(journal.findings);
-    findings.extend(accounts::examine(settings, journal.overview.as_ref()).await);
+    findings.extend(accounts::examine(settings, &in_chain, journal.overview.as_ref()).await);
     findings
 }
 

@@ -100,7 +100,8 @@ fn served(settings: &Settings, label: &str, head: &Header) -> Finding {
     let what = format!("chain {}, newest block {} of {} ago, at {label}", settings.chain.id, head.number, spell(age));
     if age > settings.chain.max_head_age.unwrap_or(OLD_HEAD) {
         return Finding::warn(AREA, what).mend(
-            "blocks do not come: see the node's log and its peers, unless the chain makes blocks for transactions only",
+            "blocks do not come: see the node's log and its peers; or this host's clock is wrong: see `timedatectl`; unless the \
+             chain makes blocks for transactions only",
         );
     }
     Finding::ok(AREA, what)

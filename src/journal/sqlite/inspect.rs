@@ -6,7 +6,7 @@ use rusqlite::Connection;
 use crate::journal::columns::number;
 use crate::journal::rows::{attempt_history, incident, request_history, transaction_history};
 use crate::journal::sqlite::rows::prepare;
-use crate::journal::sqlite::{SqliteJournal, cancellations, letters, storage};
+use crate::journal::sqlite::{SqliteJournal, cancellations, letters, mode_concern};
 use crate::journal::{
     CancelWish, History, Incident, JournalCondition, JournalOverview, Result, TransactionHistory, Upkeep, WishAnswer,
     overview,
@@ -48,16 +48,8 @@ impl Upkeep for SqliteJournal {
     }
 
     async fn condition(&self) -> Result<JournalCondition> {
-        let mode = self.readers.read(|connection| {
-            let read = connection.query_row("PRAGMA journal_mode", [], |row| row.get::<_, String>(0));
-            read.map_err(|error| storage("read its mode", error))
-        });
-        let mode = mode.await?;
-        let concern = format!(
-            "its file is in the mode {mode:?} in place of \"wal\": the file system cannot share memory between \
-             processes; put the journal on a local disk"
-        );
-        Ok(JournalCondition { concerns: (mode != "wal").then_some(concern).into_iter().collect(), clock: None })
+        let concern = self.readers.read(mode_concern).await?;
+        Ok(JournalCondition { concerns: concern.into_iter().collect(), clock: None })
     }
 
     async fn close(&self) {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
+use tracing::warn;
 
 use crate::journal::columns::number;
 use crate::journal::{JournalError, Result};
@@ -84,6 +85,9 @@ impl SqliteJournal {
             let file = make_private(&path).map_err(|error| storage("open the journal file", error))?;
             let mut writing = connect(&file).map_err(|error| storage("open", error))?;
             migrate(&mut writing, MIGRATIONS)?;
+            if let Some(concern) = mode_concern(&writing)? {
+                warn!("the journal: {concern}");
+            }
             with_readers(writing, &file)
         })
         .await
@@ -190,6 +194,18 @@ fn connect_once(file: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
+/// SQLite keeps another mode, without an error, where the file system has no shared memory for the write-ahead log.
+fn mode_concern(connection: &Connection) -> Result<Option<String>> {
+    let read = connection.query_row("PRAGMA journal_mode", [], |row| row.get::<_, String>(0));
+    let mode = read.map_err(|error| storage("read its mode", error))?;
+    Ok((mode != "wal").then(|| {
+        format!(
+            "its file is in the mode {mode:?} in place of \"wal\": the file system cannot share memory between \
+             processes; put the journal on a local disk"
+        )
+    }))
+}
+
 fn with_readers(writing: Connection, file: &Path) -> Result<Connections> {
     let open = |_| {
         let connection = open_file(file, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
@@ -270,6 +286,15 @@ mod tests {
             let file = file.unwrap();
             assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", file.path());
         }
+    }
+
+    #[tokio::test]
+    async fn a_journal_without_a_write_ahead_log_is_a_concern() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = SqliteJournal::open(&folder.path().join("journal.db")).await.unwrap();
+        assert_eq!(crate::journal::Upkeep::condition(&journal).await.unwrap().concerns, [""; 0]);
+        let other = Connection::open_in_memory().unwrap();
+        assert!(mode_concern(&other).unwrap().unwrap().contains("in the mode \"memory\""));
     }
 
     #[tokio::test]
