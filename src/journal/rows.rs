@@ -17,7 +17,7 @@ use crate::model::event::FinalTransaction;
 use crate::model::{
     Address, Attempt, AttemptKind, BlockHash, BlockNumber, BodyHash, Cause, FailureClass, Fee, Gas, GasRule,
     Generation, Headers, Message, Nonce, Origin, Properties, RequestId, RequestState, SignedTransaction, Timestamp,
-    TransactionState, TxHash, Wei, Write,
+    TransactionState, TxHash, Wei, Write, WriteHash,
 };
 use crate::policy::arrival::Known;
 
@@ -133,7 +133,7 @@ fn body(row: &impl Columns) -> Result<Bytes> {
 
 /// The columns that [`queued_request`] reads.
 pub(super) const QUEUED_COLUMNS: &str = "r.seq, r.id, r.replay, r.retry, r.turn, r.received_at, r.body, r.body_hash, r.write_to, r.write_value, r.write_gas, \
-     r.write_margin, r.write_data, r.reply_to, r.correlation_id";
+     r.write_margin, r.write_data, r.write_hash, r.reply_to, r.correlation_id";
 
 pub(super) fn queued_request(row: &impl Columns) -> Result<QueuedRequest> {
     Ok(QueuedRequest {
@@ -155,7 +155,12 @@ fn write(row: &impl Columns) -> Result<Option<Write>> {
         None => GasRule::Estimate { margin: unsigned(row, "request", "write_margin")? },
     };
     let data = row.bytes("write_data").map_err(|detail| corrupt("request", detail))?.map(Bytes::copy_from_slice);
-    Ok(Some(Write { to, value: amount("request", &text(row, "request", "write_value")?)?, gas, data }))
+    let write = Write { to, value: amount("request", &text(row, "request", "write_value")?)?, gas, data };
+    // None where a version has stored it that had no hashes of it.
+    match optional_fixed(row, "request", "write_hash", WriteHash::from_slice)? {
+        Some(hash) if hash != write.hash() => Err(corrupt("request", "what it asks for is not what was stored")),
+        Some(_) | None => Ok(Some(write)),
+    }
 }
 
 /// What was paid in a slot of a day, and what its gas may have cost.
