@@ -2,7 +2,7 @@
 
 use crate::chain::transaction_hash;
 use crate::journal::{AccountId, JournalError, LiveTransaction, StoredNonce, Transactions, Which};
-use crate::model::{Attempt, Nonce};
+use crate::model::{Attempt, AttemptKind, Nonce};
 
 /// Live transactions by nonce, without holes among them that the journal should not have.
 ///
@@ -14,6 +14,7 @@ where
 {
     let live = journal.live_transactions(account).await?;
     check(live.iter().flat_map(|transaction| &transaction.attempts))?;
+    live.iter().try_for_each(check_calldata)?;
     Ok(live)
 }
 
@@ -48,6 +49,20 @@ where
     Ok(fillers)
 }
 
+/// What a batch would be signed with again must be what it was signed with first.
+fn check_calldata(live: &LiveTransaction) -> Result<(), JournalError> {
+    let Some(data) = &live.data else { return Ok(()) };
+    let holds = |attempt: &Attempt| {
+        let raw = &attempt.signed.raw;
+        attempt.kind == AttemptKind::Write && raw.windows(data.len().max(1)).any(|bytes| bytes == data)
+    };
+    if live.attempts.iter().any(holds) {
+        return Ok(());
+    }
+    let detail = format!("the calldata of nonce {} is not that of its attempts", live.nonce);
+    Err(JournalError::Corrupt { what: "transaction", detail })
+}
+
 fn check<'a>(attempts: impl Iterator<Item = &'a Attempt>) -> Result<(), JournalError> {
     for attempt in attempts {
         if transaction_hash(&attempt.signed.raw) != attempt.signed.hash {
@@ -56,4 +71,53 @@ fn check<'a>(attempts: impl Iterator<Item = &'a Attempt>) -> Result<(), JournalE
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::journal::{QueuedRequest, ReplyAddress, RequestSeq};
+    use crate::model::{Address, Fee, Gas, Generation, RequestId, SignedTransaction, Timestamp, TxHash, Wei};
+
+    fn batch(data: &'static [u8], kinds: &[AttemptKind]) -> LiveTransaction {
+        let attempt = |kind: &AttemptKind| Attempt {
+            kind: *kind,
+            signed: SignedTransaction { hash: TxHash([1; 32]), raw: Bytes::from_static(b"head, calldata, tail") },
+            fee: Fee::Legacy { gas_price: Wei(1) },
+            signed_at: Timestamp(0),
+        };
+        let request = QueuedRequest {
+            seq: RequestSeq(1),
+            id: RequestId::new("a").unwrap(),
+            generation: Generation::default(),
+            turn: 1,
+            received_at: Timestamp(0),
+            body: Bytes::new(),
+            write: None,
+            is_alone: false,
+            reply: ReplyAddress::default(),
+            trace: None,
+        };
+        LiveTransaction {
+            request,
+            others: Vec::new(),
+            nonce: Nonce(0),
+            to: Address([1; 20]),
+            value: Wei(0),
+            data: Some(Bytes::from_static(data)),
+            gas: Gas(21_000),
+            attempts: kinds.iter().map(attempt).collect(),
+        }
+    }
+
+    #[test]
+    fn calldata_of_a_batch_that_changed_on_disk_is_noticed() {
+        use AttemptKind::{Cancel, Write};
+        assert!(check_calldata(&batch(b"calldata", &[Write, Cancel])).is_ok());
+        assert!(check_calldata(&batch(b"caldata", &[Write, Cancel])).is_err());
+        assert!(check_calldata(&batch(b"calldata", &[Cancel])).is_err(), "a cancellation has none");
+        assert!(check_calldata(&LiveTransaction { data: None, ..batch(b"", &[Cancel]) }).is_ok());
+    }
 }

@@ -8,5 +8,8 @@ CREATE TABLE spent_wei (
     PRIMARY KEY (chain_id, quarter)
 ) STRICT, WITHOUT ROWID;
 
+-- SHA-256 of all that a request asks for: what was torn or edited is not signed. None where an older version has stored it.
+ALTER TABLE requests ADD COLUMN write_hash BLOB CHECK (length(write_hash) = 32);
+
 -- Requests that the policy refuses fail with a class that older programs do not know.
 UPDATE counters SET value = 11 WHERE name = 'oldest_schema';

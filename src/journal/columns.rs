@@ -106,6 +106,7 @@ pub(super) struct StoredWrite<'w> {
     pub(super) gas: Option<i64>,
     pub(super) margin: Option<i64>,
     pub(super) data: Option<&'w [u8]>,
+    pub(super) hash: Option<Vec<u8>>,
 }
 
 pub(super) fn stored_write(write: Option<&Write>) -> Result<StoredWrite<'_>> {
@@ -120,6 +121,7 @@ pub(super) fn stored_write(write: Option<&Write>) -> Result<StoredWrite<'_>> {
         gas,
         margin,
         data: write.data.as_deref(),
+        hash: Some(write.hash().as_bytes().to_vec()),
     })
 }
 

@@ -18,7 +18,7 @@ use crate::model::event::{BatchPlace, FinalTransaction};
 use crate::model::{
     Address, Attempt, AttemptKind, BlockHash, BlockNumber, BodyHash, Cause, FailureClass, Fee, Gas, GasRule,
     Generation, Headers, Message, Nonce, Origin, Properties, RequestId, RequestState, SignedTransaction, Timestamp,
-    TraceContext, TransactionState, TxHash, Wei, Write,
+    TraceContext, TransactionState, TxHash, Wei, Write, WriteHash,
 };
 use crate::policy::arrival::Known;
 
@@ -135,7 +135,7 @@ fn body(row: &impl Columns) -> Result<Bytes> {
 
 /// The columns that [`queued_request`] reads.
 pub(super) const QUEUED_COLUMNS: &str = "r.seq, r.id, r.replay, r.retry, r.turn, r.received_at, r.body, r.body_hash, r.write_to, r.write_value, r.write_gas, \
-     r.write_margin, r.write_data, r.is_alone, r.reply_to, r.correlation_id, r.traceparent, r.tracestate";
+     r.write_margin, r.write_data, r.write_hash, r.is_alone, r.reply_to, r.correlation_id, r.traceparent, r.tracestate";
 
 pub(super) fn queued_request(row: &impl Columns) -> Result<QueuedRequest> {
     Ok(QueuedRequest {
@@ -159,7 +159,12 @@ fn write(row: &impl Columns) -> Result<Option<Write>> {
         None => GasRule::Estimate { margin: unsigned(row, "request", "write_margin")? },
     };
     let data = optional_bytes(row, "request", "write_data")?;
-    Ok(Some(Write { to, value: amount("request", &text(row, "request", "write_value")?)?, gas, data }))
+    let write = Write { to, value: amount("request", &text(row, "request", "write_value")?)?, gas, data };
+    // None where a version has stored it that had no hashes of it.
+    match optional_fixed(row, "request", "write_hash", WriteHash::from_slice)? {
+        Some(hash) if hash != write.hash() => Err(corrupt("request", "what it asks for is not what was stored")),
+        Some(_) | None => Ok(Some(write)),
+    }
 }
 
 fn optional_bytes(row: &impl Columns, what: &'static str, name: &'static str) -> Result<Option<Bytes>> {

@@ -105,6 +105,10 @@ fixed_bytes!(
 );
 
 fixed_bytes!(
+    /// SHA-256 of all that a request asks for: tells what was torn or edited.
+    WriteHash, 32
+);
+fixed_bytes!(
     /// What a record is kept under in the contract `Records`.
     RecordId, 32
 );

@@ -14,7 +14,7 @@ pub use event::{Event, EventKind};
 pub use failure::{Cause, FailureClass, PauseReason};
 pub use ids::{
     Address, BlockHash, BlockNumber, BodyHash, ContentHash, Gas, Nonce, OrderKey, RecordId, RequestId, Timestamp,
-    Topic, TxHash, Wei,
+    Topic, TxHash, Wei, WriteHash,
 };
 pub use message::{HeaderValue, Headers, Message, Origin, Properties};
 pub use progress::Heartbeat;

@@ -1,8 +1,9 @@
 //! What a request asks for: who is called, with what and for how much.
 
 use bytes::Bytes;
+use sha2::{Digest, Sha256};
 
-use crate::model::ids::{Address, Gas, Wei};
+use crate::model::ids::{Address, Gas, Wei, WriteHash};
 
 /// How much gas a request gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,4 +29,44 @@ pub struct Write {
     pub gas: GasRule,
     /// The calldata; `None`: the body.
     pub data: Option<Bytes>,
+}
+
+impl Write {
+    /// Another hash for whatever is different in it.
+    pub fn hash(&self) -> WriteHash {
+        let (kind, gas) = match self.gas {
+            GasRule::Estimate { margin } => (0_u8, u64::from(margin)),
+            GasRule::Fixed(gas) => (1, gas.0),
+        };
+        let mut hasher = Sha256::new();
+        hasher.update(self.to.as_bytes());
+        hasher.update(self.value.0.to_be_bytes());
+        hasher.update([kind]);
+        hasher.update(gas.to_be_bytes());
+        hasher.update([u8::from(self.data.is_some())]);
+        hasher.update(self.data.as_deref().unwrap_or_default());
+        WriteHash(hasher.finalize().into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_is_different_has_another_hash() {
+        let write = Write { to: Address([1; 20]), value: Wei(1), gas: GasRule::Fixed(Gas(30_000)), data: None };
+        let others = [
+            Write { to: Address([2; 20]), ..write.clone() },
+            Write { value: Wei(2), ..write.clone() },
+            Write { gas: GasRule::Fixed(Gas(30_001)), ..write.clone() },
+            Write { gas: GasRule::Estimate { margin: 30_000 }, ..write.clone() },
+            Write { data: Some(Bytes::new()), ..write.clone() },
+            Write { data: Some(Bytes::from_static(b"a")), ..write.clone() },
+        ];
+        let mut hashes: Vec<_> = others.iter().chain([&write]).map(Write::hash).collect();
+        hashes.sort_unstable();
+        hashes.dedup();
+        assert_eq!(hashes.len(), others.len() + 1);
+    }
 }

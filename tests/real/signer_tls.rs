@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex};
 use serde_json::{Value, json};
 
 use crate::stage::{BINARY, LONG, QUEUE, Stage};
-use crate::support::{ACCOUNTS, FilteringNode, Say, TlsFront, WorkerConfig, WorkerHome, wait_until, with_id};
+use crate::support::{
+    ACCOUNTS, Anvil, AnvilConfig, FilteringNode, Say, TlsFront, WorkerConfig, WorkerHome, wait_until, with_id,
+};
 use crate::tls::{authority, certificate, certificate_for};
 
 /// Two authorities, and certificates of the first: the server's, the worker's, and one that is over.
@@ -84,7 +86,9 @@ async fn an_answer_over_tls_is_held_to_what_was_asked_for() {
     let folder = folder.path();
     certificates(folder);
     let wrong = Arc::new(Mutex::new(("", Value::Null)));
-    let (anvil, does) = (stage.anvil.rpc(), Arc::clone(&wrong));
+    // The same keys, on another chain: Anvil itself signs for its own alone.
+    let other = Anvil::start(AnvilConfig { chain_id: 1, ..AnvilConfig::default() }).await;
+    let (anvil, elsewhere, does) = (stage.anvil.rpc(), other.rpc(), Arc::clone(&wrong));
     let server = FilteringNode::start(stage.anvil.address(), move |method, mut params| {
         let (field, value) = does.lock().unwrap().clone();
         async move {
@@ -92,7 +96,8 @@ async fn an_answer_over_tls_is_held_to_what_was_asked_for() {
                 return Say::Pass;
             }
             params[0][field] = value;
-            match anvil.call(&method, params).await {
+            let signing = if field == "chainId" { elsewhere } else { anvil };
+            match signing.call(&method, params).await {
                 Ok(raw) => Say::Result(raw),
                 Err(error) => Say::Error(error),
             }
@@ -108,7 +113,7 @@ async fn an_answer_over_tls_is_held_to_what_was_asked_for() {
         ("to", json!(ACCOUNTS[2].0), "its receiver is not the one"),
         ("value", json!("0x1"), "its value is not the one"),
         ("maxFeePerGas", json!("0x2540be400"), "its highest fee is not the one"),
-        ("chainId", json!("0x1"), "chain"),
+        ("chainId", json!("0x1"), "its chain id is not the one"),
         ("from", json!(ACCOUNTS[1].0), "is signed by"),
     ];
     for (count, (field, value, problem)) in answers.into_iter().enumerate() {

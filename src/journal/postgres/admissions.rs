@@ -85,15 +85,15 @@ async fn insert_new(connection: &Connection, new: &[(i64, &Arrival)], first_turn
     }
     let insert = "INSERT INTO requests (id, account, state, replay, retry, turn, body_hash, body, envelope, reply_to, \
          correlation_id, received_at, changed_at, order_key, order_place, write_to, write_value, write_gas, write_margin, \
-         write_data, traceparent, tracestate) \
+         write_data, write_hash, traceparent, tracestate) \
          SELECT id, account, 'accepted', replay, retry, CASE WHEN order_key IS NULL THEN place ELSE 0 END, body_hash, body, \
          envelope, reply_to, correlation_id, $1, $1, order_key, CASE WHEN order_key IS NOT NULL THEN place END, write_to, \
-         write_value, write_gas, write_margin, write_data, traceparent, tracestate \
+         write_value, write_gas, write_margin, write_data, write_hash, traceparent, tracestate \
          FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bytea[], $8::bytea[], \
          $9::text[], $10::text[], $11::text[], $12::bytea[], $13::bytea[], $14::text[], $15::bigint[], $16::bigint[], \
-         $17::bytea[], $18::text[], $19::text[]) \
+         $17::bytea[], $18::bytea[], $19::text[], $20::text[]) \
          AS u (id, account, replay, retry, place, body_hash, body, envelope, reply_to, correlation_id, order_key, \
-         write_to, write_value, write_gas, write_margin, write_data, traceparent, tracestate) \
+         write_to, write_value, write_gas, write_margin, write_data, write_hash, traceparent, tracestate) \
          ORDER BY place";
     let ids: Vec<_> = new.iter().map(|(_, arrival)| stored(arrival.id.as_str())).collect();
     let accounts: Vec<_> = new.iter().map(|(_, arrival)| arrival.account.0).collect();
@@ -123,6 +123,7 @@ async fn insert_new(connection: &Connection, new: &[(i64, &Arrival)], first_turn
                 &writes.gas,
                 &writes.margins,
                 &writes.data,
+                &writes.hashes,
                 &traces.parents,
                 &traces.states,
             ],
@@ -204,16 +205,17 @@ async fn accept_again(
 /// What a replay asks for is decided anew; a retry keeps what is stored, whatever the configuration says by now.
 async fn note_writes(connection: &Connection, returned: &[(i64, &Arrival, &'static str)]) -> Result<()> {
     let update = "UPDATE requests r SET write_to = u.write_to, write_value = u.write_value, write_gas = u.write_gas, \
-         write_margin = u.write_margin, write_data = u.write_data \
-         FROM unnest($1::text[], $2::boolean[], $3::bytea[], $4::text[], $5::bigint[], $6::bigint[], $7::bytea[]) \
-         AS u (id, is_replay, write_to, write_value, write_gas, write_margin, write_data) \
+         write_margin = u.write_margin, write_data = u.write_data, write_hash = u.write_hash \
+         FROM unnest($1::text[], $2::boolean[], $3::bytea[], $4::text[], $5::bigint[], $6::bigint[], $7::bytea[], \
+         $8::bytea[]) \
+         AS u (id, is_replay, write_to, write_value, write_gas, write_margin, write_data, write_hash) \
          WHERE r.id = u.id AND (u.is_replay OR r.write_to IS NULL)";
     let ids: Vec<_> = returned.iter().map(|(_, arrival, _)| stored(arrival.id.as_str())).collect();
     let replays: Vec<_> = returned.iter().map(|(_, _, what)| *what == REPLAYED).collect();
-    let WriteColumns { to, values, gas, margins, data } =
+    let WriteColumns { to, values, gas, margins, data, hashes } =
         WriteColumns::of(returned.iter().map(|(_, arrival, _)| *arrival))?;
     connection
-        .execute("store what requests ask for", update, &[&ids, &replays, &to, &values, &gas, &margins, &data])
+        .execute("store what requests ask for", update, &[&ids, &replays, &to, &values, &gas, &margins, &data, &hashes])
         .await
         .map(drop)
 }
@@ -238,6 +240,7 @@ struct WriteColumns<'a> {
     gas: Vec<Option<i64>>,
     margins: Vec<Option<i64>>,
     data: Vec<Option<&'a [u8]>>,
+    hashes: Vec<Option<Vec<u8>>>,
 }
 
 impl<'a> WriteColumns<'a> {
@@ -250,6 +253,7 @@ impl<'a> WriteColumns<'a> {
             columns.gas.push(write.gas);
             columns.margins.push(write.margin);
             columns.data.push(write.data);
+            columns.hashes.push(write.hash);
         }
         Ok(columns)
     }

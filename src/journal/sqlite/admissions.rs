@@ -73,8 +73,8 @@ fn insert_new(connection: &Connection, new: &[(i64, &Arrival)], first_turn: i64,
         "insert rows",
         "INSERT INTO requests (id, account, state, replay, retry, turn, body_hash, body, envelope, reply_to, \
          correlation_id, received_at, changed_at, order_key, order_place, write_to, write_value, write_gas, \
-         write_margin, write_data, traceparent, tracestate) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)",
+         write_margin, write_data, write_hash, traceparent, tracestate) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)",
     )?;
     for (place, arrival) in new {
         let message = &arrival.message;
@@ -101,6 +101,7 @@ fn insert_new(connection: &Connection, new: &[(i64, &Arrival)], first_turn: i64,
             write.gas,
             write.margin,
             write.data,
+            write.hash,
             trace.as_ref().map(TraceContext::parent),
             trace.as_ref().and_then(TraceContext::state),
         ])?;
@@ -162,9 +163,9 @@ fn accept_again(
 
 /// What a replay asks for is decided anew; a retry keeps what is stored, whatever the configuration says by now.
 fn note_write(connection: &Connection, request: RequestSeq, arrival: &Arrival, is_replay: bool) -> Result<()> {
-    let update = "UPDATE requests SET write_to = ?1, write_value = ?2, write_gas = ?3, write_margin = ?4, write_data = ?5 \
-                  WHERE seq = ?6 AND (?7 OR write_to IS NULL)";
+    let update = "UPDATE requests SET write_to = ?1, write_value = ?2, write_gas = ?3, write_margin = ?4, write_data = ?5, \
+                  write_hash = ?6 WHERE seq = ?7 AND (?8 OR write_to IS NULL)";
     let write = stored_write(arrival.write.as_ref())?;
-    let values = (write.to, write.value, write.gas, write.margin, write.data, request.0, is_replay);
+    let values = (write.to, write.value, write.gas, write.margin, write.data, write.hash, request.0, is_replay);
     prepare(connection, "store what a request asks for", update)?.execute(values).map(drop)
 }

@@ -388,6 +388,23 @@ mod tests {
         assert!(matches!(read, Err(JournalError::Corrupt { .. })), "{read:?}");
     }
 
+    #[tokio::test]
+    async fn what_a_request_asks_for_is_noticed_when_it_changed_on_disk() {
+        for edit in [
+            "write_to = zeroblob(20)",
+            "write_value = '77'",
+            "write_gas = 77, write_margin = NULL",
+            "write_data = x'00'",
+        ] {
+            let (folder, journal) = journal().await;
+            let set = set(journal, &["a"]).await;
+            let path = folder.path().join("journal.db");
+            Connection::open(&path).unwrap().execute(&format!("UPDATE requests SET {edit}"), []).unwrap();
+            let read = set.journal.queued(set.account, i64::MIN, 10).await;
+            assert!(matches!(read, Err(JournalError::Corrupt { .. })), "{edit}: {read:?}");
+        }
+    }
+
     /// Invariant 3, whatever the code above the schema does.
     #[tokio::test]
     async fn the_schema_itself_refuses_a_second_transaction_that_may_land() {
