@@ -280,6 +280,32 @@ async fn the_contracts_answer_as_their_names_say() {
     anvil.set_code(address, contracts::SINK).await.unwrap();
     assert_eq!(outcome().await, Ok(json!("0x")));
 
+    anvil.set_code(address, contracts::BY_NUMBER).await.unwrap();
+    let word = |number: u64| format!("{number:064x}");
+    let one = |kind| format!("0x12345678{}{}", word(kind), word(7));
+    let many = |kinds: [u64; 3]| {
+        let kinds: String = kinds.map(word).concat();
+        format!("0x87654321{}{}{}{kinds}{}{kinds}", word(0x40), word(0xc0), word(3), word(3))
+    };
+    for (open, data, expected) in [
+        (0, one(0), None),
+        (0, one(1), Some("closed")),
+        (1, one(1), None),
+        (1, one(2), Some("not today")),
+        (0, many([0, 0, 0]), None),
+        (0, many([0, 0, 1]), Some("closed")),
+        (1, many([1, 0, 1]), None),
+        (1, many([1, 0, 2]), Some("not today")),
+    ] {
+        anvil.set_storage(address, 0, open).await.unwrap();
+        let call = json!([{ "from": ACCOUNTS[0].0, "to": address, "data": data }, "latest"]);
+        let answer = anvil.call("eth_call", call).await;
+        match expected {
+            None => assert_eq!(answer, Ok(json!("0x")), "{open} {data}"),
+            Some(text) => assert!(answer.clone().unwrap_err().contains(text), "{open} {data} {answer:?}"),
+        }
+    }
+
     anvil.set_code(address, contracts::COUNTS_EFFECTS).await.unwrap();
     for _ in 0..2 {
         anvil.call("eth_sendTransaction", json!([call[0]])).await.unwrap();

@@ -62,7 +62,7 @@ async fn recover(journal: &dyn OperatorsJournal, settings: &Settings, from: Bloc
         progress.finish_and_clear();
         let salvaged = salvaged.with_context(|| format!("{address} cannot be recovered"))?;
         say(format_args!(
-            "{address}: {} transactions in blocks {from} to {to}, {} of them writes; its next nonce is {}",
+            "{address}: {} transactions in blocks {from} to {to}, with {} writes; its next nonce is {}",
             salvaged.transactions,
             salvaged.writes.len(),
             salvaged.next_nonce

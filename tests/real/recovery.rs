@@ -2,8 +2,9 @@
 
 use crate::databases::shared_journal;
 use crate::instances::publish;
-use crate::stage::{BINARY, DEAD, LONG, QUEUE, Stage, calldata, wait_log};
-use crate::support::{WorkerConfig, WorkerHome, wait_until};
+use crate::stage::{BINARY, DEAD, LONG, QUEUE, Stage, calldata, pool_holds, wait_log};
+use crate::support::contracts::BY_NUMBER;
+use crate::support::{WorkerConfig, WorkerHome, wait_until, with_id};
 
 /// Bodies on the chain, in the order of their nonces.
 async fn written(stage: &Stage) -> Vec<String> {
@@ -42,7 +43,7 @@ async fn lose_the_journal(stage: Stage, before: WorkerConfig, after: WorkerConfi
     let told = waits.wait_with_output().await.unwrap();
     let text = String::from_utf8_lossy(&told.stdout).into_owned() + &String::from_utf8_lossy(&told.stderr);
     assert!(told.status.success() && text.contains("waiting for 10 transactions to become final"), "{text}");
-    assert!(text.contains("10 transactions in blocks 0 to") && text.contains("10 of them writes"), "{text}");
+    assert!(text.contains("10 transactions in blocks 0 to") && text.contains("with 10 writes"), "{text}");
 
     publish(&stage, 10..15).await;
     stage.anvil.set_auto_mine(true).await.unwrap();
@@ -80,6 +81,7 @@ async fn lose_the_journal(stage: Stage, before: WorkerConfig, after: WorkerConfi
     assert!(code == 74 && text.contains("it knows requests"), "{code} {text}");
 }
 
+/// C10
 #[tokio::test]
 async fn what_a_lost_journal_may_have_written_waits_for_an_operator() {
     let Some(stage) = Stage::set().await else { return };
@@ -87,10 +89,48 @@ async fn what_a_lost_journal_may_have_written_waits_for_an_operator() {
     lose_the_journal(stage, config.clone(), config).await;
 }
 
+/// C10
 #[tokio::test]
 async fn what_a_lost_database_may_have_written_waits_for_an_operator() {
     let (Some(stage), Some(before)) = (Stage::set().await, shared_journal().await) else { return };
     let Some(after) = shared_journal().await else { return };
     let (before, after) = (stage.config().with("journal", before), stage.config().with("journal", after));
     lose_the_journal(stage, before, after).await;
+}
+
+/// C10: each message of a batch is found by itself.
+#[tokio::test]
+async fn a_batch_of_a_lost_journal_is_read_apart() {
+    let Some(stage) = Stage::set().await else { return };
+    let config = stage.config_for(BY_NUMBER).await;
+    let config = config
+        .with("write", "mode = \"call\"\nfunction = \"keep(uint256,uint256)\"\narguments = [0, \"json:/number\"]")
+        .with("write", "batch_function = \"keepMany(uint256[],uint256[])\"")
+        .with("batch", "max_requests = 10\nmax_wait = \"1m\"")
+        .with("chain", "finality = 1");
+    let numbers = async |numbers: std::ops::Range<u64>| {
+        for number in numbers {
+            let body = serde_json::json!({ "number": number }).to_string();
+            stage.amqp.publish(QUEUE, with_id(&format!("m-{number}")), body.as_bytes()).await;
+        }
+    };
+    stage.anvil.set_auto_mine(false).await.unwrap();
+    let home = WorkerHome::new(&config);
+    stage.topology(&home).await;
+    numbers(0..10).await;
+    let mut worker = home.start(BINARY);
+    pool_holds(&stage, 1).await;
+    worker.kill().await;
+    stage.anvil.mine(3).await.unwrap();
+
+    let home = WorkerHome::new(&config);
+    let (code, text) = home.command(BINARY, &["recover", "--from-block", "0"]).await;
+    assert!(code == 0 && text.contains("1 transactions in blocks 0 to") && text.contains("with 10 writes"), "{text}");
+    numbers(10..20).await;
+    stage.anvil.set_interval_mining(1).await.unwrap();
+    let mut worker = home.start(BINARY);
+    stage.wait_empty(QUEUE).await;
+    assert_eq!(worker.stop().await.code(), Some(0));
+    assert_eq!(stage.depth(DEAD).await.0, 10, "what was written once waits for an operator");
+    assert_eq!(stage.transactions_of(0).await.len(), 2, "and the others share a transaction");
 }
