@@ -26,7 +26,7 @@ const USES: &[Use] = &[
     Use { connections: 4, batch: 100 },
     Use { connections: 8, batch: 50 },
 ];
-const TRIED: usize = 10_000;
+const TRIED: usize = 20_000;
 const BYTES: usize = 256;
 const BATCH_BYTES: usize = 1 << 19;
 const LOOK: Duration = Duration::from_millis(20);
@@ -34,11 +34,11 @@ const LOOK: Duration = Duration::from_millis(20);
 /// One JSON-RPC batch as bytes.
 type Request = Vec<u8>;
 
-/// The best of some ways to use connections, each on a chain of its own.
-pub(crate) async fn best_use() -> Use {
+/// The best of some ways to use connections, each on a chain of its own with such blocks.
+pub(crate) async fn best_use(block_time: Duration) -> Use {
     let mut best = (0.0, USES[0]);
     for way in USES {
-        let rate = per_second(&stage::chain().await, &[0], TRIED, BYTES, *way).await;
+        let rate = per_second(&stage::chain_with(block_time).await, &[0], TRIED, BYTES, *way).await;
         eprintln!("direct, {way:?}: {rate:.0} a second");
         if rate > best.0 {
             best = (rate, *way);

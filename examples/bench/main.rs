@@ -69,7 +69,7 @@ async fn main() {
     let options = Options::parse();
     let _ = rustls::crypto::ring::default_provider().install_default();
     let needs_way = options.wants("throughput") || options.wants("growth_body") || options.wants("batch");
-    let way = if needs_way { direct::best_use().await } else { direct::Use::default() };
+    let way = if needs_way { direct::best_use(options.block_time()).await } else { direct::Use::default() };
     let mut half = options.rate;
     if options.wants("throughput") {
         half = throughput::throughput(&options, way).await / 2.0;
