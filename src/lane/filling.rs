@@ -18,7 +18,7 @@ use crate::policy::routes::NO_ROUTE;
 /// Transactions signed and journalled together at most.
 pub(super) const BATCH: usize = 256;
 /// Requests fetched and prepared together at most, where several may share a transaction; a whole batch in any case.
-const MOST_FETCHED: usize = 2048;
+const MOST_FETCHED: usize = 1000;
 
 impl Lane {
     pub(super) fn room(&self) -> usize {
