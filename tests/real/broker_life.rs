@@ -38,8 +38,13 @@ async fn wait_for_the_middle(stage: &Stage, at_least: u64) {
         stage.anvil.nonce(ACCOUNTS[0].0, "latest").await.is_ok_and(|nonce| nonce >= at_least)
     })
     .await;
-    let (ready, unacked) = stage.depth(QUEUE).await;
-    assert!(ready > 0 && unacked > 0, "it is the middle: {ready} ready, {unacked} unacked");
+    // Between an ack and the next deliveries there is a moment without any.
+    wait_until("deliveries are held", LONG, async || {
+        let (ready, unacked) = stage.depth(QUEUE).await;
+        assert!(ready > 0, "it is the middle: {ready} ready, {unacked} unacked");
+        unacked > 0
+    })
+    .await;
 }
 
 /// Every message is written exactly once, at nonces without a gap; the queues are empty; each request has one event id.

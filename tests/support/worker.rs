@@ -51,7 +51,7 @@ impl WorkerConfig {
         let mut sections = vec![
             ("worker", "organisation = \"acme\"".to_owned()),
             ("broker", format!("uri = {broker_uri:?}\nqueue = {queue:?}")),
-            ("broker", "reconnect_initial = \"100ms\"\nreconnect_max = \"1s\"\ncall_timeout = \"5s\"".to_owned()),
+            ("broker", "reconnect_initial = \"100ms\"\nreconnect_max = \"1s\"\ncall_timeout = \"10s\"".to_owned()),
             ("chain", format!("id = 31337\nendpoints = [{endpoint:?}]\npoll_interval = \"50ms\"\ntimeout = \"5s\"")),
             ("write", format!("to = {to:?}")),
             ("journal", format!("url = \"sqlite:{}\"", folder.join("journal.db").display())),
