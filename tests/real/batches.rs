@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Value, json};
 
 use crate::records::with_contract;
-use crate::stage::{BINARY, DEAD, LONG, QUEUE, Stage, calldata, kinds_of, mine_until, pool_holds, wait_log};
+use crate::stage::{BINARY, CONTRACT, DEAD, LONG, QUEUE, Stage, calldata, kinds_of, mine_until, pool_holds, wait_log};
+use crate::support::contracts::BY_NUMBER;
 use crate::support::rpc::hex;
 use crate::support::{ACCOUNTS, AnvilConfig, WorkerConfig, WorkerHome, wait_until, with_id};
 
@@ -103,6 +105,40 @@ async fn one_that_cannot_run_does_not_hurt_those_beside_it() {
     assert!(transactions <= 12, "{transactions} transactions: the others still share some");
     let status = stage.status(&home, &word(12)).await;
     assert_eq!((&status["state"], status["incidents"].as_array().map(Vec::len)), (&json!("final"), Some(0)));
+}
+
+/// Two kinds take turns: where they have an order only neighbours share a transaction.
+#[tokio::test]
+async fn what_has_an_order_is_not_overtaken_for_the_sake_of_a_batch() {
+    let Some(stage) = Stage::set().await else { return };
+    let (_, records_at) = with_contract(&stage, "").await;
+    stage.anvil.set_code(CONTRACT, BY_NUMBER).await.unwrap();
+    let before = stage.transactions_of(0).await.len();
+    let numbers = format!(
+        "type = \"number\"\nmode = \"call\"\nto = \"{CONTRACT}\"\nfunction = \"keep(uint256,uint256)\"\n\
+         arguments = [0, \"json:/number\"]\nbatch_function = \"keepMany(uint256[],uint256[])\""
+    );
+    let config = stage
+        .config()
+        .with("route", format!("type = \"record\"\nmode = \"record\"\nto = \"{records_at}\""))
+        .with("route", numbers)
+        .with("request", "order_by = \"header:customer\"")
+        .with("batch", "max_requests = 10\nmax_wait = \"2s\"");
+    let home = WorkerHome::new(&config);
+    stage.topology(&home).await;
+    for (number, kind) in ["record", "number", "number", "record", "number", "number"].into_iter().enumerate() {
+        let mut headers = FieldTable::default();
+        headers.insert("customer".into(), AMQPValue::LongString("one".into()));
+        let properties = with_id(&word(number)).with_type(kind.into()).with_headers(headers);
+        stage.amqp.publish(QUEUE, properties, json!({ "number": number }).to_string().as_bytes()).await;
+    }
+    let mut worker = home.start(BINARY);
+    stage.wait_nonce(0, before as u64 + 4).await;
+    mine_until(&stage, "all are final", async || stage.depth(QUEUE).await == (0, 0)).await;
+    assert_eq!(worker.stop().await.code(), Some(0), "{}", worker.log());
+    let called = stage.transactions_of(0).await.into_iter().skip(before).map(|(_, _, to)| to);
+    let expected = [records_at.as_str(), CONTRACT, &records_at, CONTRACT];
+    assert_eq!(called.collect::<Vec<_>>(), expected, "two pairs of neighbours, and each record alone");
 }
 
 /// In the pool: all but the contract's owner's deeds wait for a block.
