@@ -1,7 +1,5 @@
 //! Finds in a contract's log who wrote a record, from the newest block down, in ranges as long as nodes take.
 
-use std::ops::ControlFlow;
-
 use crate::chain::{Chain, ChainError, Inclusion, LogQuery};
 use crate::model::{Address, BlockNumber, RecordId};
 use crate::policy::records::{self, Logged};
@@ -46,15 +44,16 @@ pub enum ProofError {
     },
 }
 
-/// Shows the records in each range to `look`, the newest first, until it has seen enough.
+/// The newest range's first record that is wanted. `progress` is told each block down to which it has looked.
 ///
 /// # Errors
 /// When a node does not answer, or it takes more calls than it may.
-pub async fn walk(
+pub async fn find(
     chain: &dyn Chain,
     search: Search,
-    mut look: impl FnMut(BlockNumber, Vec<Record>) -> ControlFlow<()>,
-) -> Result<(), ProofError> {
+    is_wanted: impl Fn(&Record) -> bool,
+    progress: impl Fn(BlockNumber),
+) -> Result<Option<Record>, ProofError> {
     let Search { contract, id, from, to, calls } = search;
     let mut end = to.0;
     let mut length = end.saturating_sub(from.0).saturating_add(1);
@@ -71,10 +70,11 @@ pub async fn walk(
                 let record = |log: &crate::chain::Log| {
                     Some(Record { logged: records::logged(&log.topics, &log.data)?, inclusion: log.inclusion })
                 };
-                if look(query.from, logs.iter().filter_map(record).collect()).is_break() {
-                    return Ok(());
+                progress(query.from);
+                if let Some(found) = logs.iter().filter_map(record).find(&is_wanted) {
+                    return Ok(Some(found));
                 }
-                let Some(next) = start.checked_sub(1) else { return Ok(()) };
+                let Some(next) = start.checked_sub(1) else { return Ok(None) };
                 end = next;
             }
             // Whatever the words: providers limit the range, the number of entries, the time. What one block has is little.
@@ -82,19 +82,5 @@ pub async fn walk(
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(())
-}
-
-/// The record under this id.
-///
-/// # Errors
-/// As [`walk`].
-pub async fn find(chain: &dyn Chain, search: Search) -> Result<Option<Record>, ProofError> {
-    let mut found = None;
-    walk(chain, search, |_, records| {
-        found = records.into_iter().next();
-        if found.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })
-    .await?;
-    Ok(found)
+    Ok(None)
 }

@@ -13,6 +13,7 @@ use crate::chain::{BlockTag, Call, Chain, ChainError, NodeClient};
 use crate::cli::{exit, operator, say};
 use crate::config::Settings;
 use crate::journal::{Acquired, Lease, OperatorsJournal};
+use crate::lane::keep_lease;
 use crate::model::{Address, BlockNumber, SignedTransaction, UnsignedTransaction, Wei, ids};
 use crate::policy::gas;
 use crate::policy::records::{self, Artefact};
@@ -102,19 +103,10 @@ async fn deploy_with(
     };
     let done = tokio::select! {
         done = make(settings, chain, signer, journal, &lease, code, timeout) => done,
-        error = keep(journal, &lease, settings.lease_ttl) => Err(error),
+        error = keep_lease(journal, &lease, settings.lease_ttl) => Err(error.into()),
     };
     journal.release_lease(&lease).await?;
     done
-}
-
-async fn keep(journal: &dyn OperatorsJournal, lease: &Lease, ttl: Duration) -> anyhow::Error {
-    loop {
-        sleep(ttl / 3).await;
-        if let Err(error) = journal.renew_lease(lease, ttl).await {
-            return error.into();
-        }
-    }
 }
 
 /// The transaction is in no journal: nobody waits for it. A crash after it was sent leaves it in the pools, where a worker

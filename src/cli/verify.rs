@@ -1,6 +1,5 @@
 //! `chainwriter verify`: proves from the chain alone, without the journal, that a record is there.
 
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -16,7 +15,7 @@ use crate::config::Settings;
 use crate::model::{Address, BlockHash, BlockNumber, ContentHash, RecordId, RequestId, Timestamp, TxHash};
 use crate::policy::records::{self, Kept};
 use crate::policy::routes::Calldata;
-use crate::proof::{Record, Search, walk};
+use crate::proof::{Record, Search, find};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -129,13 +128,8 @@ async fn look(
     let progress = progress_bar(to.0.saturating_sub(from.0) + 1, format!("{contract}: blocks"));
     let is_wanted =
         |record: &Record| wanted.id.is_some() || wanted.content.is_some_and(|content| content == record.logged.content);
-    let mut found = None;
-    walk(chain, search, |down_to, records| {
-        progress.set_position(to.0.saturating_sub(down_to.0) + 1);
-        found = records.into_iter().find(is_wanted);
-        if found.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })
-    .await?;
+    let looked = |down_to: BlockNumber| progress.set_position(to.0.saturating_sub(down_to.0) + 1);
+    let found = find(chain, search, is_wanted, looked).await?;
     progress.finish_and_clear();
     Ok(found)
 }

@@ -12,12 +12,14 @@ use crate::policy::limits::Share;
 pub(super) struct Fetched {
     pub(super) request: QueuedRequest,
     pub(super) write: Write,
+    /// What it may share a transaction with.
+    pub(super) alike: Option<Alike>,
 }
 
 impl Fetched {
-    /// What it may share a transaction with.
-    pub(super) fn alike(&self, batching: &Batching) -> Option<Alike> {
-        batching.alike(&self.write, self.request.calldata()).filter(|_| !self.request.is_alone)
+    pub(super) fn new(request: QueuedRequest, write: Write, batching: &Batching) -> Self {
+        let alike = batching.alike(&write, request.calldata()).filter(|_| !request.is_alone);
+        Self { request, write, alike }
     }
 }
 
@@ -67,7 +69,7 @@ pub(super) struct Draft {
 impl Draft {
     /// One for all of these. Where that cannot be, one for each.
     pub(super) fn of(requests: Vec<Fetched>, batching: &Batching) -> Vec<Self> {
-        let alike = requests.first().and_then(|first| first.alike(batching)).filter(|_| requests.len() > 1);
+        let alike = requests.first().and_then(|first| first.alike).filter(|_| requests.len() > 1);
         let calls = requests.iter().map(|fetched| fetched.request.calldata().as_ref());
         let data = alike.and_then(|alike| batching.join(alike, calls));
         let mut requests = requests.into_iter();

@@ -88,7 +88,7 @@ impl Lane {
         let until = self.fetched_at.filter(|_| batching.is_on() && !self.fetched.is_empty())? + batching.max_wait;
         let has_room = self.fetched.len() < batching.max_requests && Instant::now() < until;
         let bytes = |fetched: &Fetched| fetched.request.calldata().len();
-        let may_share = |fetched: &Fetched| fetched.alike(batching).is_some();
+        let may_share = |fetched: &Fetched| fetched.alike.is_some();
         let waits = has_room
             && self.fetched.iter().all(may_share)
             && self.fetched.iter().map(bytes).sum::<usize>() < batching.max_bytes;
@@ -136,7 +136,7 @@ impl Lane {
         for request in taken {
             match self.write_of(&request) {
                 Some(write) => match self.settings.permits.check(write.to, write.value, request.calldata()) {
-                    Ok(()) => self.fetched.push(Fetched { request, write }),
+                    Ok(()) => self.fetched.push(Fetched::new(request, write, &self.settings.batching)),
                     Err(cause) => rulings.push(ending::failed(lease, request, cause)),
                 },
                 None => {

@@ -14,7 +14,7 @@ use crate::broadcaster::{self, Broadcaster};
 use crate::chain::{Chain, Header};
 use crate::evidence::Evidence;
 use crate::handover::FromLane;
-use crate::journal::{Acquired, JournalError, Lease, LeaseMark, RequestSeq};
+use crate::journal::{Acquired, JournalError, Lease, LeaseMark, Leases, RequestSeq};
 use crate::model::{BlockNumber, Nonce, Timestamp};
 use crate::policy::fee::Market;
 use crate::policy::window::SendWindow;
@@ -355,8 +355,8 @@ async fn no_longer(is_assigned: &mut watch::Receiver<Option<bool>>) {
     let _ = is_assigned.wait_for(|is_ours| *is_ours == Some(false)).await;
 }
 
-/// Until it fails.
-async fn keep_lease(journal: &dyn LaneJournal, lease: &Lease, ttl: Duration) -> JournalError {
+/// Renews the lease until that fails.
+pub async fn keep_lease<J: Leases + ?Sized>(journal: &J, lease: &Lease, ttl: Duration) -> JournalError {
     loop {
         tokio::time::sleep(ttl / 3).await;
         if let Err(error) = journal.renew_lease(lease, ttl).await {

@@ -33,7 +33,7 @@ impl Lane {
     /// all behind it.
     pub(super) async fn prepare(&mut self, lease: &Lease) -> Result<(), (PauseReason, String)> {
         let batching = Arc::clone(&self.settings.batching);
-        let of = |fetched: &Fetched| (fetched.alike(&batching), fetched.request.calldata().len());
+        let of = |fetched: &Fetched| (fetched.alike, fetched.request.calldata().len());
         let groups = batching.group(std::mem::take(&mut self.fetched), of);
         let mut drafts: Vec<_> = groups.into_iter().flat_map(|group| Draft::of(group, &batching)).collect();
         let mut rulings: Vec<Ruling> = Vec::new();
@@ -83,7 +83,7 @@ impl Lane {
         for draft in drafts {
             match draft.gas.filter(|_| self.fetched.is_empty()) {
                 Some(gas) => {
-                    let Draft { first: Fetched { request, write }, others, data, .. } = draft;
+                    let Draft { first: Fetched { request, write, .. }, others, data, .. } = draft;
                     let others = others.into_iter().map(|other| other.request).collect();
                     let Write { to, value, .. } = write;
                     self.prepared.push_back(Prepared { request, others, to, value, data, gas });
@@ -101,8 +101,10 @@ impl Lane {
         if let Some(place) = self.prepared.iter().position(is_it) {
             let back: Vec<_> = self.prepared.drain(place..).flat_map(Prepared::into_requests).collect();
             let back = back.into_iter().filter(|own| own.seq != request);
-            let back: Vec<_> =
-                back.filter_map(|request| Some(Fetched { write: self.write_of(&request)?, request })).collect();
+            let batching = &self.settings.batching;
+            let fetched = |request: QueuedRequest| Some((self.write_of(&request)?, request));
+            let back = back.filter_map(fetched).map(|(write, request)| Fetched::new(request, write, batching));
+            let back: Vec<_> = back.collect();
             self.fetched.splice(0..0, back);
         }
     }

@@ -28,7 +28,7 @@ impl Lane {
         let (Some(head), Some(height)) = (&self.head, self.final_up_to) else { return Ok(None) };
         let search = Search { contract, id: Some(taken.id), from: BlockNumber(0), to: head.number, calls: CALLS };
         let failed = |why: &str| Ok(Some(LaneVerdict::Failed(taken.cause(why))));
-        let record = match find(self.chain.as_ref(), search).await {
+        let record = match find(self.chain.as_ref(), search, |_| true, |_| {}).await {
             Ok(Some(record)) if record.logged.content == taken.ours => record,
             Ok(Some(_)) => return failed("its log says otherwise"),
             Ok(None) => return failed("no node shows the transaction that wrote it"),

@@ -8,9 +8,31 @@ use alloy_json_abi::{Function, Param};
 /// `keepMany((bytes32,uint256)[])`.
 #[derive(Debug, Clone)]
 pub struct Many {
-    one: Function,
-    many: Function,
+    one: Selected,
+    many: Selected,
     are_tuples: bool,
+}
+
+/// A function with the first bytes of its calls, which are a hash to work out.
+#[derive(Debug, Clone)]
+struct Selected {
+    function: Function,
+    selector: [u8; 4],
+}
+
+impl Selected {
+    fn new(function: &Function) -> Self {
+        Self { function: function.clone(), selector: function.selector().0 }
+    }
+
+    fn arguments(&self, calldata: &[u8]) -> Option<Vec<DynSolValue>> {
+        self.function.abi_decode_input(calldata.strip_prefix(&self.selector)?).ok()
+    }
+
+    fn call(&self, arguments: &[DynSolValue]) -> Option<Vec<u8>> {
+        let arguments = self.function.abi_encode_input_raw(arguments).ok()?;
+        Some([&self.selector[..], &arguments].concat())
+    }
 }
 
 impl Many {
@@ -34,39 +56,39 @@ impl Many {
                 listed(&tuples),
             ));
         }
-        Ok(Self { one: one.clone(), many: many.clone(), are_tuples })
+        Ok(Self { one: Selected::new(one), many: Selected::new(many), are_tuples })
     }
 
     /// The first bytes of a call of the function for many.
     pub fn selector(&self) -> [u8; 4] {
-        self.many.selector().0
+        self.many.selector
     }
 
     /// Whether this calls the function for one.
     pub fn is_for(&self, calldata: &[u8]) -> bool {
-        calldata.starts_with(self.one.selector().as_slice())
+        calldata.starts_with(&self.one.selector)
     }
 
     /// The call that does what these do, in their order. `None` where one of them does not call the function for one.
     pub fn join<'c>(&self, calls: impl Iterator<Item = &'c [u8]>) -> Option<Vec<u8>> {
-        let rows = calls.map(|call| arguments(&self.one, call)).collect::<Option<Vec<_>>>()?;
+        let rows = calls.map(|call| self.one.arguments(call)).collect::<Option<Vec<_>>>()?;
         let values = if self.are_tuples {
             vec![DynSolValue::Array(rows.into_iter().map(DynSolValue::Tuple).collect())]
         } else {
-            let mut columns = vec![Vec::with_capacity(rows.len()); self.one.inputs.len()];
+            let mut columns = vec![Vec::with_capacity(rows.len()); self.one.function.inputs.len()];
             for row in rows {
                 columns.iter_mut().zip(row).for_each(|(column, value)| column.push(value));
             }
             columns.into_iter().map(DynSolValue::Array).collect()
         };
-        self.many.abi_encode_input(&values).ok()
+        self.many.call(&values)
     }
 
     /// The calls that this was joined from. `None` where it does not call the function for many.
     pub fn split(&self, calldata: &[u8]) -> Option<Vec<Vec<u8>>> {
-        let values = arguments(&self.many, calldata)?;
+        let values = self.many.arguments(calldata)?;
         let columns = values.iter().map(DynSolValue::as_array).collect::<Option<Vec<_>>>()?;
-        let encode = |row: &[DynSolValue]| self.one.abi_encode_input(row).ok();
+        let encode = |row: &[DynSolValue]| self.one.call(row);
         if self.are_tuples {
             return columns.into_iter().flatten().map(|row| encode(row.as_tuple()?)).collect();
         }
@@ -81,10 +103,6 @@ impl Many {
 
 fn kinds(params: &[Param]) -> Result<Vec<DynSolType>, String> {
     params.iter().map(|param| Specifier::<DynSolType>::resolve(param).map_err(|error| error.to_string())).collect()
-}
-
-fn arguments(function: &Function, calldata: &[u8]) -> Option<Vec<DynSolValue>> {
-    function.abi_decode_input(calldata.strip_prefix(function.selector().as_slice())?).ok()
 }
 
 #[cfg(test)]
@@ -120,11 +138,11 @@ mod tests {
     fn a_joined_call_is_encoded_as_the_specification_says() {
         let many = many("f(uint8,bool)", "g(uint8[],bool[])").unwrap();
         let word = |number: u8| format!("{number:064x}");
-        let call = |a, b| hex::decode(format!("{}{}{}", hex::encode(many.one.selector()), word(a), word(b))).unwrap();
+        let call = |a, b| hex::decode(format!("{}{}{}", hex::encode(many.one.selector), word(a), word(b))).unwrap();
         let calls = [call(7, 1), call(9, 0)];
         let joined = many.join(calls.iter().map(Vec::as_slice)).unwrap();
         let words: Vec<_> = [0x40, 0xa0, 2, 7, 9, 2, 1, 0].into_iter().map(word).collect();
-        assert_eq!(hex::encode(&joined), format!("{}{}", hex::encode(many.many.selector()), words.concat()));
+        assert_eq!(hex::encode(&joined), format!("{}{}", hex::encode(many.many.selector), words.concat()));
         assert_eq!(many.split(&joined).unwrap(), calls);
         assert!(many.is_for(&calls[0]) && !many.is_for(&joined));
         assert!(many.join([joined.as_slice()].into_iter()).is_none(), "not a call for one");
@@ -139,7 +157,7 @@ mod tests {
         )) {
             for of_many in ["g(uint64[],bytes[],bool[][])", "g((uint64,bytes,bool[])[])"] {
                 let many = many("f(uint64,bytes,bool[])", of_many).unwrap();
-                let calls: Vec<_> = rows.iter().map(|(number, bytes, flags)| many.one.abi_encode_input(&[
+                let calls: Vec<_> = rows.iter().map(|(number, bytes, flags)| many.one.function.abi_encode_input(&[
                     DynSolValue::Uint(alloy_primitives::U256::from(*number), 64),
                     DynSolValue::Bytes(bytes.clone()),
                     DynSolValue::Array(flags.iter().map(|flag| DynSolValue::Bool(*flag)).collect()),
@@ -153,7 +171,7 @@ mod tests {
         fn no_bytes_are_too_strange_to_be_looked_at(mut bytes in prop::collection::vec(any::<u8>(), 0..400)) {
             let many = many("f(bytes)", "g(bytes[])").unwrap();
             prop_assert!(many.split(&bytes).is_none());
-            for (place, byte) in many.many.selector().iter().enumerate().take(bytes.len()) {
+            for (place, byte) in many.many.selector.iter().enumerate().take(bytes.len()) {
                 bytes[place] = *byte;
             }
             let _ = many.split(&bytes);
