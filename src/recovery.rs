@@ -94,6 +94,7 @@ mod tests {
             generation: Generation::default(),
             turn: 1,
             received_at: Timestamp(0),
+            accepted_at: Timestamp(0),
             body: Bytes::new(),
             write: None,
             is_alone: false,

@@ -147,6 +147,8 @@ pub struct QueuedRequest {
     pub turn: i64,
     /// When it came for the first time.
     pub received_at: Timestamp,
+    /// When this copy was accepted.
+    pub accepted_at: Timestamp,
     /// Its body.
     pub body: Bytes,
     /// What it asks for; `None` where it was taken in by a version that did not store it.

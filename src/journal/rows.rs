@@ -134,7 +134,7 @@ fn body(row: &impl Columns) -> Result<Bytes> {
 }
 
 /// The columns that [`queued_request`] reads.
-pub(super) const QUEUED_COLUMNS: &str = "r.seq, r.id, r.replay, r.retry, r.turn, r.received_at, r.body, r.body_hash, r.write_to, r.write_value, r.write_gas, \
+pub(super) const QUEUED_COLUMNS: &str = "r.seq, r.id, r.replay, r.retry, r.turn, r.received_at, COALESCE(r.accepted_at, r.received_at) AS accepted_at, r.body, r.body_hash, r.write_to, r.write_value, r.write_gas, \
      r.write_margin, r.write_data, r.write_hash, r.is_alone, r.reply_to, r.correlation_id, r.traceparent, r.tracestate";
 
 pub(super) fn queued_request(row: &impl Columns) -> Result<QueuedRequest> {
@@ -144,6 +144,7 @@ pub(super) fn queued_request(row: &impl Columns) -> Result<QueuedRequest> {
         generation: generation(row)?,
         turn: number(row, "request", "turn")?,
         received_at: Timestamp(number(row, "request", "received_at")?),
+        accepted_at: Timestamp(number(row, "request", "accepted_at")?),
         body: body(row)?,
         write: write(row)?,
         is_alone: number(row, "request", "is_alone")? == 1,

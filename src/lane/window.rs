@@ -321,6 +321,7 @@ mod tests {
             generation: Generation::default(),
             turn: 1,
             received_at: Timestamp(0),
+            accepted_at: Timestamp(0),
             body: bytes::Bytes::new(),
             write: None,
             is_alone: false,

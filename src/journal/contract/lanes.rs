@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::journal::contract::{TTL, arrival, attempt, displaced, failed, first, id, instance, set, transaction};
+use crate::journal::contract::{TTL, arrival, attempt, dead, displaced, failed, first, id, instance, set, transaction};
 use crate::journal::{Acquired, Journal, JournalError, RecoveredAccount, RecoveredWrite, Recovery, RequestSeq, Which};
 use crate::model::{
     Address, Attempt, BlockNumber, BodyHash, Generation, HeaderValue, Headers, Nonce, RequestState, Timestamp,
@@ -245,6 +245,29 @@ pub(crate) async fn live_transactions_come_by_nonce_with_their_requests(journal:
     let everything = Which::Range(Nonce(0), Nonce(3));
     let stored = set.journal.nonces(set.account, everything).await.unwrap();
     assert_eq!(stored[0].request.trace, request.trace);
+}
+
+pub(crate) async fn each_copy_has_the_time_of_its_own_acceptance(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a"]).await;
+    let queued = async || set.journal.queued(set.account, i64::MIN, 10).await.unwrap().remove(0);
+    let first = queued().await;
+    assert_eq!(first.accepted_at, first.received_at);
+    let mut last = first.accepted_at;
+    for (generation, settlement) in [
+        (Generation { replay: 0, retry: 1 }, failed(set.seq(0), 1)),
+        (Generation { replay: 1, retry: 0 }, dead(set.seq(0))),
+    ] {
+        set.journal.settle(&set.lease, vec![settlement]).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        set.journal.admit(vec![arrival(set.account, "a", generation, "body")]).await.unwrap();
+        let again = queued().await;
+        assert!(again.accepted_at > last, "{generation}");
+        assert_eq!(again.received_at, first.received_at);
+        last = again.accepted_at;
+    }
+    set.sign(0, 0).await.unwrap();
+    let live = set.journal.live_transactions(set.account).await.unwrap();
+    assert_eq!(live[0].request.accepted_at, last, "signing is no acceptance");
 }
 
 pub(crate) async fn every_change_of_a_state_is_dated(journal: Arc<dyn Journal>) {

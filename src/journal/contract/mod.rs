@@ -619,6 +619,7 @@ macro_rules! journal_contract {
             a_lane_writes_for_its_own_requests_alone,
             live_transactions_come_by_nonce_with_their_requests,
             every_change_of_a_state_is_dated,
+            each_copy_has_the_time_of_its_own_acceptance,
             no_request_ends_otherwise_than_its_transaction,
             what_is_found_written_is_final_unless_its_own_may_land,
             a_late_confirm_settles_no_later_copy,

@@ -84,10 +84,10 @@ async fn insert_new(connection: &Connection, new: &[(i64, &Arrival)], first_turn
         return Ok(());
     }
     let insert = "INSERT INTO requests (id, account, state, replay, retry, turn, body_hash, body, envelope, reply_to, \
-         correlation_id, received_at, changed_at, order_key, order_place, write_to, write_value, write_gas, write_margin, \
+         correlation_id, received_at, changed_at, accepted_at, order_key, order_place, write_to, write_value, write_gas, write_margin, \
          write_data, write_hash, traceparent, tracestate) \
          SELECT id, account, 'accepted', replay, retry, CASE WHEN order_key IS NULL THEN place ELSE 0 END, body_hash, body, \
-         envelope, reply_to, correlation_id, $1, $1, order_key, CASE WHEN order_key IS NOT NULL THEN place END, write_to, \
+         envelope, reply_to, correlation_id, $1, $1, $1, order_key, CASE WHEN order_key IS NOT NULL THEN place END, write_to, \
          write_value, write_gas, write_margin, write_data, write_hash, traceparent, tracestate \
          FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bytea[], $8::bytea[], \
          $9::text[], $10::text[], $11::text[], $12::bytea[], $13::bytea[], $14::text[], $15::bigint[], $16::bigint[], \
@@ -152,7 +152,7 @@ async fn accept_again(
          order_place = CASE WHEN r.replay >= u.replay THEN r.order_place WHEN u.order_key IS NOT NULL THEN u.turn END, \
          body = u.body, \
          body_hash = u.body_hash, envelope = u.envelope, reply_to = u.reply_to, correlation_id = u.correlation_id, \
-         traceparent = u.traceparent, tracestate = u.tracestate, changed_at = $1, first_failed_at = CASE WHEN r.replay < u.replay THEN NULL ELSE r.first_failed_at END, \
+         traceparent = u.traceparent, tracestate = u.tracestate, changed_at = $1, accepted_at = $1, first_failed_at = CASE WHEN r.replay < u.replay THEN NULL ELSE r.first_failed_at END, \
          replay = u.replay, retry = u.retry \
          FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bytea[], $7::bytea[], $8::text[], \
          $9::text[], $10::text[], $11::bytea[], $12::text[], $13::text[]) \

@@ -17,6 +17,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/postgres/0008_policy.sql"),
     include_str!("../../../migrations/postgres/0009_batches.sql"),
     include_str!("../../../migrations/postgres/0010_traces.sql"),
+    include_str!("../../../migrations/postgres/0011_accepted_at.sql"),
 ];
 /// Since this version the journal knows who works with it.
 const KNOWS_INSTANCES: i64 = 3;

@@ -72,9 +72,9 @@ fn insert_new(connection: &Connection, new: &[(i64, &Arrival)], first_turn: i64,
         connection,
         "insert rows",
         "INSERT INTO requests (id, account, state, replay, retry, turn, body_hash, body, envelope, reply_to, \
-         correlation_id, received_at, changed_at, order_key, order_place, write_to, write_value, write_gas, \
+         correlation_id, received_at, changed_at, accepted_at, order_key, order_place, write_to, write_value, write_gas, \
          write_margin, write_data, write_hash, traceparent, tracestate) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)",
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?12, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)",
     )?;
     for (place, arrival) in new {
         let message = &arrival.message;
@@ -133,7 +133,7 @@ fn accept_again(
          turn = CASE WHEN replay < ?8 AND ?11 IS NOT NULL THEN 0 ELSE ?1 END, body = ?2, body_hash = ?3, \
          order_key = CASE WHEN replay < ?8 THEN ?11 ELSE order_key END, \
          order_place = CASE WHEN replay < ?8 THEN ?12 ELSE order_place END, \
-         envelope = ?4, reply_to = ?5, correlation_id = ?6, changed_at = ?7, traceparent = ?13, tracestate = ?14, \
+         envelope = ?4, reply_to = ?5, correlation_id = ?6, changed_at = ?7, accepted_at = ?7, traceparent = ?13, tracestate = ?14, \
          first_failed_at = CASE WHEN replay < ?8 THEN NULL ELSE first_failed_at END, replay = ?8, retry = ?9 \
          WHERE id = ?10 AND state IN ('retry_pending', 'retry_waiting', 'dead_pending', 'dead') RETURNING seq",
     )?;

@@ -59,6 +59,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/sqlite/0011_policy.sql"),
     include_str!("../../../migrations/sqlite/0012_batches.sql"),
     include_str!("../../../migrations/sqlite/0013_traces.sql"),
+    include_str!("../../../migrations/sqlite/0014_accepted_at.sql"),
 ];
 
 /// Since this version the journal knows who works with it.

@@ -180,7 +180,7 @@ impl Store {
         }
         (row.reply, row.trace) = (reply, trace);
         row.settled_at = None;
-        row.changed_at = now;
+        (row.changed_at, row.accepted_at) = (now, now);
         row.note(now, if is_replay { "replayed" } else { "returned" }, format!("accepted as attempt {generation}"));
     }
 
@@ -330,6 +330,7 @@ impl RequestRow {
             reply: ReplyAddress::default(),
             trace: None,
             received_at: now,
+            accepted_at: now,
             changed_at: now,
             settled_at: None,
             first_failed_at: None,

@@ -89,6 +89,7 @@ pub(crate) struct RequestRow {
     pub(crate) reply: ReplyAddress,
     pub(crate) trace: Option<TraceContext>,
     pub(crate) received_at: Timestamp,
+    pub(crate) accepted_at: Timestamp,
     pub(crate) changed_at: Timestamp,
     pub(crate) settled_at: Option<Timestamp>,
     pub(crate) first_failed_at: Option<Timestamp>,

@@ -176,6 +176,7 @@ pub(super) fn queued_request(seq: RequestSeq, row: &RequestRow) -> QueuedRequest
         generation: row.generation,
         turn: row.turn,
         received_at: row.received_at,
+        accepted_at: row.accepted_at,
         body: message.body.clone(),
         write: row.write.clone(),
         is_alone: row.is_alone,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use crate::journal::{
-    AccountId, History, Journal, JournalError, JournalOverview, PostgresAddress, PostgresJournal, RequestSeq,
+    AccountId, History, Journal, JournalError, JournalOverview, QueuedRequest, PostgresAddress, PostgresJournal, RequestSeq,
     SqliteJournal,
 };
 use crate::model::{Address, Nonce, RequestId};
@@ -95,7 +95,7 @@ async fn visible(journal: &dyn Journal) -> Vec<String> {
     for account in accounts {
         for (after, limit) in [(i64::MIN, 100), (3, 2)] {
             let mut queued = journal.queued(account, after, limit).await;
-            queued.iter_mut().flatten().for_each(|request| request.received_at.0 = 0);
+            queued.iter_mut().flatten().for_each(without_times);
             seen.push(answer(queued));
             seen.push(answer(journal.events(&[account], after, limit).await));
             let mut copies = journal.unconfirmed(account, RequestSeq(after), limit).await;
@@ -105,7 +105,7 @@ async fn visible(journal: &dyn Journal) -> Vec<String> {
         let mut live = journal.live_transactions(account).await;
         for transaction in live.iter_mut().flatten() {
             let requests = std::iter::once(&mut transaction.request).chain(&mut transaction.others);
-            requests.for_each(|request| request.received_at.0 = 0);
+            requests.for_each(without_times);
         }
         seen.push(answer(live));
     }
@@ -123,6 +123,10 @@ async fn visible(journal: &dyn Journal) -> Vec<String> {
         seen.push(answer(journal.history(id).await.map(|history| history.map(timeless))));
     }
     seen
+}
+
+fn without_times(request: &mut QueuedRequest) {
+    (request.received_at.0, request.accepted_at.0) = (0, 0);
 }
 
 fn undated(mut overview: JournalOverview) -> JournalOverview {
