@@ -41,12 +41,13 @@ planted: ## plant known bugs one at a time and say which seed of the simulation 
 
 test: setup ## run every test, against a real broker and a real chain too
 	@scripts/setup.sh clock postgres
-	CHAINWRITER_REQUIRE_SERVICES=1 RUST_MIN_STACK=536870912 cargo test --locked
+	CHAINWRITER_REQUIRE_SERVICES=1 RUST_MIN_STACK=536870912 cargo test --all-features --locked
 
 check: ## format, lints, documentation, dependencies, systemd unit, alerts, the contract's build
 	cargo fmt --check
-	cargo clippy --all-targets --locked -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --document-private-items --locked
+	cargo clippy --locked -- -D warnings
+	cargo clippy --all-targets --all-features --locked -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --document-private-items --all-features --locked
 	scripts/check-deny.sh
 	scripts/check-unit.sh
 	scripts/check-alerts.sh

@@ -16,7 +16,7 @@ use crate::journal::{
 };
 use crate::judge::Judge;
 use crate::lane::{LaneSettings, LaneSignals, LaneState};
-use crate::metrics::{Meters, Metrics, ReplayMeter};
+use crate::metrics::{Meters, Metrics, ReplayMeter, SpanMeter};
 use crate::model::{Address, Timestamp, ids};
 use crate::pipeline::{Pipeline, PipelineSettings, Seams, Stage, Stops};
 use crate::policy::pause::RetrySchedule;
@@ -27,6 +27,7 @@ use crate::settle::SettleSettings;
 use crate::signer::{LocalSigner, RemoteSigner, Signer};
 use crate::status::{self, LaneView, Observer, RecentLines, Sources};
 use crate::supervisor::{Tasks, tell_systemd};
+use crate::traces::Tracer;
 
 /// Deliveries between the broker and intake; what waits there is unacked and counts to the prefetch.
 const DELIVERIES: usize = 256;
@@ -40,7 +41,7 @@ const SIGNER_ROUNDS: u32 = 8;
 const BEFORE_SETTLE: [&str; 2] = ["intake", "lane"];
 
 /// The names of the tasks that end when no other runs.
-const LAST: [&str; 2] = ["systemd", "http"];
+const LAST: [&str; 3] = ["systemd", "http", "exporter"];
 
 /// What the broker needs of the settings.
 pub fn broker_settings(settings: &Settings) -> BrokerSettings {
@@ -71,6 +72,7 @@ pub fn client_settings(settings: &Settings) -> ClientSettings {
         batch_size: chain.batch_size,
         max_lag: chain.max_lag,
         errors: Arc::clone(&chain.errors),
+        tracer: Tracer::default(),
     }
 }
 
@@ -129,7 +131,10 @@ async fn run_with<J: Journal + LetterDeeds + 'static>(
     for signer in &signers {
         accounts.push(journal.account(settings.chain.id, signer.address()).await?);
     }
-    let node = Arc::new(NodeClient::new(&client_settings(&settings)).context("cannot make the HTTP client")?);
+    let span_meter = SpanMeter::default();
+    let tracer = tracer(&settings, &span_meter, &mut tasks, &tokens.last)?;
+    let client = ClientSettings { tracer: tracer.clone(), ..client_settings(&settings) };
+    let node = Arc::new(NodeClient::new(&client).context("cannot make the HTTP client")?);
     let addresses: Vec<_> = signers.iter().map(|signer| signer.address()).collect();
     let seams = Seams {
         journal: journal.clone(),
@@ -140,7 +145,7 @@ async fn run_with<J: Journal + LetterDeeds + 'static>(
     };
     let adjustable = Adjustable::new(&settings);
     let Pipeline { stages, lanes, flow, meters } =
-        Pipeline::new(seams, pipeline_settings(&settings, &adjustable, accounts, &owner), &tokens.stages);
+        Pipeline::new(seams, pipeline_settings(&settings, &adjustable, accounts, &owner, tracer), &tokens.stages);
     for Stage { name, beat, run } in stages {
         if let Some(beat) = beat {
             tasks.watch(name, beat);
@@ -154,6 +159,7 @@ async fn run_with<J: Journal + LetterDeeds + 'static>(
         journal: journal.meter(),
         log: recent.meter(),
         replay: replay_meter.clone(),
+        traces: span_meter,
         ..meters
     };
     let (told_stuck, stuck) = watch::channel(Vec::new());
@@ -220,6 +226,42 @@ async fn run_with<J: Journal + LetterDeeds + 'static>(
     release_leases(journal.as_ref(), lanes.iter().map(|(_, signals)| signals.lease.borrow().clone())).await;
     journal.close().await;
     drained
+}
+
+/// Who follows requests, with the task that sends what it makes to a collector.
+#[cfg(feature = "otlp")]
+fn tracer(
+    settings: &Settings,
+    meter: &SpanMeter,
+    tasks: &mut Tasks,
+    stop: &CancellationToken,
+) -> anyhow::Result<Tracer> {
+    let Some(exporter) = exporter_settings(settings) else { return Ok(Tracer::default()) };
+    let exporter = crate::exporter::Exporter::new(&exporter)?;
+    let share = settings.traces.as_ref().map_or(0.0, |traces| traces.sample);
+    let scope = format!("{}/{}", settings.broker.names.work, settings.chain.id);
+    let (tracer, spans) = Tracer::new(crate::traces::Sampling { scope, share }, meter.clone());
+    tasks.spawn("exporter", exporter.run(spans, meter.clone(), stop.clone()));
+    Ok(tracer)
+}
+
+/// Nobody: this build exports nothing, and a configuration that wants it is refused.
+#[cfg(not(feature = "otlp"))]
+fn tracer(_: &Settings, _: &SpanMeter, _: &mut Tasks, _: &CancellationToken) -> anyhow::Result<Tracer> {
+    Ok(Tracer::default())
+}
+
+/// What the exporter needs of the settings, where spans are exported.
+#[cfg(feature = "otlp")]
+pub fn exporter_settings(settings: &Settings) -> Option<crate::exporter::ExporterSettings> {
+    let traces = settings.traces.as_ref()?;
+    Some(crate::exporter::ExporterSettings {
+        endpoint: traces.endpoint.clone(),
+        timeout: traces.timeout,
+        queue: settings.broker.names.work.clone(),
+        organisation: settings.worker.organisation.clone(),
+        instance: settings.worker.instance.clone(),
+    })
 }
 
 /// The signer that this section describes.
@@ -289,14 +331,15 @@ fn pipeline_settings(
     adjustable: &Adjustable,
     accounts: Vec<AccountId>,
     owner: &Arc<str>,
+    tracer: Tracer,
 ) -> PipelineSettings {
     PipelineSettings {
         lanes: accounts
             .iter()
-            .map(|account| lane_settings(settings, adjustable, *account, Arc::clone(owner)))
+            .map(|account| lane_settings(settings, adjustable, *account, Arc::clone(owner), tracer.clone()))
             .collect(),
         admission: settings.admission.clone(),
-        settle: settle_settings(settings),
+        settle: settle_settings(settings, tracer),
         max_open: adjustable.max_open.subscribe(),
         retention: settings.journal.retention,
         lease_ttl: settings.lease_ttl,
@@ -311,7 +354,13 @@ fn pipeline_settings(
     }
 }
 
-fn lane_settings(settings: &Settings, adjustable: &Adjustable, account: AccountId, owner: Arc<str>) -> LaneSettings {
+fn lane_settings(
+    settings: &Settings,
+    adjustable: &Adjustable,
+    account: AccountId,
+    owner: Arc<str>,
+    tracer: Tracer,
+) -> LaneSettings {
     let chain = &settings.chain;
     LaneSettings {
         chain_id: chain.id,
@@ -328,10 +377,11 @@ fn lane_settings(settings: &Settings, adjustable: &Adjustable, account: AccountI
         errors: Arc::clone(&chain.errors),
         lease_ttl: settings.lease_ttl,
         owner,
+        tracer,
     }
 }
 
-fn settle_settings(settings: &Settings) -> SettleSettings {
+fn settle_settings(settings: &Settings, tracer: Tracer) -> SettleSettings {
     SettleSettings {
         organisation: settings.worker.organisation.clone(),
         worker: settings.worker.full_name(),
@@ -341,6 +391,7 @@ fn settle_settings(settings: &Settings) -> SettleSettings {
         park_delay: settings.broker.park_delay,
         waits: delays(settings),
         publishes_in_flight: settings.broker.publish_channels,
+        tracer,
     }
 }
 

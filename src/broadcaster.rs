@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::chain::{Chain, ChainError};
 use crate::model::{Nonce, SignedTransaction, TxHash};
+use crate::traces::SpanContext;
 
 /// Transactions in one round at most; the chain cuts it into JSON-RPC batches.
 const ROUND: usize = 100;
@@ -38,11 +39,18 @@ pub struct Answered {
     pub was_alone: bool,
 }
 
+#[derive(Debug)]
+struct Waiting {
+    nonce: Nonce,
+    signed: SignedTransaction,
+    within: Option<SpanContext>,
+}
+
 /// What the lane has of the stage. What waits is limited by the lane's window: a nonce is sent again only when it has its
 /// answer.
 #[derive(Debug)]
 pub struct Broadcaster {
-    waiting: mpsc::UnboundedSender<(Nonce, SignedTransaction)>,
+    waiting: mpsc::UnboundedSender<Waiting>,
     answered: mpsc::UnboundedReceiver<Answered>,
     /// Sent, and not yet answered.
     open: usize,
@@ -52,7 +60,7 @@ pub struct Broadcaster {
 /// The stage itself, for one term of a lane. Dropped, it sends nothing more; what is on its way stays so.
 pub struct Rounds {
     chain: Arc<dyn Chain>,
-    waiting: mpsc::UnboundedReceiver<(Nonce, SignedTransaction)>,
+    waiting: mpsc::UnboundedReceiver<Waiting>,
     answered: mpsc::UnboundedSender<Answered>,
     in_order: Arc<AtomicBool>,
 }
@@ -67,10 +75,10 @@ pub fn start(chain: Arc<dyn Chain>) -> (Broadcaster, Rounds) {
 }
 
 impl Broadcaster {
-    /// Bytes to send after those before. They stand in the journal.
-    pub fn send(&mut self, nonce: Nonce, signed: SignedTransaction) {
+    /// Bytes to send after those before, within a span where somebody follows that. They stand in the journal.
+    pub fn send(&mut self, nonce: Nonce, signed: SignedTransaction, within: Option<SpanContext>) {
         // Without rounds the lane's term is over, and the next one sends everything again.
-        if self.waiting.send((nonce, signed)).is_ok() {
+        if self.waiting.send(Waiting { nonce, signed, within }).is_ok() {
             self.open += 1;
         }
     }
@@ -122,10 +130,17 @@ impl Rounds {
     }
 }
 
-async fn round(chain: Arc<dyn Chain>, batch: Vec<(Nonce, SignedTransaction)>, was_alone: bool) -> Answered {
-    let (nonces, signed): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-    let results = chain.broadcast(&signed).await;
-    let answers = nonces.into_iter().zip(signed).zip(results);
+async fn round(chain: Arc<dyn Chain>, batch: Vec<Waiting>, was_alone: bool) -> Answered {
+    let mut nonces = Vec::with_capacity(batch.len());
+    let mut transactions = Vec::with_capacity(batch.len());
+    let mut spans = Vec::with_capacity(batch.len());
+    for Waiting { nonce, signed, within } in batch {
+        nonces.push(nonce);
+        transactions.push(signed);
+        spans.push(within);
+    }
+    let results = chain.broadcast(&transactions, &spans).await;
+    let answers = nonces.into_iter().zip(transactions).zip(results);
     let answers = answers.map(|((nonce, signed), result)| Answer { nonce, hash: signed.hash, result }).collect();
     Answered { answers, was_alone }
 }

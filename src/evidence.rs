@@ -158,6 +158,7 @@ mod tests {
     use crate::chain::{BlockTag, Call, ChainError, Header, Log, LogQuery, Receipt, Sent, SentInBlock};
     use crate::model::{BlockHash, Gas, SignedTransaction, TxHash, Wei};
     use crate::policy::fee::Market;
+    use crate::traces::Within;
 
     const ACCOUNT: Address = Address([7; 20]);
 
@@ -224,7 +225,7 @@ mod tests {
         async fn market(&self, _: &Header) -> Result<Market> {
             unreachable!()
         }
-        async fn estimate(&self, _: &[Call]) -> Result<Vec<Result<Gas>>> {
+        async fn estimate(&self, _: &[Call], _: Within<'_>) -> Result<Vec<Result<Gas>>> {
             unreachable!()
         }
         async fn call(&self, _: &Call, _: BlockNumber) -> Result<Bytes> {
@@ -233,7 +234,7 @@ mod tests {
         async fn logs(&self, _: &LogQuery) -> Result<Vec<Log>> {
             unreachable!()
         }
-        async fn broadcast(&self, _: &[SignedTransaction]) -> Vec<Result<()>> {
+        async fn broadcast(&self, _: &[SignedTransaction], _: Within<'_>) -> Vec<Result<()>> {
             unreachable!()
         }
         async fn balance(&self, _: Address) -> Result<Wei> {

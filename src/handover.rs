@@ -61,6 +61,8 @@ pub struct Refused {
     pub cause: Cause,
     /// Whose outbox tells of it.
     pub account: AccountId,
+    /// When it came.
+    pub taken_at: Timestamp,
     /// Ends the delivery.
     pub receipt: Receipt,
 }

@@ -168,11 +168,27 @@ impl Intake {
                 Verdict::Conflict => {
                     let detail = "the journal knows this id with another body; use a new id for a new request";
                     let cause = Cause::invalid("id_conflict", detail);
-                    Admitted::Refused(Box::new(Refused { id, generation, message, cause, account, receipt }))
+                    Admitted::Refused(Box::new(Refused {
+                        id,
+                        generation,
+                        message,
+                        cause,
+                        account,
+                        taken_at: now,
+                        receipt,
+                    }))
                 }
                 Verdict::Unroutable => {
                     let cause = why.unwrap_or_else(|| Cause::invalid(NO_ROUTE, "no route is for it"));
-                    Admitted::Refused(Box::new(Refused { id, generation, message, cause, account, receipt }))
+                    Admitted::Refused(Box::new(Refused {
+                        id,
+                        generation,
+                        message,
+                        cause,
+                        account,
+                        taken_at: now,
+                        receipt,
+                    }))
                 }
             };
             self.hand_on(admitted).await;
@@ -185,7 +201,8 @@ impl Intake {
         let id = refusal.id.unwrap_or_else(made_up_id);
         let generation = Generation::read_from(&message.headers).unwrap_or_default();
         let account = self.account_of(BodyHash::of(id.as_str().as_bytes()).as_bytes());
-        let refused = Refused { id, generation, message, cause: refusal.cause, account, receipt };
+        let taken_at = Timestamp::now();
+        let refused = Refused { id, generation, message, cause: refusal.cause, account, taken_at, receipt };
         self.hand_on(Admitted::Refused(Box::new(refused))).await;
     }
 

@@ -8,6 +8,8 @@ pub mod chain;
 pub mod cli;
 pub mod config;
 pub mod evidence;
+#[cfg(feature = "otlp")]
+pub mod exporter;
 pub mod handover;
 pub mod intake;
 pub mod journal;
@@ -35,4 +37,5 @@ pub mod supervisor;
 #[cfg(test)]
 #[path = "../tests/support/mod.rs"]
 mod support;
+pub mod traces;
 pub mod tracker;

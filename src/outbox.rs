@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::broker::{Outgoing, Publisher};
 use crate::journal::{AccountId, JournalError, Lease, Outbox, OutboxRow};
 use crate::model::trace::{TRACEPARENT, TRACESTATE};
-use crate::model::{HeaderValue, Headers, Heartbeat, Message, Properties, Timestamp};
+use crate::model::{HeaderValue, Headers, Heartbeat, Message, Properties, Timestamp, TraceContext};
 use crate::policy::pause::Pause;
+use crate::traces::{Failure, SpanContext, Tracer};
 
 /// Events read and published together at most.
 const BATCH: u32 = 512;
@@ -36,6 +38,8 @@ pub struct OutboxStage {
     pub wake: Arc<Notify>,
     /// Sign of life.
     pub beat: Heartbeat,
+    /// Who follows what events are about.
+    pub tracer: Tracer,
 }
 
 impl OutboxStage {
@@ -71,8 +75,14 @@ impl OutboxStage {
         if rows.is_empty() {
             return Ok(Sent::Nothing);
         }
-        let outgoing: Vec<_> = rows.iter().flat_map(|row| self.outgoing(row)).collect();
+        let (outgoing, spans): (Vec<_>, Vec<_>) = rows.iter().flat_map(|row| self.outgoing(row)).unzip();
+        let began = Instant::now();
         let results = self.publisher.publish_unrouted(&outgoing).await;
+        for ((outgoing, span), result) in outgoing.iter().zip(spans).zip(&results) {
+            let Some(span) = span else { continue };
+            let failure = result.as_ref().err().map(|error| Failure::unconfirmed(error.to_string()));
+            self.tracer.record(span.took(began.elapsed(), outgoing.work(), failure));
+        }
         let mut results = results.into_iter();
         let mut sent = Vec::with_capacity(rows.len());
         let mut failure = None;
@@ -94,16 +104,17 @@ impl OutboxStage {
         Ok(if all { Sent::All } else { Sent::NotAll })
     }
 
-    /// To the events exchange, and to the producer's own queue if it named one.
-    fn outgoing(&self, row: &OutboxRow) -> impl Iterator<Item = Outgoing> + use<> {
-        let message = message(row);
-        let reply = row.reply.reply_to.as_ref().map(|queue| Outgoing {
-            exchange: String::new(),
-            routing_key: queue.clone(),
-            message: message.clone(),
-        });
-        let event = Outgoing { exchange: self.exchange.clone(), routing_key: row.kind.clone(), message };
-        std::iter::once(event).chain(reply)
+    /// To the events exchange, and to the producer's own queue if it named one; each with its span, where somebody follows
+    /// what it is about.
+    fn outgoing(&self, row: &OutboxRow) -> impl Iterator<Item = (Outgoing, Option<SpanContext>)> + use<> {
+        let trace = trace(row);
+        let send = |exchange: &str, routing_key: &str| {
+            let span = trace.as_ref().and_then(|trace| self.tracer.within(trace));
+            let message = message(row, trace.as_ref(), span.as_ref().and_then(SpanContext::told).as_ref());
+            (Outgoing { exchange: exchange.to_owned(), routing_key: routing_key.to_owned(), message }, span)
+        };
+        let reply = row.reply.reply_to.as_ref().map(|queue| send("", queue));
+        std::iter::once(send(&self.exchange, &row.kind)).chain(reply)
     }
 }
 
@@ -120,17 +131,23 @@ struct Traced {
     tracestate: Option<String>,
 }
 
-/// Structured mode of CloudEvents, with the attributes as headers too, as its AMQP binding names them; a trace also as W3C
-/// names it, which is where tracing libraries look.
-fn message(row: &OutboxRow) -> Message {
+fn trace(row: &OutboxRow) -> Option<TraceContext> {
+    let Traced { traceparent, tracestate } = serde_json::from_str(&row.body).unwrap_or_default();
+    TraceContext::new(&traceparent?, tracestate.as_deref())
+}
+
+/// Structured mode of CloudEvents, with the attributes as headers too, as its AMQP binding names them. A trace also as W3C
+/// names it, which is where tracing libraries look: there it is the span of the publish, where that is followed.
+fn message(row: &OutboxRow, trace: Option<&TraceContext>, publish: Option<&TraceContext>) -> Message {
     let kind = format!("io.chainwriter.request.{}.v1", row.kind);
     let header = |name: &str, value: &str| (format!("cloudEvents:{name}"), HeaderValue::from(value));
     let mut headers = Headers::from([header("id", &row.event_id), header("type", &kind), header("specversion", "1.0")]);
-    let trace: Traced = serde_json::from_str(&row.body).unwrap_or_default();
-    for (name, value) in [(TRACEPARENT, trace.traceparent), (TRACESTATE, trace.tracestate)] {
-        if let Some(value) = value {
-            headers.extend([header(name, &value), (name.to_owned(), value.into())]);
-        }
+    if let Some(trace) = trace {
+        headers.extend([header(TRACEPARENT, trace.parent())]);
+        headers.extend(trace.state().map(|state| header(TRACESTATE, state)));
+        let publish = publish.unwrap_or(trace);
+        headers.extend([(TRACEPARENT.to_owned(), publish.parent().into())]);
+        headers.extend(publish.state().map(|state| (TRACESTATE.to_owned(), state.into())));
     }
     Message {
         body: row.body.clone().into_bytes().into(),

@@ -143,6 +143,7 @@ impl Pipeline {
         let exchange = settings.settle.names.events.clone();
         let (notify, publishes) = (Arc::clone(&outbox_wake), Arc::clone(&publisher));
         let ended = lanes.iter().map(|(_, signals)| Arc::clone(&signals.ended)).collect();
+        let tracer = settings.settle.tracer.clone();
         let settle = Settle::new(settings.settle, journal.clone(), publishes, notify, ended, beat.clone());
         let settled = settle.settled();
         meters.settle = settle.meter();
@@ -156,6 +157,7 @@ impl Pipeline {
             accounts: lanes.iter().map(|(account, signals)| (*account, signals.lease.subscribe())).collect(),
             wake: outbox_wake,
             beat: beat.clone(),
+            tracer,
         };
         stages.push(stage("outbox", &beat, outbox.run(stops.outbox.clone())));
         if let Some(changes) = journal.changes() {

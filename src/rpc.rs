@@ -212,8 +212,12 @@ fn refused_with(status: StatusCode) -> Error {
     Error::Transport(TransportError::Code(status.as_u16()))
 }
 
-/// What went wrong, down to the cause, without the URL.
 fn message(error: &reqwest::Error) -> Error {
+    Error::Transport(TransportError::Message(cause_of(error)))
+}
+
+/// What went wrong, down to the cause, without the URL.
+pub(crate) fn cause_of(error: &reqwest::Error) -> String {
     let mut text = if error.is_timeout() { "no answer in time".to_owned() } else { String::new() };
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
@@ -224,7 +228,7 @@ fn message(error: &reqwest::Error) -> Error {
     if text.is_empty() {
         "the connection failed".clone_into(&mut text);
     }
-    Error::Transport(TransportError::Message(text))
+    text
 }
 
 impl Transport for HttpTransport {

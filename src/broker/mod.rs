@@ -2,7 +2,8 @@
 
 use async_trait::async_trait;
 
-use crate::model::Message;
+use crate::model::{Message, TraceContext};
+use crate::traces::Work;
 
 mod connection;
 mod consumers;
@@ -141,6 +142,18 @@ pub struct Outgoing {
     pub routing_key: String,
     /// The message.
     pub message: Message,
+}
+
+impl Outgoing {
+    /// Its publish, for whoever follows that.
+    pub fn work(&self) -> Work {
+        Work::Publish {
+            exchange: self.exchange.clone(),
+            routing_key: self.routing_key.clone(),
+            message_id: self.message.properties.message_id.clone(),
+            creation: TraceContext::read_from(&self.message.headers),
+        }
+    }
 }
 
 /// Publishes with publisher confirms.

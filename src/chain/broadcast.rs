@@ -15,12 +15,17 @@ use crate::chain::route::Route;
 use crate::chain::{ChainError, Result};
 use crate::model::{SignedTransaction, TxHash};
 use crate::policy::classify::{ErrorTable, SendMeaning};
+use crate::traces::Within;
 
 /// How much longer than the first endpoint the others may take. Their failures are none of the caller's.
 const GRACE: Duration = Duration::from_secs(3);
 
 impl NodeClient {
-    pub(super) async fn broadcast_everywhere(&self, transactions: &[SignedTransaction]) -> Vec<Result<()>> {
+    pub(super) async fn broadcast_everywhere(
+        &self,
+        transactions: &[SignedTransaction],
+        within: Within<'_>,
+    ) -> Vec<Result<()>> {
         let calls: Vec<MethodCall> = transactions
             .iter()
             .map(|signed| ("eth_sendRawTransaction", vec![Value::String(format!("0x{}", hex::encode(&signed.raw)))]))
@@ -35,9 +40,9 @@ impl NodeClient {
             !std::ptr::eq(*endpoint, first) && health.is_verified()
         });
         let first_is_done = CancellationToken::new();
-        let others = others.map(|endpoint| self.send_beside(endpoint, transactions, &calls, &first_is_done));
+        let others = others.map(|endpoint| self.send_beside(endpoint, transactions, (&calls, within), &first_is_done));
         let first = async {
-            let answers = self.send_to(first, transactions, &calls).await;
+            let answers = self.send_to(first, transactions, (&calls, within)).await;
             first_is_done.cancel();
             answers
         };
@@ -51,7 +56,7 @@ impl NodeClient {
         &self,
         endpoint: &Endpoint,
         transactions: &[SignedTransaction],
-        calls: &[MethodCall],
+        calls: (&[MethodCall], Within<'_>),
         first_is_done: &CancellationToken,
     ) -> Option<Vec<Result<()>>> {
         let too_late = async {
@@ -71,9 +76,9 @@ impl NodeClient {
         &self,
         endpoint: &Endpoint,
         transactions: &[SignedTransaction],
-        calls: &[MethodCall],
+        (calls, within): (&[MethodCall], Within<'_>),
     ) -> Vec<Result<()>> {
-        let answers = endpoint.ask_many(calls, Order::Kept).await;
+        let answers = endpoint.ask_many(calls, within, Order::Kept).await;
         let read = |(signed, answer): (&SignedTransaction, Result<Value>)| {
             let answer = answer?;
             let hash = answer.as_str().and_then(|text| text.parse::<TxHash>().ok());

@@ -24,6 +24,7 @@ use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, SignedTransactio
 use crate::policy::classify::ErrorTable;
 use crate::policy::fee::Market;
 use crate::rpc::{HttpTransport, client, label};
+use crate::traces::{Tracer, Within};
 
 /// How to reach the chain.
 #[derive(Clone)]
@@ -40,6 +41,8 @@ pub struct ClientSettings {
     pub max_lag: u64,
     /// What nodes' texts mean.
     pub errors: Arc<ErrorTable>,
+    /// Who follows calls.
+    pub tracer: Tracer,
 }
 
 impl std::fmt::Debug for ClientSettings {
@@ -91,7 +94,8 @@ impl NodeClient {
             let is_alone = labels.iter().filter(|other| *other == label).count() == 1;
             let label = if is_alone { label.clone() } else { format!("{label} (number {})", index + 1) };
             let transport = HttpTransport::new(client.clone(), url.clone());
-            Endpoint::new(transport, label, settings.batch_size, Arc::clone(&settings.errors), meter.clone())
+            let (errors, tracer) = (Arc::clone(&settings.errors), settings.tracer.clone());
+            Endpoint::new(transport, label, settings.batch_size, errors, meter.clone(), tracer)
         });
         Ok(Self {
             chain_id: settings.chain_id,
@@ -187,11 +191,12 @@ impl NodeClient {
     async fn ask_many<T>(
         &self,
         calls: &[MethodCall],
+        within: Within<'_>,
         read: impl Fn(&Endpoint, Vec<Result<Value>>) -> Result<T> + Send + Sync,
     ) -> Result<T> {
         let read = &read;
         let ask = |endpoint| async move {
-            let answers = Endpoint::ask_many(endpoint, calls, Order::Any).await;
+            let answers = Endpoint::ask_many(endpoint, calls, within, Order::Any).await;
             match first_failure(&answers).cloned() {
                 Some(failure) => Err(failure),
                 None => read(endpoint, answers),
@@ -223,7 +228,7 @@ impl Chain for NodeClient {
             return Ok(Vec::new());
         }
         let calls: Vec<_> = receipts::calls(hashes).collect();
-        self.ask_many(&calls, Endpoint::read_receipts).await
+        self.ask_many(&calls, &[], Endpoint::read_receipts).await
     }
 
     async fn transaction_count(&self, account: Address, block: BlockTag) -> Result<Nonce> {
@@ -242,10 +247,10 @@ impl Chain for NodeClient {
         self.along(|endpoint| Box::pin(endpoint.market(head))).await
     }
 
-    async fn estimate(&self, calls: &[Call]) -> Result<Vec<Result<Gas>>> {
+    async fn estimate(&self, calls: &[Call], within: Within<'_>) -> Result<Vec<Result<Gas>>> {
         let calls: Vec<_> =
             calls.iter().map(|call| ("eth_estimateGas", vec![call_object(call), json!("latest")])).collect();
-        self.ask_many(&calls, |endpoint, answers| {
+        self.ask_many(&calls, within, |endpoint, answers| {
             let read = |answer: Result<Value>| match answer {
                 Ok(value) => match answers::small_quantity(&value) {
                     Some(gas) => Ok(Ok(Gas(gas))),
@@ -261,7 +266,7 @@ impl Chain for NodeClient {
     async fn call(&self, call: &Call, block: BlockNumber) -> Result<Bytes> {
         let call = [("eth_call", vec![call_object(call), tag(BlockTag::Number(block))])];
         // What the call reverts with is an answer, not a reason to ask elsewhere.
-        let outcome = self.ask_many(&call, |endpoint, mut answers| match answers.pop() {
+        let outcome = self.ask_many(&call, &[], |endpoint, mut answers| match answers.pop() {
             Some(Ok(value)) => match answers::bytes(&value) {
                 Some(bytes) => Ok(Ok(bytes)),
                 None => Err(endpoint.nonsense(format!("call result {value}"))),
@@ -282,8 +287,8 @@ impl Chain for NodeClient {
         self.ask("eth_getLogs", vec![filter], |entries: Vec<Value>| answers::logs(&entries, query)).await
     }
 
-    async fn broadcast(&self, transactions: &[SignedTransaction]) -> Vec<Result<()>> {
-        self.broadcast_everywhere(transactions).await
+    async fn broadcast(&self, transactions: &[SignedTransaction], within: Within<'_>) -> Vec<Result<()>> {
+        self.broadcast_everywhere(transactions, within).await
     }
 
     async fn balance(&self, account: Address) -> Result<Wei> {

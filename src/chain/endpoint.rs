@@ -19,6 +19,7 @@ use crate::metrics::{CallResult, ChainMeter, Method};
 use crate::model::BlockNumber;
 use crate::policy::classify::{ErrorTable, is_missing_method};
 use crate::rpc::{BatchAnswer, HttpTransport};
+use crate::traces::{Failure, SpanContext, Tracer, Within, Work};
 
 /// A batch that was refused is tried again this many times shorter, down to single calls.
 const SHRINK: usize = 4;
@@ -51,6 +52,7 @@ pub(super) struct Endpoint {
     configured_batch_size: usize,
     lacks: Mutex<HashSet<&'static str>>,
     meter: ChainMeter,
+    tracer: Tracer,
 }
 
 impl Endpoint {
@@ -60,6 +62,7 @@ impl Endpoint {
         batch_size: usize,
         errors: Arc<ErrorTable>,
         meter: ChainMeter,
+        tracer: Tracer,
     ) -> Self {
         let configured_batch_size = batch_size.max(1);
         Self {
@@ -71,6 +74,7 @@ impl Endpoint {
             configured_batch_size,
             lacks: Mutex::default(),
             meter,
+            tracer,
         }
     }
 
@@ -182,20 +186,21 @@ impl Endpoint {
     }
 
     /// One answer for each call. After a failure of the endpoint the calls that are left get this failure.
-    pub(super) async fn ask_many(&self, calls: &[MethodCall], order: Order) -> Vec<Result<Value>> {
+    pub(super) async fn ask_many(&self, calls: &[MethodCall], within: Within<'_>, order: Order) -> Vec<Result<Value>> {
         let mut answers = Vec::with_capacity(calls.len());
         let mut size = self.batch_size.load(Ordering::Relaxed);
         let mut refusal = None;
         let mut failure = None;
         while answers.len() < calls.len() && failure.is_none() {
             let rest = calls.get(answers.len()..).unwrap_or_default();
+            let within = within.get(answers.len()..).unwrap_or_default();
             if size <= 1 {
-                answers.extend(self.ask_one_by_one(rest, order).await);
+                answers.extend(self.ask_one_by_one(rest, within, order).await);
                 break;
             }
             let batch = rest.get(..size.min(fitting(rest))).unwrap_or(rest);
             if batch.len() == 1 {
-                answers.extend(self.ask_one_by_one(batch, order).await);
+                answers.extend(self.ask_one_by_one(batch, within, order).await);
                 failure = first_failure(&answers).cloned();
                 continue;
             }
@@ -209,6 +214,9 @@ impl Endpoint {
                     for ((method, _), answer) in batch.iter().zip(&each) {
                         self.meter.calls.count((Method::named(method), call_result(answer)));
                     }
+                    for ((call, span), answer) in batch.iter().zip(within).zip(&each) {
+                        self.trace(call, span.as_ref(), began, answer.as_ref().err());
+                    }
                     answers.extend(each);
                 }
                 Ok(BatchAnswer::Refused(text)) if self.errors.is_rate_limit(&text) => failure = Some(self.limited()),
@@ -220,6 +228,9 @@ impl Endpoint {
                     let error = self.error(error);
                     for (method, _) in batch {
                         self.meter.calls.count((Method::named(method), result_of(&error)));
+                    }
+                    for (call, span) in batch.iter().zip(within) {
+                        self.trace(call, span.as_ref(), began, Some(&error));
                     }
                     failure = Some(error);
                 }
@@ -236,11 +247,19 @@ impl Endpoint {
         answers
     }
 
-    async fn ask_one_by_one(&self, calls: &[MethodCall], order: Order) -> Vec<Result<Value>> {
+    async fn ask_one_by_one(&self, calls: &[MethodCall], within: Within<'_>, order: Order) -> Vec<Result<Value>> {
         let at_once = if order == Order::Any { SINGLE_CALLS } else { 1 };
         let mut answers = Vec::with_capacity(calls.len());
-        for calls in calls.chunks(at_once) {
-            answers.extend(join_all(calls.iter().map(|(method, params)| self.ask(method, params.clone()))).await);
+        let ask = async |(call, span): (&MethodCall, Option<&SpanContext>)| {
+            let began = Instant::now();
+            let answer = self.ask(call.0, call.1.clone()).await;
+            self.trace(call, span, began, answer.as_ref().err());
+            answer
+        };
+        let spans = within.iter().map(Option::as_ref).chain(std::iter::repeat(None));
+        let calls_in_spans: Vec<_> = calls.iter().zip(spans).collect();
+        for some in calls_in_spans.chunks(at_once) {
+            answers.extend(join_all(some.iter().copied().map(ask)).await);
             if first_failure(&answers).is_some() {
                 break;
             }
@@ -249,6 +268,21 @@ impl Endpoint {
             answers.resize_with(calls.len(), || Err(failure.clone()));
         }
         answers
+    }
+
+    /// A call that was made in this span is over.
+    fn trace(&self, call: &MethodCall, span: Option<&SpanContext>, began: Instant, failure: Option<&ChainError>) {
+        let Some(span) = span else { return };
+        let code = match failure {
+            Some(ChainError::Node { code, .. }) => Some(*code),
+            Some(_) | None => None,
+        };
+        let failure = failure.map(|error| Failure {
+            kind: code.map_or_else(|| result_of(error).word().to_owned(), |code| code.to_string()),
+            detail: error.to_string(),
+        });
+        let work = Work::Call { method: call.0, endpoint: self.label.clone(), code };
+        self.tracer.record(span.child().took(began.elapsed(), work, failure));
     }
 
     pub(super) fn error(&self, error: Error) -> ChainError {

@@ -19,7 +19,7 @@ impl Endpoint {
     /// What the chain asks for after this block, as this endpoint tells it.
     pub(super) async fn market(&self, head: &Header) -> Result<Market> {
         let calls: Vec<_> = calls(head).into_iter().filter(|(method, _)| !self.lacks(method)).collect();
-        let answers = self.ask_many(&calls, Order::Any).await;
+        let answers = self.ask_many(&calls, &[], Order::Any).await;
         let answers: Vec<_> = calls.iter().map(|(method, _)| *method).zip(answers).collect();
         for (method, answer) in &answers {
             match answer {

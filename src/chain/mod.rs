@@ -9,6 +9,7 @@ use crate::model::event::FinalTransaction;
 use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, PauseReason, SignedTransaction, Topic, TxHash, Wei};
 use crate::policy::fee::Market;
 use crate::policy::finality::FinalityRule;
+use crate::traces::Within;
 
 mod answers;
 mod broadcast;
@@ -282,7 +283,7 @@ pub trait Chain: Send + Sync {
     async fn market(&self, head: &Header) -> Result<Market>;
 
     /// How much gas each call takes at the newest block. A call that fails has its own error; the outer error means that none was looked at.
-    async fn estimate(&self, calls: &[Call]) -> Result<Vec<Result<Gas>>>;
+    async fn estimate(&self, calls: &[Call], within: Within<'_>) -> Result<Vec<Result<Gas>>>;
 
     /// Runs a call on the state after this block: what it returns, or the error with what it reverted with.
     async fn call(&self, call: &Call, block: BlockNumber) -> Result<Bytes>;
@@ -292,7 +293,7 @@ pub trait Chain: Send + Sync {
 
     /// Gives signed bytes to every node that can be reached, in their order. The answer is the best that any of them gave;
     /// an error says only what a node said, not that it does not have them.
-    async fn broadcast(&self, transactions: &[SignedTransaction]) -> Vec<Result<()>>;
+    async fn broadcast(&self, transactions: &[SignedTransaction], within: Within<'_>) -> Vec<Result<()>>;
 
     /// The account's balance.
     async fn balance(&self, account: Address) -> Result<Wei>;

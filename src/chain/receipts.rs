@@ -37,7 +37,7 @@ impl Endpoint {
             }
         }
         let calls: Vec<_> = calls(ours).collect();
-        let receipts = self.read_receipts(self.ask_many(&calls, Order::Any).await)?;
+        let receipts = self.read_receipts(self.ask_many(&calls, &[], Order::Any).await)?;
         Ok(receipts.into_iter().flatten().filter(|receipt| receipt.transaction.block_hash == block).collect())
     }
 

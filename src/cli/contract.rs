@@ -165,7 +165,7 @@ async fn wait(
     let mut told = String::new();
     loop {
         if Instant::now() >= again {
-            let refusals = chain.broadcast(std::slice::from_ref(signed)).await.into_iter().filter_map(Result::err);
+            let refusals = chain.broadcast(std::slice::from_ref(signed), &[]).await.into_iter().filter_map(Result::err);
             let refusals = refusals.map(|refusal| refusal.to_string()).collect::<Vec<_>>().join("; ");
             if !refusals.is_empty() && refusals != told {
                 say(&refusals);

@@ -74,6 +74,8 @@ pub struct Settings {
     pub journal: JournalSection,
     /// `lease.ttl`
     pub lease_ttl: Duration,
+    /// `[traces]`, where they are exported.
+    pub traces: Option<TracesSection>,
     /// `http.listen`
     pub http_listen: Option<SocketAddr>,
     /// `[log]`
@@ -196,6 +198,24 @@ impl std::fmt::Debug for ChainSection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // A URL may hold a key.
         f.debug_struct("ChainSection").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// `[traces]`
+#[derive(Clone)]
+pub struct TracesSection {
+    /// Where a collector takes spans.
+    pub endpoint: Url,
+    /// How many messages are followed that have no trace of their own: 0 to 1.
+    pub sample: f64,
+    /// For one export.
+    pub timeout: Duration,
+}
+
+impl std::fmt::Debug for TracesSection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // A URL may hold a key.
+        f.debug_struct("TracesSection").field("sample", &self.sample).finish_non_exhaustive()
     }
 }
 
@@ -337,6 +357,38 @@ mod tests {
         assert!(rule("cause = \"rejected\"\nup_to = 0").contains("dead.replay[1].after: is not set"));
         assert!(rule("cause = \"rejected\"\nup_to = 0").contains("dead.replay[1].up_to: is \"0\""));
         assert!(faults("[limits]\nin_flight = 0").contains("limits.in_flight: is \"0\"; expected a number from 1 to"));
+    }
+
+    #[test]
+    #[cfg(feature = "otlp")]
+    fn a_collector_is_named_by_its_address_or_by_its_path_for_traces() {
+        let required = "[worker]\norganisation = \"a\"\n[broker]\nqueue = \"q\"\n[chain]\nid = 1\n[write]\nto = \"0x00000000000000000000000000000000000000aa\"\n[[signer]]\nkey = \"0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80\"\n";
+        let read = |lines: &str| load_text(&format!("{required}[traces]\n{lines}"));
+        for (given, used) in [
+            ("http://127.0.0.1:4318", "http://127.0.0.1:4318/v1/traces"),
+            ("http://127.0.0.1:4318/", "http://127.0.0.1:4318/v1/traces"),
+            ("https://otlp.example/tenant/", "https://otlp.example/tenant/v1/traces"),
+            ("https://otlp.example/v1/traces", "https://otlp.example/v1/traces"),
+        ] {
+            let traces = read(&format!("endpoint = {given:?}")).unwrap().traces.unwrap();
+            assert_eq!(traces.endpoint.as_str(), used);
+            assert!(!format!("{traces:?}").contains("example"), "a URL may hold a key");
+        }
+        assert!(read("").unwrap().traces.is_none());
+        for wrong in ["endpoint = \"127.0.0.1:4317\"", "endpoint = \"on\"", "sample = 1.5", "timeout = \"0s\""] {
+            let key = wrong.split(' ').next().unwrap();
+            let Faults(faults) = read(wrong).unwrap_err();
+            assert!(faults.len() == 1 && faults[0].starts_with(&format!("- traces.{key}: ")), "{faults:?}");
+        }
+    }
+
+    #[test]
+    #[cfg(not(feature = "otlp"))]
+    fn a_build_without_the_feature_says_so_where_traces_are_wanted() {
+        let Faults(faults) = load_text("[traces]\nendpoint = \"http://127.0.0.1:4318\"").unwrap_err();
+        assert!(
+            faults.iter().any(|fault| fault.starts_with("- traces.endpoint: needs a build with `--features otlp`"))
+        );
     }
 
     #[test]

@@ -14,8 +14,8 @@ use crate::config::reader::{Findings, Section, http_url};
 use crate::config::reload::prints;
 use crate::config::secrets::{credential, private_file};
 use crate::config::{
-    BrokerSection, ChainSection, Faults, JournalSection, LogFormat, LogSection, RetrySection, Settings, WorkerSection,
-    bind, dead, id_source, policy, routes, signers,
+    BrokerSection, ChainSection, Faults, JournalSection, LogFormat, LogSection, RetrySection, Settings, TracesSection,
+    WorkerSection, bind, dead, id_source, policy, routes, signers,
 };
 use crate::journal::JournalAddress;
 use crate::lane::OutagePolicy;
@@ -37,6 +37,8 @@ pub(super) const DAY: Duration = Duration::from_secs(86_400);
 /// Prices are stored in 63 bits.
 const HIGHEST_FEE: Wei = Wei(9_000_000_000_000_000_000);
 const LARGEST_BODY: u64 = 16 << 20;
+/// Below a collector's address: <https://opentelemetry.io/docs/specs/otlp/#otlphttp-request>.
+const TRACES_PATH: &str = "/v1/traces";
 
 /// `folder`: where relative names of files of routes are looked for.
 pub(super) fn read(values: Value, folder: &Path) -> Result<Settings, Faults> {
@@ -64,6 +66,7 @@ pub(super) fn read(values: Value, folder: &Path) -> Result<Settings, Faults> {
         dead: dead::read(tables.remove("dead"), &mut findings),
         journal: journal(Section::new("journal", tables.remove("journal"), &mut findings)),
         lease_ttl: lease(Section::new("lease", tables.remove("lease"), &mut findings)),
+        traces: traces(Section::new("traces", tables.remove("traces"), &mut findings)),
         http_listen: http(Section::new("http", tables.remove("http"), &mut findings)),
         log: log(Section::new("log", tables.remove("log"), &mut findings)),
         prints,
@@ -380,6 +383,29 @@ fn lease(mut section: Section<'_>) -> Duration {
     let ttl = section.duration("ttl", 3 * SECOND..=10 * MINUTE);
     section.finish(&["ttl"]);
     ttl
+}
+
+fn traces(mut section: Section<'_>) -> Option<TracesSection> {
+    let expected = "the URL of an OpenTelemetry collector, such as \"http://127.0.0.1:4318\", or \"off\"";
+    let endpoint = section.read("endpoint", expected, None, |text| match text {
+        "off" => Some(None),
+        url => http_url(url).and_then(traces_at).map(Some),
+    });
+    if endpoint.is_some() && !cfg!(feature = "otlp") {
+        section.fault("endpoint", "needs a build with `--features otlp`, which this is not; set it to \"off\"");
+    }
+    let (sample, timeout) = (section.number("sample", 0.0..=1.0), section.duration("timeout", 100 * MS..=MINUTE));
+    section.finish(&["endpoint", "sample", "timeout"]);
+    endpoint.map(|endpoint| TracesSection { endpoint, sample, timeout })
+}
+
+/// Where a collector takes traces: as its base address or that very path is given.
+fn traces_at(mut url: Url) -> Option<Url> {
+    if !url.path().ends_with(TRACES_PATH) {
+        let path = format!("{}{TRACES_PATH}", url.path().trim_end_matches('/'));
+        url.set_path(&path);
+    }
+    Some(url).filter(|url| url.query().is_none() && url.fragment().is_none())
 }
 
 fn http(mut section: Section<'_>) -> Option<SocketAddr> {

@@ -11,6 +11,7 @@ use crate::model::{
     Timestamp, TraceContext, TransactionState, TxHash, Wei, Write,
 };
 use crate::policy::limits::Share;
+use crate::traces::Followed;
 
 /// The journal's number for an account on a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -162,6 +163,11 @@ pub struct QueuedRequest {
 }
 
 impl QueuedRequest {
+    /// As it can be followed.
+    pub fn followed(&self) -> Followed<'_> {
+        Followed { request: &self.id, generation: self.generation, trace: self.trace.as_ref() }
+    }
+
     /// What a contract is called with. Shares its bytes.
     pub fn calldata(&self) -> &Bytes {
         self.write.as_ref().and_then(|write| write.data.as_ref()).unwrap_or(&self.body)

@@ -83,13 +83,18 @@ impl Draft {
         }
     }
 
-    pub(super) fn requests(self) -> Vec<Fetched> {
+    /// The requests that it is for.
+    pub(super) fn requests(&self) -> impl Iterator<Item = &QueuedRequest> {
+        std::iter::once(&self.first).chain(&self.others).map(|fetched| &fetched.request)
+    }
+
+    pub(super) fn into_fetched(self) -> Vec<Fetched> {
         std::iter::once(self.first).chain(self.others).collect()
     }
 
     /// The first half of its requests, and the second.
     pub(super) fn halves(self, batching: &Batching) -> Vec<Self> {
-        let mut first = self.requests();
+        let mut first = self.into_fetched();
         let second = first.split_off(first.len() / 2);
         [first, second].into_iter().flat_map(|half| Self::of(half, batching)).collect()
     }

@@ -51,7 +51,9 @@ impl Lane {
             receipt.transaction.nonce = nonce;
             let Some((verdict, state)) = self.end_of_included(nonce, &receipt).await else { continue };
             self.evidence.forget(nonce);
-            let Some(InFlight { request, others, .. }) = self.window.remove(nonce) else { continue };
+            let Some(ended) = self.window.remove(nonce) else { continue };
+            self.trace_end(&ended, state, Some(&receipt.transaction));
+            let InFlight { request, others, .. } = ended;
             let transaction = Some(ClosedTransaction { nonce, state, included: Some(receipt.transaction) });
             rulings.push(Ruling { lease: lease.clone(), request, others, transaction, verdict });
         }
@@ -72,7 +74,9 @@ impl Lane {
         let displaced = self.displaced(height, count).await?;
         let close = |(nonce, taken_by)| {
             self.evidence.forget(nonce);
-            let InFlight { request, others, .. } = self.window.remove(nonce)?;
+            let ended = self.window.remove(nonce)?;
+            self.trace_end(&ended, TransactionState::Displaced, None);
+            let InFlight { request, others, .. } = ended;
             let transaction = Some(ClosedTransaction { nonce, state: TransactionState::Displaced, included: None });
             let verdict = LaneVerdict::Displaced(taken_by);
             Some(Ruling { lease: lease.clone(), request, others, transaction, verdict })

@@ -190,7 +190,7 @@ impl Lane {
         for transaction in transactions {
             debug!(request.id = %transaction.request.id, request.others = transaction.others.len(), tx.nonce = %transaction.nonce, tx.hash = %transaction.newest().signed.hash, "signed");
             let nonce = transaction.nonce;
-            for request in std::iter::once(&transaction.request).chain(&transaction.others) {
+            for request in transaction.requests() {
                 self.signals.meter.until_broadcast.note(request.received_at.age());
             }
             self.window.insert(transaction);
@@ -238,9 +238,10 @@ impl Lane {
     }
 
     pub(super) fn send(&mut self, nonce: Nonce) {
+        let span = self.window.get(nonce).and_then(|transaction| self.span_of(transaction));
         if let Some(transaction) = self.window.get_mut(nonce) {
             transaction.is_being_sent = true;
-            self.broadcaster.send(nonce, transaction.newest().signed.clone());
+            self.broadcaster.send(nonce, transaction.newest().signed.clone(), span);
         }
     }
 }

@@ -109,7 +109,7 @@ impl Lane {
             let is_due = mending.sent_at.is_none_or(|sent| now.duration_since(sent) >= wait);
             if is_due && !mending.is_being_sent {
                 mending.is_being_sent = true;
-                self.broadcaster.send(*nonce, mending.signed.clone());
+                self.broadcaster.send(*nonce, mending.signed.clone(), None);
             }
         }
         Ok(())

@@ -28,6 +28,7 @@ mod caring;
 mod draft;
 mod ending;
 mod filling;
+mod followed;
 mod following;
 mod mending;
 mod pausing;

@@ -88,7 +88,7 @@ impl Lane {
                     let Write { to, value, .. } = write;
                     self.prepared.push_back(Prepared { request, others, to, value, data, gas });
                 }
-                None => self.fetched.extend(draft.requests()),
+                None => self.fetched.extend(draft.into_fetched()),
             }
         }
         self.rule(rulings).await;
@@ -120,7 +120,8 @@ impl Lane {
         let unknown = || drafts.iter().filter(|draft| draft.gas.is_none());
         let is_estimated = |draft: &&Draft| matches!(draft.first.write.gas, GasRule::Estimate { .. });
         let calls: Vec<_> = unknown().filter(is_estimated).map(|draft| self.call(draft)).collect();
-        let estimates = if calls.is_empty() { Vec::new() } else { self.chain.estimate(&calls).await? };
+        let spans = self.spans(unknown().filter(is_estimated).map(Draft::requests));
+        let estimates = if calls.is_empty() { Vec::new() } else { self.chain.estimate(&calls, &spans).await? };
         let mut estimates = estimates.into_iter();
         let judge = |estimate, margin, calldata: &[u8]| match estimate {
             Ok(estimate) => self.within_limits(gas::limit(estimate, margin, block_limit)),

@@ -16,6 +16,7 @@ use crate::policy::fee::FeeRules;
 use crate::policy::finality::FinalityRule;
 use crate::policy::limits::{Limit, Limits};
 use crate::policy::permits::Permits;
+use crate::traces::Tracer;
 
 /// What an outage does to requests that have no transaction yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +78,8 @@ pub struct LaneSettings {
     pub lease_ttl: Duration,
     /// This run of this instance.
     pub owner: Arc<str>,
+    /// Who follows requests.
+    pub tracer: Tracer,
 }
 
 impl LaneSettings {

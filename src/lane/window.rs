@@ -86,6 +86,11 @@ impl InFlight {
         }
     }
 
+    /// All that it is for.
+    pub(super) fn requests(&self) -> impl Iterator<Item = &QueuedRequest> {
+        std::iter::once(&self.request).chain(&self.others)
+    }
+
     /// What it was before it was signed.
     pub(super) fn unsigned(self) -> Prepared {
         let Self { request, others, to, value, data, gas, .. } = self;
@@ -223,9 +228,7 @@ impl Window {
     }
 
     pub(super) fn of_request(&mut self, request: RequestSeq) -> Option<&mut InFlight> {
-        let is_for = |transaction: &&mut InFlight| {
-            transaction.request.seq == request || transaction.others.iter().any(|other| other.seq == request)
-        };
+        let is_for = |transaction: &&mut InFlight| transaction.requests().any(|own| own.seq == request);
         self.by_nonce.values_mut().find(is_for)
     }
 

@@ -339,6 +339,18 @@ label!(
 );
 
 label!(
+    /// What became of a span.
+    SpanEnd = "result" {
+        /// A collector has it.
+        Exported = "exported",
+        /// No collector took it in time.
+        Failed = "failed",
+        /// Too many waited already.
+        Dropped = "dropped",
+    }
+);
+
+label!(
     /// How it went.
     Confirm = "result" {
         /// The broker has it.

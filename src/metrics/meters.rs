@@ -12,7 +12,7 @@ use prometheus_client::metrics::histogram::Histogram;
 
 use crate::metrics::labels::{
     Ack, Answer, CallResult, Class, Confirm, DeliveryVerdict, FailureEnd, Labels, LetterEnd, Level, Method, Outcome,
-    Publication, Signed,
+    Publication, Signed, SpanEnd,
 };
 
 /// From a request's arrival to its ends: finality takes seconds or a quarter of an hour.
@@ -211,6 +211,13 @@ pub struct LogMeter {
     pub lines: Counters<Level>,
 }
 
+/// What is counted of spans.
+#[derive(Debug, Clone, Default)]
+pub struct SpanMeter {
+    /// What became of them.
+    pub spans: Counters<SpanEnd>,
+}
+
 /// The meters of all parts.
 #[derive(Debug, Clone, Default)]
 pub struct Meters {
@@ -230,4 +237,6 @@ pub struct Meters {
     pub journal: JournalMeter,
     /// The log's.
     pub log: LogMeter,
+    /// That of spans.
+    pub traces: SpanMeter,
 }

@@ -14,11 +14,11 @@ mod meters;
 pub use gauges::{Gauges, LaneGauges};
 pub use labels::{
     Ack, Answer, CallResult, Class, Confirm, DeliveryVerdict, FailureEnd, Labels, LetterEnd, Level, Method, Outcome,
-    Publication, Signed,
+    Publication, Signed, SpanEnd,
 };
 pub use meters::{
     ChainMeter, Counters, Durations, IntakeMeter, JournalMeter, LaneMeter, LogMeter, Meters, PublishMeter, ReplayMeter,
-    SettleMeter,
+    SettleMeter, SpanMeter,
 };
 
 use book::Book;
@@ -73,6 +73,8 @@ impl Metrics {
         book.counters("dead_letters_by_rule", by_rule, &meters.replay.letters);
         book.durations("journal_commit_duration_seconds", "Commits of the journal", &meters.journal.commits);
         book.counters("log_lines", "Lines of the log that are warnings or errors", &meters.log.lines);
+        let spans = "Spans for the collector at traces.endpoint, by what became of them";
+        book.counters("spans", spans, &meters.traces.spans);
         let gauges = Gauges::registered(&mut book);
         Self { book, gauges: Mutex::new(gauges) }
     }

@@ -119,8 +119,8 @@ pub struct Subject<'a> {
     pub reply_to: Option<&'a str>,
     /// Its `correlation_id`.
     pub correlation_id: Option<&'a str>,
-    /// Where it stands in its producer's trace.
-    pub trace: Option<&'a TraceContext>,
+    /// Where it stands in its trace.
+    pub trace: Option<TraceContext>,
 }
 
 /// What happened, with what belongs to it.
@@ -195,7 +195,7 @@ impl Event {
             "data": data,
         });
         // The distributed tracing extension of CloudEvents.
-        if let (Some(attributes), Some(trace)) = (body.as_object_mut(), subject.trace) {
+        if let (Some(attributes), Some(trace)) = (body.as_object_mut(), &subject.trace) {
             attributes.insert(TRACEPARENT.into(), json!(trace.parent()));
             attributes.extend(trace.state().map(|state| (TRACESTATE.into(), json!(state))));
         }
@@ -336,7 +336,7 @@ mod tests {
         assert!(!untraced.body.contains("trace"));
         for state in [None, Some("acme=1")] {
             let trace = TraceContext::new(parent, state);
-            let event = Event::new(&Subject { trace: trace.as_ref(), ..subject(&id) }, &dead, Timestamp(1));
+            let event = Event::new(&Subject { trace: trace.clone(), ..subject(&id) }, &dead, Timestamp(1));
             let document: serde_json::Value = serde_json::from_str(&event.body).unwrap();
             assert_eq!((document["traceparent"].as_str(), document["tracestate"].as_str()), (Some(parent), state));
             assert_eq!(event.id, untraced.id);
@@ -360,7 +360,7 @@ mod tests {
         let without_price = FinalTransaction { effective_gas_price: None, ..tx.clone() };
         let (cause, tx_hashes) = (Cause::rejected("reverted", "out of stock"), [tx.tx_hash]);
         let trace = TraceContext::new("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", Some("acme=1"));
-        let subject = Subject { trace: trace.as_ref(), ..subject(&id) };
+        let subject = Subject { trace: trace.clone(), ..subject(&id) };
         let document = |outcome: &Outcome<'_>| -> serde_json::Value {
             let event = Event::new(&subject, outcome, Timestamp(1_782_864_000_000));
             serde_json::from_str(&event.body).unwrap()

@@ -7,6 +7,9 @@ pub const TRACEPARENT: &str = "traceparent";
 /// The same for what vendors add to it.
 pub const TRACESTATE: &str = "tracestate";
 
+/// The flag that says: whoever was here before has recorded a span.
+const SAMPLED: u8 = 1;
+
 /// A longer state is left out: W3C asks for no more to be passed on.
 const MAX_STATE_BYTES: usize = 512;
 
@@ -45,6 +48,34 @@ impl TraceContext {
     /// The `tracestate`.
     pub fn state(&self) -> Option<&str> {
         self.state.as_deref()
+    }
+
+    /// The one of a span that is recorded.
+    pub fn of_span(trace_id: [u8; 16], span_id: [u8; 8], state: Option<&str>) -> Option<Self> {
+        Self::new(&format!("00-{}-{}-{SAMPLED:02x}", hex::encode(trace_id), hex::encode(span_id)), state)
+    }
+
+    /// The trace.
+    pub fn trace_id(&self) -> [u8; 16] {
+        self.part(1)
+    }
+
+    /// The span that this is about.
+    pub fn span_id(&self) -> [u8; 8] {
+        self.part(2)
+    }
+
+    /// Whether that span is recorded.
+    pub fn is_sampled(&self) -> bool {
+        let [flags] = self.part(3);
+        flags & SAMPLED != 0
+    }
+
+    fn part<const BYTES: usize>(&self, place: usize) -> [u8; BYTES] {
+        let mut bytes = [0; BYTES];
+        let digits = self.parent.split('-').nth(place).unwrap_or_default();
+        hex::decode_to_slice(digits, &mut bytes).expect("a traceparent has so many digits there");
+        bytes
     }
 }
 
@@ -103,6 +134,20 @@ mod tests {
         ] {
             assert!(!is_traceparent(malformed), "{malformed}");
         }
+    }
+
+    #[test]
+    fn the_parts_of_a_parent_are_told_and_put_together() {
+        for (flags, is_sampled) in [("00", false), ("01", true), ("02", false), ("03", true)] {
+            let parent = PARENT.replace("-01", &format!("-{flags}"));
+            let trace = TraceContext::new(&parent, Some("acme=1")).unwrap();
+            assert_eq!(trace.is_sampled(), is_sampled, "{flags}");
+            let again = TraceContext::of_span(trace.trace_id(), trace.span_id(), trace.state()).unwrap();
+            assert_eq!((again.parent(), again.state()), (PARENT, Some("acme=1")));
+        }
+        let later = TraceContext::new(&format!("{}-more", PARENT.replacen("00", "cc", 1)), None).unwrap();
+        assert!(later.is_sampled(), "what a later version adds changes nothing before it");
+        assert_eq!(TraceContext::of_span([0; 16], [1; 8], None), None, "no trace has this id");
     }
 
     #[test]

@@ -123,7 +123,16 @@ impl Settle {
     }
 
     fn publish(&self, outgoing: Outgoing, published: Published) {
-        self.publishing.push(Box::pin(publish_until_confirmed(Arc::clone(&self.publisher), outgoing, published)));
+        let span = self.settings.span_of(&published, &outgoing);
+        let (publisher, tracer) = (Arc::clone(&self.publisher), self.settings.tracer.clone());
+        self.publishing.push(Box::pin(async move {
+            let began = Timestamp::now();
+            let published = publish_until_confirmed(publisher, &outgoing, published).await;
+            if let Some(span) = span {
+                tracer.record(span.since(began, outgoing.work(), None));
+            }
+            published
+        }));
     }
 
     /// Notes confirms, all that are there, and acks. Crash before the note: the copy is published once more and the
@@ -184,7 +193,9 @@ impl Settle {
         let known: Vec<_> = self.journal.standings(ids).await?.into_iter().map(|(id, _)| id).collect();
         let mut records = Vec::with_capacity(refused.len());
         let mut receipts = Vec::with_capacity(refused.len());
-        for Refused { id, generation, message, cause, account, receipt } in refused {
+        for refused in refused {
+            self.trace_refusal(&refused);
+            let Refused { id, generation, message, cause, account, receipt, .. } = refused;
             warn!(request.id = %id, %cause, "message refused, it is in the dead-letter queue");
             self.meter.requests.count(metrics::Outcome::Refused);
             self.meter.failures.count((cause.class.into(), FailureEnd::Dead));
@@ -206,9 +217,13 @@ impl Settle {
 }
 
 /// For as long as it takes. No outcome is given up for want of a broker.
-async fn publish_until_confirmed(publisher: Arc<dyn Publisher>, outgoing: Outgoing, published: Published) -> Published {
+async fn publish_until_confirmed(
+    publisher: Arc<dyn Publisher>,
+    outgoing: &Outgoing,
+    published: Published,
+) -> Published {
     let mut pause = Pause::between(PUBLISH_PAUSE.0, PUBLISH_PAUSE.1);
-    while let Err(error) = publisher.publish(&outgoing).await {
+    while let Err(error) = publisher.publish(outgoing).await {
         let wait = pause.next_wait();
         let id = outgoing.message.properties.message_id.as_deref().unwrap_or_default();
         warn!(message.id = id, %error, retry_in_ms = wait.as_millis(), "a copy has no publisher confirm; its delivery stays unacked");

@@ -10,6 +10,8 @@ use crate::model::message::{FailureNote, header};
 use crate::model::{Cause, Event, Generation, Message, RequestId, Timestamp, TraceContext};
 use crate::policy::pause::RetrySchedule;
 use crate::policy::postpone::hop;
+use crate::settle::followed::of_failed;
+use crate::traces::{Followed, Tracer};
 
 /// Small settings of the stage.
 #[derive(Debug, Clone)]
@@ -30,6 +32,8 @@ pub struct SettleSettings {
     pub waits: Vec<Duration>,
     /// Copies on their way at once.
     pub publishes_in_flight: usize,
+    /// Who follows requests.
+    pub tracer: Tracer,
 }
 
 impl SettleSettings {
@@ -101,7 +105,7 @@ impl SettleSettings {
             refused: None,
             reply_to: reply_to.as_deref(),
             correlation_id: correlation_id.as_deref(),
-            trace,
+            trace: self.tracer.told(Followed { request, generation, trace }),
         }
     }
 
@@ -158,7 +162,10 @@ impl SettleSettings {
         let trace = TraceContext::read_from(&copy.message.headers);
         let properties = &copy.message.properties;
         let (reply_to, correlation_id) = (&properties.reply_to, &properties.correlation_id);
-        let subject = self.subject(&copy.id, copy.generation, reply_to, correlation_id, trace.as_ref());
+        let subject = self.subject(&copy.id, copy.generation, reply_to, correlation_id, None);
+        // A retry's event names the copy that comes next; it belongs to the one that failed.
+        let failed = Followed { request: &copy.id, generation: of_failed(copy), trace: trace.as_ref() };
+        let subject = Subject { trace: self.tracer.told(failed), ..subject };
         let (cause, tx_hashes) = (&copy.cause, copy.tx_hashes.as_slice());
         let outcome = match copy.kind {
             CopyKind::Retry => {

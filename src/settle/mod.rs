@@ -21,6 +21,7 @@ use crate::model::{Cause, Heartbeat, RequestId};
 mod aftermath;
 mod copies;
 mod decisions;
+mod followed;
 mod held;
 
 pub use decisions::SettleSettings;
@@ -259,21 +260,23 @@ impl Settle {
                 if let Some(tx) = included {
                     debug!(request.id = %request.id, tx.hash = %tx.tx_hash, tx.nonce = %tx.nonce, block.number = %tx.block_number, "request is final");
                 }
+                self.trace_end(request, metrics::Outcome::Final, None);
                 receipts.extend(self.held.release_all(&request.id));
             }
             Decision::Found { written_by, .. } => {
                 self.meter.requests.count(metrics::Outcome::Final);
                 self.meter.until_final.note(request.received_at.age());
                 info!(request.id = %request.id, tx.hash = %written_by, "the record is in the chain already: request is final");
+                self.trace_end(request, metrics::Outcome::Final, None);
                 receipts.extend(self.held.release_all(&request.id));
             }
             Decision::Retry { cause, next } => {
-                self.note_failure(&cause, FailureEnd::Retry);
+                self.note_failure(request, &cause, FailureEnd::Retry);
                 info!(request.id = %request.id, request.attempt = next.retry, %cause, "request failed, it will be tried again");
                 self.await_copy(request.seq);
             }
             Decision::Dead { cause } | Decision::Cancel { cause } => {
-                self.note_failure(&cause, FailureEnd::Dead);
+                self.note_failure(request, &cause, FailureEnd::Dead);
                 warn!(request.id = %request.id, %cause, "request failed for good, it becomes a dead letter");
                 self.await_copy(request.seq);
             }
@@ -288,13 +291,14 @@ impl Settle {
         }
     }
 
-    fn note_failure(&self, cause: &Cause, end: FailureEnd) {
+    fn note_failure(&self, request: &QueuedRequest, cause: &Cause, end: FailureEnd) {
         let outcome = match end {
             FailureEnd::Retry => metrics::Outcome::Retry,
             FailureEnd::Dead => metrics::Outcome::Dead,
         };
         self.meter.requests.count(outcome);
         self.meter.failures.count((cause.class.into(), end));
+        self.trace_end(request, outcome, Some(cause));
     }
 
     /// Events wait in the outbox, and lanes may have waited for an end.

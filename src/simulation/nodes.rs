@@ -14,6 +14,7 @@ use crate::policy::fee::Market;
 use crate::simulation::ledger::{Block, Ledger, View, decode};
 use crate::simulation::workload::Body;
 use crate::simulation::world::{Shared, World};
+use crate::traces::Within;
 
 /// After this the caller gives up on an answer.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -219,7 +220,7 @@ impl Chain for SimNodes {
         self.read(ask).await
     }
 
-    async fn estimate(&self, calls: &[Call]) -> Result<Vec<Result<Gas>>> {
+    async fn estimate(&self, calls: &[Call], _: Within<'_>) -> Result<Vec<Result<Gas>>> {
         let estimate = |world: &mut World, _: &View| {
             let now = world.now_ms();
             let estimate = |call: &Call| {
@@ -247,7 +248,7 @@ impl Chain for SimNodes {
         self.read(|_, _| Ok(Vec::new())).await
     }
 
-    async fn broadcast(&self, transactions: &[SignedTransaction]) -> Vec<Result<()>> {
+    async fn broadcast(&self, transactions: &[SignedTransaction], _: Within<'_>) -> Vec<Result<()>> {
         self.world.lock().check_broadcast(transactions);
         let fate = self.fate();
         let (there, back, late) = {

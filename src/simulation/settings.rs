@@ -21,6 +21,7 @@ use crate::policy::routes::{Calldata, Route};
 use crate::settle::SettleSettings;
 use crate::simulation::ledger::CHAIN_ID;
 use crate::simulation::workload::{FUNCTION, MANY};
+use crate::traces::Tracer;
 
 /// Above this the lanes pause.
 pub(super) const HIGHEST_FEE: u128 = 1000;
@@ -68,6 +69,7 @@ impl RunSettings {
             errors: Arc::default(),
             lease_ttl: LEASE,
             owner: Arc::from(""),
+            tracer: Tracer::default(),
         };
         let settle = SettleSettings {
             organisation: "sim".to_owned(),
@@ -78,6 +80,7 @@ impl RunSettings {
             park_delay,
             waits,
             publishes_in_flight: rng.usize(1..=8),
+            tracer: Tracer::default(),
         };
         let admission = AdmissionRules {
             id_source: TextSource::MessageId,

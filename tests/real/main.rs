@@ -25,6 +25,8 @@ mod dead_letters;
 mod doctor;
 mod duplicates;
 mod endpoints;
+#[cfg(feature = "otlp")]
+mod exported;
 mod happy;
 mod host;
 mod instances;

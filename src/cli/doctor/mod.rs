@@ -13,6 +13,8 @@ mod broker;
 mod finding;
 mod journal;
 mod node;
+#[cfg(feature = "otlp")]
+mod traces;
 
 use finding::{Finding, Level};
 use journal::JournalLook;
@@ -63,6 +65,8 @@ async fn examine(settings: &Settings) -> Vec<Finding> {
     let journal = JournalLook::take(settings).await;
     findings.extend(journal.findings);
     findings.extend(accounts::examine(settings, &in_chain, journal.overview.as_ref()).await);
+    #[cfg(feature = "otlp")]
+    findings.extend(traces::examine(settings).await);
     findings
 }
 

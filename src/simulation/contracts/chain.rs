@@ -101,6 +101,7 @@ async fn real() -> Real {
         batch_size: 10,
         max_lag: 10,
         errors: std::sync::Arc::default(),
+        tracer: crate::traces::Tracer::default(),
     });
     let signer = LocalSigner::from_hex(&SecretString::from(ACCOUNTS[0].1)).unwrap();
     Real { anvil, client: client.unwrap(), signer }
@@ -148,7 +149,7 @@ async fn signed(stage: &impl Stage, nonce: u64, price: u128) -> SignedTransactio
 }
 
 async fn send(stage: &impl Stage, signed: &SignedTransaction) -> SendMeaning {
-    match stage.chain().broadcast(std::slice::from_ref(signed)).await.remove(0) {
+    match stage.chain().broadcast(std::slice::from_ref(signed), &[]).await.remove(0) {
         Ok(()) => SendMeaning::AlreadyKnown,
         Err(ChainError::Node { message, .. }) => ErrorTable::default().meaning_of(&message),
         Err(error) => panic!("{error}"),
@@ -239,7 +240,7 @@ async fn used_nonces_and_empty_accounts_are_told_as_such(stage: &mut impl Stage)
 
 async fn an_estimate_tells_what_runs_from_what_reverts(stage: &mut impl Stage) {
     let call = |runs| Call { from: stage.signer().address(), to: CONTRACT, value: Wei(0), data: stage.calldata(runs) };
-    let estimates = stage.chain().estimate(&[call(true), call(false)]).await.unwrap();
+    let estimates = stage.chain().estimate(&[call(true), call(false)], &[]).await.unwrap();
     assert!(estimates[0].as_ref().unwrap().0 > 21_000);
     let Err(ChainError::Node { message, .. }) = &estimates[1] else { panic!("{:?}", estimates[1]) };
     assert_eq!(ErrorTable::default().meaning_of_simulation(message), SimulationMeaning::Failed, "{message}");

@@ -6,8 +6,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use crate::journal::{
-    AccountId, History, Journal, JournalError, JournalOverview, QueuedRequest, PostgresAddress, PostgresJournal, RequestSeq,
-    SqliteJournal,
+    AccountId, History, Journal, JournalError, JournalOverview, PostgresAddress, PostgresJournal, QueuedRequest,
+    RequestSeq, SqliteJournal,
 };
 use crate::model::{Address, Nonce, RequestId};
 use crate::simulation::journal::{MemoryJournal, NoFaults};

@@ -1,0 +1,60 @@
+//! What a lane does for requests that somebody follows, as spans of their traces.
+
+use crate::journal::QueuedRequest;
+use crate::lane::Lane;
+use crate::lane::window::InFlight;
+use crate::model::TransactionState;
+use crate::model::event::FinalTransaction;
+use crate::traces::{Failure, SpanContext, Work};
+
+impl Lane {
+    fn processing(&self, request: &QueuedRequest) -> Option<SpanContext> {
+        self.settings.tracer.processing(request.followed())
+    }
+
+    /// For each of some calls the span of the first request that it is for and that is followed.
+    pub(super) fn spans<'r, R>(&self, calls: impl Iterator<Item = R>) -> Vec<Option<SpanContext>>
+    where
+        R: Iterator<Item = &'r QueuedRequest>,
+    {
+        if !self.settings.tracer.is_on() {
+            return Vec::new();
+        }
+        calls.map(|mut requests| requests.find_map(|request| self.processing(request))).collect()
+    }
+
+    /// The span that a transaction's broadcasts belong to. Of a batch it is that of one request; its others have spans of
+    /// their own that name the same transaction.
+    pub(super) fn span_of(&self, transaction: &InFlight) -> Option<SpanContext> {
+        let context = transaction.requests().find_map(|request| self.processing(request))?;
+        Some(context.of_nonce(transaction.nonce))
+    }
+
+    /// A nonce has ended.
+    pub(super) fn trace_end(
+        &self,
+        transaction: &InFlight,
+        state: TransactionState,
+        included: Option<&FinalTransaction>,
+    ) {
+        for request in transaction.requests() {
+            let Some(context) = self.processing(request) else { continue };
+            let attempts = transaction.attempts.iter();
+            let began = transaction.attempts.first().map_or(request.accepted_at, |attempt| attempt.signed_at);
+            let work = Work::Transaction {
+                request: request.id.clone(),
+                chain_id: self.settings.chain_id,
+                nonce: transaction.nonce,
+                attempts: attempts.map(|attempt| (attempt.signed_at, attempt.signed.hash, attempt.kind)).collect(),
+                included: included.map(|included| (included.tx_hash, included.block_number)),
+                state,
+                others: transaction.others.len(),
+            };
+            let failure = (state != TransactionState::Succeeded).then(|| Failure {
+                kind: state.as_str().to_owned(),
+                detail: format!("nonce {} ended {}", transaction.nonce, state.as_str()),
+            });
+            self.settings.tracer.record(context.of_nonce(transaction.nonce).since(began, work, failure));
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! What settle decides about requests that somebody follows, and publishes for them, as spans of their traces.
+
+use crate::broker::Outgoing;
+use crate::handover::Refused;
+use crate::journal::{CopyKind, QueuedRequest, UnconfirmedCopy};
+use crate::metrics::Outcome;
+use crate::model::{Cause, Generation, TraceContext};
+use crate::settle::copies::Published;
+use crate::settle::{Settle, SettleSettings};
+use crate::traces::{Failure, Followed, SpanContext, Work};
+
+impl Settle {
+    /// A copy's end was decided.
+    pub(super) fn trace_end(&self, request: &QueuedRequest, outcome: Outcome, cause: Option<&Cause>) {
+        let tracer = &self.settings.tracer;
+        if let Some(context) = tracer.processing(request.followed()) {
+            let work = Work::Process {
+                request: request.id.clone(),
+                generation: request.generation,
+                bytes: request.body.len(),
+                outcome: outcome.word(),
+            };
+            tracer.record(context.since(request.accepted_at, work, cause.map(failure)));
+        }
+    }
+
+    /// A message was refused.
+    pub(super) fn trace_refusal(&self, refused: &Refused) {
+        let Refused { id, generation, message, cause, taken_at, .. } = refused;
+        let trace = TraceContext::read_from(&message.headers);
+        let followed = Followed { request: id, generation: *generation, trace: trace.as_ref() };
+        let tracer = &self.settings.tracer;
+        if let Some(context) = tracer.processing(followed) {
+            let work = Work::Process {
+                request: id.clone(),
+                generation: *generation,
+                bytes: message.body.len(),
+                outcome: Outcome::Refused.word(),
+            };
+            tracer.record(context.since(*taken_at, work, Some(failure(cause))));
+        }
+    }
+}
+
+impl SettleSettings {
+    /// The span of a publish, within that of the request that it is for.
+    pub(super) fn span_of(&self, published: &Published, outgoing: &Outgoing) -> Option<SpanContext> {
+        if !self.tracer.is_on() {
+            return None;
+        }
+        let trace = TraceContext::read_from(&outgoing.message.headers);
+        let (request, generation) = match published {
+            Published::Copy(copy) => (&copy.id, of_failed(copy)),
+            Published::Refused(refused) => (&refused.id, refused.generation),
+            Published::Park(id, generation) => (id, *generation),
+            // No request yet.
+            Published::Postponed(_) | Published::Again => return None,
+        };
+        let context = self.tracer.processing(Followed { request, generation, trace: trace.as_ref() })?;
+        Some(context.child())
+    }
+}
+
+/// The copy that failed: a retry is the next one.
+pub(super) fn of_failed(copy: &UnconfirmedCopy) -> Generation {
+    let Generation { replay, retry } = copy.generation;
+    match copy.kind {
+        CopyKind::Retry => Generation { replay, retry: retry.saturating_sub(1) },
+        CopyKind::DeadLetter => copy.generation,
+    }
+}
+
+fn failure(cause: &Cause) -> Failure {
+    Failure { kind: cause.routing_key(), detail: cause.detail.to_string() }
+}
