@@ -160,38 +160,24 @@ impl Intake {
                 // What was known before is with the lane that had it.
                 self.wake(Some(account).filter(|_| generation == Generation::default()));
             }
-            let admitted = match verdict {
+            let cause = match verdict {
                 Verdict::Accept | Verdict::Join | Verdict::AwaitConfirm => {
-                    Admitted::Hold { id, generation, receipt, is_suspect: is_suspect(&message) }
+                    let is_suspect = is_suspect(&message);
+                    self.hand_on(Admitted::Hold { id, generation, receipt, is_suspect }).await;
+                    continue;
                 }
-                Verdict::Duplicate | Verdict::Stale => Admitted::Known { id, receipt },
+                Verdict::Duplicate | Verdict::Stale => {
+                    self.hand_on(Admitted::Known { id, receipt }).await;
+                    continue;
+                }
                 Verdict::Conflict => {
                     let detail = "the journal knows this id with another body; use a new id for a new request";
-                    let cause = Cause::invalid("id_conflict", detail);
-                    Admitted::Refused(Box::new(Refused {
-                        id,
-                        generation,
-                        message,
-                        cause,
-                        account,
-                        taken_at: now,
-                        receipt,
-                    }))
+                    Cause::invalid("id_conflict", detail)
                 }
-                Verdict::Unroutable => {
-                    let cause = why.unwrap_or_else(|| Cause::invalid(NO_ROUTE, "no route is for it"));
-                    Admitted::Refused(Box::new(Refused {
-                        id,
-                        generation,
-                        message,
-                        cause,
-                        account,
-                        taken_at: now,
-                        receipt,
-                    }))
-                }
+                Verdict::Unroutable => why.unwrap_or_else(|| Cause::invalid(NO_ROUTE, "no route is for it")),
             };
-            self.hand_on(admitted).await;
+            let refused = Refused { id, generation, message, cause, account, taken_at: now, receipt };
+            self.hand_on(Admitted::Refused(Box::new(refused))).await;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use crate::broker::Outgoing;
 use crate::handover::Refused;
 use crate::journal::{CopyKind, QueuedRequest, UnconfirmedCopy};
 use crate::metrics::Outcome;
-use crate::model::{Cause, Generation, TraceContext};
+use crate::model::{Cause, Generation, Timestamp, TraceContext};
 use crate::settle::copies::Published;
 use crate::settle::{Settle, SettleSettings};
 use crate::traces::{Failure, Followed, SpanContext, Work};
@@ -12,16 +12,7 @@ use crate::traces::{Failure, Followed, SpanContext, Work};
 impl Settle {
     /// A copy's end was decided.
     pub(super) fn trace_end(&self, request: &QueuedRequest, outcome: Outcome, cause: Option<&Cause>) {
-        let tracer = &self.settings.tracer;
-        if let Some(context) = tracer.processing(request.followed()) {
-            let work = Work::Process {
-                request: request.id.clone(),
-                generation: request.generation,
-                bytes: request.body.len(),
-                outcome: outcome.word(),
-            };
-            tracer.record(context.since(request.accepted_at, work, cause.map(failure)));
-        }
+        self.trace_process(request.followed(), (request.accepted_at, request.body.len()), outcome, cause);
     }
 
     /// A message was refused.
@@ -29,16 +20,22 @@ impl Settle {
         let Refused { id, generation, message, cause, taken_at, .. } = refused;
         let trace = TraceContext::read_from(&message.headers);
         let followed = Followed { request: id, generation: *generation, trace: trace.as_ref() };
+        self.trace_process(followed, (*taken_at, message.body.len()), Outcome::Refused, Some(cause));
+    }
+
+    fn trace_process(
+        &self,
+        followed: Followed<'_>,
+        (began, bytes): (Timestamp, usize),
+        outcome: Outcome,
+        cause: Option<&Cause>,
+    ) {
         let tracer = &self.settings.tracer;
-        if let Some(context) = tracer.processing(followed) {
-            let work = Work::Process {
-                request: id.clone(),
-                generation: *generation,
-                bytes: message.body.len(),
-                outcome: Outcome::Refused.word(),
-            };
-            tracer.record(context.since(*taken_at, work, Some(failure(cause))));
-        }
+        let Some(context) = tracer.processing(followed) else { return };
+        let Followed { request, generation, .. } = followed;
+        let work = Work::Process { request: request.clone(), generation, bytes, outcome: outcome.word() };
+        let failure = cause.map(|cause| Failure { kind: cause.routing_key(), detail: cause.detail.clone() });
+        tracer.record(context.since(began, work, failure));
     }
 }
 
@@ -68,8 +65,4 @@ pub(super) fn of_failed(copy: &UnconfirmedCopy) -> Generation {
         CopyKind::Retry => Generation { replay, retry: retry.saturating_sub(1) },
         CopyKind::DeadLetter => copy.generation,
     }
-}
-
-fn failure(cause: &Cause) -> Failure {
-    Failure { kind: cause.routing_key(), detail: cause.detail.to_string() }
 }
