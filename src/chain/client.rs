@@ -129,6 +129,14 @@ impl NodeClient {
         .await
     }
 
+    /// What the node calls itself: `Geth/v1.16.7-stable/linux-amd64/go1.25.4`, say.
+    ///
+    /// # Errors
+    /// When no endpoint tells.
+    pub async fn program(&self) -> Result<String> {
+        self.ask("web3_clientVersion", vec![], Ok).await
+    }
+
     /// How much gas it takes to make a contract of this code.
     ///
     /// # Errors

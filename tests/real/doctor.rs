@@ -40,6 +40,7 @@ async fn all_is_well_before_the_first_start_and_while_a_worker_runs() {
     assert_sound_but_for(&text, "nothing");
     assert_line(&text, "ok    journal: ", &["journal.db will be made at the first start"]);
     assert_line(&text, "ok    node: chain 31337", &["newest block", &stage.anvil.address().to_string()]);
+    assert_line(&text, "ok    node: ", &[&stage.anvil.address().to_string(), " runs anvil/v"]);
     assert_line(&text, "ok    broker: the user may read", &[]);
     assert_line(&text, "ok    disk: its disk has room", &[]);
     let mut worker = home.start(BINARY);
@@ -224,6 +225,17 @@ async fn a_node_that_is_away_syncing_or_of_another_chain_is_told() {
         assert_line(&text, "fail  node: ", &parts);
         assert_sound_but_for(&text, "node: ");
     }
+    let besu = ScriptedNode::start(Some(stage.anvil.address()), |call| match call["method"].as_str() {
+        Some("web3_clientVersion") => Reply::Result(json!("besu/v25.9.0/linux-x86_64/openjdk-java-21")),
+        _ => Reply::Pass,
+    })
+    .await;
+    config.endpoint = besu.url();
+    home.configure(&config.clone().with("chain", "in_flight = 300"));
+    let (code, text) = doctor(&home).await;
+    assert_eq!(code, 0, "{text}");
+    let parts = ["besu/v25.9.0", "keeps 200 transactions of an account", "chain.in_flight is 300"];
+    assert_line(&text, "note  node: ", &parts);
     let one_away = format!("endpoints = [\"http://127.0.0.1:9\", {:?}]", stage.anvil.url());
     home.configure(&stage.config().with("chain", one_away));
     let (code, text) = doctor(&home).await;

@@ -18,6 +18,18 @@ const AREA: &str = "node";
 const AHEAD: Duration = Duration::from_secs(15);
 /// A newest block older than this is remarkable where `chain.max_head_age` is off.
 const OLD_HEAD: Duration = Duration::from_secs(10 * 60);
+/// Programs that say what they are and not how many transactions of one account their pools keep: that number, where nobody has
+/// set another, and what sets it.
+const POOLS: [(&str, usize, &str); 4] = [
+    // https://besu.hyperledger.org/public-networks/reference/cli/options
+    ("besu/", 200, "--tx-pool-max-future-by-sender"),
+    // core/txpool/legacypool: those that have to wait for others.
+    ("geth/", 64, "--txpool.accountqueue"),
+    // crates/transaction-pool/src/config.rs
+    ("reth/", 16, "--txpool.max-account-slots"),
+    // txnprovider/txpool/txpoolcfg
+    ("erigon/", 16, "--txpool.accountslots"),
+];
 /// Over so many blocks the time between two is taken.
 const SPACING_BLOCKS: u64 = 64;
 
@@ -41,18 +53,19 @@ async fn endpoints(settings: &Settings) -> (Vec<Finding>, Vec<Header>) {
     let (mut findings, mut heads) = (Vec::new(), Vec::new());
     for url in &all.endpoints {
         let alone = ClientSettings { endpoints: vec![url.clone()], ..all.clone() };
-        let asked = match NodeClient::new(&alone) {
-            Ok(node) => {
-                (node.endpoint_states().pop().map_or_else(String::new, |state| state.label), newest(&node).await)
-            }
+        let node = match NodeClient::new(&alone) {
+            Ok(node) => node,
             Err(error) => return (vec![no_client(&error)], Vec::new()),
         };
-        match asked {
-            (label, Ok(head)) => {
+        match newest(&node).await {
+            Ok(head) => {
+                let label = node.endpoint_states().pop().map_or_else(String::new, |state| state.label);
                 findings.push(served(settings, &label, &head));
+                // Some do not say; that is no fault.
+                findings.extend(node.program().await.ok().map(|program| pool(settings, &label, &program)));
                 heads.push(head);
             }
-            (_, Err(error)) => findings.push(failed(&error)),
+            Err(error) => findings.push(failed(&error)),
         }
     }
     let best = heads.iter().map(|head| head.number).max();
@@ -105,6 +118,24 @@ fn served(settings: &Settings, label: &str, head: &Header) -> Finding {
         );
     }
     Finding::ok(AREA, what)
+}
+
+/// How many transactions of an account the node may keep, as far as it tells.
+fn pool(settings: &Settings, label: &str, program: &str) -> Finding {
+    let in_flight = settings.chain.in_flight;
+    let what = format!("{label} runs {program}");
+    let name = program.to_lowercase();
+    let Some((_, most, option)) = POOLS.iter().find(|(known, ..)| name.starts_with(known)) else {
+        return Finding::ok(AREA, what);
+    };
+    let what = format!(
+        "{what}, which keeps {most} transactions of an account unless {option} says more; chain.in_flight is {in_flight}"
+    );
+    if in_flight <= *most {
+        return Finding::ok(AREA, what);
+    }
+    Finding::note(AREA, what)
+        .mend("give it that many, or lower chain.in_flight; what it does not take is sent again, fewer at a time")
 }
 
 fn block_time(head: &Header) -> Timestamp {
@@ -228,6 +259,22 @@ mod tests {
             gas_limit: Gas(30_000_000),
             transactions: None,
         }
+    }
+
+    #[test]
+    fn a_pool_that_may_be_too_small_is_told() {
+        let settings = |in_flight: u32| {
+            let required = "[worker]\norganisation = \"a\"\n[broker]\nqueue = \"q\"\n[write]\nto = \"0x00000000000000000000000000000000000000aa\"\n[[signer]]\nkey = \"0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80\"";
+            crate::config::load_text(&format!("{required}\n[chain]\nid = 1\nin_flight = {in_flight}")).unwrap()
+        };
+        let level = |in_flight, program| pool(&settings(in_flight), "node:8545", program).level;
+        assert_eq!(level(200, "besu/v25.9.0/linux-x86_64/openjdk-java-21"), Level::Ok);
+        assert_eq!(level(201, "besu/v25.9.0/linux-x86_64/openjdk-java-21"), Level::Note);
+        assert_eq!(level(65, "Geth/v1.16.7-stable/linux-amd64/go1.25.4"), Level::Note);
+        assert_eq!(level(64, "Geth/v1.16.7-stable/linux-amd64/go1.25.4"), Level::Ok);
+        assert_eq!(level(100_000, "anvil/v1.5.0"), Level::Ok, "nobody knows");
+        let told = pool(&settings(300), "node:8545", "besu/v25.9.0").to_string();
+        assert!(told.contains("keeps 200") && told.contains("--tx-pool-max-future-by-sender"), "{told}");
     }
 
     #[test]
