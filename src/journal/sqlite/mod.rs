@@ -5,7 +5,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior, ffi};
 use tracing::warn;
 
 use crate::journal::columns::number;
@@ -61,6 +61,9 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/sqlite/0013_traces.sql"),
     include_str!("../../../migrations/sqlite/0014_accepted_at.sql"),
 ];
+
+const NO_SHARED_MEMORY: &str =
+    "the file system cannot share memory between processes, as SQLite has to; put the journal on a local disk";
 
 /// Since this version the journal knows who works with it.
 const KNOWS_INSTANCES: i64 = 6;
@@ -199,12 +202,7 @@ fn connect_once(file: &Path) -> rusqlite::Result<Connection> {
 fn mode_concern(connection: &Connection) -> Result<Option<String>> {
     let read = connection.query_row("PRAGMA journal_mode", [], |row| row.get::<_, String>(0));
     let mode = read.map_err(|error| storage("read its mode", error))?;
-    Ok((mode != "wal").then(|| {
-        format!(
-            "its file is in the mode {mode:?} in place of \"wal\": the file system cannot share memory between \
-             processes; put the journal on a local disk"
-        )
-    }))
+    Ok((mode != "wal").then(|| format!("its file is in the mode {mode:?} in place of \"wal\": {NO_SHARED_MEMORY}")))
 }
 
 fn with_readers(writing: Connection, file: &Path) -> Result<Connections> {
@@ -250,7 +248,16 @@ fn ended() -> JournalError {
 }
 
 fn storage(doing: &'static str, error: impl std::error::Error + Send + Sync + 'static) -> JournalError {
-    JournalError::Storage { doing, source: Box::new(error), mend: "check the disk and the file's rights" }
+    let mend = if lacks_shared_memory(&error) { NO_SHARED_MEMORY } else { "check the disk and the file's rights" };
+    JournalError::Storage { doing, source: Box::new(error), mend }
+}
+
+/// On some network and FUSE file systems: `mmap` cannot share there.
+fn lacks_shared_memory(error: &(impl std::error::Error + 'static)) -> bool {
+    const CODES: [i32; 4] =
+        [ffi::SQLITE_IOERR_SHMOPEN, ffi::SQLITE_IOERR_SHMSIZE, ffi::SQLITE_IOERR_SHMLOCK, ffi::SQLITE_IOERR_SHMMAP];
+    let error = (error as &dyn std::any::Any).downcast_ref::<rusqlite::Error>();
+    error.and_then(rusqlite::Error::sqlite_error).is_some_and(|error| CODES.contains(&error.extended_code))
 }
 
 #[cfg(test)]
@@ -278,6 +285,14 @@ mod tests {
     }
 
     journal_contract!(async { Some(journal().await) });
+
+    #[test]
+    fn a_file_system_that_cannot_share_memory_is_told_from_a_disk_that_fails() {
+        let told = |code| storage("open", rusqlite::Error::SqliteFailure(ffi::Error::new(code), None)).to_string();
+        assert!(told(ffi::SQLITE_IOERR_SHMMAP).contains("put the journal on a local disk, nothing was written"));
+        assert!(told(ffi::SQLITE_IOERR_FSYNC).contains("check the disk"));
+        assert!(storage("open", std::io::Error::other("gone")).to_string().contains("check the disk"));
+    }
 
     #[tokio::test]
     async fn the_file_and_its_companions_are_their_owners_alone() {
