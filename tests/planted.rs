@@ -14,20 +14,6 @@ use serde::Deserialize;
 
 /// Seeds tried for each bug.
 const MOST_SEEDS: u64 = 2000;
-/// What the simulation needs to be built.
-const TREE: &[&str] = &[
-    "Cargo.toml",
-    "Cargo.lock",
-    "worker.toml",
-    "src",
-    "benches",
-    "contracts",
-    "examples",
-    "migrations",
-    "schemas",
-    "tests",
-];
-
 #[derive(Deserialize)]
 struct Bugs {
     bug: Vec<Bug>,
@@ -94,12 +80,19 @@ fn the_simulation_finds_each() {
     assert!(missed.is_empty(), "not found within {MOST_SEEDS} seeds: {missed:?}");
 }
 
+/// Everything but what is built or hidden.
 fn copy_tree(to: &Path) {
     std::fs::create_dir_all(to).unwrap();
-    for name in TREE {
-        let _ = std::fs::remove_dir_all(to.join(name));
+    for entry in std::fs::read_dir(root()).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name();
+        if name == "target" || name.to_string_lossy().starts_with('.') {
+            continue;
+        }
+        let copy = to.join(name);
+        let _ = if copy.is_dir() { std::fs::remove_dir_all(&copy) } else { std::fs::remove_file(&copy) };
         // Times are kept, so that what did not change is not built anew.
-        let status = Command::new("cp").args(["-a", "-r"]).arg(root().join(name)).arg(to).status().unwrap();
+        let status = Command::new("cp").args(["-a", "-r"]).arg(entry.path()).arg(to).status().unwrap();
         assert!(status.success());
     }
 }

@@ -236,11 +236,23 @@ fn number_at(bytes: &[u8], index: usize) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
     use crate::policy::abi;
+
+    /// What the contract reverts with that has this content under the id.
+    pub(crate) fn already_recorded(id: RecordId, content: ContentHash) -> Bytes {
+        [selector(ALREADY_RECORDED).to_vec(), word(0), id.0.to_vec(), content.0.to_vec()].concat().into()
+    }
+
+    /// What it logs of a record whose whole body it was given: topics and data.
+    pub(crate) fn entry(id: RecordId, writer: Address, content: ContentHash) -> (Vec<Topic>, Bytes) {
+        let mut by = [0; WORD];
+        by[12..].copy_from_slice(&writer.0);
+        (vec![topic(RECORDED_BODY), Topic(id.0), Topic(by)], Bytes::copy_from_slice(&content.0))
+    }
 
     fn request(text: &str) -> RequestId {
         RequestId::new(text).unwrap()
@@ -290,26 +302,23 @@ mod tests {
     #[test]
     fn a_taken_id_is_told_from_every_other_revert() {
         let id = record_id(&request("a"));
-        let revert = |id: RecordId, content: ContentHash| {
-            [selector(ALREADY_RECORDED).to_vec(), word(0), id.0.to_vec(), content.0.to_vec()].concat()
-        };
         for kept in [Kept::Hash, Kept::Body] {
             let call = calldata(id, b"body", kept);
             let ours = content_hash(b"body");
             let of = |revert: &[u8]| taken(&call, revert);
-            assert_eq!(of(&revert(id, ours)), Some(Taken { id, ours, theirs: ours }));
-            let other = of(&revert(id, content_hash(b"other"))).unwrap();
+            assert_eq!(of(&already_recorded(id, ours)), Some(Taken { id, ours, theirs: ours }));
+            let other = of(&already_recorded(id, content_hash(b"other"))).unwrap();
             assert!(!other.is_ours());
             let cause = other.cause("");
             assert_eq!(cause.routing_key(), "rejected.already_recorded");
             for hash in [ours, content_hash(b"other")] {
                 assert!(cause.detail.contains(&hash.to_string()), "{cause}");
             }
-            assert_eq!(of(&revert(RecordId([0; 32]), ours)), None, "another's id");
-            assert_eq!(of(&revert(id, ours)[..99]), None, "cut off");
+            assert_eq!(of(&already_recorded(RecordId([0; 32]), ours)), None, "another's id");
+            assert_eq!(of(&already_recorded(id, ours)[..99]), None, "cut off");
             assert_eq!(of(b""), None);
         }
-        assert_eq!(taken(b"body", &revert(id, content_hash(b""))), None, "no call of the contract");
+        assert_eq!(taken(b"body", &already_recorded(id, content_hash(b""))), None, "no call of the contract");
     }
 
     proptest! {

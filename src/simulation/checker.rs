@@ -11,6 +11,7 @@ use crate::model::{
     TxHash,
 };
 use crate::policy::limits::Limits;
+use crate::simulation::ledger::Effect;
 use crate::simulation::nodes::has_its_hash;
 use crate::simulation::queues::{Queued, Taken, text};
 use crate::simulation::store::{EventRecord, RequestRow, Store, TransactionRow};
@@ -43,6 +44,8 @@ pub(super) struct Checker {
     pub(super) in_flight: usize,
     /// The operator's.
     pub(super) limits: Limits,
+    /// Another worker records the same.
+    pub(super) has_rival: bool,
 }
 
 impl World {
@@ -159,9 +162,9 @@ impl World {
         // A reorganisation makes at most some blocks at once.
         let newest = self.ledger.chain.iter().rev().take(8).flat_map(|block| &block.transactions);
         self.checker.seen_in_blocks.extend(newest.map(|(hash, _)| *hash));
-        for (id, count) in self.ledger.effects() {
-            if count > 1 {
-                self.violated(format!("11: {id} is in the chain {count} times"));
+        for (id, effects) in self.ledger.effects() {
+            if effects.len() > 1 {
+                self.violated(format!("11: {id} is in the chain {} times", effects.len()));
             }
         }
     }
@@ -179,7 +182,9 @@ impl World {
         let is_wished = reason == "cancelled" && self.checker.cancelled.contains(&id);
         // What nodes take and drop again and again looks like something that they will never keep.
         let is_dropped = reason == "refused_by_node" && self.times_dropped(&id) >= DROPS;
-        let may_fail = behaviour.may_fail() || is_wished || is_dropped;
+        // What another keeps under the id, or had kept there for a while.
+        let is_taken = reason == "already_recorded" && self.checker.has_rival;
+        let may_fail = behaviour.may_fail() || is_wished || is_dropped || is_taken;
         let is_false = class == "unavailable" || (class == "rejected" && !may_fail);
         if is_false && !is_parked {
             self.violated(format!("10: {id} becomes {taken:?} for {class}.{reason}"));
@@ -187,6 +192,12 @@ impl World {
         if taken == Taken::Dead && !is_conflict {
             self.with_store(|world, store| world.check_dead(store, copy));
         }
+    }
+
+    /// One of our accounts has done it.
+    fn is_ours(&self, effects: Option<&Vec<Effect>>, store: &Store) -> bool {
+        let is_ours = |effect: &Effect| store.accounts().values().any(|row| row.address == effect.sender);
+        effects.is_some_and(|effects| effects.iter().any(is_ours))
     }
 
     fn times_dropped(&mut self, id: &str) -> u32 {
@@ -211,7 +222,7 @@ impl World {
                 self.violated(format!("8: {id} is a dead letter and its nonce {nonce} is open"));
             }
         }
-        if self.ledger.effects().contains_key(id) {
+        if self.is_ours(self.ledger.effects().get(id), store) {
             self.violated(format!("8: {id} is a dead letter and is in the chain"));
         }
     }
@@ -289,7 +300,7 @@ impl World {
             world.check_accounts(store);
             let effects = world.ledger.effects();
             for (id, bodies) in world.checker.published.clone() {
-                let written = effects.get(&id).copied().unwrap_or(0);
+                let written = effects.get(&id);
                 let Some(row) = RequestId::new(&id).ok().and_then(|id| store.request(&id)) else {
                     world.violated(format!("lost: {id} is unknown"));
                     continue;
@@ -299,15 +310,14 @@ impl World {
                 };
                 let dead = world.queues.dead.iter().any(|copy| own(&copy));
                 let fits = match row.state {
-                    RequestState::Final => written == 1 && !dead,
-                    RequestState::Dead => written == 0 && dead,
+                    // By whomever: a record may be another's.
+                    RequestState::Final => written.is_some_and(|written| is_of(row, written)) && !dead,
+                    RequestState::Dead => !world.is_ours(written, store) && dead,
                     _ => false,
                 };
                 if !fits {
                     let state = row.state;
-                    world.violated(format!(
-                        "lost or twice: {id} is {state}, {written} times in the chain, dead: {dead}"
-                    ));
+                    world.violated(format!("lost or twice: {id} is {state}, {written:?} in the chain, dead: {dead}"));
                 }
                 for body in bodies.iter().filter(|body| BodyHash::of(body.as_bytes()) != row.body_hash) {
                     let mut copies = world.queues.taken.iter().filter(|(taken, _)| *taken == Taken::Dead);
@@ -372,6 +382,11 @@ fn within_limits(store: &Store, limits: Limits) -> Result<(), String> {
         Some(most) => Err(format!("{live} are in flight, {most} are allowed")),
         None => Ok(()),
     }
+}
+
+/// This once, and nothing else under its id.
+fn is_of(row: &RequestRow, effects: &[Effect]) -> bool {
+    matches!(effects, [effect] if BodyHash::of(effect.text.as_bytes()) == row.body_hash)
 }
 
 pub(super) fn is_conflict(dead: &Queued) -> bool {

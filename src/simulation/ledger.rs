@@ -6,9 +6,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::chain::transaction_hash;
-use crate::model::{Address, BlockHash, Gas, Nonce, TxHash, UnsignedTransaction, Wei};
-use crate::model::{BlockNumber, Fee};
-use crate::simulation::workload::{Behaviour, Body};
+use crate::model::{
+    Address, BlockHash, BlockNumber, ContentHash, Fee, Gas, Nonce, RecordId, TxHash, UnsignedTransaction, Wei,
+};
+use crate::simulation::workload::{Behaviour, Body, records_in};
 
 /// The chain's id.
 pub(super) const CHAIN_ID: u64 = 1337;
@@ -26,6 +27,28 @@ pub(super) struct Decoded {
     pub(super) nonce: Nonce,
     pub(super) data: Bytes,
     pub(super) fee: Fee,
+    /// What it asks the contract to keep, each id once.
+    records: Vec<(RecordId, ContentHash)>,
+}
+
+/// What the contract has kept.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Kept {
+    pub(super) id: RecordId,
+    pub(super) content: ContentHash,
+    pub(super) writer: Address,
+    pub(super) tx_hash: TxHash,
+    pub(super) block_number: BlockNumber,
+    pub(super) block_hash: BlockHash,
+}
+
+/// What has been done for a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Effect {
+    /// Its body.
+    pub(super) text: String,
+    /// By whom.
+    pub(super) sender: Address,
 }
 
 #[derive(Debug)]
@@ -89,7 +112,8 @@ pub(super) fn decode(raw: &[u8]) -> Option<Decoded> {
         "2" => Fee::Eip1559 { max_fee: Wei(max), tip: Wei(tip) },
         _ => Fee::Legacy { gas_price: Wei(max) },
     };
-    (chain == CHAIN_ID).then_some(Decoded { sender, nonce, data, fee })
+    let records = records_in(&data);
+    (chain == CHAIN_ID).then_some(Decoded { sender, nonce, data, fee, records })
 }
 
 impl Block {
@@ -175,11 +199,11 @@ impl Ledger {
     }
 
     /// Somebody else with the key takes the account's next nonce.
-    pub(super) fn foreign(&mut self, account: Address, data: &'static [u8]) -> TxHash {
+    pub(super) fn foreign(&mut self, account: Address, data: Bytes) -> TxHash {
         let nonce = self.nonce(account);
-        let hash = transaction_hash(&[account.as_bytes(), &nonce.0.to_be_bytes(), data].concat());
+        let hash = transaction_hash(&[account.as_bytes(), &nonce.0.to_be_bytes(), &data].concat());
         let fee = Fee::Legacy { gas_price: Wei(u128::from(u64::MAX)) };
-        let transaction = Decoded { sender: account, nonce, data: Bytes::from_static(data), fee };
+        let transaction = Decoded { sender: account, nonce, fee, records: records_in(&data), data };
         self.known.insert(hash, transaction);
         self.pool.insert((account, nonce), hash);
         hash
@@ -189,6 +213,7 @@ impl Ledger {
     pub(super) fn mine(&mut self, now_ms: u64, most: usize) {
         let is_dropped = |body: &Body| body.behaviour == Behaviour::Dropped;
         self.pool.retain(|_, hash| !Body::all(&self.known[hash].data).iter().any(is_dropped));
+        let mut taken: BTreeSet<_> = self.kept(&self.chain).map(|kept| kept.id).collect();
         let mut transactions = Vec::new();
         let mut next: BTreeMap<Address, Nonce> = BTreeMap::new();
         for ((sender, nonce), hash) in &self.pool {
@@ -197,7 +222,9 @@ impl Ledger {
             let pays = transaction.fee.ceiling().0 >= self.base_fee && !self.broke.contains(sender);
             if *nonce == count && pays && transactions.len() < most {
                 next.insert(*sender, Nonce(count.0 + 1));
-                let runs = Body::all(&transaction.data).iter().all(|body| body.behaviour.runs_on_chain(now_ms));
+                let runs = Body::all(&transaction.data).iter().all(|body| body.behaviour.runs_on_chain(now_ms))
+                    && !transaction.records.iter().any(|(id, _)| taken.contains(id));
+                taken.extend(transaction.records.iter().filter(|_| runs).map(|(id, _)| *id));
                 transactions.push((*hash, runs));
             }
         }
@@ -241,13 +268,38 @@ impl Ledger {
         gone
     }
 
-    /// How often each request's effect is in the chain, by its id.
-    pub(super) fn effects(&self) -> BTreeMap<String, usize> {
-        let mut effects = BTreeMap::new();
+    /// What the contract has kept in this chain.
+    pub(super) fn kept<'l>(&'l self, view: &'l View) -> impl Iterator<Item = Kept> {
+        let included = view.iter().flat_map(|block| block.transactions.iter().map(move |included| (block, included)));
+        let succeeded = included.filter(|(_, (_, succeeded))| *succeeded);
+        succeeded.flat_map(|(block, (tx_hash, _))| {
+            let Decoded { sender, records, .. } = &self.known[tx_hash];
+            records.iter().map(move |(id, content)| Kept {
+                id: *id,
+                content: *content,
+                writer: *sender,
+                tx_hash: *tx_hash,
+                block_number: BlockNumber(block.number),
+                block_hash: block.hash,
+            })
+        })
+    }
+
+    /// What the contract reverts with, or would, for one of these records: its id is taken in this chain.
+    pub(super) fn taken(&self, view: &View, records: &[(RecordId, ContentHash)]) -> Option<Kept> {
+        let mut kept = self.kept(view).filter(|_| !records.is_empty());
+        kept.find(|kept| records.iter().any(|(id, _)| kept.id == *id))
+    }
+
+    /// The effects that each request has in the chain, by its id.
+    pub(super) fn effects(&self) -> BTreeMap<String, Vec<Effect>> {
+        let mut effects: BTreeMap<String, Vec<Effect>> = BTreeMap::new();
         let succeeded = self.chain.iter().flat_map(|block| &block.transactions).filter(|(_, succeeded)| *succeeded);
         for (hash, _) in succeeded {
-            for body in Body::all(&self.known[hash].data) {
-                *effects.entry(body.id).or_default() += 1;
+            let Decoded { sender, data, .. } = &self.known[hash];
+            for body in Body::all(data) {
+                let text = body.text();
+                effects.entry(body.id).or_default().push(Effect { text, sender: *sender });
             }
         }
         effects

@@ -1,18 +1,21 @@
 //! The simulated nodes: what they say about the ledger, with everything that can happen to a question or an answer.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::chain::{
-    BlockTag, Call, Chain, ChainError, Header, Log, LogQuery, Receipt, Result, Sent, SentInBlock, transaction_hash,
+    BlockTag, Call, Chain, ChainError, Header, Inclusion, Log, LogQuery, Receipt, Result, Sent, SentInBlock,
+    transaction_hash,
 };
 use crate::model::event::FinalTransaction;
-use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, SignedTransaction, TxHash, Wei};
+use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, SignedTransaction, Topic, TxHash, Wei};
 use crate::policy::fee::Market;
-use crate::simulation::ledger::{Block, Ledger, View, decode};
-use crate::simulation::workload::Body;
+use crate::policy::records;
+use crate::simulation::ledger::{Block, Kept, Ledger, View, decode};
+use crate::simulation::workload::{Body, records_in};
 use crate::simulation::world::{Shared, World};
 use crate::traces::Within;
 
@@ -102,6 +105,12 @@ fn accept(world: &mut World, transactions: &[SignedTransaction]) -> Vec<Result<(
 
 fn refusal(message: String) -> ChainError {
     ChainError::Node { endpoint: "sim".to_owned(), code: -32000, message, data: None }
+}
+
+fn taken(kept: &Kept) -> ChainError {
+    let data = Some(records::tests::already_recorded(kept.id, kept.content));
+    let message = "execution reverted".to_owned();
+    ChainError::Node { endpoint: "sim".to_owned(), code: 3, message, data }
 }
 
 fn unreachable(detail: &str) -> ChainError {
@@ -221,13 +230,16 @@ impl Chain for SimNodes {
     }
 
     async fn estimate(&self, calls: &[Call], _: Within<'_>) -> Result<Vec<Result<Gas>>> {
-        let estimate = |world: &mut World, _: &View| {
+        let estimate = |world: &mut World, view: &View| {
             let now = world.now_ms();
             let estimate = |call: &Call| {
                 if world.ledger.broke.contains(&call.from) {
                     return Err(refusal("insufficient funds for gas * price + value".to_owned()));
                 }
                 let bodies = Body::all(&call.data);
+                if let Some(kept) = world.ledger.taken(view, &records_in(&call.data)) {
+                    return Err(taken(&kept));
+                }
                 if bodies.iter().all(|body| body.behaviour.runs_in_simulation(now)) {
                     Ok(Gas(GAS_PER_CALL * bodies.len().max(1) as u64))
                 } else {
@@ -239,13 +251,31 @@ impl Chain for SimNodes {
         self.read(estimate).await
     }
 
-    async fn call(&self, _: &Call, _: BlockNumber) -> Result<Bytes> {
-        self.read(|_, _| Err(refusal("execution reverted".to_owned()))).await
+    /// What is run here again has reverted.
+    async fn call(&self, call: &Call, block: BlockNumber) -> Result<Bytes> {
+        let run = |world: &mut World, view: &View| {
+            let below = view.iter().take_while(|known| known.number <= block.0).cloned().collect();
+            let kept = world.ledger.taken(&Arc::new(below), &records_in(&call.data));
+            Err(kept.map_or_else(|| refusal("execution reverted".to_owned()), |kept| taken(&kept)))
+        };
+        self.read(run).await
     }
 
-    /// What is called here logs nothing.
-    async fn logs(&self, _: &LogQuery) -> Result<Vec<Log>> {
-        self.read(|_, _| Ok(Vec::new())).await
+    async fn logs(&self, query: &LogQuery) -> Result<Vec<Log>> {
+        let look = |world: &mut World, view: &View| {
+            let entry = |kept: Kept| {
+                let Kept { id, content, writer, tx_hash, block_number, block_hash } = kept;
+                let (topics, data) = records::tests::entry(id, writer, content);
+                Log { topics, data, inclusion: Inclusion { tx_hash, block_number, block_hash } }
+            };
+            let is_wanted = |log: &Log| {
+                let fits = |(wanted, topic): (&Vec<Topic>, &Topic)| wanted.is_empty() || wanted.contains(topic);
+                query.topics.iter().zip(&log.topics).all(fits)
+                    && (query.from..=query.to).contains(&log.inclusion.block_number)
+            };
+            Ok(world.ledger.kept(view).map(entry).filter(is_wanted).collect())
+        };
+        self.read(look).await
     }
 
     async fn broadcast(&self, transactions: &[SignedTransaction], _: Within<'_>) -> Vec<Result<()>> {

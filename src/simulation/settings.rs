@@ -17,10 +17,11 @@ use crate::policy::fee::{FeeMode, FeeRules};
 use crate::policy::finality::FinalityRule;
 use crate::policy::limits::Limits;
 use crate::policy::pause::RetrySchedule;
+use crate::policy::records::Kept;
 use crate::policy::routes::{Calldata, Route};
 use crate::settle::SettleSettings;
 use crate::simulation::ledger::CHAIN_ID;
-use crate::simulation::workload::{FUNCTION, MANY};
+use crate::simulation::workload::{FUNCTION, MANY, RECORDS};
 use crate::traces::Tracer;
 
 /// Above this the lanes pause.
@@ -119,6 +120,21 @@ impl RunSettings {
             keeps_order: rng.bool(),
             kinds: route.to.map(|to| BatchKind { to, many: MANY.clone() }).into_iter().collect(),
         });
+    }
+
+    /// In some of the runs the contract keeps records.
+    pub(super) fn draw_records(&mut self, rng: &mut Rng) -> bool {
+        let [route] = self.admission.routes.as_mut_slice() else { return false };
+        if rng.u8(0..4) != 0 {
+            return false;
+        }
+        route.calldata = Calldata::Record(Kept::Body);
+        if self.lane.batching.is_on() {
+            route.many = Some(RECORDS.clone());
+            let kinds = route.to.map(|to| BatchKind { to, many: RECORDS.clone() }).into_iter().collect();
+            self.lane.batching = Arc::new(Batching { kinds, ..Batching::clone(&self.lane.batching) });
+        }
+        true
     }
 
     /// An operator's limits, in some of the runs.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use bytes::Bytes;
 use fastrand::Rng;
 use tokio::time::Instant;
 
@@ -30,6 +31,9 @@ const CALM_MS: u64 = 4 * 3_600_000;
 /// It is quiet when nothing has been to do for so many ticks.
 const QUIET_TICKS: u32 = 100;
 
+/// Its account.
+const RIVAL: Address = Address([0xee; 20]);
+
 /// A run.
 pub(super) struct Storm {
     world: Shared,
@@ -43,6 +47,8 @@ pub(super) struct Storm {
     to_publish: Vec<(u64, Body)>,
     /// Ordering keys of the requests, if they have any.
     keys: Option<u64>,
+    /// Another worker that records the same, from messages of its own.
+    rival: Option<Rival>,
     /// An operator loses patience with what waits, and cancels it all.
     cancels_at: Option<u64>,
     calm: bool,
@@ -54,6 +60,12 @@ struct Slot {
     starts_at: u64,
     thaws_at: u64,
     runs: u32,
+}
+
+/// In runs with records.
+struct Rival {
+    rng: Rng,
+    next: u64,
 }
 
 impl Storm {
@@ -74,6 +86,9 @@ impl Storm {
         settings.draw_limits(&mut apart);
         let keys = settings.draw_ordering(&mut apart);
         settings.draw_batches(&mut Rng::with_seed(seed.rotate_left(32)));
+        let mut apart = Rng::with_seed(seed.rotate_left(16));
+        let rival = settings.draw_records(&mut apart).then_some(Rival { rng: apart, next: 0 });
+        world.lock().checker.has_rival = rival.is_some();
         world.lock().checker.limits = settings.lane.tuning.borrow().limits;
         world.lock().checker.in_flight = settings.lane.in_flight * settings.accounts.len();
         let instances = rng.usize(1..=3);
@@ -92,6 +107,7 @@ impl Storm {
             next_block: 1000,
             to_publish,
             keys,
+            rival,
             cancels_at: None,
             calm: false,
         }
@@ -125,6 +141,7 @@ impl Storm {
         tokio::time::sleep(TICK).await;
         let now = self.world.lock().now_ms();
         self.publish(now);
+        self.compete(now);
         self.mine(now);
         self.world.lock().queues.expire(now);
         if !self.calm && now >= self.next_trouble {
@@ -148,6 +165,25 @@ impl Storm {
                 world.queues.publish(message);
             }
         }
+    }
+
+    /// The rival records something that is not in the chain, or something else under its id.
+    fn compete(&mut self, now: u64) {
+        let Some(Rival { rng, next }) = self.rival.as_mut().filter(|rival| !self.calm && now >= rival.next) else {
+            return;
+        };
+        *next = now + rng.u64(300..6000);
+        let mut world = self.world.lock();
+        let written = world.ledger.effects();
+        let published = world.checker.published.values().flatten().filter_map(|text| Body::read(text.as_bytes()));
+        let coming = self.to_publish.iter().map(|(_, body)| body.clone());
+        let open: Vec<_> = published.chain(coming).filter(|body| !written.contains_key(&body.id)).collect();
+        let Some(mut body) = rng.choice(open) else { return };
+        if rng.u8(0..8) == 0 {
+            body.version += 2000;
+        }
+        world.note(format!("a rival records {}", body.text()));
+        world.ledger.foreign(RIVAL, body.record_call());
     }
 
     fn mine(&mut self, now: u64) {
@@ -241,7 +277,7 @@ impl Storm {
                 let (account, _) = self.settings.accounts[self.rng.usize(..self.settings.accounts.len())];
                 let number = self.rng.u8(..);
                 let data: &'static [u8] = [&b"a"[..], b"b", b"c", b"d"][usize::from(number % 4)];
-                self.world.lock().ledger.foreign(account, data);
+                self.world.lock().ledger.foreign(account, Bytes::from_static(data));
             }
             Blow::CutSessions => self.world.lock().queues.end_all_sessions(),
             Blow::Duplicate | Blow::Conflict => self.publish_again(blow == Blow::Conflict),
@@ -278,7 +314,7 @@ impl Storm {
         let gone = world.ledger.unwind(blocks, || rng.u16(0..1000) < kept);
         world.note_drops(gone);
         if steals {
-            world.ledger.foreign(account, b"stolen");
+            world.ledger.foreign(account, Bytes::from_static(b"stolen"));
         }
         for _ in 0..=blocks {
             let most = rng.usize(0..6);

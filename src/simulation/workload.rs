@@ -2,9 +2,12 @@
 
 use std::sync::LazyLock;
 
+use bytes::Bytes;
 use fastrand::Rng;
 
+use crate::model::{ContentHash, RecordId, RequestId};
 use crate::policy::abi::{self, Many};
+use crate::policy::records::{self, Kept};
 
 /// The contract's function for one body.
 pub(super) const FUNCTION: &str = "keep(string)";
@@ -13,6 +16,10 @@ pub(super) static MANY: LazyLock<Many> = LazyLock::new(|| {
     let function = |signature| abi::function(signature).expect("it is a signature");
     Many::new(&function(FUNCTION), &function("keepMany(string[])")).expect("it does the same for many")
 });
+
+/// In some of the runs the contract keeps each id once. This is its function for many, which runs for all or not at all.
+pub(super) static RECORDS: LazyLock<Many> =
+    LazyLock::new(|| records::many(Kept::Body).expect("it does the same for many"));
 
 /// What the contract, and the nodes before it, make of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +83,12 @@ impl Behaviour {
     }
 }
 
+/// The records that this calldata asks for.
+pub(super) fn records_in(data: &[u8]) -> Vec<(RecordId, ContentHash)> {
+    let is_record = RECORDS.is_for(data) || data.starts_with(&RECORDS.selector());
+    if is_record { Body::all(data).iter().map(Body::record).collect() } else { Vec::new() }
+}
+
 /// A message's body, readable from calldata.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Body {
@@ -108,17 +121,32 @@ impl Body {
 
     /// Those that calldata is of: it is one itself, or a call with one, or a call with many.
     pub(super) fn all(data: &[u8]) -> Vec<Self> {
-        if let Some(calls) = MANY.split(data) {
+        if let Some(calls) = MANY.split(data).or_else(|| RECORDS.split(data)) {
             return calls.iter().filter_map(|call| Self::called(call)).collect();
         }
         Self::read(data).or_else(|| Self::called(data)).into_iter().collect()
     }
 
-    /// Solidity, "Contract ABI Specification": selector, offset, length, text.
+    /// Solidity, "Contract ABI Specification": selector, of a record its id, offset, length, text.
     fn called(call: &[u8]) -> Option<Self> {
-        let length = call.get(4 + 32..).and_then(|rest| rest.get(..32))?;
-        let length = usize::from(*length.last()?);
-        Self::read(call.get(4 + 64..)?.get(..length)?).filter(|_| MANY.is_for(call))
+        let length_at = match (MANY.is_for(call), RECORDS.is_for(call)) {
+            (true, _) => 4 + 32,
+            (_, true) => 4 + 64,
+            (false, false) => return None,
+        };
+        let length = usize::from(*call.get(length_at..length_at + 32)?.last()?);
+        Self::read(call.get(length_at + 32..)?.get(..length)?)
+    }
+
+    /// What a call with it keeps, where the contract keeps records.
+    pub(super) fn record(&self) -> (RecordId, ContentHash) {
+        let id = RequestId::new(&self.id).expect("it was published as one");
+        (records::record_id(&id), records::content_hash(self.text().as_bytes()))
+    }
+
+    /// The call that records it.
+    pub(super) fn record_call(&self) -> Bytes {
+        records::calldata(self.record().0, self.text().as_bytes(), Kept::Body)
     }
 
     pub(super) fn read(data: &[u8]) -> Option<Self> {
