@@ -23,6 +23,7 @@ mod evidence;
 mod faults;
 mod journal;
 mod lagging;
+mod leaks;
 mod link;
 mod listener;
 mod messages;

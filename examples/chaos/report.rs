@@ -35,6 +35,7 @@ pub(crate) struct Line {
     foreign: usize,
     sent_back: usize,
     wishes: usize,
+    log_lines: usize,
 }
 
 /// Everything that a run has to say.
@@ -46,6 +47,8 @@ pub(crate) struct Report {
     pub(crate) findings: Findings,
     /// What was not done within the limit.
     pub(crate) open: Vec<String>,
+    /// Of the workers' logs, each looked at for keys, passwords and bodies.
+    pub(crate) log_lines: usize,
 }
 
 impl Report {
@@ -55,7 +58,7 @@ impl Report {
     }
 
     pub(crate) fn line(&self) -> Line {
-        let Self { seed, seconds, blocks, totals, findings, open } = self;
+        let Self { seed, seconds, blocks, totals, findings, open, log_lines } = self;
         Line {
             published: totals.published,
             written: findings.written,
@@ -78,6 +81,7 @@ impl Report {
             foreign: findings.foreign,
             sent_back: totals.sent_back,
             wishes: totals.wishes,
+            log_lines: *log_lines,
         }
     }
 
@@ -111,7 +115,8 @@ impl Report {
         row("lost", findings.lost.len() as u64, "neither in the chain nor a dead letter");
         row("twice", findings.twice.len() as u64, "more than one effect, or an effect and a dead letter");
         row("nonce gaps", findings.nonce_gaps.len() as u64, "");
-        row("wrong", findings.wrong.len() as u64, "other contradictions");
+        row("wrong", findings.wrong.len() as u64, "other contradictions, and logs that show keys, passwords or bodies");
+        row("log lines", self.log_lines as u64, "looked at for them");
         row("open", open.len() as u64, "not done in the end");
         let gaps: Vec<_> =
             findings.nonce_gaps.iter().map(|(account, nonce)| format!("{nonce} of account {account}")).collect();
@@ -171,7 +176,7 @@ mod tests {
             ends: 0,
             told_ends: Vec::new(),
         };
-        Report { seed: 7, seconds: 9, blocks: 8, totals, findings, open: Vec::new() }
+        Report { seed: 7, seconds: 9, blocks: 8, totals, findings, open: Vec::new(), log_lines: 5 }
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::support::{
 };
 use crate::{
     BLOCK_GAS, CONTRACT, EVENTS, FINALITY, KEEP, KEEP_MANY, LEASE_TTL_S, MAX_FEE_GWEI, MAX_LAG, Options, QUEUE,
-    SIGNERS, VHOST, evidence, listener, messages, producer,
+    SIGNERS, VHOST, evidence, leaks, listener, messages, producer,
 };
 
 const PROGRESS: Duration = Duration::from_secs(10);
@@ -182,8 +182,10 @@ impl Run {
         };
         let mut findings = checker::check(&history);
         findings.wrong.append(faults);
+        let (mut leaks, log_lines) = leaks::in_logs(self.home.folder())?;
+        findings.wrong.append(&mut leaks);
         let seconds = self.record.elapsed().as_secs();
-        Ok(Report { seed: self.seed, seconds, blocks, totals: self.record.totals(), findings, open })
+        Ok(Report { seed: self.seed, seconds, blocks, totals: self.record.totals(), findings, open, log_lines })
     }
 
     /// Copies what explains a bad end to where it stays.
@@ -255,5 +257,6 @@ fn configuration(
         .with("fees", format!("max_fee = \"{MAX_FEE_GWEI} gwei\""))
         .with("retry", "max_attempts = 6\ninitial_delay = \"1s\"\nmultiplier = 2.0\nmax_delay = \"4s\"")
         .with("lease", format!("ttl = \"{LEASE_TTL_S}s\""))
-        .with("log", "level = \"info\"")
+        // Where most is said, most could be shown.
+        .with("log", "level = \"debug\"")
 }
