@@ -274,7 +274,7 @@ mod tests {
     use crate::journal::{
         AccountId, Admissions, Journal, Leases, NewTransaction, Outbox, RequestSeq, Settlements, Transactions, Upkeep,
     };
-    use crate::model::{Address, Generation};
+    use crate::model::{Address, Generation, Timestamp};
     use crate::policy::arrival::Verdict;
     use crate::policy::limits::Limits;
 
@@ -419,6 +419,17 @@ mod tests {
             let read = set.journal.queued(set.account, i64::MIN, 10).await;
             assert!(matches!(read, Err(JournalError::Corrupt { .. })), "{edit}: {read:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_an_older_version_accepted_was_accepted_when_it_came() {
+        let (folder, journal) = journal().await;
+        let set = set(journal, &["a"]).await;
+        let path = folder.path().join("journal.db");
+        let edit = "UPDATE requests SET accepted_at = NULL, received_at = 7";
+        Connection::open(&path).unwrap().execute(edit, []).unwrap();
+        let queued = set.journal.queued(set.account, i64::MIN, 10).await.unwrap();
+        assert_eq!(queued[0].accepted_at, Timestamp(7));
     }
 
     /// Invariant 3, whatever the code above the schema does.
