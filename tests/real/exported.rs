@@ -14,6 +14,7 @@ use prost::Message;
 use tokio::io::BufReader;
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::records::with_contract;
 use crate::stage::{BINARY, DEAD, EVENTS, LONG, QUEUE, Stage};
 use crate::support::contracts::ALWAYS_REVERTS;
 use crate::support::{WorkerConfig, WorkerHome, headers, http, wait_until, with_id};
@@ -29,6 +30,7 @@ struct Collector {
 
 #[derive(Default)]
 struct Taken {
+    heads: Vec<String>,
     resources: Vec<Vec<KeyValue>>,
     spans: Vec<Span>,
 }
@@ -68,10 +70,11 @@ impl Collector {
 async fn serve(client: TcpStream, taken: Arc<Mutex<Taken>>) -> Option<()> {
     let mut client = BufReader::new(client);
     loop {
-        let body = http::read_message(&mut client).await?;
+        let (head, body) = http::read_whole(&mut client).await?;
         let request = ExportTraceServiceRequest::decode(&body[..]).unwrap();
         {
             let mut taken = taken.lock().unwrap();
+            taken.heads.push(head);
             for resource in request.resource_spans {
                 taken.resources.extend(resource.resource.map(|resource| resource.attributes));
                 taken.spans.extend(resource.scope_spans.into_iter().flat_map(|scope| scope.spans));
@@ -128,7 +131,11 @@ async fn what_is_done_for_a_message_is_in_the_trace_of_its_producer() {
     stage.amqp.publish(QUEUE, with_id("order-1").with_headers(traced("01")), b"one").await;
     stage.amqp.publish(QUEUE, with_id("order-2").with_headers(traced("00")), b"two").await;
     stage.amqp.publish(QUEUE, with_id("order-3"), b"three").await;
-    let mut worker = home.start(BINARY);
+    let environment = [
+        ("OTEL_EXPORTER_OTLP_HEADERS", "x-key=0123"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=staging"),
+    ];
+    let mut worker = home.start_with(BINARY, &environment);
     let mut told = Vec::new();
     for _ in 0..3 {
         told.push(events.next(LONG).await);
@@ -208,6 +215,9 @@ async fn what_is_done_for_a_message_is_in_the_trace_of_its_producer() {
     assert_eq!(attribute(&resource, "service.name").as_deref(), Some("chainwriter"));
     assert_eq!(attribute(&resource, "service.namespace").as_deref(), Some("acme"));
     assert!(attribute(&resource, "service.instance.id").is_some());
+    assert_eq!(attribute(&resource, "deployment.environment.name").as_deref(), Some("staging"));
+    let heads = collector.taken.lock().unwrap().heads.clone();
+    assert!(heads.iter().all(|head| head.starts_with("post /v1/traces ") && head.contains("x-key: 0123")), "{heads:?}");
 }
 
 #[tokio::test]
@@ -337,4 +347,42 @@ async fn a_silent_collector_does_not_hold_up_a_stop() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(worker.stop().await.code(), Some(0));
     assert!(!worker.log().contains("not everything was finished in time"), "{}", worker.log());
+}
+
+/// Each message of a batch has its own trace, with the transaction in it.
+#[tokio::test]
+async fn messages_that_share_a_transaction_each_have_it_in_their_trace() {
+    let Some(stage) = Stage::with_blocks().await else { return };
+    let collector = Collector::start().await;
+    let (config, _) = with_contract(&stage, "").await;
+    let config = exporting(config, &collector.url()).with("batch", "max_requests = 3\nmax_wait = \"5s\"");
+    let home = WorkerHome::new(&config);
+    stage.topology(&home).await;
+    for number in 0..3 {
+        let id = format!("order-{number}");
+        // The first of them is not followed.
+        let flags = if number == 0 { "00" } else { "01" };
+        let traced = headers(&[("traceparent", &parent(&format!("{number:032x}").replace('0', "a"), PRODUCER, flags))]);
+        stage.amqp.publish(QUEUE, with_id(&id).with_headers(traced), id.as_bytes()).await;
+    }
+    let mut worker = home.start(BINARY);
+    stage.wait_empty(QUEUE).await;
+    assert_eq!(worker.stop().await.code(), Some(0));
+    let transactions = collector.named("transaction");
+    let told = |name| {
+        let told: Vec<_> = transactions.iter().map(|span| attribute(&span.attributes, name).unwrap()).collect();
+        told
+    };
+    assert_eq!(told("chainwriter.request.id"), ["order-1", "order-2"]);
+    let hashes = told("chainwriter.tx.hash");
+    assert_eq!((hashes[0] == hashes[1], told("chainwriter.tx.others")[0].as_str()), (true, "2"));
+    assert_ne!(transactions[0].trace_id, transactions[1].trace_id);
+    for name in ["eth_estimateGas", "eth_sendRawTransaction"] {
+        let calls = collector.named(name);
+        assert!(!calls.is_empty(), "{name}");
+        assert!(
+            calls.iter().all(|call| call.trace_id == transactions[0].trace_id),
+            "{name}: in the first that is followed"
+        );
+    }
 }

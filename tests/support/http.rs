@@ -7,12 +7,18 @@ use tokio::net::TcpStream;
 
 /// The body of the next message. `None` at the end of the connection.
 pub async fn read_message(stream: &mut BufReader<TcpStream>) -> Option<Vec<u8>> {
-    let mut length = 0;
+    read_whole(stream).await.map(|(_, body)| body)
+}
+
+/// The next message: its first line and headers in lower case, and its body.
+pub async fn read_whole(stream: &mut BufReader<TcpStream>) -> Option<(String, Vec<u8>)> {
+    let (mut head, mut length) = (String::new(), 0);
     loop {
         let mut line = String::new();
         if stream.read_line(&mut line).await.ok()? == 0 {
             return None;
         }
+        head += &line.to_lowercase();
         match line.trim().to_lowercase().split_once(':') {
             Some(("content-length", value)) => length = value.trim().parse().ok()?,
             Some(_) => {}
@@ -22,7 +28,7 @@ pub async fn read_message(stream: &mut BufReader<TcpStream>) -> Option<Vec<u8>> 
     }
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await.ok()?;
-    Some(body)
+    Some((head, body))
 }
 
 /// What the node at the other end answers to this.
