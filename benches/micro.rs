@@ -69,7 +69,7 @@ fn sign(criterion: &mut Criterion) {
     group.bench_function("batch", |bencher| {
         bencher.iter_batched(
             || batch.clone(),
-            |batch| runtime.block_on(signer.sign(batch)).unwrap(),
+            |batch| runtime.block_on(signer.sign(batch, &[])).unwrap(),
             BatchSize::SmallInput,
         );
     });

@@ -126,13 +126,13 @@ async fn run_with<J: Journal + LetterDeeds + 'static>(
     let broker = Broker::new(broker_settings(&settings), tasks.heartbeat("broker"));
     let broker_state = broker.state();
     let (deliver, deliveries) = mpsc::channel(DELIVERIES);
-    let signers = settings.signers.iter().map(signer).collect::<Result<Vec<_>, _>>()?;
+    let span_meter = SpanMeter::default();
+    let tracer = tracer(&settings, &span_meter, &mut tasks, &tokens.last)?;
+    let signers = settings.signers.iter().map(|section| signer(section, &tracer)).collect::<Result<Vec<_>, _>>()?;
     let mut accounts = Vec::with_capacity(signers.len());
     for signer in &signers {
         accounts.push(journal.account(settings.chain.id, signer.address()).await?);
     }
-    let span_meter = SpanMeter::default();
-    let tracer = tracer(&settings, &span_meter, &mut tasks, &tokens.last)?;
     let client = ClientSettings { tracer: tracer.clone(), ..client_settings(&settings) };
     let node = Arc::new(NodeClient::new(&client).context("cannot make the HTTP client")?);
     let addresses: Vec<_> = signers.iter().map(|signer| signer.address()).collect();
@@ -268,11 +268,11 @@ pub fn exporter_settings(settings: &Settings) -> Option<crate::exporter::Exporte
 ///
 /// # Errors
 /// When its HTTP client cannot be made.
-pub fn signer(section: &SignerSection) -> anyhow::Result<Arc<dyn Signer>> {
+pub fn signer(section: &SignerSection, tracer: &Tracer) -> anyhow::Result<Arc<dyn Signer>> {
     Ok(match section {
         SignerSection::Local(signer) => Arc::new(LocalSigner::clone(signer)),
         SignerSection::Remote(settings) => {
-            Arc::new(RemoteSigner::new(settings).context("cannot make the HTTP client")?)
+            Arc::new(RemoteSigner::new(settings, tracer.clone()).context("cannot make the HTTP client")?)
         }
     })
 }

@@ -137,7 +137,7 @@ pub enum Work {
     },
 }
 
-/// For each of some calls the span that it is made in. Shorter where nobody follows the rest.
+/// For each of some things that are asked for the span that this is done in. Shorter where nobody follows the rest.
 pub type Within<'a> = &'a [Option<SpanContext>];
 
 /// A copy of a request, as it can be followed.

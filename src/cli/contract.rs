@@ -18,6 +18,7 @@ use crate::model::{Address, BlockNumber, SignedTransaction, UnsignedTransaction,
 use crate::policy::gas;
 use crate::policy::records::{self, Artefact};
 use crate::signer::Signer;
+use crate::traces::Tracer;
 
 /// What the estimate may be off by, in percent.
 const GAS_MARGIN: u32 = 10;
@@ -67,7 +68,7 @@ async fn deploy(
 ) -> anyhow::Result<ExitCode> {
     let mut sections = settings.signers.iter();
     let section = sections.find(|section| payer.is_none_or(|payer| section.address() == payer));
-    let signer = signer(section.context("no [[signer]] is this account")?)?;
+    let signer = signer(section.context("no [[signer]] is this account")?, &Tracer::default())?;
     let mut writers: Vec<_> = settings.signers.iter().map(|signer| signer.address()).chain(more_writers).collect();
     writers.sort_unstable();
     writers.dedup();
@@ -143,7 +144,7 @@ async fn make(
         data: code,
         fee,
     };
-    let signed = signer.sign(vec![unsigned]).await?.pop().context("the signer signed nothing")?;
+    let signed = signer.sign(vec![unsigned], &[]).await?.pop().context("the signer signed nothing")?;
     say(format_args!("sent {} with nonce {nonce} of {address}; waiting for its block", signed.hash));
     let made = wait(settings, chain, &signed, timeout).await?;
     match made {

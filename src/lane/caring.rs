@@ -158,7 +158,9 @@ impl Lane {
         }
         let kinds: Vec<_> = replacements.iter().map(|(kind, unsigned)| (unsigned.nonce, *kind, unsigned.fee)).collect();
         let unsigned = replacements.into_iter().map(|(_, unsigned)| unsigned).collect();
-        let Some(signed) = self.signed(unsigned).await else { return Ok(()) };
+        let live = kinds.iter().map(|(nonce, ..)| self.window.get(*nonce));
+        let spans: Vec<_> = live.map(|live| self.span_of(live?)).collect();
+        let Some(signed) = self.signed(unsigned, &spans).await else { return Ok(()) };
         let signed_at = Timestamp::now();
         let attempts: Vec<_> = kinds
             .into_iter()

@@ -173,7 +173,8 @@ impl Lane {
         }
         let unsigned = self.prepared.iter().take(count).zip(first.0..);
         let unsigned = unsigned.map(|(prepared, nonce)| self.unsigned(prepared, Nonce(nonce), fee)).collect();
-        let Some(signed) = self.signed(unsigned).await else { return Ok(()) };
+        let spans = self.spans(self.prepared.iter().take(count).map(Prepared::requests));
+        let Some(signed) = self.signed(unsigned, &spans).await else { return Ok(()) };
         self.resume_if(|_| true);
         let batch: Vec<_> = self.prepared.drain(..count).collect();
         let mut transactions = self.new_transactions(batch, signed, first, fee);

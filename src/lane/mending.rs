@@ -187,7 +187,7 @@ impl Lane {
             return Ok(0);
         }
         let unsigned = priced.iter().map(|(nonce, fee)| self.self_transfer(*nonce, *fee)).collect();
-        let Some(signed) = self.signed(unsigned).await else { return Ok(0) };
+        let Some(signed) = self.signed(unsigned, &[]).await else { return Ok(0) };
         let signed_at = Timestamp::now();
         let attempt = |fee, signed| Attempt { kind: AttemptKind::Cancel, signed, fee, signed_at };
         let fillers: Vec<_> =

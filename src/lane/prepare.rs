@@ -18,6 +18,7 @@ use crate::policy::classify::SimulationMeaning;
 use crate::policy::fee::Market;
 use crate::policy::records::{self, Taken};
 use crate::policy::{gas, revert};
+use crate::traces::Within;
 
 enum Simulated {
     Runs(Gas),
@@ -221,8 +222,12 @@ impl Lane {
     }
 
     /// Signs them all. `None` where the signer does not answer: the lane pauses, until it has signed something.
-    pub(super) async fn signed(&mut self, unsigned: Vec<UnsignedTransaction>) -> Option<Vec<SignedTransaction>> {
-        match self.signer.sign(unsigned).await {
+    pub(super) async fn signed(
+        &mut self,
+        unsigned: Vec<UnsignedTransaction>,
+        within: Within<'_>,
+    ) -> Option<Vec<SignedTransaction>> {
+        match self.signer.sign(unsigned, within).await {
             Ok(signed) => {
                 self.resume_if(|reason| reason == PauseReason::SignerUnavailable);
                 Some(signed)

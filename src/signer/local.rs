@@ -17,6 +17,7 @@ use zeroize::Zeroize;
 
 use crate::model::{Address, Fee, SignedTransaction, TxHash, UnsignedTransaction, Wei};
 use crate::signer::{Signer, SignerError};
+use crate::traces::Within;
 
 /// Below this many a second thread costs more than it saves.
 const SIGNATURES_PER_THREAD: usize = 16;
@@ -99,7 +100,11 @@ impl Signer for LocalSigner {
         self.address
     }
 
-    async fn sign(&self, transactions: Vec<UnsignedTransaction>) -> Result<Vec<SignedTransaction>, SignerError> {
+    async fn sign(
+        &self,
+        transactions: Vec<UnsignedTransaction>,
+        _: Within<'_>,
+    ) -> Result<Vec<SignedTransaction>, SignerError> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let share = transactions.len().div_ceil(threads).max(SIGNATURES_PER_THREAD);
         let shares = transactions.chunks(share).map(|share| {
@@ -194,11 +199,11 @@ mod tests {
     #[tokio::test]
     async fn signatures_come_in_order_with_the_hash_of_their_bytes() {
         let fee = Fee::Eip1559 { max_fee: Wei(20), tip: Wei(2) };
-        let signed = signer().sign((0..100).map(|nonce| transaction(nonce, fee)).collect()).await.unwrap();
+        let signed = signer().sign((0..100).map(|nonce| transaction(nonce, fee)).collect(), &[]).await.unwrap();
         assert_eq!(signed.len(), 100);
         for (nonce, signed) in signed.iter().enumerate() {
             assert_eq!(signed.hash, transaction_hash(&signed.raw));
-            let again = signer().sign(vec![transaction(nonce as u64, fee)]).await.unwrap();
+            let again = signer().sign(vec![transaction(nonce as u64, fee)], &[]).await.unwrap();
             assert_eq!(again[0], *signed, "the same transaction gives the same bytes");
         }
     }
@@ -206,7 +211,7 @@ mod tests {
     #[tokio::test]
     async fn type_2_and_type_0_are_encoded_as_such() {
         let fees = [Fee::Eip1559 { max_fee: Wei(20), tip: Wei(0) }, Fee::Legacy { gas_price: Wei(0) }];
-        let signed = signer().sign(fees.map(|fee| transaction(0, fee)).to_vec()).await.unwrap();
+        let signed = signer().sign(fees.map(|fee| transaction(0, fee)).to_vec(), &[]).await.unwrap();
         assert_eq!(signed[0].raw[0], 2);
         assert!(signed[1].raw[0] >= 0xc0, "a legacy transaction is an RLP list");
     }

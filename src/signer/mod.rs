@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 
 use crate::model::{Address, Nonce, SignedTransaction, UnsignedTransaction};
+use crate::traces::Within;
 
 mod answer;
 pub mod keystore;
@@ -45,6 +46,11 @@ pub trait Signer: Send + Sync {
     /// The account that it signs for.
     fn address(&self) -> Address;
 
-    /// Signs them all, or none. Off the runtime's threads where it takes computing.
-    async fn sign(&self, transactions: Vec<UnsignedTransaction>) -> Result<Vec<SignedTransaction>, SignerError>;
+    /// Signs them all, or none, each within a span where somebody follows that. Off the runtime's threads where it takes
+    /// computing.
+    async fn sign(
+        &self,
+        transactions: Vec<UnsignedTransaction>,
+        within: Within<'_>,
+    ) -> Result<Vec<SignedTransaction>, SignerError>;
 }

@@ -1,7 +1,8 @@
 //! Signs by asking a server that has the key: JSON-RPC `eth_signTransaction`, as Web3Signer, Clef and nodes serve it. What it
 //! answers is believed only when it is exactly what was asked for.
 
-use std::time::Duration;
+use std::iter;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use web3::error::Error;
 use crate::model::{Address, Fee, SignedTransaction, UnsignedTransaction};
 use crate::rpc::{HttpTransport, client_with, label};
 use crate::signer::{Signer, SignerError, answer};
+use crate::traces::{Failure, SpanContext, Tracer, Within, Work};
 
 /// Calls to one server at once.
 const AT_ONCE: usize = 32;
@@ -91,12 +93,15 @@ impl std::fmt::Debug for RemoteSettings {
     }
 }
 
+const SIGN: &str = "eth_signTransaction";
+
 /// A [`Signer`] on another machine, or in another process.
 #[derive(Debug)]
 pub struct RemoteSigner {
     server: HttpTransport,
     label: String,
     address: Address,
+    tracer: Tracer,
 }
 
 impl RemoteSigner {
@@ -104,12 +109,12 @@ impl RemoteSigner {
     ///
     /// # Errors
     /// When the HTTP client cannot be made, for want of the system's certificates say.
-    pub fn new(settings: &RemoteSettings) -> Result<Self, Error> {
+    pub fn new(settings: &RemoteSettings, tracer: Tracer) -> Result<Self, Error> {
         let server = HttpTransport::new(
             client_with(settings.timeout, |builder| settings.tls.applied(builder))?,
             settings.url.clone(),
         );
-        Ok(Self { server, label: label(&settings.url), address: settings.address })
+        Ok(Self { server, label: label(&settings.url), address: settings.address, tracer })
     }
 
     /// Host and port of the server.
@@ -128,9 +133,18 @@ impl RemoteSigner {
         texts.iter().map(|text| text.as_str()?.parse().ok()).collect::<Option<_>>().ok_or_else(unreadable)
     }
 
-    async fn sign_one(&self, transaction: UnsignedTransaction) -> Result<SignedTransaction, SignerError> {
+    async fn sign_one(
+        &self,
+        transaction: UnsignedTransaction,
+        span: Option<SpanContext>,
+    ) -> Result<SignedTransaction, SignerError> {
         let asked = vec![self.wanted(&transaction)];
-        let answer = self.server.execute("eth_signTransaction", asked).await.map_err(|error| self.away(&error))?;
+        let began = Instant::now();
+        let answer = self.server.execute(SIGN, asked).await;
+        if let Some(span) = span {
+            self.trace(&span, began, answer.as_ref().err());
+        }
+        let answer = answer.map_err(|error| self.away(&error))?;
         let wrong = |problem: String| SignerError::Wrong {
             label: self.label.clone(),
             address: self.address,
@@ -161,6 +175,19 @@ impl RemoteSigner {
         fields.into_iter().chain(receiver).chain(prices).map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
+    fn trace(&self, span: &SpanContext, began: Instant, failure: Option<&Error>) {
+        let code = match failure {
+            Some(Error::Rpc(error)) => Some(error.code.code()),
+            Some(_) | None => None,
+        };
+        let failure = failure.map(|error| Failure {
+            kind: code.map_or_else(|| "unreachable".to_owned(), |code| code.to_string()),
+            detail: self.away(error).to_string(),
+        });
+        let work = Work::Call { method: SIGN, endpoint: self.label.clone(), code };
+        self.tracer.record(span.child().took(began.elapsed(), work, failure));
+    }
+
     fn away(&self, error: &Error) -> SignerError {
         self.unavailable(if let Error::Rpc(error) = error {
             format!("it refuses: {}", error.message)
@@ -186,8 +213,14 @@ impl Signer for RemoteSigner {
         self.address
     }
 
-    async fn sign(&self, transactions: Vec<UnsignedTransaction>) -> Result<Vec<SignedTransaction>, SignerError> {
-        let answers = stream::iter(transactions).map(|transaction| self.sign_one(transaction));
+    async fn sign(
+        &self,
+        transactions: Vec<UnsignedTransaction>,
+        within: Within<'_>,
+    ) -> Result<Vec<SignedTransaction>, SignerError> {
+        let spans = within.iter().cloned().chain(iter::repeat(None));
+        let answers = stream::iter(transactions.into_iter().zip(spans))
+            .map(|(transaction, span)| self.sign_one(transaction, span));
         answers.buffered(AT_ONCE).try_collect().await
     }
 }

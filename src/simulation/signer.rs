@@ -7,6 +7,7 @@ use crate::model::{Address, SignedTransaction, UnsignedTransaction};
 use crate::signer::{Signer, SignerError};
 use crate::simulation::ledger::encode;
 use crate::simulation::world::Shared;
+use crate::traces::Within;
 
 pub(super) struct SimSigner {
     pub(super) world: Shared,
@@ -19,7 +20,11 @@ impl Signer for SimSigner {
         self.address
     }
 
-    async fn sign(&self, transactions: Vec<UnsignedTransaction>) -> Result<Vec<SignedTransaction>, SignerError> {
+    async fn sign(
+        &self,
+        transactions: Vec<UnsignedTransaction>,
+        _: Within<'_>,
+    ) -> Result<Vec<SignedTransaction>, SignerError> {
         let latency = self.world.lock().latency();
         tokio::time::sleep(latency).await;
         let mut world = self.world.lock();

@@ -1,6 +1,7 @@
 //! Spans at a collector: what is done for a message, in one trace, whoever does it.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::records::with_contract;
 use crate::stage::{BINARY, DEAD, EVENTS, LONG, QUEUE, Stage};
 use crate::support::contracts::ALWAYS_REVERTS;
-use crate::support::{WorkerConfig, WorkerHome, headers, http, wait_until, with_id};
+use crate::support::{ACCOUNTS, Reply, ScriptedNode, WorkerConfig, WorkerHome, headers, http, wait_until, with_id};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PRODUCER: &str = "00f067aa0ba902b7";
@@ -385,4 +386,36 @@ async fn messages_that_share_a_transaction_each_have_it_in_their_trace() {
             "{name}: in the first that is followed"
         );
     }
+}
+
+/// Anvil signs for its accounts, as Clef does.
+#[tokio::test]
+async fn a_server_that_signs_is_in_the_trace_and_its_refusals_are_too() {
+    let Some(stage) = Stage::with_blocks().await else { return };
+    let collector = Collector::start().await;
+    let refuses = Arc::new(AtomicBool::new(true));
+    let still = Arc::clone(&refuses);
+    let server = ScriptedNode::start(Some(stage.anvil.address()), move |call| match call["method"].as_str() {
+        Some("eth_signTransaction") if still.load(Ordering::SeqCst) => Reply::error(-32000, "the vault is closed"),
+        _ => Reply::Pass,
+    })
+    .await;
+    let signer = format!("url = {:?}\naddress = {:?}", server.url(), ACCOUNTS[0].0);
+    let home = WorkerHome::new(&exporting(stage.config(), &collector.url()).with("signer", signer));
+    stage.topology(&home).await;
+    stage.amqp.publish(QUEUE, with_id("order-1"), b"one").await;
+    let mut worker = home.start(BINARY);
+    wait_until("it was refused", LONG, async || !collector.named("eth_signTransaction").is_empty()).await;
+    refuses.store(false, Ordering::SeqCst);
+    stage.wait_empty(QUEUE).await;
+    assert_eq!(worker.stop().await.code(), Some(0));
+    let process = collector.named("process acme.writes").remove(0);
+    let mut signed = collector.named("eth_signTransaction");
+    assert!(signed.iter().all(|span| span.parent_span_id == process.span_id && span.kind() == SpanKind::Client));
+    let last = signed.pop().unwrap();
+    assert!(!is_error(&last));
+    let port = server.url().rsplit_once(':').unwrap().1.trim_end_matches('/').to_owned();
+    expect(&last, &[("rpc.method", "eth_signTransaction"), ("server.port", &port)]);
+    expect(&signed[0], &[("error.type", "-32000"), ("rpc.response.status_code", "-32000")]);
+    assert!(is_error(&signed[0]) && signed[0].status.as_ref().unwrap().message.contains("the vault is closed"));
 }

@@ -13,6 +13,7 @@ use crate::model::{Address, Gas, GasRule, Nonce, RequestState, Wei};
 use crate::policy::fee::FeeMode;
 use crate::policy::routes::{Amount, Route};
 use crate::signer::{RemoteSettings, RemoteSigner};
+use crate::traces::Tracer;
 
 const AREA: &str = "account";
 /// A server may have keys of thousands.
@@ -74,7 +75,7 @@ pub(super) async fn examine(
 
 async fn key_at_server(settings: &RemoteSettings) -> Finding {
     const AREA: &str = "signer";
-    let signer = match RemoteSigner::new(settings) {
+    let signer = match RemoteSigner::new(settings, Tracer::default()) {
         Ok(signer) => signer,
         Err(error) => return Finding::fail(AREA, text_of(&error.into())),
     };

@@ -145,7 +145,7 @@ async fn signed(stage: &impl Stage, nonce: u64, price: u128) -> SignedTransactio
         data: stage.calldata(true),
         fee: Fee::Eip1559 { max_fee: Wei(price), tip: Wei(price / 2) },
     };
-    stage.signer().sign(vec![unsigned]).await.unwrap().remove(0)
+    stage.signer().sign(vec![unsigned], &[]).await.unwrap().remove(0)
 }
 
 async fn send(stage: &impl Stage, signed: &SignedTransaction) -> SendMeaning {
