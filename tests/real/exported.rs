@@ -229,8 +229,9 @@ async fn retries_and_the_dead_letter_of_a_message_without_a_trace_are_one_trace(
     let config = config.with("retry", "max_attempts = 2\ninitial_delay = \"1s\"\nmax_delay = \"1s\"");
     let home = WorkerHome::new(&exporting(config, &collector.url()));
     stage.topology(&home).await;
-    stage.amqp.publish(QUEUE, with_id("order-1"), b"body").await;
-    stage.amqp.publish(QUEUE, with_id(""), b"refused").await;
+    let body = b"what nobody else may read";
+    stage.amqp.publish(QUEUE, with_id("order-1"), body).await;
+    stage.amqp.publish(QUEUE, with_id(""), body).await;
     let mut worker = home.start(BINARY);
     let mut dead = vec![stage.amqp.wait_for(DEAD, LONG).await, stage.amqp.wait_for(DEAD, LONG).await];
     dead.retain(|letter| letter.id() == "order-1");
@@ -238,6 +239,11 @@ async fn retries_and_the_dead_letter_of_a_message_without_a_trace_are_one_trace(
     stage.wait_empty(QUEUE).await;
     assert_eq!(worker.stop().await.code(), Some(0));
 
+    let told = format!("{:?}", collector.spans());
+    assert!(told.contains("order-1"), "{told}");
+    for shape in [String::from_utf8(body.to_vec()).unwrap(), hex::encode(body)] {
+        assert!(!told.contains(&shape), "a body in {told}");
+    }
     let mut of_refused = collector.named("process acme.writes");
     let mut processes: Vec<_> = of_refused
         .extract_if(.., |span| attribute(&span.attributes, "messaging.message.id").as_deref() == Some("order-1"))
