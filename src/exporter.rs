@@ -110,6 +110,7 @@ impl Exporter {
         meter: SpanMeter,
         stop: CancellationToken,
     ) -> Result<(), Infallible> {
+        info!(collector = self.collector.label, "traces are exported");
         let mut batch = Vec::with_capacity(BATCH);
         let mut was_taken = true;
         loop {
