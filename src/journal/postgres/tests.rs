@@ -245,9 +245,18 @@ async fn an_account_that_goes_from_hand_to_hand_under_load_has_no_gap_and_no_non
     let texts: Vec<_> = texts.iter().map(String::as_str).collect();
     let Some((_, set, other)) = pair(&texts).await else { return };
     let account = set.account;
-    let work = async |journal: &dyn Journal, owner: &str| {
+    let last_owner = std::cell::Cell::new("");
+    let work = async |journal: &dyn Journal, owner: &'static str| {
         let mut signed = Vec::new();
         loop {
+            // However fast it is, the other one has its turn, which it may take at any time.
+            if last_owner.get() == owner {
+                if journal.queued(account, i64::MIN, 1).await.unwrap().is_empty() {
+                    return signed;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                continue;
+            }
             // Taken from the other one, which is in the middle of something.
             let Ok(crate::journal::Acquired::Anothers(mark)) =
                 journal.acquire_lease(account, "nobody".into(), TTL, None).await
@@ -258,6 +267,7 @@ async fn an_account_that_goes_from_hand_to_hand_under_load_has_no_gap_and_no_non
             else {
                 continue;
             };
+            last_owner.set(owner);
             for _ in 0..3 {
                 let Ok(next) = journal.raise_next_nonce(&lease, Nonce(0)).await else { break };
                 let Some(request) = journal.queued(account, i64::MIN, 1).await.unwrap().pop() else { return signed };
