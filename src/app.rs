@@ -236,9 +236,9 @@ fn tracer(
     tasks: &mut Tasks,
     stop: &CancellationToken,
 ) -> anyhow::Result<Tracer> {
-    let Some(exporter) = exporter_settings(settings) else { return Ok(Tracer::default()) };
-    let exporter = crate::exporter::Exporter::new(&exporter)?;
-    let share = settings.traces.as_ref().map_or(0.0, |traces| traces.sample);
+    let Some(traces) = &settings.traces else { return Ok(Tracer::default()) };
+    let exporter = crate::exporter::Exporter::new(&exporter_settings(settings, traces))?;
+    let share = traces.sample;
     let scope = format!("{}/{}", settings.broker.names.work, settings.chain.id);
     let (tracer, spans) = Tracer::new(crate::traces::Sampling { scope, share }, meter.clone());
     tasks.spawn("exporter", exporter.run(spans, meter.clone(), stop.clone()));
@@ -251,17 +251,19 @@ fn tracer(_: &Settings, _: &SpanMeter, _: &mut Tasks, _: &CancellationToken) -> 
     Ok(Tracer::default())
 }
 
-/// What the exporter needs of the settings, where spans are exported.
+/// What the exporter needs of the settings.
 #[cfg(feature = "otlp")]
-pub fn exporter_settings(settings: &Settings) -> Option<crate::exporter::ExporterSettings> {
-    let traces = settings.traces.as_ref()?;
-    Some(crate::exporter::ExporterSettings {
+pub fn exporter_settings(
+    settings: &Settings,
+    traces: &crate::config::TracesSection,
+) -> crate::exporter::ExporterSettings {
+    crate::exporter::ExporterSettings {
         endpoint: traces.endpoint.clone(),
         timeout: traces.timeout,
         queue: settings.broker.names.work.clone(),
         organisation: settings.worker.organisation.clone(),
         instance: settings.worker.instance.clone(),
-    })
+    }
 }
 
 /// The signer that this section describes.

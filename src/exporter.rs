@@ -37,11 +37,12 @@ use crate::traces::{Span, SpanContext, Work};
 const BATCH: usize = 512;
 /// For how long the first of them waits for others.
 const GATHER: Duration = Duration::from_secs(1);
+/// A collector has little to say.
+const MAX_ANSWER_BYTES: usize = 64 << 10;
 /// For what is left when the process ends.
 const FLUSH: Duration = Duration::from_secs(2);
 
 /// Where spans go, and whose they are.
-#[derive(Clone)]
 pub struct ExporterSettings {
     /// The collector's address for traces.
     pub endpoint: Url,
@@ -220,9 +221,16 @@ impl HttpClient for Shared {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let Self(collector) = self;
         let told = async {
-            let response = collector.client.execute(request.try_into()?).await?;
+            let mut response = collector.client.execute(request.try_into()?).await?;
             let (status, headers) = (response.status(), response.headers().clone());
-            let mut told = Response::new(response.bytes().await?);
+            let mut body = Vec::new();
+            while let Some(chunk) = response.chunk().await? {
+                if body.len() + chunk.len() > MAX_ANSWER_BYTES {
+                    break;
+                }
+                body.extend_from_slice(&chunk);
+            }
+            let mut told = Response::new(body.into());
             (*told.status_mut(), *told.headers_mut()) = (status, headers);
             Ok::<_, reqwest::Error>(told)
         };
@@ -289,7 +297,7 @@ impl Conventions {
                     KeyValue::new("chainwriter.request.id", request.to_string()),
                     KeyValue::new("chainwriter.request.attempt", i64::from(generation.retry)),
                     KeyValue::new("chainwriter.request.replay", i64::from(generation.replay)),
-                    KeyValue::new("chainwriter.request.outcome", outcome),
+                    KeyValue::new("chainwriter.request.outcome", outcome.word()),
                 ];
                 let name = format!("process {}", self.queue);
                 Named { creation, ..Named::new(name, SpanKind::Consumer, attributes) }
@@ -318,14 +326,14 @@ impl Conventions {
                 Named { events, ..Named::new("transaction", SpanKind::Internal, attributes) }
             }
             Work::Call { method, endpoint, code } => {
-                let (host, port) = endpoint.split_once(':').unwrap_or((&endpoint, ""));
+                let (host, port) = host_and_port(&endpoint);
                 let mut attributes = vec![
                     KeyValue::new(attribute::RPC_SYSTEM_NAME, "jsonrpc"),
                     KeyValue::new(attribute::RPC_METHOD, method),
                     KeyValue::new(attribute::JSONRPC_PROTOCOL_VERSION, "2.0"),
                     KeyValue::new(attribute::SERVER_ADDRESS, host.to_owned()),
                 ];
-                attributes.extend(port.parse().ok().map(|port: i64| KeyValue::new(attribute::SERVER_PORT, port)));
+                attributes.extend(port.map(|port| KeyValue::new(attribute::SERVER_PORT, i64::from(port))));
                 attributes
                     .extend(code.map(|code| KeyValue::new(attribute::RPC_RESPONSE_STATUS_CODE, code.to_string())));
                 Named::new(method, SpanKind::Client, attributes)
@@ -386,10 +394,34 @@ fn told(trace: &TraceContext) -> OtelContext {
     remote(trace.trace_id(), trace.span_id())
 }
 
+/// Of an endpoint's label, which may tell two apart behind them. An IPv6 address has colons of its own.
+fn host_and_port(label: &str) -> (&str, Option<u16>) {
+    let address = label.split(' ').next().unwrap_or(label);
+    let parts = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
+    parts.map_or((address, None), |(host, port)| (host, Some(port)))
+}
+
 fn system_time(at: Timestamp) -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(u64::try_from(at.0).unwrap_or(0))
 }
 
 fn number(count: impl TryInto<i64>) -> i64 {
     count.try_into().unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_is_taken_apart_whatever_address_it_has() {
+        for (label, expected) in [
+            ("node.example:8545", ("node.example", Some(8545))),
+            ("[::1]:8545", ("[::1]", Some(8545))),
+            ("node.example:443 (number 2)", ("node.example", Some(443))),
+            ("node.example", ("node.example", None)),
+        ] {
+            assert_eq!(host_and_port(label), expected, "{label}");
+        }
+    }
 }

@@ -108,9 +108,13 @@ impl OutboxStage {
     /// what it is about.
     fn outgoing(&self, row: &OutboxRow) -> impl Iterator<Item = (Outgoing, Option<SpanContext>)> + use<> {
         let trace = trace(row);
+        let message = message(row, trace.as_ref());
         let send = |exchange: &str, routing_key: &str| {
             let span = trace.as_ref().and_then(|trace| self.tracer.within(trace));
-            let message = message(row, trace.as_ref(), span.as_ref().and_then(SpanContext::told).as_ref());
+            let mut message = message.clone();
+            if let Some(publish) = span.as_ref().and_then(SpanContext::told) {
+                message.headers.insert(TRACEPARENT.to_owned(), publish.parent().into());
+            }
             (Outgoing { exchange: exchange.to_owned(), routing_key: routing_key.to_owned(), message }, span)
         };
         let reply = row.reply.reply_to.as_ref().map(|queue| send("", queue));
@@ -137,17 +141,15 @@ fn trace(row: &OutboxRow) -> Option<TraceContext> {
 }
 
 /// Structured mode of CloudEvents, with the attributes as headers too, as its AMQP binding names them. A trace also as W3C
-/// names it, which is where tracing libraries look: there it is the span of the publish, where that is followed.
-fn message(row: &OutboxRow, trace: Option<&TraceContext>, publish: Option<&TraceContext>) -> Message {
+/// names it, which is where tracing libraries look: there the span of the publish takes its place, where that is followed.
+fn message(row: &OutboxRow, trace: Option<&TraceContext>) -> Message {
     let kind = format!("io.chainwriter.request.{}.v1", row.kind);
     let header = |name: &str, value: &str| (format!("cloudEvents:{name}"), HeaderValue::from(value));
     let mut headers = Headers::from([header("id", &row.event_id), header("type", &kind), header("specversion", "1.0")]);
-    if let Some(trace) = trace {
-        headers.extend([header(TRACEPARENT, trace.parent())]);
-        headers.extend(trace.state().map(|state| header(TRACESTATE, state)));
-        let publish = publish.unwrap_or(trace);
-        headers.extend([(TRACEPARENT.to_owned(), publish.parent().into())]);
-        headers.extend(publish.state().map(|state| (TRACESTATE.to_owned(), state.into())));
+    let parent = trace.map(|trace| (TRACEPARENT, trace.parent()));
+    let state = trace.and_then(|trace| Some((TRACESTATE, trace.state()?)));
+    for (name, value) in parent.into_iter().chain(state) {
+        headers.extend([header(name, value), (name.to_owned(), value.into())]);
     }
     Message {
         body: row.body.clone().into_bytes().into(),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
-use crate::metrics::{SpanEnd, SpanMeter};
+use crate::metrics::{Outcome, SpanEnd, SpanMeter};
 use crate::model::{
     AttemptKind, BlockNumber, Generation, Nonce, RequestId, Timestamp, TraceContext, TransactionState, TxHash, ids,
 };
@@ -96,7 +96,7 @@ pub enum Work {
         /// Of its body.
         bytes: usize,
         /// What was decided.
-        outcome: &'static str,
+        outcome: Outcome,
     },
     /// A nonce: from its first signature to its end.
     Transaction {
@@ -201,6 +201,23 @@ impl Tracer {
         (self.is_on() && trace.is_sampled()).then(|| SpanContext::within(trace, fresh_id()))
     }
 
+    /// A JSON-RPC call that was made in this span is over. The failure: a word for it, and the error's code where the server
+    /// answered with one; and what it is for a person.
+    pub fn record_call(
+        &self,
+        within: &SpanContext,
+        (method, endpoint): (&'static str, &str),
+        took: Duration,
+        failure: Option<(&'static str, Option<i64>, String)>,
+    ) {
+        let code = failure.as_ref().and_then(|(_, code, _)| *code);
+        let failure = failure.map(|(word, code, detail)| Failure {
+            kind: code.map_or_else(|| word.to_owned(), |code| code.to_string()),
+            detail,
+        });
+        self.record(within.child().took(took, Work::Call { method, endpoint: endpoint.to_owned(), code }, failure));
+    }
+
     /// Something is over.
     pub fn record(&self, span: Span) {
         if let Some(Inner { spans, meter, .. }) = self.0.as_deref()
@@ -271,7 +288,7 @@ fn derive<const BYTES: usize>(parts: &[&[u8]]) -> [u8; BYTES] {
 }
 
 fn fresh_id() -> [u8; 8] {
-    derive(&[b"span", ids::unique().to_string().as_bytes()])
+    derive(&[b"span", ids::unique().as_bytes()])
 }
 
 #[cfg(test)]

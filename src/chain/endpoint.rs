@@ -19,7 +19,7 @@ use crate::metrics::{CallResult, ChainMeter, Method};
 use crate::model::BlockNumber;
 use crate::policy::classify::{ErrorTable, is_missing_method};
 use crate::rpc::{BatchAnswer, HttpTransport};
-use crate::traces::{Failure, SpanContext, Tracer, Within, Work};
+use crate::traces::{SpanContext, Tracer, Within};
 
 /// A batch that was refused is tried again this many times shorter, down to single calls.
 const SHRINK: usize = 4;
@@ -273,16 +273,9 @@ impl Endpoint {
     /// A call that was made in this span is over.
     fn trace(&self, call: &MethodCall, span: Option<&SpanContext>, began: Instant, failure: Option<&ChainError>) {
         let Some(span) = span else { return };
-        let code = match failure {
-            Some(ChainError::Node { code, .. }) => Some(*code),
-            Some(_) | None => None,
-        };
-        let failure = failure.map(|error| Failure {
-            kind: code.map_or_else(|| result_of(error).word().to_owned(), |code| code.to_string()),
-            detail: error.to_string(),
-        });
-        let work = Work::Call { method: call.0, endpoint: self.label.clone(), code };
-        self.tracer.record(span.child().took(began.elapsed(), work, failure));
+        let code = |error: &ChainError| if let ChainError::Node { code, .. } = error { Some(*code) } else { None };
+        let failure = failure.map(|error| (result_of(error).word(), code(error), error.to_string()));
+        self.tracer.record_call(span, (call.0, &self.label), began.elapsed(), failure);
     }
 
     pub(super) fn error(&self, error: Error) -> ChainError {

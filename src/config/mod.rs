@@ -312,8 +312,16 @@ fn id_source(text: &str) -> Option<TextSource> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// What is required, and these lines of dotted keys.
+    pub(crate) fn load_with(more: &str) -> Result<Settings, Faults> {
+        let required = "worker.organisation = \"acme\"\nbroker.queue = \"q\"\nchain.id = 1\n\
+                        write.to = \"0x00000000000000000000000000000000000000aa\"\n";
+        let key = "ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80";
+        load_text(&format!("{required}{more}\n[[signer]]\nkey = \"{key}\"\n"))
+    }
 
     /// The required keys, as the documented file gives them behind "#".
     const REQUIRED: [&str; 4] = ["# organisation = ", "# queue = ", "# id = 31337", "# to = "];
@@ -362,22 +370,20 @@ mod tests {
     #[test]
     #[cfg(feature = "otlp")]
     fn a_collector_is_named_by_its_address_or_by_its_path_for_traces() {
-        let required = "[worker]\norganisation = \"a\"\n[broker]\nqueue = \"q\"\n[chain]\nid = 1\n[write]\nto = \"0x00000000000000000000000000000000000000aa\"\n[[signer]]\nkey = \"0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80\"\n";
-        let read = |lines: &str| load_text(&format!("{required}[traces]\n{lines}"));
         for (given, used) in [
             ("http://127.0.0.1:4318", "http://127.0.0.1:4318/v1/traces"),
             ("http://127.0.0.1:4318/", "http://127.0.0.1:4318/v1/traces"),
             ("https://otlp.example/tenant/", "https://otlp.example/tenant/v1/traces"),
             ("https://otlp.example/v1/traces", "https://otlp.example/v1/traces"),
         ] {
-            let traces = read(&format!("endpoint = {given:?}")).unwrap().traces.unwrap();
+            let traces = load_with(&format!("traces.endpoint = {given:?}")).unwrap().traces.unwrap();
             assert_eq!(traces.endpoint.as_str(), used);
             assert!(!format!("{traces:?}").contains("example"), "a URL may hold a key");
         }
-        assert!(read("").unwrap().traces.is_none());
+        assert!(load_with("").unwrap().traces.is_none());
         for wrong in ["endpoint = \"127.0.0.1:4317\"", "endpoint = \"on\"", "sample = 1.5", "timeout = \"0s\""] {
             let key = wrong.split(' ').next().unwrap();
-            let Faults(faults) = read(wrong).unwrap_err();
+            let Faults(faults) = load_with(&format!("traces.{wrong}")).unwrap_err();
             assert!(faults.len() == 1 && faults[0].starts_with(&format!("- traces.{key}: ")), "{faults:?}");
         }
     }

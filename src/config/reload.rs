@@ -104,15 +104,11 @@ impl Settings {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::load_text;
+    use crate::config::tests::load_with;
     use crate::model::{Gas, Wei};
 
-    const REQUIRED: &str = "worker.organisation = \"acme\"\nbroker.queue = \"q\"\nchain.id = 1\n\
-                            write.to = \"0x00000000000000000000000000000000000000aa\"\n";
-
     fn settings(more: &str) -> Settings {
-        let key = "ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80";
-        load_text(&format!("{REQUIRED}{more}\n[[signer]]\nkey = \"{key}\"\n")).unwrap()
+        load_with(more).unwrap()
     }
 
     #[test]

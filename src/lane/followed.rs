@@ -12,7 +12,12 @@ impl Lane {
         self.settings.tracer.processing(request.followed())
     }
 
-    /// For each of some calls the span of the first request that it is for and that is followed.
+    /// Of the first of these that is followed. There may be very many of them, and mostly nobody follows any.
+    fn processing_one<'r>(&self, mut requests: impl Iterator<Item = &'r QueuedRequest>) -> Option<SpanContext> {
+        if self.settings.tracer.is_on() { requests.find_map(|request| self.processing(request)) } else { None }
+    }
+
+    /// For each of some calls the span of one of the requests that it is for; none at all where nobody follows any.
     pub(super) fn spans<'r, R>(&self, calls: impl Iterator<Item = R>) -> Vec<Option<SpanContext>>
     where
         R: Iterator<Item = &'r QueuedRequest>,
@@ -20,14 +25,13 @@ impl Lane {
         if !self.settings.tracer.is_on() {
             return Vec::new();
         }
-        calls.map(|mut requests| requests.find_map(|request| self.processing(request))).collect()
+        calls.map(|requests| self.processing_one(requests)).collect()
     }
 
     /// The span that a transaction's broadcasts belong to. Of a batch it is that of one request; its others have spans of
     /// their own that name the same transaction.
     pub(super) fn span_of(&self, transaction: &InFlight) -> Option<SpanContext> {
-        let context = transaction.requests().find_map(|request| self.processing(request))?;
-        Some(context.of_nonce(transaction.nonce))
+        Some(self.processing_one(transaction.requests())?.of_nonce(transaction.nonce))
     }
 
     /// A nonce has ended.

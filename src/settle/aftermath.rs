@@ -10,6 +10,7 @@ use crate::journal::{
 use crate::model::event::{AfterReorg, BatchPlace, Outcome, Subject};
 use crate::model::{AttemptKind, Event, Timestamp, TransactionState};
 use crate::settle::{Settle, SettleSettings};
+use crate::traces::Followed;
 
 impl Settle {
     pub(super) async fn tell_reorged(&mut self, lease: &Lease, lost: Vec<StoredNonce>) -> Result<(), JournalError> {
@@ -103,7 +104,8 @@ impl SettleSettings {
     fn told(&self, stored: &StoredNonce, outcome: Option<&Outcome<'_>>) -> (RequestSeq, Option<Event>, OthersTold) {
         let event = |request: &StoredRequest, index| {
             let StoredRequest { id, generation, reply, trace, .. } = request;
-            let subject = self.subject(id, *generation, &reply.reply_to, &reply.correlation_id, trace.as_ref());
+            let followed = Followed { request: id, generation: *generation, trace: trace.as_ref() };
+            let subject = self.subject(followed, &reply.reply_to, &reply.correlation_id);
             let subject = Subject { batch: BatchPlace::of(index, stored.others.len()), ..subject };
             outcome.map(|outcome| Event::new(&subject, outcome, Timestamp::now()))
         };

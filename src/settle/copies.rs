@@ -16,6 +16,7 @@ use crate::model::event::{Outcome, Subject};
 use crate::model::{BodyHash, Event, Generation, RequestId, Timestamp, TraceContext};
 use crate::policy::pause::Pause;
 use crate::settle::{Settle, ack};
+use crate::traces::Followed;
 
 /// Pauses between tries to publish a copy.
 const PUBLISH_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
@@ -193,15 +194,15 @@ impl Settle {
         let known: Vec<_> = self.journal.standings(ids).await?.into_iter().map(|(id, _)| id).collect();
         let mut records = Vec::with_capacity(refused.len());
         let mut receipts = Vec::with_capacity(refused.len());
-        for refused in refused {
-            self.trace_refusal(&refused);
-            let Refused { id, generation, message, cause, account, receipt, .. } = refused;
+        for Refused { id, generation, message, cause, account, taken_at, receipt } in refused {
             warn!(request.id = %id, %cause, "message refused, it is in the dead-letter queue");
             self.meter.requests.count(metrics::Outcome::Refused);
             self.meter.failures.count((cause.class.into(), FailureEnd::Dead));
             let trace = TraceContext::read_from(&message.headers);
+            let followed = Followed { request: &id, generation, trace: trace.as_ref() };
+            self.trace_process(followed, (taken_at, message.body.len()), metrics::Outcome::Refused, Some(&cause));
             let (reply_to, correlation_id) = (&message.properties.reply_to, &message.properties.correlation_id);
-            let subject = self.settings.subject(&id, generation, reply_to, correlation_id, trace.as_ref());
+            let subject = self.settings.subject(followed, reply_to, correlation_id);
             let body_hash = BodyHash::of(&message.body);
             let subject = Subject { refused: Some(body_hash), ..subject };
             let event = Event::new(&subject, &Outcome::Dead { cause: &cause, tx_hashes: &[] }, Timestamp::now());

@@ -7,7 +7,7 @@ use crate::handover::{LaneVerdict, Postponed, Refused, Ruling};
 use crate::journal::{ConfirmedCopy, CopyKind, Decision, QueuedRequest, Requeue, Settlement, UnconfirmedCopy};
 use crate::model::event::{BatchPlace, Outcome, Subject};
 use crate::model::message::{FailureNote, header};
-use crate::model::{Cause, Event, Generation, Message, RequestId, Timestamp, TraceContext};
+use crate::model::{Cause, Event, Generation, Message, Timestamp, TraceContext};
 use crate::policy::pause::RetrySchedule;
 use crate::policy::postpone::hop;
 use crate::settle::followed::of_failed;
@@ -84,28 +84,25 @@ impl SettleSettings {
     }
 
     fn event_of(&self, request: &QueuedRequest, batch: Option<BatchPlace>, outcome: &Outcome<'_>) -> Event {
-        let QueuedRequest { id, generation, reply, trace, .. } = request;
-        let subject = self.subject(id, *generation, &reply.reply_to, &reply.correlation_id, trace.as_ref());
+        let subject = self.subject(request.followed(), &request.reply.reply_to, &request.reply.correlation_id);
         Event::new(&Subject { batch, ..subject }, outcome, Timestamp::now())
     }
 
     pub(super) fn subject<'a>(
         &'a self,
-        request: &'a RequestId,
-        generation: Generation,
+        followed: Followed<'a>,
         reply_to: &'a Option<String>,
         correlation_id: &'a Option<String>,
-        trace: Option<&'a TraceContext>,
     ) -> Subject<'a> {
         Subject {
             organisation: &self.organisation,
-            request,
-            generation,
+            request: followed.request,
+            generation: followed.generation,
             batch: None,
             refused: None,
             reply_to: reply_to.as_deref(),
             correlation_id: correlation_id.as_deref(),
-            trace: self.tracer.told(Followed { request, generation, trace }),
+            trace: self.tracer.told(followed),
         }
     }
 
@@ -162,10 +159,10 @@ impl SettleSettings {
         let trace = TraceContext::read_from(&copy.message.headers);
         let properties = &copy.message.properties;
         let (reply_to, correlation_id) = (&properties.reply_to, &properties.correlation_id);
-        let subject = self.subject(&copy.id, copy.generation, reply_to, correlation_id, None);
-        // A retry's event names the copy that comes next; it belongs to the one that failed.
+        // A retry's event names the copy that comes next; in the trace it belongs to the one that failed.
         let failed = Followed { request: &copy.id, generation: of_failed(copy), trace: trace.as_ref() };
-        let subject = Subject { trace: self.tracer.told(failed), ..subject };
+        let subject = self.subject(failed, reply_to, correlation_id);
+        let subject = Subject { generation: copy.generation, ..subject };
         let (cause, tx_hashes) = (&copy.cause, copy.tx_hashes.as_slice());
         let outcome = match copy.kind {
             CopyKind::Retry => {

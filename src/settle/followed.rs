@@ -1,7 +1,6 @@
 //! What settle decides about requests that somebody follows, and publishes for them, as spans of their traces.
 
 use crate::broker::Outgoing;
-use crate::handover::Refused;
 use crate::journal::{CopyKind, QueuedRequest, UnconfirmedCopy};
 use crate::metrics::Outcome;
 use crate::model::{Cause, Generation, Timestamp, TraceContext};
@@ -15,15 +14,8 @@ impl Settle {
         self.trace_process(request.followed(), (request.accepted_at, request.body.len()), outcome, cause);
     }
 
-    /// A message was refused.
-    pub(super) fn trace_refusal(&self, refused: &Refused) {
-        let Refused { id, generation, message, cause, taken_at, .. } = refused;
-        let trace = TraceContext::read_from(&message.headers);
-        let followed = Followed { request: id, generation: *generation, trace: trace.as_ref() };
-        self.trace_process(followed, (*taken_at, message.body.len()), Outcome::Refused, Some(cause));
-    }
-
-    fn trace_process(
+    /// The same, of what need not be a request: since when it was here, and how many bytes it has.
+    pub(super) fn trace_process(
         &self,
         followed: Followed<'_>,
         (began, bytes): (Timestamp, usize),
@@ -33,7 +25,7 @@ impl Settle {
         let tracer = &self.settings.tracer;
         let Some(context) = tracer.processing(followed) else { return };
         let Followed { request, generation, .. } = followed;
-        let work = Work::Process { request: request.clone(), generation, bytes, outcome: outcome.word() };
+        let work = Work::Process { request: request.clone(), generation, bytes, outcome };
         let failure = cause.map(|cause| Failure { kind: cause.routing_key(), detail: cause.detail.clone() });
         tracer.record(context.since(began, work, failure));
     }

@@ -12,10 +12,11 @@ use reqwest::{Certificate, ClientBuilder, Identity, Url};
 use web3::Transport;
 use web3::error::Error;
 
+use crate::metrics::CallResult;
 use crate::model::{Address, Fee, SignedTransaction, UnsignedTransaction};
 use crate::rpc::{HttpTransport, client_with, label};
 use crate::signer::{Signer, SignerError, answer};
-use crate::traces::{Failure, SpanContext, Tracer, Within, Work};
+use crate::traces::{SpanContext, Tracer, Within};
 
 /// Calls to one server at once.
 const AT_ONCE: usize = 32;
@@ -142,7 +143,11 @@ impl RemoteSigner {
         let began = Instant::now();
         let answer = self.server.execute(SIGN, asked).await;
         if let Some(span) = span {
-            self.trace(&span, began, answer.as_ref().err());
+            let code = |error: &Error| if let Error::Rpc(error) = error { Some(error.code.code()) } else { None };
+            let failure = answer.as_ref().err();
+            let failure =
+                failure.map(|error| (CallResult::Unreachable.word(), code(error), self.away(error).to_string()));
+            self.tracer.record_call(&span, (SIGN, &self.label), began.elapsed(), failure);
         }
         let answer = answer.map_err(|error| self.away(&error))?;
         let wrong = |problem: String| SignerError::Wrong {
@@ -173,19 +178,6 @@ impl RemoteSigner {
         };
         let receiver = transaction.to.map(|to| ("to", Value::from(to.to_string())));
         fields.into_iter().chain(receiver).chain(prices).map(|(name, value)| (name.to_owned(), value)).collect()
-    }
-
-    fn trace(&self, span: &SpanContext, began: Instant, failure: Option<&Error>) {
-        let code = match failure {
-            Some(Error::Rpc(error)) => Some(error.code.code()),
-            Some(_) | None => None,
-        };
-        let failure = failure.map(|error| Failure {
-            kind: code.map_or_else(|| "unreachable".to_owned(), |code| code.to_string()),
-            detail: self.away(error).to_string(),
-        });
-        let work = Work::Call { method: SIGN, endpoint: self.label.clone(), code };
-        self.tracer.record(span.child().took(began.elapsed(), work, failure));
     }
 
     fn away(&self, error: &Error) -> SignerError {

@@ -213,7 +213,7 @@ impl Ledger {
     pub(super) fn mine(&mut self, now_ms: u64, most: usize) {
         let is_dropped = |body: &Body| body.behaviour == Behaviour::Dropped;
         self.pool.retain(|_, hash| !Body::all(&self.known[hash].data).iter().any(is_dropped));
-        let mut taken: BTreeSet<_> = self.kept(&self.chain).map(|kept| kept.id).collect();
+        let mut taken = BTreeSet::new();
         let mut transactions = Vec::new();
         let mut next: BTreeMap<Address, Nonce> = BTreeMap::new();
         for ((sender, nonce), hash) in &self.pool {
@@ -223,7 +223,8 @@ impl Ledger {
             if *nonce == count && pays && transactions.len() < most {
                 next.insert(*sender, Nonce(count.0 + 1));
                 let runs = Body::all(&transaction.data).iter().all(|body| body.behaviour.runs_on_chain(now_ms))
-                    && !transaction.records.iter().any(|(id, _)| taken.contains(id));
+                    && !transaction.records.iter().any(|(id, _)| taken.contains(id))
+                    && self.taken(&self.chain, &transaction.records).is_none();
                 taken.extend(transaction.records.iter().filter(|_| runs).map(|(id, _)| *id));
                 transactions.push((*hash, runs));
             }
@@ -287,8 +288,10 @@ impl Ledger {
 
     /// What the contract reverts with, or would, for one of these records: its id is taken in this chain.
     pub(super) fn taken(&self, view: &View, records: &[(RecordId, ContentHash)]) -> Option<Kept> {
-        let mut kept = self.kept(view).filter(|_| !records.is_empty());
-        kept.find(|kept| records.iter().any(|(id, _)| kept.id == *id))
+        if records.is_empty() {
+            return None;
+        }
+        self.kept(view).find(|kept| records.iter().any(|(id, _)| kept.id == *id))
     }
 
     /// The effects that each request has in the chain, by its id.

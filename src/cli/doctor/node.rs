@@ -247,6 +247,7 @@ async fn records(settings: &Settings, chain: &NodeClient, route: &str, contract:
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::tests::load_with;
     use crate::model::{BlockHash, Gas};
 
     fn head(timestamp: u64) -> Header {
@@ -263,10 +264,7 @@ mod tests {
 
     #[test]
     fn a_pool_that_may_be_too_small_is_told() {
-        let settings = |in_flight: u32| {
-            let required = "[worker]\norganisation = \"a\"\n[broker]\nqueue = \"q\"\n[write]\nto = \"0x00000000000000000000000000000000000000aa\"\n[[signer]]\nkey = \"0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80\"";
-            crate::config::load_text(&format!("{required}\n[chain]\nid = 1\nin_flight = {in_flight}")).unwrap()
-        };
+        let settings = |in_flight: u32| load_with(&format!("chain.in_flight = {in_flight}")).unwrap();
         let level = |in_flight, program| pool(&settings(in_flight), "node:8545", program).level;
         assert_eq!(level(200, "besu/v25.9.0/linux-x86_64/openjdk-java-21"), Level::Ok);
         assert_eq!(level(201, "besu/v25.9.0/linux-x86_64/openjdk-java-21"), Level::Note);

@@ -9,7 +9,7 @@ const AREA: &str = "traces";
 
 /// Nothing where spans are not exported.
 pub(super) async fn examine(settings: &Settings) -> Option<Finding> {
-    let exporter = match Exporter::new(&exporter_settings(settings)?) {
+    let exporter = match Exporter::new(&exporter_settings(settings, settings.traces.as_ref()?)) {
         Ok(exporter) => exporter,
         Err(error) => return Some(Finding::fail(AREA, error.to_string())),
     };
