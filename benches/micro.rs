@@ -6,15 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use chainwriter::journal::{Acquired, Admissions, Arrival, Leases, SqliteJournal};
-use chainwriter::model::{
+use chainwriter::testing::ErrorTable;
+use chainwriter::testing::Route;
+use chainwriter::testing::{Acquired, Admissions, Arrival, Leases, SqliteJournal};
+use chainwriter::testing::{
     Address, BodyHash, Fee, Gas, GasRule, Generation, HeaderValue, Message, Nonce, Properties, RequestId,
     UnsignedTransaction, Wei, Write,
 };
-use chainwriter::policy::admission::{AdmissionRules, TextSource, admit};
-use chainwriter::policy::classify::ErrorTable;
-use chainwriter::policy::routes::Route;
-use chainwriter::signer::{LocalSigner, Signer};
+use chainwriter::testing::{AdmissionRules, TextSource, admit};
+use chainwriter::testing::{LocalSigner, Signer};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use secrecy::SecretString;
 use tokio::runtime::Runtime;

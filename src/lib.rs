@@ -1,41 +1,37 @@
 //! chainwriter takes messages from a RabbitMQ work queue, writes each one to an EVM chain exactly once, and acknowledges
-//! it when the write is final. `ARCHITECTURE.md` says how the modules hang together.
+//! it when the write is final. `ARCHITECTURE.md` shows how the modules fit together.
 
-pub mod app;
-pub mod broadcaster;
-pub mod broker;
-pub mod chain;
-pub mod cli;
-pub mod config;
-pub mod evidence;
-#[cfg(feature = "otlp")]
-pub mod exporter;
-pub mod handover;
-pub mod intake;
-pub mod journal;
-pub mod judge;
-pub mod lane;
-pub mod metrics;
-pub mod model;
-pub mod outbox;
-pub mod pipeline;
-pub mod policy;
-pub mod proof;
-pub mod receipt_reader;
-pub mod recovery;
-pub mod reload;
-pub mod replayer;
-mod rpc;
-pub mod salvage;
-pub mod settle;
-pub mod signer;
+pub(crate) mod broker;
+pub(crate) mod chain;
+pub(crate) mod cli;
+pub(crate) mod config;
+pub(crate) mod daemon;
+pub(crate) mod journal;
+pub(crate) mod model;
+pub(crate) mod observe;
+pub(crate) mod policy;
+pub(crate) mod rpc;
+pub(crate) mod signer;
 #[cfg(test)]
 mod simulation;
-pub mod spreading;
-pub mod status;
-pub mod supervisor;
+pub(crate) mod stages;
 #[cfg(test)]
 #[path = "../tests/support/mod.rs"]
 mod support;
-pub mod traces;
-pub mod tracker;
+
+pub use cli::main;
+
+/// Parts that the integration tests and the benchmarks use. Nothing else is public, and no version promises them.
+pub mod testing {
+    pub use crate::chain::transaction_hash;
+    pub use crate::journal::{Acquired, Admissions, Arrival, Leases, SqliteJournal};
+    pub use crate::model::{
+        Address, BodyHash, Fee, Gas, GasRule, Generation, HeaderValue, Message, Nonce, Properties, RequestId,
+        UnsignedTransaction, Wei, Write,
+    };
+    pub use crate::policy::abi::{self, Many};
+    pub use crate::policy::admission::{AdmissionRules, TextSource, admit};
+    pub use crate::policy::classify::{ErrorTable, SendMeaning};
+    pub use crate::policy::routes::Route;
+    pub use crate::signer::{LocalSigner, Signer};
+}

@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    chainwriter::cli::main()
+    chainwriter::main()
 }

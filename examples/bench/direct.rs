@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use chainwriter::model::{Address, Fee, Gas, Nonce, UnsignedTransaction, Wei};
-use chainwriter::signer::{LocalSigner, Signer};
+use chainwriter::testing::{Address, Fee, Gas, Nonce, UnsignedTransaction, Wei};
+use chainwriter::testing::{LocalSigner, Signer};
 use secrecy::SecretString;
 
 use crate::stage::{self, SINK};
@@ -111,5 +111,5 @@ async fn sign(account: usize, count: usize, bytes: usize) -> Vec<Bytes> {
         fee: Fee::Eip1559 { max_fee: Wei(50_000_000_000), tip: Wei(1_000_000_000) },
     };
     let signed = signer.sign((0..count).map(unsigned).collect(), &[]).await.unwrap();
-    signed.into_iter().map(|signed| signed.raw).collect()
+    signed.into_iter().map(|signed| signed.bytes).collect()
 }

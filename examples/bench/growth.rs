@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use chainwriter::model::BodyHash;
+use chainwriter::testing::BodyHash;
 use rusqlite::Connection;
 
 use crate::report::Report;

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use anyhow::{Context, ensure};
-use chainwriter::policy::abi::{self, Many};
+use chainwriter::testing::{Many, abi};
 use lapin::BasicProperties;
 use lapin::types::AMQPValue;
 use serde_json::{Value, json};

@@ -79,7 +79,7 @@ CREATE INDEX transactions_by_request ON transactions (request);
 CREATE INDEX transactions_live ON transactions (account, nonce) WHERE state = 'live';
 CREATE INDEX transactions_reorged ON transactions (account, nonce) WHERE reorged_at IS NOT NULL;
 
-CREATE TABLE attempts (
+CREATE TABLE signed_transactions (
     id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     account   bigint NOT NULL,
     nonce     bigint NOT NULL,
@@ -92,7 +92,7 @@ CREATE TABLE attempts (
     signed_at bigint NOT NULL,
     FOREIGN KEY (account, nonce) REFERENCES transactions (account, nonce)
 );
-CREATE INDEX attempts_by_nonce ON attempts (account, nonce);
+CREATE INDEX signed_transactions_by_nonce ON signed_transactions (account, nonce);
 
 -- Self-transfers at nonces that hold up all later ones, since nothing of ours may take them. Each attempt is a row.
 CREATE TABLE fillers (

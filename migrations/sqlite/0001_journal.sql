@@ -76,7 +76,7 @@ CREATE UNIQUE INDEX transactions_one_effect ON transactions (request) WHERE stat
 CREATE INDEX transactions_by_request ON transactions (request);
 CREATE INDEX transactions_live ON transactions (account, nonce) WHERE state = 'live';
 
-CREATE TABLE attempts (
+CREATE TABLE signed_transactions (
     id          INTEGER PRIMARY KEY,
     account     INTEGER NOT NULL,
     nonce       INTEGER NOT NULL,
@@ -89,7 +89,7 @@ CREATE TABLE attempts (
     signed_at   INTEGER NOT NULL,
     FOREIGN KEY (account, nonce) REFERENCES transactions (account, nonce)
 ) STRICT;
-CREATE INDEX attempts_by_nonce ON attempts (account, nonce);
+CREATE INDEX signed_transactions_by_nonce ON signed_transactions (account, nonce);
 
 CREATE TABLE outbox (
     id             INTEGER PRIMARY KEY,

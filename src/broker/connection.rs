@@ -17,16 +17,13 @@ const HEARTBEAT_SECONDS: u16 = 15;
 /// Where the broker's address stands. A file is read again at each connect, so that a password can change.
 #[derive(Debug, Clone)]
 pub enum UriSource {
-    /// In the configuration.
     Inline(SecretString),
-    /// In this file.
     File(PathBuf),
 }
 
 /// How to reach and use the broker.
 #[derive(Debug, Clone)]
 pub struct BrokerSettings {
-    /// Its address.
     pub uri: UriSource,
     /// Names the connections: `organisation/instance`.
     pub client_name: String,
@@ -48,7 +45,6 @@ pub struct BrokerSettings {
     pub reconnect: (Duration, Duration),
 }
 
-/// An open connection.
 pub(super) struct Connected {
     pub(super) connection: Connection,
     broker: String,

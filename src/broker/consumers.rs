@@ -58,7 +58,6 @@ fn count(held: &Held) -> usize {
 }
 
 impl<'s> Consumers<'s> {
-    /// None runs yet.
     pub(super) fn new(
         connected: &'s Connected,
         channel: &'s Channel,

@@ -178,7 +178,6 @@ impl DeadLetters {
         self.publishing.publish_as(&outgoing, letter.for_the_queue()).await
     }
 
-    /// Closes both connections.
     pub async fn close(self) {
         self.reading.close().await;
         self.publishing.connected().close().await;
@@ -231,7 +230,6 @@ pub struct Look<'q> {
 /// What a look came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seen {
-    /// Letters looked at.
     pub letters: u64,
     /// Letters behind them that were not.
     pub left: u64,
@@ -246,7 +244,6 @@ pub struct Seen {
 /// A letter in hand. Dropped, it is given back when the look ends.
 #[derive(Debug)]
 pub struct Held {
-    /// What it says.
     pub letter: RawLetter,
     /// The right to take it away.
     pub ticket: Ticket,

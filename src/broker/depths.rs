@@ -26,7 +26,6 @@ pub enum QueueRole {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(serde::Deserialize))]
 pub struct QueueDepth {
-    /// Its name.
     pub queue: String,
     /// What it is for.
     pub role: QueueRole,
@@ -89,7 +88,6 @@ impl QueueLook {
         Ok(QueueDepth { queue: queue.to_owned(), role, ready, consumers, problem })
     }
 
-    /// Closes the connection.
     pub async fn close(self) {
         self.connected.close().await;
     }

@@ -10,7 +10,7 @@ use lapin::options::{BasicAckOptions, BasicNackOptions};
 use tokio::sync::mpsc;
 
 use crate::broker::consumers::Held;
-use crate::broker::{EndDelivery, Receipt};
+use crate::broker::{AckToken, EndDelivery};
 
 /// Ends told to the broker in one go at most, so that deliveries come in between.
 const BATCH: usize = 4096;
@@ -38,8 +38,8 @@ impl Endings {
     }
 
     /// The right to end this delivery.
-    pub(super) fn receipt(&self, tag: u64, held: Held) -> Receipt {
-        Receipt::new(AmqpReceipt { sender: self.sender.clone(), tag, held })
+    pub(super) fn receipt(&self, tag: u64, held: Held) -> AckToken {
+        AckToken::new(AmqpAckToken { sender: self.sender.clone(), tag, held })
     }
 
     /// Waits for ends; dropping this future loses none that it has not returned.
@@ -78,20 +78,20 @@ impl Endings {
 }
 
 #[derive(Debug)]
-struct AmqpReceipt {
+struct AmqpAckToken {
     sender: mpsc::UnboundedSender<End>,
     tag: u64,
     held: Held,
 }
 
-impl AmqpReceipt {
+impl AmqpAckToken {
     fn end(self, is_ack: bool) -> bool {
         self.sender.send(End { tag: self.tag, is_ack, _held: self.held }).is_ok()
     }
 }
 
 #[async_trait]
-impl EndDelivery for AmqpReceipt {
+impl EndDelivery for AmqpAckToken {
     async fn ack(self: Box<Self>) -> bool {
         self.end(true)
     }

@@ -16,7 +16,6 @@ pub const TAKES_NO_MESSAGES: &str = "it takes no messages now: its alarm for mem
 /// What a look at the broker found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inspection {
-    /// The virtual host.
     pub vhost: String,
     /// In one line each: what is wrong with an object, and how to mend it.
     pub faults: Vec<String>,

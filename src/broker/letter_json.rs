@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::broker::dead_letters::RawLetter;
 
-/// The format's version.
 const FORMAT: u32 = 1;
 /// Tables and arrays in each other, at most: readers of JSON refuse more than 128 levels, and each of these is two.
 const MAX_LEVELS: usize = 48;
@@ -25,7 +24,6 @@ pub enum LetterJsonError {
     /// Not a line that `dead export` wrote.
     #[error("it is no exported dead letter: {0}")]
     Syntax(#[from] serde_json::Error),
-    /// Another version's.
     #[error("it has format {0}, this version reads {FORMAT}")]
     Format(u32),
     /// A value that cannot be.

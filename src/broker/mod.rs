@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 
 use crate::model::{Message, TraceContext};
-use crate::traces::Work;
+use crate::observe::traces::Work;
 
 mod connection;
 mod consumers;
@@ -18,10 +18,9 @@ mod session;
 mod topology;
 
 pub use connection::{BrokerSettings, UriSource, check_uri};
-pub use dead_letters::{DeadLetters, Held, Look, MOST_LETTERS, RawLetter, Seen, Ticket};
+pub use dead_letters::{DeadLetters, Look, MOST_LETTERS, RawLetter, Seen, Ticket};
 pub use depths::{QueueDepth, QueueLook, QueueRole};
 pub use inspection::{Inspection, TAKES_NO_MESSAGES, inspect};
-pub use letter_json::LetterJsonError;
 pub use publisher::SessionPublisher;
 pub use session::{Broker, BrokerState, Flow, PublishOnly, check};
 pub use topology::{Argument, Bind, Names, Topology, TopologyMode};
@@ -32,7 +31,6 @@ pub enum BrokerError {
     /// Its address cannot be read.
     #[error("broker.uri_file {path} cannot be read: {detail}")]
     UriFile {
-        /// The file.
         path: String,
         /// What the system says.
         detail: String,
@@ -43,7 +41,6 @@ pub enum BrokerError {
     /// No connection, or the broker refuses it.
     #[error("cannot {doing} at {broker}: {detail}")]
     Connection {
-        /// What was tried.
         doing: &'static str,
         /// Host, port and virtual host.
         broker: String,
@@ -67,21 +64,14 @@ pub enum PublishError {
     /// No queue took it.
     #[error("no queue takes messages for exchange {exchange:?} with routing key {routing_key:?}: {detail}")]
     Returned {
-        /// Where it went.
         exchange: String,
-        /// And as what.
         routing_key: String,
         /// What the broker says.
         detail: String,
     },
     /// The broker refused it: a queue is full, say.
     #[error("the broker refused a message for exchange {exchange:?} with routing key {routing_key:?}")]
-    Refused {
-        /// Where it went.
-        exchange: String,
-        /// And as what.
-        routing_key: String,
-    },
+    Refused { exchange: String, routing_key: String },
     /// The channel or the connection failed.
     #[error("the channel failed: {0}")]
     Channel(String),
@@ -90,15 +80,14 @@ pub enum PublishError {
 /// A message from the work queue.
 #[derive(Debug)]
 pub struct Delivery {
-    /// What it says.
     pub message: Message,
     /// The right to end it.
-    pub receipt: Receipt,
+    pub receipt: AckToken,
 }
 
 /// The right to end a delivery, once. A dropped receipt leaves the delivery with the broker until the session ends.
 #[derive(Debug)]
-pub struct Receipt(Box<dyn EndDelivery>);
+pub struct AckToken(Box<dyn EndDelivery>);
 
 /// What a receipt does at the broker.
 #[async_trait]
@@ -111,7 +100,7 @@ pub trait EndDelivery: Send + Sync + std::fmt::Debug {
     fn is_over(&self) -> bool;
 }
 
-impl Receipt {
+impl AckToken {
     /// A receipt that does this at its end.
     pub fn new(end: impl EndDelivery + 'static) -> Self {
         Self(Box::new(end))
@@ -138,9 +127,7 @@ impl Receipt {
 pub struct Outgoing {
     /// The exchange; empty for the default exchange.
     pub exchange: String,
-    /// The routing key.
     pub routing_key: String,
-    /// The message.
     pub message: Message,
 }
 

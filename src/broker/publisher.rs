@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::broker::connection::{Connected, broker_detail, refusal};
 use crate::broker::convert::properties_of;
 use crate::broker::{BrokerError, Outgoing, PublishError, Publisher};
-use crate::metrics::{Confirm, Publication, PublishMeter};
+use crate::observe::metrics::{Confirm, Publication, PublishMeter};
 
 /// Messages on one channel that wait for their publisher confirms, where no queue has to take them.
 const UNROUTED_IN_FLIGHT: usize = 256;

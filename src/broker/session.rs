@@ -18,10 +18,10 @@ use crate::broker::endings::Endings;
 use crate::broker::publisher::{PublishSession, SessionPublisher};
 use crate::broker::topology::TopologyMode;
 use crate::broker::{BrokerError, Delivery};
-use crate::metrics::PublishMeter;
 use crate::model::Heartbeat;
+use crate::observe::metrics::PublishMeter;
 use crate::policy::arrival::is_suspect;
-use crate::policy::pause::Pause;
+use crate::policy::retry_schedule::Backoff;
 
 /// An idle loop shows at least this often that it lives.
 const BEAT: Duration = Duration::from_secs(1);
@@ -29,7 +29,6 @@ const BEAT: Duration = Duration::from_secs(1);
 /// What the lanes can take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flow {
-    /// Deliver.
     Open,
     /// Deliver nothing new; what is held stays held.
     Paused,
@@ -40,7 +39,6 @@ pub enum Flow {
 pub enum BrokerState {
     /// Not connected; the text says why, once it is known.
     Connecting(String),
-    /// Delivering.
     Consuming,
     /// Connected, but the lanes take nothing.
     Paused,
@@ -49,7 +47,6 @@ pub enum BrokerState {
 }
 
 impl BrokerState {
-    /// In one word.
     pub fn word(&self) -> &'static str {
         match self {
             Self::Connecting(_) => "connecting",
@@ -68,7 +65,6 @@ impl BrokerState {
     }
 }
 
-/// The broker's task.
 pub struct Broker {
     settings: BrokerSettings,
     publish_session: watch::Sender<Option<Arc<PublishSession>>>,
@@ -125,7 +121,7 @@ impl Broker {
     ) {
         let duties = Duties { deliveries, flow, stop_consuming, close };
         let (first, longest) = self.settings.reconnect;
-        let mut pause = Pause::between(first, longest);
+        let mut pause = Backoff::between(first, longest);
         while !duties.close.is_cancelled() {
             let began = tokio::time::Instant::now();
             let end = self.session(&duties).await;
@@ -357,7 +353,6 @@ impl PublishOnly {
         SessionPublisher { session: self.sessions.subscribe(), patience: self.patience, meter: PublishMeter::default() }
     }
 
-    /// Closes the connection.
     pub async fn close(self) {
         self.session.connected().close().await;
     }

@@ -18,7 +18,6 @@ const UNROUTED_EVENTS: i64 = 10_000;
 /// Make what is missing, or only look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TopologyMode {
-    /// Declare all objects.
     Declare,
     /// Only check that they are there and right.
     Verify,
@@ -53,7 +52,6 @@ impl Compared {
 /// The names of the objects. All derive from the work queue's unless they are set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
-    /// The work queue.
     pub work: String,
     /// The exchange through which retries go to their wait queues.
     pub retry: String,
@@ -141,11 +139,8 @@ type Arguments = Vec<(&'static str, Argument)>;
 /// A value of an argument.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Argument {
-    /// A text.
     Text(String),
-    /// A whole number.
     Number(i64),
-    /// A truth value.
     Bool(bool),
 }
 
@@ -167,7 +162,6 @@ impl Topology {
         Self { binds, ..self }
     }
 
-    /// Their names.
     pub fn names(&self) -> &Names {
         &self.names
     }

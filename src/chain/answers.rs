@@ -175,7 +175,6 @@ impl ReceiptFields {
         self.block_hash.as_str()?.parse().ok()
     }
 
-    /// Whose it is.
     pub(super) fn transaction(&self) -> Option<TxHash> {
         self.transaction_hash.as_str()?.parse().ok()
     }

@@ -13,9 +13,9 @@ use crate::chain::client::NodeClient;
 use crate::chain::endpoint::{Endpoint, MethodCall, Order, first_failure};
 use crate::chain::route::Route;
 use crate::chain::{ChainError, Result};
-use crate::model::{SignedTransaction, TxHash};
+use crate::model::{RawTransaction, TxHash};
+use crate::observe::traces::Within;
 use crate::policy::classify::{ErrorTable, SendMeaning};
-use crate::traces::Within;
 
 /// How much longer than the first endpoint the others may take. Their failures are none of the caller's.
 const GRACE: Duration = Duration::from_secs(3);
@@ -23,12 +23,12 @@ const GRACE: Duration = Duration::from_secs(3);
 impl NodeClient {
     pub(super) async fn broadcast_everywhere(
         &self,
-        transactions: &[SignedTransaction],
+        transactions: &[RawTransaction],
         within: Within<'_>,
     ) -> Vec<Result<()>> {
         let calls: Vec<MethodCall> = transactions
             .iter()
-            .map(|signed| ("eth_sendRawTransaction", vec![Value::String(format!("0x{}", hex::encode(&signed.raw)))]))
+            .map(|signed| ("eth_sendRawTransaction", vec![Value::String(format!("0x{}", hex::encode(&signed.bytes)))]))
             .collect();
         let mut route = Route::new(self);
         let Some(first) = route.next().await else {
@@ -55,7 +55,7 @@ impl NodeClient {
     async fn send_beside(
         &self,
         endpoint: &Endpoint,
-        transactions: &[SignedTransaction],
+        transactions: &[RawTransaction],
         calls: (&[MethodCall], Within<'_>),
         first_is_done: &CancellationToken,
     ) -> Option<Vec<Result<()>>> {
@@ -75,11 +75,11 @@ impl NodeClient {
     async fn send_to(
         &self,
         endpoint: &Endpoint,
-        transactions: &[SignedTransaction],
+        transactions: &[RawTransaction],
         (calls, within): (&[MethodCall], Within<'_>),
     ) -> Vec<Result<()>> {
         let answers = endpoint.ask_many(calls, within, Order::Kept).await;
-        let read = |(signed, answer): (&SignedTransaction, Result<Value>)| {
+        let read = |(signed, answer): (&RawTransaction, Result<Value>)| {
             let answer = answer?;
             let hash = answer.as_str().and_then(|text| text.parse::<TxHash>().ok());
             if hash == Some(signed.hash) { Ok(()) } else { Err(endpoint.nonsense(format!("hash {answer}"))) }

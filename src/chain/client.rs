@@ -19,12 +19,12 @@ use crate::chain::{
     BlockTag, Call, Chain, ChainError, EndpointState, Header, Log, LogQuery, Receipt, Result, SentInBlock, answers,
     receipts,
 };
-use crate::metrics::ChainMeter;
-use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, SignedTransaction, TxHash, Wei};
+use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, RawTransaction, TxHash, Wei};
+use crate::observe::metrics::ChainMeter;
+use crate::observe::traces::{Tracer, Within};
 use crate::policy::classify::ErrorTable;
 use crate::policy::fee::Market;
 use crate::rpc::{HttpTransport, client, label};
-use crate::traces::{Tracer, Within};
 
 /// How to reach the chain.
 #[derive(Clone)]
@@ -41,7 +41,6 @@ pub struct ClientSettings {
     pub max_lag: u64,
     /// What nodes' texts mean.
     pub errors: Arc<ErrorTable>,
-    /// Who follows calls.
     pub tracer: Tracer,
 }
 
@@ -157,7 +156,6 @@ impl NodeClient {
         self.ask("eth_getTransactionReceipt", vec![json!(transaction)], answers::created).await
     }
 
-    /// What it counts.
     pub fn meter(&self) -> ChainMeter {
         self.meter.clone()
     }
@@ -295,7 +293,7 @@ impl Chain for NodeClient {
         self.ask("eth_getLogs", vec![filter], |entries: Vec<Value>| answers::logs(&entries, query)).await
     }
 
-    async fn broadcast(&self, transactions: &[SignedTransaction], within: Within<'_>) -> Vec<Result<()>> {
+    async fn broadcast(&self, transactions: &[RawTransaction], within: Within<'_>) -> Vec<Result<()>> {
         self.broadcast_everywhere(transactions, within).await
     }
 

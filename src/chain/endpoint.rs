@@ -15,11 +15,11 @@ use web3::error::{Error, TransportError};
 
 use crate::chain::health::Health;
 use crate::chain::{ChainError, EndpointState, Result, answers};
-use crate::metrics::{CallResult, ChainMeter, Method};
 use crate::model::BlockNumber;
+use crate::observe::metrics::{CallResult, ChainMeter, Method};
+use crate::observe::traces::{SpanContext, Tracer, Within};
 use crate::policy::classify::{ErrorTable, is_missing_method};
 use crate::rpc::{BatchAnswer, HttpTransport};
-use crate::traces::{SpanContext, Tracer, Within};
 
 /// A batch that was refused is tried again this many times shorter, down to single calls.
 const SHRINK: usize = 4;
@@ -34,13 +34,11 @@ pub(super) type MethodCall = (&'static str, Vec<Value>);
 /// Whether calls may overtake each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Order {
-    /// They may.
     Any,
     /// Each is answered before the next is sent, where they do not go in one batch.
     Kept,
 }
 
-/// One endpoint.
 #[derive(Debug)]
 pub(super) struct Endpoint {
     transport: HttpTransport,

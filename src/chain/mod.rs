@@ -6,15 +6,16 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::model::event::FinalTransaction;
-use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, PauseReason, SignedTransaction, Topic, TxHash, Wei};
+use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, PauseReason, RawTransaction, Topic, TxHash, Wei};
+use crate::observe::traces::Within;
 use crate::policy::fee::Market;
 use crate::policy::finality::FinalityRule;
-use crate::traces::Within;
 
 mod answers;
 mod broadcast;
 mod client;
 mod endpoint;
+pub mod follow;
 mod health;
 mod market;
 mod receipts;
@@ -30,57 +31,37 @@ pub enum ChainError {
     Unreachable {
         /// Host and port; never the URL, which may hold a key.
         endpoint: String,
-        /// What happened.
         detail: String,
     },
     /// HTTP 429, or the same in words.
     #[error("{endpoint} asks for fewer calls")]
     RateLimited {
-        /// Host and port.
         endpoint: String,
         /// For how long it wants to be left alone, if it said so.
         retry_after: Option<Duration>,
     },
     /// The node is still catching up, by its own word.
     #[error("{endpoint} is still syncing")]
-    Syncing {
-        /// Host and port.
-        endpoint: String,
-    },
+    Syncing { endpoint: String },
     /// Another endpoint has shown newer blocks.
     #[error("{endpoint} is {blocks} blocks behind another endpoint")]
-    Lagging {
-        /// Host and port.
-        endpoint: String,
-        /// How many blocks.
-        blocks: u64,
-    },
+    Lagging { endpoint: String, blocks: u64 },
     /// Another chain is behind the endpoint.
     #[error("{endpoint} serves chain {found}, chain.id is {expected}; correct chain.endpoints or chain.id")]
     WrongChain {
-        /// Host and port.
         endpoint: String,
-        /// What it serves.
         found: u64,
         /// What the configuration says.
         expected: u64,
     },
     /// An answer that cannot be one: another request's id, HTML, half a JSON document, null where there must be a value.
     #[error("{endpoint} answered nonsense: {detail}")]
-    Nonsense {
-        /// Host and port.
-        endpoint: String,
-        /// What was wrong.
-        detail: String,
-    },
-    /// A JSON-RPC error.
+    Nonsense { endpoint: String, detail: String },
     #[error("{endpoint} refuses: {message}")]
     Node {
-        /// Host and port.
         endpoint: String,
         /// Its code. Says nothing for sure: clients disagree about the meanings.
         code: i64,
-        /// Its text.
         message: String,
         /// Its data: what a reverted call returned.
         data: Option<Bytes>,
@@ -118,9 +99,7 @@ pub type Result<T, E = ChainError> = std::result::Result<T, E>;
 /// What matters of a block's header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
-    /// Its height.
     pub number: BlockNumber,
-    /// Its hash.
     pub hash: BlockHash,
     /// The hash of the block below.
     pub parent: BlockHash,
@@ -137,7 +116,6 @@ pub struct Header {
 /// Which block is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BlockTag {
-    /// The newest.
     Latest,
     /// The newest that the node calls safe.
     Safe,
@@ -161,9 +139,7 @@ impl BlockTag {
 /// Where a transaction is included. How it went, its receipt tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Inclusion {
-    /// Its hash.
     pub tx_hash: TxHash,
-    /// Its block's height.
     pub block_number: BlockNumber,
     /// Its block's hash, as the node gave it. Whoever decides anything on it asks first whether the block is canonical.
     pub block_hash: BlockHash,
@@ -172,7 +148,6 @@ pub struct Inclusion {
 /// Where a transaction was included, and how it went.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Receipt {
-    /// Which and where.
     pub transaction: FinalTransaction,
     /// It did not revert.
     pub succeeded: bool,
@@ -189,9 +164,7 @@ impl Receipt {
 /// What one account sent in one block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SentInBlock {
-    /// The block's height.
     pub number: BlockNumber,
-    /// Its hash.
     pub hash: BlockHash,
     /// The account's transactions in it.
     pub sent: Vec<Sent>,
@@ -200,33 +173,25 @@ pub struct SentInBlock {
 /// A transaction of an account, as its block shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sent {
-    /// Its nonce.
     pub nonce: Nonce,
-    /// Its hash.
     pub tx_hash: TxHash,
     /// Who is called; nobody where a contract is made.
     pub to: Option<Address>,
-    /// Its calldata.
     pub data: Bytes,
 }
 
 /// A call without a signature, to estimate or to explain.
 #[derive(Debug, Clone)]
 pub struct Call {
-    /// The account.
     pub from: Address,
-    /// Who is called.
     pub to: Address,
-    /// What is paid.
     pub value: Wei,
-    /// The calldata.
     pub data: Bytes,
 }
 
 /// Which entries of contracts' logs are wanted: those of this contract whose topics fit, place by place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogQuery {
-    /// The contract.
     pub contract: Address,
     /// For each place the topics that fit; none: any.
     pub topics: Vec<Vec<Topic>>,
@@ -241,7 +206,6 @@ pub struct LogQuery {
 pub struct Log {
     /// What it can be found by.
     pub topics: Vec<Topic>,
-    /// The rest.
     pub data: Bytes,
     /// The transaction that wrote it, and where that is.
     pub inclusion: Inclusion,
@@ -250,9 +214,7 @@ pub struct Log {
 /// How an endpoint is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointState {
-    /// Host and port.
     pub label: String,
-    /// It is asked.
     pub serves: bool,
     /// When heads were compared last.
     pub blocks_behind: u64,
@@ -293,9 +255,8 @@ pub trait Chain: Send + Sync {
 
     /// Gives signed bytes to every node that can be reached, in their order. The answer is the best that any of them gave;
     /// an error says only what a node said, not that it does not have them.
-    async fn broadcast(&self, transactions: &[SignedTransaction], within: Within<'_>) -> Vec<Result<()>>;
+    async fn broadcast(&self, transactions: &[RawTransaction], within: Within<'_>) -> Vec<Result<()>>;
 
-    /// The account's balance.
     async fn balance(&self, account: Address) -> Result<Wei>;
 }
 

@@ -7,10 +7,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::chain::{BlockTag, Call, Chain, ChainError, ClientSettings, NodeClient, transaction_hash};
-use crate::model::{Address, BlockHash, BlockNumber, SignedTransaction, TxHash, Wei};
+use crate::model::{Address, BlockHash, BlockNumber, RawTransaction, TxHash, Wei};
+use crate::observe::traces::Tracer;
 use crate::policy::classify::{ErrorTable, SendMeaning};
 use crate::support::{Reply, ScriptedNode};
-use crate::traces::Tracer;
 
 const BATCH: usize = 100;
 
@@ -64,9 +64,9 @@ async fn good_node(height: u64) -> ScriptedNode {
     ScriptedNode::start(None, move |call| good(call, height)).await
 }
 
-fn signed(count: u8) -> Vec<SignedTransaction> {
+fn signed(count: u8) -> Vec<RawTransaction> {
     let raws = (0..count).map(|number| vec![number; 40]);
-    raws.map(|raw| SignedTransaction { hash: transaction_hash(&raw), raw: raw.into() }).collect()
+    raws.map(|raw| RawTransaction { hash: transaction_hash(&raw), bytes: raw.into() }).collect()
 }
 
 fn hashes(count: u8) -> Vec<TxHash> {
@@ -200,7 +200,7 @@ async fn a_batch_stays_below_what_servers_take() {
     let sizes = [vec![200 << 10; 12], vec![3 << 20], vec![100; 3]].concat();
     let signed = sizes.iter().map(|size| {
         let raw = bytes::Bytes::from(vec![7; *size]);
-        SignedTransaction { hash: transaction_hash(&raw), raw }
+        RawTransaction { hash: transaction_hash(&raw), bytes: raw }
     });
     let signed: Vec<_> = signed.collect();
     let answers = client(&[&node]).broadcast(&signed, &[]).await;

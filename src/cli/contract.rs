@@ -8,17 +8,17 @@ use bytes::Bytes;
 use clap::{Args, Subcommand};
 use tokio::time::{Instant, sleep};
 
-use crate::app::{client_settings, signer};
 use crate::chain::{BlockTag, Call, Chain, ChainError, NodeClient};
 use crate::cli::{exit, operator, say};
 use crate::config::Settings;
+use crate::daemon::app::{client_settings, signer};
 use crate::journal::{Acquired, Lease, OperatorsJournal};
-use crate::lane::keep_lease;
-use crate::model::{Address, BlockNumber, SignedTransaction, UnsignedTransaction, Wei, ids};
+use crate::model::{Address, BlockNumber, RawTransaction, UnsignedTransaction, Wei, ids};
+use crate::observe::traces::Tracer;
 use crate::policy::gas;
 use crate::policy::records::{self, Artefact};
 use crate::signer::Signer;
-use crate::traces::Tracer;
+use crate::stages::lane::keep_lease;
 
 /// What the estimate may be off by, in percent.
 const GAS_MARGIN: u32 = 10;
@@ -158,7 +158,7 @@ async fn make(
 async fn wait(
     settings: &Settings,
     chain: &NodeClient,
-    signed: &SignedTransaction,
+    signed: &RawTransaction,
     timeout: Duration,
 ) -> anyhow::Result<Option<(Address, BlockNumber)>> {
     let deadline = Instant::now() + timeout;

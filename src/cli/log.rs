@@ -13,7 +13,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt, reload};
 
 use crate::config::{LogFormat, LogSection};
-use crate::status::RecentLines;
+use crate::daemon::status::RecentLines;
 
 /// Starts logging, and gives the last warnings and errors of it, whatever level is written. A second start in one process is
 /// ignored. Gives also what changes the level that is written.

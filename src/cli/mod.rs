@@ -10,10 +10,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::broker::{BrokerError, PublishError};
 use crate::chain::ChainError;
+use crate::chain::follow::history::HistoryError;
+use crate::chain::follow::record_search::SearchError;
 use crate::config::{self, Faults, Settings};
 use crate::journal::JournalError;
-use crate::proof::ProofError;
-use crate::salvage::SalvageError;
 use crate::signer::SignerError;
 
 mod cancel;
@@ -194,11 +194,11 @@ fn code_of(error: &anyhow::Error) -> u8 {
     } else if error.chain().any(|cause| cause.is::<JournalError>()) {
         exit::JOURNAL
     } else if error.chain().any(|cause| {
-        cause.is::<SalvageError>()
+        cause.is::<HistoryError>()
             || cause.is::<BrokerError>()
             || cause.is::<PublishError>()
             || cause.is::<ChainError>()
-            || cause.is::<ProofError>()
+            || cause.is::<SearchError>()
             || cause.is::<SignerError>()
     }) {
         exit::UNAVAILABLE

@@ -8,10 +8,10 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
-use crate::app::broker_settings;
 use crate::broker::{Outgoing, PublishOnly, Publisher, SessionPublisher};
 use crate::cli::{exit, say};
 use crate::config::Settings;
+use crate::daemon::app::broker_settings;
 use crate::model::message::header;
 use crate::model::{BodyHash, Message, Properties, RequestId, Timestamp};
 

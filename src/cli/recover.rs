@@ -6,14 +6,14 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Args;
 
-use crate::app::client_settings;
+use crate::chain::follow::history::account_history;
 use crate::chain::{BlockTag, Chain, NodeClient};
 use crate::cli::{exit, operator, progress_bar, say};
 use crate::config::Settings;
+use crate::daemon::app::client_settings;
 use crate::journal::{OperatorsJournal, RecoveredAccount, Recovery};
 use crate::model::{Address, BlockNumber, Nonce, Timestamp};
 use crate::policy::finality::{FinalityRule, highest_final};
-use crate::salvage::salvage;
 
 /// How often it is looked whether all transactions of an account are final.
 const LOOK: Duration = Duration::from_secs(1);
@@ -58,7 +58,7 @@ async fn recover(journal: &dyn OperatorsJournal, settings: &Settings, from: Bloc
     for address in addresses {
         let progress = progress_bar(to.0 - from.0 + 1, format!("{address}: blocks"));
         let done = |block: BlockNumber| progress.set_position(block.0 - from.0 + 1);
-        let salvaged = salvage(&chain, address, (from, to), &settings.batching, done).await;
+        let salvaged = account_history(&chain, address, (from, to), &settings.batching, done).await;
         progress.finish_and_clear();
         let salvaged = salvaged.with_context(|| format!("{address} cannot be recovered"))?;
         say(format_args!(

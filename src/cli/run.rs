@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 
-use crate::app::{self, Surroundings};
 use crate::cli::{log, text_of};
 use crate::config::{self, Settings};
-use crate::reload::Reloading;
+use crate::daemon::app::{self, RunContext};
+use crate::daemon::reload::Reloading;
 
 /// The AMQP library reads header tables by recursion, on a thread of its own. A table nested as deeply as a frame allows
 /// would overflow a thread's usual stack and end the process, again after each start. Only what is used of it takes memory.
@@ -33,7 +33,7 @@ pub(super) fn with_deep_stacks() {
 pub(super) async fn run(settings: Settings, file: Option<PathBuf>) -> anyhow::Result<ExitCode> {
     let (recent, set_log_level) = log::start(settings.log);
     let load = Arc::new(move || config::load(file.as_deref()));
-    let around = Surroundings { recent, reloading: Reloading { load, set_log_level } };
+    let around = RunContext { recent, reloading: Reloading { load, set_log_level } };
     match app::run(settings, around).await {
         Ok(()) => {
             tracing::info!("stopped");

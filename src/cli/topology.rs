@@ -4,10 +4,10 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use crate::app::broker_settings;
 use crate::broker::{self, TopologyMode};
 use crate::cli::say;
 use crate::config::Settings;
+use crate::daemon::app::broker_settings;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {

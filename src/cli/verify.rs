@@ -7,15 +7,15 @@ use anyhow::{Context, bail};
 use clap::Args;
 use serde::Serialize;
 
-use crate::app::client_settings;
+use crate::chain::follow::record_search::{Record, Search, find};
 use crate::chain::{BlockTag, Chain, NodeClient};
 use crate::cli::recover::final_height;
 use crate::cli::{exit, progress_bar, say};
 use crate::config::Settings;
+use crate::daemon::app::client_settings;
 use crate::model::{Address, BlockHash, BlockNumber, ContentHash, RecordId, RequestId, Timestamp, TxHash};
 use crate::policy::records::{self, Kept};
 use crate::policy::routes::Calldata;
-use crate::proof::{Record, Search, find};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {

@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::config::DeadSection;
 use crate::config::reader::{Findings, Section};
 use crate::config::sections::{DAY, SECOND};
-use crate::policy::mending::ReplayRule;
+use crate::policy::letters::rules::ReplayRule;
 
 pub(super) fn read(mut value: Option<Value>, findings: &mut Findings) -> DeadSection {
     let tables = value.as_mut().and_then(Value::as_object_mut).and_then(|keys| keys.remove("replay"));

@@ -10,15 +10,15 @@ use url::Url;
 
 use crate::broker::{Bind, Names, TopologyMode, UriSource};
 use crate::journal::JournalAddress;
-use crate::lane::OutagePolicy;
 use crate::model::{Gas, GasRule};
 use crate::policy::admission::{AdmissionRules, TextSource};
 use crate::policy::batch::Batching;
 use crate::policy::classify::ErrorTable;
 use crate::policy::fee::FeeRules;
 use crate::policy::finality::FinalityRule;
+use crate::policy::letters::rules::ReplayRule;
 use crate::policy::limits::Limits;
-use crate::policy::mending::ReplayRule;
+use crate::stages::lane::OutagePolicy;
 
 mod bind;
 mod dead;
@@ -45,7 +45,6 @@ fn count(faults: usize) -> String {
     if faults == 1 { "a fault".to_owned() } else { format!("{faults} faults") }
 }
 
-/// All settings, valid.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// `[worker]`
@@ -75,6 +74,7 @@ pub struct Settings {
     /// `lease.ttl`
     pub lease_ttl: Duration,
     /// `[traces]`, where they are exported.
+    #[cfg_attr(not(feature = "otlp"), allow(dead_code, reason = "a build without the exporter refuses the section"))]
     pub traces: Option<TracesSection>,
     /// `http.listen`
     pub http_listen: Option<SocketAddr>,
@@ -106,7 +106,6 @@ impl Settings {
 pub struct WorkerSection {
     /// Whose worker this is.
     pub organisation: String,
-    /// Which one.
     pub instance: String,
     /// Open requests at most.
     pub max_open: u64,
@@ -124,7 +123,6 @@ impl WorkerSection {
 /// `[broker]`
 #[derive(Debug, Clone)]
 pub struct BrokerSection {
-    /// Its address.
     pub uri: UriSource,
     /// Names of all objects.
     pub names: Names,
@@ -138,9 +136,7 @@ pub struct BrokerSection {
     pub topology: TopologyMode,
     /// A delivery held longer is parked.
     pub max_hold: Duration,
-    /// For how long.
     pub park_delay: Duration,
-    /// For every answer.
     pub call_timeout: Duration,
     /// For a publisher confirm.
     pub confirm_timeout: Duration,
@@ -153,13 +149,11 @@ pub struct BrokerSection {
 /// `[retry]`
 #[derive(Debug, Clone, Copy)]
 pub struct RetrySection {
-    /// Tries in all.
     pub max_attempts: u32,
     /// Before the first retry.
     pub initial_delay: Duration,
     /// From one to the next.
     pub multiplier: f64,
-    /// At most.
     pub max_delay: Duration,
 }
 
@@ -168,11 +162,9 @@ pub struct RetrySection {
 pub struct ChainSection {
     /// EIP-155 chain id.
     pub id: u64,
-    /// In order.
     pub endpoints: Vec<Url>,
     /// When a write is final.
     pub finality: FinalityRule,
-    /// For every answer.
     pub timeout: Duration,
     /// Calls in a batch.
     pub batch_size: usize,
@@ -186,7 +178,6 @@ pub struct ChainSection {
     pub in_flight: usize,
     /// Give known bytes again.
     pub resend_after: Duration,
-    /// Replace the lowest.
     pub replace_after: Duration,
     /// Cancel what is refused.
     pub refused_after: Duration,
@@ -203,12 +194,12 @@ impl std::fmt::Debug for ChainSection {
 
 /// `[traces]`
 #[derive(Clone)]
+#[cfg_attr(not(feature = "otlp"), allow(dead_code, reason = "a build without the exporter refuses the section"))]
 pub struct TracesSection {
     /// Where a collector takes spans.
     pub endpoint: Url,
     /// How many messages are followed that have no trace of their own: 0 to 1.
     pub sample: f64,
-    /// For one export.
     pub timeout: Duration,
 }
 
@@ -231,7 +222,6 @@ pub struct DeadSection {
 /// `[journal]`
 #[derive(Debug, Clone)]
 pub struct JournalSection {
-    /// Where it is.
     pub address: JournalAddress,
     /// How long settled requests are kept.
     pub retention: Duration,
@@ -240,7 +230,6 @@ pub struct JournalSection {
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
     Text,
     /// One JSON object a line.
     Json,
@@ -251,7 +240,6 @@ pub enum LogFormat {
 pub struct LogSection {
     /// The least important level that is written.
     pub level: tracing::Level,
-    /// How.
     pub format: LogFormat,
 }
 
@@ -269,6 +257,7 @@ pub fn load(file: Option<&Path>) -> Result<Settings, Faults> {
     merge(builder.add_source(environment), folder)
 }
 
+#[cfg(test)]
 /// The defaults with these lines of TOML on top, without the environment: for tests and examples.
 ///
 /// # Errors

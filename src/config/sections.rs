@@ -18,7 +18,6 @@ use crate::config::{
     WorkerSection, bind, dead, id_source, policy, routes, signers,
 };
 use crate::journal::JournalAddress;
-use crate::lane::OutagePolicy;
 use crate::model::{Gas, Wei};
 use crate::policy::admission::{AdmissionRules, OrderBy, Ordering, TextSource};
 use crate::policy::batch::{BatchKind, Batching};
@@ -28,6 +27,7 @@ use crate::policy::finality::FinalityRule;
 use crate::policy::limits::Limits;
 use crate::policy::permits::Permits;
 use crate::policy::routes::Route;
+use crate::stages::lane::OutagePolicy;
 
 const MS: Duration = Duration::from_millis(1);
 pub(super) const SECOND: Duration = Duration::from_secs(1);

@@ -34,7 +34,6 @@ const KEYS: [&str; 11] = [
 pub enum SignerSection {
     /// With a key of its own.
     Local(LocalSigner),
-    /// Somewhere else.
     Remote(RemoteSettings),
 }
 

@@ -8,9 +8,7 @@ use crate::journal::{OperatorsJournal, PostgresAddress, PostgresJournal, Result,
 /// What `journal.url` names.
 #[derive(Debug, Clone)]
 pub enum JournalAddress {
-    /// A SQLite file.
     Sqlite(PathBuf),
-    /// A PostgreSQL database.
     Postgres(Box<PostgresAddress>),
 }
 

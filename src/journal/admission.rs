@@ -11,7 +11,6 @@ pub(super) const REPLAYED: &str = "replayed";
 
 /// A batch, sorted. A place is one among what is accepted.
 pub(super) struct Sorted<'a> {
-    /// One for each.
     pub(super) verdicts: Vec<Verdict>,
     /// Requests that nobody knew.
     pub(super) new: Vec<(i64, &'a Arrival)>,

@@ -79,7 +79,7 @@ pub(super) fn word<T>(
 }
 
 /// A number for a column. Nonces, heights and gas stay far below 2^63.
-pub(super) fn signed(what: &'static str, number: impl TryInto<i64>) -> Result<i64> {
+pub(super) fn to_i64(what: &'static str, number: impl TryInto<i64>) -> Result<i64> {
     number.try_into().map_err(|_| JournalError::Inconsistent {
         doing: "store a number",
         detail: format!("{what} is beyond 64 bits"),
@@ -87,14 +87,14 @@ pub(super) fn signed(what: &'static str, number: impl TryInto<i64>) -> Result<i6
 }
 
 pub(super) fn nonce(nonce: Nonce) -> Result<i64> {
-    signed("a nonce", nonce.0)
+    to_i64("a nonce", nonce.0)
 }
 
 /// Most wei for a unit of gas and, where the transaction has one, its tip.
 pub(super) fn stored_fee(fee: Fee) -> Result<(i64, Option<i64>)> {
     match fee {
-        Fee::Eip1559 { max_fee, tip } => Ok((signed("a fee", max_fee.0)?, Some(signed("a tip", tip.0)?))),
-        Fee::Legacy { gas_price } => Ok((signed("a gas price", gas_price.0)?, None)),
+        Fee::Eip1559 { max_fee, tip } => Ok((to_i64("a fee", max_fee.0)?, Some(to_i64("a tip", tip.0)?))),
+        Fee::Legacy { gas_price } => Ok((to_i64("a gas price", gas_price.0)?, None)),
     }
 }
 
@@ -113,7 +113,7 @@ pub(super) fn stored_write(write: Option<&Write>) -> Result<StoredWrite<'_>> {
     let Some(write) = write else { return Ok(StoredWrite::default()) };
     let (gas, margin) = match write.gas {
         GasRule::Estimate { margin } => (None, Some(margin.into())),
-        GasRule::Fixed(gas) => (Some(signed("gas", gas.0)?), None),
+        GasRule::Fixed(gas) => (Some(to_i64("gas", gas.0)?), None),
     };
     Ok(StoredWrite {
         to: Some(write.to.as_bytes()),

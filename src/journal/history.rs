@@ -6,9 +6,7 @@ use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, TxHash};
 /// All that the journal knows of one request.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct History {
-    /// Its id.
     pub id: String,
-    /// Its state's word.
     pub state: String,
     /// `cw-attempt` of the copy that it stands at.
     pub attempt: u32,
@@ -20,7 +18,6 @@ pub struct History {
     pub changed_at: String,
     /// Chain id of its account.
     pub chain_id: u64,
-    /// Its account.
     pub account: Address,
     /// `class.reason: detail` of its last failure.
     pub failure: Option<String>,
@@ -33,19 +30,15 @@ pub struct History {
 /// One nonce of a request.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct TransactionHistory {
-    /// The nonce.
     pub nonce: Nonce,
-    /// Its state's word.
     pub state: String,
     /// RFC 3339.
     pub created_at: String,
     /// Everything signed for it, oldest first.
-    pub attempts: Vec<AttemptHistory>,
+    pub signed: Vec<SignedHistory>,
     /// The hash that is final.
     pub final_hash: Option<TxHash>,
-    /// Its block.
     pub block_number: Option<BlockNumber>,
-    /// Its block's hash.
     pub block_hash: Option<BlockHash>,
     /// Gas that it used.
     pub gas_used: Option<Gas>,
@@ -56,10 +49,8 @@ pub struct TransactionHistory {
     pub batch: Option<BatchPlace>,
 }
 
-/// One signed encoding.
 #[derive(Debug, Clone, serde::Serialize)]
-pub struct AttemptHistory {
-    /// Its hash.
+pub struct SignedHistory {
     pub hash: TxHash,
     /// `write` or `cancel`.
     pub kind: String,
@@ -74,8 +65,6 @@ pub struct AttemptHistory {
 pub struct Incident {
     /// RFC 3339.
     pub at: String,
-    /// In one word.
     pub what: String,
-    /// For a person.
     pub detail: String,
 }

@@ -35,17 +35,13 @@ impl Deed {
 /// A deed with its who and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LetterDeed {
-    /// Names the letter.
     pub letter: String,
     /// Its request's id, if it has one.
     pub request: Option<RequestId>,
-    /// What was done.
     pub deed: Deed,
     /// `class.reason` of the letter.
     pub cause: String,
-    /// When.
     pub at: Timestamp,
-    /// Who.
     pub operator: String,
     /// Why, in their words; may be empty.
     pub reason: String,

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::metrics::JournalMeter;
-use crate::model::{Address, Attempt, BodyHash, Message, Nonce, RequestId, Timestamp};
+use crate::model::{Address, BodyHash, Message, Nonce, RecoveredWrite, RequestId, SignedTransaction, Timestamp};
+use crate::observe::metrics::JournalMeter;
 use crate::policy::arrival::{Known, Verdict};
 use crate::policy::limits::{Granted, Limits, Usage};
 
@@ -30,11 +30,11 @@ mod sqlite;
 
 pub use address::JournalAddress;
 pub use changes::{Changes, Seen};
-pub use history::{AttemptHistory, History, Incident, TransactionHistory};
+pub use history::{History, Incident, SignedHistory, TransactionHistory};
 pub use letters::{Deed, LetterDeed, LetterDeeds};
+pub use overview::{AccountOverview, JournalOverview};
 #[cfg(test)]
-pub(crate) use overview::RECENT_INCIDENTS;
-pub use overview::{AccountOverview, JournalOverview, OpenRequests, RecentIncident};
+pub(crate) use overview::{OpenRequests, RECENT_INCIDENTS, RecentIncident};
 pub use postgres::{PostgresAddress, PostgresJournal};
 pub use records::{
     AccountId, Acquired, Arrival, Attendance, CancelWish, Cancellation, ClosedTransaction, ConfirmedCopy, CopyKind,
@@ -42,7 +42,7 @@ pub use records::{
     QueuedRequest, RECORDED, RefusedMessage, Reorged, ReplyAddress, RequestSeq, Requeue, Settlement, StoredNonce,
     StoredRequest, UnconfirmedCopy, Which, WishAnswer, recorded_by,
 };
-pub use recovery::{RecoveredAccount, RecoveredWrite, Recoveries, Recovery};
+pub use recovery::{RecoveredAccount, Recoveries, Recovery};
 pub use sqlite::SqliteJournal;
 
 /// Why the journal could not do it.
@@ -51,7 +51,6 @@ pub enum JournalError {
     /// The database failed: full disk, lost file, lock held too long.
     #[error("the journal could not {doing}: {source}; {mend}, nothing was written")]
     Storage {
-        /// What was tried.
         doing: &'static str,
         /// What the database says.
         #[source]
@@ -73,36 +72,22 @@ pub enum JournalError {
     Commit(String),
     /// Another instance owns the account now.
     #[error("the lease on account {account} belongs to another instance")]
-    LeaseLost {
-        /// The account.
-        account: AccountId,
-    },
+    LeaseLost { account: AccountId },
     /// A stored row is not what it must be.
     #[error("the journal holds a {what} that cannot be read: {detail}; restore it from a backup")]
     Corrupt {
-        /// Kind of row.
         what: &'static str,
         /// What is wrong with it.
         detail: String,
     },
     /// A write did not find the rows in the state that it must find them in.
     #[error("the journal refused to {doing}: {detail}")]
-    Inconsistent {
-        /// What was tried.
-        doing: &'static str,
-        /// What was found.
-        detail: String,
-    },
+    Inconsistent { doing: &'static str, detail: String },
     /// The schema is from a newer version.
     #[error(
         "the journal was written by a newer chainwriter (its schema has version {found}, this program knows {known}); run that version"
     )]
-    NewerSchema {
-        /// Version found.
-        found: i64,
-        /// Newest version known.
-        known: i64,
-    },
+    NewerSchema { found: i64, known: i64 },
 }
 
 impl JournalError {
@@ -182,7 +167,6 @@ pub trait Instances: Send + Sync {
     async fn attendance(&self) -> Result<Attendance>;
 }
 
-/// What intake needs.
 #[async_trait]
 pub trait Admissions: Send + Sync {
     /// Looks each delivery up, and admits those that the table accepts, in their order. One verdict for each.
@@ -213,22 +197,21 @@ pub trait Transactions: Send + Sync {
         limits: Limits,
     ) -> Result<Granted>;
     /// Stores further attempts at nonces that are live.
-    async fn record_attempts(&self, lease: &Lease, attempts: Vec<(Nonce, Attempt)>) -> Result<()>;
+    async fn record_replacements(&self, lease: &Lease, signed: Vec<(Nonce, SignedTransaction)>) -> Result<()>;
     /// Wishes to cancel requests of the account that are accepted or being written.
     async fn cancellations(&self, account: AccountId) -> Result<Vec<Cancellation>>;
     /// Transactions by their nonces, whatever their state.
     async fn nonces(&self, account: AccountId, which: Which) -> Result<Vec<StoredNonce>>;
     /// Everything ever signed to fill these nonces, oldest first.
-    async fn fillers(&self, account: AccountId, first: Nonce, below: Nonce) -> Result<Vec<(Nonce, Attempt)>>;
+    async fn fillers(&self, account: AccountId, first: Nonce, below: Nonce) -> Result<Vec<(Nonce, SignedTransaction)>>;
     /// Stores self-transfers at nonces that were taken before, and for which no transaction may land or be sent again.
-    async fn record_fillers(&self, lease: &Lease, fillers: Vec<(Nonce, Attempt)>) -> Result<()>;
+    async fn record_fillers(&self, lease: &Lease, fillers: Vec<(Nonce, SignedTransaction)>) -> Result<()>;
     /// Whether this journal takes the place of a lost one.
     async fn recovery(&self) -> Result<Option<Recovery>>;
     /// For each of these hashes, a transaction from the time of the lost journal that has such calldata.
     async fn recovered_writes(&self, data: Vec<BodyHash>) -> Result<Vec<Option<RecoveredWrite>>>;
 }
 
-/// What settling needs.
 #[async_trait]
 pub trait Settlements: Send + Sync {
     /// Stores what became of requests, with the events of those that are final, in one commit.
@@ -269,7 +252,6 @@ pub trait Upkeep: Send + Sync {
     async fn history(&self, id: &RequestId) -> Result<Option<History>>;
     /// How everything stands; cheap, however much is settled.
     async fn overview(&self) -> Result<JournalOverview>;
-    /// What it counts.
     fn meter(&self) -> JournalMeter {
         JournalMeter::default()
     }
@@ -290,7 +272,6 @@ pub trait Upkeep: Send + Sync {
     async fn close(&self) {}
 }
 
-/// The whole seam.
 pub trait Journal: Leases + Instances + Admissions + Transactions + Settlements + Outbox + Upkeep + Recoveries {}
 impl<T: Leases + Instances + Admissions + Transactions + Settlements + Outbox + Upkeep + Recoveries> Journal for T {}
 

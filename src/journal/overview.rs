@@ -27,7 +27,6 @@ pub struct AccountOverview {
     pub id: AccountId,
     /// EIP-155 chain id.
     pub chain_id: u64,
-    /// Its address.
     pub address: Address,
     /// The nonce that the next transaction gets; none before its lane has asked the chain for the first time.
     pub next_nonce: Option<Nonce>,
@@ -50,9 +49,7 @@ fn unknown() -> AccountId {
 /// Requests of one state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenRequests {
-    /// The state's word.
     pub state: String,
-    /// How many.
     pub count: u64,
     /// Since when the first of them in the queue is in this state.
     pub since: Timestamp,
@@ -61,13 +58,9 @@ pub struct OpenRequests {
 /// Something that happened to a request off the straight way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecentIncident {
-    /// The request's id.
     pub request: String,
-    /// When.
     pub at: Timestamp,
-    /// In one word.
     pub what: String,
-    /// For a person.
     pub detail: String,
 }
 
@@ -83,7 +76,6 @@ pub(super) const OPEN: &str = "SELECT o.account, o.state, o.open, (SELECT min(r.
      (SELECT account, state, count(*) AS open, min(turn) AS turn FROM requests WHERE settled_at IS NULL \
      GROUP BY account, state) AS o ORDER BY o.account, o.state";
 
-/// The newest.
 pub(super) fn incidents() -> String {
     format!(
         "SELECT r.id, i.at, i.what, i.detail FROM \

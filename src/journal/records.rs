@@ -7,11 +7,11 @@ use bytes::Bytes;
 
 use crate::model::event::FinalTransaction;
 use crate::model::{
-    Address, Attempt, BodyHash, Cause, Event, Gas, Generation, Message, Nonce, OrderKey, RequestId, RequestState,
-    Timestamp, TraceContext, TransactionState, TxHash, Wei, Write,
+    Address, BodyHash, Cause, Event, Gas, Generation, Message, Nonce, OrderKey, RequestId, RequestState,
+    SignedTransaction, Timestamp, TraceContext, TransactionState, TxHash, Wei, Write,
 };
+use crate::observe::traces::Followed;
 use crate::policy::limits::Share;
-use crate::traces::Followed;
 
 /// The journal's number for an account on a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -30,18 +30,15 @@ pub struct RequestSeq(pub i64);
 /// The right to write for an account. Every write of a lane carries it; one with a past epoch is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
-    /// The account.
     pub account: AccountId,
     /// The instance's run, not its name: a restarted instance is another owner.
     pub owner: Arc<str>,
-    /// Counts the owners.
     pub epoch: i64,
 }
 
 /// How a lease looked at some moment. Each renewal changes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeaseMark {
-    /// Counts the owners.
     pub epoch: i64,
     /// Until when it holds, by its owner's clock.
     pub until: Timestamp,
@@ -54,9 +51,7 @@ pub struct Instance {
     pub owner: Arc<str>,
     /// What its operators call it.
     pub worker: String,
-    /// Where it runs.
     pub host: String,
-    /// Of the program.
     pub version: String,
     /// Since when it runs, by its host's clock.
     pub started_at: Timestamp,
@@ -67,11 +62,9 @@ pub struct Instance {
 /// Who owns a lane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaneHolder {
-    /// The account.
     pub account: AccountId,
     /// EIP-155 chain id.
     pub chain_id: u64,
-    /// The account's address.
     pub address: Address,
     /// Its owner, there or not.
     pub owner: Option<Arc<str>>,
@@ -91,7 +84,6 @@ pub struct Attendance {
 /// What became of the wish for a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Acquired {
-    /// It is ours.
     Ours(Lease),
     /// Another owner holds it, and it looks so.
     Anothers(LeaseMark),
@@ -110,13 +102,11 @@ impl Acquired {
 /// A delivery that the admission rules let through.
 #[derive(Debug, Clone)]
 pub struct Arrival {
-    /// Its request's id.
     pub id: RequestId,
     /// Which copy it is.
     pub generation: Generation,
     /// The hash of its body.
     pub body_hash: BodyHash,
-    /// The whole message.
     pub message: Message,
     /// The lane that it goes to if it is new.
     pub account: AccountId,
@@ -129,7 +119,6 @@ pub struct Arrival {
 /// Where outcomes are wanted besides the events exchange.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ReplyAddress {
-    /// The producer's queue.
     pub reply_to: Option<String>,
     /// The producer's correlation id.
     pub correlation_id: Option<String>,
@@ -138,9 +127,7 @@ pub struct ReplyAddress {
 /// A request as the lane needs it.
 #[derive(Debug, Clone)]
 pub struct QueuedRequest {
-    /// The journal's number.
     pub seq: RequestSeq,
-    /// Its id.
     pub id: RequestId,
     /// The copy accepted last.
     pub generation: Generation,
@@ -150,13 +137,11 @@ pub struct QueuedRequest {
     pub received_at: Timestamp,
     /// When this copy was accepted.
     pub accepted_at: Timestamp,
-    /// Its body.
     pub body: Bytes,
     /// What it asks for; `None` where it was taken in by a version that did not store it.
     pub write: Option<Write>,
     /// It shares no transaction: one that it shared has failed.
     pub is_alone: bool,
-    /// Whom to tell.
     pub reply: ReplyAddress,
     /// Where it stands in its producer's trace.
     pub trace: Option<TraceContext>,
@@ -181,18 +166,13 @@ pub struct NewTransaction {
     pub request: RequestSeq,
     /// The requests that it is for besides, in the order of the batch.
     pub others: Vec<RequestSeq>,
-    /// Its nonce.
     pub nonce: Nonce,
-    /// Who is called.
     pub to: Address,
-    /// What is paid.
     pub value: Wei,
     /// Of a batch: its calldata.
     pub data: Option<Bytes>,
-    /// The gas limit.
     pub gas: Gas,
-    /// The signed bytes.
-    pub attempt: Attempt,
+    pub attempt: SignedTransaction,
 }
 
 impl NewTransaction {
@@ -214,26 +194,20 @@ pub struct LiveTransaction {
     pub request: QueuedRequest,
     /// The requests that it is for besides, in the order of the batch.
     pub others: Vec<QueuedRequest>,
-    /// Its nonce.
     pub nonce: Nonce,
-    /// Who is called.
     pub to: Address,
-    /// What is paid.
     pub value: Wei,
     /// Of a batch: its calldata.
     pub data: Option<Bytes>,
-    /// The gas limit.
     pub gas: Gas,
     /// Everything ever signed for it, oldest first.
-    pub attempts: Vec<Attempt>,
+    pub signed: Vec<SignedTransaction>,
 }
 
 /// How a nonce ended.
 #[derive(Debug, Clone)]
 pub struct ClosedTransaction {
-    /// The nonce.
     pub nonce: Nonce,
-    /// How.
     pub state: TransactionState,
     /// The attempt that is final; none where a foreign transaction took the nonce.
     pub included: Option<FinalTransaction>,
@@ -242,17 +216,13 @@ pub struct ClosedTransaction {
 /// A request that has a nonce, or had one.
 #[derive(Debug, Clone)]
 pub struct StoredRequest {
-    /// The journal's number.
     pub seq: RequestSeq,
-    /// Its id.
     pub id: RequestId,
     /// The copy that it stands at.
     pub generation: Generation,
-    /// Whom to tell.
     pub reply: ReplyAddress,
     /// Where it stands in its producer's trace.
     pub trace: Option<TraceContext>,
-    /// Where it stands.
     pub state: RequestState,
 }
 
@@ -263,14 +233,13 @@ pub struct StoredNonce {
     pub request: StoredRequest,
     /// The requests that it is for besides, in the order of the batch.
     pub others: Vec<StoredRequest>,
-    /// The nonce.
     pub nonce: Nonce,
     /// Where the nonce stands.
     pub state: TransactionState,
     /// What is final of it, without the price paid.
     pub included: Option<FinalTransaction>,
     /// Everything ever signed for it, oldest first.
-    pub attempts: Vec<Attempt>,
+    pub signed: Vec<SignedTransaction>,
 }
 
 /// Which nonces are asked for.
@@ -287,11 +256,8 @@ pub enum Which {
 /// The chain has lost the block in which this was final.
 #[derive(Debug, Clone)]
 pub struct Reorged {
-    /// The request.
     pub request: RequestSeq,
-    /// Its nonce.
     pub nonce: Nonce,
-    /// For a person.
     pub detail: String,
     /// Goes into the outbox in the same commit.
     pub event: Option<Event>,
@@ -309,11 +275,9 @@ impl Reorged {
 /// How a nonce ended for the second time, after the chain had lost the block of its first end.
 #[derive(Debug, Clone)]
 pub struct EndedAgain {
-    /// The request.
     pub request: RequestSeq,
     /// How the nonce ended, with what is final of it; nothing where its first end is kept.
     pub transaction: ClosedTransaction,
-    /// For a person.
     pub detail: String,
     /// Goes into the outbox in the same commit.
     pub event: Option<Event>,
@@ -345,30 +309,24 @@ pub enum Decision {
     /// What it asks for is final in the chain, by a transaction that is none of its own; its event goes into the outbox in
     /// the same commit.
     Found {
-        /// About it.
         event: Event,
-        /// The transaction.
         written_by: TxHash,
     },
     /// It failed and is tried again as `next`.
     Retry {
-        /// Why.
         cause: Cause,
         /// The copy that will wait.
         next: Generation,
     },
     /// It failed for good.
     Dead {
-        /// Why.
         cause: Cause,
     },
     /// An operator wants it no more. Dead if it still waits for a nonce; where it has moved on, nothing happens and the
     /// wish stays.
     Cancel {
-        /// Why.
         cause: Cause,
     },
-    /// It queues again.
     Requeue(Requeue),
 }
 
@@ -410,7 +368,6 @@ impl Requeue {
 /// The incident of a request that was found written.
 pub const RECORDED: &str = "recorded";
 
-/// What it says.
 pub fn recorded_by(transaction: TxHash) -> String {
     format!("its record was in the chain already, with the same content, by {transaction}")
 }
@@ -418,9 +375,7 @@ pub fn recorded_by(transaction: TxHash) -> String {
 /// A decided request and, if it had one, its closed transaction.
 #[derive(Debug, Clone)]
 pub struct Settlement {
-    /// The request.
     pub request: RequestSeq,
-    /// Its transaction.
     pub transaction: Option<ClosedTransaction>,
     /// What became of it.
     pub decision: Decision,
@@ -459,9 +414,7 @@ pub enum WishAnswer {
 /// A wish that a lane has to see to.
 #[derive(Debug, Clone)]
 pub struct Cancellation {
-    /// The request.
     pub request: QueuedRequest,
-    /// Accepted or writing.
     pub state: RequestState,
     /// Who and why, for a person.
     pub detail: String,
@@ -489,15 +442,12 @@ impl CopyKind {
 /// A copy that has to reach the broker before its request is settled.
 #[derive(Debug, Clone)]
 pub struct UnconfirmedCopy {
-    /// The request.
     pub request: RequestSeq,
-    /// Its id.
     pub id: RequestId,
     /// What it is published as.
     pub kind: CopyKind,
     /// The copy to publish: the coming retry, or the copy that died.
     pub generation: Generation,
-    /// Why it failed.
     pub cause: Cause,
     /// When it failed for the first time.
     pub first_failed_at: Timestamp,
@@ -510,9 +460,7 @@ pub struct UnconfirmedCopy {
 /// A copy has its publisher confirm.
 #[derive(Debug, Clone)]
 pub struct ConfirmedCopy {
-    /// The request.
     pub request: RequestSeq,
-    /// The copy.
     pub generation: Generation,
     /// What it was published as.
     pub kind: CopyKind,
@@ -531,9 +479,7 @@ pub struct RefusedMessage {
     pub body_hash: BodyHash,
     /// Which copy it is.
     pub generation: Generation,
-    /// Why.
     pub cause: Cause,
-    /// Tells the producer.
     pub event: Event,
 }
 
@@ -542,11 +488,8 @@ pub struct RefusedMessage {
 pub struct OutboxRow {
     /// Its place in the outbox.
     pub id: i64,
-    /// CloudEvents id.
     pub event_id: String,
-    /// Routing key.
     pub kind: String,
-    /// JSON document.
     pub body: String,
     /// Whom else to tell.
     pub reply: ReplyAddress,

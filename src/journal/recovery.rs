@@ -4,14 +4,12 @@
 use async_trait::async_trait;
 
 use crate::journal::{AccountId, JournalError, Result};
-use crate::model::{BlockNumber, BodyHash, Nonce, Timestamp, TxHash};
+use crate::model::{BlockNumber, Nonce, RecoveredWrite, Timestamp};
 
 /// That a journal takes the place of a lost one. While this stands, what may be written already is not written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recovery {
-    /// Since when.
     pub begun_at: Timestamp,
-    /// By whom.
     pub operator: String,
     /// The first block that was read.
     pub from_block: BlockNumber,
@@ -22,27 +20,11 @@ pub struct Recovery {
 /// An account as the chain shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecoveredAccount {
-    /// The account.
     pub account: AccountId,
     /// All below it are taken, and final.
     pub next_nonce: Nonce,
     /// What it wrote in the blocks that were read.
     pub writes: Vec<RecoveredWrite>,
-}
-
-/// A transaction of ours that is final and did not revert.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RecoveredWrite {
-    /// Its nonce.
-    pub nonce: Nonce,
-    /// Which of several calls in it, from zero.
-    pub place: u32,
-    /// Its hash.
-    pub tx_hash: TxHash,
-    /// Its block's height.
-    pub block_number: BlockNumber,
-    /// The hash of its calldata; where it was a batch, of the calldata that the request would have had alone.
-    pub data_hash: BodyHash,
 }
 
 /// What `chainwriter recover` needs.

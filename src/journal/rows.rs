@@ -10,15 +10,15 @@ use crate::journal::columns::{
     word,
 };
 use crate::journal::{
-    AccountId, AttemptHistory, Cancellation, CopyKind, History, Incident, Instance, JournalError, LaneHolder,
-    LeaseMark, LiveTransaction, OutboxRow, QueuedRequest, RecoveredWrite, Recovery, ReplyAddress, RequestSeq, Result,
-    StoredNonce, StoredRequest, TransactionHistory, UnconfirmedCopy,
+    AccountId, Cancellation, CopyKind, History, Incident, Instance, JournalError, LaneHolder, LeaseMark,
+    LiveTransaction, OutboxRow, QueuedRequest, Recovery, ReplyAddress, RequestSeq, Result, SignedHistory, StoredNonce,
+    StoredRequest, TransactionHistory, UnconfirmedCopy,
 };
 use crate::model::event::{BatchPlace, FinalTransaction};
 use crate::model::{
-    Address, Attempt, AttemptKind, BlockHash, BlockNumber, BodyHash, Cause, FailureClass, Fee, Gas, GasRule,
-    Generation, Headers, Message, Nonce, Origin, Properties, RequestId, RequestState, SignedTransaction, Timestamp,
-    TraceContext, TransactionState, TxHash, Wei, Write, WriteHash,
+    Address, BlockHash, BlockNumber, BodyHash, Cause, FailureClass, Fee, Gas, GasRule, Generation, Headers, Message,
+    Nonce, Origin, Properties, Purpose, RawTransaction, RecoveredWrite, RequestId, RequestState, SignedTransaction,
+    Timestamp, TraceContext, TransactionState, TxHash, Wei, Write, WriteHash,
 };
 use crate::policy::arrival::Known;
 
@@ -232,18 +232,18 @@ pub(super) fn message(row: &impl Columns) -> Result<Message> {
 /// The columns that [`attempt`] reads.
 pub(super) const ATTEMPT_COLUMNS: &str = "a.kind, a.hash, a.raw, a.max_fee, a.tip, a.signed_at";
 
-pub(super) fn attempt(row: &impl Columns) -> Result<Attempt> {
+pub(super) fn attempt(row: &impl Columns) -> Result<SignedTransaction> {
     let max_fee = Wei(unsigned(row, "attempt", "max_fee")?);
     let fee = match optional_number(row, "attempt", "tip")? {
         Some(tip) => Fee::Eip1559 { max_fee, tip: Wei(tip.unsigned_abs().into()) },
         None => Fee::Legacy { gas_price: max_fee },
     };
     let raw = present(row.bytes("raw"), "attempt", "raw")?;
-    Ok(Attempt {
-        kind: word(row, "attempt", "kind", AttemptKind::from_word)?,
-        signed: SignedTransaction {
+    Ok(SignedTransaction {
+        purpose: word(row, "attempt", "kind", Purpose::from_word)?,
+        raw: RawTransaction {
             hash: fixed(row, "attempt", "hash", TxHash::from_slice)?,
-            raw: Bytes::copy_from_slice(raw),
+            bytes: Bytes::copy_from_slice(raw),
         },
         fee,
         signed_at: Timestamp(number(row, "attempt", "signed_at")?),
@@ -251,7 +251,7 @@ pub(super) fn attempt(row: &impl Columns) -> Result<Attempt> {
 }
 
 /// A filler, with its nonce.
-pub(super) fn filler(row: &impl Columns) -> Result<(Nonce, Attempt)> {
+pub(super) fn filler(row: &impl Columns) -> Result<(Nonce, SignedTransaction)> {
     Ok((Nonce(unsigned(row, "filler", "nonce")?), attempt(row)?))
 }
 
@@ -262,7 +262,7 @@ pub(super) const LIVE_COLUMNS: &str = "t.nonce, t.to_address, t.value, t.data, t
 pub(super) fn add_live(live: &mut Vec<LiveTransaction>, row: &impl Columns) -> Result<()> {
     let nonce = Nonce(unsigned(row, "transaction", "nonce")?);
     match live.last_mut() {
-        Some(last) if last.nonce == nonce => last.attempts.push(attempt(row)?),
+        Some(last) if last.nonce == nonce => last.signed.push(attempt(row)?),
         _ => live.push(LiveTransaction {
             request: queued_request(row)?,
             others: Vec::new(),
@@ -271,7 +271,7 @@ pub(super) fn add_live(live: &mut Vec<LiveTransaction>, row: &impl Columns) -> R
             value: amount("transaction", &text(row, "transaction", "value")?)?,
             data: optional_bytes(row, "transaction", "data")?,
             gas: Gas(unsigned(row, "transaction", "gas")?),
-            attempts: vec![attempt(row)?],
+            signed: vec![attempt(row)?],
         }),
     }
     Ok(())
@@ -328,14 +328,14 @@ pub(super) const STORED_COLUMNS: &str = "t.nonce, t.state, t.final_hash, t.block
 pub(super) fn add_stored(stored: &mut Vec<StoredNonce>, row: &impl Columns) -> Result<()> {
     let nonce = Nonce(unsigned(row, "transaction", "nonce")?);
     match stored.last_mut() {
-        Some(last) if last.nonce == nonce => last.attempts.push(attempt(row)?),
+        Some(last) if last.nonce == nonce => last.signed.push(attempt(row)?),
         _ => stored.push(StoredNonce {
             request: stored_request(row)?,
             others: Vec::new(),
             nonce,
             state: word(row, "transaction", "state", TransactionState::from_word)?,
             included: included(row, nonce)?,
-            attempts: vec![attempt(row)?],
+            signed: vec![attempt(row)?],
         }),
     }
     Ok(())
@@ -359,7 +359,6 @@ fn included(row: &impl Columns, nonce: Nonce) -> Result<Option<FinalTransaction>
 pub(super) const COPY_COLUMNS: &str = "seq, id, state, replay, retry, body, body_hash, envelope, first_failed_at, \
                                        failure_class, failure_reason, failure_detail";
 
-/// Without its hashes.
 pub(super) fn unconfirmed_copy(row: &impl Columns) -> Result<UnconfirmedCopy> {
     let of = |name| text(row, "request", name).map(Cow::into_owned);
     let class = word(row, "request", "failure_class", FailureClass::from_word)?;
@@ -433,14 +432,13 @@ pub(super) fn request_history(row: &impl Columns) -> Result<History> {
     })
 }
 
-/// Without its attempts.
 pub(super) fn transaction_history(row: &impl Columns) -> Result<TransactionHistory> {
     let number = |name| Ok::<_, JournalError>(optional_number(row, "transaction", name)?.map(i64::unsigned_abs));
     Ok(TransactionHistory {
         nonce: Nonce(unsigned(row, "transaction", "nonce")?),
         state: text(row, "transaction", "state")?.into_owned(),
         created_at: time(row, "created_at")?,
-        attempts: Vec::new(),
+        signed: Vec::new(),
         final_hash: optional_fixed(row, "transaction", "final_hash", TxHash::from_slice)?,
         block_number: number("block_number")?.map(BlockNumber),
         block_hash: optional_fixed(row, "transaction", "block_hash", BlockHash::from_slice)?,
@@ -450,8 +448,8 @@ pub(super) fn transaction_history(row: &impl Columns) -> Result<TransactionHisto
     })
 }
 
-pub(super) fn attempt_history(row: &impl Columns) -> Result<AttemptHistory> {
-    Ok(AttemptHistory {
+pub(super) fn attempt_history(row: &impl Columns) -> Result<SignedHistory> {
+    Ok(SignedHistory {
         hash: fixed(row, "attempt", "hash", TxHash::from_slice)?,
         kind: text(row, "attempt", "kind")?.into_owned(),
         max_fee: Wei(unsigned(row, "attempt", "max_fee")?).to_string(),

@@ -23,7 +23,6 @@ pub enum EventKind {
 }
 
 impl EventKind {
-    /// The routing key.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Final => "final",
@@ -49,13 +48,9 @@ pub enum AfterReorg {
 /// A final transaction, as its event tells it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct FinalTransaction {
-    /// Its hash.
     pub tx_hash: TxHash,
-    /// Its nonce.
     pub nonce: Nonce,
-    /// Its block's height.
     pub block_number: BlockNumber,
-    /// Its block's hash.
     pub block_hash: BlockHash,
     /// Gas that it used.
     pub gas_used: Gas,
@@ -92,9 +87,7 @@ impl BatchPlace {
 pub struct Event {
     /// The CloudEvents `id`.
     pub id: String,
-    /// Its kind.
     pub kind: EventKind,
-    /// The JSON document.
     pub body: String,
     /// The queue that the producer asked to be told at.
     pub reply_to: Option<String>,
@@ -107,7 +100,6 @@ pub struct Event {
 pub struct Subject<'a> {
     /// The organisation whose worker speaks.
     pub organisation: &'a str,
-    /// The request.
     pub request: &'a RequestId,
     /// Which copy of it.
     pub generation: Generation,
@@ -132,7 +124,6 @@ pub enum Outcome<'a> {
     Found(&'a FinalTransaction),
     /// It failed and comes back.
     Retry {
-        /// Why.
         cause: &'a Cause,
         /// After how many milliseconds.
         delay_ms: u64,
@@ -141,7 +132,6 @@ pub enum Outcome<'a> {
     },
     /// It failed for good.
     Dead {
-        /// Why.
         cause: &'a Cause,
         /// Every hash signed; none of them can land any more.
         tx_hashes: &'a [TxHash],

@@ -33,11 +33,13 @@ macro_rules! fixed_bytes {
 
         impl $name {
             /// The bytes, most significant first.
+            #[allow(dead_code, reason = "not every type is stored")]
             pub fn as_bytes(&self) -> &[u8] {
                 &self.0
             }
 
             /// The value in these bytes, if there are as many as it takes.
+            #[allow(dead_code, reason = "not every type is stored")]
             pub fn from_slice(bytes: &[u8]) -> Option<Self> {
                 <[u8; $bytes]>::try_from(bytes).ok().map(Self)
             }
@@ -164,10 +166,7 @@ whole_number!(
     /// The height of a block.
     BlockNumber
 );
-whole_number!(
-    /// Units of gas.
-    Gas
-);
+whole_number!(Gas);
 
 /// An amount of the chain's coin in its smallest unit, or a price in it for one unit of gas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
@@ -294,12 +293,10 @@ impl Timestamp {
         Duration::from_millis(u64::try_from(Self::now().0.saturating_sub(self.0)).unwrap_or(0))
     }
 
-    /// This long after.
     pub fn after(self, wait: Duration) -> Self {
         Self(self.0.saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)))
     }
 
-    /// This long before.
     pub fn before(self, span: Duration) -> Self {
         Self(self.0.saturating_sub(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
     }

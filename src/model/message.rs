@@ -55,16 +55,13 @@ pub mod header {
     pub const DELIVERY_COUNT: &str = "x-delivery-count";
 }
 
-/// Headers by name.
 pub type Headers = BTreeMap<String, HeaderValue>;
 
 /// A value in a header table. Integers of every width become 64 bits wide and floats double.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HeaderValue {
-    /// A truth value.
     Bool(bool),
-    /// A whole number.
     Int(i64),
     /// A floating point number.
     Float(#[serde(with = "float_text")] f64),
@@ -72,7 +69,6 @@ pub enum HeaderValue {
     Decimal {
         /// Places after the point.
         scale: u8,
-        /// All digits.
         value: u32,
     },
     /// UTF-8 text.
@@ -81,11 +77,8 @@ pub enum HeaderValue {
     Bytes(Vec<u8>),
     /// Seconds since 1970.
     Time(u64),
-    /// A sequence.
     Array(Vec<HeaderValue>),
-    /// A nested table.
     Table(Headers),
-    /// Nothing.
     Void,
 }
 
@@ -195,7 +188,6 @@ pub struct Properties {
     /// The producer's name for the kind of message.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
-    /// The producer's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub app_id: Option<String>,
 }
@@ -205,7 +197,6 @@ pub struct Properties {
 pub struct Origin {
     /// Its exchange; empty for the default exchange.
     pub exchange: String,
-    /// Its routing key.
     pub routing_key: String,
 }
 
@@ -214,9 +205,7 @@ pub struct Origin {
 pub struct Message {
     /// The payload. Never logged.
     pub body: Bytes,
-    /// The basic properties.
     pub properties: Properties,
-    /// The header table.
     pub headers: Headers,
     /// Where it was published.
     pub origin: Origin,
@@ -225,13 +214,11 @@ pub struct Message {
 /// What a copy for a wait queue or the dead-letter queue says about the failure behind it.
 #[derive(Debug, Clone)]
 pub struct FailureNote<'a> {
-    /// What happened.
     pub cause: &'a Cause,
     /// When the request failed for the first time.
     pub first_failed_at: Timestamp,
     /// Every hash ever signed for the request.
     pub tx_hashes: &'a [TxHash],
-    /// Organisation and instance.
     pub worker: &'a str,
 }
 
@@ -240,9 +227,7 @@ pub struct FailureNote<'a> {
 pub struct ReplayNote<'a> {
     /// `cw-replay-count` of the copy; nothing for a message that begins anew under an id of its own.
     pub replay: u32,
-    /// Who.
     pub by: &'a str,
-    /// When.
     pub at: Timestamp,
     /// Why, in their words; may be empty.
     pub reason: &'a str,

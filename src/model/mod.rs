@@ -10,7 +10,9 @@ pub mod trace;
 pub mod transaction;
 pub mod write;
 
-pub use event::{Event, EventKind};
+pub use event::Event;
+#[cfg(test)]
+pub use event::EventKind;
 pub use failure::{Cause, FailureClass, PauseReason};
 pub use ids::{
     Address, BlockHash, BlockNumber, BodyHash, ContentHash, Gas, Nonce, OrderKey, RecordId, RequestId, Timestamp,
@@ -20,5 +22,5 @@ pub use message::{HeaderValue, Headers, Message, Origin, Properties};
 pub use progress::Heartbeat;
 pub use request::{Generation, RequestState};
 pub use trace::TraceContext;
-pub use transaction::{Attempt, AttemptKind, Fee, SignedTransaction, TransactionState, UnsignedTransaction};
-pub use write::{GasRule, Write};
+pub use transaction::{Fee, Purpose, RawTransaction, SignedTransaction, TransactionState, UnsignedTransaction};
+pub use write::{GasRule, RecoveredWrite, Write};

@@ -55,7 +55,6 @@ impl TraceContext {
         Self::new(&format!("00-{}-{}-{SAMPLED:02x}", hex::encode(trace_id), hex::encode(span_id)), state)
     }
 
-    /// The trace.
     pub fn trace_id(&self) -> [u8; 16] {
         self.part(1)
     }

@@ -1,10 +1,10 @@
-//! Transactions and their attempts: what is signed, what was signed, and where a nonce stands.
+//! Transactions: before they are signed, once they are signed, and where their nonce stands.
 
 use bytes::Bytes;
 
 use crate::model::ids::{Address, Gas, Nonce, Timestamp, TxHash, Wei};
 
-/// What an attempt offers for each unit of gas.
+/// The price that a transaction offers for each unit of gas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fee {
     /// A type 2 transaction (EIP-1559).
@@ -49,30 +49,26 @@ impl Fee {
 pub struct UnsignedTransaction {
     /// EIP-155 chain id.
     pub chain_id: u64,
-    /// Its nonce.
     pub nonce: Nonce,
     /// Who is called or paid; nobody where a contract is made.
     pub to: Option<Address>,
     /// How much is paid.
     pub value: Wei,
-    /// The gas limit.
     pub gas: Gas,
-    /// The calldata.
     pub data: Bytes,
-    /// What it offers.
     pub fee: Fee,
 }
 
-/// What an attempt is for.
+/// Why a transaction is signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum AttemptKind {
+pub enum Purpose {
     /// Does what the request asks for.
     Write,
     /// A self-transfer that takes the nonce, so that the write can never land.
     Cancel,
 }
 
-impl AttemptKind {
+impl Purpose {
     /// The word stored in the journal.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -81,38 +77,34 @@ impl AttemptKind {
         }
     }
 
-    /// The kind with this word.
+    /// The purpose with this word.
     pub fn from_word(word: &str) -> Option<Self> {
-        [Self::Write, Self::Cancel].into_iter().find(|kind| kind.as_str() == word)
+        [Self::Write, Self::Cancel].into_iter().find(|purpose| purpose.as_str() == word)
     }
 }
 
-/// A signature's fruit: the bytes that a node takes, and their hash.
+/// The encoding of a signed transaction that a node takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SignedTransaction {
-    /// keccak-256 of `raw`.
+pub struct RawTransaction {
+    /// keccak-256 of `bytes`.
     pub hash: TxHash,
-    /// The encoded transaction.
-    pub raw: Bytes,
+    /// EIP-2718 envelope, or RLP for a legacy transaction.
+    pub bytes: Bytes,
 }
 
-/// One signed encoding of a transaction, as the journal keeps it.
+/// A signed transaction, as the journal keeps it: one encoding, and why it was signed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attempt {
-    /// What it is for.
-    pub kind: AttemptKind,
-    /// Bytes and hash.
-    pub signed: SignedTransaction,
-    /// What it offers.
+pub struct SignedTransaction {
+    pub purpose: Purpose,
+    pub raw: RawTransaction,
     pub fee: Fee,
-    /// When it was signed.
     pub signed_at: Timestamp,
 }
 
 /// Where a nonce stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TransactionState {
-    /// One of its attempts may still land.
+    /// A signed transaction with this nonce may still land.
     Live,
     /// Final, and it did what it should.
     Succeeded,
@@ -125,7 +117,6 @@ pub enum TransactionState {
 }
 
 impl TransactionState {
-    /// All of them.
     pub const ALL: [Self; 5] = [Self::Live, Self::Succeeded, Self::Reverted, Self::Cancelled, Self::Displaced];
 
     /// Its requests must have no other transaction: it may land, or has landed and done what it should.

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use crate::model::ids::{Address, Gas, Wei, WriteHash};
+use crate::model::ids::{Address, BlockNumber, BodyHash, Gas, Nonce, TxHash, Wei, WriteHash};
 
 /// How much gas a request gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,11 +21,8 @@ pub enum GasRule {
 /// every attempt and every instance signs the same, whatever their configuration says by then.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Write {
-    /// Who is called.
     pub to: Address,
-    /// What is paid.
     pub value: Wei,
-    /// How much gas.
     pub gas: GasRule,
     /// The calldata; `None`: the body.
     pub data: Option<Bytes>,
@@ -47,6 +44,18 @@ impl Write {
         hasher.update(self.data.as_deref().unwrap_or_default());
         WriteHash(hasher.finalize().into())
     }
+}
+
+/// A transaction of ours that is final and did not revert.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecoveredWrite {
+    pub nonce: Nonce,
+    /// Which of several calls in it, from zero.
+    pub place: u32,
+    pub tx_hash: TxHash,
+    pub block_number: BlockNumber,
+    /// The hash of its calldata; where it was a batch, of the calldata that the request would have had alone.
+    pub data_hash: BodyHash,
 }
 
 #[cfg(test)]

@@ -39,9 +39,7 @@ pub struct Pointer {
 /// Where an argument comes from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Source {
-    /// The body.
     At(Pointer),
-    /// The configuration.
     Literal(Value),
 }
 
@@ -249,7 +247,6 @@ impl Call {
         Ok(Self { function, arguments })
     }
 
-    /// The function.
     pub fn function(&self) -> &Function {
         &self.function
     }
@@ -301,7 +298,6 @@ impl Call {
     }
 }
 
-/// Reads one argument.
 struct Reader<'a> {
     what: &'a str,
     encoding: Encoding,

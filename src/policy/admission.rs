@@ -36,7 +36,6 @@ pub enum Ordering {
 pub struct OrderBy {
     /// Where the key stands.
     pub source: TextSource,
-    /// How.
     pub ordering: Ordering,
 }
 
@@ -65,7 +64,6 @@ impl AdmissionRules {
 /// A message that is a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
-    /// Its id.
     pub id: RequestId,
     /// Which copy it is.
     pub generation: Generation,
@@ -98,7 +96,6 @@ impl Candidate {
 pub struct Refusal {
     /// Its id, where it has one.
     pub id: Option<RequestId>,
-    /// Why.
     pub cause: Cause,
 }
 

@@ -16,7 +16,6 @@ pub fn is_suspect(message: &Message) -> bool {
 /// What the journal knows of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Known {
-    /// Where it stands.
     pub state: RequestState,
     /// The copy that it stands at: while a retry is pending or waiting, that retry; else the copy accepted last.
     pub generation: Generation,

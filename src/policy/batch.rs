@@ -26,9 +26,7 @@ pub struct Batching {
 /// A contract's function that does for many what another does for one.
 #[derive(Debug, Clone)]
 pub struct BatchKind {
-    /// The contract.
     pub to: Address,
-    /// Both functions.
     pub many: Many,
 }
 
@@ -43,6 +41,7 @@ pub struct Alike {
 
 impl Batching {
     /// Each request has a transaction of its own.
+    #[cfg(test)]
     pub const NONE: Self =
         Self { max_requests: 1, max_bytes: 0, max_wait: Duration::ZERO, keeps_order: false, kinds: Vec::new() };
 

@@ -23,7 +23,6 @@ pub enum SendMeaning {
     Syncing,
     /// The endpoint serves another chain.
     WrongChain,
-    /// Fewer calls, please.
     RateLimited,
     /// The node will not take this transaction, for a reason of its own.
     Refused,

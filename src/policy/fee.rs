@@ -2,7 +2,6 @@
 
 use crate::model::{Fee, Wei};
 
-/// How to price.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FeeMode {
     /// EIP-1559 where blocks have a base fee, else legacy.
@@ -18,7 +17,6 @@ pub enum FeeMode {
 /// The operator's part of pricing.
 #[derive(Debug, Clone, Copy)]
 pub struct FeeRules {
-    /// How.
     pub mode: FeeMode,
     /// Never more than this for one unit of gas.
     pub max_fee: Wei,
@@ -29,7 +27,6 @@ pub struct FeeRules {
 pub struct Market {
     /// The next block's base fee, where blocks have one.
     pub base_fee: Option<Wei>,
-    /// A usual tip.
     pub tip: Wei,
     /// What the node suggests to a legacy transaction.
     pub gas_price: Wei,
@@ -41,7 +38,6 @@ pub struct Market {
 pub struct AboveCap {
     /// What it would take.
     pub needed: Wei,
-    /// The cap.
     pub cap: Wei,
 }
 

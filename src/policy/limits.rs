@@ -75,9 +75,7 @@ impl Span {
 /// What a new transaction counts with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Share {
-    /// Its gas limit.
     pub gas: Gas,
-    /// What it pays.
     pub value: Wei,
     /// What its gas may cost at most, as it is first offered.
     pub fee: Wei,
@@ -98,7 +96,6 @@ pub struct Limits {
     pub fee_per_day: Option<Wei>,
 }
 
-/// One of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Limit {
     /// `limits.writes_per_second`
@@ -144,7 +141,6 @@ pub struct Throttled {
 /// How many of those that were asked for may be begun: the first ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Granted {
-    /// How many.
     pub count: usize,
     /// What holds back the next one, if there is a next one.
     pub throttled: Option<Throttled>,
@@ -153,7 +149,6 @@ pub struct Granted {
 /// What the journal holds of a chain, and the time by its clock, in microseconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Usage {
-    /// Now.
     pub now_us: i64,
     /// Transactions that are signed and not final.
     pub live: u64,
@@ -185,7 +180,6 @@ impl Usage {
 }
 
 impl Limits {
-    /// There is none.
     pub fn is_none(&self) -> bool {
         *self == Self::default()
     }

@@ -27,7 +27,6 @@ pub struct Permits {
 /// Somebody whom requests may call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Allowed {
-    /// Who.
     pub to: Address,
     /// With which functions; `None`: with anything.
     pub functions: Option<Vec<Named>>,

@@ -23,7 +23,6 @@ const WORD: usize = 32;
 /// What of a body goes into the chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kept {
-    /// Its hash.
     Hash,
     /// Its hash, and all of it in the log.
     Body,
@@ -32,7 +31,6 @@ pub enum Kept {
 /// The contract has a record under the id already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Taken {
-    /// The id.
     pub id: RecordId,
     /// The content that it was asked to keep.
     pub ours: ContentHash,
@@ -61,7 +59,6 @@ impl Taken {
 /// A record, as the log shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Logged {
-    /// Its id.
     pub id: RecordId,
     /// Who wrote it: the account, or a contract that it called.
     pub writer: Address,

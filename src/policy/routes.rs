@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::model::message::header;
 use crate::model::{Address, Cause, GasRule, HeaderValue, Message, RequestId, Wei, Write};
 use crate::policy::abi::{Call, Errors, Many, Pointer};
-use crate::policy::carried;
+use crate::policy::raw_transaction;
 use crate::policy::records::{self, Kept};
 use crate::policy::schema::Schema;
 
@@ -25,11 +25,8 @@ pub struct Route {
     pub schema: Option<Schema>,
     /// Who is called; `None`: the message says.
     pub to: Option<Address>,
-    /// What is paid.
     pub value: Amount,
-    /// How much gas.
     pub gas: GasRule,
-    /// With what.
     pub calldata: Calldata,
     /// What does for many messages what it does for one.
     pub many: Option<Many>,
@@ -55,7 +52,6 @@ pub struct KeyPattern(pub String);
 /// What a route pays.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Amount {
-    /// Always this.
     Fixed(Wei),
     /// So many wei as the body says there.
     At(Pointer),
@@ -64,7 +60,6 @@ pub enum Amount {
 /// What a route calls a contract with.
 #[derive(Debug, Clone)]
 pub enum Calldata {
-    /// The body's bytes.
     Body,
     /// A function, and arguments from the body.
     Call(Box<Call>),
@@ -131,7 +126,7 @@ pub fn write_of(routes: &[Route], id: &RequestId, message: &Message, most_bytes:
 
 /// All that the body says; its gas comes before the route's.
 fn carried(route: &Route, message: &Message) -> Result<Write, Cause> {
-    let carried = carried::read(&json_of(route, message)?)
+    let carried = raw_transaction::read(&json_of(route, message)?)
         .map_err(|misfit| Cause::invalid("bad_transaction", format!("{}: {misfit}", route.name)))?;
     let gas = carried.gas.map_or(route.gas, GasRule::Fixed);
     Ok(Write { to: carried.to, value: carried.value, gas, data: Some(carried.data) })

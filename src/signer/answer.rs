@@ -5,7 +5,7 @@ use bytes::Bytes;
 use rlp::{Rlp, RlpStream};
 use web3::signing::{keccak256, recover};
 
-use crate::model::{Address, Fee, SignedTransaction, TxHash, UnsignedTransaction, Wei};
+use crate::model::{Address, Fee, RawTransaction, TxHash, UnsignedTransaction, Wei};
 
 /// First byte of a type 2 transaction.
 const TYPE_2: u8 = 2;
@@ -30,7 +30,7 @@ struct Signature {
 ///
 /// # Errors
 /// What is wrong with it, in words.
-pub(super) fn checked(asked: &UnsignedTransaction, address: Address, raw: Bytes) -> Result<SignedTransaction, String> {
+pub(super) fn checked(asked: &UnsignedTransaction, address: Address, raw: Bytes) -> Result<RawTransaction, String> {
     let (is_type_2, fields) = match (asked.fee, raw.split_first()) {
         (Fee::Eip1559 { .. }, Some((&TYPE_2, fields))) => (true, fields),
         (Fee::Eip1559 { .. }, _) => return Err("it is no transaction of type 2".to_owned()),
@@ -42,7 +42,7 @@ pub(super) fn checked(asked: &UnsignedTransaction, address: Address, raw: Bytes)
     }
     if let Some(signer) = recovered(asked, &signature) {
         if signer == address {
-            return Ok(SignedTransaction { hash: TxHash(keccak256(&raw)), raw });
+            return Ok(RawTransaction { hash: TxHash(keccak256(&raw)), bytes: raw });
         }
         return Err(format!("it is signed by {signer}"));
     }
@@ -152,7 +152,7 @@ mod tests {
         LocalSigner::from_hex(&SecretString::from(key)).unwrap()
     }
 
-    async fn signed(key: &str, transaction: &UnsignedTransaction) -> SignedTransaction {
+    async fn signed(key: &str, transaction: &UnsignedTransaction) -> RawTransaction {
         signer(key).sign(vec![transaction.clone()], &[]).await.unwrap().remove(0)
     }
 
@@ -163,7 +163,7 @@ mod tests {
                 for data in [&b""[..], &[0], &[0x80], &[7; 60_000]] {
                     let asked = UnsignedTransaction { nonce: Nonce(nonce), data: data.to_vec().into(), ..asked(fee) };
                     let signed = signed(KEY, &asked).await;
-                    assert_eq!(checked(&asked, signer(KEY).address(), signed.raw.clone()), Ok(signed));
+                    assert_eq!(checked(&asked, signer(KEY).address(), signed.bytes.clone()), Ok(signed));
                 }
             }
         }
@@ -190,11 +190,11 @@ mod tests {
                 (UnsignedTransaction { fee: dearer, ..asked.clone() }, if is_type_2 { "fee" } else { "gas price" }),
             ];
             for (other, problem) in cases {
-                let answer = signed(KEY, &other).await.raw;
+                let answer = signed(KEY, &other).await.bytes;
                 let refused = checked(&asked, signer(KEY).address(), answer).unwrap_err();
                 assert!(refused.contains(problem), "{other:?}: {refused}");
             }
-            let by_another = signed(OTHER_KEY, &asked).await.raw;
+            let by_another = signed(OTHER_KEY, &asked).await.bytes;
             let refused = checked(&asked, signer(KEY).address(), by_another).unwrap_err();
             assert_eq!(refused, format!("it is signed by {}", signer(OTHER_KEY).address()));
         }
@@ -210,7 +210,7 @@ mod tests {
             .unwrap();
         for fee in [TYPE_2_FEE, LEGACY_FEE] {
             let (asked, address) = (asked(fee), signer(KEY).address());
-            let raw = signed(KEY, &asked).await.raw;
+            let raw = signed(KEY, &asked).await.bytes;
             let is_type_2 = fee == TYPE_2_FEE;
             let mut signature = signature(&asked, is_type_2, if is_type_2 { &raw[1..] } else { &raw }).unwrap();
             let mut borrow = 0_i16;
@@ -232,7 +232,7 @@ mod tests {
     async fn bytes_that_were_touched_are_refused() {
         for fee in [TYPE_2_FEE, LEGACY_FEE] {
             let (asked, address) = (asked(fee), signer(KEY).address());
-            let raw = signed(KEY, &asked).await.raw;
+            let raw = signed(KEY, &asked).await.bytes;
             for length in 0..raw.len() {
                 assert!(checked(&asked, address, raw.slice(..length)).is_err(), "cut to {length}");
             }

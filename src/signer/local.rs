@@ -15,9 +15,9 @@ use web3::types::{H160, TransactionParameters, U64, U256};
 use web3::{RequestId, Transport};
 use zeroize::Zeroize;
 
-use crate::model::{Address, Fee, SignedTransaction, TxHash, UnsignedTransaction, Wei};
+use crate::model::{Address, Fee, RawTransaction, TxHash, UnsignedTransaction, Wei};
+use crate::observe::traces::Within;
 use crate::signer::{Signer, SignerError};
-use crate::traces::Within;
 
 /// Below this many a second thread costs more than it saves.
 const SIGNATURES_PER_THREAD: usize = 16;
@@ -63,15 +63,15 @@ impl LocalSigner {
         Ok(Self { key: Arc::new(key), address })
     }
 
-    fn sign_one(&self, transaction: &UnsignedTransaction) -> Result<SignedTransaction, SignerError> {
+    fn sign_one(&self, transaction: &UnsignedTransaction) -> Result<RawTransaction, SignerError> {
         let accounts = Accounts::new(NoNode);
         let signing = accounts.sign_transaction(parameters(transaction), self);
         let unavailable = |detail: String| SignerError::Unavailable { address: self.address, detail };
         // Nothing is left out, so nothing is awaited.
         match signing.now_or_never() {
-            Some(Ok(signed)) => Ok(SignedTransaction {
+            Some(Ok(signed)) => Ok(RawTransaction {
                 hash: TxHash(signed.transaction_hash.0),
-                raw: Bytes::from(signed.raw_transaction.0),
+                bytes: Bytes::from(signed.raw_transaction.0),
             }),
             Some(Err(error)) => Err(unavailable(error.to_string())),
             None => Err(unavailable("a field was left out".to_owned())),
@@ -104,7 +104,7 @@ impl Signer for LocalSigner {
         &self,
         transactions: Vec<UnsignedTransaction>,
         _: Within<'_>,
-    ) -> Result<Vec<SignedTransaction>, SignerError> {
+    ) -> Result<Vec<RawTransaction>, SignerError> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let share = transactions.len().div_ceil(threads).max(SIGNATURES_PER_THREAD);
         let shares = transactions.chunks(share).map(|share| {
@@ -202,7 +202,7 @@ mod tests {
         let signed = signer().sign((0..100).map(|nonce| transaction(nonce, fee)).collect(), &[]).await.unwrap();
         assert_eq!(signed.len(), 100);
         for (nonce, signed) in signed.iter().enumerate() {
-            assert_eq!(signed.hash, transaction_hash(&signed.raw));
+            assert_eq!(signed.hash, transaction_hash(&signed.bytes));
             let again = signer().sign(vec![transaction(nonce as u64, fee)], &[]).await.unwrap();
             assert_eq!(again[0], *signed, "the same transaction gives the same bytes");
         }
@@ -212,7 +212,7 @@ mod tests {
     async fn type_2_and_type_0_are_encoded_as_such() {
         let fees = [Fee::Eip1559 { max_fee: Wei(20), tip: Wei(0) }, Fee::Legacy { gas_price: Wei(0) }];
         let signed = signer().sign(fees.map(|fee| transaction(0, fee)).to_vec(), &[]).await.unwrap();
-        assert_eq!(signed[0].raw[0], 2);
-        assert!(signed[1].raw[0] >= 0xc0, "a legacy transaction is an RLP list");
+        assert_eq!(signed[0].bytes[0], 2);
+        assert!(signed[1].bytes[0] >= 0xc0, "a legacy transaction is an RLP list");
     }
 }

@@ -2,15 +2,15 @@
 
 use async_trait::async_trait;
 
-use crate::model::{Address, Nonce, SignedTransaction, UnsignedTransaction};
-use crate::traces::Within;
+use crate::model::{Address, Nonce, RawTransaction, UnsignedTransaction};
+use crate::observe::traces::Within;
 
 mod answer;
 pub mod keystore;
 mod local;
 mod remote;
 
-pub use local::{KeyError, LocalSigner};
+pub use local::LocalSigner;
 pub use remote::{RemoteSettings, RemoteSigner, RemoteTls};
 
 /// Why there is no signature.
@@ -21,7 +21,6 @@ pub enum SignerError {
     Unavailable {
         /// Whose key it has.
         address: Address,
-        /// What happened.
         detail: String,
     },
     /// What it answered is not what it was asked for. Nothing of it may be used.
@@ -29,13 +28,11 @@ pub enum SignerError {
         "the signer {label} answered for nonce {nonce} of {address} with something else than it was asked for: {problem}; nothing was sent"
     )]
     Wrong {
-        /// Where it is.
         label: String,
         /// Whose key it should have used.
         address: Address,
         /// Which transaction it was asked for.
         nonce: Nonce,
-        /// What is wrong.
         problem: String,
     },
 }
@@ -52,5 +49,5 @@ pub trait Signer: Send + Sync {
         &self,
         transactions: Vec<UnsignedTransaction>,
         within: Within<'_>,
-    ) -> Result<Vec<SignedTransaction>, SignerError>;
+    ) -> Result<Vec<RawTransaction>, SignerError>;
 }

@@ -12,11 +12,11 @@ use reqwest::{Certificate, ClientBuilder, Identity, Url};
 use web3::Transport;
 use web3::error::Error;
 
-use crate::metrics::CallResult;
-use crate::model::{Address, Fee, SignedTransaction, UnsignedTransaction};
+use crate::model::{Address, Fee, RawTransaction, UnsignedTransaction};
+use crate::observe::metrics::CallResult;
+use crate::observe::traces::{SpanContext, Tracer, Within};
 use crate::rpc::{HttpTransport, client_with, label};
 use crate::signer::{Signer, SignerError, answer};
-use crate::traces::{SpanContext, Tracer, Within};
 
 /// Calls to one server at once.
 const AT_ONCE: usize = 32;
@@ -24,11 +24,8 @@ const AT_ONCE: usize = 32;
 /// Where a key is that this process does not have.
 #[derive(Clone)]
 pub struct RemoteSettings {
-    /// The server.
     pub url: Url,
-    /// Whose key signs.
     pub address: Address,
-    /// For one answer.
     pub timeout: Duration,
     /// Which certificates are trusted and shown.
     pub tls: RemoteTls,
@@ -138,7 +135,7 @@ impl RemoteSigner {
         &self,
         transaction: UnsignedTransaction,
         span: Option<SpanContext>,
-    ) -> Result<SignedTransaction, SignerError> {
+    ) -> Result<RawTransaction, SignerError> {
         let asked = vec![self.wanted(&transaction)];
         let began = Instant::now();
         let answer = self.server.execute(SIGN, asked).await;
@@ -209,7 +206,7 @@ impl Signer for RemoteSigner {
         &self,
         transactions: Vec<UnsignedTransaction>,
         within: Within<'_>,
-    ) -> Result<Vec<SignedTransaction>, SignerError> {
+    ) -> Result<Vec<RawTransaction>, SignerError> {
         let spans = within.iter().cloned().chain(iter::repeat(None));
         let answers = stream::iter(transactions.into_iter().zip(spans))
             .map(|(transaction, span)| self.sign_one(transaction, span));

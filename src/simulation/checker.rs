@@ -7,8 +7,7 @@ use std::sync::PoisonError;
 use crate::journal::{AccountId, RequestSeq};
 use crate::model::message::header;
 use crate::model::{
-    AttemptKind, BodyHash, EventKind, Generation, Nonce, RequestId, RequestState, SignedTransaction, TransactionState,
-    TxHash,
+    BodyHash, EventKind, Generation, Nonce, Purpose, RawTransaction, RequestId, RequestState, TransactionState, TxHash,
 };
 use crate::policy::limits::Limits;
 use crate::simulation::ledger::Effect;
@@ -42,7 +41,6 @@ pub(super) struct Checker {
     postponed: BTreeMap<(String, Generation), usize>,
     /// Transactions of one lane not in a block at most.
     pub(super) in_flight: usize,
-    /// The operator's.
     pub(super) limits: Limits,
     /// Another worker records the same.
     pub(super) has_rival: bool,
@@ -56,7 +54,7 @@ impl World {
     }
 
     /// Invariants 1 and 5: what goes to a node stands in the journal.
-    pub(super) fn check_broadcast(&mut self, transactions: &[SignedTransaction]) {
+    pub(super) fn check_broadcast(&mut self, transactions: &[RawTransaction]) {
         self.with_store(|world, store| {
             for signed in transactions {
                 let record = store.record();
@@ -71,9 +69,9 @@ impl World {
 
     /// What goes out under strict ordering has none of its key before it that has not ended. Bytes of a nonce that is over
     /// may go out late: they do nothing.
-    fn check_order(&mut self, store: &Store, signed: &SignedTransaction) {
+    fn check_order(&mut self, store: &Store, signed: &RawTransaction) {
         let mut live = store.transactions().values().filter(|row| row.state == TransactionState::Live);
-        let is_it = |row: &&TransactionRow| row.attempts.iter().any(|stored| stored.attempt.signed == *signed);
+        let is_it = |row: &&TransactionRow| row.signed.iter().any(|stored| stored.attempt.raw == *signed);
         let requests: Vec<_> = live.find(is_it).into_iter().flat_map(TransactionRow::requests).collect();
         for row in requests.iter().filter_map(|request| store.requests().get(request)) {
             self.check_order_of(store, row);
@@ -123,7 +121,7 @@ impl World {
             let is_open = |((account, nonce), row): &(&(AccountId, Nonce), &TransactionRow)| {
                 let was_seen = |hash| world.checker.seen_in_blocks.contains(&hash);
                 row.state == TransactionState::Live
-                    && !row.attempts.iter().any(|stored| was_seen(stored.attempt.signed.hash))
+                    && !row.signed.iter().any(|stored| was_seen(stored.attempt.raw.hash))
                     && world.ledger.final_at(store.accounts()[account].address, *nonce).is_none()
             };
             let open = store.transactions().iter().filter(is_open).count();
@@ -147,9 +145,9 @@ impl World {
         };
         let kind = ours.iter().find(|stored| stored.signed.hash == hash).map(|stored| stored.kind);
         let truth = match (kind, succeeded) {
-            (Some(AttemptKind::Write), true) => TransactionState::Succeeded,
-            (Some(AttemptKind::Write), false) => TransactionState::Reverted,
-            (Some(AttemptKind::Cancel), _) => TransactionState::Cancelled,
+            (Some(Purpose::Write), true) => TransactionState::Succeeded,
+            (Some(Purpose::Write), false) => TransactionState::Reverted,
+            (Some(Purpose::Cancel), _) => TransactionState::Cancelled,
             (None, _) => TransactionState::Displaced,
         };
         if truth != state {

@@ -11,16 +11,16 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::journal::{Instance, JournalError, Leases};
-use crate::lane::LaneSettings;
 use crate::model::Timestamp;
 use crate::model::ids::virtual_host;
-use crate::pipeline::{Pipeline, PipelineSettings, Seams, Stops};
 use crate::simulation::journal::{Faults, MemoryJournal, in_doubt, not_written};
 use crate::simulation::nodes::SimNodes;
 use crate::simulation::queues::{SimPublisher, deliver};
 use crate::simulation::settings::RunSettings;
 use crate::simulation::signer::SimSigner;
 use crate::simulation::world::Shared;
+use crate::stages::lane::LaneSettings;
+use crate::stages::pipeline::{Pipeline, PipelineSettings, Seams, Stops};
 
 /// Whether a process lives, and what its host's clock says.
 #[derive(Debug, Default)]
@@ -114,7 +114,6 @@ impl Future for Mortal {
     }
 }
 
-/// A running process.
 pub(super) struct Process {
     pub(super) life: Arc<Life>,
     tasks: JoinSet<End>,
@@ -122,7 +121,7 @@ pub(super) struct Process {
     stops: Stops,
     is_stopping: bool,
     journal: Arc<MemoryJournal>,
-    lanes: Vec<(crate::journal::AccountId, crate::lane::LaneSignals)>,
+    lanes: Vec<(crate::journal::AccountId, crate::stages::lane::LaneSignals)>,
     session: watch::Receiver<u64>,
     world: Shared,
 }
@@ -238,7 +237,6 @@ impl Process {
     }
 }
 
-/// The journal's disk.
 struct Disk {
     world: Shared,
 }

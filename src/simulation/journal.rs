@@ -8,11 +8,11 @@ use async_trait::async_trait;
 use crate::journal::{
     AccountId, Acquired, Admissions, Arrival, Attendance, CancelWish, Cancellation, ConfirmedCopy, EndedAgain, History,
     Instance, Instances, JournalError, JournalOverview, Lease, LeaseMark, Leases, LiveTransaction, NewTransaction,
-    Outbox, OutboxRow, QueuedRequest, RecoveredAccount, RecoveredWrite, Recoveries, Recovery, RefusedMessage, Reorged,
-    RequestSeq, Result, Settlement, Settlements, StoredNonce, Transactions, UnconfirmedCopy, Upkeep, Which, WishAnswer,
+    Outbox, OutboxRow, QueuedRequest, RecoveredAccount, Recoveries, Recovery, RefusedMessage, Reorged, RequestSeq,
+    Result, Settlement, Settlements, StoredNonce, Transactions, UnconfirmedCopy, Upkeep, Which, WishAnswer,
 };
 use crate::model::ids::virtual_host;
-use crate::model::{Address, Attempt, BodyHash, Message, Nonce, RequestId, Timestamp};
+use crate::model::{Address, BodyHash, Message, Nonce, RecoveredWrite, RequestId, SignedTransaction, Timestamp};
 use crate::policy::arrival::{Known, Verdict};
 use crate::policy::limits::{Granted, Limits, Usage};
 use crate::simulation::store::Store;
@@ -26,7 +26,6 @@ pub(crate) trait Faults: Send + Sync {
     async fn after(&self, operation: &'static str, writes: bool) -> Result<()>;
 }
 
-/// Nothing goes wrong.
 pub(crate) struct NoFaults;
 
 #[async_trait]
@@ -199,8 +198,8 @@ impl Transactions for MemoryJournal {
         .await
     }
 
-    async fn record_attempts(&self, lease: &Lease, attempts: Vec<(Nonce, Attempt)>) -> Result<()> {
-        self.write_under(lease, "record_attempts", |store, _| store.record_attempts(lease, attempts)).await
+    async fn record_replacements(&self, lease: &Lease, signed: Vec<(Nonce, SignedTransaction)>) -> Result<()> {
+        self.write_under(lease, "record_replacements", |store, _| store.record_replacements(lease, signed)).await
     }
 
     async fn cancellations(&self, account: AccountId) -> Result<Vec<Cancellation>> {
@@ -211,11 +210,11 @@ impl Transactions for MemoryJournal {
         self.read("nonces", |store| store.nonces(account, which)).await
     }
 
-    async fn fillers(&self, account: AccountId, first: Nonce, below: Nonce) -> Result<Vec<(Nonce, Attempt)>> {
+    async fn fillers(&self, account: AccountId, first: Nonce, below: Nonce) -> Result<Vec<(Nonce, SignedTransaction)>> {
         self.read("fillers", |store| store.fillers(account, first, below)).await
     }
 
-    async fn record_fillers(&self, lease: &Lease, fillers: Vec<(Nonce, Attempt)>) -> Result<()> {
+    async fn record_fillers(&self, lease: &Lease, fillers: Vec<(Nonce, SignedTransaction)>) -> Result<()> {
         self.write_under(lease, "record_fillers", |store, _| store.record_fillers(lease, fillers)).await
     }
 
@@ -325,7 +324,7 @@ mod tests {
     use super::*;
     use crate::journal::Journal;
     use crate::journal::contract::{arrival, id, journal_contract, set, transaction};
-    use crate::model::{AttemptKind, Generation, RequestState, TransactionState};
+    use crate::model::{Generation, Purpose, RequestState, TransactionState};
 
     async fn journal() -> ((), Arc<dyn Journal>) {
         let journal = MemoryJournal::new(Arc::default(), Arc::new(NoFaults));
@@ -398,10 +397,7 @@ mod tests {
         let record = store.record();
         let signed = &record.signed[0];
         assert_eq!((signed.account, signed.nonce, &signed.requests), (set.account, Nonce(0), &vec![id("a")]));
-        assert_eq!(
-            (&signed.signed, signed.kind),
-            (&transaction(set.queued[0].seq, 0).attempt.signed, AttemptKind::Write)
-        );
+        assert_eq!((&signed.signed, signed.kind), (&transaction(set.queued[0].seq, 0).attempt.raw, Purpose::Write));
         let event = &record.events[&sent[0].id];
         assert!(event.is_published && event.subject == id("a") && event.event_id == sent[0].event_id);
         assert_eq!(event.kind.as_str(), sent[0].kind);
@@ -422,8 +418,8 @@ mod tests {
         let good_and_bad = [1, 0].map(|index| transaction(set.queued[index].seq, 2 - index as u64)).to_vec();
         set.journal.record_transactions(&set.lease, good_and_bad, Limits::default()).await.unwrap_err();
         let attempt = transaction(set.queued[0].seq, 0).attempt;
-        let attempts = vec![(Nonce(0), attempt.clone()), (Nonce(1), attempt)];
-        set.journal.record_attempts(&set.lease, attempts).await.unwrap_err();
+        let signed = vec![(Nonce(0), attempt.clone()), (Nonce(1), attempt)];
+        set.journal.record_replacements(&set.lease, signed).await.unwrap_err();
         let stray = arrival(AccountId(99), "e", Generation::default(), "body");
         let copies = vec![arrival(set.account, "d", Generation::default(), "body"), stray];
         set.journal.admit(copies).await.unwrap_err();

@@ -11,7 +11,6 @@ use crate::model::{
 };
 use crate::simulation::workload::{Behaviour, Body, records_in};
 
-/// The chain's id.
 pub(super) const CHAIN_ID: u64 = 1337;
 /// Gas in a block.
 const BLOCK_GAS: u64 = 30_000_000;
@@ -45,9 +44,7 @@ pub(super) struct Kept {
 /// What has been done for a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Effect {
-    /// Its body.
     pub(super) text: String,
-    /// By whom.
     pub(super) sender: Address,
 }
 

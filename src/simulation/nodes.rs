@@ -11,13 +11,13 @@ use crate::chain::{
     transaction_hash,
 };
 use crate::model::event::FinalTransaction;
-use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, SignedTransaction, Topic, TxHash, Wei};
+use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, RawTransaction, Topic, TxHash, Wei};
+use crate::observe::traces::Within;
 use crate::policy::fee::Market;
 use crate::policy::records;
 use crate::simulation::ledger::{Block, Kept, Ledger, View, decode};
 use crate::simulation::workload::{Body, records_in};
 use crate::simulation::world::{Shared, World};
-use crate::traces::Within;
 
 /// After this the caller gives up on an answer.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -90,10 +90,10 @@ impl SimNodes {
 }
 
 /// What a node does with bytes, whoever still waits for its answer.
-fn accept(world: &mut World, transactions: &[SignedTransaction]) -> Vec<Result<()>> {
-    let answer = |signed: &SignedTransaction| {
-        let accepted = world.ledger.accept(&signed.raw);
-        for body in decode(&signed.raw).map(|transaction| Body::all(&transaction.data)).unwrap_or_default() {
+fn accept(world: &mut World, transactions: &[RawTransaction]) -> Vec<Result<()>> {
+    let answer = |signed: &RawTransaction| {
+        let accepted = world.ledger.accept(&signed.bytes);
+        for body in decode(&signed.bytes).map(|transaction| Body::all(&transaction.data)).unwrap_or_default() {
             world.check_time(&body);
         }
         let text = accepted.as_ref().map_or_else(Clone::clone, |_| "ok".to_owned());
@@ -278,7 +278,7 @@ impl Chain for SimNodes {
         self.read(look).await
     }
 
-    async fn broadcast(&self, transactions: &[SignedTransaction], _: Within<'_>) -> Vec<Result<()>> {
+    async fn broadcast(&self, transactions: &[RawTransaction], _: Within<'_>) -> Vec<Result<()>> {
         self.world.lock().check_broadcast(transactions);
         let fate = self.fate();
         let (there, back, late) = {
@@ -334,6 +334,6 @@ impl Chain for SimNodes {
 }
 
 /// Bytes hash to what a node would call them.
-pub(super) fn has_its_hash(signed: &SignedTransaction) -> bool {
-    transaction_hash(&signed.raw) == signed.hash
+pub(super) fn has_its_hash(signed: &RawTransaction) -> bool {
+    transaction_hash(&signed.bytes) == signed.hash
 }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::broker::{Delivery, EndDelivery, Flow, Names, Outgoing, PublishError, Publisher, Receipt};
+use crate::broker::{AckToken, Delivery, EndDelivery, Flow, Names, Outgoing, PublishError, Publisher};
 use crate::model::{Generation, HeaderValue, Message};
 use crate::simulation::world::{Shared, World};
 
@@ -53,7 +53,6 @@ pub(super) struct Queues {
     unacked: BTreeMap<u64, BTreeMap<u64, Queued>>,
     /// Publishes get no answer, sessions hold.
     pub(super) is_blocked: bool,
-    /// Nothing connects.
     pub(super) is_down: bool,
     /// Everything ever taken for a queue, with the copy's count.
     pub(super) taken: Vec<(Taken, Queued)>,
@@ -213,7 +212,7 @@ fn take(shared: &Shared, session: u64) -> Option<Delivery> {
     let message = queued.message.clone();
     world.note(format!("delivered {} {} as {tag} of session {session}", queued.id(), queued.generation()));
     world.queues.unacked.get_mut(&session)?.insert(tag, queued);
-    let receipt = Receipt::new(SimReceipt { world: shared.clone(), session, tag });
+    let receipt = AckToken::new(SimReceipt { world: shared.clone(), session, tag });
     Some(Delivery { message, receipt })
 }
 

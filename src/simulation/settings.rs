@@ -8,21 +8,21 @@ use tokio::sync::watch;
 
 use crate::broker::Names;
 use crate::journal::AccountId;
-use crate::lane::{LaneSettings, OutagePolicy, Tuning};
 use crate::model::{Address, Gas, GasRule, Wei};
+use crate::observe::traces::Tracer;
 use crate::policy::abi::{self, Call, Encoding, Pointer, Source};
 use crate::policy::admission::{AdmissionRules, OrderBy, Ordering, TextSource};
 use crate::policy::batch::{BatchKind, Batching};
 use crate::policy::fee::{FeeMode, FeeRules};
 use crate::policy::finality::FinalityRule;
 use crate::policy::limits::Limits;
-use crate::policy::pause::RetrySchedule;
 use crate::policy::records::Kept;
+use crate::policy::retry_schedule::RetrySchedule;
 use crate::policy::routes::{Calldata, Route};
-use crate::settle::SettleSettings;
 use crate::simulation::ledger::CHAIN_ID;
 use crate::simulation::workload::{FUNCTION, MANY, RECORDS};
-use crate::traces::Tracer;
+use crate::stages::lane::{LaneSettings, OutagePolicy, Tuning};
+use crate::stages::settle::SettleSettings;
 
 /// Above this the lanes pause.
 pub(super) const HIGHEST_FEE: u128 = 1000;

@@ -3,11 +3,11 @@
 use async_trait::async_trait;
 
 use crate::chain::transaction_hash;
-use crate::model::{Address, SignedTransaction, UnsignedTransaction};
+use crate::model::{Address, RawTransaction, UnsignedTransaction};
+use crate::observe::traces::Within;
 use crate::signer::{Signer, SignerError};
 use crate::simulation::ledger::encode;
 use crate::simulation::world::Shared;
-use crate::traces::Within;
 
 pub(super) struct SimSigner {
     pub(super) world: Shared,
@@ -24,7 +24,7 @@ impl Signer for SimSigner {
         &self,
         transactions: Vec<UnsignedTransaction>,
         _: Within<'_>,
-    ) -> Result<Vec<SignedTransaction>, SignerError> {
+    ) -> Result<Vec<RawTransaction>, SignerError> {
         let latency = self.world.lock().latency();
         tokio::time::sleep(latency).await;
         let mut world = self.world.lock();
@@ -35,7 +35,7 @@ impl Signer for SimSigner {
         let sign = |unsigned: UnsignedTransaction| {
             let salt = world.salt();
             let raw = encode(self.address, &unsigned, salt);
-            SignedTransaction { hash: transaction_hash(&raw), raw }
+            RawTransaction { hash: transaction_hash(&raw), bytes: raw }
         };
         Ok(transactions.into_iter().map(sign).collect())
     }

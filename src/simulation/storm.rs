@@ -31,10 +31,8 @@ const CALM_MS: u64 = 4 * 3_600_000;
 /// It is quiet when nothing has been to do for so many ticks.
 const QUIET_TICKS: u32 = 100;
 
-/// Its account.
 const RIVAL: Address = Address([0xee; 20]);
 
-/// A run.
 pub(super) struct Storm {
     world: Shared,
     rng: Rng,

@@ -24,7 +24,6 @@ pub(super) static RECORDS: LazyLock<Many> =
 /// What the contract, and the nodes before it, make of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Behaviour {
-    /// It is written.
     Runs,
     /// Every simulation and every run reverts.
     Reverts,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use chainwriter::chain::transaction_hash;
+use chainwriter::testing::transaction_hash;
 use serde_json::{Value, json};
 
 use crate::nodes::{assert_written_once_in_order, publish};

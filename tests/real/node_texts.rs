@@ -1,6 +1,6 @@
 //! What the real node answers to each kind of bad transaction, and what that is taken for.
 
-use chainwriter::policy::classify::{ErrorTable, SendMeaning};
+use chainwriter::testing::{ErrorTable, SendMeaning};
 use serde_json::{Value, json};
 
 use crate::support::{ACCOUNTS, Anvil, AnvilConfig, RpcClient, rpc, services_are_here};

@@ -13,9 +13,9 @@ use crate::cli::dead::desk::{Queue, remark};
 use crate::cli::dead::list::item_json;
 use crate::cli::dead::{complain, plain, tell};
 use crate::cli::{exit, progress_bar};
-use crate::judge::LONGEST_HOLD;
 use crate::model::Timestamp;
 use crate::policy::letters::Letter;
+use crate::stages::dead_letters::replay_guard::LONGEST_HOLD;
 
 /// What became of a letter in hand.
 pub(super) struct Outcome {

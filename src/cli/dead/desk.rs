@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use crate::app::broker_settings;
 use crate::broker::{DeadLetters, MOST_LETTERS, RawLetter, Seen};
 use crate::cli::dead::{LIMIT, complain, letters_text};
 use crate::cli::{operator, progress_bar};
 use crate::config::Settings;
+use crate::daemon::app::broker_settings;
 use crate::journal::{History, OperatorsJournal};
-use crate::judge::{self, Judge, SendBackError};
 use crate::model::{Message, RequestId, RequestState, Timestamp};
 use crate::policy::admission::AdmissionRules;
 use crate::policy::letters::{Letter, LetterFilter};
+use crate::stages::dead_letters::replay_guard::{self, ReplayGuard, SendBackError};
 
 /// Where the broker does not answer for one letter, it will not for the next one.
 const REST_STAYS: &str = "the rest stays where it is; run the command again when the broker takes messages";
@@ -90,7 +90,7 @@ pub(super) struct Desk {
     pub(super) queue: Queue,
     pub(super) journal: Arc<dyn OperatorsJournal>,
     /// In the name of who sits at it.
-    pub(super) judge: Judge,
+    pub(super) judge: ReplayGuard,
 }
 
 impl Desk {
@@ -103,7 +103,7 @@ impl Desk {
             .context("the journal tells whether a dead letter is safe to replay")?;
         let journal: Arc<dyn OperatorsJournal> = Arc::from(journal);
         let queue = Queue::open(settings).await?;
-        let judge = Judge::new(Arc::clone(&journal), operator(), settings.journal.retention);
+        let judge = ReplayGuard::new(Arc::clone(&journal), operator(), settings.journal.retention);
         Ok(Self { queue, journal, judge })
     }
 
@@ -129,7 +129,7 @@ impl Desk {
 
     /// Publishes a copy to the work queue. What the broker says against this very copy comes as a text.
     pub(super) async fn publish(&self, copy: Message) -> anyhow::Result<Result<(), String>> {
-        judge::publish(&self.queue.letters, copy).await.context(REST_STAYS)
+        replay_guard::publish(&self.queue.letters, copy).await.context(REST_STAYS)
     }
 
     /// Sends a letter back, and notes that. The letter itself is the caller's to end.

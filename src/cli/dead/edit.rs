@@ -19,8 +19,8 @@ use crate::model::{BodyHash, GasRule, Generation, Message, RequestId, Timestamp,
 use crate::policy::admission::{Candidate, TextSource, admit, sheltered};
 use crate::policy::arrival::{Verdict, decide};
 use crate::policy::gas::intrinsic;
+use crate::policy::letters::replay::{Action, Answer, assess};
 use crate::policy::letters::{Letter, LetterFilter};
-use crate::policy::replay::{Action, Answer, assess};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {

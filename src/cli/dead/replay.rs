@@ -19,7 +19,7 @@ use crate::cli::{exit, say};
 use crate::config::Settings;
 use crate::model::Timestamp;
 use crate::policy::letters::Letter;
-use crate::policy::replay::{Action, Answer};
+use crate::policy::letters::replay::{Action, Answer};
 
 /// Letters of one answer that are named before the question; all of them are in what `--json` tells.
 const NAMED: usize = 20;

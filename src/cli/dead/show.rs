@@ -14,8 +14,8 @@ use crate::cli::{exit, say, status};
 use crate::config::Settings;
 use crate::journal::History;
 use crate::model::{HeaderValue, Message, Timestamp};
+use crate::policy::letters::replay::Answer;
 use crate::policy::letters::{Letter, LetterFilter};
-use crate::policy::replay::Answer;
 
 /// What is shown of a body, unless all of it is asked for.
 const SHOWN_BODY_BYTES: usize = 2048;

@@ -2,18 +2,18 @@
 
 use std::time::Duration;
 
-use crate::app::client_settings;
 use crate::chain::{BlockTag, Chain, NodeClient};
 use crate::cli::doctor::finding::Finding;
 use crate::cli::doctor::spell;
 use crate::cli::text_of;
 use crate::config::{Settings, SignerSection};
+use crate::daemon::app::client_settings;
 use crate::journal::{AccountOverview, JournalOverview};
 use crate::model::{Address, Gas, GasRule, Nonce, RequestState, Wei};
+use crate::observe::traces::Tracer;
 use crate::policy::fee::FeeMode;
 use crate::policy::routes::{Amount, Route};
 use crate::signer::{RemoteSettings, RemoteSigner};
-use crate::traces::Tracer;
 
 const AREA: &str = "account";
 /// A server may have keys of thousands.

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use crate::app::broker_settings;
 use crate::broker::{self, BrokerError, Inspection, QueueLook, QueueRole, TAKES_NO_MESSAGES, TopologyMode};
 use crate::cli::doctor::finding::Finding;
 use crate::cli::doctor::spell;
 use crate::config::Settings;
+use crate::daemon::app::broker_settings;
 
 const AREA: &str = "broker";
 /// What RabbitMQ has unless it is configured.

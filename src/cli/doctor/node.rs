@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use crate::app::client_settings;
 use crate::chain::{BlockTag, Chain, ChainError, ClientSettings, Header, NodeClient};
 use crate::cli::contract::{Standing, standing};
 use crate::cli::doctor::finding::{Finding, Level};
 use crate::cli::doctor::spell;
 use crate::cli::text_of;
 use crate::config::Settings;
+use crate::daemon::app::client_settings;
 use crate::model::{Address, BlockNumber, Timestamp};
 use crate::policy::finality::FinalityRule;
 use crate::policy::routes::{Calldata, Route};

@@ -1,9 +1,9 @@
 //! Traces: whether the collector takes spans.
 
-use crate::app::exporter_settings;
 use crate::cli::doctor::finding::Finding;
 use crate::config::Settings;
-use crate::exporter::Exporter;
+use crate::daemon::app::exporter_settings;
+use crate::observe::exporter::Exporter;
 
 const AREA: &str = "traces";
 

@@ -6,13 +6,13 @@ use std::process::ExitCode;
 use anyhow::bail;
 use serde::Serialize;
 
-use crate::app::broker_settings;
 use crate::broker::{QueueDepth, QueueLook};
 use crate::cli::{exit, text_of};
 use crate::config::Settings;
+use crate::daemon::app::broker_settings;
+use crate::daemon::status::{self, WorkerReport};
 use crate::journal::{JournalOverview, OperatorsJournal};
 use crate::model::Timestamp;
-use crate::status::{self, WorkerReport};
 
 /// What each of the three says, or why it says nothing.
 #[derive(Debug, Serialize)]

@@ -125,7 +125,7 @@ fn what_is_wrong_is_said_first() {
     let (_, mut overview) = taken();
     if let Some(Side::Seen(report)) = &mut overview.process {
         report.not_ready = vec!["broker away: refused".to_owned()];
-        report.lanes[0].paused = Some(crate::status::PauseReport {
+        report.lanes[0].paused = Some(crate::daemon::status::PauseReport {
             reason: "insufficient_funds".to_owned(),
             detail: "it has 0 wei".to_owned(),
         });

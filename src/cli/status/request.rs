@@ -41,7 +41,7 @@ pub(in crate::cli) fn explain(history: &History) -> String {
     let _ = writeln!(text, "  attempt    {}{replay}", history.attempt);
     for transaction in &history.transactions {
         let _ = writeln!(text, "  nonce {:<5}{}", transaction.nonce.0, ending(transaction));
-        for attempt in &transaction.attempts {
+        for attempt in &transaction.signed {
             let kind = if attempt.kind == "cancel" { " cancels" } else { "" };
             let _ = writeln!(
                 text,

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use crate::broker::{QueueDepth, QueueRole};
 use crate::cli::status::overview::{Overview, Side};
+use crate::daemon::status::{EndpointReport, LaneReport, RecentLine, WorkerReport, wei};
 use crate::journal::{AccountOverview, JournalOverview};
 use crate::model::{Timestamp, Wei};
-use crate::status::{EndpointReport, LaneReport, RecentLine, WorkerReport, wei};
 
 /// What is shown of incidents and of the log; the running worker and the journal keep more.
 const INCIDENTS: usize = 5;

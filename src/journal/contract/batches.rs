@@ -77,7 +77,7 @@ pub(crate) async fn a_batch_ends_for_all_its_requests_at_once(journal: Arc<dyn J
         assert_eq!(set.state(text).await, RequestState::Final);
         let history = set.journal.history(&id(text)).await.unwrap().unwrap();
         assert_eq!(history.transactions[0].batch, Some(BatchPlace { index, size: 3 }));
-        assert_eq!(history.transactions[0].attempts.len(), 1);
+        assert_eq!(history.transactions[0].signed.len(), 1);
     }
     assert_eq!(set.journal.events(&[set.account], 0, 10).await.unwrap().len(), 3);
     assert!(set.journal.live_transactions(set.account).await.unwrap().is_empty());
@@ -108,7 +108,7 @@ pub(crate) async fn no_request_is_in_two_transactions_that_may_land(journal: Arc
 pub(crate) async fn requests_of_a_failed_batch_queue_again_for_transactions_of_their_own(journal: Arc<dyn Journal>) {
     let set = set(journal, &["a", "b", "c"]).await;
     sign(&set, vec![batch(&set, 0, [0, 1, 2])]).await.unwrap();
-    set.journal.record_attempts(&set.lease, vec![(Nonce(0), attempt(50))]).await.unwrap();
+    set.journal.record_replacements(&set.lease, vec![(Nonce(0), attempt(50))]).await.unwrap();
     set.journal.settle(&set.lease, vec![isolated(&set, 0, [0, 1, 2])]).await.unwrap();
     let queued = set.journal.queued(set.account, i64::MIN, 10).await.unwrap();
     let found: Vec<_> = queued.iter().map(|request| (request.id.as_str(), request.is_alone)).collect();

@@ -116,7 +116,7 @@ pub(crate) async fn a_late_confirm_settles_no_later_copy(journal: Arc<dyn Journa
 pub(crate) async fn a_copy_names_its_first_failure_and_every_hash(journal: Arc<dyn Journal>) {
     let set = set(journal, &["a", "b"]).await;
     set.sign(0, 0).await.unwrap();
-    set.journal.record_attempts(&set.lease, vec![(Nonce(0), attempt(50))]).await.unwrap();
+    set.journal.record_replacements(&set.lease, vec![(Nonce(0), attempt(50))]).await.unwrap();
     set.journal.settle(&set.lease, vec![displaced(set.seq(0), 0)]).await.unwrap();
     set.sign(0, 1).await.unwrap();
     set.journal.settle(&set.lease, vec![set.reverted(0, 1)]).await.unwrap();

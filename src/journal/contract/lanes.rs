@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::journal::contract::{TTL, arrival, attempt, dead, displaced, failed, first, id, instance, set, transaction};
-use crate::journal::{Acquired, Journal, JournalError, RecoveredAccount, RecoveredWrite, Recovery, RequestSeq, Which};
+use crate::journal::{Acquired, Journal, JournalError, RecoveredAccount, Recovery, RequestSeq, Which};
 use crate::model::{
-    Address, Attempt, BlockNumber, BodyHash, Generation, HeaderValue, Headers, Nonce, RequestState, Timestamp,
-    TraceContext, TxHash,
+    Address, BlockNumber, BodyHash, Generation, HeaderValue, Headers, Nonce, RecoveredWrite, RequestState,
+    SignedTransaction, Timestamp, TraceContext, TxHash,
 };
 use crate::policy::arrival::Verdict;
 use crate::policy::limits::Limits;
@@ -186,15 +186,15 @@ pub(crate) async fn further_attempts_are_stored_at_live_nonces_alone(journal: Ar
     let set = set(journal, &["a", "b"]).await;
     set.write_to_the_end(0, 0, "a").await;
     set.sign(1, 1).await.unwrap();
-    let again = |nonce, seed| -> (Nonce, Attempt) { (Nonce(nonce), attempt(seed)) };
+    let again = |nonce, seed| -> (Nonce, SignedTransaction) { (Nonce(nonce), attempt(seed)) };
     for done in [0, 7] {
         let batch = vec![again(1, 50), again(done, 51)];
-        assert!(is_refused(set.journal.record_attempts(&set.lease, batch).await), "{done}");
+        assert!(is_refused(set.journal.record_replacements(&set.lease, batch).await), "{done}");
     }
     let live = set.journal.live_transactions(set.account).await.unwrap();
-    assert_eq!(live[0].attempts, [attempt(1)], "nothing of it was written");
+    assert_eq!(live[0].signed, [attempt(1)], "nothing of it was written");
     let history = set.journal.history(&id("a")).await.unwrap().unwrap();
-    assert_eq!(history.transactions[0].attempts.len(), 1);
+    assert_eq!(history.transactions[0].signed.len(), 1);
 }
 
 pub(crate) async fn a_lane_writes_for_its_own_requests_alone(journal: Arc<dyn Journal>) {

@@ -12,8 +12,8 @@ use crate::journal::{
 };
 use crate::model::event::{FinalTransaction, Outcome, Subject};
 use crate::model::{
-    Address, Attempt, AttemptKind, BlockHash, BlockNumber, BodyHash, Cause, Event, Fee, Gas, GasRule, Generation,
-    Message, Nonce, Properties, RequestId, RequestState, SignedTransaction, Timestamp, TransactionState, TxHash, Wei,
+    Address, BlockHash, BlockNumber, BodyHash, Cause, Event, Fee, Gas, GasRule, Generation, Message, Nonce, Properties,
+    Purpose, RawTransaction, RequestId, RequestState, SignedTransaction, Timestamp, TransactionState, TxHash, Wei,
     Write,
 };
 use crate::policy::arrival::Verdict;
@@ -71,10 +71,10 @@ fn first(account: AccountId, text: &str) -> Arrival {
     arrival(account, text, Generation::default(), "body")
 }
 
-pub(crate) fn attempt(seed: u8) -> Attempt {
-    Attempt {
-        kind: AttemptKind::Write,
-        signed: SignedTransaction { hash: TxHash([seed; 32]), raw: Bytes::from(vec![seed; 10]) },
+pub(crate) fn attempt(seed: u8) -> SignedTransaction {
+    SignedTransaction {
+        purpose: Purpose::Write,
+        raw: RawTransaction { hash: TxHash([seed; 32]), bytes: Bytes::from(vec![seed; 10]) },
         fee: Fee::Eip1559 { max_fee: Wei(20), tip: Wei(1) },
         signed_at: Timestamp(1),
     }
@@ -298,14 +298,17 @@ pub(crate) async fn a_request_has_one_transaction_that_may_land(journal: Arc<dyn
 pub(crate) async fn everything_signed_is_read_again(journal: Arc<dyn Journal>) {
     let set = set(journal, &["a", "b"]).await;
     set.sign(0, 0).await.unwrap();
-    let cancel = Attempt { kind: AttemptKind::Cancel, fee: Fee::Legacy { gas_price: Wei(5) }, ..attempt(100) };
-    set.journal.record_attempts(&set.lease, vec![(Nonce(0), attempt(99)), (Nonce(0), cancel.clone())]).await.unwrap();
+    let cancel = SignedTransaction { purpose: Purpose::Cancel, fee: Fee::Legacy { gas_price: Wei(5) }, ..attempt(100) };
+    set.journal
+        .record_replacements(&set.lease, vec![(Nonce(0), attempt(99)), (Nonce(0), cancel.clone())])
+        .await
+        .unwrap();
     let live = set.journal.live_transactions(set.account).await.unwrap();
     assert_eq!(live.len(), 1);
-    assert_eq!(live[0].attempts, [attempt(0), attempt(99), cancel]);
+    assert_eq!(live[0].signed, [attempt(0), attempt(99), cancel]);
     assert_eq!((live[0].value, live[0].gas, live[0].to), (Wei(u128::MAX), Gas(21_000), Address([1; 20])));
     assert_eq!(live[0].request.id, id("a"));
-    let unknown = set.journal.record_attempts(&set.lease, vec![(Nonce(7), attempt(98))]).await;
+    let unknown = set.journal.record_replacements(&set.lease, vec![(Nonce(7), attempt(98))]).await;
     assert!(unknown.is_err(), "no attempt without its transaction");
 }
 
@@ -474,10 +477,10 @@ pub(crate) async fn fillers_stand_only_where_nothing_of_ours_may_land(journal: A
     let states: Vec<_> = stored.iter().map(|stored| (stored.nonce.0, stored.state)).collect();
     use TransactionState as S;
     assert_eq!(states, [(1, S::Succeeded), (2, S::Displaced), (3, S::Live)]);
-    assert_eq!(stored[0].attempts, [attempt(1)]);
+    assert_eq!(stored[0].signed, [attempt(1)]);
     assert_eq!(stored[0].included.as_ref().map(|included| included.block_hash), Some(BlockHash([9; 32])));
     assert_eq!((&stored[0].request.id, stored[0].request.state), (&id("written"), RequestState::Final));
-    let filler = |seed| Attempt { kind: AttemptKind::Cancel, ..attempt(seed) };
+    let filler = |seed| SignedTransaction { purpose: Purpose::Cancel, ..attempt(seed) };
     for nonce in [1, 3, 4] {
         let refused =
             set.journal.record_fillers(&set.lease, vec![(Nonce(2), filler(50)), (Nonce(nonce), filler(51))]).await;
@@ -557,7 +560,7 @@ pub(crate) async fn a_lane_without_its_lease_writes_nothing(journal: Arc<dyn Jou
     assert!(other.epoch > set.lease.epoch);
     let lost = |result: Result<(), JournalError>| assert!(result.unwrap_err().is_lease_lost());
     lost(set.sign(1, 1).await.map(drop));
-    lost(set.journal.record_attempts(&set.lease, vec![(Nonce(0), attempt(9))]).await);
+    lost(set.journal.record_replacements(&set.lease, vec![(Nonce(0), attempt(9))]).await);
     lost(set.journal.settle(&set.lease, vec![succeeded(set.seq(0), 0, "a")]).await);
     lost(set.journal.record_fillers(&set.lease, vec![(Nonce(0), attempt(9))]).await);
     lost(set.journal.record_reorged(&set.lease, Vec::new()).await);

@@ -1,6 +1,6 @@
 //! What the chain did to nonces: their ends, blocks that went away, gaps, second ends.
 
-use crate::journal::columns::{nonce, not_fillable, number, signed, unsigned};
+use crate::journal::columns::{nonce, not_fillable, number, to_i64, unsigned};
 use crate::journal::postgres::connection::Connection;
 use crate::journal::postgres::leases::check_lease;
 use crate::journal::postgres::outbox::insert_events;
@@ -28,7 +28,7 @@ pub(super) async fn nonces(connection: &Connection, account: AccountId, which: W
     let select = format!(
         "SELECT {STORED_REQUEST_COLUMNS}, {STORED_COLUMNS}, {ATTEMPT_COLUMNS} \
          FROM (SELECT * FROM transactions WHERE account = $1 AND {condition} ORDER BY nonce {order} LIMIT $4) t \
-         JOIN requests r ON r.seq = t.request JOIN attempts a ON a.account = t.account AND a.nonce = t.nonce \
+         JOIN requests r ON r.seq = t.request JOIN signed_transactions a ON a.account = t.account AND a.nonce = t.nonce \
          ORDER BY t.nonce {order}, a.id"
     );
     let mut stored = Vec::new();
@@ -162,9 +162,9 @@ pub(super) async fn close(
     let final_hashes: Vec<_> = included().map(|tx| tx.map(|tx| tx.tx_hash.as_bytes())).collect();
     let block_hashes: Vec<_> = included().map(|tx| tx.map(|tx| tx.block_hash.as_bytes())).collect();
     let heights: Vec<_> =
-        included().map(|tx| tx.map(|tx| signed("a height", tx.block_number.0)).transpose()).collect::<Result<_>>()?;
+        included().map(|tx| tx.map(|tx| to_i64("a height", tx.block_number.0)).transpose()).collect::<Result<_>>()?;
     let gas: Vec<_> =
-        included().map(|tx| tx.map(|tx| signed("gas", tx.gas_used.0)).transpose()).collect::<Result<_>>()?;
+        included().map(|tx| tx.map(|tx| to_i64("gas", tx.gas_used.0)).transpose()).collect::<Result<_>>()?;
     let found = connection
         .rows(
             "close nonces",

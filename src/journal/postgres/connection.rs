@@ -62,7 +62,6 @@ impl Connection {
         let _ = self.task.await;
     }
 
-    /// Statements without values.
     pub(super) async fn run(&self, doing: &'static str, sql: &str) -> Result<()> {
         answer(doing, self.client.batch_execute(sql)).await
     }

@@ -14,11 +14,11 @@ use crate::journal::rows::{
     attempt_history, incident, request_history, request_state, seq, transaction_history, wording,
 };
 use crate::journal::{
-    AttemptHistory, CancelWish, Changes, History, JournalCondition, JournalOverview, Result, Upkeep, WishAnswer,
+    CancelWish, Changes, History, JournalCondition, JournalOverview, Result, SignedHistory, Upkeep, WishAnswer,
     overview,
 };
-use crate::metrics::JournalMeter;
 use crate::model::{Nonce, RequestId, RequestState, Timestamp};
+use crate::observe::metrics::JournalMeter;
 
 #[async_trait]
 impl Upkeep for PostgresJournal {
@@ -85,22 +85,22 @@ async fn history(connection: &Connection, id: &RequestId) -> Result<Option<Histo
     let Some((seq, mut history)) = found else { return Ok(None) };
     let select = "SELECT a.* FROM (SELECT account, nonce FROM transactions WHERE request = $1 \
                   UNION ALL SELECT account, nonce FROM batched WHERE request = $1) t \
-                  JOIN attempts a ON a.account = t.account AND a.nonce = t.nonce ORDER BY a.id";
-    let signed = connection
-        .rows("read attempts", select, &[&seq.0], |row| {
+                  JOIN signed_transactions a ON a.account = t.account AND a.nonce = t.nonce ORDER BY a.id";
+    let rows = connection
+        .rows("read signed transactions", select, &[&seq.0], |row| {
             Ok((Nonce(unsigned(row, "attempt", "nonce")?), attempt_history(row)?))
         })
         .await?;
-    let mut attempts: BTreeMap<Nonce, Vec<AttemptHistory>> = BTreeMap::new();
-    for (nonce, attempt) in signed {
-        attempts.entry(nonce).or_default().push(attempt);
+    let mut signed_transactions: BTreeMap<Nonce, Vec<SignedHistory>> = BTreeMap::new();
+    for (nonce, signed) in rows {
+        signed_transactions.entry(nonce).or_default().push(signed);
     }
     let select = "SELECT *, 0::bigint AS place FROM transactions WHERE request = $1 \
                   UNION ALL SELECT t.*, b.place FROM batched b \
                   JOIN transactions t ON t.account = b.account AND t.nonce = b.nonce WHERE b.request = $1 ORDER BY nonce";
     history.transactions = connection.rows("read transactions", select, &[&seq.0], transaction_history).await?;
     for transaction in &mut history.transactions {
-        transaction.attempts = attempts.remove(&transaction.nonce).unwrap_or_default();
+        transaction.signed = signed_transactions.remove(&transaction.nonce).unwrap_or_default();
     }
     let select = "SELECT at, what, detail FROM incidents WHERE request = $1 ORDER BY id";
     history.incidents = connection.rows("read incidents", select, &[&seq.0], incident).await?;
@@ -156,7 +156,7 @@ async fn prune(connection: &Connection, before: Timestamp, limit: u32) -> Result
     }
     for delete in [
         "DELETE FROM batched WHERE request = ANY($1)",
-        "DELETE FROM attempts a USING transactions t \
+        "DELETE FROM signed_transactions a USING transactions t \
          WHERE t.request = ANY($1) AND a.account = t.account AND a.nonce = t.nonce",
         "DELETE FROM transactions WHERE request = ANY($1)",
         "DELETE FROM incidents WHERE request = ANY($1)",

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::journal::columns::{nonce, number, signed, unsigned};
+use crate::journal::columns::{nonce, number, to_i64, unsigned};
 use crate::journal::postgres::PostgresJournal;
 use crate::journal::postgres::connection::Connection;
 use crate::journal::postgres::news::{News, tell};
@@ -27,7 +27,7 @@ pub(super) async fn check_lease(connection: &Connection, lease: &Lease) -> Resul
 #[async_trait]
 impl Leases for PostgresJournal {
     async fn account(&self, chain_id: u64, address: Address) -> Result<AccountId> {
-        let chain_id = signed("a chain id", chain_id)?;
+        let chain_id = to_i64("a chain id", chain_id)?;
         self.pool
             .write_repeatably((chain_id, address), |connection, key| Box::pin(account(connection, key.0, key.1)))
             .await

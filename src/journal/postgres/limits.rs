@@ -1,6 +1,6 @@
 //! What counts against the limits, by the database's clock, which all instances share.
 
-use crate::journal::columns::{number, signed, unsigned};
+use crate::journal::columns::{number, to_i64, unsigned};
 use crate::journal::postgres::connection::Connection;
 use crate::journal::rows::day;
 use crate::journal::{AccountId, NewTransaction, Result};
@@ -56,7 +56,7 @@ async fn usage_of(connection: &Connection, chain: i64, limits: Limits) -> Result
          (SELECT count(*) FROM (SELECT 1 FROM accounts a JOIN transactions t ON t.account = a.id AND t.state = 'live' \
          WHERE a.chain_id = $1 LIMIT $2) AS counted) AS live";
     // None at all are counted where nobody asks.
-    let most = signed("limits.in_flight", limits.in_flight.unwrap_or(0))?;
+    let most = to_i64("limits.in_flight", limits.in_flight.unwrap_or(0))?;
     let mut usage = connection
         .one("look at a throttle", select, &[&chain, &most], |row| {
             Ok(Usage {
@@ -96,7 +96,7 @@ async fn note(connection: &Connection, chain: i64, usage: &Usage, limits: Limits
         let upsert = "INSERT INTO spent (chain_id, minute, gas) VALUES ($1, $2, $3) \
                       ON CONFLICT (chain_id, minute) DO UPDATE SET gas = excluded.gas";
         let gas = u64::try_from(HOUR.now(usage.now_us, &usage.gas)).unwrap_or(u64::MAX);
-        connection.execute(DOING, upsert, &[&chain, &minute, &signed("an hour's gas", gas)?]).await?;
+        connection.execute(DOING, upsert, &[&chain, &minute, &to_i64("an hour's gas", gas)?]).await?;
     }
     if limits.is_by_day() {
         let (oldest, quarter) = (DAY.oldest(usage.now_us), DAY.slot(usage.now_us));

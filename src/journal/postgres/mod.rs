@@ -8,7 +8,7 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use crate::journal::{JournalError, Result};
-use crate::policy::pause::Pause;
+use crate::policy::retry_schedule::Backoff;
 
 mod address;
 mod admissions;
@@ -60,7 +60,7 @@ impl PostgresJournal {
     /// hold one, [`JournalError::Storage`] for what is refused.
     pub async fn open(address: &PostgresAddress) -> Result<Self> {
         let pool = Pool::new(address.clone());
-        let mut pause = Pause::between(START_PAUSE.0, START_PAUSE.1);
+        let mut pause = Backoff::between(START_PAUSE.0, START_PAUSE.1);
         // To end would only mean to be started again.
         while let Err(error) = make_ready(&pool).await {
             let may_go_well = matches!(error, JournalError::Commit(_)) || kind_of_failure(&error) == FaultKind::Lost;

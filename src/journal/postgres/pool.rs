@@ -13,8 +13,8 @@ use tracing::{debug, info};
 use crate::journal::postgres::address::PostgresAddress;
 use crate::journal::postgres::connection::{Connection, Fault, FaultKind, failed, kind_of_failure, storage};
 use crate::journal::{JournalError, Result};
-use crate::metrics::JournalMeter;
-use crate::policy::pause::Pause;
+use crate::observe::metrics::JournalMeter;
+use crate::policy::retry_schedule::Backoff;
 
 /// Calls at once. Each stage waits for its own call, so there are never many; the database gathers their commits in one
 /// flush by itself.
@@ -25,7 +25,6 @@ const ANSWER: Duration = Duration::from_secs(12);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often it is tried where other calls were in the way.
 const TRIES: u32 = 10;
-/// Between tries.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
 /// What a call does with its connection.
@@ -74,7 +73,6 @@ impl Pool {
         Self { shared: Arc::new(Shared { address, places, idle: Mutex::default(), meter }) }
     }
 
-    /// What it counts.
     pub(super) fn meter(&self) -> JournalMeter {
         self.shared.meter.clone()
     }
@@ -169,7 +167,7 @@ impl Shared {
         F: for<'c> Fn(&'c Connection, &'c D) -> Work<'c, T>,
     {
         let started = Instant::now();
-        let mut pause = Pause::between(PAUSE.0, PAUSE.1);
+        let mut pause = Backoff::between(PAUSE.0, PAUSE.1);
         let mut conflicts = 0;
         loop {
             let error = match self.attempt(mode, data, work).await {

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 
-use crate::journal::columns::{nonce, number, signed};
+use crate::journal::columns::{nonce, number, to_i64};
 use crate::journal::postgres::PostgresJournal;
 use crate::journal::postgres::connection::Connection;
 use crate::journal::postgres::rows::stored;
 use crate::journal::recovery::knows_requests;
 use crate::journal::rows::{RECOVERED_WRITES, RECOVERY, recovered_write, recovery};
-use crate::journal::{RecoveredAccount, RecoveredWrite, Recoveries, Recovery, Result};
-use crate::model::BodyHash;
+use crate::journal::{RecoveredAccount, Recoveries, Recovery, Result};
+use crate::model::{BodyHash, RecoveredWrite};
 
 /// Rows in one statement.
 const CHUNK: usize = 1000;
@@ -45,7 +45,7 @@ async fn begin(connection: &Connection, recovery: &Recovery, accounts: &[Recover
         return Err(knows_requests());
     }
     end(connection).await?;
-    let (from, to) = (signed("a height", recovery.from_block.0)?, signed("a height", recovery.to_block.0)?);
+    let (from, to) = (to_i64("a height", recovery.from_block.0)?, to_i64("a height", recovery.to_block.0)?);
     let insert = "INSERT INTO recovery (id, begun_at, operator, from_block, to_block) VALUES (1, $1, $2, $3, $4)";
     connection.execute(DOING, insert, &[&recovery.begun_at.0, &stored(&recovery.operator), &from, &to]).await?;
     for account in accounts {
@@ -53,7 +53,7 @@ async fn begin(connection: &Connection, recovery: &Recovery, accounts: &[Recover
             let nonces = writes.iter().map(|write| nonce(write.nonce)).collect::<Result<Vec<_>>>()?;
             let places: Vec<_> = writes.iter().map(|write| i64::from(write.place)).collect();
             let blocks =
-                writes.iter().map(|write| signed("a height", write.block_number.0)).collect::<Result<Vec<_>>>()?;
+                writes.iter().map(|write| to_i64("a height", write.block_number.0)).collect::<Result<Vec<_>>>()?;
             let hashes: Vec<_> = writes.iter().map(|write| write.tx_hash.as_bytes()).collect();
             let data: Vec<_> = writes.iter().map(|write| write.data_hash.as_bytes()).collect();
             let insert = "INSERT INTO recovered_writes (account, nonce, place, tx_hash, block_number, data_hash) \

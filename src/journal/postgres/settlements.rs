@@ -110,7 +110,7 @@ async fn unconfirmed_copies(connection: &Connection, select: &str, values: Value
     let select = "SELECT t.request AS seq, a.hash FROM \
                   (SELECT account, nonce, request FROM transactions WHERE request = ANY($1) \
                   UNION ALL SELECT account, nonce, request FROM batched WHERE request = ANY($1)) t \
-                  JOIN attempts a ON a.account = t.account AND a.nonce = t.nonce ORDER BY a.id";
+                  JOIN signed_transactions a ON a.account = t.account AND a.nonce = t.nonce ORDER BY a.id";
     let hashes = connection
         .rows("read the hashes of requests", select, &[&requests], |row| {
             Ok((seq(row)?, fixed(row, "attempt", "hash", TxHash::from_slice)?))

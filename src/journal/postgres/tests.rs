@@ -650,11 +650,11 @@ async fn no_call_looks_at_what_is_settled() {
          INSERT INTO transactions (account, nonce, request, state, to_address, value, gas, created_at, closed_at, \
          final_hash, block_number, block_hash, gas_used) SELECT 1, seq, seq, 'succeeded', '\\x{address}', '0', 1, 0, 1, \
          '\\x{hash}', 1, '\\x{hash}', 1 FROM requests WHERE state = 'final'; \
-         INSERT INTO attempts (account, nonce, kind, hash, raw, max_fee, signed_at) \
+         INSERT INTO signed_transactions (account, nonce, kind, hash, raw, max_fee, signed_at) \
          SELECT 1, nonce, 'write', '\\x{hash}', '\\x00', 1, 0 FROM transactions; \
          INSERT INTO incidents (request, at, what, detail) SELECT request, 0, 'x', 'y' FROM transactions; \
          UPDATE accounts SET next_nonce = 100000; \
-         ANALYZE requests; ANALYZE transactions; ANALYZE attempts; ANALYZE incidents",
+         ANALYZE requests; ANALYZE transactions; ANALYZE signed_transactions; ANALYZE incidents",
         hash = "07".repeat(32),
         address = "07".repeat(20),
     );
@@ -665,7 +665,7 @@ async fn no_call_looks_at_what_is_settled() {
     let walked = async || {
         // What a session has counted, it tells when it ends; the counts are there a moment later.
         let count = "SELECT coalesce(sum(seq_tup_read), 0) FROM pg_stat_user_tables WHERE schemaname = current_schema() \
-                     AND relname IN ('requests', 'transactions', 'attempts', 'incidents')";
+                     AND relname IN ('requests', 'transactions', 'signed_transactions', 'incidents')";
         let mut last = look.simple("", count).await.unwrap();
         loop {
             tokio::time::sleep(Duration::from_millis(300)).await;
@@ -688,7 +688,7 @@ async fn no_call_looks_at_what_is_settled() {
     journal.admit(vec![first(account, "a", "body"), first(account, "old-7", "body")]).await.unwrap();
     let signed = vec![transaction(set.seq(0), 100_000), transaction(set.seq(1), 100_001)];
     journal.record_transactions(&lease, signed, Limits::default()).await.unwrap();
-    journal.record_attempts(&lease, vec![(Nonce(100_000), attempt(9))]).await.unwrap();
+    journal.record_replacements(&lease, vec![(Nonce(100_000), attempt(9))]).await.unwrap();
     assert_eq!(journal.live_transactions(account).await.unwrap().len(), 2);
     let mut written = succeeded(set.seq(0), 0, "a");
     written.transaction.as_mut().unwrap().nonce = Nonce(100_000);
@@ -716,7 +716,10 @@ async fn large_batches_are_a_few_statements() {
     let queued = set.journal.queued(set.account, i64::MIN, 256).await.unwrap();
     let signed = queued.iter().zip(0..).map(|(request, nonce)| transaction(request.seq, nonce)).collect();
     set.journal.record_transactions(&set.lease, signed, Limits::default()).await.unwrap();
-    set.journal.record_attempts(&set.lease, (0..256).map(|nonce| (Nonce(nonce), attempt(1))).collect()).await.unwrap();
+    set.journal
+        .record_replacements(&set.lease, (0..256).map(|nonce| (Nonce(nonce), attempt(1))).collect())
+        .await
+        .unwrap();
     let ended = queued.iter().zip(0..200).map(|(request, nonce)| succeeded(request.seq, nonce, "e")).collect();
     set.journal.settle(&set.lease, ended).await.unwrap();
     assert_eq!(set.journal.open_requests().await.unwrap(), [(set.account, 56)]);

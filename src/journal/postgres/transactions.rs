@@ -1,10 +1,10 @@
-//! Nonces, transactions and attempts: what a lane stores before it broadcasts, and reads when it starts.
+//! Nonces, transactions and signed_transactions: what a lane stores before it broadcasts, and reads when it starts.
 
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 
-use crate::journal::columns::{expect_rows, first_nonce, nonce, not_the_next_nonce, number, signed, stored_fee};
+use crate::journal::columns::{expect_rows, first_nonce, nonce, not_the_next_nonce, number, stored_fee, to_i64};
 use crate::journal::postgres::connection::Connection;
 use crate::journal::postgres::leases::check_lease;
 use crate::journal::postgres::{PostgresJournal, closed, limits, recovery};
@@ -12,10 +12,10 @@ use crate::journal::rows::{
     ATTEMPT_COLUMNS, LIVE_COLUMNS, QUEUED_COLUMNS, add_batched, add_live, cancellation, filler, queued_request,
 };
 use crate::journal::{
-    AccountId, Cancellation, Lease, LiveTransaction, NewTransaction, QueuedRequest, RecoveredWrite, Recovery, Result,
-    StoredNonce, Transactions, Which,
+    AccountId, Cancellation, Lease, LiveTransaction, NewTransaction, QueuedRequest, Recovery, Result, StoredNonce,
+    Transactions, Which,
 };
-use crate::model::{Attempt, BodyHash, Nonce, Timestamp};
+use crate::model::{BodyHash, Nonce, RecoveredWrite, SignedTransaction, Timestamp};
 use crate::policy::limits::{Granted, Limits, Usage};
 
 #[async_trait]
@@ -64,15 +64,19 @@ impl Transactions for PostgresJournal {
             .await
     }
 
-    async fn record_attempts(&self, lease: &Lease, attempts: Vec<(Nonce, Attempt)>) -> Result<()> {
-        let new = (lease.clone(), attempts);
+    async fn record_replacements(
+        &self,
+        lease: &Lease,
+        signed_transactions: Vec<(Nonce, SignedTransaction)>,
+    ) -> Result<()> {
+        let new = (lease.clone(), signed_transactions);
         self.pool
-            .write(new, |connection, (lease, attempts)| {
+            .write(new, |connection, (lease, signed_transactions)| {
                 Box::pin(async move {
                     check_lease(connection, lease).await?;
-                    expect_live(connection, lease, attempts).await?;
-                    let attempts = attempts.iter().map(|(nonce, attempt)| (*nonce, attempt));
-                    insert_attempts(connection, lease, attempts).await
+                    expect_live(connection, lease, signed_transactions).await?;
+                    let signed_transactions = signed_transactions.iter().map(|(nonce, attempt)| (*nonce, attempt));
+                    insert_signed(connection, lease, signed_transactions).await
                 })
             })
             .await
@@ -102,7 +106,7 @@ impl Transactions for PostgresJournal {
             .await
     }
 
-    async fn fillers(&self, account: AccountId, first: Nonce, below: Nonce) -> Result<Vec<(Nonce, Attempt)>> {
+    async fn fillers(&self, account: AccountId, first: Nonce, below: Nonce) -> Result<Vec<(Nonce, SignedTransaction)>> {
         self.pool
             .read((account.0, nonce(first)?, nonce(below)?), |connection, (account, first, below)| {
                 Box::pin(async move {
@@ -114,7 +118,7 @@ impl Transactions for PostgresJournal {
             .await
     }
 
-    async fn record_fillers(&self, lease: &Lease, fillers: Vec<(Nonce, Attempt)>) -> Result<()> {
+    async fn record_fillers(&self, lease: &Lease, fillers: Vec<(Nonce, SignedTransaction)>) -> Result<()> {
         let new = (lease.clone(), fillers);
         self.pool
             .write(new, |connection, (lease, fillers)| {
@@ -139,7 +143,7 @@ impl Transactions for PostgresJournal {
 async fn live_transactions(connection: &Connection, account: AccountId) -> Result<Vec<LiveTransaction>> {
     let select = format!(
         "SELECT {QUEUED_COLUMNS}, {LIVE_COLUMNS}, {ATTEMPT_COLUMNS} FROM transactions t \
-         JOIN requests r ON r.seq = t.request JOIN attempts a ON a.account = t.account AND a.nonce = t.nonce \
+         JOIN requests r ON r.seq = t.request JOIN signed_transactions a ON a.account = t.account AND a.nonce = t.nonce \
          WHERE t.account = $1 AND t.state = 'live' ORDER BY t.nonce, a.id"
     );
     let mut live = Vec::new();
@@ -171,8 +175,8 @@ async fn record_transactions(
     make_writing(connection, lease, new).await?;
     insert_transactions(connection, lease, new).await?;
     insert_batched(connection, lease, new).await?;
-    let attempts = new.iter().map(|transaction| (transaction.nonce, &transaction.attempt));
-    insert_attempts(connection, lease, attempts).await?;
+    let signed_transactions = new.iter().map(|transaction| (transaction.nonce, &transaction.attempt));
+    insert_signed(connection, lease, signed_transactions).await?;
     Ok(granted)
 }
 
@@ -181,7 +185,7 @@ async fn record_transactions(
 async fn take_nonces(connection: &Connection, lease: &Lease, new: &[NewTransaction]) -> Result<()> {
     let Some(first) = first_nonce(new)? else { return Ok(()) };
     let take = "UPDATE accounts SET next_nonce = next_nonce + $1 WHERE id = $2 AND next_nonce = $3";
-    let count = signed("a count", new.len())?;
+    let count = to_i64("a count", new.len())?;
     match connection.execute("take nonces", take, &[&count, &lease.account.0, &nonce(first)?]).await? {
         1 => Ok(()),
         _ => Err(not_the_next_nonce(first)),
@@ -206,11 +210,11 @@ async fn insert_transactions(connection: &Connection, lease: &Lease, new: &[NewT
     let nonces: Vec<_> = new.iter().map(|transaction| nonce(transaction.nonce)).collect::<Result<_>>()?;
     let requests: Vec<_> = new.iter().map(|transaction| transaction.request.0).collect();
     let others: Vec<_> =
-        new.iter().map(|transaction| signed("a count", transaction.others.len())).collect::<Result<_>>()?;
+        new.iter().map(|transaction| to_i64("a count", transaction.others.len())).collect::<Result<_>>()?;
     let to: Vec<_> = new.iter().map(|transaction| transaction.to.as_bytes()).collect();
     let values: Vec<_> = new.iter().map(|transaction| transaction.value.0.to_string()).collect();
     let data: Vec<_> = new.iter().map(|transaction| transaction.data.as_deref()).collect();
-    let gas: Vec<_> = new.iter().map(|transaction| signed("gas", transaction.gas.0)).collect::<Result<_>>()?;
+    let gas: Vec<_> = new.iter().map(|transaction| to_i64("gas", transaction.gas.0)).collect::<Result<_>>()?;
     let created: Vec<_> = new.iter().map(|transaction| transaction.attempt.signed_at.0).collect();
     let columns: [&(dyn tokio_postgres::types::ToSql + Sync); 9] =
         [&lease.account.0, &nonces, &requests, &others, &to, &values, &data, &gas, &created];
@@ -238,8 +242,12 @@ async fn insert_batched(connection: &Connection, lease: &Lease, new: &[NewTransa
 }
 
 /// Bytes for a nonce that is done could only ever be sent by mistake.
-async fn expect_live(connection: &Connection, lease: &Lease, attempts: &[(Nonce, Attempt)]) -> Result<()> {
-    let nonces: BTreeSet<i64> = attempts.iter().map(|(at, _)| nonce(*at)).collect::<Result<_>>()?;
+async fn expect_live(
+    connection: &Connection,
+    lease: &Lease,
+    signed_transactions: &[(Nonce, SignedTransaction)],
+) -> Result<()> {
+    let nonces: BTreeSet<i64> = signed_transactions.iter().map(|(at, _)| nonce(*at)).collect::<Result<_>>()?;
     let nonces: Vec<i64> = nonces.into_iter().collect();
     let look = "SELECT nonce FROM transactions WHERE account = $1 AND nonce = ANY($2) AND state = 'live'";
     let live = connection
@@ -248,16 +256,16 @@ async fn expect_live(connection: &Connection, lease: &Lease, attempts: &[(Nonce,
     expect_rows("sign again at a nonce that is not live", nonces.len(), live.len())
 }
 
-async fn insert_attempts<'a>(
+async fn insert_signed<'a>(
     connection: &Connection,
     lease: &Lease,
-    attempts: impl Iterator<Item = (Nonce, &'a Attempt)>,
+    signed_transactions: impl Iterator<Item = (Nonce, &'a SignedTransaction)>,
 ) -> Result<()> {
-    let insert = "INSERT INTO attempts (account, nonce, hash, raw, max_fee, tip, signed_at, kind) \
+    let insert = "INSERT INTO signed_transactions (account, nonce, hash, raw, max_fee, tip, signed_at, kind) \
          SELECT $1, nonce, hash, raw, max_fee, tip, signed_at, kind FROM unnest($2::bigint[], $3::bytea[], $4::bytea[], \
          $5::bigint[], $6::bigint[], $7::bigint[], $8::text[]) \
          WITH ORDINALITY AS u (nonce, hash, raw, max_fee, tip, signed_at, kind, place) ORDER BY place";
-    let Signed { nonces, hashes, raws, max_fees, tips, signed_at, kinds } = Signed::of(attempts)?;
+    let Signed { nonces, hashes, raws, max_fees, tips, signed_at, kinds } = Signed::of(signed_transactions)?;
     let values: [&(dyn tokio_postgres::types::ToSql + Sync); 8] =
         [&lease.account.0, &nonces, &hashes, &raws, &max_fees, &tips, &signed_at, &kinds];
     let changed = connection.execute("store attempts", insert, &values).await?;
@@ -265,7 +273,7 @@ async fn insert_attempts<'a>(
 }
 
 /// A filler is never anything but a self-transfer, so it has no kind.
-async fn insert_fillers(connection: &Connection, lease: &Lease, fillers: &[(Nonce, Attempt)]) -> Result<()> {
+async fn insert_fillers(connection: &Connection, lease: &Lease, fillers: &[(Nonce, SignedTransaction)]) -> Result<()> {
     let insert = "INSERT INTO fillers (account, nonce, hash, raw, max_fee, tip, signed_at) \
          SELECT $1, nonce, hash, raw, max_fee, tip, signed_at FROM unnest($2::bigint[], $3::bytea[], $4::bytea[], \
          $5::bigint[], $6::bigint[], $7::bigint[]) \
@@ -291,17 +299,17 @@ struct Signed<'a> {
 }
 
 impl<'a> Signed<'a> {
-    fn of(attempts: impl Iterator<Item = (Nonce, &'a Attempt)>) -> Result<Self> {
+    fn of(signed_transactions: impl Iterator<Item = (Nonce, &'a SignedTransaction)>) -> Result<Self> {
         let mut columns = Self::default();
-        for (at, attempt) in attempts {
+        for (at, attempt) in signed_transactions {
             let (max_fee, tip) = stored_fee(attempt.fee)?;
             columns.nonces.push(nonce(at)?);
-            columns.hashes.push(attempt.signed.hash.as_bytes());
-            columns.raws.push(&attempt.signed.raw);
+            columns.hashes.push(attempt.raw.hash.as_bytes());
+            columns.raws.push(&attempt.raw.bytes);
             columns.max_fees.push(max_fee);
             columns.tips.push(tip);
             columns.signed_at.push(attempt.signed_at.0);
-            columns.kinds.push(attempt.kind.as_str());
+            columns.kinds.push(attempt.purpose.as_str());
         }
         Ok(columns)
     }

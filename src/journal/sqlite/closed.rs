@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, params};
 
-use crate::journal::columns::{nonce, not_fillable, number, signed};
+use crate::journal::columns::{nonce, not_fillable, number, to_i64};
 use crate::journal::rows::{
     ATTEMPT_COLUMNS, STORED_COLUMNS, STORED_REQUEST_COLUMNS, add_stored, add_stored_batched, span,
 };
@@ -30,7 +30,7 @@ pub(super) fn nonces(connection: &Connection, account: AccountId, which: Which) 
     let select = format!(
         "SELECT {STORED_REQUEST_COLUMNS}, {STORED_COLUMNS}, {ATTEMPT_COLUMNS} \
          FROM (SELECT * FROM transactions WHERE account = ?1 AND {condition} ORDER BY nonce {order} LIMIT ?4) t \
-         JOIN requests r ON r.seq = t.request JOIN attempts a ON a.account = t.account AND a.nonce = t.nonce \
+         JOIN requests r ON r.seq = t.request JOIN signed_transactions a ON a.account = t.account AND a.nonce = t.nonce \
          ORDER BY t.nonce {order}, a.id"
     );
     let mut stored = Vec::new();
@@ -115,9 +115,9 @@ impl<'c> Closing<'c> {
         let values = params![
             transaction.state.as_str(),
             included.map(|included| included.tx_hash.as_bytes()),
-            included.map(|included| signed("a height", included.block_number.0)).transpose()?,
+            included.map(|included| to_i64("a height", included.block_number.0)).transpose()?,
             included.map(|included| included.block_hash.as_bytes()),
-            included.map(|included| signed("gas", included.gas_used.0)).transpose()?,
+            included.map(|included| to_i64("gas", included.gas_used.0)).transpose()?,
             now.0,
             lease.account.0,
             at,

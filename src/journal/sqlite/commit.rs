@@ -9,7 +9,7 @@ use tracing::debug;
 
 use crate::journal::sqlite::{ended, start_thread, storage};
 use crate::journal::{JournalError, Result};
-use crate::metrics::JournalMeter;
+use crate::observe::metrics::JournalMeter;
 
 /// Writes that may wait; whoever comes then waits for a place.
 const WAITING_WRITES: usize = 256;

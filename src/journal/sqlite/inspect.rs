@@ -11,8 +11,8 @@ use crate::journal::{
     CancelWish, History, Incident, JournalCondition, JournalOverview, Result, TransactionHistory, Upkeep, WishAnswer,
     overview,
 };
-use crate::metrics::JournalMeter;
 use crate::model::{RequestId, Timestamp};
+use crate::observe::metrics::JournalMeter;
 
 #[async_trait]
 impl Upkeep for SqliteJournal {
@@ -80,7 +80,7 @@ fn delete_settled(connection: &Connection, old: &[i64], before: Timestamp) -> Re
     let mut deletes = [
         prepare("DELETE FROM batched WHERE request = ?1")?,
         prepare(
-            "DELETE FROM attempts WHERE (account, nonce) IN (SELECT account, nonce FROM transactions WHERE request = ?1)",
+            "DELETE FROM signed_transactions WHERE (account, nonce) IN (SELECT account, nonce FROM transactions WHERE request = ?1)",
         )?,
         prepare("DELETE FROM transactions WHERE request = ?1")?,
         prepare("DELETE FROM incidents WHERE request = ?1")?,
@@ -128,12 +128,12 @@ fn transactions_of(connection: &Connection, seq: i64) -> Result<Vec<TransactionH
     let select = "SELECT *, 0 AS place FROM transactions WHERE request = ?1 \
                   UNION ALL SELECT t.*, b.place FROM batched b \
                   JOIN transactions t ON t.account = b.account AND t.nonce = b.nonce WHERE b.request = ?1 ORDER BY nonce";
-    let select_attempts = "SELECT * FROM attempts WHERE account = ?1 AND nonce = ?2 ORDER BY id";
-    let mut attempts = prepare(connection, "read attempts", select_attempts)?;
+    let select_attempts = "SELECT * FROM signed_transactions WHERE account = ?1 AND nonce = ?2 ORDER BY id";
+    let mut signed_transactions = prepare(connection, "read attempts", select_attempts)?;
     prepare(connection, "read transactions", select)?.rows([seq], |row| {
         let key = (number(row, "transaction", "account")?, number(row, "transaction", "nonce")?);
-        let attempts = attempts.rows(key, |row| attempt_history(row))?;
-        Ok(TransactionHistory { attempts, ..transaction_history(row)? })
+        let signed_transactions = signed_transactions.rows(key, |row| attempt_history(row))?;
+        Ok(TransactionHistory { signed: signed_transactions, ..transaction_history(row)? })
     })
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rusqlite::{Connection, params};
 
-use crate::journal::columns::{nonce, number, signed, unsigned};
+use crate::journal::columns::{nonce, number, to_i64, unsigned};
 use crate::journal::sqlite::SqliteJournal;
 use crate::journal::sqlite::rows::prepare;
 use crate::journal::{AccountId, Acquired, JournalError, Lease, LeaseMark, Leases, Result};
@@ -24,7 +24,7 @@ pub(super) fn check_lease(connection: &Connection, lease: &Lease) -> Result<()> 
 #[async_trait]
 impl Leases for SqliteJournal {
     async fn account(&self, chain_id: u64, address: Address) -> Result<AccountId> {
-        let chain_id = signed("a chain id", chain_id)?;
+        let chain_id = to_i64("a chain id", chain_id)?;
         self.writer.write(move |connection| account(connection, chain_id, address)).await
     }
 

@@ -2,7 +2,7 @@
 
 use rusqlite::Connection;
 
-use crate::journal::columns::{number, signed, unsigned};
+use crate::journal::columns::{number, to_i64, unsigned};
 use crate::journal::rows::day;
 use crate::journal::sqlite::rows::prepare;
 use crate::journal::{AccountId, NewTransaction, Result};
@@ -44,7 +44,7 @@ fn usage_of(connection: &Connection, chain: i64, limits: Limits) -> Result<Usage
     if let Some(most) = limits.in_flight {
         let count = "SELECT count(*) AS live FROM (SELECT 1 FROM accounts a JOIN transactions t INDEXED BY transactions_live \
                      ON t.account = a.id AND t.state = 'live' WHERE a.chain_id = ?1 LIMIT ?2)";
-        let values = (chain, signed("limits.in_flight", most)?);
+        let values = (chain, to_i64("limits.in_flight", most)?);
         usage.live =
             prepare(connection, "count what is in flight", count)?.one(values, |row| unsigned(row, "count", "live"))?;
     }
@@ -84,7 +84,7 @@ fn note(connection: &Connection, chain: i64, usage: &Usage, limits: Limits) -> R
         let upsert = "INSERT INTO spent (chain_id, minute, gas) VALUES (?1, ?2, ?3) \
                       ON CONFLICT (chain_id, minute) DO UPDATE SET gas = excluded.gas";
         let gas = u64::try_from(HOUR.now(usage.now_us, &usage.gas)).unwrap_or(u64::MAX);
-        prepare(upsert)?.execute((chain, minute, signed("an hour's gas", gas)?))?;
+        prepare(upsert)?.execute((chain, minute, to_i64("an hour's gas", gas)?))?;
     }
     if limits.is_by_day() {
         let (oldest, quarter) = (DAY.oldest(usage.now_us), DAY.slot(usage.now_us));

@@ -187,7 +187,7 @@ impl Counted {
         let (mine, gone) = (transaction(a, first), transaction(b, second));
         let attempt = mine.attempt.clone();
         count!("record_transactions", journal.record_transactions(&lease, vec![mine, gone], Limits::default()));
-        count!("record_attempts", journal.record_attempts(&lease, vec![(Nonce(first), attempt.clone())]));
+        count!("record_replacements", journal.record_replacements(&lease, vec![(Nonce(first), attempt.clone())]));
         count!("live_transactions", journal.live_transactions(account));
         let wish = CancelWish { by: "me".to_owned(), reason: String::new() };
         count!("wish_cancellation", journal.wish_cancellation(&id(&ids[2]), wish));

@@ -3,13 +3,13 @@
 use async_trait::async_trait;
 use rusqlite::{Connection, params};
 
-use crate::journal::columns::{nonce, number, signed};
+use crate::journal::columns::{nonce, number, to_i64};
 use crate::journal::recovery::knows_requests;
 use crate::journal::rows::{RECOVERED_WRITES, RECOVERY, recovered_write, recovery};
 use crate::journal::sqlite::SqliteJournal;
 use crate::journal::sqlite::rows::prepare;
-use crate::journal::{RecoveredAccount, RecoveredWrite, Recoveries, Recovery, Result};
-use crate::model::BodyHash;
+use crate::journal::{RecoveredAccount, Recoveries, Recovery, Result};
+use crate::model::{BodyHash, RecoveredWrite};
 
 #[async_trait]
 impl Recoveries for SqliteJournal {
@@ -32,8 +32,8 @@ fn begin(connection: &Connection, recovery: &Recovery, accounts: &[RecoveredAcco
         .execute(params![
             recovery.begun_at.0,
             recovery.operator,
-            signed("a height", recovery.from_block.0)?,
-            signed("a height", recovery.to_block.0)?
+            to_i64("a height", recovery.from_block.0)?,
+            to_i64("a height", recovery.to_block.0)?
         ])?;
     let mut raise = prepare("UPDATE accounts SET next_nonce = max(coalesce(next_nonce, 0), ?1) WHERE id = ?2")?;
     let mut add = prepare(
@@ -48,7 +48,7 @@ fn begin(connection: &Connection, recovery: &Recovery, accounts: &[RecoveredAcco
                 nonce(write.nonce)?,
                 write.place,
                 write.tx_hash.as_bytes(),
-                signed("a height", write.block_number.0)?,
+                to_i64("a height", write.block_number.0)?,
                 write.data_hash.as_bytes()
             ])?;
         }

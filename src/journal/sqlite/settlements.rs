@@ -100,7 +100,7 @@ fn unconfirmed_of(connection: &Connection, requests: &[RequestSeq]) -> Result<Ve
 fn with_hashes(connection: &Connection, mut copies: Vec<UnconfirmedCopy>) -> Result<Vec<UnconfirmedCopy>> {
     let select = "SELECT a.hash FROM (SELECT account, nonce FROM transactions WHERE request = ?1 \
                   UNION ALL SELECT account, nonce FROM batched WHERE request = ?1) t \
-                  JOIN attempts a ON a.account = t.account AND a.nonce = t.nonce ORDER BY a.id";
+                  JOIN signed_transactions a ON a.account = t.account AND a.nonce = t.nonce ORDER BY a.id";
     let mut select = prepare(connection, "read the hashes of a request", select)?;
     for copy in &mut copies {
         copy.tx_hashes = select.rows([copy.request.0], |row| fixed(row, "attempt", "hash", TxHash::from_slice))?;

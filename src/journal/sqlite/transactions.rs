@@ -1,11 +1,11 @@
-//! Nonces, transactions and attempts: what a lane stores before it broadcasts, and reads when it starts.
+//! Nonces, transactions and signed_transactions: what a lane stores before it broadcasts, and reads when it starts.
 
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 use rusqlite::{Connection, params};
 
-use crate::journal::columns::{expect_rows, first_nonce, nonce, not_the_next_nonce, signed, stored_fee};
+use crate::journal::columns::{expect_rows, first_nonce, nonce, not_the_next_nonce, stored_fee, to_i64};
 use crate::journal::rows::{
     ATTEMPT_COLUMNS, LIVE_COLUMNS, QUEUED_COLUMNS, add_batched, add_live, filler, queued_request,
 };
@@ -13,10 +13,10 @@ use crate::journal::sqlite::leases::check_lease;
 use crate::journal::sqlite::rows::prepare;
 use crate::journal::sqlite::{SqliteJournal, cancellations, closed, limits, recovery};
 use crate::journal::{
-    AccountId, Cancellation, Lease, LiveTransaction, NewTransaction, QueuedRequest, RecoveredWrite, Recovery, Result,
-    StoredNonce, Transactions, Which,
+    AccountId, Cancellation, Lease, LiveTransaction, NewTransaction, QueuedRequest, Recovery, Result, StoredNonce,
+    Transactions, Which,
 };
-use crate::model::{Attempt, BodyHash, Nonce, Timestamp};
+use crate::model::{BodyHash, Nonce, RecoveredWrite, SignedTransaction, Timestamp};
 use crate::policy::limits::{Granted, Limits, Usage};
 
 #[async_trait]
@@ -43,13 +43,17 @@ impl Transactions for SqliteJournal {
         self.writer.write(move |connection| record_transactions(connection, &lease, &transactions, limits)).await
     }
 
-    async fn record_attempts(&self, lease: &Lease, attempts: Vec<(Nonce, Attempt)>) -> Result<()> {
+    async fn record_replacements(
+        &self,
+        lease: &Lease,
+        signed_transactions: Vec<(Nonce, SignedTransaction)>,
+    ) -> Result<()> {
         let lease = lease.clone();
         self.writer
             .write(move |connection| {
                 check_lease(connection, &lease)?;
-                expect_live(connection, &lease, &attempts)?;
-                insert_attempts(connection, &lease, attempts.iter().map(|(nonce, attempt)| (*nonce, attempt)))
+                expect_live(connection, &lease, &signed_transactions)?;
+                insert_signed(connection, &lease, signed_transactions.iter().map(|(nonce, attempt)| (*nonce, attempt)))
             })
             .await
     }
@@ -62,11 +66,11 @@ impl Transactions for SqliteJournal {
         self.readers.read(move |connection| closed::nonces(connection, account, which)).await
     }
 
-    async fn fillers(&self, account: AccountId, first: Nonce, below: Nonce) -> Result<Vec<(Nonce, Attempt)>> {
+    async fn fillers(&self, account: AccountId, first: Nonce, below: Nonce) -> Result<Vec<(Nonce, SignedTransaction)>> {
         self.readers.read(move |connection| fillers(connection, account, first, below)).await
     }
 
-    async fn record_fillers(&self, lease: &Lease, fillers: Vec<(Nonce, Attempt)>) -> Result<()> {
+    async fn record_fillers(&self, lease: &Lease, fillers: Vec<(Nonce, SignedTransaction)>) -> Result<()> {
         let lease = lease.clone();
         self.writer
             .write(move |connection| {
@@ -101,7 +105,7 @@ fn live_transactions(connection: &Connection, account: AccountId) -> Result<Vec<
     // By nonces alone SQLite would walk past everything that has ended.
     let select = format!(
         "SELECT {QUEUED_COLUMNS}, {LIVE_COLUMNS}, {ATTEMPT_COLUMNS} FROM transactions t INDEXED BY transactions_live JOIN requests r ON r.seq = t.request \
-         JOIN attempts a ON a.account = t.account AND a.nonce = t.nonce \
+         JOIN signed_transactions a ON a.account = t.account AND a.nonce = t.nonce \
          WHERE t.account = ?1 AND t.state = 'live' ORDER BY t.nonce, a.id"
     );
     let mut live = Vec::new();
@@ -118,7 +122,12 @@ fn live_transactions(connection: &Connection, account: AccountId) -> Result<Vec<
     Ok(live)
 }
 
-fn fillers(connection: &Connection, account: AccountId, first: Nonce, below: Nonce) -> Result<Vec<(Nonce, Attempt)>> {
+fn fillers(
+    connection: &Connection,
+    account: AccountId,
+    first: Nonce,
+    below: Nonce,
+) -> Result<Vec<(Nonce, SignedTransaction)>> {
     let select = "SELECT nonce, 'cancel' AS kind, hash, raw, max_fee, tip, signed_at FROM fillers \
                   WHERE account = ?1 AND nonce >= ?2 AND nonce < ?3 ORDER BY nonce, id";
     prepare(connection, "read the fillers", select)?.rows((account.0, nonce(first)?, nonce(below)?), |row| filler(row))
@@ -137,11 +146,7 @@ fn record_transactions(
     make_writing(connection, lease, transactions)?;
     insert_transactions(connection, lease, transactions)?;
     insert_batched(connection, lease, transactions)?;
-    insert_attempts(
-        connection,
-        lease,
-        transactions.iter().map(|transaction| (transaction.nonce, &transaction.attempt)),
-    )?;
+    insert_signed(connection, lease, transactions.iter().map(|transaction| (transaction.nonce, &transaction.attempt)))?;
     Ok(granted)
 }
 
@@ -150,7 +155,7 @@ fn record_transactions(
 fn take_nonces(connection: &Connection, lease: &Lease, transactions: &[NewTransaction]) -> Result<()> {
     let Some(first) = first_nonce(transactions)? else { return Ok(()) };
     let take = "UPDATE accounts SET next_nonce = next_nonce + ?1 WHERE id = ?2 AND next_nonce = ?3";
-    let values = (signed("a count", transactions.len())?, lease.account.0, nonce(first)?);
+    let values = (to_i64("a count", transactions.len())?, lease.account.0, nonce(first)?);
     match prepare(connection, "take nonces", take)?.execute(values)? {
         1 => Ok(()),
         _ => Err(not_the_next_nonce(first)),
@@ -185,11 +190,11 @@ fn insert_transactions(connection: &Connection, lease: &Lease, transactions: &[N
             lease.account.0,
             nonce(transaction.nonce)?,
             transaction.request.0,
-            signed("a count", transaction.others.len())?,
+            to_i64("a count", transaction.others.len())?,
             transaction.to.as_bytes(),
             transaction.value.0.to_string(),
             transaction.data.as_deref(),
-            signed("gas", transaction.gas.0)?,
+            to_i64("gas", transaction.gas.0)?,
             transaction.attempt.signed_at.0,
         ])?;
     }
@@ -211,8 +216,12 @@ fn insert_batched(connection: &Connection, lease: &Lease, transactions: &[NewTra
 }
 
 /// Bytes for a nonce that is done could only ever be sent by mistake.
-fn expect_live(connection: &Connection, lease: &Lease, attempts: &[(Nonce, Attempt)]) -> Result<()> {
-    let nonces: BTreeSet<i64> = attempts.iter().map(|(at, _)| nonce(*at)).collect::<Result<_>>()?;
+fn expect_live(
+    connection: &Connection,
+    lease: &Lease,
+    signed_transactions: &[(Nonce, SignedTransaction)],
+) -> Result<()> {
+    let nonces: BTreeSet<i64> = signed_transactions.iter().map(|(at, _)| nonce(*at)).collect::<Result<_>>()?;
     let look = "SELECT 1 FROM transactions WHERE account = ?1 AND nonce = ?2 AND state = 'live'";
     let mut look = prepare(connection, "look live nonces up", look)?;
     let mut live = 0;
@@ -222,35 +231,35 @@ fn expect_live(connection: &Connection, lease: &Lease, attempts: &[(Nonce, Attem
     expect_rows("sign again at a nonce that is not live", nonces.len(), live)
 }
 
-fn insert_attempts<'a>(
+fn insert_signed<'a>(
     connection: &Connection,
     lease: &Lease,
-    attempts: impl Iterator<Item = (Nonce, &'a Attempt)>,
+    signed_transactions: impl Iterator<Item = (Nonce, &'a SignedTransaction)>,
 ) -> Result<()> {
     let mut insert = prepare(
         connection,
         "insert rows",
-        "INSERT INTO attempts (account, nonce, hash, raw, max_fee, tip, signed_at, kind) \
+        "INSERT INTO signed_transactions (account, nonce, hash, raw, max_fee, tip, signed_at, kind) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
     )?;
-    for (at, attempt) in attempts {
+    for (at, attempt) in signed_transactions {
         let (max_fee, tip) = stored_fee(attempt.fee)?;
         insert.execute(params![
             lease.account.0,
             nonce(at)?,
-            attempt.signed.hash.as_bytes(),
-            &attempt.signed.raw[..],
+            attempt.raw.hash.as_bytes(),
+            &attempt.raw.bytes[..],
             max_fee,
             tip,
             attempt.signed_at.0,
-            attempt.kind.as_str(),
+            attempt.purpose.as_str(),
         ])?;
     }
     Ok(())
 }
 
 /// A filler is never anything but a self-transfer, so it has no kind.
-fn insert_fillers(connection: &Connection, lease: &Lease, fillers: &[(Nonce, Attempt)]) -> Result<()> {
+fn insert_fillers(connection: &Connection, lease: &Lease, fillers: &[(Nonce, SignedTransaction)]) -> Result<()> {
     let mut insert = prepare(
         connection,
         "insert rows",
@@ -258,7 +267,7 @@ fn insert_fillers(connection: &Connection, lease: &Lease, fillers: &[(Nonce, Att
     )?;
     for (at, filler) in fillers {
         let (max_fee, tip) = stored_fee(filler.fee)?;
-        let (hash, raw) = (filler.signed.hash.as_bytes(), &filler.signed.raw[..]);
+        let (hash, raw) = (filler.raw.hash.as_bytes(), &filler.raw.bytes[..]);
         insert.execute((lease.account.0, nonce(*at)?, hash, raw, max_fee, tip, filler.signed_at.0))?;
     }
     Ok(())

@@ -29,7 +29,6 @@ trait Stage: Send + Sync {
     fn publisher(&self) -> Arc<dyn Publisher>;
     fn deliveries(&mut self) -> &mut mpsc::Receiver<Delivery>;
     async fn post(&self, id: &str);
-    /// Ends every session.
     async fn cut(&self);
     /// Ids in the dead-letter queue.
     async fn dead(&self) -> Vec<String>;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use secrecy::SecretString;
 
 use crate::chain::{BlockTag, Call, Chain, ChainError, ClientSettings, Header, NodeClient};
-use crate::model::{Address, BlockNumber, Fee, Gas, Nonce, SignedTransaction, TxHash, UnsignedTransaction, Wei};
+use crate::model::{Address, BlockNumber, Fee, Gas, Nonce, RawTransaction, TxHash, UnsignedTransaction, Wei};
 use crate::policy::classify::{ErrorTable, SendMeaning, SimulationMeaning};
 use crate::signer::{LocalSigner, Signer};
 use crate::simulation::ledger::CHAIN_ID;
@@ -101,7 +101,7 @@ async fn real() -> Real {
         batch_size: 10,
         max_lag: 10,
         errors: std::sync::Arc::default(),
-        tracer: crate::traces::Tracer::default(),
+        tracer: crate::observe::traces::Tracer::default(),
     });
     let signer = LocalSigner::from_hex(&SecretString::from(ACCOUNTS[0].1)).unwrap();
     Real { anvil, client: client.unwrap(), signer }
@@ -135,7 +135,7 @@ impl Stage for Real {
     }
 }
 
-async fn signed(stage: &impl Stage, nonce: u64, price: u128) -> SignedTransaction {
+async fn signed(stage: &impl Stage, nonce: u64, price: u128) -> RawTransaction {
     let unsigned = UnsignedTransaction {
         chain_id: CHAIN_ID,
         nonce: Nonce(nonce),
@@ -148,7 +148,7 @@ async fn signed(stage: &impl Stage, nonce: u64, price: u128) -> SignedTransactio
     stage.signer().sign(vec![unsigned], &[]).await.unwrap().remove(0)
 }
 
-async fn send(stage: &impl Stage, signed: &SignedTransaction) -> SendMeaning {
+async fn send(stage: &impl Stage, signed: &RawTransaction) -> SendMeaning {
     match stage.chain().broadcast(std::slice::from_ref(signed), &[]).await.remove(0) {
         Ok(()) => SendMeaning::AlreadyKnown,
         Err(ChainError::Node { message, .. }) => ErrorTable::default().meaning_of(&message),

@@ -35,7 +35,7 @@ async fn each_transaction_gets_bytes_of_its_own_in_order(signer: &mut Box<dyn Si
     let signed = signer.sign((0..20).map(transaction).collect(), &[]).await.unwrap();
     assert_eq!(signed.len(), 20);
     for signed in &signed {
-        assert_eq!(signed.hash, transaction_hash(&signed.raw));
+        assert_eq!(signed.hash, transaction_hash(&signed.bytes));
     }
     let mut hashes: Vec<_> = signed.iter().map(|signed| signed.hash).collect();
     hashes.sort_unstable();

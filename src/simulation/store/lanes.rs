@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use crate::journal::{
     AccountId, Acquired, Arrival, Attendance, Instance, JournalError, LaneHolder, Lease, LeaseMark, NewTransaction,
-    RecoveredAccount, RecoveredWrite, Recovery, ReplyAddress, RequestSeq,
+    RecoveredAccount, Recovery, ReplyAddress, RequestSeq,
 };
 use crate::model::request::Observation;
 use crate::model::{
-    Address, Attempt, BodyHash, Fee, Generation, Nonce, Properties, RequestId, RequestState, Timestamp, TraceContext,
-    TransactionState,
+    Address, BodyHash, Fee, Generation, Nonce, Properties, RecoveredWrite, RequestId, RequestState, SignedTransaction,
+    Timestamp, TraceContext, TransactionState,
 };
 use crate::policy::arrival::{self, Known, Verdict};
 use crate::policy::limits::{Granted, Limits};
@@ -263,35 +263,35 @@ impl Store {
             created_at,
             included: None,
             reorged_at: None,
-            attempts: Vec::new(),
+            signed: Vec::new(),
         };
         self.transactions.insert((account, nonce), row);
         self.add_attempt(account, nonce, attempt);
         self.accounts.get_mut(&account).expect("it was checked").next_nonce = Some(nonce.plus(1));
     }
 
-    pub(crate) fn record_attempts(&mut self, lease: &Lease, attempts: Vec<(Nonce, Attempt)>) -> Result<()> {
+    pub(crate) fn record_replacements(&mut self, lease: &Lease, signed: Vec<(Nonce, SignedTransaction)>) -> Result<()> {
         self.held(lease)?;
-        for (nonce, attempt) in &attempts {
+        for (nonce, attempt) in &signed {
             let row = self.transactions.get(&(lease.account, *nonce));
             if row.is_none_or(|row| row.state != TransactionState::Live) {
                 return Err(refused("sign again at a nonce that is not live", nonce.to_string()));
             }
             check_attempt(attempt)?;
         }
-        for (nonce, attempt) in attempts {
+        for (nonce, attempt) in signed {
             self.add_attempt(lease.account, nonce, attempt);
         }
         Ok(())
     }
 
-    fn add_attempt(&mut self, account: AccountId, nonce: Nonce, attempt: Attempt) {
+    fn add_attempt(&mut self, account: AccountId, nonce: Nonce, attempt: SignedTransaction) {
         let row = self.transactions.get_mut(&(account, nonce)).expect("it was checked");
         let id_of = |request| self.requests.get(&request).expect("a transaction has its requests").id.clone();
-        let (requests, signed) = (row.requests().map(id_of).collect(), attempt.signed.clone());
-        self.record.signed.push(SignedRecord { account, requests, nonce, kind: attempt.kind, signed });
+        let (requests, signed) = (row.requests().map(id_of).collect(), attempt.raw.clone());
+        self.record.signed.push(SignedRecord { account, requests, nonce, kind: attempt.purpose, signed });
         self.last_attempt += 1;
-        row.attempts.push(StoredAttempt { place: self.last_attempt, attempt });
+        row.signed.push(StoredAttempt { place: self.last_attempt, attempt });
     }
 
     /// The account, if the lease on it still holds. A lease that has run out holds until somebody else takes it.
@@ -341,8 +341,8 @@ impl RequestRow {
     }
 }
 
-fn check_attempt(attempt: &Attempt) -> Result<()> {
-    if attempt.signed.raw.is_empty() {
+fn check_attempt(attempt: &SignedTransaction) -> Result<()> {
+    if attempt.raw.bytes.is_empty() {
         return Err(refused("store an attempt", "it has no bytes"));
     }
     match attempt.fee {

@@ -6,7 +6,7 @@ use crate::journal::{
     AccountId, CancelWish, Cancellation, EndedAgain, JournalError, Lease, Reorged, RequestSeq, StoredNonce,
     StoredRequest, Which, WishAnswer,
 };
-use crate::model::{Attempt, Nonce, RequestId, RequestState, Timestamp, TransactionState};
+use crate::model::{Nonce, RequestId, RequestState, SignedTransaction, Timestamp, TransactionState};
 use crate::simulation::store::{RequestRow, SignedRecord, Store, StoredFiller, TransactionRow, Wish, refused};
 
 type Result<T, E = JournalError> = std::result::Result<T, E>;
@@ -87,11 +87,11 @@ impl Store {
             nonce,
             state: row.state,
             included: row.included.clone(),
-            attempts: row.attempts.iter().map(|stored| stored.attempt.clone()).collect(),
+            signed: row.signed.iter().map(|stored| stored.attempt.clone()).collect(),
         })
     }
 
-    pub(crate) fn fillers(&self, account: AccountId, first: Nonce, below: Nonce) -> Vec<(Nonce, Attempt)> {
+    pub(crate) fn fillers(&self, account: AccountId, first: Nonce, below: Nonce) -> Vec<(Nonce, SignedTransaction)> {
         let is_asked =
             |filler: &&StoredFiller| filler.account == account && filler.nonce >= first && filler.nonce < below;
         let mut found: Vec<_> =
@@ -100,7 +100,7 @@ impl Store {
         found
     }
 
-    pub(crate) fn record_fillers(&mut self, lease: &Lease, fillers: Vec<(Nonce, Attempt)>) -> Result<()> {
+    pub(crate) fn record_fillers(&mut self, lease: &Lease, fillers: Vec<(Nonce, SignedTransaction)>) -> Result<()> {
         let next = self.held(lease)?.next_nonce;
         for (nonce, _) in &fillers {
             let row = self.transactions.get(&(lease.account, *nonce));
@@ -115,8 +115,8 @@ impl Store {
                 account: lease.account,
                 requests: Vec::new(),
                 nonce,
-                kind: attempt.kind,
-                signed: attempt.signed.clone(),
+                kind: attempt.purpose,
+                signed: attempt.raw.clone(),
             });
             self.fillers.push(StoredFiller { account: lease.account, nonce, attempt });
         }

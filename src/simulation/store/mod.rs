@@ -11,7 +11,7 @@ use crate::journal::{
 };
 use crate::model::event::FinalTransaction;
 use crate::model::{
-    Address, Attempt, AttemptKind, BodyHash, Cause, EventKind, Gas, Generation, Message, Nonce, OrderKey, RequestId,
+    Address, BodyHash, Cause, EventKind, Gas, Generation, Message, Nonce, OrderKey, Purpose, RawTransaction, RequestId,
     RequestState, SignedTransaction, Timestamp, TraceContext, TransactionState, Wei, Write,
 };
 
@@ -36,7 +36,6 @@ pub(crate) struct Store {
     outbox: BTreeMap<i64, OutboxEntry>,
     fillers: Vec<StoredFiller>,
     wishes: BTreeMap<RequestSeq, Wish>,
-    /// By chain.
     throttles: BTreeMap<u64, i64>,
     /// Gas by chain and minute.
     spent: SumsByChain,
@@ -107,7 +106,6 @@ pub(crate) struct IncidentRow {
     pub(crate) detail: String,
 }
 
-/// A nonce.
 #[derive(Debug, Clone)]
 pub(crate) struct TransactionRow {
     pub(crate) request: RequestSeq,
@@ -124,7 +122,7 @@ pub(crate) struct TransactionRow {
     pub(crate) included: Option<FinalTransaction>,
     /// Since when that block is no part of the chain any more.
     pub(crate) reorged_at: Option<Timestamp>,
-    pub(crate) attempts: Vec<StoredAttempt>,
+    pub(crate) signed: Vec<StoredAttempt>,
 }
 
 /// A self-transfer at a nonce that held up later ones.
@@ -132,7 +130,7 @@ pub(crate) struct TransactionRow {
 struct StoredFiller {
     account: AccountId,
     nonce: Nonce,
-    attempt: Attempt,
+    attempt: SignedTransaction,
 }
 
 /// An operator's wish that a request ends without being written.
@@ -145,7 +143,7 @@ struct Wish {
 #[derive(Debug, Clone)]
 pub(crate) struct StoredAttempt {
     pub(crate) place: u64,
-    pub(crate) attempt: Attempt,
+    pub(crate) attempt: SignedTransaction,
 }
 
 /// An event without a publisher confirm.
@@ -186,8 +184,8 @@ pub(crate) struct SignedRecord {
     /// What it is for; nothing where it fills a gap.
     pub(crate) requests: Vec<RequestId>,
     pub(crate) nonce: Nonce,
-    pub(crate) kind: AttemptKind,
-    pub(crate) signed: SignedTransaction,
+    pub(crate) kind: Purpose,
+    pub(crate) signed: RawTransaction,
 }
 
 /// An event that was true from then on.
@@ -219,10 +217,10 @@ impl Store {
     }
 
     /// Every attempt that the journal still holds, with the request it is for, by nonce.
-    pub(crate) fn attempts_raw(&self) -> impl Iterator<Item = (RequestSeq, Nonce, &Attempt)> {
+    pub(crate) fn attempts_raw(&self) -> impl Iterator<Item = (RequestSeq, Nonce, &SignedTransaction)> {
         self.transactions
             .iter()
-            .flat_map(|((_, nonce), row)| row.attempts.iter().map(|stored| (row.request, *nonce, &stored.attempt)))
+            .flat_map(|((_, nonce), row)| row.signed.iter().map(|stored| (row.request, *nonce, &stored.attempt)))
     }
 
     pub(crate) fn outbox(&self) -> impl Iterator<Item = (AccountId, &OutboxRow)> {

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use crate::journal::{
-    AccountId, AccountOverview, AttemptHistory, CopyKind, History, Incident, JournalOverview, LiveTransaction,
-    OpenRequests, OutboxRow, QueuedRequest, RECENT_INCIDENTS, RecentIncident, ReplyAddress, RequestSeq,
-    TransactionHistory, UnconfirmedCopy,
+    AccountId, AccountOverview, CopyKind, History, Incident, JournalOverview, LiveTransaction, OpenRequests, OutboxRow,
+    QueuedRequest, RECENT_INCIDENTS, RecentIncident, ReplyAddress, RequestSeq, SignedHistory, TransactionHistory,
+    UnconfirmedCopy,
 };
 use crate::model::event::BatchPlace;
-use crate::model::{Attempt, Message, Nonce, RequestId, RequestState, TransactionState};
+use crate::model::{Message, Nonce, RequestId, RequestState, SignedTransaction, TransactionState};
 use crate::policy::arrival::Known;
 use crate::simulation::store::{AccountRow, IncidentRow, RequestRow, Store, StoredAttempt, TransactionRow};
 
@@ -91,7 +91,7 @@ impl Store {
             value: row.value,
             data: row.data.clone(),
             gas: row.gas,
-            attempts: row.attempts.iter().map(|stored| stored.attempt.clone()).collect(),
+            signed: row.signed.iter().map(|stored| stored.attempt.clone()).collect(),
         })
     }
 
@@ -153,8 +153,8 @@ impl Store {
 
     fn copy_of(&self, seq: RequestSeq, row: &RequestRow) -> Option<UnconfirmedCopy> {
         let kind = [CopyKind::Retry, CopyKind::DeadLetter].into_iter().find(|kind| kind.pending() == row.state)?;
-        let mut attempts: Vec<_> = self.transactions_of(row).flat_map(|(_, row)| &row.attempts).collect();
-        attempts.sort_by_key(|stored| stored.place);
+        let mut signed: Vec<_> = self.transactions_of(row).flat_map(|(_, row)| &row.signed).collect();
+        signed.sort_by_key(|stored| stored.place);
         Some(UnconfirmedCopy {
             request: seq,
             id: row.id.clone(),
@@ -163,7 +163,7 @@ impl Store {
             cause: row.failure.clone().expect("what is pending has failed"),
             first_failed_at: row.first_failed_at.expect("what is pending has failed"),
             message: row.message.clone().expect("what is pending has its message"),
-            tx_hashes: attempts.into_iter().map(|stored| stored.attempt.signed.hash).collect(),
+            tx_hashes: signed.into_iter().map(|stored| stored.attempt.raw.hash).collect(),
         })
     }
 }
@@ -195,7 +195,7 @@ fn transaction_history(request: RequestSeq, nonce: Nonce, row: &TransactionRow) 
         nonce,
         state: row.state.as_str().to_owned(),
         created_at: row.created_at.to_string(),
-        attempts: row.attempts.iter().map(|StoredAttempt { attempt, .. }| attempt_history(attempt)).collect(),
+        signed: row.signed.iter().map(|StoredAttempt { attempt, .. }| attempt_history(attempt)).collect(),
         final_hash: included.map(|included| included.tx_hash),
         block_number: included.map(|included| included.block_number),
         block_hash: included.map(|included| included.block_hash),
@@ -205,10 +205,10 @@ fn transaction_history(request: RequestSeq, nonce: Nonce, row: &TransactionRow) 
     }
 }
 
-fn attempt_history(attempt: &Attempt) -> AttemptHistory {
-    AttemptHistory {
-        hash: attempt.signed.hash,
-        kind: attempt.kind.as_str().to_owned(),
+fn attempt_history(attempt: &SignedTransaction) -> SignedHistory {
+    SignedHistory {
+        hash: attempt.raw.hash,
+        kind: attempt.purpose.as_str().to_owned(),
         max_fee: attempt.fee.ceiling().to_string(),
         signed_at: attempt.signed_at.to_string(),
     }

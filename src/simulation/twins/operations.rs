@@ -11,8 +11,8 @@ use crate::journal::{
 };
 use crate::model::event::{FinalTransaction, Outcome, Subject};
 use crate::model::{
-    Address, Attempt, AttemptKind, BlockHash, BlockNumber, BodyHash, Cause, Event, Fee, Gas, GasRule, Generation,
-    Headers, Message, Nonce, OrderKey, Properties, RequestId, SignedTransaction, Timestamp, TransactionState, TxHash,
+    Address, BlockHash, BlockNumber, BodyHash, Cause, Event, Fee, Gas, GasRule, Generation, Headers, Message, Nonce,
+    OrderKey, Properties, Purpose, RawTransaction, RequestId, SignedTransaction, Timestamp, TransactionState, TxHash,
     Wei, Write,
 };
 use crate::policy::limits::Limits;
@@ -40,7 +40,7 @@ pub(super) enum Operation {
     RaiseNonce(Lease, Nonce),
     Admit(Vec<Arrival>),
     Sign(Lease, Vec<NewTransaction>),
-    SignAgain(Lease, Vec<(Nonce, Attempt)>),
+    SignAgain(Lease, Vec<(Nonce, SignedTransaction)>),
     Settle(Lease, Vec<Settlement>),
     Confirm(Vec<ConfirmedCopy>),
     Refuse(Vec<RefusedMessage>),
@@ -66,7 +66,7 @@ impl Operation {
             Self::Sign(lease, transactions) => {
                 answer(journal.record_transactions(&lease, transactions, Limits::default()).await)
             }
-            Self::SignAgain(lease, attempts) => answer(journal.record_attempts(&lease, attempts).await),
+            Self::SignAgain(lease, signed) => answer(journal.record_replacements(&lease, signed).await),
             Self::Settle(lease, settlements) => answer(journal.settle(&lease, settlements).await),
             Self::Confirm(copies) => answer(journal.confirm(copies).await),
             Self::Refuse(messages) => answer(journal.record_refused(messages).await),
@@ -157,7 +157,7 @@ impl Pick {
     }
 
     /// At what is live, and now and then at what may not be.
-    fn again(self, store: &Store, account: AccountId) -> Vec<(Nonce, Attempt)> {
+    fn again(self, store: &Store, account: AccountId) -> Vec<(Nonce, SignedTransaction)> {
         let live = store.live_transactions(account).into_iter().map(|live| live.nonce).take(2);
         let other = self.x.is_multiple_of(4).then_some(Nonce(u64::from(self.x / 4 % 16)));
         live.chain(other).map(|nonce| (nonce, attempt(self.y))).collect()
@@ -270,15 +270,15 @@ fn event(id: &RequestId, seed: u8) -> Event {
     Event::new(&subject, &Outcome::Dead { cause: &cause, tx_hashes: &[] }, Timestamp(1))
 }
 
-fn attempt(seed: u8) -> Attempt {
+fn attempt(seed: u8) -> SignedTransaction {
     let fee = match seed % 3 {
         0 => Fee::Legacy { gas_price: Wei(seed.into()) },
         _ => Fee::Eip1559 { max_fee: Wei(seed.into()), tip: Wei(1) },
     };
-    Attempt {
-        kind: if seed.is_multiple_of(5) { AttemptKind::Cancel } else { AttemptKind::Write },
+    SignedTransaction {
+        purpose: if seed.is_multiple_of(5) { Purpose::Cancel } else { Purpose::Write },
         // None at all is refused.
-        signed: SignedTransaction { hash: TxHash([seed; 32]), raw: vec![seed; usize::from(seed % 16)].into() },
+        raw: RawTransaction { hash: TxHash([seed; 32]), bytes: vec![seed; usize::from(seed % 16)].into() },
         fee,
         signed_at: Timestamp(seed.into()),
     }

@@ -1,0 +1,8 @@
+//! Following the chain: what is in it, what is final, who wrote it. These parts report; the stages decide.
+
+pub mod broadcaster;
+pub mod history;
+pub mod nonce_taker;
+pub mod receipt_reader;
+pub mod record_search;
+pub mod tracker;

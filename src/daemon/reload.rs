@@ -1,0 +1,113 @@
+//! SIGHUP: the configuration is read once more, and what is safe to change at run time is taken over.
+
+use std::sync::Arc;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::config::{Faults, Reloaded, Settings};
+use crate::stages::lane::Tuning;
+
+/// What a reload needs of whoever starts the daemon.
+pub struct Reloading {
+    /// Reads the configuration; may take as long as it takes to open a keystore.
+    pub load: Arc<dyn Fn() -> Result<Settings, Faults> + Send + Sync>,
+    /// Sets the least important level that the log has.
+    pub set_log_level: Box<dyn Fn(tracing::Level) + Send>,
+}
+
+/// The signal, which no longer ends the process once this is made.
+pub struct Hangups(Signal);
+
+impl Hangups {
+    /// Listens from now on.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn new() -> std::io::Result<Self> {
+        signal(SignalKind::hangup()).map(Self)
+    }
+}
+
+/// Where parts of the program see what they are to go by.
+pub struct Adjustable {
+    pub tuning: watch::Sender<Tuning>,
+    pub max_open: watch::Sender<u64>,
+}
+
+impl Adjustable {
+    /// As the settings say at the start.
+    pub fn new(settings: &Settings) -> Self {
+        Self { tuning: watch::Sender::new(tuning(settings)), max_open: watch::Sender::new(settings.worker.max_open) }
+    }
+
+    fn set(&self, settings: &Settings) {
+        self.tuning.send_replace(tuning(settings));
+        self.max_open.send_replace(settings.worker.max_open);
+    }
+}
+
+fn tuning(settings: &Settings) -> Tuning {
+    let chain = &settings.chain;
+    Tuning {
+        fees: settings.fees,
+        limits: settings.limits,
+        resend_after: chain.resend_after,
+        replace_after: chain.replace_after,
+        refused_after: chain.refused_after,
+        max_head_age: chain.max_head_age,
+        outage: settings.outage,
+    }
+}
+
+/// Takes over what changes, signal by signal, until stopped. A configuration with faults changes nothing.
+///
+/// # Errors
+/// None: whatever the file says, the daemon goes on.
+pub async fn run(
+    mut running: Settings,
+    reloading: Reloading,
+    adjustable: Adjustable,
+    mut hangups: Hangups,
+    stopped: CancellationToken,
+) -> Result<(), std::convert::Infallible> {
+    let Reloading { load, set_log_level } = reloading;
+    loop {
+        tokio::select! {
+            _ = hangups.0.recv() => {}
+            () = stopped.cancelled() => return Ok(()),
+        }
+        let load = Arc::clone(&load);
+        let read = tokio::task::spawn_blocking(move || load()).await;
+        let read = read.unwrap_or_else(|_| Err(Faults(vec!["- reading it panicked; see the log".to_owned()])));
+        match read.and_then(|new| running.reloaded(new)) {
+            Err(Faults(faults)) => {
+                for fault in &faults {
+                    let fault = fault.trim_start_matches("- ");
+                    error!(fault, "the configuration has a fault: nothing of it is taken over, all stays as it is");
+                }
+            }
+            Ok(Reloaded { settings, taken_over, need_restart }) => {
+                adjustable.set(&settings);
+                set_log_level(settings.log.level);
+                running = settings;
+                tell(&taken_over, &need_restart);
+            }
+        }
+    }
+}
+
+fn tell(taken_over: &[String], need_restart: &[String]) {
+    if taken_over.is_empty() && need_restart.is_empty() {
+        info!("the configuration was read: nothing has changed");
+    }
+    if !taken_over.is_empty() {
+        info!(keys = taken_over.join(", "), "the configuration was read, and changes are taken over");
+    }
+    if !need_restart.is_empty() {
+        let keys = need_restart.join(", ");
+        warn!(keys, "the configuration was read; these changes need a restart, and stay as they were until then");
+    }
+}

@@ -1,0 +1,77 @@
+//! A report as gauges: what `/metrics` says of a moment is what `/status` says of it.
+
+use crate::daemon::status::{LaneReport, WorkerReport, wei};
+use crate::journal::JournalOverview;
+use crate::model::Timestamp;
+use crate::observe::metrics::Gauges;
+
+/// Wei in one ether.
+const ETHER: f64 = 1e18;
+
+pub(super) fn set(gauges: &Gauges, report: &WorkerReport) {
+    let WorkerReport { version, started_at, at, not_ready, broker, lanes, endpoints, journal, .. } = report;
+    gauges.build_info.set([version], 1.0);
+    gauges.start_time.set(started_at.0 as f64 / 1000.0);
+    gauges.ready.set(flag(not_ready.is_empty()));
+    for state in ["connecting", "consuming", "paused", "blocked"] {
+        gauges.broker_state.set([state], flag(broker.state == state));
+    }
+    gauges.deliveries_wanted.set(flag(broker.deliveries_wanted));
+    for lane in lanes {
+        set_lane(gauges, lane, *at);
+    }
+    for (index, endpoint) in endpoints.iter().enumerate() {
+        let place = (index + 1).to_string();
+        gauges.endpoint_up.set([&place], flag(endpoint.serves));
+        gauges.endpoint_behind.set([&place], endpoint.blocks_behind as f64);
+    }
+    if let Some(journal) = journal {
+        set_journal(gauges, journal);
+    }
+}
+
+fn set_lane(gauges: &Gauges, lane: &LaneReport, at: Timestamp) {
+    let account = lane.account.to_string();
+    let of = [account.as_str()];
+    let gauges = &gauges.lane;
+    gauges.owner.set(of, flag(lane.owner));
+    gauges.open.set(of, flag(lane.open));
+    if let Some(pause) = &lane.paused {
+        gauges.paused.set([&account, &pause.reason], 1.0);
+    }
+    gauges.in_flight.set(of, lane.in_flight as f64);
+    gauges.window.set(of, lane.window as f64);
+    gauges.mended.set(of, lane.nonces_mended as f64);
+    if let Some(nonce) = lane.next_nonce {
+        gauges.next_nonce.set(of, nonce.0 as f64);
+    }
+    if let Some(head) = lane.head {
+        gauges.head_block.set(of, head.0 as f64);
+    }
+    if let Some(head_at) = lane.head_at {
+        gauges.head_age.set(of, at.0.saturating_sub(head_at.0) as f64 / 1000.0);
+    }
+    if let Some(fee) = lane.fee_wei.as_deref().and_then(wei) {
+        gauges.fee.set(of, fee.0 as f64);
+    }
+    if let Some(balance) = lane.balance_wei.as_deref().and_then(wei) {
+        gauges.balance.set(of, balance.0 as f64 / ETHER);
+    }
+}
+
+fn set_journal(gauges: &Gauges, journal: &JournalOverview) {
+    for account in &journal.accounts {
+        let address = account.address.to_string();
+        gauges.outbox.set([&address], account.outbox as f64);
+        for state in ["accepted", "writing", "retry_pending", "dead_pending"] {
+            let open = account.open.iter().find(|open| open.state == state);
+            gauges.requests_open.set([&address, state], open.map_or(0.0, |open| open.count as f64));
+            let age = open.map_or(0.0, |open| open.since.age().as_secs_f64());
+            gauges.oldest_age.set([&address, state], age);
+        }
+    }
+}
+
+fn flag(is_so: bool) -> f64 {
+    if is_so { 1.0 } else { 0.0 }
+}

@@ -1,0 +1,147 @@
+//! HTTP for whoever looks after the daemon: `/livez`, `/readyz`, `/metrics`, `/status`. Only reads, and little at once.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::json;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info};
+
+use crate::daemon::status::Observer;
+use crate::observe::metrics;
+
+/// Connections at once; more wait to be accepted.
+const CONNECTIONS: usize = 32;
+/// For the request to come.
+const READ_LIMIT: Duration = Duration::from_secs(5);
+/// For a whole connection, which serves one request.
+const CONNECTION_LIMIT: Duration = Duration::from_secs(15);
+/// A request's first line and headers.
+const REQUEST_BYTES: usize = 16 << 10;
+/// How often an address is tried that cannot be had, and the pause after a connection that cannot be accepted.
+const BIND_AGAIN: Duration = Duration::from_secs(10);
+const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+const PATHS: &str = "/livez    200 while every stage moves\n/readyz   200 while it takes and writes messages\n/metrics  \
+                     for Prometheus\n/status   how everything stands, as JSON\n";
+
+/// Serves until cancelled. An address that another process has is no reason to end: the messages come first.
+pub async fn serve(listen: SocketAddr, observer: Arc<Observer>, cancel: CancellationToken) -> Result<(), Infallible> {
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => {}
+        () = serve_for_ever(listen, observer) => {}
+    }
+    Ok(())
+}
+
+async fn serve_for_ever(listen: SocketAddr, observer: Arc<Observer>) {
+    let listener = bind(listen).await;
+    // Dropped with this future, and its tasks with it.
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.len() >= CONNECTIONS {
+            connections.join_next().await;
+        }
+        tokio::select! {
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => drop(connections.spawn(converse(stream, Arc::clone(&observer)))),
+                Err(problem) => {
+                    debug!(%problem, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_AGAIN).await;
+                }
+            }
+        }
+    }
+}
+
+async fn bind(listen: SocketAddr) -> TcpListener {
+    let mut is_first = true;
+    loop {
+        match TcpListener::bind(listen).await {
+            Ok(listener) => {
+                info!(http.listen = %listen, "health, metrics and status are served");
+                return listener;
+            }
+            Err(problem) if is_first => error!(
+                http.listen = %listen, %problem,
+                "no HTTP: the address cannot be had. Give each instance on this host its own http.listen (CHAINWRITER__HTTP__LISTEN), or none (\"\"); everything else works, and it is tried again every {} s",
+                BIND_AGAIN.as_secs()
+            ),
+            Err(_) => {}
+        }
+        is_first = false;
+        tokio::time::sleep(BIND_AGAIN).await;
+    }
+}
+
+async fn converse(stream: TcpStream, observer: Arc<Observer>) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let response = respond(request.method(), request.uri().path(), &observer);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(READ_LIMIT)
+        .max_buf_size(REQUEST_BYTES)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Ok(Err(problem)) = timeout(CONNECTION_LIMIT, connection).await {
+        debug!(%problem, "an HTTP connection failed");
+    }
+}
+
+fn respond(method: &Method, path: &str, observer: &Observer) -> Response<Full<Bytes>> {
+    if method != Method::GET && method != Method::HEAD {
+        let mut refused = response(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n");
+        refused.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return refused;
+    }
+    match path {
+        "/" => response(StatusCode::OK, TEXT, PATHS),
+        "/livez" => {
+            let stuck = observer.report().stuck;
+            let document = json!({ "alive": stuck.is_empty(), "stuck": stuck });
+            response(status(stuck.is_empty()), JSON, format!("{document}\n"))
+        }
+        "/readyz" => {
+            let reasons = observer.report().not_ready;
+            let document = json!({ "ready": reasons.is_empty(), "reasons": reasons });
+            response(status(reasons.is_empty()), JSON, format!("{document}\n"))
+        }
+        "/metrics" => response(StatusCode::OK, metrics::MEDIA_TYPE, observer.metrics_page()),
+        "/status" => match serde_json::to_string(&observer.report()) {
+            Ok(report) => response(StatusCode::OK, JSON, report + "\n"),
+            Err(problem) => response(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{problem}\n")),
+        },
+        _ => response(StatusCode::NOT_FOUND, TEXT, format!("no such page; there are\n{PATHS}")),
+    }
+}
+
+fn status(is_well: bool) -> StatusCode {
+    if is_well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+}
+
+fn response(status: StatusCode, media_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

@@ -1,0 +1,17 @@
+//! What the daemon says of itself while it runs: a report of how everything stands, health, metrics, and HTTP to ask for
+//! them. It only looks; nothing that it does or fails to do changes what the stages do.
+
+mod ask;
+mod gauges;
+mod http;
+mod observer;
+mod recent;
+mod report;
+
+pub use ask::ask;
+pub use http::serve;
+pub use observer::{LaneView, Observer, Sources};
+pub use recent::{RecentLine, RecentLines};
+#[cfg(test)]
+pub use report::PauseReport;
+pub use report::{EndpointReport, LaneReport, WorkerReport, wei};

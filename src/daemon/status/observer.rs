@@ -1,0 +1,250 @@
+//! The observer: puts the report together from what the parts show of themselves, and looks now and then at what has to be
+//! asked for: the journal's counts and the accounts' balances.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::broker::{BrokerState, Flow};
+use crate::chain::{Chain, NodeClient};
+use crate::daemon::status::report::{BrokerReport, EndpointReport, LaneReport, PauseReport, WorkerReport};
+use crate::daemon::status::{RecentLines, gauges};
+use crate::journal::{JournalOverview, Upkeep};
+use crate::model::{Address, Timestamp, Wei};
+use crate::observe::metrics::{Metrics, SettleMeter};
+use crate::stages::lane::LaneState;
+
+/// How often the journal is looked at.
+const JOURNAL_LOOK: Duration = Duration::from_secs(5);
+/// How often a node is asked for the balances.
+const BALANCE_LOOK: Duration = Duration::from_secs(60);
+
+/// What a lane shows.
+#[derive(Debug, Clone)]
+pub struct LaneView {
+    pub account: Address,
+    pub state: watch::Receiver<LaneState>,
+    /// Whether requests are taken for it.
+    pub is_open: watch::Receiver<bool>,
+}
+
+/// What the parts show.
+pub struct Sources {
+    /// `organisation/instance`.
+    pub worker: String,
+    pub queue: String,
+    /// EIP-155 chain id.
+    pub chain_id: u64,
+    /// How it stands with the broker.
+    pub broker: watch::Receiver<BrokerState>,
+    /// Whether deliveries are wanted.
+    pub flow: watch::Receiver<Flow>,
+    pub lanes: Vec<LaneView>,
+    pub node: Arc<NodeClient>,
+    pub journal: Arc<dyn Upkeep>,
+    pub settle: SettleMeter,
+    /// Stages that stand still, as the watchdog sees it.
+    pub stuck: watch::Receiver<Vec<&'static str>>,
+    /// Cancelled when the process begins to stop.
+    pub draining: CancellationToken,
+    /// The last lines of the log.
+    pub recent: RecentLines,
+}
+
+pub struct Observer {
+    sources: Sources,
+    metrics: Metrics,
+    started_at: Timestamp,
+    asked: Mutex<Asked>,
+}
+
+/// What was asked for last.
+#[derive(Default)]
+struct Asked {
+    journal: Option<JournalOverview>,
+    /// In the order of the lanes.
+    balances: Vec<Option<Wei>>,
+}
+
+impl Observer {
+    /// One that has not looked yet.
+    pub fn new(sources: Sources, metrics: Metrics) -> Self {
+        Self { sources, metrics, started_at: Timestamp::now(), asked: Mutex::default() }
+    }
+
+    /// Looks until cancelled. What cannot be had now stays as it was seen last: those who work with it tell of its failures.
+    pub async fn run(&self, cancel: CancellationToken) {
+        let mut look = tokio::time::interval(JOURNAL_LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut balances_at: Option<Instant> = None;
+        loop {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return,
+                _ = look.tick() => {}
+            }
+            let is_due = balances_at.is_none_or(|at| at.elapsed() >= BALANCE_LOOK);
+            let looks = async {
+                self.look_at_journal().await;
+                if is_due {
+                    self.ask_for_balances().await;
+                }
+            };
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return,
+                () = looks => {}
+            }
+            if is_due && self.has_balances() {
+                balances_at = Some(Instant::now());
+            }
+        }
+    }
+
+    async fn look_at_journal(&self) {
+        match self.sources.journal.overview().await {
+            Ok(overview) => self.asked.lock().unwrap_or_else(PoisonError::into_inner).journal = Some(overview),
+            Err(error) => warn!(%error, "the journal's counts cannot be had; those in /status and /metrics are old"),
+        }
+    }
+
+    async fn ask_for_balances(&self) {
+        let mut balances = Vec::with_capacity(self.sources.lanes.len());
+        for lane in &self.sources.lanes {
+            balances.push(self.sources.node.balance(lane.account).await.ok());
+        }
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = std::mem::take(&mut asked.balances).into_iter().chain(std::iter::repeat(None));
+        asked.balances = balances.into_iter().zip(old).map(|(new, old)| new.or(old)).collect();
+    }
+
+    fn has_balances(&self) -> bool {
+        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.balances.iter().all(Option::is_some)
+    }
+
+    pub fn report(&self) -> WorkerReport {
+        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let sources = &self.sources;
+        let balances = asked.balances.iter().copied().chain(std::iter::repeat(None));
+        let lanes: Vec<_> = sources.lanes.iter().zip(balances).map(|(lane, balance)| lane.report(balance)).collect();
+        let broker = sources.broker.borrow().clone();
+        let is_draining = sources.draining.is_cancelled();
+        WorkerReport {
+            worker: sources.worker.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            queue: sources.queue.clone(),
+            chain_id: sources.chain_id,
+            started_at: self.started_at,
+            at: Timestamp::now(),
+            not_ready: not_ready(is_draining, &broker, &lanes),
+            stuck: sources.stuck.borrow().iter().map(|stage| (*stage).to_owned()).collect(),
+            broker: BrokerReport {
+                state: broker.word().to_owned(),
+                detail: broker.detail().map(str::to_owned),
+                deliveries_wanted: *sources.flow.borrow() == Flow::Open,
+                deliveries_held: u64::try_from(sources.settle.held.get()).unwrap_or(0),
+            },
+            lanes,
+            endpoints: sources.node.endpoint_states().into_iter().map(EndpointReport::from).collect(),
+            journal: asked.journal.clone(),
+            recent: sources.recent.lines(),
+        }
+    }
+
+    /// The page of metrics.
+    pub fn metrics_page(&self) -> String {
+        let report = self.report();
+        self.metrics.page(|gauges| gauges::set(gauges, &report))
+    }
+}
+
+/// In words; nothing when it is ready: the broker delivers, and some lane takes what comes.
+fn not_ready(is_draining: bool, broker: &BrokerState, lanes: &[LaneReport]) -> Vec<String> {
+    let mut reasons = Vec::new();
+    if is_draining {
+        reasons.push("draining".to_owned());
+    }
+    match broker {
+        BrokerState::Connecting(why) => reasons.push(format!("broker away: {why}")),
+        BrokerState::Blocked(why) => reasons.push(format!("broker takes no messages: {why}")),
+        BrokerState::Consuming | BrokerState::Paused => {}
+    }
+    if !lanes.iter().any(|lane| lane.open) {
+        reasons.extend(lanes.iter().map(|lane| match &lane.paused {
+            Some(PauseReport { reason, detail }) => format!("lane {}: paused ({reason}): {detail}", lane.account),
+            None => format!("lane {}: it has seen no block yet", lane.account),
+        }));
+    }
+    reasons
+}
+
+impl LaneView {
+    fn report(&self, balance: Option<Wei>) -> LaneReport {
+        let state = self.state.borrow();
+        let head_at = state.head_at.and_then(|seconds| i64::try_from(seconds.saturating_mul(1000)).ok());
+        LaneReport {
+            account: self.account,
+            owner: state.is_owner,
+            open: *self.is_open.borrow(),
+            paused: state
+                .paused
+                .as_ref()
+                .map(|(reason, detail)| PauseReport { reason: reason.to_string(), detail: detail.clone() }),
+            throttled: state.throttled.map(|throttled| throttled.to_string()),
+            in_flight: state.in_flight as u64,
+            window: state.window as u64,
+            next_nonce: state.next_nonce,
+            head: state.head,
+            head_at: head_at.map(Timestamp),
+            fee_wei: state.fee.map(|fee| fee.ceiling().0.to_string()),
+            balance_wei: balance.map(|balance| balance.0.to_string()),
+            nonces_mended: state.nonces_mended,
+        }
+    }
+}
+
+impl From<crate::chain::EndpointState> for EndpointReport {
+    fn from(state: crate::chain::EndpointState) -> Self {
+        let crate::chain::EndpointState { label, serves, blocks_behind, problem } = state;
+        Self { endpoint: label, serves, blocks_behind, problem }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lane(open: bool, reason: Option<&str>) -> LaneReport {
+        let paused = reason.map(|reason| PauseReport { reason: reason.to_owned(), detail: "why".to_owned() });
+        let view = LaneView {
+            account: Address([7; 20]),
+            state: watch::channel(LaneState::default()).1,
+            is_open: watch::channel(open).1,
+        };
+        LaneReport { paused, ..view.report(None) }
+    }
+
+    #[test]
+    fn it_is_ready_while_the_broker_is_there_and_some_lane_takes_requests() {
+        let closed = || lane(false, Some("node_unreachable"));
+        let cases: [(bool, BrokerState, Vec<LaneReport>, &[&str]); 7] = [
+            (false, BrokerState::Consuming, vec![lane(true, None)], &[]),
+            (false, BrokerState::Paused, vec![lane(true, None)], &[]),
+            (false, BrokerState::Consuming, vec![closed(), lane(true, None)], &[]),
+            (false, BrokerState::Consuming, vec![closed(), lane(false, None)], &["node_unreachable", "no block"]),
+            (false, BrokerState::Connecting("refused".to_owned()), vec![lane(true, None)], &["broker away: refused"]),
+            (false, BrokerState::Blocked("memory".to_owned()), vec![lane(true, None)], &["takes no messages: memory"]),
+            (true, BrokerState::Paused, vec![lane(true, None)], &["draining"]),
+        ];
+        for (draining, broker, lanes, expected) in cases {
+            let reasons = not_ready(draining, &broker, &lanes);
+            assert_eq!(reasons.len(), expected.len(), "{reasons:?}");
+            assert!(reasons.iter().zip(expected).all(|(reason, part)| reason.contains(part)), "{reasons:?}");
+        }
+    }
+}

@@ -1,0 +1,419 @@
+//! Sends spans to an OpenTelemetry collector, with OTLP over HTTP. The only place with `opentelemetry`, and the one where what
+//! was done gets the names that its semantic conventions have for it.
+//!
+//! Sources: <https://opentelemetry.io/docs/specs/semconv/messaging/rabbitmq/>,
+//! <https://opentelemetry.io/docs/specs/semconv/rpc/json-rpc/>, <https://opentelemetry.io/docs/specs/otlp/>.
+
+use std::borrow::Cow;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use opentelemetry::trace::{
+    Event, Link, SpanContext as OtelContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState,
+};
+use opentelemetry::{InstrumentationScope, KeyValue};
+use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
+use opentelemetry_otlp::{SpanExporter as OtlpExporter, WithExportConfig, WithHttpConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::OTelSdkError;
+use opentelemetry_sdk::resource::EnvResourceDetector;
+use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanExporter, SpanLinks};
+use opentelemetry_semantic_conventions as conventions;
+use opentelemetry_semantic_conventions::attribute;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use url::Url;
+
+use crate::model::{Purpose, Timestamp, TraceContext, TxHash};
+use crate::observe::metrics::{SpanEnd, SpanMeter};
+use crate::observe::traces::{Span, SpanContext, Work};
+use crate::rpc;
+
+/// Spans in one request at most.
+const BATCH: usize = 512;
+/// For how long the first of them waits for others.
+const GATHER: Duration = Duration::from_secs(1);
+/// A collector has little to say.
+const MAX_ANSWER_BYTES: usize = 64 << 10;
+/// For what is left when the process ends.
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// Where spans go, and whose they are.
+pub struct ExporterSettings {
+    /// The collector's address for traces.
+    pub endpoint: Url,
+    /// For one request, tries included.
+    pub timeout: Duration,
+    pub queue: String,
+    /// Whose worker this is.
+    pub organisation: String,
+    pub instance: String,
+}
+
+/// Why nothing can be exported, or was not.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// The HTTP client or what is built on it.
+    #[error("the exporter of spans cannot be made: {0}")]
+    NotMade(String),
+    /// The collector did not take them.
+    #[error("{collector} takes no spans: {problem}")]
+    NotTaken { collector: String, problem: String },
+}
+
+#[derive(Debug)]
+pub struct Exporter {
+    otlp: OtlpExporter,
+    collector: Arc<Collector>,
+    conventions: Conventions,
+}
+
+impl Exporter {
+    /// One for this collector; connects to nothing yet. Headers and more about the resource come from
+    /// `OTEL_EXPORTER_OTLP_HEADERS` and `OTEL_RESOURCE_ATTRIBUTES`.
+    ///
+    /// # Errors
+    /// When the system has no certificates, or those variables ask for what this build cannot do.
+    pub fn new(settings: &ExporterSettings) -> Result<Self, ExportError> {
+        let client = rpc::client(settings.timeout).map_err(|error| ExportError::NotMade(error.to_string()))?;
+        let label = rpc::label(&settings.endpoint);
+        let collector = Arc::new(Collector { client, label, problem: Mutex::default() });
+        let mut otlp = OtlpExporter::builder()
+            .with_http()
+            .with_http_client(Shared(Arc::clone(&collector)))
+            .with_endpoint(settings.endpoint.as_str())
+            .with_timeout(settings.timeout)
+            .build()
+            .map_err(|error| ExportError::NotMade(error.to_string()))?;
+        otlp.set_resource(&resource(settings));
+        Ok(Self { otlp, collector, conventions: Conventions::new(settings.queue.clone()) })
+    }
+
+    /// Sends what comes, some of it together, until it is told to stop; then what is left. What is not taken in time is gone.
+    ///
+    /// # Errors
+    /// None.
+    pub async fn run(
+        self,
+        mut spans: mpsc::Receiver<Span>,
+        meter: SpanMeter,
+        stop: CancellationToken,
+    ) -> Result<(), Infallible> {
+        info!(collector = self.collector.label, "traces are exported");
+        let mut batch = Vec::with_capacity(BATCH);
+        let mut was_taken = true;
+        loop {
+            let is_over = tokio::select! {
+                biased;
+                () = gather(&mut spans, &mut batch) => false,
+                () = stop.cancelled() => true,
+            };
+            while is_over && let Ok(span) = spans.try_recv() {
+                batch.push(span);
+            }
+            if !batch.is_empty() {
+                let count = batch.len();
+                let too_late = async {
+                    stop.cancelled().await;
+                    tokio::time::sleep(FLUSH).await;
+                };
+                let sent = tokio::select! {
+                    sent = self.send(batch.drain(..).map(|span| self.conventions.data(span)).collect()) => sent,
+                    () = too_late => Err(self.not_taken("no answer before the end of the process".to_owned())),
+                };
+                meter.spans.add(if sent.is_ok() { SpanEnd::Exported } else { SpanEnd::Failed }, count);
+                match sent {
+                    Ok(()) if !was_taken => info!(collector = self.collector.label, "spans are exported again"),
+                    Err(ref error) if was_taken => {
+                        warn!(%error, spans = count, "spans are lost; nothing else depends on them");
+                    }
+                    Ok(()) | Err(_) => {}
+                }
+                was_taken = sent.is_ok();
+            }
+            if is_over {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The collector's host and port.
+    pub fn collector(&self) -> &str {
+        &self.collector.label
+    }
+
+    /// Whether the collector takes spans: sends it none.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub async fn probe(&self) -> Result<(), ExportError> {
+        self.send(Vec::new()).await
+    }
+
+    async fn send(&self, spans: Vec<SpanData>) -> Result<(), ExportError> {
+        self.otlp.export(spans).await.map_err(|error| {
+            let said = match error {
+                OTelSdkError::InternalFailure(said) => said,
+                OTelSdkError::Timeout(_) | OTelSdkError::AlreadyShutdown => error.to_string(),
+            };
+            let cause = self.collector.problem.lock().unwrap_or_else(PoisonError::into_inner).take();
+            self.not_taken(cause.unwrap_or(said))
+        })
+    }
+
+    fn not_taken(&self, problem: String) -> ExportError {
+        ExportError::NotTaken { collector: self.collector.label.clone(), problem }
+    }
+}
+
+/// The first that comes, and what comes soon after it.
+async fn gather(spans: &mut mpsc::Receiver<Span>, batch: &mut Vec<Span>) {
+    if spans.recv_many(batch, BATCH).await == 0 {
+        // Whoever made spans has gone; the process ends.
+        std::future::pending::<()>().await;
+    }
+    // What was received stays in the batch.
+    let _ = timeout(GATHER, async {
+        while batch.len() < BATCH && spans.recv_many(batch, BATCH - batch.len()).await > 0 {}
+    })
+    .await;
+}
+
+/// What the program is, for whoever looks at its spans.
+fn resource(settings: &ExporterSettings) -> Resource {
+    let ExporterSettings { organisation, instance, .. } = settings;
+    Resource::builder_empty()
+        .with_attributes([
+            KeyValue::new(attribute::SERVICE_NAME, "chainwriter"),
+            KeyValue::new(attribute::SERVICE_NAMESPACE, organisation.clone()),
+            KeyValue::new(attribute::SERVICE_INSTANCE_ID, instance.clone()),
+            KeyValue::new(attribute::SERVICE_VERSION, env!("CARGO_PKG_VERSION")),
+        ])
+        .with_detector(Box::new(EnvResourceDetector::new()))
+        .build()
+}
+
+/// The way to the collector. Remembers why a request got no answer, which the exporter does not tell.
+#[derive(Debug)]
+struct Collector {
+    client: reqwest::Client,
+    label: String,
+    problem: Mutex<Option<String>>,
+}
+
+#[derive(Debug)]
+struct Shared(Arc<Collector>);
+
+#[async_trait]
+impl HttpClient for Shared {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let Self(collector) = self;
+        let told = async {
+            let mut response = collector.client.execute(request.try_into()?).await?;
+            let (status, headers) = (response.status(), response.headers().clone());
+            let mut body = Vec::new();
+            while let Some(chunk) = response.chunk().await? {
+                if body.len() + chunk.len() > MAX_ANSWER_BYTES {
+                    break;
+                }
+                body.extend_from_slice(&chunk);
+            }
+            let mut told = Response::new(body.into());
+            (*told.status_mut(), *told.headers_mut()) = (status, headers);
+            Ok::<_, reqwest::Error>(told)
+        };
+        let told = told.await.map_err(|error| rpc::cause_of(&error));
+        *collector.problem.lock().unwrap_or_else(PoisonError::into_inner) = told.as_ref().err().cloned();
+        Ok(told?)
+    }
+}
+
+/// How what was done is called.
+#[derive(Debug)]
+struct Conventions {
+    queue: String,
+    scope: InstrumentationScope,
+}
+
+impl Conventions {
+    fn new(queue: String) -> Self {
+        let scope = InstrumentationScope::builder("chainwriter")
+            .with_version(env!("CARGO_PKG_VERSION"))
+            .with_schema_url(conventions::SCHEMA_URL)
+            .build();
+        Self { queue, scope }
+    }
+
+    fn data(&self, span: Span) -> SpanData {
+        let Span { context, ended, took, work, failure } = span;
+        let Named { name, span_kind, mut attributes, events, creation } = self.named(work, &context);
+        let status = failure.as_ref().map_or(Status::Unset, |failure| Status::error(failure.detail.clone()));
+        attributes.extend(failure.map(|failure| KeyValue::new(attribute::ERROR_TYPE, failure.kind)));
+        let end_time = system_time(ended);
+        let mut data = SpanData {
+            span_context: otel_context(&context),
+            parent_span_id: context.parent.map_or(SpanId::INVALID, |parent| SpanId::from_bytes(parent.span_id)),
+            parent_span_is_remote: context.parent.is_some_and(|parent| parent.is_remote),
+            span_kind,
+            name,
+            start_time: end_time.checked_sub(took).unwrap_or(end_time),
+            end_time,
+            attributes,
+            dropped_attributes_count: 0,
+            events: SpanEvents::default(),
+            links: SpanLinks::default(),
+            status,
+            instrumentation_scope: self.scope.clone(),
+        };
+        data.events.events = events;
+        data.links.links = creation.into_iter().map(|created| Link::new(created, Vec::new(), 0)).collect();
+        data
+    }
+
+    fn named(&self, work: Work, context: &SpanContext) -> Named {
+        match work {
+            Work::Process { request, generation, bytes, outcome } => {
+                let parent = context.parent.filter(|parent| parent.is_remote);
+                let creation = parent.map(|parent| remote(context.trace_id, parent.span_id));
+                let attributes = vec![
+                    KeyValue::new(attribute::MESSAGING_SYSTEM, "rabbitmq"),
+                    KeyValue::new(attribute::MESSAGING_OPERATION_NAME, "process"),
+                    KeyValue::new(attribute::MESSAGING_OPERATION_TYPE, "process"),
+                    KeyValue::new(attribute::MESSAGING_DESTINATION_NAME, self.queue.clone()),
+                    KeyValue::new(attribute::MESSAGING_MESSAGE_ID, request.to_string()),
+                    KeyValue::new(attribute::MESSAGING_MESSAGE_BODY_SIZE, number(bytes)),
+                    KeyValue::new("chainwriter.request.id", request.to_string()),
+                    KeyValue::new("chainwriter.request.attempt", i64::from(generation.retry)),
+                    KeyValue::new("chainwriter.request.replay", i64::from(generation.replay)),
+                    KeyValue::new("chainwriter.request.outcome", outcome.word()),
+                ];
+                let name = format!("process {}", self.queue);
+                Named { creation, ..Named::new(name, SpanKind::Consumer, attributes) }
+            }
+            Work::Transaction { request, chain_id, nonce, attempts, included, state, others } => {
+                let mut attributes = vec![
+                    KeyValue::new("chainwriter.request.id", request.to_string()),
+                    KeyValue::new("chainwriter.chain.id", number(chain_id)),
+                    KeyValue::new("chainwriter.tx.nonce", number(nonce.0)),
+                    KeyValue::new("chainwriter.tx.state", state.as_str()),
+                    KeyValue::new("chainwriter.tx.signed", number(attempts.len())),
+                    KeyValue::new("chainwriter.tx.others", number(others)),
+                ];
+                if let Some((hash, block)) = included {
+                    attributes.push(KeyValue::new("chainwriter.tx.hash", hash.to_string()));
+                    attributes.push(KeyValue::new("chainwriter.block.number", number(block.0)));
+                }
+                let event = |(at, hash, kind): (Timestamp, TxHash, Purpose)| {
+                    let attributes = vec![
+                        KeyValue::new("chainwriter.tx.hash", hash.to_string()),
+                        KeyValue::new("chainwriter.tx.kind", kind.as_str()),
+                    ];
+                    Event::new("signed", system_time(at), attributes, 0)
+                };
+                let events = attempts.into_iter().map(event).collect();
+                Named { events, ..Named::new("transaction", SpanKind::Internal, attributes) }
+            }
+            Work::Call { method, endpoint, code } => {
+                let (host, port) = host_and_port(&endpoint);
+                let mut attributes = vec![
+                    KeyValue::new(attribute::RPC_SYSTEM_NAME, "jsonrpc"),
+                    KeyValue::new(attribute::RPC_METHOD, method),
+                    KeyValue::new(attribute::JSONRPC_PROTOCOL_VERSION, "2.0"),
+                    KeyValue::new(attribute::SERVER_ADDRESS, host.to_owned()),
+                ];
+                attributes.extend(port.map(|port| KeyValue::new(attribute::SERVER_PORT, i64::from(port))));
+                attributes
+                    .extend(code.map(|code| KeyValue::new(attribute::RPC_RESPONSE_STATUS_CODE, code.to_string())));
+                Named::new(method, SpanKind::Client, attributes)
+            }
+            Work::Publish { exchange, routing_key, message_id, creation } => {
+                let own = creation.as_ref().is_some_and(|creation| creation.span_id() == context.span_id);
+                let kind = if own { SpanKind::Producer } else { SpanKind::Client };
+                let destination = match (exchange.as_str(), routing_key.as_str()) {
+                    ("", "") => "amq.default".to_owned(),
+                    ("", only) | (only, "") => only.to_owned(),
+                    (exchange, routing_key) => format!("{exchange}:{routing_key}"),
+                };
+                // A queue that a producer wants answers in may be one of many.
+                let shown = if exchange.is_empty() { "amq.default" } else { &destination };
+                let name = format!("publish {shown}");
+                let mut attributes = vec![
+                    KeyValue::new(attribute::MESSAGING_SYSTEM, "rabbitmq"),
+                    KeyValue::new(attribute::MESSAGING_OPERATION_NAME, "publish"),
+                    KeyValue::new(attribute::MESSAGING_OPERATION_TYPE, "send"),
+                    KeyValue::new(attribute::MESSAGING_DESTINATION_NAME, destination),
+                    KeyValue::new(attribute::MESSAGING_RABBITMQ_DESTINATION_ROUTING_KEY, routing_key),
+                ];
+                attributes.extend(message_id.map(|id| KeyValue::new(attribute::MESSAGING_MESSAGE_ID, id)));
+                let creation = creation.filter(|_| !own).map(|creation| told(&creation));
+                Named { creation, ..Named::new(name, kind, attributes) }
+            }
+        }
+    }
+}
+
+struct Named {
+    name: Cow<'static, str>,
+    span_kind: SpanKind,
+    attributes: Vec<KeyValue>,
+    events: Vec<Event>,
+    /// Where the message's own trace comes from.
+    creation: Option<OtelContext>,
+}
+
+impl Named {
+    fn new(name: impl Into<Cow<'static, str>>, span_kind: SpanKind, attributes: Vec<KeyValue>) -> Self {
+        Self { name: name.into(), span_kind, attributes, events: Vec::new(), creation: None }
+    }
+}
+
+fn otel_context(context: &SpanContext) -> OtelContext {
+    let state = context.state.as_deref().and_then(|state| state.parse::<TraceState>().ok()).unwrap_or_default();
+    let (trace_id, span_id) = (TraceId::from_bytes(context.trace_id), SpanId::from_bytes(context.span_id));
+    OtelContext::new(trace_id, span_id, TraceFlags::SAMPLED, false, state)
+}
+
+fn remote(trace_id: [u8; 16], span_id: [u8; 8]) -> OtelContext {
+    let (trace_id, span_id) = (TraceId::from_bytes(trace_id), SpanId::from_bytes(span_id));
+    OtelContext::new(trace_id, span_id, TraceFlags::SAMPLED, true, TraceState::NONE)
+}
+
+fn told(trace: &TraceContext) -> OtelContext {
+    remote(trace.trace_id(), trace.span_id())
+}
+
+/// Of an endpoint's label, which may tell two apart behind them. An IPv6 address has colons of its own.
+fn host_and_port(label: &str) -> (&str, Option<u16>) {
+    let address = label.split(' ').next().unwrap_or(label);
+    let parts = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
+    parts.map_or((address, None), |(host, port)| (host, Some(port)))
+}
+
+fn system_time(at: Timestamp) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(u64::try_from(at.0).unwrap_or(0))
+}
+
+fn number(count: impl TryInto<i64>) -> i64 {
+    count.try_into().unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_is_taken_apart_whatever_address_it_has() {
+        for (label, expected) in [
+            ("node.example:8545", ("node.example", Some(8545))),
+            ("[::1]:8545", ("[::1]", Some(8545))),
+            ("node.example:443 (number 2)", ("node.example", Some(443))),
+            ("node.example", ("node.example", None)),
+        ] {
+            assert_eq!(host_and_port(label), expected, "{label}");
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! What the program reports about itself: metrics and traces.
+
+#[cfg(feature = "otlp")]
+pub mod exporter;
+pub mod metrics;
+pub mod traces;

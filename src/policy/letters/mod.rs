@@ -1,0 +1,360 @@
+//! Dead letters as operators see them: what a letter says of itself, which ones are meant, and which belong together.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use crate::model::message::header;
+use crate::model::{BodyHash, Cause, Generation, HeaderValue, Message, RequestId, Timestamp};
+use crate::policy::admission::{AdmissionRules, Candidate, admit, sheltered};
+
+pub mod replay;
+pub mod rules;
+
+/// The reason of requests that may have been written by a worker whose journal was lost.
+pub const MAYBE_WRITTEN: &str = "maybe_written";
+
+/// So many hexadecimal digits name a letter among those of one queue.
+const KEY_DIGITS: usize = 12;
+/// The least of them that a person may type.
+const FEWEST_KEY_DIGITS: usize = 6;
+
+/// What a dead letter says of itself; all but its body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Letter {
+    /// Names it, whichever place in the queue it has: the same for a copy that tells the same.
+    pub key: String,
+    /// The request's own id, if it has one.
+    pub id: Option<RequestId>,
+    /// The id under which the journal knows a message that was refused.
+    pub refused_as: Option<RequestId>,
+    /// The class of its failure.
+    pub class: String,
+    pub reason: String,
+    pub detail: String,
+    /// Which copy of the request died.
+    pub generation: Generation,
+    /// When it became a dead letter, as far as it says.
+    pub died_at: Option<Timestamp>,
+    /// The hash of its body.
+    pub body_hash: BodyHash,
+    /// How long its body is.
+    pub body_bytes: u64,
+    /// Why intake would refuse it, if it would.
+    pub refusal: Option<Cause>,
+}
+
+impl Letter {
+    /// Reads a message from the dead-letter queue.
+    pub fn read(rules: &AdmissionRules, message: &Message) -> Self {
+        let text = |name| match message.headers.get(name) {
+            Some(HeaderValue::Text(text)) => Some(text.clone()),
+            _ => None,
+        };
+        let by_key = message.origin.routing_key.split_once('.');
+        let by_key = |part: fn((&str, &str)) -> String| by_key.map(part).unwrap_or_else(|| "unknown".to_owned());
+        let class = text(header::ERROR_CLASS).unwrap_or_else(|| by_key(|(class, _)| class.to_owned()));
+        let reason = text(header::ERROR_REASON).unwrap_or_else(|| by_key(|(_, reason)| reason.to_owned()));
+        let generation = Generation::read_from(&message.headers).unwrap_or_default();
+        let (id, refusal) = match sheltered(|| admit(rules, message)).and_then(Candidate::routed) {
+            Ok(candidate) => (Some(candidate.id), None),
+            Err(refusal) => (refusal.id, Some(refusal.cause)),
+        };
+        let refused_as = text(header::REQUEST_ID).and_then(|id| RequestId::new(&id).ok());
+        let body_hash = BodyHash::of(&message.body);
+        let named = id.as_ref().or(refused_as.as_ref()).map(RequestId::as_str).unwrap_or_default();
+        let key = key(&[named, &class, &reason, &generation.to_string(), &body_hash.to_string()]);
+        let at = |name| text(name).and_then(|time| time.parse().ok());
+        Self {
+            key,
+            id,
+            refused_as,
+            class,
+            reason,
+            detail: text(header::ERROR_DETAIL).unwrap_or_default(),
+            generation,
+            died_at: at(header::DEAD_AT).or_else(|| gave_up_at(message)).or_else(|| at(header::FIRST_FAILED_AT)),
+            body_hash,
+            body_bytes: message.body.len() as u64,
+            refusal,
+        }
+    }
+
+    /// `class.reason`
+    pub fn cause(&self) -> String {
+        format!("{}.{}", self.class, self.reason)
+    }
+
+    /// The id to show, or that there is none.
+    pub fn name(&self) -> &str {
+        self.id.as_ref().or(self.refused_as.as_ref()).map_or("(no id)", RequestId::as_str)
+    }
+
+    /// Whether this text names it: an id of its own, the one that it was refused under, or the beginning of its key.
+    pub fn is_named(&self, text: &str) -> bool {
+        let is = |id: &Option<RequestId>| id.as_ref().is_some_and(|id| id.as_str() == text);
+        is(&self.id) || is(&self.refused_as) || (text.len() >= FEWEST_KEY_DIGITS && self.key.starts_with(text))
+    }
+
+    /// For how long it has been dead.
+    pub fn age(&self, now: Timestamp) -> Option<Duration> {
+        self.died_at.map(|at| since(at, now))
+    }
+}
+
+/// From then to now.
+pub fn since(at: Timestamp, now: Timestamp) -> Duration {
+    Duration::from_millis(u64::try_from(now.0.saturating_sub(at.0)).unwrap_or(0))
+}
+
+fn key(parts: &[&str]) -> String {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update((part.len() as u64).to_be_bytes());
+        hasher.update(part);
+    }
+    let mut digits = hex::encode(hasher.finalize());
+    digits.truncate(KEY_DIGITS);
+    digits
+}
+
+/// When the broker gave up on it: the newest entry of `x-death`.
+fn gave_up_at(message: &Message) -> Option<Timestamp> {
+    let Some(HeaderValue::Array(deaths)) = message.headers.get("x-death") else { return None };
+    let Some(HeaderValue::Table(death)) = deaths.first() else { return None };
+    match death.get("time") {
+        Some(HeaderValue::Time(seconds)) => i64::try_from(*seconds).ok()?.checked_mul(1000).map(Timestamp),
+        _ => None,
+    }
+}
+
+/// Which letters are meant. All that is set must hold.
+#[derive(Debug, Clone, Default)]
+pub struct LetterFilter {
+    /// Ids or keys; none means any.
+    pub names: Vec<String>,
+    pub class: Option<String>,
+    pub reason: Option<String>,
+    /// Dead for at least so long.
+    pub older_than: Option<Duration>,
+    pub newer_than: Option<Duration>,
+    /// Sent back less often than this.
+    pub replays_below: Option<u32>,
+    /// Headers and their values as text.
+    pub headers: Vec<(String, String)>,
+    /// Somewhere in the body or the detail, in capitals or not.
+    pub text: Option<String>,
+}
+
+impl LetterFilter {
+    /// It means all there are.
+    pub fn is_empty(&self) -> bool {
+        let Self { names, class, reason, older_than, newer_than, replays_below, headers, text } = self;
+        let no_words = class.is_none() && reason.is_none() && text.is_none();
+        let no_numbers = older_than.is_none() && newer_than.is_none() && replays_below.is_none();
+        names.is_empty() && no_words && no_numbers && headers.is_empty()
+    }
+
+    /// Whether it means this one. A letter that does not say since when it is dead has no age: no limit of age holds.
+    pub fn means(&self, letter: &Letter, message: &Message, now: Timestamp) -> bool {
+        let is = |wanted: &Option<String>, found: &str| wanted.as_ref().is_none_or(|wanted| wanted == found);
+        let age = letter.age(now);
+        (self.names.is_empty() || self.names.iter().any(|name| letter.is_named(name)))
+            && is(&self.class, &letter.class)
+            && is(&self.reason, &letter.reason)
+            && self.older_than.is_none_or(|least| age.is_some_and(|age| age >= least))
+            && self.newer_than.is_none_or(|most| age.is_some_and(|age| age < most))
+            && self.replays_below.is_none_or(|most| letter.generation.replay < most)
+            && self
+                .headers
+                .iter()
+                .all(|(name, wanted)| message.headers.get(name).is_some_and(|value| says(value, wanted)))
+            && self.text.as_ref().is_none_or(|text| holds(text, letter, message))
+    }
+}
+
+fn says(value: &HeaderValue, wanted: &str) -> bool {
+    match value {
+        HeaderValue::Text(text) => text == wanted,
+        HeaderValue::Int(number) => number.to_string() == wanted,
+        HeaderValue::Bool(truth) => truth.to_string() == wanted,
+        HeaderValue::Float(number) => wanted.parse() == Ok(*number),
+        HeaderValue::Time(seconds) => seconds.to_string() == wanted,
+        HeaderValue::Array(values) => values.iter().any(|value| says(value, wanted)),
+        HeaderValue::Decimal { .. } | HeaderValue::Bytes(_) | HeaderValue::Table(_) | HeaderValue::Void => false,
+    }
+}
+
+fn holds(text: &str, letter: &Letter, message: &Message) -> bool {
+    let text = text.to_lowercase();
+    letter.detail.to_lowercase().contains(&text)
+        || String::from_utf8_lossy(&message.body).to_lowercase().contains(&text)
+}
+
+/// Letters with one cause.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LetterGroup {
+    /// `class.reason`
+    pub cause: String,
+    pub count: u64,
+    /// The earliest death that is known.
+    pub oldest: Option<Timestamp>,
+    pub newest: Option<Timestamp>,
+    /// What the newest of them says.
+    pub detail: String,
+}
+
+/// The groups, the largest first.
+pub fn grouped<'l>(letters: impl IntoIterator<Item = &'l Letter>) -> Vec<LetterGroup> {
+    let mut groups: BTreeMap<String, LetterGroup> = BTreeMap::new();
+    for letter in letters {
+        let cause = letter.cause();
+        let none = LetterGroup { cause: cause.clone(), count: 0, oldest: None, newest: None, detail: String::new() };
+        let group = groups.entry(cause).or_insert(none);
+        group.count += 1;
+        if letter.died_at >= group.newest {
+            group.detail.clone_from(&letter.detail);
+        }
+        group.newest = group.newest.max(letter.died_at);
+        group.oldest = [group.oldest, letter.died_at].into_iter().flatten().min();
+    }
+    let mut groups: Vec<_> = groups.into_values().collect();
+    groups.sort_by_key(|group| std::cmp::Reverse(group.count));
+    groups
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::model::message::FailureNote;
+    use crate::model::{Address, GasRule, Headers, Origin, Properties, Wei};
+    use crate::policy::admission::TextSource;
+    use crate::policy::routes::Route;
+
+    pub(crate) fn rules() -> AdmissionRules {
+        let routes = vec![Route::of_all(Address([1; 20]), Wei(0), GasRule::Estimate { margin: 0 })];
+        AdmissionRules {
+            id_source: TextSource::MessageId,
+            order_by: None,
+            routes,
+            max_body_bytes: 1024,
+            permits: Default::default(),
+        }
+    }
+
+    pub(crate) fn dead(id: Option<&str>, cause: &Cause, generation: Generation, at: i64) -> Message {
+        let original = Message {
+            body: Bytes::from_static(b"{\"Customer\":7}"),
+            properties: Properties { message_id: id.map(str::to_owned), ..Properties::default() },
+            headers: Headers::from([("tenant".to_owned(), "north".into()), ("tries".to_owned(), HeaderValue::Int(3))]),
+            ..Message::default()
+        };
+        let note = FailureNote { cause, first_failed_at: Timestamp(0), tx_hashes: &[], worker: "acme/host" };
+        let mut dead = original.failed(generation, &note);
+        dead.headers.insert(header::DEAD_AT.to_owned(), Timestamp(at).to_string().into());
+        dead.origin = Origin { exchange: "q.dead".to_owned(), routing_key: cause.routing_key() };
+        dead
+    }
+
+    pub(crate) fn letter(id: Option<&str>, cause: &Cause, generation: Generation) -> Letter {
+        Letter::read(&rules(), &dead(id, cause, generation, 0))
+    }
+
+    fn reverted() -> Cause {
+        Cause::rejected("reverted", "Not today")
+    }
+
+    #[test]
+    fn a_letter_says_what_it_is_whichever_way_it_came() {
+        let ours = letter(Some("a"), &reverted(), Generation { replay: 1, retry: 5 });
+        assert_eq!((ours.name(), ours.cause().as_str(), ours.died_at), ("a", "rejected.reverted", Some(Timestamp(0))));
+        assert_eq!((ours.generation, ours.refusal), (Generation { replay: 1, retry: 5 }, None));
+        // The broker itself gave up on it: it has no header of ours.
+        let death = Headers::from([("time".to_owned(), HeaderValue::Time(7))]);
+        let undeliverable = Message {
+            headers: Headers::from([("x-death".to_owned(), HeaderValue::Array(vec![HeaderValue::Table(death)]))]),
+            origin: Origin { exchange: "q.dead".to_owned(), routing_key: "broker.undeliverable".to_owned() },
+            ..Message::default()
+        };
+        let given_up = Letter::read(&rules(), &undeliverable);
+        assert_eq!((given_up.cause().as_str(), given_up.died_at), ("broker.undeliverable", Some(Timestamp(7000))));
+        assert_eq!((given_up.name(), &*given_up.refusal.as_ref().unwrap().reason), ("(no id)", "missing_id"));
+    }
+
+    #[test]
+    fn a_key_names_the_same_letter_wherever_it_lies_and_no_other() {
+        let read = |id, cause: &Cause, replay, at| {
+            Letter::read(&rules(), &dead(Some(id), cause, Generation { replay, retry: 0 }, at)).key
+        };
+        let one = read("a", &reverted(), 0, 0);
+        assert_eq!(one.len(), KEY_DIGITS);
+        assert_eq!(read("a", &reverted(), 0, 99), one, "a second copy of it");
+        for other in
+            [read("b", &reverted(), 0, 0), read("a", &reverted(), 1, 0), read("a", &Cause::rejected("x", ""), 0, 0)]
+        {
+            assert_ne!(other, one);
+        }
+    }
+
+    #[test]
+    fn filters_mean_what_they_say() {
+        let message = dead(Some("order-1"), &reverted(), Generation::default(), 60_000);
+        let letter = Letter::read(&rules(), &message);
+        let undated = Letter { died_at: None, ..letter.clone() };
+        let now = Timestamp(120_000);
+        let filter = LetterFilter::default;
+        let text = |text: &str| Some(text.to_owned());
+        let minutes = |count: u64| Some(Duration::from_secs(60 * count));
+        let header = |name: &str, value: &str| vec![(name.to_owned(), value.to_owned())];
+        let cases = [
+            (filter(), true),
+            (LetterFilter { names: vec!["order-1".to_owned()], ..filter() }, true),
+            (LetterFilter { names: vec!["order".to_owned()], ..filter() }, false),
+            (LetterFilter { names: vec![letter.key[..6].to_owned()], ..filter() }, true),
+            (LetterFilter { names: vec![letter.key[..5].to_owned()], ..filter() }, false),
+            (LetterFilter { names: vec!["x".to_owned(), "order-1".to_owned()], ..filter() }, true),
+            (LetterFilter { class: text("rejected"), reason: text("reverted"), ..filter() }, true),
+            (LetterFilter { class: text("invalid"), ..filter() }, false),
+            (LetterFilter { older_than: minutes(1), ..filter() }, true),
+            (LetterFilter { older_than: minutes(2), ..filter() }, false),
+            (LetterFilter { newer_than: minutes(2), ..filter() }, true),
+            (LetterFilter { newer_than: minutes(1), ..filter() }, false),
+            (LetterFilter { replays_below: Some(1), ..filter() }, true),
+            (LetterFilter { replays_below: Some(0), ..filter() }, false),
+            (LetterFilter { headers: header("tenant", "north"), ..filter() }, true),
+            (LetterFilter { headers: header("tries", "3"), ..filter() }, true),
+            (LetterFilter { headers: header("tenant", "south"), ..filter() }, false),
+            (LetterFilter { headers: header("nobody", "x"), ..filter() }, false),
+            (LetterFilter { text: text("customer\":7"), ..filter() }, true),
+            (LetterFilter { text: text("not TODAY"), ..filter() }, true),
+            (LetterFilter { text: text("elsewhere"), ..filter() }, false),
+        ];
+        for (filter, expected) in cases {
+            assert_eq!(filter.means(&letter, &message, now), expected, "{filter:?}");
+        }
+        for filter in
+            [LetterFilter { older_than: minutes(1), ..filter() }, LetterFilter { newer_than: minutes(1), ..filter() }]
+        {
+            assert!(!filter.means(&undated, &message, now), "{filter:?}");
+        }
+    }
+
+    #[test]
+    fn groups_have_one_cause_each_and_the_largest_is_first() {
+        let at = |cause: &Cause, at| Letter::read(&rules(), &dead(Some("a"), cause, Generation::default(), at));
+        let letters = [at(&Cause::invalid("too_large", "long"), 5), at(&reverted(), 30), at(&reverted(), 10)];
+        let groups = grouped(&letters);
+        let told: Vec<_> = groups.iter().map(|g| (g.cause.as_str(), g.count, g.oldest, g.newest)).collect();
+        assert_eq!(
+            told,
+            [
+                ("rejected.reverted", 2, Some(Timestamp(10)), Some(Timestamp(30))),
+                ("invalid.too_large", 1, Some(Timestamp(5)), Some(Timestamp(5)))
+            ]
+        );
+        assert_eq!(groups[0].detail, "Not today");
+    }
+}

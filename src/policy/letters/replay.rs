@@ -1,0 +1,273 @@
+//! May a dead letter be sent back? What the letter says against what the journal says, one sentence for each case.
+
+use crate::model::{Cause, RequestState, Timestamp};
+use crate::policy::arrival::Known;
+use crate::policy::letters::{Letter, MAYBE_WRITTEN};
+
+/// What is known of a letter outside of it.
+#[derive(Debug, Clone, Default)]
+pub struct Standing {
+    /// What the journal knows under its id.
+    pub known: Option<Known>,
+    /// A transaction of the request that may still land or has landed, in words.
+    pub may_land: Option<String>,
+    /// A copy of this very letter has had its publisher confirm, says the journal.
+    pub is_sent_back: bool,
+    /// The same of an edited copy.
+    pub is_edited: bool,
+    /// The journal forgets what ended before this.
+    pub forgets_before: Timestamp,
+}
+
+/// What it comes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// Nothing of it can land: send it back.
+    Safe,
+    /// The journal has never had it: nothing of it was ever signed.
+    NeverTakenIn,
+    /// It ended so long ago that the journal may have forgotten it, together with a replay that was written.
+    Forgotten,
+    /// A transaction from before the journal was lost may be its write.
+    MaybeWritten,
+    /// The journal should know it and does not.
+    OtherJournal,
+    /// Sent back before, and accepted: this is what is left of it.
+    SentBack,
+    /// Sent back before, and not accepted yet.
+    OnItsWay,
+    /// The request was sent back with another body.
+    Superseded,
+    /// Intake would refuse it as it stands.
+    NoRequest(Cause),
+    /// Its id is another message's.
+    IdOfAnother,
+    Written,
+    /// It is on its way.
+    UnderWay(RequestState),
+    /// The journal has another body under its id, of a dead letter too.
+    OtherBody,
+    /// A transaction may still land.
+    MayLand(String),
+}
+
+/// What `dead replay` does about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Publish a copy, then take the letter away.
+    Replay,
+    /// Take the letter away: what it asks for was accepted already.
+    Remove,
+    /// The same as `Replay`, if the operator has looked at the chain.
+    IfForgotten,
+    /// The same as `Replay`, if the operator knows that the copy is gone.
+    IfAgain,
+    /// Leave it where it is.
+    Leave,
+}
+
+/// Decides. Invariant 8 is what it rests on: a request that the journal calls dead has no transaction that could land.
+pub fn assess(letter: &Letter, standing: &Standing) -> Answer {
+    if let Some(cause) = &letter.refusal {
+        return Answer::NoRequest(cause.clone());
+    }
+    if letter.class == "invalid" && letter.reason == "id_conflict" {
+        return Answer::IdOfAnother;
+    }
+    let Some(known) = &standing.known else {
+        return match (standing.is_edited, standing.is_sent_back) {
+            (true, _) => Answer::Superseded,
+            (false, true) => Answer::OnItsWay,
+            (false, false) => unknown(letter, standing.forgets_before),
+        };
+    };
+    let is_newer = known.generation.replay > letter.generation.replay;
+    let same_body = known.body_hash == letter.body_hash;
+    match known.state {
+        // Only the copy's arrival proves that it is safe elsewhere: the work queue may have been emptied by hand.
+        _ if is_newer && same_body => Answer::SentBack,
+        RequestState::Final => Answer::Written,
+        RequestState::Accepted | RequestState::Writing | RequestState::RetryPending | RequestState::RetryWaiting => {
+            Answer::UnderWay(known.state)
+        }
+        RequestState::Dead | RequestState::DeadPending => match &standing.may_land {
+            Some(transaction) => Answer::MayLand(transaction.clone()),
+            None if is_newer || standing.is_edited => Answer::Superseded,
+            None if standing.is_sent_back => Answer::OnItsWay,
+            None if !same_body => Answer::OtherBody,
+            None if letter.class == "invalid" && letter.reason == MAYBE_WRITTEN => Answer::MaybeWritten,
+            None => Answer::Safe,
+        },
+    }
+}
+
+fn unknown(letter: &Letter, forgets_before: Timestamp) -> Answer {
+    let is_remembered = letter.died_at.is_some_and(|at| at > forgets_before);
+    let was_never_in = letter.class == "broker" || letter.refused_as.is_some();
+    match (is_remembered, was_never_in) {
+        (true, true) => Answer::NeverTakenIn,
+        (true, false) => Answer::OtherJournal,
+        (false, _) => Answer::Forgotten,
+    }
+}
+
+impl Answer {
+    /// In one word, for programs.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Safe => "safe",
+            Self::NeverTakenIn => "never_taken_in",
+            Self::Forgotten => "forgotten",
+            Self::MaybeWritten => "maybe_written",
+            Self::OtherJournal => "other_journal",
+            Self::SentBack => "replayed_already",
+            Self::OnItsWay => "on_its_way",
+            Self::Superseded => "superseded",
+            Self::NoRequest(_) => "no_request",
+            Self::IdOfAnother => "id_of_another",
+            Self::Written => "written",
+            Self::UnderWay(_) => "under_way",
+            Self::OtherBody => "other_body",
+            Self::MayLand(_) => "may_land",
+        }
+    }
+
+    /// What is done about it.
+    pub fn action(&self) -> Action {
+        match self {
+            Self::Safe | Self::NeverTakenIn => Action::Replay,
+            Self::SentBack => Action::Remove,
+            Self::Forgotten | Self::MaybeWritten => Action::IfForgotten,
+            Self::OnItsWay => Action::IfAgain,
+            Self::OtherJournal
+            | Self::Superseded
+            | Self::NoRequest(_)
+            | Self::IdOfAnother
+            | Self::Written
+            | Self::UnderWay(_)
+            | Self::OtherBody
+            | Self::MayLand(_) => Action::Leave,
+        }
+    }
+
+    /// For a person: is it safe, why, and what to do.
+    pub fn sentence(&self) -> String {
+        match self {
+            Self::Safe => "safe to replay: the journal says that it is dead, and none of its transactions can land".to_owned(),
+            Self::NeverTakenIn => "safe to replay: no worker has ever taken it in, so nothing of it was signed".to_owned(),
+            Self::Forgotten => "not known to be safe: it may have ended longer than journal.retention ago, and the journal \
+                                has forgotten what became of it. Look whether the chain has its write; if not, replay it \
+                                with --even-forgotten"
+                .to_owned(),
+            Self::MaybeWritten => "not known to be safe: the journal was lost, and the transaction that the letter names may be \
+                                   its write. If it is, `dead discard` it; if it is another message's, replay it with \
+                                   --even-forgotten"
+                .to_owned(),
+            Self::OtherJournal => "not known to be safe: the journal should know it and does not. Is journal.url the \
+                                   worker's?"
+                .to_owned(),
+            Self::SentBack => "replayed already: the copy was accepted, and this letter is what a cut-off command or a \
+                               second one left behind. `dead replay` takes it away"
+                .to_owned(),
+            Self::OnItsWay => "replayed already: the copy waits in the work queue for a worker to take it in. Look again \
+                               then; if somebody has emptied the work queue, `dead replay --again` sends it once more"
+                .to_owned(),
+            Self::Superseded => "not to be replayed: the request was sent back with another body since. If this one is \
+                                 wanted no more, `dead discard` it"
+                .to_owned(),
+            Self::NoRequest(cause) => format!(
+                "of no use as it stands: it would be refused again ({}.{}: {}). Mend it with `dead edit`",
+                cause.class, cause.reason, cause.detail
+            ),
+            Self::IdOfAnother => "of no use as it stands: its id belongs to another message with another body. If it is a \
+                                  request of its own, give it an id of its own with `dead edit --set-id`"
+                .to_owned(),
+            Self::Written => "not to be replayed: the journal says that it is final. A replay would be acknowledged and \
+                              nothing written; `dead discard` it"
+                .to_owned(),
+            Self::UnderWay(state) => format!(
+                "not to be replayed: the request is {state}, a worker is at it. See `chainwriter status`, and look again \
+                 when it has ended"
+            ),
+            Self::OtherBody => "not to be replayed: the journal knows a dead request with its id and another body. If this \
+                                body is the right one, send it with `dead edit`"
+                .to_owned(),
+            Self::MayLand(transaction) => {
+                format!("NOT safe to replay: {transaction}. Wait until `chainwriter status` says how that ended")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{BodyHash, Generation};
+    use crate::policy::letters::tests::letter;
+
+    fn at(replay: u32) -> Generation {
+        Generation { replay, retry: 2 }
+    }
+
+    fn reverted(replay: u32) -> Letter {
+        letter(Some("a"), &Cause::rejected("reverted", "no"), at(replay))
+    }
+
+    fn known(state: RequestState, replay: u32) -> Standing {
+        let known = Known { state, generation: at(replay), body_hash: reverted(0).body_hash };
+        Standing { known: Some(known), forgets_before: Timestamp(-1), ..Standing::default() }
+    }
+
+    #[test]
+    fn every_case_has_its_answer() {
+        use RequestState as S;
+        let unknown = || Standing { forgets_before: Timestamp(-1), ..Standing::default() };
+        let other = |standing: Standing| {
+            let known = standing.known.map(|known| Known { body_hash: BodyHash::of(b"other"), ..known });
+            Standing { known, ..standing }
+        };
+        let sent = |standing| Standing { is_sent_back: true, ..standing };
+        let edited = |standing| Standing { is_edited: true, ..standing };
+        let conflict = letter(Some("a"), &Cause::invalid("id_conflict", ""), at(0));
+        let maybe = letter(Some("a"), &Cause::invalid(MAYBE_WRITTEN, ""), at(0));
+        let broker = Letter { class: "broker".to_owned(), ..reverted(0) };
+        let refused = Letter { refused_as: reverted(0).id, ..reverted(0) };
+        let landing = Standing { may_land: Some("nonce 7 is live".to_owned()), ..known(S::Dead, 0) };
+        let cases = [
+            ("dead", reverted(0), known(S::Dead, 0), "safe"),
+            ("dead, its confirm not noted yet", reverted(0), known(S::DeadPending, 0), "safe"),
+            ("its replay never got in", reverted(1), known(S::Dead, 0), "safe"),
+            ("dead, but something may land", reverted(0), landing, "may_land"),
+            ("dead again after a replay", reverted(0), known(S::Dead, 1), "replayed_already"),
+            ("under way after a replay", reverted(0), known(S::Writing, 1), "replayed_already"),
+            ("written after a replay", reverted(0), known(S::Final, 1), "replayed_already"),
+            ("dead again after an edited replay", reverted(0), other(known(S::Dead, 1)), "superseded"),
+            ("written after an edited replay", reverted(0), other(known(S::Final, 1)), "written"),
+            ("written", reverted(0), known(S::Final, 0), "written"),
+            ("accepted", reverted(0), known(S::Accepted, 0), "under_way"),
+            ("signed", reverted(0), known(S::Writing, 0), "under_way"),
+            ("waits for its retry", reverted(0), known(S::RetryWaiting, 0), "under_way"),
+            ("another body is dead", reverted(0), other(known(S::Dead, 0)), "other_body"),
+            ("the journal was lost", maybe, known(S::Dead, 0), "maybe_written"),
+            ("its id is another's", conflict, known(S::Final, 0), "id_of_another"),
+            ("sent back, not taken in", reverted(0), sent(known(S::Dead, 0)), "on_its_way"),
+            ("sent back, never known", broker.clone(), sent(unknown()), "on_its_way"),
+            ("sent back and written", reverted(0), sent(known(S::Final, 1)), "replayed_already"),
+            ("edited, not taken in", reverted(0), edited(known(S::Dead, 0)), "superseded"),
+            ("edited, never known", broker.clone(), edited(unknown()), "superseded"),
+            ("no id", letter(None, &Cause::invalid("missing_id", ""), at(0)), unknown(), "no_request"),
+            ("the broker gave up", broker.clone(), unknown(), "never_taken_in"),
+            ("refused once, and no more", refused, unknown(), "never_taken_in"),
+            ("unknown and young", reverted(0), unknown(), "other_journal"),
+            ("unknown and old", reverted(0), Standing::default(), "forgotten"),
+            ("the broker gave up long ago", broker, Standing::default(), "forgotten"),
+            ("unknown without an age", Letter { died_at: None, ..reverted(0) }, unknown(), "forgotten"),
+        ];
+        for (name, letter, standing, word) in cases {
+            let answer = assess(&letter, &standing);
+            assert_eq!(answer.word(), word, "{name}");
+            let may_go = matches!(answer.action(), Action::Replay);
+            assert_eq!(answer.sentence().starts_with("safe to replay"), may_go, "{name}");
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! `[[dead.replay]]`: which dead letters the daemon sends back by itself, and when. Whether each is safe is another question.
+
+use std::time::Duration;
+
+use crate::model::Timestamp;
+use crate::policy::letters::{Letter, MAYBE_WRITTEN};
+
+/// Never sent back by a rule, whatever it says: here a person has to decide, or has decided.
+const FOR_A_PERSON: [(&str, &str); 2] = [("invalid", MAYBE_WRITTEN), ("rejected", "cancelled")];
+
+/// A rule. The first that a letter's cause fits is its rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplayRule {
+    class: Option<String>,
+    reason: Option<String>,
+    /// Dead for so long.
+    pub after: Duration,
+    /// So many times for each message, whoever has sent it back.
+    pub up_to: u32,
+}
+
+impl ReplayRule {
+    /// `cause` is CLASS, CLASS.REASON or .REASON.
+    ///
+    /// # Errors
+    /// What is wrong with the cause.
+    pub fn new(cause: &str, after: Duration, up_to: u32) -> Result<Self, &'static str> {
+        let part = |part: &str| (!part.is_empty()).then(|| part.to_owned());
+        let (class, reason) = cause.split_once('.').unwrap_or((cause, ""));
+        let rule = Self { class: part(class), reason: part(reason), after, up_to };
+        if rule.class.is_none() && rule.reason.is_none() {
+            return Err("expected CLASS, CLASS.REASON or .REASON, such as \"rejected.reverted\"");
+        }
+        if FOR_A_PERSON.iter().any(|(_, reason)| rule.reason.as_deref() == Some(*reason)) {
+            return Err("a person decides about these: nothing sends them back by itself");
+        }
+        Ok(rule)
+    }
+
+    fn fits(&self, letter: &Letter) -> bool {
+        let is = |wanted: &Option<String>, found: &str| wanted.as_ref().is_none_or(|wanted| wanted == found);
+        is(&self.class, &letter.class) && is(&self.reason, &letter.reason)
+    }
+}
+
+/// What the rules say about a letter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Due {
+    /// It is to go back, if that is safe.
+    Now,
+    /// Not before this time.
+    At(Timestamp),
+    Never,
+}
+
+/// A letter that does not say since when it is dead stays.
+pub fn due(rules: &[ReplayRule], letter: &Letter, now: Timestamp) -> Due {
+    if FOR_A_PERSON.contains(&(letter.class.as_str(), letter.reason.as_str())) {
+        return Due::Never;
+    }
+    let rule = rules.iter().find(|rule| rule.fits(letter)).filter(|rule| letter.generation.replay < rule.up_to);
+    match rule.and_then(|rule| letter.died_at.map(|died_at| died_at.after(rule.after))) {
+        Some(at) if at <= now => Due::Now,
+        Some(at) => Due::At(at),
+        None => Due::Never,
+    }
+}
+
+/// When the dead-letter queue is worth a look, which counts as a delivery of each letter: when one is known to be due, when
+/// there are more or fewer than before, and now and then because some may have taken the places of others.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LastLook {
+    /// How many letters it left; `None` where it was not to the end.
+    pub letters: Option<u64>,
+    /// When the next of them is due.
+    pub next: Option<Timestamp>,
+    pub at: Timestamp,
+}
+
+/// The longest time without a look.
+const AT_THE_LATEST: Duration = Duration::from_secs(6 * 3600);
+
+impl LastLook {
+    /// Whether it is time for another one, with so many letters there.
+    pub fn is_over(&self, letters: u64, now: Timestamp) -> bool {
+        letters > 0
+            && (self.letters != Some(letters)
+                || self.next.is_some_and(|next| next <= now)
+                || self.at.after(AT_THE_LATEST) <= now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Cause, Generation};
+    use crate::policy::letters::tests::letter;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn rule(cause: &str, up_to: u32) -> ReplayRule {
+        ReplayRule::new(cause, HOUR, up_to).unwrap()
+    }
+
+    #[test]
+    fn a_letter_is_due_by_its_first_rule_after_its_delay_and_up_to_its_count() {
+        let reverted = Cause::rejected("reverted", "no");
+        let dead = |replay| letter(Some("a"), &reverted, Generation { replay, retry: 5 });
+        let (early, late) = (Timestamp(3_599_999), Timestamp(3_600_000));
+        for cause in ["rejected", "rejected.reverted", ".reverted"] {
+            assert_eq!(due(&[rule(cause, 2)], &dead(0), early), Due::At(late), "{cause}");
+            assert_eq!(due(&[rule(cause, 2)], &dead(1), late), Due::Now, "{cause}");
+            assert_eq!(due(&[rule(cause, 2)], &dead(2), late), Due::Never, "{cause}");
+        }
+        for cause in ["invalid", "rejected.panicked", ".panicked"] {
+            assert_eq!(due(&[rule(cause, 2)], &dead(0), late), Due::Never, "{cause}");
+        }
+        assert_eq!(due(&[rule("rejected.reverted", 1), rule("rejected", 9)], &dead(1), late), Due::Never);
+        let undated = Letter { died_at: None, ..dead(0) };
+        assert_eq!(due(&[rule("rejected", 1)], &undated, late), Due::Never);
+    }
+
+    #[test]
+    fn what_a_person_decides_about_is_never_due() {
+        let now = Timestamp(i64::MAX);
+        for cause in [Cause::invalid(MAYBE_WRITTEN, ""), Cause::rejected("cancelled", "")] {
+            let letter = letter(Some("a"), &cause, Generation::default());
+            assert_eq!(due(&[rule("invalid", 9), rule("rejected", 9)], &letter, now), Due::Never, "{cause}");
+            for named in [cause.routing_key(), format!(".{}", cause.reason)] {
+                assert!(ReplayRule::new(&named, HOUR, 1).is_err(), "{named}");
+            }
+        }
+        assert!(ReplayRule::new("", HOUR, 1).is_err());
+    }
+
+    #[test]
+    fn a_look_is_worth_it_when_something_is_due_or_has_changed_or_long_ago() {
+        let last = LastLook { letters: Some(3), next: Some(Timestamp(100)), at: Timestamp(0) };
+        assert!(!last.is_over(3, Timestamp(99)));
+        assert!(last.is_over(3, Timestamp(100)));
+        assert!(last.is_over(4, Timestamp(1)) && last.is_over(2, Timestamp(1)));
+        assert!(!last.is_over(0, Timestamp(i64::MAX)), "nothing is there");
+        let quiet = LastLook { next: None, ..last };
+        assert!(!quiet.is_over(3, Timestamp(6 * 3_600_000 - 1)) && quiet.is_over(3, Timestamp(6 * 3_600_000)));
+        assert!(LastLook::default().is_over(1, Timestamp(0)));
+    }
+}

@@ -1,0 +1,126 @@
+//! How long to wait: the delays of retries and the pauses between tries to reach something. The only user of `backoff`.
+
+use std::time::Duration;
+
+use backoff::ExponentialBackoff;
+use backoff::backoff::Backoff as _;
+
+/// Which delay each retry of a request has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RetrySchedule {
+    delays: Vec<Duration>,
+}
+
+impl RetrySchedule {
+    /// `max_attempts` tries in all, so one delay less: `initial`, then each `multiplier` times the one before, never above
+    /// `max`. Delays are whole milliseconds, since the broker counts in those.
+    pub fn new(max_attempts: u32, initial: Duration, multiplier: f64, max: Duration) -> Self {
+        let mut backoff = ExponentialBackoff {
+            current_interval: initial,
+            initial_interval: initial,
+            randomization_factor: 0.0,
+            multiplier,
+            max_interval: max,
+            max_elapsed_time: None,
+            ..ExponentialBackoff::default()
+        };
+        let delays = (1..max_attempts)
+            .map(|_| backoff.next_backoff().unwrap_or(max).min(max))
+            .map(|delay| Duration::from_millis(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)))
+            .collect();
+        Self { delays }
+    }
+
+    /// The delay before retry number `retry`, counted from 1; `None` when the tries are used up.
+    pub fn delay_before(&self, retry: u32) -> Option<Duration> {
+        let index = usize::try_from(retry.checked_sub(1)?).ok()?;
+        self.delays.get(index).copied()
+    }
+
+    /// Every delay once, shortest first: one wait queue for each.
+    pub fn levels(&self) -> Vec<Duration> {
+        let mut levels = self.delays.clone();
+        levels.sort_unstable();
+        levels.dedup();
+        levels
+    }
+}
+
+/// Growing pauses with jitter between tries to reach something that is out of reach.
+#[derive(Debug)]
+pub struct Backoff {
+    backoff: ExponentialBackoff,
+}
+
+impl Backoff {
+    /// Pauses around `first`, doubling up to about `longest`, for as long as it takes.
+    pub fn between(first: Duration, longest: Duration) -> Self {
+        let backoff = ExponentialBackoff {
+            current_interval: first,
+            initial_interval: first,
+            randomization_factor: jitter(),
+            multiplier: 2.0,
+            max_interval: longest,
+            max_elapsed_time: None,
+            ..ExponentialBackoff::default()
+        };
+        Self { backoff }
+    }
+
+    pub fn next_wait(&mut self) -> Duration {
+        self.backoff.next_backoff().unwrap_or(self.backoff.max_interval)
+    }
+
+    /// It was reached: the next pause is a short one again.
+    pub fn reset(&mut self) {
+        self.backoff.reset();
+    }
+}
+
+/// Up to half more or less, so that many who wait for the same do not all come at once.
+fn jitter() -> f64 {
+    #[cfg(test)]
+    if crate::model::ids::virtual_host::is_on() {
+        return 0.0;
+    }
+    0.5
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn seconds(count: u64) -> Duration {
+        Duration::from_secs(count)
+    }
+
+    #[test]
+    fn delays_grow_by_the_multiplier_up_to_the_longest() {
+        let schedule = RetrySchedule::new(7, seconds(5), 3.0, seconds(900));
+        let delays: Vec<_> = (1..=6).map(|retry| schedule.delay_before(retry)).collect();
+        assert_eq!(delays, [5, 15, 45, 135, 405, 900].map(|count| Some(seconds(count))));
+        assert_eq!(schedule.delay_before(7), None);
+        assert_eq!(schedule.delay_before(0), None);
+    }
+
+    #[test]
+    fn one_attempt_means_no_retry() {
+        assert_eq!(RetrySchedule::new(1, seconds(5), 3.0, seconds(900)).delay_before(1), None);
+    }
+
+    #[test]
+    fn equal_delays_share_a_level() {
+        let schedule = RetrySchedule::new(6, seconds(5), 10.0, seconds(60));
+        assert_eq!(schedule.levels(), [seconds(5), seconds(50), seconds(60)]);
+    }
+
+    #[test]
+    fn pauses_grow_to_about_the_longest_and_start_over_after_a_reset() {
+        let mut pause = Backoff::between(seconds(1), seconds(30));
+        assert!(pause.next_wait() <= seconds(2));
+        let late = (0..20).map(|_| pause.next_wait()).last().unwrap();
+        assert!(late >= seconds(15) && late <= seconds(45), "{late:?}");
+        pause.reset();
+        assert!(pause.next_wait() <= seconds(2));
+    }
+}

@@ -1,0 +1,158 @@
+//! What a lane is told at its start, and what it tells about itself.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+
+use crate::journal::{AccountId, Lease, Leases, Transactions};
+use crate::model::{BlockNumber, Fee, Heartbeat, Nonce, PauseReason, Timestamp, Write};
+use crate::observe::metrics::LaneMeter;
+use crate::observe::traces::Tracer;
+use crate::policy::abi::Errors;
+use crate::policy::batch::Batching;
+use crate::policy::classify::ErrorTable;
+use crate::policy::fee::FeeRules;
+use crate::policy::finality::FinalityRule;
+use crate::policy::limits::{Limit, Limits};
+use crate::policy::permits::Permits;
+
+/// What an outage does to requests that have no transaction yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutagePolicy {
+    /// They wait, however long.
+    Hold,
+    /// It counts as a failure of theirs.
+    Retry,
+}
+
+/// What may change while a lane runs, from one use to the next: what is signed stays as it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Tuning {
+    /// How transactions are priced.
+    pub fees: FeeRules,
+    /// What may be begun, over all lanes of the chain.
+    pub limits: Limits,
+    /// Bytes that a node has are given to it again after this.
+    pub resend_after: Duration,
+    /// The lowest nonce that is not in a block is replaced after this.
+    pub replace_after: Duration,
+    /// A transaction that was only ever refused is cancelled after this.
+    pub refused_after: Duration,
+    /// Without a new block for this long, while transactions wait for one, the chain counts as standing still; `None`:
+    /// never.
+    pub max_head_age: Option<Duration>,
+    /// What an outage does.
+    pub outage: OutagePolicy,
+}
+
+/// Small settings of a lane.
+#[derive(Debug, Clone)]
+pub struct LaneSettings {
+    /// EIP-155 chain id.
+    pub chain_id: u64,
+    /// The journal's number for the account.
+    pub account: AccountId,
+    /// What a request asks for that was taken in by a version which did not store it; `None`: it has to be taken in again.
+    pub unstored_write: Option<Write>,
+    /// What may change meanwhile.
+    pub tuning: watch::Receiver<Tuning>,
+    /// When it is final.
+    pub finality: FinalityRule,
+    /// Transactions not yet in a block at most.
+    pub in_flight: usize,
+    /// Requests may wait for the end of others.
+    pub is_strict: bool,
+    /// Which may share a transaction.
+    pub batching: Arc<Batching>,
+    /// What may be signed: looked at again, since the operator may have thought better of it.
+    pub permits: Arc<Permits>,
+    /// What contracts revert with, as far as routes know it.
+    pub contract_errors: Arc<Errors>,
+    /// How often the chain is looked at.
+    pub poll_interval: Duration,
+    /// What nodes' texts mean.
+    pub errors: Arc<ErrorTable>,
+    /// For how long a lease holds without being renewed.
+    pub lease_ttl: Duration,
+    /// This run of this instance.
+    pub owner: Arc<str>,
+    pub tracer: Tracer,
+}
+
+impl LaneSettings {
+    /// How things are to be done now.
+    pub(super) fn tuning(&self) -> Tuning {
+        *self.tuning.borrow()
+    }
+}
+
+/// How a lane stands, for the status line and for intake.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LaneState {
+    /// This instance owns the account.
+    pub is_owner: bool,
+    /// Why nothing new is taken on, in words.
+    pub paused: Option<(PauseReason, String)>,
+    /// The limit that holds requests back, or has within the last seconds.
+    pub throttled: Option<Throttling>,
+    pub in_flight: usize,
+    /// How many may wait for a block now.
+    pub window: usize,
+    /// The nonce that the next transaction gets, once it is known.
+    pub next_nonce: Option<Nonce>,
+    /// The newest block seen.
+    pub head: Option<BlockNumber>,
+    /// Its timestamp, in seconds since 1970.
+    pub head_at: Option<u64>,
+    /// What a transaction would offer now, unless that is above the cap.
+    pub fee: Option<Fee>,
+    /// Nonces in gaps that something was sent for since the start.
+    pub nonces_mended: u64,
+}
+
+/// A limit that is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Throttling {
+    pub limit: Limit,
+    /// When there is room again; `None`: when others are final.
+    pub until: Option<Timestamp>,
+}
+
+impl fmt::Display for Throttling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.until {
+            Some(until) => write!(f, "{} until {until}", self.limit),
+            None => write!(f, "{} until others are final", self.limit),
+        }
+    }
+}
+
+/// How a lane tells others about itself.
+#[derive(Debug, Clone)]
+pub struct LaneSignals {
+    /// Requests may be in its queue.
+    pub wake: Arc<Notify>,
+    /// Whether this instance is to own the account, as lanes are spread over instances; `None` before the first look at
+    /// the others.
+    pub is_assigned: watch::Sender<Option<bool>>,
+    /// The account's work here waits for something that is away; another instance may reach it.
+    pub is_cut_off: watch::Sender<bool>,
+    /// The lease may be free now.
+    pub released: Arc<Notify>,
+    /// Requests have ended, of whichever lane.
+    pub ended: Arc<Notify>,
+    pub state: watch::Sender<LaneState>,
+    /// The lease that it holds. It keeps it when it stops: settle has yet to write under it, and the outbox to tell what
+    /// was settled. Whoever stops the process gives it up then.
+    pub lease: watch::Sender<Option<Lease>>,
+    /// It takes requests, or another instance does.
+    pub is_open: watch::Sender<bool>,
+    pub beat: Heartbeat,
+    pub meter: LaneMeter,
+}
+
+/// The part of the journal that a lane uses.
+pub trait LaneJournal: Leases + Transactions {}
+impl<T: Leases + Transactions> LaneJournal for T {}

@@ -1,0 +1,237 @@
+//! Copies on their way to the broker, and what their publisher confirms lead to.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::StreamExt;
+use tokio::sync::oneshot;
+use tracing::{debug, warn};
+
+use crate::broker::{AckToken, Outgoing, Publisher};
+use crate::journal::{AccountId, CopyKind, JournalError, RefusedMessage, RequestSeq, UnconfirmedCopy};
+use crate::model::event::{Outcome, Subject};
+use crate::model::{BodyHash, Event, Generation, RequestId, Timestamp, TraceContext};
+use crate::observe::metrics::{self, FailureEnd};
+use crate::observe::traces::Followed;
+use crate::policy::retry_schedule::Backoff;
+use crate::stages::settle::inbox::{Postponed, Refused, made_up_id};
+use crate::stages::settle::{Settle, ack};
+
+/// Pauses between tries to publish a copy.
+const PUBLISH_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+/// Rows read at once when a lane's unfinished copies are looked for.
+const RESUME_PAGE: u32 = 500;
+
+/// Something has its publisher confirm.
+pub(super) enum Published {
+    Copy(Box<UnconfirmedCopy>),
+    Refused(Box<Refused>),
+    Postponed(Box<Postponed>),
+    /// Which copy of the request it is.
+    Park(RequestId, Generation),
+    /// Nothing any more: the session of a message that no journal knows has ended, and the broker delivers it again.
+    Again,
+}
+
+impl Published {
+    fn is_over(&self) -> bool {
+        match self {
+            Self::Refused(refused) => refused.receipt.is_over(),
+            Self::Postponed(postponed) => postponed.receipt.is_over(),
+            Self::Copy(_) | Self::Park(..) | Self::Again => false,
+        }
+    }
+}
+
+/// A lane that gives its account up, and the copies that it waits for.
+pub(super) struct Leaving {
+    pub(super) copies: BTreeSet<RequestSeq>,
+    pub(super) done: oneshot::Sender<()>,
+}
+
+impl Settle {
+    pub(super) fn await_copy(&mut self, request: RequestSeq) {
+        self.copies.push_back(request);
+        self.unconfirmed.insert(request);
+    }
+
+    pub(super) fn let_lanes_leave(&mut self) {
+        let unconfirmed = &self.unconfirmed;
+        for leaving in &mut self.leaving {
+            leaving.copies.retain(|copy| unconfirmed.contains(copy));
+        }
+        for leaving in self.leaving.extract_if(.., |leaving| leaving.copies.is_empty()) {
+            // It may have waited long enough.
+            let _ = leaving.done.send(());
+        }
+    }
+
+    pub(super) async fn resume(&mut self, account: AccountId) -> Result<(), JournalError> {
+        let mut after = RequestSeq(i64::MIN);
+        loop {
+            let page = self.journal.unconfirmed(account, after, RESUME_PAGE).await?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = last.request;
+            page.iter().for_each(|copy| self.await_copy(copy.request));
+        }
+    }
+
+    /// Starts publishes up to the limit.
+    pub(super) async fn start_publishing(&mut self) -> Result<(), JournalError> {
+        let mut room = self.settings.publishes_in_flight.saturating_sub(self.publishing.len());
+        while room > 0
+            && let Some(refused) = self.refused.pop_front()
+        {
+            if refused.receipt.is_over() {
+                continue;
+            }
+            room -= 1;
+            let dead_letter = self.settings.dead_letter_of_refused(&refused);
+            self.publish(dead_letter, Published::Refused(refused));
+        }
+        while room > 0
+            && let Some(postponed) = self.postponed.pop_front()
+        {
+            if postponed.receipt.is_over() {
+                continue;
+            }
+            room -= 1;
+            let copy = self.settings.postponed_copy(&postponed, Timestamp::now());
+            self.publish(copy, Published::Postponed(postponed));
+        }
+        while room > 0
+            && let Some(id) = self.parks.pop_front()
+        {
+            let Some(message) = self.journal.message_of(&id).await? else { continue };
+            room -= 1;
+            let generation = Generation::read_from(&message.headers).unwrap_or_default();
+            let parked = self.settings.to_wait_queue(message.copied(), self.settings.park_delay);
+            self.publish(parked, Published::Park(id, generation));
+        }
+        if room > 0 && !self.copies.is_empty() {
+            let next: Vec<_> = self.copies.drain(..room.min(self.copies.len())).collect();
+            let copies = self.journal.unconfirmed_of(next.clone()).await?;
+            for done in next.iter().filter(|seq| copies.iter().all(|copy| copy.request != **seq)) {
+                self.unconfirmed.remove(done);
+            }
+            for copy in copies {
+                let outgoing = self.settings.outgoing_copy(&copy);
+                self.publish(outgoing, Published::Copy(Box::new(copy)));
+            }
+        }
+        Ok(())
+    }
+
+    fn publish(&self, outgoing: Outgoing, published: Published) {
+        let span = self.settings.span_of(&published, &outgoing);
+        let (publisher, tracer) = (Arc::clone(&self.publisher), self.settings.tracer.clone());
+        self.publishing.push(Box::pin(async move {
+            let began = Timestamp::now();
+            let published = publish_until_confirmed(publisher, &outgoing, published).await;
+            if let Some(span) = span {
+                tracer.record(span.since(began, outgoing.work(), None));
+            }
+            published
+        }));
+    }
+
+    /// Notes confirms, all that are there, and acks. Crash before the note: the copy is published once more and the
+    /// second one found known. Crash after it: the delivery comes again and is stale.
+    pub(super) async fn note_published(&mut self, first: Published) -> Result<(), JournalError> {
+        let mut copies = Vec::new();
+        let mut refused = Vec::new();
+        let mut postponed = 0;
+        let mut parked = Vec::new();
+        let mut receipts = Vec::new();
+        let mut sort = |published| match published {
+            Published::Copy(copy) => copies.push(*copy),
+            Published::Refused(message) => refused.push(*message),
+            Published::Postponed(message) => {
+                let Postponed { id, until, receipt, .. } = *message;
+                postponed += 1;
+                debug!(request.id = %id, %until, "a message waits at the broker for its time");
+                receipts.push(receipt);
+            }
+            Published::Park(id, generation) => parked.push((id, generation)),
+            Published::Again => {}
+        };
+        sort(first);
+        while let Some(Some(published)) = futures_util::FutureExt::now_or_never(self.publishing.next()) {
+            sort(published);
+        }
+        self.meter.requests.add(metrics::Outcome::Postponed, postponed);
+        self.meter.requests.add(metrics::Outcome::Parked, parked.len());
+        if !copies.is_empty() {
+            self.journal.confirm(copies.iter().map(|copy| self.settings.confirmed(copy)).collect()).await?;
+            for copy in &copies {
+                self.unconfirmed.remove(&copy.request);
+                receipts.extend(match copy.kind {
+                    // The retry itself may have come back already and be held: it is not what it replaces.
+                    CopyKind::Retry => self.held.release_before(&copy.id, copy.generation),
+                    CopyKind::DeadLetter => self.held.release_up_to(&copy.id, copy.generation),
+                });
+            }
+            self.tell_of_ends();
+        }
+        if !refused.is_empty() {
+            receipts.extend(self.record_refused(refused).await?);
+        }
+        if !parked.is_empty() {
+            self.journal.record_parked(parked.iter().map(|(id, _)| id.clone()).collect()).await?;
+            for (id, generation) in &parked {
+                debug!(request.id = %id, "held for long, given back to the broker for a while");
+                // A replay may have come while the copy was on its way, and be held: it is not what the copy replaces.
+                receipts.extend(self.held.release_up_to(id, *generation));
+            }
+        }
+        ack(&self.meter, receipts).await;
+        Ok(())
+    }
+
+    async fn record_refused(&mut self, refused: Vec<Refused>) -> Result<Vec<AckToken>, JournalError> {
+        let ids = refused.iter().map(|refused| refused.id.clone()).collect();
+        let known: Vec<_> = self.journal.standings(ids).await?.into_iter().map(|(id, _)| id).collect();
+        let mut records = Vec::with_capacity(refused.len());
+        let mut receipts = Vec::with_capacity(refused.len());
+        for Refused { id, generation, message, cause, account, taken_at, receipt } in refused {
+            warn!(request.id = %id, %cause, "message refused, it is in the dead-letter queue");
+            self.meter.requests.count(metrics::Outcome::Refused);
+            self.meter.failures.count((cause.class.into(), FailureEnd::Dead));
+            let trace = TraceContext::read_from(&message.headers);
+            let followed = Followed { request: &id, generation, trace: trace.as_ref() };
+            self.trace_process(followed, (taken_at, message.body.len()), metrics::Outcome::Refused, Some(&cause));
+            let (reply_to, correlation_id) = (&message.properties.reply_to, &message.properties.correlation_id);
+            let subject = self.settings.subject(followed, reply_to, correlation_id);
+            let body_hash = BodyHash::of(&message.body);
+            let subject = Subject { refused: Some(body_hash), ..subject };
+            let event = Event::new(&subject, &Outcome::Dead { cause: &cause, tx_hashes: &[] }, Timestamp::now());
+            // The id may stand for another message: that one keeps it.
+            let id = if known.contains(&id) { made_up_id() } else { id };
+            records.push(RefusedMessage { id, account, body_hash, generation, cause, event });
+            receipts.push(receipt);
+        }
+        self.journal.record_refused(records).await?;
+        self.outbox.notify_one();
+        Ok(receipts)
+    }
+}
+
+/// For as long as it takes. No outcome is given up for want of a broker.
+async fn publish_until_confirmed(
+    publisher: Arc<dyn Publisher>,
+    outgoing: &Outgoing,
+    published: Published,
+) -> Published {
+    let mut pause = Backoff::between(PUBLISH_PAUSE.0, PUBLISH_PAUSE.1);
+    while let Err(error) = publisher.publish(outgoing).await {
+        let wait = pause.next_wait();
+        let id = outgoing.message.properties.message_id.as_deref().unwrap_or_default();
+        warn!(message.id = id, %error, retry_in_ms = wait.as_millis(), "a copy has no publisher confirm; its delivery stays unacked");
+        tokio::time::sleep(wait).await;
+        if published.is_over() {
+            return Published::Again;
+        }
+    }
+    published
+}

@@ -1,0 +1,60 @@
+//! What settle decides about requests that somebody follows, and publishes for them, as spans of their traces.
+
+use crate::broker::Outgoing;
+use crate::journal::{CopyKind, QueuedRequest, UnconfirmedCopy};
+use crate::model::{Cause, Generation, Timestamp, TraceContext};
+use crate::observe::metrics::Outcome;
+use crate::observe::traces::{Failure, Followed, SpanContext, Work};
+use crate::stages::settle::copies::Published;
+use crate::stages::settle::{Settle, SettleSettings};
+
+impl Settle {
+    /// A copy's end was decided.
+    pub(super) fn trace_end(&self, request: &QueuedRequest, outcome: Outcome, cause: Option<&Cause>) {
+        self.trace_process(request.followed(), (request.accepted_at, request.body.len()), outcome, cause);
+    }
+
+    /// The same, of what need not be a request: since when it was here, and how many bytes it has.
+    pub(super) fn trace_process(
+        &self,
+        followed: Followed<'_>,
+        (began, bytes): (Timestamp, usize),
+        outcome: Outcome,
+        cause: Option<&Cause>,
+    ) {
+        let tracer = &self.settings.tracer;
+        let Some(context) = tracer.processing(followed) else { return };
+        let Followed { request, generation, .. } = followed;
+        let work = Work::Process { request: request.clone(), generation, bytes, outcome };
+        let failure = cause.map(|cause| Failure { kind: cause.routing_key(), detail: cause.detail.clone() });
+        tracer.record(context.since(began, work, failure));
+    }
+}
+
+impl SettleSettings {
+    /// The span of a publish, within that of the request that it is for.
+    pub(super) fn span_of(&self, published: &Published, outgoing: &Outgoing) -> Option<SpanContext> {
+        if !self.tracer.is_on() {
+            return None;
+        }
+        let trace = TraceContext::read_from(&outgoing.message.headers);
+        let (request, generation) = match published {
+            Published::Copy(copy) => (&copy.id, of_failed(copy)),
+            Published::Refused(refused) => (&refused.id, refused.generation),
+            Published::Park(id, generation) => (id, *generation),
+            // No request yet.
+            Published::Postponed(_) | Published::Again => return None,
+        };
+        let context = self.tracer.processing(Followed { request, generation, trace: trace.as_ref() })?;
+        Some(context.child())
+    }
+}
+
+/// The copy that failed: a retry is the next one.
+pub(super) fn of_failed(copy: &UnconfirmedCopy) -> Generation {
+    let Generation { replay, retry } = copy.generation;
+    match copy.kind {
+        CopyKind::Retry => Generation { replay, retry: retry.saturating_sub(1) },
+        CopyKind::DeadLetter => copy.generation,
+    }
+}
