@@ -3,6 +3,7 @@
 pub mod event;
 pub mod failure;
 pub mod ids;
+pub mod members;
 pub mod message;
 pub mod progress;
 pub mod request;
@@ -18,6 +19,8 @@ pub use ids::{
     Address, BlockHash, BlockNumber, BodyHash, ContentHash, Gas, Nonce, OrderKey, RecordId, RequestId, Timestamp,
     Topic, TxHash, Wei, WriteHash,
 };
+#[allow(unused_imports, reason = "the journal and the lane move to it next")]
+pub use members::Members;
 pub use message::{HeaderValue, Headers, Message, Origin, Properties};
 pub use progress::Heartbeat;
 pub use request::{Generation, RequestState};
