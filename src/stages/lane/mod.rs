@@ -1,102 +1,104 @@
-//! The lane: the one task that owns an account on a chain. All that happens to its nonces is decided here, in one place:
-//! take requests in order, sign, journal, broadcast, follow the chain, replace, cancel, rule.
+//! The lane: the one task that owns an account on a chain. All that happens to its nonces is decided here.
+//!
+//! A [`Lane`] waits until this instance is to own the account, and for the lease. Then it runs a [`term::Term`], which
+//! lasts as long as the lease and takes all that it knows with it. A term waits for one occurrence after the other, and
+//! each changes its parts:
+//!
+//! | part | owns |
+//! |---|---|
+//! | [`queue`] | requests that were fetched, and payloads that are ready to be signed |
+//! | [`flight`] | live transactions, the window, the broadcaster; [`in_flight`] is one of them |
+//! | [`view`] | what is known of the chain: head, finality, price, receipts |
+//! | [`gate`] | pauses and the operator's limits: may anything be signed now? |
+//! | [`nonce_gaps`], [`reorged_finals`] | what is repaired |
+//!
+//! The way of one request:
+//!
+//! 1. Intake has stored it and wakes the lane. `fill` reads a page of the journal's queue, checks once more what the
+//!    operator permits, and simulates (`simulate`). What cannot run is ruled on without a nonce.
+//! 2. `sign_ready` prices and signs. One commit of the journal takes the nonces and stores the bytes, and only then the
+//!    broadcaster gets them. A crash before the commit leaves nothing; after it, the next term sends the same bytes.
+//! 3. The nodes' answers come back to `handle_answers` (`upkeep`). They decide nothing about the nonce: they say when to
+//!    send again, whether to offer more, whether to pause. At each poll `resend_and_replace` acts on that. A replacement is
+//!    journalled before it is broadcast, too.
+//! 4. `follow` polls the chain: which blocks are new, which went away, which of ours they hold, what is final. Once a block
+//!    is final its receipts are asked for; they come to `handle_receipts` (`conclude`), which rules.
+//! 5. A ruling goes to settle, which stores it under the lease and acks. Nothing is forgotten before: a term that begins
+//!    anew finds the same nonce live and rules the same.
+//!
+//! A nonce that another program took is given up when that very transaction is final (`conclude`). A nonce that nothing
+//! holds is filled (`nonce_gaps`). Blocks that were final and went away are compared with the journal and reported
+//! (`reorged_finals`).
 
-use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, MissedTickBehavior, sleep_until, timeout};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::chain::follow::broadcaster::{self, Broadcaster};
-use crate::chain::follow::nonce_taker::NonceTakers;
-use crate::chain::follow::receipt_reader::{self, ReceiptReader};
-use crate::chain::follow::tracker::Tracker;
-use crate::chain::{Chain, Header};
-use crate::journal::{Acquired, JournalError, Lease, LeaseMark, Leases, RequestSeq};
-use crate::model::{BlockNumber, Nonce, Timestamp};
-use crate::policy::fee::Market;
-use crate::policy::send_window::SendWindow;
+use crate::chain::Chain;
+use crate::chain::follow::{broadcaster, receipt_reader};
+use crate::journal::{Acquired, JournalError, Lease, LeaseMark, Leases};
 use crate::signer::Signer;
 use crate::stages::settle::inbox::FromLane;
 
-mod cancelling;
-mod caring;
-mod draft;
-mod ending;
-mod filling;
-mod followed;
-mod following;
-mod mending;
-mod pausing;
-mod prepare;
+mod conclude;
+mod fill;
+mod flight;
+mod follow;
+mod gate;
+mod in_flight;
+mod nonce_gaps;
+mod payload;
+mod queue;
 mod recorded;
-mod recovering;
+mod reorged_finals;
 mod settings;
+mod simulate;
+mod spans;
 mod stored;
-mod throttling;
-mod undone;
-mod window;
+mod term;
+mod upkeep;
+mod view;
+
+#[cfg(test)]
+mod tests;
 
 pub use settings::{LaneJournal, LaneSettings, LaneSignals, LaneState, OutagePolicy, Tuning};
 
-use draft::{Fetched, Prepared};
-use mending::GapFiller;
-use pausing::Paused;
-use throttling::Throttle;
-use undone::UndoneNonces;
-use window::{InFlight, Window};
+use term::{Ended, Term};
 
-/// For what is under way when the account goes to another instance.
-const HAND_OVER: Duration = Duration::from_secs(5);
+/// How soon bytes that no node has confirmed to have are sent again.
+const RESEND_UNKNOWN: Duration = Duration::from_secs(2);
 
-pub struct Lane {
+/// What all terms of a lane share.
+struct Context {
     settings: LaneSettings,
     chain: Arc<dyn Chain>,
     signer: Arc<dyn Signer>,
     journal: Arc<dyn LaneJournal>,
     settle: mpsc::Sender<FromLane>,
     signals: LaneSignals,
-    tracker: Tracker,
-    evidence: NonceTakers,
-    mender: GapFiller,
-    undone: UndoneNonces,
-    broadcaster: Broadcaster,
-    receipt_reader: ReceiptReader,
-    window: Window,
-    send_window: SendWindow,
-    /// Fetched from the queue, not yet simulated.
-    fetched: Vec<Fetched>,
-    /// When the first of them was.
-    fetched_at: Option<Instant>,
-    /// Ready to be signed.
-    prepared: VecDeque<Prepared>,
-    /// Queued requests that settle was told to cancel, and has not yet.
-    cancelled: BTreeSet<RequestSeq>,
-    /// The place in the queue up to which requests were fetched. Each look begins at the start again: what waited for
-    /// others of its key keeps its place.
-    turn: i64,
-    /// Places of requests without a nonce that settle was told the end of, and that may still show in the queue.
-    judged: BTreeSet<i64>,
-    /// The queue may hold more.
-    may_have_more: bool,
-    /// The journal takes the place of a lost one.
-    is_recovering: bool,
-    next_nonce: Option<Nonce>,
-    head: Option<Header>,
-    /// When it was first seen.
-    head_since: Instant,
-    /// The highest final block of the chain that was seen last. Another chain may be seen next, so it is never kept beyond.
-    final_up_to: Option<BlockNumber>,
-    market: Option<Market>,
-    pause: Option<Paused>,
-    throttle: Option<Throttle>,
+}
+
+impl Context {
+    async fn to_settle(&self, message: FromLane) {
+        // Settle has gone only when the process ends.
+        let _ = self.settle.send(message).await;
+    }
+}
+
+pub struct Lane {
+    context: Context,
+    /// How another owner's lease looks, and since when.
+    seen: Option<(LeaseMark, Instant)>,
+    /// The log says that the lane waits.
+    waits: bool,
 }
 
 impl Lane {
-    /// A lane that owns nothing yet.
     pub fn new(
         settings: LaneSettings,
         chain: Arc<dyn Chain>,
@@ -105,38 +107,8 @@ impl Lane {
         settle: mpsc::Sender<FromLane>,
         signals: LaneSignals,
     ) -> Self {
-        Self {
-            tracker: Tracker::new(Arc::clone(&chain), settings.finality),
-            evidence: NonceTakers::default(),
-            mender: GapFiller::default(),
-            undone: UndoneNonces::default(),
-            // Each term has its own; these are never run.
-            broadcaster: broadcaster::start(Arc::clone(&chain)).0,
-            receipt_reader: receipt_reader::start(Arc::clone(&chain)).0,
-            send_window: SendWindow::new(settings.in_flight),
-            settings,
-            chain,
-            signer,
-            journal,
-            settle,
-            signals,
-            window: Window::default(),
-            head_since: Instant::now(),
-            fetched: Vec::new(),
-            fetched_at: None,
-            prepared: VecDeque::new(),
-            cancelled: BTreeSet::new(),
-            turn: i64::MIN,
-            judged: BTreeSet::new(),
-            may_have_more: false,
-            is_recovering: false,
-            next_nonce: None,
-            head: None,
-            final_up_to: None,
-            market: None,
-            pause: None,
-            throttle: None,
-        }
+        let context = Context { settings, chain, signer, journal, settle, signals };
+        Self { context, seen: None, waits: false }
     }
 
     /// Waits for the lease, works while it holds, waits for it again; until cancelled.
@@ -144,51 +116,20 @@ impl Lane {
     /// # Errors
     /// When the journal fails. Nothing more may be signed then.
     pub async fn run(mut self, cancel: CancellationToken) -> Result<(), JournalError> {
-        let mut seen: Option<(LeaseMark, Instant)> = None;
-        let mut waits = false;
         while !cancel.is_cancelled() {
-            self.signals.beat.beat();
-            let is_assigned = *self.signals.is_assigned.borrow();
-            if is_assigned != Some(true) {
-                if is_assigned == Some(false) {
-                    self.note_wait(&mut waits);
-                }
+            self.context.signals.beat.beat();
+            let Some(lease) = self.acquire().await? else {
                 self.stand_by(&cancel).await;
                 continue;
-            }
-            let (account, ttl) = (self.settings.account, self.settings.lease_ttl);
-            let owner = Arc::clone(&self.settings.owner);
-            // The hosts' clocks may disagree: what counts is for how long it was seen here that nobody renews.
-            let stale = seen.filter(|(_, since)| since.elapsed() > ttl).map(|(mark, _)| mark);
-            let lease = match self.journal.acquire_lease(account, owner, ttl, stale).await? {
-                Acquired::Ours(lease) => lease,
-                Acquired::Anothers(mark) => {
-                    self.note_wait(&mut waits);
-                    seen = seen.filter(|(known, _)| *known == mark).or(Some((mark, Instant::now())));
-                    self.stand_by(&cancel).await;
-                    continue;
-                }
             };
-            (seen, waits) = (None, false);
-            let journal = Arc::clone(&self.journal);
-            let (broadcaster, rounds) = broadcaster::start(Arc::clone(&self.chain));
-            self.broadcaster = broadcaster;
-            let (receipt_reader, reading) = receipt_reader::start(Arc::clone(&self.chain));
-            self.receipt_reader = receipt_reader;
-            let ended = tokio::select! {
-                biased;
-                ended = self.serve(&lease, &cancel) => ended,
-                never = rounds.run() => match never {},
-                never = reading.run() => match never {},
-                error = keep_lease(journal.as_ref(), &lease, ttl) => Err(error),
-            };
-            self.forget();
+            let ended = self.serve(&lease, &cancel).await;
+            self.context.signals.publish_idle(&self.context.settings);
             match ended {
                 Ok(Ended::Stopped) => return Ok(()),
                 Ok(Ended::HandedOver) => {}
                 Err(error) if error.is_lease_lost() => {
-                    self.signals.lease.send_replace(None);
-                    warn!(account = %self.signer.address(), "another instance owns the account now");
+                    self.context.signals.lease.send_replace(None);
+                    warn!(account = %self.context.signer.address(), "another instance owns the account now");
                 }
                 Err(error) => return Err(error),
             }
@@ -196,163 +137,70 @@ impl Lane {
         Ok(())
     }
 
-    fn note_wait(&self, waits: &mut bool) {
-        if !std::mem::replace(waits, true) {
-            let ttl = self.settings.lease_ttl;
-            info!(account = %self.signer.address(), lease.ttl_s = ttl.as_secs(), "another instance, or this one before its restart, owns the account; standing by");
+    /// Tries to get the lease, if this instance is to own the account.
+    async fn acquire(&mut self) -> Result<Option<Lease>, JournalError> {
+        let Context { settings, journal, signals, .. } = &self.context;
+        let is_assigned = *signals.is_assigned.borrow();
+        if is_assigned != Some(true) {
+            if is_assigned == Some(false) {
+                self.log_wait();
+            }
+            return Ok(None);
+        }
+        let ttl = settings.lease_ttl;
+        // The hosts' clocks may disagree: what counts is for how long it was seen here that the lease is not renewed.
+        let stale = self.seen.filter(|(_, since)| since.elapsed() > ttl).map(|(mark, _)| mark);
+        match journal.acquire_lease(settings.account, Arc::clone(&settings.owner), ttl, stale).await? {
+            Acquired::Ours(lease) => {
+                (self.seen, self.waits) = (None, false);
+                Ok(Some(lease))
+            }
+            Acquired::Anothers(mark) => {
+                self.log_wait();
+                self.seen = self.seen.filter(|(known, _)| *known == mark).or(Some((mark, Instant::now())));
+                Ok(None)
+            }
+        }
+    }
+
+    /// Runs a term, with the work beside it, for as long as the lease is kept.
+    async fn serve(&self, lease: &Lease, cancel: &CancellationToken) -> Result<Ended, JournalError> {
+        let Context { settings, chain, journal, .. } = &self.context;
+        let (broadcaster, rounds) = broadcaster::start(Arc::clone(chain));
+        let (receipt_reader, reading) = receipt_reader::start(Arc::clone(chain));
+        let term = Term::new(&self.context, lease.clone(), broadcaster, receipt_reader);
+        tokio::select! {
+            biased;
+            ended = term.run(cancel) => ended,
+            never = rounds.run() => match never {},
+            never = reading.run() => match never {},
+            error = keep_lease(journal.as_ref(), lease, settings.lease_ttl) => Err(error),
+        }
+    }
+
+    fn log_wait(&mut self) {
+        if !std::mem::replace(&mut self.waits, true) {
+            let Context { settings, signer, .. } = &self.context;
+            info!(account = %signer.address(), lease.ttl_s = settings.lease_ttl.as_secs(), "another instance, or this one before its restart, owns the account; standing by");
         }
     }
 
     async fn stand_by(&self, cancel: &CancellationToken) {
-        self.signals.is_open.send_replace(true);
-        let mut is_assigned = self.signals.is_assigned.subscribe();
-        let until = Instant::now() + self.settings.lease_ttl / 3;
+        let Context { settings, signals, .. } = &self.context;
+        signals.is_open.send_replace(true);
+        let mut is_assigned = signals.is_assigned.subscribe();
+        let until = Instant::now() + settings.lease_ttl / 3;
         while Instant::now() < until && !cancel.is_cancelled() {
-            self.signals.beat.beat();
+            signals.beat.beat();
             tokio::select! {
                 biased;
                 () = tokio::time::sleep_until(until.min(Instant::now() + Duration::from_secs(1))) => {}
-                () = self.signals.released.notified() => return,
+                () = signals.released.notified() => return,
                 Ok(()) = is_assigned.changed() => return,
                 () = cancel.cancelled() => {}
             }
         }
     }
-
-    fn forget(&mut self) {
-        self.window.clear();
-        self.send_window = SendWindow::new(self.settings.in_flight);
-        self.tracker.forget();
-        self.evidence.clear();
-        self.mender.forget();
-        self.undone.clear();
-        self.fetched.clear();
-        self.prepared.clear();
-        self.cancelled.clear();
-        self.judged.clear();
-        (self.next_nonce, self.head, self.final_up_to) = (None, None, None);
-        (self.market, self.pause, self.throttle) = (None, None, None);
-        self.tell();
-    }
-
-    async fn serve(&mut self, lease: &Lease, cancel: &CancellationToken) -> Result<Ended, JournalError> {
-        let mut is_assigned = self.signals.is_assigned.subscribe();
-        let now = Timestamp::now();
-        for live in stored::live_transactions(self.journal.as_ref(), lease.account).await? {
-            self.window.insert(InFlight::recovered(live, now, self.settings.tuning().replace_after));
-        }
-        self.recall_undone(lease).await?;
-        self.look_whether_recovering().await?;
-        self.look_again();
-        self.signals.lease.send_replace(Some(lease.clone()));
-        info!(account = %self.signer.address(), lease.epoch = lease.epoch, tx.live = self.window.len(), "the lane works");
-        // Settle has gone only when the process ends.
-        let _ = self.settle.send(FromLane::Resume(lease.account)).await;
-        let mut poll = tokio::time::interval(self.settings.poll_interval);
-        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            self.signals.beat.beat();
-            self.end_throttle();
-            self.tell();
-            let (wake, ended) = (Arc::clone(&self.signals.wake), Arc::clone(&self.signals.ended));
-            let (throttled_until, gathers_until) = (self.throttled_until(), self.gathers_until());
-            tokio::select! {
-                biased;
-                () = cancel.cancelled() => {
-                    self.finish_sending().await;
-                    return Ok(Ended::Stopped);
-                }
-                () = no_longer(&mut is_assigned) => {
-                    self.hand_over(lease).await?;
-                    return Ok(Ended::HandedOver);
-                }
-                answered = self.broadcaster.next() => self.heed(answered),
-                read = self.receipt_reader.next() => self.heed_receipts(lease, read).await,
-                _ = poll.tick() => {
-                    self.look_again();
-                    if self.is_recovering {
-                        self.look_whether_recovering().await?;
-                    }
-                    self.heed_operators(lease).await?;
-                    self.follow(lease).await?;
-                    self.care(lease).await?;
-                    self.mend(lease).await?;
-                }
-                () = wake.notified() => self.may_have_more = true,
-                () = ended.notified(), if throttled_until.is_some() || self.settings.is_strict => {
-                    self.look_again();
-                    self.look_for_room();
-                }
-                () = sleep_until(throttled_until.unwrap_or_else(Instant::now)), if throttled_until.is_some() => {}
-                () = sleep_until(gathers_until.unwrap_or_else(Instant::now)), if gathers_until.is_some() => {}
-                () = std::future::ready(()), if self.can_fill() => {}
-            }
-            if self.can_fill() {
-                self.fill(lease).await?;
-            }
-        }
-    }
-
-    /// What is journalled goes out before the lane stops; whoever stops the process limits the time for it.
-    async fn finish_sending(&mut self) {
-        while !self.broadcaster.is_idle() {
-            let answered = self.broadcaster.next().await;
-            self.heed(answered);
-            self.signals.beat.beat();
-        }
-    }
-
-    /// Another instance is to own the account. What is journalled goes out and what was ruled is settled, as far as that
-    /// is done in time; then nobody writes under the lease any more, and it is given up. Crash before that: it runs out.
-    async fn hand_over(&mut self, lease: &Lease) -> Result<(), JournalError> {
-        info!(account = %self.signer.address(), tx.live = self.window.len(), "the account goes to another instance");
-        // Whoever comes next sends it again.
-        let _ = timeout(HAND_OVER, self.finish_sending()).await;
-        let (done, is_done) = oneshot::channel();
-        let _ = self.settle.send(FromLane::Leaves(done)).await;
-        let _ = timeout(HAND_OVER, is_done).await;
-        self.signals.lease.send_replace(None);
-        self.journal.release_lease(lease).await
-    }
-
-    fn tell(&self) {
-        let now = LaneState {
-            is_owner: self.signals.lease.borrow().is_some(),
-            paused: self.pause.as_ref().map(|pause| (pause.reason, pause.detail.clone())),
-            throttled: self.throttling(),
-            in_flight: self.window.len(),
-            window: self.send_window.size(),
-            next_nonce: self.next_nonce,
-            head: self.head.as_ref().map(|head| head.number),
-            head_at: self.head.as_ref().map(|head| head.timestamp),
-            fee: self.market.and_then(|market| self.settings.tuning().fees.quote(&market).ok()),
-            nonces_mended: self.mender.mended,
-        };
-        let can_take = self.head.is_some() && (self.pause.is_none() || self.needs_request());
-        let is_open = can_take || self.settings.tuning().outage == OutagePolicy::Retry;
-        let is_cut_off = self.pause.as_ref().is_some_and(|pause| pause.reason.is_outage());
-        self.signals.is_cut_off.send_if_modified(|cut_off| std::mem::replace(cut_off, is_cut_off) != is_cut_off);
-        self.signals.is_open.send_if_modified(|open| std::mem::replace(open, is_open) != is_open);
-        self.signals.state.send_if_modified(|state| {
-            let changes = *state != now;
-            *state = now;
-            changes
-        });
-    }
-}
-
-/// Why a lane works no more for its account.
-enum Ended {
-    /// It was asked to.
-    Stopped,
-    /// Another instance is to own it.
-    HandedOver,
-}
-
-/// Returns when the account is to be another instance's.
-async fn no_longer(is_assigned: &mut watch::Receiver<Option<bool>>) {
-    // The sender is the lane's own.
-    let _ = is_assigned.wait_for(|is_ours| *is_ours == Some(false)).await;
 }
 
 /// Renews the lease until that fails.

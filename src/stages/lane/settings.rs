@@ -153,6 +153,30 @@ pub struct LaneSignals {
     pub meter: LaneMeter,
 }
 
+impl LaneSignals {
+    /// Publishes how the lane stands, to those for whom that is new.
+    pub(super) fn publish(&self, state: LaneState, is_open: bool, is_cut_off: bool) {
+        self.is_cut_off.send_if_modified(|now| std::mem::replace(now, is_cut_off) != is_cut_off);
+        self.is_open.send_if_modified(|now| std::mem::replace(now, is_open) != is_open);
+        self.state.send_if_modified(|now| {
+            let changes = *now != state;
+            *now = state;
+            changes
+        });
+    }
+
+    /// Publishes that the lane does not work.
+    pub(super) fn publish_idle(&self, settings: &LaneSettings) {
+        let idle = LaneState {
+            is_owner: self.lease.borrow().is_some(),
+            window: settings.in_flight.max(1),
+            nonces_mended: self.state.borrow().nonces_mended,
+            ..LaneState::default()
+        };
+        self.publish(idle, settings.tuning().outage == OutagePolicy::Retry, false);
+    }
+}
+
 /// The part of the journal that a lane uses.
 pub trait LaneJournal: Leases + Transactions {}
 impl<T: Leases + Transactions> LaneJournal for T {}

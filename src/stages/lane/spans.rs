@@ -4,17 +4,17 @@ use crate::journal::QueuedRequest;
 use crate::model::TransactionState;
 use crate::model::event::FinalTransaction;
 use crate::observe::traces::{Failure, SpanContext, Work};
-use crate::stages::lane::Lane;
-use crate::stages::lane::window::InFlight;
+use crate::stages::lane::in_flight::InFlight;
+use crate::stages::lane::term::Term;
 
-impl Lane {
+impl Term<'_> {
     fn processing(&self, request: &QueuedRequest) -> Option<SpanContext> {
-        self.settings.tracer.processing(request.followed())
+        self.context.settings.tracer.processing(request.followed())
     }
 
     /// Of the first of these that is followed. There may be very many of them, and mostly nobody follows any.
     fn processing_one<'r>(&self, mut requests: impl Iterator<Item = &'r QueuedRequest>) -> Option<SpanContext> {
-        if self.settings.tracer.is_on() { requests.find_map(|request| self.processing(request)) } else { None }
+        if self.context.settings.tracer.is_on() { requests.find_map(|request| self.processing(request)) } else { None }
     }
 
     /// For each of some calls the span of one of the requests that it is for; none at all where nobody follows any.
@@ -22,7 +22,7 @@ impl Lane {
     where
         R: Iterator<Item = &'r QueuedRequest>,
     {
-        if !self.settings.tracer.is_on() {
+        if !self.context.settings.tracer.is_on() {
             return Vec::new();
         }
         calls.map(|requests| self.processing_one(requests)).collect()
@@ -31,7 +31,7 @@ impl Lane {
     /// The span that a transaction's broadcasts belong to. Of a batch it is that of one request; its others have spans of
     /// their own that name the same transaction.
     pub(super) fn span_of(&self, transaction: &InFlight) -> Option<SpanContext> {
-        Some(self.processing_one(transaction.requests())?.of_nonce(transaction.nonce))
+        Some(self.processing_one(transaction.payload.requests.iter())?.of_nonce(transaction.nonce))
     }
 
     /// A nonce has ended.
@@ -41,24 +41,24 @@ impl Lane {
         state: TransactionState,
         included: Option<&FinalTransaction>,
     ) {
-        for request in transaction.requests() {
+        for request in transaction.payload.requests.iter() {
             let Some(context) = self.processing(request) else { continue };
             let signed = transaction.signed.iter();
             let began = transaction.signed.first().map_or(request.accepted_at, |attempt| attempt.signed_at);
             let work = Work::Transaction {
                 request: request.id.clone(),
-                chain_id: self.settings.chain_id,
+                chain_id: self.context.settings.chain_id,
                 nonce: transaction.nonce,
                 attempts: signed.map(|attempt| (attempt.signed_at, attempt.raw.hash, attempt.purpose)).collect(),
                 included: included.map(|included| (included.tx_hash, included.block_number)),
                 state,
-                others: transaction.others.len(),
+                others: transaction.payload.requests.others.len(),
             };
             let failure = (state != TransactionState::Succeeded).then(|| Failure {
                 kind: state.as_str().to_owned(),
                 detail: format!("nonce {} ended {}", transaction.nonce, state.as_str()),
             });
-            self.settings.tracer.record(context.of_nonce(transaction.nonce).since(began, work, failure));
+            self.context.settings.tracer.record(context.of_nonce(transaction.nonce).since(began, work, failure));
         }
     }
 }

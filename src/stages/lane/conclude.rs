@@ -1,0 +1,191 @@
+//! How nonces end: what is final is ruled on, a nonce that a foreign transaction took is given up.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use tracing::warn;
+
+use crate::chain::follow::receipt_reader::BlockRead;
+use crate::chain::{BlockTag, Call, ChainError, Inclusion, Receipt};
+use crate::journal::{ClosedTransaction, Lease, QueuedRequest};
+use crate::model::event::FinalTransaction;
+use crate::model::{BlockNumber, Cause, FailureClass, Nonce, PauseReason, Purpose, TransactionState, TxHash};
+use crate::policy::{records, revert};
+use crate::stages::lane::in_flight::{InFlight, PoolStatus};
+use crate::stages::lane::term::Term;
+use crate::stages::settle::inbox::{LaneVerdict, Ruling};
+
+impl Term<'_> {
+    /// Rules on a final block. What the tracker has found gone since it was asked for counts as included no more, and is
+    /// passed over.
+    pub(super) async fn handle_receipts(&mut self, BlockRead { block, asked, receipts }: BlockRead) {
+        let receipts = match receipts {
+            Ok(receipts) => receipts,
+            // The next poll asks again.
+            Err(error) => return self.gate.pause(error.pause_reason(), error.to_string()),
+        };
+        let mut missing: BTreeSet<_> = asked.into_iter().collect();
+        let mut rulings = Vec::with_capacity(receipts.len());
+        for mut receipt in receipts {
+            missing.remove(&receipt.transaction.tx_hash);
+            let Some(nonce) = self.flight.included_as(receipt.inclusion()).map(|found| found.nonce) else { continue };
+            receipt.transaction.nonce = nonce;
+            let Some((verdict, state)) = self.verdict_on_included(nonce, &receipt).await else { continue };
+            rulings.extend(self.close(nonce, state, Some(receipt.transaction), verdict));
+        }
+        if !missing.is_empty() {
+            warn!(block.hash = %block, tx.missing = missing.len(), "the node lists transactions in a block and has no receipts of them; they count as in no block until it does");
+            self.flight.orphan(|found| found.block_hash == block && missing.contains(&found.tx_hash));
+        }
+        self.rule(rulings).await;
+    }
+
+    /// Gives up nonces that a foreign transaction has for good.
+    pub(super) async fn close_displaced(&mut self, height: BlockNumber, count: Nonce) -> Result<(), ChainError> {
+        let displaced = self.displaced(height, count).await?;
+        let close =
+            |(nonce, taken_by)| self.close(nonce, TransactionState::Displaced, None, LaneVerdict::Displaced(taken_by));
+        let rulings = displaced.into_iter().filter_map(close).collect();
+        self.rule(rulings).await;
+        Ok(())
+    }
+
+    /// Takes a nonce that has ended out of flight.
+    fn close(
+        &mut self,
+        nonce: Nonce,
+        state: TransactionState,
+        included: Option<FinalTransaction>,
+        verdict: LaneVerdict,
+    ) -> Option<Ruling> {
+        self.nonce_takers.forget(nonce);
+        let ended = self.flight.remove(nonce)?;
+        self.trace_end(&ended, state, included.as_ref());
+        let requests = ended.payload.requests;
+        let transaction = Some(ClosedTransaction { nonce, state, included });
+        let (lease, request, others) = (self.lease.clone(), requests.first, requests.others);
+        Some(Ruling { lease, request, others, transaction, verdict })
+    }
+
+    async fn verdict_on_included(
+        &mut self,
+        nonce: Nonce,
+        receipt: &Receipt,
+    ) -> Option<(LaneVerdict, TransactionState)> {
+        let transaction = self.flight.get(nonce)?;
+        Some(match (transaction.purpose_of(receipt.transaction.tx_hash)?, &transaction.cancel_reason) {
+            (Purpose::Write, _) if !receipt.succeeded => {
+                (self.verdict_on_reverted(nonce, receipt).await?, TransactionState::Reverted)
+            }
+            (Purpose::Write, _) => (LaneVerdict::Succeeded(receipt.transaction.clone()), TransactionState::Succeeded),
+            (Purpose::Cancel, Some(reason)) => {
+                (LaneVerdict::Cancelled(Cause::rejected("cancelled", reason.as_str())), TransactionState::Cancelled)
+            }
+            (Purpose::Cancel, None) => {
+                let refusal =
+                    if let PoolStatus::Refused { answer, .. } = &transaction.pool { answer.as_str() } else { "" };
+                let detail = format!("every node refused the transaction, its nonce was cancelled: {refusal}");
+                (LaneVerdict::Failed(Cause::rejected("refused_by_node", detail)), TransactionState::Cancelled)
+            }
+        })
+    }
+
+    async fn verdict_on_reverted(&mut self, nonce: Nonce, receipt: &Receipt) -> Option<LaneVerdict> {
+        let transaction = self.flight.get(nonce)?;
+        let (to, cancel_reason) = (transaction.payload.to, transaction.cancel_reason.clone());
+        let cause = match self.revert_data(transaction, receipt).await {
+            Ok(data) => match records::taken(transaction.payload.calldata(), &data) {
+                Some(taken) => match self.verdict_on_taken_at_finality(to, &taken).await {
+                    LaneVerdict::Failed(cause) => cause,
+                    found @ (LaneVerdict::Found(_)
+                    | LaneVerdict::Succeeded(_)
+                    | LaneVerdict::Cancelled(_)
+                    | LaneVerdict::Displaced(_)) => return Some(found),
+                },
+                None => revert::explain(&data, &self.context.settings.contract_errors),
+            },
+            Err(cause) => cause,
+        };
+        Some(match cancel_reason {
+            Some(reason) => LaneVerdict::Cancelled(Cause::rejected("cancelled", format!("{reason}; {cause}"))),
+            None => LaneVerdict::Failed(cause),
+        })
+    }
+
+    /// Finds what it reverted with: runs the call again, on the state before its block, else on the state after it. A reason
+    /// that is not available is said so; it holds up no ruling.
+    async fn revert_data(&self, transaction: &InFlight, receipt: &Receipt) -> Result<Bytes, Cause> {
+        let payload = &transaction.payload;
+        if receipt.transaction.gas_used >= payload.gas {
+            return Err(Cause::rejected("out_of_gas", format!("it used all of its {} gas", payload.gas)));
+        }
+        let data = payload.calldata().clone();
+        let call = Call { from: self.account(), to: payload.to, value: payload.value, data };
+        let block = receipt.transaction.block_number;
+        let below = BlockNumber(block.0.saturating_sub(1));
+        let mut unknown = String::new();
+        for state in [below, block] {
+            match self.context.chain.call(&call, state).await {
+                Err(ChainError::Node { data: Some(data), .. }) if !data.is_empty() => return Ok(data),
+                Err(error) => unknown = error.to_string(),
+                Ok(_) => {}
+            }
+        }
+        let why = if unknown.is_empty() { "the same call runs on the states around its block" } else { &unknown };
+        Err(Cause::rejected("reverted", format!("no reason to be had: {why}")))
+    }
+
+    /// Finds nonces that foreign transactions have. Invariant 3: a nonce counts as taken only when that very transaction has
+    /// been seen in a final block. That the account's count is past the nonce and that no receipt of ours is there proves
+    /// nothing: the count may come from a node that is ahead of the one without the receipt.
+    async fn displaced(&mut self, height: BlockNumber, count: Nonce) -> Result<Vec<(Nonce, TxHash)>, ChainError> {
+        if !self.flight.not_included().any(|transaction| transaction.nonce < count) {
+            return Ok(Vec::new());
+        }
+        let (chain, account) = (self.context.chain.as_ref(), self.account());
+        let final_count = chain.transaction_count(account, BlockTag::Number(height)).await?;
+        let mut suspects = self.flight.hashes_not_included(final_count);
+        let hashes: Vec<_> = suspects.iter().flat_map(|(_, hashes)| hashes).copied().collect();
+        let receipts = chain.receipts(&hashes).await?;
+        let landed: Vec<Inclusion> = receipts.into_iter().flatten().map(|receipt| receipt.inclusion()).collect();
+        suspects.retain(|(_, hashes)| !landed.iter().any(|inclusion| hashes.contains(&inclusion.tx_hash)));
+        self.flight.include(landed);
+        let mut displaced = Vec::new();
+        self.nonce_takers.begin();
+        for (nonce, ours) in suspects {
+            let mut taker = self.nonce_takers.taker(chain, account, nonce, height).await?;
+            if let Some(found) = taker
+                && !self.view.is_canonical(found.block_number, found.block_hash).await?
+            {
+                taker = None;
+            }
+            match taker {
+                Some(taker) if !ours.contains(&taker.tx_hash) => displaced.push((nonce, taker.tx_hash)),
+                Some(_) | None => {
+                    if self.nonce_takers.is_first_failure(nonce) {
+                        let landed = taker.map(|taker| taker.tx_hash.to_string());
+                        warn!(tx.nonce = %nonce, tx.hash = landed, block.number = %height, "the account is past this nonce, but the node shows neither a receipt of ours nor another transaction with it; nothing is decided until it does");
+                    }
+                    // What is above it is searched for when this is found: nonces end in their order.
+                    break;
+                }
+            }
+        }
+        Ok(displaced)
+    }
+}
+
+/// Ends a request that had no nonce.
+pub(super) fn ended(lease: &Lease, request: QueuedRequest, verdict: LaneVerdict) -> Ruling {
+    Ruling { lease: lease.clone(), request, others: Vec::new(), transaction: None, verdict }
+}
+
+/// Fails a request that had no nonce.
+pub(super) fn failed(lease: &Lease, request: QueuedRequest, cause: Cause) -> Ruling {
+    ended(lease, request, LaneVerdict::Failed(cause))
+}
+
+/// Fails a request for an outage, since the operator asks for that.
+pub(super) fn unavailable(lease: &Lease, request: QueuedRequest, reason: PauseReason, detail: &str) -> Ruling {
+    failed(lease, request, Cause::new(FailureClass::Unavailable, reason.as_str(), detail))
+}

@@ -1,0 +1,345 @@
+//! Taking on: fetch from the queue, simulate, price, sign, journal, broadcast.
+
+use std::sync::Arc;
+
+use tracing::{debug, info, warn};
+
+use crate::journal::{Cancellation, JournalError};
+use crate::journal::{NewTransaction, QueuedRequest};
+use crate::model::{
+    BodyHash, Cause, Fee, Nonce, PauseReason, Purpose, RawTransaction, RequestState, SignedTransaction, Timestamp,
+    UnsignedTransaction, Write,
+};
+use crate::observe::metrics::Signed;
+use crate::policy::gas;
+use crate::policy::letters::MAYBE_WRITTEN;
+use crate::policy::limits::{Granted, Share, Usage};
+use crate::policy::routes::NO_ROUTE;
+use crate::stages::lane::conclude;
+use crate::stages::lane::in_flight::InFlight;
+use crate::stages::lane::payload::{Fetched, Payload};
+use crate::stages::lane::settings::OutagePolicy;
+use crate::stages::lane::term::Term;
+use crate::stages::settle::inbox::{FromLane, LaneVerdict, Ruling};
+
+/// Transactions signed and journalled together at most.
+const ROUND: usize = 256;
+
+impl Term<'_> {
+    pub(super) fn can_fill(&self) -> bool {
+        self.queue.has_work(&self.context.settings.batching)
+            && self.flight.room() > 0
+            && self.may_try()
+            && self.gate.may_begin().is_ok()
+    }
+
+    /// Returns whether something new may be taken on: not paused, or time to probe with it whether the reason is gone. What
+    /// is signed already is the better probe, since it has to be sent anyway.
+    pub(super) fn may_try(&self) -> bool {
+        if self.fails_for_outage() {
+            return true;
+        }
+        let has_probe = || self.flight.not_included().any(|transaction| !transaction.is_pooled());
+        self.may_sign() && !(self.gate.is_probed_by_sending() && has_probe())
+    }
+
+    pub(super) fn may_sign(&self) -> bool {
+        self.gate.may_sign(self.view.head().is_some()).is_ok()
+    }
+
+    /// Returns whether requests without a transaction fail because something is away: only where the operator asks for that.
+    fn fails_for_outage(&self) -> bool {
+        self.tuning().outage == OutagePolicy::Retry && self.gate.is_known_outage()
+    }
+
+    /// Takes on what fits.
+    pub(super) async fn fill(&mut self) -> Result<(), JournalError> {
+        let usage = self.usage().await?;
+        let may_begin = self.may_begin(usage.as_ref());
+        // One in any case: whether a limit holds anything back shows only where there is something.
+        self.fetch(may_begin.count.max(1)).await?;
+        if self.queue.is_empty() {
+            return Ok(());
+        }
+        if self.fails_for_outage() {
+            self.fail_waiting().await;
+            return Ok(());
+        }
+        if let Granted { count: 0, throttled: Some(throttled) } = may_begin {
+            self.gate.throttle(throttled);
+            return Ok(());
+        }
+        if self.queue.gathers_until(&self.context.settings.batching).is_some() {
+            return Ok(());
+        }
+        match self.simulate_fetched().await {
+            Ok(()) => self.sign_ready(usage.as_ref()).await?,
+            Err((reason, detail)) => self.gate.pause(reason, detail),
+        }
+        if self.fails_for_outage() {
+            self.fail_waiting().await;
+        }
+        Ok(())
+    }
+
+    /// Returns what counts against the limits now; `None` where there are none.
+    async fn usage(&self) -> Result<Option<Usage>, JournalError> {
+        let limits = self.tuning().limits;
+        if limits.is_none() {
+            return Ok(None);
+        }
+        self.context.journal.usage(self.lease.account, limits).await.map(Some)
+    }
+
+    /// Returns how many may be begun, if each takes as little gas as can be: no more are fetched or simulated.
+    fn may_begin(&self, usage: Option<&Usage>) -> Granted {
+        let least = Share { gas: gas::TRANSFER, ..Share::default() };
+        self.granted(usage, std::iter::repeat_n(least, self.flight.room().min(ROUND)))
+    }
+
+    /// Estimates what the limits grant: other lanes may be faster. What counts is what the journal grants when it stores.
+    fn granted(&self, usage: Option<&Usage>, wanted: impl Iterator<Item = Share>) -> Granted {
+        match usage {
+            Some(usage) => self.tuning().limits.grant(usage, &wanted.collect::<Vec<_>>()),
+            None => Granted { count: wanted.count(), throttled: None },
+        }
+    }
+
+    async fn fetch(&mut self, transactions: usize) -> Result<(), JournalError> {
+        let batching = Arc::clone(&self.context.settings.batching);
+        let Some(page) = self.queue.next_page(transactions, &batching) else { return Ok(()) };
+        let limit = u32::try_from(page.limit).unwrap_or(u32::MAX);
+        let queued = self.context.journal.queued(self.lease.account, page.after, limit).await?;
+        let mut rulings = Vec::new();
+        for request in self.queue.take(page, queued) {
+            match self.write_of(&request) {
+                Some(write) => match self.context.settings.permits.check(write.to, write.value, request.calldata()) {
+                    Ok(()) => self.queue.add_fetched([Fetched::new(request, write, &batching)]),
+                    Err(cause) => rulings.push(conclude::failed(&self.lease, request, cause)),
+                },
+                None => {
+                    let detail = "it was taken in before there were routes; send it back to have it routed";
+                    rulings.push(conclude::failed(&self.lease, request, Cause::invalid(NO_ROUTE, detail)));
+                }
+            }
+        }
+        self.rule(rulings).await;
+        self.set_written_aside().await
+    }
+
+    /// Returns what a request asks for; `None` where it was not stored.
+    fn write_of(&self, request: &QueuedRequest) -> Option<Write> {
+        request.write.clone().or_else(|| self.context.settings.unstored_write.clone())
+    }
+
+    /// Invariants 1 and 4: nonces are taken in the commit that stores the signed bytes, and only then does the broadcaster
+    /// get them. Crash before the commit: nothing has happened. Crash after it: the next term sends the same bytes.
+    ///
+    /// The commit stores what the limits grant, which is all unless another lane was faster. The rest stays ready: its bytes
+    /// are dropped here, so no node ever gets them, and their nonces were not taken.
+    async fn sign_ready(&mut self, usage: Option<&Usage>) -> Result<(), JournalError> {
+        let Some(first) = self.next_nonce else { return Ok(()) };
+        let Some(fee) = self.quote() else { return Ok(()) };
+        self.refuse_too_dear(fee).await;
+        let ready = self.queue.ready().iter().take(self.flight.room().min(ROUND));
+        let Granted { count, throttled } = self.granted(usage, ready.map(|payload| payload.share(fee)));
+        if let Some(throttled) = throttled {
+            self.gate.throttle(throttled);
+        }
+        if count == 0 {
+            return Ok(());
+        }
+        let numbered = self.queue.ready().iter().take(count).zip(first.0..);
+        let unsigned = numbered.map(|(payload, nonce)| self.unsigned(payload, Nonce(nonce), fee)).collect();
+        let spans = self.spans(self.queue.ready().iter().take(count).map(|payload| payload.requests.iter()));
+        let Some(raw) = self.sign_all(unsigned, &spans).await else { return Ok(()) };
+        self.gate.resume_if(|_| true);
+        let mut transactions = numbered_transactions(self.queue.take_ready(count), raw, first, fee);
+        let stored = transactions.iter().map(to_store).collect();
+        let granted = self.context.journal.record_transactions(&self.lease, stored, self.tuning().limits).await?;
+        let held_back = transactions.split_off(granted.count.min(transactions.len()));
+        self.queue.put_back(held_back.into_iter().map(|transaction| transaction.payload).collect());
+        if let Some(throttled) = granted.throttled {
+            self.gate.throttle(throttled);
+        }
+        self.next_nonce = Some(first.plus(transactions.len() as u64));
+        self.begin_transactions(transactions);
+        Ok(())
+    }
+
+    /// Sends new transactions. The journal has them.
+    fn begin_transactions(&mut self, transactions: Vec<InFlight>) {
+        let meter = &self.context.signals.meter;
+        meter.signed.add(Signed::First, transactions.len());
+        for transaction in transactions {
+            let requests = &transaction.payload.requests;
+            debug!(request.id = %requests.first.id, request.others = requests.others.len(), tx.nonce = %transaction.nonce, tx.hash = %transaction.newest().raw.hash, "signed");
+            for request in requests.iter() {
+                meter.until_broadcast.note(request.received_at.age());
+            }
+            let nonce = transaction.nonce;
+            self.flight.insert(transaction);
+            self.send(nonce);
+        }
+    }
+
+    /// Fails what may not cost as much as it would now. It comes back later.
+    async fn refuse_too_dear(&mut self, fee: Fee) {
+        let permits = &self.context.settings.permits;
+        if !permits.limits_fees() {
+            return;
+        }
+        let mut rulings = Vec::new();
+        for payload in self.queue.take_ready(usize::MAX) {
+            match permits.check_fee(payload.gas, fee) {
+                Ok(()) => self.queue.add_ready(payload),
+                Err(cause) => {
+                    let requests = payload.requests.into_iter();
+                    rulings.extend(requests.map(|request| conclude::failed(&self.lease, request, cause.clone())));
+                }
+            }
+        }
+        self.rule(rulings).await;
+    }
+
+    /// Fails what has no transaction yet, with `[outage] policy = "retry"`. It comes back later.
+    async fn fail_waiting(&mut self) {
+        let Some(pause) = self.gate.paused() else { return };
+        let (reason, detail) = (pause.reason, pause.detail.clone());
+        let waiting = self.queue.take_all().into_iter();
+        let rulings = waiting.map(|request| conclude::unavailable(&self.lease, request, reason, &detail)).collect();
+        self.rule(rulings).await;
+    }
+
+    /// Sees to cancellations that stand in the journal, whichever instance wrote them. What waits for a nonce ends at once;
+    /// the nonce of what is signed is cancelled by [`Self::resend_and_replace`]. Crash before settle has stored the end: the
+    /// cancellation still stands there.
+    pub(super) async fn apply_cancellations(&mut self) -> Result<(), JournalError> {
+        let cancellations = self.context.journal.cancellations(self.lease.account).await?;
+        self.queue.retain_cancelled(|request| cancellations.iter().any(|one| one.request.seq == request));
+        let mut rulings = Vec::new();
+        for Cancellation { request, state, detail } in cancellations {
+            if let Some(transaction) = self.flight.of_request(request.seq) {
+                // A shared transaction is not cancelled for one of its requests. Where it fails, the request is.
+                if transaction.cancel_reason.is_none() && !transaction.payload.requests.is_batch() {
+                    warn!(request.id = %request.id, tx.nonce = %transaction.nonce, cause = detail, "an operator wants this write no more; its nonce is cancelled unless it lands first");
+                    transaction.cancel_reason = Some(detail);
+                }
+            } else if state == RequestState::Accepted {
+                let settings = &self.context.settings;
+                let write_of = |own: &QueuedRequest| own.write.clone().or_else(|| settings.unstored_write.clone());
+                if self.queue.cancel(request.seq, write_of, &settings.batching) {
+                    info!(request.id = %request.id, cause = detail, "cancelled before it had a nonce");
+                    let verdict = LaneVerdict::Cancelled(Cause::rejected("cancelled", detail));
+                    rulings.push(conclude::ended(&self.lease, request, verdict));
+                }
+            }
+            // A request that is being written and not in flight has ended; settle has the ruling already.
+        }
+        self.rule(rulings).await;
+        Ok(())
+    }
+
+    /// Reads whether the journal takes the place of a lost one, at the term's start and for as long as it does.
+    pub(super) async fn check_recovery(&mut self) -> Result<(), JournalError> {
+        let recovery = self.context.journal.recovery().await?;
+        match &recovery {
+            Some(recovery) if !self.is_recovering => {
+                info!(account = %self.account(), since = %recovery.begun_at, from_block = %recovery.from_block, "a recovery is on: what may be written already becomes a dead letter");
+            }
+            None if self.is_recovering => info!(account = %self.account(), "the recovery has ended"),
+            Some(_) | None => {}
+        }
+        self.is_recovering = recovery.is_some();
+        Ok(())
+    }
+
+    /// Rules on what was fetched and has its calldata in the chain since before the journal began. What an operator has sent
+    /// back is decided.
+    async fn set_written_aside(&mut self) -> Result<(), JournalError> {
+        if !self.is_recovering || self.queue.fetched().is_empty() {
+            return Ok(());
+        }
+        let hashes = self.queue.fetched().iter().map(|fetched| BodyHash::of(fetched.request.calldata())).collect();
+        let found = self.context.journal.recovered_writes(hashes).await?;
+        let mut rulings = Vec::new();
+        for (fetched, written) in self.queue.take_fetched().into_iter().zip(found) {
+            match written.filter(|_| fetched.request.generation.replay == 0) {
+                Some(write) => {
+                    let detail = format!(
+                        "transaction {} in block {} has the same calldata, from before the journal was lost",
+                        write.tx_hash, write.block_number
+                    );
+                    let cause = Cause::invalid(MAYBE_WRITTEN, detail);
+                    rulings.push(conclude::failed(&self.lease, fetched.request, cause));
+                }
+                None => self.queue.add_fetched([fetched]),
+            }
+        }
+        self.rule(rulings).await;
+        Ok(())
+    }
+
+    /// Returns the price of new transactions. Above the cap the lane pauses until it has come down.
+    fn quote(&mut self) -> Option<Fee> {
+        match self.tuning().fees.quote(&self.view.market()?) {
+            Ok(fee) => Some(fee),
+            Err(above) => {
+                self.gate.pause(PauseReason::FeeAboveCap, above.to_string());
+                None
+            }
+        }
+    }
+
+    pub(super) fn unsigned(&self, payload: &Payload, nonce: Nonce, fee: Fee) -> UnsignedTransaction {
+        UnsignedTransaction {
+            chain_id: self.context.settings.chain_id,
+            nonce,
+            to: Some(payload.to),
+            value: payload.value,
+            gas: payload.gas,
+            data: payload.calldata().clone(),
+            fee,
+        }
+    }
+
+    /// Hands rulings to settle.
+    pub(super) async fn rule(&mut self, rulings: Vec<Ruling>) {
+        for ruling in rulings.iter().filter(|ruling| ruling.transaction.is_none()) {
+            self.queue.record_ruled(&ruling.request);
+        }
+        if !rulings.is_empty() {
+            self.context.to_settle(FromLane::Rulings(rulings)).await;
+        }
+    }
+
+    pub(super) fn send(&mut self, nonce: Nonce) {
+        let span = self.flight.get(nonce).and_then(|transaction| self.span_of(transaction));
+        self.flight.send(nonce, span);
+    }
+}
+
+fn numbered_transactions(payloads: Vec<Payload>, raw: Vec<RawTransaction>, first: Nonce, fee: Fee) -> Vec<InFlight> {
+    let signed_at = Timestamp::now();
+    let with_nonces = payloads.into_iter().zip(raw).zip(first.0..);
+    let transaction = |((payload, raw), nonce): ((Payload, RawTransaction), u64)| {
+        let signed = SignedTransaction { purpose: Purpose::Write, raw, fee, signed_at };
+        InFlight::new(payload, Nonce(nonce), vec![signed])
+    };
+    with_nonces.map(transaction).collect()
+}
+
+/// Returns a new transaction as the journal takes it.
+fn to_store(transaction: &InFlight) -> NewTransaction {
+    let Payload { requests, to, value, batch_data, gas } = &transaction.payload;
+    NewTransaction {
+        request: requests.first.seq,
+        others: requests.others.iter().map(|other| other.seq).collect(),
+        nonce: transaction.nonce,
+        to: *to,
+        value: *value,
+        data: batch_data.clone(),
+        gas: *gas,
+        attempt: transaction.newest().clone(),
+    }
+}

@@ -1,0 +1,290 @@
+//! The lane's gate: whether anything new may be signed, and why not. A pause ends by itself when its reason is gone; a
+//! limit of the operator holds requests back without being an outage.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{error, info};
+
+use crate::model::{Address, PauseReason, Timestamp};
+use crate::policy::classify::SendMeaning;
+use crate::policy::limits::{Limit, Throttled};
+use crate::policy::retry_schedule::Backoff;
+use crate::stages::lane::settings::Throttling;
+
+/// How soon what the node or the signer could not do is tried again.
+const PROBE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
+/// What is in flight may end by another instance's doing, and a clock may be set: limits are checked again after so long
+/// at the latest.
+const RECHECK: Duration = Duration::from_secs(1);
+const LONGEST_RECHECK: Duration = Duration::from_secs(30);
+/// The lane counts as throttled until nothing was held back for so long: a line in the log for a spell, not for a batch.
+const THROTTLE_OVER: Duration = Duration::from_secs(10);
+
+/// Why nothing may be signed now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hold {
+    NoHead,
+    /// The lane has paused, and it is not yet time to try again.
+    Paused(PauseReason),
+    /// A limit is reached; it is checked again then.
+    Throttled(Instant),
+}
+
+pub(super) struct Paused {
+    pub(super) reason: PauseReason,
+    pub(super) detail: String,
+    /// When it is tried again.
+    until: Instant,
+    probes: Backoff,
+}
+
+struct Throttle {
+    limit: Limit,
+    /// When the limit is checked again.
+    until: Instant,
+    /// When there is room, as far as is known.
+    room_at: Option<Timestamp>,
+}
+
+/// The gate of one term.
+pub(super) struct Gate {
+    account: Address,
+    pause: Option<Paused>,
+    throttle: Option<Throttle>,
+}
+
+impl Gate {
+    pub(super) fn new(account: Address) -> Self {
+        Self { account, pause: None, throttle: None }
+    }
+
+    pub(super) fn paused(&self) -> Option<&Paused> {
+        self.pause.as_ref()
+    }
+
+    pub(super) fn pause(&mut self, reason: PauseReason, detail: String) {
+        match &mut self.pause {
+            Some(pause) if pause.reason == reason => {
+                if Instant::now() >= pause.until {
+                    pause.until = Instant::now() + pause.probes.next_wait();
+                }
+                pause.detail = detail;
+            }
+            _ => {
+                error!(account = %self.account, pause.reason = %reason, detail, "the lane pauses; it resumes by itself");
+                let mut probes = Backoff::between(PROBE.0, PROBE.1);
+                self.pause = Some(Paused { reason, detail, until: Instant::now() + probes.next_wait(), probes });
+            }
+        }
+    }
+
+    pub(super) fn resume_if(&mut self, is_over: impl Fn(PauseReason) -> bool) {
+        if let Some(pause) = self.pause.take_if(|pause| is_over(pause.reason)) {
+            info!(account = %self.account, pause.reason = %pause.reason, "the lane resumes");
+        }
+    }
+
+    /// Ends a pause for a node that gave no usable answer: it has given one now.
+    pub(super) fn resume_after_answer(&mut self) {
+        self.resume_if(|reason| {
+            matches!(
+                reason,
+                PauseReason::NodeUnreachable
+                    | PauseReason::RateLimited
+                    | PauseReason::NodeSyncing
+                    | PauseReason::WrongChain
+            )
+        });
+    }
+
+    /// Ends a pause that a node disproves by taking a transaction.
+    pub(super) fn resume_after_taken(&mut self) {
+        self.resume_if(|reason| {
+            !matches!(reason, PauseReason::FeeAboveCap | PauseReason::SignerUnavailable | PauseReason::HeadStale)
+        });
+    }
+
+    pub(super) fn is_head_stale(&self) -> bool {
+        self.reason() == Some(PauseReason::HeadStale)
+    }
+
+    fn reason(&self) -> Option<PauseReason> {
+        self.pause.as_ref().map(|pause| pause.reason)
+    }
+
+    /// Returns whether something is away and it is not yet time to try again.
+    pub(super) fn is_known_outage(&self) -> bool {
+        self.pause.as_ref().is_some_and(|pause| pause.reason.is_outage() && Instant::now() < pause.until)
+    }
+
+    /// Returns whether sending what is signed can show that the pause is over. It shows nothing about the signer.
+    pub(super) fn is_probed_by_sending(&self) -> bool {
+        self.reason().is_some_and(|reason| reason != PauseReason::SignerUnavailable)
+    }
+
+    /// Returns whether only a request can show that the pause is over.
+    pub(super) fn is_probed_by_requests(&self) -> bool {
+        self.reason().is_some_and(|reason| match reason {
+            PauseReason::SignerUnavailable | PauseReason::InsufficientFunds | PauseReason::NotPermitted => true,
+            PauseReason::NodeUnreachable
+            | PauseReason::RateLimited
+            | PauseReason::NodeSyncing
+            | PauseReason::HeadStale
+            | PauseReason::WrongChain
+            | PauseReason::FeeAboveCap => false,
+        })
+    }
+
+    /// Says whether something may be signed: not paused, or time to try whether the reason is gone. On a chain that stands
+    /// still nothing that is signed can help.
+    pub(super) fn may_sign(&self, knows_head: bool) -> Result<(), Hold> {
+        if !knows_head {
+            return Err(Hold::NoHead);
+        }
+        match &self.pause {
+            Some(pause) if Instant::now() < pause.until || self.is_head_stale() => Err(Hold::Paused(pause.reason)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Says whether a limit of the operator lets something new begin.
+    pub(super) fn may_begin(&self) -> Result<(), Hold> {
+        self.throttled_until().map_or(Ok(()), |until| Err(Hold::Throttled(until)))
+    }
+
+    pub(super) fn throttle(&mut self, Throttled { limit, again_in }: Throttled) {
+        let recheck_in = again_in.map_or(RECHECK, |wait| wait.min(LONGEST_RECHECK));
+        let room_at = again_in.map(|wait| Timestamp::now().after(wait));
+        if self.throttle.is_none() {
+            let again_in_ms = again_in.map(|wait| wait.as_millis());
+            info!(account = %self.account, %limit, again_in_ms, "throttled: requests wait in the journal");
+        }
+        self.throttle = Some(Throttle { limit, until: Instant::now() + recheck_in, room_at });
+    }
+
+    pub(super) fn throttled_until(&self) -> Option<Instant> {
+        self.throttle.as_ref().map(|throttle| throttle.until).filter(|until| Instant::now() < *until)
+    }
+
+    /// Requests have ended: there may be room below a limit on what is in flight.
+    pub(super) fn recheck_in_flight(&mut self) {
+        if let Some(throttle) = self.throttle.as_mut().filter(|throttle| throttle.limit == Limit::InFlight) {
+            throttle.until = Instant::now();
+        }
+    }
+
+    pub(super) fn expire_throttle(&mut self) {
+        if let Some(throttle) = self.throttle.take_if(|throttle| throttle.until.elapsed() >= THROTTLE_OVER) {
+            info!(account = %self.account, limit = %throttle.limit, "throttled no more");
+        }
+    }
+
+    pub(super) fn throttling(&self) -> Option<Throttling> {
+        self.throttle.as_ref().map(|throttle| Throttling { limit: throttle.limit, until: throttle.room_at })
+    }
+}
+
+/// Returns the pause that a node's answer to a broadcast asks for.
+pub(super) fn pause_reason(meaning: SendMeaning) -> Option<PauseReason> {
+    match meaning {
+        SendMeaning::InsufficientFunds => Some(PauseReason::InsufficientFunds),
+        SendMeaning::NotPermitted => Some(PauseReason::NotPermitted),
+        SendMeaning::Syncing => Some(PauseReason::NodeSyncing),
+        SendMeaning::WrongChain => Some(PauseReason::WrongChain),
+        SendMeaning::RateLimited => Some(PauseReason::RateLimited),
+        SendMeaning::AlreadyKnown
+        | SendMeaning::NonceTooLow
+        | SendMeaning::NonceTooHigh
+        | SendMeaning::PoolFull
+        | SendMeaning::Underpriced
+        | SendMeaning::ReplacementUnderpriced
+        | SendMeaning::Refused
+        | SendMeaning::Unknown => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use PauseReason as R;
+
+    fn gate() -> Gate {
+        Gate::new(Address([1; 20]))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_holds_until_it_is_time_to_try_and_tries_come_further_apart() {
+        let mut gate = gate();
+        assert_eq!((gate.may_sign(false), gate.may_sign(true)), (Err(Hold::NoHead), Ok(())));
+        gate.pause(R::NodeUnreachable, "no answer".to_owned());
+        let mut waits = Vec::new();
+        for _ in 0..6 {
+            let began = Instant::now();
+            while gate.may_sign(true) == Err(Hold::Paused(R::NodeUnreachable)) {
+                tokio::time::advance(Duration::from_millis(10)).await;
+            }
+            waits.push(began.elapsed());
+            gate.pause(R::NodeUnreachable, "no answer".to_owned());
+        }
+        assert!(waits.last() > waits.first() && waits.iter().all(|wait| *wait <= PROBE.1 * 2), "{waits:?}");
+        gate.resume_after_answer();
+        assert_eq!(gate.may_sign(true), Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_pause_ends_by_what_disproves_its_reason() {
+        // the reason, whether an answer ends it, whether a taken transaction does
+        let table = [
+            (R::NodeUnreachable, true, true),
+            (R::RateLimited, true, true),
+            (R::NodeSyncing, true, true),
+            (R::WrongChain, true, true),
+            (R::HeadStale, false, false),
+            (R::InsufficientFunds, false, true),
+            (R::NotPermitted, false, true),
+            (R::FeeAboveCap, false, false),
+            (R::SignerUnavailable, false, false),
+        ];
+        for (reason, by_answer, by_taken) in table {
+            let ends = |resume: fn(&mut Gate)| {
+                let mut gate = gate();
+                gate.pause(reason, String::new());
+                resume(&mut gate);
+                gate.paused().is_none()
+            };
+            assert_eq!(
+                (ends(Gate::resume_after_answer), ends(Gate::resume_after_taken)),
+                (by_answer, by_taken),
+                "{reason}"
+            );
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_signed_on_a_chain_that_stands_still_however_long() {
+        let mut gate = gate();
+        gate.pause(R::HeadStale, String::new());
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        assert_eq!(gate.may_sign(true), Err(Hold::Paused(R::HeadStale)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_limit_is_checked_again_in_time_and_shows_until_it_is_over() {
+        let mut gate = gate();
+        gate.throttle(Throttled { limit: Limit::InFlight, again_in: None });
+        assert!(matches!(gate.may_begin(), Err(Hold::Throttled(_))));
+        gate.recheck_in_flight();
+        assert_eq!(gate.may_begin(), Ok(()));
+        gate.expire_throttle();
+        assert!(gate.throttling().is_some(), "it shows for a while");
+        tokio::time::advance(THROTTLE_OVER).await;
+        gate.expire_throttle();
+        assert!(gate.throttling().is_none());
+        gate.throttle(Throttled { limit: Limit::WritesPerSecond, again_in: Some(Duration::from_secs(86_400)) });
+        gate.recheck_in_flight();
+        assert!(gate.may_begin().is_err(), "an end makes no room for another limit");
+        tokio::time::advance(LONGEST_RECHECK).await;
+        assert_eq!(gate.may_begin(), Ok(()));
+    }
+}

@@ -1,0 +1,198 @@
+//! What a term has taken from its account's queue and not signed yet. The queue itself is the journal's: this part says
+//! which page to read next, and never gives the same request out twice.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use tokio::time::Instant;
+
+use crate::journal::{QueuedRequest, RequestSeq};
+use crate::model::Write;
+use crate::policy::batch::Batching;
+use crate::stages::lane::payload::{Fetched, Payload};
+
+/// Requests fetched and simulated together at most, where several may share a transaction; a whole batch in any case.
+const MOST_FETCHED: usize = 1000;
+
+/// A page of the journal's queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Page {
+    /// The place behind which it begins.
+    pub(super) after: i64,
+    pub(super) limit: usize,
+    /// Requests to take from it.
+    most: usize,
+}
+
+pub(super) struct Queue {
+    /// Fetched, not yet simulated.
+    fetched: Vec<Fetched>,
+    fetched_at: Option<Instant>,
+    /// Ready to be signed.
+    ready: VecDeque<Payload>,
+    /// Queued requests whose cancellation settle has, and may not have stored yet.
+    cancelled: BTreeSet<RequestSeq>,
+    /// The place up to which requests were fetched. Each pass begins at the start again: what waited for others of its key
+    /// keeps its place.
+    place: i64,
+    /// Places of requests without a nonce whose end settle has, and that may still show in the journal's queue.
+    ruled: BTreeSet<i64>,
+    may_have_more: bool,
+}
+
+impl Queue {
+    pub(super) fn new() -> Self {
+        Self {
+            fetched: Vec::new(),
+            fetched_at: None,
+            ready: VecDeque::new(),
+            cancelled: BTreeSet::new(),
+            place: i64::MIN,
+            ruled: BTreeSet::new(),
+            may_have_more: true,
+        }
+    }
+
+    /// Begins a new pass at the queue's start.
+    pub(super) fn restart(&mut self) {
+        self.place = i64::MIN;
+        self.may_have_more = true;
+    }
+
+    /// Requests may have come.
+    pub(super) fn expect_more(&mut self) {
+        self.may_have_more = true;
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.fetched.is_empty() && self.ready.is_empty()
+    }
+
+    /// Returns whether there is something to do now, as far as is known.
+    pub(super) fn has_work(&self, batching: &Batching) -> bool {
+        let is_gathered = !self.fetched.is_empty() && self.gathers_until(batching).is_none();
+        self.may_have_more || is_gathered || !self.ready.is_empty()
+    }
+
+    /// Returns until when what is fetched waits for others to share a transaction with, if it waits.
+    pub(super) fn gathers_until(&self, batching: &Batching) -> Option<Instant> {
+        let until = self.fetched_at.filter(|_| batching.is_on() && !self.fetched.is_empty())? + batching.max_wait;
+        let bytes = |fetched: &Fetched| fetched.request.calldata().len();
+        let waits = self.fetched.len() < batching.max_requests
+            && Instant::now() < until
+            && self.fetched.iter().all(|fetched| fetched.alike.is_some())
+            && self.fetched.iter().map(bytes).sum::<usize>() < batching.max_bytes;
+        waits.then_some(until)
+    }
+
+    /// Returns the page to read for this many transactions, or `None` while what was fetched before goes first: what is
+    /// ready shows in the journal's queue until it is signed, or settle has stored its end.
+    pub(super) fn next_page(&self, transactions: usize, batching: &Batching) -> Option<Page> {
+        let is_gathering = self.fetched.is_empty() || self.gathers_until(batching).is_some();
+        if !is_gathering || !self.ready.is_empty() {
+            return None;
+        }
+        let most = if batching.is_on() {
+            let most = MOST_FETCHED.max(batching.max_requests);
+            let wanted = transactions.saturating_mul(batching.max_requests).min(most);
+            wanted.saturating_sub(self.fetched.len()).max(1)
+        } else {
+            transactions
+        };
+        let limit = most.saturating_add(self.ruled.len()).saturating_add(self.fetched.len());
+        Some(Page { after: self.place, limit, most })
+    }
+
+    /// Returns the requests of a page that are to be fetched.
+    pub(super) fn take(&mut self, page: Page, queued: Vec<QueuedRequest>) -> Vec<QueuedRequest> {
+        let is_full = queued.len() == page.limit;
+        let seen_up_to = queued.last().filter(|_| is_full).map_or(i64::MAX, |last| last.turn);
+        // What shows no more is stored. If it comes back, it has another place.
+        self.ruled.retain(|place| {
+            let was_seen = *place > page.after && *place <= seen_up_to;
+            !was_seen || queued.binary_search_by_key(place, |request| request.turn).is_ok()
+        });
+        let known: BTreeSet<i64> = self.fetched.iter().map(|fetched| fetched.request.turn).collect();
+        let is_fresh = |place: &i64| !self.ruled.contains(place) && !known.contains(place);
+        let mut fresh = queued.into_iter().filter(|request| is_fresh(&request.turn));
+        let taken: Vec<_> = fresh.by_ref().take(page.most).collect();
+        let has_more = is_full || fresh.next().is_some();
+        self.may_have_more = has_more;
+        self.place = taken.last().map_or(page.after, |last| last.turn);
+        if self.fetched.is_empty() {
+            self.fetched_at = Some(Instant::now());
+        }
+        taken
+    }
+
+    /// Adds to what waits to be simulated, behind what waits already.
+    pub(super) fn add_fetched(&mut self, fetched: impl IntoIterator<Item = Fetched>) {
+        self.fetched.extend(fetched);
+    }
+
+    pub(super) fn fetched(&self) -> &[Fetched] {
+        &self.fetched
+    }
+
+    pub(super) fn take_fetched(&mut self) -> Vec<Fetched> {
+        std::mem::take(&mut self.fetched)
+    }
+
+    pub(super) fn ready(&self) -> &VecDeque<Payload> {
+        &self.ready
+    }
+
+    /// Takes the first ones that are ready. Those that cannot be signed come back by [`Self::put_back`].
+    pub(super) fn take_ready(&mut self, count: usize) -> Vec<Payload> {
+        self.ready.drain(..count.min(self.ready.len())).collect()
+    }
+
+    pub(super) fn add_ready(&mut self, payload: Payload) {
+        self.ready.push_back(payload);
+    }
+
+    /// Puts these before all that is ready, in their order.
+    pub(super) fn put_back(&mut self, payloads: Vec<Payload>) {
+        for payload in payloads.into_iter().rev() {
+            self.ready.push_front(payload);
+        }
+    }
+
+    /// Takes everything, in order.
+    pub(super) fn take_all(&mut self) -> Vec<QueuedRequest> {
+        let fetched = self.take_fetched().into_iter().map(|fetched| fetched.request);
+        fetched.chain(std::mem::take(&mut self.ready).into_iter().flat_map(|payload| payload.requests)).collect()
+    }
+
+    /// Settle has the end of this request, which has no nonce.
+    pub(super) fn record_ruled(&mut self, request: &QueuedRequest) {
+        self.ruled.insert(request.turn);
+    }
+
+    /// Forgets cancellations of requests that are not among these.
+    pub(super) fn retain_cancelled(&mut self, wanted: impl Fn(RequestSeq) -> bool) {
+        self.cancelled.retain(|request| wanted(*request));
+    }
+
+    /// Drops a cancelled request. The journal gives it out no more, so it is not fetched again. What was to share a
+    /// transaction with it, and all behind that, is simulated once more. Returns `false` where it was cancelled before.
+    pub(super) fn cancel(
+        &mut self,
+        request: RequestSeq,
+        write_of: impl Fn(&QueuedRequest) -> Option<Write>,
+        batching: &Batching,
+    ) -> bool {
+        if !self.cancelled.insert(request) {
+            return false;
+        }
+        self.fetched.retain(|fetched| fetched.request.seq != request);
+        let is_it = |payload: &Payload| payload.requests.iter().any(|own| own.seq == request);
+        if let Some(place) = self.ready.iter().position(is_it) {
+            let back = self.ready.drain(place..).flat_map(|payload| payload.requests);
+            let back = back.filter(|own| own.seq != request);
+            let fetched = |own: QueuedRequest| write_of(&own).map(|write| Fetched::new(own, write, batching));
+            let back: Vec<_> = back.filter_map(fetched).collect();
+            self.fetched.splice(0..0, back);
+        }
+        true
+    }
+}

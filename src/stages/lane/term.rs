@@ -1,0 +1,292 @@
+//! A term: the time for which a lane owns its account under one lease. It decides; its parts compute. What a term knows is
+//! dropped with it, and the next one, here or at another instance, begins from the journal and the chain.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, Interval, MissedTickBehavior, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::chain::ChainError;
+use crate::chain::follow::broadcaster::{Answered, Broadcaster};
+use crate::chain::follow::nonce_taker::NonceTakers;
+use crate::chain::follow::receipt_reader::{BlockRead, ReceiptReader};
+use crate::chain::follow::tracker::Tracker;
+use crate::journal::{JournalError, Lease};
+use crate::model::{Address, Nonce, PauseReason, RawTransaction, Timestamp, UnsignedTransaction};
+use crate::observe::traces::Within;
+use crate::stages::lane::flight::Flight;
+use crate::stages::lane::gate::Gate;
+use crate::stages::lane::in_flight::InFlight;
+use crate::stages::lane::nonce_gaps::GapFiller;
+use crate::stages::lane::queue::Queue;
+use crate::stages::lane::reorged_finals::ReorgedFinals;
+use crate::stages::lane::settings::{LaneState, OutagePolicy, Tuning};
+use crate::stages::lane::view::View;
+use crate::stages::lane::{Context, stored};
+use crate::stages::settle::inbox::FromLane;
+
+/// For what is under way when the account goes to another instance.
+const HAND_OVER: Duration = Duration::from_secs(5);
+
+/// Why a poll was broken off.
+#[derive(Debug)]
+pub(super) enum StepError {
+    /// Nothing more may be signed.
+    Journal(JournalError),
+    /// The next poll tries again.
+    Chain(ChainError),
+}
+
+impl From<JournalError> for StepError {
+    fn from(error: JournalError) -> Self {
+        Self::Journal(error)
+    }
+}
+
+impl From<ChainError> for StepError {
+    fn from(error: ChainError) -> Self {
+        Self::Chain(error)
+    }
+}
+
+/// Why a term is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// The process stops.
+    Stopped,
+    /// Another instance is to own the account.
+    HandedOver,
+}
+
+/// What a term waits for.
+enum Occurrence {
+    Stop,
+    HandOver,
+    Answers(Answered),
+    Receipts(BlockRead),
+    Poll,
+    MayHaveMore,
+    RequestsEnded,
+    /// A limit may have room again, what gathered is complete, or there is work left.
+    MayFill,
+}
+
+pub(super) struct Term<'l> {
+    pub(super) context: &'l Context,
+    pub(super) lease: Lease,
+    /// What is on its way to a nonce.
+    pub(super) queue: Queue,
+    /// What has one.
+    pub(super) flight: Flight,
+    pub(super) view: View,
+    pub(super) gate: Gate,
+    pub(super) gaps: GapFiller,
+    pub(super) reorged: ReorgedFinals,
+    pub(super) nonce_takers: NonceTakers,
+    pub(super) next_nonce: Option<Nonce>,
+    /// The journal takes the place of a lost one.
+    pub(super) is_recovering: bool,
+}
+
+impl<'l> Term<'l> {
+    pub(super) fn new(
+        context: &'l Context,
+        lease: Lease,
+        broadcaster: Broadcaster,
+        receipt_reader: ReceiptReader,
+    ) -> Self {
+        let tracker = Tracker::new(Arc::clone(&context.chain), context.settings.finality);
+        Self {
+            context,
+            lease,
+            queue: Queue::new(),
+            flight: Flight::new(context.settings.in_flight, broadcaster),
+            view: View::new(tracker, receipt_reader),
+            gate: Gate::new(context.signer.address()),
+            gaps: GapFiller::new(context.signals.state.borrow().nonces_mended),
+            reorged: ReorgedFinals::default(),
+            nonce_takers: NonceTakers::default(),
+            next_nonce: None,
+            is_recovering: false,
+        }
+    }
+
+    pub(super) fn account(&self) -> Address {
+        self.context.signer.address()
+    }
+
+    pub(super) fn tuning(&self) -> Tuning {
+        self.context.settings.tuning()
+    }
+
+    /// Works until the lane is to stop, or the account is to be another instance's.
+    ///
+    /// # Errors
+    /// When the journal fails.
+    pub(super) async fn run(mut self, cancel: &CancellationToken) -> Result<Ended, JournalError> {
+        let mut is_assigned = self.context.signals.is_assigned.subscribe();
+        self.begin().await?;
+        let mut poll = tokio::time::interval(self.context.settings.poll_interval);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            self.context.signals.beat.beat();
+            self.gate.expire_throttle();
+            self.publish_state();
+            let occurrence = self.wait(&mut poll, &mut is_assigned, cancel).await;
+            if let Some(ended) = self.step(occurrence).await? {
+                return Ok(ended);
+            }
+        }
+    }
+
+    /// Restores what may still land, and lets settle finish the copies that an earlier owner left.
+    pub(super) async fn begin(&mut self) -> Result<(), JournalError> {
+        let account = self.lease.account;
+        let (now, oldest) = (Timestamp::now(), self.tuning().replace_after);
+        for live in stored::live_transactions(self.context.journal.as_ref(), account).await? {
+            self.flight.insert(InFlight::recovered(live, now, oldest));
+        }
+        self.recall_reorged().await?;
+        self.check_recovery().await?;
+        self.context.signals.lease.send_replace(Some(self.lease.clone()));
+        info!(account = %self.account(), lease.epoch = self.lease.epoch, tx.live = self.flight.len(), "the lane works");
+        self.context.to_settle(FromLane::Resume(account)).await;
+        Ok(())
+    }
+
+    async fn wait(
+        &mut self,
+        poll: &mut Interval,
+        is_assigned: &mut watch::Receiver<Option<bool>>,
+        cancel: &CancellationToken,
+    ) -> Occurrence {
+        let signals = &self.context.signals;
+        let throttled_until = self.gate.throttled_until();
+        let gathers_until = self.queue.gathers_until(&self.context.settings.batching);
+        let awaits_ends = throttled_until.is_some() || self.context.settings.is_strict;
+        let can_fill = self.can_fill();
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => Occurrence::Stop,
+            () = no_longer_assigned(is_assigned) => Occurrence::HandOver,
+            answered = self.flight.next_answers() => Occurrence::Answers(answered),
+            read = self.view.next_receipts() => Occurrence::Receipts(read),
+            _ = poll.tick() => Occurrence::Poll,
+            () = signals.wake.notified() => Occurrence::MayHaveMore,
+            () = signals.ended.notified(), if awaits_ends => Occurrence::RequestsEnded,
+            () = sleep_until(throttled_until.unwrap_or_else(Instant::now)), if throttled_until.is_some() => Occurrence::MayFill,
+            () = sleep_until(gathers_until.unwrap_or_else(Instant::now)), if gathers_until.is_some() => Occurrence::MayFill,
+            () = std::future::ready(()), if can_fill => Occurrence::MayFill,
+        }
+    }
+
+    /// Handles one occurrence, then takes on what fits.
+    async fn step(&mut self, occurrence: Occurrence) -> Result<Option<Ended>, JournalError> {
+        match occurrence {
+            Occurrence::Stop => {
+                self.finish_sending().await;
+                return Ok(Some(Ended::Stopped));
+            }
+            Occurrence::HandOver => {
+                self.hand_over().await?;
+                return Ok(Some(Ended::HandedOver));
+            }
+            Occurrence::Answers(answered) => self.handle_answers(answered),
+            Occurrence::Receipts(read) => self.handle_receipts(read).await,
+            Occurrence::Poll => self.poll().await?,
+            Occurrence::MayHaveMore => self.queue.expect_more(),
+            Occurrence::RequestsEnded => {
+                self.queue.restart();
+                self.gate.recheck_in_flight();
+            }
+            Occurrence::MayFill => {}
+        }
+        if self.can_fill() {
+            self.fill().await?;
+        }
+        Ok(None)
+    }
+
+    /// Does what comes up from time to time: operators' cancellations, new blocks, what is not in a block yet, gaps.
+    pub(super) async fn poll(&mut self) -> Result<(), JournalError> {
+        self.queue.restart();
+        if self.is_recovering {
+            self.check_recovery().await?;
+        }
+        self.apply_cancellations().await?;
+        self.follow().await?;
+        self.resend_and_replace().await?;
+        self.fill_gaps().await
+    }
+
+    /// Sends what is journalled before the lane stops; the process's stop limits the time for it.
+    async fn finish_sending(&mut self) {
+        while !self.flight.broadcaster().is_idle() {
+            let answered = self.flight.next_answers().await;
+            self.handle_answers(answered);
+            self.context.signals.beat.beat();
+        }
+    }
+
+    /// Gives the account to another instance. What is journalled goes out and what was ruled is settled, as far as that is
+    /// done in time; then nothing is written under the lease any more, and it is given up. Crash before that: it runs out.
+    async fn hand_over(&mut self) -> Result<(), JournalError> {
+        info!(account = %self.account(), tx.live = self.flight.len(), "the account goes to another instance");
+        // The next owner sends it again.
+        let _ = timeout(HAND_OVER, self.finish_sending()).await;
+        let (done, is_done) = oneshot::channel();
+        self.context.to_settle(FromLane::Leaves(done)).await;
+        let _ = timeout(HAND_OVER, is_done).await;
+        self.context.signals.lease.send_replace(None);
+        self.context.journal.release_lease(&self.lease).await
+    }
+
+    /// Signs, or pauses the lane until the signer has signed something.
+    pub(super) async fn sign_all(
+        &mut self,
+        unsigned: Vec<UnsignedTransaction>,
+        within: Within<'_>,
+    ) -> Option<Vec<RawTransaction>> {
+        match self.context.signer.sign(unsigned, within).await {
+            Ok(signed) => {
+                self.gate.resume_if(|reason| reason == PauseReason::SignerUnavailable);
+                Some(signed)
+            }
+            Err(error) => {
+                self.gate.pause(PauseReason::SignerUnavailable, error.to_string());
+                None
+            }
+        }
+    }
+
+    pub(super) fn publish_state(&self) {
+        let paused = self.gate.paused();
+        let head = self.view.head();
+        let now = LaneState {
+            is_owner: self.context.signals.lease.borrow().is_some(),
+            paused: paused.map(|pause| (pause.reason, pause.detail.clone())),
+            throttled: self.gate.throttling(),
+            in_flight: self.flight.len(),
+            window: self.flight.window().size(),
+            next_nonce: self.next_nonce,
+            head: head.map(|head| head.number),
+            head_at: head.map(|head| head.timestamp),
+            fee: self.view.market().and_then(|market| self.tuning().fees.quote(&market).ok()),
+            nonces_mended: self.gaps.filled(),
+        };
+        let needs_request = self.gate.is_probed_by_requests() && self.queue.is_empty() && self.may_try();
+        let can_take = head.is_some() && (paused.is_none() || needs_request);
+        let is_open = can_take || self.tuning().outage == OutagePolicy::Retry;
+        let is_cut_off = paused.is_some_and(|pause| pause.reason.is_outage());
+        self.context.signals.publish(now, is_open, is_cut_off);
+    }
+}
+
+/// Returns when the account is to be another instance's.
+async fn no_longer_assigned(is_assigned: &mut watch::Receiver<Option<bool>>) {
+    // The sender is the lane's own.
+    let _ = is_assigned.wait_for(|is_ours| *is_ours == Some(false)).await;
+}

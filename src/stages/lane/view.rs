@@ -1,0 +1,127 @@
+//! What a term knows of the chain: its newest block, what is final, what it asks for gas; and what reads that.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::chain::follow::receipt_reader::{BlockRead, ReceiptReader};
+use crate::chain::follow::tracker::{Sighting, Standing, Tracker};
+use crate::chain::{BlockTag, Chain, ChainError, Header, Inclusion};
+use crate::model::{Address, BlockHash, BlockNumber, Nonce, TxHash};
+use crate::policy::fee::Market;
+
+/// Blocks below the head within which a fork may be.
+const NEAR: u64 = 256;
+
+pub(super) struct View {
+    tracker: Tracker,
+    receipts: ReceiptReader,
+    head: Option<Header>,
+    /// When the head was first seen.
+    head_since: Instant,
+    /// The highest final block of the chain that was seen last. Another chain may be seen next, so it is never kept beyond.
+    final_up_to: Option<BlockNumber>,
+    market: Option<Market>,
+}
+
+impl View {
+    pub(super) fn new(tracker: Tracker, receipts: ReceiptReader) -> Self {
+        Self { tracker, receipts, head: None, head_since: Instant::now(), final_up_to: None, market: None }
+    }
+
+    pub(super) fn head(&self) -> Option<&Header> {
+        self.head.as_ref()
+    }
+
+    pub(super) fn height(&self) -> Option<BlockNumber> {
+        self.head.as_ref().map(|head| head.number)
+    }
+
+    pub(super) fn final_up_to(&self) -> Option<BlockNumber> {
+        self.final_up_to
+    }
+
+    pub(super) fn market(&self) -> Option<Market> {
+        self.market
+    }
+
+    /// Polls the chain once. Returns `None` where there is no new block.
+    pub(super) async fn poll(&mut self, ours: &[TxHash]) -> Result<Option<Sighting>, ChainError> {
+        self.tracker.step(ours).await
+    }
+
+    /// Asks what belongs to a new head: the price of gas, and how many transactions the account has in the chain.
+    pub(super) async fn read_head(
+        &mut self,
+        chain: &dyn Chain,
+        account: Address,
+        head: &Header,
+    ) -> Result<(Market, Nonce), ChainError> {
+        let market = chain.market(head).await?;
+        let count = chain.transaction_count(account, BlockTag::Latest).await?;
+        Ok((market, count))
+    }
+
+    pub(super) fn set_market(&mut self, market: Market) {
+        self.market = Some(market);
+    }
+
+    pub(super) fn set_head(&mut self, head: Header) {
+        self.head = Some(head);
+        self.head_since = Instant::now();
+    }
+
+    pub(super) fn set_final_up_to(&mut self, height: Option<BlockNumber>) {
+        self.final_up_to = height;
+    }
+
+    /// Takes the blocks of the last poll for unseen, so that nothing about them is missed.
+    pub(super) fn unsee(&mut self) {
+        self.tracker.forget();
+    }
+
+    /// Returns for how long there has been no new block for something that waits since `waiting`, once that is longer than
+    /// `limit`. Some chains make a block only when there is something to put into it: the wait counts, not the block's age.
+    pub(super) fn stale_for(&self, waiting: Instant, limit: Duration) -> Option<Duration> {
+        let age = self.head_since.max(waiting).elapsed();
+        (age >= limit).then_some(age)
+    }
+
+    pub(super) async fn is_canonical(&mut self, number: BlockNumber, hash: BlockHash) -> Result<bool, ChainError> {
+        self.tracker.is_canonical(number, hash).await
+    }
+
+    pub(super) async fn standing(&mut self, number: BlockNumber, hash: BlockHash) -> Result<Standing, ChainError> {
+        self.tracker.standing(number, hash).await
+    }
+
+    /// Returns whether a block is part of the chain. Near the head each block's parent is followed; far below, nodes have no
+    /// forks, and their word counts.
+    pub(super) async fn stands(&mut self, chain: &dyn Chain, inclusion: Inclusion) -> Result<bool, ChainError> {
+        let depth = self.height().map_or(0, |head| head.0.saturating_sub(inclusion.block_number.0));
+        if depth <= NEAR {
+            return self.is_canonical(inclusion.block_number, inclusion.block_hash).await;
+        }
+        let header = chain.header(BlockTag::Number(inclusion.block_number)).await?;
+        Ok(header.is_some_and(|header| header.hash == inclusion.block_hash))
+    }
+
+    /// Asks for the receipts of a final block; they come by [`Self::next_receipts`].
+    pub(super) fn ask_receipts(&mut self, block: BlockHash, transactions: Vec<TxHash>) {
+        self.receipts.ask(block, transactions);
+    }
+
+    /// Waits for the next block's receipts. Cancel safe.
+    pub(super) async fn next_receipts(&mut self) -> BlockRead {
+        self.receipts.next().await
+    }
+
+    pub(super) fn are_receipts_failing(&self) -> bool {
+        self.receipts.is_failing()
+    }
+
+    /// There is no block any more whose receipts could not be read.
+    pub(super) fn forget_failed_receipts(&mut self) {
+        self.receipts.forget_failure();
+    }
+}
