@@ -11,6 +11,7 @@ use crate::model::{
     UnsignedTransaction, Write,
 };
 use crate::observe::metrics::Signed;
+use crate::observe::traces::Traced;
 use crate::policy::gas;
 use crate::policy::letters::MAYBE_WRITTEN;
 use crate::policy::limits::{Granted, Share, Usage};
@@ -150,9 +151,11 @@ impl Term<'_> {
             return Ok(());
         }
         let numbered = self.queue.ready().iter().take(count).zip(first.0..);
-        let unsigned = numbered.map(|(payload, nonce)| self.unsigned(payload, Nonce(nonce), fee)).collect();
-        let spans = self.spans(self.queue.ready().iter().take(count).map(|payload| payload.requests.iter()));
-        let Some(raw) = self.sign_all(unsigned, &spans).await else { return Ok(()) };
+        let unsigned = numbered.map(|(payload, nonce)| Traced {
+            item: self.unsigned(payload, Nonce(nonce), fee),
+            span: self.processing_one(payload.requests.iter()),
+        });
+        let Some(raw) = self.sign_all(unsigned.collect()).await else { return Ok(()) };
         self.gate.resume_if(|_| true);
         let mut transactions = numbered_transactions(self.queue.take_ready(count), raw, first, fee);
         let stored = transactions.iter().map(to_store).collect();

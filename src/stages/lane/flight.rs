@@ -8,7 +8,7 @@ use crate::chain::follow::broadcaster::{Answer, Answered, Broadcaster};
 use crate::chain::{ChainError, Inclusion};
 use crate::journal::RequestSeq;
 use crate::model::{BlockHash, BlockNumber, Nonce, SignedTransaction, TxHash};
-use crate::observe::traces::SpanContext;
+use crate::observe::traces::{SpanContext, Traced};
 use crate::policy::classify::{ErrorTable, SendMeaning};
 use crate::policy::fee::{Market, is_underpriced};
 use crate::policy::send_window::SendWindow;
@@ -107,7 +107,7 @@ impl Flight {
     pub(super) fn send(&mut self, nonce: Nonce, span: Option<SpanContext>) {
         if let Some(transaction) = self.by_nonce.get_mut(&nonce) {
             transaction.begin_sending();
-            self.broadcaster.send(nonce, transaction.newest().raw.clone(), span);
+            self.broadcaster.send(nonce, Traced { item: transaction.newest().raw.clone(), span });
         }
     }
 
@@ -194,5 +194,80 @@ impl Flight {
     pub(super) fn included_as(&self, inclusion: Inclusion) -> Option<&InFlight> {
         let transaction = self.by_nonce.get(self.by_hash.get(&inclusion.tx_hash)?)?;
         (transaction.included == Some(inclusion)).then_some(transaction)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::model::{Timestamp, Wei};
+    use crate::stages::lane::fixtures::{hash, live, signed};
+    use crate::stages::lane::in_flight::PoolStatus;
+
+    fn flight(nonces: u8) -> Flight {
+        let mut flight = Flight::new(4, Broadcaster::unconnected());
+        for nonce in 0..nonces {
+            flight.insert(InFlight::recovered(live(nonce, 0), Timestamp(0), Duration::ZERO));
+        }
+        flight
+    }
+
+    fn inclusion(nonce: u8, place: u8, block: u8) -> Inclusion {
+        let tx_hash = hash(nonce, place);
+        Inclusion { tx_hash, block_number: BlockNumber(block.into()), block_hash: BlockHash([block; 32]) }
+    }
+
+    fn answer(flight: &mut Flight, nonce: u8, place: u8, result: Result<(), ChainError>) -> Option<Heard> {
+        let answer = Answer { nonce: Nonce(nonce.into()), hash: hash(nonce, place), result };
+        let market = Market { base_fee: None, tip: Wei(0), gas_price: Wei(1) };
+        flight.record_answer(answer, None, Some(market), &ErrorTable::default())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_about_a_replaced_transaction_says_nothing() {
+        let mut flight = flight(1);
+        flight.replace(Nonce(0), signed(0, 1));
+        assert!(answer(&mut flight, 0, 0, Ok(())).is_none());
+        assert!(answer(&mut flight, 9, 0, Ok(())).is_none(), "nothing has this nonce");
+        assert!(matches!(answer(&mut flight, 0, 1, Ok(())), Some(Heard::Meaning(SendMeaning::AlreadyKnown, _))));
+        assert_eq!(flight.get(Nonce(0)).unwrap().pool, PoolStatus::Pooled);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_window_counts_what_is_in_no_block_and_shrinks_once_for_each_head() {
+        let mut flight = flight(3);
+        assert_eq!(flight.room(), 1);
+        assert!(flight.shrink_window(BlockNumber(1)), "it was fully open");
+        assert!(!flight.shrink_window(BlockNumber(1)));
+        assert_eq!((flight.window().size(), flight.room()), (1, 0));
+        assert!(!flight.include(vec![inclusion(0, 0, 2)]));
+        assert_eq!((flight.window().size(), flight.room()), (2, 0));
+        assert!(flight.include(vec![inclusion(1, 0, 2), inclusion(2, 0, 2)]), "fully open again");
+        assert_eq!(flight.room(), 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn inclusions_are_listed_by_block_and_go_with_it() {
+        let mut flight = flight(3);
+        flight.include(vec![inclusion(0, 0, 5), inclusion(1, 0, 5), inclusion(2, 0, 6)]);
+        let up_to = |flight: &Flight, height| flight.included_up_to(BlockNumber(height));
+        assert_eq!(up_to(&flight, 5), [(BlockNumber(5), BlockHash([5; 32]), vec![hash(0, 0), hash(1, 0)])]);
+        flight.orphan(|found| found.block_hash == BlockHash([5; 32]));
+        assert_eq!(up_to(&flight, 6), [(BlockNumber(6), BlockHash([6; 32]), vec![hash(2, 0)])]);
+        assert!(flight.included_as(inclusion(2, 0, 6)).is_some());
+        assert!(flight.included_as(inclusion(0, 0, 5)).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_hashes_of_a_nonce_are_known_until_it_ends() {
+        let mut flight = flight(2);
+        flight.replace(Nonce(0), signed(0, 1));
+        assert_eq!(flight.hashes_not_included(Nonce(1)), [(Nonce(0), vec![hash(0, 0), hash(0, 1)])]);
+        assert_eq!(flight.lowest_missing(Nonce(0), Nonce(3)), Some(Nonce(2)));
+        flight.remove(Nonce(0)).unwrap();
+        assert_eq!(flight.hashes().collect::<Vec<_>>(), [hash(1, 0)]);
+        assert_eq!(flight.lowest_missing(Nonce(0), Nonce(3)), Some(Nonce(0)));
     }
 }

@@ -241,3 +241,138 @@ impl InFlight {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{BlockHash, Fee, Wei};
+    use crate::stages::lane::fixtures;
+
+    fn transaction() -> InFlight {
+        InFlight::recovered(fixtures::live(0, 0), Timestamp(0), Duration::from_secs(45))
+    }
+
+    fn inclusion() -> Inclusion {
+        Inclusion { tx_hash: fixtures::hash(0, 0), block_number: BlockNumber(1), block_hash: BlockHash([2; 32]) }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_answer_leads_to_what_it_says_and_none_ends_a_nonce() {
+        use SendMeaning as M;
+        let now = Instant::now();
+        let refused = PoolStatus::Refused { since: now, answer: "a".to_owned() };
+        let held = |lacks_room| PoolStatus::HeldBack { lacks_room };
+        // the answer, what it leads to from the start, and after a refusal
+        let table = [
+            (M::AlreadyKnown, PoolStatus::Pooled, PoolStatus::Pooled),
+            (M::NonceTooLow, PoolStatus::NonceUsed, PoolStatus::NonceUsed),
+            (M::NonceTooHigh, held(false), refused.clone()),
+            (M::PoolFull, held(true), refused.clone()),
+            (M::Underpriced, PoolStatus::Underpriced, PoolStatus::Underpriced),
+            (M::ReplacementUnderpriced, PoolStatus::Underpriced, PoolStatus::Underpriced),
+            (M::Refused, refused.clone(), refused.clone()),
+            (M::Unknown, PoolStatus::Unknown, refused.clone()),
+            (M::InsufficientFunds, PoolStatus::Unknown, refused.clone()),
+            (M::RateLimited, PoolStatus::Unknown, refused.clone()),
+        ];
+        for (meaning, fresh, after_refusal) in table {
+            let mut transaction = transaction();
+            transaction.record_answer(meaning, "a", now);
+            assert_eq!(transaction.pool, fresh, "{meaning:?}");
+            transaction.pool = refused.clone();
+            transaction.record_answer(meaning, "a", now);
+            assert_eq!(transaction.pool, after_refusal, "{meaning:?} after a refusal");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_lasts_since_the_first_of_them() {
+        let mut transaction = transaction();
+        let since = Instant::now();
+        for _ in 0..3 {
+            transaction.record_answer(SendMeaning::Refused, "no", Instant::now());
+            tokio::time::advance(Duration::from_secs(2)).await;
+        }
+        assert_eq!(transaction.refused_since(), Some(since));
+        transaction.replace(fixtures::signed(0, 1));
+        assert_eq!(transaction.refused_since(), Some(since), "a letter says later what was refused");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_block_has_taken_counts_as_never_dropped() {
+        let mut transaction = transaction();
+        let answer = |transaction: &mut InFlight| {
+            transaction.record_drop(Instant::now());
+            transaction.record_answer(SendMeaning::AlreadyKnown, "", Instant::now());
+            transaction.is_refused()
+        };
+        // The first time it is new to the node.
+        let refused: Vec<_> = (0..=DROPS).map(|_| answer(&mut transaction)).collect();
+        assert_eq!(refused, [false, false, false, true]);
+        assert!(transaction.include(inclusion()));
+        transaction.orphan();
+        assert!((0..DROPS).all(|_| !answer(&mut transaction)), "the count begins anew");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_sent_again_sooner_while_no_node_has_it() {
+        let (soon, late) = (Duration::from_secs(2), Duration::from_secs(15));
+        let mut transaction = transaction();
+        let due = |transaction: &InFlight| transaction.is_due(Instant::now(), soon, late);
+        assert!(due(&transaction));
+        transaction.begin_sending();
+        assert!(!due(&transaction), "its answer is to come");
+        transaction.end_sending(Instant::now());
+        assert!(!due(&transaction));
+        tokio::time::advance(soon).await;
+        assert!(due(&transaction));
+        transaction.record_answer(SendMeaning::AlreadyKnown, "", Instant::now());
+        assert!(!due(&transaction));
+        tokio::time::advance(late).await;
+        assert!(due(&transaction));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_block_lets_out_what_was_held_back_and_clears_a_nonce_that_is_not_used() {
+        let far = Duration::from_secs(60);
+        let mut transaction = transaction();
+        transaction.end_sending(Instant::now());
+        transaction.record_answer(SendMeaning::PoolFull, "", Instant::now());
+        assert!(transaction.waits_for_a_block() && !transaction.is_due(Instant::now(), far, far));
+        transaction.record_head(BlockNumber(7), Nonce(0));
+        assert!(transaction.is_due(Instant::now(), far, far));
+        transaction.record_answer(SendMeaning::NonceTooLow, "", Instant::now());
+        transaction.record_head(BlockNumber(8), Nonce(1));
+        assert_eq!(transaction.pool, PoolStatus::NonceUsed, "the account is past it");
+        transaction.record_head(BlockNumber(9), Nonce(0));
+        assert_eq!((transaction.pool, transaction.waits_since), (PoolStatus::Unknown, Some(BlockNumber(7))));
+    }
+
+    /// C58
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_jumped_makes_no_attempt_younger_than_new_or_older_than_due() {
+        const HOUR_MS: i64 = 3_600_000;
+        let due = Duration::from_secs(45);
+        // The runtime's clock starts at its own zero.
+        tokio::time::advance(Duration::from_secs(100)).await;
+        let now = Timestamp(HOUR_MS * 10);
+        // signed so long before now by the wall clock; how old it counts as
+        for (before_ms, age) in [(0, 0), (20_000, 20), (HOUR_MS, 45), (-HOUR_MS, 0), (i64::MIN, 0)] {
+            let signed_at = now.0.saturating_sub(before_ms);
+            let transaction = InFlight::recovered(fixtures::live(0, signed_at), now, due);
+            assert_eq!(transaction.signed_since.elapsed(), Duration::from_secs(age), "{before_ms}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_hash_stays_watched_and_keeps_its_purpose() {
+        let mut transaction = transaction();
+        transaction.pool = PoolStatus::Pooled;
+        let cancel = SignedTransaction { purpose: Purpose::Cancel, ..fixtures::signed(0, 1) };
+        transaction.replace(SignedTransaction { fee: Fee::Legacy { gas_price: Wei(2) }, ..cancel });
+        assert_eq!(transaction.hashes().collect::<Vec<_>>(), [fixtures::hash(0, 0), fixtures::hash(0, 1)]);
+        assert_eq!(transaction.purpose_of(fixtures::hash(0, 0)), Some(Purpose::Write));
+        assert_eq!(transaction.purpose_of(fixtures::hash(0, 1)), Some(Purpose::Cancel));
+        assert_eq!(transaction.pool, PoolStatus::Unknown, "no node has the new one");
+    }
+}

@@ -64,6 +64,8 @@ mod upkeep;
 mod view;
 
 #[cfg(test)]
+mod fixtures;
+#[cfg(test)]
 mod tests;
 
 pub use settings::{LaneJournal, LaneSettings, LaneSignals, LaneState, OutagePolicy, Tuning};

@@ -187,3 +187,80 @@ fn final_one(stored: StoredNonce) -> Option<SignedTransaction> {
 fn highest_fee(stored: StoredNonce) -> Option<Fee> {
     stored.signed.into_iter().map(|signed| signed.fee).max_by_key(|fee| fee.ceiling())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::{ReplyAddress, StoredRequest};
+    use crate::model::event::FinalTransaction;
+    use crate::model::{Gas, Generation, RequestState, TransactionState, Wei};
+    use crate::stages::lane::fixtures::{hash, request, signed};
+
+    fn stored(nonce: u8, state: TransactionState) -> StoredNonce {
+        let of = request(nonce.into());
+        let request = StoredRequest {
+            seq: of.seq,
+            id: of.id,
+            generation: Generation::default(),
+            reply: ReplyAddress::default(),
+            trace: None,
+            state: RequestState::Final,
+        };
+        let included = FinalTransaction {
+            tx_hash: hash(nonce, 0),
+            nonce: Nonce(nonce.into()),
+            block_number: BlockNumber(1),
+            block_hash: BlockHash([1; 32]),
+            gas_used: Gas(21_000),
+            effective_gas_price: None,
+        };
+        let signed = vec![signed(nonce, 0)];
+        StoredNonce { request, others: Vec::new(), nonce: Nonce(nonce.into()), state, included: Some(included), signed }
+    }
+
+    fn certain() -> GapFiller {
+        let mut gaps = GapFiller::new(0);
+        for head in 1..=2 {
+            assert!(!gaps.is_certain(), "one block is not enough");
+            gaps.record_head(Some(Nonce(3)), BlockHash([head; 32]), Nonce(3));
+        }
+        assert!(gaps.is_certain());
+        gaps
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_nonce_of_a_gap_gets_what_cannot_take_effect_twice() {
+        use TransactionState as S;
+        let mut gaps = certain();
+        let missing = gaps.missing(Nonce(3), Nonce(8), |nonce| nonce == Nonce(4));
+        assert_eq!(missing, [3, 5, 6, 7].map(Nonce));
+        let stored = vec![stored(3, S::Succeeded), stored(5, S::Reverted), stored(6, S::Live)];
+        let to_sign = gaps.begin(missing, stored, vec![(Nonce(7), signed(7, 9))], BlockNumber(2));
+        assert_eq!(to_sign, [(Nonce(5), Some(Fee::Legacy { gas_price: Wei(1) }))], "above what was offered before");
+        let due: Vec<_> = gaps.take_due(Duration::ZERO).into_iter().map(|(nonce, raw)| (nonce, raw.hash)).collect();
+        assert_eq!(due, [(Nonce(3), hash(3, 0)), (Nonce(7), hash(7, 9))], "the final bytes, the journal's filler");
+        assert_eq!(gaps.filled(), 1, "the journal's filler was counted when it was signed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_filler_that_is_too_cheap_is_raised_once_for_each_block() {
+        let mut gaps = certain();
+        gaps.add(Nonce(3), signed(3, 0), BlockNumber(2));
+        assert_eq!(gaps.take_due(Duration::ZERO).len(), 1);
+        let message = "replacement transaction underpriced".to_owned();
+        let result = Err(ChainError::Node { endpoint: String::new(), code: -32000, message, data: None });
+        gaps.record_answer(&Answer { nonce: Nonce(3), hash: hash(3, 0), result }, &ErrorTable::default());
+        assert_eq!(gaps.cheap(BlockNumber(2)), []);
+        assert_eq!(gaps.cheap(BlockNumber(3)), [(Nonce(3), Some(Fee::Legacy { gas_price: Wei(1) }))]);
+        gaps.add(Nonce(3), signed(3, 1), BlockNumber(3));
+        assert_eq!((gaps.cheap(BlockNumber(4)), gaps.filled()), (vec![], 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_account_is_past_is_forgotten() {
+        let mut gaps = certain();
+        gaps.add(Nonce(3), signed(3, 0), BlockNumber(2));
+        gaps.record_head(None, BlockHash([3; 32]), Nonce(4));
+        assert!(!gaps.is_certain() && gaps.take_due(Duration::ZERO).is_empty());
+    }
+}

@@ -196,3 +196,63 @@ impl Queue {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stages::lane::fixtures::{payload, request, write};
+
+    fn take(queue: &mut Queue, most: usize, journal: &[i64]) -> Vec<i64> {
+        let page = queue.next_page(most, &Batching::NONE).unwrap();
+        let shown = journal.iter().filter(|place| **place > page.after).take(page.limit).map(|place| request(*place));
+        let taken: Vec<_> = queue.take(page, shown.collect()).into_iter().map(|request| request.turn).collect();
+        taken
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pages_follow_each_other_until_the_pass_ends_and_the_next_begins_at_the_start() {
+        let mut queue = Queue::new();
+        assert_eq!(take(&mut queue, 2, &[1, 2, 3]), [1, 2]);
+        assert!(queue.has_work(&Batching::NONE), "the page was full");
+        assert_eq!(take(&mut queue, 2, &[1, 2, 3]), [3]);
+        assert!(!queue.has_work(&Batching::NONE));
+        queue.restart();
+        assert_eq!(take(&mut queue, 2, &[0, 4]), [0, 4], "what waited for others keeps its place");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_settle_has_yet_to_store_is_not_fetched_again_and_may_come_back_later() {
+        let mut queue = Queue::new();
+        queue.record_ruled(&request(1));
+        assert_eq!(take(&mut queue, 1, &[1, 2]), [2]);
+        queue.restart();
+        assert_eq!(take(&mut queue, 1, &[2]), [2], "the end of 1 is stored: it shows no more");
+        queue.restart();
+        assert_eq!(take(&mut queue, 1, &[1]), [1], "it has come back");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_fetched_while_something_is_ready_and_what_is_put_back_goes_first() {
+        let mut queue = Queue::new();
+        (1..=3).for_each(|number| queue.add_ready(payload(number)));
+        assert_eq!(queue.next_page(5, &Batching::NONE), None);
+        let taken = queue.take_ready(2);
+        queue.put_back(taken);
+        let order: Vec<_> = queue.take_all().into_iter().map(|request| request.turn).collect();
+        assert_eq!(order, [1, 2, 3]);
+        assert!(queue.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cancelled_request_goes_and_all_behind_it_is_simulated_once_more() {
+        let mut queue = Queue::new();
+        (1..=3).for_each(|number| queue.add_ready(payload(number)));
+        queue.add_fetched([Fetched::new(request(4), write(), &Batching::NONE)]);
+        assert!(queue.cancel(RequestSeq(2), |_| Some(write()), &Batching::NONE));
+        assert!(!queue.cancel(RequestSeq(2), |_| Some(write()), &Batching::NONE), "once");
+        let fetched: Vec<_> = queue.fetched().iter().map(|fetched| fetched.request.turn).collect();
+        assert_eq!((queue.ready().len(), fetched), (1, vec![3, 4]));
+        queue.retain_cancelled(|_| false);
+        assert!(queue.cancel(RequestSeq(2), |_| Some(write()), &Batching::NONE), "its end is stored, and it came back");
+    }
+}

@@ -6,6 +6,7 @@ use tracing::debug;
 
 use crate::chain::{Call, ChainError};
 use crate::model::{Cause, Gas, GasRule, PauseReason, Write};
+use crate::observe::traces::Traced;
 use crate::policy::classify::SimulationMeaning;
 use crate::policy::records::{self, Taken};
 use crate::policy::{gas, revert};
@@ -114,9 +115,9 @@ impl Term<'_> {
     async fn simulate(&self, drafts: &[Draft]) -> Result<Vec<Simulated>, ChainError> {
         let unknown = || drafts.iter().filter(|draft| draft.gas.is_none());
         let is_estimated = |draft: &&Draft| matches!(draft.members.first.write.gas, GasRule::Estimate { .. });
-        let calls: Vec<_> = unknown().filter(is_estimated).map(|draft| self.call(draft)).collect();
-        let spans = self.spans(unknown().filter(is_estimated).map(Draft::requests));
-        let estimates = if calls.is_empty() { Vec::new() } else { self.context.chain.estimate(&calls, &spans).await? };
+        let traced = |draft: &Draft| Traced { item: self.call(draft), span: self.processing_one(draft.requests()) };
+        let calls: Vec<_> = unknown().filter(is_estimated).map(traced).collect();
+        let estimates = if calls.is_empty() { Vec::new() } else { self.context.chain.estimate(&calls).await? };
         let mut estimates = estimates.into_iter();
         let simulated = unknown().map_while(|draft| match draft.members.first.write.gas {
             GasRule::Fixed(gas) => Some(self.with_fixed(gas, draft.calldata())),

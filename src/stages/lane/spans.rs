@@ -1,4 +1,4 @@
-//! What a lane does for requests that somebody follows, as spans of their traces.
+//! Spans of what a lane does for requests whose traces are recorded.
 
 use crate::journal::QueuedRequest;
 use crate::model::TransactionState;
@@ -12,29 +12,21 @@ impl Term<'_> {
         self.context.settings.tracer.processing(request.followed())
     }
 
-    /// Of the first of these that is followed. There may be very many of them, and mostly nobody follows any.
-    fn processing_one<'r>(&self, mut requests: impl Iterator<Item = &'r QueuedRequest>) -> Option<SpanContext> {
+    /// Returns the span of the first of these requests whose trace is recorded. Mostly there is none, of many requests.
+    pub(super) fn processing_one<'r>(
+        &self,
+        mut requests: impl Iterator<Item = &'r QueuedRequest>,
+    ) -> Option<SpanContext> {
         if self.context.settings.tracer.is_on() { requests.find_map(|request| self.processing(request)) } else { None }
     }
 
-    /// For each of some calls the span of one of the requests that it is for; none at all where nobody follows any.
-    pub(super) fn spans<'r, R>(&self, calls: impl Iterator<Item = R>) -> Vec<Option<SpanContext>>
-    where
-        R: Iterator<Item = &'r QueuedRequest>,
-    {
-        if !self.context.settings.tracer.is_on() {
-            return Vec::new();
-        }
-        calls.map(|requests| self.processing_one(requests)).collect()
-    }
-
-    /// The span that a transaction's broadcasts belong to. Of a batch it is that of one request; its others have spans of
+    /// Returns the span that a transaction's broadcasts belong to. Of a batch it is that of one request; its others have spans of
     /// their own that name the same transaction.
     pub(super) fn span_of(&self, transaction: &InFlight) -> Option<SpanContext> {
         Some(self.processing_one(transaction.payload.requests.iter())?.of_nonce(transaction.nonce))
     }
 
-    /// A nonce has ended.
+    /// Records the spans of a nonce that has ended.
     pub(super) fn trace_end(
         &self,
         transaction: &InFlight,
@@ -44,12 +36,12 @@ impl Term<'_> {
         for request in transaction.payload.requests.iter() {
             let Some(context) = self.processing(request) else { continue };
             let signed = transaction.signed.iter();
-            let began = transaction.signed.first().map_or(request.accepted_at, |attempt| attempt.signed_at);
+            let began = transaction.signed.first().map_or(request.accepted_at, |signed| signed.signed_at);
             let work = Work::Transaction {
                 request: request.id.clone(),
                 chain_id: self.context.settings.chain_id,
                 nonce: transaction.nonce,
-                attempts: signed.map(|attempt| (attempt.signed_at, attempt.raw.hash, attempt.purpose)).collect(),
+                attempts: signed.map(|signed| (signed.signed_at, signed.raw.hash, signed.purpose)).collect(),
                 included: included.map(|included| (included.tx_hash, included.block_number)),
                 state,
                 others: transaction.payload.requests.others.len(),

@@ -16,7 +16,7 @@ use crate::chain::follow::receipt_reader::{BlockRead, ReceiptReader};
 use crate::chain::follow::tracker::Tracker;
 use crate::journal::{JournalError, Lease};
 use crate::model::{Address, Nonce, PauseReason, RawTransaction, Timestamp, UnsignedTransaction};
-use crate::observe::traces::Within;
+use crate::observe::traces::Traced;
 use crate::stages::lane::flight::Flight;
 use crate::stages::lane::gate::Gate;
 use crate::stages::lane::in_flight::InFlight;
@@ -245,12 +245,8 @@ impl<'l> Term<'l> {
     }
 
     /// Signs, or pauses the lane until the signer has signed something.
-    pub(super) async fn sign_all(
-        &mut self,
-        unsigned: Vec<UnsignedTransaction>,
-        within: Within<'_>,
-    ) -> Option<Vec<RawTransaction>> {
-        match self.context.signer.sign(unsigned, within).await {
+    pub(super) async fn sign_all(&mut self, unsigned: Vec<Traced<UnsignedTransaction>>) -> Option<Vec<RawTransaction>> {
+        match self.context.signer.sign(unsigned).await {
             Ok(signed) => {
                 self.gate.resume_if(|reason| reason == PauseReason::SignerUnavailable);
                 Some(signed)

@@ -8,6 +8,7 @@ use crate::chain::{BlockTag, ChainError};
 use crate::journal::{JournalError, Which};
 use crate::model::{Fee, Nonce, PauseReason, Purpose, SignedTransaction, Timestamp, UnsignedTransaction, Wei};
 use crate::observe::metrics::{self, Signed};
+use crate::observe::traces::Traced;
 use crate::policy::classify::SendMeaning;
 use crate::policy::fee::{Market, is_underpriced};
 use crate::policy::gas;
@@ -147,10 +148,11 @@ impl Term<'_> {
         }
         let offered: Vec<_> =
             replacements.iter().map(|(purpose, unsigned)| (unsigned.nonce, *purpose, unsigned.fee)).collect();
-        let unsigned = replacements.into_iter().map(|(_, unsigned)| unsigned).collect();
-        let live = offered.iter().map(|(nonce, ..)| self.flight.get(*nonce));
-        let spans: Vec<_> = live.map(|live| self.span_of(live?)).collect();
-        let Some(raw) = self.sign_all(unsigned, &spans).await else { return Ok(()) };
+        let unsigned = replacements.into_iter().map(|(_, unsigned)| Traced {
+            span: self.flight.get(unsigned.nonce).and_then(|live| self.span_of(live)),
+            item: unsigned,
+        });
+        let Some(raw) = self.sign_all(unsigned.collect()).await else { return Ok(()) };
         let signed_at = Timestamp::now();
         let signed = |((nonce, purpose, fee), raw)| (nonce, SignedTransaction { purpose, raw, fee, signed_at });
         let signed: Vec<_> = offered.into_iter().zip(raw).map(signed).collect();
@@ -210,7 +212,7 @@ impl Term<'_> {
             }
         }
         for (nonce, raw) in self.gaps.take_due(self.tuning().resend_after) {
-            self.flight.broadcaster().send(nonce, raw, None);
+            self.flight.broadcaster().send(nonce, raw.into());
         }
         Ok(())
     }
@@ -245,8 +247,8 @@ impl Term<'_> {
         if priced.is_empty() {
             return Ok(());
         }
-        let unsigned = priced.iter().map(|(nonce, fee)| self.self_transfer(*nonce, *fee)).collect();
-        let Some(raw) = self.sign_all(unsigned, &[]).await else { return Ok(()) };
+        let unsigned = priced.iter().map(|(nonce, fee)| self.self_transfer(*nonce, *fee).into()).collect();
+        let Some(raw) = self.sign_all(unsigned).await else { return Ok(()) };
         let signed_at = Timestamp::now();
         let filler = |((nonce, fee), raw)| (nonce, SignedTransaction { purpose: Purpose::Cancel, raw, fee, signed_at });
         let fillers: Vec<_> = priced.into_iter().zip(raw).map(filler).collect();
