@@ -1,7 +1,7 @@
-//! What tests and the demo stand on: a private RabbitMQ, a private Anvil, a TCP proxy that misbehaves on request.
+//! A private RabbitMQ, Anvil and PostgreSQL for tests and tools, nodes and proxies that misbehave on request.
 //!
-//! Integration tests say `mod support;`, examples include this file through `#[path]`. Nothing started here outlives
-//! the process that started it, however that process ends (see `guard`).
+//! Integration tests declare `mod support;`, the library's tests and `tools/` include this file through `#[path]`. Nothing
+//! started here outlives the process that started it, however that process ends (see `guard`).
 #![allow(dead_code, unused_imports, missing_docs, unreachable_pub, reason = "each test uses a part of it")]
 #![allow(
     clippy::panic,

@@ -12,10 +12,7 @@ use futures_util::StreamExt;
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
-use support::{ACCOUNTS, Amqp, Anvil, AnvilConfig, Rabbit, RabbitConfig};
-
-#[path = "../tests/support/mod.rs"]
-mod support;
+use chainwriter_tools::support::{self, ACCOUNTS, Amqp, Anvil, AnvilConfig, Rabbit, RabbitConfig};
 
 const FOLDER: &str = ".tour";
 const QUEUE: &str = "acme.writes";

@@ -11,6 +11,7 @@
 
 use std::time::Duration;
 
+use chainwriter_tools::support;
 use clap::Parser;
 
 mod batch;
@@ -21,8 +22,6 @@ mod growth;
 mod latency;
 mod report;
 mod stage;
-#[path = "../../tests/support/mod.rs"]
-mod support;
 mod throughput;
 
 /// All there are, in their order.

@@ -11,6 +11,7 @@
 use std::process::ExitCode;
 
 use anyhow::{bail, ensure};
+use chainwriter_tools::support;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -34,8 +35,6 @@ mod record;
 mod report;
 mod run;
 mod schedule;
-#[path = "../../tests/support/mod.rs"]
-mod support;
 
 const VHOST: &str = "/";
 const QUEUE: &str = "chaos.writes";
