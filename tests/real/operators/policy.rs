@@ -42,7 +42,7 @@ async fn what_is_not_permitted_is_a_dead_letter_and_nothing_is_signed() {
 #[tokio::test]
 async fn a_message_carries_its_transaction_to_whom_the_policy_names() {
     let Some(stage) = Stage::with_blocks().await else { return };
-    let readme = include_str!("../../README.md");
+    let readme = include_str!("../../../README.md");
     let at = "0x00000000000000000000000000000000000000d0";
     stage.anvil.set_code(at, TOKEN).await.unwrap();
     let route = "name = \"transactions\"\ntype = \"transaction\"\nmode = \"transaction\"";

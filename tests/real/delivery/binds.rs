@@ -32,7 +32,7 @@ fn with_header(id: &str, name: &str, value: &str) -> BasicProperties {
 
 /// The bindings in the README.
 fn binds_of_the_readme() -> Vec<String> {
-    let readme = include_str!("../../README.md");
+    let readme = include_str!("../../../README.md");
     let begin = readme.find("```toml\n[[bind]]").expect("the README has the example") + "```toml\n".len();
     let example = readme[begin..].split("```").next().unwrap();
     example.split("[[bind]]\n").map(str::trim).filter(|lines| !lines.is_empty()).map(str::to_owned).collect()

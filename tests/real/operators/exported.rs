@@ -15,7 +15,7 @@ use prost::Message;
 use tokio::io::BufReader;
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::records::with_contract;
+use crate::chain::records::with_contract;
 use crate::stage::{BINARY, DEAD, EVENTS, LONG, QUEUE, Stage};
 use crate::support::contracts::ALWAYS_REVERTS;
 use crate::support::{ACCOUNTS, Reply, ScriptedNode, WorkerConfig, WorkerHome, headers, http, wait_until, with_id};

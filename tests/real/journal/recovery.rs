@@ -1,7 +1,7 @@
 //! A journal that is lost: the chain says what was written, and an operator decides about what may be.
 
-use crate::databases::shared_journal;
-use crate::instances::publish;
+use crate::journal::databases::shared_journal;
+use crate::journal::instances::publish;
 use crate::stage::{BINARY, DEAD, LONG, QUEUE, Stage, calldata, pool_holds, wait_log};
 use crate::support::contracts::BY_NUMBER;
 use crate::support::{WorkerConfig, WorkerHome, wait_until, with_id};

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use lapin::BasicProperties;
 use serde_json::{Value, json};
 
-use crate::databases::shared_journal;
+use crate::journal::databases::shared_journal;
 use crate::stage::{BINARY, DEAD, EVENTS, QUEUE, Stage, wait_log};
 use crate::support::contracts::SINK as ACCEPTS;
 use crate::support::{

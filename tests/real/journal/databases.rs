@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::instances::{assert_written_once, publish};
+use crate::journal::instances::{assert_written_once, publish};
 use crate::stage::{BINARY, LONG, QUEUE, Stage, wait_log, wait_log_times};
 use crate::support::{
     AnvilConfig, Postgres, PostgresConfig, WorkerConfig, WorkerHome, postgres, postgres_is_here, wait_until, with_id,

@@ -23,7 +23,7 @@ async fn proof(home: &WorkerHome, arguments: &[&str]) -> (i32, Value) {
 
 /// The route in the README, for a contract that is there.
 fn route_of_the_readme(contract: &str) -> String {
-    let readme = include_str!("../../README.md");
+    let readme = include_str!("../../../README.md");
     let records = &readme[readme.find("\n## Records").expect("the README has the section")..];
     let begin = records.find("[[route]]\n").expect("the section has the example") + "[[route]]\n".len();
     let example = &records[begin..];

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use chainwriter::testing::transaction_hash;
 use serde_json::{Value, json};
 
-use crate::nodes::{assert_written_once_in_order, publish};
+use crate::chain::nodes::{assert_written_once_in_order, publish};
 use crate::stage::{BINARY, DEAD, LONG, QUEUE, Stage, wait_log};
 use crate::support::{
     ACCOUNTS, Anvil, AnvilConfig, Reply, ScriptedNode, WorkerConfig, WorkerHome, wait_until, with_id,

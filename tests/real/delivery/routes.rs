@@ -15,7 +15,7 @@ const TRANSFER_SELECTOR: &str = "0xa9059cbb";
 
 /// The routes in the README, as a worker gets them: of each its lines.
 fn routes_of_the_readme() -> Vec<String> {
-    let readme = include_str!("../../README.md");
+    let readme = include_str!("../../../README.md");
     let begin = readme.find("```toml\n[[route]]").expect("the README has the example") + "```toml\n".len();
     let example = &readme[begin..];
     let example = &example[..example.find("```").unwrap()];
@@ -24,7 +24,7 @@ fn routes_of_the_readme() -> Vec<String> {
 
 /// The message bodies in the README.
 fn body_of_the_readme(kind: &str) -> String {
-    let readme = include_str!("../../README.md");
+    let readme = include_str!("../../../README.md");
     let line = readme.lines().find_map(|line| line.strip_prefix(&format!("{kind}: `")));
     line.expect("the README has the body").trim_end_matches('`').to_owned()
 }

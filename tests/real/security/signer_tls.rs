@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
+use crate::security::tls::{authority, certificate, certificate_for};
 use crate::stage::{BINARY, LONG, QUEUE, Stage};
 use crate::support::{
     ACCOUNTS, Anvil, AnvilConfig, FilteringNode, Say, TlsFront, WorkerConfig, WorkerHome, wait_until, with_id,
 };
-use crate::tls::{authority, certificate, certificate_for};
 
 /// Two authorities, and certificates of the first: the server's, the worker's, and one that is over.
 fn certificates(folder: &Path) {

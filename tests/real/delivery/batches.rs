@@ -5,7 +5,7 @@ use std::time::Duration;
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Value, json};
 
-use crate::records::with_contract;
+use crate::chain::records::with_contract;
 use crate::stage::{BINARY, CONTRACT, DEAD, LONG, QUEUE, Stage, calldata, kinds_of, mine_until, pool_holds, wait_log};
 use crate::support::contracts::BY_NUMBER;
 use crate::support::rpc::hex;
@@ -13,7 +13,7 @@ use crate::support::{ACCOUNTS, AnvilConfig, WorkerConfig, WorkerHome, wait_until
 
 /// `[batch]` as the README has it.
 fn batch_of_the_readme() -> &'static str {
-    let readme = include_str!("../../README.md");
+    let readme = include_str!("../../../README.md");
     let begin = readme.find("\n[batch]\n").expect("the README has the section") + "\n[batch]\n".len();
     readme[begin..].split("```").next().unwrap()
 }

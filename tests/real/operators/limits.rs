@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::process::wait_for_word;
+use crate::operators::process::wait_for_word;
 use crate::stage::{BINARY, LONG, QUEUE, Stage, wait_log};
 use crate::support::{ACCOUNTS, WorkerConfig, WorkerHome, wait_until, with_id};
 

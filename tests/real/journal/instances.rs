@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::databases::shared_journal;
+use crate::journal::databases::shared_journal;
 use crate::stage::{BINARY, DEAD, LONG, QUEUE, Stage, calldata, wait_log, wait_log_times};
 use crate::support::{ACCOUNTS, AnvilConfig, Mode, TcpProxy, Worker, WorkerConfig, WorkerHome, wait_until, with_id};
 

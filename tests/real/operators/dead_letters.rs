@@ -6,7 +6,7 @@ use lapin::types::{AMQPValue, DecimalValue, FieldArray, FieldTable};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use crate::refusals::{nested, with_value};
+use crate::delivery::refusals::{nested, with_value};
 use crate::stage::{BINARY, CONTRACT, DEAD, LONG, QUEUE, Stage, calldata};
 use crate::support::contracts::{ALWAYS_REVERTS, SINK};
 use crate::support::{Taken, WorkerHome, headers, wait_until, with_id};
