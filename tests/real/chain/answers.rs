@@ -13,7 +13,7 @@ use crate::stage::{
 };
 use crate::support::contracts::OPENED_BY_ONE;
 use crate::support::{
-    ACCOUNTS, Anvil, AnvilConfig, FilteringNode, RpcClient, Say, Worker, WorkerConfig, WorkerHome, nonce_of, rpc,
+    ACCOUNTS, Anvil, AnvilConfig, Reply, RpcClient, ScriptedNode, Worker, WorkerConfig, WorkerHome, nonce_of, rpc,
     services_are_here, wait_until, with_id,
 };
 
@@ -32,7 +32,7 @@ async fn assert_written_once_in_order(stage: &Stage, count: usize) {
     assert_eq!(stage.depth(DEAD).await, (0, 0));
 }
 
-async fn start(stage: &Stage, config: WorkerConfig, node: &FilteringNode) -> (WorkerHome, Worker) {
+async fn start(stage: &Stage, config: WorkerConfig, node: &ScriptedNode) -> (WorkerHome, Worker) {
     let home = WorkerHome::new(&WorkerConfig { endpoint: node.url(), ..config });
     stage.topology(&home).await;
     let worker = home.start(BINARY);
@@ -49,12 +49,12 @@ async fn a_node_that_knows_the_bytes_already_has_them() {
     for words in ["already known", "Known transaction", "AlreadyKnown", "ALREADY_EXISTS: already known"] {
         let Some(stage) = Stage::with_blocks().await else { return };
         let anvil = stage.anvil.rpc();
-        let node = FilteringNode::start(stage.anvil.address(), move |method, params| async move {
+        let node = ScriptedNode::filtering(stage.anvil.address(), move |method, params| async move {
             if method != "eth_sendRawTransaction" {
-                return Say::Pass;
+                return Reply::Pass;
             }
             let _ = anvil.call(&method, params).await;
-            Say::Error(words.to_owned())
+            Reply::refusal(words.to_owned())
         })
         .await;
         let config = stage.config().with("chain", "refused_after = \"1s\"\nfinality = 1");
@@ -76,15 +76,15 @@ async fn nonce_too_low_after_our_own_attempt_landed_leads_to_its_hash() {
     let anvil = stage.anvil.rpc();
     let too_low = Arc::new(AtomicBool::new(false));
     let said = Arc::clone(&too_low);
-    let node = FilteringNode::start(stage.anvil.address(), move |method, params| {
+    let node = ScriptedNode::filtering(stage.anvil.address(), move |method, params| {
         let said = Arc::clone(&said);
         async move {
             match method.as_str() {
                 "eth_sendRawTransaction" => match anvil.call(&method, params).await {
-                    Ok(_) => Say::Error("internal error".to_owned()),
+                    Ok(_) => Reply::refusal("internal error".to_owned()),
                     Err(_) => {
                         said.store(true, Ordering::Relaxed);
-                        Say::Error("nonce too low".to_owned())
+                        Reply::refusal("nonce too low".to_owned())
                     }
                 },
                 "eth_getBlockByNumber" if !said.load(Ordering::Relaxed) => {
@@ -92,10 +92,10 @@ async fn nonce_too_low_after_our_own_attempt_landed_leads_to_its_hash() {
                     if !block.is_null() {
                         block["transactions"] = json!([]);
                     }
-                    Say::Result(block)
+                    Reply::Result(block)
                 }
-                "eth_getTransactionReceipt" if !said.load(Ordering::Relaxed) => Say::Result(Value::Null),
-                _ => Say::Pass,
+                "eth_getTransactionReceipt" if !said.load(Ordering::Relaxed) => Reply::Result(Value::Null),
+                _ => Reply::Pass,
             }
         }
     })
@@ -144,16 +144,16 @@ async fn a_node_that_takes_few_nonces_ahead_gets_few_at_once_and_all_in_order() 
     let anvil = stage.anvil.rpc();
     let taken_ahead = Arc::new(AtomicU64::new(5));
     let limit = Arc::clone(&taken_ahead);
-    let node = FilteringNode::start(stage.anvil.address(), move |method, params| {
+    let node = ScriptedNode::filtering(stage.anvil.address(), move |method, params| {
         let limit = Arc::clone(&limit);
         async move {
             if method != "eth_sendRawTransaction" {
-                return Say::Pass;
+                return Reply::Pass;
             }
             let mined = anvil.nonce(ACCOUNTS[0].0, "latest").await.unwrap_or(0);
             match nonce_of(&text(&params[0])) < mined + limit.load(Ordering::Relaxed) {
-                true => Say::Pass,
-                false => Say::Error("Transaction nonce is too distant from current sender nonce".to_owned()),
+                true => Reply::Pass,
+                false => Reply::refusal("Transaction nonce is too distant from current sender nonce".to_owned()),
             }
         }
     })
@@ -188,14 +188,14 @@ async fn a_head_that_stands_still_pauses_the_lane_until_the_next_block() {
     // A node that refuses the second one: it would be cancelled soon.
     let refused = Arc::new(AtomicBool::new(true));
     let refuses = Arc::clone(&refused);
-    let node = FilteringNode::start(stage.anvil.address(), move |method, params| {
+    let node = ScriptedNode::filtering(stage.anvil.address(), move |method, params| {
         let refuses = refuses.load(Ordering::Relaxed);
         async move {
             match method.as_str() {
                 "eth_sendRawTransaction" if refuses && nonce_of(&text(&params[0])) == 1 => {
-                    Say::Error("exceeds block gas limit".to_owned())
+                    Reply::refusal("exceeds block gas limit".to_owned())
                 }
-                _ => Say::Pass,
+                _ => Reply::Pass,
             }
         }
     })
@@ -254,11 +254,11 @@ async fn an_evicted_transaction_is_sent_again_with_its_bytes_while_the_cap_allow
     stage.anvil.set_auto_mine(false).await.unwrap();
     let sent = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&sent);
-    let node = FilteringNode::start(stage.anvil.address(), move |method, params| {
+    let node = ScriptedNode::filtering(stage.anvil.address(), move |method, params| {
         if method == "eth_sendRawTransaction" {
             seen.lock().unwrap().push(text(&params[0]));
         }
-        async move { Say::Pass }
+        async move { Reply::Pass }
     })
     .await;
     let config = stage.config().with("fees", "max_fee = \"2 gwei\"");
@@ -290,14 +290,14 @@ async fn an_account_that_the_chain_does_not_let_send_pauses_and_makes_no_dead_le
     let Some(stage) = Stage::with_blocks().await else { return };
     let permitted = Arc::new(AtomicBool::new(false));
     let may_send = Arc::clone(&permitted);
-    let node = FilteringNode::start(stage.anvil.address(), move |method, _| {
+    let node = ScriptedNode::filtering(stage.anvil.address(), move |method, _| {
         let may_send = may_send.load(Ordering::Relaxed);
         async move {
             match method.as_str() {
                 "eth_sendRawTransaction" if !may_send => {
-                    Say::Error("Sender account not authorized to send transactions".to_owned())
+                    Reply::refusal("Sender account not authorized to send transactions".to_owned())
                 }
-                _ => Say::Pass,
+                _ => Reply::Pass,
             }
         }
     })

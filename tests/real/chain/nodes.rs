@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::stage::{BINARY, LONG, QUEUE, Stage, calldata, wait_log};
-use crate::support::{ACCOUNTS, Anvil, AnvilConfig, LackingNode, WorkerHome, wait_until, with_id};
+use crate::support::{ACCOUNTS, Anvil, AnvilConfig, ScriptedNode, WorkerHome, wait_until, with_id};
 
 pub async fn publish(stage: &Stage, count: usize) {
     for number in 0..count {
@@ -23,7 +23,7 @@ async fn a_node_without_block_receipts_and_fee_history_is_good_enough() {
     let blocks = AnvilConfig { block_time: Some(Duration::from_secs(1)), ..AnvilConfig::default() };
     let Some(stage) = Stage::with_chain(blocks).await else { return };
     let lacking = ["eth_getBlockReceipts", "eth_feeHistory", "eth_maxPriorityFeePerGas"];
-    let node = LackingNode::start(stage.anvil.address(), Box::leak(Box::new(lacking))).await;
+    let node = ScriptedNode::lacking(stage.anvil.address(), Box::leak(Box::new(lacking))).await;
     let mut config = stage.config();
     config.endpoint = node.url();
     let home = WorkerHome::new(&config);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::{Value, json};
 
 use crate::stage::{BINARY, QUEUE, Stage, calldata, mine_until, mine_until_final, pool_holds, wait_log};
-use crate::support::{ACCOUNTS, FilteringNode, Say, WorkerHome, rpc, with_id};
+use crate::support::{ACCOUNTS, Reply, ScriptedNode, WorkerHome, rpc, with_id};
 
 /// C18, C14: the count comes from a node that is up to date, the receipts from one that lags. Our transaction is in the
 /// chain, and nothing may take its place.
@@ -16,13 +16,13 @@ async fn a_count_without_a_receipt_is_no_proof_that_the_nonce_went_to_another() 
     stage.anvil.set_auto_mine(false).await.unwrap();
     let lags = Arc::new(AtomicBool::new(true));
     let is_lagging = Arc::clone(&lags);
-    let node = FilteringNode::start(stage.anvil.address(), move |method, _| {
+    let node = ScriptedNode::filtering(stage.anvil.address(), move |method, _| {
         let lags = is_lagging.load(Ordering::Relaxed);
         async move {
             match method.as_str() {
-                "eth_getTransactionReceipt" if lags => Say::Result(Value::Null),
-                "eth_getBlockReceipts" if lags => Say::Result(json!([])),
-                _ => Say::Pass,
+                "eth_getTransactionReceipt" if lags => Reply::Result(Value::Null),
+                "eth_getBlockReceipts" if lags => Reply::Result(json!([])),
+                _ => Reply::Pass,
             }
         }
     })
@@ -56,14 +56,14 @@ async fn a_foreign_transaction_is_found_without_the_state_of_old_blocks_and_name
     let Some(stage) = Stage::set().await else { return };
     stage.anvil.set_auto_mine(false).await.unwrap();
     let anvil = stage.anvil.rpc();
-    let node = FilteringNode::start(stage.anvil.address(), move |method, params| async move {
+    let node = ScriptedNode::filtering(stage.anvil.address(), move |method, params| async move {
         let head = anvil.block_number().await.unwrap_or(0);
         let height = params[1].as_str().and_then(|text| u64::from_str_radix(text.trim_start_matches("0x"), 16).ok());
         match (method.as_str(), height) {
             ("eth_getTransactionCount", Some(height)) if height + 4 < head => {
-                Say::Error("missing trie node".to_owned())
+                Reply::refusal("missing trie node".to_owned())
             }
-            _ => Say::Pass,
+            _ => Reply::Pass,
         }
     })
     .await;

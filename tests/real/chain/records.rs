@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::stage::{BINARY, DEAD, QUEUE, Stage, kinds_of};
-use crate::support::{ACCOUNTS, FilteringNode, Say, WorkerConfig, WorkerHome, with_id};
+use crate::support::{ACCOUNTS, Reply, ScriptedNode, WorkerConfig, WorkerHome, with_id};
 
 /// A configuration that records at a contract deployed for it, and the contract's address.
 pub async fn with_contract(stage: &Stage, extra: &str) -> (WorkerConfig, String) {
@@ -125,15 +125,15 @@ async fn a_record_that_is_there_is_found_after_a_revert_too_and_on_nodes_that_li
     assert_eq!(worker.stop().await.code(), Some(0));
 
     stage.anvil.mine(60).await.unwrap();
-    let node = FilteringNode::start(stage.anvil.address(), |method, params| async move {
+    let node = ScriptedNode::filtering(stage.anvil.address(), |method, params| async move {
         let block = |name: &str| {
             let text = params[0][name].as_str().unwrap_or("0x0").trim_start_matches("0x").to_owned();
             u64::from_str_radix(&text, 16).unwrap()
         };
         if method == "eth_getLogs" && block("toBlock") - block("fromBlock") >= 10 {
-            return Say::Error("query exceeds max block range 10".to_owned());
+            return Reply::refusal("query exceeds max block range 10".to_owned());
         }
-        Say::Pass
+        Reply::Pass
     })
     .await;
     let config = WorkerConfig { endpoint: node.url(), ..config };

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::json;
 
 use crate::stage::{BINARY, DEAD, LONG, QUEUE, Stage, calldata};
-use crate::support::{ACCOUNTS, FilteringNode, Mode, Say, TcpProxy, WorkerConfig, WorkerHome, wait_until, with_id};
+use crate::support::{ACCOUNTS, Mode, Reply, ScriptedNode, TcpProxy, WorkerConfig, WorkerHome, wait_until, with_id};
 
 /// An object with the bytes, in place of the bytes.
 const AS_CLEF: &str = "as Clef answers";
@@ -82,26 +82,26 @@ async fn an_answer_that_is_not_what_was_asked_for_is_sent_nowhere() {
     let Some(stage) = Stage::with_blocks().await else { return };
     let wrong = Arc::new(Mutex::new(""));
     let (anvil, does) = (stage.anvil.rpc(), Arc::clone(&wrong));
-    let server = FilteringNode::start(stage.anvil.address(), move |method, mut params| {
+    let server = ScriptedNode::filtering(stage.anvil.address(), move |method, mut params| {
         let wrong = *does.lock().unwrap();
         async move {
             if method != "eth_signTransaction" || wrong.is_empty() {
-                return Say::Pass;
+                return Reply::Pass;
             }
             match wrong {
                 "is signed by" => params[0]["from"] = json!(ACCOUNTS[1].0),
                 "its nonce" => params[0]["nonce"] = json!("0x7"),
                 "its receiver" => params[0]["to"] = json!(ACCOUNTS[2].0),
                 "its calldata" => params[0]["data"] = json!("0xc0ffee"),
-                "no bytes" => return Say::Result(json!({"tx": {}})),
-                "no transaction" => return Say::Result(json!("0x00")),
-                "it refuses: locked" => return Say::Error("locked".to_owned()),
+                "no bytes" => return Reply::Result(json!({"tx": {}})),
+                "no transaction" => return Reply::Result(json!("0x00")),
+                "it refuses: locked" => return Reply::refusal("locked".to_owned()),
                 _ => {}
             }
             match anvil.call(&method, params).await {
-                Ok(raw) if wrong == AS_CLEF => Say::Result(json!({"raw": raw, "tx": {}})),
-                Ok(raw) => Say::Result(raw),
-                Err(error) => Say::Error(error),
+                Ok(raw) if wrong == AS_CLEF => Reply::Result(json!({"raw": raw, "tx": {}})),
+                Ok(raw) => Reply::Result(raw),
+                Err(error) => Reply::refusal(error),
             }
         }
     })

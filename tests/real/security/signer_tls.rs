@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::security::tls::{authority, certificate, certificate_for};
 use crate::stage::{BINARY, LONG, QUEUE, Stage};
 use crate::support::{
-    ACCOUNTS, Anvil, AnvilConfig, FilteringNode, Say, TlsFront, WorkerConfig, WorkerHome, wait_until, with_id,
+    ACCOUNTS, Anvil, AnvilConfig, Reply, ScriptedNode, TlsFront, WorkerConfig, WorkerHome, wait_until, with_id,
 };
 
 /// Two authorities, and certificates of the first: the server's, the worker's, and one that is over.
@@ -89,17 +89,17 @@ async fn an_answer_over_tls_is_held_to_what_was_asked_for() {
     // The same keys, on another chain: Anvil itself signs for its own alone.
     let other = Anvil::start(AnvilConfig { chain_id: 1, ..AnvilConfig::default() }).await;
     let (anvil, elsewhere, does) = (stage.anvil.rpc(), other.rpc(), Arc::clone(&wrong));
-    let server = FilteringNode::start(stage.anvil.address(), move |method, mut params| {
+    let server = ScriptedNode::filtering(stage.anvil.address(), move |method, mut params| {
         let (field, value) = does.lock().unwrap().clone();
         async move {
             if method != "eth_signTransaction" || field.is_empty() {
-                return Say::Pass;
+                return Reply::Pass;
             }
             params[0][field] = value;
             let signing = if field == "chainId" { elsewhere } else { anvil };
             match signing.call(&method, params).await {
-                Ok(raw) => Say::Result(raw),
-                Err(error) => Say::Error(error),
+                Ok(raw) => Reply::Result(raw),
+                Err(error) => Reply::refusal(error),
             }
         }
     })

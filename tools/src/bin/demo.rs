@@ -18,7 +18,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use lapin::{BasicProperties, Consumer};
 use serde_json::Value;
 
-use chainwriter_tools::support::{self, ACCOUNTS, Amqp, Anvil, AnvilConfig, Rabbit, RabbitConfig, RpcClient, Taken, WorkerConfig, WorkerHome};
+use chainwriter_tools::support::{
+    self, ACCOUNTS, Amqp, Anvil, AnvilConfig, Rabbit, RabbitConfig, RpcClient, Taken, WorkerConfig, WorkerHome,
+};
 
 const QUEUE: &str = "demo.writes";
 /// Here stands the contract that refuses some requests for ever and others for a while.

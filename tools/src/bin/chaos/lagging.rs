@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde_json::{Value, json};
 
 use crate::support::rpc::hex;
-use crate::support::{FilteringNode, RpcClient, Say};
+use crate::support::{Reply, RpcClient, ScriptedNode};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Lag {
@@ -16,7 +16,7 @@ pub(crate) struct Lag {
 }
 
 pub(crate) struct LaggingNode {
-    pub(crate) node: FilteringNode,
+    pub(crate) node: ScriptedNode,
     lag: Arc<Mutex<Option<Lag>>>,
 }
 
@@ -25,12 +25,12 @@ impl LaggingNode {
     pub(crate) async fn start(real: RpcClient) -> Self {
         let lag = Arc::new(Mutex::new(None::<Lag>));
         let told = Arc::clone(&lag);
-        let node = FilteringNode::start(real.address(), move |method, params| {
+        let node = ScriptedNode::filtering(real.address(), move |method, params| {
             let lag = *told.lock().unwrap_or_else(PoisonError::into_inner);
             async move {
                 match lag {
                     Some(lag) => lag.say(real, &method, params).await,
-                    None => Say::Pass,
+                    None => Reply::Pass,
                 }
             }
         });
@@ -45,16 +45,16 @@ impl LaggingNode {
 impl Lag {
     /// Where the real node does not know so old a state, because it has started anew, its present one has to do: like an
     /// address with several nodes behind it.
-    async fn say(self, real: RpcClient, method: &str, mut params: Value) -> Say {
-        let Ok(head) = real.block_number().await else { return Say::Pass };
+    async fn say(self, real: RpcClient, method: &str, mut params: Value) -> Reply {
+        let Ok(head) = real.block_number().await else { return Reply::Pass };
         let newest = head.saturating_sub(self.blocks);
         match method {
-            "eth_blockNumber" => return Say::Result(json!(hex(newest))),
+            "eth_blockNumber" => return Reply::Result(json!(hex(newest))),
             // The hash of a transaction is that of its bytes.
             "eth_sendRawTransaction" if self.swallows => {
-                return real.call("web3_sha3", params).await.map_or(Say::Pass, Say::Result);
+                return real.call("web3_sha3", params).await.map_or(Reply::Pass, Reply::Result);
             }
-            "eth_sendRawTransaction" => return Say::Pass,
+            "eth_sendRawTransaction" => return Reply::Pass,
             _ => {}
         }
         for param in params.as_array_mut().into_iter().flatten() {
@@ -65,12 +65,12 @@ impl Lag {
         let asks_for_state =
             matches!(method, "eth_getTransactionCount" | "eth_call" | "eth_estimateGas" | "eth_getBalance");
         if asks_for_state && number(&params[1]).is_some_and(|asked| asked > newest) {
-            return Say::Error("header not found".to_owned());
+            return Reply::refusal("header not found".to_owned());
         }
         match real.call(method, params).await {
-            Ok(result) if block_of(&result).is_some_and(|block| block > newest) => Say::Result(Value::Null),
-            Ok(result) => Say::Result(result),
-            Err(_) => Say::Pass,
+            Ok(result) if block_of(&result).is_some_and(|block| block > newest) => Reply::Result(Value::Null),
+            Ok(result) => Reply::Result(result),
+            Err(_) => Reply::Pass,
         }
     }
 }

@@ -190,7 +190,8 @@ impl Run {
 
     /// Copies what explains a bad end to where it stays.
     pub(crate) async fn keep(&self, findings: &str) -> anyhow::Result<PathBuf> {
-        let folder = support::build_folder().map_err(anyhow::Error::msg)?.join("chaos-kept").join(self.seed.to_string());
+        let folder =
+            support::build_folder().map_err(anyhow::Error::msg)?.join("chaos-kept").join(self.seed.to_string());
         std::fs::create_dir_all(&folder)?;
         for entry in std::fs::read_dir(self.home.folder())? {
             let file = entry?.path();
