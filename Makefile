@@ -3,6 +3,10 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup demo tour simulate chaos planted bench test check
 
+BUILT = $${CARGO_TARGET_DIR:-target}
+# Both in one build, so that the tool finds the daemon beside itself.
+with_daemon = --package chainwriter --package chainwriter-tools --bin chainwriter --bin $(1)
+
 help: ## list these
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
@@ -10,12 +14,12 @@ setup: ## bring RabbitMQ and Anvil for the tests and the demo (instant when they
 	@scripts/setup.sh
 
 demo: setup ## show the daemon at work on a private broker and chain, and check what it promises
-	@cargo build --quiet --locked --bins --example demo
-	@cargo run --quiet --locked --example demo
+	@cargo build --quiet --locked $(call with_daemon,demo)
+	@$(BUILT)/debug/demo
 
 tour: setup ## a private broker and chain for the tour in README.md, until Ctrl-C
-	@cargo build --quiet --locked --bins --example tour
-	@cargo run --quiet --locked --example tour
+	@cargo build --quiet --locked $(call with_daemon,tour)
+	@$(BUILT)/debug/tour
 
 DURATION ?= 600
 SEED ?=
@@ -28,25 +32,25 @@ simulate: ## run the whole program over fakes, in virtual time, seed after seed 
 chaos: setup ## simulate for a tenth of DURATION=600 seconds, then kill, cut and freeze real parts for all of it (SEED=, WORKERS=2, JOURNAL=postgres, BATCH=20)
 	@test "$(JOURNAL)" = sqlite || scripts/setup.sh postgres
 	@$(MAKE) --no-print-directory simulate DURATION=$$(($(DURATION) / 10)) SEED=$(SEED)
-	@cargo build --quiet --locked --bins --example chaos
-	@cargo run --quiet --locked --example chaos -- --duration $(DURATION) $(SEED:%=--seed %) --workers $(WORKERS) --journal $(JOURNAL) --batch $(BATCH)
+	@cargo build --quiet --locked $(call with_daemon,chaos)
+	@$(BUILT)/debug/chaos --duration $(DURATION) $(SEED:%=--seed %) --workers $(WORKERS) --journal $(JOURNAL) --batch $(BATCH)
 
 bench: setup ## measure throughput, cost, latency and growth on a private broker and chain (ONLY=throughput,latency MESSAGES=40000 RUNS=3)
-	@cargo build --quiet --release --locked --bins --example bench
-	@target/release/examples/bench $(ONLY:%=--only %) $(MESSAGES:%=--messages %) $(RUNS:%=--runs %)
-	@test -n "$(ONLY)" || cargo bench --quiet --locked --bench micro
+	@cargo build --quiet --release --locked $(call with_daemon,bench)
+	@$(BUILT)/release/bench $(ONLY:%=--only %) $(MESSAGES:%=--messages %) $(RUNS:%=--runs %)
+	@test -n "$(ONLY)" || cargo bench --quiet --locked --package chainwriter-tools --bench micro
 
 planted: ## plant known bugs one at a time and say which seed of the simulation finds each (builds once for each)
 	@cargo test --quiet --locked --test planted the_simulation -- --ignored --nocapture
 
 test: setup ## run every test, against a real broker and a real chain too
 	@scripts/setup.sh clock postgres
-	CHAINWRITER_REQUIRE_SERVICES=1 RUST_MIN_STACK=536870912 cargo test --all-features --locked
+	CHAINWRITER_REQUIRE_SERVICES=1 RUST_MIN_STACK=536870912 cargo test --workspace --all-features --locked
 
 check: ## format, lints, documentation, dependencies, systemd unit, alerts, the contract's build
-	cargo fmt --check
+	cargo fmt --all --check
 	cargo clippy --locked -- -D warnings
-	cargo clippy --all-targets --all-features --locked -- -D warnings
+	cargo clippy --workspace --all-targets --all-features --locked -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --document-private-items --all-features --locked
 	scripts/check-deny.sh
 	scripts/check-unit.sh

@@ -6,15 +6,13 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 
-use crate::cli::{exit, operator, say};
+use crate::cli::{exit, operator, reason_fault, say};
 use crate::config::Settings;
 use crate::journal::{CancelWish, History, WishAnswer};
 use crate::model::{RequestId, RequestState, TransactionState};
 
 /// How often `--wait` looks.
 const LOOK: Duration = Duration::from_millis(200);
-/// Longer reasons are refused: they go into a header.
-const LONGEST_REASON_BYTES: usize = 512;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -30,8 +28,8 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
     let id = RequestId::new(&arguments.id).context("this is no request id")?;
-    if arguments.reason.len() > LONGEST_REASON_BYTES {
-        say(format_args!("the reason is longer than {LONGEST_REASON_BYTES} bytes; make it shorter"));
+    if let Some(fault) = reason_fault(&arguments.reason) {
+        say(fault);
         return Ok(ExitCode::from(exit::USAGE));
     }
     let journal = settings.journal.address.open_existing().await?;

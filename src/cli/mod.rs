@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -217,17 +218,58 @@ fn operator() -> String {
     }
 }
 
-/// On a terminal alone.
+/// Longer reasons of operators are refused: they go into a header.
+const LONGEST_REASON_BYTES: usize = 512;
+
+fn reason_fault(reason: &str) -> Option<String> {
+    (reason.len() > LONGEST_REASON_BYTES)
+        .then(|| format!("the reason is longer than {LONGEST_REASON_BYTES} bytes; make it shorter"))
+}
+
+/// Returns a bar that counts to `total`.
 fn progress_bar(total: u64, doing: impl Into<Cow<'static, str>>) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
+    progress(ProgressBar::new(total), "{msg} {bar:30} {pos}/{len}, {elapsed}").with_message(doing)
+}
+
+/// Returns the bar with this style, hidden if standard error is no terminal.
+fn progress(bar: ProgressBar, template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    if std::io::stderr().is_terminal() { bar.with_style(style) } else { ProgressBar::hidden() }
+}
+
+/// Spells a duration in whole seconds, all of its units.
+fn spell(duration: Duration) -> String {
+    humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string()
+}
+
+/// Spells an age by its two largest units.
+fn age_text(age: Option<Duration>) -> String {
+    let Some(age) = age else { return "?".to_owned() };
+    let seconds = age.as_secs();
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, _) => format!("{minutes}m {}s", seconds % 60),
+        (0, ..) => format!("{hours}h {minutes}m"),
+        _ => format!("{days}d {hours}h"),
     }
-    let style = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len}, {elapsed}");
-    ProgressBar::new(total).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())).with_message(doing)
 }
 
 /// One line on standard output. A closed pipe (`… | head`) is no error.
 fn say(line: impl std::fmt::Display) {
     use std::io::Write;
     let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_show_their_two_largest_units() {
+        for (seconds, text) in [(0, "0s"), (59, "59s"), (61, "1m 1s"), (3600, "1h 0m"), (90_061, "1d 1h")] {
+            assert_eq!(age_text(Some(Duration::from_secs(seconds))), text);
+        }
+        assert_eq!(age_text(None), "?");
+    }
 }

@@ -1,15 +1,14 @@
 //! `chainwriter publish`
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
 use crate::broker::{Outgoing, PublishOnly, Publisher, SessionPublisher};
-use crate::cli::{exit, say};
+use crate::cli::{exit, progress, say};
 use crate::config::Settings;
 use crate::daemon::app::broker_settings;
 use crate::model::message::header;
@@ -40,7 +39,7 @@ pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Res
     let broker = broker_settings(&settings);
     let connection = PublishOnly::connect(&broker).await?;
     let publisher = connection.publisher();
-    let progress = progress_bar();
+    let progress = progress(ProgressBar::new_spinner(), "{spinner} {pos} published, {per_sec}, {elapsed}");
     let mut published = Published::default();
     for file in &arguments.files {
         let sent = publish_file(&arguments, file, &settings.broker.names.work, &publisher, &progress, &mut published);
@@ -60,14 +59,6 @@ pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Res
 struct Published {
     confirmed: u64,
     failed: u64,
-}
-
-fn progress_bar() -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{spinner} {pos} published, {per_sec}, {elapsed}");
-    ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
 }
 
 async fn publish_file(

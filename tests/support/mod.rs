@@ -1,7 +1,7 @@
-//! What tests and the demo stand on: a private RabbitMQ, a private Anvil, a TCP proxy that misbehaves on request.
+//! A private RabbitMQ, Anvil and PostgreSQL for tests and tools, nodes and proxies that misbehave on request.
 //!
-//! Integration tests say `mod support;`, examples include this file through `#[path]`. Nothing started here outlives
-//! the process that started it, however that process ends (see `guard`).
+//! Integration tests declare `mod support;`, the library's tests and `tools/` include this file through `#[path]`. Nothing
+//! started here outlives the process that started it, however that process ends (see `guard`).
 #![allow(dead_code, unused_imports, missing_docs, unreachable_pub, reason = "each test uses a part of it")]
 #![allow(
     clippy::panic,
@@ -15,32 +15,28 @@
 pub mod amqp;
 pub mod anvil;
 pub mod contracts;
-pub mod deaf;
-pub mod filtering;
 pub mod guard;
 pub mod http;
+pub mod nodes;
 pub mod ports;
 pub mod postgres;
 pub mod proxy;
 pub mod rabbit;
 pub mod rabbit_control;
 pub mod rpc;
-pub mod scripted;
 pub mod tls;
 pub mod worker;
 
 pub use amqp::{Amqp, Taken, Watch, headers, next_event, with_id};
 pub use anvil::{ACCOUNTS, Anvil, AnvilConfig};
-pub use deaf::DeafNode;
-pub use filtering::{FilteringNode, Say, nonce_of};
 pub use guard::Guard;
+pub use nodes::{DeafNode, Reply, ScriptedNode, nonce_of};
 pub use ports::free_port;
 pub use postgres::{NOBODY, Pooler, Postgres, PostgresConfig};
 pub use proxy::{Mode, TcpProxy};
 pub use rabbit::{Rabbit, RabbitConfig};
 pub use rabbit_control::QueueCount;
 pub use rpc::RpcClient;
-pub use scripted::{LackingNode, Reply, ScriptedNode};
 pub use tls::TlsFront;
 pub use worker::{Worker, WorkerConfig, WorkerHome, build_folder, chainwriter};
 

@@ -10,14 +10,13 @@ use tokio::process::Child;
 use super::guard::send_signal;
 use super::{ACCOUNTS, Guard};
 
-/// The folder in which cargo has put the neighbours of this program, an example.
+/// Returns the folder into which cargo has put this program, a tool, and the daemon.
 pub fn build_folder() -> Result<PathBuf, String> {
     let own = std::env::current_exe().map_err(|error| error.to_string())?;
-    let folder = own.parent().and_then(Path::parent).ok_or("this program stands in no build folder")?;
-    Ok(folder.to_owned())
+    Ok(own.parent().ok_or("this program has no folder")?.to_owned())
 }
 
-/// The chainwriter that was built along with this program, an example.
+/// Returns the daemon that was built along with this program, a tool.
 pub fn chainwriter() -> Result<String, String> {
     let binary = build_folder()?.join("chainwriter");
     let missing = || format!("{} is missing: run this through `make`, or `cargo build` first", binary.display());

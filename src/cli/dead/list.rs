@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use crate::broker::Seen;
 use crate::cli::dead::desk::{Queue, remark};
-use crate::cli::dead::{Which, age_text, letters_text, plain};
-use crate::cli::say;
+use crate::cli::dead::{Which, letters_text, plain};
+use crate::cli::{age_text, say};
 use crate::config::Settings;
 use crate::model::Timestamp;
 use crate::model::failure::cut;

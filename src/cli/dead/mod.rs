@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use crate::broker::MOST_LETTERS;
-use crate::cli::{exit, say};
+use crate::cli::{exit, reason_fault, say};
 use crate::config::Settings;
 use crate::policy::letters::LetterFilter;
 
@@ -25,8 +25,6 @@ mod wait;
 
 /// Letters looked at in one go, unless `--limit` says otherwise.
 const LIMIT: u64 = 10_000;
-/// Longer reasons are refused: they go into a header.
-const LONGEST_REASON_BYTES: usize = 512;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -138,12 +136,11 @@ fn means_all_by_a_slip(filter: &LetterFilter, all: bool) -> Option<ExitCode> {
     })
 }
 
-/// A reason that fits into a header.
+/// Returns an exit code if the reason does not fit into a header.
 fn reason_is_too_long(reason: &str) -> Option<ExitCode> {
-    (reason.len() > LONGEST_REASON_BYTES).then(|| {
-        complain(format_args!("the reason is longer than {LONGEST_REASON_BYTES} bytes; make it shorter"));
-        ExitCode::from(exit::USAGE)
-    })
+    let fault = reason_fault(reason)?;
+    complain(fault);
+    Some(ExitCode::from(exit::USAGE))
 }
 
 /// Whether the operator wants it. An exit code where nobody can be asked, or where the answer is no.
@@ -187,19 +184,6 @@ fn plain(text: &str) -> String {
     })
 }
 
-/// The two largest units.
-fn age_text(age: Option<Duration>) -> String {
-    let Some(age) = age else { return "?".to_owned() };
-    let seconds = age.as_secs();
-    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{seconds}s"),
-        (0, 0, _) => format!("{minutes}m {}s", seconds % 60),
-        (0, ..) => format!("{hours}h {minutes}m"),
-        _ => format!("{days}d {hours}h"),
-    }
-}
-
 /// "1 dead letter", "2 dead letters"
 fn letters_text(count: u64) -> String {
     if count == 1 { "1 dead letter".to_owned() } else { format!("{count} dead letters") }
@@ -208,14 +192,6 @@ fn letters_text(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ages_show_their_two_largest_units() {
-        for (seconds, text) in [(0, "0s"), (59, "59s"), (61, "1m 1s"), (3600, "1h 0m"), (90_061, "1d 1h")] {
-            assert_eq!(age_text(Some(Duration::from_secs(seconds))), text);
-        }
-        assert_eq!(age_text(None), "?");
-    }
 
     #[test]
     fn what_steers_a_terminal_is_shown_and_not_sent() {

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use crate::chain::{BlockTag, Chain, NodeClient};
 use crate::cli::doctor::finding::Finding;
-use crate::cli::doctor::spell;
-use crate::cli::text_of;
+use crate::cli::{spell, text_of};
 use crate::config::{Settings, SignerSection};
 use crate::daemon::app::client_settings;
 use crate::journal::{AccountOverview, JournalOverview};

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::broker::{self, BrokerError, Inspection, QueueLook, QueueRole, TAKES_NO_MESSAGES, TopologyMode};
 use crate::cli::doctor::finding::Finding;
-use crate::cli::doctor::spell;
+use crate::cli::spell;
 use crate::config::Settings;
 use crate::daemon::app::broker_settings;
 

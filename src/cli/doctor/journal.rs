@@ -4,8 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::cli::doctor::finding::Finding;
-use crate::cli::doctor::spell;
-use crate::cli::text_of;
+use crate::cli::{spell, text_of};
 use crate::config::Settings;
 use crate::journal::{Attendance, JournalAddress, JournalError, JournalOverview, OperatorsJournal};
 use crate::model::Timestamp;

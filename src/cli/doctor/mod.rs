@@ -82,8 +82,3 @@ fn tell(arguments: &Arguments, findings: &[Finding]) -> anyhow::Result<()> {
 fn worst(findings: &[Finding]) -> Level {
     findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok)
 }
-
-/// A duration in whole seconds, as people write it.
-fn spell(duration: std::time::Duration) -> String {
-    humantime::format_duration(std::time::Duration::from_secs(duration.as_secs())).to_string()
-}

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use crate::broker::{QueueDepth, QueueRole};
+use crate::cli::age_text;
 use crate::cli::status::overview::{Overview, Side};
 use crate::daemon::status::{EndpointReport, LaneReport, RecentLine, WorkerReport, wei};
 use crate::journal::{AccountOverview, JournalOverview};
@@ -234,11 +235,9 @@ fn clock(at: Timestamp) -> String {
     text.get(11..19).unwrap_or(&text).to_owned()
 }
 
-/// In its two largest units.
 fn age(since: Timestamp, at: Timestamp) -> String {
-    let seconds = u64::try_from(at.0.saturating_sub(since.0)).unwrap_or(0) / 1000;
-    let text = humantime::format_duration(Duration::from_secs(seconds)).to_string();
-    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
+    let age = u64::try_from(at.0.saturating_sub(since.0)).unwrap_or(0);
+    age_text(Some(Duration::from_millis(age)))
 }
 
 /// With four digits behind the point at most.

@@ -1,0 +1,215 @@
+//! Several endpoints, and what may be wrong with one of them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use chainwriter::testing::transaction_hash;
+use serde_json::{Value, json};
+
+use crate::chain::nodes::{assert_written_once_in_order, publish};
+use crate::stage::{BINARY, DEAD, LONG, QUEUE, Stage, wait_log};
+use crate::support::{
+    ACCOUNTS, Anvil, AnvilConfig, Reply, ScriptedNode, WorkerConfig, WorkerHome, wait_until, with_id,
+};
+
+/// A worker's configuration with these endpoints, whose messages are final at once and fail at the first failure.
+fn config(stage: &Stage, endpoints: &[String]) -> WorkerConfig {
+    let endpoints = format!("endpoints = {endpoints:?}\nfinality = 0");
+    stage.config().with("chain", endpoints).with("retry", "max_attempts = 1")
+}
+
+/// A node that passes everything on while the switch is off, and answers by the script while it is on.
+async fn node_with_switch(
+    stage: &Stage,
+    script: impl Fn(&Value) -> Reply + Send + Sync + 'static,
+) -> (ScriptedNode, Arc<AtomicBool>) {
+    let switch = Arc::new(AtomicBool::new(false));
+    let is_on = Arc::clone(&switch);
+    let script = move |request: &Value| if is_on.load(Ordering::Relaxed) { script(request) } else { Reply::Pass };
+    (ScriptedNode::start(Some(stage.anvil.address()), script).await, switch)
+}
+
+/// C12, C59
+#[tokio::test]
+async fn the_worker_moves_to_another_endpoint_and_back_without_a_pause() {
+    let Some(stage) = Stage::set().await else { return };
+    let (first, is_broken) =
+        node_with_switch(&stage, |_| Reply::Http(503, String::new(), "down for a while".to_owned())).await;
+    let home = WorkerHome::new(&config(&stage, &[first.url(), stage.anvil.url()]));
+    stage.topology(&home).await;
+    let worker = home.start(BINARY);
+    publish(&stage, 3).await;
+    stage.wait_nonce(0, 3).await;
+    stage.wait_empty(QUEUE).await;
+    is_broken.store(true, Ordering::Relaxed);
+    wait_log(&worker, "the endpoint is not used for now").await;
+    for number in 3..6 {
+        stage.amqp.publish(QUEUE, with_id(&format!("n-{number}")), format!("body {number}").as_bytes()).await;
+    }
+    stage.wait_nonce(0, 6).await;
+    stage.wait_empty(QUEUE).await;
+    is_broken.store(false, Ordering::Relaxed);
+    wait_log(&worker, "the endpoint serves again").await;
+    let looks = first.times("eth_getBlockByNumber");
+    wait_until("the first is used again", LONG, async || first.times("eth_getBlockByNumber") > looks + 5).await;
+    assert_written_once_in_order(&stage, 6).await;
+    assert!(!worker.log().contains("the lane pauses"), "{}", worker.log());
+}
+
+/// C18, C23: a node that stands still is left for one that does not, and used again when it has caught up.
+#[tokio::test]
+async fn an_endpoint_that_is_behind_is_not_used_until_it_has_caught_up() {
+    let Some(stage) = Stage::set().await else { return };
+    let old = stage.anvil.call("eth_getBlockByNumber", json!(["latest", false])).await.unwrap();
+    let (first, is_frozen) = node_with_switch(&stage, move |call| {
+        let asks_newest = call["method"] == "eth_getBlockByNumber" && call["params"][0] == "latest";
+        if asks_newest { Reply::Result(old.clone()) } else { Reply::Pass }
+    })
+    .await;
+    is_frozen.store(true, Ordering::Relaxed);
+    stage.anvil.mine(20).await.unwrap();
+    let home = WorkerHome::new(&config(&stage, &[first.url(), stage.anvil.url()]));
+    stage.topology(&home).await;
+    publish(&stage, 5).await;
+    let worker = home.start(BINARY);
+    stage.wait_empty(QUEUE).await;
+    assert_written_once_in_order(&stage, 5).await;
+    assert!(worker.log().contains("the endpoint is not used until it has caught up"), "{}", worker.log());
+    is_frozen.store(false, Ordering::Relaxed);
+    wait_log(&worker, "the endpoint has caught up").await;
+}
+
+/// C12
+#[tokio::test]
+async fn a_node_that_asks_for_a_pause_gets_it_and_no_message_fails() {
+    let Some(stage) = Stage::set().await else { return };
+    let left = Arc::new(AtomicUsize::new(0));
+    let refusals = Arc::clone(&left);
+    let node = ScriptedNode::start(Some(stage.anvil.address()), move |_| {
+        let is_refused = |left: usize| left.checked_sub(1);
+        match refusals.fetch_update(Ordering::Relaxed, Ordering::Relaxed, is_refused) {
+            Ok(_) => Reply::Http(429, "retry-after: 1\r\n".to_owned(), String::new()),
+            Err(_) => Reply::Pass,
+        }
+    });
+    let node = node.await;
+    let home = WorkerHome::new(&config(&stage, &[node.url()]));
+    stage.topology(&home).await;
+    publish(&stage, 2).await;
+    let worker = home.start(BINARY);
+    stage.wait_empty(QUEUE).await;
+    let asked = Instant::now();
+    left.store(4, Ordering::Relaxed);
+    wait_until("four requests were refused", LONG, async || left.load(Ordering::Relaxed) == 0).await;
+    assert!(asked.elapsed() >= Duration::from_secs(3), "a second between one and the next");
+    assert!(worker.log().contains("rate_limited"), "{}", worker.log());
+    stage.amqp.publish(QUEUE, with_id("n-2"), b"body 2").await;
+    stage.wait_nonce(0, 3).await;
+    stage.wait_empty(QUEUE).await;
+    assert_written_once_in_order(&stage, 3).await;
+    assert_eq!(stage.depth(DEAD).await, (0, 0));
+}
+
+#[tokio::test]
+async fn a_node_without_batches_is_good_enough() {
+    let blocks = AnvilConfig { block_time: Some(Duration::from_secs(1)), ..AnvilConfig::default() };
+    let Some(stage) = Stage::with_chain(blocks).await else { return };
+    let node = ScriptedNode::start(Some(stage.anvil.address()), |request| match request.is_array() {
+        true => Reply::Http(405, String::new(), "one call at a time".to_owned()),
+        false => Reply::Pass,
+    });
+    let node = node.await;
+    let home = WorkerHome::new(&config(&stage, &[node.url()]));
+    stage.topology(&home).await;
+    publish(&stage, 40).await;
+    let worker = home.start(BINARY);
+    stage.wait_empty(QUEUE).await;
+    assert_written_once_in_order(&stage, 40).await;
+    assert_eq!(worker.log().matches("longer batches are refused").count(), 1, "{}", worker.log());
+    assert!(node.batches() < 5, "batches are tried at first only, not {} times", node.batches());
+}
+
+/// C22
+#[tokio::test]
+async fn an_endpoint_of_another_chain_gets_nothing_and_the_other_serves() {
+    let Some(stage) = Stage::set().await else { return };
+    let other = Anvil::start(AnvilConfig { chain_id: 5, ..AnvilConfig::default() }).await;
+    let home = WorkerHome::new(&config(&stage, &[other.url(), stage.anvil.url()]));
+    stage.topology(&home).await;
+    publish(&stage, 3).await;
+    let worker = home.start(BINARY);
+    stage.wait_empty(QUEUE).await;
+    assert_written_once_in_order(&stage, 3).await;
+    assert_eq!(other.nonce(ACCOUNTS[0].0, "pending").await, Ok(0));
+    assert!(worker.log().contains("serves chain 5, chain.id is 31337"), "{}", worker.log());
+}
+
+/// C19: the first node takes the bytes, answers well, and never passes them on.
+#[tokio::test]
+async fn what_one_node_takes_and_forgets_reaches_the_chain_through_another() {
+    let Some(stage) = Stage::set().await else { return };
+    let taking = ScriptedNode::start(Some(stage.anvil.address()), |call| {
+        if call["method"] != "eth_sendRawTransaction" {
+            return Reply::Pass;
+        }
+        let raw = hex::decode(call["params"][0].as_str().unwrap().trim_start_matches("0x")).unwrap();
+        Reply::Result(json!(transaction_hash(&raw)))
+    });
+    let taking = taking.await;
+    let home = WorkerHome::new(&config(&stage, &[taking.url(), stage.anvil.url()]));
+    stage.topology(&home).await;
+    publish(&stage, 10).await;
+    let _worker = home.start(BINARY);
+    stage.wait_empty(QUEUE).await;
+    assert_written_once_in_order(&stage, 10).await;
+    assert!(taking.times("eth_sendRawTransaction") >= 10);
+}
+
+/// C23: a node that says it is syncing is not asked for anything else, and nothing fails for it.
+#[tokio::test]
+async fn a_syncing_node_pauses_the_lane_until_it_has_caught_up() {
+    let Some(stage) = Stage::set().await else { return };
+    let (node, is_syncing) = node_with_switch(&stage, |call| match call["method"] == "eth_syncing" {
+        true => Reply::Result(json!({ "currentBlock": "0x1", "highestBlock": "0x64" })),
+        false => Reply::Pass,
+    })
+    .await;
+    is_syncing.store(true, Ordering::Relaxed);
+    let home = WorkerHome::new(&config(&stage, &[node.url()]));
+    stage.topology(&home).await;
+    publish(&stage, 2).await;
+    let worker = home.start(BINARY);
+    wait_log(&worker, "node_syncing").await;
+    assert_eq!(stage.depth(QUEUE).await, (2, 0), "deliveries wait at the broker");
+    is_syncing.store(false, Ordering::Relaxed);
+    stage.wait_empty(QUEUE).await;
+    assert_written_once_in_order(&stage, 2).await;
+    assert_eq!(stage.depth(DEAD).await, (0, 0));
+}
+
+/// C36: what a node says and nobody knows is in the log; the configuration can say what it means.
+#[tokio::test]
+async fn texts_that_nobody_knows_are_told_and_can_be_explained_by_the_configuration() {
+    let Some(stage) = Stage::set().await else { return };
+    let (node, is_locked) = node_with_switch(&stage, |call| match call["method"] == "eth_sendRawTransaction" {
+        true => Reply::error(-32000, "The Vault is locked for your kind"),
+        false => Reply::Pass,
+    })
+    .await;
+    is_locked.store(true, Ordering::Relaxed);
+    let home = WorkerHome::new(&config(&stage, &[node.url()]));
+    stage.topology(&home).await;
+    publish(&stage, 1).await;
+    let mut worker = home.start(BINARY);
+    wait_log(&worker, "The Vault is locked for your kind").await;
+    assert!(worker.log().contains("[chain.errors] can say what it means"), "{}", worker.log());
+    worker.stop().await;
+    let explained = config(&stage, &[node.url()]).with("chain.errors", "not_permitted = [\"vault is LOCKED\"]");
+    home.configure(&explained);
+    let worker = home.start(BINARY);
+    wait_log(&worker, "not_permitted").await;
+    is_locked.store(false, Ordering::Relaxed);
+    stage.wait_empty(QUEUE).await;
+    assert_written_once_in_order(&stage, 1).await;
+}

@@ -1,0 +1,11 @@
+//! What nodes, chains and signers do.
+
+mod answers;
+mod endpoints;
+mod lanes;
+pub mod nodes;
+mod nonces;
+pub mod records;
+mod reorgs;
+mod signers;
+mod transactions;

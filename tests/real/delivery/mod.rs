@@ -1,0 +1,17 @@
+//! Messages on their way from the work queue into the chain and back.
+
+mod batches;
+mod binds;
+mod broker;
+mod crashes;
+mod duplicates;
+mod messages;
+mod poison;
+pub mod refusals;
+mod republish;
+mod retries;
+mod routes;
+mod sessions;
+mod stops;
+mod topology;
+mod writes;

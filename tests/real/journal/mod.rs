@@ -1,0 +1,6 @@
+//! What may happen to the journal, and to the instances that share one.
+
+pub mod databases;
+mod failures;
+pub mod instances;
+mod recovery;

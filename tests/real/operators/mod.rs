@@ -1,0 +1,15 @@
+//! What operators see, set and run.
+
+mod cancelling;
+mod commands;
+mod dead_letters;
+mod doctor;
+#[cfg(feature = "otlp")]
+mod exported;
+mod host;
+mod limits;
+mod observing;
+mod policy;
+pub mod process;
+mod replay_rules;
+mod traces;

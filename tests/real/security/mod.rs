@@ -1,0 +1,5 @@
+//! What must stay secret, and who is on the other end of a connection.
+
+mod secrets;
+mod signer_tls;
+pub mod tls;

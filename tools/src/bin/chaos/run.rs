@@ -1,0 +1,263 @@
+//! One run from its start to its report: publish and break, wait until all is quiet, check.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::checker::{self, History};
+use crate::crew::Crew;
+use crate::faults::{self, Parts};
+use crate::journal::Journal;
+use crate::lagging::LaggingNode;
+use crate::operator::Operator;
+use crate::record::Record;
+use crate::report::Report;
+use crate::schedule::Plan;
+use crate::support::{
+    self, Amqp, Anvil, AnvilConfig, Rabbit, RabbitConfig, TcpProxy, WorkerConfig, WorkerHome, contracts,
+};
+use crate::{
+    BLOCK_GAS, CONTRACT, EVENTS, FINALITY, KEEP, KEEP_MANY, LEASE_TTL_S, MAX_FEE_GWEI, MAX_LAG, Options, QUEUE,
+    SIGNERS, VHOST, evidence, leaks, listener, messages, producer,
+};
+
+const PROGRESS: Duration = Duration::from_secs(10);
+/// For everything to become quiet after the last fault: this, and half of the run's duration.
+const QUIET: Duration = Duration::from_secs(180);
+
+/// So many looks, a second apart, must find nothing: the broker tells the length of a queue a second late, and a message may
+/// be on its way from one queue to another.
+const QUIET_LOOKS: u32 = 3;
+
+/// The parts of a run.
+pub(crate) struct Run {
+    seed: u64,
+    duration: Duration,
+    binary: String,
+    rabbit: Rabbit,
+    anvil: Anvil,
+    second: LaggingNode,
+    way_to_broker: TcpProxy,
+    way_to_node: TcpProxy,
+    way_to_second: TcpProxy,
+    journal: Journal,
+    home: WorkerHome,
+    record: Arc<Record>,
+}
+
+impl Run {
+    pub(crate) async fn start(seed: u64, options: &Options, journal: Journal) -> anyhow::Result<Self> {
+        let binary = support::chainwriter().map_err(anyhow::Error::msg)?;
+        let duration = Duration::from_secs(options.duration);
+        let blocks = AnvilConfig {
+            block_time: Some(Duration::from_secs(1)),
+            gas_limit: BLOCK_GAS,
+            // Old states only fill the memory; blocks and receipts stay.
+            extra_args: vec!["--prune-history".to_owned(), "64".to_owned()],
+            ..AnvilConfig::default()
+        };
+        let (rabbit, anvil) = tokio::join!(Rabbit::start(RabbitConfig::default()), Anvil::start(blocks));
+        let second = LaggingNode::start(anvil.rpc()).await;
+        let way_to_broker = TcpProxy::start(rabbit.address()).await;
+        let way_to_node = TcpProxy::start(anvil.address()).await;
+        let way_to_second = TcpProxy::start(second.node.address()).await;
+        let home = WorkerHome::new(&configuration(&rabbit, &way_to_broker, &way_to_node, &journal, options.batch));
+        let record = Arc::new(Record::new(&home.folder().join("chaos.log"))?);
+        let run = Self {
+            seed,
+            duration,
+            binary,
+            rabbit,
+            anvil,
+            second,
+            way_to_broker,
+            way_to_node,
+            way_to_second,
+            journal,
+            home,
+            record,
+        };
+        run.prepare(if options.batch > 1 { contracts::BY_NUMBER } else { contracts::BY_WORD }).await?;
+        Ok(run)
+    }
+
+    async fn prepare(&self, contract: &str) -> anyhow::Result<()> {
+        self.anvil.set_code(CONTRACT, contract).await.map_err(anyhow::Error::msg)?;
+        self.anvil.set_storage(CONTRACT, 0, 1).await.map_err(anyhow::Error::msg)?;
+        // So deep that no reorg takes the contract back.
+        self.anvil.mine(FINALITY + 3).await.map_err(anyhow::Error::msg)?;
+        let (code, text) = self.home.command(&self.binary, &["topology", "apply"]).await;
+        ensure!(code == 0, "chainwriter topology apply ended with {code}: {text}");
+        let amqp = Amqp::connect(&self.rabbit.uri(VHOST)).await;
+        amqp.declare(EVENTS).await;
+        amqp.bind(EVENTS, &format!("{QUEUE}.events"), "#").await;
+        Ok(())
+    }
+
+    /// Publishes and breaks, waits until all is quiet, checks.
+    pub(crate) async fn storm(&mut self, options: &Options) -> anyhow::Result<Report> {
+        let uri = self.rabbit.uri(VHOST);
+        let stop = CancellationToken::new();
+        let pace = Duration::from_secs(1) / options.rate;
+        let producer = producer::produce(uri.clone(), QUEUE, pace, self.seed, Arc::clone(&self.record), stop.clone());
+        let producer = tokio::spawn(producer);
+        let listener = Aborted(tokio::spawn(listener::listen(uri.clone(), EVENTS, Arc::clone(&self.record))));
+        let progress = Aborted(tokio::spawn(show_progress(Arc::clone(&self.record))));
+        let plan = Plan::new(self.seed, self.duration);
+        let record = Arc::clone(&self.record);
+        let endpoints = [self.way_to_node.url(), self.way_to_second.url()];
+        let crew = Crew::start(&self.home, &self.binary, &record, options.workers, endpoints);
+        let operator = Operator { uri, home: &self.home, binary: &self.binary, record: &record };
+        let parts = Parts {
+            rabbit: &mut self.rabbit,
+            anvil: &mut self.anvil,
+            second: &self.second,
+            way_to_node: &self.way_to_node,
+            way_to_second: &self.way_to_second,
+            way_to_broker: &self.way_to_broker,
+            database: self.journal.parts(),
+            crew: &crew,
+            operator: &operator,
+            record: &record,
+        };
+        let storm = async {
+            parts.fail(&plan).await;
+            sleep(self.duration.saturating_sub(record.elapsed())).await;
+        };
+        tokio::select! {
+            () = storm => {}
+            () = crew.watch() => {}
+        }
+        stop.cancel();
+        record.say("no more faults");
+        let ways = [Some(&self.way_to_node), Some(&self.way_to_second), Some(&self.way_to_broker), self.journal.way()];
+        faults::heal(self.anvil.rpc(), ways.into_iter().flatten()).await.map_err(anyhow::Error::msg)?;
+        println!("No more faults; waiting until everything is done");
+        producer.await?;
+        let open = tokio::select! {
+            open = self.quiet() => open?,
+            () = crew.watch() => Vec::new(),
+        };
+        let mut faults = crew.drain().await;
+        drop((progress, listener));
+        // What the workers leave behind when they stop must be nothing too.
+        let open = if open.is_empty() { self.open().await? } else { open };
+        self.check(open, &mut faults).await
+    }
+
+    /// What is still open when the limit is reached; nothing, and sooner, if all is well.
+    async fn quiet(&self) -> anyhow::Result<Vec<String>> {
+        let (limit, started) = (QUIET + self.duration / 2, Instant::now());
+        let mut quiet = 0;
+        loop {
+            let open = self.open().await?;
+            quiet = if open.is_empty() { quiet + 1 } else { 0 };
+            if quiet == QUIET_LOOKS || started.elapsed() > limit {
+                return Ok(open);
+            }
+            sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    async fn open(&self) -> anyhow::Result<Vec<String>> {
+        evidence::open(&self.rabbit, &self.journal, &self.home).await
+    }
+
+    async fn check(&self, open: Vec<String>, faults: &mut Vec<String>) -> anyhow::Result<Report> {
+        let (chain, counted, blocks) = timeout(Duration::from_secs(300), evidence::chain(self.anvil.rpc())).await??;
+        let given = self.journal.next_nonces(&self.home).await?;
+        let history = History {
+            published: self.record.with_published(<[_]>::to_vec),
+            chain,
+            next_nonces: counted.into_iter().zip(given).map(|(counted, given)| counted.max(given)).collect(),
+            dead: evidence::dead_letters(&self.rabbit).await,
+            finals: self.record.finals(),
+            sent_back: self.record.sent_back(),
+            wishes: self.record.wishes(),
+        };
+        let mut findings = checker::check(&history);
+        findings.wrong.append(faults);
+        let (mut leaks, log_lines) = leaks::in_logs(self.home.folder())?;
+        findings.wrong.append(&mut leaks);
+        let seconds = self.record.elapsed().as_secs();
+        Ok(Report { seed: self.seed, seconds, blocks, totals: self.record.totals(), findings, open, log_lines })
+    }
+
+    /// Copies what explains a bad end to where it stays.
+    pub(crate) async fn keep(&self, findings: &str) -> anyhow::Result<PathBuf> {
+        let folder =
+            support::build_folder().map_err(anyhow::Error::msg)?.join("chaos-kept").join(self.seed.to_string());
+        std::fs::create_dir_all(&folder)?;
+        for entry in std::fs::read_dir(self.home.folder())? {
+            let file = entry?.path();
+            if let (true, Some(name)) = (file.is_file(), file.file_name()) {
+                std::fs::copy(&file, folder.join(name))?;
+            }
+        }
+        std::fs::write(folder.join("findings.txt"), findings)?;
+        self.journal.keep(&folder).await?;
+        std::fs::write(folder.join("anvil.log"), self.anvil.log())?;
+        std::fs::write(folder.join("rabbitmq.log"), self.rabbit.log_tail())?;
+        Ok(folder)
+    }
+}
+
+/// A task that ends with whoever started it.
+struct Aborted(JoinHandle<()>);
+
+impl Drop for Aborted {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn show_progress(record: Arc<Record>) {
+    loop {
+        sleep(PROGRESS).await;
+        println!("{}", record.line());
+    }
+}
+
+fn configuration(
+    rabbit: &Rabbit,
+    way_to_broker: &TcpProxy,
+    way_to_node: &TcpProxy,
+    journal: &Journal,
+    batch: usize,
+) -> WorkerConfig {
+    let config = WorkerConfig {
+        broker_uri: rabbit.uri_through(way_to_broker.addr(), VHOST),
+        queue: QUEUE.to_owned(),
+        endpoint: way_to_node.url(),
+        account: 0,
+        to: CONTRACT.to_owned(),
+        extra: journal.url().map(|url| ("journal", format!("url = {url:?}"))).into_iter().collect(),
+    };
+    let config = if batch > 1 {
+        let arguments = "arguments = [\"json:/word\", \"json:/number\"]";
+        config
+            .with("write", format!("mode = \"call\"\nfunction = {KEEP:?}\n{arguments}\nbatch_function = {KEEP_MANY:?}"))
+            .with("batch", format!("max_requests = {batch}"))
+    } else {
+        config
+    };
+    SIGNERS
+        .iter()
+        .fold(config, |config, (_, key)| config.with("signer", format!("key = {key:?}")))
+        .with("worker", "organisation = \"chaos\"")
+        .with("broker", format!("max_body = {}\nmax_hold = \"20s\"\npark_delay = \"2s\"", messages::MAX_BODY))
+        .with("broker", "confirm_timeout = \"5s\"")
+        .with("chain", format!("finality = {FINALITY}\ntimeout = \"2s\"\npoll_interval = \"200ms\""))
+        .with("chain", format!("max_lag = {MAX_LAG}"))
+        .with("chain", "resend_after = \"3s\"\nreplace_after = \"6s\"\nrefused_after = \"1s\"")
+        .with("fees", format!("max_fee = \"{MAX_FEE_GWEI} gwei\""))
+        .with("retry", "max_attempts = 6\ninitial_delay = \"1s\"\nmultiplier = 2.0\nmax_delay = \"4s\"")
+        .with("lease", format!("ttl = \"{LEASE_TTL_S}s\""))
+        // Where most is said, most could be shown.
+        .with("log", "level = \"debug\"")
+}
