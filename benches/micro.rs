@@ -63,13 +63,13 @@ fn sign(criterion: &mut Criterion) {
         data: message(number).body,
         fee: Fee::Eip1559 { max_fee: Wei(2_000_000_000), tip: Wei(1_000_000_000) },
     };
-    let batch: Vec<_> = (0..BATCH).map(unsigned).collect();
+    let batch: Vec<_> = (0..BATCH).map(|number| unsigned(number).into()).collect();
     let mut group = criterion.benchmark_group("sign");
     group.throughput(Throughput::Elements(BATCH as u64));
     group.bench_function("batch", |bencher| {
         bencher.iter_batched(
             || batch.clone(),
-            |batch| runtime.block_on(signer.sign(batch, &[])).unwrap(),
+            |batch| runtime.block_on(signer.sign(batch)).unwrap(),
             BatchSize::SmallInput,
         );
     });

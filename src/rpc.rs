@@ -107,9 +107,8 @@ impl HttpTransport {
     }
 
     /// Many calls in one HTTP request.
-    pub(crate) async fn batch(&self, calls: &[(&str, Vec<Value>)]) -> Result<BatchAnswer> {
-        let prepared = calls.iter().map(|(method, params)| self.prepare(method, params.clone()));
-        let (ids, calls): (Vec<_>, Vec<_>) = prepared.unzip();
+    pub(crate) async fn batch(&self, calls: impl Iterator<Item = (&str, Vec<Value>)>) -> Result<BatchAnswer> {
+        let (ids, calls): (Vec<_>, Vec<_>) = calls.map(|(method, params)| self.prepare(method, params)).unzip();
         let (status, answer) = self.post(Request::Batch(calls)).await?;
         if answer.first() == Some(&b'[') {
             return in_order(&ids, parse(&answer)?);

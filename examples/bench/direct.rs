@@ -110,6 +110,6 @@ async fn sign(account: usize, count: usize, bytes: usize) -> Vec<Bytes> {
         data: stage::body(number, bytes).into(),
         fee: Fee::Eip1559 { max_fee: Wei(50_000_000_000), tip: Wei(1_000_000_000) },
     };
-    let signed = signer.sign((0..count).map(unsigned).collect(), &[]).await.unwrap();
+    let signed = signer.sign((0..count).map(|number| unsigned(number).into()).collect()).await.unwrap();
     signed.into_iter().map(|signed| signed.bytes).collect()
 }

@@ -14,22 +14,20 @@ use crate::chain::endpoint::{Endpoint, MethodCall, Order, first_failure};
 use crate::chain::route::Route;
 use crate::chain::{ChainError, Result};
 use crate::model::{RawTransaction, TxHash};
-use crate::observe::traces::Within;
+use crate::observe::traces::Traced;
 use crate::policy::classify::{ErrorTable, SendMeaning};
 
 /// How much longer than the first endpoint the others may take. Their failures are none of the caller's.
 const GRACE: Duration = Duration::from_secs(3);
 
 impl NodeClient {
-    pub(super) async fn broadcast_everywhere(
-        &self,
-        transactions: &[RawTransaction],
-        within: Within<'_>,
-    ) -> Vec<Result<()>> {
-        let calls: Vec<MethodCall> = transactions
-            .iter()
-            .map(|signed| ("eth_sendRawTransaction", vec![Value::String(format!("0x{}", hex::encode(&signed.bytes)))]))
-            .collect();
+    pub(super) async fn broadcast_everywhere(&self, transactions: &[Traced<RawTransaction>]) -> Vec<Result<()>> {
+        let calls = transactions.iter().map(|Traced { item, span }| MethodCall {
+            method: "eth_sendRawTransaction",
+            params: vec![Value::String(format!("0x{}", hex::encode(&item.bytes)))],
+            span: span.clone(),
+        });
+        let calls: Vec<_> = calls.collect();
         let mut route = Route::new(self);
         let Some(first) = route.next().await else {
             let failure = route.failure();
@@ -40,9 +38,9 @@ impl NodeClient {
             !std::ptr::eq(*endpoint, first) && health.is_verified()
         });
         let first_is_done = CancellationToken::new();
-        let others = others.map(|endpoint| self.send_beside(endpoint, transactions, (&calls, within), &first_is_done));
+        let others = others.map(|endpoint| self.send_beside(endpoint, transactions, &calls, &first_is_done));
         let first = async {
-            let answers = self.send_to(first, transactions, (&calls, within)).await;
+            let answers = self.send_to(first, transactions, &calls).await;
             first_is_done.cancel();
             answers
         };
@@ -55,8 +53,8 @@ impl NodeClient {
     async fn send_beside(
         &self,
         endpoint: &Endpoint,
-        transactions: &[RawTransaction],
-        calls: (&[MethodCall], Within<'_>),
+        transactions: &[Traced<RawTransaction>],
+        calls: &[MethodCall],
         first_is_done: &CancellationToken,
     ) -> Option<Vec<Result<()>>> {
         let too_late = async {
@@ -75,14 +73,14 @@ impl NodeClient {
     async fn send_to(
         &self,
         endpoint: &Endpoint,
-        transactions: &[RawTransaction],
-        (calls, within): (&[MethodCall], Within<'_>),
+        transactions: &[Traced<RawTransaction>],
+        calls: &[MethodCall],
     ) -> Vec<Result<()>> {
-        let answers = endpoint.ask_many(calls, within, Order::Kept).await;
-        let read = |(signed, answer): (&RawTransaction, Result<Value>)| {
+        let answers = endpoint.ask_many(calls, Order::Kept).await;
+        let read = |(signed, answer): (&Traced<RawTransaction>, Result<Value>)| {
             let answer = answer?;
             let hash = answer.as_str().and_then(|text| text.parse::<TxHash>().ok());
-            if hash == Some(signed.hash) { Ok(()) } else { Err(endpoint.nonsense(format!("hash {answer}"))) }
+            if hash == Some(signed.item.hash) { Ok(()) } else { Err(endpoint.nonsense(format!("hash {answer}"))) }
         };
         let answers: Vec<_> = transactions.iter().zip(answers).map(read).collect();
         endpoint.note(&first_failure(&answers).map_or(Ok(()), |failure| Err(failure.clone())));

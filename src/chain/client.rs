@@ -21,7 +21,7 @@ use crate::chain::{
 };
 use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, RawTransaction, TxHash, Wei};
 use crate::observe::metrics::ChainMeter;
-use crate::observe::traces::{Tracer, Within};
+use crate::observe::traces::{Traced, Tracer};
 use crate::policy::classify::ErrorTable;
 use crate::policy::fee::Market;
 use crate::rpc::{HttpTransport, client, label};
@@ -197,12 +197,11 @@ impl NodeClient {
     async fn ask_many<T>(
         &self,
         calls: &[MethodCall],
-        within: Within<'_>,
         read: impl Fn(&Endpoint, Vec<Result<Value>>) -> Result<T> + Send + Sync,
     ) -> Result<T> {
         let read = &read;
         let ask = |endpoint| async move {
-            let answers = Endpoint::ask_many(endpoint, calls, within, Order::Any).await;
+            let answers = Endpoint::ask_many(endpoint, calls, Order::Any).await;
             match first_failure(&answers).cloned() {
                 Some(failure) => Err(failure),
                 None => read(endpoint, answers),
@@ -234,7 +233,7 @@ impl Chain for NodeClient {
             return Ok(Vec::new());
         }
         let calls: Vec<_> = receipts::calls(hashes).collect();
-        self.ask_many(&calls, &[], Endpoint::read_receipts).await
+        self.ask_many(&calls, Endpoint::read_receipts).await
     }
 
     async fn transaction_count(&self, account: Address, block: BlockTag) -> Result<Nonce> {
@@ -253,10 +252,13 @@ impl Chain for NodeClient {
         self.along(|endpoint| Box::pin(endpoint.market(head))).await
     }
 
-    async fn estimate(&self, calls: &[Call], within: Within<'_>) -> Result<Vec<Result<Gas>>> {
-        let calls: Vec<_> =
-            calls.iter().map(|call| ("eth_estimateGas", vec![call_object(call), json!("latest")])).collect();
-        self.ask_many(&calls, within, |endpoint, answers| {
+    async fn estimate(&self, calls: &[Traced<Call>]) -> Result<Vec<Result<Gas>>> {
+        let calls = calls.iter().map(|Traced { item, span }| MethodCall {
+            method: "eth_estimateGas",
+            params: vec![call_object(item), json!("latest")],
+            span: span.clone(),
+        });
+        self.ask_many(&calls.collect::<Vec<_>>(), |endpoint, answers| {
             let read = |answer: Result<Value>| match answer {
                 Ok(value) => match answers::small_quantity(&value) {
                     Some(gas) => Ok(Ok(Gas(gas))),
@@ -270,9 +272,9 @@ impl Chain for NodeClient {
     }
 
     async fn call(&self, call: &Call, block: BlockNumber) -> Result<Bytes> {
-        let call = [("eth_call", vec![call_object(call), tag(BlockTag::Number(block))])];
+        let call = [MethodCall::new("eth_call", vec![call_object(call), tag(BlockTag::Number(block))])];
         // What the call reverts with is an answer, not a reason to ask elsewhere.
-        let outcome = self.ask_many(&call, &[], |endpoint, mut answers| match answers.pop() {
+        let outcome = self.ask_many(&call, |endpoint, mut answers| match answers.pop() {
             Some(Ok(value)) => match answers::bytes(&value) {
                 Some(bytes) => Ok(Ok(bytes)),
                 None => Err(endpoint.nonsense(format!("call result {value}"))),
@@ -293,8 +295,8 @@ impl Chain for NodeClient {
         self.ask("eth_getLogs", vec![filter], |entries: Vec<Value>| answers::logs(&entries, query)).await
     }
 
-    async fn broadcast(&self, transactions: &[RawTransaction], within: Within<'_>) -> Vec<Result<()>> {
-        self.broadcast_everywhere(transactions, within).await
+    async fn broadcast(&self, transactions: &[Traced<RawTransaction>]) -> Vec<Result<()>> {
+        self.broadcast_everywhere(transactions).await
     }
 
     async fn balance(&self, account: Address) -> Result<Wei> {

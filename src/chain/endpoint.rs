@@ -17,7 +17,7 @@ use crate::chain::health::Health;
 use crate::chain::{ChainError, EndpointState, Result, answers};
 use crate::model::BlockNumber;
 use crate::observe::metrics::{CallResult, ChainMeter, Method};
-use crate::observe::traces::{SpanContext, Tracer, Within};
+use crate::observe::traces::{SpanContext, Tracer};
 use crate::policy::classify::{ErrorTable, is_missing_method};
 use crate::rpc::{BatchAnswer, HttpTransport};
 
@@ -28,8 +28,18 @@ const BATCH_BYTES: usize = 1 << 20;
 /// Single calls under way at once, where a node takes no batches.
 const SINGLE_CALLS: usize = 8;
 
-/// A method and its parameters.
-pub(super) type MethodCall = (&'static str, Vec<Value>);
+pub(super) struct MethodCall {
+    pub(super) method: &'static str,
+    pub(super) params: Vec<Value>,
+    /// The span that the call belongs to; none where no trace is recorded.
+    pub(super) span: Option<SpanContext>,
+}
+
+impl MethodCall {
+    pub(super) fn new(method: &'static str, params: Vec<Value>) -> Self {
+        Self { method, params, span: None }
+    }
+}
 
 /// Whether calls may overtake each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,36 +194,33 @@ impl Endpoint {
     }
 
     /// One answer for each call. After a failure of the endpoint the calls that are left get this failure.
-    pub(super) async fn ask_many(&self, calls: &[MethodCall], within: Within<'_>, order: Order) -> Vec<Result<Value>> {
+    pub(super) async fn ask_many(&self, calls: &[MethodCall], order: Order) -> Vec<Result<Value>> {
         let mut answers = Vec::with_capacity(calls.len());
         let mut size = self.batch_size.load(Ordering::Relaxed);
         let mut refusal = None;
         let mut failure = None;
         while answers.len() < calls.len() && failure.is_none() {
             let rest = calls.get(answers.len()..).unwrap_or_default();
-            let within = within.get(answers.len()..).unwrap_or_default();
             if size <= 1 {
-                answers.extend(self.ask_one_by_one(rest, within, order).await);
+                answers.extend(self.ask_one_by_one(rest, order).await);
                 break;
             }
             let batch = rest.get(..size.min(fitting(rest))).unwrap_or(rest);
             if batch.len() == 1 {
-                answers.extend(self.ask_one_by_one(batch, within, order).await);
+                answers.extend(self.ask_one_by_one(batch, order).await);
                 failure = first_failure(&answers).cloned();
                 continue;
             }
             let began = Instant::now();
-            let answered = self.transport.batch(batch).await;
-            self.meter.note(batch.first().map_or(Method::Other, |(method, _)| Method::named(method)), began.elapsed());
+            let answered = self.transport.batch(batch.iter().map(|call| (call.method, call.params.clone()))).await;
+            self.meter.note(batch.first().map_or(Method::Other, |call| Method::named(call.method)), began.elapsed());
             match answered {
                 Ok(BatchAnswer::Each(each)) => {
                     let each: Vec<_> =
                         each.into_iter().map(|answer| answer.map_err(|error| self.error(error))).collect();
-                    for ((method, _), answer) in batch.iter().zip(&each) {
-                        self.meter.calls.count((Method::named(method), call_result(answer)));
-                    }
-                    for ((call, span), answer) in batch.iter().zip(within).zip(&each) {
-                        self.trace(call, span.as_ref(), began, answer.as_ref().err());
+                    for (call, answer) in batch.iter().zip(&each) {
+                        self.meter.calls.count((Method::named(call.method), call_result(answer)));
+                        self.trace(call, began, answer.as_ref().err());
                     }
                     answers.extend(each);
                 }
@@ -224,11 +231,9 @@ impl Endpoint {
                 }
                 Err(error) => {
                     let error = self.error(error);
-                    for (method, _) in batch {
-                        self.meter.calls.count((Method::named(method), result_of(&error)));
-                    }
-                    for (call, span) in batch.iter().zip(within) {
-                        self.trace(call, span.as_ref(), began, Some(&error));
+                    for call in batch {
+                        self.meter.calls.count((Method::named(call.method), result_of(&error)));
+                        self.trace(call, began, Some(&error));
                     }
                     failure = Some(error);
                 }
@@ -245,19 +250,17 @@ impl Endpoint {
         answers
     }
 
-    async fn ask_one_by_one(&self, calls: &[MethodCall], within: Within<'_>, order: Order) -> Vec<Result<Value>> {
+    async fn ask_one_by_one(&self, calls: &[MethodCall], order: Order) -> Vec<Result<Value>> {
         let at_once = if order == Order::Any { SINGLE_CALLS } else { 1 };
         let mut answers = Vec::with_capacity(calls.len());
-        let ask = async |(call, span): (&MethodCall, Option<&SpanContext>)| {
+        let ask = async |call: &MethodCall| {
             let began = Instant::now();
-            let answer = self.ask(call.0, call.1.clone()).await;
-            self.trace(call, span, began, answer.as_ref().err());
+            let answer = self.ask(call.method, call.params.clone()).await;
+            self.trace(call, began, answer.as_ref().err());
             answer
         };
-        let spans = within.iter().map(Option::as_ref).chain(std::iter::repeat(None));
-        let calls_in_spans: Vec<_> = calls.iter().zip(spans).collect();
-        for some in calls_in_spans.chunks(at_once) {
-            answers.extend(join_all(some.iter().copied().map(ask)).await);
+        for some in calls.chunks(at_once) {
+            answers.extend(join_all(some.iter().map(ask)).await);
             if first_failure(&answers).is_some() {
                 break;
             }
@@ -268,12 +271,11 @@ impl Endpoint {
         answers
     }
 
-    /// A call that was made in this span is over.
-    fn trace(&self, call: &MethodCall, span: Option<&SpanContext>, began: Instant, failure: Option<&ChainError>) {
-        let Some(span) = span else { return };
+    fn trace(&self, call: &MethodCall, began: Instant, failure: Option<&ChainError>) {
+        let Some(span) = &call.span else { return };
         let code = |error: &ChainError| if let ChainError::Node { code, .. } = error { Some(*code) } else { None };
         let failure = failure.map(|error| (result_of(error).word(), code(error), error.to_string()));
-        self.tracer.record_call(span, (call.0, &self.label), began.elapsed(), failure);
+        self.tracer.record_call(span, (call.method, &self.label), began.elapsed(), failure);
     }
 
     pub(super) fn error(&self, error: Error) -> ChainError {
@@ -317,7 +319,7 @@ impl Endpoint {
 
 /// How many of these calls one batch may hold for their size: one at least.
 fn fitting(calls: &[MethodCall]) -> usize {
-    let size = |(_, params): &MethodCall| params.iter().filter_map(Value::as_str).map(str::len).sum::<usize>();
+    let size = |call: &MethodCall| call.params.iter().filter_map(Value::as_str).map(str::len).sum::<usize>();
     let sizes = calls.iter().map(size).scan(0, |sum, size| {
         *sum += size;
         Some(*sum)

@@ -18,9 +18,9 @@ const SUGGESTED_TIP: &str = "eth_maxPriorityFeePerGas";
 impl Endpoint {
     /// What the chain asks for after this block, as this endpoint tells it.
     pub(super) async fn market(&self, head: &Header) -> Result<Market> {
-        let calls: Vec<_> = calls(head).into_iter().filter(|(method, _)| !self.lacks(method)).collect();
-        let answers = self.ask_many(&calls, &[], Order::Any).await;
-        let answers: Vec<_> = calls.iter().map(|(method, _)| *method).zip(answers).collect();
+        let calls: Vec<_> = calls(head).into_iter().filter(|call| !self.lacks(call.method)).collect();
+        let answers = self.ask_many(&calls, Order::Any).await;
+        let answers: Vec<_> = calls.iter().map(|call| call.method).zip(answers).collect();
         for (method, answer) in &answers {
             match answer {
                 Err(error) if error.is_of_endpoint() => return Err(error.clone()),
@@ -35,10 +35,10 @@ impl Endpoint {
 
 /// What is asked at this block.
 fn calls(head: &Header) -> Vec<MethodCall> {
-    let mut calls = vec![(GAS_PRICE, vec![])];
+    let mut calls = vec![MethodCall::new(GAS_PRICE, vec![])];
     if head.base_fee.is_some() {
         let history = vec![json!(format!("{FEE_HISTORY_BLOCKS:#x}")), json!("latest"), json!([50])];
-        calls.extend([(FEE_HISTORY, history), (SUGGESTED_TIP, vec![])]);
+        calls.extend([MethodCall::new(FEE_HISTORY, history), MethodCall::new(SUGGESTED_TIP, vec![])]);
     }
     calls
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::model::event::FinalTransaction;
 use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, PauseReason, RawTransaction, Topic, TxHash, Wei};
-use crate::observe::traces::Within;
+use crate::observe::traces::Traced;
 use crate::policy::fee::Market;
 use crate::policy::finality::FinalityRule;
 
@@ -245,7 +245,7 @@ pub trait Chain: Send + Sync {
     async fn market(&self, head: &Header) -> Result<Market>;
 
     /// How much gas each call takes at the newest block. A call that fails has its own error; the outer error means that none was looked at.
-    async fn estimate(&self, calls: &[Call], within: Within<'_>) -> Result<Vec<Result<Gas>>>;
+    async fn estimate(&self, calls: &[Traced<Call>]) -> Result<Vec<Result<Gas>>>;
 
     /// Runs a call on the state after this block: what it returns, or the error with what it reverted with.
     async fn call(&self, call: &Call, block: BlockNumber) -> Result<Bytes>;
@@ -255,7 +255,7 @@ pub trait Chain: Send + Sync {
 
     /// Gives signed bytes to every node that can be reached, in their order. The answer is the best that any of them gave;
     /// an error says only what a node said, not that it does not have them.
-    async fn broadcast(&self, transactions: &[RawTransaction], within: Within<'_>) -> Vec<Result<()>>;
+    async fn broadcast(&self, transactions: &[Traced<RawTransaction>]) -> Vec<Result<()>>;
 
     async fn balance(&self, account: Address) -> Result<Wei>;
 }

@@ -16,7 +16,7 @@ const BLOCK_RECEIPTS: &str = "eth_getBlockReceipts";
 
 /// The calls for the receipt of each of these.
 pub(super) fn calls(hashes: &[TxHash]) -> impl Iterator<Item = MethodCall> + '_ {
-    hashes.iter().map(|hash| ("eth_getTransactionReceipt", vec![json!(hash)]))
+    hashes.iter().map(|hash| MethodCall::new("eth_getTransactionReceipt", vec![json!(hash)]))
 }
 
 impl Endpoint {
@@ -37,7 +37,7 @@ impl Endpoint {
             }
         }
         let calls: Vec<_> = calls(ours).collect();
-        let receipts = self.read_receipts(self.ask_many(&calls, &[], Order::Any).await)?;
+        let receipts = self.read_receipts(self.ask_many(&calls, Order::Any).await)?;
         Ok(receipts.into_iter().flatten().filter(|receipt| receipt.transaction.block_hash == block).collect())
     }
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::chain::{BlockTag, Call, Chain, ChainError, ClientSettings, NodeClient, transaction_hash};
 use crate::model::{Address, BlockHash, BlockNumber, RawTransaction, TxHash, Wei};
-use crate::observe::traces::Tracer;
+use crate::observe::traces::{Traced, Tracer};
 use crate::policy::classify::{ErrorTable, SendMeaning};
 use crate::support::{Reply, ScriptedNode};
 
@@ -64,9 +64,9 @@ async fn good_node(height: u64) -> ScriptedNode {
     ScriptedNode::start(None, move |call| good(call, height)).await
 }
 
-fn signed(count: u8) -> Vec<RawTransaction> {
+fn signed(count: u8) -> Vec<Traced<RawTransaction>> {
     let raws = (0..count).map(|number| vec![number; 40]);
-    raws.map(|raw| RawTransaction { hash: transaction_hash(&raw), bytes: raw.into() }).collect()
+    raws.map(|raw| RawTransaction { hash: transaction_hash(&raw), bytes: raw.into() }.into()).collect()
 }
 
 fn hashes(count: u8) -> Vec<TxHash> {
@@ -118,7 +118,7 @@ async fn garbage_is_never_taken_for_an_answer() {
         });
         let node = node.await;
         let client = client(&[&node]);
-        let answers = client.broadcast(&signed(1), &[]).await;
+        let answers = client.broadcast(&signed(1)).await;
         assert!(matches!(answers.as_slice(), [Err(ChainError::Nonsense { .. })]), "{index}: {answers:?}");
     }
 }
@@ -143,7 +143,7 @@ async fn a_batch_is_believed_only_as_a_whole() {
             Reply::body(Value::Array(answers).to_string())
         });
         let node = node.await;
-        let answers = client(&[&node]).broadcast(&signed(3), &[]).await;
+        let answers = client(&[&node]).broadcast(&signed(3)).await;
         assert_eq!(answers.len(), 3);
         for answer in answers {
             assert_eq!(answer.is_ok(), is_fine, "{what}: {answer:?}");
@@ -178,7 +178,7 @@ async fn batches_that_a_node_refuses_become_shorter_ones_or_single_calls_and_sta
             let receipts = client.receipts(&hashes(40)).await.unwrap();
             assert_eq!(receipts.len(), 40, "refusal {index}");
             let (batches, requests) = (node.batches(), node.requests());
-            let answers = client.broadcast(&signed(40), &[]).await;
+            let answers = client.broadcast(&signed(40)).await;
             assert!(answers.iter().all(Result::is_ok), "{answers:?}");
             let now = (node.batches() - batches, node.requests() - requests);
             // 40 calls shrink to 10, to 2, to 1.
@@ -200,10 +200,10 @@ async fn a_batch_stays_below_what_servers_take() {
     let sizes = [vec![200 << 10; 12], vec![3 << 20], vec![100; 3]].concat();
     let signed = sizes.iter().map(|size| {
         let raw = bytes::Bytes::from(vec![7; *size]);
-        RawTransaction { hash: transaction_hash(&raw), bytes: raw }
+        RawTransaction { hash: transaction_hash(&raw), bytes: raw }.into()
     });
     let signed: Vec<_> = signed.collect();
-    let answers = client(&[&node]).broadcast(&signed, &[]).await;
+    let answers = client(&[&node]).broadcast(&signed).await;
     for (size, answer) in sizes.iter().zip(&answers) {
         match answer {
             Err(ChainError::Node { message, .. }) if *size > LIMIT => {
@@ -236,7 +236,7 @@ async fn single_broadcasts_keep_their_order_and_stop_at_a_failure() {
         good(request, 1)
     });
     let node = node.await;
-    let answers = client(&[&node]).broadcast(&signed(9), &[]).await;
+    let answers = client(&[&node]).broadcast(&signed(9)).await;
     let fine: Vec<_> = answers.iter().map(Result::is_ok).collect();
     assert_eq!(fine, [true, true, true, true, true, false, false, false, false], "{answers:?}");
     assert_eq!(count.load(Ordering::Relaxed), 6);
@@ -323,7 +323,7 @@ async fn what_cannot_be_connected_to_is_told_and_the_others_serve() {
         assert!(matches!(error, ChainError::Unreachable { .. }), "{error:?}");
         let both = client_of(&[bad, good.url()]);
         assert_eq!(asked(&both).await.unwrap(), 4);
-        let answers = both.broadcast(&signed(2), &[]).await;
+        let answers = both.broadcast(&signed(2)).await;
         assert!(answers.iter().all(Result::is_ok), "{answers:?}");
     }
 }
@@ -357,7 +357,7 @@ async fn an_endpoint_of_another_chain_gets_nothing_and_only_where_all_are_so_tha
     let (other, right) = (other.await, good_node(30).await);
     let client_of_both = client(&[&other, &right]);
     assert_eq!(height(&client_of_both).await.unwrap(), 30);
-    assert!(client_of_both.broadcast(&signed(2), &[]).await.iter().all(Result::is_ok));
+    assert!(client_of_both.broadcast(&signed(2)).await.iter().all(Result::is_ok));
     assert_eq!(other.times("eth_sendRawTransaction") + other.times("eth_getBlockByNumber"), 0);
     let error = asked(&client(&[&other, &other])).await.unwrap_err();
     assert!(matches!(error, ChainError::WrongChain { found: 2, expected: 1, .. }), "{error:?}");
@@ -379,7 +379,7 @@ async fn every_endpoint_gets_every_broadcast_and_the_best_answer_is_told() {
     let client = client(&[&refusing, &fine, &failing.await]);
     height(&client).await.unwrap();
     for _ in 0..2 {
-        let answers = client.broadcast(&signed(3), &[]).await;
+        let answers = client.broadcast(&signed(3)).await;
         assert!(answers.iter().all(Result::is_ok), "{answers:?}");
     }
     assert_eq!((refusing.times("eth_sendRawTransaction"), fine.times("eth_sendRawTransaction")), (6, 6));
@@ -395,7 +395,7 @@ async fn a_silent_endpoint_holds_up_one_broadcast_and_no_answer() {
     let client = client(&[&good, &silent]);
     height(&client).await.unwrap();
     for _ in 0..3 {
-        let answers = client.broadcast(&signed(1), &[]).await;
+        let answers = client.broadcast(&signed(1)).await;
         assert!(answers.iter().all(Result::is_ok), "{answers:?}");
     }
     assert_eq!((good.times("eth_sendRawTransaction"), silent.times("eth_sendRawTransaction")), (3, 1));
@@ -478,7 +478,7 @@ async fn a_simulation_that_fails_is_not_tried_elsewhere() {
     let (reverting, other) = (reverting.await, good_node(7).await);
     let client = client(&[&reverting, &other]);
     let call = Call { from: Address([1; 20]), to: Address([2; 20]), value: Wei(0), data: bytes::Bytes::new() };
-    let estimates = client.estimate(&[call.clone(), call.clone()], &[]).await.unwrap();
+    let estimates = client.estimate(&[call.clone().into(), call.clone().into()]).await.unwrap();
     assert!(estimates.iter().all(|estimate| matches!(estimate, Err(ChainError::Node { .. }))), "{estimates:?}");
     assert!(matches!(client.call(&call, BlockNumber(7)).await, Err(ChainError::Node { .. })));
     assert_eq!(other.times("eth_estimateGas") + other.times("eth_call"), 0);

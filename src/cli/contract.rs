@@ -144,7 +144,7 @@ async fn make(
         data: code,
         fee,
     };
-    let signed = signer.sign(vec![unsigned], &[]).await?.pop().context("the signer signed nothing")?;
+    let signed = signer.sign(vec![unsigned.into()]).await?.pop().context("the signer signed nothing")?;
     say(format_args!("sent {} with nonce {nonce} of {address}; waiting for its block", signed.hash));
     let made = wait(settings, chain, &signed, timeout).await?;
     match made {
@@ -166,7 +166,7 @@ async fn wait(
     let mut told = String::new();
     loop {
         if Instant::now() >= again {
-            let refusals = chain.broadcast(std::slice::from_ref(signed), &[]).await.into_iter().filter_map(Result::err);
+            let refusals = chain.broadcast(&[signed.clone().into()]).await.into_iter().filter_map(Result::err);
             let refusals = refusals.map(|refusal| refusal.to_string()).collect::<Vec<_>>().join("; ");
             if !refusals.is_empty() && refusals != told {
                 say(&refusals);

@@ -111,8 +111,18 @@ pub enum Work {
     },
 }
 
-/// For each of some things that are asked for the span that this is done in. Shorter where nobody follows the rest.
-pub type Within<'a> = &'a [Option<SpanContext>];
+/// Something to work on, and the span that the work belongs to; none where no trace is recorded.
+#[derive(Debug, Clone)]
+pub struct Traced<T> {
+    pub item: T,
+    pub span: Option<SpanContext>,
+}
+
+impl<T> From<T> for Traced<T> {
+    fn from(item: T) -> Self {
+        Self { item, span: None }
+    }
+}
 
 /// A copy of a request, as it can be followed.
 #[derive(Debug, Clone, Copy)]

@@ -153,7 +153,7 @@ mod tests {
     }
 
     async fn signed(key: &str, transaction: &UnsignedTransaction) -> RawTransaction {
-        signer(key).sign(vec![transaction.clone()], &[]).await.unwrap().remove(0)
+        signer(key).sign(vec![transaction.clone().into()]).await.unwrap().remove(0)
     }
 
     #[tokio::test]

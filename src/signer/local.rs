@@ -16,7 +16,7 @@ use web3::{RequestId, Transport};
 use zeroize::Zeroize;
 
 use crate::model::{Address, Fee, RawTransaction, TxHash, UnsignedTransaction, Wei};
-use crate::observe::traces::Within;
+use crate::observe::traces::Traced;
 use crate::signer::{Signer, SignerError};
 
 /// Below this many a second thread costs more than it saves.
@@ -100,17 +100,13 @@ impl Signer for LocalSigner {
         self.address
     }
 
-    async fn sign(
-        &self,
-        transactions: Vec<UnsignedTransaction>,
-        _: Within<'_>,
-    ) -> Result<Vec<RawTransaction>, SignerError> {
+    async fn sign(&self, transactions: Vec<Traced<UnsignedTransaction>>) -> Result<Vec<RawTransaction>, SignerError> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let share = transactions.len().div_ceil(threads).max(SIGNATURES_PER_THREAD);
         let shares = transactions.chunks(share).map(|share| {
             let (signer, share) = (self.clone(), share.to_vec());
             tokio::task::spawn_blocking(move || {
-                share.iter().map(|transaction| signer.sign_one(transaction)).collect::<Result<Vec<_>, _>>()
+                share.iter().map(|transaction| signer.sign_one(&transaction.item)).collect::<Result<Vec<_>, _>>()
             })
         });
         let mut signed = Vec::with_capacity(transactions.len());
@@ -199,11 +195,11 @@ mod tests {
     #[tokio::test]
     async fn signatures_come_in_order_with_the_hash_of_their_bytes() {
         let fee = Fee::Eip1559 { max_fee: Wei(20), tip: Wei(2) };
-        let signed = signer().sign((0..100).map(|nonce| transaction(nonce, fee)).collect(), &[]).await.unwrap();
+        let signed = signer().sign((0..100).map(|nonce| transaction(nonce, fee).into()).collect()).await.unwrap();
         assert_eq!(signed.len(), 100);
         for (nonce, signed) in signed.iter().enumerate() {
             assert_eq!(signed.hash, transaction_hash(&signed.bytes));
-            let again = signer().sign(vec![transaction(nonce as u64, fee)], &[]).await.unwrap();
+            let again = signer().sign(vec![transaction(nonce as u64, fee).into()]).await.unwrap();
             assert_eq!(again[0], *signed, "the same transaction gives the same bytes");
         }
     }
@@ -211,7 +207,7 @@ mod tests {
     #[tokio::test]
     async fn type_2_and_type_0_are_encoded_as_such() {
         let fees = [Fee::Eip1559 { max_fee: Wei(20), tip: Wei(0) }, Fee::Legacy { gas_price: Wei(0) }];
-        let signed = signer().sign(fees.map(|fee| transaction(0, fee)).to_vec(), &[]).await.unwrap();
+        let signed = signer().sign(fees.map(|fee| transaction(0, fee).into()).to_vec()).await.unwrap();
         assert_eq!(signed[0].bytes[0], 2);
         assert!(signed[1].bytes[0] >= 0xc0, "a legacy transaction is an RLP list");
     }

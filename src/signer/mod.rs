@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 
 use crate::model::{Address, Nonce, RawTransaction, UnsignedTransaction};
-use crate::observe::traces::Within;
+use crate::observe::traces::Traced;
 
 mod answer;
 pub mod keystore;
@@ -43,11 +43,6 @@ pub trait Signer: Send + Sync {
     /// The account that it signs for.
     fn address(&self) -> Address;
 
-    /// Signs them all, or none, each within a span where somebody follows that. Off the runtime's threads where it takes
-    /// computing.
-    async fn sign(
-        &self,
-        transactions: Vec<UnsignedTransaction>,
-        within: Within<'_>,
-    ) -> Result<Vec<RawTransaction>, SignerError>;
+    /// Signs all of them, or none. Computes off the runtime's threads.
+    async fn sign(&self, transactions: Vec<Traced<UnsignedTransaction>>) -> Result<Vec<RawTransaction>, SignerError>;
 }

@@ -1,7 +1,6 @@
 //! Signs by asking a server that has the key: JSON-RPC `eth_signTransaction`, as Web3Signer, Clef and nodes serve it. What it
 //! answers is believed only when it is exactly what was asked for.
 
-use std::iter;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -14,7 +13,7 @@ use web3::error::Error;
 
 use crate::model::{Address, Fee, RawTransaction, UnsignedTransaction};
 use crate::observe::metrics::CallResult;
-use crate::observe::traces::{SpanContext, Tracer, Within};
+use crate::observe::traces::{Traced, Tracer};
 use crate::rpc::{HttpTransport, client_with, label};
 use crate::signer::{Signer, SignerError, answer};
 
@@ -133,8 +132,7 @@ impl RemoteSigner {
 
     async fn sign_one(
         &self,
-        transaction: UnsignedTransaction,
-        span: Option<SpanContext>,
+        Traced { item: transaction, span }: Traced<UnsignedTransaction>,
     ) -> Result<RawTransaction, SignerError> {
         let asked = vec![self.wanted(&transaction)];
         let began = Instant::now();
@@ -202,14 +200,8 @@ impl Signer for RemoteSigner {
         self.address
     }
 
-    async fn sign(
-        &self,
-        transactions: Vec<UnsignedTransaction>,
-        within: Within<'_>,
-    ) -> Result<Vec<RawTransaction>, SignerError> {
-        let spans = within.iter().cloned().chain(iter::repeat(None));
-        let answers = stream::iter(transactions.into_iter().zip(spans))
-            .map(|(transaction, span)| self.sign_one(transaction, span));
+    async fn sign(&self, transactions: Vec<Traced<UnsignedTransaction>>) -> Result<Vec<RawTransaction>, SignerError> {
+        let answers = stream::iter(transactions).map(|transaction| self.sign_one(transaction));
         answers.buffered(AT_ONCE).try_collect().await
     }
 }

@@ -12,7 +12,7 @@ use crate::chain::{
 };
 use crate::model::event::FinalTransaction;
 use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, RawTransaction, Topic, TxHash, Wei};
-use crate::observe::traces::Within;
+use crate::observe::traces::Traced;
 use crate::policy::fee::Market;
 use crate::policy::records;
 use crate::simulation::ledger::{Block, Kept, Ledger, View, decode};
@@ -229,10 +229,10 @@ impl Chain for SimNodes {
         self.read(ask).await
     }
 
-    async fn estimate(&self, calls: &[Call], _: Within<'_>) -> Result<Vec<Result<Gas>>> {
+    async fn estimate(&self, calls: &[Traced<Call>]) -> Result<Vec<Result<Gas>>> {
         let estimate = |world: &mut World, view: &View| {
             let now = world.now_ms();
-            let estimate = |call: &Call| {
+            let estimate = |Traced { item: call, .. }: &Traced<Call>| {
                 if world.ledger.broke.contains(&call.from) {
                     return Err(refusal("insufficient funds for gas * price + value".to_owned()));
                 }
@@ -278,15 +278,16 @@ impl Chain for SimNodes {
         self.read(look).await
     }
 
-    async fn broadcast(&self, transactions: &[RawTransaction], _: Within<'_>) -> Vec<Result<()>> {
-        self.world.lock().check_broadcast(transactions);
+    async fn broadcast(&self, transactions: &[Traced<RawTransaction>]) -> Vec<Result<()>> {
+        let transactions: Vec<_> = transactions.iter().map(|traced| traced.item.clone()).collect();
+        self.world.lock().check_broadcast(&transactions);
         let fate = self.fate();
         let (there, back, late) = {
             let mut world = self.world.lock();
             let late = Duration::from_millis(world.rng.u64(0..LATEST_MS));
             (world.latency(), world.latency(), late)
         };
-        let (world, bytes) = (self.world.clone(), transactions.to_vec());
+        let (world, bytes) = (self.world.clone(), transactions.clone());
         let all = |error: ChainError| transactions.iter().map(|_| Err(error.clone())).collect();
         // Bytes on their way arrive even if the sender dies.
         let arrival = tokio::spawn(async move {

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 
 use crate::chain::transaction_hash;
 use crate::model::{Address, RawTransaction, UnsignedTransaction};
-use crate::observe::traces::Within;
+use crate::observe::traces::Traced;
 use crate::signer::{Signer, SignerError};
 use crate::simulation::ledger::encode;
 use crate::simulation::world::Shared;
@@ -20,11 +20,7 @@ impl Signer for SimSigner {
         self.address
     }
 
-    async fn sign(
-        &self,
-        transactions: Vec<UnsignedTransaction>,
-        _: Within<'_>,
-    ) -> Result<Vec<RawTransaction>, SignerError> {
+    async fn sign(&self, transactions: Vec<Traced<UnsignedTransaction>>) -> Result<Vec<RawTransaction>, SignerError> {
         let latency = self.world.lock().latency();
         tokio::time::sleep(latency).await;
         let mut world = self.world.lock();
@@ -32,9 +28,9 @@ impl Signer for SimSigner {
         if world.happens(odds) {
             return Err(SignerError::Unavailable { address: self.address, detail: "simulated".to_owned() });
         }
-        let sign = |unsigned: UnsignedTransaction| {
+        let sign = |unsigned: Traced<UnsignedTransaction>| {
             let salt = world.salt();
-            let raw = encode(self.address, &unsigned, salt);
+            let raw = encode(self.address, &unsigned.item, salt);
             RawTransaction { hash: transaction_hash(&raw), bytes: raw }
         };
         Ok(transactions.into_iter().map(sign).collect())

@@ -126,13 +126,13 @@ enum Sent {
 
 /// What an event's own document says of its trace.
 #[derive(Default, Deserialize)]
-struct Traced {
+struct TraceFields {
     traceparent: Option<String>,
     tracestate: Option<String>,
 }
 
 fn trace(row: &OutboxRow) -> Option<TraceContext> {
-    let Traced { traceparent, tracestate } = serde_json::from_str(&row.body).unwrap_or_default();
+    let TraceFields { traceparent, tracestate } = serde_json::from_str(&row.body).unwrap_or_default();
     TraceContext::new(&traceparent?, tracestate.as_deref())
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::chain::{Chain, ChainError};
 use crate::model::{Nonce, RawTransaction, TxHash};
-use crate::observe::traces::SpanContext;
+use crate::observe::traces::Traced;
 
 /// Transactions in one round at most; the chain cuts it into JSON-RPC batches.
 const ROUND: usize = 100;
@@ -40,8 +40,7 @@ pub struct Answered {
 #[derive(Debug)]
 struct Waiting {
     nonce: Nonce,
-    signed: RawTransaction,
-    within: Option<SpanContext>,
+    signed: Traced<RawTransaction>,
 }
 
 /// What the lane has of the stage. What waits is limited by the lane's window: a nonce is sent again only when it has its
@@ -73,10 +72,10 @@ pub fn start(chain: Arc<dyn Chain>) -> (Broadcaster, Rounds) {
 }
 
 impl Broadcaster {
-    /// Bytes to send after those before, within a span where somebody follows that. They stand in the journal.
-    pub fn send(&mut self, nonce: Nonce, signed: RawTransaction, within: Option<SpanContext>) {
+    /// Queues bytes behind those that wait. The journal holds them already.
+    pub fn send(&mut self, nonce: Nonce, signed: Traced<RawTransaction>) {
         // Without rounds the lane's term is over, and the next one sends everything again.
-        if self.waiting.send(Waiting { nonce, signed, within }).is_ok() {
+        if self.waiting.send(Waiting { nonce, signed }).is_ok() {
             self.open += 1;
         }
     }
@@ -129,16 +128,10 @@ impl Rounds {
 }
 
 async fn round(chain: Arc<dyn Chain>, batch: Vec<Waiting>, was_alone: bool) -> Answered {
-    let mut nonces = Vec::with_capacity(batch.len());
-    let mut transactions = Vec::with_capacity(batch.len());
-    let mut spans = Vec::with_capacity(batch.len());
-    for Waiting { nonce, signed, within } in batch {
-        nonces.push(nonce);
-        transactions.push(signed);
-        spans.push(within);
-    }
-    let results = chain.broadcast(&transactions, &spans).await;
+    let (nonces, transactions): (Vec<_>, Vec<_>) =
+        batch.into_iter().map(|Waiting { nonce, signed }| (nonce, signed)).unzip();
+    let results = chain.broadcast(&transactions).await;
     let answers = nonces.into_iter().zip(transactions).zip(results);
-    let answers = answers.map(|((nonce, signed), result)| Answer { nonce, hash: signed.hash, result }).collect();
+    let answers = answers.map(|((nonce, signed), result)| Answer { nonce, hash: signed.item.hash, result }).collect();
     Answered { answers, was_alone }
 }

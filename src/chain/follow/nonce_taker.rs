@@ -157,7 +157,7 @@ mod tests {
     use super::*;
     use crate::chain::{BlockTag, Call, ChainError, Header, Log, LogQuery, Receipt, Sent, SentInBlock};
     use crate::model::{BlockHash, Gas, RawTransaction, TxHash, Wei};
-    use crate::observe::traces::Within;
+    use crate::observe::traces::Traced;
     use crate::policy::fee::Market;
 
     const ACCOUNT: Address = Address([7; 20]);
@@ -225,7 +225,7 @@ mod tests {
         async fn market(&self, _: &Header) -> Result<Market> {
             unreachable!()
         }
-        async fn estimate(&self, _: &[Call], _: Within<'_>) -> Result<Vec<Result<Gas>>> {
+        async fn estimate(&self, _: &[Traced<Call>]) -> Result<Vec<Result<Gas>>> {
             unreachable!()
         }
         async fn call(&self, _: &Call, _: BlockNumber) -> Result<Bytes> {
@@ -234,7 +234,7 @@ mod tests {
         async fn logs(&self, _: &LogQuery) -> Result<Vec<Log>> {
             unreachable!()
         }
-        async fn broadcast(&self, _: &[RawTransaction], _: Within<'_>) -> Vec<Result<()>> {
+        async fn broadcast(&self, _: &[Traced<RawTransaction>]) -> Vec<Result<()>> {
             unreachable!()
         }
         async fn balance(&self, _: Address) -> Result<Wei> {

@@ -145,11 +145,11 @@ async fn signed(stage: &impl Stage, nonce: u64, price: u128) -> RawTransaction {
         data: stage.calldata(true),
         fee: Fee::Eip1559 { max_fee: Wei(price), tip: Wei(price / 2) },
     };
-    stage.signer().sign(vec![unsigned], &[]).await.unwrap().remove(0)
+    stage.signer().sign(vec![unsigned.into()]).await.unwrap().remove(0)
 }
 
 async fn send(stage: &impl Stage, signed: &RawTransaction) -> SendMeaning {
-    match stage.chain().broadcast(std::slice::from_ref(signed), &[]).await.remove(0) {
+    match stage.chain().broadcast(&[signed.clone().into()]).await.remove(0) {
         Ok(()) => SendMeaning::AlreadyKnown,
         Err(ChainError::Node { message, .. }) => ErrorTable::default().meaning_of(&message),
         Err(error) => panic!("{error}"),
@@ -240,7 +240,7 @@ async fn used_nonces_and_empty_accounts_are_told_as_such(stage: &mut impl Stage)
 
 async fn an_estimate_tells_what_runs_from_what_reverts(stage: &mut impl Stage) {
     let call = |runs| Call { from: stage.signer().address(), to: CONTRACT, value: Wei(0), data: stage.calldata(runs) };
-    let estimates = stage.chain().estimate(&[call(true), call(false)], &[]).await.unwrap();
+    let estimates = stage.chain().estimate(&[call(true).into(), call(false).into()]).await.unwrap();
     assert!(estimates[0].as_ref().unwrap().0 > 21_000);
     let Err(ChainError::Node { message, .. }) = &estimates[1] else { panic!("{:?}", estimates[1]) };
     assert_eq!(ErrorTable::default().meaning_of_simulation(message), SimulationMeaning::Failed, "{message}");

@@ -32,7 +32,7 @@ async fn local() -> Box<dyn Signer> {
 }
 
 async fn each_transaction_gets_bytes_of_its_own_in_order(signer: &mut Box<dyn Signer>) {
-    let signed = signer.sign((0..20).map(transaction).collect(), &[]).await.unwrap();
+    let signed = signer.sign((0..20).map(|nonce| transaction(nonce).into()).collect()).await.unwrap();
     assert_eq!(signed.len(), 20);
     for signed in &signed {
         assert_eq!(signed.hash, transaction_hash(&signed.bytes));
@@ -44,7 +44,7 @@ async fn each_transaction_gets_bytes_of_its_own_in_order(signer: &mut Box<dyn Si
 }
 
 async fn nothing_to_sign_is_no_error(signer: &mut Box<dyn Signer>) {
-    assert_eq!(signer.sign(Vec::new(), &[]).await.unwrap(), []);
+    assert_eq!(signer.sign(Vec::new()).await.unwrap(), []);
     assert_ne!(signer.address(), Address([0; 20]));
 }
 

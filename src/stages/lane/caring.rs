@@ -10,6 +10,7 @@ use crate::chain::follow::broadcaster::{Answer, Answered};
 use crate::journal::{JournalError, Lease};
 use crate::model::{Nonce, PauseReason, Purpose, SignedTransaction, Timestamp};
 use crate::observe::metrics::{self, Signed};
+use crate::observe::traces::Traced;
 use crate::policy::classify::SendMeaning;
 use crate::policy::fee::{Market, is_underpriced};
 use crate::stages::lane::Lane;
@@ -157,10 +158,11 @@ impl Lane {
             return Ok(());
         }
         let kinds: Vec<_> = replacements.iter().map(|(kind, unsigned)| (unsigned.nonce, *kind, unsigned.fee)).collect();
-        let unsigned = replacements.into_iter().map(|(_, unsigned)| unsigned).collect();
-        let live = kinds.iter().map(|(nonce, ..)| self.window.get(*nonce));
-        let spans: Vec<_> = live.map(|live| self.span_of(live?)).collect();
-        let Some(signed) = self.signed(unsigned, &spans).await else { return Ok(()) };
+        let unsigned = replacements.into_iter().map(|(_, unsigned)| Traced {
+            span: self.window.get(unsigned.nonce).and_then(|live| self.span_of(live)),
+            item: unsigned,
+        });
+        let Some(signed) = self.signed(unsigned.collect()).await else { return Ok(()) };
         let signed_at = Timestamp::now();
         let signed: Vec<_> = kinds
             .into_iter()

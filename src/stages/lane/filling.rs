@@ -8,6 +8,7 @@ use tracing::debug;
 use crate::journal::{JournalError, Lease};
 use crate::model::{Cause, Fee, Nonce, PauseReason};
 use crate::observe::metrics::Signed;
+use crate::observe::traces::Traced;
 use crate::policy::limits::{Granted, Usage};
 use crate::policy::routes::NO_ROUTE;
 use crate::stages::lane::draft::{Fetched, Prepared};
@@ -172,9 +173,11 @@ impl Lane {
             return Ok(());
         }
         let unsigned = self.prepared.iter().take(count).zip(first.0..);
-        let unsigned = unsigned.map(|(prepared, nonce)| self.unsigned(prepared, Nonce(nonce), fee)).collect();
-        let spans = self.spans(self.prepared.iter().take(count).map(Prepared::requests));
-        let Some(signed) = self.signed(unsigned, &spans).await else { return Ok(()) };
+        let unsigned = unsigned.map(|(prepared, nonce)| Traced {
+            item: self.unsigned(prepared, Nonce(nonce), fee),
+            span: self.processing_one(prepared.requests()),
+        });
+        let Some(signed) = self.signed(unsigned.collect()).await else { return Ok(()) };
         self.resume_if(|_| true);
         let batch: Vec<_> = self.prepared.drain(..count).collect();
         let mut transactions = self.new_transactions(batch, signed, first, fee);
@@ -242,7 +245,7 @@ impl Lane {
         let span = self.window.get(nonce).and_then(|transaction| self.span_of(transaction));
         if let Some(transaction) = self.window.get_mut(nonce) {
             transaction.is_being_sent = true;
-            self.broadcaster.send(nonce, transaction.newest().raw.clone(), span);
+            self.broadcaster.send(nonce, Traced { item: transaction.newest().raw.clone(), span });
         }
     }
 }

@@ -12,20 +12,12 @@ impl Lane {
         self.settings.tracer.processing(request.followed())
     }
 
-    /// Of the first of these that is followed. There may be very many of them, and mostly nobody follows any.
-    fn processing_one<'r>(&self, mut requests: impl Iterator<Item = &'r QueuedRequest>) -> Option<SpanContext> {
+    /// Returns the span of the first of these requests whose trace is recorded. Mostly there is none, of many requests.
+    pub(super) fn processing_one<'r>(
+        &self,
+        mut requests: impl Iterator<Item = &'r QueuedRequest>,
+    ) -> Option<SpanContext> {
         if self.settings.tracer.is_on() { requests.find_map(|request| self.processing(request)) } else { None }
-    }
-
-    /// For each of some calls the span of one of the requests that it is for; none at all where nobody follows any.
-    pub(super) fn spans<'r, R>(&self, calls: impl Iterator<Item = R>) -> Vec<Option<SpanContext>>
-    where
-        R: Iterator<Item = &'r QueuedRequest>,
-    {
-        if !self.settings.tracer.is_on() {
-            return Vec::new();
-        }
-        calls.map(|requests| self.processing_one(requests)).collect()
     }
 
     /// The span that a transaction's broadcasts belong to. Of a batch it is that of one request; its others have spans of

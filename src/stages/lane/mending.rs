@@ -109,7 +109,7 @@ impl Lane {
             let is_due = mending.sent_at.is_none_or(|sent| now.duration_since(sent) >= wait);
             if is_due && !mending.is_being_sent {
                 mending.is_being_sent = true;
-                self.broadcaster.send(*nonce, mending.signed.clone(), None);
+                self.broadcaster.send(*nonce, mending.signed.clone().into());
             }
         }
         Ok(())
@@ -186,8 +186,8 @@ impl Lane {
         if priced.is_empty() {
             return Ok(0);
         }
-        let unsigned = priced.iter().map(|(nonce, fee)| self.self_transfer(*nonce, *fee)).collect();
-        let Some(signed) = self.signed(unsigned, &[]).await else { return Ok(0) };
+        let unsigned = priced.iter().map(|(nonce, fee)| self.self_transfer(*nonce, *fee).into()).collect();
+        let Some(signed) = self.signed(unsigned).await else { return Ok(0) };
         let signed_at = Timestamp::now();
         let attempt = |fee, signed| SignedTransaction { purpose: Purpose::Cancel, raw: signed, fee, signed_at };
         let fillers: Vec<_> =

@@ -10,7 +10,7 @@ use crate::model::{
     Cause, Fee, Gas, GasRule, Nonce, PauseReason, Purpose, RawTransaction, SignedTransaction, Timestamp,
     UnsignedTransaction, Wei, Write,
 };
-use crate::observe::traces::Within;
+use crate::observe::traces::Traced;
 use crate::policy::classify::SimulationMeaning;
 use crate::policy::fee::Market;
 use crate::policy::records::{self, Taken};
@@ -120,9 +120,9 @@ impl Lane {
         let block_limit = self.head.as_ref().map_or(Gas(u64::MAX), |head| head.gas_limit);
         let unknown = || drafts.iter().filter(|draft| draft.gas.is_none());
         let is_estimated = |draft: &&Draft| matches!(draft.first.write.gas, GasRule::Estimate { .. });
-        let calls: Vec<_> = unknown().filter(is_estimated).map(|draft| self.call(draft)).collect();
-        let spans = self.spans(unknown().filter(is_estimated).map(Draft::requests));
-        let estimates = if calls.is_empty() { Vec::new() } else { self.chain.estimate(&calls, &spans).await? };
+        let traced = |draft: &Draft| Traced { item: self.call(draft), span: self.processing_one(draft.requests()) };
+        let calls: Vec<_> = unknown().filter(is_estimated).map(traced).collect();
+        let estimates = if calls.is_empty() { Vec::new() } else { self.chain.estimate(&calls).await? };
         let mut estimates = estimates.into_iter();
         let judge = |estimate, margin, calldata: &[u8]| match estimate {
             Ok(estimate) => self.within_limits(gas::limit(estimate, margin, block_limit)),
@@ -222,12 +222,8 @@ impl Lane {
     }
 
     /// Signs them all. `None` where the signer does not answer: the lane pauses, until it has signed something.
-    pub(super) async fn signed(
-        &mut self,
-        unsigned: Vec<UnsignedTransaction>,
-        within: Within<'_>,
-    ) -> Option<Vec<RawTransaction>> {
-        match self.signer.sign(unsigned, within).await {
+    pub(super) async fn signed(&mut self, unsigned: Vec<Traced<UnsignedTransaction>>) -> Option<Vec<RawTransaction>> {
+        match self.signer.sign(unsigned).await {
             Ok(signed) => {
                 self.resume_if(|reason| reason == PauseReason::SignerUnavailable);
                 Some(signed)
