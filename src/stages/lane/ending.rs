@@ -174,9 +174,9 @@ impl Lane {
         suspects.retain(|(_, hashes)| !landed.iter().any(|inclusion| hashes.contains(&inclusion.tx_hash)));
         self.window.include(landed);
         let mut displaced = Vec::new();
-        self.evidence.begin();
+        let mut poll = self.evidence.poll();
         for (nonce, ours) in suspects {
-            let taker = self.evidence.taker(self.chain.as_ref(), account, nonce, height).await?;
+            let taker = poll.taker(self.chain.as_ref(), account, nonce, height).await?;
             let taker = match taker {
                 Some(found) if self.tracker.is_canonical(found.block_number, found.block_hash).await? => Some(found),
                 Some(_) | None => None,
@@ -184,7 +184,7 @@ impl Lane {
             match taker {
                 Some(taker) if !ours.contains(&taker.tx_hash) => displaced.push((nonce, taker.tx_hash)),
                 Some(_) | None => {
-                    if self.evidence.is_first_failure(nonce) {
+                    if poll.is_first_failure(nonce) {
                         let landed = taker.map(|taker| taker.tx_hash.to_string());
                         warn!(tx.nonce = %nonce, tx.hash = landed, block.number = %height, "the account is past this nonce, but the node shows neither a receipt of ours nor another transaction with it; nothing is decided until it does");
                     }

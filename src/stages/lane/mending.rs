@@ -89,7 +89,7 @@ impl Lane {
     pub(super) fn note_gap(&mut self, count: Nonce) {
         let (Some(next), Some(head)) = (self.next_nonce, self.head.as_ref()) else { return };
         let gap = (count.0..next.0).map(Nonce).find(|nonce| self.window.get(*nonce).is_none());
-        self.mender.watch.note(gap, head.hash, Instant::now());
+        self.mender.watch.record(gap, head.hash, Instant::now());
         self.mender.nonces.retain(|nonce, _| *nonce >= count);
     }
 

@@ -196,7 +196,7 @@ impl Lane {
             self.undone.include(&receipts.iter().map(Receipt::inclusion).collect::<Vec<_>>());
             return Ok(None);
         }
-        let found = self.evidence.taker(self.chain.as_ref(), account, nonce, height).await?;
+        let found = self.evidence.poll().taker(self.chain.as_ref(), account, nonce, height).await?;
         let Some(taker) = found.filter(|taker| !ours.contains(&taker.tx_hash)) else { return Ok(None) };
         let stands = self.tracker.is_canonical(taker.block_number, taker.block_hash).await?;
         Ok(stands.then_some((nonce, taker.tx_hash)))
