@@ -14,7 +14,7 @@ use crate::broker::topology::{Topology, TopologyMode};
 /// Half-open connections show after twice this; below 5 s a busy host gives false alarms.
 const HEARTBEAT_SECONDS: u16 = 15;
 
-/// Where the broker's address stands. A file is read again at each connect, so that a password can change.
+/// Where to read the broker's address. A file is read again at each connect, so that a password can change.
 #[derive(Debug, Clone)]
 pub enum UriSource {
     Inline(SecretString),
@@ -27,19 +27,17 @@ pub struct BrokerSettings {
     pub uri: UriSource,
     /// Names the connections: `organisation/instance`.
     pub client_name: String,
-    /// Deliveries that are held unacked at most.
+    /// Highest number of unacked deliveries.
     pub prefetch: u16,
-    /// They come in the queue's order.
+    /// Set to get deliveries in the queue's order.
     pub is_ordered: bool,
-    /// What there must be.
     pub topology: Topology,
-    /// Make it or look only.
     pub topology_mode: TopologyMode,
-    /// For every call but those that wait for a publisher confirm.
+    /// For every call except those that wait for a publisher confirm.
     pub call_timeout: Duration,
     /// For a publisher confirm.
     pub confirm_timeout: Duration,
-    /// Publishes of which each must reach a queue, at the same time.
+    /// Mandatory publishes on their way at once.
     pub publish_channels: usize,
     /// First and longest pause between connects.
     pub reconnect: (Duration, Duration),
@@ -89,17 +87,17 @@ impl UriSource {
     }
 }
 
-/// Whether this is an AMQP address.
+/// Checks that this is an AMQP address.
 ///
 /// # Errors
-/// [`BrokerError::Uri`], which does not repeat it.
+/// [`BrokerError::Uri`], whose text leaves the address out.
 pub fn check_uri(text: &SecretString) -> Result<(), BrokerError> {
     parse_uri(text).map(|_| ())
 }
 
-/// Reads an AMQP address, with a heartbeat if it asks for none.
+/// Parses an AMQP address, and adds a heartbeat if it has none.
 fn parse_uri(text: &SecretString) -> Result<AMQPUri, BrokerError> {
-    // The parser takes "amqp:/user:password@host/" for a virtual host of that name on this host, and names of virtual
+    // The parser reads "amqp:/user:password@host/" as a virtual host of that name on this host, and names of virtual
     // hosts are logged.
     if !text.expose_secret().contains("://") {
         return Err(BrokerError::Uri("it has no \"://\"".to_owned()));
@@ -114,13 +112,12 @@ fn parse_uri(text: &SecretString) -> Result<AMQPUri, BrokerError> {
 }
 
 impl Connected {
-    /// A channel of this connection.
     pub(super) async fn channel(&self) -> Result<Channel, BrokerError> {
         let opened = self.within("open a channel", self.connection.create_channel()).await?;
         opened.map_err(|error| self.failed("open a channel", broker_detail(&error)))
     }
 
-    /// The call's own result, or an error when it takes too long: a blocked or half-open connection answers never.
+    /// Returns the call's own result, or an error after the timeout: a blocked or half-open connection never answers.
     pub(super) async fn within<T>(
         &self,
         doing: &'static str,
@@ -139,7 +136,7 @@ impl Connected {
         self.connection.status().connected()
     }
 
-    /// The broker has said that it takes no messages now.
+    /// Returns true while the broker takes no messages.
     pub(super) fn is_blocked(&self) -> bool {
         self.connection.status().blocked()
     }
@@ -148,19 +145,19 @@ impl Connected {
         self.broker.split_once('/').map_or("/", |(_, vhost)| vhost)
     }
 
-    /// Closes it. A blocked connection does not answer: it is left then.
+    /// Closes the connection, or gives up after the timeout: a blocked one does not answer.
     pub(super) async fn close(&self) {
         let _ = self.within("close", self.connection.close(200, "".into())).await;
     }
 }
 
-/// What the broker says, and which right is missing if it is that: RabbitMQ names the object alone.
+/// Returns what the broker says, with the right that is missing: RabbitMQ names only the object.
 pub(super) fn refusal(error: &lapin::Error, right: &str) -> String {
     let detail = broker_detail(error);
     if detail.contains("ACCESS_REFUSED") { format!("{detail}; give the user the right to {right} it") } else { detail }
 }
 
-/// What the broker says, without Rust's wrapping.
+/// Returns what the broker says, without Rust's wrapping.
 pub(super) fn broker_detail(error: &lapin::Error) -> String {
     #[expect(clippy::wildcard_enum_match_arm, reason = "the library may add kinds; all of them have a text")]
     match error.kind() {

@@ -14,14 +14,15 @@ use lapin::{Channel, Consumer};
 use crate::broker::BrokerError;
 use crate::broker::connection::{Connected, broker_detail, refusal};
 
-/// Names consumers in the broker's lists; a number follows.
+/// Prefix of consumer tags; a number follows.
 const TAG: &str = "chainwriter";
-/// As few deliveries as can be, while each may be the one that ends the process.
+/// Prefetch while each delivery may be the one that ends the process.
 const CAREFUL_PREFETCH: u16 = 1;
-/// A further consumer is worth its while for this part of the prefetch.
+/// A further consumer starts only for at least the prefetch divided by this.
 const WORTH_A_CONSUMER: u16 = 4;
 
-/// Up to RabbitMQ 4.2 the broker closes the channel then, from 4.3 on it cancels the consumer.
+/// Advice where a delivery was held too long. Up to RabbitMQ 4.2 the broker closes the channel then, from 4.3 on it cancels
+/// the consumer.
 const HELD_TOO_LONG: &str = "; broker.max_hold must be below half of the broker's consumer_timeout";
 
 type Deliveries = BoxStream<'static, Option<lapin::Result<Delivery>>>;
@@ -32,25 +33,25 @@ pub(super) struct Consumers<'s> {
     channel: &'s Channel,
     queue: &'s str,
     prefetch: u16,
-    /// One at a time: between two the broker keeps no order.
+    /// Set to have one consumer at a time: between two the broker keeps no order.
     is_ordered: bool,
     /// Each ends with `None` when the broker cancels it.
     streams: SelectAll<Deliveries>,
     tags: Vec<String>,
     /// The sum of the running consumers' prefetches.
     granted: u16,
-    /// How many there were.
+    /// Consumers of this session so far.
     count: u64,
-    /// A crash counts against everything that was unacked. So suspects, which the broker delivers first, are taken one at
-    /// a time: only the one that did it is there when it does it again.
+    /// A crash counts against all unacked deliveries. So suspects, which the broker delivers first, are taken one at a time:
+    /// only the one that caused the crash is unacked when it causes the next.
     is_careful: bool,
-    /// Every unacked delivery of the running consumers has a clone.
+    /// Cloned for each unacked delivery of the running consumers.
     held: Held,
-    /// The same for consumers that were cancelled: what they delivered is held on, and counts.
+    /// The same for cancelled consumers, whose deliveries are still held and count.
     earlier: Vec<Held>,
 }
 
-/// Goes with a delivery until it is acked.
+/// Kept with a delivery until its end.
 pub(super) type Held = Arc<()>;
 
 fn count(held: &Held) -> usize {
@@ -84,12 +85,11 @@ impl<'s> Consumers<'s> {
         !self.tags.is_empty()
     }
 
-    /// To be kept with each delivery until its end.
     pub(super) fn hold(&self) -> Held {
         Arc::clone(&self.held)
     }
 
-    /// The broker has no suspects for us any more: they would come first.
+    /// Ends the careful mode: the broker delivers suspects first, so there are none left.
     pub(super) fn trust(&mut self) {
         self.is_careful = false;
     }
@@ -109,7 +109,7 @@ impl<'s> Consumers<'s> {
         Ok(())
     }
 
-    /// The one consumer that there may be could hold more if it began anew: it is to be stopped first.
+    /// Returns whether the only consumer of an ordered queue could hold more if it was stopped and started again.
     pub(super) fn is_outgrown(&mut self) -> bool {
         let (own, earlier) = (count(&self.held), self.held_earlier());
         let may_grow = self.is_ordered && self.are_running() && !self.is_careful;
@@ -135,7 +135,7 @@ impl<'s> Consumers<'s> {
         Ok(consumer)
     }
 
-    /// The next delivery; while no consumer runs, none ever.
+    /// Returns the next delivery. Waits for ever while no consumer runs.
     pub(super) async fn next(&mut self) -> Result<Delivery, BrokerError> {
         match self.streams.next().await {
             Some(Some(Ok(delivery))) => Ok(delivery),
@@ -152,7 +152,7 @@ impl<'s> Consumers<'s> {
         }
     }
 
-    /// Cancels all. Returns what was buffered: at most the prefetch.
+    /// Cancels all consumers. Returns the buffered deliveries, at most the prefetch.
     pub(super) async fn stop(&mut self) -> Result<Vec<Delivery>, BrokerError> {
         for tag in std::mem::take(&mut self.tags) {
             let cancelled = self.channel.basic_cancel(tag.as_str().into(), BasicCancelOptions::default());
@@ -169,8 +169,8 @@ impl<'s> Consumers<'s> {
     }
 }
 
-/// The prefetch of a further consumer, or 0 for none: `granted` is what the running ones may hold, `earlier` what cancelled
-/// ones delivered and is still held.
+/// Returns the prefetch of a further consumer, or 0 for none. `granted` is what the running consumers may hold, `earlier` what
+/// cancelled ones delivered and is still held.
 fn room(prefetch: u16, is_careful: bool, granted: u16, earlier: usize) -> u16 {
     let earlier = u16::try_from(earlier).unwrap_or(u16::MAX);
     let room = prefetch.saturating_sub(granted).saturating_sub(earlier);
@@ -181,9 +181,9 @@ fn room(prefetch: u16, is_careful: bool, granted: u16, earlier: usize) -> u16 {
     if is_worth_it { room } else { 0 }
 }
 
-/// A consumer that holds all `granted` deliveries that it may gives way to one that may hold more; `earlier` is what others
-/// hold. As each may hold more than the one before, there is an end to it. And only one that holds all it may: what the
-/// broker meant for one that is cancelled goes to the end of the queue, where that has no delivery limit.
+/// Returns whether a consumer that holds all its `granted` deliveries gives way to one with a larger prefetch; `earlier` is what
+/// others hold. Each consumer is larger than the one before, so this ends. One that holds less stays: deliveries on their way
+/// to a cancelled consumer go to the end of a queue without a delivery limit.
 fn is_outgrown(prefetch: u16, granted: u16, own: usize, earlier: usize) -> bool {
     let held = u16::try_from(own.saturating_add(earlier)).unwrap_or(u16::MAX);
     let room = prefetch.saturating_sub(held);

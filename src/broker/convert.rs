@@ -1,4 +1,4 @@
-//! Messages in AMQP's types and in ours.
+//! Converts messages between AMQP's types and ours.
 
 use bytes::Bytes;
 use lapin::BasicProperties;
@@ -7,17 +7,16 @@ use lapin::types::{AMQPValue, DecimalValue, FieldArray, FieldTable, LongString, 
 
 use crate::model::{HeaderValue, Headers, Message, Origin, Properties};
 
-/// Persistent. Every copy is, whatever the producer chose.
+/// Delivery mode of every copy, whatever the producer chose.
 pub(super) const PERSISTENT: u8 = 2;
 
-/// A delivery's message. The body moves; it is not copied.
+/// Returns a delivery's message. The body moves, so it is not copied.
 pub(super) fn message_of(delivery: &mut Delivery) -> Message {
     let body = Bytes::from(std::mem::take(&mut delivery.data));
     let origin = Origin { exchange: delivery.exchange.to_string(), routing_key: delivery.routing_key.to_string() };
     message_with(&delivery.properties, origin, body)
 }
 
-/// A message in our own values.
 pub(super) fn message_with(properties: &BasicProperties, origin: Origin, body: Bytes) -> Message {
     let text = |value: &Option<ShortString>| value.as_ref().map(ToString::to_string);
     Message {
@@ -39,7 +38,7 @@ pub(super) fn message_with(properties: &BasicProperties, origin: Origin, body: B
     }
 }
 
-/// The properties of a message on its way out. `user_id` and `cluster_id` are never set: the broker refuses a foreign user.
+/// Returns the properties of an outgoing message. `user_id` and `cluster_id` are never set: the broker refuses a foreign user.
 pub(super) fn properties_of(message: &Message) -> BasicProperties {
     let from = &message.properties;
     let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT);

@@ -1,16 +1,17 @@
-//! The dead-letter queue under an operator's hands: letters are held for a look, and each is then left or taken away.
+//! The dead-letter queue for operators: a browse holds letters, and each is then left or removed.
 //!
-//! A queue can only be looked into by taking. Letters are taken by consumers and kept unacked; when the channel closes, or
+//! A queue can only be read by taking. Letters are taken by consumers and kept unacked; when the channel closes, or
 //! whatever ends before it does (process, connection, broker), the queue has them back in their places. This holds for
 //! channels that close, and not for `basic.nack`; for consumers, and not for `basic.get`; and for 32 consumers whose tags
 //! have the order of their deliveries, and not for more: RabbitMQ 3.10 goes through a map of them, which Erlang keeps
-//! sorted up to there. What a look costs is one on each letter's delivery count, and RabbitMQ drops what goes past the
-//! queue's delivery limit. The queue's own is a million, but a policy may set a lower one, and wins. So a letter that was
-//! looked at often is not given back but renewed: published anew, then acked, which counts from zero.
+//! sorted up to there. A browse adds one to each letter's delivery count, and RabbitMQ drops letters that go past the queue's
+//! delivery limit. The queue's own limit is a million, but a policy may set a lower one, and wins. So a letter that was
+//! browsed often is not given back but renewed: published again, then acked, which counts from zero.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use lapin::message::Delivery;
@@ -21,45 +22,51 @@ use lapin::{BasicProperties, Channel, Consumer};
 use crate::broker::connection::{BrokerSettings, Connected, broker_detail, refusal};
 use crate::broker::convert::{PERSISTENT, message_with};
 use crate::broker::publisher::PublishSession;
-use crate::broker::{BrokerError, Outgoing, PublishError};
+use crate::broker::{BrokerError, Outgoing, PublishError, WorkQueue};
 use crate::model::message::header;
 use crate::model::{Message, Origin};
 
-/// A letter that came back so often is renewed. Below 10, the least delivery limit that the README allows.
+/// Returns after which a letter is renewed. Below 10, the lowest delivery limit that the README allows.
 const RENEW_AT: i64 = 8;
-/// How long to wait for others who hold letters, and how often to look whether they still do.
+/// How long to wait for others that hold letters, and the interval between checks.
 const PATIENCE_WITH_OTHERS: Duration = Duration::from_secs(3);
-const LOOK_FOR_OTHERS: Duration = Duration::from_millis(50);
-/// Consumers of one look at most, and the least and the most that each may hold: what one holds is in memory at once.
+const CHECK_OTHERS: Duration = Duration::from_millis(50);
+/// Consumers of one browse at most, and the lowest and highest prefetch of each: what one holds is in memory at once.
 const CONSUMERS: u64 = 32;
 const WINDOW: (u64, u64) = (64, 1024);
-/// Letters of one look at most.
+/// Letters of one browse at most.
 pub const MOST_LETTERS: u64 = CONSUMERS * WINDOW.1;
-/// A letter that does not come for so long is somebody else's at this moment.
+/// How long to wait for a letter. One that does not come is held by another consumer.
 const PATIENCE_WITH_LETTER: Duration = Duration::from_secs(1);
-/// How long what was given back may take to be seen in the queue again: the broker does that behind its answer.
+/// How long to wait until returned letters show in the queue: the broker returns them after its answer.
 const PATIENCE_WITH_QUEUE: Duration = Duration::from_secs(1);
 /// Copies are published one after the other.
 const PUBLISH_CHANNELS: usize = 1;
 
-/// A letter as the broker has it, with every property and type that our own values leave out.
+/// A letter as the broker has it, with properties and types that a [`Message`] leaves out.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RawLetter {
     pub(super) exchange: String,
-    /// `class.reason`: the one that it had first, where a command has put it into the queue since.
+    /// `class.reason`: the first one, where a command has put the letter into the queue since.
     pub(super) routing_key: String,
     pub(super) properties: BasicProperties,
     pub(super) body: Bytes,
 }
 
 impl RawLetter {
-    /// In our own values.
+    #[cfg(test)]
+    pub fn of(message: &Message) -> Self {
+        let Origin { exchange, routing_key } = message.origin.clone();
+        let properties = crate::broker::convert::properties_of(message);
+        Self { exchange, routing_key, properties, body: message.body.clone() }
+    }
+
     pub fn message(&self) -> Message {
         let origin = Origin { exchange: self.exchange.clone(), routing_key: self.routing_key.clone() };
         message_with(&self.properties, origin, self.body.clone())
     }
 
-    /// How often it was given back; 0 where the broker does not say.
+    /// Returns how often the letter was given back; 0 where the broker does not count.
     fn returns(&self) -> i64 {
         let count = self.headers().and_then(|headers| headers.inner().get(header::DELIVERY_COUNT).cloned());
         count.and_then(|count| count.as_long_long_int()).unwrap_or(0)
@@ -69,7 +76,7 @@ impl RawLetter {
         self.properties.headers().as_ref()
     }
 
-    /// Without what the broker writes at each delivery, and what it would not take or would send elsewhere too.
+    /// Drops the headers that the broker writes at each delivery, and those that would send the letter elsewhere too.
     pub(super) fn without_broker_headers(mut self) -> Self {
         const DROPPED: [&str; 4] = [header::DELIVERY_COUNT, "x-acquired-count", "CC", "BCC"];
         if let Some(headers) = self.headers() {
@@ -80,14 +87,14 @@ impl RawLetter {
         self
     }
 
-    /// For its way into the queue past the exchange: that may have other queues, which have had it.
+    /// Returns the properties to publish to the queue itself. The exchange may have other queues, which have the letter already.
     fn for_the_queue(&self) -> BasicProperties {
         let letter = self.clone().without_broker_headers();
         let mut headers = letter.headers().map(|headers| headers.inner().clone()).unwrap_or_default();
         let key = AMQPValue::LongString(LongString::from(self.routing_key.as_str()));
         headers.insert(header::DEAD_LETTER_KEY.into(), key);
         let from = &letter.properties;
-        // Not kept: the id of another user, which the broker refuses, and an expiration, with which it would vanish.
+        // Dropped: the id of another user, which the broker refuses, and an expiration, with which the letter would vanish.
         let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT).with_headers(headers.into());
         macro_rules! keep {
             ($($field:ident => $with:ident),*) => {
@@ -112,7 +119,7 @@ pub struct DeadLetters {
 }
 
 impl DeadLetters {
-    /// Connects: one connection takes and acks, one publishes, since a memory alarm blocks the latter whole.
+    /// Connects twice: a memory alarm blocks a publishing connection whole, also its acks.
     ///
     /// # Errors
     /// When the broker cannot be reached.
@@ -124,21 +131,20 @@ impl DeadLetters {
         Ok(Self { reading, publishing, work: names.work.clone(), dead: names.dead.clone() })
     }
 
-    /// The name of the dead-letter queue.
     pub fn name(&self) -> &str {
         &self.dead
     }
 
-    /// Begins a look at the letters from the oldest on, `most` of them, and never more than [`MOST_LETTERS`].
+    /// Begins a browse of the oldest `most` letters, and never more than [`MOST_LETTERS`].
     ///
     /// # Errors
-    /// When the queue is not there, or the connection fails.
-    pub async fn look(&self, most: u64) -> Result<Look<'_>, BrokerError> {
+    /// When the queue does not exist, or the connection fails.
+    pub async fn browse(&self, most: u64) -> Result<Browse<'_>, BrokerError> {
         let mut waited = Duration::ZERO;
         let mut state = self.state().await?;
         while state.holders > 0 && waited < PATIENCE_WITH_OTHERS {
-            tokio::time::sleep(LOOK_FOR_OTHERS).await;
-            waited += LOOK_FOR_OTHERS;
+            tokio::time::sleep(CHECK_OTHERS).await;
+            waited += CHECK_OTHERS;
             state = self.state().await?;
         }
         let channel = self.reading.channel().await?;
@@ -146,7 +152,7 @@ impl DeadLetters {
         let window = room.div_ceil(CONSUMERS).clamp(WINDOW.0, WINDOW.1);
         let left = state.ready.saturating_sub(room);
         let seen = Seen { letters: 0, left, renewed: 0, worn: 0, others_hold: state.holders > 0 };
-        Ok(Look {
+        Ok(Browse {
             queue: self,
             channel,
             room,
@@ -159,19 +165,10 @@ impl DeadLetters {
         })
     }
 
-    /// Publishes a copy to the work queue. `Ok` is the proof that the queue has it.
+    /// Puts a letter at the end of the dead-letter queue. `Ok` proves that the queue has it.
     ///
     /// # Errors
-    /// Whether the queue has it is not known then, unless the error says so.
-    pub async fn send_back(&self, message: Message) -> Result<(), PublishError> {
-        let outgoing = Outgoing { exchange: String::new(), routing_key: self.work.clone(), message };
-        self.publishing.publish(&outgoing).await
-    }
-
-    /// Puts a letter at the end of the dead-letter queue. `Ok` is the proof that the queue has it.
-    ///
-    /// # Errors
-    /// Whether the queue has it is not known then, unless the error says so.
+    /// Unless the error says so, it is unknown whether the queue has it.
     pub async fn put(&self, letter: &RawLetter) -> Result<(), PublishError> {
         let message = Message { body: letter.body.clone(), ..Message::default() };
         let outgoing = Outgoing { exchange: String::new(), routing_key: self.dead.clone(), message };
@@ -183,10 +180,10 @@ impl DeadLetters {
         self.publishing.connected().close().await;
     }
 
-    /// How many letters are there that nobody holds.
+    /// Returns the number of letters that no consumer holds.
     ///
     /// # Errors
-    /// When the queue is not there, or the connection fails.
+    /// When the queue does not exist, or the connection fails.
     pub async fn count(&self) -> Result<u64, BrokerError> {
         Ok(self.state().await?.ready)
     }
@@ -205,64 +202,71 @@ impl DeadLetters {
     }
 }
 
+#[async_trait]
+impl WorkQueue for DeadLetters {
+    async fn send_back(&self, message: Message) -> Result<(), PublishError> {
+        let outgoing = Outgoing { exchange: String::new(), routing_key: self.work.clone(), message };
+        self.publishing.publish(&outgoing).await
+    }
+}
+
 struct State {
     ready: u64,
-    /// Consumers. RabbitMQ counts each message that was got and not acked as one, too.
+    /// Consumers. RabbitMQ also counts each message that was got and is not acked as one.
     holders: u64,
 }
 
-/// Letters held, until it ends. Dropped, the broker gives them back when the connection closes.
-pub struct Look<'q> {
+/// Holds letters until its end. When it is dropped, the broker gives them back once the connection closes.
+pub struct Browse<'q> {
     queue: &'q DeadLetters,
     channel: Channel,
-    /// Letters that may still be taken: what is renewed meanwhile stands behind them.
+    /// Letters that may still be taken. Renewed ones stand behind them.
     room: u64,
-    /// So many for each consumer.
+    /// Prefetch of each consumer.
     window: u64,
     consumers: u64,
-    /// Taken, and not handed out yet.
+    /// Taken, and not returned by `next` yet.
     taken: VecDeque<Held>,
     held: u64,
     renews: bool,
     seen: Seen,
 }
 
-/// What a look came to.
+/// The result of a browse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seen {
     pub letters: u64,
-    /// Letters behind them that were not.
+    /// Letters behind them that were not seen.
     pub left: u64,
-    /// Letters that were published anew because they had been looked at often.
+    /// Letters that were published again because they had been browsed often.
     pub renewed: u64,
-    /// Letters for which that failed: they were given back, and count on.
+    /// Letters for which that failed: they were given back, and their count goes on.
     pub worn: u64,
-    /// Somebody else held letters, which were not seen.
+    /// Set where another consumer held letters, which were not seen.
     pub others_hold: bool,
 }
 
-/// A letter in hand. Dropped, it is given back when the look ends.
+/// A held letter. When it is dropped, it is given back at the end of the browse.
 #[derive(Debug)]
 pub struct Held {
     pub letter: RawLetter,
-    /// The right to take it away.
     pub ticket: Ticket,
 }
 
-/// The right to take a letter away, once, within the look that gave it.
+/// The right to remove a letter, once, within its browse.
 #[derive(Debug)]
 pub struct Ticket(u64);
 
-impl Look<'_> {
-    /// How many letters it may still come to.
+impl Browse<'_> {
+    /// Returns how many letters may still come.
     pub fn room(&self) -> u64 {
         self.room
     }
 
-    /// The next letter, if there is one within the look's limit.
+    /// Returns the next letter within the limit.
     ///
     /// # Errors
-    /// When the connection fails: the broker then gives back all that was held.
+    /// When the connection fails: the broker then gives back all held letters.
     pub async fn next(&mut self) -> Result<Option<Held>, BrokerError> {
         if self.taken.is_empty() && self.room > 0 {
             self.take().await?;
@@ -272,7 +276,7 @@ impl Look<'_> {
         Ok(next)
     }
 
-    /// Takes as many as one consumer may hold. It is cancelled before any is acked: the broker would give it others then.
+    /// Takes as many letters as one consumer may hold. The consumer is cancelled before any ack: the broker would give it more.
     async fn take(&mut self) -> Result<(), BrokerError> {
         let queue = self.queue;
         let wanted = self.room.min(self.window);
@@ -295,7 +299,7 @@ impl Look<'_> {
         let cancelled = self.channel.basic_cancel(tag.as_str().into(), BasicCancelOptions::default());
         let cancelled = queue.reading.within("stop taking dead letters", cancelled).await?;
         cancelled.map_err(|error| queue.failed("stop taking dead letters", &error))?;
-        // What came after the patience had ended.
+        // Deliveries that came after the timeout.
         while let Some(Ok(delivery)) = consumer.next().await {
             self.keep(delivery);
             came += 1;
@@ -334,15 +338,15 @@ impl Look<'_> {
         self.taken.push_back(Held { letter, ticket: Ticket(delivery.delivery_tag) });
     }
 
-    /// The letter stays in the queue. Once one needs to be renewed, those behind it are too, so that a look at all of them
-    /// leaves their order as it was; after a look at a part, that part stands behind the rest. Crash between the copy and
-    /// the ack: the letter is there twice, with the same key.
+    /// Leaves the letter in the queue. Once one needs to be renewed, all behind it are too, so that a browse of the whole queue
+    /// keeps the order; after a browse of a part, that part stands behind the rest. Crash between the copy and the ack: the
+    /// letter is in the queue twice, with the same key.
     ///
     /// # Errors
     /// When the connection fails.
     pub async fn leave(&mut self, held: Held) -> Result<(), BrokerError> {
         self.renews |= held.letter.returns() >= RENEW_AT;
-        // A broker that takes nothing now, as under a memory alarm, is asked once: each answer may take long.
+        // A broker that takes nothing now, as with a memory alarm, is asked once: each answer may take long.
         if !self.renews || self.seen.worn > 0 {
             self.seen.worn += u64::from(self.renews && held.letter.returns() >= RENEW_AT);
             return Ok(());
@@ -359,10 +363,10 @@ impl Look<'_> {
         }
     }
 
-    /// The letter leaves the queue. Only for what is safe elsewhere.
+    /// Removes the letter from the queue. Only for a letter that is safe elsewhere.
     ///
     /// # Errors
-    /// When the connection fails: the letter may be there still.
+    /// When the connection fails: the letter may still be in the queue.
     pub async fn remove(&mut self, ticket: Ticket) -> Result<(), BrokerError> {
         let acked = self.channel.basic_ack(ticket.0, BasicAckOptions::default());
         let acked = self.queue.reading.within("take a dead letter away", acked).await?;
@@ -371,11 +375,11 @@ impl Look<'_> {
         Ok(())
     }
 
-    /// Gives back all that was neither renewed nor removed, and returns when the queue has it. The channel's close is
+    /// Gives back all letters that were neither renewed nor removed, and returns when the queue has them. The channel's close is
     /// answered after the broker has processed the acks before it.
     ///
     /// # Errors
-    /// When the connection fails: the broker then gives back what is held.
+    /// When the connection fails: the broker then gives back all held letters.
     pub async fn end(mut self) -> Result<Seen, BrokerError> {
         self.seen.left += self.room + self.taken.len() as u64;
         while let Some(held) = self.taken.pop_front() {
@@ -386,8 +390,8 @@ impl Look<'_> {
         closed.map_err(|error| queue.reading.failed("close the channel", broker_detail(&error)))?;
         let mut waited = Duration::ZERO;
         while self.held > 0 && waited < PATIENCE_WITH_QUEUE && queue.count().await? < self.held {
-            tokio::time::sleep(LOOK_FOR_OTHERS).await;
-            waited += LOOK_FOR_OTHERS;
+            tokio::time::sleep(CHECK_OTHERS).await;
+            waited += CHECK_OTHERS;
         }
         Ok(self.seen)
     }

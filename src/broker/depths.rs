@@ -1,4 +1,4 @@
-//! How full the queues are, for operators. Looks by name only: nothing is made, taken or changed.
+//! How full the queues are, for operators. Declares passively: nothing is made, taken or changed.
 
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
@@ -18,7 +18,7 @@ pub enum QueueRole {
     Wait,
     /// Dead letters stay in it.
     Dead,
-    /// The newest events that nobody wanted.
+    /// The newest unrouted events.
     Unrouted,
 }
 
@@ -27,25 +27,20 @@ pub enum QueueRole {
 #[cfg_attr(test, derive(serde::Deserialize))]
 pub struct QueueDepth {
     pub queue: String,
-    /// What it is for.
     pub role: QueueRole,
-    /// Messages that nobody holds. What is held unacked AMQP does not tell.
+    /// Messages that no consumer holds. AMQP does not show how many are held unacked.
     pub ready: u32,
-    /// Who consumes from it.
     pub consumers: u32,
-    /// Why it cannot be told: mostly that there is no such queue.
+    /// Why the depth is unknown: mostly because there is no such queue.
     pub problem: Option<String>,
 }
 
-/// A connection to look with.
-pub struct QueueLook {
+pub struct QueueDepths {
     connected: Connected,
     queues: Vec<(String, QueueRole)>,
 }
 
-impl QueueLook {
-    /// Connects.
-    ///
+impl QueueDepths {
     /// # Errors
     /// When the broker cannot be reached.
     pub async fn connect(settings: &BrokerSettings) -> Result<Self, BrokerError> {
@@ -60,7 +55,7 @@ impl QueueLook {
         Ok(Self { connected: settings.connect("status").await?, queues })
     }
 
-    /// Every queue of the topology, in its order.
+    /// Returns the depth of every queue, in the order of the topology.
     ///
     /// # Errors
     /// When the connection has failed.
@@ -72,7 +67,7 @@ impl QueueLook {
         Ok(depths)
     }
 
-    /// On a channel of its own, which a queue that is not there closes.
+    /// Uses a channel of its own: the broker closes it when there is no such queue.
     async fn depth(&self, queue: &str, role: QueueRole) -> Result<QueueDepth, BrokerError> {
         let channel = self.connected.channel().await?;
         let options = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
@@ -82,7 +77,7 @@ impl QueueLook {
             Err(error) => (0, 0, Some(broker_detail(&error))),
         };
         if problem.is_none() {
-            // It has told already.
+            // The depth is known already.
             let _ = self.connected.within("close the channel", channel.close(200, "".into())).await;
         }
         Ok(QueueDepth { queue: queue.to_owned(), role, ready, consumers, problem })

@@ -1,5 +1,5 @@
-//! How deliveries of a session end. Receipts say so from wherever they are; the session tells the broker, with as few
-//! frames as the order of the ends allows.
+//! How deliveries of a session end. Each ack token reports its end from wherever it is, and the session sends the ends to the
+//! broker, in as few frames as their order allows.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use tokio::sync::mpsc;
 use crate::broker::consumers::Held;
 use crate::broker::{AckToken, EndDelivery};
 
-/// Ends told to the broker in one go at most, so that deliveries come in between.
+/// Ends sent to the broker in one go at most, so that deliveries come in between.
 const BATCH: usize = 4096;
 
-/// What a session's receipts have said. There are no more of them than deliveries, so the channel has no other limit.
+/// The ends that a session's tokens have reported. There are no more of them than deliveries, so the channel has no other limit.
 pub(super) struct Endings {
     sender: mpsc::UnboundedSender<End>,
     receiver: mpsc::UnboundedReceiver<End>,
@@ -23,7 +23,7 @@ pub(super) struct Endings {
     timeout: Duration,
 }
 
-/// What a receipt has said.
+/// The end of one delivery.
 #[derive(Debug)]
 pub(super) struct End {
     tag: u64,
@@ -37,8 +37,7 @@ impl Endings {
         Self { sender, receiver, ended: EndedTags::default(), timeout }
     }
 
-    /// The right to end this delivery.
-    pub(super) fn receipt(&self, tag: u64, held: Held) -> AckToken {
+    pub(super) fn token(&self, tag: u64, held: Held) -> AckToken {
         AckToken::new(AmqpAckToken { sender: self.sender.clone(), tag, held })
     }
 
@@ -49,8 +48,8 @@ impl Endings {
         ends
     }
 
-    /// Tells the broker. What cannot be told ends with the session: the broker delivers it again.
-    pub(super) async fn tell(&mut self, channel: &Channel, ends: Vec<End>) -> lapin::Result<()> {
+    /// Sends ends to the broker. What cannot be sent ends with the session: the broker delivers it again.
+    pub(super) async fn send(&mut self, channel: &Channel, ends: Vec<End>) -> lapin::Result<()> {
         let acked = ends.iter().filter(|end| end.is_ack).map(|end| end.tag).collect();
         let requeued: Vec<_> = ends.iter().filter(|end| !end.is_ack).map(|end| end.tag).collect();
         let call = async {
@@ -67,13 +66,13 @@ impl Endings {
         in_time.unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))
     }
 
-    /// Tells the broker what has been said so far.
-    pub(super) async fn tell_rest(&mut self, channel: &Channel) -> lapin::Result<()> {
+    /// Sends all ends that are reported so far.
+    pub(super) async fn send_rest(&mut self, channel: &Channel) -> lapin::Result<()> {
         let mut ends = Vec::new();
         while let Ok(end) = self.receiver.try_recv() {
             ends.push(end);
         }
-        self.tell(channel, ends).await
+        self.send(channel, ends).await
     }
 }
 
@@ -111,12 +110,12 @@ impl EndDelivery for AmqpAckToken {
 struct EndedTags {
     /// All tags up to this one have ended.
     low: u64,
-    /// Those above it that have.
+    /// Ended tags above it.
     above: BTreeSet<u64>,
 }
 
 impl EndedTags {
-    /// The acks that say just this, each with whether it stands for all tags up to it.
+    /// Returns the acks to send, each with whether it stands for all tags up to it.
     fn acks(&mut self, acked: Vec<u64>, requeued: &[u64]) -> Vec<(u64, bool)> {
         self.above.extend(acked.iter().chain(requeued));
         while self.above.remove(&(self.low + 1)) {

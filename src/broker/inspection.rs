@@ -1,4 +1,4 @@
-//! What a worker would meet at the broker: how its objects are, and which rights it lacks. Changes nothing there.
+//! What a worker would find at the broker: the state of its objects, and the rights that it lacks. Changes nothing there.
 
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -7,32 +7,31 @@ use lapin::{BasicProperties, Channel};
 use crate::broker::connection::{BrokerSettings, Connected, broker_detail};
 use crate::broker::{BrokerError, TopologyMode};
 
-/// Where a probe would go, if the broker took it.
+/// Consumer tag and routing key of a probe, if the broker took it.
 const PROBE: &str = "chainwriter.probe";
 
-/// What a look says of a broker with an alarm.
+/// Describes a broker with an alarm.
 pub const TAKES_NO_MESSAGES: &str = "it takes no messages now: its alarm for memory or disk is on";
 
-/// What a look at the broker found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inspection {
     pub vhost: String,
-    /// In one line each: what is wrong with an object, and how to mend it.
+    /// One line for each object that is wrong, and how to fix it.
     pub faults: Vec<String>,
-    /// Objects whose settings may not be seen, for want of the right to configure them.
+    /// Objects whose arguments cannot be checked without the right to configure them.
     pub unseen: Vec<String>,
-    /// What the worker may not do and has to.
+    /// Rights that the worker needs and lacks.
     pub lacking: Vec<String>,
 }
 
-/// Connects, looks at every object of the topology, and tries the rights that a worker needs.
+/// Connects, checks every object of the topology, and tries the rights that a worker needs.
 ///
 /// # Errors
 /// When the broker cannot be reached.
 pub async fn inspect(settings: &BrokerSettings) -> Result<Inspection, BrokerError> {
     let connected = settings.connect("doctor").await?;
     let inspected = inspect_over(&connected, settings).await;
-    // A connection that has published, as the probes do, is not answered any more then.
+    // With an alarm the broker does not answer a connection that has published, as the probes do.
     if connected.is_blocked() {
         return Err(connected.failed("publish", TAKES_NO_MESSAGES.to_owned()));
     }
@@ -56,7 +55,7 @@ async fn inspect_over(connected: &Connected, settings: &BrokerSettings) -> Resul
     Ok(Inspection { vhost, faults: compared.faults, unseen: compared.unseen, lacking })
 }
 
-/// Asks for a consumer whose priority is none: RabbitMQ looks at the right first, and then refuses the argument. So no
+/// Asks for a consumer with the priority "none": RabbitMQ checks the right first, and then refuses the argument. So no
 /// message is taken either way.
 async fn may_consume(connected: &Connected, queue: &str) -> Result<bool, BrokerError> {
     let channel = connected.channel().await?;
@@ -69,11 +68,11 @@ async fn may_consume(connected: &Connected, queue: &str) -> Result<bool, BrokerE
     };
     let answer = connected.within("ask for a right", probe).await?;
     let is_refused = is_refused(answer);
-    leave(connected, &channel).await;
+    close(connected, &channel).await;
     Ok(!is_refused)
 }
 
-/// Publishes what expires never and not: RabbitMQ looks at the right first, and then refuses the property. So nothing is
+/// Publishes with the expiration "none": RabbitMQ checks the right first, and then refuses the property. So nothing is
 /// published either way.
 async fn may_publish(connected: &Connected, exchange: &str) -> Result<bool, BrokerError> {
     let channel = connected.channel().await?;
@@ -85,17 +84,17 @@ async fn may_publish(connected: &Connected, exchange: &str) -> Result<bool, Brok
     };
     let answer = connected.within("ask for a right", probe).await?;
     let is_refused = is_refused(answer);
-    leave(connected, &channel).await;
+    close(connected, &channel).await;
     Ok(!is_refused)
 }
 
-/// Other refusals come after the right was looked at, or from an object that is missing, which is told elsewhere.
+/// Other refusals come after the check of the right, or from a missing object, which `faults` reports.
 fn is_refused(answer: Result<(), lapin::Error>) -> bool {
     answer.is_err_and(|error| broker_detail(&error).contains("ACCESS_REFUSED"))
 }
 
-/// The refusal has closed it, unless the broker has taken the probe.
-async fn leave(connected: &Connected, channel: &Channel) {
+/// Closes a channel that no refusal has closed.
+async fn close(connected: &Connected, channel: &Channel) {
     if channel.status().connected() {
         let _ = connected.within("close the channel", channel.close(200, "".into())).await;
     }

@@ -1,4 +1,4 @@
-//! A dead letter as one line of JSON, and back: nothing of its body, its properties and its headers' types is lost.
+//! Writes a dead letter as one line of JSON and reads it back, with its body, its properties and its headers' types.
 
 use std::collections::BTreeMap;
 
@@ -12,21 +12,18 @@ use serde::{Deserialize, Serialize};
 use crate::broker::dead_letters::RawLetter;
 
 const FORMAT: u32 = 1;
-/// Tables and arrays in each other, at most: readers of JSON refuse more than 128 levels, and each of these is two.
+/// Highest depth of nested tables and arrays: JSON readers refuse more than 128 levels, and each of these takes two.
 const MAX_LEVELS: usize = 48;
 
-/// Why a letter cannot be written as JSON, or a line is none.
+/// Why a letter cannot be written as JSON, or a line cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum LetterJsonError {
-    /// A header is nested too deeply for JSON's readers.
     #[error("a header is nested more than {MAX_LEVELS} deep, which JSON cannot hold")]
     TooDeep,
-    /// Not a line that `dead export` wrote.
     #[error("it is no exported dead letter: {0}")]
     Syntax(#[from] serde_json::Error),
     #[error("it has format {0}, this version reads {FORMAT}")]
     Format(u32),
-    /// A value that cannot be.
     #[error("its {0} cannot be read")]
     Value(&'static str),
 }
@@ -79,7 +76,7 @@ macro_rules! fields {
     };
 }
 
-/// A text that fits into a property.
+/// A text of at most 255 bytes, which fits into a property.
 #[derive(Serialize, Deserialize)]
 #[serde(transparent)]
 struct Short(String);
@@ -114,7 +111,7 @@ fields! {
     cluster_id: Short, cluster_id, with_cluster_id;
 }
 
-/// A header's value with its AMQP type. Floats are texts: JSON has neither infinities nor NaN.
+/// A header's value with its AMQP type. Floats are texts, since JSON has neither infinities nor NaN.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Typed {
@@ -140,7 +137,7 @@ enum Typed {
 }
 
 impl RawLetter {
-    /// As one line, without what the broker writes at each delivery.
+    /// Returns one line, without the headers that the broker writes at each delivery.
     ///
     /// # Errors
     /// [`LetterJsonError::TooDeep`].
@@ -156,10 +153,8 @@ impl RawLetter {
         Ok(serde_json::to_string(&Line { format: FORMAT, exchange, routing_key, properties, headers, body })?)
     }
 
-    /// What such a line says.
-    ///
     /// # Errors
-    /// What is wrong with it.
+    /// When the line is not one that `to_json` returns.
     pub fn from_json(line: &str) -> Result<Self, LetterJsonError> {
         let Line { format, exchange, routing_key, properties, headers, body } = serde_json::from_str(line)?;
         if format != FORMAT {

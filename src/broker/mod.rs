@@ -1,4 +1,39 @@
 //! The broker's seam: deliveries come in, copies and events go out, and each ends with a proof or an error.
+//!
+//! # A session
+//!
+//! [`Broker::run`] (in `session`) holds one session after the other. A session is two connections (`connection`): one consumes
+//! and acks, the other publishes, because a memory alarm blocks a publishing connection whole. At its start `declare` makes the
+//! objects that `topology` describes, or checks them. Whatever fails ends the whole session, and a new one follows after a
+//! pause that grows.
+//!
+//! # A delivery
+//!
+//! `consumers` starts a consumer while intake wants deliveries ([`Flow`]). The first deliveries come one by one: those that the
+//! broker has taken back before come first, and one of them may be what crashed the process. `convert` makes a
+//! [`Message`] of the delivery, and the session passes it on with an [`AckToken`].
+//!
+//! The token is the right to end the delivery, once. It travels to settle, which acks when the journal has the outcome and the
+//! broker the copy (invariant 7). `endings` collects what tokens report, and sends as few acks as their order allows.
+//!
+//! A crash or a lost session leaves the delivery with the broker, which delivers it again. A token of an ended session returns
+//! false; nothing is lost, since the journal knows the request when it comes again. A dropped token does nothing.
+//!
+//! # A copy or an event
+//!
+//! `publisher` publishes over the current session. Retries, parks and dead letters must reach a queue, so they are mandatory
+//! and go out one at a time on a channel: the client library attaches a returned message to whichever confirm comes next. `Ok`
+//! proves that a queue has the copy. After an error the broker may have it or not, and the caller publishes it again; consumers
+//! and intake recognise the repeat. Events need no queue, and go out many at a time.
+//!
+//! # Dead letters
+//!
+//! The dead-letter queue is read by operators' commands and by the replayer, never by the session. `dead_letters` browses it:
+//! letters are taken, held unacked, and each is left or removed. What a crash leaves is given back by the broker. `letter_json`
+//! writes letters to files and reads them. `depths` counts messages for `status`, and `inspection` checks objects and rights
+//! for `doctor`.
+//!
+//! Only this folder uses `lapin`. Its types do not leave it.
 
 use async_trait::async_trait;
 
@@ -9,6 +44,7 @@ mod connection;
 mod consumers;
 mod convert;
 mod dead_letters;
+mod declare;
 mod depths;
 mod endings;
 mod inspection;
@@ -18,14 +54,14 @@ mod session;
 mod topology;
 
 pub use connection::{BrokerSettings, UriSource, check_uri};
-pub use dead_letters::{DeadLetters, Look, MOST_LETTERS, RawLetter, Seen, Ticket};
-pub use depths::{QueueDepth, QueueLook, QueueRole};
+pub use dead_letters::{Browse, DeadLetters, MOST_LETTERS, RawLetter, Seen, Ticket};
+pub use depths::{QueueDepth, QueueDepths, QueueRole};
 pub use inspection::{Inspection, TAKES_NO_MESSAGES, inspect};
 pub use publisher::SessionPublisher;
 pub use session::{Broker, BrokerState, Flow, PublishOnly, check};
 pub use topology::{Argument, Bind, Names, Topology, TopologyMode};
 
-/// Why the broker could not do it.
+/// Why a call of the broker failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
     /// Its address cannot be read.
@@ -35,7 +71,7 @@ pub enum BrokerError {
         /// What the system says.
         detail: String,
     },
-    /// Its address is none. The address itself is not told: it may hold a password.
+    /// Its address is not an AMQP address. The text leaves the address out: it may hold a password.
     #[error("broker.uri is no AMQP address: {0}; expected amqp://user:password@host:port/vhost")]
     Uri(String),
     /// No connection, or the broker refuses it.
@@ -47,12 +83,12 @@ pub enum BrokerError {
         /// What the broker or the system says.
         detail: String,
     },
-    /// Objects that are missing or other than they must be; all of them.
+    /// All objects that are missing or other than they must be.
     #[error("the broker's topology is not as it must be:\n{}", .0.join("\n"))]
     Topology(Vec<String>),
 }
 
-/// Why a copy has no publisher confirm. Whether the broker has it is not known; it is published again.
+/// Why a copy has no publisher confirm. Whether the broker has it is not known, so it is published again.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
     /// There is no connection, or it is blocked.
@@ -81,37 +117,36 @@ pub enum PublishError {
 #[derive(Debug)]
 pub struct Delivery {
     pub message: Message,
-    /// The right to end it.
-    pub receipt: AckToken,
+    pub token: AckToken,
 }
 
-/// The right to end a delivery, once. A dropped receipt leaves the delivery with the broker until the session ends.
+/// The right to end a delivery, once. A dropped token leaves the delivery with the broker until the session ends.
 #[derive(Debug)]
 pub struct AckToken(Box<dyn EndDelivery>);
 
-/// What a receipt does at the broker.
+/// What a token does at the broker.
 #[async_trait]
 pub trait EndDelivery: Send + Sync + std::fmt::Debug {
-    /// Acks. False when the session is over: the broker delivers it again.
+    /// Acks. Returns false when the session is over: the broker delivers it again.
     async fn ack(self: Box<Self>) -> bool;
-    /// Gives it back to the queue. False when the session is over: the broker has done so itself.
+    /// Gives the delivery back to the queue. Returns false when the session is over: the broker has done so itself.
     async fn requeue(self: Box<Self>) -> bool;
-    /// The session is over: neither has an effect any more.
+    /// Returns true when the session is over: neither has an effect any more.
     fn is_over(&self) -> bool;
 }
 
 impl AckToken {
-    /// A receipt that does this at its end.
+    /// Returns a token that ends its delivery this way.
     pub fn new(end: impl EndDelivery + 'static) -> Self {
         Self(Box::new(end))
     }
 
-    /// Acks the delivery. False when its session is over: the broker delivers it again.
+    /// Acks the delivery. Returns false when its session is over: the broker delivers it again.
     pub async fn ack(self) -> bool {
         self.0.ack().await
     }
 
-    /// Its session is over: the broker has taken the delivery back.
+    /// Returns true when its session is over: the broker has taken the delivery back.
     pub fn is_over(&self) -> bool {
         self.0.is_over()
     }
@@ -132,7 +167,7 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    /// Its publish, for whoever follows that.
+    /// Returns the publish as a trace records it.
     pub fn work(&self) -> Work {
         Work::Publish {
             exchange: self.exchange.clone(),
@@ -146,9 +181,19 @@ impl Outgoing {
 /// Publishes with publisher confirms.
 #[async_trait]
 pub trait Publisher: Send + Sync {
-    /// Publishes a message that some queue must take. `Ok` is the proof that one has it.
+    /// Publishes a message that some queue must take. `Ok` proves that one has it.
     async fn publish(&self, outgoing: &Outgoing) -> Result<(), PublishError>;
 
-    /// Publishes messages that nobody has to want, one result for each. `Ok` is the proof that the broker has it.
+    /// Publishes messages that no queue has to take, with one result for each. `Ok` proves that the broker has it.
     async fn publish_unrouted(&self, outgoing: &[Outgoing]) -> Vec<Result<(), PublishError>>;
+}
+
+/// The way of dead letters back.
+#[async_trait]
+pub trait WorkQueue: Send + Sync {
+    /// Publishes a copy to the work queue. `Ok` proves that the queue has it.
+    ///
+    /// # Errors
+    /// Unless the error says so, it is unknown whether the queue has it.
+    async fn send_back(&self, message: Message) -> Result<(), PublishError>;
 }

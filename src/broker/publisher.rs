@@ -14,7 +14,7 @@ use crate::broker::convert::properties_of;
 use crate::broker::{BrokerError, Outgoing, PublishError, Publisher};
 use crate::observe::metrics::{Confirm, Publication, PublishMeter};
 
-/// Messages on one channel that wait for their publisher confirms, where no queue has to take them.
+/// Messages of one channel that wait for their publisher confirms, where no queue has to take them.
 const UNROUTED_IN_FLIGHT: usize = 256;
 
 /// The publishing side of one session.
@@ -57,7 +57,7 @@ impl PublishSession {
         self.publish_as(outgoing, properties_of(&outgoing.message)).await
     }
 
-    /// With these properties in place of the message's own.
+    /// Publishes with these properties instead of the message's own.
     pub(super) async fn publish_as(
         &self,
         outgoing: &Outgoing,
@@ -67,10 +67,10 @@ impl PublishSession {
         let channel = self.channel().await?;
         let published = async {
             let waiting = send(&channel, outgoing, properties, true).await?;
-            judge(outgoing, waiting.await)
+            proof_of(outgoing, waiting.await)
         };
         let result = tokio::time::timeout(self.confirm_timeout, published).await.map_err(|_| PublishError::Timeout)?;
-        // After a surprise the channel's pending answers are in doubt: it is dropped, which closes it.
+        // After an error the channel's pending answers are in doubt, so it is dropped, which closes it.
         if result.is_ok() {
             self.keep(channel);
         }
@@ -106,7 +106,7 @@ impl PublishSession {
                 waiting.push(send(&channel, outgoing, properties_of(&outgoing.message), mandatory).await?);
             }
             for (outgoing, confirm) in piece.iter().zip(waiting) {
-                results.push(judge(outgoing, confirm.await));
+                results.push(proof_of(outgoing, confirm.await));
             }
             Ok(channel)
         };
@@ -144,8 +144,8 @@ async fn send(
         .map_err(|error| PublishError::Channel(broker_detail(&error)))
 }
 
-/// An ack alone is no proof: a message that no queue took is returned and then acked.
-fn judge(outgoing: &Outgoing, confirm: lapin::Result<Confirmation>) -> Result<(), PublishError> {
+/// Reads a confirm. An ack alone is no proof: a message that no queue took is returned and then acked.
+fn proof_of(outgoing: &Outgoing, confirm: lapin::Result<Confirmation>) -> Result<(), PublishError> {
     let (exchange, routing_key) = (outgoing.exchange.clone(), outgoing.routing_key.clone());
     match confirm {
         Ok(Confirmation::Ack(None)) => Ok(()),
@@ -159,7 +159,7 @@ fn judge(outgoing: &Outgoing, confirm: lapin::Result<Confirmation>) -> Result<()
     }
 }
 
-/// Publishes over whichever session there is.
+/// Publishes over the current session.
 #[derive(Clone)]
 pub struct SessionPublisher {
     pub(super) session: watch::Receiver<Option<Arc<PublishSession>>>,
@@ -175,11 +175,11 @@ impl std::fmt::Debug for SessionPublisher {
 }
 
 impl SessionPublisher {
-    /// Publishes messages that some queue must take, in their order. An error says that any of them may be missing: publish
-    /// them all again, their ids tell the repeats.
+    /// Publishes messages that some queue must take, in their order. After an error any of them may be missing: publish all of
+    /// them again; consumers recognise repeats by their ids.
     ///
     /// # Errors
-    /// The first thing that went wrong.
+    /// The first failure.
     pub async fn publish_in_order(&self, outgoing: &[Outgoing]) -> Result<(), PublishError> {
         self.session().await?.publish_in_order(outgoing).await
     }

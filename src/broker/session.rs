@@ -23,24 +23,24 @@ use crate::observe::metrics::PublishMeter;
 use crate::policy::arrival::is_suspect;
 use crate::policy::retry_schedule::Backoff;
 
-/// An idle loop shows at least this often that it lives.
+/// Longest interval between heartbeats of an idle loop.
 const BEAT: Duration = Duration::from_secs(1);
 
-/// What the lanes can take.
+/// Whether the broker may deliver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flow {
     Open,
-    /// Deliver nothing new; what is held stays held.
+    /// Deliver nothing new. Deliveries that are held stay held.
     Paused,
 }
 
-/// How it stands with the broker, for the status line.
+/// The state of the session, for the status line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BrokerState {
-    /// Not connected; the text says why, once it is known.
+    /// Not connected; the text is the reason, once it is known.
     Connecting(String),
     Consuming,
-    /// Connected, but the lanes take nothing.
+    /// Connected, while the lanes take nothing.
     Paused,
     /// The broker takes no publishes; the text is its reason.
     Blocked(String),
@@ -56,7 +56,7 @@ impl BrokerState {
         }
     }
 
-    /// Why it is away, or takes no messages.
+    /// Returns why the broker is away, or takes no messages.
     pub fn detail(&self) -> Option<&str> {
         match self {
             Self::Connecting(why) | Self::Blocked(why) => Some(why),
@@ -69,14 +69,14 @@ pub struct Broker {
     settings: BrokerSettings,
     publish_session: watch::Sender<Option<Arc<PublishSession>>>,
     state: watch::Sender<BrokerState>,
-    /// A message with a priority was met, and it was said what that means.
+    /// Set once a message with a priority has come, and the log explains what that means.
     has_met_priority: OnceLock<()>,
     beat: Heartbeat,
     meter: PublishMeter,
 }
 
-/// What the broker's task works with.
-struct Duties {
+/// How the other tasks reach the broker's task.
+struct Channels {
     deliveries: mpsc::Sender<Delivery>,
     flow: watch::Receiver<Flow>,
     stop_consuming: CancellationToken,
@@ -84,14 +84,13 @@ struct Duties {
 }
 
 impl Broker {
-    /// A task with these settings, not yet running.
     pub fn new(settings: BrokerSettings, beat: Heartbeat) -> Self {
         let state = watch::Sender::new(BrokerState::Connecting("starting".to_owned()));
         let (publish_session, meter) = (watch::Sender::new(None), PublishMeter::default());
         Self { settings, publish_session, state, has_met_priority: OnceLock::new(), beat, meter }
     }
 
-    /// Publishes over this broker's sessions.
+    /// Returns a publisher over this broker's sessions.
     pub fn publisher(&self) -> SessionPublisher {
         SessionPublisher {
             session: self.publish_session.subscribe(),
@@ -100,18 +99,16 @@ impl Broker {
         }
     }
 
-    /// What its publishers count.
     pub fn meter(&self) -> PublishMeter {
         self.meter.clone()
     }
 
-    /// How it stands, as it changes.
     pub fn state(&self) -> watch::Receiver<BrokerState> {
         self.state.subscribe()
     }
 
-    /// One session after the other, until `close`. A broker out of reach is no error here: it is tried again for ever.
-    /// Deliveries come while `flow` is open and `stop_consuming` has not been called; acks and publishes go on until `close`.
+    /// Runs one session after the other until `close`. A broker out of reach is no error here: it is tried again for ever.
+    /// Deliveries come while `flow` is open and `stop_consuming` is not cancelled; acks and publishes go on until `close`.
     pub async fn run(
         self,
         deliveries: mpsc::Sender<Delivery>,
@@ -119,12 +116,12 @@ impl Broker {
         stop_consuming: CancellationToken,
         close: CancellationToken,
     ) {
-        let duties = Duties { deliveries, flow, stop_consuming, close };
+        let channels = Channels { deliveries, flow, stop_consuming, close };
         let (first, longest) = self.settings.reconnect;
         let mut pause = Backoff::between(first, longest);
-        while !duties.close.is_cancelled() {
+        while !channels.close.is_cancelled() {
             let began = tokio::time::Instant::now();
-            let end = self.session(&duties).await;
+            let end = self.session(&channels).await;
             self.publish_session.send_replace(None);
             let Err(error) = end else { break };
             if began.elapsed() > longest {
@@ -133,7 +130,7 @@ impl Broker {
             let wait = pause.next_wait();
             warn!(broker.error = %error, broker.retry_in_ms = wait.as_millis(), "the session with the broker ended, a new one follows");
             self.state.send_replace(BrokerState::Connecting(error.to_string()));
-            self.wait(wait, &duties.close).await;
+            self.wait(wait, &channels.close).await;
         }
     }
 
@@ -149,8 +146,8 @@ impl Broker {
         }
     }
 
-    /// `Ok` when asked to close, an error when the session failed.
-    async fn session(&self, duties: &Duties) -> Result<(), BrokerError> {
+    /// Runs one session. Returns `Ok` when asked to close, an error when the session failed.
+    async fn session(&self, channels: &Channels) -> Result<(), BrokerError> {
         let consuming = self.settings.connect("consume").await?;
         let publishing = self.settings.connect("publish").await?;
         self.settings.topology.ensure(&consuming, self.settings.topology_mode).await?;
@@ -162,11 +159,12 @@ impl Broker {
 
         let channel = consuming.channel().await?;
         let mut endings = Endings::new(self.settings.call_timeout);
-        let served = self.serve(duties, &consuming, publishing.connected(), &channel, &mut events, &mut endings).await;
+        let served =
+            self.serve(channels, &consuming, publishing.connected(), &channel, &mut events, &mut endings).await;
         self.publish_session.send_replace(None);
         if served.is_ok() {
             // What fails here the broker delivers again.
-            let _ = endings.tell_rest(&channel).await;
+            let _ = endings.send_rest(&channel).await;
             // Closing the channel first: its answer comes after the broker has processed the acks before it.
             let _ = consuming.within("close the channel", channel.close(200, "".into())).await;
         }
@@ -177,26 +175,26 @@ impl Broker {
 
     async fn serve(
         &self,
-        duties: &Duties,
+        channels: &Channels,
         consuming: &Connected,
         publishing: &Connected,
         channel: &Channel,
         events: &mut (impl Stream<Item = Event> + Unpin),
         endings: &mut Endings,
     ) -> Result<(), BrokerError> {
-        let mut flow = duties.flow.clone();
+        let mut flow = channels.flow.clone();
         let (mut intake_is_there, mut flows) = (true, false);
-        let mut look = tokio::time::interval(BEAT);
+        let mut check = tokio::time::interval(BEAT);
         let queue = self.settings.topology.names().work.as_str();
         let hold = (self.settings.prefetch, self.settings.is_ordered);
         let mut consumers = Consumers::new(consuming, channel, queue, hold);
         loop {
             self.beat.beat();
             let is_open = intake_is_there && *flow.borrow_and_update() == Flow::Open;
-            let may_consume = is_open && !duties.stop_consuming.is_cancelled();
+            let may_consume = is_open && !channels.stop_consuming.is_cancelled();
             if may_consume {
                 if consumers.is_outgrown() {
-                    self.stop(duties, &mut consumers, endings).await?;
+                    self.stop(channels, &mut consumers, endings).await?;
                 }
                 consumers.grow().await?;
                 if !std::mem::replace(&mut flows, true) {
@@ -204,28 +202,28 @@ impl Broker {
                 }
             } else if consumers.are_running() {
                 flows = false;
-                self.stop(duties, &mut consumers, endings).await?;
+                self.stop(channels, &mut consumers, endings).await?;
             }
-            self.tell(if may_consume { BrokerState::Consuming } else { BrokerState::Paused });
+            self.publish_state(if may_consume { BrokerState::Consuming } else { BrokerState::Paused });
             tokio::select! {
                 biased;
-                () = duties.close.cancelled() => return Ok(()),
-                event = events.next() => self.heed(event, [consuming, publishing])?,
-                // An event may come before its effect shows.
-                _ = look.tick() => {
+                () = channels.close.cancelled() => return Ok(()),
+                event = events.next() => self.handle_event(event, [consuming, publishing])?,
+                // The event of a failed connection may come before its state shows it.
+                _ = check.tick() => {
                     if !(consuming.is_up() && publishing.is_up() && channel.status().connected()) {
                         return Err(consuming.failed("keep the connection", "it was closed".to_owned()));
                     }
                 }
-                () = duties.stop_consuming.cancelled(), if consumers.are_running() => {}
-                // Intake has gone, which is no reason to leave: settle still acks and publishes.
+                () = channels.stop_consuming.cancelled(), if consumers.are_running() => {}
+                // When intake has ended, settle still acks and publishes.
                 changed = flow.changed(), if intake_is_there => intake_is_there = changed.is_ok(),
                 ended = endings.next() => {
-                    let told = endings.tell(channel, ended).await;
-                    told.map_err(|error| consuming.failed("ack", broker_detail(&error)))?;
+                    let sent = endings.send(channel, ended).await;
+                    sent.map_err(|error| consuming.failed("ack", broker_detail(&error)))?;
                 }
                 delivery = consumers.next() => {
-                    if !self.hand_over(duties, delivery?, endings, consumers.hold()).await {
+                    if !self.hand_over(channels, delivery?, endings, consumers.hold()).await {
                         consumers.trust();
                     }
                 }
@@ -233,49 +231,54 @@ impl Broker {
         }
     }
 
-    async fn stop(&self, duties: &Duties, consumers: &mut Consumers<'_>, endings: &Endings) -> Result<(), BrokerError> {
+    async fn stop(
+        &self,
+        channels: &Channels,
+        consumers: &mut Consumers<'_>,
+        endings: &Endings,
+    ) -> Result<(), BrokerError> {
         let held = consumers.hold();
         for buffered in consumers.stop().await? {
-            self.end_buffered(duties, buffered, endings, held.clone()).await;
+            self.end_buffered(channels, buffered, endings, held.clone()).await;
         }
         Ok(())
     }
 
-    /// Returns whether it may be a message that ends processes.
-    async fn hand_over(&self, duties: &Duties, mut delivery: AmqpDelivery, endings: &Endings, held: Held) -> bool {
+    /// Passes a delivery to intake. Returns whether it may be one that ends processes.
+    async fn hand_over(&self, channels: &Channels, mut delivery: AmqpDelivery, endings: &Endings, held: Held) -> bool {
         let message = message_of(&mut delivery);
         let is_suspect = is_suspect(&message);
-        // AMQP clients are not told the broker's version.
+        // AMQP does not show the broker's version.
         if message.properties.priority.is_some_and(|priority| priority > 0) && self.has_met_priority.set(()).is_ok() {
             info!(
                 "messages have priorities: RabbitMQ heeds them in a quorum queue from version 4.0 on, and delivers in the order of arrival before"
             );
         }
-        let receipt = endings.receipt(delivery.delivery_tag, held);
-        let mut given = std::pin::pin!(duties.deliveries.send(Delivery { message, receipt }));
-        // Intake may be waiting for the journal; that is no reason to look dead, nor to miss the end.
+        let token = endings.token(delivery.delivery_tag, held);
+        let mut given = std::pin::pin!(channels.deliveries.send(Delivery { message, token }));
+        // Intake may be waiting for the journal: the heartbeat and the stop must go on meanwhile.
         loop {
             tokio::select! {
                 _ = &mut given => return is_suspect,
-                () = duties.stop_consuming.cancelled() => return is_suspect,
+                () = channels.stop_consuming.cancelled() => return is_suspect,
                 () = tokio::time::sleep(BEAT) => self.beat.beat(),
             }
         }
     }
 
-    /// In a pause it is taken in all the same: to give it back would count towards the queue's delivery limit, and pauses
-    /// may be many. At a stop it goes back at once, for other instances.
-    async fn end_buffered(&self, duties: &Duties, delivery: AmqpDelivery, endings: &Endings, held: Held) {
-        if duties.stop_consuming.is_cancelled() {
-            endings.receipt(delivery.delivery_tag, held).requeue().await;
+    /// Passes a buffered delivery on in a pause: giving it back would count towards the queue's delivery limit, and pauses may
+    /// be many. At a stop it goes back at once, for other instances.
+    async fn end_buffered(&self, channels: &Channels, delivery: AmqpDelivery, endings: &Endings, held: Held) {
+        if channels.stop_consuming.is_cancelled() {
+            endings.token(delivery.delivery_tag, held).requeue().await;
         } else {
-            self.hand_over(duties, delivery, endings, held).await;
+            self.hand_over(channels, delivery, endings, held).await;
         }
     }
 
-    /// A failed channel shows as an event of its connection too. That of the consumers ends their stream; one that
-    /// published is replaced by its user. Neither is a reason to give all deliveries back.
-    fn heed(&self, event: Option<Event>, connections: [&Connected; 2]) -> Result<(), BrokerError> {
+    /// Ends the session only where a connection failed. A failed channel is an event of its connection too: that of the
+    /// consumers ends their stream, one that published is replaced by its user, and neither needs a new session.
+    fn handle_event(&self, event: Option<Event>, connections: [&Connected; 2]) -> Result<(), BrokerError> {
         let [consuming, _] = connections;
         match event {
             Some(Event::ConnectionBlocked(reason)) => {
@@ -301,7 +304,7 @@ impl Broker {
         }
     }
 
-    fn tell(&self, now: BrokerState) {
+    fn publish_state(&self, now: BrokerState) {
         self.state.send_if_modified(|state| {
             let changes = *state != now && !matches!(state, BrokerState::Blocked(_));
             if changes {
@@ -312,7 +315,6 @@ impl Broker {
     }
 }
 
-/// The connection's events, without the one that says it is there.
 fn watched(connected: &Connected) -> impl Stream<Item = Event> + Unpin + use<> {
     connected.connection.events_listener().boxed()
 }

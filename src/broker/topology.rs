@@ -1,52 +1,19 @@
-//! Which exchanges and queues there must be, with which arguments; declares them or checks them, and reports all that is wrong.
+//! Which exchanges, queues and bindings there must be, and with which arguments. No I/O.
 
 use std::time::Duration;
 
-use lapin::ExchangeKind;
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
-use lapin::types::{AMQPValue, FieldTable};
-
-use crate::broker::BrokerError;
-use crate::broker::connection::{Connected, broker_detail};
-
-/// Means the same on every version of RabbitMQ: on 4.x the default is 20, and whoever looks at dead letters by get and
-/// requeue would lose them; -1 means none on 4.x and one delivery on 3.10.
+/// A limit that means the same on every version of RabbitMQ. On 4.x the default is 20, so that reading dead letters by get
+/// and requeue would lose them; -1 means none on 4.x and one delivery on 3.10.
 const DEAD_DELIVERY_LIMIT: i64 = 1_000_000;
-/// Events that nobody wants are kept for a look, the newest of them.
+/// Unrouted events that are kept, the newest ones.
 const UNROUTED_EVENTS: i64 = 10_000;
 
-/// Make what is missing, or only look.
+/// Whether to make what is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TopologyMode {
     Declare,
-    /// Only check that they are there and right.
+    /// Only check that all objects are there and right.
     Verify,
-}
-
-/// What a look at all objects found.
-#[derive(Debug, Default)]
-pub(super) struct Compared {
-    /// In one line each: what is wrong with an object, and how to mend it.
-    pub(super) faults: Vec<String>,
-    /// Objects that are there, and whose settings may not be seen without the right to configure them.
-    pub(super) unseen: Vec<String>,
-}
-
-/// What a look at one object found.
-enum Found {
-    Right,
-    Wrong(String),
-    Unseen(String),
-}
-
-impl Compared {
-    fn note(&mut self, found: Found) {
-        match found {
-            Found::Right => {}
-            Found::Wrong(fault) => self.faults.push(fault),
-            Found::Unseen(object) => self.unseen.push(object),
-        }
-    }
 }
 
 /// The names of the objects. All derive from the work queue's unless they are set.
@@ -55,7 +22,7 @@ pub struct Names {
     pub work: String,
     /// The exchange through which retries go to their wait queues.
     pub retry: String,
-    /// The beginning of the wait queues' names; the delay follows.
+    /// Prefix of the wait queues' names; the delay follows.
     pub wait: String,
     /// The dead-letter exchange and its queue.
     pub dead: String,
@@ -64,7 +31,6 @@ pub struct Names {
 }
 
 impl Names {
-    /// The names that derive from this work queue's.
     pub fn derived_from(queue: &str) -> Self {
         Self {
             work: queue.to_owned(),
@@ -75,12 +41,12 @@ impl Names {
         }
     }
 
-    /// The wait queue for this delay; also its routing key.
+    /// Returns the name of the wait queue for this delay, which is its routing key too.
     pub fn wait_queue(&self, delay: Duration) -> String {
         format!("{}.{}", self.wait, delay_name(delay))
     }
 
-    /// Where events go that nobody wants: exchange and queue.
+    /// Returns the name of the exchange and the queue for unrouted events.
     pub fn unrouted(&self) -> String {
         format!("{}.unrouted", self.events)
     }
@@ -93,45 +59,45 @@ fn delay_name(delay: Duration) -> String {
     }
 }
 
-/// That the work queue gets what producers publish to an exchange of theirs.
+/// Bindings of the work queue to an exchange of its producers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Bind {
-    /// The exchange. Its producers make it.
+    /// Made by its producers, never here.
     pub exchange: String,
-    /// A binding for each of these.
+    /// One binding for each.
     pub routing_keys: Vec<String>,
-    /// Of each binding: what a headers exchange looks for.
+    /// The arguments of each binding, for a headers exchange.
     pub arguments: Vec<(String, Argument)>,
 }
 
-/// What there must be.
+/// All objects that there must be.
 #[derive(Debug, Clone)]
 pub struct Topology {
     names: Names,
     delays: Vec<Duration>,
-    binds: Vec<Bind>,
+    pub(super) binds: Vec<Bind>,
     single_active_consumer: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-struct Exchange {
-    name: String,
-    kind: &'static str,
-    arguments: Arguments,
+pub(super) struct Exchange {
+    pub(super) name: String,
+    pub(super) kind: &'static str,
+    pub(super) arguments: Arguments,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-struct Queue {
-    name: String,
-    arguments: Arguments,
+pub(super) struct Queue {
+    pub(super) name: String,
+    pub(super) arguments: Arguments,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-struct Binding {
-    exchange: String,
-    queue: String,
-    key: String,
-    arguments: Vec<(String, Argument)>,
+pub(super) struct Binding {
+    pub(super) exchange: String,
+    pub(super) queue: String,
+    pub(super) key: String,
+    pub(super) arguments: Vec<(String, Argument)>,
 }
 
 type Arguments = Vec<(&'static str, Argument)>;
@@ -145,18 +111,18 @@ pub enum Argument {
 }
 
 impl Topology {
-    /// The objects for these names and the delays of retries.
+    /// Returns the objects for these names, with a wait queue for each delay.
     pub fn new(names: Names, delays: Vec<Duration>) -> Self {
         Self { names, delays, binds: Vec::new(), single_active_consumer: false }
     }
 
-    /// The same, where the broker gives the work queue's messages to one consumer at a time.
+    /// Lets the broker give the work queue's messages to one consumer at a time.
     #[must_use]
     pub fn with_single_active_consumer(self, single_active_consumer: bool) -> Self {
         Self { single_active_consumer, ..self }
     }
 
-    /// The same, where the work queue is bound to exchanges of producers.
+    /// Binds the work queue to exchanges of producers.
     #[must_use]
     pub fn with_binds(self, binds: Vec<Bind>) -> Self {
         Self { binds, ..self }
@@ -166,12 +132,11 @@ impl Topology {
         &self.names
     }
 
-    /// The names of all queues.
     pub(super) fn queue_names(&self) -> Vec<String> {
         self.queues().into_iter().map(|queue| queue.name).collect()
     }
 
-    fn exchanges(&self) -> Vec<Exchange> {
+    pub(super) fn exchanges(&self) -> Vec<Exchange> {
         let Names { retry, dead, events, .. } = &self.names;
         let unrouted = self.names.unrouted();
         let exchange = |name: &str, kind: &'static str| Exchange { name: name.to_owned(), kind, arguments: Vec::new() };
@@ -186,7 +151,7 @@ impl Topology {
         ]
     }
 
-    fn queues(&self) -> Vec<Queue> {
+    pub(super) fn queues(&self) -> Vec<Queue> {
         let text = |value: &str| Argument::Text(value.to_owned());
         let quorum = || ("x-queue-type", text("quorum"));
         // At-least-once dead lettering works only together with reject-publish.
@@ -224,7 +189,7 @@ impl Topology {
         queues
     }
 
-    fn bindings(&self) -> Vec<Binding> {
+    pub(super) fn bindings(&self) -> Vec<Binding> {
         let Names { retry, dead, .. } = &self.names;
         let unrouted = self.names.unrouted();
         let binding = |exchange: &str, queue: &str, key: &str| Binding {
@@ -246,7 +211,7 @@ impl Topology {
         bindings
     }
 
-    /// The objects as `rabbitmqctl import_definitions` and the management interface take them.
+    /// Returns the objects as `rabbitmqctl import_definitions` and the management interface take them.
     pub fn definitions(&self, vhost: &str) -> serde_json::Value {
         serde_json::json!({
             "exchanges": self.exchanges().iter().map(|exchange| serde_json::json!({
@@ -264,46 +229,6 @@ impl Topology {
             })).collect::<Vec<_>>(),
         })
     }
-
-    /// Makes all objects, or checks them. Each is tried, so that all faults come in one report.
-    pub(super) async fn ensure(&self, connected: &Connected, mode: TopologyMode) -> Result<(), BrokerError> {
-        let mut faults = self.compare(connected, mode).await?.faults;
-        // A binding that cannot be made says no more than the missing object did.
-        if mode == TopologyMode::Declare && faults.is_empty() {
-            for binding in self.bindings() {
-                faults.extend(binding.declare(connected).await?);
-            }
-        }
-        if faults.is_empty() { Ok(()) } else { Err(BrokerError::Topology(faults)) }
-    }
-
-    /// Makes all exchanges and queues, or looks at them.
-    pub(super) async fn compare(&self, connected: &Connected, mode: TopologyMode) -> Result<Compared, BrokerError> {
-        let mut compared = Compared::default();
-        for exchange in self.exchanges() {
-            compared.note(exchange.ensure(connected, mode).await?);
-        }
-        for queue in self.queues() {
-            compared.note(queue.ensure(connected, mode).await?);
-        }
-        for bind in &self.binds {
-            compared.note(bind.look(connected).await?);
-        }
-        Ok(compared)
-    }
-}
-
-impl Bind {
-    /// The exchange is its producers' own: it is never made here.
-    async fn look(&self, connected: &Connected) -> Result<Found, BrokerError> {
-        let exchange = Exchange { name: self.exchange.clone(), kind: "topic", arguments: Vec::new() };
-        let Err(error) = exchange.declare(connected, true).await? else { return Ok(Found::Right) };
-        let (name, detail) = (&self.exchange, broker_detail(&error));
-        Ok(Found::Wrong(format!(
-            "- exchange {name} of [[bind]]: {detail}; it is its producers' own: have them make it, or make it with \
-             `rabbitmqadmin declare exchange name={name} type=topic durable=true`"
-        )))
-    }
 }
 
 fn json_of<N: AsRef<str>>(arguments: &[(N, Argument)]) -> serde_json::Value {
@@ -316,100 +241,6 @@ fn json_of<N: AsRef<str>>(arguments: &[(N, Argument)]) -> serde_json::Value {
         (name.as_ref().to_owned(), value)
     });
     serde_json::Value::Object(values.collect())
-}
-
-fn table<N: AsRef<str>>(arguments: &[(N, Argument)]) -> FieldTable {
-    let mut table = FieldTable::default();
-    for (name, value) in arguments {
-        let value = match value {
-            Argument::Text(text) => AMQPValue::LongString(text.as_str().into()),
-            Argument::Number(number) => AMQPValue::LongLongInt(*number),
-            Argument::Bool(value) => AMQPValue::Boolean(*value),
-        };
-        table.insert(name.as_ref().into(), value);
-    }
-    table
-}
-
-/// In one line: what is wrong with an object, and how to mend it.
-fn fault(object: &str, name: &str, error: &lapin::Error) -> String {
-    let detail = broker_detail(error);
-    let mend = if detail.contains("NOT_FOUND") {
-        "make it with `chainwriter topology apply`, or set broker.topology = \"declare\""
-    } else if detail.contains("PRECONDITION_FAILED") || detail.contains("inequivalent") {
-        "it exists with other arguments: move its messages away, delete it, and run `chainwriter topology apply`"
-    } else if detail.contains("ACCESS_REFUSED") {
-        "give the user the missing right, or have an operator run `chainwriter topology apply` and set broker.topology = \"verify\""
-    } else {
-        "see the broker's log"
-    };
-    format!("- {object} {name}: {detail}; {mend}")
-}
-
-/// Rights to configure are an operator's, not the worker's: without them a look by name is all there is.
-fn lacks_right(error: &lapin::Error) -> bool {
-    broker_detail(error).contains("ACCESS_REFUSED")
-}
-
-impl Exchange {
-    async fn ensure(&self, connected: &Connected, mode: TopologyMode) -> Result<Found, BrokerError> {
-        if mode == TopologyMode::Verify
-            && let Err(error) = self.declare(connected, true).await?
-        {
-            return Ok(Found::Wrong(fault("exchange", &self.name, &error)));
-        }
-        Ok(match self.declare(connected, false).await? {
-            Ok(()) => Found::Right,
-            Err(error) if mode == TopologyMode::Declare || !lacks_right(&error) => {
-                Found::Wrong(fault("exchange", &self.name, &error))
-            }
-            Err(_) => Found::Unseen(format!("exchange {}", self.name)),
-        })
-    }
-
-    async fn declare(&self, connected: &Connected, passive: bool) -> Result<Result<(), lapin::Error>, BrokerError> {
-        let options = ExchangeDeclareOptions { passive, durable: true, ..ExchangeDeclareOptions::default() };
-        let channel = connected.channel().await?;
-        let (name, kind, arguments) =
-            (self.name.as_str().into(), ExchangeKind::Custom(self.kind.to_owned()), table(&self.arguments));
-        connected.within("declare an exchange", channel.exchange_declare(name, kind, options, arguments)).await
-    }
-}
-
-impl Queue {
-    async fn ensure(&self, connected: &Connected, mode: TopologyMode) -> Result<Found, BrokerError> {
-        if mode == TopologyMode::Verify
-            && let Err(error) = self.declare(connected, true).await?
-        {
-            return Ok(Found::Wrong(fault("queue", &self.name, &error)));
-        }
-        Ok(match self.declare(connected, false).await? {
-            Ok(()) => Found::Right,
-            Err(error) if mode == TopologyMode::Declare || !lacks_right(&error) => {
-                Found::Wrong(fault("queue", &self.name, &error))
-            }
-            Err(_) => Found::Unseen(format!("queue {}", self.name)),
-        })
-    }
-
-    async fn declare(&self, connected: &Connected, passive: bool) -> Result<Result<(), lapin::Error>, BrokerError> {
-        let options = QueueDeclareOptions { passive, durable: true, ..QueueDeclareOptions::default() };
-        let channel = connected.channel().await?;
-        let declared = channel.queue_declare(self.name.as_str().into(), options, table(&self.arguments));
-        Ok(connected.within("declare a queue", declared).await?.map(|_| ()))
-    }
-}
-
-impl Binding {
-    async fn declare(&self, connected: &Connected) -> Result<Option<String>, BrokerError> {
-        let channel = connected.channel().await?;
-        let (queue, exchange, key) =
-            (self.queue.as_str().into(), self.exchange.as_str().into(), self.key.as_str().into());
-        let arguments = table(&self.arguments);
-        let bound = channel.queue_bind(queue, exchange, key, QueueBindOptions::default(), arguments);
-        let name = format!("of {} to {}", self.queue, self.exchange);
-        Ok(connected.within("bind a queue", bound).await?.err().map(|error| fault("binding", &name, &error)))
-    }
 }
 
 #[cfg(test)]

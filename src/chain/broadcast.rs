@@ -1,7 +1,7 @@
-//! Gives signed bytes to every endpoint that serves, and tells the best of what they answer.
+//! Sends signed bytes to every endpoint that serves, and returns the best of their answers.
 //!
-//! Every node gets everything, each time: a node that takes bytes and never passes them on, or that restarts with an empty
-//! pool, then holds up nothing. It costs each transaction's bytes once for each endpoint.
+//! Every node gets everything, each time. So a node that takes bytes and never passes them on, or that restarts with an empty
+//! pool, holds up nothing. The cost is each transaction's bytes once for each endpoint.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::model::{RawTransaction, TxHash};
 use crate::observe::traces::Traced;
 use crate::policy::classify::{ErrorTable, SendMeaning};
 
-/// How much longer than the first endpoint the others may take. Their failures are none of the caller's.
+/// How much longer than the first endpoint the others may take. Their failures do not fail the call.
 const GRACE: Duration = Duration::from_secs(3);
 
 impl NodeClient {
@@ -28,12 +28,12 @@ impl NodeClient {
             span: span.clone(),
         });
         let calls: Vec<_> = calls.collect();
-        let mut route = Route::new(self);
+        let mut route = Route::new(&self.endpoints);
         let Some(first) = route.next().await else {
             let failure = route.failure();
             return transactions.iter().map(|_| Err(failure.clone())).collect();
         };
-        let others = self.endpoints.iter().filter(|endpoint| {
+        let others = self.endpoints.all().iter().filter(|endpoint| {
             let health = endpoint.health();
             !std::ptr::eq(*endpoint, first) && health.is_verified()
         });
@@ -64,7 +64,7 @@ impl NodeClient {
         tokio::select! {
             answers = self.send_to(endpoint, transactions, calls) => Some(answers),
             () = too_late => {
-                endpoint.note_silence(GRACE);
+                endpoint.record_silence(GRACE);
                 None
             }
         }
@@ -83,7 +83,7 @@ impl NodeClient {
             if hash == Some(signed.item.hash) { Ok(()) } else { Err(endpoint.nonsense(format!("hash {answer}"))) }
         };
         let answers: Vec<_> = transactions.iter().zip(answers).map(read).collect();
-        endpoint.note(&first_failure(&answers).map_or(Ok(()), |failure| Err(failure.clone())));
+        endpoint.record(&first_failure(&answers).map_or(Ok(()), |failure| Err(failure.clone())));
         let is_about_itself = |answer: &Result<()>| {
             matches!(meaning(&self.errors, answer), SendMeaning::Syncing | SendMeaning::WrongChain)
         };
@@ -102,13 +102,13 @@ fn meaning(errors: &ErrorTable, answer: &Result<()>) -> SendMeaning {
     }
 }
 
-/// Which of two answers about the same bytes promises more. Of equal ones the first.
+/// Returns the answer about the same bytes that promises more, the first of equal ones.
 fn better(errors: &ErrorTable, one: Result<()>, other: Result<()>) -> Result<()> {
     if rank(errors, &other) < rank(errors, &one) { other } else { one }
 }
 
-/// What a node says about the bytes comes before what it says about itself; that it has them comes first, and that it will
-/// never take them comes last.
+/// Ranks an answer, the best lowest. What a node says about the bytes comes before what it says about itself; that it has
+/// them comes first, and that it will never take them comes last.
 fn rank(errors: &ErrorTable, answer: &Result<()>) -> u8 {
     if answer.as_ref().is_err_and(ChainError::is_of_endpoint) {
         return u8::MAX;

@@ -1,6 +1,6 @@
-//! The chain over JSON-RPC: each call goes along the endpoints until one answers it.
+//! The chain over JSON-RPC: each call goes from endpoint to endpoint until one answers it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,11 +10,10 @@ use jsonrpc_core::Value;
 use reqwest::Url;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use tokio::time::Instant;
 use web3::error::Error;
 
 use crate::chain::endpoint::{Endpoint, MethodCall, Order, first_failure};
-use crate::chain::route::Route;
+use crate::chain::route::{Endpoints, Route};
 use crate::chain::{
     BlockTag, Call, Chain, ChainError, EndpointState, Header, Log, LogQuery, Receipt, Result, SentInBlock, answers,
     receipts,
@@ -26,20 +25,18 @@ use crate::policy::classify::ErrorTable;
 use crate::policy::fee::Market;
 use crate::rpc::{HttpTransport, client, label};
 
-/// How to reach the chain.
 #[derive(Clone)]
 pub struct ClientSettings {
-    /// The chain that must be behind every endpoint.
+    /// The chain id that every endpoint must have.
     pub chain_id: u64,
-    /// In the order in which they are tried.
+    /// In the order in which calls try them.
     pub endpoints: Vec<Url>,
-    /// For one HTTP call.
+    /// Of one HTTP call.
     pub timeout: Duration,
     /// Calls in one JSON-RPC batch at most.
     pub batch_size: usize,
-    /// Blocks that an endpoint may be behind another and is used all the same.
+    /// Blocks that a usable endpoint may be behind another.
     pub max_lag: u64,
-    /// What nodes' texts mean.
     pub errors: Arc<ErrorTable>,
     pub tracer: Tracer,
 }
@@ -54,42 +51,22 @@ impl std::fmt::Debug for ClientSettings {
 /// A [`Chain`] over JSON-RPC.
 #[derive(Debug)]
 pub struct NodeClient {
-    pub(super) chain_id: u64,
-    pub(super) max_lag: u64,
+    pub(super) endpoints: Endpoints,
     pub(super) errors: Arc<ErrorTable>,
-    /// In the configured order.
-    pub(super) endpoints: Vec<Endpoint>,
-    pub(super) comparisons: Occasion,
     meter: ChainMeter,
 }
 
-/// Something that is done from time to time, by whoever comes along.
-#[derive(Debug, Default)]
-pub(super) struct Occasion(Mutex<Option<Instant>>);
-
-impl Occasion {
-    /// Whether it is time again. The one who is told so does it.
-    pub(super) fn is_due(&self, now: Instant, every: Duration) -> bool {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_due = last.is_none_or(|last| now.duration_since(last) >= every);
-        if is_due {
-            *last = Some(now);
-        }
-        is_due
-    }
-}
-
 impl NodeClient {
-    /// A client for these endpoints; connects to none yet.
+    /// Returns a client that is not connected yet.
     ///
     /// # Errors
-    /// When the HTTP client cannot be made, for want of the system's certificates say.
+    /// When the HTTP client cannot be made, without the system's certificates for example.
     pub fn new(settings: &ClientSettings) -> std::result::Result<Self, Error> {
         let client = client(settings.timeout)?;
         let meter = ChainMeter::default();
         let labels: Vec<_> = settings.endpoints.iter().map(label).collect();
         let endpoints = settings.endpoints.iter().zip(&labels).enumerate().map(|(index, (url, label))| {
-            // Two keys of one provider, say: then the place in the list tells them apart.
+            // With two keys of one provider, the place in the list distinguishes them.
             let is_alone = labels.iter().filter(|other| *other == label).count() == 1;
             let label = if is_alone { label.clone() } else { format!("{label} (number {})", index + 1) };
             let transport = HttpTransport::new(client.clone(), url.clone());
@@ -97,16 +74,13 @@ impl NodeClient {
             Endpoint::new(transport, label, settings.batch_size, errors, meter.clone(), tracer)
         });
         Ok(Self {
-            chain_id: settings.chain_id,
-            max_lag: settings.max_lag,
+            endpoints: Endpoints::new(endpoints.collect(), settings.chain_id, settings.max_lag),
             errors: Arc::clone(&settings.errors),
-            endpoints: endpoints.collect(),
-            comparisons: Occasion::default(),
             meter,
         })
     }
 
-    /// What each endpoint says is the account's next nonce, with what waits in its pool: by the endpoint's label.
+    /// Returns the account's next nonce with its pending transactions, as each endpoint reports it, by the endpoint's label.
     pub async fn pending_counts(&self, account: Address) -> Vec<(String, Result<Nonce>)> {
         let ask = |endpoint| async move {
             let answer =
@@ -114,13 +88,13 @@ impl NodeClient {
             let counted = answer.and_then(|answer| count(answer).map_err(|detail| endpoint.nonsense(detail)));
             (endpoint.label().to_owned(), counted)
         };
-        join_all(self.endpoints.iter().map(ask)).await
+        join_all(self.endpoints.all().iter().map(ask)).await
     }
 
-    /// The code of the contract at this address; empty where there is none.
+    /// Returns the code of the contract at this address; empty where there is none.
     ///
     /// # Errors
-    /// When no endpoint tells.
+    /// When no endpoint answers.
     pub async fn code(&self, address: Address) -> Result<Bytes> {
         self.ask("eth_getCode", vec![json!(address), json!("latest")], |answer: Value| {
             answers::bytes(&answer).ok_or_else(|| format!("code {answer}"))
@@ -128,18 +102,18 @@ impl NodeClient {
         .await
     }
 
-    /// What the node calls itself: `Geth/v1.16.7-stable/linux-amd64/go1.25.4`, say.
+    /// Returns the node's name of itself, such as `Geth/v1.16.7-stable/linux-amd64/go1.25.4`.
     ///
     /// # Errors
-    /// When no endpoint tells.
+    /// When no endpoint answers.
     pub async fn program(&self) -> Result<String> {
         self.ask("web3_clientVersion", vec![], Ok).await
     }
 
-    /// How much gas it takes to make a contract of this code.
+    /// Estimates the gas of deploying this code.
     ///
     /// # Errors
-    /// What the node says against it.
+    /// When no endpoint answers, or the node refuses.
     pub async fn estimate_creation(&self, from: Address, code: &[u8]) -> Result<Gas> {
         let call = json!({ "from": from, "data": format!("0x{}", hex::encode(code)) });
         self.ask("eth_estimateGas", vec![call, json!("latest")], |answer: Value| {
@@ -148,10 +122,10 @@ impl NodeClient {
         .await
     }
 
-    /// Where this transaction has made a contract, once it is in a block.
+    /// Returns the contract that this transaction deployed, once it is in a block.
     ///
     /// # Errors
-    /// When no endpoint tells, or it reverted.
+    /// When no endpoint answers, or it reverted.
     pub async fn created(&self, transaction: TxHash) -> Result<Option<(Address, BlockNumber)>> {
         self.ask("eth_getTransactionReceipt", vec![json!(transaction)], answers::created).await
     }
@@ -160,25 +134,24 @@ impl NodeClient {
         self.meter.clone()
     }
 
-    /// How its endpoints are, in the configured order.
+    /// Returns the states of the endpoints, in the configured order.
     pub fn endpoint_states(&self) -> Vec<EndpointState> {
-        let now = Instant::now();
-        self.endpoints.iter().map(|endpoint| endpoint.state(now, self.max_lag)).collect()
+        self.endpoints.states()
     }
 
-    /// Goes along the endpoints until one of them answers.
+    /// Asks one endpoint after the other until one of them answers.
     async fn along<'c, T>(&'c self, ask: impl Fn(&'c Endpoint) -> BoxFuture<'c, Result<T>> + Send) -> Result<T> {
-        let mut route = Route::new(self);
+        let mut route = Route::new(&self.endpoints);
         while let Some(endpoint) = route.next().await {
             let answer = ask(endpoint).await;
-            if let Some(answer) = route.judge(endpoint, answer) {
+            if let Some(answer) = route.accept(endpoint, answer) {
                 return Ok(answer);
             }
         }
         Err(route.failure())
     }
 
-    /// One call, whose answer must be one that can be read.
+    /// Makes one call. An answer that cannot be read counts as a failure of the endpoint.
     async fn ask<A: DeserializeOwned, T>(
         &self,
         method: &'static str,
@@ -193,7 +166,7 @@ impl NodeClient {
         self.along(|endpoint| Box::pin(ask(endpoint))).await
     }
 
-    /// The same for many calls, all to one endpoint. `read` gets no failure of the endpoint.
+    /// Makes many calls, all to one endpoint. `read` gets no failure of the endpoint.
     async fn ask_many<T>(
         &self,
         calls: &[MethodCall],
@@ -217,7 +190,7 @@ impl Chain for NodeClient {
         if block != BlockTag::Latest {
             return self.ask("eth_getBlockByNumber", vec![tag(block), json!(false)], answers::header).await;
         }
-        self.look_after_endpoints().await;
+        self.endpoints.check_now_and_then().await;
         self.along(|endpoint| Box::pin(endpoint.newest_block())).await.map(Some)
     }
 
@@ -241,7 +214,7 @@ impl Chain for NodeClient {
     }
 
     async fn sent_in(&self, account: Address, block: BlockNumber) -> Result<Option<SentInBlock>> {
-        // A block that cannot be read proves nothing; that is no fault of the endpoint.
+        // A block that cannot be read proves nothing, and is no fault of the endpoint.
         let answer =
             self.ask("eth_getBlockByNumber", vec![tag(BlockTag::Number(block)), json!(true)], Ok::<Value, _>).await?;
         answers::sent_in(&answer, account)
@@ -273,7 +246,7 @@ impl Chain for NodeClient {
 
     async fn call(&self, call: &Call, block: BlockNumber) -> Result<Bytes> {
         let call = [MethodCall::new("eth_call", vec![call_object(call), tag(BlockTag::Number(block))])];
-        // What the call reverts with is an answer, not a reason to ask elsewhere.
+        // A revert is an answer, not a reason to ask another endpoint.
         let outcome = self.ask_many(&call, |endpoint, mut answers| match answers.pop() {
             Some(Ok(value)) => match answers::bytes(&value) {
                 Some(bytes) => Ok(Ok(bytes)),
@@ -302,7 +275,7 @@ impl Chain for NodeClient {
     async fn balance(&self, account: Address) -> Result<Wei> {
         self.ask("eth_getBalance", vec![json!(account), json!("latest")], |answer: Value| {
             let digits = answer.as_str().and_then(|text| text.strip_prefix("0x")).filter(|digits| is_hex(digits));
-            // A balance beyond 128 bits (test chains have them) is as good as the largest amount there is.
+            // A balance beyond 128 bits (test chains have them) counts as the largest amount.
             let wei = digits.map(|digits| Wei(u128::from_str_radix(digits, 16).unwrap_or(u128::MAX)));
             wei.ok_or_else(|| format!("balance {answer}"))
         })

@@ -1,4 +1,4 @@
-//! One endpoint: asks it for its chain id before use, sends calls one by one or in batches, knows what it lacks.
+//! One endpoint: verifies its chain id before use, sends calls one by one or in batches, and remembers what it lacks.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,9 +21,9 @@ use crate::observe::traces::{SpanContext, Tracer};
 use crate::policy::classify::{ErrorTable, is_missing_method};
 use crate::rpc::{BatchAnswer, HttpTransport};
 
-/// A batch that was refused is tried again this many times shorter, down to single calls.
+/// Divides the size of a refused batch for the next try, down to single calls.
 const SHRINK: usize = 4;
-/// What the parameters of one batch may come to, as text. Servers refuse more than some MiB: Anvil 2, Geth 5.
+/// Highest size of one batch's parameters as text. Servers refuse more than some MiB: Anvil 2, Geth 5.
 const BATCH_BYTES: usize = 1 << 20;
 /// Single calls under way at once, where a node takes no batches.
 const SINGLE_CALLS: usize = 8;
@@ -45,7 +45,7 @@ impl MethodCall {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Order {
     Any,
-    /// Each is answered before the next is sent, where they do not go in one batch.
+    /// Where calls do not go in one batch, each is answered before the next is sent.
     Kept,
 }
 
@@ -55,7 +55,7 @@ pub(super) struct Endpoint {
     errors: Arc<ErrorTable>,
     label: String,
     health: Mutex<Health>,
-    /// Calls in a batch at most: what is configured, or less where the node has refused that many.
+    /// Highest number of calls in a batch: the configured one, or less where the node has refused that many.
     batch_size: AtomicUsize,
     configured_batch_size: usize,
     lacks: Mutex<HashSet<&'static str>>,
@@ -94,7 +94,6 @@ impl Endpoint {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How it is, for a person.
     pub(super) fn state(&self, now: Instant, max_lag: u64) -> EndpointState {
         let health = self.health();
         let serves = health.is_verified() && !health.rests(now) && health.behind() <= max_lag;
@@ -105,8 +104,8 @@ impl Endpoint {
         EndpointState { label: self.label.clone(), serves, blocks_behind: health.behind(), problem }
     }
 
-    /// Asks for its chain id, and whether it is syncing. What the node behind lacks is found out anew after a failure: it
-    /// may be another one now.
+    /// Checks its chain id, and that it is not syncing. After a failure, what the node lacks is forgotten: another node may be
+    /// behind the address now.
     pub(super) async fn verify(&self, expected: u64) -> Result<()> {
         let answer = self.ask("eth_chainId", vec![]).await?;
         let found = answers::small_quantity(&answer).ok_or_else(|| self.nonsense(format!("chain id {answer}")))?;
@@ -121,7 +120,7 @@ impl Endpoint {
             Ok(_) | Err(ChainError::Node { .. }) => {}
             Err(error) => return Err(error),
         }
-        let failures = self.health().note_verified(Instant::now());
+        let failures = self.health().record_verified(Instant::now());
         if failures > 0 {
             self.batch_size.store(self.configured_batch_size, Ordering::Relaxed);
             self.lacks.lock().unwrap_or_else(PoisonError::into_inner).clear();
@@ -130,12 +129,12 @@ impl Endpoint {
         Ok(())
     }
 
-    /// Notes how the endpoint did: answers of its own choice are none of its faults.
-    pub(super) fn note<T>(&self, answer: &Result<T>) {
+    /// Records success or failure. A refusal by the node is an answer, not a failure of the endpoint.
+    pub(super) fn record<T>(&self, answer: &Result<T>) {
         match answer {
-            Ok(_) | Err(ChainError::Node { .. }) => self.health().note_answer(),
+            Ok(_) | Err(ChainError::Node { .. }) => self.health().record_answer(),
             Err(failure) => {
-                let failures = self.health().note_failure(Instant::now(), failure);
+                let failures = self.health().record_failure(Instant::now(), failure);
                 if failures > 1 {
                     return;
                 }
@@ -148,13 +147,13 @@ impl Endpoint {
         }
     }
 
-    /// Notes that it has not answered within the time that others get beside one that serves.
-    pub(super) fn note_silence(&self, limit: Duration) {
+    /// Records that the endpoint has not answered within this limit.
+    pub(super) fn record_silence(&self, limit: Duration) {
         let detail = format!("no answer within {limit:?}");
-        self.note::<()>(&Err(ChainError::Unreachable { endpoint: self.label.clone(), detail }));
+        self.record::<()>(&Err(ChainError::Unreachable { endpoint: self.label.clone(), detail }));
     }
 
-    /// Notes how far it is behind the best head, and says so when that changes whether it is used.
+    /// Records how far the endpoint is behind the best head, and logs a change of whether it is used.
     pub(super) fn compare(&self, best: BlockNumber, max_lag: u64) {
         let mut health = self.health();
         let lagged = health.behind() > max_lag;
@@ -170,13 +169,13 @@ impl Endpoint {
         }
     }
 
-    /// Whether it has said that it does not have this method.
+    /// Returns whether the node has said that it does not support this method.
     pub(super) fn lacks(&self, method: &str) -> bool {
         self.lacks.lock().unwrap_or_else(PoisonError::into_inner).contains(method)
     }
 
-    /// Remembers a method that the node says it does not have. Other errors may pass.
-    pub(super) fn note_lack(&self, method: &'static str, failure: &ChainError) {
+    /// Remembers a method that the node does not support. Other errors may pass.
+    pub(super) fn record_lack(&self, method: &'static str, failure: &ChainError) {
         let ChainError::Node { code, message, .. } = failure else { return };
         let is_new = is_missing_method(*code, message)
             && self.lacks.lock().unwrap_or_else(PoisonError::into_inner).insert(method);
@@ -193,7 +192,7 @@ impl Endpoint {
         answer
     }
 
-    /// One answer for each call. After a failure of the endpoint the calls that are left get this failure.
+    /// Returns one answer for each call. After a failure of the endpoint the remaining calls get this failure.
     pub(super) async fn ask_many(&self, calls: &[MethodCall], order: Order) -> Vec<Result<Value>> {
         let mut answers = Vec::with_capacity(calls.len());
         let mut size = self.batch_size.load(Ordering::Relaxed);
@@ -282,7 +281,7 @@ impl Endpoint {
         let endpoint = self.label.clone();
         match error {
             Error::Transport(TransportError::Code(429)) => self.limited(),
-            // Another endpoint, or the same one later, would not take it either: it is about the call.
+            // No endpoint would take it, now or later: the error is about the call.
             Error::Transport(TransportError::Code(code @ 413)) => {
                 let message = format!("HTTP status {code}: the request is too large");
                 ChainError::Node { endpoint, code: code.into(), message, data: None }
@@ -317,7 +316,7 @@ impl Endpoint {
     }
 }
 
-/// How many of these calls one batch may hold for their size: one at least.
+/// Returns how many of these calls fit into one batch by size: one at least.
 fn fitting(calls: &[MethodCall]) -> usize {
     let size = |call: &MethodCall| call.params.iter().filter_map(Value::as_str).map(str::len).sum::<usize>();
     let sizes = calls.iter().map(size).scan(0, |sum, size| {
@@ -343,7 +342,7 @@ fn result_of(error: &ChainError) -> CallResult {
     }
 }
 
-/// The first answer that is a failure of the endpoint.
+/// Returns the first failure of the endpoint.
 pub(super) fn first_failure<T>(answers: &[Result<T>]) -> Option<&ChainError> {
     answers.iter().filter_map(|answer| answer.as_ref().err()).find(|error| error.is_of_endpoint())
 }

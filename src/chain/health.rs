@@ -1,4 +1,4 @@
-//! How an endpoint is: whether it is verified, how far behind it is, until when it is left alone. No I/O.
+//! The health of an endpoint: whether it is verified, how far it is behind, until when it rests. No I/O.
 
 use std::time::Duration;
 
@@ -10,20 +10,20 @@ use crate::policy::retry_schedule::Backoff;
 
 /// First and longest rest of an endpoint that fails again and again.
 const REST: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
-/// The shortest rest of an endpoint that asks for fewer calls and does not say when.
+/// Rest of an endpoint that asks for fewer calls without a time.
 const RATE_LIMIT_REST: Duration = Duration::from_secs(1);
-/// For how long a head counts that an endpoint has shown, whatever became of the endpoint: while it is fresh nothing older
-/// is believed; after that an endpoint that is behind is better than none.
+/// For how long an endpoint's head counts, whether or not the endpoint still answers. While it is fresh no older head is
+/// believed; after that an endpoint that is behind is better than none.
 pub(super) const HEAD_MEMORY: Duration = Duration::from_secs(30);
 
 /// The record of one endpoint.
 #[derive(Debug)]
 pub(super) struct Health {
-    /// When its chain id was seen last; `None` since it failed.
+    /// When its chain id was checked last; `None` since it failed.
     verified_at: Option<Instant>,
-    /// The newest block that it has shown, and when.
+    /// The newest block that it has reported, and when.
     head: Option<(BlockNumber, Instant)>,
-    /// By how many blocks, when heads were compared last.
+    /// Blocks behind the best head at the last comparison.
     behind: u64,
     failures: u32,
     rests_until: Option<Instant>,
@@ -46,17 +46,17 @@ impl Default for Health {
 }
 
 impl Health {
-    /// It has served its chain since it failed last.
+    /// Returns whether it has served its chain since its last failure.
     pub(super) fn is_verified(&self) -> bool {
         self.verified_at.is_some()
     }
 
-    /// Its chain id was seen no longer ago than this.
+    /// Returns whether its chain id was checked within this time.
     pub(super) fn is_verified_within(&self, now: Instant, age: Duration) -> bool {
         self.verified_at.is_some_and(|at| now.duration_since(at) < age)
     }
 
-    /// It is left alone for now.
+    /// Returns true while it must not be asked.
     pub(super) fn rests(&self, now: Instant) -> bool {
         self.rests_until.is_some_and(|until| now < until)
     }
@@ -65,29 +65,29 @@ impl Health {
         self.behind
     }
 
-    /// Why it was left alone last.
+    /// Returns its last failure.
     pub(super) fn last_error(&self) -> Option<ChainError> {
         self.last_error.clone()
     }
 
-    /// It serves the right chain. Says after how many failures.
-    pub(super) fn note_verified(&mut self, now: Instant) -> u32 {
+    /// Records that it serves the right chain. Returns the number of failures before.
+    pub(super) fn record_verified(&mut self, now: Instant) -> u32 {
         self.verified_at = Some(now);
         self.rests_until = None;
         self.last_error = None;
         self.failures
     }
 
-    /// It has answered. One of two answers at once that comes after the other's failure does not make up for it.
-    pub(super) fn note_answer(&mut self) {
+    /// Records an answer. An answer that comes after the failure of a call at the same time does not make up for it.
+    pub(super) fn record_answer(&mut self) {
         if self.is_verified() {
             self.failures = 0;
             self.pause.reset();
         }
     }
 
-    /// It has failed and rests. Calls that were under way together count as one failure. Returns how many there were.
-    pub(super) fn note_failure(&mut self, now: Instant, error: &ChainError) -> u32 {
+    /// Records a failure, after which it rests. Failures of calls at the same time count as one. Returns their number.
+    pub(super) fn record_failure(&mut self, now: Instant, error: &ChainError) -> u32 {
         let asked_for = match error {
             ChainError::RateLimited { retry_after, .. } => Some(retry_after.unwrap_or(RATE_LIMIT_REST)),
             ChainError::Unreachable { .. }
@@ -109,16 +109,16 @@ impl Health {
         self.failures
     }
 
-    /// What it says does not fit its chain id or its state: these are looked at again before it is used.
+    /// Requires a new check of its chain id and state: an answer did not fit them.
     pub(super) fn doubt(&mut self) {
         self.verified_at = None;
     }
 
-    pub(super) fn note_head(&mut self, head: BlockNumber, now: Instant) {
+    pub(super) fn record_head(&mut self, head: BlockNumber, now: Instant) {
         self.head = Some((head, now));
     }
 
-    /// The head that it has shown of late.
+    /// Returns the head that it has reported lately.
     pub(super) fn fresh_head(&self, now: Instant) -> Option<BlockNumber> {
         self.head.filter(|(_, at)| now.duration_since(*at) <= HEAD_MEMORY).map(|(number, _)| number)
     }
@@ -146,7 +146,7 @@ mod tests {
         let mut health = Health::default();
         let mut now = Instant::now();
         let rest_after_failure = |health: &mut Health, now: &mut Instant| {
-            health.note_failure(*now, &unreachable());
+            health.record_failure(*now, &unreachable());
             let rest = health.rests_until.unwrap() - *now;
             *now += rest;
             rest
@@ -154,10 +154,10 @@ mod tests {
         let first = rest_after_failure(&mut health, &mut now);
         let last = (0..20).map(|_| rest_after_failure(&mut health, &mut now)).last().unwrap();
         assert!(first <= REST.0 * 2 && last >= REST.1 / 2 && last <= REST.1 * 2, "{first:?} {last:?}");
-        health.note_answer();
+        health.record_answer();
         assert_eq!(health.failures, 21, "not verified: a late answer makes up for nothing");
-        assert_eq!(health.note_verified(now), 21);
-        health.note_answer();
+        assert_eq!(health.record_verified(now), 21);
+        health.record_answer();
         assert!(rest_after_failure(&mut health, &mut now) <= REST.0 * 2);
     }
 
@@ -166,7 +166,7 @@ mod tests {
         let mut health = Health::default();
         let now = Instant::now();
         for _ in 0..50 {
-            assert_eq!(health.note_failure(now, &unreachable()), 1);
+            assert_eq!(health.record_failure(now, &unreachable()), 1);
         }
         assert!(health.rests(now) && !health.rests(now + REST.0 * 2));
     }
@@ -176,11 +176,11 @@ mod tests {
     fn a_node_that_asks_for_a_pause_gets_it_also_when_it_rests_already() {
         let mut health = Health::default();
         let now = Instant::now();
-        health.note_failure(now, &unreachable());
-        health.note_failure(now, &limited(Some(30)));
+        health.record_failure(now, &unreachable());
+        health.record_failure(now, &limited(Some(30)));
         assert!(health.rests(now + Duration::from_secs(29)) && !health.rests(now + Duration::from_secs(30)));
         let mut health = Health::default();
-        health.note_failure(now, &limited(None));
+        health.record_failure(now, &limited(None));
         assert!(health.rests(now + RATE_LIMIT_REST - Duration::from_millis(1)));
     }
 
@@ -188,7 +188,7 @@ mod tests {
     fn heads_count_while_they_are_fresh() {
         let mut health = Health::default();
         let now = Instant::now();
-        health.note_head(BlockNumber(7), now);
+        health.record_head(BlockNumber(7), now);
         health.compare(BlockNumber(10));
         assert_eq!(health.behind(), 3);
         health.compare(BlockNumber(6));

@@ -1,4 +1,4 @@
-//! What the chain asks for: from a fee history, or from what else a node tells where it has none.
+//! The chain's prices: from a fee history, or from other calls where a node has none.
 
 use jsonrpc_core::Value;
 use serde_json::json;
@@ -8,7 +8,7 @@ use crate::chain::{ChainError, Header, Result, answers};
 use crate::model::Wei;
 use crate::policy::fee::Market;
 
-/// Blocks that the tip is taken from.
+/// Number of blocks from which the tip is taken.
 const FEE_HISTORY_BLOCKS: u64 = 10;
 
 const GAS_PRICE: &str = "eth_gasPrice";
@@ -16,7 +16,7 @@ const FEE_HISTORY: &str = "eth_feeHistory";
 const SUGGESTED_TIP: &str = "eth_maxPriorityFeePerGas";
 
 impl Endpoint {
-    /// What the chain asks for after this block, as this endpoint tells it.
+    /// Returns the prices after this block.
     pub(super) async fn market(&self, head: &Header) -> Result<Market> {
         let calls: Vec<_> = calls(head).into_iter().filter(|call| !self.lacks(call.method)).collect();
         let answers = self.ask_many(&calls, Order::Any).await;
@@ -24,8 +24,8 @@ impl Endpoint {
         for (method, answer) in &answers {
             match answer {
                 Err(error) if error.is_of_endpoint() => return Err(error.clone()),
-                // Where there is no base fee nothing else would do.
-                Err(error) if *method != GAS_PRICE => self.note_lack(method, error),
+                // Without a base fee nothing can replace the gas price.
+                Err(error) if *method != GAS_PRICE => self.record_lack(method, error),
                 Ok(_) | Err(_) => {}
             }
         }
@@ -33,7 +33,7 @@ impl Endpoint {
     }
 }
 
-/// What is asked at this block.
+/// Returns the calls for the prices after this block.
 fn calls(head: &Header) -> Vec<MethodCall> {
     let mut calls = vec![MethodCall::new(GAS_PRICE, vec![])];
     if head.base_fee.is_some() {
@@ -43,7 +43,7 @@ fn calls(head: &Header) -> Vec<MethodCall> {
     calls
 }
 
-/// What the answers say, as far as there are any. Without a base fee nothing can stand in for the gas price.
+/// Reads the answers that there are. Without a base fee nothing can replace the gas price.
 fn read(head: &Header, answers: &[(&str, Result<Value>)]) -> Result<Market> {
     let of = |method| answers.iter().find(|(asked, _)| *asked == method).map(|(_, answer)| answer);
     let value = |method| of(method).and_then(|answer| answer.as_ref().ok());

@@ -1,4 +1,40 @@
-//! The chain's seam: what a lane asks of a node, and every way in which the answer can fail.
+//! The chain's seam: the trait [`Chain`], its values and errors, and the client that speaks JSON-RPC to several nodes.
+//!
+//! # A call
+//!
+//! A stage calls a method of `Chain`. `client` turns it into JSON-RPC calls, and `route` chooses the endpoint: the first in the
+//! configured order that serves. `endpoint` sends the calls, in a batch where the node takes one, and `rpc` (outside of this
+//! folder) moves the bytes. `answers` reads JSON strictly: another request's id, HTML or null where there must be a value is
+//! [`ChainError::Nonsense`]. A failure of the endpoint lets `health` rest it, for longer each time, and `route` goes on with the
+//! next one; each is tried once. A refusal by the node is an answer: it goes to the caller, and no other node is asked.
+//!
+//! An endpoint is used only after it has shown the right chain id and that it is not syncing, and again after each failure. With
+//! several endpoints their heads are compared every ten seconds; one that lags is left out until it has caught up.
+//!
+//! `receipts` and `market` hide what some nodes lack (`eth_getBlockReceipts`, a fee history): the endpoint remembers the missing
+//! method, and other calls replace it.
+//!
+//! # A broadcast
+//!
+//! `broadcast` sends the same bytes to every endpoint that serves, in nonce order, and returns the best answer for each
+//! transaction. An answer decides nothing (invariant 2): after any error a node may have the bytes. The journal holds them
+//! already, so a crash, a timeout or a lost answer leads to the same bytes being sent again.
+//!
+//! # Following the chain
+//!
+//! `follow` holds the parts that a lane runs on top of these calls. They report; the lane decides.
+//!
+//! | file | reports |
+//! |---|---|
+//! | `follow/tracker` | new and orphaned blocks, which of our transactions they hold, what is final |
+//! | `follow/receipt_reader` | the receipts of final blocks |
+//! | `follow/broadcaster` | the answers to what it sends, round by round |
+//! | `follow/nonce_taker` | the foreign transaction that took a nonce |
+//! | `follow/record_search` | who wrote a record, from a contract's log |
+//! | `follow/history` | all that an account wrote, where its journal was lost |
+//!
+//! A block counts as part of the chain only when the parents from the newest block lead to it: what one node says of a height
+//! alone proves nothing. Errors leave a part's state as it was, so the next poll starts from there.
 
 use std::time::Duration;
 
@@ -37,10 +73,10 @@ pub enum ChainError {
     #[error("{endpoint} asks for fewer calls")]
     RateLimited {
         endpoint: String,
-        /// For how long it wants to be left alone, if it said so.
+        /// How long to wait, if the node said so.
         retry_after: Option<Duration>,
     },
-    /// The node is still catching up, by its own word.
+    /// The node says that it is still catching up.
     #[error("{endpoint} is still syncing")]
     Syncing { endpoint: String },
     /// Another endpoint has shown newer blocks.
@@ -54,22 +90,22 @@ pub enum ChainError {
         /// What the configuration says.
         expected: u64,
     },
-    /// An answer that cannot be one: another request's id, HTML, half a JSON document, null where there must be a value.
+    /// Not an answer to the call: another request's id, HTML, half a JSON document, null instead of a value.
     #[error("{endpoint} answered nonsense: {detail}")]
     Nonsense { endpoint: String, detail: String },
     #[error("{endpoint} refuses: {message}")]
     Node {
         endpoint: String,
-        /// Its code. Says nothing for sure: clients disagree about the meanings.
+        /// The JSON-RPC code. Clients disagree about the meanings.
         code: i64,
         message: String,
-        /// Its data: what a reverted call returned.
+        /// What a reverted call returned.
         data: Option<Bytes>,
     },
 }
 
 impl ChainError {
-    /// It is about the endpoint, not about what was asked: another endpoint may do better.
+    /// Returns true where the error is about the endpoint and not about the call: another endpoint may answer.
     pub fn is_of_endpoint(&self) -> bool {
         match self {
             Self::Unreachable { .. }
@@ -82,7 +118,7 @@ impl ChainError {
         }
     }
 
-    /// Why a lane pauses that got this error from a call which must succeed.
+    /// Returns why a lane pauses after this error of a call that must succeed.
     pub fn pause_reason(&self) -> PauseReason {
         match self {
             Self::Unreachable { .. } | Self::Nonsense { .. } | Self::Node { .. } => PauseReason::NodeUnreachable,
@@ -93,10 +129,8 @@ impl ChainError {
     }
 }
 
-/// What the chain's calls return.
 pub type Result<T, E = ChainError> = std::result::Result<T, E>;
 
-/// What matters of a block's header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
     pub number: BlockNumber,
@@ -105,28 +139,23 @@ pub struct Header {
     pub parent: BlockHash,
     /// Seconds since 1970.
     pub timestamp: u64,
-    /// Its own base fee, on chains that have one.
+    /// Base fee of this block, on chains that have one.
     pub base_fee: Option<Wei>,
-    /// The most gas that fits into it.
     pub gas_limit: Gas,
-    /// The transactions in it, where the node names them.
+    /// The hashes of its transactions, where the node lists them.
     pub transactions: Option<Vec<TxHash>>,
 }
 
-/// Which block is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BlockTag {
     Latest,
-    /// The newest that the node calls safe.
     Safe,
-    /// The newest that the node calls finalized.
     Finalized,
-    /// The one at this height.
     Number(BlockNumber),
 }
 
 impl BlockTag {
-    /// The tag that a rule looks at; none where it counts blocks.
+    /// Returns the tag of a finality rule; none where the rule counts blocks.
     pub fn of(rule: FinalityRule) -> Option<Self> {
         match rule {
             FinalityRule::Depth(_) => None,
@@ -136,12 +165,12 @@ impl BlockTag {
     }
 }
 
-/// Where a transaction is included. How it went, its receipt tells.
+/// Where a transaction is included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Inclusion {
     pub tx_hash: TxHash,
     pub block_number: BlockNumber,
-    /// Its block's hash, as the node gave it. Whoever decides anything on it asks first whether the block is canonical.
+    /// As the node gave it. Before a decision, check that the block is canonical.
     pub block_hash: BlockHash,
 }
 
@@ -149,12 +178,11 @@ pub struct Inclusion {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Receipt {
     pub transaction: FinalTransaction,
-    /// It did not revert.
+    /// False when it reverted.
     pub succeeded: bool,
 }
 
 impl Receipt {
-    /// Where it was included.
     pub fn inclusion(&self) -> Inclusion {
         let FinalTransaction { tx_hash, block_number, block_hash, .. } = self.transaction;
         Inclusion { tx_hash, block_number, block_hash }
@@ -166,7 +194,6 @@ impl Receipt {
 pub struct SentInBlock {
     pub number: BlockNumber,
     pub hash: BlockHash,
-    /// The account's transactions in it.
     pub sent: Vec<Sent>,
 }
 
@@ -175,7 +202,7 @@ pub struct SentInBlock {
 pub struct Sent {
     pub nonce: Nonce,
     pub tx_hash: TxHash,
-    /// Who is called; nobody where a contract is made.
+    /// The receiver; none where a contract is deployed.
     pub to: Option<Address>,
     pub data: Bytes,
 }
@@ -189,83 +216,81 @@ pub struct Call {
     pub data: Bytes,
 }
 
-/// Which entries of contracts' logs are wanted: those of this contract whose topics fit, place by place.
+/// Selects the log entries of a contract whose topics match, place by place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogQuery {
     pub contract: Address,
-    /// For each place the topics that fit; none: any.
+    /// The topics that match at each place; an empty list matches any.
     pub topics: Vec<Vec<Topic>>,
-    /// From this block on.
+    /// The lowest block.
     pub from: BlockNumber,
-    /// Up to this one, and it too.
+    /// The highest block.
     pub to: BlockNumber,
 }
 
 /// An entry of a contract's log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Log {
-    /// What it can be found by.
     pub topics: Vec<Topic>,
     pub data: Bytes,
-    /// The transaction that wrote it, and where that is.
+    /// The transaction that wrote it.
     pub inclusion: Inclusion,
 }
 
-/// How an endpoint is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointState {
     pub label: String,
     pub serves: bool,
-    /// When heads were compared last.
+    /// At the last comparison of heads.
     pub blocks_behind: u64,
-    /// Why it is not asked, if it has failed.
+    /// Why it is not in use.
     pub problem: Option<String>,
 }
 
-/// What a lane asks of the chain. Every call has a timeout for each endpoint it is tried at; a call that is dropped has no effect but may have been sent.
+/// The calls of a chain. Each has a timeout for each endpoint it tries; a call that is dropped may have been sent.
 #[async_trait]
 pub trait Chain: Send + Sync {
-    /// The header of this block, `None` where there is none (yet).
+    /// Returns `None` where there is no such block (yet).
     async fn header(&self, block: BlockTag) -> Result<Option<Header>>;
 
-    /// The receipts of those of `ours` that are in this very block.
+    /// Returns the receipts of those of `ours` that are in this very block.
     async fn receipts_in(&self, block: BlockHash, ours: &[TxHash]) -> Result<Vec<Receipt>>;
 
-    /// The receipt of each of these, where the node has one.
+    /// Returns the receipt of each transaction, where the node has one.
     async fn receipts(&self, hashes: &[TxHash]) -> Result<Vec<Option<Receipt>>>;
 
-    /// How many transactions the account has in the chain up to this block: its next nonce there. Never counts what is
-    /// only pending.
+    /// Returns the number of the account's transactions up to this block: its next nonce there. Never counts pending ones.
     async fn transaction_count(&self, account: Address, block: BlockTag) -> Result<Nonce>;
 
-    /// The account's transactions in the block at this height, read from the block itself. `None` where there is no block.
+    /// Returns the account's transactions in this block, read from the block itself. `None` where there is no such block.
     async fn sent_in(&self, account: Address, block: BlockNumber) -> Result<Option<SentInBlock>>;
 
-    /// What the chain asks for now.
+    /// Returns the prices after this block.
     async fn market(&self, head: &Header) -> Result<Market>;
 
-    /// How much gas each call takes at the newest block. A call that fails has its own error; the outer error means that none was looked at.
+    /// Estimates the gas of each call at the newest block. A call that fails has its own error; after the outer error none was
+    /// estimated.
     async fn estimate(&self, calls: &[Traced<Call>]) -> Result<Vec<Result<Gas>>>;
 
-    /// Runs a call on the state after this block: what it returns, or the error with what it reverted with.
+    /// Runs a call on the state after this block. The error of a reverted call holds its revert data.
     async fn call(&self, call: &Call, block: BlockNumber) -> Result<Bytes>;
 
-    /// What the contract has logged, of what the node has. A query whose range or answer is too large for the node is refused.
+    /// Returns the log entries that the node has. A node refuses a query whose range or answer is too large.
     async fn logs(&self, query: &LogQuery) -> Result<Vec<Log>>;
 
-    /// Gives signed bytes to every node that can be reached, in their order. The answer is the best that any of them gave;
-    /// an error says only what a node said, not that it does not have them.
+    /// Sends signed bytes to every node that can be reached, in order. Each result is the best answer of any node; after an
+    /// error a node may have the bytes all the same.
     async fn broadcast(&self, transactions: &[Traced<RawTransaction>]) -> Vec<Result<()>>;
 
     async fn balance(&self, account: Address) -> Result<Wei>;
 }
 
-/// How many transactions the account has in the chain up to this block; `None` where no node has the state for it.
+/// Returns the account's transaction count at this block; `None` where no node has the state.
 pub async fn count_at(chain: &dyn Chain, account: Address, block: u64) -> Result<Option<Nonce>> {
     known(chain.transaction_count(account, BlockTag::Number(BlockNumber(block))).await)
 }
 
-/// What a node will not or cannot tell is no evidence and no outage either: "missing trie node", pruned history.
+/// Turns a refusal or nonsense into `None`: "missing trie node" or pruned history is neither evidence nor an outage.
 pub fn known<T>(answer: Result<T>) -> Result<Option<T>> {
     match answer {
         Ok(value) => Ok(Some(value)),
@@ -280,7 +305,7 @@ pub fn known<T>(answer: Result<T>) -> Result<Option<T>> {
     }
 }
 
-/// The hash that a node gives these signed bytes: keccak-256.
+/// Returns the transaction hash of signed bytes: their keccak-256.
 pub fn transaction_hash(raw: &[u8]) -> TxHash {
     TxHash(web3::signing::keccak256(raw))
 }

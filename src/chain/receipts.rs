@@ -14,13 +14,13 @@ use crate::model::{BlockHash, TxHash};
 
 const BLOCK_RECEIPTS: &str = "eth_getBlockReceipts";
 
-/// The calls for the receipt of each of these.
+/// Returns the call for each receipt.
 pub(super) fn calls(hashes: &[TxHash]) -> impl Iterator<Item = MethodCall> + '_ {
     hashes.iter().map(|hash| MethodCall::new("eth_getTransactionReceipt", vec![json!(hash)]))
 }
 
 impl Endpoint {
-    /// The receipts of those of `ours` that are in this very block.
+    /// Returns the receipts of those of `ours` that are in this very block.
     pub(super) async fn receipts_in(&self, block: BlockHash, ours: &[TxHash]) -> Result<Vec<Receipt>> {
         if !self.lacks(BLOCK_RECEIPTS) {
             match self.ask::<Option<Vec<ReceiptFields>>>(BLOCK_RECEIPTS, vec![json!(block)]).await {
@@ -32,7 +32,7 @@ impl Endpoint {
                     debug!(block.hash = %block, "not all of the block's receipts; asked for one by one");
                 }
                 Ok(_) => debug!(block.hash = %block, "receipts that are not this block's; asked for one by one"),
-                Err(error @ ChainError::Node { .. }) => self.note_lack(BLOCK_RECEIPTS, &error),
+                Err(error @ ChainError::Node { .. }) => self.record_lack(BLOCK_RECEIPTS, &error),
                 Err(error) => return Err(error),
             }
         }
@@ -47,7 +47,7 @@ impl Endpoint {
         all.iter().filter(is_ours).map(|fields| answers::receipt(fields).map_err(|d| self.nonsense(d))).collect()
     }
 
-    /// `None` is a node's `null`.
+    /// Returns `None` for a node's `null`.
     pub(super) fn read_receipts(&self, answers: Vec<Result<Value>>) -> Result<Vec<Option<Receipt>>> {
         let read = |answer: Result<Value>| {
             let fields = Option::<ReceiptFields>::deserialize(answer?);

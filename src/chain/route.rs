@@ -1,5 +1,6 @@
 //! Which endpoint a call goes to, and which one after it: the first in the configured order that serves.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -7,32 +8,38 @@ use jsonrpc_core::Value;
 use serde_json::json;
 use tokio::time::{Instant, timeout};
 
-use crate::chain::client::NodeClient;
 use crate::chain::endpoint::Endpoint;
-use crate::chain::{ChainError, Header, Result, answers};
+use crate::chain::{ChainError, EndpointState, Header, Result, answers};
 
-/// How often the heads of several endpoints are compared, and endpoints that had failed are tried again beside one that
-/// serves.
+/// Interval between comparisons of the endpoints' heads, which also try endpoints that had failed.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
-/// For each endpoint in a comparison: the caller waits for it.
+/// Timeout for each endpoint in a comparison: the caller waits for it.
 const COMPARE_LIMIT: Duration = Duration::from_secs(3);
-/// After this an endpoint that serves well is asked for its chain id again: behind an address that balances the load
-/// another node may have come in.
+/// Age of an endpoint's chain id after which it is asked again: behind a load balancer another node may have come in.
 const VERIFY_EVERY: Duration = Duration::from_secs(60);
 
-/// One call's way along the endpoints: each is tried once at most.
+/// All endpoints, in the configured order.
+#[derive(Debug)]
+pub(super) struct Endpoints {
+    all: Vec<Endpoint>,
+    chain_id: u64,
+    max_lag: u64,
+    compared_at: Mutex<Option<Instant>>,
+}
+
+/// One call's way from endpoint to endpoint: each is tried once at most.
 pub(super) struct Route<'c> {
-    client: &'c NodeClient,
+    endpoints: &'c Endpoints,
     tried: Vec<bool>,
     failure: Option<ChainError>,
 }
 
 impl<'c> Route<'c> {
-    pub(super) fn new(client: &'c NodeClient) -> Self {
-        Self { client, tried: vec![false; client.endpoints.len()], failure: None }
+    pub(super) fn new(endpoints: &'c Endpoints) -> Self {
+        Self { endpoints, tried: vec![false; endpoints.all.len()], failure: None }
     }
 
-    /// The next endpoint to try. While one serves, those that have failed are left to the comparison, whose time is short.
+    /// Returns the next endpoint to try. While one serves, those that have failed are left to the comparison, which is short.
     pub(super) async fn next(&mut self) -> Option<&'c Endpoint> {
         loop {
             let verified = self.first(|endpoint| endpoint.health().is_verified());
@@ -46,47 +53,41 @@ impl<'c> Route<'c> {
             if verified.is_some() {
                 return Some(endpoint);
             }
-            // That it knows its chain id does not make up for calls that it failed.
-            match endpoint.verify(self.client.chain_id).await {
+            // A right chain id does not make up for calls that the endpoint failed.
+            match endpoint.verify(self.endpoints.chain_id).await {
                 Ok(()) => return Some(endpoint),
-                Err(error) => drop(self.judge::<()>(endpoint, Err(error))),
+                Err(error) => drop(self.accept::<()>(endpoint, Err(error))),
             }
         }
     }
 
     fn first(&self, suits: impl Fn(&Endpoint) -> bool) -> Option<(usize, &'c Endpoint)> {
         let now = Instant::now();
-        let untried = self.client.endpoints.iter().enumerate().zip(&self.tried).filter(|(_, tried)| !**tried);
+        let untried = self.endpoints.all.iter().enumerate().zip(&self.tried).filter(|(_, tried)| !**tried);
         let mut usable = untried.map(|(endpoint, _)| endpoint).filter(|(_, endpoint)| {
             let health = endpoint.health();
-            !health.rests(now) && health.behind() <= self.client.max_lag
+            !health.rests(now) && health.behind() <= self.endpoints.max_lag
         });
         usable.find(|(_, endpoint)| suits(endpoint))
     }
 
-    /// The answer, or `None` where the next endpoint should be asked.
-    pub(super) fn judge<T>(&mut self, endpoint: &Endpoint, answer: Result<T>) -> Option<T> {
-        endpoint.note(&answer);
-        match answer {
-            Ok(value) => Some(value),
-            Err(error) => {
-                self.note_failure(error);
-                None
-            }
-        }
+    /// Returns the answer, or `None` where the next endpoint should be asked.
+    pub(super) fn accept<T>(&mut self, endpoint: &Endpoint, answer: Result<T>) -> Option<T> {
+        endpoint.record(&answer);
+        answer.map_err(|error| self.keep(error)).ok()
     }
 
-    /// The first failure is told, but a wrong chain only if there is nothing else: the others come back by themselves.
-    fn note_failure(&mut self, error: ChainError) {
+    /// Keeps the first failure, but a wrong chain only if there is no other: other failures end by themselves.
+    fn keep(&mut self, error: ChainError) {
         if self.failure.as_ref().is_none_or(|failure| matches!(failure, ChainError::WrongChain { .. })) {
             self.failure = Some(error);
         }
     }
 
-    /// Why no endpoint gave an answer.
+    /// Returns why no endpoint gave an answer.
     pub(super) fn failure(mut self) -> ChainError {
         let now = Instant::now();
-        for (endpoint, tried) in self.client.endpoints.iter().zip(self.tried.clone()) {
+        for (endpoint, tried) in self.endpoints.all.iter().zip(self.tried.clone()) {
             let health = endpoint.health();
             let error = if tried {
                 None
@@ -97,7 +98,7 @@ impl<'c> Route<'c> {
             };
             drop(health);
             if let Some(error) = error {
-                self.note_failure(error);
+                self.keep(error);
             }
         }
         self.failure.unwrap_or_else(|| ChainError::Unreachable {
@@ -107,58 +108,77 @@ impl<'c> Route<'c> {
     }
 }
 
-impl NodeClient {
-    /// From time to time, before the newest block is asked for: looks whether endpoints still serve their chain, and with
-    /// several of them how far each has got. All are asked at the same moment, since heads of different moments differ on
-    /// fast chains anyway.
-    pub(super) async fn look_after_endpoints(&self) {
+impl Endpoints {
+    pub(super) fn new(all: Vec<Endpoint>, chain_id: u64, max_lag: u64) -> Self {
+        Self { all, chain_id, max_lag, compared_at: Mutex::default() }
+    }
+
+    pub(super) fn all(&self) -> &[Endpoint] {
+        &self.all
+    }
+
+    pub(super) fn states(&self) -> Vec<EndpointState> {
         let now = Instant::now();
-        if let [only] = self.endpoints.as_slice() {
+        self.all.iter().map(|endpoint| endpoint.state(now, self.max_lag)).collect()
+    }
+
+    /// Called before the newest block is read. From time to time, checks whether endpoints still serve their chain, and
+    /// compares the heads of several. All are asked at once, since heads of different moments differ on fast chains anyway.
+    pub(super) async fn check_now_and_then(&self) {
+        let now = Instant::now();
+        if let [only] = self.all.as_slice() {
             let mut health = only.health();
             if !health.is_verified_within(now, VERIFY_EVERY) {
                 health.doubt();
             }
             return;
         }
-        if !self.comparisons.is_due(now, COMPARE_EVERY) {
+        if !self.is_comparison_due(now) {
             return;
         }
         let in_use = Route::new(self).first(|endpoint| endpoint.health().is_verified()).map(|(index, _)| index);
-        let awake = self.endpoints.iter().enumerate().filter(|(_, endpoint)| !endpoint.health().rests(now));
-        let looks = awake.map(|(index, endpoint)| self.look_at(endpoint, in_use == Some(index)));
-        join_all(looks).await;
+        let awake = self.all.iter().enumerate().filter(|(_, endpoint)| !endpoint.health().rests(now));
+        join_all(awake.map(|(index, endpoint)| self.check(endpoint, in_use == Some(index)))).await;
         let now = Instant::now();
-        let best = self.endpoints.iter().filter_map(|endpoint| endpoint.health().fresh_head(now)).max();
+        let best = self.all.iter().filter_map(|endpoint| endpoint.health().fresh_head(now)).max();
         if let Some(best) = best {
-            for endpoint in &self.endpoints {
-                endpoint.compare(best, self.max_lag);
-            }
+            self.all.iter().for_each(|endpoint| endpoint.compare(best, self.max_lag));
         }
     }
 
-    async fn look_at(&self, endpoint: &Endpoint, is_in_use: bool) {
-        let look = async {
+    /// Returns true for the first caller after each interval, who then compares.
+    fn is_comparison_due(&self, now: Instant) -> bool {
+        let mut last = self.compared_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = last.is_none_or(|last| now.duration_since(last) >= COMPARE_EVERY);
+        if is_due {
+            *last = Some(now);
+        }
+        is_due
+    }
+
+    async fn check(&self, endpoint: &Endpoint, is_in_use: bool) {
+        let newest = async {
             if !endpoint.health().is_verified_within(Instant::now(), VERIFY_EVERY) {
                 endpoint.verify(self.chain_id).await?;
             }
             endpoint.newest_block().await
         };
-        match timeout(COMPARE_LIMIT, look).await {
-            Ok(answer) => endpoint.note(&answer),
-            // The calls that it is used for have a longer time, and tell.
+        match timeout(COMPARE_LIMIT, newest).await {
+            Ok(answer) => endpoint.record(&answer),
+            // The calls that the endpoint is used for have a longer timeout, and record its failure.
             Err(_) if is_in_use => {}
-            Err(_) => endpoint.note_silence(COMPARE_LIMIT),
+            Err(_) => endpoint.record_silence(COMPARE_LIMIT),
         }
     }
 }
 
 impl Endpoint {
-    /// The newest block, whose height is noted.
+    /// Returns the newest block, and records its height.
     pub(super) async fn newest_block(&self) -> Result<Header> {
         let answer = self.ask("eth_getBlockByNumber", vec![json!("latest"), Value::Bool(false)]).await?;
         let header = answers::header(answer).map_err(|detail| self.nonsense(detail))?;
         let header = header.ok_or_else(|| self.nonsense("no newest block".to_owned()))?;
-        self.health().note_head(header.number, Instant::now());
+        self.health().record_head(header.number, Instant::now());
         Ok(header)
     }
 }

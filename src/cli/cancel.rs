@@ -38,7 +38,7 @@ pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Res
     let mut history = journal.history(&id).await?;
     if let WishAnswer::Noted(state) = answer {
         let shares = history.as_ref().is_some_and(shares_its_transaction);
-        say(format_args!("{id}: {}", if shares { SHARED } else { noted(state) }));
+        say(format_args!("{id}: {}", if shares { SHARED } else { wish_text(state) }));
         while arguments.wait && history.as_ref().is_some_and(|history| !has_ended(history)) {
             tokio::time::sleep(LOOK).await;
             history = journal.history(&id).await?;
@@ -52,7 +52,7 @@ pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Res
             ));
             ExitCode::from(exit::NOT_FOUND)
         }
-        Some(history) if has_ended(&history) => told_end(&id, &history),
+        Some(history) if has_ended(&history) => print_end(&id, &history),
         Some(_) => ExitCode::SUCCESS,
     })
 }
@@ -66,7 +66,7 @@ fn shares_its_transaction(history: &History) -> bool {
     history.transactions.iter().any(|transaction| transaction.state == live && transaction.batch.is_some())
 }
 
-fn noted(state: RequestState) -> &'static str {
+fn wish_text(state: RequestState) -> &'static str {
     match state {
         RequestState::Accepted => {
             "to be cancelled; it waits for a nonce, and a running worker makes it a dead letter at once"
@@ -88,7 +88,7 @@ fn has_ended(history: &History) -> bool {
     )
 }
 
-fn told_end(id: &RequestId, history: &History) -> ExitCode {
+fn print_end(id: &RequestId, history: &History) -> ExitCode {
     if history.state == RequestState::Final.as_str() {
         say(format_args!("{id}: final: it was written, and nothing can be cancelled any more"));
         return ExitCode::from(exit::TOO_LATE);

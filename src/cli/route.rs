@@ -88,7 +88,7 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<
                 GasRule::Estimate { margin } => format!("the estimate and {margin} %"),
             });
             outcome.call = route.and_then(|route| match &route.calldata {
-                Calldata::Call(call) => call.tell(&data),
+                Calldata::Call(call) => call.decode(&data),
                 Calldata::Body | Calldata::Carried | Calldata::Record(_) => None,
             });
             outcome.calldata = Some(format!("0x{}", hex::encode(&data)));
@@ -101,7 +101,7 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<
     if arguments.json {
         say(serde_json::to_string_pretty(&outcome)?);
     } else {
-        say(outcome.tell().trim_end());
+        say(outcome.text().trim_end());
     }
     Ok(if outcome.refused.is_none() { ExitCode::SUCCESS } else { ExitCode::from(exit::ANOTHER) })
 }
@@ -128,7 +128,7 @@ fn message(arguments: &Arguments, settings: &Settings) -> anyhow::Result<Message
 }
 
 impl Outcome {
-    fn tell(&self) -> String {
+    fn text(&self) -> String {
         let route = self.route.as_deref().unwrap_or("none is for it");
         let mut lines = vec![format!("route      {route}")];
         let mut line = |name: &str, value: &Option<String>| {

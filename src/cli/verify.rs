@@ -78,12 +78,12 @@ pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Res
     let head = chain.header(BlockTag::Latest).await?.context("the node has no block")?.number;
     let range = (BlockNumber(arguments.from_block), head);
     for contract in contracts {
-        if let Some(record) = look(&chain, contract, &wanted, range).await? {
+        if let Some(record) = search(&chain, contract, &wanted, range).await? {
             let proof = prove(&settings, &chain, contract, record, wanted.content).await?;
             if arguments.json {
                 say(serde_json::to_string_pretty(&proof)?);
             } else {
-                say(proof.tell(&arguments.what).trim_end());
+                say(proof.text(&arguments.what).trim_end());
             }
             return Ok(ExitCode::from(proof.code()));
         }
@@ -118,7 +118,7 @@ fn contracts_of(settings: &Settings) -> Vec<Address> {
     contracts
 }
 
-async fn look(
+async fn search(
     chain: &NodeClient,
     contract: Address,
     wanted: &Wanted,
@@ -162,7 +162,7 @@ async fn prove(
 }
 
 impl Proof {
-    fn tell(&self, what: &str) -> String {
+    fn text(&self, what: &str) -> String {
         let Self { contract, record_id, content, writer, tx_hash, block_number, block_hash, block_time, .. } = self;
         let verdict = match (self.is_content, self.is_final) {
             (Some(false), _) => "recorded with another content",

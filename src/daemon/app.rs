@@ -200,7 +200,7 @@ async fn run_with<J: Journal + LetterDeeds + 'static>(
             look_every: settings.dead.look_every,
             admission: settings.admission.clone(),
             broker: broker_settings(&settings),
-            judge: ReplayGuard::new(journal.clone(), OPERATOR.to_owned(), settings.journal.retention),
+            guard: ReplayGuard::new(journal.clone(), OPERATOR.to_owned(), settings.journal.retention),
             instances: journal.clone(),
             owner: Arc::clone(&owner),
             meter: replay_meter,

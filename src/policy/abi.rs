@@ -154,16 +154,16 @@ impl Errors {
         self.0.extend(others.0.iter().cloned());
     }
 
-    /// The error that these revert data hold, with its arguments, if it is one of these.
-    pub fn tell(&self, data: &[u8]) -> Option<String> {
+    /// Returns the error in these revert data with its arguments, if it is a known one.
+    pub fn decode(&self, data: &[u8]) -> Option<String> {
         let (selector, arguments) = data.split_first_chunk::<4>()?;
         let mut known = self.0.iter().filter(|error| error.selector().0 == *selector);
-        known.find_map(|error| told(&error.name, &error.inputs, arguments))
+        known.find_map(|error| decoded(&error.name, &error.inputs, arguments))
     }
 }
 
 /// A name with its arguments, decoded: `transfer(to: 0x…, amount: 5)`.
-fn told(name: &str, inputs: &[Param], arguments: &[u8]) -> Option<String> {
+fn decoded(name: &str, inputs: &[Param], arguments: &[u8]) -> Option<String> {
     let kinds = inputs.iter().map(Specifier::<DynSolType>::resolve).collect::<Result<Vec<_>, _>>().ok()?;
     let DynSolValue::Tuple(values) = DynSolType::Tuple(kinds).abi_decode_params(arguments).ok()? else { return None };
     let told = inputs.iter().zip(&values).map(|(input, value)| match input.name.as_str() {
@@ -256,13 +256,13 @@ impl Call {
         self.function.signature()
     }
 
-    /// These calldata with the names of what they hold, if they are of it.
-    pub fn tell(&self, calldata: &[u8]) -> Option<String> {
+    /// Returns the function with its named arguments, if these calldata are a call of it.
+    pub fn decode(&self, calldata: &[u8]) -> Option<String> {
         let (selector, arguments) = calldata.split_first_chunk::<4>()?;
         if *selector != self.selector() {
             return None;
         }
-        told(&self.function.name, &self.function.inputs, arguments)
+        decoded(&self.function.name, &self.function.inputs, arguments)
     }
 
     /// The first bytes of its calldata.
@@ -608,18 +608,18 @@ mod tests {
             [&hash[..4], &hex::decode(arguments).unwrap()].concat()
         };
         let words = format!("{:064x}{:064x}", 1, 2);
-        let told = errors.tell(&data("InsufficientBalance(uint256,uint256)", &words));
+        let told = errors.decode(&data("InsufficientBalance(uint256,uint256)", &words));
         assert_eq!(told.as_deref(), Some("InsufficientBalance(available: 1, required: 2)"));
-        assert_eq!(errors.tell(&data("InsufficientBalance(uint256,uint256)", &words[..64])), None, "cut off");
-        assert_eq!(errors.tell(&data("Unknown()", "")), None);
+        assert_eq!(errors.decode(&data("InsufficientBalance(uint256,uint256)", &words[..64])), None, "cut off");
+        assert_eq!(errors.decode(&data("Unknown()", "")), None);
         let mut of_file = Errors::default();
         of_file.add_file(r#"[{"type":"error","name":"NotAllowed","inputs":[{"name":"n","type":"uint256"}]}]"#);
-        assert_eq!(of_file.tell(&data("NotAllowed(uint256)", &words[..64])).as_deref(), Some("NotAllowed(n: 1)"));
+        assert_eq!(of_file.decode(&data("NotAllowed(uint256)", &words[..64])).as_deref(), Some("NotAllowed(n: 1)"));
         let call = call("f(address to, (bytes2, string)[] notes)", Encoding::Hex);
         let calldata =
             call.encode(&json!(["0x00000000000000000000000000000000000000aa", [["0x0102", "a\"b"]]])).unwrap();
         let to = "0x00000000000000000000000000000000000000aa";
-        assert_eq!(call.tell(&calldata).unwrap(), format!("f(to: {to}, notes: [(0x0102, \"a\\\"b\")])"));
+        assert_eq!(call.decode(&calldata).unwrap(), format!("f(to: {to}, notes: [(0x0102, \"a\\\"b\")])"));
     }
 
     #[test]

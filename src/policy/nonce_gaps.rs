@@ -47,7 +47,7 @@ struct Seen {
 
 impl GapWatch {
     /// A look at the chain: the lowest nonce of a gap, if there is one, as seen at this head.
-    pub fn note(&mut self, gap: Option<Nonce>, head: BlockHash, now: Instant) {
+    pub fn record(&mut self, gap: Option<Nonce>, head: BlockHash, now: Instant) {
         self.seen = match (gap, self.seen.take()) {
             (None, _) => None,
             (Some(_), None) => Some(Seen { since: now, head, heads: 1 }),
@@ -86,14 +86,14 @@ mod tests {
         let now = Instant::now();
         assert!(!watch.is_certain(now));
         for _ in 0..3 {
-            watch.note(Some(Nonce(5)), head(1), now);
+            watch.record(Some(Nonce(5)), head(1), now);
             assert!(!watch.is_certain(now), "the same head again is the same look");
         }
-        watch.note(Some(Nonce(5)), head(2), now);
+        watch.record(Some(Nonce(5)), head(2), now);
         assert!(watch.is_certain(now));
-        watch.note(None, head(3), now);
+        watch.record(None, head(3), now);
         assert!(!watch.is_certain(now), "the node that lagged has caught up");
-        watch.note(Some(Nonce(5)), head(4), now);
+        watch.record(Some(Nonce(5)), head(4), now);
         assert!(!watch.is_certain(now));
         assert!(watch.is_certain(now + SETTLED), "no block comes, and it is still there");
     }

@@ -22,7 +22,7 @@ pub fn explain(data: &[u8], errors: &Errors) -> Cause {
         PANIC => Cause::rejected("panicked", panic_text(arguments)),
         _ => Cause::rejected(
             "reverted_custom",
-            errors.tell(data).unwrap_or_else(|| {
+            errors.decode(data).unwrap_or_else(|| {
                 format!("custom error 0x{} with data 0x{}", hex::encode(selector), hex::encode(arguments))
             }),
         ),

@@ -112,19 +112,19 @@ impl Queues {
     }
 }
 
-struct SimReceipt {
+struct SimAckToken {
     world: Shared,
     session: u64,
     tag: u64,
 }
 
-impl std::fmt::Debug for SimReceipt {
+impl std::fmt::Debug for SimAckToken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "delivery {} of session {}", self.tag, self.session)
     }
 }
 
-impl SimReceipt {
+impl SimAckToken {
     async fn end(&self, is_ack: bool) -> bool {
         let latency = self.world.lock().latency();
         tokio::time::sleep(latency).await;
@@ -148,7 +148,7 @@ impl SimReceipt {
 }
 
 #[async_trait]
-impl EndDelivery for SimReceipt {
+impl EndDelivery for SimAckToken {
     async fn ack(self: Box<Self>) -> bool {
         self.end(true).await
     }
@@ -212,8 +212,8 @@ fn take(shared: &Shared, session: u64) -> Option<Delivery> {
     let message = queued.message.clone();
     world.note(format!("delivered {} {} as {tag} of session {session}", queued.id(), queued.generation()));
     world.queues.unacked.get_mut(&session)?.insert(tag, queued);
-    let receipt = AckToken::new(SimReceipt { world: shared.clone(), session, tag });
-    Some(Delivery { message, receipt })
+    let token = AckToken::new(SimAckToken { world: shared.clone(), session, tag });
+    Some(Delivery { message, token })
 }
 
 pub(super) struct SimPublisher {

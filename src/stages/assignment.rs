@@ -1,6 +1,6 @@
-//! The stage that shows this instance to the others, and tells each lane whether it is to own its account here: lanes are
-//! spread evenly over the instances that are there. Nothing here is needed for safety, which is the lease's: whoever
-//! errs about the others only waits for a lease, or gives one up too early.
+//! The stage that registers this instance, and decides which lanes own their accounts here: lanes are spread evenly over the
+//! instances. Safety rests on the leases alone: an instance that is wrong about the others only waits for a lease, or gives
+//! one up too early.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,65 +16,71 @@ use crate::model::Heartbeat;
 use crate::policy::assignment::spread;
 use crate::policy::retry_schedule::Backoff;
 
-/// How often in each `lease.ttl` an instance shows itself, and how often it looks who is there in between.
-const SHOWS: u32 = 3;
-const LOOKS: u32 = 5;
-/// The least often that the stage shows that it lives.
+/// How often in each `lease.ttl` an instance registers.
+const REGISTERS: u32 = 3;
+/// How often it reads the other instances in each of these intervals.
+const CHECKS: u32 = 5;
+/// Longest interval between heartbeats.
 const BEAT: Duration = Duration::from_secs(1);
-/// An account that was given up for want of a node or a signer is not asked for again for so long, longer each time.
+/// First and longest time for which an account rests that was given up because its node or signer was away.
 const REST: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(1800));
-/// Who could take an account that nobody owns, and is not the one who should, waits for so many `lease.ttl`.
+/// An instance takes an account without an owner that is meant for another one after this many `lease.ttl`.
 const PATIENCE: u32 = 2;
 
-/// What the stage needs to know of a lane.
 #[derive(Debug, Clone)]
 pub struct AssignedLane {
     pub account: AccountId,
-    /// Whether it is to own it; `None` before the first look.
+    /// Whether this instance is to own the account; `None` before the first check.
     pub is_assigned: watch::Sender<Option<bool>>,
     pub lease: watch::Receiver<Option<Lease>>,
-    /// Its work here waits for something that is away.
+    /// Set while its node or signer is away.
     pub is_cut_off: watch::Receiver<bool>,
-    /// Says that the lease may be free now.
-    pub look: Arc<Notify>,
+    /// Notified when the lease may be free.
+    pub may_be_free: Arc<Notify>,
 }
 
 pub struct Assignment {
     pub instance: Instance,
-    /// For how long an instance counts as there after its last word, and a lease without being renewed.
+    /// How long a registration counts, and a lease without renewal.
     pub ttl: Duration,
     pub journal: Arc<dyn Instances>,
-    /// The lanes of this instance.
     pub lanes: Vec<AssignedLane>,
-    /// Another instance has come, has gone, or has given a lease up.
+    /// Notified when another instance has come, has gone, or has given a lease up.
     pub changed: Arc<Notify>,
     pub beat: Heartbeat,
 }
 
 impl Assignment {
-    /// Until cancelled; then the others are told that this one goes.
+    /// Assigns until cancelled, then deletes the registration.
     ///
     /// # Errors
     /// When the journal fails.
     pub async fn run(self, cancel: CancellationToken) -> Result<(), JournalError> {
         let mut memory = Memory::default();
-        while !cancel.is_cancelled() {
-            let instance = Instance { accounts: self.workable(&mut memory), ..self.instance.clone() };
-            let attendance = self.journal.attend(&instance, self.ttl).await?;
-            self.assign(&attendance, &mut memory);
-            for _ in 1..LOOKS {
-                self.wait(&cancel).await;
-                if !cancel.is_cancelled() {
-                    self.assign(&self.journal.attendance().await?, &mut memory);
-                }
+        for number in (0..CHECKS).cycle() {
+            if cancel.is_cancelled() {
+                break;
             }
+            self.step(&mut memory, number == 0).await?;
             self.wait(&cancel).await;
         }
         self.journal.leave(&self.instance).await
     }
 
+    /// Registers, or only reads who is there, and assigns the lanes.
+    async fn step(&self, memory: &mut Memory, registers: bool) -> Result<(), JournalError> {
+        let attendance = if registers {
+            let instance = Instance { accounts: self.workable(memory), ..self.instance.clone() };
+            self.journal.attend(&instance, self.ttl).await?
+        } else {
+            self.journal.attendance().await?
+        };
+        self.assign(&attendance, memory);
+        Ok(())
+    }
+
     async fn wait(&self, cancel: &CancellationToken) {
-        let until = Instant::now() + self.ttl / (SHOWS * LOOKS);
+        let until = Instant::now() + self.ttl / (REGISTERS * CHECKS);
         while Instant::now() < until && !cancel.is_cancelled() {
             self.beat.beat();
             tokio::select! {
@@ -86,18 +92,18 @@ impl Assignment {
         }
     }
 
-    /// The accounts that this instance can work. One that has been without its node or signer for a whole `ttl` is not
-    /// among them: if another instance can work it, it is to have it; if none can, it stays where it is.
+    /// Returns the accounts that this instance can work. One that was without its node or signer for a whole `ttl` is left
+    /// out: an instance that can work it gets it; if there is none, it stays where it is.
     fn workable(&self, memory: &mut Memory) -> Vec<AccountId> {
         let can_work = |lane: &&AssignedLane| {
-            let attempts = memory.attempts.entry(lane.account).or_insert_with(Attempts::new);
-            attempts.can_work(lane.lease.borrow().is_some(), *lane.is_cut_off.borrow(), self.ttl)
+            let health = memory.health.entry(lane.account).or_insert_with(AccountHealth::new);
+            health.can_work(lane.lease.borrow().is_some(), *lane.is_cut_off.borrow(), self.ttl)
         };
         self.lanes.iter().filter(can_work).map(|lane| lane.account).collect()
     }
 
     fn assign(&self, attendance: &Attendance, memory: &mut Memory) {
-        memory.note_instances(&attendance.instances);
+        memory.log_instances(&attendance.instances);
         let members: BTreeMap<_, BTreeSet<_>> = attendance
             .instances
             .iter()
@@ -118,31 +124,31 @@ impl Assignment {
             let is_assigned = is_ours || waits_too_long;
             lane.is_assigned.send_if_modified(|now| now.replace(is_assigned) != Some(is_assigned));
             if is_assigned && lane.lease.borrow().is_none() {
-                lane.look.notify_one();
+                lane.may_be_free.notify_one();
             }
         }
     }
 }
 
-/// What was seen before.
+/// What earlier steps saw.
 #[derive(Debug, Default)]
 struct Memory {
     instances: BTreeSet<Arc<str>>,
-    /// How each lease looks, and since when. Hosts' clocks may disagree about when it runs out.
+    /// The mark of each lease, and since when. Hosts' clocks may disagree about when a lease runs out.
     marks: BTreeMap<AccountId, (LeaseMark, Instant)>,
     ownerless: BTreeMap<AccountId, Instant>,
-    attempts: BTreeMap<AccountId, Attempts>,
+    health: BTreeMap<AccountId, AccountHealth>,
 }
 
-/// How it went with an account here.
+/// How well this instance can work an account.
 #[derive(Debug)]
-struct Attempts {
+struct AccountHealth {
     cut_off_since: Option<Instant>,
     rests_until: Option<Instant>,
     rests: Backoff,
 }
 
-impl Attempts {
+impl AccountHealth {
     fn new() -> Self {
         Self { cut_off_since: None, rests_until: None, rests: Backoff::between(REST.0, REST.1) }
     }
@@ -166,7 +172,7 @@ impl Attempts {
 }
 
 impl Memory {
-    fn note_instances(&mut self, there: &[Instance]) {
+    fn log_instances(&mut self, there: &[Instance]) {
         let owners: BTreeSet<_> = there.iter().map(|instance| Arc::clone(&instance.owner)).collect();
         if self.instances != owners {
             let names: Vec<_> = there.iter().map(|instance| instance.worker.as_str()).collect();
@@ -195,24 +201,85 @@ impl Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::journal::Leases;
+    use crate::journal::contract::instance;
+    use crate::model::Address;
+    use crate::simulation::fakes::journal;
+    use crate::simulation::journal::MemoryJournal;
 
     #[tokio::test(start_paused = true)]
     async fn an_account_without_its_node_is_left_to_others_for_longer_each_time() {
         const PATIENCE: Duration = Duration::from_secs(15);
-        let mut attempts = Attempts::new();
-        assert!(attempts.can_work(false, false, PATIENCE), "why not");
+        let mut health = AccountHealth::new();
+        assert!(health.can_work(false, false, PATIENCE), "why not");
         for round in 0..3_u32 {
-            assert!(attempts.can_work(true, true, PATIENCE), "it may be back in a moment");
+            assert!(health.can_work(true, true, PATIENCE), "it may be back in a moment");
             tokio::time::advance(PATIENCE + Duration::from_secs(1)).await;
-            assert!(!attempts.can_work(true, true, PATIENCE), "round {round}");
+            assert!(!health.can_work(true, true, PATIENCE), "round {round}");
             // Another instance has it.
-            assert!(!attempts.can_work(false, false, PATIENCE));
+            assert!(!health.can_work(false, false, PATIENCE));
             tokio::time::advance(REST.0 * 2_u32.pow(round) / 3).await;
-            assert!(!attempts.can_work(false, false, PATIENCE), "round {round}");
+            assert!(!health.can_work(false, false, PATIENCE), "round {round}");
             tokio::time::advance(REST.0 * 2_u32.pow(round) * 2).await;
-            assert!(attempts.can_work(false, false, PATIENCE), "round {round}");
+            assert!(health.can_work(false, false, PATIENCE), "round {round}");
         }
-        assert!(attempts.can_work(true, false, PATIENCE));
-        assert!(attempts.can_work(false, false, PATIENCE), "it went well, so nothing is held against it");
+        assert!(health.can_work(true, false, PATIENCE));
+        assert!(health.can_work(false, false, PATIENCE), "it went well, so nothing is held against it");
+    }
+
+    const TTL: Duration = Duration::from_secs(15);
+
+    /// The stage of an instance that can work two accounts.
+    async fn bench() -> (Assignment, Arc<MemoryJournal>, Vec<watch::Sender<bool>>) {
+        let journal = journal();
+        let (mut lanes, mut cut_off, mut accounts) = (Vec::new(), Vec::new(), Vec::new());
+        for number in 1..=2 {
+            let account = journal.account(1, Address([number; 20])).await.unwrap();
+            let (is_cut_off, lease) = (watch::Sender::new(false), watch::channel(None).1);
+            let (is_assigned, may_be_free) = (watch::Sender::new(None), Arc::default());
+            lanes.push(AssignedLane { account, is_assigned, lease, is_cut_off: is_cut_off.subscribe(), may_be_free });
+            cut_off.push(is_cut_off);
+            accounts.push(account);
+        }
+        let (instance, changed, beat) = (instance("a", &accounts), Arc::default(), Heartbeat::default());
+        (Assignment { instance, ttl: TTL, journal: journal.clone(), lanes, changed, beat }, journal, cut_off)
+    }
+
+    fn assigned(stage: &Assignment) -> Vec<Option<bool>> {
+        stage.lanes.iter().map(|lane| *lane.is_assigned.borrow()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_lone_instance_owns_every_account_and_shares_them_with_another() {
+        let (stage, journal, _cut_off) = bench().await;
+        let mut memory = Memory::default();
+        stage.step(&mut memory, true).await.unwrap();
+        assert_eq!(assigned(&stage), [Some(true), Some(true)]);
+        assert_eq!(journal.attendance().await.unwrap().instances.len(), 1, "it is registered");
+        journal.attend(&instance("b", &stage.instance.accounts), TTL).await.unwrap();
+        stage.step(&mut memory, false).await.unwrap();
+        assert_eq!(assigned(&stage), [Some(true), Some(false)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_account_that_its_owner_does_not_take_is_taken_after_a_while() {
+        let (stage, journal, _cut_off) = bench().await;
+        journal.attend(&instance("b", &stage.instance.accounts), TTL * 100).await.unwrap();
+        let mut memory = Memory::default();
+        stage.step(&mut memory, true).await.unwrap();
+        assert_eq!(assigned(&stage), [Some(true), Some(false)]);
+        tokio::time::advance(TTL * PATIENCE + Duration::from_secs(1)).await;
+        stage.step(&mut memory, false).await.unwrap();
+        assert_eq!(assigned(&stage), [Some(true), Some(true)]);
+    }
+
+    #[tokio::test]
+    async fn a_stopped_instance_takes_its_registration_back() {
+        let (stage, journal, _cut_off) = bench().await;
+        stage.step(&mut Memory::default(), true).await.unwrap();
+        let cancel = CancellationToken::new();
+        cancel.cancel();
+        stage.run(cancel).await.unwrap();
+        assert!(journal.attendance().await.unwrap().instances.is_empty());
     }
 }

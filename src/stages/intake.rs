@@ -1,5 +1,5 @@
-//! The stage that takes deliveries in: reads them as requests, asks the journal what is known of each, and hands every
-//! receipt on to settle. In batches, so that one commit admits whatever waits.
+//! The stage that takes deliveries in: reads them as requests, asks the journal what it knows of each, and passes every
+//! token on to settle. In batches, so that one commit admits all that wait.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,48 +12,56 @@ use tracing::{debug, info};
 
 use crate::broker::{AckToken, Delivery, Flow};
 use crate::journal::{AccountId, Admissions, Arrival, JournalError};
-use crate::model::{BodyHash, Cause, Generation, Heartbeat, Message, OrderKey, Timestamp};
+use crate::model::{BodyHash, Cause, Generation, Heartbeat, Message, OrderKey, RequestId, Timestamp};
 use crate::observe::metrics::{DeliveryVerdict, IntakeMeter};
 use crate::policy::admission::{AdmissionRules, Candidate, Refusal, admit, sheltered};
 use crate::policy::arrival::{Verdict, is_suspect};
 use crate::policy::routes::NO_ROUTE;
-use crate::stages::settle::inbox::{Admitted, Postponed, Refused, made_up_id};
+use crate::stages::settle::inbox::{Admitted, Postponed, Refused, generated_id};
 
 /// Deliveries admitted in one commit at most.
 const BATCH: usize = 256;
-/// How often flow is looked at anew at least, how often it changes at most, and the least often that the stage shows that
-/// it lives.
-const LOOK: Duration = Duration::from_secs(1);
+/// Longest interval between checks of the flow and between heartbeats, and the shortest between changes of the flow.
+const CHECK: Duration = Duration::from_secs(1);
 
 /// What intake needs to know of a lane.
 #[derive(Debug, Clone)]
 pub struct IntakeLane {
     pub account: AccountId,
-    /// Says that there is something in its queue.
+    /// Notified when its queue gets a request.
     pub wake: Arc<Notify>,
-    /// Whether it takes requests now.
     pub is_open: watch::Receiver<bool>,
-    /// Requests that are with it: of all instances when it was last looked, and what was sent there since.
+    /// Open requests of its account: those of all instances at the last check, and what was sent there since.
     pub load: u64,
 }
 
 pub struct Intake {
-    /// What makes a message a request.
     pub rules: AdmissionRules,
-    /// The lanes; at least one.
+    /// At least one.
     pub lanes: Vec<IntakeLane>,
     pub journal: Arc<dyn Admissions>,
     pub settle: mpsc::Sender<Admitted>,
-    /// Stops and starts deliveries.
     pub flow: watch::Sender<Flow>,
-    /// No new deliveries while this many requests are open.
+    /// Deliveries pause while this many requests are open.
     pub max_open: watch::Receiver<u64>,
     pub beat: Heartbeat,
     pub meter: IntakeMeter,
 }
 
+/// A delivery that the journal decides on.
+struct Admission {
+    id: RequestId,
+    generation: Generation,
+    account: AccountId,
+    message: Message,
+    /// Why no route takes it.
+    unroutable: Option<Cause>,
+    taken_at: Timestamp,
+    token: AckToken,
+}
+
 impl Intake {
-    /// Takes deliveries in until cancelled. What is not admitted by then goes back to the queue with the session.
+    /// Takes deliveries in until cancelled. The broker takes back what is not admitted by then, at the end of the session.
     ///
     /// # Errors
     /// When the journal fails: nothing more may be taken in.
@@ -62,31 +70,31 @@ impl Intake {
         mut deliveries: mpsc::Receiver<Delivery>,
         cancel: CancellationToken,
     ) -> Result<(), JournalError> {
-        let mut look = tokio::time::interval(LOOK);
+        let mut check = tokio::time::interval(CHECK);
         let mut batch = Vec::with_capacity(BATCH);
         let mut changed: Option<Instant> = None;
         loop {
             self.beat.beat();
             // A lane that pauses and resumes all the time would have consumers come and go as often.
-            let has_rested = changed.is_none_or(|at| at.elapsed() >= LOOK);
-            let looks = tokio::select! {
+            let has_rested = changed.is_none_or(|at| at.elapsed() >= CHECK);
+            let is_check_due = tokio::select! {
                 biased;
                 () = cancel.cancelled() => return Ok(()),
-                _ = look.tick() => true,
-                () = a_door_moves(&mut self.lanes), if has_rested => true,
+                _ = check.tick() => true,
+                () = lane_opens_or_closes(&mut self.lanes), if has_rested => true,
                 taken = deliveries.recv_many(&mut batch, BATCH) => {
                     if taken == 0 { return Ok(()); }
                     self.step(std::mem::take(&mut batch)).await?;
                     false
                 }
             };
-            if looks && self.regulate().await? {
+            if is_check_due && self.regulate().await? {
                 changed = Some(Instant::now());
             }
         }
     }
 
-    /// Opens or closes the flow of deliveries. Says whether that changed it.
+    /// Opens or closes the flow of deliveries. Returns whether that is a change.
     async fn regulate(&mut self) -> Result<bool, JournalError> {
         let by_account = self.journal.open_requests().await?;
         for lane in &mut self.lanes {
@@ -99,7 +107,7 @@ impl Intake {
         let changed = self.flow.send_if_modified(|now| std::mem::replace(now, flow) != flow);
         if changed {
             match flow {
-                // The session says so once they do.
+                // The session logs when they flow.
                 Flow::Open => debug!(requests.open = open, "deliveries are wanted"),
                 Flow::Paused => info!(requests.open = open, lanes.take = lanes_take, "deliveries are paused"),
             }
@@ -107,97 +115,94 @@ impl Intake {
         Ok(changed)
     }
 
+    /// Admits a batch in one commit.
     async fn step(&mut self, batch: Vec<Delivery>) -> Result<(), JournalError> {
         let mut arrivals = Vec::with_capacity(batch.len());
-        let mut receipts = Vec::with_capacity(batch.len());
-        let mut unroutable = Vec::with_capacity(batch.len());
-        let now = Timestamp::now();
-        for Delivery { message, receipt } in batch {
+        let mut admissions = Vec::with_capacity(batch.len());
+        let taken_at = Timestamp::now();
+        for Delivery { message, token } in batch {
             match sheltered(|| admit(&self.rules, &message)) {
-                Ok(Candidate { id, not_before: Some(until), .. }) if until > now => {
+                Ok(Candidate { id, not_before: Some(until), .. }) if until > taken_at => {
                     self.meter.deliveries.count(DeliveryVerdict::Postponed);
-                    self.hand_on(Admitted::Postponed(Box::new(Postponed { id, message, until, receipt }))).await;
+                    self.pass_on(Admitted::Postponed(Box::new(Postponed { id, message, until, token }))).await;
                 }
                 Ok(candidate) => {
-                    let account = self.choose_lane(candidate.order_key);
-                    arrivals.push(Arrival {
-                        id: candidate.id,
-                        generation: candidate.generation,
-                        body_hash: candidate.body_hash,
-                        message,
+                    let Candidate { id, generation, body_hash, order_key, write, .. } = candidate;
+                    let account = self.choose_lane(order_key);
+                    // A refusal needs the message; a clone of a body shares its bytes.
+                    admissions.push(Admission {
+                        id: id.clone(),
+                        generation,
                         account,
-                        order_key: candidate.order_key.filter(|_| self.rules.is_strict()),
-                        write: candidate.write.as_ref().ok().cloned(),
+                        message: message.clone(),
+                        unroutable: write.as_ref().err().cloned(),
+                        taken_at,
+                        token,
                     });
-                    unroutable.push(candidate.write.err());
-                    receipts.push(receipt);
+                    let order_key = order_key.filter(|_| self.rules.is_strict());
+                    let write = write.ok();
+                    arrivals.push(Arrival { id, generation, body_hash, message, account, order_key, write });
                 }
-                Err(refusal) => self.refuse(message, refusal, receipt).await,
+                Err(refusal) => self.refuse(message, refusal, token).await,
             }
         }
         if arrivals.is_empty() {
             return Ok(());
         }
-        // Only what a refusal needs is kept; a clone of a body shares its bytes.
-        let copies: Vec<_> = arrivals
-            .iter()
-            .zip(unroutable)
-            .map(|(a, why)| (a.id.clone(), a.generation, a.account, a.message.clone(), why))
-            .collect();
         let verdicts = self.journal.admit(arrivals).await?;
-        for ((verdict, receipt), copy) in verdicts.into_iter().zip(receipts).zip(copies) {
-            let (id, generation, account, message, why) = copy;
-            self.meter.deliveries.count(verdict.into());
-            debug!(request.id = %id, request.attempt = %generation, verdict = ?verdict, "delivery");
-            if verdict == Verdict::Accept {
-                // What was known before is with the lane that had it.
-                self.wake(Some(account).filter(|_| generation == Generation::default()));
-            }
-            let cause = match verdict {
-                Verdict::Accept | Verdict::Join | Verdict::AwaitConfirm => {
-                    let is_suspect = is_suspect(&message);
-                    self.hand_on(Admitted::Hold { id, generation, receipt, is_suspect }).await;
-                    continue;
-                }
-                Verdict::Duplicate | Verdict::Stale => {
-                    self.hand_on(Admitted::Known { id, receipt }).await;
-                    continue;
-                }
-                Verdict::Conflict => {
-                    let detail = "the journal knows this id with another body; use a new id for a new request";
-                    Cause::invalid("id_conflict", detail)
-                }
-                Verdict::Unroutable => why.unwrap_or_else(|| Cause::invalid(NO_ROUTE, "no route is for it")),
-            };
-            let refused = Refused { id, generation, message, cause, account, taken_at: now, receipt };
-            self.hand_on(Admitted::Refused(Box::new(refused))).await;
+        for (verdict, admission) in verdicts.into_iter().zip(admissions) {
+            self.handle_verdict(verdict, admission).await;
         }
         Ok(())
     }
 
-    async fn refuse(&self, message: Message, refusal: Refusal, receipt: AckToken) {
+    async fn handle_verdict(&self, verdict: Verdict, admission: Admission) {
+        let Admission { id, generation, account, message, unroutable, taken_at, token } = admission;
+        self.meter.deliveries.count(verdict.into());
+        debug!(request.id = %id, request.attempt = %generation, verdict = ?verdict, "delivery");
+        if verdict == Verdict::Accept {
+            // A request that was known before stays with the lane that had it.
+            self.wake(Some(account).filter(|_| generation == Generation::default()));
+        }
+        let cause = match verdict {
+            Verdict::Accept | Verdict::Join | Verdict::AwaitConfirm => {
+                let is_suspect = is_suspect(&message);
+                return self.pass_on(Admitted::Hold { id, generation, token, is_suspect }).await;
+            }
+            Verdict::Duplicate | Verdict::Stale => return self.pass_on(Admitted::Known { id, token }).await,
+            Verdict::Conflict => {
+                let detail = "the journal knows this id with another body; use a new id for a new request";
+                Cause::invalid("id_conflict", detail)
+            }
+            Verdict::Unroutable => unroutable.unwrap_or_else(|| Cause::invalid(NO_ROUTE, "no route is for it")),
+        };
+        let refused = Refused { id, generation, message, cause, account, taken_at, token };
+        self.pass_on(Admitted::Refused(Box::new(refused))).await;
+    }
+
+    async fn refuse(&self, message: Message, refusal: Refusal, token: AckToken) {
         self.meter.deliveries.count(DeliveryVerdict::Refused);
-        let id = refusal.id.unwrap_or_else(made_up_id);
+        let id = refusal.id.unwrap_or_else(generated_id);
         let generation = Generation::read_from(&message.headers).unwrap_or_default();
         let account = self.account_of(BodyHash::of(id.as_str().as_bytes()).as_bytes());
         let taken_at = Timestamp::now();
-        let refused = Refused { id, generation, message, cause: refusal.cause, account, taken_at, receipt };
-        self.hand_on(Admitted::Refused(Box::new(refused))).await;
+        let refused = Refused { id, generation, message, cause: refusal.cause, account, taken_at, token };
+        self.pass_on(Admitted::Refused(Box::new(refused))).await;
     }
 
     /// Settle outlives intake; if it has ended, the process ends too and the broker delivers again.
-    async fn hand_on(&self, admitted: Admitted) {
+    async fn pass_on(&self, admitted: Admitted) {
         let _ = self.settle.send(admitted).await;
     }
 
-    /// The lane of this account, or all.
+    /// Wakes the lane of this account, or all.
     fn wake(&self, account: Option<AccountId>) {
         for lane in self.lanes.iter().filter(|lane| account.is_none_or(|account| lane.account == account)) {
             lane.wake.notify_one();
         }
     }
 
-    /// The lane of an ordering key is always the same; without one it is the one with the least to do.
+    /// Returns the lane of an ordering key, always the same one. Without a key it is the lane with the fewest requests.
     fn choose_lane(&mut self, order_key: Option<OrderKey>) -> AccountId {
         let account = order_key.map_or_else(|| self.idlest(), |key| self.account_of(key.as_bytes()));
         if let Some(lane) = self.lanes.iter_mut().find(|lane| lane.account == account) {
@@ -206,7 +211,7 @@ impl Intake {
         account
     }
 
-    /// Of those that take requests, as far as there are any.
+    /// Returns the lane with the fewest requests. Lanes that take none now come last.
     fn idlest(&self) -> AccountId {
         let by_load = |lane: &&IntakeLane| (!*lane.is_open.borrow(), lane.load);
         self.lanes.iter().min_by_key(by_load).expect("there is at least one lane").account
@@ -219,8 +224,8 @@ impl Intake {
     }
 }
 
-/// A lane begins or ends to take requests. Lanes that have ended do neither.
-async fn a_door_moves(lanes: &mut [IntakeLane]) {
+/// Waits until a lane begins or stops taking requests.
+async fn lane_opens_or_closes(lanes: &mut [IntakeLane]) {
     let changes = lanes.iter_mut().map(|lane| {
         Box::pin(async {
             if lane.is_open.changed().await.is_err() {
@@ -229,4 +234,131 @@ async fn a_door_moves(lanes: &mut [IntakeLane]) {
         })
     });
     select_all(changes).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::Leases;
+    use crate::model::message::header;
+    use crate::model::{Address, HeaderValue};
+    use crate::policy::letters::tests::rules;
+    use crate::simulation::fakes::{FakeSession, journal};
+
+    /// The stage with two lanes that take requests.
+    struct Bench {
+        intake: Intake,
+        admitted: mpsc::Receiver<Admitted>,
+        session: FakeSession,
+        lanes_are_open: Vec<watch::Sender<bool>>,
+        max_open: watch::Sender<u64>,
+    }
+
+    impl Bench {
+        async fn new() -> Self {
+            let journal = journal();
+            let (mut lanes, mut lanes_are_open) = (Vec::new(), Vec::new());
+            for number in 1..=2 {
+                let account = journal.account(1, Address([number; 20])).await.unwrap();
+                let is_open = watch::Sender::new(true);
+                lanes.push(IntakeLane { account, wake: Arc::default(), is_open: is_open.subscribe(), load: 0 });
+                lanes_are_open.push(is_open);
+            }
+            let (settle, admitted) = mpsc::channel(99);
+            let (flow, max_open) = (watch::Sender::new(Flow::Paused), watch::Sender::new(3));
+            let (beat, meter) = (Heartbeat::default(), IntakeMeter::default());
+            let limit = max_open.subscribe();
+            let intake = Intake { rules: rules(), lanes, journal, settle, flow, max_open: limit, beat, meter };
+            Self { intake, admitted, session: FakeSession::default(), lanes_are_open, max_open }
+        }
+
+        /// Takes one message in. Returns what settle gets.
+        async fn take(&mut self, id: &str, body: &'static str) -> Admitted {
+            let delivery = self.session.delivery(id, body);
+            self.intake.step(vec![delivery]).await.unwrap();
+            self.admitted.try_recv().unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_new_request_is_held_and_its_lane_is_woken() {
+        let mut bench = Bench::new().await;
+        let admitted = bench.take("a", "body").await;
+        assert!(matches!(admitted, Admitted::Hold { id, is_suspect: false, .. } if id.as_str() == "a"));
+        assert!(futures_util::FutureExt::now_or_never(bench.intake.lanes[0].wake.notified()).is_some());
+        assert!(futures_util::FutureExt::now_or_never(bench.intake.lanes[1].wake.notified()).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_second_message_with_a_known_id_joins_the_first_and_another_body_is_refused() {
+        let mut bench = Bench::new().await;
+        bench.take("a", "body").await;
+        assert!(matches!(bench.take("a", "body").await, Admitted::Hold { .. }));
+        let Admitted::Refused(refused) = bench.take("a", "another").await else { panic!("it has another body") };
+        assert_eq!((refused.id.as_str(), &*refused.cause.reason), ("a", "id_conflict"));
+    }
+
+    #[tokio::test]
+    async fn what_is_no_request_is_refused_under_an_id_of_its_own() {
+        let mut bench = Bench::new().await;
+        let mut delivery = bench.session.delivery("", "body");
+        delivery.message.properties.message_id = None;
+        bench.intake.step(vec![delivery]).await.unwrap();
+        let Ok(Admitted::Refused(refused)) = bench.admitted.try_recv() else { panic!("it has no id") };
+        assert!(refused.id.as_str().starts_with("without-id-"));
+        assert_eq!(&*refused.cause.reason, "missing_id");
+        assert!(bench.session.acked().is_empty(), "settle acks, after the dead letter's confirm");
+    }
+
+    #[tokio::test]
+    async fn a_message_for_later_is_postponed_and_the_journal_does_not_know_it() {
+        let mut bench = Bench::new().await;
+        let mut delivery = bench.session.delivery("a", "body");
+        let later = Timestamp::now().after(Duration::from_secs(60)).to_string();
+        delivery.message.headers.insert(header::NOT_BEFORE.to_owned(), HeaderValue::Text(later));
+        bench.intake.step(vec![delivery]).await.unwrap();
+        assert!(matches!(bench.admitted.try_recv(), Ok(Admitted::Postponed(_))));
+        assert!(bench.intake.journal.open_requests().await.unwrap().iter().all(|(_, open)| *open == 0));
+    }
+
+    #[tokio::test]
+    async fn requests_go_to_the_idlest_open_lane() {
+        let mut bench = Bench::new().await;
+        let places = |bench: &Bench| bench.intake.lanes.iter().map(|lane| lane.load).collect::<Vec<_>>();
+        for id in ["a", "b", "c"] {
+            bench.take(id, "body").await;
+        }
+        assert_eq!(places(&bench), [2, 1]);
+        bench.lanes_are_open[1].send_replace(false);
+        bench.take("d", "body").await;
+        assert_eq!(places(&bench), [3, 1], "the second one takes none");
+    }
+
+    #[tokio::test]
+    async fn deliveries_flow_while_a_lane_is_open_and_requests_are_below_the_limit() {
+        let mut bench = Bench::new().await;
+        let flow = bench.intake.flow.subscribe();
+        assert!(bench.intake.regulate().await.unwrap());
+        assert_eq!(*flow.borrow(), Flow::Open);
+        assert!(!bench.intake.regulate().await.unwrap(), "no change");
+        bench.max_open.send_replace(1);
+        bench.take("a", "body").await;
+        assert!(bench.intake.regulate().await.unwrap());
+        assert_eq!(*flow.borrow(), Flow::Paused);
+        bench.max_open.send_replace(2);
+        bench.lanes_are_open.iter().for_each(|lane| _ = lane.send_replace(false));
+        bench.intake.regulate().await.unwrap();
+        assert_eq!(*flow.borrow(), Flow::Paused, "no lane takes requests");
+    }
+
+    /// Invariant 9
+    #[tokio::test]
+    async fn what_the_journal_did_not_store_is_not_passed_on() {
+        let mut bench = Bench::new().await;
+        let failing = crate::simulation::fakes::failing_journal("admit");
+        bench.intake.journal = failing;
+        let delivery = bench.session.delivery("a", "body");
+        assert!(bench.intake.step(vec![delivery]).await.is_err());
+        assert!(bench.admitted.try_recv().is_err());
+    }
 }

@@ -1,4 +1,4 @@
-//! The stage that tells producers: publishes the events of the outbox, and deletes what has its publisher confirm.
+//! The stage that publishes the events of the outbox, and deletes those that have their publisher confirm.
 //! An event may be published twice, under the same id; it is never lost.
 
 use std::sync::Arc;
@@ -19,9 +19,9 @@ use crate::policy::retry_schedule::Backoff;
 
 /// Events read and published together at most.
 const BATCH: u32 = 512;
-/// How often it is looked for events that nobody announced: those of an instance that is gone.
-const LOOK: Duration = Duration::from_secs(1);
-/// Pauses between tries while the broker is out of reach.
+/// Interval between reads without a wake-up, for the events of an instance that has ended.
+const CHECK: Duration = Duration::from_secs(1);
+/// First and longest pause between tries while the broker is out of reach.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
 pub struct OutboxStage {
@@ -29,17 +29,16 @@ pub struct OutboxStage {
     pub publisher: Arc<dyn Publisher>,
     /// The exchange for events.
     pub exchange: String,
-    /// The accounts whose lanes are here. Each event is sent by one instance, but for the moment of a take-over.
+    /// The accounts of this instance's lanes. Each event is sent by one instance, except at the moment of a take-over.
     pub accounts: Vec<(AccountId, watch::Receiver<Option<Lease>>)>,
-    /// Says that there is something.
+    /// Notified when there are events.
     pub wake: Arc<Notify>,
     pub beat: Heartbeat,
-    /// Who follows what events are about.
     pub tracer: Tracer,
 }
 
 impl OutboxStage {
-    /// Publishes until cancelled, then once more what is there.
+    /// Publishes until cancelled, and then until the outbox is empty or the broker fails.
     ///
     /// # Errors
     /// When the journal fails.
@@ -55,7 +54,7 @@ impl OutboxStage {
                         biased;
                         () = self.wake.notified() => {}
                         () = cancel.cancelled() => {}
-                        () = tokio::time::sleep(LOOK) => {}
+                        () = tokio::time::sleep(CHECK) => {}
                     }
                 }
                 Sent::NotAll if cancel.is_cancelled() => return Ok(()),
@@ -64,6 +63,7 @@ impl OutboxStage {
         }
     }
 
+    /// Publishes one batch of events, and deletes those that are confirmed.
     async fn step(&self) -> Result<Sent, JournalError> {
         let mine: Vec<_> =
             self.accounts.iter().filter(|(_, lease)| lease.borrow().is_some()).map(|(account, _)| *account).collect();
@@ -100,8 +100,8 @@ impl OutboxStage {
         Ok(if all { Sent::All } else { Sent::NotAll })
     }
 
-    /// To the events exchange, and to the producer's own queue if it named one; each with its span, where somebody follows
-    /// what it is about.
+    /// Returns the messages of an event: for the events exchange, and for the producer's own queue if it named one. Each comes
+    /// with its span where a trace is recorded.
     fn outgoing(&self, row: &OutboxRow) -> impl Iterator<Item = (Outgoing, Option<SpanContext>)> + use<> {
         let trace = trace(row);
         let message = message(row, trace.as_ref());
@@ -118,13 +118,15 @@ impl OutboxStage {
     }
 }
 
+/// What one step did.
+#[derive(Debug, PartialEq, Eq)]
 enum Sent {
     All,
     NotAll,
     Nothing,
 }
 
-/// What an event's own document says of its trace.
+/// The trace fields of an event's document.
 #[derive(Default, Deserialize)]
 struct TraceFields {
     traceparent: Option<String>,
@@ -136,8 +138,8 @@ fn trace(row: &OutboxRow) -> Option<TraceContext> {
     TraceContext::new(&traceparent?, tracestate.as_deref())
 }
 
-/// Structured mode of CloudEvents, with the attributes as headers too, as its AMQP binding names them. A trace also as W3C
-/// names it, which is where tracing libraries look: there the span of the publish takes its place, where that is followed.
+/// Returns a CloudEvent in structured mode, with its attributes as headers too, named as in the AMQP binding. A trace is also in
+/// the W3C headers, which tracing libraries read; there the span of the publish replaces it where that is recorded.
 fn message(row: &OutboxRow, trace: Option<&TraceContext>) -> Message {
     let kind = format!("io.chainwriter.request.{}.v1", row.kind);
     let header = |name: &str, value: &str| (format!("cloudEvents:{name}"), HeaderValue::from(value));
@@ -160,5 +162,76 @@ fn message(row: &OutboxRow, trace: Option<&TraceContext>) -> Message {
         },
         headers,
         ..Message::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::PublishError;
+    use crate::journal::contract::{Set, set};
+    use crate::simulation::fakes::{FakePublisher, journal};
+
+    /// The stage with the events of two final requests.
+    async fn bench() -> (OutboxStage, watch::Sender<Option<Lease>>, Arc<FakePublisher>, Set) {
+        let journal = journal();
+        let set = set(journal.clone(), &["a", "b"]).await;
+        set.write_to_the_end(0, 0, "a").await;
+        set.write_to_the_end(1, 1, "b").await;
+        let (lease, publisher) = (watch::Sender::new(Some(set.lease.clone())), Arc::new(FakePublisher::default()));
+        let stage = OutboxStage {
+            journal,
+            publisher: publisher.clone(),
+            exchange: "q.events".to_owned(),
+            accounts: vec![(set.account, lease.subscribe())],
+            wake: Arc::default(),
+            beat: Heartbeat::default(),
+            tracer: Tracer::default(),
+        };
+        (stage, lease, publisher, set)
+    }
+
+    async fn waiting(set: &Set) -> usize {
+        set.journal.events(&[set.account], 0, 10).await.unwrap().len()
+    }
+
+    #[tokio::test]
+    async fn events_leave_the_outbox_once_they_are_confirmed() {
+        let (stage, _lease, publisher, set) = bench().await;
+        assert_eq!(stage.step().await.unwrap(), Sent::All);
+        assert_eq!((publisher.routing_keys().len(), waiting(&set).await), (2, 0));
+        assert_eq!(stage.step().await.unwrap(), Sent::Nothing);
+    }
+
+    #[tokio::test]
+    async fn an_event_without_a_confirm_stays() {
+        let (stage, _lease, publisher, set) = bench().await;
+        publisher.fail_next(PublishError::Timeout);
+        assert_eq!(stage.step().await.unwrap(), Sent::NotAll);
+        assert_eq!((publisher.routing_keys().len(), waiting(&set).await), (1, 1));
+        assert_eq!(stage.step().await.unwrap(), Sent::All);
+        assert_eq!(waiting(&set).await, 0);
+    }
+
+    #[tokio::test]
+    async fn events_of_an_account_that_another_instance_owns_are_left_to_it() {
+        let (stage, lease, publisher, set) = bench().await;
+        lease.send_replace(None);
+        assert_eq!(stage.step().await.unwrap(), Sent::Nothing);
+        assert_eq!((publisher.routing_keys().len(), waiting(&set).await), (0, 2));
+    }
+
+    #[tokio::test]
+    async fn a_stopped_stage_empties_the_outbox_and_gives_up_on_a_broker_that_is_away() {
+        for (is_away, left) in [(false, 0), (true, 2)] {
+            let (stage, _lease, publisher, set) = bench().await;
+            for _ in 0..usize::from(is_away) * 2 {
+                publisher.fail_next(PublishError::NotConnected);
+            }
+            let cancel = CancellationToken::new();
+            cancel.cancel();
+            stage.run(cancel).await.unwrap();
+            assert_eq!(waiting(&set).await, left);
+        }
     }
 }

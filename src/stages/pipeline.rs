@@ -1,4 +1,4 @@
-//! The pipeline: every stage between the four seams, built and connected. What is behind the seams is not its business.
+//! Builds every stage between the four seams, and connects them.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,12 +20,11 @@ use crate::stages::lane::{Lane, LaneSettings, LaneSignals, LaneState};
 use crate::stages::outbox::OutboxStage;
 use crate::stages::settle::{Settle, SettleSettings};
 
-/// Receipts and rulings between stages.
+/// Messages between two stages.
 const HANDOVERS: usize = 1024;
-/// How often old rows are looked for, and how many go in one commit.
+/// Interval between prunings, and rows deleted in one commit.
 const PRUNE: (Duration, u32) = (Duration::from_secs(600), 512);
 
-/// What the stages stand on.
 pub struct Seams<J> {
     pub journal: Arc<J>,
     pub chain: Arc<dyn Chain>,
@@ -35,25 +34,22 @@ pub struct Seams<J> {
     pub deliveries: mpsc::Receiver<Delivery>,
 }
 
-/// What the stages are told.
 pub struct PipelineSettings {
-    /// This run, as other instances see it.
     pub instance: Instance,
-    /// For how long a lease holds without being renewed, and an instance counts as there after its last word.
+    /// How long a lease holds without renewal, and a registration of an instance counts.
     pub lease_ttl: Duration,
     /// One for each account.
     pub lanes: Vec<LaneSettings>,
-    /// What makes a message a request.
     pub admission: AdmissionRules,
     pub settle: SettleSettings,
-    /// No new deliveries while this many requests are open.
+    /// Deliveries pause while this many requests are open.
     pub max_open: watch::Receiver<u64>,
-    /// For how long settled requests are remembered.
+    /// How long settled requests are kept.
     pub retention: Duration,
 }
 
-/// What ends the stages, in the order of a drain: no more deliveries and no new transactions; then everything settles by
-/// itself; then the events go out.
+/// Ends the stages, in the order of a drain: no more deliveries and no new transactions; then everything settles by itself;
+/// then the events go out.
 #[derive(Debug, Clone, Default)]
 pub struct Stops {
     pub intake: CancellationToken,
@@ -64,23 +60,20 @@ pub struct Stops {
 
 /// A stage, ready to run.
 pub struct Stage {
-    /// What it is called in logs.
+    /// Names the stage in logs.
     pub name: &'static str,
-    /// Sign of life; the upkeep gives none.
+    /// None for stages without a heartbeat.
     pub beat: Option<Heartbeat>,
     /// Runs until it is stopped, or until the journal fails.
     pub run: Pin<Box<dyn Future<Output = Result<(), JournalError>> + Send>>,
 }
 
-/// The stages, and what can be seen of them from outside.
+/// The stages, and how the shell watches them.
 pub struct Pipeline {
-    /// All of them; none runs yet.
+    /// None runs yet.
     pub stages: Vec<Stage>,
-    /// Accounts and how their lanes stand.
     pub lanes: Vec<(AccountId, LaneSignals)>,
-    /// Whether deliveries are wanted.
     pub flow: watch::Receiver<Flow>,
-    /// What the stages count.
     pub meters: Meters,
 }
 
@@ -88,88 +81,81 @@ impl Pipeline {
     /// Builds every stage and connects them.
     pub fn new<J: Journal + 'static>(seams: Seams<J>, settings: PipelineSettings, stops: &Stops) -> Self {
         let Seams { journal, chain, signers, publisher, deliveries } = seams;
-        let mut stages = Vec::new();
-        let outbox_wake = Arc::new(Notify::new());
+        let PipelineSettings { instance, lease_ttl, lanes, admission, settle, max_open, retention } = settings;
         let (to_settle, from_intake) = mpsc::channel(HANDOVERS);
-        let (from_lane, from_lanes) = mpsc::channel(HANDOVERS);
+        let (to_settle_from_lanes, from_lanes) = mpsc::channel(HANDOVERS);
+        let (owners_changed, wake_outbox) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let flow = watch::Sender::new(Flow::Paused);
-        let wants = flow.subscribe();
+        let mut pipeline =
+            Self { stages: Vec::new(), lanes: Vec::new(), flow: flow.subscribe(), meters: Meters::default() };
 
-        let mut meters = Meters::default();
-        let mut lanes = Vec::new();
-        for (lane_settings, signer) in settings.lanes.into_iter().zip(signers) {
-            let (account, signals) = (lane_settings.account, lane_signals(meters.lane.clone()));
-            let chain = Arc::clone(&chain);
-            let lane = Lane::new(lane_settings, chain, signer, journal.clone(), from_lane.clone(), signals.clone());
-            stages.push(stage("lane", &signals.beat, lane.run(stops.lanes.clone())));
-            lanes.push((account, signals));
+        for (settings, signer) in lanes.into_iter().zip(signers) {
+            let (account, signals) = (settings.account, lane_signals(pipeline.meters.lane.clone()));
+            let (chain, journal, settle) = (Arc::clone(&chain), journal.clone(), to_settle_from_lanes.clone());
+            let lane = Lane::new(settings, chain, signer, journal, settle, signals.clone());
+            pipeline.add("lane", &signals.beat, lane.run(stops.lanes.clone()));
+            pipeline.lanes.push((account, signals));
         }
-        // Settle ends when the last lane has gone.
-        drop(from_lane);
+        // Settle ends when the last lane has ended.
+        drop(to_settle_from_lanes);
 
         let beat = Heartbeat::default();
-        let owners_changed = Arc::new(Notify::new());
-        let spreading = Assignment {
-            instance: settings.instance,
-            ttl: settings.lease_ttl,
-            journal: journal.clone(),
-            lanes: lanes.iter().map(|(account, signals)| seat(*account, signals)).collect(),
-            changed: Arc::clone(&owners_changed),
-            beat: beat.clone(),
-        };
-        stages.push(stage("spreading", &beat, spreading.run(stops.lanes.clone())));
+        let (journal_of_instances, changed) = (journal.clone(), Arc::clone(&owners_changed));
+        let lanes = pipeline.of_lanes(assigned_lane);
+        let assignment =
+            Assignment { instance, ttl: lease_ttl, journal: journal_of_instances, lanes, changed, beat: beat.clone() };
+        pipeline.add("spreading", &beat, assignment.run(stops.lanes.clone()));
 
         let beat = Heartbeat::default();
         let intake = Intake {
-            rules: settings.admission,
-            lanes: lanes.iter().map(|(account, signals)| door(*account, signals)).collect(),
+            rules: admission,
+            lanes: pipeline.of_lanes(intake_lane),
             journal: journal.clone(),
             settle: to_settle,
             flow,
-            max_open: settings.max_open,
+            max_open,
             beat: beat.clone(),
-            meter: meters.intake.clone(),
+            meter: pipeline.meters.intake.clone(),
         };
-        stages.push(stage("intake", &beat, intake.run(deliveries, stops.intake.clone())));
+        pipeline.add("intake", &beat, intake.run(deliveries, stops.intake.clone()));
 
         let beat = Heartbeat::default();
-        let exchange = settings.settle.names.events.clone();
-        let (notify, publishes) = (Arc::clone(&outbox_wake), Arc::clone(&publisher));
-        let ended = lanes.iter().map(|(_, signals)| Arc::clone(&signals.ended)).collect();
-        let tracer = settings.settle.tracer.clone();
-        let settle = Settle::new(settings.settle, journal.clone(), publishes, notify, ended, beat.clone());
+        let (exchange, tracer) = (settle.names.events.clone(), settle.tracer.clone());
+        let ended = pipeline.of_lanes(|_, signals| Arc::clone(&signals.ended));
+        let (publisher_of_copies, outbox) = (Arc::clone(&publisher), Arc::clone(&wake_outbox));
+        let settle = Settle::new(settle, journal.clone(), publisher_of_copies, outbox, ended, beat.clone());
         let settled = settle.settled();
-        meters.settle = settle.meter();
-        stages.push(stage("settle", &beat, settle.run(from_intake, from_lanes)));
+        pipeline.meters.settle = settle.meter();
+        pipeline.add("settle", &beat, settle.run(from_intake, from_lanes));
 
         let beat = Heartbeat::default();
-        let outbox = OutboxStage {
-            journal: journal.clone(),
-            publisher,
-            exchange,
-            accounts: lanes.iter().map(|(account, signals)| (*account, signals.lease.subscribe())).collect(),
-            wake: outbox_wake,
-            beat: beat.clone(),
-            tracer,
-        };
-        stages.push(stage("outbox", &beat, outbox.run(stops.outbox.clone())));
-        if let Some(changes) = journal.changes() {
-            let wakes = lanes.iter().map(|(_, signals)| Arc::clone(&signals.wake)).collect();
-            let news = pass_on(changes, owners_changed, wakes, settled, stops.outbox.clone());
-            stages.push(Stage { name: "news", beat: None, run: Box::pin(news) });
-        }
-        let upkeep = upkeep(journal, settings.retention, stops.outbox.clone());
-        stages.push(Stage { name: "upkeep", beat: None, run: Box::pin(upkeep) });
-        Self { stages, lanes, flow: wants, meters }
-    }
-}
+        let accounts = pipeline.of_lanes(|account, signals| (account, signals.lease.subscribe()));
+        let (outbox, wake) = (journal.clone(), wake_outbox);
+        let outbox = OutboxStage { journal: outbox, publisher, exchange, accounts, wake, beat: beat.clone(), tracer };
+        pipeline.add("outbox", &beat, outbox.run(stops.outbox.clone()));
 
-fn stage(
-    name: &'static str,
-    beat: &Heartbeat,
-    run: impl Future<Output = Result<(), JournalError>> + Send + 'static,
-) -> Stage {
-    Stage { name, beat: Some(beat.clone()), run: Box::pin(run) }
+        if let Some(changes) = journal.changes() {
+            let wakes = pipeline.of_lanes(|_, signals| Arc::clone(&signals.wake));
+            let news = pass_on(changes, owners_changed, wakes, settled, stops.outbox.clone());
+            pipeline.stages.push(Stage { name: "news", beat: None, run: Box::pin(news) });
+        }
+        let upkeep = upkeep(journal, retention, stops.outbox.clone());
+        pipeline.stages.push(Stage { name: "upkeep", beat: None, run: Box::pin(upkeep) });
+        pipeline
+    }
+
+    fn add(
+        &mut self,
+        name: &'static str,
+        beat: &Heartbeat,
+        run: impl Future<Output = Result<(), JournalError>> + Send + 'static,
+    ) {
+        self.stages.push(Stage { name, beat: Some(beat.clone()), run: Box::pin(run) });
+    }
+
+    fn of_lanes<T>(&self, part: impl Fn(AccountId, &LaneSignals) -> T) -> Vec<T> {
+        self.lanes.iter().map(|(account, signals)| part(*account, signals)).collect()
+    }
 }
 
 fn lane_signals(meter: LaneMeter) -> LaneSignals {
@@ -187,21 +173,21 @@ fn lane_signals(meter: LaneMeter) -> LaneSignals {
     }
 }
 
-fn door(account: AccountId, signals: &LaneSignals) -> IntakeLane {
+fn intake_lane(account: AccountId, signals: &LaneSignals) -> IntakeLane {
     IntakeLane { account, wake: Arc::clone(&signals.wake), is_open: signals.is_open.subscribe(), load: 0 }
 }
 
-fn seat(account: AccountId, signals: &LaneSignals) -> AssignedLane {
+fn assigned_lane(account: AccountId, signals: &LaneSignals) -> AssignedLane {
     AssignedLane {
         account,
         is_assigned: signals.is_assigned.clone(),
         lease: signals.lease.subscribe(),
         is_cut_off: signals.is_cut_off.subscribe(),
-        look: Arc::clone(&signals.released),
+        may_be_free: Arc::clone(&signals.released),
     }
 }
 
-/// Wakes whoever waits for what another instance did.
+/// Wakes the stages that wait for what another instance does.
 async fn pass_on(
     mut changes: Changes,
     owners_changed: Arc<Notify>,
@@ -225,7 +211,7 @@ async fn pass_on(
     }
 }
 
-/// Forgets settled requests when their time has come, few at a time.
+/// Deletes settled requests after the retention, few at a time.
 async fn upkeep<J: Upkeep>(
     journal: Arc<J>,
     retention: Duration,

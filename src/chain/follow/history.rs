@@ -1,4 +1,4 @@
-//! Reads from the chain what an account has written, for a journal that takes the place of a lost one.
+//! Reads from the chain what an account has written, for a journal that replaces a lost one.
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 
@@ -8,45 +8,35 @@ use crate::policy::batch::Batching;
 
 /// Blocks read at once.
 const READS: usize = 8;
-/// Fewer blocks are read without asking whether the account sent anything in them.
+/// Shorter ranges are read without asking for the account's count.
 const FEW_BLOCKS: u64 = 16;
 /// Receipts asked for together.
 const RECEIPTS: usize = 100;
 
-/// Why what was read cannot be relied on.
+/// Why a history is incomplete.
 #[derive(Debug, thiserror::Error)]
 pub enum HistoryError {
-    /// The node did not answer.
     #[error(transparent)]
     Chain(#[from] ChainError),
-    /// A block that must be there is not.
     #[error(
         "the node has no block {0}; name an endpoint in chain.endpoints that keeps old blocks, or a later --from-block"
     )]
     NoBlock(BlockNumber),
-    /// A final transaction has no receipt.
     #[error("the node has no receipt of nonce {0}; name an endpoint in chain.endpoints that keeps old receipts")]
     NoReceipt(Nonce),
-    /// The blocks do not show every nonce.
     #[error(
         "the blocks that were read show {found} transactions, the account's count says {expected}; the node may have been on another fork, so try again"
     )]
-    Holes {
-        /// What the blocks show.
-        found: usize,
-        /// How many there must be.
-        expected: u64,
-    },
+    Holes { found: usize, expected: u64 },
 }
 
-/// What the chain shows of an account.
+/// What an account has written, as the chain shows it.
 #[derive(Debug)]
 pub struct AccountHistory {
-    /// The account's next nonce.
     pub next_nonce: Nonce,
-    /// Transactions of it in the blocks that were read.
+    /// Number of its transactions in the blocks that were read.
     pub transactions: usize,
-    /// Those that called somebody and did not revert.
+    /// Its successful calls of others.
     pub writes: Vec<RecoveredWrite>,
 }
 
@@ -55,13 +45,13 @@ struct Found {
     nonce: Nonce,
     tx_hash: TxHash,
     to: Option<Address>,
-    /// The hash of its calldata; of a batch those of all its calls.
+    /// Hash of its calldata; of a batch the hash of each call.
     data: Vec<BodyHash>,
     block_number: BlockNumber,
 }
 
-/// All that the account wrote in these blocks, both included, of which `to` is final. `batching` tells batches apart.
-/// `progress` is told each block up to which it is done.
+/// Reads all that the account wrote in these blocks, both included, of which `to` is final. `batching` recognises batches.
+/// Calls `progress` with each block up to which everything is read.
 ///
 /// # Errors
 /// When not every transaction of the account in these blocks could be read.
@@ -77,9 +67,32 @@ pub async fn account_history(
         Some(before) => count_at(chain, account, before).await?,
         None => Some(Nonce(0)),
     };
-    let mut sent: Vec<Found> = Vec::new();
-    // The next range is the last one; what is not known of a count is asked for again in smaller ones.
-    let mut ranges = vec![Range { from: from.0, to: to.0, before, after: Some(next_nonce) }];
+    let blocks = Range { from: from.0, to: to.0, before, after: Some(next_nonce) };
+    let mut sent = sent_in(chain, account, blocks, batching, progress).await?;
+    let first = before.or(sent.first().map(|sent| sent.nonce)).unwrap_or(next_nonce);
+    let expected = next_nonce.0.saturating_sub(first.0);
+    let is_whole =
+        sent.len() as u64 == expected && sent.iter().zip(first.0..).all(|(sent, nonce)| sent.nonce.0 == nonce);
+    if !is_whole {
+        return Err(HistoryError::Holes { found: sent.len(), expected });
+    }
+    let transactions = sent.len();
+    // To itself an account sends only what closes a nonce.
+    sent.retain(|sent| sent.to.is_some_and(|to| to != account));
+    Ok(AccountHistory { next_nonce, transactions, writes: successful_writes(chain, &sent).await? })
+}
+
+/// Reads the account's transactions in these blocks, in order. Ranges in which its count does not change are passed over.
+async fn sent_in(
+    chain: &dyn Chain,
+    account: Address,
+    blocks: Range,
+    batching: &Batching,
+    progress: impl Fn(BlockNumber),
+) -> Result<Vec<Found>, HistoryError> {
+    let mut sent = Vec::new();
+    // The next range is the last one. An unknown count is asked for again in smaller ranges.
+    let mut ranges = vec![blocks];
     while let Some(range) = ranges.pop() {
         if range.before.is_some() && range.before == range.after {
             progress(BlockNumber(range.to));
@@ -98,16 +111,10 @@ pub async fn account_history(
             progress(block.number);
         }
     }
-    let first = before.or(sent.first().map(|sent| sent.nonce)).unwrap_or(next_nonce);
-    let expected = next_nonce.0.saturating_sub(first.0);
-    let is_whole =
-        sent.len() as u64 == expected && sent.iter().zip(first.0..).all(|(sent, nonce)| sent.nonce.0 == nonce);
-    if !is_whole {
-        return Err(HistoryError::Holes { found: sent.len(), expected });
-    }
-    let transactions = sent.len();
-    // To itself an account sends only what closes a nonce.
-    sent.retain(|sent| sent.to.is_some_and(|to| to != account));
+    Ok(sent)
+}
+
+async fn successful_writes(chain: &dyn Chain, sent: &[Found]) -> Result<Vec<RecoveredWrite>, HistoryError> {
     let mut writes = Vec::with_capacity(sent.len());
     for sent in sent.chunks(RECEIPTS) {
         let hashes: Vec<_> = sent.iter().map(|sent| sent.tx_hash).collect();
@@ -124,10 +131,10 @@ pub async fn account_history(
             writes.extend((0..).zip(&sent.data).filter(|_| succeeded).map(write));
         }
     }
-    Ok(AccountHistory { next_nonce, transactions, writes })
+    Ok(writes)
 }
 
-/// Blocks, and the account's counts before and after them, where a node has them.
+/// Blocks, and the account's counts before and after them where a node has the state.
 #[derive(Clone, Copy)]
 struct Range {
     from: u64,
@@ -147,4 +154,55 @@ fn found(sent: Sent, block_number: BlockNumber, batching: &Batching) -> Found {
 async fn read(chain: &dyn Chain, account: Address, number: u64) -> Result<SentInBlock, HistoryError> {
     let block = chain.sent_in(account, BlockNumber(number)).await?;
     block.ok_or(HistoryError::NoBlock(BlockNumber(number)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simulation::fakes::{ACCOUNT, FakeChain, data_hash, own_hash};
+
+    async fn history(chain: &FakeChain, from: u64) -> Result<AccountHistory, HistoryError> {
+        account_history(chain, ACCOUNT, (BlockNumber(from), BlockNumber(1000)), &Batching::NONE, |_| ()).await
+    }
+
+    fn nonces(history: &AccountHistory) -> Vec<u64> {
+        history.writes.iter().map(|write| write.nonce.0).collect()
+    }
+
+    #[tokio::test]
+    async fn successful_calls_of_others_are_writes_and_few_blocks_are_read_for_them() {
+        let chain = FakeChain::sent_in(&[10, 500, 501, 1000]);
+        chain.change(|state| {
+            state.reverted = vec![own_hash(1)];
+            state.sent[2].1.to = Some(ACCOUNT);
+        });
+        let history = history(&chain, 0).await.unwrap();
+        assert_eq!((history.next_nonce, history.transactions, nonces(&history)), (Nonce(4), 4, vec![0, 3]));
+        assert_eq!((history.writes[0].data_hash, history.writes[0].block_number), (data_hash(0), BlockNumber(10)));
+        assert!(chain.calls() < 100, "{} calls", chain.calls());
+    }
+
+    #[tokio::test]
+    async fn without_old_state_all_blocks_are_read() {
+        let chain = FakeChain::sent_in(&[10, 500, 1000]);
+        chain.change(|state| state.state_from = 1000);
+        assert_eq!(nonces(&history(&chain, 0).await.unwrap()), [0, 1, 2]);
+        assert!(chain.calls() > 1000, "{} calls", chain.calls());
+    }
+
+    #[tokio::test]
+    async fn a_later_start_leaves_out_what_was_before() {
+        let chain = FakeChain::sent_in(&[10, 500, 1000]);
+        assert_eq!(nonces(&history(&chain, 11).await.unwrap()), [1, 2]);
+    }
+
+    #[tokio::test]
+    async fn a_history_with_a_hole_is_an_error() {
+        let chain = FakeChain::sent_in(&[10, 500, 1000]);
+        chain.change(|state| state.lacks_blocks = true);
+        assert!(matches!(history(&chain, 0).await, Err(HistoryError::NoBlock(_))));
+        let chain = FakeChain::sent_in(&[10, 500, 1000]);
+        chain.change(|state| state.sent[1].1.nonce = Nonce(7));
+        assert!(matches!(history(&chain, 0).await, Err(HistoryError::Holes { found: 3, expected: 3 })));
+    }
 }

@@ -1,4 +1,4 @@
-//! Following the chain: what is in it, what is final, who wrote it. These parts report; the stages decide.
+//! Parts that follow the chain: what is in it, what is final, who wrote it. They report; the stages decide.
 
 pub mod broadcaster;
 pub mod history;

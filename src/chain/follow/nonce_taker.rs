@@ -6,22 +6,39 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::chain::{Chain, Inclusion, Result, count_at, known};
 use crate::model::{Address, BlockNumber, Nonce};
 
-/// Blocks read one by one for one nonce in one go, where nodes have no state for old blocks. The next go carries on below.
+/// Blocks read one by one for one nonce in one poll, where nodes have no state for old blocks. The next poll goes on below.
 const MAX_READ: u64 = 64;
 
-/// A search for the takers of an account's nonces, over as many looks as it takes.
+/// The search for the takers of an account's nonces, over as many polls as it takes.
 #[derive(Debug, Default)]
 pub struct NonceTakers {
-    /// Found in a block that was read; good for one look, since the next may see another chain.
-    found: BTreeMap<Nonce, Inclusion>,
-    /// Where reading block by block goes on: every block from here up is known not to hold the nonce, or to be past it.
+    /// The block at which reading goes on: every block from here up does not hold the nonce, or is past it.
     reading: BTreeMap<Nonce, BlockNumber>,
     warned: BTreeSet<Nonce>,
 }
 
+/// One poll of the chain. Holds what its blocks showed, which the next poll must not rely on: it may see another chain.
+pub struct TakerPoll<'t> {
+    takers: &'t mut NonceTakers,
+    found: BTreeMap<Nonce, Inclusion>,
+}
+
 impl NonceTakers {
-    /// The transaction with this nonce, in a block at or below `height`, at which the account's count must be past the
-    /// nonce. `None` where no node has shown it: nothing is decided then, and a later look goes on.
+    pub fn poll(&mut self) -> TakerPoll<'_> {
+        TakerPoll { takers: self, found: BTreeMap::new() }
+    }
+
+    /// Drops what is known of a nonce that has ended.
+    pub fn forget(&mut self, nonce: Nonce) {
+        self.reading.remove(&nonce);
+        self.warned.remove(&nonce);
+    }
+
+}
+
+impl TakerPoll<'_> {
+    /// Returns the transaction with this nonce in a block at or below `height`, at which the account's count must be past the
+    /// nonce. `None` where no node has shown it: nothing is decided then, and a later poll goes on.
     ///
     /// # Errors
     /// When a node is out of reach.
@@ -35,7 +52,7 @@ impl NonceTakers {
         if let Some(taker) = self.found.get(&nonce).filter(|taker| taker.block_number <= height) {
             return Ok(Some(*taker));
         }
-        let block = match self.reading.get(&nonce) {
+        let block = match self.takers.reading.get(&nonce) {
             None => match lowest_past(chain, account, nonce, height).await? {
                 Lowest::Known(block) => {
                     self.read(chain, account, block).await?;
@@ -48,25 +65,9 @@ impl NonceTakers {
         self.read_down(chain, account, nonce, block).await
     }
 
-    /// Says once for each nonce that there is no evidence yet.
+    /// Returns true once for each nonce: to warn that its taker is not found yet.
     pub fn is_first_failure(&mut self, nonce: Nonce) -> bool {
-        self.warned.insert(nonce)
-    }
-
-    /// Another look begins: what blocks held was true for the chain of the last one.
-    pub fn begin(&mut self) {
-        self.found.clear();
-    }
-
-    /// The nonce has ended.
-    pub fn forget(&mut self, nonce: Nonce) {
-        self.reading.remove(&nonce);
-        self.warned.remove(&nonce);
-    }
-
-    /// All is void: another chain may be there, or another owner was.
-    pub fn clear(&mut self) {
-        *self = Self::default();
+        self.takers.warned.insert(nonce)
     }
 
     async fn read_down(
@@ -78,61 +79,63 @@ impl NonceTakers {
     ) -> Result<Option<Inclusion>> {
         let lowest = from.0.saturating_sub(MAX_READ - 1);
         for number in (lowest..=from.0).rev().map(BlockNumber) {
-            let Some(sent) = self.read(chain, account, number).await? else {
-                self.reading.insert(nonce, number);
+            let BlockRead::Sent { highest } = self.read(chain, account, number).await? else {
+                self.takers.reading.insert(nonce, number);
                 return Ok(None);
             };
             if let Some(taker) = self.found.get(&nonce) {
                 return Ok(Some(*taker));
             }
-            if sent.is_some_and(|highest| highest < nonce) {
-                // Nonces only grow with the height: further down it cannot be. Some block was another chain's; start over.
-                self.reading.remove(&nonce);
+            if highest.is_some_and(|highest| highest < nonce) {
+                // Nonces only grow with the height, so it cannot be further down. Some block was another chain's: start over.
+                self.takers.reading.remove(&nonce);
                 return Ok(None);
             }
         }
         match lowest.checked_sub(1) {
-            Some(next) => self.reading.insert(nonce, BlockNumber(next)),
-            None => self.reading.remove(&nonce),
+            Some(next) => self.takers.reading.insert(nonce, BlockNumber(next)),
+            None => self.takers.reading.remove(&nonce),
         };
         Ok(None)
     }
 
-    /// Notes what the account sent in this block; returns the highest nonce in it. The outer `None` is a block that cannot
-    /// be read.
-    async fn read(
-        &mut self,
-        chain: &dyn Chain,
-        account: Address,
-        number: BlockNumber,
-    ) -> Result<Option<Option<Nonce>>> {
-        let Some(block) = known(chain.sent_in(account, number).await)?.flatten() else { return Ok(None) };
+    /// Remembers for this poll what the account sent in this block.
+    async fn read(&mut self, chain: &dyn Chain, account: Address, number: BlockNumber) -> Result<BlockRead> {
+        let Some(block) = known(chain.sent_in(account, number).await)?.flatten() else {
+            return Ok(BlockRead::Unreadable);
+        };
         for sent in &block.sent {
             let taker = Inclusion { tx_hash: sent.tx_hash, block_number: block.number, block_hash: block.hash };
             self.found.insert(sent.nonce, taker);
         }
-        Ok(Some(block.sent.iter().map(|sent| sent.nonce).max()))
+        Ok(BlockRead::Sent { highest: block.sent.iter().map(|sent| sent.nonce).max() })
     }
 }
 
+/// One block, read for what the account sent in it.
+enum BlockRead {
+    Sent { highest: Option<Nonce> },
+    Unreadable,
+}
+
 enum Lowest {
-    /// In this block the count went past the nonce.
+    /// The count went past the nonce in this block.
     Known(BlockNumber),
-    /// In this block or in one below it, for which no node has the state.
+    /// It did so in this block or below it, where no node has the state.
     AtMost(BlockNumber),
 }
 
-/// The block in which the account's count went past the nonce: from `height` down in growing steps, since it is rarely
+/// Finds the block in which the account's count went past the nonce: from `height` down in growing steps, since it is rarely
 /// far and nodes keep the state of their newest blocks longest, then by halves.
 async fn lowest_past(chain: &dyn Chain, account: Address, nonce: Nonce, height: BlockNumber) -> Result<Lowest> {
     let (mut past, mut step) = (height.0, 1_u64);
     let mut not_past = loop {
         let Some(below) = past.checked_sub(1) else { return Ok(Lowest::Known(BlockNumber(0))) };
-        let look = below.saturating_sub(step - 1);
-        match count_at(chain, account, look).await? {
+        let probe = below.saturating_sub(step - 1);
+        match count_at(chain, account, probe).await? {
             None => return Ok(Lowest::AtMost(BlockNumber(past))),
-            Some(count) if count > nonce => past = look,
-            Some(_) => break look,
+            Some(count) if count > nonce => past = probe,
+            Some(_) => break probe,
         }
         step = step.saturating_mul(2);
     };
@@ -149,102 +152,11 @@ async fn lowest_past(chain: &dyn Chain, account: Address, nonce: Nonce, height: 
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
-    use async_trait::async_trait;
-    use bytes::Bytes;
-
     use super::*;
-    use crate::chain::{BlockTag, Call, ChainError, Header, Log, LogQuery, Receipt, Sent, SentInBlock};
-    use crate::model::{BlockHash, Gas, RawTransaction, TxHash, Wei};
-    use crate::observe::traces::Traced;
-    use crate::policy::fee::Market;
+    use crate::simulation::fakes::{ACCOUNT, FakeChain, own_hash};
 
-    const ACCOUNT: Address = Address([7; 20]);
-
-    /// A chain in which the account sent one transaction in each of these blocks, by nonce.
-    #[derive(Default)]
-    struct Fake {
-        /// The block of nonce 0, of nonce 1, and so on.
-        blocks: Vec<u64>,
-        /// No state below this block.
-        state_from: u64,
-        /// No blocks below this one.
-        blocks_from: u64,
-        /// Blocks that the node behind the balancer does not have.
-        lags: bool,
-        asked: Mutex<usize>,
-    }
-
-    fn hash_of(nonce: u64) -> TxHash {
-        TxHash([u8::try_from(nonce).unwrap() + 1; 32])
-    }
-
-    impl Fake {
-        fn refuses<T>(&self, message: &str) -> Result<T> {
-            let (endpoint, message) = ("fake".to_owned(), message.to_owned());
-            Err(ChainError::Node { endpoint, code: -32000, message, data: None })
-        }
-    }
-
-    #[async_trait]
-    impl Chain for Fake {
-        async fn transaction_count(&self, _: Address, block: BlockTag) -> Result<Nonce> {
-            *self.asked.lock().unwrap() += 1;
-            let BlockTag::Number(BlockNumber(number)) = block else { unreachable!("only heights are asked for") };
-            if number < self.state_from {
-                return self.refuses("missing trie node");
-            }
-            Ok(Nonce(self.blocks.iter().filter(|sent| **sent <= number).count() as u64))
-        }
-
-        async fn sent_in(&self, _: Address, number: BlockNumber) -> Result<Option<SentInBlock>> {
-            *self.asked.lock().unwrap() += 1;
-            if self.lags {
-                return Ok(None);
-            }
-            if number.0 < self.blocks_from {
-                return self.refuses("pruned history unavailable");
-            }
-            let sent = self.blocks.iter().zip(0..).filter(|(block, _)| **block == number.0);
-            let sent = sent
-                .map(|(_, nonce)| Sent { nonce: Nonce(nonce), tx_hash: hash_of(nonce), to: None, data: Bytes::new() })
-                .collect();
-            Ok(Some(SentInBlock { number, hash: BlockHash([1; 32]), sent }))
-        }
-
-        async fn header(&self, _: BlockTag) -> Result<Option<Header>> {
-            unreachable!()
-        }
-        async fn receipts_in(&self, _: BlockHash, _: &[TxHash]) -> Result<Vec<Receipt>> {
-            unreachable!()
-        }
-        async fn receipts(&self, _: &[TxHash]) -> Result<Vec<Option<Receipt>>> {
-            unreachable!()
-        }
-        async fn market(&self, _: &Header) -> Result<Market> {
-            unreachable!()
-        }
-        async fn estimate(&self, _: &[Traced<Call>]) -> Result<Vec<Result<Gas>>> {
-            unreachable!()
-        }
-        async fn call(&self, _: &Call, _: BlockNumber) -> Result<Bytes> {
-            unreachable!()
-        }
-        async fn logs(&self, _: &LogQuery) -> Result<Vec<Log>> {
-            unreachable!()
-        }
-        async fn broadcast(&self, _: &[Traced<RawTransaction>]) -> Vec<Result<()>> {
-            unreachable!()
-        }
-        async fn balance(&self, _: Address) -> Result<Wei> {
-            unreachable!()
-        }
-    }
-
-    async fn taker(evidence: &mut NonceTakers, chain: &Fake, nonce: u64, height: u64) -> Option<Inclusion> {
-        evidence.begin();
-        evidence.taker(chain, ACCOUNT, Nonce(nonce), BlockNumber(height)).await.unwrap()
+    async fn taker(takers: &mut NonceTakers, chain: &FakeChain, nonce: u64, height: u64) -> Option<Inclusion> {
+        takers.poll().taker(chain, ACCOUNT, Nonce(nonce), BlockNumber(height)).await.unwrap()
     }
 
     /// C15: wherever the transaction is, it is found, and with few calls.
@@ -252,62 +164,75 @@ mod tests {
     async fn the_transaction_that_took_a_nonce_is_found_at_any_depth() {
         for depth in [0, 1, 2, 3, 17, 1_000, 123_456, 999_999] {
             let block = 1_000_000 - depth;
-            let chain = Fake { blocks: vec![1, block, 1_000_000], ..Fake::default() };
-            let found = taker(&mut NonceTakers::default(), &chain, 1, 1_000_000).await;
-            let expected =
-                Inclusion { tx_hash: hash_of(1), block_number: BlockNumber(block), block_hash: BlockHash([1; 32]) };
-            assert_eq!(found, Some(expected), "{depth} blocks deep");
-            let asked = *chain.asked.lock().unwrap();
-            assert!(asked < 50, "{asked} calls");
+            let chain = FakeChain::sent_in(&[1, block, 1_000_000]);
+            let found = taker(&mut NonceTakers::default(), &chain, 1, 1_000_000).await.unwrap();
+            let expected = (own_hash(1), BlockNumber(block), chain.hash_of(block));
+            assert_eq!((found.tx_hash, found.block_number, found.block_hash), expected, "{depth} blocks deep");
+            assert!(chain.calls() < 50, "{} calls", chain.calls());
         }
     }
 
     #[tokio::test]
     async fn a_nonce_taken_in_the_first_block_is_found() {
-        let chain = Fake { blocks: vec![0], ..Fake::default() };
+        let chain = FakeChain::sent_in(&[0]);
         assert_eq!(taker(&mut NonceTakers::default(), &chain, 0, 100).await.unwrap().block_number, BlockNumber(0));
     }
 
-    /// C15 on nodes that keep little state: the blocks themselves are read, some in each look.
+    /// C15 on nodes that keep little state: the blocks themselves are read, some in each poll.
     #[tokio::test]
     async fn without_old_state_blocks_are_read_downwards_over_several_looks() {
-        let chain = Fake { blocks: vec![100, 500, 990], state_from: 950, ..Fake::default() };
-        let mut evidence = NonceTakers::default();
-        let mut looks = 1;
+        let chain = FakeChain::sent_in(&[100, 500, 990]);
+        chain.change(|state| state.state_from = 950);
+        let mut takers = NonceTakers::default();
+        let mut polls = 1;
         let found = loop {
-            match taker(&mut evidence, &chain, 1, 1_000).await {
+            match taker(&mut takers, &chain, 1, 1_000).await {
                 Some(found) => break found,
-                None => looks += 1,
+                None => polls += 1,
             }
-            assert!(looks < 20, "it gets further with each look");
+            assert!(polls < 20, "it gets further with each poll");
         };
-        assert_eq!((found.tx_hash, found.block_number), (hash_of(1), BlockNumber(500)));
-        assert!(looks > 2, "no look reads more than its share");
+        assert_eq!((found.tx_hash, found.block_number), (own_hash(1), BlockNumber(500)));
+        assert!(polls > 2, "no poll reads more than its share");
     }
 
     /// C18: a count without the block to it is no evidence.
     #[tokio::test]
     async fn a_node_that_lags_behind_the_count_proves_nothing_until_it_has_the_block() {
-        let mut chain = Fake { blocks: vec![10, 20], lags: true, ..Fake::default() };
-        let mut evidence = NonceTakers::default();
+        let chain = FakeChain::sent_in(&[10, 20]);
+        chain.change(|state| state.lacks_blocks = true);
+        let mut takers = NonceTakers::default();
         for _ in 0..3 {
-            assert_eq!(taker(&mut evidence, &chain, 1, 30).await, None);
+            assert_eq!(taker(&mut takers, &chain, 1, 30).await, None);
         }
-        assert!(evidence.is_first_failure(Nonce(1)));
-        assert!(!evidence.is_first_failure(Nonce(1)), "it is told once");
-        chain.lags = false;
-        assert_eq!(taker(&mut evidence, &chain, 1, 30).await.unwrap().tx_hash, hash_of(1));
+        assert!(takers.poll().is_first_failure(Nonce(1)));
+        assert!(!takers.poll().is_first_failure(Nonce(1)), "it is told once");
+        chain.change(|state| state.lacks_blocks = false);
+        assert_eq!(taker(&mut takers, &chain, 1, 30).await.unwrap().tx_hash, own_hash(1));
     }
 
     #[tokio::test]
     async fn blocks_that_no_node_keeps_are_asked_for_once_in_each_look() {
-        let chain = Fake { blocks: vec![10, 2_000], state_from: 1_990, blocks_from: 1_980, ..Fake::default() };
-        let mut evidence = NonceTakers::default();
+        let chain = FakeChain::sent_in(&[10, 2_000]);
+        chain.change(|state| (state.state_from, state.blocks_from) = (1_990, 1_980));
+        let mut takers = NonceTakers::default();
         for _ in 0..5 {
-            assert_eq!(taker(&mut evidence, &chain, 0, 2_010).await, None);
+            assert_eq!(taker(&mut takers, &chain, 0, 2_010).await, None);
         }
-        let before = *chain.asked.lock().unwrap();
-        assert_eq!(taker(&mut evidence, &chain, 0, 2_010).await, None);
-        assert_eq!(*chain.asked.lock().unwrap(), before + 1);
+        let before = chain.calls();
+        assert_eq!(taker(&mut takers, &chain, 0, 2_010).await, None);
+        assert_eq!(chain.calls(), before + 1);
+    }
+
+    /// Otherwise a taker in a block that has gone would be reported for ever, and the nonce would never end.
+    #[tokio::test]
+    async fn what_one_poll_found_is_read_again_in_the_next() {
+        let chain = FakeChain::sent_in(&[10, 20]);
+        let mut takers = NonceTakers::default();
+        let first = taker(&mut takers, &chain, 1, 30).await.unwrap();
+        let before = chain.hash_of(20);
+        chain.reorganise_from(15);
+        let second = taker(&mut takers, &chain, 1, 30).await.unwrap();
+        assert_eq!((first.block_hash, second.block_hash), (before, chain.hash_of(20)));
     }
 }

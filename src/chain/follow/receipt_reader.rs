@@ -1,4 +1,4 @@
-//! The stage that reads how the transactions of final blocks went: one block after the other, while the lane goes on.
+//! Reads the receipts of final blocks, one block after the other, while the lane goes on.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -9,34 +9,32 @@ use tokio::sync::mpsc;
 use crate::chain::{Chain, Receipt, Result};
 use crate::model::{BlockHash, TxHash};
 
-/// What a node said of one block.
+/// The receipts of one block.
 #[derive(Debug)]
 pub struct BlockRead {
     pub block: BlockHash,
-    /// The transactions whose receipts were asked for.
     pub asked: Vec<TxHash>,
-    /// Those that the node has, each of this very block.
+    /// Those that the node has, all of this very block.
     pub receipts: Result<Vec<Receipt>>,
 }
 
-/// What the lane has of the stage. What waits is limited by the lane's transactions: each is in one block.
+/// The lane's side. The lane's transactions limit what waits: each is in one block.
 #[derive(Debug)]
 pub struct ReceiptReader {
     wanted: mpsc::UnboundedSender<(BlockHash, Vec<TxHash>)>,
     read: mpsc::UnboundedReceiver<BlockRead>,
-    /// Asked for, and not yet answered.
     open: BTreeSet<BlockHash>,
     is_failing: bool,
 }
 
-/// The stage itself, for one term of a lane.
+/// The reading side, for one term of a lane.
 pub struct Reading {
     chain: Arc<dyn Chain>,
     wanted: mpsc::UnboundedReceiver<(BlockHash, Vec<TxHash>)>,
     read: mpsc::UnboundedSender<BlockRead>,
 }
 
-/// A reader with nothing to read, and the work that somebody has to run.
+/// Returns a reader, and its work to run beside the lane.
 pub fn start(chain: Arc<dyn Chain>) -> (ReceiptReader, Reading) {
     let (want, wanted) = mpsc::unbounded_channel();
     let (to_read, read) = mpsc::unbounded_channel();
@@ -47,15 +45,15 @@ pub fn start(chain: Arc<dyn Chain>) -> (ReceiptReader, Reading) {
 }
 
 impl ReceiptReader {
-    /// Asks for the receipts of a block, after those before; nothing where they are asked for already.
+    /// Asks for the receipts of a block, behind earlier ones. Does nothing while they are asked for already.
     pub fn ask(&mut self, block: BlockHash, transactions: Vec<TxHash>) {
-        // Without somebody who reads the lane's term is over, and the next one asks again.
+        // Without the reading side the lane's term is over, and the next term asks again.
         if self.open.insert(block) {
             let _ = self.wanted.send((block, transactions));
         }
     }
 
-    /// The next block's; waits for ever when nothing was asked for. Dropping this future loses nothing.
+    /// Returns the next block's receipts. Waits for ever when none are asked for. Dropping this future loses nothing.
     pub async fn next(&mut self) -> BlockRead {
         match self.read.recv().await {
             Some(read) => {
@@ -67,25 +65,67 @@ impl ReceiptReader {
         }
     }
 
-    /// The last block that was asked for could not be read.
+    /// Returns true when the last block could not be read.
     pub fn is_failing(&self) -> bool {
         self.is_failing
     }
 
-    /// There is no such block any more.
+    /// Called when no block is left to read.
     pub fn forget_failure(&mut self) {
         self.is_failing = false;
     }
 }
 
 impl Reading {
-    /// Reads, for as long as it is polled.
+    /// Reads for as long as it is polled.
     pub async fn run(mut self) -> Infallible {
         while let Some((block, asked)) = self.wanted.recv().await {
             let receipts = self.chain.receipts_in(block, &asked).await;
-            // A lane that does not listen has ended, and with it this.
+            // Without a receiver the lane has ended, and this with it.
             let _ = self.read.send(BlockRead { block, asked, receipts });
         }
         std::future::pending().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simulation::fakes::{FakeChain, own_hash};
+
+    async fn next(reader: &mut ReceiptReader, reading: &mut std::pin::Pin<Box<impl Future>>) -> BlockRead {
+        tokio::select! {
+            _ = reading => unreachable!("it never ends"),
+            read = reader.next() => read,
+        }
+    }
+
+    #[tokio::test]
+    async fn each_block_is_read_once_and_only_its_own_receipts_count() {
+        let chain = FakeChain::sent_in(&[3, 4]);
+        chain.change(|state| state.reverted = vec![own_hash(0)]);
+        let (mut reader, reading) = start(chain.clone());
+        let mut reading = Box::pin(reading.run());
+        for _ in 0..2 {
+            reader.ask(chain.hash_of(3), vec![own_hash(0), own_hash(1)]);
+        }
+        let read = next(&mut reader, &mut reading).await;
+        let receipts = read.receipts.unwrap();
+        assert_eq!((read.block, read.asked.len()), (chain.hash_of(3), 2));
+        assert_eq!(receipts.iter().map(|receipt| receipt.transaction.tx_hash).collect::<Vec<_>>(), [own_hash(0)]);
+        assert_eq!((receipts[0].succeeded, chain.calls()), (false, 1));
+    }
+
+    #[tokio::test]
+    async fn a_node_that_is_away_fails_the_block_which_can_be_asked_for_again() {
+        let chain = FakeChain::sent_in(&[3]);
+        chain.change(|state| state.is_away = true);
+        let (mut reader, reading) = start(chain.clone());
+        let mut reading = Box::pin(reading.run());
+        reader.ask(chain.hash_of(3), vec![own_hash(0)]);
+        assert!(next(&mut reader, &mut reading).await.receipts.is_err() && reader.is_failing());
+        chain.change(|state| state.is_away = false);
+        reader.ask(chain.hash_of(3), vec![own_hash(0)]);
+        assert!(next(&mut reader, &mut reading).await.receipts.is_ok() && !reader.is_failing());
     }
 }

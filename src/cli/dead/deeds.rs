@@ -9,9 +9,9 @@ use std::time::Instant;
 use serde_json::json;
 
 use crate::broker::RawLetter;
-use crate::cli::dead::desk::{Queue, remark};
 use crate::cli::dead::list::item_json;
-use crate::cli::dead::{complain, plain, tell};
+use crate::cli::dead::session::{Queue, remark};
+use crate::cli::dead::{complain, plain, print};
 use crate::cli::{exit, progress_bar};
 use crate::model::Timestamp;
 use crate::policy::letters::Letter;
@@ -50,9 +50,9 @@ impl Tally {
         if self.stayed == 0 && self.gone == 0 { ExitCode::SUCCESS } else { ExitCode::from(exit::NOT_ALL) }
     }
 
-    pub(super) fn tell(self, json: bool, done: &str) {
+    pub(super) fn print(self, json: bool, done: &str) {
         let Self { done: count, stayed, gone } = self;
-        tell(
+        print(
             json,
             || json!({ "summary": { done: count, "stayed": stayed, "gone": gone } }),
             || {
@@ -80,14 +80,14 @@ pub(super) async fn act(
     let mut is_through = false;
     while !open.is_empty() && !is_through {
         let began = Instant::now();
-        let mut look = queue.letters.look(u64::MAX).await?;
+        let mut browse = queue.letters.browse(u64::MAX).await?;
         is_through = true;
         while !open.is_empty()
-            && let Some(held) = look.next().await?
+            && let Some(held) = browse.next().await?
         {
             let letter = Letter::read(&queue.rules, &held.letter.message());
             let Some((count, _)) = open.get_mut(letter.key.as_str()) else {
-                look.leave(held).await?;
+                browse.leave(held).await?;
                 continue;
             };
             *count -= 1;
@@ -96,20 +96,20 @@ pub(super) async fn act(
             }
             let outcome = deed(&letter, &held.letter).await?;
             if outcome.leaves {
-                look.remove(held.ticket).await?;
+                browse.remove(held.ticket).await?;
                 tally.done += 1;
             } else {
-                look.leave(held).await?;
+                browse.leave(held).await?;
                 tally.stayed += 1;
             }
-            progress.suspend(|| tell_outcome(&letter, &outcome, json));
+            progress.suspend(|| print_outcome(&letter, &outcome, json));
             progress.inc(1);
             if began.elapsed() > LONGEST_HOLD {
                 is_through = false;
                 break;
             }
         }
-        let seen = look.end().await?;
+        let seen = browse.end().await?;
         if is_through {
             remark(&crate::broker::Seen { left: 0, ..seen });
         }
@@ -121,14 +121,14 @@ pub(super) async fn act(
             "gone",
             "not in the queue now: somebody else has seen to it, or holds it at this moment; look again",
         );
-        tell_outcome(letter, &outcome, json);
+        print_outcome(letter, &outcome, json);
     }
     Ok(tally)
 }
 
 /// What became of one letter.
-pub(super) fn tell_outcome(letter: &Letter, outcome: &Outcome, json: bool) {
-    tell(
+pub(super) fn print_outcome(letter: &Letter, outcome: &Outcome, json: bool) {
+    print(
         json,
         || {
             let mut item = item_json(letter, Timestamp::now());

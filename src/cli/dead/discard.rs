@@ -6,9 +6,9 @@ use clap::Args;
 
 use crate::broker::RawLetter;
 use crate::cli::dead::deeds::{Outcome, act, none_found};
-use crate::cli::dead::desk::{Desk, remark};
 use crate::cli::dead::list::item_json;
-use crate::cli::dead::{Manner, Which, confirmed, letters_text, means_all_by_a_slip, plain, reason_is_too_long};
+use crate::cli::dead::session::{LetterSession, remark};
+use crate::cli::dead::{ChangeOptions, Which, confirmed, letters_text, means_all_by_a_slip, plain, reason_is_too_long};
 use crate::cli::say;
 use crate::config::Settings;
 use crate::journal::{Deed, LetterDeed};
@@ -26,7 +26,7 @@ pub(super) struct Arguments {
     #[arg(long)]
     reason: String,
     #[command(flatten)]
-    manner: Manner,
+    options: ChangeOptions,
 }
 
 pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Result<ExitCode> {
@@ -35,32 +35,32 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Re
     if let Some(code) = slip {
         return Ok(code);
     }
-    let Manner { dry_run, yes, json } = arguments.manner;
-    let desk = Desk::open(settings).await?;
-    let (letters, seen) = desk.queue.find(&filter, arguments.which.limit).await?;
+    let ChangeOptions { dry_run, yes, json } = arguments.options;
+    let session = LetterSession::open(settings).await?;
+    let (letters, seen) = session.queue.find(&filter, arguments.which.limit).await?;
     remark(&seen);
     if letters.is_empty() {
-        desk.close().await;
+        session.close().await;
         return Ok(none_found(json));
     }
     show_plan(&letters, json, dry_run);
     let question = format!(
         "Take {} out of {} for good? The journal keeps them for {}.",
         letters_text(letters.len() as u64),
-        desk.queue.letters.name(),
+        session.queue.letters.name(),
         humantime::format_duration(settings.journal.retention)
     );
     let agreed = if dry_run { Err(ExitCode::SUCCESS) } else { confirmed(&question, yes) };
     if let Err(code) = agreed {
-        desk.close().await;
+        session.close().await;
         return Ok(code);
     }
-    let discarded = act(&desk.queue, &letters, "discarding", json, async |letter, raw| {
-        archive(&desk, letter, raw, &arguments.reason).await
+    let discarded = act(&session.queue, &letters, "discarding", json, async |letter, raw| {
+        archive(&session, letter, raw, &arguments.reason).await
     });
     let tally = discarded.await?;
-    tally.tell(json, "discarded");
-    desk.close().await;
+    tally.print(json, "discarded");
+    session.close().await;
     Ok(tally.code())
 }
 
@@ -77,7 +77,7 @@ fn show_plan(letters: &[Letter], json: bool, dry_run: bool) {
 }
 
 /// The archive, then (by the caller) the letter's end. Crash in between: it is in both, and is discarded once more.
-async fn archive(desk: &Desk, letter: &Letter, raw: &RawLetter, reason: &str) -> anyhow::Result<Outcome> {
+async fn archive(session: &LetterSession, letter: &Letter, raw: &RawLetter, reason: &str) -> anyhow::Result<Outcome> {
     let message = match raw.to_json() {
         Ok(message) => message,
         Err(error) => return Ok(Outcome::stays("failed", format!("it cannot be archived: {error}"))),
@@ -88,11 +88,11 @@ async fn archive(desk: &Desk, letter: &Letter, raw: &RawLetter, reason: &str) ->
         deed: Deed::Discarded,
         cause: letter.cause(),
         at: Timestamp::now(),
-        operator: desk.judge.operator().to_owned(),
+        operator: session.guard.operator().to_owned(),
         reason: reason.to_owned(),
-        detail: format!("by {}: {reason}", desk.judge.operator()),
+        detail: format!("by {}: {reason}", session.guard.operator()),
         message: Some(message),
     };
-    desk.journal.record_deed(deed).await?;
+    session.journal.record_deed(deed).await?;
     Ok(Outcome::leaves("discarded", "discarded; `dead export --discarded` gets it back"))
 }

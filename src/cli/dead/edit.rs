@@ -10,7 +10,7 @@ use clap::Args;
 
 use crate::broker::{MOST_LETTERS, RawLetter};
 use crate::cli::dead::deeds::{Outcome, act, none_found};
-use crate::cli::dead::desk::{Desk, remark};
+use crate::cli::dead::session::{LetterSession, remark};
 use crate::cli::dead::{LIMIT, complain, confirmed, pair, plain, reason_is_too_long, sheet};
 use crate::cli::{exit, say};
 use crate::config::Settings;
@@ -21,6 +21,7 @@ use crate::policy::arrival::{Verdict, decide};
 use crate::policy::gas::intrinsic;
 use crate::policy::letters::replay::{Action, Answer, assess};
 use crate::policy::letters::{Letter, LetterFilter};
+use crate::stages::dead_letters::replay_guard::CopyAnswer;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -63,11 +64,16 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Re
     if let Some(code) = reason_is_too_long(&arguments.reason) {
         return Ok(code);
     }
-    let (letter, raw) = match find(&arguments, settings).await? {
-        Ok(found) => found,
-        Err(code) => return Ok(code),
+    let (letter, raw) = match find(&arguments, settings).await?.as_slice() {
+        [] => return Ok(none_found(arguments.json)),
+        [found] => found.clone(),
+        _ => {
+            complain(format_args!("several dead letters have the name {}; take the key of one, from", arguments.id));
+            complain(format_args!("  chainwriter dead list --items {}", arguments.id));
+            return Ok(ExitCode::from(exit::USAGE));
+        }
     };
-    // Nobody is kept from the broker or the journal while a person thinks.
+    // No connection is open while the operator edits.
     let before = raw.message();
     let edited =
         if arguments.is_for_an_editor() { edit_by_hand(&letter, &before) } else { arguments.apply(settings, &before) };
@@ -82,59 +88,60 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Re
         complain("nothing was changed, and nothing is sent; `dead replay` sends it back as it is");
         return Ok(ExitCode::SUCCESS);
     }
-    let desk = Desk::open(settings).await?;
-    let judged = judge(&desk, settings, &letter, &after, arguments.even_forgotten).await?;
+    let session = LetterSession::open(settings).await?;
+    let checked = check(&session, settings, &letter, &after, arguments.even_forgotten).await?;
     if !arguments.json {
         for line in sheet::difference(&before, &after) {
             say(plain(&line));
         }
     }
-    let agreed = match &judged {
-        Err(fault) => {
+    let agreed = match &checked {
+        Check::Fault(fault) => {
             complain(format_args!("it cannot be sent like this: {fault}"));
             Err(ExitCode::from(exit::NOT_ALL))
         }
-        Ok(new) if arguments.dry_run => {
+        Check::Sendable(new) if arguments.dry_run => {
             complain(format_args!("it would be sent as {}", new.words()));
             Err(ExitCode::SUCCESS)
         }
-        Ok(new) => confirmed(&format!("Send it as {}?", new.words()), arguments.yes),
+        Check::Sendable(new) => confirmed(&format!("Send it as {}?", new.words()), arguments.yes),
     };
     if let Err(code) = agreed {
-        desk.close().await;
+        session.close().await;
         return Ok(code);
     }
     let plan = [letter];
-    let sent = act(&desk.queue, &plan, "sending", arguments.json, async |letter, raw| {
-        match judge(&desk, settings, letter, &after, arguments.even_forgotten).await? {
-            Err(fault) => Ok(Outcome::stays("refused", fault)),
-            Ok(new) => send(&desk, letter, raw, &after, &new, &arguments.reason).await,
+    let sent = act(&session.queue, &plan, "sending", arguments.json, async |letter, raw| {
+        match check(&session, settings, letter, &after, arguments.even_forgotten).await? {
+            Check::Fault(fault) => Ok(Outcome::stays("refused", fault)),
+            Check::Sendable(new) => send(&session, letter, raw, &after, &new, &arguments.reason).await,
         }
     });
     let tally = sent.await?;
-    desk.close().await;
+    session.close().await;
     Ok(if tally.gone > 0 { none_found(arguments.json) } else { tally.code() })
 }
 
-/// The one letter that is meant.
-async fn find(arguments: &Arguments, settings: &Settings) -> anyhow::Result<Result<(Letter, RawLetter), ExitCode>> {
-    let desk = Desk::open(settings).await?;
+/// Returns the first two letters of this name.
+async fn find(arguments: &Arguments, settings: &Settings) -> anyhow::Result<Vec<(Letter, RawLetter)>> {
+    let session = LetterSession::open(settings).await?;
     let filter = LetterFilter { names: vec![arguments.id.clone()], ..LetterFilter::default() };
     let mut found: Vec<(Letter, RawLetter)> = Vec::new();
-    let seen = desk.queue.look(&filter, arguments.limit, |letter, raw| {
+    let seen = session.queue.browse(&filter, arguments.limit, |letter, raw| {
         if !found.iter().any(|(known, _)| known.key == letter.key) && found.len() < 2 {
             found.push((letter, raw.clone()));
         }
         Ok(())
     });
     remark(&seen.await?);
-    desk.close().await;
-    if found.len() > 1 {
-        complain(format_args!("several dead letters have the name {}; take the key of one, from", arguments.id));
-        complain(format_args!("  chainwriter dead list --items {}", arguments.id));
-        return Ok(Err(ExitCode::from(exit::USAGE)));
-    }
-    Ok(found.pop().ok_or_else(|| none_found(arguments.json)))
+    session.close().await;
+    Ok(found)
+}
+
+/// Whether an edited letter can be sent.
+enum Check {
+    Sendable(New),
+    Fault(String),
 }
 
 /// What the edited letter will be.
@@ -152,59 +159,62 @@ impl New {
     }
 }
 
-/// Whether intake would take it, by its own rules, and nothing of its request can land. The fault in words where not.
-async fn judge(
-    desk: &Desk,
+/// Checks that intake would take the letter, and that nothing of its request can land.
+async fn check(
+    session: &LetterSession,
     settings: &Settings,
     letter: &Letter,
     after: &Message,
     even_forgotten: bool,
-) -> anyhow::Result<Result<New, String>> {
-    // As it will be: without what is said of the failure.
-    let probe = after.replayed(&desk.judge.note(0, ""));
+) -> anyhow::Result<Check> {
+    // The copy as it will be, without the headers about the failure.
+    let probe = after.replayed(&session.guard.replay_note(0, ""));
     let candidate = match sheltered(|| admit(&settings.admission, &probe)).and_then(Candidate::routed) {
         Ok(candidate) => candidate,
-        Err(refusal) => return Ok(Err(refusal.cause.to_string())),
+        Err(refusal) => return Ok(Check::Fault(refusal.cause.to_string())),
     };
     if let Ok(Write { gas: GasRule::Fixed(gas), data, .. }) = &candidate.write {
         let least = intrinsic(data.as_ref().unwrap_or(&after.body));
         if least > *gas {
-            return Ok(Err(format!("its gas is set to {gas}, and its calldata alone takes {least}")));
+            return Ok(Check::Fault(format!("its gas is set to {gas}, and its calldata alone takes {least}")));
         }
     }
     if letter.id.as_ref() != Some(&candidate.id) {
-        if desk.state_of(&candidate.id).await?.is_some() {
-            return Ok(Err(format!("the journal knows the id {} already; take one that is new", candidate.id)));
+        if session.state_of(&candidate.id).await?.is_some() {
+            return Ok(Check::Fault(format!(
+                "the journal knows the id {} already; take one that is new",
+                candidate.id
+            )));
         }
-        return Ok(Ok(New { id: candidate.id, replay: 0, is_new_request: true }));
+        return Ok(Check::Sendable(New { id: candidate.id, replay: 0, is_new_request: true }));
     }
-    let standing = desk.judge.standing(letter).await?;
-    // What kept it from being a request may be mended now.
+    let standing = session.guard.standing(letter).await?;
+    // The edit may have fixed what kept it from being a request.
     let answer = assess(&Letter { refusal: None, ..letter.clone() }, &standing);
     match (&answer, answer.action()) {
         (Answer::OtherBody, _) | (_, Action::Replay) => {}
         (_, Action::IfForgotten) if even_forgotten => {}
         (Answer::IdOfAnother, _) => {
-            return Ok(Err("its id belongs to another message: --set-id gives it a new one".to_owned()));
+            return Ok(Check::Fault("its id belongs to another message: --set-id gives it a new one".to_owned()));
         }
-        _ => return Ok(Err(answer.sentence())),
+        _ => return Ok(Check::Fault(answer.sentence())),
     }
     let known = standing.known.map_or(Generation::default(), |known| known.generation);
     let replay = known.replay.max(letter.generation.replay).saturating_add(1);
     let arrives = Generation { replay, retry: 0 };
     let verdict = decide(standing.known.as_ref(), arrives, BodyHash::of(&after.body), true);
     if verdict != Verdict::Accept {
-        return Ok(Err(format!(
+        return Ok(Check::Fault(format!(
             "intake would not accept it ({verdict:?}): `chainwriter status` tells where its request is"
         )));
     }
-    Ok(Ok(New { id: candidate.id, replay, is_new_request: false }))
+    Ok(Check::Sendable(New { id: candidate.id, replay, is_new_request: false }))
 }
 
-/// The copy, then the journal with the whole letter as it was, then (by the caller) the letter's end; what a crash leaves
-/// is the same as with a replay.
+/// Publishes the copy, then records the original letter in the journal; the caller removes the letter last. A crash leaves the
+/// same as with a replay.
 async fn send(
-    desk: &Desk,
+    session: &LetterSession,
     letter: &Letter,
     raw: &RawLetter,
     after: &Message,
@@ -215,22 +225,23 @@ async fn send(
         Ok(message) => message,
         Err(error) => return Ok(Outcome::stays("failed", format!("it cannot be archived: {error}"))),
     };
-    if let Err(error) = desk.publish(after.replayed(&desk.judge.note(new.replay, reason))).await? {
-        return Ok(Outcome::stays("failed", format!("not sent: {error}; run the command again")));
+    let copy = after.replayed(&session.guard.replay_note(new.replay, reason));
+    if let CopyAnswer::Refused(why) = session.publish(copy).await? {
+        return Ok(Outcome::stays("failed", format!("not sent: {why}; run the command again")));
     }
-    let detail = format!("sent as {} by {}: {reason}", new.words(), desk.judge.operator());
+    let detail = format!("sent as {} by {}: {reason}", new.words(), session.guard.operator());
     let deed = LetterDeed {
         letter: letter.key.clone(),
         request: letter.id.clone().or_else(|| letter.refused_as.clone()),
         deed: Deed::Edited,
         cause: letter.cause(),
         at: Timestamp::now(),
-        operator: desk.judge.operator().to_owned(),
+        operator: session.guard.operator().to_owned(),
         reason: reason.to_owned(),
         detail: detail.trim_end_matches(": ").to_owned(),
         message: Some(message),
     };
-    desk.journal.record_deed(deed).await?;
+    session.journal.record_deed(deed).await?;
     Ok(Outcome::leaves("edited", format!("sent as {}", new.words())))
 }
 
@@ -295,7 +306,7 @@ fn edit_by_hand(letter: &Letter, before: &Message) -> anyhow::Result<Message> {
     }
 }
 
-/// A file in a folder of its own that nobody else may enter; gone with this value.
+/// A file in a folder of its own that no other user may enter. Deleted with this value.
 struct Sheet {
     folder: PathBuf,
 }

@@ -11,7 +11,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::broker::{RawLetter, Ticket};
-use crate::cli::dead::desk::{Queue, remark};
+use crate::cli::dead::session::{Queue, remark};
 use crate::cli::dead::{Which, complain, confirmed, letters_text, means_all_by_a_slip};
 use crate::cli::{exit, progress_bar};
 use crate::config::Settings;
@@ -92,16 +92,16 @@ async fn from_queue(arguments: &Arguments, filter: &LetterFilter, settings: &Set
     let queue = Queue::open(settings).await?;
     let mut sink = Sink::open(&arguments.to)?;
     let now = Timestamp::now();
-    let mut look = queue.letters.look(arguments.which.limit).await?;
-    let progress = progress_bar(look.room(), "exporting");
+    let mut browse = queue.letters.browse(arguments.which.limit).await?;
+    let progress = progress_bar(browse.room(), "exporting");
     let (mut written, mut failed, mut removed) = (0, 0, 0);
     let mut tickets: Vec<Ticket> = Vec::new();
-    while let Some(held) = look.next().await? {
+    while let Some(held) = browse.next().await? {
         progress.inc(1);
         let message = held.letter.message();
         let letter = Letter::read(&queue.rules, &message);
         if !filter.means(&letter, &message, now) {
-            look.leave(held).await?;
+            browse.leave(held).await?;
             continue;
         }
         match held.letter.to_json() {
@@ -109,7 +109,7 @@ async fn from_queue(arguments: &Arguments, filter: &LetterFilter, settings: &Set
             Err(error) => {
                 failed += 1;
                 progress.suspend(|| complain(format_args!("{}: {error}", letter.key)));
-                look.leave(held).await?;
+                browse.leave(held).await?;
                 continue;
             }
         }
@@ -117,16 +117,16 @@ async fn from_queue(arguments: &Arguments, filter: &LetterFilter, settings: &Set
         if arguments.remove {
             tickets.push(held.ticket);
         } else {
-            look.leave(held).await?;
+            browse.leave(held).await?;
         }
     }
     sink.sync()?;
     for ticket in tickets {
-        look.remove(ticket).await?;
+        browse.remove(ticket).await?;
         removed += 1;
     }
     progress.finish_and_clear();
-    remark(&look.end().await?);
+    remark(&browse.end().await?);
     queue.letters.close().await;
     Ok((written, failed, removed))
 }

@@ -10,8 +10,8 @@ use clap::Args;
 use serde_json::json;
 
 use crate::broker::RawLetter;
-use crate::cli::dead::desk::{Queue, remark};
-use crate::cli::dead::{complain, letters_text, plain, tell};
+use crate::cli::dead::session::{Queue, remark};
+use crate::cli::dead::{complain, letters_text, plain, print};
 use crate::cli::exit;
 use crate::config::Settings;
 use crate::policy::letters::{Letter, LetterFilter};
@@ -37,7 +37,7 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Re
     let queue = Queue::open(settings).await?;
     let mut there = HashSet::new();
     let any = LetterFilter::default();
-    let seen = queue.look(&any, u64::MAX, |letter, _| {
+    let seen = queue.browse(&any, u64::MAX, |letter, _| {
         there.insert(letter.key);
         Ok(())
     });
@@ -76,14 +76,14 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Re
                 ("failed", error)
             }
         };
-        tell(
+        print(
             arguments.json,
             || json!({ "line": number, "letter": name, "result": word, "explained": text }),
             || format!("{name}: {text}"),
         );
     }
     queue.letters.close().await;
-    tell(
+    print(
         arguments.json,
         || json!({ "summary": { "imported": imported, "skipped": skipped, "failed": failed } }),
         || format!("{} imported, {skipped} there already, {failed} failed", letters_text(imported)),

@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::broker::Seen;
-use crate::cli::dead::desk::{Queue, remark};
+use crate::cli::dead::session::{Queue, remark};
 use crate::cli::dead::{Which, letters_text, plain};
 use crate::cli::{age_text, say};
 use crate::config::Settings;

@@ -12,13 +12,13 @@ use crate::config::Settings;
 use crate::policy::letters::LetterFilter;
 
 mod deeds;
-mod desk;
 mod discard;
 mod edit;
 mod export;
 mod import;
 mod list;
 mod replay;
+mod session;
 mod sheet;
 mod show;
 mod wait;
@@ -116,7 +116,7 @@ fn pair(text: &str) -> Result<(String, String), String> {
 
 /// How a command that changes something behaves.
 #[derive(Debug, Args)]
-struct Manner {
+struct ChangeOptions {
     /// Show what would be done, and do nothing.
     #[arg(long)]
     dry_run: bool,
@@ -168,7 +168,7 @@ fn complain(line: impl std::fmt::Display) {
 }
 
 /// A line of the answer, or of JSON.
-fn tell(json: bool, value: impl FnOnce() -> serde_json::Value, text: impl FnOnce() -> String) {
+fn print(json: bool, value: impl FnOnce() -> serde_json::Value, text: impl FnOnce() -> String) {
     if json { say(value()) } else { say(text()) }
 }
 

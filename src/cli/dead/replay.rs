@@ -8,18 +8,19 @@ use clap::Args;
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::cli::dead::deeds::{Outcome, act, none_found, tell_outcome};
-use crate::cli::dead::desk::{Desk, remark};
+use crate::cli::dead::deeds::{Outcome, act, none_found, print_outcome};
 use crate::cli::dead::list::item_json;
+use crate::cli::dead::session::{LetterSession, remark};
 use crate::cli::dead::wait::{Awaited, wait};
 use crate::cli::dead::{
-    Manner, Which, complain, confirmed, letters_text, means_all_by_a_slip, plain, reason_is_too_long,
+    ChangeOptions, Which, complain, confirmed, letters_text, means_all_by_a_slip, plain, reason_is_too_long,
 };
 use crate::cli::{exit, say};
 use crate::config::Settings;
 use crate::model::Timestamp;
 use crate::policy::letters::Letter;
 use crate::policy::letters::replay::{Action, Answer};
+use crate::stages::dead_letters::replay_guard::CopyAnswer;
 
 /// Letters of one answer that are named before the question; all of them are in what `--json` tells.
 const NAMED: usize = 20;
@@ -50,7 +51,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
     timeout: Duration,
     #[command(flatten)]
-    manner: Manner,
+    options: ChangeOptions,
 }
 
 pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Result<ExitCode> {
@@ -63,35 +64,35 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Re
         complain("--rate must be above 0");
         return Ok(ExitCode::from(exit::USAGE));
     };
-    let Manner { dry_run, yes, json } = arguments.manner;
-    let desk = Desk::open(settings).await?;
-    let (letters, seen) = desk.queue.find(&filter, arguments.which.limit).await?;
+    let ChangeOptions { dry_run, yes, json } = arguments.options;
+    let session = LetterSession::open(settings).await?;
+    let (letters, seen) = session.queue.find(&filter, arguments.which.limit).await?;
     remark(&seen);
     if letters.is_empty() {
-        desk.close().await;
+        session.close().await;
         return Ok(none_found(json));
     }
-    let plan = plan(&desk, letters).await?;
+    let plan = plan(&session, letters).await?;
     show_plan(&plan, dry_run, &arguments);
     let (goes, stays): (Vec<_>, Vec<_>) = plan.into_iter().partition(|(_, answer)| arguments.goes(answer));
     let goes: Vec<_> = goes.into_iter().map(|(letter, _)| letter).collect();
     if json && !dry_run {
         for (letter, answer) in &stays {
-            tell_outcome(letter, &Outcome::stays(answer.word(), answer.sentence()), json);
+            print_outcome(letter, &Outcome::stays(answer.word(), answer.sentence()), json);
         }
     }
     let question = format!("Send {} back to {}?", letters_text(goes.len() as u64), settings.broker.names.work);
     if dry_run || goes.is_empty() {
-        desk.close().await;
+        session.close().await;
         return Ok(if stays.is_empty() || dry_run { ExitCode::SUCCESS } else { ExitCode::from(exit::NOT_ALL) });
     }
     if let Err(code) = confirmed(&question, yes) {
-        desk.close().await;
+        session.close().await;
         return Ok(code);
     }
     let mut awaited = Vec::new();
-    let sent = act(&desk.queue, &goes, "sending back", json, async |letter, raw| {
-        let (answer, next) = desk.judge.assess(letter).await?;
+    let sent = act(&session.queue, &goes, "sending back", json, async |letter, raw| {
+        let (answer, next) = session.guard.assess(letter).await?;
         if !arguments.goes(&answer) {
             return Ok(Outcome::stays(answer.word(), answer.sentence()));
         }
@@ -99,22 +100,22 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Re
             return Ok(Outcome::leaves(answer.word(), "replayed already: its leftover is taken away"));
         }
         pace.step().await;
-        if let Err(error) = desk.send_back(letter, raw, next, &arguments.reason).await? {
-            return Ok(Outcome::stays("failed", format!("not sent back: {error}; run the command again")));
+        if let CopyAnswer::Refused(why) = session.send_back(letter, raw, next, &arguments.reason).await? {
+            return Ok(Outcome::stays("failed", format!("not sent back: {why}; run the command again")));
         }
         awaited.extend(letter.id.clone().map(|id| Awaited { id, replay: next }));
         Ok(Outcome::leaves("replayed", format!("sent back as replay {next}")))
     });
     let mut tally = sent.await?;
     tally.stayed += stays.len() as u64;
-    tally.tell(json, "replayed");
+    tally.print(json, "replayed");
     let code = if arguments.wait {
-        let waited = wait(&desk, awaited, arguments.timeout, json).await?;
+        let waited = wait(&session, awaited, arguments.timeout, json).await?;
         waited.unwrap_or_else(|| tally.code())
     } else {
         tally.code()
     };
-    desk.close().await;
+    session.close().await;
     Ok(code)
 }
 
@@ -129,10 +130,10 @@ impl Arguments {
     }
 }
 
-async fn plan(desk: &Desk, letters: Vec<Letter>) -> anyhow::Result<Vec<(Letter, Answer)>> {
+async fn plan(session: &LetterSession, letters: Vec<Letter>) -> anyhow::Result<Vec<(Letter, Answer)>> {
     let mut plan = Vec::with_capacity(letters.len());
     for letter in letters {
-        let (answer, _) = desk.judge.assess(&letter).await?;
+        let (answer, _) = session.guard.assess(&letter).await?;
         plan.push((letter, answer));
     }
     Ok(plan)
@@ -140,7 +141,7 @@ async fn plan(desk: &Desk, letters: Vec<Letter>) -> anyhow::Result<Vec<(Letter, 
 
 /// By answer, so that one sentence stands for all letters that it holds for.
 fn show_plan(plan: &[(Letter, Answer)], dry_run: bool, arguments: &Arguments) {
-    if arguments.manner.json {
+    if arguments.options.json {
         if dry_run {
             for (letter, answer) in plan {
                 let mut item = item_json(letter, Timestamp::now());

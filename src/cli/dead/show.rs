@@ -7,8 +7,8 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::broker::{MOST_LETTERS, RawLetter};
-use crate::cli::dead::desk::{Desk, remark};
 use crate::cli::dead::list::item_json;
+use crate::cli::dead::session::{LetterSession, remark};
 use crate::cli::dead::{LIMIT, complain, plain};
 use crate::cli::{age_text, exit, say, status};
 use crate::config::Settings;
@@ -38,11 +38,11 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Result<ExitCode> {
-    let desk = Desk::open(settings).await?;
+    let session = LetterSession::open(settings).await?;
     let filter = LetterFilter { names: vec![arguments.id.clone()], ..LetterFilter::default() };
     let mut found: Vec<(Letter, RawLetter)> = Vec::new();
     let mut more = 0_u64;
-    let seen = desk.queue.look(&filter, arguments.limit, |letter, raw| {
+    let seen = session.queue.browse(&filter, arguments.limit, |letter, raw| {
         if found.len() < SHOWN_LETTERS {
             found.push((letter, raw.clone()))
         } else {
@@ -52,8 +52,8 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Re
     });
     let seen = seen.await?;
     for (letter, raw) in &found {
-        let (answer, _) = desk.judge.assess(letter).await?;
-        let history = desk.history(letter).await?;
+        let (answer, _) = session.guard.assess(letter).await?;
+        let history = session.history(letter).await?;
         if arguments.json {
             say(serde_json::to_string_pretty(&document(letter, raw, &answer, history.as_ref()))?);
         } else {
@@ -70,7 +70,7 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Re
         ));
     }
     remark(&seen);
-    desk.close().await;
+    session.close().await;
     Ok(if found.is_empty() { ExitCode::from(exit::NOT_FOUND) } else { ExitCode::SUCCESS })
 }
 

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::cli::dead::desk::Desk;
-use crate::cli::dead::{plain, tell};
+use crate::cli::dead::session::LetterSession;
+use crate::cli::dead::{plain, print};
 use crate::cli::{exit, progress_bar};
 use crate::model::{RequestId, RequestState};
 
@@ -22,7 +22,7 @@ pub(super) struct Awaited {
 
 /// Tells how each ends. An exit code where not all were written in time.
 pub(super) async fn wait(
-    desk: &Desk,
+    session: &LetterSession,
     mut awaited: Vec<Awaited>,
     limit: Duration,
     json: bool,
@@ -33,7 +33,7 @@ pub(super) async fn wait(
     while !awaited.is_empty() && began.elapsed() < limit {
         tokio::time::sleep(LOOK).await;
         let ids = awaited.iter().map(|awaited| awaited.id.clone()).collect();
-        for (id, known) in desk.journal.standings(ids).await? {
+        for (id, known) in session.journal.standings(ids).await? {
             let is_this_one = |awaited: &Awaited| awaited.id == id && known.generation.replay >= awaited.replay;
             let has_ended = matches!(known.state, RequestState::Final | RequestState::Dead);
             if has_ended && awaited.iter().any(is_this_one) {
@@ -42,24 +42,24 @@ pub(super) async fn wait(
                     "final: written once".to_owned()
                 } else {
                     died = true;
-                    let history = desk.journal.history(&id).await?;
+                    let history = session.journal.history(&id).await?;
                     let cause = history.and_then(|history| history.failure).unwrap_or_default();
                     format!("a dead letter again: {}", plain(&cause))
                 };
-                progress.suspend(|| tell_end(&id, known.state.as_str(), &text, json));
+                progress.suspend(|| print_end(&id, known.state.as_str(), &text, json));
                 progress.inc(1);
             }
         }
     }
     progress.finish_and_clear();
     for Awaited { id, .. } in &awaited {
-        let state = desk.state_of(id).await?;
+        let state = session.state_of(id).await?;
         let word = state.map_or("not taken in", RequestState::as_str);
         let text = format!(
             "{word} after {}; the time is over, `chainwriter status` tells more",
             humantime::format_duration(limit)
         );
-        tell_end(id, word, &text, json);
+        print_end(id, word, &text, json);
     }
     Ok(match (awaited.is_empty(), died) {
         (false, _) => Some(ExitCode::from(exit::STILL_OPEN)),
@@ -68,6 +68,10 @@ pub(super) async fn wait(
     })
 }
 
-fn tell_end(id: &RequestId, state: &str, text: &str, json: bool) {
-    tell(json, || json!({ "id": id, "state": state, "explained": text }), || format!("{}: {text}", plain(id.as_str())));
+fn print_end(id: &RequestId, state: &str, text: &str, json: bool) {
+    print(
+        json,
+        || json!({ "id": id, "state": state, "explained": text }),
+        || format!("{}: {text}", plain(id.as_str())),
+    );
 }

@@ -35,12 +35,12 @@ pub(super) async fn in_chain(settings: &Settings) -> Vec<Option<InChain>> {
     let Ok(chain) = NodeClient::new(&client_settings(settings)) else { return Vec::new() };
     let mut found = Vec::new();
     for signer in &settings.signers {
-        found.push(look_up(&chain, signer.address()).await);
+        found.push(next_nonces(&chain, signer.address()).await);
     }
     found
 }
 
-async fn look_up(chain: &NodeClient, account: Address) -> Option<InChain> {
+async fn next_nonces(chain: &NodeClient, account: Address) -> Option<InChain> {
     let balance = chain.balance(account).await.ok()?;
     let count = chain.transaction_count(account, BlockTag::Latest).await.ok()?;
     let pending = chain.pending_counts(account).await.into_iter();
@@ -81,7 +81,9 @@ async fn key_at_server(settings: &RemoteSettings) -> Finding {
     let (label, wanted) = (signer.label(), settings.address);
     let accounts = match signer.accounts().await {
         Ok(accounts) => accounts,
-        Err(error) => return Finding::fail(AREA, text_of(&error.into())).mend("start it, or correct the signer's url"),
+        Err(error) => {
+            return Finding::fail(AREA, text_of(&error.into())).remedy("start it, or correct the signer's url");
+        }
     };
     if accounts.contains(&wanted) {
         return Finding::ok(AREA, format!("{label} has the key of {wanted}"));
@@ -89,7 +91,7 @@ async fn key_at_server(settings: &RemoteSettings) -> Finding {
     let listed: Vec<_> = accounts.iter().take(SHOWN_ACCOUNTS).map(ToString::to_string).collect();
     let listed = if listed.is_empty() { "none".to_owned() } else { listed.join(", ") };
     Finding::fail(AREA, format!("{label} has no key of {wanted}; it has {} keys: {listed}", accounts.len()))
-        .mend("correct the signer's address, or load the key")
+        .remedy("correct the signer's address, or load the key")
 }
 
 fn money(settings: &Settings, account: Address, balance: Wei) -> Finding {
@@ -106,10 +108,10 @@ fn money(settings: &Settings, account: Address, balance: Wei) -> Finding {
     let dearest = settings.admission.routes.iter().map(cost).max().unwrap_or(Wei(0));
     let mend = format!("send it some: one write may cost {dearest} at fees.max_fee, or more with more gas");
     if balance == Wei(0) && dearest > Wei(0) {
-        return Finding::fail(AREA, what).mend(mend);
+        return Finding::fail(AREA, what).remedy(mend);
     }
     if balance < dearest {
-        return Finding::warn(AREA, what).mend(mend);
+        return Finding::warn(AREA, what).remedy(mend);
     }
     Finding::ok(AREA, what)
 }
@@ -120,14 +122,14 @@ fn nonces(account: Address, in_chain: Nonce, pending: Nonce, known: Option<&Acco
     let what = format!("{account} has {in_chain} transactions in the chain and {waiting} in a pool");
     let Some(known) = known else {
         if waiting > 0 {
-            return Finding::warn(AREA, what).mend("no journal knows them: does another program use this key?");
+            return Finding::warn(AREA, what).remedy("no journal knows them: does another program use this key?");
         }
         return Finding::ok(AREA, what);
     };
     let next = known.next_nonce.unwrap_or(in_chain);
     let what = format!("{what}; the journal's next nonce is {next}, {} of its transactions may still land", known.live);
     if next < pending {
-        return Finding::warn(AREA, what).mend(
+        return Finding::warn(AREA, what).remedy(
             "the chain is ahead of the journal: another program uses this key, or the journal is an old copy; give the worker a key of its own",
         );
     }
@@ -138,9 +140,10 @@ fn stuck(known: &AccountOverview, replace_after: Duration) -> Option<Finding> {
     let writing = known.open.iter().find(|open| open.state == RequestState::Writing.as_str())?;
     let since = writing.since.age();
     (since > replace_after.saturating_mul(REPLACEMENTS)).then(|| {
-        Finding::warn(AREA, format!("{} has been writing its first request for {}", known.address, spell(since))).mend(
-            "`chainwriter status` says whether its account pauses and why; `chainwriter cancel ID` ends a request",
-        )
+        Finding::warn(AREA, format!("{} has been writing its first request for {}", known.address, spell(since)))
+            .remedy(
+                "`chainwriter status` says whether its account pauses and why; `chainwriter cancel ID` ends a request",
+            )
     })
 }
 

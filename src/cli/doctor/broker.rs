@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::broker::{self, BrokerError, Inspection, QueueLook, QueueRole, TAKES_NO_MESSAGES, TopologyMode};
+use crate::broker::{self, BrokerError, Inspection, QueueDepths, QueueRole, TAKES_NO_MESSAGES, TopologyMode};
 use crate::cli::doctor::finding::Finding;
 use crate::cli::spell;
 use crate::config::Settings;
@@ -36,7 +36,7 @@ fn unreachable(error: &BrokerError) -> Finding {
     } else {
         "start RabbitMQ, or correct host, port and scheme in broker.uri"
     };
-    Finding::fail(AREA, text).mend(mend)
+    Finding::fail(AREA, text).remedy(mend)
 }
 
 fn topology(inspection: &Inspection, mode: TopologyMode) -> Vec<Finding> {
@@ -51,15 +51,15 @@ fn topology(inspection: &Inspection, mode: TopologyMode) -> Vec<Finding> {
     if mode == TopologyMode::Declare {
         let what =
             format!("the user may not configure {}, which broker.topology = \"declare\" does", unseen.join(", "));
-        return vec![Finding::fail(AREA, what).mend(format!(
+        return vec![Finding::fail(AREA, what).remedy(format!(
             "give it the right: `rabbitmqctl set_permissions -p {vhost} USER CONFIGURE WRITE READ`; or have an operator run \
              `chainwriter topology apply`, and set broker.topology = \"verify\""
         ))];
     }
     vec![
         Finding::ok(AREA, format!("{connected}, all queues and exchanges are there")),
-        Finding::note(AREA, format!("this user may not see the settings of {}", unseen.join(", ")))
-            .mend("run this as a user with the right to configure them: that compares type and arguments"),
+        Finding::notice(AREA, format!("this user may not see the settings of {}", unseen.join(", ")))
+            .remedy("run this as a user with the right to configure them: that compares type and arguments"),
     ]
 }
 
@@ -68,7 +68,7 @@ fn rights(inspection: &Inspection) -> Finding {
     if lacking.is_empty() {
         return Finding::ok(AREA, "the user may read the work queue and publish retries, dead letters and events");
     }
-    Finding::fail(AREA, format!("the user may not {}", lacking.join(", not "))).mend(format!(
+    Finding::fail(AREA, format!("the user may not {}", lacking.join(", not "))).remedy(format!(
         "give it the rights: `rabbitmqctl set_permissions -p {vhost} USER CONFIGURE WRITE READ`, each a pattern of names"
     ))
 }
@@ -85,13 +85,13 @@ fn consumer_timeout(max_hold: Duration) -> Finding {
     let look = "see it with `rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).'` (milliseconds)";
     if least > DEFAULT_CONSUMER_TIMEOUT {
         let set = format!("set consumer_timeout = {} in rabbitmq.conf, or lower broker.max_hold", least.as_millis());
-        return Finding::warn(AREA, what).mend(format!("{look}; {set}"));
+        return Finding::warn(AREA, what).remedy(format!("{look}; {set}"));
     }
-    Finding::note(AREA, what).mend(look)
+    Finding::notice(AREA, what).remedy(look)
 }
 
 fn unseen_over_amqp(vhost: &str, queue: &str) -> Finding {
-    Finding::note(AREA, "AMQP does not show queues' policies (a delivery-limit of a few makes dead letters of what a stopped worker gave back), nor bindings").mend(
+    Finding::notice(AREA, "AMQP does not show queues' policies (a delivery-limit of a few makes dead letters of what a stopped worker gave back), nor bindings").remedy(
         format!(
             "see them with `rabbitmqctl list_queues -p {vhost} name type policy effective_policy_definition arguments` and \
              `rabbitmqctl list_bindings -p {vhost}`; a binding that is in [[bind]] no more stays until `rabbitmqadmin -V {vhost} \
@@ -101,13 +101,13 @@ fn unseen_over_amqp(vhost: &str, queue: &str) -> Finding {
 }
 
 async fn dead_letters(settings: &Settings) -> Option<Finding> {
-    let look = QueueLook::connect(&broker_settings(settings)).await.ok()?;
-    let depths = look.depths().await;
-    look.close().await;
+    let queues = QueueDepths::connect(&broker_settings(settings)).await.ok()?;
+    let depths = queues.depths().await;
+    queues.close().await;
     let dead = depths.ok()?.into_iter().find(|depth| depth.role == QueueRole::Dead)?;
     (dead.ready > 0).then(|| {
-        Finding::note(AREA, format!("{} dead letters are in {}", dead.ready, dead.queue))
-            .mend("look at them with `chainwriter dead list`")
+        Finding::notice(AREA, format!("{} dead letters are in {}", dead.ready, dead.queue))
+            .remedy("look at them with `chainwriter dead list`")
     })
 }
 

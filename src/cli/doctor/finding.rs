@@ -36,7 +36,7 @@ impl Finding {
         Self { area, level: Level::Ok, what: what.into(), mend: None }
     }
 
-    pub(super) fn note(area: &'static str, what: impl Into<String>) -> Self {
+    pub(super) fn notice(area: &'static str, what: impl Into<String>) -> Self {
         Self { level: Level::Note, ..Self::ok(area, what) }
     }
 
@@ -49,8 +49,8 @@ impl Finding {
     }
 
     /// And what to do about it.
-    pub(super) fn mend(self, mend: impl Into<String>) -> Self {
-        Self { mend: Some(mend.into()), ..self }
+    pub(super) fn remedy(self, remedy: impl Into<String>) -> Self {
+        Self { mend: Some(remedy.into()), ..self }
     }
 }
 
@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn a_finding_is_one_line_with_what_to_do() {
-        let finding = Finding::warn("node", "it says\n  much").mend("ask it again");
+        let finding = Finding::warn("node", "it says\n  much").remedy("ask it again");
         assert_eq!(finding.to_string(), "warn  node: it says much; ask it again");
         assert!(Level::Fail > Level::Warn && Level::Warn > Level::Note && Level::Note > Level::Ok);
     }

@@ -18,13 +18,13 @@ const FULL_DISK_BYTES: u64 = 16 << 20;
 const SKEW: Duration = Duration::from_secs(2);
 
 /// What the journal shows of itself, and what it knows of accounts.
-pub(super) struct JournalLook {
+pub(super) struct JournalFindings {
     pub(super) findings: Vec<Finding>,
     pub(super) overview: Option<JournalOverview>,
 }
 
-impl JournalLook {
-    pub(super) async fn take(settings: &Settings) -> Self {
+impl JournalFindings {
+    pub(super) async fn read(settings: &Settings) -> Self {
         let address = &settings.journal.address;
         let mut findings: Vec<_> = match address {
             JournalAddress::Sqlite(path) => disk(path).into_iter().collect(),
@@ -33,7 +33,7 @@ impl JournalLook {
         let overview = match address.open_existing().await {
             Ok(journal) => {
                 findings.push(Finding::ok(AREA, address.to_string()));
-                let looked = look_into(journal.as_ref(), &mut findings).await;
+                let looked = examine_open(journal.as_ref(), &mut findings).await;
                 journal.close().await;
                 looked.map_err(|error| findings.push(failed(error))).ok()
             }
@@ -50,7 +50,7 @@ impl JournalLook {
     }
 }
 
-async fn look_into(
+async fn examine_open(
     journal: &dyn OperatorsJournal,
     findings: &mut Vec<Finding>,
 ) -> Result<JournalOverview, JournalError> {
@@ -76,7 +76,7 @@ fn missing(address: &JournalAddress) -> Finding {
         JournalAddress::Sqlite(path) if !folder_of(path).is_dir() => {
             let folder = folder_of(path).display();
             Finding::fail(AREA, format!("{address} cannot be made: there is no folder {folder}"))
-                .mend(format!("make it, for the worker's user alone: `install -d -m 0700 {folder}`"))
+                .remedy(format!("make it, for the worker's user alone: `install -d -m 0700 {folder}`"))
         }
         JournalAddress::Sqlite(_) | JournalAddress::Postgres(_) => {
             Finding::ok(AREA, format!("{address} will be made at the first start"))
@@ -94,10 +94,10 @@ fn room(bytes: u64) -> Finding {
     let what = format!("its disk has room for {}", bytesize::ByteSize::b(bytes).display().iec());
     let mend = "make room: without it the worker ends, and starts again when there is some";
     if bytes < FULL_DISK_BYTES {
-        return Finding::fail("disk", what).mend(mend);
+        return Finding::fail("disk", what).remedy(mend);
     }
     if bytes < LOW_DISK_BYTES {
-        return Finding::warn("disk", what).mend(mend);
+        return Finding::warn("disk", what).remedy(mend);
     }
     Finding::ok("disk", what)
 }
@@ -108,7 +108,7 @@ fn skew(clock: Timestamp, before: Timestamp, after: Timestamp) -> Finding {
     let off = Duration::from_millis(off.unsigned_abs());
     if off > SKEW {
         return Finding::warn("clock", format!("this host's and the journal's database are {} apart", spell(off)))
-            .mend("set both clocks by NTP: see `timedatectl`");
+            .remedy("set both clocks by NTP: see `timedatectl`");
     }
     Finding::ok("clock", "this host's agrees with the journal's database")
 }
@@ -117,7 +117,7 @@ fn instances(attendance: &Attendance) -> Vec<Finding> {
     const AREA: &str = "instances";
     let Attendance { instances, .. } = attendance;
     if instances.is_empty() {
-        return vec![Finding::note(AREA, "no worker runs with this journal").mend("start one: `chainwriter run`")];
+        return vec![Finding::notice(AREA, "no worker runs with this journal").remedy("start one: `chainwriter run`")];
     }
     let mut names: Vec<_> = instances.iter().map(|instance| instance.worker.as_str()).collect();
     names.sort_unstable();
@@ -128,7 +128,7 @@ fn instances(attendance: &Attendance) -> Vec<Finding> {
     {
         findings.push(
             Finding::warn(AREA, format!("two runs are called {double}: one was killed just now, or two share a name"))
-                .mend("give each its own worker.instance"),
+                .remedy("give each its own worker.instance"),
         );
     }
     let mut versions: Vec<_> = instances.iter().map(|instance| instance.version.as_str()).collect();
@@ -136,8 +136,8 @@ fn instances(attendance: &Attendance) -> Vec<Finding> {
     versions.dedup();
     if versions.len() > 1 {
         findings.push(
-            Finding::note(AREA, format!("they run with the versions {}", versions.join(", ")))
-                .mend("bring all to the newest"),
+            Finding::notice(AREA, format!("they run with the versions {}", versions.join(", ")))
+                .remedy("bring all to the newest"),
         );
     }
     findings

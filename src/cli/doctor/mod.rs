@@ -17,7 +17,7 @@ mod node;
 mod traces;
 
 use finding::{Finding, Level};
-use journal::JournalLook;
+use journal::JournalFindings;
 
 #[derive(Debug, Default, Args)]
 pub(super) struct Arguments {
@@ -36,14 +36,14 @@ struct Report<'f> {
 /// Looks at everything, and changes nothing but what opening a journal does.
 pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
     let findings = examine(&settings).await;
-    tell(&arguments, &findings)?;
+    print(&arguments, &findings)?;
     Ok(if worst(&findings) == Level::Fail { ExitCode::from(exit::UNAVAILABLE) } else { ExitCode::SUCCESS })
 }
 
 /// Without a configuration nothing else can be looked at.
 pub(super) fn run_without_settings(arguments: &Arguments, Faults(faults): &Faults) -> anyhow::Result<ExitCode> {
     let finding = |fault: &String| Finding::fail("configuration", fault.trim_start_matches("- "));
-    tell(arguments, &faults.iter().map(finding).collect::<Vec<_>>())?;
+    print(arguments, &faults.iter().map(finding).collect::<Vec<_>>())?;
     Ok(ExitCode::from(exit::CONFIG))
 }
 
@@ -62,7 +62,7 @@ async fn examine(settings: &Settings) -> Vec<Finding> {
     findings.extend(node::examine(settings).await);
     // The chain first: what is written meanwhile is in the journal before it is there.
     let in_chain = accounts::in_chain(settings).await;
-    let journal = JournalLook::take(settings).await;
+    let journal = JournalFindings::read(settings).await;
     findings.extend(journal.findings);
     findings.extend(accounts::examine(settings, &in_chain, journal.overview.as_ref()).await);
     #[cfg(feature = "otlp")]
@@ -70,7 +70,7 @@ async fn examine(settings: &Settings) -> Vec<Finding> {
     findings
 }
 
-fn tell(arguments: &Arguments, findings: &[Finding]) -> anyhow::Result<()> {
+fn print(arguments: &Arguments, findings: &[Finding]) -> anyhow::Result<()> {
     if arguments.json {
         say(serde_json::to_string_pretty(&Report { level: worst(findings), findings })?);
     } else {

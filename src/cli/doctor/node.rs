@@ -71,7 +71,7 @@ async fn endpoints(settings: &Settings) -> (Vec<Finding>, Vec<Header>) {
     let behind = |head: &&Header| best.is_some_and(|best| best.0.saturating_sub(head.number.0) > all.max_lag);
     if let (Some(head), Some(best)) = (heads.iter().find(behind), best) {
         let what = format!("an endpoint has block {} where another has {best}", head.number);
-        findings.push(Finding::warn(AREA, what).mend("it is not asked until it has caught up: see its own log"));
+        findings.push(Finding::warn(AREA, what).remedy("it is not asked until it has caught up: see its own log"));
     }
     // With one that serves, work goes on.
     if !heads.is_empty() {
@@ -89,19 +89,21 @@ async fn newest(node: &NodeClient) -> Result<Header, ChainError> {
 
 fn no_client(error: &impl std::fmt::Display) -> Finding {
     Finding::fail(AREA, format!("the HTTP client cannot be made: {error}"))
-        .mend("install the system's certificates (ca-certificates)")
+        .remedy("install the system's certificates (ca-certificates)")
 }
 
 fn failed(error: &ChainError) -> Finding {
     let finding = Finding::fail(AREA, error.to_string());
     match error {
-        ChainError::Unreachable { .. } => finding.mend("start the node, or correct chain.endpoints"),
-        ChainError::RateLimited { .. } => finding.mend("ask for less often, or for a larger plan, or add an endpoint"),
-        ChainError::Syncing { .. } | ChainError::Lagging { .. } => {
-            finding.mend("wait until it has caught up, or add an endpoint")
+        ChainError::Unreachable { .. } => finding.remedy("start the node, or correct chain.endpoints"),
+        ChainError::RateLimited { .. } => {
+            finding.remedy("ask for less often, or for a larger plan, or add an endpoint")
         }
-        ChainError::Nonsense { .. } => finding.mend("does chain.endpoints name a JSON-RPC interface?"),
-        ChainError::Node { .. } => finding.mend("does the node serve this method? see its log"),
+        ChainError::Syncing { .. } | ChainError::Lagging { .. } => {
+            finding.remedy("wait until it has caught up, or add an endpoint")
+        }
+        ChainError::Nonsense { .. } => finding.remedy("does chain.endpoints name a JSON-RPC interface?"),
+        ChainError::Node { .. } => finding.remedy("does the node serve this method? see its log"),
         // It says so itself.
         ChainError::WrongChain { .. } => finding,
     }
@@ -111,7 +113,7 @@ fn served(settings: &Settings, label: &str, head: &Header) -> Finding {
     let age = block_time(head).age();
     let what = format!("chain {}, newest block {} of {} ago, at {label}", settings.chain.id, head.number, spell(age));
     if age > settings.chain.max_head_age.unwrap_or(OLD_HEAD) {
-        return Finding::warn(AREA, what).mend(
+        return Finding::warn(AREA, what).remedy(
             "blocks do not come: see the node's log and its peers; or this host's clock is wrong: see `timedatectl`; unless the \
              chain makes blocks for transactions only",
         );
@@ -133,8 +135,8 @@ fn pool(settings: &Settings, label: &str, program: &str) -> Finding {
     if in_flight <= *most {
         return Finding::ok(AREA, what);
     }
-    Finding::note(AREA, what)
-        .mend("give it that many, or lower chain.in_flight; what it does not take is sent again, fewer at a time")
+    Finding::notice(AREA, what)
+        .remedy("give it that many, or lower chain.in_flight; what it does not take is sent again, fewer at a time")
 }
 
 fn block_time(head: &Header) -> Timestamp {
@@ -148,7 +150,7 @@ fn clock(head: &Header, now: Timestamp) -> Finding {
             "clock",
             format!("the chain's newest block is {} ahead of this host's clock", spell(ahead)),
         )
-        .mend("set this host's clock: see `timedatectl`; or the node's is wrong");
+        .remedy("set this host's clock: see `timedatectl`; or the node's is wrong");
     }
     Finding::ok("clock", "this host's is not behind the chain's")
 }
@@ -163,7 +165,7 @@ async fn finality(settings: &Settings, chain: &NodeClient, head: &Header) -> Res
             let (tag, word) = if is_safe { (BlockTag::Safe, "safe") } else { (BlockTag::Finalized, "finalized") };
             let Some(tagged) = chain.header(tag).await? else {
                 return Ok(Finding::fail(AREA, format!("it has no block that it calls {word}: nothing becomes final"))
-                    .mend("set chain.finality to a number of blocks, or wait if the chain is new"));
+                    .remedy("set chain.finality to a number of blocks, or wait if the chain is new"));
             };
             Duration::from_secs(head.timestamp.saturating_sub(tagged.timestamp))
         }
@@ -174,7 +176,7 @@ async fn finality(settings: &Settings, chain: &NodeClient, head: &Header) -> Res
         spell(max_hold)
     );
     if takes > max_hold {
-        return Ok(Finding::warn(AREA, what).mend(
+        return Ok(Finding::warn(AREA, what).remedy(
             "deliveries go around through the wait queue: raise broker.max_hold, and the broker's consumer_timeout to twice that",
         ));
     }
@@ -201,7 +203,7 @@ async fn price(settings: &Settings, chain: &NodeClient, head: &Header) -> Result
             format!("a unit of gas is offered {} now, fees.max_fee is {}", fee.ceiling(), settings.fees.max_fee),
         ),
         Err(above) => Finding::warn("fees", above.to_string())
-            .mend("the account pauses until it has come down; or raise fees.max_fee"),
+            .remedy("the account pauses until it has come down; or raise fees.max_fee"),
     })
 }
 
@@ -216,7 +218,7 @@ async fn targets(settings: &Settings, chain: &NodeClient) -> Result<Vec<Finding>
         if chain.code(*to).await?.is_empty() {
             let what =
                 format!("there is no contract at {to}, where {name} writes: it takes every call and does nothing");
-            findings.push(Finding::note(AREA, what).mend("is it the right address, on the right chain?"));
+            findings.push(Finding::notice(AREA, what).remedy("is it the right address, on the right chain?"));
         }
     }
     Ok(findings)
@@ -226,7 +228,7 @@ async fn records(settings: &Settings, chain: &NodeClient, route: &str, contract:
     match standing(settings, chain, contract).await {
         Ok(Standing { is_records: false, .. }) => vec![
             Finding::fail(AREA, format!("{contract}, where {route} records, is not the contract Records"))
-                .mend("correct its address, or put the contract there: `chainwriter contract deploy`"),
+                .remedy("correct its address, or put the contract there: `chainwriter contract deploy`"),
         ],
         Ok(Standing { strangers, .. }) if strangers.is_empty() => {
             vec![Finding::ok(AREA, format!("{route} records at {contract}, and every signer may"))]
@@ -235,7 +237,7 @@ async fn records(settings: &Settings, chain: &NodeClient, route: &str, contract:
             let owner = owner.map_or("its owner".to_owned(), |owner| format!("its owner {owner}"));
             let fail = |signer| {
                 Finding::fail(AREA, format!("{signer} may not record at {contract}, where {route} does"))
-                    .mend(format!("{owner} calls setWriter({signer}, true)"))
+                    .remedy(format!("{owner} calls setWriter({signer}, true)"))
             };
             strangers.into_iter().map(fail).collect()
         }

@@ -15,7 +15,7 @@ pub(super) async fn examine(settings: &Settings) -> Option<Finding> {
     };
     Some(match exporter.probe().await {
         Ok(()) => Finding::ok(AREA, format!("{} takes spans", exporter.collector())),
-        Err(error) => Finding::warn(AREA, error.to_string()).mend(
+        Err(error) => Finding::warn(AREA, error.to_string()).remedy(
             "see traces.endpoint, and OTEL_EXPORTER_OTLP_HEADERS if it wants a key; everything else works without it",
         ),
     })

@@ -50,7 +50,7 @@ pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Res
         }
         return watch::run(settings).await;
     }
-    let mut looker = overview::Looker::new(settings);
+    let mut looker = overview::Observer::new(settings);
     let overview = looker.look().await;
     looker.close().await;
     if json {

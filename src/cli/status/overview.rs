@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::bail;
 use serde::Serialize;
 
-use crate::broker::{QueueDepth, QueueLook};
+use crate::broker::{QueueDepth, QueueDepths};
 use crate::cli::{exit, text_of};
 use crate::config::Settings;
 use crate::daemon::app::broker_settings;
@@ -76,20 +76,20 @@ impl Overview {
 }
 
 /// Looks again and again over the same connections.
-pub(super) struct Looker {
+pub(super) struct Observer {
     settings: Settings,
     journal: Option<Box<dyn OperatorsJournal>>,
-    broker: Option<QueueLook>,
+    broker: Option<QueueDepths>,
 }
 
-impl Looker {
+impl Observer {
     pub(super) fn new(settings: Settings) -> Self {
         Self { settings, journal: None, broker: None }
     }
 
     pub(super) async fn look(&mut self) -> Overview {
-        let journal = Side::of(self.look_at_journal().await);
-        let queues = Side::of(self.look_at_broker().await);
+        let journal = Side::of(self.read_journal().await);
+        let queues = Side::of(self.read_queues().await);
         let process = match self.settings.http_listen {
             Some(listen) => Some(Side::of(self.ask_process(listen).await)),
             None => None,
@@ -114,7 +114,7 @@ impl Looker {
         }
     }
 
-    async fn look_at_journal(&mut self) -> anyhow::Result<JournalOverview> {
+    async fn read_journal(&mut self) -> anyhow::Result<JournalOverview> {
         let journal = match self.journal.take() {
             Some(journal) => journal,
             None => self.settings.journal.address.open_existing().await?,
@@ -124,10 +124,10 @@ impl Looker {
         Ok(overview)
     }
 
-    async fn look_at_broker(&mut self) -> anyhow::Result<Vec<QueueDepth>> {
+    async fn read_queues(&mut self) -> anyhow::Result<Vec<QueueDepth>> {
         let broker = match self.broker.take() {
             Some(broker) => broker,
-            None => QueueLook::connect(&broker_settings(&self.settings)).await?,
+            None => QueueDepths::connect(&broker_settings(&self.settings)).await?,
         };
         let depths = broker.depths().await?;
         self.broker = Some(broker);

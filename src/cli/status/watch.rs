@@ -12,7 +12,7 @@ use ratatui::widgets::{Block, Paragraph};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::cli::status::overview::{Looker, Overview};
+use crate::cli::status::overview::{Observer, Overview};
 use crate::cli::status::sheet::{Section, Tone, sheet};
 use crate::config::Settings;
 
@@ -28,7 +28,7 @@ const WIDE: u16 = 78;
 /// Draws until q, Esc or Ctrl-C. The terminal is given back as it was, after a panic too.
 pub(super) async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
     let mut terminal = ratatui::try_init()?;
-    let mut looker = Looker::new(settings);
+    let mut looker = Observer::new(settings);
     let shown = async {
         let mut keys = keys();
         let mut terminate = signal(SignalKind::terminate())?;

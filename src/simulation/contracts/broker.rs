@@ -175,8 +175,8 @@ async fn what_is_acked_does_not_come_again(stage: &mut impl Stage) {
     stage.post("a").await;
     let first = next(stage).await;
     assert_eq!((id_of(&first), &first.message.body[..]), ("a", &b"body"[..]));
-    assert!(!first.receipt.is_over());
-    assert!(first.receipt.ack().await);
+    assert!(!first.token.is_over());
+    assert!(first.token.ack().await);
     // The acks before it have been processed when a message posted later has come.
     stage.post("b").await;
     assert_eq!(id_of(&next(stage).await), "b");
@@ -190,17 +190,17 @@ async fn what_a_session_held_comes_again_after_it(stage: &mut impl Stage) {
     stage.cut().await;
     let again = next(stage).await;
     assert_eq!(id_of(&again), "a");
-    assert!(first.receipt.is_over());
-    assert!(!first.receipt.ack().await, "an ack of an ended session has no effect");
-    assert!(again.receipt.ack().await);
+    assert!(first.token.is_over());
+    assert!(!first.token.ack().await, "an ack of an ended session has no effect");
+    assert!(again.token.ack().await);
 }
 
 async fn what_is_given_back_comes_again(stage: &mut impl Stage) {
     stage.post("a").await;
-    assert!(next(stage).await.receipt.requeue().await);
+    assert!(next(stage).await.token.requeue().await);
     let again = next(stage).await;
     assert_eq!(id_of(&again), "a");
-    assert!(again.receipt.ack().await);
+    assert!(again.token.ack().await);
 }
 
 async fn a_copy_waits_and_comes_back_with_its_count(stage: &mut impl Stage) {

@@ -1,30 +1,38 @@
-//! Whether a dead letter may be sent back, by the journal, and its way back: for the commands and for the daemon's rules.
+//! Decides by the journal whether a dead letter may be sent back, and sends it: for the commands and for the daemon's rules.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::broker::{DeadLetters, PublishError, RawLetter};
+use crate::broker::{PublishError, RawLetter, WorkQueue};
 use crate::journal::{Deed, History, JournalError, LetterDeed, OperatorsJournal};
 use crate::model::message::ReplayNote;
 use crate::model::{Generation, Message, Timestamp, TransactionState};
 use crate::policy::letters::Letter;
 use crate::policy::letters::replay::{Answer, Standing, assess};
 
-/// Whoever holds letters gives them back and takes them anew after this: far below the broker's consumer timeout of 30
-/// minutes, and so that others who wait for them may look in between.
+/// After this, held letters go back and are taken again: far below the broker's consumer timeout of 30 minutes, and often enough
+/// for others that wait for them.
 pub const LONGEST_HOLD: Duration = Duration::from_secs(300);
 
-/// What kept a letter from going back, that would keep the next one too.
+/// Why a letter was not sent back, which would keep the next one too.
 #[derive(Debug, thiserror::Error)]
 pub enum SendBackError {
-    /// The broker does not answer.
     #[error("a dead letter was not sent back: {0}")]
     Publish(#[source] PublishError),
     #[error("it was not noted that a dead letter was sent back: {0}")]
     Journal(#[from] JournalError),
 }
 
-/// Judges letters in the name of somebody.
+/// The broker's answer to a copy.
+#[derive(Debug, PartialEq, Eq)]
+pub enum CopyAnswer {
+    /// The work queue has it.
+    Confirmed,
+    /// The broker refused this copy, for this reason. It may take others.
+    Refused(String),
+}
+
+/// Decides on replays in the name of an operator.
 pub struct ReplayGuard {
     journal: Arc<dyn OperatorsJournal>,
     operator: String,
@@ -32,17 +40,16 @@ pub struct ReplayGuard {
 }
 
 impl ReplayGuard {
-    /// `retention` is for how long the journal remembers.
+    /// `retention` is how long the journal keeps settled requests.
     pub fn new(journal: Arc<dyn OperatorsJournal>, operator: String, retention: Duration) -> Self {
         Self { journal, operator, retention }
     }
 
-    /// In whose name it judges.
     pub fn operator(&self) -> &str {
         &self.operator
     }
 
-    /// Where a letter's request stands.
+    /// Reads what the journal knows of a letter's request.
     ///
     /// # Errors
     /// When the journal fails.
@@ -58,7 +65,7 @@ impl ReplayGuard {
         Ok(standing)
     }
 
-    /// Whether a letter is safe to replay, and as which copy.
+    /// Returns whether a letter is safe to replay, and as which replay.
     ///
     /// # Errors
     /// When the journal fails.
@@ -69,30 +76,29 @@ impl ReplayGuard {
         Ok((assess(letter, &standing), next))
     }
 
-    /// What a copy that goes back says: who, when and why.
-    pub fn note<'a>(&'a self, replay: u32, reason: &'a str) -> ReplayNote<'a> {
+    /// Returns what a copy says of its replay: who, when and why.
+    pub fn replay_note<'a>(&'a self, replay: u32, reason: &'a str) -> ReplayNote<'a> {
         ReplayNote { replay, by: &self.operator, at: Timestamp::now(), reason }
     }
 
-    /// The copy, then the journal, then (by the caller) the letter's end. Crash before the copy has its confirm: nothing has
-    /// happened, or a copy that intake takes for the same replay if it comes again. Crash after it: the letter is left over,
-    /// and the journal tells that it was replayed, from this note or from the copy's arrival.
-    ///
-    /// What the broker says against this very copy comes as a text.
+    /// Publishes the copy, then records it in the journal; the caller removes the letter last. Crash before the confirm:
+    /// nothing has happened, or there is a copy that intake recognises as the same replay if it comes again. Crash after it:
+    /// the letter is a leftover, and the journal knows of the replay, from this record or from the copy's arrival.
     ///
     /// # Errors
-    /// What holds for the next one too: the letter must stay where it is.
+    /// When the broker or the journal fails: the letter must stay in the queue.
     pub async fn send_back(
         &self,
-        letters: &DeadLetters,
+        work: &dyn WorkQueue,
         letter: &Letter,
         raw: &RawLetter,
         next: u32,
         reason: &str,
-    ) -> Result<Result<(), String>, SendBackError> {
-        let copy = raw.message().replayed(&self.note(next, reason));
-        if let Err(refused) = publish(letters, copy).await.map_err(SendBackError::Publish)? {
-            return Ok(Err(refused));
+    ) -> Result<CopyAnswer, SendBackError> {
+        let copy = raw.message().replayed(&self.replay_note(next, reason));
+        let answer = publish(work, copy).await.map_err(SendBackError::Publish)?;
+        if answer != CopyAnswer::Confirmed {
+            return Ok(answer);
         }
         let detail = match reason {
             "" => format!("as replay {next} by {}", self.operator),
@@ -110,24 +116,25 @@ impl ReplayGuard {
             message: None,
         };
         self.journal.record_deed(deed).await?;
-        Ok(Ok(()))
+        Ok(answer)
     }
 }
 
-/// Publishes a copy to the work queue. What the broker says against this very copy comes as a text; where it does not
-/// answer, it will not for the next one, and that is an error.
+/// Publishes a copy to the work queue.
 ///
 /// # Errors
-/// When the broker does not answer: whether the queue has the copy is not known.
-pub async fn publish(letters: &DeadLetters, copy: Message) -> Result<Result<(), String>, PublishError> {
-    match letters.send_back(copy).await {
-        Ok(()) => Ok(Ok(())),
-        Err(error @ (PublishError::Returned { .. } | PublishError::Refused { .. })) => Ok(Err(error.to_string())),
+/// When the broker does not answer: it is unknown whether the queue has the copy.
+pub async fn publish(work: &dyn WorkQueue, copy: Message) -> Result<CopyAnswer, PublishError> {
+    match work.send_back(copy).await {
+        Ok(()) => Ok(CopyAnswer::Confirmed),
+        Err(error @ (PublishError::Returned { .. } | PublishError::Refused { .. })) => {
+            Ok(CopyAnswer::Refused(error.to_string()))
+        }
         Err(error @ (PublishError::NotConnected | PublishError::Timeout | PublishError::Channel(_))) => Err(error),
     }
 }
 
-/// A transaction of a request that is no further than dead, and could take effect all the same.
+/// Describes a transaction of a dead request that could still take effect.
 fn may_land(history: &History) -> Option<String> {
     history.transactions.iter().find_map(|transaction| {
         let nonce = transaction.nonce;
@@ -140,4 +147,72 @@ fn may_land(history: &History) -> Option<String> {
             .as_ref()
             .map(|_| format!("the chain has dropped the block in which its transaction with nonce {nonce} had ended"))
     })
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::journal::contract::{Set, arrival, dead, set};
+    use crate::journal::{Admissions, LetterDeeds, Settlements, SqliteJournal, Transactions};
+    use crate::model::Cause;
+    use crate::policy::letters::tests as letters;
+    use crate::simulation::fakes::FakePublisher;
+
+    const BODY: &str = "{\"Customer\":7}";
+
+    /// A journal with the dead request `a`, and its dead letter.
+    pub(in crate::stages::dead_letters) struct Bench {
+        pub(in crate::stages::dead_letters) journal: Arc<SqliteJournal>,
+        pub(in crate::stages::dead_letters) set: Set,
+        pub(in crate::stages::dead_letters) raw: RawLetter,
+        pub(in crate::stages::dead_letters) letter: Letter,
+        pub(in crate::stages::dead_letters) work: FakePublisher,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Bench {
+        pub(in crate::stages::dead_letters) async fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let journal = Arc::new(SqliteJournal::open(&folder.path().join("journal.db")).await.unwrap());
+            let mut set = set(journal.clone(), &[]).await;
+            journal.admit(vec![arrival(set.account, "a", Generation::default(), BODY)]).await.unwrap();
+            set.queued = journal.queued(set.account, i64::MIN, 9).await.unwrap();
+            journal.settle(&set.lease, vec![dead(set.seq(0))]).await.unwrap();
+            set.confirm(0, "a").await;
+            let cause = Cause::rejected("reverted", "never");
+            let message = letters::dead(Some("a"), &cause, Generation::default(), Timestamp::now().0);
+            let (raw, letter) = (RawLetter::of(&message), Letter::read(&letters::rules(), &message));
+            Self { journal, set, raw, letter, work: FakePublisher::default(), _folder: folder }
+        }
+
+        pub(in crate::stages::dead_letters) fn guard(&self) -> ReplayGuard {
+            ReplayGuard::new(self.journal.clone(), "ann".to_owned(), Duration::from_secs(86_400))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_dead_letter_is_safe_until_it_is_sent_back_and_a_leftover_once_it_is_accepted() {
+        let bench = Bench::new().await;
+        let guard = bench.guard();
+        assert_eq!(guard.assess(&bench.letter).await.unwrap(), (Answer::Safe, 1));
+        let answer = guard.send_back(&bench.work, &bench.letter, &bench.raw, 1, "fixed").await.unwrap();
+        assert_eq!((answer, bench.work.routing_keys().len()), (CopyAnswer::Confirmed, 1));
+        assert_eq!(guard.assess(&bench.letter).await.unwrap().0, Answer::OnItsWay);
+        let replay = arrival(bench.set.account, "a", Generation { replay: 1, retry: 0 }, BODY);
+        bench.journal.admit(vec![replay]).await.unwrap();
+        assert_eq!(guard.assess(&bench.letter).await.unwrap().0, Answer::SentBack);
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_the_broker_refuses_is_not_recorded_as_sent_back() {
+        let bench = Bench::new().await;
+        let refused = PublishError::Refused { exchange: String::new(), routing_key: "q".to_owned() };
+        bench.work.fail_next(refused);
+        let answer = bench.guard().send_back(&bench.work, &bench.letter, &bench.raw, 1, "").await.unwrap();
+        assert!(matches!(answer, CopyAnswer::Refused(why) if why.contains("refused")));
+        bench.work.fail_next(PublishError::Timeout);
+        let failed = bench.guard().send_back(&bench.work, &bench.letter, &bench.raw, 1, "").await;
+        assert!(matches!(failed, Err(SendBackError::Publish(PublishError::Timeout))), "the next one would fail too");
+        assert_eq!(bench.journal.last_deed(&bench.letter.key).await.unwrap(), None);
+    }
 }

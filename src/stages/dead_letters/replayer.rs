@@ -1,7 +1,7 @@
-//! The stage that sends dead letters back by the rules of `[[dead.replay]]`: those that `dead replay` would, and no others.
+//! The stage that sends dead letters back by the rules of `[[dead.replay]]`: those that `dead replay` would send, and no others.
 //!
-//! One instance of a queue does it, the one that runs longest. Where two take themselves for that one, nothing happens twice:
-//! the broker gives each letter to one of them at a time, and the journal tells the second one what the first has done.
+//! The instance that runs longest does it. Where two instances do it for a moment, nothing happens twice: the broker gives each
+//! letter to one of them at a time, and the second one reads from the journal what the first has done.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::broker::{BrokerError, BrokerSettings, DeadLetters, Look, RawLetter, Seen};
+use crate::broker::{BrokerError, BrokerSettings, Browse, DeadLetters, RawLetter, Seen, WorkQueue};
 use crate::journal::{Instances, JournalError};
 use crate::model::Timestamp;
 use crate::observe::metrics::{LetterEnd, ReplayMeter};
@@ -17,32 +17,29 @@ use crate::policy::admission::AdmissionRules;
 use crate::policy::letters::Letter;
 use crate::policy::letters::replay::Action;
 use crate::policy::letters::rules::{Due, LastLook, ReplayRule, due};
-use crate::stages::dead_letters::replay_guard::{LONGEST_HOLD, ReplayGuard, SendBackError};
+use crate::stages::dead_letters::replay_guard::{CopyAnswer, LONGEST_HOLD, ReplayGuard, SendBackError};
 
-/// In whose name letters go back.
+/// The operator of replays by rule.
 pub const OPERATOR: &str = "chainwriter";
-/// Why, in the copies and in what `status` tells.
+/// The reason in copies and in `status`.
 const REASON: &str = "by a rule of [[dead.replay]]";
 
 pub struct Replayer {
     pub rules: Vec<ReplayRule>,
-    /// Looks at the queue are so far apart at least; the first comes so long after the start.
+    /// Shortest interval between browses of the queue, and the delay of the first one.
     pub look_every: Duration,
-    /// What makes a message a request.
     pub admission: AdmissionRules,
-    /// Each look has connections of its own.
+    /// Each browse has connections of its own.
     pub broker: BrokerSettings,
-    pub judge: ReplayGuard,
-    /// Who else is there.
+    pub guard: ReplayGuard,
     pub instances: Arc<dyn Instances>,
     /// This run of this instance.
     pub owner: Arc<str>,
     pub meter: ReplayMeter,
 }
 
-/// A look that failed.
 #[derive(Debug, thiserror::Error)]
-enum LookError {
+enum BrowseError {
     #[error(transparent)]
     Broker(#[from] BrokerError),
     #[error(transparent)]
@@ -51,7 +48,7 @@ enum LookError {
     Journal(#[from] JournalError),
 }
 
-/// What a look did.
+/// What a browse did.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Tally {
     sent_back: u64,
@@ -61,7 +58,7 @@ struct Tally {
 }
 
 impl Replayer {
-    /// Until cancelled. A broker that is away is asked again when the next look is due.
+    /// Replays until cancelled. A broker that is away is tried again at the next browse.
     ///
     /// # Errors
     /// When the journal fails.
@@ -78,47 +75,47 @@ impl Replayer {
                 continue;
             }
             match self.step(last, &cancel).await {
-                Ok(look) => last = look,
-                Err(LookError::Journal(error) | LookError::SendBack(SendBackError::Journal(error))) => {
+                Ok(browsed) => last = browsed,
+                Err(BrowseError::Journal(error) | BrowseError::SendBack(SendBackError::Journal(error))) => {
                     return Err(error);
                 }
-                Err(error @ (LookError::Broker(_) | LookError::SendBack(SendBackError::Publish(_)))) => {
+                Err(error @ (BrowseError::Broker(_) | BrowseError::SendBack(SendBackError::Publish(_)))) => {
                     warn!(%error, again_in_s = self.look_every.as_secs(), "dead letters could not be sent back by rule");
                 }
             }
         }
     }
 
-    /// Whether it has been there longest.
+    /// Returns whether this instance runs longest.
     async fn is_first(&self) -> Result<bool, JournalError> {
         let instances = self.instances.attendance().await?.instances;
         let first = instances.iter().min_by_key(|instance| (instance.started_at, &instance.owner));
         Ok(first.is_some_and(|first| first.owner == self.owner))
     }
 
-    async fn step(&self, last: LastLook, cancel: &CancellationToken) -> Result<LastLook, LookError> {
+    async fn step(&self, last: LastLook, cancel: &CancellationToken) -> Result<LastLook, BrowseError> {
         let letters = DeadLetters::connect(&self.broker).await?;
-        let looked = self.look(&letters, last, cancel).await;
-        // Whatever is held still goes back with the connection.
+        let browsed = self.browse(&letters, last, cancel).await;
+        // Letters that are still held go back with the connection.
         letters.close().await;
-        looked
+        browsed
     }
 
-    async fn look(
+    async fn browse(
         &self,
         letters: &DeadLetters,
         last: LastLook,
         cancel: &CancellationToken,
-    ) -> Result<LastLook, LookError> {
+    ) -> Result<LastLook, BrowseError> {
         let (began, at) = (Instant::now(), Timestamp::now());
         if !last.is_over(letters.count().await?, at) {
             return Ok(last);
         }
-        let mut look = letters.look(u64::MAX).await?;
+        let mut browse = letters.browse(u64::MAX).await?;
         let mut tally = Tally::default();
         let mut next: Option<Timestamp> = None;
         let mut is_through = true;
-        while let Some(held) = look.next().await? {
+        while let Some(held) = browse.next().await? {
             let letter = Letter::read(&self.admission, &held.letter.message());
             let leaves = match due(&self.rules, &letter, at) {
                 Due::Now => self.send_back(letters, &letter, &held.letter, &mut tally).await?,
@@ -129,41 +126,41 @@ impl Replayer {
                 Due::Never => false,
             };
             if leaves {
-                look.remove(held.ticket).await?;
+                browse.remove(held.ticket).await?;
             } else {
-                look.leave(held).await?;
+                browse.leave(held).await?;
             }
             if cancel.is_cancelled() || began.elapsed() > LONGEST_HOLD {
                 is_through = false;
                 break;
             }
         }
-        let seen = self.end(look, tally).await?;
-        // What the broker did not take now it may take later, and what somebody else held may have been due.
+        let seen = self.end(browse, tally).await?;
+        // The broker may take later what it refused now, and letters that others held may have been due.
         is_through &= tally.refused == 0 && !seen.others_hold;
-        // Not counted anew: what has come meanwhile was not looked at.
+        // Counted from here, since letters that came meanwhile were not browsed.
         let left = seen.letters.saturating_sub(tally.sent_back + tally.leftovers) + seen.left;
         Ok(LastLook { letters: is_through.then_some(left), next, at })
     }
 
-    /// Whether the letter leaves the queue: a copy of it is in the work queue, or has come back from there already.
+    /// Returns whether the letter leaves the queue: its copy is in the work queue, or has come back from there already.
     async fn send_back(
         &self,
-        letters: &DeadLetters,
+        work: &dyn WorkQueue,
         letter: &Letter,
         raw: &RawLetter,
         tally: &mut Tally,
-    ) -> Result<bool, LookError> {
-        let (answer, replay) = self.judge.assess(letter).await?;
+    ) -> Result<bool, BrowseError> {
+        let (answer, replay) = self.guard.assess(letter).await?;
         let (name, cause) = (letter.name(), letter.cause());
         let (end, leaves) = match answer.action() {
-            Action::Replay => match self.judge.send_back(letters, letter, raw, replay, REASON).await? {
-                Ok(()) => {
+            Action::Replay => match self.guard.send_back(work, letter, raw, replay, REASON).await? {
+                CopyAnswer::Confirmed => {
                     debug!(request.id = name, cause, replay, "dead letter sent back by rule");
                     tally.sent_back += 1;
                     (LetterEnd::SentBack, true)
                 }
-                Err(error) => {
+                CopyAnswer::Refused(error) => {
                     warn!(request.id = name, cause, error, "the broker does not take a dead letter back; it stays");
                     tally.refused += 1;
                     (LetterEnd::Refused, false)
@@ -183,9 +180,9 @@ impl Replayer {
         Ok(leaves)
     }
 
-    /// A line for a look that did something.
-    async fn end(&self, look: Look<'_>, tally: Tally) -> Result<Seen, BrokerError> {
-        let seen = look.end().await?;
+    /// Ends a browse, and logs it if it did something.
+    async fn end(&self, browse: Browse<'_>, tally: Tally) -> Result<Seen, BrokerError> {
+        let seen = browse.end().await?;
         let Tally { sent_back, leftovers, not_safe, refused } = tally;
         debug!(letters = seen.letters, "looked for dead letters that a rule is for");
         if sent_back + leftovers > 0 {
@@ -206,5 +203,77 @@ impl Replayer {
             );
         }
         Ok(seen)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::{Names, PublishError, Topology, TopologyMode, UriSource};
+    use crate::journal::contract::instance;
+    use crate::policy::letters::tests::rules;
+    use crate::stages::dead_letters::replay_guard::tests::Bench;
+
+    fn replayer(bench: &Bench) -> Replayer {
+        let seconds = Duration::from_secs;
+        Replayer {
+            rules: Vec::new(),
+            look_every: seconds(60),
+            admission: rules(),
+            broker: BrokerSettings {
+                uri: UriSource::Inline("amqp://localhost".into()),
+                client_name: "acme/host".to_owned(),
+                prefetch: 1,
+                is_ordered: false,
+                topology: Topology::new(Names::derived_from("q"), Vec::new()),
+                topology_mode: TopologyMode::Verify,
+                call_timeout: seconds(1),
+                confirm_timeout: seconds(1),
+                publish_channels: 1,
+                reconnect: (seconds(1), seconds(1)),
+            },
+            guard: bench.guard(),
+            instances: bench.journal.clone(),
+            owner: "older".into(),
+            meter: ReplayMeter::default(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_safe_letter_leaves_the_queue_and_one_that_waits_to_be_accepted_stays() {
+        let bench = Bench::new().await;
+        let (replayer, mut tally) = (replayer(&bench), Tally::default());
+        for leaves in [true, false] {
+            let left = replayer.send_back(&bench.work, &bench.letter, &bench.raw, &mut tally).await.unwrap();
+            assert_eq!(left, leaves);
+        }
+        assert_eq!(tally, Tally { sent_back: 1, not_safe: 1, ..Tally::default() });
+        assert_eq!(bench.work.routing_keys(), ["work"]);
+    }
+
+    #[tokio::test]
+    async fn a_letter_that_the_broker_refuses_stays_and_a_broker_that_is_away_ends_the_browse() {
+        let bench = Bench::new().await;
+        let (replayer, mut tally) = (replayer(&bench), Tally::default());
+        bench.work.fail_next(PublishError::Refused { exchange: String::new(), routing_key: "q".to_owned() });
+        assert!(!replayer.send_back(&bench.work, &bench.letter, &bench.raw, &mut tally).await.unwrap());
+        assert_eq!(tally, Tally { refused: 1, ..Tally::default() });
+        bench.work.fail_next(PublishError::NotConnected);
+        let failed = replayer.send_back(&bench.work, &bench.letter, &bench.raw, &mut tally).await;
+        assert!(matches!(failed, Err(BrowseError::SendBack(SendBackError::Publish(_)))));
+    }
+
+    #[tokio::test]
+    async fn the_instance_that_runs_longest_replays() {
+        let bench = Bench::new().await;
+        let mut replayer = replayer(&bench);
+        let ttl = Duration::from_secs(60);
+        for (owner, started_at) in [("younger", Timestamp(9)), ("older", Timestamp(5))] {
+            let instance = crate::journal::Instance { started_at, ..instance(owner, &[]) };
+            replayer.instances.attend(&instance, ttl).await.unwrap();
+        }
+        assert!(replayer.is_first().await.unwrap());
+        replayer.owner = "younger".into();
+        assert!(!replayer.is_first().await.unwrap());
     }
 }

@@ -151,9 +151,9 @@ impl Term<'_> {
         suspects.retain(|(_, hashes)| !landed.iter().any(|inclusion| hashes.contains(&inclusion.tx_hash)));
         self.flight.include(landed);
         let mut displaced = Vec::new();
-        self.nonce_takers.begin();
+        let mut poll = self.nonce_takers.poll();
         for (nonce, ours) in suspects {
-            let mut taker = self.nonce_takers.taker(chain, account, nonce, height).await?;
+            let mut taker = poll.taker(chain, account, nonce, height).await?;
             if let Some(found) = taker
                 && !self.view.is_canonical(found.block_number, found.block_hash).await?
             {
@@ -162,7 +162,7 @@ impl Term<'_> {
             match taker {
                 Some(taker) if !ours.contains(&taker.tx_hash) => displaced.push((nonce, taker.tx_hash)),
                 Some(_) | None => {
-                    if self.nonce_takers.is_first_failure(nonce) {
+                    if poll.is_first_failure(nonce) {
                         let landed = taker.map(|taker| taker.tx_hash.to_string());
                         warn!(tx.nonce = %nonce, tx.hash = landed, block.number = %height, "the account is past this nonce, but the node shows neither a receipt of ours nor another transaction with it; nothing is decided until it does");
                     }

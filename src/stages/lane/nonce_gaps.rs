@@ -88,7 +88,7 @@ impl GapFiller {
 
     /// Applies a new block. `gap` is the lowest nonce from `count` on that nothing of ours holds.
     pub(super) fn record_head(&mut self, gap: Option<Nonce>, head: BlockHash, count: Nonce) {
-        self.watch.note(gap, head, Instant::now());
+        self.watch.record(gap, head, Instant::now());
         self.nonces.retain(|nonce, _| *nonce >= count);
     }
 

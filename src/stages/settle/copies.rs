@@ -1,6 +1,6 @@
 //! Copies on their way to the broker, and what their publisher confirms lead to.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,32 +15,60 @@ use crate::model::{BodyHash, Event, Generation, RequestId, Timestamp, TraceConte
 use crate::observe::metrics::{self, FailureEnd};
 use crate::observe::traces::Followed;
 use crate::policy::retry_schedule::Backoff;
-use crate::stages::settle::inbox::{Postponed, Refused, made_up_id};
+use crate::stages::settle::inbox::{Postponed, Refused, generated_id};
 use crate::stages::settle::{Settle, ack};
 
-/// Pauses between tries to publish a copy.
+/// First and longest pause between tries to publish a copy.
 const PUBLISH_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
-/// Rows read at once when a lane's unfinished copies are looked for.
+/// Rows of unfinished copies that are read at once when a lane begins.
 const RESUME_PAGE: u32 = 500;
 
-/// Something has its publisher confirm.
+/// A message that has its publisher confirm.
 pub(super) enum Published {
     Copy(Box<UnconfirmedCopy>),
     Refused(Box<Refused>),
     Postponed(Box<Postponed>),
-    /// Which copy of the request it is.
     Park(RequestId, Generation),
-    /// Nothing any more: the session of a message that no journal knows has ended, and the broker delivers it again.
+    /// Given up: the session of a message that no journal knows has ended, and the broker delivers it again.
     Again,
 }
 
 impl Published {
     fn is_over(&self) -> bool {
         match self {
-            Self::Refused(refused) => refused.receipt.is_over(),
-            Self::Postponed(postponed) => postponed.receipt.is_over(),
+            Self::Refused(refused) => refused.token.is_over(),
+            Self::Postponed(postponed) => postponed.token.is_over(),
             Self::Copy(_) | Self::Park(..) | Self::Again => false,
         }
+    }
+}
+
+/// A queue that holds each item once.
+pub(super) struct UniqueQueue<T> {
+    order: VecDeque<T>,
+    items: BTreeSet<T>,
+}
+
+impl<T> Default for UniqueQueue<T> {
+    fn default() -> Self {
+        Self { order: VecDeque::new(), items: BTreeSet::new() }
+    }
+}
+
+impl<T: Ord + Clone> UniqueQueue<T> {
+    /// Returns false if the queue holds the item already.
+    pub(super) fn push(&mut self, item: T) -> bool {
+        let is_new = self.items.insert(item.clone());
+        if is_new {
+            self.order.push_back(item);
+        }
+        is_new
+    }
+
+    pub(super) fn pop(&mut self) -> Option<T> {
+        let item = self.order.pop_front()?;
+        self.items.remove(&item);
+        Some(item)
     }
 }
 
@@ -62,7 +90,7 @@ impl Settle {
             leaving.copies.retain(|copy| unconfirmed.contains(copy));
         }
         for leaving in self.leaving.extract_if(.., |leaving| leaving.copies.is_empty()) {
-            // It may have waited long enough.
+            // The lane may have stopped waiting.
             let _ = leaving.done.send(());
         }
     }
@@ -83,7 +111,7 @@ impl Settle {
         while room > 0
             && let Some(refused) = self.refused.pop_front()
         {
-            if refused.receipt.is_over() {
+            if refused.token.is_over() {
                 continue;
             }
             room -= 1;
@@ -93,7 +121,7 @@ impl Settle {
         while room > 0
             && let Some(postponed) = self.postponed.pop_front()
         {
-            if postponed.receipt.is_over() {
+            if postponed.token.is_over() {
                 continue;
             }
             room -= 1;
@@ -101,7 +129,7 @@ impl Settle {
             self.publish(copy, Published::Postponed(postponed));
         }
         while room > 0
-            && let Some(id) = self.parks.pop_front()
+            && let Some(id) = self.parks.pop()
         {
             let Some(message) = self.journal.message_of(&id).await? else { continue };
             room -= 1;
@@ -136,22 +164,22 @@ impl Settle {
         }));
     }
 
-    /// Notes confirms, all that are there, and acks. Crash before the note: the copy is published once more and the
-    /// second one found known. Crash after it: the delivery comes again and is stale.
-    pub(super) async fn note_published(&mut self, first: Published) -> Result<(), JournalError> {
+    /// Stores all confirms that are there, then acks. Crash before the write: the copy is published once more, and intake
+    /// recognises the second one. Crash after it: the delivery comes again and is stale.
+    pub(super) async fn handle_confirms(&mut self, first: Published) -> Result<(), JournalError> {
         let mut copies = Vec::new();
         let mut refused = Vec::new();
         let mut postponed = 0;
         let mut parked = Vec::new();
-        let mut receipts = Vec::new();
+        let mut tokens = Vec::new();
         let mut sort = |published| match published {
             Published::Copy(copy) => copies.push(*copy),
             Published::Refused(message) => refused.push(*message),
             Published::Postponed(message) => {
-                let Postponed { id, until, receipt, .. } = *message;
+                let Postponed { id, until, token, .. } = *message;
                 postponed += 1;
                 debug!(request.id = %id, %until, "a message waits at the broker for its time");
-                receipts.push(receipt);
+                tokens.push(token);
             }
             Published::Park(id, generation) => parked.push((id, generation)),
             Published::Again => {}
@@ -166,26 +194,26 @@ impl Settle {
             self.journal.confirm(copies.iter().map(|copy| self.settings.confirmed(copy)).collect()).await?;
             for copy in &copies {
                 self.unconfirmed.remove(&copy.request);
-                receipts.extend(match copy.kind {
+                tokens.extend(match copy.kind {
                     // The retry itself may have come back already and be held: it is not what it replaces.
                     CopyKind::Retry => self.held.release_before(&copy.id, copy.generation),
                     CopyKind::DeadLetter => self.held.release_up_to(&copy.id, copy.generation),
                 });
             }
-            self.tell_of_ends();
+            self.notify_ends();
         }
         if !refused.is_empty() {
-            receipts.extend(self.record_refused(refused).await?);
+            tokens.extend(self.record_refused(refused).await?);
         }
         if !parked.is_empty() {
             self.journal.record_parked(parked.iter().map(|(id, _)| id.clone()).collect()).await?;
             for (id, generation) in &parked {
                 debug!(request.id = %id, "held for long, given back to the broker for a while");
                 // A replay may have come while the copy was on its way, and be held: it is not what the copy replaces.
-                receipts.extend(self.held.release_up_to(id, *generation));
+                tokens.extend(self.held.release_up_to(id, *generation));
             }
         }
-        ack(&self.meter, receipts).await;
+        ack(&self.meter, tokens).await;
         Ok(())
     }
 
@@ -193,8 +221,8 @@ impl Settle {
         let ids = refused.iter().map(|refused| refused.id.clone()).collect();
         let known: Vec<_> = self.journal.standings(ids).await?.into_iter().map(|(id, _)| id).collect();
         let mut records = Vec::with_capacity(refused.len());
-        let mut receipts = Vec::with_capacity(refused.len());
-        for Refused { id, generation, message, cause, account, taken_at, receipt } in refused {
+        let mut tokens = Vec::with_capacity(refused.len());
+        for Refused { id, generation, message, cause, account, taken_at, token } in refused {
             warn!(request.id = %id, %cause, "message refused, it is in the dead-letter queue");
             self.meter.requests.count(metrics::Outcome::Refused);
             self.meter.failures.count((cause.class.into(), FailureEnd::Dead));
@@ -207,17 +235,17 @@ impl Settle {
             let subject = Subject { refused: Some(body_hash), ..subject };
             let event = Event::new(&subject, &Outcome::Dead { cause: &cause, tx_hashes: &[] }, Timestamp::now());
             // The id may stand for another message: that one keeps it.
-            let id = if known.contains(&id) { made_up_id() } else { id };
+            let id = if known.contains(&id) { generated_id() } else { id };
             records.push(RefusedMessage { id, account, body_hash, generation, cause, event });
-            receipts.push(receipt);
+            tokens.push(token);
         }
         self.journal.record_refused(records).await?;
         self.outbox.notify_one();
-        Ok(receipts)
+        Ok(tokens)
     }
 }
 
-/// For as long as it takes. No outcome is given up for want of a broker.
+/// Publishes until there is a confirm, however long that takes: no outcome is dropped because the broker is away.
 async fn publish_until_confirmed(
     publisher: Arc<dyn Publisher>,
     outgoing: &Outgoing,

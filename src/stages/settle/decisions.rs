@@ -1,4 +1,4 @@
-//! What a ruling leads to, and what the broker is told about it: pure, from the stage's settings.
+//! What a ruling leads to, and which copies and events follow from it. Pure: settings in, values out.
 
 use std::time::Duration;
 
@@ -10,30 +10,29 @@ use crate::model::{Cause, Event, Generation, Message, Timestamp, TraceContext};
 use crate::observe::traces::{Followed, Tracer};
 use crate::policy::postpone::hop;
 use crate::policy::retry_schedule::RetrySchedule;
-use crate::stages::settle::followed::of_failed;
 use crate::stages::settle::inbox::{LaneVerdict, Postponed, Refused, Ruling};
+use crate::stages::settle::spans::failed_generation;
 
-/// Small settings of the stage.
 #[derive(Debug, Clone)]
 pub struct SettleSettings {
     pub organisation: String,
-    /// In copies: `organisation/instance`.
+    /// Named in copies: `organisation/instance`.
     pub worker: String,
     pub names: Names,
     /// When retries come back.
     pub schedule: RetrySchedule,
-    /// A delivery held longer is parked.
+    /// A delivery that is held longer is parked.
     pub max_hold: Duration,
     pub park_delay: Duration,
-    /// Delays that there are wait queues for.
+    /// The delays for which there are wait queues.
     pub waits: Vec<Duration>,
-    /// Copies on their way at once.
+    /// Copies that wait for a publisher confirm at once.
     pub publishes_in_flight: usize,
     pub tracer: Tracer,
 }
 
 impl SettleSettings {
-    /// What becomes of each request, and what the journal is told of them.
+    /// Returns the requests of a ruling, and what the journal stores of them.
     pub(super) fn decide(&self, ruling: Ruling) -> (Vec<QueuedRequest>, Settlement) {
         let Ruling { request, others, transaction, verdict, .. } = ruling;
         let count = others.len();
@@ -57,7 +56,7 @@ impl SettleSettings {
         has_nonce: bool,
     ) -> Decision {
         match verdict {
-            // With a closed transaction nothing of it can land; without one it must still be waiting for its nonce.
+            // With its nonce closed nothing of it can land. Without a nonce it must still be in the queue.
             LaneVerdict::Cancelled(cause) if has_nonce => Decision::Dead { cause: cause.clone() },
             LaneVerdict::Cancelled(cause) => Decision::Cancel { cause: cause.clone() },
             LaneVerdict::Displaced(taken_by) => Decision::Requeue(Requeue::Displaced(*taken_by)),
@@ -66,7 +65,7 @@ impl SettleSettings {
                 let event = self.event_of(request, None, &Outcome::Found(tx));
                 Decision::Found { event, written_by: tx.tx_hash }
             }
-            // Which of them was at fault shows when each is written alone.
+            // Which of the batch failed shows when each is written alone.
             LaneVerdict::Failed(cause) if place.is_some() => Decision::Requeue(Requeue::Isolated(cause.clone())),
             LaneVerdict::Failed(cause) => {
                 let next = request.generation.next_retry();
@@ -116,7 +115,7 @@ impl SettleSettings {
         }
     }
 
-    /// The settings may allow fewer retries than when this one was decided: it still gets what it was promised.
+    /// The settings may allow fewer retries than when this one was decided. It is still made, after the park delay.
     fn delay_of(&self, retry: Generation) -> Duration {
         self.schedule.delay_before(retry.retry).unwrap_or(self.park_delay)
     }
@@ -133,8 +132,7 @@ impl SettleSettings {
         self.to_dead_letters(copy, &refused.cause)
     }
 
-    /// The message unchanged, on its way towards its time. Without a delay that fits it comes back a little late, never
-    /// early.
+    /// Returns the unchanged message for the wait queue that fits best. It comes back a little late rather than early.
     pub(super) fn postponed_copy(&self, postponed: &Postponed, now: Timestamp) -> Outgoing {
         let remaining = u64::try_from(postponed.until.0.saturating_sub(now.0)).unwrap_or(0);
         let wait = hop(Duration::from_millis(remaining), &self.waits).unwrap_or(self.park_delay);
@@ -155,8 +153,8 @@ impl SettleSettings {
         let trace = TraceContext::read_from(&copy.message.headers);
         let properties = &copy.message.properties;
         let (reply_to, correlation_id) = (&properties.reply_to, &properties.correlation_id);
-        // A retry's event names the copy that comes next; in the trace it belongs to the one that failed.
-        let failed = Followed { request: &copy.id, generation: of_failed(copy), trace: trace.as_ref() };
+        // A retry's event names the next copy; in the trace it belongs to the copy that failed.
+        let failed = Followed { request: &copy.id, generation: failed_generation(copy), trace: trace.as_ref() };
         let subject = self.subject(failed, reply_to, correlation_id);
         let subject = Subject { generation: copy.generation, ..subject };
         let (cause, tx_hashes) = (&copy.cause, copy.tx_hashes.as_slice());
@@ -169,5 +167,74 @@ impl SettleSettings {
         };
         let event = Event::new(&subject, &outcome, Timestamp::now());
         ConfirmedCopy { request: copy.request, generation: copy.generation, kind: copy.kind, event }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::contract::{id, set, succeeded};
+    use crate::model::{RequestId, TxHash};
+    use crate::simulation::fakes::{FakeSession, journal};
+    use crate::stages::settle::tests::settings;
+
+    fn word(decision: &Decision) -> &'static str {
+        match decision {
+            Decision::Final(_) => "final",
+            Decision::Found { .. } => "found",
+            Decision::Retry { .. } => "retry",
+            Decision::Dead { .. } => "dead",
+            Decision::Cancel { .. } => "cancel",
+            Decision::Requeue(Requeue::Displaced(_)) => "displaced",
+            Decision::Requeue(Requeue::Isolated(_)) => "isolated",
+        }
+    }
+
+    #[tokio::test]
+    async fn each_verdict_leads_to_its_decision() {
+        let set = set(journal(), &["a", "b"]).await;
+        let closed = succeeded(set.seq(0), 0, "a").transaction;
+        let tx = closed.clone().and_then(|closed| closed.included).unwrap();
+        let (no, never) = (Cause::rejected("reverted", "no"), Cause::invalid("id_conflict", "never"));
+        let retry = |retry| Generation { replay: 0, retry };
+        // The verdict, requests of the transaction, whether it has a nonce, the copy; tries in all are two.
+        let rows = [
+            (LaneVerdict::Succeeded(tx.clone()), 1, true, retry(0), "final"),
+            (LaneVerdict::Succeeded(tx.clone()), 2, true, retry(0), "final"),
+            (LaneVerdict::Found(tx), 1, false, retry(0), "found"),
+            (LaneVerdict::Failed(no.clone()), 1, true, retry(0), "retry"),
+            (LaneVerdict::Failed(no.clone()), 1, false, retry(0), "retry"),
+            (LaneVerdict::Failed(no.clone()), 1, true, retry(1), "dead"),
+            (LaneVerdict::Failed(never), 1, false, retry(0), "dead"),
+            (LaneVerdict::Failed(no.clone()), 2, true, retry(1), "isolated"),
+            (LaneVerdict::Cancelled(no.clone()), 1, false, retry(0), "cancel"),
+            (LaneVerdict::Cancelled(no), 1, true, retry(0), "dead"),
+            (LaneVerdict::Displaced(TxHash([9; 32])), 1, true, retry(0), "displaced"),
+            (LaneVerdict::Displaced(TxHash([9; 32])), 2, true, retry(0), "displaced"),
+        ];
+        for (verdict, count, has_nonce, generation, expected) in rows {
+            let row = format!("{verdict:?} {count} {has_nonce} {generation:?}");
+            let request = QueuedRequest { generation, ..set.queued[0].clone() };
+            let others: Vec<_> = set.queued[1..count].to_vec();
+            let transaction = closed.clone().filter(|_| has_nonce);
+            let ruling = Ruling { lease: set.lease.clone(), request, others, transaction, verdict };
+            let (requests, settlement) = settings(2).decide(ruling);
+            let decisions: Vec<_> = settlement.others.iter().map(|(_, decision)| word(decision)).collect();
+            assert_eq!((requests.len(), word(&settlement.decision)), (count, expected), "{row}");
+            assert_eq!(decisions, vec![expected; count - 1], "{row}");
+        }
+    }
+
+    #[test]
+    fn a_postponed_copy_waits_in_the_queue_that_comes_closest_to_its_time() {
+        let waits = [1, 10, 60].map(Duration::from_secs).to_vec();
+        let settings = SettleSettings { waits, park_delay: Duration::from_secs(10), ..settings(2) };
+        for (remaining, queue) in [(90, "q.wait.60s"), (60, "q.wait.60s"), (59, "q.wait.10s"), (-5, "q.wait.1s")] {
+            let now = Timestamp(1_000_000);
+            let (id, message) = (RequestId::clone(&id("a")), Message::default());
+            let (until, token) = (Timestamp(now.0 + remaining * 1000), FakeSession::default().token("a"));
+            let copy = settings.postponed_copy(&Postponed { id, message, until, token }, now);
+            assert_eq!((copy.exchange.as_str(), copy.routing_key.as_str()), ("q.retry", queue), "{remaining}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! What the stages before settle hand over to it.
+//! Messages that intake and the lanes send to settle.
 
 use tokio::sync::oneshot;
 
@@ -8,23 +8,22 @@ use crate::journal::{AccountId, ClosedTransaction, Lease, QueuedRequest, StoredN
 use crate::model::event::FinalTransaction;
 use crate::model::{Cause, Generation, Message, RequestId, Timestamp, TxHash, ids};
 
-/// What intake hands over with each receipt.
+/// What intake sends with the token of each delivery.
 #[derive(Debug)]
 pub enum Admitted {
     /// The request is open, or a copy of it is on its way to the broker: ack when that is done.
     Hold {
         id: RequestId,
-        /// Which copy was delivered.
         generation: Generation,
-        receipt: AckToken,
-        /// The broker took it back so often that it goes to a wait queue at once: its copy counts from zero.
+        token: AckToken,
+        /// Set where the broker took it back so often that it goes to a wait queue at once: the copy counts from zero.
         is_suspect: bool,
     },
-    /// Final already, or a newer copy is safe at the broker: ack now.
-    Known { id: RequestId, receipt: AckToken },
-    /// No request and never one: dead-letter it, then ack.
+    /// The request is final already, or a newer copy is safe at the broker: ack now.
+    Known { id: RequestId, token: AckToken },
+    /// Not a request, and never one: dead-letter it, then ack.
     Refused(Box<Refused>),
-    /// No request yet: a copy waits at the broker, then ack.
+    /// Not a request yet: let a copy wait at the broker, then ack.
     Postponed(Box<Postponed>),
 }
 
@@ -33,79 +32,76 @@ pub enum Admitted {
 pub struct Postponed {
     pub id: RequestId,
     pub message: Message,
-    /// When it is a request.
+    /// When it becomes a request.
     pub until: Timestamp,
-    pub receipt: AckToken,
+    pub token: AckToken,
 }
 
 /// A message that becomes a dead letter without having been a request.
 #[derive(Debug)]
 pub struct Refused {
-    /// Its id, or one made up for it.
+    /// Its own id, or a generated one.
     pub id: RequestId,
-    /// Which copy it is.
     pub generation: Generation,
     pub message: Message,
     pub cause: Cause,
-    /// Whose outbox tells of it.
+    /// The account in whose outbox its event goes.
     pub account: AccountId,
     pub taken_at: Timestamp,
-    pub receipt: AckToken,
+    pub token: AckToken,
 }
 
-/// What a lane says of a request.
+/// A lane's decision on a transaction's requests.
 #[derive(Debug)]
 pub struct Ruling {
-    /// The right to say it.
+    /// The lease under which the lane decided.
     pub lease: Lease,
     pub request: QueuedRequest,
-    /// The other requests of its transaction, in the order of the batch. The verdict is on all of them.
+    /// The other requests of its transaction, in the order of the batch. The verdict holds for all of them.
     pub others: Vec<QueuedRequest>,
-    /// Its nonce's end, if it had a nonce.
+    /// How its nonce ended, if it had one.
     pub transaction: Option<ClosedTransaction>,
-    /// What became of it.
     pub verdict: LaneVerdict,
 }
 
-/// What became of a request in its lane.
+/// How a request ended in its lane.
 #[derive(Debug)]
 pub enum LaneVerdict {
-    /// Final, and it did what it should.
+    /// Final and successful.
     Succeeded(FinalTransaction),
-    /// What it asks for is in the chain already, and final: this transaction brought it there.
+    /// The chain has what it asks for already, and final: this transaction wrote it.
     Found(FinalTransaction),
     /// The chain refused it.
     Failed(Cause),
-    /// An operator wanted it no more.
+    /// An operator cancelled it.
     Cancelled(Cause),
-    /// A foreign transaction took its nonce: this one.
+    /// This foreign transaction took its nonce.
     Displaced(TxHash),
 }
 
 #[derive(Debug)]
 pub enum FromLane {
-    /// Rulings of one lane.
     Rulings(Vec<Ruling>),
-    /// A lane has begun to work for this account: finish the copies that an earlier owner left.
+    /// A lane has begun to work for this account: publish the copies that an earlier owner left.
     Resume(AccountId),
-    /// The lane gives its account up: say when all that was ruled before is stored, and its copies have their confirms.
+    /// The lane gives its account up: answer when all its earlier rulings are stored and their copies have their confirms.
     Leaves(oneshot::Sender<()>),
     /// The chain has lost the blocks in which these were final.
     Reorged(Lease, Vec<StoredNonce>),
-    /// How some of those ended after all.
+    /// How some of those ended the second time.
     EndedAgain(Lease, Vec<(StoredNonce, SecondEnd)>),
 }
 
 /// How a nonce ended after the chain had lost the block of its first end.
 #[derive(Debug)]
 pub enum SecondEnd {
-    /// One of its attempts is final in another block.
+    /// One of its signed transactions is final in another block.
     Included(chain::Receipt),
-    /// A transaction that is none of its attempts has the nonce: a filler, or a foreign one.
+    /// Another transaction has the nonce: a filler, or a foreign one.
     Taken(TxHash),
 }
 
-/// For a message without an id of its own, or with one that the journal knows as another request's.
-pub fn made_up_id() -> RequestId {
+/// Returns an id for a message without one, or with one that the journal knows as another request's.
+pub fn generated_id() -> RequestId {
     RequestId::new(&format!("without-id-{}", ids::unique())).expect("it is shorter than an id may be")
 }

@@ -1,5 +1,9 @@
-//! The stage where every delivery ends. An outcome is stored, then told to the broker, then noted, then acked: in this
-//! order, so that whatever dies in between, the broker still has the delivery or the journal already has its end.
+//! The stage where every delivery ends. An outcome is stored, then published, then its confirm is stored, then the delivery is
+//! acked: in this order, so that after a crash anywhere the broker still has the delivery or the journal has its end.
+//!
+//! `inbox` holds what intake and the lanes send here. `held` keeps the unacked deliveries by request, `decisions` says what a
+//! lane's ruling leads to (pure), `copies` publishes retries, parks and dead letters, `reorged_finals` records final writes
+//! that the chain has lost, `spans` records traces.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -9,32 +13,37 @@ use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Interval;
 use tracing::{debug, info, warn};
 
 use crate::broker::{AckToken, Publisher};
-use crate::journal::{AccountId, Decision, JournalError, QueuedRequest, RequestSeq, Requeue, Settlement, Settlements};
+use crate::journal::{
+    AccountId, Decision, JournalError, Lease, QueuedRequest, RequestSeq, Requeue, Settlement, Settlements,
+};
 use crate::model::event::FinalTransaction;
 use crate::model::{Cause, Heartbeat, RequestId};
 use crate::observe::metrics::{self, Ack, FailureEnd, SettleMeter};
 use crate::stages::settle::inbox::{Admitted, FromLane, Postponed, Refused, Ruling};
 
-mod aftermath;
 mod copies;
 mod decisions;
-mod followed;
 mod held;
 pub mod inbox;
+mod reorged_finals;
+mod spans;
+#[cfg(test)]
+mod tests;
 
 pub use decisions::SettleSettings;
 
-use copies::{Leaving, Published};
+use copies::{Leaving, Published, UniqueQueue};
 use held::HeldDeliveries;
 
-/// What one round takes from each of its inputs.
+/// Messages that one step takes from an input at most.
 const BATCH: usize = 1024;
 /// Outcomes in one write of the journal.
 const STORED_AT_ONCE: usize = 256;
-/// How often held deliveries are looked at.
+/// Interval between checks of the held deliveries.
 const SWEEP: Duration = Duration::from_secs(1);
 
 pub struct Settle {
@@ -42,18 +51,18 @@ pub struct Settle {
     journal: Arc<dyn Settlements>,
     publisher: Arc<dyn Publisher>,
     outbox: Arc<Notify>,
-    /// Of each lane: requests have ended.
+    /// Notified when requests have ended, one for each lane.
     ended: Vec<Arc<Notify>>,
-    /// Another instance may have settled what is held here.
+    /// Notified when another instance may have settled what is held here.
     settled: Arc<Notify>,
     beat: Heartbeat,
     held: HeldDeliveries,
-    /// Copies to publish; their messages are read when their turn comes.
+    /// Copies to publish. Their messages are read when their turn comes.
     copies: VecDeque<RequestSeq>,
-    /// Those, and the ones on their way.
+    /// Those, and the copies that wait for their publisher confirm.
     unconfirmed: BTreeSet<RequestSeq>,
     leaving: Vec<Leaving>,
-    parks: VecDeque<RequestId>,
+    parks: UniqueQueue<RequestId>,
     refused: VecDeque<Box<Refused>>,
     postponed: VecDeque<Box<Postponed>>,
     publishing: FuturesUnordered<BoxFuture<Published>>,
@@ -61,6 +70,34 @@ pub struct Settle {
 }
 
 type BoxFuture<T> = std::pin::Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// What the stage waits for.
+struct Inputs {
+    intake: mpsc::Receiver<Admitted>,
+    lanes: mpsc::Receiver<FromLane>,
+    sweep: Interval,
+    intake_is_open: bool,
+    lanes_are_open: bool,
+}
+
+impl Inputs {
+    fn new(intake: mpsc::Receiver<Admitted>, lanes: mpsc::Receiver<FromLane>) -> Self {
+        Self { intake, lanes, sweep: tokio::time::interval(SWEEP), intake_is_open: true, lanes_are_open: true }
+    }
+}
+
+/// What one step did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// Took deliveries from intake; none when intake has ended.
+    Admitted(usize),
+    /// Took messages from lanes; none when the last lane has ended.
+    Ruled(usize),
+    /// Stored publisher confirms, and acked.
+    Confirmed,
+    /// Acked what other instances settled, and parked what is held for too long.
+    Swept,
+}
 
 impl Settle {
     pub fn new(
@@ -83,7 +120,7 @@ impl Settle {
             copies: VecDeque::new(),
             unconfirmed: BTreeSet::new(),
             leaving: Vec::new(),
-            parks: VecDeque::new(),
+            parks: UniqueQueue::default(),
             refused: VecDeque::new(),
             postponed: VecDeque::new(),
             publishing: FuturesUnordered::new(),
@@ -95,49 +132,61 @@ impl Settle {
         self.meter.clone()
     }
 
-    /// To be told when another instance may have settled something.
+    /// Returns what to notify when another instance may have settled something.
     pub fn settled(&self) -> Arc<Notify> {
         Arc::clone(&self.settled)
     }
 
-    /// Settles until intake and all lanes have gone and everything under way is done.
+    /// Settles until intake and all lanes have ended and nothing is under way.
     ///
     /// # Errors
     /// When the journal fails: nothing more may be acked.
     pub async fn run(
         mut self,
-        mut from_intake: mpsc::Receiver<Admitted>,
-        mut from_lanes: mpsc::Receiver<FromLane>,
+        from_intake: mpsc::Receiver<Admitted>,
+        from_lanes: mpsc::Receiver<FromLane>,
     ) -> Result<(), JournalError> {
-        let mut sweep = tokio::time::interval(SWEEP);
-        let settled = self.settled();
-        let mut admitted = Vec::with_capacity(BATCH);
-        let mut ruled = Vec::with_capacity(BATCH);
-        let (mut intake_is_open, mut lanes_are_open) = (true, true);
-        while intake_is_open || lanes_are_open || self.is_busy() {
+        let mut inputs = Inputs::new(from_intake, from_lanes);
+        while inputs.intake_is_open || inputs.lanes_are_open || self.is_busy() {
             self.beat.beat();
             self.meter.held.set(i64::try_from(self.held.count()).unwrap_or(i64::MAX));
-            self.start_publishing().await?;
-            self.let_lanes_leave();
-            tokio::select! {
-                biased;
-                taken = from_intake.recv_many(&mut admitted, BATCH), if intake_is_open && self.has_room() => {
-                    intake_is_open = taken > 0;
-                    self.take(std::mem::take(&mut admitted)).await;
-                }
-                taken = from_lanes.recv_many(&mut ruled, BATCH), if lanes_are_open => {
-                    lanes_are_open = taken > 0;
-                    self.rule(std::mem::take(&mut ruled)).await?;
-                }
-                Some(published) = self.publishing.next() => self.note_published(published).await?,
-                _ = sweep.tick() => self.sweep().await?,
-                () = settled.notified() => {
-                    self.held.look_now();
-                    self.sweep().await?;
-                }
-            }
+            self.step(&mut inputs).await?;
         }
         Ok(())
+    }
+
+    /// Starts the publishes that there is room for, then handles one input.
+    async fn step(&mut self, inputs: &mut Inputs) -> Result<Step, JournalError> {
+        self.start_publishing().await?;
+        self.let_lanes_leave();
+        let settled = self.settled();
+        let (mut admitted, mut ruled) = (Vec::new(), Vec::new());
+        Ok(tokio::select! {
+            biased;
+            taken = inputs.intake.recv_many(&mut admitted, BATCH), if inputs.intake_is_open && self.has_room() => {
+                inputs.intake_is_open = taken > 0;
+                self.take(admitted).await;
+                Step::Admitted(taken)
+            }
+            taken = inputs.lanes.recv_many(&mut ruled, BATCH), if inputs.lanes_are_open => {
+                inputs.lanes_are_open = taken > 0;
+                self.rule(ruled).await?;
+                Step::Ruled(taken)
+            }
+            Some(published) = self.publishing.next() => {
+                self.handle_confirms(published).await?;
+                Step::Confirmed
+            }
+            _ = inputs.sweep.tick() => {
+                self.sweep().await?;
+                Step::Swept
+            }
+            () = settled.notified() => {
+                self.held.make_all_due();
+                self.sweep().await?;
+                Step::Swept
+            }
+        })
     }
 
     fn is_busy(&self) -> bool {
@@ -145,7 +194,7 @@ impl Settle {
         waits || !self.publishing.is_empty()
     }
 
-    /// What is no request stays in memory until its copy is confirmed; while too many do, no more come in.
+    /// Messages that are no requests stay in memory until their copies are confirmed. While these are many, no more come in.
     fn has_room(&self) -> bool {
         self.refused.len() + self.postponed.len() < BATCH
     }
@@ -154,15 +203,15 @@ impl Settle {
         let mut known = Vec::new();
         for admitted in admitted {
             match admitted {
-                Admitted::Hold { id, generation, receipt, is_suspect } => {
-                    if is_suspect && !self.parks.contains(&id) {
-                        self.parks.push_back(id.clone());
+                Admitted::Hold { id, generation, token, is_suspect } => {
+                    if is_suspect {
+                        self.parks.push(id.clone());
                     }
-                    self.held.hold(id, generation, receipt);
+                    self.held.hold(id, generation, token);
                 }
-                Admitted::Known { id, receipt } => {
+                Admitted::Known { id, token } => {
                     info!(request.id = %id, "settled already: acked");
-                    known.push(receipt);
+                    known.push(token);
                 }
                 Admitted::Refused(refused) => self.refused.push_back(refused),
                 Admitted::Postponed(postponed) => self.postponed.push_back(postponed),
@@ -178,8 +227,8 @@ impl Settle {
             match message {
                 FromLane::Resume(account) => self.resume(account).await?,
                 FromLane::Leaves(done) => leaving.push(done),
-                FromLane::Reorged(lease, lost) => self.tell_reorged(&lease, lost).await?,
-                FromLane::EndedAgain(lease, ended) => self.tell_ended_again(&lease, ended).await?,
+                FromLane::Reorged(lease, lost) => self.record_reorged(&lease, lost).await?,
+                FromLane::EndedAgain(lease, ended) => self.record_ended_again(&lease, ended).await?,
                 FromLane::Rulings(ruled) => {
                     for ruling in ruled {
                         rulings.entry(ruling.lease.account).or_default().push(ruling);
@@ -187,8 +236,13 @@ impl Settle {
                 }
             }
         }
-        for ruled in rulings.into_values() {
-            self.store(ruled).await?;
+        for mut ruled in rulings.into_values() {
+            // A lane that lost its lease and won it again may have rulings of both times here.
+            while let Some(lease) = ruled.first().map(|ruling| ruling.lease.clone()) {
+                let (now, later) = ruled.into_iter().partition(|ruling| ruling.lease == lease);
+                self.store(&lease, now).await?;
+                ruled = later;
+            }
         }
         for done in leaving {
             self.leaving.push(Leaving { copies: self.unconfirmed.clone(), done });
@@ -198,83 +252,68 @@ impl Settle {
 
     /// Stores rulings of one lane, then acts on them. Crash before the commit: the lane's next owner rules the same from
     /// the chain. Crash after it: deliveries come again and find their request settled, or its copy unconfirmed.
-    async fn store(&mut self, mut rulings: Vec<Ruling>) -> Result<(), JournalError> {
-        while !rulings.is_empty() {
-            // A lane that lost its lease and won it again may have rulings of both times here.
-            let Some(lease) = rulings.first().map(|ruling| ruling.lease.clone()) else { break };
-            let (now, later): (Vec<_>, Vec<_>) = rulings.into_iter().partition(|ruling| ruling.lease == lease);
-            rulings = later;
-            let mut now = now.into_iter().peekable();
-            loop {
-                // A block may end thousands: others write in between.
-                let (mut decided, mut requests) = (Vec::new(), 0);
-                while let Some(ruling) = now.next_if(|_| requests < STORED_AT_ONCE) {
-                    requests += 1 + ruling.others.len();
-                    decided.push(self.settings.decide(ruling));
-                }
-                if decided.is_empty() {
-                    break;
-                }
-                let settlements = decided.iter().map(|(_, settlement)| settlement.clone()).collect();
-                match self.journal.settle(&lease, settlements).await {
-                    Ok(()) => {}
-                    Err(error) if error.is_lease_lost() => {
-                        warn!(account = %lease.account, "outcomes dropped: another instance owns the account and finds them again");
-                        break;
-                    }
-                    Err(error) => return Err(error),
-                }
-                self.act_on(decided).await;
+    async fn store(&mut self, lease: &Lease, rulings: Vec<Ruling>) -> Result<(), JournalError> {
+        let mut rulings = rulings.into_iter().peekable();
+        while rulings.peek().is_some() {
+            // A block may end thousands: others write in between.
+            let (mut decided, mut requests) = (Vec::new(), 0);
+            while let Some(ruling) = rulings.next_if(|_| requests < STORED_AT_ONCE) {
+                requests += 1 + ruling.others.len();
+                decided.push(self.settings.decide(ruling));
             }
+            let settlements = decided.iter().map(|(_, settlement)| settlement.clone()).collect();
+            match self.journal.settle(lease, settlements).await {
+                Ok(()) => {}
+                Err(error) if error.is_lease_lost() => {
+                    warn!(account = %lease.account, "outcomes dropped: another instance owns the account and finds them again");
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+            self.act_on(decided).await;
         }
         Ok(())
     }
 
     async fn act_on(&mut self, decided: Vec<(Vec<QueuedRequest>, Settlement)>) {
-        let mut receipts = Vec::new();
+        let mut tokens = Vec::new();
         for (requests, settlement) in decided {
             let Settlement { transaction, decision, others, .. } = settlement;
             let included = transaction.and_then(|transaction| transaction.included);
             let decisions = std::iter::once(decision).chain(others.into_iter().map(|(_, decision)| decision));
             for (request, decision) in requests.into_iter().zip(decisions) {
-                self.act_on_one(&request, decision, included.as_ref(), &mut receipts);
+                tokens.extend(self.act_on_one(&request, decision, included.as_ref()));
             }
         }
-        self.tell_of_ends();
-        ack(&self.meter, receipts).await;
+        self.notify_ends();
+        ack(&self.meter, tokens).await;
     }
 
+    /// Returns the tokens of the deliveries that may be acked now.
     fn act_on_one(
         &mut self,
         request: &QueuedRequest,
         decision: Decision,
         included: Option<&FinalTransaction>,
-        receipts: &mut Vec<AckToken>,
-    ) {
+    ) -> Vec<AckToken> {
         match decision {
             Decision::Final(_) => {
-                self.meter.requests.count(metrics::Outcome::Final);
-                self.meter.until_final.note(request.received_at.age());
                 if let Some(tx) = included {
                     debug!(request.id = %request.id, tx.hash = %tx.tx_hash, tx.nonce = %tx.nonce, block.number = %tx.block_number, "request is final");
                 }
-                self.trace_end(request, metrics::Outcome::Final, None);
-                receipts.extend(self.held.release_all(&request.id));
+                return self.end_as_final(request);
             }
             Decision::Found { written_by, .. } => {
-                self.meter.requests.count(metrics::Outcome::Final);
-                self.meter.until_final.note(request.received_at.age());
                 info!(request.id = %request.id, tx.hash = %written_by, "the record is in the chain already: request is final");
-                self.trace_end(request, metrics::Outcome::Final, None);
-                receipts.extend(self.held.release_all(&request.id));
+                return self.end_as_final(request);
             }
             Decision::Retry { cause, next } => {
-                self.note_failure(request, &cause, FailureEnd::Retry);
+                self.count_failure(request, &cause, FailureEnd::Retry);
                 info!(request.id = %request.id, request.attempt = next.retry, %cause, "request failed, it will be tried again");
                 self.await_copy(request.seq);
             }
             Decision::Dead { cause } | Decision::Cancel { cause } => {
-                self.note_failure(request, &cause, FailureEnd::Dead);
+                self.count_failure(request, &cause, FailureEnd::Dead);
                 warn!(request.id = %request.id, %cause, "request failed for good, it becomes a dead letter");
                 self.await_copy(request.seq);
             }
@@ -287,9 +326,17 @@ impl Settle {
                 info!(request.id = %request.id, %cause, "the transaction that it shared failed: it gets one of its own");
             }
         }
+        Vec::new()
     }
 
-    fn note_failure(&self, request: &QueuedRequest, cause: &Cause, end: FailureEnd) {
+    fn end_as_final(&mut self, request: &QueuedRequest) -> Vec<AckToken> {
+        self.meter.requests.count(metrics::Outcome::Final);
+        self.meter.until_final.note(request.received_at.age());
+        self.trace_end(request, metrics::Outcome::Final, None);
+        self.held.release_all(&request.id)
+    }
+
+    fn count_failure(&self, request: &QueuedRequest, cause: &Cause, end: FailureEnd) {
         let outcome = match end {
             FailureEnd::Retry => metrics::Outcome::Retry,
             FailureEnd::Dead => metrics::Outcome::Dead,
@@ -299,8 +346,8 @@ impl Settle {
         self.trace_end(request, outcome, Some(cause));
     }
 
-    /// Events wait in the outbox, and lanes may have waited for an end.
-    fn tell_of_ends(&self) {
+    /// Wakes the outbox for new events, and the lanes that wait for a request to end.
+    fn notify_ends(&self) {
         self.outbox.notify_one();
         self.ended.iter().for_each(|lane| lane.notify_one());
     }
@@ -308,27 +355,26 @@ impl Settle {
     /// Acks what other instances settled, and parks what is held for too long.
     async fn sweep(&mut self) -> Result<(), JournalError> {
         self.held.drop_ended_sessions();
-        let mut receipts = Vec::new();
+        let mut tokens = Vec::new();
         let due = self.held.due();
         if !due.is_empty() {
             for (id, known) in self.journal.standings(due).await? {
-                receipts.extend(self.held.release_settled(&id, &known));
+                tokens.extend(self.held.release_settled(&id, &known));
             }
         }
         for id in self.held.held_for(self.settings.max_hold) {
-            if !self.parks.contains(&id) {
+            if self.parks.push(id.clone()) {
                 self.held.restart(&id);
-                self.parks.push_back(id);
             }
         }
-        ack(&self.meter, receipts).await;
+        ack(&self.meter, tokens).await;
         Ok(())
     }
 }
 
-/// A receipt whose session has ended is not acked: the broker delivers again, and the journal knows the answer.
-async fn ack(meter: &SettleMeter, receipts: Vec<AckToken>) {
-    let acked = join_all(receipts.into_iter().map(AckToken::ack)).await;
+/// Acks. A delivery whose session has ended is not acked: the broker delivers it again, and the journal knows its request.
+async fn ack(meter: &SettleMeter, tokens: Vec<AckToken>) {
+    let acked = join_all(tokens.into_iter().map(AckToken::ack)).await;
     let lost = acked.iter().filter(|acked| !**acked).count();
     meter.acks.add(Ack::Acked, acked.len().saturating_sub(lost));
     meter.acks.add(Ack::Lost, lost);

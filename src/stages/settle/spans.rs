@@ -1,4 +1,4 @@
-//! What settle decides about requests that somebody follows, and publishes for them, as spans of their traces.
+//! Spans of what settle decides and publishes.
 
 use crate::broker::Outgoing;
 use crate::journal::{CopyKind, QueuedRequest, UnconfirmedCopy};
@@ -9,12 +9,11 @@ use crate::stages::settle::copies::Published;
 use crate::stages::settle::{Settle, SettleSettings};
 
 impl Settle {
-    /// A copy's end was decided.
     pub(super) fn trace_end(&self, request: &QueuedRequest, outcome: Outcome, cause: Option<&Cause>) {
         self.trace_process(request.followed(), (request.accepted_at, request.body.len()), outcome, cause);
     }
 
-    /// The same, of what need not be a request: since when it was here, and how many bytes it has.
+    /// Records the end of a copy, request or not, which was here since `began` and has this many bytes.
     pub(super) fn trace_process(
         &self,
         followed: Followed<'_>,
@@ -32,17 +31,17 @@ impl Settle {
 }
 
 impl SettleSettings {
-    /// The span of a publish, within that of the request that it is for.
+    /// Returns the span of a publish, within the span of its request.
     pub(super) fn span_of(&self, published: &Published, outgoing: &Outgoing) -> Option<SpanContext> {
         if !self.tracer.is_on() {
             return None;
         }
         let trace = TraceContext::read_from(&outgoing.message.headers);
         let (request, generation) = match published {
-            Published::Copy(copy) => (&copy.id, of_failed(copy)),
+            Published::Copy(copy) => (&copy.id, failed_generation(copy)),
             Published::Refused(refused) => (&refused.id, refused.generation),
             Published::Park(id, generation) => (id, *generation),
-            // No request yet.
+            // Not a request yet.
             Published::Postponed(_) | Published::Again => return None,
         };
         let context = self.tracer.processing(Followed { request, generation, trace: trace.as_ref() })?;
@@ -50,8 +49,8 @@ impl SettleSettings {
     }
 }
 
-/// The copy that failed: a retry is the next one.
-pub(super) fn of_failed(copy: &UnconfirmedCopy) -> Generation {
+/// Returns which copy failed: a retry is the one after it.
+pub(super) fn failed_generation(copy: &UnconfirmedCopy) -> Generation {
     let Generation { replay, retry } = copy.generation;
     match copy.kind {
         CopyKind::Retry => Generation { replay, retry: retry.saturating_sub(1) },

@@ -1,4 +1,4 @@
-//! What the commands work on: the dead-letter queue and the journal, and one look through the letters.
+//! What the commands work on: the dead-letter queue, the journal, and the guard that decides on replays.
 
 use std::sync::Arc;
 
@@ -13,12 +13,11 @@ use crate::journal::{History, OperatorsJournal};
 use crate::model::{Message, RequestId, RequestState, Timestamp};
 use crate::policy::admission::AdmissionRules;
 use crate::policy::letters::{Letter, LetterFilter};
-use crate::stages::dead_letters::replay_guard::{self, ReplayGuard, SendBackError};
+use crate::stages::dead_letters::replay_guard::{self, CopyAnswer, ReplayGuard, SendBackError};
 
-/// Where the broker does not answer for one letter, it will not for the next one.
+/// Advice where the broker does not answer for one letter, which it will not for the next one either.
 const REST_STAYS: &str = "the rest stays where it is; run the command again when the broker takes messages";
 
-/// The queue, as operators have it before them.
 pub(super) struct Queue {
     pub(super) letters: DeadLetters,
     pub(super) rules: AdmissionRules,
@@ -30,33 +29,33 @@ impl Queue {
         Ok(Self { letters, rules: settings.admission.clone() })
     }
 
-    /// Looks at up to `most` letters, which stay, and hands on those that are meant.
-    pub(super) async fn look(
+    /// Reads up to `most` letters, which stay in the queue, and calls `found` with those that the filter selects.
+    pub(super) async fn browse(
         &self,
         filter: &LetterFilter,
         most: u64,
         mut found: impl FnMut(Letter, &RawLetter) -> anyhow::Result<()>,
     ) -> anyhow::Result<Seen> {
-        let mut look = self.letters.look(most).await?;
-        let progress = progress_bar(look.room(), "looking");
+        let mut browse = self.letters.browse(most).await?;
+        let progress = progress_bar(browse.room(), "looking");
         let now = Timestamp::now();
-        while let Some(held) = look.next().await? {
+        while let Some(held) = browse.next().await? {
             let message = held.letter.message();
             let letter = Letter::read(&self.rules, &message);
             if filter.means(&letter, &message, now) {
                 found(letter, &held.letter)?;
             }
-            look.leave(held).await?;
+            browse.leave(held).await?;
             progress.inc(1);
         }
         progress.finish_and_clear();
-        Ok(look.end().await?)
+        Ok(browse.end().await?)
     }
 
-    /// The letters that are meant, without their bodies.
+    /// Returns the selected letters, without their bodies.
     pub(super) async fn find(&self, filter: &LetterFilter, most: u64) -> anyhow::Result<(Vec<Letter>, Seen)> {
         let mut letters = Vec::new();
-        let seen = self.look(filter, most, |letter, _| {
+        let seen = self.browse(filter, most, |letter, _| {
             letters.push(letter);
             Ok(())
         });
@@ -65,7 +64,7 @@ impl Queue {
     }
 }
 
-/// What a look has not seen, or has done besides; for a person.
+/// Warns of what a browse has not seen, or could not renew.
 pub(super) fn remark(seen: &Seen) {
     if seen.left > 0 {
         complain(format_args!(
@@ -85,15 +84,15 @@ pub(super) fn remark(seen: &Seen) {
     }
 }
 
-/// The queue with the journal that knows its requests.
-pub(super) struct Desk {
+/// The dead-letter queue with the journal that knows its requests.
+pub(super) struct LetterSession {
     pub(super) queue: Queue,
     pub(super) journal: Arc<dyn OperatorsJournal>,
-    /// In the name of who sits at it.
-    pub(super) judge: ReplayGuard,
+    /// Acts in the operator's name.
+    pub(super) guard: ReplayGuard,
 }
 
-impl Desk {
+impl LetterSession {
     pub(super) async fn open(settings: &Settings) -> anyhow::Result<Self> {
         let journal = settings
             .journal
@@ -103,8 +102,8 @@ impl Desk {
             .context("the journal tells whether a dead letter is safe to replay")?;
         let journal: Arc<dyn OperatorsJournal> = Arc::from(journal);
         let queue = Queue::open(settings).await?;
-        let judge = ReplayGuard::new(Arc::clone(&journal), operator(), settings.journal.retention);
-        Ok(Self { queue, journal, judge })
+        let guard = ReplayGuard::new(Arc::clone(&journal), operator(), settings.journal.retention);
+        Ok(Self { queue, journal, guard })
     }
 
     pub(super) async fn close(self) {
@@ -112,7 +111,7 @@ impl Desk {
         self.journal.close().await;
     }
 
-    /// Everything about the request of a letter.
+    /// Returns the history of a letter's request.
     pub(super) async fn history(&self, letter: &Letter) -> anyhow::Result<Option<History>> {
         for id in [&letter.id, &letter.refused_as].into_iter().flatten() {
             if let Some(history) = self.journal.history(id).await? {
@@ -122,25 +121,24 @@ impl Desk {
         Ok(None)
     }
 
-    /// Where this id stands.
     pub(super) async fn state_of(&self, id: &RequestId) -> anyhow::Result<Option<RequestState>> {
         Ok(self.journal.standings(vec![id.clone()]).await?.pop().map(|(_, known)| known.state))
     }
 
-    /// Publishes a copy to the work queue. What the broker says against this very copy comes as a text.
-    pub(super) async fn publish(&self, copy: Message) -> anyhow::Result<Result<(), String>> {
+    /// Publishes a copy to the work queue.
+    pub(super) async fn publish(&self, copy: Message) -> anyhow::Result<CopyAnswer> {
         replay_guard::publish(&self.queue.letters, copy).await.context(REST_STAYS)
     }
 
-    /// Sends a letter back, and notes that. The letter itself is the caller's to end.
+    /// Sends a letter back, and records that. Removing the letter is left to the caller.
     pub(super) async fn send_back(
         &self,
         letter: &Letter,
         raw: &RawLetter,
         next: u32,
         reason: &str,
-    ) -> anyhow::Result<Result<(), String>> {
-        match self.judge.send_back(&self.queue.letters, letter, raw, next, reason).await {
+    ) -> anyhow::Result<CopyAnswer> {
+        match self.guard.send_back(&self.queue.letters, letter, raw, next, reason).await {
             Err(error @ SendBackError::Publish(_)) => Err(error).context(REST_STAYS),
             other => Ok(other?),
         }

@@ -1,5 +1,5 @@
-//! What producers and operators are told of writes that the chain took back after they were final. Nothing is acked here:
-//! that was done when they were final for the first time.
+//! Final writes that the chain has lost: incidents and events about them. Nothing is acked here: that was done when they were
+//! final for the first time.
 
 use tracing::{error, info, warn};
 
@@ -13,23 +13,23 @@ use crate::stages::settle::inbox::SecondEnd;
 use crate::stages::settle::{Settle, SettleSettings};
 
 impl Settle {
-    pub(super) async fn tell_reorged(&mut self, lease: &Lease, lost: Vec<StoredNonce>) -> Result<(), JournalError> {
+    pub(super) async fn record_reorged(&mut self, lease: &Lease, lost: Vec<StoredNonce>) -> Result<(), JournalError> {
         let reorged = lost.iter().filter_map(|stored| self.settings.reorged(stored)).collect();
         let stored = self.journal.record_reorged(lease, reorged).await;
-        self.told(lease, stored)
+        self.handle_stored(lease, stored)
     }
 
-    pub(super) async fn tell_ended_again(
+    pub(super) async fn record_ended_again(
         &mut self,
         lease: &Lease,
         ended: Vec<(StoredNonce, SecondEnd)>,
     ) -> Result<(), JournalError> {
         let ended = ended.iter().map(|(stored, end)| self.settings.ended_again(stored, end)).collect();
         let stored = self.journal.record_ended_again(lease, ended).await;
-        self.told(lease, stored)
+        self.handle_stored(lease, stored)
     }
 
-    fn told(&self, lease: &Lease, stored: Result<(), JournalError>) -> Result<(), JournalError> {
+    fn handle_stored(&self, lease: &Lease, stored: Result<(), JournalError>) -> Result<(), JournalError> {
         match stored {
             Ok(()) => self.outbox.notify_one(),
             Err(error) if error.is_lease_lost() => {
@@ -53,7 +53,7 @@ impl SettleSettings {
             transaction.block_hash,
             stored.state.as_str()
         );
-        let (request, event, others) = self.told(stored, was_written.then_some(&outcome));
+        let (request, event, others) = self.events_of(stored, was_written.then_some(&outcome));
         Some(Reorged { request, nonce: stored.nonce, detail, event, others })
     }
 
@@ -91,7 +91,7 @@ impl SettleSettings {
             SecondEnd::Taken(taker) => (stored.state, None, format!("{taker} has its nonce now"), None),
         };
         let transaction = ClosedTransaction { nonce: stored.nonce, state, included };
-        let (request, event, others) = self.told(stored, outcome.as_ref());
+        let (request, event, others) = self.events_of(stored, outcome.as_ref());
         EndedAgain { request, transaction, detail, event, others }
     }
 
@@ -100,8 +100,12 @@ impl SettleSettings {
         signed.any(|attempt| attempt.raw.hash == hash && attempt.purpose == Purpose::Write)
     }
 
-    /// The transaction's own request and the others of its batch, each with its event about this.
-    fn told(&self, stored: &StoredNonce, outcome: Option<&Outcome<'_>>) -> (RequestSeq, Option<Event>, OthersTold) {
+    /// Returns the transaction's first request and the others of its batch, each with its event about this.
+    fn events_of(
+        &self,
+        stored: &StoredNonce,
+        outcome: Option<&Outcome<'_>>,
+    ) -> (RequestSeq, Option<Event>, EventsOfOthers) {
         let event = |request: &StoredRequest, index| {
             let StoredRequest { id, generation, reply, trace, .. } = request;
             let followed = Followed { request: id, generation: *generation, trace: trace.as_ref() };
@@ -114,4 +118,4 @@ impl SettleSettings {
     }
 }
 
-type OthersTold = Vec<(RequestSeq, Option<Event>)>;
+type EventsOfOthers = Vec<(RequestSeq, Option<Event>)>;

@@ -1,0 +1,156 @@
+//! Declares the objects of the topology, or checks them, and reports all that is wrong at once.
+
+use lapin::ExchangeKind;
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+
+use crate::broker::BrokerError;
+use crate::broker::connection::{Connected, broker_detail};
+use crate::broker::topology::{Argument, Bind, Binding, Exchange, Queue, Topology, TopologyMode};
+
+/// The result of declaring or checking all objects.
+#[derive(Debug, Default)]
+pub(super) struct Compared {
+    /// One line for each object that is wrong, and how to fix it.
+    pub(super) faults: Vec<String>,
+    /// Objects that exist, and whose arguments cannot be checked without the right to configure them.
+    pub(super) unseen: Vec<String>,
+}
+
+impl Topology {
+    /// Declares all objects, or checks them. Each is tried, so that one report has all faults.
+    pub(super) async fn ensure(&self, connected: &Connected, mode: TopologyMode) -> Result<(), BrokerError> {
+        let mut faults = self.compare(connected, mode).await?.faults;
+        // A binding that cannot be made says no more than the missing object did.
+        if mode == TopologyMode::Declare && faults.is_empty() {
+            for binding in self.bindings() {
+                faults.extend(declare_binding(connected, &binding).await?);
+            }
+        }
+        if faults.is_empty() { Ok(()) } else { Err(BrokerError::Topology(faults)) }
+    }
+
+    /// Declares all exchanges and queues, or checks them.
+    pub(super) async fn compare(&self, connected: &Connected, mode: TopologyMode) -> Result<Compared, BrokerError> {
+        let mut compared = Compared::default();
+        let exchanges = self.exchanges().into_iter().map(Object::Exchange);
+        for object in exchanges.chain(self.queues().into_iter().map(Object::Queue)) {
+            object.compare(connected, mode, &mut compared).await?;
+        }
+        for bind in &self.binds {
+            compared.faults.extend(fault_of_bind(connected, bind).await?);
+        }
+        Ok(compared)
+    }
+}
+
+enum Object {
+    Exchange(Exchange),
+    Queue(Queue),
+}
+
+impl Object {
+    async fn compare(
+        &self,
+        connected: &Connected,
+        mode: TopologyMode,
+        compared: &mut Compared,
+    ) -> Result<(), BrokerError> {
+        let mut refusal = None;
+        if mode == TopologyMode::Verify {
+            refusal = self.declare(connected, true).await?;
+        }
+        let exists = mode == TopologyMode::Verify && refusal.is_none();
+        if refusal.is_none() {
+            refusal = self.declare(connected, false).await?;
+        }
+        let (kind, name) = match self {
+            Self::Exchange(exchange) => ("exchange", &exchange.name),
+            Self::Queue(queue) => ("queue", &queue.name),
+        };
+        match refusal {
+            None => {}
+            // The right to configure is an operator's, not the worker's. Without it only the name can be checked.
+            Some(error) if exists && broker_detail(&error).contains("ACCESS_REFUSED") => {
+                compared.unseen.push(format!("{kind} {name}"));
+            }
+            Some(error) => compared.faults.push(fault(kind, name, &error)),
+        }
+        Ok(())
+    }
+
+    /// Returns the broker's refusal.
+    async fn declare(&self, connected: &Connected, passive: bool) -> Result<Option<lapin::Error>, BrokerError> {
+        let channel = connected.channel().await?;
+        match self {
+            Self::Exchange(Exchange { name, kind, arguments }) => {
+                let options = ExchangeDeclareOptions { passive, durable: true, ..ExchangeDeclareOptions::default() };
+                let kind = ExchangeKind::Custom((*kind).to_owned());
+                let declared = channel.exchange_declare(name.as_str().into(), kind, options, table(arguments));
+                Ok(connected.within("declare an exchange", declared).await?.err())
+            }
+            Self::Queue(Queue { name, arguments }) => {
+                let options = QueueDeclareOptions { passive, durable: true, ..QueueDeclareOptions::default() };
+                let declared = channel.queue_declare(name.as_str().into(), options, table(arguments));
+                Ok(connected.within("declare a queue", declared).await?.err())
+            }
+        }
+    }
+}
+
+/// Checks the exchange of a `[[bind]]`, which belongs to its producers and is never declared here.
+async fn fault_of_bind(connected: &Connected, bind: &Bind) -> Result<Option<String>, BrokerError> {
+    let name = &bind.exchange;
+    let exchange = Exchange { name: name.clone(), kind: "topic", arguments: Vec::new() };
+    let refusal = Object::Exchange(exchange).declare(connected, true).await?;
+    Ok(refusal.map(|error| {
+        let detail = broker_detail(&error);
+        format!(
+            "- exchange {name} of [[bind]]: {detail}; it is its producers' own: have them make it, or make it with \
+             `rabbitmqadmin declare exchange name={name} type=topic durable=true`"
+        )
+    }))
+}
+
+async fn declare_binding(connected: &Connected, binding: &Binding) -> Result<Option<String>, BrokerError> {
+    let channel = connected.channel().await?;
+    let Binding { exchange, queue, key, arguments } = binding;
+    let options = QueueBindOptions::default();
+    let bound = channel.queue_bind(
+        queue.as_str().into(),
+        exchange.as_str().into(),
+        key.as_str().into(),
+        options,
+        table(arguments),
+    );
+    let refusal = connected.within("bind a queue", bound).await?.err();
+    Ok(refusal.map(|error| fault("binding", &format!("of {queue} to {exchange}"), &error)))
+}
+
+fn table<N: AsRef<str>>(arguments: &[(N, Argument)]) -> FieldTable {
+    let mut table = FieldTable::default();
+    for (name, value) in arguments {
+        let value = match value {
+            Argument::Text(text) => AMQPValue::LongString(text.as_str().into()),
+            Argument::Number(number) => AMQPValue::LongLongInt(*number),
+            Argument::Bool(value) => AMQPValue::Boolean(*value),
+        };
+        table.insert(name.as_ref().into(), value);
+    }
+    table
+}
+
+/// Returns one line: what is wrong with an object, and how to fix it.
+fn fault(object: &str, name: &str, error: &lapin::Error) -> String {
+    let detail = broker_detail(error);
+    let remedy = if detail.contains("NOT_FOUND") {
+        "make it with `chainwriter topology apply`, or set broker.topology = \"declare\""
+    } else if detail.contains("PRECONDITION_FAILED") || detail.contains("inequivalent") {
+        "it exists with other arguments: move its messages away, delete it, and run `chainwriter topology apply`"
+    } else if detail.contains("ACCESS_REFUSED") {
+        "give the user the missing right, or have an operator run `chainwriter topology apply` and set broker.topology = \"verify\""
+    } else {
+        "see the broker's log"
+    };
+    format!("- {object} {name}: {detail}; {remedy}")
+}

@@ -1,0 +1,361 @@
+//! Small fakes for the tests of single stages and parts. They do what they are asked, unless a test says otherwise.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::broker::{AckToken, Delivery, EndDelivery, Outgoing, PublishError, Publisher, WorkQueue};
+use crate::chain::{
+    BlockTag, Call, Chain, ChainError, Header, Inclusion, Log, LogQuery, Receipt, Result, Sent, SentInBlock,
+};
+use crate::journal::JournalError;
+use crate::model::event::FinalTransaction;
+use crate::model::{
+    Address, BlockHash, BlockNumber, BodyHash, Gas, Message, Nonce, Properties, RawTransaction, TxHash, Wei,
+};
+use crate::observe::traces::Traced;
+use crate::policy::fee::Market;
+use crate::simulation::journal::{Faults, MemoryJournal, NoFaults, not_written};
+
+/// Returns an empty journal in memory.
+pub(crate) fn journal() -> Arc<MemoryJournal> {
+    Arc::new(MemoryJournal::new(Arc::default(), Arc::new(NoFaults)))
+}
+
+/// Fails every write of this name before it is stored.
+pub(crate) fn failing_journal(operation: &'static str) -> Arc<MemoryJournal> {
+    Arc::new(MemoryJournal::new(Arc::default(), Arc::new(Failing(operation))))
+}
+
+struct Failing(&'static str);
+
+#[async_trait]
+impl Faults for Failing {
+    async fn before(&self, operation: &'static str, _: bool) -> std::result::Result<(), JournalError> {
+        if operation == self.0 { Err(not_written(operation)) } else { Ok(()) }
+    }
+
+    async fn after(&self, _: &'static str, _: bool) -> std::result::Result<(), JournalError> {
+        Ok(())
+    }
+}
+
+/// The deliveries of one broker session, and which of them were acked.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct FakeSession(Arc<Mutex<SessionState>>);
+
+#[derive(Debug, Default)]
+struct SessionState {
+    acked: Vec<String>,
+    is_over: bool,
+}
+
+impl FakeSession {
+    pub(crate) fn token(&self, name: &str) -> AckToken {
+        AckToken::new(FakeToken { session: self.clone(), name: name.to_owned() })
+    }
+
+    /// Returns a delivery whose token has the name of its message id.
+    pub(crate) fn delivery(&self, id: &str, body: &'static str) -> Delivery {
+        let properties = Properties { message_id: Some(id.to_owned()), ..Properties::default() };
+        let message = Message { body: Bytes::from_static(body.as_bytes()), properties, ..Message::default() };
+        Delivery { message, token: self.token(id) }
+    }
+
+    /// Returns the names of the acked deliveries, in order.
+    pub(crate) fn acked(&self) -> Vec<String> {
+        self.0.lock().unwrap().acked.clone()
+    }
+
+    pub(crate) fn end(&self) {
+        self.0.lock().unwrap().is_over = true;
+    }
+}
+
+#[derive(Debug)]
+struct FakeToken {
+    session: FakeSession,
+    name: String,
+}
+
+#[async_trait]
+impl EndDelivery for FakeToken {
+    async fn ack(self: Box<Self>) -> bool {
+        let is_over = self.is_over();
+        if !is_over {
+            self.session.0.lock().unwrap().acked.push(self.name);
+        }
+        !is_over
+    }
+
+    async fn requeue(self: Box<Self>) -> bool {
+        !self.is_over()
+    }
+
+    fn is_over(&self) -> bool {
+        self.session.0.lock().unwrap().is_over
+    }
+}
+
+/// Confirms every publish, except for the errors that a test puts into it.
+#[derive(Debug, Default)]
+pub(crate) struct FakePublisher {
+    confirmed: Mutex<Vec<Outgoing>>,
+    errors: Mutex<VecDeque<PublishError>>,
+}
+
+impl FakePublisher {
+    pub(crate) fn fail_next(&self, error: PublishError) {
+        self.errors.lock().unwrap().push_back(error);
+    }
+
+    /// Returns the routing keys of the confirmed messages, in order.
+    pub(crate) fn routing_keys(&self) -> Vec<String> {
+        self.confirmed.lock().unwrap().iter().map(|outgoing| outgoing.routing_key.clone()).collect()
+    }
+
+    fn confirm(&self, outgoing: &Outgoing) -> std::result::Result<(), PublishError> {
+        if let Some(error) = self.errors.lock().unwrap().pop_front() {
+            return Err(error);
+        }
+        self.confirmed.lock().unwrap().push(outgoing.clone());
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Publisher for FakePublisher {
+    async fn publish(&self, outgoing: &Outgoing) -> std::result::Result<(), PublishError> {
+        self.confirm(outgoing)
+    }
+
+    async fn publish_unrouted(&self, outgoing: &[Outgoing]) -> Vec<std::result::Result<(), PublishError>> {
+        outgoing.iter().map(|outgoing| self.confirm(outgoing)).collect()
+    }
+}
+
+#[async_trait]
+impl WorkQueue for FakePublisher {
+    async fn send_back(&self, message: Message) -> std::result::Result<(), PublishError> {
+        self.confirm(&Outgoing { exchange: String::new(), routing_key: "work".to_owned(), message })
+    }
+}
+
+/// The account of [`FakeChain`].
+pub(crate) const ACCOUNT: Address = Address([7; 20]);
+
+/// Returns the hash of the account's transaction with this nonce.
+pub(crate) fn own_hash(nonce: u64) -> TxHash {
+    TxHash([u8::try_from(nonce).unwrap() + 1; 32])
+}
+
+/// A chain on which one account sends transactions, and its node.
+#[derive(Debug, Default)]
+pub(crate) struct FakeChain(Mutex<FakeChainState>);
+
+#[derive(Debug, Default)]
+pub(crate) struct FakeChainState {
+    pub(crate) head: u64,
+    pub(crate) finalized: u64,
+    /// The lowest block of the current fork, and its number.
+    fork: (u64, u8),
+    /// The account's transactions with their blocks, in the order of the nonces.
+    pub(crate) sent: Vec<(u64, Sent)>,
+    pub(crate) reverted: Vec<TxHash>,
+    /// The node has no state of blocks below this one.
+    pub(crate) state_from: u64,
+    /// The node has no blocks below this one.
+    pub(crate) blocks_from: u64,
+    /// The node behind the load balancer is behind: it has none of the blocks.
+    pub(crate) lacks_blocks: bool,
+    /// The node does not list the transactions of blocks.
+    pub(crate) lacks_lists: bool,
+    pub(crate) logs: Vec<Log>,
+    /// Longest range of blocks for one query of logs.
+    pub(crate) longest_range: Option<u64>,
+    /// What the node refuses, with its text.
+    pub(crate) refused: BTreeMap<TxHash, String>,
+    /// How long each broadcast takes.
+    pub(crate) latency: Duration,
+    /// The hashes of each broadcast, in order.
+    pub(crate) broadcasts: Vec<Vec<TxHash>>,
+    pub(crate) is_away: bool,
+    calls: usize,
+}
+
+impl FakeChain {
+    /// Returns a chain in which the account sent nonce 0, 1 and so on in these blocks. The last one is the head.
+    pub(crate) fn sent_in(blocks: &[u64]) -> Arc<Self> {
+        let transaction = |nonce| Sent {
+            nonce: Nonce(nonce),
+            tx_hash: own_hash(nonce),
+            to: Some(Address([9; 20])),
+            data: Bytes::from(format!("call {nonce}")),
+        };
+        let sent = blocks.iter().zip(0..).map(|(block, nonce)| (*block, transaction(nonce))).collect();
+        let head = blocks.last().copied().unwrap_or(0);
+        Arc::new(Self(Mutex::new(FakeChainState { head, sent, ..FakeChainState::default() })))
+    }
+
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut FakeChainState) -> T) -> T {
+        change(&mut self.0.lock().unwrap())
+    }
+
+    /// Replaces this block and all above it by others with the same transactions.
+    pub(crate) fn reorganise_from(&self, block: u64) {
+        self.change(|state| state.fork = (block, state.fork.1 + 1));
+    }
+
+    pub(crate) fn hash_of(&self, block: u64) -> BlockHash {
+        self.0.lock().unwrap().hash_of(block)
+    }
+
+    /// Returns the number of calls so far.
+    pub(crate) fn calls(&self) -> usize {
+        self.0.lock().unwrap().calls
+    }
+
+    fn count(&self) -> Result<MutexGuard<'_, FakeChainState>> {
+        let mut state = self.0.lock().unwrap();
+        state.calls += 1;
+        if state.is_away {
+            return Err(ChainError::Unreachable { endpoint: "fake".to_owned(), detail: "away".to_owned() });
+        }
+        Ok(state)
+    }
+}
+
+fn refusal(message: &str) -> ChainError {
+    ChainError::Node { endpoint: "fake".to_owned(), code: -32000, message: message.to_owned(), data: None }
+}
+
+impl FakeChainState {
+    fn hash_of(&self, block: u64) -> BlockHash {
+        let fork = if block >= self.fork.0 { self.fork.1 } else { 0 };
+        let mut hash = [fork; 32];
+        hash[..8].iter_mut().zip(block.to_be_bytes()).for_each(|(byte, number)| *byte ^= number);
+        BlockHash(hash)
+    }
+
+    fn receipt(&self, hash: TxHash) -> Option<Receipt> {
+        let (block, sent) = self.sent.iter().find(|(block, sent)| sent.tx_hash == hash && *block <= self.head)?;
+        let transaction = FinalTransaction {
+            tx_hash: hash,
+            nonce: sent.nonce,
+            block_number: BlockNumber(*block),
+            block_hash: self.hash_of(*block),
+            gas_used: Gas(21_000),
+            effective_gas_price: Some(Wei(1)),
+        };
+        Some(Receipt { transaction, succeeded: !self.reverted.contains(&hash) })
+    }
+
+    fn in_block(&self, block: u64) -> impl Iterator<Item = &Sent> {
+        self.sent.iter().filter(move |(own, _)| *own == block).map(|(_, sent)| sent)
+    }
+}
+
+#[async_trait]
+impl Chain for FakeChain {
+    async fn header(&self, block: BlockTag) -> Result<Option<Header>> {
+        let state = self.count()?;
+        let number = match block {
+            BlockTag::Latest => state.head,
+            BlockTag::Safe | BlockTag::Finalized => state.finalized,
+            BlockTag::Number(number) => number.0,
+        };
+        let transactions = state.in_block(number).map(|sent| sent.tx_hash).collect();
+        Ok((number <= state.head).then(|| Header {
+            number: BlockNumber(number),
+            hash: state.hash_of(number),
+            parent: state.hash_of(number.saturating_sub(1)),
+            timestamp: number,
+            base_fee: None,
+            gas_limit: Gas(30_000_000),
+            transactions: (!state.lacks_lists).then_some(transactions),
+        }))
+    }
+
+    async fn receipts_in(&self, block: BlockHash, ours: &[TxHash]) -> Result<Vec<Receipt>> {
+        let state = self.count()?;
+        let receipts = ours.iter().filter_map(|hash| state.receipt(*hash));
+        Ok(receipts.filter(|receipt| receipt.transaction.block_hash == block).collect())
+    }
+
+    async fn receipts(&self, hashes: &[TxHash]) -> Result<Vec<Option<Receipt>>> {
+        let state = self.count()?;
+        Ok(hashes.iter().map(|hash| state.receipt(*hash)).collect())
+    }
+
+    async fn transaction_count(&self, _: Address, block: BlockTag) -> Result<Nonce> {
+        let state = self.count()?;
+        let BlockTag::Number(BlockNumber(number)) = block else { unreachable!("only heights are asked for") };
+        if number < state.state_from {
+            return Err(refusal("missing trie node"));
+        }
+        Ok(Nonce(state.sent.iter().filter(|(sent, _)| *sent <= number).count() as u64))
+    }
+
+    async fn sent_in(&self, _: Address, number: BlockNumber) -> Result<Option<SentInBlock>> {
+        let state = self.count()?;
+        if number.0 < state.blocks_from {
+            return Err(refusal("pruned history unavailable"));
+        }
+        let (hash, sent) = (state.hash_of(number.0), state.in_block(number.0).cloned().collect());
+        Ok((!state.lacks_blocks).then_some(SentInBlock { number, hash, sent }))
+    }
+
+    async fn logs(&self, query: &LogQuery) -> Result<Vec<Log>> {
+        let state = self.count()?;
+        if state.longest_range.is_some_and(|longest| query.to.0 - query.from.0 >= longest) {
+            return Err(refusal("range is too large"));
+        }
+        let is_in_range = |log: &&Log| (query.from..=query.to).contains(&log.inclusion.block_number);
+        Ok(state.logs.iter().filter(is_in_range).cloned().collect())
+    }
+
+    async fn broadcast(&self, transactions: &[Traced<RawTransaction>]) -> Vec<Result<()>> {
+        let latency = self.change(|state| {
+            state.broadcasts.push(transactions.iter().map(|signed| signed.item.hash).collect());
+            state.latency
+        });
+        tokio::time::sleep(latency).await;
+        let refused = self.change(|state| state.refused.clone());
+        let answer = |hash| refused.get(hash).map_or(Ok(()), |text| Err(refusal(text)));
+        transactions.iter().map(|signed| answer(&signed.item.hash)).collect()
+    }
+
+    async fn market(&self, _: &Header) -> Result<Market> {
+        unreachable!("no part asks for prices")
+    }
+
+    async fn estimate(&self, _: &[Traced<Call>]) -> Result<Vec<Result<Gas>>> {
+        unreachable!("no part estimates")
+    }
+
+    async fn call(&self, _: &Call, _: BlockNumber) -> Result<Bytes> {
+        unreachable!("no part calls")
+    }
+
+    async fn balance(&self, _: Address) -> Result<Wei> {
+        unreachable!("no part asks for a balance")
+    }
+}
+
+/// Returns the raw transaction with the hash of the account's transaction with this nonce.
+pub(crate) fn raw(nonce: u64) -> RawTransaction {
+    RawTransaction { hash: own_hash(nonce), bytes: Bytes::from(nonce.to_string()) }
+}
+
+/// Returns where the account's transaction with this nonce is included.
+pub(crate) fn inclusion(chain: &FakeChain, nonce: u64) -> Inclusion {
+    chain.change(|state| state.receipt(own_hash(nonce)).unwrap().inclusion())
+}
+
+/// Returns the hash of the calldata of the account's transaction with this nonce.
+pub(crate) fn data_hash(nonce: u64) -> BodyHash {
+    BodyHash::of(format!("call {nonce}").as_bytes())
+}
