@@ -10,15 +10,19 @@ use bytes::Bytes;
 use crate::broker::{AckToken, Delivery, EndDelivery, Outgoing, PublishError, Publisher, WorkQueue};
 use crate::chain::{
     BlockTag, Call, Chain, ChainError, Header, Inclusion, Log, LogQuery, Receipt, Result, Sent, SentInBlock,
+    transaction_hash,
 };
 use crate::journal::JournalError;
 use crate::model::event::FinalTransaction;
 use crate::model::{
-    Address, BlockHash, BlockNumber, BodyHash, Gas, Message, Nonce, Properties, RawTransaction, TxHash, Wei,
+    Address, BlockHash, BlockNumber, BodyHash, Gas, Message, Nonce, Properties, RawTransaction, TxHash,
+    UnsignedTransaction, Wei,
 };
 use crate::observe::traces::Traced;
 use crate::policy::fee::Market;
+use crate::signer::{Signer, SignerError};
 use crate::simulation::journal::{Faults, MemoryJournal, NoFaults, not_written};
+use crate::simulation::ledger::encode;
 
 /// Returns an empty journal in memory.
 pub(crate) fn journal() -> Arc<MemoryJournal> {
@@ -178,6 +182,8 @@ pub(crate) struct FakeChainState {
     pub(crate) longest_range: Option<u64>,
     /// What the node refuses, with its text.
     pub(crate) refused: BTreeMap<TxHash, String>,
+    /// What the node answers to each estimate, if that fails.
+    pub(crate) estimate_fails: Option<String>,
     /// How long each broadcast takes.
     pub(crate) latency: Duration,
     /// The hashes of each broadcast, in order.
@@ -292,7 +298,10 @@ impl Chain for FakeChain {
 
     async fn transaction_count(&self, _: Address, block: BlockTag) -> Result<Nonce> {
         let state = self.count()?;
-        let BlockTag::Number(BlockNumber(number)) = block else { unreachable!("only heights are asked for") };
+        let number = match block {
+            BlockTag::Number(number) => number.0,
+            BlockTag::Latest | BlockTag::Safe | BlockTag::Finalized => state.head,
+        };
         if number < state.state_from {
             return Err(refusal("missing trie node"));
         }
@@ -329,19 +338,44 @@ impl Chain for FakeChain {
     }
 
     async fn market(&self, _: &Header) -> Result<Market> {
-        unreachable!("no part asks for prices")
+        drop(self.count()?);
+        Ok(Market { base_fee: None, tip: Wei(0), gas_price: Wei(1) })
     }
 
-    async fn estimate(&self, _: &[Traced<Call>]) -> Result<Vec<Result<Gas>>> {
-        unreachable!("no part estimates")
+    async fn estimate(&self, calls: &[Traced<Call>]) -> Result<Vec<Result<Gas>>> {
+        let state = self.count()?;
+        let answer = |_: &_| state.estimate_fails.as_ref().map_or(Ok(Gas(21_000)), |text| Err(refusal(text)));
+        Ok(calls.iter().map(answer).collect())
     }
 
     async fn call(&self, _: &Call, _: BlockNumber) -> Result<Bytes> {
-        unreachable!("no part calls")
+        drop(self.count()?);
+        Err(refusal("execution reverted"))
     }
 
     async fn balance(&self, _: Address) -> Result<Wei> {
         unreachable!("no part asks for a balance")
+    }
+}
+
+/// Signs for [`ACCOUNT`], and always with the same bytes.
+pub(crate) struct FakeSigner;
+
+#[async_trait]
+impl Signer for FakeSigner {
+    fn address(&self) -> Address {
+        ACCOUNT
+    }
+
+    async fn sign(
+        &self,
+        transactions: Vec<Traced<UnsignedTransaction>>,
+    ) -> std::result::Result<Vec<RawTransaction>, SignerError> {
+        let sign = |unsigned: Traced<UnsignedTransaction>| {
+            let bytes = encode(ACCOUNT, &unsigned.item, 0);
+            RawTransaction { hash: transaction_hash(&bytes), bytes }
+        };
+        Ok(transactions.into_iter().map(sign).collect())
     }
 }
 

@@ -11,12 +11,12 @@ use crate::broker::{Delivery, Flow, Publisher};
 use crate::chain::Chain;
 use crate::journal::{AccountId, Changes, Instance, Journal, JournalError, Upkeep};
 use crate::model::{Heartbeat, Timestamp};
-use crate::observe::metrics::{LaneMeter, Meters};
+use crate::observe::metrics::Meters;
 use crate::policy::admission::AdmissionRules;
 use crate::signer::Signer;
 use crate::stages::assignment::{AssignedLane, Assignment};
 use crate::stages::intake::{Intake, IntakeLane};
-use crate::stages::lane::{Lane, LaneSettings, LaneSignals, LaneState};
+use crate::stages::lane::{Lane, LaneSettings, LaneSignals};
 use crate::stages::outbox::OutboxStage;
 use crate::stages::settle::{Settle, SettleSettings};
 
@@ -90,7 +90,7 @@ impl Pipeline {
             Self { stages: Vec::new(), lanes: Vec::new(), flow: flow.subscribe(), meters: Meters::default() };
 
         for (settings, signer) in lanes.into_iter().zip(signers) {
-            let (account, signals) = (settings.account, lane_signals(pipeline.meters.lane.clone()));
+            let (account, signals) = (settings.account, LaneSignals::new(pipeline.meters.lane.clone()));
             let (chain, journal, settle) = (Arc::clone(&chain), journal.clone(), to_settle_from_lanes.clone());
             let lane = Lane::new(settings, chain, signer, journal, settle, signals.clone());
             pipeline.add("lane", &signals.beat, lane.run(stops.lanes.clone()));
@@ -155,21 +155,6 @@ impl Pipeline {
 
     fn of_lanes<T>(&self, part: impl Fn(AccountId, &LaneSignals) -> T) -> Vec<T> {
         self.lanes.iter().map(|(account, signals)| part(*account, signals)).collect()
-    }
-}
-
-fn lane_signals(meter: LaneMeter) -> LaneSignals {
-    LaneSignals {
-        wake: Arc::new(Notify::new()),
-        is_assigned: watch::Sender::new(None),
-        is_cut_off: watch::Sender::new(false),
-        released: Arc::new(Notify::new()),
-        ended: Arc::new(Notify::new()),
-        state: watch::Sender::new(LaneState::default()),
-        lease: watch::Sender::new(None),
-        is_open: watch::Sender::new(false),
-        beat: Heartbeat::default(),
-        meter,
     }
 }
 

@@ -33,7 +33,6 @@ impl NonceTakers {
         self.reading.remove(&nonce);
         self.warned.remove(&nonce);
     }
-
 }
 
 impl TakerPoll<'_> {

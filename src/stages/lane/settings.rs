@@ -154,6 +154,21 @@ pub struct LaneSignals {
 }
 
 impl LaneSignals {
+    pub fn new(meter: LaneMeter) -> Self {
+        Self {
+            wake: Arc::default(),
+            is_assigned: watch::Sender::new(None),
+            is_cut_off: watch::Sender::new(false),
+            released: Arc::default(),
+            ended: Arc::default(),
+            state: watch::Sender::new(LaneState::default()),
+            lease: watch::Sender::new(None),
+            is_open: watch::Sender::new(false),
+            beat: Heartbeat::default(),
+            meter,
+        }
+    }
+
     /// Publishes how the lane stands, to those for whom that is new.
     pub(super) fn publish(&self, state: LaneState, is_open: bool, is_cut_off: bool) {
         self.is_cut_off.send_if_modified(|now| std::mem::replace(now, is_cut_off) != is_cut_off);

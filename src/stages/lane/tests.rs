@@ -1,1 +1,290 @@
-//! Steps of a term over fakes.
+//! What a term does with one occurrence, over a journal in memory, a small chain and a signer that is always there.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+
+use super::*;
+use crate::chain::Sent;
+use crate::journal::contract::{Set, set};
+use crate::journal::{CancelWish, JournalError};
+use crate::model::{BlockNumber, Cause, Nonce, PauseReason, Purpose, TransactionState, TxHash, Wei};
+use crate::observe::metrics::LaneMeter;
+use crate::observe::traces::Tracer;
+use crate::policy::batch::Batching;
+use crate::policy::fee::{FeeMode, FeeRules};
+use crate::policy::finality::FinalityRule;
+use crate::policy::limits::Limits;
+use crate::simulation::fakes::{ACCOUNT, FakeChain, FakeSigner, failing_journal, journal};
+use crate::simulation::journal::MemoryJournal;
+use crate::stages::settle::inbox::{LaneVerdict, Ruling};
+
+const REFUSED_AFTER: Duration = Duration::from_secs(10);
+
+/// A lane with requests in its queue, on a chain with one block.
+struct Bench {
+    context: Context,
+    chain: Arc<FakeChain>,
+    set: Set,
+    to_settle: mpsc::Receiver<FromLane>,
+}
+
+impl Bench {
+    async fn new(requests: &[&str]) -> Self {
+        Self::on(journal(), requests).await
+    }
+
+    async fn on(journal: Arc<MemoryJournal>, requests: &[&str]) -> Self {
+        let set = set(journal.clone(), requests).await;
+        let (chain, (settle, to_settle)) = (FakeChain::sent_in(&[]), mpsc::channel(99));
+        let settings = settings(&set);
+        let signals = LaneSignals::new(LaneMeter::default());
+        let context =
+            Context { settings, chain: chain.clone(), signer: Arc::new(FakeSigner), journal, settle, signals };
+        Self { context, chain, set, to_settle }
+    }
+
+    /// A term that has seen the newest block.
+    async fn term(&self) -> Term<'_> {
+        let (broadcaster, rounds) = broadcaster::start(self.chain.clone());
+        let (receipt_reader, reading) = receipt_reader::start(self.chain.clone());
+        tokio::spawn(rounds.run());
+        tokio::spawn(reading.run());
+        let mut term = Term::new(&self.context, self.set.lease.clone(), broadcaster, receipt_reader);
+        term.begin().await.unwrap();
+        term.poll().await.unwrap();
+        term
+    }
+
+    /// A term whose first request is signed and broadcast.
+    async fn signed(&self) -> Term<'_> {
+        let mut term = self.term().await;
+        term.fill().await.unwrap();
+        self.answer(&mut term).await;
+        term
+    }
+
+    async fn answer(&self, term: &mut Term<'_>) {
+        let answered = term.flight.next_answers().await;
+        term.handle_answers(answered);
+    }
+
+    /// Makes a block with this transaction.
+    fn mine(&self, nonce: u64, tx_hash: TxHash) {
+        self.chain.change(|state| {
+            state.head += 1;
+            let sent = Sent { nonce: Nonce(nonce), tx_hash, to: Some(fixtures::TARGET), data: bytes::Bytes::new() };
+            state.sent.push((state.head, sent));
+        });
+    }
+
+    /// Makes empty blocks until what is mined is final.
+    fn finalise(&self) {
+        self.chain.change(|state| state.head += 2);
+    }
+
+    fn rulings(&mut self) -> Vec<Ruling> {
+        let mut rulings = Vec::new();
+        while let Ok(message) = self.to_settle.try_recv() {
+            if let FromLane::Rulings(ruled) = message {
+                rulings.extend(ruled);
+            }
+        }
+        rulings
+    }
+}
+
+fn settings(set: &Set) -> LaneSettings {
+    let tuning = Tuning {
+        fees: FeeRules { mode: FeeMode::Legacy, max_fee: Wei(100) },
+        limits: Limits::default(),
+        resend_after: Duration::from_secs(15),
+        replace_after: Duration::from_secs(45),
+        refused_after: REFUSED_AFTER,
+        max_head_age: None,
+        outage: OutagePolicy::Hold,
+    };
+    LaneSettings {
+        chain_id: 31337,
+        account: set.account,
+        unstored_write: None,
+        tuning: watch::channel(tuning).1,
+        finality: FinalityRule::Depth(2),
+        in_flight: 4,
+        is_strict: false,
+        batching: Arc::new(Batching::NONE),
+        permits: Arc::default(),
+        contract_errors: Arc::default(),
+        poll_interval: Duration::from_millis(500),
+        errors: Arc::default(),
+        lease_ttl: Duration::from_secs(15),
+        owner: "me".into(),
+        tracer: Tracer::default(),
+    }
+}
+
+fn newest(term: &Term<'_>, nonce: u64) -> (TxHash, Purpose) {
+    let newest = term.flight.get(Nonce(nonce)).unwrap().newest();
+    (newest.raw.hash, newest.purpose)
+}
+
+/// Invariants 1 and 4
+#[tokio::test(start_paused = true)]
+async fn requests_are_signed_in_order_and_go_out_once_the_journal_holds_them() {
+    let bench = Bench::new(&["a", "b"]).await;
+    let term = bench.signed().await;
+    let stored = bench.set.journal.live_transactions(bench.set.account).await.unwrap();
+    let stored: Vec<_> = stored.iter().map(|live| (live.nonce, live.signed[0].raw.hash)).collect();
+    assert_eq!(stored, [(Nonce(0), newest(&term, 0).0), (Nonce(1), newest(&term, 1).0)]);
+    assert_eq!(bench.chain.change(|state| state.broadcasts.concat()), [stored[0].1, stored[1].1]);
+    assert_eq!(term.next_nonce, Some(Nonce(2)));
+}
+
+/// Invariants 1 and 9
+#[tokio::test(start_paused = true)]
+async fn bytes_that_the_journal_does_not_hold_go_to_no_node() {
+    let bench = Bench::on(failing_journal("record_transactions"), &["a"]).await;
+    let mut term = bench.term().await;
+    assert!(matches!(term.fill().await, Err(JournalError::Storage { .. } | JournalError::Commit(_))));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(bench.chain.change(|state| state.broadcasts.len()), 0);
+}
+
+/// Invariant 2
+#[tokio::test(start_paused = true)]
+async fn the_next_term_sends_the_same_bytes() {
+    let bench = Bench::new(&["a"]).await;
+    let first = newest(&bench.signed().await, 0);
+    let mut term = bench.term().await;
+    bench.answer(&mut term).await;
+    assert_eq!(newest(&term, 0), first);
+    assert_eq!(bench.chain.change(|state| state.broadcasts.concat()), [first.0, first.0]);
+}
+
+/// Invariant 6
+#[tokio::test(start_paused = true)]
+async fn a_block_counts_once_it_is_final() {
+    let mut bench = Bench::new(&["a"]).await;
+    let context = &bench.context;
+    let mut term = bench.signed().await;
+    bench.mine(0, newest(&term, 0).0);
+    term.poll().await.unwrap();
+    assert!(term.flight.get(Nonce(0)).unwrap().included.is_some());
+    bench.finalise();
+    term.poll().await.unwrap();
+    let read = term.view.next_receipts().await;
+    term.handle_receipts(read).await;
+    assert!(term.flight.get(Nonce(0)).is_none() && context.settle.capacity() < 99);
+    drop(term);
+    let rulings = bench.rulings();
+    assert!(matches!(rulings.as_slice(), [Ruling { verdict: LaneVerdict::Succeeded(_), .. }]), "{rulings:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_does_not_run_is_ruled_on_without_a_nonce() {
+    let mut bench = Bench::new(&["a"]).await;
+    bench.chain.change(|state| state.estimate_fails = Some("execution reverted".to_owned()));
+    let mut term = bench.term().await;
+    term.fill().await.unwrap();
+    assert_eq!((term.flight.len(), term.next_nonce), (0, Some(Nonce(0))));
+    drop(term);
+    let rulings = bench.rulings();
+    assert!(matches!(rulings.as_slice(), [Ruling { transaction: None, verdict: LaneVerdict::Failed(_), .. }]));
+}
+
+/// Invariant 10
+#[tokio::test(start_paused = true)]
+async fn a_node_that_is_away_pauses_the_lane_and_uses_nothing_up() {
+    let mut bench = Bench::new(&["a"]).await;
+    let mut term = bench.term().await;
+    bench.chain.change(|state| state.is_away = true);
+    term.fill().await.unwrap();
+    assert_eq!(term.gate.paused().map(|pause| pause.reason), Some(PauseReason::NodeUnreachable));
+    assert_eq!(term.queue.fetched().len(), 1, "the request waits");
+    bench.chain.change(|state| (state.is_away, state.head) = (false, 1));
+    term.poll().await.unwrap();
+    assert!(term.gate.paused().is_none());
+    drop(term);
+    assert!(bench.rulings().is_empty());
+}
+
+/// Invariants 5 and 8
+#[tokio::test(start_paused = true)]
+async fn what_every_node_refuses_is_cancelled_at_its_nonce_after_a_while() {
+    let bench = Bench::new(&["a"]).await;
+    let mut term = bench.term().await;
+    term.fill().await.unwrap();
+    let refused = newest(&term, 0).0;
+    bench.chain.change(|state| state.refused.insert(refused, "exceeds block gas limit".to_owned()));
+    bench.answer(&mut term).await;
+    term.resend_and_replace().await.unwrap();
+    assert_eq!(newest(&term, 0).1, Purpose::Write, "it may be a mood");
+    tokio::time::sleep(REFUSED_AFTER).await;
+    term.resend_and_replace().await.unwrap();
+    assert_eq!(newest(&term, 0).1, Purpose::Cancel);
+    let stored = bench.set.journal.live_transactions(bench.set.account).await.unwrap();
+    assert_eq!(stored[0].signed.len(), 2, "both may still land");
+}
+
+/// Invariant 5
+#[tokio::test(start_paused = true)]
+async fn a_replacement_that_the_journal_does_not_hold_goes_to_no_node() {
+    let bench = Bench::on(failing_journal("record_replacements"), &["a"]).await;
+    let mut term = bench.signed().await;
+    term.flight.of_request(bench.set.seq(0)).unwrap().cancel_reason = Some("not wanted".to_owned());
+    assert!(term.resend_and_replace().await.is_err());
+    assert_eq!(bench.chain.change(|state| state.broadcasts.len()), 1);
+}
+
+/// Invariant 3
+#[tokio::test(start_paused = true)]
+async fn a_nonce_is_given_up_when_the_transaction_that_took_it_is_final() {
+    let mut bench = Bench::new(&["a"]).await;
+    let mut term = bench.signed().await;
+    bench.mine(0, TxHash([99; 32]));
+    term.poll().await.unwrap();
+    assert!(term.flight.get(Nonce(0)).is_some(), "its block may go away");
+    bench.finalise();
+    term.poll().await.unwrap();
+    assert!(term.flight.get(Nonce(0)).is_none());
+    drop(term);
+    let ruling = bench.rulings().pop().unwrap();
+    assert!(matches!(ruling.verdict, LaneVerdict::Displaced(TxHash(hash)) if hash == [99; 32]));
+    assert_eq!(ruling.transaction.map(|closed| closed.state), Some(TransactionState::Displaced));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operator_cancels_what_waits_at_once_and_what_is_signed_at_its_nonce() {
+    let mut bench = Bench::new(&["a", "b"]).await;
+    let cancel = async |id: &str| {
+        let wish = CancelWish { by: "ops".to_owned(), reason: "wrong".to_owned() };
+        bench.set.journal.wish_cancellation(&crate::journal::contract::id(id), wish).await.unwrap();
+    };
+    cancel("a").await;
+    let mut term = bench.signed().await;
+    assert_eq!(term.flight.len(), 1, "b alone is signed");
+    cancel("b").await;
+    term.poll().await.unwrap();
+    assert_eq!(newest(&term, 0).1, Purpose::Cancel);
+    drop(term);
+    let rulings = bench.rulings();
+    let is_cancelled = |ruling: &Ruling| matches!(&ruling.verdict, LaneVerdict::Cancelled(Cause { .. }));
+    assert!(rulings.len() == 1 && rulings.iter().all(is_cancelled), "{rulings:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_term_that_ends_leaves_nothing_behind_but_what_is_stored() {
+    let bench = Bench::new(&["a"]).await;
+    let mut term = bench.signed().await;
+    term.gate.pause(PauseReason::NodeUnreachable, String::new());
+    term.publish_state();
+    assert!(bench.context.signals.state.borrow().paused.is_some());
+    drop(term);
+    bench.context.signals.publish_idle(&bench.context.settings);
+    let state = bench.context.signals.state.borrow().clone();
+    assert_eq!((state.in_flight, state.paused, state.head), (0, None, None));
+    let term = bench.term().await;
+    assert_eq!((term.flight.len(), term.view.height()), (1, Some(BlockNumber(0))));
+    assert_eq!(term.account(), ACCOUNT);
+}
