@@ -8,6 +8,7 @@ use lapin::types::{AMQPValue, FieldTable};
 
 use crate::broker::BrokerError;
 use crate::broker::connection::{Connected, broker_detail};
+use crate::model::Reason;
 
 /// Means the same on every version of RabbitMQ: on 4.x the default is 20, and whoever looks at dead letters by get and
 /// requeue would lose them; -1 means none on 4.x and one delivery on 3.10.
@@ -200,7 +201,7 @@ impl Topology {
             ]
         };
         let Names { work, dead, .. } = &self.names;
-        let mut of_work = dead_letters_to(dead, "broker.undeliverable");
+        let mut of_work = dead_letters_to(dead, &Reason::Undeliverable.routing_key());
         if self.single_active_consumer {
             of_work.push(("x-single-active-consumer", Argument::Bool(true)));
         }

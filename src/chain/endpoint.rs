@@ -272,7 +272,7 @@ impl Endpoint {
     fn trace(&self, call: &MethodCall, span: Option<&SpanContext>, began: Instant, failure: Option<&ChainError>) {
         let Some(span) = span else { return };
         let code = |error: &ChainError| if let ChainError::Node { code, .. } = error { Some(*code) } else { None };
-        let failure = failure.map(|error| (result_of(error).word(), code(error), error.to_string()));
+        let failure = failure.map(|error| (result_of(error).as_str(), code(error), error.to_string()));
         self.tracer.record_call(span, (call.0, &self.label), began.elapsed(), failure);
     }
 

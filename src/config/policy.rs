@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::config::gas_limits;
 use crate::config::reader::{Findings, Section};
-use crate::model::{Address, Gas, Wei};
+use crate::model::{Address, Gas, Reason, Wei};
 use crate::policy::batch::{BatchKind, Batching};
 use crate::policy::permits::{Allowed, Named, Permits};
 use crate::policy::routes::Route;
@@ -40,12 +40,9 @@ pub(super) fn compare(permits: &Permits, routes: &[Route], batching: &Batching, 
             findings.add("policy.allow", problem);
         }
         if let Some(cause) = permits.against(route) {
-            let key = match cause.reason.as_ref() {
-                "target" | "function" => "allow",
-                reason => reason,
-            };
-            let problem = format!("refuses every message of {}: {}", route.name, cause.detail);
-            findings.add(&format!("policy.{key}"), problem);
+            let is_of_allow = matches!(cause.reason, Reason::Target | Reason::Function);
+            let key = if is_of_allow { "policy.allow".to_owned() } else { cause.routing_key() };
+            findings.add(&key, format!("refuses every message of {}: {}", route.name, cause.detail));
         }
     }
 }

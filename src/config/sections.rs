@@ -273,7 +273,8 @@ fn chain(mut value: Option<Value>, findings: &mut Findings) -> ChainSection {
 
 fn chain_errors(mut section: Section<'_>) -> ErrorTable {
     let mut own: Vec<(String, SendMeaning)> = Vec::new();
-    for (word, meaning) in SendMeaning::WORDS {
+    for meaning in SendMeaning::configurable() {
+        let word = meaning.as_str();
         let Some(value) = section.take(word) else { continue };
         let Some(texts) = texts(&value) else {
             section.fault(word, "expected a list of texts");
@@ -290,7 +291,7 @@ fn chain_errors(mut section: Section<'_>) -> ErrorTable {
             }
         }
     }
-    section.finish(&SendMeaning::WORDS.map(|(word, _)| word));
+    section.finish(&SendMeaning::configurable().map(SendMeaning::as_str).collect::<Vec<_>>());
     ErrorTable::with(own)
 }
 

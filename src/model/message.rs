@@ -266,8 +266,8 @@ impl Message {
         generation.write_to(&mut copy.headers);
         let hashes = note.tx_hashes.iter().rev().take(MAX_TX_HASHES).map(|hash| hash.to_string().into()).collect();
         let explained = [
-            (header::ERROR_CLASS, note.cause.class.as_str().into()),
-            (header::ERROR_REASON, note.cause.reason.as_ref().into()),
+            (header::ERROR_CLASS, note.cause.class().as_str().into()),
+            (header::ERROR_REASON, note.cause.reason.as_str().into()),
             (header::ERROR_DETAIL, cut(note.cause.detail.clone(), Cause::MAX_DETAIL_BYTES).into()),
             (header::FIRST_FAILED_AT, note.first_failed_at.to_string().into()),
             (header::TX_HASH, HeaderValue::Array(hashes)),
@@ -343,6 +343,7 @@ fn drop_large_headers(headers: &mut Headers) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::reasons::Reason;
 
     fn message() -> Message {
         let mut headers = Headers::new();
@@ -401,7 +402,7 @@ mod tests {
 
     #[test]
     fn a_dead_letter_sent_back_counts_from_zero_and_forgets_its_failure() {
-        let cause = Cause::rejected("reverted", "no");
+        let cause = Cause::new(Reason::Reverted, "no");
         let note = FailureNote { cause: &cause, first_failed_at: Timestamp(0), tx_hashes: &[], worker: "acme/host" };
         let dead = message().failed(Generation { replay: 1, retry: 5 }, &note);
         let note = ReplayNote { replay: 2, by: "eve@host", at: Timestamp(0), reason: "contract mended" };
@@ -431,7 +432,7 @@ mod tests {
 
     #[test]
     fn a_failed_copy_says_why_and_keeps_the_first_origin() {
-        let cause = Cause::rejected("reverted", "x".repeat(5000));
+        let cause = Cause::new(Reason::Reverted, "x".repeat(5000));
         let hash = TxHash([7; 32]);
         let note =
             FailureNote { cause: &cause, first_failed_at: Timestamp(0), tx_hashes: &[hash], worker: "acme/host" };

@@ -289,7 +289,7 @@ impl Conventions {
                     KeyValue::new("chainwriter.request.id", request.to_string()),
                     KeyValue::new("chainwriter.request.attempt", i64::from(generation.retry)),
                     KeyValue::new("chainwriter.request.replay", i64::from(generation.replay)),
-                    KeyValue::new("chainwriter.request.outcome", outcome.word()),
+                    KeyValue::new("chainwriter.request.outcome", outcome.as_str()),
                 ];
                 let name = format!("process {}", self.queue);
                 Named { creation, ..Named::new(name, SpanKind::Consumer, attributes) }

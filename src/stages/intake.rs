@@ -12,11 +12,10 @@ use tracing::{debug, info};
 
 use crate::broker::{AckToken, Delivery, Flow};
 use crate::journal::{AccountId, Admissions, Arrival, JournalError};
-use crate::model::{BodyHash, Cause, Generation, Heartbeat, Message, OrderKey, Timestamp};
-use crate::observe::metrics::{DeliveryVerdict, IntakeMeter};
+use crate::model::{BodyHash, Cause, Generation, Heartbeat, Message, OrderKey, Reason, Timestamp};
+use crate::observe::metrics::IntakeMeter;
 use crate::policy::admission::{AdmissionRules, Candidate, Refusal, admit, sheltered};
 use crate::policy::arrival::{Verdict, is_suspect};
-use crate::policy::routes::NO_ROUTE;
 use crate::stages::settle::inbox::{Admitted, Postponed, Refused, made_up_id};
 
 /// Deliveries admitted in one commit at most.
@@ -115,7 +114,7 @@ impl Intake {
         for Delivery { message, receipt } in batch {
             match sheltered(|| admit(&self.rules, &message)) {
                 Ok(Candidate { id, not_before: Some(until), .. }) if until > now => {
-                    self.meter.deliveries.count(DeliveryVerdict::Postponed);
+                    self.meter.deliveries.count(None);
                     self.hand_on(Admitted::Postponed(Box::new(Postponed { id, message, until, receipt }))).await;
                 }
                 Ok(candidate) => {
@@ -147,7 +146,7 @@ impl Intake {
         let verdicts = self.journal.admit(arrivals).await?;
         for ((verdict, receipt), copy) in verdicts.into_iter().zip(receipts).zip(copies) {
             let (id, generation, account, message, why) = copy;
-            self.meter.deliveries.count(verdict.into());
+            self.meter.deliveries.count(Some(verdict));
             debug!(request.id = %id, request.attempt = %generation, verdict = ?verdict, "delivery");
             if verdict == Verdict::Accept {
                 // What was known before is with the lane that had it.
@@ -165,9 +164,9 @@ impl Intake {
                 }
                 Verdict::Conflict => {
                     let detail = "the journal knows this id with another body; use a new id for a new request";
-                    Cause::invalid("id_conflict", detail)
+                    Cause::new(Reason::IdConflict, detail)
                 }
-                Verdict::Unroutable => why.unwrap_or_else(|| Cause::invalid(NO_ROUTE, "no route is for it")),
+                Verdict::Unroutable => why.unwrap_or_else(|| Cause::new(Reason::NoRoute, "no route is for it")),
             };
             let refused = Refused { id, generation, message, cause, account, taken_at: now, receipt };
             self.hand_on(Admitted::Refused(Box::new(refused))).await;
@@ -176,7 +175,7 @@ impl Intake {
     }
 
     async fn refuse(&self, message: Message, refusal: Refusal, receipt: AckToken) {
-        self.meter.deliveries.count(DeliveryVerdict::Refused);
+        self.meter.deliveries.count(Some(Verdict::Unroutable));
         let id = refusal.id.unwrap_or_else(made_up_id);
         let generation = Generation::read_from(&message.headers).unwrap_or_default();
         let account = self.account_of(BodyHash::of(id.as_str().as_bytes()).as_bytes());

@@ -16,6 +16,7 @@ pub mod amqp;
 pub mod anvil;
 pub mod contracts;
 pub mod deaf;
+pub mod documents;
 pub mod filtering;
 pub mod guard;
 pub mod http;

@@ -25,6 +25,16 @@ struct Entry {
     help: &'static str,
 }
 
+/// Returns the values that each name may have.
+fn choices<L: Labels>() -> impl Iterator<Item = Vec<&'static str>> {
+    (0..L::names().len()).map(|index| {
+        let mut words: Vec<_> = L::all().into_iter().filter_map(|labels| labels.words().get(index).copied()).collect();
+        let mut seen = std::collections::HashSet::new();
+        words.retain(|word| seen.insert(*word));
+        words
+    })
+}
+
 impl Default for Book {
     fn default() -> Self {
         Self { registry: Registry::with_prefix(PREFIX), entries: Vec::new() }
@@ -33,7 +43,7 @@ impl Default for Book {
 
 impl Book {
     pub(super) fn counters<L: Labels>(&mut self, name: &'static str, help: &'static str, counters: &Counters<L>) {
-        let labels = L::names().into_iter().zip(L::choices()).collect();
+        let labels = L::names().into_iter().zip(choices::<L>()).collect();
         self.enter(name, "counter", labels, help, counters.family.clone());
     }
 
@@ -64,7 +74,7 @@ impl Book {
     }
 
     pub(super) fn durations_by_method(&mut self, name: &'static str, help: &'static str, chain: &ChainMeter) {
-        let labels = Method::names().into_iter().zip(Method::choices()).collect();
+        let labels = Method::names().into_iter().zip(choices::<Method>()).collect();
         self.enter(name, "histogram", labels, help, chain.durations());
     }
 

@@ -10,10 +10,12 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
+use crate::model::FailureClass;
 use crate::observe::metrics::labels::{
-    Ack, Answer, CallResult, Class, Confirm, DeliveryVerdict, FailureEnd, Labels, LetterEnd, Level, Method, Outcome,
-    Publication, Signed, SpanEnd,
+    Ack, CallResult, Confirm, FailureEnd, Labels, LetterEnd, Level, Method, Outcome, Publication, Signed, SpanEnd,
 };
+use crate::policy::arrival::Verdict;
+use crate::policy::classify::SendMeaning;
 
 /// From a request's arrival to its ends: finality takes seconds or a quarter of an hour.
 const REQUEST_SECONDS: [f64; 14] =
@@ -89,15 +91,15 @@ impl Durations {
 
 #[derive(Debug, Clone, Default)]
 pub struct IntakeMeter {
-    /// What it found about deliveries.
-    pub deliveries: Counters<DeliveryVerdict>,
+    /// `None`: given to a wait queue before the journal was asked.
+    pub deliveries: Counters<Option<Verdict>>,
 }
 
 #[derive(Debug, Clone)]
 pub struct SettleMeter {
     /// What became of requests.
     pub requests: Counters<Outcome>,
-    pub failures: Counters<(Class, FailureEnd)>,
+    pub failures: Counters<(FailureClass, FailureEnd)>,
     pub acks: Counters<Ack>,
     pub held: Gauge,
     /// From the arrival of a request to its stored end.
@@ -119,8 +121,8 @@ impl Default for SettleMeter {
 #[derive(Debug, Clone)]
 pub struct LaneMeter {
     pub signed: Counters<Signed>,
-    /// What nodes answered to it.
-    pub answers: Counters<Answer>,
+    /// What nodes answered to it; `None`: nothing, or nothing with sense.
+    pub answers: Counters<Option<SendMeaning>>,
     /// From the arrival of a request to its first broadcast.
     pub until_broadcast: Durations,
 }

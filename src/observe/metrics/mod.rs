@@ -13,8 +13,7 @@ mod meters;
 
 pub use gauges::Gauges;
 pub use labels::{
-    Ack, Answer, CallResult, Confirm, DeliveryVerdict, FailureEnd, LetterEnd, Level, Method, Outcome, Publication,
-    Signed, SpanEnd,
+    Ack, CallResult, Confirm, FailureEnd, LetterEnd, Level, Method, Outcome, Publication, Signed, SpanEnd,
 };
 pub use meters::{
     ChainMeter, IntakeMeter, JournalMeter, LaneMeter, LogMeter, Meters, PublishMeter, ReplayMeter, SettleMeter,

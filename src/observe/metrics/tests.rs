@@ -3,9 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::observe::metrics::Metrics;
-
-/// Set, the test writes the document in place of comparing it.
-const RENEW: &str = "CHAINWRITER_RENEW";
+use crate::support::documents::compare;
 
 fn file(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -13,15 +11,7 @@ fn file(path: &str) -> PathBuf {
 
 #[test]
 fn the_documented_metrics_are_those_there_are() {
-    let path = file("docs/metrics.md");
-    let document = std::fs::read_to_string(&path).unwrap();
-    let (head, _) = document.split_once("| metric |").expect("it has the table");
-    let expected = format!("{head}{}", Metrics::default().table());
-    if std::env::var_os(RENEW).is_some() {
-        std::fs::write(&path, expected).unwrap();
-        return;
-    }
-    assert_eq!(document, expected, "renew it: {RENEW}=1 cargo test --lib the_documented_metrics");
+    compare("docs/metrics.md", &Metrics::default().table());
 }
 
 /// Whatever looks like the name of one of our metrics.

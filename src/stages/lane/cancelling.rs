@@ -3,7 +3,7 @@
 use tracing::{info, warn};
 
 use crate::journal::{Cancellation, JournalError, Lease};
-use crate::model::{Cause, RequestState};
+use crate::model::{Cause, Reason, RequestState};
 use crate::stages::lane::Lane;
 use crate::stages::settle::inbox::{LaneVerdict, Ruling};
 
@@ -26,7 +26,7 @@ impl Lane {
                 // The journal gives out no request with a wish, so what is dropped here is not fetched again.
                 self.fetched.retain(|fetched| fetched.request.seq != request.seq);
                 self.unprepare(request.seq);
-                let verdict = LaneVerdict::Cancelled(Cause::rejected("cancelled", detail));
+                let verdict = LaneVerdict::Cancelled(Cause::new(Reason::Cancelled, detail));
                 let lease = lease.clone();
                 rulings.push(Ruling { lease, request, others: Vec::new(), transaction: None, verdict });
             }

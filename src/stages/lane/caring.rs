@@ -9,7 +9,7 @@ use crate::chain::ChainError;
 use crate::chain::follow::broadcaster::{Answer, Answered};
 use crate::journal::{JournalError, Lease};
 use crate::model::{Nonce, PauseReason, Purpose, SignedTransaction, Timestamp};
-use crate::observe::metrics::{self, Signed};
+use crate::observe::metrics::Signed;
 use crate::policy::classify::SendMeaning;
 use crate::policy::fee::{Market, is_underpriced};
 use crate::stages::lane::Lane;
@@ -76,12 +76,12 @@ impl Lane {
         }
     }
 
-    fn meaning_of(&self, result: &Result<(), ChainError>) -> metrics::Answer {
+    fn meaning_of(&self, result: &Result<(), ChainError>) -> Option<SendMeaning> {
         match result {
-            Ok(()) => metrics::Answer::Taken,
-            Err(ChainError::Node { message, .. }) => self.settings.errors.meaning_of(message).into(),
-            Err(ChainError::RateLimited { .. }) => metrics::Answer::RateLimited,
-            Err(_) => metrics::Answer::None,
+            Ok(()) => Some(SendMeaning::AlreadyKnown),
+            Err(ChainError::Node { message, .. }) => Some(self.settings.errors.meaning_of(message)),
+            Err(ChainError::RateLimited { .. }) => Some(SendMeaning::RateLimited),
+            Err(_) => None,
         }
     }
 

@@ -9,7 +9,7 @@ use crate::chain::follow::receipt_reader::BlockRead;
 use crate::chain::follow::tracker::Standing;
 use crate::chain::{BlockTag, Call, ChainError, Receipt};
 use crate::journal::{ClosedTransaction, Lease, QueuedRequest};
-use crate::model::{BlockNumber, Cause, FailureClass, Nonce, PauseReason, Purpose, TransactionState, TxHash};
+use crate::model::{BlockNumber, Cause, Nonce, PauseReason, Purpose, Reason, TransactionState, TxHash};
 use crate::policy::{records, revert};
 use crate::stages::lane::Lane;
 use crate::stages::lane::window::InFlight;
@@ -94,12 +94,12 @@ impl Lane {
         Some(match (transaction.kind_of(receipt.transaction.tx_hash)?, &transaction.cancel_wish) {
             (Purpose::Write, _) => (LaneVerdict::Succeeded(receipt.transaction.clone()), TransactionState::Succeeded),
             (Purpose::Cancel, Some(wish)) => {
-                (LaneVerdict::Cancelled(Cause::rejected("cancelled", wish.as_str())), TransactionState::Cancelled)
+                (LaneVerdict::Cancelled(Cause::new(Reason::Cancelled, wish.as_str())), TransactionState::Cancelled)
             }
             (Purpose::Cancel, None) => {
                 let refusal = transaction.refused.as_ref().map_or("", |(_, text)| text);
                 let detail = format!("every node refused the transaction, its nonce was cancelled: {refusal}");
-                (LaneVerdict::Failed(Cause::rejected("refused_by_node", detail)), TransactionState::Cancelled)
+                (LaneVerdict::Failed(Cause::new(Reason::RefusedByNode, detail)), TransactionState::Cancelled)
             }
         })
     }
@@ -121,7 +121,7 @@ impl Lane {
             Err(cause) => cause,
         };
         Some(match wish {
-            Some(wish) => LaneVerdict::Cancelled(Cause::rejected("cancelled", format!("{wish}; {cause}"))),
+            Some(wish) => LaneVerdict::Cancelled(Cause::new(Reason::Cancelled, format!("{wish}; {cause}"))),
             None => LaneVerdict::Failed(cause),
         })
     }
@@ -131,7 +131,7 @@ impl Lane {
     async fn revert_data(&self, transaction: &InFlight, receipt: &Receipt) -> Result<Bytes, Cause> {
         if receipt.transaction.gas_used >= transaction.gas {
             let detail = format!("it used all of its {} gas", transaction.gas);
-            return Err(Cause::rejected("out_of_gas", detail));
+            return Err(Cause::new(Reason::OutOfGas, detail));
         }
         let call = Call {
             from: self.signer.address(),
@@ -151,9 +151,9 @@ impl Lane {
         }
         Err(match unknown.is_empty() {
             true => {
-                Cause::rejected("reverted", "no reason to be had: the same call runs on the states around its block")
+                Cause::new(Reason::Reverted, "no reason to be had: the same call runs on the states around its block")
             }
-            false => Cause::rejected("reverted", format!("no reason to be had: {unknown}")),
+            false => Cause::new(Reason::Reverted, format!("no reason to be had: {unknown}")),
         })
     }
 
@@ -209,5 +209,5 @@ pub(super) fn failed(lease: &Lease, request: QueuedRequest, cause: Cause) -> Rul
 
 /// A request that fails for an outage, since the operator wants that.
 pub(super) fn unavailable(lease: &Lease, request: QueuedRequest, reason: PauseReason, detail: &str) -> Ruling {
-    failed(lease, request, Cause::new(FailureClass::Unavailable, reason.as_str(), detail))
+    failed(lease, request, Cause::new(Reason::Outage(reason), detail))
 }

@@ -6,10 +6,9 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use crate::journal::{JournalError, Lease};
-use crate::model::{Cause, Fee, Nonce, PauseReason};
+use crate::model::{Cause, Fee, Nonce, PauseReason, Reason};
 use crate::observe::metrics::Signed;
 use crate::policy::limits::{Granted, Usage};
-use crate::policy::routes::NO_ROUTE;
 use crate::stages::lane::draft::{Fetched, Prepared};
 use crate::stages::lane::settings::OutagePolicy;
 use crate::stages::lane::{Lane, ending, prepare};
@@ -141,7 +140,7 @@ impl Lane {
                 },
                 None => {
                     let detail = "it was taken in before there were routes; send it back to have it routed";
-                    rulings.push(ending::failed(lease, request, Cause::invalid(NO_ROUTE, detail)));
+                    rulings.push(ending::failed(lease, request, Cause::new(Reason::NoRoute, detail)));
                 }
             }
         }

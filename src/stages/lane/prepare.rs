@@ -7,7 +7,7 @@ use tracing::debug;
 use crate::chain::{Call, ChainError};
 use crate::journal::{Lease, NewTransaction, QueuedRequest, RequestSeq};
 use crate::model::{
-    Cause, Fee, Gas, GasRule, Nonce, PauseReason, Purpose, RawTransaction, SignedTransaction, Timestamp,
+    Cause, Fee, Gas, GasRule, Nonce, PauseReason, Purpose, RawTransaction, Reason, SignedTransaction, Timestamp,
     UnsignedTransaction, Wei, Write,
 };
 use crate::observe::traces::Within;
@@ -150,7 +150,7 @@ impl Lane {
             return self.within_limits(gas);
         }
         let detail = format!("its calldata takes {least} gas, its gas is set to {gas}");
-        Simulated::Fails(Cause::invalid("gas_too_low", detail))
+        Simulated::Fails(Cause::new(Reason::GasTooLow, detail))
     }
 
     /// What takes more than a whole hour may have would hold up its account for ever.
@@ -163,8 +163,8 @@ impl Lane {
         }
         match self.settings.tuning().limits.gas_per_hour.filter(|most| gas > *most) {
             None => Simulated::Runs(gas),
-            Some(most) => Simulated::Fails(Cause::invalid(
-                "gas_above_limit",
+            Some(most) => Simulated::Fails(Cause::new(
+                Reason::GasAboveLimit,
                 format!("it takes {gas} gas, limits.gas_per_hour is {most}; raise it and send the request back"),
             )),
         }
@@ -173,7 +173,7 @@ impl Lane {
     fn simulation_cause(&self, message: &str, data: Option<&[u8]>) -> Cause {
         match data {
             Some(data) if !data.is_empty() => revert::explain(data, &self.settings.contract_errors),
-            Some(_) | None => Cause::rejected("simulation_failed", message),
+            Some(_) | None => Cause::new(Reason::SimulationFailed, message),
         }
     }
 

@@ -3,8 +3,7 @@
 use tracing::info;
 
 use crate::journal::{JournalError, Lease};
-use crate::model::{BodyHash, Cause};
-use crate::policy::letters::MAYBE_WRITTEN;
+use crate::model::{BodyHash, Cause, Reason};
 use crate::stages::lane::{Lane, ending};
 
 impl Lane {
@@ -38,7 +37,7 @@ impl Lane {
                         "transaction {} in block {} has the same calldata, from before the journal was lost",
                         write.tx_hash, write.block_number
                     );
-                    rulings.push(ending::failed(lease, fetched.request, Cause::invalid(MAYBE_WRITTEN, detail)));
+                    rulings.push(ending::failed(lease, fetched.request, Cause::new(Reason::MaybeWritten, detail)));
                 }
                 None => self.fetched.push(fetched),
             }

@@ -70,7 +70,7 @@ impl SettleSettings {
             LaneVerdict::Failed(cause) if place.is_some() => Decision::Requeue(Requeue::Isolated(cause.clone())),
             LaneVerdict::Failed(cause) => {
                 let next = request.generation.next_retry();
-                let may_come_back = cause.may_pass();
+                let may_come_back = cause.reason.may_pass();
                 match self.schedule.delay_before(next.retry) {
                     Some(_) if may_come_back => Decision::Retry { cause: cause.clone(), next },
                     Some(_) | None => Decision::Dead { cause: cause.clone() },

@@ -295,7 +295,7 @@ impl Settle {
             FailureEnd::Dead => metrics::Outcome::Dead,
         };
         self.meter.requests.count(outcome);
-        self.meter.failures.count((cause.class.into(), end));
+        self.meter.failures.count((cause.class(), end));
         self.trace_end(request, outcome, Some(cause));
     }
 
