@@ -163,6 +163,11 @@ impl Topology {
         Self { binds, ..self }
     }
 
+    #[cfg(test)]
+    pub fn binds(&self) -> &[Bind] {
+        &self.binds
+    }
+
     pub fn names(&self) -> &Names {
         &self.names
     }

@@ -7,7 +7,6 @@ use clap::{Args, Subcommand};
 use crate::broker::{self, TopologyMode};
 use crate::cli::say;
 use crate::config::Settings;
-use crate::daemon::app::broker_settings;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -28,7 +27,7 @@ enum Action {
 }
 
 pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
-    let broker = broker_settings(&settings);
+    let broker = &settings.broker;
     match arguments.action {
         Action::Print { vhost } => say(serde_json::to_string_pretty(&broker.topology.definitions(&vhost))?),
         Action::Apply => {

@@ -26,11 +26,10 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use url::Url;
 
 use crate::model::{Purpose, Timestamp, TraceContext, TxHash};
 use crate::observe::metrics::{SpanEnd, SpanMeter};
-use crate::observe::traces::{Span, SpanContext, Work};
+use crate::observe::traces::{ExporterSettings, Span, SpanContext, Work};
 use crate::rpc;
 
 /// Spans in one request at most.
@@ -41,18 +40,6 @@ const GATHER: Duration = Duration::from_secs(1);
 const MAX_ANSWER_BYTES: usize = 64 << 10;
 /// For what is left when the process ends.
 const FLUSH: Duration = Duration::from_secs(2);
-
-/// Where spans go, and whose they are.
-pub struct ExporterSettings {
-    /// The collector's address for traces.
-    pub endpoint: Url,
-    /// For one request, tries included.
-    pub timeout: Duration,
-    pub queue: String,
-    /// Whose worker this is.
-    pub organisation: String,
-    pub instance: String,
-}
 
 /// Why nothing can be exported, or was not.
 #[derive(Debug, thiserror::Error)]

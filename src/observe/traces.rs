@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
+use url::Url;
 
 use crate::model::{
     BlockNumber, Generation, Nonce, Purpose, RequestId, Timestamp, TraceContext, TransactionState, TxHash, ids,
@@ -25,6 +26,26 @@ pub struct Sampling {
     pub scope: String,
     /// How many of those messages are followed that bring no `traceparent`: 0 to 1. The others say it themselves.
     pub share: f64,
+}
+
+/// Where spans go, and whose they are.
+#[derive(Clone)]
+pub struct ExporterSettings {
+    /// The collector's address for traces.
+    pub endpoint: Url,
+    /// For one request, tries included.
+    pub timeout: Duration,
+    pub queue: String,
+    /// Whose worker this is.
+    pub organisation: String,
+    pub instance: String,
+}
+
+impl std::fmt::Debug for ExporterSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // A URL may hold a key.
+        f.debug_struct("ExporterSettings").field("queue", &self.queue).finish_non_exhaustive()
+    }
 }
 
 /// Makes spans. The default one makes none.

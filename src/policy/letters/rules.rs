@@ -5,6 +5,14 @@ use std::time::Duration;
 use crate::model::{Reason, Timestamp};
 use crate::policy::letters::Letter;
 
+/// `[dead]`
+#[derive(Debug, Clone)]
+pub struct ReplayRules {
+    /// Checks of the queue are at least this far apart; the first comes as long after the start.
+    pub look_every: Duration,
+    pub rules: Vec<ReplayRule>,
+}
+
 /// A rule. The first that a letter's cause fits is its rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReplayRule {

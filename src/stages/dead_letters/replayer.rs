@@ -4,7 +4,7 @@
 //! the broker gives each letter to one of them at a time, and the journal tells the second one what the first has done.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -16,7 +16,7 @@ use crate::observe::metrics::{LetterEnd, ReplayMeter};
 use crate::policy::admission::AdmissionRules;
 use crate::policy::letters::Letter;
 use crate::policy::letters::replay::Action;
-use crate::policy::letters::rules::{Due, LastLook, ReplayRule, due};
+use crate::policy::letters::rules::{Due, LastLook, ReplayRules, due};
 use crate::stages::dead_letters::replay_guard::{LONGEST_HOLD, ReplayGuard, SendBackError};
 
 /// In whose name letters go back.
@@ -25,9 +25,7 @@ pub const OPERATOR: &str = "chainwriter";
 const REASON: &str = "by a rule of [[dead.replay]]";
 
 pub struct Replayer {
-    pub rules: Vec<ReplayRule>,
-    /// Looks at the queue are so far apart at least; the first comes so long after the start.
-    pub look_every: Duration,
+    pub rules: ReplayRules,
     /// What makes a message a request.
     pub admission: AdmissionRules,
     /// Each look has connections of its own.
@@ -71,7 +69,7 @@ impl Replayer {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => return Ok(()),
-                () = tokio::time::sleep(self.look_every) => {}
+                () = tokio::time::sleep(self.rules.look_every) => {}
             }
             if !self.is_first().await? {
                 last = LastLook::default();
@@ -83,7 +81,7 @@ impl Replayer {
                     return Err(error);
                 }
                 Err(error @ (LookError::Broker(_) | LookError::SendBack(SendBackError::Publish(_)))) => {
-                    warn!(%error, again_in_s = self.look_every.as_secs(), "dead letters could not be sent back by rule");
+                    warn!(%error, again_in_s = self.rules.look_every.as_secs(), "dead letters could not be sent back by rule");
                 }
             }
         }
@@ -120,7 +118,7 @@ impl Replayer {
         let mut is_through = true;
         while let Some(held) = look.next().await? {
             let letter = Letter::read(&self.admission, &held.letter.message());
-            let leaves = match due(&self.rules, &letter, at) {
+            let leaves = match due(&self.rules.rules, &letter, at) {
                 Due::Now => self.send_back(letters, &letter, &held.letter, &mut tally).await?,
                 Due::At(time) => {
                     next = Some(next.map_or(time, |next| next.min(time)));

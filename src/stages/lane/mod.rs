@@ -40,7 +40,7 @@ mod throttling;
 mod undone;
 mod window;
 
-pub use settings::{LaneJournal, LaneSettings, LaneSignals, LaneState, OutagePolicy, Tuning};
+pub use settings::{LaneJournal, LaneRules, LaneSettings, LaneSignals, LaneState, OutagePolicy, Tuning};
 
 use draft::{Fetched, Prepared};
 use mending::GapFiller;
