@@ -36,7 +36,6 @@ const KNOWN_CIRCLES: &[&str] = &[
     "src/journal/postgres/instances.rs, src/journal/postgres/schema.rs",
     "src/journal/sqlite/admissions.rs, src/journal/sqlite/closed.rs, src/journal/sqlite/settlements.rs",
     "src/model/message.rs, src/model/request.rs",
-    "src/observe/metrics/book.rs, src/observe/metrics/gauges.rs",
 ];
 
 /// Libraries, and where alone they may appear.

@@ -178,7 +178,7 @@ impl Endpoint {
     pub(super) async fn ask<T: DeserializeOwned>(&self, method: &str, params: Vec<Value>) -> Result<T> {
         let (method_label, began) = (Method::named(method), Instant::now());
         let answer = self.transport.call(method, params).await.map_err(|error| self.error(error));
-        self.meter.note(method_label, began.elapsed());
+        self.meter.requests.record(method_label, began.elapsed());
         self.meter.calls.count((method_label, call_result(&answer)));
         answer
     }
@@ -204,7 +204,9 @@ impl Endpoint {
             }
             let began = Instant::now();
             let answered = self.transport.batch(batch).await;
-            self.meter.note(batch.first().map_or(Method::Other, |(method, _)| Method::named(method)), began.elapsed());
+            self.meter
+                .requests
+                .record(batch.first().map_or(Method::Other, |(method, _)| Method::named(method)), began.elapsed());
             match answered {
                 Ok(BatchAnswer::Each(each)) => {
                     let each: Vec<_> =

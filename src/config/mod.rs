@@ -32,7 +32,7 @@ pub use signers::SignerSection;
 /// The documented file at the repository's root, which is also the defaults.
 pub const DEFAULTS: &str = include_str!("../../worker.toml");
 
-/// The configuration cannot be used. Every fault names its key and how to mend it.
+/// The configuration cannot be used. Every fault names its key and what to change.
 #[derive(Debug, thiserror::Error)]
 #[error("the configuration has {}:\n{}", count(.0.len()), .0.join("\n"))]
 pub struct Faults(pub Vec<String>);
@@ -56,7 +56,6 @@ pub struct Settings {
     pub lane: LaneRules,
     /// What may change at run time, with what of `[policy]` counts by days.
     pub tuning: Tuning,
-    /// `[[signer]]`
     pub signers: Vec<SignerSection>,
     pub dead: ReplayRules,
     pub journal: JournalSection,
@@ -75,7 +74,7 @@ impl Settings {
         &self.broker.topology.names().work
     }
 
-    /// What must fit together across sections: the key to change, and why.
+    /// Returns what does not fit together across sections: the key to change, and why.
     fn contradictions(&self) -> Vec<(&'static str, String)> {
         let mut found = Vec::new();
         for route in &self.admission.routes {
@@ -91,26 +90,21 @@ impl Settings {
     }
 }
 
-/// `[worker]`
 #[derive(Debug, Clone)]
 pub struct WorkerSection {
-    /// Whose worker this is.
     pub organisation: String,
     pub instance: String,
-    /// Open requests at most.
     pub max_open: u64,
     /// How long a stop may take.
     pub drain_deadline: Duration,
 }
 
 impl WorkerSection {
-    /// `organisation/instance`
     pub fn full_name(&self) -> String {
         format!("{}/{}", self.organisation, self.instance)
     }
 }
 
-/// `[traces]`
 #[derive(Debug, Clone)]
 #[cfg_attr(not(feature = "otlp"), allow(dead_code, reason = "a build without the exporter refuses the section"))]
 pub struct TracesSettings {
@@ -118,7 +112,6 @@ pub struct TracesSettings {
     pub sampling: Sampling,
 }
 
-/// `[journal]`
 #[derive(Debug, Clone)]
 pub struct JournalSection {
     pub address: JournalAddress,
@@ -126,7 +119,6 @@ pub struct JournalSection {
     pub retention: Duration,
 }
 
-/// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
     Text,
@@ -134,7 +126,6 @@ pub enum LogFormat {
     Json,
 }
 
-/// `[log]`
 #[derive(Debug, Clone, Copy)]
 pub struct LogSection {
     /// The least important level that is written.
@@ -176,7 +167,7 @@ fn merge(builder: config::ConfigBuilder<config::builder::DefaultState>, folder: 
     )
 }
 
-/// A parser shows the line that it cannot read, which may hold a password or a key; its number is enough.
+/// Removes the line that the parser cannot read, which may hold a password or a key; its number is enough.
 fn without_lines_of_the_file(error: &str) -> String {
     let is_quoted = |line: &&str| {
         line.split_once('|').is_some_and(|(margin, _)| margin.chars().all(|c| c.is_ascii_digit() || c == ' '))

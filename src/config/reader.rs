@@ -13,7 +13,6 @@ pub(super) const MINUTE: Duration = Duration::from_secs(60);
 pub(super) const HOUR: Duration = Duration::from_secs(3600);
 pub(super) const DAY: Duration = Duration::from_secs(86_400);
 
-/// Faults found so far.
 #[derive(Debug, Default)]
 pub(super) struct Findings(Vec<String>);
 

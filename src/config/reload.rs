@@ -29,7 +29,7 @@ const AT_RUN_TIME: [&str; 12] = [
 /// A fingerprint of what each key says: enough to see a change, and none of the secrets.
 pub(super) type Prints = BTreeMap<String, [u8; 32]>;
 
-/// The fingerprints of all keys in a table; a list counts as one key.
+/// Returns the fingerprints of all keys in a table; a list counts as one key.
 pub(super) fn prints(values: &Value) -> Prints {
     fn add(prints: &mut Prints, key: &str, value: &Value) {
         match value {
@@ -49,10 +49,9 @@ pub(super) fn prints(values: &Value) -> Prints {
     prints
 }
 
-/// What comes of a configuration that was read anew.
+/// The running settings after a configuration was read again.
 #[derive(Debug)]
 pub struct Reloaded {
-    /// What the daemon is to go on with.
     pub settings: Settings,
     /// The keys that have changed and are taken over.
     pub taken_over: Vec<String>,
@@ -61,7 +60,7 @@ pub struct Reloaded {
 }
 
 impl Settings {
-    /// What these running settings become when the configuration says `new`.
+    /// Returns what these running settings become when the configuration says `new`.
     ///
     /// # Errors
     /// [`Faults`] when what is taken over does not fit what stays until a restart.

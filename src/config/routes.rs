@@ -188,7 +188,6 @@ fn many(section: &mut Section<'_>, call: &Call, file: Option<(&Path, &str)>, pay
     many.map_err(|problem| section.fault("batch_function", problem)).ok()
 }
 
-/// Errors by their signatures.
 fn errors(section: &mut Section<'_>) -> Errors {
     let mut errors = Errors::default();
     let Some(value) = section.take("errors") else { return errors };

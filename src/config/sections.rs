@@ -39,7 +39,7 @@ const LARGEST_BODY: u64 = 16 << 20;
 /// Below a collector's address: <https://opentelemetry.io/docs/specs/otlp/#otlphttp-request>.
 const TRACES_PATH: &str = "/v1/traces";
 
-/// `folder`: where relative names of files of routes are looked for.
+/// `folder`: where relative names of files of routes are.
 pub(super) fn read(values: Value, folder: &Path) -> Result<Settings, Faults> {
     let prints = prints(&values);
     let mut tables = values.as_object().cloned().unwrap_or_else(Map::new);

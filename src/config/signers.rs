@@ -19,7 +19,6 @@ const WAYS: [&str; 5] = ["key_file", "keystore", "key", "url", "url_file"];
 const WITH_SOME: [&str; 6] =
     ["password_file", "address", "timeout", "ca_file", "certificate_file", "certificate_key_file"];
 
-/// One `[[signer]]`.
 #[derive(Debug, Clone)]
 pub enum SignerSection {
     /// With a key of its own.
@@ -28,7 +27,6 @@ pub enum SignerSection {
 }
 
 impl SignerSection {
-    /// The account that it signs for.
     pub fn address(&self) -> Address {
         match self {
             Self::Local(signer) => signer.address(),

@@ -9,14 +9,14 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::broker::Broker;
+use crate::broker::{Broker, BrokerState};
 use crate::chain::{ClientSettings, NodeClient};
 use crate::config::{Settings, SignerSection};
 use crate::daemon::reload::{self, Adjustable, Hangups, Reloading};
 use crate::daemon::status::{self, LaneView, Observer, RecentLines, Sources};
 use crate::daemon::supervisor::{Tasks, notify_systemd};
 use crate::journal::{
-    AccountId, Instance, Journal, JournalAddress, Lease, LetterDeeds, PostgresJournal, SqliteJournal,
+    AccountId, Instance, Journal, JournalAddress, JournalError, Lease, LetterDeeds, PostgresJournal, SqliteJournal,
 };
 use crate::model::{Timestamp, ids};
 use crate::observe::metrics::{Meters, Metrics, ReplayMeter, SpanMeter};
@@ -44,7 +44,6 @@ const LAST: [&str; 3] = ["systemd", "http", "exporter"];
 
 /// What the command has set up before the daemon starts.
 pub struct RunContext {
-    /// The last lines of the log.
     pub recent: RecentLines,
     pub reloading: Reloading,
 }
@@ -78,10 +77,7 @@ async fn run_with<J: Journal + LetterDeeds + 'static>(
     let span_meter = SpanMeter::default();
     let tracer = tracer(&settings, &span_meter, &mut tasks, &tokens.last)?;
     let signers = settings.signers.iter().map(|section| signer(section, &tracer)).collect::<Result<Vec<_>, _>>()?;
-    let mut accounts = Vec::with_capacity(signers.len());
-    for signer in &signers {
-        accounts.push(journal.account(settings.chain.chain_id, signer.address()).await?);
-    }
+    let accounts = accounts(journal.as_ref(), settings.chain.chain_id, &signers).await?;
     let client = ClientSettings { tracer: tracer.clone(), ..settings.chain.clone() };
     let node = Arc::new(NodeClient::new(&client).context("cannot make the HTTP client")?);
     let adjustable = Adjustable::new(&settings);
@@ -119,25 +115,11 @@ async fn run_with<J: Journal + LetterDeeds + 'static>(
     spawn_observer(&mut tasks, &tokens, Observer::new(sources, Metrics::new(&meters)), settings.http_listen);
     let sessions = broker.run(deliver, flow, tokens.stages.intake.clone(), tokens.broker.clone());
     tasks.spawn_endless("broker", sessions);
-    if !settings.dead.rules.is_empty() {
-        let replayer = replayer(&settings, &journal, &owner, replay);
-        tasks.spawn("replayer", replayer.run(tokens.stages.intake.clone()));
-    }
+    spawn_replayer(&mut tasks, &tokens, &settings, (&journal, &owner), replay);
     let stop_reading = tokens.stages.intake.clone();
     tasks.spawn("reload", reload::run(settings.clone(), context.reloading, adjustable, hangups, stop_reading));
-    let states: Vec<_> = lanes.iter().map(|(_, signals)| signals.state.subscribe()).collect();
-    let status = move || status_line(&broker_state.borrow(), &states);
-    let notifier = notify_systemd(tasks.beats(), stall(&settings), status, publish_stuck, tokens.last.clone());
-    tasks.spawn("systemd", notifier);
-
-    info!(
-        worker = settings.worker.full_name(),
-        queue = settings.queue(),
-        chain.id = settings.chain.chain_id,
-        signers = lanes.len(),
-        "chainwriter {} runs",
-        env!("CARGO_PKG_VERSION")
-    );
+    spawn_systemd(&mut tasks, &tokens, &settings, (broker_state, &lanes), publish_stuck);
+    log_start(&settings);
     let drained = tasks.run_until_drained(settings.worker.drain_deadline, |running| tokens.stop_next(running)).await;
     release_leases(journal.as_ref(), lanes.iter().map(|(_, signals)| signals.lease.borrow().clone())).await;
     journal.close().await;
@@ -162,13 +144,17 @@ fn spawn_observer(tasks: &mut Tasks, tokens: &Tokens, observer: Observer, listen
     }
 }
 
-fn replayer<J: Journal + LetterDeeds + 'static>(
+fn spawn_replayer<J: Journal + LetterDeeds + 'static>(
+    tasks: &mut Tasks,
+    tokens: &Tokens,
     settings: &Settings,
-    journal: &Arc<J>,
-    owner: &Arc<str>,
+    (journal, owner): (&Arc<J>, &Arc<str>),
     meter: ReplayMeter,
-) -> Replayer {
-    Replayer {
+) {
+    if settings.dead.rules.is_empty() {
+        return;
+    }
+    let replayer = Replayer {
         rules: settings.dead.clone(),
         admission: settings.admission.clone(),
         broker: settings.broker.clone(),
@@ -176,7 +162,45 @@ fn replayer<J: Journal + LetterDeeds + 'static>(
         instances: journal.clone(),
         owner: Arc::clone(owner),
         meter,
+    };
+    tasks.spawn("replayer", replayer.run(tokens.stages.intake.clone()));
+}
+
+fn spawn_systemd(
+    tasks: &mut Tasks,
+    tokens: &Tokens,
+    settings: &Settings,
+    (broker, lanes): (watch::Receiver<BrokerState>, &[(AccountId, LaneSignals)]),
+    publish_stuck: watch::Sender<Vec<&'static str>>,
+) {
+    let states: Vec<_> = lanes.iter().map(|(_, signals)| signals.state.subscribe()).collect();
+    let status = move || status_line(&broker.borrow(), &states);
+    let notifier = notify_systemd(tasks.beats(), stall(settings), status, publish_stuck, tokens.last.clone());
+    tasks.spawn("systemd", notifier);
+}
+
+fn log_start(settings: &Settings) {
+    info!(
+        worker = settings.worker.full_name(),
+        queue = settings.queue(),
+        chain.id = settings.chain.chain_id,
+        signers = settings.signers.len(),
+        "chainwriter {} runs",
+        env!("CARGO_PKG_VERSION")
+    );
+}
+
+/// Returns the journal's number of each signer's account.
+async fn accounts<J: Journal>(
+    journal: &J,
+    chain_id: u64,
+    signers: &[Arc<dyn Signer>],
+) -> Result<Vec<AccountId>, JournalError> {
+    let mut accounts = Vec::with_capacity(signers.len());
+    for signer in signers {
+        accounts.push(journal.account(chain_id, signer.address()).await?);
     }
+    Ok(accounts)
 }
 
 /// Makes the tracer, and spawns the task that sends its spans to a collector.
@@ -295,8 +319,8 @@ fn pipeline_settings(
     }
 }
 
-fn status_line(broker: &crate::broker::BrokerState, lanes: &[watch::Receiver<LaneState>]) -> String {
-    use crate::broker::BrokerState as B;
+fn status_line(broker: &BrokerState, lanes: &[watch::Receiver<LaneState>]) -> String {
+    use BrokerState as B;
     let broker = match broker {
         B::Connecting(why) => format!("broker away: {why}"),
         B::Consuming => "consuming".to_owned(),

@@ -22,10 +22,6 @@ pub struct Reloading {
 pub struct Hangups(Signal);
 
 impl Hangups {
-    /// Listens from now on.
-    ///
-    /// # Errors
-    /// When the system refuses.
     pub fn new() -> std::io::Result<Self> {
         signal(SignalKind::hangup()).map(Self)
     }
@@ -49,9 +45,6 @@ impl Adjustable {
 }
 
 /// Takes over what changes, signal by signal, until stopped. A configuration with faults changes nothing.
-///
-/// # Errors
-/// None: whatever the file says, the daemon goes on.
 pub async fn run(
     mut running: Settings,
     reloading: Reloading,

@@ -220,9 +220,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn others_hear_which_stages_stand_still() {
         let (moving, still) = (Heartbeat::default(), Heartbeat::default());
-        let (told, mut stuck) = watch::channel(Vec::new());
+        let (stuck_stages, mut stuck) = watch::channel(Vec::new());
         let beats = vec![("moving", moving.clone()), ("still", still)];
-        let tells = notify_systemd(beats, Duration::from_secs(60), String::new, told, CancellationToken::new());
+        let notifies =
+            notify_systemd(beats, Duration::from_secs(60), String::new, stuck_stages, CancellationToken::new());
         let moves = async {
             loop {
                 moving.beat();
@@ -230,7 +231,7 @@ mod tests {
             }
         };
         tokio::select! {
-            told = tells => panic!("{told:?}"),
+            ended = notifies => panic!("{ended:?}"),
             () = moves => {}
             heard = stuck.wait_for(|stuck| !stuck.is_empty()) => assert_eq!(*heard.unwrap(), ["still"]),
         }

@@ -38,18 +38,18 @@ impl<A: Labels, B: Labels> Labels for (A, B) {
     }
 }
 
-/// Makes enums labels of these names, each as it is or with its absence as one more value.
+/// Makes enums labels of these names, each as it is, without its last member or with its absence as one more value.
 macro_rules! label {
-    ($($type:ident = $name:literal,)+) => {
+    ($($type:ident = $name:literal $(without $last:literal)?,)+) => {
         $(impl Labels for $type {
-            const COUNT: usize = Self::ALL.len();
+            const COUNT: usize = Self::ALL.len() $(- [$last].len())?;
 
             fn names() -> Vec<&'static str> {
                 vec![$name]
             }
 
             fn all() -> Vec<Self> {
-                Self::ALL.to_vec()
+                Self::ALL.into_iter().take(Self::COUNT).collect()
             }
 
             fn place(self) -> usize {
@@ -85,6 +85,8 @@ macro_rules! label {
 }
 
 label!(
+    // The broker's own dead letters are never counted here.
+    FailureClass = "class" without "broker",
     Outcome = "outcome",
     FailureEnd = "outcome",
     LetterEnd = "result",
@@ -97,27 +99,6 @@ label!(
     Confirm = "result",
     Level = "level",
 );
-/// Without `broker`, the last one: such a failure is never counted here.
-impl Labels for FailureClass {
-    const COUNT: usize = Self::ALL.len() - 1;
-
-    fn names() -> Vec<&'static str> {
-        vec!["class"]
-    }
-
-    fn all() -> Vec<Self> {
-        Self::ALL.into_iter().take(Self::COUNT).collect()
-    }
-
-    fn place(self) -> usize {
-        self as usize
-    }
-
-    fn words(self) -> Vec<&'static str> {
-        vec![self.as_str()]
-    }
-}
-
 label!(Option<Verdict> = "verdict", |verdict: Self| verdict.map_or("postponed", Verdict::as_str));
 label!(Option<SendMeaning> = "answer", |meaning: Self| match meaning {
     None => "none",
@@ -130,9 +111,7 @@ words!(
     /// What became of a request, or of a message that never was one.
     Outcome {
         Final = "final",
-        /// It failed and comes back.
         Retry = "retry",
-        /// It failed for good.
         Dead = "dead",
         /// A message that is no request: a dead letter.
         Refused = "refused",
@@ -146,10 +125,8 @@ words!(
 );
 
 words!(
-    /// What a failure led to.
     FailureEnd {
         Retry = "retry",
-        /// It is a dead letter.
         Dead = "dead",
     }
 );
@@ -157,13 +134,11 @@ words!(
 words!(
     /// What a rule came to for a dead letter that was due.
     LetterEnd {
-        /// A copy is in the work queue.
         SentBack = "sent_back",
         /// One had come back from there already.
         Leftover = "leftover",
-        /// It is not safe, or nobody can tell.
+        /// It is not safe, or not known to be.
         NotSafe = "not_safe",
-        /// The broker did not take the copy.
         Refused = "refused",
     }
 );
@@ -179,7 +154,6 @@ words!(
 );
 
 words!(
-    /// What was signed and journalled.
     Signed {
         First = "first",
         /// The same write with a higher fee.
@@ -193,35 +167,24 @@ words!(
 
 words!(
     Method {
-        /// Calls a contract on a past state.
         Call = "eth_call",
-        /// Which chain it is.
         ChainId = "eth_chainId",
-        /// How much gas a call takes.
         EstimateGas = "eth_estimateGas",
         FeeHistory = "eth_feeHistory",
-        /// What a legacy transaction costs.
         GasPrice = "eth_gasPrice",
-        /// What an account has.
         GetBalance = "eth_getBalance",
-        /// A block by its height.
         GetBlockByNumber = "eth_getBlockByNumber",
-        /// Every receipt of a block.
         GetBlockReceipts = "eth_getBlockReceipts",
-        /// An account's next nonce.
         GetTransactionCount = "eth_getTransactionCount",
         GetTransactionReceipt = "eth_getTransactionReceipt",
         MaxPriorityFeePerGas = "eth_maxPriorityFeePerGas",
-        /// Gives signed bytes to it.
         SendRawTransaction = "eth_sendRawTransaction",
-        /// Whether it is catching up.
         Syncing = "eth_syncing",
         Other = "other",
     }
 );
 
 words!(
-    /// How a call of a node went.
     CallResult {
         Answered = "answered",
         /// It was answered with an error about the call itself.
@@ -239,34 +202,27 @@ words!(
     Publication {
         /// A retry, a dead letter, a park: some queue must take it.
         Copy = "copy",
-        /// An event: nobody has to want it.
+        /// An event: no queue has to take it.
         Event = "event",
     }
 );
 
 words!(
-    /// What became of a span.
     SpanEnd {
-        /// A collector has it.
         Exported = "exported",
         /// No collector took it in time.
         Failed = "failed",
-        /// Too many waited already.
         Dropped = "dropped",
     }
 );
 
 words!(
     Confirm {
-        /// The broker has it.
         Confirmed = "confirmed",
-        /// The broker refused it.
         Refused = "refused",
-        /// No queue took it.
         Returned = "returned",
         /// No publisher confirm in time.
         Timeout = "timeout",
-        /// There was no session.
         NotConnected = "not_connected",
         /// The channel or the connection failed.
         Failed = "failed",
@@ -274,7 +230,6 @@ words!(
 );
 
 words!(
-    /// How bad a line of the log is.
     Level {
         Warn = "warn",
         Error = "error",

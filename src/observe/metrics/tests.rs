@@ -14,7 +14,7 @@ fn the_documented_metrics_are_those_there_are() {
     compare("docs/metrics.md", &Metrics::default().table());
 }
 
-/// Whatever looks like the name of one of our metrics.
+/// Returns the words that may be names of our metrics.
 fn named(text: &str) -> Vec<String> {
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let words = text.split(|c: char| !is_word(c));
@@ -67,7 +67,7 @@ fn every_series_of_an_enum_is_there_from_the_start() {
 #[test]
 fn what_is_not_set_anew_is_not_told_any_more() {
     let metrics = Metrics::default();
-    let page = metrics.page(|gauges| gauges.lane.paused.set(["0xaa", "node_unreachable"], 1.0));
+    let page = metrics.page(|gauges| gauges.lane_paused.set(["0xaa", "node_unreachable"], 1.0));
     assert!(page.contains("chainwriter_lane_paused{account=\"0xaa\",reason=\"node_unreachable\"} 1"), "{page}");
     assert!(!metrics.page(|_| ()).contains("node_unreachable"));
 }

@@ -191,7 +191,7 @@ impl Lane {
             debug!(request.id = %transaction.request.id, request.others = transaction.others.len(), tx.nonce = %transaction.nonce, tx.hash = %transaction.newest().raw.hash, "signed");
             let nonce = transaction.nonce;
             for request in transaction.requests() {
-                self.signals.meter.until_broadcast.note(request.received_at.age());
+                self.signals.meter.until_broadcast.record(request.received_at.age());
             }
             self.window.insert(transaction);
             self.send(nonce);

@@ -98,7 +98,7 @@ impl SettleSettings {
             refused: None,
             reply_to: reply_to.as_deref(),
             correlation_id: correlation_id.as_deref(),
-            trace: self.tracer.told(followed),
+            trace: self.tracer.outgoing(followed),
         }
     }
 

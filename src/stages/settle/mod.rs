@@ -254,7 +254,7 @@ impl Settle {
         match decision {
             Decision::Final(_) => {
                 self.meter.requests.count(metrics::Outcome::Final);
-                self.meter.until_final.note(request.received_at.age());
+                self.meter.until_final.record(request.received_at.age());
                 if let Some(tx) = included {
                     debug!(request.id = %request.id, tx.hash = %tx.tx_hash, tx.nonce = %tx.nonce, block.number = %tx.block_number, "request is final");
                 }
@@ -263,7 +263,7 @@ impl Settle {
             }
             Decision::Found { written_by, .. } => {
                 self.meter.requests.count(metrics::Outcome::Final);
-                self.meter.until_final.note(request.received_at.age());
+                self.meter.until_final.record(request.received_at.age());
                 info!(request.id = %request.id, tx.hash = %written_by, "the record is in the chain already: request is final");
                 self.trace_end(request, metrics::Outcome::Final, None);
                 receipts.extend(self.held.release_all(&request.id));
