@@ -37,7 +37,7 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
     let broker = &settings.broker;
-    let connection = PublishOnly::connect(&broker).await?;
+    let connection = PublishOnly::connect(broker).await?;
     let publisher = connection.publisher();
     let progress = progress_bar();
     let mut published = Published::default();
