@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::model::Reason;
+
 /// A limit that means the same on every version of RabbitMQ. On 4.x the default is 20, so that reading dead letters by get
 /// and requeue would lose them; -1 means none on 4.x and one delivery on 3.10.
 const DEAD_DELIVERY_LIMIT: i64 = 1_000_000;
@@ -128,6 +130,11 @@ impl Topology {
         Self { binds, ..self }
     }
 
+    #[cfg(test)]
+    pub fn binds(&self) -> &[Bind] {
+        &self.binds
+    }
+
     pub fn names(&self) -> &Names {
         &self.names
     }
@@ -165,7 +172,7 @@ impl Topology {
             ]
         };
         let Names { work, dead, .. } = &self.names;
-        let mut of_work = dead_letters_to(dead, "broker.undeliverable");
+        let mut of_work = dead_letters_to(dead, &Reason::Undeliverable.routing_key());
         if self.single_active_consumer {
             of_work.push(("x-single-active-consumer", Argument::Bool(true)));
         }

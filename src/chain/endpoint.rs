@@ -187,7 +187,7 @@ impl Endpoint {
     pub(super) async fn ask<T: DeserializeOwned>(&self, method: &str, params: Vec<Value>) -> Result<T> {
         let (method_label, began) = (Method::named(method), Instant::now());
         let answer = self.transport.call(method, params).await.map_err(|error| self.error(error));
-        self.meter.note(method_label, began.elapsed());
+        self.meter.requests.record(method_label, began.elapsed());
         self.meter.calls.count((method_label, call_result(&answer)));
         answer
     }
@@ -212,7 +212,8 @@ impl Endpoint {
             }
             let began = Instant::now();
             let answered = self.transport.batch(batch.iter().map(|call| (call.method, call.params.clone()))).await;
-            self.meter.note(batch.first().map_or(Method::Other, |call| Method::named(call.method)), began.elapsed());
+            let method = batch.first().map_or(Method::Other, |call| Method::named(call.method));
+            self.meter.requests.record(method, began.elapsed());
             match answered {
                 Ok(BatchAnswer::Each(each)) => {
                     let each: Vec<_> =
@@ -273,7 +274,7 @@ impl Endpoint {
     fn trace(&self, call: &MethodCall, began: Instant, failure: Option<&ChainError>) {
         let Some(span) = &call.span else { return };
         let code = |error: &ChainError| if let ChainError::Node { code, .. } = error { Some(*code) } else { None };
-        let failure = failure.map(|error| (result_of(error).word(), code(error), error.to_string()));
+        let failure = failure.map(|error| (result_of(error).as_str(), code(error), error.to_string()));
         self.tracer.record_call(span, (call.method, &self.label), began.elapsed(), failure);
     }
 

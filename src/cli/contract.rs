@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use crate::chain::{BlockTag, Call, Chain, ChainError, NodeClient};
 use crate::cli::{exit, operator, say};
 use crate::config::Settings;
-use crate::daemon::app::{client_settings, signer};
+use crate::daemon::app::signer;
 use crate::journal::{Acquired, Lease, OperatorsJournal};
 use crate::model::{Address, BlockNumber, RawTransaction, UnsignedTransaction, Wei, ids};
 use crate::observe::traces::Tracer;
@@ -52,7 +52,7 @@ enum What {
 }
 
 pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
-    let chain = NodeClient::new(&client_settings(&settings)).context("cannot make the HTTP client")?;
+    let chain = NodeClient::new(&settings.chain).context("cannot make the HTTP client")?;
     match arguments.what {
         What::Deploy { signer, writer, timeout } => deploy(&settings, &chain, signer, writer, timeout).await,
         What::Verify { address } => verify(&settings, &chain, address).await,
@@ -97,14 +97,14 @@ async fn deploy_with(
     timeout: Duration,
 ) -> anyhow::Result<Option<(Address, BlockNumber)>> {
     let address = signer.address();
-    let account = journal.account(settings.chain.id, address).await?;
+    let account = journal.account(settings.chain.chain_id, address).await?;
     let owner = format!("{}/contract deploy/{}", operator(), ids::unique()).into();
-    let Acquired::Ours(lease) = journal.acquire_lease(account, owner, settings.lease_ttl, None).await? else {
+    let Acquired::Ours(lease) = journal.acquire_lease(account, owner, settings.lane.lease_ttl, None).await? else {
         bail!("a worker works for {address}; stop it first, or deploy with another account (--signer)");
     };
     let done = tokio::select! {
         done = make(settings, chain, signer, journal, &lease, code, timeout) => done,
-        error = keep_lease(journal, &lease, settings.lease_ttl) => Err(error.into()),
+        error = keep_lease(journal, &lease, settings.lane.lease_ttl) => Err(error.into()),
     };
     journal.release_lease(&lease).await?;
     done
@@ -133,10 +133,10 @@ async fn make(
     if next != nonce {
         bail!("{address} has transactions in the journal that are not in the chain; let a worker end them first");
     }
-    let fee = settings.fees.quote(&chain.market(&head).await?).map_err(|above| anyhow::anyhow!("{above}"))?;
+    let fee = settings.tuning.fees.quote(&chain.market(&head).await?).map_err(|above| anyhow::anyhow!("{above}"))?;
     let estimate = chain.estimate_creation(address, &code).await.context("the contract cannot be made")?;
     let unsigned = UnsignedTransaction {
-        chain_id: settings.chain.id,
+        chain_id: settings.chain.chain_id,
         nonce,
         to: None,
         value: Wei(0),
@@ -172,7 +172,7 @@ async fn wait(
                 say(&refusals);
                 told = refusals;
             }
-            again = Instant::now() + settings.chain.resend_after;
+            again = Instant::now() + settings.tuning.resend_after;
         }
         if let Some(made) = chain.created(signed.hash).await? {
             return Ok(Some(made));
@@ -180,7 +180,7 @@ async fn wait(
         if Instant::now() >= deadline {
             return Ok(None);
         }
-        sleep(settings.chain.poll_interval).await;
+        sleep(settings.lane.poll_interval).await;
     }
 }
 

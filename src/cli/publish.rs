@@ -10,7 +10,6 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use crate::broker::{Outgoing, PublishOnly, Publisher, SessionPublisher};
 use crate::cli::{exit, progress, say};
 use crate::config::Settings;
-use crate::daemon::app::broker_settings;
 use crate::model::message::header;
 use crate::model::{BodyHash, Message, Properties, RequestId, Timestamp};
 
@@ -36,13 +35,13 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
-    let broker = broker_settings(&settings);
-    let connection = PublishOnly::connect(&broker).await?;
+    let broker = &settings.broker;
+    let connection = PublishOnly::connect(broker).await?;
     let publisher = connection.publisher();
     let progress = progress(ProgressBar::new_spinner(), "{spinner} {pos} published, {per_sec}, {elapsed}");
     let mut published = Published::default();
     for file in &arguments.files {
-        let sent = publish_file(&arguments, file, &settings.broker.names.work, &publisher, &progress, &mut published);
+        let sent = publish_file(&arguments, file, settings.queue(), &publisher, &progress, &mut published);
         if let Err(error) = sent.await {
             progress.suspend(|| say(format_args!("{file}: {error:#}")));
             published.failed += 1;
@@ -51,7 +50,7 @@ pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Res
     progress.finish_and_clear();
     connection.close().await;
     let Published { confirmed, failed } = published;
-    say(format_args!("{confirmed} published to {}, {failed} failed", settings.broker.names.work));
+    say(format_args!("{confirmed} published to {}, {failed} failed", settings.queue()));
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(exit::UNAVAILABLE) })
 }
 

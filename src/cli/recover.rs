@@ -10,7 +10,6 @@ use crate::chain::follow::history::account_history;
 use crate::chain::{BlockTag, Chain, NodeClient};
 use crate::cli::{exit, operator, progress_bar, say};
 use crate::config::Settings;
-use crate::daemon::app::client_settings;
 use crate::journal::{OperatorsJournal, RecoveredAccount, Recovery};
 use crate::model::{Address, BlockNumber, Nonce, Timestamp};
 use crate::policy::finality::{FinalityRule, highest_final};
@@ -48,9 +47,9 @@ async fn recover(journal: &dyn OperatorsJournal, settings: &Settings, from: Bloc
     if let Some(instance) = journal.attendance().await?.instances.first() {
         bail!("{} on {} works with this journal; stop it first", instance.worker, instance.host);
     }
-    let chain = NodeClient::new(&client_settings(settings)).context("cannot make the HTTP client")?;
+    let chain = NodeClient::new(&settings.chain).context("cannot make the HTTP client")?;
     let addresses: Vec<_> = settings.signers.iter().map(|signer| signer.address()).collect();
-    let to = all_final(&chain, &addresses, settings.chain.finality).await?;
+    let to = all_final(&chain, &addresses, settings.lane.finality).await?;
     if from > to {
         bail!("block {from} is not final yet; the highest final block is {to}");
     }
@@ -58,7 +57,7 @@ async fn recover(journal: &dyn OperatorsJournal, settings: &Settings, from: Bloc
     for address in addresses {
         let progress = progress_bar(to.0 - from.0 + 1, format!("{address}: blocks"));
         let done = |block: BlockNumber| progress.set_position(block.0 - from.0 + 1);
-        let salvaged = account_history(&chain, address, (from, to), &settings.batching, done).await;
+        let salvaged = account_history(&chain, address, (from, to), &settings.lane.batching, done).await;
         progress.finish_and_clear();
         let salvaged = salvaged.with_context(|| format!("{address} cannot be recovered"))?;
         say(format_args!(
@@ -67,7 +66,7 @@ async fn recover(journal: &dyn OperatorsJournal, settings: &Settings, from: Bloc
             salvaged.writes.len(),
             salvaged.next_nonce
         ));
-        let account = journal.account(settings.chain.id, address).await?;
+        let account = journal.account(settings.chain.chain_id, address).await?;
         accounts.push(RecoveredAccount { account, next_nonce: salvaged.next_nonce, writes: salvaged.writes });
     }
     let recovery = Recovery { begun_at: Timestamp::now(), operator: operator(), from_block: from, to_block: to };

@@ -118,7 +118,7 @@ fn message(arguments: &Arguments, settings: &Settings) -> anyhow::Result<Message
         Ok((name.to_owned(), value.into()))
     };
     let id = arguments.id.clone().unwrap_or_else(|| BodyHash::of(&body).to_string());
-    let routing_key = arguments.routing_key.clone().unwrap_or_else(|| settings.broker.names.work.clone());
+    let routing_key = arguments.routing_key.clone().unwrap_or_else(|| settings.queue().to_owned());
     Ok(Message {
         body: body.into(),
         properties: Properties { message_id: Some(id), kind: arguments.kind.clone(), ..Properties::default() },

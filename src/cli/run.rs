@@ -33,8 +33,8 @@ pub(super) fn with_deep_stacks() {
 pub(super) async fn run(settings: Settings, file: Option<PathBuf>) -> anyhow::Result<ExitCode> {
     let (recent, set_log_level) = log::start(settings.log);
     let load = Arc::new(move || config::load(file.as_deref()));
-    let around = RunContext { recent, reloading: Reloading { load, set_log_level } };
-    match app::run(settings, around).await {
+    let context = RunContext { recent, reloading: Reloading { load, set_log_level } };
+    match app::run(settings, context).await {
         Ok(()) => {
             tracing::info!("stopped");
             Ok(ExitCode::SUCCESS)

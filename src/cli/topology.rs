@@ -7,7 +7,6 @@ use clap::{Args, Subcommand};
 use crate::broker::{self, TopologyMode};
 use crate::cli::say;
 use crate::config::Settings;
-use crate::daemon::app::broker_settings;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -28,11 +27,11 @@ enum Action {
 }
 
 pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
-    let broker = broker_settings(&settings);
+    let broker = &settings.broker;
     match arguments.action {
         Action::Print { vhost } => say(serde_json::to_string_pretty(&broker.topology.definitions(&vhost))?),
         Action::Apply => {
-            let vhost = broker::check(&broker, TopologyMode::Declare).await?;
+            let vhost = broker::check(broker, TopologyMode::Declare).await?;
             say(format_args!("the topology of {} is in place on virtual host {vhost}", broker.topology.names().work));
         }
     }

@@ -12,7 +12,6 @@ use crate::chain::{BlockTag, Chain, NodeClient};
 use crate::cli::recover::final_height;
 use crate::cli::{exit, progress_bar, say};
 use crate::config::Settings;
-use crate::daemon::app::client_settings;
 use crate::model::{Address, BlockHash, BlockNumber, ContentHash, RecordId, RequestId, Timestamp, TxHash};
 use crate::policy::records::{self, Kept};
 use crate::policy::routes::Calldata;
@@ -67,7 +66,7 @@ struct Proof {
 
 pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
     let wanted = wanted(&arguments)?;
-    let chain = NodeClient::new(&client_settings(&settings)).context("cannot make the HTTP client")?;
+    let chain = NodeClient::new(&settings.chain).context("cannot make the HTTP client")?;
     let contracts = match arguments.contract {
         Some(contract) => vec![contract],
         None => contracts_of(&settings),
@@ -145,7 +144,7 @@ async fn prove(
     let block = chain.header(BlockTag::Number(number)).await?;
     let block = block.filter(|block| block.hash == inclusion.block_hash);
     let block = block.with_context(|| format!("the chain has another block {number} now; look again"))?;
-    let height = final_height(chain, settings.chain.finality).await.unwrap_or(BlockNumber(0));
+    let height = final_height(chain, settings.lane.finality).await.unwrap_or(BlockNumber(0));
     Ok(Proof {
         contract,
         record_id: logged.id,

@@ -3,22 +3,13 @@
 use serde_json::Value;
 
 use crate::broker::{Argument, Bind};
-use crate::config::reader::{Findings, Section};
+use crate::config::reader::{Findings, Section, tables};
 
 /// What names and routing keys may have, in bytes (AMQP 0-9-1, short strings).
 const LONGEST: usize = 255;
 
 pub(super) fn read(value: Option<Value>, findings: &mut Findings) -> Vec<Bind> {
-    let tables = match value {
-        None => return Vec::new(),
-        Some(Value::Array(tables)) if !tables.is_empty() => tables,
-        Some(_) => {
-            findings.add("bind", "must be tables; write [[bind]]");
-            return Vec::new();
-        }
-    };
-    let tables = tables.into_iter().enumerate();
-    tables.map(|(index, table)| bind(Section::new(&format!("bind[{}]", index + 1), Some(table), findings))).collect()
+    tables("bind", value, "must be tables; write [[bind]]", findings, bind).unwrap_or_default()
 }
 
 fn bind(mut section: Section<'_>) -> Bind {
@@ -48,7 +39,6 @@ fn bind(mut section: Section<'_>) -> Bind {
             Vec::new()
         }
     };
-    section.finish(&["exchange", "routing_keys", "arguments"]);
     Bind { exchange, routing_keys, arguments }
 }
 
@@ -76,7 +66,9 @@ mod tests {
 
     #[test]
     fn binds_are_read_and_their_faults_are_named() {
-        let of = |bind: &str| load_text(&format!("{REST}[[bind]]\n{bind}")).map(|settings| settings.broker.binds);
+        let of = |bind: &str| {
+            load_text(&format!("{REST}[[bind]]\n{bind}")).map(|settings| settings.broker.topology.binds().to_vec())
+        };
         let headers = of("exchange = \"e\"\narguments = { x-match = \"all\", size = 3 }").unwrap();
         let arguments =
             vec![("size".to_owned(), Argument::Number(3)), ("x-match".to_owned(), Argument::Text("all".to_owned()))];

@@ -2,23 +2,19 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use config::{Environment, File, FileFormat};
-use url::Url;
 
-use crate::broker::{Bind, Names, TopologyMode, UriSource};
+use crate::broker::BrokerSettings;
+use crate::chain::ClientSettings;
 use crate::journal::JournalAddress;
 use crate::model::{Gas, GasRule};
+use crate::observe::traces::{ExporterSettings, Sampling};
 use crate::policy::admission::{AdmissionRules, TextSource};
-use crate::policy::batch::Batching;
-use crate::policy::classify::ErrorTable;
-use crate::policy::fee::FeeRules;
-use crate::policy::finality::FinalityRule;
-use crate::policy::letters::rules::ReplayRule;
-use crate::policy::limits::Limits;
-use crate::stages::lane::OutagePolicy;
+use crate::policy::letters::rules::ReplayRules;
+use crate::stages::lane::{LaneRules, Tuning};
+use crate::stages::settle::SettleSettings;
 
 mod bind;
 mod dead;
@@ -36,7 +32,7 @@ pub use signers::SignerSection;
 /// The documented file at the repository's root, which is also the defaults.
 pub const DEFAULTS: &str = include_str!("../../worker.toml");
 
-/// The configuration cannot be used. Every fault names its key and how to mend it.
+/// The configuration cannot be used. Every fault names its key and what to change.
 #[derive(Debug, thiserror::Error)]
 #[error("the configuration has {}:\n{}", count(.0.len()), .0.join("\n"))]
 pub struct Faults(pub Vec<String>);
@@ -45,51 +41,44 @@ fn count(faults: usize) -> String {
     if faults == 1 { "a fault".to_owned() } else { format!("{faults} faults") }
 }
 
+/// What each part of the program is set to. `[retry]` is part of `settle`; `[fees]`, `[limits]` and `[outage]` of `tuning`.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// `[worker]`
     pub worker: WorkerSection,
-    /// `[broker]`
-    pub broker: BrokerSection,
+    /// `[broker]` and `[[bind]]`
+    pub broker: BrokerSettings,
     /// `[request]`, `[write]`, `[[route]]`, `[policy]` and `broker.max_body`
     pub admission: AdmissionRules,
-    /// `[retry]`
-    pub retry: RetrySection,
-    /// `[outage]`
-    pub outage: OutagePolicy,
-    /// `[chain]`
-    pub chain: ChainSection,
-    /// `[[signer]]`
+    pub settle: SettleSettings,
+    /// What of `[chain]` is about the endpoints.
+    pub chain: ClientSettings,
+    /// What is the same for all lanes: the rest of `[chain]`, `[batch]` and `lease.ttl`.
+    pub lane: LaneRules,
+    /// What may change at run time, with what of `[policy]` counts by days.
+    pub tuning: Tuning,
     pub signers: Vec<SignerSection>,
-    /// `[fees]`
-    pub fees: FeeRules,
-    /// `[dead]`
-    pub dead: DeadSection,
-    /// `[limits]`, and of `[policy]` what counts by days
-    pub limits: Limits,
-    /// `[batch]`, and what routes can do for many messages
-    pub batching: Arc<Batching>,
-    /// `[journal]`
+    pub dead: ReplayRules,
     pub journal: JournalSection,
-    /// `lease.ttl`
-    pub lease_ttl: Duration,
     /// `[traces]`, where they are exported.
     #[cfg_attr(not(feature = "otlp"), allow(dead_code, reason = "a build without the exporter refuses the section"))]
-    pub traces: Option<TracesSection>,
-    /// `http.listen`
+    pub traces: Option<TracesSettings>,
     pub http_listen: Option<SocketAddr>,
-    /// `[log]`
     pub log: LogSection,
-    /// What each key said.
+    /// The fingerprint of each key.
     prints: reload::Prints,
 }
 
 impl Settings {
-    /// What must fit together across sections: the key to change, and why.
+    /// Returns the name of the work queue.
+    pub fn queue(&self) -> &str {
+        &self.broker.topology.names().work
+    }
+
+    /// Returns what does not fit together across sections: the key to change, and why.
     fn contradictions(&self) -> Vec<(&'static str, String)> {
         let mut found = Vec::new();
         for route in &self.admission.routes {
-            if let (GasRule::Fixed(gas), Some(most)) = (route.gas, self.limits.gas_per_hour)
+            if let (GasRule::Fixed(gas), Some(most)) = (route.gas, self.tuning.limits.gas_per_hour)
                 && gas > most
             {
                 let name = &route.name;
@@ -101,125 +90,28 @@ impl Settings {
     }
 }
 
-/// `[worker]`
 #[derive(Debug, Clone)]
 pub struct WorkerSection {
-    /// Whose worker this is.
     pub organisation: String,
     pub instance: String,
-    /// Open requests at most.
     pub max_open: u64,
     /// How long a stop may take.
     pub drain_deadline: Duration,
 }
 
 impl WorkerSection {
-    /// `organisation/instance`
     pub fn full_name(&self) -> String {
         format!("{}/{}", self.organisation, self.instance)
     }
 }
 
-/// `[broker]`
 #[derive(Debug, Clone)]
-pub struct BrokerSection {
-    pub uri: UriSource,
-    /// Names of all objects.
-    pub names: Names,
-    /// Deliveries held at most.
-    pub prefetch: u16,
-    /// `[[bind]]`: the exchanges that the work queue is bound to.
-    pub binds: Vec<Bind>,
-    /// One instance at a time takes messages.
-    pub single_active_consumer: bool,
-    /// Make the objects or check them.
-    pub topology: TopologyMode,
-    /// A delivery held longer is parked.
-    pub max_hold: Duration,
-    pub park_delay: Duration,
-    pub call_timeout: Duration,
-    /// For a publisher confirm.
-    pub confirm_timeout: Duration,
-    /// Copies on their way at once.
-    pub publish_channels: usize,
-    /// First and longest pause between connects.
-    pub reconnect: (Duration, Duration),
-}
-
-/// `[retry]`
-#[derive(Debug, Clone, Copy)]
-pub struct RetrySection {
-    pub max_attempts: u32,
-    /// Before the first retry.
-    pub initial_delay: Duration,
-    /// From one to the next.
-    pub multiplier: f64,
-    pub max_delay: Duration,
-}
-
-/// `[chain]`
-#[derive(Clone)]
-pub struct ChainSection {
-    /// EIP-155 chain id.
-    pub id: u64,
-    pub endpoints: Vec<Url>,
-    /// When a write is final.
-    pub finality: FinalityRule,
-    pub timeout: Duration,
-    /// Calls in a batch.
-    pub batch_size: usize,
-    /// Blocks that an endpoint may be behind another.
-    pub max_lag: u64,
-    /// Without a new block for this long, while transactions wait for one, the chain counts as standing still.
-    pub max_head_age: Option<Duration>,
-    /// Between looks at the chain.
-    pub poll_interval: Duration,
-    /// Transactions not in a block.
-    pub in_flight: usize,
-    /// Give known bytes again.
-    pub resend_after: Duration,
-    pub replace_after: Duration,
-    /// Cancel what is refused.
-    pub refused_after: Duration,
-    /// `[chain.errors]`
-    pub errors: Arc<ErrorTable>,
-}
-
-impl std::fmt::Debug for ChainSection {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // A URL may hold a key.
-        f.debug_struct("ChainSection").field("id", &self.id).finish_non_exhaustive()
-    }
-}
-
-/// `[traces]`
-#[derive(Clone)]
 #[cfg_attr(not(feature = "otlp"), allow(dead_code, reason = "a build without the exporter refuses the section"))]
-pub struct TracesSection {
-    /// Where a collector takes spans.
-    pub endpoint: Url,
-    /// How many messages are followed that have no trace of their own: 0 to 1.
-    pub sample: f64,
-    pub timeout: Duration,
+pub struct TracesSettings {
+    pub exporter: ExporterSettings,
+    pub sampling: Sampling,
 }
 
-impl std::fmt::Debug for TracesSection {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // A URL may hold a key.
-        f.debug_struct("TracesSection").field("sample", &self.sample).finish_non_exhaustive()
-    }
-}
-
-/// `[dead]`
-#[derive(Debug, Clone)]
-pub struct DeadSection {
-    /// Looks at the dead letters are so far apart.
-    pub look_every: Duration,
-    /// What is sent back without a person.
-    pub rules: Vec<ReplayRule>,
-}
-
-/// `[journal]`
 #[derive(Debug, Clone)]
 pub struct JournalSection {
     pub address: JournalAddress,
@@ -227,7 +119,6 @@ pub struct JournalSection {
     pub retention: Duration,
 }
 
-/// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
     Text,
@@ -235,7 +126,6 @@ pub enum LogFormat {
     Json,
 }
 
-/// `[log]`
 #[derive(Debug, Clone, Copy)]
 pub struct LogSection {
     /// The least important level that is written.
@@ -277,7 +167,7 @@ fn merge(builder: config::ConfigBuilder<config::builder::DefaultState>, folder: 
     )
 }
 
-/// A parser shows the line that it cannot read, which may hold a password or a key; its number is enough.
+/// Removes the line that the parser cannot read, which may hold a password or a key; its number is enough.
 fn without_lines_of_the_file(error: &str) -> String {
     let is_quoted = |line: &&str| {
         line.split_once('|').is_some_and(|(margin, _)| margin.chars().all(|c| c.is_ascii_digit() || c == ' '))
@@ -303,6 +193,7 @@ fn id_source(text: &str) -> Option<TextSource> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::policy::finality::FinalityRule;
 
     /// What is required, and these lines of dotted keys.
     pub(crate) fn load_with(more: &str) -> Result<Settings, Faults> {
@@ -324,10 +215,11 @@ pub(crate) mod tests {
         let key = "ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80";
         let settings = load_text(&format!("{}\n[[signer]]\nkey = \"{key}\"\n", text.join("\n"))).unwrap();
         assert_eq!(settings.worker.organisation, "acme");
-        assert_eq!(settings.broker.names.work, "acme.writes");
-        assert_eq!(settings.chain.id, 31337);
-        assert_eq!(settings.retry.max_attempts, 6);
-        assert_eq!(settings.chain.finality, FinalityRule::Depth(2));
+        assert_eq!(settings.queue(), "acme.writes");
+        assert_eq!(settings.chain.chain_id, 31337);
+        let is_there = [5, 6].map(|retry| settings.settle.schedule.delay_before(retry).is_some());
+        assert_eq!(is_there, [true, false], "6 tries");
+        assert_eq!(settings.lane.finality, FinalityRule::Depth(2));
         assert!(!format!("{settings:?}").contains(&key[..16]), "the key shows up nowhere");
     }
 
@@ -366,7 +258,7 @@ pub(crate) mod tests {
             ("https://otlp.example/v1/traces", "https://otlp.example/v1/traces"),
         ] {
             let traces = load_with(&format!("traces.endpoint = {given:?}")).unwrap().traces.unwrap();
-            assert_eq!(traces.endpoint.as_str(), used);
+            assert_eq!(traces.exporter.endpoint.as_str(), used);
             assert!(!format!("{traces:?}").contains("example"), "a URL may hold a key");
         }
         assert!(load_with("").unwrap().traces.is_none());

@@ -3,30 +3,28 @@
 use serde_json::Value;
 
 use crate::config::gas_limits;
-use crate::config::reader::{Findings, Section};
-use crate::model::{Address, Gas, Wei};
+use crate::config::reader::{Findings, Section, or_off, tables};
+use crate::model::{Address, Gas, Reason, Wei};
+use crate::policy::admission::AdmissionRules;
 use crate::policy::batch::{BatchKind, Batching};
 use crate::policy::permits::{Allowed, Named, Permits};
-use crate::policy::routes::Route;
 
-pub(super) fn read(mut value: Option<Value>, findings: &mut Findings) -> Permits {
-    let allow = value.as_mut().and_then(Value::as_object_mut).and_then(|keys| keys.remove("allow"));
-    let allow = allowed(allow, findings);
-    let mut section = Section::new("policy", value, findings);
-    let permits = Permits {
+pub(super) fn read(mut section: Section<'_>) -> Permits {
+    let allow = section.take("allow");
+    let allow = tables("policy.allow", allow, "must be tables; write [[policy.allow]]", section.findings, allowed);
+    Permits {
         allow,
         max_value: wei_or_off(&mut section, "max_value"),
         max_gas: section.number_or_off("max_gas", gas_limits().start().0..=gas_limits().end().0).map(Gas),
         max_fee: wei_or_off(&mut section, "max_fee"),
         value_per_day: wei_or_off(&mut section, "value_per_day"),
         fee_per_day: wei_or_off(&mut section, "fee_per_day"),
-    };
-    section.finish(&["allow", "max_value", "max_gas", "max_fee", "value_per_day", "fee_per_day"]);
-    permits
+    }
 }
 
-/// Notes the routes of which no message could ever be written.
-pub(super) fn compare(permits: &Permits, routes: &[Route], batching: &Batching, findings: &mut Findings) {
+/// Reports the routes of which no message could ever be written.
+pub(super) fn compare(admission: &AdmissionRules, batching: &Batching, findings: &mut Findings) {
+    let AdmissionRules { permits, routes, .. } = admission;
     for BatchKind { to, many } in batching.kinds.iter().filter(|_| batching.is_on()) {
         if let Err(cause) = permits.check(*to, Wei(0), &many.selector()) {
             findings.add("policy.allow", format!("refuses every batch: {}", cause.detail));
@@ -40,41 +38,22 @@ pub(super) fn compare(permits: &Permits, routes: &[Route], batching: &Batching, 
             findings.add("policy.allow", problem);
         }
         if let Some(cause) = permits.against(route) {
-            let key = match cause.reason.as_ref() {
-                "target" | "function" => "allow",
-                reason => reason,
-            };
-            let problem = format!("refuses every message of {}: {}", route.name, cause.detail);
-            findings.add(&format!("policy.{key}"), problem);
+            let is_of_allow = matches!(cause.reason, Reason::Target | Reason::Function);
+            let key = if is_of_allow { "policy.allow".to_owned() } else { cause.routing_key() };
+            findings.add(&key, format!("refuses every message of {}: {}", route.name, cause.detail));
         }
     }
 }
 
-fn wei_or_off(section: &mut Section<'_>, key: &str) -> Option<Wei> {
-    section.read(key, "an amount such as \"0.5 ether\", or \"off\"", None, |text| match text {
-        "off" => Some(None),
-        amount => amount.parse().ok().map(Some),
-    })
+fn wei_or_off(section: &mut Section<'_>, key: &'static str) -> Option<Wei> {
+    let expected = "an amount such as \"0.5 ether\", or \"off\"";
+    section.read(key, expected, None, |text| or_off(text, |amount| amount.parse().ok()))
 }
 
-fn allowed(value: Option<Value>, findings: &mut Findings) -> Option<Vec<Allowed>> {
-    let tables = match value {
-        None => return None,
-        Some(Value::Array(tables)) if !tables.is_empty() => tables,
-        Some(_) => {
-            findings.add("policy.allow", "must be tables; write [[policy.allow]]");
-            return None;
-        }
-    };
-    let tables = tables.into_iter().enumerate().map(|(index, table)| {
-        let mut section = Section::new(&format!("policy.allow[{}]", index + 1), Some(table), findings);
-        let to =
-            section.read("to", "an address, 0x and 40 hexadecimal digits", Address([0; 20]), |text| text.parse().ok());
-        let functions = section.take("functions").map(|functions| named(&mut section, &functions));
-        section.finish(&["to", "functions"]);
-        Allowed { to, functions }
-    });
-    Some(tables.collect())
+fn allowed(mut section: Section<'_>) -> Allowed {
+    let to = section.read("to", "an address, 0x and 40 hexadecimal digits", Address([0; 20]), |text| text.parse().ok());
+    let functions = section.take("functions").map(|functions| named(&mut section, &functions));
+    Allowed { to, functions }
 }
 
 fn named(section: &mut Section<'_>, value: &Value) -> Vec<Named> {
@@ -120,7 +99,7 @@ mod tests {
         let permits = &settings.admission.permits;
         assert_eq!((permits.max_gas, permits.max_fee), (Some(Gas(100_000)), Some(Wei(5_000_000_000))));
         assert_eq!(
-            (settings.limits.value_per_day, settings.limits.fee_per_day),
+            (settings.tuning.limits.value_per_day, settings.tuning.limits.fee_per_day),
             (Some(Wei(2 * 10_u128.pow(18))), Some(Wei(7)))
         );
         let functions = permits.allow.as_ref().unwrap()[0].functions.as_ref().unwrap();

@@ -1,4 +1,4 @@
-//! Reads one key after the other, and notes every fault instead of stopping at the first.
+//! Reads one key after the other, and collects every fault instead of stopping at the first.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -7,7 +7,12 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use url::Url;
 
-/// Faults found so far.
+pub(super) const MS: Duration = Duration::from_millis(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
+pub(super) const MINUTE: Duration = Duration::from_secs(60);
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
+pub(super) const DAY: Duration = Duration::from_secs(86_400);
+
 #[derive(Debug, Default)]
 pub(super) struct Findings(Vec<String>);
 
@@ -21,16 +26,60 @@ impl Findings {
     }
 }
 
-/// The URL of a JSON-RPC server.
+fn number_in<T: std::str::FromStr + PartialOrd>(range: &RangeInclusive<T>, text: &str) -> Option<T> {
+    text.replace('_', "").parse().ok().filter(|number| range.contains(number))
+}
+
+/// Reads "off" as `Some(None)`, and everything else with `read`.
+pub(super) fn or_off<T>(text: &str, read: impl FnOnce(&str) -> Option<T>) -> Option<Option<T>> {
+    if text == "off" { Some(None) } else { read(text).map(Some) }
+}
+
+/// Reads the URL of an HTTP server.
 pub(super) fn http_url(text: &str) -> Option<Url> {
     Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
 }
 
-/// One table of the configuration. Keys are taken out as they are read; what is left at the end is unknown.
+/// Reads each table of a list as a section `NAME[1]`, `NAME[2]`, … `None`: the list is not there, or is none.
+pub(super) fn tables<T>(
+    name: &str,
+    value: Option<Value>,
+    expected: &str,
+    findings: &mut Findings,
+    mut read: impl FnMut(Section<'_>) -> T,
+) -> Option<Vec<T>> {
+    let Value::Array(tables) = value? else {
+        findings.add(name, expected);
+        return None;
+    };
+    if tables.is_empty() {
+        findings.add(name, expected);
+        return None;
+    }
+    let tables = tables.into_iter().enumerate();
+    Some(
+        tables
+            .map(|(index, table)| read(Section::new(&format!("{name}[{}]", index + 1), Some(table), findings)))
+            .collect(),
+    )
+}
+
+/// One table of the configuration. Reading a key makes it known; when the section is dropped, what is left in it is
+/// reported as unknown.
 pub(super) struct Section<'f> {
     name: String,
     keys: Map<String, Value>,
-    findings: &'f mut Findings,
+    known: Vec<&'static str>,
+    pub(super) findings: &'f mut Findings,
+}
+
+impl Drop for Section<'_> {
+    fn drop(&mut self) {
+        for key in self.keys.keys().filter(|key| !self.known.contains(&key.as_str())) {
+            let problem = format!("is not known; [{}] has {}", self.name, self.known.join(", "));
+            self.findings.add(&format!("{}.{key}", self.name), problem);
+        }
+    }
 }
 
 impl<'f> Section<'f> {
@@ -44,7 +93,7 @@ impl<'f> Section<'f> {
                 Map::new()
             }
         };
-        Self { name: name.to_owned(), keys, findings }
+        Self { name: name.to_owned(), keys, known: Vec::new(), findings }
     }
 
     pub(super) fn fault(&mut self, key: &str, problem: impl Display) {
@@ -52,13 +101,39 @@ impl<'f> Section<'f> {
         self.findings.add(&key, problem);
     }
 
-    /// The key's value as it stands.
-    pub(super) fn take(&mut self, key: &str) -> Option<Value> {
+    /// Makes keys known that only some of the other keys make sense with.
+    pub(super) fn allow(&mut self, keys: &[&'static str]) {
+        for key in keys {
+            if !self.known.contains(key) {
+                self.known.push(key);
+            }
+        }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Adds the keys that the section does not have itself.
+    pub(super) fn inherit<'k>(&mut self, keys: impl IntoIterator<Item = (&'k String, &'k Value)>) {
+        for (key, value) in keys {
+            self.keys.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+    }
+
+    /// Says whether the key is set to this text.
+    pub(super) fn is(&self, key: &str, text: &str) -> bool {
+        self.keys.get(key).and_then(Value::as_str) == Some(text)
+    }
+
+    /// Takes the key's value as it stands.
+    pub(super) fn take(&mut self, key: &'static str) -> Option<Value> {
+        self.allow(&[key]);
         self.keys.remove(key).filter(|value| !value.is_null())
     }
 
-    /// The key's value as text, numbers included: the environment knows only texts.
-    pub(super) fn text(&mut self, key: &str) -> Option<String> {
+    /// Takes the key's value as text, numbers included: the environment knows only texts.
+    pub(super) fn text(&mut self, key: &'static str) -> Option<String> {
         match self.take(key)? {
             Value::String(text) => Some(text),
             Value::Number(number) => Some(number.to_string()),
@@ -70,10 +145,10 @@ impl<'f> Section<'f> {
         }
     }
 
-    /// The key's value, read by `read`. A missing or wrong one is noted, and stood in for.
+    /// Takes the key's value, read by `read`. A missing or wrong one is a fault, and `stand_in` goes on in its place.
     pub(super) fn read<T>(
         &mut self,
-        key: &str,
+        key: &'static str,
         expected: &str,
         stand_in: T,
         read: impl FnOnce(&str) -> Option<T>,
@@ -90,39 +165,42 @@ impl<'f> Section<'f> {
         })
     }
 
-    pub(super) fn number<T>(&mut self, key: &str, range: RangeInclusive<T>) -> T
+    pub(super) fn number<T>(&mut self, key: &'static str, range: RangeInclusive<T>) -> T
     where
         T: std::str::FromStr + PartialOrd + Display + Copy,
     {
         let expected = format!("a number from {} to {}", range.start(), range.end());
-        let within = |text: &str| text.replace('_', "").parse().ok().filter(|number| range.contains(number));
-        self.read(key, &expected, *range.start(), within)
+        self.read(key, &expected, *range.start(), |text| number_in(&range, text))
     }
 
-    /// The same, or "off".
-    pub(super) fn number_or_off<T>(&mut self, key: &str, range: RangeInclusive<T>) -> Option<T>
+    /// Takes a number, or "off".
+    pub(super) fn number_or_off<T>(&mut self, key: &'static str, range: RangeInclusive<T>) -> Option<T>
     where
         T: std::str::FromStr + PartialOrd + Display + Copy,
     {
         let expected = format!("a number from {} to {}, or \"off\"", range.start(), range.end());
-        let within = |text: &str| text.replace('_', "").parse().ok().filter(|number| range.contains(number));
-        self.read(key, &expected, None, |text| if text == "off" { Some(None) } else { within(text).map(Some) })
+        self.read(key, &expected, None, |text| or_off(text, |text| number_in(&range, text)))
     }
 
-    pub(super) fn duration(&mut self, key: &str, range: RangeInclusive<Duration>) -> Duration {
+    pub(super) fn duration(&mut self, key: &'static str, range: RangeInclusive<Duration>) -> Duration {
         let of = |duration: &Duration| humantime::format_duration(*duration).to_string();
         let expected = format!("a duration from {} to {}, such as \"30s\"", of(range.start()), of(range.end()));
         let within = |text: &str| humantime::parse_duration(text).ok().filter(|duration| range.contains(duration));
         self.read(key, &expected, *range.start(), within)
     }
 
-    /// For tables that the defaults cannot have: without the key, `default`.
-    pub(super) fn duration_or(&mut self, key: &str, default: Duration, range: RangeInclusive<Duration>) -> Duration {
+    /// For tables that the defaults cannot have: takes `default` without the key.
+    pub(super) fn duration_or(
+        &mut self,
+        key: &'static str,
+        default: Duration,
+        range: RangeInclusive<Duration>,
+    ) -> Duration {
         if self.keys.contains_key(key) { self.duration(key, range) } else { default }
     }
 
-    /// One of a few words.
-    pub(super) fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> T {
+    /// Takes one of a few words.
+    pub(super) fn choice<T: Copy>(&mut self, key: &'static str, choices: &[(&str, T)]) -> T {
         let words: Vec<_> = choices.iter().map(|(word, _)| format!("{word:?}")).collect();
         let expected = words.join(" or ");
         let first = choices.first().expect("a choice has something to choose from").1;
@@ -130,16 +208,8 @@ impl<'f> Section<'f> {
         self.read(key, &expected, first, find)
     }
 
-    /// For tables that the defaults cannot have: without the key, `default`.
-    pub(super) fn choice_or<T: Copy>(&mut self, key: &str, default: T, choices: &[(&str, T)]) -> T {
+    /// For tables that the defaults cannot have: takes `default` without the key.
+    pub(super) fn choice_or<T: Copy>(&mut self, key: &'static str, default: T, choices: &[(&str, T)]) -> T {
         if self.keys.contains_key(key) { self.choice(key, choices) } else { default }
-    }
-
-    /// Notes the keys that nobody has read, with the ones that there are.
-    pub(super) fn finish(self, known: &[&str]) {
-        for key in self.keys.keys() {
-            let problem = format!("is not known; [{}] has {}", self.name, known.join(", "));
-            self.findings.add(&format!("{}.{key}", self.name), problem);
-        }
     }
 }

@@ -7,6 +7,7 @@ use sha2::{Digest, Sha256};
 
 use crate::config::{Faults, Settings};
 use crate::policy::limits::Limits;
+use crate::stages::lane::Tuning;
 
 /// The keys that are taken over while the daemon runs. Nothing of them is kept anywhere else: neither in what is signed or
 /// stored, nor at the broker.
@@ -28,7 +29,7 @@ const AT_RUN_TIME: [&str; 12] = [
 /// A fingerprint of what each key says: enough to see a change, and none of the secrets.
 pub(super) type Prints = BTreeMap<String, [u8; 32]>;
 
-/// The fingerprints of all keys in a table; a list counts as one key.
+/// Returns the fingerprints of all keys in a table; a list counts as one key.
 pub(super) fn prints(values: &Value) -> Prints {
     fn add(prints: &mut Prints, key: &str, value: &Value) {
         match value {
@@ -48,10 +49,9 @@ pub(super) fn prints(values: &Value) -> Prints {
     prints
 }
 
-/// What comes of a configuration that was read anew.
+/// The running settings after a configuration was read again.
 #[derive(Debug)]
 pub struct Reloaded {
-    /// What the daemon is to go on with.
     pub settings: Settings,
     /// The keys that have changed and are taken over.
     pub taken_over: Vec<String>,
@@ -60,7 +60,7 @@ pub struct Reloaded {
 }
 
 impl Settings {
-    /// What these running settings become when the configuration says `new`.
+    /// Returns what these running settings become when the configuration says `new`.
     ///
     /// # Errors
     /// [`Faults`] when what is taken over does not fit what stays until a restart.
@@ -69,17 +69,12 @@ impl Settings {
         let changed = keys.into_iter().filter(|key| self.prints.get(key) != new.prints.get(key));
         let (taken_over, need_restart): (Vec<_>, Vec<_>) = changed.partition(|key| AT_RUN_TIME.contains(&key.as_str()));
         let mut settings = self.clone();
-        settings.fees = new.fees;
         // What counts by days is [policy]'s.
-        let Limits { value_per_day, fee_per_day, .. } = self.limits;
-        settings.limits = Limits { value_per_day, fee_per_day, ..new.limits };
-        settings.outage = new.outage;
+        let Limits { value_per_day, fee_per_day, .. } = self.tuning.limits;
+        let limits = Limits { value_per_day, fee_per_day, ..new.tuning.limits };
+        settings.tuning = Tuning { limits, ..new.tuning };
         settings.log.level = new.log.level;
         settings.worker.max_open = new.worker.max_open;
-        settings.chain.resend_after = new.chain.resend_after;
-        settings.chain.replace_after = new.chain.replace_after;
-        settings.chain.refused_after = new.chain.refused_after;
-        settings.chain.max_head_age = new.chain.max_head_age;
         for key in &taken_over {
             match new.prints.get(key) {
                 Some(print) => settings.prints.insert(key.clone(), *print),
@@ -142,8 +137,8 @@ mod tests {
         let Reloaded { settings: now, taken_over, need_restart } = running.reloaded(settings(new)).unwrap();
         assert_eq!(taken_over, ["fees.max_fee", "log.level"]);
         assert_eq!(need_restart, ["broker.prefetch", "chain.finality"]);
-        assert_eq!((now.fees.max_fee, now.log.level), (Wei(2_000_000_000), tracing::Level::DEBUG));
-        assert_eq!((now.broker.prefetch, now.chain.finality), (running.broker.prefetch, running.chain.finality));
+        assert_eq!((now.tuning.fees.max_fee, now.log.level), (Wei(2_000_000_000), tracing::Level::DEBUG));
+        assert_eq!((now.broker.prefetch, now.lane.finality), (running.broker.prefetch, running.lane.finality));
         let Reloaded { taken_over, need_restart, .. } = now.reloaded(settings(new)).unwrap();
         assert_eq!((taken_over, need_restart.len()), (vec![], 2));
         let Reloaded { taken_over, need_restart, .. } = running.reloaded(running.clone()).unwrap();
@@ -157,7 +152,7 @@ mod tests {
         let Faults(faults) = running.reloaded(settings("write.gas = 30000\nlimits.gas_per_hour = 40000")).unwrap_err();
         assert!(faults[0].starts_with("- limits.gas_per_hour: is 40000, and write.gas is 60000"), "{faults:?}");
         let both = running.reloaded(settings("write.gas = 30000\nlimits.gas_per_hour = 80000")).unwrap();
-        assert_eq!(both.settings.limits.gas_per_hour, Some(Gas(80_000)));
+        assert_eq!(both.settings.tuning.limits.gas_per_hour, Some(Gas(80_000)));
         assert_eq!(both.need_restart, ["write.gas"]);
     }
 }

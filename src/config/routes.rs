@@ -3,10 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::config::gas_limits;
-use crate::config::reader::{Findings, Section};
+use crate::config::reader::{Findings, Section, tables};
 use crate::model::{Address, Gas, GasRule, Wei};
 use crate::policy::abi::{self, Call, Encoding, Errors, Function, Many, Pointer, Source};
 use crate::policy::records::{self, Kept};
@@ -15,14 +15,6 @@ use crate::policy::schema::Schema;
 
 /// What a route takes from `[write]` where it does not say otherwise.
 const INHERITED: [&str; 5] = ["mode", "to", "value", "gas", "gas_margin"];
-/// What a call needs.
-const OF_A_CALL: [&str; 4] = ["function", "abi", "arguments", "batch_function"];
-/// What a record needs.
-const OF_A_RECORD: [&str; 1] = ["body"];
-/// What a message must have.
-const OF_A_MATCH: [&str; 4] = ["name", "type", "routing_key", "header"];
-/// What every route may have.
-const OF_ALL: [&str; 2] = ["schema", "errors"];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -34,51 +26,25 @@ enum Mode {
 
 /// Without `[[route]]`, `[write]` is the route of every message.
 pub(super) fn read(write: Option<Value>, routes: Option<Value>, folder: &Path, findings: &mut Findings) -> Vec<Route> {
-    let tables = match routes {
-        None => return vec![route(("write", "write"), write, folder, &[], findings)],
-        Some(Value::Array(tables)) if !tables.is_empty() => tables,
-        Some(_) => {
-            findings.add("route", "must be tables; write [[route]]");
-            return Vec::new();
-        }
-    };
-    let inherited = inherited(write, findings);
-    let tables = tables.into_iter().enumerate().map(|(index, mut table)| {
-        if let Value::Object(keys) = &mut table {
-            let is_carried = keys.get("mode").and_then(Value::as_str) == Some("transaction");
-            // A message that carries its transaction says these itself.
-            let inherited =
-                inherited.iter().filter(|(key, _)| !(is_carried && ["to", "value"].contains(&key.as_str())));
-            for (key, value) in inherited {
-                keys.entry(key.clone()).or_insert_with(|| value.clone());
-            }
-        }
-        let place = format!("route[{}]", index + 1);
-        let name = table.get("name").and_then(Value::as_str).unwrap_or(&place).to_owned();
-        route((&name, &place), Some(table), folder, &OF_A_MATCH, findings)
-    });
-    tables.collect()
-}
-
-fn inherited(write: Option<Value>, findings: &mut Findings) -> Map<String, Value> {
-    let keys = write.as_ref().and_then(Value::as_object).cloned().unwrap_or_default();
-    let mut section = Section::new("write", write, findings);
-    for key in INHERITED {
-        section.take(key);
+    if routes.is_none() {
+        return vec![route("write", Match::default(), Section::new("write", write, findings), folder)];
     }
-    section.finish(&INHERITED);
-    keys.into_iter().filter(|(key, _)| INHERITED.contains(&key.as_str())).collect()
+    let inherited = write.as_ref().and_then(Value::as_object).cloned().unwrap_or_default();
+    Section::new("write", write, findings).allow(&INHERITED);
+    let routes = tables("route", routes, "must be tables; write [[route]]", findings, |mut section| {
+        // A message that carries its transaction says these itself.
+        let carried: &[&str] = if section.is("mode", "transaction") { &["to", "value"] } else { &[] };
+        let is_inherited = |key: &str| INHERITED.contains(&key) && !carried.contains(&key);
+        section.inherit(inherited.iter().filter(|(key, _)| is_inherited(key)));
+        let name = section.take("name").and_then(|name| name.as_str().map(str::to_owned));
+        let name = name.unwrap_or_else(|| section.name().to_owned());
+        let matches = matches(&mut section);
+        route(&name, matches, section, folder)
+    });
+    routes.unwrap_or_default()
 }
 
-fn route(
-    (name, place): (&str, &str),
-    table: Option<Value>,
-    folder: &Path,
-    of_a_match: &[&str],
-    findings: &mut Findings,
-) -> Route {
-    let mut section = Section::new(place, table, findings);
-    let matches = if of_a_match.is_empty() { Match::default() } else { matches(&mut section) };
+fn route(name: &str, matches: Match, mut section: Section<'_>, folder: &Path) -> Route {
     let mode = section.choice(
         "mode",
         &[("data", Mode::Data), ("call", Mode::Call), ("record", Mode::Record), ("transaction", Mode::Transaction)],
@@ -86,7 +52,7 @@ fn route(
     let schema = schema(&mut section, folder);
     if mode == Mode::Transaction {
         let errors = errors(&mut section);
-        return Route { schema, errors, ..carried(name, matches, section, of_a_match) };
+        return Route { schema, errors, ..carried(name, matches, section) };
     }
     let to = section
         .read("to", "the address to call, 0x and 40 hexadecimal digits", Address([0; 20]), |text| text.parse().ok());
@@ -120,17 +86,11 @@ fn route(
             (Calldata::Record(kept), records::many(kept))
         }
     };
-    let of_the_mode: &[&str] = match mode {
-        Mode::Data | Mode::Transaction => &[],
-        Mode::Call => &OF_A_CALL,
-        Mode::Record => &OF_A_RECORD,
-    };
-    section.finish(&[of_a_match, &INHERITED, &OF_ALL, of_the_mode].concat());
     Route { name: name.to_owned(), matches, schema, to: Some(to), value, gas, calldata, many, errors }
 }
 
 /// The message says whom to call, with what and for how much.
-fn carried(name: &str, matches: Match, mut section: Section<'_>, of_a_match: &[&str]) -> Route {
+fn carried(name: &str, matches: Match, mut section: Section<'_>) -> Route {
     let gas = gas(&mut section);
     if section.text("to").is_some() {
         section.fault("to", "is set, and the messages say whom they call; remove it");
@@ -138,7 +98,6 @@ fn carried(name: &str, matches: Match, mut section: Section<'_>, of_a_match: &[&
     if section.text("value").is_some_and(|value| value != "0") {
         section.fault("value", "is set, and the messages say what they pay; remove it");
     }
-    section.finish(&[of_a_match, &INHERITED, &OF_ALL].concat());
     let value = Amount::Fixed(Wei(0));
     Route {
         name: name.to_owned(),
@@ -154,7 +113,6 @@ fn carried(name: &str, matches: Match, mut section: Section<'_>, of_a_match: &[&
 }
 
 fn matches(section: &mut Section<'_>) -> Match {
-    section.take("name");
     let kind = section.text("type");
     let routing_key = section.text("routing_key").map(KeyPattern);
     let header = section.text("header").map(|text| match text.split_once('=') {
@@ -188,6 +146,7 @@ fn call(section: &mut Section<'_>, folder: &Path, pays: bool, errors: &mut Error
         }
     };
     let file = section.text("abi");
+    section.allow(&["function", "batch_function"]);
     let Some(wanted) = section.text("function") else {
         section.fault("function", "is not set; expected a signature, such as \"transfer(address to, uint256 amount)\"");
         return None;
@@ -229,7 +188,6 @@ fn many(section: &mut Section<'_>, call: &Call, file: Option<(&Path, &str)>, pay
     many.map_err(|problem| section.fault("batch_function", problem)).ok()
 }
 
-/// Errors by their signatures.
 fn errors(section: &mut Section<'_>) -> Errors {
     let mut errors = Errors::default();
     let Some(value) = section.take("errors") else { return errors };
@@ -323,7 +281,7 @@ mod tests {
                 "{REST}[write]\n{TO}mode = \"call\"\nfunction = \"f(bool)\"\narguments = [\"json:/x\"]\n\
                  batch_function = \"g(bool[] all)\"\n{batch}"
             );
-            load_text(&text).unwrap().batching
+            load_text(&text).unwrap().lane.batching
         };
         assert!(!kinds("").is_on(), "who does not ask for batches has none");
         let batching = kinds("[batch]\nmax_requests = 50\nmax_wait = \"1s\"\n");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use secrecy::{ExposeSecret, SecretString};
 
-/// The content of a file that only its owner may read.
+/// Reads a file that only its owner may read.
 pub(crate) fn private_file(path: &Path) -> Result<SecretString, String> {
     let shown = path.display();
     let metadata = std::fs::metadata(path).map_err(|error| format!("{shown} cannot be read: {error}"))?;
@@ -16,12 +16,12 @@ pub(crate) fn private_file(path: &Path) -> Result<SecretString, String> {
     Ok(SecretString::from(text))
 }
 
-/// A secret without the end of its line, which editors add.
+/// Removes the end of the line, which editors add.
 pub(crate) fn line_of(secret: &SecretString) -> SecretString {
     SecretString::from(secret.expose_secret().trim_end_matches(['\r', '\n']))
 }
 
-/// A relative name is a systemd credential, if there is one of this name.
+/// Takes a relative name for a systemd credential, if there is one of this name.
 pub(super) fn credential(name: &str) -> PathBuf {
     let path = PathBuf::from(name);
     if path.is_absolute() {

@@ -9,16 +9,18 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value};
 use url::Url;
 
-use crate::broker::{Bind, Names, TopologyMode, UriSource};
-use crate::config::reader::{Findings, Section, http_url};
-use crate::config::reload::prints;
+use crate::broker::{Bind, BrokerSettings, Names, Topology, TopologyMode, UriSource};
+use crate::chain::ClientSettings;
+use crate::config::reader::{DAY, Findings, HOUR, MINUTE, MS, SECOND, Section, http_url, or_off};
+use crate::config::reload::{Prints, prints};
 use crate::config::secrets::{credential, private_file};
 use crate::config::{
-    BrokerSection, ChainSection, Faults, JournalSection, LogFormat, LogSection, RetrySection, Settings, TracesSection,
-    WorkerSection, bind, dead, id_source, policy, routes, signers,
+    Faults, JournalSection, LogFormat, LogSection, Settings, TracesSettings, WorkerSection, bind, dead, id_source,
+    policy, routes, signers,
 };
 use crate::journal::JournalAddress;
 use crate::model::{Gas, Wei};
+use crate::observe::traces::{ExporterSettings, Sampling, Tracer};
 use crate::policy::admission::{AdmissionRules, OrderBy, Ordering, TextSource};
 use crate::policy::batch::{BatchKind, Batching};
 use crate::policy::classify::{ErrorTable, SendMeaning};
@@ -26,52 +28,23 @@ use crate::policy::fee::{FeeMode, FeeRules};
 use crate::policy::finality::FinalityRule;
 use crate::policy::limits::Limits;
 use crate::policy::permits::Permits;
-use crate::policy::routes::Route;
-use crate::stages::lane::OutagePolicy;
+use crate::policy::retry_schedule::RetrySchedule;
+use crate::policy::routes::{Route, contract_errors, sole_write};
+use crate::stages::lane::{LaneRules, OutagePolicy, Tuning};
+use crate::stages::settle::SettleSettings;
 
-const MS: Duration = Duration::from_millis(1);
-pub(super) const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_secs(60);
-const HOUR: Duration = Duration::from_secs(3600);
-pub(super) const DAY: Duration = Duration::from_secs(86_400);
 /// Prices are stored in 63 bits.
 const HIGHEST_FEE: Wei = Wei(9_000_000_000_000_000_000);
 const LARGEST_BODY: u64 = 16 << 20;
 /// Below a collector's address: <https://opentelemetry.io/docs/specs/otlp/#otlphttp-request>.
 const TRACES_PATH: &str = "/v1/traces";
 
-/// `folder`: where relative names of files of routes are looked for.
+/// `folder`: where relative names of files of routes are.
 pub(super) fn read(values: Value, folder: &Path) -> Result<Settings, Faults> {
     let prints = prints(&values);
     let mut tables = values.as_object().cloned().unwrap_or_else(Map::new);
     let mut findings = Findings::default();
-    let binds = bind::read(tables.remove("bind"), &mut findings);
-    let (broker, max_body_bytes) = broker(Section::new("broker", tables.remove("broker"), &mut findings), binds);
-    let (id_source, order_by) = request(Section::new("request", tables.remove("request"), &mut findings));
-    let permits = policy::read(tables.remove("policy"), &mut findings);
-    let routes = routes::read(tables.remove("write"), tables.remove("route"), folder, &mut findings);
-    let keeps_order = order_by.as_ref().is_some_and(|order_by| order_by.ordering == Ordering::Nonce);
-    let batch = Section::new("batch", tables.remove("batch"), &mut findings);
-    let settings = Settings {
-        batching: Arc::new(batching(batch, &routes, keeps_order)),
-        worker: worker(Section::new("worker", tables.remove("worker"), &mut findings)),
-        broker,
-        retry: retry(Section::new("retry", tables.remove("retry"), &mut findings)),
-        outage: outage(Section::new("outage", tables.remove("outage"), &mut findings)),
-        chain: chain(tables.remove("chain"), &mut findings),
-        signers: signers::read(tables.remove("signer"), &mut findings),
-        admission: AdmissionRules { id_source, order_by, routes, max_body_bytes, permits: Arc::new(permits.clone()) },
-        fees: fees(Section::new("fees", tables.remove("fees"), &mut findings)),
-        limits: limits(Section::new("limits", tables.remove("limits"), &mut findings), &permits),
-        dead: dead::read(tables.remove("dead"), &mut findings),
-        journal: journal(Section::new("journal", tables.remove("journal"), &mut findings)),
-        lease_ttl: lease(Section::new("lease", tables.remove("lease"), &mut findings)),
-        traces: traces(Section::new("traces", tables.remove("traces"), &mut findings)),
-        http_listen: http(Section::new("http", tables.remove("http"), &mut findings)),
-        log: log(Section::new("log", tables.remove("log"), &mut findings)),
-        prints,
-    };
-    policy::compare(&permits, &settings.admission.routes, &settings.batching, &mut findings);
+    let settings = settings(&mut tables, folder, prints, &mut findings);
     for (key, problem) in settings.contradictions() {
         findings.add(key, problem);
     }
@@ -81,6 +54,60 @@ pub(super) fn read(values: Value, folder: &Path) -> Result<Settings, Faults> {
     match findings.into_lines() {
         faults if faults.is_empty() => Ok(settings),
         faults => Err(Faults(faults)),
+    }
+}
+
+/// Takes every section that there is out of the tables.
+fn settings(tables: &mut Map<String, Value>, folder: &Path, prints: Prints, findings: &mut Findings) -> Settings {
+    macro_rules! section {
+        ($name:literal) => {
+            Section::new($name, tables.remove($name), findings)
+        };
+    }
+    let schedule = retry(section!("retry"));
+    let binds = bind::read(tables.remove("bind"), findings);
+    let (mut broker, max_hold, park_delay, max_body_bytes) = broker(section!("broker"), binds, &schedule);
+    let (id_source, order_by) = request(section!("request"));
+    let permits = Arc::new(policy::read(section!("policy")));
+    let routes = routes::read(tables.remove("write"), tables.remove("route"), folder, findings);
+    let keeps_order = order_by.as_ref().is_some_and(|order_by| order_by.ordering == Ordering::Nonce);
+    let batching = Arc::new(batching(section!("batch"), &routes, keeps_order));
+    let admission = AdmissionRules { id_source, order_by, routes, max_body_bytes, permits };
+    let worker = worker(section!("worker"));
+    let outage = outage(section!("outage"));
+    let fees = fees(section!("fees"));
+    let limits = limits(section!("limits"), &admission.permits);
+    let lease_ttl = section!("lease").duration("ttl", 3 * SECOND..=10 * MINUTE);
+    let (chain, lane, tuning) = chain(section!("chain"), &admission, batching, lease_ttl, (fees, limits, outage));
+    policy::compare(&admission, &lane.batching, findings);
+    broker.client_name = worker.full_name();
+    broker.is_ordered |= admission.is_strict();
+    let settle = SettleSettings {
+        organisation: worker.organisation.clone(),
+        worker: worker.full_name(),
+        names: broker.topology.names().clone(),
+        waits: waits(&schedule, park_delay),
+        schedule,
+        max_hold,
+        park_delay,
+        publishes_in_flight: broker.publish_channels,
+        tracer: Tracer::default(),
+    };
+    Settings {
+        signers: signers::read(tables.remove("signer"), findings),
+        dead: dead::read(section!("dead")),
+        journal: journal(section!("journal")),
+        traces: traces(section!("traces"), &worker, broker.topology.names(), chain.chain_id),
+        http_listen: http(section!("http")),
+        log: log(section!("log")),
+        worker,
+        broker,
+        admission,
+        settle,
+        chain,
+        lane,
+        tuning,
+        prints,
     }
 }
 
@@ -95,17 +122,20 @@ fn worker(mut section: Section<'_>) -> WorkerSection {
     let host = hostname::get().unwrap_or_default().to_string_lossy().into_owned();
     let instance =
         section.read("instance", expected, String::new(), |text| if text.is_empty() { Some(host) } else { name(text) });
-    let settings = WorkerSection {
+    WorkerSection {
         organisation,
         instance,
         max_open: section.number("max_open", 1..=1_000_000),
         drain_deadline: section.duration("drain_deadline", SECOND..=10 * MINUTE),
-    };
-    section.finish(&["organisation", "instance", "max_open", "drain_deadline"]);
-    settings
+    }
 }
 
-fn broker(mut section: Section<'_>, binds: Vec<Bind>) -> (BrokerSection, u64) {
+/// Reads how the broker is used, how long a delivery is held and then parked, and the longest body.
+fn broker(
+    mut section: Section<'_>,
+    binds: Vec<Bind>,
+    schedule: &RetrySchedule,
+) -> (BrokerSettings, Duration, Duration, u64) {
     let inline = section.text("uri").unwrap_or_default();
     let uri = match section.text("uri_file") {
         Some(file) => UriSource::File(credential(&file)),
@@ -133,15 +163,18 @@ fn broker(mut section: Section<'_>, binds: Vec<Bind>) -> (BrokerSection, u64) {
             *name = text;
         }
     }
-    let settings = BrokerSection {
+    let park_delay = section.duration("park_delay", 100 * MS..=HOUR);
+    let single_active_consumer = section.choice("single_active_consumer", &[("false", false), ("true", true)]);
+    let settings = BrokerSettings {
         uri,
-        names,
-        binds,
+        client_name: String::new(),
         prefetch: section.number("prefetch", 1..=u16::MAX),
-        single_active_consumer: section.choice("single_active_consumer", &[("false", false), ("true", true)]),
-        topology: section.choice("topology", &[("declare", TopologyMode::Declare), ("verify", TopologyMode::Verify)]),
-        max_hold: section.duration("max_hold", SECOND..=12 * HOUR),
-        park_delay: section.duration("park_delay", 100 * MS..=HOUR),
+        is_ordered: single_active_consumer,
+        topology: Topology::new(names, waits(schedule, park_delay))
+            .with_binds(binds)
+            .with_single_active_consumer(single_active_consumer),
+        topology_mode: section
+            .choice("topology", &[("declare", TopologyMode::Declare), ("verify", TopologyMode::Verify)]),
         call_timeout: section.duration("call_timeout", 100 * MS..=5 * MINUTE),
         confirm_timeout: section.duration("confirm_timeout", 100 * MS..=5 * MINUTE),
         publish_channels: section.number("publish_channels", 1..=256),
@@ -153,31 +186,21 @@ fn broker(mut section: Section<'_>, binds: Vec<Bind>) -> (BrokerSection, u64) {
     if settings.reconnect.0 > settings.reconnect.1 {
         section.fault("reconnect_initial", "is longer than reconnect_max; make it shorter");
     }
+    let max_hold = section.duration("max_hold", SECOND..=12 * HOUR);
     let max_body_bytes = section.read("max_body", "a size from 1 B to 16 MiB, such as \"256 KiB\"", 1, |text| {
         let size: bytesize::ByteSize = text.parse().ok()?;
         Some(size.as_u64()).filter(|bytes| (1..=LARGEST_BODY).contains(bytes))
     });
-    section.finish(&[
-        "uri",
-        "uri_file",
-        "queue",
-        "prefetch",
-        "single_active_consumer",
-        "topology",
-        "max_hold",
-        "park_delay",
-        "max_body",
-        "call_timeout",
-        "confirm_timeout",
-        "publish_channels",
-        "reconnect_initial",
-        "reconnect_max",
-        "retry_exchange",
-        "wait_prefix",
-        "dead_exchange",
-        "events_exchange",
-    ]);
-    (settings, max_body_bytes)
+    (settings, max_hold, park_delay, max_body_bytes)
+}
+
+/// Returns the delay of each wait queue: one for each delay of a retry, and one for parks.
+fn waits(schedule: &RetrySchedule, park_delay: Duration) -> Vec<Duration> {
+    let mut waits = schedule.levels();
+    waits.push(park_delay);
+    waits.sort_unstable();
+    waits.dedup();
+    waits
 }
 
 /// Where ids stand, and where ordering keys do.
@@ -193,87 +216,79 @@ fn request(mut section: Section<'_>) -> (TextSource, Option<OrderBy>) {
     if ordering == Ordering::Strict && order_by.is_none() {
         section.fault("ordering", "is \"strict\", but nothing says what is ordered: set request.order_by");
     }
-    section.finish(&["id", "order_by", "ordering"]);
     (source, order_by.map(|source| OrderBy { source, ordering }))
 }
 
-fn retry(mut section: Section<'_>) -> RetrySection {
-    let settings = RetrySection {
-        max_attempts: section.number("max_attempts", 1..=100),
-        initial_delay: section.duration("initial_delay", 100 * MS..=DAY),
-        multiplier: section.number("multiplier", 1.0..=100.0),
-        max_delay: section.duration("max_delay", 100 * MS..=DAY),
-    };
-    if settings.initial_delay > settings.max_delay {
+fn retry(mut section: Section<'_>) -> RetrySchedule {
+    let max_attempts = section.number("max_attempts", 1..=100);
+    let initial_delay = section.duration("initial_delay", 100 * MS..=DAY);
+    let multiplier = section.number("multiplier", 1.0..=100.0);
+    let max_delay = section.duration("max_delay", 100 * MS..=DAY);
+    if initial_delay > max_delay {
         section.fault("initial_delay", "is longer than max_delay; make it shorter");
     }
-    section.finish(&["max_attempts", "initial_delay", "multiplier", "max_delay"]);
-    settings
+    RetrySchedule::new(max_attempts, initial_delay, multiplier, max_delay)
 }
 
 fn outage(mut section: Section<'_>) -> OutagePolicy {
-    let policy = section.choice("policy", &[("hold", OutagePolicy::Hold), ("retry", OutagePolicy::Retry)]);
-    section.finish(&["policy"]);
-    policy
+    section.choice("policy", &[("hold", OutagePolicy::Hold), ("retry", OutagePolicy::Retry)])
 }
 
-fn chain(mut value: Option<Value>, findings: &mut Findings) -> ChainSection {
-    let own_texts = value.as_mut().and_then(Value::as_object_mut).and_then(|keys| keys.remove("errors"));
-    let errors = Arc::new(chain_errors(Section::new("chain.errors", own_texts, findings)));
-    let mut section = Section::new("chain", value, findings);
-    let finality = section.read(
-        "finality",
-        "a number of blocks from 0 to 10000, \"safe\" or \"finalized\"",
-        FinalityRule::Safe,
-        |text| match text {
-            "safe" => Some(FinalityRule::Safe),
-            "finalized" => Some(FinalityRule::Finalized),
-            number => number.parse().ok().filter(|depth| *depth <= 10_000).map(FinalityRule::Depth),
-        },
-    );
-    let settings = ChainSection {
-        id: section.number("id", 1..=i64::MAX.unsigned_abs()),
+fn chain(
+    mut section: Section<'_>,
+    admission: &AdmissionRules,
+    batching: Arc<Batching>,
+    lease_ttl: Duration,
+    (fees, limits, outage): (FeeRules, Limits, OutagePolicy),
+) -> (ClientSettings, LaneRules, Tuning) {
+    let own_texts = section.take("errors");
+    let errors = Arc::new(chain_errors(Section::new("chain.errors", own_texts, section.findings)));
+    let expected = "a number of blocks from 0 to 10000, \"safe\" or \"finalized\"";
+    let finality = section.read("finality", expected, FinalityRule::Safe, |text| match text {
+        "safe" => Some(FinalityRule::Safe),
+        "finalized" => Some(FinalityRule::Finalized),
+        number => number.parse().ok().filter(|depth| *depth <= 10_000).map(FinalityRule::Depth),
+    });
+    let client = ClientSettings {
+        chain_id: section.number("id", 1..=i64::MAX.unsigned_abs()),
         endpoints: endpoints(&mut section),
-        finality,
         timeout: section.duration("timeout", 100 * MS..=5 * MINUTE),
         batch_size: section.number("batch_size", 1..=1000),
         max_lag: section.number("max_lag", 1..=10_000),
-        max_head_age: section.read(
-            "max_head_age",
-            "a duration from 1s to 24h, such as \"10m\", or \"off\"",
-            None,
-            |text| match text {
-                "off" => Some(None),
-                age => humantime::parse_duration(age).ok().filter(|age| (SECOND..=DAY).contains(age)).map(Some),
-            },
-        ),
-        poll_interval: section.duration("poll_interval", 10 * MS..=5 * MINUTE),
-        in_flight: section.number("in_flight", 1..=100_000),
+        errors: Arc::clone(&errors),
+        tracer: Tracer::default(),
+    };
+    let expected = "a duration from 1s to 24h, such as \"10m\", or \"off\"";
+    let age = |text: &str| humantime::parse_duration(text).ok().filter(|age| (SECOND..=DAY).contains(age));
+    let tuning = Tuning {
+        fees,
+        limits,
+        max_head_age: section.read("max_head_age", expected, None, |text| or_off(text, age)),
         resend_after: section.duration("resend_after", SECOND..=HOUR),
         replace_after: section.duration("replace_after", SECOND..=DAY),
         refused_after: section.duration("refused_after", SECOND..=DAY),
-        errors,
+        outage,
     };
-    section.finish(&[
-        "id",
-        "endpoints",
-        "finality",
-        "timeout",
-        "batch_size",
-        "max_lag",
-        "max_head_age",
-        "poll_interval",
-        "in_flight",
-        "resend_after",
-        "replace_after",
-        "refused_after",
-    ]);
-    settings
+    let lane = LaneRules {
+        chain_id: client.chain_id,
+        unstored_write: sole_write(&admission.routes),
+        finality,
+        in_flight: section.number("in_flight", 1..=100_000),
+        is_strict: admission.is_strict(),
+        batching,
+        permits: Arc::clone(&admission.permits),
+        contract_errors: Arc::new(contract_errors(&admission.routes)),
+        poll_interval: section.duration("poll_interval", 10 * MS..=5 * MINUTE),
+        errors,
+        lease_ttl,
+    };
+    (client, lane, tuning)
 }
 
 fn chain_errors(mut section: Section<'_>) -> ErrorTable {
     let mut own: Vec<(String, SendMeaning)> = Vec::new();
-    for (word, meaning) in SendMeaning::WORDS {
+    for meaning in SendMeaning::configurable() {
+        let word = meaning.as_str();
         let Some(value) = section.take(word) else { continue };
         let Some(texts) = texts(&value) else {
             section.fault(word, "expected a list of texts");
@@ -290,7 +305,6 @@ fn chain_errors(mut section: Section<'_>) -> ErrorTable {
             }
         }
     }
-    section.finish(&SendMeaning::WORDS.map(|(word, _)| word));
     ErrorTable::with(own)
 }
 
@@ -334,34 +348,29 @@ fn fees(mut section: Section<'_>) -> FeeRules {
     let max_fee = section.read("max_fee", "an amount from 0 to 9 ether, such as \"100 gwei\"", Wei(0), |text| {
         text.parse().ok().filter(|fee| *fee <= HIGHEST_FEE)
     });
-    section.finish(&["mode", "max_fee"]);
     FeeRules { mode, max_fee }
 }
 
 fn limits(mut section: Section<'_>, permits: &Permits) -> Limits {
-    let limits = Limits {
+    Limits {
         writes_per_second: section.number_or_off("writes_per_second", 1..=10_000),
         in_flight: section.number_or_off("in_flight", 1..=1_000_000),
         gas_per_hour: section.number_or_off("gas_per_hour", 21_000..=1_000_000_000_000_000).map(Gas),
         value_per_day: permits.value_per_day,
         fee_per_day: permits.fee_per_day,
-    };
-    section.finish(&["writes_per_second", "in_flight", "gas_per_hour"]);
-    limits
+    }
 }
 
 /// Among requests of strict ordering that are to be written, no two have the same key.
 fn batching(mut section: Section<'_>, routes: &[Route], keeps_order: bool) -> Batching {
     let kind = |route: &Route| Some(BatchKind { to: route.to?, many: route.many.clone()? });
-    let batching = Batching {
+    Batching {
         max_requests: section.number("max_requests", 1..=1000),
         max_bytes: section.number("max_bytes", 1024..=120_000),
         max_wait: section.duration("max_wait", Duration::ZERO..=MINUTE),
         keeps_order,
         kinds: routes.iter().filter_map(kind).collect(),
-    };
-    section.finish(&["max_requests", "max_bytes", "max_wait"]);
-    batching
+    }
 }
 
 fn journal(mut section: Section<'_>) -> JournalSection {
@@ -375,28 +384,22 @@ fn journal(mut section: Section<'_>) -> JournalSection {
         JournalAddress::Sqlite(PathBuf::new())
     });
     let retention = section.duration("retention", HOUR..=3650 * DAY);
-    section.finish(&["url", "url_file", "retention"]);
     JournalSection { address, retention }
 }
 
-fn lease(mut section: Section<'_>) -> Duration {
-    let ttl = section.duration("ttl", 3 * SECOND..=10 * MINUTE);
-    section.finish(&["ttl"]);
-    ttl
-}
-
-fn traces(mut section: Section<'_>) -> Option<TracesSection> {
+fn traces(mut section: Section<'_>, worker: &WorkerSection, names: &Names, chain_id: u64) -> Option<TracesSettings> {
     let expected = "the URL of an OpenTelemetry collector, such as \"http://127.0.0.1:4318\", or \"off\"";
-    let endpoint = section.read("endpoint", expected, None, |text| match text {
-        "off" => Some(None),
-        url => http_url(url).and_then(traces_at).map(Some),
-    });
+    let collector = |url: &str| http_url(url).and_then(traces_at);
+    let endpoint = section.read("endpoint", expected, None, |text| or_off(text, collector));
     if endpoint.is_some() && !cfg!(feature = "otlp") {
         section.fault("endpoint", "needs a build with `--features otlp`, which this is not; set it to \"off\"");
     }
-    let (sample, timeout) = (section.number("sample", 0.0..=1.0), section.duration("timeout", 100 * MS..=MINUTE));
-    section.finish(&["endpoint", "sample", "timeout"]);
-    endpoint.map(|endpoint| TracesSection { endpoint, sample, timeout })
+    let (share, timeout) = (section.number("sample", 0.0..=1.0), section.duration("timeout", 100 * MS..=MINUTE));
+    let (organisation, instance) = (worker.organisation.clone(), worker.instance.clone());
+    let queue = names.work.clone();
+    let sampling = Sampling { scope: format!("{queue}/{chain_id}"), share };
+    let exporter = |endpoint| ExporterSettings { endpoint, timeout, queue, organisation, instance };
+    endpoint.map(|endpoint| TracesSettings { exporter: exporter(endpoint), sampling })
 }
 
 /// Where a collector takes traces: as its base address or that very path is given.
@@ -410,12 +413,10 @@ fn traces_at(mut url: Url) -> Option<Url> {
 
 fn http(mut section: Section<'_>) -> Option<SocketAddr> {
     let expected = "an address and a port, such as \"127.0.0.1:19746\", or \"\" for none";
-    let listen = section.read("listen", expected, None, |text| match text {
+    section.read("listen", expected, None, |text| match text {
         "" => Some(None),
         address => address.parse().ok().map(Some),
-    });
-    section.finish(&["listen"]);
-    listen
+    })
 }
 
 fn log(mut section: Section<'_>) -> LogSection {
@@ -430,6 +431,5 @@ fn log(mut section: Section<'_>) -> LogSection {
         ],
     );
     let format = section.choice("format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]);
-    section.finish(&["level", "format"]);
     LogSection { level, format }
 }

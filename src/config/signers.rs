@@ -6,30 +6,19 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 
-use crate::config::reader::{Findings, Section, http_url};
+use crate::config::reader::{Findings, Section, http_url, tables};
 use crate::config::secrets::{credential, line_of, private_file};
 use crate::model::Address;
 use crate::signer::{LocalSigner, RemoteSettings, RemoteTls, Signer, keystore};
 
 /// For an answer of a server, where `timeout` is not set.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Where the key is: one of these.
+/// Where the key is: one of these is set.
 const WAYS: [&str; 5] = ["key_file", "keystore", "key", "url", "url_file"];
-const KEYS: [&str; 11] = [
-    "key_file",
-    "keystore",
-    "password_file",
-    "key",
-    "url",
-    "url_file",
-    "address",
-    "timeout",
-    "ca_file",
-    "certificate_file",
-    "certificate_key_file",
-];
+/// What goes with some of them.
+const WITH_SOME: [&str; 6] =
+    ["password_file", "address", "timeout", "ca_file", "certificate_file", "certificate_key_file"];
 
-/// One `[[signer]]`.
 #[derive(Debug, Clone)]
 pub enum SignerSection {
     /// With a key of its own.
@@ -38,7 +27,6 @@ pub enum SignerSection {
 }
 
 impl SignerSection {
-    /// The account that it signs for.
     pub fn address(&self) -> Address {
         match self {
             Self::Local(signer) => signer.address(),
@@ -51,36 +39,28 @@ impl SignerSection {
 type Fault = (&'static str, String);
 
 pub(super) fn read(value: Option<Value>, findings: &mut Findings) -> Vec<SignerSection> {
-    let tables = match value {
-        Some(Value::Array(tables)) if !tables.is_empty() => tables,
-        _ => {
-            findings.add("signer", "there is none; add [[signer]] with key_file = \"signer.key\"");
-            return Vec::new();
-        }
-    };
+    let missing = "there is none; add [[signer]] with key_file = \"signer.key\"";
     let mut signers: Vec<SignerSection> = Vec::new();
-    for (index, table) in tables.into_iter().enumerate() {
-        let mut section = Section::new(&format!("signer[{}]", index + 1), Some(table), findings);
-        match signer(&mut section) {
-            Ok(signer) => match signers.iter().position(|known| known.address() == signer.address()) {
-                Some(earlier) => {
-                    let key = match signer {
-                        SignerSection::Local(_) => "key_file",
-                        SignerSection::Remote(_) => "address",
-                    };
-                    let earlier = earlier + 1;
-                    section.fault(key, format!("is of the same account as signer[{earlier}]; an account has one lane"));
-                }
-                None => signers.push(signer),
-            },
-            Err((key, problem)) => section.fault(key, problem),
-        }
-        section.finish(&KEYS);
-    }
+    let value = value.unwrap_or(Value::Array(Vec::new()));
+    tables("signer", Some(value), missing, findings, |mut section| match signer(&mut section) {
+        Ok(signer) => match signers.iter().position(|known| known.address() == signer.address()) {
+            Some(earlier) => {
+                let key = match signer {
+                    SignerSection::Local(_) => "key_file",
+                    SignerSection::Remote(_) => "address",
+                };
+                let earlier = earlier + 1;
+                section.fault(key, format!("is of the same account as signer[{earlier}]; an account has one lane"));
+            }
+            None => signers.push(signer),
+        },
+        Err((key, problem)) => section.fault(key, problem),
+    });
     signers
 }
 
 fn signer(section: &mut Section<'_>) -> Result<SignerSection, Fault> {
+    section.allow(&WITH_SOME);
     let ways: Vec<_> = WAYS.into_iter().filter_map(|key| Some((key, section.text(key)?))).collect();
     match ways.as_slice() {
         [(key @ "key_file", file)] => local(key, &private_file(&credential(file)).map_err(|problem| (*key, problem))?),

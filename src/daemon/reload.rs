@@ -10,7 +10,7 @@ use tracing::{error, info, warn};
 use crate::config::{Faults, Reloaded, Settings};
 use crate::stages::lane::Tuning;
 
-/// What a reload needs of whoever starts the daemon.
+/// How the configuration is read once more.
 pub struct Reloading {
     /// Reads the configuration; may take as long as it takes to open a keystore.
     pub load: Arc<dyn Fn() -> Result<Settings, Faults> + Send + Sync>,
@@ -22,50 +22,29 @@ pub struct Reloading {
 pub struct Hangups(Signal);
 
 impl Hangups {
-    /// Listens from now on.
-    ///
-    /// # Errors
-    /// When the system refuses.
     pub fn new() -> std::io::Result<Self> {
         signal(SignalKind::hangup()).map(Self)
     }
 }
 
-/// Where parts of the program see what they are to go by.
+/// The settings that may change at run time, as the parts of the program see them.
 pub struct Adjustable {
     pub tuning: watch::Sender<Tuning>,
     pub max_open: watch::Sender<u64>,
 }
 
 impl Adjustable {
-    /// As the settings say at the start.
     pub fn new(settings: &Settings) -> Self {
-        Self { tuning: watch::Sender::new(tuning(settings)), max_open: watch::Sender::new(settings.worker.max_open) }
+        Self { tuning: watch::Sender::new(settings.tuning), max_open: watch::Sender::new(settings.worker.max_open) }
     }
 
     fn set(&self, settings: &Settings) {
-        self.tuning.send_replace(tuning(settings));
+        self.tuning.send_replace(settings.tuning);
         self.max_open.send_replace(settings.worker.max_open);
     }
 }
 
-fn tuning(settings: &Settings) -> Tuning {
-    let chain = &settings.chain;
-    Tuning {
-        fees: settings.fees,
-        limits: settings.limits,
-        resend_after: chain.resend_after,
-        replace_after: chain.replace_after,
-        refused_after: chain.refused_after,
-        max_head_age: chain.max_head_age,
-        outage: settings.outage,
-    }
-}
-
 /// Takes over what changes, signal by signal, until stopped. A configuration with faults changes nothing.
-///
-/// # Errors
-/// None: whatever the file says, the daemon goes on.
 pub async fn run(
     mut running: Settings,
     reloading: Reloading,
@@ -93,13 +72,13 @@ pub async fn run(
                 adjustable.set(&settings);
                 set_log_level(settings.log.level);
                 running = settings;
-                tell(&taken_over, &need_restart);
+                log_changes(&taken_over, &need_restart);
             }
         }
     }
 }
 
-fn tell(taken_over: &[String], need_restart: &[String]) {
+fn log_changes(taken_over: &[String], need_restart: &[String]) {
     if taken_over.is_empty() && need_restart.is_empty() {
         info!("the configuration was read: nothing has changed");
     }

@@ -1,4 +1,4 @@
-//! Spawns, names and joins every task; turns signals into a drain; tells systemd how it goes.
+//! Spawns, names and joins every task; turns signals into a drain; keeps systemd informed.
 
 use std::future::Future;
 use std::time::Duration;
@@ -28,14 +28,14 @@ pub struct Tasks {
 }
 
 impl Tasks {
-    /// A sign of life that the watchdog will look at.
+    /// Makes a sign of life that the watchdog checks.
     pub fn heartbeat(&mut self, name: &'static str) -> Heartbeat {
         let beat = Heartbeat::default();
         self.watch(name, beat.clone());
         beat
     }
 
-    /// The watchdog will look at this one too.
+    /// Makes the watchdog check this one too.
     pub fn watch(&mut self, name: &'static str, beat: Heartbeat) {
         self.beats.push((name, beat));
     }
@@ -49,13 +49,21 @@ impl Tasks {
         self.running.spawn(async move { (name, task.await.map_err(Into::into)) });
     }
 
-    /// What the watchdog looks at.
+    /// Starts a task that cannot fail.
+    pub fn spawn_endless(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.spawn(name, async move {
+            task.await;
+            anyhow::Ok(())
+        });
+    }
+
+    /// Returns what the watchdog checks.
     pub fn beats(&self) -> Vec<(&'static str, Heartbeat)> {
         self.beats.clone()
     }
 
-    /// Runs until a signal asks for a drain, then drains: `stop` is told which tasks still run, first all of them and
-    /// again whenever one has ended, and cancels what may go next.
+    /// Runs until a signal asks for a drain, then drains: `stop` gets the names of the tasks that still run,
+    /// first of all and again after each end, and cancels what may go next.
     ///
     /// # Errors
     /// When a task ends before it was asked to, with its error.
@@ -125,12 +133,12 @@ impl Signals {
 }
 
 /// Says READY, keeps the status line, and pings the watchdog for as long as every stage moves. A stage that stands still
-/// for `stall` ends the pings, and systemd ends the process. Which stages do, `told` hears too.
-pub async fn tell_systemd(
+/// for `stall` ends the pings, and systemd ends the process. `stuck_stages` gets the names of such stages.
+pub async fn notify_systemd(
     beats: Vec<(&'static str, Heartbeat)>,
     stall: Duration,
     status: impl Fn() -> String,
-    told: watch::Sender<Vec<&'static str>>,
+    stuck_stages: watch::Sender<Vec<&'static str>>,
     stopped: CancellationToken,
 ) -> anyhow::Result<()> {
     notify(&[NotifyState::Ready]);
@@ -150,7 +158,7 @@ pub async fn tell_systemd(
         } else {
             error!(stages = ?stuck, stall_s = stall.as_secs(), "stages stand still; the watchdog is not fed any more");
         }
-        told.send_replace(stuck);
+        stuck_stages.send_replace(stuck);
         let status = status();
         if status != last_status {
             notify(&[NotifyState::Status(&status)]);
@@ -168,7 +176,7 @@ impl Pulses {
         Self(beats.into_iter().map(|(name, beat)| (name, beat.clone(), beat.count(), now)).collect())
     }
 
-    /// The stages that have not moved for longer than this.
+    /// Returns the stages that have not moved for longer than this.
     fn stuck_for(&mut self, stall: Duration) -> Vec<&'static str> {
         let now = Instant::now();
         let mut stuck = Vec::new();
@@ -183,7 +191,7 @@ impl Pulses {
     }
 }
 
-/// Without systemd there is nobody to tell, which is no fault.
+/// Does nothing without systemd.
 fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         warn!(%error, "systemd cannot be told");
@@ -212,9 +220,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn others_hear_which_stages_stand_still() {
         let (moving, still) = (Heartbeat::default(), Heartbeat::default());
-        let (told, mut stuck) = watch::channel(Vec::new());
+        let (stuck_stages, mut stuck) = watch::channel(Vec::new());
         let beats = vec![("moving", moving.clone()), ("still", still)];
-        let tells = tell_systemd(beats, Duration::from_secs(60), String::new, told, CancellationToken::new());
+        let notifies =
+            notify_systemd(beats, Duration::from_secs(60), String::new, stuck_stages, CancellationToken::new());
         let moves = async {
             loop {
                 moving.beat();
@@ -222,7 +231,7 @@ mod tests {
             }
         };
         tokio::select! {
-            told = tells => panic!("{told:?}"),
+            ended = notifies => panic!("{ended:?}"),
             () = moves => {}
             heard = stuck.wait_for(|stuck| !stuck.is_empty()) => assert_eq!(*heard.unwrap(), ["still"]),
         }

@@ -3,19 +3,16 @@
 use std::collections::HashMap;
 
 use crate::journal::Arrival;
-use crate::model::{RequestId, RequestState};
+use crate::model::{IncidentKind, RequestId, RequestState};
 use crate::policy::arrival::{self, Known, Verdict};
-
-/// The word for a dead letter that an operator sent back.
-pub(super) const REPLAYED: &str = "replayed";
 
 /// A batch, sorted. A place is one among what is accepted.
 pub(super) struct Sorted<'a> {
     pub(super) verdicts: Vec<Verdict>,
     /// Requests that nobody knew.
     pub(super) new: Vec<(i64, &'a Arrival)>,
-    /// Retries that came back, and dead letters that an operator sent back: with the word for it.
-    pub(super) returned: Vec<(i64, &'a Arrival, &'static str)>,
+    /// Retries that came back, and dead letters that an operator sent back: with the incident that it is.
+    pub(super) returned: Vec<(i64, &'a Arrival, IncidentKind)>,
 }
 
 impl Sorted<'_> {
@@ -36,8 +33,8 @@ pub(super) fn sort(known: Vec<(RequestId, Known)>, arrivals: &[Arrival]) -> Sort
             let place = i64::try_from(sorted.accepted()).unwrap_or(i64::MAX);
             match before.map(|before| arrival.generation.replay > before.generation.replay) {
                 None => sorted.new.push((place, arrival)),
-                Some(true) => sorted.returned.push((place, arrival, REPLAYED)),
-                Some(false) => sorted.returned.push((place, arrival, "returned")),
+                Some(true) => sorted.returned.push((place, arrival, IncidentKind::Replayed)),
+                Some(false) => sorted.returned.push((place, arrival, IncidentKind::Returned)),
             }
             let now =
                 Known { state: RequestState::Accepted, generation: arrival.generation, body_hash: arrival.body_hash };

@@ -35,6 +35,7 @@ pub struct TransactionHistory {
     /// RFC 3339.
     pub created_at: String,
     /// Everything signed for it, oldest first.
+    #[serde(rename = "attempts")]
     pub signed: Vec<SignedHistory>,
     /// The hash that is final.
     pub final_hash: Option<TxHash>,

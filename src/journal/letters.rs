@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 
 use crate::journal::Result;
-use crate::model::{RequestId, Timestamp};
+use crate::model::{IncidentKind, RequestId, Timestamp};
 
 /// What an operator did to a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,13 +17,17 @@ pub enum Deed {
 }
 
 impl Deed {
+    pub fn incident(self) -> IncidentKind {
+        match self {
+            Self::SentBack => IncidentKind::SentBack,
+            Self::Edited => IncidentKind::Edited,
+            Self::Discarded => IncidentKind::Discarded,
+        }
+    }
+
     /// The word stored in the journal, which also names the incident.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::SentBack => "sent_back",
-            Self::Edited => "edited",
-            Self::Discarded => "discarded",
-        }
+        self.incident().as_str()
     }
 
     /// The deed with this word.

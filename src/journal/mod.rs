@@ -39,8 +39,8 @@ pub use postgres::{PostgresAddress, PostgresJournal};
 pub use records::{
     AccountId, Acquired, Arrival, Attendance, CancelWish, Cancellation, ClosedTransaction, ConfirmedCopy, CopyKind,
     Decision, EndedAgain, Instance, LaneHolder, Lease, LeaseMark, LiveTransaction, NewTransaction, OutboxRow,
-    QueuedRequest, RECORDED, RefusedMessage, Reorged, ReplyAddress, RequestSeq, Requeue, Settlement, StoredNonce,
-    StoredRequest, UnconfirmedCopy, Which, WishAnswer, recorded_by,
+    QueuedRequest, RefusedMessage, Reorged, ReplyAddress, RequestSeq, Requeue, Settlement, StoredNonce, StoredRequest,
+    UnconfirmedCopy, Which, WishAnswer, recorded_by,
 };
 pub use recovery::{RecoveredAccount, Recoveries, Recovery};
 pub use sqlite::SqliteJournal;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::model::event::FinalTransaction;
 use crate::model::{
-    Address, BodyHash, Cause, Event, Gas, Generation, Message, Nonce, OrderKey, RequestId, RequestState,
+    Address, BodyHash, Cause, Event, Gas, Generation, IncidentKind, Message, Nonce, OrderKey, RequestId, RequestState,
     SignedTransaction, Timestamp, TraceContext, TransactionState, TxHash, Wei, Write,
 };
 use crate::observe::traces::Followed;
@@ -340,11 +340,10 @@ pub enum Requeue {
 }
 
 impl Requeue {
-    /// The incident in one word.
-    pub fn word(&self) -> &'static str {
+    pub fn incident(&self) -> IncidentKind {
         match self {
-            Self::Displaced(_) => "displaced",
-            Self::Isolated(_) => "isolated",
+            Self::Displaced(_) => IncidentKind::Displaced,
+            Self::Isolated(_) => IncidentKind::Isolated,
         }
     }
 
@@ -364,9 +363,6 @@ impl Requeue {
         }
     }
 }
-
-/// The incident of a request that was found written.
-pub const RECORDED: &str = "recorded";
 
 pub fn recorded_by(transaction: TxHash) -> String {
     format!("its record was in the chain already, with the same content, by {transaction}")

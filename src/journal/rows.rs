@@ -17,8 +17,8 @@ use crate::journal::{
 use crate::model::event::{BatchPlace, FinalTransaction};
 use crate::model::{
     Address, BlockHash, BlockNumber, BodyHash, Cause, FailureClass, Fee, Gas, GasRule, Generation, Headers, Message,
-    Nonce, Origin, Properties, Purpose, RawTransaction, RecoveredWrite, RequestId, RequestState, SignedTransaction,
-    Timestamp, TraceContext, TransactionState, TxHash, Wei, Write, WriteHash,
+    Nonce, Origin, Properties, Purpose, RawTransaction, Reason, RecoveredWrite, RequestId, RequestState,
+    SignedTransaction, Timestamp, TraceContext, TransactionState, TxHash, Wei, Write, WriteHash,
 };
 use crate::policy::arrival::Known;
 
@@ -368,7 +368,7 @@ pub(super) fn unconfirmed_copy(row: &impl Columns) -> Result<UnconfirmedCopy> {
         id: request_id(row)?,
         kind: word(row, "request", "state", copy_kind)?,
         generation: generation(row)?,
-        cause: Cause::new(class, of("failure_reason")?, of("failure_detail")?),
+        cause: Cause::new(Reason::stored(class, &of("failure_reason")?), of("failure_detail")?),
         first_failed_at: first_failed_at.map(Timestamp).ok_or_else(|| corrupt("request", "it failed at no time"))?,
         message: message(row)?,
         tx_hashes: Vec::new(),

@@ -8,30 +8,21 @@ use crate::model::failure::Cause;
 use crate::model::ids::{BlockHash, BlockNumber, BodyHash, Gas, Nonce, RequestId, Timestamp, TxHash, Wei};
 use crate::model::request::Generation;
 use crate::model::trace::{TRACEPARENT, TRACESTATE, TraceContext};
+use crate::model::words::words;
 
-/// The kinds of event; the word is also the routing key on the events exchange.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum EventKind {
-    /// The write is final.
-    Final,
-    /// The write failed and will be tried again.
-    Retry,
-    /// The request is in the dead-letter queue.
-    Dead,
-    /// The block of a final write is no part of the chain any more.
-    Reorged,
-}
-
-impl EventKind {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Final => "final",
-            Self::Retry => "retry",
-            Self::Dead => "dead",
-            Self::Reorged => "reorged",
-        }
+words!(
+    /// The kinds of event; the word is also the routing key on the events exchange.
+    EventKind {
+        /// The write is final.
+        Final = "final",
+        /// The write failed and will be tried again.
+        Retry = "retry",
+        /// The request is in the dead-letter queue.
+        Dead = "dead",
+        /// The block of a final write is no part of the chain any more.
+        Reorged = "reorged",
     }
-}
+);
 
 /// What a write that was final has become since the chain lost its block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -200,7 +191,7 @@ impl Event {
 }
 
 fn error(cause: &Cause) -> serde_json::Value {
-    json!({ "class": cause.class, "reason": cause.reason, "detail": cause.detail })
+    json!({ "class": cause.class(), "reason": cause.reason.as_str(), "detail": cause.detail })
 }
 
 /// What tells an event from others of its kind about the same request. `final` leaves the copy out: there is one for a
@@ -231,6 +222,7 @@ fn event_id(subject: &Subject<'_>, kind: EventKind, occasion: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::reasons::Reason;
 
     fn subject(request: &RequestId) -> Subject<'_> {
         Subject {
@@ -248,7 +240,7 @@ mod tests {
     #[test]
     fn a_repeat_has_the_same_id_and_another_outcome_another() {
         let id = RequestId::new("a").unwrap();
-        let cause = Cause::rejected("reverted", "no");
+        let cause = Cause::new(Reason::Reverted, "no");
         let dead = Outcome::Dead { cause: &cause, tx_hashes: &[] };
         let retry = Outcome::Retry { cause: &cause, delay_ms: 5, tx_hashes: &[] };
         let first = Event::new(&subject(&id), &dead, Timestamp(1));
@@ -319,7 +311,7 @@ mod tests {
     #[test]
     fn an_event_carries_its_producers_trace_and_keeps_its_id() {
         let id = RequestId::new("a").unwrap();
-        let cause = Cause::rejected("reverted", "no");
+        let cause = Cause::new(Reason::Reverted, "no");
         let dead = Outcome::Dead { cause: &cause, tx_hashes: &[] };
         let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         let untraced = Event::new(&subject(&id), &dead, Timestamp(1));
@@ -348,7 +340,7 @@ mod tests {
             effective_gas_price: Some(Wei(1_103_308_703)),
         };
         let without_price = FinalTransaction { effective_gas_price: None, ..tx.clone() };
-        let (cause, tx_hashes) = (Cause::rejected("reverted", "out of stock"), [tx.tx_hash]);
+        let (cause, tx_hashes) = (Cause::new(Reason::Reverted, "out of stock"), [tx.tx_hash]);
         let trace = TraceContext::new("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", Some("acme=1"));
         let subject = Subject { trace: trace.clone(), ..subject(&id) };
         let document = |outcome: &Outcome<'_>| -> serde_json::Value {

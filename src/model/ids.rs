@@ -13,10 +13,7 @@ use sha2::{Digest, Sha256};
 pub enum ParseIdError {
     /// Not `0x` and the given number of hexadecimal digits.
     #[error("expected 0x and {digits} hexadecimal digits")]
-    Hex {
-        /// How many digits the value has.
-        digits: usize,
-    },
+    Hex { digits: usize },
     /// Not an amount such as `2 gwei`.
     #[error("expected a whole amount in wei or an amount with a unit, such as \"2 gwei\", \"0.5 ether\"")]
     Amount,
@@ -84,18 +81,12 @@ macro_rules! fixed_bytes {
     };
 }
 
-fixed_bytes!(
-    /// An account on the chain, 20 bytes.
-    Address, 20
-);
+fixed_bytes!(Address, 20);
 fixed_bytes!(
     /// keccak-256 of a signed transaction's bytes.
     TxHash, 32
 );
-fixed_bytes!(
-    /// The hash of a block's header.
-    BlockHash, 32
-);
+fixed_bytes!(BlockHash, 32);
 fixed_bytes!(
     /// SHA-256 of a message's body: tells two bodies under one id apart.
     BodyHash, 32
@@ -124,14 +115,12 @@ fixed_bytes!(
 );
 
 impl OrderKey {
-    /// The hash of this key.
     pub fn of(key: &str) -> Self {
         Self(Sha256::digest(key).into())
     }
 }
 
 impl BodyHash {
-    /// The hash of this body.
     pub fn of(body: &[u8]) -> Self {
         Self(Sha256::digest(body).into())
     }
@@ -158,14 +147,8 @@ macro_rules! whole_number {
     };
 }
 
-whole_number!(
-    /// The place of a transaction in its account's sequence.
-    Nonce
-);
-whole_number!(
-    /// The height of a block.
-    BlockNumber
-);
+whole_number!(Nonce);
+whole_number!(BlockNumber);
 whole_number!(Gas);
 
 /// An amount of the chain's coin in its smallest unit, or a price in it for one unit of gas.
@@ -173,7 +156,6 @@ whole_number!(Gas);
 pub struct Wei(pub u128);
 
 impl Wei {
-    /// One gwei, 10^9 wei.
     pub const GWEI: Wei = Wei(1_000_000_000);
 
     /// The sum, or the largest amount there is.
@@ -255,7 +237,6 @@ impl RequestId {
         Ok(Self(text.into()))
     }
 
-    /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -278,7 +259,6 @@ impl fmt::Debug for RequestId {
 pub struct Timestamp(pub i64);
 
 impl Timestamp {
-    /// The clock of this host.
     pub fn now() -> Self {
         #[cfg(test)]
         if let Some(now) = virtual_host::now() {

@@ -19,7 +19,6 @@ pub mod header {
     pub const NOT_BEFORE: &str = "cw-not-before";
     /// The class of the failure that led to this copy.
     pub const ERROR_CLASS: &str = "cw-error-class";
-    /// Its reason in one word.
     pub const ERROR_REASON: &str = "cw-error-reason";
     /// Its detail, 1 KiB at most.
     pub const ERROR_DETAIL: &str = "cw-error-detail";
@@ -43,11 +42,8 @@ pub mod header {
     pub const DEAD_AT: &str = "cw-dead-at";
     /// The routing key that a dead letter had before an operator's command put it into its queue anew.
     pub const DEAD_LETTER_KEY: &str = "cw-dead-letter-key";
-    /// Who sent a dead letter back.
     pub const REPLAYED_BY: &str = "cw-replayed-by";
-    /// When, RFC 3339.
     pub const REPLAYED_AT: &str = "cw-replayed-at";
-    /// Why, in the operator's words.
     pub const REPLAY_REASON: &str = "cw-replay-reason";
     /// Begins the name of every header of ours.
     pub const PREFIX: &str = "cw-";
@@ -63,7 +59,6 @@ pub type Headers = BTreeMap<String, HeaderValue>;
 pub enum HeaderValue {
     Bool(bool),
     Int(i64),
-    /// A floating point number.
     Float(#[serde(with = "float_text")] f64),
     /// `value` with the decimal point moved left by `scale` places.
     Decimal {
@@ -71,7 +66,6 @@ pub enum HeaderValue {
         scale: u8,
         value: u32,
     },
-    /// UTF-8 text.
     Text(String),
     /// Bytes that are not UTF-8.
     Bytes(Vec<u8>),
@@ -161,10 +155,8 @@ impl From<String> for HeaderValue {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Properties {
-    /// MIME type of the body.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content_type: Option<String>,
-    /// MIME encoding of the body.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content_encoding: Option<String>,
     /// 0 to 255.
@@ -179,7 +171,6 @@ pub struct Properties {
     /// Milliseconds to live, as text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expiration: Option<String>,
-    /// The producer's id of the message.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message_id: Option<String>,
     /// Seconds since 1970.
@@ -207,7 +198,6 @@ pub struct Message {
     pub body: Bytes,
     pub properties: Properties,
     pub headers: Headers,
-    /// Where it was published.
     pub origin: Origin,
 }
 
@@ -215,7 +205,6 @@ pub struct Message {
 #[derive(Debug, Clone)]
 pub struct FailureNote<'a> {
     pub cause: &'a Cause,
-    /// When the request failed for the first time.
     pub first_failed_at: Timestamp,
     /// Every hash ever signed for the request.
     pub tx_hashes: &'a [TxHash],
@@ -266,8 +255,8 @@ impl Message {
         generation.write_to(&mut copy.headers);
         let hashes = note.tx_hashes.iter().rev().take(MAX_TX_HASHES).map(|hash| hash.to_string().into()).collect();
         let explained = [
-            (header::ERROR_CLASS, note.cause.class.as_str().into()),
-            (header::ERROR_REASON, note.cause.reason.as_ref().into()),
+            (header::ERROR_CLASS, note.cause.class().as_str().into()),
+            (header::ERROR_REASON, note.cause.reason.as_str().into()),
             (header::ERROR_DETAIL, cut(note.cause.detail.clone(), Cause::MAX_DETAIL_BYTES).into()),
             (header::FIRST_FAILED_AT, note.first_failed_at.to_string().into()),
             (header::TX_HASH, HeaderValue::Array(hashes)),
@@ -276,9 +265,7 @@ impl Message {
         copy.headers.extend(explained.into_iter().map(|(name, value)| (name.to_owned(), value)));
         copy
     }
-}
 
-impl Message {
     /// A copy of a dead letter that goes back to the work queue: a new replay, its attempts counted from zero, without what
     /// was said of the failure.
     #[must_use]
@@ -343,6 +330,7 @@ fn drop_large_headers(headers: &mut Headers) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::reasons::Reason;
 
     fn message() -> Message {
         let mut headers = Headers::new();
@@ -401,7 +389,7 @@ mod tests {
 
     #[test]
     fn a_dead_letter_sent_back_counts_from_zero_and_forgets_its_failure() {
-        let cause = Cause::rejected("reverted", "no");
+        let cause = Cause::new(Reason::Reverted, "no");
         let note = FailureNote { cause: &cause, first_failed_at: Timestamp(0), tx_hashes: &[], worker: "acme/host" };
         let dead = message().failed(Generation { replay: 1, retry: 5 }, &note);
         let note = ReplayNote { replay: 2, by: "eve@host", at: Timestamp(0), reason: "contract mended" };
@@ -431,7 +419,7 @@ mod tests {
 
     #[test]
     fn a_failed_copy_says_why_and_keeps_the_first_origin() {
-        let cause = Cause::rejected("reverted", "x".repeat(5000));
+        let cause = Cause::new(Reason::Reverted, "x".repeat(5000));
         let hash = TxHash([7; 32]);
         let note =
             FailureNote { cause: &cause, first_failed_at: Timestamp(0), tx_hashes: &[hash], worker: "acme/host" };

@@ -6,15 +6,17 @@ pub mod ids;
 pub mod members;
 pub mod message;
 pub mod progress;
+pub mod reasons;
 pub mod request;
 pub mod trace;
 pub mod transaction;
+pub(crate) mod words;
 pub mod write;
 
 pub use event::Event;
 #[cfg(test)]
 pub use event::EventKind;
-pub use failure::{Cause, FailureClass, PauseReason};
+pub use failure::Cause;
 pub use ids::{
     Address, BlockHash, BlockNumber, BodyHash, ContentHash, Gas, Nonce, OrderKey, RecordId, RequestId, Timestamp,
     Topic, TxHash, Wei, WriteHash,
@@ -23,6 +25,7 @@ pub use ids::{
 pub use members::Members;
 pub use message::{HeaderValue, Headers, Message, Origin, Properties};
 pub use progress::Heartbeat;
+pub use reasons::{FailureClass, IncidentKind, PauseReason, Reason};
 pub use request::{Generation, RequestState};
 pub use trace::TraceContext;
 pub use transaction::{Fee, Purpose, RawTransaction, SignedTransaction, TransactionState, UnsignedTransaction};

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::model::message::{HeaderValue, Headers, header};
+use crate::model::words::words;
 
 /// Which copy of a request this is: how often an operator sent it back, and how many retries came before it since.
 /// Later copies are greater.
@@ -66,24 +67,25 @@ impl fmt::Display for Generation {
     }
 }
 
-/// Where a request stands. The text of a state is stored, so it never changes its meaning.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum RequestState {
-    /// Admitted, without a live transaction.
-    Accepted,
-    /// A signed transaction of it may still land.
-    Writing,
-    /// Failed; its copy for the wait queue has no publisher confirm yet.
-    RetryPending,
-    /// Failed; its copy waits at the broker.
-    RetryWaiting,
-    /// Failed for good; its dead letter has no publisher confirm yet.
-    DeadPending,
-    /// Its dead letter is at the broker.
-    Dead,
-    /// Written, past the finality rule.
-    Final,
-}
+words!(
+    /// Where a request stands. The word is stored, so it never changes its meaning.
+    RequestState {
+        /// Admitted, without a live transaction.
+        Accepted = "accepted",
+        /// A signed transaction of it may still land.
+        Writing = "writing",
+        /// Failed; its copy for the wait queue has no publisher confirm yet.
+        RetryPending = "retry_pending",
+        /// Failed; its copy waits at the broker.
+        RetryWaiting = "retry_waiting",
+        /// Failed for good; its dead letter has no publisher confirm yet.
+        DeadPending = "dead_pending",
+        /// Its dead letter is at the broker.
+        Dead = "dead",
+        /// Written, past the finality rule.
+        Final = "final",
+    }
+);
 
 /// What can happen to a request.
 #[cfg_attr(not(test), expect(dead_code, reason = "the journal writes most transitions as SQL"))]
@@ -108,34 +110,6 @@ pub enum Observation {
 }
 
 impl RequestState {
-    pub const ALL: [Self; 7] = [
-        Self::Accepted,
-        Self::Writing,
-        Self::RetryPending,
-        Self::RetryWaiting,
-        Self::DeadPending,
-        Self::Dead,
-        Self::Final,
-    ];
-
-    /// The word stored in the journal.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Accepted => "accepted",
-            Self::Writing => "writing",
-            Self::RetryPending => "retry_pending",
-            Self::RetryWaiting => "retry_waiting",
-            Self::DeadPending => "dead_pending",
-            Self::Dead => "dead",
-            Self::Final => "final",
-        }
-    }
-
-    /// The state with this word.
-    pub fn from_word(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|state| state.as_str() == word)
-    }
-
     #[cfg(test)]
     /// Still with the lane.
     pub fn is_open(self) -> bool {
@@ -168,12 +142,6 @@ impl RequestState {
             (S::DeadPending, Observation::Confirmed) => Some(S::Dead),
             _ => None,
         }
-    }
-}
-
-impl fmt::Display for RequestState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use crate::model::ids::{Address, Gas, Nonce, Timestamp, TxHash, Wei};
+use crate::model::words::words;
 
 /// The price that a transaction offers for each unit of gas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,29 +60,15 @@ pub struct UnsignedTransaction {
     pub fee: Fee,
 }
 
-/// Why a transaction is signed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Purpose {
-    /// Does what the request asks for.
-    Write,
-    /// A self-transfer that takes the nonce, so that the write can never land.
-    Cancel,
-}
-
-impl Purpose {
-    /// The word stored in the journal.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Write => "write",
-            Self::Cancel => "cancel",
-        }
+words!(
+    /// Why a transaction is signed; the journal stores the word.
+    Purpose {
+        /// Does what the request asks for.
+        Write = "write",
+        /// A self-transfer that takes the nonce, so that the write can never land.
+        Cancel = "cancel",
     }
-
-    /// The purpose with this word.
-    pub fn from_word(word: &str) -> Option<Self> {
-        [Self::Write, Self::Cancel].into_iter().find(|purpose| purpose.as_str() == word)
-    }
-}
+);
 
 /// The encoding of a signed transaction that a node takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,45 +88,28 @@ pub struct SignedTransaction {
     pub signed_at: Timestamp,
 }
 
-/// Where a nonce stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum TransactionState {
-    /// A signed transaction with this nonce may still land.
-    Live,
-    /// Final, and it did what it should.
-    Succeeded,
-    /// Final, and it reverted.
-    Reverted,
-    /// Final with its cancellation.
-    Cancelled,
-    /// Final with a transaction that is not ours.
-    Displaced,
-}
+words!(
+    /// Where a nonce stands; the journal stores the word.
+    TransactionState {
+        /// A signed transaction with this nonce may still land.
+        Live = "live",
+        /// Final, and it did what it should.
+        Succeeded = "succeeded",
+        /// Final, and it reverted.
+        Reverted = "reverted",
+        /// Final with its cancellation.
+        Cancelled = "cancelled",
+        /// Final with a transaction that is not ours.
+        Displaced = "displaced",
+    }
+);
 
 impl TransactionState {
-    pub const ALL: [Self; 5] = [Self::Live, Self::Succeeded, Self::Reverted, Self::Cancelled, Self::Displaced];
-
     /// Its requests must have no other transaction: it may land, or has landed and done what it should.
     pub fn has_effect(self) -> bool {
         match self {
             Self::Live | Self::Succeeded => true,
             Self::Reverted | Self::Cancelled | Self::Displaced => false,
         }
-    }
-
-    /// The word stored in the journal.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Live => "live",
-            Self::Succeeded => "succeeded",
-            Self::Reverted => "reverted",
-            Self::Cancelled => "cancelled",
-            Self::Displaced => "displaced",
-        }
-    }
-
-    /// The state with this word.
-    pub fn from_word(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|state| state.as_str() == word)
     }
 }

@@ -26,11 +26,10 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use url::Url;
 
 use crate::model::{Purpose, Timestamp, TraceContext, TxHash};
 use crate::observe::metrics::{SpanEnd, SpanMeter};
-use crate::observe::traces::{Span, SpanContext, Work};
+use crate::observe::traces::{ExporterSettings, Span, SpanContext, Work};
 use crate::rpc;
 
 /// Spans in one request at most.
@@ -41,18 +40,6 @@ const GATHER: Duration = Duration::from_secs(1);
 const MAX_ANSWER_BYTES: usize = 64 << 10;
 /// For what is left when the process ends.
 const FLUSH: Duration = Duration::from_secs(2);
-
-/// Where spans go, and whose they are.
-pub struct ExporterSettings {
-    /// The collector's address for traces.
-    pub endpoint: Url,
-    /// For one request, tries included.
-    pub timeout: Duration,
-    pub queue: String,
-    /// Whose worker this is.
-    pub organisation: String,
-    pub instance: String,
-}
 
 /// Why nothing can be exported, or was not.
 #[derive(Debug, thiserror::Error)]
@@ -93,10 +80,7 @@ impl Exporter {
         Ok(Self { otlp, collector, conventions: Conventions::new(settings.queue.clone()) })
     }
 
-    /// Sends what comes, some of it together, until it is told to stop; then what is left. What is not taken in time is gone.
-    ///
-    /// # Errors
-    /// None.
+    /// Sends what comes, some of it together, until stopped; then what is left. What is not taken in time is gone.
     pub async fn run(
         self,
         mut spans: mpsc::Receiver<Span>,
@@ -173,7 +157,7 @@ impl Exporter {
 /// The first that comes, and what comes soon after it.
 async fn gather(spans: &mut mpsc::Receiver<Span>, batch: &mut Vec<Span>) {
     if spans.recv_many(batch, BATCH).await == 0 {
-        // Whoever made spans has gone; the process ends.
+        // The makers of spans have gone; the process ends.
         std::future::pending::<()>().await;
     }
     // What was received stays in the batch.
@@ -183,7 +167,7 @@ async fn gather(spans: &mut mpsc::Receiver<Span>, batch: &mut Vec<Span>) {
     .await;
 }
 
-/// What the program is, for whoever looks at its spans.
+/// What the program is, for readers of its spans.
 fn resource(settings: &ExporterSettings) -> Resource {
     let ExporterSettings { organisation, instance, .. } = settings;
     Resource::builder_empty()
@@ -197,7 +181,7 @@ fn resource(settings: &ExporterSettings) -> Resource {
         .build()
 }
 
-/// The way to the collector. Remembers why a request got no answer, which the exporter does not tell.
+/// The way to the collector. Remembers why a request got no answer, which the exporter does not report.
 #[derive(Debug)]
 struct Collector {
     client: reqwest::Client,
@@ -212,7 +196,7 @@ struct Shared(Arc<Collector>);
 impl HttpClient for Shared {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let Self(collector) = self;
-        let told = async {
+        let answer = async {
             let mut response = collector.client.execute(request.try_into()?).await?;
             let (status, headers) = (response.status(), response.headers().clone());
             let mut body = Vec::new();
@@ -222,13 +206,13 @@ impl HttpClient for Shared {
                 }
                 body.extend_from_slice(&chunk);
             }
-            let mut told = Response::new(body.into());
-            (*told.status_mut(), *told.headers_mut()) = (status, headers);
-            Ok::<_, reqwest::Error>(told)
+            let mut answer = Response::new(body.into());
+            (*answer.status_mut(), *answer.headers_mut()) = (status, headers);
+            Ok::<_, reqwest::Error>(answer)
         };
-        let told = told.await.map_err(|error| rpc::cause_of(&error));
-        *collector.problem.lock().unwrap_or_else(PoisonError::into_inner) = told.as_ref().err().cloned();
-        Ok(told?)
+        let answer = answer.await.map_err(|error| rpc::cause_of(&error));
+        *collector.problem.lock().unwrap_or_else(PoisonError::into_inner) = answer.as_ref().err().cloned();
+        Ok(answer?)
     }
 }
 
@@ -289,7 +273,7 @@ impl Conventions {
                     KeyValue::new("chainwriter.request.id", request.to_string()),
                     KeyValue::new("chainwriter.request.attempt", i64::from(generation.retry)),
                     KeyValue::new("chainwriter.request.replay", i64::from(generation.replay)),
-                    KeyValue::new("chainwriter.request.outcome", outcome.word()),
+                    KeyValue::new("chainwriter.request.outcome", outcome.as_str()),
                 ];
                 let name = format!("process {}", self.queue);
                 Named { creation, ..Named::new(name, SpanKind::Consumer, attributes) }
@@ -349,7 +333,7 @@ impl Conventions {
                     KeyValue::new(attribute::MESSAGING_RABBITMQ_DESTINATION_ROUTING_KEY, routing_key),
                 ];
                 attributes.extend(message_id.map(|id| KeyValue::new(attribute::MESSAGING_MESSAGE_ID, id)));
-                let creation = creation.filter(|_| !own).map(|creation| told(&creation));
+                let creation = creation.filter(|_| !own).map(|creation| remote_context(&creation));
                 Named { creation, ..Named::new(name, kind, attributes) }
             }
         }
@@ -382,11 +366,11 @@ fn remote(trace_id: [u8; 16], span_id: [u8; 8]) -> OtelContext {
     OtelContext::new(trace_id, span_id, TraceFlags::SAMPLED, true, TraceState::NONE)
 }
 
-fn told(trace: &TraceContext) -> OtelContext {
+fn remote_context(trace: &TraceContext) -> OtelContext {
     remote(trace.trace_id(), trace.span_id())
 }
 
-/// Of an endpoint's label, which may tell two apart behind them. An IPv6 address has colons of its own.
+/// Of an endpoint's label, which may distinguish two behind them. An IPv6 address has colons of its own.
 fn host_and_port(label: &str) -> (&str, Option<u16>) {
     let address = label.split(' ').next().unwrap_or(label);
     let parts = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));

@@ -1,5 +1,5 @@
 //! What is done for a request, as spans of a distributed trace. Stages make them with a [`Tracer`]; `exporter` sends them to
-//! a collector. Nobody waits for a span, and what becomes of it changes nothing.
+//! a collector. Nothing waits for a span, and what becomes of it changes nothing.
 //!
 //! Ids are derived from what a span is about, and kept nowhere: so any instance, also after a restart, puts what it does
 //! into the span that another will end, and the journal needs no more than the message's own `traceparent`.
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
+use url::Url;
 
 use crate::model::{
     BlockNumber, Generation, Nonce, Purpose, RequestId, Timestamp, TraceContext, TransactionState, TxHash, ids,
@@ -23,8 +24,26 @@ const WAITING: usize = 8192;
 pub struct Sampling {
     /// What the same id may mean another request without: the queue and its chain, say.
     pub scope: String,
-    /// How many of those messages are followed that bring no `traceparent`: 0 to 1. The others say it themselves.
+    /// The share that is followed of messages without a `traceparent`: 0 to 1. The others say it themselves.
     pub share: f64,
+}
+
+#[derive(Clone)]
+pub struct ExporterSettings {
+    /// The collector's address for traces.
+    pub endpoint: Url,
+    /// For one request, tries included.
+    pub timeout: Duration,
+    pub queue: String,
+    pub organisation: String,
+    pub instance: String,
+}
+
+impl std::fmt::Debug for ExporterSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // A URL may hold a key.
+        f.debug_struct("ExporterSettings").field("queue", &self.queue).finish_non_exhaustive()
+    }
 }
 
 /// Makes spans. The default one makes none.
@@ -84,7 +103,6 @@ pub enum Work {
     /// A nonce: from its first signature to its end.
     Transaction {
         request: RequestId,
-        /// EIP-155 chain id.
         chain_id: u64,
         nonce: Nonce,
         /// Everything signed for it, oldest first.
@@ -152,7 +170,7 @@ impl Tracer {
         self.0.is_some()
     }
 
-    /// The span of all that is done for this copy; `None` where nobody follows it.
+    /// The span of all that is done for this copy; `None` where it is not traced.
     pub fn processing(&self, Followed { request, generation, trace }: Followed<'_>) -> Option<SpanContext> {
         let Sampling { scope, share } = &self.0.as_ref()?.sampling;
         let (scope, id) = (scope.as_bytes(), request.as_str().as_bytes());
@@ -173,12 +191,12 @@ impl Tracer {
     }
 
     /// What an event about this copy says of its trace: the span of what was done for it, or what its message said.
-    pub fn told(&self, copy: Followed<'_>) -> Option<TraceContext> {
-        let own = self.processing(copy).and_then(|context| context.told());
+    pub fn outgoing(&self, copy: Followed<'_>) -> Option<TraceContext> {
+        let own = self.processing(copy).and_then(|context| context.outgoing());
         own.or_else(|| copy.trace.cloned())
     }
 
-    /// A span within the one that a message names; `None` where nobody follows that.
+    /// A span within the one that a message names; `None` where that is not traced.
     pub fn within(&self, trace: &TraceContext) -> Option<SpanContext> {
         (self.is_on() && trace.is_sampled()).then(|| SpanContext::within(trace, fresh_id()))
     }
@@ -234,8 +252,8 @@ impl SpanContext {
         Self { trace_id: self.trace_id, span_id, parent, state: self.state.clone() }
     }
 
-    /// As a message tells it.
-    pub fn told(&self) -> Option<TraceContext> {
+    /// Returns the context that messages carry.
+    pub fn outgoing(&self) -> Option<TraceContext> {
         TraceContext::of_span(self.trace_id, self.span_id, self.state.as_deref())
     }
 
@@ -244,19 +262,19 @@ impl SpanContext {
         Span { context: self, ended: Timestamp::now(), took: began.age(), work, failure }
     }
 
-    /// The same, by a clock that nobody sets.
+    /// The same, by the monotonic clock.
     pub fn took(self, took: Duration, work: Work, failure: Option<Failure>) -> Span {
         Span { context: self, ended: Timestamp::now(), took, work, failure }
     }
 }
 
-/// Whether a trace of this id is among so large a share of all. The same for whoever asks.
+/// Says whether a trace of this id is among this share of all: the same in every instance.
 fn is_among(trace_id: [u8; 16], share: f64) -> bool {
     let [.., a, b, c, d] = trace_id;
     f64::from(u32::from_be_bytes([a, b, c, d])) < share * (f64::from(u32::MAX) + 1.0)
 }
 
-/// Never all zeros, but for a chance that nobody will meet.
+/// Never all zeros, except with a negligible probability.
 fn derive<const BYTES: usize>(parts: &[&[u8]]) -> [u8; BYTES] {
     let mut hash = Sha256::new();
     for part in parts {
@@ -316,14 +334,14 @@ mod tests {
     fn what_its_producer_does_not_follow_is_not_followed() {
         let unsampled = TraceContext::new(&PARENT.replace("-01", "-00"), None).unwrap();
         let id = request("a");
-        let told = copy(&id, Some(&unsampled), 0);
-        assert_eq!(tracer(1.0).0.processing(told), None);
-        assert_eq!(tracer(1.0).0.told(told), Some(unsampled.clone()), "and its events say what it said");
+        let unsampled_copy = copy(&id, Some(&unsampled), 0);
+        assert_eq!(tracer(1.0).0.processing(unsampled_copy), None);
+        assert_eq!(tracer(1.0).0.outgoing(unsampled_copy), Some(unsampled.clone()), "and its events say what it said");
         assert_eq!(tracer(1.0).0.within(&unsampled), None);
         let sampled = TraceContext::new(PARENT, None).unwrap();
         let off = Tracer::default();
         assert_eq!(off.processing(copy(&id, Some(&sampled), 0)), None);
-        assert_eq!(off.told(copy(&id, Some(&sampled), 0)), Some(sampled.clone()));
+        assert_eq!(off.outgoing(copy(&id, Some(&sampled), 0)), Some(sampled.clone()));
         assert_eq!(off.within(&sampled), None);
     }
 
@@ -342,7 +360,7 @@ mod tests {
         let (first, retry) = (tracer.processing(copy(&ids[0], None, 0)), tracer.processing(copy(&ids[0], None, 1)));
         let (first, retry) = (first.unwrap(), retry.unwrap());
         assert_eq!((first.trace_id, first.parent), (retry.trace_id, None), "retries are in the same trace");
-        assert_eq!(tracer.told(copy(&ids[0], None, 0)), first.told());
+        assert_eq!(tracer.outgoing(copy(&ids[0], None, 0)), first.outgoing());
     }
 
     #[test]

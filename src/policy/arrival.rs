@@ -1,6 +1,7 @@
 //! What to do with a delivery, given what the journal says of its request: the table of the design, one arm for each row.
 
 use crate::model::message::header;
+use crate::model::words::words;
 use crate::model::{BodyHash, Generation, HeaderValue, Message, RequestState};
 
 /// A delivery that the broker took back so often may have ended its consumers. Well below 20, the delivery limit of
@@ -23,24 +24,25 @@ pub struct Known {
     pub body_hash: BodyHash,
 }
 
-/// What to do with the delivery.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// A request to work on: admit it.
-    Accept,
-    /// A second copy of an open request: ack it when that settles.
-    Join,
-    /// A copy whose successor has no publisher confirm yet: ack it when it has.
-    AwaitConfirm,
-    /// The request is final: ack.
-    Duplicate,
-    /// A newer copy, or its dead letter, is safe at the broker: ack.
-    Stale,
-    /// Another body under a known id: dead-letter it.
-    Conflict,
-    /// No request yet, and no route makes it one: dead-letter it.
-    Unroutable,
-}
+words!(
+    /// What to do with the delivery; the word is what its metric calls it.
+    Verdict {
+        /// A request to work on: admit it.
+        Accept = "accepted",
+        /// A second copy of an open request: ack it when that settles.
+        Join = "joined",
+        /// A copy whose successor has no publisher confirm yet: ack it when it has.
+        AwaitConfirm = "awaits_confirm",
+        /// The request is final: ack.
+        Duplicate = "duplicate",
+        /// A newer copy, or its dead letter, is safe at the broker: ack.
+        Stale = "stale",
+        /// Another body under a known id: dead-letter it.
+        Conflict = "conflict",
+        /// No request yet, and no route makes it one: dead-letter it.
+        Unroutable = "refused",
+    }
+);
 
 /// Decides about a delivery of copy `generation` with this body. What was taken in before needs no route any more: what it
 /// asks for is stored.

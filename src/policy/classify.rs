@@ -1,51 +1,44 @@
 //! What a node's answer means. Texts decide, never codes: Besu's collide with those of EIP-1474.
 
-/// What an answer to a broadcast means for the transaction and its lane.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum SendMeaning {
-    /// The node has these very bytes, or had them.
-    AlreadyKnown,
-    /// The account's nonce is past this one: some attempt, ours or foreign, is in a block.
-    NonceTooLow,
-    /// The node wants the earlier nonces first.
-    NonceTooHigh,
-    /// Another transaction holds the nonce in the pool and pays too much to be replaced.
-    ReplacementUnderpriced,
-    /// It offers less than the node takes.
-    Underpriced,
-    /// The account cannot pay.
-    InsufficientFunds,
-    /// The chain does not let this account send.
-    NotPermitted,
-    /// The pool has no room, for anyone or for this account.
-    PoolFull,
-    /// The node is still catching up.
-    Syncing,
-    /// The endpoint serves another chain.
-    WrongChain,
-    RateLimited,
-    /// The node will not take this transaction, for a reason of its own.
-    Refused,
-    /// Nobody can tell: treated as maybe sent.
-    Unknown,
-}
+use crate::model::words::words;
+
+words!(
+    /// What an answer to a broadcast means for the transaction and its lane. The words are the keys of `[chain.errors]`,
+    /// except that of what is unknown.
+    SendMeaning {
+        /// The node has these very bytes, or had them.
+        AlreadyKnown = "already_known",
+        /// The account's nonce is past this one: some attempt, ours or foreign, is in a block.
+        NonceTooLow = "nonce_too_low",
+        /// The node wants the earlier nonces first.
+        NonceTooHigh = "nonce_too_high",
+        /// Another transaction holds the nonce in the pool and pays too much to be replaced.
+        ReplacementUnderpriced = "replacement_underpriced",
+        /// It offers less than the node takes.
+        Underpriced = "underpriced",
+        /// The account cannot pay.
+        InsufficientFunds = "insufficient_funds",
+        /// The chain does not let this account send.
+        NotPermitted = "not_permitted",
+        /// The pool has no room, for anyone or for this account.
+        PoolFull = "pool_full",
+        /// The node is still catching up.
+        Syncing = "syncing",
+        /// The endpoint serves another chain.
+        WrongChain = "wrong_chain",
+        RateLimited = "rate_limited",
+        /// The node will not take this transaction, for a reason of its own.
+        Refused = "refused",
+        /// Nobody can tell: treated as maybe sent.
+        Unknown = "unknown",
+    }
+);
 
 impl SendMeaning {
-    /// The words of `[chain.errors]`. What is unknown has none.
-    pub const WORDS: [(&'static str, Self); 12] = [
-        ("already_known", Self::AlreadyKnown),
-        ("nonce_too_low", Self::NonceTooLow),
-        ("nonce_too_high", Self::NonceTooHigh),
-        ("replacement_underpriced", Self::ReplacementUnderpriced),
-        ("underpriced", Self::Underpriced),
-        ("insufficient_funds", Self::InsufficientFunds),
-        ("not_permitted", Self::NotPermitted),
-        ("pool_full", Self::PoolFull),
-        ("syncing", Self::Syncing),
-        ("wrong_chain", Self::WrongChain),
-        ("rate_limited", Self::RateLimited),
-        ("refused", Self::Refused),
-    ];
+    /// Returns those that are keys of `[chain.errors]`.
+    pub fn configurable() -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(|meaning| *meaning != Self::Unknown)
+    }
 }
 
 /// Which client says it, a part of what it says in lower case, and what that means. The first match counts, so what is
@@ -596,7 +589,7 @@ mod tests {
     #[test]
     fn every_meaning_but_the_unknown_has_a_word() {
         let with_texts: std::collections::HashSet<_> = TEXTS.iter().map(|(_, _, meaning)| *meaning).collect();
-        let with_words: std::collections::HashSet<_> = M::WORDS.iter().map(|(_, meaning)| *meaning).collect();
+        let with_words: std::collections::HashSet<_> = M::configurable().collect();
         assert_eq!(with_texts, with_words);
     }
 }

@@ -1,9 +1,9 @@
 //! How much may be begun now, over all lanes of a chain: transactions for each second, unfinished ones at once, gas for
 //! each hour, value and fees for each day. What is begun already is ended whatever the limits say: replacements, cancellations and fillers do not count.
 
-use std::fmt;
 use std::time::Duration;
 
+use crate::model::words::words;
 use crate::model::{Gas, Wei};
 
 const SECOND_US: i64 = 1_000_000;
@@ -96,38 +96,16 @@ pub struct Limits {
     pub fee_per_day: Option<Wei>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Limit {
-    /// `limits.writes_per_second`
-    WritesPerSecond,
-    /// `limits.in_flight`
-    InFlight,
-    /// `limits.gas_per_hour`
-    GasPerHour,
-    /// `policy.value_per_day`
-    ValuePerDay,
-    /// `policy.fee_per_day`
-    FeePerDay,
-}
-
-impl Limit {
-    /// Its key in the configuration.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::WritesPerSecond => "limits.writes_per_second",
-            Self::InFlight => "limits.in_flight",
-            Self::GasPerHour => "limits.gas_per_hour",
-            Self::ValuePerDay => "policy.value_per_day",
-            Self::FeePerDay => "policy.fee_per_day",
-        }
+words!(
+    /// A limit, by its key in the configuration.
+    Limit {
+        WritesPerSecond = "limits.writes_per_second",
+        InFlight = "limits.in_flight",
+        GasPerHour = "limits.gas_per_hour",
+        ValuePerDay = "policy.value_per_day",
+        FeePerDay = "policy.fee_per_day",
     }
-}
-
-impl fmt::Display for Limit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
+);
 
 /// What holds back the next transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

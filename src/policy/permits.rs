@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use crate::model::{Address, Cause, Fee, Gas, GasRule, Wei};
+use crate::model::{Address, Cause, Fee, Gas, GasRule, Reason, Wei};
 use crate::policy::routes::{Amount, Calldata, Route};
 use crate::policy::{abi, records};
 
@@ -70,7 +70,7 @@ impl Permits {
     pub fn check_gas(&self, gas: Gas) -> Result<(), Cause> {
         match self.max_gas.filter(|most| gas > *most) {
             None => Ok(()),
-            Some(most) => Err(Cause::forbidden("max_gas", format!("it takes {gas} gas, policy.max_gas is {most}"))),
+            Some(most) => Err(Cause::new(Reason::MaxGas, format!("it takes {gas} gas, policy.max_gas is {most}"))),
         }
     }
 
@@ -80,10 +80,10 @@ impl Permits {
     /// The rule that is against it.
     pub fn check_fee(&self, gas: Gas, fee: Fee) -> Result<(), Cause> {
         let cost = fee.total(gas);
-        for (rule, most) in [("max_fee", self.max_fee), ("fee_per_day", self.fee_per_day)] {
+        for (rule, most) in [(Reason::MaxFee, self.max_fee), (Reason::FeePerDay, self.fee_per_day)] {
             if let Some(most) = most.filter(|most| cost > *most) {
                 let detail = format!("its {gas} gas may cost {cost} at the price of now, policy.{rule} is {most}");
-                return Err(Cause::forbidden(rule, detail));
+                return Err(Cause::new(rule, detail));
             }
         }
         Ok(())
@@ -125,7 +125,7 @@ impl Permits {
     fn check_target(&self, to: Address) -> Result<(), Cause> {
         match &self.allow {
             Some(allowed) if allowed.iter().all(|allowed| allowed.to != to) => {
-                Err(Cause::forbidden("target", format!("{to} is in no [[policy.allow]]")))
+                Err(Cause::new(Reason::Target, format!("{to} is in no [[policy.allow]]")))
             }
             Some(_) | None => Ok(()),
         }
@@ -147,13 +147,14 @@ impl Permits {
             None => "calldata without a function".to_owned(),
         };
         let detail = format!("{what} of {to} is not allowed; [[policy.allow]] has {}", names.join(", "));
-        Err(Cause::forbidden("function", detail))
+        Err(Cause::new(Reason::Function, detail))
     }
 
     fn check_value(&self, value: Wei) -> Result<(), Cause> {
-        for (rule, most) in [("max_value", self.max_value), ("value_per_day", self.value_per_day)] {
+        for (rule, most) in [(Reason::MaxValue, self.max_value), (Reason::ValuePerDay, self.value_per_day)] {
             if let Some(most) = most.filter(|most| value > *most) {
-                return Err(Cause::forbidden(rule, format!("it pays {value}, policy.{rule} is {most}")));
+                let detail = format!("it pays {value}, policy.{rule} is {most}");
+                return Err(Cause::new(rule, detail));
             }
         }
         Ok(())
@@ -217,10 +218,10 @@ mod tests {
         for (cause, key, detail) in cases {
             let cause = cause.unwrap();
             assert_eq!(cause.routing_key(), key);
-            assert!(cause.detail.contains(detail) && !cause.may_pass(), "{cause}");
+            assert!(cause.detail.contains(detail) && !cause.reason.may_pass(), "{cause}");
         }
         let unbounded = Permits { max_value: None, ..permits.clone() };
-        assert_eq!(unbounded.check(OTHER, Wei(151), b"").unwrap_err().reason, "value_per_day");
+        assert_eq!(unbounded.check(OTHER, Wei(151), b"").unwrap_err().reason, Reason::ValuePerDay);
         assert_eq!(Permits::default().check(TOKEN, Wei(u128::MAX), b""), Ok(()));
     }
 
@@ -230,8 +231,8 @@ mod tests {
         let fee = |wei| Fee::Legacy { gas_price: Wei(wei) };
         assert_eq!(permits.check_fee(Gas(30_000), fee(30)), Ok(()));
         let day = permits.check_fee(Gas(31_000), fee(30)).unwrap_err();
-        assert_eq!((day.routing_key().as_str(), day.may_pass()), ("policy.fee_per_day", true));
+        assert_eq!((day.routing_key().as_str(), day.reason.may_pass()), ("policy.fee_per_day", true));
         let one = permits.check_fee(Gas(50_000), fee(u128::MAX)).unwrap_err();
-        assert_eq!((one.routing_key().as_str(), one.may_pass()), ("policy.max_fee", true));
+        assert_eq!((one.routing_key().as_str(), one.reason.may_pass()), ("policy.max_fee", true));
     }
 }

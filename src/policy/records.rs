@@ -5,7 +5,7 @@ use alloy_primitives::keccak256;
 use bytes::Bytes;
 use serde::Deserialize;
 
-use crate::model::{Address, Cause, ContentHash, RecordId, RequestId, Topic};
+use crate::model::{Address, Cause, ContentHash, Reason, RecordId, RequestId, Topic};
 use crate::policy::abi::{self, Errors, Many};
 
 /// What `scripts/build-contracts.sh` made of the source.
@@ -52,7 +52,7 @@ impl Taken {
         } else {
             format!("the contract has the record {id} already, with content {theirs}; this one is {ours}")
         };
-        Cause::rejected("already_recorded", detail)
+        Cause::new(Reason::AlreadyRecorded, detail)
     }
 }
 

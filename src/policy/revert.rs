@@ -1,7 +1,7 @@
 //! What a contract says when it reverts: `Error(string)`, `Panic(uint256)` or a custom error's selector.
 //! Encoding: Solidity, "Contract ABI Specification" and "Panic via assert and Error via require".
 
-use crate::model::Cause;
+use crate::model::{Cause, Reason};
 use crate::policy::abi::Errors;
 
 const ERROR_STRING: [u8; 4] = [0x08, 0xc3, 0x79, 0xa0];
@@ -12,16 +12,16 @@ pub fn explain(data: &[u8], errors: &Errors) -> Cause {
     let Some((selector, arguments)) = data.split_first_chunk::<4>() else {
         let detail =
             if data.is_empty() { "no reason given".to_owned() } else { format!("data 0x{}", hex::encode(data)) };
-        return Cause::rejected("reverted", detail);
+        return Cause::new(Reason::Reverted, detail);
     };
     match *selector {
         ERROR_STRING => match abi_string(arguments) {
-            Some(text) => Cause::rejected("reverted", text),
-            None => Cause::rejected("reverted", format!("Error(string) that cannot be read: 0x{}", hex::encode(data))),
+            Some(text) => Cause::new(Reason::Reverted, text),
+            None => Cause::new(Reason::Reverted, format!("Error(string) that cannot be read: 0x{}", hex::encode(data))),
         },
-        PANIC => Cause::rejected("panicked", panic_text(arguments)),
-        _ => Cause::rejected(
-            "reverted_custom",
+        PANIC => Cause::new(Reason::Panicked, panic_text(arguments)),
+        _ => Cause::new(
+            Reason::RevertedCustom,
             errors.decode(data).unwrap_or_else(|| {
                 format!("custom error 0x{} with data 0x{}", hex::encode(selector), hex::encode(arguments))
             }),
@@ -93,7 +93,7 @@ mod tests {
         ];
         for (bytes, reason, detail) in cases {
             let cause = explain(&data(&bytes), &Errors::default());
-            assert_eq!(cause.reason, reason);
+            assert_eq!(cause.reason.as_str(), reason);
             assert!(cause.detail.starts_with(detail), "{}", cause.detail);
         }
     }

@@ -5,14 +5,11 @@ use std::fmt;
 use bytes::Bytes;
 
 use crate::model::message::header;
-use crate::model::{Address, Cause, GasRule, HeaderValue, Message, RequestId, Wei, Write};
+use crate::model::{Address, Cause, GasRule, HeaderValue, Message, Reason, RequestId, Wei, Write};
 use crate::policy::abi::{Call, Errors, Many, Pointer};
 use crate::policy::raw_transaction;
 use crate::policy::records::{self, Kept};
 use crate::policy::schema::Schema;
-
-/// The reason of what no route is for.
-pub const NO_ROUTE: &str = "no_route";
 
 /// One kind of message, and what becomes of it.
 #[derive(Debug, Clone)]
@@ -90,11 +87,11 @@ pub fn write_of(routes: &[Route], id: &RequestId, message: &Message, most_bytes:
     let Some(route) = route_of(routes, message) else {
         let kind = message.properties.kind.as_deref().unwrap_or_default();
         let detail = format!("no route is for type {kind:?} with routing key {:?}", first_routing_key(message));
-        return Err(Cause::invalid(NO_ROUTE, detail));
+        return Err(Cause::new(Reason::NoRoute, detail));
     };
     if let Some(schema) = &route.schema {
         let kept = schema.check(&json_of(route, message)?);
-        kept.map_err(|fault| Cause::invalid("schema", format!("{}: {fault}", route.name)))?;
+        kept.map_err(|fault| Cause::new(Reason::Schema, format!("{}: {fault}", route.name)))?;
     }
     let Some(to) = route.to else { return carried(route, message) };
     let gas = route.gas;
@@ -109,7 +106,7 @@ pub fn write_of(routes: &[Route], id: &RequestId, message: &Message, most_bytes:
         (Calldata::Call(call), _) => Some(call),
     };
     let json = json_of(route, message)?;
-    let bad = |misfit| Cause::invalid("bad_argument", format!("{}: {misfit}", route.name));
+    let bad = |misfit| Cause::new(Reason::BadArgument, format!("{}: {misfit}", route.name));
     let value = match &route.value {
         Amount::Fixed(value) => *value,
         Amount::At(pointer) => Wei(pointer.amount(&json).map_err(bad)?),
@@ -119,7 +116,7 @@ pub fn write_of(routes: &[Route], id: &RequestId, message: &Message, most_bytes:
     if data.len() as u64 > most_bytes {
         let detail =
             format!("{}: its calldata has {} bytes, broker.max_body allows {most_bytes}", route.name, data.len());
-        return Err(Cause::invalid("too_large", detail));
+        return Err(Cause::new(Reason::TooLarge, detail));
     }
     Ok(write(value, Some(Bytes::from(data))))
 }
@@ -127,14 +124,14 @@ pub fn write_of(routes: &[Route], id: &RequestId, message: &Message, most_bytes:
 /// All that the body says; its gas comes before the route's.
 fn carried(route: &Route, message: &Message) -> Result<Write, Cause> {
     let carried = raw_transaction::read(&json_of(route, message)?)
-        .map_err(|misfit| Cause::invalid("bad_transaction", format!("{}: {misfit}", route.name)))?;
+        .map_err(|misfit| Cause::new(Reason::BadTransaction, format!("{}: {misfit}", route.name)))?;
     let gas = carried.gas.map_or(route.gas, GasRule::Fixed);
     Ok(Write { to: carried.to, value: carried.value, gas, data: Some(carried.data) })
 }
 
 fn json_of(route: &Route, message: &Message) -> Result<serde_json::Value, Cause> {
     serde_json::from_slice(&message.body).map_err(|error| {
-        Cause::invalid("undecodable", format!("the body is not JSON, which {} needs: {error}", route.name))
+        Cause::new(Reason::Undecodable, format!("the body is not JSON, which {} needs: {error}", route.name))
     })
 }
 
@@ -350,7 +347,7 @@ mod tests {
         ];
         for (body, reason, detail) in causes {
             let cause = of(body).unwrap_err();
-            assert_eq!(cause.reason, reason, "{cause}");
+            assert_eq!(cause.reason.as_str(), reason, "{cause}");
             assert!(cause.detail.contains(detail), "{cause}");
         }
     }

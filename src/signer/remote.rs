@@ -141,7 +141,7 @@ impl RemoteSigner {
             let code = |error: &Error| if let Error::Rpc(error) = error { Some(error.code.code()) } else { None };
             let failure = answer.as_ref().err();
             let failure =
-                failure.map(|error| (CallResult::Unreachable.word(), code(error), self.away(error).to_string()));
+                failure.map(|error| (CallResult::Unreachable.as_str(), code(error), self.away(error).to_string()));
             self.tracer.record_call(&span, (SIGN, &self.label), began.elapsed(), failure);
         }
         let answer = answer.map_err(|error| self.away(&error))?;

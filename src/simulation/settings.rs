@@ -21,7 +21,7 @@ use crate::policy::retry_schedule::RetrySchedule;
 use crate::policy::routes::{Calldata, Route};
 use crate::simulation::ledger::CHAIN_ID;
 use crate::simulation::workload::{FUNCTION, MANY, RECORDS};
-use crate::stages::lane::{LaneSettings, OutagePolicy, Tuning};
+use crate::stages::lane::{LaneRules, LaneSettings, OutagePolicy, Tuning};
 use crate::stages::settle::SettleSettings;
 
 /// Above this the lanes pause.
@@ -55,11 +55,9 @@ impl RunSettings {
             max_head_age: None,
             outage: OutagePolicy::Hold,
         };
-        let lane = LaneSettings {
+        let rules = LaneRules {
             chain_id: CHAIN_ID,
-            account: AccountId(0),
             unstored_write: None,
-            tuning: watch::channel(tuning).1,
             finality: if rng.bool() { FinalityRule::Depth(depth) } else { FinalityRule::Finalized },
             in_flight: rng.usize(1..=16),
             is_strict: false,
@@ -69,6 +67,11 @@ impl RunSettings {
             poll_interval: Duration::from_millis(rng.u64(100..900)),
             errors: Arc::default(),
             lease_ttl: LEASE,
+        };
+        let lane = LaneSettings {
+            account: AccountId(0),
+            rules,
+            tuning: watch::channel(tuning).1,
             owner: Arc::from(""),
             tracer: Tracer::default(),
         };
@@ -98,7 +101,7 @@ impl RunSettings {
         let keys = (rng.u8(0..4) == 0).then(|| rng.u64(1..=5))?;
         let source = TextSource::Header(KEY.to_owned());
         self.admission.order_by = Some(OrderBy { source, ordering: Ordering::Strict });
-        self.lane.is_strict = true;
+        self.lane.rules.is_strict = true;
         Some(keys)
     }
 
@@ -113,7 +116,7 @@ impl RunSettings {
         let call = Call::new(function, vec![body]).expect("it has one argument");
         route.calldata = Calldata::Call(Box::new(call));
         route.many = Some(MANY.clone());
-        self.lane.batching = Arc::new(Batching {
+        self.lane.rules.batching = Arc::new(Batching {
             max_requests: rng.usize(2..=6),
             max_bytes: rng.usize(150..=800),
             max_wait: Duration::from_millis(rng.u64(0..2000)),
@@ -132,7 +135,7 @@ impl RunSettings {
         if self.lane.batching.is_on() {
             route.many = Some(RECORDS.clone());
             let kinds = route.to.map(|to| BatchKind { to, many: RECORDS.clone() }).into_iter().collect();
-            self.lane.batching = Arc::new(Batching { kinds, ..Batching::clone(&self.lane.batching) });
+            self.lane.rules.batching = Arc::new(Batching { kinds, ..Batching::clone(&self.lane.batching) });
         }
         true
     }

@@ -12,11 +12,10 @@ use tracing::{debug, info};
 
 use crate::broker::{AckToken, Delivery, Flow};
 use crate::journal::{AccountId, Admissions, Arrival, JournalError};
-use crate::model::{BodyHash, Cause, Generation, Heartbeat, Message, OrderKey, RequestId, Timestamp};
-use crate::observe::metrics::{DeliveryVerdict, IntakeMeter};
+use crate::model::{BodyHash, Cause, Generation, Heartbeat, Message, OrderKey, Reason, RequestId, Timestamp};
+use crate::observe::metrics::IntakeMeter;
 use crate::policy::admission::{AdmissionRules, Candidate, Refusal, admit, sheltered};
 use crate::policy::arrival::{Verdict, is_suspect};
-use crate::policy::routes::NO_ROUTE;
 use crate::stages::settle::inbox::{Admitted, Postponed, Refused, generated_id};
 
 /// Deliveries admitted in one commit at most.
@@ -123,7 +122,7 @@ impl Intake {
         for Delivery { message, token } in batch {
             match sheltered(|| admit(&self.rules, &message)) {
                 Ok(Candidate { id, not_before: Some(until), .. }) if until > taken_at => {
-                    self.meter.deliveries.count(DeliveryVerdict::Postponed);
+                    self.meter.deliveries.count(None);
                     self.pass_on(Admitted::Postponed(Box::new(Postponed { id, message, until, token }))).await;
                 }
                 Ok(candidate) => {
@@ -158,7 +157,7 @@ impl Intake {
 
     async fn handle_verdict(&self, verdict: Verdict, admission: Admission) {
         let Admission { id, generation, account, message, unroutable, taken_at, token } = admission;
-        self.meter.deliveries.count(verdict.into());
+        self.meter.deliveries.count(Some(verdict));
         debug!(request.id = %id, request.attempt = %generation, verdict = ?verdict, "delivery");
         if verdict == Verdict::Accept {
             // A request that was known before stays with the lane that had it.
@@ -172,16 +171,16 @@ impl Intake {
             Verdict::Duplicate | Verdict::Stale => return self.pass_on(Admitted::Known { id, token }).await,
             Verdict::Conflict => {
                 let detail = "the journal knows this id with another body; use a new id for a new request";
-                Cause::invalid("id_conflict", detail)
+                Cause::new(Reason::IdConflict, detail)
             }
-            Verdict::Unroutable => unroutable.unwrap_or_else(|| Cause::invalid(NO_ROUTE, "no route is for it")),
+            Verdict::Unroutable => unroutable.unwrap_or_else(|| Cause::new(Reason::NoRoute, "no route is for it")),
         };
         let refused = Refused { id, generation, message, cause, account, taken_at, token };
         self.pass_on(Admitted::Refused(Box::new(refused))).await;
     }
 
     async fn refuse(&self, message: Message, refusal: Refusal, token: AckToken) {
-        self.meter.deliveries.count(DeliveryVerdict::Refused);
+        self.meter.deliveries.count(Some(Verdict::Unroutable));
         let id = refusal.id.unwrap_or_else(generated_id);
         let generation = Generation::read_from(&message.headers).unwrap_or_default();
         let account = self.account_of(BodyHash::of(id.as_str().as_bytes()).as_bytes());
@@ -295,7 +294,7 @@ mod tests {
         bench.take("a", "body").await;
         assert!(matches!(bench.take("a", "body").await, Admitted::Hold { .. }));
         let Admitted::Refused(refused) = bench.take("a", "another").await else { panic!("it has another body") };
-        assert_eq!((refused.id.as_str(), &*refused.cause.reason), ("a", "id_conflict"));
+        assert_eq!((refused.id.as_str(), refused.cause.reason), ("a", Reason::IdConflict));
     }
 
     #[tokio::test]
@@ -306,7 +305,7 @@ mod tests {
         bench.intake.step(vec![delivery]).await.unwrap();
         let Ok(Admitted::Refused(refused)) = bench.admitted.try_recv() else { panic!("it has no id") };
         assert!(refused.id.as_str().starts_with("without-id-"));
-        assert_eq!(&*refused.cause.reason, "missing_id");
+        assert_eq!(refused.cause.reason, Reason::MissingId);
         assert!(bench.session.acked().is_empty(), "settle acks, after the dead letter's confirm");
     }
 

@@ -108,7 +108,7 @@ impl OutboxStage {
         let send = |exchange: &str, routing_key: &str| {
             let span = trace.as_ref().and_then(|trace| self.tracer.within(trace));
             let mut message = message.clone();
-            if let Some(publish) = span.as_ref().and_then(SpanContext::told) {
+            if let Some(publish) = span.as_ref().and_then(SpanContext::outgoing) {
                 message.headers.insert(TRACEPARENT.to_owned(), publish.parent().into());
             }
             (Outgoing { exchange: exchange.to_owned(), routing_key: routing_key.to_owned(), message }, span)

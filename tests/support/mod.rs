@@ -15,6 +15,7 @@
 pub mod amqp;
 pub mod anvil;
 pub mod contracts;
+pub mod documents;
 pub mod guard;
 pub mod http;
 pub mod nodes;

@@ -81,7 +81,7 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Re
             print_outcome(letter, &Outcome::stays(answer.word(), answer.sentence()), json);
         }
     }
-    let question = format!("Send {} back to {}?", letters_text(goes.len() as u64), settings.broker.names.work);
+    let question = format!("Send {} back to {}?", letters_text(goes.len() as u64), settings.queue());
     if dry_run || goes.is_empty() {
         session.close().await;
         return Ok(if stays.is_empty() || dry_run { ExitCode::SUCCESS } else { ExitCode::from(exit::NOT_ALL) });

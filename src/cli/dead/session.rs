@@ -8,7 +8,6 @@ use crate::broker::{DeadLetters, MOST_LETTERS, RawLetter, Seen};
 use crate::cli::dead::{LIMIT, complain, letters_text};
 use crate::cli::{operator, progress_bar};
 use crate::config::Settings;
-use crate::daemon::app::broker_settings;
 use crate::journal::{History, OperatorsJournal};
 use crate::model::{Message, RequestId, RequestState, Timestamp};
 use crate::policy::admission::AdmissionRules;
@@ -25,7 +24,7 @@ pub(super) struct Queue {
 
 impl Queue {
     pub(super) async fn open(settings: &Settings) -> anyhow::Result<Self> {
-        let letters = DeadLetters::connect(&broker_settings(settings)).await?;
+        let letters = DeadLetters::connect(&settings.broker).await?;
         Ok(Self { letters, rules: settings.admission.clone() })
     }
 

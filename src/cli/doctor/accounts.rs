@@ -6,7 +6,6 @@ use crate::chain::{BlockTag, Chain, NodeClient};
 use crate::cli::doctor::finding::Finding;
 use crate::cli::{spell, text_of};
 use crate::config::{Settings, SignerSection};
-use crate::daemon::app::client_settings;
 use crate::journal::{AccountOverview, JournalOverview};
 use crate::model::{Address, Gas, GasRule, Nonce, RequestState, Wei};
 use crate::observe::traces::Tracer;
@@ -32,7 +31,7 @@ pub(super) struct InChain {
 
 /// For each signer; nothing where the node does not answer: that is told with the node.
 pub(super) async fn in_chain(settings: &Settings) -> Vec<Option<InChain>> {
-    let Ok(chain) = NodeClient::new(&client_settings(settings)) else { return Vec::new() };
+    let Ok(chain) = NodeClient::new(&settings.chain) else { return Vec::new() };
     let mut found = Vec::new();
     for signer in &settings.signers {
         found.push(next_nonces(&chain, signer.address()).await);
@@ -61,13 +60,13 @@ pub(super) async fn examine(
         }
         let account = signer.address();
         let known = journal.and_then(|journal| {
-            journal.accounts.iter().find(|known| (known.chain_id, known.address) == (settings.chain.id, account))
+            journal.accounts.iter().find(|known| (known.chain_id, known.address) == (settings.chain.chain_id, account))
         });
         if let Some(Some(InChain { balance, count, pending })) = in_chain.get(place) {
             findings.push(money(settings, account, *balance));
             findings.push(nonces(account, *count, *pending, known));
         }
-        findings.extend(known.and_then(|known| stuck(known, settings.chain.replace_after)));
+        findings.extend(known.and_then(|known| stuck(known, settings.tuning.replace_after)));
     }
     findings
 }
@@ -96,7 +95,7 @@ async fn key_at_server(settings: &RemoteSettings) -> Finding {
 
 fn money(settings: &Settings, account: Address, balance: Wei) -> Finding {
     let what = format!("{account} has {balance}");
-    let price = if settings.fees.mode == FeeMode::Zero { Wei(0) } else { settings.fees.max_fee };
+    let price = if settings.tuning.fees.mode == FeeMode::Zero { Wei(0) } else { settings.tuning.fees.max_fee };
     let cost = |route: &Route| {
         let gas = match route.gas {
             GasRule::Fixed(gas) => gas,

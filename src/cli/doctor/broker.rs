@@ -6,21 +6,20 @@ use crate::broker::{self, BrokerError, Inspection, QueueDepths, QueueRole, TAKES
 use crate::cli::doctor::finding::Finding;
 use crate::cli::spell;
 use crate::config::Settings;
-use crate::daemon::app::broker_settings;
 
 const AREA: &str = "broker";
 /// What RabbitMQ has unless it is configured.
 const DEFAULT_CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 pub(super) async fn examine(settings: &Settings) -> Vec<Finding> {
-    let inspection = match broker::inspect(&broker_settings(settings)).await {
+    let inspection = match broker::inspect(&settings.broker).await {
         Ok(inspection) => inspection,
         Err(error) => return vec![unreachable(&error)],
     };
-    let mut findings = topology(&inspection, settings.broker.topology);
+    let mut findings = topology(&inspection, settings.broker.topology_mode);
     findings.push(rights(&inspection));
-    findings.push(consumer_timeout(settings.broker.max_hold));
-    findings.push(unseen_over_amqp(&inspection.vhost, &settings.broker.names.work));
+    findings.push(consumer_timeout(settings.settle.max_hold));
+    findings.push(unseen_over_amqp(&inspection.vhost, settings.queue()));
     findings.extend(dead_letters(settings).await);
     findings
 }
@@ -101,7 +100,7 @@ fn unseen_over_amqp(vhost: &str, queue: &str) -> Finding {
 }
 
 async fn dead_letters(settings: &Settings) -> Option<Finding> {
-    let queues = QueueDepths::connect(&broker_settings(settings)).await.ok()?;
+    let queues = QueueDepths::connect(&settings.broker).await.ok()?;
     let depths = queues.depths().await;
     queues.close().await;
     let dead = depths.ok()?.into_iter().find(|depth| depth.role == QueueRole::Dead)?;

@@ -7,7 +7,6 @@ use crate::cli::contract::{Standing, standing};
 use crate::cli::doctor::finding::{Finding, Level};
 use crate::cli::{spell, text_of};
 use crate::config::Settings;
-use crate::daemon::app::client_settings;
 use crate::model::{Address, BlockNumber, Timestamp};
 use crate::policy::finality::FinalityRule;
 use crate::policy::routes::{Calldata, Route};
@@ -36,7 +35,7 @@ pub(super) async fn examine(settings: &Settings) -> Vec<Finding> {
     let (mut findings, heads) = endpoints(settings).await;
     let Some(head) = heads.into_iter().max_by_key(|head| head.number) else { return findings };
     findings.push(clock(&head, Timestamp::now()));
-    let chain = match NodeClient::new(&client_settings(settings)) {
+    let chain = match NodeClient::new(&settings.chain) {
         Ok(chain) => chain,
         Err(error) => return vec![no_client(&error)],
     };
@@ -48,7 +47,7 @@ pub(super) async fn examine(settings: &Settings) -> Vec<Finding> {
 
 /// A finding for each endpoint, and the heads of those that serve.
 async fn endpoints(settings: &Settings) -> (Vec<Finding>, Vec<Header>) {
-    let all = client_settings(settings);
+    let all = &settings.chain;
     let (mut findings, mut heads) = (Vec::new(), Vec::new());
     for url in &all.endpoints {
         let alone = ClientSettings { endpoints: vec![url.clone()], ..all.clone() };
@@ -111,8 +110,9 @@ fn failed(error: &ChainError) -> Finding {
 
 fn served(settings: &Settings, label: &str, head: &Header) -> Finding {
     let age = block_time(head).age();
-    let what = format!("chain {}, newest block {} of {} ago, at {label}", settings.chain.id, head.number, spell(age));
-    if age > settings.chain.max_head_age.unwrap_or(OLD_HEAD) {
+    let what =
+        format!("chain {}, newest block {} of {} ago, at {label}", settings.chain.chain_id, head.number, spell(age));
+    if age > settings.tuning.max_head_age.unwrap_or(OLD_HEAD) {
         return Finding::warn(AREA, what).remedy(
             "blocks do not come: see the node's log and its peers; or this host's clock is wrong: see `timedatectl`; unless the \
              chain makes blocks for transactions only",
@@ -123,7 +123,7 @@ fn served(settings: &Settings, label: &str, head: &Header) -> Finding {
 
 /// How many transactions of an account the node may keep, as far as it tells.
 fn pool(settings: &Settings, label: &str, program: &str) -> Finding {
-    let in_flight = settings.chain.in_flight;
+    let in_flight = settings.lane.in_flight;
     let what = format!("{label} runs {program}");
     let name = program.to_lowercase();
     let Some((_, most, option)) = POOLS.iter().find(|(known, ..)| name.starts_with(known)) else {
@@ -157,11 +157,11 @@ fn clock(head: &Header, now: Timestamp) -> Finding {
 
 /// How long a delivery is held for its write to become final, by the time between the last blocks.
 async fn finality(settings: &Settings, chain: &NodeClient, head: &Header) -> Result<Finding, ChainError> {
-    let max_hold = settings.broker.max_hold;
-    let takes = match settings.chain.finality {
+    let max_hold = settings.settle.max_hold;
+    let takes = match settings.lane.finality {
         FinalityRule::Depth(depth) => spacing(chain, head).await?.saturating_mul(saturated(depth.saturating_add(1))),
         FinalityRule::Safe | FinalityRule::Finalized => {
-            let is_safe = settings.chain.finality == FinalityRule::Safe;
+            let is_safe = settings.lane.finality == FinalityRule::Safe;
             let (tag, word) = if is_safe { (BlockTag::Safe, "safe") } else { (BlockTag::Finalized, "finalized") };
             let Some(tagged) = chain.header(tag).await? else {
                 return Ok(Finding::fail(AREA, format!("it has no block that it calls {word}: nothing becomes final"))
@@ -197,10 +197,10 @@ fn saturated(number: u64) -> u32 {
 
 async fn price(settings: &Settings, chain: &NodeClient, head: &Header) -> Result<Finding, ChainError> {
     let market = chain.market(head).await?;
-    Ok(match settings.fees.quote(&market) {
+    Ok(match settings.tuning.fees.quote(&market) {
         Ok(fee) => Finding::ok(
             "fees",
-            format!("a unit of gas is offered {} now, fees.max_fee is {}", fee.ceiling(), settings.fees.max_fee),
+            format!("a unit of gas is offered {} now, fees.max_fee is {}", fee.ceiling(), settings.tuning.fees.max_fee),
         ),
         Err(above) => Finding::warn("fees", above.to_string())
             .remedy("the account pauses until it has come down; or raise fees.max_fee"),

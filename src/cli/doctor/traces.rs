@@ -2,14 +2,13 @@
 
 use crate::cli::doctor::finding::Finding;
 use crate::config::Settings;
-use crate::daemon::app::exporter_settings;
 use crate::observe::exporter::Exporter;
 
 const AREA: &str = "traces";
 
 /// Nothing where spans are not exported.
 pub(super) async fn examine(settings: &Settings) -> Option<Finding> {
-    let exporter = match Exporter::new(&exporter_settings(settings, settings.traces.as_ref()?)) {
+    let exporter = match Exporter::new(&settings.traces.as_ref()?.exporter) {
         Ok(exporter) => exporter,
         Err(error) => return Some(Finding::fail(AREA, error.to_string())),
     };

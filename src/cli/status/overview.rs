@@ -9,7 +9,6 @@ use serde::Serialize;
 use crate::broker::{QueueDepth, QueueDepths};
 use crate::cli::{exit, text_of};
 use crate::config::Settings;
-use crate::daemon::app::broker_settings;
 use crate::daemon::status::{self, WorkerReport};
 use crate::journal::{JournalOverview, OperatorsJournal};
 use crate::model::Timestamp;
@@ -96,8 +95,8 @@ impl Observer {
         };
         Overview {
             worker: self.settings.worker.full_name(),
-            queue: self.settings.broker.names.work.clone(),
-            chain_id: self.settings.chain.id,
+            queue: self.settings.queue().to_owned(),
+            chain_id: self.settings.chain.chain_id,
             at: Timestamp::now(),
             journal,
             queues,
@@ -127,7 +126,7 @@ impl Observer {
     async fn read_queues(&mut self) -> anyhow::Result<Vec<QueueDepth>> {
         let broker = match self.broker.take() {
             Some(broker) => broker,
-            None => QueueDepths::connect(&broker_settings(&self.settings)).await?,
+            None => QueueDepths::connect(&self.settings.broker).await?,
         };
         let depths = broker.depths().await?;
         self.broker = Some(broker);

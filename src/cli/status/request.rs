@@ -7,7 +7,8 @@ use anyhow::Context;
 
 use crate::cli::{exit, say};
 use crate::config::Settings;
-use crate::journal::{History, RECORDED, TransactionHistory};
+use crate::journal::{History, TransactionHistory};
+use crate::model::IncidentKind;
 use crate::model::event::BatchPlace;
 use crate::model::{RequestId, RequestState, TransactionState};
 
@@ -82,7 +83,11 @@ fn meaning_of_final(history: &History) -> &'static str {
             "was final, but the chain has dropped its block; the same transaction is sent again"
         }
         Some(_) => "final, written once",
-        None if history.incidents.iter().any(|incident| incident.what == RECORDED) => {
+        None if history
+            .incidents
+            .iter()
+            .any(|incident| IncidentKind::from_word(&incident.what) == Some(IncidentKind::Recorded)) =>
+        {
             "final, its record was in the chain already"
         }
         None => {

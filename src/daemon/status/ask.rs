@@ -18,7 +18,7 @@ use crate::daemon::status::WorkerReport;
 const ANSWER_LIMIT: Duration = Duration::from_secs(3);
 const ANSWER_BYTES: usize = 16 << 20;
 
-/// Nobody answers there, or not with a report.
+/// No answer, or none that is a report.
 #[derive(Debug, thiserror::Error)]
 #[error("no running worker answers at http.listen {listen} ({detail}); is it started?")]
 pub struct NoAnswer {
@@ -61,7 +61,7 @@ async fn fetch(address: SocketAddr) -> Result<Bytes, Box<dyn std::error::Error +
     }
 }
 
-/// An address that means every interface is this host's own for whoever asks.
+/// An address that means every interface is this host's own.
 fn reachable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

@@ -5,18 +5,17 @@ use crate::journal::JournalOverview;
 use crate::model::Timestamp;
 use crate::observe::metrics::Gauges;
 
-/// Wei in one ether.
 const ETHER: f64 = 1e18;
 
 pub(super) fn set(gauges: &Gauges, report: &WorkerReport) {
     let WorkerReport { version, started_at, at, not_ready, broker, lanes, endpoints, journal, .. } = report;
     gauges.build_info.set([version], 1.0);
-    gauges.start_time.set(started_at.0 as f64 / 1000.0);
-    gauges.ready.set(flag(not_ready.is_empty()));
+    gauges.start_time.set([], started_at.0 as f64 / 1000.0);
+    gauges.ready.set([], flag(not_ready.is_empty()));
     for state in ["connecting", "consuming", "paused", "blocked"] {
         gauges.broker_state.set([state], flag(broker.state == state));
     }
-    gauges.deliveries_wanted.set(flag(broker.deliveries_wanted));
+    gauges.deliveries_wanted.set([], flag(broker.deliveries_wanted));
     for lane in lanes {
         set_lane(gauges, lane, *at);
     }
@@ -33,29 +32,28 @@ pub(super) fn set(gauges: &Gauges, report: &WorkerReport) {
 fn set_lane(gauges: &Gauges, lane: &LaneReport, at: Timestamp) {
     let account = lane.account.to_string();
     let of = [account.as_str()];
-    let gauges = &gauges.lane;
-    gauges.owner.set(of, flag(lane.owner));
-    gauges.open.set(of, flag(lane.open));
+    gauges.lane_owner.set(of, flag(lane.owner));
+    gauges.lane_open.set(of, flag(lane.open));
     if let Some(pause) = &lane.paused {
-        gauges.paused.set([&account, &pause.reason], 1.0);
+        gauges.lane_paused.set([&account, &pause.reason], 1.0);
     }
-    gauges.in_flight.set(of, lane.in_flight as f64);
-    gauges.window.set(of, lane.window as f64);
-    gauges.mended.set(of, lane.nonces_mended as f64);
+    gauges.lane_in_flight.set(of, lane.in_flight as f64);
+    gauges.lane_window.set(of, lane.window as f64);
+    gauges.lane_nonces_mended.set(of, lane.nonces_mended as f64);
     if let Some(nonce) = lane.next_nonce {
-        gauges.next_nonce.set(of, nonce.0 as f64);
+        gauges.lane_next_nonce.set(of, nonce.0 as f64);
     }
     if let Some(head) = lane.head {
-        gauges.head_block.set(of, head.0 as f64);
+        gauges.lane_head_block.set(of, head.0 as f64);
     }
     if let Some(head_at) = lane.head_at {
-        gauges.head_age.set(of, at.0.saturating_sub(head_at.0) as f64 / 1000.0);
+        gauges.lane_head_age.set(of, at.0.saturating_sub(head_at.0) as f64 / 1000.0);
     }
     if let Some(fee) = lane.fee_wei.as_deref().and_then(wei) {
-        gauges.fee.set(of, fee.0 as f64);
+        gauges.lane_fee.set(of, fee.0 as f64);
     }
     if let Some(balance) = lane.balance_wei.as_deref().and_then(wei) {
-        gauges.balance.set(of, balance.0 as f64 / ETHER);
+        gauges.lane_balance.set(of, balance.0 as f64 / ETHER);
     }
 }
 

@@ -1,4 +1,4 @@
-//! HTTP for whoever looks after the daemon: `/livez`, `/readyz`, `/metrics`, `/status`. Only reads, and little at once.
+//! HTTP for operators and probes: `/livez`, `/readyz`, `/metrics`, `/status`. Only reads, and little at once.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -31,7 +31,7 @@ const READ_LIMIT: Duration = Duration::from_secs(5);
 const CONNECTION_LIMIT: Duration = Duration::from_secs(15);
 /// A request's first line and headers.
 const REQUEST_BYTES: usize = 16 << 10;
-/// How often an address is tried that cannot be had, and the pause after a connection that cannot be accepted.
+/// How often an address is tried that is taken, and the pause after a connection that cannot be accepted.
 const BIND_AGAIN: Duration = Duration::from_secs(10);
 const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
 

@@ -1,4 +1,4 @@
-//! The observer: puts the report together from what the parts show of themselves, and looks now and then at what has to be
+//! The observer: puts the report together from what the parts show of themselves, and polls what has to be
 //! asked for: the journal's counts and the accounts' balances.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,30 +18,24 @@ use crate::model::{Address, Timestamp, Wei};
 use crate::observe::metrics::{Metrics, SettleMeter};
 use crate::stages::lane::LaneState;
 
-/// How often the journal is looked at.
-const JOURNAL_LOOK: Duration = Duration::from_secs(5);
+/// How often the journal is read.
+const JOURNAL_POLL: Duration = Duration::from_secs(5);
 /// How often a node is asked for the balances.
-const BALANCE_LOOK: Duration = Duration::from_secs(60);
+const BALANCE_POLL: Duration = Duration::from_secs(60);
 
-/// What a lane shows.
 #[derive(Debug, Clone)]
 pub struct LaneView {
     pub account: Address,
     pub state: watch::Receiver<LaneState>,
-    /// Whether requests are taken for it.
     pub is_open: watch::Receiver<bool>,
 }
 
 /// What the parts show.
 pub struct Sources {
-    /// `organisation/instance`.
     pub worker: String,
     pub queue: String,
-    /// EIP-155 chain id.
     pub chain_id: u64,
-    /// How it stands with the broker.
     pub broker: watch::Receiver<BrokerState>,
-    /// Whether deliveries are wanted.
     pub flow: watch::Receiver<Flow>,
     pub lanes: Vec<LaneView>,
     pub node: Arc<NodeClient>,
@@ -51,7 +45,6 @@ pub struct Sources {
     pub stuck: watch::Receiver<Vec<&'static str>>,
     /// Cancelled when the process begins to stop.
     pub draining: CancellationToken,
-    /// The last lines of the log.
     pub recent: RecentLines,
 }
 
@@ -62,7 +55,7 @@ pub struct Observer {
     asked: Mutex<Asked>,
 }
 
-/// What was asked for last.
+/// What was read last.
 #[derive(Default)]
 struct Asked {
     journal: Option<JournalOverview>,
@@ -71,33 +64,32 @@ struct Asked {
 }
 
 impl Observer {
-    /// One that has not looked yet.
     pub fn new(sources: Sources, metrics: Metrics) -> Self {
         Self { sources, metrics, started_at: Timestamp::now(), asked: Mutex::default() }
     }
 
-    /// Looks until cancelled. What cannot be had now stays as it was seen last: those who work with it tell of its failures.
+    /// Polls until cancelled. What cannot be read now stays as it was read last: the parts that use it report its failures.
     pub async fn run(&self, cancel: CancellationToken) {
-        let mut look = tokio::time::interval(JOURNAL_LOOK);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut tick = tokio::time::interval(JOURNAL_POLL);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut balances_at: Option<Instant> = None;
         loop {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => return,
-                _ = look.tick() => {}
+                _ = tick.tick() => {}
             }
-            let is_due = balances_at.is_none_or(|at| at.elapsed() >= BALANCE_LOOK);
-            let looks = async {
-                self.look_at_journal().await;
+            let is_due = balances_at.is_none_or(|at| at.elapsed() >= BALANCE_POLL);
+            let polls = async {
+                self.read_journal().await;
                 if is_due {
-                    self.ask_for_balances().await;
+                    self.read_balances().await;
                 }
             };
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => return,
-                () = looks => {}
+                () = polls => {}
             }
             if is_due && self.has_balances() {
                 balances_at = Some(Instant::now());
@@ -105,14 +97,14 @@ impl Observer {
         }
     }
 
-    async fn look_at_journal(&self) {
+    async fn read_journal(&self) {
         match self.sources.journal.overview().await {
             Ok(overview) => self.asked.lock().unwrap_or_else(PoisonError::into_inner).journal = Some(overview),
             Err(error) => warn!(%error, "the journal's counts cannot be had; those in /status and /metrics are old"),
         }
     }
 
-    async fn ask_for_balances(&self) {
+    async fn read_balances(&self) {
         let mut balances = Vec::with_capacity(self.sources.lanes.len());
         for lane in &self.sources.lanes {
             balances.push(self.sources.node.balance(lane.account).await.ok());
@@ -156,14 +148,13 @@ impl Observer {
         }
     }
 
-    /// The page of metrics.
     pub fn metrics_page(&self) -> String {
         let report = self.report();
         self.metrics.page(|gauges| gauges::set(gauges, &report))
     }
 }
 
-/// In words; nothing when it is ready: the broker delivers, and some lane takes what comes.
+/// Returns why the worker is not ready, in words. It is ready when the broker delivers and a lane takes requests.
 fn not_ready(is_draining: bool, broker: &BrokerState, lanes: &[LaneReport]) -> Vec<String> {
     let mut reasons = Vec::new();
     if is_draining {

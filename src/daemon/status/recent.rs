@@ -1,4 +1,4 @@
-//! The last warnings and errors of the log, in memory: for whoever asks the running worker what is wrong.
+//! The last warnings and errors of the log, in memory: for operators who ask the running worker what is wrong.
 
 use std::collections::VecDeque;
 use std::fmt::{self, Write};

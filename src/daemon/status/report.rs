@@ -1,4 +1,4 @@
-//! The report: how a running worker stands. It is the answer of `/status`, and what `chainwriter status` shows.
+//! The report of a running worker: the answer of `/status`, and what `chainwriter status` shows.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,33 +9,27 @@ use crate::model::{Address, BlockNumber, Nonce, Timestamp, Wei};
 /// How a worker stands. Times are RFC 3339, amounts decimal texts in wei.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WorkerReport {
-    /// `organisation/instance`.
     pub worker: String,
     pub version: String,
     pub queue: String,
-    /// EIP-155 chain id.
     pub chain_id: u64,
-    /// When the program started.
     pub started_at: Timestamp,
-    /// When it was asked.
     pub at: Timestamp,
     /// What keeps it from being ready, in words; empty when it is.
     pub not_ready: Vec<String>,
     /// Stages that stand still, as the watchdog sees it.
     pub stuck: Vec<String>,
-    /// How it stands with the broker.
     pub broker: BrokerReport,
     /// One for each `[[signer]]`, in their order.
     pub lanes: Vec<LaneReport>,
     /// In the order of `chain.endpoints`.
     pub endpoints: Vec<EndpointReport>,
-    /// How the journal stood when it was looked at last, some seconds ago at most; none before the first look.
+    /// The journal as it was read last, some seconds ago at most; none before the first time.
     pub journal: Option<JournalOverview>,
     /// The last warnings and errors of its log, newest first.
     pub recent: Vec<RecentLine>,
 }
 
-/// How it stands with the broker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BrokerReport {
     /// `connecting`, `consuming`, `paused` or `blocked`.
@@ -48,11 +42,9 @@ pub struct BrokerReport {
     pub deliveries_held: u64,
 }
 
-/// How a lane stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LaneReport {
     pub account: Address,
-    /// This instance owns the account.
     pub owner: bool,
     /// It takes requests, or another instance's lane does.
     pub open: bool,
@@ -61,19 +53,15 @@ pub struct LaneReport {
     /// Which of `[limits]` holds requests back, and until when.
     #[serde(default)]
     pub throttled: Option<String>,
-    /// Transactions that are not final.
     pub in_flight: u64,
     /// How many may wait for a block now.
     pub window: u64,
-    /// The nonce that the next transaction gets.
     pub next_nonce: Option<Nonce>,
-    /// The newest block seen.
     pub head: Option<BlockNumber>,
     /// That block's own time.
     pub head_at: Option<Timestamp>,
     /// What a transaction would offer now at most, for one unit of gas.
     pub fee_wei: Option<String>,
-    /// What the account has.
     pub balance_wei: Option<String>,
     /// Nonces in gaps that something was sent for since the start.
     pub nonces_mended: u64,
@@ -85,12 +73,10 @@ pub struct PauseReport {
     pub detail: String,
 }
 
-/// How an endpoint is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointReport {
     pub endpoint: String,
     pub serves: bool,
-    /// Behind the best one.
     pub blocks_behind: u64,
     /// Why it is not asked.
     pub problem: Option<String>,

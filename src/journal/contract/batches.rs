@@ -10,7 +10,7 @@ use crate::journal::{
     Settlement, Which,
 };
 use crate::model::event::BatchPlace;
-use crate::model::{Cause, Nonce, RequestState, Timestamp, TransactionState, TxHash};
+use crate::model::{Cause, Nonce, Reason, RequestState, Timestamp, TransactionState, TxHash};
 use crate::policy::limits::{Granted, Limits};
 
 /// Requests by their indexes.
@@ -32,7 +32,7 @@ fn all_final(set: &Set, nonce: u64, [first, others @ ..]: [usize; 3]) -> Settlem
 }
 
 fn isolated(set: &Set, nonce: u64, [first, others @ ..]: [usize; 3]) -> Settlement {
-    let decision = || Decision::Requeue(Requeue::Isolated(Cause::rejected("reverted", "one of them")));
+    let decision = || Decision::Requeue(Requeue::Isolated(Cause::new(Reason::Reverted, "one of them")));
     Settlement {
         request: set.seq(first),
         transaction: Some(closed(nonce, TransactionState::Reverted)),

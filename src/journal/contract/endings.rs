@@ -9,7 +9,7 @@ use crate::journal::contract::{
     arrival, attempt, dead, displaced, event, failed, first, id, refused, set, succeeded, transaction,
 };
 use crate::journal::{
-    ConfirmedCopy, CopyKind, Decision, Journal, JournalError, JournalOverview, RECORDED, RequestSeq, Settlement,
+    ConfirmedCopy, CopyKind, Decision, Journal, JournalError, JournalOverview, RequestSeq, Settlement,
 };
 use crate::model::{
     Address, BodyHash, Generation, Nonce, RequestState, Timestamp, TraceContext, TransactionState, TxHash,
@@ -88,7 +88,7 @@ pub(crate) async fn what_is_found_written_is_final_unless_its_own_may_land(journ
     assert_eq!(set.journal.events(&[set.account], 0, 10).await.unwrap().len(), 2);
     let history = set.journal.history(&id("c")).await.unwrap().unwrap();
     let told: Vec<_> = history.incidents.iter().map(|incident| incident.what.as_str()).collect();
-    assert_eq!(told, [RECORDED]);
+    assert_eq!(told, ["recorded"]);
     assert!(set.journal.settle(&set.lease, vec![found(2, "c")]).await.is_err(), "it ends once");
 }
 

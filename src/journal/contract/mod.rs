@@ -13,8 +13,8 @@ use crate::journal::{
 use crate::model::event::{FinalTransaction, Outcome, Subject};
 use crate::model::{
     Address, BlockHash, BlockNumber, BodyHash, Cause, Event, Fee, Gas, GasRule, Generation, Message, Nonce, Properties,
-    Purpose, RawTransaction, RequestId, RequestState, SignedTransaction, Timestamp, TransactionState, TxHash, Wei,
-    Write,
+    Purpose, RawTransaction, Reason, RequestId, RequestState, SignedTransaction, Timestamp, TransactionState, TxHash,
+    Wei, Write,
 };
 use crate::policy::arrival::Verdict;
 use crate::policy::limits::{Granted, Limits};
@@ -94,7 +94,7 @@ pub(crate) fn transaction(request: RequestSeq, nonce: u64) -> NewTransaction {
 }
 
 pub(crate) fn event(text: &str) -> Event {
-    let (request, cause) = (id(text), Cause::rejected("reverted", "no"));
+    let (request, cause) = (id(text), Cause::new(Reason::Reverted, "no"));
     let subject = Subject {
         organisation: "acme",
         request: &request,
@@ -124,13 +124,13 @@ pub(crate) fn succeeded(request: RequestSeq, nonce: u64, text: &str) -> Settleme
 }
 
 pub(crate) fn failed(request: RequestSeq, retry: u32) -> Settlement {
-    let cause = Cause::rejected("reverted", "not today");
+    let cause = Cause::new(Reason::Reverted, "not today");
     let decision = Decision::Retry { cause, next: Generation { replay: 0, retry } };
     Settlement { request, transaction: None, decision, others: Vec::new() }
 }
 
 pub(crate) fn dead(request: RequestSeq) -> Settlement {
-    let cause = Cause::rejected("reverted", "never");
+    let cause = Cause::new(Reason::Reverted, "never");
     Settlement { request, transaction: None, decision: Decision::Dead { cause }, others: Vec::new() }
 }
 
@@ -146,7 +146,7 @@ fn refused(account: AccountId, text: &str) -> RefusedMessage {
         account,
         body_hash: BodyHash::of(b"refused"),
         generation: Generation::default(),
-        cause: Cause::invalid("undecodable", "not JSON"),
+        cause: Cause::new(Reason::Undecodable, "not JSON"),
         event: event(text),
     }
 }
@@ -338,7 +338,7 @@ pub(crate) async fn a_failed_request_is_settled_only_with_its_publisher_confirm(
     let copies = set.journal.unconfirmed(set.account, RequestSeq(i64::MIN), 10).await.unwrap();
     let copy = &copies[0];
     assert_eq!((copy.kind, copy.generation.retry), (CopyKind::Retry, 1));
-    assert_eq!(copy.cause, Cause::rejected("reverted", "not today"));
+    assert_eq!(copy.cause, Cause::new(Reason::Reverted, "not today"));
     assert_eq!(copy.message.body, Bytes::from_static(b"body"));
     assert_eq!(set.journal.unconfirmed_of(vec![copy.request]).await.unwrap().len(), 1);
     let confirmed =
@@ -431,7 +431,7 @@ pub(crate) async fn a_wish_to_cancel_stands_until_the_request_has_ended(journal:
     assert_eq!(open().await, [first, ("signed".to_owned(), "cancelled by me".to_owned())], "the first reason counts");
     let queued = set.journal.queued(set.account, i64::MIN, 10).await.unwrap();
     assert_eq!(queued.iter().map(|request| request.id.as_str()).collect::<Vec<_>>(), ["late"]);
-    let cause = || Cause::rejected("cancelled", "a mistake");
+    let cause = || Cause::new(Reason::Cancelled, "a mistake");
     let cancel = |index| Settlement {
         request: set.seq(index),
         transaction: None,

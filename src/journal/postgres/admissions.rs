@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 
-use crate::journal::admission::{REPLAYED, Sorted, sort};
+use crate::journal::admission::{Sorted, sort};
 use crate::journal::columns::{expect_rows, fixed, number, stored_write};
 use crate::journal::postgres::connection::Connection;
 use crate::journal::postgres::rows::{stored, stored_option};
@@ -10,7 +10,7 @@ use crate::journal::postgres::settlements::{Noted, note_incidents};
 use crate::journal::postgres::{PostgresJournal, ordering};
 use crate::journal::rows::{Envelope, KNOWN_COLUMNS, OPEN_REQUESTS, open_of_account, seq, standing};
 use crate::journal::{AccountId, Admissions, Arrival, JournalError, Result};
-use crate::model::{OrderKey, RequestId, Timestamp, TraceContext};
+use crate::model::{IncidentKind, OrderKey, RequestId, Timestamp, TraceContext};
 use crate::policy::arrival::{Known, Verdict};
 
 #[async_trait]
@@ -136,14 +136,15 @@ async fn insert_new(connection: &Connection, new: &[(i64, &Arrival)], first_turn
 /// letters that an operator sent back: they come behind them. Says the keys whose next one may be another now.
 async fn accept_again(
     connection: &Connection,
-    returned: &[(i64, &Arrival, &'static str)],
+    returned: &[(i64, &Arrival, IncidentKind)],
     first_turn: i64,
     now: Timestamp,
 ) -> Result<Vec<OrderKey>> {
     if returned.is_empty() {
         return Ok(Vec::new());
     }
-    let replayed = || returned.iter().filter(|(_, _, what)| *what == REPLAYED).map(|(_, arrival, _)| *arrival);
+    let replayed =
+        || returned.iter().filter(|(_, _, what)| *what == IncidentKind::Replayed).map(|(_, arrival, _)| *arrival);
     let mut keys = keys_before(connection, replayed()).await?;
     keys.extend(replayed().filter_map(|arrival| arrival.order_key));
     let update = "UPDATE requests r SET state = 'accepted', settled_at = NULL, \
@@ -196,14 +197,14 @@ async fn accept_again(
             detail: format!("{} got no place", arrival.id),
         })?;
         let detail = format!("accepted as attempt {}", arrival.generation);
-        incidents.push(Noted { request: *request, what, detail });
+        incidents.push(Noted { request: *request, what: *what, detail });
     }
     note_incidents(connection, &incidents, now).await?;
     Ok(keys)
 }
 
 /// What a replay asks for is decided anew; a retry keeps what is stored, whatever the configuration says by now.
-async fn note_writes(connection: &Connection, returned: &[(i64, &Arrival, &'static str)]) -> Result<()> {
+async fn note_writes(connection: &Connection, returned: &[(i64, &Arrival, IncidentKind)]) -> Result<()> {
     let update = "UPDATE requests r SET write_to = u.write_to, write_value = u.write_value, write_gas = u.write_gas, \
          write_margin = u.write_margin, write_data = u.write_data, write_hash = u.write_hash \
          FROM unnest($1::text[], $2::boolean[], $3::bytea[], $4::text[], $5::bigint[], $6::bigint[], $7::bytea[], \
@@ -211,7 +212,7 @@ async fn note_writes(connection: &Connection, returned: &[(i64, &Arrival, &'stat
          AS u (id, is_replay, write_to, write_value, write_gas, write_margin, write_data, write_hash) \
          WHERE r.id = u.id AND (u.is_replay OR r.write_to IS NULL)";
     let ids: Vec<_> = returned.iter().map(|(_, arrival, _)| stored(arrival.id.as_str())).collect();
-    let replays: Vec<_> = returned.iter().map(|(_, _, what)| *what == REPLAYED).collect();
+    let replays: Vec<_> = returned.iter().map(|(_, _, what)| *what == IncidentKind::Replayed).collect();
     let WriteColumns { to, values, gas, margins, data, hashes } =
         WriteColumns::of(returned.iter().map(|(_, arrival, _)| *arrival))?;
     connection

@@ -11,7 +11,7 @@ use crate::journal::rows::{
 use crate::journal::{
     AccountId, ClosedTransaction, EndedAgain, Lease, Reorged, RequestSeq, Result, StoredNonce, Which,
 };
-use crate::model::{Event, Nonce, Timestamp};
+use crate::model::{Event, IncidentKind, Nonce, Timestamp};
 
 pub(super) async fn nonces(connection: &Connection, account: AccountId, which: Which) -> Result<Vec<StoredNonce>> {
     // Nonces land in their order, so the highest nonce stands in the highest block.
@@ -79,7 +79,7 @@ pub(super) async fn record_reorged(connection: &Connection, lease: &Lease, reorg
         .await?;
     let told = first_of_each(reorged, &noted, |lost| (lost.request, lost.nonce));
     let told: Vec<_> = told.into_iter().map(|lost| (lost.told().collect(), lost.detail.as_str())).collect();
-    tell(connection, lease, &told, "reorged", now).await
+    tell(connection, lease, &told, IncidentKind::Reorged, now).await
 }
 
 pub(super) async fn record_ended_again(connection: &Connection, lease: &Lease, ended: &[EndedAgain]) -> Result<()> {
@@ -90,7 +90,7 @@ pub(super) async fn record_ended_again(connection: &Connection, lease: &Lease, e
     let noted: Vec<_> = noted.into_iter().map(|closed| (closed.request, closed.nonce)).collect();
     let told = first_of_each(ended, &noted, |ended| (ended.request, ended.transaction.nonce));
     let told: Vec<_> = told.into_iter().map(|ended| (ended.told().collect(), ended.detail.as_str())).collect();
-    tell(connection, lease, &told, "ended", now).await
+    tell(connection, lease, &told, IncidentKind::Ended, now).await
 }
 
 /// What requests of one transaction are told: each its event, and all the same for a person.
@@ -101,7 +101,7 @@ async fn tell(
     connection: &Connection,
     lease: &Lease,
     told: &[Told<'_>],
-    what: &'static str,
+    what: IncidentKind,
     now: Timestamp,
 ) -> Result<()> {
     let (mut incidents, mut events) = (Vec::new(), Vec::new());

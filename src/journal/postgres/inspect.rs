@@ -17,7 +17,7 @@ use crate::journal::{
     CancelWish, Changes, History, JournalCondition, JournalOverview, Result, SignedHistory, Upkeep, WishAnswer,
     overview,
 };
-use crate::model::{Nonce, RequestId, RequestState, Timestamp};
+use crate::model::{IncidentKind, Nonce, RequestId, RequestState, Timestamp};
 use crate::observe::metrics::JournalMeter;
 
 #[async_trait]
@@ -135,7 +135,7 @@ async fn wish_for(connection: &Connection, id: &RequestId, wish: &CancelWish) ->
         connection.execute("note a wish to cancel", insert, &[&seq.0, &now.0, &stored(by), &stored(reason)]).await?;
     if noted == 1 {
         let detail = wording(by, reason);
-        note_incidents(connection, &[Noted { request: seq, what: "cancel", detail }], now).await?;
+        note_incidents(connection, &[Noted { request: seq, what: IncidentKind::Cancel, detail }], now).await?;
     }
     Ok(WishAnswer::Noted(state))
 }

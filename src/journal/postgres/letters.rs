@@ -61,7 +61,7 @@ async fn record(connection: &Connection, deed: &LetterDeed) -> Result<()> {
     let select = "SELECT seq FROM requests WHERE id = $1 FOR KEY SHARE";
     match connection.row("look a request up", select, &[&id], seq).await? {
         Some(request) => {
-            let noted = Noted { request, what: deed.as_str(), detail: detail.clone() };
+            let noted = Noted { request, what: deed.incident(), detail: detail.clone() };
             note_incidents(connection, &[noted], *at).await
         }
         None => Ok(()),

@@ -214,7 +214,7 @@ impl Shared {
                     Mode::Snapshot => connection.run("end a read", "COMMIT").await?,
                     Mode::Write | Mode::Repeatable => {
                         commit(&connection).await?;
-                        self.meter.commits.note(began.elapsed());
+                        self.meter.commits.record(began.elapsed());
                     }
                 }
                 self.keep(connection);

@@ -14,11 +14,11 @@ use crate::journal::postgres::rows::stored;
 use crate::journal::postgres::{PostgresJournal, closed, ordering};
 use crate::journal::rows::{COPY_COLUMNS, message, request_state, seq, unconfirmed_copy};
 use crate::journal::{
-    AccountId, ConfirmedCopy, CopyKind, Decision, EndedAgain, JournalError, Lease, RECORDED, RefusedMessage, Reorged,
-    RequestSeq, Requeue, Result, Settlement, Settlements, UnconfirmedCopy, recorded_by,
+    AccountId, ConfirmedCopy, CopyKind, Decision, EndedAgain, JournalError, Lease, RefusedMessage, Reorged, RequestSeq,
+    Requeue, Result, Settlement, Settlements, UnconfirmedCopy, recorded_by,
 };
 use crate::model::request::Observation;
-use crate::model::{Cause, Event, Generation, Message, RequestId, RequestState, Timestamp, TxHash};
+use crate::model::{Cause, Event, Generation, IncidentKind, Message, RequestId, RequestState, Timestamp, TxHash};
 use crate::policy::arrival::Known;
 
 #[async_trait]
@@ -126,11 +126,14 @@ async fn unconfirmed_copies(connection: &Connection, select: &str, values: Value
 /// What is being pruned has no use for it.
 async fn record_parked(connection: &Connection, ids: &[RequestId]) -> Result<()> {
     let ids: Vec<_> = ids.iter().map(|id| stored(id.as_str())).collect();
-    let insert = "WITH kept AS (SELECT seq, id FROM requests WHERE id = ANY($2) FOR KEY SHARE) \
+    let insert = format!(
+        "WITH kept AS (SELECT seq, id FROM requests WHERE id = ANY($2) FOR KEY SHARE) \
          INSERT INTO incidents (request, at, what, detail) \
-         SELECT seq, $1, 'parked', 'given back to the broker for a while' \
-         FROM unnest($2::text[]) AS u (key) JOIN kept ON kept.id = key";
-    connection.execute("note parks", insert, &[&Timestamp::now().0, &ids]).await.map(drop)
+         SELECT seq, $1, '{}', 'given back to the broker for a while' \
+         FROM unnest($2::text[]) AS u (key) JOIN kept ON kept.id = key",
+        IncidentKind::Parked
+    );
+    connection.execute("note parks", &insert, &[&Timestamp::now().0, &ids]).await.map(drop)
 }
 
 /// Decisions by what they do, in their order.
@@ -290,7 +293,7 @@ async fn make_found(
     expect_rows("make a request final that is not open, or whose own transaction may land", found.len(), changed)?;
     let noted = found.iter().map(|(request, _, written_by)| Noted {
         request: *request,
-        what: RECORDED,
+        what: IncidentKind::Recorded,
         detail: recorded_by(*written_by),
     });
     note_incidents(connection, &noted.collect::<Vec<_>>(), now).await
@@ -316,8 +319,8 @@ async fn record_failures(
     );
     let requests: Vec<_> = failures.iter().map(|failure| failure.request.0).collect();
     let states: Vec<_> = failures.iter().map(|failure| failure.state.as_str()).collect();
-    let classes: Vec<_> = failures.iter().map(|failure| failure.cause.class.as_str()).collect();
-    let reasons: Vec<_> = failures.iter().map(|failure| stored(&failure.cause.reason)).collect();
+    let classes: Vec<_> = failures.iter().map(|failure| failure.cause.class().as_str()).collect();
+    let reasons: Vec<_> = failures.iter().map(|failure| stored(failure.cause.reason.as_str())).collect();
     let details: Vec<_> = failures.iter().map(|failure| stored(&failure.cause.detail)).collect();
     let replays: Vec<_> = failures.iter().map(|failure| failure.next.map(|next| i64::from(next.replay))).collect();
     let retries: Vec<_> = failures.iter().map(|failure| failure.next.map(|next| i64::from(next.retry))).collect();
@@ -331,7 +334,7 @@ async fn record_failures(
     expect_rows("fail a request that is not open, or whose transaction may land", failures.len(), changed)?;
     let noted = failures.iter().map(|failure| Noted {
         request: failure.request,
-        what: "failed",
+        what: IncidentKind::Failed,
         detail: failure.cause.to_string(),
     });
     note_incidents(connection, &noted.collect::<Vec<_>>(), now).await
@@ -369,7 +372,7 @@ async fn requeue(
     expect_rows(doing, requeued.len(), changed)?;
     give_turns(connection, requeued.len()).await?;
     let noted =
-        requeued.iter().map(|(request, why)| Noted { request: *request, what: why.word(), detail: why.detail() });
+        requeued.iter().map(|(request, why)| Noted { request: *request, what: why.incident(), detail: why.detail() });
     note_incidents(connection, &noted.collect::<Vec<_>>(), now).await
 }
 
@@ -428,8 +431,8 @@ async fn record_refused(connection: &Connection, messages: &[RefusedMessage]) ->
     let replays: Vec<_> = messages.iter().map(|refused| i64::from(refused.generation.replay)).collect();
     let retries: Vec<_> = messages.iter().map(|refused| i64::from(refused.generation.retry)).collect();
     let hashes: Vec<_> = messages.iter().map(|refused| refused.body_hash.as_bytes()).collect();
-    let classes: Vec<_> = messages.iter().map(|refused| refused.cause.class.as_str()).collect();
-    let reasons: Vec<_> = messages.iter().map(|refused| stored(&refused.cause.reason)).collect();
+    let classes: Vec<_> = messages.iter().map(|refused| refused.cause.class().as_str()).collect();
+    let reasons: Vec<_> = messages.iter().map(|refused| stored(refused.cause.reason.as_str())).collect();
     let details: Vec<_> = messages.iter().map(|refused| stored(&refused.cause.detail)).collect();
     connection
         .execute(
@@ -444,7 +447,7 @@ async fn record_refused(connection: &Connection, messages: &[RefusedMessage]) ->
 /// What happened to a request off the straight way.
 pub(super) struct Noted {
     pub(super) request: RequestSeq,
-    pub(super) what: &'static str,
+    pub(super) what: IncidentKind,
     pub(super) detail: String,
 }
 
@@ -457,7 +460,7 @@ pub(super) async fn note_incidents(connection: &Connection, incidents: &[Noted],
          FROM unnest($2::bigint[], $3::text[], $4::text[]) WITH ORDINALITY AS u (request, what, detail, place) \
          ORDER BY place";
     let requests: Vec<_> = incidents.iter().map(|noted| noted.request.0).collect();
-    let what: Vec<_> = incidents.iter().map(|noted| noted.what).collect();
+    let what: Vec<_> = incidents.iter().map(|noted| noted.what.as_str()).collect();
     let details: Vec<_> = incidents.iter().map(|noted| stored(&noted.detail)).collect();
     connection.execute("note incidents", insert, &[&now.0, &requests, &what, &details]).await.map(drop)
 }

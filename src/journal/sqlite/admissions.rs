@@ -3,13 +3,13 @@
 use async_trait::async_trait;
 use rusqlite::{Connection, params};
 
-use crate::journal::admission::{REPLAYED, Sorted, sort};
+use crate::journal::admission::{Sorted, sort};
 use crate::journal::columns::{number, stored_write};
 use crate::journal::rows::{Envelope, KNOWN_COLUMNS, OPEN_REQUESTS, open_of_account, seq, standing};
 use crate::journal::sqlite::rows::prepare;
 use crate::journal::sqlite::{SqliteJournal, ordering, settlements};
 use crate::journal::{AccountId, Admissions, Arrival, RequestSeq, Result};
-use crate::model::{OrderKey, RequestId, RequestState, Timestamp, TraceContext};
+use crate::model::{IncidentKind, OrderKey, RequestId, RequestState, Timestamp, TraceContext};
 use crate::policy::arrival::{Known, Verdict};
 
 #[async_trait]
@@ -114,13 +114,13 @@ fn insert_new(connection: &Connection, new: &[(i64, &Arrival)], first_turn: i64,
 fn accept_again(
     connection: &Connection,
     arrival: &Arrival,
-    what: &'static str,
+    what: IncidentKind,
     turn: i64,
     now: Timestamp,
 ) -> Result<Vec<OrderKey>> {
     let message = &arrival.message;
     let mut keys = Vec::new();
-    if what == REPLAYED {
+    if what == IncidentKind::Replayed {
         let select = "SELECT seq FROM requests WHERE id = ?1";
         let seq = prepare(connection, "look a request up", select)?.one([arrival.id.as_str()], |row| seq(row))?;
         keys = ordering::keys_of(connection, [seq])?;
@@ -155,7 +155,7 @@ fn accept_again(
         trace.as_ref().and_then(TraceContext::state),
     ];
     let seq = update.one(values, |row| seq(row))?;
-    note_write(connection, seq, arrival, what == REPLAYED)?;
+    note_write(connection, seq, arrival, what == IncidentKind::Replayed)?;
     let detail = format!("accepted as attempt {}", arrival.generation);
     settlements::note_incidents(connection, &[(seq, what, detail)], now)?;
     Ok(keys)

@@ -6,7 +6,7 @@ use crate::journal::rows::{QUEUED_COLUMNS, cancellation, request_state, seq, wor
 use crate::journal::sqlite::rows::prepare;
 use crate::journal::sqlite::settlements::note_incidents;
 use crate::journal::{AccountId, CancelWish, Cancellation, Result, WishAnswer};
-use crate::model::{RequestId, RequestState, Timestamp};
+use crate::model::{IncidentKind, RequestId, RequestState, Timestamp};
 
 pub(super) fn wish(connection: &Connection, id: &RequestId, wish: &CancelWish) -> Result<WishAnswer> {
     let mut select = prepare(connection, "look a request up", "SELECT seq, state FROM requests WHERE id = ?1")?;
@@ -25,7 +25,7 @@ pub(super) fn wish(connection: &Connection, id: &RequestId, wish: &CancelWish) -
         "INSERT INTO cancellations (request, wished_at, wished_by, reason) VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING",
     )?;
     if insert.execute(params![seq.0, now.0, by, reason])? == 1 {
-        note_incidents(connection, &[(seq, "cancel", wording(by, reason))], now)?;
+        note_incidents(connection, &[(seq, IncidentKind::Cancel, wording(by, reason))], now)?;
     }
     Ok(WishAnswer::Noted(state))
 }

@@ -13,7 +13,7 @@ use crate::journal::sqlite::settlements::note_incidents;
 use crate::journal::{
     AccountId, ClosedTransaction, EndedAgain, Lease, Reorged, RequestSeq, Result, StoredNonce, Which,
 };
-use crate::model::{Event, Nonce, Timestamp};
+use crate::model::{Event, IncidentKind, Nonce, Timestamp};
 
 pub(super) fn nonces(connection: &Connection, account: AccountId, which: Which) -> Result<Vec<StoredNonce>> {
     // Nonces land in their order, so the highest nonce stands in the highest block.
@@ -66,7 +66,7 @@ pub(super) fn record_reorged(connection: &Connection, lease: &Lease, reorged: Ve
     )?;
     for reorged in reorged {
         if update.execute((now.0, lease.account.0, nonce(reorged.nonce)?, reorged.request.0))? == 1 {
-            tell(connection, lease, reorged.told(), ("reorged", &reorged.detail), now)?;
+            tell(connection, lease, reorged.told(), (IncidentKind::Reorged, &reorged.detail), now)?;
         }
     }
     Ok(())
@@ -78,7 +78,7 @@ pub(super) fn record_ended_again(connection: &Connection, lease: &Lease, ended: 
     let mut closing = Closing::new(connection, "note a second end", "reorged_at IS NOT NULL")?;
     for ended in ended {
         if closing.close(lease, ended.request, &ended.transaction, now)?.is_some() {
-            tell(connection, lease, ended.told(), ("ended", &ended.detail), now)?;
+            tell(connection, lease, ended.told(), (IncidentKind::Ended, &ended.detail), now)?;
         }
     }
     Ok(())
@@ -136,7 +136,7 @@ fn tell<'e>(
     connection: &Connection,
     lease: &Lease,
     told: impl Iterator<Item = (RequestSeq, Option<&'e Event>)>,
-    (what, detail): (&'static str, &str),
+    (what, detail): (IncidentKind, &str),
     now: Timestamp,
 ) -> Result<()> {
     for (request, event) in told {

@@ -100,7 +100,7 @@ fn commit_groups(mut connection: Connection, mut waiting: mpsc::Receiver<Job>, m
         if !writes.is_empty() {
             let began = Instant::now();
             commit(&mut connection, writes);
-            meter.commits.note(began.elapsed());
+            meter.commits.record(began.elapsed());
         }
         if let Some(done) = closing {
             let _ = connection.close();

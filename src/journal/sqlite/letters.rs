@@ -36,7 +36,7 @@ fn record(connection: &Connection, deed: &LetterDeed) -> Result<()> {
     prepare(connection, "note what was done to a dead letter", insert)?.execute(values)?;
     let mut select = prepare(connection, "look a request up", "SELECT seq FROM requests WHERE id = ?1")?;
     match select.row([id], |row| seq(row))? {
-        Some(seq) => note_incidents(connection, &[(seq, deed.as_str(), detail.clone())], *at),
+        Some(seq) => note_incidents(connection, &[(seq, deed.incident(), detail.clone())], *at),
         None => Ok(()),
     }
 }

@@ -10,7 +10,7 @@ use crate::journal::{
     AccountId, Admissions, CancelWish, ConfirmedCopy, EndedAgain, Lease, Leases, Outbox, QueuedRequest,
     RECENT_INCIDENTS, RefusedMessage, Reorged, RequestSeq, Settlements, Transactions, Upkeep, Which,
 };
-use crate::model::{Address, BodyHash, Cause, Generation, Nonce, OrderKey, Timestamp};
+use crate::model::{Address, BodyHash, Cause, Generation, Nonce, OrderKey, Reason, Timestamp};
 use crate::policy::limits::Limits;
 
 const SETTLED: u64 = 200;
@@ -226,7 +226,7 @@ impl Counted {
             account,
             body_hash: BodyHash::of(b"refused"),
             generation: Generation::default(),
-            cause: Cause::invalid("undecodable", "not JSON"),
+            cause: Cause::new(Reason::Undecodable, "not JSON"),
             event: event("refused"),
         };
         count!("record_refused", journal.record_refused(vec![refused]));

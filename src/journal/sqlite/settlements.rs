@@ -12,11 +12,11 @@ use crate::journal::sqlite::outbox::insert_events;
 use crate::journal::sqlite::rows::prepare;
 use crate::journal::sqlite::{SqliteJournal, closed, ordering};
 use crate::journal::{
-    AccountId, ConfirmedCopy, CopyKind, Decision, EndedAgain, Lease, RECORDED, RefusedMessage, Reorged, RequestSeq,
-    Requeue, Result, Settlement, Settlements, UnconfirmedCopy, recorded_by,
+    AccountId, ConfirmedCopy, CopyKind, Decision, EndedAgain, Lease, RefusedMessage, Reorged, RequestSeq, Requeue,
+    Result, Settlement, Settlements, UnconfirmedCopy, recorded_by,
 };
 use crate::model::request::Observation;
-use crate::model::{Cause, Generation, Message, RequestId, RequestState, Timestamp, TxHash};
+use crate::model::{Cause, Generation, IncidentKind, Message, RequestId, RequestState, Timestamp, TxHash};
 use crate::policy::arrival::Known;
 
 #[async_trait]
@@ -113,8 +113,11 @@ fn record_parked(connection: &Connection, ids: &[RequestId]) -> Result<()> {
     let mut insert = prepare(
         connection,
         "note a park",
-        "INSERT INTO incidents (request, at, what, detail) \
-         SELECT seq, ?1, 'parked', 'given back to the broker for a while' FROM requests WHERE id = ?2",
+        &format!(
+            "INSERT INTO incidents (request, at, what, detail) \
+             SELECT seq, ?1, '{}', 'given back to the broker for a while' FROM requests WHERE id = ?2",
+            IncidentKind::Parked
+        ),
     )?;
     ids.iter().try_for_each(|id| insert.execute((now.0, id.as_str())).map(drop))
 }
@@ -183,7 +186,7 @@ fn make_found(
     );
     let changed = prepare(connection, "change rows", &update)?.execute((now.0, request.0, lease.account.0))?;
     expect_rows("make a request final that is not open, or whose own transaction may land", 1, changed)?;
-    note_incidents(connection, &[(request, RECORDED, recorded_by(written_by))], now)?;
+    note_incidents(connection, &[(request, IncidentKind::Recorded, recorded_by(written_by))], now)?;
     ordering::release(connection, &ordering::keys_of(connection, [request])?)
 }
 
@@ -233,8 +236,8 @@ fn record_failure(
     );
     let changed = prepare(connection, "record a failure", &update)?.execute(params![
         state.as_str(),
-        cause.class.as_str(),
-        cause.reason,
+        cause.class().as_str(),
+        cause.reason.as_str(),
         cause.detail,
         now.0,
         next.map(|next| next.replay),
@@ -243,7 +246,7 @@ fn record_failure(
         lease.account.0,
     ])?;
     expect_rows("fail a request that is not open, or whose transaction may land", 1, changed)?;
-    note_incidents(connection, &[(request, "failed", cause.to_string())], now)
+    note_incidents(connection, &[(request, IncidentKind::Failed, cause.to_string())], now)
 }
 
 /// The request may have failed by itself since the wish was seen: its ruling came before this one, and counts.
@@ -283,7 +286,7 @@ fn requeue(connection: &Connection, lease: &Lease, requests: &[(RequestSeq, &Req
     for (turn, (request, why)) in (first_turn..).zip(requests) {
         let changed = update.execute((turn, now.0, request.0, lease.account.0, why.isolates()))?;
         expect_rows("queue a request again that was not signed, or whose transaction may land", 1, changed)?;
-        note_incidents(connection, &[(*request, why.word(), why.detail())], now)?;
+        note_incidents(connection, &[(*request, why.incident(), why.detail())], now)?;
     }
     Ok(())
 }
@@ -328,8 +331,8 @@ fn record_refused(connection: &Connection, messages: &[RefusedMessage]) -> Resul
             refused.generation.retry,
             refused.body_hash.as_bytes(),
             now.0,
-            refused.cause.class.as_str(),
-            refused.cause.reason,
+            refused.cause.class().as_str(),
+            refused.cause.reason.as_str(),
             refused.cause.detail,
         ])?;
     }
@@ -339,10 +342,12 @@ fn record_refused(connection: &Connection, messages: &[RefusedMessage]) -> Resul
 /// Notes what happened off the straight way.
 pub(super) fn note_incidents(
     connection: &Connection,
-    incidents: &[(RequestSeq, &'static str, String)],
+    incidents: &[(RequestSeq, IncidentKind, String)],
     now: Timestamp,
 ) -> Result<()> {
     let insert = "INSERT INTO incidents (request, at, what, detail) VALUES (?1, ?2, ?3, ?4)";
     let mut insert = prepare(connection, "insert rows", insert)?;
-    incidents.iter().try_for_each(|(request, what, detail)| insert.execute((request.0, now.0, what, detail)).map(drop))
+    incidents
+        .iter()
+        .try_for_each(|(request, what, detail)| insert.execute((request.0, now.0, what.as_str(), detail)).map(drop))
 }

@@ -5,9 +5,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Metric, Registry};
 
-use crate::observe::metrics::gauges::{Amount, AmountGauge};
-use crate::observe::metrics::labels::{Labels, Method};
-use crate::observe::metrics::meters::{ChainMeter, Counters, Durations, Pairs};
+use crate::observe::metrics::labels::Labels;
+use crate::observe::metrics::series::{AmountGauge, Counters, Durations, DurationsBy, Pairs};
 
 const PREFIX: &str = "chainwriter";
 
@@ -25,6 +24,16 @@ struct Entry {
     help: &'static str,
 }
 
+/// Returns the values that each name may have.
+fn choices<L: Labels>() -> impl Iterator<Item = Vec<&'static str>> {
+    (0..L::names().len()).map(|index| {
+        let mut words: Vec<_> = L::all().into_iter().filter_map(|labels| labels.words().get(index).copied()).collect();
+        let mut seen = std::collections::HashSet::new();
+        words.retain(|word| seen.insert(*word));
+        words
+    })
+}
+
 impl Default for Book {
     fn default() -> Self {
         Self { registry: Registry::with_prefix(PREFIX), entries: Vec::new() }
@@ -33,7 +42,7 @@ impl Default for Book {
 
 impl Book {
     pub(super) fn counters<L: Labels>(&mut self, name: &'static str, help: &'static str, counters: &Counters<L>) {
-        let labels = L::names().into_iter().zip(L::choices()).collect();
+        let labels = L::names().into_iter().zip(choices::<L>()).collect();
         self.enter(name, "counter", labels, help, counters.family.clone());
     }
 
@@ -41,21 +50,19 @@ impl Book {
         self.enter(name, "gauge", Vec::new(), help, gauge);
     }
 
-    pub(super) fn amount(&mut self, name: &'static str, help: &'static str) -> Amount {
-        let gauge = AmountGauge::default();
-        self.enter(name, "gauge", Vec::new(), help, gauge.clone());
-        Amount(gauge)
-    }
-
-    /// One for each set of values of these labels, which have no enum.
+    /// Registers one for each set of values of these labels, which have no enum; a single one where there are no labels.
     pub(super) fn amounts(
         &mut self,
         name: &'static str,
         help: &'static str,
         labels: &[&'static str],
     ) -> Family<Pairs, AmountGauge> {
-        let family = Family::default();
-        self.enter(name, "gauge", labels.iter().map(|label| (*label, Vec::new())).collect(), help, family.clone());
+        let family = Family::<Pairs, AmountGauge>::default();
+        let values = labels.iter().map(|label| (*label, Vec::new())).collect();
+        match labels {
+            [] => self.enter(name, "gauge", values, help, family.get_or_create_owned(&Vec::new())),
+            _ => self.enter(name, "gauge", values, help, family.clone()),
+        }
         family
     }
 
@@ -63,9 +70,14 @@ impl Book {
         self.enter(name, "histogram", Vec::new(), help, durations.0.clone());
     }
 
-    pub(super) fn durations_by_method(&mut self, name: &'static str, help: &'static str, chain: &ChainMeter) {
-        let labels = Method::names().into_iter().zip(Method::choices()).collect();
-        self.enter(name, "histogram", labels, help, chain.durations());
+    pub(super) fn durations_by<L: Labels>(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        durations: &DurationsBy<L>,
+    ) {
+        let labels = L::names().into_iter().zip(choices::<L>()).collect();
+        self.enter(name, "histogram", labels, help, durations.family.clone());
     }
 
     fn enter(

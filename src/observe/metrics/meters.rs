@@ -1,19 +1,17 @@
-//! What each part counts. A part makes its meter itself and keeps it; whoever builds the program has them registered. So
-//! nothing is global, a meter costs no look-up when it counts, and tests and the simulation need none of it.
+//! What each part counts, and under which names. A part makes its meter itself and keeps it, and the program registers all
+//! of them. So nothing is global, a meter costs no look-up when it counts, and tests and the simulation need none of it.
 
-use std::fmt;
-use std::marker::PhantomData;
-use std::time::Duration;
-
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
+use crate::model::FailureClass;
+use crate::observe::metrics::book::Book;
 use crate::observe::metrics::labels::{
-    Ack, Answer, CallResult, Class, Confirm, DeliveryVerdict, FailureEnd, Labels, LetterEnd, Level, Method, Outcome,
-    Publication, Signed, SpanEnd,
+    Ack, CallResult, Confirm, FailureEnd, LetterEnd, Level, Method, Outcome, Publication, Signed, SpanEnd,
 };
+use crate::observe::metrics::series::{Counters, Durations, DurationsBy};
+use crate::policy::arrival::Verdict;
+use crate::policy::classify::SendMeaning;
 
 /// From a request's arrival to its ends: finality takes seconds or a quarter of an hour.
 const REQUEST_SECONDS: [f64; 14] =
@@ -22,82 +20,16 @@ const REQUEST_SECONDS: [f64; 14] =
 const NODE_SECONDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0];
 const COMMIT_SECONDS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 10.0];
 
-/// Label names with their values.
-pub(super) type Pairs = Vec<(&'static str, String)>;
-
-/// One counter for each set of labels, all there from the start.
-pub struct Counters<L> {
-    pub(super) family: Family<Pairs, Counter>,
-    by_place: Vec<Counter>,
-    labels: PhantomData<fn(L)>,
-}
-
-impl<L: Labels> Default for Counters<L> {
-    fn default() -> Self {
-        let family = Family::<Pairs, Counter>::default();
-        let by_place = L::all().into_iter().map(|labels| family.get_or_create_owned(&pairs(labels))).collect();
-        Self { family, by_place, labels: PhantomData }
-    }
-}
-
-impl<L> Clone for Counters<L> {
-    fn clone(&self) -> Self {
-        Self { family: self.family.clone(), by_place: self.by_place.clone(), labels: PhantomData }
-    }
-}
-
-impl<L> fmt::Debug for Counters<L> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.by_place.iter().map(Counter::get)).finish()
-    }
-}
-
-impl<L: Labels> Counters<L> {
-    pub fn count(&self, labels: L) {
-        self.add(labels, 1);
-    }
-
-    pub fn add(&self, labels: L, more: usize) {
-        if let Some(counter) = self.by_place.get(labels.place()) {
-            counter.inc_by(more as u64);
-        }
-    }
-
-    #[cfg(test)]
-    pub fn get(&self, labels: L) -> u64 {
-        self.by_place.get(labels.place()).map_or(0, Counter::get)
-    }
-}
-
-pub(super) fn pairs<L: Labels>(labels: L) -> Pairs {
-    L::names().into_iter().zip(labels.words().into_iter().map(str::to_owned)).collect()
-}
-
-#[derive(Debug, Clone)]
-pub struct Durations(pub(super) Histogram);
-
-impl Durations {
-    fn of(buckets: &[f64]) -> Self {
-        Self(Histogram::new(buckets.iter().copied()))
-    }
-
-    /// One that took so long.
-    pub fn note(&self, took: Duration) {
-        self.0.observe(took.as_secs_f64());
-    }
-}
-
 #[derive(Debug, Clone, Default)]
 pub struct IntakeMeter {
-    /// What it found about deliveries.
-    pub deliveries: Counters<DeliveryVerdict>,
+    /// `None`: given to a wait queue before the journal was asked.
+    pub deliveries: Counters<Option<Verdict>>,
 }
 
 #[derive(Debug, Clone)]
 pub struct SettleMeter {
-    /// What became of requests.
     pub requests: Counters<Outcome>,
-    pub failures: Counters<(Class, FailureEnd)>,
+    pub failures: Counters<(FailureClass, FailureEnd)>,
     pub acks: Counters<Ack>,
     pub held: Gauge,
     /// From the arrival of a request to its stored end.
@@ -119,8 +51,8 @@ impl Default for SettleMeter {
 #[derive(Debug, Clone)]
 pub struct LaneMeter {
     pub signed: Counters<Signed>,
-    /// What nodes answered to it.
-    pub answers: Counters<Answer>,
+    /// What nodes answered to it; `None`: nothing, or nothing with sense.
+    pub answers: Counters<Option<SendMeaning>>,
     /// From the arrival of a request to its first broadcast.
     pub until_broadcast: Durations,
 }
@@ -135,51 +67,30 @@ impl Default for LaneMeter {
     }
 }
 
-/// What the chain's client counts.
 #[derive(Debug, Clone)]
 pub struct ChainMeter {
     /// Calls, each one of a batch too.
     pub calls: Counters<(Method, CallResult)>,
-    durations: Family<Pairs, Histogram, fn() -> Histogram>,
-    by_method: Vec<Histogram>,
+    /// HTTP requests, by their call or, in a batch, the first one.
+    pub requests: DurationsBy<Method>,
 }
 
 impl Default for ChainMeter {
     fn default() -> Self {
-        let durations: Family<Pairs, Histogram, fn() -> Histogram> =
-            Family::new_with_constructor(|| Histogram::new(NODE_SECONDS));
-        let by_method = Method::all().into_iter().map(|method| durations.get_or_create_owned(&pairs(method))).collect();
-        Self { calls: Counters::default(), durations, by_method }
+        Self { calls: Counters::default(), requests: DurationsBy::of(|| Histogram::new(NODE_SECONDS)) }
     }
 }
 
-impl ChainMeter {
-    /// An HTTP request with this call, or with a batch that it is the first one of, took so long.
-    pub fn note(&self, method: Method, took: Duration) {
-        if let Some(histogram) = self.by_method.get(method.place()) {
-            histogram.observe(took.as_secs_f64());
-        }
-    }
-
-    pub(super) fn durations(&self) -> Family<Pairs, Histogram, fn() -> Histogram> {
-        self.durations.clone()
-    }
-}
-
-/// What the broker's publisher counts.
 #[derive(Debug, Clone, Default)]
 pub struct PublishMeter {
     pub published: Counters<(Publication, Confirm)>,
 }
 
-/// What the rules for dead letters count.
 #[derive(Debug, Clone, Default)]
 pub struct ReplayMeter {
-    /// Letters that were due.
     pub letters: Counters<LetterEnd>,
 }
 
-/// What a journal counts.
 #[derive(Debug, Clone)]
 pub struct JournalMeter {
     /// From the beginning of a commit's work to its flush.
@@ -192,20 +103,16 @@ impl Default for JournalMeter {
     }
 }
 
-/// What the log counts.
 #[derive(Debug, Clone, Default)]
 pub struct LogMeter {
     pub lines: Counters<Level>,
 }
 
-/// What is counted of spans.
 #[derive(Debug, Clone, Default)]
 pub struct SpanMeter {
-    /// What became of them.
     pub spans: Counters<SpanEnd>,
 }
 
-/// The meters of all parts.
 #[derive(Debug, Clone, Default)]
 pub struct Meters {
     pub intake: IntakeMeter,
@@ -213,9 +120,44 @@ pub struct Meters {
     pub lane: LaneMeter,
     pub chain: ChainMeter,
     pub publisher: PublishMeter,
-    /// That of the rules for dead letters.
     pub replay: ReplayMeter,
     pub journal: JournalMeter,
     pub log: LogMeter,
     pub traces: SpanMeter,
+}
+
+impl Meters {
+    /// Gives all of them their names.
+    pub(super) fn register(&self, book: &mut Book) {
+        book.counters("deliveries", "Deliveries taken in, by what the journal knew of them", &self.intake.deliveries);
+        book.counters("deliveries_acked", "Acks given, and those whose session had ended", &self.settle.acks);
+        let held = "Requests whose deliveries this instance holds unacknowledged";
+        book.gauge("deliveries_held", held, self.settle.held.clone());
+        book.counters("requests", "What became of requests; a retry counts each time", &self.settle.requests);
+        book.counters("request_failures", "Failures of requests, by class and by what followed", &self.settle.failures);
+        let until_broadcast = "From a request's first arrival to the first broadcast of each of its transactions";
+        book.durations("request_until_broadcast_seconds", until_broadcast, &self.lane.until_broadcast);
+        let until_final = "From a request's first arrival to its stored final end, retries included";
+        book.durations("request_until_final_seconds", until_final, &self.settle.until_final);
+        book.counters("attempts", "Attempts signed and journalled; each transaction has one first", &self.lane.signed);
+        book.counters(
+            "broadcast_answers",
+            "What nodes answered to broadcasts; none decides anything",
+            &self.lane.answers,
+        );
+        book.counters("node_calls", "JSON-RPC calls, each call of a batch counted", &self.chain.calls);
+        let requests = "HTTP requests to nodes; a batch counts once, under the method of its first call";
+        book.durations_by("node_request_duration_seconds", requests, &self.chain.requests);
+        book.counters(
+            "publishes",
+            "Messages published, by how their publisher confirm came",
+            &self.publisher.published,
+        );
+        let by_rule = "Dead letters that a rule of [[dead.replay]] was due for, by what it came to at each look";
+        book.counters("dead_letters_by_rule", by_rule, &self.replay.letters);
+        book.durations("journal_commit_duration_seconds", "Commits of the journal", &self.journal.commits);
+        book.counters("log_lines", "Lines of the log that are warnings or errors", &self.log.lines);
+        let spans = "Spans for the collector at traces.endpoint, by what became of them";
+        book.counters("spans", spans, &self.traces.spans);
+    }
 }

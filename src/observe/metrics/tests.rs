@@ -3,9 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::observe::metrics::Metrics;
-
-/// Set, the test writes the document in place of comparing it.
-const RENEW: &str = "CHAINWRITER_RENEW";
+use crate::support::documents::compare;
 
 fn file(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -13,18 +11,10 @@ fn file(path: &str) -> PathBuf {
 
 #[test]
 fn the_documented_metrics_are_those_there_are() {
-    let path = file("docs/metrics.md");
-    let document = std::fs::read_to_string(&path).unwrap();
-    let (head, _) = document.split_once("| metric |").expect("it has the table");
-    let expected = format!("{head}{}", Metrics::default().table());
-    if std::env::var_os(RENEW).is_some() {
-        std::fs::write(&path, expected).unwrap();
-        return;
-    }
-    assert_eq!(document, expected, "renew it: {RENEW}=1 cargo test --lib the_documented_metrics");
+    compare("docs/metrics.md", &Metrics::default().table());
 }
 
-/// Whatever looks like the name of one of our metrics.
+/// Returns the words that may be names of our metrics.
 fn named(text: &str) -> Vec<String> {
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let words = text.split(|c: char| !is_word(c));
@@ -77,7 +67,7 @@ fn every_series_of_an_enum_is_there_from_the_start() {
 #[test]
 fn what_is_not_set_anew_is_not_told_any_more() {
     let metrics = Metrics::default();
-    let page = metrics.page(|gauges| gauges.lane.paused.set(["0xaa", "node_unreachable"], 1.0));
+    let page = metrics.page(|gauges| gauges.lane_paused.set(["0xaa", "node_unreachable"], 1.0));
     assert!(page.contains("chainwriter_lane_paused{account=\"0xaa\",reason=\"node_unreachable\"} 1"), "{page}");
     assert!(!metrics.page(|_| ()).contains("node_unreachable"));
 }

@@ -6,14 +6,11 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use crate::model::message::header;
-use crate::model::{BodyHash, Cause, Generation, HeaderValue, Message, RequestId, Timestamp};
+use crate::model::{BodyHash, Cause, Generation, HeaderValue, Message, Reason, RequestId, Timestamp};
 use crate::policy::admission::{AdmissionRules, Candidate, admit, sheltered};
 
 pub mod replay;
 pub mod rules;
-
-/// The reason of requests that may have been written by a worker whose journal was lost.
-pub const MAYBE_WRITTEN: &str = "maybe_written";
 
 /// So many hexadecimal digits name a letter among those of one queue.
 const KEY_DIGITS: usize = 12;
@@ -79,6 +76,11 @@ impl Letter {
             body_bytes: message.body.len() as u64,
             refusal,
         }
+    }
+
+    /// Returns what this version knows under the letter's words.
+    pub fn known_reason(&self) -> Option<Reason> {
+        Reason::known(&self.class, &self.reason)
     }
 
     /// `class.reason`
@@ -264,7 +266,7 @@ pub(crate) mod tests {
     }
 
     fn reverted() -> Cause {
-        Cause::rejected("reverted", "Not today")
+        Cause::new(Reason::Reverted, "Not today")
     }
 
     #[test]
@@ -281,7 +283,7 @@ pub(crate) mod tests {
         };
         let given_up = Letter::read(&rules(), &undeliverable);
         assert_eq!((given_up.cause().as_str(), given_up.died_at), ("broker.undeliverable", Some(Timestamp(7000))));
-        assert_eq!((given_up.name(), &*given_up.refusal.as_ref().unwrap().reason), ("(no id)", "missing_id"));
+        assert_eq!((given_up.name(), given_up.refusal.as_ref().unwrap().reason.as_str()), ("(no id)", "missing_id"));
     }
 
     #[test]
@@ -292,9 +294,11 @@ pub(crate) mod tests {
         let one = read("a", &reverted(), 0, 0);
         assert_eq!(one.len(), KEY_DIGITS);
         assert_eq!(read("a", &reverted(), 0, 99), one, "a second copy of it");
-        for other in
-            [read("b", &reverted(), 0, 0), read("a", &reverted(), 1, 0), read("a", &Cause::rejected("x", ""), 0, 0)]
-        {
+        for other in [
+            read("b", &reverted(), 0, 0),
+            read("a", &reverted(), 1, 0),
+            read("a", &Cause::new(Reason::Panicked, ""), 0, 0),
+        ] {
             assert_ne!(other, one);
         }
     }
@@ -345,7 +349,7 @@ pub(crate) mod tests {
     #[test]
     fn groups_have_one_cause_each_and_the_largest_is_first() {
         let at = |cause: &Cause, at| Letter::read(&rules(), &dead(Some("a"), cause, Generation::default(), at));
-        let letters = [at(&Cause::invalid("too_large", "long"), 5), at(&reverted(), 30), at(&reverted(), 10)];
+        let letters = [at(&Cause::new(Reason::TooLarge, "long"), 5), at(&reverted(), 30), at(&reverted(), 10)];
         let groups = grouped(&letters);
         let told: Vec<_> = groups.iter().map(|g| (g.cause.as_str(), g.count, g.oldest, g.newest)).collect();
         assert_eq!(

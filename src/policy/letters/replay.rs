@@ -1,8 +1,8 @@
 //! May a dead letter be sent back? What the letter says against what the journal says, one sentence for each case.
 
-use crate::model::{Cause, RequestState, Timestamp};
+use crate::model::{Cause, FailureClass, Reason, RequestState, Timestamp};
 use crate::policy::arrival::Known;
-use crate::policy::letters::{Letter, MAYBE_WRITTEN};
+use crate::policy::letters::Letter;
 
 /// What is known of a letter outside of it.
 #[derive(Debug, Clone, Default)]
@@ -71,7 +71,8 @@ pub fn assess(letter: &Letter, standing: &Standing) -> Answer {
     if let Some(cause) = &letter.refusal {
         return Answer::NoRequest(cause.clone());
     }
-    if letter.class == "invalid" && letter.reason == "id_conflict" {
+    let reason = letter.known_reason();
+    if reason == Some(Reason::IdConflict) {
         return Answer::IdOfAnother;
     }
     let Some(known) = &standing.known else {
@@ -95,7 +96,7 @@ pub fn assess(letter: &Letter, standing: &Standing) -> Answer {
             None if is_newer || standing.is_edited => Answer::Superseded,
             None if standing.is_sent_back => Answer::OnItsWay,
             None if !same_body => Answer::OtherBody,
-            None if letter.class == "invalid" && letter.reason == MAYBE_WRITTEN => Answer::MaybeWritten,
+            None if reason == Some(Reason::MaybeWritten) => Answer::MaybeWritten,
             None => Answer::Safe,
         },
     }
@@ -103,7 +104,8 @@ pub fn assess(letter: &Letter, standing: &Standing) -> Answer {
 
 fn unknown(letter: &Letter, forgets_before: Timestamp) -> Answer {
     let is_remembered = letter.died_at.is_some_and(|at| at > forgets_before);
-    let was_never_in = letter.class == "broker" || letter.refused_as.is_some();
+    let was_never_in =
+        FailureClass::from_word(&letter.class) == Some(FailureClass::Broker) || letter.refused_as.is_some();
     match (is_remembered, was_never_in) {
         (true, true) => Answer::NeverTakenIn,
         (true, false) => Answer::OtherJournal,
@@ -176,8 +178,7 @@ impl Answer {
                                  wanted no more, `dead discard` it"
                 .to_owned(),
             Self::NoRequest(cause) => format!(
-                "of no use as it stands: it would be refused again ({}.{}: {}). Mend it with `dead edit`",
-                cause.class, cause.reason, cause.detail
+                "of no use as it stands: it would be refused again ({cause}). Mend it with `dead edit`"
             ),
             Self::IdOfAnother => "of no use as it stands: its id belongs to another message with another body. If it is a \
                                   request of its own, give it an id of its own with `dead edit --set-id`"
@@ -210,7 +211,7 @@ mod tests {
     }
 
     fn reverted(replay: u32) -> Letter {
-        letter(Some("a"), &Cause::rejected("reverted", "no"), at(replay))
+        letter(Some("a"), &Cause::new(Reason::Reverted, "no"), at(replay))
     }
 
     fn known(state: RequestState, replay: u32) -> Standing {
@@ -228,8 +229,8 @@ mod tests {
         };
         let sent = |standing| Standing { is_sent_back: true, ..standing };
         let edited = |standing| Standing { is_edited: true, ..standing };
-        let conflict = letter(Some("a"), &Cause::invalid("id_conflict", ""), at(0));
-        let maybe = letter(Some("a"), &Cause::invalid(MAYBE_WRITTEN, ""), at(0));
+        let conflict = letter(Some("a"), &Cause::new(Reason::IdConflict, ""), at(0));
+        let maybe = letter(Some("a"), &Cause::new(Reason::MaybeWritten, ""), at(0));
         let broker = Letter { class: "broker".to_owned(), ..reverted(0) };
         let refused = Letter { refused_as: reverted(0).id, ..reverted(0) };
         let landing = Standing { may_land: Some("nonce 7 is live".to_owned()), ..known(S::Dead, 0) };
@@ -255,7 +256,7 @@ mod tests {
             ("sent back and written", reverted(0), sent(known(S::Final, 1)), "replayed_already"),
             ("edited, not taken in", reverted(0), edited(known(S::Dead, 0)), "superseded"),
             ("edited, never known", broker.clone(), edited(unknown()), "superseded"),
-            ("no id", letter(None, &Cause::invalid("missing_id", ""), at(0)), unknown(), "no_request"),
+            ("no id", letter(None, &Cause::new(Reason::MissingId, ""), at(0)), unknown(), "no_request"),
             ("the broker gave up", broker.clone(), unknown(), "never_taken_in"),
             ("refused once, and no more", refused, unknown(), "never_taken_in"),
             ("unknown and young", reverted(0), unknown(), "other_journal"),

@@ -2,11 +2,16 @@
 
 use std::time::Duration;
 
-use crate::model::Timestamp;
-use crate::policy::letters::{Letter, MAYBE_WRITTEN};
+use crate::model::{Reason, Timestamp};
+use crate::policy::letters::Letter;
 
-/// Never sent back by a rule, whatever it says: here a person has to decide, or has decided.
-const FOR_A_PERSON: [(&str, &str); 2] = [("invalid", MAYBE_WRITTEN), ("rejected", "cancelled")];
+/// `[dead]`
+#[derive(Debug, Clone)]
+pub struct ReplayRules {
+    /// Checks of the queue are at least this far apart; the first comes as long after the start.
+    pub look_every: Duration,
+    pub rules: Vec<ReplayRule>,
+}
 
 /// A rule. The first that a letter's cause fits is its rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +36,7 @@ impl ReplayRule {
         if rule.class.is_none() && rule.reason.is_none() {
             return Err("expected CLASS, CLASS.REASON or .REASON, such as \"rejected.reverted\"");
         }
-        if FOR_A_PERSON.iter().any(|(_, reason)| rule.reason.as_deref() == Some(*reason)) {
+        if Reason::all().any(|known| known.needs_person() && rule.reason.as_deref() == Some(known.as_str())) {
             return Err("a person decides about these: nothing sends them back by itself");
         }
         Ok(rule)
@@ -55,7 +60,7 @@ pub enum Due {
 
 /// A letter that does not say since when it is dead stays.
 pub fn due(rules: &[ReplayRule], letter: &Letter, now: Timestamp) -> Due {
-    if FOR_A_PERSON.contains(&(letter.class.as_str(), letter.reason.as_str())) {
+    if letter.known_reason().is_some_and(|reason| reason.needs_person()) {
         return Due::Never;
     }
     let rule = rules.iter().find(|rule| rule.fits(letter)).filter(|rule| letter.generation.replay < rule.up_to);
@@ -93,7 +98,7 @@ impl LastLook {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Cause, Generation};
+    use crate::model::{Cause, Generation, Reason};
     use crate::policy::letters::tests::letter;
 
     const HOUR: Duration = Duration::from_secs(3600);
@@ -104,7 +109,7 @@ mod tests {
 
     #[test]
     fn a_letter_is_due_by_its_first_rule_after_its_delay_and_up_to_its_count() {
-        let reverted = Cause::rejected("reverted", "no");
+        let reverted = Cause::new(Reason::Reverted, "no");
         let dead = |replay| letter(Some("a"), &reverted, Generation { replay, retry: 5 });
         let (early, late) = (Timestamp(3_599_999), Timestamp(3_600_000));
         for cause in ["rejected", "rejected.reverted", ".reverted"] {
@@ -123,7 +128,7 @@ mod tests {
     #[test]
     fn what_a_person_decides_about_is_never_due() {
         let now = Timestamp(i64::MAX);
-        for cause in [Cause::invalid(MAYBE_WRITTEN, ""), Cause::rejected("cancelled", "")] {
+        for cause in [Cause::new(Reason::MaybeWritten, ""), Cause::new(Reason::Cancelled, "")] {
             let letter = letter(Some("a"), &cause, Generation::default());
             assert_eq!(due(&[rule("invalid", 9), rule("rejected", 9)], &letter, now), Due::Never, "{cause}");
             for named in [cause.routing_key(), format!(".{}", cause.reason)] {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::journal::{
-    AccountId, ClosedTransaction, ConfirmedCopy, Decision, JournalError, Lease, OutboxRow, RECORDED, RefusedMessage,
+    AccountId, ClosedTransaction, ConfirmedCopy, Decision, JournalError, Lease, OutboxRow, RefusedMessage,
     ReplyAddress, RequestSeq, Settlement, recorded_by,
 };
 use crate::model::request::Observation;
@@ -100,14 +100,14 @@ impl Store {
             }
             Decision::Found { event, written_by } => {
                 row.end(now, state);
-                row.note(now, RECORDED, recorded_by(written_by));
+                row.note(now, "recorded", recorded_by(written_by));
                 let (account, id) = (row.account, row.id.clone());
                 return self.add_event(account, id, event);
             }
             Decision::Requeue(why) => {
                 (row.state, row.turn, row.changed_at) = (state, turn, now);
                 row.is_alone |= why.isolates();
-                return row.note(now, why.word(), why.detail());
+                return row.note(now, why.incident().as_str(), why.detail());
             }
             Decision::Retry { cause, next } => (cause, next),
             Decision::Dead { cause } | Decision::Cancel { cause } => (cause, row.generation),

@@ -12,8 +12,8 @@ use crate::journal::{
 use crate::model::event::{FinalTransaction, Outcome, Subject};
 use crate::model::{
     Address, BlockHash, BlockNumber, BodyHash, Cause, Event, Fee, Gas, GasRule, Generation, Headers, Message, Nonce,
-    OrderKey, Properties, Purpose, RawTransaction, RequestId, SignedTransaction, Timestamp, TransactionState, TxHash,
-    Wei, Write,
+    OrderKey, Properties, Purpose, RawTransaction, Reason, RequestId, SignedTransaction, Timestamp, TransactionState,
+    TxHash, Wei, Write,
 };
 use crate::policy::limits::Limits;
 use crate::simulation::store::Store;
@@ -178,7 +178,7 @@ impl Pick {
                 2 => retry(request.generation),
                 3 => dead(),
                 4 => Decision::Requeue(Requeue::Displaced(TxHash([77; 32]))),
-                _ => Decision::Requeue(Requeue::Isolated(Cause::rejected("reverted", "one of them"))),
+                _ => Decision::Requeue(Requeue::Isolated(Cause::new(Reason::Reverted, "one of them"))),
             };
             // Now and then one of the batch is forgotten.
             let decided = live.others.len() - usize::from(self.x.is_multiple_of(16) && !live.others.is_empty());
@@ -235,7 +235,7 @@ impl Pick {
         let id = id(usize::from(self.y) + index);
         let event = event(&id, self.y);
         let (body_hash, generation) = (BodyHash::of(b"refused"), Generation::default());
-        RefusedMessage { id, account, body_hash, generation, cause: Cause::invalid("undecodable", "no"), event }
+        RefusedMessage { id, account, body_hash, generation, cause: Cause::new(Reason::Undecodable, "no"), event }
     }
 }
 
@@ -244,7 +244,7 @@ fn id(index: usize) -> RequestId {
 }
 
 fn retry(generation: Generation) -> Decision {
-    Decision::Retry { cause: Cause::rejected("reverted", "not today"), next: generation.next_retry() }
+    Decision::Retry { cause: Cause::new(Reason::Reverted, "not today"), next: generation.next_retry() }
 }
 
 fn found(id: &RequestId, seed: u8) -> Decision {
@@ -252,7 +252,7 @@ fn found(id: &RequestId, seed: u8) -> Decision {
 }
 
 fn dead() -> Decision {
-    Decision::Dead { cause: Cause::rejected("reverted", "never") }
+    Decision::Dead { cause: Cause::new(Reason::Reverted, "never") }
 }
 
 fn event(id: &RequestId, seed: u8) -> Event {
@@ -266,7 +266,7 @@ fn event(id: &RequestId, seed: u8) -> Event {
         correlation_id: None,
         trace: None,
     };
-    let cause = Cause::rejected("reverted", "no");
+    let cause = Cause::new(Reason::Reverted, "no");
     Event::new(&subject, &Outcome::Dead { cause: &cause, tx_hashes: &[] }, Timestamp(1))
 }
 

@@ -154,7 +154,7 @@ pub(super) mod tests {
     use super::*;
     use crate::journal::contract::{Set, arrival, dead, set};
     use crate::journal::{Admissions, LetterDeeds, Settlements, SqliteJournal, Transactions};
-    use crate::model::Cause;
+    use crate::model::{Cause, Reason};
     use crate::policy::letters::tests as letters;
     use crate::simulation::fakes::FakePublisher;
 
@@ -179,7 +179,7 @@ pub(super) mod tests {
             set.queued = journal.queued(set.account, i64::MIN, 9).await.unwrap();
             journal.settle(&set.lease, vec![dead(set.seq(0))]).await.unwrap();
             set.confirm(0, "a").await;
-            let cause = Cause::rejected("reverted", "never");
+            let cause = Cause::new(Reason::Reverted, "never");
             let message = letters::dead(Some("a"), &cause, Generation::default(), Timestamp::now().0);
             let (raw, letter) = (RawLetter::of(&message), Letter::read(&letters::rules(), &message));
             Self { journal, set, raw, letter, work: FakePublisher::default(), _folder: folder }

@@ -4,7 +4,7 @@
 //! letter to one of them at a time, and the second one reads from the journal what the first has done.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -16,7 +16,7 @@ use crate::observe::metrics::{LetterEnd, ReplayMeter};
 use crate::policy::admission::AdmissionRules;
 use crate::policy::letters::Letter;
 use crate::policy::letters::replay::Action;
-use crate::policy::letters::rules::{Due, LastLook, ReplayRule, due};
+use crate::policy::letters::rules::{Due, LastLook, ReplayRules, due};
 use crate::stages::dead_letters::replay_guard::{CopyAnswer, LONGEST_HOLD, ReplayGuard, SendBackError};
 
 /// The operator of replays by rule.
@@ -25,9 +25,7 @@ pub const OPERATOR: &str = "chainwriter";
 const REASON: &str = "by a rule of [[dead.replay]]";
 
 pub struct Replayer {
-    pub rules: Vec<ReplayRule>,
-    /// Shortest interval between browses of the queue, and the delay of the first one.
-    pub look_every: Duration,
+    pub rules: ReplayRules,
     pub admission: AdmissionRules,
     /// Each browse has connections of its own.
     pub broker: BrokerSettings,
@@ -68,7 +66,7 @@ impl Replayer {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => return Ok(()),
-                () = tokio::time::sleep(self.look_every) => {}
+                () = tokio::time::sleep(self.rules.look_every) => {}
             }
             if !self.is_first().await? {
                 last = LastLook::default();
@@ -80,7 +78,7 @@ impl Replayer {
                     return Err(error);
                 }
                 Err(error @ (BrowseError::Broker(_) | BrowseError::SendBack(SendBackError::Publish(_)))) => {
-                    warn!(%error, again_in_s = self.look_every.as_secs(), "dead letters could not be sent back by rule");
+                    warn!(%error, again_in_s = self.rules.look_every.as_secs(), "dead letters could not be sent back by rule");
                 }
             }
         }
@@ -117,7 +115,7 @@ impl Replayer {
         let mut is_through = true;
         while let Some(held) = browse.next().await? {
             let letter = Letter::read(&self.admission, &held.letter.message());
-            let leaves = match due(&self.rules, &letter, at) {
+            let leaves = match due(&self.rules.rules, &letter, at) {
                 Due::Now => self.send_back(letters, &letter, &held.letter, &mut tally).await?,
                 Due::At(time) => {
                     next = Some(next.map_or(time, |next| next.min(time)));
@@ -208,6 +206,8 @@ impl Replayer {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::broker::{Names, PublishError, Topology, TopologyMode, UriSource};
     use crate::journal::contract::instance;
@@ -217,8 +217,7 @@ mod tests {
     fn replayer(bench: &Bench) -> Replayer {
         let seconds = Duration::from_secs;
         Replayer {
-            rules: Vec::new(),
-            look_every: seconds(60),
+            rules: ReplayRules { look_every: seconds(60), rules: Vec::new() },
             admission: rules(),
             broker: BrokerSettings {
                 uri: UriSource::Inline("amqp://localhost".into()),

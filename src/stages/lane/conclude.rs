@@ -9,7 +9,7 @@ use crate::chain::follow::receipt_reader::BlockRead;
 use crate::chain::{BlockTag, Call, ChainError, Inclusion, Receipt};
 use crate::journal::{ClosedTransaction, Lease, QueuedRequest};
 use crate::model::event::FinalTransaction;
-use crate::model::{BlockNumber, Cause, FailureClass, Nonce, PauseReason, Purpose, TransactionState, TxHash};
+use crate::model::{BlockNumber, Cause, Nonce, PauseReason, Purpose, Reason, TransactionState, TxHash};
 use crate::policy::{records, revert};
 use crate::stages::lane::in_flight::{InFlight, PoolStatus};
 use crate::stages::lane::term::Term;
@@ -79,13 +79,13 @@ impl Term<'_> {
             }
             (Purpose::Write, _) => (LaneVerdict::Succeeded(receipt.transaction.clone()), TransactionState::Succeeded),
             (Purpose::Cancel, Some(reason)) => {
-                (LaneVerdict::Cancelled(Cause::rejected("cancelled", reason.as_str())), TransactionState::Cancelled)
+                (LaneVerdict::Cancelled(Cause::new(Reason::Cancelled, reason.as_str())), TransactionState::Cancelled)
             }
             (Purpose::Cancel, None) => {
                 let refusal =
                     if let PoolStatus::Refused { answer, .. } = &transaction.pool { answer.as_str() } else { "" };
                 let detail = format!("every node refused the transaction, its nonce was cancelled: {refusal}");
-                (LaneVerdict::Failed(Cause::rejected("refused_by_node", detail)), TransactionState::Cancelled)
+                (LaneVerdict::Failed(Cause::new(Reason::RefusedByNode, detail)), TransactionState::Cancelled)
             }
         })
     }
@@ -107,7 +107,7 @@ impl Term<'_> {
             Err(cause) => cause,
         };
         Some(match cancel_reason {
-            Some(reason) => LaneVerdict::Cancelled(Cause::rejected("cancelled", format!("{reason}; {cause}"))),
+            Some(reason) => LaneVerdict::Cancelled(Cause::new(Reason::Cancelled, format!("{reason}; {cause}"))),
             None => LaneVerdict::Failed(cause),
         })
     }
@@ -117,7 +117,7 @@ impl Term<'_> {
     async fn revert_data(&self, transaction: &InFlight, receipt: &Receipt) -> Result<Bytes, Cause> {
         let payload = &transaction.payload;
         if receipt.transaction.gas_used >= payload.gas {
-            return Err(Cause::rejected("out_of_gas", format!("it used all of its {} gas", payload.gas)));
+            return Err(Cause::new(Reason::OutOfGas, format!("it used all of its {} gas", payload.gas)));
         }
         let data = payload.calldata().clone();
         let call = Call { from: self.account(), to: payload.to, value: payload.value, data };
@@ -132,7 +132,7 @@ impl Term<'_> {
             }
         }
         let why = if unknown.is_empty() { "the same call runs on the states around its block" } else { &unknown };
-        Err(Cause::rejected("reverted", format!("no reason to be had: {why}")))
+        Err(Cause::new(Reason::Reverted, format!("no reason to be had: {why}")))
     }
 
     /// Finds nonces that foreign transactions have. Invariant 3: a nonce counts as taken only when that very transaction has
@@ -187,5 +187,5 @@ pub(super) fn failed(lease: &Lease, request: QueuedRequest, cause: Cause) -> Rul
 
 /// Fails a request for an outage, since the operator asks for that.
 pub(super) fn unavailable(lease: &Lease, request: QueuedRequest, reason: PauseReason, detail: &str) -> Ruling {
-    failed(lease, request, Cause::new(FailureClass::Unavailable, reason.as_str(), detail))
+    failed(lease, request, Cause::new(Reason::Outage(reason), detail))
 }

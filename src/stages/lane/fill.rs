@@ -7,15 +7,13 @@ use tracing::{debug, info, warn};
 use crate::journal::{Cancellation, JournalError};
 use crate::journal::{NewTransaction, QueuedRequest};
 use crate::model::{
-    BodyHash, Cause, Fee, Nonce, PauseReason, Purpose, RawTransaction, RequestState, SignedTransaction, Timestamp,
-    UnsignedTransaction, Write,
+    BodyHash, Cause, Fee, Nonce, PauseReason, Purpose, RawTransaction, Reason, RequestState, SignedTransaction,
+    Timestamp, UnsignedTransaction, Write,
 };
 use crate::observe::metrics::Signed;
 use crate::observe::traces::Traced;
 use crate::policy::gas;
-use crate::policy::letters::MAYBE_WRITTEN;
 use crate::policy::limits::{Granted, Share, Usage};
-use crate::policy::routes::NO_ROUTE;
 use crate::stages::lane::conclude;
 use crate::stages::lane::in_flight::InFlight;
 use crate::stages::lane::payload::{Fetched, Payload};
@@ -120,7 +118,7 @@ impl Term<'_> {
                 },
                 None => {
                     let detail = "it was taken in before there were routes; send it back to have it routed";
-                    rulings.push(conclude::failed(&self.lease, request, Cause::invalid(NO_ROUTE, detail)));
+                    rulings.push(conclude::failed(&self.lease, request, Cause::new(Reason::NoRoute, detail)));
                 }
             }
         }
@@ -178,7 +176,7 @@ impl Term<'_> {
             let requests = &transaction.payload.requests;
             debug!(request.id = %requests.first.id, request.others = requests.others.len(), tx.nonce = %transaction.nonce, tx.hash = %transaction.newest().raw.hash, "signed");
             for request in requests.iter() {
-                meter.until_broadcast.note(request.received_at.age());
+                meter.until_broadcast.record(request.received_at.age());
             }
             let nonce = transaction.nonce;
             self.flight.insert(transaction);
@@ -233,7 +231,7 @@ impl Term<'_> {
                 let write_of = |own: &QueuedRequest| own.write.clone().or_else(|| settings.unstored_write.clone());
                 if self.queue.cancel(request.seq, write_of, &settings.batching) {
                     info!(request.id = %request.id, cause = detail, "cancelled before it had a nonce");
-                    let verdict = LaneVerdict::Cancelled(Cause::rejected("cancelled", detail));
+                    let verdict = LaneVerdict::Cancelled(Cause::new(Reason::Cancelled, detail));
                     rulings.push(conclude::ended(&self.lease, request, verdict));
                 }
             }
@@ -273,7 +271,7 @@ impl Term<'_> {
                         "transaction {} in block {} has the same calldata, from before the journal was lost",
                         write.tx_hash, write.block_number
                     );
-                    let cause = Cause::invalid(MAYBE_WRITTEN, detail);
+                    let cause = Cause::new(Reason::MaybeWritten, detail);
                     rulings.push(conclude::failed(&self.lease, fetched.request, cause));
                 }
                 None => self.queue.add_fetched([fetched]),

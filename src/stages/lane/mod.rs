@@ -68,7 +68,7 @@ mod fixtures;
 #[cfg(test)]
 mod tests;
 
-pub use settings::{LaneJournal, LaneSettings, LaneSignals, LaneState, OutagePolicy, Tuning};
+pub use settings::{LaneJournal, LaneRules, LaneSettings, LaneSignals, LaneState, OutagePolicy, Tuning};
 
 use term::{Ended, Term};
 

@@ -47,38 +47,49 @@ pub struct Tuning {
     pub outage: OutagePolicy,
 }
 
-/// Small settings of a lane.
+/// What is the same for all lanes, as long as the process runs.
 #[derive(Debug, Clone)]
-pub struct LaneSettings {
+pub struct LaneRules {
     /// EIP-155 chain id.
     pub chain_id: u64,
-    /// The journal's number for the account.
-    pub account: AccountId,
     /// What a request asks for that was taken in by a version which did not store it; `None`: it has to be taken in again.
     pub unstored_write: Option<Write>,
-    /// What may change meanwhile.
-    pub tuning: watch::Receiver<Tuning>,
-    /// When it is final.
     pub finality: FinalityRule,
     /// Transactions not yet in a block at most.
     pub in_flight: usize,
     /// Requests may wait for the end of others.
     pub is_strict: bool,
-    /// Which may share a transaction.
     pub batching: Arc<Batching>,
-    /// What may be signed: looked at again, since the operator may have thought better of it.
+    /// Checked once more before signing, since the operator may have tightened them.
     pub permits: Arc<Permits>,
     /// What contracts revert with, as far as routes know it.
     pub contract_errors: Arc<Errors>,
-    /// How often the chain is looked at.
+    /// Between polls of the chain.
     pub poll_interval: Duration,
     /// What nodes' texts mean.
     pub errors: Arc<ErrorTable>,
     /// For how long a lease holds without being renewed.
     pub lease_ttl: Duration,
+}
+
+/// Settings of one lane.
+#[derive(Debug, Clone)]
+pub struct LaneSettings {
+    /// The journal's number for the account.
+    pub account: AccountId,
+    pub rules: LaneRules,
+    pub tuning: watch::Receiver<Tuning>,
     /// This run of this instance.
     pub owner: Arc<str>,
     pub tracer: Tracer,
+}
+
+impl std::ops::Deref for LaneSettings {
+    type Target = LaneRules;
+
+    fn deref(&self) -> &LaneRules {
+        &self.rules
+    }
 }
 
 impl LaneSettings {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tracing::debug;
 
 use crate::chain::{Call, ChainError};
-use crate::model::{Cause, Gas, GasRule, PauseReason, Write};
+use crate::model::{Cause, Gas, GasRule, PauseReason, Reason, Write};
 use crate::observe::traces::Traced;
 use crate::policy::classify::SimulationMeaning;
 use crate::policy::records::{self, Taken};
@@ -150,7 +150,7 @@ impl Term<'_> {
             return self.within_limits(gas);
         }
         let detail = format!("its calldata takes {least} gas, its gas is set to {gas}");
-        Simulated::Fails(Cause::invalid("gas_too_low", detail))
+        Simulated::Fails(Cause::new(Reason::GasTooLow, detail))
     }
 
     /// What takes more than a whole hour may have would hold up its account for ever.
@@ -164,8 +164,8 @@ impl Term<'_> {
         }
         match tuning.limits.gas_per_hour.filter(|most| gas > *most) {
             None => Simulated::Runs(gas),
-            Some(most) => Simulated::Fails(Cause::invalid(
-                "gas_above_limit",
+            Some(most) => Simulated::Fails(Cause::new(
+                Reason::GasAboveLimit,
                 format!("it takes {gas} gas, limits.gas_per_hour is {most}; raise it and send the request back"),
             )),
         }
@@ -174,7 +174,7 @@ impl Term<'_> {
     fn simulation_cause(&self, message: &str, data: Option<&[u8]>) -> Cause {
         match data {
             Some(data) if !data.is_empty() => revert::explain(data, &self.context.settings.contract_errors),
-            Some(_) | None => Cause::rejected("simulation_failed", message),
+            Some(_) | None => Cause::new(Reason::SimulationFailed, message),
         }
     }
 

@@ -105,11 +105,9 @@ fn settings(set: &Set) -> LaneSettings {
         max_head_age: None,
         outage: OutagePolicy::Hold,
     };
-    LaneSettings {
+    let rules = LaneRules {
         chain_id: 31337,
-        account: set.account,
         unstored_write: None,
-        tuning: watch::channel(tuning).1,
         finality: FinalityRule::Depth(2),
         in_flight: 4,
         is_strict: false,
@@ -119,9 +117,9 @@ fn settings(set: &Set) -> LaneSettings {
         poll_interval: Duration::from_millis(500),
         errors: Arc::default(),
         lease_ttl: Duration::from_secs(15),
-        owner: "me".into(),
-        tracer: Tracer::default(),
-    }
+    };
+    let (account, tuning, owner) = (set.account, watch::channel(tuning).1, "me".into());
+    LaneSettings { account, rules, tuning, owner, tracer: Tracer::default() }
 }
 
 fn newest(term: &Term<'_>, nonce: u64) -> (TxHash, Purpose) {

@@ -7,7 +7,7 @@ use crate::chain::follow::broadcaster::Answered;
 use crate::chain::{BlockTag, ChainError};
 use crate::journal::{JournalError, Which};
 use crate::model::{Fee, Nonce, PauseReason, Purpose, SignedTransaction, Timestamp, UnsignedTransaction, Wei};
-use crate::observe::metrics::{self, Signed};
+use crate::observe::metrics::Signed;
 use crate::observe::traces::Traced;
 use crate::policy::classify::SendMeaning;
 use crate::policy::fee::{Market, is_underpriced};
@@ -68,12 +68,12 @@ impl Term<'_> {
         }
     }
 
-    fn label_of(&self, result: &Result<(), ChainError>) -> metrics::Answer {
+    fn label_of(&self, result: &Result<(), ChainError>) -> Option<SendMeaning> {
         match result {
-            Ok(()) => metrics::Answer::Taken,
-            Err(ChainError::Node { message, .. }) => self.context.settings.errors.meaning_of(message).into(),
-            Err(ChainError::RateLimited { .. }) => metrics::Answer::RateLimited,
-            Err(_) => metrics::Answer::None,
+            Ok(()) => Some(SendMeaning::AlreadyKnown),
+            Err(ChainError::Node { message, .. }) => Some(self.context.settings.errors.meaning_of(message)),
+            Err(ChainError::RateLimited { .. }) => Some(SendMeaning::RateLimited),
+            Err(_) => None,
         }
     }
 

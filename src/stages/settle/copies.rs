@@ -225,7 +225,7 @@ impl Settle {
         for Refused { id, generation, message, cause, account, taken_at, token } in refused {
             warn!(request.id = %id, %cause, "message refused, it is in the dead-letter queue");
             self.meter.requests.count(metrics::Outcome::Refused);
-            self.meter.failures.count((cause.class.into(), FailureEnd::Dead));
+            self.meter.failures.count((cause.class(), FailureEnd::Dead));
             let trace = TraceContext::read_from(&message.headers);
             let followed = Followed { request: &id, generation, trace: trace.as_ref() };
             self.trace_process(followed, (taken_at, message.body.len()), metrics::Outcome::Refused, Some(&cause));

@@ -69,7 +69,7 @@ impl SettleSettings {
             LaneVerdict::Failed(cause) if place.is_some() => Decision::Requeue(Requeue::Isolated(cause.clone())),
             LaneVerdict::Failed(cause) => {
                 let next = request.generation.next_retry();
-                let may_come_back = cause.may_pass();
+                let may_come_back = cause.reason.may_pass();
                 match self.schedule.delay_before(next.retry) {
                     Some(_) if may_come_back => Decision::Retry { cause: cause.clone(), next },
                     Some(_) | None => Decision::Dead { cause: cause.clone() },
@@ -97,7 +97,7 @@ impl SettleSettings {
             refused: None,
             reply_to: reply_to.as_deref(),
             correlation_id: correlation_id.as_deref(),
-            trace: self.tracer.told(followed),
+            trace: self.tracer.outgoing(followed),
         }
     }
 
@@ -174,7 +174,7 @@ impl SettleSettings {
 mod tests {
     use super::*;
     use crate::journal::contract::{id, set, succeeded};
-    use crate::model::{RequestId, TxHash};
+    use crate::model::{Reason, RequestId, TxHash};
     use crate::simulation::fakes::{FakeSession, journal};
     use crate::stages::settle::tests::settings;
 
@@ -195,7 +195,7 @@ mod tests {
         let set = set(journal(), &["a", "b"]).await;
         let closed = succeeded(set.seq(0), 0, "a").transaction;
         let tx = closed.clone().and_then(|closed| closed.included).unwrap();
-        let (no, never) = (Cause::rejected("reverted", "no"), Cause::invalid("id_conflict", "never"));
+        let (no, never) = (Cause::new(Reason::Reverted, "no"), Cause::new(Reason::IdConflict, "never"));
         let retry = |retry| Generation { replay: 0, retry };
         // The verdict, requests of the transaction, whether it has a nonce, the copy; tries in all are two.
         let rows = [

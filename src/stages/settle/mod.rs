@@ -331,7 +331,7 @@ impl Settle {
 
     fn end_as_final(&mut self, request: &QueuedRequest) -> Vec<AckToken> {
         self.meter.requests.count(metrics::Outcome::Final);
-        self.meter.until_final.note(request.received_at.age());
+        self.meter.until_final.record(request.received_at.age());
         self.trace_end(request, metrics::Outcome::Final, None);
         self.held.release_all(&request.id)
     }
@@ -342,7 +342,7 @@ impl Settle {
             FailureEnd::Dead => metrics::Outcome::Dead,
         };
         self.meter.requests.count(outcome);
-        self.meter.failures.count((cause.class.into(), end));
+        self.meter.failures.count((cause.class(), end));
         self.trace_end(request, outcome, Some(cause));
     }
 

@@ -4,7 +4,7 @@ use super::*;
 use crate::broker::{Names, PublishError};
 use crate::journal::Which;
 use crate::journal::contract::{Set, id, set, succeeded};
-use crate::model::{Generation, Message, Nonce, RequestState, Timestamp, TransactionState};
+use crate::model::{Generation, Message, Nonce, Reason, RequestState, Timestamp, TransactionState};
 use crate::observe::traces::Tracer;
 use crate::policy::retry_schedule::RetrySchedule;
 use crate::simulation::fakes::{FakePublisher, FakeSession, failing_journal, journal};
@@ -71,7 +71,7 @@ impl Bench {
     }
 
     fn failure(&self) -> FromLane {
-        self.ruling(None, LaneVerdict::Failed(Cause::rejected("reverted", "no")))
+        self.ruling(None, LaneVerdict::Failed(Cause::new(Reason::Reverted, "no")))
     }
 
     /// The ruling of a request that is signed and final.
@@ -166,7 +166,7 @@ async fn a_copy_without_a_confirm_is_published_again_and_its_delivery_stays_unac
 async fn a_refused_message_is_acked_once_its_dead_letter_is_confirmed() {
     let mut bench = Bench::new().await;
     let (id, token) = (id("without-id-1"), bench.session.token("refused"));
-    let cause = Cause::invalid("too_large", "it has 2 MiB");
+    let cause = Cause::new(Reason::TooLarge, "it has 2 MiB");
     let (generation, taken_at) = (Generation::default(), Timestamp::now());
     let (message, account) = (Message::default(), bench.set.account);
     let refused = Refused { id, generation, message, cause, account, taken_at, token };
