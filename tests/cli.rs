@@ -80,7 +80,7 @@ fn sound(broker_uri: &str, endpoint: &str) -> String {
     )
 }
 
-/// The program, with nothing of this process's environment that it would heed.
+/// The program, with nothing of this process's environment that it would read.
 fn bare(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_chainwriter"));
     for (name, _) in std::env::vars_os() {
@@ -121,7 +121,7 @@ fn a_sound_configuration_is_said_to_be_so_with_the_accounts() {
     checked.lacks(&[&KEY[2..]]);
 }
 
-/// Covers C48 for the configuration: one look is enough to mend everything.
+/// Covers C48 for the configuration: one run shows every fault.
 #[test]
 fn all_faults_of_a_configuration_come_at_once_with_their_keys() {
     let home = Home::new(
@@ -500,7 +500,7 @@ fn wait(
     }
 }
 
-/// A key that was imported is the one that the daemon signs with; nothing that is printed or stored tells it.
+/// A key that was imported is the one that the daemon signs with; no output and no file contains it.
 #[test]
 fn a_key_is_imported_into_a_file_that_the_configuration_can_name() {
     let home = Home::sound();

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 /// The layers, lowest first. The modules of one row do not import from each other.
 const LAYERS: &[&[&str]] = &[
-    // What tests stand on; no part of the program.
+    // The base of tests; no part of the program.
     &["support"],
     &["model"],
     &["policy"],
@@ -188,7 +188,7 @@ struct Item {
 }
 
 impl Item {
-    /// Whether the item ends in this line.
+    /// Returns whether the item ends in this line.
     fn ends_with(&mut self, line: &str) -> bool {
         if line.trim_start().starts_with("#[") {
             return false;
@@ -205,7 +205,7 @@ impl Item {
     }
 }
 
-/// What follows each `head` in the line that stands at the beginning of a path.
+/// Returns what follows each `head` in the line that stands at the beginning of a path.
 fn path_heads<'l>(line: &'l str, head: &str) -> Vec<&'l str> {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     let found = line.match_indices(head).filter(|(at, _)| {

@@ -14,7 +14,7 @@ use std::process::{Command, Output};
 use config::{Config, File, FileFormat};
 use serde::Deserialize;
 
-use place::{Place, places};
+use place::{Place, files_with, places};
 
 #[path = "planted/place.rs"]
 mod place;
@@ -46,7 +46,10 @@ impl Bug {
         match places.pop() {
             Some(place) if places.is_empty() => Ok(place),
             Some(_) => Err(format!("{name}: {} places in `fn {function}` for {find:?}", places.len() + 1)),
-            None => Err(format!("{name}: no `fn {function}` below src has {find:?}")),
+            None => {
+                let files = files_with(&root.join("src"), find);
+                Err(format!("{name}: no `fn {function}` below src has {find:?}; files that have it: {files:?}"))
+            }
         }
     }
 }

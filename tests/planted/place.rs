@@ -30,20 +30,36 @@ impl Place {
 /// Returns every place of the snippet in a function of this name: `store`, or `Settle::store` for that of one type.
 pub fn places(folder: &Path, function: &str, snippet: &str) -> Vec<Place> {
     let (owner, function) = function.rsplit_once("::").map_or((None, function), |(owner, name)| (Some(owner), name));
-    let pattern = tokens(snippet.parse().unwrap_or_else(|error| panic!("{snippet:?}: {error}")));
+    let pattern = parsed(snippet);
     let mut places = Vec::new();
     for file in sources(folder) {
         let text = std::fs::read_to_string(&file).unwrap();
         // Most files have no such function, and parsing takes far longer than this.
         if text.contains(&format!("fn {function}")) {
-            let source = text.parse().unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-            for body in bodies(source, owner, function) {
-                let found = (0..body.len()).filter_map(|at| matched(&pattern, &body[at..]));
-                places.extend(found.map(|(bytes, names)| Place { file: file.clone(), bytes, names }));
+            for body in bodies(text.parse().unwrap(), owner, function) {
+                places.extend(all_matched(&pattern, &body).map(|(bytes, names)| Place {
+                    file: file.clone(),
+                    bytes,
+                    names,
+                }));
             }
         }
     }
     places
+}
+
+/// Returns the files that have the snippet anywhere: where to search for a function that has another name now.
+pub fn files_with(folder: &Path, snippet: &str) -> Vec<PathBuf> {
+    let pattern = parsed(snippet);
+    let has_it = |file: &PathBuf| {
+        let row = parsed(&std::fs::read_to_string(file).unwrap());
+        all_matched(&pattern, &row).next().is_some()
+    };
+    sources(folder).into_iter().filter(has_it).collect()
+}
+
+fn parsed(text: &str) -> Vec<Token> {
+    tokens(text.parse().unwrap_or_else(|error| panic!("{text}: {error}")))
 }
 
 fn sources(folder: &Path) -> Vec<PathBuf> {
@@ -118,9 +134,15 @@ fn tokens(source: TokenStream) -> Vec<Token> {
     row
 }
 
+type Match = (Range<usize>, BTreeMap<String, String>);
+
+fn all_matched(pattern: &[Token], row: &[Token]) -> impl Iterator<Item = Match> {
+    (0..row.len()).filter_map(move |at| matched(pattern, &row[at..]))
+}
+
 /// Returns the bytes that the pattern covers at the start of `body`. `$name` stands for one token, the same each time, `$..`
 /// for all up to the closing bracket.
-fn matched(pattern: &[Token], body: &[Token]) -> Option<(Range<usize>, BTreeMap<String, String>)> {
+fn matched(pattern: &[Token], body: &[Token]) -> Option<Match> {
     let mut names = BTreeMap::<String, String>::new();
     let (mut pattern, mut at) = (pattern.iter(), 0);
     while let Some(Token { text, .. }) = pattern.next() {

@@ -66,7 +66,7 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// `None` where RabbitMQ or Anvil is missing and nobody insists.
+    /// `None` where RabbitMQ or Anvil is missing and the run does not insist.
     pub async fn set() -> Option<Self> {
         Self::with_chain(AnvilConfig::default()).await
     }
@@ -231,7 +231,7 @@ impl Stage {
         found
     }
 
-    /// What `chainwriter status` knows of a request.
+    /// Returns what `chainwriter status` knows of a request.
     pub async fn status(&self, home: &WorkerHome, id: &str) -> Value {
         let (code, text) = home.command(BINARY, &["status", "--json", id]).await;
         if code == 0 { serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}")) } else { Value::Null }
@@ -255,7 +255,7 @@ pub fn kinds_of<'e>(events: &'e [(String, String, Value)], id: &str) -> Vec<&'e 
     events.iter().filter(|(subject, ..)| subject == id).map(|(_, kind, _)| kind.as_str()).collect()
 }
 
-/// Waits until the worker's log holds this text so many times.
+/// Waits until the worker's log holds this text this many times.
 pub async fn wait_log_times(worker: &Worker, text: &str, times: usize) {
     let what = format!("the log says {text:?} {times} times");
     wait_until(&what, LONG, async || worker.log().matches(text).count() >= times).await;

@@ -1,4 +1,4 @@
-//! The producer's and the operator's side of the broker: publish, look, take.
+//! The producer's and the operator's side of the broker: publish, inspect, take.
 
 use std::time::Duration;
 
@@ -166,7 +166,7 @@ impl Amqp {
     }
 }
 
-/// What [`Amqp::watch`] sees.
+/// The messages that [`Amqp::watch`] sees.
 pub struct Watch(Consumer);
 
 impl Watch {

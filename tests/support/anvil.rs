@@ -110,7 +110,7 @@ impl Anvil {
         Self::start_at(config, SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()))).await
     }
 
-    /// The same at a given address.
+    /// Starts at a given address.
     pub async fn start_at(config: AnvilConfig, address: SocketAddr) -> Anvil {
         let mut anvil = Anvil { rpc: RpcClient::new(address), config, child: None, guard: Guard::new("anvil") };
         anvil.start_again().await;
@@ -181,7 +181,7 @@ impl Anvil {
         self.guard.pids()
     }
 
-    /// What the node printed since it last started.
+    /// Returns the node's output since its last start.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.log_file()).unwrap_or_default()
     }

@@ -91,7 +91,7 @@ pub const TOKEN: &str = concat!(
     "600160005260206000f3",         // return 1
 );
 
-/// Looks at byte 7 of the calldata, which in `{"do":"write",…}` is the first letter of the word: `n` ("never") reverts
+/// Reads byte 7 of the calldata, which in `{"do":"write",…}` is the first letter of the word: `n` ("never") reverts
 /// with `Error("not today")`, `l` ("later") with `Error("closed")` while storage slot 0 is zero, and everything else is
 /// accepted. `RpcClient::set_storage` opens the slot.
 pub const BY_WORD: &str = concat!(

@@ -31,7 +31,7 @@ pub async fn read_whole(stream: &mut BufReader<TcpStream>) -> Option<(String, Ve
     Some((head, body))
 }
 
-/// What the node at the other end answers to this.
+/// Sends this to the node and returns its answer.
 pub async fn ask(node: &mut BufReader<TcpStream>, body: &[u8]) -> Option<Vec<u8>> {
     let head = "POST / HTTP/1.1\r\nhost: node\r\ncontent-type: application/json\r\n";
     write(node, head, body).await?;
@@ -43,19 +43,19 @@ pub async fn answer(client: &mut BufReader<TcpStream>, body: &[u8]) -> Option<()
     write(client, "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n", body).await
 }
 
-/// `head` is the first line and further header lines, but for the length.
+/// `head` is the first line and further header lines, except the length.
 pub async fn write(stream: &mut BufReader<TcpStream>, head: &str, body: &[u8]) -> Option<()> {
     let length = format!("content-length: {}\r\n\r\n", body.len());
     stream.get_mut().write_all(&[head.as_bytes(), length.as_bytes(), body].concat()).await.ok()
 }
 
-/// What the server at this address answers to GET: the status, the headers as text, the body.
+/// Returns the answer of the server at this address to GET: the status, the headers as text, the body.
 pub async fn get(address: SocketAddr, path: &str) -> Option<(u16, String, String)> {
     let request = format!("GET {path} HTTP/1.1\r\nhost: worker\r\nconnection: close\r\n\r\n");
     exchange(address, request.as_bytes()).await
 }
 
-/// What it answers to these bytes, until it closes the connection.
+/// Returns the answer to these bytes, until it closes the connection.
 pub async fn exchange(address: SocketAddr, request: &[u8]) -> Option<(u16, String, String)> {
     let mut stream = TcpStream::connect(address).await.ok()?;
     stream.write_all(request).await.ok()?;

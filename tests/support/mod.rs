@@ -43,7 +43,7 @@ pub use worker::{Worker, WorkerConfig, WorkerHome, build_folder, chainwriter};
 
 use std::time::Duration;
 
-/// Whether RabbitMQ and Anvil are here. Where they are not, a test says so and returns, unless
+/// Returns whether RabbitMQ and Anvil are here. If one is missing, a test says so and returns, unless
 /// `CHAINWRITER_REQUIRE_SERVICES=1` (as `make test` sets it) makes that a failure.
 pub fn services_are_here() -> bool {
     are_here(&[
@@ -52,7 +52,7 @@ pub fn services_are_here() -> bool {
     ])
 }
 
-/// The same of PostgreSQL.
+/// Returns the same for PostgreSQL and PgBouncer.
 pub fn postgres_is_here() -> bool {
     are_here(&[
         ("PostgreSQL", postgres::program("postgres").is_some(), "scripts/setup.sh postgres"),
@@ -61,14 +61,14 @@ pub fn postgres_is_here() -> bool {
 }
 
 fn are_here(services: &[(&str, bool, &str)]) -> bool {
-    let Some((missing, _, mend)) = services.iter().find(|(_, is_here, _)| !is_here) else { return true };
+    let Some((missing, _, setup)) = services.iter().find(|(_, is_here, _)| !is_here) else { return true };
     let required = std::env::var_os("CHAINWRITER_REQUIRE_SERVICES").is_some_and(|value| value == "1");
-    assert!(!required, "{missing} is missing; run {mend}");
-    eprintln!("skipped: {missing} is missing; run {mend}");
+    assert!(!required, "{missing} is missing; run {setup}");
+    eprintln!("skipped: {missing} is missing; run {setup}");
     false
 }
 
-/// Waits for `condition` to become true, looking every 20 ms; panics with `what` after `limit`.
+/// Waits for `condition` to become true, checked every 20 ms; panics with `what` after `limit`.
 pub async fn wait_until<F, Fut>(what: &str, limit: Duration, mut condition: F)
 where
     F: FnMut() -> Fut,

@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::http;
 
-/// What a script answers to a request.
+/// A script's answer to a request.
 #[derive(Clone, Debug)]
 pub enum Reply {
     /// The real node answers. A batch: each of its calls is put to the script.
@@ -115,7 +115,7 @@ impl ScriptedNode {
         format!("http://{}", self.address)
     }
 
-    /// How many requests had this method, in batches or alone.
+    /// Counts the requests with this method, in batches or alone.
     pub fn times(&self, method: &str) -> usize {
         let seen = self.shared.seen.lock().unwrap();
         let calls =
@@ -123,12 +123,12 @@ impl ScriptedNode {
         calls.filter(|call| call["method"] == method).count()
     }
 
-    /// How many requests were batches.
+    /// Counts the batches.
     pub fn batches(&self) -> usize {
         self.shared.seen.lock().unwrap().iter().filter(|request| request.is_array()).count()
     }
 
-    /// How many requests came in all.
+    /// Counts all requests.
     pub fn requests(&self) -> usize {
         self.shared.seen.lock().unwrap().len()
     }

@@ -11,14 +11,14 @@ static GIVEN: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
 
 /// A port of 127.0.0.1 that is free now and that no test run has given to anyone.
 ///
-/// It lies below the range that the kernel takes source ports from. A port out of that range (what `bind(0)` gives)
+/// The port lies below the range that the kernel takes source ports from. A port out of that range (what `bind(0)` gives)
 /// goes wrong for a service that restarts: while it is down, some connection may get its port as a source port, and
 /// a client that keeps trying to reconnect may even connect to itself.
 pub fn free_port() -> u16 {
     listen_on_free_port().local_addr().expect("a bound socket has an address").port()
 }
 
-/// The same, bound. Who can use the socket itself should: a process that another thread forks holds a copy of it until it
+/// Returns the port bound. Prefer the socket to its number: a process that another thread forks holds a copy of it until it
 /// executes its program, so that the port may still be taken for a moment after the socket was closed.
 pub fn listen_on_free_port() -> TcpListener {
     let (low, high) = candidates();

@@ -35,7 +35,7 @@ pub struct Postgres {
 }
 
 /// The server that all tests of one program share, each in a schema of its own. `None` where PostgreSQL is missing and
-/// nobody insists.
+/// the test run does not insist.
 pub async fn shared() -> Option<&'static Postgres> {
     static SHARED: OnceCell<Postgres> = OnceCell::const_new();
     if !super::postgres_is_here() {

@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-/// What happens to bytes that arrive from now on, on open connections too.
+/// The treatment of bytes that arrive from now on, on open connections too.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Both ways, as they come.
@@ -40,7 +40,7 @@ pub struct TcpProxy {
 struct Shared {
     upstream: SocketAddr,
     mode: Mutex<Mode>,
-    /// What counts for single connections, by their number.
+    /// The modes of single connections, by their number.
     exceptions: Mutex<HashMap<usize, Mode>>,
     cuts: watch::Sender<u64>,
     accepted: AtomicUsize,
@@ -50,7 +50,7 @@ impl TcpProxy {
     /// In mode [`Mode::Pass`].
     pub async fn start(upstream: SocketAddr) -> TcpProxy {
         let listener = super::ports::listen_on_free_port();
-        listener.set_nonblocking(true).expect("a socket can be told not to block");
+        listener.set_nonblocking(true).expect("a socket can be non-blocking");
         let listener = TcpListener::from_std(listener).expect("the runtime takes the socket");
         let address = listener.local_addr().expect("a bound socket has an address");
         let shared = Arc::new(Shared {
@@ -74,12 +74,12 @@ impl TcpProxy {
     }
 
     pub fn set_mode(&self, mode: Mode) {
-        *self.shared.mode.lock().expect("nobody panics with this lock") = mode;
+        *self.shared.mode.lock().expect("no thread panics with this lock") = mode;
     }
 
-    /// The same for one connection, counted from 0 in the order in which they were accepted.
+    /// Sets the mode of one connection, counted from 0 in the order in which they were accepted.
     pub fn set_mode_of(&self, connection: usize, mode: Mode) {
-        self.shared.exceptions.lock().expect("nobody panics with this lock").insert(connection, mode);
+        self.shared.exceptions.lock().expect("no thread panics with this lock").insert(connection, mode);
     }
 
     /// Resets every open connection.
@@ -87,7 +87,7 @@ impl TcpProxy {
         self.shared.cuts.send_modify(|count| *count += 1);
     }
 
-    /// How many connections were accepted so far.
+    /// Counts the connections accepted so far.
     pub fn accepted(&self) -> usize {
         self.shared.accepted.load(Ordering::Relaxed)
     }
@@ -195,11 +195,11 @@ async fn answers(client: &TcpStream, upstream: Option<&TcpStream>, number: usize
 
 impl Shared {
     fn mode(&self, connection: usize) -> Mode {
-        let exceptions = self.exceptions.lock().expect("nobody panics with this lock");
+        let exceptions = self.exceptions.lock().expect("no thread panics with this lock");
         if let Some(mode) = exceptions.get(&connection) {
             return mode.clone();
         }
-        self.mode.lock().expect("nobody panics with this lock").clone()
+        self.mode.lock().expect("no thread panics with this lock").clone()
     }
 }
 

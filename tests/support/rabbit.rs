@@ -89,7 +89,7 @@ impl Rabbit {
         self.uri_through(self.address(), vhost)
     }
 
-    /// The same by way of a proxy.
+    /// Connects through a proxy.
     pub fn uri_through(&self, address: SocketAddr, vhost: &str) -> String {
         format!("amqp://guest:guest@{address}/{}", percent_encoded(vhost))
     }
@@ -179,7 +179,7 @@ impl Rabbit {
         self.distribution_port
     }
 
-    /// Whether the broker answers a protocol header with Connection.Start (a method frame on channel 0).
+    /// Returns whether the broker answers a protocol header with Connection.Start (a method frame on channel 0).
     async fn accepts_amqp(&self) -> bool {
         let greet = async {
             let mut stream = TcpStream::connect(self.address()).await?;

@@ -110,7 +110,7 @@ impl Rabbit {
         self.set_memory_limit(&format!("{{absolute, \"{MEMORY_LIMIT}\"}}"), false).await
     }
 
-    /// The same for want of disk space.
+    /// Raises the alarm for disk space.
     pub async fn raise_disk_alarm(&self) -> Result<(), String> {
         self.set_limit("rabbit_disk_monitor:set_disk_free_limit(\"1000000GB\")", true).await
     }

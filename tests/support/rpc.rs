@@ -82,12 +82,12 @@ impl RpcClient {
         self.call("anvil_mine", json!([hex(blocks)])).await
     }
 
-    /// Whether each transaction gets a block at once.
+    /// Sets whether each transaction gets a block at once.
     pub async fn set_auto_mine(&self, on: bool) -> Answer {
         self.call("evm_setAutomine", json!([on])).await
     }
 
-    /// A block every so many whole seconds; zero ends it and leaves mining to [`Self::mine`].
+    /// Mines a block each time these whole seconds have passed; zero ends it and leaves mining to [`Self::mine`].
     pub async fn set_interval_mining(&self, seconds: u64) -> Answer {
         self.call("evm_setIntervalMining", json!([seconds])).await
     }
@@ -159,7 +159,7 @@ impl RpcClient {
         self.call("eth_getTransactionReceipt", json!([hash])).await
     }
 
-    /// How many transactions the pool holds: ready ones and those behind a gap.
+    /// Counts the transactions in the pool: ready ones and those behind a gap.
     pub async fn pool_size(&self) -> Result<(u64, u64), String> {
         let status = self.call("txpool_status", json!([])).await?;
         Ok((quantity(&status["pending"])?, quantity(&status["queued"])?))

@@ -23,7 +23,7 @@ pub fn chainwriter() -> Result<String, String> {
     if binary.is_file() { Ok(binary.display().to_string()) } else { Err(missing()) }
 }
 
-/// What a worker's configuration says beside the test's own lines.
+/// A worker's configuration, except for a test's own lines.
 #[derive(Debug, Clone)]
 pub struct WorkerConfig {
     pub broker_uri: String,
@@ -163,7 +163,7 @@ impl WorkerHome {
         command.spawn().expect("the binary is there")
     }
 
-    /// The same with something on its standard input.
+    /// Runs the command with something on its standard input.
     pub async fn command_with_input(&self, binary: &str, arguments: &[&str], input: &[u8]) -> (i32, String) {
         let mut child = self.begin(binary, arguments);
         let mut stdin = child.stdin.take().expect("its input is piped");

@@ -129,7 +129,7 @@ fn orders() -> Vec<Order> {
     (1..=MESSAGES).map(order).collect()
 }
 
-/// What the events said.
+/// The content of the events.
 #[derive(Default)]
 struct Seen {
     ids: HashSet<String>,

@@ -8,10 +8,10 @@ use crate::support::{Anvil, Rabbit, RabbitConfig};
 use crate::{Options, daemon, direct};
 
 const BYTES: usize = 256;
-/// What the first account's first transaction makes.
+/// The contract that the first account's first transaction creates.
 const CONTRACT: &str = "0x5fbdb2315678afecb367f032d93f642f64180aa3";
 
-/// What one run took.
+/// The cost of one run.
 struct Run {
     per_s: f64,
     gas: f64,

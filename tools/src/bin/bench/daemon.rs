@@ -11,7 +11,7 @@ use crate::support::{Amqp, Worker};
 const TICKS: f64 = 100.0;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a run of one or more processes took.
+/// The cost of a run of one or more processes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Taken {
     /// From the start of the processes to the last event.
@@ -20,11 +20,11 @@ pub(crate) struct Taken {
     pub(crate) cpu_s: f64,
     /// The highest resident memory of one.
     pub(crate) memory_mib: f64,
-    /// Commits of the journal, as a log at `debug` tells them.
+    /// Commits of the journal, as a log at `debug` shows them.
     pub(crate) commits: usize,
 }
 
-/// Starts so many processes and waits until so many requests are told as final.
+/// Starts this many processes and waits for the events of this many final requests.
 pub(crate) async fn until_final(stage: &Stage, messages: usize, processes: usize) -> Taken {
     let (_link, mut events): (Amqp, _) = stage.events().await;
     let began = Instant::now();
@@ -42,7 +42,7 @@ pub(crate) async fn until_final(stage: &Stage, messages: usize, processes: usize
         commits += worker.log().matches("committed").count();
         assert_eq!(worker.stop().await.code(), Some(0), "{}", worker.log());
     }
-    // What another process settled is acked with its holder's next look. Cut off before, it comes again and is known.
+    // A delivery that another process settled is acked at its holder's next sweep. Cut off before, it comes again and is known.
     assert!(processes > 1 || stage.ready().await == 0, "the queue is empty");
     Taken { wall, cpu_s, memory_mib, commits }
 }

@@ -11,7 +11,7 @@ use secrecy::SecretString;
 use crate::stage::{self, SINK};
 use crate::support::{ACCOUNTS, Anvil};
 
-/// How the node is spoken to.
+/// The way in which connections to the node are used.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Use {
     pub(crate) connections: usize,
@@ -29,7 +29,7 @@ const USES: &[Use] = &[
 const TRIED: usize = 20_000;
 const BYTES: usize = 256;
 const BATCH_BYTES: usize = 1 << 19;
-const LOOK: Duration = Duration::from_millis(20);
+const POLL: Duration = Duration::from_millis(20);
 
 /// One JSON-RPC batch as bytes.
 type Request = Vec<u8>;
@@ -74,7 +74,7 @@ pub(crate) async fn per_second(chain: &Anvil, accounts: &[usize], messages: usiz
     }
     for account in accounts {
         while stage::nonce(chain, ACCOUNTS[*account].0).await < share as u64 {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL).await;
         }
     }
     (share * accounts.len()) as f64 / began.elapsed().as_secs_f64()

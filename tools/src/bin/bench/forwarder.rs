@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::stage::{STAMP, stamped_at};
 use crate::support::http;
 
-/// What went through.
+/// The traffic that went through.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
     /// HTTP requests.

@@ -13,10 +13,10 @@ use crate::{Options, daemon, direct};
 const BYTES: usize = 256;
 const SETTLED: usize = 1_000_000;
 const OPEN: usize = 100_000;
-const LOOK: Duration = Duration::from_millis(2);
+const POLL: Duration = Duration::from_millis(2);
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The same with an empty journal and with one that holds a million settled requests.
+/// Measures with an empty journal and with one that holds a million settled requests.
 pub(crate) async fn journal(options: &Options) {
     let (mut empty, mut full) = (0.0_f64, 0.0_f64);
     for _ in 0..options.runs {
@@ -63,7 +63,7 @@ pub(crate) async fn start_up() {
     let mut worker = stage.home.start(&stage.binary);
     while stage.ready().await > 0 {
         assert!(worker.is_running() && began.elapsed() < PATIENCE, "no delivery: {}", worker.log());
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL).await;
     }
     let took = began.elapsed();
     worker.kill().await;

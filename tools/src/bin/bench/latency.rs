@@ -14,7 +14,7 @@ use crate::support::{Amqp, Rabbit, RabbitConfig};
 
 const BYTES: usize = 256;
 const LASTS: Duration = Duration::from_secs(20);
-/// What comes in the first blocks finds connections and caches cold.
+/// The first blocks find connections and caches cold.
 const WARM_UP: Duration = Duration::from_secs(4);
 /// Published together: a tick of the clock is not finer.
 const TICK: Duration = Duration::from_millis(5);

@@ -39,7 +39,7 @@ pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values[(values.len() - 1) / 2]
 }
 
-/// So many of a hundred are not above it.
+/// Returns the value that this many of a hundred do not exceed.
 pub(crate) fn percentile(values: &mut [f64], percent: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     let place = (values.len() as f64 * percent / 100.0).ceil() as usize;

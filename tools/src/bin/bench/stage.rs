@@ -36,7 +36,7 @@ pub(crate) async fn chain_with(block_time: Duration) -> Anvil {
     .await
 }
 
-/// What a write of such a body costs at most: EIP-2028 and the floor of EIP-7623.
+/// The most that a write of such a body costs: EIP-2028 and the floor of EIP-7623.
 pub(crate) fn gas(bytes: usize) -> u64 {
     21_000 + 40 * bytes as u64
 }
@@ -65,7 +65,7 @@ pub(crate) fn stamped_at(hex: &str) -> Duration {
     Duration::from_nanos(u64::from_str_radix(&hex[start..start + 16], 16).unwrap())
 }
 
-/// A body that no other request has, of so many bytes.
+/// A body that no other request has, of this many bytes.
 pub(crate) fn body(number: usize, bytes: usize) -> Vec<u8> {
     let mut body = number.to_be_bytes().to_vec();
     body.resize(bytes, 0xa5);

@@ -14,7 +14,7 @@ const BYTES: usize = 256;
 const COUNTED: usize = 20_000;
 const HELD: usize = 2_000;
 
-/// What each run of `throughput` gives, by name.
+/// The figures of each run of `throughput`, by name.
 #[derive(Default)]
 struct Runs(BTreeMap<&'static str, Vec<f64>>);
 
@@ -97,7 +97,7 @@ pub(crate) async fn cost() {
         .print();
 }
 
-/// The highest resident memory with so many deliveries held.
+/// Measures the highest resident memory with this many deliveries held.
 pub(crate) async fn memory() {
     let rabbit = Rabbit::start(RabbitConfig::default()).await;
     let chain = stage::chain().await;

@@ -43,7 +43,7 @@ pub(crate) struct DeadLetter {
     pub(crate) id: Option<String>,
     pub(crate) body: Vec<u8>,
     pub(crate) key: String,
-    /// How often an operator had sent the message back before.
+    /// The number of times that an operator had sent the message back before.
     pub(crate) replay: i64,
 }
 
@@ -78,7 +78,7 @@ pub(crate) struct History {
     pub(crate) wishes: HashSet<String>,
 }
 
-/// What does not hold, by id.
+/// Broken promises, by id.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Findings {
     /// Messages that are final, and messages that are dead letters.
@@ -98,7 +98,7 @@ pub(crate) struct Findings {
     pub(crate) wrong: Vec<String>,
 }
 
-/// What became of one message.
+/// The end of one message.
 #[derive(Default)]
 struct Fate<'h> {
     effects: Vec<&'h ChainTransaction>,
@@ -108,7 +108,7 @@ struct Fate<'h> {
     /// The highest replay count that it was sent back with, and the highest that the broker has given its word for.
     sent_back: i64,
     arrived: i64,
-    /// The same as `dead`, of letters that may have been sent back since.
+    /// As `dead`, for letters that may have been sent back since.
     doubtful: BTreeSet<&'h str>,
 }
 

@@ -48,7 +48,7 @@ fn good() -> History {
     }
 }
 
-/// What is found after this was done to the good history; everything that is not looked at must be clean.
+/// Returns the findings after this change of the good history; all unread ones must be empty.
 fn after(change: impl FnOnce(&mut History)) -> Findings {
     let mut history = good();
     change(&mut history);
@@ -259,7 +259,7 @@ fn replayed(history: &mut History, is_confirmed: bool) {
     }
 }
 
-/// It could be written the second time.
+/// The request could be written the second time.
 fn written_then(history: &mut History) {
     history.published[2].kind = Kind::Later;
     let again = written(&history.published[2], 4);

@@ -10,9 +10,9 @@ use crate::support::{Worker, WorkerHome};
 
 /// Logs kept: those of the last starts.
 const LOGS: usize = 200;
-/// How often it is looked whether a worker has ended by itself, and how soon it is started again then.
+/// The time between two checks whether a worker has ended by itself, and before its restart.
 const WATCH: Duration = Duration::from_millis(500);
-/// Lines of its log that are told when a worker ended by itself.
+/// Lines of its log that are printed when a worker ended by itself.
 const TAIL: usize = 8;
 
 pub(crate) struct Crew<'a> {
@@ -43,7 +43,7 @@ impl<'a> Crew<'a> {
         let run = self.starts.get();
         self.starts.set(run + 1);
         if let Some(old) = run.checked_sub(LOGS) {
-            // It is only in the way; a missing one is none.
+            // The file is only in the way; a missing one is none.
             let _ = std::fs::remove_file(self.home.folder().join(format!("worker-{old}.log")));
         }
         let [first, second] = &self.endpoints;
@@ -93,7 +93,7 @@ impl<'a> Crew<'a> {
         *worker = self.start_one(place);
     }
 
-    /// The same for each of them, in this time.
+    /// Runs it for each worker, in this time.
     pub(crate) async fn restart_in_turn(&self, length: Duration) {
         let count = self.workers.len() as u32;
         for place in 0..u64::from(count) {

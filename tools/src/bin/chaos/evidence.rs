@@ -35,7 +35,7 @@ pub(crate) async fn chain(rpc: RpcClient) -> anyhow::Result<(Vec<ChainTransactio
             let number = numbers.next().unwrap_or_default();
             match of_block(&block, &receipts) {
                 Ok(found) => transactions.extend(found),
-                // Seen once from Anvil, for a block between others that it knew; what it says apart tells why.
+                // Seen once from Anvil, for a block between others that it knew; what it reports separately shows why.
                 Err(error) => return Err(error.context(unreadable(rpc, number, head).await)),
             }
         }
@@ -119,7 +119,7 @@ pub(crate) async fn dead_letters(rabbit: &Rabbit) -> Vec<DeadLetter> {
         .collect()
 }
 
-/// How often an operator has sent a message back.
+/// Returns how often an operator has sent a message back.
 pub(crate) fn replay_count(properties: &BasicProperties) -> i64 {
     match properties.headers().as_ref().and_then(|headers| headers.inner().get(REPLAY_COUNT)) {
         Some(AMQPValue::LongLongInt(count)) => *count,
@@ -127,7 +127,7 @@ pub(crate) fn replay_count(properties: &BasicProperties) -> i64 {
     }
 }
 
-/// What is not done, as sentences: messages in the queues, rows in the journal.
+/// Returns what is not done, as sentences: messages in the queues, rows in the journal.
 pub(crate) async fn open(rabbit: &Rabbit, journal: &Journal, home: &WorkerHome) -> anyhow::Result<Vec<String>> {
     let mut open = Vec::new();
     for queue in rabbit.list_queues(VHOST).await.map_err(anyhow::Error::msg)? {

@@ -18,7 +18,7 @@ use crate::{BLOCK_GAS, CONTRACT, FINALITY, FULL_BALANCE, MAX_FEE_GWEI, MAX_LAG, 
 /// nonce when the node refuses them.
 const SMALL_BLOCK: u64 = 33_000;
 const GWEI: u64 = 1_000_000_000;
-/// How often a reorg is tried that a freshly started node has too little history for, once a block.
+/// Tries of a reorg that a freshly started node has too little history for, once a block.
 const REORG_TRIES: u32 = 4;
 
 /// The parts that fail.
@@ -177,7 +177,7 @@ async fn fail_node(anvil: &mut Anvil, planned: &[Planned], record: &Record) {
     .await;
 }
 
-/// Mines nothing more before it ends, so that what it keeps is what it told.
+/// Mines nothing more before it ends, so that it keeps what it reported.
 async fn restart_node(anvil: &mut Anvil, length: Duration) {
     let _ = anvil.set_interval_mining(0).await;
     anvil.stop().await;

@@ -27,7 +27,7 @@ impl Journal {
         match kind {
             "sqlite" => Some(Self::Sqlite),
             "postgres" => {
-                // What is killed must keep what it has said that it keeps.
+                // A killed server must keep what it has confirmed.
                 let server = Postgres::start(PostgresConfig { fsync: true, ..PostgresConfig::default() }).await;
                 server.run(&format!("CREATE SCHEMA {SCHEMA}")).await;
                 let way = TcpProxy::start(server.address()).await;
@@ -60,7 +60,7 @@ impl Journal {
         }
     }
 
-    /// How many rows `from` has, and the `which` of some of them.
+    /// Counts the rows of `from`, and returns the `which` of some of them.
     pub(crate) async fn count(&self, home: &WorkerHome, which: &str, from: &str) -> anyhow::Result<(i64, String)> {
         match self {
             Self::Sqlite => {

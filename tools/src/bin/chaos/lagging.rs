@@ -1,4 +1,4 @@
-//! A second node: like the real one, until it is told to lag behind it.
+//! A second node: like the real one, until it has to lag behind it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,9 +9,9 @@ use crate::support::{Reply, RpcClient, ScriptedNode};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Lag {
-    /// So many of the newest blocks it does not know.
+    /// The number of newest blocks that it does not know.
     pub(crate) blocks: u64,
-    /// It takes transactions and tells nobody of them.
+    /// Takes transactions and passes them to no other node.
     pub(crate) swallows: bool,
 }
 

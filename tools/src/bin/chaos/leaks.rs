@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::SIGNERS;
 
-/// How every body begins: as it is, quoted in JSON, in hexadecimal digits as nodes tell calldata, in base64.
+/// The start of every body: as it is, quoted in JSON, in hexadecimal digits as nodes show calldata, in base64.
 const BODIES: [&str; 4] = [r#"{"do":""#, r#"{\"do\":\""#, "7b22646f223a22", "eyJkbyI6I"];
 /// Of the broker.
 const PASSWORD: &str = "guest:guest@";

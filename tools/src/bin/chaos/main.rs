@@ -48,7 +48,7 @@ const KEEP: &str = "keep(uint256,uint256)";
 const KEEP_MANY: &str = "keepMany(uint256[],uint256[])";
 /// The workers' accounts, with their keys.
 const SIGNERS: [(&str, &str); 3] = [support::ACCOUNTS[0], support::ACCOUNTS[1], support::ACCOUNTS[2]];
-/// Whoever else has the keys sends to this account; the worker never does.
+/// Another sender with the keys sends to this account; the worker never does.
 const STRANGER: &str = support::ACCOUNTS[9].0;
 const BLOCK_GAS: u64 = 30_000_000;
 const FINALITY: u64 = 2;
@@ -57,7 +57,7 @@ const LEASE_TTL_S: u64 = 3;
 const MAX_FEE_GWEI: u64 = 50;
 const FULL_BALANCE: u128 = 10_000_000_000_000_000_000_000;
 
-/// Of each kind of finding so many are printed; all are in the kept folder.
+/// Findings of one kind that are printed at most; all are in the kept folder.
 const SHOWN: usize = 20;
 
 #[derive(Parser)]
@@ -111,7 +111,7 @@ async fn interrupted() {
     }
 }
 
-/// Whether all that was promised holds.
+/// Returns whether all that was promised holds.
 async fn run(options: Options) -> anyhow::Result<bool> {
     ensure!(options.workers > 0 && options.rate > 0, "without workers or messages nothing is shown");
     let Some(journal) = Journal::start(&options.journal).await else {

@@ -11,7 +11,7 @@ const PADDING: u64 = 300;
 /// Only messages at least so far back are published again.
 const BACK: u64 = 20;
 
-/// What the producer means by a message.
+/// The producer's intention with a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Nothing is wrong with it: it must be written.
@@ -36,7 +36,7 @@ pub(crate) struct Message {
 }
 
 impl Kind {
-    /// What the contract is told in place of a word.
+    /// The number that stands for a word in calls.
     fn word(self) -> u8 {
         match self {
             Self::Write | Self::NoId | Self::TooLarge | Self::OtherBody => 0,
@@ -46,7 +46,7 @@ impl Kind {
     }
 }
 
-/// What is published next.
+/// The next publish.
 pub(crate) enum Next {
     New(Message),
     /// One that was published before, once more.
@@ -95,7 +95,7 @@ impl Messages {
             }
         };
         let padding = "x".repeat(padding);
-        // Byte 7 is the first letter of the word: the contract looks at it.
+        // Byte 7 is the first letter of the word: the contract reads it.
         let body =
             format!(r#"{{"do":"{word}","id":"{id}","number":{number},"word":{},"note":"{padding}"}}"#, kind.word());
         Message { id: (kind != Kind::NoId).then_some(id), body: body.into_bytes(), number, kind }

@@ -15,7 +15,7 @@ use crate::{DEAD, QUEUE};
 
 /// Dead letters sent back in one go, at most.
 const AT_ONCE: u64 = 4;
-/// A request that is cancelled is one of so many published last: about those of five seconds.
+/// A request that is cancelled is one of this many published last: about those of five seconds.
 const RECENT: usize = 60;
 /// Exit codes of `chainwriter cancel` that say that nothing was wished: not known, too late.
 const NOTHING_WISHED: [i32; 2] = [1, 2];

@@ -11,7 +11,7 @@ use crate::link::{Link, PAUSE};
 use crate::messages::{Message, Messages, Next};
 use crate::record::Record;
 
-/// Publishes at an even pace until it is told to stop; then everything that it began has its publisher confirm.
+/// Publishes at an even pace until the run stops it; then everything that it began has its publisher confirm.
 pub(crate) async fn produce(
     uri: String,
     queue: &'static str,

@@ -11,7 +11,7 @@ use crate::checker::{FinalEvent, SentBack};
 use crate::messages::Message;
 use crate::schedule::Fault;
 
-/// Ends of workers that are told in full.
+/// Ends of workers that are printed in full.
 const TOLD_ENDS: usize = 20;
 
 #[derive(Default)]
@@ -34,7 +34,7 @@ struct Inner {
 pub(crate) struct Record {
     started: Instant,
     inner: Mutex<Inner>,
-    /// What was done when, for whoever looks for the cause of a finding.
+    /// The times of all faults, to find the cause of a finding.
     log: Mutex<File>,
 }
 
@@ -99,8 +99,8 @@ impl Record {
     }
 
     /// With everything that was published so far.
-    pub(crate) fn with_published<T>(&self, look: impl FnOnce(&[Message]) -> T) -> T {
-        look(&self.inner().published)
+    pub(crate) fn with_published<T>(&self, read: impl FnOnce(&[Message]) -> T) -> T {
+        read(&self.inner().published)
     }
 
     pub(crate) fn note_final(&self, event: FinalEvent) {

@@ -45,9 +45,9 @@ pub(crate) struct Report {
     pub(crate) blocks: u64,
     pub(crate) totals: Totals,
     pub(crate) findings: Findings,
-    /// What was not done within the limit.
+    /// Work that was not done within the limit.
     pub(crate) open: Vec<String>,
-    /// Of the workers' logs, each looked at for keys, passwords and bodies.
+    /// Lines of the workers' logs, each searched for keys, passwords and bodies.
     pub(crate) log_lines: usize,
 }
 

@@ -30,7 +30,7 @@ const PROGRESS: Duration = Duration::from_secs(10);
 /// For everything to become quiet after the last fault: this, and half of the run's duration.
 const QUIET: Duration = Duration::from_secs(180);
 
-/// So many looks, a second apart, must find nothing: the broker tells the length of a queue a second late, and a message may
+/// Checks, a second apart, that must find nothing in a row: the broker reports the length of a queue a second late, and a message may
 /// be on its way from one queue to another.
 const QUIET_LOOKS: u32 = 3;
 
@@ -145,12 +145,12 @@ impl Run {
         };
         let mut faults = crew.drain().await;
         drop((progress, listener));
-        // What the workers leave behind when they stop must be nothing too.
+        // Workers must leave nothing behind when they stop, either.
         let open = if open.is_empty() { self.open().await? } else { open };
         self.check(open, &mut faults).await
     }
 
-    /// What is still open when the limit is reached; nothing, and sooner, if all is well.
+    /// Returns what is still open when the limit is reached; nothing, and sooner, if all is well.
     async fn quiet(&self) -> anyhow::Result<Vec<String>> {
         let (limit, started) = (QUIET + self.duration / 2, Instant::now());
         let mut quiet = 0;
@@ -207,7 +207,7 @@ impl Run {
     }
 }
 
-/// A task that ends with whoever started it.
+/// A task that ends with its owner.
 struct Aborted(JoinHandle<()>);
 
 impl Drop for Aborted {

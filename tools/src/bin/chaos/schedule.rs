@@ -6,7 +6,7 @@ use fastrand::Rng;
 
 use crate::random::stream;
 
-/// What goes wrong. Each ends by itself.
+/// A fault. Each ends by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Fault {
     /// `kill -9`; started again at once.
@@ -63,7 +63,7 @@ pub(crate) enum Fault {
     BrokerCut,
     /// The journal's database ends without waiting for its clients, and starts again.
     DatabaseStops,
-    /// It is killed, and starts again on its data.
+    /// The server is killed, and starts again on its data.
     DatabaseKilled,
     /// Every session is ended, as an operator does.
     DatabaseEndsSessions,
@@ -136,7 +136,7 @@ const NODE: &[Kind] = &[
 ];
 const ACCOUNT: &[Kind] = &[(Fault::ForeignTransaction, 0, 0)];
 const CONTRACT: &[Kind] = &[(Fault::ContractCloses, 3_000, 8_000)];
-// Longer than the ten seconds between two looks at how far each endpoint is, most of them.
+// Longer than the ten seconds between two comparisons of the endpoints' heads, most of them.
 const LAG: &[Kind] = &[(Fault::NodeLags, 6_000, 20_000), (Fault::NodeLagsFar, 6_000, 20_000)];
 const WAY_TO_NODE: &[Kind] = &[
     (Fault::NodeRefuses, 500, 4_000),
