@@ -177,7 +177,7 @@ fn say_error(error: &anyhow::Error) {
     eprintln!("chainwriter: {}", text_of(error));
 }
 
-/// The error, with what led to it where that says more.
+/// Returns the error, with what led to it where that says more.
 fn text_of(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
@@ -207,7 +207,7 @@ fn code_of(error: &anyhow::Error) -> u8 {
     }
 }
 
-/// Who does it, as far as the environment says, and on which host: for the record, not a right.
+/// Returns the user by the environment, and the host. This is for the record and gives no rights.
 fn operator() -> String {
     let name = ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok());
     let name = name.filter(|name| !name.is_empty()).unwrap_or_else(|| "an operator".to_owned());
@@ -217,7 +217,7 @@ fn operator() -> String {
     }
 }
 
-/// On a terminal alone.
+/// Returns a progress bar, which shows only on a terminal.
 fn progress_bar(total: u64, doing: impl Into<Cow<'static, str>>) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
@@ -226,7 +226,7 @@ fn progress_bar(total: u64, doing: impl Into<Cow<'static, str>>) -> ProgressBar 
     ProgressBar::new(total).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())).with_message(doing)
 }
 
-/// One line on standard output. A closed pipe (`… | head`) is no error.
+/// Prints one line to standard output. A closed pipe (`… | head`) is no error.
 fn say(line: impl std::fmt::Display) {
     use std::io::Write;
     let _ = writeln!(std::io::stdout(), "{line}");

@@ -47,7 +47,7 @@ pub(super) async fn examine(settings: &Settings) -> Vec<Finding> {
     findings
 }
 
-/// A finding for each endpoint, and the heads of those that serve.
+/// Returns a finding for each endpoint, and the heads of those that serve.
 async fn endpoints(settings: &Settings) -> (Vec<Finding>, Vec<Header>) {
     let all = client_settings(settings);
     let (mut findings, mut heads) = (Vec::new(), Vec::new());
@@ -122,7 +122,7 @@ fn served(settings: &Settings, label: &str, head: &Header) -> Finding {
     Finding::ok(AREA, what)
 }
 
-/// How many transactions of an account the node may keep, as far as it tells.
+/// Returns how many transactions of an account the node may keep, as far as it tells.
 fn pool(settings: &Settings, label: &str, program: &str) -> Finding {
     let in_flight = settings.chain.in_flight;
     let what = format!("{label} runs {program}");
@@ -156,7 +156,7 @@ fn clock(head: &Header, now: Timestamp) -> Finding {
     Finding::ok("clock", "this host's is not behind the chain's")
 }
 
-/// How long a delivery is held for its write to become final, by the time between the last blocks.
+/// Returns how long a delivery is held for its write to become final, by the time between the last blocks.
 async fn finality(settings: &Settings, chain: &NodeClient, head: &Header) -> Result<Finding, ChainError> {
     let max_hold = settings.broker.max_hold;
     let takes = match settings.chain.finality {
@@ -184,7 +184,7 @@ async fn finality(settings: &Settings, chain: &NodeClient, head: &Header) -> Res
     Ok(Finding::ok(AREA, what))
 }
 
-/// Between two blocks, over the last ones.
+/// Returns the average time between two of the last blocks.
 async fn spacing(chain: &NodeClient, head: &Header) -> Result<Duration, ChainError> {
     let blocks = SPACING_BLOCKS.min(head.number.0);
     let earlier = chain.header(BlockTag::Number(BlockNumber(head.number.0.saturating_sub(blocks)))).await?;
