@@ -54,27 +54,26 @@ impl std::fmt::Debug for Inner {
     }
 }
 
-/// What a batch was answered with.
 #[derive(Debug)]
 pub(crate) enum BatchAnswer {
     /// One answer for each call, in the calls' order.
     Each(Vec<Result<Value>>),
-    /// None of the calls was looked at: the node takes no batches, or none of this size. In its words.
+    /// No call was processed: the node takes no batches, or none of this size. The text is the node's.
     Refused(String),
 }
 
-/// Host and port. The rest of a URL may hold a key.
+/// Returns host and port. The rest of a URL may hold a key.
 pub(crate) fn label(url: &Url) -> String {
     let host = url.host_str().unwrap_or("no host");
     url.port_or_known_default().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
-/// A client that all endpoints share.
+/// Returns a client that all endpoints share.
 pub(crate) fn client(timeout: Duration) -> Result<Client> {
     client_with(timeout, |builder| builder)
 }
 
-/// A client that knows more than the usual: authorities of its own, say.
+/// Returns a client that knows more than the usual: authorities of its own, say.
 pub(crate) fn client_with(
     timeout: Duration,
     more: impl FnOnce(reqwest::ClientBuilder) -> reqwest::ClientBuilder,
@@ -94,19 +93,19 @@ impl HttpTransport {
         Self { inner: Arc::new(Inner { client, url, next_id, retry_after }) }
     }
 
-    /// For how long the node wants to be left alone, said with its last refusal; at most [`MAX_RETRY_AFTER`].
+    /// Returns how long to wait by the node's last refusal, at most [`MAX_RETRY_AFTER`].
     pub(crate) fn take_retry_after(&self) -> Option<Duration> {
         self.inner.retry_after.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// One call. Its result is read as a `T` straight from the answer's bytes.
+    /// Makes one call. Reads its result as a `T` straight from the answer's bytes.
     pub(crate) async fn call<T: DeserializeOwned>(&self, method: &str, params: Vec<Value>) -> Result<T> {
         let (id, request) = self.prepare(method, params);
         let (_, answer) = self.post(Request::Single(request)).await?;
         result_of(id, &answer)
     }
 
-    /// Many calls in one HTTP request.
+    /// Makes many calls in one HTTP request.
     pub(crate) async fn batch(&self, calls: impl Iterator<Item = (&str, Vec<Value>)>) -> Result<BatchAnswer> {
         let (ids, calls): (Vec<_>, Vec<_>) = calls.map(|(method, params)| self.prepare(method, params)).unzip();
         let (status, answer) = self.post(Request::Batch(calls)).await?;
@@ -121,8 +120,8 @@ impl HttpTransport {
         }
     }
 
-    /// The status and the body, from its first character that is no blank. What has neither a good status nor a JSON
-    /// body is an error.
+    /// Returns the status and the body, from its first character that is no blank. What has neither a good status nor a
+    /// JSON body is an error.
     async fn post(&self, request: Request) -> Result<(StatusCode, Vec<u8>)> {
         let body = serde_json::to_vec(&request)?;
         let response = self
@@ -167,8 +166,8 @@ async fn body_of(mut response: Response) -> Result<Vec<u8>> {
     Ok(body)
 }
 
-/// The answers in the order of the calls. Answers that do not fit the calls one to one leave open which is whose, so that
-/// none of them is used.
+/// Returns the answers in the order of the calls. Answers that do not fit the calls one to one leave open which is
+/// whose, so that none of them is used.
 fn in_order(ids: &[RequestId], outputs: Vec<Output>) -> Result<BatchAnswer> {
     let is_failure = |output: &Output| matches!(output, Output::Failure(_));
     let refusal = outputs.iter().find_map(|output| match output {
@@ -215,7 +214,7 @@ fn message(error: &reqwest::Error) -> Error {
     Error::Transport(TransportError::Message(cause_of(error)))
 }
 
-/// What went wrong, down to the cause, without the URL.
+/// Returns what went wrong, down to the cause, without the URL.
 pub(crate) fn cause_of(error: &reqwest::Error) -> String {
     let mut text = if error.is_timeout() { "no answer in time".to_owned() } else { String::new() };
     let mut source = std::error::Error::source(error);
@@ -247,7 +246,7 @@ impl Transport for HttpTransport {
     }
 }
 
-/// The answer to one call, with its result read as what is wanted: the parts of it that nobody wants are passed over.
+/// The answer to one call. Unused parts of its result are skipped.
 #[derive(Deserialize)]
 #[serde(bound = "T: DeserializeOwned")]
 struct Answer<T> {

@@ -27,7 +27,6 @@ pub struct BrokerSettings {
     pub uri: UriSource,
     /// Names the connections: `organisation/instance`.
     pub client_name: String,
-    /// Highest number of unacked deliveries.
     pub prefetch: u16,
     /// Set to get deliveries in the queue's order.
     pub is_ordered: bool,

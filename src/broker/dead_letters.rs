@@ -120,9 +120,6 @@ pub struct DeadLetters {
 
 impl DeadLetters {
     /// Connects twice: a memory alarm blocks a publishing connection whole, also its acks.
-    ///
-    /// # Errors
-    /// When the broker cannot be reached.
     pub async fn connect(settings: &BrokerSettings) -> Result<Self, BrokerError> {
         let reading = settings.connect("dead-letters").await?;
         let publishing = settings.connect("dead-letters-publish").await?;
@@ -136,9 +133,6 @@ impl DeadLetters {
     }
 
     /// Begins a browse of the oldest `most` letters, and never more than [`MOST_LETTERS`].
-    ///
-    /// # Errors
-    /// When the queue does not exist, or the connection fails.
     pub async fn browse(&self, most: u64) -> Result<Browse<'_>, BrokerError> {
         let mut waited = Duration::ZERO;
         let mut state = self.state().await?;
@@ -181,9 +175,6 @@ impl DeadLetters {
     }
 
     /// Returns the number of letters that no consumer holds.
-    ///
-    /// # Errors
-    /// When the queue does not exist, or the connection fails.
     pub async fn count(&self) -> Result<u64, BrokerError> {
         Ok(self.state().await?.ready)
     }
@@ -232,7 +223,6 @@ pub struct Browse<'q> {
     seen: Seen,
 }
 
-/// The result of a browse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seen {
     pub letters: u64,
@@ -264,9 +254,6 @@ impl Browse<'_> {
     }
 
     /// Returns the next letter within the limit.
-    ///
-    /// # Errors
-    /// When the connection fails: the broker then gives back all held letters.
     pub async fn next(&mut self) -> Result<Option<Held>, BrokerError> {
         if self.taken.is_empty() && self.room > 0 {
             self.take().await?;
@@ -341,9 +328,6 @@ impl Browse<'_> {
     /// Leaves the letter in the queue. Once one needs to be renewed, all behind it are too, so that a browse of the whole queue
     /// keeps the order; after a browse of a part, that part stands behind the rest. Crash between the copy and the ack: the
     /// letter is in the queue twice, with the same key.
-    ///
-    /// # Errors
-    /// When the connection fails.
     pub async fn leave(&mut self, held: Held) -> Result<(), BrokerError> {
         self.renews |= held.letter.returns() >= RENEW_AT;
         // A broker that takes nothing now, as with a memory alarm, is asked once: each answer may take long.
@@ -377,9 +361,6 @@ impl Browse<'_> {
 
     /// Gives back all letters that were neither renewed nor removed, and returns when the queue has them. The channel's close is
     /// answered after the broker has processed the acks before it.
-    ///
-    /// # Errors
-    /// When the connection fails: the broker then gives back all held letters.
     pub async fn end(mut self) -> Result<Seen, BrokerError> {
         self.seen.left += self.room + self.taken.len() as u64;
         while let Some(held) = self.taken.pop_front() {

@@ -79,7 +79,6 @@ impl Object {
         Ok(())
     }
 
-    /// Returns the broker's refusal.
     async fn declare(&self, connected: &Connected, passive: bool) -> Result<Option<lapin::Error>, BrokerError> {
         let channel = connected.channel().await?;
         match self {

@@ -7,7 +7,6 @@ use serde::Serialize;
 use crate::broker::BrokerError;
 use crate::broker::connection::{BrokerSettings, Connected, broker_detail};
 
-/// What a queue is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(serde::Deserialize))]
 #[serde(rename_all = "snake_case")]
@@ -16,13 +15,11 @@ pub enum QueueRole {
     Work,
     /// Retries, parks and messages for later wait in it.
     Wait,
-    /// Dead letters stay in it.
     Dead,
     /// The newest unrouted events.
     Unrouted,
 }
 
-/// How full one queue is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(serde::Deserialize))]
 pub struct QueueDepth {
@@ -41,8 +38,6 @@ pub struct QueueDepths {
 }
 
 impl QueueDepths {
-    /// # Errors
-    /// When the broker cannot be reached.
     pub async fn connect(settings: &BrokerSettings) -> Result<Self, BrokerError> {
         let names = settings.topology.names();
         let role = |queue: &String| match queue {
@@ -56,9 +51,6 @@ impl QueueDepths {
     }
 
     /// Returns the depth of every queue, in the order of the topology.
-    ///
-    /// # Errors
-    /// When the connection has failed.
     pub async fn depths(&self) -> Result<Vec<QueueDepth>, BrokerError> {
         let mut depths = Vec::with_capacity(self.queues.len());
         for (queue, role) in &self.queues {

@@ -23,7 +23,6 @@ pub(super) struct Endings {
     timeout: Duration,
 }
 
-/// The end of one delivery.
 #[derive(Debug)]
 pub(super) struct End {
     tag: u64,

@@ -25,9 +25,6 @@ pub struct Inspection {
 }
 
 /// Connects, checks every object of the topology, and tries the rights that a worker needs.
-///
-/// # Errors
-/// When the broker cannot be reached.
 pub async fn inspect(settings: &BrokerSettings) -> Result<Inspection, BrokerError> {
     let connected = settings.connect("doctor").await?;
     let inspected = inspect_over(&connected, settings).await;
@@ -88,7 +85,7 @@ async fn may_publish(connected: &Connected, exchange: &str) -> Result<bool, Brok
     Ok(!is_refused)
 }
 
-/// Other refusals come after the check of the right, or from a missing object, which `faults` reports.
+/// Returns whether the right is missing. Other refusals come after the check of the right, or from a missing object, which `faults` reports.
 fn is_refused(answer: Result<(), lapin::Error>) -> bool {
     answer.is_err_and(|error| broker_detail(&error).contains("ACCESS_REFUSED"))
 }

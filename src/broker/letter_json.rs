@@ -138,9 +138,6 @@ enum Typed {
 
 impl RawLetter {
     /// Returns one line, without the headers that the broker writes at each delivery.
-    ///
-    /// # Errors
-    /// [`LetterJsonError::TooDeep`].
     pub fn to_json(&self) -> Result<String, LetterJsonError> {
         let letter = self.clone().without_broker_headers();
         let headers = letter.properties.headers().as_ref().map(|headers| table(headers, 0)).transpose()?;

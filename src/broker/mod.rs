@@ -64,7 +64,6 @@ pub use topology::{Argument, Bind, Names, Topology, TopologyMode};
 /// Why a call of the broker failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
-    /// Its address cannot be read.
     #[error("broker.uri_file {path} cannot be read: {detail}")]
     UriFile {
         path: String,
@@ -94,7 +93,6 @@ pub enum PublishError {
     /// There is no connection, or it is blocked.
     #[error("the broker is not connected")]
     NotConnected,
-    /// No publisher confirm came in time.
     #[error("no publisher confirm in time")]
     Timeout,
     /// No queue took it.
@@ -108,7 +106,6 @@ pub enum PublishError {
     /// The broker refused it: a queue is full, say.
     #[error("the broker refused a message for exchange {exchange:?} with routing key {routing_key:?}")]
     Refused { exchange: String, routing_key: String },
-    /// The channel or the connection failed.
     #[error("the channel failed: {0}")]
     Channel(String),
 }
@@ -178,7 +175,6 @@ impl Outgoing {
     }
 }
 
-/// Publishes with publisher confirms.
 #[async_trait]
 pub trait Publisher: Send + Sync {
     /// Publishes a message that some queue must take. `Ok` proves that one has it.

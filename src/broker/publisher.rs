@@ -17,7 +17,6 @@ use crate::observe::metrics::{Confirm, Publication, PublishMeter};
 /// Messages of one channel that wait for their publisher confirms, where no queue has to take them.
 const UNROUTED_IN_FLIGHT: usize = 256;
 
-/// The publishing side of one session.
 pub(super) struct PublishSession {
     connected: Connected,
     confirm_timeout: Duration,
@@ -177,9 +176,6 @@ impl std::fmt::Debug for SessionPublisher {
 impl SessionPublisher {
     /// Publishes messages that some queue must take, in their order. After an error any of them may be missing: publish all of
     /// them again; consumers recognise repeats by their ids.
-    ///
-    /// # Errors
-    /// The first failure.
     pub async fn publish_in_order(&self, outgoing: &[Outgoing]) -> Result<(), PublishError> {
         self.session().await?.publish_in_order(outgoing).await
     }

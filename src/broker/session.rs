@@ -26,7 +26,6 @@ use crate::policy::retry_schedule::Backoff;
 /// Longest interval between heartbeats of an idle loop.
 const BEAT: Duration = Duration::from_secs(1);
 
-/// Whether the broker may deliver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flow {
     Open,
@@ -320,9 +319,6 @@ fn watched(connected: &Connected) -> impl Stream<Item = Event> + Unpin + use<> {
 }
 
 /// Connects, makes or checks the topology, and closes. Returns the virtual host.
-///
-/// # Errors
-/// What keeps the daemon from working with this broker.
 pub async fn check(settings: &BrokerSettings, mode: TopologyMode) -> Result<String, BrokerError> {
     let connected = settings.connect("check").await?;
     let ensured = settings.topology.ensure(&connected, mode).await;
@@ -339,10 +335,6 @@ pub struct PublishOnly {
 }
 
 impl PublishOnly {
-    /// Connects.
-    ///
-    /// # Errors
-    /// When the broker cannot be reached.
     pub async fn connect(settings: &BrokerSettings) -> Result<Self, BrokerError> {
         let connected = settings.connect("publish").await?;
         let session = Arc::new(PublishSession::new(connected, settings.publish_channels, settings.confirm_timeout));
@@ -350,7 +342,6 @@ impl PublishOnly {
         Ok(Self { session, sessions, patience: settings.confirm_timeout })
     }
 
-    /// Publishes over this connection.
     pub fn publisher(&self) -> SessionPublisher {
         SessionPublisher { session: self.sessions.subscribe(), patience: self.patience, meter: PublishMeter::default() }
     }

@@ -10,7 +10,6 @@ const DEAD_DELIVERY_LIMIT: i64 = 1_000_000;
 /// Unrouted events that are kept, the newest ones.
 const UNROUTED_EVENTS: i64 = 10_000;
 
-/// Whether to make what is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TopologyMode {
     Declare,
@@ -28,7 +27,6 @@ pub struct Names {
     pub wait: String,
     /// The dead-letter exchange and its queue.
     pub dead: String,
-    /// The exchange for events.
     pub events: String,
 }
 
@@ -72,7 +70,6 @@ pub struct Bind {
     pub arguments: Vec<(String, Argument)>,
 }
 
-/// All objects that there must be.
 #[derive(Debug, Clone)]
 pub struct Topology {
     names: Names,
@@ -104,7 +101,6 @@ pub(super) struct Binding {
 
 type Arguments = Vec<(&'static str, Argument)>;
 
-/// A value of an argument.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Argument {
     Text(String),

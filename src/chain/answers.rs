@@ -8,7 +8,7 @@ use crate::chain::{Header, Inclusion, Log, LogQuery, Receipt, Sent, SentInBlock}
 use crate::model::event::FinalTransaction;
 use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, Topic, TxHash, Wei};
 
-/// A number as JSON-RPC writes it: `0x` and digits, without leading zeros (which are let through).
+/// Returns a number as JSON-RPC writes it: `0x` and digits, without leading zeros (which are let through).
 pub(super) fn quantity(value: &Value) -> Option<u128> {
     u128::from_str_radix(value.as_str()?.strip_prefix("0x")?, 16).ok()
 }
@@ -21,7 +21,7 @@ pub(super) fn bytes(value: &Value) -> Option<Bytes> {
     hex::decode(value.as_str()?.strip_prefix("0x")?).ok().map(Bytes::from)
 }
 
-/// What a reverted call returned. Clients put it into the error's data as such, behind a word, or in an object.
+/// Returns what a reverted call returned. Clients put it into the error's data as such, behind a word, or in an object.
 pub(super) fn revert_data(data: &Value) -> Option<Bytes> {
     match data {
         Value::String(text) => {
@@ -48,7 +48,7 @@ pub(super) struct HeaderFields {
     transactions: Option<Vec<TxHash>>,
 }
 
-/// A block's header; `None` is a node's `null`.
+/// Returns a block's header; `None` is a node's `null`.
 pub(super) fn header(fields: Option<HeaderFields>) -> Result<Option<Header>, String> {
     let Some(fields) = fields else { return Ok(None) };
     let number = |name, value| small_quantity(value).ok_or_else(|| format!("a block whose {name} is {value}"));
@@ -70,8 +70,9 @@ struct FullBlockFields {
     transactions: Vec<Value>,
 }
 
-/// An account's transactions in a block that was asked for with its transactions in full; the inner `None` is a node's
-/// `null`. Of the others only the sender is read: chains have transactions of types that are nobody's business here.
+/// Returns an account's transactions in a block that was asked for with its transactions in full; the inner `None` is a
+/// node's
+/// `null`. Of other transactions only the sender is read, since chains have types that are unknown here.
 pub(super) fn sent_in(value: &Value, account: Address) -> Result<Option<SentInBlock>, String> {
     if value.is_null() {
         return Ok(None);
@@ -81,7 +82,7 @@ pub(super) fn sent_in(value: &Value, account: Address) -> Result<Option<SentInBl
     let mut sent = Vec::new();
     for transaction in &fields.transactions {
         let text = |name: &str| transaction.get(name).and_then(Value::as_str);
-        // Without a sender it cannot be told whose it is: then the block proves nothing.
+        // Without a sender the account is unknown, so the block proves nothing.
         let from = text("from").and_then(|text| text.to_lowercase().parse::<Address>().ok());
         let from = from.ok_or("a block with a transaction that has no sender")?;
         if from == account {
@@ -112,7 +113,8 @@ struct LogFields {
     removed: bool,
 }
 
-/// The contract that a transaction has made, and its block, from its receipt; the inner `None` is a node's `null`.
+/// Returns the contract that a transaction has made, and its block, from its receipt; the inner `None` is a node's
+/// `null`.
 pub(super) fn created(receipt: Value) -> Result<Option<(Address, BlockNumber)>, String> {
     if receipt.is_null() {
         return Ok(None);
@@ -126,7 +128,7 @@ pub(super) fn created(receipt: Value) -> Result<Option<(Address, BlockNumber)>, 
     address.zip(block).map(Some).ok_or_else(|| "a receipt that names no contract".to_owned())
 }
 
-/// The entries of an answer, each of which must be one that was asked for.
+/// Returns the entries of an answer, each of which must be one that was asked for.
 pub(super) fn logs(entries: &[Value], query: &LogQuery) -> Result<Vec<Log>, String> {
     let mut logs = Vec::with_capacity(entries.len());
     for entry in entries {
@@ -170,7 +172,7 @@ pub(super) struct ReceiptFields {
 }
 
 impl ReceiptFields {
-    /// The block that it is of.
+    /// Returns the block that it is of.
     pub(super) fn block(&self) -> Option<BlockHash> {
         self.block_hash.as_str()?.parse().ok()
     }
@@ -180,7 +182,7 @@ impl ReceiptFields {
     }
 }
 
-/// A receipt. The nonce is not in it and stays zero for the caller to set.
+/// Returns a receipt. The nonce is not in it and stays zero for the caller to set.
 pub(super) fn receipt(fields: &ReceiptFields) -> Result<Receipt, String> {
     let wrong = |name: &str, value: &Value| format!("a receipt whose {name} is {value}");
     let number = |name, value| small_quantity(value).ok_or_else(|| wrong(name, value));

@@ -92,9 +92,6 @@ impl NodeClient {
     }
 
     /// Returns the code of the contract at this address; empty where there is none.
-    ///
-    /// # Errors
-    /// When no endpoint answers.
     pub async fn code(&self, address: Address) -> Result<Bytes> {
         self.ask("eth_getCode", vec![json!(address), json!("latest")], |answer: Value| {
             answers::bytes(&answer).ok_or_else(|| format!("code {answer}"))
@@ -103,9 +100,6 @@ impl NodeClient {
     }
 
     /// Returns the node's name of itself, such as `Geth/v1.16.7-stable/linux-amd64/go1.25.4`.
-    ///
-    /// # Errors
-    /// When no endpoint answers.
     pub async fn program(&self) -> Result<String> {
         self.ask("web3_clientVersion", vec![], Ok).await
     }

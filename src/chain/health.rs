@@ -16,7 +16,6 @@ const RATE_LIMIT_REST: Duration = Duration::from_secs(1);
 /// believed; after that an endpoint that is behind is better than none.
 pub(super) const HEAD_MEMORY: Duration = Duration::from_secs(30);
 
-/// The record of one endpoint.
 #[derive(Debug)]
 pub(super) struct Health {
     /// When its chain id was checked last; `None` since it failed.
@@ -65,7 +64,6 @@ impl Health {
         self.behind
     }
 
-    /// Returns its last failure.
     pub(super) fn last_error(&self) -> Option<ChainError> {
         self.last_error.clone()
     }

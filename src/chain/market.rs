@@ -16,7 +16,6 @@ const FEE_HISTORY: &str = "eth_feeHistory";
 const SUGGESTED_TIP: &str = "eth_maxPriorityFeePerGas";
 
 impl Endpoint {
-    /// Returns the prices after this block.
     pub(super) async fn market(&self, head: &Header) -> Result<Market> {
         let calls: Vec<_> = calls(head).into_iter().filter(|call| !self.lacks(call.method)).collect();
         let answers = self.ask_many(&calls, Order::Any).await;
@@ -64,9 +63,9 @@ fn read(head: &Header, answers: &[(&str, Result<Value>)]) -> Result<Market> {
     }
 }
 
-/// The next base fee is what the node computes; without a fee history it is the most that it can be, an eighth more. The
-/// tip is the median of what the last blocks' transactions paid, else what the node suggests, and never nothing on a
-/// chain with fees: pools refuse that.
+/// Returns the next base fee is what the node computes; without a fee history it is the most that it can be, an eighth
+/// more. The tip is the median of what the last blocks' transactions paid, else what the node suggests, and never
+/// nothing on a chain with fees: pools refuse that.
 fn with_base_fee(base_fee: Wei, gas_price: Option<Wei>, history: &Value, suggested_tip: Option<Wei>) -> Market {
     let next_base_fee = history
         .get("baseFeePerGas")

@@ -84,12 +84,7 @@ pub enum ChainError {
     Lagging { endpoint: String, blocks: u64 },
     /// Another chain is behind the endpoint.
     #[error("{endpoint} serves chain {found}, chain.id is {expected}; correct chain.endpoints or chain.id")]
-    WrongChain {
-        endpoint: String,
-        found: u64,
-        /// What the configuration says.
-        expected: u64,
-    },
+    WrongChain { endpoint: String, found: u64, expected: u64 },
     /// Not an answer to the call: another request's id, HTML, half a JSON document, null instead of a value.
     #[error("{endpoint} answered nonsense: {detail}")]
     Nonsense { endpoint: String, detail: String },
@@ -165,7 +160,6 @@ impl BlockTag {
     }
 }
 
-/// Where a transaction is included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Inclusion {
     pub tx_hash: TxHash,
@@ -228,7 +222,6 @@ pub struct LogQuery {
     pub to: BlockNumber,
 }
 
-/// An entry of a contract's log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Log {
     pub topics: Vec<Topic>,
@@ -243,7 +236,6 @@ pub struct EndpointState {
     pub serves: bool,
     /// At the last comparison of heads.
     pub blocks_behind: u64,
-    /// Why it is not in use.
     pub problem: Option<String>,
 }
 
@@ -265,7 +257,6 @@ pub trait Chain: Send + Sync {
     /// Returns the account's transactions in this block, read from the block itself. `None` where there is no such block.
     async fn sent_in(&self, account: Address, block: BlockNumber) -> Result<Option<SentInBlock>>;
 
-    /// Returns the prices after this block.
     async fn market(&self, head: &Header) -> Result<Market>;
 
     /// Estimates the gas of each call at the newest block. A call that fails has its own error; after the outer error none was

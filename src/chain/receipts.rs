@@ -14,7 +14,6 @@ use crate::model::{BlockHash, TxHash};
 
 const BLOCK_RECEIPTS: &str = "eth_getBlockReceipts";
 
-/// Returns the call for each receipt.
 pub(super) fn calls(hashes: &[TxHash]) -> impl Iterator<Item = MethodCall> + '_ {
     hashes.iter().map(|hash| MethodCall::new("eth_getTransactionReceipt", vec![json!(hash)]))
 }

@@ -122,7 +122,7 @@ impl Endpoints {
         self.all.iter().map(|endpoint| endpoint.state(now, self.max_lag)).collect()
     }
 
-    /// Called before the newest block is read. From time to time, checks whether endpoints still serve their chain, and
+    /// Checks from time to time, before the newest block is read, whether endpoints still serve their chain, and
     /// compares the heads of several. All are asked at once, since heads of different moments differ on fast chains anyway.
     pub(super) async fn check_now_and_then(&self) {
         let now = Instant::now();

@@ -41,7 +41,7 @@ fn block(number: u64) -> Value {
     })
 }
 
-/// What a good node on chain 1 at this height answers.
+/// Returns what a good node on chain 1 at this height answers.
 fn good(call: &Value, height: u64) -> Reply {
     match call["method"].as_str() {
         Some("eth_chainId") => Reply::Result(json!("0x1")),

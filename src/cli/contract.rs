@@ -87,7 +87,8 @@ async fn deploy(
     }
 }
 
-/// Under the account's lease: a worker would give the same nonce to a request. `None`: it is in no block yet.
+/// Deploys under the account's lease, since a worker would give the same nonce to a request. Returns `None` while the
+/// contract is in no block.
 async fn deploy_with(
     settings: &Settings,
     chain: &NodeClient,
@@ -110,8 +111,8 @@ async fn deploy_with(
     done
 }
 
-/// The transaction is in no journal: nobody waits for it. A crash after it was sent leaves it in the pools, where a worker
-/// meets it as one of another program, and gives its request another nonce.
+/// Returns the transaction is in no journal: nobody waits for it. A crash after it was sent leaves it in the pools,
+/// where a worker meets it as one of another program, and gives its request another nonce.
 async fn make(
     settings: &Settings,
     chain: &NodeClient,
@@ -154,7 +155,7 @@ async fn make(
     Ok(made)
 }
 
-/// Whatever nodes say to the bytes decides nothing: the chain does.
+/// Sends until the contract is in a block or the time is over. The nodes' answers decide nothing.
 async fn wait(
     settings: &Settings,
     chain: &NodeClient,
@@ -163,14 +164,14 @@ async fn wait(
 ) -> anyhow::Result<Option<(Address, BlockNumber)>> {
     let deadline = Instant::now() + timeout;
     let mut again = Instant::now();
-    let mut told = String::new();
+    let mut reported = String::new();
     loop {
         if Instant::now() >= again {
             let refusals = chain.broadcast(&[signed.clone().into()]).await.into_iter().filter_map(Result::err);
             let refusals = refusals.map(|refusal| refusal.to_string()).collect::<Vec<_>>().join("; ");
-            if !refusals.is_empty() && refusals != told {
+            if !refusals.is_empty() && refusals != reported {
                 say(&refusals);
-                told = refusals;
+                reported = refusals;
             }
             again = Instant::now() + settings.tuning.resend_after;
         }
@@ -194,7 +195,6 @@ pub(super) struct Standing {
     pub(super) strangers: Vec<Address>,
 }
 
-/// Compares and asks.
 pub(super) async fn standing(settings: &Settings, chain: &NodeClient, contract: Address) -> anyhow::Result<Standing> {
     let artefact = Artefact::built().map_err(anyhow::Error::msg)?;
     if chain.code(contract).await? != artefact.runtime {

@@ -60,7 +60,7 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Nobody's file is written over, and nobody else may read it.
+/// Creates a file that only this user may read. An existing file is an error.
 fn write(target: &Target, key: &SecretString) -> anyhow::Result<()> {
     let shown = target.file.display();
     if target.file.exists() {

@@ -46,8 +46,8 @@ pub(super) fn start(settings: LogSection) -> (RecentLines, Box<dyn Fn(Level) + S
     (recent, Box::new(set_level))
 }
 
-/// Whether standard error goes to journald: systemd names the file that it is. A child of such a service has the variable
-/// too, and often another standard error.
+/// Returns whether standard error goes to journald: systemd names the file that it is. A child of such a service has
+/// the variable too, and often another standard error.
 fn is_journald() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
     let own = std::fs::metadata("/proc/self/fd/2").map(|file| format!("{}:{}", file.dev(), file.ino()));
@@ -83,7 +83,7 @@ where
     }
 }
 
-/// As in syslog.
+/// Returns it as in syslog.
 fn priority(level: Level) -> u8 {
     match level {
         Level::ERROR => 3,

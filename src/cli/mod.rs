@@ -178,7 +178,7 @@ fn say_error(error: &anyhow::Error) {
     eprintln!("chainwriter: {}", text_of(error));
 }
 
-/// The error, with what led to it where that says more.
+/// Returns the error, with what led to it where that says more.
 fn text_of(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
@@ -208,7 +208,7 @@ fn code_of(error: &anyhow::Error) -> u8 {
     }
 }
 
-/// Who does it, as far as the environment says, and on which host: for the record, not a right.
+/// Returns the user by the environment, and the host. This is for the record and gives no rights.
 fn operator() -> String {
     let name = ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok());
     let name = name.filter(|name| !name.is_empty()).unwrap_or_else(|| "an operator".to_owned());
@@ -226,7 +226,7 @@ fn reason_fault(reason: &str) -> Option<String> {
         .then(|| format!("the reason is longer than {LONGEST_REASON_BYTES} bytes; make it shorter"))
 }
 
-/// Returns a bar that counts to `total`.
+/// Returns a progress bar that counts to `total`.
 fn progress_bar(total: u64, doing: impl Into<Cow<'static, str>>) -> ProgressBar {
     progress(ProgressBar::new(total), "{msg} {bar:30} {pos}/{len}, {elapsed}").with_message(doing)
 }
@@ -255,7 +255,7 @@ fn age_text(age: Option<Duration>) -> String {
     }
 }
 
-/// One line on standard output. A closed pipe (`… | head`) is no error.
+/// Prints one line to standard output. A closed pipe (`… | head`) is no error.
 fn say(line: impl std::fmt::Display) {
     use std::io::Write;
     let _ = writeln!(std::io::stdout(), "{line}");

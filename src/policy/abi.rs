@@ -36,7 +36,6 @@ pub struct Pointer {
     encoding: Encoding,
 }
 
-/// Where an argument comes from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Source {
     At(Pointer),
@@ -54,7 +53,6 @@ pub struct Call {
 struct Argument {
     name: String,
     kind: DynSolType,
-    /// The names in a tuple.
     components: Vec<Param>,
     from: Given,
 }
@@ -94,16 +92,14 @@ impl fmt::Display for Misfit {
     }
 }
 
-/// The function with this signature, with or without names of arguments: `transfer(address to, uint256 amount)`.
-///
-/// # Errors
-/// What is wrong with it.
+/// Returns the function with this signature, with or without names of arguments: `transfer(address to, uint256
+/// amount)`.
 pub fn function(signature: &str) -> Result<Function, String> {
     Function::parse(signature).map_err(|error| format!("is no signature of a function: {error}"))
 }
 
-/// The function of this name, or with this signature where several have the name, from the text of an ABI file: the list
-/// itself, or what a compiler writes, with the list under `abi`. Checked for what it may be sent.
+/// Returns the function of this name, or with this signature where several have the name, from the text of an ABI file:
+/// the list itself, or what a compiler writes, with the list under `abi`. Checked for what it may be sent.
 ///
 /// # Errors
 /// What is wrong with the file, or which functions it has instead.
@@ -132,24 +128,21 @@ pub fn function_in(file: &str, wanted: &str, pays: bool) -> Result<Function, Str
 pub struct Errors(Vec<AbiError>);
 
 impl Errors {
-    /// The error with this signature, with or without names: `InsufficientBalance(uint256 available, uint256 required)`.
-    ///
-    /// # Errors
-    /// What is wrong with it.
+    /// Parses an error's signature, with or without names: `InsufficientBalance(uint256 available, uint256 required)`.
     pub fn add(&mut self, signature: &str) -> Result<(), String> {
         let error = AbiError::parse(signature).map_err(|error| format!("is no signature of an error: {error}"))?;
         self.0.push(error);
         Ok(())
     }
 
-    /// All errors of an ABI file. One that cannot be read has none.
+    /// Returns the errors of an ABI file, and none for a file that cannot be read.
     pub fn add_file(&mut self, file: &str) {
         if let Ok(abi) = abi_of(file) {
             self.0.extend(abi.errors().cloned());
         }
     }
 
-    /// Those of others, too.
+    /// Adds the errors of others.
     pub fn extend(&mut self, others: &Self) {
         self.0.extend(others.0.iter().cloned());
     }
@@ -162,7 +155,7 @@ impl Errors {
     }
 }
 
-/// A name with its arguments, decoded: `transfer(to: 0x…, amount: 5)`.
+/// Returns a name with its arguments, decoded: `transfer(to: 0x…, amount: 5)`.
 fn decoded(name: &str, inputs: &[Param], arguments: &[u8]) -> Option<String> {
     let kinds = inputs.iter().map(Specifier::<DynSolType>::resolve).collect::<Result<Vec<_>, _>>().ok()?;
     let DynSolValue::Tuple(values) = DynSolType::Tuple(kinds).abi_decode_params(arguments).ok()? else { return None };
@@ -173,7 +166,7 @@ fn decoded(name: &str, inputs: &[Param], arguments: &[u8]) -> Option<String> {
     Some(format!("{name}({})", told.collect::<Vec<_>>().join(", ")))
 }
 
-/// As people write it.
+/// Returns it as people write it.
 fn text_of(value: &DynSolValue) -> String {
     let list = |values: &[DynSolValue]| values.iter().map(text_of).collect::<Vec<_>>().join(", ");
     match value {
@@ -191,12 +184,12 @@ fn text_of(value: &DynSolValue) -> String {
 }
 
 impl Pointer {
-    /// A JSON pointer (RFC 6901), and how bytes there are written.
+    /// Returns a JSON pointer (RFC 6901), and how bytes there are written.
     pub fn new(place: &str, encoding: Encoding) -> Self {
         Self { place: place.to_owned(), encoding }
     }
 
-    /// The wei that the body names there.
+    /// Returns the wei that the body names there.
     ///
     /// # Errors
     /// Where that is no amount.
@@ -216,7 +209,7 @@ impl Pointer {
 }
 
 impl Call {
-    /// The function, called with arguments from these places.
+    /// Returns the function, called with arguments from these places.
     ///
     /// # Errors
     /// Where they are too many or too few, or one that is given is not of its type.
@@ -251,7 +244,7 @@ impl Call {
         &self.function
     }
 
-    /// Its name and the types of its arguments.
+    /// Returns its name and the types of its arguments.
     pub fn signature(&self) -> String {
         self.function.signature()
     }
@@ -265,17 +258,17 @@ impl Call {
         decoded(&self.function.name, &self.function.inputs, arguments)
     }
 
-    /// The first bytes of its calldata.
+    /// Returns the first bytes of its calldata.
     pub fn selector(&self) -> [u8; 4] {
         self.function.selector().0
     }
 
-    /// It needs a look at the body.
+    /// Returns whether the arguments come from the body.
     pub fn is_of_body(&self) -> bool {
         self.arguments.iter().any(|argument| matches!(argument.from, Given::Body(_)))
     }
 
-    /// The calldata.
+    /// Returns the calldata.
     ///
     /// # Errors
     /// The first argument that the body has not, or not of its type.
@@ -352,7 +345,7 @@ impl Reader<'_> {
         each.map(|(index, value)| self.within(&index.to_string(), |here| here.read(kind, names, Some(value)))).collect()
     }
 
-    /// An array of its members, or, where they have names, an object.
+    /// Returns an array of its members, or, where they have names, an object.
     fn read_tuple(
         &mut self,
         kind: &DynSolType,
@@ -422,7 +415,7 @@ impl Reader<'_> {
     }
 }
 
-/// Whether it is below zero, and how large. Never by way of a float: a number beyond 64 bits has to be a text.
+/// Returns whether it is below zero, and how large. Never by way of a float: a number beyond 64 bits has to be a text.
 pub(super) fn whole_number(value: &Value) -> Option<(bool, U256)> {
     let text = match value {
         Value::Number(number) if number.is_u64() || number.is_i64() => number.to_string(),
@@ -436,7 +429,7 @@ pub(super) fn whole_number(value: &Value) -> Option<(bool, U256)> {
     Some((is_negative, magnitude))
 }
 
-/// EIP-55: capitals among the digits are a checksum.
+/// Checks an EIP-55 address, whose capitals are a checksum.
 pub(super) fn address(text: &str) -> Option<Address> {
     let digits = text.strip_prefix("0x")?;
     let has = |is: fn(&char) -> bool| digits.chars().any(|digit| is(&digit));

@@ -34,15 +34,12 @@ pub enum Ordering {
 /// That messages of one key keep their order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OrderBy {
-    /// Where the key stands.
     pub source: TextSource,
     pub ordering: Ordering,
 }
 
-/// What a message must keep to.
 #[derive(Debug, Clone)]
 pub struct AdmissionRules {
-    /// Where its id stands.
     pub id_source: TextSource,
     /// Its order among those of its key, if messages of one key are to keep theirs.
     pub order_by: Option<OrderBy>,
@@ -50,7 +47,6 @@ pub struct AdmissionRules {
     pub routes: Vec<Route>,
     /// The longest body, and the longest calldata of a call made of one, in bytes.
     pub max_body_bytes: u64,
-    /// What may be asked for.
     pub permits: Arc<Permits>,
 }
 
@@ -61,13 +57,10 @@ impl AdmissionRules {
     }
 }
 
-/// A message that is a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
     pub id: RequestId,
-    /// Which copy it is.
     pub generation: Generation,
-    /// The hash of its body.
     pub body_hash: BodyHash,
     /// It is for this time or later.
     pub not_before: Option<Timestamp>,
@@ -79,7 +72,7 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// What a message with this must ask for to be a new request.
+    /// Returns what a message with this must ask for to be a new request.
     ///
     /// # Errors
     /// The reason why no route knows, or what does not permit it.
@@ -94,13 +87,12 @@ impl Candidate {
 /// A message that can never be one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// Its id, where it has one.
     pub id: Option<RequestId>,
     pub cause: Cause,
 }
 
-/// What reading a message comes to, also where it panics: reading is pure, so nothing is left half done, and a message
-/// that no code was written for costs itself and not the process.
+/// Returns what reading a message comes to, also where it panics: reading is pure, so nothing is left half done, and a
+/// message that no code was written for costs itself and not the process.
 ///
 /// # Errors
 /// Those of the reading, and `panic`.
@@ -158,7 +150,7 @@ fn read_id(rules: &AdmissionRules, message: &Message) -> Result<RequestId, Cause
     RequestId::new(&text).map_err(|error| Cause::new(Reason::MissingId, format!("{place} is no id: {error}")))
 }
 
-/// The text, and its place for a person.
+/// Returns the text, and its place for a person.
 fn read_text(source: &TextSource, message: &Message) -> Result<(String, Option<String>), Cause> {
     Ok(match source {
         TextSource::MessageId => ("the message_id property".to_owned(), message.properties.message_id.clone()),

@@ -8,8 +8,8 @@ use crate::model::{BodyHash, Generation, HeaderValue, Message, RequestState};
 /// RabbitMQ 4 unless configured; above what restarts of a broker do to a message within its time with us.
 const RETURNS_OF_A_SUSPECT: i64 = 5;
 
-/// Whether it may be this message that ends the processes which get it. The broker counts a crash for everything that was
-/// unacked, so most suspects are neighbours.
+/// Returns whether it may be this message that ends the processes which get it. The broker counts a crash for
+/// everything that was unacked, so most suspects are neighbours.
 pub fn is_suspect(message: &Message) -> bool {
     matches!(message.headers.get(header::DELIVERY_COUNT), Some(HeaderValue::Int(count)) if *count >= RETURNS_OF_A_SUSPECT)
 }
@@ -20,7 +20,6 @@ pub struct Known {
     pub state: RequestState,
     /// The copy that it stands at: while a retry is pending or waiting, that retry; else the copy accepted last.
     pub generation: Generation,
-    /// The hash of its body.
     pub body_hash: BodyHash,
 }
 

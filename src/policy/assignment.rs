@@ -1,9 +1,10 @@
 //! How lanes are spread over instances: evenly, with as few moves as that takes. All instances work out the same from
-//! what the journal shows them, so nobody has to decide for the others.
+//! what the journal shows them, so that none has to decide for the others.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Which instance is to own which lane. `members` are the instances that are there, each with the lanes that it can work;
+/// Returns which instance is to own which lane. `members` are the instances that are there, each with the lanes that it
+/// can work;
 /// `owners` says who owns a lane now. A lane that no member can work is left out.
 pub fn spread<M: Ord + Clone, L: Ord + Copy>(
     members: &BTreeMap<M, BTreeSet<L>>,
@@ -41,13 +42,13 @@ impl<M: Ord + Clone, L: Ord + Copy> Plan<'_, M, L> {
         self.loads.get(member).copied().unwrap_or(0)
     }
 
-    /// Whoever has the fewest lanes of those that can work this one.
+    /// Returns the instance with the fewest lanes of those that can work this one.
     fn idlest(&self, lane: L) -> Option<M> {
         let able = self.members.iter().filter(|(_, lanes)| lanes.contains(&lane)).map(|(member, _)| member);
         able.min_by_key(|member| self.load(member)).cloned()
     }
 
-    /// The lane of the busiest member that somebody could work who has at least two fewer.
+    /// Returns a lane of the busiest instance that one with at least two fewer lanes could work.
     fn next_move(&self) -> Option<(L, M)> {
         let moves = self.lanes.iter().filter_map(|(lane, owner)| {
             let idlest = self.idlest(*lane)?;

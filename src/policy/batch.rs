@@ -19,7 +19,6 @@ pub struct Batching {
     pub max_wait: Duration,
     /// Requests were given to this account for the sake of their order: what is later does not overtake what is before.
     pub keeps_order: bool,
-    /// The contracts and their functions.
     pub kinds: Vec<BatchKind>,
 }
 
@@ -33,7 +32,6 @@ pub struct BatchKind {
 /// What requests that may share a transaction have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Alike {
-    /// Index among the kinds.
     kind: usize,
     /// Percent above the estimate.
     margin: u32,
@@ -45,12 +43,13 @@ impl Batching {
     pub const NONE: Self =
         Self { max_requests: 1, max_bytes: 0, max_wait: Duration::ZERO, keeps_order: false, kinds: Vec::new() };
 
-    /// Whether there may be batches at all.
+    /// Returns whether there may be batches at all.
     pub fn is_on(&self) -> bool {
         self.max_requests > 1 && !self.kinds.is_empty()
     }
 
-    /// What a request that asks for this may share a transaction with. What pays, or has its gas fixed, has its own.
+    /// Returns what a request that asks for this may share a transaction with. What pays, or has its gas fixed, has its
+    /// own.
     pub fn alike(&self, write: &Write, calldata: &[u8]) -> Option<Alike> {
         let GasRule::Estimate { margin } = write.gas else { return None };
         if !self.is_on() || write.value != Wei(0) {
@@ -95,12 +94,12 @@ impl Batching {
         groups
     }
 
-    /// The calldata of one transaction for all of these. `None` where that cannot be.
+    /// Returns the calldata of one transaction for all of these. `None` where that cannot be.
     pub fn join<'c>(&self, alike: Alike, calls: impl Iterator<Item = &'c [u8]>) -> Option<Bytes> {
         self.kinds.get(alike.kind)?.many.join(calls).map(Bytes::from)
     }
 
-    /// The calls that a transaction with this calldata did, if it was for several.
+    /// Returns the calls that a transaction with this calldata did, if it was for several.
     pub fn split(&self, to: Address, calldata: &[u8]) -> Option<Vec<Vec<u8>>> {
         self.kinds.iter().filter(|kind| kind.to == to).find_map(|kind| kind.many.split(calldata))
     }

@@ -29,7 +29,7 @@ words!(
         RateLimited = "rate_limited",
         /// The node will not take this transaction, for a reason of its own.
         Refused = "refused",
-        /// Nobody can tell: treated as maybe sent.
+        /// Not known: treated as maybe sent.
         Unknown = "unknown",
     }
 );
@@ -72,7 +72,7 @@ const TEXTS: &[(&str, &str, SendMeaning)] = {
         ("nethermind", "noncegap", M::NonceTooHigh),
         ("nethermind", "delegation nonce gap", M::NonceTooHigh),
         ("geth", "gapped-nonce tx from delegated accounts", M::NonceTooHigh),
-        // Too high or too low, they do not say which: it is sent again either way, and a block tells.
+        // The text does not say whether the nonce is too high or too low. It is sent again either way, and a block decides.
         ("arbitrum", "invalid transaction nonce", M::NonceTooHigh),
         ("ganache", "doesn't have the correct nonce", M::NonceTooHigh),
         ("ethermint", "invalid nonce", M::NonceTooHigh),
@@ -186,14 +186,14 @@ pub struct ErrorTable {
 }
 
 impl ErrorTable {
-    /// With these texts in front of the built-in ones. They match anywhere in an answer, in capitals or not.
+    /// Adds texts before the built-in ones. They match anywhere in an answer, in capitals or not.
     pub fn with(own: impl IntoIterator<Item = (String, SendMeaning)>) -> Self {
         let mut own: Vec<_> = own.into_iter().map(|(text, meaning)| (text.to_lowercase(), meaning)).collect();
         own.sort_by_key(|(text, _)| std::cmp::Reverse(text.len()));
         Self { own }
     }
 
-    /// What this error text of a node means as the answer to a broadcast.
+    /// Returns what this error text of a node means as the answer to a broadcast.
     pub fn meaning_of(&self, text: &str) -> SendMeaning {
         let text = text.to_lowercase();
         let own = self.own.iter().find(|(part, _)| text.contains(part)).map(|(_, meaning)| *meaning);
@@ -201,7 +201,7 @@ impl ErrorTable {
         own.or_else(built_in).unwrap_or(SendMeaning::Unknown)
     }
 
-    /// What this error of a simulated call means.
+    /// Returns what this error of a simulated call means.
     pub fn meaning_of_simulation(&self, text: &str) -> SimulationMeaning {
         // What a contract says is not the node's word, whatever it says.
         if is_revert(text) {
@@ -217,7 +217,7 @@ impl ErrorTable {
         }
     }
 
-    /// The node asks for fewer calls.
+    /// Returns the node asks for fewer calls.
     pub fn is_rate_limit(&self, text: &str) -> bool {
         !is_revert(text) && self.meaning_of(text) == SendMeaning::RateLimited
     }
@@ -269,12 +269,12 @@ const BATCH_REFUSALS: &[&str] = &[
 const LACKS: &[&str] =
     &["not found", "not exist", "not available", "not supported", "unsupported", "not allowed", "unknown", "disabled"];
 
-/// The node refuses to answer a batch of this length.
+/// Returns the node refuses to answer a batch of this length.
 pub fn is_batch_refusal(text: &str) -> bool {
     !is_revert(text) && contains_any(text, BATCH_REFUSALS)
 }
 
-/// The node does not have the method that was called. The code is JSON-RPC's own, so clients agree on it.
+/// Returns the node does not have the method that was called. The code is JSON-RPC's own, so clients agree on it.
 pub fn is_missing_method(code: i64, text: &str) -> bool {
     const METHOD_NOT_FOUND: i64 = -32601;
     code == METHOD_NOT_FOUND || (contains_any(text, &["method"]) && contains_any(text, LACKS))

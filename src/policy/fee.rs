@@ -14,7 +14,6 @@ pub enum FeeMode {
     Zero,
 }
 
-/// The operator's part of pricing.
 #[derive(Debug, Clone, Copy)]
 pub struct FeeRules {
     pub mode: FeeMode,
@@ -22,13 +21,12 @@ pub struct FeeRules {
     pub max_fee: Wei,
 }
 
-/// The chain's part: what it asks for now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Market {
     /// The next block's base fee, where blocks have one.
     pub base_fee: Option<Wei>,
     pub tip: Wei,
-    /// What the node suggests to a legacy transaction.
+    /// The node's suggestion for a legacy transaction.
     pub gas_price: Wei,
 }
 
@@ -36,7 +34,6 @@ pub struct Market {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the chain asks for {needed} for one unit of gas, fees.max_fee is {cap}")]
 pub struct AboveCap {
-    /// What it would take.
     pub needed: Wei,
     pub cap: Wei,
 }
@@ -45,7 +42,7 @@ pub struct AboveCap {
 const BUMP: (u128, u128) = (1125, 1000);
 
 impl FeeRules {
-    /// The first price of a transaction.
+    /// Returns the first price of a transaction.
     ///
     /// # Errors
     /// When it could not get into the next block without going over the cap.
@@ -67,8 +64,9 @@ impl FeeRules {
         }
     }
 
-    /// The price of a replacement for an attempt that offered `previous`: at least 12.5% more in both fees, and at least
-    /// the price of a new one. `None` where that would go over the cap, or where the chain has no fees to raise.
+    /// Returns the price of a replacement for an attempt that offered `previous`: at least 12.5% more in both fees, and
+    /// at least the price of a new one. `None` where that would go over the cap, or where the chain has no fees to
+    /// raise.
     pub fn replacement(&self, previous: Fee, market: &Market) -> Option<Fee> {
         if self.mode == FeeMode::Zero {
             return None;
@@ -90,7 +88,7 @@ impl FeeRules {
     }
 }
 
-/// An attempt at this price cannot get into the next block.
+/// Returns an attempt at this price cannot get into the next block.
 pub fn is_underpriced(fee: Fee, market: &Market) -> bool {
     market.base_fee.is_some_and(|base_fee| fee.ceiling() < base_fee)
 }

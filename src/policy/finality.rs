@@ -13,7 +13,8 @@ pub enum FinalityRule {
     Finalized,
 }
 
-/// The highest final block, given the newest one and, for the rules by tag, the block that the node gives for the tag.
+/// Returns the highest final block, given the newest one and, for the rules by tag, the block that the node gives for
+/// the tag.
 pub fn highest_final(rule: FinalityRule, head: BlockNumber, tagged: Option<BlockNumber>) -> Option<BlockNumber> {
     match rule {
         FinalityRule::Depth(depth) => head.0.checked_sub(depth).map(BlockNumber),

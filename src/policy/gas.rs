@@ -7,7 +7,7 @@ const TRANSACTION: u64 = 21_000;
 const ZERO_BYTE: u64 = 4;
 const OTHER_BYTE: u64 = 16;
 
-/// What a plain transfer takes.
+/// Gas of a plain transfer.
 pub const TRANSFER: Gas = Gas(TRANSACTION);
 
 /// Less gas than this for a call with these data is refused by every node, or dropped without a word.
@@ -17,9 +17,9 @@ pub fn intrinsic(data: &[u8]) -> Gas {
     Gas(TRANSACTION + ZERO_BYTE * zeros + OTHER_BYTE * others)
 }
 
-/// The gas limit of a call that takes `estimate`: so many percent more, as far as a block has room for it. Never less
-/// than the estimate, even where the newest block that is known had less room: the node has run the call in more, and a
-/// transaction with too little gas would hold up its account.
+/// Returns the gas limit of a call that takes `estimate`: so many percent more, as far as a block has room for it.
+/// Never less than the estimate, even where the newest block that is known had less room: the node has run the call in
+/// more, and a transaction with too little gas would hold up its account.
 pub fn limit(estimate: Gas, margin_percent: u32, block_limit: Gas) -> Gas {
     let margin = estimate.0.saturating_mul(margin_percent.into()) / 100;
     Gas(estimate.0.saturating_add(margin)).min(block_limit).max(estimate)

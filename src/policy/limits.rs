@@ -9,7 +9,7 @@ use crate::model::{Gas, Wei};
 const SECOND_US: i64 = 1_000_000;
 const MINUTE_US: i64 = 60 * SECOND_US;
 
-/// A time that slides along, in slots: each counts until all of it lies so long back.
+/// A sliding window of slots: a slot counts until its end is this long ago.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span {
     slot_us: i64,
@@ -25,17 +25,17 @@ pub const DAY: Span = Span { slot_us: 15 * MINUTE_US, slots: 97 };
 pub type Sums = Vec<(i64, u128)>;
 
 impl Span {
-    /// The slot that it is.
+    /// Returns the slot that it is.
     pub fn slot(self, now_us: i64) -> i64 {
         now_us.div_euclid(self.slot_us)
     }
 
-    /// The first slot that still counts.
+    /// Returns the first slot that still counts.
     pub fn oldest(self, now_us: i64) -> i64 {
         self.slot(now_us) - self.slots + 1
     }
 
-    /// The sum of the slot that it is.
+    /// Returns the sum of the slot that it is.
     pub fn now(self, now_us: i64, sums: &Sums) -> u128 {
         sums.iter().filter(|(slot, _)| *slot == self.slot(now_us)).map(|(_, sum)| *sum).sum()
     }
@@ -59,7 +59,7 @@ impl Span {
         }
     }
 
-    /// How long until `amount` fits under `most`, which it does by itself.
+    /// Returns how long until `amount` fits under `most`, which it does by itself.
     fn fits_in(self, now_us: i64, sums: &Sums, most: u128, amount: u128) -> Duration {
         let mut used = total(sums);
         for (slot, freed) in sums {
@@ -72,7 +72,7 @@ impl Span {
     }
 }
 
-/// What a new transaction counts with.
+/// The share of a new transaction in the limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Share {
     pub gas: Gas,
@@ -81,7 +81,7 @@ pub struct Share {
     pub fee: Wei,
 }
 
-/// What an operator allows. `None`: any number.
+/// The operator's limits; `None` is unlimited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Limits {
     /// New transactions for each second. As many may go at once after a second without any.
@@ -90,9 +90,9 @@ pub struct Limits {
     pub in_flight: Option<u64>,
     /// The gas limits of new transactions, over an hour.
     pub gas_per_hour: Option<Gas>,
-    /// What new transactions pay, over a day.
+    /// Value of new transactions, over a day.
     pub value_per_day: Option<Wei>,
-    /// What the gas of new transactions may cost, over a day.
+    /// Highest fees of new transactions, over a day.
     pub fee_per_day: Option<Wei>,
 }
 
@@ -107,10 +107,8 @@ words!(
     }
 );
 
-/// What holds back the next transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Throttled {
-    /// The limit that is reached.
     pub limit: Limit,
     /// When there is room for it again; `None`: when others are final.
     pub again_in: Option<Duration>,
@@ -120,11 +118,11 @@ pub struct Throttled {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Granted {
     pub count: usize,
-    /// What holds back the next one, if there is a next one.
+    /// The limit that holds back the next one, if there is one.
     pub throttled: Option<Throttled>,
 }
 
-/// What the journal holds of a chain, and the time by its clock, in microseconds since 1970.
+/// The use of a chain's limits, and the time by the journal's clock in microseconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Usage {
     pub now_us: i64,
@@ -162,17 +160,17 @@ impl Limits {
         *self == Self::default()
     }
 
-    /// Something counts by days.
+    /// Returns true where a limit counts by days.
     pub fn is_by_day(&self) -> bool {
         self.value_per_day.is_some() || self.fee_per_day.is_some()
     }
 
-    /// How many of these transactions may be begun now, in their order. Each must fit by itself.
+    /// Returns how many of these transactions may be begun now, in their order. Each must fit by itself.
     pub fn grant(&self, usage: &Usage, wanted: &[Share]) -> Granted {
         self.take(&mut usage.clone(), wanted)
     }
 
-    /// The same, and `usage` is what it is once they are begun.
+    /// Returns the same, and `usage` is what it is once they are begun.
     pub fn take(&self, usage: &mut Usage, wanted: &[Share]) -> Granted {
         usage.set_right(self);
         let amounts = |amount: fn(&Share) -> u128| wanted.iter().map(amount);
@@ -248,7 +246,7 @@ fn fee_of(share: &Share) -> u128 {
     share.fee.0
 }
 
-/// How long one write takes of the second; rounded up, so that a second never has more than it may.
+/// Returns how long one write takes of the second; rounded up, so that a second never has more than it may.
 fn share_us(rate: u32) -> i64 {
     SECOND_US.saturating_add(i64::from(rate) - 1) / i64::from(rate.max(1))
 }
@@ -406,7 +404,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whoever asks whenever for however much.
+        /// Holds for any requests at any time.
         #[test]
         fn never_more_than_allowed(
             rate in 1u32..50,

@@ -1,4 +1,4 @@
-//! Pure rules: they decide, others act. No I/O, no clock, no randomness but the jitter of a pause.
+//! Pure rules: they decide, others act. No I/O, no clock, and no randomness except the jitter of pauses.
 
 pub mod abi;
 pub mod admission;

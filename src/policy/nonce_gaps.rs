@@ -11,7 +11,7 @@ const HEADS: u32 = 2;
 /// Or when it has shown for this long: a chain may make no block while nothing can get into one.
 const SETTLED: Duration = Duration::from_secs(30);
 
-/// What may be sent at a nonce of a gap.
+/// Closes a gap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Remedy {
     /// Nothing: something of ours may still land there.
@@ -22,8 +22,9 @@ pub enum Remedy {
     Filler,
 }
 
-/// What may be sent at a nonce, given where the journal's transaction with it stands. The bytes of one that reverted or
-/// was displaced must never be sent again: its request may have been written under another nonce since, or be a dead letter.
+/// Returns what may be sent at a nonce, given where the journal's transaction with it stands. The bytes of one that
+/// reverted or was displaced must never be sent again: its request may have been written under another nonce since, or
+/// be a dead letter.
 pub fn remedy(state: Option<TransactionState>) -> Remedy {
     match state {
         Some(TransactionState::Live) => Remedy::Wait,
@@ -32,7 +33,7 @@ pub fn remedy(state: Option<TransactionState>) -> Remedy {
     }
 }
 
-/// Watches whether a gap shows for long enough.
+/// Watches whether a gap lasts.
 #[derive(Debug, Default)]
 pub struct GapWatch {
     seen: Option<Seen>,
@@ -46,7 +47,7 @@ struct Seen {
 }
 
 impl GapWatch {
-    /// A look at the chain: the lowest nonce of a gap, if there is one, as seen at this head.
+    /// Records the lowest nonce of a gap at this head, or that there is none.
     pub fn record(&mut self, gap: Option<Nonce>, head: BlockHash, now: Instant) {
         self.seen = match (gap, self.seen.take()) {
             (None, _) => None,
@@ -56,7 +57,7 @@ impl GapWatch {
         };
     }
 
-    /// Whether something may be done about it.
+    /// Returns whether something may be done about it.
     pub fn is_certain(&self, now: Instant) -> bool {
         self.seen.as_ref().is_some_and(|seen| seen.heads >= HEADS || now.duration_since(seen.since) >= SETTLED)
     }

@@ -1,5 +1,5 @@
-//! What an operator permits: whom requests may call, with which functions, for how much. What is not permitted is refused
-//! before anything is signed. An operator's own deeds (cancellations, deployments) and what fills gaps are not bound by it.
+//! What an operator permits: which contracts requests may call, with which functions, for how much. Everything else is refused
+//! before anything is signed. Cancellations, deployments and gap fillers are exempt.
 
 use std::fmt;
 
@@ -10,11 +10,9 @@ use crate::policy::{abi, records};
 /// Everything that is not set is permitted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Permits {
-    /// Whom requests may call; `None`: anybody.
+    /// Contracts that requests may call; `None` allows any.
     pub allow: Option<Vec<Allowed>>,
-    /// What one transaction may pay.
     pub max_value: Option<Wei>,
-    /// The gas limit that one may have.
     pub max_gas: Option<Gas>,
     /// What the gas of one may cost, as it is offered.
     pub max_fee: Option<Wei>,
@@ -24,7 +22,6 @@ pub struct Permits {
     pub fee_per_day: Option<Wei>,
 }
 
-/// Somebody whom requests may call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Allowed {
     pub to: Address,
@@ -42,10 +39,6 @@ pub struct Named {
 }
 
 impl Named {
-    /// The function with this signature.
-    ///
-    /// # Errors
-    /// What is wrong with it.
     pub fn new(signature: &str) -> Result<Self, String> {
         let function = abi::function(signature)?;
         Ok(Self { selector: function.selector().0, signature: function.signature() })
@@ -53,20 +46,13 @@ impl Named {
 }
 
 impl Permits {
-    /// Whether this may be asked for.
-    ///
-    /// # Errors
-    /// The rule that is against it.
     pub fn check(&self, to: Address, value: Wei, calldata: &[u8]) -> Result<(), Cause> {
         self.check_target(to)?;
         self.check_function(to, calldata.first_chunk().copied())?;
         self.check_value(value)
     }
 
-    /// Whether a transaction may have so much gas.
-    ///
-    /// # Errors
-    /// The rule that is against it.
+    /// Checks the gas limit of a transaction.
     pub fn check_gas(&self, gas: Gas) -> Result<(), Cause> {
         match self.max_gas.filter(|most| gas > *most) {
             None => Ok(()),
@@ -74,10 +60,7 @@ impl Permits {
         }
     }
 
-    /// Whether gas may be offered so much. What is against it may be over when the price has come down.
-    ///
-    /// # Errors
-    /// The rule that is against it.
+    /// Checks the price of gas. A refusal may end when the price has come down.
     pub fn check_fee(&self, gas: Gas, fee: Fee) -> Result<(), Cause> {
         let cost = fee.total(gas);
         for (rule, most) in [(Reason::MaxFee, self.max_fee), (Reason::FeePerDay, self.fee_per_day)] {
@@ -89,17 +72,17 @@ impl Permits {
         Ok(())
     }
 
-    /// Whether a replacement may offer so much.
+    /// Returns whether a replacement may offer so much.
     pub fn may_offer(&self, gas: Gas, fee: Fee) -> bool {
         self.max_fee.is_none_or(|most| fee.total(gas) <= most)
     }
 
-    /// Something limits what gas may cost.
+    /// Returns true where fees are limited.
     pub fn limits_fees(&self) -> bool {
         self.max_fee.is_some() || self.fee_per_day.is_some()
     }
 
-    /// Why no message of this route could ever be written, if so.
+    /// Returns why no message of this route could ever be written, if so.
     pub fn against(&self, route: &Route) -> Option<Cause> {
         let selector = match &route.calldata {
             Calldata::Body | Calldata::Carried => None,
@@ -131,7 +114,7 @@ impl Permits {
         }
     }
 
-    /// Of several entries for one address each counts.
+    /// Checks every entry for an address.
     fn check_function(&self, to: Address, selector: Option<[u8; 4]>) -> Result<(), Cause> {
         let Some(allowed) = &self.allow else { return Ok(()) };
         let mut names = Vec::new();

@@ -8,7 +8,7 @@ use crate::model::{HeaderValue, Headers, Timestamp};
 /// The begin of the year 2100. Later times are taken for mistakes: milliseconds for seconds, a wrong century.
 const LATEST: Timestamp = Timestamp(4_102_444_800_000);
 
-/// The time before which a message is no request yet: an RFC 3339 text, or an AMQP timestamp in seconds.
+/// Returns the time before which a message is no request yet: an RFC 3339 text, or an AMQP timestamp in seconds.
 ///
 /// # Errors
 /// What is wrong with the header, for a person.
@@ -30,7 +30,8 @@ pub fn not_before(headers: &Headers) -> Result<Option<Timestamp>, String> {
     Ok(Some(time))
 }
 
-/// The longest of these waits that does not end too late; the shortest where all do. `None` where there are none.
+/// Returns the longest of these waits that does not end too late; the shortest where all do. `None` where there are
+/// none.
 pub fn hop(remaining: Duration, waits: &[Duration]) -> Option<Duration> {
     let fits = waits.iter().filter(|wait| **wait <= remaining).max();
     fits.or_else(|| waits.iter().min()).copied()

@@ -7,12 +7,10 @@ use crate::model::failure::cut;
 use crate::model::{Address, Gas, Wei};
 use crate::policy::abi::{Misfit, SHOWN_BYTES, address, shown, whole_number};
 
-/// What it may have.
 const FIELDS: [&str; 4] = ["to", "data", "value", "gas"];
 /// No transaction takes less, and no block has more.
 const GAS: std::ops::RangeInclusive<u64> = 21_000..=1_000_000_000;
 
-/// What a message asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Carried {
     /// Who is called or paid.

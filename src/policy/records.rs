@@ -34,17 +34,16 @@ pub struct Taken {
     pub id: RecordId,
     /// The content that it was asked to keep.
     pub ours: ContentHash,
-    /// The content that it has.
     pub theirs: ContentHash,
 }
 
 impl Taken {
-    /// What was asked for is there.
+    /// Returns what was asked for is there.
     pub fn is_ours(&self) -> bool {
         self.ours == self.theirs
     }
 
-    /// The failure that it means, where `why` tells more.
+    /// Returns the failure that it means, where `why` tells more.
     pub fn cause(&self, why: &str) -> Cause {
         let Self { id, ours, theirs } = self;
         let detail = if self.is_ours() {
@@ -62,39 +61,35 @@ pub struct Logged {
     pub id: RecordId,
     /// Who wrote it: the account, or a contract that it called.
     pub writer: Address,
-    /// The hash of its content.
     pub content: ContentHash,
     /// Whether the log has the content, too.
     pub kept: Kept,
 }
 
-/// The contract as it was built.
 #[derive(Debug, Clone)]
 pub struct Artefact {
     creation: Vec<u8>,
-    /// The code that stands in the chain.
+    /// The code in the chain.
     pub runtime: Vec<u8>,
 }
 
-/// What the contract reverts with.
 pub fn errors() -> Errors {
     let mut errors = Errors::default();
     errors.add_file(ARTEFACT);
     errors
 }
 
-/// Under which the contract keeps what a request asks for: the request's id itself where that is `0x` and 64 hexadecimal
-/// digits, else keccak-256 of its bytes.
+/// Returns the id of a request's record: the request's id itself where that is `0x` and 64 hexadecimal digits, else
+/// keccak-256 of its bytes.
 pub fn record_id(request: &RequestId) -> RecordId {
     request.as_str().parse().unwrap_or_else(|_| RecordId(keccak256(request.as_str()).0))
 }
 
-/// The hash of this content.
 pub fn content_hash(content: &[u8]) -> ContentHash {
     ContentHash(keccak256(content).0)
 }
 
-/// The call that records this body.
+/// Returns the call that records this body.
 pub fn calldata(id: RecordId, body: &[u8], kept: Kept) -> Bytes {
     let parts = match kept {
         Kept::Hash => vec![selector(RECORD).to_vec(), id.0.to_vec(), content_hash(body).0.to_vec()],
@@ -107,7 +102,7 @@ pub fn calldata(id: RecordId, body: &[u8], kept: Kept) -> Bytes {
     parts.concat().into()
 }
 
-/// The first bytes of the calldata that records something.
+/// Returns the first bytes of the calldata that records something.
 pub fn selector_of(kept: Kept) -> [u8; 4] {
     match kept {
         Kept::Hash => selector(RECORD),
@@ -115,7 +110,7 @@ pub fn selector_of(kept: Kept) -> [u8; 4] {
     }
 }
 
-/// What this call wanted to record, if it is one that records one thing.
+/// Returns what this call wanted to record, if it is one that records one thing.
 fn read(calldata: &[u8]) -> Option<(RecordId, ContentHash)> {
     let (function, arguments) = calldata.split_first_chunk::<4>()?;
     let id = RecordId(word_at(arguments, 0)?);
@@ -127,7 +122,7 @@ fn read(calldata: &[u8]) -> Option<(RecordId, ContentHash)> {
     Some((id, content_hash(body)))
 }
 
-/// Whether the call reverted with this because its id is taken.
+/// Returns whether the call reverted with this because its id is taken.
 pub fn taken(calldata: &[u8], revert: &[u8]) -> Option<Taken> {
     let (id, ours) = read(calldata)?;
     let (error, arguments) = revert.split_first_chunk::<4>()?;
@@ -135,7 +130,7 @@ pub fn taken(calldata: &[u8], revert: &[u8]) -> Option<Taken> {
     is_of_call.then_some(Taken { id, ours, theirs: ContentHash(word_at(arguments, 2)?) })
 }
 
-/// What keeps many records in one call.
+/// Returns what keeps many records in one call.
 pub fn many(kept: Kept) -> Option<Many> {
     let (one, of_many) = match kept {
         Kept::Hash => (RECORD, RECORD_MANY),
@@ -144,13 +139,13 @@ pub fn many(kept: Kept) -> Option<Many> {
     Many::new(&abi::function(one).ok()?, &abi::function(of_many).ok()?).ok()
 }
 
-/// By which entries about records are found, place by place; without an id those of all.
+/// Returns the topics of log entries about a record, place by place; without an id about any record.
 pub fn topics(id: Option<RecordId>) -> Vec<Vec<Topic>> {
     let events = vec![topic(RECORDED), topic(RECORDED_BODY)];
     vec![events, id.map(|id| Topic(id.0)).into_iter().collect()]
 }
 
-/// The entry of the contract's log, if it is about a record.
+/// Returns the entry of the contract's log, if it is about a record.
 pub fn logged(topics: &[Topic], data: &[u8]) -> Option<Logged> {
     let [event, id, writer] = topics else { return None };
     let kept = match *event {
@@ -162,28 +157,28 @@ pub fn logged(topics: &[Topic], data: &[u8]) -> Option<Logged> {
     Some(Logged { id: RecordId(id.0), writer, content: ContentHash(word_at(data, 0)?), kept })
 }
 
-/// The call that asks who the owner is.
+/// Returns the call that asks who the owner is.
 pub fn ask_owner() -> Bytes {
     Bytes::copy_from_slice(&selector("owner()"))
 }
 
-/// The call that asks whether this account may record.
+/// Returns the call that asks whether this account may record.
 pub fn ask_writer(account: Address) -> Bytes {
     [selector("isWriter(address)").to_vec(), address_word(account)].concat().into()
 }
 
-/// The answer of [`ask_owner`].
+/// Returns the answer of [`ask_owner`].
 pub fn read_address(answer: &[u8]) -> Option<Address> {
     Address::from_slice(word_at(answer, 0)?.get(12..)?)
 }
 
-/// The answer of [`ask_writer`].
+/// Returns the answer of [`ask_writer`].
 pub fn read_bool(answer: &[u8]) -> Option<bool> {
     number_at(answer, 0).map(|number| number != 0)
 }
 
 impl Artefact {
-    /// The one that is compiled in.
+    /// Returns the one that is compiled in.
     ///
     /// # Errors
     /// When it is none: a fault of the build.
@@ -198,7 +193,7 @@ impl Artefact {
         Ok(Self { creation: code(&fields.bytecode)?, runtime: code(&fields.runtime)? })
     }
 
-    /// What makes the contract, with these accounts as its writers.
+    /// Returns what makes the contract, with these accounts as its writers.
     pub fn creation(&self, writers: &[Address]) -> Bytes {
         let writers_words = writers.iter().flat_map(|writer| address_word(*writer));
         [self.creation.clone(), word(WORD), word(writers.len()), writers_words.collect()].concat().into()

@@ -5,7 +5,7 @@ use std::time::Duration;
 use backoff::ExponentialBackoff;
 use backoff::backoff::Backoff as _;
 
-/// Which delay each retry of a request has.
+/// The delay of each retry of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetrySchedule {
     delays: Vec<Duration>,
@@ -31,13 +31,13 @@ impl RetrySchedule {
         Self { delays }
     }
 
-    /// The delay before retry number `retry`, counted from 1; `None` when the tries are used up.
+    /// Returns the delay before retry number `retry`, counted from 1; `None` when the tries are used up.
     pub fn delay_before(&self, retry: u32) -> Option<Duration> {
         let index = usize::try_from(retry.checked_sub(1)?).ok()?;
         self.delays.get(index).copied()
     }
 
-    /// Every delay once, shortest first: one wait queue for each.
+    /// Returns every delay once, shortest first: one wait queue for each.
     pub fn levels(&self) -> Vec<Duration> {
         let mut levels = self.delays.clone();
         levels.sort_unstable();
@@ -71,13 +71,13 @@ impl Backoff {
         self.backoff.next_backoff().unwrap_or(self.backoff.max_interval)
     }
 
-    /// It was reached: the next pause is a short one again.
+    /// Resets the pauses to the first one, after a success.
     pub fn reset(&mut self) {
         self.backoff.reset();
     }
 }
 
-/// Up to half more or less, so that many who wait for the same do not all come at once.
+/// Adds or takes up to half, so that many callers do not come at once.
 fn jitter() -> f64 {
     #[cfg(test)]
     if crate::model::ids::virtual_host::is_on() {

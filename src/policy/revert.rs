@@ -7,7 +7,7 @@ use crate::policy::abi::Errors;
 const ERROR_STRING: [u8; 4] = [0x08, 0xc3, 0x79, 0xa0];
 const PANIC: [u8; 4] = [0x4e, 0x48, 0x7b, 0x71];
 
-/// The failure that these revert data mean, told with the names of `errors` where it is one of them.
+/// Returns the failure in these revert data, with the names of `errors` where it is one of them.
 pub fn explain(data: &[u8], errors: &Errors) -> Cause {
     let Some((selector, arguments)) = data.split_first_chunk::<4>() else {
         let detail =

@@ -14,27 +14,23 @@ use crate::policy::schema::Schema;
 /// One kind of message, and what becomes of it.
 #[derive(Debug, Clone)]
 pub struct Route {
-    /// What operators call it.
     pub name: String,
-    /// The messages that it is for.
     pub matches: Match,
     /// What their bodies keep to.
     pub schema: Option<Schema>,
-    /// Who is called; `None`: the message says.
+    /// The contract; `None` where the message names it.
     pub to: Option<Address>,
     pub value: Amount,
     pub gas: GasRule,
     pub calldata: Calldata,
     /// What does for many messages what it does for one.
     pub many: Option<Many>,
-    /// What the contract may revert with.
     pub errors: Errors,
 }
 
 /// What a message must have for a route to be its own. All that is set must fit; with nothing set every message does.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Match {
-    /// Its AMQP `type`.
     pub kind: Option<String>,
     /// Its routing key, of the first publish.
     pub routing_key: Option<KeyPattern>,
@@ -46,11 +42,10 @@ pub struct Match {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyPattern(pub String);
 
-/// What a route pays.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Amount {
     Fixed(Wei),
-    /// So many wei as the body says there.
+    /// The wei at this place in the body.
     At(Pointer),
 }
 
@@ -66,19 +61,19 @@ pub enum Calldata {
     Record(Kept),
 }
 
-/// The first route that is for this message.
+/// Returns the first route that is for this message.
 pub fn route_of<'r>(routes: &'r [Route], message: &Message) -> Option<&'r Route> {
     routes.iter().find(|route| route.matches.is_for(message))
 }
 
-/// What contracts may revert with, as far as any route knows: one may pass on what another said.
+/// Returns what contracts may revert with, as far as any route knows: one may pass on what another said.
 pub fn contract_errors(routes: &[Route]) -> Errors {
     let mut all = Errors::default();
     routes.iter().for_each(|route| all.extend(&route.errors));
     all
 }
 
-/// What the message asks for.
+/// Returns what the message asks for.
 ///
 /// # Errors
 /// `no_route`; where there is a schema `undecodable` and `schema`; of a transaction in the body also `undecodable` and `bad_transaction`; of a call also `undecodable` and `bad_argument`, and `too_large` where its calldata would have more bytes than
@@ -121,7 +116,7 @@ pub fn write_of(routes: &[Route], id: &RequestId, message: &Message, most_bytes:
     Ok(write(value, Some(Bytes::from(data))))
 }
 
-/// All that the body says; its gas comes before the route's.
+/// Returns all that the body says; its gas comes before the route's.
 fn carried(route: &Route, message: &Message) -> Result<Write, Cause> {
     let carried = raw_transaction::read(&json_of(route, message)?)
         .map_err(|misfit| Cause::new(Reason::BadTransaction, format!("{}: {misfit}", route.name)))?;
@@ -135,7 +130,7 @@ fn json_of(route: &Route, message: &Message) -> Result<serde_json::Value, Cause>
     })
 }
 
-/// What every message asks for, where that needs no look at it.
+/// Returns what every message asks for, where that needs no look at it.
 pub fn sole_write(routes: &[Route]) -> Option<Write> {
     match routes {
         [Route { matches, to: Some(to), value: Amount::Fixed(value), gas, calldata: Calldata::Body, .. }]
@@ -148,7 +143,7 @@ pub fn sole_write(routes: &[Route]) -> Option<Write> {
 }
 
 impl Route {
-    /// The route of every message, where all ask for the same with their bodies.
+    /// Returns the route of every message, where all ask for the same with their bodies.
     pub fn of_all(to: Address, value: Wei, gas: GasRule) -> Self {
         let (value, calldata) = (Amount::Fixed(value), Calldata::Body);
         Self {
@@ -213,8 +208,8 @@ impl Match {
     }
 }
 
-/// The key that the producer chose: copies come with another, by the queue's name. What comes by an exchange is no copy, so
-/// whoever may publish to that one alone cannot choose another key than the exchange saw.
+/// Returns the key that the producer chose: copies come with another, by the queue's name. What comes by an exchange is
+/// no copy, so whoever may publish to that one alone cannot choose another key than the exchange saw.
 fn first_routing_key(message: &Message) -> &str {
     match message.headers.get(header::ORIGINAL_ROUTING_KEY) {
         Some(HeaderValue::Text(key)) if message.origin.exchange.is_empty() => key,

@@ -1,4 +1,4 @@
-//! Does a body keep to the JSON Schema that its route has? The only user of `jsonschema`.
+//! Checks a body against the JSON Schema of its route. The only user of `jsonschema`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,10 +7,10 @@ use serde_json::Value;
 
 use crate::model::failure::cut;
 
-/// Of a value that does not fit, and of what was expected, as much is shown.
+/// Longest part of a wrong value, and of the expected one, in a message.
 const SHOWN_BYTES: usize = 300;
 
-/// A schema, ready to be asked. A clone shares it.
+/// A compiled schema. Clones share it.
 #[derive(Clone)]
 pub struct Schema(Arc<jsonschema::Validator>);
 
@@ -21,10 +21,7 @@ impl fmt::Debug for Schema {
 }
 
 impl Schema {
-    /// The schema in this text. What it refers to must be in it: nothing is fetched.
-    ///
-    /// # Errors
-    /// What is wrong with it.
+    /// Returns the schema in this text. What it refers to must be in it: nothing is fetched.
     pub fn new(text: &str) -> Result<Self, String> {
         let schema: Value = serde_json::from_str(text).map_err(|error| format!("is not JSON: {error}"))?;
         let compiled = jsonschema::validator_for(&schema);
@@ -33,7 +30,7 @@ impl Schema {
         Ok(Self(Arc::new(compiled)))
     }
 
-    /// Whether this body keeps to it.
+    /// Checks a body.
     ///
     /// # Errors
     /// The first place where it does not, what was expected there, and what was found.

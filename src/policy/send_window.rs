@@ -2,7 +2,6 @@
 
 use crate::model::BlockNumber;
 
-/// The window of one lane.
 #[derive(Debug)]
 pub struct SendWindow {
     full: usize,
@@ -11,24 +10,24 @@ pub struct SendWindow {
 }
 
 impl SendWindow {
-    /// Open as wide as it may be; at least one transaction always fits.
+    /// Returns a full window, of at least one transaction.
     pub fn new(full: usize) -> Self {
         let full = full.max(1);
         Self { full, size: full, shrunk_at: None }
     }
 
-    /// How many fit now.
     pub fn size(&self) -> usize {
         self.size
     }
 
-    /// It is as wide as it may be.
+    /// Returns whether the window has its full size.
     pub fn is_full(&self) -> bool {
         self.size == self.full
     }
 
-    /// A node has no room for one of `waiting` transactions, or wants earlier nonces first: half as many from now on. Once
-    /// for each head at most, since one round of answers may say it for every transaction. Says whether it has shrunk.
+    /// Returns a node has no room for one of `waiting` transactions, or wants earlier nonces first: half as many from
+    /// now on. Once for each head at most, since one round of answers may say it for every transaction. Says whether it
+    /// has shrunk.
     pub fn refused(&mut self, waiting: usize, head: BlockNumber) -> bool {
         if self.shrunk_at == Some(head) {
             return false;
@@ -39,7 +38,7 @@ impl SendWindow {
         self.size < before
     }
 
-    /// So many transactions got into a block: room for one more each. Says whether that made it full again.
+    /// Grows by one for each transaction in a block. Returns whether that made it full again.
     pub fn included(&mut self, count: usize) -> bool {
         let was_full = self.is_full();
         self.size = self.size.saturating_add(count).min(self.full);

@@ -9,7 +9,7 @@ use crate::model::{Address, Fee, RawTransaction, TxHash, UnsignedTransaction, We
 
 /// First byte of a type 2 transaction.
 const TYPE_2: u8 = 2;
-/// A transaction without its signature has so many fields.
+/// Number of fields of a transaction without its signature.
 const TYPE_2_FIELDS: &[&str] =
     &["chain id", "nonce", "tip", "highest fee", "gas", "receiver", "value", "calldata", "access list"];
 const LEGACY_FIELDS: &[&str] = &["nonce", "gas price", "gas", "receiver", "value", "calldata"];
@@ -26,10 +26,8 @@ struct Signature {
     s: Vec<u8>,
 }
 
-/// The answer as a signed transaction, if it is `asked`, signed by `address`, in the one encoding there is for that.
-///
-/// # Errors
-/// What is wrong with it, in words.
+/// Returns the answer as a signed transaction, if it is `asked`, signed by `address`, in the one encoding there is for
+/// that.
 pub(super) fn checked(asked: &UnsignedTransaction, address: Address, raw: Bytes) -> Result<RawTransaction, String> {
     let (is_type_2, fields) = match (asked.fee, raw.split_first()) {
         (Fee::Eip1559 { .. }, Some((&TYPE_2, fields))) => (true, fields),
@@ -92,7 +90,7 @@ fn padded(number: &[u8]) -> Option<[u8; 32]> {
     Some(word)
 }
 
-/// The bytes that nodes take; without a signature, those that are signed.
+/// Returns the bytes that nodes take; without a signature, those that are signed.
 fn encode(transaction: &UnsignedTransaction, signature: Option<&Signature>) -> Vec<u8> {
     let UnsignedTransaction { chain_id, nonce, to, value: Wei(value), gas, data, fee } = transaction;
     let mut stream = RlpStream::new();

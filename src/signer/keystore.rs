@@ -32,10 +32,9 @@ pub enum KeystoreError {
     /// It asks for what no wallet asks for.
     #[error("its {0} asks for more memory or work than a keystore needs; was it made by somebody else?")]
     TooCostly(&'static str),
-    /// The check value does not fit.
     #[error("the password is not the one that it was encrypted with, or the file is damaged")]
     WrongPassword,
-    /// No random numbers are to be had.
+    /// The system has no random numbers.
     #[error("the system gives no random numbers: {0}")]
     NoRandomness(String),
 }
@@ -118,7 +117,7 @@ impl Derivation {
     }
 }
 
-/// The private key in such a file, as hexadecimal digits. Takes about a second, on purpose.
+/// Returns the private key in such a file, as hexadecimal digits. Takes about a second, on purpose.
 ///
 /// # Errors
 /// When the file is none, or the password another's.
@@ -139,7 +138,7 @@ pub fn decrypt(file: &str, password: &SecretString) -> Result<SecretString, Keys
     Ok(SecretString::from(hex::encode(key.as_slice())))
 }
 
-/// A new file with this key.
+/// Returns a new file with this key.
 ///
 /// # Errors
 /// When the text is no private key, or the system gives no random numbers.
@@ -169,10 +168,7 @@ pub fn encrypt(key: &SecretString, password: &SecretString) -> Result<(String, A
     Ok((file, address))
 }
 
-/// A private key that nobody else has, as hexadecimal digits.
-///
-/// # Errors
-/// When the system gives no random numbers.
+/// Returns a private key that nobody else has, as hexadecimal digits.
 pub fn new_key() -> Result<SecretString, KeystoreError> {
     loop {
         let bytes = Zeroizing::new(random::<32>()?);

@@ -49,10 +49,7 @@ impl std::fmt::Debug for LocalSigner {
 }
 
 impl LocalSigner {
-    /// The signer with this private key.
-    ///
-    /// # Errors
-    /// When the text is no private key of the curve.
+    /// Returns the signer with this private key.
     pub fn from_hex(key: &SecretString) -> Result<Self, KeyError> {
         let text = key.expose_secret().trim();
         let mut digits = text.strip_prefix("0x").unwrap_or(text).to_owned();

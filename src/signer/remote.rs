@@ -39,9 +39,6 @@ pub struct RemoteTls {
 
 impl RemoteTls {
     /// Trusts these authorities (PEM) and no others.
-    ///
-    /// # Errors
-    /// When there is none in it.
     pub fn trust_only(&mut self, authorities: &[u8]) -> Result<(), String> {
         let read = Certificate::from_pem_bundle(authorities).map_err(|error| text_of(&error))?;
         if read.is_empty() {
@@ -52,9 +49,6 @@ impl RemoteTls {
     }
 
     /// Shows this certificate with those that vouch for it, and has this key (PEM, all of it).
-    ///
-    /// # Errors
-    /// When they are none, or not of each other.
     pub fn show(&mut self, certificate: &[u8], key: &[u8]) -> Result<(), String> {
         let identity = Identity::from_pem(&[key, b"\n", certificate].concat());
         self.identity = Some(identity.map_err(|error| text_of(&error))?);
@@ -114,15 +108,12 @@ impl RemoteSigner {
         Ok(Self { server, label: label(&settings.url), address: settings.address, tracer })
     }
 
-    /// Host and port of the server.
+    /// Returns host and port of the server.
     pub fn label(&self) -> &str {
         &self.label
     }
 
-    /// The accounts that the server says it has keys of.
-    ///
-    /// # Errors
-    /// When it does not say.
+    /// Returns the accounts that the server says it has keys of.
     pub async fn accounts(&self) -> Result<Vec<Address>, SignerError> {
         let answer = self.server.execute("eth_accounts", Vec::new()).await.map_err(|error| self.away(&error))?;
         let unreadable = || self.unavailable("its eth_accounts is no list of addresses".to_owned());
@@ -188,7 +179,7 @@ impl RemoteSigner {
     }
 }
 
-/// Web3Signer and Anvil answer with the bytes, Clef and Geth with an object that has them as `raw`.
+/// Reads the bytes of an answer: Web3Signer and Anvil return them, Clef and Geth return an object that has them as `raw`.
 fn raw_of(answer: &Value) -> Option<Bytes> {
     let text = answer.as_str().or_else(|| answer.get("raw")?.as_str())?;
     hex::decode(text.strip_prefix("0x")?).ok().map(Bytes::from)

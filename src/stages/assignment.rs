@@ -52,9 +52,6 @@ pub struct Assignment {
 
 impl Assignment {
     /// Assigns until cancelled, then deletes the registration.
-    ///
-    /// # Errors
-    /// When the journal fails.
     pub async fn run(self, cancel: CancellationToken) -> Result<(), JournalError> {
         let mut memory = Memory::default();
         for number in (0..CHECKS).cycle() {
@@ -130,7 +127,6 @@ impl Assignment {
     }
 }
 
-/// What earlier steps saw.
 #[derive(Debug, Default)]
 struct Memory {
     instances: BTreeSet<Arc<str>>,

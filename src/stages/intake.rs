@@ -189,7 +189,7 @@ impl Intake {
         self.pass_on(Admitted::Refused(Box::new(refused))).await;
     }
 
-    /// Settle outlives intake; if it has ended, the process ends too and the broker delivers again.
+    /// Passes a delivery on. Settle outlives intake; if it has ended, the process ends too and the broker delivers again.
     async fn pass_on(&self, admitted: Admitted) {
         let _ = self.settle.send(admitted).await;
     }

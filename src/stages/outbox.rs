@@ -27,11 +27,9 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 pub struct OutboxStage {
     pub journal: Arc<dyn Outbox>,
     pub publisher: Arc<dyn Publisher>,
-    /// The exchange for events.
     pub exchange: String,
     /// The accounts of this instance's lanes. Each event is sent by one instance, except at the moment of a take-over.
     pub accounts: Vec<(AccountId, watch::Receiver<Option<Lease>>)>,
-    /// Notified when there are events.
     pub wake: Arc<Notify>,
     pub beat: Heartbeat,
     pub tracer: Tracer,
@@ -39,9 +37,6 @@ pub struct OutboxStage {
 
 impl OutboxStage {
     /// Publishes until cancelled, and then until the outbox is empty or the broker fails.
-    ///
-    /// # Errors
-    /// When the journal fails.
     pub async fn run(self, cancel: CancellationToken) -> Result<(), JournalError> {
         let mut pause = Backoff::between(PAUSE.0, PAUSE.1);
         loop {
@@ -118,7 +113,6 @@ impl OutboxStage {
     }
 }
 
-/// What one step did.
 #[derive(Debug, PartialEq, Eq)]
 enum Sent {
     All,

@@ -20,7 +20,6 @@ use crate::stages::lane::{Lane, LaneSettings, LaneSignals};
 use crate::stages::outbox::OutboxStage;
 use crate::stages::settle::{Settle, SettleSettings};
 
-/// Messages between two stages.
 const HANDOVERS: usize = 1024;
 /// Interval between prunings, and rows deleted in one commit.
 const PRUNE: (Duration, u32) = (Duration::from_secs(600), 512);
@@ -44,7 +43,6 @@ pub struct PipelineSettings {
     pub settle: SettleSettings,
     /// Deliveries pause while this many requests are open.
     pub max_open: watch::Receiver<u64>,
-    /// How long settled requests are kept.
     pub retention: Duration,
 }
 
@@ -58,7 +56,6 @@ pub struct Stops {
     pub outbox: CancellationToken,
 }
 
-/// A stage, ready to run.
 pub struct Stage {
     /// Names the stage in logs.
     pub name: &'static str,

@@ -28,7 +28,6 @@ pub struct Answer {
     pub result: Result<(), ChainError>,
 }
 
-/// The answers of one round.
 #[derive(Debug)]
 pub struct Answered {
     /// One for each signed transaction.

@@ -13,7 +13,6 @@ const FEW_BLOCKS: u64 = 16;
 /// Receipts asked for together.
 const RECEIPTS: usize = 100;
 
-/// Why a history is incomplete.
 #[derive(Debug, thiserror::Error)]
 pub enum HistoryError {
     #[error(transparent)]

@@ -38,9 +38,6 @@ impl NonceTakers {
 impl TakerPoll<'_> {
     /// Returns the transaction with this nonce in a block at or below `height`, at which the account's count must be past the
     /// nonce. `None` where no node has shown it: nothing is decided then, and a later poll goes on.
-    ///
-    /// # Errors
-    /// When a node is out of reach.
     pub async fn taker(
         &mut self,
         chain: &dyn Chain,

@@ -9,7 +9,6 @@ use tokio::sync::mpsc;
 use crate::chain::{Chain, Receipt, Result};
 use crate::model::{BlockHash, TxHash};
 
-/// The receipts of one block.
 #[derive(Debug)]
 pub struct BlockRead {
     pub block: BlockHash,
@@ -70,7 +69,7 @@ impl ReceiptReader {
         self.is_failing
     }
 
-    /// Called when no block is left to read.
+    /// Forgets a failed block once none is left to read.
     pub fn forget_failure(&mut self) {
         self.is_failing = false;
     }

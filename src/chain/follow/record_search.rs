@@ -24,17 +24,12 @@ pub struct Search {
     pub calls: u32,
 }
 
-/// Why a search ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum SearchError {
     #[error(transparent)]
     Chain(#[from] ChainError),
     #[error("{calls} calls of eth_getLogs were not enough; blocks below {below} were not looked at")]
-    TooLong {
-        calls: u32,
-        /// The lowest block that was read.
-        below: BlockNumber,
-    },
+    TooLong { calls: u32, below: BlockNumber },
 }
 
 /// Returns the first wanted record of the newest range that has one. Calls `progress` with each block down to which it has read.

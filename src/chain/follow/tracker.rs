@@ -18,7 +18,6 @@ const REMEMBERED: usize = 16_384;
 /// this long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What one step found.
 #[derive(Debug)]
 pub struct Sighting {
     pub head: Header,
@@ -106,18 +105,12 @@ impl Tracker {
     }
 
     /// Returns whether this block is known to be part of the chain.
-    ///
-    /// # Errors
-    /// When the node does not answer.
     pub async fn is_canonical(&mut self, number: BlockNumber, hash: BlockHash) -> Result<bool> {
         self.standing(number, hash).await.map(|standing| standing == Standing::Canonical)
     }
 
     /// Returns whether this block is part of the chain, following the parents from the newest block down. What a node says of
     /// a height alone proves nothing, since the node may be behind and on another fork. A block far below takes several calls.
-    ///
-    /// # Errors
-    /// When the node does not answer.
     pub async fn standing(&mut self, number: BlockNumber, hash: BlockHash) -> Result<Standing> {
         for _ in 0..MAX_WALK {
             if let Some(block) = self.remembered(number) {

@@ -1,4 +1,4 @@
-//! Doing something to letters that were shown: each is taken in hand once more, by its key, and told about as it is done.
+//! Acts on letters that were shown: takes each once more, by its key, and reports its outcome.
 //!
 //! Crash anywhere in here: what was done is done, the letter in hand and all others stand in the queue, in their places.
 
@@ -17,13 +17,11 @@ use crate::model::Timestamp;
 use crate::policy::letters::Letter;
 use crate::stages::dead_letters::replay_guard::LONGEST_HOLD;
 
-/// What became of a letter in hand.
 pub(super) struct Outcome {
     /// In one word, for programs.
     pub(super) word: &'static str,
-    /// For a person.
     pub(super) text: String,
-    /// It leaves the queue: it is safe elsewhere.
+    /// Set where the letter is safe elsewhere, and leaves the queue.
     pub(super) leaves: bool,
 }
 
@@ -37,7 +35,6 @@ impl Outcome {
     }
 }
 
-/// How many of the letters ended how.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Tally {
     pub(super) done: u64,
@@ -63,7 +60,7 @@ impl Tally {
     }
 }
 
-/// Takes each letter of the plan in hand, the oldest first, and does to it what the deed says.
+/// Holds each letter of the plan, the oldest first, and calls `deed` with it.
 pub(super) async fn act(
     queue: &Queue,
     plan: &[Letter],
@@ -126,7 +123,6 @@ pub(super) async fn act(
     Ok(tally)
 }
 
-/// What became of one letter.
 pub(super) fn print_outcome(letter: &Letter, outcome: &Outcome, json: bool) {
     print(
         json,
@@ -142,7 +138,7 @@ pub(super) fn print_outcome(letter: &Letter, outcome: &Outcome, json: bool) {
     );
 }
 
-/// Nothing is there to be done.
+/// Reports that no letter was found.
 pub(super) fn none_found(json: bool) -> ExitCode {
     if !json {
         complain("no dead letter is meant by that");

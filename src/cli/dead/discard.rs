@@ -76,7 +76,8 @@ fn show_plan(letters: &[Letter], json: bool, dry_run: bool) {
     }
 }
 
-/// The archive, then (by the caller) the letter's end. Crash in between: it is in both, and is discarded once more.
+/// Returns the archive, then (by the caller) the letter's end. Crash in between: it is in both, and is discarded once
+/// more.
 async fn archive(session: &LetterSession, letter: &Letter, raw: &RawLetter, reason: &str) -> anyhow::Result<Outcome> {
     let message = match raw.to_json() {
         Ok(message) => message,

@@ -87,7 +87,8 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Re
 /// Written, could not be written, removed.
 type Counts = (u64, u64, u64);
 
-/// The file, synced, then the acks. Crash in between: a letter is in both; `dead import` then finds it there already.
+/// Returns the file, synced, then the acks. Crash in between: a letter is in both; `dead import` then finds it there
+/// already.
 async fn from_queue(arguments: &Arguments, filter: &LetterFilter, settings: &Settings) -> anyhow::Result<Counts> {
     let queue = Queue::open(settings).await?;
     let mut sink = Sink::open(&arguments.to)?;
@@ -183,7 +184,7 @@ impl Sink {
         }
     }
 
-    /// The file and its name in the folder are on the disk.
+    /// Syncs the file, and its name in the folder.
     fn sync(&mut self) -> anyhow::Result<()> {
         let Self::File(path, file) = self else { return Ok(()) };
         let synced = file.flush().and_then(|()| file.get_ref().sync_all());

@@ -31,7 +31,7 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-/// Crash anywhere: what is imported is in the queue, and is skipped the next time.
+/// Imports line by line. After a crash, imported letters are in the queue, and the next run skips them.
 pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Result<ExitCode> {
     let mut lines = Lines::open(&arguments.file)?;
     let queue = Queue::open(settings).await?;

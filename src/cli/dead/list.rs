@@ -127,7 +127,7 @@ fn document(
     document
 }
 
-/// A letter for programs; other commands add to it.
+/// Returns a letter for programs; other commands add to it.
 pub(super) fn item_json(letter: &Letter, now: Timestamp) -> Value {
     json!({
         "key": letter.key, "id": letter.id, "refused_as": letter.refused_as, "cause": letter.cause(),

@@ -143,7 +143,7 @@ fn reason_is_too_long(reason: &str) -> Option<ExitCode> {
     Some(ExitCode::from(exit::USAGE))
 }
 
-/// Whether the operator wants it. An exit code where nobody can be asked, or where the answer is no.
+/// Asks the operator. Returns an exit code where there is no terminal, or where the answer is no.
 fn confirmed(question: &str, yes: bool) -> Result<(), ExitCode> {
     if yes {
         return Ok(());
@@ -162,17 +162,17 @@ fn confirmed(question: &str, yes: bool) -> Result<(), ExitCode> {
     Err(ExitCode::from(exit::NOT_ALL))
 }
 
-/// A line for the person, where standard output may be a program's.
+/// Prints a line to standard error, since standard output may be read by a program.
 fn complain(line: impl std::fmt::Display) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// A line of the answer, or of JSON.
+/// Returns a line of the answer, or of JSON.
 fn print(json: bool, value: impl FnOnce() -> serde_json::Value, text: impl FnOnce() -> String) {
     if json { say(value()) } else { say(text()) }
 }
 
-/// What comes from outside must not steer the terminal.
+/// Returns what comes from outside must not steer the terminal.
 fn plain(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut plain, character| {
         if character.is_control() {
@@ -184,7 +184,7 @@ fn plain(text: &str) -> String {
     })
 }
 
-/// "1 dead letter", "2 dead letters"
+/// Returns "1 dead letter" or "2 dead letters".
 fn letters_text(count: u64) -> String {
     if count == 1 { "1 dead letter".to_owned() } else { format!("{count} dead letters") }
 }

@@ -22,7 +22,7 @@ use crate::policy::letters::Letter;
 use crate::policy::letters::replay::{Action, Answer};
 use crate::stages::dead_letters::replay_guard::CopyAnswer;
 
-/// Letters of one answer that are named before the question; all of them are in what `--json` tells.
+/// Letters of one answer that are listed before the question; `--json` lists all.
 const NAMED: usize = 20;
 
 #[derive(Debug, Args)]
@@ -139,7 +139,7 @@ async fn plan(session: &LetterSession, letters: Vec<Letter>) -> anyhow::Result<V
     Ok(plan)
 }
 
-/// By answer, so that one sentence stands for all letters that it holds for.
+/// Prints the plan by answer, so that one sentence stands for all its letters.
 fn show_plan(plan: &[(Letter, Answer)], dry_run: bool, arguments: &Arguments) {
     if arguments.options.json {
         if dry_run {

@@ -16,7 +16,7 @@ const LONGEST_SHORT: usize = 255;
 /// A line of the comparison shows so much.
 const SHOWN_LINE_BYTES: usize = 512;
 
-/// The properties that may be edited.
+/// Returns the properties that may be edited.
 fn editable(properties: &mut Properties) -> [(&'static str, &mut Option<String>); 7] {
     [
         ("message_id", &mut properties.message_id),
@@ -34,7 +34,7 @@ pub(super) fn is_editable(name: &str) -> bool {
     !name.starts_with(header::PREFIX) && !name.starts_with("x-")
 }
 
-/// The letter as a text.
+/// Returns the letter as a text.
 pub(super) fn written(message: &Message) -> String {
     let mut text = String::new();
     let mut properties = message.properties.clone();
@@ -55,7 +55,7 @@ pub(super) fn written(message: &Message) -> String {
     text
 }
 
-/// The letter as an edited text has it.
+/// Returns the letter as an edited text has it.
 pub(super) fn read(original: &Message, text: &str) -> anyhow::Result<Message> {
     let mut message = original.clone();
     editable(&mut message.properties).into_iter().for_each(|(_, value)| *value = None);
@@ -102,7 +102,6 @@ fn read_line(message: &mut Message, line: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Sets a property.
 pub(super) fn set_property(message: &mut Message, name: &str, value: &str) -> anyhow::Result<()> {
     ensure!(value.len() <= LONGEST_SHORT, "{name} is longer than {LONGEST_SHORT} bytes");
     let found = editable(&mut message.properties).into_iter().find(|(known, _)| *known == name);
@@ -111,7 +110,6 @@ pub(super) fn set_property(message: &mut Message, name: &str, value: &str) -> an
     Ok(())
 }
 
-/// Sets a header.
 pub(super) fn set_header(message: &mut Message, name: &str, value: HeaderValue) -> anyhow::Result<()> {
     ensure!(is_editable(name), "{name} is chainwriter's or the broker's own, and not for editing");
     ensure!(!name.is_empty() && name.len() <= LONGEST_SHORT, "a header's name has 1 to {LONGEST_SHORT} bytes");
@@ -119,7 +117,7 @@ pub(super) fn set_header(message: &mut Message, name: &str, value: HeaderValue) 
     Ok(())
 }
 
-/// A text from the command line as the value of a header: of the type that the header has, where it fits.
+/// Returns a text from the command line as the value of a header: of the type that the header has, where it fits.
 pub(super) fn like(before: Option<&HeaderValue>, text: &str) -> HeaderValue {
     let same = match before {
         Some(HeaderValue::Int(_)) => text.parse().ok().map(HeaderValue::Int),
@@ -131,7 +129,7 @@ pub(super) fn like(before: Option<&HeaderValue>, text: &str) -> HeaderValue {
     same.unwrap_or_else(|| text.into())
 }
 
-/// In quotes where it is no plain word.
+/// Quotes a text that is not a plain word.
 fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
@@ -167,7 +165,7 @@ fn header_of(value: serde_json::Value) -> anyhow::Result<HeaderValue> {
     })
 }
 
-/// What differs, line by line: "-" is gone, "+" is new.
+/// Returns what differs, line by line: "-" is gone, "+" is new.
 pub(super) fn difference(before: &Message, after: &Message) -> Vec<String> {
     let (before, after) = (written(before), written(after));
     let ((head_before, body_before), (head_after, body_after)) = (parts(&before), parts(&after));
@@ -182,7 +180,7 @@ pub(super) fn difference(before: &Message, after: &Message) -> Vec<String> {
     lines
 }
 
-/// What stands above the body, and the body.
+/// Returns what stands above the body, and the body.
 fn parts(sheet: &str) -> (&str, &str) {
     let at = [TEXT_BODY, HEX_BODY].into_iter().filter_map(|line| sheet.find(line)).min().unwrap_or(sheet.len());
     let (head, rest) = sheet.split_at(at);
@@ -202,7 +200,7 @@ fn changed(before: &str, after: &str) -> Vec<String> {
     [signed(&before, '-'), signed(&after, '+')].concat()
 }
 
-/// Whether nothing that may be edited has changed.
+/// Returns whether nothing that may be edited has changed.
 pub(super) fn is_same(before: &Message, after: &Message) -> bool {
     let own = |headers: &Headers| -> Headers {
         headers

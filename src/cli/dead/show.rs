@@ -134,7 +134,7 @@ fn properties(message: &Message) -> Vec<(&'static str, String)> {
     all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
 }
 
-/// A header's value for a person: texts as they are, all else as JSON.
+/// Returns a header's value for a person: texts as they are, all else as JSON.
 pub(super) fn header_text(value: &HeaderValue) -> String {
     match value {
         HeaderValue::Text(text) => plain(text),

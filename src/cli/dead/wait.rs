@@ -10,13 +10,11 @@ use crate::cli::dead::{plain, print};
 use crate::cli::{exit, progress_bar};
 use crate::model::{RequestId, RequestState};
 
-/// How often the journal is asked.
-const LOOK: Duration = Duration::from_millis(500);
+/// Interval between reads of the journal.
+const CHECK: Duration = Duration::from_millis(500);
 
-/// A request that was sent back.
 pub(super) struct Awaited {
     pub(super) id: RequestId,
-    /// As this replay.
     pub(super) replay: u32,
 }
 
@@ -31,7 +29,7 @@ pub(super) async fn wait(
     let progress = progress_bar(awaited.len() as u64, "waiting");
     let mut died = false;
     while !awaited.is_empty() && began.elapsed() < limit {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(CHECK).await;
         let ids = awaited.iter().map(|awaited| awaited.id.clone()).collect();
         for (id, known) in session.journal.standings(ids).await? {
             let is_this_one = |awaited: &Awaited| awaited.id == id && known.generation.replay >= awaited.replay;

@@ -29,7 +29,7 @@ pub(super) struct InChain {
     pending: Nonce,
 }
 
-/// For each signer; nothing where the node does not answer: that is told with the node.
+/// Reads each signer's account. Returns nothing where the node does not answer, which the node's findings report.
 pub(super) async fn in_chain(settings: &Settings) -> Vec<Option<InChain>> {
     let Ok(chain) = NodeClient::new(&settings.chain) else { return Vec::new() };
     let mut found = Vec::new();
@@ -115,7 +115,7 @@ fn money(settings: &Settings, account: Address, balance: Wei) -> Finding {
     Finding::ok(AREA, what)
 }
 
-/// What the chain, the pools and the journal say must go together.
+/// Returns what the chain, the pools and the journal say must go together.
 fn nonces(account: Address, in_chain: Nonce, pending: Nonce, known: Option<&AccountOverview>) -> Finding {
     let waiting = pending.0.saturating_sub(in_chain.0);
     let what = format!("{account} has {in_chain} transactions in the chain and {waiting} in a pool");

@@ -18,16 +18,13 @@ pub(super) enum Level {
     Fail,
 }
 
-/// One line of the report.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(in crate::cli) struct Finding {
-    /// What was looked at, in one word.
+    /// The part that was examined, in one word.
     pub(super) area: &'static str,
-    /// How bad it is.
     pub(super) level: Level,
-    /// What was found.
     pub(super) what: String,
-    /// What to do about it, where that is not said with what was found.
+    /// What to do about it, unless `what` says so.
     pub(super) mend: Option<String>,
 }
 
@@ -48,7 +45,7 @@ impl Finding {
         Self { level: Level::Fail, ..Self::ok(area, what) }
     }
 
-    /// And what to do about it.
+    /// Adds what to do about it.
     pub(super) fn remedy(self, remedy: impl Into<String>) -> Self {
         Self { mend: Some(remedy.into()), ..self }
     }
@@ -66,7 +63,7 @@ impl Level {
 }
 
 impl fmt::Display for Finding {
-    /// One line, whatever others have put into what was found.
+    /// Writes one line: control characters from outside are escaped.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = self.what.lines().map(str::trim).collect::<Vec<_>>().join(" ");
         write!(f, "{:<5} {}: {what}", self.level.word(), self.area)?;

@@ -62,7 +62,7 @@ async fn examine_open(
     journal.overview().await
 }
 
-/// What it says, says what to do.
+/// Returns what it says, says what to do.
 fn failed(error: JournalError) -> Finding {
     Finding::fail(AREA, text_of(&error.into()))
 }
@@ -84,7 +84,7 @@ fn missing(address: &JournalAddress) -> Finding {
     }
 }
 
-/// Nothing where the folder is missing: that is told elsewhere.
+/// Returns nothing where the folder is missing: that is told elsewhere.
 fn disk(path: &Path) -> Option<Finding> {
     let space = rustix::fs::statvfs(folder_of(path)).ok()?;
     Some(room(space.f_bavail.saturating_mul(space.f_frsize)))
@@ -102,7 +102,7 @@ fn room(bytes: u64) -> Finding {
     Finding::ok("disk", what)
 }
 
-/// The database's clock was read some time between the two.
+/// Returns the database's clock was read some time between the two.
 fn skew(clock: Timestamp, before: Timestamp, after: Timestamp) -> Finding {
     let off = before.0.saturating_sub(clock.0).max(clock.0.saturating_sub(after.0)).max(0);
     let off = Duration::from_millis(off.unsigned_abs());

@@ -40,14 +40,14 @@ pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Res
     Ok(if worst(&findings) == Level::Fail { ExitCode::from(exit::UNAVAILABLE) } else { ExitCode::SUCCESS })
 }
 
-/// Without a configuration nothing else can be looked at.
+/// Reports a configuration that cannot be read, without which nothing else can be examined.
 pub(super) fn run_without_settings(arguments: &Arguments, Faults(faults): &Faults) -> anyhow::Result<ExitCode> {
     let finding = |fault: &String| Finding::fail("configuration", fault.trim_start_matches("- "));
     print(arguments, &faults.iter().map(finding).collect::<Vec<_>>())?;
     Ok(ExitCode::from(exit::CONFIG))
 }
 
-/// What can be said without asking anyone.
+/// Returns what can be said without asking anyone.
 pub(super) fn examine_settings(settings: &Settings) -> Vec<Finding> {
     let signers = settings.signers.iter().map(|signer| Finding::ok("signer", format!("account {}", signer.address())));
     std::iter::once(Finding::ok("configuration", "every key can be used, and key files are their owner's alone"))

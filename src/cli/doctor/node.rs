@@ -45,7 +45,7 @@ pub(super) async fn examine(settings: &Settings) -> Vec<Finding> {
     findings
 }
 
-/// A finding for each endpoint, and the heads of those that serve.
+/// Returns a finding for each endpoint, and the heads of those that serve.
 async fn endpoints(settings: &Settings) -> (Vec<Finding>, Vec<Header>) {
     let all = &settings.chain;
     let (mut findings, mut heads) = (Vec::new(), Vec::new());
@@ -121,7 +121,7 @@ fn served(settings: &Settings, label: &str, head: &Header) -> Finding {
     Finding::ok(AREA, what)
 }
 
-/// How many transactions of an account the node may keep, as far as it tells.
+/// Returns how many transactions of an account the node may keep, as far as it tells.
 fn pool(settings: &Settings, label: &str, program: &str) -> Finding {
     let in_flight = settings.lane.in_flight;
     let what = format!("{label} runs {program}");
@@ -155,7 +155,7 @@ fn clock(head: &Header, now: Timestamp) -> Finding {
     Finding::ok("clock", "this host's is not behind the chain's")
 }
 
-/// How long a delivery is held for its write to become final, by the time between the last blocks.
+/// Returns how long a delivery is held for its write to become final, by the time between the last blocks.
 async fn finality(settings: &Settings, chain: &NodeClient, head: &Header) -> Result<Finding, ChainError> {
     let max_hold = settings.settle.max_hold;
     let takes = match settings.lane.finality {
@@ -183,7 +183,7 @@ async fn finality(settings: &Settings, chain: &NodeClient, head: &Header) -> Res
     Ok(Finding::ok(AREA, what))
 }
 
-/// Between two blocks, over the last ones.
+/// Returns the average time between two of the last blocks.
 async fn spacing(chain: &NodeClient, head: &Header) -> Result<Duration, ChainError> {
     let blocks = SPACING_BLOCKS.min(head.number.0);
     let earlier = chain.header(BlockTag::Number(BlockNumber(head.number.0.saturating_sub(blocks)))).await?;

@@ -6,7 +6,7 @@ use crate::observe::exporter::Exporter;
 
 const AREA: &str = "traces";
 
-/// Nothing where spans are not exported.
+/// Returns nothing where spans are not exported.
 pub(super) async fn examine(settings: &Settings) -> Option<Finding> {
     let exporter = match Exporter::new(&settings.traces.as_ref()?.exporter) {
         Ok(exporter) => exporter,

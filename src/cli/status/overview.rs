@@ -19,30 +19,23 @@ use crate::model::Timestamp;
 pub(super) struct Overview {
     /// `organisation/instance`, as configured.
     pub(super) worker: String,
-    /// The work queue.
     pub(super) queue: String,
     /// EIP-155 chain id.
     pub(super) chain_id: u64,
-    /// When it was looked.
     pub(super) at: Timestamp,
-    /// From the journal itself.
     pub(super) journal: Side<JournalOverview>,
-    /// From the broker itself.
     pub(super) queues: Side<Vec<QueueDepth>>,
     /// From the running worker; nothing where `http.listen` is off.
     pub(super) process: Option<Side<WorkerReport>>,
 }
 
-/// One of the three.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(serde::Deserialize))]
 #[serde(untagged)]
 pub(super) enum Side<T> {
-    /// What it says.
     Seen(T),
     /// It could not be asked.
     Unseen {
-        /// Why.
         error: String,
     },
 }
@@ -61,7 +54,7 @@ impl<T> Side<T> {
 }
 
 impl Overview {
-    /// Not how things stand, only whether all could be asked.
+    /// Returns whether all parts answered, which is no judgement of their states.
     pub(super) fn exit_code(&self) -> ExitCode {
         let process_is_away = self.process.as_ref().is_some_and(|process| process.seen().is_none());
         if self.journal.seen().is_none() {
@@ -74,7 +67,7 @@ impl Overview {
     }
 }
 
-/// Looks again and again over the same connections.
+/// Takes overviews over the same connections.
 pub(super) struct Observer {
     settings: Settings,
     journal: Option<Box<dyn OperatorsJournal>>,

@@ -30,7 +30,7 @@ pub(super) async fn run(id: &str, json: bool, settings: Settings) -> anyhow::Res
     Ok(ExitCode::SUCCESS)
 }
 
-/// What the journal knows, line by line.
+/// Returns what the journal knows, line by line.
 pub(in crate::cli) fn explain(history: &History) -> String {
     let mut text = String::new();
     // Writing to a text cannot fail.
@@ -75,7 +75,7 @@ fn meaning(history: &History) -> String {
     }
 }
 
-/// What was final stays so in the journal; where the chain has gone back on it, its transactions tell.
+/// Returns what was final stays so in the journal; where the chain has gone back on it, its transactions tell.
 fn meaning_of_final(history: &History) -> &'static str {
     let of = |state: &str| history.transactions.iter().find(|transaction| transaction.state == state);
     match of(TransactionState::Succeeded.as_str()) {

@@ -17,7 +17,6 @@ const LOG_LINES: usize = 10;
 /// How a line is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tone {
-    /// As it is.
     Plain,
     /// All is well.
     Good,
@@ -34,7 +33,7 @@ pub(super) struct Section {
     pub(super) lines: Vec<(Tone, String)>,
 }
 
-/// The headline and the sections: queues, requests, lanes, endpoints, what happened last.
+/// Returns the headline and the sections: queues, requests, lanes, endpoints, what happened last.
 pub(super) fn sheet(overview: &Overview) -> ((Tone, String), Vec<Section>) {
     let process = overview.process.as_ref();
     let report = process.and_then(Side::seen);
@@ -52,7 +51,7 @@ pub(super) fn sheet(overview: &Overview) -> ((Tone, String), Vec<Section>) {
     (headline(overview, report), sections)
 }
 
-/// For a terminal or a file.
+/// Returns the overview as text for a terminal or a file.
 pub(super) fn text(overview: &Overview) -> String {
     let ((_, headline), sections) = sheet(overview);
     let mut text = format!("{headline}\n");
@@ -148,7 +147,7 @@ fn lanes(overview: &Overview, report: Option<&WorkerReport>) -> Vec<(Tone, Strin
     }
     // Before a first look at the journal.
     for lane in told.iter().filter(|lane| accounts.iter().all(|account| account.address != lane.account)) {
-        lines.extend(as_told(lane, overview.at));
+        lines.extend(as_reported(lane, overview.at));
     }
     lines
 }
@@ -164,12 +163,12 @@ fn lane(account: &AccountOverview, told: Option<&LaneReport>, at: Timestamp) -> 
     };
     let nonce = next_nonce.map_or("no nonce yet".to_owned(), |nonce| format!("next nonce {nonce}"));
     let mut lines = vec![(Tone::Plain, format!("{address}  {owner}, {nonce}, {live} not final"))];
-    lines.extend(told.into_iter().flat_map(|lane| as_told(lane, at)));
+    lines.extend(told.into_iter().flat_map(|lane| as_reported(lane, at)));
     lines
 }
 
-/// What only the running worker knows.
-fn as_told(lane: &LaneReport, at: Timestamp) -> Vec<(Tone, String)> {
+/// Returns what only the running worker knows.
+fn as_reported(lane: &LaneReport, at: Timestamp) -> Vec<(Tone, String)> {
     let amount = |text: &Option<String>| text.as_deref().and_then(wei).map_or("?".to_owned(), short);
     let head = match (lane.head, lane.head_at) {
         (Some(head), Some(head_at)) => format!("block {head} ({} old)", age(head_at, at)),
@@ -229,7 +228,7 @@ fn without_run(owner: &str) -> &str {
     owner.rsplit_once('/').map_or(owner, |(instance, _)| instance)
 }
 
-/// The time of day, in UTC.
+/// Returns the time of day, in UTC.
 fn clock(at: Timestamp) -> String {
     let text = at.to_string();
     text.get(11..19).unwrap_or(&text).to_owned()
@@ -240,7 +239,7 @@ fn age(since: Timestamp, at: Timestamp) -> String {
     age_text(Some(Duration::from_millis(age)))
 }
 
-/// With four digits behind the point at most.
+/// Returns a number with at most four decimals.
 fn short(amount: Wei) -> String {
     let text = amount.to_string();
     let Some((number, unit)) = text.split_once(' ') else { return text };

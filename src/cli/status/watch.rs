@@ -16,11 +16,11 @@ use crate::cli::status::overview::{Observer, Overview};
 use crate::cli::status::sheet::{Section, Tone, sheet};
 use crate::config::Settings;
 
-/// Between two looks.
-const LOOK: Duration = Duration::from_secs(1);
+/// Between two overviews.
+const REFRESH: Duration = Duration::from_secs(1);
 /// How soon a key is heeded, and the thread that reads keys ends with its user.
 const KEY_WAIT: Duration = Duration::from_millis(200);
-/// Keys that wait to be heeded.
+/// Keys that wait to be handled.
 const KEYS: usize = 16;
 /// Below this many columns sections stand under one another.
 const WIDE: u16 = 78;
@@ -34,7 +34,7 @@ pub(super) async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut hang_up = signal(SignalKind::hangup())?;
         let mut scroll = 0_u16;
-        let mut tick = tokio::time::interval(LOOK);
+        let mut tick = tokio::time::interval(REFRESH);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut overview = looker.look().await;
         loop {
@@ -65,7 +65,7 @@ enum Key {
     Quit,
 }
 
-/// Read on a thread of their own, since the terminal has no other way to be waited for. It ends when nobody listens.
+/// Reads keys on a thread of its own, since reading a terminal blocks. The thread ends without a receiver.
 fn keys() -> mpsc::Receiver<Key> {
     let (sender, receiver) = mpsc::channel(KEYS);
     std::thread::spawn(move || {
@@ -102,7 +102,7 @@ fn key_of(event: &Event) -> Option<Key> {
     }
 }
 
-/// The headline, queues and requests side by side, the other sections below; what does not fit can be scrolled to.
+/// Draws the headline, queues and requests side by side, and the other sections below, which can be scrolled.
 pub(super) fn draw(frame: &mut Frame<'_>, overview: &Overview, scroll: u16) {
     let (headline, sections) = sheet(overview);
     let [head, upper, lower, foot] =

@@ -37,9 +37,6 @@ impl Selected {
 
 impl Many {
     /// `many`, as what does the same as `one`.
-    ///
-    /// # Errors
-    /// What is wrong with its arguments.
     pub fn new(one: &Function, many: &Function) -> Result<Self, String> {
         let wanted = kinds(&one.inputs)?;
         let array = |kind: &DynSolType| DynSolType::Array(Box::new(kind.clone()));
@@ -59,17 +56,18 @@ impl Many {
         Ok(Self { one: Selected::new(one), many: Selected::new(many), are_tuples })
     }
 
-    /// The first bytes of a call of the function for many.
+    /// Returns the first bytes of a call of the function for many.
     pub fn selector(&self) -> [u8; 4] {
         self.many.selector
     }
 
-    /// Whether this calls the function for one.
+    /// Returns whether this calls the function for one.
     pub fn is_for(&self, calldata: &[u8]) -> bool {
         calldata.starts_with(&self.one.selector)
     }
 
-    /// The call that does what these do, in their order. `None` where one of them does not call the function for one.
+    /// Returns the call that does what these do, in their order. `None` where one of them does not call the function
+    /// for one.
     pub fn join<'c>(&self, calls: impl Iterator<Item = &'c [u8]>) -> Option<Vec<u8>> {
         let rows = calls.map(|call| self.one.arguments(call)).collect::<Option<Vec<_>>>()?;
         let values = if self.are_tuples {
@@ -84,7 +82,7 @@ impl Many {
         self.many.call(&values)
     }
 
-    /// The calls that this was joined from. `None` where it does not call the function for many.
+    /// Returns the calls that this was joined from. `None` where it does not call the function for many.
     pub fn split(&self, calldata: &[u8]) -> Option<Vec<Vec<u8>>> {
         let values = self.many.arguments(calldata)?;
         let columns = values.iter().map(DynSolValue::as_array).collect::<Option<Vec<_>>>()?;

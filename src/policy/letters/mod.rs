@@ -1,4 +1,4 @@
-//! Dead letters as operators see them: what a letter says of itself, which ones are meant, and which belong together.
+//! Dead letters as operators see them: what a letter holds, filters, and groups.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,33 +12,29 @@ use crate::policy::admission::{AdmissionRules, Candidate, admit, sheltered};
 pub mod replay;
 pub mod rules;
 
-/// So many hexadecimal digits name a letter among those of one queue.
+/// Hexadecimal digits of a key.
 const KEY_DIGITS: usize = 12;
-/// The least of them that a person may type.
+/// Fewest digits that a person may type.
 const FEWEST_KEY_DIGITS: usize = 6;
 
-/// What a dead letter says of itself; all but its body.
+/// A dead letter without its body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Letter {
-    /// Names it, whichever place in the queue it has: the same for a copy that tells the same.
+    /// Identifies the letter whatever its place in the queue; the same for a copy with the same content.
     pub key: String,
     /// The request's own id, if it has one.
     pub id: Option<RequestId>,
     /// The id under which the journal knows a message that was refused.
     pub refused_as: Option<RequestId>,
-    /// The class of its failure.
     pub class: String,
     pub reason: String,
     pub detail: String,
-    /// Which copy of the request died.
     pub generation: Generation,
-    /// When it became a dead letter, as far as it says.
+    /// When it became a dead letter, if it says so.
     pub died_at: Option<Timestamp>,
-    /// The hash of its body.
     pub body_hash: BodyHash,
-    /// How long its body is.
     pub body_bytes: u64,
-    /// Why intake would refuse it, if it would.
+    /// Why intake would refuse it; none where it would not.
     pub refusal: Option<Cause>,
 }
 
@@ -88,24 +84,25 @@ impl Letter {
         format!("{}.{}", self.class, self.reason)
     }
 
-    /// The id to show, or that there is none.
+    /// Returns the id to show, or that there is none.
     pub fn name(&self) -> &str {
         self.id.as_ref().or(self.refused_as.as_ref()).map_or("(no id)", RequestId::as_str)
     }
 
-    /// Whether this text names it: an id of its own, the one that it was refused under, or the beginning of its key.
+    /// Returns whether this text names it: an id of its own, the one that it was refused under, or the beginning of its
+    /// key.
     pub fn is_named(&self, text: &str) -> bool {
         let is = |id: &Option<RequestId>| id.as_ref().is_some_and(|id| id.as_str() == text);
         is(&self.id) || is(&self.refused_as) || (text.len() >= FEWEST_KEY_DIGITS && self.key.starts_with(text))
     }
 
-    /// For how long it has been dead.
+    /// Returns how long it has been dead.
     pub fn age(&self, now: Timestamp) -> Option<Duration> {
         self.died_at.map(|at| since(at, now))
     }
 }
 
-/// From then to now.
+/// Returns the time from then to now.
 pub fn since(at: Timestamp, now: Timestamp) -> Duration {
     Duration::from_millis(u64::try_from(now.0.saturating_sub(at.0)).unwrap_or(0))
 }
@@ -121,7 +118,7 @@ fn key(parts: &[&str]) -> String {
     digits
 }
 
-/// When the broker gave up on it: the newest entry of `x-death`.
+/// Returns when the broker gave up on it, by the newest entry of `x-death`.
 fn gave_up_at(message: &Message) -> Option<Timestamp> {
     let Some(HeaderValue::Array(deaths)) = message.headers.get("x-death") else { return None };
     let Some(HeaderValue::Table(death)) = deaths.first() else { return None };
@@ -131,26 +128,26 @@ fn gave_up_at(message: &Message) -> Option<Timestamp> {
     }
 }
 
-/// Which letters are meant. All that is set must hold.
+/// Selects letters. All set conditions must hold.
 #[derive(Debug, Clone, Default)]
 pub struct LetterFilter {
     /// Ids or keys; none means any.
     pub names: Vec<String>,
     pub class: Option<String>,
     pub reason: Option<String>,
-    /// Dead for at least so long.
+    /// Dead for at least this long.
     pub older_than: Option<Duration>,
     pub newer_than: Option<Duration>,
     /// Sent back less often than this.
     pub replays_below: Option<u32>,
     /// Headers and their values as text.
     pub headers: Vec<(String, String)>,
-    /// Somewhere in the body or the detail, in capitals or not.
+    /// A text in the body or the detail, in capitals or not.
     pub text: Option<String>,
 }
 
 impl LetterFilter {
-    /// It means all there are.
+    /// Returns true where the filter selects all letters.
     pub fn is_empty(&self) -> bool {
         let Self { names, class, reason, older_than, newer_than, replays_below, headers, text } = self;
         let no_words = class.is_none() && reason.is_none() && text.is_none();
@@ -158,7 +155,8 @@ impl LetterFilter {
         names.is_empty() && no_words && no_numbers && headers.is_empty()
     }
 
-    /// Whether it means this one. A letter that does not say since when it is dead has no age: no limit of age holds.
+    /// Returns whether it means this one. A letter that does not say since when it is dead has no age: no limit of age
+    /// holds.
     pub fn means(&self, letter: &Letter, message: &Message, now: Timestamp) -> bool {
         let is = |wanted: &Option<String>, found: &str| wanted.as_ref().is_none_or(|wanted| wanted == found);
         let age = letter.age(now);
@@ -194,20 +192,17 @@ fn holds(text: &str, letter: &Letter, message: &Message) -> bool {
         || String::from_utf8_lossy(&message.body).to_lowercase().contains(&text)
 }
 
-/// Letters with one cause.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LetterGroup {
     /// `class.reason`
     pub cause: String,
     pub count: u64,
-    /// The earliest death that is known.
     pub oldest: Option<Timestamp>,
     pub newest: Option<Timestamp>,
-    /// What the newest of them says.
+    /// The detail of the newest letter.
     pub detail: String,
 }
 
-/// The groups, the largest first.
 pub fn grouped<'l>(letters: impl IntoIterator<Item = &'l Letter>) -> Vec<LetterGroup> {
     let mut groups: BTreeMap<String, LetterGroup> = BTreeMap::new();
     for letter in letters {

@@ -1,13 +1,12 @@
-//! May a dead letter be sent back? What the letter says against what the journal says, one sentence for each case.
+//! Whether a dead letter may be sent back: the letter against the journal, with one sentence for each case.
 
 use crate::model::{Cause, FailureClass, Reason, RequestState, Timestamp};
 use crate::policy::arrival::Known;
 use crate::policy::letters::Letter;
 
-/// What is known of a letter outside of it.
+/// What the journal knows of a letter.
 #[derive(Debug, Clone, Default)]
 pub struct Standing {
-    /// What the journal knows under its id.
     pub known: Option<Known>,
     /// A transaction of the request that may still land or has landed, in words.
     pub may_land: Option<String>,
@@ -19,7 +18,6 @@ pub struct Standing {
     pub forgets_before: Timestamp,
 }
 
-/// What it comes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
     /// Nothing of it can land: send it back.
@@ -43,30 +41,27 @@ pub enum Answer {
     /// Its id is another message's.
     IdOfAnother,
     Written,
-    /// It is on its way.
     UnderWay(RequestState),
     /// The journal has another body under its id, of a dead letter too.
     OtherBody,
-    /// A transaction may still land.
     MayLand(String),
 }
 
-/// What `dead replay` does about it.
+/// The action of `dead replay`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
     /// Publish a copy, then take the letter away.
     Replay,
     /// Take the letter away: what it asks for was accepted already.
     Remove,
-    /// The same as `Replay`, if the operator has looked at the chain.
+    /// Like `Replay`, if the operator has checked the chain.
     IfForgotten,
-    /// The same as `Replay`, if the operator knows that the copy is gone.
+    /// Like `Replay`, if the operator knows that the copy is gone.
     IfAgain,
-    /// Leave it where it is.
     Leave,
 }
 
-/// Decides. Invariant 8 is what it rests on: a request that the journal calls dead has no transaction that could land.
+/// Decides by invariant 8: a request that the journal calls dead has no transaction that could land.
 pub fn assess(letter: &Letter, standing: &Standing) -> Answer {
     if let Some(cause) = &letter.refusal {
         return Answer::NoRequest(cause.clone());
@@ -114,7 +109,7 @@ fn unknown(letter: &Letter, forgets_before: Timestamp) -> Answer {
 }
 
 impl Answer {
-    /// In one word, for programs.
+    /// Returns one word, for programs.
     pub fn word(&self) -> &'static str {
         match self {
             Self::Safe => "safe",
@@ -134,7 +129,6 @@ impl Answer {
         }
     }
 
-    /// What is done about it.
     pub fn action(&self) -> Action {
         match self {
             Self::Safe | Self::NeverTakenIn => Action::Replay,
@@ -152,7 +146,7 @@ impl Answer {
         }
     }
 
-    /// For a person: is it safe, why, and what to do.
+    /// Returns a sentence for a person: whether it is safe, why, and what to do.
     pub fn sentence(&self) -> String {
         match self {
             Self::Safe => "safe to replay: the journal says that it is dead, and none of its transactions can land".to_owned(),

@@ -13,22 +13,19 @@ pub struct ReplayRules {
     pub rules: Vec<ReplayRule>,
 }
 
-/// A rule. The first that a letter's cause fits is its rule.
+/// A rule for causes. The first that matches a letter applies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReplayRule {
     class: Option<String>,
     reason: Option<String>,
-    /// Dead for so long.
+    /// How long a letter must have been dead.
     pub after: Duration,
-    /// So many times for each message, whoever has sent it back.
+    /// Highest number of replays of a message, manual ones included.
     pub up_to: u32,
 }
 
 impl ReplayRule {
     /// `cause` is CLASS, CLASS.REASON or .REASON.
-    ///
-    /// # Errors
-    /// What is wrong with the cause.
     pub fn new(cause: &str, after: Duration, up_to: u32) -> Result<Self, &'static str> {
         let part = |part: &str| (!part.is_empty()).then(|| part.to_owned());
         let (class, reason) = cause.split_once('.').unwrap_or((cause, ""));
@@ -48,17 +45,16 @@ impl ReplayRule {
     }
 }
 
-/// What the rules say about a letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Due {
-    /// It is to go back, if that is safe.
+    /// Send it back now, if that is safe.
     Now,
     /// Not before this time.
     At(Timestamp),
     Never,
 }
 
-/// A letter that does not say since when it is dead stays.
+/// Decides when a letter goes back. One that does not say since when it is dead stays.
 pub fn due(rules: &[ReplayRule], letter: &Letter, now: Timestamp) -> Due {
     if letter.known_reason().is_some_and(|reason| reason.needs_person()) {
         return Due::Never;
@@ -71,22 +67,22 @@ pub fn due(rules: &[ReplayRule], letter: &Letter, now: Timestamp) -> Due {
     }
 }
 
-/// When the dead-letter queue is worth a look, which counts as a delivery of each letter: when one is known to be due, when
-/// there are more or fewer than before, and now and then because some may have taken the places of others.
+/// Decides when to browse the dead-letter queue, since each browse counts as a delivery of every letter: when a letter is known
+/// to be due, when their number has changed, and every few hours because some may have replaced others.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LastLook {
-    /// How many letters it left; `None` where it was not to the end.
+    /// Letters that it left; `None` where it did not reach the end.
     pub letters: Option<u64>,
     /// When the next of them is due.
     pub next: Option<Timestamp>,
     pub at: Timestamp,
 }
 
-/// The longest time without a look.
+/// The longest time without a browse.
 const AT_THE_LATEST: Duration = Duration::from_secs(6 * 3600);
 
 impl LastLook {
-    /// Whether it is time for another one, with so many letters there.
+    /// Returns whether another browse is due, with this many letters in the queue.
     pub fn is_over(&self, letters: u64, now: Timestamp) -> bool {
         letters > 0
             && (self.letters != Some(letters)

@@ -23,10 +23,8 @@ pub enum SendBackError {
     Journal(#[from] JournalError),
 }
 
-/// The broker's answer to a copy.
 #[derive(Debug, PartialEq, Eq)]
 pub enum CopyAnswer {
-    /// The work queue has it.
     Confirmed,
     /// The broker refused this copy, for this reason. It may take others.
     Refused(String),
@@ -50,9 +48,6 @@ impl ReplayGuard {
     }
 
     /// Reads what the journal knows of a letter's request.
-    ///
-    /// # Errors
-    /// When the journal fails.
     pub async fn standing(&self, letter: &Letter) -> Result<Standing, JournalError> {
         let forgets_before = Timestamp::now().before(self.retention);
         let last = self.journal.last_deed(&letter.key).await?;
@@ -66,9 +61,6 @@ impl ReplayGuard {
     }
 
     /// Returns whether a letter is safe to replay, and as which replay.
-    ///
-    /// # Errors
-    /// When the journal fails.
     pub async fn assess(&self, letter: &Letter) -> Result<(Answer, u32), JournalError> {
         let standing = self.standing(letter).await?;
         let known = standing.known.map_or(Generation::default(), |known| known.generation);

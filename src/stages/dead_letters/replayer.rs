@@ -19,7 +19,6 @@ use crate::policy::letters::replay::Action;
 use crate::policy::letters::rules::{Due, LastLook, ReplayRules, due};
 use crate::stages::dead_letters::replay_guard::{CopyAnswer, LONGEST_HOLD, ReplayGuard, SendBackError};
 
-/// The operator of replays by rule.
 pub const OPERATOR: &str = "chainwriter";
 /// The reason in copies and in `status`.
 const REASON: &str = "by a rule of [[dead.replay]]";
@@ -46,7 +45,6 @@ enum BrowseError {
     Journal(#[from] JournalError),
 }
 
-/// What a browse did.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Tally {
     sent_back: u64,
@@ -57,9 +55,6 @@ struct Tally {
 
 impl Replayer {
     /// Replays until cancelled. A broker that is away is tried again at the next browse.
-    ///
-    /// # Errors
-    /// When the journal fails.
     pub async fn run(self, cancel: CancellationToken) -> Result<(), JournalError> {
         let mut last = LastLook::default();
         loop {
@@ -84,7 +79,6 @@ impl Replayer {
         }
     }
 
-    /// Returns whether this instance runs longest.
     async fn is_first(&self) -> Result<bool, JournalError> {
         let instances = self.instances.attendance().await?.instances;
         let first = instances.iter().min_by_key(|instance| (instance.started_at, &instance.owner));

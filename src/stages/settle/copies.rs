@@ -105,7 +105,6 @@ impl Settle {
         }
     }
 
-    /// Starts publishes up to the limit.
     pub(super) async fn start_publishing(&mut self) -> Result<(), JournalError> {
         let mut room = self.settings.publishes_in_flight.saturating_sub(self.publishing.len());
         while room > 0

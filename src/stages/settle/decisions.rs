@@ -19,7 +19,6 @@ pub struct SettleSettings {
     /// Named in copies: `organisation/instance`.
     pub worker: String,
     pub names: Names,
-    /// When retries come back.
     pub schedule: RetrySchedule,
     /// A delivery that is held longer is parked.
     pub max_hold: Duration,
@@ -115,7 +114,8 @@ impl SettleSettings {
         }
     }
 
-    /// The settings may allow fewer retries than when this one was decided. It is still made, after the park delay.
+    /// Returns the settings may allow fewer retries than when this one was decided. It is still made, after the park
+    /// delay.
     fn delay_of(&self, retry: Generation) -> Duration {
         self.schedule.delay_before(retry.retry).unwrap_or(self.park_delay)
     }

@@ -27,12 +27,10 @@ pub enum Admitted {
     Postponed(Box<Postponed>),
 }
 
-/// A message for a later time.
 #[derive(Debug)]
 pub struct Postponed {
     pub id: RequestId,
     pub message: Message,
-    /// When it becomes a request.
     pub until: Timestamp,
     pub token: AckToken,
 }
@@ -67,13 +65,11 @@ pub struct Ruling {
 /// How a request ended in its lane.
 #[derive(Debug)]
 pub enum LaneVerdict {
-    /// Final and successful.
     Succeeded(FinalTransaction),
     /// The chain has what it asks for already, and final: this transaction wrote it.
     Found(FinalTransaction),
     /// The chain refused it.
     Failed(Cause),
-    /// An operator cancelled it.
     Cancelled(Cause),
     /// This foreign transaction took its nonce.
     Displaced(TxHash),
