@@ -21,7 +21,7 @@ use crate::model::{Address, Timestamp, ids};
 use crate::observe::metrics::{Meters, Metrics, ReplayMeter, SpanMeter};
 use crate::observe::traces::Tracer;
 use crate::policy::retry_schedule::RetrySchedule;
-use crate::policy::routes::{contract_errors, sole_write};
+use crate::policy::routes::contract_errors;
 use crate::signer::{LocalSigner, RemoteSigner, Signer};
 use crate::stages::dead_letters::replay_guard::ReplayGuard;
 use crate::stages::dead_letters::replayer::{OPERATOR, Replayer};
@@ -367,7 +367,6 @@ fn lane_settings(
     LaneSettings {
         chain_id: chain.id,
         account,
-        unstored_write: sole_write(&settings.admission.routes),
         tuning: adjustable.tuning.subscribe(),
         finality: chain.finality,
         in_flight: chain.in_flight,

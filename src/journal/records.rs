@@ -138,8 +138,8 @@ pub struct QueuedRequest {
     /// When this copy was accepted.
     pub accepted_at: Timestamp,
     pub body: Bytes,
-    /// What it asks for; `None` where it was taken in by a version that did not store it.
-    pub write: Option<Write>,
+    /// What it asks for.
+    pub write: Write,
     /// It shares no transaction: one that it shared has failed.
     pub is_alone: bool,
     pub reply: ReplyAddress,
@@ -155,7 +155,7 @@ impl QueuedRequest {
 
     /// What a contract is called with. Shares its bytes.
     pub fn calldata(&self) -> &Bytes {
-        self.write.as_ref().and_then(|write| write.data.as_ref()).unwrap_or(&self.body)
+        self.write.data.as_ref().unwrap_or(&self.body)
     }
 }
 

@@ -134,7 +134,7 @@ fn body(row: &impl Columns) -> Result<Bytes> {
 }
 
 /// The columns that [`queued_request`] reads.
-pub(super) const QUEUED_COLUMNS: &str = "r.seq, r.id, r.replay, r.retry, r.turn, r.received_at, COALESCE(r.accepted_at, r.received_at) AS accepted_at, r.body, r.body_hash, r.write_to, r.write_value, r.write_gas, \
+pub(super) const QUEUED_COLUMNS: &str = "r.seq, r.id, r.replay, r.retry, r.turn, r.received_at, r.accepted_at, r.body, r.body_hash, r.write_to, r.write_value, r.write_gas, \
      r.write_margin, r.write_data, r.write_hash, r.is_alone, r.reply_to, r.correlation_id, r.traceparent, r.tracestate";
 
 pub(super) fn queued_request(row: &impl Columns) -> Result<QueuedRequest> {
@@ -153,19 +153,18 @@ pub(super) fn queued_request(row: &impl Columns) -> Result<QueuedRequest> {
     })
 }
 
-fn write(row: &impl Columns) -> Result<Option<Write>> {
-    let Some(to) = optional_fixed(row, "request", "write_to", Address::from_slice)? else { return Ok(None) };
+fn write(row: &impl Columns) -> Result<Write> {
+    let to = fixed(row, "request", "write_to", Address::from_slice)?;
     let gas = match optional_number(row, "request", "write_gas")? {
         Some(_) => GasRule::Fixed(Gas(unsigned(row, "request", "write_gas")?)),
         None => GasRule::Estimate { margin: unsigned(row, "request", "write_margin")? },
     };
     let data = optional_bytes(row, "request", "write_data")?;
     let write = Write { to, value: amount("request", &text(row, "request", "write_value")?)?, gas, data };
-    // None where a version has stored it that had no hashes of it.
-    match optional_fixed(row, "request", "write_hash", WriteHash::from_slice)? {
-        Some(hash) if hash != write.hash() => Err(corrupt("request", "what it asks for is not what was stored")),
-        Some(_) | None => Ok(Some(write)),
+    if fixed(row, "request", "write_hash", WriteHash::from_slice)? != write.hash() {
+        return Err(corrupt("request", "what it asks for is not what was stored"));
     }
+    Ok(write)
 }
 
 fn optional_bytes(row: &impl Columns, what: &'static str, name: &'static str) -> Result<Option<Bytes>> {
@@ -230,7 +229,7 @@ pub(super) fn message(row: &impl Columns) -> Result<Message> {
 }
 
 /// The columns that [`attempt`] reads.
-pub(super) const ATTEMPT_COLUMNS: &str = "a.kind, a.hash, a.raw, a.max_fee, a.tip, a.signed_at";
+pub(super) const ATTEMPT_COLUMNS: &str = "a.purpose, a.hash, a.raw, a.max_fee, a.tip, a.signed_at";
 
 pub(super) fn attempt(row: &impl Columns) -> Result<SignedTransaction> {
     let max_fee = Wei(unsigned(row, "attempt", "max_fee")?);
@@ -240,7 +239,7 @@ pub(super) fn attempt(row: &impl Columns) -> Result<SignedTransaction> {
     };
     let raw = present(row.bytes("raw"), "attempt", "raw")?;
     Ok(SignedTransaction {
-        purpose: word(row, "attempt", "kind", Purpose::from_word)?,
+        purpose: word(row, "attempt", "purpose", Purpose::from_word)?,
         raw: RawTransaction {
             hash: fixed(row, "attempt", "hash", TxHash::from_slice)?,
             bytes: Bytes::copy_from_slice(raw),
@@ -451,7 +450,7 @@ pub(super) fn transaction_history(row: &impl Columns) -> Result<TransactionHisto
 pub(super) fn attempt_history(row: &impl Columns) -> Result<SignedHistory> {
     Ok(SignedHistory {
         hash: fixed(row, "attempt", "hash", TxHash::from_slice)?,
-        kind: text(row, "attempt", "kind")?.into_owned(),
+        kind: text(row, "attempt", "purpose")?.into_owned(),
         max_fee: Wei(unsigned(row, "attempt", "max_fee")?).to_string(),
         signed_at: time(row, "signed_at")?,
     })

@@ -58,7 +58,6 @@ impl RunSettings {
         let lane = LaneSettings {
             chain_id: CHAIN_ID,
             account: AccountId(0),
-            unstored_write: None,
             tuning: watch::channel(tuning).1,
             finality: if rng.bool() { FinalityRule::Depth(depth) } else { FinalityRule::Finalized },
             in_flight: rng.usize(1..=16),

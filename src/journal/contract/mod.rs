@@ -385,7 +385,7 @@ pub(crate) async fn what_a_request_asks_for_is_fixed_when_it_is_taken_in(journal
     assert_eq!(admit(of(0, 0, Some(&fixed))).await, Verdict::Accept);
     assert_eq!(admit(of(0, 0, None)).await, Verdict::Join);
     let queued = stored().await;
-    assert_eq!((queued.write.as_ref(), queued.calldata()), (Some(&fixed), &data("call").unwrap()));
+    assert_eq!((&queued.write, queued.calldata()), (&fixed, &data("call").unwrap()));
     let settle = async |settlement| {
         set.journal.settle(&set.lease, vec![settlement]).await.unwrap();
         let copy = set.journal.unconfirmed_of(vec![queued.seq]).await.unwrap().remove(0);
@@ -396,15 +396,15 @@ pub(crate) async fn what_a_request_asks_for_is_fixed_when_it_is_taken_in(journal
     settle(failed(queued.seq, 1)).await;
     // The configuration has changed meanwhile, or has no route for it any more.
     assert_eq!(admit(of(0, 1, Some(&write()))).await, Verdict::Accept);
-    assert_eq!(stored().await.write.as_ref(), Some(&fixed));
+    assert_eq!(stored().await.write, fixed);
     settle(failed(queued.seq, 2)).await;
     assert_eq!(admit(of(0, 2, None)).await, Verdict::Accept);
-    assert_eq!(stored().await.write.as_ref(), Some(&fixed));
+    assert_eq!(stored().await.write, fixed);
     settle(dead(queued.seq)).await;
     assert_eq!(admit(of(1, 0, None)).await, Verdict::Unroutable);
     assert_eq!(admit(of(1, 0, Some(&write()))).await, Verdict::Accept);
     let replayed = stored().await;
-    assert_eq!((replayed.write.as_ref(), replayed.calldata()), (Some(&write()), &Bytes::from_static(b"body")));
+    assert_eq!((&replayed.write, replayed.calldata()), (&write(), &Bytes::from_static(b"body")));
 }
 
 fn closed(nonce: u64, state: TransactionState) -> ClosedTransaction {

@@ -182,7 +182,7 @@ pub(super) async fn close(
     let batches: Vec<_> =
         found.iter().filter(|closed| closed.others > 0).map(|closed| nonce(closed.nonce)).collect::<Result<_>>()?;
     if !batches.is_empty() {
-        let update = "UPDATE batched b SET has_effect = t.state IN ('live', 'succeeded') FROM transactions t \
+        let update = "UPDATE batched b SET has_effect = (t.state IN ('live', 'succeeded'))::integer FROM transactions t \
                       WHERE b.account = $1 AND b.nonce = ANY($2) AND t.account = b.account AND t.nonce = b.nonce";
         connection.execute("close batches", update, &[&lease.account.0, &batches]).await?;
     }

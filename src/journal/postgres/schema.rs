@@ -6,21 +6,7 @@ use crate::journal::postgres::instances::expect_all_know;
 use crate::journal::{JournalError, Result};
 
 /// A journal's version is how many of these it has seen.
-pub(super) const MIGRATIONS: &[&str] = &[
-    include_str!("../../../migrations/postgres/0001_journal.sql"),
-    include_str!("../../../migrations/postgres/0002_dead_letters.sql"),
-    include_str!("../../../migrations/postgres/0003_instances.sql"),
-    include_str!("../../../migrations/postgres/0004_recovery.sql"),
-    include_str!("../../../migrations/postgres/0005_limits.sql"),
-    include_str!("../../../migrations/postgres/0006_ordering.sql"),
-    include_str!("../../../migrations/postgres/0007_writes.sql"),
-    include_str!("../../../migrations/postgres/0008_policy.sql"),
-    include_str!("../../../migrations/postgres/0009_batches.sql"),
-    include_str!("../../../migrations/postgres/0010_traces.sql"),
-    include_str!("../../../migrations/postgres/0011_accepted_at.sql"),
-];
-/// Since this version the journal knows who works with it.
-const KNOWS_INSTANCES: i64 = 3;
+pub(super) const MIGRATIONS: &[&str] = &[include_str!("../../../migrations/postgres/0001_journal.sql")];
 /// With the schema's own number, the lock that a migration takes.
 const LOCK: i32 = 0x6377;
 
@@ -45,7 +31,7 @@ pub(super) async fn migrate(connection: &Connection, migrations: &[&str]) -> Res
         connection.run(doing, migration).await?;
     }
     connection.execute(doing, "UPDATE journal_version SET version = $1", &[&known]).await?;
-    if found.is_some_and(|found| found >= KNOWS_INSTANCES) { expect_all_know(connection).await } else { Ok(()) }
+    if found.is_some() { expect_all_know(connection).await } else { Ok(()) }
 }
 
 /// The version of the journal in the current schema, if there is one. What stands in a later one of the search path is

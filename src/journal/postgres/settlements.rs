@@ -261,7 +261,7 @@ async fn make_final(
          WHERE r.seq = ANY($2) AND r.state = 'writing' AND r.account = $3 AND (EXISTS \
          (SELECT 1 FROM transactions t WHERE t.request = r.seq AND t.state = 'succeeded') OR EXISTS \
          (SELECT 1 FROM batched b JOIN transactions t ON t.account = b.account AND t.nonce = b.nonce \
-         WHERE b.request = r.seq AND b.has_effect AND t.state = 'succeeded'))";
+         WHERE b.request = r.seq AND b.has_effect = 1 AND t.state = 'succeeded'))";
     let requests: Vec<_> = finals.iter().map(|(request, _)| request.0).collect();
     let changed = connection.execute("make requests final", update, &[&now.0, &requests, &lease.account.0]).await?;
     expect_rows("make a request final whose transaction did not succeed", finals.len(), changed)
@@ -270,7 +270,7 @@ async fn make_final(
 /// Invariants 3 and 8, as the end of an update of `requests r`: whoever believed a request done while its bytes may land,
 /// or have landed, would write it twice.
 const HAS_NO_EFFECT: &str = " AND NOT EXISTS (SELECT 1 FROM transactions t WHERE t.request = r.seq AND t.state IN ('live', 'succeeded')) \
-     AND NOT EXISTS (SELECT 1 FROM batched b WHERE b.request = r.seq AND b.has_effect)";
+     AND NOT EXISTS (SELECT 1 FROM batched b WHERE b.request = r.seq AND b.has_effect = 1)";
 
 async fn make_found(
     connection: &Connection,

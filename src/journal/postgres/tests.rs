@@ -650,7 +650,7 @@ async fn no_call_looks_at_what_is_settled() {
          INSERT INTO transactions (account, nonce, request, state, to_address, value, gas, created_at, closed_at, \
          final_hash, block_number, block_hash, gas_used) SELECT 1, seq, seq, 'succeeded', '\\x{address}', '0', 1, 0, 1, \
          '\\x{hash}', 1, '\\x{hash}', 1 FROM requests WHERE state = 'final'; \
-         INSERT INTO signed_transactions (account, nonce, kind, hash, raw, max_fee, signed_at) \
+         INSERT INTO signed_transactions (account, nonce, purpose, hash, raw, max_fee, signed_at) \
          SELECT 1, nonce, 'write', '\\x{hash}', '\\x00', 1, 0 FROM transactions; \
          INSERT INTO incidents (request, at, what, detail) SELECT request, 0, 'x', 'y' FROM transactions; \
          UPDATE accounts SET next_nonce = 100000; \

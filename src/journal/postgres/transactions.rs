@@ -110,7 +110,7 @@ impl Transactions for PostgresJournal {
         self.pool
             .read((account.0, nonce(first)?, nonce(below)?), |connection, (account, first, below)| {
                 Box::pin(async move {
-                    let select = "SELECT nonce, 'cancel' AS kind, hash, raw, max_fee, tip, signed_at FROM fillers \
+                    let select = "SELECT nonce, 'cancel' AS purpose, hash, raw, max_fee, tip, signed_at FROM fillers \
                                   WHERE account = $1 AND nonce >= $2 AND nonce < $3 ORDER BY nonce, id";
                     connection.rows("read the fillers", select, &[account, first, below], filler).await
                 })
@@ -227,7 +227,7 @@ async fn insert_batched(connection: &Connection, lease: &Lease, new: &[NewTransa
         return Ok(());
     }
     let insert = "INSERT INTO batched (account, nonce, place, request, has_effect) \
-         SELECT $1, nonce, place, request, true FROM unnest($2::bigint[], $3::bigint[], $4::bigint[]) \
+         SELECT $1, nonce, place, request, 1 FROM unnest($2::bigint[], $3::bigint[], $4::bigint[]) \
          AS u (nonce, place, request)";
     let (mut nonces, mut places, mut requests) = (Vec::new(), Vec::new(), Vec::new());
     for transaction in new {
@@ -261,10 +261,10 @@ async fn insert_signed<'a>(
     lease: &Lease,
     signed_transactions: impl Iterator<Item = (Nonce, &'a SignedTransaction)>,
 ) -> Result<()> {
-    let insert = "INSERT INTO signed_transactions (account, nonce, hash, raw, max_fee, tip, signed_at, kind) \
-         SELECT $1, nonce, hash, raw, max_fee, tip, signed_at, kind FROM unnest($2::bigint[], $3::bytea[], $4::bytea[], \
+    let insert = "INSERT INTO signed_transactions (account, nonce, hash, raw, max_fee, tip, signed_at, purpose) \
+         SELECT $1, nonce, hash, raw, max_fee, tip, signed_at, purpose FROM unnest($2::bigint[], $3::bytea[], $4::bytea[], \
          $5::bigint[], $6::bigint[], $7::bigint[], $8::text[]) \
-         WITH ORDINALITY AS u (nonce, hash, raw, max_fee, tip, signed_at, kind, place) ORDER BY place";
+         WITH ORDINALITY AS u (nonce, hash, raw, max_fee, tip, signed_at, purpose, place) ORDER BY place";
     let Signed { nonces, hashes, raws, max_fees, tips, signed_at, kinds } = Signed::of(signed_transactions)?;
     let values: [&(dyn tokio_postgres::types::ToSql + Sync); 8] =
         [&lease.account.0, &nonces, &hashes, &raws, &max_fees, &tips, &signed_at, &kinds];

@@ -45,28 +45,10 @@ const WRITER_CACHE: &str = "-8192";
 const STACK_BYTES: usize = 2 * 1024 * 1024;
 
 /// A file's `user_version` is how many of these it has seen.
-const MIGRATIONS: &[&str] = &[
-    include_str!("../../../migrations/sqlite/0001_journal.sql"),
-    include_str!("../../../migrations/sqlite/0002_outbox_numbers.sql"),
-    include_str!("../../../migrations/sqlite/0003_chain_mishaps.sql"),
-    include_str!("../../../migrations/sqlite/0004_old_requests.sql"),
-    include_str!("../../../migrations/sqlite/0005_dead_letters.sql"),
-    include_str!("../../../migrations/sqlite/0006_instances.sql"),
-    include_str!("../../../migrations/sqlite/0007_recovery.sql"),
-    include_str!("../../../migrations/sqlite/0008_limits.sql"),
-    include_str!("../../../migrations/sqlite/0009_ordering.sql"),
-    include_str!("../../../migrations/sqlite/0010_writes.sql"),
-    include_str!("../../../migrations/sqlite/0011_policy.sql"),
-    include_str!("../../../migrations/sqlite/0012_batches.sql"),
-    include_str!("../../../migrations/sqlite/0013_traces.sql"),
-    include_str!("../../../migrations/sqlite/0014_accepted_at.sql"),
-];
+const MIGRATIONS: &[&str] = &[include_str!("../../../migrations/sqlite/0001_journal.sql")];
 
 const NO_SHARED_MEMORY: &str =
     "the file system cannot share memory between processes, as SQLite has to; put the journal on a local disk";
-
-/// Since this version the journal knows who works with it.
-const KNOWS_INSTANCES: i64 = 6;
 
 /// A journal in a SQLite file.
 #[derive(Debug, Clone)]
@@ -143,7 +125,7 @@ fn migrate(connection: &mut Connection, migrations: &[&str]) -> Result<()> {
     for migration in migrations.iter().skip(usize::try_from(found).unwrap_or(0)) {
         transaction.execute_batch(migration).map_err(failed)?;
     }
-    if found >= KNOWS_INSTANCES {
+    if found > 0 {
         instances::expect_all_know(&transaction)?;
     }
     transaction.pragma_update(None, "user_version", as_version(known)).map_err(failed)?;
@@ -272,9 +254,9 @@ mod tests {
     use crate::journal::contract::{arrival, id, journal_contract, set, transaction};
     use crate::journal::letters::contract as letters_contract;
     use crate::journal::{
-        AccountId, Admissions, Journal, Leases, NewTransaction, Outbox, RequestSeq, Settlements, Transactions, Upkeep,
+        AccountId, Admissions, Journal, Leases, NewTransaction, RequestSeq, Settlements, Transactions, Upkeep,
     };
-    use crate::model::{Address, Generation, Timestamp};
+    use crate::model::{Address, Generation};
     use crate::policy::arrival::Verdict;
     use crate::policy::limits::Limits;
 
@@ -364,24 +346,6 @@ mod tests {
         assert!(matches!(refused, JournalError::NewerSchema { .. }), "{refused}");
     }
 
-    /// C60
-    #[tokio::test]
-    async fn a_journal_of_the_first_version_keeps_its_outbox() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("journal.db");
-        let mut connection = Connection::open(&path).unwrap();
-        migrate(&mut connection, &MIGRATIONS[..1]).unwrap();
-        let rows = "INSERT INTO accounts (id, chain_id, address) VALUES (1, 1, zeroblob(20)); \
-                    INSERT INTO outbox (id, account, event_id, kind, body, reply_to) \
-                    VALUES (7, 1, 'e', 'final', '{}', 'answers'), (8, 1, 'f', 'dead', '{}', NULL)";
-        connection.execute_batch(rows).unwrap();
-        let journal = SqliteJournal::open(&path).await.unwrap();
-        let events = journal.events(&[AccountId(1)], 0, 10).await.unwrap();
-        let found: Vec<_> = events.iter().map(|row| (row.id, row.event_id.as_str(), row.kind.as_str())).collect();
-        assert_eq!(found, [(7, "e", "final"), (8, "f", "dead")]);
-        assert_eq!(events[0].reply.reply_to.as_deref(), Some("answers"));
-    }
-
     #[tokio::test]
     async fn what_was_written_is_there_after_the_file_is_opened_again() {
         let (folder, journal) = journal().await;
@@ -419,17 +383,6 @@ mod tests {
             let read = set.journal.queued(set.account, i64::MIN, 10).await;
             assert!(matches!(read, Err(JournalError::Corrupt { .. })), "{edit}: {read:?}");
         }
-    }
-
-    #[tokio::test]
-    async fn what_an_older_version_accepted_was_accepted_when_it_came() {
-        let (folder, journal) = journal().await;
-        let set = set(journal, &["a"]).await;
-        let path = folder.path().join("journal.db");
-        let edit = "UPDATE requests SET accepted_at = NULL, received_at = 7";
-        Connection::open(&path).unwrap().execute(edit, []).unwrap();
-        let queued = set.journal.queued(set.account, i64::MIN, 10).await.unwrap();
-        assert_eq!(queued[0].accepted_at, Timestamp(7));
     }
 
     /// Invariant 3, whatever the code above the schema does.

@@ -128,7 +128,7 @@ fn fillers(
     first: Nonce,
     below: Nonce,
 ) -> Result<Vec<(Nonce, SignedTransaction)>> {
-    let select = "SELECT nonce, 'cancel' AS kind, hash, raw, max_fee, tip, signed_at FROM fillers \
+    let select = "SELECT nonce, 'cancel' AS purpose, hash, raw, max_fee, tip, signed_at FROM fillers \
                   WHERE account = ?1 AND nonce >= ?2 AND nonce < ?3 ORDER BY nonce, id";
     prepare(connection, "read the fillers", select)?.rows((account.0, nonce(first)?, nonce(below)?), |row| filler(row))
 }
@@ -239,7 +239,7 @@ fn insert_signed<'a>(
     let mut insert = prepare(
         connection,
         "insert rows",
-        "INSERT INTO signed_transactions (account, nonce, hash, raw, max_fee, tip, signed_at, kind) \
+        "INSERT INTO signed_transactions (account, nonce, hash, raw, max_fee, tip, signed_at, purpose) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
     )?;
     for (at, attempt) in signed_transactions {

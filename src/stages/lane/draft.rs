@@ -3,23 +3,22 @@
 use bytes::Bytes;
 
 use crate::journal::QueuedRequest;
-use crate::model::{Address, Fee, Gas, Wei, Write};
+use crate::model::{Address, Fee, Gas, Wei};
 use crate::policy::batch::{Alike, Batching};
 use crate::policy::limits::Share;
 
-/// A request from the queue, and what it asks for.
+/// A request from the queue.
 #[derive(Debug)]
 pub(super) struct Fetched {
     pub(super) request: QueuedRequest,
-    pub(super) write: Write,
     /// What it may share a transaction with.
     pub(super) alike: Option<Alike>,
 }
 
 impl Fetched {
-    pub(super) fn new(request: QueuedRequest, write: Write, batching: &Batching) -> Self {
-        let alike = batching.alike(&write, request.calldata()).filter(|_| !request.is_alone);
-        Self { request, write, alike }
+    pub(super) fn new(request: QueuedRequest, batching: &Batching) -> Self {
+        let alike = batching.alike(&request.write, request.calldata()).filter(|_| !request.is_alone);
+        Self { request, alike }
     }
 }
 

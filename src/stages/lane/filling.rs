@@ -6,10 +6,9 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use crate::journal::{JournalError, Lease};
-use crate::model::{Cause, Fee, Nonce, PauseReason};
+use crate::model::{Fee, Nonce, PauseReason};
 use crate::observe::metrics::Signed;
 use crate::policy::limits::{Granted, Usage};
-use crate::policy::routes::NO_ROUTE;
 use crate::stages::lane::draft::{Fetched, Prepared};
 use crate::stages::lane::settings::OutagePolicy;
 use crate::stages::lane::{Lane, ending, prepare};
@@ -134,15 +133,9 @@ impl Lane {
         }
         let mut rulings = Vec::new();
         for request in taken {
-            match self.write_of(&request) {
-                Some(write) => match self.settings.permits.check(write.to, write.value, request.calldata()) {
-                    Ok(()) => self.fetched.push(Fetched::new(request, write, &self.settings.batching)),
-                    Err(cause) => rulings.push(ending::failed(lease, request, cause)),
-                },
-                None => {
-                    let detail = "it was taken in before there were routes; send it back to have it routed";
-                    rulings.push(ending::failed(lease, request, Cause::invalid(NO_ROUTE, detail)));
-                }
+            match self.settings.permits.check(request.write.to, request.write.value, request.calldata()) {
+                Ok(()) => self.fetched.push(Fetched::new(request, &self.settings.batching)),
+                Err(cause) => rulings.push(ending::failed(lease, request, cause)),
             }
         }
         self.rule(rulings).await;

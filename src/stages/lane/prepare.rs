@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tracing::debug;
 
 use crate::chain::{Call, ChainError};
-use crate::journal::{Lease, NewTransaction, QueuedRequest, RequestSeq};
+use crate::journal::{Lease, NewTransaction, RequestSeq};
 use crate::model::{
     Cause, Fee, Gas, GasRule, Nonce, PauseReason, Purpose, RawTransaction, SignedTransaction, Timestamp,
     UnsignedTransaction, Wei, Write,
@@ -54,7 +54,8 @@ impl Lane {
                 match outcome {
                     Some(Simulated::Runs(gas)) => draft.gas = Some(gas),
                     // A batch never tells so: its calldata names no single record.
-                    Some(Simulated::Taken(taken)) => match self.judge_taken(draft.first.write.to, &taken).await {
+                    Some(Simulated::Taken(taken)) => match self.judge_taken(draft.first.request.write.to, &taken).await
+                    {
                         Ok(Some(verdict)) => {
                             rulings.push(ending::ended(lease, draft.first.request, verdict));
                             continue;
@@ -84,9 +85,9 @@ impl Lane {
         for draft in drafts {
             match draft.gas.filter(|_| self.fetched.is_empty()) {
                 Some(gas) => {
-                    let Draft { first: Fetched { request, write, .. }, others, data, .. } = draft;
+                    let Draft { first: Fetched { request, .. }, others, data, .. } = draft;
                     let others = others.into_iter().map(|other| other.request).collect();
-                    let Write { to, value, .. } = write;
+                    let Write { to, value, .. } = request.write;
                     self.prepared.push_back(Prepared { request, others, to, value, data, gas });
                 }
                 None => self.fetched.extend(draft.into_fetched()),
@@ -103,23 +104,17 @@ impl Lane {
             let back: Vec<_> = self.prepared.drain(place..).flat_map(Prepared::into_requests).collect();
             let back = back.into_iter().filter(|own| own.seq != request);
             let batching = &self.settings.batching;
-            let fetched = |request: QueuedRequest| Some((self.write_of(&request)?, request));
-            let back = back.filter_map(fetched).map(|(write, request)| Fetched::new(request, write, batching));
+            let back = back.map(|request| Fetched::new(request, batching));
             let back: Vec<_> = back.collect();
             self.fetched.splice(0..0, back);
         }
-    }
-
-    /// What it asks for; `None`, where nobody knows that.
-    pub(super) fn write_of(&self, request: &QueuedRequest) -> Option<Write> {
-        request.write.clone().or_else(|| self.settings.unstored_write.clone())
     }
 
     /// Of those drafts that are not known to run, in their order.
     async fn simulate(&self, drafts: &[Draft]) -> Result<Vec<Simulated>, ChainError> {
         let block_limit = self.head.as_ref().map_or(Gas(u64::MAX), |head| head.gas_limit);
         let unknown = || drafts.iter().filter(|draft| draft.gas.is_none());
-        let is_estimated = |draft: &&Draft| matches!(draft.first.write.gas, GasRule::Estimate { .. });
+        let is_estimated = |draft: &&Draft| matches!(draft.first.request.write.gas, GasRule::Estimate { .. });
         let calls: Vec<_> = unknown().filter(is_estimated).map(|draft| self.call(draft)).collect();
         let spans = self.spans(unknown().filter(is_estimated).map(Draft::requests));
         let estimates = if calls.is_empty() { Vec::new() } else { self.chain.estimate(&calls, &spans).await? };
@@ -136,7 +131,7 @@ impl Lane {
             },
             Err(error) => Simulated::NotLooked(error.pause_reason(), error.to_string()),
         };
-        let judged = unknown().map_while(|draft| match draft.first.write.gas {
+        let judged = unknown().map_while(|draft| match draft.first.request.write.gas {
             GasRule::Fixed(gas) => Some(self.with_fixed(gas, draft.calldata())),
             GasRule::Estimate { margin } => Some(judge(estimates.next()?, margin, draft.calldata())),
         });
@@ -178,7 +173,7 @@ impl Lane {
     }
 
     fn call(&self, draft: &Draft) -> Call {
-        let Write { to, value, .. } = draft.first.write;
+        let Write { to, value, .. } = draft.first.request.write;
         Call { from: self.signer.address(), to, value, data: draft.calldata().clone() }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
 use crate::journal::{AccountId, Lease, Leases, Transactions};
-use crate::model::{BlockNumber, Fee, Heartbeat, Nonce, PauseReason, Timestamp, Write};
+use crate::model::{BlockNumber, Fee, Heartbeat, Nonce, PauseReason, Timestamp};
 use crate::observe::metrics::LaneMeter;
 use crate::observe::traces::Tracer;
 use crate::policy::abi::Errors;
@@ -54,8 +54,6 @@ pub struct LaneSettings {
     pub chain_id: u64,
     /// The journal's number for the account.
     pub account: AccountId,
-    /// What a request asks for that was taken in by a version which did not store it; `None`: it has to be taken in again.
-    pub unstored_write: Option<Write>,
     /// What may change meanwhile.
     pub tuning: watch::Receiver<Tuning>,
     /// When it is final.

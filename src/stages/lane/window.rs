@@ -311,7 +311,7 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Fee, Generation, RawTransaction, RequestId};
+    use crate::model::{Fee, GasRule, Generation, RawTransaction, RequestId, Write};
 
     fn live(signed_at: i64) -> LiveTransaction {
         let fee = Fee::Legacy { gas_price: Wei(1) };
@@ -325,7 +325,7 @@ mod tests {
             received_at: Timestamp(0),
             accepted_at: Timestamp(0),
             body: bytes::Bytes::new(),
-            write: None,
+            write: Write { to: Address([1; 20]), value: Wei(0), gas: GasRule::Fixed(Gas(21_000)), data: None },
             is_alone: false,
             reply: Default::default(),
             trace: None,
