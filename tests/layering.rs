@@ -33,10 +33,6 @@ const KNOWN_CIRCLES: &[&str] = &[
     "src/broker/connection.rs, src/broker/topology.rs",
     "src/chain/client.rs, src/chain/route.rs",
     "src/config/dead.rs, src/config/sections.rs",
-    "src/journal/postgres/admissions.rs, src/journal/postgres/closed.rs, src/journal/postgres/ordering.rs, src/journal/postgres/settlements.rs",
-    "src/journal/postgres/instances.rs, src/journal/postgres/schema.rs",
-    "src/journal/sqlite/admissions.rs, src/journal/sqlite/closed.rs, src/journal/sqlite/settlements.rs",
-    "src/model/message.rs, src/model/request.rs",
     "src/observe/metrics/book.rs, src/observe/metrics/gauges.rs",
 ];
 

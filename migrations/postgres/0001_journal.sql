@@ -82,7 +82,7 @@ CREATE TABLE requests (
 -- What is unsettled: the lane's queue, copies without a publisher confirm. Small, whatever the journal's size.
 CREATE INDEX requests_unsettled ON requests (account, state, turn) WHERE settled_at IS NULL;
 -- What may be pruned, oldest first.
-CREATE INDEX requests_ended ON requests (settled_at) WHERE state IN ('final', 'dead');
+CREATE INDEX requests_ended ON requests (settled_at) WHERE state IN ('dead', 'final');
 -- The next of an ordering key, found without a scan of those behind it.
 CREATE INDEX requests_ordered ON requests (order_key, order_place)
     WHERE order_key IS NOT NULL AND state <> 'final' AND state <> 'dead';

@@ -7,7 +7,7 @@ use tracing::debug;
 use crate::chain::{Call, ChainError};
 use crate::journal::{Lease, NewTransaction, RequestSeq};
 use crate::model::{
-    Cause, Fee, Gas, GasRule, Nonce, PauseReason, Purpose, RawTransaction, SignedTransaction, Timestamp,
+    Cause, Fee, Gas, GasRule, Members, Nonce, PauseReason, Purpose, RawTransaction, SignedTransaction, Timestamp,
     UnsignedTransaction, Wei, Write,
 };
 use crate::observe::traces::Within;
@@ -278,13 +278,15 @@ impl Lane {
 /// A new transaction as the journal takes it.
 pub(super) fn to_store(transaction: &InFlight) -> NewTransaction {
     NewTransaction {
-        request: transaction.request.seq,
-        others: transaction.others.iter().map(|other| other.seq).collect(),
+        requests: Members {
+            first: transaction.request.seq,
+            others: transaction.others.iter().map(|other| other.seq).collect(),
+        },
         nonce: transaction.nonce,
         to: transaction.to,
         value: transaction.value,
         data: transaction.data.clone(),
         gas: transaction.gas,
-        attempt: transaction.newest().clone(),
+        signed: transaction.newest().clone(),
     }
 }

@@ -104,8 +104,7 @@ mod tests {
             trace: None,
         };
         LiveTransaction {
-            request,
-            others: Vec::new(),
+            requests: crate::model::Members::one(request),
             nonce: Nonce(0),
             to: Address([1; 20]),
             value: Wei(0),

@@ -9,7 +9,9 @@ use tracing::{debug, warn};
 
 use crate::chain::Inclusion;
 use crate::journal::{LiveTransaction, QueuedRequest, RequestSeq};
-use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, Purpose, SignedTransaction, Timestamp, TxHash, Wei};
+use crate::model::{
+    Address, BlockHash, BlockNumber, Gas, Members, Nonce, Purpose, SignedTransaction, Timestamp, TxHash, Wei,
+};
 use crate::policy::classify::SendMeaning;
 use crate::stages::lane::draft::Prepared;
 
@@ -169,7 +171,8 @@ impl InFlight {
     /// A transaction that an earlier owner signed. The wall clock alone tells when, and it may have been set since: its
     /// word counts between now and `oldest` ago.
     pub(super) fn recovered(live: LiveTransaction, now: Timestamp, oldest: Duration) -> Self {
-        let LiveTransaction { request, others, nonce, to, value, data, gas, signed } = live;
+        let LiveTransaction { requests: Members { first: request, others }, nonce, to, value, data, gas, signed } =
+            live;
         let mut transaction = Self::new(Prepared { request, others, to, value, data, gas }, nonce, signed);
         let age = now.0.saturating_sub(transaction.newest().signed_at.0);
         let age = Duration::from_millis(u64::try_from(age).unwrap_or(0)).min(oldest);
@@ -331,8 +334,7 @@ mod tests {
             trace: None,
         };
         LiveTransaction {
-            request,
-            others: Vec::new(),
+            requests: Members::one(request),
             nonce: Nonce(0),
             to: Address([1; 20]),
             value: Wei(0),

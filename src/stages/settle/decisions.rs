@@ -6,7 +6,7 @@ use crate::broker::{Names, Outgoing};
 use crate::journal::{ConfirmedCopy, CopyKind, Decision, QueuedRequest, Requeue, Settlement, UnconfirmedCopy};
 use crate::model::event::{BatchPlace, Outcome, Subject};
 use crate::model::message::{FailureNote, header};
-use crate::model::{Cause, Event, Generation, Message, Timestamp, TraceContext};
+use crate::model::{Cause, Event, Generation, Members, Message, Timestamp, TraceContext};
 use crate::observe::traces::{Followed, Tracer};
 use crate::policy::postpone::hop;
 use crate::policy::retry_schedule::RetrySchedule;
@@ -44,9 +44,8 @@ impl SettleSettings {
             .iter()
             .zip(1..)
             .map(|(other, index)| (other.seq, self.decision(other, &verdict, place(index), has_nonce)));
-        let of_others = of_others.collect();
-        let settlement = Settlement { request: request.seq, transaction, decision, others: of_others };
-        (std::iter::once(request).chain(others).collect(), settlement)
+        let decisions = Members { first: (request.seq, decision), others: of_others.collect() };
+        (std::iter::once(request).chain(others).collect(), Settlement { transaction, decisions })
     }
 
     fn decision(

@@ -233,10 +233,9 @@ impl Settle {
     async fn act_on(&mut self, decided: Vec<(Vec<QueuedRequest>, Settlement)>) {
         let mut receipts = Vec::new();
         for (requests, settlement) in decided {
-            let Settlement { transaction, decision, others, .. } = settlement;
+            let Settlement { transaction, decisions } = settlement;
             let included = transaction.and_then(|transaction| transaction.included);
-            let decisions = std::iter::once(decision).chain(others.into_iter().map(|(_, decision)| decision));
-            for (request, decision) in requests.into_iter().zip(decisions) {
+            for (request, (_, decision)) in requests.into_iter().zip(decisions) {
                 self.act_on_one(&request, decision, included.as_ref(), &mut receipts);
             }
         }

@@ -1,0 +1,18 @@
+//! What happened to requests off the straight way, for operators.
+
+use crate::journal::accounts::RequestSeq;
+use crate::journal::database::{Rows, Statements, values};
+use crate::journal::error::Result;
+use crate::model::Timestamp;
+
+/// An incident of a request: the word for it, and the details for a person.
+pub type Incident = (RequestSeq, &'static str, String);
+
+/// Stores them, in their order.
+pub async fn record_incidents(connection: &dyn Statements, incidents: &[Incident], now: Timestamp) -> Result<()> {
+    let insert = "INSERT INTO incidents (request, at, what, detail) SELECT u.request, $1, u.what, u.detail FROM u \
+                  ORDER BY u.place";
+    let rows = incidents.iter().map(|(request, what, detail)| values![request.0, *what, detail]);
+    let rows = Rows::of("request bigint, what text, detail text", rows);
+    connection.execute_each("store incidents", insert, &values![now.0], &rows).await.map(drop)
+}
