@@ -322,7 +322,7 @@ mod tests {
         }
     }
 
-    /// As in the middle of a rolling upgrade: a newer program has added to the tables what an older one need not know.
+    /// C60, as in the middle of a rolling upgrade: a newer program has added to the tables what an older one need not know.
     #[tokio::test]
     async fn two_versions_that_can_live_together_work_side_by_side() {
         let (folder, journal) = journal().await;
