@@ -1,11 +1,13 @@
 -- The journal. Times are milliseconds since 1970 in UTC; hashes and addresses are bytes; amounts beyond 64 bits are decimal text.
--- Texts have no U+0000, which PostgreSQL does not take: it is written as U+0001 "0", and U+0001 as U+0001 "1".
+-- Texts have no U+0000, which PostgreSQL refuses: U+0000 is stored as U+0001 "0", and U+0001 as U+0001 "1".
+-- Until 0.1.0 is released, this file is edited in place.
 
+-- One row for each account on a chain.
 CREATE TABLE accounts (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     chain_id    bigint NOT NULL CHECK (chain_id > 0),
-    address     bytea  NOT NULL CHECK (length(address) = 20),
-    -- Unknown until the lane has asked the chain for the first time.
+    address     bytea NOT NULL CHECK (length(address) = 20),
+    -- NULL until the lane has asked the chain for the first time.
     next_nonce  bigint CHECK (next_nonce >= 0),
     lease_owner text,
     lease_until bigint NOT NULL DEFAULT 0,
@@ -14,64 +16,99 @@ CREATE TABLE accounts (
     UNIQUE (chain_id, address)
 );
 
--- Whoever admits requests locks its row first: one after the other, whichever instance they are of.
+-- turn: the last place given in the queues. Every call that makes requests or gives places locks it first.
+-- oldest_schema: a program that knows only older versions of the schema cannot work with this journal. A migration that
+-- older programs cannot live with sets it to its own version.
 CREATE TABLE counters (
-    name  text   PRIMARY KEY,
+    name  text PRIMARY KEY,
     value bigint NOT NULL
 );
-INSERT INTO counters (name, value) VALUES ('turn', 0);
+INSERT INTO counters (name, value) VALUES ('turn', 0), ('oldest_schema', 1);
 
 CREATE TABLE requests (
     seq             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    id              text   COLLATE "C" NOT NULL UNIQUE CHECK (length(id) BETWEEN 1 AND 510),
+    id              text COLLATE "C" NOT NULL UNIQUE CHECK (length(id) BETWEEN 1 AND 510),
     account         bigint NOT NULL REFERENCES accounts (id),
-    state           text   NOT NULL CHECK (
+    state           text NOT NULL CHECK (
                         state IN ('accepted', 'writing', 'retry_pending', 'retry_waiting', 'dead_pending', 'dead', 'final')),
-    -- Which copy: the one accepted last, or, while a retry is pending or waiting, that retry.
+    -- Which copy: the one accepted last or, while a retry is pending or waiting, that retry.
     replay          bigint NOT NULL CHECK (replay >= 0),
     retry           bigint NOT NULL CHECK (retry >= 0),
-    -- Its place in the lane's queue.
+    -- Place in the lane's queue; 0 while it waits for others of its ordering key.
     turn            bigint NOT NULL,
-    body_hash       bytea  NOT NULL CHECK (length(body_hash) = 32),
-    -- Gone once no copy can be needed any more.
-    body            bytea,
-    envelope        text,
-    reply_to        text,
-    correlation_id  text,
     received_at     bigint NOT NULL,
+    -- When the copy that is worked on was accepted: retries and replays have times of their own.
+    accepted_at     bigint,
     changed_at      bigint NOT NULL,
     -- Set while a delivery of this copy may be acked: final, dead, or waiting at the broker for its retry.
-    settled_at      bigint,
+    settled_at      bigint CHECK ((settled_at IS NOT NULL) = (state IN ('retry_waiting', 'dead', 'final'))),
     first_failed_at bigint,
     failure_class   text,
     failure_reason  text,
     failure_detail  text,
-    CHECK ((settled_at IS NOT NULL) = (state IN ('retry_waiting', 'dead', 'final'))),
-    CHECK (body IS NOT NULL OR settled_at IS NOT NULL)
+    -- Strict ordering: SHA-256 of the ordering key, and the place among the requests of that key. The place is the one in
+    -- the queue that the request was given when it was admitted, or replayed last.
+    order_key       bytea CHECK (length(order_key) = 32),
+    order_place     bigint CHECK ((order_place IS NULL) = (order_key IS NULL)),
+    -- 1: a transaction that it shared has failed, so it shares none again.
+    is_alone        bigint NOT NULL DEFAULT 0 CHECK (is_alone = 0 OR is_alone = 1),
+    -- What the request asks for, fixed when it is taken in: a retry signs the same, whatever the configuration says by then.
+    write_to        bytea CHECK (length(write_to) = 20),
+    write_value     text CHECK ((write_value IS NULL) = (write_to IS NULL)),
+    -- Gas: this much, or the estimate and this many percent more.
+    write_gas       bigint CHECK (write_gas > 0),
+    write_margin    bigint CHECK (
+                        (write_margin IS NULL OR write_margin >= 0)
+                        AND (write_gas IS NULL OR write_margin IS NULL)
+                        AND (write_to IS NULL) = (write_gas IS NULL AND write_margin IS NULL)),
+    -- The calldata where it is not the body. A retry needs it when it comes back; gone once the request is final or dead.
+    write_data      bytea CHECK (
+                        write_data IS NULL OR (write_to IS NOT NULL AND state <> 'final' AND state <> 'dead')),
+    -- SHA-256 of all of it: what was torn or edited on disk is not signed.
+    write_hash      bytea CHECK (length(write_hash) = 32 AND (write_hash IS NULL) = (write_to IS NULL)),
+    -- Its producer's trace (W3C Trace Context), for its events. NULL where the message had no valid one.
+    traceparent     text,
+    tracestate      text CHECK (tracestate IS NULL OR traceparent IS NOT NULL),
+    reply_to        text,
+    correlation_id  text,
+    body_hash       bytea NOT NULL CHECK (length(body_hash) = 32),
+    -- The message, until no copy of it can be needed any more. Last, because they are long.
+    envelope        text,
+    body            bytea,
+    -- What is not settled may be signed or copied. A refused message never could: it is dead at once.
+    CHECK (settled_at IS NOT NULL
+        OR (body IS NOT NULL AND envelope IS NOT NULL AND write_to IS NOT NULL AND accepted_at IS NOT NULL))
 );
 -- What is unsettled: the lane's queue, copies without a publisher confirm. Small, whatever the journal's size.
 CREATE INDEX requests_unsettled ON requests (account, state, turn) WHERE settled_at IS NULL;
 -- What may be pruned, oldest first.
-CREATE INDEX requests_ended ON requests (settled_at) WHERE state IN ('final', 'dead');
+CREATE INDEX requests_ended ON requests (settled_at) WHERE state IN ('dead', 'final');
+-- The next of an ordering key, found without a scan of those behind it.
+CREATE INDEX requests_ordered ON requests (order_key, order_place)
+    WHERE order_key IS NOT NULL AND state <> 'final' AND state <> 'dead';
 
+-- One row for each nonce. `request` is the first request of a batch, `batched` has the others.
 CREATE TABLE transactions (
     account      bigint NOT NULL REFERENCES accounts (id),
     nonce        bigint NOT NULL CHECK (nonce >= 0),
     request      bigint NOT NULL REFERENCES requests (seq),
-    state        text   NOT NULL CHECK (state IN ('live', 'succeeded', 'reverted', 'cancelled', 'displaced')),
-    to_address   bytea  NOT NULL CHECK (length(to_address) = 20),
-    value        text   NOT NULL,
+    -- How many rows of `batched` belong to it. A nonce is closed only together with decisions on all its requests.
+    others       bigint NOT NULL DEFAULT 0 CHECK (others >= 0),
+    state        text NOT NULL CHECK (state IN ('live', 'succeeded', 'reverted', 'cancelled', 'displaced')),
+    to_address   bytea NOT NULL CHECK (length(to_address) = 20),
+    value        text NOT NULL,
     gas          bigint NOT NULL CHECK (gas > 0),
     created_at   bigint NOT NULL,
-    closed_at    bigint,
-    final_hash   bytea  CHECK (length(final_hash) = 32),
+    closed_at    bigint CHECK ((closed_at IS NULL) = (state = 'live')),
+    final_hash   bytea CHECK (length(final_hash) = 32),
     block_number bigint,
-    block_hash   bytea  CHECK (length(block_hash) = 32),
+    block_hash   bytea CHECK (length(block_hash) = 32),
     gas_used     bigint,
-    -- Since when the block that it was final in is no part of the chain any more; nothing again once it is final anew.
+    -- Since when the block that it was final in is no part of the chain any more; NULL again once it is final anew.
     reorged_at   bigint CHECK (reorged_at IS NULL OR block_hash IS NOT NULL),
-    PRIMARY KEY (account, nonce),
-    CHECK ((closed_at IS NULL) = (state = 'live'))
+    -- Calldata of a batch, while another signed transaction may be needed.
+    data         bytea CHECK ((data IS NOT NULL) = (others > 0 AND state = 'live')),
+    PRIMARY KEY (account, nonce)
 );
 -- A request has at most one transaction that may land or has landed: never twice, whatever the code above does.
 CREATE UNIQUE INDEX transactions_one_effect ON transactions (request) WHERE state IN ('live', 'succeeded');
@@ -79,14 +116,31 @@ CREATE INDEX transactions_by_request ON transactions (request);
 CREATE INDEX transactions_live ON transactions (account, nonce) WHERE state = 'live';
 CREATE INDEX transactions_reorged ON transactions (account, nonce) WHERE reorged_at IS NOT NULL;
 
+-- The requests of a batch besides the first, in the order of the batch.
+CREATE TABLE batched (
+    account    bigint NOT NULL,
+    nonce      bigint NOT NULL,
+    -- The first request has place 0, and no row here.
+    place      bigint NOT NULL CHECK (place > 0),
+    request    bigint NOT NULL REFERENCES requests (seq),
+    -- 1: the transaction may land or has landed.
+    has_effect bigint NOT NULL CHECK (has_effect = 0 OR has_effect = 1),
+    PRIMARY KEY (account, nonce, place),
+    FOREIGN KEY (account, nonce) REFERENCES transactions (account, nonce)
+);
+-- As transactions_one_effect.
+CREATE UNIQUE INDEX batched_one_effect ON batched (request) WHERE has_effect = 1;
+CREATE INDEX batched_by_request ON batched (request);
+
+-- Everything ever signed for a nonce, replacements included.
 CREATE TABLE signed_transactions (
     id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     account   bigint NOT NULL,
     nonce     bigint NOT NULL,
-    kind      text   NOT NULL CHECK (kind IN ('write', 'cancel')),
-    hash      bytea  NOT NULL CHECK (length(hash) = 32),
-    raw       bytea  NOT NULL CHECK (length(raw) > 0),
-    -- Wei for one unit of gas. A tip means EIP-1559, none means legacy.
+    purpose   text NOT NULL CHECK (purpose IN ('write', 'cancel')),
+    hash      bytea NOT NULL CHECK (length(hash) = 32),
+    raw       bytea NOT NULL CHECK (length(raw) > 0),
+    -- Wei for one unit of gas. A tip means EIP-1559, NULL means legacy.
     max_fee   bigint NOT NULL CHECK (max_fee >= 0),
     tip       bigint CHECK (tip >= 0),
     signed_at bigint NOT NULL,
@@ -94,34 +148,35 @@ CREATE TABLE signed_transactions (
 );
 CREATE INDEX signed_transactions_by_nonce ON signed_transactions (account, nonce);
 
--- Self-transfers at nonces that hold up all later ones, since nothing of ours may take them. Each attempt is a row.
+-- Self-transfers at nonces that hold up all later ones, since nothing of ours may take them.
 CREATE TABLE fillers (
     id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     account   bigint NOT NULL REFERENCES accounts (id),
     nonce     bigint NOT NULL CHECK (nonce >= 0),
-    hash      bytea  NOT NULL CHECK (length(hash) = 32),
-    raw       bytea  NOT NULL CHECK (length(raw) > 0),
+    hash      bytea NOT NULL CHECK (length(hash) = 32),
+    raw       bytea NOT NULL CHECK (length(raw) > 0),
     max_fee   bigint NOT NULL CHECK (max_fee >= 0),
     tip       bigint CHECK (tip >= 0),
     signed_at bigint NOT NULL
 );
 CREATE INDEX fillers_by_nonce ON fillers (account, nonce);
 
--- An operator's wish that a request ends without being written. Gone once the request is final or dead.
+-- An operator's request that a request ends without being written. Gone once that is final or dead.
 CREATE TABLE cancellations (
     request   bigint PRIMARY KEY REFERENCES requests (seq),
     wished_at bigint NOT NULL,
-    wished_by text   NOT NULL,
-    reason    text   NOT NULL
+    wished_by text NOT NULL,
+    reason    text NOT NULL
 );
 
--- Its numbers are never given twice: a publisher that was held up deletes the events that it sent by their numbers.
+-- Events without a publisher confirm. Numbers are never given twice: a publisher that was held up deletes the events that
+-- it sent by their numbers, and an event under a number that came again would go with them, unsent.
 CREATE TABLE outbox (
     id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     account        bigint NOT NULL REFERENCES accounts (id),
-    event_id       text   NOT NULL,
-    kind           text   NOT NULL CHECK (kind IN ('final', 'retry', 'dead', 'reorged')),
-    body           text   NOT NULL,
+    event_id       text NOT NULL,
+    kind           text NOT NULL CHECK (kind IN ('final', 'retry', 'dead', 'reorged')),
+    body           text NOT NULL,
     reply_to       text,
     correlation_id text
 );
@@ -131,7 +186,89 @@ CREATE TABLE incidents (
     id      bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     request bigint NOT NULL REFERENCES requests (seq),
     at      bigint NOT NULL,
-    what    text   NOT NULL,
-    detail  text   NOT NULL
+    what    text NOT NULL,
+    detail  text NOT NULL
 );
 CREATE INDEX incidents_by_request ON incidents (request);
+
+-- What operators did to dead letters, kept as long as requests are: one that was discarded or edited can be restored.
+CREATE TABLE letter_deeds (
+    id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    -- Names the letter: see policy/letters.
+    letter   text NOT NULL,
+    -- Its request's id, if it has one. The request itself may be unknown, or pruned earlier.
+    request  text,
+    deed     text NOT NULL CHECK (deed IN ('sent_back', 'edited', 'discarded')),
+    cause    text NOT NULL,
+    at       bigint NOT NULL,
+    operator text NOT NULL,
+    reason   text NOT NULL,
+    -- The whole letter as `dead export` writes it, where it left the queue otherwise than as it was.
+    message  text CHECK (message IS NOT NULL OR deed = 'sent_back')
+);
+CREATE INDEX letter_deeds_by_letter ON letter_deeds (letter, id);
+CREATE INDEX letter_deeds_by_time ON letter_deeds (at);
+
+-- The instances that share the journal, each until its time runs out. By the database's clock.
+CREATE TABLE instances (
+    -- A run of an instance: the name under which it holds leases.
+    owner       text PRIMARY KEY,
+    worker      text NOT NULL,
+    host        text NOT NULL,
+    version     text NOT NULL,
+    -- The newest version of the schema that it knows.
+    schema      bigint NOT NULL,
+    started_at  bigint NOT NULL,
+    -- It counts as present for this many milliseconds after it was seen last.
+    attended_at bigint NOT NULL,
+    ttl         bigint NOT NULL CHECK (ttl > 0),
+    -- The accounts that it can work: a JSON array of numbers.
+    accounts    text NOT NULL
+);
+
+-- What the chain says about accounts whose journal was lost: see `chainwriter recover`. There until the recovery ends.
+CREATE TABLE recovery (
+    -- At most one row.
+    id         bigint PRIMARY KEY CHECK (id = 1),
+    begun_at   bigint NOT NULL,
+    operator   text NOT NULL,
+    -- The blocks that were read, both included.
+    from_block bigint NOT NULL,
+    to_block   bigint NOT NULL
+);
+CREATE TABLE recovered_writes (
+    account      bigint NOT NULL REFERENCES accounts (id),
+    nonce        bigint NOT NULL CHECK (nonce >= 0),
+    -- In the batch, from 0: each of its requests has calldata of its own.
+    place        bigint NOT NULL CHECK (place >= 0),
+    tx_hash      bytea NOT NULL CHECK (length(tx_hash) = 32),
+    block_number bigint NOT NULL,
+    -- Of the calldata.
+    data_hash    bytea NOT NULL CHECK (length(data_hash) = 32),
+    PRIMARY KEY (account, nonce, place)
+);
+CREATE INDEX recovered_writes_by_data ON recovered_writes (data_hash);
+
+-- What [limits] and the days of [policy] count: what all accounts of a chain have begun. Slots that no limit reads any more
+-- are deleted by the next call that begins something.
+-- Every call that begins something under a limit locks its row, after the account's: lanes of a chain one after the other.
+CREATE TABLE throttles (
+    chain_id    bigint PRIMARY KEY CHECK (chain_id > 0),
+    -- When a whole second's writes may go at once again. Microseconds since 1970.
+    whole_at_us bigint NOT NULL
+);
+CREATE TABLE spent (
+    chain_id bigint NOT NULL CHECK (chain_id > 0),
+    -- Since 1970.
+    minute   bigint NOT NULL,
+    gas      bigint NOT NULL DEFAULT 0 CHECK (gas >= 0),
+    PRIMARY KEY (chain_id, minute)
+);
+CREATE TABLE spent_wei (
+    chain_id bigint NOT NULL CHECK (chain_id > 0),
+    -- Quarters of an hour since 1970.
+    quarter  bigint NOT NULL,
+    value    text NOT NULL,
+    fee      text NOT NULL,
+    PRIMARY KEY (chain_id, quarter)
+);

@@ -239,7 +239,7 @@ fn pointer(text: &str) -> Option<Pointer> {
 mod tests {
     use crate::config::load_text;
     use crate::model::GasRule;
-    use crate::policy::routes::{Calldata, Route, sole_write};
+    use crate::policy::routes::{Calldata, Match, Route};
 
     fn faults(toml: &str) -> String {
         load_text(toml).unwrap_err().0.join("\n")
@@ -263,15 +263,18 @@ mod tests {
         assert_eq!(routes[0].to, routes[1].to);
         assert_ne!(routes[0].gas, routes[1].gas);
         assert!(matches!(&routes[0].calldata, Calldata::Call(call) if call.signature() == "pay(string,bytes32[2])"));
-        assert!(sole_write(&routes).is_none());
+        assert_eq!(routes.len(), 2);
     }
 
     #[test]
     fn write_alone_is_the_only_route_and_may_be_a_call() {
         let alone = load_text(&format!("{REST}[write]\n{TO}")).unwrap().admission.routes;
-        assert!(sole_write(&alone).is_some());
+        let [Route { matches, to: Some(_), calldata: Calldata::Body, .. }] = alone.as_slice() else {
+            panic!("{alone:?}")
+        };
+        assert_eq!(*matches, Match::default());
         let call = load_text(&format!("{REST}[write]\n{TO}mode = \"call\"\nfunction = \"ping()\"\n")).unwrap();
-        assert!(sole_write(&call.admission.routes).is_none());
+        assert!(matches!(call.admission.routes.as_slice(), [Route { calldata: Calldata::Call(_), .. }]));
     }
 
     #[test]

@@ -29,7 +29,7 @@ use crate::policy::finality::FinalityRule;
 use crate::policy::limits::Limits;
 use crate::policy::permits::Permits;
 use crate::policy::retry_schedule::RetrySchedule;
-use crate::policy::routes::{Route, contract_errors, sole_write};
+use crate::policy::routes::{Route, contract_errors};
 use crate::stages::lane::{LaneRules, OutagePolicy, Tuning};
 use crate::stages::settle::SettleSettings;
 
@@ -271,7 +271,6 @@ fn chain(
     };
     let lane = LaneRules {
         chain_id: client.chain_id,
-        unstored_write: sole_write(&admission.routes),
         finality,
         in_flight: section.number("in_flight", 1..=100_000),
         is_strict: admission.is_strict(),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::journal::{OperatorsJournal, PostgresAddress, PostgresJournal, Result, SqliteJournal};
 
-/// What `journal.url` names.
+/// The journal that `journal.url` names.
 #[derive(Debug, Clone)]
 pub enum JournalAddress {
     Sqlite(PathBuf),

@@ -1,8 +1,8 @@
-//! What other instances did to the journal, where it can tell at once.
+//! What other instances did to the journal, where it is notified at once.
 
 use tokio::sync::watch;
 
-/// How often what was seen.
+/// Counts what was seen.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Seen {
     /// A lease was given up, an instance has come or gone.
@@ -12,22 +12,22 @@ pub struct Seen {
 }
 
 impl Seen {
-    pub(super) fn change(&mut self) {
+    pub fn change(&mut self) {
         self.owners = self.owners.wrapping_add(1);
     }
 
-    pub(super) fn work(&mut self) {
+    pub fn work(&mut self) {
         self.works = self.works.wrapping_add(1);
     }
 
-    /// Whatever may have been.
-    pub(super) fn anything(&mut self) {
+    /// Counts a change of each kind: what happened is unknown.
+    pub fn anything(&mut self) {
         self.change();
         self.work();
     }
 }
 
-/// Tells of changes. It may miss some: whoever waits has to look by itself from time to time.
+/// Reports changes. It may miss some: its user polls as well from time to time.
 #[derive(Debug)]
 pub struct Changes {
     seen: watch::Receiver<Seen>,
@@ -36,7 +36,7 @@ pub struct Changes {
 
 impl Changes {
     /// Begins with what was seen so far.
-    pub(super) fn new(mut seen: watch::Receiver<Seen>) -> Self {
+    pub fn new(mut seen: watch::Receiver<Seen>) -> Self {
         let last = Seen::default();
         if *seen.borrow() != last {
             seen.mark_changed();

@@ -1,7 +1,13 @@
-//! What operators are shown of a request.
+//! All that the journal knows of one request, for operators.
 
+use std::collections::BTreeMap;
+
+use crate::journal::columns::{Columns, fixed, number, optional_fixed, optional_number, optional_text, text, unsigned};
+use crate::journal::database::{Statements, values};
+use crate::journal::error::Result;
+use crate::journal::requests::seq;
 use crate::model::event::BatchPlace;
-use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, TxHash};
+use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, RequestId, Timestamp, TxHash, Wei};
 
 /// All that the journal knows of one request.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -68,4 +74,93 @@ pub struct Incident {
     pub at: String,
     pub what: String,
     pub detail: String,
+}
+
+pub async fn history(connection: &dyn Statements, id: &RequestId) -> Result<Option<History>> {
+    let select =
+        "SELECT r.*, a.chain_id, a.address FROM requests r JOIN accounts a ON a.id = r.account WHERE r.id = $1";
+    let read = |row: &dyn Columns| Ok((seq(row)?, request_history(row)?));
+    let Some((seq, mut history)) = connection.row("read a request", select, &values![id.as_str()], read).await? else {
+        return Ok(None);
+    };
+    let values = values![seq.0];
+    let select = "SELECT s.* FROM (SELECT account, nonce FROM transactions WHERE request = $1 \
+                  UNION ALL SELECT account, nonce FROM batched WHERE request = $1) t \
+                  JOIN signed_transactions s ON s.account = t.account AND s.nonce = t.nonce ORDER BY s.id";
+    let read = |row: &dyn Columns| Ok((Nonce(unsigned(row, "signed transaction", "nonce")?), signed_history(row)?));
+    let mut signed: BTreeMap<Nonce, Vec<SignedHistory>> = BTreeMap::new();
+    for (nonce, one) in connection.rows("read signed transactions", select, &values, read).await? {
+        signed.entry(nonce).or_default().push(one);
+    }
+    let select = "SELECT t.*, CAST(0 AS bigint) AS place FROM transactions t WHERE t.request = $1 \
+                  UNION ALL SELECT t.*, b.place FROM batched b \
+                  JOIN transactions t ON t.account = b.account AND t.nonce = b.nonce WHERE b.request = $1 ORDER BY nonce";
+    history.transactions = connection.rows("read transactions", select, &values, transaction_history).await?;
+    for transaction in &mut history.transactions {
+        transaction.signed = signed.remove(&transaction.nonce).unwrap_or_default();
+    }
+    let select = "SELECT at, what, detail FROM incidents WHERE request = $1 ORDER BY id";
+    history.incidents = connection.rows("read incidents", select, &values, incident).await?;
+    Ok(Some(history))
+}
+
+/// Reads it without its transactions and incidents.
+fn request_history(row: &dyn Columns) -> Result<History> {
+    let of = |name| optional_text(row, "request", name);
+    let failure = match (of("failure_class")?, of("failure_reason")?, of("failure_detail")?) {
+        (Some(class), Some(reason), Some(detail)) => Some(format!("{class}.{reason}: {detail}")),
+        _ => None,
+    };
+    Ok(History {
+        id: text(row, "request", "id")?.into_owned(),
+        state: text(row, "request", "state")?.into_owned(),
+        attempt: unsigned(row, "request", "retry")?,
+        replay: unsigned(row, "request", "replay")?,
+        received_at: time(row, "received_at")?,
+        changed_at: time(row, "changed_at")?,
+        chain_id: unsigned(row, "account", "chain_id")?,
+        account: fixed(row, "account", "address", Address::from_slice)?,
+        failure,
+        transactions: Vec::new(),
+        incidents: Vec::new(),
+    })
+}
+
+fn transaction_history(row: &dyn Columns) -> Result<TransactionHistory> {
+    let number = |name| {
+        Ok::<_, crate::journal::error::JournalError>(optional_number(row, "transaction", name)?.map(i64::unsigned_abs))
+    };
+    Ok(TransactionHistory {
+        nonce: Nonce(unsigned(row, "transaction", "nonce")?),
+        state: text(row, "transaction", "state")?.into_owned(),
+        created_at: time(row, "created_at")?,
+        signed: Vec::new(),
+        final_hash: optional_fixed(row, "transaction", "final_hash", TxHash::from_slice)?,
+        block_number: number("block_number")?.map(BlockNumber),
+        block_hash: optional_fixed(row, "transaction", "block_hash", BlockHash::from_slice)?,
+        gas_used: number("gas_used")?.map(Gas),
+        reorged_at: optional_number(row, "transaction", "reorged_at")?.map(|at| Timestamp(at).to_string()),
+        batch: BatchPlace::of(unsigned(row, "batch", "place")?, unsigned(row, "transaction", "others")?),
+    })
+}
+
+fn signed_history(row: &dyn Columns) -> Result<SignedHistory> {
+    Ok(SignedHistory {
+        hash: fixed(row, "signed transaction", "hash", TxHash::from_slice)?,
+        kind: text(row, "signed transaction", "purpose")?.into_owned(),
+        max_fee: Wei(unsigned(row, "signed transaction", "max_fee")?).to_string(),
+        signed_at: time(row, "signed_at")?,
+    })
+}
+
+fn incident(row: &dyn Columns) -> Result<Incident> {
+    Ok(Incident {
+        at: time(row, "at")?,
+        what: text(row, "incident", "what")?.into_owned(),
+        detail: text(row, "incident", "detail")?.into_owned(),
+    })
+}
+
+fn time(row: &dyn Columns, name: &'static str) -> Result<String> {
+    number(row, "time", name).map(|at| Timestamp(at).to_string())
 }

@@ -1,18 +1,22 @@
-//! What the journal keeps of operators' deeds on dead letters: a seam of its own beside [`Upkeep`](crate::journal::Upkeep).
+//! What operators did to dead letters.
 
 use async_trait::async_trait;
 
-use crate::journal::Result;
+use crate::journal::columns::{Columns, number, text, word};
+use crate::journal::database::{Database, SqlJournal, Statements, values};
+use crate::journal::error::Result;
+use crate::journal::incidents::record_incidents;
+use crate::journal::requests::seq;
 use crate::model::{IncidentKind, RequestId, Timestamp};
 
-/// What an operator did to a dead letter.
+/// A deed of an operator on a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Deed {
     /// A copy of it is in the work queue.
     SentBack,
-    /// An edited copy of it is.
+    /// An edited copy of it is in the work queue.
     Edited,
-    /// It is to be gone.
+    /// Deleted for good.
     Discarded,
 }
 
@@ -25,18 +29,17 @@ impl Deed {
         }
     }
 
-    /// The word stored in the journal, which also names the incident.
+    /// Returns the word stored in the journal, which also names the incident.
     pub fn as_str(self) -> &'static str {
         self.incident().as_str()
     }
 
-    /// The deed with this word.
     pub fn from_word(word: &str) -> Option<Self> {
         [Self::SentBack, Self::Edited, Self::Discarded].into_iter().find(|deed| deed.as_str() == word)
     }
 }
 
-/// A deed with its who and why.
+/// A deed, by whom and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LetterDeed {
     pub letter: String,
@@ -47,23 +50,78 @@ pub struct LetterDeed {
     pub cause: String,
     pub at: Timestamp,
     pub operator: String,
-    /// Why, in their words; may be empty.
+    /// In their words; may be empty.
     pub reason: String,
-    /// More about it, for the request's history.
+    /// For the request's history.
     pub detail: String,
     /// The whole letter as `dead export` writes it; always where it was edited or discarded.
     pub message: Option<String>,
 }
 
-/// What operators' commands need for dead letters.
+/// Serves operators' commands for dead letters.
 #[async_trait]
 pub trait LetterDeeds: Send + Sync {
-    /// Notes a deed, with an incident where the journal knows the request.
+    /// Records a deed, with an incident where the journal knows the request.
     async fn record_deed(&self, deed: LetterDeed) -> Result<()>;
-    /// What was done to this letter last.
+    /// Returns what was done to this letter last.
     async fn last_deed(&self, letter: &str) -> Result<Option<Deed>>;
-    /// Messages of letters that were discarded, behind this number, oldest first, with their numbers.
+    /// Returns the messages of letters that were discarded, behind this number, oldest first, with their numbers.
     async fn discarded(&self, after: i64, limit: u32) -> Result<Vec<(i64, String)>>;
+}
+
+#[async_trait]
+impl<D: Database> LetterDeeds for SqlJournal<D> {
+    async fn record_deed(&self, deed: LetterDeed) -> Result<()> {
+        self.write(deed, |connection, deed| Box::pin(record(connection, deed))).await
+    }
+
+    async fn last_deed(&self, letter: &str) -> Result<Option<Deed>> {
+        self.read(letter.to_owned(), |connection, letter| {
+            Box::pin(async move {
+                let select = "SELECT deed FROM letter_deeds WHERE letter = $1 ORDER BY id DESC LIMIT 1";
+                let read = |row: &dyn Columns| word(row, "letter", "deed", Deed::from_word);
+                connection.row("read deeds", select, &values![letter], read).await
+            })
+        })
+        .await
+    }
+
+    async fn discarded(&self, after: i64, limit: u32) -> Result<Vec<(i64, String)>> {
+        self.read((after, limit), |connection, (after, limit)| {
+            Box::pin(async move {
+                let select = "SELECT id, message FROM letter_deeds WHERE deed = 'discarded' AND id > $1 \
+                              ORDER BY id LIMIT $2";
+                let read = |row: &dyn Columns| {
+                    Ok((number(row, "letter", "id")?, text(row, "letter", "message")?.into_owned()))
+                };
+                connection.rows("read discarded letters", select, &values![*after, *limit], read).await
+            })
+        })
+        .await
+    }
+}
+
+async fn record(connection: &dyn Statements, deed: &LetterDeed) -> Result<()> {
+    let LetterDeed { letter, request, deed, cause, at, operator, reason, detail, message } = deed;
+    let id = request.as_ref().map(RequestId::as_str);
+    let insert = "INSERT INTO letter_deeds (letter, request, deed, cause, at, operator, reason, message) \
+                  VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
+    let values = values![letter, id, deed.as_str(), cause, at.0, operator, reason, message.as_ref()];
+    connection.execute("record what was done to a dead letter", insert, &values).await?;
+    let select = format!("SELECT seq FROM requests WHERE id = $1{}", connection.dialect().keep());
+    match connection.row("find a request", &select, &values![id], seq).await? {
+        Some(request) => record_incidents(connection, &[(request, deed.incident(), detail.clone())], *at).await,
+        None => Ok(()),
+    }
+}
+
+/// Forgets deeds, which are kept as long as requests are.
+pub async fn forget(connection: &dyn Statements, before: Timestamp, limit: u32) -> Result<usize> {
+    let delete = format!(
+        "DELETE FROM letter_deeds WHERE id IN (SELECT id FROM letter_deeds WHERE at < $1 ORDER BY at LIMIT $2{})",
+        connection.dialect().lock_free_ones()
+    );
+    connection.execute("prune", &delete, &values![before.0, limit]).await
 }
 
 /// What every back end must do with them.

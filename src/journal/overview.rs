@@ -2,20 +2,22 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::journal::accounts::AccountId;
 use crate::journal::columns::{Columns, fixed, number, optional_number, optional_text, text, unsigned, word};
-use crate::journal::rows::request_id;
-use crate::journal::{AccountId, Result};
+use crate::journal::database::Statements;
+use crate::journal::error::Result;
+use crate::journal::requests::request_id;
 use crate::model::{Address, Nonce, RequestState, Timestamp};
 
-/// Incidents that an overview tells of.
-pub(crate) const RECENT_INCIDENTS: usize = 20;
+/// The number of incidents in an overview.
+pub const RECENT_INCIDENTS: usize = 20;
 
 /// The whole journal, whichever instances work with it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JournalOverview {
     /// Every account that it has ever known.
     pub accounts: Vec<AccountOverview>,
-    /// What happened off the straight way last, newest first.
+    /// The last incidents, newest first.
     pub incidents: Vec<RecentIncident>,
 }
 
@@ -55,7 +57,7 @@ pub struct OpenRequests {
     pub since: Timestamp,
 }
 
-/// Something that happened to a request off the straight way.
+/// An incident of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecentIncident {
     pub request: String,
@@ -64,19 +66,19 @@ pub struct RecentIncident {
     pub detail: String,
 }
 
-/// Indexes have what is live and open, and the outbox is small: what is settled costs nothing.
-pub(super) const ACCOUNTS: &str = "SELECT a.id, a.chain_id, a.address, a.next_nonce, a.lease_owner, a.lease_until, \
+/// Counts by indexes what is live and open, and the outbox is small: what is settled costs nothing.
+const ACCOUNTS: &str = "SELECT a.id, a.chain_id, a.address, a.next_nonce, a.lease_owner, a.lease_until, \
      (SELECT count(*) FROM transactions t WHERE t.account = a.id AND t.state = 'live') AS live, \
      (SELECT count(*) FROM outbox o WHERE o.account = a.id) AS outbox \
      FROM accounts a ORDER BY a.id";
 
-/// Of each state the first in the queue, found by its place.
-pub(super) const OPEN: &str = "SELECT o.account, o.state, o.open, (SELECT min(r.changed_at) FROM requests r \
+/// Finds of each state the first in the queue by its place.
+const OPEN: &str = "SELECT o.account, o.state, o.open, (SELECT min(r.changed_at) FROM requests r \
      WHERE r.account = o.account AND r.state = o.state AND r.turn = o.turn AND r.settled_at IS NULL) AS since FROM \
      (SELECT account, state, count(*) AS open, min(turn) AS turn FROM requests WHERE settled_at IS NULL \
      GROUP BY account, state) AS o ORDER BY o.account, o.state";
 
-pub(super) fn incidents() -> String {
+fn incidents() -> String {
     format!(
         "SELECT r.id, i.at, i.what, i.detail FROM \
          (SELECT id, request, at, what, detail FROM incidents ORDER BY id DESC LIMIT {RECENT_INCIDENTS}) i \
@@ -84,7 +86,7 @@ pub(super) fn incidents() -> String {
     )
 }
 
-pub(super) fn account(row: &impl Columns) -> Result<AccountOverview> {
+fn account(row: &dyn Columns) -> Result<AccountOverview> {
     let next_nonce = optional_number(row, "account", "next_nonce")?;
     Ok(AccountOverview {
         id: AccountId(number(row, "account", "id")?),
@@ -99,7 +101,7 @@ pub(super) fn account(row: &impl Columns) -> Result<AccountOverview> {
     })
 }
 
-pub(super) fn open(row: &impl Columns) -> Result<(AccountId, OpenRequests)> {
+fn open(row: &dyn Columns) -> Result<(AccountId, OpenRequests)> {
     let requests = OpenRequests {
         state: word(row, "request", "state", RequestState::from_word)?.as_str().to_owned(),
         count: unsigned(row, "count", "open")?,
@@ -108,7 +110,7 @@ pub(super) fn open(row: &impl Columns) -> Result<(AccountId, OpenRequests)> {
     Ok((AccountId(number(row, "request", "account")?), requests))
 }
 
-pub(super) fn incident(row: &impl Columns) -> Result<RecentIncident> {
+fn incident(row: &dyn Columns) -> Result<RecentIncident> {
     let of = |name| text(row, "incident", name).map(std::borrow::Cow::into_owned);
     Ok(RecentIncident {
         request: request_id(row)?.to_string(),
@@ -118,8 +120,16 @@ pub(super) fn incident(row: &impl Columns) -> Result<RecentIncident> {
     })
 }
 
+pub async fn overview(connection: &dyn Statements) -> Result<JournalOverview> {
+    Ok(JournalOverview::of(
+        connection.rows("read the accounts", ACCOUNTS, &[], account).await?,
+        connection.rows("count the open requests", OPEN, &[], open).await?,
+        connection.rows("read incidents", &incidents(), &[], incident).await?,
+    ))
+}
+
 impl JournalOverview {
-    /// Puts together what was read.
+    /// Puts together the rows of the three tables.
     pub(crate) fn of(
         mut accounts: Vec<AccountOverview>,
         open: Vec<(AccountId, OpenRequests)>,

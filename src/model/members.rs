@@ -31,13 +31,18 @@ impl<T> Members<T> {
         !self.others.is_empty()
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = &T> {
-        std::iter::once(&self.first).chain(&self.others)
-    }
-
     /// Applies `change` to each member, in order.
     pub fn map<U>(self, mut change: impl FnMut(T) -> U) -> Members<U> {
         Members { first: change(self.first), others: self.others.into_iter().map(change).collect() }
+    }
+
+    /// Derives one value from each member, in order.
+    pub fn map_ref<U>(&self, mut derive: impl FnMut(&T) -> U) -> Members<U> {
+        Members { first: derive(&self.first), others: self.others.iter().map(derive).collect() }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        std::iter::once(&self.first).chain(&self.others)
     }
 }
 
@@ -58,7 +63,6 @@ mod tests {
     fn the_order_of_the_batch_is_kept() {
         let members = Members::from_vec(vec!["a", "b", "c"]).unwrap();
         assert_eq!((members.first, members.count(), members.is_batch()), ("a", 3, true));
-        assert_eq!(members.clone().map(str::len), Members { first: 1, others: vec![1, 1] });
         assert_eq!(members.iter().copied().collect::<Vec<_>>(), ["a", "b", "c"]);
         assert_eq!(members.into_iter().collect::<Vec<_>>(), ["a", "b", "c"]);
         assert_eq!(Members::from_vec(Vec::<u8>::new()), None);

@@ -327,6 +327,43 @@ fn drop_large_headers(headers: &mut Headers) {
     }
 }
 
+/// A header of ours that does not hold what it must.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("header {name} must be a whole number from 0 to {}, but is {found}", u32::MAX)]
+pub struct BadHeader {
+    pub name: &'static str,
+    /// What it holds instead.
+    pub found: String,
+}
+
+impl Generation {
+    /// Reads the counts from a message's headers; an absent header means zero.
+    ///
+    /// # Errors
+    /// When a header is there but is not a whole number in range.
+    pub fn read_from(headers: &Headers) -> Result<Self, BadHeader> {
+        Ok(Self { replay: read_count(headers, header::REPLAY_COUNT)?, retry: read_count(headers, header::ATTEMPT)? })
+    }
+
+    /// Writes the counts as headers.
+    pub fn write_to(self, headers: &mut Headers) {
+        headers.insert(header::ATTEMPT.to_owned(), HeaderValue::Int(self.retry.into()));
+        if self.replay > 0 {
+            headers.insert(header::REPLAY_COUNT.to_owned(), HeaderValue::Int(self.replay.into()));
+        }
+    }
+}
+
+fn read_count(headers: &Headers, name: &'static str) -> Result<u32, BadHeader> {
+    match headers.get(name) {
+        None => Ok(0),
+        Some(HeaderValue::Int(count)) => {
+            u32::try_from(*count).map_err(|_| BadHeader { name, found: count.to_string() })
+        }
+        Some(other) => Err(BadHeader { name, found: format!("a value of type {}", other.type_name()) }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

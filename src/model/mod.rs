@@ -21,7 +21,6 @@ pub use ids::{
     Address, BlockHash, BlockNumber, BodyHash, ContentHash, Gas, Nonce, OrderKey, RecordId, RequestId, Timestamp,
     Topic, TxHash, Wei, WriteHash,
 };
-#[allow(unused_imports, reason = "the journal and the lane move to it next")]
 pub use members::Members;
 pub use message::{HeaderValue, Headers, Message, Origin, Properties};
 pub use progress::Heartbeat;

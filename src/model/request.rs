@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use crate::model::message::{HeaderValue, Headers, header};
 use crate::model::words::words;
 
 /// Which copy of a request this is: how often an operator sent it back, and how many retries came before it since.
@@ -15,46 +14,11 @@ pub struct Generation {
     pub retry: u32,
 }
 
-/// A header of ours that does not hold what it must.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("header {name} must be a whole number from 0 to {}, but is {found}", u32::MAX)]
-pub struct BadHeader {
-    pub name: &'static str,
-    /// What it holds instead.
-    pub found: String,
-}
-
 impl Generation {
-    /// Reads the counts from a message's headers; an absent header means zero.
-    ///
-    /// # Errors
-    /// When a header is there but is not a whole number in range.
-    pub fn read_from(headers: &Headers) -> Result<Self, BadHeader> {
-        Ok(Self { replay: read_count(headers, header::REPLAY_COUNT)?, retry: read_count(headers, header::ATTEMPT)? })
-    }
-
-    /// Writes the counts as headers.
-    pub fn write_to(self, headers: &mut Headers) {
-        headers.insert(header::ATTEMPT.to_owned(), HeaderValue::Int(self.retry.into()));
-        if self.replay > 0 {
-            headers.insert(header::REPLAY_COUNT.to_owned(), HeaderValue::Int(self.replay.into()));
-        }
-    }
-
-    /// The copy that follows a failure of this one.
+    /// Returns the copy that follows a failure of this one.
     #[must_use]
     pub fn next_retry(self) -> Self {
         Self { retry: self.retry.saturating_add(1), ..self }
-    }
-}
-
-fn read_count(headers: &Headers, name: &'static str) -> Result<u32, BadHeader> {
-    match headers.get(name) {
-        None => Ok(0),
-        Some(HeaderValue::Int(count)) => {
-            u32::try_from(*count).map_err(|_| BadHeader { name, found: count.to_string() })
-        }
-        Some(other) => Err(BadHeader { name, found: format!("a value of type {}", other.type_name()) }),
     }
 }
 
@@ -88,7 +52,6 @@ words!(
 );
 
 /// What can happen to a request.
-#[cfg_attr(not(test), expect(dead_code, reason = "the journal writes most transitions as SQL"))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Observation {
     /// A copy of it arrived and was accepted.
@@ -110,8 +73,7 @@ pub enum Observation {
 }
 
 impl RequestState {
-    #[cfg(test)]
-    /// Still with the lane.
+    /// Returns whether the request is with its lane.
     pub fn is_open(self) -> bool {
         match self {
             Self::Accepted | Self::Writing => true,
@@ -119,8 +81,7 @@ impl RequestState {
         }
     }
 
-    #[cfg(test)]
-    /// A delivery of the copy that led here may be acked.
+    /// Returns whether a delivery of the copy that led here may be acked.
     pub fn is_settled(self) -> bool {
         match self {
             Self::RetryWaiting | Self::Dead | Self::Final => true,
@@ -128,7 +89,16 @@ impl RequestState {
         }
     }
 
-    /// The state after this observation, or `None` where the pair cannot be.
+    /// Returns whether nothing is written for the request any more, unless an operator sends its dead letter back.
+    pub fn is_over(self) -> bool {
+        match self {
+            Self::DeadPending | Self::Dead | Self::Final => true,
+            Self::Accepted | Self::Writing | Self::RetryPending | Self::RetryWaiting => false,
+        }
+    }
+
+    /// Returns the state after this observation, or `None` where the pair cannot be. All SQL that changes a state is made
+    /// from this table.
     pub fn next(self, observation: Observation) -> Option<Self> {
         use RequestState as S;
         match (self, observation) {
@@ -148,6 +118,7 @@ impl RequestState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::message::{HeaderValue, Headers, header};
 
     #[test]
     fn every_state_is_found_by_its_word() {

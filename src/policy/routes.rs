@@ -130,18 +130,6 @@ fn json_of(route: &Route, message: &Message) -> Result<serde_json::Value, Cause>
     })
 }
 
-/// Returns what every message asks for, where that needs no look at it.
-pub fn sole_write(routes: &[Route]) -> Option<Write> {
-    match routes {
-        [Route { matches, to: Some(to), value: Amount::Fixed(value), gas, calldata: Calldata::Body, .. }]
-            if *matches == Match::default() =>
-        {
-            Some(Write { to: *to, value: *value, gas: *gas, data: None })
-        }
-        _ => None,
-    }
-}
-
 impl Route {
     /// Returns the route of every message, where all ask for the same with their bodies.
     pub fn of_all(to: Address, value: Wei, gas: GasRule) -> Self {

@@ -72,7 +72,7 @@ impl World {
     fn check_order(&mut self, store: &Store, signed: &RawTransaction) {
         let mut live = store.transactions().values().filter(|row| row.state == TransactionState::Live);
         let is_it = |row: &&TransactionRow| row.signed.iter().any(|stored| stored.attempt.raw == *signed);
-        let requests: Vec<_> = live.find(is_it).into_iter().flat_map(TransactionRow::requests).collect();
+        let requests: Vec<_> = live.find(is_it).into_iter().flat_map(|row| row.requests.iter().copied()).collect();
         for row in requests.iter().filter_map(|request| store.requests().get(request)) {
             self.check_order_of(store, row);
         }
@@ -103,7 +103,7 @@ impl World {
             }
             let mut effects: BTreeMap<RequestSeq, usize> = BTreeMap::new();
             for ((account, nonce), row) in store.transactions() {
-                for request in row.requests().filter(|_| row.state.has_effect()) {
+                for request in row.requests.iter().copied().filter(|_| row.state.has_effect()) {
                     *effects.entry(request).or_default() += 1;
                 }
                 if row.state != TransactionState::Live && !world.checker.closed.contains(&(*account, *nonce)) {

@@ -397,7 +397,7 @@ mod tests {
         let record = store.record();
         let signed = &record.signed[0];
         assert_eq!((signed.account, signed.nonce, &signed.requests), (set.account, Nonce(0), &vec![id("a")]));
-        assert_eq!((&signed.signed, signed.kind), (&transaction(set.queued[0].seq, 0).attempt.raw, Purpose::Write));
+        assert_eq!((&signed.signed, signed.kind), (&transaction(set.queued[0].seq, 0).signed.raw, Purpose::Write));
         let event = &record.events[&sent[0].id];
         assert!(event.is_published && event.subject == id("a") && event.event_id == sent[0].event_id);
         assert_eq!(event.kind.as_str(), sent[0].kind);
@@ -417,7 +417,7 @@ mod tests {
         let before = format!("{:?}", store.lock().unwrap());
         let good_and_bad = [1, 0].map(|index| transaction(set.queued[index].seq, 2 - index as u64)).to_vec();
         set.journal.record_transactions(&set.lease, good_and_bad, Limits::default()).await.unwrap_err();
-        let attempt = transaction(set.queued[0].seq, 0).attempt;
+        let attempt = transaction(set.queued[0].seq, 0).signed;
         let signed = vec![(Nonce(0), attempt.clone()), (Nonce(1), attempt)];
         set.journal.record_replacements(&set.lease, signed).await.unwrap_err();
         let stray = arrival(AccountId(99), "e", Generation::default(), "body");

@@ -57,7 +57,6 @@ impl RunSettings {
         };
         let rules = LaneRules {
             chain_id: CHAIN_ID,
-            unstored_write: None,
             finality: if rng.bool() { FinalityRule::Depth(depth) } else { FinalityRule::Finalized },
             in_flight: rng.usize(1..=16),
             is_strict: false,

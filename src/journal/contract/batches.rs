@@ -10,13 +10,13 @@ use crate::journal::{
     Settlement, Which,
 };
 use crate::model::event::BatchPlace;
-use crate::model::{Cause, Nonce, Reason, RequestState, Timestamp, TransactionState, TxHash};
+use crate::model::{Cause, Members, Nonce, Reason, RequestState, Timestamp, TransactionState, TxHash};
 use crate::policy::limits::{Granted, Limits};
 
 /// Requests by their indexes.
 fn batch(set: &Set, nonce: u64, [first, others @ ..]: [usize; 3]) -> NewTransaction {
     NewTransaction {
-        others: others.map(|other| set.seq(other)).to_vec(),
+        requests: Members { first: set.seq(first), others: others.map(|other| set.seq(other)).to_vec() },
         data: Some(Bytes::from_static(b"all of them")),
         ..transaction(set.seq(first), nonce)
     }
@@ -27,17 +27,20 @@ async fn sign(set: &Set, new: Vec<NewTransaction>) -> Result<Granted, JournalErr
 }
 
 fn all_final(set: &Set, nonce: u64, [first, others @ ..]: [usize; 3]) -> Settlement {
-    let others = others.map(|other| (set.seq(other), Decision::Final(event(&format!("{other}"))))).to_vec();
-    Settlement { others, ..succeeded(set.seq(first), nonce, "first") }
+    let mut settlement = succeeded(set.seq(first), nonce, "first");
+    settlement.decisions.others =
+        others.map(|other| (set.seq(other), Decision::Final(event(&format!("{other}"))))).to_vec();
+    settlement
 }
 
 fn isolated(set: &Set, nonce: u64, [first, others @ ..]: [usize; 3]) -> Settlement {
     let decision = || Decision::Requeue(Requeue::Isolated(Cause::new(Reason::Reverted, "one of them")));
     Settlement {
-        request: set.seq(first),
         transaction: Some(closed(nonce, TransactionState::Reverted)),
-        decision: decision(),
-        others: others.map(|other| (set.seq(other), decision())).to_vec(),
+        decisions: Members {
+            first: (set.seq(first), decision()),
+            others: others.map(|other| (set.seq(other), decision())).to_vec(),
+        },
     }
 }
 
@@ -47,18 +50,20 @@ pub(crate) async fn a_batch_ends_for_all_its_requests_at_once(journal: Arc<dyn J
     sign(&set, vec![batch(&set, 0, [2, 0, 1])]).await.unwrap();
     let live = set.journal.live_transactions(set.account).await.unwrap();
     let ids = |live: &crate::journal::LiveTransaction| {
-        let others = live.others.iter().map(|other| other.id.to_string());
-        std::iter::once(live.request.id.to_string()).chain(others).collect::<Vec<_>>()
+        live.requests.iter().map(|request| request.id.to_string()).collect::<Vec<_>>()
     };
     assert_eq!(live.iter().map(ids).collect::<Vec<_>>(), [["c", "a", "b"]], "in the order of the batch");
     assert_eq!(live[0].data.as_deref(), Some(b"all of them".as_slice()));
-    assert_eq!(live[0].others[0].body, Bytes::from_static(b"body"));
+    assert_eq!(live[0].requests.others[0].body, Bytes::from_static(b"body"));
     for text in ["a", "b", "c"] {
         assert_eq!(set.state(text).await, RequestState::Writing);
     }
     let whole = all_final(&set, 0, [2, 0, 1]);
-    let with = |others: Vec<(RequestSeq, Decision)>| Settlement { others, ..whole.clone() };
-    let (a, b) = (whole.others[0].clone(), whole.others[1].clone());
+    let with = |others: Vec<(RequestSeq, Decision)>| Settlement {
+        decisions: Members { first: whole.decisions.first.clone(), others },
+        ..whole.clone()
+    };
+    let (a, b) = (whole.decisions.others[0].clone(), whole.decisions.others[1].clone());
     let d = (set.seq(3), Decision::Final(event("d")));
     for (name, wrong) in [
         ("two are forgotten", with(vec![])),
@@ -67,7 +72,10 @@ pub(crate) async fn a_batch_ends_for_all_its_requests_at_once(journal: Arc<dyn J
         ("one too many", with(vec![a.clone(), b.clone(), d])),
         ("one twice", with(vec![a.clone(), a])),
         ("without the nonce", Settlement { transaction: None, ..whole.clone() }),
-        ("by another of them", Settlement { request: b.0, ..with(vec![]) }),
+        (
+            "by another of them",
+            Settlement { decisions: Members::one((b.0, whole.decisions.first.1.clone())), ..whole.clone() },
+        ),
     ] {
         assert!(set.journal.settle(&set.lease, vec![wrong]).await.is_err(), "{name}");
     }
@@ -89,7 +97,10 @@ pub(crate) async fn a_batch_ends_for_all_its_requests_at_once(journal: Arc<dyn J
 /// Invariant 11: whoever is first or not.
 pub(crate) async fn no_request_is_in_two_transactions_that_may_land(journal: Arc<dyn Journal>) {
     let set = set(journal, &["a", "b", "c", "d", "e"]).await;
-    let twice = NewTransaction { others: vec![set.seq(0), set.seq(0)], ..batch(&set, 0, [1, 2, 3]) };
+    let twice = NewTransaction {
+        requests: Members { first: set.seq(1), others: vec![set.seq(0), set.seq(0)] },
+        ..batch(&set, 0, [1, 2, 3])
+    };
     assert!(sign(&set, vec![twice]).await.is_err(), "twice in one");
     let both = vec![batch(&set, 0, [0, 1, 2]), batch(&set, 1, [3, 4, 1])];
     assert!(sign(&set, both).await.is_err(), "in two at once");
@@ -124,9 +135,12 @@ pub(crate) async fn requests_of_a_failed_batch_queue_again_for_transactions_of_t
     let places: Vec<_> = history.transactions.iter().map(|transaction| transaction.batch).collect();
     assert_eq!(places, [Some(BatchPlace { index: 1, size: 3 }), None]);
     let stored = set.journal.nonces(set.account, Which::Range(Nonce(0), Nonce(9))).await.unwrap();
-    let others: Vec<_> = stored.iter().map(|stored| stored.others.len()).collect();
+    let others: Vec<_> = stored.iter().map(|stored| stored.requests.others.len()).collect();
     assert_eq!(others, [2, 0, 0]);
-    assert_eq!((&stored[0].others[1].id, stored[0].others[1].state), (&id("c"), RequestState::Accepted));
+    assert_eq!(
+        (&stored[0].requests.others[1].id, stored[0].requests.others[1].state),
+        (&id("c"), RequestState::Accepted)
+    );
 }
 
 pub(crate) async fn a_lost_block_is_told_to_all_of_a_batch(journal: Arc<dyn Journal>) {
@@ -135,19 +149,21 @@ pub(crate) async fn a_lost_block_is_told_to_all_of_a_batch(journal: Arc<dyn Jour
     set.journal.settle(&set.lease, vec![all_final(&set, 0, [0, 1, 2])]).await.unwrap();
     let others = || vec![(set.seq(1), Some(event("b"))), (set.seq(2), None)];
     let lost = Reorged {
-        request: set.seq(0),
         nonce: Nonce(0),
         detail: "gone".into(),
-        event: Some(event("a")),
-        others: others(),
+        events: Members { first: (set.seq(0), Some(event("a"))), others: others() },
     };
     set.journal.record_reorged(&set.lease, vec![lost]).await.unwrap();
     assert_eq!(set.journal.events(&[set.account], 0, 10).await.unwrap().len(), 3 + 2);
     let stored = set.journal.nonces(set.account, Which::Reorged).await.unwrap();
-    assert_eq!(stored[0].others.iter().map(|other| other.seq).collect::<Vec<_>>(), [set.seq(1), set.seq(2)]);
+    assert_eq!(stored[0].requests.others.iter().map(|other| other.seq).collect::<Vec<_>>(), [set.seq(1), set.seq(2)]);
     // It is not in the chain any more: nothing of it has an effect now.
     let transaction = ClosedTransaction { included: None, ..closed(0, TransactionState::Displaced) };
-    let ended = EndedAgain { request: set.seq(0), transaction, detail: "lost".into(), event: None, others: others() };
+    let ended = EndedAgain {
+        transaction,
+        detail: "lost".into(),
+        events: Members { first: (set.seq(0), None), others: others() },
+    };
     set.journal.record_ended_again(&set.lease, vec![ended]).await.unwrap();
     assert_eq!(set.journal.events(&[set.account], 0, 10).await.unwrap().len(), 3 + 2 + 1);
     for text in ["a", "b", "c"] {
@@ -161,8 +177,8 @@ pub(crate) async fn the_first_of_a_batch_is_pruned_after_the_others(journal: Arc
     let set = set(journal, &["a", "b", "c"]).await;
     sign(&set, vec![batch(&set, 0, [0, 1, 2])]).await.unwrap();
     let mut settled = isolated(&set, 0, [0, 1, 2]);
-    settled.decision = super::dead(set.seq(0)).decision;
-    settled.others[0].1 = super::dead(set.seq(1)).decision;
+    settled.decisions.first = super::dead(set.seq(0)).decisions.first;
+    settled.decisions.others[0] = super::dead(set.seq(1)).decisions.first;
     set.journal.settle(&set.lease, vec![settled]).await.unwrap();
     set.confirm(0, "a").await;
     set.confirm(1, "b").await;

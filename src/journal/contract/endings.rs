@@ -12,7 +12,7 @@ use crate::journal::{
     ConfirmedCopy, CopyKind, Decision, Journal, JournalError, JournalOverview, RequestSeq, Settlement,
 };
 use crate::model::{
-    Address, BodyHash, Generation, Nonce, RequestState, Timestamp, TraceContext, TransactionState, TxHash,
+    Address, BodyHash, Generation, Members, Nonce, RequestState, Timestamp, TraceContext, TransactionState, TxHash,
 };
 use crate::policy::arrival::Verdict;
 use crate::policy::limits::Limits;
@@ -32,7 +32,7 @@ pub(crate) async fn no_request_ends_otherwise_than_its_transaction(journal: Arc<
     let mut reverted = succeeded(set.seq(0), 0, "a");
     reverted.transaction.as_mut().unwrap().state = TransactionState::Reverted;
     let mut failed_well = succeeded(set.seq(0), 0, "a");
-    failed_well.decision = failed(set.seq(0), 1).decision;
+    failed_well.decisions = failed(set.seq(0), 1).decisions;
     let mut still_live = displaced(set.seq(0), 0);
     still_live.transaction.as_mut().unwrap().state = TransactionState::Live;
     let wrong = [
@@ -68,10 +68,8 @@ pub(crate) async fn no_request_ends_otherwise_than_its_transaction(journal: Arc<
 pub(crate) async fn what_is_found_written_is_final_unless_its_own_may_land(journal: Arc<dyn Journal>) {
     let set = set(journal, &["a", "b", "c"]).await;
     let found = |index: usize, text: &str| Settlement {
-        request: set.seq(index),
         transaction: None,
-        decision: Decision::Found { event: event(text), written_by: TxHash([78; 32]) },
-        others: Vec::new(),
+        decisions: Members::one((set.seq(index), Decision::Found { event: event(text), written_by: TxHash([78; 32]) })),
     };
     let signed = vec![transaction(set.seq(0), 0), transaction(set.seq(1), 1)];
     set.journal.record_transactions(&set.lease, signed, Limits::default()).await.unwrap();

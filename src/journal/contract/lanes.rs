@@ -233,18 +233,18 @@ pub(crate) async fn live_transactions_come_by_nonce_with_their_requests(journal:
     set.journal.record_transactions(&set.lease, signed.collect(), Limits::default()).await.unwrap();
     set.journal.settle(&set.lease, vec![displaced(queued[0].seq, 1)]).await.unwrap();
     let live = set.journal.live_transactions(set.account).await.unwrap();
-    let found: Vec<_> = live.iter().map(|live| (live.nonce.0, live.request.id.as_str())).collect();
+    let found: Vec<_> = live.iter().map(|live| (live.nonce.0, live.requests.first.id.as_str())).collect();
     assert_eq!(found, [(0, "c"), (2, "b")]);
-    let (request, expected) = (&live[0].request, &queued[2]);
+    let (request, expected) = (&live[0].requests.first, &queued[2]);
     assert_eq!((request.seq, request.turn, &request.body), (expected.seq, expected.turn, &expected.body));
     assert_eq!(request.write, expected.write);
     assert_eq!(request.reply.reply_to.as_deref(), Some("answers"));
     assert_eq!(request.reply.correlation_id.as_deref(), Some("17"));
     assert_eq!(request.trace, TraceContext::new(parent, Some("acme=1")));
-    assert_eq!(live[1].request.trace, None);
+    assert_eq!(live[1].requests.first.trace, None);
     let everything = Which::Range(Nonce(0), Nonce(3));
     let stored = set.journal.nonces(set.account, everything).await.unwrap();
-    assert_eq!(stored[0].request.trace, request.trace);
+    assert_eq!(stored[0].requests.first.trace, request.trace);
 }
 
 pub(crate) async fn each_copy_has_the_time_of_its_own_acceptance(journal: Arc<dyn Journal>) {
@@ -267,7 +267,7 @@ pub(crate) async fn each_copy_has_the_time_of_its_own_acceptance(journal: Arc<dy
     }
     set.sign(0, 0).await.unwrap();
     let live = set.journal.live_transactions(set.account).await.unwrap();
-    assert_eq!(live[0].request.accepted_at, last, "signing is no acceptance");
+    assert_eq!(live[0].requests.first.accepted_at, last, "signing is no acceptance");
 }
 
 pub(crate) async fn every_change_of_a_state_is_dated(journal: Arc<dyn Journal>) {

@@ -12,9 +12,9 @@ use crate::journal::{
 };
 use crate::model::event::{FinalTransaction, Outcome, Subject};
 use crate::model::{
-    Address, BlockHash, BlockNumber, BodyHash, Cause, Event, Fee, Gas, GasRule, Generation, Message, Nonce, Properties,
-    Purpose, RawTransaction, Reason, RequestId, RequestState, SignedTransaction, Timestamp, TransactionState, TxHash,
-    Wei, Write,
+    Address, BlockHash, BlockNumber, BodyHash, Cause, Event, Fee, Gas, GasRule, Generation, Members, Message, Nonce,
+    Properties, Purpose, RawTransaction, Reason, RequestId, RequestState, SignedTransaction, Timestamp,
+    TransactionState, TxHash, Wei, Write,
 };
 use crate::policy::arrival::Verdict;
 use crate::policy::limits::{Granted, Limits};
@@ -24,12 +24,14 @@ mod endings;
 mod lanes;
 mod limits;
 mod ordering;
+mod states;
 
 pub(crate) use batches::*;
 pub(crate) use endings::*;
 pub(crate) use lanes::*;
 pub(crate) use limits::*;
 pub(crate) use ordering::*;
+pub(crate) use states::*;
 
 const TTL: Duration = Duration::from_secs(60);
 
@@ -82,14 +84,13 @@ pub(crate) fn attempt(seed: u8) -> SignedTransaction {
 
 pub(crate) fn transaction(request: RequestSeq, nonce: u64) -> NewTransaction {
     NewTransaction {
-        request,
-        others: Vec::new(),
+        requests: Members::one(request),
         nonce: Nonce(nonce),
         to: Address([1; 20]),
         value: Wei(u128::MAX),
         data: None,
         gas: Gas(21_000),
-        attempt: attempt(u8::try_from(nonce).unwrap_or(u8::MAX)),
+        signed: attempt(u8::try_from(nonce).unwrap_or(u8::MAX)),
     }
 }
 
@@ -120,24 +121,24 @@ pub(crate) fn succeeded(request: RequestSeq, nonce: u64, text: &str) -> Settleme
     let closed =
         ClosedTransaction { nonce: Nonce(nonce), state: TransactionState::Succeeded, included: Some(included) };
     let decision = Decision::Final(event(text));
-    Settlement { request, transaction: Some(closed), decision, others: Vec::new() }
+    Settlement { transaction: Some(closed), decisions: Members::one((request, decision)) }
 }
 
 pub(crate) fn failed(request: RequestSeq, retry: u32) -> Settlement {
     let cause = Cause::new(Reason::Reverted, "not today");
     let decision = Decision::Retry { cause, next: Generation { replay: 0, retry } };
-    Settlement { request, transaction: None, decision, others: Vec::new() }
+    Settlement { transaction: None, decisions: Members::one((request, decision)) }
 }
 
 pub(crate) fn dead(request: RequestSeq) -> Settlement {
     let cause = Cause::new(Reason::Reverted, "never");
-    Settlement { request, transaction: None, decision: Decision::Dead { cause }, others: Vec::new() }
+    Settlement { transaction: None, decisions: Members::one((request, Decision::Dead { cause })) }
 }
 
 fn displaced(request: RequestSeq, nonce: u64) -> Settlement {
     let closed = ClosedTransaction { nonce: Nonce(nonce), state: TransactionState::Displaced, included: None };
     let decision = Decision::Requeue(Requeue::Displaced(TxHash([77; 32])));
-    Settlement { request, transaction: Some(closed), decision, others: Vec::new() }
+    Settlement { transaction: Some(closed), decisions: Members::one((request, decision)) }
 }
 
 fn refused(account: AccountId, text: &str) -> RefusedMessage {
@@ -190,7 +191,7 @@ impl Set {
     fn reverted(&self, index: usize, nonce: u64) -> Settlement {
         let mut reverted = succeeded(self.seq(index), nonce, "reverted");
         reverted.transaction.as_mut().unwrap().state = TransactionState::Reverted;
-        Settlement { decision: failed(self.seq(index), 1).decision, ..reverted }
+        Settlement { decisions: failed(self.seq(index), 1).decisions, ..reverted }
     }
 
     /// Its copy has its publisher confirm.
@@ -307,7 +308,7 @@ pub(crate) async fn everything_signed_is_read_again(journal: Arc<dyn Journal>) {
     assert_eq!(live.len(), 1);
     assert_eq!(live[0].signed, [attempt(0), attempt(99), cancel]);
     assert_eq!((live[0].value, live[0].gas, live[0].to), (Wei(u128::MAX), Gas(21_000), Address([1; 20])));
-    assert_eq!(live[0].request.id, id("a"));
+    assert_eq!(live[0].requests.first.id, id("a"));
     let unknown = set.journal.record_replacements(&set.lease, vec![(Nonce(7), attempt(98))]).await;
     assert!(unknown.is_err(), "no attempt without its transaction");
 }
@@ -385,7 +386,7 @@ pub(crate) async fn what_a_request_asks_for_is_fixed_when_it_is_taken_in(journal
     assert_eq!(admit(of(0, 0, Some(&fixed))).await, Verdict::Accept);
     assert_eq!(admit(of(0, 0, None)).await, Verdict::Join);
     let queued = stored().await;
-    assert_eq!((queued.write.as_ref(), queued.calldata()), (Some(&fixed), &data("call").unwrap()));
+    assert_eq!((&queued.write, queued.calldata()), (&fixed, &data("call").unwrap()));
     let settle = async |settlement| {
         set.journal.settle(&set.lease, vec![settlement]).await.unwrap();
         let copy = set.journal.unconfirmed_of(vec![queued.seq]).await.unwrap().remove(0);
@@ -396,15 +397,15 @@ pub(crate) async fn what_a_request_asks_for_is_fixed_when_it_is_taken_in(journal
     settle(failed(queued.seq, 1)).await;
     // The configuration has changed meanwhile, or has no route for it any more.
     assert_eq!(admit(of(0, 1, Some(&write()))).await, Verdict::Accept);
-    assert_eq!(stored().await.write.as_ref(), Some(&fixed));
+    assert_eq!(stored().await.write, fixed);
     settle(failed(queued.seq, 2)).await;
     assert_eq!(admit(of(0, 2, None)).await, Verdict::Accept);
-    assert_eq!(stored().await.write.as_ref(), Some(&fixed));
+    assert_eq!(stored().await.write, fixed);
     settle(dead(queued.seq)).await;
     assert_eq!(admit(of(1, 0, None)).await, Verdict::Unroutable);
     assert_eq!(admit(of(1, 0, Some(&write()))).await, Verdict::Accept);
     let replayed = stored().await;
-    assert_eq!((replayed.write.as_ref(), replayed.calldata()), (Some(&write()), &Bytes::from_static(b"body")));
+    assert_eq!((&replayed.write, replayed.calldata()), (&write(), &Bytes::from_static(b"body")));
 }
 
 fn closed(nonce: u64, state: TransactionState) -> ClosedTransaction {
@@ -433,10 +434,8 @@ pub(crate) async fn a_wish_to_cancel_stands_until_the_request_has_ended(journal:
     assert_eq!(queued.iter().map(|request| request.id.as_str()).collect::<Vec<_>>(), ["late"]);
     let cause = || Cause::new(Reason::Cancelled, "a mistake");
     let cancel = |index| Settlement {
-        request: set.seq(index),
         transaction: None,
-        decision: Decision::Cancel { cause: cause() },
-        others: Vec::new(),
+        decisions: Members::one((set.seq(index), Decision::Cancel { cause: cause() })),
     };
     // One of them is being written meanwhile: it is left alone, and its wish stays.
     set.journal.settle(&set.lease, vec![cancel(0), cancel(1)]).await.unwrap();
@@ -467,10 +466,8 @@ pub(crate) async fn fillers_stand_only_where_nothing_of_ours_may_land(journal: A
         set.sign(index, nonce).await.unwrap();
     }
     let requeue = Settlement {
-        request: set.seq(1),
         transaction: Some(closed(2, TransactionState::Displaced)),
-        decision: Decision::Requeue(Requeue::Displaced(TxHash([77; 32]))),
-        others: Vec::new(),
+        decisions: Members::one((set.seq(1), Decision::Requeue(Requeue::Displaced(TxHash([77; 32]))))),
     };
     set.journal.settle(&set.lease, vec![succeeded(set.seq(0), 1, "written"), requeue]).await.unwrap();
     let stored = set.journal.nonces(set.account, Which::Range(Nonce(0), Nonce(9))).await.unwrap();
@@ -479,7 +476,7 @@ pub(crate) async fn fillers_stand_only_where_nothing_of_ours_may_land(journal: A
     assert_eq!(states, [(1, S::Succeeded), (2, S::Displaced), (3, S::Live)]);
     assert_eq!(stored[0].signed, [attempt(1)]);
     assert_eq!(stored[0].included.as_ref().map(|included| included.block_hash), Some(BlockHash([9; 32])));
-    assert_eq!((&stored[0].request.id, stored[0].request.state), (&id("written"), RequestState::Final));
+    assert_eq!((&stored[0].requests.first.id, stored[0].requests.first.state), (&id("written"), RequestState::Final));
     let filler = |seed| SignedTransaction { purpose: Purpose::Cancel, ..attempt(seed) };
     for nonce in [1, 3, 4] {
         let refused =
@@ -511,13 +508,8 @@ pub(crate) async fn a_lost_block_and_a_second_end_are_told_once(journal: Arc<dyn
     assert_eq!(nonces(Which::IncludedBelow(Nonce(9), 5)).await, [1, 0], "highest first");
     assert_eq!(nonces(Which::IncludedBelow(Nonce(9), 1)).await, [1]);
     assert_eq!(nonces(Which::IncludedBelow(Nonce(1), 5)).await, [0]);
-    let lost = || Reorged {
-        request: set.seq(1),
-        nonce: Nonce(1),
-        detail: "gone".into(),
-        event: Some(event("lost")),
-        others: Vec::new(),
-    };
+    let lost =
+        || Reorged { nonce: Nonce(1), detail: "gone".into(), events: Members::one((set.seq(1), Some(event("lost")))) };
     set.journal.record_reorged(&set.lease, vec![lost()]).await.unwrap();
     set.journal.record_reorged(&set.lease, vec![lost()]).await.unwrap();
     assert_eq!(events().await, 3, "two were final, one is lost");
@@ -529,11 +521,9 @@ pub(crate) async fn a_lost_block_and_a_second_end_are_told_once(journal: Arc<dyn
     let Some(mut transaction) = succeeded(set.seq(1), 1, "b").transaction else { unreachable!() };
     transaction.included.as_mut().unwrap().block_hash = BlockHash([10; 32]);
     let again = || EndedAgain {
-        request: set.seq(1),
         transaction: transaction.clone(),
         detail: "final again".into(),
-        event: Some(event("again")),
-        others: Vec::new(),
+        events: Members::one((set.seq(1), Some(event("again")))),
     };
     set.journal.record_ended_again(&set.lease, vec![again()]).await.unwrap();
     set.journal.record_ended_again(&set.lease, vec![again()]).await.unwrap();
@@ -647,7 +637,8 @@ macro_rules! journal_contract {
             of_a_key_the_next_waits_through_retries_and_until_the_dead_letter_has_its_confirm,
             a_replay_lets_those_behind_it_go,
             what_waits_for_its_key_is_signed_and_tried_again_by_nobody,
-            a_key_is_one_over_all_accounts
+            a_key_is_one_over_all_accounts,
+            every_pair_of_state_and_observation_does_what_the_table_says
         );
     };
     ($journal:expr, $($name:ident),*) => {

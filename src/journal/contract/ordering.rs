@@ -6,7 +6,7 @@ use crate::journal::contract::{Set, arrival, dead, displaced, failed, id, set, s
 use crate::journal::{
     AccountId, Arrival, CancelWish, Decision, Journal, JournalError, QueuedRequest, RequestSeq, Settlement,
 };
-use crate::model::{Address, Cause, Generation, OrderKey, Reason, RequestState};
+use crate::model::{Address, Cause, Generation, Members, OrderKey, Reason, RequestState};
 use crate::policy::limits::Limits;
 
 const RETURNED: Generation = Generation { replay: 0, retry: 1 };
@@ -133,7 +133,7 @@ pub(crate) async fn what_waits_for_its_key_is_signed_and_tried_again_by_nobody(j
     assert!(set.journal.settle(&set.lease, vec![failed(k2, 1)]).await.is_err());
     let cause = Cause::new(Reason::Cancelled, "");
     let decision = Decision::Cancel { cause };
-    set.settle(Settlement { request: k2, transaction: None, decision, others: Vec::new() }).await;
+    set.settle(Settlement { transaction: None, decisions: Members::one((k2, decision)) }).await;
     assert_eq!(set.state("k2").await, RequestState::DeadPending);
     set.confirm_copy(k2).await;
     assert_eq!(set.queued_ids().await, ["k1"], "the first is the first");

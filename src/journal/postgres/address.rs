@@ -71,17 +71,14 @@ impl PostgresAddress {
         Ok(Self { config, tls: tls(authorities.as_deref())? })
     }
 
-    /// A connection. What others tell on the channels that it listens to is given to `hear`.
-    pub(super) async fn connect(
-        &self,
-        hear: impl Fn(&str) + Send + 'static,
-    ) -> Result<Connection, tokio_postgres::Error> {
+    /// Connects. Notifications on the channels that the session listens to are given to `hear`.
+    pub async fn connect(&self, hear: impl Fn(&str) + Send + 'static) -> Result<Connection, tokio_postgres::Error> {
         let (client, driver) = self.config.connect(self.tls.clone()).await?;
         Ok(Connection::new(client, tokio::spawn(drive(driver, hear))))
     }
 }
 
-/// What ends it, the calls on it are told.
+/// Drives the connection until it ends. Calls on it fail then, with the reason.
 async fn drive<S>(mut driver: Driver<Socket, S>, hear: impl Fn(&str))
 where
     S: tokio_postgres::tls::TlsStream + Unpin,

@@ -11,23 +11,23 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, SimpleQueryMessage, Statement};
 
-use crate::journal::{JournalError, Result};
+use crate::journal::error::{JournalError, Result};
 
 /// A statement that takes longer is given up, by the database itself.
 const STATEMENT_TIMEOUT_MS: u32 = 10_000;
 /// A call that waits longer for a row than for its holder's end is given up.
 const LOCK_TIMEOUT_MS: u32 = 8_000;
-/// Whoever freezes in the middle of a write holds its rows no longer than this: another instance can take over.
+/// A process that freezes in the middle of a write holds its rows no longer than this: another instance can take over.
 const FROZEN_TIMEOUT_MS: u32 = 5_000;
 
 /// For an answer: the database's own limits come first, unless it or the way to it stands still.
 const ANSWER: Duration = Duration::from_secs(12);
 
 /// The values of a statement.
-pub(super) type Values<'v> = &'v [&'v (dyn ToSql + Sync)];
+pub type Values<'v> = &'v [&'v (dyn ToSql + Sync)];
 
 /// A session that belongs to one call at a time.
-pub(super) struct Connection {
+pub struct Connection {
     client: Client,
     /// Ends with the connection.
     task: JoinHandle<()>,
@@ -36,12 +36,12 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(client: Client, task: JoinHandle<()>) -> Self {
+    pub fn new(client: Client, task: JoinHandle<()>) -> Self {
         Self { client, task, prepared: Mutex::default() }
     }
 
     /// Sets what every call relies on. A schema that is created later cannot come before the journal's own.
-    pub(super) async fn begin_session(&self) -> Result<()> {
+    pub async fn begin_session(&self) -> Result<()> {
         let set = format!(
             "SET statement_timeout = {STATEMENT_TIMEOUT_MS}; SET lock_timeout = {LOCK_TIMEOUT_MS}; \
              SET idle_in_transaction_session_timeout = {FROZEN_TIMEOUT_MS}; \
@@ -51,23 +51,23 @@ impl Connection {
         self.run("begin a session", &set).await
     }
 
-    /// Whether the other side has gone.
-    pub(super) fn is_closed(&self) -> bool {
+    /// Returns whether the other side has gone.
+    pub fn is_closed(&self) -> bool {
         self.client.is_closed()
     }
 
     /// Returns when the database knows that the session has ended.
-    pub(super) async fn close(self) {
+    pub async fn close(self) {
         drop(self.client);
         let _ = self.task.await;
     }
 
-    pub(super) async fn run(&self, doing: &'static str, sql: &str) -> Result<()> {
+    pub async fn run(&self, doing: &'static str, sql: &str) -> Result<()> {
         answer(doing, self.client.batch_execute(sql)).await
     }
 
-    /// The text that a statement without values returns. Nothing is prepared for it.
-    pub(super) async fn simple(&self, doing: &'static str, sql: &str) -> Result<String> {
+    /// Returns the text that a statement without values returns. Nothing is prepared for it.
+    pub async fn simple(&self, doing: &'static str, sql: &str) -> Result<String> {
         let messages = answer(doing, self.client.simple_query(sql)).await?;
         let texts = messages
             .iter()
@@ -75,44 +75,14 @@ impl Connection {
         Ok(texts.last().unwrap_or_default().to_owned())
     }
 
-    /// All rows that it returns, read.
-    pub(super) async fn rows<T>(
-        &self,
-        doing: &'static str,
-        sql: &str,
-        values: Values<'_>,
-        read: impl FnMut(&Row) -> Result<T>,
-    ) -> Result<Vec<T>> {
+    /// Returns the rows that a statement returns.
+    pub async fn found(&self, doing: &'static str, sql: &str, values: Values<'_>) -> Result<Vec<Row>> {
         let statement = self.statement(doing, sql).await?;
-        let rows = answer(doing, self.client.query(&statement, values)).await?;
-        rows.iter().map(read).collect()
+        answer(doing, self.client.query(&statement, values)).await
     }
 
-    /// The first row that it returns, read.
-    pub(super) async fn row<T>(
-        &self,
-        doing: &'static str,
-        sql: &str,
-        values: Values<'_>,
-        read: impl FnMut(&Row) -> Result<T>,
-    ) -> Result<Option<T>> {
-        Ok(self.rows(doing, sql, values, read).await?.into_iter().next())
-    }
-
-    /// The same, where there must be one.
-    pub(super) async fn one<T>(
-        &self,
-        doing: &'static str,
-        sql: &str,
-        values: Values<'_>,
-        read: impl FnMut(&Row) -> Result<T>,
-    ) -> Result<T> {
-        let nothing = || JournalError::Inconsistent { doing, detail: "there is no such row".to_owned() };
-        self.row(doing, sql, values, read).await?.ok_or_else(nothing)
-    }
-
-    /// Runs it, and says how many rows it changed.
-    pub(super) async fn execute(&self, doing: &'static str, sql: &str, values: Values<'_>) -> Result<usize> {
+    /// Runs a statement and returns how many rows it changed.
+    pub async fn changed(&self, doing: &'static str, sql: &str, values: Values<'_>) -> Result<usize> {
         let statement = self.statement(doing, sql).await?;
         let changed = answer(doing, self.client.execute(&statement, values)).await?;
         Ok(usize::try_from(changed).unwrap_or(usize::MAX))
@@ -142,17 +112,17 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// What the database or the way to it said, without the values of a statement.
+/// An answer of the database or of the way to it, without the values of a statement.
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
-pub(super) struct Fault {
+pub struct Fault {
     text: String,
-    pub(super) kind: FaultKind,
+    pub kind: FaultKind,
 }
 
-/// What may be done about it, as long as no commit was asked for.
+/// Says what may be done about a fault, as long as no commit was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum FaultKind {
+pub enum FaultKind {
     /// The connection is no good: another one may be.
     Lost,
     /// Another call was in the way: the same again may go well.
@@ -162,11 +132,11 @@ pub(super) enum FaultKind {
 }
 
 impl Fault {
-    pub(super) fn lost(text: impl Into<String>) -> Self {
+    pub fn lost(text: impl Into<String>) -> Self {
         Self { text: text.into(), kind: FaultKind::Lost }
     }
 
-    pub(super) fn of(error: &tokio_postgres::Error) -> Self {
+    pub fn of(error: &tokio_postgres::Error) -> Self {
         let Some(said) = error.as_db_error() else {
             // What is beneath says more: "connection refused", "certificate not valid for name".
             let causes = || std::iter::successors(std::error::Error::source(error), |cause| cause.source());
@@ -204,17 +174,17 @@ fn kind_of(code: &SqlState) -> FaultKind {
     }
 }
 
-pub(super) fn storage(doing: &'static str, error: &tokio_postgres::Error) -> JournalError {
+pub fn storage(doing: &'static str, error: &tokio_postgres::Error) -> JournalError {
     failed(doing, Fault::of(error))
 }
 
-pub(super) fn failed(doing: &'static str, fault: Fault) -> JournalError {
+pub fn failed(doing: &'static str, fault: Fault) -> JournalError {
     let mend = "check that the database runs, can be reached and has room";
     JournalError::Storage { doing, source: Box::new(fault), mend }
 }
 
-/// What may be done about a call that failed before its commit.
-pub(super) fn kind_of_failure(error: &JournalError) -> FaultKind {
+/// Returns what may be done about a call that failed before its commit.
+pub fn kind_of_failure(error: &JournalError) -> FaultKind {
     match error {
         JournalError::Storage { source, .. } => {
             source.downcast_ref::<Fault>().map_or(FaultKind::Other, |fault| fault.kind)

@@ -4,32 +4,25 @@
 
 use std::time::Duration;
 
+use async_trait::async_trait;
 use tokio::time::sleep;
 use tracing::warn;
 
-use crate::journal::{JournalError, Result};
+use crate::journal::changes::Changes;
+use crate::journal::database::{Database, Mode, SqlJournal, Statements, Work};
+use crate::journal::error::{JournalError, Result};
+use crate::journal::schema::{as_version, expect_known};
+use crate::observe::metrics::JournalMeter;
 use crate::policy::retry_schedule::Backoff;
 
 mod address;
-mod admissions;
-mod closed;
 mod connection;
-mod inspect;
-mod instances;
-mod leases;
-mod letters;
-mod limits;
 mod news;
-mod ordering;
-mod outbox;
 mod pool;
-mod recovery;
-mod rows;
 mod schema;
-mod settlements;
+mod statements;
 #[cfg(test)]
 mod tests;
-mod transactions;
 
 pub use address::PostgresAddress;
 
@@ -41,12 +34,14 @@ use pool::Pool;
 const OLDEST_SERVER: i64 = 120_000;
 /// Between tries at the start.
 const START_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
-/// How often two sessions look whether they are two.
-const POOLER_LOOKS: usize = 10;
+/// Checks of two sessions whether they are two.
+const POOLER_CHECKS: usize = 10;
 
 /// A journal in a PostgreSQL database.
+pub type PostgresJournal = SqlJournal<Postgres>;
+
 #[derive(Debug, Clone)]
-pub struct PostgresJournal {
+pub struct Postgres {
     pool: Pool,
     /// A worker's; commands need none.
     news: Option<News>,
@@ -63,7 +58,7 @@ impl PostgresJournal {
         let mut pause = Backoff::between(START_PAUSE.0, START_PAUSE.1);
         // To end would only mean to be started again.
         while let Err(error) = make_ready(&pool).await {
-            let may_go_well = matches!(error, JournalError::Commit(_)) || kind_of_failure(&error) == FaultKind::Lost;
+            let may_go_well = matches!(error, JournalError::Commit(_)) || kind_of_failure(&error) != FaultKind::Other;
             if !may_go_well {
                 return Err(error);
             }
@@ -72,7 +67,7 @@ impl PostgresJournal {
             sleep(wait).await;
         }
         let news = Some(News::start(pool.clone()));
-        Ok(Self { pool, news })
+        Ok(Self { database: Postgres { pool, news } })
     }
 
     /// Opens a journal that another process works with, and leaves its tables as they are.
@@ -82,27 +77,74 @@ impl PostgresJournal {
     pub async fn open_existing(address: &PostgresAddress) -> Result<Self> {
         let pool = Pool::new(address.clone());
         check(&pool).await?;
-        let found = pool.read((), |connection, ()| Box::pin(schema::version(connection))).await?;
+        let found = pool.call(Mode::Read, (), |connection, ()| Box::pin(schema::version(connection))).await?;
         let found = found.ok_or_else(|| JournalError::Missing { path: format!("in {address}") })?;
-        pool.read(found, |connection, found| Box::pin(schema::expect_known(connection, *found))).await?;
-        Ok(Self { pool, news: None })
+        let known = as_version(schema::MIGRATIONS.len());
+        pool.call(Mode::Read, (), move |connection, ()| Box::pin(expect_known(connection, found, known))).await?;
+        Ok(Self { database: Postgres { pool, news: None } })
     }
 }
 
-impl PostgresJournal {
+#[async_trait]
+impl Database for Postgres {
+    async fn call<I, T, F>(&self, mode: Mode, input: I, work: F) -> Result<T>
+    where
+        I: Send + Sync + 'static,
+        T: Send + 'static,
+        F: for<'c> Fn(&'c dyn Statements, &'c I) -> Work<'c, T> + Send + Sync + 'static,
+    {
+        self.pool.call(mode, input, work).await
+    }
+
+    fn known_schema(&self) -> i64 {
+        as_version(schema::MIGRATIONS.len())
+    }
+
+    fn meter(&self) -> JournalMeter {
+        self.pool.meter()
+    }
+
+    /// `synchronous_commit` is not among the settings: the worker's sessions overrule it.
+    async fn concerns(&self) -> Result<Vec<String>> {
+        let connection = self.pool.connect().await?;
+        let mut concerns = Vec::new();
+        for (setting, loses) in [("fsync", "what was committed"), ("full_page_writes", "whole pages of tables")] {
+            if connection.simple("read its settings", &format!("SHOW {setting}")).await? == "off" {
+                concerns.push(format!(
+                    "{setting} = off: when the database's host fails, {loses} may be lost, and what was written to the \
+                     chain may be written again; set {setting} = on and restart the database"
+                ));
+            }
+        }
+        connection.close().await;
+        Ok(concerns)
+    }
+
+    fn changes(&self) -> Option<Changes> {
+        self.news.as_ref().map(News::changes)
+    }
+
     fn announce_work(&self) {
         if let Some(news) = &self.news {
             news.announce_work();
         }
     }
+
+    fn change_notice(&self) -> Option<String> {
+        self.news.as_ref().map(News::changed)
+    }
+
+    async fn close(&self) {
+        self.pool.close().await;
+    }
 }
 
 async fn make_ready(pool: &Pool) -> Result<()> {
     check(pool).await?;
-    pool.write((), |connection, ()| Box::pin(schema::migrate(connection, schema::MIGRATIONS))).await
+    pool.migrate(schema::MIGRATIONS.to_vec()).await
 }
 
-/// Whether a journal can stand on this database, and on the way to it.
+/// Fails unless a journal can stand on this database, and on the way to it.
 async fn check(pool: &Pool) -> Result<()> {
     let (one, two) = (pool.connect().await?, pool.connect().await?);
     let checked = match expect_own_sessions(&one, &two).await {
@@ -117,9 +159,9 @@ async fn check(pool: &Pool) -> Result<()> {
 /// Behind a pooler that gives each transaction another session, what one session sets or prepares shows in another's:
 /// timeouts would not hold, and statements vanish.
 async fn expect_own_sessions(one: &Connection, two: &Connection) -> Result<()> {
-    const DOING: &str = "look for a pooler";
+    const DOING: &str = "check for a pooler";
     let read = "SELECT coalesce(current_setting('chainwriter.session', true), '') AS mark";
-    for _ in 0..POOLER_LOOKS {
+    for _ in 0..POOLER_CHECKS {
         // Each time, for a pooler may have given it yet another one.
         one.run(DOING, "SELECT set_config('chainwriter.session', 'one', false)").await?;
         // While the other is in a transaction, a pooler has to give this one another session than that.
@@ -140,7 +182,7 @@ const POOLER: &str = "it is behind a pooler in transaction mode (such as PgBounc
 async fn check_settings(connection: &Connection) -> Result<()> {
     let settings = "SELECT current_setting('server_version_num') || ' ' || current_setting('server_encoding') || ' ' || \
                     current_setting('fsync') || ' ' || coalesce(current_schema(), '')";
-    let settings = connection.simple("look at its settings", settings).await?;
+    let settings = connection.simple("read its settings", settings).await?;
     let mut settings = settings.splitn(4, ' ');
     let mut next = || settings.next().unwrap_or_default();
     let (version, encoding, fsync, schema) = (next(), next(), next(), next());

@@ -1,5 +1,4 @@
-//! What instances tell one another by LISTEN and NOTIFY, so that nobody waits for the next look. It only makes things
-//! sooner: whatever gets lost here, the looks find.
+//! Notifications between instances, by LISTEN and NOTIFY. They only make things sooner: polls find what gets lost here.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,32 +8,30 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
-use crate::journal::postgres::connection::Connection;
+use crate::journal::changes::{Changes, Seen};
+use crate::journal::database::CHANNEL;
+use crate::journal::error::Result;
 use crate::journal::postgres::pool::Pool;
-use crate::journal::{Changes, Result, Seen};
 use crate::model::ids;
 
-/// Between two announcements of one instance; what comes in between is told by the second.
+/// Between two announcements of one instance; what comes in between goes with the second.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How often an idle session is looked at, and how long it is waited for after it has gone.
-const LOOK: Duration = Duration::from_secs(5);
+/// Between checks of an idle session, and after it has gone.
+const CHECK: Duration = Duration::from_secs(5);
 
 /// Of an announcement, behind the instance's name: leases or instances have changed; requests were admitted or settled.
 const CHANGED: &str = "changed";
 const WORK: &str = "work";
-/// Of the tables in the current schema: other journals in the database have others.
-const CHANNEL: &str = "'chainwriter_' || 'requests'::regclass::oid::text";
-
 /// The part of a journal that talks with other instances. Its task ends with the last handle.
 #[derive(Debug, Clone)]
-pub(super) struct News {
+pub struct News {
     shared: Arc<Shared>,
     _task: Arc<Ends>,
 }
 
 #[derive(Debug)]
 struct Shared {
-    /// Tells own announcements from others'.
+    /// Distinguishes own announcements from others'.
     instance: String,
     due: Notify,
     seen: watch::Sender<Seen>,
@@ -50,32 +47,26 @@ impl Drop for Ends {
 }
 
 impl News {
-    pub(super) fn start(pool: Pool) -> Self {
+    pub fn start(pool: Pool) -> Self {
         let shared =
             Arc::new(Shared { instance: ids::unique(), due: Notify::new(), seen: watch::Sender::new(Seen::default()) });
         let task = tokio::spawn(keep_talking(pool, Arc::clone(&shared)));
         Self { shared, _task: Arc::new(Ends(task.abort_handle())) }
     }
 
-    pub(super) fn changes(&self) -> Changes {
+    pub fn changes(&self) -> Changes {
         Changes::new(self.shared.seen.subscribe())
     }
 
-    /// Something was admitted or settled: others may wait for it.
-    pub(super) fn announce_work(&self) {
+    /// Announces that something was admitted or settled: others may wait for it.
+    pub fn announce_work(&self) {
         self.shared.due.notify_one();
     }
 
-    /// In the transaction that gives a lease up, or by which an instance comes or goes.
-    pub(super) fn changed(&self) -> String {
+    /// Returns what the transaction sends that gives a lease up, or by which an instance comes or goes.
+    pub fn changed(&self) -> String {
         format!("{} {CHANGED}", self.shared.instance)
     }
-}
-
-/// Tells the others when the transaction commits.
-pub(super) async fn tell(connection: &Connection, what: &str) -> Result<()> {
-    let tell = format!("SELECT pg_notify({CHANNEL}, $1)");
-    connection.rows("tell other instances", &tell, &[&what], |_| Ok(())).await.map(drop)
 }
 
 async fn keep_talking(pool: Pool, shared: Arc<Shared>) {
@@ -83,26 +74,26 @@ async fn keep_talking(pool: Pool, shared: Arc<Shared>) {
         if let Err(error) = talk(&pool, &shared).await {
             debug!(%error, "no news from other instances");
         }
-        sleep(LOOK).await;
+        sleep(CHECK).await;
     }
 }
 
 /// Until the session ends. All that is heard comes while it is waited here.
 async fn talk(pool: &Pool, shared: &Arc<Shared>) -> Result<()> {
     let ears = Arc::clone(shared);
-    let session = pool.connect_hearing(move |said| ears.heed(said)).await?;
+    let session = pool.connect_hearing(move |said| ears.record(said)).await?;
     let channel = session.simple("find its channel", &format!("SELECT {CHANNEL}")).await?;
     session.run("listen to other instances", &format!("LISTEN {channel}")).await?;
     // Of what was before, nothing was heard.
     shared.seen.send_modify(Seen::anything);
-    // A lost announcement is no loss: nobody has to wait for its flush.
+    // A lost announcement is no loss: it need not wait for its flush.
     let announce = format!(
         "BEGIN; SET LOCAL synchronous_commit = off; SELECT pg_notify('{channel}', '{} {WORK}'); COMMIT",
         shared.instance
     );
     while !session.is_closed() {
-        if timeout(LOOK, shared.due.notified()).await.is_ok() {
-            session.run("tell other instances", &announce).await?;
+        if timeout(CHECK, shared.due.notified()).await.is_ok() {
+            session.run("notify other instances", &announce).await?;
             sleep(PAUSE).await;
         }
     }
@@ -110,7 +101,7 @@ async fn talk(pool: &Pool, shared: &Arc<Shared>) -> Result<()> {
 }
 
 impl Shared {
-    fn heed(&self, said: &str) {
+    fn record(&self, said: &str) {
         match said.split_once(' ') {
             Some((instance, _)) if instance == self.instance => {}
             Some((_, CHANGED)) => self.seen.send_modify(Seen::change),

@@ -1,8 +1,6 @@
 //! The connections of a journal: made when they are needed, kept while they are good, replaced when they are not. Here
-//! stands when a call may be tried again, and when nobody can tell whether it holds.
+//! stands when a call may be tried again, and when its commit is in doubt.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,9 +8,11 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info};
 
+use crate::journal::database::{Mode, Statements, Work};
+use crate::journal::error::{JournalError, Result};
 use crate::journal::postgres::address::PostgresAddress;
 use crate::journal::postgres::connection::{Connection, Fault, FaultKind, failed, kind_of_failure, storage};
-use crate::journal::{JournalError, Result};
+use crate::journal::postgres::schema;
 use crate::observe::metrics::JournalMeter;
 use crate::policy::retry_schedule::Backoff;
 
@@ -23,39 +23,21 @@ const CONNECTIONS: usize = 6;
 const ANSWER: Duration = Duration::from_secs(12);
 /// A call that nothing was written by is tried again, on another connection, until it is this old.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often it is tried where other calls were in the way.
+/// Tries of a call where other calls were in the way.
 const TRIES: u32 = 10;
 const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
-/// What a call does with its connection.
-pub(super) type Work<'c, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'c>>;
-
-/// How a call uses the database's transactions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    /// One statement, which is a moment of its own.
-    Read,
-    /// Several statements that look at one moment.
-    Snapshot,
-    /// All or nothing. Each statement sees what was committed before it, and rows are locked before they are judged.
-    Write,
-    /// The same, of what comes out the same when it is done twice.
-    Repeatable,
-}
-
-impl Mode {
-    fn beginning(self) -> Option<&'static str> {
-        match self {
-            Self::Read => None,
-            Self::Snapshot => Some("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"),
-            Self::Write | Self::Repeatable => Some("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"),
-        }
+fn beginning(mode: Mode) -> Option<&'static str> {
+    match mode {
+        Mode::Read => None,
+        Mode::Snapshot => Some("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"),
+        Mode::Write | Mode::Repeatable => Some("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"),
     }
 }
 
-/// A handle on them.
+/// A handle on the connections.
 #[derive(Debug, Clone)]
-pub(super) struct Pool {
+pub struct Pool {
     shared: Arc<Shared>,
 }
 
@@ -68,71 +50,32 @@ struct Shared {
 }
 
 impl Pool {
-    pub(super) fn new(address: PostgresAddress) -> Self {
+    pub fn new(address: PostgresAddress) -> Self {
         let (places, meter) = (Semaphore::new(CONNECTIONS), JournalMeter::default());
         Self { shared: Arc::new(Shared { address, places, idle: Mutex::default(), meter }) }
     }
 
-    pub(super) fn meter(&self) -> JournalMeter {
+    pub fn meter(&self) -> JournalMeter {
         self.shared.meter.clone()
     }
 
-    /// A connection that is none of the pool's.
-    pub(super) async fn connect(&self) -> Result<Connection> {
+    /// Returns a connection that is none of the pool's.
+    pub async fn connect(&self) -> Result<Connection> {
         self.shared.connect(|_| ()).await
     }
 
-    /// The same for one that listens.
-    pub(super) async fn connect_hearing(&self, hear: impl Fn(&str) + Send + 'static) -> Result<Connection> {
+    /// Returns such a connection that listens.
+    pub async fn connect_hearing(&self, hear: impl Fn(&str) + Send + 'static) -> Result<Connection> {
         self.shared.connect(hear).await
     }
 
-    pub(super) async fn read<D, T, F>(&self, data: D, work: F) -> Result<T>
-    where
-        D: Send + Sync + 'static,
-        T: Send + 'static,
-        F: for<'c> Fn(&'c Connection, &'c D) -> Work<'c, T> + Send + Sync + 'static,
-    {
-        self.call(Mode::Read, data, work).await
-    }
-
-    pub(super) async fn snapshot<D, T, F>(&self, data: D, work: F) -> Result<T>
-    where
-        D: Send + Sync + 'static,
-        T: Send + 'static,
-        F: for<'c> Fn(&'c Connection, &'c D) -> Work<'c, T> + Send + Sync + 'static,
-    {
-        self.call(Mode::Snapshot, data, work).await
-    }
-
-    /// Runs it in one transaction and returns when that is durable.
-    pub(super) async fn write<D, T, F>(&self, data: D, work: F) -> Result<T>
-    where
-        D: Send + Sync + 'static,
-        T: Send + 'static,
-        F: for<'c> Fn(&'c Connection, &'c D) -> Work<'c, T> + Send + Sync + 'static,
-    {
-        self.call(Mode::Write, data, work).await
-    }
-
-    /// The same for a write that comes out the same when it is done twice: where nobody can tell whether its commit holds, it
-    /// is done again, and not the process's end.
-    pub(super) async fn write_repeatably<D, T, F>(&self, data: D, work: F) -> Result<T>
-    where
-        D: Send + Sync + 'static,
-        T: Send + 'static,
-        F: for<'c> Fn(&'c Connection, &'c D) -> Work<'c, T> + Send + Sync + 'static,
-    {
-        self.call(Mode::Repeatable, data, work).await
-    }
-
-    /// In a task of its own: a caller that stops waiting does not stop the write, and leaves no connection in the middle of
+    /// Runs the call in a task of its own: a caller that stops waiting does not stop the write, and leaves no connection in the middle of
     /// a transaction.
-    async fn call<D, T, F>(&self, mode: Mode, data: D, work: F) -> Result<T>
+    pub async fn call<D, T, F>(&self, mode: Mode, data: D, work: F) -> Result<T>
     where
         D: Send + Sync + 'static,
         T: Send + 'static,
-        F: for<'c> Fn(&'c Connection, &'c D) -> Work<'c, T> + Send + Sync + 'static,
+        F: for<'c> Fn(&'c dyn Statements, &'c D) -> Work<'c, T> + Send + Sync + 'static,
     {
         let shared = Arc::clone(&self.shared);
         let called = tokio::spawn(async move {
@@ -142,8 +85,19 @@ impl Pool {
         called.await.unwrap_or_else(|error| Err(ended(&error.to_string())))
     }
 
+    /// Brings the tables up to date, or makes them.
+    pub async fn migrate(&self, migrations: Vec<&'static str>) -> Result<()> {
+        let connection = self.connect().await?;
+        connection.run("begin", beginning(Mode::Write).unwrap_or_default()).await?;
+        // Dropped on the way, the connection ends; and with it what it had begun.
+        schema::migrate(&connection, &migrations).await?;
+        commit(&connection).await?;
+        connection.close().await;
+        Ok(())
+    }
+
     /// Returns when every call has ended and all connections are closed.
-    pub(super) async fn close(&self) {
+    pub async fn close(&self) {
         let all = u32::try_from(CONNECTIONS).unwrap_or(u32::MAX);
         let Ok(_places) = self.shared.places.acquire_many(all).await else { return };
         self.shared.places.close();
@@ -154,7 +108,7 @@ impl Pool {
     }
 }
 
-/// For all who wait for a call whose end nobody can tell.
+/// Returns the error of a call whose end is unknown.
 fn ended(why: &str) -> JournalError {
     JournalError::Commit(format!("the call has ended: {why}"))
 }
@@ -164,7 +118,7 @@ impl Shared {
     /// what may be written twice.
     async fn call<D, T, F>(&self, mode: Mode, data: &D, work: &F) -> Result<T>
     where
-        F: for<'c> Fn(&'c Connection, &'c D) -> Work<'c, T>,
+        F: for<'c> Fn(&'c dyn Statements, &'c D) -> Work<'c, T>,
     {
         let started = Instant::now();
         let mut pause = Backoff::between(PAUSE.0, PAUSE.1);
@@ -194,12 +148,12 @@ impl Shared {
 
     async fn attempt<D, T, F>(&self, mode: Mode, data: &D, work: &F) -> Result<T>
     where
-        F: for<'c> Fn(&'c Connection, &'c D) -> Work<'c, T>,
+        F: for<'c> Fn(&'c dyn Statements, &'c D) -> Work<'c, T>,
     {
         let connection = self.take().await?;
         let began = Instant::now();
         let worked = async {
-            if let Some(begin) = mode.beginning() {
+            if let Some(begin) = beginning(mode) {
                 connection.run("begin", begin).await?;
             }
             work(&connection, data).await
@@ -231,7 +185,7 @@ impl Shared {
         }
     }
 
-    /// One that is idle, or a new one.
+    /// Returns an idle connection, or a new one.
     async fn take(&self) -> Result<Connection> {
         loop {
             let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();

@@ -1,39 +1,29 @@
-//! The tables and their version.
+//! The tables, and their migration.
 
 use crate::journal::columns::number;
+use crate::journal::database::{Statements, values};
+use crate::journal::error::Result;
+use crate::journal::instances::expect_all_know;
 use crate::journal::postgres::connection::Connection;
-use crate::journal::postgres::instances::expect_all_know;
-use crate::journal::{JournalError, Result};
+use crate::journal::schema::{as_version, expect_known, oldest_schema};
 
 /// A journal's version is how many of these it has seen.
-pub(super) const MIGRATIONS: &[&str] = &[
-    include_str!("../../../migrations/postgres/0001_journal.sql"),
-    include_str!("../../../migrations/postgres/0002_dead_letters.sql"),
-    include_str!("../../../migrations/postgres/0003_instances.sql"),
-    include_str!("../../../migrations/postgres/0004_recovery.sql"),
-    include_str!("../../../migrations/postgres/0005_limits.sql"),
-    include_str!("../../../migrations/postgres/0006_ordering.sql"),
-    include_str!("../../../migrations/postgres/0007_writes.sql"),
-    include_str!("../../../migrations/postgres/0008_policy.sql"),
-    include_str!("../../../migrations/postgres/0009_batches.sql"),
-    include_str!("../../../migrations/postgres/0010_traces.sql"),
-    include_str!("../../../migrations/postgres/0011_accepted_at.sql"),
-];
-/// Since this version the journal knows who works with it.
-const KNOWS_INSTANCES: i64 = 3;
+pub const MIGRATIONS: &[&str] = &[include_str!("../../../migrations/postgres/0001_journal.sql")];
 /// With the schema's own number, the lock that a migration takes.
 const LOCK: i32 = 0x6377;
 
-/// In the transaction of the caller: a process killed on the way leaves nothing behind. Of two that start at once the later
-/// one waits for the lock, and finds the work done.
-pub(super) async fn migrate(connection: &Connection, migrations: &[&str]) -> Result<()> {
+/// Runs in the transaction of the caller: a process killed on the way leaves nothing behind. Of two that start at once the
+/// later one waits for the lock, and finds the work done.
+pub async fn migrate(connection: &Connection, migrations: &[&str]) -> Result<()> {
     let doing = "bring its tables up to date; its user needs CREATE on the schema";
-    let lock = "SELECT pg_advisory_xact_lock($1, quote_ident(current_schema())::regnamespace::oid::integer)";
-    connection.rows(doing, lock, &[&LOCK], |_| Ok(())).await?;
+    let lock =
+        format!("SELECT pg_advisory_xact_lock({LOCK}, quote_ident(current_schema())::regnamespace::oid::integer)");
+    let statements: &dyn Statements = connection;
+    statements.rows(doing, &lock, &[], |_| Ok(())).await?;
     let found = version(connection).await?;
     let known = as_version(migrations.len());
     match found {
-        Some(found) if found > known => return expect_known(connection, found).await,
+        Some(found) if found > known => return expect_known(connection, found, known).await,
         Some(found) if found == known => return Ok(()),
         Some(_) => {}
         None => {
@@ -44,51 +34,18 @@ pub(super) async fn migrate(connection: &Connection, migrations: &[&str]) -> Res
     for migration in migrations.iter().skip(usize::try_from(found.unwrap_or(0)).unwrap_or(0)) {
         connection.run(doing, migration).await?;
     }
-    connection.execute(doing, "UPDATE journal_version SET version = $1", &[&known]).await?;
-    if found.is_some_and(|found| found >= KNOWS_INSTANCES) { expect_all_know(connection).await } else { Ok(()) }
+    statements.execute(doing, "UPDATE journal_version SET version = $1", &values![known]).await?;
+    if found.is_some() { expect_all_know(connection, oldest_schema(connection).await?).await } else { Ok(()) }
 }
 
-/// The version of the journal in the current schema, if there is one. What stands in a later one of the search path is
-/// another's.
-pub(super) async fn version(connection: &Connection) -> Result<Option<i64>> {
+/// Returns the version of the journal in the current schema, if there is one. What stands in a later one of the search path
+/// is another's.
+pub async fn version(connection: &dyn Statements) -> Result<Option<i64>> {
     let doing = "read its version";
-    let look = "SELECT count(*) AS tables FROM pg_class \
-                WHERE relname = 'journal_version' AND relnamespace = quote_ident(current_schema())::regnamespace";
-    match connection.one(doing, look, &[], |row| number(row, "version", "tables")).await? {
-        0 => Ok(None),
-        _ => {
-            connection
-                .row(doing, "SELECT version FROM journal_version", &[], |row| number(row, "version", "version"))
-                .await
-        }
+    let count = "SELECT count(*) AS tables FROM pg_class \
+                 WHERE relname = 'journal_version' AND relnamespace = quote_ident(current_schema())::regnamespace";
+    if connection.one(doing, count, &[], |row| number(row, "version", "tables")).await? == 0 {
+        return Ok(None);
     }
-}
-
-/// Fails unless this program can work with a journal of the version that was found. A newer program may have brought it up
-/// to date while older ones run.
-pub(super) async fn expect_known(connection: &Connection, found: i64) -> Result<()> {
-    let known = newest_version();
-    if found < known {
-        return Err(JournalError::older_schema(found, known));
-    }
-    if found > known && oldest_schema(connection).await? > known {
-        return Err(JournalError::NewerSchema { found, known });
-    }
-    Ok(())
-}
-
-/// The oldest version of the schema that a program must know to work with this journal.
-pub(super) async fn oldest_schema(connection: &Connection) -> Result<i64> {
-    let doing = "read the oldest version that will do";
-    let select = "SELECT value FROM counters WHERE name = 'oldest_schema'";
-    let oldest = connection.row(doing, select, &[], |row| number(row, "version", "value")).await?;
-    Ok(oldest.unwrap_or(i64::MAX))
-}
-
-pub(super) fn newest_version() -> i64 {
-    as_version(MIGRATIONS.len())
-}
-
-fn as_version(migrations: usize) -> i64 {
-    i64::try_from(migrations).unwrap_or(i64::MAX)
+    connection.row(doing, "SELECT version FROM journal_version", &[], |row| number(row, "version", "version")).await
 }

@@ -16,10 +16,10 @@ use crate::journal::{
     AccountId, Admissions, CancelWish, Changes, Instances, Journal, Lease, Leases, NewTransaction, Outbox, RequestSeq,
     Settlements, Transactions, Upkeep, Which, WishAnswer,
 };
-use crate::model::{Address, Gas, Generation, Nonce, RequestState, Timestamp};
+use crate::model::{Address, Gas, Generation, Members, Nonce, RequestState, Timestamp};
 use crate::policy::arrival::Verdict;
 use crate::policy::limits::Limits;
-use crate::support::{Mode, Pooler, TcpProxy, postgres};
+use crate::support::{Mode as Way, Pooler, TcpProxy, postgres};
 
 const TTL: Duration = Duration::from_secs(60);
 /// Nothing takes so long that is not stuck.
@@ -102,8 +102,7 @@ async fn a_journal_of_a_newer_version_is_refused_and_a_missing_one_told() {
 /// As a program with one migration more.
 async fn migrate(url: &str, more: &'static str) -> Result<()> {
     let migrations: Vec<_> = schema::MIGRATIONS.iter().copied().chain([more]).collect();
-    let pool = Pool::new(address(url));
-    pool.write(migrations, |connection, migrations| Box::pin(schema::migrate(connection, migrations))).await
+    Pool::new(address(url)).migrate(migrations).await
 }
 
 /// As in the middle of a rolling upgrade: a newer program has added to the tables what an older one need not know.
@@ -211,7 +210,7 @@ async fn a_lease_that_was_checked_holds_until_the_commit() {
     let Some((url, set, other)) = pair(&["a"]).await else { return };
     let owner = session(&url).await;
     owner.run("", "BEGIN").await.unwrap();
-    leases::check_lease(&owner, &set.lease).await.unwrap();
+    crate::journal::leases::check_lease(&owner, &set.lease).await.unwrap();
     // Whatever the clocks say: it has run out for everybody.
     let mut taking = std::pin::pin!(other.acquire_lease(set.account, "other".into(), TTL, Some(mark(&url).await)));
     let waits = tokio::time::timeout(Duration::from_millis(300), &mut taking).await;
@@ -232,10 +231,8 @@ async fn a_lease_that_was_checked_holds_until_the_commit() {
 
 async fn mark(url: &str) -> crate::journal::LeaseMark {
     let look = session(url).await;
-    let seen = look.one("", "SELECT epoch, lease_until FROM accounts", &[], |row| {
-        Ok(crate::journal::LeaseMark { epoch: row.get(0), until: Timestamp(row.get(1)) })
-    });
-    seen.await.unwrap()
+    let seen = look.found("", "SELECT epoch, lease_until FROM accounts", &[]).await.unwrap();
+    crate::journal::LeaseMark { epoch: seen[0].get(0), until: Timestamp(seen[0].get(1)) }
 }
 
 /// Invariant 4, with an owner that does not know that it is none any more.
@@ -364,7 +361,7 @@ async fn a_request_that_comes_while_the_one_before_it_ends_is_not_left_to_wait()
 async fn the_schema_itself_refuses_a_second_transaction_that_may_land() {
     let Some((url, set, _)) = pair(&["a", "b"]).await else { return };
     let batch = NewTransaction {
-        others: vec![set.seq(1)],
+        requests: Members { first: set.seq(0), others: vec![set.seq(1)] },
         data: Some(Bytes::from_static(b"both")),
         ..transaction(set.seq(0), 0)
     };
@@ -442,7 +439,7 @@ async fn an_owner_frozen_in_the_middle_of_a_write_does_not_keep_the_account() {
     let Some((url, set, other)) = pair(&["a"]).await else { return };
     let frozen = session(&url).await;
     frozen.run("", "BEGIN").await.unwrap();
-    leases::check_lease(&frozen, &set.lease).await.unwrap();
+    crate::journal::leases::check_lease(&frozen, &set.lease).await.unwrap();
     let stale = Some(mark(&url).await);
     let taken = other.acquire_lease(set.account, "other".into(), TTL, stale).await.unwrap().ours();
     assert!(taken.is_some());
@@ -529,20 +526,20 @@ async fn a_way_that_is_cut_again_and_again_doubles_and_loses_nothing() {
 async fn a_database_that_is_away_for_a_moment_is_waited_for() {
     let Some((_, proxy, journal)) = behind_a_proxy().await else { return };
     let account = journal.account(1, Address([7; 20])).await.unwrap();
-    proxy.set_mode(Mode::Refuse);
+    proxy.set_mode(Way::Refuse);
     proxy.cut_all();
     let back = async {
         tokio::time::sleep(Duration::from_secs(2)).await;
-        proxy.set_mode(Mode::Pass);
+        proxy.set_mode(Way::Pass);
     };
     let (admitted, ()) = tokio::join!(journal.admit(vec![first(account, "a", "body")]), back);
     assert_eq!(admitted.unwrap(), [Verdict::Accept]);
-    proxy.set_mode(Mode::Refuse);
+    proxy.set_mode(Way::Refuse);
     proxy.cut_all();
     let error = journal.admit(vec![first(account, "b", "body")]).await.unwrap_err();
     assert!(matches!(error, JournalError::Storage { .. }), "{error}");
     assert!(error.to_string().contains("nothing was written"), "{error}");
-    proxy.set_mode(Mode::Pass);
+    proxy.set_mode(Way::Pass);
     assert_eq!(journal.admit(vec![first(account, "b", "body")]).await.unwrap(), [Verdict::Accept]);
 }
 
@@ -550,7 +547,7 @@ async fn a_database_that_is_away_for_a_moment_is_waited_for() {
 #[tokio::test]
 async fn a_database_that_does_not_answer_is_not_waited_for_forever() {
     let Some((_, proxy, journal)) = behind_a_proxy().await else { return };
-    proxy.set_mode(Mode::Swallow);
+    proxy.set_mode(Way::Swallow);
     let error = tokio::time::timeout(LONG, journal.open_requests()).await.expect("it ends").unwrap_err();
     assert!(error.to_string().contains("no answer"), "{error}");
 }
@@ -613,8 +610,13 @@ async fn settings_from_outside_do_not_weaken_a_commit_or_change_its_rules() {
     assert_eq!(look.simple("", "SHOW synchronous_commit").await.unwrap(), "on");
     assert_eq!(look.simple("", "SHOW transaction_isolation").await.unwrap(), "serializable", "it was asked for");
     let journal = open_at(&url).await;
-    let isolation =
-        journal.pool.write((), |connection, ()| Box::pin(connection.simple("", "SHOW transaction_isolation")));
+    let isolation = journal.database.call(Mode::Write, (), |connection, ()| {
+        Box::pin(async move {
+            let read =
+                |row: &dyn crate::journal::columns::Columns| Ok(row.text("isolation").unwrap().unwrap().into_owned());
+            connection.one("", "SELECT current_setting('transaction_isolation') AS isolation", &[], read).await
+        })
+    });
     assert_eq!(isolation.await.unwrap(), "read committed");
 }
 
@@ -631,7 +633,7 @@ async fn texts_that_the_database_cannot_store_come_back_as_they_were() {
     assert_eq!(queued.id, id("a"));
     assert_eq!((queued.reply.reply_to.as_deref(), queued.reply.correlation_id.as_deref()), (Some(odd), Some(odd)));
     let mut fails = dead(queued.seq);
-    let crate::journal::Decision::Dead { cause } = &mut fails.decision else { unreachable!() };
+    let crate::journal::Decision::Dead { cause } = &mut fails.decisions.first.1 else { unreachable!() };
     cause.detail = odd.to_owned();
     set.journal.settle(&set.lease, vec![fails]).await.unwrap();
     let copy = set.journal.unconfirmed_of(vec![queued.seq]).await.unwrap().remove(0);
@@ -650,7 +652,7 @@ async fn no_call_looks_at_what_is_settled() {
          INSERT INTO transactions (account, nonce, request, state, to_address, value, gas, created_at, closed_at, \
          final_hash, block_number, block_hash, gas_used) SELECT 1, seq, seq, 'succeeded', '\\x{address}', '0', 1, 0, 1, \
          '\\x{hash}', 1, '\\x{hash}', 1 FROM requests WHERE state = 'final'; \
-         INSERT INTO signed_transactions (account, nonce, kind, hash, raw, max_fee, signed_at) \
+         INSERT INTO signed_transactions (account, nonce, purpose, hash, raw, max_fee, signed_at) \
          SELECT 1, nonce, 'write', '\\x{hash}', '\\x00', 1, 0 FROM transactions; \
          INSERT INTO incidents (request, at, what, detail) SELECT request, 0, 'x', 'y' FROM transactions; \
          UPDATE accounts SET next_nonce = 100000; \

@@ -1,25 +1,25 @@
-//! Group commit: whatever waits is written in one transaction, while the next group gathers. A commit costs one flush of
+//! Group commit: everything that waits is written in one transaction, while the next group gathers. A commit costs one flush of
 //! the disk, however many writes are in it.
 
 use std::time::Instant;
 
-use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
 
-use crate::journal::sqlite::{ended, start_thread, storage};
-use crate::journal::{JournalError, Result};
+use crate::journal::error::{JournalError, Result};
+use crate::journal::sqlite::statements::SqliteConnection;
+use crate::journal::sqlite::{ended, start_thread};
 use crate::observe::metrics::JournalMeter;
 
-/// Writes that may wait; whoever comes then waits for a place.
+/// Writes that may wait; a later one waits for a place.
 const WAITING_WRITES: usize = 256;
 /// Writes in one commit at most, so that none waits long for its group.
 const WRITES_IN_COMMIT: usize = 64;
 
-/// Tells the caller, once it is known whether the commit holds.
+/// Answers the caller, once it is known whether the commit holds.
 type Reply = Box<dyn FnOnce(Result<()>) + Send>;
 /// Gets the connection inside the group's transaction, or why there is none.
-type Write = Box<dyn FnOnce(Result<&Connection, String>) -> Reply + Send>;
+type Write = Box<dyn FnOnce(Result<&SqliteConnection, String>) -> Reply + Send>;
 
 enum Job {
     Write { run: Write },
@@ -28,13 +28,13 @@ enum Job {
 
 /// A handle on the thread that owns the writing connection.
 #[derive(Debug, Clone)]
-pub(super) struct GroupCommit {
+pub struct GroupCommit {
     jobs: mpsc::Sender<Job>,
-    pub(super) meter: JournalMeter,
+    pub meter: JournalMeter,
 }
 
 impl GroupCommit {
-    pub(super) fn start(connection: Connection) -> Result<Self> {
+    pub fn start(connection: SqliteConnection) -> Result<Self> {
         let (jobs, waiting) = mpsc::channel(WAITING_WRITES);
         let meter = JournalMeter::default();
         let counts = meter.clone();
@@ -44,10 +44,10 @@ impl GroupCommit {
 
     /// Runs the write inside the next commit, and returns when that is durable. A write that fails undoes itself alone.
     /// A caller that stops waiting does not stop the write.
-    pub(super) async fn write<T, F>(&self, work: F) -> Result<T>
+    pub async fn write<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
-        F: FnOnce(&Connection) -> Result<T> + Send + 'static,
+        F: FnOnce(&SqliteConnection) -> Result<T> + Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
         let run: Write = Box::new(move |group| {
@@ -62,7 +62,7 @@ impl GroupCommit {
     }
 
     /// Returns when everything handed in before is written and the connection closed.
-    pub(super) async fn close(&self) {
+    pub async fn close(&self) {
         let (done, closed) = oneshot::channel();
         if self.jobs.send(Job::Close { done }).await.is_ok() {
             let _ = closed.await;
@@ -70,23 +70,19 @@ impl GroupCommit {
     }
 }
 
-fn in_savepoint<T>(connection: &Connection, work: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
-    run(connection, "SAVEPOINT one_write")?;
+fn in_savepoint<T>(connection: &SqliteConnection, work: impl FnOnce(&SqliteConnection) -> Result<T>) -> Result<T> {
+    connection.run("write", "SAVEPOINT one_write")?;
     let worked = work(connection);
     let end = match worked {
-        Ok(_) => run(connection, "RELEASE one_write"),
-        Err(_) => run(connection, "ROLLBACK TO one_write; RELEASE one_write"),
+        Ok(_) => connection.run("write", "RELEASE one_write"),
+        Err(_) => connection.run("write", "ROLLBACK TO one_write; RELEASE one_write"),
     };
     // A savepoint that cannot be ended leaves the whole group in doubt; its commit will fail too.
     end.and(worked)
 }
 
-fn run(connection: &Connection, sql: &'static str) -> Result<()> {
-    connection.execute_batch(sql).map_err(|error| storage("write", error))
-}
-
-/// A panic in a write ends the thread: all who wait, and all who come later, are told that it has ended.
-fn commit_groups(mut connection: Connection, mut waiting: mpsc::Receiver<Job>, meter: &JournalMeter) {
+/// A panic in a write ends the thread: all calls that wait, and all later ones, fail with [`ended`].
+fn commit_groups(connection: SqliteConnection, mut waiting: mpsc::Receiver<Job>, meter: &JournalMeter) {
     let mut group = Vec::with_capacity(WRITES_IN_COMMIT);
     while waiting.blocking_recv_many(&mut group, WRITES_IN_COMMIT) > 0 {
         let mut closing = None;
@@ -99,31 +95,30 @@ fn commit_groups(mut connection: Connection, mut waiting: mpsc::Receiver<Job>, m
         }
         if !writes.is_empty() {
             let began = Instant::now();
-            commit(&mut connection, writes);
+            commit(&connection, writes);
             meter.commits.record(began.elapsed());
         }
         if let Some(done) = closing {
-            let _ = connection.close();
+            connection.close();
             let _ = done.send(());
             return;
         }
     }
 }
 
-fn commit(connection: &mut Connection, writes: Vec<Write>) {
+fn commit(connection: &SqliteConnection, writes: Vec<Write>) {
     // IMMEDIATE takes the file's write lock at once: two processes on one file never both read and then both write.
-    let (replies, committed): (Vec<Reply>, _) =
-        match connection.transaction_with_behavior(TransactionBehavior::Immediate) {
-            Ok(group) => {
-                let replies = writes.into_iter().map(|write| write(Ok(&group))).collect();
-                // One that fails is rolled back.
-                (replies, group.commit().map_err(|error| error.to_string()))
-            }
-            Err(error) => {
-                let refused = error.to_string();
-                (writes.into_iter().map(|write| write(Err(refused.clone()))).collect(), Err(refused))
-            }
-        };
+    let begun = connection.lock().execute_batch("BEGIN IMMEDIATE").map_err(|error| error.to_string());
+    let run = |write: Write| write(begun.clone().map(|()| connection));
+    let replies: Vec<Reply> = writes.into_iter().map(run).collect();
+    let committed = begun.and_then(|()| {
+        let connection = connection.lock();
+        connection.execute_batch("COMMIT").map_err(|error| {
+            // One that fails is rolled back; the connection goes on with the next group.
+            let _ = connection.execute_batch("ROLLBACK");
+            error.to_string()
+        })
+    });
     debug!(journal.writes = replies.len(), "committed");
     for reply in replies {
         reply(committed.clone().map_err(JournalError::Commit));

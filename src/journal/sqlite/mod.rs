@@ -5,35 +5,28 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior, ffi};
+use async_trait::async_trait;
+use futures_util::FutureExt;
+use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 use tracing::warn;
 
-use crate::journal::columns::number;
-use crate::journal::{JournalError, Result};
+use crate::journal::database::{Database, Mode, SqlJournal, Statements, Work};
+use crate::journal::error::{JournalError, Result};
+use crate::journal::instances::expect_all_know;
+use crate::journal::schema::{as_version, expect_known, oldest_schema};
+use crate::observe::metrics::JournalMeter;
 
-mod admissions;
-mod cancellations;
-mod closed;
 mod commit;
-mod inspect;
-mod instances;
-mod leases;
-mod letters;
-mod limits;
-mod ordering;
-mod outbox;
 #[cfg(test)]
 mod plans;
 mod reads;
-mod recovery;
-mod rows;
-mod settlements;
-mod transactions;
+mod statements;
 
 use commit::GroupCommit;
 use reads::Readers;
+use statements::SqliteConnection;
 
-/// How long a write waits for another process that writes to the same file.
+/// The wait of a write for another process that writes to the same file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections that read beside the writing one.
 const READERS: usize = 3;
@@ -45,38 +38,22 @@ const WRITER_CACHE: &str = "-8192";
 const STACK_BYTES: usize = 2 * 1024 * 1024;
 
 /// A file's `user_version` is how many of these it has seen.
-const MIGRATIONS: &[&str] = &[
-    include_str!("../../../migrations/sqlite/0001_journal.sql"),
-    include_str!("../../../migrations/sqlite/0002_outbox_numbers.sql"),
-    include_str!("../../../migrations/sqlite/0003_chain_mishaps.sql"),
-    include_str!("../../../migrations/sqlite/0004_old_requests.sql"),
-    include_str!("../../../migrations/sqlite/0005_dead_letters.sql"),
-    include_str!("../../../migrations/sqlite/0006_instances.sql"),
-    include_str!("../../../migrations/sqlite/0007_recovery.sql"),
-    include_str!("../../../migrations/sqlite/0008_limits.sql"),
-    include_str!("../../../migrations/sqlite/0009_ordering.sql"),
-    include_str!("../../../migrations/sqlite/0010_writes.sql"),
-    include_str!("../../../migrations/sqlite/0011_policy.sql"),
-    include_str!("../../../migrations/sqlite/0012_batches.sql"),
-    include_str!("../../../migrations/sqlite/0013_traces.sql"),
-    include_str!("../../../migrations/sqlite/0014_accepted_at.sql"),
-];
+const MIGRATIONS: &[&str] = &[include_str!("../../../migrations/sqlite/0001_journal.sql")];
 
 const NO_SHARED_MEMORY: &str =
     "the file system cannot share memory between processes, as SQLite has to; put the journal on a local disk";
 
-/// Since this version the journal knows who works with it.
-const KNOWS_INSTANCES: i64 = 6;
-
 /// A journal in a SQLite file.
+pub type SqliteJournal = SqlJournal<Sqlite>;
+
 #[derive(Debug, Clone)]
-pub struct SqliteJournal {
+pub struct Sqlite {
     readers: Readers,
     writer: GroupCommit,
 }
 
 /// The writing connection and the reading ones.
-type Connections = (Connection, Vec<Connection>);
+type Connections = (SqliteConnection, Vec<SqliteConnection>);
 
 impl SqliteJournal {
     /// Opens the file, or makes it, readable by its owner alone; brings its schema up to date.
@@ -87,9 +64,9 @@ impl SqliteJournal {
         let path = path.to_owned();
         Self::start(move || {
             let file = make_private(&path).map_err(|error| storage("open the journal file", error))?;
-            let mut writing = connect(&file).map_err(|error| storage("open", error))?;
-            migrate(&mut writing, MIGRATIONS)?;
-            if let Some(concern) = mode_concern(&writing)? {
+            let writing = connect(&file).map_err(|error| storage("open", error))?;
+            migrate(&writing, MIGRATIONS)?;
+            if let Some(concern) = mode_concern(&writing.lock())? {
                 warn!("the journal: {concern}");
             }
             with_readers(writing, &file)
@@ -108,84 +85,102 @@ impl SqliteJournal {
         let path = path.to_owned();
         Self::start(move || {
             let writing = connect(&path).map_err(|error| storage("open", error))?;
-            let found = version(&writing).map_err(|error| storage("read its version", error))?;
-            let known = newest_version();
-            if found < known {
-                return Err(JournalError::older_schema(found, known));
-            }
-            expect_known(&writing, found, known)?;
+            let found = version(&writing.lock()).map_err(|error| storage("read its version", error))?;
+            at_once(expect_known(&writing, found, as_version(MIGRATIONS.len())))?;
             with_readers(writing, &path)
         })
         .await
     }
 
-    /// To open may wait for another process, so it is done where waiting holds up nobody.
+    /// Opens on a thread for blocking work: it may wait for another process.
     async fn start(open: impl FnOnce() -> Result<Connections> + Send + 'static) -> Result<Self> {
         let opened = tokio::task::spawn_blocking(open).await;
         let (writing, reading) = opened.map_err(|error| storage("open", error))??;
-        Ok(Self { readers: Readers::start(reading)?, writer: GroupCommit::start(writing)? })
+        let (readers, writer) = (Readers::start(reading)?, GroupCommit::start(writing)?);
+        Ok(Self { database: Sqlite { readers, writer } })
     }
+}
+
+#[async_trait]
+impl Database for Sqlite {
+    async fn call<I, T, F>(&self, mode: Mode, input: I, work: F) -> Result<T>
+    where
+        I: Send + Sync + 'static,
+        T: Send + 'static,
+        F: for<'c> Fn(&'c dyn Statements, &'c I) -> Work<'c, T> + Send + Sync + 'static,
+    {
+        let run = move |connection: &SqliteConnection| at_once(work(connection, &input));
+        match mode {
+            Mode::Read | Mode::Snapshot => self.readers.read(run).await,
+            Mode::Write | Mode::Repeatable => self.writer.write(run).await,
+        }
+    }
+
+    fn known_schema(&self) -> i64 {
+        as_version(MIGRATIONS.len())
+    }
+
+    fn meter(&self) -> JournalMeter {
+        self.writer.meter.clone()
+    }
+
+    async fn concerns(&self) -> Result<Vec<String>> {
+        Ok(self.readers.read(|connection| mode_concern(&connection.lock())).await?.into_iter().collect())
+    }
+
+    async fn close(&self) {
+        // The last to close puts what is in the WAL into the file, and that has to be one that may write.
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+}
+
+/// Returns what the work returns: SQLite's statements end before they return, so the future is ready.
+fn at_once<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let waits = || JournalError::Commit("a statement of SQLite's waits".to_owned());
+    work.now_or_never().unwrap_or_else(|| Err(waits()))
 }
 
 /// A process killed while it migrates leaves nothing behind, since all steps are one transaction. Of two that start at
 /// once the later one waits for SQLite's lock, and finds the work done.
-fn migrate(connection: &mut Connection, migrations: &[&str]) -> Result<()> {
-    let failed = |error| storage("bring its schema up to date", error);
-    let known = migrations.len();
-    if version(connection).map_err(failed)? == as_version(known) {
+fn migrate(connection: &SqliteConnection, migrations: &[&str]) -> Result<()> {
+    const DOING: &str = "bring its schema up to date";
+    let known = as_version(migrations.len());
+    let found = |connection: &SqliteConnection| version(&connection.lock()).map_err(|error| storage(DOING, error));
+    if found(connection)? == known {
         return Ok(());
     }
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
-    let found = version(&transaction).map_err(failed)?;
-    if found > as_version(known) {
-        return expect_known(&transaction, found, as_version(known));
+    connection.run(DOING, "BEGIN IMMEDIATE")?;
+    let migrated = found(connection).and_then(|found| {
+        if found > known {
+            return at_once(expect_known(connection, found, known));
+        }
+        for migration in migrations.iter().skip(usize::try_from(found).unwrap_or(0)) {
+            connection.run(DOING, migration)?;
+        }
+        if found > 0 {
+            at_once(async { expect_all_know(connection, oldest_schema(connection).await?).await })?;
+        }
+        connection.run(DOING, &format!("PRAGMA user_version = {known}"))
+    });
+    match migrated {
+        Ok(()) => connection.run(DOING, "COMMIT"),
+        Err(error) => connection.run(DOING, "ROLLBACK").and(Err(error)),
     }
-    for migration in migrations.iter().skip(usize::try_from(found).unwrap_or(0)) {
-        transaction.execute_batch(migration).map_err(failed)?;
-    }
-    if found >= KNOWS_INSTANCES {
-        instances::expect_all_know(&transaction)?;
-    }
-    transaction.pragma_update(None, "user_version", as_version(known)).map_err(failed)?;
-    transaction.commit().map_err(failed)
-}
-
-/// Fails unless a program that knows the schema up to `known` can work with the version that was found. A newer program
-/// may have brought it up to date while older ones run.
-fn expect_known(connection: &Connection, found: i64, known: i64) -> Result<()> {
-    if found > known && oldest_schema(connection)? > known {
-        return Err(JournalError::NewerSchema { found, known });
-    }
-    Ok(())
-}
-
-/// The oldest version of the schema that a program must know to work with this journal.
-fn oldest_schema(connection: &Connection) -> Result<i64> {
-    let select = "SELECT value FROM counters WHERE name = 'oldest_schema'";
-    let oldest = rows::prepare(connection, "read the oldest version that will do", select)?;
-    Ok({ oldest }.row([], |row| number(row, "version", "value"))?.unwrap_or(i64::MAX))
 }
 
 fn version(connection: &Connection) -> rusqlite::Result<i64> {
     connection.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 
-fn newest_version() -> i64 {
-    as_version(MIGRATIONS.len())
-}
-
-fn as_version(migrations: usize) -> i64 {
-    i64::try_from(migrations).unwrap_or(i64::MAX)
-}
-
 /// Two that open a new file at once both switch it to WAL, and SQLite refuses one of them without waiting for the other.
-fn connect(file: &Path) -> rusqlite::Result<Connection> {
+fn connect(file: &Path) -> rusqlite::Result<SqliteConnection> {
     const PAUSE: Duration = Duration::from_millis(50);
     let until = Instant::now() + BUSY_TIMEOUT;
     loop {
         match connect_once(file) {
             Err(error) if is_locked(&error) && Instant::now() < until => std::thread::sleep(PAUSE),
-            connected => return connected,
+            connected => return connected.map(SqliteConnection::new),
         }
     }
 }
@@ -205,12 +200,12 @@ fn mode_concern(connection: &Connection) -> Result<Option<String>> {
     Ok((mode != "wal").then(|| format!("its file is in the mode {mode:?} in place of \"wal\": {NO_SHARED_MEMORY}")))
 }
 
-fn with_readers(writing: Connection, file: &Path) -> Result<Connections> {
+fn with_readers(writing: SqliteConnection, file: &Path) -> Result<Connections> {
     let open = |_| {
         let connection = open_file(file, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         // SQLite opens its files with the first read, and later there may be no file handle left.
         version(&connection)?;
-        Ok(connection)
+        Ok(SqliteConnection::new(connection))
     };
     let reading: rusqlite::Result<_> = (0..READERS).map(open).collect();
     Ok((writing, reading.map_err(|error| storage("open for reading", error))?))
@@ -229,20 +224,20 @@ fn is_locked(error: &rusqlite::Error) -> bool {
     error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
 }
 
-/// The file, made if missing, with mode 0600. SQLite gives its `-wal` and `-shm` files the same mode.
+/// Makes the file if it is missing, with mode 0600. SQLite gives its `-wal` and `-shm` files the same mode.
 fn make_private(path: &Path) -> std::io::Result<PathBuf> {
     let file = std::fs::OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
     file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
     std::fs::canonicalize(path)
 }
 
-/// It ends when its work is handed in no more, and does not keep the process from ending.
+/// Starts a thread that ends when no more work is handed in, and does not keep the process from ending.
 fn start_thread(name: String, work: impl FnOnce() + Send + 'static) -> Result<()> {
     let started = std::thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(work);
     started.map(drop).map_err(|error| storage("start its thread", error))
 }
 
-/// For all who wait for a thread that is gone.
+/// Returns the error of all calls that wait for a thread that is gone.
 fn ended() -> JournalError {
     JournalError::Commit("the journal's thread has ended".to_owned())
 }
@@ -265,16 +260,15 @@ mod tests {
     use std::sync::Arc;
 
     use bytes::Bytes;
-    use futures_util::FutureExt;
     use tempfile::TempDir;
 
     use super::*;
     use crate::journal::contract::{arrival, id, journal_contract, set, transaction};
     use crate::journal::letters::contract as letters_contract;
     use crate::journal::{
-        AccountId, Admissions, Journal, Leases, NewTransaction, Outbox, RequestSeq, Settlements, Transactions, Upkeep,
+        AccountId, Admissions, Journal, Leases, NewTransaction, RequestSeq, Settlements, Transactions, Upkeep,
     };
-    use crate::model::{Address, Generation, Timestamp};
+    use crate::model::{Address, Generation, Members};
     use crate::policy::arrival::Verdict;
     use crate::policy::limits::Limits;
 
@@ -322,11 +316,13 @@ mod tests {
         Connection::open(&path).unwrap().execute_batch(newer).unwrap();
         for refused in [SqliteJournal::open(&path).await, SqliteJournal::open_existing(&path).await] {
             let refused = refused.unwrap_err();
-            assert!(matches!(refused, JournalError::NewerSchema { found: 99, known } if known == newest_version()));
+            assert!(
+                matches!(refused, JournalError::NewerSchema { found: 99, known } if known == as_version(MIGRATIONS.len()))
+            );
         }
     }
 
-    /// As in the middle of a rolling upgrade: a newer program has added to the tables what an older one need not know.
+    /// C60, as in the middle of a rolling upgrade: a newer program has added to the tables what an older one need not know.
     #[tokio::test]
     async fn two_versions_that_can_live_together_work_side_by_side() {
         let (folder, journal) = journal().await;
@@ -334,7 +330,7 @@ mod tests {
         let older = set(journal, &["a"]).await;
         let add = "ALTER TABLE requests ADD COLUMN added TEXT; CREATE TABLE more (a INTEGER) STRICT";
         let newer: Vec<_> = MIGRATIONS.iter().copied().chain([add]).collect();
-        migrate(&mut Connection::open(&path).unwrap(), &newer).unwrap();
+        migrate(&SqliteConnection::new(Connection::open(&path).unwrap()), &newer).unwrap();
         older.sign(0, 0).await.unwrap();
         // It is started again, and an operator's command too.
         let again = SqliteJournal::open(&path).await.unwrap();
@@ -348,10 +344,11 @@ mod tests {
         let path = folder.path().join("journal.db");
         let older = crate::journal::contract::instance("old", &[]);
         journal.attend(&older, Duration::from_secs(60)).await.unwrap();
-        let breaks = format!("UPDATE counters SET value = {} WHERE name = 'oldest_schema'", newest_version() + 1);
+        let breaks =
+            format!("UPDATE counters SET value = {} WHERE name = 'oldest_schema'", as_version(MIGRATIONS.len()) + 1);
         let newer: Vec<_> = MIGRATIONS.iter().copied().chain([breaks.as_str()]).collect();
-        let mut connection = Connection::open(&path).unwrap();
-        let refused = migrate(&mut connection, &newer).unwrap_err().to_string();
+        let connection = SqliteConnection::new(Connection::open(&path).unwrap());
+        let refused = migrate(&connection, &newer).unwrap_err().to_string();
         assert!(
             refused.contains(
                 "worker old on host runs with version 0, which cannot work with the new tables; stop it first"
@@ -359,27 +356,9 @@ mod tests {
             "{refused}"
         );
         journal.leave(&older).await.unwrap();
-        migrate(&mut connection, &newer).unwrap();
+        migrate(&connection, &newer).unwrap();
         let refused = SqliteJournal::open(&path).await.unwrap_err();
         assert!(matches!(refused, JournalError::NewerSchema { .. }), "{refused}");
-    }
-
-    /// C60
-    #[tokio::test]
-    async fn a_journal_of_the_first_version_keeps_its_outbox() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("journal.db");
-        let mut connection = Connection::open(&path).unwrap();
-        migrate(&mut connection, &MIGRATIONS[..1]).unwrap();
-        let rows = "INSERT INTO accounts (id, chain_id, address) VALUES (1, 1, zeroblob(20)); \
-                    INSERT INTO outbox (id, account, event_id, kind, body, reply_to) \
-                    VALUES (7, 1, 'e', 'final', '{}', 'answers'), (8, 1, 'f', 'dead', '{}', NULL)";
-        connection.execute_batch(rows).unwrap();
-        let journal = SqliteJournal::open(&path).await.unwrap();
-        let events = journal.events(&[AccountId(1)], 0, 10).await.unwrap();
-        let found: Vec<_> = events.iter().map(|row| (row.id, row.event_id.as_str(), row.kind.as_str())).collect();
-        assert_eq!(found, [(7, "e", "final"), (8, "f", "dead")]);
-        assert_eq!(events[0].reply.reply_to.as_deref(), Some("answers"));
     }
 
     #[tokio::test]
@@ -391,7 +370,7 @@ mod tests {
         // Not closed: as after a kill.
         let again = SqliteJournal::open(&folder.path().join("journal.db")).await.unwrap();
         let live = again.live_transactions(before.account).await.unwrap();
-        assert_eq!(live[0].request.id, id("a"));
+        assert_eq!(live[0].requests.first.id, id("a"));
     }
 
     #[tokio::test]
@@ -421,24 +400,13 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn what_an_older_version_accepted_was_accepted_when_it_came() {
-        let (folder, journal) = journal().await;
-        let set = set(journal, &["a"]).await;
-        let path = folder.path().join("journal.db");
-        let edit = "UPDATE requests SET accepted_at = NULL, received_at = 7";
-        Connection::open(&path).unwrap().execute(edit, []).unwrap();
-        let queued = set.journal.queued(set.account, i64::MIN, 10).await.unwrap();
-        assert_eq!(queued[0].accepted_at, Timestamp(7));
-    }
-
     /// Invariant 3, whatever the code above the schema does.
     #[tokio::test]
     async fn the_schema_itself_refuses_a_second_transaction_that_may_land() {
         let (folder, journal) = journal().await;
         let set = set(journal, &["a", "b"]).await;
         let batch = NewTransaction {
-            others: vec![set.queued[1].seq],
+            requests: Members { first: set.queued[0].seq, others: vec![set.queued[1].seq] },
             data: Some(Bytes::from_static(b"both")),
             ..transaction(set.queued[0].seq, 0)
         };
@@ -489,16 +457,17 @@ mod tests {
             other => panic!("{other:?}"),
         };
         let account = |address| journal.account(1, Address([address; 20]));
-        let stray = journal.writer.write(|connection| {
+        let stray = journal.database.writer.write(|connection| {
             let rows = "PRAGMA defer_foreign_keys = ON; INSERT INTO outbox (account, event_id, kind, body) \
                         VALUES (99, '', 'final', '')";
-            connection.execute_batch(rows).map(|()| AccountId(0)).map_err(|error| storage("write", error))
+            connection.run("write", rows).map(|()| AccountId(0))
         });
         let (stray, neighbour) = tokio::join!(stray, account(7));
         told(stray, "FOREIGN KEY");
         told(neighbour, "FOREIGN KEY");
-        let impatient = |connection: &Connection| connection.busy_timeout(Duration::ZERO).map_err(|e| storage("", e));
-        journal.writer.write(impatient).await.unwrap();
+        let impatient =
+            |connection: &SqliteConnection| connection.lock().busy_timeout(Duration::ZERO).map_err(|e| storage("", e));
+        journal.database.writer.write(impatient).await.unwrap();
         let other = Connection::open(&path).unwrap();
         other.execute_batch("BEGIN IMMEDIATE").unwrap();
         let (one, another) = tokio::join!(account(7), account(8));
@@ -513,11 +482,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let journal = SqliteJournal::open(&folder.path().join("journal.db")).await.unwrap();
         let account = || journal.account(1, Address([7; 20]));
-        let panics = || journal.writer.write(|_| -> Result<()> { panic!("as planned") });
+        let panics = || journal.database.writer.write(|_| -> Result<()> { panic!("as planned") });
         // The thread is busy until all three wait, so that they are one group.
         let (begins, has_begun) = tokio::sync::oneshot::channel();
         let (release, released) = std::sync::mpsc::channel::<()>();
-        let busy = journal.writer.write(move |_| {
+        let busy = journal.database.writer.write(move |_| {
             let _ = begins.send(());
             let _ = released.recv();
             Ok(())
@@ -534,7 +503,7 @@ mod tests {
         assert!(matches!(account().await, Err(JournalError::Commit(_))));
         for _ in 0..READERS {
             assert!(journal.open_requests().await.is_ok(), "the others go on");
-            let panicked = journal.readers.read(|_| -> Result<()> { panic!("as planned") }).await;
+            let panicked = journal.database.readers.read(|_| -> Result<()> { panic!("as planned") }).await;
             assert!(matches!(panicked, Err(JournalError::Commit(_))));
         }
         assert!(matches!(journal.open_requests().await, Err(JournalError::Commit(_))));

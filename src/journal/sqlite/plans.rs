@@ -10,7 +10,7 @@ use crate::journal::{
     AccountId, Admissions, CancelWish, ConfirmedCopy, EndedAgain, Lease, Leases, Outbox, QueuedRequest,
     RECENT_INCIDENTS, RefusedMessage, Reorged, RequestSeq, Settlements, Transactions, Upkeep, Which,
 };
-use crate::model::{Address, BodyHash, Cause, Generation, Nonce, OrderKey, Reason, Timestamp};
+use crate::model::{Address, BodyHash, Cause, Generation, Members, Nonce, OrderKey, Reason, Timestamp};
 use crate::policy::limits::Limits;
 
 const SETTLED: u64 = 200;
@@ -105,17 +105,17 @@ impl Counted {
         let (path, counter) = (path.to_owned(), steps.clone());
         let journal = SqliteJournal::start(move || {
             let file = make_private(&path).unwrap();
-            let mut writing = connect(&file).unwrap();
-            migrate(&mut writing, MIGRATIONS)?;
-            let (mut writing, mut reading) = with_readers(writing, &file)?;
-            writing.execute_batch("PRAGMA synchronous = OFF").unwrap();
-            for connection in std::iter::once(&mut writing).chain(&mut reading) {
+            let writing = connect(&file).unwrap();
+            migrate(&writing, MIGRATIONS)?;
+            let (writing, reading) = with_readers(writing, &file)?;
+            writing.lock().execute_batch("PRAGMA synchronous = OFF").unwrap();
+            for connection in std::iter::once(&writing).chain(&reading) {
                 let counter = counter.clone();
                 let count = move || {
                     counter.fetch_add(1, Ordering::Relaxed);
                     false
                 };
-                connection.progress_handler(1, Some(count)).unwrap();
+                connection.lock().progress_handler(1, Some(count)).unwrap();
             }
             Ok((writing, reading))
         });
@@ -185,7 +185,7 @@ impl Counted {
         let [a, b, c] = [0, 1, 2].map(|index| queued[index].seq);
         let (first, second) = (self.nonce(), self.nonce());
         let (mine, gone) = (transaction(a, first), transaction(b, second));
-        let attempt = mine.attempt.clone();
+        let attempt = mine.signed.clone();
         count!("record_transactions", journal.record_transactions(&lease, vec![mine, gone], Limits::default()));
         count!("record_replacements", journal.record_replacements(&lease, vec![(Nonce(first), attempt.clone())]));
         count!("live_transactions", journal.live_transactions(account));
@@ -198,7 +198,7 @@ impl Counted {
         let mut displaced = succeeded(b, second, "b");
         let closed = displaced.transaction.as_mut().unwrap();
         closed.state = crate::model::TransactionState::Reverted;
-        displaced.decision = dead(b).decision;
+        displaced.decisions = dead(b).decisions;
         count!("settle", journal.settle(&lease, vec![succeeded(a, first, "a"), displaced, dead(c)]));
         count!("unconfirmed", journal.unconfirmed(account, RequestSeq(0), 100));
         count!("unconfirmed_of", journal.unconfirmed_of(vec![b, c]));
@@ -210,12 +210,12 @@ impl Counted {
             event: event("dead"),
         });
         count!("confirm", journal.confirm(confirmed.collect()));
-        let reorged =
-            Reorged { request: a, nonce: Nonce(first), detail: String::new(), event: None, others: Vec::new() };
+        let events = Members::one((a, None));
+        let reorged = Reorged { nonce: Nonce(first), detail: String::new(), events: events.clone() };
         count!("record_reorged", journal.record_reorged(&lease, vec![reorged]));
         count!("nonces reorged", journal.nonces(account, Which::Reorged));
         let transaction = succeeded(a, first, "a").transaction.unwrap();
-        let again = EndedAgain { request: a, transaction, detail: String::new(), event: None, others: Vec::new() };
+        let again = EndedAgain { transaction, detail: String::new(), events };
         count!("record_ended_again", journal.record_ended_again(&lease, vec![again]));
         count!("nonces included", journal.nonces(account, Which::IncludedBelow(Nonce(second), 1)));
         count!("nonces of a range", journal.nonces(account, Which::Range(Nonce(first), Nonce(second))));

@@ -1,17 +1,17 @@
-//! Reads, on a few threads with a connection each. Whatever one read looks at is one snapshot.
+//! Reads, on a few threads with a connection each. Each read sees one snapshot.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::journal::Result;
-use crate::journal::sqlite::{ended, start_thread, storage};
+use crate::journal::error::Result;
+use crate::journal::sqlite::statements::SqliteConnection;
+use crate::journal::sqlite::{ended, start_thread};
 
-/// Reads that may wait; whoever comes then waits for a place.
+/// Reads that may wait; a later one waits for a place.
 const WAITING_READS: usize = 64;
 
-type Read = Box<dyn FnOnce(&mut Connection) + Send>;
+type Read = Box<dyn FnOnce(&SqliteConnection) + Send>;
 
 enum Job {
     Read { run: Read },
@@ -20,13 +20,13 @@ enum Job {
 
 /// A handle on the threads that own the reading connections.
 #[derive(Debug, Clone)]
-pub(super) struct Readers {
+pub struct Readers {
     jobs: mpsc::Sender<Job>,
     threads: usize,
 }
 
 impl Readers {
-    pub(super) fn start(connections: Vec<Connection>) -> Result<Self> {
+    pub fn start(connections: Vec<SqliteConnection>) -> Result<Self> {
         let (jobs, waiting) = mpsc::channel(WAITING_READS);
         let waiting = Arc::new(Mutex::new(waiting));
         let threads = connections.len();
@@ -38,17 +38,20 @@ impl Readers {
     }
 
     /// Runs the read on the next connection that is free.
-    pub(super) async fn read<T, F>(&self, work: F) -> Result<T>
+    pub async fn read<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
-        F: FnOnce(&Connection) -> Result<T> + Send + 'static,
+        F: FnOnce(&SqliteConnection) -> Result<T> + Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
         let run: Read = Box::new(move |connection| {
-            // Whoever waits no more needs no answer.
+            // A caller that waits no more needs no answer.
             if !answer.is_closed() {
-                let snapshot = connection.transaction().map_err(|error| storage("read", error));
-                let _ = answer.send(snapshot.and_then(|snapshot| work(&snapshot)));
+                let snapshot = connection.run("read", "BEGIN");
+                let read = snapshot.and_then(|()| work(connection));
+                // Nothing was written. One that fails here fails at its next BEGIN, too.
+                let _ = connection.run("read", "ROLLBACK");
+                let _ = answer.send(read);
             }
         });
         self.jobs.send(Job::Read { run }).await.map_err(|_| ended())?;
@@ -56,7 +59,7 @@ impl Readers {
     }
 
     /// Returns when everything handed in before is read and all connections are closed.
-    pub(super) async fn close(&self) {
+    pub async fn close(&self) {
         let mut closing = Vec::with_capacity(self.threads);
         // Each thread takes one and ends with it. What no thread is left for is dropped with the last of them.
         for _ in 0..self.threads {
@@ -71,14 +74,14 @@ impl Readers {
     }
 }
 
-fn read_until_closed(mut connection: Connection, waiting: &Mutex<mpsc::Receiver<Job>>) {
+fn read_until_closed(connection: SqliteConnection, waiting: &Mutex<mpsc::Receiver<Job>>) {
     loop {
         // The lock goes before the work begins.
         let job = waiting.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
         match job {
-            Some(Job::Read { run }) => run(&mut connection),
+            Some(Job::Read { run }) => run(&connection),
             Some(Job::Close { done }) => {
-                let _ = connection.close();
+                connection.close();
                 let _ = done.send(());
                 return;
             }

@@ -18,12 +18,13 @@ impl Store {
         let mut decided = BTreeSet::new();
         for settlement in &settlements {
             self.check_settlement(lease, settlement)?;
-            if !settlement.decisions().all(|(request, _)| decided.insert(request)) {
+            if !settlement.decisions.iter().all(|(request, _)| decided.insert(*request)) {
                 return Err(refused("settle a request", "it is decided on twice"));
             }
         }
-        for Settlement { request, transaction, decision, others } in settlements {
-            let is_queued = self.requests.get(&request).is_some_and(|row| row.state == RequestState::Accepted);
+        for Settlement { transaction, decisions } in settlements {
+            let (request, decision) = &decisions.first;
+            let is_queued = self.requests.get(request).is_some_and(|row| row.state == RequestState::Accepted);
             if matches!(decision, Decision::Cancel { .. }) && !is_queued {
                 // It has failed by itself since the wish was seen: its ruling came before this one, and counts.
                 continue;
@@ -32,7 +33,7 @@ impl Store {
                 let row = self.transactions.get_mut(&(lease.account, closed.nonce)).expect("it was checked");
                 (row.state, row.included, row.data) = (closed.state, closed.included, None);
             }
-            for (request, decision) in std::iter::once((request, decision)).chain(others) {
+            for (request, decision) in decisions {
                 self.apply(now, request, decision);
                 self.forget_wish(request);
             }
@@ -41,22 +42,23 @@ impl Store {
     }
 
     fn check_settlement(&self, lease: &Lease, settlement: &Settlement) -> Result<()> {
-        let Settlement { request, transaction, decision, others } = settlement;
+        let Settlement { transaction, decisions } = settlement;
+        let (request, decision) = &decisions.first;
         let row = self.requests.get(request).filter(|row| row.account == lease.account);
         let row = row.ok_or_else(|| refused("settle a request", "the lane has no such request"))?;
-        if matches!(decision, Decision::Cancel { .. }) && row.state != RequestState::Accepted && others.is_empty() {
+        if matches!(decision, Decision::Cancel { .. }) && row.state != RequestState::Accepted && !decisions.is_batch() {
             return Ok(());
         }
         match transaction {
             Some(closed) => {
-                let requests: Vec<_> = settlement.decisions().map(|(request, _)| request).collect();
+                let requests: Vec<_> = decisions.iter().map(|(request, _)| *request).collect();
                 self.check_closed(lease, &requests, closed)?;
             }
-            None if others.is_empty() => {}
+            None if !decisions.is_batch() => {}
             None => return Err(refused("settle requests", "they share no transaction")),
         }
         let closed = transaction.as_ref().map(|closed| closed.state);
-        settlement.decisions().try_for_each(|(request, decision)| self.check_decision(request, decision, closed))
+        decisions.iter().try_for_each(|(request, decision)| self.check_decision(*request, decision, closed))
     }
 
     fn check_decision(&self, request: RequestSeq, decision: &Decision, closed: Option<TransactionState>) -> Result<()> {
@@ -78,7 +80,7 @@ impl Store {
     fn check_closed(&self, lease: &Lease, requests: &[RequestSeq], closed: &ClosedTransaction) -> Result<()> {
         let row = self.transactions.get(&(lease.account, closed.nonce));
         let is_its =
-            row.is_some_and(|row| row.requests().eq(requests.iter().copied()) && row.state == TransactionState::Live);
+            row.is_some_and(|row| row.requests.iter().eq(requests.iter()) && row.state == TransactionState::Live);
         if !is_its || closed.state == TransactionState::Live {
             let detail = format!("{} is not one of these requests that is live", closed.nonce);
             return Err(refused("close a nonce", detail));
@@ -173,19 +175,20 @@ impl Store {
 
     pub(crate) fn prune(&mut self, before: Timestamp, limit: u32) -> u64 {
         let is_over = |row: &RequestRow| {
-            matches!(row.state, RequestState::Final | RequestState::Dead)
+            row.state.is_over()
+                && row.state.is_settled()
                 && row.settled_at.is_some_and(|settled_at| settled_at < before)
         };
         let has_others = |seq: &RequestSeq, row: &RequestRow| {
             let first = row.nonces.iter().filter_map(|nonce| self.transactions.get(&(row.account, *nonce)));
-            let mut of_batch = first.filter(|row| row.request == *seq).flat_map(|row| &row.others);
+            let mut of_batch = first.filter(|row| row.requests.first == *seq).flat_map(|row| &row.requests.others);
             of_batch.any(|other| self.requests.contains_key(other))
         };
         let old = self.requests.iter().filter(|(seq, row)| is_over(row) && !has_others(seq, row));
         let old: Vec<RequestSeq> = old.map(|(seq, _)| *seq).take(limit as usize).collect();
         for (seq, row) in old.iter().filter_map(|seq| Some((*seq, self.requests.remove(seq)?))) {
             self.seqs.remove(&row.id);
-            self.transactions.retain(|_, transaction| transaction.request != seq);
+            self.transactions.retain(|_, transaction| transaction.requests.first != seq);
         }
         old.len() as u64
     }
@@ -201,7 +204,7 @@ impl Store {
     }
 }
 
-/// What a decision says has happened to the request.
+/// Returns the observation of the request that a decision follows from.
 fn observation(decision: &Decision) -> Observation {
     match decision {
         Decision::Final(_) => Observation::Succeeded,

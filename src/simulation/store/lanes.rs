@@ -212,7 +212,7 @@ impl Store {
         let mut seen = BTreeSet::new();
         for new in &transactions {
             self.check_new(lease, new)?;
-            if !new.requests().all(|request| seen.insert(request)) {
+            if !new.requests.iter().all(|request| seen.insert(*request)) {
                 return Err(refused("sign for a request", "it would have two nonces"));
             }
         }
@@ -224,14 +224,14 @@ impl Store {
     }
 
     fn check_new(&self, lease: &Lease, new: &NewTransaction) -> Result<()> {
-        for request in new.requests() {
-            let row = self.requests.get(&request).filter(|row| row.account == lease.account);
+        for request in new.requests.iter() {
+            let row = self.requests.get(request).filter(|row| row.account == lease.account);
             let row = row.ok_or_else(|| refused("sign for a request", "the lane has no such request"))?;
             if row.state.next(Observation::Signed).is_none() || self.has_effect(row) || self.is_held(row) {
                 return Err(refused("sign for a request that is not queued", row.state.as_str()));
             }
         }
-        if new.others.is_empty() != new.data.is_none() {
+        if new.requests.is_batch() != new.data.is_some() {
             return Err(refused("store a batch", "it has no calldata, or what is none has"));
         }
         fits("the next nonce", new.nonce.0.saturating_add(1))?;
@@ -239,22 +239,21 @@ impl Store {
         if new.gas.0 == 0 {
             return Err(refused("sign for a request", "without gas"));
         }
-        check_attempt(&new.attempt)
+        check_attempt(&new.signed)
     }
 
     fn add_transaction(&mut self, now: Timestamp, account: AccountId, new: NewTransaction) {
-        for request in new.requests() {
-            let row = self.requests.get_mut(&request).expect("it was checked");
-            row.state = RequestState::Writing;
+        for request in new.requests.iter() {
+            let row = self.requests.get_mut(request).expect("it was checked");
+            row.state = row.state.next(Observation::Signed).expect("it was checked");
             row.changed_at = now;
             row.nonces.push(new.nonce);
         }
-        let NewTransaction { request, others, nonce, to, value, data, gas, attempt } = new;
+        let NewTransaction { requests, nonce, to, value, data, gas, signed } = new;
         let state = TransactionState::Live;
-        let created_at = attempt.signed_at;
+        let created_at = signed.signed_at;
         let row = TransactionRow {
-            request,
-            others,
+            requests,
             state,
             to,
             value,
@@ -266,7 +265,7 @@ impl Store {
             signed: Vec::new(),
         };
         self.transactions.insert((account, nonce), row);
-        self.add_attempt(account, nonce, attempt);
+        self.add_attempt(account, nonce, signed);
         self.accounts.get_mut(&account).expect("it was checked").next_nonce = Some(nonce.plus(1));
     }
 
@@ -287,8 +286,8 @@ impl Store {
 
     fn add_attempt(&mut self, account: AccountId, nonce: Nonce, attempt: SignedTransaction) {
         let row = self.transactions.get_mut(&(account, nonce)).expect("it was checked");
-        let id_of = |request| self.requests.get(&request).expect("a transaction has its requests").id.clone();
-        let (requests, signed) = (row.requests().map(id_of).collect(), attempt.raw.clone());
+        let id_of = |request| self.requests.get(request).expect("a transaction has its requests").id.clone();
+        let (requests, signed) = (row.requests.iter().map(id_of).collect(), attempt.raw.clone());
         self.record.signed.push(SignedRecord { account, requests, nonce, kind: attempt.purpose, signed });
         self.last_attempt += 1;
         row.signed.push(StoredAttempt { place: self.last_attempt, attempt });

@@ -6,7 +6,7 @@ use crate::journal::{
     AccountId, CancelWish, Cancellation, EndedAgain, JournalError, Lease, Reorged, RequestSeq, StoredNonce,
     StoredRequest, Which, WishAnswer,
 };
-use crate::model::{Nonce, RequestId, RequestState, SignedTransaction, Timestamp, TransactionState};
+use crate::model::{Members, Nonce, RequestId, SignedTransaction, Timestamp, TransactionState};
 use crate::simulation::store::{RequestRow, SignedRecord, Store, StoredFiller, TransactionRow, Wish, refused};
 
 type Result<T, E = JournalError> = std::result::Result<T, E>;
@@ -16,14 +16,12 @@ impl Store {
         let Some((seq, row)) = self.seqs.get(id).and_then(|seq| Some((*seq, self.requests.get_mut(seq)?))) else {
             return WishAnswer::NotKnown;
         };
-        if matches!(row.state, RequestState::Final | RequestState::Dead | RequestState::DeadPending) {
+        if row.state.is_over() {
             return WishAnswer::TooLate(row.state);
         }
         // The first wish counts.
         if let Entry::Vacant(place) = self.wishes.entry(seq) {
-            let CancelWish { by, reason } = wish;
-            let colon = if reason.is_empty() { "" } else { ": " };
-            let detail = format!("cancelled by {by}{colon}{reason}");
+            let detail = wish.detail();
             row.note(now, "cancel", detail.clone());
             place.insert(Wish { detail });
         }
@@ -44,8 +42,7 @@ impl Store {
 
     /// A wish is over with its request.
     pub(super) fn forget_wish(&mut self, request: RequestSeq) {
-        let ended = |state| matches!(state, RequestState::DeadPending | RequestState::Dead | RequestState::Final);
-        if self.requests.get(&request).is_some_and(|row| ended(row.state)) {
+        if self.requests.get(&request).is_some_and(|row| row.state.is_over()) {
             self.wishes.remove(&request);
         }
     }
@@ -82,8 +79,7 @@ impl Store {
             Some(StoredRequest { seq, id, generation, reply, trace, state })
         };
         Some(StoredNonce {
-            request: stored(row.request)?,
-            others: row.others.iter().filter_map(|other| stored(*other)).collect(),
+            requests: Members::from_vec(row.requests.iter().filter_map(|request| stored(*request)).collect())?,
             nonce,
             state: row.state,
             included: row.included.clone(),
@@ -128,12 +124,12 @@ impl Store {
         for reorged in reorged {
             let row = self.transactions.get_mut(&(lease.account, reorged.nonce));
             let fits = |row: &&mut TransactionRow| {
-                row.request == reorged.request && row.included.is_some() && row.reorged_at.is_none()
+                row.requests.first == reorged.events.first.0 && row.included.is_some() && row.reorged_at.is_none()
             };
             if let Some(row) = row.filter(fits) {
                 row.reorged_at = Some(now);
-                for (request, event) in reorged.told() {
-                    self.tell(now, request, ("reorged", reorged.detail.clone()), event.cloned());
+                for (request, event) in reorged.events {
+                    self.record_change(now, request, ("reorged", reorged.detail.clone()), event);
                 }
             }
         }
@@ -145,20 +141,22 @@ impl Store {
         for ended in ended {
             let row = self.transactions.get_mut(&(lease.account, ended.transaction.nonce));
             let is_it = |row: &&mut TransactionRow| {
-                row.request == ended.request && row.others.len() == ended.others.len() && row.reorged_at.is_some()
+                row.requests.first == ended.events.first.0
+                    && row.requests.count() == ended.events.count()
+                    && row.reorged_at.is_some()
             };
             if let Some(row) = row.filter(is_it) {
                 row.reorged_at = None;
                 (row.state, row.included) = (ended.transaction.state, ended.transaction.included.clone());
-                for (request, event) in ended.told() {
-                    self.tell(now, request, ("ended", ended.detail.clone()), event.cloned());
+                for (request, event) in ended.events {
+                    self.record_change(now, request, ("ended", ended.detail.clone()), event);
                 }
             }
         }
         Ok(())
     }
 
-    fn tell(
+    fn record_change(
         &mut self,
         now: Timestamp,
         request: RequestSeq,

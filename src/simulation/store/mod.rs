@@ -11,8 +11,8 @@ use crate::journal::{
 };
 use crate::model::event::FinalTransaction;
 use crate::model::{
-    Address, BodyHash, Cause, EventKind, Gas, Generation, Message, Nonce, OrderKey, Purpose, RawTransaction, RequestId,
-    RequestState, SignedTransaction, Timestamp, TraceContext, TransactionState, Wei, Write,
+    Address, BodyHash, Cause, EventKind, Gas, Generation, Members, Message, Nonce, OrderKey, Purpose, RawTransaction,
+    RequestId, RequestState, SignedTransaction, Timestamp, TraceContext, TransactionState, Wei, Write,
 };
 
 mod ending;
@@ -108,9 +108,7 @@ pub(crate) struct IncidentRow {
 
 #[derive(Debug, Clone)]
 pub(crate) struct TransactionRow {
-    pub(crate) request: RequestSeq,
-    /// The other requests of a batch.
-    pub(crate) others: Vec<RequestSeq>,
+    pub(crate) requests: Members<RequestSeq>,
     pub(crate) state: TransactionState,
     pub(crate) to: Address,
     pub(crate) value: Wei,
@@ -220,7 +218,7 @@ impl Store {
     pub(crate) fn attempts_raw(&self) -> impl Iterator<Item = (RequestSeq, Nonce, &SignedTransaction)> {
         self.transactions
             .iter()
-            .flat_map(|((_, nonce), row)| row.signed.iter().map(|stored| (row.request, *nonce, &stored.attempt)))
+            .flat_map(|((_, nonce), row)| row.signed.iter().map(|stored| (row.requests.first, *nonce, &stored.attempt)))
     }
 
     pub(crate) fn outbox(&self) -> impl Iterator<Item = (AccountId, &OutboxRow)> {
@@ -236,7 +234,7 @@ impl Store {
         let Some((key, place)) = request.order else { return false };
         let is_before = |row: &RequestRow| {
             let is_before = row.order.is_some_and(|(other, before)| other == key && before < place);
-            is_before && !matches!(row.state, RequestState::Final | RequestState::Dead)
+            is_before && !(row.state.is_settled() && row.state.is_over())
         };
         self.requests.values().any(is_before)
     }
@@ -245,13 +243,6 @@ impl Store {
     fn has_effect(&self, request: &RequestRow) -> bool {
         let rows = request.nonces.iter().filter_map(|nonce| self.transactions.get(&(request.account, *nonce)));
         rows.into_iter().any(|row| row.state.has_effect())
-    }
-}
-
-impl TransactionRow {
-    /// All that it is for.
-    pub(crate) fn requests(&self) -> impl Iterator<Item = RequestSeq> {
-        std::iter::once(self.request).chain(self.others.iter().copied())
     }
 }
 
@@ -273,7 +264,7 @@ impl RequestRow {
         self.settled_at = Some(now);
         self.message = None;
         if let Some(write) = &mut self.write
-            && matches!(state, RequestState::Final | RequestState::Dead)
+            && state.is_over()
         {
             write.data = None;
         }

@@ -8,7 +8,7 @@ use crate::journal::{
     UnconfirmedCopy,
 };
 use crate::model::event::BatchPlace;
-use crate::model::{Message, Nonce, RequestId, RequestState, SignedTransaction, TransactionState};
+use crate::model::{Members, Message, Nonce, RequestId, RequestState, SignedTransaction, TransactionState};
 use crate::policy::arrival::Known;
 use crate::simulation::store::{AccountRow, IncidentRow, RequestRow, Store, StoredAttempt, TransactionRow};
 
@@ -84,8 +84,7 @@ impl Store {
     fn live(&self, nonce: Nonce, row: &TransactionRow) -> Option<LiveTransaction> {
         let queued = |seq: RequestSeq| Some(queued_request(seq, self.requests.get(&seq)?));
         Some(LiveTransaction {
-            request: queued(row.request)?,
-            others: row.others.iter().filter_map(|other| queued(*other)).collect(),
+            requests: Members::from_vec(row.requests.iter().filter_map(|request| queued(*request)).collect())?,
             nonce,
             to: row.to,
             value: row.value,
@@ -178,7 +177,7 @@ pub(super) fn queued_request(seq: RequestSeq, row: &RequestRow) -> QueuedRequest
         received_at: row.received_at,
         accepted_at: row.accepted_at,
         body: message.body.clone(),
-        write: row.write.clone(),
+        write: row.write.clone().expect("what is open has been routed"),
         is_alone: row.is_alone,
         reply: ReplyAddress {
             reply_to: message.properties.reply_to.clone(),
@@ -189,7 +188,7 @@ pub(super) fn queued_request(seq: RequestSeq, row: &RequestRow) -> QueuedRequest
 }
 
 fn transaction_history(request: RequestSeq, nonce: Nonce, row: &TransactionRow) -> TransactionHistory {
-    let index = row.requests().position(|own| own == request).unwrap_or_default();
+    let index = row.requests.iter().position(|own| *own == request).unwrap_or_default();
     let included = row.included.as_ref();
     TransactionHistory {
         nonce,
@@ -201,7 +200,7 @@ fn transaction_history(request: RequestSeq, nonce: Nonce, row: &TransactionRow) 
         block_hash: included.map(|included| included.block_hash),
         gas_used: included.map(|included| included.gas_used),
         reorged_at: row.reorged_at.map(|at| at.to_string()),
-        batch: BatchPlace::of(index, row.others.len()),
+        batch: BatchPlace::of(index, row.requests.others.len()),
     }
 }
 

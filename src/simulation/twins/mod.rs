@@ -104,8 +104,8 @@ async fn visible(journal: &dyn Journal) -> Vec<String> {
         }
         let mut live = journal.live_transactions(account).await;
         for transaction in live.iter_mut().flatten() {
-            let requests = std::iter::once(&mut transaction.request).chain(&mut transaction.others);
-            requests.for_each(without_times);
+            without_times(&mut transaction.requests.first);
+            transaction.requests.others.iter_mut().for_each(without_times);
         }
         seen.push(answer(live));
     }

@@ -11,9 +11,9 @@ use crate::journal::{
 };
 use crate::model::event::{FinalTransaction, Outcome, Subject};
 use crate::model::{
-    Address, BlockHash, BlockNumber, BodyHash, Cause, Event, Fee, Gas, GasRule, Generation, Headers, Message, Nonce,
-    OrderKey, Properties, Purpose, RawTransaction, Reason, RequestId, SignedTransaction, Timestamp, TransactionState,
-    TxHash, Wei, Write,
+    Address, BlockHash, BlockNumber, BodyHash, Cause, Event, Fee, Gas, GasRule, Generation, Headers, Members, Message,
+    Nonce, OrderKey, Properties, Purpose, RawTransaction, Reason, RequestId, SignedTransaction, Timestamp,
+    TransactionState, TxHash, Wei, Write,
 };
 use crate::policy::limits::Limits;
 use crate::simulation::store::Store;
@@ -149,9 +149,9 @@ impl Pick {
         let mut new: Vec<_> =
             queued.iter().zip(next.0..).map(|(request, nonce)| transaction(request.seq, Nonce(nonce))).collect();
         if self.x.is_multiple_of(2) && new.len() > 1 {
-            let others: Vec<_> = new.drain(1..).map(|other| other.request).collect();
+            let others: Vec<_> = new.drain(1..).map(|other| other.requests.first).collect();
             new[0].data = Some(Bytes::from_static(b"all"));
-            new[0].others = others;
+            new[0].requests.others = others;
         }
         new
     }
@@ -181,10 +181,11 @@ impl Pick {
                 _ => Decision::Requeue(Requeue::Isolated(Cause::new(Reason::Reverted, "one of them"))),
             };
             // Now and then one of the batch is forgotten.
-            let decided = live.others.len() - usize::from(self.x.is_multiple_of(16) && !live.others.is_empty());
-            let others = live.others.iter().take(decided).map(|other| (other.seq, decision(other))).collect();
-            let (request, decision) = (live.request.seq, decision(&live.request));
-            Settlement { request, transaction: Some(closed(live.nonce, state)), decision, others }
+            let Members { first, others } = &live.requests;
+            let decided = others.len() - usize::from(self.x.is_multiple_of(16) && !others.is_empty());
+            let others = others.iter().take(decided).map(|other| (other.seq, decision(other))).collect();
+            let decisions = Members { first: (first.seq, decision(first)), others };
+            Settlement { transaction: Some(closed(live.nonce, state)), decisions }
         });
         let unsigned = store.queued(account, i64::MIN, u32::from(self.y / 5 % 2)).into_iter().map(|queued| {
             let decision = match self.y % 3 {
@@ -192,7 +193,7 @@ impl Pick {
                 1 => dead(),
                 _ => found(&queued.id, self.y),
             };
-            Settlement { request: queued.seq, transaction: None, decision, others: Vec::new() }
+            Settlement { transaction: None, decisions: Members::one((queued.seq, decision)) }
         });
         live.chain(unsigned).collect()
     }
@@ -210,7 +211,7 @@ impl Pick {
         let request = |number: u8| RequestSeq(i64::from(number % 9));
         let stray = (self.x.is_multiple_of(4)).then(|| (request(self.x / 7), decision.clone()));
         let others = stray.into_iter().collect();
-        Settlement { request: request(self.y / 4), transaction, decision, others }
+        Settlement { transaction, decisions: Members { first: (request(self.y / 4), decision), others } }
     }
 
     /// Those that are due, or one that is not.
@@ -287,14 +288,13 @@ fn attempt(seed: u8) -> SignedTransaction {
 fn transaction(request: RequestSeq, nonce: Nonce) -> NewTransaction {
     let seed = u8::try_from(nonce.0 % 15).unwrap_or_default() + 1;
     NewTransaction {
-        request,
-        others: Vec::new(),
+        requests: Members::one(request),
         nonce,
         to: Address([seed; 20]),
         value: Wei(u128::MAX),
         data: None,
         gas: Gas(21_000),
-        attempt: attempt(seed),
+        signed: attempt(seed),
     }
 }
 

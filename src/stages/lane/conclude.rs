@@ -9,7 +9,7 @@ use crate::chain::follow::receipt_reader::BlockRead;
 use crate::chain::{BlockTag, Call, ChainError, Inclusion, Receipt};
 use crate::journal::{ClosedTransaction, Lease, QueuedRequest};
 use crate::model::event::FinalTransaction;
-use crate::model::{BlockNumber, Cause, Nonce, PauseReason, Purpose, Reason, TransactionState, TxHash};
+use crate::model::{BlockNumber, Cause, Members, Nonce, PauseReason, Purpose, Reason, TransactionState, TxHash};
 use crate::policy::{records, revert};
 use crate::stages::lane::in_flight::{InFlight, PoolStatus};
 use crate::stages::lane::term::Term;
@@ -61,10 +61,8 @@ impl Term<'_> {
         self.nonce_takers.forget(nonce);
         let ended = self.flight.remove(nonce)?;
         self.trace_end(&ended, state, included.as_ref());
-        let requests = ended.payload.requests;
         let transaction = Some(ClosedTransaction { nonce, state, included });
-        let (lease, request, others) = (self.lease.clone(), requests.first, requests.others);
-        Some(Ruling { lease, request, others, transaction, verdict })
+        Some(Ruling { lease: self.lease.clone(), requests: ended.payload.requests, transaction, verdict })
     }
 
     async fn verdict_on_included(
@@ -177,7 +175,7 @@ impl Term<'_> {
 
 /// Ends a request that had no nonce.
 pub(super) fn ended(lease: &Lease, request: QueuedRequest, verdict: LaneVerdict) -> Ruling {
-    Ruling { lease: lease.clone(), request, others: Vec::new(), transaction: None, verdict }
+    Ruling { lease: lease.clone(), requests: Members::one(request), transaction: None, verdict }
 }
 
 /// Fails a request that had no nonce.

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use tracing::{debug, info, warn};
 
+use crate::journal::NewTransaction;
 use crate::journal::{Cancellation, JournalError};
-use crate::journal::{NewTransaction, QueuedRequest};
 use crate::model::{
     BodyHash, Cause, Fee, Nonce, PauseReason, Purpose, RawTransaction, Reason, RequestState, SignedTransaction,
-    Timestamp, UnsignedTransaction, Write,
+    Timestamp, UnsignedTransaction,
 };
 use crate::observe::metrics::Signed;
 use crate::observe::traces::Traced;
@@ -111,24 +111,14 @@ impl Term<'_> {
         let queued = self.context.journal.queued(self.lease.account, page.after, limit).await?;
         let mut rulings = Vec::new();
         for request in self.queue.take(page, queued) {
-            match self.write_of(&request) {
-                Some(write) => match self.context.settings.permits.check(write.to, write.value, request.calldata()) {
-                    Ok(()) => self.queue.add_fetched([Fetched::new(request, write, &batching)]),
-                    Err(cause) => rulings.push(conclude::failed(&self.lease, request, cause)),
-                },
-                None => {
-                    let detail = "it was taken in before there were routes; send it back to have it routed";
-                    rulings.push(conclude::failed(&self.lease, request, Cause::new(Reason::NoRoute, detail)));
-                }
+            let permits = &self.context.settings.permits;
+            match permits.check(request.write.to, request.write.value, request.calldata()) {
+                Ok(()) => self.queue.add_fetched([Fetched::new(request, &batching)]),
+                Err(cause) => rulings.push(conclude::failed(&self.lease, request, cause)),
             }
         }
         self.rule(rulings).await;
         self.set_written_aside().await
-    }
-
-    /// Returns what a request asks for; `None` where it was not stored.
-    fn write_of(&self, request: &QueuedRequest) -> Option<Write> {
-        request.write.clone().or_else(|| self.context.settings.unstored_write.clone())
     }
 
     /// Invariants 1 and 4: nonces are taken in the commit that stores the signed bytes, and only then does the broadcaster
@@ -227,9 +217,7 @@ impl Term<'_> {
                     transaction.cancel_reason = Some(detail);
                 }
             } else if state == RequestState::Accepted {
-                let settings = &self.context.settings;
-                let write_of = |own: &QueuedRequest| own.write.clone().or_else(|| settings.unstored_write.clone());
-                if self.queue.cancel(request.seq, write_of, &settings.batching) {
+                if self.queue.cancel(request.seq, &self.context.settings.batching) {
                     info!(request.id = %request.id, cause = detail, "cancelled before it had a nonce");
                     let verdict = LaneVerdict::Cancelled(Cause::new(Reason::Cancelled, detail));
                     rulings.push(conclude::ended(&self.lease, request, verdict));
@@ -307,7 +295,7 @@ impl Term<'_> {
     /// Hands rulings to settle.
     pub(super) async fn rule(&mut self, rulings: Vec<Ruling>) {
         for ruling in rulings.iter().filter(|ruling| ruling.transaction.is_none()) {
-            self.queue.record_ruled(&ruling.request);
+            self.queue.record_ruled(&ruling.requests.first);
         }
         if !rulings.is_empty() {
             self.context.to_settle(FromLane::Rulings(rulings)).await;
@@ -334,13 +322,12 @@ fn numbered_transactions(payloads: Vec<Payload>, raw: Vec<RawTransaction>, first
 fn to_store(transaction: &InFlight) -> NewTransaction {
     let Payload { requests, to, value, batch_data, gas } = &transaction.payload;
     NewTransaction {
-        request: requests.first.seq,
-        others: requests.others.iter().map(|other| other.seq).collect(),
+        requests: requests.map_ref(|request| request.seq),
         nonce: transaction.nonce,
         to: *to,
         value: *value,
         data: batch_data.clone(),
         gas: *gas,
-        attempt: transaction.newest().clone(),
+        signed: transaction.newest().clone(),
     }
 }

@@ -22,7 +22,7 @@ pub(super) fn request(number: i64) -> QueuedRequest {
         received_at: Timestamp(0),
         accepted_at: Timestamp(0),
         body: Bytes::from_static(b"body"),
-        write: Some(write()),
+        write: write(),
         is_alone: false,
         reply: ReplyAddress::default(),
         trace: None,
@@ -56,8 +56,7 @@ pub(super) fn signed(nonce: u8, place: u8) -> SignedTransaction {
 
 pub(super) fn live(nonce: u8, signed_at: i64) -> LiveTransaction {
     LiveTransaction {
-        request: request(nonce.into()),
-        others: Vec::new(),
+        requests: Members::one(request(nonce.into())),
         nonce: Nonce(nonce.into()),
         to: TARGET,
         value: Wei(0),

@@ -215,7 +215,13 @@ mod tests {
             effective_gas_price: None,
         };
         let signed = vec![signed(nonce, 0)];
-        StoredNonce { request, others: Vec::new(), nonce: Nonce(nonce.into()), state, included: Some(included), signed }
+        StoredNonce {
+            requests: crate::model::Members::one(request),
+            nonce: Nonce(nonce.into()),
+            state,
+            included: Some(included),
+            signed,
+        }
     }
 
     fn certain() -> GapFiller {

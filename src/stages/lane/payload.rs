@@ -7,19 +7,18 @@ use crate::model::{Address, Fee, Gas, Members, Nonce, SignedTransaction, Wei, Wr
 use crate::policy::batch::{Alike, Batching};
 use crate::policy::limits::Share;
 
-/// A request from the queue, and what it asks for.
+/// A request from the queue.
 #[derive(Debug)]
 pub(super) struct Fetched {
     pub(super) request: QueuedRequest,
-    pub(super) write: Write,
     /// The kind of batch that it may share.
     pub(super) alike: Option<Alike>,
 }
 
 impl Fetched {
-    pub(super) fn new(request: QueuedRequest, write: Write, batching: &Batching) -> Self {
-        let alike = batching.alike(&write, request.calldata()).filter(|_| !request.is_alone);
-        Self { request, write, alike }
+    pub(super) fn new(request: QueuedRequest, batching: &Batching) -> Self {
+        let alike = batching.alike(&request.write, request.calldata()).filter(|_| !request.is_alone);
+        Self { request, alike }
     }
 }
 
@@ -37,8 +36,7 @@ pub(super) struct Payload {
 impl Payload {
     /// Separates what the journal holds of a transaction from what was signed for it.
     pub(super) fn of_live(live: LiveTransaction) -> (Self, Nonce, Vec<SignedTransaction>) {
-        let LiveTransaction { request, others, nonce, to, value, data, gas, signed } = live;
-        let requests = Members { first: request, others };
+        let LiveTransaction { requests, nonce, to, value, data, gas, signed } = live;
         (Self { requests, to, value, batch_data: data, gas }, nonce, signed)
     }
 
@@ -95,7 +93,7 @@ impl Draft {
     }
 
     pub(super) fn into_payload(self, gas: Gas) -> Payload {
-        let Write { to, value, .. } = self.members.first.write;
+        let Write { to, value, .. } = self.members.first.request.write;
         let requests = self.members.map(|fetched| fetched.request);
         Payload { requests, to, value, batch_data: self.batch_data, gas }
     }

@@ -6,7 +6,6 @@ use std::collections::{BTreeSet, VecDeque};
 use tokio::time::Instant;
 
 use crate::journal::{QueuedRequest, RequestSeq};
-use crate::model::Write;
 use crate::policy::batch::Batching;
 use crate::stages::lane::payload::{Fetched, Payload};
 
@@ -175,12 +174,7 @@ impl Queue {
 
     /// Drops a cancelled request. The journal gives it out no more, so it is not fetched again. What was to share a
     /// transaction with it, and all behind that, is simulated once more. Returns `false` where it was cancelled before.
-    pub(super) fn cancel(
-        &mut self,
-        request: RequestSeq,
-        write_of: impl Fn(&QueuedRequest) -> Option<Write>,
-        batching: &Batching,
-    ) -> bool {
+    pub(super) fn cancel(&mut self, request: RequestSeq, batching: &Batching) -> bool {
         if !self.cancelled.insert(request) {
             return false;
         }
@@ -189,8 +183,7 @@ impl Queue {
         if let Some(place) = self.ready.iter().position(is_it) {
             let back = self.ready.drain(place..).flat_map(|payload| payload.requests);
             let back = back.filter(|own| own.seq != request);
-            let fetched = |own: QueuedRequest| write_of(&own).map(|write| Fetched::new(own, write, batching));
-            let back: Vec<_> = back.filter_map(fetched).collect();
+            let back: Vec<_> = back.map(|own| Fetched::new(own, batching)).collect();
             self.fetched.splice(0..0, back);
         }
         true
@@ -200,7 +193,7 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stages::lane::fixtures::{payload, request, write};
+    use crate::stages::lane::fixtures::{payload, request};
 
     fn take(queue: &mut Queue, most: usize, journal: &[i64]) -> Vec<i64> {
         let page = queue.next_page(most, &Batching::NONE).unwrap();
@@ -247,12 +240,12 @@ mod tests {
     async fn a_cancelled_request_goes_and_all_behind_it_is_simulated_once_more() {
         let mut queue = Queue::new();
         (1..=3).for_each(|number| queue.add_ready(payload(number)));
-        queue.add_fetched([Fetched::new(request(4), write(), &Batching::NONE)]);
-        assert!(queue.cancel(RequestSeq(2), |_| Some(write()), &Batching::NONE));
-        assert!(!queue.cancel(RequestSeq(2), |_| Some(write()), &Batching::NONE), "once");
+        queue.add_fetched([Fetched::new(request(4), &Batching::NONE)]);
+        assert!(queue.cancel(RequestSeq(2), &Batching::NONE));
+        assert!(!queue.cancel(RequestSeq(2), &Batching::NONE), "once");
         let fetched: Vec<_> = queue.fetched().iter().map(|fetched| fetched.request.turn).collect();
         assert_eq!((queue.ready().len(), fetched), (1, vec![3, 4]));
         queue.retain_cancelled(|_| false);
-        assert!(queue.cancel(RequestSeq(2), |_| Some(write()), &Batching::NONE), "its end is stored, and it came back");
+        assert!(queue.cancel(RequestSeq(2), &Batching::NONE), "its end is stored, and it came back");
     }
 }

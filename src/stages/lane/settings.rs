@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
 use crate::journal::{AccountId, Lease, Leases, Transactions};
-use crate::model::{BlockNumber, Fee, Heartbeat, Nonce, PauseReason, Timestamp, Write};
+use crate::model::{BlockNumber, Fee, Heartbeat, Nonce, PauseReason, Timestamp};
 use crate::observe::metrics::LaneMeter;
 use crate::observe::traces::Tracer;
 use crate::policy::abi::Errors;
@@ -52,8 +52,6 @@ pub struct Tuning {
 pub struct LaneRules {
     /// EIP-155 chain id.
     pub chain_id: u64,
-    /// What a request asks for that was taken in by a version which did not store it; `None`: it has to be taken in again.
-    pub unstored_write: Option<Write>,
     pub finality: FinalityRule,
     /// Transactions not yet in a block at most.
     pub in_flight: usize,

@@ -88,15 +88,17 @@ impl Term<'_> {
         match outcome {
             Simulated::Runs(gas) => draft.gas = Some(gas),
             // A batch never says so: its calldata names no single record.
-            Simulated::Taken(taken) => match self.verdict_on_taken(draft.members.first.write.to, &taken).await {
-                Ok(Some(verdict)) => {
-                    round.rulings.push(conclude::ended(&self.lease, draft.members.first.request, verdict));
-                    return;
+            Simulated::Taken(taken) => {
+                match self.verdict_on_taken(draft.members.first.request.write.to, &taken).await {
+                    Ok(Some(verdict)) => {
+                        round.rulings.push(conclude::ended(&self.lease, draft.members.first.request, verdict));
+                        return;
+                    }
+                    // It stays in the queue, and the next page of that has it.
+                    Ok(None) => return,
+                    Err(error) => round.stopped = Some((error.pause_reason(), error.to_string())),
                 }
-                // It stays in the queue, and the next page of that has it.
-                Ok(None) => return,
-                Err(error) => round.stopped = Some((error.pause_reason(), error.to_string())),
-            },
+            }
             Simulated::Fails(cause) if draft.members.is_batch() => {
                 debug!(request.id = %draft.members.first.request.id, requests = draft.members.count(), %cause, "a batch does not run: its halves are tried");
                 round.drafts.extend(draft.halves(&self.context.settings.batching));
@@ -114,12 +116,12 @@ impl Term<'_> {
     /// Simulates those drafts that are not known to run, in their order.
     async fn simulate(&self, drafts: &[Draft]) -> Result<Vec<Simulated>, ChainError> {
         let unknown = || drafts.iter().filter(|draft| draft.gas.is_none());
-        let is_estimated = |draft: &&Draft| matches!(draft.members.first.write.gas, GasRule::Estimate { .. });
+        let is_estimated = |draft: &&Draft| matches!(draft.members.first.request.write.gas, GasRule::Estimate { .. });
         let traced = |draft: &Draft| Traced { item: self.call(draft), span: self.processing_one(draft.requests()) };
         let calls: Vec<_> = unknown().filter(is_estimated).map(traced).collect();
         let estimates = if calls.is_empty() { Vec::new() } else { self.context.chain.estimate(&calls).await? };
         let mut estimates = estimates.into_iter();
-        let simulated = unknown().map_while(|draft| match draft.members.first.write.gas {
+        let simulated = unknown().map_while(|draft| match draft.members.first.request.write.gas {
             GasRule::Fixed(gas) => Some(self.with_fixed(gas, draft.calldata())),
             GasRule::Estimate { margin } => Some(self.with_estimate(estimates.next()?, margin, draft.calldata())),
         });
@@ -179,7 +181,7 @@ impl Term<'_> {
     }
 
     fn call(&self, draft: &Draft) -> Call {
-        let Write { to, value, .. } = draft.members.first.write;
+        let Write { to, value, .. } = draft.members.first.request.write;
         Call { from: self.account(), to, value, data: draft.calldata().clone() }
     }
 }

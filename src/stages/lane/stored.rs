@@ -79,7 +79,9 @@ mod tests {
 
     use super::*;
     use crate::journal::{QueuedRequest, ReplyAddress, RequestSeq};
-    use crate::model::{Address, Fee, Gas, Generation, RawTransaction, RequestId, Timestamp, TxHash, Wei};
+    use crate::model::{
+        Address, Fee, Gas, GasRule, Generation, RawTransaction, RequestId, Timestamp, TxHash, Wei, Write,
+    };
 
     fn batch(data: &'static [u8], kinds: &[Purpose]) -> LiveTransaction {
         let attempt = |kind: &Purpose| SignedTransaction {
@@ -96,14 +98,13 @@ mod tests {
             received_at: Timestamp(0),
             accepted_at: Timestamp(0),
             body: Bytes::new(),
-            write: None,
+            write: Write { to: Address([1; 20]), value: Wei(0), gas: GasRule::Fixed(Gas(21_000)), data: None },
             is_alone: false,
             reply: ReplyAddress::default(),
             trace: None,
         };
         LiveTransaction {
-            request,
-            others: Vec::new(),
+            requests: crate::model::Members::one(request),
             nonce: Nonce(0),
             to: Address([1; 20]),
             value: Wei(0),

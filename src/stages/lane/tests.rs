@@ -107,7 +107,6 @@ fn settings(set: &Set) -> LaneSettings {
     };
     let rules = LaneRules {
         chain_id: 31337,
-        unstored_write: None,
         finality: FinalityRule::Depth(2),
         in_flight: 4,
         is_strict: false,

@@ -6,7 +6,7 @@ use crate::broker::{Names, Outgoing};
 use crate::journal::{ConfirmedCopy, CopyKind, Decision, QueuedRequest, Requeue, Settlement, UnconfirmedCopy};
 use crate::model::event::{BatchPlace, Outcome, Subject};
 use crate::model::message::{FailureNote, header};
-use crate::model::{Cause, Event, Generation, Message, Timestamp, TraceContext};
+use crate::model::{Cause, Event, Generation, Members, Message, Timestamp, TraceContext};
 use crate::observe::traces::{Followed, Tracer};
 use crate::policy::postpone::hop;
 use crate::policy::retry_schedule::RetrySchedule;
@@ -32,19 +32,16 @@ pub struct SettleSettings {
 
 impl SettleSettings {
     /// Returns the requests of a ruling, and what the journal stores of them.
-    pub(super) fn decide(&self, ruling: Ruling) -> (Vec<QueuedRequest>, Settlement) {
-        let Ruling { request, others, transaction, verdict, .. } = ruling;
-        let count = others.len();
-        let place = |index| BatchPlace::of(index, count);
-        let has_nonce = transaction.is_some();
-        let decision = self.decision(&request, &verdict, place(0), has_nonce);
-        let of_others = others
-            .iter()
-            .zip(1..)
-            .map(|(other, index)| (other.seq, self.decision(other, &verdict, place(index), has_nonce)));
-        let of_others = of_others.collect();
-        let settlement = Settlement { request: request.seq, transaction, decision, others: of_others };
-        (std::iter::once(request).chain(others).collect(), settlement)
+    pub(super) fn decide(&self, ruling: Ruling) -> (Members<QueuedRequest>, Settlement) {
+        let Ruling { requests, transaction, verdict, .. } = ruling;
+        let (others, has_nonce) = (requests.others.len(), transaction.is_some());
+        let mut index = 0;
+        let decisions = requests.map_ref(|request| {
+            let place = BatchPlace::of(index, others);
+            index += 1;
+            (request.seq, self.decision(request, &verdict, place, has_nonce))
+        });
+        (requests, Settlement { transaction, decisions })
     }
 
     fn decision(
@@ -214,14 +211,14 @@ mod tests {
         ];
         for (verdict, count, has_nonce, generation, expected) in rows {
             let row = format!("{verdict:?} {count} {has_nonce} {generation:?}");
-            let request = QueuedRequest { generation, ..set.queued[0].clone() };
-            let others: Vec<_> = set.queued[1..count].to_vec();
+            let first = QueuedRequest { generation, ..set.queued[0].clone() };
+            let requests = Members { first, others: set.queued[1..count].to_vec() };
             let transaction = closed.clone().filter(|_| has_nonce);
-            let ruling = Ruling { lease: set.lease.clone(), request, others, transaction, verdict };
+            let ruling = Ruling { lease: set.lease.clone(), requests, transaction, verdict };
             let (requests, settlement) = settings(2).decide(ruling);
-            let decisions: Vec<_> = settlement.others.iter().map(|(_, decision)| word(decision)).collect();
-            assert_eq!((requests.len(), word(&settlement.decision)), (count, expected), "{row}");
-            assert_eq!(decisions, vec![expected; count - 1], "{row}");
+            let decisions: Vec<_> = settlement.decisions.iter().map(|(_, decision)| word(decision)).collect();
+            assert_eq!(requests.count(), count, "{row}");
+            assert_eq!(decisions, vec![expected; count], "{row}");
         }
     }
 

@@ -6,7 +6,7 @@ use crate::broker::AckToken;
 use crate::chain;
 use crate::journal::{AccountId, ClosedTransaction, Lease, QueuedRequest, StoredNonce};
 use crate::model::event::FinalTransaction;
-use crate::model::{Cause, Generation, Message, RequestId, Timestamp, TxHash, ids};
+use crate::model::{Cause, Generation, Members, Message, RequestId, Timestamp, TxHash, ids};
 
 /// What intake sends with the token of each delivery.
 #[derive(Debug)]
@@ -54,9 +54,8 @@ pub struct Refused {
 pub struct Ruling {
     /// The lease under which the lane decided.
     pub lease: Lease,
-    pub request: QueuedRequest,
-    /// The other requests of its transaction, in the order of the batch. The verdict holds for all of them.
-    pub others: Vec<QueuedRequest>,
+    /// The verdict holds for all of them.
+    pub requests: Members<QueuedRequest>,
     /// How its nonce ended, if it had one.
     pub transaction: Option<ClosedTransaction>,
     pub verdict: LaneVerdict,

@@ -21,7 +21,7 @@ use crate::journal::{
     AccountId, Decision, JournalError, Lease, QueuedRequest, RequestSeq, Requeue, Settlement, Settlements,
 };
 use crate::model::event::FinalTransaction;
-use crate::model::{Cause, Heartbeat, RequestId};
+use crate::model::{Cause, Heartbeat, Members, RequestId};
 use crate::observe::metrics::{self, Ack, FailureEnd, SettleMeter};
 use crate::stages::settle::inbox::{Admitted, FromLane, Postponed, Refused, Ruling};
 
@@ -254,7 +254,7 @@ impl Settle {
             // A block may end thousands: others write in between.
             let (mut decided, mut requests) = (Vec::new(), 0);
             while let Some(ruling) = rulings.next_if(|_| requests < STORED_AT_ONCE) {
-                requests += 1 + ruling.others.len();
+                requests += ruling.requests.count();
                 decided.push(self.settings.decide(ruling));
             }
             let settlements = decided.iter().map(|(_, settlement)| settlement.clone()).collect();
@@ -271,13 +271,12 @@ impl Settle {
         Ok(())
     }
 
-    async fn act_on(&mut self, decided: Vec<(Vec<QueuedRequest>, Settlement)>) {
+    async fn act_on(&mut self, decided: Vec<(Members<QueuedRequest>, Settlement)>) {
         let mut tokens = Vec::new();
         for (requests, settlement) in decided {
-            let Settlement { transaction, decision, others, .. } = settlement;
+            let Settlement { transaction, decisions } = settlement;
             let included = transaction.and_then(|transaction| transaction.included);
-            let decisions = std::iter::once(decision).chain(others.into_iter().map(|(_, decision)| decision));
-            for (request, decision) in requests.into_iter().zip(decisions) {
+            for (request, (_, decision)) in requests.into_iter().zip(decisions) {
                 tokens.extend(self.act_on_one(&request, decision, included.as_ref()));
             }
         }
@@ -449,8 +448,8 @@ mod tests {
 
         /// Returns the lane's message that the request has ended.
         fn ruling(&self, transaction: Option<crate::journal::ClosedTransaction>, verdict: LaneVerdict) -> FromLane {
-            let (lease, request) = (self.set.lease.clone(), self.set.queued[0].clone());
-            FromLane::Rulings(vec![Ruling { lease, request, others: Vec::new(), transaction, verdict }])
+            let (lease, requests) = (self.set.lease.clone(), Members::one(self.set.queued[0].clone()));
+            FromLane::Rulings(vec![Ruling { lease, requests, transaction, verdict }])
         }
 
         fn failure(&self) -> FromLane {

@@ -7,7 +7,7 @@ use crate::journal::{
     ClosedTransaction, EndedAgain, JournalError, Lease, Reorged, RequestSeq, StoredNonce, StoredRequest,
 };
 use crate::model::event::{AfterReorg, BatchPlace, Outcome, Subject};
-use crate::model::{Event, Purpose, Timestamp, TransactionState};
+use crate::model::{Event, Members, Purpose, Timestamp, TransactionState};
 use crate::observe::traces::Followed;
 use crate::stages::settle::inbox::SecondEnd;
 use crate::stages::settle::{Settle, SettleSettings};
@@ -44,7 +44,7 @@ impl Settle {
 impl SettleSettings {
     fn reorged(&self, stored: &StoredNonce) -> Option<Reorged> {
         let transaction = stored.included.as_ref()?;
-        error!(request.id = %stored.request.id, request.state = %stored.request.state, request.others = stored.others.len(), tx.nonce = %stored.nonce, tx.state = stored.state.as_str(), block.hash = %transaction.block_hash, "the chain has lost the block in which this was final");
+        error!(request.id = %stored.requests.first.id, request.state = %stored.requests.first.state, request.others = stored.requests.others.len(), tx.nonce = %stored.nonce, tx.state = stored.state.as_str(), block.hash = %transaction.block_hash, "the chain has lost the block in which this was final");
         let was_written = stored.state == TransactionState::Succeeded;
         let outcome = Outcome::Reorged { transaction, now: AfterReorg::SentAgain };
         let detail = format!(
@@ -53,8 +53,8 @@ impl SettleSettings {
             transaction.block_hash,
             stored.state.as_str()
         );
-        let (request, event, others) = self.events_of(stored, was_written.then_some(&outcome));
-        Some(Reorged { request, nonce: stored.nonce, detail, event, others })
+        let events = self.events_of(stored, was_written.then_some(&outcome));
+        Some(Reorged { nonce: stored.nonce, detail, events })
     }
 
     fn ended_again(&self, stored: &StoredNonce, end: &SecondEnd) -> EndedAgain {
@@ -66,16 +66,16 @@ impl SettleSettings {
                 let place = format!("block {} with hash {}", tx.block_number, tx.block_hash);
                 let (state, detail, outcome) = match (was_written, took_effect) {
                     (true, true) => {
-                        info!(request.id = %stored.request.id, tx.hash = %tx.tx_hash, block.number = %tx.block_number, "request is final again");
+                        info!(request.id = %stored.requests.first.id, tx.hash = %tx.tx_hash, block.number = %tx.block_number, "request is final again");
                         (stored.state, format!("final again in {place}"), Some(Outcome::FinalAgain(tx)))
                     }
                     (true, false) => {
-                        error!(request.id = %stored.request.id, tx.hash = %tx.tx_hash, "a write that was final has reverted after a reorganisation: it is not in the chain, and its message is gone; send it again under a new id");
+                        error!(request.id = %stored.requests.first.id, tx.hash = %tx.tx_hash, "a write that was final has reverted after a reorganisation: it is not in the chain, and its message is gone; send it again under a new id");
                         let outcome = Outcome::Reorged { transaction: tx, now: AfterReorg::Reverted };
                         (TransactionState::Reverted, format!("it reverted in {place}"), Some(outcome))
                     }
                     (false, true) => {
-                        error!(request.id = %stored.request.id, tx.hash = %tx.tx_hash, "a transaction that had failed has taken effect after a reorganisation; see whether its request was written again since");
+                        error!(request.id = %stored.requests.first.id, tx.hash = %tx.tx_hash, "a transaction that had failed has taken effect after a reorganisation; see whether its request was written again since");
                         (stored.state, format!("it took effect in {place}"), None)
                     }
                     (false, false) => (stored.state, format!("it ended as before in {place}"), None),
@@ -83,7 +83,7 @@ impl SettleSettings {
                 (state, Some(tx.clone()), detail, outcome)
             }
             SecondEnd::Taken(taker) if was_written => {
-                error!(request.id = %stored.request.id, foreign.tx.hash = %taker, "a write that was final has lost its nonce to another transaction: it is not in the chain, and its message is gone; send it again under a new id");
+                error!(request.id = %stored.requests.first.id, foreign.tx.hash = %taker, "a write that was final has lost its nonce to another transaction: it is not in the chain, and its message is gone; send it again under a new id");
                 let outcome =
                     stored.included.as_ref().map(|transaction| Outcome::Reorged { transaction, now: AfterReorg::Lost });
                 (TransactionState::Displaced, None, format!("{taker} has its nonce: it can never land"), outcome)
@@ -91,8 +91,7 @@ impl SettleSettings {
             SecondEnd::Taken(taker) => (stored.state, None, format!("{taker} has its nonce now"), None),
         };
         let transaction = ClosedTransaction { nonce: stored.nonce, state, included };
-        let (request, event, others) = self.events_of(stored, outcome.as_ref());
-        EndedAgain { request, transaction, detail, event, others }
+        EndedAgain { transaction, detail, events: self.events_of(stored, outcome.as_ref()) }
     }
 
     fn is_write(&self, stored: &StoredNonce, hash: crate::model::TxHash) -> bool {
@@ -100,22 +99,17 @@ impl SettleSettings {
         signed.any(|attempt| attempt.raw.hash == hash && attempt.purpose == Purpose::Write)
     }
 
-    /// Returns the transaction's first request and the others of its batch, each with its event about this.
-    fn events_of(
-        &self,
-        stored: &StoredNonce,
-        outcome: Option<&Outcome<'_>>,
-    ) -> (RequestSeq, Option<Event>, EventsOfOthers) {
+    /// Returns the transaction's requests, each with its event about this.
+    fn events_of(&self, stored: &StoredNonce, outcome: Option<&Outcome<'_>>) -> Members<(RequestSeq, Option<Event>)> {
         let event = |request: &StoredRequest, index| {
-            let StoredRequest { id, generation, reply, trace, .. } = request;
+            let StoredRequest { seq, id, generation, reply, trace, .. } = request;
             let followed = Followed { request: id, generation: *generation, trace: trace.as_ref() };
             let subject = self.subject(followed, &reply.reply_to, &reply.correlation_id);
-            let subject = Subject { batch: BatchPlace::of(index, stored.others.len()), ..subject };
-            outcome.map(|outcome| Event::new(&subject, outcome, Timestamp::now()))
+            let subject = Subject { batch: BatchPlace::of(index, stored.requests.others.len()), ..subject };
+            (*seq, outcome.map(|outcome| Event::new(&subject, outcome, Timestamp::now())))
         };
-        let others = stored.others.iter().zip(1..).map(|(other, index)| (other.seq, event(other, index)));
-        (stored.request.seq, event(&stored.request, 0), others.collect())
+        let Members { first, others } = &stored.requests;
+        let others = others.iter().zip(1..).map(|(other, index)| event(other, index)).collect();
+        Members { first: event(first, 0), others }
     }
 }
-
-type EventsOfOthers = Vec<(RequestSeq, Option<Event>)>;

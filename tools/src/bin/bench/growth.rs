@@ -151,7 +151,7 @@ fn fill_settled(stage: &Stage, rows: usize) {
          ?2, ?2, randomblob(32), n / 100, randomblob(32), 25096 FROM {series}"
     );
     let attempts = format!(
-        "INSERT INTO attempts (account, nonce, kind, hash, raw, max_fee, tip, signed_at) SELECT 99, n - 1, 'write', \
+        "INSERT INTO signed_transactions (account, nonce, purpose, hash, raw, max_fee, tip, signed_at) SELECT 99, n - 1, 'write', \
          randomblob(32), randomblob(370), 2000000000, 1000000000, ?2 FROM {series}"
     );
     // Young enough not to be forgotten.

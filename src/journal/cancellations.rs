@@ -1,0 +1,106 @@
+//! Operators' requests that requests end without being written.
+
+use crate::journal::accounts::{AccountId, RequestSeq};
+use crate::journal::columns::{Columns, text};
+use crate::journal::database::{Rows, Statements, values};
+use crate::journal::error::Result;
+use crate::journal::incidents::record_incidents;
+use crate::journal::requests::{QUEUED_COLUMNS, QueuedRequest, queued_request, request_state, seq};
+use crate::journal::states::which;
+use crate::model::{IncidentKind, RequestId, RequestState, Timestamp};
+
+/// An operator wants a request cancelled.
+#[derive(Debug, Clone)]
+pub struct CancelWish {
+    /// The operator, for a person.
+    pub by: String,
+    /// For a person; may be empty.
+    pub reason: String,
+}
+
+impl CancelWish {
+    /// Returns the words for it.
+    pub fn detail(&self) -> String {
+        detail(&self.by, &self.reason)
+    }
+}
+
+fn detail(by: &str, reason: &str) -> String {
+    match reason {
+        "" => format!("cancelled by {by}"),
+        reason => format!("cancelled by {by}: {reason}"),
+    }
+}
+
+/// The journal's answer to an operator that wants a request cancelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WishAnswer {
+    /// Stored now, or before; the request is in this state.
+    Noted(RequestState),
+    /// The request is final or a dead letter already.
+    TooLate(RequestState),
+    /// There is no such request.
+    NotKnown,
+}
+
+/// A request that a lane has to cancel.
+#[derive(Debug, Clone)]
+pub struct Cancellation {
+    pub request: QueuedRequest,
+    pub state: RequestState,
+    /// By whom and why, for a person.
+    pub detail: String,
+}
+
+/// The request stays as it is until the wish is stored: the call that ends it sees the wish.
+pub async fn record_wish(connection: &dyn Statements, id: &RequestId, wish: &CancelWish) -> Result<WishAnswer> {
+    let select = format!("SELECT seq, state FROM requests WHERE id = $1{}", connection.dialect().lock());
+    let read = |row: &dyn Columns| Ok((seq(row)?, request_state(row)?));
+    let Some((seq, state)) = connection.row("find a request", &select, &values![id.as_str()], read).await? else {
+        return Ok(WishAnswer::NotKnown);
+    };
+    if state.is_over() {
+        return Ok(WishAnswer::TooLate(state));
+    }
+    let now = Timestamp::now();
+    // The first wish counts; a second one changes nothing.
+    let insert = "INSERT INTO cancellations (request, wished_at, wished_by, reason) VALUES ($1, $2, $3, $4) \
+                  ON CONFLICT DO NOTHING";
+    let values = values![seq.0, now.0, &wish.by, &wish.reason];
+    if connection.execute("store a wish to cancel", insert, &values).await? == 1 {
+        record_incidents(connection, &[(seq, IncidentKind::Cancel, wish.detail())], now).await?;
+    }
+    Ok(WishAnswer::Noted(state))
+}
+
+pub async fn open_cancellations(connection: &dyn Statements, account: AccountId) -> Result<Vec<Cancellation>> {
+    // From the few wishes to their requests, never the other way.
+    let requests = match connection.dialect().locks_rows() {
+        true => "LATERAL (SELECT * FROM requests WHERE seq = c.request OFFSET 0) r",
+        false => "requests r",
+    };
+    let select = format!(
+        "SELECT {QUEUED_COLUMNS}, r.state, c.wished_by, c.reason FROM cancellations c CROSS JOIN {requests} \
+         WHERE r.seq = c.request AND r.account = $1 AND r.state {} ORDER BY r.turn",
+        which(RequestState::is_open)
+    );
+    let cancellation = |row: &dyn Columns| {
+        Ok(Cancellation {
+            request: queued_request(row)?,
+            state: request_state(row)?,
+            detail: detail(&text(row, "wish", "wished_by")?, &text(row, "wish", "reason")?),
+        })
+    };
+    connection.rows("read the wishes to cancel", &select, &values![account.0], cancellation).await
+}
+
+/// A wish is over with its request. One that came back from the dead would need a new one.
+pub async fn forget_wishes(connection: &dyn Statements, requests: impl IntoIterator<Item = RequestSeq>) -> Result<()> {
+    let delete = format!(
+        "DELETE FROM cancellations WHERE request IN (SELECT u.request FROM u) \
+         AND EXISTS (SELECT 1 FROM requests r WHERE r.seq = request AND r.state {})",
+        which(RequestState::is_over)
+    );
+    let rows = Rows::of("request bigint", requests.into_iter().map(|request| values![request.0]));
+    connection.execute_each("forget wishes", &delete, &[], &rows).await.map(drop)
+}

@@ -1,0 +1,79 @@
+//! What becomes of requests, as the journal is given it.
+
+use crate::journal::accounts::RequestSeq;
+use crate::journal::nonces::ClosedTransaction;
+use crate::model::{Cause, Event, Generation, IncidentKind, Members, TxHash};
+
+/// The outcome of a request.
+#[derive(Debug, Clone)]
+pub enum Decision {
+    /// It is written; its event goes into the outbox in the same commit.
+    Final(Event),
+    /// What it asks for is final in the chain, by a transaction that is none of its own; its event goes into the outbox in
+    /// the same commit.
+    Found {
+        event: Event,
+        written_by: TxHash,
+    },
+    /// It failed and is tried again as the copy `next`.
+    Retry {
+        cause: Cause,
+        next: Generation,
+    },
+    /// It failed for good.
+    Dead {
+        cause: Cause,
+    },
+    /// An operator wants it cancelled. Dead if it still waits for a nonce; where it has moved on, nothing happens and the
+    /// wish stays.
+    Cancel {
+        cause: Cause,
+    },
+    Requeue(Requeue),
+}
+
+/// The reason why a request queues again that has not failed by itself.
+#[derive(Debug, Clone)]
+pub enum Requeue {
+    /// Its nonce went to this foreign transaction.
+    Displaced(TxHash),
+    /// The transaction that it shared has failed: it gets one of its own.
+    Isolated(Cause),
+}
+
+impl Requeue {
+    pub fn incident(&self) -> IncidentKind {
+        match self {
+            Self::Displaced(_) => IncidentKind::Displaced,
+            Self::Isolated(_) => IncidentKind::Isolated,
+        }
+    }
+
+    /// Returns the incident for a person.
+    pub fn detail(&self) -> String {
+        match self {
+            Self::Displaced(taken_by) => format!("its nonce went to {taken_by}, which is not ours; it gets a new one"),
+            Self::Isolated(cause) => format!("the transaction that it shared failed: {cause}; it gets one of its own"),
+        }
+    }
+
+    /// Returns whether the request shares no transaction any more.
+    pub fn isolates(&self) -> bool {
+        match self {
+            Self::Displaced(_) => false,
+            Self::Isolated(_) => true,
+        }
+    }
+}
+
+pub fn recorded_by(transaction: TxHash) -> String {
+    format!("its record was in the chain already, with the same content, by {transaction}")
+}
+
+/// Decided requests and, if they had one, their closed transaction.
+#[derive(Debug, Clone)]
+pub struct Settlement {
+    pub transaction: Option<ClosedTransaction>,
+    /// All requests of the transaction, in the order of the batch.
+    pub decisions: Members<(RequestSeq, Decision)>,
+}

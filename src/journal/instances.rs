@@ -1,0 +1,164 @@
+//! The instances that work with this journal, by the clock that they have in common, and the lanes that each owns.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::journal::accounts::{AccountId, LeaseMark};
+use crate::journal::columns::{Columns, corrupt, fixed, number, optional_text, text, unsigned};
+use crate::journal::database::{Database, Dialect, SqlJournal, Statements, notify, values};
+use crate::journal::error::{JournalError, Result};
+use crate::model::{Address, Timestamp};
+
+/// A run of the program, as the others see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    /// The name under which it holds leases.
+    pub owner: Arc<str>,
+    /// What its operators call it.
+    pub worker: String,
+    pub host: String,
+    pub version: String,
+    /// By its host's clock.
+    pub started_at: Timestamp,
+    /// The accounts that it can work: it has a signer for them, and nothing that they need has been away for long.
+    pub accounts: Vec<AccountId>,
+}
+
+/// A lane, and the owner of its account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaneHolder {
+    pub account: AccountId,
+    /// EIP-155 chain id.
+    pub chain_id: u64,
+    pub address: Address,
+    /// Its owner, present or not.
+    pub owner: Option<Arc<str>>,
+    pub mark: LeaseMark,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Attendance {
+    /// The instances whose time has not run out, by owner.
+    pub instances: Vec<Instance>,
+    /// All lanes of the journal, by account.
+    pub lanes: Vec<LaneHolder>,
+}
+
+#[async_trait]
+pub trait Instances: Send + Sync {
+    /// Shows this instance to the others for another `ttl`, and returns all that are present now, itself among them. Those
+    /// whose time has run out are forgotten.
+    async fn attend(&self, instance: &Instance, ttl: Duration) -> Result<Attendance>;
+    /// Withdraws this instance.
+    async fn leave(&self, instance: &Instance) -> Result<()>;
+    /// Returns the instances that are present now.
+    async fn attendance(&self) -> Result<Attendance>;
+}
+
+#[async_trait]
+impl<D: Database> Instances for SqlJournal<D> {
+    async fn attend(&self, instance: &Instance, ttl: Duration) -> Result<Attendance> {
+        let ttl = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
+        let shown = (instance.clone(), ttl, self.database.known_schema(), self.database.change_notice());
+        self.write_repeatably(shown, |connection, (instance, ttl, schema, notice)| {
+            Box::pin(attend(connection, instance, (*ttl, *schema), notice.as_deref()))
+        })
+        .await
+    }
+
+    async fn leave(&self, instance: &Instance) -> Result<()> {
+        let leaving = (instance.owner.clone(), self.database.change_notice());
+        self.write_repeatably(leaving, |connection, (owner, notice)| {
+            Box::pin(async move {
+                let delete = "DELETE FROM instances WHERE owner = $1";
+                connection.execute("leave", delete, &values![&**owner]).await?;
+                notify(connection, notice.as_deref()).await
+            })
+        })
+        .await
+    }
+
+    async fn attendance(&self) -> Result<Attendance> {
+        self.snapshot((), |connection, ()| Box::pin(attendance(connection))).await
+    }
+}
+
+/// A new instance notifies the others, so that they poll at once.
+async fn attend(
+    connection: &dyn Statements,
+    me: &Instance,
+    (ttl, schema): (i64, i64),
+    notice: Option<&str>,
+) -> Result<Attendance> {
+    let dialect = connection.dialect();
+    let forget = format!("DELETE FROM instances WHERE NOT {}", present(dialect));
+    connection.execute("forget instances that have gone", &forget, &[]).await?;
+    let show = format!(
+        "INSERT INTO instances (owner, worker, host, version, schema, started_at, attended_at, ttl, accounts) \
+         VALUES ($1, $2, $3, $4, $5, $6, {}, $7, $8) ON CONFLICT (owner) DO UPDATE \
+         SET attended_at = excluded.attended_at, ttl = excluded.ttl, accounts = excluded.accounts \
+         RETURNING {} AS is_new",
+        dialect.now_ms(),
+        dialect.was_added()
+    );
+    let accounts = serde_json::Value::from_iter(me.accounts.iter().map(|account| account.0)).to_string();
+    let values = values![&*me.owner, &me.worker, &me.host, &me.version, schema, me.started_at.0, ttl, accounts];
+    let is_new = |row: &dyn Columns| number(row, "instance", "is_new");
+    let is_new = connection.one("show this instance", &show, &values, is_new).await? == 1;
+    notify(connection, notice.filter(|_| is_new)).await?;
+    attendance(connection).await
+}
+
+/// Holds for instances that were seen within their time, and not in the future.
+fn present(dialect: Dialect) -> String {
+    let now = dialect.now_ms();
+    format!("(attended_at > {now} - ttl AND attended_at < {now} + ttl)")
+}
+
+async fn attendance(connection: &dyn Statements) -> Result<Attendance> {
+    let present = format!("SELECT * FROM instances WHERE {} ORDER BY owner", present(connection.dialect()));
+    let instances = connection.rows("read the instances", &present, &[], instance).await?;
+    let lanes = "SELECT id, chain_id, address, lease_owner, lease_until, epoch FROM accounts ORDER BY id";
+    let lanes = connection.rows("read the owners of accounts", lanes, &[], lane_holder).await?;
+    Ok(Attendance { instances, lanes })
+}
+
+/// Fails if an instance that is present cannot work with the tables as they are now. Runs within the migration, which is
+/// undone then.
+pub async fn expect_all_know(connection: &dyn Statements, oldest_schema: i64) -> Result<()> {
+    let old = format!("SELECT * FROM instances WHERE schema < $1 AND {}", present(connection.dialect()));
+    match connection.row("read the instances", &old, &values![oldest_schema], instance).await? {
+        Some(Instance { worker, host, version, .. }) => Err(JournalError::too_old(&worker, &host, &version)),
+        None => Ok(()),
+    }
+}
+
+fn instance(row: &dyn Columns) -> Result<Instance> {
+    let read = |name| text(row, "instance", name).map(Cow::into_owned);
+    let accounts: Vec<i64> = serde_json::from_str(&text(row, "instance", "accounts")?)
+        .map_err(|error| corrupt("instance", error.to_string()))?;
+    Ok(Instance {
+        owner: read("owner")?.into(),
+        worker: read("worker")?,
+        host: read("host")?,
+        version: read("version")?,
+        started_at: Timestamp(number(row, "instance", "started_at")?),
+        accounts: accounts.into_iter().map(AccountId).collect(),
+    })
+}
+
+fn lane_holder(row: &dyn Columns) -> Result<LaneHolder> {
+    Ok(LaneHolder {
+        account: AccountId(number(row, "account", "id")?),
+        chain_id: unsigned(row, "account", "chain_id")?,
+        address: fixed(row, "account", "address", Address::from_slice)?,
+        owner: optional_text(row, "account", "lease_owner")?.map(Into::into),
+        mark: LeaseMark {
+            epoch: number(row, "account", "epoch")?,
+            until: Timestamp(number(row, "account", "lease_until")?),
+        },
+    })
+}

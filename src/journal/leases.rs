@@ -1,0 +1,170 @@
+//! Leases on accounts, and each account's next nonce.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::journal::accounts::{AccountId, Lease, LeaseMark};
+use crate::journal::columns::{Columns, nonce, number, to_i64, unsigned};
+use crate::journal::database::{Database, SqlJournal, Statements, notify, values};
+use crate::journal::error::{JournalError, Result};
+use crate::model::{Address, Nonce, Timestamp};
+
+/// The answer to a request for a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Acquired {
+    Ours(Lease),
+    /// Another owner holds it, in this state.
+    Anothers(LeaseMark),
+}
+
+impl Acquired {
+    pub fn ours(self) -> Option<Lease> {
+        match self {
+            Self::Ours(lease) => Some(lease),
+            Self::Anothers(_) => None,
+        }
+    }
+}
+
+#[async_trait]
+pub trait Leases: Send + Sync {
+    /// Returns the journal's number for this account; makes its row.
+    async fn account(&self, chain_id: u64, address: Address) -> Result<AccountId>;
+    /// Takes the lease if it is free, run out, ours, or still in the state `stale`: the caller has seen for longer than
+    /// `ttl` that its owner does not renew it, whatever the hosts' clocks say.
+    async fn acquire_lease(
+        &self,
+        account: AccountId,
+        owner: Arc<str>,
+        ttl: Duration,
+        stale: Option<LeaseMark>,
+    ) -> Result<Acquired>;
+    /// Keeps the lease for another `ttl`.
+    async fn renew_lease(&self, lease: &Lease, ttl: Duration) -> Result<()>;
+    /// Gives the lease up, so that another instance need not wait.
+    async fn release_lease(&self, lease: &Lease) -> Result<()>;
+    /// Records that all nonces below `at_least` are taken on the chain. Returns the next one to use.
+    async fn raise_next_nonce(&self, lease: &Lease, at_least: Nonce) -> Result<Nonce>;
+}
+
+#[async_trait]
+impl<D: Database> Leases for SqlJournal<D> {
+    async fn account(&self, chain_id: u64, address: Address) -> Result<AccountId> {
+        let key = (to_i64("a chain id", chain_id)?, address);
+        self.write_repeatably(key, |connection, key| Box::pin(account(connection, key.0, key.1))).await
+    }
+
+    async fn acquire_lease(
+        &self,
+        account: AccountId,
+        owner: Arc<str>,
+        ttl: Duration,
+        stale: Option<LeaseMark>,
+    ) -> Result<Acquired> {
+        self.write_repeatably((account, owner, ttl, stale), |connection, (account, owner, ttl, stale)| {
+            Box::pin(acquire(connection, *account, owner, *ttl, *stale))
+        })
+        .await
+    }
+
+    async fn renew_lease(&self, lease: &Lease, ttl: Duration) -> Result<()> {
+        let renewed = (lease.clone(), Timestamp::now().after(ttl));
+        self.write_repeatably(renewed, |connection, (lease, until)| {
+            Box::pin(async move {
+                check_lease(connection, lease).await?;
+                let renew = "UPDATE accounts SET lease_until = $1 WHERE id = $2";
+                connection.execute("renew a lease", renew, &values![until.0, lease.account.0]).await.map(drop)
+            })
+        })
+        .await
+    }
+
+    /// An instance that stands by hears of it at once.
+    async fn release_lease(&self, lease: &Lease) -> Result<()> {
+        let released = (lease.clone(), self.database.change_notice());
+        self.write(released, |connection, (lease, notice)| {
+            Box::pin(async move {
+                check_lease(connection, lease).await?;
+                let release = "UPDATE accounts SET lease_until = 0, lease_owner = NULL WHERE id = $1";
+                connection.execute("give a lease up", release, &values![lease.account.0]).await?;
+                notify(connection, notice.as_deref()).await
+            })
+        })
+        .await
+    }
+
+    async fn raise_next_nonce(&self, lease: &Lease, at_least: Nonce) -> Result<Nonce> {
+        let raised = (lease.clone(), at_least);
+        self.write_repeatably(raised, |connection, (lease, at_least)| {
+            Box::pin(async move {
+                check_lease(connection, lease).await?;
+                raise(connection, lease.account, *at_least).await
+            })
+        })
+        .await
+    }
+}
+
+/// Fails with [`JournalError::LeaseLost`] unless the lease still holds. Every write of a lane begins with it, in the same
+/// transaction, and keeps the row locked until its commit: a take-over waits until then, and an owner that froze and wakes
+/// writes nothing.
+pub async fn check_lease(connection: &dyn Statements, lease: &Lease) -> Result<()> {
+    let lock = connection.dialect().lock();
+    let check = format!("SELECT 1 FROM accounts WHERE id = $1 AND lease_owner = $2 AND epoch = $3{lock}");
+    let values = values![lease.account.0, &*lease.owner, lease.epoch];
+    let held = connection.row("check a lease", &check, &values, |_| Ok(())).await?;
+    held.ok_or(JournalError::LeaseLost { account: lease.account })
+}
+
+async fn account(connection: &dyn Statements, chain_id: i64, address: Address) -> Result<AccountId> {
+    let select = "SELECT id FROM accounts WHERE chain_id = $1 AND address = $2";
+    let values = values![chain_id, address.as_bytes()];
+    let id = |row: &dyn Columns| number(row, "account", "id").map(AccountId);
+    if let Some(known) = connection.row("find an account", select, &values, id).await? {
+        return Ok(known);
+    }
+    let insert = "INSERT INTO accounts (chain_id, address) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+    connection.execute("add an account", insert, &values).await?;
+    // Added here, or by another instance that was faster.
+    let missing = || JournalError::Inconsistent { doing: "add an account", detail: "it is not there then".to_owned() };
+    connection.row("find an account", select, &values, id).await?.ok_or_else(missing)
+}
+
+/// Waits for the write under the lease that is under way, and judges what that has left.
+async fn acquire(
+    connection: &dyn Statements,
+    account: AccountId,
+    owner: &Arc<str>,
+    ttl: Duration,
+    stale: Option<LeaseMark>,
+) -> Result<Acquired> {
+    let now = Timestamp::now();
+    let take = "UPDATE accounts SET lease_owner = $1, lease_until = $2, epoch = epoch + 1 \
+         WHERE id = $3 AND (lease_owner IS NULL OR lease_owner = $1 OR lease_until < $4 \
+         OR (epoch = $5 AND lease_until = $6)) RETURNING epoch";
+    let (epoch, until) = (stale.map(|mark| mark.epoch), stale.map(|mark| mark.until.0));
+    let values = values![&**owner, now.after(ttl).0, account.0, now.0, epoch, until];
+    let taken = connection.row("take a lease", take, &values, |row| number(row, "account", "epoch")).await?;
+    if let Some(epoch) = taken {
+        return Ok(Acquired::Ours(Lease { account, owner: Arc::clone(owner), epoch }));
+    }
+    let select = "SELECT epoch, lease_until FROM accounts WHERE id = $1";
+    connection
+        .one("read a lease", select, &values![account.0], |row| {
+            let until = Timestamp(number(row, "account", "lease_until")?);
+            Ok(Acquired::Anothers(LeaseMark { epoch: number(row, "account", "epoch")?, until }))
+        })
+        .await
+}
+
+/// Returns the account's next nonce, which is `at_least` this one from now on.
+pub async fn raise(connection: &dyn Statements, account: AccountId, at_least: Nonce) -> Result<Nonce> {
+    let raise = "UPDATE accounts SET next_nonce = CASE WHEN next_nonce > $1 THEN next_nonce ELSE $1 END WHERE id = $2 \
+                 RETURNING next_nonce";
+    let values = values![nonce(at_least)?, account.0];
+    connection
+        .one("raise the next nonce", raise, &values, |row| unsigned(row, "account", "next_nonce").map(Nonce))
+        .await
+}

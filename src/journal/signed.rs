@@ -1,0 +1,52 @@
+//! Signed transactions, on their way into the journal and out of it.
+
+use bytes::Bytes;
+
+use crate::journal::accounts::RequestSeq;
+use crate::journal::columns::{Columns, fixed, number, optional_number, present, unsigned, word};
+use crate::journal::error::Result;
+use crate::model::{
+    Address, Fee, Gas, Members, Nonce, Purpose, RawTransaction, SignedTransaction, Timestamp, TxHash, Wei,
+};
+use crate::policy::limits::Share;
+
+/// A transaction with its first signed encoding, ready to be stored.
+#[derive(Debug, Clone)]
+pub struct NewTransaction {
+    pub requests: Members<RequestSeq>,
+    pub nonce: Nonce,
+    pub to: Address,
+    pub value: Wei,
+    /// Calldata of a batch.
+    pub data: Option<Bytes>,
+    pub gas: Gas,
+    pub signed: SignedTransaction,
+}
+
+impl NewTransaction {
+    /// Returns what it counts with against the limits.
+    pub fn share(&self) -> Share {
+        Share { gas: self.gas, value: self.value, fee: self.signed.fee.total(self.gas) }
+    }
+}
+
+/// The columns that [`signed_transaction`] reads.
+pub const SIGNED_COLUMNS: &str = "s.purpose, s.hash, s.raw, s.max_fee, s.tip, s.signed_at";
+
+pub fn signed_transaction(row: &dyn Columns) -> Result<SignedTransaction> {
+    const WHAT: &str = "signed transaction";
+    let max_fee = Wei(unsigned(row, WHAT, "max_fee")?);
+    let fee = match optional_number(row, WHAT, "tip")? {
+        Some(tip) => Fee::Eip1559 { max_fee, tip: Wei(tip.unsigned_abs().into()) },
+        None => Fee::Legacy { gas_price: max_fee },
+    };
+    Ok(SignedTransaction {
+        purpose: word(row, WHAT, "purpose", Purpose::from_word)?,
+        raw: RawTransaction {
+            hash: fixed(row, WHAT, "hash", TxHash::from_slice)?,
+            bytes: Bytes::copy_from_slice(present(row.bytes("raw"), WHAT, "raw")?),
+        },
+        fee,
+        signed_at: Timestamp(number(row, WHAT, "signed_at")?),
+    })
+}

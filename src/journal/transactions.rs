@@ -1,0 +1,353 @@
+//! Nonces and signed transactions: what a lane stores before it broadcasts, and reads when it starts.
+
+use std::collections::BTreeSet;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::journal::accounts::{AccountId, Lease};
+use crate::journal::cancellations::{Cancellation, open_cancellations};
+use crate::journal::columns::{
+    Columns, amount, expect_rows, fixed, nonce, optional_bytes, stored_fee, to_i64, unsigned,
+};
+use crate::journal::database::{Database, Rows, SqlJournal, Statements, Value, values};
+use crate::journal::error::{JournalError, Result};
+use crate::journal::leases::check_lease;
+use crate::journal::limits;
+use crate::journal::nonces::{StoredNonce, Which, expect_fillable, stored_nonces};
+use crate::journal::recovery::{Recovery, current, writes_of};
+use crate::journal::requests::{QUEUED_COLUMNS, QueuedRequest, queued_request};
+use crate::journal::signed::{NewTransaction, SIGNED_COLUMNS, signed_transaction};
+use crate::journal::states::Change;
+use crate::model::request::Observation;
+use crate::model::{Address, BodyHash, Gas, Members, Nonce, RecoveredWrite, SignedTransaction, Timestamp, Wei};
+use crate::policy::limits::{Granted, Limits, Usage};
+
+/// A stored transaction that may still land.
+#[derive(Debug, Clone)]
+pub struct LiveTransaction {
+    pub requests: Members<QueuedRequest>,
+    pub nonce: Nonce,
+    pub to: Address,
+    pub value: Wei,
+    /// Calldata of a batch.
+    pub data: Option<Bytes>,
+    pub gas: Gas,
+    /// Everything ever signed for it, oldest first.
+    pub signed: Vec<SignedTransaction>,
+}
+
+/// Serves the lanes.
+#[async_trait]
+pub trait Transactions: Send + Sync {
+    /// Returns accepted requests of the account behind this place in the queue, in their order, without those that an
+    /// operator wants cancelled, and those with an ordering key that one before them has not ended of. When that has, they
+    /// are at the place that they were given when they came.
+    async fn queued(&self, account: AccountId, after_turn: i64, limit: u32) -> Result<Vec<QueuedRequest>>;
+    /// Returns everything of the account that may still land, by nonce. The caller checks bytes against their hashes.
+    async fn live_transactions(&self, account: AccountId) -> Result<Vec<LiveTransaction>>;
+    /// Returns what counts against the limits on the account's chain, whichever lanes and instances began it. What these
+    /// limits do not ask for is left out.
+    async fn usage(&self, account: AccountId, limits: Limits) -> Result<Usage>;
+    /// Stores new transactions, the first of them, as many as the limits grant. Their nonces must follow on from the
+    /// account's last one. Of the others nothing is stored: their bytes must not be used.
+    async fn record_transactions(
+        &self,
+        lease: &Lease,
+        transactions: Vec<NewTransaction>,
+        limits: Limits,
+    ) -> Result<Granted>;
+    /// Stores replacements at nonces that are live.
+    async fn record_replacements(&self, lease: &Lease, signed: Vec<(Nonce, SignedTransaction)>) -> Result<()>;
+    /// Returns the requests of the account that an operator wants cancelled, and that are accepted or being written.
+    async fn cancellations(&self, account: AccountId) -> Result<Vec<Cancellation>>;
+    /// Returns transactions by their nonces, whatever their state.
+    async fn nonces(&self, account: AccountId, which: Which) -> Result<Vec<StoredNonce>>;
+    /// Returns everything ever signed to fill these nonces, oldest first.
+    async fn fillers(&self, account: AccountId, first: Nonce, below: Nonce) -> Result<Vec<(Nonce, SignedTransaction)>>;
+    /// Stores self-transfers at nonces that were taken before, and for which no transaction may land or be sent again.
+    async fn record_fillers(&self, lease: &Lease, fillers: Vec<(Nonce, SignedTransaction)>) -> Result<()>;
+    /// Returns whether this journal replaces a lost one.
+    async fn recovery(&self) -> Result<Option<Recovery>>;
+    /// Returns for each of these hashes a transaction from the time of the lost journal that has such calldata.
+    async fn recovered_writes(&self, data: Vec<BodyHash>) -> Result<Vec<Option<RecoveredWrite>>>;
+}
+
+#[async_trait]
+impl<D: Database> Transactions for SqlJournal<D> {
+    async fn queued(&self, account: AccountId, after_turn: i64, limit: u32) -> Result<Vec<QueuedRequest>> {
+        // What waits for others of its key has no place there.
+        self.read((account, after_turn.max(0), limit), |connection, (account, after_turn, limit)| {
+            Box::pin(async move {
+                let Change { allowed, .. } = Change::on(Observation::Signed);
+                let select = format!(
+                    "SELECT {QUEUED_COLUMNS} FROM requests r WHERE r.account = $1 AND {allowed} AND r.turn > $2 \
+                     AND r.settled_at IS NULL \
+                     AND NOT EXISTS (SELECT 1 FROM cancellations c WHERE c.request = r.seq) ORDER BY r.turn LIMIT $3"
+                );
+                let values = values![account.0, *after_turn, *limit];
+                connection.rows("read the queue", &select, &values, queued_request).await
+            })
+        })
+        .await
+    }
+
+    async fn live_transactions(&self, account: AccountId) -> Result<Vec<LiveTransaction>> {
+        self.snapshot(account, |connection, account| Box::pin(live_transactions(connection, *account))).await
+    }
+
+    async fn usage(&self, account: AccountId, limits: Limits) -> Result<Usage> {
+        self.snapshot((account, limits), |connection, (account, limits)| {
+            Box::pin(limits::usage(connection, *account, *limits))
+        })
+        .await
+    }
+
+    async fn record_transactions(
+        &self,
+        lease: &Lease,
+        transactions: Vec<NewTransaction>,
+        limits: Limits,
+    ) -> Result<Granted> {
+        self.write((lease.clone(), transactions, limits), |connection, (lease, new, limits)| {
+            Box::pin(record_transactions(connection, lease, new, *limits))
+        })
+        .await
+    }
+
+    async fn record_replacements(&self, lease: &Lease, signed: Vec<(Nonce, SignedTransaction)>) -> Result<()> {
+        self.write((lease.clone(), signed), |connection, (lease, signed)| {
+            Box::pin(async move {
+                check_lease(connection, lease).await?;
+                expect_live(connection, lease, signed).await?;
+                insert_signed(connection, lease, signed.iter().map(|(nonce, signed)| (*nonce, signed))).await
+            })
+        })
+        .await
+    }
+
+    async fn cancellations(&self, account: AccountId) -> Result<Vec<Cancellation>> {
+        self.read(account, |connection, account| Box::pin(open_cancellations(connection, *account))).await
+    }
+
+    async fn nonces(&self, account: AccountId, which: Which) -> Result<Vec<StoredNonce>> {
+        self.snapshot((account, which), |connection, (account, which)| {
+            Box::pin(stored_nonces(connection, *account, *which))
+        })
+        .await
+    }
+
+    async fn fillers(&self, account: AccountId, first: Nonce, below: Nonce) -> Result<Vec<(Nonce, SignedTransaction)>> {
+        self.read((account.0, nonce(first)?, nonce(below)?), |connection, (account, first, below)| {
+            Box::pin(async move {
+                let select = "SELECT nonce, 'cancel' AS purpose, hash, raw, max_fee, tip, signed_at FROM fillers \
+                              WHERE account = $1 AND nonce >= $2 AND nonce < $3 ORDER BY nonce, id";
+                connection
+                    .rows("read the fillers", select, &values![*account, *first, *below], |row| {
+                        Ok((Nonce(unsigned(row, "filler", "nonce")?), signed_transaction(row)?))
+                    })
+                    .await
+            })
+        })
+        .await
+    }
+
+    async fn record_fillers(&self, lease: &Lease, fillers: Vec<(Nonce, SignedTransaction)>) -> Result<()> {
+        self.write((lease.clone(), fillers), |connection, (lease, fillers)| {
+            Box::pin(async move {
+                check_lease(connection, lease).await?;
+                expect_fillable(connection, lease, fillers.iter().map(|(at, _)| *at)).await?;
+                insert_fillers(connection, lease, fillers).await
+            })
+        })
+        .await
+    }
+
+    async fn recovery(&self) -> Result<Option<Recovery>> {
+        self.read((), |connection, ()| Box::pin(current(connection))).await
+    }
+
+    async fn recovered_writes(&self, data: Vec<BodyHash>) -> Result<Vec<Option<RecoveredWrite>>> {
+        self.read(data, |connection, data| Box::pin(writes_of(connection, data))).await
+    }
+}
+
+async fn live_transactions(connection: &dyn Statements, account: AccountId) -> Result<Vec<LiveTransaction>> {
+    let indexed = connection.dialect().indexed_by("transactions_live");
+    let select = format!(
+        "SELECT {QUEUED_COLUMNS}, t.nonce, t.to_address, t.value, t.data, t.gas, {SIGNED_COLUMNS} \
+         FROM transactions t{indexed} JOIN requests r ON r.seq = t.request \
+         JOIN signed_transactions s ON s.account = t.account AND s.nonce = t.nonce \
+         WHERE t.account = $1 AND t.state = 'live' ORDER BY t.nonce, s.id"
+    );
+    let mut live = Vec::new();
+    connection.rows("read the live transactions", &select, &values![account.0], |row| add_live(&mut live, row)).await?;
+    if live.iter().any(|transaction| transaction.data.is_some()) {
+        let select = format!(
+            "SELECT {QUEUED_COLUMNS}, t.nonce FROM transactions t{indexed} \
+             JOIN batched b ON b.account = t.account AND b.nonce = t.nonce JOIN requests r ON r.seq = b.request \
+             WHERE t.account = $1 AND t.state = 'live' ORDER BY t.nonce, b.place"
+        );
+        let mut add = |row: &dyn Columns| {
+            let nonce = Nonce(unsigned(row, "batch", "nonce")?);
+            if let Ok(index) = live.binary_search_by_key(&nonce, |live| live.nonce)
+                && let Some(transaction) = live.get_mut(index)
+            {
+                transaction.requests.others.push(queued_request(row)?);
+            }
+            Ok(())
+        };
+        connection.rows("read the live batches", &select, &values![account.0], &mut add).await?;
+    }
+    Ok(live)
+}
+
+/// Reads a row for each signed transaction, by nonce: it begins a transaction, or belongs to the last one.
+fn add_live(live: &mut Vec<LiveTransaction>, row: &dyn Columns) -> Result<()> {
+    let nonce = Nonce(unsigned(row, "transaction", "nonce")?);
+    match live.last_mut() {
+        Some(last) if last.nonce == nonce => last.signed.push(signed_transaction(row)?),
+        _ => live.push(LiveTransaction {
+            requests: Members::one(queued_request(row)?),
+            nonce,
+            to: fixed(row, "transaction", "to_address", Address::from_slice)?,
+            value: amount(row, "transaction", "value")?,
+            data: optional_bytes(row, "transaction", "data")?,
+            gas: Gas(unsigned(row, "transaction", "gas")?),
+            signed: vec![signed_transaction(row)?],
+        }),
+    }
+    Ok(())
+}
+
+async fn record_transactions(
+    connection: &dyn Statements,
+    lease: &Lease,
+    new: &[NewTransaction],
+    limits: Limits,
+) -> Result<Granted> {
+    check_lease(connection, lease).await?;
+    let granted = limits::take(connection, lease.account, new, limits).await?;
+    let new = new.get(..granted.count).unwrap_or(new);
+    if new.is_empty() {
+        return Ok(granted);
+    }
+    take_nonces(connection, lease, new).await?;
+    make_writing(connection, lease, new).await?;
+    insert_transactions(connection, lease, new).await?;
+    insert_batched(connection, lease, new).await?;
+    insert_signed(connection, lease, new.iter().map(|transaction| (transaction.nonce, &transaction.signed))).await?;
+    Ok(granted)
+}
+
+/// Moves the account's next nonce past these, which must be the ones that follow. The check stands in the same
+/// transaction as the rows: no gap and no nonce twice, whatever the lane believes.
+async fn take_nonces(connection: &dyn Statements, lease: &Lease, new: &[NewTransaction]) -> Result<()> {
+    const DOING: &str = "take nonces";
+    let Some(first) = new.first().map(|first| first.nonce) else { return Ok(()) };
+    if !new.iter().zip(first.0..).all(|(transaction, nonce)| transaction.nonce.0 == nonce) {
+        return Err(JournalError::Inconsistent { doing: DOING, detail: "they do not follow one another".to_owned() });
+    }
+    let take = "UPDATE accounts SET next_nonce = next_nonce + $1 WHERE id = $2 AND next_nonce = $3";
+    let values = values![to_i64("a count", new.len())?, lease.account.0, nonce(first)?];
+    match connection.execute(DOING, take, &values).await? {
+        1 => Ok(()),
+        _ => {
+            let detail = format!("{first} is not the account's next nonce");
+            Err(JournalError::Inconsistent { doing: DOING, detail })
+        }
+    }
+}
+
+async fn make_writing(connection: &dyn Statements, lease: &Lease, new: &[NewTransaction]) -> Result<()> {
+    let Change { set, allowed } = Change::on(Observation::Signed);
+    let update = format!(
+        "UPDATE requests AS r SET {set} FROM u WHERE r.seq = u.request AND {allowed} AND r.account = $2 AND r.turn > 0"
+    );
+    let requests = new.iter().flat_map(|new| new.requests.iter()).map(|request| values![request.0]);
+    let rows = Rows::of("request bigint", requests);
+    let values = values![Timestamp::now().0, lease.account.0];
+    let changed = connection.execute_each("change requests", &update, &values, &rows).await?;
+    expect_rows("sign for a request that is not queued with this lane", rows.len(), changed)
+}
+
+async fn insert_transactions(connection: &dyn Statements, lease: &Lease, new: &[NewTransaction]) -> Result<()> {
+    let insert = "INSERT INTO transactions \
+                  (account, nonce, request, others, state, to_address, value, data, gas, created_at) \
+                  SELECT $1, u.nonce, u.request, u.others, 'live', u.to_address, u.value, u.data, u.gas, u.created_at \
+                  FROM u";
+    let columns = "nonce bigint, request bigint, others bigint, to_address bytea, value text, data bytea, gas bigint, \
+                   created_at bigint";
+    let row = |new: &'_ NewTransaction| -> Result<[Value<'static>; 8]> {
+        Ok(values![
+            nonce(new.nonce)?,
+            new.requests.first.0,
+            to_i64("a count", new.requests.others.len())?,
+            new.to.as_bytes().to_vec(),
+            new.value.0.to_string(),
+            new.data.as_deref().map(<[u8]>::to_vec),
+            to_i64("gas", new.gas.0)?,
+            new.signed.signed_at.0,
+        ])
+    };
+    let rows = Rows::try_of(columns, new.iter().map(row))?;
+    let stored = connection.execute_each("store transactions", insert, &values![lease.account.0], &rows).await?;
+    expect_rows("store transactions", new.len(), stored)
+}
+
+async fn insert_batched(connection: &dyn Statements, lease: &Lease, new: &[NewTransaction]) -> Result<()> {
+    let insert = "INSERT INTO batched (account, nonce, place, request, has_effect) \
+                  SELECT $1, u.nonce, u.batch_place, u.request, 1 FROM u";
+    let rows = new.iter().flat_map(|new| {
+        let others = (1_i64..).zip(&new.requests.others);
+        others.map(|(place, request)| Ok(values![nonce(new.nonce)?, place, request.0]))
+    });
+    let rows = Rows::try_of("nonce bigint, batch_place bigint, request bigint", rows)?;
+    let stored = connection.execute_each("store batches", insert, &values![lease.account.0], &rows).await?;
+    expect_rows("store batches", rows.len(), stored)
+}
+
+/// Bytes for a nonce that is done could only ever be sent by mistake.
+async fn expect_live(connection: &dyn Statements, lease: &Lease, signed: &[(Nonce, SignedTransaction)]) -> Result<()> {
+    let nonces: BTreeSet<i64> = signed.iter().map(|(at, _)| nonce(*at)).collect::<Result<_>>()?;
+    let rows = Rows::of("nonce bigint", nonces.into_iter().map(|nonce| values![nonce]));
+    let select =
+        "SELECT t.nonce FROM u, transactions t WHERE t.account = $1 AND t.nonce = u.nonce AND t.state = 'live'";
+    let live =
+        connection.rows_each("check for live nonces", select, &values![lease.account.0], &rows, |_| Ok(())).await?;
+    expect_rows("sign again at a nonce that is not live", rows.len(), live.len())
+}
+
+/// Names the columns that [`signed_row`] fills.
+const SIGNED: &str = "nonce bigint, hash bytea, raw bytea, max_fee bigint, tip bigint, signed_at bigint, purpose text";
+
+fn signed_row((at, signed): (Nonce, &SignedTransaction)) -> Result<[Value<'_>; 7]> {
+    let (max_fee, tip) = stored_fee(signed.fee)?;
+    let (hash, raw) = (signed.raw.hash.as_bytes(), &signed.raw.bytes[..]);
+    Ok(values![nonce(at)?, hash, raw, max_fee, tip, signed.signed_at.0, signed.purpose.as_str()])
+}
+
+async fn insert_signed(
+    connection: &dyn Statements,
+    lease: &Lease,
+    signed: impl Iterator<Item = (Nonce, &SignedTransaction)>,
+) -> Result<()> {
+    let insert = "INSERT INTO signed_transactions (account, nonce, hash, raw, max_fee, tip, signed_at, purpose) \
+                  SELECT $1, u.nonce, u.hash, u.raw, u.max_fee, u.tip, u.signed_at, u.purpose FROM u ORDER BY u.place";
+    let rows = Rows::try_of(SIGNED, signed.map(signed_row))?;
+    let stored = connection.execute_each("store signed transactions", insert, &values![lease.account.0], &rows).await?;
+    expect_rows("store signed transactions", rows.len(), stored)
+}
+
+/// A filler is never anything but a self-transfer, so its purpose is not stored.
+async fn insert_fillers(
+    connection: &dyn Statements,
+    lease: &Lease,
+    fillers: &[(Nonce, SignedTransaction)],
+) -> Result<()> {
+    let insert = "INSERT INTO fillers (account, nonce, hash, raw, max_fee, tip, signed_at) \
+                  SELECT $1, u.nonce, u.hash, u.raw, u.max_fee, u.tip, u.signed_at FROM u ORDER BY u.place";
+    let rows = Rows::try_of(SIGNED, fillers.iter().map(|(at, filler)| signed_row((*at, filler))))?;
+    let stored = connection.execute_each("store fillers", insert, &values![lease.account.0], &rows).await?;
+    expect_rows("store fillers", rows.len(), stored)
+}
