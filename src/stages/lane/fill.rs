@@ -216,12 +216,11 @@ impl Term<'_> {
                     warn!(request.id = %request.id, tx.nonce = %transaction.nonce, cause = detail, "an operator wants this write no more; its nonce is cancelled unless it lands first");
                     transaction.cancel_reason = Some(detail);
                 }
-            } else if state == RequestState::Accepted {
-                if self.queue.cancel(request.seq, &self.context.settings.batching) {
-                    info!(request.id = %request.id, cause = detail, "cancelled before it had a nonce");
-                    let verdict = LaneVerdict::Cancelled(Cause::new(Reason::Cancelled, detail));
-                    rulings.push(conclude::ended(&self.lease, request, verdict));
-                }
+            } else if state == RequestState::Accepted && self.queue.cancel(request.seq, &self.context.settings.batching)
+            {
+                info!(request.id = %request.id, cause = detail, "cancelled before it had a nonce");
+                let verdict = LaneVerdict::Cancelled(Cause::new(Reason::Cancelled, detail));
+                rulings.push(conclude::ended(&self.lease, request, verdict));
             }
             // A request that is being written and not in flight has ended; settle has the ruling already.
         }
