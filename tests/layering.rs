@@ -325,7 +325,18 @@ fn strayed_libraries(path: &str, text: &str) -> Vec<String> {
     faults
 }
 
-/// Every source file by its path from the root.
+/// Returns the files that this one declares for tests alone: `#[cfg(test)]` and `mod name;` in the next line.
+fn test_files(path: &str, text: &str) -> Vec<String> {
+    let folder = path.trim_end_matches("mod.rs").trim_end_matches("lib.rs").trim_end_matches(".rs");
+    let folder = if folder.ends_with('/') { folder.to_owned() } else { format!("{folder}/") };
+    let declared = text.split("#[cfg(test)]\n").skip(1).filter_map(|rest| {
+        let line = rest.lines().next()?.trim().trim_start_matches("pub(crate) ");
+        line.strip_prefix("mod ")?.strip_suffix(';')
+    });
+    declared.map(|name| format!("{folder}{name}.rs")).collect()
+}
+
+/// Every source file by its path from the root, without those that are tests alone.
 fn sources() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut folders: Vec<PathBuf> = vec![root.join("src")];
@@ -342,5 +353,7 @@ fn sources() -> Vec<(String, String)> {
         }
     }
     assert!(files.len() > 20, "the sources are there");
+    let tests: Vec<_> = files.iter().flat_map(|(path, text)| test_files(path, text)).collect();
+    files.retain(|(path, _)| !tests.contains(path));
     files
 }

@@ -27,8 +27,7 @@
 //!    anew finds the same nonce live and rules the same.
 //!
 //! A nonce that another program took is given up when that very transaction is final (`conclude`). A nonce that nothing
-//! holds is filled (`nonce_gaps`). Blocks that were final and went away are compared with the journal and reported
-//! (`reorged_finals`).
+//! holds is filled, and blocks that were final and went away are compared with the journal and reported (`repairs`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,6 +54,7 @@ mod payload;
 mod queue;
 mod recorded;
 mod reorged_finals;
+mod repairs;
 mod settings;
 mod simulate;
 mod spans;

@@ -1,23 +1,22 @@
-//! Upkeep of what is not in a block: the nodes' answers, sending again, replacing, cancelling, filling gaps.
+//! Upkeep of what is not in a block: the nodes' answers, sending again, replacing, cancelling.
 
 use tokio::time::Instant;
 use tracing::info;
 
+use crate::chain::ChainError;
 use crate::chain::follow::broadcaster::Answered;
-use crate::chain::{BlockTag, ChainError};
-use crate::journal::{JournalError, Which};
+use crate::journal::JournalError;
 use crate::model::{Fee, Nonce, PauseReason, Purpose, SignedTransaction, Timestamp, UnsignedTransaction, Wei};
 use crate::observe::metrics::Signed;
 use crate::observe::traces::Traced;
 use crate::policy::classify::SendMeaning;
 use crate::policy::fee::{Market, is_underpriced};
 use crate::policy::gas;
+use crate::stages::lane::RESEND_UNKNOWN;
 use crate::stages::lane::flight::Heard;
 use crate::stages::lane::gate::pause_reason;
 use crate::stages::lane::in_flight::{InFlight, PoolStatus};
-use crate::stages::lane::nonce_gaps::ToSign;
 use crate::stages::lane::term::Term;
-use crate::stages::lane::{RESEND_UNKNOWN, stored};
 
 /// A signed transaction must have been passed over by this many blocks before it is replaced for its age.
 const BLOCKS_BEFORE_REPLACING: u64 = 2;
@@ -188,7 +187,7 @@ impl Term<'_> {
     }
 
     /// Returns a transaction that takes the nonce and does nothing else.
-    fn self_transfer(&self, nonce: Nonce, fee: Fee) -> UnsignedTransaction {
+    pub(super) fn self_transfer(&self, nonce: Nonce, fee: Fee) -> UnsignedTransaction {
         UnsignedTransaction {
             chain_id: self.context.settings.chain_id,
             nonce,
@@ -198,66 +197,6 @@ impl Term<'_> {
             data: bytes::Bytes::new(),
             fee,
         }
-    }
-
-    /// Fills the gap once it is certain. The lease's owner alone does it, since every filler's record checks the lease.
-    pub(super) async fn fill_gaps(&mut self) -> Result<(), JournalError> {
-        if !self.gaps.is_certain() || self.gate.is_head_stale() {
-            return Ok(());
-        }
-        if self.gaps.begin_search() {
-            self.begin_to_fill().await?;
-            if let Some(head) = self.view.height() {
-                self.sign_fillers(self.gaps.cheap(head)).await?;
-            }
-        }
-        for (nonce, raw) in self.gaps.take_due(self.tuning().resend_after) {
-            self.flight.broadcaster().send(nonce, raw.into());
-        }
-        Ok(())
-    }
-
-    async fn begin_to_fill(&mut self) -> Result<(), JournalError> {
-        let (Some(next), Some(head)) = (self.next_nonce, self.view.height()) else { return Ok(()) };
-        // At the head's own height: a node that lacks the block cannot answer with an older count.
-        let at_head = self.context.chain.transaction_count(self.account(), BlockTag::Number(head)).await;
-        let Ok(count) = at_head else { return Ok(()) };
-        let missing = self.gaps.missing(count, next, |nonce| self.flight.get(nonce).is_some());
-        let (Some(first), Some(last)) = (missing.first().copied(), missing.last().copied()) else { return Ok(()) };
-        let (journal, account, below) = (self.context.journal.as_ref(), self.lease.account, last.plus(1));
-        let stored = stored::nonces(journal, account, Which::Range(first, below)).await?;
-        let fillers = stored::fillers(journal, account, first, below).await?;
-        let to_sign = self.gaps.begin(missing, stored, fillers, head);
-        self.sign_fillers(to_sign).await
-    }
-
-    /// Invariant 1: a filler is journalled before it is broadcast. Crash in between: the next search finds it in the journal
-    /// and sends it, as long as the gap is there.
-    async fn sign_fillers(&mut self, nonces: Vec<ToSign>) -> Result<(), JournalError> {
-        // Where the lane is paused, a filler may be what shows that the reason is gone: what is signed waits for it.
-        let (Some(market), Some(head), true) = (self.view.market(), self.view.height(), self.may_sign()) else {
-            return Ok(());
-        };
-        let fees = self.tuning().fees;
-        let quoted = fees.quote(&market).ok();
-        let price =
-            |previous: Option<Fee>| previous.map_or(quoted, |previous| fees.replacement(previous, &market).or(quoted));
-        let priced: Vec<_> =
-            nonces.into_iter().filter_map(|(nonce, previous)| Some((nonce, price(previous)?))).collect();
-        if priced.is_empty() {
-            return Ok(());
-        }
-        let unsigned = priced.iter().map(|(nonce, fee)| self.self_transfer(*nonce, *fee).into()).collect();
-        let Some(raw) = self.sign_all(unsigned).await else { return Ok(()) };
-        let signed_at = Timestamp::now();
-        let filler = |((nonce, fee), raw)| (nonce, SignedTransaction { purpose: Purpose::Cancel, raw, fee, signed_at });
-        let fillers: Vec<_> = priced.into_iter().zip(raw).map(filler).collect();
-        self.context.journal.record_fillers(&self.lease, fillers.clone()).await?;
-        self.context.signals.meter.signed.add(Signed::Filler, fillers.len());
-        for (nonce, filler) in fillers {
-            self.gaps.add(nonce, filler, head);
-        }
-        Ok(())
     }
 
     /// Pauses the lane while transactions wait for a block and none comes: nothing that is signed can help then, and what
