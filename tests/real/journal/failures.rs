@@ -38,7 +38,7 @@ async fn bytes_that_the_journal_cannot_keep_go_to_no_node() {
     stage.anvil.set_auto_mine(false).await.unwrap();
     let home = WorkerHome::new(&stage.config().with("chain", "finality = 0"));
     made(&stage, &home).await;
-    let_inserts_fail(&home, "attempts", true);
+    let_inserts_fail(&home, "signed_transactions", true);
     stage.amqp.publish(QUEUE, with_id("a"), b"kept").await;
     for _ in 0..2 {
         let mut worker = home.start(BINARY);
@@ -48,7 +48,7 @@ async fn bytes_that_the_journal_cannot_keep_go_to_no_node() {
         assert_eq!(stage.anvil.nonce(ACCOUNTS[0].0, "pending").await, Ok(0));
         wait_until("the delivery is back", LONG, async || stage.depth(QUEUE).await == (1, 0)).await;
     }
-    let_inserts_fail(&home, "attempts", false);
+    let_inserts_fail(&home, "signed_transactions", false);
     stage.anvil.set_auto_mine(true).await.unwrap();
     let _worker = home.start(BINARY);
     stage.wait_empty(QUEUE).await;
