@@ -139,7 +139,11 @@ impl Meters {
         book.durations("request_until_broadcast_seconds", until_broadcast, &self.lane.until_broadcast);
         let until_final = "From a request's first arrival to its stored final end, retries included";
         book.durations("request_until_final_seconds", until_final, &self.settle.until_final);
-        book.counters("signed_transactions", "Transactions signed and journalled; each nonce has a first one", &self.lane.signed);
+        book.counters(
+            "signed_transactions",
+            "Transactions signed and journalled; each nonce has a first one",
+            &self.lane.signed,
+        );
         book.counters(
             "broadcast_answers",
             "What nodes answered to broadcasts; none decides anything",
