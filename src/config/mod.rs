@@ -17,6 +17,7 @@ use crate::stages::lane::{LaneRules, Tuning};
 use crate::stages::settle::SettleSettings;
 
 mod bind;
+mod chain;
 mod dead;
 mod policy;
 mod reader;

@@ -10,31 +10,25 @@ use serde_json::{Map, Value};
 use url::Url;
 
 use crate::broker::{Bind, BrokerSettings, Names, Topology, TopologyMode, UriSource};
-use crate::chain::ClientSettings;
 use crate::config::reader::{DAY, Findings, HOUR, MINUTE, MS, SECOND, Section, http_url, or_off};
 use crate::config::reload::{Prints, prints};
 use crate::config::secrets::{credential, private_file};
 use crate::config::{
-    Faults, JournalSection, LogFormat, LogSection, Settings, TracesSettings, WorkerSection, bind, dead, id_source,
-    policy, routes, signers,
+    Faults, JournalSection, LogFormat, LogSection, Settings, TracesSettings, WorkerSection, bind, chain, dead,
+    id_source, policy, routes, signers,
 };
 use crate::journal::JournalAddress;
-use crate::model::{Gas, Wei};
+use crate::model::Gas;
 use crate::observe::traces::{ExporterSettings, Sampling, Tracer};
 use crate::policy::admission::{AdmissionRules, OrderBy, Ordering, TextSource};
 use crate::policy::batch::{BatchKind, Batching};
-use crate::policy::classify::{ErrorTable, SendMeaning};
-use crate::policy::fee::{FeeMode, FeeRules};
-use crate::policy::finality::FinalityRule;
 use crate::policy::limits::Limits;
 use crate::policy::permits::Permits;
 use crate::policy::retry_schedule::RetrySchedule;
-use crate::policy::routes::{Route, contract_errors};
-use crate::stages::lane::{LaneRules, OutagePolicy, Tuning};
+use crate::policy::routes::Route;
+use crate::stages::lane::OutagePolicy;
 use crate::stages::settle::SettleSettings;
 
-/// Prices are stored in 63 bits.
-const HIGHEST_FEE: Wei = Wei(9_000_000_000_000_000_000);
 const LARGEST_BODY: u64 = 16 << 20;
 /// Below a collector's address: <https://opentelemetry.io/docs/specs/otlp/#otlphttp-request>.
 const TRACES_PATH: &str = "/v1/traces";
@@ -75,10 +69,10 @@ fn settings(tables: &mut Map<String, Value>, folder: &Path, prints: Prints, find
     let admission = AdmissionRules { id_source, order_by, routes, max_body_bytes, permits };
     let worker = worker(section!("worker"));
     let outage = outage(section!("outage"));
-    let fees = fees(section!("fees"));
+    let fees = chain::fees(section!("fees"));
     let limits = limits(section!("limits"), &admission.permits);
     let lease_ttl = section!("lease").duration("ttl", 3 * SECOND..=10 * MINUTE);
-    let (chain, lane, tuning) = chain(section!("chain"), &admission, batching, lease_ttl, (fees, limits, outage));
+    let (chain, lane, tuning) = chain::read(section!("chain"), &admission, batching, lease_ttl, (fees, limits, outage));
     policy::compare(&admission, &lane.batching, findings);
     broker.client_name = worker.full_name();
     broker.is_ordered |= admission.is_strict();
@@ -232,122 +226,6 @@ fn retry(mut section: Section<'_>) -> RetrySchedule {
 
 fn outage(mut section: Section<'_>) -> OutagePolicy {
     section.choice("policy", &[("hold", OutagePolicy::Hold), ("retry", OutagePolicy::Retry)])
-}
-
-fn chain(
-    mut section: Section<'_>,
-    admission: &AdmissionRules,
-    batching: Arc<Batching>,
-    lease_ttl: Duration,
-    (fees, limits, outage): (FeeRules, Limits, OutagePolicy),
-) -> (ClientSettings, LaneRules, Tuning) {
-    let own_texts = section.take("errors");
-    let errors = Arc::new(chain_errors(Section::new("chain.errors", own_texts, section.findings)));
-    let expected = "a number of blocks from 0 to 10000, \"safe\" or \"finalized\"";
-    let finality = section.read("finality", expected, FinalityRule::Safe, |text| match text {
-        "safe" => Some(FinalityRule::Safe),
-        "finalized" => Some(FinalityRule::Finalized),
-        number => number.parse().ok().filter(|depth| *depth <= 10_000).map(FinalityRule::Depth),
-    });
-    let client = ClientSettings {
-        chain_id: section.number("id", 1..=i64::MAX.unsigned_abs()),
-        endpoints: endpoints(&mut section),
-        timeout: section.duration("timeout", 100 * MS..=5 * MINUTE),
-        batch_size: section.number("batch_size", 1..=1000),
-        max_lag: section.number("max_lag", 1..=10_000),
-        errors: Arc::clone(&errors),
-        tracer: Tracer::default(),
-    };
-    let expected = "a duration from 1s to 24h, such as \"10m\", or \"off\"";
-    let age = |text: &str| humantime::parse_duration(text).ok().filter(|age| (SECOND..=DAY).contains(age));
-    let tuning = Tuning {
-        fees,
-        limits,
-        max_head_age: section.read("max_head_age", expected, None, |text| or_off(text, age)),
-        resend_after: section.duration("resend_after", SECOND..=HOUR),
-        replace_after: section.duration("replace_after", SECOND..=DAY),
-        refused_after: section.duration("refused_after", SECOND..=DAY),
-        outage,
-    };
-    let lane = LaneRules {
-        chain_id: client.chain_id,
-        finality,
-        in_flight: section.number("in_flight", 1..=100_000),
-        is_strict: admission.is_strict(),
-        batching,
-        permits: Arc::clone(&admission.permits),
-        contract_errors: Arc::new(contract_errors(&admission.routes)),
-        poll_interval: section.duration("poll_interval", 10 * MS..=5 * MINUTE),
-        errors,
-        lease_ttl,
-    };
-    (client, lane, tuning)
-}
-
-fn chain_errors(mut section: Section<'_>) -> ErrorTable {
-    let mut own: Vec<(String, SendMeaning)> = Vec::new();
-    for meaning in SendMeaning::configurable() {
-        let word = meaning.as_str();
-        let Some(value) = section.take(word) else { continue };
-        let Some(texts) = texts(&value) else {
-            section.fault(word, "expected a list of texts");
-            continue;
-        };
-        for text in texts {
-            let text = text.to_lowercase();
-            if text.is_empty() {
-                section.fault(word, "holds an empty text, which would match everything; remove it");
-            } else if own.iter().any(|(known, other)| *known == text && *other != meaning) {
-                section.fault(word, format!("{text:?} stands under another meaning too; remove one of them"));
-            } else {
-                own.push((text, meaning));
-            }
-        }
-    }
-    ErrorTable::with(own)
-}
-
-/// A list of texts, or the environment's text with commas.
-fn texts(value: &Value) -> Option<Vec<String>> {
-    let texts: Vec<String> = match value {
-        Value::Array(values) => values.iter().map(|value| value.as_str().map(str::to_owned)).collect::<Option<_>>()?,
-        Value::String(text) => text.split(',').map(str::to_owned).collect(),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => return None,
-    };
-    Some(texts.iter().map(|text| text.trim().to_owned()).collect())
-}
-
-/// A list, or the environment's text with commas. What stands there is never repeated: it may hold a key.
-fn endpoints(section: &mut Section<'_>) -> Vec<Url> {
-    let texts: Vec<String> = match section.take("endpoints") {
-        Some(Value::Array(values)) => {
-            values.iter().map(|value| value.as_str().unwrap_or_default().to_owned()).collect()
-        }
-        Some(Value::String(text)) => text.split(',').map(|text| text.trim().to_owned()).collect(),
-        _ => Vec::new(),
-    };
-    if texts.is_empty() {
-        section.fault("endpoints", "expected a list with at least one http:// or https:// URL");
-    }
-    let mut urls = Vec::new();
-    for (index, text) in texts.iter().enumerate() {
-        match http_url(text) {
-            Some(url) => urls.push(url),
-            None => section.fault("endpoints", format!("number {} is no http:// or https:// URL", index + 1)),
-        }
-    }
-    urls
-}
-
-fn fees(mut section: Section<'_>) -> FeeRules {
-    let mode = section.choice(
-        "mode",
-        &[("auto", FeeMode::Auto), ("eip1559", FeeMode::Eip1559), ("legacy", FeeMode::Legacy), ("zero", FeeMode::Zero)],
-    );
-    let max_fee = section.read("max_fee", "an amount from 0 to 9 ether, such as \"100 gwei\"", Wei(0), |text| {
-        text.parse().ok().filter(|fee| *fee <= HIGHEST_FEE)
-    });
-    FeeRules { mode, max_fee }
 }
 
 fn limits(mut section: Section<'_>, permits: &Permits) -> Limits {

@@ -5,7 +5,7 @@ use std::fmt;
 
 use alloy_dyn_abi::{DynSolType, DynSolValue, JsonAbiExt, Specifier};
 pub use alloy_json_abi::Function;
-use alloy_json_abi::{Error as AbiError, JsonAbi, Param, StateMutability};
+use alloy_json_abi::{Param, StateMutability};
 use alloy_primitives::{Address, B256, I256, U256};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -13,8 +13,12 @@ use serde_json::Value;
 
 use crate::model::failure::cut;
 
+mod errors;
 mod many;
 
+use errors::{abi_of, decoded};
+
+pub use errors::Errors;
 pub use many::Many;
 
 /// Of a value that does not fit, as much is shown.
@@ -72,12 +76,6 @@ pub struct Misfit {
     found: String,
 }
 
-fn abi_of(file: &str) -> Result<JsonAbi, String> {
-    let json: Value = serde_json::from_str(file).map_err(|error| format!("is not JSON: {error}"))?;
-    let list = json.get("abi").cloned().unwrap_or(json);
-    serde_json::from_value(list).map_err(|error| format!("is no ABI: {error}"))
-}
-
 impl Misfit {
     pub(super) fn new(what: &str, place: &str, expected: &str, found: String) -> Self {
         Self { what: what.to_owned(), place: place.to_owned(), expected: expected.to_owned(), found }
@@ -120,66 +118,6 @@ pub fn function_in(file: &str, wanted: &str, pays: bool) -> Result<Function, Str
         StateMutability::Pure | StateMutability::View => Err(format!("says that {wanted} writes nothing")),
         StateMutability::NonPayable if pays => Err(format!("says that {wanted} takes no value")),
         StateMutability::NonPayable | StateMutability::Payable => Ok(function),
-    }
-}
-
-/// Errors of contracts, as revert data hold them.
-#[derive(Debug, Clone, Default)]
-pub struct Errors(Vec<AbiError>);
-
-impl Errors {
-    /// Parses an error's signature, with or without names: `InsufficientBalance(uint256 available, uint256 required)`.
-    pub fn add(&mut self, signature: &str) -> Result<(), String> {
-        let error = AbiError::parse(signature).map_err(|error| format!("is no signature of an error: {error}"))?;
-        self.0.push(error);
-        Ok(())
-    }
-
-    /// Returns the errors of an ABI file, and none for a file that cannot be read.
-    pub fn add_file(&mut self, file: &str) {
-        if let Ok(abi) = abi_of(file) {
-            self.0.extend(abi.errors().cloned());
-        }
-    }
-
-    /// Adds the errors of others.
-    pub fn extend(&mut self, others: &Self) {
-        self.0.extend(others.0.iter().cloned());
-    }
-
-    /// Returns the error in these revert data with its arguments, if it is a known one.
-    pub fn decode(&self, data: &[u8]) -> Option<String> {
-        let (selector, arguments) = data.split_first_chunk::<4>()?;
-        let mut known = self.0.iter().filter(|error| error.selector().0 == *selector);
-        known.find_map(|error| decoded(&error.name, &error.inputs, arguments))
-    }
-}
-
-/// Returns a name with its arguments, decoded: `transfer(to: 0x…, amount: 5)`.
-fn decoded(name: &str, inputs: &[Param], arguments: &[u8]) -> Option<String> {
-    let kinds = inputs.iter().map(Specifier::<DynSolType>::resolve).collect::<Result<Vec<_>, _>>().ok()?;
-    let DynSolValue::Tuple(values) = DynSolType::Tuple(kinds).abi_decode_params(arguments).ok()? else { return None };
-    let told = inputs.iter().zip(&values).map(|(input, value)| match input.name.as_str() {
-        "" => text_of(value),
-        name => format!("{name}: {}", text_of(value)),
-    });
-    Some(format!("{name}({})", told.collect::<Vec<_>>().join(", ")))
-}
-
-/// Returns it as people write it.
-fn text_of(value: &DynSolValue) -> String {
-    let list = |values: &[DynSolValue]| values.iter().map(text_of).collect::<Vec<_>>().join(", ");
-    match value {
-        DynSolValue::Bool(value) => value.to_string(),
-        DynSolValue::Int(value, _) => value.to_string(),
-        DynSolValue::Uint(value, _) => value.to_string(),
-        DynSolValue::Address(address) => format!("0x{}", hex::encode(address)),
-        DynSolValue::FixedBytes(word, length) => format!("0x{}", hex::encode(word.get(..*length).unwrap_or_default())),
-        DynSolValue::Function(function) => format!("0x{}", hex::encode(function.as_slice())),
-        DynSolValue::Bytes(bytes) => format!("0x{}", hex::encode(bytes)),
-        DynSolValue::String(text) => format!("{text:?}"),
-        DynSolValue::Array(values) | DynSolValue::FixedArray(values) => format!("[{}]", list(values)),
-        DynSolValue::Tuple(values) => format!("({})", list(values)),
     }
 }
 
