@@ -111,8 +111,8 @@ async fn deploy_with(
     done
 }
 
-/// Returns the transaction is in no journal: nobody waits for it. A crash after it was sent leaves it in the pools,
-/// where a worker meets it as one of another program, and gives its request another nonce.
+/// Deploys the contract. No journal holds this transaction: a crash after it was sent leaves it in the pools, where a worker
+/// meets it as one of another program, and gives its request another nonce.
 async fn make(
     settings: &Settings,
     chain: &NodeClient,

@@ -274,7 +274,7 @@ pub fn is_batch_refusal(text: &str) -> bool {
     !is_revert(text) && contains_any(text, BATCH_REFUSALS)
 }
 
-/// Returns the node does not have the method that was called. The code is JSON-RPC's own, so clients agree on it.
+/// Returns whether the node lacks the method that was called. The code is JSON-RPC's own, so clients agree on it.
 pub fn is_missing_method(code: i64, text: &str) -> bool {
     const METHOD_NOT_FOUND: i64 = -32601;
     code == METHOD_NOT_FOUND || (contains_any(text, &["method"]) && contains_any(text, LACKS))

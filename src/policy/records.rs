@@ -38,7 +38,7 @@ pub struct Taken {
 }
 
 impl Taken {
-    /// Returns what was asked for is there.
+    /// Returns whether the record that is there has the content that was asked for.
     pub fn is_ours(&self) -> bool {
         self.ours == self.theirs
     }
@@ -130,7 +130,7 @@ pub fn taken(calldata: &[u8], revert: &[u8]) -> Option<Taken> {
     is_of_call.then_some(Taken { id, ours, theirs: ContentHash(word_at(arguments, 2)?) })
 }
 
-/// Returns what keeps many records in one call.
+/// Returns the function that keeps many records in one call.
 pub fn many(kept: Kept) -> Option<Many> {
     let (one, of_many) = match kept {
         Kept::Hash => (RECORD, RECORD_MANY),

@@ -25,9 +25,8 @@ impl SendWindow {
         self.size == self.full
     }
 
-    /// Returns a node has no room for one of `waiting` transactions, or wants earlier nonces first: half as many from
-    /// now on. Once for each head at most, since one round of answers may say it for every transaction. Says whether it
-    /// has shrunk.
+    /// Halves the window: a node has no room for one of `waiting` transactions, or wants earlier nonces first. Halves it
+    /// once for each head at most, since one round of answers may say so for every transaction. Returns whether it shrank.
     pub fn refused(&mut self, waiting: usize, head: BlockNumber) -> bool {
         if self.shrunk_at == Some(head) {
             return false;

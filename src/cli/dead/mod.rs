@@ -172,7 +172,7 @@ fn print(json: bool, value: impl FnOnce() -> serde_json::Value, text: impl FnOnc
     if json { say(value()) } else { say(text()) }
 }
 
-/// Returns what comes from outside must not steer the terminal.
+/// Escapes control characters: text from outside must not steer the terminal.
 fn plain(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut plain, character| {
         if character.is_control() {

@@ -115,7 +115,7 @@ fn money(settings: &Settings, account: Address, balance: Wei) -> Finding {
     Finding::ok(AREA, what)
 }
 
-/// Returns what the chain, the pools and the journal say must go together.
+/// Compares the nonces that the chain, the pools and the journal show.
 fn nonces(account: Address, in_chain: Nonce, pending: Nonce, known: Option<&AccountOverview>) -> Finding {
     let waiting = pending.0.saturating_sub(in_chain.0);
     let what = format!("{account} has {in_chain} transactions in the chain and {waiting} in a pool");

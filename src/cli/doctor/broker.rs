@@ -72,7 +72,7 @@ fn rights(inspection: &Inspection) -> Finding {
     ))
 }
 
-/// Returns the broker takes back what is held for longer than its `consumer_timeout`, and looks once a minute.
+/// Reports the `consumer_timeout` that is needed: the broker takes back what is held for longer, and checks once a minute.
 fn consumer_timeout(max_hold: Duration) -> Finding {
     let least = max_hold.saturating_mul(2);
     let what = format!(

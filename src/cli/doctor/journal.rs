@@ -62,7 +62,7 @@ async fn examine_open(
     journal.overview().await
 }
 
-/// Returns what it says, says what to do.
+/// Reports an error of the journal, whose text says what to do.
 fn failed(error: JournalError) -> Finding {
     Finding::fail(AREA, text_of(&error.into()))
 }

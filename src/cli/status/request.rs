@@ -75,7 +75,7 @@ fn meaning(history: &History) -> String {
     }
 }
 
-/// Returns what was final stays so in the journal; where the chain has gone back on it, its transactions tell.
+/// Explains the state `final`. The journal keeps it even where the chain has dropped the block; the transactions show that.
 fn meaning_of_final(history: &History) -> &'static str {
     let of = |state: &str| history.transactions.iter().find(|transaction| transaction.state == state);
     match of(TransactionState::Succeeded.as_str()) {

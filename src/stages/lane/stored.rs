@@ -78,40 +78,16 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::journal::{QueuedRequest, ReplyAddress, RequestSeq};
-    use crate::model::{
-        Address, Fee, Gas, GasRule, Generation, RawTransaction, RequestId, Timestamp, TxHash, Wei, Write,
-    };
+    use crate::model::RawTransaction;
+    use crate::stages::lane::fixtures;
 
-    fn batch(data: &'static [u8], kinds: &[Purpose]) -> LiveTransaction {
-        let attempt = |kind: &Purpose| SignedTransaction {
-            purpose: *kind,
-            raw: RawTransaction { hash: TxHash([1; 32]), bytes: Bytes::from_static(b"head, calldata, tail") },
-            fee: Fee::Legacy { gas_price: Wei(1) },
-            signed_at: Timestamp(0),
-        };
-        let request = QueuedRequest {
-            seq: RequestSeq(1),
-            id: RequestId::new("a").unwrap(),
-            generation: Generation::default(),
-            turn: 1,
-            received_at: Timestamp(0),
-            accepted_at: Timestamp(0),
-            body: Bytes::new(),
-            write: Write { to: Address([1; 20]), value: Wei(0), gas: GasRule::Fixed(Gas(21_000)), data: None },
-            is_alone: false,
-            reply: ReplyAddress::default(),
-            trace: None,
-        };
-        LiveTransaction {
-            requests: crate::model::Members::one(request),
-            nonce: Nonce(0),
-            to: Address([1; 20]),
-            value: Wei(0),
-            data: Some(Bytes::from_static(data)),
-            gas: Gas(21_000),
-            signed: kinds.iter().map(attempt).collect(),
-        }
+    fn batch(data: &'static [u8], purposes: &[Purpose]) -> LiveTransaction {
+        let bytes = Bytes::from_static(b"head, calldata, tail");
+        let raw = RawTransaction { hash: fixtures::hash(0, 0), bytes };
+        let signed =
+            |purpose: &Purpose| SignedTransaction { purpose: *purpose, raw: raw.clone(), ..fixtures::signed(0, 0) };
+        let signed = purposes.iter().map(signed).collect();
+        LiveTransaction { data: Some(Bytes::from_static(data)), signed, ..fixtures::live(0, 0) }
     }
 
     #[test]

@@ -111,8 +111,8 @@ impl SettleSettings {
         }
     }
 
-    /// Returns the settings may allow fewer retries than when this one was decided. It is still made, after the park
-    /// delay.
+    /// Returns the delay of a retry. The settings may allow fewer retries than when this one was decided: it is still made,
+    /// after the park delay.
     fn delay_of(&self, retry: Generation) -> Duration {
         self.schedule.delay_before(retry.retry).unwrap_or(self.park_delay)
     }
