@@ -41,7 +41,7 @@ const BEHIND_SEAMS: &[(&str, &[&str])] = &[
     ("opentelemetry_semantic_conventions", &["src/observe/exporter.rs"]),
     ("hyper", &["src/daemon/status/http.rs", "src/daemon/status/ask.rs"]),
     ("prometheus_client", &["src/observe/metrics/"]),
-    ("ratatui", &["src/cli/status/watch.rs", "src/cli/status/picture.rs"]),
+    ("ratatui", &["src/cli/status/watch.rs", "src/cli/status/tests.rs"]),
     ("rlp", &["src/signer/answer.rs"]),
     ("scrypt", &["src/signer/keystore.rs"]),
     ("aes", &["src/signer/keystore.rs"]),

@@ -1,23 +1,21 @@
 //! `chainwriter check`
 
-use std::process::ExitCode;
-
 use clap::Args;
 
-use crate::cli::{doctor, say};
+use crate::cli::{doctor, exit, say};
 use crate::config::Settings;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Also look at the broker, the nodes, the journal and the accounts, as `doctor` does.
+    /// Also check the broker, the nodes, the journal and the accounts, as `doctor` does.
     #[arg(long)]
     connect: bool,
 }
 
-pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<u8> {
     if arguments.connect {
         return doctor::run(doctor::Arguments::default(), settings).await;
     }
     doctor::examine_settings(&settings).iter().for_each(say);
-    Ok(ExitCode::SUCCESS)
+    Ok(exit::OK)
 }

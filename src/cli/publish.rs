@@ -1,7 +1,5 @@
 //! `chainwriter publish`
 
-use std::process::ExitCode;
-
 use anyhow::{Context, bail};
 use clap::Args;
 use indicatif::ProgressBar;
@@ -34,7 +32,7 @@ pub(super) struct Arguments {
     not_before: Option<Timestamp>,
 }
 
-pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<u8> {
     let broker = &settings.broker;
     let connection = PublishOnly::connect(broker).await?;
     let publisher = connection.publisher();
@@ -51,7 +49,7 @@ pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Res
     connection.close().await;
     let Published { confirmed, failed } = published;
     say(format_args!("{confirmed} published to {}, {failed} failed", settings.queue()));
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(exit::UNAVAILABLE) })
+    Ok(if failed == 0 { exit::OK } else { exit::UNAVAILABLE })
 }
 
 #[derive(Default)]

@@ -2,10 +2,10 @@
 
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::Command;
 use std::sync::Arc;
 
-use crate::cli::{log, text_of};
+use crate::cli::{exit, log, text_of};
 use crate::config::{self, Settings};
 use crate::daemon::app::{self, RunContext};
 use crate::daemon::reload::Reloading;
@@ -30,14 +30,14 @@ pub(super) fn with_deep_stacks() {
     let _ = again.exec();
 }
 
-pub(super) async fn run(settings: Settings, file: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(settings: Settings, file: Option<PathBuf>) -> anyhow::Result<u8> {
     let (recent, set_log_level) = log::start(settings.log);
     let load = Arc::new(move || config::load(file.as_deref()));
     let context = RunContext { recent, reloading: Reloading { load, set_log_level } };
     match app::run(settings, context).await {
         Ok(()) => {
             tracing::info!("stopped");
-            Ok(ExitCode::SUCCESS)
+            Ok(exit::OK)
         }
         Err(error) => {
             tracing::error!(error = text_of(&error), "the daemon ends");

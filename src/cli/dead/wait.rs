@@ -1,6 +1,5 @@
 //! `--wait`: what becomes of requests that were sent back, as the journal has it.
 
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -18,13 +17,13 @@ pub(super) struct Awaited {
     pub(super) replay: u32,
 }
 
-/// Tells how each ends. An exit code where not all were written in time.
+/// Reports how each ends. Returns an exit code where not all were written in time.
 pub(super) async fn wait(
     session: &LetterSession,
     mut awaited: Vec<Awaited>,
     limit: Duration,
     json: bool,
-) -> anyhow::Result<Option<ExitCode>> {
+) -> anyhow::Result<Option<u8>> {
     let began = Instant::now();
     let progress = progress_bar(awaited.len() as u64, "waiting");
     let mut died = false;
@@ -54,14 +53,14 @@ pub(super) async fn wait(
         let state = session.state_of(id).await?;
         let word = state.map_or("not taken in", RequestState::as_str);
         let text = format!(
-            "{word} after {}; the time is over, `chainwriter status` tells more",
+            "{word} after {}; the time is over, `chainwriter status` shows more",
             humantime::format_duration(limit)
         );
         print_end(id, word, &text, json);
     }
     Ok(match (awaited.is_empty(), died) {
-        (false, _) => Some(ExitCode::from(exit::STILL_OPEN)),
-        (true, true) => Some(ExitCode::from(exit::NOT_ALL)),
+        (false, _) => Some(exit::STILL_OPEN),
+        (true, true) => Some(exit::NOT_ALL),
         (true, false) => None,
     })
 }

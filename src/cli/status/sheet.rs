@@ -10,7 +10,7 @@ use crate::daemon::status::{EndpointReport, LaneReport, RecentLine, WorkerReport
 use crate::journal::{AccountOverview, JournalOverview};
 use crate::model::{Timestamp, Wei};
 
-/// What is shown of incidents and of the log; the running worker and the journal keep more.
+/// Incidents and lines of the log that are shown; the journal and the running worker keep more.
 const INCIDENTS: usize = 5;
 const LOG_LINES: usize = 10;
 
@@ -20,7 +20,7 @@ pub(super) enum Tone {
     Plain,
     /// All is well.
     Good,
-    /// Worth a look.
+    /// Degraded.
     Warn,
     /// Someone must act.
     Bad,

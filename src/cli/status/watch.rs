@@ -1,6 +1,5 @@
 //! `chainwriter status --watch`: the overview in the terminal, drawn anew every second.
 
-use std::process::ExitCode;
 use std::time::Duration;
 
 use ratatui::Frame;
@@ -18,7 +17,7 @@ use crate::config::Settings;
 
 /// Between two overviews.
 const REFRESH: Duration = Duration::from_secs(1);
-/// How soon a key is heeded, and the thread that reads keys ends with its user.
+/// How soon the thread that reads keys sees that it must end.
 const KEY_WAIT: Duration = Duration::from_millis(200);
 /// Keys that wait to be handled.
 const KEYS: usize = 16;
@@ -26,9 +25,9 @@ const KEYS: usize = 16;
 const WIDE: u16 = 78;
 
 /// Draws until q, Esc or Ctrl-C. The terminal is given back as it was, after a panic too.
-pub(super) async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(settings: Settings) -> anyhow::Result<u8> {
     let mut terminal = ratatui::try_init()?;
-    let mut looker = Observer::new(settings);
+    let mut observer = Observer::new(settings);
     let shown = async {
         let mut keys = keys();
         let mut terminate = signal(SignalKind::terminate())?;
@@ -36,11 +35,11 @@ pub(super) async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
         let mut scroll = 0_u16;
         let mut tick = tokio::time::interval(REFRESH);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut overview = looker.look().await;
+        let mut overview = observer.observe().await;
         loop {
             terminal.draw(|frame| draw(frame, &overview, scroll))?;
             tokio::select! {
-                _ = tick.tick() => overview = looker.look().await,
+                _ = tick.tick() => overview = observer.observe().await,
                 _ = terminate.recv() => return anyhow::Ok(()),
                 _ = hang_up.recv() => return anyhow::Ok(()),
                 key = keys.recv() => match key {
@@ -54,8 +53,8 @@ pub(super) async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
     }
     .await;
     ratatui::restore();
-    looker.close().await;
-    shown.map(|()| ExitCode::SUCCESS)
+    observer.close().await;
+    shown.map(|()| crate::cli::exit::OK)
 }
 
 enum Key {

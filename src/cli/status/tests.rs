@@ -1,4 +1,4 @@
-//! The picture in README.md: what `status --watch` draws of a real run's overview, as an SVG.
+//! `status --watch` drawn of a real run's overview: the picture in README.md, an SVG, and other screens.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use crate::cli::status::overview::{Overview, Side};
 use crate::cli::status::sheet;
 use crate::cli::status::watch::draw;
 
-/// Set, the picture is drawn anew in place of being compared.
+/// Set, the picture is drawn anew instead of being compared.
 const RENEW: &str = "CHAINWRITER_RENEW";
 const COLUMNS: u16 = 112;
 const ROWS: u16 = 28;
