@@ -77,7 +77,7 @@ fn chain_errors(mut section: Section<'_>) -> ErrorTable {
     for meaning in SendMeaning::configurable() {
         let word = meaning.as_str();
         let Some(value) = section.take(word) else { continue };
-        let Some(texts) = texts(&value) else {
+        let Some(texts) = texts(&value).and_then(|texts| texts.into_iter().collect::<Option<Vec<_>>>()) else {
             section.fault(word, "expected a list of texts");
             continue;
         };
@@ -95,33 +95,27 @@ fn chain_errors(mut section: Section<'_>) -> ErrorTable {
     ErrorTable::with(own)
 }
 
-/// Reads a list of texts, or the environment's text with commas.
-fn texts(value: &Value) -> Option<Vec<String>> {
-    let texts: Vec<String> = match value {
-        Value::Array(values) => values.iter().map(|value| value.as_str().map(str::to_owned)).collect::<Option<_>>()?,
-        Value::String(text) => text.split(',').map(str::to_owned).collect(),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => return None,
-    };
-    Some(texts.iter().map(|text| text.trim().to_owned()).collect())
+/// Reads a list of texts, or the environment's text with commas. What is no text in the list is none.
+fn texts(value: &Value) -> Option<Vec<Option<&str>>> {
+    match value {
+        Value::Array(values) => Some(values.iter().map(|value| value.as_str().map(str::trim)).collect()),
+        Value::String(text) => Some(text.split(',').map(|text| Some(text.trim())).collect()),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => None,
+    }
 }
 
-/// Reads a list, or the environment's text with commas. What stands there is never repeated: it may hold a key.
+/// Reads the endpoints. A fault never repeats what stands there: it may hold a key.
 fn endpoints(section: &mut Section<'_>) -> Vec<Url> {
-    let texts: Vec<String> = match section.take("endpoints") {
-        Some(Value::Array(values)) => {
-            values.iter().map(|value| value.as_str().unwrap_or_default().to_owned()).collect()
-        }
-        Some(Value::String(text)) => text.split(',').map(|text| text.trim().to_owned()).collect(),
-        _ => Vec::new(),
-    };
+    let value = section.take("endpoints").unwrap_or_default();
+    let texts = texts(&value).unwrap_or_default();
     if texts.is_empty() {
         section.fault("endpoints", "expected a list with at least one http:// or https:// URL");
     }
     let mut urls = Vec::new();
-    for (index, text) in texts.iter().enumerate() {
-        match http_url(text) {
+    for (number, text) in (1..).zip(texts) {
+        match text.and_then(http_url) {
             Some(url) => urls.push(url),
-            None => section.fault("endpoints", format!("number {} is no http:// or https:// URL", index + 1)),
+            None => section.fault("endpoints", format!("number {number} is no http:// or https:// URL")),
         }
     }
     urls

@@ -7,6 +7,8 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use url::Url;
 
+use crate::model::Address;
+
 pub(super) const MS: Duration = Duration::from_millis(1);
 pub(super) const SECOND: Duration = Duration::from_secs(1);
 pub(super) const MINUTE: Duration = Duration::from_secs(60);
@@ -40,6 +42,11 @@ pub(super) fn http_url(text: &str) -> Option<Url> {
     Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
 }
 
+/// Returns the texts of a list that has nothing else.
+pub(super) fn texts(value: &Value) -> Option<Vec<&str>> {
+    value.as_array()?.iter().map(Value::as_str).collect()
+}
+
 /// Reads each table of a list as a section `NAME[1]`, `NAME[2]`, … `None`: the list is not there, or is none.
 pub(super) fn tables<T>(
     name: &str,
@@ -48,20 +55,15 @@ pub(super) fn tables<T>(
     findings: &mut Findings,
     mut read: impl FnMut(Section<'_>) -> T,
 ) -> Option<Vec<T>> {
-    let Value::Array(tables) = value? else {
-        findings.add(name, expected);
-        return None;
+    let tables = match value? {
+        Value::Array(tables) if !tables.is_empty() => tables,
+        _ => {
+            findings.add(name, expected);
+            return None;
+        }
     };
-    if tables.is_empty() {
-        findings.add(name, expected);
-        return None;
-    }
-    let tables = tables.into_iter().enumerate();
-    Some(
-        tables
-            .map(|(index, table)| read(Section::new(&format!("{name}[{}]", index + 1), Some(table), findings)))
-            .collect(),
-    )
+    let names = (1..).map(|number| format!("{name}[{number}]"));
+    Some(names.zip(tables).map(|(name, table)| read(Section::new(&name, Some(table), findings))).collect())
 }
 
 /// One table of the configuration. Reading a key makes it known; when the section is dropped, what is left in it is
@@ -103,11 +105,8 @@ impl<'f> Section<'f> {
 
     /// Makes keys known that only some of the other keys make sense with.
     pub(super) fn allow(&mut self, keys: &[&'static str]) {
-        for key in keys {
-            if !self.known.contains(key) {
-                self.known.push(key);
-            }
-        }
+        let new = keys.iter().filter(|key| !self.known.contains(key)).copied().collect::<Vec<_>>();
+        self.known.extend(new);
     }
 
     pub(super) fn name(&self) -> &str {
@@ -197,6 +196,11 @@ impl<'f> Section<'f> {
         range: RangeInclusive<Duration>,
     ) -> Duration {
         if self.keys.contains_key(key) { self.duration(key, range) } else { default }
+    }
+
+    pub(super) fn address(&mut self, key: &'static str, expected: &str) -> Address {
+        let expected = format!("{expected}, 0x and 40 hexadecimal digits");
+        self.read(key, &expected, Address([0; 20]), |text| text.parse().ok())
     }
 
     /// Takes one of a few words.

@@ -1,4 +1,4 @@
-//! What the configuration names and does not hold: files that only their owner may read.
+//! Secrets that the configuration names: files that only their owner may read.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
