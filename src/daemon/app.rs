@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use tokio::signal::unix::{Signal, SignalKind, signal as signal_stream};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -12,7 +13,7 @@ use tracing::info;
 use crate::broker::{Broker, BrokerState};
 use crate::chain::{ClientSettings, NodeClient};
 use crate::config::{Settings, SignerSection};
-use crate::daemon::reload::{self, Adjustable, Hangups, Reloading};
+use crate::daemon::reload::{self, Adjustable, Reloading};
 use crate::daemon::status::{self, LaneView, Observer, RecentLines, Sources};
 use crate::daemon::supervisor::{Tasks, notify_systemd};
 use crate::journal::{
@@ -42,7 +43,7 @@ const BEFORE_SETTLE: [&str; 2] = ["intake", "lane"];
 /// The names of the tasks that end when no other runs.
 const LAST: [&str; 3] = ["systemd", "http", "exporter"];
 
-/// What the command has set up before the daemon starts.
+/// Parts that the command has set up before the daemon starts.
 pub struct RunContext {
     pub recent: RecentLines,
     pub reloading: Reloading,
@@ -51,9 +52,10 @@ pub struct RunContext {
 /// Runs the daemon until it has drained after a signal.
 ///
 /// # Errors
-/// What keeps it from starting, or the first task that fails. A [`JournalError`] is in the chain if it was the journal.
+/// When the daemon cannot start, or when a task fails. A [`JournalError`] is in the chain if it was the journal.
 pub async fn run(settings: Settings, context: RunContext) -> anyhow::Result<()> {
-    let hangups = Hangups::new()?;
+    // From here on the signal no longer ends the process.
+    let hangups = signal_stream(SignalKind::hangup())?;
     match settings.journal.address.clone() {
         JournalAddress::Sqlite(path) => run_with(SqliteJournal::open(&path).await?, settings, context, hangups).await,
         JournalAddress::Postgres(address) => {
@@ -66,35 +68,57 @@ async fn run_with<J: Journal + LetterDeeds + 'static>(
     journal: J,
     settings: Settings,
     context: RunContext,
-    hangups: Hangups,
+    hangups: Signal,
 ) -> anyhow::Result<()> {
     let journal = Arc::new(journal);
-    let owner: Arc<str> = format!("{}/{}", settings.worker.full_name(), ids::unique()).into();
     let (mut tasks, tokens) = (Tasks::default(), Tokens::default());
+    let lanes = start(&mut tasks, &tokens, &journal, &settings, context, hangups).await?;
+    info!(
+        worker = settings.worker.full_name(),
+        queue = settings.queue(),
+        chain.id = settings.chain.chain_id,
+        signers = settings.signers.len(),
+        "chainwriter {} runs",
+        env!("CARGO_PKG_VERSION")
+    );
+    let drained = tasks.run_until_drained(settings.worker.drain_deadline, |running| tokens.stop_next(running)).await;
+    release_leases(journal.as_ref(), lanes.iter().map(|(_, signals)| signals.lease.borrow().clone())).await;
+    journal.close().await;
+    drained
+}
+
+/// Builds all parts, connects them, and spawns their tasks. Returns the lanes.
+async fn start<J: Journal + LetterDeeds + 'static>(
+    tasks: &mut Tasks,
+    tokens: &Tokens,
+    journal: &Arc<J>,
+    settings: &Settings,
+    RunContext { recent, reloading }: RunContext,
+    hangups: Signal,
+) -> anyhow::Result<Vec<(AccountId, LaneSignals)>> {
+    let owner: Arc<str> = format!("{}/{}", settings.worker.full_name(), ids::unique()).into();
     let broker = Broker::new(settings.broker.clone(), tasks.heartbeat("broker"));
     let (broker_state, publish_meter) = (broker.state(), broker.meter());
     let (deliver, deliveries) = mpsc::channel(DELIVERIES);
-    let span_meter = SpanMeter::default();
-    let tracer = tracer(&settings, &span_meter, &mut tasks, &tokens.last)?;
+    let (traces, replay) = (SpanMeter::default(), ReplayMeter::default());
+    let tracer = tracer(settings, &traces, tasks, &tokens.last)?;
     let signers = settings.signers.iter().map(|section| signer(section, &tracer)).collect::<Result<Vec<_>, _>>()?;
     let accounts = accounts(journal.as_ref(), settings.chain.chain_id, &signers).await?;
     let client = ClientSettings { tracer: tracer.clone(), ..settings.chain.clone() };
     let node = Arc::new(NodeClient::new(&client).context("cannot make the HTTP client")?);
-    let adjustable = Adjustable::new(&settings);
+    let adjustable = Adjustable::new(settings);
     let publisher = Arc::new(broker.publisher());
     let seams = Seams { journal: journal.clone(), chain: node.clone(), signers, publisher, deliveries };
-    let of_stages = pipeline_settings(&settings, &adjustable, accounts, &owner, tracer);
+    let of_stages = pipeline_settings(settings, &adjustable, accounts, &owner, tracer);
     let Pipeline { stages, lanes, flow, meters } = Pipeline::new(seams, of_stages, &tokens.stages);
-    spawn_stages(&mut tasks, stages);
-    let replay = ReplayMeter::default();
-    let (chain, publisher, log) = (node.meter(), publish_meter, context.recent.meter());
+    spawn_stages(tasks, stages);
     let meters = Meters {
-        chain,
-        publisher,
+        chain: node.meter(),
+        publisher: publish_meter,
         journal: journal.meter(),
-        log,
+        log: recent.meter(),
         replay: replay.clone(),
-        traces: span_meter,
+        traces,
         ..meters
     };
     let (publish_stuck, stuck) = watch::channel(Vec::new());
@@ -110,20 +134,16 @@ async fn run_with<J: Journal + LetterDeeds + 'static>(
         settle: meters.settle.clone(),
         stuck,
         draining: tokens.stages.intake.clone(),
-        recent: context.recent,
+        recent,
     };
-    spawn_observer(&mut tasks, &tokens, Observer::new(sources, Metrics::new(&meters)), settings.http_listen);
+    spawn_observer(tasks, tokens, Observer::new(sources, Metrics::new(&meters)), settings.http_listen);
     let sessions = broker.run(deliver, flow, tokens.stages.intake.clone(), tokens.broker.clone());
     tasks.spawn_endless("broker", sessions);
-    spawn_replayer(&mut tasks, &tokens, &settings, (&journal, &owner), replay);
+    spawn_replayer(tasks, tokens, settings, (journal, &owner), replay);
     let stop_reading = tokens.stages.intake.clone();
-    tasks.spawn("reload", reload::run(settings.clone(), context.reloading, adjustable, hangups, stop_reading));
-    spawn_systemd(&mut tasks, &tokens, &settings, (broker_state, &lanes), publish_stuck);
-    log_start(&settings);
-    let drained = tasks.run_until_drained(settings.worker.drain_deadline, |running| tokens.stop_next(running)).await;
-    release_leases(journal.as_ref(), lanes.iter().map(|(_, signals)| signals.lease.borrow().clone())).await;
-    journal.close().await;
-    drained
+    tasks.spawn("reload", reload::run(settings.clone(), reloading, adjustable, hangups, stop_reading));
+    spawn_systemd(tasks, tokens, settings, (broker_state, &lanes), publish_stuck);
+    Ok(lanes)
 }
 
 fn spawn_stages(tasks: &mut Tasks, stages: Vec<Stage>) {
@@ -177,17 +197,6 @@ fn spawn_systemd(
     let status = move || status_line(&broker.borrow(), &states);
     let notifier = notify_systemd(tasks.beats(), stall(settings), status, publish_stuck, tokens.last.clone());
     tasks.spawn("systemd", notifier);
-}
-
-fn log_start(settings: &Settings) {
-    info!(
-        worker = settings.worker.full_name(),
-        queue = settings.queue(),
-        chain.id = settings.chain.chain_id,
-        signers = settings.signers.len(),
-        "chainwriter {} runs",
-        env!("CARGO_PKG_VERSION")
-    );
 }
 
 /// Returns the journal's number of each signer's account.
@@ -262,7 +271,7 @@ fn view(signer: &SignerSection, signals: &LaneSignals) -> LaneView {
     LaneView { account: signer.address(), state: signals.state.subscribe(), is_open: signals.is_open.subscribe() }
 }
 
-/// What ends the tasks: the stages first, then the broker's connections, then those that report.
+/// Ends the tasks: the stages first, then the broker's connections, then those that report.
 #[derive(Default)]
 struct Tokens {
     stages: Stops,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::Signal;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -10,21 +10,11 @@ use tracing::{error, info, warn};
 use crate::config::{Faults, Reloaded, Settings};
 use crate::stages::lane::Tuning;
 
-/// How the configuration is read once more.
 pub struct Reloading {
     /// Reads the configuration; may take as long as it takes to open a keystore.
     pub load: Arc<dyn Fn() -> Result<Settings, Faults> + Send + Sync>,
     /// Sets the least important level that the log has.
     pub set_log_level: Box<dyn Fn(tracing::Level) + Send>,
-}
-
-/// The signal, which no longer ends the process once this is made.
-pub struct Hangups(Signal);
-
-impl Hangups {
-    pub fn new() -> std::io::Result<Self> {
-        signal(SignalKind::hangup()).map(Self)
-    }
 }
 
 /// The settings that may change at run time, as the parts of the program see them.
@@ -49,13 +39,13 @@ pub async fn run(
     mut running: Settings,
     reloading: Reloading,
     adjustable: Adjustable,
-    mut hangups: Hangups,
+    mut hangups: Signal,
     stopped: CancellationToken,
 ) -> Result<(), std::convert::Infallible> {
     let Reloading { load, set_log_level } = reloading;
     loop {
         tokio::select! {
-            _ = hangups.0.recv() => {}
+            _ = hangups.recv() => {}
             () = stopped.cancelled() => return Ok(()),
         }
         let load = Arc::clone(&load);

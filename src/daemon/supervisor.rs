@@ -194,7 +194,7 @@ impl Pulses {
 /// Does nothing without systemd.
 fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        warn!(%error, "systemd cannot be told");
+        warn!(%error, "could not notify systemd");
     }
 }
 

@@ -1,7 +1,7 @@
 //! The observer: puts the report together from what the parts show of themselves, and polls what has to be
 //! asked for: the journal's counts and the accounts' balances.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::broker::{BrokerState, Flow};
-use crate::chain::{Chain, NodeClient};
+use crate::chain::{Chain, EndpointState, NodeClient};
 use crate::daemon::status::report::{BrokerReport, EndpointReport, LaneReport, PauseReport, WorkerReport};
 use crate::daemon::status::{RecentLines, gauges};
 use crate::journal::{JournalOverview, Upkeep};
@@ -30,7 +30,7 @@ pub struct LaneView {
     pub is_open: watch::Receiver<bool>,
 }
 
-/// What the parts show.
+/// The parts' own views of themselves.
 pub struct Sources {
     pub worker: String,
     pub queue: String,
@@ -52,10 +52,10 @@ pub struct Observer {
     sources: Sources,
     metrics: Metrics,
     started_at: Timestamp,
-    asked: Mutex<Asked>,
+    asked: watch::Sender<Asked>,
 }
 
-/// What was read last.
+/// The last answers of the journal and the node.
 #[derive(Default)]
 struct Asked {
     journal: Option<JournalOverview>,
@@ -65,7 +65,7 @@ struct Asked {
 
 impl Observer {
     pub fn new(sources: Sources, metrics: Metrics) -> Self {
-        Self { sources, metrics, started_at: Timestamp::now(), asked: Mutex::default() }
+        Self { sources, metrics, started_at: Timestamp::now(), asked: watch::Sender::default() }
     }
 
     /// Polls until cancelled. What cannot be read now stays as it was read last: the parts that use it report its failures.
@@ -99,8 +99,10 @@ impl Observer {
 
     async fn read_journal(&self) {
         match self.sources.journal.overview().await {
-            Ok(overview) => self.asked.lock().unwrap_or_else(PoisonError::into_inner).journal = Some(overview),
-            Err(error) => warn!(%error, "the journal's counts cannot be had; those in /status and /metrics are old"),
+            Ok(overview) => self.asked.send_modify(|asked| asked.journal = Some(overview)),
+            Err(error) => {
+                warn!(%error, "could not read counts from the journal; those in /status and /metrics are old")
+            }
         }
     }
 
@@ -109,18 +111,18 @@ impl Observer {
         for lane in &self.sources.lanes {
             balances.push(self.sources.node.balance(lane.account).await.ok());
         }
-        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        let old = std::mem::take(&mut asked.balances).into_iter().chain(std::iter::repeat(None));
-        asked.balances = balances.into_iter().zip(old).map(|(new, old)| new.or(old)).collect();
+        self.asked.send_modify(|asked| {
+            let old = std::mem::take(&mut asked.balances).into_iter().chain(std::iter::repeat(None));
+            asked.balances = balances.into_iter().zip(old).map(|(new, old)| new.or(old)).collect();
+        });
     }
 
     fn has_balances(&self) -> bool {
-        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        asked.balances.iter().all(Option::is_some)
+        self.asked.borrow().balances.iter().all(Option::is_some)
     }
 
     pub fn report(&self) -> WorkerReport {
-        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = self.asked.borrow();
         let sources = &self.sources;
         let balances = asked.balances.iter().copied().chain(std::iter::repeat(None));
         let lanes: Vec<_> = sources.lanes.iter().zip(balances).map(|(lane, balance)| lane.report(balance)).collect();
@@ -199,9 +201,8 @@ impl LaneView {
     }
 }
 
-impl From<crate::chain::EndpointState> for EndpointReport {
-    fn from(state: crate::chain::EndpointState) -> Self {
-        let crate::chain::EndpointState { label, serves, blocks_behind, problem } = state;
+impl From<EndpointState> for EndpointReport {
+    fn from(EndpointState { label, serves, blocks_behind, problem }: EndpointState) -> Self {
         Self { endpoint: label, serves, blocks_behind, problem }
     }
 }

@@ -15,7 +15,7 @@ pub struct WorkerReport {
     pub chain_id: u64,
     pub started_at: Timestamp,
     pub at: Timestamp,
-    /// What keeps it from being ready, in words; empty when it is.
+    /// Why it is not ready, in words; empty when it is.
     pub not_ready: Vec<String>,
     /// Stages that stand still, as the watchdog sees it.
     pub stuck: Vec<String>,
@@ -46,11 +46,11 @@ pub struct BrokerReport {
 pub struct LaneReport {
     pub account: Address,
     pub owner: bool,
-    /// It takes requests, or another instance's lane does.
+    /// Set while it takes requests, or another instance's lane does.
     pub open: bool,
     /// Why it takes on nothing new.
     pub paused: Option<PauseReport>,
-    /// Which of `[limits]` holds requests back, and until when.
+    /// The limit of `[limits]` that holds requests back, and until when.
     #[serde(default)]
     pub throttled: Option<String>,
     pub in_flight: u64,
@@ -60,7 +60,7 @@ pub struct LaneReport {
     pub head: Option<BlockNumber>,
     /// That block's own time.
     pub head_at: Option<Timestamp>,
-    /// What a transaction would offer now at most, for one unit of gas.
+    /// The most that a transaction would offer now for one unit of gas.
     pub fee_wei: Option<String>,
     pub balance_wei: Option<String>,
     /// Nonces in gaps that something was sent for since the start.
