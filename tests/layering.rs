@@ -42,6 +42,7 @@ const BEHIND_SEAMS: &[(&str, &[&str])] = &[
     ("hyper", &["src/daemon/status/http.rs", "src/daemon/status/ask.rs"]),
     ("prometheus_client", &["src/observe/metrics/"]),
     ("ratatui", &["src/cli/status/watch.rs", "src/cli/status/tests.rs"]),
+    ("crossterm", &["src/cli/status/watch.rs"]),
     ("rlp", &["src/signer/answer.rs"]),
     ("scrypt", &["src/signer/keystore.rs"]),
     ("aes", &["src/signer/keystore.rs"]),

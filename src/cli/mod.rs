@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt::Display;
 use std::fs::{File, OpenOptions};
-use std::io::{IsTerminal, Write};
+use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -23,7 +23,6 @@ use crate::journal::JournalError;
 use crate::signer::SignerError;
 
 mod cancel;
-mod check;
 mod contract;
 mod dead;
 mod doctor;
@@ -79,7 +78,11 @@ enum Command {
     /// Run the daemon.
     Run,
     /// Check the configuration and its key files; with --connect also all that `doctor` checks.
-    Check(check::Arguments),
+    Check {
+        /// Also check the broker, the nodes, the journal and the accounts, as `doctor` does.
+        #[arg(long)]
+        connect: bool,
+    },
     /// Check whether all that a worker needs is there and as it must be, and say what to do where it is not.
     Doctor(doctor::Arguments),
     /// Print or make the broker's queues and exchanges.
@@ -188,7 +191,11 @@ async fn perform(arguments: Arguments, settings: Settings) -> anyhow::Result<u8>
         Command::Run => run::run(settings, arguments.config).await,
         Command::Key(command) => key::run(command),
         Command::Generate(command) => generate::run(command, Arguments::command()),
-        Command::Check(arguments) => check::run(arguments, settings).await,
+        Command::Check { connect: true } => doctor::run(doctor::Arguments::default(), settings).await,
+        Command::Check { connect: false } => {
+            doctor::examine_settings(&settings).iter().for_each(say);
+            Ok(exit::OK)
+        }
         Command::Doctor(arguments) => doctor::run(arguments, settings).await,
         Command::Topology(command) => topology::run(command, &settings.broker).await,
         Command::Publish(arguments) => publish::run(arguments, settings).await,
@@ -304,6 +311,14 @@ fn print(json: bool, document: &impl Serialize, text: impl FnOnce() -> String) -
 fn new_private_file(path: &Path) -> anyhow::Result<File> {
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     file.with_context(|| format!("cannot make {}", path.display()))
+}
+
+/// Opens a file, or standard input for "-".
+fn open_input(file: &str) -> anyhow::Result<Box<dyn BufRead>> {
+    Ok(match file {
+        "-" => Box::new(BufReader::new(std::io::stdin())),
+        path => Box::new(BufReader::new(File::open(path).with_context(|| format!("cannot read {path}"))?)),
+    })
 }
 
 /// Connects to nothing yet.

@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 
-use crate::cli::{exit, print};
+use crate::cli::{exit, open_input, print};
 use crate::config::Settings;
 use crate::model::failure::cut;
 use crate::model::{Address, BodyHash, GasRule, HeaderValue, Message, Origin, Properties, Write};
@@ -97,11 +97,8 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<
 
 fn message(arguments: &Arguments, settings: &Settings) -> anyhow::Result<Message> {
     let mut body = Vec::new();
-    if arguments.file == "-" {
-        std::io::stdin().read_to_end(&mut body).context("standard input cannot be read")?;
-    } else {
-        body = std::fs::read(&arguments.file).with_context(|| format!("{} cannot be read", arguments.file))?;
-    }
+    let read = open_input(&arguments.file)?.read_to_end(&mut body);
+    read.with_context(|| format!("cannot read {}", arguments.file))?;
     let header = |text: &String| -> anyhow::Result<(String, HeaderValue)> {
         let (name, value) = text.split_once('=').with_context(|| format!("{text:?} is no NAME=TEXT"))?;
         Ok((name.to_owned(), value.into()))

@@ -1,6 +1,6 @@
 //! `chainwriter dead edit ID`
 
-use std::path::{Path, PathBuf};
+use std::io::Read;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
@@ -9,7 +9,7 @@ use crate::broker::RawLetter;
 use crate::cli::dead::deeds::{Outcome, act, record};
 use crate::cli::dead::session::{LetterSession, none_found, remark};
 use crate::cli::dead::{ChangeOptions, Named, check_reason, confirm, editor, pair, plain, sheet};
-use crate::cli::{complain, exit, say, stop};
+use crate::cli::{complain, exit, open_input, say, stop};
 use crate::config::Settings;
 use crate::journal::Deed;
 use crate::model::{BodyHash, GasRule, Generation, Message, RequestId, Write};
@@ -27,7 +27,7 @@ pub(in crate::cli) struct Arguments {
     /// The new body is what this file holds, byte for byte; - is standard input. With this or one of the next three no
     /// editor is opened.
     #[arg(long, value_name = "FILE")]
-    body_file: Option<PathBuf>,
+    body_file: Option<String>,
     /// Set a header; it keeps its type where the value fits.
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     set_header: Vec<(String, String)>,
@@ -245,9 +245,10 @@ impl Arguments {
                 bail!("the id stands in the body at {pointer}: change it there")
             }
         }
-        if let Some(path) = &self.body_file {
-            let from = if path.as_os_str() == "-" { Path::new("/dev/stdin") } else { path };
-            after.body = std::fs::read(from).with_context(|| format!("cannot read {}", path.display()))?.into();
+        if let Some(file) = &self.body_file {
+            let mut body = Vec::new();
+            open_input(file)?.read_to_end(&mut body).with_context(|| format!("cannot read {file}"))?;
+            after.body = body.into();
         }
         Ok(after)
     }

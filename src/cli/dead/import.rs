@@ -1,8 +1,7 @@
 //! `chainwriter dead import FILE`
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, Read};
 
 use anyhow::{Context, ensure};
 use clap::Args;
@@ -11,7 +10,7 @@ use serde_json::json;
 use crate::broker::RawLetter;
 use crate::cli::dead::session::{Queue, remark};
 use crate::cli::dead::{letters_text, plain, print};
-use crate::cli::{complain, exit};
+use crate::cli::{complain, exit, open_input};
 use crate::config::Settings;
 use crate::policy::letters::{Letter, LetterFilter};
 
@@ -114,11 +113,7 @@ struct Lines {
 
 impl Lines {
     fn open(name: &str) -> anyhow::Result<Self> {
-        let from: Box<dyn BufRead> = match name {
-            "-" => Box::new(BufReader::new(std::io::stdin())),
-            path => Box::new(BufReader::new(File::open(path).with_context(|| format!("cannot read {path}"))?)),
-        };
-        Ok(Self { from, name: name.to_owned() })
+        Ok(Self { from: open_input(name)?, name: name.to_owned() })
     }
 
     fn next(&mut self) -> anyhow::Result<Option<String>> {

@@ -21,7 +21,6 @@ mod replay;
 mod session;
 mod sheet;
 mod show;
-mod wait;
 
 /// Letters read in one go, unless `--limit` says otherwise.
 const LIMIT: u64 = 10_000;
