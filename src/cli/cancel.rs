@@ -33,12 +33,12 @@ pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Res
         return Ok(exit::USAGE);
     }
     let journal = settings.journal.address.open_existing().await?;
-    let wish = CancelWish { by: operator(), reason: arguments.reason };
-    let answer = journal.wish_cancellation(&id, wish).await?;
+    let cancellation = CancelWish { by: operator(), reason: arguments.reason };
+    let answer = journal.wish_cancellation(&id, cancellation).await?;
     let mut history = journal.history(&id).await?;
     if let WishAnswer::Noted(state) = answer {
         let shares = history.as_ref().is_some_and(shares_its_transaction);
-        say(format_args!("{id}: {}", if shares { SHARED } else { wish_text(state) }));
+        say(format_args!("{id}: {}", if shares { SHARED } else { accepted_text(state) }));
         while arguments.wait && history.as_ref().is_some_and(|history| !has_ended(history)) {
             tokio::time::sleep(CHECK).await;
             history = journal.history(&id).await?;
@@ -61,7 +61,7 @@ fn shares_its_transaction(history: &History) -> bool {
     history.transactions.iter().any(|transaction| transaction.state == live && transaction.batch.is_some())
 }
 
-fn wish_text(state: RequestState) -> &'static str {
+fn accepted_text(state: RequestState) -> &'static str {
     match state {
         RequestState::Accepted => {
             "to be cancelled; it waits for a nonce, and a running worker makes it a dead letter at once"

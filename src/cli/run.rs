@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::cli::{exit, log, text_of};
 use crate::config::{self, Settings};
-use crate::daemon::app::{self, RunContext};
+use crate::daemon::app;
 use crate::daemon::reload::Reloading;
 
 /// The AMQP library reads header tables by recursion, on a thread of its own. A table nested as deeply as a frame allows
@@ -33,8 +33,7 @@ pub(super) fn with_deep_stacks() {
 pub(super) async fn run(settings: Settings, file: Option<PathBuf>) -> anyhow::Result<u8> {
     let (recent, set_log_level) = log::start(settings.log);
     let load = Arc::new(move || config::load(file.as_deref()));
-    let context = RunContext { recent, reloading: Reloading { load, set_log_level } };
-    match app::run(settings, context).await {
+    match app::run(settings, recent, Reloading { load, set_log_level }).await {
         Ok(()) => {
             tracing::info!("stopped");
             Ok(exit::OK)

@@ -19,7 +19,6 @@ use crate::stages::settle::SettleSettings;
 
 mod bind;
 mod chain;
-mod dead;
 mod policy;
 mod reader;
 mod reload;

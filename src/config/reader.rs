@@ -113,14 +113,12 @@ impl<'f> Section<'f> {
         &self.name
     }
 
-    /// Adds the keys that the section does not have itself.
-    pub(super) fn inherit<'k>(&mut self, keys: impl IntoIterator<Item = (&'k String, &'k Value)>) {
-        for (key, value) in keys {
-            self.keys.entry(key.clone()).or_insert_with(|| value.clone());
-        }
+    /// Sets a key that the section does not have. Tables of lists have no other defaults.
+    pub(super) fn set_default(&mut self, key: &str, value: impl Into<Value>) {
+        self.keys.entry(key).or_insert_with(|| value.into());
     }
 
-    /// Says whether the key is set to this text.
+    /// Returns whether the key is set to this text.
     pub(super) fn is(&self, key: &str, text: &str) -> bool {
         self.keys.get(key).and_then(Value::as_str) == Some(text)
     }
@@ -188,16 +186,6 @@ impl<'f> Section<'f> {
         self.read(key, &expected, *range.start(), within)
     }
 
-    /// For tables that the defaults cannot have: takes `default` without the key.
-    pub(super) fn duration_or(
-        &mut self,
-        key: &'static str,
-        default: Duration,
-        range: RangeInclusive<Duration>,
-    ) -> Duration {
-        if self.keys.contains_key(key) { self.duration(key, range) } else { default }
-    }
-
     pub(super) fn address(&mut self, key: &'static str, expected: &str) -> Address {
         let expected = format!("{expected}, 0x and 40 hexadecimal digits");
         self.read(key, &expected, Address([0; 20]), |text| text.parse().ok())
@@ -210,10 +198,5 @@ impl<'f> Section<'f> {
         let first = choices.first().expect("a choice has something to choose from").1;
         let find = |text: &str| choices.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
         self.read(key, &expected, first, find)
-    }
-
-    /// For tables that the defaults cannot have: takes `default` without the key.
-    pub(super) fn choice_or<T: Copy>(&mut self, key: &'static str, default: T, choices: &[(&str, T)]) -> T {
-        if self.keys.contains_key(key) { self.choice(key, choices) } else { default }
     }
 }

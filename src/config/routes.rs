@@ -24,7 +24,7 @@ enum Mode {
     Transaction,
 }
 
-/// Without `[[route]]`, `[write]` is the route of every message.
+/// Reads the routes. Without `[[route]]`, `[write]` is the route of every message.
 pub(super) fn read(write: Option<Value>, routes: Option<Value>, folder: &Path, findings: &mut Findings) -> Vec<Route> {
     if routes.is_none() {
         return vec![route("write".to_owned(), Match::default(), Section::new("write", write, findings), folder)];
@@ -35,7 +35,9 @@ pub(super) fn read(write: Option<Value>, routes: Option<Value>, folder: &Path, f
         // A message that carries its transaction says these itself.
         let carried: &[&str] = if section.is("mode", "transaction") { &["to", "value"] } else { &[] };
         let is_inherited = |key: &str| INHERITED.contains(&key) && !carried.contains(&key);
-        section.inherit(inherited.iter().filter(|(key, _)| is_inherited(key)));
+        for (key, value) in inherited.iter().filter(|(key, _)| is_inherited(key)) {
+            section.set_default(key, value.clone());
+        }
         let name = section.take("name").and_then(|name| name.as_str().map(str::to_owned));
         let name = name.unwrap_or_else(|| section.name().to_owned());
         let matches = matches(&mut section);
@@ -80,7 +82,8 @@ fn route(name: String, matches: Match, mut section: Section<'_>, folder: &Path) 
         },
         Mode::Record => {
             errors.extend(&records::errors());
-            let kept = section.choice_or("body", Kept::Hash, &[("false", Kept::Hash), ("true", Kept::Body)]);
+            section.set_default("body", false);
+            let kept = section.choice("body", &[("false", Kept::Hash), ("true", Kept::Body)]);
             (Calldata::Record(kept), records::many(kept))
         }
     };

@@ -10,11 +10,11 @@ use serde_json::{Map, Value};
 use url::Url;
 
 use crate::broker::{Bind, BrokerSettings, Names, Topology, TopologyMode, UriSource};
-use crate::config::reader::{DAY, Findings, HOUR, MINUTE, MS, SECOND, Section, http_url, or_off};
+use crate::config::reader::{DAY, Findings, HOUR, MINUTE, MS, SECOND, Section, http_url, or_off, tables};
 use crate::config::reload::{Prints, prints};
 use crate::config::secrets::{credential, private_file};
 use crate::config::{
-    Faults, JournalSection, LogFormat, LogSection, Settings, TracesSettings, WorkerSection, bind, chain, dead, policy,
+    Faults, JournalSection, LogFormat, LogSection, Settings, TracesSettings, WorkerSection, bind, chain, policy,
     routes, signers,
 };
 use crate::journal::JournalAddress;
@@ -22,6 +22,7 @@ use crate::model::Gas;
 use crate::observe::traces::{ExporterSettings, Sampling, Tracer};
 use crate::policy::admission::{AdmissionRules, OrderBy, Ordering, TextSource};
 use crate::policy::batch::{BatchKind, Batching};
+use crate::policy::letters::rules::{ReplayRule, ReplayRules};
 use crate::policy::limits::Limits;
 use crate::policy::permits::Permits;
 use crate::policy::retry_schedule::RetrySchedule;
@@ -33,7 +34,7 @@ const LARGEST_BODY: u64 = 16 << 20;
 /// Below a collector's address: <https://opentelemetry.io/docs/specs/otlp/#otlphttp-request>.
 const TRACES_PATH: &str = "/v1/traces";
 
-/// `folder`: where relative names of files of routes are.
+/// Reads all sections. Relative names of routes' files begin at `folder`.
 pub(super) fn read(values: Value, folder: &Path) -> Result<Settings, Faults> {
     let prints = prints(&values);
     let mut tables = values.as_object().cloned().unwrap_or_else(Map::new);
@@ -89,7 +90,7 @@ fn settings(tables: &mut Map<String, Value>, folder: &Path, prints: Prints, find
     };
     Settings {
         signers: signers::read(tables.remove("signer"), findings),
-        dead: dead::read(section!("dead")),
+        dead: dead(section!("dead")),
         journal: journal(section!("journal")),
         traces: traces(section!("traces"), &worker, broker.topology.names(), chain.chain_id),
         http_listen: http(section!("http")),
@@ -251,7 +252,7 @@ fn limits(mut section: Section<'_>, permits: &Permits) -> Limits {
     }
 }
 
-/// Among requests of strict ordering that are to be written, no two have the same key.
+/// Reads how requests are batched. Among requests of strict ordering that are to be written, no two have the same key.
 fn batching(mut section: Section<'_>, routes: &[Route], keeps_order: bool) -> Batching {
     let kind = |route: &Route| Some(BatchKind { to: route.to?, many: route.many.clone()? });
     Batching {
@@ -261,6 +262,19 @@ fn batching(mut section: Section<'_>, routes: &[Route], keeps_order: bool) -> Ba
         keeps_order,
         kinds: routes.iter().filter_map(kind).collect(),
     }
+}
+
+fn dead(mut section: Section<'_>) -> ReplayRules {
+    let look_every = section.duration("look_every", SECOND..=DAY);
+    let listed = section.take("replay").filter(|value| *value != Value::Array(Vec::new()));
+    let expected = "must be a list of tables: [[dead.replay]]";
+    let rules = tables("dead.replay", listed, expected, section.findings, |mut section| {
+        let cause = section.text("cause").unwrap_or_default();
+        let after = section.duration("after", SECOND..=365 * DAY);
+        let up_to = section.number("up_to", 1..=100);
+        ReplayRule::new(&cause, after, up_to).map_err(|problem| section.fault("cause", problem)).ok()
+    });
+    ReplayRules { look_every, rules: rules.into_iter().flatten().flatten().collect() }
 }
 
 fn journal(mut section: Section<'_>) -> JournalSection {

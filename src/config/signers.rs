@@ -1,19 +1,18 @@
 //! `[[signer]]`: keys in files, and keys that a server has.
 
 use std::path::Path;
-use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 
-use crate::config::reader::{Findings, Section, http_url, tables};
+use crate::config::reader::{Findings, MINUTE, MS, Section, http_url, tables};
 use crate::config::secrets::{credential, line_of, private_file};
 use crate::model::Address;
 use crate::signer::{LocalSigner, RemoteSettings, RemoteTls, Signer, keystore};
 
-/// For an answer of a server, where `timeout` is not set.
-const TIMEOUT: Duration = Duration::from_secs(10);
-/// Where the key is: one of these is set.
+/// For an answer of a server.
+const DEFAULT_TIMEOUT: &str = "10s";
+/// Keys that say where the private key is: one of them is set.
 const WAYS: [&str; 5] = ["key_file", "keystore", "key", "url", "url_file"];
 /// Keys that go with some of them.
 const WITH_SOME: [&str; 6] =
@@ -21,7 +20,6 @@ const WITH_SOME: [&str; 6] =
 
 #[derive(Debug, Clone)]
 pub enum SignerSection {
-    /// With a key of its own.
     Local(LocalSigner),
     Remote(RemoteSettings),
 }
@@ -35,7 +33,7 @@ impl SignerSection {
     }
 }
 
-/// A key of the configuration, and what is wrong with it.
+/// A key of the configuration, and its fault.
 type Fault = (&'static str, String);
 
 pub(super) fn read(value: Option<Value>, findings: &mut Findings) -> Vec<SignerSection> {
@@ -99,7 +97,8 @@ fn remote(section: &mut Section<'_>, key: &'static str, url: &str) -> Result<Sig
     let missing = "is not set; expected the account whose key the signer has, 0x and 40 hexadecimal digits";
     let address = section.text("address").ok_or_else(|| ("address", missing.to_owned()))?;
     let address = address.trim().parse().map_err(|error| ("address", format!("is {address:?}: {error}")))?;
-    let timeout = section.duration_or("timeout", TIMEOUT, Duration::from_millis(100)..=Duration::from_secs(60));
+    section.set_default("timeout", DEFAULT_TIMEOUT);
+    let timeout = section.duration("timeout", 100 * MS..=MINUTE);
     let tls = certificates(section, url.scheme() == "https")?;
     Ok(SignerSection::Remote(RemoteSettings { url, address, timeout, tls }))
 }

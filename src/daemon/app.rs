@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::signal::unix::{Signal, SignalKind, signal as signal_stream};
+use tokio::signal::unix::{Signal, SignalKind, signal as hangups};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -19,7 +19,7 @@ use crate::daemon::supervisor::{Tasks, notify_systemd};
 use crate::journal::{
     AccountId, Instance, Journal, JournalAddress, JournalError, Lease, LetterDeeds, PostgresJournal, SqliteJournal,
 };
-use crate::model::{Timestamp, ids};
+use crate::model::{Heartbeat, Timestamp, ids};
 use crate::observe::metrics::{Meters, Metrics, ReplayMeter, SpanMeter};
 use crate::observe::traces::Tracer;
 use crate::signer::{LocalSigner, RemoteSigner, Signer};
@@ -37,42 +37,38 @@ const STALL: Duration = Duration::from_secs(60);
 const NODE_ANSWERS: u32 = 6;
 const SIGNER_ROUNDS: u32 = 8;
 
-/// The names of the tasks that drain first, in their order.
-const BEFORE_SETTLE: [&str; 2] = ["intake", "lane"];
+/// The tasks that end before the outbox may.
+const BEFORE_OUTBOX: [&str; 3] = ["intake", "lane", "settle"];
 
-/// The names of the tasks that end when no other runs.
+/// The tasks that end when no other runs.
 const LAST: [&str; 3] = ["systemd", "http", "exporter"];
-
-/// Parts that the command has set up before the daemon starts.
-pub struct RunContext {
-    pub recent: RecentLines,
-    pub reloading: Reloading,
-}
 
 /// Runs the daemon until it has drained after a signal.
 ///
 /// # Errors
 /// When the daemon cannot start, or when a task fails. A [`JournalError`] is in the chain if it was the journal.
-pub async fn run(settings: Settings, context: RunContext) -> anyhow::Result<()> {
+pub async fn run(settings: Settings, recent: RecentLines, reloading: Reloading) -> anyhow::Result<()> {
     // From here on the signal no longer ends the process.
-    let hangups = signal_stream(SignalKind::hangup())?;
+    let hangups = hangups(SignalKind::hangup())?;
+    let parts = (recent, reloading, hangups);
     match settings.journal.address.clone() {
-        JournalAddress::Sqlite(path) => run_with(SqliteJournal::open(&path).await?, settings, context, hangups).await,
-        JournalAddress::Postgres(address) => {
-            run_with(PostgresJournal::open(&address).await?, settings, context, hangups).await
-        }
+        JournalAddress::Sqlite(path) => run_with(SqliteJournal::open(&path).await?, settings, parts).await,
+        JournalAddress::Postgres(address) => run_with(PostgresJournal::open(&address).await?, settings, parts).await,
     }
 }
+
+/// The parts that the settings do not describe: the log's last lines, how the settings are read again, and the signal that
+/// asks for that.
+type Parts = (RecentLines, Reloading, Signal);
 
 async fn run_with<J: Journal + LetterDeeds + 'static>(
     journal: J,
     settings: Settings,
-    context: RunContext,
-    hangups: Signal,
+    parts: Parts,
 ) -> anyhow::Result<()> {
     let journal = Arc::new(journal);
     let (mut tasks, tokens) = (Tasks::default(), Tokens::default());
-    let lanes = start(&mut tasks, &tokens, &journal, &settings, context, hangups).await?;
+    let lanes = start(&mut tasks, &tokens, &journal, &settings, parts).await?;
     info!(
         worker = settings.worker.full_name(),
         queue = settings.queue(),
@@ -93,11 +89,12 @@ async fn start<J: Journal + LetterDeeds + 'static>(
     tokens: &Tokens,
     journal: &Arc<J>,
     settings: &Settings,
-    RunContext { recent, reloading }: RunContext,
-    hangups: Signal,
+    (recent, reloading, hangups): Parts,
 ) -> anyhow::Result<Vec<(AccountId, LaneSignals)>> {
     let owner: Arc<str> = format!("{}/{}", settings.worker.full_name(), ids::unique()).into();
-    let broker = Broker::new(settings.broker.clone(), tasks.heartbeat("broker"));
+    let beat = Heartbeat::default();
+    tasks.watch("broker", beat.clone());
+    let broker = Broker::new(settings.broker.clone(), beat);
     let (broker_state, publish_meter) = (broker.state(), broker.meter());
     let (deliver, deliveries) = mpsc::channel(DELIVERIES);
     let (traces, replay) = (SpanMeter::default(), ReplayMeter::default());
@@ -140,8 +137,8 @@ async fn start<J: Journal + LetterDeeds + 'static>(
     let sessions = broker.run(deliver, flow, tokens.stages.intake.clone(), tokens.broker.clone());
     tasks.spawn_endless("broker", sessions);
     spawn_replayer(tasks, tokens, settings, (journal, &owner), replay);
-    let stop_reading = tokens.stages.intake.clone();
-    tasks.spawn("reload", reload::run(settings.clone(), reloading, adjustable, hangups, stop_reading));
+    let reloads = reload::run(settings.clone(), reloading, adjustable, hangups);
+    tasks.spawn_until("reload", tokens.stages.intake.clone(), reloads);
     spawn_systemd(tasks, tokens, settings, (broker_state, &lanes), publish_stuck);
     Ok(lanes)
 }
@@ -157,10 +154,10 @@ fn spawn_stages(tasks: &mut Tasks, stages: Vec<Stage>) {
 
 fn spawn_observer(tasks: &mut Tasks, tokens: &Tokens, observer: Observer, listen: Option<SocketAddr>) {
     let observer = Arc::new(observer);
-    let (polls, stop) = (Arc::clone(&observer), tokens.stages.outbox.clone());
-    tasks.spawn_endless("observer", async move { polls.run(stop).await });
+    let polls = Arc::clone(&observer);
+    tasks.spawn_until("observer", tokens.stages.outbox.clone(), async move { polls.run().await });
     if let Some(listen) = listen {
-        tasks.spawn("http", status::serve(listen, observer, tokens.last.clone()));
+        tasks.spawn_until("http", tokens.last.clone(), status::serve(listen, observer));
     }
 }
 
@@ -195,8 +192,8 @@ fn spawn_systemd(
 ) {
     let states: Vec<_> = lanes.iter().map(|(_, signals)| signals.state.subscribe()).collect();
     let status = move || status_line(&broker.borrow(), &states);
-    let notifier = notify_systemd(tasks.beats(), stall(settings), status, publish_stuck, tokens.last.clone());
-    tasks.spawn("systemd", notifier);
+    let notifier = notify_systemd(tasks.beats(), stall(settings), status, publish_stuck);
+    tasks.spawn_until("systemd", tokens.last.clone(), notifier);
 }
 
 /// Returns the journal's number of each signer's account.
@@ -284,7 +281,7 @@ impl Tokens {
         let runs = |name| running.contains(&name);
         self.stages.intake.cancel();
         self.stages.lanes.cancel();
-        if !BEFORE_SETTLE.into_iter().any(runs) && !runs("settle") {
+        if !BEFORE_OUTBOX.into_iter().any(runs) {
             self.stages.outbox.cancel();
             if !runs("outbox") {
                 self.broker.cancel();

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use tokio::signal::unix::Signal;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::config::{Faults, Reloaded, Settings};
@@ -34,20 +33,11 @@ impl Adjustable {
     }
 }
 
-/// Takes over what changes, signal by signal, until stopped. A configuration with faults changes nothing.
-pub async fn run(
-    mut running: Settings,
-    reloading: Reloading,
-    adjustable: Adjustable,
-    mut hangups: Signal,
-    stopped: CancellationToken,
-) -> Result<(), std::convert::Infallible> {
+/// Takes over what changes, signal by signal. A configuration with faults changes nothing.
+pub async fn run(mut running: Settings, reloading: Reloading, adjustable: Adjustable, mut hangups: Signal) {
     let Reloading { load, set_log_level } = reloading;
     loop {
-        tokio::select! {
-            _ = hangups.recv() => {}
-            () = stopped.cancelled() => return Ok(()),
-        }
+        hangups.recv().await;
         let load = Arc::clone(&load);
         let read = tokio::task::spawn_blocking(move || load()).await;
         let read = read.unwrap_or_else(|_| Err(Faults(vec!["- reading it panicked; see the log".to_owned()])));

@@ -58,7 +58,7 @@ fn svg(buffer: &Buffer) -> String {
             if text.trim().is_empty() {
                 continue;
             }
-            // Where the run begins, told by its place in memory.
+            // Where the run begins, by its place in memory.
             let column = cells.iter().position(|cell| std::ptr::eq(cell, &run[0])).unwrap();
             let weight = if run[0].modifier.contains(Modifier::BOLD) { " font-weight=\"bold\"" } else { "" };
             let escaped = text.trim_end().replace('&', "&amp;").replace('<', "&lt;");

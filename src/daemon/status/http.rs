@@ -17,7 +17,6 @@ use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
 use crate::daemon::status::Observer;
@@ -40,17 +39,8 @@ const JSON: &str = "application/json";
 const PATHS: &str = "/livez    200 while every stage moves\n/readyz   200 while it takes and writes messages\n/metrics  \
                      for Prometheus\n/status   how everything stands, as JSON\n";
 
-/// Serves until cancelled. An address that another process has is no reason to end: the messages come first.
-pub async fn serve(listen: SocketAddr, observer: Arc<Observer>, cancel: CancellationToken) -> Result<(), Infallible> {
-    tokio::select! {
-        biased;
-        () = cancel.cancelled() => {}
-        () = serve_for_ever(listen, observer) => {}
-    }
-    Ok(())
-}
-
-async fn serve_for_ever(listen: SocketAddr, observer: Arc<Observer>) {
+/// Serves until it is dropped. An address that another process has is no reason to end: the messages come first.
+pub async fn serve(listen: SocketAddr, observer: Arc<Observer>) {
     let listener = bind(listen).await;
     // Dropped with this future, and its tasks with it.
     let mut connections = JoinSet::new();

@@ -68,31 +68,18 @@ impl Observer {
         Self { sources, metrics, started_at: Timestamp::now(), asked: watch::Sender::default() }
     }
 
-    /// Polls until cancelled. What cannot be read now stays as it was read last: the parts that use it report its failures.
-    pub async fn run(&self, cancel: CancellationToken) {
+    /// Polls until it is dropped. What cannot be read now stays as it was read last: the parts that use it report its
+    /// failures.
+    pub async fn run(&self) {
         let mut tick = tokio::time::interval(JOURNAL_POLL);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut balances_at: Option<Instant> = None;
         loop {
-            tokio::select! {
-                biased;
-                () = cancel.cancelled() => return,
-                _ = tick.tick() => {}
-            }
-            let is_due = balances_at.is_none_or(|at| at.elapsed() >= BALANCE_POLL);
-            let polls = async {
-                self.read_journal().await;
-                if is_due {
-                    self.read_balances().await;
-                }
-            };
-            tokio::select! {
-                biased;
-                () = cancel.cancelled() => return,
-                () = polls => {}
-            }
-            if is_due && self.has_balances() {
-                balances_at = Some(Instant::now());
+            tick.tick().await;
+            self.read_journal().await;
+            if balances_at.is_none_or(|at| at.elapsed() >= BALANCE_POLL) {
+                self.read_balances().await;
+                balances_at = self.has_balances().then(Instant::now).or(balances_at);
             }
         }
     }
