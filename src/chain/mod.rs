@@ -230,12 +230,15 @@ pub struct Log {
     pub inclusion: Inclusion,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// How an endpoint stands; `/status` shows it like this.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct EndpointState {
+    #[serde(rename = "endpoint")]
     pub label: String,
     pub serves: bool,
     /// At the last comparison of heads.
     pub blocks_behind: u64,
+    /// Why it is not asked.
     pub problem: Option<String>,
 }
 

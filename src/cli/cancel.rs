@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::Args;
 
 use crate::cli::status::report_unknown;
-use crate::cli::{exit, operator, reason_fault, say};
+use crate::cli::{check_reason, exit, operator, say};
 use crate::config::Settings;
 use crate::journal::{CancelWish, History, WishAnswer};
 use crate::model::{RequestId, RequestState, TransactionState};
@@ -28,10 +28,7 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<u8> {
     let id = RequestId::new(&arguments.id).context("this is no request id")?;
-    if let Some(fault) = reason_fault(&arguments.reason) {
-        say(fault);
-        return Ok(exit::USAGE);
-    }
+    check_reason(&arguments.reason)?;
     let journal = settings.journal.address.open_existing().await?;
     let cancellation = CancelWish { by: operator(), reason: arguments.reason };
     let answer = journal.wish_cancellation(&id, cancellation).await?;

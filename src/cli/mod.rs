@@ -253,9 +253,12 @@ fn operator() -> String {
 /// Longer reasons of operators are refused: they go into a header.
 const LONGEST_REASON_BYTES: usize = 512;
 
-fn reason_fault(reason: &str) -> Option<String> {
-    (reason.len() > LONGEST_REASON_BYTES)
-        .then(|| format!("the reason is longer than {LONGEST_REASON_BYTES} bytes; make it shorter"))
+fn check_reason(reason: &str) -> anyhow::Result<()> {
+    if reason.len() > LONGEST_REASON_BYTES {
+        let fault = format!("the reason is longer than {LONGEST_REASON_BYTES} bytes; make it shorter");
+        return Err(stop(exit::USAGE, fault));
+    }
+    Ok(())
 }
 
 /// Returns a progress bar that counts to `total`.

@@ -55,12 +55,9 @@ pub(super) fn tables<T>(
     findings: &mut Findings,
     mut read: impl FnMut(Section<'_>) -> T,
 ) -> Option<Vec<T>> {
-    let tables = match value? {
-        Value::Array(tables) if !tables.is_empty() => tables,
-        _ => {
-            findings.add(name, expected);
-            return None;
-        }
+    let Some(tables) = value?.as_array().filter(|tables| !tables.is_empty()).cloned() else {
+        findings.add(name, expected);
+        return None;
     };
     let names = (1..).map(|number| format!("{name}[{number}]"));
     Some(names.zip(tables).map(|(name, table)| read(Section::new(&name, Some(table), findings))).collect())

@@ -8,8 +8,8 @@ use clap::Args;
 use crate::broker::RawLetter;
 use crate::cli::dead::deeds::{Outcome, act, record};
 use crate::cli::dead::session::{LetterSession, none_found, remark};
-use crate::cli::dead::{ChangeOptions, Named, check_reason, confirm, editor, pair, plain, sheet};
-use crate::cli::{complain, exit, open_input, say, stop};
+use crate::cli::dead::{ChangeOptions, Named, confirm, editor, pair, plain, sheet};
+use crate::cli::{check_reason, complain, exit, open_input, say, stop};
 use crate::config::Settings;
 use crate::journal::Deed;
 use crate::model::{BodyHash, GasRule, Generation, Message, RequestId, Write};
@@ -191,11 +191,12 @@ impl Edit<'_> {
         let replay = known.replay.max(letter.generation.replay).saturating_add(1);
         let arrives = Generation { replay, retry: 0 };
         let verdict = decide(standing.known.as_ref(), arrives, BodyHash::of(&self.after.body), true);
-        Ok(match verdict {
-            Verdict::Accept => Check::Sendable(New { id, replay, is_new_request: false }),
-            verdict => Check::Fault(format!(
+        Ok(if verdict == Verdict::Accept {
+            Check::Sendable(New { id, replay, is_new_request: false })
+        } else {
+            Check::Fault(format!(
                 "intake would not accept it ({verdict:?}): `chainwriter status` shows where its request is"
-            )),
+            ))
         })
     }
 

@@ -115,27 +115,28 @@ fn document(
             })
         })
         .collect();
-    let mut document = json!({
+    let document = json!({
         "queue": name, "at": now.to_string(), "count": letters.len(), "looked_at": seen.letters,
         "not_looked_at": seen.left, "others_hold": seen.others_hold, "renewed": seen.renewed, "groups": groups,
     });
-    if let Some(items) = items {
-        document["items"] = Value::Array(items);
-    }
-    document
+    with_more(document, items.map(|items| ("items", Value::Array(items))))
 }
 
 /// Returns a letter for programs, with more fields.
 pub(super) fn item_json(letter: &Letter, more: impl IntoIterator<Item = (&'static str, Value)>) -> Value {
     let age = letter.age(Timestamp::now());
-    let mut item = json!({
+    let item = json!({
         "key": letter.key, "id": letter.id, "refused_as": letter.refused_as, "cause": letter.cause(),
         "detail": letter.detail, "attempt": letter.generation.retry, "replay": letter.generation.replay,
         "died_at": letter.died_at.map(|at| at.to_string()), "age_s": age.map(|age| age.as_secs()),
         "body_bytes": letter.body_bytes,
     });
-    for (name, value) in more {
-        item[name] = value;
+    with_more(item, more)
+}
+
+fn with_more(mut document: Value, more: impl IntoIterator<Item = (&'static str, Value)>) -> Value {
+    if let Some(fields) = document.as_object_mut() {
+        fields.extend(more.into_iter().map(|(name, value)| (name.to_owned(), value)));
     }
-    item
+    document
 }

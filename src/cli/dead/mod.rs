@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use crate::broker::MOST_LETTERS;
-use crate::cli::{exit, reason_fault, say, stop};
+use crate::cli::{exit, say, stop};
 use crate::config::Settings;
 use crate::policy::letters::LetterFilter;
 
@@ -143,11 +143,6 @@ fn check_selection(filter: &LetterFilter, all: bool) -> anyhow::Result<()> {
         return Err(stop(exit::USAGE, "say which: ids, a filter such as --cause, or --all"));
     }
     Ok(())
-}
-
-/// Refuses a reason that does not fit into a header.
-fn check_reason(reason: &str) -> anyhow::Result<()> {
-    reason_fault(reason).map_or(Ok(()), |fault| Err(stop(exit::USAGE, fault)))
 }
 
 /// Asks the operator, who must agree. Fails without a terminal.

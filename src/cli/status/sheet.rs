@@ -3,9 +3,10 @@
 use std::fmt::Write;
 
 use crate::broker::{QueueDepth, QueueRole};
+use crate::chain::EndpointState;
 use crate::cli::age_text;
 use crate::cli::status::overview::{Overview, Side};
-use crate::daemon::status::{EndpointReport, LaneReport, RecentLine, WorkerReport, wei};
+use crate::daemon::status::{LaneReport, RecentLine, WorkerReport, wei};
 use crate::journal::{AccountOverview, JournalOverview};
 use crate::model::{Timestamp, Wei};
 use crate::policy::letters;
@@ -194,9 +195,9 @@ fn as_reported(lane: &LaneReport, at: Timestamp) -> Vec<(Tone, String)> {
     lines
 }
 
-fn endpoints(endpoints: &[EndpointReport]) -> Vec<(Tone, String)> {
-    let line = |endpoint: &EndpointReport| {
-        let EndpointReport { endpoint, serves, blocks_behind, problem } = endpoint;
+fn endpoints(endpoints: &[EndpointState]) -> Vec<(Tone, String)> {
+    let line = |endpoint: &EndpointState| {
+        let EndpointState { label: endpoint, serves, blocks_behind, problem } = endpoint;
         let behind = if *blocks_behind > 0 { format!(", {blocks_behind} blocks behind") } else { String::new() };
         match (serves, problem) {
             (true, _) => (Tone::Good, format!("{endpoint}: serves{behind}")),

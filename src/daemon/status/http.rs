@@ -13,7 +13,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -71,7 +71,7 @@ async fn bind(listen: SocketAddr) -> TcpListener {
             }
             Err(problem) if is_first => error!(
                 http.listen = %listen, %problem,
-                "no HTTP: the address cannot be had. Give each instance on this host its own http.listen (CHAINWRITER__HTTP__LISTEN), or none (\"\"); everything else works, and it is tried again every {} s",
+                "no HTTP: the address is not available. Give each instance on this host its own http.listen (CHAINWRITER__HTTP__LISTEN), or none (\"\"); everything else works, and it is tried again every {} s",
                 BIND_AGAIN.as_secs()
             ),
             Err(_) => {}
@@ -107,13 +107,11 @@ fn respond(method: &Method, path: &str, observer: &Observer) -> Response<Full<By
         "/" => response(StatusCode::OK, TEXT, PATHS),
         "/livez" => {
             let stuck = observer.report().stuck;
-            let document = json!({ "alive": stuck.is_empty(), "stuck": stuck });
-            response(status(stuck.is_empty()), JSON, format!("{document}\n"))
+            health(stuck.is_empty(), &json!({ "alive": stuck.is_empty(), "stuck": stuck }))
         }
         "/readyz" => {
             let reasons = observer.report().not_ready;
-            let document = json!({ "ready": reasons.is_empty(), "reasons": reasons });
-            response(status(reasons.is_empty()), JSON, format!("{document}\n"))
+            health(reasons.is_empty(), &json!({ "ready": reasons.is_empty(), "reasons": reasons }))
         }
         "/metrics" => response(StatusCode::OK, metrics::MEDIA_TYPE, observer.metrics_page()),
         "/status" => match serde_json::to_string(&observer.report()) {
@@ -124,8 +122,9 @@ fn respond(method: &Method, path: &str, observer: &Observer) -> Response<Full<By
     }
 }
 
-fn status(is_well: bool) -> StatusCode {
-    if is_well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+fn health(is_well: bool, document: &Value) -> Response<Full<Bytes>> {
+    let status = if is_well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    response(status, JSON, format!("{document}\n"))
 }
 
 fn response(status: StatusCode, media_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {

@@ -14,4 +14,4 @@ pub use observer::{LaneView, Observer, Sources};
 pub use recent::{RecentLine, RecentLines};
 #[cfg(test)]
 pub use report::PauseReport;
-pub use report::{EndpointReport, LaneReport, WorkerReport, wei};
+pub use report::{LaneReport, WorkerReport, wei};

@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::broker::{BrokerState, Flow};
-use crate::chain::{Chain, EndpointState, NodeClient};
-use crate::daemon::status::report::{BrokerReport, EndpointReport, LaneReport, PauseReport, WorkerReport};
+use crate::chain::{Chain, NodeClient};
+use crate::daemon::status::report::{BrokerReport, LaneReport, PauseReport, WorkerReport};
 use crate::daemon::status::{RecentLines, gauges};
 use crate::journal::{JournalOverview, Upkeep};
 use crate::model::{Address, Timestamp, Wei};
@@ -131,7 +131,7 @@ impl Observer {
                 deliveries_held: u64::try_from(sources.settle.held.get()).unwrap_or(0),
             },
             lanes,
-            endpoints: sources.node.endpoint_states().into_iter().map(EndpointReport::from).collect(),
+            endpoints: sources.node.endpoint_states(),
             journal: asked.journal.clone(),
             recent: sources.recent.lines(),
         }
@@ -185,12 +185,6 @@ impl LaneView {
             balance_wei: balance.map(|balance| balance.0.to_string()),
             nonces_mended: state.nonces_mended,
         }
-    }
-}
-
-impl From<EndpointState> for EndpointReport {
-    fn from(EndpointState { label, serves, blocks_behind, problem }: EndpointState) -> Self {
-        Self { endpoint: label, serves, blocks_behind, problem }
     }
 }
 

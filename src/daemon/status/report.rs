@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::chain::EndpointState;
 use crate::daemon::status::RecentLine;
 use crate::journal::JournalOverview;
 use crate::model::{Address, BlockNumber, Nonce, Timestamp, Wei};
@@ -23,7 +24,7 @@ pub struct WorkerReport {
     /// One for each `[[signer]]`, in their order.
     pub lanes: Vec<LaneReport>,
     /// In the order of `chain.endpoints`.
-    pub endpoints: Vec<EndpointReport>,
+    pub endpoints: Vec<EndpointState>,
     /// The journal as it was read last, some seconds ago at most; none before the first time.
     pub journal: Option<JournalOverview>,
     /// The last warnings and errors of its log, newest first.
@@ -73,16 +74,7 @@ pub struct PauseReport {
     pub detail: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EndpointReport {
-    pub endpoint: String,
-    pub serves: bool,
-    pub blocks_behind: u64,
-    /// Why it is not asked.
-    pub problem: Option<String>,
-}
-
-/// An amount of the report.
+/// Reads an amount of the report.
 pub fn wei(text: &str) -> Option<Wei> {
     text.parse().ok().map(Wei)
 }
