@@ -226,10 +226,7 @@ async fn accept_again(
         .collect();
     expect_rows("accept requests again", returned.len(), accepted.len())?;
     let incident = |(_, arrival, kind): &(i64, &Arrival, IncidentKind)| {
-        let missing = || JournalError::Inconsistent {
-            doing: "accept requests again",
-            detail: format!("{} got no place", arrival.id),
-        };
+        let missing = || JournalError::inconsistent("accept requests again", format!("{} got no place", arrival.id));
         let request = accepted.get(&arrival.id).ok_or_else(missing)?;
         Ok((*request, *kind, format!("accepted as attempt {}", arrival.generation)))
     };

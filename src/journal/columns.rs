@@ -72,10 +72,7 @@ pub fn word<T>(row: &dyn Columns, what: &'static str, name: &'static str, read: 
 
 /// A number for a column. Nonces, heights and gas stay far below 2^63.
 pub fn to_i64(what: &'static str, number: impl TryInto<i64>) -> Result<i64> {
-    number.try_into().map_err(|_| JournalError::Inconsistent {
-        doing: "store a number",
-        detail: format!("{what} is beyond 64 bits"),
-    })
+    number.try_into().map_err(|_| JournalError::inconsistent("store a number", format!("{what} is beyond 64 bits")))
 }
 
 pub fn nonce(nonce: Nonce) -> Result<i64> {
@@ -122,7 +119,7 @@ pub fn expect_rows(doing: &'static str, expected: usize, changed: usize) -> Resu
     if changed == expected {
         return Ok(());
     }
-    Err(JournalError::Inconsistent { doing, detail: format!("{changed} of {expected} rows were as they must be") })
+    Err(JournalError::inconsistent(doing, format!("{changed} of {expected} rows were as they must be")))
 }
 
 /// A number of wei beyond 64 bits, as decimal text.

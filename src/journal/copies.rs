@@ -176,11 +176,9 @@ pub async fn confirm(connection: &dyn Statements, copies: &[ConfirmedCopy]) -> R
     release(connection, &ordered).await?;
     let mut events = Vec::with_capacity(copies.len());
     for copy in copies {
-        let account = accounts.get(&copy.request).ok_or_else(|| JournalError::Inconsistent {
-            doing: DOING,
-            detail: format!("there is no request with the number {}", copy.request.0),
-        })?;
-        events.push((*account, &copy.event));
+        let missing =
+            || JournalError::inconsistent(DOING, format!("there is no request with the number {}", copy.request.0));
+        events.push((*accounts.get(&copy.request).ok_or_else(missing)?, &copy.event));
     }
     insert_events(connection, events).await
 }

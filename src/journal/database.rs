@@ -33,14 +33,18 @@ pub enum Mode {
 /// The work of a call on its connection.
 pub type Work<'c, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'c>>;
 
+/// Begins the work of a call, given its connection and its input.
+pub trait Task<I, T>: for<'c> Fn(&'c dyn Statements, &'c I) -> Work<'c, T> + Send + Sync + 'static {}
+impl<I, T, F: for<'c> Fn(&'c dyn Statements, &'c I) -> Work<'c, T> + Send + Sync + 'static> Task<I, T> for F {}
+
+/// Goes to the thread or the task that has the connection, and comes back.
+pub trait Sent: Send + Sync + 'static {}
+impl<T: Send + Sync + 'static> Sent for T {}
+
 #[async_trait]
 pub trait Database: Clone + Send + Sync + 'static {
     /// Runs `work` in one transaction and returns when that is durable. A caller that stops waiting does not stop a write.
-    async fn call<I, T, F>(&self, mode: Mode, input: I, work: F) -> Result<T>
-    where
-        I: Send + Sync + 'static,
-        T: Send + 'static,
-        F: for<'c> Fn(&'c dyn Statements, &'c I) -> Work<'c, T> + Send + Sync + 'static;
+    async fn call<I: Sent, T: Sent>(&self, mode: Mode, input: I, work: impl Task<I, T>) -> Result<T>;
 
     /// Returns the newest version of the schema that this program knows.
     fn known_schema(&self) -> i64;
@@ -124,7 +128,7 @@ impl dyn Statements + '_ {
         values: &[Value<'_>],
         read: impl FnMut(&dyn Columns) -> Result<T> + Send,
     ) -> Result<T> {
-        let nothing = || JournalError::Inconsistent { doing, detail: "there is no such row".to_owned() };
+        let nothing = || JournalError::inconsistent(doing, "there is no such row");
         self.row(doing, sql, values, read).await?.ok_or_else(nothing)
     }
 
@@ -330,39 +334,19 @@ impl Dialect {
 }
 
 impl<D: Database> SqlJournal<D> {
-    pub(super) async fn read<I, T, F>(&self, input: I, work: F) -> Result<T>
-    where
-        I: Send + Sync + 'static,
-        T: Send + 'static,
-        F: for<'c> Fn(&'c dyn Statements, &'c I) -> Work<'c, T> + Send + Sync + 'static,
-    {
+    pub(super) async fn read<I: Sent, T: Sent>(&self, input: I, work: impl Task<I, T>) -> Result<T> {
         self.database.call(Mode::Read, input, work).await
     }
 
-    pub(super) async fn snapshot<I, T, F>(&self, input: I, work: F) -> Result<T>
-    where
-        I: Send + Sync + 'static,
-        T: Send + 'static,
-        F: for<'c> Fn(&'c dyn Statements, &'c I) -> Work<'c, T> + Send + Sync + 'static,
-    {
+    pub(super) async fn snapshot<I: Sent, T: Sent>(&self, input: I, work: impl Task<I, T>) -> Result<T> {
         self.database.call(Mode::Snapshot, input, work).await
     }
 
-    pub(super) async fn write<I, T, F>(&self, input: I, work: F) -> Result<T>
-    where
-        I: Send + Sync + 'static,
-        T: Send + 'static,
-        F: for<'c> Fn(&'c dyn Statements, &'c I) -> Work<'c, T> + Send + Sync + 'static,
-    {
+    pub(super) async fn write<I: Sent, T: Sent>(&self, input: I, work: impl Task<I, T>) -> Result<T> {
         self.database.call(Mode::Write, input, work).await
     }
 
-    pub(super) async fn write_repeatably<I, T, F>(&self, input: I, work: F) -> Result<T>
-    where
-        I: Send + Sync + 'static,
-        T: Send + 'static,
-        F: for<'c> Fn(&'c dyn Statements, &'c I) -> Work<'c, T> + Send + Sync + 'static,
-    {
+    pub(super) async fn write_repeatably<I: Sent, T: Sent>(&self, input: I, work: impl Task<I, T>) -> Result<T> {
         self.database.call(Mode::Repeatable, input, work).await
     }
 }

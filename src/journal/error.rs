@@ -44,32 +44,31 @@ pub enum JournalError {
 }
 
 impl JournalError {
+    pub fn inconsistent(doing: &'static str, detail: impl Into<String>) -> Self {
+        Self::Inconsistent { doing, detail: detail.into() }
+    }
+
     pub fn older_schema(found: i64, known: i64) -> Self {
-        let detail = format!(
-            "its schema has version {found}, this program has {known}: let the worker start once with this version"
-        );
-        Self::Inconsistent { doing: "read it", detail }
+        Self::inconsistent(
+            "read it",
+            format!(
+                "its schema has version {found}, this program has {known}: let the worker start once with this version"
+            ),
+        )
     }
 
     pub fn too_old(worker: &str, host: &str, version: &str) -> Self {
-        let detail = format!(
-            "{worker} on {host} runs with version {version}, which cannot work with the new tables; stop it first"
-        );
-        Self::Inconsistent { doing: "bring its tables up to date", detail }
+        Self::inconsistent(
+            "bring its tables up to date",
+            format!(
+                "{worker} on {host} runs with version {version}, which cannot work with the new tables; stop it first"
+            ),
+        )
     }
 
     /// Returns whether another instance has taken over: the lane starts over as one that waits, and the process goes on.
     pub fn is_lease_lost(&self) -> bool {
-        match self {
-            Self::LeaseLost { .. } => true,
-            Self::Storage { .. }
-            | Self::Unfit(_)
-            | Self::Missing { .. }
-            | Self::Commit(_)
-            | Self::Corrupt { .. }
-            | Self::Inconsistent { .. }
-            | Self::NewerSchema { .. } => false,
-        }
+        matches!(self, Self::LeaseLost { .. })
     }
 }
 

@@ -18,10 +18,8 @@ pub struct History {
     pub attempt: u32,
     /// `cw-replay-count` of it.
     pub replay: u32,
-    /// RFC 3339.
-    pub received_at: String,
-    /// RFC 3339.
-    pub changed_at: String,
+    pub received_at: Timestamp,
+    pub changed_at: Timestamp,
     /// Chain id of its account.
     pub chain_id: u64,
     pub account: Address,
@@ -38,8 +36,7 @@ pub struct History {
 pub struct TransactionHistory {
     pub nonce: Nonce,
     pub state: String,
-    /// RFC 3339.
-    pub created_at: String,
+    pub created_at: Timestamp,
     /// Everything signed for it, oldest first.
     #[serde(rename = "attempts")]
     pub signed: Vec<SignedHistory>,
@@ -49,8 +46,8 @@ pub struct TransactionHistory {
     pub block_hash: Option<BlockHash>,
     /// Gas that it used.
     pub gas_used: Option<Gas>,
-    /// Since when its block is no part of the chain any more, until it is final again. RFC 3339.
-    pub reorged_at: Option<String>,
+    /// Since when its block is no part of the chain any more, until it is final again.
+    pub reorged_at: Option<Timestamp>,
     /// Which of several requests in it this one is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch: Option<BatchPlace>,
@@ -63,15 +60,13 @@ pub struct SignedHistory {
     pub kind: String,
     /// Most wei for one unit of gas.
     pub max_fee: String,
-    /// RFC 3339.
-    pub signed_at: String,
+    pub signed_at: Timestamp,
 }
 
 /// Something that happened off the straight way.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Incident {
-    /// RFC 3339.
-    pub at: String,
+    pub at: Timestamp,
     pub what: String,
     pub detail: String,
 }
@@ -127,9 +122,7 @@ fn request_history(row: &dyn Columns) -> Result<History> {
 }
 
 fn transaction_history(row: &dyn Columns) -> Result<TransactionHistory> {
-    let number = |name| {
-        Ok::<_, crate::journal::error::JournalError>(optional_number(row, "transaction", name)?.map(i64::unsigned_abs))
-    };
+    let number = |name| optional_number(row, "transaction", name).map(|number| number.map(i64::unsigned_abs));
     Ok(TransactionHistory {
         nonce: Nonce(unsigned(row, "transaction", "nonce")?),
         state: text(row, "transaction", "state")?.into_owned(),
@@ -139,7 +132,7 @@ fn transaction_history(row: &dyn Columns) -> Result<TransactionHistory> {
         block_number: number("block_number")?.map(BlockNumber),
         block_hash: optional_fixed(row, "transaction", "block_hash", BlockHash::from_slice)?,
         gas_used: number("gas_used")?.map(Gas),
-        reorged_at: optional_number(row, "transaction", "reorged_at")?.map(|at| Timestamp(at).to_string()),
+        reorged_at: optional_number(row, "transaction", "reorged_at")?.map(Timestamp),
         batch: BatchPlace::of(unsigned(row, "batch", "place")?, unsigned(row, "transaction", "others")?),
     })
 }
@@ -161,6 +154,6 @@ fn incident(row: &dyn Columns) -> Result<Incident> {
     })
 }
 
-fn time(row: &dyn Columns, name: &'static str) -> Result<String> {
-    number(row, "time", name).map(|at| Timestamp(at).to_string())
+fn time(row: &dyn Columns, name: &'static str) -> Result<Timestamp> {
+    number(row, "time", name).map(Timestamp)
 }

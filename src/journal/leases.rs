@@ -6,9 +6,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::journal::accounts::{AccountId, Lease, LeaseMark};
-use crate::journal::columns::{Columns, nonce, number, to_i64, unsigned};
-use crate::journal::database::{Database, SqlJournal, Statements, notify, values};
+use crate::journal::columns::{Columns, expect_rows, nonce, number, to_i64, unsigned};
+use crate::journal::database::{Database, Rows, SqlJournal, Statements, notify, values};
 use crate::journal::error::{JournalError, Result};
+use crate::journal::incidents::{Incident, record_incidents};
 use crate::model::{Address, Nonce, Timestamp};
 
 /// The answer to a request for a lease.
@@ -107,15 +108,40 @@ impl<D: Database> Leases for SqlJournal<D> {
     }
 }
 
+/// A write of a lane, in the transaction in which its lease was checked.
+pub struct LaneWrite<'c> {
+    pub connection: &'c dyn Statements,
+    pub account: AccountId,
+    pub now: Timestamp,
+}
+
+impl LaneWrite<'_> {
+    /// Runs an update in which `$1` is the time and `$2` the account. Returns how many rows it changed.
+    pub async fn change(&self, doing: &'static str, update: &str, rows: &Rows<'_>) -> Result<usize> {
+        self.connection.execute_each(doing, update, &values![self.now.0, self.account.0], rows).await
+    }
+
+    /// Inserts a row of the account, `$1`, for each of these.
+    pub async fn insert(&self, doing: &'static str, insert: &str, rows: &Rows<'_>) -> Result<()> {
+        let stored = self.connection.execute_each(doing, insert, &values![self.account.0], rows).await?;
+        expect_rows(doing, rows.len(), stored)
+    }
+
+    pub async fn record_incidents(&self, incidents: impl IntoIterator<Item = Incident>) -> Result<()> {
+        record_incidents(self.connection, &incidents.into_iter().collect::<Vec<_>>(), self.now).await
+    }
+}
+
 /// Fails with [`JournalError::LeaseLost`] unless the lease still holds. Every write of a lane begins with it, in the same
 /// transaction, and keeps the row locked until its commit: a take-over waits until then, and an owner that froze and wakes
 /// writes nothing.
-pub async fn check_lease(connection: &dyn Statements, lease: &Lease) -> Result<()> {
+pub async fn check_lease<'c>(connection: &'c dyn Statements, lease: &Lease) -> Result<LaneWrite<'c>> {
     let lock = connection.dialect().lock();
     let check = format!("SELECT 1 FROM accounts WHERE id = $1 AND lease_owner = $2 AND epoch = $3{lock}");
     let values = values![lease.account.0, &*lease.owner, lease.epoch];
     let held = connection.row("check a lease", &check, &values, |_| Ok(())).await?;
-    held.ok_or(JournalError::LeaseLost { account: lease.account })
+    held.ok_or(JournalError::LeaseLost { account: lease.account })?;
+    Ok(LaneWrite { connection, account: lease.account, now: Timestamp::now() })
 }
 
 async fn account(connection: &dyn Statements, chain_id: i64, address: Address) -> Result<AccountId> {
@@ -128,8 +154,7 @@ async fn account(connection: &dyn Statements, chain_id: i64, address: Address) -
     let insert = "INSERT INTO accounts (chain_id, address) VALUES ($1, $2) ON CONFLICT DO NOTHING";
     connection.execute("add an account", insert, &values).await?;
     // Added here, or by another instance that was faster.
-    let missing = || JournalError::Inconsistent { doing: "add an account", detail: "it is not there then".to_owned() };
-    connection.row("find an account", select, &values, id).await?.ok_or_else(missing)
+    connection.one("add an account", select, &values, id).await
 }
 
 /// Waits for the write under the lease that is under way, and judges what that has left.

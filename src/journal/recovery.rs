@@ -63,8 +63,8 @@ async fn begin(connection: &dyn Statements, recovery: &Recovery, accounts: &[Rec
     }
     lock_turns(connection).await?;
     if connection.row(DOING, "SELECT 1 FROM requests LIMIT 1", &[], |_| Ok(())).await?.is_some() {
-        let detail = "it knows requests, so it is not a new one in the place of a lost one".to_owned();
-        return Err(JournalError::Inconsistent { doing: DOING, detail });
+        let detail = "it knows requests, so it is not a new one in the place of a lost one";
+        return Err(JournalError::inconsistent(DOING, detail));
     }
     end(connection).await?;
     let Recovery { begun_at, operator, from_block, to_block } = recovery;

@@ -173,10 +173,9 @@ impl Envelope {
             headers: message.headers.clone(),
             origin: message.origin.clone(),
         };
-        serde_json::to_string(&envelope).map_err(|error| JournalError::Inconsistent {
-            doing: "write a message's headers",
-            detail: error.to_string(),
-        })
+        let failed =
+            |error: serde_json::Error| JournalError::inconsistent("write a message's headers", error.to_string());
+        serde_json::to_string(&envelope).map_err(failed)
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use crate::journal::changes::Changes;
-use crate::journal::database::{Database, Mode, SqlJournal, Statements, Work};
+use crate::journal::database::{Database, Mode, Sent, SqlJournal, Task};
 use crate::journal::error::{JournalError, Result};
 use crate::journal::schema::{as_version, expect_known};
 use crate::observe::metrics::JournalMeter;
@@ -87,12 +87,7 @@ impl PostgresJournal {
 
 #[async_trait]
 impl Database for Postgres {
-    async fn call<I, T, F>(&self, mode: Mode, input: I, work: F) -> Result<T>
-    where
-        I: Send + Sync + 'static,
-        T: Send + 'static,
-        F: for<'c> Fn(&'c dyn Statements, &'c I) -> Work<'c, T> + Send + Sync + 'static,
-    {
+    async fn call<I: Sent, T: Sent>(&self, mode: Mode, input: I, work: impl Task<I, T>) -> Result<T> {
         self.pool.call(mode, input, work).await
     }
 
@@ -101,7 +96,7 @@ impl Database for Postgres {
     }
 
     fn meter(&self) -> JournalMeter {
-        self.pool.meter()
+        self.pool.meter.clone()
     }
 
     /// `synchronous_commit` is not among the settings: the worker's sessions overrule it.

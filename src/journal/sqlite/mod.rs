@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 use tracing::warn;
 
-use crate::journal::database::{Database, Mode, SqlJournal, Statements, Work};
+use crate::journal::database::{Database, Mode, Sent, SqlJournal, Task};
 use crate::journal::error::{JournalError, Result};
 use crate::journal::instances::expect_all_know;
 use crate::journal::schema::{as_version, expect_known, oldest_schema};
@@ -103,12 +103,7 @@ impl SqliteJournal {
 
 #[async_trait]
 impl Database for Sqlite {
-    async fn call<I, T, F>(&self, mode: Mode, input: I, work: F) -> Result<T>
-    where
-        I: Send + Sync + 'static,
-        T: Send + 'static,
-        F: for<'c> Fn(&'c dyn Statements, &'c I) -> Work<'c, T> + Send + Sync + 'static,
-    {
+    async fn call<I: Sent, T: Sent>(&self, mode: Mode, input: I, work: impl Task<I, T>) -> Result<T> {
         let run = move |connection: &SqliteConnection| at_once(work(connection, &input));
         match mode {
             Mode::Read | Mode::Snapshot => self.readers.read(run).await,
