@@ -63,10 +63,7 @@ async fn may_consume(connected: &Connected, queue: &str) -> Result<bool, BrokerE
         channel.basic_qos(1, BasicQosOptions::default()).await?;
         channel.basic_consume(queue.into(), PROBE.into(), BasicConsumeOptions::default(), arguments).await.map(drop)
     };
-    let answer = connected.within("ask for a right", probe).await?;
-    let is_refused = is_refused(answer);
-    close(connected, &channel).await;
-    Ok(!is_refused)
+    is_allowed(connected, &channel, probe).await
 }
 
 /// Publishes with the expiration "none": RabbitMQ checks the right first, and then refuses the property. So nothing is
@@ -79,20 +76,20 @@ async fn may_publish(connected: &Connected, exchange: &str) -> Result<bool, Brok
         let options = BasicPublishOptions::default();
         channel.basic_publish(exchange.into(), PROBE.into(), options, &[], properties).await?.await.map(drop)
     };
+    is_allowed(connected, &channel, probe).await
+}
+
+/// Returns whether the user has the right to do this. Other refusals come after the check of the right, or from a missing
+/// object, which `faults` reports.
+async fn is_allowed(
+    connected: &Connected,
+    channel: &Channel,
+    probe: impl Future<Output = lapin::Result<()>>,
+) -> Result<bool, BrokerError> {
     let answer = connected.within("ask for a right", probe).await?;
-    let is_refused = is_refused(answer);
-    close(connected, &channel).await;
-    Ok(!is_refused)
-}
-
-/// Returns whether the right is missing. Other refusals come after the check of the right, or from a missing object, which `faults` reports.
-fn is_refused(answer: Result<(), lapin::Error>) -> bool {
-    answer.is_err_and(|error| broker_detail(&error).contains("ACCESS_REFUSED"))
-}
-
-/// Closes a channel that no refusal has closed.
-async fn close(connected: &Connected, channel: &Channel) {
+    // A refusal has closed the channel.
     if channel.status().connected() {
-        let _ = connected.within("close the channel", channel.close(200, "".into())).await;
+        let _ = connected.close_channel(channel).await;
     }
+    Ok(!answer.is_err_and(|error| broker_detail(&error).contains("ACCESS_REFUSED")))
 }

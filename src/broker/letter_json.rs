@@ -52,23 +52,29 @@ enum Body {
 }
 
 macro_rules! fields {
-    ($($name:ident: $type:ty, $get:ident, $with:ident;)*) => {
+    (texts { $($text:ident => $with_text:ident,)* } numbers { $($number:ident: $type:ty => $with:ident,)* }) => {
         #[derive(Default, Serialize, Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Fields {
-            $(#[serde(default, skip_serializing_if = "Option::is_none")] $name: Option<$type>,)*
+            $(#[serde(default, skip_serializing_if = "Option::is_none")] $text: Option<String>,)*
+            $(#[serde(default, skip_serializing_if = "Option::is_none")] $number: Option<$type>,)*
         }
 
         impl Fields {
             fn of(properties: &BasicProperties) -> Self {
-                Self { $($name: properties.$get().clone().map(<$type>::from),)* }
+                Self {
+                    $($text: properties.$text().clone().map(String::from),)*
+                    $($number: *properties.$number(),)*
+                }
             }
 
             fn into_properties(self) -> Result<BasicProperties, LetterJsonError> {
                 let mut properties = BasicProperties::default();
-                $(if let Some(value) = self.$name {
-                    let value = value.try_into().map_err(|_| LetterJsonError::Value(stringify!($name)))?;
-                    properties = properties.$with(value);
+                $(if let Some(text) = self.$text {
+                    properties = properties.$with_text(short(text, stringify!($text))?);
+                })*
+                $(if let Some(number) = self.$number {
+                    properties = properties.$with(number);
                 })*
                 Ok(properties)
             }
@@ -76,39 +82,16 @@ macro_rules! fields {
     };
 }
 
-/// A text of at most 255 bytes, which fits into a property.
-#[derive(Serialize, Deserialize)]
-#[serde(transparent)]
-struct Short(String);
-
-impl From<ShortString> for Short {
-    fn from(text: ShortString) -> Self {
-        Self(text.to_string())
-    }
-}
-
-impl TryFrom<Short> for ShortString {
-    type Error = ();
-
-    fn try_from(text: Short) -> Result<Self, ()> {
-        ShortString::try_new(text.0).map_err(|_| ())
-    }
-}
-
 fields! {
-    content_type: Short, content_type, with_content_type;
-    content_encoding: Short, content_encoding, with_content_encoding;
-    delivery_mode: u8, delivery_mode, with_delivery_mode;
-    priority: u8, priority, with_priority;
-    correlation_id: Short, correlation_id, with_correlation_id;
-    reply_to: Short, reply_to, with_reply_to;
-    expiration: Short, expiration, with_expiration;
-    message_id: Short, message_id, with_message_id;
-    timestamp: u64, timestamp, with_timestamp;
-    kind: Short, kind, with_type;
-    user_id: Short, user_id, with_user_id;
-    app_id: Short, app_id, with_app_id;
-    cluster_id: Short, cluster_id, with_cluster_id;
+    texts {
+        content_type => with_content_type, content_encoding => with_content_encoding,
+        correlation_id => with_correlation_id, reply_to => with_reply_to, expiration => with_expiration,
+        message_id => with_message_id, kind => with_type, user_id => with_user_id, app_id => with_app_id,
+        cluster_id => with_cluster_id,
+    }
+    numbers {
+        delivery_mode: u8 => with_delivery_mode, priority: u8 => with_priority, timestamp: u64 => with_timestamp,
+    }
 }
 
 /// A header's value with its AMQP type. Floats are texts, since JSON has neither infinities nor NaN.
@@ -207,7 +190,7 @@ fn typed(value: &AMQPValue, level: usize) -> Result<Typed, LetterJsonError> {
 fn untyped_table(table: BTreeMap<String, Typed>) -> Result<FieldTable, LetterJsonError> {
     let mut fields = FieldTable::default();
     for (name, value) in table {
-        fields.insert(short(name)?, untyped(value)?);
+        fields.insert(short(name, "short text")?, untyped(value)?);
     }
     Ok(fields)
 }
@@ -225,7 +208,7 @@ fn untyped(value: Typed) -> Result<AMQPValue, LetterJsonError> {
         Typed::Float(text) => AMQPValue::Float(text.parse().map_err(|_| LetterJsonError::Value("float"))?),
         Typed::Double(text) => AMQPValue::Double(text.parse().map_err(|_| LetterJsonError::Value("double"))?),
         Typed::Decimal { scale, value } => AMQPValue::DecimalValue(DecimalValue { scale, value }),
-        Typed::ShortString(text) => AMQPValue::ShortString(short(text)?),
+        Typed::ShortString(text) => AMQPValue::ShortString(short(text, "short text")?),
         Typed::Text(text) => AMQPValue::LongString(LongString::from(text)),
         Typed::TextBase64(text) => AMQPValue::LongString(LongString::from(bytes_of(&text, "text_base64")?)),
         Typed::Array(values) => {
@@ -238,8 +221,8 @@ fn untyped(value: Typed) -> Result<AMQPValue, LetterJsonError> {
     })
 }
 
-fn short(text: String) -> Result<ShortString, LetterJsonError> {
-    ShortString::try_new(text).map_err(|_| LetterJsonError::Value("short text"))
+fn short(text: String, what: &'static str) -> Result<ShortString, LetterJsonError> {
+    ShortString::try_new(text).map_err(|_| LetterJsonError::Value(what))
 }
 
 fn bytes_of(text: &str, what: &'static str) -> Result<Vec<u8>, LetterJsonError> {

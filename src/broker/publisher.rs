@@ -40,10 +40,8 @@ impl PublishSession {
         }
         let open = async {
             let channel = self.connected.channel().await?;
-            let selected =
-                self.connected.within("ask for confirms", channel.confirm_select(ConfirmSelectOptions::default()));
-            selected.await?.map_err(|error| self.connected.failed("ask for confirms", broker_detail(&error)))?;
-            Ok(channel)
+            let selected = channel.confirm_select(ConfirmSelectOptions::default());
+            self.connected.ask("ask for confirms", selected).await.map(|()| channel)
         };
         open.await.map_err(|error: BrokerError| PublishError::Channel(error.to_string()))
     }
@@ -182,21 +180,15 @@ impl SessionPublisher {
 
     async fn session(&self) -> Result<Arc<PublishSession>, PublishError> {
         let mut sessions = self.session.clone();
-        let there = tokio::time::timeout(self.patience, sessions.wait_for(Option::is_some)).await;
-        match there {
-            Ok(Ok(session)) => session.clone().ok_or(PublishError::NotConnected),
-            Ok(Err(_)) | Err(_) => Err(PublishError::NotConnected),
-        }
+        let session = tokio::time::timeout(self.patience, sessions.wait_for(Option::is_some)).await;
+        session.ok().and_then(Result::ok).and_then(|session| session.clone()).ok_or(PublishError::NotConnected)
     }
 }
 
 #[async_trait]
 impl Publisher for SessionPublisher {
     async fn publish(&self, outgoing: &Outgoing) -> Result<(), PublishError> {
-        let published = match self.session().await {
-            Ok(session) => session.publish(outgoing).await,
-            Err(error) => Err(error),
-        };
+        let published = async { self.session().await?.publish(outgoing).await }.await;
         self.meter.published.count((Publication::Copy, confirm_of(&published)));
         published
     }

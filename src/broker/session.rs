@@ -164,8 +164,7 @@ impl Broker {
         if served.is_ok() {
             // What fails here the broker delivers again.
             let _ = endings.send_rest(&channel).await;
-            // Closing the channel first: its answer comes after the broker has processed the acks before it.
-            let _ = consuming.within("close the channel", channel.close(200, "".into())).await;
+            let _ = consuming.close_channel(&channel).await;
         }
         consuming.close().await;
         publishing.connected().close().await;

@@ -78,16 +78,12 @@ pub struct Topology {
     single_active_consumer: bool,
 }
 
+/// An exchange or a queue.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Exchange {
+pub(super) struct Object {
     pub(super) name: String,
-    pub(super) kind: &'static str,
-    pub(super) arguments: Arguments,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Queue {
-    pub(super) name: String,
+    /// The exchange's type; `None` for a queue.
+    pub(super) exchange: Option<&'static str>,
     pub(super) arguments: Arguments,
 }
 
@@ -139,22 +135,26 @@ impl Topology {
         self.queues().into_iter().map(|queue| queue.name).collect()
     }
 
-    pub(super) fn exchanges(&self) -> Vec<Exchange> {
+    /// Returns the exchanges, then the queues.
+    pub(super) fn objects(&self) -> Vec<Object> {
+        [self.exchanges(), self.queues()].concat()
+    }
+
+    fn exchanges(&self) -> Vec<Object> {
         let Names { retry, dead, events, .. } = &self.names;
         let unrouted = self.names.unrouted();
-        let exchange = |name: &str, kind: &'static str| Exchange { name: name.to_owned(), kind, arguments: Vec::new() };
+        let alternate = vec![("alternate-exchange", Argument::Text(unrouted.clone()))];
+        let exchange = |name: &str, kind, arguments| Object { name: name.to_owned(), exchange: Some(kind), arguments };
         vec![
-            exchange(retry, "direct"),
-            exchange(dead, "topic"),
-            exchange(&unrouted, "fanout"),
-            Exchange {
-                arguments: vec![("alternate-exchange", Argument::Text(unrouted.clone()))],
-                ..exchange(events, "topic")
-            },
+            exchange(retry, "direct", Vec::new()),
+            exchange(dead, "topic", Vec::new()),
+            exchange(&unrouted, "fanout", Vec::new()),
+            exchange(events, "topic", alternate),
         ]
     }
 
-    pub(super) fn queues(&self) -> Vec<Queue> {
+    fn queues(&self) -> Vec<Object> {
+        let queue = |name: &str, arguments| Object { name: name.to_owned(), exchange: None, arguments };
         let text = |value: &str| Argument::Text(value.to_owned());
         let quorum = || ("x-queue-type", text("quorum"));
         // At-least-once dead lettering works only together with reject-publish.
@@ -173,21 +173,18 @@ impl Topology {
             of_work.push(("x-single-active-consumer", Argument::Bool(true)));
         }
         let mut queues = vec![
-            Queue { name: work.clone(), arguments: of_work },
-            Queue {
-                name: dead.clone(),
-                arguments: vec![quorum(), ("x-delivery-limit", Argument::Number(DEAD_DELIVERY_LIMIT))],
-            },
-            Queue {
-                name: self.names.unrouted(),
-                arguments: vec![("x-max-length", Argument::Number(UNROUTED_EVENTS)), ("x-overflow", text("drop-head"))],
-            },
+            queue(work, of_work),
+            queue(dead, vec![quorum(), ("x-delivery-limit", Argument::Number(DEAD_DELIVERY_LIMIT))]),
+            queue(
+                &self.names.unrouted(),
+                vec![("x-max-length", Argument::Number(UNROUTED_EVENTS)), ("x-overflow", text("drop-head"))],
+            ),
         ];
         queues.extend(self.delays.iter().map(|delay| {
             let mut arguments = dead_letters_to("", work);
             let ttl_ms = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
             arguments.push(("x-message-ttl", Argument::Number(ttl_ms)));
-            Queue { name: self.names.wait_queue(*delay), arguments }
+            queue(&self.names.wait_queue(*delay), arguments)
         }));
         queues
     }
@@ -218,7 +215,7 @@ impl Topology {
     pub fn definitions(&self, vhost: &str) -> serde_json::Value {
         serde_json::json!({
             "exchanges": self.exchanges().iter().map(|exchange| serde_json::json!({
-                "name": exchange.name, "vhost": vhost, "type": exchange.kind, "durable": true,
+                "name": exchange.name, "vhost": vhost, "type": exchange.exchange, "durable": true,
                 "auto_delete": false, "internal": false, "arguments": json_of(&exchange.arguments),
             })).collect::<Vec<_>>(),
             "queues": self.queues().iter().map(|queue| serde_json::json!({
@@ -287,7 +284,7 @@ mod tests {
     fn the_work_queue_alone_may_have_a_single_active_consumer() {
         let with = |wanted| {
             let queues = topology().with_single_active_consumer(wanted).queues();
-            let has = |queue: &Queue| queue.arguments.contains(&("x-single-active-consumer", Argument::Bool(true)));
+            let has = |queue: &Object| queue.arguments.contains(&("x-single-active-consumer", Argument::Bool(true)));
             queues.into_iter().filter(has).map(|queue| queue.name).collect::<Vec<_>>()
         };
         assert_eq!(with(true), ["acme.writes"]);
