@@ -54,10 +54,8 @@ impl Permits {
 
     /// Checks the gas limit of a transaction.
     pub fn check_gas(&self, gas: Gas) -> Result<(), Cause> {
-        match self.max_gas.filter(|most| gas > *most) {
-            None => Ok(()),
-            Some(most) => Err(Cause::new(Reason::MaxGas, format!("it takes {gas} gas, policy.max_gas is {most}"))),
-        }
+        let Some(most) = self.max_gas.filter(|most| gas > *most) else { return Ok(()) };
+        Err(Cause::new(Reason::MaxGas, format!("it takes {gas} gas, policy.max_gas is {most}")))
     }
 
     /// Checks the price of gas. A refusal may end when the price has come down.
@@ -82,36 +80,33 @@ impl Permits {
         self.max_fee.is_some() || self.fee_per_day.is_some()
     }
 
-    /// Returns why no message of this route could ever be written, if so.
-    pub fn against(&self, route: &Route) -> Option<Cause> {
+    /// Fails where no message of this route could ever be written.
+    pub fn check_route(&self, route: &Route) -> Result<(), Cause> {
         let selector = match &route.calldata {
             Calldata::Body | Calldata::Carried => None,
             Calldata::Call(call) => Some(call.selector()),
             Calldata::Record(kept) => Some(records::selector_of(*kept)),
         };
-        let target = route.to.map_or(Ok(()), |to| self.check_target(to));
-        let function = target.and_then(|()| match (route.to, selector) {
-            (Some(to), Some(selector)) => self.check_function(to, Some(selector)),
-            (_, None) | (None, _) => Ok(()),
-        });
-        let value = function.and_then(|()| match route.value {
-            Amount::Fixed(value) => self.check_value(value),
-            Amount::At(_) => Ok(()),
-        });
-        let gas = value.and_then(|()| match route.gas {
-            GasRule::Fixed(gas) => self.check_gas(gas),
-            GasRule::Estimate { .. } => Ok(()),
-        });
-        gas.err()
+        if let Some(to) = route.to {
+            self.check_target(to)?;
+            if selector.is_some() {
+                self.check_function(to, selector)?;
+            }
+        }
+        if let Amount::Fixed(value) = route.value {
+            self.check_value(value)?;
+        }
+        if let GasRule::Fixed(gas) = route.gas {
+            self.check_gas(gas)?;
+        }
+        Ok(())
     }
 
     fn check_target(&self, to: Address) -> Result<(), Cause> {
-        match &self.allow {
-            Some(allowed) if allowed.iter().all(|allowed| allowed.to != to) => {
-                Err(Cause::new(Reason::Target, format!("{to} is in no [[policy.allow]]")))
-            }
-            Some(_) | None => Ok(()),
+        if self.allow.as_ref().is_none_or(|allow| allow.iter().any(|allowed| allowed.to == to)) {
+            return Ok(());
         }
+        Err(Cause::new(Reason::Target, format!("{to} is in no [[policy.allow]]")))
     }
 
     /// Checks every entry for an address.

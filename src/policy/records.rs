@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 
 use crate::model::{Address, Cause, ContentHash, Reason, RecordId, RequestId, Topic};
-use crate::policy::abi::{self, Errors, Many};
+use crate::policy::abi::{self, Errors, Many, number_at, word_at};
 
 /// What `scripts/build-contracts.sh` made of the source.
 const ARTEFACT: &str = include_str!("../../contracts/Records.json");
@@ -115,9 +115,9 @@ fn read(calldata: &[u8]) -> Option<(RecordId, ContentHash)> {
     let (function, arguments) = calldata.split_first_chunk::<4>()?;
     let id = RecordId(word_at(arguments, 0)?);
     if *function == selector(RECORD) {
-        return Some((id, ContentHash(word_at(arguments, 1)?)));
+        return Some((id, ContentHash(word_at(arguments, WORD)?)));
     }
-    let (length, from) = (usize::try_from(number_at(arguments, 2)?).ok()?, 3 * WORD);
+    let (length, from) = (number_at(arguments, 2 * WORD)?, 3 * WORD);
     let body = arguments.get(from..from.checked_add(length)?).filter(|_| *function == selector(RECORD_BODY))?;
     Some((id, content_hash(body)))
 }
@@ -126,8 +126,8 @@ fn read(calldata: &[u8]) -> Option<(RecordId, ContentHash)> {
 pub fn taken(calldata: &[u8], revert: &[u8]) -> Option<Taken> {
     let (id, ours) = read(calldata)?;
     let (error, arguments) = revert.split_first_chunk::<4>()?;
-    let is_of_call = *error == selector(ALREADY_RECORDED) && word_at(arguments, 1)? == id.0;
-    is_of_call.then_some(Taken { id, ours, theirs: ContentHash(word_at(arguments, 2)?) })
+    let is_of_call = *error == selector(ALREADY_RECORDED) && word_at(arguments, WORD)? == id.0;
+    is_of_call.then_some(Taken { id, ours, theirs: ContentHash(word_at(arguments, 2 * WORD)?) })
 }
 
 /// Returns the function that keeps many records in one call.
@@ -215,16 +215,6 @@ fn word(number: usize) -> Vec<u8> {
 
 fn address_word(address: Address) -> Vec<u8> {
     [vec![0; 12], address.0.to_vec()].concat()
-}
-
-fn word_at(bytes: &[u8], index: usize) -> Option<[u8; WORD]> {
-    bytes.get(index * WORD..)?.first_chunk().copied()
-}
-
-fn number_at(bytes: &[u8], index: usize) -> Option<u64> {
-    let word = word_at(bytes, index)?;
-    let (high, low) = word.split_last_chunk::<8>()?;
-    high.iter().all(|byte| *byte == 0).then_some(u64::from_be_bytes(*low))
 }
 
 #[cfg(test)]

@@ -207,14 +207,14 @@ fn first_routing_key(message: &Message) -> &str {
 
 impl KeyPattern {
     fn fits(&self, key: &str) -> bool {
-        let words = |text: &str| -> Vec<String> {
-            if text.is_empty() { Vec::new() } else { text.split('.').map(str::to_owned).collect() }
-        };
+        fn words(text: &str) -> Vec<&str> {
+            if text.is_empty() { Vec::new() } else { text.split('.').collect() }
+        }
         let key = words(key);
         // For each number of words from the key's start: whether the pattern's words so far can be those.
         let mut fits: Vec<bool> = (0..=key.len()).map(|count| count == 0).collect();
         for wanted in words(&self.0) {
-            fits = match wanted.as_str() {
+            fits = match wanted {
                 "#" => fits
                     .iter()
                     .scan(false, |so_far, fits| {
@@ -223,7 +223,7 @@ impl KeyPattern {
                     })
                     .collect(),
                 wanted => {
-                    let longer = fits.iter().zip(&key).map(|(fits, word)| *fits && (wanted == "*" || wanted == word));
+                    let longer = fits.iter().zip(&key).map(|(fits, word)| *fits && (wanted == "*" || wanted == *word));
                     std::iter::once(false).chain(longer).collect()
                 }
             };
