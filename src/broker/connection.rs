@@ -35,7 +35,6 @@ pub struct BrokerSettings {
     pub topology_mode: TopologyMode,
     /// For every call except those that wait for a publisher confirm.
     pub call_timeout: Duration,
-    /// For a publisher confirm.
     pub confirm_timeout: Duration,
     /// Mandatory publishes on their way at once.
     pub publish_channels: usize,

@@ -201,7 +201,7 @@ pub struct Browse<'q> {
     channel: Channel,
     /// Letters that may still be taken. Renewed ones stand behind them.
     room: u64,
-    /// Prefetch of each consumer.
+    /// The prefetch of each consumer.
     window: u64,
     consumers: u64,
     /// Taken, and not returned by `next` yet.
@@ -256,7 +256,7 @@ impl Browse<'_> {
         let queue = self.queue;
         let wanted = self.room.min(self.window);
         self.consumers += 1;
-        let tag = format!("look-{:02}", self.consumers);
+        let tag = format!("browse-{:02}", self.consumers);
         let prefetch = u16::try_from(wanted).unwrap_or(u16::MAX);
         let mut consumer = queue.reading.consume(&self.channel, &queue.dead, &tag, prefetch).await?;
         let mut came = 0;

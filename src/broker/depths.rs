@@ -9,12 +9,10 @@ use crate::broker::connection::{BrokerSettings, Connected, broker_detail};
 #[cfg_attr(test, derive(serde::Deserialize))]
 #[serde(rename_all = "snake_case")]
 pub enum QueueRole {
-    /// Messages come in through it.
     Work,
     /// Retries, parks and messages for later wait in it.
     Wait,
     Dead,
-    /// The newest unrouted events.
     Unrouted,
 }
 

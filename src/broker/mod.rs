@@ -65,11 +65,7 @@ pub use topology::{Argument, Bind, Names, Topology, TopologyMode};
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
     #[error("broker.uri_file {path} cannot be read: {detail}")]
-    UriFile {
-        path: String,
-        /// What the system says.
-        detail: String,
-    },
+    UriFile { path: String, detail: String },
     /// Its address is not an AMQP address. The text leaves the address out: it may hold a password.
     #[error("broker.uri is no AMQP address: {0}; expected amqp://user:password@host:port/vhost")]
     Uri(String),
@@ -79,7 +75,6 @@ pub enum BrokerError {
         doing: &'static str,
         /// Host, port and virtual host.
         broker: String,
-        /// What the broker or the system says.
         detail: String,
     },
     /// All objects that are missing or other than they must be.
@@ -95,14 +90,8 @@ pub enum PublishError {
     NotConnected,
     #[error("no publisher confirm in time")]
     Timeout,
-    /// No queue took it.
     #[error("no queue takes messages for exchange {exchange:?} with routing key {routing_key:?}: {detail}")]
-    Returned {
-        exchange: String,
-        routing_key: String,
-        /// What the broker says.
-        detail: String,
-    },
+    Returned { exchange: String, routing_key: String, detail: String },
     /// The broker refused it: a queue is full, say.
     #[error("the broker refused a message for exchange {exchange:?} with routing key {routing_key:?}")]
     Refused { exchange: String, routing_key: String },
@@ -121,10 +110,10 @@ pub struct Delivery {
 #[derive(Debug)]
 pub struct AckToken(Box<dyn EndDelivery>);
 
-/// What a token does at the broker.
+/// Ends a delivery at the broker.
 #[async_trait]
 pub trait EndDelivery: Send + Sync + std::fmt::Debug {
-    /// Acks. Returns false when the session is over: the broker delivers it again.
+    /// Returns false when the session is over: the broker delivers it again.
     async fn ack(self: Box<Self>) -> bool;
     /// Gives the delivery back to the queue. Returns false when the session is over: the broker has done so itself.
     async fn requeue(self: Box<Self>) -> bool;
@@ -133,7 +122,6 @@ pub trait EndDelivery: Send + Sync + std::fmt::Debug {
 }
 
 impl AckToken {
-    /// Returns a token that ends its delivery this way.
     pub fn new(end: impl EndDelivery + 'static) -> Self {
         Self(Box::new(end))
     }
@@ -157,7 +145,7 @@ impl AckToken {
 /// A message on its way out.
 #[derive(Debug, Clone)]
 pub struct Outgoing {
-    /// The exchange; empty for the default exchange.
+    /// Empty for the default exchange.
     pub exchange: String,
     pub routing_key: String,
     pub message: Message,

@@ -1,5 +1,5 @@
 //! Publishes with proof. What must reach a queue goes out one at a time per channel: the client library attaches a returned
-//! message to whichever confirm comes next, so with two in flight a message that no queue took could look taken.
+//! message to whichever confirm comes next, so with two in flight a message that no queue took could count as taken.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

@@ -64,7 +64,6 @@ fn delay_name(delay: Duration) -> String {
 pub struct Bind {
     /// Made by its producers, never here.
     pub exchange: String,
-    /// One binding for each.
     pub routing_keys: Vec<String>,
     /// The arguments of each binding, for a headers exchange.
     pub arguments: Vec<(String, Argument)>,

@@ -8,7 +8,7 @@ use clap::Args;
 
 use crate::cli::{exit, operator, reason_fault, say};
 use crate::config::Settings;
-use crate::journal::{CancelWish, History, WishAnswer};
+use crate::journal::{CancelAnswer, CancelCommand, History};
 use crate::model::{RequestId, RequestState, TransactionState};
 
 /// How often `--wait` looks.
@@ -33,10 +33,10 @@ pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Res
         return Ok(ExitCode::from(exit::USAGE));
     }
     let journal = settings.journal.address.open_existing().await?;
-    let wish = CancelWish { by: operator(), reason: arguments.reason };
-    let answer = journal.wish_cancellation(&id, wish).await?;
+    let command = CancelCommand { by: operator(), reason: arguments.reason };
+    let answer = journal.cancel(&id, command).await?;
     let mut history = journal.history(&id).await?;
-    if let WishAnswer::Noted(state) = answer {
+    if let CancelAnswer::Noted(state) = answer {
         let shares = history.as_ref().is_some_and(shares_its_transaction);
         say(format_args!("{id}: {}", if shares { SHARED } else { wish_text(state) }));
         while arguments.wait && history.as_ref().is_some_and(|history| !has_ended(history)) {

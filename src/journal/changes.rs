@@ -2,7 +2,6 @@
 
 use tokio::sync::watch;
 
-/// Counts what was seen.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Seen {
     /// A lease was given up, an instance has come or gone.

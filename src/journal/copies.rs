@@ -20,9 +20,7 @@ use crate::model::{
 /// The destination of a failed request's copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CopyKind {
-    /// To a wait queue.
     Retry,
-    /// To the dead-letter exchange.
     DeadLetter,
 }
 
@@ -52,7 +50,6 @@ pub struct UnconfirmedCopy {
     pub generation: Generation,
     pub cause: Cause,
     pub first_failed_at: Timestamp,
-    /// The message to copy.
     pub message: Message,
     /// Every hash ever signed for the request, oldest first.
     pub tx_hashes: Vec<TxHash>,

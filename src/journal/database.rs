@@ -11,7 +11,6 @@ use crate::journal::columns::Columns;
 use crate::journal::error::{JournalError, Result};
 use crate::observe::metrics::JournalMeter;
 
-/// A journal in a database.
 #[derive(Debug, Clone)]
 pub struct SqlJournal<D> {
     pub(super) database: D,
@@ -69,7 +68,6 @@ pub trait Database: Clone + Send + Sync + 'static {
     async fn close(&self);
 }
 
-/// A statement with its values.
 pub struct Statement<'s> {
     /// Names the attempt in an error.
     pub doing: &'static str,
@@ -79,7 +77,6 @@ pub struct Statement<'s> {
     pub rows: Option<&'s Rows<'s>>,
 }
 
-/// Reads one row.
 pub type Reader<'r> = &'r mut (dyn FnMut(&dyn Columns) -> Result<()> + Send);
 
 /// A connection inside a transaction.

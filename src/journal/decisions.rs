@@ -7,25 +7,25 @@ use crate::model::{Cause, Event, Generation, IncidentKind, Members, TxHash};
 /// The outcome of a request.
 #[derive(Debug, Clone)]
 pub enum Decision {
-    /// It is written; its event goes into the outbox in the same commit.
+    /// The event goes into the outbox in the same commit.
     Final(Event),
-    /// What it asks for is final in the chain, by a transaction that is none of its own; its event goes into the outbox in
-    /// the same commit.
+    /// The effect is final in the chain, by a transaction that is none of its own. The event goes into the outbox in the
+    /// same commit.
     Found {
         event: Event,
         written_by: TxHash,
     },
-    /// It failed and is tried again as the copy `next`.
+    /// The request is tried again, as the copy `next`.
     Retry {
         cause: Cause,
         next: Generation,
     },
-    /// It failed for good.
+    /// The request failed for good.
     Dead {
         cause: Cause,
     },
-    /// An operator wants it cancelled. Dead if it still waits for a nonce; where it has moved on, nothing happens and the
-    /// wish stays.
+    /// An operator asked to cancel it. Dead if it still waits for a nonce; where it has moved on, nothing happens and the
+    /// operator's request stays.
     Cancel {
         cause: Cause,
     },

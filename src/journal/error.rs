@@ -7,13 +7,13 @@ use crate::model::Timestamp;
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// The database failed: full disk, lost file, lock held too long.
-    #[error("the journal could not {doing}: {source}; {mend}, nothing was written")]
+    #[error("the journal could not {doing}: {source}; {advice}, nothing was written")]
     Storage {
         doing: &'static str,
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
         /// Advice for the operator.
-        mend: &'static str,
+        advice: &'static str,
     },
     /// The database is none that a journal can stand on.
     #[error("the journal's database cannot be used: {0}")]

@@ -9,7 +9,6 @@ use crate::journal::requests::seq;
 use crate::model::event::BatchPlace;
 use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, RequestId, Timestamp, TxHash, Wei};
 
-/// All that the journal knows of one request.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct History {
     pub id: String,
@@ -20,14 +19,13 @@ pub struct History {
     pub replay: u32,
     pub received_at: Timestamp,
     pub changed_at: Timestamp,
-    /// Chain id of its account.
     pub chain_id: u64,
     pub account: Address,
     /// `class.reason: detail` of its last failure.
     pub failure: Option<String>,
-    /// Its transactions, oldest first.
+    /// Oldest first.
     pub transactions: Vec<TransactionHistory>,
-    /// What happened off the straight way, oldest first.
+    /// Oldest first.
     pub incidents: Vec<Incident>,
 }
 
@@ -37,18 +35,16 @@ pub struct TransactionHistory {
     pub nonce: Nonce,
     pub state: String,
     pub created_at: Timestamp,
-    /// Everything signed for it, oldest first.
+    /// Oldest first.
     #[serde(rename = "attempts")]
     pub signed: Vec<SignedHistory>,
-    /// The hash that is final.
     pub final_hash: Option<TxHash>,
     pub block_number: Option<BlockNumber>,
     pub block_hash: Option<BlockHash>,
-    /// Gas that it used.
     pub gas_used: Option<Gas>,
     /// Since when its block is no part of the chain any more, until it is final again.
     pub reorged_at: Option<Timestamp>,
-    /// Which of several requests in it this one is.
+    /// Set where the transaction is for several requests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch: Option<BatchPlace>,
 }
@@ -56,14 +52,12 @@ pub struct TransactionHistory {
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct SignedHistory {
     pub hash: TxHash,
-    /// `write` or `cancel`.
     pub kind: String,
     /// Most wei for one unit of gas.
     pub max_fee: String,
     pub signed_at: Timestamp,
 }
 
-/// Something that happened off the straight way.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Incident {
     pub at: Timestamp,
@@ -99,7 +93,7 @@ pub async fn history(connection: &dyn Statements, id: &RequestId) -> Result<Opti
     Ok(Some(history))
 }
 
-/// Reads it without its transactions and incidents.
+/// Reads a request without its transactions and incidents.
 fn request_history(row: &dyn Columns) -> Result<History> {
     let of = |name| optional_text(row, "request", name);
     let failure = match (of("failure_class")?, of("failure_reason")?, of("failure_detail")?) {

@@ -17,7 +17,7 @@ use crate::model::{Address, Timestamp};
 pub struct Instance {
     /// The name under which it holds leases.
     pub owner: Arc<str>,
-    /// What its operators call it.
+    /// The name that its operators gave it.
     pub worker: String,
     pub host: String,
     pub version: String,
@@ -31,7 +31,6 @@ pub struct Instance {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaneHolder {
     pub account: AccountId,
-    /// EIP-155 chain id.
     pub chain_id: u64,
     pub address: Address,
     /// Its owner, present or not.
@@ -52,9 +51,7 @@ pub trait Instances: Send + Sync {
     /// Shows this instance to the others for another `ttl`, and returns all that are present now, itself among them. Those
     /// whose time has run out are forgotten.
     async fn attend(&self, instance: &Instance, ttl: Duration) -> Result<Attendance>;
-    /// Withdraws this instance.
     async fn leave(&self, instance: &Instance) -> Result<()>;
-    /// Returns the instances that are present now.
     async fn attendance(&self) -> Result<Attendance>;
 }
 

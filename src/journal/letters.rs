@@ -9,14 +9,12 @@ use crate::journal::incidents::record_incidents;
 use crate::journal::requests::seq;
 use crate::model::{IncidentKind, RequestId, Timestamp};
 
-/// A deed of an operator on a dead letter.
+/// An action of an operator on a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Deed {
-    /// A copy of it is in the work queue.
     SentBack,
     /// An edited copy of it is in the work queue.
     Edited,
-    /// Deleted for good.
     Discarded,
 }
 
@@ -39,7 +37,6 @@ impl Deed {
     }
 }
 
-/// A deed, by whom and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LetterDeed {
     pub letter: String,
@@ -52,13 +49,12 @@ pub struct LetterDeed {
     pub operator: String,
     /// In their words; may be empty.
     pub reason: String,
-    /// For the request's history.
+    /// For the history of the request.
     pub detail: String,
     /// The whole letter as `dead export` writes it; always where it was edited or discarded.
     pub message: Option<String>,
 }
 
-/// Serves operators' commands for dead letters.
 #[async_trait]
 pub trait LetterDeeds: Send + Sync {
     /// Records a deed, with an incident where the journal knows the request.
@@ -124,7 +120,7 @@ pub async fn forget(connection: &dyn Statements, before: Timestamp, limit: u32) 
     connection.execute("prune", &delete, &values![before.0, limit]).await
 }
 
-/// What every back end must do with them.
+/// Holds the tests that every back end must pass.
 #[cfg(test)]
 pub(crate) mod contract {
     use super::*;

@@ -28,13 +28,12 @@ pub struct StoredNonce {
     pub requests: Members<StoredRequest>,
     pub nonce: Nonce,
     pub state: TransactionState,
-    /// What is final of it, without the price paid.
+    /// The final transaction, without the price paid.
     pub included: Option<FinalTransaction>,
     /// Everything ever signed for it, oldest first.
     pub signed: Vec<SignedTransaction>,
 }
 
-/// A choice of nonces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Which {
     /// All from the first to below the second, by nonce.

@@ -14,7 +14,6 @@ use crate::model::Event;
 /// An event that waits for its publisher confirm.
 #[derive(Debug, Clone)]
 pub struct OutboxRow {
-    /// Its place in the outbox.
     pub id: i64,
     pub event_id: String,
     pub kind: String,
@@ -23,7 +22,6 @@ pub struct OutboxRow {
     pub reply: ReplyAddress,
 }
 
-/// Serves the outbox's publisher.
 #[async_trait]
 pub trait Outbox: Send + Sync {
     /// Returns events of these accounts behind `after`, oldest first.

@@ -9,7 +9,6 @@ use crate::journal::error::Result;
 use crate::journal::requests::request_id;
 use crate::model::{Address, Nonce, RequestState, Timestamp};
 
-/// The number of incidents in an overview.
 pub const RECENT_INCIDENTS: usize = 20;
 
 /// The whole journal, whichever instances work with it.
@@ -21,13 +20,10 @@ pub struct JournalOverview {
     pub incidents: Vec<RecentIncident>,
 }
 
-/// One account on a chain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccountOverview {
-    /// The journal's number for it.
     #[serde(skip, default = "unknown")]
     pub id: AccountId,
-    /// EIP-155 chain id.
     pub chain_id: u64,
     pub address: Address,
     /// The nonce that the next transaction gets; none before its lane has asked the chain for the first time.
@@ -48,7 +44,6 @@ fn unknown() -> AccountId {
     AccountId(0)
 }
 
-/// Requests of one state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenRequests {
     pub state: String,
@@ -57,7 +52,6 @@ pub struct OpenRequests {
     pub since: Timestamp,
 }
 
-/// An incident of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecentIncident {
     pub request: String,

@@ -30,18 +30,16 @@ pub struct QueuedRequest {
     pub id: RequestId,
     /// The copy accepted last.
     pub generation: Generation,
-    /// Its place in the queue.
     pub turn: i64,
     /// When it came for the first time.
     pub received_at: Timestamp,
-    /// When this copy was accepted.
     pub accepted_at: Timestamp,
     pub body: Bytes,
     pub write: Write,
     /// Set where a transaction that it shared has failed: it shares none any more.
     pub is_alone: bool,
     pub reply: ReplyAddress,
-    /// Its producer's trace.
+    /// The trace of its producer.
     pub trace: Option<TraceContext>,
 }
 
@@ -64,7 +62,7 @@ pub struct StoredRequest {
     pub id: RequestId,
     pub generation: Generation,
     pub reply: ReplyAddress,
-    /// Its producer's trace.
+    /// The trace of its producer.
     pub trace: Option<TraceContext>,
     pub state: RequestState,
 }

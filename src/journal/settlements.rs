@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use async_trait::async_trait;
 
 use crate::journal::accounts::{AccountId, Lease, RequestSeq};
-use crate::journal::cancellations::forget_wishes;
+use crate::journal::cancellations::forget_cancellations;
 use crate::journal::columns::{Columns, expect_rows, nonce, number};
 use crate::journal::copies::{
     ConfirmedCopy, RefusedMessage, UnconfirmedCopy, confirm, record_parked, record_refused, unconfirmed, unconfirmed_of,
@@ -184,7 +184,7 @@ async fn settle(connection: &dyn Statements, lease: &Lease, settlements: &[Settl
     write.make_found(&found).await?;
     release(connection, &ordered).await?;
     write.requeue(&requeued).await?;
-    forget_wishes(connection, decisions(settlements).map(|(request, _)| request)).await?;
+    forget_cancellations(connection, decisions(settlements).map(|(request, _)| request)).await?;
     let events = finals.iter().map(|(_, event)| *event).chain(found.iter().map(|(_, event, _)| *event));
     insert_events(connection, events.map(|event| (lease.account, event))).await
 }

@@ -30,14 +30,13 @@ pub struct LiveTransaction {
     pub nonce: Nonce,
     pub to: Address,
     pub value: Wei,
-    /// Calldata of a batch.
+    /// Set for a batch.
     pub data: Option<Bytes>,
     pub gas: Gas,
     /// Everything ever signed for it, oldest first.
     pub signed: Vec<SignedTransaction>,
 }
 
-/// Serves the lanes.
 #[async_trait]
 pub trait Transactions: Send + Sync {
     /// Returns accepted requests of the account behind this place in the queue, in their order, without those that an

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::words::words;
 
 words!(
-    /// What kind of failure it is, and so what happens next. The word stands in headers, routing keys and the journal.
+    /// The kind of a failure decides what happens next. The word stands in headers, routing keys and the journal.
     #[derive(Serialize, Deserialize)]
     #[serde(rename_all = "lowercase")]
     FailureClass {
@@ -25,10 +25,10 @@ words!(
     }
 );
 
-/// What may be done with a dead letter, as far as its reason says. The journal has the last word.
+/// Says what may be done with a dead letter, as far as its reason goes. The journal has the last word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Replay {
-    /// It may succeed as it stands.
+    /// Safe, and it may succeed as it stands.
     Safe,
     /// Safe, but it fails again until the message or the settings have changed.
     AfterChange,
@@ -227,12 +227,12 @@ impl Reason {
         format!("{class}.{word}")
     }
 
-    /// No rule sends such a letter back.
+    /// Returns true where no rule sends such a letter back.
     pub fn needs_person(&self) -> bool {
         matches!(self.row().replay, Replay::ByHand | Replay::CheckChain)
     }
 
-    /// Says whether the next try may go otherwise.
+    /// Returns whether the next try may succeed.
     pub fn may_pass(&self) -> bool {
         match self.class() {
             FailureClass::Invalid | FailureClass::Broker => false,
@@ -297,7 +297,7 @@ explained!(
 );
 
 impl PauseReason {
-    /// Something is away that the account's work needs: another instance may still reach it.
+    /// Returns true where something is away that the account's work needs: another instance may still reach it.
     pub fn is_outage(self) -> bool {
         match self {
             Self::NodeUnreachable
@@ -312,7 +312,7 @@ impl PauseReason {
 }
 
 explained!(
-    /// What happened to a request off the straight way; the journal keeps it for the request's history.
+    /// An event in a request's life beyond the usual path; the journal keeps it for the request's history.
     IncidentKind {
         Failed = "failed",
             "a try failed", "nothing; it is retried, or is a dead letter";

@@ -60,7 +60,7 @@ pub struct Exporter {
 }
 
 impl Exporter {
-    /// One for this collector; connects to nothing yet. Headers and more about the resource come from
+    /// Returns an exporter for this collector; connects to nothing yet. Headers and more about the resource come from
     /// `OTEL_EXPORTER_OTLP_HEADERS` and `OTEL_RESOURCE_ATTRIBUTES`.
     ///
     /// # Errors
@@ -125,15 +125,15 @@ impl Exporter {
         }
     }
 
-    /// The collector's host and port.
+    /// Returns the collector's host and port.
     pub fn collector(&self) -> &str {
         &self.collector.label
     }
 
-    /// Whether the collector takes spans: sends it none.
+    /// Checks that the collector takes spans: sends it none.
     ///
     /// # Errors
-    /// Why it does not.
+    /// When it does not.
     pub async fn probe(&self) -> Result<(), ExportError> {
         self.send(Vec::new()).await
     }
@@ -154,7 +154,7 @@ impl Exporter {
     }
 }
 
-/// The first that comes, and what comes soon after it.
+/// Waits for the first span, and takes what comes soon after it.
 async fn gather(spans: &mut mpsc::Receiver<Span>, batch: &mut Vec<Span>) {
     if spans.recv_many(batch, BATCH).await == 0 {
         // The makers of spans have gone; the process ends.
@@ -167,7 +167,7 @@ async fn gather(spans: &mut mpsc::Receiver<Span>, batch: &mut Vec<Span>) {
     .await;
 }
 
-/// What the program is, for readers of its spans.
+/// Describes the program for readers of its spans.
 fn resource(settings: &ExporterSettings) -> Resource {
     let ExporterSettings { organisation, instance, .. } = settings;
     Resource::builder_empty()
@@ -216,7 +216,7 @@ impl HttpClient for Shared {
     }
 }
 
-/// How what was done is called.
+/// Names work as the semantic conventions do.
 #[derive(Debug)]
 struct Conventions {
     queue: String,
@@ -370,7 +370,7 @@ fn remote_context(trace: &TraceContext) -> OtelContext {
     remote(trace.trace_id(), trace.span_id())
 }
 
-/// Of an endpoint's label, which may distinguish two behind them. An IPv6 address has colons of its own.
+/// Reads an endpoint's label, which may distinguish two behind them. An IPv6 address has colons of its own.
 fn host_and_port(label: &str) -> (&str, Option<u16>) {
     let address = label.split(' ').next().unwrap_or(label);
     let parts = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));

@@ -21,7 +21,7 @@ use errors::{abi_of, decoded};
 pub use errors::Errors;
 pub use many::Many;
 
-/// Of a value that does not fit, as much is shown.
+/// The longest part of a value that does not fit, in a message.
 pub(super) const SHOWN_BYTES: usize = 80;
 
 /// How bytes are written in JSON.

@@ -17,7 +17,7 @@ pub struct Batching {
     pub max_bytes: usize,
     /// For how long requests wait for others to share a transaction with.
     pub max_wait: Duration,
-    /// Requests were given to this account for the sake of their order: what is later does not overtake what is before.
+    /// Set where requests were given to this account for the sake of their order: later ones do not overtake earlier ones.
     pub keeps_order: bool,
     pub kinds: Vec<BatchKind>,
 }
@@ -29,7 +29,7 @@ pub struct BatchKind {
     pub many: Many,
 }
 
-/// What requests that may share a transaction have in common.
+/// Is equal for requests that may share a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Alike {
     kind: usize,

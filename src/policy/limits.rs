@@ -77,7 +77,7 @@ impl Span {
 pub struct Share {
     pub gas: Gas,
     pub value: Wei,
-    /// What its gas may cost at most, as it is first offered.
+    /// The most that its gas may cost, as it is first offered.
     pub fee: Wei,
 }
 
@@ -130,11 +130,11 @@ pub struct Usage {
     pub live: u64,
     /// When a whole second's writes may go at once again.
     pub whole_at_us: i64,
-    /// Gas, within [`HOUR`].
+    /// Within [`HOUR`].
     pub gas: Sums,
-    /// Wei paid, within [`DAY`].
+    /// Within [`DAY`].
     pub value: Sums,
-    /// Wei for gas, within [`DAY`].
+    /// Within [`DAY`].
     pub fee: Sums,
 }
 

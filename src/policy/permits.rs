@@ -14,11 +14,9 @@ pub struct Permits {
     pub allow: Option<Vec<Allowed>>,
     pub max_value: Option<Wei>,
     pub max_gas: Option<Gas>,
-    /// What the gas of one may cost, as it is offered.
+    /// For the gas of one request, as it is offered.
     pub max_fee: Option<Wei>,
-    /// What all may pay within a day.
     pub value_per_day: Option<Wei>,
-    /// What the gas of all may cost within a day.
     pub fee_per_day: Option<Wei>,
 }
 
@@ -32,7 +30,6 @@ pub struct Allowed {
 /// A function, as it is known in calldata and to people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Named {
-    /// The first bytes of its calldata.
     pub selector: [u8; 4],
     /// Its name and the types of its arguments.
     pub signature: String,
@@ -70,7 +67,7 @@ impl Permits {
         Ok(())
     }
 
-    /// Returns whether a replacement may offer so much.
+    /// Returns whether a replacement may offer this fee.
     pub fn may_offer(&self, gas: Gas, fee: Fee) -> bool {
         self.max_fee.is_none_or(|most| fee.total(gas) <= most)
     }

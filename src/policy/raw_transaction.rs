@@ -13,15 +13,13 @@ const GAS: std::ops::RangeInclusive<u64> = 21_000..=1_000_000_000;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Carried {
-    /// Who is called or paid.
     pub to: Address,
     pub data: Bytes,
     pub value: Wei,
-    /// The gas limit, if it has one.
     pub gas: Option<Gas>,
 }
 
-/// Reads it.
+/// Reads a transaction.
 ///
 /// # Errors
 /// The first field that is missing, unknown or not what it must be, with what was found.

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::model::{Address, Cause, ContentHash, Reason, RecordId, RequestId, Topic};
 use crate::policy::abi::{self, Errors, Many, number_at, word_at};
 
-/// What `scripts/build-contracts.sh` made of the source.
+/// The output of `scripts/build-contracts.sh`.
 const ARTEFACT: &str = include_str!("../../contracts/Records.json");
 
 const RECORD: &str = "record(bytes32,bytes32)";
@@ -20,7 +20,7 @@ const RECORDED: &str = "Recorded(bytes32,address,bytes32)";
 const RECORDED_BODY: &str = "RecordedBody(bytes32,address,bytes32,bytes)";
 const WORD: usize = 32;
 
-/// What of a body goes into the chain.
+/// The part of a body that goes into the chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kept {
     Hash,
@@ -43,7 +43,7 @@ impl Taken {
         self.ours == self.theirs
     }
 
-    /// Returns the failure that it means, where `why` tells more.
+    /// Returns the failure that it means; `why` explains one with the same content.
     pub fn cause(&self, why: &str) -> Cause {
         let Self { id, ours, theirs } = self;
         let detail = if self.is_ours() {
@@ -59,10 +59,9 @@ impl Taken {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Logged {
     pub id: RecordId,
-    /// Who wrote it: the account, or a contract that it called.
+    /// The account that wrote it, or a contract that it called.
     pub writer: Address,
     pub content: ContentHash,
-    /// Whether the log has the content, too.
     pub kept: Kept,
 }
 
@@ -224,12 +223,12 @@ pub(crate) mod tests {
     use super::*;
     use crate::policy::abi;
 
-    /// What the contract reverts with that has this content under the id.
+    /// Returns what the contract reverts with that has this content under the id.
     pub(crate) fn already_recorded(id: RecordId, content: ContentHash) -> Bytes {
         [selector(ALREADY_RECORDED).to_vec(), word(0), id.0.to_vec(), content.0.to_vec()].concat().into()
     }
 
-    /// What it logs of a record whose whole body it was given: topics and data.
+    /// Returns the log entry of a record whose whole body the contract was given: topics and data.
     pub(crate) fn entry(id: RecordId, writer: Address, content: ContentHash) -> (Vec<Topic>, Bytes) {
         let mut by = [0; WORD];
         by[12..].copy_from_slice(&writer.0);

@@ -125,7 +125,7 @@ pub enum FaultKind {
     Lost,
     /// Another call was in the way: the same again may go well.
     Conflict,
-    /// It would go wrong again.
+    /// The same call would fail again.
     Other,
 }
 
@@ -177,8 +177,8 @@ pub fn no_answer(doing: &'static str, within: Duration) -> JournalError {
 }
 
 fn failed(doing: &'static str, fault: Fault) -> JournalError {
-    let mend = "check that the database runs, can be reached and has room";
-    JournalError::Storage { doing, source: Box::new(fault), mend }
+    let advice = "check that the database runs, can be reached and has room";
+    JournalError::Storage { doing, source: Box::new(fault), advice }
 }
 
 /// Returns what may be done about a call that failed before its commit.

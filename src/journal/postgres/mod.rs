@@ -37,7 +37,6 @@ const START_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration:
 /// Checks of two sessions whether they are two.
 const POOLER_CHECKS: usize = 10;
 
-/// A journal in a PostgreSQL database.
 pub type PostgresJournal = SqlJournal<Postgres>;
 
 #[derive(Debug, Clone)]
@@ -191,8 +190,8 @@ async fn check_settings(connection: &Connection) -> Result<()> {
         return Err(JournalError::Unfit(format!("its encoding is {encoding}; make a database with ENCODING 'UTF8'")));
     }
     if schema.is_empty() {
-        let mend = "create the schema that search_path names, and grant USAGE and CREATE on it";
-        return Err(JournalError::Unfit(format!("its search_path names no schema that this user may use; {mend}")));
+        let advice = "create the schema that search_path names, and grant USAGE and CREATE on it";
+        return Err(JournalError::Unfit(format!("its search_path names no schema that this user may use; {advice}")));
     }
     if fsync == "off" {
         warn!(

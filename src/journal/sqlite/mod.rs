@@ -43,7 +43,6 @@ const MIGRATIONS: &[&str] = &[include_str!("../../../migrations/sqlite/0001_jour
 const NO_SHARED_MEMORY: &str =
     "the file system cannot share memory between processes, as SQLite has to; put the journal on a local disk";
 
-/// A journal in a SQLite file.
 pub type SqliteJournal = SqlJournal<Sqlite>;
 
 #[derive(Debug, Clone)]
@@ -52,7 +51,6 @@ pub struct Sqlite {
     writer: GroupCommit,
 }
 
-/// The writing connection and the reading ones.
 type Connections = (SqliteConnection, Vec<SqliteConnection>);
 
 impl SqliteJournal {
@@ -192,7 +190,7 @@ fn connect_once(file: &Path) -> rusqlite::Result<Connection> {
 fn mode_concern(connection: &Connection) -> Result<Option<String>> {
     let read = connection.query_row("PRAGMA journal_mode", [], |row| row.get::<_, String>(0));
     let mode = read.map_err(|error| storage("read its mode", error))?;
-    Ok((mode != "wal").then(|| format!("its file is in the mode {mode:?} in place of \"wal\": {NO_SHARED_MEMORY}")))
+    Ok((mode != "wal").then(|| format!("its file is in the mode {mode:?} instead of \"wal\": {NO_SHARED_MEMORY}")))
 }
 
 fn with_readers(writing: SqliteConnection, file: &Path) -> Result<Connections> {
@@ -214,7 +212,7 @@ fn open_file(file: &Path, how: OpenFlags) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// `SQLITE_BUSY`, plain or extended.
+/// Returns true for `SQLITE_BUSY`, plain or extended.
 fn is_locked(error: &rusqlite::Error) -> bool {
     error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
 }
@@ -238,8 +236,8 @@ fn ended() -> JournalError {
 }
 
 fn storage(doing: &'static str, error: impl std::error::Error + Send + Sync + 'static) -> JournalError {
-    let mend = if lacks_shared_memory(&error) { NO_SHARED_MEMORY } else { "check the disk and the file's rights" };
-    JournalError::Storage { doing, source: Box::new(error), mend }
+    let advice = if lacks_shared_memory(&error) { NO_SHARED_MEMORY } else { "check the disk and the file's rights" };
+    JournalError::Storage { doing, source: Box::new(error), advice }
 }
 
 /// On some network and FUSE file systems: `mmap` cannot share there.

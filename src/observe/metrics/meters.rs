@@ -51,7 +51,7 @@ impl Default for SettleMeter {
 #[derive(Debug, Clone)]
 pub struct LaneMeter {
     pub signed: Counters<Signed>,
-    /// What nodes answered to it; `None`: nothing, or nothing with sense.
+    /// Answers of nodes to it; `None`: nothing, or nothing with sense.
     pub answers: Counters<Option<SendMeaning>>,
     /// From the arrival of a request to its first broadcast.
     pub until_broadcast: Durations,
@@ -157,7 +157,7 @@ impl Meters {
             "Messages published, by how their publisher confirm came",
             &self.publisher.published,
         );
-        let by_rule = "Dead letters that a rule of [[dead.replay]] was due for, by what it came to at each look";
+        let by_rule = "Dead letters that a rule of [[dead.replay]] was due for, by what it came to at each check";
         book.counters("dead_letters_by_rule", by_rule, &self.replay.letters);
         book.durations("journal_commit_duration_seconds", "Commits of the journal", &self.journal.commits);
         book.counters("log_lines", "Lines of the log that are warnings or errors", &self.log.lines);

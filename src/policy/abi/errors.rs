@@ -46,11 +46,11 @@ impl Errors {
 pub(super) fn decoded(name: &str, inputs: &[Param], arguments: &[u8]) -> Option<String> {
     let kinds = inputs.iter().map(Specifier::<DynSolType>::resolve).collect::<Result<Vec<_>, _>>().ok()?;
     let DynSolValue::Tuple(values) = DynSolType::Tuple(kinds).abi_decode_params(arguments).ok()? else { return None };
-    let told = inputs.iter().zip(&values).map(|(input, value)| match input.name.as_str() {
+    let parts = inputs.iter().zip(&values).map(|(input, value)| match input.name.as_str() {
         "" => text_of(value),
         name => format!("{name}: {}", text_of(value)),
     });
-    Some(format!("{name}({})", told.collect::<Vec<_>>().join(", ")))
+    Some(format!("{name}({})", parts.collect::<Vec<_>>().join(", ")))
 }
 
 /// Returns it as people write it.

@@ -79,7 +79,6 @@ impl Letter {
         Reason::known(&self.class, &self.reason)
     }
 
-    /// `class.reason`
     pub fn cause(&self) -> String {
         format!("{}.{}", self.class, self.reason)
     }
@@ -194,7 +193,6 @@ fn holds(text: &str, letter: &Letter, message: &Message) -> bool {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LetterGroup {
-    /// `class.reason`
     pub cause: String,
     pub count: u64,
     pub oldest: Option<Timestamp>,

@@ -4,7 +4,6 @@ use crate::model::{Cause, FailureClass, Reason, RequestState, Timestamp};
 use crate::policy::arrival::Known;
 use crate::policy::letters::Letter;
 
-/// What the journal knows of a letter.
 #[derive(Debug, Clone, Default)]
 pub struct Standing {
     pub known: Option<Known>,
@@ -24,7 +23,7 @@ pub enum Answer {
     Safe,
     /// The journal has never had it: nothing of it was ever signed.
     NeverTakenIn,
-    /// It ended so long ago that the journal may have forgotten it, together with a replay that was written.
+    /// The letter ended so long ago that the journal may have forgotten it, together with a replay that was written.
     Forgotten,
     /// A transaction from before the journal was lost may be its write.
     MaybeWritten,

@@ -5,7 +5,6 @@ use std::time::Duration;
 use crate::model::{Reason, Timestamp};
 use crate::policy::letters::Letter;
 
-/// `[dead]`
 #[derive(Debug, Clone)]
 pub struct ReplayRules {
     /// Checks of the queue are at least this far apart; the first comes as long after the start.
