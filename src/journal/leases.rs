@@ -7,7 +7,7 @@ use async_trait::async_trait;
 
 use crate::journal::accounts::{AccountId, Lease, LeaseMark};
 use crate::journal::columns::{Columns, expect_rows, nonce, number, to_i64, unsigned};
-use crate::journal::database::{Database, Rows, SqlJournal, Statements, notify, values};
+use crate::journal::database::{Database, Mode, Rows, Sent, SqlJournal, Statements, Work, notify, values};
 use crate::journal::error::{JournalError, Result};
 use crate::journal::incidents::{Incident, record_incidents};
 use crate::model::{Address, Nonce, Timestamp};
@@ -71,12 +71,11 @@ impl<D: Database> Leases for SqlJournal<D> {
     }
 
     async fn renew_lease(&self, lease: &Lease, ttl: Duration) -> Result<()> {
-        let renewed = (lease.clone(), Timestamp::now().after(ttl));
-        self.write_repeatably(renewed, |connection, (lease, until)| {
+        self.lane_write(Mode::Repeatable, lease, Timestamp::now().after(ttl), |write, until| {
             Box::pin(async move {
-                check_lease(connection, lease).await?;
                 let renew = "UPDATE accounts SET lease_until = $1 WHERE id = $2";
-                connection.execute("renew a lease", renew, &values![until.0, lease.account.0]).await.map(drop)
+                let values = values![until.0, write.account.0];
+                write.connection.execute("renew a lease", renew, &values).await.map(drop)
             })
         })
         .await
@@ -84,27 +83,38 @@ impl<D: Database> Leases for SqlJournal<D> {
 
     /// An instance that stands by hears of it at once.
     async fn release_lease(&self, lease: &Lease) -> Result<()> {
-        let released = (lease.clone(), self.database.change_notice());
-        self.write(released, |connection, (lease, notice)| {
+        self.lane_write(Mode::Write, lease, self.database.change_notice(), |write, notice| {
             Box::pin(async move {
-                check_lease(connection, lease).await?;
                 let release = "UPDATE accounts SET lease_until = 0, lease_owner = NULL WHERE id = $1";
-                connection.execute("give a lease up", release, &values![lease.account.0]).await?;
-                notify(connection, notice.as_deref()).await
+                write.connection.execute("give a lease up", release, &values![write.account.0]).await?;
+                notify(write.connection, notice.as_deref()).await
             })
         })
         .await
     }
 
     async fn raise_next_nonce(&self, lease: &Lease, at_least: Nonce) -> Result<Nonce> {
-        let raised = (lease.clone(), at_least);
-        self.write_repeatably(raised, |connection, (lease, at_least)| {
-            Box::pin(async move {
-                check_lease(connection, lease).await?;
-                raise(connection, lease.account, *at_least).await
-            })
+        self.lane_write(Mode::Repeatable, lease, at_least, |write, at_least| {
+            Box::pin(raise(write.connection, write.account, *at_least))
         })
         .await
+    }
+}
+
+impl<D: Database> SqlJournal<D> {
+    /// Checks the lease, and writes in the same transaction.
+    pub(super) async fn lane_write<I: Sent, T: Sent>(
+        &self,
+        mode: Mode,
+        lease: &Lease,
+        input: I,
+        work: impl for<'c> Fn(&'c LaneWrite<'c>, &'c I) -> Work<'c, T> + Sent,
+    ) -> Result<T> {
+        let input = (lease.clone(), input, work);
+        let call = self.database.call(mode, input, |connection, (lease, input, work)| {
+            Box::pin(async move { work(&check_lease(connection, lease).await?, input).await })
+        });
+        call.await
     }
 }
 

@@ -1,10 +1,10 @@
 //! What the chain did to nonces: their ends, blocks that went away, gaps, second ends.
 
-use crate::journal::accounts::{AccountId, Lease, RequestSeq};
+use crate::journal::accounts::{AccountId, RequestSeq};
 use crate::journal::columns::{Columns, fixed, nonce, number, optional_fixed, to_i64, unsigned, word};
 use crate::journal::database::{Rows, Statements, values};
 use crate::journal::error::{JournalError, Result};
-use crate::journal::leases::{LaneWrite, check_lease};
+use crate::journal::leases::LaneWrite;
 use crate::journal::outbox::insert_events;
 use crate::journal::requests::{STORED_REQUEST_COLUMNS, StoredRequest, seq, stored_request};
 use crate::journal::signed::{SIGNED_COLUMNS, signed_transaction};
@@ -133,31 +133,6 @@ fn included(row: &dyn Columns, nonce: Nonce) -> Result<Option<FinalTransaction>>
     }))
 }
 
-pub async fn record_reorged(connection: &dyn Statements, lease: &Lease, reorged: &[Reorged]) -> Result<()> {
-    let write = check_lease(connection, lease).await?;
-    let update = "UPDATE transactions AS t SET reorged_at = $1 FROM u WHERE t.account = $2 AND t.nonce = u.at_nonce \
-                  AND t.request = u.of_request AND t.block_hash IS NOT NULL AND t.reorged_at IS NULL \
-                  RETURNING request AS seq, nonce";
-    let rows = reorged.iter().map(|lost| Ok(values![nonce(lost.nonce)?, lost.events.first.0.0]));
-    let rows = Rows::try_of("at_nonce bigint, of_request bigint", rows)?;
-    let values = values![write.now.0, lease.account.0];
-    let lost = |row: &dyn Columns| Ok((seq(row)?, Nonce(unsigned(row, "transaction", "nonce")?)));
-    let lost = connection.rows_each("record lost blocks", update, &values, &rows, lost).await?;
-    let changed = first_of_each(reorged, lost, |reorged| (reorged.events.first.0, reorged.nonce));
-    let changed = changed.map(|lost| (&lost.events, lost.detail.as_str()));
-    write.record_changes(IncidentKind::Reorged, changed).await
-}
-
-pub async fn record_ended_again(connection: &dyn Statements, lease: &Lease, ended: &[EndedAgain]) -> Result<()> {
-    let write = check_lease(connection, lease).await?;
-    let closed: Vec<_> = ended.iter().map(|ended| (ended.events.first.0, &ended.transaction)).collect();
-    let closed = write.close(&closed, "reorged_at IS NOT NULL").await?;
-    let closed = closed.into_iter().map(|closed| (closed.request, closed.nonce)).collect();
-    let changed = first_of_each(ended, closed, |ended| (ended.events.first.0, ended.transaction.nonce));
-    let changed = changed.map(|ended| (&ended.events, ended.detail.as_str()));
-    write.record_changes(IncidentKind::Ended, changed).await
-}
-
 /// Returns of all that were asked for the first of each that was changed, in their order.
 fn first_of_each<T>(
     asked: &[T],
@@ -178,6 +153,29 @@ pub struct Closed {
 }
 
 impl LaneWrite<'_> {
+    pub async fn record_reorged(&self, reorged: &[Reorged]) -> Result<()> {
+        let update = "UPDATE transactions AS t SET reorged_at = $1 FROM u WHERE t.account = $2 AND t.nonce = u.at_nonce \
+                      AND t.request = u.of_request AND t.block_hash IS NOT NULL AND t.reorged_at IS NULL \
+                      RETURNING request AS seq, nonce";
+        let rows = reorged.iter().map(|lost| Ok(values![nonce(lost.nonce)?, lost.events.first.0.0]));
+        let rows = Rows::try_of("at_nonce bigint, of_request bigint", rows)?;
+        let values = values![self.now.0, self.account.0];
+        let lost = |row: &dyn Columns| Ok((seq(row)?, Nonce(unsigned(row, "transaction", "nonce")?)));
+        let lost = self.connection.rows_each("record lost blocks", update, &values, &rows, lost).await?;
+        let changed = first_of_each(reorged, lost, |reorged| (reorged.events.first.0, reorged.nonce));
+        let changed = changed.map(|lost| (&lost.events, lost.detail.as_str()));
+        self.record_changes(IncidentKind::Reorged, changed).await
+    }
+
+    pub async fn record_ended_again(&self, ended: &[EndedAgain]) -> Result<()> {
+        let closed: Vec<_> = ended.iter().map(|ended| (ended.events.first.0, &ended.transaction)).collect();
+        let closed = self.close(&closed, "reorged_at IS NOT NULL").await?;
+        let closed = closed.into_iter().map(|closed| (closed.request, closed.nonce)).collect();
+        let changed = first_of_each(ended, closed, |ended| (ended.events.first.0, ended.transaction.nonce));
+        let changed = changed.map(|ended| (&ended.events, ended.detail.as_str()));
+        self.record_changes(IncidentKind::Ended, changed).await
+    }
+
     /// Stores an incident of each of the requests, and queues the events.
     async fn record_changes<'e>(
         &self,

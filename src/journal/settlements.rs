@@ -10,11 +10,11 @@ use crate::journal::columns::{Columns, expect_rows, nonce, number};
 use crate::journal::copies::{
     ConfirmedCopy, RefusedMessage, UnconfirmedCopy, confirm, record_parked, record_refused, unconfirmed, unconfirmed_of,
 };
-use crate::journal::database::{Database, Rows, SqlJournal, Statements, values};
+use crate::journal::database::{Database, Mode, Rows, SqlJournal, Statements, values};
 use crate::journal::decisions::{Decision, Requeue, Settlement, recorded_by};
 use crate::journal::error::{JournalError, Result};
-use crate::journal::leases::{LaneWrite, check_lease};
-use crate::journal::nonces::{Closed, EndedAgain, Reorged, record_ended_again, record_reorged};
+use crate::journal::leases::LaneWrite;
+use crate::journal::nonces::{Closed, EndedAgain, Reorged};
 use crate::journal::ordering::{lock_keys, lock_turns, release, take_turns};
 use crate::journal::outbox::insert_events;
 use crate::journal::requests::{KNOWN_COLUMNS, known, message, request_state, seq};
@@ -50,26 +50,17 @@ pub trait Settlements: Send + Sync {
 #[async_trait]
 impl<D: Database> Settlements for SqlJournal<D> {
     async fn settle(&self, lease: &Lease, settlements: Vec<Settlement>) -> Result<()> {
-        self.write((lease.clone(), settlements), |connection, (lease, settlements)| {
-            Box::pin(settle(connection, lease, settlements))
-        })
-        .await?;
+        self.lane_write(Mode::Write, lease, settlements, |write, settled| Box::pin(write.settle(settled))).await?;
         self.database.announce_work();
         Ok(())
     }
 
     async fn record_reorged(&self, lease: &Lease, reorged: Vec<Reorged>) -> Result<()> {
-        self.write((lease.clone(), reorged), |connection, (lease, reorged)| {
-            Box::pin(record_reorged(connection, lease, reorged))
-        })
-        .await
+        self.lane_write(Mode::Write, lease, reorged, |write, reorged| Box::pin(write.record_reorged(reorged))).await
     }
 
     async fn record_ended_again(&self, lease: &Lease, ended: Vec<EndedAgain>) -> Result<()> {
-        self.write((lease.clone(), ended), |connection, (lease, ended)| {
-            Box::pin(record_ended_again(connection, lease, ended))
-        })
-        .await
+        self.lane_write(Mode::Write, lease, ended, |write, ended| Box::pin(write.record_ended_again(ended))).await
     }
 
     async fn unconfirmed(&self, account: AccountId, after: RequestSeq, limit: u32) -> Result<Vec<UnconfirmedCopy>> {
@@ -165,30 +156,6 @@ fn decisions(settlements: &[Settlement]) -> impl Iterator<Item = (RequestSeq, &D
     settlements.iter().flat_map(|settled| settled.decisions.iter()).map(|(request, decision)| (*request, decision))
 }
 
-/// Locks in the order that all writes keep to: the account, the places in the queue, requests.
-async fn settle(connection: &dyn Statements, lease: &Lease, settlements: &[Settlement]) -> Result<()> {
-    let write = check_lease(connection, lease).await?;
-    if decisions(settlements).any(|(_, decision)| matches!(decision, Decision::Requeue(_))) {
-        lock_turns(connection).await?;
-    }
-    let ends = |decision: &Decision| matches!(decision, Decision::Final(_) | Decision::Found { .. });
-    let ending = decisions(settlements).filter(|(_, decision)| ends(decision)).map(|(request, _)| request);
-    let ordered = lock_keys(connection, ending).await?;
-    let states = lock_requests(connection, settlements).await?;
-    write.close_nonces(settlements).await?;
-    let Decided { finals, found, retries, dead, requeued } = Decided::of(settlements, &states);
-    write.record_failures(Observation::FailedForNow, " AND r.turn > 0", &retries).await?;
-    // Unlike a retry, also of requests that wait for others of their key: those may be cancelled.
-    write.record_failures(Observation::FailedForGood, "", &dead).await?;
-    write.make_final(&finals).await?;
-    write.make_found(&found).await?;
-    release(connection, &ordered).await?;
-    write.requeue(&requeued).await?;
-    forget_cancellations(connection, decisions(settlements).map(|(request, _)| request)).await?;
-    let events = finals.iter().map(|(_, event)| *event).chain(found.iter().map(|(_, event, _)| *event));
-    insert_events(connection, events.map(|event| (lease.account, event))).await
-}
-
 /// Returns the states of requests, which stay so until this transaction changes them. Where nothing is locked, only those
 /// matter that an operator wants cancelled.
 async fn lock_requests(
@@ -211,6 +178,29 @@ const HAS_NO_EFFECT: &str = " AND NOT EXISTS (SELECT 1 FROM transactions t WHERE
      AND NOT EXISTS (SELECT 1 FROM batched b WHERE b.request = r.seq AND b.has_effect = 1)";
 
 impl LaneWrite<'_> {
+    /// Locks in the order that all writes keep to: the account, the places in the queue, requests.
+    async fn settle(&self, settlements: &[Settlement]) -> Result<()> {
+        if decisions(settlements).any(|(_, decision)| matches!(decision, Decision::Requeue(_))) {
+            lock_turns(self.connection).await?;
+        }
+        let ends = |decision: &Decision| matches!(decision, Decision::Final(_) | Decision::Found { .. });
+        let ending = decisions(settlements).filter(|(_, decision)| ends(decision)).map(|(request, _)| request);
+        let ordered = lock_keys(self.connection, ending).await?;
+        let states = lock_requests(self.connection, settlements).await?;
+        self.close_nonces(settlements).await?;
+        let Decided { finals, found, retries, dead, requeued } = Decided::of(settlements, &states);
+        self.record_failures(Observation::FailedForNow, " AND r.turn > 0", &retries).await?;
+        // Unlike a retry, also of requests that wait for others of their key: those may be cancelled.
+        self.record_failures(Observation::FailedForGood, "", &dead).await?;
+        self.make_final(&finals).await?;
+        self.make_found(&found).await?;
+        release(self.connection, &ordered).await?;
+        self.requeue(&requeued).await?;
+        forget_cancellations(self.connection, decisions(settlements).map(|(request, _)| request)).await?;
+        let events = finals.iter().map(|(_, event)| *event).chain(found.iter().map(|(_, event, _)| *event));
+        insert_events(self.connection, events.map(|event| (self.account, event))).await
+    }
+
     async fn close_nonces(&self, settlements: &[Settlement]) -> Result<()> {
         let with_nonce = settlements.iter().filter_map(|settled| Some((settled, settled.transaction.as_ref()?)));
         let closed: Vec<_> =

@@ -10,9 +10,9 @@ use crate::journal::cancellations::{Cancellation, open_cancellations};
 use crate::journal::columns::{
     Columns, amount, expect_rows, fixed, nonce, optional_bytes, stored_fee, to_i64, unsigned,
 };
-use crate::journal::database::{Database, Rows, SqlJournal, Statements, Value, values};
+use crate::journal::database::{Database, Mode, Rows, SqlJournal, Statements, Value, values};
 use crate::journal::error::{JournalError, Result};
-use crate::journal::leases::{LaneWrite, check_lease};
+use crate::journal::leases::LaneWrite;
 use crate::journal::limits;
 use crate::journal::nonces::{StoredNonce, Which, stored_nonces};
 use crate::journal::recovery::{Recovery, current, writes_of};
@@ -108,16 +108,15 @@ impl<D: Database> Transactions for SqlJournal<D> {
         transactions: Vec<NewTransaction>,
         limits: Limits,
     ) -> Result<Granted> {
-        self.write((lease.clone(), transactions, limits), |connection, (lease, new, limits)| {
-            Box::pin(record_transactions(connection, lease, new, *limits))
+        self.lane_write(Mode::Write, lease, (transactions, limits), |write, (new, limits)| {
+            Box::pin(write.record_transactions(new, *limits))
         })
         .await
     }
 
     async fn record_replacements(&self, lease: &Lease, signed: Vec<(Nonce, SignedTransaction)>) -> Result<()> {
-        self.write((lease.clone(), signed), |connection, (lease, signed)| {
+        self.lane_write(Mode::Write, lease, signed, |write, signed| {
             Box::pin(async move {
-                let write = check_lease(connection, lease).await?;
                 write.expect_live(signed).await?;
                 write.insert_signed(signed.iter().map(|(nonce, signed)| (*nonce, signed))).await
             })
@@ -152,9 +151,8 @@ impl<D: Database> Transactions for SqlJournal<D> {
     }
 
     async fn record_fillers(&self, lease: &Lease, fillers: Vec<(Nonce, SignedTransaction)>) -> Result<()> {
-        self.write((lease.clone(), fillers), |connection, (lease, fillers)| {
+        self.lane_write(Mode::Write, lease, fillers, |write, fillers| {
             Box::pin(async move {
-                let write = check_lease(connection, lease).await?;
                 write.expect_fillable(fillers.iter().map(|(at, _)| *at)).await?;
                 write.insert_fillers(fillers).await
             })
@@ -219,26 +217,6 @@ fn add_live(live: &mut Vec<LiveTransaction>, row: &dyn Columns) -> Result<()> {
     Ok(())
 }
 
-async fn record_transactions(
-    connection: &dyn Statements,
-    lease: &Lease,
-    new: &[NewTransaction],
-    limits: Limits,
-) -> Result<Granted> {
-    let write = check_lease(connection, lease).await?;
-    let granted = limits::take(connection, lease.account, new, limits).await?;
-    let new = new.get(..granted.count).unwrap_or(new);
-    if new.is_empty() {
-        return Ok(granted);
-    }
-    write.take_nonces(new).await?;
-    write.make_writing(new).await?;
-    write.insert_transactions(new).await?;
-    write.insert_batched(new).await?;
-    write.insert_signed(new.iter().map(|transaction| (transaction.nonce, &transaction.signed))).await?;
-    Ok(granted)
-}
-
 /// Names the columns that [`signed_row`] fills.
 const SIGNED: &str = "nonce bigint, hash bytea, raw bytea, max_fee bigint, tip bigint, signed_at bigint, purpose text";
 
@@ -249,6 +227,20 @@ fn signed_row((at, signed): (Nonce, &SignedTransaction)) -> Result<[Value<'_>; 7
 }
 
 impl LaneWrite<'_> {
+    async fn record_transactions(&self, new: &[NewTransaction], limits: Limits) -> Result<Granted> {
+        let granted = limits::take(self.connection, self.account, new, limits).await?;
+        let new = new.get(..granted.count).unwrap_or(new);
+        if new.is_empty() {
+            return Ok(granted);
+        }
+        self.take_nonces(new).await?;
+        self.make_writing(new).await?;
+        self.insert_transactions(new).await?;
+        self.insert_batched(new).await?;
+        self.insert_signed(new.iter().map(|transaction| (transaction.nonce, &transaction.signed))).await?;
+        Ok(granted)
+    }
+
     /// Moves the account's next nonce past these, which must be the ones that follow. The check stands in the same
     /// transaction as the rows: no gap and no nonce twice, whatever the lane believes.
     async fn take_nonces(&self, new: &[NewTransaction]) -> Result<()> {
