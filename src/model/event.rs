@@ -2,10 +2,9 @@
 
 use serde::Serialize;
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
 use crate::model::failure::Cause;
-use crate::model::ids::{BlockHash, BlockNumber, BodyHash, Gas, Nonce, RequestId, Timestamp, TxHash, Wei};
+use crate::model::ids::{self, BlockHash, BlockNumber, BodyHash, Gas, Nonce, RequestId, Timestamp, TxHash, Wei};
 use crate::model::request::Generation;
 use crate::model::trace::{TRACEPARENT, TRACESTATE, TraceContext};
 use crate::model::words::words;
@@ -124,8 +123,8 @@ pub enum Outcome<'a> {
 impl Event {
     /// Returns the event about this outcome, which was decided at `time`.
     pub fn new(subject: &Subject<'_>, outcome: &Outcome<'_>, time: Timestamp) -> Self {
-        let (kind, data) = match outcome {
-            Outcome::Final(tx) => (EventKind::Final, json!({ "transaction": tx })),
+        let (kind, mut data) = match outcome {
+            Outcome::Final(tx) | Outcome::FinalAgain(tx) => (EventKind::Final, json!({ "transaction": tx })),
             Outcome::Found(tx) => (EventKind::Final, json!({ "transaction": tx, "already_recorded": true })),
             Outcome::Retry { cause, delay_ms, tx_hashes } => {
                 (EventKind::Retry, json!({ "error": error(cause), "delay_ms": delay_ms, "tx_hashes": tx_hashes }))
@@ -136,10 +135,8 @@ impl Event {
             Outcome::Reorged { transaction, now } => {
                 (EventKind::Reorged, json!({ "transaction": transaction, "now": now }))
             }
-            Outcome::FinalAgain(tx) => (EventKind::Final, json!({ "transaction": tx })),
         };
         let id = event_id(subject, kind, &occasion(subject, outcome));
-        let mut data = data;
         if let Some(fields) = data.as_object_mut() {
             fields.insert("request_id".into(), json!(subject.request));
             fields.insert("attempt".into(), json!(subject.generation.retry));
@@ -192,14 +189,9 @@ fn occasion(subject: &Subject<'_>, outcome: &Outcome<'_>) -> String {
 
 /// Returns the id: the same for the same outcome on the same occasion, whichever instance publishes it and however often.
 fn event_id(subject: &Subject<'_>, kind: EventKind, occasion: &str) -> String {
-    let mut hasher = Sha256::new();
     let refused = subject.refused.map(|hash| hash.to_string()).unwrap_or_default();
-    for part in [subject.organisation, kind.as_str(), occasion, subject.request.as_str(), &refused] {
-        hasher.update((part.len() as u64).to_be_bytes());
-        hasher.update(part);
-    }
-    let digest: [u8; 32] = hasher.finalize().into();
-    hex::encode(digest.first_chunk::<16>().expect("32 bytes have a first 16"))
+    let parts = [subject.organisation, kind.as_str(), occasion, subject.request.as_str(), &refused];
+    hex::encode(ids::derived::<16>(&parts.map(str::as_bytes)))
 }
 
 #[cfg(test)]

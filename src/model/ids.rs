@@ -333,6 +333,18 @@ fn split_zone(text: &str) -> Option<(&str, Option<i64>)> {
     (hours < 24 && minutes < 60).then_some((local, Some(sign * (hours * 60 + minutes) * 60_000)))
 }
 
+/// Returns an id that is the same for the same parts, and differs for others: the beginning of their SHA-256.
+pub fn derived<const BYTES: usize>(parts: &[&[u8]]) -> [u8; BYTES] {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update((part.len() as u64).to_be_bytes());
+        hasher.update(part);
+    }
+    let mut id = [0; BYTES];
+    id.iter_mut().zip(hasher.finalize()).for_each(|(byte, hashed)| *byte = hashed);
+    id
+}
+
 /// Returns an id that no other call returns, on any host.
 pub fn unique() -> String {
     #[cfg(test)]

@@ -8,12 +8,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use url::Url;
 
 use crate::model::{
-    BlockNumber, Generation, Nonce, Purpose, RequestId, Timestamp, TraceContext, TransactionState, TxHash, ids,
+    BlockNumber, Generation, Nonce, Purpose, RequestId, Timestamp, TraceContext, TransactionState, TxHash,
+    ids::{self, derived},
 };
 use crate::observe::metrics::{Outcome, SpanEnd, SpanMeter};
 
@@ -169,11 +169,11 @@ impl Tracer {
         let Sampling { scope, share } = &self.0.as_ref()?.sampling;
         let (scope, id) = (scope.as_bytes(), request.as_str().as_bytes());
         let Generation { replay, retry } = generation;
-        let span_id = || derive(&[b"process", scope, id, &replay.to_be_bytes(), &retry.to_be_bytes()]);
+        let span_id = || derived(&[b"process", scope, id, &replay.to_be_bytes(), &retry.to_be_bytes()]);
         match trace {
             Some(trace) => trace.is_sampled().then(|| SpanContext::within(trace, span_id())),
             None => {
-                let trace_id = derive(&[b"trace", scope, id]);
+                let trace_id = derived(&[b"trace", scope, id]);
                 is_among(trace_id, *share).then(|| SpanContext {
                     trace_id,
                     span_id: span_id(),
@@ -238,7 +238,7 @@ impl SpanContext {
 
     /// Returns the span within this one for what happens at a nonce.
     pub fn of_nonce(&self, nonce: Nonce) -> Self {
-        self.with_child(derive(&[b"nonce", &self.span_id, &nonce.0.to_be_bytes()]))
+        self.with_child(derived(&[b"nonce", &self.span_id, &nonce.0.to_be_bytes()]))
     }
 
     fn with_child(&self, span_id: [u8; 8]) -> Self {
@@ -268,20 +268,8 @@ fn is_among(trace_id: [u8; 16], share: f64) -> bool {
     f64::from(u32::from_be_bytes([a, b, c, d])) < share * (f64::from(u32::MAX) + 1.0)
 }
 
-/// Returns an id that is never all zeros, except with a negligible probability.
-fn derive<const BYTES: usize>(parts: &[&[u8]]) -> [u8; BYTES] {
-    let mut hash = Sha256::new();
-    for part in parts {
-        hash.update((part.len() as u64).to_be_bytes());
-        hash.update(part);
-    }
-    let mut id = [0; BYTES];
-    id.iter_mut().zip(hash.finalize()).for_each(|(byte, hashed)| *byte = hashed);
-    id
-}
-
 fn fresh_id() -> [u8; 8] {
-    derive(&[b"span", ids::unique().as_bytes()])
+    derived(&[b"span", ids::unique().as_bytes()])
 }
 
 #[cfg(test)]

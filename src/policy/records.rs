@@ -28,6 +28,16 @@ pub enum Kept {
     Body,
 }
 
+impl Kept {
+    /// Returns the function for one record, and the one for many.
+    fn functions(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Hash => (RECORD, RECORD_MANY),
+            Self::Body => (RECORD_BODY, RECORD_BODIES),
+        }
+    }
+}
+
 /// The contract has a record under the id already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Taken {
@@ -103,10 +113,7 @@ pub fn calldata(id: RecordId, body: &[u8], kept: Kept) -> Bytes {
 
 /// Returns the first bytes of the calldata that records something.
 pub fn selector_of(kept: Kept) -> [u8; 4] {
-    match kept {
-        Kept::Hash => selector(RECORD),
-        Kept::Body => selector(RECORD_BODY),
-    }
+    selector(kept.functions().0)
 }
 
 /// Returns what this call wanted to record, if it is one that records one thing.
@@ -131,10 +138,7 @@ pub fn taken(calldata: &[u8], revert: &[u8]) -> Option<Taken> {
 
 /// Returns the function that keeps many records in one call.
 pub fn many(kept: Kept) -> Option<Many> {
-    let (one, of_many) = match kept {
-        Kept::Hash => (RECORD, RECORD_MANY),
-        Kept::Body => (RECORD_BODY, RECORD_BODIES),
-    };
+    let (one, of_many) = kept.functions();
     Many::new(&abi::function(one).ok()?, &abi::function(of_many).ok()?).ok()
 }
 
