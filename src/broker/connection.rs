@@ -22,7 +22,6 @@ pub enum UriSource {
     File(PathBuf),
 }
 
-/// How to reach and use the broker.
 #[derive(Debug, Clone)]
 pub struct BrokerSettings {
     pub uri: UriSource,
@@ -178,7 +177,6 @@ impl Connected {
         self.connection.status().connected()
     }
 
-    /// Returns true while the broker takes no messages.
     pub(super) fn is_blocked(&self) -> bool {
         self.connection.status().blocked()
     }

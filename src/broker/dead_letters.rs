@@ -20,7 +20,7 @@ use lapin::types::{AMQPValue, FieldTable, LongString};
 use lapin::{BasicProperties, Channel, Queue};
 
 use crate::broker::connection::{BrokerSettings, Connected, refusal};
-use crate::broker::convert::{PERSISTENT, message_with};
+use crate::broker::convert::{PERSISTENT, PlainProperties, message_with};
 use crate::broker::publisher::PublishSession;
 use crate::broker::{BrokerError, Outgoing, PublishError, WorkQueue};
 use crate::model::message::header;
@@ -93,20 +93,15 @@ impl RawLetter {
         let mut headers = letter.headers().map(|headers| headers.inner().clone()).unwrap_or_default();
         let key = AMQPValue::LongString(LongString::from(self.routing_key.as_str()));
         headers.insert(header::DEAD_LETTER_KEY.into(), key);
-        let from = &letter.properties;
         // Dropped: the id of another user, which the broker refuses, and an expiration, with which the letter would vanish.
-        let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT).with_headers(headers.into());
-        macro_rules! keep {
-            ($($field:ident => $with:ident),*) => {
-                $(if let Some(value) = from.$field().clone() { properties = properties.$with(value); })*
-            };
-        }
-        keep!(
-            content_type => with_content_type, content_encoding => with_content_encoding, priority => with_priority,
-            correlation_id => with_correlation_id, reply_to => with_reply_to, message_id => with_message_id,
-            timestamp => with_timestamp, kind => with_type, app_id => with_app_id
-        );
-        properties
+        let kept = PlainProperties {
+            user_id: None,
+            cluster_id: None,
+            expiration: None,
+            ..PlainProperties::of(&letter.properties)
+        };
+        let kept = kept.into_properties().expect("texts that came in properties fit into properties");
+        kept.with_delivery_mode(PERSISTENT).with_headers(headers.into())
     }
 }
 
@@ -241,7 +236,6 @@ impl Browse<'_> {
         self.room
     }
 
-    /// Returns the next letter within the limit.
     pub async fn next(&mut self) -> Result<Option<Held>, BrokerError> {
         if self.taken.is_empty() && self.room > 0 {
             self.take().await?;

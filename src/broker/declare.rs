@@ -8,7 +8,6 @@ use crate::broker::BrokerError;
 use crate::broker::connection::{Connected, broker_detail};
 use crate::broker::topology::{Argument, Bind, Binding, Object, Topology, TopologyMode};
 
-/// The result of declaring or checking all objects.
 #[derive(Debug, Default)]
 pub(super) struct Compared {
     /// One line for each object that is wrong, and how to fix it.

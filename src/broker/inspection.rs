@@ -10,7 +10,6 @@ use crate::broker::{BrokerError, TopologyMode};
 /// Consumer tag and routing key of a probe, if the broker took it.
 const PROBE: &str = "chainwriter.probe";
 
-/// Describes a broker with an alarm.
 pub const TAKES_NO_MESSAGES: &str = "it takes no messages now: its alarm for memory or disk is on";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +19,6 @@ pub struct Inspection {
     pub faults: Vec<String>,
     /// Objects whose arguments cannot be checked without the right to configure them.
     pub unseen: Vec<String>,
-    /// Rights that the worker needs and lacks.
     pub lacking: Vec<String>,
 }
 

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
-use lapin::BasicProperties;
 use lapin::types::{AMQPValue, DecimalValue, FieldTable, LongString, ShortString};
 use serde::{Deserialize, Serialize};
 
+use crate::broker::convert::PlainProperties;
 use crate::broker::dead_letters::RawLetter;
 
 const FORMAT: u32 = 1;
@@ -34,7 +34,7 @@ struct Line {
     exchange: String,
     routing_key: String,
     #[serde(default)]
-    properties: Fields,
+    properties: PlainProperties,
     /// Absent where the message has no header table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     headers: Option<BTreeMap<String, Typed>>,
@@ -49,49 +49,6 @@ enum Body {
     Text(String),
     #[serde(rename = "body_base64")]
     Base64(String),
-}
-
-macro_rules! fields {
-    (texts { $($text:ident => $with_text:ident,)* } numbers { $($number:ident: $type:ty => $with:ident,)* }) => {
-        #[derive(Default, Serialize, Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Fields {
-            $(#[serde(default, skip_serializing_if = "Option::is_none")] $text: Option<String>,)*
-            $(#[serde(default, skip_serializing_if = "Option::is_none")] $number: Option<$type>,)*
-        }
-
-        impl Fields {
-            fn of(properties: &BasicProperties) -> Self {
-                Self {
-                    $($text: properties.$text().clone().map(String::from),)*
-                    $($number: *properties.$number(),)*
-                }
-            }
-
-            fn into_properties(self) -> Result<BasicProperties, LetterJsonError> {
-                let mut properties = BasicProperties::default();
-                $(if let Some(text) = self.$text {
-                    properties = properties.$with_text(short(text, stringify!($text))?);
-                })*
-                $(if let Some(number) = self.$number {
-                    properties = properties.$with(number);
-                })*
-                Ok(properties)
-            }
-        }
-    };
-}
-
-fields! {
-    texts {
-        content_type => with_content_type, content_encoding => with_content_encoding,
-        correlation_id => with_correlation_id, reply_to => with_reply_to, expiration => with_expiration,
-        message_id => with_message_id, kind => with_type, user_id => with_user_id, app_id => with_app_id,
-        cluster_id => with_cluster_id,
-    }
-    numbers {
-        delivery_mode: u8 => with_delivery_mode, priority: u8 => with_priority, timestamp: u64 => with_timestamp,
-    }
 }
 
 /// A header's value with its AMQP type. Floats are texts, since JSON has neither infinities nor NaN.
@@ -128,7 +85,7 @@ impl RawLetter {
             Ok(text) => Body::Text(text.to_owned()),
             Err(_) => Body::Base64(BASE64_STANDARD.encode(&letter.body)),
         };
-        let properties = Fields::of(&letter.properties);
+        let properties = PlainProperties::of(&letter.properties);
         let RawLetter { exchange, routing_key, .. } = letter;
         Ok(serde_json::to_string(&Line { format: FORMAT, exchange, routing_key, properties, headers, body })?)
     }
@@ -140,7 +97,7 @@ impl RawLetter {
         if format != FORMAT {
             return Err(LetterJsonError::Format(format));
         }
-        let mut properties = properties.into_properties()?;
+        let mut properties = properties.into_properties().map_err(LetterJsonError::Value)?;
         if let Some(headers) = headers {
             properties = properties.with_headers(untyped_table(headers)?);
         }
@@ -190,7 +147,7 @@ fn typed(value: &AMQPValue, level: usize) -> Result<Typed, LetterJsonError> {
 fn untyped_table(table: BTreeMap<String, Typed>) -> Result<FieldTable, LetterJsonError> {
     let mut fields = FieldTable::default();
     for (name, value) in table {
-        fields.insert(short(name, "short text")?, untyped(value)?);
+        fields.insert(short(name)?, untyped(value)?);
     }
     Ok(fields)
 }
@@ -208,7 +165,7 @@ fn untyped(value: Typed) -> Result<AMQPValue, LetterJsonError> {
         Typed::Float(text) => AMQPValue::Float(text.parse().map_err(|_| LetterJsonError::Value("float"))?),
         Typed::Double(text) => AMQPValue::Double(text.parse().map_err(|_| LetterJsonError::Value("double"))?),
         Typed::Decimal { scale, value } => AMQPValue::DecimalValue(DecimalValue { scale, value }),
-        Typed::ShortString(text) => AMQPValue::ShortString(short(text, "short text")?),
+        Typed::ShortString(text) => AMQPValue::ShortString(short(text)?),
         Typed::Text(text) => AMQPValue::LongString(LongString::from(text)),
         Typed::TextBase64(text) => AMQPValue::LongString(LongString::from(bytes_of(&text, "text_base64")?)),
         Typed::Array(values) => {
@@ -221,8 +178,8 @@ fn untyped(value: Typed) -> Result<AMQPValue, LetterJsonError> {
     })
 }
 
-fn short(text: String, what: &'static str) -> Result<ShortString, LetterJsonError> {
-    ShortString::try_new(text).map_err(|_| LetterJsonError::Value(what))
+fn short(text: String) -> Result<ShortString, LetterJsonError> {
+    ShortString::try_new(text).map_err(|_| LetterJsonError::Value("short text"))
 }
 
 fn bytes_of(text: &str, what: &'static str) -> Result<Vec<u8>, LetterJsonError> {
@@ -231,6 +188,8 @@ fn bytes_of(text: &str, what: &'static str) -> Result<Vec<u8>, LetterJsonError> 
 
 #[cfg(test)]
 mod tests {
+    use lapin::BasicProperties;
+
     use super::*;
 
     fn letter(headers: Vec<(&str, AMQPValue)>, body: &'static [u8]) -> RawLetter {

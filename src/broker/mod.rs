@@ -61,7 +61,6 @@ pub use publisher::SessionPublisher;
 pub use session::{Broker, BrokerState, Flow, PublishOnly, check};
 pub use topology::{Argument, Bind, Names, Topology, TopologyMode};
 
-/// Why a call of the broker failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
     #[error("broker.uri_file {path} cannot be read: {detail}")]
@@ -85,7 +84,6 @@ pub enum BrokerError {
 /// Why a copy has no publisher confirm. Whether the broker has it is not known, so it is published again.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
-    /// There is no connection, or it is blocked.
     #[error("the broker is not connected")]
     NotConnected,
     #[error("no publisher confirm in time")]
@@ -136,13 +134,11 @@ impl AckToken {
         self.0.is_over()
     }
 
-    /// Gives the delivery back to the queue.
     pub async fn requeue(self) -> bool {
         self.0.requeue().await
     }
 }
 
-/// A message on its way out.
 #[derive(Debug, Clone)]
 pub struct Outgoing {
     /// Empty for the default exchange.

@@ -156,19 +156,12 @@ fn proof_of(outgoing: &Outgoing, confirm: lapin::Result<Confirmation>) -> Result
     }
 }
 
-/// Publishes over the current session.
 #[derive(Clone)]
 pub struct SessionPublisher {
     pub(super) session: watch::Receiver<Option<Arc<PublishSession>>>,
     /// How long to wait for a session.
     pub(super) patience: Duration,
     pub(super) meter: PublishMeter,
-}
-
-impl std::fmt::Debug for SessionPublisher {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SessionPublisher").finish_non_exhaustive()
-    }
 }
 
 impl SessionPublisher {

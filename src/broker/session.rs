@@ -74,7 +74,6 @@ pub struct Broker {
     meter: PublishMeter,
 }
 
-/// How the other tasks reach the broker's task.
 struct Channels {
     deliveries: mpsc::Sender<Delivery>,
     flow: watch::Receiver<Flow>,
@@ -89,7 +88,6 @@ impl Broker {
         Self { settings, publish_session, state, has_met_priority: OnceLock::new(), beat, meter }
     }
 
-    /// Returns a publisher over this broker's sessions.
     pub fn publisher(&self) -> SessionPublisher {
         SessionPublisher {
             session: self.publish_session.subscribe(),

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::Serialize;
+
 use crate::model::Reason;
 
 /// A limit that means the same on every version of RabbitMQ. On 4.x the default is 20, so that reading dead letters by get
@@ -25,7 +27,6 @@ pub struct Names {
     pub retry: String,
     /// Prefix of the wait queues' names; the delay follows.
     pub wait: String,
-    /// The dead-letter exchange and its queue.
     pub dead: String,
     pub events: String,
 }
@@ -96,7 +97,8 @@ pub(super) struct Binding {
 
 type Arguments = Vec<(&'static str, Argument)>;
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
 pub enum Argument {
     Text(String),
     Number(i64),
@@ -115,7 +117,6 @@ impl Topology {
         Self { single_active_consumer, ..self }
     }
 
-    /// Binds the work queue to exchanges of producers.
     #[must_use]
     pub fn with_binds(self, binds: Vec<Bind>) -> Self {
         Self { binds, ..self }
@@ -134,7 +135,6 @@ impl Topology {
         self.queues().into_iter().map(|queue| queue.name).collect()
     }
 
-    /// Returns the exchanges, then the queues.
     pub(super) fn objects(&self) -> Vec<Object> {
         [self.exchanges(), self.queues()].concat()
     }
@@ -231,15 +231,7 @@ impl Topology {
 }
 
 fn json_of<N: AsRef<str>>(arguments: &[(N, Argument)]) -> serde_json::Value {
-    let values = arguments.iter().map(|(name, value)| {
-        let value = match value {
-            Argument::Text(text) => serde_json::json!(text),
-            Argument::Number(number) => serde_json::json!(number),
-            Argument::Bool(value) => serde_json::json!(value),
-        };
-        (name.as_ref().to_owned(), value)
-    });
-    serde_json::Value::Object(values.collect())
+    arguments.iter().map(|(name, value)| (name.as_ref(), serde_json::json!(value))).collect()
 }
 
 #[cfg(test)]
