@@ -41,13 +41,11 @@ const MAX_ANSWER_BYTES: usize = 64 << 10;
 /// For what is left when the process ends.
 const FLUSH: Duration = Duration::from_secs(2);
 
-/// Why nothing can be exported, or was not.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
     /// The HTTP client or what is built on it.
     #[error("the exporter of spans cannot be made: {0}")]
     NotMade(String),
-    /// The collector did not take them.
     #[error("{collector} takes no spans: {problem}")]
     NotTaken { collector: String, problem: String },
 }
@@ -125,7 +123,6 @@ impl Exporter {
         }
     }
 
-    /// Returns the collector's host and port.
     pub fn collector(&self) -> &str {
         &self.collector.label
     }
@@ -167,7 +164,6 @@ async fn gather(spans: &mut mpsc::Receiver<Span>, batch: &mut Vec<Span>) {
     .await;
 }
 
-/// Describes the program for readers of its spans.
 fn resource(settings: &ExporterSettings) -> Resource {
     let ExporterSettings { organisation, instance, .. } = settings;
     Resource::builder_empty()

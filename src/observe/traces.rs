@@ -30,7 +30,6 @@ pub struct Sampling {
 
 #[derive(Clone)]
 pub struct ExporterSettings {
-    /// The collector's address for traces.
     pub endpoint: Url,
     /// For one request, tries included.
     pub timeout: Duration,
@@ -57,7 +56,6 @@ struct Inner {
     meter: SpanMeter,
 }
 
-/// A span's place in its trace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SpanContext {
     pub trace_id: [u8; 16],
@@ -90,7 +88,6 @@ pub struct Failure {
     pub detail: String,
 }
 
-/// Work for a request.
 #[derive(Debug, Clone)]
 pub enum Work {
     /// All of it: from a copy's acceptance to what was decided about it.
@@ -159,7 +156,6 @@ impl Tracer {
         (Self(Some(Arc::new(Inner { sampling, spans, meter }))), out)
     }
 
-    /// Returns whether it makes spans.
     pub fn is_on(&self) -> bool {
         self.0.is_some()
     }
@@ -231,7 +227,6 @@ impl SpanContext {
         }
     }
 
-    /// Returns a new span within this one.
     pub fn child(&self) -> Self {
         self.with_child(fresh_id())
     }

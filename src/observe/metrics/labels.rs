@@ -144,7 +144,6 @@ words!(
 
 words!(
     Ack {
-        /// Handed to the session that delivered it.
         Acked = "acked",
         /// That session had ended: the broker delivers it again.
         Lost = "lost",
@@ -187,7 +186,6 @@ words!(
         Answered = "answered",
         /// The node answered with an error about the call itself.
         Refused = "refused",
-        /// The node asked for fewer calls.
         RateLimited = "rate_limited",
         /// No answer in time, no connection, an HTTP error.
         Unreachable = "unreachable",
@@ -219,7 +217,6 @@ words!(
         Confirmed = "confirmed",
         Refused = "refused",
         Returned = "returned",
-        /// No publisher confirm in time.
         Timeout = "timeout",
         NotConnected = "not_connected",
         /// The channel or the connection failed.

@@ -33,7 +33,6 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers the meters of all parts.
     pub fn new(meters: &Meters) -> Self {
         let mut book = Book::default();
         meters.register(&mut book);

@@ -67,8 +67,18 @@ impl<L: Labels> DurationsBy<L> {
     }
 }
 
+/// For durations since a request's arrival, unless made otherwise: finality takes seconds or a quarter of an hour.
+const REQUEST_SECONDS: [f64; 14] =
+    [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0, 14_400.0];
+
 #[derive(Debug, Clone)]
 pub struct Durations(pub(super) Histogram);
+
+impl Default for Durations {
+    fn default() -> Self {
+        Self::of(&REQUEST_SECONDS)
+    }
+}
 
 impl Durations {
     pub(super) fn of(buckets: &[f64]) -> Self {
