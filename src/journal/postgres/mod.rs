@@ -61,6 +61,12 @@ impl PostgresJournal {
             if !may_go_well {
                 return Err(error);
             }
+            if kind_of_failure(&error) == FaultKind::Conflict
+                && let Ok(connection) = pool.connect().await
+                && let Ok(holders) = schema::lock_holders(&connection).await
+            {
+                warn!(postgres.sessions = holders, "other sessions lock the journal's tables; end those that hang");
+            }
             let wait = pause.next_wait();
             warn!(%error, retry_in_ms = wait.as_millis(), "waiting for the journal's database");
             sleep(wait).await;
@@ -98,7 +104,7 @@ impl Database for Postgres {
         self.pool.meter.clone()
     }
 
-    /// `synchronous_commit` is not among the settings: the worker's sessions overrule it.
+    /// Leaves `synchronous_commit` out: the worker's sessions overrule it.
     async fn concerns(&self) -> Result<Vec<String>> {
         let connection = self.pool.connect().await?;
         let mut concerns = Vec::new();
@@ -150,8 +156,8 @@ async fn check(pool: &Pool) -> Result<()> {
     checked
 }
 
-/// Behind a pooler that gives each transaction another session, what one session sets or prepares shows in another's:
-/// timeouts would not hold, and statements vanish.
+/// Fails behind a pooler that gives each transaction another session: what one session sets or prepares shows in another's,
+/// so timeouts would not hold, and statements vanish.
 async fn expect_own_sessions(one: &Connection, two: &Connection) -> Result<()> {
     const DOING: &str = "check for a pooler";
     let read = "SELECT coalesce(current_setting('chainwriter.session', true), '') AS mark";

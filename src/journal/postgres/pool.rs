@@ -35,7 +35,6 @@ fn beginning(mode: Mode) -> Option<&'static str> {
     }
 }
 
-/// A handle on the connections.
 #[derive(Debug, Clone)]
 pub struct Pool {
     address: PostgresAddress,
@@ -55,7 +54,6 @@ impl Pool {
         self.connect_hearing(|_| ()).await
     }
 
-    /// Returns such a connection that listens.
     pub async fn connect_hearing(&self, hear: impl Fn(&str) + Send + 'static) -> Result<Connection> {
         let connecting = async {
             let connection = self.address.connect(hear).await.map_err(|error| storage("reach its database", &error))?;
@@ -79,12 +77,15 @@ impl Pool {
     /// Brings the tables up to date, or makes them.
     pub async fn migrate(&self, migrations: Vec<&'static str>) -> Result<()> {
         let connection = self.connect().await?;
-        connection.run("begin", beginning(Mode::Write).unwrap_or_default()).await?;
-        // Dropped on the way, the connection ends; and with it what it had begun.
-        schema::migrate(&connection, &migrations).await?;
-        commit(&connection).await?;
+        let migrated = async {
+            connection.run("begin", beginning(Mode::Write).unwrap_or_default()).await?;
+            schema::migrate(&connection, &migrations).await?;
+            commit(&connection).await
+        };
+        let migrated = migrated.await;
+        // With the connection ends what it had begun.
         connection.close().await;
-        Ok(())
+        migrated
     }
 
     /// Returns when every call has ended and all connections are closed.
@@ -162,7 +163,6 @@ impl Pool {
         }
     }
 
-    /// Returns an idle connection, or a new one.
     async fn take(&self) -> Result<Connection> {
         loop {
             let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
@@ -184,7 +184,7 @@ fn ended(why: &str) -> JournalError {
     JournalError::Commit(format!("the call has ended: {why}"))
 }
 
-/// Once it is asked for, only the database knows: even an error may have come after the fact.
+/// Commits. Once that is asked for, only the database knows: even an error may have come after the fact.
 async fn commit(connection: &Connection) -> Result<()> {
     match connection.run("commit", "COMMIT").await {
         Err(JournalError::Storage { source, .. }) => Err(JournalError::Commit(source.to_string())),

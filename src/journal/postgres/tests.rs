@@ -137,6 +137,23 @@ async fn a_migration_that_others_cannot_live_with_waits_until_they_have_gone() {
     assert!(matches!(refused, JournalError::NewerSchema { .. }), "{refused}");
 }
 
+/// A session that hangs in a transaction holds up a migration for ever: an operator has to know which one it is.
+#[tokio::test]
+async fn a_session_that_holds_up_a_migration_is_named() {
+    let Some((url, ..)) = pair(&[]).await else { return };
+    let looking = session(&url).await;
+    let holders = async || schema::lock_holders(&looking).await.unwrap();
+    assert!(!holders().await.contains("forgotten"), "{}", holders().await);
+    let hanging = session(&url).await;
+    hanging.run("", "SET application_name = 'forgotten'; BEGIN; LOCK TABLE requests IN SHARE MODE").await.unwrap();
+    let named = holders().await;
+    assert!(named.contains("forgotten, idle in transaction"), "{named}");
+    hanging.run("", "COMMIT; BEGIN").await.unwrap();
+    schema::migrate(&hanging, schema::MIGRATIONS).await.unwrap();
+    let named = holders().await;
+    assert!(named.contains("forgotten"), "one that migrates is named: {named}");
+}
+
 /// Another organisation's journal may stand in a later schema of the search path.
 #[tokio::test]
 async fn a_journal_is_its_schemas_own() {
