@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use crate::journal::{OperatorsJournal, PostgresAddress, PostgresJournal, Result, SqliteJournal};
 
-/// The journal that `journal.url` names.
 #[derive(Debug, Clone)]
 pub enum JournalAddress {
     Sqlite(PathBuf),

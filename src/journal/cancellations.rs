@@ -39,12 +39,10 @@ pub enum CancelAnswer {
     NotKnown,
 }
 
-/// A request that a lane has to cancel.
 #[derive(Debug, Clone)]
 pub struct Cancellation {
     pub request: QueuedRequest,
     pub state: RequestState,
-    /// By whom and why, for a person.
     pub detail: String,
 }
 

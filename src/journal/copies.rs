@@ -17,7 +17,6 @@ use crate::model::{
     BodyHash, Cause, Event, FailureClass, Generation, Message, Reason, RequestId, RequestState, Timestamp, TxHash,
 };
 
-/// The destination of a failed request's copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CopyKind {
     Retry,
@@ -55,7 +54,6 @@ pub struct UnconfirmedCopy {
     pub tx_hashes: Vec<TxHash>,
 }
 
-/// A copy that has its publisher confirm.
 #[derive(Debug, Clone)]
 pub struct ConfirmedCopy {
     pub request: RequestSeq,

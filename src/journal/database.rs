@@ -29,7 +29,6 @@ pub enum Mode {
     Repeatable,
 }
 
-/// The work of a call on its connection.
 pub type Work<'c, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'c>>;
 
 /// Begins the work of a call, given its connection and its input.
@@ -87,7 +86,6 @@ pub trait Statements: Send + Sync {
     /// Returns the time that all instances have in common, in microseconds since 1970.
     async fn clock_us(&self) -> Result<i64>;
 
-    /// Runs a statement that returns rows.
     async fn query(&self, statement: Statement<'_>, read: Reader<'_>) -> Result<()>;
 
     /// Runs a statement and returns how many rows it changed.
@@ -95,7 +93,6 @@ pub trait Statements: Send + Sync {
 }
 
 impl dyn Statements + '_ {
-    /// Returns all rows, read.
     pub async fn rows<T: Send>(
         &self,
         doing: &'static str,
@@ -106,7 +103,6 @@ impl dyn Statements + '_ {
         self.all(Statement { doing, sql, values, rows: None }, read).await
     }
 
-    /// Returns the first row, read.
     pub async fn row<T: Send>(
         &self,
         doing: &'static str,

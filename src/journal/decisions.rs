@@ -4,7 +4,6 @@ use crate::journal::accounts::RequestSeq;
 use crate::journal::nonces::ClosedTransaction;
 use crate::model::{Cause, Event, Generation, IncidentKind, Members, TxHash};
 
-/// The outcome of a request.
 #[derive(Debug, Clone)]
 pub enum Decision {
     /// The event goes into the outbox in the same commit.
@@ -20,7 +19,6 @@ pub enum Decision {
         cause: Cause,
         next: Generation,
     },
-    /// The request failed for good.
     Dead {
         cause: Cause,
     },
@@ -35,7 +33,6 @@ pub enum Decision {
 /// The reason why a request queues again that has not failed by itself.
 #[derive(Debug, Clone)]
 pub enum Requeue {
-    /// Its nonce went to this foreign transaction.
     Displaced(TxHash),
     /// The transaction that it shared has failed: it gets one of its own.
     Isolated(Cause),

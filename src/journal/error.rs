@@ -3,7 +3,6 @@
 use crate::journal::accounts::AccountId;
 use crate::model::Timestamp;
 
-/// Why the journal could not do it.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// The database failed: full disk, lost file, lock held too long.
@@ -12,13 +11,11 @@ pub enum JournalError {
         doing: &'static str,
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
-        /// Advice for the operator.
         advice: &'static str,
     },
     /// The database is none that a journal can stand on.
     #[error("the journal's database cannot be used: {0}")]
     Unfit(String),
-    /// There is no journal where one must be.
     #[error("there is no journal {path}; is journal.url the worker's?")]
     Missing {
         /// The file, or the database.
@@ -27,7 +24,6 @@ pub enum JournalError {
     /// The commit failed: whether it holds is known only to the database.
     #[error("the journal could not commit: {0}; whether the last writes hold is read again at the next start")]
     Commit(String),
-    /// Another instance owns the account now.
     #[error("the lease on account {account} belongs to another instance")]
     LeaseLost { account: AccountId },
     /// A stored row is not what it must be.

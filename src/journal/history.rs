@@ -29,7 +29,6 @@ pub struct History {
     pub incidents: Vec<Incident>,
 }
 
-/// One nonce of a request.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct TransactionHistory {
     pub nonce: Nonce,

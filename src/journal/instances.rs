@@ -33,7 +33,6 @@ pub struct LaneHolder {
     pub account: AccountId,
     pub chain_id: u64,
     pub address: Address,
-    /// Its owner, present or not.
     pub owner: Option<Arc<str>>,
     pub mark: LeaseMark,
 }
@@ -83,7 +82,7 @@ impl<D: Database> Instances for SqlJournal<D> {
     }
 }
 
-/// A new instance notifies the others, so that they poll at once.
+/// Shows this instance. A new one notifies the others, so that they poll at once.
 async fn attend(
     connection: &dyn Statements,
     me: &Instance,

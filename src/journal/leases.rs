@@ -12,7 +12,6 @@ use crate::journal::error::{JournalError, Result};
 use crate::journal::incidents::{Incident, record_incidents};
 use crate::model::{Address, Nonce, Timestamp};
 
-/// The answer to a request for a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Acquired {
     Ours(Lease),
@@ -42,7 +41,6 @@ pub trait Leases: Send + Sync {
         ttl: Duration,
         stale: Option<LeaseMark>,
     ) -> Result<Acquired>;
-    /// Keeps the lease for another `ttl`.
     async fn renew_lease(&self, lease: &Lease, ttl: Duration) -> Result<()>;
     /// Gives the lease up, so that another instance need not wait.
     async fn release_lease(&self, lease: &Lease) -> Result<()>;
@@ -81,7 +79,7 @@ impl<D: Database> Leases for SqlJournal<D> {
         .await
     }
 
-    /// An instance that stands by hears of it at once.
+    /// Notifies the instances that stand by.
     async fn release_lease(&self, lease: &Lease) -> Result<()> {
         self.lane_write(Mode::Write, lease, self.database.change_notice(), |write, notice| {
             Box::pin(async move {

@@ -7,16 +7,18 @@ use crate::journal::database::{Database, SqlJournal, Statements, values};
 use crate::journal::error::Result;
 use crate::journal::incidents::record_incidents;
 use crate::journal::requests::seq;
+use crate::model::words::words;
 use crate::model::{IncidentKind, RequestId, Timestamp};
 
-/// An action of an operator on a dead letter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Deed {
-    SentBack,
-    /// An edited copy of it is in the work queue.
-    Edited,
-    Discarded,
-}
+words!(
+    /// An action of an operator on a dead letter. Its incident has the same word.
+    Deed {
+        SentBack = "sent_back",
+        /// An edited copy of it is in the work queue.
+        Edited = "edited",
+        Discarded = "discarded",
+    }
+);
 
 impl Deed {
     pub fn incident(self) -> IncidentKind {
@@ -26,21 +28,11 @@ impl Deed {
             Self::Discarded => IncidentKind::Discarded,
         }
     }
-
-    /// Returns the word stored in the journal, which also names the incident.
-    pub fn as_str(self) -> &'static str {
-        self.incident().as_str()
-    }
-
-    pub fn from_word(word: &str) -> Option<Self> {
-        [Self::SentBack, Self::Edited, Self::Discarded].into_iter().find(|deed| deed.as_str() == word)
-    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LetterDeed {
     pub letter: String,
-    /// Its request's id, if it has one.
     pub request: Option<RequestId>,
     pub deed: Deed,
     /// `class.reason` of the letter.
@@ -59,7 +51,6 @@ pub struct LetterDeed {
 pub trait LetterDeeds: Send + Sync {
     /// Records a deed, with an incident where the journal knows the request.
     async fn record_deed(&self, deed: LetterDeed) -> Result<()>;
-    /// Returns what was done to this letter last.
     async fn last_deed(&self, letter: &str) -> Result<Option<Deed>>;
     /// Returns the messages of letters that were discarded, behind this number, oldest first, with their numbers.
     async fn discarded(&self, after: i64, limit: u32) -> Result<Vec<(i64, String)>>;

@@ -13,7 +13,6 @@ use crate::model::{
     BlockHash, BlockNumber, Event, Gas, IncidentKind, Members, Nonce, SignedTransaction, TransactionState, TxHash,
 };
 
-/// A nonce, and its end.
 #[derive(Debug, Clone)]
 pub struct ClosedTransaction {
     pub nonce: Nonce,

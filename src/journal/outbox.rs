@@ -11,7 +11,6 @@ use crate::journal::error::Result;
 use crate::journal::requests::{ReplyAddress, reply};
 use crate::model::Event;
 
-/// An event that waits for its publisher confirm.
 #[derive(Debug, Clone)]
 pub struct OutboxRow {
     pub id: i64,
@@ -26,7 +25,6 @@ pub struct OutboxRow {
 pub trait Outbox: Send + Sync {
     /// Returns events of these accounts behind `after`, oldest first.
     async fn events(&self, accounts: &[AccountId], after: i64, limit: u32) -> Result<Vec<OutboxRow>>;
-    /// Deletes events that have their publisher confirms.
     async fn events_sent(&self, ids: Vec<i64>) -> Result<()>;
 }
 

@@ -11,7 +11,6 @@ use crate::model::{Address, Nonce, RequestState, Timestamp};
 
 pub const RECENT_INCIDENTS: usize = 20;
 
-/// The whole journal, whichever instances work with it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JournalOverview {
     /// Every account that it has ever known.
@@ -22,7 +21,7 @@ pub struct JournalOverview {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccountOverview {
-    #[serde(skip, default = "unknown")]
+    #[serde(skip)]
     pub id: AccountId,
     pub chain_id: u64,
     pub address: Address,
@@ -38,10 +37,6 @@ pub struct AccountOverview {
     pub outbox: u64,
     /// Requests that are not settled, by state, of the states that have any.
     pub open: Vec<OpenRequests>,
-}
-
-fn unknown() -> AccountId {
-    AccountId(0)
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,7 +118,6 @@ pub async fn overview(connection: &dyn Statements) -> Result<JournalOverview> {
 }
 
 impl JournalOverview {
-    /// Puts together the rows of the three tables.
     pub(crate) fn of(
         mut accounts: Vec<AccountOverview>,
         open: Vec<(AccountId, OpenRequests)>,

@@ -7,9 +7,7 @@ use bytes::Bytes;
 
 use crate::journal::accounts::{AccountId, Lease};
 use crate::journal::cancellations::{Cancellation, open_cancellations};
-use crate::journal::columns::{
-    Columns, amount, expect_rows, fixed, nonce, optional_bytes, stored_fee, to_i64, unsigned,
-};
+use crate::journal::columns::{Columns, amount, expect_rows, fixed, nonce, optional_bytes, to_i64, unsigned};
 use crate::journal::database::{Database, Mode, Rows, SqlJournal, Statements, Value, values};
 use crate::journal::error::{JournalError, Result};
 use crate::journal::leases::LaneWrite;
@@ -20,7 +18,7 @@ use crate::journal::requests::{QUEUED_COLUMNS, QueuedRequest, queued_request};
 use crate::journal::signed::{NewTransaction, SIGNED_COLUMNS, signed_transaction};
 use crate::journal::states::Change;
 use crate::model::request::Observation;
-use crate::model::{Address, BodyHash, Gas, Members, Nonce, RecoveredWrite, SignedTransaction, Wei};
+use crate::model::{Address, BodyHash, Fee, Gas, Members, Nonce, RecoveredWrite, SignedTransaction, Wei};
 use crate::policy::limits::{Granted, Limits, Usage};
 
 /// A stored transaction that may still land.
@@ -221,7 +219,11 @@ fn add_live(live: &mut Vec<LiveTransaction>, row: &dyn Columns) -> Result<()> {
 const SIGNED: &str = "nonce bigint, hash bytea, raw bytea, max_fee bigint, tip bigint, signed_at bigint, purpose text";
 
 fn signed_row((at, signed): (Nonce, &SignedTransaction)) -> Result<[Value<'_>; 7]> {
-    let (max_fee, tip) = stored_fee(signed.fee)?;
+    let tip = match signed.fee {
+        Fee::Eip1559 { tip, .. } => Some(to_i64("a tip", tip.0)?),
+        Fee::Legacy { .. } => None,
+    };
+    let max_fee = to_i64("a fee", signed.fee.ceiling().0)?;
     let (hash, raw) = (signed.raw.hash.as_bytes(), &signed.raw.bytes[..]);
     Ok(values![nonce(at)?, hash, raw, max_fee, tip, signed.signed_at.0, signed.purpose.as_str()])
 }

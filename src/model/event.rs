@@ -32,7 +32,6 @@ pub enum AfterReorg {
     Lost,
 }
 
-/// A final transaction, as its event describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct FinalTransaction {
     pub tx_hash: TxHash,
@@ -68,7 +67,6 @@ impl BatchPlace {
     }
 }
 
-/// An event ready for the outbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     /// The CloudEvents `id`.

@@ -270,7 +270,12 @@ impl Timestamp {
 
     /// Returns the time since then by this host's clock; zero where that is behind.
     pub fn age(self) -> Duration {
-        Duration::from_millis(u64::try_from(Self::now().0.saturating_sub(self.0)).unwrap_or(0))
+        self.until(Self::now())
+    }
+
+    /// Returns the time from this moment to a later one; zero where that is earlier.
+    pub fn until(self, later: Self) -> Duration {
+        Duration::from_millis(u64::try_from(later.0.saturating_sub(self.0)).unwrap_or(0))
     }
 
     pub fn after(self, wait: Duration) -> Self {
@@ -309,19 +314,18 @@ impl FromStr for Timestamp {
 
     /// Reads RFC 3339, from 1970 on.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (local, ahead) = split_zone(text).unwrap_or((text, None));
-        let local = match ahead {
-            Some(_) => humantime::parse_rfc3339(&format!("{local}Z"))?,
-            None => humantime::parse_rfc3339(text)?,
+        let (local, ahead_ms) = match split_zone(text) {
+            Some((local, ahead_ms)) => (humantime::parse_rfc3339(&format!("{local}Z"))?, ahead_ms),
+            None => (humantime::parse_rfc3339(text)?, 0),
         };
         let since_epoch = local.duration_since(UNIX_EPOCH).unwrap_or_default();
         let local_ms = i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX);
-        Ok(Self(local_ms.saturating_sub(ahead.unwrap_or(0)).max(0)))
+        Ok(Self(local_ms.saturating_sub(ahead_ms).max(0)))
     }
 }
 
 /// Splits a time with a numeric zone: the time itself, and by how many milliseconds it is ahead of UTC.
-fn split_zone(text: &str) -> Option<(&str, Option<i64>)> {
+fn split_zone(text: &str) -> Option<(&str, i64)> {
     let (local, zone) = text.split_at_checked(text.len().checked_sub("+00:00".len())?)?;
     let (sign, digits) = match zone.split_at_checked(1)? {
         ("+", digits) => (1, digits),
@@ -330,7 +334,7 @@ fn split_zone(text: &str) -> Option<(&str, Option<i64>)> {
     };
     let (hours, minutes) = digits.split_once(':')?;
     let (hours, minutes): (i64, i64) = (hours.parse().ok()?, minutes.parse().ok()?);
-    (hours < 24 && minutes < 60).then_some((local, Some(sign * (hours * 60 + minutes) * 60_000)))
+    (hours < 24 && minutes < 60).then_some((local, sign * (hours * 60 + minutes) * 60_000))
 }
 
 /// Returns an id that is the same for the same parts, and differs for others: the beginning of their SHA-256.

@@ -24,9 +24,7 @@ pub mod header {
     pub const ERROR_DETAIL: &str = "cw-error-detail";
     /// When the request failed for the first time, RFC 3339.
     pub const FIRST_FAILED_AT: &str = "cw-first-failed-at";
-    /// The exchange that the producer published to.
     pub const ORIGINAL_EXCHANGE: &str = "cw-original-exchange";
-    /// The routing key that the producer used.
     pub const ORIGINAL_ROUTING_KEY: &str = "cw-original-routing-key";
     /// Every hash ever signed for the request, as an array of texts.
     pub const TX_HASH: &str = "cw-tx-hash";
@@ -180,7 +178,6 @@ pub struct Properties {
     pub app_id: Option<String>,
 }
 
-/// Where the producer published a message.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
     /// Empty for the default exchange.
@@ -189,11 +186,14 @@ pub struct Origin {
 }
 
 /// A message with all that a copy of it must keep.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Message {
-    /// Never logged.
+    /// Never logged. The journal keeps it beside the rest.
+    #[serde(skip)]
     pub body: Bytes,
+    #[serde(default)]
     pub properties: Properties,
+    #[serde(default, skip_serializing_if = "Headers::is_empty")]
     pub headers: Headers,
     pub origin: Origin,
 }

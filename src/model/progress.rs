@@ -13,7 +13,6 @@ impl Heartbeat {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Returns the number of rounds so far.
     pub fn count(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }

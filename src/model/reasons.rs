@@ -53,7 +53,6 @@ impl Replay {
     }
 }
 
-/// A row of the table of reasons.
 struct Row<'r> {
     class: FailureClass,
     word: &'r str,
@@ -64,7 +63,6 @@ struct Row<'r> {
 
 macro_rules! reasons {
     ($($class:ident { $($variant:ident = $word:literal, $replay:ident, $means:literal, $advice:literal;)+ })+) => {
-        /// Why a request failed.
         #[derive(Debug, Clone, PartialEq, Eq)]
         pub enum Reason {
             $($(#[doc = $means] $variant,)+)+
@@ -207,7 +205,6 @@ impl Reason {
         Self::known(class.as_str(), word).unwrap_or_else(|| Self::Other { class, word: word.into() })
     }
 
-    /// Returns every reason of this version.
     pub fn all() -> impl Iterator<Item = Self> {
         Self::ROWS.iter().cloned().chain(PauseReason::ALL.map(Self::Outage))
     }
@@ -232,7 +229,6 @@ impl Reason {
         matches!(self.row().replay, Replay::ByHand | Replay::CheckChain)
     }
 
-    /// Returns whether the next try may succeed.
     pub fn may_pass(&self) -> bool {
         match self.class() {
             FailureClass::Invalid | FailureClass::Broker => false,

@@ -46,7 +46,6 @@ words!(
         DeadPending = "dead_pending",
         /// Its dead letter is at the broker.
         Dead = "dead",
-        /// Written, past the finality rule.
         Final = "final",
     }
 );
@@ -63,9 +62,7 @@ pub enum Observation {
     Succeeded,
     /// Its effect is final in the chain already, and no transaction of its own brought it there.
     Found,
-    /// A failure, with retries left.
     FailedForNow,
-    /// A failure without retries left.
     FailedForGood,
     /// Its copy has a publisher confirm.
     Confirmed,

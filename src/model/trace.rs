@@ -40,12 +40,10 @@ impl TraceContext {
         Self::new(text(TRACEPARENT)?, text(TRACESTATE))
     }
 
-    /// Returns the `traceparent`.
     pub fn parent(&self) -> &str {
         &self.parent
     }
 
-    /// Returns the `tracestate`.
     pub fn state(&self) -> Option<&str> {
         self.state.as_deref()
     }

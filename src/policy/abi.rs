@@ -24,10 +24,8 @@ pub use many::Many;
 /// The longest part of a value that does not fit, in a message.
 pub(super) const SHOWN_BYTES: usize = 80;
 
-/// How bytes are written in JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
-    /// `0x` and hexadecimal digits.
     Hex,
     /// Base64 with padding (RFC 4648, section 4).
     Base64,
@@ -67,7 +65,6 @@ enum Given {
     Fixed(DynSolValue),
 }
 
-/// A value that is not of its type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Misfit {
     what: String,

@@ -11,7 +11,6 @@ use crate::policy::routes::{Route, write_of};
 /// more than 128 levels: a message that was taken in and could not be read again would stop every start.
 const MAX_HEADER_LEVELS: usize = 16;
 
-/// Where a text stands in a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TextSource {
     MessageId,

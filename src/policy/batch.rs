@@ -38,12 +38,10 @@ pub struct Alike {
 }
 
 impl Batching {
-    /// Each request has a transaction of its own.
     #[cfg(test)]
     pub const NONE: Self =
         Self { max_requests: 1, max_bytes: 0, max_wait: Duration::ZERO, keeps_order: false, kinds: Vec::new() };
 
-    /// Returns whether there may be batches at all.
     pub fn is_on(&self) -> bool {
         self.max_requests > 1 && !self.kinds.is_empty()
     }

@@ -2,7 +2,6 @@
 
 use crate::model::BlockNumber;
 
-/// When a block counts as final.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinalityRule {
     /// When this many blocks stand on top of it.

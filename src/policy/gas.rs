@@ -7,7 +7,6 @@ const TRANSACTION: u64 = 21_000;
 const ZERO_BYTE: u64 = 4;
 const OTHER_BYTE: u64 = 16;
 
-/// Gas of a plain transfer.
 pub const TRANSFER: Gas = Gas(TRANSACTION);
 
 /// Returns the least gas for a call with these data: every node refuses less, or drops it without a word.

@@ -16,7 +16,6 @@ pub struct Span {
     slots: i64,
 }
 
-/// An hour, by minutes.
 pub const HOUR: Span = Span { slot_us: MINUTE_US, slots: 61 };
 /// A day, by quarters of an hour.
 pub const DAY: Span = Span { slot_us: 15 * MINUTE_US, slots: 97 };
@@ -30,7 +29,6 @@ impl Span {
         now_us.div_euclid(self.slot_us)
     }
 
-    /// Returns the first slot that still counts.
     pub fn oldest(self, now_us: i64) -> i64 {
         self.slot(now_us) - self.slots + 1
     }
@@ -86,11 +84,9 @@ pub struct Share {
 pub struct Limits {
     /// New transactions for each second. As many may go at once after a second without any.
     pub writes_per_second: Option<u32>,
-    /// Transactions that are signed and not final.
     pub in_flight: Option<u64>,
     /// The gas limits of new transactions, over an hour.
     pub gas_per_hour: Option<Gas>,
-    /// Value of new transactions, over a day.
     pub value_per_day: Option<Wei>,
     /// Highest fees of new transactions, over a day.
     pub fee_per_day: Option<Wei>,
@@ -126,7 +122,6 @@ pub struct Granted {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Usage {
     pub now_us: i64,
-    /// Transactions that are signed and not final.
     pub live: u64,
     /// When a whole second's writes may go at once again.
     pub whole_at_us: i64,
@@ -169,7 +164,6 @@ impl Limits {
         *self == Self::default()
     }
 
-    /// Returns true where a limit counts by days.
     pub fn is_by_day(&self) -> bool {
         self.value_per_day.is_some() || self.fee_per_day.is_some()
     }

@@ -49,7 +49,6 @@ impl Permits {
         self.check_value(value)
     }
 
-    /// Checks the gas limit of a transaction.
     pub fn check_gas(&self, gas: Gas) -> Result<(), Cause> {
         let Some(most) = self.max_gas.filter(|most| gas > *most) else { return Ok(()) };
         Err(Cause::new(Reason::MaxGas, format!("it takes {gas} gas, policy.max_gas is {most}")))
@@ -72,7 +71,6 @@ impl Permits {
         self.max_fee.is_none_or(|most| fee.total(gas) <= most)
     }
 
-    /// Returns true where fees are limited.
     pub fn limits_fees(&self) -> bool {
         self.max_fee.is_some() || self.fee_per_day.is_some()
     }

@@ -65,7 +65,6 @@ impl Taken {
     }
 }
 
-/// A record, as the log shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Logged {
     pub id: RecordId,
@@ -78,7 +77,6 @@ pub struct Logged {
 #[derive(Debug, Clone)]
 pub struct Artefact {
     creation: Vec<u8>,
-    /// The code in the chain.
     pub runtime: Vec<u8>,
 }
 
@@ -98,7 +96,6 @@ pub fn content_hash(content: &[u8]) -> ContentHash {
     ContentHash(keccak256(content).0)
 }
 
-/// Returns the call that records this body.
 pub fn calldata(id: RecordId, body: &[u8], kept: Kept) -> Bytes {
     let parts = match kept {
         Kept::Hash => vec![selector(RECORD).to_vec(), id.0.to_vec(), content_hash(body).0.to_vec()],

@@ -5,14 +5,13 @@ use std::time::Duration;
 use backoff::ExponentialBackoff;
 use backoff::backoff::Backoff as _;
 
-/// The delay of each retry of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetrySchedule {
     delays: Vec<Duration>,
 }
 
 impl RetrySchedule {
-    /// `max_attempts` tries in all, so one delay less: `initial`, then each `multiplier` times the one before, never above
+    /// Returns the delays between `max_attempts` tries: `initial`, then each `multiplier` times the one before, never above
     /// `max`. Delays are whole milliseconds, since the broker counts in those.
     pub fn new(max_attempts: u32, initial: Duration, multiplier: f64, max: Duration) -> Self {
         let mut backoff = exponential(initial, multiplier, max, 0.0);

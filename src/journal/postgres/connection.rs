@@ -23,7 +23,6 @@ const FROZEN_TIMEOUT_MS: u32 = 5_000;
 /// For an answer: the database's own limits come first, unless it or the way to it stands still.
 const ANSWER: Duration = Duration::from_secs(12);
 
-/// The values of a statement.
 pub type Values<'v> = &'v [&'v (dyn ToSql + Sync)];
 
 /// A session that belongs to one call at a time.
@@ -51,7 +50,6 @@ impl Connection {
         self.run("begin a session", &set).await
     }
 
-    /// Returns whether the other side has gone.
     pub fn is_closed(&self) -> bool {
         self.client.is_closed()
     }
@@ -75,7 +73,6 @@ impl Connection {
         Ok(texts.last().unwrap_or_default().to_owned())
     }
 
-    /// Returns the rows that a statement returns.
     pub async fn found(&self, doing: &'static str, sql: &str, values: Values<'_>) -> Result<Vec<Row>> {
         let statement = self.statement(doing, sql).await?;
         answer(doing, self.client.query(&statement, values)).await

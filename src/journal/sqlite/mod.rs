@@ -134,8 +134,8 @@ fn at_once<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     work.now_or_never().unwrap_or_else(|| Err(waits()))
 }
 
-/// A process killed while it migrates leaves nothing behind, since all steps are one transaction. Of two that start at
-/// once the later one waits for SQLite's lock, and finds the work done.
+/// Brings the schema up to date, in one transaction: a process killed meanwhile leaves nothing behind. Of two that start
+/// at once the later one waits for SQLite's lock, and finds the work done.
 fn migrate(connection: &SqliteConnection, migrations: &[&str]) -> Result<()> {
     const DOING: &str = "bring its schema up to date";
     let known = as_version(migrations.len());
@@ -166,7 +166,8 @@ fn version(connection: &Connection) -> rusqlite::Result<i64> {
     connection.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 
-/// Two that open a new file at once both switch it to WAL, and SQLite refuses one of them without waiting for the other.
+/// Opens the writing connection. Of two that open a new file at once, both switch it to WAL, and SQLite refuses one of them
+/// without waiting for the other: that one tries again.
 fn connect(file: &Path) -> rusqlite::Result<SqliteConnection> {
     const PAUSE: Duration = Duration::from_millis(50);
     let until = Instant::now() + BUSY_TIMEOUT;
@@ -186,7 +187,8 @@ fn connect_once(file: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// SQLite keeps another mode, without an error, where the file system has no shared memory for the write-ahead log.
+/// Returns what is wrong with the journal mode. SQLite keeps another than WAL, without an error, where the file system has
+/// no shared memory.
 fn mode_concern(connection: &Connection) -> Result<Option<String>> {
     let read = connection.query_row("PRAGMA journal_mode", [], |row| row.get::<_, String>(0));
     let mode = read.map_err(|error| storage("read its mode", error))?;
@@ -204,7 +206,7 @@ fn with_readers(writing: SqliteConnection, file: &Path) -> Result<Connections> {
     Ok((writing, reading.map_err(|error| storage("open for reading", error))?))
 }
 
-/// Without SQLite's own locks: each connection is one thread's.
+/// Opens the file without SQLite's own locks: each connection is one thread's.
 fn open_file(file: &Path, how: OpenFlags) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(file, how | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
@@ -240,7 +242,7 @@ fn storage(doing: &'static str, error: impl std::error::Error + Send + Sync + 's
     JournalError::Storage { doing, source: Box::new(error), advice }
 }
 
-/// On some network and FUSE file systems: `mmap` cannot share there.
+/// Returns true on some network and FUSE file systems, where `mmap` cannot share.
 fn lacks_shared_memory(error: &(impl std::error::Error + 'static)) -> bool {
     const CODES: [i32; 4] =
         [ffi::SQLITE_IOERR_SHMOPEN, ffi::SQLITE_IOERR_SHMSIZE, ffi::SQLITE_IOERR_SHMLOCK, ffi::SQLITE_IOERR_SHMMAP];

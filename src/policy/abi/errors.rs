@@ -29,7 +29,6 @@ impl Errors {
         }
     }
 
-    /// Adds the errors of others.
     pub fn extend(&mut self, others: &Self) {
         self.0.extend(others.0.iter().cloned());
     }
@@ -53,7 +52,7 @@ pub(super) fn decoded(name: &str, inputs: &[Param], arguments: &[u8]) -> Option<
     Some(format!("{name}({})", parts.collect::<Vec<_>>().join(", ")))
 }
 
-/// Returns it as people write it.
+/// Returns a value as people write it.
 fn text_of(value: &DynSolValue) -> String {
     let list = |values: &[DynSolValue]| values.iter().map(text_of).collect::<Vec<_>>().join(", ");
     match value {

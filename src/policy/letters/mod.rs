@@ -10,17 +10,14 @@ use crate::policy::admission::{AdmissionRules, Candidate, admit, sheltered};
 pub mod replay;
 pub mod rules;
 
-/// Hexadecimal digits of a key.
 const KEY_DIGITS: usize = 12;
 /// Fewest digits that a person may type.
 const FEWEST_KEY_DIGITS: usize = 6;
 
-/// A dead letter without its body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Letter {
     /// Identifies the letter whatever its place in the queue; the same for a copy with the same content.
     pub key: String,
-    /// The request's own id, if it has one.
     pub id: Option<RequestId>,
     /// The id under which the journal knows a message that was refused.
     pub refused_as: Option<RequestId>,
@@ -37,7 +34,6 @@ pub struct Letter {
 }
 
 impl Letter {
-    /// Reads a message from the dead-letter queue.
     pub fn read(rules: &AdmissionRules, message: &Message) -> Self {
         let text = |name| match message.headers.get(name) {
             Some(HeaderValue::Text(text)) => Some(text.clone()),
@@ -94,15 +90,9 @@ impl Letter {
         is(&self.id) || is(&self.refused_as) || (text.len() >= FEWEST_KEY_DIGITS && self.key.starts_with(text))
     }
 
-    /// Returns how long it has been dead.
     pub fn age(&self, now: Timestamp) -> Option<Duration> {
-        self.died_at.map(|at| since(at, now))
+        self.died_at.map(|at| at.until(now))
     }
-}
-
-/// Returns the time from then to now.
-pub fn since(at: Timestamp, now: Timestamp) -> Duration {
-    Duration::from_millis(u64::try_from(now.0.saturating_sub(at.0)).unwrap_or(0))
 }
 
 /// Returns when the broker gave up on it, by the newest entry of `x-death`.
@@ -122,7 +112,6 @@ pub struct LetterFilter {
     pub names: Vec<String>,
     pub class: Option<String>,
     pub reason: Option<String>,
-    /// Dead for at least this long.
     pub older_than: Option<Duration>,
     pub newer_than: Option<Duration>,
     /// Sent back less often than this.
@@ -134,7 +123,6 @@ pub struct LetterFilter {
 }
 
 impl LetterFilter {
-    /// Returns true where the filter selects all letters.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }

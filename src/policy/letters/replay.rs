@@ -35,9 +35,7 @@ pub enum Answer {
     OnItsWay,
     /// The request was sent back with another body.
     Superseded,
-    /// Intake would refuse it as it stands.
     NoRequest(Cause),
-    /// Its id is another message's.
     IdOfAnother,
     Written,
     UnderWay(RequestState),
@@ -46,7 +44,6 @@ pub enum Answer {
     MayLand(String),
 }
 
-/// The action of `dead replay`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
     /// Publish a copy, then take the letter away.
@@ -128,7 +125,6 @@ impl Answer {
         }
     }
 
-    /// Returns one word, for programs.
     pub fn word(&self) -> &'static str {
         self.row().0
     }

@@ -24,7 +24,7 @@ pub struct ReplayRule {
 }
 
 impl ReplayRule {
-    /// `cause` is CLASS, CLASS.REASON or .REASON.
+    /// Reads a rule. `cause` is CLASS, CLASS.REASON or .REASON.
     pub fn new(cause: &str, after: Duration, up_to: u32) -> Result<Self, &'static str> {
         let part = |part: &str| (!part.is_empty()).then(|| part.to_owned());
         let (class, reason) = cause.split_once('.').unwrap_or((cause, ""));
@@ -48,7 +48,6 @@ impl ReplayRule {
 pub enum Due {
     /// Send it back now, if that is safe.
     Now,
-    /// Not before this time.
     At(Timestamp),
     Never,
 }
