@@ -119,7 +119,7 @@ impl DeadLetters {
         let reading = settings.connect("dead-letters").await?;
         let publishing = settings.connect("dead-letters-publish").await?;
         let publishing = PublishSession::new(publishing, PUBLISH_CHANNELS, settings.confirm_timeout);
-        let names = settings.topology.names();
+        let names = &settings.topology.names;
         Ok(Self { reading, publishing, work: names.work.clone(), dead: names.dead.clone() })
     }
 
@@ -168,7 +168,7 @@ impl DeadLetters {
 
     pub async fn close(self) {
         self.reading.close().await;
-        self.publishing.connected().close().await;
+        self.publishing.connected.close().await;
     }
 
     /// Returns the number of letters that no consumer holds.

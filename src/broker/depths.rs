@@ -35,7 +35,7 @@ pub struct QueueDepths {
 
 impl QueueDepths {
     pub async fn connect(settings: &BrokerSettings) -> Result<Self, BrokerError> {
-        let names = settings.topology.names();
+        let names = &settings.topology.names;
         let role = |queue: &String| match queue {
             queue if *queue == names.work => QueueRole::Work,
             queue if *queue == names.dead => QueueRole::Dead,

@@ -36,7 +36,7 @@ pub async fn inspect(settings: &BrokerSettings) -> Result<Inspection, BrokerErro
 
 async fn inspect_over(connected: &Connected, settings: &BrokerSettings) -> Result<Inspection, BrokerError> {
     let compared = settings.topology.compare(connected, TopologyMode::Verify).await?;
-    let names = settings.topology.names();
+    let names = &settings.topology.names;
     let mut lacking = Vec::new();
     if !may_consume(connected, &names.work).await? {
         lacking.push(format!("read queue {}", names.work));

@@ -18,7 +18,7 @@ use crate::observe::metrics::{Confirm, Publication, PublishMeter};
 const UNROUTED_IN_FLIGHT: usize = 256;
 
 pub(super) struct PublishSession {
-    connected: Connected,
+    pub(super) connected: Connected,
     confirm_timeout: Duration,
     places: Semaphore,
     idle: Mutex<Vec<Channel>>,
@@ -27,10 +27,6 @@ pub(super) struct PublishSession {
 impl PublishSession {
     pub(super) fn new(connected: Connected, channels: usize, confirm_timeout: Duration) -> Self {
         Self { connected, confirm_timeout, places: Semaphore::new(channels.max(1)), idle: Mutex::default() }
-    }
-
-    pub(super) fn connected(&self) -> &Connected {
-        &self.connected
     }
 
     async fn channel(&self) -> Result<Channel, PublishError> {

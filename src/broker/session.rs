@@ -152,12 +152,11 @@ impl Broker {
         let publishing = PublishSession::new(publishing, self.settings.publish_channels, self.settings.confirm_timeout);
         let publishing = Arc::new(publishing);
         self.publish_session.send_replace(Some(Arc::clone(&publishing)));
-        info!(broker.vhost = consuming.vhost(), queue = self.settings.topology.names().work, "connected to the broker");
+        info!(broker.vhost = consuming.vhost(), queue = self.settings.topology.names.work, "connected to the broker");
 
         let channel = consuming.channel().await?;
         let mut endings = Endings::new(self.settings.call_timeout);
-        let served =
-            self.serve(channels, &consuming, publishing.connected(), &channel, &mut events, &mut endings).await;
+        let served = self.serve(channels, &consuming, &publishing.connected, &channel, &mut events, &mut endings).await;
         self.publish_session.send_replace(None);
         if served.is_ok() {
             // What fails here the broker delivers again.
@@ -165,7 +164,7 @@ impl Broker {
             let _ = consuming.close_channel(&channel).await;
         }
         consuming.close().await;
-        publishing.connected().close().await;
+        publishing.connected.close().await;
         served
     }
 
@@ -181,7 +180,7 @@ impl Broker {
         let mut flow = channels.flow.clone();
         let (mut intake_is_there, mut flows) = (true, false);
         let mut check = tokio::time::interval(BEAT);
-        let queue = self.settings.topology.names().work.as_str();
+        let queue = self.settings.topology.names.work.as_str();
         let hold = (self.settings.prefetch, self.settings.is_ordered);
         let mut consumers = Consumers::new(consuming, channel, queue, hold);
         loop {
@@ -344,6 +343,6 @@ impl PublishOnly {
     }
 
     pub async fn close(self) {
-        self.session.connected().close().await;
+        self.session.connected.close().await;
     }
 }

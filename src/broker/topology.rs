@@ -72,10 +72,13 @@ pub struct Bind {
 
 #[derive(Debug, Clone)]
 pub struct Topology {
-    names: Names,
-    delays: Vec<Duration>,
-    pub(super) binds: Vec<Bind>,
-    single_active_consumer: bool,
+    pub names: Names,
+    /// There is a wait queue for each.
+    pub delays: Vec<Duration>,
+    /// Bind the work queue to exchanges of producers.
+    pub binds: Vec<Bind>,
+    /// Set to let the broker give the work queue's messages to one consumer at a time.
+    pub single_active_consumer: bool,
 }
 
 /// An exchange or a queue.
@@ -106,29 +109,8 @@ pub enum Argument {
 }
 
 impl Topology {
-    /// Returns the objects for these names, with a wait queue for each delay.
     pub fn new(names: Names, delays: Vec<Duration>) -> Self {
         Self { names, delays, binds: Vec::new(), single_active_consumer: false }
-    }
-
-    /// Lets the broker give the work queue's messages to one consumer at a time.
-    #[must_use]
-    pub fn with_single_active_consumer(self, single_active_consumer: bool) -> Self {
-        Self { single_active_consumer, ..self }
-    }
-
-    #[must_use]
-    pub fn with_binds(self, binds: Vec<Bind>) -> Self {
-        Self { binds, ..self }
-    }
-
-    #[cfg(test)]
-    pub fn binds(&self) -> &[Bind] {
-        &self.binds
-    }
-
-    pub fn names(&self) -> &Names {
-        &self.names
     }
 
     pub(super) fn queue_names(&self) -> Vec<String> {
@@ -274,7 +256,7 @@ mod tests {
     #[test]
     fn the_work_queue_alone_may_have_a_single_active_consumer() {
         let with = |wanted| {
-            let queues = topology().with_single_active_consumer(wanted).queues();
+            let queues = Topology { single_active_consumer: wanted, ..topology() }.queues();
             let has = |queue: &Object| queue.arguments.contains(&("x-single-active-consumer", Argument::Bool(true)));
             queues.into_iter().filter(has).map(|queue| queue.name).collect::<Vec<_>>()
         };
@@ -289,7 +271,7 @@ mod tests {
             routing_keys: vec!["eu.#".to_owned(), "us.#".to_owned()],
             arguments: vec![("x-match".to_owned(), Argument::Text("all".to_owned()))],
         };
-        let definitions = topology().with_binds(vec![bind]).definitions("/");
+        let definitions = Topology { binds: vec![bind], ..topology() }.definitions("/");
         let of_orders = |of: &serde_json::Value| of["source"] == "orders" || of["name"] == "orders";
         let bound: Vec<_> = definitions["bindings"].as_array().unwrap().iter().filter(|of| of_orders(of)).collect();
         let keys: Vec<_> = bound.iter().map(|of| of["routing_key"].as_str().unwrap()).collect();

@@ -32,7 +32,7 @@ pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Res
         Action::Print { vhost } => say(serde_json::to_string_pretty(&broker.topology.definitions(&vhost))?),
         Action::Apply => {
             let vhost = broker::check(broker, TopologyMode::Declare).await?;
-            say(format_args!("the topology of {} is in place on virtual host {vhost}", broker.topology.names().work));
+            say(format_args!("the topology of {} is in place on virtual host {vhost}", broker.topology.names.work));
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -44,24 +44,6 @@ impl JournalError {
         Self::Inconsistent { doing, detail: detail.into() }
     }
 
-    pub fn older_schema(found: i64, known: i64) -> Self {
-        Self::inconsistent(
-            "read it",
-            format!(
-                "its schema has version {found}, this program has {known}: let the worker start once with this version"
-            ),
-        )
-    }
-
-    pub fn too_old(worker: &str, host: &str, version: &str) -> Self {
-        Self::inconsistent(
-            "bring its tables up to date",
-            format!(
-                "{worker} on {host} runs with version {version}, which cannot work with the new tables; stop it first"
-            ),
-        )
-    }
-
     /// Returns whether another instance has taken over: the lane starts over as one that waits, and the process goes on.
     pub fn is_lease_lost(&self) -> bool {
         matches!(self, Self::LeaseLost { .. })

@@ -126,10 +126,11 @@ async fn attendance(connection: &dyn Statements) -> Result<Attendance> {
 /// undone then.
 pub async fn expect_all_know(connection: &dyn Statements, oldest_schema: i64) -> Result<()> {
     let old = format!("SELECT * FROM instances WHERE schema < $1 AND {}", present(connection.dialect()));
-    match connection.row("read the instances", &old, &values![oldest_schema], instance).await? {
-        Some(Instance { worker, host, version, .. }) => Err(JournalError::too_old(&worker, &host, &version)),
-        None => Ok(()),
-    }
+    let old = connection.row("read the instances", &old, &values![oldest_schema], instance).await?;
+    let Some(Instance { worker, host, version, .. }) = old else { return Ok(()) };
+    let detail =
+        format!("{worker} on {host} runs with version {version}, which cannot work with the new tables; stop it first");
+    Err(JournalError::inconsistent("bring its tables up to date", detail))
 }
 
 fn instance(row: &dyn Columns) -> Result<Instance> {

@@ -457,7 +457,15 @@ mod tests {
                         VALUES (99, '', 'final', '')";
             connection.run("write", rows).map(|()| AccountId(0))
         });
-        let (stray, neighbour) = tokio::join!(stray, account(7));
+        // While the thread is busy, the next group gathers.
+        let (began, has_begun) = tokio::sync::oneshot::channel();
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let writer = journal.database.writer.clone();
+        let hold = move |_: &SqliteConnection| Ok((began.send(()), released.recv()));
+        let holding = tokio::spawn(async move { writer.write(hold).await });
+        has_begun.await.unwrap();
+        let (stray, neighbour, _) = tokio::join!(stray, account(7), async { release.send(()) });
+        holding.await.unwrap().unwrap();
         told(stray, "FOREIGN KEY");
         told(neighbour, "FOREIGN KEY");
         let impatient =
