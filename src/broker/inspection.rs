@@ -1,4 +1,4 @@
-//! What a worker would find at the broker: the state of its objects, and the rights that it lacks. Changes nothing there.
+//! Inspects the broker for a worker: the state of its objects, and the rights that it lacks. Changes nothing there.
 
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable};

@@ -1,4 +1,4 @@
-//! Which exchanges, queues and bindings there must be, and with which arguments. No I/O.
+//! The exchanges, queues and bindings that there must be, with their arguments. No I/O.
 
 use std::time::Duration;
 

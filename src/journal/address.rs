@@ -1,4 +1,4 @@
-//! Which journal: a file of this host, or a database.
+//! The address of a journal: a file of this host, or a database.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ impl JournalAddress {
     /// Reads `sqlite:PATH` or a `postgres://` URL.
     ///
     /// # Errors
-    /// What is wrong with it, without repeating it: it may hold a password.
+    /// The text says what is wrong, without repeating the address: it may hold a password.
     pub fn parse(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
             Some(("sqlite", path)) => {

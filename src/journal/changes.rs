@@ -1,4 +1,4 @@
-//! What other instances did to the journal, where it is notified at once.
+//! Changes that other instances made to the journal, where it is notified at once.
 
 use tokio::sync::watch;
 

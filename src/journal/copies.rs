@@ -1,4 +1,4 @@
-//! What goes to the broker instead of a request's own delivery: copies that need a publisher confirm, parked copies, and
+//! Messages that go to the broker instead of a request's own delivery: copies that need a publisher confirm, parked copies, and
 //! messages that were no requests.
 
 use std::borrow::Cow;

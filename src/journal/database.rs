@@ -1,4 +1,4 @@
-//! What the topics need of a database. Their statements and rules are written once, for SQLite and PostgreSQL alike: in the
+//! The database, as the topics use it. Their statements and rules are written once, for SQLite and PostgreSQL alike: in the
 //! SQL that both have, with PostgreSQL's placeholders. What differs is behind [`Database`] and [`Statements`].
 
 use std::borrow::Cow;

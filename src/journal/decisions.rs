@@ -1,4 +1,4 @@
-//! What becomes of requests, as the journal is given it.
+//! Decisions about requests, for the journal to store.
 
 use crate::journal::accounts::RequestSeq;
 use crate::journal::nonces::ClosedTransaction;

@@ -1,4 +1,4 @@
-//! What happened to requests off the straight way, for operators.
+//! Incidents of requests, for operators.
 
 use crate::journal::accounts::RequestSeq;
 use crate::journal::database::{Rows, Statements, values};

@@ -1,4 +1,4 @@
-//! What operators did to dead letters.
+//! Records of what operators did to dead letters.
 
 use async_trait::async_trait;
 

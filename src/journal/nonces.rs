@@ -1,4 +1,4 @@
-//! What the chain did to nonces: their ends, blocks that went away, gaps, second ends.
+//! Nonces, after the chain has decided: their ends, blocks that went away, gaps, second ends.
 
 use crate::journal::accounts::{AccountId, RequestSeq};
 use crate::journal::columns::{Columns, fixed, nonce, number, optional_fixed, to_i64, unsigned, word};

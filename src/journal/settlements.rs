@@ -1,4 +1,4 @@
-//! What became of requests: closed nonces, decided requests, and their events, in one commit.
+//! Ends of requests: closed nonces, decided requests, and their events, in one commit.
 
 use std::collections::{BTreeMap, BTreeSet};
 

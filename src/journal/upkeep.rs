@@ -1,4 +1,4 @@
-//! What operators and housekeeping need.
+//! Calls for operators and for housekeeping.
 
 use async_trait::async_trait;
 

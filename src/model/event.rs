@@ -1,4 +1,4 @@
-//! What producers learn: one CloudEvents 1.0 JSON document for each outcome, with an id that a repeat shares.
+//! Events for producers: one CloudEvents 1.0 JSON document for each outcome, with an id that a repeat shares.
 
 use serde::Serialize;
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! What belongs to the requests of one transaction: the first, whose row in the journal names the transaction, and the
+//! Values of the requests of one transaction: the first, whose row in the journal names the transaction, and the
 //! others of its batch.
 
 /// One value for each request of a transaction, in the order of the batch; at least one.

@@ -1,4 +1,4 @@
-//! What a request asks for: who is called, with what and for how much.
+//! The write that a request asks for: the contract, the calldata, the value and the gas.
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};

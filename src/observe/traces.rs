@@ -1,4 +1,4 @@
-//! What is done for a request, as spans of a distributed trace. Stages make them with a [`Tracer`]; `exporter` sends them to
+//! Spans: work for a request, in a distributed trace. Stages make them with a [`Tracer`]; `exporter` sends them to
 //! a collector. Nothing waits for a span, and what becomes of it changes nothing.
 //!
 //! Ids are derived from what a span is about, and kept nowhere: so any instance, also after a restart, puts what it does

@@ -97,7 +97,7 @@ pub fn function(signature: &str) -> Result<Function, String> {
 /// the list itself, or what a compiler writes, with the list under `abi`. Checked for what it may be sent.
 ///
 /// # Errors
-/// What is wrong with the file, or which functions it has instead.
+/// The text says what is wrong with the file, or which functions it has instead.
 pub fn function_in(file: &str, wanted: &str, pays: bool) -> Result<Function, String> {
     let abi = abi_of(file)?;
     let signature = Function::parse(wanted).map(|function| function.signature()).ok();

@@ -1,4 +1,4 @@
-//! What to do with a delivery, given what the journal says of its request: the table of the design, one arm for each row.
+//! Decides about a delivery, given what the journal says of its request: the table of the design, one arm for each row.
 
 use crate::model::message::header;
 use crate::model::words::words;

@@ -1,4 +1,4 @@
-//! What a node's answer means. Texts decide, never codes: Besu's collide with those of EIP-1474.
+//! The meaning of a node's answer. Texts decide, never codes: Besu's collide with those of EIP-1474.
 
 use crate::model::words::words;
 

@@ -1,4 +1,4 @@
-//! What an attempt offers for its gas: first price, cap, replacement. All arithmetic saturates.
+//! Prices the gas of an attempt: first price, cap, replacement. All arithmetic saturates.
 
 use crate::model::{Fee, Wei};
 

@@ -1,4 +1,4 @@
-//! Which blocks can no longer go away.
+//! The finality rule: the blocks that can no longer go away.
 
 use crate::model::BlockNumber;
 

@@ -1,4 +1,4 @@
-//! What an operator permits: which contracts requests may call, with which functions, for how much. Everything else is refused
+//! The operator's permits: the contracts that requests may call, the functions, and for how much. Everything else is refused
 //! before anything is signed. Cancellations, deployments and gap fillers are exempt.
 
 use std::fmt;

@@ -1,4 +1,4 @@
-//! What a contract says when it reverts: `Error(string)`, `Panic(uint256)` or a custom error's selector.
+//! Decodes revert data: `Error(string)`, `Panic(uint256)` or a custom error's selector.
 //! Encoding: Solidity, "Contract ABI Specification" and "Panic via assert and Error via require".
 
 use crate::model::{Cause, Reason};

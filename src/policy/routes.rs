@@ -1,4 +1,4 @@
-//! What a message asks for: the first route that it matches says who is called, with what, and for how much.
+//! Routes: the first one that a message matches decides which contract it calls, with what, and for how much.
 
 use std::fmt;
 

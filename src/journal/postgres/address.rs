@@ -34,7 +34,7 @@ impl PostgresAddress {
     /// the file `sslrootcert`.
     ///
     /// # Errors
-    /// What is wrong with it, without repeating it.
+    /// The text says what is wrong, without repeating the address.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut url = Url::parse(text).map_err(|error| format!("is no address: {error}; {EXPECTED}"))?;
         let mut authorities = None;

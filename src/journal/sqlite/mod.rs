@@ -461,7 +461,11 @@ mod tests {
         let (began, has_begun) = tokio::sync::oneshot::channel();
         let (release, released) = std::sync::mpsc::channel::<()>();
         let writer = journal.database.writer.clone();
-        let hold = move |_: &SqliteConnection| Ok((began.send(()), released.recv()));
+        let hold = move |_: &SqliteConnection| {
+            began.send(()).unwrap();
+            released.recv().unwrap();
+            Ok(())
+        };
         let holding = tokio::spawn(async move { writer.write(hold).await });
         has_begun.await.unwrap();
         let (stray, neighbour, _) = tokio::join!(stray, account(7), async { release.send(()) });

@@ -1,4 +1,4 @@
-//! What each part counts, and under which names. A part makes its meter itself and keeps it, and the program registers all
+//! Meters: what each part counts, and under which names. A part makes its meter itself and keeps it, and the program registers all
 //! of them. So nothing is global, a meter costs no look-up when it counts, and tests and the simulation need none of it.
 
 use prometheus_client::metrics::gauge::Gauge;

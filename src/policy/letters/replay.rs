@@ -1,4 +1,4 @@
-//! Whether a dead letter may be sent back: the letter against the journal, with one sentence for each case.
+//! Decides if a dead letter may be sent back: compares it with the journal, with one sentence for each case.
 
 use crate::model::{Cause, FailureClass, Reason, RequestState, Timestamp};
 use crate::policy::arrival::Known;
