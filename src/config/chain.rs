@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use url::Url;
 
-use crate::chain::ClientSettings;
+use crate::chain::{ClientSettings, Confirmation};
 use crate::config::reader::{DAY, HOUR, MINUTE, MS, SECOND, Section, http_url, or_off};
 use crate::model::Wei;
 use crate::observe::traces::Tracer;
@@ -37,14 +37,24 @@ pub(super) fn read(
         "finalized" => Some(FinalityRule::Finalized),
         number => number.parse().ok().filter(|depth| *depth <= 10_000).map(FinalityRule::Depth),
     });
+    let endpoints = urls(&mut section, "endpoints");
+    if endpoints.is_empty() {
+        section.fault("endpoints", "expected a list with at least one http:// or https:// URL");
+    }
+    let confirm_with = urls(&mut section, "confirm_with");
+    if confirm_with.iter().any(|url| endpoints.contains(url)) {
+        section
+            .fault("confirm_with", "names a URL of chain.endpoints, which would confirm itself; name another endpoint");
+    }
     let client = ClientSettings {
         chain_id: section.number("id", 1..=i64::MAX.unsigned_abs()),
-        endpoints: endpoints(&mut section),
+        endpoints: endpoints.clone(),
         timeout: section.duration("timeout", 100 * MS..=5 * MINUTE),
         batch_size: section.number("batch_size", 1..=1000),
         max_lag: section.number("max_lag", 1..=10_000),
         errors: Arc::clone(&errors),
         tracer: Tracer::default(),
+        confirmation: Confirmation { endpoints: confirm_with, finality },
     };
     let expected = "a duration from 1s to 24h, such as \"10m\", or \"off\"";
     let age = |text: &str| humantime::parse_duration(text).ok().filter(|age| (SECOND..=DAY).contains(age));
@@ -104,18 +114,15 @@ fn texts(value: &Value) -> Option<Vec<Option<&str>>> {
     }
 }
 
-/// Reads the endpoints. A fault never repeats what stands there: it may hold a key.
-fn endpoints(section: &mut Section<'_>) -> Vec<Url> {
-    let value = section.take("endpoints").unwrap_or_default();
-    let texts = texts(&value).unwrap_or_default();
-    if texts.is_empty() {
-        section.fault("endpoints", "expected a list with at least one http:// or https:// URL");
-    }
+/// Reads a list of URLs, or the environment's text with commas. A fault never repeats what stands there: it may hold a key.
+fn urls(section: &mut Section<'_>, key: &'static str) -> Vec<Url> {
+    let value = section.take(key).unwrap_or_default();
     let mut urls = Vec::new();
-    for (number, text) in (1..).zip(texts) {
+    for (number, text) in (1..).zip(texts(&value).unwrap_or_default()) {
         match text.and_then(http_url) {
             Some(url) => urls.push(url),
-            None => section.fault("endpoints", format!("number {number} is no http:// or https:// URL")),
+            None if text == Some("") => {}
+            None => section.fault(key, format!("number {number} is no http:// or https:// URL")),
         }
     }
     urls

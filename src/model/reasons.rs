@@ -277,6 +277,9 @@ explained!(
         WrongChain = "wrong_chain",
             "the endpoint serves another chain than `chain.id`",
             "correct `chain.endpoints` or `chain.id`";
+        FinalityUnconfirmed = "finality_unconfirmed",
+            "no endpoint of `chain.confirm_with` confirms what is final: it cannot be asked, is behind, or says something else",
+            "ask both endpoints for the block that the detail names; while they differ, nothing is final";
         InsufficientFunds = "insufficient_funds",
             "the account cannot pay",
             "send it funds";
@@ -301,6 +304,7 @@ impl PauseReason {
             | Self::NodeSyncing
             | Self::HeadStale
             | Self::WrongChain
+            | Self::FinalityUnconfirmed
             | Self::SignerUnavailable => true,
             Self::InsufficientFunds | Self::NotPermitted | Self::FeeAboveCap => false,
         }

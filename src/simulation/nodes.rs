@@ -169,6 +169,10 @@ fn receipt(view: &View, hash: TxHash) -> Option<Receipt> {
 
 #[async_trait]
 impl Chain for SimNodes {
+    async fn check_chain(&self) -> Result<()> {
+        self.read(|_, _| Ok(())).await
+    }
+
     async fn header(&self, block: BlockTag) -> Result<Option<Header>> {
         let found = |world: &mut World, view: &View| {
             let height = usize::try_from(height_of(world, view, block)).unwrap_or(usize::MAX);
@@ -185,8 +189,16 @@ impl Chain for SimNodes {
         self.read(found).await
     }
 
-    async fn receipts(&self, hashes: &[TxHash]) -> Result<Vec<Option<Receipt>>> {
-        self.read(|_, view| Ok(hashes.iter().map(|hash| receipt(view, *hash)).collect())).await
+    async fn confirm(&self, _: BlockNumber, _: BlockHash, _: &[Receipt]) -> Result<()> {
+        Ok(())
+    }
+
+    async fn receipts(&self, hashes: &[TxHash]) -> Vec<Result<Option<Receipt>>> {
+        let found = self.read(|_, view| Ok(hashes.iter().map(|hash| receipt(view, *hash)).collect::<Vec<_>>())).await;
+        match found {
+            Ok(found) => found.into_iter().map(Ok).collect(),
+            Err(error) => hashes.iter().map(|_| Err(error.clone())).collect(),
+        }
     }
 
     async fn transaction_count(&self, account: Address, tag: BlockTag) -> Result<Nonce> {
@@ -229,7 +241,7 @@ impl Chain for SimNodes {
         self.read(ask).await
     }
 
-    async fn estimate(&self, calls: &[Traced<Call>]) -> Result<Vec<Result<Gas>>> {
+    async fn estimate(&self, calls: &[Traced<Call>]) -> Vec<Result<Gas>> {
         let estimate = |world: &mut World, view: &View| {
             let now = world.now_ms();
             let estimate = |Traced { item: call, .. }: &Traced<Call>| {
@@ -246,9 +258,12 @@ impl Chain for SimNodes {
                     Err(refusal("execution reverted".to_owned()))
                 }
             };
-            Ok(calls.iter().map(estimate).collect())
+            Ok(calls.iter().map(estimate).collect::<Vec<_>>())
         };
-        self.read(estimate).await
+        match self.read(estimate).await {
+            Ok(estimates) => estimates,
+            Err(error) => calls.iter().map(|_| Err(error.clone())).collect(),
+        }
     }
 
     /// What is run here again has reverted.

@@ -16,6 +16,7 @@ use crate::policy::gas;
 use crate::policy::limits::{Granted, Share, Usage};
 use crate::stages::lane::conclude;
 use crate::stages::lane::in_flight::InFlight;
+use crate::stages::lane::lapses::Part;
 use crate::stages::lane::payload::{Fetched, Payload};
 use crate::stages::lane::settings::OutagePolicy;
 use crate::stages::lane::term::Term;
@@ -72,8 +73,14 @@ impl Term<'_> {
             return Ok(());
         }
         match self.simulate_fetched().await {
-            Ok(()) => self.sign_ready(usage.as_ref()).await?,
-            Err((reason, detail)) => self.gate.pause(reason, detail),
+            Ok(()) => {
+                self.lapses.end(Part::Estimates);
+                self.sign_ready(usage.as_ref()).await?;
+            }
+            Err((reason, detail)) => {
+                self.lapses.begin_for(Part::Estimates, reason, detail.clone());
+                self.gate.pause(reason, detail);
+            }
         }
         if self.fails_for_outage() {
             self.fail_waiting().await;

@@ -20,6 +20,7 @@ use crate::observe::traces::Traced;
 use crate::stages::lane::flight::Flight;
 use crate::stages::lane::gate::Gate;
 use crate::stages::lane::in_flight::InFlight;
+use crate::stages::lane::lapses::Lapses;
 use crate::stages::lane::nonce_gaps::GapFiller;
 use crate::stages::lane::queue::Queue;
 use crate::stages::lane::reorged_finals::ReorgedFinals;
@@ -83,6 +84,7 @@ pub(super) struct Term<'l> {
     pub(super) flight: Flight,
     pub(super) view: View,
     pub(super) gate: Gate,
+    pub(super) lapses: Lapses,
     pub(super) gaps: GapFiller,
     pub(super) reorged: ReorgedFinals,
     pub(super) nonce_takers: NonceTakers,
@@ -106,6 +108,7 @@ impl<'l> Term<'l> {
             flight: Flight::new(context.settings.in_flight, broadcaster),
             view: View::new(tracker, receipt_reader),
             gate: Gate::new(context.signer.address()),
+            lapses: Lapses::new(context.signer.address()),
             gaps: GapFiller::new(context.signals.state.borrow().nonces_mended),
             reorged: ReorgedFinals::default(),
             nonce_takers: NonceTakers::default(),
