@@ -42,7 +42,7 @@ const BEHIND_SEAMS: &[(&str, &[&str])] = &[
     ("hyper", &["src/daemon/status/http.rs", "src/daemon/status/ask.rs"]),
     ("prometheus_client", &["src/observe/metrics/"]),
     ("ratatui", &["src/cli/status/watch.rs", "src/cli/status/picture.rs"]),
-    ("rlp", &["src/signer/answer.rs"]),
+    ("rlp", &["src/signer/answer.rs", "src/chain/signature.rs"]),
     ("scrypt", &["src/signer/keystore.rs"]),
     ("aes", &["src/signer/keystore.rs"]),
     ("rpassword", &["src/cli/key.rs"]),

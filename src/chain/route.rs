@@ -113,6 +113,10 @@ impl Endpoints {
         Self { all, chain_id, max_lag, compared_at: Mutex::default() }
     }
 
+    pub(super) fn chain_id(&self) -> u64 {
+        self.chain_id
+    }
+
     pub(super) fn all(&self) -> &[Endpoint] {
         &self.all
     }

@@ -226,6 +226,7 @@ async fn send(
         Err(error) => return Ok(Outcome::stays("failed", format!("it cannot be archived: {error}"))),
     };
     let copy = after.replayed(&session.guard.replay_note(new.replay, reason));
+    session.guard.decide(Some(&new.id)).await?;
     if let CopyAnswer::Refused(why) = session.publish(copy).await? {
         return Ok(Outcome::stays("failed", format!("not sent: {why}; run the command again")));
     }

@@ -1,11 +1,11 @@
 //! Following the chain: what a new block changes.
 
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::chain::ChainError;
 use crate::chain::follow::tracker::{Sighting, Standing};
 use crate::journal::JournalError;
-use crate::model::{Nonce, PauseReason, TxHash};
+use crate::model::{PauseReason, TxHash};
 use crate::policy::fee::Market;
 use crate::stages::lane::term::{StepError, Term};
 
@@ -61,7 +61,7 @@ impl Term<'_> {
         let (market, count) = self.view.read_head(chain, account, &head).await?;
         self.apply_market(market);
         self.flight.record_head(head.number, count);
-        self.apply_count(count).await?;
+        self.apply_count(count);
         let head_hash = head.hash;
         self.view.set_head(head);
         self.gate.resume_if(|reason| reason == PauseReason::HeadStale);
@@ -82,18 +82,6 @@ impl Term<'_> {
         if self.tuning().fees.quote(&market).is_ok() {
             self.gate.resume_if(|reason| reason == PauseReason::FeeAboveCap);
         }
-    }
-
-    /// Raises the next nonce to the account's count. What is above our own next nonce was used by another program.
-    async fn apply_count(&mut self, count: Nonce) -> Result<(), JournalError> {
-        if self.next_nonce.is_some_and(|next| next >= count) {
-            return Ok(());
-        }
-        if let Some(next) = self.next_nonce {
-            warn!(account = %self.account(), tx.nonce = %next, chain.count = %count, "another program uses this account: it has taken nonces that nothing was signed for; give the worker a key of its own");
-        }
-        self.next_nonce = Some(self.context.journal.raise_next_nonce(&self.lease, count).await?);
-        Ok(())
     }
 
     /// The node has answered with sense.

@@ -65,6 +65,8 @@ impl Gate {
 
     pub(super) fn pause(&mut self, reason: PauseReason, detail: String) {
         match &mut self.pause {
+            // Nothing that a node says ends it, so nothing that a node says takes its place.
+            Some(pause) if pause.reason == PauseReason::JournalIsBehind && reason != pause.reason => {}
             Some(pause) if pause.reason == reason => {
                 if Instant::now() >= pause.until {
                     pause.until = Instant::now() + pause.probes.next_wait();
@@ -72,7 +74,11 @@ impl Gate {
                 pause.detail = detail;
             }
             _ => {
-                error!(account = %self.account, pause.reason = %reason, detail, "the lane pauses; it resumes by itself");
+                if reason == PauseReason::JournalIsBehind {
+                    error!(account = %self.account, pause.reason = %reason, detail, "the lane pauses until an operator acts");
+                } else {
+                    error!(account = %self.account, pause.reason = %reason, detail, "the lane pauses; it resumes by itself");
+                }
                 let mut probes = Backoff::between(PROBE.0, PROBE.1);
                 self.pause = Some(Paused { reason, detail, until: Instant::now() + probes.next_wait(), probes });
             }
@@ -101,7 +107,14 @@ impl Gate {
     /// Ends a pause that a node disproves by taking a transaction.
     pub(super) fn resume_after_taken(&mut self) {
         self.resume_if(|reason| {
-            !matches!(reason, PauseReason::FeeAboveCap | PauseReason::SignerUnavailable | PauseReason::HeadStale)
+            !matches!(
+                reason,
+                PauseReason::FeeAboveCap
+                    | PauseReason::SignerUnavailable
+                    | PauseReason::HeadStale
+                    | PauseReason::NoncesUnknown
+                    | PauseReason::JournalIsBehind
+            )
         });
     }
 
@@ -132,6 +145,8 @@ impl Gate {
             | PauseReason::NodeSyncing
             | PauseReason::HeadStale
             | PauseReason::WrongChain
+            | PauseReason::NoncesUnknown
+            | PauseReason::JournalIsBehind
             | PauseReason::FeeAboveCap => false,
         })
     }
@@ -244,6 +259,8 @@ mod tests {
             (R::InsufficientFunds, false, true),
             (R::NotPermitted, false, true),
             (R::FeeAboveCap, false, false),
+            (R::NoncesUnknown, false, false),
+            (R::JournalIsBehind, false, false),
             (R::SignerUnavailable, false, false),
         ];
         for (reason, by_answer, by_taken) in table {

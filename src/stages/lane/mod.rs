@@ -10,6 +10,7 @@
 //! | [`flight`] | live transactions, the window, the broadcaster; [`in_flight`] is one of them |
 //! | [`view`] | what is known of the chain: head, finality, price, receipts |
 //! | [`gate`] | pauses and the operator's limits: may anything be signed now? |
+//! | [`foreign`] | transactions of the account that the journal does not know |
 //! | [`nonce_gaps`], [`reorged_finals`] | what is repaired |
 //!
 //! The way of one request:
@@ -26,6 +27,8 @@
 //! 5. A ruling goes to settle, which stores it under the lease and acks. Nothing is forgotten before: a term that begins
 //!    anew finds the same nonce live and rules the same.
 //!
+//! Before anything new is signed, the account's count must be explained: `foreign` searches for what took nonces that
+//! the journal does not know, and compares every request with it.
 //! A nonce that another program took is given up when that very transaction is final (`conclude`). A nonce that nothing
 //! holds is filled, and blocks that were final and went away are compared with the journal and reported (`repairs`).
 
@@ -47,6 +50,7 @@ mod conclude;
 mod fill;
 mod flight;
 mod follow;
+mod foreign;
 mod gate;
 mod in_flight;
 mod nonce_gaps;
