@@ -43,7 +43,7 @@ const BEHIND_SEAMS: &[(&str, &[&str])] = &[
     ("prometheus_client", &["src/observe/metrics/"]),
     ("ratatui", &["src/cli/status/watch.rs", "src/cli/status/tests.rs"]),
     ("crossterm", &["src/cli/status/watch.rs"]),
-    ("rlp", &["src/signer/answer.rs"]),
+    ("rlp", &["src/signer/answer.rs", "src/chain/signature.rs"]),
     ("scrypt", &["src/signer/keystore.rs"]),
     ("aes", &["src/signer/keystore.rs"]),
     ("rpassword", &["src/cli/key.rs"]),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::journal::accounts::{AccountId, Lease, LeaseMark};
-use crate::journal::columns::{Columns, expect_rows, nonce, number, to_i64, unsigned};
+use crate::journal::columns::{Columns, expect_rows, fixed, nonce, number, optional_number, to_i64, unsigned};
 use crate::journal::database::{Database, Mode, Rows, Sent, SqlJournal, Statements, Work, notify, values};
 use crate::journal::error::{JournalError, Result};
 use crate::journal::incidents::{Incident, record_incidents};
@@ -28,6 +28,15 @@ impl Acquired {
     }
 }
 
+/// The nonces of an account, as the journal knows them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AccountStanding {
+    /// Unknown until the lane has asked the chain for the first time.
+    pub next_nonce: Option<Nonce>,
+    /// Unknown transactions below it are another program's, says an operator.
+    pub foreign_below: Nonce,
+}
+
 #[async_trait]
 pub trait Leases: Send + Sync {
     /// Returns the journal's number for this account; makes its row.
@@ -44,6 +53,10 @@ pub trait Leases: Send + Sync {
     async fn renew_lease(&self, lease: &Lease, ttl: Duration) -> Result<()>;
     /// Gives the lease up, so that another instance need not wait.
     async fn release_lease(&self, lease: &Lease) -> Result<()>;
+    /// Returns the account's nonces as the journal knows them.
+    async fn standing(&self, account: AccountId) -> Result<AccountStanding>;
+    /// Returns the next nonces of the other accounts on its chain, of those that have one.
+    async fn other_nonces(&self, account: AccountId) -> Result<Vec<(Address, Nonce)>>;
     /// Records that all nonces below `at_least` are taken on the chain. Returns the next one to use.
     async fn raise_next_nonce(&self, lease: &Lease, at_least: Nonce) -> Result<Nonce>;
 }
@@ -86,6 +99,38 @@ impl<D: Database> Leases for SqlJournal<D> {
                 let release = "UPDATE accounts SET lease_until = 0, lease_owner = NULL WHERE id = $1";
                 write.connection.execute("give a lease up", release, &values![write.account.0]).await?;
                 notify(write.connection, notice.as_deref()).await
+            })
+        })
+        .await
+    }
+
+    async fn standing(&self, account: AccountId) -> Result<AccountStanding> {
+        self.read(account, |connection, account| {
+            Box::pin(async move {
+                let select = "SELECT next_nonce, foreign_below FROM accounts WHERE id = $1";
+                let read = |row: &dyn Columns| {
+                    let next = optional_number(row, "account", "next_nonce")?;
+                    Ok(AccountStanding {
+                        next_nonce: next.and_then(|next| u64::try_from(next).ok()).map(Nonce),
+                        foreign_below: Nonce(unsigned(row, "account", "foreign_below")?),
+                    })
+                };
+                connection.one("read an account", select, &values![account.0], read).await
+            })
+        })
+        .await
+    }
+
+    async fn other_nonces(&self, account: AccountId) -> Result<Vec<(Address, Nonce)>> {
+        self.read(account, |connection, account| {
+            Box::pin(async move {
+                let select = "SELECT address, next_nonce FROM accounts WHERE id <> $1 AND next_nonce IS NOT NULL \
+                              AND chain_id = (SELECT chain_id FROM accounts WHERE id = $1) ORDER BY id";
+                let read = |row: &dyn Columns| {
+                    let address = fixed(row, "account", "address", Address::from_slice)?;
+                    Ok((address, Nonce(unsigned(row, "account", "next_nonce")?)))
+                };
+                connection.rows("read the other accounts", select, &values![account.0], read).await
             })
         })
         .await

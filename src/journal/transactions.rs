@@ -13,12 +13,12 @@ use crate::journal::error::{JournalError, Result};
 use crate::journal::leases::LaneWrite;
 use crate::journal::limits;
 use crate::journal::nonces::{StoredNonce, Which, stored_nonces};
-use crate::journal::recovery::{Recovery, current, writes_of};
+use crate::journal::recovery::{self, ForeignUse, writes_of};
 use crate::journal::requests::{QUEUED_COLUMNS, QueuedRequest, queued_request};
 use crate::journal::signed::{NewTransaction, SIGNED_COLUMNS, signed_transaction};
 use crate::journal::states::Change;
 use crate::model::request::Observation;
-use crate::model::{Address, BodyHash, Fee, Gas, Members, Nonce, RecoveredWrite, SignedTransaction, Wei};
+use crate::model::{Address, BodyHash, Fee, Gas, Members, Nonce, RecoveredWrite, RequestId, SignedTransaction, Wei};
 use crate::policy::limits::{Granted, Limits, Usage};
 
 /// A stored transaction that may still land.
@@ -64,10 +64,17 @@ pub trait Transactions: Send + Sync {
     async fn fillers(&self, account: AccountId, first: Nonce, below: Nonce) -> Result<Vec<(Nonce, SignedTransaction)>>;
     /// Stores self-transfers at nonces that were taken before, and for which no transaction may land or be sent again.
     async fn record_fillers(&self, lease: &Lease, fillers: Vec<(Nonce, SignedTransaction)>) -> Result<()>;
-    /// Returns whether this journal replaces a lost one.
-    async fn recovery(&self) -> Result<Option<Recovery>>;
-    /// Returns for each of these hashes a transaction from the time of the lost journal that has such calldata.
-    async fn recovered_writes(&self, data: Vec<BodyHash>) -> Result<Vec<Option<RecoveredWrite>>>;
+    /// Returns what is known of transactions of the accounts that are not this journal's.
+    async fn foreign_use(&self) -> Result<ForeignUse>;
+    /// Returns the foreign calls whose calldata has one of these hashes.
+    async fn recovered_writes(&self, data: Vec<BodyHash>) -> Result<Vec<RecoveredWrite>>;
+    /// Returns of these requests those that an operator has decided to send back since the recovery began.
+    async fn decided(&self, requests: Vec<RequestId>) -> Result<Vec<RequestId>>;
+    /// Remembers calls of foreign transactions, and that all nonces below `at_least` are taken on the chain. Returns the
+    /// next one to use.
+    async fn record_foreign(&self, lease: &Lease, writes: Vec<RecoveredWrite>, at_least: Nonce) -> Result<Nonce>;
+    /// Records that the journal is behind the chain, which stops all lanes until an operator acts.
+    async fn record_behind(&self, lease: &Lease, detail: String) -> Result<()>;
 }
 
 #[async_trait]
@@ -158,12 +165,30 @@ impl<D: Database> Transactions for SqlJournal<D> {
         .await
     }
 
-    async fn recovery(&self) -> Result<Option<Recovery>> {
-        self.read((), |connection, ()| Box::pin(current(connection))).await
+    async fn foreign_use(&self) -> Result<ForeignUse> {
+        self.snapshot((), |connection, ()| Box::pin(recovery::foreign_use(connection))).await
     }
 
-    async fn recovered_writes(&self, data: Vec<BodyHash>) -> Result<Vec<Option<RecoveredWrite>>> {
+    async fn recovered_writes(&self, data: Vec<BodyHash>) -> Result<Vec<RecoveredWrite>> {
         self.read(data, |connection, data| Box::pin(writes_of(connection, data))).await
+    }
+
+    async fn decided(&self, requests: Vec<RequestId>) -> Result<Vec<RequestId>> {
+        self.read(requests, |connection, requests| Box::pin(recovery::decided(connection, requests))).await
+    }
+
+    async fn record_foreign(&self, lease: &Lease, writes: Vec<RecoveredWrite>, at_least: Nonce) -> Result<Nonce> {
+        self.write_repeatably((lease.clone(), writes, at_least), |connection, (lease, writes, at_least)| {
+            Box::pin(recovery::record_foreign(connection, lease, writes, *at_least))
+        })
+        .await
+    }
+
+    async fn record_behind(&self, lease: &Lease, detail: String) -> Result<()> {
+        self.write_repeatably((lease.clone(), detail), |connection, (lease, detail)| {
+            Box::pin(recovery::record_behind(connection, lease, detail))
+        })
+        .await
     }
 }
 

@@ -10,6 +10,7 @@ use crate::journal::error::{JournalCondition, Result};
 use crate::journal::history::{History, history};
 use crate::journal::letters;
 use crate::journal::overview::{JournalOverview, overview};
+use crate::journal::recovery;
 use crate::journal::states::which;
 use crate::model::{RequestId, Timestamp};
 use crate::observe::metrics::JournalMeter;
@@ -112,8 +113,15 @@ async fn has_old(connection: &dyn Statements, before: Timestamp) -> Result<bool>
     if connection.row(DOING, &select, &values![before.0], |_| Ok(())).await?.is_some() {
         return Ok(true);
     }
-    let select = "SELECT 1 FROM letter_deeds WHERE at < $1 LIMIT 1";
-    Ok(connection.row(DOING, select, &values![before.0], |_| Ok(())).await?.is_some())
+    for select in [
+        "SELECT 1 FROM letter_deeds WHERE at < $1 LIMIT 1",
+        "SELECT 1 FROM recovered_writes WHERE found_at < $1 AND NOT EXISTS (SELECT 1 FROM recovery) LIMIT 1",
+    ] {
+        if connection.row(DOING, select, &values![before.0], |_| Ok(())).await?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 async fn prune(connection: &dyn Statements, before: Timestamp, limit: u32) -> Result<u64> {
@@ -125,6 +133,7 @@ async fn prune(connection: &dyn Statements, before: Timestamp, limit: u32) -> Re
     let seq = |row: &dyn Columns| number(row, "request", "seq");
     let old = connection.rows("find old requests", &select, &values![before.0, limit], seq).await?;
     let deeds = letters::forget(connection, before, limit).await?;
+    let foreign = recovery::forget_writes(connection, before).await?;
     let rows = Rows::of("request bigint", old.iter().map(|seq| values![*seq]));
     for delete in [
         "DELETE FROM batched WHERE request IN (SELECT u.request FROM u)",
@@ -141,5 +150,5 @@ async fn prune(connection: &dyn Statements, before: Timestamp, limit: u32) -> Re
         // As old as what they stood beside; there are few of them ever.
         connection.execute("prune", "DELETE FROM fillers WHERE signed_at < $1", &values![before.0]).await?;
     }
-    Ok(u64::try_from(old.len() + deeds).unwrap_or(u64::MAX))
+    Ok(u64::try_from(old.len() + deeds + foreign).unwrap_or(u64::MAX))
 }

@@ -120,7 +120,7 @@ reasons! {
             "a header that chainwriter reads is of the wrong type, or headers are nested more than 16 deep",
             "producer: send other headers; operator: `dead edit`";
         MaybeWritten = "maybe_written", CheckChain,
-            "a journal was lost, and a transaction from before has the same calldata",
+            "a recovery is on, and a transaction that the journal has no row for has the same calldata",
             "operator: see [A lost journal](../README.md#a-lost-journal)";
         Panic = "panic", AfterChange,
             "reading it met a fault of chainwriter",
@@ -258,7 +258,7 @@ macro_rules! explained {
 }
 
 explained!(
-    /// Why a lane takes on nothing new for now. It resumes by itself.
+    /// Why a lane takes on nothing new for now. All but `journal_is_behind` end by themselves.
     #[derive(Serialize)]
     #[serde(rename_all = "snake_case")]
     PauseReason {
@@ -292,6 +292,12 @@ explained!(
         SignerUnavailable = "signer_unavailable",
             "the signer does not answer",
             "start the signer; `doctor` asks it";
+        NoncesUnknown = "nonces_unknown",
+            "the account's count on the chain is above the journal's next nonce, and no block shows what took the nonces",
+            "name an endpoint that keeps the blocks; or `recover --foreign-below`, see [A lost journal](../README.md#a-lost-journal)";
+        JournalIsBehind = "journal_is_behind",
+            "the account has a transaction that the journal does not know, and it asks for what a request asks for",
+            "stop the workers and run `recover`, see [A lost journal](../README.md#a-lost-journal); it ends by nothing else";
     }
 );
 
@@ -306,7 +312,11 @@ impl PauseReason {
             | Self::WrongChain
             | Self::FinalityUnconfirmed
             | Self::SignerUnavailable => true,
-            Self::InsufficientFunds | Self::NotPermitted | Self::FeeAboveCap => false,
+            Self::InsufficientFunds
+            | Self::NotPermitted
+            | Self::FeeAboveCap
+            | Self::NoncesUnknown
+            | Self::JournalIsBehind => false,
         }
     }
 }

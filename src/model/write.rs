@@ -45,7 +45,7 @@ impl Write {
     }
 }
 
-/// A transaction of ours that is final and did not revert.
+/// A call in a transaction of one of our accounts that the journal has no row for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecoveredWrite {
     pub nonce: Nonce,
@@ -55,6 +55,9 @@ pub struct RecoveredWrite {
     pub block_number: BlockNumber,
     /// The hash of its calldata; where it was a batch, of the calldata that the request would have had alone.
     pub data_hash: BodyHash,
+    /// Whom it calls.
+    pub to: Address,
+    pub value: Wei,
 }
 
 #[cfg(test)]

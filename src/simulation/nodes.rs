@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::chain::{
-    BlockTag, Call, Chain, ChainError, Header, Inclusion, Log, LogQuery, Receipt, Result, Sent, SentInBlock,
+    BlockTag, Call, Chain, ChainError, CountAt, Header, Inclusion, Log, LogQuery, Receipt, Result, Sent, SentInBlock,
     transaction_hash,
 };
 use crate::model::event::FinalTransaction;
@@ -214,6 +214,14 @@ impl Chain for SimNodes {
         self.read(count).await
     }
 
+    async fn counts(&self, account: Address, at: CountAt) -> Vec<(String, Result<Nonce>)> {
+        let count = match at {
+            CountAt::Block(number) => self.transaction_count(account, BlockTag::Number(number)).await,
+            CountAt::Pending => self.read(|world, view| Ok(world.ledger.pending(view, account))).await,
+        };
+        vec![("sim".to_owned(), count)]
+    }
+
     async fn sent_in(&self, account: Address, block: BlockNumber) -> Result<Option<SentInBlock>> {
         let sent = |world: &mut World, view: &View| {
             let found = usize::try_from(block.0).ok().and_then(|height| view.get(height));
@@ -225,9 +233,11 @@ impl Chain for SimNodes {
                     nonce: transaction.nonce,
                     tx_hash,
                     to: Some(Address([0xaa; 20])),
+                    value: Wei(0),
                     data: transaction.data.clone(),
+                    is_signed: true,
                 });
-                SentInBlock { number: block, hash: found.hash, sent: sent.collect() }
+                SentInBlock { number: block, hash: found.hash, sent: sent.collect(), authorised: Vec::new() }
             }))
         };
         self.read(sent).await

@@ -211,6 +211,7 @@ impl Edit<'_> {
             Err(failed) => return Ok(failed),
         };
         let copy = self.after.replayed(&session.guard.replay_note(new.replay, reason));
+        session.guard.decide(Some(&new.id)).await?;
         if let CopyAnswer::Refused(why) = session.publish(copy).await? {
             return Ok(Outcome::stays("failed", format!("not sent: {why}; run the command again")));
         }

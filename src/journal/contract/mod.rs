@@ -607,6 +607,8 @@ macro_rules! journal_contract {
             a_lease_that_nobody_renews_is_taken_whatever_the_clocks_say,
             instances_see_one_another_for_as_long_as_they_show_themselves,
             a_new_journal_knows_what_the_chain_has_of_a_lost_one,
+            a_recovery_of_an_older_copy_reads_what_is_missing_and_keeps_what_is_known,
+            foreign_calls_are_remembered_until_an_operator_says_whose_they_are,
             no_nonce_is_taken_before_the_first_is_known,
             further_attempts_are_stored_at_live_nonces_alone,
             a_lane_writes_for_its_own_requests_alone,

@@ -65,6 +65,8 @@ impl Gate {
 
     pub(super) fn pause(&mut self, reason: PauseReason, detail: String) {
         match &mut self.pause {
+            // Nothing that a node says ends it, so nothing that a node says takes its place.
+            Some(pause) if pause.reason == PauseReason::JournalIsBehind && reason != pause.reason => {}
             Some(pause) if pause.reason == reason => {
                 if Instant::now() >= pause.until {
                     pause.until = Instant::now() + pause.probes.next_wait();
@@ -72,7 +74,11 @@ impl Gate {
                 pause.detail = detail;
             }
             _ => {
-                error!(account = %self.account, pause.reason = %reason, detail, "the lane pauses; it resumes by itself");
+                if reason == PauseReason::JournalIsBehind {
+                    error!(account = %self.account, pause.reason = %reason, detail, "the lane pauses until an operator acts");
+                } else {
+                    error!(account = %self.account, pause.reason = %reason, detail, "the lane pauses; it resumes by itself");
+                }
                 let mut probes = Backoff::between(PROBE.0, PROBE.1);
                 self.pause = Some(Paused { reason, detail, until: Instant::now() + probes.next_wait(), probes });
             }
@@ -108,6 +114,8 @@ impl Gate {
                     | PauseReason::SignerUnavailable
                     | PauseReason::HeadStale
                     | PauseReason::FinalityUnconfirmed
+                    | PauseReason::NoncesUnknown
+                    | PauseReason::JournalIsBehind
             )
         });
     }
@@ -147,6 +155,8 @@ impl Gate {
             | PauseReason::HeadStale
             | PauseReason::WrongChain
             | PauseReason::FinalityUnconfirmed
+            | PauseReason::NoncesUnknown
+            | PauseReason::JournalIsBehind
             | PauseReason::FeeAboveCap => false,
         })
     }
@@ -260,6 +270,8 @@ mod tests {
             (R::InsufficientFunds, false, true),
             (R::NotPermitted, false, true),
             (R::FeeAboveCap, false, false),
+            (R::NoncesUnknown, false, false),
+            (R::JournalIsBehind, false, false),
             (R::SignerUnavailable, false, false),
         ];
         for (reason, by_answer, by_taken) in table {

@@ -11,6 +11,7 @@
 //! | [`view`] | what is known of the chain: head, finality, price, receipts |
 //! | [`gate`] | pauses and the operator's limits: may anything be signed now? |
 //! | [`lapses`] | calls that fail while others are answered |
+//! | [`foreign`] | transactions of the account that the journal does not know |
 //! | [`nonce_gaps`], [`reorged_finals`] | what is repaired |
 //!
 //! The way of one request:
@@ -28,6 +29,8 @@
 //! 5. A ruling goes to settle, which stores it under the lease and acks. Nothing is forgotten before: a term that begins
 //!    anew finds the same nonce live and rules the same.
 //!
+//! Before anything new is signed, the account's count must be explained: `foreign` searches for what took nonces that
+//! the journal does not know, and compares every request with it.
 //! A nonce that another program took is given up when that very transaction is final (`conclude`). A nonce that nothing
 //! holds is filled, and blocks that were final and went away are compared with the journal and reported (`repairs`).
 
@@ -49,6 +52,7 @@ mod conclude;
 mod fill;
 mod flight;
 mod follow;
+mod foreign;
 mod gate;
 mod in_flight;
 mod lapses;

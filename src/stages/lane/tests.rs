@@ -74,7 +74,8 @@ impl Bench {
     fn mine(&self, nonce: u64, tx_hash: TxHash) {
         self.chain.change(|state| {
             state.head += 1;
-            let sent = Sent { nonce: Nonce(nonce), tx_hash, to: Some(fixtures::TARGET), data: bytes::Bytes::new() };
+            let (to, data) = (Some(fixtures::TARGET), bytes::Bytes::new());
+            let sent = Sent { nonce: Nonce(nonce), tx_hash, to, value: Wei(0), data, is_signed: true };
             state.sent.push((state.head, sent));
         });
     }
