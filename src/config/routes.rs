@@ -170,9 +170,8 @@ fn many(section: &mut Section<'_>, call: &Call, abi: Option<&AbiFile>, pays: boo
     let fixed = matches!(gas, GasRule::Fixed(_));
     for (key, is_set) in [("value", pays), ("gas", fixed)] {
         if is_set {
-            let problem = format!(
-                "must be left to the default where there is batch_function: a batch takes no {key} from the route"
-            );
+            let problem =
+                "must be left to the default where there is batch_function: a batch takes none from the route";
             section.fault(key, problem);
         }
     }
