@@ -11,7 +11,7 @@ use crate::config::Settings;
 use crate::model::message::header;
 use crate::model::{BodyHash, Message, Properties, RequestId, Timestamp};
 
-/// Messages without a publisher confirm at once.
+/// Messages that wait for their publisher confirms at once.
 const BATCH: usize = 256;
 
 #[derive(Debug, Args)]

@@ -13,8 +13,8 @@ use crate::journal::{OperatorsJournal, RecoveredAccount, Recovery};
 use crate::model::{Address, BlockNumber, Nonce, Timestamp};
 use crate::policy::finality::{FinalityRule, highest_final};
 
-/// How often it is looked whether all transactions of an account are final.
-const LOOK: Duration = Duration::from_secs(1);
+/// Interval between checks whether all transactions of an account are final.
+const CHECK: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 #[group(id = "what", required = true, multiple = false)]
@@ -156,7 +156,7 @@ async fn all_final(chain: &NodeClient, accounts: &[Address], rule: FinalityRule)
             say(&waits);
             told = waits;
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(CHECK).await;
     }
 }
 

@@ -150,7 +150,7 @@ pub fn load(file: Option<&Path>) -> Result<Settings, Faults> {
 }
 
 #[cfg(test)]
-/// The defaults with these lines of TOML on top, without the environment: for tests and examples.
+/// Loads the defaults with these lines of TOML on top, without the environment: for tests and examples.
 ///
 /// # Errors
 /// [`Faults`] with every fault found.

@@ -32,16 +32,13 @@ pub(super) type Prints = BTreeMap<String, [u8; 32]>;
 /// Returns the fingerprints of all keys in a table; a list counts as one key.
 pub(super) fn prints(values: &Value) -> Prints {
     fn add(prints: &mut Prints, key: &str, value: &Value) {
-        match value {
-            Value::Object(table) => {
-                for (name, value) in table {
-                    let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
-                    add(prints, &key, value);
-                }
-            }
-            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
-                prints.insert(key.to_owned(), Sha256::digest(value.to_string()).into());
-            }
+        let Some(table) = value.as_object() else {
+            prints.insert(key.to_owned(), Sha256::digest(value.to_string()).into());
+            return;
+        };
+        for (name, value) in table {
+            let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+            add(prints, &key, value);
         }
     }
     let mut prints = Prints::new();

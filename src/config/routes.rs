@@ -74,8 +74,8 @@ fn route(name: String, matches: Match, mut section: Section<'_>, folder: &Path) 
     let (calldata, many) = match mode {
         Mode::Data | Mode::Transaction => (Calldata::Body, None),
         Mode::Call => match call(&mut section, folder, pays, &mut errors) {
-            Some((call, file)) => {
-                let many = many(&mut section, &call, file.as_deref().map(|file| (folder, file)), pays, gas);
+            Some((call, abi)) => {
+                let many = many(&mut section, &call, abi.as_ref(), pays, gas);
                 (Calldata::Call(Box::new(call)), many)
             }
             None => (Calldata::Body, None),
@@ -127,8 +127,11 @@ fn gas(section: &mut Section<'_>) -> GasRule {
     })
 }
 
-/// Returns the call, with the name of its ABI file if there is one; nothing where it has a fault, which is noted.
-fn call(section: &mut Section<'_>, folder: &Path, pays: bool, errors: &mut Errors) -> Option<(Call, Option<String>)> {
+/// An ABI file: its name and its text.
+type AbiFile = (String, String);
+
+/// Returns the call, with its ABI file if there is one; nothing where it has a fault, which is noted.
+fn call(section: &mut Section<'_>, folder: &Path, pays: bool, errors: &mut Errors) -> Option<(Call, Option<AbiFile>)> {
     let arguments = match section.take("arguments") {
         None => Some(Vec::new()),
         Some(Value::Array(arguments)) => Some(arguments.into_iter().map(source).collect()),
@@ -137,42 +140,42 @@ fn call(section: &mut Section<'_>, folder: &Path, pays: bool, errors: &mut Error
             None
         }
     };
-    let file = section.text("abi");
     section.allow(&["function", "batch_function"]);
+    let abi = section.text("abi").map(|file| text_of(folder, &file).map(|text| (file, text))).transpose();
     let Some(wanted) = section.text("function") else {
         section.fault("function", "is not set; expected a signature, such as \"transfer(address to, uint256 amount)\"");
         return None;
     };
-    let key = if file.is_some() { "abi" } else { "function" };
-    if let Some(Ok(text)) = file.as_deref().map(|file| text_of(folder, file)) {
-        errors.add_file(&text);
+    let abi = abi.map_err(|problem| section.fault("abi", problem)).ok()?;
+    if let Some((_, text)) = &abi {
+        errors.add_file(text);
     }
-    let named = file.as_deref().map(|file| (folder, file));
-    let function = function(&wanted, named, pays).map_err(|problem| section.fault(key, problem)).ok()?;
+    let key = if abi.is_some() { "abi" } else { "function" };
+    let function = function(&wanted, abi.as_ref(), pays).map_err(|problem| section.fault(key, problem)).ok()?;
     let call = Call::new(function, arguments?).map_err(|problem| section.fault("arguments", problem)).ok()?;
-    Some((call, file))
+    Some((call, abi))
 }
 
-/// Finds a function by its signature, or in an ABI file, which is named as seen from a folder.
-fn function(wanted: &str, file: Option<(&Path, &str)>, pays: bool) -> Result<Function, String> {
-    let Some((folder, file)) = file else {
-        return abi::function(wanted).map_err(|error| format!("{wanted:?} {error}"));
-    };
-    abi::function_in(&text_of(folder, file)?, wanted, pays).map_err(|error| format!("{file} {error}"))
+/// Finds a function by its signature, or in an ABI file.
+fn function(wanted: &str, abi: Option<&AbiFile>, pays: bool) -> Result<Function, String> {
+    match abi {
+        Some((file, text)) => abi::function_in(text, wanted, pays).map_err(|error| format!("{file} {error}")),
+        None => abi::function(wanted).map_err(|error| format!("{wanted:?} {error}")),
+    }
 }
 
 /// Returns the function of a batch; nothing where there is none, or where it has a fault, which is noted.
-fn many(section: &mut Section<'_>, call: &Call, file: Option<(&Path, &str)>, pays: bool, gas: GasRule) -> Option<Many> {
+fn many(section: &mut Section<'_>, call: &Call, abi: Option<&AbiFile>, pays: bool, gas: GasRule) -> Option<Many> {
     let wanted = section.text("batch_function")?;
     let fixed = matches!(gas, GasRule::Fixed(_));
     for (key, is_set) in [("value", pays), ("gas", fixed)] {
         if is_set {
             let problem =
-                format!("must be left to the default where there is batch_function: {key} of many is not told");
+                "must be left to the default where there is batch_function: a batch takes none from the route";
             section.fault(key, problem);
         }
     }
-    let found = function(&wanted, file, false);
+    let found = function(&wanted, abi, false);
     let many = found
         .and_then(|function| Many::new(call.function(), &function).map_err(|problem| format!("{wanted:?} {problem}")));
     many.map_err(|problem| section.fault("batch_function", problem)).ok()
@@ -214,7 +217,7 @@ fn source(value: Value) -> Source {
     }
 }
 
-/// `json:/pointer`, or, for bytes that are written so, `base64:/pointer`.
+/// Reads `json:/pointer`, or, for bytes that are written so, `base64:/pointer`.
 fn pointer(text: &str) -> Option<Pointer> {
     let (encoding, place) = match text.split_once(':')? {
         ("json", place) => (Encoding::Hex, place),

@@ -10,7 +10,7 @@ use crate::config::secrets::{credential, line_of, private_file};
 use crate::model::Address;
 use crate::signer::{LocalSigner, RemoteSettings, RemoteTls, Signer, keystore};
 
-/// For an answer of a server.
+/// Time for an answer of a server.
 const DEFAULT_TIMEOUT: &str = "10s";
 /// Keys that say where the private key is: one of them is set.
 const WAYS: [&str; 5] = ["key_file", "keystore", "key", "url", "url_file"];

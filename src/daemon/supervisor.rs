@@ -14,12 +14,12 @@ use tracing::{error, info, warn};
 
 use crate::model::Heartbeat;
 
-/// After a second signal.
+/// Time that is left after a second signal.
 const HURRIED_DEADLINE: Duration = Duration::from_secs(2);
 /// How often the status line is renewed.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 
-/// All tasks of the process.
+/// Holds all tasks of the process.
 #[derive(Debug, Default)]
 pub struct Tasks {
     running: JoinSet<(&'static str, anyhow::Result<()>)>,

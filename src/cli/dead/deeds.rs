@@ -85,7 +85,7 @@ pub(super) async fn act(
     Ok(tally)
 }
 
-/// What is left of a plan, and what was done.
+/// The rest of a plan, and what was done.
 struct Work<'p> {
     /// By key, which letters with the same content share.
     open: HashMap<&'p str, Vec<&'p Letter>>,

@@ -123,7 +123,7 @@ fn pair(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), value.to_owned()))
 }
 
-/// How a command that changes something behaves.
+/// Options of the commands that change something.
 #[derive(Debug, Args)]
 struct ChangeOptions {
     /// Show what would be done, and do nothing.

@@ -15,7 +15,7 @@ use crate::cli::status::overview::{Observer, Overview};
 use crate::cli::status::sheet::{Section, Tone, sheet};
 use crate::config::Settings;
 
-/// Between two overviews.
+/// Interval between two overviews.
 const REFRESH: Duration = Duration::from_secs(1);
 /// Below this many columns sections stand under one another.
 const WIDE: u16 = 78;

@@ -24,11 +24,11 @@ use crate::observe::metrics;
 
 /// Connections at once; more wait to be accepted.
 const CONNECTIONS: usize = 32;
-/// For the request to come.
+/// Time for the request to come.
 const READ_LIMIT: Duration = Duration::from_secs(5);
-/// For a whole connection, which serves one request.
+/// Time for a whole connection, which serves one request.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(15);
-/// A request's first line and headers.
+/// Bytes of a request's first line and headers.
 const REQUEST_BYTES: usize = 16 << 10;
 /// How often an address is tried that is taken, and the pause after a connection that cannot be accepted.
 const BIND_AGAIN: Duration = Duration::from_secs(10);
