@@ -136,10 +136,7 @@ impl Broker {
         while tokio::time::Instant::now() < until && !close.is_cancelled() {
             self.beat.beat();
             let step = (tokio::time::Instant::now() + BEAT).min(until);
-            tokio::select! {
-                () = tokio::time::sleep_until(step) => {}
-                () = close.cancelled() => {}
-            }
+            let _ = tokio::time::timeout_at(step, close.cancelled()).await;
         }
     }
 
@@ -282,21 +279,19 @@ impl Broker {
                     "the broker takes no messages now; retries, dead letters and events wait"
                 );
                 self.state.send_replace(BrokerState::Blocked(reason));
-                Ok(())
             }
             Some(Event::ConnectionUnblocked) => {
                 info!("the broker takes messages again");
                 self.state.send_replace(BrokerState::Consuming);
-                Ok(())
             }
             Some(Event::Error(error)) if connections.iter().all(|connected| connected.is_up()) => {
                 debug!(broker.error = broker_detail(&error), "a channel failed");
-                Ok(())
             }
-            Some(Event::Error(error)) => Err(consuming.failed("keep the connection", broker_detail(&error))),
-            Some(_) => Ok(()),
-            None => Err(consuming.failed("keep the connection", "it was closed".to_owned())),
+            Some(Event::Error(error)) => return Err(consuming.failed("keep the connection", broker_detail(&error))),
+            Some(_) => {}
+            None => return Err(consuming.failed("keep the connection", "it was closed".to_owned())),
         }
+        Ok(())
     }
 
     fn publish_state(&self, now: BrokerState) {

@@ -205,18 +205,9 @@ pub async fn record_refused(connection: &dyn Statements, messages: &[RefusedMess
     let mut seen = BTreeSet::new();
     let first = messages.iter().filter(|refused| seen.insert(&refused.id));
     let rows = first.map(|RefusedMessage { id, account, body_hash, generation, cause, .. }| {
-        let (replay, retry) = (generation.replay, generation.retry);
-        let hash = body_hash.as_bytes();
-        values![
-            id.as_str(),
-            account.0,
-            replay,
-            retry,
-            hash,
-            cause.class().as_str(),
-            cause.reason.as_str(),
-            &*cause.detail
-        ]
+        let Generation { replay, retry } = *generation;
+        let (class, reason) = (cause.class().as_str(), cause.reason.as_str());
+        values![id.as_str(), account.0, replay, retry, body_hash.as_bytes(), class, reason, &*cause.detail]
     });
     let values = values![Timestamp::now().0];
     connection.execute_each("store refused messages", &insert, &values, &Rows::of(columns, rows)).await?;
