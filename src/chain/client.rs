@@ -219,13 +219,14 @@ impl Chain for NodeClient {
         self.along(|endpoint| Box::pin(endpoint.market(head))).await
     }
 
-    async fn estimate(&self, calls: &[Traced<Call>]) -> Result<Vec<Result<Gas>>> {
-        let calls = calls.iter().map(|Traced { item, span }| MethodCall {
+    async fn estimate(&self, calls: &[Traced<Call>]) -> Vec<Result<Gas>> {
+        let methods = calls.iter().map(|Traced { item, span }| MethodCall {
             method: "eth_estimateGas",
             params: vec![call_object(item), json!("latest")],
             span: span.clone(),
         });
-        self.ask_many(&calls.collect::<Vec<_>>(), |endpoint, answers| {
+        let methods: Vec<_> = methods.collect();
+        let estimated = self.ask_many(&methods, |endpoint, answers| {
             let read = |answer: Result<Value>| match answer {
                 Ok(value) => match answers::small_quantity(&value) {
                     Some(gas) => Ok(Ok(Gas(gas))),
@@ -234,8 +235,8 @@ impl Chain for NodeClient {
                 Err(error) => Ok(Err(error)),
             };
             answers.into_iter().map(read).collect()
-        })
-        .await
+        });
+        estimated.await.unwrap_or_else(|error| calls.iter().map(|_| Err(error.clone())).collect())
     }
 
     async fn call(&self, call: &Call, block: BlockNumber) -> Result<Bytes> {

@@ -29,6 +29,7 @@
 //! | `follow/tracker` | new and orphaned blocks, which of our transactions they hold, what is final |
 //! | `follow/receipt_reader` | the receipts of final blocks |
 //! | `follow/broadcaster` | the answers to what it sends, round by round |
+//! | `follow/estimator` | the estimates of single calls, beside the lane |
 //! | `follow/nonce_taker` | the foreign transaction that took a nonce |
 //! | `follow/record_search` | who wrote a record, from a contract's log |
 //! | `follow/history` | all that an account wrote, where its journal was lost |
@@ -259,9 +260,8 @@ pub trait Chain: Send + Sync {
 
     async fn market(&self, head: &Header) -> Result<Market>;
 
-    /// Estimates the gas of each call at the newest block. A call that fails has its own error; after the outer error none was
-    /// estimated.
-    async fn estimate(&self, calls: &[Traced<Call>]) -> Result<Vec<Result<Gas>>>;
+    /// Estimates the gas of each call at the newest block. A call that fails, or that no endpoint answers, has its own error.
+    async fn estimate(&self, calls: &[Traced<Call>]) -> Vec<Result<Gas>>;
 
     /// Runs a call on the state after this block. The error of a reverted call holds its revert data.
     async fn call(&self, call: &Call, block: BlockNumber) -> Result<Bytes>;

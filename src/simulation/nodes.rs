@@ -229,7 +229,7 @@ impl Chain for SimNodes {
         self.read(ask).await
     }
 
-    async fn estimate(&self, calls: &[Traced<Call>]) -> Result<Vec<Result<Gas>>> {
+    async fn estimate(&self, calls: &[Traced<Call>]) -> Vec<Result<Gas>> {
         let estimate = |world: &mut World, view: &View| {
             let now = world.now_ms();
             let estimate = |Traced { item: call, .. }: &Traced<Call>| {
@@ -246,9 +246,9 @@ impl Chain for SimNodes {
                     Err(refusal("execution reverted".to_owned()))
                 }
             };
-            Ok(calls.iter().map(estimate).collect())
+            Ok(calls.iter().map(estimate).collect::<Vec<_>>())
         };
-        self.read(estimate).await
+        self.read(estimate).await.unwrap_or_else(|error| calls.iter().map(|_| Err(error.clone())).collect())
     }
 
     /// What is run here again has reverted.

@@ -2,16 +2,20 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::chain::follow::receipt_reader::{BlockRead, ReceiptReader};
 use crate::chain::follow::tracker::{Sighting, Standing, Tracker};
 use crate::chain::{BlockTag, Chain, ChainError, Header, Inclusion};
-use crate::model::{Address, BlockHash, BlockNumber, Nonce, TxHash};
+use crate::model::{Address, BlockHash, BlockNumber, Nonce, TxHash, Wei};
 use crate::policy::fee::Market;
 
 /// Blocks below the head within which a fork may be.
 const NEAR: u64 = 256;
+/// For how long the answer to a question for the balance is waited for.
+const BALANCE_TIMEOUT: Duration = Duration::from_secs(2);
+/// For so long a balance that could not be read stays unknown.
+const BALANCE_REST: Duration = Duration::from_secs(10);
 
 pub(super) struct View {
     tracker: Tracker,
@@ -22,11 +26,24 @@ pub(super) struct View {
     /// The highest final block of the chain that was seen last. Another chain may be seen next, so it is never kept beyond.
     final_up_to: Option<BlockNumber>,
     market: Option<Market>,
+    /// What the account has, and when that was read; nothing where no node says.
+    balance: Option<(Wei, Instant)>,
+    /// A balance that could not be read is asked for again then.
+    balance_rests_until: Option<Instant>,
 }
 
 impl View {
     pub(super) fn new(tracker: Tracker, receipts: ReceiptReader) -> Self {
-        Self { tracker, receipts, head: None, head_since: Instant::now(), final_up_to: None, market: None }
+        Self {
+            tracker,
+            receipts,
+            head: None,
+            head_since: Instant::now(),
+            final_up_to: None,
+            market: None,
+            balance: None,
+            balance_rests_until: None,
+        }
     }
 
     pub(super) fn head(&self) -> Option<&Header> {
@@ -50,16 +67,40 @@ impl View {
         self.tracker.step(ours).await
     }
 
-    /// Asks what belongs to a new head: the price of gas, and how many transactions the account has in the chain.
+    /// Returns what the account has, as far as is known.
+    pub(super) fn balance(&self) -> Option<Wei> {
+        self.balance.map(|(balance, _)| balance)
+    }
+
+    /// Reads what the account has, unless that was read at this time or later. Nothing waits long for it.
+    pub(super) async fn read_balance_since(&mut self, time: Instant, chain: &dyn Chain, account: Address) {
+        let rests = self.balance_rests_until.is_some_and(|until| Instant::now() < until);
+        if !rests && self.balance.is_none_or(|(_, read_at)| read_at < time) {
+            self.record_balance(balance(chain, account).await);
+        }
+    }
+
+    fn record_balance(&mut self, balance: Option<Wei>) {
+        let now = Instant::now();
+        self.balance = balance.map(|balance| (balance, now));
+        self.balance_rests_until = balance.is_none().then(|| now + BALANCE_REST);
+    }
+
+    /// Asks what belongs to a new head: the price of gas, and how many transactions the account has in the chain; beside them
+    /// what it has to pay with, which may stay unknown.
     pub(super) async fn read_head(
         &mut self,
         chain: &dyn Chain,
         account: Address,
         head: &Header,
     ) -> Result<(Market, Nonce), ChainError> {
-        let market = chain.market(head).await?;
-        let count = chain.transaction_count(account, BlockTag::Latest).await?;
-        Ok((market, count))
+        let asked = async {
+            let market = chain.market(head).await?;
+            let count = chain.transaction_count(account, BlockTag::Latest).await?;
+            Ok((market, count))
+        };
+        let (asked, ()) = tokio::join!(asked, self.read_balance_since(Instant::now(), chain, account));
+        asked
     }
 
     pub(super) fn set_market(&mut self, market: Market) {
@@ -124,4 +165,8 @@ impl View {
     pub(super) fn forget_failed_receipts(&mut self) {
         self.receipts.forget_failure();
     }
+}
+
+async fn balance(chain: &dyn Chain, account: Address) -> Option<Wei> {
+    timeout(BALANCE_TIMEOUT, chain.balance(account)).await.ok()?.ok()
 }
