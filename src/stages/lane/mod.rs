@@ -69,6 +69,8 @@ mod view;
 #[cfg(test)]
 mod fixtures;
 #[cfg(test)]
+mod held_tests;
+#[cfg(test)]
 mod tests;
 
 pub use settings::{LaneJournal, LaneRules, LaneSettings, LaneSignals, LaneState, OutagePolicy, Tuning};

@@ -102,7 +102,7 @@ impl Term<'_> {
             }
         }
         let unanswered = std::mem::take(&mut round.unanswered);
-        if !is_well && unanswered.iter().any(|(_, silence)| silence.is_of_call()) {
+        if !is_well && !unanswered.is_empty() {
             let (chain, errors) = (self.context.chain.as_ref(), &self.context.settings.errors);
             is_well = answers_estimates(chain, self.account(), errors).await;
         }
