@@ -72,8 +72,7 @@ fn highest_cost(transaction: &InFlight) -> Wei {
 }
 
 impl Term<'_> {
-    /// Returns the account's funds; `None` where its balance or the price is not known. A node's "insufficient funds" for
-    /// one transaction is about the account only where they are exhausted, or not known.
+    /// Returns the account's funds; `None` where its balance or the price is not known.
     pub(super) fn funds(&self) -> Option<Funds> {
         let fee = self.tuning().fees.quote(&self.view.market()?).ok()?;
         let committed = self.flight.not_included().map(highest_cost).fold(Wei(0), Wei::plus);
@@ -87,17 +86,32 @@ impl Term<'_> {
         self.funds()
     }
 
-    /// Ends a pause for lack of funds, and a wait for them, once the account can pay.
+    /// Ends a pause for lack of funds, and a wait for them, once the account can pay. Judges what nodes said meanwhile of
+    /// signed transactions that it cannot pay.
     pub(super) async fn recheck_funds(&mut self) {
+        let unpaid = std::mem::take(&mut self.unpaid);
         let is_paused = self.gate.paused().is_some_and(|pause| pause.reason == PauseReason::InsufficientFunds);
-        if !is_paused && self.gate.awaits_funds().is_none() {
+        if !is_paused && self.gate.awaits_funds().is_none() && unpaid.is_empty() {
             return;
         }
         // Some chains make no block while nothing is sent, and the balance grows all the same.
-        let funds = self.funds_since(Instant::now()).await;
+        let funds = self.funds_since(Instant::now()).await.filter(|funds| !funds.are_exhausted());
         self.gate.recheck_funds();
-        if funds.is_some_and(|funds| !funds.are_exhausted()) {
+        if funds.is_some() {
             self.gate.resume_if(|reason| reason == PauseReason::InsufficientFunds);
+        } else if let Some(text) = unpaid.values().next() {
+            self.gate.pause(PauseReason::InsufficientFunds, text.clone());
+        }
+        for (nonce, text) in unpaid {
+            let Some(transaction) = self.flight.get_mut(nonce) else { continue };
+            let cost = highest_cost(transaction);
+            match funds {
+                None => transaction.forgive_unpaid(),
+                // What is in blocks soon may leave enough.
+                Some(funds) if cost <= funds.balance && funds.committed > funds.balance => {}
+                // It costs more than the account has, or more than its gas and value by rules of the chain's own.
+                Some(_) => transaction.record_unpaid(&text, Instant::now()),
+            }
         }
     }
 

@@ -208,7 +208,6 @@ impl Gate {
 /// Returns the pause that a node's answer to a broadcast asks for.
 pub(super) fn pause_reason(meaning: SendMeaning) -> Option<PauseReason> {
     match meaning {
-        SendMeaning::InsufficientFunds => Some(PauseReason::InsufficientFunds),
         SendMeaning::NotPermitted => Some(PauseReason::NotPermitted),
         SendMeaning::Syncing => Some(PauseReason::NodeSyncing),
         SendMeaning::WrongChain => Some(PauseReason::WrongChain),
@@ -216,6 +215,7 @@ pub(super) fn pause_reason(meaning: SendMeaning) -> Option<PauseReason> {
         SendMeaning::AlreadyKnown
         | SendMeaning::NonceTooLow
         | SendMeaning::NonceTooHigh
+        | SendMeaning::InsufficientFunds
         | SendMeaning::PoolFull
         | SendMeaning::Underpriced
         | SendMeaning::ReplacementUnderpriced

@@ -1,6 +1,7 @@
 //! A term: the time for which a lane owns its account under one lease. It decides; its parts compute. What a term knows is
 //! dropped with it, and the next one, here or at another instance, begins from the journal and the chain.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -90,6 +91,8 @@ pub(super) struct Term<'l> {
     pub(super) gaps: GapFiller,
     pub(super) reorged: ReorgedFinals,
     pub(super) nonce_takers: NonceTakers,
+    /// Signed transactions that the account cannot pay, by a node's text since the last poll.
+    pub(super) unpaid: BTreeMap<Nonce, String>,
     pub(super) next_nonce: Option<Nonce>,
     /// The journal takes the place of a lost one.
     pub(super) is_recovering: bool,
@@ -115,6 +118,7 @@ impl<'l> Term<'l> {
             gaps: GapFiller::new(context.signals.state.borrow().nonces_mended),
             reorged: ReorgedFinals::default(),
             nonce_takers: NonceTakers::default(),
+            unpaid: BTreeMap::new(),
             next_nonce: None,
             is_recovering: false,
         }
