@@ -1,6 +1,5 @@
 //! `chainwriter recover`
 
-use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -28,19 +27,19 @@ pub(super) struct Arguments {
     end: bool,
 }
 
-pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<u8> {
     let address = &settings.journal.address;
     let Some(from_block) = arguments.from_block else {
         let journal = address.open_existing().await?;
         let ended = journal.end_recovery().await?;
         journal.close().await;
         say(if ended { "the recovery has ended" } else { "no recovery is on" });
-        return Ok(if ended { ExitCode::SUCCESS } else { ExitCode::from(exit::NOT_FOUND) });
+        return Ok(if ended { exit::OK } else { exit::NOT_FOUND });
     };
     let journal = address.open().await?;
     let done = recover(journal.as_ref(), &settings, BlockNumber(from_block)).await;
     journal.close().await;
-    done.map(|()| ExitCode::SUCCESS)
+    done.map(|()| exit::OK)
 }
 
 async fn recover(journal: &dyn OperatorsJournal, settings: &Settings, from: BlockNumber) -> anyhow::Result<()> {

@@ -1,6 +1,6 @@
-//! What a configuration that has changed means for a daemon that runs: which keys it takes over, which need a restart.
+//! Compares a configuration that has changed with the running one: which keys are taken over, which need a restart.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -65,7 +65,7 @@ impl Settings {
     /// # Errors
     /// [`Faults`] when what is taken over does not fit what stays until a restart.
     pub fn reloaded(&self, new: Settings) -> Result<Reloaded, Faults> {
-        let keys: std::collections::BTreeSet<_> = self.prints.keys().chain(new.prints.keys()).cloned().collect();
+        let keys: BTreeSet<_> = self.prints.keys().chain(new.prints.keys()).cloned().collect();
         let changed = keys.into_iter().filter(|key| self.prints.get(key) != new.prints.get(key));
         let (taken_over, need_restart): (Vec<_>, Vec<_>) = changed.partition(|key| AT_RUN_TIME.contains(&key.as_str()));
         let mut settings = self.clone();
@@ -81,18 +81,12 @@ impl Settings {
                 None => settings.prints.remove(key),
             };
         }
-        match settings.contradictions() {
-            none if none.is_empty() => Ok(Reloaded { settings, taken_over, need_restart }),
-            found => {
-                let until = "other keys in the file need a restart first";
-                Err(Faults(
-                    found
-                        .into_iter()
-                        .map(|(key, problem)| format!("- {key}: {problem}, or restart: {until}"))
-                        .collect(),
-                ))
-            }
+        let found = settings.contradictions();
+        if found.is_empty() {
+            return Ok(Reloaded { settings, taken_over, need_restart });
         }
+        let restart = "or restart: other keys in the file need a restart first";
+        Err(Faults(found.into_iter().map(|(key, problem)| format!("- {key}: {problem}, {restart}")).collect()))
     }
 }
 

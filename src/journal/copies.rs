@@ -1,4 +1,4 @@
-//! What goes to the broker instead of a request's own delivery: copies that need a publisher confirm, parked copies, and
+//! Messages that go to the broker instead of a request's own delivery: copies that need a publisher confirm, parked copies, and
 //! messages that were no requests.
 
 use std::borrow::Cow;
@@ -17,12 +17,9 @@ use crate::model::{
     BodyHash, Cause, Event, FailureClass, Generation, Message, Reason, RequestId, RequestState, Timestamp, TxHash,
 };
 
-/// The destination of a failed request's copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CopyKind {
-    /// To a wait queue.
     Retry,
-    /// To the dead-letter exchange.
     DeadLetter,
 }
 
@@ -52,13 +49,11 @@ pub struct UnconfirmedCopy {
     pub generation: Generation,
     pub cause: Cause,
     pub first_failed_at: Timestamp,
-    /// The message to copy.
     pub message: Message,
     /// Every hash ever signed for the request, oldest first.
     pub tx_hashes: Vec<TxHash>,
 }
 
-/// A copy that has its publisher confirm.
 #[derive(Debug, Clone)]
 pub struct ConfirmedCopy {
     pub request: RequestSeq,
@@ -176,11 +171,9 @@ pub async fn confirm(connection: &dyn Statements, copies: &[ConfirmedCopy]) -> R
     release(connection, &ordered).await?;
     let mut events = Vec::with_capacity(copies.len());
     for copy in copies {
-        let account = accounts.get(&copy.request).ok_or_else(|| JournalError::Inconsistent {
-            doing: DOING,
-            detail: format!("there is no request with the number {}", copy.request.0),
-        })?;
-        events.push((*account, &copy.event));
+        let missing =
+            || JournalError::inconsistent(DOING, format!("there is no request with the number {}", copy.request.0));
+        events.push((*accounts.get(&copy.request).ok_or_else(missing)?, &copy.event));
     }
     insert_events(connection, events).await
 }

@@ -20,7 +20,7 @@ const HALF_ORDER: [u8; 32] = [
 ];
 
 struct Signature {
-    /// Whether the curve point's y is odd.
+    /// 1 if the curve point's y is odd.
     parity: u8,
     r: Vec<u8>,
     s: Vec<u8>,

@@ -171,6 +171,10 @@ fn receipt(view: &View, hash: TxHash) -> Option<Receipt> {
 
 #[async_trait]
 impl Chain for SimNodes {
+    async fn check_chain(&self) -> Result<()> {
+        self.read(|_, _| Ok(())).await
+    }
+
     async fn header(&self, block: BlockTag) -> Result<Option<Header>> {
         let found = |world: &mut World, view: &View| {
             let height = usize::try_from(height_of(world, view, block)).unwrap_or(usize::MAX);
@@ -187,8 +191,16 @@ impl Chain for SimNodes {
         self.read(found).await
     }
 
-    async fn receipts(&self, hashes: &[TxHash]) -> Result<Vec<Option<Receipt>>> {
-        self.read(|_, view| Ok(hashes.iter().map(|hash| receipt(view, *hash)).collect())).await
+    async fn confirm(&self, _: BlockNumber, _: BlockHash, _: &[Receipt]) -> Result<()> {
+        Ok(())
+    }
+
+    async fn receipts(&self, hashes: &[TxHash]) -> Vec<Result<Option<Receipt>>> {
+        let found = self.read(|_, view| Ok(hashes.iter().map(|hash| receipt(view, *hash)).collect::<Vec<_>>())).await;
+        match found {
+            Ok(found) => found.into_iter().map(Ok).collect(),
+            Err(error) => hashes.iter().map(|_| Err(error.clone())).collect(),
+        }
     }
 
     async fn transaction_count(&self, account: Address, tag: BlockTag) -> Result<Nonce> {
@@ -264,7 +276,10 @@ impl Chain for SimNodes {
             };
             Ok(calls.iter().map(estimate).collect::<Vec<_>>())
         };
-        self.read(estimate).await.unwrap_or_else(|error| calls.iter().map(|_| Err(error.clone())).collect())
+        match self.read(estimate).await {
+            Ok(estimates) => estimates,
+            Err(error) => calls.iter().map(|_| Err(error.clone())).collect(),
+        }
     }
 
     /// What is run here again has reverted.

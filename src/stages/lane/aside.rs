@@ -14,6 +14,7 @@ use crate::model::{Cause, GasRule, Members, PauseReason, Reason};
 use crate::observe::traces::Traced;
 use crate::policy::retry_schedule::Backoff;
 use crate::stages::lane::conclude;
+use crate::stages::lane::lapses::Part;
 use crate::stages::lane::payload::Payload;
 use crate::stages::lane::settings::{Held, OutagePolicy};
 use crate::stages::lane::simulate::{Simulated, Unpaid, silence_of};
@@ -149,6 +150,10 @@ impl Aside {
         self.waiting.len()
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
     pub(super) fn is_full(&self) -> bool {
         self.waiting.len() >= FULL
     }
@@ -201,6 +206,9 @@ impl Term<'_> {
 
     /// Applies the outcome of a try: what runs becomes ready, what fails is ruled on, what has no answer waits on.
     pub(super) async fn handle_estimated(&mut self, Estimated { key, estimate, is_answering }: Estimated) {
+        if is_answering {
+            self.lapses.end(Part::Estimates);
+        }
         // It may have been cancelled meanwhile.
         let Some(waiting) = self.queue.aside_mut().take(RequestSeq(key)) else { return };
         let request = &waiting.request;
@@ -245,6 +253,7 @@ impl Term<'_> {
     async fn keep_waiting(&mut self, waiting: Waiting, silence: Silence, is_answering: bool) {
         let seq = waiting.request.seq;
         if !is_answering {
+            self.lapses.begin_for(Part::Estimates, silence.reason, silence.detail.clone());
             self.gate.pause(silence.reason, silence.detail.clone());
             if self.tuning().outage == OutagePolicy::Retry {
                 let (reason, detail) = (silence.reason, &silence.detail);

@@ -16,6 +16,7 @@ use crate::policy::gas;
 use crate::policy::limits::{Granted, Share, Usage};
 use crate::stages::lane::conclude;
 use crate::stages::lane::in_flight::InFlight;
+use crate::stages::lane::lapses::Part;
 use crate::stages::lane::payload::{Fetched, Payload};
 use crate::stages::lane::settings::OutagePolicy;
 use crate::stages::lane::term::Term;
@@ -72,6 +73,13 @@ impl Term<'_> {
             return Ok(());
         }
         let outage = self.simulate_fetched().await;
+        match &outage {
+            None => _ = self.lapses.end(Part::Estimates),
+            Some((reason, detail)) if reason.is_outage() => {
+                self.lapses.begin_for(Part::Estimates, *reason, detail.clone());
+            }
+            Some(_) => {}
+        }
         // What was answered goes on.
         self.sign_ready(usage.as_ref(), outage.is_some()).await?;
         if let Some((reason, detail)) = outage {

@@ -98,6 +98,7 @@ impl Gate {
                     | PauseReason::RateLimited
                     | PauseReason::NodeSyncing
                     | PauseReason::WrongChain
+                    | PauseReason::FinalityUnconfirmed
             )
         });
     }
@@ -105,8 +106,21 @@ impl Gate {
     /// Ends a pause that a node disproves by taking a transaction.
     pub(super) fn resume_after_taken(&mut self) {
         self.resume_if(|reason| {
-            !matches!(reason, PauseReason::FeeAboveCap | PauseReason::SignerUnavailable | PauseReason::HeadStale)
+            !matches!(
+                reason,
+                PauseReason::FeeAboveCap
+                    | PauseReason::SignerUnavailable
+                    | PauseReason::HeadStale
+                    | PauseReason::FinalityUnconfirmed
+            )
         });
+    }
+
+    /// Lets what the pause is for be tried at once: the node answers again.
+    pub(super) fn probe_now(&mut self) {
+        if let Some(pause) = &mut self.pause {
+            pause.until = Instant::now();
+        }
     }
 
     pub(super) fn is_head_stale(&self) -> bool {
@@ -136,6 +150,7 @@ impl Gate {
             | PauseReason::NodeSyncing
             | PauseReason::HeadStale
             | PauseReason::WrongChain
+            | PauseReason::FinalityUnconfirmed
             | PauseReason::FeeAboveCap => false,
         })
     }
@@ -260,6 +275,7 @@ mod tests {
             (R::RateLimited, true, true),
             (R::NodeSyncing, true, true),
             (R::WrongChain, true, true),
+            (R::FinalityUnconfirmed, true, false),
             (R::HeadStale, false, false),
             (R::InsufficientFunds, false, true),
             (R::NotPermitted, false, true),

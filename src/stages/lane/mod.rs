@@ -10,6 +10,7 @@
 //! | [`flight`] | live transactions, the window, the broadcaster; [`in_flight`] is one of them |
 //! | [`view`] | what is known of the chain: head, finality, price, receipts |
 //! | [`gate`] | pauses, the operator's limits, the account's funds (`funds`): may anything be signed now? |
+//! | [`lapses`] | calls that fail while others are answered |
 //! | [`nonce_gaps`], [`reorged_finals`] | what is repaired |
 //!
 //! The way of one request:
@@ -23,7 +24,8 @@
 //!    send again, whether to offer more, whether to pause. At each poll `resend_and_replace` acts on that. A replacement is
 //!    journalled before it is broadcast, too.
 //! 4. `follow` polls the chain: which blocks are new, which went away, which of ours they hold, what is final. Once a block
-//!    is final its receipts are asked for; they come to `handle_receipts` (`conclude`), which rules.
+//!    is final its receipts are asked for; they come to `handle_receipts` (`conclude`), which rules. What a poll has found is
+//!    noted before anything else is asked; a call that fails is made again at the next poll, and holds up no other.
 //! 5. A ruling goes to settle, which stores it under the lease and acks. Nothing is forgotten before: a term that begins
 //!    anew finds the same nonce live and rules the same.
 //!
@@ -52,6 +54,7 @@ mod funds;
 mod follow;
 mod gate;
 mod in_flight;
+mod lapses;
 mod nonce_gaps;
 mod payload;
 mod queue;

@@ -164,11 +164,10 @@ impl Term<'_> {
             self.set_aside(draft.members, silence);
         } else {
             draft.members.first.unanswered += 1;
-            let is_passed_over = draft.members.first.unanswered >= ROUNDS_PASSED_OVER;
-            round.outage.get_or_insert((silence.reason, silence.detail.clone()));
-            if is_passed_over {
+            if draft.members.first.unanswered >= ROUNDS_PASSED_OVER {
                 self.set_aside(draft.members, silence);
             } else {
+                round.outage.get_or_insert((silence.reason, silence.detail));
                 round.drafts.push(draft);
             }
         }

@@ -22,6 +22,7 @@ use crate::observe::traces::Traced;
 use crate::stages::lane::flight::Flight;
 use crate::stages::lane::gate::Gate;
 use crate::stages::lane::in_flight::InFlight;
+use crate::stages::lane::lapses::Lapses;
 use crate::stages::lane::nonce_gaps::GapFiller;
 use crate::stages::lane::queue::Queue;
 use crate::stages::lane::reorged_finals::ReorgedFinals;
@@ -88,6 +89,7 @@ pub(super) struct Term<'l> {
     pub(super) gate: Gate,
     /// Tries what is aside.
     pub(super) estimator: Estimator,
+    pub(super) lapses: Lapses,
     pub(super) gaps: GapFiller,
     pub(super) reorged: ReorgedFinals,
     pub(super) nonce_takers: NonceTakers,
@@ -115,6 +117,7 @@ impl<'l> Term<'l> {
             view: View::new(tracker, receipt_reader),
             gate: Gate::new(context.signer.address()),
             estimator,
+            lapses: Lapses::new(context.signer.address()),
             gaps: GapFiller::new(context.signals.state.borrow().nonces_mended),
             reorged: ReorgedFinals::default(),
             nonce_takers: NonceTakers::default(),

@@ -16,6 +16,7 @@ use crate::stages::lane::RESEND_UNKNOWN;
 use crate::stages::lane::flight::Heard;
 use crate::stages::lane::gate::pause_reason;
 use crate::stages::lane::in_flight::{InFlight, PoolStatus};
+use crate::stages::lane::lapses::Part;
 use crate::stages::lane::term::Term;
 
 /// A signed transaction must have been passed over by this many blocks before it is replaced for its age.
@@ -43,9 +44,18 @@ impl Term<'_> {
             let nonce = answer.nonce;
             match self.flight.record_answer(answer, next, self.view.market(), errors) {
                 // Whether that is about the account or about this one shows the balance, at the next poll.
-                Some(Heard::Meaning(SendMeaning::InsufficientFunds, text)) => _ = self.unpaid.insert(nonce, text),
-                Some(Heard::Failure(error)) => self.gate.pause(error.pause_reason(), error.to_string()),
-                Some(Heard::Meaning(meaning, text)) => self.apply_meaning(meaning, text, was_alone),
+                Some(Heard::Meaning(SendMeaning::InsufficientFunds, text)) => {
+                    self.lapses.end(Part::Sends);
+                    self.unpaid.insert(nonce, text);
+                }
+                Some(Heard::Failure(error)) => {
+                    self.lapses.begin(Part::Sends, &error);
+                    self.gate.pause(error.pause_reason(), error.to_string());
+                }
+                Some(Heard::Meaning(meaning, text)) => {
+                    self.lapses.end(Part::Sends);
+                    self.apply_meaning(meaning, text, was_alone);
+                }
                 None => {}
             }
         }
@@ -65,7 +75,7 @@ impl Term<'_> {
         }
         if let Some(reason) = pause_reason(meaning) {
             self.gate.pause(reason, text);
-        } else if meaning == SendMeaning::AlreadyKnown {
+        } else if meaning == SendMeaning::AlreadyKnown && !self.lapses.hold_pause() {
             self.gate.resume_after_taken();
         }
     }
