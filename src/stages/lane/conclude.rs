@@ -88,7 +88,8 @@ impl Term<'_> {
                 let refusal =
                     if let PoolStatus::Refused { answer, .. } = &transaction.pool { answer.as_str() } else { "" };
                 let detail = format!("every node refused the transaction, its nonce was cancelled: {refusal}");
-                (LaneVerdict::Failed(Cause::new(Reason::RefusedByNode, detail)), TransactionState::Cancelled)
+                let reason = if transaction.is_unpaid { Reason::InsufficientFunds } else { Reason::RefusedByNode };
+                (LaneVerdict::Failed(Cause::new(reason, detail)), TransactionState::Cancelled)
             }
         })
     }
