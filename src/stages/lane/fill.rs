@@ -34,13 +34,14 @@ impl Term<'_> {
     }
 
     /// Returns whether something new may be taken on: not paused, or time to probe with it whether the reason is gone. What
-    /// is signed already is the better probe, since it has to be sent anyway.
+    /// is signed already is the better probe, since it has to be sent anyway; it shows nothing about estimates.
     pub(super) fn may_try(&self) -> bool {
         if self.fails_for_outage() {
             return true;
         }
         let has_probe = || self.flight.not_included().any(|transaction| !transaction.is_pooled());
-        self.may_sign() && !(self.gate.is_probed_by_sending() && has_probe())
+        let is_probed = self.gate.is_probed_by_sending() && !self.lapses.is_open(Part::Estimates);
+        self.may_sign() && !(is_probed && has_probe())
     }
 
     pub(super) fn may_sign(&self) -> bool {
