@@ -40,7 +40,9 @@ impl Term<'_> {
             return true;
         }
         let has_probe = || self.flight.not_included().any(|transaction| !transaction.is_pooled());
-        self.may_sign() && !(self.gate.is_probed_by_sending() && has_probe())
+        // No broadcast shows that nodes estimate again.
+        let is_probed_by_sending = self.gate.is_probed_by_sending() && !self.lapses.has(Part::Estimates);
+        self.may_sign() && !(is_probed_by_sending && has_probe())
     }
 
     pub(super) fn may_sign(&self) -> bool {
@@ -78,7 +80,9 @@ impl Term<'_> {
                 self.sign_ready(usage.as_ref()).await?;
             }
             Err((reason, detail)) => {
-                self.lapses.begin_for(Part::Estimates, reason, detail.clone());
+                if reason.is_outage() {
+                    self.lapses.begin_for(Part::Estimates, reason, detail.clone());
+                }
                 self.gate.pause(reason, detail);
             }
         }
