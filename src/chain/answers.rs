@@ -4,7 +4,7 @@ use bytes::Bytes;
 use jsonrpc_core::Value;
 use serde::Deserialize;
 
-use crate::chain::{Header, Inclusion, Log, LogQuery, Receipt, Sent, SentInBlock};
+use crate::chain::{Header, Inclusion, Log, LogQuery, Receipt, Sent, SentInBlock, signature};
 use crate::model::event::FinalTransaction;
 use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, Topic, TxHash, Wei};
 
@@ -92,33 +92,36 @@ struct FullBlockFields {
 }
 
 /// Returns an account's transactions in a block that was asked for with its transactions in full; the inner `None` is a
-/// node's
-/// `null`. Of other transactions only the sender is read, since chains have types that are unknown here.
-pub(super) fn sent_in(value: &Value, account: Address) -> Result<Option<SentInBlock>, String> {
+/// node's `null`. Of other transactions only the sender is read, since chains have types that are unknown here.
+pub(super) fn sent_in(value: &Value, account: Address, chain_id: u64) -> Result<Option<SentInBlock>, String> {
     if value.is_null() {
         return Ok(None);
     }
     let fields = FullBlockFields::deserialize(value).map_err(|error| format!("a block: {error}"))?;
     let number = place(&fields.number).ok_or_else(|| format!("a block whose number is {}", fields.number))?;
-    let mut sent = Vec::new();
+    let (mut sent, mut authorised) = (Vec::new(), Vec::new());
     for transaction in &fields.transactions {
         let text = |name: &str| transaction.get(name).and_then(Value::as_str);
         // Without a sender the account is unknown, so the block proves nothing.
         let from = text("from").and_then(|text| text.to_lowercase().parse::<Address>().ok());
         let from = from.ok_or("a block with a transaction that has no sender")?;
+        let nonces = signature::authorised_by(transaction, account, chain_id);
+        let hash = text("hash").and_then(|text| text.to_lowercase().parse().ok());
+        authorised.extend(nonces.into_iter().filter_map(|nonce| Some((nonce, hash?))));
         if from == account {
             let nonce = transaction.get("nonce").and_then(place).ok_or("a transaction without a nonce")?;
-            let tx_hash = text("hash").and_then(|text| text.to_lowercase().parse().ok());
             let data = transaction.get("input").or_else(|| transaction.get("data")).and_then(bytes);
             sent.push(Sent {
                 nonce: Nonce(nonce),
-                tx_hash: tx_hash.ok_or("a transaction without a hash")?,
+                tx_hash: hash.ok_or("a transaction without a hash")?,
                 to: text("to").and_then(|text| text.to_lowercase().parse().ok()),
+                value: Wei(transaction.get("value").and_then(quantity).unwrap_or(u128::MAX)),
                 data: data.ok_or("a transaction without calldata")?,
+                is_signed: signature::is_signed_by(transaction, account, chain_id),
             });
         }
     }
-    Ok(Some(SentInBlock { number: BlockNumber(number), hash: fields.hash, sent }))
+    Ok(Some(SentInBlock { number: BlockNumber(number), hash: fields.hash, sent, authorised }))
 }
 
 #[derive(Deserialize)]
@@ -248,18 +251,20 @@ mod tests {
             "number": "0x10", "hash": BlockHash([2; 32]),
             "transactions": [transaction(Address([1; 20]), "none"), transaction(ours, "0x5")]
         });
-        let read = sent_in(&block, ours).unwrap().unwrap();
+        let read = sent_in(&block, ours, 1).unwrap().unwrap();
         assert_eq!((read.number, read.hash), (BlockNumber(16), BlockHash([2; 32])));
         let sent = Sent {
             nonce: Nonce(5),
             tx_hash: TxHash([9; 32]),
             to: Some(Address([8; 20])),
+            value: Wei(u128::MAX),
             data: Bytes::from_static(&[1, 2]),
+            is_signed: false,
         };
         assert_eq!(read.sent, [sent]);
-        assert_eq!(sent_in(&Value::Null, ours), Ok(None));
+        assert_eq!(sent_in(&Value::Null, ours, 1), Ok(None));
         block["transactions"] = json!([TxHash([9; 32])]);
-        assert!(sent_in(&block, ours).is_err(), "hashes alone do not tell the sender");
+        assert!(sent_in(&block, ours, 1).is_err(), "hashes alone do not tell the sender");
     }
 
     /// Every field that reaches the journal, whose integers have 63 bits, or arithmetic.
@@ -283,10 +288,10 @@ mod tests {
         let of_receipt = |value: &Value| receipt(&ReceiptFields::deserialize(value).unwrap()).is_ok();
         let of_sent = |value: &Value| {
             let block = json!({"number": "0x10", "hash": hash, "transactions": [value]});
-            sent_in(&block, ours).is_ok()
+            sent_in(&block, ours, 1).is_ok()
         };
         let of_full = |value: &Value| {
-            sent_in(&json!({"number": value["number"], "hash": hash, "transactions": []}), ours).is_ok()
+            sent_in(&json!({"number": value["number"], "hash": hash, "transactions": []}), ours, 1).is_ok()
         };
         let of_log = |value: &Value| logs(std::slice::from_ref(value), &query).is_ok();
         type Read<'r> = &'r dyn Fn(&Value) -> bool;

@@ -16,8 +16,8 @@ use crate::chain::confirm::Confirmer;
 use crate::chain::endpoint::{Endpoint, MethodCall};
 use crate::chain::route::{Endpoints, Route};
 use crate::chain::{
-    BlockTag, Call, Chain, ChainError, EndpointState, Header, Log, LogQuery, Receipt, Result, SentInBlock, answers,
-    receipts,
+    BlockTag, Call, Chain, ChainError, CountAt, EndpointState, Header, Log, LogQuery, Receipt, Result, SentInBlock,
+    answers, receipts,
 };
 use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, RawTransaction, TxHash, Wei};
 use crate::observe::metrics::ChainMeter;
@@ -103,13 +103,7 @@ impl NodeClient {
 
     /// Returns the account's next nonce with its pending transactions, as each endpoint reports it, by the endpoint's label.
     pub async fn pending_counts(&self, account: Address) -> Vec<(String, Result<Nonce>)> {
-        let ask = |endpoint| async move {
-            let answer =
-                Endpoint::ask(endpoint, "eth_getTransactionCount", vec![json!(account), json!("pending")]).await;
-            let counted = answer.and_then(|answer| count(answer).map_err(|detail| endpoint.nonsense(detail)));
-            (endpoint.label().to_owned(), counted)
-        };
-        join_all(self.endpoints.all().iter().map(ask)).await
+        self.counts(account, CountAt::Pending).await
     }
 
     /// Returns the code of the contract at this address; empty where there is none.
@@ -295,11 +289,29 @@ impl Chain for NodeClient {
         self.ask("eth_getTransactionCount", vec![json!(account), tag(block)], count).await
     }
 
+    async fn counts(&self, account: Address, at: CountAt) -> Vec<(String, Result<Nonce>)> {
+        let tag_of = |at| match at {
+            CountAt::Block(number) => tag(BlockTag::Number(number)),
+            CountAt::Pending => json!("pending"),
+        };
+        let tagged = tag_of(at);
+        let (tagged, is_pending) = (&tagged, at == CountAt::Pending);
+        let ask = |endpoint| async move {
+            let params = vec![json!(account), tagged.clone()];
+            let answer = Endpoint::ask(endpoint, "eth_getTransactionCount", params).await;
+            let counted = answer.and_then(|answer| count(answer).map_err(|detail| endpoint.nonsense(detail)));
+            (endpoint.label().to_owned(), counted)
+        };
+        // What another chain has says nothing; what waits in a pool counts wherever it is.
+        let counts = |endpoint: &&Endpoint| is_pending || endpoint.health().is_verified();
+        join_all(self.endpoints.all().iter().filter(counts).map(ask)).await
+    }
+
     async fn sent_in(&self, account: Address, block: BlockNumber) -> Result<Option<SentInBlock>> {
         // A block that cannot be read proves nothing, and is no fault of the endpoint.
         let answer =
             self.ask("eth_getBlockByNumber", vec![tag(BlockTag::Number(block)), json!(true)], Ok::<Value, _>).await?;
-        answers::sent_in(&answer, account)
+        answers::sent_in(&answer, account, self.endpoints.chain_id())
             .map_err(|detail| ChainError::Nonsense { endpoint: "the node".to_owned(), detail })
     }
 

@@ -36,6 +36,7 @@
 //! | `follow/tracker` | new and orphaned blocks, which of our transactions they hold, what is final |
 //! | `follow/receipt_reader` | the receipts of final blocks |
 //! | `follow/broadcaster` | the answers to what it sends, round by round |
+//! | `follow/estimator` | the estimates of single calls, beside the lane |
 //! | `follow/nonce_taker` | the foreign transaction that took a nonce |
 //! | `follow/record_search` | who wrote a record, from a contract's log |
 //! | `follow/history` | all that an account wrote, where its journal was lost |
@@ -64,6 +65,7 @@ mod health;
 mod market;
 mod receipts;
 mod route;
+mod signature;
 mod single_calls;
 
 pub use client::{ClientSettings, Confirmation, NodeClient};
@@ -205,6 +207,8 @@ pub struct SentInBlock {
     pub number: BlockNumber,
     pub hash: BlockHash,
     pub sent: Vec<Sent>,
+    /// Nonces of the account that authorisations in this block may have taken (EIP-7702), each with its transaction.
+    pub authorised: Vec<(Nonce, TxHash)>,
 }
 
 /// A transaction of an account, as its block shows it.
@@ -214,7 +218,18 @@ pub struct Sent {
     pub tx_hash: TxHash,
     /// The receiver; none where a contract is deployed.
     pub to: Option<Address>,
+    pub value: Wei,
     pub data: Bytes,
+    /// The account's signature stands on just these fields. A node can make up everything else.
+    pub is_signed: bool,
+}
+
+/// Where the endpoints count an account's transactions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CountAt {
+    Block(BlockNumber),
+    /// With those that wait in the endpoint's pool.
+    Pending,
 }
 
 /// A call without a signature, to estimate or to explain.
@@ -246,12 +261,15 @@ pub struct Log {
     pub inclusion: Inclusion,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// How an endpoint stands; `/status` shows it like this.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct EndpointState {
+    #[serde(rename = "endpoint")]
     pub label: String,
     pub serves: bool,
     /// At the last comparison of heads.
     pub blocks_behind: u64,
+    /// Why it is not asked.
     pub problem: Option<String>,
 }
 
@@ -275,6 +293,9 @@ pub trait Chain: Send + Sync {
 
     /// Returns the number of the account's transactions up to this block: its next nonce there. Never counts pending ones.
     async fn transaction_count(&self, account: Address, block: BlockTag) -> Result<Nonce>;
+
+    /// Returns the account's next nonce as each endpoint reports it, by the endpoint's label.
+    async fn counts(&self, account: Address, at: CountAt) -> Vec<(String, Result<Nonce>)>;
 
     /// Returns the account's transactions in this block, read from the block itself. `None` where there is no such block.
     async fn sent_in(&self, account: Address, block: BlockNumber) -> Result<Option<SentInBlock>>;

@@ -87,7 +87,7 @@ fn chain_errors(mut section: Section<'_>) -> ErrorTable {
     for meaning in SendMeaning::configurable() {
         let word = meaning.as_str();
         let Some(value) = section.take(word) else { continue };
-        let Some(texts) = texts(&value) else {
+        let Some(texts) = texts(&value).and_then(|texts| texts.into_iter().collect::<Option<Vec<_>>>()) else {
             section.fault(word, "expected a list of texts");
             continue;
         };
@@ -105,32 +105,24 @@ fn chain_errors(mut section: Section<'_>) -> ErrorTable {
     ErrorTable::with(own)
 }
 
-/// Reads a list of texts, or the environment's text with commas.
-fn texts(value: &Value) -> Option<Vec<String>> {
-    let texts: Vec<String> = match value {
-        Value::Array(values) => values.iter().map(|value| value.as_str().map(str::to_owned)).collect::<Option<_>>()?,
-        Value::String(text) => text.split(',').map(str::to_owned).collect(),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => return None,
-    };
-    Some(texts.iter().map(|text| text.trim().to_owned()).collect())
+/// Reads a list of texts, or the environment's text with commas. What is no text in the list is none.
+fn texts(value: &Value) -> Option<Vec<Option<&str>>> {
+    match value {
+        Value::Array(values) => Some(values.iter().map(|value| value.as_str().map(str::trim)).collect()),
+        Value::String(text) => Some(text.split(',').map(|text| Some(text.trim())).collect()),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => None,
+    }
 }
 
-/// Reads a list of URLs, or the environment's text with commas. What stands there is never repeated: it may hold a key.
+/// Reads a list of URLs, or the environment's text with commas. A fault never repeats what stands there: it may hold a key.
 fn urls(section: &mut Section<'_>, key: &'static str) -> Vec<Url> {
-    let texts: Vec<String> = match section.take(key) {
-        Some(Value::Array(values)) => {
-            values.iter().map(|value| value.as_str().unwrap_or_default().to_owned()).collect()
-        }
-        Some(Value::String(text)) => {
-            text.split(',').map(|text| text.trim().to_owned()).filter(|text| !text.is_empty()).collect()
-        }
-        _ => Vec::new(),
-    };
+    let value = section.take(key).unwrap_or_default();
     let mut urls = Vec::new();
-    for (index, text) in texts.iter().enumerate() {
-        match http_url(text) {
+    for (number, text) in (1..).zip(texts(&value).unwrap_or_default()) {
+        match text.and_then(http_url) {
             Some(url) => urls.push(url),
-            None => section.fault(key, format!("number {} is no http:// or https:// URL", index + 1)),
+            None if text == Some("") => {}
+            None => section.fault(key, format!("number {number} is no http:// or https:// URL")),
         }
     }
     urls

@@ -1,10 +1,10 @@
-//! What a node's answer means. Texts decide, never codes: Besu's collide with those of EIP-1474.
+//! The meaning of a node's answer. Texts decide, never codes: Besu's collide with those of EIP-1474.
 
 use crate::model::words::words;
 use crate::policy::node_texts::{TOO_MANY_REQUESTS, contains_any, is_failed_run, is_outage_status, is_outage_text};
 
 words!(
-    /// What an answer to a broadcast means for the transaction and its lane. The words are the keys of `[chain.errors]`,
+    /// The meaning of an answer to a broadcast for the transaction and its lane. The words are the keys of `[chain.errors]`,
     /// except that of what is unknown.
     SendMeaning {
         /// The node has these very bytes, or had them.
@@ -15,7 +15,7 @@ words!(
         NonceTooHigh = "nonce_too_high",
         /// Another transaction holds the nonce in the pool and pays too much to be replaced.
         ReplacementUnderpriced = "replacement_underpriced",
-        /// It offers less than the node takes.
+        /// The transaction offers less than the node takes.
         Underpriced = "underpriced",
         /// The account cannot pay.
         InsufficientFunds = "insufficient_funds",
@@ -42,8 +42,8 @@ impl SendMeaning {
     }
 }
 
-/// Which client says it, a part of what it says in lower case, and what that means. The first match counts, so what is
-/// more special stands before what is less.
+/// The client, a part of its text in lower case, and what that means. The first match counts, so what is more special
+/// stands before what is less.
 const TEXTS: &[(&str, &str, SendMeaning)] = {
     use SendMeaning as M;
     &[
@@ -179,7 +179,7 @@ const TEXTS: &[(&str, &str, SendMeaning)] = {
     ]
 };
 
-/// What nodes' texts mean: the operator's own first, then those that are built in.
+/// The meanings of nodes' texts: the operator's own first, then those that are built in.
 #[derive(Debug, Clone, Default)]
 pub struct ErrorTable {
     /// In lower case; the longest first, since it is the most special.
@@ -263,7 +263,7 @@ pub enum Fault {
 
 const PAYLOAD_TOO_LARGE: u16 = 413;
 
-/// What an error of a simulated call (`eth_estimateGas`) means.
+/// The meaning of an error of a simulated call (`eth_estimateGas`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SimulationMeaning {
     /// The contract reverts, or the call cannot be run: the request's own fault.
@@ -290,7 +290,7 @@ const BATCH_REFUSALS: &[&str] = &[
 const LACKS: &[&str] =
     &["not found", "not exist", "not available", "not supported", "unsupported", "not allowed", "unknown", "disabled"];
 
-/// Returns the node refuses to answer a batch of this length.
+/// Returns whether the node refuses to answer a batch of this length.
 pub fn is_batch_refusal(text: &str) -> bool {
     !is_revert(text) && contains_any(text, BATCH_REFUSALS)
 }

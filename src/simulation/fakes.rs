@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::broker::{AckToken, Delivery, EndDelivery, Outgoing, PublishError, Publisher, WorkQueue};
 use crate::chain::{
-    BlockTag, Call, Chain, ChainError, Header, Inclusion, Log, LogQuery, Receipt, Result, Sent, SentInBlock,
+    BlockTag, Call, Chain, ChainError, CountAt, Header, Inclusion, Log, LogQuery, Receipt, Result, Sent, SentInBlock,
     transaction_hash,
 };
 use crate::journal::JournalError;
@@ -148,6 +148,9 @@ impl WorkQueue for FakePublisher {
     }
 }
 
+/// How long a hanging estimate takes.
+const ESTIMATE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The account of [`FakeChain`].
 pub(crate) const ACCOUNT: Address = Address([7; 20]);
 
@@ -169,6 +172,12 @@ pub(crate) struct FakeChainState {
     /// The account's transactions with their blocks, in the order of the nonces.
     pub(crate) sent: Vec<(u64, Sent)>,
     pub(crate) reverted: Vec<TxHash>,
+    /// Nonces that an authorisation took, not a transaction of the account's.
+    pub(crate) authorisations: Vec<u64>,
+    /// What the next counts are, whatever is true.
+    pub(crate) wrong_counts: VecDeque<u64>,
+    /// The account's transactions that wait in the pool.
+    pub(crate) pending: u64,
     /// The node has no state of blocks below this one.
     pub(crate) state_from: u64,
     /// The node has no blocks below this one.
@@ -184,6 +193,13 @@ pub(crate) struct FakeChainState {
     pub(crate) refused: BTreeMap<TxHash, String>,
     /// What the node answers to each estimate, if that fails.
     pub(crate) estimate_fails: Option<String>,
+    /// By its calldata, what the node answers to a call's estimate; nothing where it does not answer, so that its whole round
+    /// has no answer.
+    pub(crate) estimates: BTreeMap<Bytes, Option<String>>,
+    /// Rounds of estimates, by their lengths.
+    pub(crate) rounds: Vec<usize>,
+    /// What the account has; nothing where the node does not say.
+    pub(crate) balance: Option<Wei>,
     /// How long each broadcast takes.
     pub(crate) latency: Duration,
     /// The hashes of each broadcast, in order.
@@ -217,7 +233,9 @@ impl FakeChain {
             nonce: Nonce(nonce),
             tx_hash: own_hash(nonce),
             to: Some(Address([9; 20])),
+            value: Wei(0),
             data: Bytes::from(format!("call {nonce}")),
+            is_signed: true,
         };
         let sent = blocks.iter().zip(0..).map(|(block, nonce)| (*block, transaction(nonce))).collect();
         let head = blocks.last().copied().unwrap_or(0);
@@ -343,7 +361,7 @@ impl Chain for FakeChain {
     }
 
     async fn transaction_count(&self, _: Address, block: BlockTag) -> Result<Nonce> {
-        let state = self.count_part(Part::Count)?;
+        let mut state = self.count_part(Part::Count)?;
         let number = match block {
             BlockTag::Number(number) => number.0,
             BlockTag::Latest | BlockTag::Safe | BlockTag::Finalized => state.head,
@@ -351,7 +369,19 @@ impl Chain for FakeChain {
         if number < state.state_from {
             return Err(refusal("missing trie node"));
         }
+        if let Some(wrong) = state.wrong_counts.pop_front() {
+            return Ok(Nonce(wrong));
+        }
         Ok(Nonce(state.sent.iter().filter(|(sent, _)| *sent <= number).count() as u64))
+    }
+
+    async fn counts(&self, account: Address, at: CountAt) -> Vec<(String, Result<Nonce>)> {
+        let (block, pending) = match at {
+            CountAt::Block(number) => (BlockTag::Number(number), 0),
+            CountAt::Pending => (BlockTag::Latest, self.change(|state| state.pending)),
+        };
+        let count = self.transaction_count(account, block).await;
+        vec![("fake".to_owned(), count.map(|count| count.plus(pending)))]
     }
 
     async fn sent_in(&self, _: Address, number: BlockNumber) -> Result<Option<SentInBlock>> {
@@ -359,8 +389,11 @@ impl Chain for FakeChain {
         if number.0 < state.blocks_from {
             return Err(refusal("pruned history unavailable"));
         }
-        let (hash, sent) = (state.hash_of(number.0), state.in_block(number.0).cloned().collect());
-        Ok((!state.lacks_blocks).then_some(SentInBlock { number, hash, sent }))
+        let of_block: Vec<_> = state.in_block(number.0).cloned().collect();
+        let (sent, authorised): (Vec<_>, Vec<_>) =
+            of_block.into_iter().partition(|sent| !state.authorisations.contains(&sent.nonce.0));
+        let authorised = authorised.iter().map(|sent| (sent.nonce, sent.tx_hash)).collect();
+        Ok((!state.lacks_blocks).then_some(SentInBlock { number, hash: state.hash_of(number.0), sent, authorised }))
     }
 
     async fn logs(&self, query: &LogQuery) -> Result<Vec<Log>> {
@@ -389,12 +422,26 @@ impl Chain for FakeChain {
     }
 
     async fn estimate(&self, calls: &[Traced<Call>]) -> Vec<Result<Gas>> {
-        let state = self.count_part(Part::Estimates);
-        let answer = |_: &_| match &state {
-            Ok(state) => state.estimate_fails.as_ref().map_or(Ok(Gas(21_000)), |text| Err(refusal(text))),
-            Err(error) => Err(error.clone()),
+        let all = |error: ChainError| calls.iter().map(|_| Err(error.clone())).collect();
+        let hangs = match self.count_part(Part::Estimates) {
+            Ok(mut state) => {
+                state.rounds.push(calls.len());
+                calls.iter().any(|call| state.estimates.get(&call.item.data) == Some(&None))
+            }
+            Err(error) => return all(error),
         };
-        calls.iter().map(answer).collect()
+        if hangs {
+            tokio::time::sleep(ESTIMATE_TIMEOUT).await;
+            return all(ChainError::Unreachable {
+                endpoint: "fake".to_owned(),
+                detail: "no answer in time".to_owned(),
+            });
+        }
+        self.change(|state| {
+            let own = |call: &Call| state.estimates.get(&call.data).cloned().flatten();
+            let fails = |call: &Call| own(call).or_else(|| state.estimate_fails.clone());
+            calls.iter().map(|call| fails(&call.item).map_or(Ok(Gas(21_000)), |text| Err(refusal(&text)))).collect()
+        })
     }
 
     async fn call(&self, _: &Call, _: BlockNumber) -> Result<Bytes> {
@@ -403,7 +450,7 @@ impl Chain for FakeChain {
     }
 
     async fn balance(&self, _: Address) -> Result<Wei> {
-        unreachable!("no part asks for a balance")
+        self.count()?.balance.ok_or_else(|| refusal("the method eth_getBalance does not exist"))
     }
 }
 

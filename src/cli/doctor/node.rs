@@ -29,7 +29,7 @@ const POOLS: [(&str, usize, &str); 4] = [
     // txnprovider/txpool/txpoolcfg
     ("erigon/", 16, "--txpool.accountslots"),
 ];
-/// Over so many blocks the time between two is taken.
+/// The time between two blocks is the average over this many.
 const SPACING_BLOCKS: u64 = 64;
 
 pub(super) async fn examine(settings: &Settings) -> Vec<Finding> {
@@ -143,7 +143,7 @@ fn served(settings: &Settings, label: &str, head: &Header) -> Finding {
     Finding::ok(AREA, what)
 }
 
-/// Returns how many transactions of an account the node may keep, as far as it tells.
+/// Returns how many transactions of an account the node may keep, as far as it says.
 fn pool(settings: &Settings, label: &str, program: &str) -> Finding {
     let in_flight = settings.lane.in_flight;
     let what = format!("{label} runs {program}");

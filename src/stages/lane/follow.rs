@@ -1,12 +1,13 @@
 //! Following the chain: what a new block changes. A call that fails leaves its own part for the next poll, and what others
 //! answered counts.
 
-use tracing::{info, warn};
+use tokio::time::Instant;
+use tracing::info;
 
 use crate::chain::BlockTag;
 use crate::chain::follow::tracker::{Sighting, Standing};
 use crate::journal::JournalError;
-use crate::model::{Nonce, PauseReason, TxHash};
+use crate::model::{PauseReason, TxHash};
 use crate::policy::fee::Market;
 use crate::stages::lane::lapses::Part;
 use crate::stages::lane::term::{StepError, Term};
@@ -78,9 +79,13 @@ impl Term<'_> {
         if let Some(market) = self.lapses.record(Part::Prices, market) {
             self.apply_market(market);
         }
-        let count = self.context.chain.transaction_count(self.account(), BlockTag::Latest).await?;
+        let (chain, account) = (self.context.chain.as_ref(), self.account());
+        let counted = chain.transaction_count(account, BlockTag::Latest);
+        // What the account has may stay unknown.
+        let (count, ()) = tokio::join!(counted, self.view.read_balance_since(Instant::now(), chain, account));
+        let count = count?;
         self.flight.record_head(head.number, count);
-        self.apply_count(count).await?;
+        self.apply_count(count);
         let head_hash = head.hash;
         self.view.set_head(head, count);
         self.gate.resume_if(|reason| reason == PauseReason::HeadStale);
@@ -104,20 +109,26 @@ impl Term<'_> {
         let mut is_done = true;
         if let Some(height) = self.view.final_up_to() {
             let displaced = self.close_displaced(height, count).await;
-            is_done &= self.lapses.record(Part::Takers, displaced).is_some();
+            is_done &= self.record_step(Part::Takers, displaced)?.is_some();
             let reorged = self.close_reorged(height, count).await;
             is_done &= self.lapses.record(Part::SecondEnds, reorged).is_some();
         }
-        let checked = match self.check_final_blocks().await {
-            Ok(()) => Ok(()),
-            Err(StepError::Chain(error)) => Err(error),
-            Err(StepError::Journal(error)) => return Err(error),
-        };
-        is_done &= self.lapses.record(Part::FinalBlocks, checked).is_some();
+        let checked = self.check_final_blocks().await;
+        is_done &= self.record_step(Part::FinalBlocks, checked)?.is_some();
         if is_done {
             self.view.record_closed();
         }
         Ok(())
+    }
+
+    /// Records whether a part of the poll was answered. A failure of the journal is none of the node's, and ends the term.
+    fn record_step<T>(&mut self, part: Part, step: Result<T, StepError>) -> Result<Option<T>, JournalError> {
+        let answer = match step {
+            Ok(value) => Ok(value),
+            Err(StepError::Chain(error)) => Err(error),
+            Err(StepError::Journal(error)) => return Err(error),
+        };
+        Ok(self.lapses.record(part, answer))
     }
 
     fn apply_market(&mut self, market: Market) {
@@ -125,18 +136,6 @@ impl Term<'_> {
         if self.tuning().fees.quote(&market).is_ok() {
             self.gate.resume_if(|reason| reason == PauseReason::FeeAboveCap);
         }
-    }
-
-    /// Raises the next nonce to the account's count. What is above our own next nonce was used by another program.
-    async fn apply_count(&mut self, count: Nonce) -> Result<(), JournalError> {
-        if self.next_nonce.is_some_and(|next| next >= count) {
-            return Ok(());
-        }
-        if let Some(next) = self.next_nonce {
-            warn!(account = %self.account(), tx.nonce = %next, chain.count = %count, "another program uses this account: it has taken nonces that nothing was signed for; give the worker a key of its own");
-        }
-        self.next_nonce = Some(self.context.journal.raise_next_nonce(&self.lease, count).await?);
-        Ok(())
     }
 
     /// Asks for the receipts of everything final. Invariant 6: nothing below finality is ruled on, whether it went well or
@@ -162,7 +161,7 @@ impl Term<'_> {
 
     /// Ends the lapses of what there is nothing left to ask for.
     fn forget_idle_lapses(&mut self) {
-        if self.queue.is_empty() {
+        if self.queue.is_empty() && self.queue.aside().is_empty() {
             self.lapses.end(Part::Estimates);
         }
         if self.flight.not_included().next().is_none() {

@@ -192,7 +192,9 @@ impl Term<'_> {
             return Ok(None);
         }
         let found = self.nonce_takers.poll().taker(chain, account, nonce, height).await?;
-        let Some(taker) = found.filter(|taker| !ours.contains(&taker.tx_hash)) else { return Ok(None) };
+        let Some(taker) = found.map(|taker| taker.inclusion).filter(|taker| !ours.contains(&taker.tx_hash)) else {
+            return Ok(None);
+        };
         let stands = self.view.is_canonical(taker.block_number, taker.block_hash).await?;
         Ok(stands.then_some((nonce, taker.tx_hash)))
     }

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, watch};
 use super::*;
 use crate::chain::Sent;
 use crate::journal::contract::{Set, set};
-use crate::journal::{CancelWish, JournalError};
+use crate::journal::{CancelCommand, JournalError};
 use crate::model::{BlockNumber, Cause, Nonce, PauseReason, Purpose, TransactionState, TxHash, Wei};
 use crate::observe::metrics::LaneMeter;
 use crate::observe::traces::Tracer;
@@ -23,15 +23,15 @@ use crate::stages::settle::inbox::{LaneVerdict, Ruling};
 const REFUSED_AFTER: Duration = Duration::from_secs(10);
 
 /// A lane with requests in its queue, on a chain with one block.
-struct Bench {
-    context: Context,
-    chain: Arc<FakeChain>,
-    set: Set,
+pub(super) struct Bench {
+    pub(super) context: Context,
+    pub(super) chain: Arc<FakeChain>,
+    pub(super) set: Set,
     to_settle: mpsc::Receiver<FromLane>,
 }
 
 impl Bench {
-    async fn new(requests: &[&str]) -> Self {
+    pub(super) async fn new(requests: &[&str]) -> Self {
         Self::on(journal(), requests).await
     }
 
@@ -46,12 +46,14 @@ impl Bench {
     }
 
     /// A term that has seen the newest block.
-    async fn term(&self) -> Term<'_> {
+    pub(super) async fn term(&self) -> Term<'_> {
         let (broadcaster, rounds) = broadcaster::start(self.chain.clone());
         let (receipt_reader, reading) = receipt_reader::start(self.chain.clone());
         tokio::spawn(rounds.run());
         tokio::spawn(reading.run());
-        let mut term = Term::new(&self.context, self.set.lease.clone(), broadcaster, receipt_reader);
+        let (estimator, estimating) = estimator::start(self.chain.clone(), Arc::default());
+        tokio::spawn(estimating.run());
+        let mut term = Term::new(&self.context, self.set.lease.clone(), broadcaster, receipt_reader, estimator);
         term.begin().await.unwrap();
         term.poll().await.unwrap();
         term
@@ -65,26 +67,27 @@ impl Bench {
         term
     }
 
-    async fn answer(&self, term: &mut Term<'_>) {
+    pub(super) async fn answer(&self, term: &mut Term<'_>) {
         let answered = term.flight.next_answers().await;
         term.handle_answers(answered);
     }
 
     /// Makes a block with this transaction.
-    fn mine(&self, nonce: u64, tx_hash: TxHash) {
+    pub(super) fn mine(&self, nonce: u64, tx_hash: TxHash) {
         self.chain.change(|state| {
             state.head += 1;
-            let sent = Sent { nonce: Nonce(nonce), tx_hash, to: Some(fixtures::TARGET), data: bytes::Bytes::new() };
+            let (to, data) = (Some(fixtures::TARGET), bytes::Bytes::new());
+            let sent = Sent { nonce: Nonce(nonce), tx_hash, to, value: Wei(0), data, is_signed: true };
             state.sent.push((state.head, sent));
         });
     }
 
     /// Makes empty blocks until what is mined is final.
-    fn finalise(&self) {
+    pub(super) fn finalise(&self) {
         self.chain.change(|state| state.head += 2);
     }
 
-    fn rulings(&mut self) -> Vec<Ruling> {
+    pub(super) fn rulings(&mut self) -> Vec<Ruling> {
         let mut rulings = Vec::new();
         while let Ok(message) = self.to_settle.try_recv() {
             if let FromLane::Rulings(ruled) = message {
@@ -121,7 +124,7 @@ fn settings(set: &Set) -> LaneSettings {
     LaneSettings { account, rules, tuning, owner, tracer: Tracer::default() }
 }
 
-fn newest(term: &Term<'_>, nonce: u64) -> (TxHash, Purpose) {
+pub(super) fn newest(term: &Term<'_>, nonce: u64) -> (TxHash, Purpose) {
     let newest = term.flight.get(Nonce(nonce)).unwrap().newest();
     (newest.raw.hash, newest.purpose)
 }
@@ -353,8 +356,8 @@ async fn a_nonce_is_given_up_when_the_transaction_that_took_it_is_final() {
 async fn an_operator_cancels_what_waits_at_once_and_what_is_signed_at_its_nonce() {
     let mut bench = Bench::new(&["a", "b"]).await;
     let cancel = async |id: &str| {
-        let wish = CancelWish { by: "ops".to_owned(), reason: "wrong".to_owned() };
-        bench.set.journal.wish_cancellation(&crate::journal::contract::id(id), wish).await.unwrap();
+        let command = CancelCommand { by: "ops".to_owned(), reason: "wrong".to_owned() };
+        bench.set.journal.cancel(&crate::journal::contract::id(id), command).await.unwrap();
     };
     cancel("a").await;
     let mut term = bench.signed().await;

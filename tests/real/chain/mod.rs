@@ -6,6 +6,7 @@ mod lanes;
 pub mod nodes;
 mod nonces;
 mod outages;
+mod poison;
 pub mod records;
 mod reorgs;
 mod signers;
