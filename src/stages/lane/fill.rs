@@ -40,6 +40,7 @@ impl Term<'_> {
             return true;
         }
         let has_probe = || self.flight.not_included().any(|transaction| !transaction.is_pooled());
+        // No broadcast shows that nodes estimate again.
         let is_probed = self.gate.is_probed_by_sending() && !self.lapses.is_open(Part::Estimates);
         self.may_sign() && !(is_probed && has_probe())
     }
@@ -230,7 +231,10 @@ impl Term<'_> {
                     warn!(request.id = %request.id, tx.nonce = %transaction.nonce, cause = detail, "an operator wants this write no more; its nonce is cancelled unless it lands first");
                     transaction.cancel_reason = Some(detail);
                 }
-            } else if state == RequestState::Accepted && self.queue.cancel(request.seq, &self.context.settings.batching)
+            } else if state == RequestState::Accepted
+                // Settle may have yet to store how it ended.
+                && !self.queue.is_ruled(&request)
+                && self.queue.cancel(request.seq, &self.context.settings.batching)
             {
                 info!(request.id = %request.id, cause = detail, "cancelled before it had a nonce");
                 let verdict = LaneVerdict::Cancelled(Cause::new(Reason::Cancelled, detail));
