@@ -20,6 +20,7 @@ pub(crate) mod journal;
 mod ledger;
 mod nodes;
 mod queues;
+mod restored;
 mod settings;
 mod signer;
 mod store;

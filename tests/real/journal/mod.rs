@@ -1,6 +1,7 @@
 //! What may happen to the journal, and to the instances that share one.
 
-pub mod databases;
+mod behind;
+mod databases;
 mod failures;
 pub mod instances;
 mod recovery;
