@@ -1,7 +1,7 @@
 //! What may happen to the journal, and to the instances that share one.
 
 mod behind;
-mod databases;
+pub mod databases;
 mod failures;
 pub mod instances;
 mod recovery;
