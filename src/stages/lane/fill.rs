@@ -223,6 +223,7 @@ impl Term<'_> {
     pub(super) async fn apply_cancellations(&mut self) -> Result<(), JournalError> {
         let cancellations = self.context.journal.cancellations(self.lease.account).await?;
         self.queue.retain_cancelled(|request| cancellations.iter().any(|one| one.request.seq == request));
+        let Some(written) = self.cancelled_and_written(&cancellations).await? else { return Ok(()) };
         let mut rulings = Vec::new();
         for Cancellation { request, state, detail } in cancellations {
             if let Some(transaction) = self.flight.of_request(request.seq) {
@@ -237,7 +238,10 @@ impl Term<'_> {
                 && self.queue.cancel(request.seq, &self.context.settings.batching)
             {
                 info!(request.id = %request.id, cause = detail, "cancelled before it had a nonce");
-                let verdict = LaneVerdict::Cancelled(Cause::new(Reason::Cancelled, detail));
+                let verdict = match written.iter().find(|(id, _)| *id == request.id) {
+                    Some((_, cause)) => LaneVerdict::Failed(cause.clone()),
+                    None => LaneVerdict::Cancelled(Cause::new(Reason::Cancelled, detail)),
+                };
                 rulings.push(conclude::ended(&self.lease, request, verdict));
             }
             // A request that is being written and not in flight has ended; settle has the ruling already.
