@@ -40,6 +40,7 @@ impl Term<'_> {
             return true;
         }
         let has_probe = || self.flight.not_included().any(|transaction| !transaction.is_pooled());
+        // No broadcast shows that nodes estimate again.
         let is_probed = self.gate.is_probed_by_sending() && !self.lapses.is_open(Part::Estimates);
         self.may_sign() && !(is_probed && has_probe())
     }
@@ -223,6 +224,7 @@ impl Term<'_> {
     pub(super) async fn apply_cancellations(&mut self) -> Result<(), JournalError> {
         let cancellations = self.context.journal.cancellations(self.lease.account).await?;
         self.queue.retain_cancelled(|request| cancellations.iter().any(|one| one.request.seq == request));
+        let Some(written) = self.cancelled_and_written(&cancellations).await? else { return Ok(()) };
         let mut rulings = Vec::new();
         for Cancellation { request, state, detail } in cancellations {
             if let Some(transaction) = self.flight.of_request(request.seq) {
@@ -231,10 +233,16 @@ impl Term<'_> {
                     warn!(request.id = %request.id, tx.nonce = %transaction.nonce, cause = detail, "an operator wants this write no more; its nonce is cancelled unless it lands first");
                     transaction.cancel_reason = Some(detail);
                 }
-            } else if state == RequestState::Accepted && self.queue.cancel(request.seq, &self.context.settings.batching)
+            } else if state == RequestState::Accepted
+                // Settle may have yet to store how it ended.
+                && !self.queue.is_ruled(&request)
+                && self.queue.cancel(request.seq, &self.context.settings.batching)
             {
                 info!(request.id = %request.id, cause = detail, "cancelled before it had a nonce");
-                let verdict = LaneVerdict::Cancelled(Cause::new(Reason::Cancelled, detail));
+                let verdict = match written.iter().find(|(id, _)| *id == request.id) {
+                    Some((_, cause)) => LaneVerdict::Failed(cause.clone()),
+                    None => LaneVerdict::Cancelled(Cause::new(Reason::Cancelled, detail)),
+                };
                 rulings.push(conclude::ended(&self.lease, request, verdict));
             }
             // A request that is being written and not in flight has ended; settle has the ruling already.
