@@ -20,6 +20,7 @@ pub(super) enum Spell {
     AnswersUnknown,
     StaleReads,
     CountLies,
+    CountJumps,
     ListsLie,
     SignerAway,
     ConfirmsLost,
@@ -55,6 +56,10 @@ pub(super) enum Blow {
     Evict,
     ForgetPool,
     Foreign,
+    /// A copy of the journal is made.
+    Copy,
+    /// It comes back in the journal's place.
+    Restore,
     CutSessions,
     ClockJump {
         seconds: i16,
@@ -86,6 +91,7 @@ const SPELLS: &[Spell] = &[
     Spell::StaleReads,
     Spell::StaleReads,
     Spell::CountLies,
+    Spell::CountJumps,
     Spell::ListsLie,
     Spell::SignerAway,
     Spell::ConfirmsLost,
@@ -115,6 +121,8 @@ const BLOWS: &[Kind] = &[
     (|_| Blow::Evict, 1),
     (|_| Blow::ForgetPool, 1),
     (|_| Blow::Foreign, 2),
+    (|_| Blow::Copy, 1),
+    (|_| Blow::Restore, 1),
     (|_| Blow::CutSessions, 1),
     (|rng| Blow::ClockJump { seconds: rng.i16(-3600..=3600) }, 1),
     (|_| Blow::Duplicate, 1),
@@ -180,6 +188,7 @@ impl Spell {
             Self::AnswersUnknown => weather.answers_unknown = strength,
             Self::StaleReads => weather.stale_reads = strength,
             Self::CountLies => weather.count_lies = strength,
+            Self::CountJumps => weather.count_jumps = strength,
             Self::ListsLie => weather.lists_lie = strength,
             Self::SignerAway => weather.signer_away = strength,
             Self::ConfirmsLost => weather.confirms_lost = strength,

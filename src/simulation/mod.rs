@@ -21,6 +21,7 @@ mod ledger;
 mod nodes;
 mod outages;
 mod queues;
+mod restored;
 mod settings;
 mod signer;
 mod store;

@@ -231,7 +231,9 @@ impl Chain for SimNodes {
             let odds = world.weather.count_lies;
             let lies = tag == BlockTag::Latest && world.happens(odds);
             let off_by = if lies { world.rng.u64(0..=4) } else { 2 };
-            Ok(Nonce((count.0 + off_by).saturating_sub(2)))
+            let jumps = world.weather.count_jumps;
+            let jump = if world.happens(jumps) { world.rng.u64(1000..3000) } else { 0 };
+            Ok(Nonce((count.0 + off_by).saturating_sub(2) + jump))
         };
         let kind = if tag == BlockTag::Latest { CallKind::Count } else { CallKind::CountAtBlock };
         self.read_kind(kind, count).await
@@ -240,7 +242,7 @@ impl Chain for SimNodes {
     async fn counts(&self, account: Address, at: CountAt) -> Vec<(String, Result<Nonce>)> {
         let count = match at {
             CountAt::Block(number) => self.transaction_count(account, BlockTag::Number(number)).await,
-            CountAt::Pending => self.read(|world, view| Ok(world.ledger.pending(view, account))).await,
+            CountAt::Pending => self.read(|world, _| Ok(world.ledger.pending(account))).await,
         };
         vec![("sim".to_owned(), count)]
     }
@@ -346,10 +348,10 @@ impl Chain for SimNodes {
         let transactions: Vec<_> = transactions.iter().map(|traced| traced.item.clone()).collect();
         self.world.lock().check_broadcast(&transactions);
         let fate = self.fate();
-        let (there, back, late) = {
+        let (there, back, late, restores) = {
             let mut world = self.world.lock();
             let late = Duration::from_millis(world.rng.u64(0..LATEST_MS));
-            (world.latency(), world.latency(), late)
+            (world.latency(), world.latency(), late, world.restores)
         };
         let (world, bytes) = (self.world.clone(), transactions.clone());
         let all = |error: ChainError| transactions.iter().map(|_| Err(error.clone())).collect();
@@ -361,6 +363,9 @@ impl Chain for SimNodes {
                 _ => tokio::time::sleep(there).await,
             }
             let mut world = world.lock();
+            if world.restores > restores {
+                return Vec::new();
+            }
             match fate {
                 Fate::Forgotten => {
                     world.note_drops(bytes.iter().map(|signed| signed.hash));

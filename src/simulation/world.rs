@@ -75,6 +75,8 @@ pub(super) struct Weather {
     pub(super) stale_reads: Odds,
     /// Counts of transactions that are wrong by a few.
     pub(super) count_lies: Odds,
+    /// Counts of transactions that are wrong by thousands, at whichever block.
+    pub(super) count_jumps: Odds,
     /// Blocks that name no transactions, or others than they have.
     pub(super) lists_lie: Odds,
     /// The signer is away.
@@ -111,6 +113,8 @@ pub(super) struct World {
     pub(super) checker: Checker,
     /// The same transaction gets another signature each time.
     pub(super) signatures_vary: bool,
+    /// How often an older copy of the journal came back. Bytes that were on their way before are lost.
+    pub(super) restores: u32,
     trace: Vec<String>,
 }
 
@@ -149,6 +153,7 @@ impl World {
             store: Arc::default(),
             checker: Checker::default(),
             signatures_vary: rng.bool(),
+            restores: 0,
             trace: Vec::new(),
             rng,
         }

@@ -130,7 +130,7 @@ impl Lapses {
         true
     }
 
-    pub(super) fn has(&self, part: Part) -> bool {
+    pub(super) fn is_open(&self, part: Part) -> bool {
         self.by_part.contains_key(&part)
     }
 
