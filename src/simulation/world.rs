@@ -69,7 +69,7 @@ pub(super) struct Weather {
     pub(super) calls_fail: Option<(CallKind, Odds)>,
     /// Single calls fail as with a provider without nodes behind it, in any shape.
     pub(super) outages: Odds,
-    /// Heads and prices with the largest numbers that are believed.
+    /// Blocks with the largest time and gas limit that are believed.
     pub(super) odd_numbers: Odds,
     /// The node that is behind answers.
     pub(super) stale_reads: Odds,
