@@ -21,17 +21,17 @@ pub(super) fn is_signed_by(transaction: &Value, account: Address, chain_id: u64)
 fn signer(transaction: &Value, chain_id: u64) -> Option<Address> {
     let kind = match transaction.get("type") {
         None | Some(Value::Null) => 0,
-        Some(kind) => u64::try_from(super::answers::quantity(kind)?).ok()?,
+        Some(kind) => number(kind)?,
     };
     let (r, s) = (bytes_of(transaction, "r")?, bytes_of(transaction, "s")?);
-    let v = super::answers::small_quantity(transaction.get("v").or_else(|| transaction.get("yParity"))?)?;
+    let v = number(transaction.get("v").or_else(|| transaction.get("yParity"))?)?;
     let (parity, v_field, is_replayable) = match (kind, v) {
         // Before EIP-155: valid on every chain.
         (0, 27 | 28) => (v - 27, v, true),
         (0, _) => (v.checked_sub(35)?.checked_sub(chain_id.checked_mul(2)?)?, v, false),
         _ => (v, v, false),
     };
-    if kind != 0 && super::answers::small_quantity(transaction.get("chainId")?)? != chain_id {
+    if kind != 0 && number(transaction.get("chainId")?)? != chain_id {
         return None;
     }
     let mut fields = fields(transaction, kind)?;
@@ -51,15 +51,20 @@ fn signer(transaction: &Value, chain_id: u64) -> Option<Address> {
 /// Returns the nonces that this account authorises code for in a transaction of whichever sender. Where the account's count
 /// goes past one of them in its block, the authorisation took it.
 pub(super) fn authorised_by(transaction: &Value, account: Address, chain_id: u64) -> Vec<Nonce> {
-    if transaction.get("type").and_then(super::answers::small_quantity) != Some(SET_CODE) {
+    if transaction.get("type").and_then(number) != Some(SET_CODE) {
         return Vec::new();
     }
     let list = transaction.get("authorizationList").and_then(Value::as_array).into_iter().flatten();
     list.filter_map(|one| authorised(one, account, chain_id)).collect()
 }
 
+/// Returns a number of a transaction's fields; the parity of a signature may hold a chain id.
+fn number(value: &Value) -> Option<u64> {
+    u64::try_from(super::answers::quantity(value)?).ok()
+}
+
 fn authorised(authorisation: &Value, account: Address, chain_id: u64) -> Option<Nonce> {
-    let number = |name: &str| super::answers::small_quantity(authorisation.get(name)?);
+    let number = |name: &str| number(authorisation.get(name)?);
     let of_chain = number("chainId")?;
     if of_chain != 0 && of_chain != chain_id {
         return None;
@@ -67,7 +72,8 @@ fn authorised(authorisation: &Value, account: Address, chain_id: u64) -> Option<
     let nonce = number("nonce")?;
     let (r, s) = (bytes_of(authorisation, "r")?, bytes_of(authorisation, "s")?);
     let parity = number("yParity").or_else(|| number("v"))?;
-    let fields = [bytes_of(authorisation, "chainId")?, address(authorisation, "address")?, bytes_of(authorisation, "nonce")?];
+    let fields =
+        [bytes_of(authorisation, "chainId")?, address(authorisation, "address")?, bytes_of(authorisation, "nonce")?];
     let fields: Vec<_> = fields.into_iter().map(Field::Bytes).collect();
     let authority = recovered(&encoded(&[AUTHORISATION], &fields), parity, &r, &s)?;
     (authority == account).then_some(Nonce(nonce))

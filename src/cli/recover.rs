@@ -1,6 +1,5 @@
 //! `chainwriter recover`
 
-use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -14,8 +13,8 @@ use crate::journal::{OperatorsJournal, RecoveredAccount, Recovery};
 use crate::model::{Address, BlockNumber, Nonce, Timestamp};
 use crate::policy::finality::{FinalityRule, highest_final};
 
-/// How often it is looked whether all transactions of an account are final.
-const LOOK: Duration = Duration::from_secs(1);
+/// Interval between checks whether all transactions of an account are final.
+const CHECK: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 #[group(id = "what", required = true, multiple = false)]
@@ -35,14 +34,14 @@ pub(super) struct Arguments {
     account: Option<String>,
 }
 
-pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<u8> {
     let address = &settings.journal.address;
     if arguments.end {
         let journal = address.open_existing().await?;
         let ended = journal.end_recovery().await?;
         journal.close().await;
         say(if ended { "the recovery has ended" } else { "no recovery is on" });
-        return Ok(if ended { ExitCode::SUCCESS } else { ExitCode::from(exit::NOT_FOUND) });
+        return Ok(if ended { exit::OK } else { exit::NOT_FOUND });
     }
     let done = if let Some(from_block) = arguments.from_block {
         let journal = address.open().await?;
@@ -58,7 +57,7 @@ pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Res
     } else {
         bail!("name what to recover");
     };
-    done.map(|()| ExitCode::SUCCESS)
+    done.map(|()| exit::OK)
 }
 
 fn chosen_account(named: Option<&str>, settings: &Settings) -> anyhow::Result<Address> {
@@ -157,7 +156,7 @@ async fn all_final(chain: &NodeClient, accounts: &[Address], rule: FinalityRule)
             say(&waits);
             told = waits;
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(CHECK).await;
     }
 }
 

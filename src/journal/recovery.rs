@@ -48,11 +48,10 @@ pub struct RecoveredAccount {
     pub first_nonce: Nonce,
     /// All below it are taken, and final.
     pub next_nonce: Nonce,
-    /// What it wrote in the blocks that were read.
+    /// Its writes in the blocks that were read.
     pub writes: Vec<RecoveredWrite>,
 }
 
-/// Serves `chainwriter recover`, and what operators decide while a recovery is on.
 #[async_trait]
 pub trait Recoveries: Send + Sync {
     /// Begins a recovery. What an earlier one read from these blocks, and what was decided in it, is replaced; the journal
@@ -205,7 +204,8 @@ pub async fn record_foreign(
     let count = "SELECT count(*) AS remembered FROM recovered_writes";
     let read = |row: &dyn Columns| number(row, "count", "remembered");
     if connection.one("count foreign calls", count, &[], read).await? > MOST_REMEMBERED {
-        let detail = format!("the account has more than {MOST_REMEMBERED} foreign transactions, too many to compare with");
+        let detail =
+            format!("the account has more than {MOST_REMEMBERED} foreign transactions, too many to compare with");
         record_behind(connection, lease, &detail).await?;
     }
     raise(connection, lease.account, at_least).await

@@ -123,8 +123,8 @@ async fn successful_writes(chain: &dyn Chain, sent: &[Found]) -> Result<Vec<Reco
     let mut writes = Vec::with_capacity(sent.len());
     for sent in sent.chunks(RECEIPTS) {
         let hashes: Vec<_> = sent.iter().map(|sent| sent.tx_hash).collect();
-        for (sent, receipt) in sent.iter().zip(chain.receipts(&hashes).await?) {
-            let Receipt { succeeded, .. } = receipt.ok_or(HistoryError::NoReceipt(sent.nonce))?;
+        for (sent, receipt) in sent.iter().zip(chain.receipts(&hashes).await) {
+            let Receipt { succeeded, .. } = receipt?.ok_or(HistoryError::NoReceipt(sent.nonce))?;
             let Found { nonce, tx_hash, to: Some(to), value, block_number, .. } = *sent else { continue };
             let write = |(place, data_hash): (u32, &BodyHash)| RecoveredWrite {
                 nonce,

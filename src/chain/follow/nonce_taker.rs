@@ -75,13 +75,7 @@ impl TakerPoll<'_> {
     }
 
     /// Finds the block in which the account's count went past the nonce. It is above that of the nonce before, and rarely far.
-    async fn search(
-        &self,
-        chain: &dyn Chain,
-        account: Address,
-        nonce: Nonce,
-        height: BlockNumber,
-    ) -> Result<Lowest> {
+    async fn search(&self, chain: &dyn Chain, account: Address, nonce: Nonce, height: BlockNumber) -> Result<Lowest> {
         let before = nonce.0.checked_sub(1).and_then(|before| self.found.get(&Nonce(before)));
         match before.map(|before| before.inclusion.block_number) {
             Some(below) if below < height => lowest_past_above(chain, account, nonce, (below, height)).await,

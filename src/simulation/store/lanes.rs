@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::journal::{
-    AccountId, AccountStanding, Acquired, Arrival, Attendance, ForeignUse, Instance, JournalError, LaneHolder, Lease, LeaseMark, NewTransaction,
-    RecoveredAccount, Recovery, ReplyAddress, RequestSeq,
+    AccountId, AccountStanding, Acquired, Arrival, Attendance, ForeignUse, Instance, JournalError, LaneHolder, Lease,
+    LeaseMark, NewTransaction, RecoveredAccount, Recovery, ReplyAddress, RequestSeq,
 };
 use crate::model::request::Observation;
 use crate::model::{
@@ -32,7 +32,15 @@ impl Store {
             return Err(refused("add an account", "no chain has the id 0"));
         }
         let account = AccountId(self.accounts.last_key_value().map_or(0, |(last, _)| last.0) + 1);
-        let row = AccountRow { chain_id, address, next_nonce: None, foreign_below: Nonce(0), owner: None, leased_until: Timestamp(0), epoch: 0 };
+        let row = AccountRow {
+            chain_id,
+            address,
+            next_nonce: None,
+            foreign_below: Nonce(0),
+            owner: None,
+            leased_until: Timestamp(0),
+            epoch: 0,
+        };
         self.accounts.insert(account, row);
         Ok(account)
     }
@@ -116,7 +124,8 @@ impl Store {
     fn remember(&mut self, account: AccountId, writes: Vec<RecoveredWrite>) {
         for write in writes {
             let known = self.transactions.get(&(account, write.nonce));
-            let is_ours = known.is_some_and(|row| row.signed.iter().any(|stored| stored.attempt.raw.hash == write.tx_hash));
+            let is_ours =
+                known.is_some_and(|row| row.signed.iter().any(|stored| stored.attempt.raw.hash == write.tx_hash));
             if !is_ours {
                 self.foreign.entry((account, write.nonce, write.place)).or_insert(write);
             }
@@ -139,7 +148,8 @@ impl Store {
     }
 
     pub(crate) fn accept_foreign(&mut self, account: AccountId, below: Nonce) -> Result<usize> {
-        let row = self.accounts.get_mut(&account).ok_or_else(|| refused("accept foreign transactions", "no account"))?;
+        let row =
+            self.accounts.get_mut(&account).ok_or_else(|| refused("accept foreign transactions", "no account"))?;
         row.next_nonce = row.next_nonce.max(Some(below));
         row.foreign_below = row.foreign_below.max(below);
         self.behind = None;

@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::journal::{
-    AccountId, Instance, JournalError, Lease, OutboxRow, Recovery, ReplyAddress, RequestSeq,
-};
+use crate::journal::{AccountId, Instance, JournalError, Lease, OutboxRow, Recovery, ReplyAddress, RequestSeq};
 use crate::model::event::FinalTransaction;
 use crate::model::{
     Address, BodyHash, Cause, EventKind, Gas, Generation, Members, Message, Nonce, OrderKey, Purpose, RawTransaction,

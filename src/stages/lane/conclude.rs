@@ -13,6 +13,7 @@ use crate::model::event::FinalTransaction;
 use crate::model::{BlockNumber, Cause, Members, Nonce, PauseReason, Purpose, Reason, TransactionState};
 use crate::policy::{records, revert};
 use crate::stages::lane::in_flight::{InFlight, PoolStatus};
+use crate::stages::lane::lapses::Part;
 use crate::stages::lane::term::{StepError, Term};
 use crate::stages::settle::inbox::{LaneVerdict, Ruling};
 
@@ -20,11 +21,13 @@ impl Term<'_> {
     /// Rules on a final block. What the tracker has found gone since it was asked for counts as included no more, and is
     /// passed over.
     pub(super) async fn handle_receipts(&mut self, BlockRead { block, asked, receipts }: BlockRead) {
+        // The next poll asks again.
         let receipts = match receipts {
-            Ok(receipts) => receipts,
-            // The next poll asks again.
-            Err(error) => return self.gate.pause(error.pause_reason(), error.to_string()),
+            Err(error @ ChainError::Unconfirmed { .. }) => return self.lapses.begin(Part::Confirmation, &error),
+            receipts => self.lapses.record(Part::Receipts, receipts),
         };
+        let Some(receipts) = receipts else { return };
+        self.lapses.end(Part::Confirmation);
         let mut missing: BTreeSet<_> = asked.into_iter().collect();
         let mut rulings = Vec::with_capacity(receipts.len());
         for mut receipt in receipts {
@@ -85,7 +88,8 @@ impl Term<'_> {
                 let refusal =
                     if let PoolStatus::Refused { answer, .. } = &transaction.pool { answer.as_str() } else { "" };
                 let detail = format!("every node refused the transaction, its nonce was cancelled: {refusal}");
-                (LaneVerdict::Failed(Cause::new(Reason::RefusedByNode, detail)), TransactionState::Cancelled)
+                let reason = if transaction.is_unpaid { Reason::InsufficientFunds } else { Reason::RefusedByNode };
+                (LaneVerdict::Failed(Cause::new(reason, detail)), TransactionState::Cancelled)
             }
         })
     }
@@ -146,7 +150,7 @@ impl Term<'_> {
         let final_count = chain.transaction_count(account, BlockTag::Number(height)).await?;
         let mut suspects = self.flight.hashes_not_included(final_count);
         let hashes: Vec<_> = suspects.iter().flat_map(|(_, hashes)| hashes).copied().collect();
-        let receipts = chain.receipts(&hashes).await?;
+        let receipts: Vec<_> = chain.receipts(&hashes).await.into_iter().collect::<Result<_, _>>()?;
         let landed: Vec<Inclusion> = receipts.into_iter().flatten().map(|receipt| receipt.inclusion()).collect();
         suspects.retain(|(_, hashes)| !landed.iter().any(|inclusion| hashes.contains(&inclusion.tx_hash)));
         self.flight.include(landed);

@@ -7,8 +7,8 @@ use tracing::{debug, info, warn};
 use crate::journal::NewTransaction;
 use crate::journal::{Cancellation, JournalError};
 use crate::model::{
-    Cause, Fee, Nonce, PauseReason, Purpose, RawTransaction, Reason, RequestState, SignedTransaction,
-    Timestamp, UnsignedTransaction,
+    Cause, Fee, Nonce, PauseReason, Purpose, RawTransaction, Reason, RequestState, SignedTransaction, Timestamp,
+    UnsignedTransaction,
 };
 use crate::observe::metrics::Signed;
 use crate::observe::traces::Traced;
@@ -16,6 +16,7 @@ use crate::policy::gas;
 use crate::policy::limits::{Granted, Share, Usage};
 use crate::stages::lane::conclude;
 use crate::stages::lane::in_flight::InFlight;
+use crate::stages::lane::lapses::Part;
 use crate::stages::lane::payload::{Fetched, Payload};
 use crate::stages::lane::settings::OutagePolicy;
 use crate::stages::lane::term::Term;
@@ -71,9 +72,18 @@ impl Term<'_> {
         if self.queue.gathers_until(&self.context.settings.batching).is_some() {
             return Ok(());
         }
-        match self.simulate_fetched().await {
-            Ok(()) => self.sign_ready(usage.as_ref()).await?,
-            Err((reason, detail)) => self.gate.pause(reason, detail),
+        let outage = self.simulate_fetched().await;
+        match &outage {
+            None => _ = self.lapses.end(Part::Estimates),
+            Some((reason, detail)) if reason.is_outage() => {
+                self.lapses.begin_for(Part::Estimates, *reason, detail.clone());
+            }
+            Some(_) => {}
+        }
+        // What was answered goes on.
+        self.sign_ready(usage.as_ref(), outage.is_some()).await?;
+        if let Some((reason, detail)) = outage {
+            self.gate.pause(reason, detail);
         }
         if self.fails_for_outage() {
             self.fail_waiting().await;
@@ -126,11 +136,14 @@ impl Term<'_> {
     ///
     /// The commit stores what the limits grant, which is all unless another lane was faster. The rest stays ready: its bytes
     /// are dropped here, so no node ever gets them, and their nonces were not taken.
-    async fn sign_ready(&mut self, usage: Option<&Usage>) -> Result<(), JournalError> {
-        let Some(first) = self.next_nonce else { return Ok(()) };
+    ///
+    /// With an outage, what is signed here does not show that a pause is over.
+    async fn sign_ready(&mut self, usage: Option<&Usage>, has_outage: bool) -> Result<(), JournalError> {
+        let Some(first) = self.next_nonce.filter(|_| !self.queue.ready().is_empty()) else { return Ok(()) };
         let Some(fee) = self.quote() else { return Ok(()) };
         self.refuse_too_dear(fee).await;
-        let ready = self.queue.ready().iter().take(self.flight.room().min(ROUND));
+        let affordable = self.affordable(fee, self.flight.room().min(ROUND)).await;
+        let ready = self.queue.ready().iter().take(affordable);
         let Granted { count, throttled } = self.granted(usage, ready.map(|payload| payload.share(fee)));
         if let Some(throttled) = throttled {
             self.gate.throttle(throttled);
@@ -144,7 +157,7 @@ impl Term<'_> {
             span: self.processing_one(payload.requests.iter()),
         });
         let Some(raw) = self.sign_all(unsigned.collect()).await else { return Ok(()) };
-        self.gate.resume_if(|_| true);
+        self.gate.resume_if(|_| !has_outage);
         let mut transactions = numbered_transactions(self.queue.take_ready(count), raw, first, fee);
         let stored = transactions.iter().map(to_store).collect();
         let granted = self.context.journal.record_transactions(&self.lease, stored, self.tuning().limits).await?;
