@@ -331,8 +331,6 @@ impl Term<'_> {
             return Ok(());
         }
         let hashes = self.queue.fetched().iter().map(|fetched| BodyHash::of(fetched.request.calldata())).collect();
-        #[cfg(test)]
-        for f in self.queue.fetched() { eprintln!("DEBUGF {} {:?}", f.request.id, BodyHash::of(f.request.calldata())); }
         let found = self.context.journal.recovered_writes(hashes).await?;
         if found.is_empty() {
             return Ok(());
