@@ -251,7 +251,8 @@ mod tests {
             assert!(is_signed_by(&transaction, account(), CHAIN), "type {kind}");
             assert!(!is_signed_by(&transaction, Address([1; 20]), CHAIN), "another account");
             assert!(!is_signed_by(&transaction, account(), CHAIN + 1), "another chain");
-            for (field, value) in [("nonce", "0x1"), ("input", "0x0103"), ("value", "0x0"), ("gas", "0x5209"), ("r", "0x1")]
+            for (field, value) in
+                [("nonce", "0x1"), ("input", "0x0103"), ("value", "0x0"), ("gas", "0x5209"), ("r", "0x1")]
             {
                 let mut changed = transaction.clone();
                 changed[field] = json!(value);
@@ -261,7 +262,8 @@ mod tests {
             changed["hash"] = json!(TxHash([1; 32]));
             assert!(!is_signed_by(&changed, account(), CHAIN), "type {kind}, another hash");
         }
-        let unknown = json!({ "type": "0x7e", "hash": TxHash([1; 32]), "nonce": "0x0", "r": "0x1", "s": "0x1", "v": "0x0" });
+        let unknown =
+            json!({ "type": "0x7e", "hash": TxHash([1; 32]), "nonce": "0x0", "r": "0x1", "s": "0x1", "v": "0x0" });
         assert!(!is_signed_by(&unknown, account(), CHAIN));
     }
 

@@ -2,12 +2,15 @@
 
 use fastrand::Rng;
 
-use crate::simulation::world::{Odds, Weather};
+use crate::simulation::world::{CallKind, Odds, Weather};
 
 /// Something that goes wrong for a while.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Spell {
     ReadsFail,
+    CallsFail(CallKind),
+    Outages,
+    OddNumbers,
     SendsLost,
     AnswersLost,
     SendsLate,
@@ -74,6 +77,10 @@ pub(super) enum Blow {
 
 const SPELLS: &[Spell] = &[
     Spell::ReadsFail,
+    Spell::CallsFail(CallKind::Tagged),
+    Spell::CallsFail(CallKind::Tagged),
+    Spell::Outages,
+    Spell::OddNumbers,
     Spell::SendsLost,
     Spell::AnswersLost,
     Spell::SendsLate,
@@ -145,6 +152,7 @@ impl Swarm {
 
     pub(super) fn spell(&self, rng: &mut Rng) -> Option<Spell> {
         Some(match rng.choice(&self.spells)? {
+            Spell::CallsFail(_) => Spell::CallsFail(CallKind::ALL[rng.usize(..CallKind::ALL.len())]),
             Spell::FeeSpike(_) => Spell::FeeSpike(rng.u16(150..1600)),
             spell => *spell,
         })
@@ -168,6 +176,9 @@ impl Spell {
         let rare = strength / 25;
         match self {
             Self::ReadsFail => weather.reads_fail = strength,
+            Self::CallsFail(kind) => weather.calls_fail = Some((kind, strength)),
+            Self::Outages => weather.outages = strength,
+            Self::OddNumbers => weather.odd_numbers = strength,
             Self::SendsLost => weather.sends_lost = strength,
             Self::AnswersLost => weather.answers_lost = strength,
             Self::SendsLate => weather.sends_late = strength,

@@ -19,6 +19,7 @@ mod hosts;
 pub(crate) mod journal;
 mod ledger;
 mod nodes;
+mod outages;
 mod queues;
 mod restored;
 mod settings;

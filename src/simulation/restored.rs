@@ -66,7 +66,10 @@ impl World {
         let store = self.store();
         let store = store.lock().unwrap_or_else(PoisonError::into_inner);
         self.checker.was_restored
-            && store.accounts().values().any(|row| row.next_nonce.unwrap_or_default() < self.ledger.pending(row.address))
+            && store
+                .accounts()
+                .values()
+                .any(|row| row.next_nonce.unwrap_or_default() < self.ledger.pending(row.address))
     }
 
     pub(super) fn is_paused_as_behind(&self) -> bool {

@@ -53,8 +53,8 @@ pub(super) struct Storm {
     /// An operator loses patience with what waits, and cancels it all.
     cancels_at: Option<u64>,
     calm: bool,
-    copies: Copies,
     is_patience_checked: bool,
+    copies: Copies,
 }
 
 /// An instance's place: its process, or the time at which it starts again.
@@ -119,8 +119,8 @@ impl Storm {
             rival,
             cancels_at: None,
             calm: false,
-            copies: Copies::default(),
             is_patience_checked: false,
+            copies: Copies::default(),
         }
     }
 

@@ -22,7 +22,9 @@ use crate::chain::follow::history::writes_of;
 use crate::chain::follow::nonce_taker::Taker;
 use crate::chain::{BlockTag, ChainError, CountAt};
 use crate::journal::{Cancellation, ForeignUse, JournalError, QueuedRequest};
-use crate::model::{BlockNumber, BodyHash, Cause, Nonce, PauseReason, Reason, RecoveredWrite, RequestId, RequestState, TxHash};
+use crate::model::{
+    BlockNumber, BodyHash, Cause, Nonce, PauseReason, Reason, RecoveredWrite, RequestId, RequestState, TxHash,
+};
 use crate::stages::lane::conclude;
 use crate::stages::lane::term::{StepError, Term};
 
@@ -442,8 +444,9 @@ impl Term<'_> {
 
 fn maybe_written(write: &RecoveredWrite) -> Cause {
     let RecoveredWrite { tx_hash, block_number, .. } = write;
-    let detail =
-        format!("transaction {tx_hash} in block {block_number} has the same calldata, and the journal has no row for it");
+    let detail = format!(
+        "transaction {tx_hash} in block {block_number} has the same calldata, and the journal has no row for it"
+    );
     Cause::new(Reason::MaybeWritten, detail)
 }
 

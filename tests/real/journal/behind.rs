@@ -37,7 +37,10 @@ async fn is_paused(worker: &Worker) {
     wait_log(worker, "the lane pauses until an operator acts").await;
     let log = worker.log();
     let line = log.lines().find(|line| line.contains("until an operator acts")).unwrap();
-    assert!(line.contains("ERROR") && line.contains("journal_is_behind") && line.contains("chainwriter recover"), "{line}");
+    assert!(
+        line.contains("ERROR") && line.contains("journal_is_behind") && line.contains("chainwriter recover"),
+        "{line}"
+    );
 }
 
 /// Each body is in the chain once.
@@ -97,8 +100,7 @@ async fn an_older_copy_of_the_journal_writes_nothing_until_an_operator_recovers(
     stage.amqp.publish(QUEUE, with_id("m-7").with_headers(forged), b"message 7").await;
     wait_until("it is a dead letter again", LONG, async || stage.depth(DEAD).await.0 == 11).await;
     assert_once(&stage, 0..16).await;
-    let (code, text) =
-        home.command(BINARY, &["dead", "replay", "m-8", "--yes", "--even-forgotten", "--wait"]).await;
+    let (code, text) = home.command(BINARY, &["dead", "replay", "m-8", "--yes", "--even-forgotten", "--wait"]).await;
     assert!(code == 0, "{code} {text}");
     assert_eq!(stage.transactions_of(0).await.len(), 17, "an operator wanted it once more");
     let (code, text) = home.command(BINARY, &["recover", "--end"]).await;

@@ -99,7 +99,8 @@ async fn an_unknown_transaction_that_asks_for_what_a_request_asks_for_stops_the_
             let page = term.queue.next_page(1, &Batching::NONE).unwrap();
             let queued = term.queue.take(page, bench.set.queued.clone());
             queued.into_iter().for_each(|request| {
-                let payload = payload::Payload { requests: crate::model::Members::one(request), ..fixtures::payload(1) };
+                let payload =
+                    payload::Payload { requests: crate::model::Members::one(request), ..fixtures::payload(1) };
                 term.queue.add_ready(payload);
             });
         }
@@ -245,8 +246,7 @@ async fn recover(bench: &Bench, tx_hash: TxHash) {
         to_block: BlockNumber(9),
     };
     let account = bench.set.account;
-    let account =
-        RecoveredAccount { account, first_nonce: Nonce(0), next_nonce: Nonce(1), writes: vec![write] };
+    let account = RecoveredAccount { account, first_nonce: Nonce(0), next_nonce: Nonce(1), writes: vec![write] };
     bench.set.journal.begin_recovery(recovery, vec![account]).await.unwrap();
 }
 
