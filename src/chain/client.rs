@@ -15,8 +15,8 @@ use web3::error::Error;
 use crate::chain::endpoint::{Endpoint, MethodCall, Order, first_failure};
 use crate::chain::route::{Endpoints, Route};
 use crate::chain::{
-    BlockTag, Call, Chain, ChainError, EndpointState, Header, Log, LogQuery, Receipt, Result, SentInBlock, answers,
-    receipts,
+    BlockTag, Call, Chain, ChainError, EndpointState, Header, Log, LogQuery, Pooled, Receipt, Result, SentInBlock,
+    answers, receipts,
 };
 use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, RawTransaction, TxHash, Wei};
 use crate::observe::metrics::ChainMeter;
@@ -146,7 +146,7 @@ impl NodeClient {
     }
 
     /// Makes one call. An answer that cannot be read counts as a failure of the endpoint.
-    async fn ask<A: DeserializeOwned, T>(
+    pub(super) async fn ask<A: DeserializeOwned, T>(
         &self,
         method: &'static str,
         params: Vec<Value>,
@@ -264,6 +264,10 @@ impl Chain for NodeClient {
 
     async fn broadcast(&self, transactions: &[Traced<RawTransaction>]) -> Vec<Result<()>> {
         self.broadcast_everywhere(transactions).await
+    }
+
+    async fn pooled(&self, account: Address, nonce: Nonce) -> Result<Option<Pooled>> {
+        self.pooled_at(account, nonce).await
     }
 
     async fn balance(&self, account: Address) -> Result<Wei> {

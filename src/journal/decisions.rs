@@ -37,6 +37,8 @@ pub enum Decision {
 pub enum Requeue {
     /// Its nonce went to this foreign transaction.
     Displaced(TxHash),
+    /// The transaction that it shared is beyond a limit of the nodes: it shares a smaller one.
+    Divided(Cause),
     /// The transaction that it shared has failed: it gets one of its own.
     Isolated(Cause),
 }
@@ -45,6 +47,7 @@ impl Requeue {
     pub fn incident(&self) -> IncidentKind {
         match self {
             Self::Displaced(_) => IncidentKind::Displaced,
+            Self::Divided(_) => IncidentKind::Divided,
             Self::Isolated(_) => IncidentKind::Isolated,
         }
     }
@@ -53,6 +56,9 @@ impl Requeue {
     pub fn detail(&self) -> String {
         match self {
             Self::Displaced(taken_by) => format!("its nonce went to {taken_by}, which is not ours; it gets a new one"),
+            Self::Divided(cause) => {
+                format!("the transaction that it shared is too large: {cause}; it shares a smaller one")
+            }
             Self::Isolated(cause) => format!("the transaction that it shared failed: {cause}; it gets one of its own"),
         }
     }
@@ -60,7 +66,7 @@ impl Requeue {
     /// Returns whether the request shares no transaction any more.
     pub fn isolates(&self) -> bool {
         match self {
-            Self::Displaced(_) => false,
+            Self::Displaced(_) | Self::Divided(_) => false,
             Self::Isolated(_) => true,
         }
     }

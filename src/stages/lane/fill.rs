@@ -212,9 +212,9 @@ impl Term<'_> {
         for Cancellation { request, state, detail } in cancellations {
             if let Some(transaction) = self.flight.of_request(request.seq) {
                 // A shared transaction is not cancelled for one of its requests. Where it fails, the request is.
-                if transaction.cancel_reason.is_none() && !transaction.payload.requests.is_batch() {
+                if transaction.operator_cause().is_none() && !transaction.payload.requests.is_batch() {
                     warn!(request.id = %request.id, tx.nonce = %transaction.nonce, cause = detail, "an operator wants this write no more; its nonce is cancelled unless it lands first");
-                    transaction.cancel_reason = Some(detail);
+                    transaction.cancel_cause = Some(Cause::new(Reason::Cancelled, detail));
                 }
             } else if state == RequestState::Accepted && self.queue.cancel(request.seq, &self.context.settings.batching)
             {
@@ -311,7 +311,7 @@ fn numbered_transactions(payloads: Vec<Payload>, raw: Vec<RawTransaction>, first
     let signed_at = Timestamp::now();
     let with_nonces = payloads.into_iter().zip(raw).zip(first.0..);
     let transaction = |((payload, raw), nonce): ((Payload, RawTransaction), u64)| {
-        let signed = SignedTransaction { purpose: Purpose::Write, raw, fee, signed_at };
+        let signed = SignedTransaction { purpose: Purpose::Write, raw, fee, signed_at, cause: None };
         InFlight::new(payload, Nonce(nonce), vec![signed])
     };
     with_nonces.map(transaction).collect()

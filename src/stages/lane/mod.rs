@@ -9,6 +9,7 @@
 //! | [`queue`] | requests that were fetched, and payloads that are ready to be signed |
 //! | [`flight`] | live transactions, the window, the broadcaster; [`in_flight`] is one of them |
 //! | [`view`] | what is known of the chain: head, finality, price, receipts |
+//! | [`learnt`] | limits of the nodes: size, gas, least tip, what a self-transfer costs |
 //! | [`gate`] | pauses and the operator's limits: may anything be signed now? |
 //! | [`nonce_gaps`], [`reorged_finals`] | what is repaired |
 //!
@@ -19,7 +20,7 @@
 //! 2. `sign_ready` prices and signs. One commit of the journal takes the nonces and stores the bytes, and only then the
 //!    broadcaster gets them. A crash before the commit leaves nothing; after it, the next term sends the same bytes.
 //! 3. The nodes' answers come back to `handle_answers` (`upkeep`). They decide nothing about the nonce: they say when to
-//!    send again, whether to offer more, whether to pause. At each poll `resend_and_replace` acts on that. A replacement is
+//!    send again, whether to offer more, whether to pause. At each poll `resend_and_replace` acts on that (`care` decides). A replacement is
 //!    journalled before it is broadcast, too.
 //! 4. `follow` polls the chain: which blocks are new, which went away, which of ours they hold, what is final. Once a block
 //!    is final its receipts are asked for; they come to `handle_receipts` (`conclude`), which rules.
@@ -43,12 +44,14 @@ use crate::journal::{Acquired, JournalError, Lease, LeaseMark, Leases};
 use crate::signer::Signer;
 use crate::stages::settle::inbox::FromLane;
 
+mod care;
 mod conclude;
 mod fill;
 mod flight;
 mod follow;
 mod gate;
 mod in_flight;
+mod learnt;
 mod nonce_gaps;
 mod payload;
 mod queue;
@@ -65,6 +68,8 @@ mod view;
 
 #[cfg(test)]
 mod fixtures;
+#[cfg(test)]
+mod refusals_tests;
 #[cfg(test)]
 mod tests;
 

@@ -116,14 +116,29 @@ impl Term<'_> {
     /// Simulates those drafts that are not known to run, in their order.
     async fn simulate(&self, drafts: &[Draft]) -> Result<Vec<Simulated>, ChainError> {
         let unknown = || drafts.iter().filter(|draft| draft.gas.is_none());
-        let is_estimated = |draft: &&Draft| matches!(draft.members.first.request.write.gas, GasRule::Estimate { .. });
+        let is_estimated = |draft: &&Draft| {
+            matches!(draft.members.first.request.write.gas, GasRule::Estimate { .. })
+                && self.learnt.check_size(draft.calldata(), draft.members.is_batch()).is_ok()
+        };
         let traced = |draft: &Draft| Traced { item: self.call(draft), span: self.processing_one(draft.requests()) };
         let calls: Vec<_> = unknown().filter(is_estimated).map(traced).collect();
         let estimates = if calls.is_empty() { Vec::new() } else { self.context.chain.estimate(&calls).await? };
         let mut estimates = estimates.into_iter();
-        let simulated = unknown().map_while(|draft| match draft.members.first.request.write.gas {
-            GasRule::Fixed(gas) => Some(self.with_fixed(gas, draft.calldata())),
-            GasRule::Estimate { margin } => Some(self.with_estimate(estimates.next()?, margin, draft.calldata())),
+        let simulated = unknown().map_while(|draft| {
+            let (calldata, is_batch) = (draft.calldata(), draft.members.is_batch());
+            if let Err(cause) = self.learnt.check_size(calldata, is_batch) {
+                return Some(Simulated::Fails(cause));
+            }
+            let simulated = match draft.members.first.request.write.gas {
+                GasRule::Fixed(gas) => self.with_fixed(gas, calldata),
+                GasRule::Estimate { margin } => self.with_estimate(estimates.next()?, margin, calldata),
+            };
+            Some(match simulated {
+                Simulated::Runs(gas) => {
+                    self.learnt.check_gas(gas, is_batch).map_or_else(Simulated::Fails, |()| Simulated::Runs(gas))
+                }
+                other => other,
+            })
         });
         Ok(simulated.collect())
     }
@@ -147,7 +162,7 @@ impl Term<'_> {
 
     /// A node may take a transaction with too little gas, and drop it when it makes a block: it would hold up its account.
     fn with_fixed(&self, gas: Gas, calldata: &[u8]) -> Simulated {
-        let least = gas::intrinsic(calldata);
+        let least = self.learnt.least_gas(calldata);
         if gas >= least {
             return self.within_limits(gas);
         }

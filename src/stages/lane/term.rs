@@ -20,6 +20,7 @@ use crate::observe::traces::Traced;
 use crate::stages::lane::flight::Flight;
 use crate::stages::lane::gate::Gate;
 use crate::stages::lane::in_flight::InFlight;
+use crate::stages::lane::learnt::Learnt;
 use crate::stages::lane::nonce_gaps::GapFiller;
 use crate::stages::lane::queue::Queue;
 use crate::stages::lane::reorged_finals::ReorgedFinals;
@@ -85,6 +86,7 @@ pub(super) struct Term<'l> {
     pub(super) gate: Gate,
     pub(super) gaps: GapFiller,
     pub(super) reorged: ReorgedFinals,
+    pub(super) learnt: Learnt,
     pub(super) nonce_takers: NonceTakers,
     pub(super) next_nonce: Option<Nonce>,
     /// The journal takes the place of a lost one.
@@ -108,6 +110,7 @@ impl<'l> Term<'l> {
             gate: Gate::new(context.signer.address()),
             gaps: GapFiller::new(context.signals.state.borrow().nonces_mended),
             reorged: ReorgedFinals::default(),
+            learnt: Learnt::default(),
             nonce_takers: NonceTakers::default(),
             next_nonce: None,
             is_recovering: false,

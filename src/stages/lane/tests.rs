@@ -9,7 +9,7 @@ use super::*;
 use crate::chain::Sent;
 use crate::journal::contract::{Set, set};
 use crate::journal::{CancelWish, JournalError};
-use crate::model::{BlockNumber, Cause, Nonce, PauseReason, Purpose, TransactionState, TxHash, Wei};
+use crate::model::{BlockNumber, Cause, Nonce, PauseReason, Purpose, Reason, TransactionState, TxHash, Wei};
 use crate::observe::metrics::LaneMeter;
 use crate::observe::traces::Tracer;
 use crate::policy::batch::Batching;
@@ -20,18 +20,18 @@ use crate::simulation::fakes::{ACCOUNT, FakeChain, FakeSigner, failing_journal, 
 use crate::simulation::journal::MemoryJournal;
 use crate::stages::settle::inbox::{LaneVerdict, Ruling};
 
-const REFUSED_AFTER: Duration = Duration::from_secs(10);
+pub(super) const REFUSED_AFTER: Duration = Duration::from_secs(10);
 
 /// A lane with requests in its queue, on a chain with one block.
-struct Bench {
-    context: Context,
-    chain: Arc<FakeChain>,
-    set: Set,
+pub(super) struct Bench {
+    pub(super) context: Context,
+    pub(super) chain: Arc<FakeChain>,
+    pub(super) set: Set,
     to_settle: mpsc::Receiver<FromLane>,
 }
 
 impl Bench {
-    async fn new(requests: &[&str]) -> Self {
+    pub(super) async fn new(requests: &[&str]) -> Self {
         Self::on(journal(), requests).await
     }
 
@@ -46,7 +46,7 @@ impl Bench {
     }
 
     /// A term that has seen the newest block.
-    async fn term(&self) -> Term<'_> {
+    pub(super) async fn term(&self) -> Term<'_> {
         let (broadcaster, rounds) = broadcaster::start(self.chain.clone());
         let (receipt_reader, reading) = receipt_reader::start(self.chain.clone());
         tokio::spawn(rounds.run());
@@ -58,20 +58,20 @@ impl Bench {
     }
 
     /// A term whose first request is signed and broadcast.
-    async fn signed(&self) -> Term<'_> {
+    pub(super) async fn signed(&self) -> Term<'_> {
         let mut term = self.term().await;
         term.fill().await.unwrap();
         self.answer(&mut term).await;
         term
     }
 
-    async fn answer(&self, term: &mut Term<'_>) {
+    pub(super) async fn answer(&self, term: &mut Term<'_>) {
         let answered = term.flight.next_answers().await;
         term.handle_answers(answered);
     }
 
     /// Makes a block with this transaction.
-    fn mine(&self, nonce: u64, tx_hash: TxHash) {
+    pub(super) fn mine(&self, nonce: u64, tx_hash: TxHash) {
         self.chain.change(|state| {
             state.head += 1;
             let sent = Sent { nonce: Nonce(nonce), tx_hash, to: Some(fixtures::TARGET), data: bytes::Bytes::new() };
@@ -80,11 +80,11 @@ impl Bench {
     }
 
     /// Makes empty blocks until what is mined is final.
-    fn finalise(&self) {
+    pub(super) fn finalise(&self) {
         self.chain.change(|state| state.head += 2);
     }
 
-    fn rulings(&mut self) -> Vec<Ruling> {
+    pub(super) fn rulings(&mut self) -> Vec<Ruling> {
         let mut rulings = Vec::new();
         while let Ok(message) = self.to_settle.try_recv() {
             if let FromLane::Rulings(ruled) = message {
@@ -121,7 +121,7 @@ fn settings(set: &Set) -> LaneSettings {
     LaneSettings { account, rules, tuning, owner, tracer: Tracer::default() }
 }
 
-fn newest(term: &Term<'_>, nonce: u64) -> (TxHash, Purpose) {
+pub(super) fn newest(term: &Term<'_>, nonce: u64) -> (TxHash, Purpose) {
     let newest = term.flight.get(Nonce(nonce)).unwrap().newest();
     (newest.raw.hash, newest.purpose)
 }
@@ -229,7 +229,7 @@ async fn what_every_node_refuses_is_cancelled_at_its_nonce_after_a_while() {
 async fn a_replacement_that_the_journal_does_not_hold_goes_to_no_node() {
     let bench = Bench::on(failing_journal("record_replacements"), &["a"]).await;
     let mut term = bench.signed().await;
-    term.flight.of_request(bench.set.seq(0)).unwrap().cancel_reason = Some("not wanted".to_owned());
+    term.flight.of_request(bench.set.seq(0)).unwrap().cancel_cause = Some(Cause::new(Reason::Cancelled, "not wanted"));
     assert!(term.resend_and_replace().await.is_err());
     assert_eq!(bench.chain.change(|state| state.broadcasts.len()), 1);
 }
