@@ -2,6 +2,7 @@
 
 use fastrand::Rng;
 
+use crate::simulation::workload::Words;
 use crate::simulation::world::{Odds, Weather};
 
 /// Something that goes wrong for a while.
@@ -33,6 +34,8 @@ pub(super) enum Spell {
     NoBlocks,
     FeeSpike(u16),
     NoFunds,
+    /// Nodes refuse whatever comes.
+    RefusesAll(Words),
 }
 
 /// Something that happens at once.
@@ -52,6 +55,11 @@ pub(super) enum Blow {
     Evict,
     ForgetPool,
     Foreign,
+    /// A foreign transaction waits at the account's nonce, at this price and for so long.
+    ForeignWaits {
+        price: u16,
+        ms: u16,
+    },
     CutSessions,
     ClockJump {
         seconds: i16,
@@ -95,6 +103,7 @@ const SPELLS: &[Spell] = &[
     Spell::NoBlocks,
     Spell::FeeSpike(0),
     Spell::NoFunds,
+    Spell::RefusesAll(Words::Known),
 ];
 
 /// Draws a blow of one kind; how often, beside the others.
@@ -108,6 +117,7 @@ const BLOWS: &[Kind] = &[
     (|_| Blow::Evict, 1),
     (|_| Blow::ForgetPool, 1),
     (|_| Blow::Foreign, 2),
+    (|rng| Blow::ForeignWaits { price: rng.u16(100..2500), ms: rng.u16(2000..40_000) }, 1),
     (|_| Blow::CutSessions, 1),
     (|rng| Blow::ClockJump { seconds: rng.i16(-3600..=3600) }, 1),
     (|_| Blow::Duplicate, 1),
@@ -138,6 +148,7 @@ impl Swarm {
     pub(super) fn spell(&self, rng: &mut Rng) -> Option<Spell> {
         Some(match rng.choice(&self.spells)? {
             Spell::FeeSpike(_) => Spell::FeeSpike(rng.u16(150..1600)),
+            Spell::RefusesAll(_) => Spell::RefusesAll(Words::ALL[rng.usize(..3)]),
             spell => *spell,
         })
     }
@@ -180,6 +191,7 @@ impl Spell {
             Self::CommitsFail => weather.commits_fail = rare,
             Self::CommitsUnknown => weather.commits_unknown = rare,
             Self::Slow => weather.slowness_ms = u64::from(strength) * 3,
+            Self::RefusesAll(words) => weather.refuses_all = Some(words),
             Self::BrokerBlocked | Self::BrokerDown | Self::NoBlocks | Self::FeeSpike(_) | Self::NoFunds => {}
         }
     }

@@ -277,6 +277,10 @@ impl Storm {
                 let data: &'static [u8] = [&b"a"[..], b"b", b"c", b"d"][usize::from(number % 4)];
                 self.world.lock().ledger.foreign(account, Bytes::from_static(data));
             }
+            Blow::ForeignWaits { price, ms } => {
+                let (account, _) = self.settings.accounts[self.rng.usize(..self.settings.accounts.len())];
+                self.world.lock().ledger.foreign_until(account, price.into(), now + u64::from(ms));
+            }
             Blow::CutSessions => self.world.lock().queues.end_all_sessions(),
             Blow::Duplicate | Blow::Conflict => self.publish_again(blow == Blow::Conflict),
             Blow::Replay { edited } => self.replay(edited),

@@ -11,8 +11,8 @@ use crate::journal::{
 };
 use crate::model::event::FinalTransaction;
 use crate::model::{
-    Address, BodyHash, Cause, EventKind, Gas, Generation, Members, Message, Nonce, OrderKey, Purpose, RawTransaction,
-    RequestId, RequestState, SignedTransaction, Timestamp, TraceContext, TransactionState, Wei, Write,
+    Address, BodyHash, Cause, EventKind, Fee, Gas, Generation, Members, Message, Nonce, OrderKey, Purpose,
+    RawTransaction, RequestId, RequestState, SignedTransaction, Timestamp, TraceContext, TransactionState, Wei, Write,
 };
 
 mod ending;
@@ -184,6 +184,7 @@ pub(crate) struct SignedRecord {
     pub(crate) nonce: Nonce,
     pub(crate) kind: Purpose,
     pub(crate) signed: RawTransaction,
+    pub(crate) fee: Fee,
 }
 
 /// An event that was true from then on.

@@ -6,6 +6,7 @@ mod lanes;
 pub mod nodes;
 mod nonces;
 pub mod records;
+mod refusals;
 mod reorgs;
 mod signers;
 mod transactions;
