@@ -179,8 +179,11 @@ impl InFlight {
             self.cancel_cause = signed.cause.clone().or_else(|| self.cancel_cause.take());
         }
         self.signed.push(signed);
-        self.pool = PoolStatus::Unknown;
-        self.refusal = None;
+        // What nodes drop at one price they may drop at the next.
+        if !self.is_dropped() {
+            self.pool = PoolStatus::Unknown;
+            self.refusal = None;
+        }
         self.holder = None;
         self.sending = Sending::Due;
         self.signed_since = Instant::now();
@@ -480,6 +483,8 @@ mod tests {
         // The first time it is new to the node.
         let refused: Vec<_> = (0..=DROPS).map(|_| answer(&mut transaction)).collect();
         assert_eq!(refused, [false, false, false, true]);
+        transaction.replace(fixtures::signed(0, 1));
+        assert!(answer(&mut transaction), "at a higher price too");
         assert!(transaction.include(inclusion()));
         transaction.orphan();
         assert!((0..DROPS).all(|_| !answer(&mut transaction)), "the count begins anew");
