@@ -20,7 +20,7 @@ impl NodeClient {
         let is_it = |transaction: &&Value| {
             let sender = transaction.get("from").and_then(Value::as_str);
             let sender = sender.and_then(|text| text.to_lowercase().parse().ok());
-            let at = transaction.get("nonce").and_then(answers::small_quantity);
+            let at = transaction.get("nonce").and_then(answers::place);
             sender == Some(account) && at == Some(nonce.0)
         };
         let transactions = pending.get("transactions").and_then(Value::as_array);

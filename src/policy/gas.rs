@@ -12,10 +12,9 @@ const FLOOR_OTHER_BYTE: u64 = 40;
 /// EIP-7825, since Osaka: the most gas of one transaction. A chain without that rule runs larger ones.
 const MOST: Gas = Gas(1 << 24);
 
-/// Gas of a plain transfer.
 pub const TRANSFER: Gas = Gas(TRANSACTION);
 
-/// Less gas than this for a call with these data is refused by every node, or dropped without a word.
+/// Returns the least gas for a call with these data: every node refuses less, or drops it without a word.
 pub fn intrinsic(data: &[u8]) -> Gas {
     by_the_byte(data, ZERO_BYTE, OTHER_BYTE)
 }

@@ -191,6 +191,15 @@ impl Ledger {
         self.head().nonce_of(account)
     }
 
+    /// The account's next nonce with what follows on in the pool.
+    pub(super) fn pending(&self, view: &View, account: Address) -> Nonce {
+        let mut next = view.last().map_or(Nonce(0), |block| block.nonce_of(account));
+        while self.pool.contains_key(&(account, next)) {
+            next = next.plus(1);
+        }
+        next
+    }
+
     /// Where the transaction is in the chain: its block's height, and whether it did what it should.
     pub(super) fn find(&self, hash: TxHash) -> Option<(u64, bool)> {
         self.chain.iter().rev().find_map(|block| {

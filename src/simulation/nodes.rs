@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::chain::{
-    BlockTag, Call, Chain, ChainError, Header, Inclusion, Log, LogQuery, Pooled, Receipt, Result, Sent, SentInBlock,
-    transaction_hash,
+    BlockTag, Call, Chain, ChainError, CountAt, Header, Inclusion, Log, LogQuery, Pooled, Receipt, Result, Sent,
+    SentInBlock, transaction_hash,
 };
 use crate::model::event::FinalTransaction;
 use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, RawTransaction, Topic, TxHash, Wei};
@@ -173,6 +173,10 @@ fn receipt(view: &View, hash: TxHash) -> Option<Receipt> {
 
 #[async_trait]
 impl Chain for SimNodes {
+    async fn check_chain(&self) -> Result<()> {
+        self.read(|_, _| Ok(())).await
+    }
+
     async fn header(&self, block: BlockTag) -> Result<Option<Header>> {
         let found = |world: &mut World, view: &View| {
             let height = usize::try_from(height_of(world, view, block)).unwrap_or(usize::MAX);
@@ -189,8 +193,16 @@ impl Chain for SimNodes {
         self.read(found).await
     }
 
-    async fn receipts(&self, hashes: &[TxHash]) -> Result<Vec<Option<Receipt>>> {
-        self.read(|_, view| Ok(hashes.iter().map(|hash| receipt(view, *hash)).collect())).await
+    async fn confirm(&self, _: BlockNumber, _: BlockHash, _: &[Receipt]) -> Result<()> {
+        Ok(())
+    }
+
+    async fn receipts(&self, hashes: &[TxHash]) -> Vec<Result<Option<Receipt>>> {
+        let found = self.read(|_, view| Ok(hashes.iter().map(|hash| receipt(view, *hash)).collect::<Vec<_>>())).await;
+        match found {
+            Ok(found) => found.into_iter().map(Ok).collect(),
+            Err(error) => hashes.iter().map(|_| Err(error.clone())).collect(),
+        }
     }
 
     async fn transaction_count(&self, account: Address, tag: BlockTag) -> Result<Nonce> {
@@ -206,6 +218,14 @@ impl Chain for SimNodes {
         self.read(count).await
     }
 
+    async fn counts(&self, account: Address, at: CountAt) -> Vec<(String, Result<Nonce>)> {
+        let count = match at {
+            CountAt::Block(number) => self.transaction_count(account, BlockTag::Number(number)).await,
+            CountAt::Pending => self.read(|world, view| Ok(world.ledger.pending(view, account))).await,
+        };
+        vec![("sim".to_owned(), count)]
+    }
+
     async fn sent_in(&self, account: Address, block: BlockNumber) -> Result<Option<SentInBlock>> {
         let sent = |world: &mut World, view: &View| {
             let found = usize::try_from(block.0).ok().and_then(|height| view.get(height));
@@ -217,9 +237,11 @@ impl Chain for SimNodes {
                     nonce: transaction.nonce,
                     tx_hash,
                     to: Some(Address([0xaa; 20])),
+                    value: Wei(0),
                     data: transaction.data.clone(),
+                    is_signed: true,
                 });
-                SentInBlock { number: block, hash: found.hash, sent: sent.collect() }
+                SentInBlock { number: block, hash: found.hash, sent: sent.collect(), authorised: Vec::new() }
             }))
         };
         self.read(sent).await
@@ -233,7 +255,7 @@ impl Chain for SimNodes {
         self.read(ask).await
     }
 
-    async fn estimate(&self, calls: &[Traced<Call>]) -> Result<Vec<Result<Gas>>> {
+    async fn estimate(&self, calls: &[Traced<Call>]) -> Vec<Result<Gas>> {
         let estimate = |world: &mut World, view: &View| {
             let now = world.now_ms();
             let estimate = |Traced { item: call, .. }: &Traced<Call>| {
@@ -258,9 +280,12 @@ impl Chain for SimNodes {
                     Err(refusal("execution reverted".to_owned()))
                 }
             };
-            Ok(calls.iter().map(estimate).collect())
+            Ok(calls.iter().map(estimate).collect::<Vec<_>>())
         };
-        self.read(estimate).await
+        match self.read(estimate).await {
+            Ok(estimates) => estimates,
+            Err(error) => calls.iter().map(|_| Err(error.clone())).collect(),
+        }
     }
 
     /// What is run here again has reverted.

@@ -108,7 +108,10 @@ impl Term<'_> {
             if self.gate.is_head_stale() { Need::Nothing } else { self.need_of(place, transaction, market, canary) };
         let stuck = match need {
             Need::Nothing => None,
-            Need::Cancel(cause) => return (Care::Replace(self.cancellation(transaction, Some(cause), market)), None),
+            Need::Cancel(cause) => {
+                let cancellation = self.cancellation(transaction, Some(cause), market);
+                return (Care::Replace(cancellation), None);
+            }
             Need::Correct(gas) => {
                 let cause = transaction.cancel_cause.clone();
                 return (Care::Replace(Replacement { gas, ..self.cancellation(transaction, cause, market) }), None);

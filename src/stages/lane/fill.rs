@@ -7,8 +7,8 @@ use tracing::{debug, info, warn};
 use crate::journal::NewTransaction;
 use crate::journal::{Cancellation, JournalError};
 use crate::model::{
-    BodyHash, Cause, Fee, Nonce, PauseReason, Purpose, RawTransaction, Reason, RequestState, SignedTransaction,
-    Timestamp, UnsignedTransaction,
+    Cause, Fee, Nonce, PauseReason, Purpose, RawTransaction, Reason, RequestState, SignedTransaction, Timestamp,
+    UnsignedTransaction,
 };
 use crate::observe::metrics::Signed;
 use crate::observe::traces::Traced;
@@ -16,6 +16,7 @@ use crate::policy::gas;
 use crate::policy::limits::{Granted, Share, Usage};
 use crate::stages::lane::conclude;
 use crate::stages::lane::in_flight::InFlight;
+use crate::stages::lane::lapses::Part;
 use crate::stages::lane::payload::{Fetched, Payload};
 use crate::stages::lane::settings::OutagePolicy;
 use crate::stages::lane::term::Term;
@@ -43,7 +44,7 @@ impl Term<'_> {
     }
 
     pub(super) fn may_sign(&self) -> bool {
-        self.gate.may_sign(self.view.head().is_some()).is_ok()
+        self.foreign.allows_signing() && self.gate.may_sign(self.view.head().is_some()).is_ok()
     }
 
     /// Returns whether requests without a transaction fail because something is away: only where the operator asks for that.
@@ -72,8 +73,14 @@ impl Term<'_> {
             return Ok(());
         }
         match self.simulate_fetched().await {
-            Ok(()) => self.sign_ready(usage.as_ref()).await?,
-            Err((reason, detail)) => self.gate.pause(reason, detail),
+            Ok(()) => {
+                self.lapses.end(Part::Estimates);
+                self.sign_ready(usage.as_ref()).await?;
+            }
+            Err((reason, detail)) => {
+                self.lapses.begin_for(Part::Estimates, reason, detail.clone());
+                self.gate.pause(reason, detail);
+            }
         }
         if self.fails_for_outage() {
             self.fail_waiting().await;
@@ -118,7 +125,7 @@ impl Term<'_> {
             }
         }
         self.rule(rulings).await;
-        self.set_written_aside().await
+        self.compare_with_foreign().await
     }
 
     /// Invariants 1 and 4: nonces are taken in the commit that stores the signed bytes, and only then does the broadcaster
@@ -227,46 +234,6 @@ impl Term<'_> {
                 rulings.push(conclude::ended(&self.lease, request, verdict));
             }
             // A request that is being written and not in flight has ended; settle has the ruling already.
-        }
-        self.rule(rulings).await;
-        Ok(())
-    }
-
-    /// Reads whether the journal takes the place of a lost one, at the term's start and for as long as it does.
-    pub(super) async fn check_recovery(&mut self) -> Result<(), JournalError> {
-        let recovery = self.context.journal.recovery().await?;
-        match &recovery {
-            Some(recovery) if !self.is_recovering => {
-                info!(account = %self.account(), since = %recovery.begun_at, from_block = %recovery.from_block, "a recovery is on: what may be written already becomes a dead letter");
-            }
-            None if self.is_recovering => info!(account = %self.account(), "the recovery has ended"),
-            Some(_) | None => {}
-        }
-        self.is_recovering = recovery.is_some();
-        Ok(())
-    }
-
-    /// Rules on what was fetched and has its calldata in the chain since before the journal began. What an operator has sent
-    /// back is decided.
-    async fn set_written_aside(&mut self) -> Result<(), JournalError> {
-        if !self.is_recovering || self.queue.fetched().is_empty() {
-            return Ok(());
-        }
-        let hashes = self.queue.fetched().iter().map(|fetched| BodyHash::of(fetched.request.calldata())).collect();
-        let found = self.context.journal.recovered_writes(hashes).await?;
-        let mut rulings = Vec::new();
-        for (fetched, written) in self.queue.take_fetched().into_iter().zip(found) {
-            match written.filter(|_| fetched.request.generation.replay == 0) {
-                Some(write) => {
-                    let detail = format!(
-                        "transaction {} in block {} has the same calldata, from before the journal was lost",
-                        write.tx_hash, write.block_number
-                    );
-                    let cause = Cause::new(Reason::MaybeWritten, detail);
-                    rulings.push(conclude::failed(&self.lease, fetched.request, cause));
-                }
-                None => self.queue.add_fetched([fetched]),
-            }
         }
         self.rule(rulings).await;
         Ok(())

@@ -65,6 +65,8 @@ impl Gate {
 
     pub(super) fn pause(&mut self, reason: PauseReason, detail: String) {
         match &mut self.pause {
+            // Nothing that a node says ends it, so nothing that a node says takes its place.
+            Some(pause) if pause.reason == PauseReason::JournalIsBehind && reason != pause.reason => {}
             Some(pause) if pause.reason == reason => {
                 if Instant::now() >= pause.until {
                     pause.until = Instant::now() + pause.probes.next_wait();
@@ -72,7 +74,11 @@ impl Gate {
                 pause.detail = detail;
             }
             _ => {
-                error!(account = %self.account, pause.reason = %reason, detail, "the lane pauses; it resumes by itself");
+                if reason == PauseReason::JournalIsBehind {
+                    error!(account = %self.account, pause.reason = %reason, detail, "the lane pauses until an operator acts");
+                } else {
+                    error!(account = %self.account, pause.reason = %reason, detail, "the lane pauses; it resumes by itself");
+                }
                 let mut probes = Backoff::between(PROBE.0, PROBE.1);
                 self.pause = Some(Paused { reason, detail, until: Instant::now() + probes.next_wait(), probes });
             }
@@ -94,6 +100,7 @@ impl Gate {
                     | PauseReason::RateLimited
                     | PauseReason::NodeSyncing
                     | PauseReason::WrongChain
+                    | PauseReason::FinalityUnconfirmed
             )
         });
     }
@@ -107,9 +114,19 @@ impl Gate {
                     PauseReason::FeeAboveCap
                         | PauseReason::SignerUnavailable
                         | PauseReason::HeadStale
+                        | PauseReason::FinalityUnconfirmed
+                        | PauseReason::NoncesUnknown
+                        | PauseReason::JournalIsBehind
                         | PauseReason::GapTooLong
                 )
         });
+    }
+
+    /// Lets what the pause is for be tried at once: the node answers again.
+    pub(super) fn probe_now(&mut self) {
+        if let Some(pause) = &mut self.pause {
+            pause.until = Instant::now();
+        }
     }
 
     pub(super) fn is_head_stale(&self) -> bool {
@@ -139,6 +156,9 @@ impl Gate {
             | PauseReason::NodeSyncing
             | PauseReason::HeadStale
             | PauseReason::WrongChain
+            | PauseReason::FinalityUnconfirmed
+            | PauseReason::NoncesUnknown
+            | PauseReason::JournalIsBehind
             | PauseReason::FeeAboveCap
             | PauseReason::Refused
             | PauseReason::PriceStuck
@@ -258,10 +278,13 @@ mod tests {
             (R::RateLimited, true, true),
             (R::NodeSyncing, true, true),
             (R::WrongChain, true, true),
+            (R::FinalityUnconfirmed, true, false),
             (R::HeadStale, false, false),
             (R::InsufficientFunds, false, true),
             (R::NotPermitted, false, true),
             (R::FeeAboveCap, false, false),
+            (R::NoncesUnknown, false, false),
+            (R::JournalIsBehind, false, false),
             (R::SignerUnavailable, false, false),
             (R::Refused, false, false),
             (R::PriceStuck, false, false),

@@ -11,6 +11,8 @@
 //! | [`view`] | what is known of the chain: head, finality, price, receipts |
 //! | [`learnt`] | limits of the nodes: size, gas, least tip, what a self-transfer costs |
 //! | [`gate`] | pauses and the operator's limits: may anything be signed now? |
+//! | [`lapses`] | calls that fail while others are answered |
+//! | [`foreign`] | transactions of the account that the journal does not know |
 //! | [`nonce_gaps`], [`reorged_finals`] | what is repaired |
 //!
 //! The way of one request:
@@ -20,13 +22,16 @@
 //! 2. `sign_ready` prices and signs. One commit of the journal takes the nonces and stores the bytes, and only then the
 //!    broadcaster gets them. A crash before the commit leaves nothing; after it, the next term sends the same bytes.
 //! 3. The nodes' answers come back to `handle_answers` (`upkeep`). They decide nothing about the nonce: they say when to
-//!    send again, whether to offer more, whether to pause. At each poll `resend_and_replace` acts on that (`care` decides). A replacement is
-//!    journalled before it is broadcast, too.
+//!    send again, whether to offer more, whether to pause. At each poll `resend_and_replace` acts on that (`care`
+//!    decides what). A replacement is journalled before it is broadcast, too.
 //! 4. `follow` polls the chain: which blocks are new, which went away, which of ours they hold, what is final. Once a block
-//!    is final its receipts are asked for; they come to `handle_receipts` (`conclude`), which rules.
+//!    is final its receipts are asked for; they come to `handle_receipts` (`conclude`), which rules. What a poll has found is
+//!    noted before anything else is asked; a call that fails is made again at the next poll, and holds up no other.
 //! 5. A ruling goes to settle, which stores it under the lease and acks. Nothing is forgotten before: a term that begins
 //!    anew finds the same nonce live and rules the same.
 //!
+//! Before anything new is signed, the account's count must be explained: `foreign` searches for what took nonces that
+//! the journal does not know, and compares every request with it.
 //! A nonce that another program took is given up when that very transaction is final (`conclude`). A nonce that nothing
 //! holds is filled, and blocks that were final and went away are compared with the journal and reported (`repairs`).
 
@@ -49,8 +54,10 @@ mod conclude;
 mod fill;
 mod flight;
 mod follow;
+mod foreign;
 mod gate;
 mod in_flight;
+mod lapses;
 mod learnt;
 mod nonce_gaps;
 mod payload;

@@ -156,6 +156,13 @@ impl Queue {
         }
     }
 
+    /// Makes what is ready wait to be simulated again, before what waits already.
+    pub(super) fn unready(&mut self, batching: &Batching) {
+        let ready = std::mem::take(&mut self.ready).into_iter().flat_map(|payload| payload.requests);
+        let ready: Vec<_> = ready.map(|request| Fetched::new(request, batching)).collect();
+        self.fetched.splice(0..0, ready);
+    }
+
     /// Takes everything, in order.
     pub(super) fn take_all(&mut self) -> Vec<QueuedRequest> {
         let fetched = self.take_fetched().into_iter().map(|fetched| fetched.request);

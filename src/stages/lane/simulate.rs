@@ -63,13 +63,7 @@ impl Term<'_> {
     }
 
     async fn simulate_round(&mut self, drafts: Vec<Draft>) -> Round {
-        let mut simulated = match self.simulate(&drafts).await {
-            Ok(simulated) => simulated.into_iter(),
-            Err(error) => {
-                let stopped = Some((error.pause_reason(), error.to_string()));
-                return Round { drafts, rulings: Vec::new(), stopped };
-            }
-        };
+        let mut simulated = self.simulate(&drafts).await.into_iter();
         let mut round = Round { drafts: Vec::with_capacity(drafts.len()), rulings: Vec::new(), stopped: None };
         for draft in drafts {
             if round.stopped.is_some() || draft.gas.is_some() {
@@ -114,7 +108,7 @@ impl Term<'_> {
     }
 
     /// Simulates those drafts that are not known to run, in their order.
-    async fn simulate(&self, drafts: &[Draft]) -> Result<Vec<Simulated>, ChainError> {
+    async fn simulate(&self, drafts: &[Draft]) -> Vec<Simulated> {
         let unknown = || drafts.iter().filter(|draft| draft.gas.is_none());
         let is_estimated = |draft: &&Draft| {
             matches!(draft.members.first.request.write.gas, GasRule::Estimate { .. })
@@ -122,7 +116,7 @@ impl Term<'_> {
         };
         let traced = |draft: &Draft| Traced { item: self.call(draft), span: self.processing_one(draft.requests()) };
         let calls: Vec<_> = unknown().filter(is_estimated).map(traced).collect();
-        let estimates = if calls.is_empty() { Vec::new() } else { self.context.chain.estimate(&calls).await? };
+        let estimates = if calls.is_empty() { Vec::new() } else { self.context.chain.estimate(&calls).await };
         let mut estimates = estimates.into_iter();
         let simulated = unknown().map_while(|draft| {
             let (calldata, is_batch) = (draft.calldata(), draft.members.is_batch());
@@ -140,7 +134,7 @@ impl Term<'_> {
                 other => other,
             })
         });
-        Ok(simulated.collect())
+        simulated.collect()
     }
 
     fn with_estimate(&self, estimate: Result<Gas, ChainError>, margin: u32, calldata: &[u8]) -> Simulated {

@@ -18,8 +18,10 @@ use crate::journal::{JournalError, Lease};
 use crate::model::{Address, Nonce, PauseReason, RawTransaction, Timestamp, UnsignedTransaction};
 use crate::observe::traces::Traced;
 use crate::stages::lane::flight::Flight;
+use crate::stages::lane::foreign::Foreign;
 use crate::stages::lane::gate::Gate;
 use crate::stages::lane::in_flight::InFlight;
+use crate::stages::lane::lapses::Lapses;
 use crate::stages::lane::learnt::Learnt;
 use crate::stages::lane::nonce_gaps::GapFiller;
 use crate::stages::lane::queue::Queue;
@@ -84,13 +86,13 @@ pub(super) struct Term<'l> {
     pub(super) flight: Flight,
     pub(super) view: View,
     pub(super) gate: Gate,
+    pub(super) lapses: Lapses,
     pub(super) gaps: GapFiller,
     pub(super) reorged: ReorgedFinals,
     pub(super) learnt: Learnt,
     pub(super) nonce_takers: NonceTakers,
     pub(super) next_nonce: Option<Nonce>,
-    /// The journal takes the place of a lost one.
-    pub(super) is_recovering: bool,
+    pub(super) foreign: Foreign,
 }
 
 impl<'l> Term<'l> {
@@ -108,12 +110,13 @@ impl<'l> Term<'l> {
             flight: Flight::new(context.settings.in_flight, broadcaster),
             view: View::new(tracker, receipt_reader),
             gate: Gate::new(context.signer.address()),
+            lapses: Lapses::new(context.signer.address()),
             gaps: GapFiller::new(context.signals.state.borrow().nonces_mended),
             reorged: ReorgedFinals::default(),
             learnt: Learnt::default(),
             nonce_takers: NonceTakers::default(),
             next_nonce: None,
-            is_recovering: false,
+            foreign: Foreign::new(),
         }
     }
 
@@ -153,7 +156,7 @@ impl<'l> Term<'l> {
             self.flight.insert(InFlight::recovered(live, now, oldest));
         }
         self.recall_reorged().await?;
-        self.check_recovery().await?;
+        self.recall_foreign_use().await?;
         self.context.signals.lease.send_replace(Some(self.lease.clone()));
         info!(account = %self.account(), lease.epoch = self.lease.epoch, tx.live = self.flight.len(), "the lane works");
         self.context.to_settle(FromLane::Resume(account)).await;
@@ -216,11 +219,10 @@ impl<'l> Term<'l> {
     /// Does what comes up from time to time: operators' cancellations, new blocks, what is not in a block yet, gaps.
     pub(super) async fn poll(&mut self) -> Result<(), JournalError> {
         self.queue.restart();
-        if self.is_recovering {
-            self.check_recovery().await?;
-        }
+        self.read_foreign_use().await?;
         self.apply_cancellations().await?;
         self.follow().await?;
+        self.examine_foreign_use().await?;
         self.resend_and_replace().await?;
         self.fill_gaps().await
     }
@@ -247,8 +249,11 @@ impl<'l> Term<'l> {
         self.context.journal.release_lease(&self.lease).await
     }
 
-    /// Signs, or pauses the lane until the signer has signed something.
+    /// Signs, or pauses the lane until the signer has signed something. A journal that is behind signs nothing at all.
     pub(super) async fn sign_all(&mut self, unsigned: Vec<Traced<UnsignedTransaction>>) -> Option<Vec<RawTransaction>> {
+        if self.foreign.is_behind() {
+            return None;
+        }
         match self.context.signer.sign(unsigned).await {
             Ok(signed) => {
                 self.gate.resume_if(|reason| reason == PauseReason::SignerUnavailable);

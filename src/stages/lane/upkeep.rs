@@ -15,6 +15,7 @@ use crate::stages::lane::care::{Canary, Care, Replacement, Stuck};
 use crate::stages::lane::flight::Heard;
 use crate::stages::lane::gate::pause_reason;
 use crate::stages::lane::in_flight::{Holder, PoolStatus, RefusalKind};
+use crate::stages::lane::lapses::Part;
 use crate::stages::lane::term::Term;
 
 /// Bytes of calldata in the estimate that shows whether the chain has a floor for it.
@@ -38,8 +39,12 @@ impl Term<'_> {
             }
             let nonce = answer.nonce;
             match self.flight.record_answer(answer, next, self.view.market(), errors) {
-                Some(Heard::Failure(error)) => self.gate.pause(error.pause_reason(), error.to_string()),
+                Some(Heard::Failure(error)) => {
+                    self.lapses.begin(Part::Sends, &error);
+                    self.gate.pause(error.pause_reason(), error.to_string());
+                }
                 Some(Heard::Meaning(meaning, text)) => {
+                    self.lapses.end(Part::Sends);
                     heard.push(nonce);
                     self.apply_meaning(meaning, text, was_alone);
                 }
@@ -82,7 +87,7 @@ impl Term<'_> {
         }
         if let Some(reason) = pause_reason(meaning) {
             self.gate.pause(reason, text);
-        } else if meaning == SendMeaning::AlreadyKnown {
+        } else if meaning == SendMeaning::AlreadyKnown && !self.lapses.hold_pause() {
             self.gate.resume_after_taken();
         }
     }
@@ -157,8 +162,7 @@ impl Term<'_> {
             data: bytes::Bytes::from(data),
         };
         let calls = [Vec::new(), vec![1; FLOOR_PROBE]].map(|data| Traced::from(to_itself(data)));
-        let Ok(estimates) = self.context.chain.estimate(&calls).await else { return };
-        let mut estimates = estimates.into_iter();
+        let mut estimates = self.context.chain.estimate(&calls).await.into_iter();
         let Some(Ok(empty)) = estimates.next() else { return };
         let filled = estimates.next().and_then(Result::ok);
         let before = self.learnt.transfer_gas();

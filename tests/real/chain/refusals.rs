@@ -51,10 +51,9 @@ fn signed(status: &Value) -> usize {
 async fn a_refusal_in_unknown_words_is_cancelled_and_the_letter_has_the_words() {
     let Some(stage) = Stage::with_blocks().await else { return };
     let config = stage.config().with("retry", "max_attempts = 1").with("chain", "refused_after = \"2s\"\nfinality = 0");
-    let (_node, _home, worker) = start(&stage, config, |raw| {
-        has(raw, b"body of bad").then(|| "the sequencer does not like it".to_owned())
-    })
-    .await;
+    let (_node, _home, worker) =
+        start(&stage, config, |raw| has(raw, b"body of bad").then(|| "the sequencer does not like it".to_owned()))
+            .await;
     publish(&stage, &["a", "bad", "b", "c"]).await;
     let dead = stage.amqp.wait_for(DEAD, LONG).await;
     assert_eq!((dead.id().as_str(), dead.routing_key.as_str()), ("bad", "rejected.refused_by_node"));
@@ -132,9 +131,8 @@ async fn a_least_tip_that_the_node_names_is_offered_in_one_step() {
     let config = stage.config().with("fees", "max_fee = \"50 gwei\"").with("chain", "finality = 0");
     let (_node, home, _worker) = start(&stage, config, |raw| {
         // RLP of 2 gwei. A transaction has it as its tip alone.
-        (!raw.contains("8477359400")).then(|| {
-            "transaction gas price below minimum: gas tip cap 1, minimum needed 2000000000".to_owned()
-        })
+        (!raw.contains("8477359400"))
+            .then(|| "transaction gas price below minimum: gas tip cap 1, minimum needed 2000000000".to_owned())
     })
     .await;
     publish(&stage, &["a", "b", "c"]).await;
