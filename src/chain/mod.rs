@@ -36,6 +36,7 @@
 //! | `follow/tracker` | new and orphaned blocks, which of our transactions they hold, what is final |
 //! | `follow/receipt_reader` | the receipts of final blocks |
 //! | `follow/broadcaster` | the answers to what it sends, round by round |
+//! | `follow/estimator` | the estimates of single calls, beside the lane |
 //! | `follow/nonce_taker` | the foreign transaction that took a nonce |
 //! | `follow/record_search` | who wrote a record, from a contract's log |
 //! | `follow/history` | all that an account wrote, where its journal was lost |

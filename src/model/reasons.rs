@@ -175,8 +175,11 @@ reasons! {
             "the contract has a record of this id with another content; or with the same, and no node shows who wrote it",
             "producer: use a new id for a new content; operator: `verify`";
         SimulationFailed = "simulation_failed", Safe,
-            "the call could not be run, and the node gives no data of the contract's",
+            "the call could not be run, and the node gives no data of the contract's; or the node answers other calls and not this one",
             "operator: read the node's text, then send it back";
+        InsufficientFunds = "insufficient_funds", Safe,
+            "it may cost more than the account has; retried",
+            "operator: send the account funds, then send it back";
         OutOfGas = "out_of_gas", Safe,
             "the transaction used up its gas",
             "operator: raise `gas_margin`, or the gas, then send it back";
@@ -286,7 +289,7 @@ explained!(
             "no endpoint of `chain.confirm_with` confirms what is final: it cannot be asked, is behind, or says something else",
             "ask both endpoints for the block that the detail names; while they differ, nothing is final";
         InsufficientFunds = "insufficient_funds",
-            "the account cannot pay",
+            "the account cannot pay even a transfer to itself",
             "send it funds";
         NotPermitted = "not_permitted",
             "the chain does not let this account send",

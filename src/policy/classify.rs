@@ -187,7 +187,6 @@ const TEXTS: &[(&str, &str, SendMeaning)] = {
         ("besu", "execution reverted", M::Refused),
         ("besu", "plugin has marked the transaction as", M::Refused),
         ("linea", "line count", M::Refused),
-        ("polygon zkevm", "out of counters", M::Refused),
     ]
 };
 
@@ -618,7 +617,6 @@ mod tests {
             ("revm", "transaction gas limit (18000000) is greater than the cap (16777216)", M::Refused),
             ("Avalanche", "cannot issue transaction from non-allow listed address", M::NotPermitted),
             ("Linea", "Transaction line count for module ADD=402237 is above the limit 70000", M::Refused),
-            ("Polygon zkEVM", "out of counters at node level (Steps)", M::Refused),
             ("Monad", "Signer had insufficient balance", M::InsufficientFunds),
             ("Monad", "Gas limit too low", M::Refused),
             ("Hedera", "Nonce too low", M::NonceTooLow),

@@ -148,6 +148,9 @@ impl WorkQueue for FakePublisher {
     }
 }
 
+/// How long a hanging estimate takes.
+const ESTIMATE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The account of [`FakeChain`].
 pub(crate) const ACCOUNT: Address = Address([7; 20]);
 
@@ -214,6 +217,13 @@ pub(crate) struct FakeChainState {
     pub(crate) estimate_fails: Option<String>,
     /// What each call takes, if not the gas of a transfer.
     pub(crate) estimate: Option<u64>,
+    /// By its calldata, what the node answers to a call's estimate; nothing where it does not answer, so that its whole round
+    /// has no answer.
+    pub(crate) estimates: BTreeMap<Bytes, Option<String>>,
+    /// Rounds of estimates, by their lengths.
+    pub(crate) rounds: Vec<usize>,
+    /// What the account has; nothing where the node does not say.
+    pub(crate) balance: Option<Wei>,
     /// How long each broadcast takes.
     pub(crate) latency: Duration,
     /// The hashes of each broadcast, in order.
@@ -442,15 +452,27 @@ impl Chain for FakeChain {
     }
 
     async fn estimate(&self, calls: &[Traced<Call>]) -> Vec<Result<Gas>> {
-        let state = self.count_part(Part::Estimates);
-        let answer = |_: &_| match &state {
-            Ok(state) => {
-                let gas = Gas(state.estimate.unwrap_or(21_000));
-                state.estimate_fails.as_ref().map_or(Ok(gas), |text| Err(refusal(text)))
+        let all = |error: ChainError| calls.iter().map(|_| Err(error.clone())).collect();
+        let hangs = match self.count_part(Part::Estimates) {
+            Ok(mut state) => {
+                state.rounds.push(calls.len());
+                calls.iter().any(|call| state.estimates.get(&call.item.data) == Some(&None))
             }
-            Err(error) => Err(error.clone()),
+            Err(error) => return all(error),
         };
-        calls.iter().map(answer).collect()
+        if hangs {
+            tokio::time::sleep(ESTIMATE_TIMEOUT).await;
+            return all(ChainError::Unreachable {
+                endpoint: "fake".to_owned(),
+                detail: "no answer in time".to_owned(),
+            });
+        }
+        self.change(|state| {
+            let gas = Gas(state.estimate.unwrap_or(21_000));
+            let own = |call: &Call| state.estimates.get(&call.data).cloned().flatten();
+            let fails = |call: &Call| own(call).or_else(|| state.estimate_fails.clone());
+            calls.iter().map(|call| fails(&call.item).map_or(Ok(gas), |text| Err(refusal(&text)))).collect()
+        })
     }
 
     async fn call(&self, _: &Call, _: BlockNumber) -> Result<Bytes> {
@@ -463,7 +485,7 @@ impl Chain for FakeChain {
     }
 
     async fn balance(&self, _: Address) -> Result<Wei> {
-        unreachable!("no part asks for a balance")
+        self.count()?.balance.ok_or_else(|| refusal("the method eth_getBalance does not exist"))
     }
 }
 

@@ -16,7 +16,7 @@ use crate::observe::traces::Traced;
 use crate::policy::fee::Market;
 use crate::policy::records;
 use crate::simulation::ledger::{Block, Kept, Ledger, View, decode};
-use crate::simulation::workload::{Body, records_in};
+use crate::simulation::workload::{Behaviour, Body, records_in};
 use crate::simulation::world::{Shared, World};
 
 /// After this the caller gives up on an answer.
@@ -24,6 +24,8 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 /// What is late comes up to so many milliseconds later.
 const LATEST_MS: u64 = 40_000;
 const GAS_PER_CALL: u64 = 50_000;
+/// At the lowest price it costs more than an account has where its funds are short.
+const COSTLY_GAS: Gas = Gas(25_000_000);
 
 pub(super) struct SimNodes {
     pub(super) world: Shared,
@@ -256,6 +258,12 @@ impl Chain for SimNodes {
     }
 
     async fn estimate(&self, calls: &[Traced<Call>]) -> Vec<Result<Gas>> {
+        let hangs =
+            |call: &Traced<Call>| Body::all(&call.item.data).iter().any(|body| body.behaviour == Behaviour::Hangs);
+        if calls.iter().any(hangs) {
+            tokio::time::sleep(TIMEOUT).await;
+            return calls.iter().map(|_| Err(unreachable("no answer in time"))).collect();
+        }
         let estimate = |world: &mut World, view: &View| {
             let now = world.now_ms();
             let estimate = |Traced { item: call, .. }: &Traced<Call>| {
@@ -271,8 +279,17 @@ impl Chain for SimNodes {
                     };
                 }
                 let bodies = Body::all(&call.data);
+                if let Some(text) = bodies.iter().find_map(Body::not_simulated) {
+                    return Err(refusal(text.to_owned()));
+                }
                 if let Some(kept) = world.ledger.taken(view, &records_in(&call.data)) {
                     return Err(taken(&kept));
+                }
+                if let Some(costly) = bodies.iter().find(|body| body.behaviour == Behaviour::Costly) {
+                    // Some nodes find out by themselves, and the others leave it to the sender.
+                    let is_found = costly.number() % 2 == 0 || world.checker.limits.gas_per_hour.is_some();
+                    let text = "insufficient funds for transfer".to_owned();
+                    return if is_found { Err(refusal(text)) } else { Ok(COSTLY_GAS) };
                 }
                 if bodies.iter().all(|body| body.behaviour.runs_in_simulation(now)) {
                     Ok(Gas(GAS_PER_CALL * bodies.len().max(1) as u64))
@@ -377,9 +394,7 @@ impl Chain for SimNodes {
     }
 
     async fn balance(&self, account: Address) -> Result<Wei> {
-        let ask = |world: &mut World, _: &View| {
-            Ok(Wei(if world.ledger.broke.contains(&account) { 0 } else { 1_000_000_000_000_000_000 }))
-        };
+        let ask = |world: &mut World, _: &View| Ok(Wei(world.ledger.funds_of(account)));
         self.read(ask).await
     }
 }

@@ -28,6 +28,8 @@ const TICK: Duration = Duration::from_millis(100);
 const STORM_MS: u64 = 90_000;
 /// Then everything must come to its end within this.
 const CALM_MS: u64 = 4 * 3_600_000;
+/// What only needs its turn must be written within this.
+const PATIENCE_MS: u64 = 10 * 60_000;
 /// It is quiet when nothing has been to do for so many ticks.
 const QUIET_TICKS: u32 = 100;
 
@@ -50,6 +52,7 @@ pub(super) struct Storm {
     /// An operator loses patience with what waits, and cancels it all.
     cancels_at: Option<u64>,
     calm: bool,
+    is_patience_checked: bool,
 }
 
 /// An instance's place: its process, or the time at which it starts again.
@@ -93,6 +96,12 @@ impl Storm {
         let slot = |_| Slot { process: None, starts_at: 0, thaws_at: 0, runs: 0 };
         let mut to_publish: Vec<_> = (0..rng.u32(3..40)).map(|number| draw_request(&mut rng, number)).collect();
         to_publish.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+        let mut apart = Rng::with_seed(seed.rotate_left(48));
+        if apart.bool() {
+            poison(&mut apart, &mut to_publish);
+            // Every request but the costly ones can still be paid, at the highest price too.
+            world.lock().ledger.funds = apart.u128(100_000_000..500_000_000);
+        }
         let swarm = Swarm::draw(&mut rng);
         Self {
             world,
@@ -108,6 +117,7 @@ impl Storm {
             rival,
             cancels_at: None,
             calm: false,
+            is_patience_checked: false,
         }
     }
 
@@ -122,6 +132,10 @@ impl Storm {
             let now = self.world.lock().now_ms();
             if !self.calm && now >= STORM_MS {
                 self.clear_up();
+            }
+            if self.calm && now >= STORM_MS + PATIENCE_MS && !self.is_patience_checked {
+                self.is_patience_checked = true;
+                self.world.lock().check_patience();
             }
             quiet = if self.calm && self.is_quiet() { quiet + 1 } else { 0 };
             if quiet > QUIET_TICKS || !self.world.lock().checker.violations.is_empty() {
@@ -479,6 +493,15 @@ impl Storm {
 fn draw_request(rng: &mut Rng, number: u32) -> (u64, Body) {
     let behaviour = Behaviour::draw(rng);
     (rng.u64(0..STORM_MS * 3 / 4), Body { id: format!("r{number}"), behaviour, version: 0 })
+}
+
+/// Makes some of the requests that would run into such as may stop all others.
+fn poison(rng: &mut Rng, requests: &mut [(u64, Body)]) {
+    for (_, body) in requests.iter_mut().filter(|(_, body)| body.behaviour == Behaviour::Runs) {
+        if rng.u8(0..8) == 0 {
+            body.behaviour = Behaviour::draw_poison(rng);
+        }
+    }
 }
 
 fn message(body: &Body, keys: Option<u64>, now: u64) -> Message {

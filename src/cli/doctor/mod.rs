@@ -13,6 +13,7 @@ mod journal;
 mod node;
 #[cfg(feature = "otlp")]
 mod traces;
+mod worker;
 
 use finding::{Finding, Level};
 use journal::JournalFindings;
@@ -63,6 +64,7 @@ async fn examine(settings: &Settings) -> Vec<Finding> {
     let journal = JournalFindings::read(settings).await;
     findings.extend(journal.findings);
     findings.extend(accounts::examine(settings, &in_chain, journal.overview.as_ref()).await);
+    findings.extend(worker::examine(settings).await);
     #[cfg(feature = "otlp")]
     findings.extend(traces::examine(settings).await);
     findings

@@ -191,6 +191,7 @@ fn as_reported(lane: &LaneReport, at: Timestamp) -> Vec<(Tone, String)> {
     if let Some(throttled) = &lane.throttled {
         lines.push((Tone::Warn, format!("  throttled by {throttled}")));
     }
+    lines.extend(lane.held.iter().map(|held| (Tone::Warn, format!("  {} waits: {}", held.request, held.why))));
     lines
 }
 

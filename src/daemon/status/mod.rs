@@ -13,5 +13,5 @@ pub use http::serve;
 pub use observer::{LaneView, Observer, Sources};
 pub use recent::{RecentLine, RecentLines};
 #[cfg(test)]
-pub use report::PauseReport;
-pub use report::{LaneReport, WorkerReport, wei};
+pub use report::HeldReport;
+pub use report::{LaneReport, PauseReport, WorkerReport, wei};

@@ -11,7 +11,7 @@ use tracing::warn;
 
 use crate::broker::{BrokerState, Flow};
 use crate::chain::{Chain, NodeClient};
-use crate::daemon::status::report::{BrokerReport, LaneReport, PauseReport, WorkerReport};
+use crate::daemon::status::report::{BrokerReport, HeldReport, LaneReport, PauseReport, WorkerReport};
 use crate::daemon::status::{RecentLines, gauges};
 use crate::journal::{JournalOverview, Upkeep};
 use crate::model::{Address, Timestamp, Wei};
@@ -184,6 +184,11 @@ impl LaneView {
             fee_wei: state.fee.map(|fee| fee.ceiling().0.to_string()),
             balance_wei: balance.map(|balance| balance.0.to_string()),
             nonces_mended: state.nonces_mended,
+            held: state
+                .held
+                .iter()
+                .map(|held| HeldReport { request: held.request.to_string(), why: held.why.clone() })
+                .collect(),
         }
     }
 }

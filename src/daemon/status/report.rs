@@ -66,6 +66,15 @@ pub struct LaneReport {
     pub balance_wei: Option<String>,
     /// Nonces in gaps that something was sent for since the start.
     pub nonces_mended: u64,
+    /// The first requests that wait while others pass them, or that others wait for.
+    #[serde(default)]
+    pub held: Vec<HeldReport>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldReport {
+    pub request: String,
+    pub why: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

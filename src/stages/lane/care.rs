@@ -257,7 +257,7 @@ pub(super) fn corrected_gas(refusal: RefusalKind, used: Gas, estimated: Gas) -> 
     match refusal {
         RefusalKind::Lasting(Lasting::TooLittleGas(Some(named))) => named.max(estimated),
         RefusalKind::Lasting(Lasting::TooLittleGas(None)) if estimated <= used => Gas(used.0.saturating_mul(2)),
-        RefusalKind::Lasting(_) | RefusalKind::Passing | RefusalKind::Unknown | RefusalKind::Dropped => estimated,
+        _ => estimated,
     }
 }
 

@@ -72,15 +72,18 @@ impl Term<'_> {
         if self.queue.gathers_until(&self.context.settings.batching).is_some() {
             return Ok(());
         }
-        match self.simulate_fetched().await {
-            Ok(()) => {
-                self.lapses.end(Part::Estimates);
-                self.sign_ready(usage.as_ref()).await?;
+        let outage = self.simulate_fetched().await;
+        match &outage {
+            None => _ = self.lapses.end(Part::Estimates),
+            Some((reason, detail)) if reason.is_outage() => {
+                self.lapses.begin_for(Part::Estimates, *reason, detail.clone());
             }
-            Err((reason, detail)) => {
-                self.lapses.begin_for(Part::Estimates, reason, detail.clone());
-                self.gate.pause(reason, detail);
-            }
+            Some(_) => {}
+        }
+        // What was answered goes on.
+        self.sign_ready(usage.as_ref(), outage.is_some()).await?;
+        if let Some((reason, detail)) = outage {
+            self.gate.pause(reason, detail);
         }
         if self.fails_for_outage() {
             self.fail_waiting().await;
@@ -133,11 +136,14 @@ impl Term<'_> {
     ///
     /// The commit stores what the limits grant, which is all unless another lane was faster. The rest stays ready: its bytes
     /// are dropped here, so no node ever gets them, and their nonces were not taken.
-    async fn sign_ready(&mut self, usage: Option<&Usage>) -> Result<(), JournalError> {
-        let Some(first) = self.next_nonce else { return Ok(()) };
+    ///
+    /// With an outage, what is signed here does not show that a pause is over.
+    async fn sign_ready(&mut self, usage: Option<&Usage>, has_outage: bool) -> Result<(), JournalError> {
+        let Some(first) = self.next_nonce.filter(|_| !self.queue.ready().is_empty()) else { return Ok(()) };
         let Some(fee) = self.quote() else { return Ok(()) };
         self.refuse_too_dear(fee).await;
-        let ready = self.queue.ready().iter().take(self.flight.room().min(ROUND));
+        let affordable = self.affordable(fee, self.flight.room().min(ROUND)).await;
+        let ready = self.queue.ready().iter().take(affordable);
         let Granted { count, throttled } = self.granted(usage, ready.map(|payload| payload.share(fee)));
         if let Some(throttled) = throttled {
             self.gate.throttle(throttled);
@@ -155,7 +161,7 @@ impl Term<'_> {
         let unsigned: Vec<_> = unsigned.collect();
         let fees: Vec<_> = unsigned.iter().map(|unsigned| unsigned.item.fee).collect();
         let Some(raw) = self.sign_all(unsigned).await else { return Ok(()) };
-        self.gate.resume_if(|_| true);
+        self.gate.resume_if(|_| !has_outage);
         let mut transactions = numbered_transactions(self.queue.take_ready(count), raw, first, &fees);
         let stored = transactions.iter().map(to_store).collect();
         let granted = self.context.journal.record_transactions(&self.lease, stored, self.tuning().limits).await?;

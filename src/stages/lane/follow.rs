@@ -1,6 +1,7 @@
 //! Following the chain: what a new block changes. A call that fails leaves its own part for the next poll, and what others
 //! answered counts.
 
+use tokio::time::Instant;
 use tracing::info;
 
 use crate::chain::BlockTag;
@@ -78,7 +79,11 @@ impl Term<'_> {
         if let Some(market) = self.lapses.record(Part::Prices, market) {
             self.apply_market(market);
         }
-        let count = self.context.chain.transaction_count(self.account(), BlockTag::Latest).await?;
+        let (chain, account) = (self.context.chain.as_ref(), self.account());
+        let counted = chain.transaction_count(account, BlockTag::Latest);
+        // What the account has may stay unknown.
+        let (count, ()) = tokio::join!(counted, self.view.read_balance_since(Instant::now(), chain, account));
+        let count = count?;
         self.flight.record_head(head.number, count);
         self.apply_count(count);
         let head_hash = head.hash;
@@ -157,7 +162,7 @@ impl Term<'_> {
 
     /// Ends the lapses of what there is nothing left to ask for.
     fn forget_idle_lapses(&mut self) {
-        if self.queue.is_empty() {
+        if self.queue.is_empty() && self.queue.aside().is_empty() {
             self.lapses.end(Part::Estimates);
         }
         if self.flight.not_included().next().is_none() {

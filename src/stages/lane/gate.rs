@@ -10,7 +10,7 @@ use crate::model::{Address, PauseReason, Timestamp};
 use crate::policy::classify::SendMeaning;
 use crate::policy::limits::{Limit, Throttled};
 use crate::policy::retry_schedule::Backoff;
-use crate::stages::lane::settings::Throttling;
+use crate::stages::lane::settings::{Held, Throttling};
 
 /// How soon what the node or the signer could not do is tried again.
 const PROBE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
@@ -29,6 +29,8 @@ pub(super) enum Hold {
     Paused(PauseReason),
     /// A limit is reached; it is checked again then.
     Throttled(Instant),
+    /// What is in flight may take what the account has.
+    Funds,
 }
 
 pub(super) struct Paused {
@@ -52,11 +54,13 @@ pub(super) struct Gate {
     account: Address,
     pause: Option<Paused>,
     throttle: Option<Throttle>,
+    /// The first request that waits until what is in flight has left enough to pay it.
+    funds: Option<Held>,
 }
 
 impl Gate {
     pub(super) fn new(account: Address) -> Self {
-        Self { account, pause: None, throttle: None }
+        Self { account, pause: None, throttle: None, funds: None }
     }
 
     pub(super) fn paused(&self) -> Option<&Paused> {
@@ -186,9 +190,25 @@ impl Gate {
         }
     }
 
-    /// Says whether a limit of the operator lets something new begin.
+    /// Says whether a limit of the operator, and the account's funds, let something new begin.
     pub(super) fn may_begin(&self) -> Result<(), Hold> {
+        if self.funds.is_some() {
+            return Err(Hold::Funds);
+        }
         self.throttled_until().map_or(Ok(()), |until| Err(Hold::Throttled(until)))
+    }
+
+    /// Lets nothing new begin until the funds are checked again.
+    pub(super) fn await_funds(&mut self, first: Held) {
+        self.funds = Some(first);
+    }
+
+    pub(super) fn awaits_funds(&self) -> Option<&Held> {
+        self.funds.as_ref()
+    }
+
+    pub(super) fn recheck_funds(&mut self) {
+        self.funds = None;
     }
 
     pub(super) fn throttle(&mut self, Throttled { limit, again_in }: Throttled) {
@@ -226,7 +246,6 @@ impl Gate {
 /// Returns the pause that a node's answer to a broadcast asks for.
 pub(super) fn pause_reason(meaning: SendMeaning) -> Option<PauseReason> {
     match meaning {
-        SendMeaning::InsufficientFunds => Some(PauseReason::InsufficientFunds),
         SendMeaning::NotPermitted => Some(PauseReason::NotPermitted),
         SendMeaning::Syncing => Some(PauseReason::NodeSyncing),
         SendMeaning::WrongChain => Some(PauseReason::WrongChain),
@@ -234,6 +253,7 @@ pub(super) fn pause_reason(meaning: SendMeaning) -> Option<PauseReason> {
         SendMeaning::AlreadyKnown
         | SendMeaning::NonceTooLow
         | SendMeaning::NonceTooHigh
+        | SendMeaning::InsufficientFunds
         | SendMeaning::PoolFull
         | SendMeaning::Underpriced
         | SendMeaning::ReplacementUnderpriced

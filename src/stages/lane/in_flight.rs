@@ -46,6 +46,8 @@ pub(super) enum RefusalKind {
     Unknown,
     /// Nodes took it and dropped it again and again.
     Dropped,
+    /// The account cannot pay it.
+    Unpaid,
 }
 
 /// Refusals of the newest signed transaction, without an answer since then that a node takes it.
@@ -240,7 +242,7 @@ impl InFlight {
                 // A lower price cures it, where its cap is known.
                 RefusalKind::Lasting(Lasting::TooExpensive(most)) => most.is_none() && is_old,
                 RefusalKind::Lasting(_) => true,
-                RefusalKind::Passing | RefusalKind::Dropped => is_old,
+                RefusalKind::Passing | RefusalKind::Dropped | RefusalKind::Unpaid => is_old,
                 RefusalKind::Unknown => is_old && refusal.times >= TIMES && refusal.blocks > 0,
             }
         })
@@ -341,6 +343,18 @@ impl InFlight {
             warn!(request.id = %request, tx.nonce = %nonce, answer = text, "unknown answer to a broadcast; the same bytes are sent again. [chain.errors] can say what it means");
         } else {
             warn!(request.id = %request, tx.nonce = %nonce, answer = text, "the node refuses the transaction");
+        }
+    }
+
+    /// Records that a node will not take it, since it alone costs more than the account can pay.
+    pub(super) fn record_unpaid(&mut self, text: &str, now: Instant) {
+        self.record_refusal(RefusalKind::Unpaid, text, now);
+    }
+
+    /// Forgets that it could not be paid: the account can pay nothing now, so that is no fault of its own.
+    pub(super) fn forgive_unpaid(&mut self) {
+        if self.refusal.take_if(|refusal| refusal.kind == RefusalKind::Unpaid).is_some() {
+            self.pool = PoolStatus::Unknown;
         }
     }
 

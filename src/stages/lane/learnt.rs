@@ -183,13 +183,14 @@ pub(super) fn cause_of(refusal: &Refusal, transaction: &InFlight) -> Cause {
         RefusalKind::Lasting(Lasting::TooLittleGas(Some(least))) if payload.has_fixed_gas() && gas < least => {
             Reason::GasTooLow
         }
+        RefusalKind::Unpaid => Reason::InsufficientFunds,
         RefusalKind::Lasting(_) | RefusalKind::Passing | RefusalKind::Unknown | RefusalKind::Dropped => {
             Reason::RefusedByNode
         }
     };
     let detail = match refusal.kind {
         RefusalKind::Dropped => format!("{}; its nonce was cancelled", refusal.answer),
-        RefusalKind::Lasting(_) | RefusalKind::Passing | RefusalKind::Unknown => {
+        RefusalKind::Lasting(_) | RefusalKind::Passing | RefusalKind::Unknown | RefusalKind::Unpaid => {
             format!("every node refused the transaction, its nonce was cancelled: {}", refusal.answer)
         }
     };

@@ -1,6 +1,7 @@
 //! A term: the time for which a lane owns its account under one lease. It decides; its parts compute. What a term knows is
 //! dropped with it, and the next one, here or at another instance, begins from the journal and the chain.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use tracing::info;
 
 use crate::chain::ChainError;
 use crate::chain::follow::broadcaster::{Answered, Broadcaster};
+use crate::chain::follow::estimator::{Estimated, Estimator};
 use crate::chain::follow::nonce_taker::NonceTakers;
 use crate::chain::follow::receipt_reader::{BlockRead, ReceiptReader};
 use crate::chain::follow::tracker::Tracker;
@@ -26,7 +28,7 @@ use crate::stages::lane::learnt::Learnt;
 use crate::stages::lane::nonce_gaps::GapFiller;
 use crate::stages::lane::queue::Queue;
 use crate::stages::lane::reorged_finals::ReorgedFinals;
-use crate::stages::lane::settings::{LaneState, OutagePolicy, Tuning};
+use crate::stages::lane::settings::{Held, LaneState, OutagePolicy, Tuning};
 use crate::stages::lane::view::View;
 use crate::stages::lane::{Context, stored};
 use crate::stages::settle::inbox::FromLane;
@@ -70,6 +72,7 @@ enum Occurrence {
     HandOver,
     Answers(Answered),
     Receipts(BlockRead),
+    Estimated(Estimated),
     Poll,
     MayHaveMore,
     RequestsEnded,
@@ -86,11 +89,15 @@ pub(super) struct Term<'l> {
     pub(super) flight: Flight,
     pub(super) view: View,
     pub(super) gate: Gate,
+    /// Tries what is aside.
+    pub(super) estimator: Estimator,
     pub(super) lapses: Lapses,
     pub(super) gaps: GapFiller,
     pub(super) reorged: ReorgedFinals,
     pub(super) learnt: Learnt,
     pub(super) nonce_takers: NonceTakers,
+    /// Signed transactions that the account cannot pay, by a node's text since the last poll.
+    pub(super) unpaid: BTreeMap<Nonce, String>,
     pub(super) next_nonce: Option<Nonce>,
     pub(super) foreign: Foreign,
 }
@@ -101,6 +108,7 @@ impl<'l> Term<'l> {
         lease: Lease,
         broadcaster: Broadcaster,
         receipt_reader: ReceiptReader,
+        estimator: Estimator,
     ) -> Self {
         let tracker = Tracker::new(Arc::clone(&context.chain), context.settings.finality);
         Self {
@@ -110,11 +118,13 @@ impl<'l> Term<'l> {
             flight: Flight::new(context.settings.in_flight, broadcaster),
             view: View::new(tracker, receipt_reader),
             gate: Gate::new(context.signer.address()),
+            estimator,
             lapses: Lapses::new(context.signer.address()),
             gaps: GapFiller::new(context.signals.state.borrow().nonces_mended),
             reorged: ReorgedFinals::default(),
             learnt: Learnt::default(),
             nonce_takers: NonceTakers::default(),
+            unpaid: BTreeMap::new(),
             next_nonce: None,
             foreign: Foreign::new(),
         }
@@ -180,6 +190,7 @@ impl<'l> Term<'l> {
             () = no_longer_assigned(is_assigned) => Occurrence::HandOver,
             answered = self.flight.next_answers() => Occurrence::Answers(answered),
             read = self.view.next_receipts() => Occurrence::Receipts(read),
+            estimated = self.estimator.next() => Occurrence::Estimated(estimated),
             _ = poll.tick() => Occurrence::Poll,
             () = signals.wake.notified() => Occurrence::MayHaveMore,
             () = signals.ended.notified(), if awaits_ends => Occurrence::RequestsEnded,
@@ -202,6 +213,7 @@ impl<'l> Term<'l> {
             }
             Occurrence::Answers(answered) => self.handle_answers(answered),
             Occurrence::Receipts(read) => self.handle_receipts(read).await,
+            Occurrence::Estimated(estimated) => self.handle_estimated(estimated).await,
             Occurrence::Poll => self.poll().await?,
             Occurrence::MayHaveMore => self.queue.expect_more(),
             Occurrence::RequestsEnded => {
@@ -223,6 +235,8 @@ impl<'l> Term<'l> {
         self.apply_cancellations().await?;
         self.follow().await?;
         self.examine_foreign_use().await?;
+        self.recheck_funds().await;
+        self.try_aside();
         self.resend_and_replace().await?;
         self.fill_gaps().await
     }
@@ -266,6 +280,12 @@ impl<'l> Term<'l> {
         }
     }
 
+    /// Returns the first requests that do not move for a reason of their own.
+    fn held(&self) -> Vec<Held> {
+        let held = self.gate.awaits_funds().cloned().into_iter().chain(self.queue.aside().held());
+        held.take(LaneState::MOST_HELD).collect()
+    }
+
     pub(super) fn publish_state(&self) {
         let paused = self.gate.paused();
         let head = self.view.head();
@@ -280,6 +300,7 @@ impl<'l> Term<'l> {
             head_at: head.map(|head| head.timestamp),
             fee: self.view.market().and_then(|market| self.tuning().fees.quote(&market).ok()),
             nonces_mended: self.gaps.filled(),
+            held: self.held(),
         };
         let needs_request = self.gate.is_probed_by_requests() && self.queue.is_empty() && self.may_try();
         let can_take = head.is_some() && (paused.is_none() || needs_request);

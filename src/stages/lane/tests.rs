@@ -51,7 +51,9 @@ impl Bench {
         let (receipt_reader, reading) = receipt_reader::start(self.chain.clone());
         tokio::spawn(rounds.run());
         tokio::spawn(reading.run());
-        let mut term = Term::new(&self.context, self.set.lease.clone(), broadcaster, receipt_reader);
+        let (estimator, estimating) = estimator::start(self.chain.clone(), Arc::default());
+        tokio::spawn(estimating.run());
+        let mut term = Term::new(&self.context, self.set.lease.clone(), broadcaster, receipt_reader, estimator);
         term.begin().await.unwrap();
         term.poll().await.unwrap();
         term

@@ -39,6 +39,11 @@ impl Term<'_> {
             }
             let nonce = answer.nonce;
             match self.flight.record_answer(answer, next, self.view.market(), errors) {
+                // Whether that is about the account or about this one shows the balance, at the next poll.
+                Some(Heard::Meaning(SendMeaning::InsufficientFunds, text)) => {
+                    self.lapses.end(Part::Sends);
+                    self.unpaid.insert(nonce, text);
+                }
                 Some(Heard::Failure(error)) => {
                     self.lapses.begin(Part::Sends, &error);
                     self.gate.pause(error.pause_reason(), error.to_string());

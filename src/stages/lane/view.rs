@@ -2,16 +2,20 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::chain::follow::receipt_reader::{BlockRead, ReceiptReader};
 use crate::chain::follow::tracker::{Sighting, Standing, Tracker};
 use crate::chain::{BlockTag, Chain, ChainError, Header, Inclusion};
-use crate::model::{BlockHash, BlockNumber, Nonce, TxHash};
+use crate::model::{Address, BlockHash, BlockNumber, Nonce, TxHash, Wei};
 use crate::policy::fee::Market;
 
 /// Blocks below the head within which a fork may be.
 const NEAR: u64 = 256;
+/// For how long the answer to a question for the balance is waited for.
+const BALANCE_TIMEOUT: Duration = Duration::from_secs(2);
+/// For so long a balance that could not be read stays unknown.
+const BALANCE_REST: Duration = Duration::from_secs(10);
 
 pub(super) struct View {
     tracker: Tracker,
@@ -27,6 +31,10 @@ pub(super) struct View {
     /// The highest final block of the chain that was seen last. Another chain may be seen next, so it is never kept beyond.
     final_up_to: Option<BlockNumber>,
     market: Option<Market>,
+    /// What the account has, and when that was read; nothing where no node says.
+    balance: Option<(Wei, Instant)>,
+    /// A balance that could not be read is asked for again then.
+    balance_rests_until: Option<Instant>,
 }
 
 impl View {
@@ -41,6 +49,8 @@ impl View {
             head_since: Instant::now(),
             final_up_to: None,
             market: None,
+            balance: None,
+            balance_rests_until: None,
         }
     }
 
@@ -63,6 +73,21 @@ impl View {
     /// Polls the chain once. Returns `None` where there is no new block.
     pub(super) async fn poll(&mut self, ours: &[TxHash]) -> Result<Option<Sighting>, ChainError> {
         self.tracker.step(ours).await
+    }
+
+    /// Returns what the account has, as far as is known.
+    pub(super) fn balance(&self) -> Option<Wei> {
+        self.balance.map(|(balance, _)| balance)
+    }
+
+    /// Reads what the account has, unless that was read at this time or later. Nothing waits long for it.
+    pub(super) async fn read_balance_since(&mut self, time: Instant, chain: &dyn Chain, account: Address) {
+        let rests = self.balance_rests_until.is_some_and(|until| Instant::now() < until);
+        if !rests && self.balance.is_none_or(|(_, read_at)| read_at < time) {
+            let (balance, now) = (balance(chain, account).await, Instant::now());
+            self.balance = balance.map(|balance| (balance, now));
+            self.balance_rests_until = balance.is_none().then(|| now + BALANCE_REST);
+        }
     }
 
     /// Notes a new head, whose chain may have replaced blocks of the one before. What is final of that is kept only if not.
@@ -150,4 +175,8 @@ impl View {
     pub(super) async fn next_receipts(&mut self) -> BlockRead {
         self.receipts.next().await
     }
+}
+
+async fn balance(chain: &dyn Chain, account: Address) -> Option<Wei> {
+    timeout(BALANCE_TIMEOUT, chain.balance(account)).await.ok()?.ok()
 }
