@@ -146,6 +146,10 @@ CREATE TABLE signed_transactions (
     max_fee   bigint NOT NULL CHECK (max_fee >= 0),
     tip       bigint CHECK (tip >= 0),
     signed_at bigint NOT NULL,
+    -- Of a cancellation: why it was signed.
+    cause_class  text,
+    cause_reason text,
+    cause_detail text,
     FOREIGN KEY (account, nonce) REFERENCES transactions (account, nonce)
 );
 CREATE INDEX signed_transactions_by_nonce ON signed_transactions (account, nonce);

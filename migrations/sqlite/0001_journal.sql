@@ -148,6 +148,10 @@ CREATE TABLE signed_transactions (
     max_fee   INTEGER NOT NULL CHECK (max_fee >= 0),
     tip       INTEGER CHECK (tip >= 0),
     signed_at INTEGER NOT NULL,
+    -- Of a cancellation: why it was signed.
+    cause_class  TEXT,
+    cause_reason TEXT,
+    cause_detail TEXT,
     FOREIGN KEY (account, nonce) REFERENCES transactions (account, nonce)
 ) STRICT;
 CREATE INDEX signed_transactions_by_nonce ON signed_transactions (account, nonce);

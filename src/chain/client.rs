@@ -16,8 +16,8 @@ use crate::chain::confirm::Confirmer;
 use crate::chain::endpoint::{Endpoint, MethodCall};
 use crate::chain::route::{Endpoints, Route};
 use crate::chain::{
-    BlockTag, Call, Chain, ChainError, CountAt, EndpointState, Header, Log, LogQuery, Receipt, Result, SentInBlock,
-    answers, receipts,
+    BlockTag, Call, Chain, ChainError, CountAt, EndpointState, Header, Log, LogQuery, Pooled, Receipt, Result,
+    SentInBlock, answers, receipts,
 };
 use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, RawTransaction, TxHash, Wei};
 use crate::observe::metrics::ChainMeter;
@@ -64,7 +64,7 @@ impl std::fmt::Debug for ClientSettings {
 pub struct NodeClient {
     pub(super) endpoints: Endpoints,
     pub(super) errors: Arc<ErrorTable>,
-    confirmer: Option<Box<Confirmer>>,
+    confirmer: Option<Confirmer>,
     meter: ChainMeter,
 }
 
@@ -81,7 +81,7 @@ impl NodeClient {
         } else {
             let confirmation = Confirmation { endpoints: Vec::new(), finality };
             let node = Self::new(&ClientSettings { endpoints, confirmation, ..settings.clone() })?;
-            Some(Box::new(Confirmer { node, finality }))
+            Some(Confirmer { node: Box::new(node), finality })
         };
         let meter = ChainMeter::default();
         let labels: Vec<_> = settings.endpoints.iter().map(label).collect();
@@ -161,7 +161,7 @@ impl NodeClient {
     }
 
     /// Makes one call. An answer that cannot be read counts as a failure of the endpoint.
-    async fn ask<A: DeserializeOwned, T>(
+    pub(super) async fn ask<A: DeserializeOwned, T>(
         &self,
         method: &'static str,
         params: Vec<Value>,
@@ -352,6 +352,10 @@ impl Chain for NodeClient {
 
     async fn broadcast(&self, transactions: &[Traced<RawTransaction>]) -> Vec<Result<()>> {
         self.broadcast_everywhere(transactions).await
+    }
+
+    async fn pooled(&self, account: Address, nonce: Nonce) -> Result<Option<Pooled>> {
+        self.pooled_at(account, nonce).await
     }
 
     async fn balance(&self, account: Address) -> Result<Wei> {

@@ -50,7 +50,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::model::event::FinalTransaction;
-use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, PauseReason, RawTransaction, Topic, TxHash, Wei};
+use crate::model::{Address, BlockHash, BlockNumber, Fee, Gas, Nonce, PauseReason, RawTransaction, Topic, TxHash, Wei};
 use crate::observe::traces::Traced;
 use crate::policy::fee::Market;
 use crate::policy::finality::FinalityRule;
@@ -63,6 +63,7 @@ mod endpoint;
 pub mod follow;
 mod health;
 mod market;
+mod pooled;
 mod receipts;
 mod route;
 mod signature;
@@ -232,6 +233,13 @@ pub enum CountAt {
     Pending,
 }
 
+/// A transaction that waits in a node's pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pooled {
+    pub tx_hash: TxHash,
+    pub fee: Option<Fee>,
+}
+
 /// A call without a signature, to estimate or to explain.
 #[derive(Debug, Clone)]
 pub struct Call {
@@ -317,6 +325,13 @@ pub trait Chain: Send + Sync {
     async fn broadcast(&self, transactions: &[Traced<RawTransaction>]) -> Vec<Result<()>>;
 
     async fn balance(&self, account: Address) -> Result<Wei>;
+
+    /// Returns the transaction of the account that a node's pool holds at this nonce. `None` where there is none, or where no
+    /// node shows its pool.
+    async fn pooled(&self, account: Address, nonce: Nonce) -> Result<Option<Pooled>> {
+        let _ = (account, nonce);
+        Ok(None)
+    }
 }
 
 /// Returns the account's transaction count at this block; `None` where no node has the state.

@@ -34,6 +34,8 @@ pub enum Decision {
 #[derive(Debug, Clone)]
 pub enum Requeue {
     Displaced(TxHash),
+    /// The transaction that it shared is beyond a limit of the nodes: it shares a smaller one.
+    Divided(Cause),
     /// The transaction that it shared has failed: it gets one of its own.
     Isolated(Cause),
 }
@@ -42,6 +44,7 @@ impl Requeue {
     pub fn incident(&self) -> IncidentKind {
         match self {
             Self::Displaced(_) => IncidentKind::Displaced,
+            Self::Divided(_) => IncidentKind::Divided,
             Self::Isolated(_) => IncidentKind::Isolated,
         }
     }
@@ -50,6 +53,9 @@ impl Requeue {
     pub fn detail(&self) -> String {
         match self {
             Self::Displaced(taken_by) => format!("its nonce went to {taken_by}, which is not ours; it gets a new one"),
+            Self::Divided(cause) => {
+                format!("the transaction that it shared is too large: {cause}; it shares a smaller one")
+            }
             Self::Isolated(cause) => format!("the transaction that it shared failed: {cause}; it gets one of its own"),
         }
     }
@@ -57,7 +63,7 @@ impl Requeue {
     /// Returns whether the request shares no transaction any more.
     pub fn isolates(&self) -> bool {
         match self {
-            Self::Displaced(_) => false,
+            Self::Displaced(_) | Self::Divided(_) => false,
             Self::Isolated(_) => true,
         }
     }

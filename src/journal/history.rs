@@ -6,6 +6,7 @@ use crate::journal::columns::{Columns, fixed, number, optional_fixed, optional_n
 use crate::journal::database::{Statements, values};
 use crate::journal::error::Result;
 use crate::journal::requests::seq;
+use crate::journal::signed::cause;
 use crate::model::event::BatchPlace;
 use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, RequestId, Timestamp, TxHash, Wei};
 
@@ -55,6 +56,9 @@ pub struct SignedHistory {
     /// Most wei for one unit of gas.
     pub max_fee: String,
     pub signed_at: Timestamp,
+    /// `class.reason: detail`: why a cancellation was signed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
 }
 
 #[derive(Debug, Clone, serde::Serialize)]
@@ -136,6 +140,7 @@ fn signed_history(row: &dyn Columns) -> Result<SignedHistory> {
         kind: text(row, "signed transaction", "purpose")?.into_owned(),
         max_fee: Wei(unsigned(row, "signed transaction", "max_fee")?).to_string(),
         signed_at: time(row, "signed_at")?,
+        cause: cause(row)?.map(|cause| cause.to_string()),
     })
 }
 

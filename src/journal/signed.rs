@@ -3,10 +3,11 @@
 use bytes::Bytes;
 
 use crate::journal::accounts::RequestSeq;
-use crate::journal::columns::{Columns, fixed, number, optional_number, present, unsigned, word};
+use crate::journal::columns::{Columns, fixed, number, optional_number, optional_text, present, unsigned, word};
 use crate::journal::error::Result;
 use crate::model::{
-    Address, Fee, Gas, Members, Nonce, Purpose, RawTransaction, SignedTransaction, Timestamp, TxHash, Wei,
+    Address, Cause, FailureClass, Fee, Gas, Members, Nonce, Purpose, RawTransaction, Reason, SignedTransaction,
+    Timestamp, TxHash, Wei,
 };
 use crate::policy::limits::Share;
 
@@ -31,7 +32,8 @@ impl NewTransaction {
 }
 
 /// The columns that [`signed_transaction`] reads.
-pub const SIGNED_COLUMNS: &str = "s.purpose, s.hash, s.raw, s.max_fee, s.tip, s.signed_at";
+pub const SIGNED_COLUMNS: &str =
+    "s.purpose, s.hash, s.raw, s.max_fee, s.tip, s.signed_at, s.cause_class, s.cause_reason, s.cause_detail";
 
 pub fn signed_transaction(row: &dyn Columns) -> Result<SignedTransaction> {
     const WHAT: &str = "signed transaction";
@@ -48,5 +50,15 @@ pub fn signed_transaction(row: &dyn Columns) -> Result<SignedTransaction> {
         },
         fee,
         signed_at: Timestamp(number(row, WHAT, "signed_at")?),
+        cause: cause(row)?,
     })
+}
+
+/// Reads why a cancellation was signed.
+pub fn cause(row: &dyn Columns) -> Result<Option<Cause>> {
+    const WHAT: &str = "signed transaction";
+    let of = |name| optional_text(row, WHAT, name);
+    let (Some(reason), Some(detail)) = (of("cause_reason")?, of("cause_detail")?) else { return Ok(None) };
+    let class = word(row, WHAT, "cause_class", FailureClass::from_word)?;
+    Ok(Some(Cause::new(Reason::stored(class, &reason), detail)))
 }

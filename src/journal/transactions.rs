@@ -143,7 +143,9 @@ impl<D: Database> Transactions for SqlJournal<D> {
     async fn fillers(&self, account: AccountId, first: Nonce, below: Nonce) -> Result<Vec<(Nonce, SignedTransaction)>> {
         self.read((account.0, nonce(first)?, nonce(below)?), |connection, (account, first, below)| {
             Box::pin(async move {
-                let select = "SELECT nonce, 'cancel' AS purpose, hash, raw, max_fee, tip, signed_at FROM fillers \
+                let select = "SELECT nonce, 'cancel' AS purpose, hash, raw, max_fee, tip, signed_at, \
+                              CAST(NULL AS text) AS cause_class, CAST(NULL AS text) AS cause_reason, \
+                              CAST(NULL AS text) AS cause_detail FROM fillers \
                               WHERE account = $1 AND nonce >= $2 AND nonce < $3 ORDER BY nonce, id";
                 connection
                     .rows("read the fillers", select, &values![*account, *first, *below], |row| {
@@ -241,16 +243,29 @@ fn add_live(live: &mut Vec<LiveTransaction>, row: &dyn Columns) -> Result<()> {
 }
 
 /// Names the columns that [`signed_row`] fills.
-const SIGNED: &str = "nonce bigint, hash bytea, raw bytea, max_fee bigint, tip bigint, signed_at bigint, purpose text";
+const SIGNED: &str = "nonce bigint, hash bytea, raw bytea, max_fee bigint, tip bigint, signed_at bigint, purpose text, \
+                      cause_class text, cause_reason text, cause_detail text";
 
-fn signed_row((at, signed): (Nonce, &SignedTransaction)) -> Result<[Value<'_>; 7]> {
+fn signed_row((at, signed): (Nonce, &SignedTransaction)) -> Result<[Value<'_>; 10]> {
     let tip = match signed.fee {
         Fee::Eip1559 { tip, .. } => Some(to_i64("a tip", tip.0)?),
         Fee::Legacy { .. } => None,
     };
     let max_fee = to_i64("a fee", signed.fee.ceiling().0)?;
     let (hash, raw) = (signed.raw.hash.as_bytes(), &signed.raw.bytes[..]);
-    Ok(values![nonce(at)?, hash, raw, max_fee, tip, signed.signed_at.0, signed.purpose.as_str()])
+    let cause = signed.cause.as_ref();
+    Ok(values![
+        nonce(at)?,
+        hash,
+        raw,
+        max_fee,
+        tip,
+        signed.signed_at.0,
+        signed.purpose.as_str(),
+        cause.map(|cause| cause.class().as_str()),
+        cause.map(|cause| cause.reason.as_str()),
+        cause.map(|cause| cause.detail.as_str()),
+    ])
 }
 
 impl LaneWrite<'_> {
@@ -340,8 +355,10 @@ impl LaneWrite<'_> {
     }
 
     async fn insert_signed(&self, signed: impl Iterator<Item = (Nonce, &SignedTransaction)>) -> Result<()> {
-        let insert = "INSERT INTO signed_transactions (account, nonce, hash, raw, max_fee, tip, signed_at, purpose) \
-                      SELECT $1, u.nonce, u.hash, u.raw, u.max_fee, u.tip, u.signed_at, u.purpose FROM u ORDER BY u.place";
+        let insert = "INSERT INTO signed_transactions (account, nonce, hash, raw, max_fee, tip, signed_at, purpose, \
+                       cause_class, cause_reason, cause_detail) \
+                       SELECT $1, u.nonce, u.hash, u.raw, u.max_fee, u.tip, u.signed_at, u.purpose, \
+                       u.cause_class, u.cause_reason, u.cause_detail FROM u ORDER BY u.place";
         self.insert("store signed transactions", insert, &Rows::try_of(SIGNED, signed.map(signed_row))?).await
     }
 

@@ -126,8 +126,8 @@ reasons! {
             "reading it met a fault of chainwriter",
             "operator: report it with the message";
         TooLarge = "too_large", AfterChange,
-            "the body, or the calldata made of it, is longer than `broker.max_body`",
-            "producer: send less; operator: raise `broker.max_body`, then send it back";
+            "the body, or the calldata made of it, is longer than `broker.max_body`, or than nodes take in one transaction",
+            "producer: send less; operator: raise `broker.max_body` if it is that, then send it back";
         IdConflict = "id_conflict", NewId,
             "the journal knows the id with another body",
             "producer: use a new id for a new request; operator: `dead edit --set-id`";
@@ -135,8 +135,8 @@ reasons! {
             "`write.gas`, or the route's, is a number, and too low for this calldata",
             "operator: raise it, then send it back";
         GasAboveLimit = "gas_above_limit", AfterChange,
-            "it alone takes more gas than `limits.gas_per_hour`",
-            "operator: raise that, then send it back";
+            "it alone takes more gas than `limits.gas_per_hour`, or than nodes take in one transaction",
+            "operator: raise that if it is that, then send it back";
     }
     Policy {
         Target = "target", AfterChange,
@@ -232,6 +232,11 @@ impl Reason {
         matches!(self.row().replay, Replay::ByHand | Replay::CheckChain)
     }
 
+    /// Returns whether a smaller transaction would not have it.
+    pub fn is_of_size(&self) -> bool {
+        matches!(self, Self::TooLarge | Self::GasAboveLimit)
+    }
+
     pub fn may_pass(&self) -> bool {
         match self.class() {
             FailureClass::Invalid | FailureClass::Broker => false,
@@ -292,6 +297,18 @@ explained!(
         FeeAboveCap = "fee_above_cap",
             "the chain asks for more than `fees.max_fee`",
             "wait until gas is cheaper, or raise that";
+        Refused = "refused",
+            "nodes refuse a transaction and the cancellation of its nonce too",
+            "read the node's words; `[chain.errors]` can say what they mean";
+        PriceStuck = "price_stuck",
+            "a transaction offers too little, and its price cannot rise",
+            "raise `fees.max_fee`, wait, or cancel the request";
+        NonceHeld = "nonce_held",
+            "a foreign transaction of the account waits at the nonce, and `fees.max_fee` does not replace it",
+            "raise that, or wait until it is in a block; give the worker a key of its own";
+        GapTooLong = "gap_too_long",
+            "more nonces are missing than the worker fills by itself",
+            "find out who used the account; a restart fills as many again";
         SignerUnavailable = "signer_unavailable",
             "the signer does not answer",
             "start the signer; `doctor` asks it";
@@ -319,8 +336,17 @@ impl PauseReason {
             | Self::NotPermitted
             | Self::FeeAboveCap
             | Self::NoncesUnknown
-            | Self::JournalIsBehind => false,
+            | Self::JournalIsBehind
+            | Self::Refused
+            | Self::PriceStuck
+            | Self::NonceHeld
+            | Self::GapTooLong => false,
         }
+    }
+
+    /// A signed transaction holds up all behind it. What is behind it could not land, so nothing more is signed.
+    pub fn is_stuck(self) -> bool {
+        matches!(self, Self::Refused | Self::PriceStuck | Self::NonceHeld)
     }
 }
 
@@ -337,6 +363,8 @@ explained!(
             "its delivery went back to the broker for `broker.park_delay`", "nothing";
         Displaced = "displaced",
             "a foreign transaction took its nonce; it gets a new one", "find out who else uses the account";
+        Divided = "divided",
+            "the transaction that it shared was beyond a limit of the nodes; it shares a smaller one", "nothing";
         Isolated = "isolated",
             "the transaction that it shared failed; it gets one of its own", "nothing";
         Recorded = "recorded",

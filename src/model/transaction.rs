@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use crate::model::failure::Cause;
 use crate::model::ids::{Address, Gas, Nonce, Timestamp, TxHash, Wei};
 use crate::model::words::words;
 
@@ -81,6 +82,8 @@ pub struct SignedTransaction {
     pub raw: RawTransaction,
     pub fee: Fee,
     pub signed_at: Timestamp,
+    /// Why a cancellation was signed: what the request ends with if it lands.
+    pub cause: Option<Cause>,
 }
 
 words!(

@@ -1,6 +1,7 @@
 //! Prices the gas of an attempt: first price, cap, replacement. All arithmetic saturates.
 
-use crate::model::{Fee, Wei};
+use crate::model::{Fee, Gas, Wei};
+use crate::policy::refusals::Lack;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FeeMode {
@@ -36,6 +37,13 @@ pub struct Market {
 pub struct AboveCap {
     pub needed: Wei,
     pub cap: Wei,
+}
+
+impl Market {
+    /// Returns the market of nodes that take no tip below this one.
+    pub fn with_least_tip(self, tip: Wei) -> Self {
+        Self { tip: self.tip.max(tip), gas_price: self.gas_price.max(tip), ..self }
+    }
 }
 
 /// Nodes replace a pooled transaction for 10% (most) to 12.5% more; ours is the larger, in both fees.
@@ -88,6 +96,53 @@ impl FeeRules {
     }
 }
 
+impl FeeRules {
+    /// Returns the price of a replacement for one that no node took at `previous`, since it offers too little: what the node
+    /// named, else twice the tip. Nothing of it is in a pool, so a tip rises alone, without the steps of a replacement.
+    /// `None` where that would go over the cap, or where the chain has no fees to raise.
+    pub fn raised(&self, previous: Fee, market: &Market, lack: Lack) -> Option<Fee> {
+        let bumped = self.replacement(previous, market);
+        let (named, is_tip) = match lack {
+            Lack::Tip(named) => (named, true),
+            Lack::Price(named) => (named, false),
+        };
+        match previous {
+            _ if self.mode == FeeMode::Zero => None,
+            Fee::Legacy { gas_price } => {
+                let least = named.unwrap_or_else(|| if is_tip { gas_price.scaled_up(2, 1) } else { Wei(0) });
+                let raised = bumped?.ceiling().max(least);
+                (raised <= self.max_fee).then_some(Fee::Legacy { gas_price: raised })
+            }
+            Fee::Eip1559 { max_fee, tip } => {
+                let quoted = self.quote(market).ok();
+                let doubled = tip.scaled_up(2, 1).max(tip.plus(Wei(1)));
+                let wanted = named.filter(|_| is_tip).unwrap_or(doubled).max(quoted.map_or(Wei(0), Fee::tip));
+                let needed = market.base_fee.unwrap_or_default().plus(wanted);
+                let least = if is_tip { max_fee } else { bumped?.ceiling().max(named.unwrap_or_default()) };
+                let raised = least.max(quoted.map_or(Wei(0), Fee::ceiling)).max(needed);
+                let has_room = needed.max(least) <= self.max_fee;
+                has_room.then(|| Fee::Eip1559 { max_fee: raised.min(self.max_fee), tip: wanted })
+            }
+        }
+    }
+
+    /// Returns this price with less headroom, so that so much gas costs `most` at most. `None` where it would not get into
+    /// the next block then.
+    pub fn within(fee: Fee, gas: Gas, most: Wei, market: &Market) -> Option<Fee> {
+        let affordable = Wei(most.0.checked_div(gas.0.into())?);
+        let least = |tip: Wei| market.base_fee.map_or(Wei(0), |base_fee| base_fee.plus(tip));
+        match fee {
+            Fee::Eip1559 { max_fee, tip } => {
+                (affordable >= least(tip)).then(|| Fee::Eip1559 { max_fee: max_fee.min(affordable), tip })
+            }
+            Fee::Legacy { gas_price } => {
+                let least = least(Wei(0)).max(market.gas_price);
+                (affordable >= least).then(|| Fee::Legacy { gas_price: gas_price.min(affordable) })
+            }
+        }
+    }
+}
+
 /// Returns whether an attempt at this price cannot get into the next block.
 pub fn is_underpriced(fee: Fee, market: &Market) -> bool {
     market.base_fee.is_some_and(|base_fee| fee.ceiling() < base_fee)
@@ -131,6 +186,56 @@ mod tests {
             rules(FeeMode::Auto, 9).replacement(previous, &market),
             Some(Fee::Eip1559 { max_fee: Wei(1), tip: Wei(1) })
         );
+    }
+
+    fn type_2(max_fee: u128, tip: u128) -> Fee {
+        Fee::Eip1559 { max_fee: Wei(max_fee), tip: Wei(tip) }
+    }
+
+    #[test]
+    fn a_tip_that_is_too_low_rises_to_what_the_node_names_and_the_price_only_as_far_as_it_must() {
+        let market = Market { base_fee: Some(Wei(10)), tip: Wei(1), gas_price: Wei(11) };
+        let rules = rules(FeeMode::Auto, 10_000);
+        let raised = |previous, lack| rules.raised(previous, &market, lack);
+        // before, what it lacks, after
+        let table = [
+            (type_2(21, 1), Lack::Tip(Some(Wei(2_000))), Some(type_2(2_010, 2_000))),
+            (type_2(5_000, 1), Lack::Tip(Some(Wei(2_000))), Some(type_2(5_000, 2_000))),
+            (type_2(21, 1), Lack::Tip(None), Some(type_2(21, 2))),
+            (type_2(21, 0), Lack::Tip(None), Some(type_2(21, 1))),
+            (type_2(80, 8), Lack::Price(None), Some(type_2(90, 16))),
+            (type_2(80, 8), Lack::Price(Some(Wei(200))), Some(type_2(200, 16))),
+            (type_2(21, 1), Lack::Tip(Some(Wei(9_991))), None),
+            (Fee::Legacy { gas_price: Wei(80) }, Lack::Price(None), Some(Fee::Legacy { gas_price: Wei(90) })),
+            (Fee::Legacy { gas_price: Wei(80) }, Lack::Tip(Some(Wei(500))), Some(Fee::Legacy { gas_price: Wei(500) })),
+        ];
+        for (previous, lack, expected) in table {
+            assert_eq!(raised(previous, lack), expected, "{previous:?} {lack:?}");
+        }
+        let zero = FeeRules { mode: FeeMode::Zero, max_fee: Wei(0) };
+        assert_eq!(zero.raised(Fee::Legacy { gas_price: Wei(0) }, &market, Lack::Price(None)), None);
+    }
+
+    #[test]
+    fn from_one_wei_a_tip_reaches_any_that_a_chain_asks_for_within_the_replacements_of_one_nonce() {
+        let market = Market { base_fee: Some(Wei(7)), tip: Wei(1), gas_price: Wei(8) };
+        let rules = rules(FeeMode::Auto, 100_000_000_000);
+        let mut fee = type_2(15, 1);
+        let mut steps = 0;
+        while fee.tip() < Wei(2_000_000_000) {
+            fee = rules.raised(fee, &market, Lack::Tip(None)).unwrap();
+            steps += 1;
+        }
+        assert_eq!(steps, 31);
+    }
+
+    #[test]
+    fn headroom_goes_before_the_price_itself() {
+        let market = Market { base_fee: Some(Wei(10)), tip: Wei(2), gas_price: Wei(12) };
+        let within = |most| FeeRules::within(type_2(22, 2), Gas(100), Wei(most), &market);
+        assert_eq!(within(2_200), Some(type_2(22, 2)));
+        assert_eq!(within(1_500), Some(type_2(15, 2)));
+        assert_eq!(within(1_199), None, "it would not get into the next block");
     }
 
     proptest! {

@@ -17,6 +17,7 @@ pub mod permits;
 pub mod postpone;
 pub mod raw_transaction;
 pub mod records;
+pub mod refusals;
 pub mod retry_schedule;
 pub mod revert;
 pub mod routes;

@@ -13,12 +13,22 @@ use crate::policy::limits::Limits;
 use crate::simulation::ledger::{Decoded, Effect};
 use crate::simulation::nodes::has_its_hash;
 use crate::simulation::queues::{Queued, Taken, text};
-use crate::simulation::store::{EventRecord, RequestRow, Store, TransactionRow};
+use crate::simulation::settings::HIGHEST_FEE;
+use crate::simulation::store::{EventRecord, RequestRow, SignedRecord, Store, TransactionRow};
 use crate::simulation::workload::{Behaviour, Body};
 use crate::simulation::world::World;
 
 /// As often a node has to drop a transaction before it may count as refused.
 const DROPS: u32 = 3;
+/// Answers that are kept of one transaction.
+const SAID: usize = 16;
+/// Signed transactions of one nonce at most, writes and cancellations each.
+const SIGNED_PER_NONCE: usize = 33;
+/// The same of fillers, by all terms together.
+const FILLERS_PER_GAP: usize = 99;
+/// What nodes say in these words is not for a price, nor for a place in the pool.
+const REFUSALS: [&str; 5] =
+    ["exceeds block gas limit", "type not supported", "stars are wrong", "moon is full", "intrinsic gas too low"];
 
 #[derive(Debug, Default)]
 pub(super) struct Checker {
@@ -31,6 +41,12 @@ pub(super) struct Checker {
     pub(super) published: BTreeMap<String, Vec<String>>,
     /// How often nodes took a transaction and did not keep it.
     pub(super) dropped: BTreeMap<TxHash, u32>,
+    /// What nodes said of a transaction that they did not take.
+    said: BTreeMap<TxHash, Vec<String>>,
+    /// Of these a node said, or showed, that a higher price would help.
+    cheap: BTreeSet<TxHash>,
+    /// The highest base fee so far.
+    highest_base_fee: u128,
     /// What an operator wished not to be written.
     pub(super) cancelled: BTreeSet<String>,
     /// What goes to a node need not stand in the journal: there is none.
@@ -39,6 +55,8 @@ pub(super) struct Checker {
     pub(super) clocks_were_set: bool,
     /// Deliveries of messages for a later time that were acked for a copy of the same count, by id and copy.
     postponed: BTreeMap<(String, Generation), usize>,
+    /// How many signed transactions were looked at for what they cost.
+    paid_for: usize,
     /// Transactions of one lane not in a block at most.
     pub(super) in_flight: usize,
     pub(super) limits: Limits,
@@ -50,7 +68,86 @@ pub(super) struct Checker {
     pub(super) dead_before_restore: BTreeSet<(String, Generation)>,
 }
 
+impl Checker {
+    /// Notes what a node says, or that it takes the transaction.
+    pub(super) fn record_answer(&mut self, hash: TxHash, text: Option<&String>) {
+        // What is in a pool may be passed over.
+        if text.is_none_or(|text| ["underpriced", "known"].iter().any(|word| text.contains(word))) {
+            self.cheap.insert(hash);
+        }
+        if let Some(text) = text {
+            let said = self.said.entry(hash).or_default();
+            if said.len() < SAID {
+                said.push(text.clone());
+            }
+        }
+    }
+}
+
 impl World {
+    /// Money: nothing is offered above the cap, no nonce is signed for without end, and no more is offered for a write where
+    /// nothing says that it would help.
+    fn check_money(&mut self, store: &Store) {
+        self.checker.highest_base_fee = self.checker.highest_base_fee.max(self.ledger.base_fee);
+        let record = store.record();
+        let newest = record.signed.get(self.checker.paid_for..).unwrap_or_default().to_vec();
+        self.checker.paid_for = record.signed.len();
+        for SignedRecord { account, nonce, kind, signed, fee, .. } in newest {
+            if fee.ceiling().0 > HIGHEST_FEE {
+                self.violated(format!("money: {} offers {}", signed.hash, fee.ceiling()));
+            }
+            let of_nonce = record.signed.iter().filter(|other| (other.account, other.nonce) == (account, nonce));
+            let of_kind: Vec<_> = of_nonce.filter(|other| other.kind == kind).collect();
+            if of_kind.len() > SIGNED_PER_NONCE {
+                self.violated(format!("money: {} transactions are signed for nonce {nonce}", of_kind.len()));
+            }
+            let before = of_kind.len().checked_sub(2).and_then(|index| of_kind.get(index));
+            let Some(before) = before.filter(|before| kind == Purpose::Write && before.fee.ceiling() < fee.ceiling())
+            else {
+                continue;
+            };
+            let helps = self.checker.cheap.contains(&before.signed.hash)
+                || self.checker.dropped.contains_key(&before.signed.hash)
+                || before.fee.ceiling().0 < self.checker.highest_base_fee * 9 / 8;
+            if !helps {
+                self.violated(format!(
+                    "money: {} offers more than {}, and nothing said that it helps",
+                    signed.hash, before.signed.hash
+                ));
+            }
+        }
+        let mut fillers: BTreeMap<_, usize> = BTreeMap::new();
+        for filler in &record.fillers {
+            *fillers.entry((filler.account, filler.nonce)).or_default() += 1;
+        }
+        if let Some(((_, nonce), count)) = fillers.into_iter().find(|(_, count)| *count > FILLERS_PER_GAP) {
+            self.violated(format!("money: {count} fillers are signed for nonce {nonce}"));
+        }
+    }
+
+    /// How often nodes refused the request for a reason that is not its own.
+    fn times_refused(&mut self, id: &str) -> usize {
+        self.with_store(|world, store| {
+            let own = store.record().signed.iter().filter(|signed| signed.is_for(id));
+            let said = own.filter_map(|signed| world.checker.said.get(&signed.signed.hash)).flatten();
+            said.filter(|text| REFUSALS.iter().any(|word| text.contains(word))).count()
+        })
+    }
+
+    /// A letter says what nodes said, or that they dropped it.
+    fn check_words(&mut self, id: &str, detail: &str) {
+        let is_said = self.with_store(|world, store| {
+            let mut own = store.record().signed.iter().filter(|signed| signed.is_for(id));
+            own.any(|signed| {
+                let said = world.checker.said.get(&signed.signed.hash);
+                said.is_some_and(|said| said.iter().any(|text| detail.contains(text.as_str())))
+            })
+        });
+        if !is_said && !detail.contains("dropped it each time") {
+            self.violated(format!("{id} is refused, and its letter says: {detail}"));
+        }
+    }
+
     fn with_store<T>(&mut self, look: impl FnOnce(&mut Self, &Store) -> T) -> T {
         let store = self.store();
         let store = store.lock().unwrap_or_else(PoisonError::into_inner);
@@ -110,6 +207,7 @@ impl World {
                     world.violated(format!("4: nonce {:?} is taken and the next is {next}", nonces.last()));
                 }
             }
+            world.check_money(store);
             let mut effects: BTreeMap<RequestSeq, usize> = BTreeMap::new();
             for ((account, nonce), row) in store.transactions() {
                 for request in row.requests.iter().copied().filter(|_| row.state.has_effect()) {
@@ -189,9 +287,16 @@ impl World {
         let is_wished = reason == "cancelled" && self.checker.cancelled.contains(&id);
         // What nodes take and drop again and again looks like something that they will never keep.
         let is_dropped = reason == "refused_by_node" && self.times_dropped(&id) >= DROPS;
+        let is_refused = reason == "refused_by_node" && self.times_refused(&id) > 0;
+        if reason == "refused_by_node" && copy.generation().retry > 0
+            || taken == Taken::Dead && reason == "refused_by_node"
+        {
+            let detail = text(&copy.message, header::ERROR_DETAIL).to_owned();
+            self.check_words(&id, &detail);
+        }
         // What another keeps under the id, or had kept there for a while.
         let is_taken = reason == "already_recorded" && self.checker.has_rival;
-        let may_fail = behaviour.may_fail() || is_wished || is_dropped || is_taken;
+        let may_fail = behaviour.may_fail() || is_wished || is_dropped || is_refused || is_taken;
         let is_false = class == "unavailable" || (class == "rejected" && !may_fail);
         if is_false && !is_parked {
             self.violated(format!("10: {id} becomes {taken:?} for {class}.{reason}"));

@@ -2,6 +2,7 @@
 
 use fastrand::Rng;
 
+use crate::simulation::workload::Words;
 use crate::simulation::world::{CallKind, Odds, Weather};
 
 /// Something that goes wrong for a while.
@@ -37,6 +38,8 @@ pub(super) enum Spell {
     NoBlocks,
     FeeSpike(u16),
     NoFunds,
+    /// Nodes refuse whatever comes.
+    RefusesAll(Words),
 }
 
 /// Something that happens at once.
@@ -60,6 +63,11 @@ pub(super) enum Blow {
     Copy,
     /// It comes back in the journal's place.
     Restore,
+    /// A foreign transaction waits at the account's nonce, at this price and for so long.
+    ForeignWaits {
+        price: u16,
+        ms: u16,
+    },
     CutSessions,
     ClockJump {
         seconds: i16,
@@ -108,6 +116,7 @@ const SPELLS: &[Spell] = &[
     Spell::NoBlocks,
     Spell::FeeSpike(0),
     Spell::NoFunds,
+    Spell::RefusesAll(Words::Known),
 ];
 
 /// Draws a blow of one kind; how often, beside the others.
@@ -123,6 +132,7 @@ const BLOWS: &[Kind] = &[
     (|_| Blow::Foreign, 2),
     (|_| Blow::Copy, 1),
     (|_| Blow::Restore, 1),
+    (|rng| Blow::ForeignWaits { price: rng.u16(100..2500), ms: rng.u16(2000..40_000) }, 1),
     (|_| Blow::CutSessions, 1),
     (|rng| Blow::ClockJump { seconds: rng.i16(-3600..=3600) }, 1),
     (|_| Blow::Duplicate, 1),
@@ -154,6 +164,7 @@ impl Swarm {
         Some(match rng.choice(&self.spells)? {
             Spell::CallsFail(_) => Spell::CallsFail(CallKind::ALL[rng.usize(..CallKind::ALL.len())]),
             Spell::FeeSpike(_) => Spell::FeeSpike(rng.u16(150..1600)),
+            Spell::RefusesAll(_) => Spell::RefusesAll(Words::ALL[rng.usize(..3)]),
             spell => *spell,
         })
     }
@@ -200,6 +211,7 @@ impl Spell {
             Self::CommitsFail => weather.commits_fail = rare,
             Self::CommitsUnknown => weather.commits_unknown = rare,
             Self::Slow => weather.slowness_ms = u64::from(strength) * 3,
+            Self::RefusesAll(words) => weather.refuses_all = Some(words),
             Self::BrokerBlocked | Self::BrokerDown | Self::NoBlocks | Self::FeeSpike(_) | Self::NoFunds => {}
         }
     }

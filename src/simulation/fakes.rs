@@ -9,8 +9,8 @@ use bytes::Bytes;
 
 use crate::broker::{AckToken, Delivery, EndDelivery, Outgoing, PublishError, Publisher, WorkQueue};
 use crate::chain::{
-    BlockTag, Call, Chain, ChainError, CountAt, Header, Inclusion, Log, LogQuery, Receipt, Result, Sent, SentInBlock,
-    transaction_hash,
+    BlockTag, Call, Chain, ChainError, CountAt, Header, Inclusion, Log, LogQuery, Pooled, Receipt, Result, Sent,
+    SentInBlock, transaction_hash,
 };
 use crate::journal::JournalError;
 use crate::model::event::FinalTransaction;
@@ -159,6 +159,24 @@ pub(crate) fn own_hash(nonce: u64) -> TxHash {
     TxHash([u8::try_from(nonce).unwrap() + 1; 32])
 }
 
+/// What a transaction of [`FakeSigner`] offers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Offer {
+    /// It is a transfer to the account itself.
+    pub(crate) is_transfer: bool,
+    pub(crate) gas: u64,
+    pub(crate) price: u128,
+}
+
+impl Offer {
+    /// Reads what [`encode`] has written.
+    fn read(raw: &[u8]) -> Option<Self> {
+        let fields: Vec<_> = raw.splitn(11, |byte| *byte == b'|').map(String::from_utf8_lossy).collect();
+        let [_, _, _, _, _, gas, _, price, _, _, data] = fields.as_slice() else { return None };
+        Some(Self { is_transfer: data.is_empty(), gas: gas.parse().ok()?, price: price.parse().ok()? })
+    }
+}
+
 /// A chain on which one account sends transactions, and its node.
 #[derive(Debug, Default)]
 pub(crate) struct FakeChain(Mutex<FakeChainState>);
@@ -191,8 +209,14 @@ pub(crate) struct FakeChainState {
     pub(crate) longest_range: Option<u64>,
     /// What the node refuses, with its text.
     pub(crate) refused: BTreeMap<TxHash, String>,
+    /// What the node refuses of all the rest, with its text.
+    pub(crate) refuses: Option<fn(Offer) -> Option<&'static str>>,
+    /// What a node's pool holds at each nonce that it is asked for.
+    pub(crate) pooled: Option<Pooled>,
     /// What the node answers to each estimate, if that fails.
     pub(crate) estimate_fails: Option<String>,
+    /// What each call takes, if not the gas of a transfer.
+    pub(crate) estimate: Option<u64>,
     /// By its calldata, what the node answers to a call's estimate; nothing where it does not answer, so that its whole round
     /// has no answer.
     pub(crate) estimates: BTreeMap<Bytes, Option<String>>,
@@ -411,9 +435,15 @@ impl Chain for FakeChain {
             state.latency
         });
         tokio::time::sleep(latency).await;
-        let refused = self.change(|state| state.refused.clone());
-        let answer = |hash| refused.get(hash).map_or(Ok(()), |text| Err(refusal(text)));
-        transactions.iter().map(|signed| answer(&signed.item.hash)).collect()
+        let (refused, refuses) = self.change(|state| (state.refused.clone(), state.refuses));
+        let answer = |signed: &RawTransaction| {
+            let by_rule = || refuses.and_then(|refuses| refuses(Offer::read(&signed.bytes)?));
+            match refused.get(&signed.hash).map(String::as_str).or_else(by_rule) {
+                Some(text) => Err(refusal(text)),
+                None => Ok(()),
+            }
+        };
+        transactions.iter().map(|signed| answer(&signed.item)).collect()
     }
 
     async fn market(&self, _: &Header) -> Result<Market> {
@@ -438,15 +468,20 @@ impl Chain for FakeChain {
             });
         }
         self.change(|state| {
+            let gas = Gas(state.estimate.unwrap_or(21_000));
             let own = |call: &Call| state.estimates.get(&call.data).cloned().flatten();
             let fails = |call: &Call| own(call).or_else(|| state.estimate_fails.clone());
-            calls.iter().map(|call| fails(&call.item).map_or(Ok(Gas(21_000)), |text| Err(refusal(&text)))).collect()
+            calls.iter().map(|call| fails(&call.item).map_or(Ok(gas), |text| Err(refusal(&text)))).collect()
         })
     }
 
     async fn call(&self, _: &Call, _: BlockNumber) -> Result<Bytes> {
         drop(self.count()?);
         Err(refusal("execution reverted"))
+    }
+
+    async fn pooled(&self, _: Address, _: Nonce) -> Result<Option<Pooled>> {
+        Ok(self.count()?.pooled)
     }
 
     async fn balance(&self, _: Address) -> Result<Wei> {

@@ -28,6 +28,7 @@ pub(super) struct Decoded {
     pub(super) nonce: Nonce,
     pub(super) data: Bytes,
     pub(super) fee: Fee,
+    pub(super) gas: Gas,
     /// The most that it may cost; nothing for what other programs send.
     cost: u128,
     /// What it asks the contract to keep, each id once.
@@ -86,6 +87,61 @@ pub(super) struct Ledger {
     /// The highest block that was ever final.
     pub(super) final_height: u64,
     forks: u64,
+    pub(super) rules: Rules,
+    /// A foreign transaction at these places gets into no block before that millisecond.
+    pub(super) held: BTreeMap<(Address, Nonce), u64>,
+}
+
+/// What the nodes of a run ask of every transaction.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Rules {
+    /// Least gas of a transaction, and whether nodes say so when they estimate one, and when they refuse one.
+    pub(super) least_gas: u64,
+    pub(super) estimates_transfers: bool,
+    pub(super) names_limits: bool,
+    pub(super) least_tip: u128,
+    pub(super) most_gas: Option<u64>,
+    pub(super) most_bytes: Option<usize>,
+    /// Nodes show what their pools hold.
+    pub(super) shows_pool: bool,
+}
+
+impl Rules {
+    /// Most runs have none of these.
+    pub(super) fn draw(rng: &mut fastrand::Rng) -> Self {
+        let mut one_in = |chances: u8| rng.u8(0..chances) == 0;
+        let (gas, tip, most_gas, most_bytes) = (one_in(3), one_in(4), one_in(5), one_in(5));
+        let (estimates_transfers, names_limits, shows_pool) = (one_in(2), one_in(2), one_in(2));
+        Self {
+            // Less than a call takes.
+            least_gas: if gas { 45_000 } else { 21_000 },
+            estimates_transfers,
+            names_limits,
+            least_tip: if tip { 40 } else { 0 },
+            // A single one always fits.
+            most_gas: most_gas.then_some(130_000),
+            most_bytes: most_bytes.then_some(700),
+            shows_pool,
+        }
+    }
+
+    /// What a node says to a transaction that does not keep to them.
+    fn refuses(&self, transaction: &Decoded, bytes: usize) -> Option<String> {
+        let (gas, tip) = (transaction.gas.0, transaction.fee.tip().0);
+        let named =
+            |text: &str, numbers: String| if self.names_limits { text.to_owned() + &numbers } else { text.to_owned() };
+        if gas < self.least_gas {
+            return Some(named("intrinsic gas too low", format!(": gas {gas}, minimum needed {}", self.least_gas)));
+        }
+        if let Some(most) = self.most_gas.filter(|most| gas > *most) {
+            return Some(named("transaction gas limit too high", format!(" (cap: {most}, tx: {gas})")));
+        }
+        if let Some(most) = self.most_bytes.filter(|most| bytes > *most) {
+            return Some(named("oversized data", format!(": transaction size {bytes}, limit {most}")));
+        }
+        (tip < self.least_tip)
+            .then(|| named("transaction underpriced: tip too low", format!(", minimum needed {}", self.least_tip)))
+    }
 }
 
 /// Bytes as the simulated signer makes them.
@@ -108,6 +164,7 @@ pub(super) fn decode(raw: &[u8]) -> Option<Decoded> {
     let nonce = Nonce(text()?.parse().ok()?);
     let _to = text()?;
     let (value, gas): (u128, u128) = (text()?.parse().ok()?, text()?.parse().ok()?);
+    let gas = Gas(u64::try_from(gas).ok()?);
     let kind = text()?;
     let (max, tip): (u128, u128) = (text()?.parse().ok()?, text()?.parse().ok()?);
     let _salt = text()?;
@@ -117,8 +174,8 @@ pub(super) fn decode(raw: &[u8]) -> Option<Decoded> {
         _ => Fee::Legacy { gas_price: Wei(max) },
     };
     let records = records_in(&data);
-    let cost = gas.saturating_mul(max).saturating_add(value);
-    (chain == CHAIN_ID).then_some(Decoded { sender, nonce, data, fee, cost, records })
+    let cost = u128::from(gas.0).saturating_mul(max).saturating_add(value);
+    (chain == CHAIN_ID).then_some(Decoded { sender, nonce, data, fee, gas, cost, records })
 }
 
 impl Block {
@@ -191,7 +248,7 @@ impl Ledger {
         let Some(transaction) = decode(raw) else { return refuse("invalid sender") };
         let (sender, nonce, hash) = (transaction.sender, transaction.nonce, transaction_hash(raw));
         let price = transaction.fee.ceiling().0;
-        let is_refused = Body::all(&transaction.data).iter().any(|body| body.behaviour.is_refused());
+        let words = Body::all(&transaction.data).iter().find_map(|body| body.behaviour.refused());
         let replaced = self.pool.get(&(sender, nonce)).map(|pooled| self.known[pooled].fee);
         let count = self.nonce(sender);
         let mine = self.pool.keys().filter(|(account, _)| *account == sender).map(|(_, nonce)| *nonce);
@@ -201,8 +258,10 @@ impl Ledger {
             return refuse("already known");
         } else if nonce < count {
             return refuse(if self.find(hash).is_some() { "known transaction" } else { "nonce too low" });
-        } else if is_refused {
-            return refuse("oversized data");
+        } else if let Some(words) = words {
+            return refuse(words.text());
+        } else if let Some(text) = self.rules.refuses(&transaction, raw.len()) {
+            return Err(text);
         } else if self.committed(sender, nonce).saturating_add(transaction.cost) > self.funds_of(sender) {
             return refuse("insufficient funds for gas * price + value");
         } else if nonce.0 > count.0 + MOST_AHEAD {
@@ -230,10 +289,21 @@ impl Ledger {
 
     /// Somebody else with the key takes the account's next nonce.
     pub(super) fn foreign(&mut self, account: Address, data: Bytes) -> TxHash {
+        self.foreign_at(account, data, u128::from(u64::MAX))
+    }
+
+    /// The same at a price, which keeps it in the pool until then where it is not replaced.
+    pub(super) fn foreign_until(&mut self, account: Address, price: u128, until_ms: u64) -> TxHash {
+        self.held.insert((account, self.nonce(account)), until_ms);
+        self.foreign_at(account, Bytes::from_static(b"held"), price)
+    }
+
+    fn foreign_at(&mut self, account: Address, data: Bytes, price: u128) -> TxHash {
         let nonce = self.nonce(account);
         let hash = transaction_hash(&[account.as_bytes(), &nonce.0.to_be_bytes(), &data].concat());
-        let fee = Fee::Legacy { gas_price: Wei(u128::from(u64::MAX)) };
-        let transaction = Decoded { sender: account, nonce, fee, cost: 0, records: records_in(&data), data };
+        let fee = Fee::Legacy { gas_price: Wei(price) };
+        let (gas, records) = (Gas(100_000), records_in(&data));
+        let transaction = Decoded { sender: account, nonce, fee, gas, cost: 0, records, data };
         self.known.insert(hash, transaction);
         self.pool.insert((account, nonce), hash);
         hash
@@ -250,7 +320,9 @@ impl Ledger {
             let count = *next.entry(*sender).or_insert_with(|| self.nonce(*sender));
             let transaction = &self.known[hash];
             let pays = transaction.fee.ceiling().0 >= self.base_fee && !self.broke.contains(sender);
-            if *nonce == count && pays && transactions.len() < most {
+            let waits = transaction.data == b"held"[..]
+                && self.held.get(&(*sender, *nonce)).is_some_and(|until_ms| now_ms < *until_ms);
+            if *nonce == count && pays && !waits && transactions.len() < most {
                 next.insert(*sender, Nonce(count.0 + 1));
                 let runs = Body::all(&transaction.data).iter().all(|body| body.behaviour.runs_on_chain(now_ms))
                     && !transaction.records.iter().any(|(id, _)| taken.contains(id))

@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::chain::{
-    BlockTag, Call, Chain, ChainError, CountAt, Header, Inclusion, Log, LogQuery, Receipt, Result, Sent, SentInBlock,
-    transaction_hash,
+    BlockTag, Call, Chain, ChainError, CountAt, Header, Inclusion, Log, LogQuery, Pooled, Receipt, Result, Sent,
+    SentInBlock, transaction_hash,
 };
 use crate::model::event::FinalTransaction;
 use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, RawTransaction, Topic, TxHash, Wei};
@@ -107,7 +107,11 @@ impl SimNodes {
 /// What a node does with bytes, whoever still waits for its answer.
 fn accept(world: &mut World, transactions: &[RawTransaction]) -> Vec<Result<()>> {
     let answer = |signed: &RawTransaction| {
-        let accepted = world.ledger.accept(&signed.bytes);
+        let accepted = match world.weather.refuses_all {
+            Some(words) => Err(words.text().to_owned()),
+            None => world.ledger.accept(&signed.bytes),
+        };
+        world.checker.record_answer(signed.hash, accepted.as_ref().err());
         for body in decode(&signed.bytes).map(|transaction| Body::all(&transaction.data)).unwrap_or_default() {
             world.check_time(&body);
         }
@@ -154,7 +158,7 @@ fn header(world: &mut World, block: &Block) -> Header {
         hash: block.hash,
         parent: block.parent,
         timestamp: if is_odd { i64::MAX.unsigned_abs() } else { block.timestamp },
-        base_fee: Some(Wei(if is_odd { u128::MAX } else { block.base_fee })),
+        base_fee: Some(Wei(block.base_fee)),
         gas_limit: if is_odd { Gas(i64::MAX.unsigned_abs()) } else { Ledger::gas_limit() },
         transactions: listed(world, block),
     }
@@ -270,9 +274,8 @@ impl Chain for SimNodes {
 
     async fn market(&self, _: &Header) -> Result<Market> {
         let ask = |world: &mut World, _: &View| {
-            let (base_fee, odds) = (Wei(world.ledger.base_fee), world.weather.odd_numbers);
-            let tip = if world.happens(odds) { Wei(u128::MAX) } else { Wei(2) };
-            Ok(Market { base_fee: Some(base_fee), tip, gas_price: base_fee.plus(Wei(2)) })
+            let base_fee = Wei(world.ledger.base_fee);
+            Ok(Market { base_fee: Some(base_fee), tip: Wei(2), gas_price: base_fee.plus(Wei(2)) })
         };
         self.read_kind(CallKind::Market, ask).await
     }
@@ -292,6 +295,14 @@ impl Chain for SimNodes {
                 }
                 if world.ledger.broke.contains(&call.from) {
                     return Err(refusal("insufficient funds for gas * price + value".to_owned()));
+                }
+                if call.to == call.from {
+                    let least = world.ledger.rules.least_gas;
+                    return if world.ledger.rules.estimates_transfers {
+                        Ok(Gas(least))
+                    } else {
+                        Err(refusal("execution reverted".to_owned()))
+                    };
                 }
                 let bodies = Body::all(&call.data);
                 if let Some(text) = bodies.iter().find_map(Body::not_simulated) {
@@ -372,7 +383,11 @@ impl Chain for SimNodes {
                     world.note_drops(bytes.iter().map(|signed| signed.hash));
                     bytes.iter().map(|_| Ok(())).collect()
                 }
-                Fate::Unknown => bytes.iter().map(|_| Err(refusal("the moon is full".to_owned()))).collect(),
+                Fate::Unknown => {
+                    let text = "the moon is full".to_owned();
+                    bytes.iter().for_each(|signed| world.checker.record_answer(signed.hash, Some(&text)));
+                    bytes.iter().map(|_| Err(refusal(text.clone()))).collect()
+                }
                 Fate::Doubled => {
                     accept(&mut world, &bytes);
                     accept(&mut world, &bytes)
@@ -394,6 +409,15 @@ impl Chain for SimNodes {
             return all(ChainError::Nonsense { endpoint: "sim".to_owned(), detail });
         }
         answers
+    }
+
+    async fn pooled(&self, account: Address, nonce: Nonce) -> Result<Option<Pooled>> {
+        let look = |world: &mut World, _: &View| {
+            let ledger = &world.ledger;
+            let found = ledger.pool.get(&(account, nonce)).filter(|_| ledger.rules.shows_pool);
+            Ok(found.map(|hash| Pooled { tx_hash: *hash, fee: Some(ledger.known[hash].fee) }))
+        };
+        self.read(look).await
     }
 
     async fn balance(&self, account: Address) -> Result<Wei> {

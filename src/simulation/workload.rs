@@ -33,8 +33,9 @@ pub(super) enum Behaviour {
     RevertsOnChain,
     /// The same, until so many milliseconds after the begin.
     RevertsOnChainUntil(u64),
-    /// Simulations are fine, and no node takes it.
-    Refused,
+    /// Simulations are fine, and no node takes it: in words that every table has, that say that no waiting helps, or that
+    /// nobody knows.
+    Refused(Words),
     /// Nodes take it, and drop it when they make a block.
     Dropped,
     /// It is written, but not before so many milliseconds after the begin.
@@ -47,6 +48,25 @@ pub(super) enum Behaviour {
     Hangs,
 }
 
+/// How a node refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Words {
+    Known,
+    Lasting,
+    Unknown,
+}
+
+impl Words {
+    pub(super) const ALL: [Self; 3] = [Self::Known, Self::Lasting, Self::Unknown];
+
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Self::Known => "exceeds block gas limit",
+            Self::Lasting => "transaction type not supported",
+            Self::Unknown => "the stars are wrong",
+        }
+    }
+}
 /// What nodes say of [`Behaviour::Unsimulated`].
 const NOT_SIMULATED: [&str; 3] = ["Internal error", "execution aborted (timeout = 5s)", "Timeout expired"];
 
@@ -60,7 +80,7 @@ impl Behaviour {
             78..86 => Self::RevertsOnChain,
             86..92 => Self::RevertsOnChainUntil(rng.u64(1..30_000)),
             92..96 => Self::Dropped,
-            _ => Self::Refused,
+            word => Self::Refused(Words::ALL[usize::from(word) % 3]),
         }
     }
 
@@ -78,14 +98,14 @@ impl Behaviour {
         !matches!(self, Self::Runs | Self::Later(_))
     }
 
-    pub(super) fn is_refused(self) -> bool {
-        self == Self::Refused
+    pub(super) fn refused(self) -> Option<Words> {
+        if let Self::Refused(words) = self { Some(words) } else { None }
     }
 
     pub(super) fn runs_in_simulation(self, now_ms: u64) -> bool {
         match self {
             Self::Runs | Self::Later(_) | Self::RevertsOnChain | Self::RevertsOnChainUntil(_) => true,
-            Self::Refused | Self::Dropped | Self::Costly => true,
+            Self::Refused(_) | Self::Dropped | Self::Costly => true,
             Self::Reverts | Self::Unsimulated | Self::Hangs => false,
             Self::RevertsUntil(end) => now_ms >= end,
         }
@@ -93,7 +113,7 @@ impl Behaviour {
 
     pub(super) fn runs_on_chain(self, now_ms: u64) -> bool {
         match self {
-            Self::Runs | Self::Later(_) | Self::Refused | Self::Dropped => true,
+            Self::Runs | Self::Later(_) | Self::Refused(_) | Self::Dropped => true,
             Self::Costly | Self::Unsimulated | Self::Hangs => true,
             Self::Reverts | Self::RevertsOnChain => false,
             Self::RevertsUntil(end) | Self::RevertsOnChainUntil(end) => now_ms >= end,
@@ -135,7 +155,7 @@ impl Body {
             Behaviour::RevertsUntil(end) => ("reverts-until", end),
             Behaviour::RevertsOnChain => ("on-chain", 0),
             Behaviour::RevertsOnChainUntil(end) => ("on-chain-until", end),
-            Behaviour::Refused => ("refused", 0),
+            Behaviour::Refused(words) => ("refused", words as u64),
             Behaviour::Dropped => ("dropped", 0),
             Behaviour::Later(begin) => ("later", begin),
             Behaviour::Costly => ("costly", 0),
@@ -187,7 +207,7 @@ impl Body {
             "reverts-until" => Behaviour::RevertsUntil(until),
             "on-chain" => Behaviour::RevertsOnChain,
             "on-chain-until" => Behaviour::RevertsOnChainUntil(until),
-            "refused" => Behaviour::Refused,
+            "refused" => Behaviour::Refused(*Words::ALL.get(usize::try_from(until).ok()?)?),
             "dropped" => Behaviour::Dropped,
             "later" => Behaviour::Later(until),
             "costly" => Behaviour::Costly,

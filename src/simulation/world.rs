@@ -9,9 +9,10 @@ use tokio::time::Instant;
 
 use crate::model::TxHash;
 use crate::simulation::checker::Checker;
-use crate::simulation::ledger::{Ledger, View};
+use crate::simulation::ledger::{Ledger, Rules, View};
 use crate::simulation::queues::Queues;
 use crate::simulation::store::Store;
+use crate::simulation::workload::Words;
 
 /// Odds in a thousand.
 pub(super) type Odds = u16;
@@ -69,8 +70,10 @@ pub(super) struct Weather {
     pub(super) calls_fail: Option<(CallKind, Odds)>,
     /// Single calls fail as with a provider without nodes behind it, in any shape.
     pub(super) outages: Odds,
-    /// Heads and prices with the largest numbers that are believed.
+    /// Blocks with the largest time and gas limit that are believed.
     pub(super) odd_numbers: Odds,
+    /// Nodes refuse whatever comes, in these words.
+    pub(super) refuses_all: Option<Words>,
     /// The node that is behind answers.
     pub(super) stale_reads: Odds,
     /// Counts of transactions that are wrong by a few.
@@ -144,6 +147,8 @@ impl World {
         let depth = rng.u64(1..=4);
         let mut ledger = Ledger::new(depth);
         ledger.no_gaps = rng.bool();
+        // Drawn apart, so that all else in a run is as it is without them.
+        ledger.rules = Rules::draw(&mut Rng::with_seed(!rng.get_seed()));
         Self {
             begin,
             weather: Weather { slowness_ms: 5, ..Weather::default() },

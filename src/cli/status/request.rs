@@ -48,6 +48,9 @@ pub(in crate::cli) fn explain(history: &History) -> String {
                 "    signed   {} {}{kind} at most {} for a unit of gas",
                 attempt.signed_at, attempt.hash, attempt.max_fee
             );
+            if let Some(cause) = &attempt.cause {
+                let _ = writeln!(text, "             {cause}");
+            }
         }
     }
     for incident in &history.incidents {

@@ -79,6 +79,7 @@ pub(crate) fn attempt(seed: u8) -> SignedTransaction {
         raw: RawTransaction { hash: TxHash([seed; 32]), bytes: Bytes::from(vec![seed; 10]) },
         fee: Fee::Eip1559 { max_fee: Wei(20), tip: Wei(1) },
         signed_at: Timestamp(1),
+        cause: None,
     }
 }
 
@@ -299,7 +300,9 @@ pub(crate) async fn a_request_has_one_transaction_that_may_land(journal: Arc<dyn
 pub(crate) async fn everything_signed_is_read_again(journal: Arc<dyn Journal>) {
     let set = set(journal, &["a", "b"]).await;
     set.sign(0, 0).await.unwrap();
-    let cancel = SignedTransaction { purpose: Purpose::Cancel, fee: Fee::Legacy { gas_price: Wei(5) }, ..attempt(100) };
+    let cause = Some(Cause::new(Reason::RefusedByNode, "oversized data"));
+    let fee = Fee::Legacy { gas_price: Wei(5) };
+    let cancel = SignedTransaction { purpose: Purpose::Cancel, fee, cause, ..attempt(100) };
     set.journal
         .record_replacements(&set.lease, vec![(Nonce(0), attempt(99)), (Nonce(0), cancel.clone())])
         .await

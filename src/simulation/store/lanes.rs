@@ -372,7 +372,14 @@ impl Store {
         let row = self.transactions.get_mut(&(account, nonce)).expect("it was checked");
         let id_of = |request| self.requests.get(request).expect("a transaction has its requests").id.clone();
         let (requests, signed) = (row.requests.iter().map(id_of).collect(), attempt.raw.clone());
-        self.record.signed.push(SignedRecord { account, requests, nonce, kind: attempt.purpose, signed });
+        self.record.signed.push(SignedRecord {
+            account,
+            requests,
+            nonce,
+            kind: attempt.purpose,
+            signed,
+            fee: attempt.fee,
+        });
         self.last_attempt += 1;
         row.signed.push(StoredAttempt { place: self.last_attempt, attempt });
     }

@@ -113,6 +113,7 @@ impl Store {
                 nonce,
                 kind: attempt.purpose,
                 signed: attempt.raw.clone(),
+                fee: attempt.fee,
             });
             self.fillers.push(StoredFiller { account: lease.account, nonce, attempt });
         }

@@ -9,8 +9,9 @@ use bytes::Bytes;
 use crate::journal::{AccountId, Instance, JournalError, Lease, OutboxRow, Recovery, ReplyAddress, RequestSeq};
 use crate::model::event::FinalTransaction;
 use crate::model::{
-    Address, BodyHash, Cause, EventKind, Gas, Generation, Members, Message, Nonce, OrderKey, Purpose, RawTransaction,
-    RecoveredWrite, RequestId, RequestState, SignedTransaction, Timestamp, TraceContext, TransactionState, Wei, Write,
+    Address, BodyHash, Cause, EventKind, Fee, Gas, Generation, Members, Message, Nonce, OrderKey, Purpose,
+    RawTransaction, RecoveredWrite, RequestId, RequestState, SignedTransaction, Timestamp, TraceContext,
+    TransactionState, Wei, Write,
 };
 
 mod ending;
@@ -189,6 +190,7 @@ pub(crate) struct SignedRecord {
     pub(crate) nonce: Nonce,
     pub(crate) kind: Purpose,
     pub(crate) signed: RawTransaction,
+    pub(crate) fee: Fee,
 }
 
 /// An event that was true from then on.

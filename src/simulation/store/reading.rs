@@ -210,5 +210,6 @@ fn attempt_history(attempt: &SignedTransaction) -> SignedHistory {
         kind: attempt.purpose.as_str().to_owned(),
         max_fee: attempt.fee.ceiling().to_string(),
         signed_at: attempt.signed_at,
+        cause: attempt.cause.as_ref().map(ToString::to_string),
     }
 }

@@ -282,6 +282,7 @@ fn attempt(seed: u8) -> SignedTransaction {
         raw: RawTransaction { hash: TxHash([seed; 32]), bytes: vec![seed; usize::from(seed % 16)].into() },
         fee,
         signed_at: Timestamp(seed.into()),
+        cause: seed.is_multiple_of(10).then(|| Cause::new(Reason::RefusedByNode, "no")),
     }
 }
 

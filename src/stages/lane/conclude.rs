@@ -12,7 +12,7 @@ use crate::journal::{ClosedTransaction, Lease, QueuedRequest};
 use crate::model::event::FinalTransaction;
 use crate::model::{BlockNumber, Cause, Members, Nonce, PauseReason, Purpose, Reason, TransactionState};
 use crate::policy::{records, revert};
-use crate::stages::lane::in_flight::{InFlight, PoolStatus};
+use crate::stages::lane::in_flight::InFlight;
 use crate::stages::lane::lapses::Part;
 use crate::stages::lane::term::{StepError, Term};
 use crate::stages::settle::inbox::{LaneVerdict, Ruling};
@@ -76,27 +76,27 @@ impl Term<'_> {
         receipt: &Receipt,
     ) -> Option<(LaneVerdict, TransactionState)> {
         let transaction = self.flight.get(nonce)?;
-        Some(match (transaction.purpose_of(receipt.transaction.tx_hash)?, &transaction.cancel_reason) {
-            (Purpose::Write, _) if !receipt.succeeded => {
+        Some(match transaction.purpose_of(receipt.transaction.tx_hash)? {
+            Purpose::Write if !receipt.succeeded => {
                 (self.verdict_on_reverted(nonce, receipt).await?, TransactionState::Reverted)
             }
-            (Purpose::Write, _) => (LaneVerdict::Succeeded(receipt.transaction.clone()), TransactionState::Succeeded),
-            (Purpose::Cancel, Some(reason)) => {
-                (LaneVerdict::Cancelled(Cause::new(Reason::Cancelled, reason.as_str())), TransactionState::Cancelled)
-            }
-            (Purpose::Cancel, None) => {
-                let refusal =
-                    if let PoolStatus::Refused { answer, .. } = &transaction.pool { answer.as_str() } else { "" };
-                let detail = format!("every node refused the transaction, its nonce was cancelled: {refusal}");
-                let reason = if transaction.is_unpaid { Reason::InsufficientFunds } else { Reason::RefusedByNode };
-                (LaneVerdict::Failed(Cause::new(reason, detail)), TransactionState::Cancelled)
+            Purpose::Write => (LaneVerdict::Succeeded(receipt.transaction.clone()), TransactionState::Succeeded),
+            Purpose::Cancel => {
+                let unknown =
+                    || Cause::new(Reason::RefusedByNode, "its nonce was cancelled, and the journal lacks the reason");
+                let cause = transaction.cancel_cause.clone().unwrap_or_else(unknown);
+                let verdict = match cause.reason {
+                    Reason::Cancelled => LaneVerdict::Cancelled(cause),
+                    _ => LaneVerdict::Failed(cause),
+                };
+                (verdict, TransactionState::Cancelled)
             }
         })
     }
 
     async fn verdict_on_reverted(&mut self, nonce: Nonce, receipt: &Receipt) -> Option<LaneVerdict> {
         let transaction = self.flight.get(nonce)?;
-        let (to, cancel_reason) = (transaction.payload.to, transaction.cancel_reason.clone());
+        let (to, wanted) = (transaction.payload.to, transaction.operator_cause().cloned());
         let cause = match self.revert_data(transaction, receipt).await {
             Ok(data) => match records::taken(transaction.payload.calldata(), &data) {
                 Some(taken) => match self.verdict_on_taken_at_finality(to, &taken).await {
@@ -110,8 +110,8 @@ impl Term<'_> {
             },
             Err(cause) => cause,
         };
-        Some(match cancel_reason {
-            Some(reason) => LaneVerdict::Cancelled(Cause::new(Reason::Cancelled, format!("{reason}; {cause}"))),
+        Some(match wanted {
+            Some(Cause { reason, detail }) => LaneVerdict::Cancelled(Cause::new(reason, format!("{detail}; {cause}"))),
             None => LaneVerdict::Failed(cause),
         })
     }

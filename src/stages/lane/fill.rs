@@ -154,14 +154,18 @@ impl Term<'_> {
         if count == 0 {
             return Ok(());
         }
+        let Some(market) = self.view.market() else { return Ok(()) };
+        let offers = |payload: &Payload| self.learnt.within(fee, payload.gas, &market);
         let numbered = self.queue.ready().iter().take(count).zip(first.0..);
         let unsigned = numbered.map(|(payload, nonce)| Traced {
-            item: self.unsigned(payload, Nonce(nonce), fee),
+            item: self.unsigned(payload, Nonce(nonce), offers(payload)),
             span: self.processing_one(payload.requests.iter()),
         });
-        let Some(raw) = self.sign_all(unsigned.collect()).await else { return Ok(()) };
+        let unsigned: Vec<_> = unsigned.collect();
+        let fees: Vec<_> = unsigned.iter().map(|unsigned| unsigned.item.fee).collect();
+        let Some(raw) = self.sign_all(unsigned).await else { return Ok(()) };
         self.gate.resume_if(|_| !has_outage);
-        let mut transactions = numbered_transactions(self.queue.take_ready(count), raw, first, fee);
+        let mut transactions = numbered_transactions(self.queue.take_ready(count), raw, first, &fees);
         let stored = transactions.iter().map(to_store).collect();
         let granted = self.context.journal.record_transactions(&self.lease, stored, self.tuning().limits).await?;
         let held_back = transactions.split_off(granted.count.min(transactions.len()));
@@ -229,9 +233,9 @@ impl Term<'_> {
         for Cancellation { request, state, detail } in cancellations {
             if let Some(transaction) = self.flight.of_request(request.seq) {
                 // A shared transaction is not cancelled for one of its requests. Where it fails, the request is.
-                if transaction.cancel_reason.is_none() && !transaction.payload.requests.is_batch() {
+                if transaction.operator_cause().is_none() && !transaction.payload.requests.is_batch() {
                     warn!(request.id = %request.id, tx.nonce = %transaction.nonce, cause = detail, "an operator wants this write no more; its nonce is cancelled unless it lands first");
-                    transaction.cancel_reason = Some(detail);
+                    transaction.cancel_cause = Some(Cause::new(Reason::Cancelled, detail));
                 }
             } else if state == RequestState::Accepted
                 // Settle may have yet to store how it ended.
@@ -290,11 +294,16 @@ impl Term<'_> {
     }
 }
 
-fn numbered_transactions(payloads: Vec<Payload>, raw: Vec<RawTransaction>, first: Nonce, fee: Fee) -> Vec<InFlight> {
+fn numbered_transactions(
+    payloads: Vec<Payload>,
+    raw: Vec<RawTransaction>,
+    first: Nonce,
+    fees: &[Fee],
+) -> Vec<InFlight> {
     let signed_at = Timestamp::now();
-    let with_nonces = payloads.into_iter().zip(raw).zip(first.0..);
-    let transaction = |((payload, raw), nonce): ((Payload, RawTransaction), u64)| {
-        let signed = SignedTransaction { purpose: Purpose::Write, raw, fee, signed_at };
+    let with_nonces = payloads.into_iter().zip(raw).zip(fees).zip(first.0..);
+    let transaction = |(((payload, raw), fee), nonce): (((Payload, RawTransaction), &Fee), u64)| {
+        let signed = SignedTransaction { purpose: Purpose::Write, raw, fee: *fee, signed_at, cause: None };
         InFlight::new(payload, Nonce(nonce), vec![signed])
     };
     with_nonces.map(transaction).collect()

@@ -51,6 +51,7 @@ pub(super) fn signed(nonce: u8, place: u8) -> SignedTransaction {
         raw: RawTransaction { hash: hash(nonce, place), bytes: Bytes::from_static(b"raw") },
         fee: Fee::Legacy { gas_price: Wei(1) },
         signed_at: Timestamp(0),
+        cause: None,
     }
 }
 

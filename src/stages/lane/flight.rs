@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use crate::chain::follow::broadcaster::{Answer, Answered, Broadcaster};
 use crate::chain::{ChainError, Inclusion};
 use crate::journal::RequestSeq;
-use crate::model::{BlockHash, BlockNumber, Nonce, SignedTransaction, TxHash};
+use crate::model::{BlockHash, BlockNumber, Gas, Nonce, Purpose, SignedTransaction, TxHash};
 use crate::observe::traces::{SpanContext, Traced};
 use crate::policy::classify::{ErrorTable, SendMeaning};
 use crate::policy::fee::{Market, is_underpriced};
@@ -40,9 +40,10 @@ impl Flight {
     }
 
     /// Adds a replacement at a live nonce.
-    pub(super) fn replace(&mut self, nonce: Nonce, signed: SignedTransaction) {
+    pub(super) fn replace(&mut self, nonce: Nonce, signed: SignedTransaction, gas: Gas) {
         if let Some(transaction) = self.by_nonce.get_mut(&nonce) {
             self.by_hash.insert(signed.raw.hash, nonce);
+            transaction.cancel_gas = (signed.purpose == Purpose::Cancel).then_some(gas);
             transaction.replace(signed);
         }
     }
@@ -232,7 +233,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_answer_about_a_replaced_transaction_says_nothing() {
         let mut flight = flight(1);
-        flight.replace(Nonce(0), signed(0, 1));
+        flight.replace(Nonce(0), signed(0, 1), Gas(21_000));
         assert!(answer(&mut flight, 0, 0, Ok(())).is_none());
         assert!(answer(&mut flight, 9, 0, Ok(())).is_none(), "nothing has this nonce");
         assert!(matches!(answer(&mut flight, 0, 1, Ok(())), Some(Heard::Meaning(SendMeaning::AlreadyKnown, _))));
@@ -267,7 +268,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn all_hashes_of_a_nonce_are_known_until_it_ends() {
         let mut flight = flight(2);
-        flight.replace(Nonce(0), signed(0, 1));
+        flight.replace(Nonce(0), signed(0, 1), Gas(21_000));
         assert_eq!(flight.hashes_not_included(Nonce(1)), [(Nonce(0), vec![hash(0, 0), hash(0, 1)])]);
         assert_eq!(flight.lowest_missing(Nonce(0), Nonce(3)), Some(Nonce(2)));
         flight.remove(Nonce(0)).unwrap();

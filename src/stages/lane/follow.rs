@@ -132,6 +132,7 @@ impl Term<'_> {
     }
 
     fn apply_market(&mut self, market: Market) {
+        let market = self.learnt.raise(market);
         self.view.set_market(market);
         if self.tuning().fees.quote(&market).is_ok() {
             self.gate.resume_if(|reason| reason == PauseReason::FeeAboveCap);

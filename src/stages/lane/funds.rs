@@ -7,7 +7,6 @@ use tracing::debug;
 
 use crate::journal::QueuedRequest;
 use crate::model::{Cause, Fee, PauseReason, Reason, Wei};
-use crate::policy::gas;
 use crate::stages::lane::conclude;
 use crate::stages::lane::in_flight::InFlight;
 use crate::stages::lane::payload::{Fetched, Payload};
@@ -76,7 +75,7 @@ impl Term<'_> {
     pub(super) fn funds(&self) -> Option<Funds> {
         let fee = self.tuning().fees.quote(&self.view.market()?).ok()?;
         let committed = self.flight.not_included().map(highest_cost).fold(Wei(0), Wei::plus);
-        Some(Funds { balance: self.view.balance()?, committed, least: fee.total(gas::TRANSFER) })
+        Some(Funds { balance: self.view.balance()?, committed, least: fee.total(self.learnt.transfer_gas()) })
     }
 
     /// Returns the funds as they are at this time or later.

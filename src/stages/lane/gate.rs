@@ -112,15 +112,17 @@ impl Gate {
     /// Ends a pause that a node disproves by taking a transaction.
     pub(super) fn resume_after_taken(&mut self) {
         self.resume_if(|reason| {
-            !matches!(
-                reason,
-                PauseReason::FeeAboveCap
-                    | PauseReason::SignerUnavailable
-                    | PauseReason::HeadStale
-                    | PauseReason::FinalityUnconfirmed
-                    | PauseReason::NoncesUnknown
-                    | PauseReason::JournalIsBehind
-            )
+            !reason.is_stuck()
+                && !matches!(
+                    reason,
+                    PauseReason::FeeAboveCap
+                        | PauseReason::SignerUnavailable
+                        | PauseReason::HeadStale
+                        | PauseReason::FinalityUnconfirmed
+                        | PauseReason::NoncesUnknown
+                        | PauseReason::JournalIsBehind
+                        | PauseReason::GapTooLong
+                )
         });
     }
 
@@ -161,18 +163,29 @@ impl Gate {
             | PauseReason::FinalityUnconfirmed
             | PauseReason::NoncesUnknown
             | PauseReason::JournalIsBehind
-            | PauseReason::FeeAboveCap => false,
+            | PauseReason::FeeAboveCap
+            | PauseReason::Refused
+            | PauseReason::PriceStuck
+            | PauseReason::NonceHeld
+            | PauseReason::GapTooLong => false,
         })
     }
 
+    /// Returns whether one that is signed holds up all behind it, or a gap does.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.reason().is_some_and(|reason| reason.is_stuck() || reason == PauseReason::GapTooLong)
+    }
+
     /// Says whether something may be signed: not paused, or time to try whether the reason is gone. On a chain that stands
-    /// still nothing that is signed can help.
+    /// still, or behind what is stuck, nothing that is signed can help.
     pub(super) fn may_sign(&self, knows_head: bool) -> Result<(), Hold> {
         if !knows_head {
             return Err(Hold::NoHead);
         }
         match &self.pause {
-            Some(pause) if Instant::now() < pause.until || self.is_head_stale() => Err(Hold::Paused(pause.reason)),
+            Some(pause) if Instant::now() < pause.until || self.is_head_stale() || self.is_stuck() => {
+                Err(Hold::Paused(pause.reason))
+            }
             _ => Ok(()),
         }
     }
@@ -293,6 +306,10 @@ mod tests {
             (R::NoncesUnknown, false, false),
             (R::JournalIsBehind, false, false),
             (R::SignerUnavailable, false, false),
+            (R::Refused, false, false),
+            (R::PriceStuck, false, false),
+            (R::NonceHeld, false, false),
+            (R::GapTooLong, false, false),
         ];
         for (reason, by_answer, by_taken) in table {
             let ends = |resume: fn(&mut Gate)| {
@@ -315,6 +332,9 @@ mod tests {
         gate.pause(R::HeadStale, String::new());
         tokio::time::advance(Duration::from_secs(3600)).await;
         assert_eq!(gate.may_sign(true), Err(Hold::Paused(R::HeadStale)));
+        gate.pause(R::NonceHeld, String::new());
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        assert_eq!(gate.may_sign(true), Err(Hold::Paused(R::NonceHeld)), "nor behind what is stuck");
     }
 
     #[tokio::test(start_paused = true)]

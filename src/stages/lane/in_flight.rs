@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
-use crate::chain::Inclusion;
+use crate::chain::{Inclusion, Pooled};
 use crate::journal::LiveTransaction;
-use crate::model::{BlockNumber, Nonce, Purpose, SignedTransaction, Timestamp, TxHash};
+use crate::model::{BlockNumber, Cause, Gas, Nonce, Purpose, Reason, SignedTransaction, Timestamp, TxHash};
 use crate::policy::classify::SendMeaning;
+use crate::policy::refusals::{self, Lack, Lasting};
 use crate::stages::lane::payload::Payload;
 
 /// A transaction that nodes have dropped so often is one that no block will take as it stands.
@@ -16,20 +17,57 @@ const DROPS: u32 = 3;
 
 /// What the nodes say of the newest signed transaction of a nonce. An answer decides when the bytes are sent again and
 /// whether they are replaced; it never ends a nonce.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PoolStatus {
     /// No node has said that it has the transaction.
     Unknown,
     /// A node has it.
     Pooled,
-    /// A node has no room for it, or wants earlier nonces first. The next block may change that.
-    HeldBack { lacks_room: bool },
+    /// A node has no room for it, or wants earlier nonces first. The next block may change that; a higher price does not.
+    HeldBack,
     /// A node wants a higher price.
-    Underpriced,
+    Underpriced(Lack),
+    /// A node has another transaction at the nonce, and wants more to replace it.
+    Outbid,
     /// A node says that the nonce is used: by one of ours, or by a foreign transaction. Finality decides which.
     NonceUsed,
-    /// Every answer since then was a refusal for a reason of the transaction's own; the last one.
-    Refused { since: Instant, answer: String },
+    /// A node does not take it, for a reason that stands in its text.
+    Refused,
+}
+
+/// How a refusal may end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RefusalKind {
+    /// Never: no waiting changes it.
+    Lasting(Lasting),
+    /// By itself, perhaps.
+    Passing,
+    /// Nobody knows: no table has the text.
+    Unknown,
+    /// Nodes took it and dropped it again and again.
+    Dropped,
+    /// The account cannot pay it.
+    Unpaid,
+}
+
+/// Refusals of the newest signed transaction, without an answer since then that a node takes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) since: Instant,
+    /// The last of the answers.
+    pub(super) answer: String,
+    pub(super) kind: RefusalKind,
+    times: u32,
+    /// Blocks that came meanwhile.
+    blocks: u32,
+}
+
+/// A foreign transaction that holds a nonce in a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Holder {
+    /// The transaction, where a node shows it.
+    pub(super) found: Option<Pooled>,
+    pub(super) asked_at: Instant,
 }
 
 /// Whether the newest signed transaction is with the broadcaster.
@@ -52,16 +90,24 @@ pub(super) struct InFlight {
     pub(super) included: Option<Inclusion>,
     pub(super) pool: PoolStatus,
     sending: Sending,
+    pub(super) refusal: Option<Refusal>,
     /// When the newest was signed, by the monotonic clock.
     pub(super) signed_since: Instant,
     /// The newest block when the newest was first waited for.
     pub(super) waits_since: Option<BlockNumber>,
+    /// The account is not past any nonce before it: it can be in the next block.
+    is_next: bool,
     /// Since when nodes take it and have lost it by the next time, and how often.
     drops: Option<(Instant, u32)>,
-    /// It was refused because the account cannot pay it.
-    pub(super) is_unpaid: bool,
-    /// Who asked for its cancellation, and why.
-    pub(super) cancel_reason: Option<String>,
+    /// A node had one of ours at this nonce.
+    was_taken: bool,
+    pub(super) holder: Option<Holder>,
+    /// The newest was signed since an earlier one offered too little.
+    pub(super) is_raised: bool,
+    /// The gas of the newest cancellation, where this term has signed it.
+    pub(super) cancel_gas: Option<Gas>,
+    /// Why it is to be cancelled, or is. It outlives what nodes say of the cancellation.
+    pub(super) cancel_cause: Option<Cause>,
 }
 
 impl InFlight {
@@ -74,11 +120,16 @@ impl InFlight {
             included: None,
             pool: PoolStatus::Unknown,
             sending: Sending::Due,
+            refusal: None,
             signed_since: Instant::now(),
             waits_since: None,
+            is_next: false,
             drops: None,
-            is_unpaid: false,
-            cancel_reason: None,
+            was_taken: false,
+            holder: None,
+            is_raised: false,
+            cancel_gas: None,
+            cancel_cause: None,
         }
     }
 
@@ -87,6 +138,7 @@ impl InFlight {
     pub(super) fn recovered(live: LiveTransaction, now: Timestamp, oldest: Duration) -> Self {
         let (payload, nonce, signed) = Payload::of_live(live);
         let mut transaction = Self::new(payload, nonce, signed);
+        transaction.cancel_cause = transaction.signed.iter().rev().find_map(|signed| signed.cause.clone());
         let age = now.0.saturating_sub(transaction.newest().signed_at.0);
         let age = Duration::from_millis(u64::try_from(age).unwrap_or(0)).min(oldest);
         let now = Instant::now();
@@ -106,12 +158,35 @@ impl InFlight {
         self.signed.iter().find(|signed| signed.raw.hash == hash).map(|signed| signed.purpose)
     }
 
+    /// Returns how many were signed for this purpose.
+    pub(super) fn count_of(&self, purpose: Purpose) -> usize {
+        self.signed.iter().filter(|signed| signed.purpose == purpose).count()
+    }
+
+    /// Returns whether the newest one cancels the write.
+    pub(super) fn is_cancelling(&self) -> bool {
+        self.newest().purpose == Purpose::Cancel
+    }
+
+    /// Returns whether an operator wants it cancelled.
+    pub(super) fn operator_cause(&self) -> Option<&Cause> {
+        self.cancel_cause.as_ref().filter(|cause| cause.reason == Reason::Cancelled)
+    }
+
     /// Adds a replacement. Every earlier hash stays watched.
     pub(super) fn replace(&mut self, signed: SignedTransaction) {
-        self.signed.push(signed);
-        if !self.is_refused() {
-            self.pool = PoolStatus::Unknown;
+        self.is_raised = matches!(self.pool, PoolStatus::Underpriced(_));
+        if signed.purpose == Purpose::Cancel {
+            self.drops = None;
+            self.cancel_cause = signed.cause.clone().or_else(|| self.cancel_cause.take());
         }
+        self.signed.push(signed);
+        // What nodes drop at one price they may drop at the next.
+        if !self.is_dropped() {
+            self.pool = PoolStatus::Unknown;
+            self.refusal = None;
+        }
+        self.holder = None;
         self.sending = Sending::Due;
         self.signed_since = Instant::now();
         self.waits_since = None;
@@ -141,17 +216,36 @@ impl InFlight {
         self.pool == PoolStatus::Pooled
     }
 
-    pub(super) fn is_refused(&self) -> bool {
-        self.refused_since().is_some()
+    /// A node shows one of ours at this nonce.
+    pub(super) fn record_taken(&mut self) {
+        self.was_taken = true;
+        self.holder = None;
     }
 
-    pub(super) fn refused_since(&self) -> Option<Instant> {
-        if let PoolStatus::Refused { since, .. } = self.pool { Some(since) } else { None }
+    /// Returns whether a node has one of ours at this nonce, or had it in this term.
+    pub(super) fn was_taken(&self) -> bool {
+        self.was_taken
     }
 
-    /// Returns whether a higher price might get it in: the newest is in a pool, or finds no room in one.
+    /// Returns whether a higher price might get it in: a node has the newest, or had it, and no block does.
     pub(super) fn waits_for_a_block(&self) -> bool {
-        self.is_pooled() || self.is_dropped() || self.pool == PoolStatus::HeldBack { lacks_room: true }
+        self.is_next && (self.is_pooled() || self.is_dropped())
+    }
+
+    /// Returns the refusal that a cancellation ends: one that lasts, or one that nothing has ended for so long. In words that
+    /// nobody knows it must have come more than once, with blocks in between.
+    pub(super) fn final_refusal(&self, patience: Duration, now: Instant) -> Option<&Refusal> {
+        const TIMES: u32 = 2;
+        self.refusal.as_ref().filter(|refusal| {
+            let is_old = now.duration_since(refusal.since) >= patience;
+            match refusal.kind {
+                // A lower price cures it, where its cap is known.
+                RefusalKind::Lasting(Lasting::TooExpensive(most)) => most.is_none() && is_old,
+                RefusalKind::Lasting(_) => true,
+                RefusalKind::Passing | RefusalKind::Dropped | RefusalKind::Unpaid => is_old,
+                RefusalKind::Unknown => is_old && refusal.times >= TIMES && refusal.blocks > 0,
+            }
+        })
     }
 
     /// Returns whether the newest is to be sent (again).
@@ -179,31 +273,33 @@ impl InFlight {
         if times >= DROPS {
             let answer = format!("nodes took it {times} times and dropped it each time before it got into a block");
             warn!(request.id = %self.payload.requests.first.id, tx.nonce = %self.nonce, "{answer}");
-            self.pool = PoolStatus::Refused { since, answer };
+            self.pool = PoolStatus::Refused;
+            self.refusal = Some(Refusal { since, answer, kind: RefusalKind::Dropped, times, blocks: 0 });
         }
     }
 
     /// Applies a node's answer about the newest.
     pub(super) fn record_answer(&mut self, meaning: SendMeaning, text: &str, now: Instant) {
         match meaning {
-            SendMeaning::AlreadyKnown if self.is_dropped() => {}
-            SendMeaning::AlreadyKnown => self.pool = PoolStatus::Pooled,
-            SendMeaning::NonceTooLow => self.pool = PoolStatus::NonceUsed,
-            SendMeaning::Underpriced | SendMeaning::ReplacementUnderpriced => self.pool = PoolStatus::Underpriced,
-            SendMeaning::Refused => {
-                if !self.is_refused() {
-                    warn!(request.id = %self.payload.requests.first.id, tx.nonce = %self.nonce, answer = text, "the node refuses the transaction");
+            SendMeaning::AlreadyKnown => {
+                self.was_taken = true;
+                self.holder = None;
+                if !self.is_dropped() {
+                    self.set_status(PoolStatus::Pooled);
                 }
-                let since = self.refused_since().unwrap_or(now);
-                self.pool = PoolStatus::Refused { since, answer: text.to_owned() };
             }
-            SendMeaning::Unknown => {
-                warn!(tx.nonce = %self.nonce, answer = text, "unknown answer to a broadcast; the same bytes are sent again. [chain.errors] can say what it means");
+            SendMeaning::NonceTooLow => self.set_status(PoolStatus::NonceUsed),
+            SendMeaning::Underpriced => self.set_status(PoolStatus::Underpriced(refusals::lack(text))),
+            SendMeaning::ReplacementUnderpriced => self.set_status(PoolStatus::Outbid),
+            SendMeaning::Refused => {
+                let kind = refusals::lasting(text).map_or(RefusalKind::Passing, RefusalKind::Lasting);
+                self.record_refusal(kind, text, now);
             }
+            SendMeaning::Unknown => self.record_refusal(RefusalKind::Unknown, text, now),
             SendMeaning::NonceTooHigh | SendMeaning::PoolFull => {
                 debug!(tx.nonce = %self.nonce, answer = text, "the node takes it after others");
-                if !self.is_refused() {
-                    self.pool = PoolStatus::HeldBack { lacks_room: meaning == SendMeaning::PoolFull };
+                if self.refusal.is_none() {
+                    self.pool = PoolStatus::HeldBack;
                 }
             }
             SendMeaning::InsufficientFunds
@@ -214,15 +310,50 @@ impl InFlight {
         }
     }
 
+    /// The node says something else than that it refuses the newest.
+    fn set_status(&mut self, status: PoolStatus) {
+        self.pool = status;
+        self.refusal = None;
+    }
+
+    fn record_refusal(&mut self, kind: RefusalKind, text: &str, now: Instant) {
+        let before = self.refusal.take();
+        if before.as_ref().is_none_or(|before| before.kind != kind) {
+            self.log_refusal(kind, text);
+        }
+        // In known words it counts, whatever unknown ones come between.
+        let is_known = |refusal: &Refusal| refusal.kind != RefusalKind::Unknown;
+        let kept = before.as_ref().filter(|before| kind == RefusalKind::Unknown && is_known(before));
+        let (kind, answer) = kept.map_or((kind, text), |kept| (kept.kind, kept.answer.as_str()));
+        self.refusal = Some(Refusal {
+            since: before.as_ref().map_or(now, |before| before.since),
+            answer: answer.to_owned(),
+            kind,
+            times: before.as_ref().map_or(1, |before| before.times.saturating_add(1)),
+            blocks: before.as_ref().map_or(0, |before| before.blocks),
+        });
+        self.pool = PoolStatus::Refused;
+    }
+
+    fn log_refusal(&self, kind: RefusalKind, text: &str) {
+        let (request, nonce) = (&self.payload.requests.first.id, self.nonce);
+        if self.is_cancelling() {
+            error!(request.id = %request, tx.nonce = %nonce, answer = text, "the node refuses the cancellation of a transaction");
+        } else if kind == RefusalKind::Unknown {
+            warn!(request.id = %request, tx.nonce = %nonce, answer = text, "unknown answer to a broadcast; the same bytes are sent again. [chain.errors] can say what it means");
+        } else {
+            warn!(request.id = %request, tx.nonce = %nonce, answer = text, "the node refuses the transaction");
+        }
+    }
+
     /// Records that a node will not take it, since it alone costs more than the account can pay.
     pub(super) fn record_unpaid(&mut self, text: &str, now: Instant) {
-        self.is_unpaid = true;
-        self.record_answer(SendMeaning::Refused, text, now);
+        self.record_refusal(RefusalKind::Unpaid, text, now);
     }
 
     /// Forgets that it could not be paid: the account can pay nothing now, so that is no fault of its own.
     pub(super) fn forgive_unpaid(&mut self) {
-        if std::mem::take(&mut self.is_unpaid) && self.is_refused() {
+        if self.refusal.take_if(|refusal| refusal.kind == RefusalKind::Unpaid).is_some() {
             self.pool = PoolStatus::Unknown;
         }
     }
@@ -231,10 +362,14 @@ impl InFlight {
     /// node said; what was held back may go out again.
     pub(super) fn record_head(&mut self, head: BlockNumber, count: Nonce) {
         self.waits_since.get_or_insert(head);
+        self.is_next = self.nonce <= count;
+        if let Some(refusal) = &mut self.refusal {
+            refusal.blocks = refusal.blocks.saturating_add(1);
+        }
         if self.pool == PoolStatus::NonceUsed && self.nonce >= count {
             self.pool = PoolStatus::Unknown;
         }
-        if matches!(self.pool, PoolStatus::HeldBack { .. }) {
+        if self.pool == PoolStatus::HeldBack {
             self.send_again();
         }
     }
@@ -242,7 +377,7 @@ impl InFlight {
     /// Records the block that has it, and returns whether none had before. What nodes did with it counts no more.
     pub(super) fn include(&mut self, inclusion: Inclusion) -> bool {
         self.drops = None;
-        if self.is_refused() {
+        if self.refusal.take().is_some() {
             self.pool = PoolStatus::Unknown;
         }
         self.included.replace(inclusion).is_none()
@@ -274,44 +409,81 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_answer_leads_to_what_it_says_and_none_ends_a_nonce() {
+        use PoolStatus as P;
         use SendMeaning as M;
-        let now = Instant::now();
-        let refused = PoolStatus::Refused { since: now, answer: "a".to_owned() };
-        let held = |lacks_room| PoolStatus::HeldBack { lacks_room };
-        // the answer, what it leads to from the start, and after a refusal
+        let price = P::Underpriced(Lack::Price(None));
+        // the answer, what it leads to from the start, and after a refusal; whether that refusal still counts
         let table = [
-            (M::AlreadyKnown, PoolStatus::Pooled, PoolStatus::Pooled),
-            (M::NonceTooLow, PoolStatus::NonceUsed, PoolStatus::NonceUsed),
-            (M::NonceTooHigh, held(false), refused.clone()),
-            (M::PoolFull, held(true), refused.clone()),
-            (M::Underpriced, PoolStatus::Underpriced, PoolStatus::Underpriced),
-            (M::ReplacementUnderpriced, PoolStatus::Underpriced, PoolStatus::Underpriced),
-            (M::Refused, refused.clone(), refused.clone()),
-            (M::Unknown, PoolStatus::Unknown, refused.clone()),
-            (M::InsufficientFunds, PoolStatus::Unknown, refused.clone()),
-            (M::RateLimited, PoolStatus::Unknown, refused.clone()),
+            (M::AlreadyKnown, P::Pooled, P::Pooled, false),
+            (M::NonceTooLow, P::NonceUsed, P::NonceUsed, false),
+            (M::NonceTooHigh, P::HeldBack, P::Refused, true),
+            (M::PoolFull, P::HeldBack, P::Refused, true),
+            (M::Underpriced, price, price, false),
+            (M::ReplacementUnderpriced, P::Outbid, P::Outbid, false),
+            (M::Refused, P::Refused, P::Refused, true),
+            (M::Unknown, P::Refused, P::Refused, true),
+            (M::InsufficientFunds, P::Unknown, P::Refused, true),
+            (M::RateLimited, P::Unknown, P::Refused, true),
         ];
-        for (meaning, fresh, after_refusal) in table {
+        for (meaning, fresh, after_refusal, is_refused) in table {
             let mut transaction = transaction();
-            transaction.record_answer(meaning, "a", now);
+            transaction.record_answer(meaning, "a", Instant::now());
             assert_eq!(transaction.pool, fresh, "{meaning:?}");
-            transaction.pool = refused.clone();
-            transaction.record_answer(meaning, "a", now);
-            assert_eq!(transaction.pool, after_refusal, "{meaning:?} after a refusal");
+            transaction.record_answer(M::Refused, "a", Instant::now());
+            transaction.record_answer(meaning, "a", Instant::now());
+            assert_eq!((transaction.pool, transaction.refusal.is_some()), (after_refusal, is_refused), "{meaning:?}");
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_refusal_lasts_since_the_first_of_them() {
+    async fn a_refusal_lasts_since_the_first_of_them_and_its_words_outlive_the_answer_to_the_cancellation() {
         let mut transaction = transaction();
         let since = Instant::now();
-        for _ in 0..3 {
-            transaction.record_answer(SendMeaning::Refused, "no", Instant::now());
+        for text in ["no", "who knows", "no"] {
+            let meaning = if text == "no" { SendMeaning::Refused } else { SendMeaning::Unknown };
+            transaction.record_answer(meaning, text, Instant::now());
             tokio::time::advance(Duration::from_secs(2)).await;
         }
-        assert_eq!(transaction.refused_since(), Some(since));
-        transaction.replace(fixtures::signed(0, 1));
-        assert_eq!(transaction.refused_since(), Some(since), "a letter says later what was refused");
+        let refusal = transaction.refusal.clone().unwrap();
+        assert_eq!((refusal.since, refusal.answer.as_str()), (since, "no"));
+        let cause = Some(Cause::new(Reason::RefusedByNode, "no"));
+        let cancel = SignedTransaction { purpose: Purpose::Cancel, cause: cause.clone(), ..fixtures::signed(0, 1) };
+        transaction.replace(cancel.clone());
+        transaction.record_answer(SendMeaning::AlreadyKnown, "", Instant::now());
+        assert_eq!((&transaction.cancel_cause, transaction.pool), (&cause, PoolStatus::Pooled));
+        let mut live = fixtures::live(0, 0);
+        live.signed.push(cancel);
+        let recovered = InFlight::recovered(live, Timestamp(0), Duration::ZERO);
+        assert_eq!(recovered.cancel_cause, cause, "the next owner knows it from the journal");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_is_final_at_once_after_a_while_or_with_blocks_between() {
+        let patience = Duration::from_secs(10);
+        // what the node says, whether it is final at once, after a while, and after a block too
+        let table = [
+            (SendMeaning::Refused, "oversized data", [true, true, true]),
+            (SendMeaning::Refused, "transaction type not supported", [true, true, true]),
+            (SendMeaning::Refused, "exceeds the configured cap (1 ether)", [false, false, false]),
+            (SendMeaning::Refused, "exceeds block gas limit", [false, true, true]),
+            (SendMeaning::Unknown, "the moon is full", [false, false, true]),
+        ];
+        for (meaning, text, expected) in table {
+            let mut transaction = transaction();
+            let is_final = |transaction: &InFlight| transaction.final_refusal(patience, Instant::now()).is_some();
+            transaction.record_answer(meaning, text, Instant::now());
+            let at_once = is_final(&transaction);
+            tokio::time::advance(patience).await;
+            transaction.record_answer(meaning, text, Instant::now());
+            let later = is_final(&transaction);
+            transaction.record_head(BlockNumber(7), Nonce(0));
+            assert_eq!([at_once, later, is_final(&transaction)], expected, "{text}");
+        }
+        let mut transaction = transaction();
+        transaction.record_answer(SendMeaning::Unknown, "the moon is full", Instant::now());
+        transaction.record_head(BlockNumber(7), Nonce(0));
+        tokio::time::advance(patience).await;
+        assert_eq!(transaction.final_refusal(patience, Instant::now()), None, "one answer decides nothing");
     }
 
     #[tokio::test(start_paused = true)]
@@ -320,11 +492,13 @@ mod tests {
         let answer = |transaction: &mut InFlight| {
             transaction.record_drop(Instant::now());
             transaction.record_answer(SendMeaning::AlreadyKnown, "", Instant::now());
-            transaction.is_refused()
+            transaction.refusal.is_some()
         };
         // The first time it is new to the node.
         let refused: Vec<_> = (0..=DROPS).map(|_| answer(&mut transaction)).collect();
         assert_eq!(refused, [false, false, false, true]);
+        transaction.replace(fixtures::signed(0, 1));
+        assert!(answer(&mut transaction), "at a higher price too");
         assert!(transaction.include(inclusion()));
         transaction.orphan();
         assert!((0..DROPS).all(|_| !answer(&mut transaction)), "the count begins anew");
@@ -354,7 +528,8 @@ mod tests {
         let mut transaction = transaction();
         transaction.end_sending(Instant::now());
         transaction.record_answer(SendMeaning::PoolFull, "", Instant::now());
-        assert!(transaction.waits_for_a_block() && !transaction.is_due(Instant::now(), far, far));
+        assert!(!transaction.waits_for_a_block(), "a higher price makes no room");
+        assert!(!transaction.is_due(Instant::now(), far, far));
         transaction.record_head(BlockNumber(7), Nonce(0));
         assert!(transaction.is_due(Instant::now(), far, far));
         transaction.record_answer(SendMeaning::NonceTooLow, "", Instant::now());

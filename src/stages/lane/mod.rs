@@ -9,6 +9,7 @@
 //! | [`queue`] | requests that were fetched, and payloads that are ready to be signed; [`aside`] are those that the node does not simulate |
 //! | [`flight`] | live transactions, the window, the broadcaster; [`in_flight`] is one of them |
 //! | [`view`] | what is known of the chain: head, finality, price, receipts |
+//! | [`learnt`] | limits of the nodes: size, gas, least tip, what a self-transfer costs |
 //! | [`gate`] | pauses, the operator's limits, the account's funds (`funds`): may anything be signed now? |
 //! | [`lapses`] | calls that fail while others are answered |
 //! | [`foreign`] | transactions of the account that the journal does not know |
@@ -22,8 +23,8 @@
 //! 2. `sign_ready` prices, compares with what the account has (`funds`), and signs. One commit of the journal takes the nonces and stores the bytes, and only then the
 //!    broadcaster gets them. A crash before the commit leaves nothing; after it, the next term sends the same bytes.
 //! 3. The nodes' answers come back to `handle_answers` (`upkeep`). They decide nothing about the nonce: they say when to
-//!    send again, whether to offer more, whether to pause. At each poll `resend_and_replace` acts on that. A replacement is
-//!    journalled before it is broadcast, too.
+//!    send again, whether to offer more, whether to pause. At each poll `resend_and_replace` acts on that (`care`
+//!    decides what). A replacement is journalled before it is broadcast, too.
 //! 4. `follow` polls the chain: which blocks are new, which went away, which of ours they hold, what is final. Once a block
 //!    is final its receipts are asked for; they come to `handle_receipts` (`conclude`), which rules. What a poll has found is
 //!    noted before anything else is asked; a call that fails is made again at the next poll, and holds up no other.
@@ -50,6 +51,7 @@ use crate::signer::Signer;
 use crate::stages::settle::inbox::FromLane;
 
 mod aside;
+mod care;
 mod conclude;
 mod fill;
 mod flight;
@@ -59,6 +61,7 @@ mod funds;
 mod gate;
 mod in_flight;
 mod lapses;
+mod learnt;
 mod nonce_gaps;
 mod payload;
 mod queue;
@@ -77,6 +80,8 @@ mod view;
 mod fixtures;
 #[cfg(test)]
 mod held_tests;
+#[cfg(test)]
+mod refusals_tests;
 #[cfg(test)]
 mod tests;
 

@@ -5,18 +5,24 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use crate::chain::ChainError;
 use crate::chain::follow::broadcaster::Answer;
 use crate::journal::StoredNonce;
-use crate::model::{BlockHash, BlockNumber, Fee, Nonce, RawTransaction, SignedTransaction};
+use crate::model::{BlockHash, BlockNumber, Fee, Gas, Nonce, RawTransaction, SignedTransaction};
 use crate::policy::classify::{ErrorTable, SendMeaning};
+use crate::policy::gas;
 use crate::policy::nonce_gaps::{GapWatch, Remedy, remedy};
+use crate::policy::refusals::{self, Lack};
 use crate::stages::lane::RESEND_UNKNOWN;
+use crate::stages::lane::care::{SIGNED_PER_NONCE, corrected_gas};
+use crate::stages::lane::in_flight::RefusalKind;
 
 /// Nonces of a gap that are filled at once, lowest first.
 const FILLED_AT_ONCE: usize = 64;
+/// Nonces that one term signs fillers for. A count that is off by thousands would cost as many transfers.
+const FILLED_PER_TERM: usize = 256;
 /// How often further nonces to fill are searched for.
 const SEARCH: Duration = Duration::from_secs(1);
 
@@ -29,8 +35,19 @@ struct GapTransaction {
     is_being_sent: bool,
     is_known_to_node: bool,
     sent_at: Option<Instant>,
-    wants_more: bool,
+    /// What the last answer wants of the next filler.
+    wants: Option<Want>,
     signed_at_head: BlockNumber,
+    /// Gas of a filler that this term has signed.
+    gas: Option<Gas>,
+    /// Fillers signed for the nonce in this term.
+    times: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Want {
+    Price(Option<Lack>),
+    Gas(RefusalKind),
 }
 
 impl GapTransaction {
@@ -43,15 +60,25 @@ impl GapTransaction {
             is_being_sent: false,
             is_known_to_node: false,
             sent_at: None,
-            wants_more: false,
+            wants: None,
             signed_at_head: head,
+            gas: None,
+            times: 0,
         }
     }
 }
 
-/// A nonce for which a filler is to be signed, with the highest price that was offered at it before: a pool may still
-/// hold that transaction.
-pub(super) type ToSign = (Nonce, Option<Fee>);
+/// A nonce for which a filler is to be signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ToSign {
+    pub(super) nonce: Nonce,
+    /// The highest price that was offered at it before: a pool may still hold that transaction.
+    pub(super) previous: Option<Fee>,
+    /// What that price lacks, where no pool holds it for that.
+    pub(super) lack: Option<Lack>,
+    /// More gas than a self-transfer is known to take.
+    pub(super) gas: Option<Gas>,
+}
 
 /// The gap that a term sees, and what it does about it.
 #[derive(Debug, Default)]
@@ -59,6 +86,8 @@ pub(super) struct GapFiller {
     watch: GapWatch,
     nonces: BTreeMap<Nonce, GapTransaction>,
     searched_at: Option<Instant>,
+    /// Nonces that fillers were signed for in this term.
+    signed: usize,
     /// Nonces that something was sent for, since the process started.
     filled: u64,
 }
@@ -72,9 +101,10 @@ impl GapFiller {
         self.filled
     }
 
-    /// Applies a node's answer to bytes of a gap. Like all answers it decides nothing.
-    pub(super) fn record_answer(&mut self, Answer { nonce, hash, result }: &Answer, errors: &ErrorTable) {
-        let Some(sent) = self.nonces.get_mut(nonce).filter(|sent| sent.raw.hash == *hash) else { return };
+    /// Applies a node's answer to bytes of a gap. Like all answers it decides nothing. Returns whether the node refuses a
+    /// filler.
+    pub(super) fn record_answer(&mut self, Answer { nonce, hash, result }: &Answer, errors: &ErrorTable) -> bool {
+        let Some(sent) = self.nonces.get_mut(nonce).filter(|sent| sent.raw.hash == *hash) else { return false };
         sent.is_being_sent = false;
         sent.sent_at = Some(Instant::now());
         sent.is_known_to_node = result.is_ok();
@@ -82,8 +112,28 @@ impl GapFiller {
             debug!(tx.nonce = %nonce, tx.hash = %hash, answer = message, "the node's answer to bytes for a gap");
             let meaning = errors.meaning_of(message);
             sent.is_known_to_node = meaning == SendMeaning::AlreadyKnown;
-            sent.wants_more |= matches!(meaning, SendMeaning::Underpriced | SendMeaning::ReplacementUnderpriced);
+            let wants = match meaning {
+                SendMeaning::Underpriced => Some(Want::Price(Some(refusals::lack(message)))),
+                SendMeaning::ReplacementUnderpriced => Some(Want::Price(None)),
+                SendMeaning::Refused => {
+                    Some(Want::Gas(refusals::lasting(message).map_or(RefusalKind::Passing, RefusalKind::Lasting)))
+                }
+                SendMeaning::Unknown => Some(Want::Gas(RefusalKind::Unknown)),
+                _ => None,
+            };
+            let is_refused = sent.is_filler && matches!(wants, Some(Want::Gas(_)));
+            if is_refused && wants != sent.wants {
+                error!(tx.nonce = %nonce, tx.hash = %hash, answer = message, "the node refuses a transfer that fills a missing nonce");
+            }
+            sent.wants = wants.or(sent.wants);
+            return is_refused;
         }
+        false
+    }
+
+    /// Returns whether there is a gap for which this term signs nothing more.
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.signed >= FILLED_PER_TERM && self.is_certain()
     }
 
     /// Applies a new block. `gap` is the lowest nonce from `count` on that nothing of ours holds.
@@ -110,6 +160,7 @@ impl GapFiller {
     /// Returns the lowest nonces of the gap that nothing is done about yet.
     pub(super) fn missing(&self, count: Nonce, next: Nonce, is_live: impl Fn(Nonce) -> bool) -> Vec<Nonce> {
         let room = FILLED_AT_ONCE.saturating_sub(self.nonces.len());
+        let room = room.min(FILLED_PER_TERM.saturating_sub(self.signed));
         let is_missing = |nonce: &Nonce| !is_live(*nonce) && !self.nonces.contains_key(nonce);
         (count.0..next.0).map(Nonce).filter(is_missing).take(room).collect()
     }
@@ -140,27 +191,43 @@ impl GapFiller {
                     Some(filler) => {
                         self.nonces.insert(nonce, GapTransaction::new(filler, true, head));
                     }
-                    None => to_sign.push((nonce, stored.and_then(highest_fee))),
+                    None => {
+                        let previous = stored.and_then(highest_fee);
+                        to_sign.push(ToSign { nonce, previous, lack: None, gas: None });
+                    }
                 },
             }
         }
         to_sign
     }
 
-    /// Returns the fillers that nodes call too cheap, at most once for each block.
-    pub(super) fn cheap(&self, head: BlockNumber) -> Vec<ToSign> {
-        let is_cheap = |sent: &GapTransaction| {
-            sent.is_filler && sent.wants_more && !sent.is_being_sent && sent.signed_at_head < head
+    /// Returns the fillers that nodes take with a higher price or with more gas, at most once for each block, and so many
+    /// for one nonce.
+    pub(super) fn to_correct(&self, head: BlockNumber, transfer_gas: Gas) -> Vec<ToSign> {
+        let correct = |(nonce, sent): (&Nonce, &GapTransaction)| {
+            let is_due = sent.is_filler && !sent.is_being_sent && sent.signed_at_head < head;
+            let want = sent.wants.filter(|_| is_due && sent.times < SIGNED_PER_NONCE)?;
+            let to_sign = ToSign { nonce: *nonce, previous: Some(sent.fee), lack: None, gas: sent.gas };
+            match want {
+                Want::Price(lack) => Some(ToSign { lack, ..to_sign }),
+                Want::Gas(refusal) => {
+                    let used = sent.gas.unwrap_or(gas::TRANSFER);
+                    let wanted = corrected_gas(refusal, used, transfer_gas);
+                    (wanted > used).then_some(ToSign { gas: Some(wanted), ..to_sign })
+                }
+            }
         };
-        let cheap = self.nonces.iter().filter(|(_, sent)| is_cheap(sent));
-        cheap.map(|(nonce, sent)| (*nonce, Some(sent.fee))).collect()
+        self.nonces.iter().filter_map(correct).collect()
     }
 
     /// Adds a filler. The journal has it.
-    pub(super) fn add(&mut self, nonce: Nonce, filler: SignedTransaction, head: BlockNumber) {
+    pub(super) fn add(&mut self, nonce: Nonce, filler: SignedTransaction, gas: Gas, head: BlockNumber) {
         warn!(tx.nonce = %nonce, tx.hash = %filler.raw.hash, fee.max = %filler.fee.ceiling(), "the chain waits for a nonce that nothing of ours may take: a transfer to the account itself fills it");
-        if self.nonces.insert(nonce, GapTransaction::new(filler, true, head)).is_none() {
+        let times = self.nonces.get(&nonce).map_or(0, |before| before.times) + 1;
+        let filler = GapTransaction { gas: Some(gas), times, ..GapTransaction::new(filler, true, head) };
+        if self.nonces.insert(nonce, filler).is_none() {
             self.filled += 1;
+            self.signed += 1;
         }
     }
 
@@ -193,7 +260,7 @@ mod tests {
     use super::*;
     use crate::journal::{ReplyAddress, StoredRequest};
     use crate::model::event::FinalTransaction;
-    use crate::model::{Gas, Generation, RequestState, TransactionState, Wei};
+    use crate::model::{Generation, RequestState, TransactionState, Wei};
     use crate::stages::lane::fixtures::{hash, request, signed};
 
     fn stored(nonce: u8, state: TransactionState) -> StoredNonce {
@@ -242,30 +309,77 @@ mod tests {
         assert_eq!(missing, [3, 5, 6, 7].map(Nonce));
         let stored = vec![stored(3, S::Succeeded), stored(5, S::Reverted), stored(6, S::Live)];
         let to_sign = gaps.begin(missing, stored, vec![(Nonce(7), signed(7, 9))], BlockNumber(2));
-        assert_eq!(to_sign, [(Nonce(5), Some(Fee::Legacy { gas_price: Wei(1) }))], "above what was offered before");
+        let previous = Some(Fee::Legacy { gas_price: Wei(1) });
+        let expected = ToSign { nonce: Nonce(5), previous, lack: None, gas: None };
+        assert_eq!(to_sign, [expected], "above what was offered before");
         let due: Vec<_> = gaps.take_due(Duration::ZERO).into_iter().map(|(nonce, raw)| (nonce, raw.hash)).collect();
         assert_eq!(due, [(Nonce(3), hash(3, 0)), (Nonce(7), hash(7, 9))], "the final bytes, the journal's filler");
         assert_eq!(gaps.filled(), 1, "the journal's filler was counted when it was signed");
     }
 
+    /// Sends the filler of nonce 3, and answers with this.
+    fn answer(gaps: &mut GapFiller, place: u8, text: &str) -> bool {
+        gaps.take_due(Duration::ZERO);
+        let result =
+            Err(ChainError::Node { endpoint: String::new(), code: -32000, message: text.to_owned(), data: None });
+        gaps.record_answer(&Answer { nonce: Nonce(3), hash: hash(3, place), result }, &ErrorTable::default())
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_filler_that_is_too_cheap_is_raised_once_for_each_block() {
         let mut gaps = certain();
-        gaps.add(Nonce(3), signed(3, 0), BlockNumber(2));
-        assert_eq!(gaps.take_due(Duration::ZERO).len(), 1);
-        let message = "replacement transaction underpriced".to_owned();
-        let result = Err(ChainError::Node { endpoint: String::new(), code: -32000, message, data: None });
-        gaps.record_answer(&Answer { nonce: Nonce(3), hash: hash(3, 0), result }, &ErrorTable::default());
-        assert_eq!(gaps.cheap(BlockNumber(2)), []);
-        assert_eq!(gaps.cheap(BlockNumber(3)), [(Nonce(3), Some(Fee::Legacy { gas_price: Wei(1) }))]);
-        gaps.add(Nonce(3), signed(3, 1), BlockNumber(3));
-        assert_eq!((gaps.cheap(BlockNumber(4)), gaps.filled()), (vec![], 1));
+        gaps.add(Nonce(3), signed(3, 0), gas::TRANSFER, BlockNumber(2));
+        assert!(!answer(&mut gaps, 0, "replacement transaction underpriced"));
+        let correct = |gaps: &GapFiller, head| gaps.to_correct(BlockNumber(head), gas::TRANSFER);
+        let previous = Some(Fee::Legacy { gas_price: Wei(1) });
+        let expected = ToSign { nonce: Nonce(3), previous, lack: None, gas: Some(gas::TRANSFER) };
+        assert_eq!((correct(&gaps, 2), correct(&gaps, 3)), (vec![], vec![expected]));
+        gaps.add(Nonce(3), signed(3, 1), gas::TRANSFER, BlockNumber(3));
+        assert_eq!((correct(&gaps, 4), gaps.filled()), (vec![], 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_filler_that_a_node_refuses_gets_the_gas_that_the_node_names_and_only_so_often() {
+        let mut gaps = certain();
+        gaps.add(Nonce(3), signed(3, 0), gas::TRANSFER, BlockNumber(2));
+        assert!(answer(&mut gaps, 0, "intrinsic gas too low: gas 21000, minimum needed 90000"));
+        let wanted = |gaps: &GapFiller, transfer| {
+            gaps.to_correct(BlockNumber(9), transfer).first().and_then(|to_sign| to_sign.gas)
+        };
+        assert_eq!(wanted(&gaps, gas::TRANSFER), Some(Gas(90_000)));
+        assert!(answer(&mut gaps, 0, "the moon is full"));
+        assert_eq!(wanted(&gaps, gas::TRANSFER), None, "the same again would be refused again");
+        assert_eq!(wanted(&gaps, Gas(50_000)), Some(Gas(50_000)), "the node estimates more by now");
+        for _ in 1..SIGNED_PER_NONCE {
+            gaps.add(Nonce(3), signed(3, 0), gas::TRANSFER, BlockNumber(2));
+        }
+        answer(&mut gaps, 0, "intrinsic gas too low: gas 21000, minimum needed 90000");
+        assert_eq!(wanted(&gaps, gas::TRANSFER), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_term_fills_so_many_nonces_and_no_more() {
+        let mut gaps = certain();
+        let mut filled = 0;
+        for count in (3..).step_by(FILLED_AT_ONCE) {
+            let missing = gaps.missing(Nonce(count), Nonce(10_000), |_| false);
+            if missing.is_empty() {
+                break;
+            }
+            filled += missing.len();
+            missing.into_iter().for_each(|nonce| gaps.add(nonce, signed(3, 0), gas::TRANSFER, BlockNumber(2)));
+            let past = Nonce(count + FILLED_AT_ONCE as u64);
+            gaps.record_head(Some(past), BlockHash([9; 32]), past);
+        }
+        assert_eq!((filled, gaps.is_exhausted()), (FILLED_PER_TERM, true));
+        gaps.record_head(None, BlockHash([10; 32]), Nonce(10_000));
+        assert!(!gaps.is_exhausted(), "the gap is gone");
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_the_account_is_past_is_forgotten() {
         let mut gaps = certain();
-        gaps.add(Nonce(3), signed(3, 0), BlockNumber(2));
+        gaps.add(Nonce(3), signed(3, 0), gas::TRANSFER, BlockNumber(2));
         gaps.record_head(None, BlockHash([3; 32]), Nonce(4));
         assert!(!gaps.is_certain() && gaps.take_due(Duration::ZERO).is_empty());
     }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::journal::{LiveTransaction, QueuedRequest};
-use crate::model::{Address, Fee, Gas, Members, Nonce, SignedTransaction, Wei, Write};
+use crate::model::{Address, Fee, Gas, GasRule, Members, Nonce, SignedTransaction, Wei, Write};
 use crate::policy::batch::{Alike, Batching};
 use crate::policy::limits::Share;
 
@@ -45,6 +45,11 @@ impl Payload {
     /// Returns what it counts with against the limits.
     pub(super) fn share(&self, fee: Fee) -> Share {
         Share { gas: self.gas, value: self.value, fee: fee.total(self.gas) }
+    }
+
+    /// Returns whether the request, or its route, names its gas.
+    pub(super) fn has_fixed_gas(&self) -> bool {
+        matches!(self.requests.first.write.gas, GasRule::Fixed(_))
     }
 
     /// Returns the most that it can cost: its gas and its value.

@@ -6,7 +6,9 @@ use tracing::error;
 use crate::chain::follow::tracker::Standing;
 use crate::chain::{BlockTag, ChainError, Receipt};
 use crate::journal::{JournalError, StoredNonce, Which};
-use crate::model::{BlockHash, BlockNumber, Fee, Nonce, Purpose, SignedTransaction, Timestamp, TxHash};
+use crate::model::{
+    BlockHash, BlockNumber, Fee, Gas, Nonce, PauseReason, Purpose, SignedTransaction, Timestamp, TxHash,
+};
 use crate::observe::metrics::Signed;
 use crate::stages::lane::nonce_gaps::ToSign;
 use crate::stages::lane::stored;
@@ -21,13 +23,19 @@ const WATCHED: usize = 1024;
 impl Term<'_> {
     /// Fills the gap once it is certain. The lease's owner alone does it, since every filler's record checks the lease.
     pub(super) async fn fill_gaps(&mut self) -> Result<(), JournalError> {
+        if self.gaps.is_exhausted() {
+            let detail = "nonces below the next one are missing, and as many were filled as one start fills";
+            self.gate.pause(PauseReason::GapTooLong, detail.to_owned());
+        } else {
+            self.gate.resume_if(|reason| reason == PauseReason::GapTooLong);
+        }
         if !self.gaps.is_certain() || self.gate.is_head_stale() {
             return Ok(());
         }
         if self.gaps.begin_search() {
             self.begin_to_fill().await?;
             if let Some(head) = self.view.height() {
-                self.sign_fillers(self.gaps.cheap(head)).await?;
+                self.sign_fillers(self.gaps.to_correct(head, self.learnt.transfer_gas())).await?;
             }
         }
         for (nonce, raw) in self.gaps.take_due(self.tuning().resend_after) {
@@ -54,27 +62,38 @@ impl Term<'_> {
     /// and sends it, as long as the gap is there.
     async fn sign_fillers(&mut self, nonces: Vec<ToSign>) -> Result<(), JournalError> {
         // Where the lane is paused, a filler may be what shows that the reason is gone: what is signed waits for it.
-        let (Some(market), Some(head), true) = (self.view.market(), self.view.height(), self.may_sign()) else {
+        let may_sign = self.may_sign() || self.gate.is_stuck();
+        let (Some(market), Some(head), true) = (self.view.market(), self.view.height(), may_sign) else {
             return Ok(());
         };
         let fees = self.tuning().fees;
         let quoted = fees.quote(&market).ok();
-        let price =
-            |previous: Option<Fee>| previous.map_or(quoted, |previous| fees.replacement(previous, &market).or(quoted));
-        let priced: Vec<_> =
-            nonces.into_iter().filter_map(|(nonce, previous)| Some((nonce, price(previous)?))).collect();
+        let price = |to_sign: &ToSign| match (to_sign.previous, to_sign.lack) {
+            (None, _) => quoted,
+            (Some(previous), None) => fees.replacement(previous, &market).or(quoted),
+            (Some(previous), Some(lack)) => fees.raised(previous, &market, lack),
+        };
+        let transfer_gas = self.learnt.transfer_gas();
+        let priced: Vec<(Nonce, Fee, Gas)> = nonces
+            .into_iter()
+            .filter_map(|to_sign| {
+                Some((to_sign.nonce, price(&to_sign)?, transfer_gas.max(to_sign.gas.unwrap_or_default())))
+            })
+            .collect();
         if priced.is_empty() {
             return Ok(());
         }
-        let unsigned = priced.iter().map(|(nonce, fee)| self.self_transfer(*nonce, *fee).into()).collect();
+        let unsigned = priced.iter().map(|(nonce, fee, gas)| self.self_transfer(*nonce, *fee, *gas).into()).collect();
         let Some(raw) = self.sign_all(unsigned).await else { return Ok(()) };
         let signed_at = Timestamp::now();
-        let filler = |((nonce, fee), raw)| (nonce, SignedTransaction { purpose: Purpose::Cancel, raw, fee, signed_at });
-        let fillers: Vec<_> = priced.into_iter().zip(raw).map(filler).collect();
+        let filler = |((nonce, fee, _), raw): (&(Nonce, Fee, Gas), _)| {
+            (*nonce, SignedTransaction { purpose: Purpose::Cancel, raw, fee: *fee, signed_at, cause: None })
+        };
+        let fillers: Vec<_> = priced.iter().zip(raw).map(filler).collect();
         self.context.journal.record_fillers(&self.lease, fillers.clone()).await?;
         self.context.signals.meter.signed.add(Signed::Filler, fillers.len());
-        for (nonce, filler) in fillers {
-            self.gaps.add(nonce, filler, head);
+        for ((nonce, filler), (_, _, gas)) in fillers.into_iter().zip(priced) {
+            self.gaps.add(nonce, filler, gas, head);
         }
         Ok(())
     }

@@ -206,11 +206,29 @@ impl Term<'_> {
         }
     }
 
+    /// Returns why no node takes a transaction of this size, as far as that was learnt.
+    fn check_size(&self, draft: &Draft) -> Result<(), Cause> {
+        self.learnt.check_size(draft.calldata(), draft.members.is_batch())
+    }
+
+    /// Returns the same of its gas.
+    fn check_gas(&self, draft: &Draft, simulated: Simulated) -> Simulated {
+        match simulated {
+            Simulated::Runs(gas) => match self.learnt.check_gas(gas, draft.members.is_batch()) {
+                Ok(()) => Simulated::Runs(gas),
+                Err(cause) => Simulated::Fails(cause),
+            },
+            other => other,
+        }
+    }
+
     /// Simulates those drafts that are not known to run, in their order: an outcome for each draft, which says nothing where
     /// it is known to run. Returns also whether the node answered for one of them.
     async fn simulate(&self, drafts: &[Draft]) -> (Vec<Simulated>, bool) {
         let is_estimated = |draft: &&Draft| {
-            draft.gas.is_none() && matches!(draft.members.first.request.write.gas, GasRule::Estimate { .. })
+            draft.gas.is_none()
+                && matches!(draft.members.first.request.write.gas, GasRule::Estimate { .. })
+                && self.check_size(draft).is_ok()
         };
         let traced = |draft: &Draft| Traced { item: self.call(draft), span: self.processing_one(draft.requests()) };
         let calls: Vec<_> = drafts.iter().filter(is_estimated).map(traced).collect();
@@ -218,12 +236,15 @@ impl Term<'_> {
         let (mut estimates, mut is_well) = (estimates.into_iter(), false);
         let simulated = drafts.iter().map(|draft| match (draft.gas, draft.members.first.request.write.gas) {
             (Some(gas), _) => Simulated::Runs(gas),
-            (None, GasRule::Fixed(gas)) => self.with_fixed(gas, draft.calldata()),
+            (None, _) if self.check_size(draft).is_err() => {
+                self.check_size(draft).map_or_else(Simulated::Fails, |()| Simulated::Runs(Gas(0)))
+            }
+            (None, GasRule::Fixed(gas)) => self.check_gas(draft, self.with_fixed(gas, draft.calldata())),
             (None, GasRule::Estimate { margin }) => {
                 let estimate = estimates.next().unwrap_or_else(|| Err(no_estimate()));
                 let simulated = self.with_estimate(estimate, margin, draft.calldata());
                 is_well |= !matches!(simulated, Simulated::NotAnswered(_));
-                simulated
+                self.check_gas(draft, simulated)
             }
         });
         (simulated.collect(), is_well)
@@ -252,7 +273,7 @@ impl Term<'_> {
 
     /// A node may take a transaction with too little gas, and drop it when it makes a block: it would hold up its account.
     fn with_fixed(&self, gas: Gas, calldata: &[u8]) -> Simulated {
-        let least = gas::intrinsic(calldata);
+        let least = self.learnt.least_gas(calldata);
         if gas >= least {
             return self.within_limits(gas);
         }

@@ -24,6 +24,7 @@ use crate::stages::lane::foreign::Foreign;
 use crate::stages::lane::gate::Gate;
 use crate::stages::lane::in_flight::InFlight;
 use crate::stages::lane::lapses::Lapses;
+use crate::stages::lane::learnt::Learnt;
 use crate::stages::lane::nonce_gaps::GapFiller;
 use crate::stages::lane::queue::Queue;
 use crate::stages::lane::reorged_finals::ReorgedFinals;
@@ -93,6 +94,7 @@ pub(super) struct Term<'l> {
     pub(super) lapses: Lapses,
     pub(super) gaps: GapFiller,
     pub(super) reorged: ReorgedFinals,
+    pub(super) learnt: Learnt,
     pub(super) nonce_takers: NonceTakers,
     /// Signed transactions that the account cannot pay, by a node's text since the last poll.
     pub(super) unpaid: BTreeMap<Nonce, String>,
@@ -120,6 +122,7 @@ impl<'l> Term<'l> {
             lapses: Lapses::new(context.signer.address()),
             gaps: GapFiller::new(context.signals.state.borrow().nonces_mended),
             reorged: ReorgedFinals::default(),
+            learnt: Learnt::default(),
             nonce_takers: NonceTakers::default(),
             unpaid: BTreeMap::new(),
             next_nonce: None,

@@ -9,7 +9,7 @@ use super::*;
 use crate::chain::Sent;
 use crate::journal::contract::{Set, set};
 use crate::journal::{CancelCommand, JournalError};
-use crate::model::{BlockNumber, Cause, Nonce, PauseReason, Purpose, TransactionState, TxHash, Wei};
+use crate::model::{BlockNumber, Cause, Nonce, PauseReason, Purpose, Reason, TransactionState, TxHash, Wei};
 use crate::observe::metrics::LaneMeter;
 use crate::observe::traces::Tracer;
 use crate::policy::batch::Batching;
@@ -22,7 +22,7 @@ use crate::stages::settle::inbox::{LaneVerdict, Ruling};
 
 mod foreign;
 
-const REFUSED_AFTER: Duration = Duration::from_secs(10);
+pub(super) const REFUSED_AFTER: Duration = Duration::from_secs(10);
 
 /// A lane with requests in its queue, on a chain with one block.
 pub(super) struct Bench {
@@ -62,7 +62,7 @@ impl Bench {
     }
 
     /// A term whose first request is signed and broadcast.
-    async fn signed(&self) -> Term<'_> {
+    pub(super) async fn signed(&self) -> Term<'_> {
         let mut term = self.term().await;
         term.fill().await.unwrap();
         self.answer(&mut term).await;
@@ -332,7 +332,7 @@ async fn what_every_node_refuses_is_cancelled_at_its_nonce_after_a_while() {
 async fn a_replacement_that_the_journal_does_not_hold_goes_to_no_node() {
     let bench = Bench::on(failing_journal("record_replacements"), &["a"]).await;
     let mut term = bench.signed().await;
-    term.flight.of_request(bench.set.seq(0)).unwrap().cancel_reason = Some("not wanted".to_owned());
+    term.flight.of_request(bench.set.seq(0)).unwrap().cancel_cause = Some(Cause::new(Reason::Cancelled, "not wanted"));
     assert!(term.resend_and_replace().await.is_err());
     assert_eq!(bench.chain.change(|state| state.broadcasts.len()), 1);
 }

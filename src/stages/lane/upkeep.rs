@@ -1,34 +1,27 @@
 //! Upkeep of what is not in a block: the nodes' answers, sending again, replacing, cancelling.
 
 use tokio::time::Instant;
-use tracing::info;
+use tracing::{debug, info};
 
-use crate::chain::ChainError;
 use crate::chain::follow::broadcaster::Answered;
+use crate::chain::{Call, ChainError};
 use crate::journal::JournalError;
-use crate::model::{Fee, Nonce, PauseReason, Purpose, SignedTransaction, Timestamp, UnsignedTransaction, Wei};
+use crate::model::{Fee, Gas, Nonce, PauseReason, Purpose, SignedTransaction, Timestamp, UnsignedTransaction, Wei};
 use crate::observe::metrics::Signed;
 use crate::observe::traces::Traced;
 use crate::policy::classify::SendMeaning;
-use crate::policy::fee::{Market, is_underpriced};
-use crate::policy::gas;
-use crate::stages::lane::RESEND_UNKNOWN;
+use crate::policy::refusals::Lack;
+use crate::stages::lane::care::{Canary, Care, Replacement, Stuck};
 use crate::stages::lane::flight::Heard;
 use crate::stages::lane::gate::pause_reason;
-use crate::stages::lane::in_flight::{InFlight, PoolStatus};
+use crate::stages::lane::in_flight::{Holder, PoolStatus, RefusalKind};
 use crate::stages::lane::lapses::Part;
 use crate::stages::lane::term::Term;
 
-/// A signed transaction must have been passed over by this many blocks before it is replaced for its age.
-const BLOCKS_BEFORE_REPLACING: u64 = 2;
-
-/// What is to be done about a transaction that is in no block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Care {
-    Wait,
-    Send,
-    Replace(Purpose),
-}
+/// Bytes of calldata in the estimate that shows whether the chain has a floor for it.
+const FLOOR_PROBE: usize = 1024;
+/// How long it counts what a node showed of a foreign transaction at a nonce.
+const HOLDER_LASTS: std::time::Duration = std::time::Duration::from_secs(15);
 
 impl Term<'_> {
     /// Invariant 2: whatever the answer, the nonce and its bytes stay. An answer only says when to send them again, that
@@ -37,10 +30,13 @@ impl Term<'_> {
         let errors = &self.context.settings.errors;
         // What waits for earlier nonces, or for a chain that stands still, may well be dropped.
         let stands_still = self.gate.is_head_stale();
+        let mut heard = Vec::new();
         let next = self.flight.not_included().next().filter(|_| !stands_still).map(|next| next.nonce);
         for answer in answers {
             self.context.signals.meter.answers.count(self.label_of(&answer.result));
-            self.gaps.record_answer(&answer, errors);
+            if self.gaps.record_answer(&answer, errors) {
+                self.learnt.doubt_transfer();
+            }
             let nonce = answer.nonce;
             match self.flight.record_answer(answer, next, self.view.market(), errors) {
                 // Whether that is about the account or about this one shows the balance, at the next poll.
@@ -54,10 +50,31 @@ impl Term<'_> {
                 }
                 Some(Heard::Meaning(meaning, text)) => {
                     self.lapses.end(Part::Sends);
+                    heard.push(nonce);
                     self.apply_meaning(meaning, text, was_alone);
                 }
                 None => {}
             }
+        }
+        heard.into_iter().for_each(|nonce| self.learn_from(nonce));
+    }
+
+    /// Learns from what nodes said of the newest signed transaction of a nonce.
+    fn learn_from(&mut self, nonce: Nonce) {
+        let Some(transaction) = self.flight.get(nonce) else { return };
+        if let Some(RefusalKind::Lasting(lasting)) = transaction.refusal.as_ref().map(|refusal| refusal.kind) {
+            self.learnt.record_refusal(transaction, lasting);
+        }
+        if transaction.is_cancelling() && transaction.refusal.is_some() {
+            self.learnt.doubt_transfer();
+        }
+        match transaction.pool {
+            PoolStatus::Pooled if transaction.is_raised => self.learnt.record_tip(transaction.newest().fee.tip()),
+            PoolStatus::Underpriced(Lack::Tip(Some(tip))) => self.learnt.record_tip(tip),
+            _ => return,
+        }
+        if let Some(market) = self.view.market() {
+            self.view.set_market(self.learnt.raise(market));
         }
     }
 
@@ -102,111 +119,131 @@ impl Term<'_> {
         }
     }
 
-    /// Sends again, replaces or cancels what is not in a block, lowest nonce first.
+    /// Sends again, replaces or cancels what is not in a block, lowest nonce first. Where nothing more can be done for one of
+    /// them the lane pauses: all behind it wait for it.
     pub(super) async fn resend_and_replace(&mut self) -> Result<(), JournalError> {
+        self.estimate_transfer().await;
+        self.find_holder().await;
         let Some(market) = self.view.market() else { return Ok(()) };
-        let (mut replaced, mut resent) = (Vec::new(), Vec::new());
+        let mut canary = Canary::of(self.flight.not_included());
+        let (mut replaced, mut resent, mut stuck) = (Vec::new(), Vec::new(), None);
         for (place, transaction) in self.flight.not_included().enumerate() {
-            match self.care_for(place, transaction, &market) {
+            let (care, is_stuck) = self.care_for(place, transaction, &market, &mut canary);
+            stuck = stuck.or(is_stuck);
+            match care {
                 Care::Wait => {}
                 Care::Send => resent.push(transaction.nonce),
-                Care::Replace(purpose) => replaced.push((transaction.nonce, purpose)),
+                Care::Replace(replacement) => replaced.push((transaction.nonce, replacement)),
             }
         }
+        self.apply_stuck(stuck);
         for nonce in resent {
             self.send(nonce);
         }
-        self.replace(replaced, &market).await
+        self.replace(replaced).await
     }
 
-    fn care_for(&self, place: usize, transaction: &InFlight, market: &Market) -> Care {
-        let Some(head) = self.view.height() else { return Care::Wait };
-        if transaction.pool == PoolStatus::NonceUsed {
-            return Care::Wait;
+    fn apply_stuck(&mut self, stuck: Option<Stuck>) {
+        match stuck {
+            None => self.gate.resume_if(PauseReason::is_stuck),
+            Some(Stuck { reason, detail }) => {
+                if self.gate.paused().is_none_or(|pause| pause.reason.is_stuck()) {
+                    self.gate.pause(reason, detail);
+                }
+            }
         }
-        let (now, tuning, newest) = (Instant::now(), self.tuning(), transaction.newest());
-        // Without blocks no other transaction would do better, and what nodes refuse they may refuse for being stuck.
-        let may_sign = !self.gate.is_head_stale();
-        let is_refused =
-            transaction.refused_since().is_some_and(|since| now.duration_since(since) >= tuning.refused_after);
-        if may_sign && newest.purpose == Purpose::Write && (is_refused || transaction.cancel_reason.is_some()) {
-            return Care::Replace(Purpose::Cancel);
+    }
+
+    /// Asks the node what a transfer to the account itself costs, at the term's start and now and then. Where it does not
+    /// say, what it said before counts, and at first what most chains ask for.
+    async fn estimate_transfer(&mut self) {
+        if self.view.height().is_none() || !self.learnt.begin_estimate() {
+            return;
         }
-        let blocks = transaction.waits_since.map_or(0, |since| head.0.saturating_sub(since.0));
-        let was_passed_over = transaction.waits_for_a_block()
-            && transaction.signed_since.elapsed() >= tuning.replace_after
-            && blocks >= BLOCKS_BEFORE_REPLACING;
-        let wants_more = transaction.pool == PoolStatus::Underpriced
-            || is_underpriced(newest.fee, market)
-            || (place == 0 && was_passed_over);
-        if may_sign
-            && wants_more
-            && !transaction.is_being_sent()
-            && tuning.fees.replacement(newest.fee, market).is_some()
-        {
-            return Care::Replace(newest.purpose);
+        let to_itself = |data: Vec<u8>| Call {
+            from: self.account(),
+            to: self.account(),
+            value: Wei(0),
+            data: bytes::Bytes::from(data),
+        };
+        let calls = [Vec::new(), vec![1; FLOOR_PROBE]].map(|data| Traced::from(to_itself(data)));
+        let mut estimates = self.context.chain.estimate(&calls).await.into_iter();
+        let Some(Ok(empty)) = estimates.next() else { return };
+        let filled = estimates.next().and_then(Result::ok);
+        let before = self.learnt.transfer_gas();
+        self.learnt.record_estimates(empty, filled, FLOOR_PROBE as u64);
+        let now = self.learnt.transfer_gas();
+        if now != before {
+            debug!(account = %self.account(), gas = now.0, "the gas of a transfer to the account itself");
         }
-        let is_in_window = place < self.flight.window().size();
-        let is_due = is_in_window && transaction.is_due(now, RESEND_UNKNOWN, tuning.resend_after);
-        if is_due { Care::Send } else { Care::Wait }
+    }
+
+    /// Asks which foreign transaction holds the lowest nonce of which nodes say that, and never had one of ours. One for each
+    /// poll is enough.
+    async fn find_holder(&mut self) {
+        let is_known = |holder: &Holder| holder.asked_at.elapsed() < HOLDER_LASTS;
+        let outbid = self.flight.not_included().find(|transaction| {
+            transaction.pool == PoolStatus::Outbid
+                && !transaction.was_taken()
+                && !transaction.holder.as_ref().is_some_and(is_known)
+        });
+        let Some(nonce) = outbid.map(|transaction| transaction.nonce) else { return };
+        let found = self.context.chain.pooled(self.account(), nonce).await.unwrap_or_default();
+        let Some(transaction) = self.flight.get_mut(nonce) else { return };
+        if found.is_some_and(|found| transaction.hashes().any(|own| own == found.tx_hash)) {
+            transaction.record_taken();
+        } else {
+            transaction.holder = Some(Holder { found, asked_at: Instant::now() });
+        }
     }
 
     /// Invariant 5: a replacement is journalled before it is broadcast. Crash in between: the next term sends it.
-    async fn replace(&mut self, nonces: Vec<(Nonce, Purpose)>, market: &Market) -> Result<(), JournalError> {
-        let replacements: Vec<_> =
-            nonces.iter().filter_map(|(nonce, purpose)| self.replacement(*nonce, *purpose, market)).collect();
+    async fn replace(&mut self, replacements: Vec<(Nonce, Replacement)>) -> Result<(), JournalError> {
         if replacements.is_empty() {
             return Ok(());
         }
-        let offered: Vec<_> =
-            replacements.iter().map(|(purpose, unsigned)| (unsigned.nonce, *purpose, unsigned.fee)).collect();
-        let unsigned = replacements.into_iter().map(|(_, unsigned)| Traced {
-            span: self.flight.get(unsigned.nonce).and_then(|live| self.span_of(live)),
-            item: unsigned,
+        let live = replacements.into_iter().filter_map(|(nonce, replacement)| {
+            let unsigned = self.replacement(nonce, &replacement)?;
+            Some(((nonce, replacement), unsigned))
         });
-        let Some(raw) = self.sign_all(unsigned.collect()).await else { return Ok(()) };
+        let (replacements, unsigned): (Vec<_>, Vec<_>) = live.unzip();
+        let Some(raw) = self.sign_all(unsigned).await else { return Ok(()) };
         let signed_at = Timestamp::now();
-        let signed = |((nonce, purpose, fee), raw)| (nonce, SignedTransaction { purpose, raw, fee, signed_at });
-        let signed: Vec<_> = offered.into_iter().zip(raw).map(signed).collect();
+        let signed = |((nonce, Replacement { purpose, fee, cause, .. }), raw)| {
+            (nonce, SignedTransaction { purpose, raw, fee, signed_at, cause })
+        };
+        let gas: Vec<_> = replacements.iter().map(|(_, replacement)| replacement.gas).collect();
+        let signed: Vec<_> = replacements.into_iter().zip(raw).map(signed).collect();
         self.context.journal.record_replacements(&self.lease, signed.clone()).await?;
-        for (nonce, signed) in signed {
+        for ((nonce, signed), gas) in signed.into_iter().zip(gas) {
             self.context.signals.meter.signed.count(match signed.purpose {
                 Purpose::Write => Signed::Replacement,
                 Purpose::Cancel => Signed::Cancel,
             });
             info!(tx.nonce = %nonce, tx.hash = %signed.raw.hash, tx.kind = signed.purpose.as_str(), fee.max = %signed.fee.ceiling(), "another attempt at the nonce");
-            self.flight.replace(nonce, signed);
+            self.flight.replace(nonce, signed, gas);
             self.send(nonce);
         }
         Ok(())
     }
 
-    /// Returns the replacement of a live nonce, where the cap leaves room for one.
-    fn replacement(&self, nonce: Nonce, purpose: Purpose, market: &Market) -> Option<(Purpose, UnsignedTransaction)> {
+    fn replacement(&self, nonce: Nonce, replacement: &Replacement) -> Option<Traced<UnsignedTransaction>> {
         let transaction = self.flight.get(nonce)?;
-        let previous = transaction.newest().fee;
-        let raised = self.tuning().fees.replacement(previous, market);
-        let unsigned = match purpose {
-            Purpose::Write => {
-                // A day's fees were counted when it was begun.
-                let permits = &self.context.settings.permits;
-                let fee = raised.filter(|fee| permits.may_offer(transaction.payload.gas, *fee))?;
-                self.unsigned(&transaction.payload, nonce, fee)
-            }
-            // No pool has the refused write, so a cancellation may go out at its price where none higher is allowed.
-            Purpose::Cancel => self.self_transfer(nonce, raised.unwrap_or(previous)),
+        let item = match replacement.purpose {
+            Purpose::Write => self.unsigned(&transaction.payload, nonce, replacement.fee),
+            Purpose::Cancel => self.self_transfer(nonce, replacement.fee, replacement.gas),
         };
-        Some((purpose, unsigned))
+        Some(Traced { item, span: self.span_of(transaction) })
     }
 
     /// Returns a transaction that takes the nonce and does nothing else.
-    pub(super) fn self_transfer(&self, nonce: Nonce, fee: Fee) -> UnsignedTransaction {
+    pub(super) fn self_transfer(&self, nonce: Nonce, fee: Fee, gas: Gas) -> UnsignedTransaction {
         UnsignedTransaction {
             chain_id: self.context.settings.chain_id,
             nonce,
             to: Some(self.account()),
             value: Wei(0),
-            gas: gas::TRANSFER,
+            gas,
             data: bytes::Bytes::new(),
             fee,
         }

@@ -61,6 +61,9 @@ impl SettleSettings {
                 let event = self.event_of(request, None, &Outcome::Found(tx));
                 Decision::Found { event, written_by: tx.tx_hash }
             }
+            LaneVerdict::Failed(cause) if place.is_some() && cause.reason.is_of_size() => {
+                Decision::Requeue(Requeue::Divided(cause.clone()))
+            }
             // Which of the batch failed shows when each is written alone.
             LaneVerdict::Failed(cause) if place.is_some() => Decision::Requeue(Requeue::Isolated(cause.clone())),
             LaneVerdict::Failed(cause) => {
@@ -183,6 +186,7 @@ mod tests {
             Decision::Dead { .. } => "dead",
             Decision::Cancel { .. } => "cancel",
             Decision::Requeue(Requeue::Displaced(_)) => "displaced",
+            Decision::Requeue(Requeue::Divided(_)) => "divided",
             Decision::Requeue(Requeue::Isolated(_)) => "isolated",
         }
     }

@@ -316,6 +316,10 @@ impl Settle {
                 self.meter.requests.count(metrics::Outcome::Requeued);
                 warn!(request.id = %request.id, foreign.tx.hash = %taken_by, "another program uses this account: its transaction took the request's nonce");
             }
+            Decision::Requeue(Requeue::Divided(cause)) => {
+                self.meter.requests.count(metrics::Outcome::Requeued);
+                info!(request.id = %request.id, %cause, "the transaction that it shared is too large: it shares a smaller one");
+            }
             Decision::Requeue(Requeue::Isolated(cause)) => {
                 self.meter.requests.count(metrics::Outcome::Requeued);
                 info!(request.id = %request.id, %cause, "the transaction that it shared failed: it gets one of its own");

@@ -118,17 +118,21 @@ async fn a_foreign_transaction_in_the_pool_makes_no_first_attempt_move_to_anothe
     let price = rpc::hex(100 * GWEI);
     let foreign = json!([{ "from": ACCOUNTS[0].0, "to": ACCOUNTS[1].0, "value": "0x1", "gas": rpc::hex(21_000),
         "maxFeePerGas": price, "maxPriorityFeePerGas": price }]);
-    stage.anvil.call("eth_sendTransaction", foreign).await.unwrap();
+    let foreign = stage.anvil.call("eth_sendTransaction", foreign).await.unwrap();
     let home = WorkerHome::new(&stage.config().with("fees", "max_fee = \"3 gwei\""));
     stage.topology(&home).await;
     let worker = home.start(BINARY);
     publish(&stage, 0..1).await;
-    wait_log(&worker, "another attempt at the nonce").await;
+    wait_log(&worker, "pause.reason=nonce_held").await;
     // Two blocks could hide behind one look; the pool says what was sent.
     assert_eq!(stage.anvil.pool_size().await, Ok((1, 0)), "the foreign one alone");
     let status = stage.status(&home, "m-0").await;
     assert_eq!(status["transactions"].as_array().map(Vec::len), Some(1), "{status}");
     assert_eq!(status["transactions"][0]["nonce"], 0, "{status}");
+    assert_eq!(status["transactions"][0]["attempts"].as_array().map(Vec::len), Some(1), "{status}");
+    let log = worker.log();
+    let said = log.lines().find(|line| line.contains("nonce_held")).unwrap_or_default();
+    assert!(said.contains(foreign.as_str().unwrap()) && said.contains("fees.max_fee is"), "{said}");
     let status = mine_until_final(&stage, &home, "m-0").await;
     let states: Vec<_> = status["transactions"].as_array().unwrap().iter().map(|t| t["state"].clone()).collect();
     assert_eq!(states, ["displaced", "succeeded"], "{status}");

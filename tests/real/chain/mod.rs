@@ -8,6 +8,7 @@ mod nonces;
 mod outages;
 mod poison;
 pub mod records;
+mod refusals;
 mod reorgs;
 mod signers;
 mod transactions;

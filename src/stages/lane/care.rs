@@ -1,0 +1,301 @@
+//! What a transaction needs that is in no block: to be sent again, to offer more, to be cancelled; or a person, since it can
+//! do none of these. Decides, and changes nothing.
+
+use tokio::time::Instant;
+
+use crate::model::{Cause, Fee, Gas, PauseReason, Purpose, Wei};
+use crate::policy::fee::{FeeMode, FeeRules, Market, is_underpriced};
+use crate::policy::gas;
+use crate::policy::refusals::{Lack, Lasting};
+use crate::stages::lane::RESEND_UNKNOWN;
+use crate::stages::lane::in_flight::{Holder, InFlight, PoolStatus, Refusal, RefusalKind};
+use crate::stages::lane::learnt::cause_of;
+use crate::stages::lane::term::Term;
+
+/// A signed transaction must have been passed over by this many blocks before it is replaced for its age.
+const BLOCKS_BEFORE_REPLACING: u64 = 2;
+/// Signed transactions of one nonce at most, writes and cancellations each. A tip that doubles reaches 4 gwei from one wei in
+/// so many, and a price that rises by an eighth the 40-fold.
+pub(super) const SIGNED_PER_NONCE: usize = 33;
+
+/// What is to be done about a transaction that is in no block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Care {
+    Wait,
+    Send,
+    Replace(Replacement),
+}
+
+/// The next signed transaction of a nonce.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Replacement {
+    pub(super) purpose: Purpose,
+    pub(super) fee: Fee,
+    /// Why it cancels the write.
+    pub(super) cause: Option<Cause>,
+    /// Of a cancellation.
+    pub(super) gas: Gas,
+}
+
+/// Why no more can be done for a transaction, and so for all behind it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Stuck {
+    pub(super) reason: PauseReason,
+    pub(super) detail: String,
+}
+
+/// A higher or lower price, and why it helps.
+#[derive(Debug, Clone, Copy)]
+enum Price {
+    /// Blocks pass it over, or the market has left it behind.
+    Raised,
+    Lacking(Lack),
+    /// A foreign transaction holds the nonce.
+    Over(Holder),
+    /// The node's own cap on what a transaction may cost.
+    Below(Wei),
+}
+
+enum Need {
+    Nothing,
+    Cancel(Cause),
+    /// The cancellation takes other gas.
+    Correct(Gas),
+    Price(Price),
+    Person(Stuck),
+}
+
+/// What is known of the cancellations of refused transactions. Where nodes take nothing from the account, further ones would
+/// change nothing: the lowest goes first, and the others follow once a node has taken one.
+#[derive(Debug, Default)]
+pub(super) struct Canary {
+    is_taken: bool,
+    is_open: bool,
+}
+
+impl Canary {
+    pub(super) fn of<'f>(not_included: impl Iterator<Item = &'f InFlight>) -> Self {
+        let mut canary = Self::default();
+        for transaction in not_included.filter(|own| own.is_cancelling() && own.operator_cause().is_none()) {
+            canary.is_taken |= transaction.is_pooled();
+            canary.is_open |= matches!(transaction.pool, PoolStatus::Unknown | PoolStatus::Refused);
+        }
+        canary
+    }
+
+    /// Returns whether one more may be cancelled; counts as its cancellation.
+    fn allows(&mut self) -> bool {
+        let allows = self.is_taken || !self.is_open;
+        self.is_open = true;
+        allows
+    }
+}
+
+impl Term<'_> {
+    /// Decides about the transaction at this place of those that are in no block, lowest nonce first.
+    pub(super) fn care_for(
+        &self,
+        place: usize,
+        transaction: &InFlight,
+        market: &Market,
+        canary: &mut Canary,
+    ) -> (Care, Option<Stuck>) {
+        if self.view.height().is_none() || transaction.pool == PoolStatus::NonceUsed {
+            return (Care::Wait, None);
+        }
+        // Without blocks no other transaction would do better, and what nodes refuse they may refuse for being stuck.
+        let need =
+            if self.gate.is_head_stale() { Need::Nothing } else { self.need_of(place, transaction, market, canary) };
+        let stuck = match need {
+            Need::Nothing => None,
+            Need::Cancel(cause) => {
+                let cancellation = self.cancellation(transaction, Some(cause), market);
+                return (Care::Replace(cancellation), None);
+            }
+            Need::Correct(gas) => {
+                let cause = transaction.cancel_cause.clone();
+                return (Care::Replace(Replacement { gas, ..self.cancellation(transaction, cause, market) }), None);
+            }
+            Need::Price(price) => match self.priced(transaction, price, market) {
+                Ok(fee) => return (Care::Replace(self.repriced(transaction, fee)), None),
+                Err(stuck) => Some(stuck),
+            },
+            Need::Person(stuck) => Some(stuck),
+        };
+        let tuning = self.tuning();
+        let is_in_window = place < self.flight.window().size();
+        let is_due = is_in_window && transaction.is_due(Instant::now(), RESEND_UNKNOWN, tuning.resend_after);
+        (if is_due { Care::Send } else { Care::Wait }, stuck)
+    }
+
+    fn need_of(&self, place: usize, transaction: &InFlight, market: &Market, canary: &mut Canary) -> Need {
+        if transaction.is_cancelling() {
+            if let Some(refusal) = &transaction.refusal {
+                return self.need_of_refused_cancellation(transaction, refusal);
+            }
+        } else if let Some(cause) = transaction.operator_cause() {
+            return Need::Cancel(cause.clone());
+        } else if let Some(refusal) = transaction.final_refusal(self.tuning().refused_after, Instant::now())
+            && canary.allows()
+        {
+            return Need::Cancel(cause_of(refusal, transaction));
+        }
+        if transaction.is_being_sent() {
+            return Need::Nothing;
+        }
+        self.need_of_price(place, transaction, market).map_or(Need::Nothing, Need::Price)
+    }
+
+    /// A price changes only for a reason that another price cures: lack of room is none.
+    fn need_of_price(&self, place: usize, transaction: &InFlight, market: &Market) -> Option<Price> {
+        let newest = transaction.newest().fee;
+        let price = match (transaction.pool, &transaction.refusal) {
+            (PoolStatus::Underpriced(lack), _) => {
+                let is_named = matches!(lack, Lack::Tip(Some(_)) | Lack::Price(Some(_)));
+                let quoted = self.tuning().fees.quote(market).ok();
+                let is_behind =
+                    quoted.is_some_and(|quoted| quoted.tip() > newest.tip() || quoted.ceiling() > newest.ceiling());
+                // The lowest finds out what nodes take; the others offer the same then.
+                (is_named || place == 0 || is_behind).then_some(Price::Lacking(lack))
+            }
+            (PoolStatus::Outbid, _) if transaction.was_taken() => Some(Price::Raised),
+            (PoolStatus::Outbid, _) => transaction.holder.map(Price::Over),
+            (_, Some(Refusal { kind: RefusalKind::Lasting(Lasting::TooExpensive(Some(most))), .. })) => {
+                Some(Price::Below(*most))
+            }
+            _ => None,
+        };
+        let is_late = || is_underpriced(newest, market) || (place == 0 && self.was_passed_over(transaction));
+        price.or_else(|| is_late().then_some(Price::Raised))
+    }
+
+    fn was_passed_over(&self, transaction: &InFlight) -> bool {
+        let head = self.view.height().map_or(0, |head| head.0);
+        let blocks = transaction.waits_since.map_or(0, |since| head.saturating_sub(since.0));
+        let tuning = self.tuning();
+        tuning.fees.mode != FeeMode::Zero
+            && transaction.waits_for_a_block()
+            && transaction.signed_since.elapsed() >= tuning.replace_after
+            && blocks >= BLOCKS_BEFORE_REPLACING
+    }
+
+    fn priced(&self, transaction: &InFlight, price: Price, market: &Market) -> Result<Fee, Stuck> {
+        let (newest, fees) = (transaction.newest(), self.tuning().fees);
+        if transaction.count_of(newest.purpose) >= SIGNED_PER_NONCE {
+            return Err(stuck_price(transaction, "no more are signed for one nonce"));
+        }
+        let fee = match price {
+            Price::Raised => fees.replacement(newest.fee, market),
+            Price::Lacking(lack) => fees.raised(newest.fee, market, lack),
+            Price::Over(holder) => fees.replacement(over(newest.fee, holder), market),
+            Price::Below(most) => FeeRules::within(newest.fee, self.gas_of(transaction), most, market),
+        };
+        let permits = &self.context.settings.permits;
+        // A day's fees were counted when it was begun.
+        let is_permitted =
+            |fee: &Fee| newest.purpose == Purpose::Cancel || permits.may_offer(transaction.payload.gas, *fee);
+        match (fee, price) {
+            (Some(fee), _) if is_permitted(&fee) => Ok(fee),
+            (Some(_), _) => Err(stuck_price(transaction, "policy.max_fee allows no higher one")),
+            (None, Price::Over(holder)) => Err(held(transaction, holder, fees.max_fee)),
+            (None, Price::Below(most)) => {
+                Err(stuck_price(transaction, &format!("its nodes take {most} at most for one transaction")))
+            }
+            (None, Price::Raised | Price::Lacking(_)) => {
+                Err(stuck_price(transaction, &format!("fees.max_fee is {}", fees.max_fee)))
+            }
+        }
+    }
+
+    fn repriced(&self, transaction: &InFlight, fee: Fee) -> Replacement {
+        let newest = transaction.newest();
+        Replacement { purpose: newest.purpose, fee, cause: newest.cause.clone(), gas: self.cancel_gas(transaction) }
+    }
+
+    /// No pool has a refused write, so its cancellation may go out at its price where none higher is allowed.
+    fn cancellation(&self, transaction: &InFlight, cause: Option<Cause>, market: &Market) -> Replacement {
+        let previous = transaction.newest().fee;
+        let fee = self.tuning().fees.replacement(previous, market).unwrap_or(previous);
+        Replacement { purpose: Purpose::Cancel, fee, cause, gas: self.cancel_gas(transaction) }
+    }
+
+    fn cancel_gas(&self, transaction: &InFlight) -> Gas {
+        transaction.cancel_gas.unwrap_or(gas::TRANSFER).max(self.learnt.transfer_gas())
+    }
+
+    fn gas_of(&self, transaction: &InFlight) -> Gas {
+        if transaction.is_cancelling() { self.cancel_gas(transaction) } else { transaction.payload.gas }
+    }
+
+    /// Sends a refused cancellation again with the gas that the node names, or estimates by now. Nothing else is left then,
+    /// so the account waits.
+    fn need_of_refused_cancellation(&self, transaction: &InFlight, refusal: &Refusal) -> Need {
+        let used = transaction.cancel_gas;
+        let block_limit = self.view.head().map_or(Gas(u64::MAX), |head| head.gas_limit);
+        let estimated = self.learnt.transfer_gas();
+        let wanted = corrected_gas(refusal.kind, used.unwrap_or(gas::TRANSFER), estimated).min(block_limit);
+        let has_room = transaction.count_of(Purpose::Cancel) < SIGNED_PER_NONCE;
+        if has_room && !transaction.is_being_sent() && used.is_none_or(|used| wanted > used) && wanted > gas::TRANSFER {
+            return Need::Correct(wanted);
+        }
+        if let RefusalKind::Lasting(Lasting::TooExpensive(Some(most))) = refusal.kind
+            && !transaction.is_being_sent()
+        {
+            return Need::Price(Price::Below(most));
+        }
+        let detail = format!(
+            "nodes refuse request {} at nonce {}, and the cancellation of that nonce too: {}",
+            transaction.payload.requests.first.id, transaction.nonce, refusal.answer
+        );
+        Need::Person(Stuck { reason: PauseReason::Refused, detail })
+    }
+}
+
+/// Returns the gas for the next cancellation after a refusal of one with `used`: what the node names, else twice as much where
+/// it says that this is too little.
+pub(super) fn corrected_gas(refusal: RefusalKind, used: Gas, estimated: Gas) -> Gas {
+    match refusal {
+        RefusalKind::Lasting(Lasting::TooLittleGas(Some(named))) => named.max(estimated),
+        RefusalKind::Lasting(Lasting::TooLittleGas(None)) if estimated <= used => Gas(used.0.saturating_mul(2)),
+        _ => estimated,
+    }
+}
+
+/// Returns the price that a replacement has to beat. Where no node shows what the foreign transaction offers, twice our own
+/// is assumed.
+fn over(own: Fee, holder: Holder) -> Fee {
+    let foreign = holder.found.and_then(|found| found.fee);
+    match (own, foreign) {
+        (Fee::Eip1559 { max_fee, tip }, Some(foreign)) => {
+            Fee::Eip1559 { max_fee: max_fee.max(foreign.ceiling()), tip: tip.max(foreign.tip()) }
+        }
+        (Fee::Legacy { gas_price }, Some(foreign)) => Fee::Legacy { gas_price: gas_price.max(foreign.ceiling()) },
+        (Fee::Eip1559 { max_fee, tip }, None) => {
+            Fee::Eip1559 { max_fee: max_fee.scaled_up(2, 1), tip: tip.scaled_up(2, 1) }
+        }
+        (Fee::Legacy { gas_price }, None) => Fee::Legacy { gas_price: gas_price.scaled_up(2, 1) },
+    }
+}
+
+fn held(transaction: &InFlight, holder: Holder, cap: Wei) -> Stuck {
+    let hash = holder.found.map_or_else(|| "no node shows".to_owned(), |found| found.tx_hash.to_string());
+    let price = holder.found.and_then(|found| found.fee).map(|fee| format!(", at {} for a unit of gas", fee.ceiling()));
+    let detail = format!(
+        "a transaction that is not ours ({hash}{}) waits at nonce {}; fees.max_fee is {cap}, too little to replace it",
+        price.unwrap_or_default(),
+        transaction.nonce
+    );
+    Stuck { reason: PauseReason::NonceHeld, detail }
+}
+
+fn stuck_price(transaction: &InFlight, why: &str) -> Stuck {
+    let newest = transaction.newest();
+    let detail = format!(
+        "request {} at nonce {} is in no block; it offers {} for a unit of gas after {} signed transactions, and {why}",
+        transaction.payload.requests.first.id,
+        transaction.nonce,
+        newest.fee.ceiling(),
+        transaction.signed.len()
+    );
+    Stuck { reason: PauseReason::PriceStuck, detail }
+}

@@ -1,0 +1,293 @@
+//! What nodes have shown of their limits: named in a refusal, or found by what they took. It spares later transactions the
+//! same refusal, for a while: a node may be replaced, and one may have been wrong.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::model::{Cause, Fee, Gas, Reason, Wei};
+use crate::policy::fee::{FeeRules, Market};
+use crate::policy::gas;
+use crate::policy::refusals::Lasting;
+use crate::stages::lane::in_flight::{InFlight, Refusal, RefusalKind};
+
+/// How long a limit counts.
+const LASTS: Duration = Duration::from_secs(3600);
+/// Bytes of a signed transaction beside its calldata, at least.
+const AROUND_CALLDATA: u64 = 100;
+/// How often the gas of a self-transfer is estimated, and how soon again after a node has refused one.
+const ESTIMATED: Duration = Duration::from_secs(600);
+const ESTIMATED_AGAIN: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Clone, Copy)]
+struct Limit<T> {
+    value: T,
+    since: Instant,
+}
+
+impl<T: Copy> Limit<T> {
+    fn new(value: T) -> Self {
+        Self { value, since: Instant::now() }
+    }
+
+    fn now(limit: Option<Self>) -> Option<T> {
+        limit.filter(|limit| limit.since.elapsed() < LASTS).map(|limit| limit.value)
+    }
+}
+
+/// The limits that one term knows.
+#[derive(Debug)]
+pub(super) struct Learnt {
+    /// Most bytes of a signed transaction.
+    bytes: Option<Limit<u64>>,
+    /// The same for batches, which can be smaller.
+    batch_bytes: Option<Limit<u64>>,
+    gas: Option<Limit<Gas>>,
+    batch_gas: Option<Limit<Gas>>,
+    /// Most that a transaction may cost.
+    total_fee: Option<Limit<Wei>>,
+    tip: Option<Limit<Wei>>,
+    transfer: Gas,
+    has_floor: bool,
+    estimated_at: Option<Instant>,
+    must_estimate: bool,
+}
+
+impl Default for Learnt {
+    fn default() -> Self {
+        Self {
+            bytes: None,
+            batch_bytes: None,
+            gas: None,
+            batch_gas: None,
+            total_fee: None,
+            tip: None,
+            transfer: gas::TRANSFER,
+            has_floor: false,
+            estimated_at: None,
+            must_estimate: false,
+        }
+    }
+}
+
+impl Learnt {
+    /// Learns from a refusal that lasts. A limit counts only where this transaction is beyond it; one that is not named
+    /// makes batches smaller, and decides nothing about a single request.
+    pub(super) fn record_refusal(&mut self, transaction: &InFlight, lasting: Lasting) {
+        let (bytes, gas) = (transaction.newest().raw.bytes.len() as u64, transaction.payload.gas);
+        let is_batch = transaction.payload.requests.is_batch();
+        match lasting {
+            Lasting::TooLarge(Some(most)) if bytes > most => self.bytes = Some(Limit::new(most)),
+            Lasting::TooLarge(_) if is_batch => self.batch_bytes = Some(Limit::new(bytes / 2)),
+            Lasting::TooMuchGas(Some(most)) if gas > most => self.gas = Some(Limit::new(most)),
+            Lasting::TooMuchGas(_) if is_batch => self.batch_gas = Some(Limit::new(Gas(gas.0 / 2))),
+            Lasting::TooExpensive(Some(most)) => self.total_fee = Some(Limit::new(most)),
+            Lasting::TooLarge(_)
+            | Lasting::TooMuchGas(_)
+            | Lasting::TooExpensive(None)
+            | Lasting::TooLittleGas(_)
+            | Lasting::Malformed => {}
+        }
+    }
+
+    /// Learns the least tip that nodes take: they named it, or took this one after a lower one.
+    pub(super) fn record_tip(&mut self, tip: Wei) {
+        let known = Limit::now(self.tip).unwrap_or_default();
+        self.tip = Some(Limit::new(tip.max(known)));
+    }
+
+    /// Returns the market as these nodes have it.
+    pub(super) fn raise(&self, market: Market) -> Market {
+        Limit::now(self.tip).map_or(market, |tip| market.with_least_tip(tip))
+    }
+
+    /// Returns this price with no more headroom than nodes allow for so much gas. Where even the price of the next block is
+    /// above that it stays: the node says so.
+    pub(super) fn within(&self, fee: Fee, gas: Gas, market: &Market) -> Fee {
+        Limit::now(self.total_fee).and_then(|most| FeeRules::within(fee, gas, most, market)).unwrap_or(fee)
+    }
+
+    /// Returns why no node takes a transaction with this calldata.
+    pub(super) fn check_size(&self, calldata: &[u8], is_batch: bool) -> Result<(), Cause> {
+        let bytes = calldata.len() as u64 + AROUND_CALLDATA;
+        let most = [self.bytes, self.batch_bytes.filter(|_| is_batch)].into_iter().filter_map(Limit::now).min();
+        match most.filter(|most| bytes > *most) {
+            None => Ok(()),
+            Some(most) => {
+                let detail = format!("a transaction with it has {bytes} bytes or more, the node takes {most}");
+                Err(Cause::new(Reason::TooLarge, detail))
+            }
+        }
+    }
+
+    /// Returns why no node takes a transaction with so much gas.
+    pub(super) fn check_gas(&self, gas: Gas, is_batch: bool) -> Result<(), Cause> {
+        let most = [self.gas, self.batch_gas.filter(|_| is_batch)].into_iter().filter_map(Limit::now).min();
+        match most.filter(|most| gas > *most) {
+            None => Ok(()),
+            Some(most) => {
+                let detail = format!("it has {gas} gas, the node takes transactions with {most} at most");
+                Err(Cause::new(Reason::GasAboveLimit, detail))
+            }
+        }
+    }
+
+    /// Returns the least gas of a call with this calldata on this chain.
+    pub(super) fn least_gas(&self, calldata: &[u8]) -> Gas {
+        let floor = if self.has_floor { gas::floor(calldata) } else { Gas(0) };
+        gas::intrinsic(calldata).max(floor)
+    }
+
+    /// Returns the gas of a transfer to the account itself.
+    pub(super) fn transfer_gas(&self) -> Gas {
+        self.transfer
+    }
+
+    /// A node refused a self-transfer: it may cost more by now.
+    pub(super) fn doubt_transfer(&mut self) {
+        self.must_estimate = true;
+    }
+
+    /// Returns whether it is time to estimate a self-transfer; counts as the estimate.
+    pub(super) fn begin_estimate(&mut self) -> bool {
+        let wait = if self.must_estimate { ESTIMATED_AGAIN } else { ESTIMATED };
+        let is_time = self.estimated_at.is_none_or(|at| at.elapsed() >= wait);
+        if is_time {
+            (self.estimated_at, self.must_estimate) = (Some(Instant::now()), false);
+        }
+        is_time
+    }
+
+    /// Applies estimates of a self-transfer without calldata, and with so many bytes of it.
+    pub(super) fn record_estimates(&mut self, empty: Gas, filled: Option<Gas>, bytes: u64) {
+        self.transfer = empty.max(gas::TRANSFER);
+        if let Some(filled) = filled {
+            self.has_floor = gas::has_floor(empty, filled, bytes);
+        }
+    }
+}
+
+/// Returns what a request ends with whose transaction is cancelled for this refusal. A limit counts against the request
+/// itself only where the node named it, and the transaction is beyond it. A batch is divided for a limit.
+pub(super) fn cause_of(refusal: &Refusal, transaction: &InFlight) -> Cause {
+    let bytes = transaction.newest().raw.bytes.len() as u64;
+    let payload = &transaction.payload;
+    let (gas, is_batch) = (payload.gas, payload.requests.is_batch());
+    let reason = match refusal.kind {
+        RefusalKind::Lasting(Lasting::TooLarge(most)) if is_batch || most.is_some_and(|most| bytes > most) => {
+            Reason::TooLarge
+        }
+        RefusalKind::Lasting(Lasting::TooMuchGas(most)) if is_batch || most.is_some_and(|most| gas > most) => {
+            Reason::GasAboveLimit
+        }
+        RefusalKind::Lasting(Lasting::TooLittleGas(Some(least))) if payload.has_fixed_gas() && gas < least => {
+            Reason::GasTooLow
+        }
+        RefusalKind::Unpaid => Reason::InsufficientFunds,
+        RefusalKind::Lasting(_) | RefusalKind::Passing | RefusalKind::Unknown | RefusalKind::Dropped => {
+            Reason::RefusedByNode
+        }
+    };
+    let detail = match refusal.kind {
+        RefusalKind::Dropped => format!("{}; its nonce was cancelled", refusal.answer),
+        RefusalKind::Lasting(_) | RefusalKind::Passing | RefusalKind::Unknown | RefusalKind::Unpaid => {
+            format!("every node refused the transaction, its nonce was cancelled: {}", refusal.answer)
+        }
+    };
+    Cause::new(reason, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::model::{GasRule, Members, Nonce, RawTransaction, SignedTransaction};
+    use crate::policy::classify::SendMeaning;
+    use crate::stages::lane::fixtures::{payload, request, signed};
+
+    /// A transaction of so many bytes and so much gas, for one request or two.
+    fn transaction(bytes: usize, gas: u64, requests: i64) -> InFlight {
+        let mut payload = payload(1);
+        payload.gas = Gas(gas);
+        payload.requests = Members::from_vec((1..=requests).map(request).collect()).unwrap();
+        let raw = RawTransaction { bytes: Bytes::from(vec![1; bytes]), ..signed(0, 0).raw };
+        InFlight::new(payload, Nonce(0), vec![SignedTransaction { raw, ..signed(0, 0) }])
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_limit_that_a_node_names_counts_for_all_that_follow_for_a_while() {
+        let mut learnt = Learnt::default();
+        let large = transaction(1_000, 50_000, 1);
+        learnt.record_refusal(&large, Lasting::TooLarge(Some(2_000)));
+        assert!(learnt.check_size(&[0; 3_000], false).is_ok(), "it is not beyond that: the limit explains nothing");
+        learnt.record_refusal(&large, Lasting::TooLarge(Some(500)));
+        assert_eq!(learnt.check_size(&[0; 401], false).unwrap_err().reason, Reason::TooLarge);
+        assert!(learnt.check_size(&[0; 400], false).is_ok());
+        learnt.record_refusal(&large, Lasting::TooMuchGas(Some(Gas(40_000))));
+        assert_eq!(learnt.check_gas(Gas(40_001), false).unwrap_err().reason, Reason::GasAboveLimit);
+        tokio::time::advance(LASTS).await;
+        assert!(learnt.check_size(&[0; 401], false).is_ok() && learnt.check_gas(Gas(40_001), false).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_limit_without_a_name_halves_batches_and_no_single_request_fails_for_it() {
+        let mut learnt = Learnt::default();
+        learnt.record_refusal(&transaction(1_000, 50_000, 1), Lasting::TooLarge(None));
+        assert!(learnt.check_size(&[0; 1_000], true).is_ok());
+        learnt.record_refusal(&transaction(1_000, 50_000, 2), Lasting::TooLarge(None));
+        learnt.record_refusal(&transaction(1_000, 50_000, 2), Lasting::TooMuchGas(None));
+        let fits = |bytes: usize, gas, is_batch| {
+            (learnt.check_size(&vec![0; bytes], is_batch).is_ok(), learnt.check_gas(Gas(gas), is_batch).is_ok())
+        };
+        assert_eq!(fits(1_000, 50_000, true), (false, false));
+        assert_eq!(fits(400, 25_000, true), (true, true));
+        assert_eq!(fits(1_000, 50_000, false), (true, true));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_least_tip_raises_what_the_market_says() {
+        let market = Market { base_fee: Some(Wei(10)), tip: Wei(1), gas_price: Wei(11) };
+        let mut learnt = Learnt::default();
+        assert_eq!(learnt.raise(market), market);
+        learnt.record_tip(Wei(2_000));
+        learnt.record_tip(Wei(3));
+        assert_eq!(learnt.raise(market), Market { tip: Wei(2_000), gas_price: Wei(2_000), ..market });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_self_transfer_costs_what_the_node_says_and_never_less_than_a_transfer() {
+        let mut learnt = Learnt::default();
+        assert!(learnt.begin_estimate() && !learnt.begin_estimate());
+        learnt.record_estimates(Gas(20_000), None, 1024);
+        assert_eq!(learnt.transfer_gas(), gas::TRANSFER);
+        learnt.record_estimates(Gas(90_000), Some(Gas(90_000 + 40 * 1024)), 1024);
+        assert_eq!((learnt.transfer_gas(), learnt.least_gas(&[1; 100])), (Gas(90_000), Gas(25_000)));
+        learnt.doubt_transfer();
+        assert!(!learnt.begin_estimate(), "not at once");
+        tokio::time::advance(ESTIMATED_AGAIN).await;
+        assert!(learnt.begin_estimate());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_ends_with_the_limit_that_it_is_beyond_and_else_with_the_nodes_words() {
+        let cause = |text: &str, mut transaction: InFlight, is_fixed: bool| {
+            if is_fixed {
+                transaction.payload.requests.first.write.gas = GasRule::Fixed(transaction.payload.gas);
+            }
+            transaction.record_answer(SendMeaning::Refused, text, Instant::now());
+            let cause = cause_of(transaction.refusal.as_ref().unwrap(), &transaction);
+            assert!(cause.detail.ends_with(text), "{cause}");
+            cause.reason
+        };
+        let one = || transaction(1_000, 50_000, 1);
+        assert_eq!(cause("oversized data: transaction size 1000, limit 500", one(), false), Reason::TooLarge);
+        assert_eq!(cause("oversized data", one(), false), Reason::RefusedByNode);
+        assert_eq!(cause("oversized data", transaction(1_000, 50_000, 2), false), Reason::TooLarge, "it is divided");
+        assert_eq!(cause("transaction gas limit too high (cap: 40000)", one(), false), Reason::GasAboveLimit);
+        let too_low = "intrinsic gas too low: gas 50000, minimum needed 60000";
+        assert_eq!(cause(too_low, one(), true), Reason::GasTooLow);
+        assert_eq!(cause(too_low, one(), false), Reason::RefusedByNode, "an estimate may be better the next time");
+        assert_eq!(cause("transaction type not supported", one(), false), Reason::RefusedByNode);
+    }
+}

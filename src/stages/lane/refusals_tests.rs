@@ -1,0 +1,247 @@
+//! What a term does about transactions that nodes refuse, or call too cheap: step by step, over the fakes of `tests`.
+
+use std::time::Duration;
+
+use crate::chain::Pooled;
+use crate::model::{Fee, Nonce, PauseReason, Purpose, Reason, TxHash, Wei};
+use crate::stages::lane::care::SIGNED_PER_NONCE;
+use crate::stages::lane::in_flight::PoolStatus;
+use crate::stages::lane::term::Term;
+use crate::stages::lane::tests::{Bench, REFUSED_AFTER, newest};
+use crate::stages::settle::inbox::LaneVerdict;
+
+impl Bench {
+    /// A term with all requests signed, whose node answers by its rule.
+    async fn sent(&self) -> Term<'_> {
+        let mut term = self.term().await;
+        term.fill().await.unwrap();
+        self.answer_all(&mut term).await;
+        term
+    }
+
+    async fn answer_all(&self, term: &mut Term<'_>) {
+        while !term.flight.broadcaster().is_idle() {
+            self.answer(term).await;
+        }
+    }
+
+    /// A block, a poll, and the answers to what that sends.
+    async fn round(&self, term: &mut Term<'_>) {
+        self.chain.change(|state| state.head += 1);
+        term.poll().await.unwrap();
+        self.answer_all(term).await;
+    }
+
+    /// The same for longer than a refusal is waited for.
+    async fn rounds(&self, term: &mut Term<'_>) {
+        for _ in 0..8 {
+            tokio::time::sleep(REFUSED_AFTER / 4).await;
+            self.round(term).await;
+        }
+    }
+}
+
+fn paused(term: &Term<'_>) -> Option<(PauseReason, String)> {
+    term.gate.paused().map(|pause| (pause.reason, pause.detail.clone()))
+}
+
+fn price(term: &Term<'_>, nonce: u64) -> u128 {
+    term.flight.get(Nonce(nonce)).unwrap().newest().fee.ceiling().0
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_in_unknown_words_ends_in_a_cancellation_and_the_letter_has_the_words() {
+    let mut bench = Bench::new(&["a"]).await;
+    bench.chain.change(|state| state.refuses = Some(|offer| (!offer.is_transfer).then_some("the moon is full")));
+    let mut term = bench.sent().await;
+    assert_eq!(newest(&term, 0).1, Purpose::Write, "it may be a mood");
+    bench.rounds(&mut term).await;
+    assert_eq!(newest(&term, 0).1, Purpose::Cancel);
+    assert_eq!(term.flight.get(Nonce(0)).unwrap().pool, PoolStatus::Pooled, "and nodes take that");
+    // The next owner has nothing but the journal.
+    drop(term);
+    let mut term = bench.term().await;
+    bench.answer_all(&mut term).await;
+    bench.mine(0, newest(&term, 0).0);
+    bench.round(&mut term).await;
+    bench.finalise();
+    bench.round(&mut term).await;
+    let read = term.view.next_receipts().await;
+    term.handle_receipts(read).await;
+    drop(term);
+    let ruling = bench.rulings().pop().unwrap();
+    let LaneVerdict::Failed(cause) = ruling.verdict else { panic!("{ruling:?}") };
+    assert_eq!(cause.reason, Reason::RefusedByNode);
+    assert!(cause.detail.ends_with(": the moon is full"), "{cause}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_nodes_take_nothing_one_cancellation_shows_it_and_the_account_waits() {
+    let bench = Bench::new(&["a", "b", "c"]).await;
+    bench.chain.change(|state| state.refuses = Some(|_| Some("the moon is full")));
+    let mut term = bench.sent().await;
+    bench.rounds(&mut term).await;
+    let purposes = |term: &Term<'_>| [0, 1, 2].map(|nonce| newest(term, nonce).1);
+    assert_eq!(purposes(&term), [Purpose::Cancel, Purpose::Write, Purpose::Write]);
+    let (reason, detail) = paused(&term).unwrap();
+    assert!(reason == PauseReason::Refused && detail.ends_with("too: the moon is full"), "{detail}");
+    assert!(!term.may_try(), "what would be behind it could not land");
+    assert_eq!(term.flight.get(Nonce(0)).unwrap().signed.len(), 2, "the same bytes again, not new ones");
+    bench.chain.change(|state| state.refuses = Some(|offer| (!offer.is_transfer).then_some("the moon is full")));
+    bench.rounds(&mut term).await;
+    assert_eq!(purposes(&term), [Purpose::Cancel; 3], "they follow once a node has taken the first");
+    assert_eq!(paused(&term), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_that_no_waiting_changes_is_cancelled_at_once() {
+    let bench = Bench::new(&["a"]).await;
+    let text = "oversized data: transaction size 9, limit 8";
+    bench.chain.change(|state| {
+        state.refuses = Some(|offer| (!offer.is_transfer).then_some("oversized data: transaction size 9, limit 8"))
+    });
+    let mut term = bench.sent().await;
+    bench.round(&mut term).await;
+    let transaction = term.flight.get(Nonce(0)).unwrap();
+    let cause = transaction.cancel_cause.clone().unwrap();
+    assert_eq!((transaction.newest().purpose, &cause.reason), (Purpose::Cancel, &Reason::TooLarge));
+    assert!(cause.detail.ends_with(text), "{cause}");
+    assert!(term.learnt.check_size(&[0; 100], false).is_err(), "the next one is not signed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancellation_that_a_node_refuses_is_sent_again_with_the_gas_that_it_names() {
+    let bench = Bench::new(&["a"]).await;
+    bench.chain.change(|state| {
+        state.refuses = Some(|offer| match offer.is_transfer {
+            false => Some("transaction type not supported"),
+            true => (offer.gas < 90_000).then_some("intrinsic gas too low: gas 21000, minimum needed 90000"),
+        });
+    });
+    let mut term = bench.sent().await;
+    for _ in 0..3 {
+        bench.round(&mut term).await;
+    }
+    let transaction = term.flight.get(Nonce(0)).unwrap();
+    assert_eq!((transaction.pool, transaction.signed.len()), (PoolStatus::Pooled, 3));
+    assert_eq!(paused(&term), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancellation_takes_the_gas_that_the_node_estimates() {
+    let bench = Bench::new(&["a"]).await;
+    bench.chain.change(|state| {
+        state.estimate = Some(70_000);
+        state.refuses = Some(|offer| match offer.is_transfer {
+            false => Some("transaction type not supported"),
+            true => (offer.gas < 70_000).then_some("the moon is full"),
+        });
+    });
+    let mut term = bench.sent().await;
+    bench.round(&mut term).await;
+    let transaction = term.flight.get(Nonce(0)).unwrap();
+    assert_eq!((transaction.pool, transaction.signed.len()), (PoolStatus::Pooled, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tip_rises_to_what_the_node_names_in_one_step_for_all_that_follow() {
+    let bench = Bench::new(&["a", "b"]).await;
+    bench.chain.change(|state| {
+        state.refuses = Some(|offer| {
+            (offer.price < 60).then_some("transaction gas price below minimum: gas tip cap 1, minimum needed 60")
+        });
+    });
+    let mut term = bench.sent().await;
+    bench.round(&mut term).await;
+    for nonce in [0, 1] {
+        let transaction = term.flight.get(Nonce(nonce)).unwrap();
+        assert_eq!((transaction.pool, transaction.signed.len()), (PoolStatus::Pooled, 2));
+    }
+    let quoted = term.tuning().fees.quote(&term.view.market().unwrap());
+    assert_eq!(quoted, Ok(Fee::Legacy { gas_price: Wei(60) }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn lack_of_room_is_no_reason_for_a_higher_price() {
+    let bench = Bench::new(&["a"]).await;
+    bench.chain.change(|state| state.refuses = Some(|_| Some("txpool is full")));
+    let mut term = bench.sent().await;
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        bench.round(&mut term).await;
+    }
+    assert_eq!(term.flight.get(Nonce(0)).unwrap().signed.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_price_that_cannot_rise_is_a_pause_that_says_so() {
+    let bench = Bench::new(&["a"]).await;
+    bench.chain.change(|state| state.refuses = Some(|_| Some("transaction underpriced")));
+    let mut term = bench.sent().await;
+    for _ in 0..100 {
+        bench.round(&mut term).await;
+    }
+    let (reason, detail) = paused(&term).unwrap();
+    assert_eq!(reason, PauseReason::PriceStuck);
+    assert!(detail.contains("fees.max_fee is 100"), "{detail}");
+    assert!(price(&term, 0) <= 100 && term.flight.get(Nonce(0)).unwrap().signed.len() <= SIGNED_PER_NONCE);
+    bench.chain.change(|state| state.refuses = None);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    bench.round(&mut term).await;
+    bench.round(&mut term).await;
+    assert_eq!(paused(&term), None, "a node takes it");
+}
+
+/// A foreign transaction at this price holds the nonce.
+fn foreign(price: u128) -> Pooled {
+    Pooled { tx_hash: TxHash([99; 32]), fee: Some(Fee::Legacy { gas_price: Wei(price) }) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_foreign_transaction_at_the_nonce_is_replaced_in_one_step_where_the_cap_allows() {
+    let bench = Bench::new(&["a"]).await;
+    bench.chain.change(|state| {
+        state.pooled = Some(foreign(40));
+        state.refuses = Some(|offer| (offer.price < 45).then_some("replacement transaction underpriced"));
+    });
+    let mut term = bench.sent().await;
+    bench.round(&mut term).await;
+    let transaction = term.flight.get(Nonce(0)).unwrap();
+    assert_eq!((transaction.pool, transaction.signed.len(), price(&term, 0)), (PoolStatus::Pooled, 2, 45));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_foreign_transaction_that_the_cap_does_not_replace_is_named_in_a_pause() {
+    let bench = Bench::new(&["a"]).await;
+    bench.chain.change(|state| {
+        state.pooled = Some(foreign(500));
+        state.refuses = Some(|_| Some("replacement transaction underpriced"));
+    });
+    let mut term = bench.sent().await;
+    for _ in 0..20 {
+        bench.round(&mut term).await;
+    }
+    let (reason, detail) = paused(&term).unwrap();
+    assert_eq!(reason, PauseReason::NonceHeld);
+    assert!(detail.contains(&TxHash([99; 32]).to_string()) && detail.contains("500"), "{detail}");
+    assert_eq!(term.flight.get(Nonce(0)).unwrap().signed.len(), 1, "nothing is signed for nothing");
+    // It goes away.
+    bench.chain.change(|state| (state.pooled, state.refuses) = (None, None));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    bench.round(&mut term).await;
+    bench.round(&mut term).await;
+    assert_eq!(paused(&term), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_no_node_shows_the_foreign_transaction_the_price_doubles_up_to_the_cap() {
+    let bench = Bench::new(&["a"]).await;
+    bench.chain.change(|state| state.refuses = Some(|_| Some("replacement transaction underpriced")));
+    let mut term = bench.sent().await;
+    for _ in 0..40 {
+        bench.round(&mut term).await;
+    }
+    assert_eq!(paused(&term).map(|(reason, _)| reason), Some(PauseReason::NonceHeld));
+    let steps = term.flight.get(Nonce(0)).unwrap().signed.len();
+    assert!(steps <= 8 && price(&term, 0) <= 100, "{steps} steps to {}", price(&term, 0));
+}

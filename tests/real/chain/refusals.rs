@@ -1,0 +1,181 @@
+//! What nodes refuse for ever, and what they call too cheap: each ends, says why, and costs little. A filter in front of Anvil
+//! says what other nodes say.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::stage::{BINARY, DEAD, LONG, QUEUE, Stage, calldata, wait_log};
+use crate::support::{ACCOUNTS, Reply, ScriptedNode, Worker, WorkerConfig, WorkerHome, rpc, wait_until, with_id};
+
+const GWEI: u64 = 1_000_000_000;
+
+/// A worker behind a node that answers to some transactions what the rule says.
+async fn start(
+    stage: &Stage,
+    config: WorkerConfig,
+    rule: impl Fn(&str) -> Option<String> + Clone + Send + Sync + 'static,
+) -> (ScriptedNode, WorkerHome, Worker) {
+    let node = ScriptedNode::filtering(stage.anvil.address(), move |method, params| {
+        let refused = (method == "eth_sendRawTransaction").then(|| rule(params[0].as_str().unwrap_or_default()));
+        std::future::ready(refused.flatten().map_or(Reply::Pass, Reply::refusal))
+    })
+    .await;
+    let home = WorkerHome::new(&WorkerConfig { endpoint: node.url(), ..config });
+    stage.topology(&home).await;
+    let worker = home.start(BINARY);
+    (node, home, worker)
+}
+
+fn has(raw: &str, part: &[u8]) -> bool {
+    raw.contains(&part.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+}
+
+/// A transfer to the account itself: its receiver, behind the length of an address.
+fn is_transfer(raw: &str) -> bool {
+    raw.contains(&format!("94{}", ACCOUNTS[0].0.to_lowercase().trim_start_matches("0x")))
+}
+
+async fn publish(stage: &Stage, ids: &[&str]) {
+    for id in ids {
+        stage.amqp.publish(QUEUE, with_id(id), format!("body of {id}").as_bytes()).await;
+    }
+}
+
+fn signed(status: &Value) -> usize {
+    status["transactions"][0]["attempts"].as_array().map_or(0, Vec::len)
+}
+
+/// The others wait for it no longer than for any refusal, and the letter says what the node said.
+#[tokio::test]
+async fn a_refusal_in_unknown_words_is_cancelled_and_the_letter_has_the_words() {
+    let Some(stage) = Stage::with_blocks().await else { return };
+    let config = stage.config().with("retry", "max_attempts = 1").with("chain", "refused_after = \"2s\"\nfinality = 0");
+    let (_node, _home, worker) =
+        start(&stage, config, |raw| has(raw, b"body of bad").then(|| "the sequencer does not like it".to_owned()))
+            .await;
+    publish(&stage, &["a", "bad", "b", "c"]).await;
+    let dead = stage.amqp.wait_for(DEAD, LONG).await;
+    assert_eq!((dead.id().as_str(), dead.routing_key.as_str()), ("bad", "rejected.refused_by_node"));
+    let detail = dead.header("cw-error-detail").unwrap();
+    assert!(detail.ends_with("the sequencer does not like it"), "{detail}");
+    stage.wait_empty(QUEUE).await;
+    let written: Vec<_> = stage.transactions_of(0).await.into_iter().map(|(_, data, _)| data).collect();
+    for id in ["a", "b", "c"] {
+        assert_eq!(written.iter().filter(|data| **data == calldata(format!("body of {id}").as_bytes())).count(), 1);
+    }
+    assert!(worker.log().contains("request.id=bad"), "{}", worker.log());
+}
+
+/// Where the node takes nothing at all, one cancellation shows it, and the account says so.
+#[tokio::test]
+async fn a_node_that_takes_nothing_pauses_the_account_and_costs_one_cancellation() {
+    let Some(stage) = Stage::with_blocks().await else { return };
+    let config = stage.config().with("chain", "refused_after = \"1s\"\nfinality = 0");
+    let (_node, home, worker) = start(&stage, config, |_| Some("the sequencer is away".to_owned())).await;
+    publish(&stage, &["a", "b", "c"]).await;
+    wait_log(&worker, "pause.reason=refused").await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let counts = [stage.status(&home, "a").await, stage.status(&home, "b").await].map(|status| signed(&status));
+    assert_eq!(counts, [2, 1], "{}", worker.log());
+    assert_eq!(stage.depth(DEAD).await, (0, 0));
+}
+
+/// A cancellation takes more gas there than a transfer elsewhere.
+#[tokio::test]
+async fn a_cancellation_gets_the_gas_that_the_node_asks_for() {
+    let Some(stage) = Stage::with_blocks().await else { return };
+    let config = stage.config().with("retry", "max_attempts = 1").with("chain", "refused_after = \"1s\"\nfinality = 0");
+    let (_node, home, worker) = start(&stage, config, |raw| {
+        let of_21000 = is_transfer(raw) && raw.contains("825208");
+        let low = of_21000.then(|| "intrinsic gas too low: gas 21000, minimum needed 60000".to_owned());
+        low.or_else(|| has(raw, b"body of bad").then(|| "exceeds block gas limit".to_owned()))
+    })
+    .await;
+    publish(&stage, &["bad", "a"]).await;
+    let dead = stage.amqp.wait_for(DEAD, LONG).await;
+    assert_eq!((dead.id().as_str(), dead.routing_key.as_str()), ("bad", "rejected.refused_by_node"));
+    assert!(dead.header("cw-error-detail").unwrap().ends_with("exceeds block gas limit"));
+    stage.wait_empty(QUEUE).await;
+    assert_eq!(signed(&stage.status(&home, "bad").await), 3, "the write and two cancellations");
+    assert!(worker.log().contains("refuses the cancellation"), "{}", worker.log());
+}
+
+/// No waiting makes a transaction smaller, and the next one is not signed.
+#[tokio::test]
+async fn a_transaction_that_is_too_large_is_cancelled_at_once_and_the_next_one_costs_nothing() {
+    let Some(stage) = Stage::with_blocks().await else { return };
+    let config = stage.config().with("chain", "refused_after = \"1h\"\nfinality = 0");
+    let (_node, home, _worker) = start(&stage, config, |raw| {
+        let bytes = raw.len() / 2 - 1;
+        (bytes > 2000).then(|| format!("oversized data: transaction size {bytes}, limit 2000"))
+    })
+    .await;
+    let large = vec![b'x'; 3000];
+    stage.amqp.publish(QUEUE, with_id("large"), &large).await;
+    let dead = stage.amqp.wait_for(DEAD, LONG).await;
+    assert_eq!((dead.id().as_str(), dead.routing_key.as_str()), ("large", "invalid.too_large"));
+    stage.amqp.publish(QUEUE, with_id("larger"), &[large.as_slice(), b"x"].concat()).await;
+    let dead = stage.amqp.wait_for(DEAD, LONG).await;
+    assert_eq!((dead.id().as_str(), dead.routing_key.as_str()), ("larger", "invalid.too_large"));
+    assert_eq!(stage.status(&home, "larger").await["transactions"].as_array().map(Vec::len), Some(0));
+    publish(&stage, &["a"]).await;
+    stage.wait_empty(QUEUE).await;
+    assert_eq!(stage.transactions_of(0).await.len(), 2, "one cancellation and one write");
+}
+
+/// What the node names, in one step, for all that follow.
+#[tokio::test]
+async fn a_least_tip_that_the_node_names_is_offered_in_one_step() {
+    let Some(stage) = Stage::with_blocks().await else { return };
+    let config = stage.config().with("fees", "max_fee = \"50 gwei\"").with("chain", "finality = 0");
+    let (_node, home, _worker) = start(&stage, config, |raw| {
+        // RLP of 2 gwei. A transaction has it as its tip alone.
+        (!raw.contains("8477359400"))
+            .then(|| "transaction gas price below minimum: gas tip cap 1, minimum needed 2000000000".to_owned())
+    })
+    .await;
+    publish(&stage, &["a", "b", "c"]).await;
+    stage.wait_empty(QUEUE).await;
+    publish(&stage, &["d"]).await;
+    stage.wait_empty(QUEUE).await;
+    for (id, most) in [("a", 2), ("b", 2), ("c", 2), ("d", 1)] {
+        let status = stage.status(&home, id).await;
+        assert!(signed(&status) <= most, "{status}");
+    }
+}
+
+/// A price that the cap does not let rise is a pause with its reason.
+#[tokio::test]
+async fn a_tip_above_the_cap_is_a_pause_that_says_so() {
+    let Some(stage) = Stage::with_blocks().await else { return };
+    let config = stage.config().with("fees", "max_fee = \"5 gwei\"").with("chain", "finality = 0");
+    let (_node, home, worker) =
+        start(&stage, config, |_| Some("transaction underpriced: tip too low".to_owned())).await;
+    publish(&stage, &["a"]).await;
+    wait_log(&worker, "pause.reason=price_stuck").await;
+    let count = signed(&stage.status(&home, "a").await);
+    assert!(count <= 33, "{count}");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(signed(&stage.status(&home, "a").await), count);
+}
+
+/// A foreign transaction holds the nonce, at a price below the cap.
+#[tokio::test]
+async fn a_foreign_transaction_in_the_pool_is_replaced_in_one_step_where_the_cap_allows() {
+    let Some(stage) = Stage::set().await else { return };
+    stage.anvil.set_auto_mine(false).await.unwrap();
+    let price = rpc::hex(40 * GWEI);
+    let foreign = json!([{ "from": ACCOUNTS[0].0, "to": ACCOUNTS[1].0, "value": "0x1", "gas": rpc::hex(21_000),
+        "maxFeePerGas": price, "maxPriorityFeePerGas": price }]);
+    stage.anvil.call("eth_sendTransaction", foreign).await.unwrap();
+    let home = WorkerHome::new(&stage.config().with("fees", "max_fee = \"100 gwei\"").with("chain", "finality = 0"));
+    stage.topology(&home).await;
+    let _worker = home.start(BINARY);
+    publish(&stage, &["a"]).await;
+    wait_until("it is signed twice", LONG, async || signed(&stage.status(&home, "a").await) == 2).await;
+    stage.anvil.mine(1).await.unwrap();
+    stage.wait_empty(QUEUE).await;
+    assert_eq!(signed(&stage.status(&home, "a").await), 2);
+    assert_eq!(stage.transactions_of(0).await.len(), 1, "ours");
+}
