@@ -153,10 +153,8 @@ async fn a_call_that_the_node_never_simulates_fails_alone_after_some_tries() {
         work(&mut term, 180).await;
         assert_eq!(held(&bench, &term), [], "{text:?}");
         let rounds = bench.chain.change(|state| state.rounds.clone());
-        assert!(
-            rounds[0] == 3 && rounds[1..].iter().all(|calls| *calls == 1),
-            "{text:?}: it spoils one round: {rounds:?}"
-        );
+        let of_requests = rounds.iter().filter(|calls| **calls > 2).count();
+        assert_eq!(of_requests, 1, "{text:?}: it spoils one round: {rounds:?}");
         drop(term);
         let failed = failures(&mut bench);
         let [(id, reason, detail)] = failed.as_slice() else { panic!("{text:?}: {failed:?}") };
