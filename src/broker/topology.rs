@@ -6,7 +6,7 @@ use crate::model::Reason;
 
 /// A limit that means the same on every version of RabbitMQ. On 4.x the default is 20, so that reading dead letters by get
 /// and requeue would lose them; -1 means none on 4.x and one delivery on 3.10.
-const DEAD_DELIVERY_LIMIT: i64 = 1_000_000;
+const HIGH_DELIVERY_LIMIT: i64 = 1_000_000;
 /// Unrouted events that are kept, the newest ones.
 const UNROUTED_EVENTS: i64 = 10_000;
 
@@ -28,6 +28,8 @@ pub struct Names {
     /// The dead-letter exchange and its queue.
     pub dead: String,
     pub events: String,
+    /// The queue with the marker of the journal that serves the work queue, and its routing key at the retry exchange.
+    pub journal: String,
 }
 
 impl Names {
@@ -38,6 +40,7 @@ impl Names {
             wait: format!("{queue}.wait"),
             dead: format!("{queue}.dead"),
             events: format!("{queue}.events"),
+            journal: format!("{queue}.journal"),
         }
     }
 
@@ -167,7 +170,7 @@ impl Topology {
                 ("x-overflow", text("reject-publish")),
             ]
         };
-        let Names { work, dead, .. } = &self.names;
+        let Names { work, dead, journal, .. } = &self.names;
         let mut of_work = dead_letters_to(dead, &Reason::Undeliverable.routing_key());
         if self.single_active_consumer {
             of_work.push(("x-single-active-consumer", Argument::Bool(true)));
@@ -176,7 +179,12 @@ impl Topology {
             Queue { name: work.clone(), arguments: of_work },
             Queue {
                 name: dead.clone(),
-                arguments: vec![quorum(), ("x-delivery-limit", Argument::Number(DEAD_DELIVERY_LIMIT))],
+                arguments: vec![quorum(), ("x-delivery-limit", Argument::Number(HIGH_DELIVERY_LIMIT))],
+            },
+            // Each start reads its marker and leaves one: without a limit of its own it would be lost after 20 that fail.
+            Queue {
+                name: journal.clone(),
+                arguments: vec![quorum(), ("x-delivery-limit", Argument::Number(HIGH_DELIVERY_LIMIT))],
             },
             Queue {
                 name: self.names.unrouted(),
@@ -193,7 +201,7 @@ impl Topology {
     }
 
     pub(super) fn bindings(&self) -> Vec<Binding> {
-        let Names { retry, dead, .. } = &self.names;
+        let Names { retry, dead, journal, .. } = &self.names;
         let unrouted = self.names.unrouted();
         let binding = |exchange: &str, queue: &str, key: &str| Binding {
             exchange: exchange.to_owned(),
@@ -201,7 +209,9 @@ impl Topology {
             key: key.to_owned(),
             arguments: Vec::new(),
         };
-        let mut bindings = vec![binding(dead, dead, "#"), binding(&unrouted, &unrouted, "")];
+        // By the retry exchange, to which the worker may write anyway.
+        let mut bindings =
+            vec![binding(dead, dead, "#"), binding(&unrouted, &unrouted, ""), binding(retry, journal, journal)];
         bindings.extend(self.delays.iter().map(|delay| {
             let queue = self.names.wait_queue(*delay);
             binding(retry, &queue, &queue)
@@ -263,6 +273,7 @@ mod tests {
             [
                 "acme.writes",
                 "acme.writes.dead",
+                "acme.writes.journal",
                 "acme.writes.events.unrouted",
                 "acme.writes.wait.5s",
                 "acme.writes.wait.15s",

@@ -8,7 +8,7 @@ use clap::Args;
 
 use crate::chain::follow::history::account_history;
 use crate::chain::{BlockTag, Chain, NodeClient};
-use crate::cli::{exit, operator, progress_bar, say};
+use crate::cli::{adopt, exit, operator, progress_bar, say};
 use crate::config::Settings;
 use crate::journal::{OperatorsJournal, RecoveredAccount, Recovery};
 use crate::model::{Address, BlockNumber, Nonce, Timestamp};
@@ -26,9 +26,15 @@ pub(super) struct Arguments {
     /// End the recovery: what is in the queue from now on is written, whatever the chain has.
     #[arg(long)]
     end: bool,
+    /// Let this journal take the queue over from the one that serves it: it was moved here on purpose.
+    #[arg(long)]
+    adopt: bool,
 }
 
 pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
+    if arguments.adopt {
+        return adopt::run(&settings).await;
+    }
     let address = &settings.journal.address;
     let Some(from_block) = arguments.from_block else {
         let journal = address.open_existing().await?;

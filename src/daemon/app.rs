@@ -22,6 +22,7 @@ use crate::model::{Timestamp, ids};
 use crate::observe::metrics::{Meters, Metrics, ReplayMeter, SpanMeter};
 use crate::observe::traces::Tracer;
 use crate::signer::{LocalSigner, RemoteSigner, Signer};
+use crate::stages::claim::Serving;
 use crate::stages::dead_letters::replay_guard::ReplayGuard;
 use crate::stages::dead_letters::replayer::{OPERATOR, Replayer};
 use crate::stages::lane::{LaneSettings, LaneSignals, LaneState};
@@ -81,10 +82,10 @@ async fn run_with<J: Journal + LetterDeeds + 'static>(
     let client = ClientSettings { tracer: tracer.clone(), ..settings.chain.clone() };
     let node = Arc::new(NodeClient::new(&client).context("cannot make the HTTP client")?);
     let adjustable = Adjustable::new(&settings);
-    let publisher = Arc::new(broker.publisher());
-    let seams = Seams { journal: journal.clone(), chain: node.clone(), signers, publisher, deliveries };
+    let (publisher, markers) = (Arc::new(broker.publisher()), Arc::new(broker.markers()));
+    let seams = Seams { journal: journal.clone(), chain: node.clone(), signers, publisher, markers, deliveries };
     let of_stages = pipeline_settings(&settings, &adjustable, accounts, &owner, tracer);
-    let Pipeline { stages, lanes, flow, meters } = Pipeline::new(seams, of_stages, &tokens.stages);
+    let Pipeline { stages, lanes, flow, serving, meters } = Pipeline::new(seams, of_stages, &tokens.stages);
     spawn_stages(&mut tasks, stages);
     let replay = ReplayMeter::default();
     let (chain, publisher, log) = (node.meter(), publish_meter, context.recent.meter());
@@ -104,6 +105,7 @@ async fn run_with<J: Journal + LetterDeeds + 'static>(
         chain_id: settings.chain.chain_id,
         broker: broker_state.clone(),
         flow: flow.clone(),
+        serving: serving.clone(),
         lanes: settings.signers.iter().zip(&lanes).map(|(signer, (_, signals))| view(signer, signals)).collect(),
         node,
         journal: journal.clone(),
@@ -118,7 +120,7 @@ async fn run_with<J: Journal + LetterDeeds + 'static>(
     spawn_replayer(&mut tasks, &tokens, &settings, (&journal, &owner), replay);
     let stop_reading = tokens.stages.intake.clone();
     tasks.spawn("reload", reload::run(settings.clone(), context.reloading, adjustable, hangups, stop_reading));
-    spawn_systemd(&mut tasks, &tokens, &settings, (broker_state, &lanes), publish_stuck);
+    spawn_systemd(&mut tasks, &tokens, &settings, (broker_state, serving, &lanes), publish_stuck);
     log_start(&settings);
     let drained = tasks.run_until_drained(settings.worker.drain_deadline, |running| tokens.stop_next(running)).await;
     release_leases(journal.as_ref(), lanes.iter().map(|(_, signals)| signals.lease.borrow().clone())).await;
@@ -170,11 +172,11 @@ fn spawn_systemd(
     tasks: &mut Tasks,
     tokens: &Tokens,
     settings: &Settings,
-    (broker, lanes): (watch::Receiver<BrokerState>, &[(AccountId, LaneSignals)]),
+    (broker, serving, lanes): (watch::Receiver<BrokerState>, watch::Receiver<Serving>, &[(AccountId, LaneSignals)]),
     publish_stuck: watch::Sender<Vec<&'static str>>,
 ) {
     let states: Vec<_> = lanes.iter().map(|(_, signals)| signals.state.subscribe()).collect();
-    let status = move || status_line(&broker.borrow(), &states);
+    let status = move || status_line(&broker.borrow(), &serving.borrow(), &states);
     let notifier = notify_systemd(tasks.beats(), stall(settings), status, publish_stuck, tokens.last.clone());
     tasks.spawn("systemd", notifier);
 }
@@ -319,7 +321,7 @@ fn pipeline_settings(
     }
 }
 
-fn status_line(broker: &BrokerState, lanes: &[watch::Receiver<LaneState>]) -> String {
+fn status_line(broker: &BrokerState, serving: &Serving, lanes: &[watch::Receiver<LaneState>]) -> String {
     use BrokerState as B;
     let broker = match broker {
         B::Connecting(why) => format!("broker away: {why}"),
@@ -337,5 +339,9 @@ fn status_line(broker: &BrokerState, lanes: &[watch::Receiver<LaneState>]) -> St
             None => format!("{} in flight, {block}{throttled}", lane.in_flight),
         }
     });
-    std::iter::once(broker).chain(lanes).collect::<Vec<_>>().join("; ")
+    let refused = match serving {
+        Serving::Refused(why) => Some(format!("refused: {why}")),
+        Serving::Waiting(_) | Serving::Serves => None,
+    };
+    refused.into_iter().chain([broker]).chain(lanes).collect::<Vec<_>>().join("; ")
 }

@@ -7,6 +7,7 @@ use crate::journal::accounts::AccountId;
 use crate::journal::columns::{Columns, fixed, nonce, number, text, to_i64, unsigned};
 use crate::journal::database::{Database, Rows, SqlJournal, Statements, values};
 use crate::journal::error::{JournalError, Result};
+use crate::journal::identity::adopt;
 use crate::journal::leases::raise;
 use crate::journal::ordering::lock_turns;
 use crate::model::{BlockNumber, BodyHash, Nonce, RecoveredWrite, Timestamp, TxHash};
@@ -35,7 +36,7 @@ pub struct RecoveredAccount {
 /// Serves `chainwriter recover`.
 #[async_trait]
 pub trait Recoveries: Send + Sync {
-    /// Begins a recovery, in place of an earlier one. Refused once the journal knows a request: then it is not lost.
+    /// Begins a recovery, in place of an earlier one, and adopts the queue. Refused once the journal knows a request: then it is not lost.
     async fn begin_recovery(&self, recovery: Recovery, accounts: Vec<RecoveredAccount>) -> Result<()>;
     /// Ends it and forgets what was read. `false` if there is none.
     async fn end_recovery(&self) -> Result<bool>;
@@ -68,6 +69,8 @@ async fn begin(connection: &dyn Statements, recovery: &Recovery, accounts: &[Rec
     }
     end(connection).await?;
     let Recovery { begun_at, operator, from_block, to_block } = recovery;
+    // The lost journal's marker is still at the broker.
+    adopt(connection, operator).await?;
     let insert = "INSERT INTO recovery (id, begun_at, operator, from_block, to_block) VALUES (1, $1, $2, $3, $4)";
     let (from, to) = (to_i64("a height", from_block.0)?, to_i64("a height", to_block.0)?);
     connection.execute(DOING, insert, &values![begun_at.0, operator, from, to]).await?;

@@ -14,6 +14,7 @@ use crate::journal::{Instance, JournalError, Leases};
 use crate::model::Timestamp;
 use crate::model::ids::virtual_host;
 use crate::simulation::journal::{Faults, MemoryJournal, in_doubt, not_written};
+use crate::simulation::markers::SimMarkers;
 use crate::simulation::nodes::SimNodes;
 use crate::simulation::queues::{SimPublisher, deliver};
 use crate::simulation::settings::RunSettings;
@@ -145,7 +146,8 @@ impl Process {
             lanes.push(LaneSettings { account: *account, owner: name.into(), ..settings.lane.clone() });
         }
         let chain = Arc::new(SimNodes { world: world.clone() });
-        let seams = Seams { journal: Arc::clone(&journal), chain, signers, publisher, deliveries };
+        let markers = Arc::new(SimMarkers { world: world.clone() });
+        let seams = Seams { journal: Arc::clone(&journal), chain, signers, publisher, markers, deliveries };
         let stops = Stops::default();
         let told = PipelineSettings {
             lanes,

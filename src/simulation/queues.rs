@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::{AckToken, Delivery, EndDelivery, Flow, Names, Outgoing, PublishError, Publisher};
-use crate::model::{Generation, HeaderValue, Message};
+use crate::model::{Generation, HeaderValue, Marker, Message};
 use crate::simulation::world::{Shared, World};
 
 /// After this a publisher gives up on a confirm.
@@ -56,10 +56,43 @@ pub(super) struct Queues {
     pub(super) is_down: bool,
     /// Everything ever taken for a queue, with the copy's count.
     pub(super) taken: Vec<(Taken, Queued)>,
+    /// The markers of journals, oldest first, and who holds their queue.
+    pub(super) markers: Vec<Marker>,
+    marker_hold: Option<u64>,
     count: u64,
 }
 
 impl Queues {
+    /// `None` while another holds it.
+    pub(super) fn hold_markers(&mut self) -> Option<(u64, Vec<Marker>)> {
+        if self.marker_hold.is_some() {
+            return None;
+        }
+        let hold = self.number();
+        self.marker_hold = Some(hold);
+        Some((hold, self.markers.clone()))
+    }
+
+    /// False where the hold has ended: nothing comes over a lost connection.
+    pub(super) fn leave_marker(&mut self, hold: u64, marker: &Marker) -> bool {
+        let holds = self.marker_hold == Some(hold);
+        if holds {
+            self.markers.push(marker.clone());
+        }
+        holds
+    }
+
+    /// Takes the oldest out.
+    pub(super) fn end_markers(&mut self, hold: u64, count: usize) {
+        if self.marker_hold == Some(hold) {
+            self.markers.drain(..count.min(self.markers.len()));
+        }
+    }
+
+    pub(super) fn release_markers(&mut self, hold: u64) {
+        self.marker_hold.take_if(|held| *held == hold);
+    }
+
     pub(super) fn number(&mut self) -> u64 {
         self.count += 1;
         self.count
@@ -83,6 +116,7 @@ impl Queues {
     }
 
     pub(super) fn end_all_sessions(&mut self) {
+        self.marker_hold = None;
         let sessions: Vec<_> = self.unacked.keys().copied().collect();
         for session in sessions {
             self.end_session(session);

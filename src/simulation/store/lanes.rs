@@ -101,6 +101,7 @@ impl Store {
             let row = row.ok_or_else(|| refused("begin a recovery", "no such account"))?;
             row.next_nonce = row.next_nonce.max(Some(account.next_nonce));
         }
+        self.adopt(recovery.begun_at, recovery.operator.clone());
         self.recovery = Some((recovery, accounts));
         Ok(())
     }

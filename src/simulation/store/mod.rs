@@ -7,15 +7,17 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::journal::{
-    AccountId, Instance, JournalError, Lease, OutboxRow, RecoveredAccount, Recovery, ReplyAddress, RequestSeq,
+    AccountId, Instance, JournalError, Lease, OutboxRow, Passage, RecoveredAccount, Recovery, ReplyAddress, RequestSeq,
 };
 use crate::model::event::FinalTransaction;
 use crate::model::{
     Address, BodyHash, Cause, EventKind, Gas, Generation, Members, Message, Nonce, OrderKey, Purpose, RawTransaction,
     RequestId, RequestState, SignedTransaction, Timestamp, TraceContext, TransactionState, Wei, Write,
 };
+use crate::simulation::store::identity::Identity;
 
 mod ending;
+mod identity;
 mod lanes;
 mod limits;
 mod mishaps;
@@ -45,6 +47,8 @@ pub(crate) struct Store {
     last_turn: i64,
     last_event: i64,
     last_attempt: u64,
+    identity: Identity,
+    passages: Vec<Passage>,
     record: Record,
 }
 
@@ -258,10 +262,10 @@ impl RequestRow {
     }
 
     /// Into a state whose deliveries may be acked: no copy is made of it any more.
-    fn end(&mut self, now: Timestamp, state: RequestState) {
+    fn end(&mut self, now: Timestamp, settled_at: Timestamp, state: RequestState) {
         self.state = state;
         self.changed_at = now;
-        self.settled_at = Some(now);
+        self.settled_at = Some(settled_at);
         self.message = None;
         if let Some(write) = &mut self.write
             && state.is_over()

@@ -36,14 +36,14 @@ impl Term<'_> {
     /// is signed already is the better probe, since it has to be sent anyway.
     pub(super) fn may_try(&self) -> bool {
         if self.fails_for_outage() {
-            return true;
+            return self.context.signals.serves();
         }
         let has_probe = || self.flight.not_included().any(|transaction| !transaction.is_pooled());
         self.may_sign() && !(self.gate.is_probed_by_sending() && has_probe())
     }
 
     pub(super) fn may_sign(&self) -> bool {
-        self.gate.may_sign(self.view.head().is_some()).is_ok()
+        self.context.signals.serves() && self.gate.may_sign(self.view.head().is_some()).is_ok()
     }
 
     /// Returns whether requests without a transaction fail because something is away: only where the operator asks for that.

@@ -216,7 +216,9 @@ impl<'l> Term<'l> {
         if self.is_recovering {
             self.check_recovery().await?;
         }
-        self.apply_cancellations().await?;
+        if self.context.signals.serves() {
+            self.apply_cancellations().await?;
+        }
         self.follow().await?;
         self.resend_and_replace().await?;
         self.fill_gaps().await
@@ -244,8 +246,12 @@ impl<'l> Term<'l> {
         self.context.journal.release_lease(&self.lease).await
     }
 
-    /// Signs, or pauses the lane until the signer has signed something.
+    /// Signs, or pauses the lane until the signer has signed something. A journal that does not serve the queue signs nothing:
+    /// it may be behind the chain.
     pub(super) async fn sign_all(&mut self, unsigned: Vec<Traced<UnsignedTransaction>>) -> Option<Vec<RawTransaction>> {
+        if !self.context.signals.serves() {
+            return None;
+        }
         match self.context.signer.sign(unsigned).await {
             Ok(signed) => {
                 self.gate.resume_if(|reason| reason == PauseReason::SignerUnavailable);
