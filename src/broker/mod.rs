@@ -102,6 +102,9 @@ pub enum PublishError {
     /// There is no connection, or it is blocked.
     #[error("the broker is not connected")]
     NotConnected,
+    /// Nothing may be published before this journal serves the queue.
+    #[error("this journal does not serve the queue")]
+    NotServing,
     #[error("no publisher confirm in time")]
     Timeout,
     /// No queue took it.

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 
-use crate::broker::{MarkerQueue, PublishOnly, QueueDepths, QueueRole};
+use crate::broker::{BrokerError, MarkerQueue, PublishOnly, QueueDepths, QueueRole};
 use crate::cli::{operator, say};
 use crate::config::Settings;
 use crate::journal::OperatorsJournal;
@@ -50,8 +50,8 @@ async fn adopt(journal: &dyn OperatorsJournal, settings: &Settings) -> anyhow::R
     Ok(())
 }
 
-/// Returns the marker at the broker, and leaves it as it is.
-async fn marker(settings: &Settings) -> anyhow::Result<Option<Marker>> {
+/// Returns the marker at the broker. Reads it as a start does, and leaves the same one: at no moment is there none.
+pub(super) async fn marker(settings: &Settings) -> Result<Option<Marker>, BrokerError> {
     let connection = PublishOnly::connect(&settings.broker).await?;
     let held = connection.markers(settings.broker.topology.names()).hold().await?;
     let found = newest(held.found()).cloned();

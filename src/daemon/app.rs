@@ -28,6 +28,7 @@ use crate::stages::dead_letters::replayer::{OPERATOR, Replayer};
 use crate::stages::lane::{LaneSettings, LaneSignals, LaneState};
 use crate::stages::pipeline::{Pipeline, PipelineSettings, Seams, Stage, Stops};
 use crate::stages::settle::SettleSettings;
+use crate::stages::upkeep::Pace;
 
 /// Deliveries between the broker and intake; what waits there is unacked and counts to the prefetch.
 const DELIVERIES: usize = 256;
@@ -117,7 +118,7 @@ async fn run_with<J: Journal + LetterDeeds + 'static>(
     spawn_observer(&mut tasks, &tokens, Observer::new(sources, Metrics::new(&meters)), settings.http_listen);
     let sessions = broker.run(deliver, flow, tokens.stages.intake.clone(), tokens.broker.clone());
     tasks.spawn_endless("broker", sessions);
-    spawn_replayer(&mut tasks, &tokens, &settings, (&journal, &owner), replay);
+    spawn_replayer(&mut tasks, &tokens, &settings, (&journal, &owner, serving.clone()), replay);
     let stop_reading = tokens.stages.intake.clone();
     tasks.spawn("reload", reload::run(settings.clone(), context.reloading, adjustable, hangups, stop_reading));
     spawn_systemd(&mut tasks, &tokens, &settings, (broker_state, serving, &lanes), publish_stuck);
@@ -150,7 +151,7 @@ fn spawn_replayer<J: Journal + LetterDeeds + 'static>(
     tasks: &mut Tasks,
     tokens: &Tokens,
     settings: &Settings,
-    (journal, owner): (&Arc<J>, &Arc<str>),
+    (journal, owner, mut serving): (&Arc<J>, &Arc<str>, watch::Receiver<Serving>),
     meter: ReplayMeter,
 ) {
     if settings.dead.rules.is_empty() {
@@ -165,7 +166,15 @@ fn spawn_replayer<J: Journal + LetterDeeds + 'static>(
         owner: Arc::clone(owner),
         meter,
     };
-    tasks.spawn("replayer", replayer.run(tokens.stages.intake.clone()));
+    let stop = tokens.stages.intake.clone();
+    tasks.spawn("replayer", async move {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            _ = serving.wait_for(|serving| *serving == Serving::Serves) => {}
+        }
+        replayer.run(stop).await
+    });
 }
 
 fn spawn_systemd(
@@ -308,7 +317,7 @@ fn pipeline_settings(
         admission: settings.admission.clone(),
         settle: SettleSettings { tracer: tracer.clone(), ..settings.settle.clone() },
         max_open: adjustable.max_open.subscribe(),
-        retention: settings.journal.retention,
+        upkeep: Pace::of(settings.journal.retention, settings.settle.waits.iter().max().copied().unwrap_or_default()),
         lease_ttl: settings.lane.lease_ttl,
         instance: Instance {
             owner: Arc::clone(owner),

@@ -77,6 +77,8 @@ pub use copies::{ConfirmedCopy, CopyKind, RefusedMessage, UnconfirmedCopy};
 #[cfg(test)]
 pub use decisions::recorded_by;
 pub use decisions::{Decision, Requeue, Settlement};
+#[cfg(test)]
+pub use error::JournalCondition;
 pub use error::{JournalError, Result};
 pub use history::{History, TransactionHistory};
 #[cfg(test)]

@@ -72,6 +72,18 @@ fn printable(text: &str) -> String {
     cut(text.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect(), LONGEST_NAME_BYTES)
 }
 
+impl fmt::Display for Start {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, start {}", self.journal.0, self.number)
+    }
+}
+
+impl fmt::Display for JournalId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 impl fmt::Display for Marker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { journal: JournalId(journal), start, worker, host, pid, at, .. } = self;

@@ -1,6 +1,8 @@
 //! Which journal may serve a queue: what a starting instance does with the marker that it finds at the broker.
 
-use crate::model::marker::{JournalId, Marker, Start};
+use std::fmt::Display;
+
+use crate::model::marker::{JournalId, Marker};
 
 /// What the journal knows when a marker was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,19 +67,16 @@ pub fn newest(found: &[Marker]) -> Option<&Marker> {
 }
 
 /// Says why this journal is refused, with both journals, and what to do.
-pub fn explain(refusal: Refusal, own: &Start, found: &Marker) -> String {
-    let JournalId(journal) = &own.journal;
+pub fn explain(refusal: Refusal, own: &impl Display, found: &Marker) -> String {
     match refusal {
         Refusal::OlderCopy => format!(
-            "the journal ({journal}, start {}) is an older copy: the queue was served last by {found}, which this copy does \
-             not know. Use the newest copy; if it is lost, `chainwriter recover` brings this one up to date",
-            own.number
+            "this journal ({own}) is an older copy: the queue was served last by {found}, a start that this copy does not \
+             know. Use the newest copy; if it is lost, `chainwriter recover` brings this one up to date"
         ),
         Refusal::AnotherJournal => format!(
-            "the journal ({journal}, start {}) is not the one that serves this queue: that is {found}. Correct journal.url or \
+            "this journal ({own}) is not the one that serves this queue: that is {found}. Correct journal.url or \
              broker.queue; if the other journal is lost, see `chainwriter recover`; if the queue was moved to this one on \
-             purpose, `chainwriter recover --adopt`",
-            own.number
+             purpose, `chainwriter recover --adopt`"
         ),
     }
 }
@@ -85,8 +84,8 @@ pub fn explain(refusal: Refusal, own: &Start, found: &Marker) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::StartToken;
     use crate::model::marker::tests::marker;
+    use crate::model::{Start, StartToken};
 
     fn standing(knows_start: bool, has_requests: bool, adopted: bool) -> Standing {
         let adopted_by = adopted.then(|| "eve@host".to_owned());

@@ -7,10 +7,10 @@ use async_trait::async_trait;
 
 use crate::journal::{
     AccountId, Acquired, Admissions, Arrival, Attendance, CancelWish, Cancellation, ConfirmedCopy, EndedAgain, History,
-    Identities, Instance, Instances, JournalError, JournalOverview, Lease, LeaseMark, Leases, LiveTransaction,
-    NewStart, NewTransaction, Outbox, OutboxRow, Passages, Proof, QueuedRequest, RecoveredAccount, Recoveries,
-    Recovery, RefusedMessage, Reorged, RequestSeq, Result, Settlement, Settlements, StoredNonce, Transactions,
-    UnconfirmedCopy, Upkeep, Which, WishAnswer,
+    Identities, Instance, Instances, JournalCondition, JournalError, JournalOverview, Lease, LeaseMark, Leases,
+    LiveTransaction, NewStart, NewTransaction, Outbox, OutboxRow, Passages, Proof, QueuedRequest, RecoveredAccount,
+    Recoveries, Recovery, RefusedMessage, Reorged, RequestSeq, Result, Settlement, Settlements, StoredNonce,
+    Transactions, UnconfirmedCopy, Upkeep, Which, WishAnswer,
 };
 use crate::model::ids::virtual_host;
 use crate::model::{
@@ -373,6 +373,12 @@ impl Upkeep for MemoryJournal {
 
     async fn wish_cancellation(&self, id: &RequestId, wish: CancelWish) -> Result<WishAnswer> {
         self.write("wish_cancellation", |store, now| Ok(store.wish_cancellation(now, id, wish))).await
+    }
+
+    async fn condition(&self) -> Result<JournalCondition> {
+        let has_clock = self.read("condition", |store| store.has_clock).await?;
+        let clock = virtual_host::right_now().filter(|_| has_clock);
+        Ok(JournalCondition { clock, ..JournalCondition::default() })
     }
 
     async fn prune(&self, before: Timestamp, limit: u32) -> Result<u64> {

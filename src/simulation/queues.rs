@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::{AckToken, Delivery, EndDelivery, Flow, Names, Outgoing, PublishError, Publisher};
+use crate::model::message::header;
 use crate::model::{Generation, HeaderValue, Marker, Message};
 use crate::simulation::world::{Shared, World};
 
@@ -15,6 +16,8 @@ use crate::simulation::world::{Shared, World};
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(4);
 /// What is late comes up to so many milliseconds later.
 const LATEST_MS: u64 = 20_000;
+/// The same where requests are forgotten after some seconds: what comes later than that is a new request.
+const LATEST_WITH_LITTLE_KEPT_MS: u64 = 2_000;
 /// How often a session looks for something to deliver.
 const LOOK: Duration = Duration::from_millis(40);
 pub(super) const PREFETCH: usize = 12;
@@ -28,6 +31,11 @@ pub(super) struct Queued {
 impl Queued {
     pub(super) fn id(&self) -> &str {
         self.message.properties.message_id.as_deref().unwrap_or_default()
+    }
+
+    /// Nobody waits for it.
+    pub(super) fn is_passage(&self) -> bool {
+        self.message.headers.contains_key(header::PASSAGE)
     }
 
     pub(super) fn generation(&self) -> Generation {
@@ -142,7 +150,9 @@ impl Queues {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.work.is_empty() && self.wait.is_empty() && self.held() == 0
+        let unacked = self.unacked.values().flat_map(BTreeMap::values);
+        let waiting = self.wait.iter().map(|(_, queued)| queued);
+        self.work.iter().chain(waiting).chain(unacked).all(Queued::is_passage)
     }
 }
 
@@ -241,6 +251,8 @@ fn take(shared: &Shared, session: u64) -> Option<Delivery> {
         return None;
     }
     let place = world.rng.usize(0..front);
+    // Messages that came back in between do not come before a passage because of that.
+    let place = if world.queues.work[place].is_passage() { 0 } else { place };
     let queued = world.queues.work.remove(place)?;
     let tag = world.queues.number();
     let message = queued.message.clone();
@@ -290,7 +302,8 @@ impl SimPublisher {
         let fate = self.fate(mandatory);
         let (there, back, late) = {
             let mut world = self.world.lock();
-            let late = Duration::from_millis(world.rng.u64(0..LATEST_MS));
+            let latest = if world.forgets { LATEST_WITH_LITTLE_KEPT_MS } else { LATEST_MS };
+            let late = Duration::from_millis(world.rng.u64(0..latest));
             (world.latency(), world.latency(), late)
         };
         let (exchange, routing_key) = (outgoing.exchange.clone(), outgoing.routing_key.clone());

@@ -73,6 +73,8 @@ pub(super) struct World {
     pub(super) queues: Queues,
     pub(super) store: Arc<Mutex<Store>>,
     pub(super) checker: Checker,
+    /// Requests are forgotten some seconds after their end.
+    pub(super) forgets: bool,
     /// The same transaction gets another signature each time.
     pub(super) signatures_vary: bool,
     trace: Vec<String>,
@@ -112,6 +114,7 @@ impl World {
             queues: Queues::default(),
             store: Arc::default(),
             checker: Checker::default(),
+            forgets: false,
             signatures_vary: rng.bool(),
             trace: Vec::new(),
             rng,

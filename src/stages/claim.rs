@@ -11,12 +11,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::broker::{BrokerError, MarkerQueue};
+use crate::broker::{BrokerError, MarkerQueue, Outgoing, PublishError, Publisher};
 use crate::journal::{Identities, Instance, JournalError, NewStart};
 use crate::model::{Heartbeat, JournalId, Marker, Start, StartToken, Timestamp, ids};
 use crate::policy::marker::{Ruling, explain, newest, rule};
@@ -30,6 +31,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_secs(600);
 /// How often a refusal that lasts is logged.
 const LOG_AGAIN: Duration = Duration::from_secs(600);
+/// How long a publish waits for the claim.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Longest interval between heartbeats.
 const BEAT: Duration = Duration::from_secs(1);
 
@@ -197,11 +200,41 @@ impl Claim {
     }
 }
 
+/// Publishes once this journal serves the queue. What an older copy of the journal holds as failed may be written.
+pub struct ServedPublisher {
+    pub publisher: Arc<dyn Publisher>,
+    pub serving: watch::Receiver<Serving>,
+}
+
+impl ServedPublisher {
+    async fn expect_serving(&self) -> Result<(), PublishError> {
+        let mut serving = self.serving.clone();
+        let served = tokio::time::timeout(PATIENCE, serving.wait_for(|serving| *serving == Serving::Serves)).await;
+        served.map_err(|_| PublishError::NotServing)?.map(drop).map_err(|_| PublishError::NotServing)
+    }
+}
+
+#[async_trait]
+impl Publisher for ServedPublisher {
+    async fn publish(&self, outgoing: &Outgoing) -> Result<(), PublishError> {
+        self.expect_serving().await?;
+        self.publisher.publish(outgoing).await
+    }
+
+    async fn publish_unrouted(&self, outgoing: &[Outgoing]) -> Vec<Result<(), PublishError>> {
+        match self.expect_serving().await {
+            Ok(()) => self.publisher.publish_unrouted(outgoing).await,
+            Err(_) => outgoing.iter().map(|_| Err(PublishError::NotServing)).collect(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::journal::contract::instance;
-    use crate::simulation::fakes::{FakeMarkers, journal};
+    use crate::model::Message;
+    use crate::simulation::fakes::{FakeMarkers, FakePublisher, journal};
     use crate::simulation::journal::MemoryJournal;
 
     /// A start of an instance with this journal.
@@ -285,6 +318,21 @@ mod tests {
         assert_eq!(ask(&claim, &mut memory).await, Serving::Serves);
         markers.set_away(true);
         assert_eq!(ask(&claim, &mut memory).await, Serving::Serves);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_published_before_the_journal_serves_the_queue() {
+        let (publisher, serving) =
+            (Arc::<FakePublisher>::default(), watch::Sender::new(Serving::Refused(String::new())));
+        let served = ServedPublisher { publisher: publisher.clone(), serving: serving.subscribe() };
+        let outgoing = Outgoing { exchange: "q".to_owned(), routing_key: "k".to_owned(), message: Message::default() };
+        assert!(matches!(served.publish(&outgoing).await, Err(PublishError::NotServing)));
+        let events = served.publish_unrouted(std::slice::from_ref(&outgoing)).await;
+        assert!(matches!(events[..], [Err(PublishError::NotServing)]));
+        assert!(publisher.routing_keys().is_empty());
+        serving.send_replace(Serving::Serves);
+        assert!(served.publish(&outgoing).await.is_ok());
+        assert_eq!(publisher.routing_keys(), ["k"]);
     }
 
     #[tokio::test]

@@ -15,12 +15,12 @@ use crate::observe::metrics::Meters;
 use crate::policy::admission::AdmissionRules;
 use crate::signer::Signer;
 use crate::stages::assignment::{AssignedLane, Assignment};
-use crate::stages::claim::{Claim, Serving};
+use crate::stages::claim::{Claim, ServedPublisher, Serving};
 use crate::stages::intake::{Intake, IntakeLane};
 use crate::stages::lane::{Lane, LaneSettings, LaneSignals};
 use crate::stages::outbox::OutboxStage;
 use crate::stages::settle::{Settle, SettleSettings};
-use crate::stages::upkeep::UpkeepStage;
+use crate::stages::upkeep::{Pace, UpkeepStage};
 
 const HANDOVERS: usize = 1024;
 
@@ -44,7 +44,7 @@ pub struct PipelineSettings {
     pub settle: SettleSettings,
     /// Deliveries pause while this many requests are open.
     pub max_open: watch::Receiver<u64>,
-    pub retention: Duration,
+    pub upkeep: Pace,
 }
 
 /// Ends the stages, in the order of a drain: no more deliveries and no new transactions; then everything settles by itself;
@@ -80,7 +80,7 @@ impl Pipeline {
     /// Builds every stage and connects them.
     pub fn new<J: Journal + 'static>(seams: Seams<J>, settings: PipelineSettings, stops: &Stops) -> Self {
         let Seams { journal, chain, signers, publisher, markers, deliveries } = seams;
-        let PipelineSettings { instance, lease_ttl, lanes, admission, settle, max_open, retention } = settings;
+        let PipelineSettings { instance, lease_ttl, lanes, admission, settle, max_open, upkeep: pace } = settings;
         let (to_settle, from_intake) = mpsc::channel(HANDOVERS);
         let (to_settle_from_lanes, from_lanes) = mpsc::channel(HANDOVERS);
         let (owners_changed, wake_outbox) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
@@ -93,6 +93,8 @@ impl Pipeline {
             serving: serving.subscribe(),
             meters: Meters::default(),
         };
+
+        let publisher: Arc<dyn Publisher> = Arc::new(ServedPublisher { publisher, serving: pipeline.serving.clone() });
 
         for (settings, signer) in lanes.into_iter().zip(signers) {
             let account = settings.account;
@@ -157,7 +159,7 @@ impl Pipeline {
         }
         let lanes = pipeline.of_lanes(|_, signals| signals.state.subscribe());
         let (publisher, serving) = (publisher_of_passages, pipeline.serving.clone());
-        let upkeep = UpkeepStage { journal, publisher, way, retention, lanes, serving };
+        let upkeep = UpkeepStage { journal, publisher, way, pace, lanes, serving };
         pipeline.stages.push(Stage { name: "upkeep", beat: None, run: Box::pin(upkeep.run(stops.outbox.clone())) });
         pipeline
     }

@@ -5,8 +5,9 @@
 //! as no worker ran. So a passage (`policy::passage`), a message of our own, goes the way of a retry: through a wait queue into
 //! the work queue. When it comes out there, what was at the broker before it has come out too, and the journal has met it.
 //! What a consumer held that died in this moment is back in the queue before the next passage is sent. So two passages in a
-//! row prove that the broker holds nothing from before the first, and what ended `journal.retention` before the first was
-//! published may go. After a start nothing goes before a passage has come out.
+//! row prove that the queue holds nothing from before the first, and what ended `journal.retention` before the first was
+//! published may go. What was in a wait queue then is in the work queue after the longest delay, so nothing goes before that.
+//! After a start nothing goes before a passage has come out.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,8 +25,6 @@ use crate::policy::passage::{GRACE, Next, interval, next, trusted};
 use crate::stages::claim::Serving;
 use crate::stages::lane::LaneState;
 
-/// Interval between steps.
-const STEP: Duration = Duration::from_secs(30);
 /// Rows deleted in one commit.
 const ROWS: u32 = 512;
 /// How often it is logged that the clock is not trusted.
@@ -37,12 +36,33 @@ const KIND: &str = "chainwriter.passage";
 pub trait UpkeepJournal: Upkeep + Passages {}
 impl<T: Upkeep + Passages> UpkeepJournal for T {}
 
+/// How long things take.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// What ended is kept for so long at least.
+    pub kept: Duration,
+    /// Interval between passages.
+    pub interval: Duration,
+    /// For what a consumer was given just before a passage came out.
+    pub grace: Duration,
+    /// Interval between steps.
+    pub step: Duration,
+}
+
+impl Pace {
+    /// Returns the pace for `journal.retention`, where the longest wait queue has this delay.
+    pub fn of(retention: Duration, longest_wait: Duration) -> Self {
+        let step = Duration::from_secs(30);
+        Self { kept: retention.max(longest_wait), interval: interval(retention), grace: GRACE, step }
+    }
+}
+
 pub struct UpkeepStage {
     pub journal: Arc<dyn UpkeepJournal>,
     pub publisher: Arc<dyn Publisher>,
     /// The exchange and the routing key of the shortest wait queue, from which messages go to the work queue.
     pub way: (String, String),
-    pub retention: Duration,
+    pub pace: Pace,
     pub lanes: Vec<watch::Receiver<LaneState>>,
     pub serving: watch::Receiver<Serving>,
 }
@@ -71,7 +91,7 @@ impl UpkeepStage {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => {}
-                () = tokio::time::sleep(STEP) => {}
+                () = tokio::time::sleep(self.pace.step) => {}
             }
         }
         Ok(())
@@ -96,12 +116,12 @@ impl UpkeepStage {
             }
         };
         let proof = self.journal.proof().await?;
-        let up_to = memory.usable(&proof);
+        let up_to = memory.usable(&proof, self.pace.grace);
         self.send(&proof, now, cancel).await?;
         let Some(up_to) = up_to else { return Ok(()) };
         let mut forgotten = 0;
         loop {
-            let count = self.journal.prune(up_to.before(self.retention), ROWS).await?;
+            let count = self.journal.prune(up_to.before(self.pace.kept), ROWS).await?;
             forgotten += count;
             if count == 0 || cancel.is_cancelled() {
                 break;
@@ -117,7 +137,7 @@ impl UpkeepStage {
     /// The journal first: crash before the publish, and the passage is published again; after it, it may come out twice.
     async fn send(&self, proof: &Proof, now: Timestamp, cancel: &CancellationToken) -> Result<(), JournalError> {
         let newest = proof.newest.as_ref();
-        let token = match (next(newest.map(|newest| newest.state), now, interval(self.retention)), newest) {
+        let token = match (next(newest.map(|newest| newest.state), now, self.pace.interval), newest) {
             (Next::Nothing, _) | (Next::Again, None) => return Ok(()),
             (Next::Again, Some(Passage { token, .. })) => token.clone(),
             (Next::New, newest) => {
@@ -170,11 +190,11 @@ impl Memory {
 
     /// Returns up to when all messages were taken in, if a passage has come out since the start, a while ago: an instance that
     /// got a message just before it may still be busy with that.
-    fn usable(&mut self, proof: &Proof) -> Option<Timestamp> {
+    fn usable(&mut self, proof: &Proof, grace: Duration) -> Option<Timestamp> {
         let at_start = *self.at_start.get_or_insert(proof.taken_in_up_to);
         let up_to = proof.taken_in_up_to.filter(|_| proof.taken_in_up_to != at_start)?;
         let (shown, since) = *self.shown.get_or_insert((up_to, Instant::now()));
-        if since.elapsed() < GRACE {
+        if since.elapsed() < grace {
             return None;
         }
         if shown != up_to {
@@ -224,7 +244,7 @@ mod tests {
                 journal,
                 publisher: publisher.clone(),
                 way: ("q.retry".to_owned(), "q.wait.1s".to_owned()),
-                retention: HOUR,
+                pace: Pace::of(HOUR, Duration::ZERO),
                 lanes: vec![lane.subscribe()],
                 serving: serving.subscribe(),
             };
@@ -288,7 +308,7 @@ mod tests {
     async fn what_ended_is_forgotten_when_two_passages_have_come_out_since_and_some_time_has_passed() {
         let mut bench = Bench::new(&["old"]).await;
         // Nothing is younger than so little: what is forgotten, is by the passages.
-        bench.stage.retention = Duration::ZERO;
+        bench.stage.pace = Pace { kept: Duration::ZERO, interval: Duration::ZERO, ..bench.stage.pace };
         bench.set.write_to_the_end(0, 0, "old").await;
         tokio::time::sleep(Duration::from_millis(1)).await;
         std::thread::sleep(Duration::from_millis(5));
@@ -307,7 +327,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_passages_have_shown_before_the_start_does_not_count() {
         let mut bench = Bench::new(&["old"]).await;
-        bench.stage.retention = Duration::ZERO;
+        bench.stage.pace = Pace { kept: Duration::ZERO, interval: Duration::ZERO, ..bench.stage.pace };
         bench.set.write_to_the_end(0, 0, "old").await;
         std::thread::sleep(Duration::from_millis(5));
         for _ in 0..2 {
@@ -323,6 +343,13 @@ mod tests {
             bench.step().await;
         }
         assert!(bench.knows("old").await);
+    }
+
+    /// A copy that its producer or a crash left in a wait queue comes after its delay.
+    #[test]
+    fn what_ended_is_kept_for_as_long_as_the_longest_wait_takes() {
+        assert_eq!(Pace::of(HOUR, 3 * HOUR).kept, 3 * HOUR);
+        assert_eq!(Pace::of(3 * HOUR, HOUR).kept, 3 * HOUR);
     }
 
     #[tokio::test(start_paused = true)]

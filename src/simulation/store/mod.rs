@@ -48,6 +48,8 @@ pub(crate) struct Store {
     last_event: i64,
     last_attempt: u64,
     identity: Identity,
+    /// Its database has a clock of its own.
+    pub(crate) has_clock: bool,
     passages: Vec<Passage>,
     record: Record,
 }
@@ -170,6 +172,8 @@ pub(crate) struct Record {
     pub(crate) begun: Vec<Begun>,
     /// What was written by an owner after another had taken the account over.
     pub(crate) late_writes: Vec<Lease>,
+    /// Requests that were pruned, as they were then.
+    pub(crate) forgotten: BTreeMap<RequestId, RequestRow>,
 }
 
 /// A new transaction, and the true time.
@@ -210,12 +214,33 @@ impl Store {
         &self.requests
     }
 
+    /// Another journal, with the same accounts.
+    pub(crate) fn emptied(&self) -> Self {
+        let accounts = self.accounts.iter().map(|(id, row)| {
+            let row = AccountRow { next_nonce: None, owner: None, leased_until: Timestamp(0), ..row.clone() };
+            (*id, row)
+        });
+        Self { accounts: accounts.collect(), ..Self::default() }
+    }
+
     pub(crate) fn request(&self, id: &RequestId) -> Option<&RequestRow> {
         self.requests.get(self.seqs.get(id)?)
     }
 
     pub(crate) fn transactions(&self) -> &BTreeMap<(AccountId, Nonce), TransactionRow> {
         &self.transactions
+    }
+
+    /// The request, also one that was forgotten.
+    pub(crate) fn ever(&self, id: &RequestId) -> Option<&RequestRow> {
+        self.request(id).or_else(|| self.record.forgotten.get(id))
+    }
+
+    /// A message of it that is published now comes to a journal that knows it: no passage was sent since its end.
+    pub(crate) fn protects(&self, id: &RequestId) -> bool {
+        let Some(row) = self.request(id) else { return !self.record.forgotten.contains_key(id) };
+        let newest = self.passages.last().map(|passage| passage.state.published_at);
+        row.settled_at.is_none_or(|settled_at| newest.is_none_or(|newest| settled_at >= newest))
     }
 
     /// Every attempt that the journal still holds, with the request it is for, by nonce.

@@ -206,6 +206,8 @@ impl Term<'_> {
     /// the nonce of what is signed is cancelled by [`Self::resend_and_replace`]. Crash before settle has stored the end: the
     /// cancellation still stands there.
     pub(super) async fn apply_cancellations(&mut self) -> Result<(), JournalError> {
+        // A journal behind the chain may hold as accepted what is written.
+        let serves = self.context.signals.serves();
         let cancellations = self.context.journal.cancellations(self.lease.account).await?;
         self.queue.retain_cancelled(|request| cancellations.iter().any(|one| one.request.seq == request));
         let mut rulings = Vec::new();
@@ -216,7 +218,9 @@ impl Term<'_> {
                     warn!(request.id = %request.id, tx.nonce = %transaction.nonce, cause = detail, "an operator wants this write no more; its nonce is cancelled unless it lands first");
                     transaction.cancel_reason = Some(detail);
                 }
-            } else if state == RequestState::Accepted && self.queue.cancel(request.seq, &self.context.settings.batching)
+            } else if serves
+                && state == RequestState::Accepted
+                && self.queue.cancel(request.seq, &self.context.settings.batching)
             {
                 info!(request.id = %request.id, cause = detail, "cancelled before it had a nonce");
                 let verdict = LaneVerdict::Cancelled(Cause::new(Reason::Cancelled, detail));

@@ -216,9 +216,7 @@ impl<'l> Term<'l> {
         if self.is_recovering {
             self.check_recovery().await?;
         }
-        if self.context.signals.serves() {
-            self.apply_cancellations().await?;
-        }
+        self.apply_cancellations().await?;
         self.follow().await?;
         self.resend_and_replace().await?;
         self.fill_gaps().await

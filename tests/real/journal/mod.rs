@@ -3,4 +3,5 @@
 pub mod databases;
 mod failures;
 pub mod instances;
+mod marker;
 mod recovery;
