@@ -9,6 +9,8 @@ CREATE TABLE accounts (
     address     bytea NOT NULL CHECK (length(address) = 20),
     -- NULL until the lane has asked the chain for the first time.
     next_nonce  bigint CHECK (next_nonce >= 0),
+    -- An operator has said that transactions below this nonce that the journal does not know are another program's.
+    foreign_below bigint NOT NULL DEFAULT 0,
     lease_owner text,
     lease_until bigint NOT NULL DEFAULT 0,
     -- Counts the owners. Every write of a lane names the epoch under which it owns the account, and locks the row.
@@ -260,7 +262,7 @@ CREATE TABLE passages (
     passed_at    bigint
 );
 
--- What the chain says about accounts whose journal was lost: see `chainwriter recover`. There until the recovery ends.
+-- A recovery that an operator has begun: see `chainwriter recover`. There until it ends.
 CREATE TABLE recovery (
     -- At most one row.
     id         bigint PRIMARY KEY CHECK (id = 1),
@@ -270,6 +272,11 @@ CREATE TABLE recovery (
     from_block bigint NOT NULL,
     to_block   bigint NOT NULL
 );
+-- Requests that an operator has decided to send back since the recovery began.
+CREATE TABLE recovery_decisions (
+    request text PRIMARY KEY
+);
+-- Calls in the accounts' transactions that this journal has no row for: read by `chainwriter recover`, or found by a lane.
 CREATE TABLE recovered_writes (
     account      bigint NOT NULL REFERENCES accounts (id),
     nonce        bigint NOT NULL CHECK (nonce >= 0),
@@ -279,9 +286,21 @@ CREATE TABLE recovered_writes (
     block_number bigint NOT NULL,
     -- Of the calldata.
     data_hash    bytea NOT NULL CHECK (length(data_hash) = 32),
+    to_address   bytea NOT NULL CHECK (length(to_address) = 20),
+    value        text NOT NULL,
+    found_at     bigint NOT NULL,
     PRIMARY KEY (account, nonce, place)
 );
 CREATE INDEX recovered_writes_by_data ON recovered_writes (data_hash);
+CREATE INDEX recovered_writes_by_time ON recovered_writes (found_at);
+-- The accounts have written what this journal still has to write, so it is behind: nothing is signed while the row is there.
+CREATE TABLE behind (
+    -- At most one row.
+    id       bigint PRIMARY KEY CHECK (id = 1),
+    found_at bigint NOT NULL,
+    -- The request and the transaction, for a person.
+    detail   text NOT NULL
+);
 
 -- What [limits] and the days of [policy] count: what all accounts of a chain have begun. Slots that no limit reads any more
 -- are deleted by the next call that begins something.

@@ -9,6 +9,8 @@ CREATE TABLE accounts (
     address     BLOB NOT NULL CHECK (length(address) = 20),
     -- NULL until the lane has asked the chain for the first time.
     next_nonce  INTEGER CHECK (next_nonce >= 0),
+    -- An operator has said that transactions below this nonce that the journal does not know are another program's.
+    foreign_below INTEGER NOT NULL DEFAULT 0,
     lease_owner TEXT,
     lease_until INTEGER NOT NULL DEFAULT 0,
     -- Counts the owners. Every write of a lane names the epoch under which it owns the account.
@@ -262,7 +264,7 @@ CREATE TABLE passages (
     passed_at    INTEGER
 ) STRICT;
 
--- What the chain says about accounts whose journal was lost: see `chainwriter recover`. There until the recovery ends.
+-- A recovery that an operator has begun: see `chainwriter recover`. There until it ends.
 CREATE TABLE recovery (
     -- At most one row.
     id         INTEGER PRIMARY KEY CHECK (id = 1),
@@ -272,6 +274,11 @@ CREATE TABLE recovery (
     from_block INTEGER NOT NULL,
     to_block   INTEGER NOT NULL
 ) STRICT;
+-- Requests that an operator has decided to send back since the recovery began.
+CREATE TABLE recovery_decisions (
+    request TEXT PRIMARY KEY
+) STRICT, WITHOUT ROWID;
+-- Calls in the accounts' transactions that this journal has no row for: read by `chainwriter recover`, or found by a lane.
 CREATE TABLE recovered_writes (
     account      INTEGER NOT NULL REFERENCES accounts (id),
     nonce        INTEGER NOT NULL CHECK (nonce >= 0),
@@ -281,9 +288,21 @@ CREATE TABLE recovered_writes (
     block_number INTEGER NOT NULL,
     -- Of the calldata.
     data_hash    BLOB NOT NULL CHECK (length(data_hash) = 32),
+    to_address   BLOB NOT NULL CHECK (length(to_address) = 20),
+    value        TEXT NOT NULL,
+    found_at     INTEGER NOT NULL,
     PRIMARY KEY (account, nonce, place)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX recovered_writes_by_data ON recovered_writes (data_hash);
+CREATE INDEX recovered_writes_by_time ON recovered_writes (found_at);
+-- The accounts have written what this journal still has to write, so it is behind: nothing is signed while the row is there.
+CREATE TABLE behind (
+    -- At most one row.
+    id       INTEGER PRIMARY KEY CHECK (id = 1),
+    found_at INTEGER NOT NULL,
+    -- The request and the transaction, for a person.
+    detail   TEXT NOT NULL
+) STRICT;
 
 -- What [limits] and the days of [policy] count: what all accounts of a chain have begun. Slots that no limit reads any more
 -- are deleted by the next call that begins something.

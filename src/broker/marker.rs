@@ -1,9 +1,11 @@
 //! The marker of the journal that serves the work queue: one message in a queue of its own, read and replaced at each start.
 //!
-//! A queue can only be read by taking. The reader is an exclusive consumer: another instance that starts in the same moment
-//! waits, and then sees what this one has left. A probe that follows all that is in the queue shows its end. The new marker
-//! is published and confirmed before the old one is acked, on one channel: when the connection is lost, nothing of it comes
-//! later. So nothing is given back, which would count against a delivery limit, and nothing is held.
+//! A queue can only be read by taking. The broker gives its messages to one consumer at a time (`x-single-active-consumer`;
+//! quorum queues do not keep to an exclusive consumer, seen on RabbitMQ 3.10). So another instance that starts in the same
+//! moment waits, and then sees what this one has left. AMQP does not say when a consumer's turn comes: a probe of its own
+//! that it gets says so, and a second one, published then, shows the end of the queue. The new marker is published and
+//! confirmed before the old one is acked, on one channel: when the connection is lost, nothing of it comes later. So nothing
+//! is given back, which would count against a delivery limit, and nothing is held.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +19,7 @@ use lapin::options::{
 use lapin::types::{FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, Consumer};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::warn;
 
 use crate::broker::connection::{Connected, broker_detail, refusal};
@@ -31,11 +34,15 @@ const TAG: &str = "chainwriter.journal";
 const PROBE: &str = "chainwriter.probe";
 /// The type of the marker's message.
 const MARKER: &str = "chainwriter.journal";
-/// For another instance that holds the queue, and the interval between tries. Its heartbeats end its connection before.
+/// The call in errors.
+const READ: &str = "read the journal's marker";
+/// For another instance that reads the queue, and the interval between probes. Heartbeats end the connection of a dead one
+/// before.
 const PATIENCE_WITH_OTHERS: Duration = Duration::from_secs(40);
-const TRY_AGAIN: Duration = Duration::from_millis(200);
-/// Messages that are held at once. There is one, or a few after crashes.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+/// Messages that are held at once, and markers among them. There is one, or a few after crashes.
 const WINDOW: u16 = 256;
+const MOST_MARKERS: usize = 128;
 /// Messages that are passed over: an operator has to empty a queue with more.
 const MOST_STRANGERS: usize = 10_000;
 
@@ -65,7 +72,7 @@ struct Hold {
 impl MarkerQueue for SessionMarkers {
     async fn hold(&self) -> Result<Box<dyn HeldMarkers>, BrokerError> {
         let session = self.session().await?;
-        let (channel, consumer) = self.consume_alone(session.connected()).await?;
+        let (channel, consumer) = self.consume(&session.connected).await?;
         let (exchange, queue) = (self.exchange.clone(), self.queue.clone());
         let mut hold = Hold { session, channel, consumer, exchange, queue, found: Vec::new(), tags: Vec::new() };
         hold.read().await?;
@@ -81,65 +88,54 @@ impl SessionMarkers {
         session.ok_or(BrokerError::NotConnected)
     }
 
-    /// Starts the exclusive consumer once no other instance has one.
-    async fn consume_alone(&self, connected: &Connected) -> Result<(Channel, Consumer), BrokerError> {
-        let until = tokio::time::Instant::now() + PATIENCE_WITH_OTHERS;
-        loop {
-            let channel = connected.channel().await?;
-            let selected = channel.confirm_select(ConfirmSelectOptions::default());
-            let selected = connected.within("ask for confirms", selected).await?;
-            selected.map_err(|error| connected.failed("ask for confirms", broker_detail(&error)))?;
-            let qos = channel.basic_qos(WINDOW, BasicQosOptions::default());
-            let qos = connected.within("set the prefetch", qos).await?;
-            qos.map_err(|error| connected.failed("set the prefetch", broker_detail(&error)))?;
-            let options = BasicConsumeOptions { exclusive: true, ..BasicConsumeOptions::default() };
-            let consumer =
-                channel.basic_consume(self.queue.as_str().into(), TAG.into(), options, FieldTable::default());
-            match connected.within("read the journal's marker", consumer).await? {
-                Ok(consumer) => return Ok((channel, consumer)),
-                Err(error) => {
-                    let is_taken = broker_detail(&error).contains("exclusive");
-                    if !is_taken || tokio::time::Instant::now() >= until {
-                        return Err(connected.failed("read the journal's marker", refusal(&error, "read")));
-                    }
-                    tokio::time::sleep(TRY_AGAIN).await;
-                }
-            }
-        }
+    async fn consume(&self, connected: &Connected) -> Result<(Channel, Consumer), BrokerError> {
+        let channel = connected.channel().await?;
+        connected.ask("ask for confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        connected.ask("set the prefetch", channel.basic_qos(WINDOW, BasicQosOptions::default())).await?;
+        let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+        let consumer = channel.basic_consume(self.queue.as_str().into(), TAG.into(), options, arguments);
+        let consumer = connected.ask(READ, consumer).await?;
+        Ok((channel, consumer))
     }
 }
 
 impl Hold {
-    /// Reads the queue up to a probe, and takes out what is no marker.
+    /// Waits until it is this consumer's turn, reads the queue up to a probe, and takes out what is no marker.
     async fn read(&mut self) -> Result<(), BrokerError> {
-        let probe = ids::unique();
-        self.publish(PROBE, &probe, &[]).await?;
-        let mut strangers = 0;
+        let (turn, end) = (ids::unique(), ids::unique());
+        let until = Instant::now() + PATIENCE_WITH_OTHERS;
+        let (mut has_turn, mut strangers) = (false, 0);
+        self.publish(PROBE, &turn, &[]).await?;
         loop {
-            let connected = self.session.connected();
-            let failed = |detail: String| connected.failed("read the journal's marker", detail);
-            let next = async { Ok(self.consumer.next().await) };
-            let delivery = match connected.within("read the journal's marker", next).await? {
+            let failed = |detail: &str| self.session.connected.failed(READ, detail.to_owned());
+            let delivery = match tokio::time::timeout(TRY_AGAIN, self.consumer.next()).await {
                 Ok(Some(Ok(delivery))) => delivery,
-                Ok(Some(Err(error))) | Err(error) => return Err(failed(broker_detail(&error))),
-                Ok(None) => return Err(failed("the broker cancelled the consumer".to_owned())),
+                Ok(Some(Err(error))) => return Err(failed(&broker_detail(&error))),
+                Ok(None) => return Err(failed("the broker cancelled the consumer")),
+                Err(_) if Instant::now() >= until => return Err(failed("another instance reads it")),
+                // The instance before may have taken the probe away.
+                Err(_) if !has_turn => {
+                    self.publish(PROBE, &turn, &[]).await?;
+                    continue;
+                }
+                Err(_) => continue,
             };
-            let kind = text(delivery.properties.kind());
-            if kind == PROBE {
+            if text(delivery.properties.kind()) == PROBE {
                 self.ack(&delivery).await?;
-                if text(delivery.properties.message_id()) == probe {
+                let id = text(delivery.properties.message_id());
+                if id == end {
                     return Ok(());
                 }
-            } else if let Some(marker) =
-                Marker::read(&delivery.data).filter(|_| self.tags.len() < usize::from(WINDOW / 2))
-            {
+                if id == turn && !std::mem::replace(&mut has_turn, true) {
+                    self.publish(PROBE, &end, &[]).await?;
+                }
+            } else if let Some(marker) = Marker::read(&delivery.data).filter(|_| self.tags.len() < MOST_MARKERS) {
                 self.found.push(marker);
                 self.tags.push(delivery.delivery_tag);
             } else {
                 strangers += 1;
                 if strangers > MOST_STRANGERS {
-                    let queue = &self.queue;
-                    return Err(failed(format!("{queue} is full of messages that are no markers; purge it")));
+                    return Err(failed("its queue is full of messages that are no markers; purge it"));
                 }
                 if strangers == 1 {
                     warn!(queue = self.queue, "a message that is no marker is in the journal's queue; it is removed");
@@ -150,16 +146,14 @@ impl Hold {
     }
 
     async fn ack(&self, delivery: &Delivery) -> Result<(), BrokerError> {
-        let connected = self.session.connected();
-        let acked = self.channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default());
-        let acked = connected.within("ack a marker", acked).await?;
-        acked.map_err(|error| connected.failed("ack a marker", broker_detail(&error)))
+        let connected = &self.session.connected;
+        connected.ask("ack a marker", self.channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default())).await
     }
 
     /// Publishes to the queue. `Ok` proves that it has the message.
     async fn publish(&self, kind: &str, id: &str, body: &[u8]) -> Result<(), BrokerError> {
         const DOING: &str = "leave the journal's marker";
-        let connected = self.session.connected();
+        let connected = &self.session.connected;
         let properties = BasicProperties::default()
             .with_delivery_mode(PERSISTENT)
             .with_app_id("chainwriter".into())
@@ -193,11 +187,9 @@ impl HeldMarkers for Hold {
     /// Crash between the two: both are in the queue, and the next start takes both.
     async fn replace(self: Box<Self>, by: &Marker) -> Result<(), BrokerError> {
         self.publish(MARKER, &ids::unique(), &by.body()).await?;
-        let connected = self.session.connected();
+        let connected = &self.session.connected;
         for tag in &self.tags {
-            let acked = self.channel.basic_ack(*tag, BasicAckOptions::default());
-            let acked = connected.within("ack a marker", acked).await?;
-            acked.map_err(|error| connected.failed("ack a marker", broker_detail(&error)))?;
+            connected.ask("ack a marker", self.channel.basic_ack(*tag, BasicAckOptions::default())).await?;
         }
         // Its answer comes after the broker has processed the acks. The new marker was delivered here too, and goes back.
         let _ = connected.within("close the channel", self.channel.close(200, "".into())).await;

@@ -12,17 +12,19 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use web3::error::Error;
 
-use crate::chain::endpoint::{Endpoint, MethodCall, Order, first_failure};
+use crate::chain::confirm::Confirmer;
+use crate::chain::endpoint::{Endpoint, MethodCall};
 use crate::chain::route::{Endpoints, Route};
 use crate::chain::{
-    BlockTag, Call, Chain, ChainError, EndpointState, Header, Log, LogQuery, Receipt, Result, SentInBlock, answers,
-    receipts,
+    BlockTag, Call, Chain, ChainError, CountAt, EndpointState, Header, Log, LogQuery, Receipt, Result, SentInBlock,
+    answers, receipts,
 };
 use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, RawTransaction, TxHash, Wei};
 use crate::observe::metrics::ChainMeter;
 use crate::observe::traces::{Traced, Tracer};
-use crate::policy::classify::ErrorTable;
+use crate::policy::classify::{ErrorTable, SimulationMeaning};
 use crate::policy::fee::Market;
+use crate::policy::finality::FinalityRule;
 use crate::rpc::{HttpTransport, client, label};
 
 #[derive(Clone)]
@@ -39,6 +41,15 @@ pub struct ClientSettings {
     pub max_lag: u64,
     pub errors: Arc<ErrorTable>,
     pub tracer: Tracer,
+    pub confirmation: Confirmation,
+}
+
+/// Who else has to show what is final.
+#[derive(Clone)]
+pub struct Confirmation {
+    /// None where nobody has to.
+    pub endpoints: Vec<Url>,
+    pub finality: FinalityRule,
 }
 
 impl std::fmt::Debug for ClientSettings {
@@ -53,6 +64,7 @@ impl std::fmt::Debug for ClientSettings {
 pub struct NodeClient {
     pub(super) endpoints: Endpoints,
     pub(super) errors: Arc<ErrorTable>,
+    confirmer: Option<Box<Confirmer>>,
     meter: ChainMeter,
 }
 
@@ -63,6 +75,14 @@ impl NodeClient {
     /// When the HTTP client cannot be made, without the system's certificates for example.
     pub fn new(settings: &ClientSettings) -> std::result::Result<Self, Error> {
         let client = client(settings.timeout)?;
+        let Confirmation { endpoints, finality } = settings.confirmation.clone();
+        let confirmer = if endpoints.is_empty() {
+            None
+        } else {
+            let confirmation = Confirmation { endpoints: Vec::new(), finality };
+            let node = Self::new(&ClientSettings { endpoints, confirmation, ..settings.clone() })?;
+            Some(Box::new(Confirmer { node, finality }))
+        };
         let meter = ChainMeter::default();
         let labels: Vec<_> = settings.endpoints.iter().map(label).collect();
         let endpoints = settings.endpoints.iter().zip(&labels).enumerate().map(|(index, (url, label))| {
@@ -76,19 +96,14 @@ impl NodeClient {
         Ok(Self {
             endpoints: Endpoints::new(endpoints.collect(), settings.chain_id, settings.max_lag),
             errors: Arc::clone(&settings.errors),
+            confirmer,
             meter,
         })
     }
 
     /// Returns the account's next nonce with its pending transactions, as each endpoint reports it, by the endpoint's label.
     pub async fn pending_counts(&self, account: Address) -> Vec<(String, Result<Nonce>)> {
-        let ask = |endpoint| async move {
-            let answer =
-                Endpoint::ask(endpoint, "eth_getTransactionCount", vec![json!(account), json!("pending")]).await;
-            let counted = answer.and_then(|answer| count(answer).map_err(|detail| endpoint.nonsense(detail)));
-            (endpoint.label().to_owned(), counted)
-        };
-        join_all(self.endpoints.all().iter().map(ask)).await
+        self.counts(account, CountAt::Pending).await
     }
 
     /// Returns the code of the contract at this address; empty where there is none.
@@ -111,7 +126,7 @@ impl NodeClient {
     pub async fn estimate_creation(&self, from: Address, code: &[u8]) -> Result<Gas> {
         let call = json!({ "from": from, "data": format!("0x{}", hex::encode(code)) });
         self.ask("eth_estimateGas", vec![call, json!("latest")], |answer: Value| {
-            answers::small_quantity(&answer).map(Gas).ok_or_else(|| format!("gas estimate {answer}"))
+            answers::amount(&answer).map(Gas).ok_or_else(|| format!("gas estimate {answer}"))
         })
         .await
     }
@@ -138,7 +153,7 @@ impl NodeClient {
         let mut route = Route::new(&self.endpoints);
         while let Some(endpoint) = route.next().await {
             let answer = ask(endpoint).await;
-            if let Some(answer) = route.accept(endpoint, answer) {
+            if let Some(answer) = route.accept_call(endpoint, answer).await {
                 return Ok(answer);
             }
         }
@@ -160,21 +175,68 @@ impl NodeClient {
         self.along(|endpoint| Box::pin(ask(endpoint))).await
     }
 
-    /// Makes many calls, all to one endpoint. `read` gets no failure of the endpoint.
-    async fn ask_many<T>(
+    /// Makes many calls, each about something of its own: an answer stays, and what one endpoint does not answer is asked of
+    /// the next. `is_answer` says which errors are answers. Where none answers a call, its first error is returned.
+    async fn ask_each<T: Send>(
         &self,
         calls: &[MethodCall],
-        read: impl Fn(&Endpoint, Vec<Result<Value>>) -> Result<T> + Send + Sync,
-    ) -> Result<T> {
-        let read = &read;
-        let ask = |endpoint| async move {
-            let answers = Endpoint::ask_many(endpoint, calls, Order::Any).await;
-            match first_failure(&answers).cloned() {
-                Some(failure) => Err(failure),
-                None => read(endpoint, answers),
-            }
+        read: impl Fn(&Endpoint, Value) -> Result<T> + Send + Sync,
+        is_answer: impl Fn(&ChainError) -> bool + Send + Sync,
+    ) -> Vec<Result<T>> {
+        let is_settled = |answer: &Option<Result<T>>| match answer {
+            Some(Err(error)) => is_answer(error),
+            Some(Ok(_)) => true,
+            None => false,
         };
-        self.along(|endpoint| Box::pin(ask(endpoint))).await
+        let mut answers: Vec<Option<Result<T>>> = calls.iter().map(|_| None).collect();
+        let mut route = Route::new(&self.endpoints);
+        while !answers.iter().all(is_settled) {
+            let Some(endpoint) = route.next().await else { break };
+            let (asked, slots): (Vec<_>, Vec<_>) =
+                calls.iter().cloned().zip(&mut answers).filter(|(_, slot)| !is_settled(slot)).unzip();
+            let heard = endpoint.ask_each(&asked, self.endpoints.chain_id()).await;
+            for (slot, answer) in slots.into_iter().zip(heard) {
+                let answer = Some(answer.and_then(|value| read(endpoint, value)));
+                if slot.is_none() || is_settled(&answer) {
+                    *slot = answer;
+                }
+            }
+        }
+        let failure = route.failure();
+        answers.into_iter().map(|answer| answer.unwrap_or_else(|| Err(failure.clone()))).collect()
+    }
+
+    /// Returns whether a node has run the call: another endpoint would say the same.
+    fn has_run(&self, error: &ChainError) -> bool {
+        match error {
+            ChainError::Node { data: Some(data), .. } if !data.is_empty() => true,
+            ChainError::Node { message, .. } => {
+                self.errors.meaning_of_simulation(message) != SimulationMeaning::Unavailable
+            }
+            ChainError::Unreachable { .. }
+            | ChainError::RateLimited { .. }
+            | ChainError::Syncing { .. }
+            | ChainError::Lagging { .. }
+            | ChainError::WrongChain { .. }
+            | ChainError::Unconfirmed { .. }
+            | ChainError::Nonsense { .. } => false,
+        }
+    }
+
+    /// Reads a block's header. What one endpoint does not have another may.
+    async fn header_of(&self, block: BlockTag) -> Result<Option<Header>> {
+        let mut route = Route::new(&self.endpoints);
+        let mut is_unknown = false;
+        while let Some(endpoint) = route.next().await {
+            let answer = endpoint.ask("eth_getBlockByNumber", vec![tag(block), json!(false)]).await;
+            let answer = answer.and_then(|block| answers::header(block).map_err(|detail| endpoint.nonsense(detail)));
+            match route.accept_call(endpoint, answer).await {
+                Some(Some(header)) => return Ok(Some(header)),
+                Some(None) => is_unknown = true,
+                None => {}
+            }
+        }
+        if is_unknown { Ok(None) } else { Err(route.failure()) }
     }
 }
 
@@ -182,10 +244,26 @@ impl NodeClient {
 impl Chain for NodeClient {
     async fn header(&self, block: BlockTag) -> Result<Option<Header>> {
         if block != BlockTag::Latest {
-            return self.ask("eth_getBlockByNumber", vec![tag(block), json!(false)], answers::header).await;
+            return self.header_of(block).await;
         }
         self.endpoints.check_now_and_then().await;
-        self.along(|endpoint| Box::pin(endpoint.newest_block())).await.map(Some)
+        let mut route = Route::new(&self.endpoints);
+        while let Some(endpoint) = route.next().await {
+            // An endpoint that does not give its head serves nothing else either.
+            let answer = endpoint.newest_block().await;
+            if let Some(head) = route.accept(endpoint, answer) {
+                return Ok(Some(head));
+            }
+        }
+        Err(route.failure())
+    }
+
+    async fn check_chain(&self) -> Result<()> {
+        let mut route = Route::new(&self.endpoints);
+        let Some(endpoint) = route.next().await else { return Err(route.failure()) };
+        let answer = endpoint.verify(self.endpoints.chain_id()).await;
+        endpoint.record(&answer);
+        answer
     }
 
     async fn receipts_in(&self, block: BlockHash, ours: &[TxHash]) -> Result<Vec<Receipt>> {
@@ -195,23 +273,45 @@ impl Chain for NodeClient {
         self.along(|endpoint| Box::pin(endpoint.receipts_in(block, ours))).await
     }
 
-    async fn receipts(&self, hashes: &[TxHash]) -> Result<Vec<Option<Receipt>>> {
-        if hashes.is_empty() {
-            return Ok(Vec::new());
+    async fn confirm(&self, number: BlockNumber, block: BlockHash, receipts: &[Receipt]) -> Result<()> {
+        match &self.confirmer {
+            Some(confirmer) if !receipts.is_empty() => confirmer.confirm(number, block, receipts).await,
+            Some(_) | None => Ok(()),
         }
+    }
+
+    async fn receipts(&self, hashes: &[TxHash]) -> Vec<Result<Option<Receipt>>> {
         let calls: Vec<_> = receipts::calls(hashes).collect();
-        self.ask_many(&calls, Endpoint::read_receipts).await
+        self.ask_each(&calls, Endpoint::read_receipt, |_| false).await
     }
 
     async fn transaction_count(&self, account: Address, block: BlockTag) -> Result<Nonce> {
         self.ask("eth_getTransactionCount", vec![json!(account), tag(block)], count).await
     }
 
+    async fn counts(&self, account: Address, at: CountAt) -> Vec<(String, Result<Nonce>)> {
+        let tag_of = |at| match at {
+            CountAt::Block(number) => tag(BlockTag::Number(number)),
+            CountAt::Pending => json!("pending"),
+        };
+        let tagged = tag_of(at);
+        let (tagged, is_pending) = (&tagged, at == CountAt::Pending);
+        let ask = |endpoint| async move {
+            let params = vec![json!(account), tagged.clone()];
+            let answer = Endpoint::ask(endpoint, "eth_getTransactionCount", params).await;
+            let counted = answer.and_then(|answer| count(answer).map_err(|detail| endpoint.nonsense(detail)));
+            (endpoint.label().to_owned(), counted)
+        };
+        // What another chain has says nothing; what waits in a pool counts wherever it is.
+        let counts = |endpoint: &&Endpoint| is_pending || endpoint.health().is_verified();
+        join_all(self.endpoints.all().iter().filter(counts).map(ask)).await
+    }
+
     async fn sent_in(&self, account: Address, block: BlockNumber) -> Result<Option<SentInBlock>> {
         // A block that cannot be read proves nothing, and is no fault of the endpoint.
         let answer =
             self.ask("eth_getBlockByNumber", vec![tag(BlockTag::Number(block)), json!(true)], Ok::<Value, _>).await?;
-        answers::sent_in(&answer, account)
+        answers::sent_in(&answer, account, self.endpoints.chain_id())
             .map_err(|detail| ChainError::Nonsense { endpoint: "the node".to_owned(), detail })
     }
 
@@ -219,37 +319,25 @@ impl Chain for NodeClient {
         self.along(|endpoint| Box::pin(endpoint.market(head))).await
     }
 
-    async fn estimate(&self, calls: &[Traced<Call>]) -> Result<Vec<Result<Gas>>> {
+    async fn estimate(&self, calls: &[Traced<Call>]) -> Vec<Result<Gas>> {
         let calls = calls.iter().map(|Traced { item, span }| MethodCall {
             method: "eth_estimateGas",
             params: vec![call_object(item), json!("latest")],
             span: span.clone(),
         });
-        self.ask_many(&calls.collect::<Vec<_>>(), |endpoint, answers| {
-            let read = |answer: Result<Value>| match answer {
-                Ok(value) => match answers::small_quantity(&value) {
-                    Some(gas) => Ok(Ok(Gas(gas))),
-                    None => Err(endpoint.nonsense(format!("gas estimate {value}"))),
-                },
-                Err(error) => Ok(Err(error)),
-            };
-            answers.into_iter().map(read).collect()
-        })
-        .await
+        let read = |endpoint: &Endpoint, answer: Value| {
+            answers::amount(&answer).map(Gas).ok_or_else(|| endpoint.nonsense(format!("gas estimate {answer}")))
+        };
+        self.ask_each(&calls.collect::<Vec<_>>(), read, |error| self.has_run(error)).await
     }
 
     async fn call(&self, call: &Call, block: BlockNumber) -> Result<Bytes> {
         let call = [MethodCall::new("eth_call", vec![call_object(call), tag(BlockTag::Number(block))])];
-        // A revert is an answer, not a reason to ask another endpoint.
-        let outcome = self.ask_many(&call, |endpoint, mut answers| match answers.pop() {
-            Some(Ok(value)) => match answers::bytes(&value) {
-                Some(bytes) => Ok(Ok(bytes)),
-                None => Err(endpoint.nonsense(format!("call result {value}"))),
-            },
-            Some(Err(error)) => Ok(Err(error)),
-            None => Err(endpoint.nonsense("no answer".to_owned())),
-        });
-        outcome.await?
+        let read = |endpoint: &Endpoint, answer: Value| {
+            answers::bytes(&answer).ok_or_else(|| endpoint.nonsense(format!("call result {answer}")))
+        };
+        let mut answers = self.ask_each(&call, read, |error| self.has_run(error)).await;
+        answers.pop().unwrap_or_else(|| Err(Route::new(&self.endpoints).failure()))
     }
 
     async fn logs(&self, query: &LogQuery) -> Result<Vec<Log>> {
@@ -278,7 +366,7 @@ impl Chain for NodeClient {
 }
 
 fn count(answer: Value) -> std::result::Result<Nonce, String> {
-    answers::small_quantity(&answer).map(Nonce).ok_or_else(|| format!("transaction count {answer}"))
+    answers::place(&answer).map(Nonce).ok_or_else(|| format!("transaction count {answer}"))
 }
 
 fn is_hex(digits: &str) -> bool {

@@ -9,17 +9,16 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use jsonrpc_core::Value;
 use serde::de::DeserializeOwned;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::{error, info, warn};
-use web3::error::{Error, TransportError};
 
 use crate::chain::health::Health;
 use crate::chain::{ChainError, EndpointState, Result, answers};
 use crate::model::BlockNumber;
 use crate::observe::metrics::{CallResult, ChainMeter, Method};
 use crate::observe::traces::{SpanContext, Tracer};
-use crate::policy::classify::{ErrorTable, is_missing_method};
-use crate::rpc::{BatchAnswer, HttpTransport};
+use crate::policy::classify::{ErrorTable, Fault, is_missing_method};
+use crate::rpc::{BatchAnswer, HttpTransport, Refusal, RpcError};
 
 /// Divides the size of a refused batch for the next try, down to single calls.
 const SHRINK: usize = 4;
@@ -27,7 +26,12 @@ const SHRINK: usize = 4;
 const BATCH_BYTES: usize = 1 << 20;
 /// Single calls under way at once, where a node takes no batches.
 const SINGLE_CALLS: usize = 8;
+/// Time that an endpoint has to show that it still serves its chain, after a call that it failed.
+const CHECK_LIMIT: Duration = Duration::from_secs(3);
+/// Shortest time between two warnings of single calls that failed.
+const WARN_EVERY: Duration = Duration::from_secs(60);
 
+#[derive(Clone)]
 pub(super) struct MethodCall {
     pub(super) method: &'static str,
     pub(super) params: Vec<Value>,
@@ -59,6 +63,8 @@ pub(super) struct Endpoint {
     batch_size: AtomicUsize,
     configured_batch_size: usize,
     lacks: Mutex<HashSet<&'static str>>,
+    /// When it was last warned of a call that failed while others were answered.
+    warned_at: Mutex<Option<Instant>>,
     meter: ChainMeter,
     tracer: Tracer,
 }
@@ -81,6 +87,7 @@ impl Endpoint {
             batch_size: AtomicUsize::new(configured_batch_size),
             configured_batch_size,
             lacks: Mutex::default(),
+            warned_at: Mutex::default(),
             meter,
             tracer,
         }
@@ -108,10 +115,7 @@ impl Endpoint {
     /// behind the address now.
     pub(super) async fn verify(&self, expected: u64) -> Result<()> {
         let answer = self.ask("eth_chainId", vec![]).await?;
-        let found = answers::small_quantity(&answer).ok_or_else(|| self.nonsense(format!("chain id {answer}")))?;
-        if found != expected {
-            return Err(ChainError::WrongChain { endpoint: self.label.clone(), found, expected });
-        }
+        self.check_chain_id(&answer, expected)?;
         match self.ask("eth_syncing", vec![]).await {
             Ok(Value::Object(_) | Value::Bool(true)) => {
                 return Err(ChainError::Syncing { endpoint: self.label.clone() });
@@ -127,6 +131,77 @@ impl Endpoint {
             info!(endpoint = self.label, failures, "the endpoint serves again");
         }
         Ok(())
+    }
+
+    fn check_chain_id(&self, answer: &Value, expected: u64) -> Result<()> {
+        let found = answers::amount(answer).ok_or_else(|| self.nonsense(format!("chain id {answer}")))?;
+        if found == expected {
+            return Ok(());
+        }
+        Err(ChainError::WrongChain { endpoint: self.label.clone(), found, expected })
+    }
+
+    /// Returns whether it shows at once that it serves this chain, and the chain's head: some nodes know their chain id
+    /// while all else hangs.
+    async fn still_serves(&self, chain_id: u64) -> bool {
+        let check = async {
+            let answer = self.ask("eth_chainId", vec![]).await?;
+            self.check_chain_id(&answer, chain_id)?;
+            self.newest_block().await
+        };
+        matches!(timeout(CHECK_LIMIT, check).await, Ok(Ok(_)))
+    }
+
+    /// Records the answer to one call. What fails a call and still serves its chain is not rested: the failure is this call's.
+    pub(super) async fn record_call<T>(&self, answer: &Result<T>, chain_id: u64) {
+        match answer {
+            Err(failure @ (ChainError::Unreachable { .. } | ChainError::Nonsense { .. }))
+                if self.still_serves(chain_id).await =>
+            {
+                self.warn_of_call(failure);
+            }
+            answer => self.record(answer),
+        }
+    }
+
+    /// Warns now and then of calls that an endpoint fails while it serves others.
+    fn warn_of_call(&self, failure: &ChainError) {
+        let mut warned_at = self.warned_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if warned_at.is_none_or(|at| now.duration_since(at) >= WARN_EVERY) {
+            *warned_at = Some(now);
+            warn!(endpoint = self.label, "the endpoint fails a call and answers others; it stays in use: {failure}");
+        }
+    }
+
+    /// Makes calls each of which is about something of its own, and records what that says of the endpoint. What one call
+    /// fails at leaves the others: an endpoint that still serves its chain is not rested, and of a batch that failed each
+    /// call is made alone.
+    pub(super) async fn ask_each(&self, calls: &[MethodCall], chain_id: u64) -> Vec<Result<Value>> {
+        let mut answers = self.ask_many(calls, Order::Any).await;
+        let Some(failure) = first_failure(&answers).cloned() else {
+            self.record(&Ok(()));
+            return answers;
+        };
+        if matches!(failure, ChainError::RateLimited { .. }) || !self.still_serves(chain_id).await {
+            self.record::<()>(&Err(failure));
+            return answers;
+        }
+        self.warn_of_call(&failure);
+        let is_failed = |answer: &Result<Value>| answer.as_ref().is_err_and(ChainError::is_of_endpoint);
+        let failed: Vec<_> =
+            calls.iter().zip(&mut answers).filter(|(_, answer)| calls.len() > 1 && is_failed(answer)).collect();
+        let mut failed = failed.into_iter().peekable();
+        while failed.peek().is_some() {
+            let (some, slots): (Vec<_>, Vec<_>) = failed.by_ref().take(SINGLE_CALLS).unzip();
+            let again = join_all(some.into_iter().map(|call| self.ask_alone(call))).await;
+            let is_hopeless = again.iter().all(is_failed);
+            slots.into_iter().zip(again).for_each(|(slot, answer)| *slot = answer);
+            if is_hopeless {
+                break;
+            }
+        }
+        answers
     }
 
     /// Records success or failure. A refusal by the node is an answer, not a failure of the endpoint.
@@ -224,11 +299,14 @@ impl Endpoint {
                     }
                     answers.extend(each);
                 }
-                Ok(BatchAnswer::Refused(text)) if self.errors.is_rate_limit(&text) => failure = Some(self.limited()),
-                Ok(BatchAnswer::Refused(text)) => {
-                    size = batch.len() / SHRINK;
-                    refusal = Some(text);
-                }
+                Ok(BatchAnswer::Refused(refused)) => match self.refusal(refused) {
+                    // It is about the batch: none of the calls was processed.
+                    ChainError::Node { message, .. } => {
+                        size = batch.len() / SHRINK;
+                        refusal = Some(message);
+                    }
+                    error => failure = Some(error),
+                },
                 Err(error) => {
                     let error = self.error(error);
                     for call in batch {
@@ -253,14 +331,8 @@ impl Endpoint {
     async fn ask_one_by_one(&self, calls: &[MethodCall], order: Order) -> Vec<Result<Value>> {
         let at_once = if order == Order::Any { SINGLE_CALLS } else { 1 };
         let mut answers = Vec::with_capacity(calls.len());
-        let ask = async |call: &MethodCall| {
-            let began = Instant::now();
-            let answer = self.ask(call.method, call.params.clone()).await;
-            self.trace(call, began, answer.as_ref().err());
-            answer
-        };
         for some in calls.chunks(at_once) {
-            answers.extend(join_all(some.iter().map(ask)).await);
+            answers.extend(join_all(some.iter().map(|call| self.ask_alone(call))).await);
             if first_failure(&answers).is_some() {
                 break;
             }
@@ -271,6 +343,13 @@ impl Endpoint {
         answers
     }
 
+    async fn ask_alone(&self, call: &MethodCall) -> Result<Value> {
+        let began = Instant::now();
+        let answer = self.ask(call.method, call.params.clone()).await;
+        self.trace(call, began, answer.as_ref().err());
+        answer
+    }
+
     fn trace(&self, call: &MethodCall, began: Instant, failure: Option<&ChainError>) {
         let Some(span) = &call.span else { return };
         let code = |error: &ChainError| if let ChainError::Node { code, .. } = error { Some(*code) } else { None };
@@ -278,38 +357,37 @@ impl Endpoint {
         self.tracer.record_call(span, (call.method, &self.label), began.elapsed(), failure);
     }
 
-    pub(super) fn error(&self, error: Error) -> ChainError {
+    fn error(&self, error: RpcError) -> ChainError {
         let endpoint = self.label.clone();
         match error {
-            Error::Transport(TransportError::Code(429)) => self.limited(),
-            // No endpoint would take it, now or later: the error is about the call.
-            Error::Transport(TransportError::Code(code @ 413)) => {
-                let message = format!("HTTP status {code}: the request is too large");
-                ChainError::Node { endpoint, code: code.into(), message, data: None }
+            RpcError::Connection(detail) => ChainError::Unreachable { endpoint, detail },
+            RpcError::Refused(refusal) => self.refusal(refusal),
+            RpcError::Nonsense(text) if self.errors.is_rate_limit(&text) => {
+                ChainError::RateLimited { endpoint, retry_after: None }
             }
-            Error::Transport(TransportError::Code(code)) => match self.transport.take_retry_after() {
-                Some(wait) => ChainError::RateLimited { endpoint, retry_after: Some(wait) },
-                None => ChainError::Unreachable { endpoint, detail: format!("HTTP status {code}") },
-            },
-            Error::Transport(TransportError::Message(detail)) => ChainError::Unreachable { endpoint, detail },
-            Error::Rpc(error) if self.errors.is_rate_limit(&error.message) => self.limited(),
-            Error::Rpc(error) => ChainError::Node {
-                endpoint,
-                code: error.code.code(),
-                message: error.message,
-                data: error.data.as_ref().and_then(answers::revert_data),
-            },
-            Error::InvalidResponse(text) | Error::Decoder(text) if self.errors.is_rate_limit(&text) => self.limited(),
-            Error::InvalidResponse(detail) | Error::Decoder(detail) => ChainError::Nonsense { endpoint, detail },
-            Error::Unreachable | Error::Io(_) | Error::Recovery(_) | Error::Internal => {
-                ChainError::Unreachable { endpoint, detail: error.to_string() }
-            }
+            RpcError::Nonsense(detail) => ChainError::Nonsense { endpoint, detail },
         }
     }
 
-    fn limited(&self) -> ChainError {
-        let retry_after = self.transport.take_retry_after();
-        ChainError::RateLimited { endpoint: self.label.clone(), retry_after }
+    /// Turns what a server said in place of a result into an error of the call or of the endpoint.
+    fn refusal(&self, Refusal { status, retry_after, code, text, data }: Refusal) -> ChainError {
+        let endpoint = self.label.clone();
+        let detail = |what: &str| match (code, text.as_str()) {
+            (Some(_), text) if status < 400 => text.to_owned(),
+            (_, "") => format!("HTTP status {status}{what}"),
+            (_, text) => format!("HTTP status {status}{what}: {text}"),
+        };
+        match self.errors.fault_of(status, code, &text) {
+            Fault::RateLimit => ChainError::RateLimited { endpoint, retry_after },
+            Fault::Outage if retry_after.is_some() => ChainError::RateLimited { endpoint, retry_after },
+            Fault::Outage => ChainError::Unreachable { endpoint, detail: detail("") },
+            Fault::Call => ChainError::Node {
+                endpoint,
+                code: code.unwrap_or(status.into()),
+                message: if code.is_some() { text } else { detail(": the request is too large") },
+                data: data.as_ref().and_then(answers::revert_data),
+            },
+        }
     }
 
     pub(super) fn nonsense(&self, detail: String) -> ChainError {
@@ -339,6 +417,7 @@ fn result_of(error: &ChainError) -> CallResult {
         ChainError::Unreachable { .. }
         | ChainError::Syncing { .. }
         | ChainError::Lagging { .. }
+        | ChainError::Unconfirmed { .. }
         | ChainError::WrongChain { .. } => CallResult::Unreachable,
     }
 }

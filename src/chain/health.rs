@@ -92,6 +92,7 @@ impl Health {
             | ChainError::WrongChain { .. }
             | ChainError::Syncing { .. }
             | ChainError::Lagging { .. }
+            | ChainError::Unconfirmed { .. }
             | ChainError::Nonsense { .. }
             | ChainError::Node { .. } => None,
         };

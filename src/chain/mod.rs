@@ -5,11 +5,18 @@
 //! A stage calls a method of `Chain`. `client` turns it into JSON-RPC calls, and `route` chooses the endpoint: the first in the
 //! configured order that serves. `endpoint` sends the calls, in a batch where the node takes one, and `rpc` (outside of this
 //! folder) moves the bytes. `answers` reads JSON strictly: another request's id, HTML or null where there must be a value is
-//! [`ChainError::Nonsense`]. A failure of the endpoint lets `health` rest it, for longer each time, and `route` goes on with the
-//! next one; each is tried once. A refusal by the node is an answer: it goes to the caller, and no other node is asked.
+//! [`ChainError::Nonsense`]. After a failure `route` goes on with the next endpoint; each is tried once. An endpoint
+//! that then does not show its chain id and its head at once is rested by `health`, for longer each time; one that does has failed this call alone.
+//! HTTP statuses and error texts of outages are failures of the endpoint, whatever the body: `policy/classify` has the rule. A
+//! refusal by the node is an answer.
+//!
+//! Calls that are about something of their own (estimates, receipts) have an answer or an error each: what one endpoint answered
+//! stays, and only the rest is asked of the next one.
 //!
 //! An endpoint is used only after it has shown the right chain id and that it is not syncing, and again after each failure. With
 //! several endpoints their heads are compared every ten seconds; one that lags is left out until it has caught up.
+//!
+//! `confirm` asks another endpoint about what is final, where `chain.confirm_with` names one.
 //!
 //! `receipts` and `market` hide what some nodes lack (`eth_getBlockReceipts`, a fee history): the endpoint remembers the missing
 //! method, and other calls replace it.
@@ -29,6 +36,7 @@
 //! | `follow/tracker` | new and orphaned blocks, which of our transactions they hold, what is final |
 //! | `follow/receipt_reader` | the receipts of final blocks |
 //! | `follow/broadcaster` | the answers to what it sends, round by round |
+//! | `follow/estimator` | the estimates of single calls, beside the lane |
 //! | `follow/nonce_taker` | the foreign transaction that took a nonce |
 //! | `follow/record_search` | who wrote a record, from a contract's log |
 //! | `follow/history` | all that an account wrote, where its journal was lost |
@@ -50,14 +58,16 @@ use crate::policy::finality::FinalityRule;
 mod answers;
 mod broadcast;
 mod client;
+mod confirm;
 mod endpoint;
 pub mod follow;
 mod health;
 mod market;
 mod receipts;
 mod route;
+mod signature;
 
-pub use client::{ClientSettings, NodeClient};
+pub use client::{ClientSettings, Confirmation, NodeClient};
 
 /// Why a node did not answer what was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -88,6 +98,9 @@ pub enum ChainError {
     /// Not an answer to the call: another request's id, HTML, half a JSON document, null instead of a value.
     #[error("{endpoint} answered nonsense: {detail}")]
     Nonsense { endpoint: String, detail: String },
+    /// No endpoint of `chain.confirm_with` has confirmed what is final.
+    #[error("chain.confirm_with does not confirm: {detail}")]
+    Unconfirmed { detail: String },
     #[error("{endpoint} refuses: {message}")]
     Node {
         endpoint: String,
@@ -108,6 +121,7 @@ impl ChainError {
             | Self::Syncing { .. }
             | Self::Lagging { .. }
             | Self::WrongChain { .. }
+            | Self::Unconfirmed { .. }
             | Self::Nonsense { .. } => true,
             Self::Node { .. } => false,
         }
@@ -120,6 +134,7 @@ impl ChainError {
             Self::RateLimited { .. } => PauseReason::RateLimited,
             Self::Syncing { .. } | Self::Lagging { .. } => PauseReason::NodeSyncing,
             Self::WrongChain { .. } => PauseReason::WrongChain,
+            Self::Unconfirmed { .. } => PauseReason::FinalityUnconfirmed,
         }
     }
 }
@@ -189,6 +204,8 @@ pub struct SentInBlock {
     pub number: BlockNumber,
     pub hash: BlockHash,
     pub sent: Vec<Sent>,
+    /// Nonces of the account that authorisations in this block may have taken (EIP-7702), each with its transaction.
+    pub authorised: Vec<(Nonce, TxHash)>,
 }
 
 /// A transaction of an account, as its block shows it.
@@ -198,7 +215,18 @@ pub struct Sent {
     pub tx_hash: TxHash,
     /// The receiver; none where a contract is deployed.
     pub to: Option<Address>,
+    pub value: Wei,
     pub data: Bytes,
+    /// The account's signature stands on just these fields. A node can make up everything else.
+    pub is_signed: bool,
+}
+
+/// Where the endpoints count an account's transactions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CountAt {
+    Block(BlockNumber),
+    /// With those that wait in the endpoint's pool.
+    Pending,
 }
 
 /// A call without a signature, to estimate or to explain.
@@ -230,38 +258,50 @@ pub struct Log {
     pub inclusion: Inclusion,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// How an endpoint stands; `/status` shows it like this.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct EndpointState {
+    #[serde(rename = "endpoint")]
     pub label: String,
     pub serves: bool,
     /// At the last comparison of heads.
     pub blocks_behind: u64,
+    /// Why it is not asked.
     pub problem: Option<String>,
 }
 
 /// The calls of a chain. Each has a timeout for each endpoint it tries; a call that is dropped may have been sent.
 #[async_trait]
 pub trait Chain: Send + Sync {
+    /// Checks that the endpoint that answers now serves the configured chain.
+    async fn check_chain(&self) -> Result<()>;
+
     /// Returns `None` where there is no such block (yet).
     async fn header(&self, block: BlockTag) -> Result<Option<Header>>;
 
     /// Returns the receipts of those of `ours` that are in this very block.
     async fn receipts_in(&self, block: BlockHash, ours: &[TxHash]) -> Result<Vec<Receipt>>;
 
-    /// Returns the receipt of each transaction, where the node has one.
-    async fn receipts(&self, hashes: &[TxHash]) -> Result<Vec<Option<Receipt>>>;
+    /// Has another endpoint confirm that this block is final and that its transactions went so, where the operator asks for that.
+    async fn confirm(&self, number: BlockNumber, block: BlockHash, receipts: &[Receipt]) -> Result<()>;
+
+    /// Returns the receipt of each transaction, where the node has one. Each call has its own error.
+    async fn receipts(&self, hashes: &[TxHash]) -> Vec<Result<Option<Receipt>>>;
 
     /// Returns the number of the account's transactions up to this block: its next nonce there. Never counts pending ones.
     async fn transaction_count(&self, account: Address, block: BlockTag) -> Result<Nonce>;
+
+    /// Returns the account's next nonce as each endpoint reports it, by the endpoint's label.
+    async fn counts(&self, account: Address, at: CountAt) -> Vec<(String, Result<Nonce>)>;
 
     /// Returns the account's transactions in this block, read from the block itself. `None` where there is no such block.
     async fn sent_in(&self, account: Address, block: BlockNumber) -> Result<Option<SentInBlock>>;
 
     async fn market(&self, head: &Header) -> Result<Market>;
 
-    /// Estimates the gas of each call at the newest block. A call that fails has its own error; after the outer error none was
-    /// estimated.
-    async fn estimate(&self, calls: &[Traced<Call>]) -> Result<Vec<Result<Gas>>>;
+    /// Estimates the gas of each call at the newest block. Each has its own error: a failure of the endpoint there means that
+    /// no endpoint answered this call.
+    async fn estimate(&self, calls: &[Traced<Call>]) -> Vec<Result<Gas>>;
 
     /// Runs a call on the state after this block. The error of a reverted call holds its revert data.
     async fn call(&self, call: &Call, block: BlockNumber) -> Result<Bytes>;
@@ -291,6 +331,7 @@ pub fn known<T>(answer: Result<T>) -> Result<Option<T>> {
             | ChainError::RateLimited { .. }
             | ChainError::Syncing { .. }
             | ChainError::Lagging { .. }
+            | ChainError::Unconfirmed { .. }
             | ChainError::WrongChain { .. }),
         ) => Err(error),
     }

@@ -36,7 +36,8 @@ impl Endpoint {
             }
         }
         let calls: Vec<_> = calls(ours).collect();
-        let receipts = self.read_receipts(self.ask_many(&calls, Order::Any).await)?;
+        let answers = self.ask_many(&calls, Order::Any).await.into_iter();
+        let receipts = answers.map(|answer| self.read_receipt(answer?)).collect::<Result<Vec<_>>>()?;
         Ok(receipts.into_iter().flatten().filter(|receipt| receipt.transaction.block_hash == block).collect())
     }
 
@@ -47,12 +48,9 @@ impl Endpoint {
     }
 
     /// Returns `None` for a node's `null`.
-    pub(super) fn read_receipts(&self, answers: Vec<Result<Value>>) -> Result<Vec<Option<Receipt>>> {
-        let read = |answer: Result<Value>| {
-            let fields = Option::<ReceiptFields>::deserialize(answer?);
-            let fields = fields.map_err(|error| self.nonsense(format!("a receipt: {error}")))?;
-            fields.map(|fields| answers::receipt(&fields).map_err(|detail| self.nonsense(detail))).transpose()
-        };
-        answers.into_iter().map(read).collect()
+    pub(super) fn read_receipt(&self, answer: Value) -> Result<Option<Receipt>> {
+        let fields = Option::<ReceiptFields>::deserialize(answer);
+        let fields = fields.map_err(|error| self.nonsense(format!("a receipt: {error}")))?;
+        fields.map(|fields| answers::receipt(&fields).map_err(|detail| self.nonsense(detail))).transpose()
     }
 }

@@ -77,6 +77,13 @@ impl<'c> Route<'c> {
         answer.map_err(|error| self.keep(error)).ok()
     }
 
+    /// Returns the answer to a call that says nothing of the endpoint as a whole, or `None` where the next endpoint should be
+    /// asked. An endpoint that fails such a call and still serves its chain is not rested.
+    pub(super) async fn accept_call<T>(&mut self, endpoint: &Endpoint, answer: Result<T>) -> Option<T> {
+        endpoint.record_call(&answer, self.endpoints.chain_id).await;
+        answer.map_err(|error| self.keep(error)).ok()
+    }
+
     /// Keeps the first failure, but a wrong chain only if there is no other: other failures end by themselves.
     fn keep(&mut self, error: ChainError) {
         if self.failure.as_ref().is_none_or(|failure| matches!(failure, ChainError::WrongChain { .. })) {
@@ -111,6 +118,10 @@ impl<'c> Route<'c> {
 impl Endpoints {
     pub(super) fn new(all: Vec<Endpoint>, chain_id: u64, max_lag: u64) -> Self {
         Self { all, chain_id, max_lag, compared_at: Mutex::default() }
+    }
+
+    pub(super) fn chain_id(&self) -> u64 {
+        self.chain_id
     }
 
     pub(super) fn all(&self) -> &[Endpoint] {

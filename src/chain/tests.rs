@@ -6,10 +6,14 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::chain::{BlockTag, Call, Chain, ChainError, ClientSettings, NodeClient, transaction_hash};
+use crate::chain::{
+    BlockTag, Call, Chain, ChainError, ClientSettings, Confirmation, NodeClient, Receipt, transaction_hash,
+};
+use crate::model::event::FinalTransaction;
 use crate::model::{Address, BlockHash, BlockNumber, RawTransaction, TxHash, Wei};
 use crate::observe::traces::{Traced, Tracer};
 use crate::policy::classify::{ErrorTable, SendMeaning};
+use crate::policy::finality::FinalityRule;
 use crate::support::{Reply, ScriptedNode};
 
 const BATCH: usize = 100;
@@ -19,18 +23,28 @@ fn client(nodes: &[&ScriptedNode]) -> NodeClient {
 }
 
 fn client_of(urls: &[String]) -> NodeClient {
+    NodeClient::new(&settings(urls)).unwrap()
+}
+
+/// A client that waits for a short time only.
+fn hasty(nodes: &[&ScriptedNode]) -> NodeClient {
+    let urls: Vec<_> = nodes.iter().map(|node| node.url()).collect();
+    NodeClient::new(&ClientSettings { timeout: Duration::from_millis(700), ..settings(&urls) }).unwrap()
+}
+
+fn settings(urls: &[String]) -> ClientSettings {
     // As `main` does; another test may have been first.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    NodeClient::new(&ClientSettings {
+    ClientSettings {
         chain_id: 1,
         endpoints: urls.iter().map(|url| url.parse().unwrap()).collect(),
         timeout: Duration::from_secs(5),
         batch_size: BATCH,
         max_lag: 10,
+        confirmation: Confirmation { endpoints: Vec::new(), finality: FinalityRule::Depth(0) },
         errors: Arc::default(),
         tracer: Tracer::default(),
-    })
-    .unwrap()
+    }
 }
 
 fn block(number: u64) -> Value {
@@ -175,8 +189,8 @@ async fn batches_that_a_node_refuses_become_shorter_ones_or_single_calls_and_sta
             });
             let node = node.await;
             let client = client(&[&node]);
-            let receipts = client.receipts(&hashes(40)).await.unwrap();
-            assert_eq!(receipts.len(), 40, "refusal {index}");
+            let receipts = client.receipts(&hashes(40)).await;
+            assert!(receipts.len() == 40 && receipts.iter().all(Result::is_ok), "refusal {index}");
             let (batches, requests) = (node.batches(), node.requests());
             let answers = client.broadcast(&signed(40)).await;
             assert!(answers.iter().all(Result::is_ok), "{answers:?}");
@@ -478,10 +492,269 @@ async fn a_simulation_that_fails_is_not_tried_elsewhere() {
     let (reverting, other) = (reverting.await, good_node(7).await);
     let client = client(&[&reverting, &other]);
     let call = Call { from: Address([1; 20]), to: Address([2; 20]), value: Wei(0), data: bytes::Bytes::new() };
-    let estimates = client.estimate(&[call.clone().into(), call.clone().into()]).await.unwrap();
+    let estimates = client.estimate(&[call.clone().into(), call.clone().into()]).await;
     assert!(estimates.iter().all(|estimate| matches!(estimate, Err(ChainError::Node { .. }))), "{estimates:?}");
     assert!(matches!(client.call(&call, BlockNumber(7)).await, Err(ChainError::Node { .. })));
     assert_eq!(other.times("eth_estimateGas") + other.times("eth_call"), 0);
+}
+
+fn call_to(number: u8) -> Traced<Call> {
+    Call { from: Address([1; 20]), to: Address([number; 20]), value: Wei(0), data: bytes::Bytes::new() }.into()
+}
+
+fn is_about(call: &Value, number: u8) -> bool {
+    call["params"][0]["to"] == json!(Address([number; 20]))
+}
+
+fn error_body(code: i64, text: &str) -> String {
+    json!({"jsonrpc": "2.0", "id": null, "error": {"code": code, "message": text}}).to_string()
+}
+
+/// C12: an outage is no verdict, in whatever shape it comes: the next endpoint is asked for the same call at once.
+#[tokio::test]
+async fn an_outage_in_any_shape_is_asked_elsewhere_at_once() {
+    type Outage = fn() -> Reply;
+    let outages: [Outage; 10] = [
+        || Reply::Http(503, String::new(), error_body(-32011, "no backend is currently healthy to serve traffic")),
+        || Reply::Http(503, "retry-after: 60\r\n".to_owned(), error_body(3, "execution reverted")),
+        || Reply::error(-32011, "no backend is currently healthy to serve traffic"),
+        || Reply::error(-32002, "no available upstream"),
+        || Reply::Http(403, String::new(), error_body(-32000, "invalid host specified")),
+        || Reply::Http(402, String::new(), error_body(402, "Payment Required")),
+        || Reply::Http(401, String::new(), String::new()),
+        || Reply::Http(408, String::new(), "{}".to_owned()),
+        || Reply::Http(429, String::new(), error_body(-32005, "who knows")),
+        || Reply::Http(500, String::new(), error_body(-32603, "who knows")),
+    ];
+    for (index, outage) in outages.into_iter().enumerate() {
+        let first = ScriptedNode::start(None, move |call| match call.to_string() {
+            text if text.contains("eth_estimateGas") || text.contains("eth_getBalance") => outage(),
+            _ => good(call, 3),
+        });
+        let (first, second) = (first.await, good_node(4).await);
+        let client = client(&[&first, &second]);
+        let calls: Vec<_> = (0..3).map(call_to).collect();
+        let estimates = client.estimate(&calls).await;
+        assert!(estimates.iter().all(Result::is_ok), "{index}: {estimates:?}");
+        assert_eq!(asked(&client).await.unwrap(), 4, "{index}");
+        assert!(first.times("eth_estimateGas") > 0, "{index}: it was asked first");
+    }
+}
+
+/// C12: the time that a server asks for is read whatever its status and its body.
+#[tokio::test]
+async fn a_server_that_asks_for_time_gets_it_whatever_else_it_says() {
+    let answers = [
+        (503, error_body(-32011, "no backend is currently healthy")),
+        (403, error_body(-32000, "quota")),
+        (500, "oops".to_owned()),
+        (200, error_body(-32005, "too many requests").replace("null", "1")),
+    ];
+    for (status, body) in answers {
+        let said = body.clone();
+        let node = ScriptedNode::start(None, move |call| {
+            let body = said.replace("\"id\":1", &format!("\"id\":{}", call["id"]));
+            Reply::Http(status, "retry-after: 7\r\n".to_owned(), body)
+        });
+        let node = node.await;
+        let error = asked(&client(&[&node])).await.unwrap_err();
+        let wait = Duration::from_secs(7);
+        assert!(
+            matches!(error, ChainError::RateLimited { retry_after: Some(w), .. } if w == wait),
+            "{body}: {error:?}"
+        );
+    }
+}
+
+/// C30: some gateways put a node's answer into a 400 or a 500.
+#[tokio::test]
+async fn a_nodes_answer_in_a_bad_status_is_still_its_answer() {
+    for (status, text, meaning) in [
+        (400, "nonce too low", SendMeaning::NonceTooLow),
+        (500, "intrinsic gas too low", SendMeaning::Refused),
+        (500, "insufficient funds for gas * price + value", SendMeaning::InsufficientFunds),
+    ] {
+        let node = ScriptedNode::start(None, move |call| match call["method"].as_str() {
+            Some("eth_sendRawTransaction") => {
+                let body = error_body(-32000, text).replace("null", &call["id"].to_string());
+                Reply::Http(status, String::new(), body)
+            }
+            _ => good(call, 3),
+        });
+        let node = node.await;
+        let answers = client(&[&node]).broadcast(&signed(1)).await;
+        let [Err(ChainError::Node { message, .. })] = answers.as_slice() else { panic!("{answers:?}") };
+        assert_eq!(ErrorTable::default().meaning_of(message), meaning);
+    }
+}
+
+/// One outage among the answers of a batch is one call's: it is asked elsewhere, and the other answers count.
+#[tokio::test]
+async fn of_a_batch_only_what_has_no_answer_is_asked_elsewhere() {
+    let first = ScriptedNode::start(None, |call| match call["method"].as_str() {
+        Some("eth_estimateGas") if is_about(call, 1) => Reply::error(-32011, "no backend is currently healthy"),
+        Some("eth_estimateGas") if is_about(call, 2) => Reply::error(-32000, "missing trie node"),
+        Some("eth_estimateGas") if is_about(call, 3) => Reply::error(3, "execution reverted"),
+        None => Reply::Pass,
+        _ => good(call, 3),
+    });
+    let (first, second) = (first.await, good_node(3).await);
+    let client = client(&[&first, &second]);
+    let estimates = client.estimate(&(0..5).map(call_to).collect::<Vec<_>>()).await;
+    let fine: Vec<_> = estimates.iter().map(Result::is_ok).collect();
+    assert_eq!(fine, [true, true, true, false, true], "{estimates:?}");
+    assert_eq!(second.times("eth_estimateGas"), 2);
+    assert_eq!(asked(&client).await.unwrap(), 3);
+    assert_eq!(second.times("eth_getBalance"), 0, "the first is still in use");
+}
+
+/// A call that no endpoint answers in time fails alone, and rests none of them.
+#[tokio::test]
+async fn a_call_that_hangs_everywhere_fails_alone() {
+    let hanging = |call: &Value| match call.as_array() {
+        Some(calls) if calls.iter().any(|call| is_about(call, 2)) => Reply::Silence,
+        None if is_about(call, 2) => Reply::Silence,
+        _ => good(call, 3),
+    };
+    let (first, second) = (ScriptedNode::start(None, hanging).await, ScriptedNode::start(None, hanging).await);
+    let client = hasty(&[&first, &second]);
+    let estimates = client.estimate(&(0..5).map(call_to).collect::<Vec<_>>()).await;
+    let fine: Vec<_> = estimates.iter().map(Result::is_ok).collect();
+    assert_eq!(fine, [true, true, false, true, true], "{estimates:?}");
+    assert!(estimates[2].as_ref().unwrap_err().is_of_endpoint());
+    asked(&client).await.unwrap();
+    assert_eq!((first.times("eth_getBalance"), second.times("eth_getBalance")), (1, 0), "the first is still in use");
+}
+
+/// An endpoint that fails one kind of call stays in use for the others; one that does not give its head is rested.
+#[tokio::test]
+async fn an_endpoint_is_rested_only_if_it_does_not_serve_its_chain() {
+    let hung = Arc::new(AtomicBool::new(false));
+    let is_hung = Arc::clone(&hung);
+    let first = ScriptedNode::start(None, move |call| match call["method"].as_str() {
+        Some("eth_getBlockByNumber") if call["params"][0] == "finalized" => {
+            Reply::Http(500, String::new(), "oops".into())
+        }
+        Some("eth_chainId" | "eth_syncing") => good(call, 3),
+        _ if is_hung.load(Ordering::Relaxed) => Reply::Silence,
+        _ => good(call, 3),
+    });
+    let (first, second) = (first.await, good_node(4).await);
+    let client = hasty(&[&first, &second]);
+    for _ in 0..3 {
+        assert_eq!(client.header(BlockTag::Finalized).await.unwrap().unwrap().number.0, 4);
+        assert_eq!(asked(&client).await.unwrap(), 3);
+    }
+    hung.store(true, Ordering::Relaxed);
+    assert_eq!(asked(&client).await.unwrap(), 4);
+    let before = first.requests();
+    assert_eq!(asked(&client).await.unwrap(), 4);
+    assert_eq!(first.requests(), before, "it rests");
+}
+
+/// C18: a block that one endpoint does not have may be another's.
+#[tokio::test]
+async fn a_block_that_is_not_there_is_asked_of_the_next() {
+    let pruned = ScriptedNode::start(None, |call| match call["method"].as_str() {
+        Some("eth_getBlockByNumber") if call["params"][0] != "latest" => Reply::Result(Value::Null),
+        _ => good(call, 9),
+    });
+    let (pruned, whole) = (pruned.await, good_node(9).await);
+    let block = BlockTag::Number(BlockNumber(9));
+    assert!(client(&[&pruned, &whole]).header(block).await.unwrap().is_some());
+    assert!(client(&[&pruned]).header(block).await.unwrap().is_none());
+}
+
+/// Another chain comes in behind the address between two calls.
+#[tokio::test]
+async fn the_chain_id_of_the_endpoint_in_use_is_checked_on_request() {
+    let other = Arc::new(AtomicBool::new(false));
+    let is_other = Arc::clone(&other);
+    let first = ScriptedNode::start(None, move |call| match call["method"].as_str() {
+        Some("eth_chainId") if is_other.load(Ordering::Relaxed) => Reply::Result(json!("0x2")),
+        _ => good(call, 3),
+    });
+    let (first, second) = (first.await, good_node(3).await);
+    let client = client(&[&first, &second]);
+    client.check_chain().await.unwrap();
+    other.store(true, Ordering::Relaxed);
+    assert!(matches!(client.check_chain().await, Err(ChainError::WrongChain { found: 2, .. })));
+    client.check_chain().await.unwrap();
+    asked(&client).await.unwrap();
+    assert_eq!(first.times("eth_getBalance"), 0, "the other chain is not asked");
+}
+
+/// A second endpoint has to show the same final block and the same outcome.
+#[tokio::test]
+async fn what_another_endpoint_does_not_show_is_not_confirmed() {
+    let hash = TxHash([1; 32]);
+    let block_of = |number: u64| BlockHash([u8::try_from(number).unwrap(); 32]);
+    let confirming = |height: u64, status: &'static str| async move {
+        ScriptedNode::start(None, move |call| match call["method"].as_str() {
+            Some("eth_getBlockByNumber") => Reply::Result(match call["params"][0].as_str() {
+                Some("0x7") => block(7),
+                _ => block(height),
+            }),
+            Some("eth_getTransactionReceipt") => Reply::Result(json!({
+                "transactionHash": hash, "blockHash": block_of(7), "blockNumber": "0x7", "gasUsed": "0x1", "status": status
+            })),
+            _ => good(call, height),
+        })
+        .await
+    };
+    let node = good_node(9).await;
+    let confirm = async |other: &ScriptedNode, number: u64, hash_of_block: BlockHash| {
+        let endpoints = vec![other.url().parse().unwrap()];
+        let confirmation = Confirmation { endpoints, finality: FinalityRule::Depth(2) };
+        let client = NodeClient::new(&ClientSettings { confirmation, ..settings(&[node.url()]) }).unwrap();
+        let receipt = FinalTransaction {
+            tx_hash: hash,
+            nonce: Default::default(),
+            block_number: BlockNumber(number),
+            block_hash: hash_of_block,
+            gas_used: crate::model::Gas(1),
+            effective_gas_price: None,
+        };
+        let receipt = Receipt { transaction: receipt, succeeded: true };
+        client.confirm(BlockNumber(number), hash_of_block, &[receipt]).await
+    };
+    confirm(&confirming(9, "0x1").await, 7, block_of(7)).await.unwrap();
+    let refused = |result: Result<(), ChainError>, why: &str| {
+        assert!(matches!(&result, Err(ChainError::Unconfirmed { detail }) if detail.contains(why)), "{result:?}");
+    };
+    refused(confirm(&confirming(8, "0x1").await, 7, block_of(7)).await, "not final there yet");
+    refused(confirm(&confirming(9, "0x1").await, 7, block_of(6)).await, "another one");
+    refused(confirm(&confirming(9, "0x0").await, 7, block_of(7)).await, "went otherwise");
+    let away = ScriptedNode::start(None, |_| Reply::Close).await;
+    refused(confirm(&away, 7, block_of(7)).await, "does not answer");
+}
+
+/// Numbers that nothing here can hold are a bad answer, whatever they are of.
+#[tokio::test]
+async fn numbers_out_of_range_are_nonsense_and_ask_the_next_endpoint() {
+    for number in ["0x8000000000000000", "0xffffffffffffffff", "0x10000000000000000", "-0x1", "0x", "1"] {
+        let odd = ScriptedNode::start(None, move |call| match call["method"].as_str() {
+            Some("eth_getTransactionCount" | "eth_estimateGas") => Reply::Result(json!(number)),
+            Some("eth_getBlockByNumber") if call["params"][0] != "latest" => {
+                let mut block = block(3);
+                block["number"] = json!(number);
+                Reply::Result(block)
+            }
+            _ => good(call, 3),
+        });
+        let (odd, fine) = (odd.await, good_node(3).await);
+        let alone = client(&[&odd]);
+        let count = alone.transaction_count(Address([1; 20]), BlockTag::Latest).await;
+        assert!(matches!(count, Err(ChainError::Nonsense { .. })), "{number}: {count:?}");
+        let estimates = alone.estimate(&[call_to(1)]).await;
+        assert!(matches!(estimates.as_slice(), [Err(ChainError::Nonsense { .. })]), "{number}: {estimates:?}");
+        let header = alone.header(BlockTag::Finalized).await;
+        assert!(matches!(header, Err(ChainError::Nonsense { .. })), "{number}: {header:?}");
+        let both = client(&[&odd, &fine]);
+        assert_eq!(both.transaction_count(Address([1; 20]), BlockTag::Latest).await.unwrap().0, 5);
+        assert!(both.estimate(&[call_to(1)]).await[0].is_ok());
+        assert_eq!(asked(&both).await.unwrap(), 3, "the first is still in use");
+    }
 }
 
 #[tokio::test]

@@ -1,27 +1,25 @@
 //! `chainwriter recover --adopt`
 
-use std::process::ExitCode;
-
 use anyhow::bail;
 
 use crate::broker::{BrokerError, MarkerQueue, PublishOnly, QueueDepths, QueueRole};
-use crate::cli::{operator, say};
+use crate::cli::{exit, operator, say};
 use crate::config::Settings;
 use crate::journal::OperatorsJournal;
 use crate::model::{JournalId, Marker};
 use crate::policy::marker::{Ruling, newest, rule};
 
 /// Lets this journal take the queue over from the one that serves it.
-pub(super) async fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(settings: &Settings) -> anyhow::Result<u8> {
     let journal = settings.journal.address.open_existing().await?;
     let adopted = adopt(journal.as_ref(), settings).await;
     journal.close().await;
-    adopted.map(|()| ExitCode::SUCCESS)
+    adopted.map(|()| exit::OK)
 }
 
 async fn adopt(journal: &dyn OperatorsJournal, settings: &Settings) -> anyhow::Result<()> {
     let found = marker(settings).await?;
-    let standing = journal.standing(found.as_ref().map(|found| (found.start, found.token.clone()))).await?;
+    let standing = journal.claim_standing(found.as_ref().map(|found| (found.start, found.token.clone()))).await?;
     let from = match (rule(&standing, found.as_ref()), &found) {
         (Ruling::Make | Ruling::MakeAnew, _) | (_, None) => {
             say("no journal serves this queue yet; start the worker");
@@ -53,7 +51,7 @@ async fn adopt(journal: &dyn OperatorsJournal, settings: &Settings) -> anyhow::R
 /// Returns the marker at the broker. Reads it as a start does, and leaves the same one: at no moment is there none.
 pub(super) async fn marker(settings: &Settings) -> Result<Option<Marker>, BrokerError> {
     let connection = PublishOnly::connect(&settings.broker).await?;
-    let held = connection.markers(settings.broker.topology.names()).hold().await?;
+    let held = connection.markers(&settings.broker.topology.names).hold().await?;
     let found = newest(held.found()).cloned();
     if let Some(found) = &found {
         held.replace(found).await?;

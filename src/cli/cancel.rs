@@ -1,24 +1,24 @@
 //! `chainwriter cancel ID`
 
-use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
 
-use crate::cli::{exit, operator, reason_fault, say};
+use crate::cli::status::report_unknown;
+use crate::cli::{check_reason, exit, operator, say};
 use crate::config::Settings;
-use crate::journal::{CancelWish, History, WishAnswer};
+use crate::journal::{CancelAnswer, CancelCommand, History};
 use crate::model::{RequestId, RequestState, TransactionState};
 
-/// How often `--wait` looks.
-const LOOK: Duration = Duration::from_millis(200);
+/// How often `--wait` reads the journal.
+const CHECK: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// The request's id.
     id: String,
-    /// Why; stands in the dead letter and in what `status` tells.
+    /// Why; stands in the dead letter and in what `status` shows.
     #[arg(long, default_value = "")]
     reason: String,
     /// Wait until the request has ended, one way or the other.
@@ -26,38 +26,30 @@ pub(super) struct Arguments {
     wait: bool,
 }
 
-pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<u8> {
     let id = RequestId::new(&arguments.id).context("this is no request id")?;
-    if let Some(fault) = reason_fault(&arguments.reason) {
-        say(fault);
-        return Ok(ExitCode::from(exit::USAGE));
-    }
+    check_reason(&arguments.reason)?;
     let journal = settings.journal.address.open_existing().await?;
-    let wish = CancelWish { by: operator(), reason: arguments.reason };
-    let answer = journal.wish_cancellation(&id, wish).await?;
+    let command = CancelCommand { by: operator(), reason: arguments.reason };
+    let answer = journal.cancel(&id, command).await?;
     let mut history = journal.history(&id).await?;
-    if let WishAnswer::Noted(state) = answer {
+    if let CancelAnswer::Noted(state) = answer {
         let shares = history.as_ref().is_some_and(shares_its_transaction);
-        say(format_args!("{id}: {}", if shares { SHARED } else { wish_text(state) }));
+        say(format_args!("{id}: {}", if shares { SHARED } else { accepted_text(state) }));
         while arguments.wait && history.as_ref().is_some_and(|history| !has_ended(history)) {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(CHECK).await;
             history = journal.history(&id).await?;
         }
     }
     journal.close().await;
     Ok(match history {
-        None => {
-            say(format_args!(
-                "{id}: not known. Either no worker with this journal has taken it from the queue yet, or it was settled longer than journal.retention ago."
-            ));
-            ExitCode::from(exit::NOT_FOUND)
-        }
+        None => report_unknown(&id),
         Some(history) if has_ended(&history) => print_end(&id, &history),
-        Some(_) => ExitCode::SUCCESS,
+        Some(_) => exit::OK,
     })
 }
 
-/// That is not cancelled for one of its requests.
+/// A transaction of several requests is not cancelled for one of them.
 const SHARED: &str = "to be cancelled, but it shares a transaction with others, which is signed: it is written with them, unless \
                       that fails; then it becomes a dead letter";
 
@@ -66,7 +58,7 @@ fn shares_its_transaction(history: &History) -> bool {
     history.transactions.iter().any(|transaction| transaction.state == live && transaction.batch.is_some())
 }
 
-fn wish_text(state: RequestState) -> &'static str {
+fn accepted_text(state: RequestState) -> &'static str {
     match state {
         RequestState::Accepted => {
             "to be cancelled; it waits for a nonce, and a running worker makes it a dead letter at once"
@@ -88,16 +80,16 @@ fn has_ended(history: &History) -> bool {
     )
 }
 
-fn print_end(id: &RequestId, history: &History) -> ExitCode {
+fn print_end(id: &RequestId, history: &History) -> u8 {
     if history.state == RequestState::Final.as_str() {
         say(format_args!("{id}: final: it was written, and nothing can be cancelled any more"));
-        return ExitCode::from(exit::TOO_LATE);
+        return exit::TOO_LATE;
     }
     let cause = history.failure.as_deref().unwrap_or_default();
     if cause.starts_with("rejected.cancelled") {
         say(format_args!("{id}: cancelled; it is a dead letter, and none of its transactions can land"));
-        return ExitCode::SUCCESS;
+        return exit::OK;
     }
     say(format_args!("{id}: a dead letter already, for another reason ({cause}); none of its transactions can land"));
-    ExitCode::from(exit::TOO_LATE)
+    exit::TOO_LATE
 }

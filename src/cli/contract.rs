@@ -1,15 +1,14 @@
 //! `chainwriter contract`: the contract `Records`, put into the chain, and compared with what it should be.
 
-use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 use tokio::time::{Instant, sleep};
 
 use crate::chain::{BlockTag, Call, Chain, ChainError, NodeClient};
-use crate::cli::{exit, operator, say};
+use crate::cli::{exit, node_client, operator, say};
 use crate::config::Settings;
 use crate::daemon::app::signer;
 use crate::journal::{Acquired, Lease, OperatorsJournal};
@@ -20,18 +19,12 @@ use crate::policy::records::{self, Artefact};
 use crate::signer::Signer;
 use crate::stages::lane::keep_lease;
 
-/// What the estimate may be off by, in percent.
+/// Added to the estimate, in percent.
 const GAS_MARGIN: u32 = 10;
 
-#[derive(Debug, Args)]
-pub(super) struct Arguments {
-    #[command(subcommand)]
-    what: What,
-}
-
 #[derive(Debug, Subcommand)]
-enum What {
-    /// Put the contract into the chain; prints its address, and what to write into the configuration.
+pub(super) enum Command {
+    /// Deploy the contract; prints its address, and what to write into the configuration.
     Deploy {
         /// The account that pays and becomes the owner, one of the [[signer]]; the first one if not given. No worker may
         /// work for it meanwhile.
@@ -40,7 +33,7 @@ enum What {
         /// Further accounts that may record, besides all [[signer]].
         #[arg(long, value_name = "ADDRESS")]
         writer: Vec<Address>,
-        /// For how long to wait until the transaction is in a block.
+        /// Wait at most this long until the transaction is in a block.
         #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "10m")]
         timeout: Duration,
     },
@@ -51,11 +44,11 @@ enum What {
     },
 }
 
-pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
-    let chain = NodeClient::new(&settings.chain).context("cannot make the HTTP client")?;
-    match arguments.what {
-        What::Deploy { signer, writer, timeout } => deploy(&settings, &chain, signer, writer, timeout).await,
-        What::Verify { address } => verify(&settings, &chain, address).await,
+pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result<u8> {
+    let chain = node_client(settings)?;
+    match command {
+        Command::Deploy { signer, writer, timeout } => deploy(settings, &chain, signer, writer, timeout).await,
+        Command::Verify { address } => verify(settings, &chain, address).await,
     }
 }
 
@@ -65,7 +58,7 @@ async fn deploy(
     payer: Option<Address>,
     more_writers: Vec<Address>,
     timeout: Duration,
-) -> anyhow::Result<ExitCode> {
+) -> anyhow::Result<u8> {
     let mut sections = settings.signers.iter();
     let section = sections.find(|section| payer.is_none_or(|payer| section.address() == payer));
     let signer = signer(section.context("no [[signer]] is this account")?, &Tracer::default())?;
@@ -74,124 +67,115 @@ async fn deploy(
     writers.dedup();
     let code = Artefact::built().map_err(anyhow::Error::msg)?.creation(&writers);
     let journal = settings.journal.address.open().await?;
-    let done = deploy_with(settings, chain, signer.as_ref(), journal.as_ref(), code, timeout).await;
+    let deployment = Deployment { settings, chain, signer: signer.as_ref(), journal: journal.as_ref(), code, timeout };
+    let done = deployment.run().await;
     journal.close().await;
-    match done? {
-        Some((address, block)) => {
-            say(format_args!("the contract is at {address}, in block {block}; its owner is {}", signer.address()));
-            say(format_args!("writers: {}", list(&writers)));
-            say(format_args!("\n[write]\nmode = \"record\"\nto = \"{address}\""));
-            Ok(ExitCode::SUCCESS)
-        }
-        None => Ok(ExitCode::from(exit::STILL_OPEN)),
-    }
+    let Some((address, block)) = done? else { return Ok(exit::STILL_OPEN) };
+    say(format_args!("the contract is at {address}, in block {block}; its owner is {}", signer.address()));
+    say(format_args!("writers: {}", writers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")));
+    say(format_args!("\n[write]\nmode = \"record\"\nto = \"{address}\""));
+    Ok(exit::OK)
 }
 
-/// Deploys under the account's lease, since a worker would give the same nonce to a request. Returns `None` while the
-/// contract is in no block.
-async fn deploy_with(
-    settings: &Settings,
-    chain: &NodeClient,
-    signer: &dyn Signer,
-    journal: &dyn OperatorsJournal,
+struct Deployment<'d> {
+    settings: &'d Settings,
+    chain: &'d NodeClient,
+    signer: &'d dyn Signer,
+    journal: &'d dyn OperatorsJournal,
     code: Bytes,
     timeout: Duration,
-) -> anyhow::Result<Option<(Address, BlockNumber)>> {
-    let address = signer.address();
-    let account = journal.account(settings.chain.chain_id, address).await?;
-    let owner = format!("{}/contract deploy/{}", operator(), ids::unique()).into();
-    let Acquired::Ours(lease) = journal.acquire_lease(account, owner, settings.lane.lease_ttl, None).await? else {
-        bail!("a worker works for {address}; stop it first, or deploy with another account (--signer)");
-    };
-    let done = tokio::select! {
-        done = make(settings, chain, signer, journal, &lease, code, timeout) => done,
-        error = keep_lease(journal, &lease, settings.lane.lease_ttl) => Err(error.into()),
-    };
-    journal.release_lease(&lease).await?;
-    done
 }
 
-/// Deploys the contract. No journal holds this transaction: a crash after it was sent leaves it in the pools, where a worker
-/// meets it as one of another program, and gives its request another nonce.
-async fn make(
-    settings: &Settings,
-    chain: &NodeClient,
-    signer: &dyn Signer,
-    journal: &dyn OperatorsJournal,
-    lease: &Lease,
-    code: Bytes,
-    timeout: Duration,
-) -> anyhow::Result<Option<(Address, BlockNumber)>> {
-    let address = signer.address();
-    let head = chain.header(BlockTag::Latest).await?.context("the node has no block")?;
-    let nonce = chain.transaction_count(address, BlockTag::Latest).await?;
-    for (endpoint, pending) in chain.pending_counts(address).await {
-        if pending.is_ok_and(|pending| pending > nonce) {
-            bail!("{endpoint} has transactions of {address} in its pool; wait until they are in a block");
-        }
-    }
-    let next = journal.raise_next_nonce(lease, nonce).await?;
-    if next != nonce {
-        bail!("{address} has transactions in the journal that are not in the chain; let a worker end them first");
-    }
-    let fee = settings.tuning.fees.quote(&chain.market(&head).await?).map_err(|above| anyhow::anyhow!("{above}"))?;
-    let estimate = chain.estimate_creation(address, &code).await.context("the contract cannot be made")?;
-    let unsigned = UnsignedTransaction {
-        chain_id: settings.chain.chain_id,
-        nonce,
-        to: None,
-        value: Wei(0),
-        gas: gas::limit(estimate, GAS_MARGIN, head.gas_limit),
-        data: code,
-        fee,
-    };
-    let signed = signer.sign(vec![unsigned.into()]).await?.pop().context("the signer signed nothing")?;
-    say(format_args!("sent {} with nonce {nonce} of {address}; waiting for its block", signed.hash));
-    let made = wait(settings, chain, &signed, timeout).await?;
-    match made {
-        Some(_) => _ = journal.raise_next_nonce(lease, nonce.plus(1)).await?,
-        None => say(format_args!("{} is in no block yet; it may still come", signed.hash)),
-    }
-    Ok(made)
-}
+/// The new contract and its block; none while it is in no block.
+type Made = Option<(Address, BlockNumber)>;
 
-/// Sends until the contract is in a block or the time is over. The nodes' answers decide nothing.
-async fn wait(
-    settings: &Settings,
-    chain: &NodeClient,
-    signed: &RawTransaction,
-    timeout: Duration,
-) -> anyhow::Result<Option<(Address, BlockNumber)>> {
-    let deadline = Instant::now() + timeout;
-    let mut again = Instant::now();
-    let mut reported = String::new();
-    loop {
-        if Instant::now() >= again {
-            let refusals = chain.broadcast(&[signed.clone().into()]).await.into_iter().filter_map(Result::err);
-            let refusals = refusals.map(|refusal| refusal.to_string()).collect::<Vec<_>>().join("; ");
-            if !refusals.is_empty() && refusals != reported {
-                say(&refusals);
-                reported = refusals;
+impl Deployment<'_> {
+    /// Deploys under the account's lease, since a worker would give the same nonce to a request.
+    async fn run(&self) -> anyhow::Result<Made> {
+        let (journal, address) = (self.journal, self.signer.address());
+        let account = journal.account(self.settings.chain.chain_id, address).await?;
+        let owner = format!("{}/contract deploy/{}", operator(), ids::unique()).into();
+        let ttl = self.settings.lane.lease_ttl;
+        let Acquired::Ours(lease) = journal.acquire_lease(account, owner, ttl, None).await? else {
+            bail!("a worker works for {address}; stop it first, or deploy with another account (--signer)");
+        };
+        let done = tokio::select! {
+            done = self.create(&lease) => done,
+            error = keep_lease(journal, &lease, ttl) => Err(error.into()),
+        };
+        journal.release_lease(&lease).await?;
+        done
+    }
+
+    /// Creates the contract. No journal holds this transaction: a crash after it was sent leaves it in the pools, where a
+    /// worker meets it as one of another program, and gives its request another nonce.
+    async fn create(&self, lease: &Lease) -> anyhow::Result<Made> {
+        let Self { settings, chain, signer, journal, code, .. } = self;
+        let address = signer.address();
+        let head = chain.header(BlockTag::Latest).await?.context("the node has no block")?;
+        let nonce = chain.transaction_count(address, BlockTag::Latest).await?;
+        for (endpoint, pending) in chain.pending_counts(address).await {
+            if pending.is_ok_and(|pending| pending > nonce) {
+                bail!("{endpoint} has transactions of {address} in its pool; wait until they are in a block");
             }
-            again = Instant::now() + settings.tuning.resend_after;
         }
-        if let Some(made) = chain.created(signed.hash).await? {
-            return Ok(Some(made));
+        let next = journal.raise_next_nonce(lease, nonce).await?;
+        if next != nonce {
+            bail!("{address} has transactions in the journal that are not in the chain; let a worker end them first");
         }
-        if Instant::now() >= deadline {
-            return Ok(None);
+        let fee =
+            settings.tuning.fees.quote(&chain.market(&head).await?).map_err(|above| anyhow::anyhow!("{above}"))?;
+        let estimate = chain.estimate_creation(address, code).await.context("the contract cannot be made")?;
+        let unsigned = UnsignedTransaction {
+            chain_id: settings.chain.chain_id,
+            nonce,
+            to: None,
+            value: Wei(0),
+            gas: gas::limit(estimate, GAS_MARGIN, head.gas_limit),
+            data: code.clone(),
+            fee,
+        };
+        let signed = signer.sign(vec![unsigned.into()]).await?.pop().context("the signer signed nothing")?;
+        say(format_args!("sent {} with nonce {nonce} of {address}; waiting for its block", signed.hash));
+        let made = self.wait(&signed).await?;
+        match made {
+            Some(_) => _ = journal.raise_next_nonce(lease, nonce.plus(1)).await?,
+            None => say(format_args!("{} is in no block yet; it may still come", signed.hash)),
         }
-        sleep(settings.lane.poll_interval).await;
+        Ok(made)
+    }
+
+    /// Sends until the contract is in a block or the time is over. The nodes' answers decide nothing.
+    async fn wait(&self, signed: &RawTransaction) -> anyhow::Result<Made> {
+        let deadline = Instant::now() + self.timeout;
+        let mut again = Instant::now();
+        let mut reported = String::new();
+        loop {
+            if Instant::now() >= again {
+                let refusals = self.chain.broadcast(&[signed.clone().into()]).await.into_iter().filter_map(Result::err);
+                let refusals = refusals.map(|refusal| refusal.to_string()).collect::<Vec<_>>().join("; ");
+                if !refusals.is_empty() && refusals != reported {
+                    say(&refusals);
+                    reported = refusals;
+                }
+                again = Instant::now() + self.settings.tuning.resend_after;
+            }
+            let made = self.chain.created(signed.hash).await?;
+            if made.is_some() || Instant::now() >= deadline {
+                return Ok(made);
+            }
+            sleep(self.settings.lane.poll_interval).await;
+        }
     }
 }
 
-/// What stands at an address.
+/// The contract at an address.
 pub(super) struct Standing {
-    /// Its code is that of `Records`.
+    /// Set where the code is that of `Records`.
     pub(super) is_records: bool,
-    /// Who may say who records.
+    /// The account that decides who may record.
     pub(super) owner: Option<Address>,
-    /// Of the signers those that may not record.
+    /// Signers that may not record.
     pub(super) strangers: Vec<Address>,
 }
 
@@ -215,11 +199,11 @@ pub(super) async fn standing(settings: &Settings, chain: &NodeClient, contract: 
     Ok(Standing { is_records: true, owner, strangers })
 }
 
-async fn verify(settings: &Settings, chain: &NodeClient, address: Address) -> anyhow::Result<ExitCode> {
+async fn verify(settings: &Settings, chain: &NodeClient, address: Address) -> anyhow::Result<u8> {
     let Standing { is_records, owner, strangers } = standing(settings, chain, address).await?;
     if !is_records {
         say(format_args!("{address}: not the contract Records as this program has it"));
-        return Ok(ExitCode::from(exit::NOT_FOUND));
+        return Ok(exit::NOT_FOUND);
     }
     say(format_args!("{address}: the contract Records, byte for byte as this program has it"));
     if let Some(owner) = owner {
@@ -229,9 +213,5 @@ async fn verify(settings: &Settings, chain: &NodeClient, address: Address) -> an
         let may = if strangers.contains(&signer) { "may not record: its owner calls setWriter" } else { "may record" };
         say(format_args!("  signer     {signer} {may}"));
     }
-    Ok(if strangers.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(exit::ANOTHER) })
-}
-
-fn list(addresses: &[Address]) -> String {
-    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    Ok(if strangers.is_empty() { exit::OK } else { exit::ANOTHER })
 }

@@ -1,22 +1,15 @@
 //! `chainwriter generate`: what the command line's own description can be turned into.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Args, Command, Subcommand};
+use clap::Subcommand;
 use clap_complete::Shell;
 
-use crate::cli::say;
-
-#[derive(Debug, Args)]
-pub(super) struct Arguments {
-    #[command(subcommand)]
-    what: What,
-}
+use crate::cli::{exit, say};
 
 #[derive(Debug, Subcommand)]
-enum What {
+pub(super) enum Command {
     /// Print what makes this shell complete chainwriter's commands and options.
     Completions {
         /// For which shell.
@@ -29,19 +22,19 @@ enum What {
     },
 }
 
-pub(super) fn run(arguments: &Arguments, mut program: Command) -> anyhow::Result<ExitCode> {
-    match &arguments.what {
-        What::Completions { shell } => {
+pub(super) fn run(command: Command, mut program: clap::Command) -> anyhow::Result<u8> {
+    match command {
+        Command::Completions { shell } => {
             let name = program.get_name().to_owned();
             let mut script = Vec::new();
-            clap_complete::generate(*shell, &mut program, name, &mut script);
+            clap_complete::generate(shell, &mut program, name, &mut script);
             say(String::from_utf8_lossy(&script).trim_end());
         }
-        What::Man { folder } => {
+        Command::Man { folder } => {
             let failed = || format!("cannot write manual pages into {}", folder.display());
-            std::fs::create_dir_all(folder).with_context(failed)?;
-            clap_mangen::generate_to(program, folder).with_context(failed)?;
+            std::fs::create_dir_all(&folder).with_context(failed)?;
+            clap_mangen::generate_to(program, &folder).with_context(failed)?;
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(exit::OK)
 }

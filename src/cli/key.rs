@@ -1,39 +1,31 @@
 //! `chainwriter key new|import|address`
 
 use std::io::{IsTerminal, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::cli::say;
+use crate::cli::{exit, new_private_file, say};
 use crate::config::secrets::{line_of, private_file};
 use crate::signer::{LocalSigner, Signer, keystore};
 
 /// Shorter passwords are refused for new files.
 const SHORTEST_PASSWORD: usize = 8;
 
-#[derive(Debug, Args)]
-pub(super) struct Arguments {
-    #[command(subcommand)]
-    command: Command,
-}
-
 #[derive(Debug, Subcommand)]
-enum Command {
-    /// Make a key that nobody has, in a new encrypted file, and tell its account.
+pub(super) enum Command {
+    /// Make a new key in a new encrypted file, and print its account.
     New(Target),
     /// Put a private key, read from standard input as hexadecimal digits, into a new encrypted file.
     Import(Target),
-    /// Tell the account of a key file, encrypted or not.
+    /// Print the account of a key file, encrypted or not.
     Address(Target),
 }
 
 #[derive(Debug, Args)]
-struct Target {
+pub(super) struct Target {
     /// The file: a keystore (Web3 Secret Storage, version 3).
     file: PathBuf,
     /// A file with its password; without it, the terminal is asked.
@@ -41,34 +33,32 @@ struct Target {
     password_file: Option<PathBuf>,
 }
 
-pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    match arguments.command {
+pub(super) fn run(command: Command) -> anyhow::Result<u8> {
+    match command {
         Command::New(target) => write(&target, &keystore::new_key()?)?,
         Command::Import(target) => write(&target, &key_from_input()?)?,
         Command::Address(target) => {
             let content = private(&target.file)?;
-            let is_keystore = content.expose_secret().trim_start().starts_with('{');
-            let key = match is_keystore {
-                true => keystore::decrypt(content.expose_secret(), &target.password()?)
-                    .with_context(|| target.file.display().to_string())?,
-                false => content,
+            let shown = || target.file.display().to_string();
+            let key = if content.expose_secret().trim_start().starts_with('{') {
+                keystore::decrypt(content.expose_secret(), &target.password()?).with_context(shown)?
+            } else {
+                content
             };
-            let signer = LocalSigner::from_hex(&key).with_context(|| target.file.display().to_string())?;
+            let signer = LocalSigner::from_hex(&key).with_context(shown)?;
             say(signer.address());
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(exit::OK)
 }
 
-/// Creates a file that only this user may read. An existing file is an error.
 fn write(target: &Target, key: &SecretString) -> anyhow::Result<()> {
     let shown = target.file.display();
     if target.file.exists() {
         bail!("{shown} is there already, and is left as it is; name another file");
     }
     let (content, address) = keystore::encrypt(key, &target.new_password()?)?;
-    let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&target.file);
-    let mut file = file.with_context(|| format!("{shown} cannot be made"))?;
+    let mut file = new_private_file(&target.file)?;
     let written = file.write_all(content.as_bytes()).and_then(|()| file.sync_all());
     written.with_context(|| format!("{shown} cannot be written"))?;
     say(address);

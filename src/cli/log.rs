@@ -19,22 +19,16 @@ use crate::daemon::status::RecentLines;
 /// ignored. Gives also what changes the level that is written.
 pub(super) fn start(settings: LogSection) -> (RecentLines, Box<dyn Fn(Level) + Send>) {
     let recent = RecentLines::default();
-    let writer = std::io::stderr;
     let for_journald = is_journald();
+    let lines = fmt::layer().with_writer(std::io::stderr).with_target(false);
     let layer = match settings.format {
-        LogFormat::Text => fmt::layer()
-            .with_writer(writer)
+        LogFormat::Text => lines
             .with_ansi(std::io::stderr().is_terminal())
-            .with_target(false)
             .map_event_format(|lines| WithPriority { lines, for_journald })
             .boxed(),
-        LogFormat::Json => fmt::layer()
-            .json()
-            .flatten_event(true)
-            .with_writer(writer)
-            .with_target(false)
-            .map_event_format(|lines| WithPriority { lines, for_journald })
-            .boxed(),
+        LogFormat::Json => {
+            lines.json().flatten_event(true).map_event_format(|lines| WithPriority { lines, for_journald }).boxed()
+        }
     };
     let keeps = recent.clone().with_filter(down_to(LevelFilter::WARN));
     let (filter, handle) = reload::Layer::new(down_to(LevelFilter::from_level(settings.level)));

@@ -1,25 +1,29 @@
 //! The command line: one file for each command, and the exit codes.
 
 use std::borrow::Cow;
-use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::fmt::Display;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 
 use crate::broker::{BrokerError, PublishError};
-use crate::chain::ChainError;
 use crate::chain::follow::history::HistoryError;
 use crate::chain::follow::record_search::SearchError;
+use crate::chain::{ChainError, NodeClient};
 use crate::config::{self, Faults, Settings};
 use crate::journal::JournalError;
 use crate::signer::SignerError;
 
 mod adopt;
 mod cancel;
-mod check;
 mod contract;
 mod dead;
 mod doctor;
@@ -36,6 +40,7 @@ mod verify;
 
 /// Exit codes, after sysexits.h where it has one.
 pub mod exit {
+    pub const OK: u8 = 0;
     /// The command line cannot be used.
     pub const USAGE: u8 = 64;
     /// Something that the command needs is out of reach: broker, node.
@@ -50,11 +55,11 @@ pub mod exit {
     pub const NOT_FOUND: u8 = 1;
     /// The request has ended already, and not by being cancelled.
     pub const TOO_LATE: u8 = 2;
-    /// It is there, and not as it should be: a record with another content, a contract that a signer may not write to.
+    /// The thing is there, and not as it should be: a record with another content, a contract that a signer may not write to.
     pub const ANOTHER: u8 = 2;
     /// Not all of it was done, for reasons that stand with each dead letter; or the operator said no.
     pub const NOT_ALL: u8 = 2;
-    /// What was waited for has not come in time; a record is there, and not final yet.
+    /// The awaited thing has not come in time; a record is there, and not final yet.
     pub const STILL_OPEN: u8 = 75;
 }
 
@@ -73,32 +78,41 @@ struct Arguments {
 enum Command {
     /// Run the daemon.
     Run,
-    /// Check the configuration and its key files; with --connect also all that `doctor` looks at.
-    Check(check::Arguments),
-    /// Look whether all that a worker needs is there and as it must be, and say what to do where it is not.
+    /// Check the configuration and its key files; with --connect also all that `doctor` checks.
+    Check {
+        /// Also check the broker, the nodes, the journal and the accounts, as `doctor` does.
+        #[arg(long)]
+        connect: bool,
+    },
+    /// Check whether all that a worker needs is there and as it must be, and say what to do where it is not.
     Doctor(doctor::Arguments),
     /// Print or make the broker's queues and exchanges.
-    Topology(topology::Arguments),
+    #[command(subcommand)]
+    Topology(topology::Command),
     /// Publish messages to the work queue, each with an id, each confirmed by the broker.
     Publish(publish::Arguments),
-    /// Tell which route a message would take and what it would ask for; nothing is sent.
+    /// Show which route a message would take and what it would ask for; nothing is sent.
     Route(route::Arguments),
-    /// Tell what happened to one request, or how everything stands.
+    /// Show what happened to one request, or how everything stands.
     Status(status::Arguments),
-    /// Make, import or look at the key of an account; needs no configuration.
-    Key(key::Arguments),
+    /// Make, import or show the key of an account; needs no configuration.
+    #[command(subcommand)]
+    Key(key::Command),
     /// Cancel one request: it becomes a dead letter, unless its write lands first.
     Cancel(cancel::Arguments),
-    /// Make a journal in the place of a lost one, from what the chain has.
+    /// Make a journal instead of a lost one, from what the chain has.
     Recover(recover::Arguments),
     /// Write completions for a shell, or manual pages; needs no configuration.
-    Generate(generate::Arguments),
-    /// Put the contract that keeps records into the chain, or look whether one is it.
-    Contract(contract::Arguments),
+    #[command(subcommand)]
+    Generate(generate::Command),
+    /// Deploy the contract that keeps records, or check an address.
+    #[command(subcommand)]
+    Contract(contract::Command),
     /// Prove from the chain alone that a record is there, and since when.
     Verify(verify::Arguments),
-    /// Look at dead letters, send them back, mended or not, or put them away.
-    Dead(dead::Arguments),
+    /// List dead letters, send them back, edited or not, or discard them.
+    #[command(subcommand)]
+    Dead(dead::Command),
 }
 
 /// Runs the program with the process's arguments.
@@ -112,21 +126,39 @@ pub fn main() -> ExitCode {
     };
     // The one provider of cryptography for every TLS connection; a second call would be refused, and is not made.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    match dispatch(arguments) {
-        Ok(code) => code,
-        Err(error) => {
-            say_error(&error);
-            ExitCode::from(code_of(&error))
+    let code = dispatch(arguments).unwrap_or_else(|error| match error.downcast_ref() {
+        Some(Stop { code, text }) => {
+            if !text.is_empty() {
+                complain(text);
+            }
+            *code
         }
-    }
+        None => {
+            complain(format_args!("chainwriter: {}", text_of(&error)));
+            code_of(&error)
+        }
+    });
+    ExitCode::from(code)
 }
 
-fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    if let Command::Key(arguments) = arguments.command {
-        return key::run(arguments);
+/// Ends a command with a code and a text for standard error, which may be empty.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+struct Stop {
+    code: u8,
+    text: String,
+}
+
+fn stop(code: u8, text: impl Into<String>) -> anyhow::Error {
+    Stop { code, text: text.into() }.into()
+}
+
+fn dispatch(arguments: Arguments) -> anyhow::Result<u8> {
+    if let Command::Key(command) = arguments.command {
+        return key::run(command);
     }
-    if let Command::Generate(what) = arguments.command {
-        return generate::run(&what, Arguments::command());
+    if let Command::Generate(command) = arguments.command {
+        return generate::run(command, Arguments::command());
     }
     let settings = match (config::load(arguments.config.as_deref()), &arguments.command) {
         (Ok(settings), _) => settings,
@@ -146,37 +178,36 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let work = move || {
         let done = runtime.block_on(perform(arguments, settings));
         // What was cut off by a drain's deadline must not hold up the exit.
-        runtime.shutdown_timeout(std::time::Duration::from_millis(500));
+        runtime.shutdown_timeout(Duration::from_millis(500));
         done
     };
     let thread =
         std::thread::Builder::new().name("tasks".to_owned()).stack_size(run::RUNTIME_STACK_BYTES).spawn(work)?;
-    // Its panic has been told already.
+    // The panic is in the log already.
     thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a fault of chainwriter ended it")))
 }
 
-async fn perform(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
+async fn perform(arguments: Arguments, settings: Settings) -> anyhow::Result<u8> {
     match arguments.command {
         Command::Run => run::run(settings, arguments.config).await,
-        Command::Key(arguments) => key::run(arguments),
-        Command::Generate(arguments) => generate::run(&arguments, Arguments::command()),
-        Command::Check(arguments) => check::run(arguments, settings).await,
+        Command::Key(command) => key::run(command),
+        Command::Generate(command) => generate::run(command, Arguments::command()),
+        Command::Check { connect: true } => doctor::run(doctor::Arguments::default(), settings).await,
+        Command::Check { connect: false } => {
+            doctor::examine_settings(&settings).iter().for_each(say);
+            Ok(exit::OK)
+        }
         Command::Doctor(arguments) => doctor::run(arguments, settings).await,
-        Command::Topology(arguments) => topology::run(arguments, settings).await,
+        Command::Topology(command) => topology::run(command, &settings.broker).await,
         Command::Publish(arguments) => publish::run(arguments, settings).await,
         Command::Route(arguments) => route::run(&arguments, &settings),
         Command::Status(arguments) => status::run(arguments, settings).await,
         Command::Cancel(arguments) => cancel::run(arguments, settings).await,
         Command::Recover(arguments) => recover::run(arguments, settings).await,
-        Command::Contract(arguments) => contract::run(arguments, settings).await,
+        Command::Contract(command) => contract::run(command, &settings).await,
         Command::Verify(arguments) => verify::run(arguments, settings).await,
-        Command::Dead(arguments) => dead::run(arguments, settings).await,
+        Command::Dead(command) => dead::run(command, &settings).await,
     }
-}
-
-#[expect(clippy::print_stderr, reason = "the command line speaks to a person")]
-fn say_error(error: &anyhow::Error) {
-    eprintln!("chainwriter: {}", text_of(error));
 }
 
 /// Returns the error, with what led to it where that says more.
@@ -191,18 +222,19 @@ fn text_of(error: &anyhow::Error) -> String {
 }
 
 fn code_of(error: &anyhow::Error) -> u8 {
-    if error.chain().any(|cause| cause.is::<Faults>()) {
-        exit::CONFIG
-    } else if error.chain().any(|cause| cause.is::<JournalError>()) {
-        exit::JOURNAL
-    } else if error.chain().any(|cause| {
+    let is_out_of_reach = |cause: &(dyn std::error::Error + 'static)| {
         cause.is::<HistoryError>()
             || cause.is::<BrokerError>()
             || cause.is::<PublishError>()
             || cause.is::<ChainError>()
             || cause.is::<SearchError>()
             || cause.is::<SignerError>()
-    }) {
+    };
+    if error.chain().any(|cause| cause.is::<Faults>()) {
+        exit::CONFIG
+    } else if error.chain().any(|cause| cause.is::<JournalError>()) {
+        exit::JOURNAL
+    } else if error.chain().any(is_out_of_reach) {
         exit::UNAVAILABLE
     } else {
         exit::SOFTWARE
@@ -222,9 +254,12 @@ fn operator() -> String {
 /// Longer reasons of operators are refused: they go into a header.
 const LONGEST_REASON_BYTES: usize = 512;
 
-fn reason_fault(reason: &str) -> Option<String> {
-    (reason.len() > LONGEST_REASON_BYTES)
-        .then(|| format!("the reason is longer than {LONGEST_REASON_BYTES} bytes; make it shorter"))
+fn check_reason(reason: &str) -> anyhow::Result<()> {
+    if reason.len() > LONGEST_REASON_BYTES {
+        let fault = format!("the reason is longer than {LONGEST_REASON_BYTES} bytes; make it shorter");
+        return Err(stop(exit::USAGE, fault));
+    }
+    Ok(())
 }
 
 /// Returns a progress bar that counts to `total`.
@@ -257,9 +292,42 @@ fn age_text(age: Option<Duration>) -> String {
 }
 
 /// Prints one line to standard output. A closed pipe (`… | head`) is no error.
-fn say(line: impl std::fmt::Display) {
-    use std::io::Write;
+fn say(line: impl Display) {
     let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// Prints a line to standard error, since standard output may be read by a program.
+fn complain(line: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Prints a document as JSON, or its text.
+fn print(json: bool, document: &impl Serialize, text: impl FnOnce() -> String) -> anyhow::Result<()> {
+    if json {
+        say(serde_json::to_string_pretty(document)?)
+    } else {
+        say(text().trim_end())
+    }
+    Ok(())
+}
+
+/// Creates a file that only this user may read. An existing file is an error.
+fn new_private_file(path: &Path) -> anyhow::Result<File> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    file.with_context(|| format!("cannot make {}", path.display()))
+}
+
+/// Opens a file, or standard input for "-".
+fn open_input(file: &str) -> anyhow::Result<Box<dyn BufRead>> {
+    Ok(match file {
+        "-" => Box::new(BufReader::new(std::io::stdin())),
+        path => Box::new(BufReader::new(File::open(path).with_context(|| format!("cannot read {path}"))?)),
+    })
+}
+
+/// Connects to nothing yet.
+fn node_client(settings: &Settings) -> anyhow::Result<NodeClient> {
+    NodeClient::new(&settings.chain).context("cannot make the HTTP client")
 }
 
 #[cfg(test)]

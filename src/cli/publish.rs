@@ -1,19 +1,17 @@
 //! `chainwriter publish`
 
-use std::process::ExitCode;
-
 use anyhow::{Context, bail};
 use clap::Args;
 use indicatif::ProgressBar;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
-use crate::broker::{Outgoing, PublishOnly, Publisher, SessionPublisher};
+use crate::broker::{Outgoing, PublishOnly, SessionPublisher};
 use crate::cli::{exit, progress, say};
 use crate::config::Settings;
 use crate::model::message::header;
 use crate::model::{BodyHash, Message, Properties, RequestId, Timestamp};
 
-/// Messages without a publisher confirm at once.
+/// Messages that wait for their publisher confirms at once.
 const BATCH: usize = 256;
 
 #[derive(Debug, Args)]
@@ -34,82 +32,79 @@ pub(super) struct Arguments {
     not_before: Option<Timestamp>,
 }
 
-pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
-    let broker = &settings.broker;
-    let connection = PublishOnly::connect(broker).await?;
+pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<u8> {
+    let connection = PublishOnly::connect(&settings.broker).await?;
     let publisher = connection.publisher();
     let progress = progress(ProgressBar::new_spinner(), "{spinner} {pos} published, {per_sec}, {elapsed}");
-    let mut published = Published::default();
+    let queue = settings.queue();
+    let mut publishing = Publishing { arguments: &arguments, queue, publisher, progress, confirmed: 0, failed: 0 };
     for file in &arguments.files {
-        let sent = publish_file(&arguments, file, settings.queue(), &publisher, &progress, &mut published);
-        if let Err(error) = sent.await {
-            progress.suspend(|| say(format_args!("{file}: {error:#}")));
-            published.failed += 1;
+        if let Err(error) = publishing.publish_file(file).await {
+            publishing.report_failure(format_args!("{file}: {error:#}"));
         }
     }
+    let Publishing { progress, confirmed, failed, .. } = publishing;
     progress.finish_and_clear();
     connection.close().await;
-    let Published { confirmed, failed } = published;
-    say(format_args!("{confirmed} published to {}, {failed} failed", settings.queue()));
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(exit::UNAVAILABLE) })
+    say(format_args!("{confirmed} published to {queue}, {failed} failed"));
+    Ok(if failed == 0 { exit::OK } else { exit::UNAVAILABLE })
 }
 
-#[derive(Default)]
-struct Published {
+struct Publishing<'p> {
+    arguments: &'p Arguments,
+    queue: &'p str,
+    publisher: SessionPublisher,
+    progress: ProgressBar,
     confirmed: u64,
     failed: u64,
 }
 
-async fn publish_file(
-    arguments: &Arguments,
-    file: &str,
-    queue: &str,
-    publisher: &SessionPublisher,
-    progress: &ProgressBar,
-    published: &mut Published,
-) -> anyhow::Result<()> {
-    let is_lines = file == "-" || file.ends_with(".ndjson") || file.ends_with(".jsonl");
-    if !is_lines {
-        let body = tokio::fs::read(file).await?;
-        let outgoing = outgoing(arguments, queue, body, "application/octet-stream")?;
-        publisher.publish(&outgoing).await?;
-        published.confirmed += 1;
-        progress.inc(1);
-        return Ok(());
-    }
-    let input: Box<dyn AsyncRead + Send + Unpin> = match file {
-        "-" => Box::new(tokio::io::stdin()),
-        path => Box::new(tokio::fs::File::open(path).await?),
-    };
-    let mut lines = BufReader::new(input).lines();
-    let (mut batch, mut first, mut number) = (Vec::with_capacity(BATCH), 1_u64, 0_u64);
-    loop {
-        let line = lines.next_line().await.with_context(|| format!("after line {number}"))?;
-        let is_end = line.is_none();
-        number += u64::from(!is_end);
-        match line.filter(|line| !line.trim().is_empty()) {
-            None => {}
-            Some(line) => match outgoing(arguments, queue, line.into_bytes(), "application/json") {
-                Ok(outgoing) => batch.push(outgoing),
-                Err(error) => {
-                    published.failed += 1;
-                    progress.suspend(|| say(format_args!("{file}: line {number}: {error:#}")));
+impl Publishing<'_> {
+    async fn publish_file(&mut self, file: &str) -> anyhow::Result<()> {
+        let is_lines = file == "-" || file.ends_with(".ndjson") || file.ends_with(".jsonl");
+        if !is_lines {
+            let body = tokio::fs::read(file).await?;
+            return self.publish(&[outgoing(self.arguments, self.queue, body, "application/octet-stream")?]).await;
+        }
+        let input: Box<dyn AsyncRead + Send + Unpin> = match file {
+            "-" => Box::new(tokio::io::stdin()),
+            path => Box::new(tokio::fs::File::open(path).await?),
+        };
+        let mut lines = BufReader::new(input).lines();
+        let (mut batch, mut first, mut number) = (Vec::with_capacity(BATCH), 1_u64, 0_u64);
+        loop {
+            let line = lines.next_line().await.with_context(|| format!("after line {number}"))?;
+            let is_end = line.is_none();
+            number += u64::from(!is_end);
+            if let Some(line) = line.filter(|line| !line.trim().is_empty()) {
+                match outgoing(self.arguments, self.queue, line.into_bytes(), "application/json") {
+                    Ok(outgoing) => batch.push(outgoing),
+                    Err(error) => self.report_failure(format_args!("{file}: line {number}: {error:#}")),
                 }
-            },
+            }
+            if batch.len() == BATCH || (is_end && !batch.is_empty()) {
+                self.publish(&batch).await.with_context(|| {
+                    format!("lines {first} to {number}: published in part at most; publish the file again, what is there already counts once")
+                })?;
+                batch.clear();
+                first = number + 1;
+            }
+            if is_end {
+                return Ok(());
+            }
         }
-        if batch.len() == BATCH || (is_end && !batch.is_empty()) {
-            let count = batch.len() as u64;
-            publisher.publish_in_order(&batch).await.with_context(|| {
-                format!("lines {first} to {number}: published in part at most; publish the file again, what is there already counts once")
-            })?;
-            published.confirmed += count;
-            progress.inc(count);
-            batch.clear();
-            first = number + 1;
-        }
-        if is_end {
-            return Ok(());
-        }
+    }
+
+    async fn publish(&mut self, batch: &[Outgoing]) -> anyhow::Result<()> {
+        self.publisher.publish_in_order(batch).await?;
+        self.confirmed += batch.len() as u64;
+        self.progress.inc(batch.len() as u64);
+        Ok(())
+    }
+
+    fn report_failure(&mut self, text: std::fmt::Arguments<'_>) {
+        self.failed += 1;
+        self.progress.suspend(|| say(text));
     }
 }
 

@@ -1,12 +1,11 @@
 //! `chainwriter recover`
 
-use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
 
-use crate::chain::follow::history::account_history;
+use crate::chain::follow::history::{AccountHistory, account_history};
 use crate::chain::{BlockTag, Chain, NodeClient};
 use crate::cli::{adopt, exit, operator, progress_bar, say};
 use crate::config::Settings;
@@ -14,45 +13,104 @@ use crate::journal::{OperatorsJournal, RecoveredAccount, Recovery};
 use crate::model::{Address, BlockNumber, Nonce, Timestamp};
 use crate::policy::finality::{FinalityRule, highest_final};
 
-/// How often it is looked whether all transactions of an account are final.
-const LOOK: Duration = Duration::from_secs(1);
+/// Interval between checks whether all transactions of an account are final.
+const CHECK: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
+#[group(id = "what", required = true, multiple = false)]
 pub(super) struct Arguments {
-    /// Read what the accounts have written from this block on, into a new journal.
-    #[arg(long, value_name = "BLOCK")]
+    /// Read what the accounts have written from this block on, into a new journal, a restored one, or the one that is left.
+    #[arg(long, value_name = "BLOCK", group = "what")]
     from_block: Option<u64>,
     /// End the recovery: what is in the queue from now on is written, whatever the chain has.
-    #[arg(long)]
+    #[arg(long, group = "what")]
     end: bool,
+    /// Declare all transactions below this nonce that the journal does not know another program's. If one of them is a
+    /// write of the queue's, that message is written again.
+    #[arg(long, value_name = "NONCE", group = "what")]
+    foreign_below: Option<u64>,
+    /// The account that --foreign-below is about, where the configuration has several.
+    #[arg(long, value_name = "ADDRESS", requires = "foreign_below")]
+    account: Option<String>,
     /// Let this journal take the queue over from the one that serves it: it was moved here on purpose.
-    #[arg(long)]
+    #[arg(long, group = "what")]
     adopt: bool,
 }
 
-pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<u8> {
     if arguments.adopt {
         return adopt::run(&settings).await;
     }
     let address = &settings.journal.address;
-    let Some(from_block) = arguments.from_block else {
+    if arguments.end {
         let journal = address.open_existing().await?;
         let ended = journal.end_recovery().await?;
         journal.close().await;
         say(if ended { "the recovery has ended" } else { "no recovery is on" });
-        return Ok(if ended { ExitCode::SUCCESS } else { ExitCode::from(exit::NOT_FOUND) });
+        return Ok(if ended { exit::OK } else { exit::NOT_FOUND });
+    }
+    let done = if let Some(from_block) = arguments.from_block {
+        let journal = address.open().await?;
+        let done = recover(journal.as_ref(), &settings, BlockNumber(from_block)).await;
+        journal.close().await;
+        done
+    } else if let Some(below) = arguments.foreign_below {
+        let account = chosen_account(arguments.account.as_deref(), &settings)?;
+        let journal = address.open_existing().await?;
+        let done = accept_foreign(journal.as_ref(), &settings, account, Nonce(below)).await;
+        journal.close().await;
+        done
+    } else {
+        bail!("name what to recover");
     };
-    let journal = address.open().await?;
-    let done = recover(journal.as_ref(), &settings, BlockNumber(from_block)).await;
-    journal.close().await;
-    done.map(|()| ExitCode::SUCCESS)
+    done.map(|()| exit::OK)
+}
+
+fn chosen_account(named: Option<&str>, settings: &Settings) -> anyhow::Result<Address> {
+    let addresses: Vec<_> = settings.signers.iter().map(|signer| signer.address()).collect();
+    match (named, addresses.as_slice()) {
+        (None, [only]) => Ok(*only),
+        (None, _) => bail!("the configuration has {} accounts; name one with --account", addresses.len()),
+        (Some(named), _) => {
+            let named: Address = named.to_lowercase().parse().with_context(|| format!("{named} is no address"))?;
+            match addresses.contains(&named) {
+                true => Ok(named),
+                false => bail!("{named} is no account of this configuration"),
+            }
+        }
+    }
+}
+
+async fn expect_nobody_works(journal: &dyn OperatorsJournal) -> anyhow::Result<()> {
+    match journal.attendance().await?.instances.first() {
+        Some(instance) => bail!("{} on {} works with this journal; stop it first", instance.worker, instance.host),
+        None => Ok(()),
+    }
+}
+
+async fn accept_foreign(
+    journal: &dyn OperatorsJournal,
+    settings: &Settings,
+    address: Address,
+    below: Nonce,
+) -> anyhow::Result<()> {
+    expect_nobody_works(journal).await?;
+    let chain = NodeClient::new(&settings.chain).context("cannot make the HTTP client")?;
+    let height = final_height(&chain, settings.lane.finality).await?;
+    let count = chain.transaction_count(address, BlockTag::Number(height)).await?;
+    if below > count {
+        bail!("{address} has taken the nonces below {count} at the final block {height}, and not those up to {below}");
+    }
+    let account = journal.account(settings.chain.chain_id, address).await?;
+    let forgotten = journal.accept_foreign(account, below).await?;
+    say(format_args!(
+        "{address}: unknown transactions below nonce {below} count as another program's; {forgotten} calls are compared with no more"
+    ));
+    Ok(())
 }
 
 async fn recover(journal: &dyn OperatorsJournal, settings: &Settings, from: BlockNumber) -> anyhow::Result<()> {
-    if let Some(instance) = journal.attendance().await?.instances.first() {
-        bail!("{} on {} works with this journal; stop it first", instance.worker, instance.host);
-    }
+    expect_nobody_works(journal).await?;
     let chain = NodeClient::new(&settings.chain).context("cannot make the HTTP client")?;
     let addresses: Vec<_> = settings.signers.iter().map(|signer| signer.address()).collect();
     let to = all_final(&chain, &addresses, settings.lane.finality).await?;
@@ -73,7 +131,8 @@ async fn recover(journal: &dyn OperatorsJournal, settings: &Settings, from: Bloc
             salvaged.next_nonce
         ));
         let account = journal.account(settings.chain.chain_id, address).await?;
-        accounts.push(RecoveredAccount { account, next_nonce: salvaged.next_nonce, writes: salvaged.writes });
+        let AccountHistory { first_nonce, next_nonce, writes, .. } = salvaged;
+        accounts.push(RecoveredAccount { account, first_nonce, next_nonce, writes });
     }
     let recovery = Recovery { begun_at: Timestamp::now(), operator: operator(), from_block: from, to_block: to };
     journal.begin_recovery(recovery, accounts).await?;
@@ -81,10 +140,11 @@ async fn recover(journal: &dyn OperatorsJournal, settings: &Settings, from: Bloc
     Ok(())
 }
 
-const NEXT: &str = "the journal is ready. Start the workers: a message whose calldata is among these writes becomes a dead \
-                    letter with the reason invalid.maybe_written, all others are written. Look at those with `chainwriter \
-                    dead list --reason maybe_written`; discard what is written, replay with --even-forgotten what is not. \
-                    When all messages from before the loss have come through: chainwriter recover --end";
+const NEXT: &str = "the journal is ready. Start the workers: a message or an open request whose calldata is among these writes \
+                    becomes a dead letter with the reason invalid.maybe_written, unless the journal has the transaction \
+                    itself; all others are written. Look at those with `chainwriter dead list --reason maybe_written`; \
+                    discard what is written, replay with --even-forgotten what is not. When all messages from before have \
+                    come through: chainwriter recover --end";
 
 /// Waits until nothing of these accounts is on its way: all that they sent is final, and no endpoint's pool has more.
 /// Returns the highest final block. What a pool keeps behind a gap no node counts.
@@ -102,7 +162,7 @@ async fn all_final(chain: &NodeClient, accounts: &[Address], rule: FinalityRule)
             say(&waits);
             told = waits;
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(CHECK).await;
     }
 }
 

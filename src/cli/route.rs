@@ -1,20 +1,19 @@
 //! `chainwriter route`: which route a message would take, and what it would ask for. Nothing is sent.
 
 use std::io::Read;
-use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 
-use crate::cli::{exit, say};
+use crate::cli::{exit, open_input, print};
 use crate::config::Settings;
 use crate::model::failure::cut;
 use crate::model::{Address, BodyHash, GasRule, HeaderValue, Message, Origin, Properties, Write};
 use crate::policy::admission::{Candidate, admit, sheltered};
 use crate::policy::routes::{Calldata, route_of};
 
-/// Of calldata as much is shown, as text.
+/// Bytes of calldata that are shown, as text.
 const SHOWN_BYTES: usize = 200;
 
 #[derive(Debug, Args)]
@@ -41,8 +40,8 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-/// What would become of it.
-#[derive(Debug, Serialize)]
+/// The request or the dead letter that the message would be.
+#[derive(Debug, Default, Serialize)]
 struct Outcome {
     /// `None`: no route is for it.
     route: Option<String>,
@@ -59,7 +58,7 @@ struct Outcome {
     detail: Option<String>,
 }
 
-pub(super) fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<ExitCode> {
+pub(super) fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<u8> {
     let message = message(arguments, settings)?;
     let rules = &settings.admission;
     let route = route_of(&rules.routes, &message);
@@ -70,13 +69,7 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<
     let mut outcome = Outcome {
         route: route.map(|route| route.name.clone()),
         request_id: id.map(|id| id.to_string()),
-        to: None,
-        value: None,
-        gas: None,
-        call: None,
-        calldata: None,
-        refused: None,
-        detail: None,
+        ..Outcome::default()
     };
     match write {
         Ok(Write { to, value, gas, data }) => {
@@ -98,21 +91,14 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<
             outcome.detail = Some(cause.detail);
         }
     }
-    if arguments.json {
-        say(serde_json::to_string_pretty(&outcome)?);
-    } else {
-        say(outcome.text().trim_end());
-    }
-    Ok(if outcome.refused.is_none() { ExitCode::SUCCESS } else { ExitCode::from(exit::ANOTHER) })
+    print(arguments.json, &outcome, || outcome.text())?;
+    Ok(if outcome.refused.is_none() { exit::OK } else { exit::ANOTHER })
 }
 
 fn message(arguments: &Arguments, settings: &Settings) -> anyhow::Result<Message> {
     let mut body = Vec::new();
-    if arguments.file == "-" {
-        std::io::stdin().read_to_end(&mut body).context("standard input cannot be read")?;
-    } else {
-        body = std::fs::read(&arguments.file).with_context(|| format!("{} cannot be read", arguments.file))?;
-    }
+    let read = open_input(&arguments.file)?.read_to_end(&mut body);
+    read.with_context(|| format!("cannot read {}", arguments.file))?;
     let header = |text: &String| -> anyhow::Result<(String, HeaderValue)> {
         let (name, value) = text.split_once('=').with_context(|| format!("{text:?} is no NAME=TEXT"))?;
         Ok((name.to_owned(), value.into()))

@@ -2,12 +2,12 @@
 
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::Command;
 use std::sync::Arc;
 
-use crate::cli::{log, text_of};
+use crate::cli::{exit, log, text_of};
 use crate::config::{self, Settings};
-use crate::daemon::app::{self, RunContext};
+use crate::daemon::app;
 use crate::daemon::reload::Reloading;
 
 /// The AMQP library reads header tables by recursion, on a thread of its own. A table nested as deeply as a frame allows
@@ -30,14 +30,13 @@ pub(super) fn with_deep_stacks() {
     let _ = again.exec();
 }
 
-pub(super) async fn run(settings: Settings, file: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(settings: Settings, file: Option<PathBuf>) -> anyhow::Result<u8> {
     let (recent, set_log_level) = log::start(settings.log);
     let load = Arc::new(move || config::load(file.as_deref()));
-    let context = RunContext { recent, reloading: Reloading { load, set_log_level } };
-    match app::run(settings, context).await {
+    match app::run(settings, recent, Reloading { load, set_log_level }).await {
         Ok(()) => {
             tracing::info!("stopped");
-            Ok(ExitCode::SUCCESS)
+            Ok(exit::OK)
         }
         Err(error) => {
             tracing::error!(error = text_of(&error), "the daemon ends");

@@ -1,21 +1,12 @@
 //! `chainwriter topology print|apply`
 
-use std::process::ExitCode;
+use clap::Subcommand;
 
-use clap::{Args, Subcommand};
-
-use crate::broker::{self, TopologyMode};
-use crate::cli::say;
-use crate::config::Settings;
-
-#[derive(Debug, Args)]
-pub(super) struct Arguments {
-    #[command(subcommand)]
-    action: Action,
-}
+use crate::broker::{self, BrokerSettings, TopologyMode};
+use crate::cli::{exit, say};
 
 #[derive(Debug, Subcommand)]
-enum Action {
+pub(super) enum Command {
     /// Print the queues, exchanges and bindings as definitions that `rabbitmqctl import_definitions` takes.
     Print {
         /// The virtual host to name in them.
@@ -26,14 +17,13 @@ enum Action {
     Apply,
 }
 
-pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
-    let broker = &settings.broker;
-    match arguments.action {
-        Action::Print { vhost } => say(serde_json::to_string_pretty(&broker.topology.definitions(&vhost))?),
-        Action::Apply => {
+pub(super) async fn run(command: Command, broker: &BrokerSettings) -> anyhow::Result<u8> {
+    match command {
+        Command::Print { vhost } => say(serde_json::to_string_pretty(&broker.topology.definitions(&vhost))?),
+        Command::Apply => {
             let vhost = broker::check(broker, TopologyMode::Declare).await?;
-            say(format_args!("the topology of {} is in place on virtual host {vhost}", broker.topology.names().work));
+            say(format_args!("the topology of {} is in place on virtual host {vhost}", broker.topology.names.work));
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(exit::OK)
 }

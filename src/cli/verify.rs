@@ -1,7 +1,6 @@
 //! `chainwriter verify`: proves from the chain alone, without the journal, that a record is there.
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -10,7 +9,7 @@ use serde::Serialize;
 use crate::chain::follow::record_search::{Record, Search, find};
 use crate::chain::{BlockTag, Chain, NodeClient};
 use crate::cli::recover::final_height;
-use crate::cli::{exit, progress_bar, say};
+use crate::cli::{exit, node_client, print, progress_bar, say};
 use crate::config::Settings;
 use crate::model::{Address, BlockHash, BlockNumber, ContentHash, RecordId, RequestId, Timestamp, TxHash};
 use crate::policy::records::{self, Kept};
@@ -18,7 +17,7 @@ use crate::policy::routes::Calldata;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// A request's id; or a file, whose content is looked for in all records.
+    /// A request's id; or a file, whose content is searched for in all records.
     #[arg(value_name = "ID|FILE")]
     what: String,
     /// With an id: the record's content must be this file's.
@@ -30,7 +29,7 @@ pub(super) struct Arguments {
     /// The contract; those of all routes with mode = "record" if not given.
     #[arg(long, value_name = "ADDRESS")]
     contract: Option<Address>,
-    /// Look from this block on.
+    /// Search from this block on.
     #[arg(long, value_name = "BLOCK", default_value_t = 0)]
     from_block: u64,
     /// Print the proof as one JSON document.
@@ -38,13 +37,12 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-/// What is looked for.
 struct Wanted {
     id: Option<RecordId>,
     content: Option<ContentHash>,
 }
 
-/// What the chain says of a record.
+/// A record as the chain has it.
 #[derive(Debug, Serialize)]
 struct Proof {
     contract: Address,
@@ -64,9 +62,9 @@ struct Proof {
     is_content: Option<bool>,
 }
 
-pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<u8> {
     let wanted = wanted(&arguments)?;
-    let chain = NodeClient::new(&settings.chain).context("cannot make the HTTP client")?;
+    let chain = node_client(&settings)?;
     let contracts = match arguments.contract {
         Some(contract) => vec![contract],
         None => contracts_of(&settings),
@@ -79,16 +77,12 @@ pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Res
     for contract in contracts {
         if let Some(record) = search(&chain, contract, &wanted, range).await? {
             let proof = prove(&settings, &chain, contract, record, wanted.content).await?;
-            if arguments.json {
-                say(serde_json::to_string_pretty(&proof)?);
-            } else {
-                say(proof.text(&arguments.what).trim_end());
-            }
-            return Ok(ExitCode::from(proof.code()));
+            print(arguments.json, &proof, || proof.text(&arguments.what))?;
+            return Ok(proof.code());
         }
     }
     say(format_args!("{}: no record in blocks {} to {head}", arguments.what, arguments.from_block));
-    Ok(ExitCode::from(exit::NOT_FOUND))
+    Ok(exit::NOT_FOUND)
 }
 
 fn wanted(arguments: &Arguments) -> anyhow::Result<Wanted> {
@@ -96,10 +90,7 @@ fn wanted(arguments: &Arguments) -> anyhow::Result<Wanted> {
         let content = std::fs::read(file).with_context(|| format!("{} cannot be read", file.display()))?;
         Ok(records::content_hash(&content))
     };
-    let asked = match (&arguments.file, arguments.content) {
-        (Some(file), _) => Some(hash_of(file)?),
-        (None, content) => content,
-    };
+    let asked = arguments.file.as_deref().map(hash_of).transpose()?.or(arguments.content);
     let file = Path::new(&arguments.what);
     if asked.is_none() && file.is_file() {
         return Ok(Wanted { id: None, content: Some(hash_of(file)?) });
@@ -127,8 +118,8 @@ async fn search(
     let progress = progress_bar(to.0.saturating_sub(from.0) + 1, format!("{contract}: blocks"));
     let is_wanted =
         |record: &Record| wanted.id.is_some() || wanted.content.is_some_and(|content| content == record.logged.content);
-    let looked = |down_to: BlockNumber| progress.set_position(to.0.saturating_sub(down_to.0) + 1);
-    let found = find(chain, search, is_wanted, looked).await?;
+    let searched = |down_to: BlockNumber| progress.set_position(to.0.saturating_sub(down_to.0) + 1);
+    let found = find(chain, search, is_wanted, searched).await?;
     progress.finish_and_clear();
     Ok(found)
 }
@@ -141,9 +132,8 @@ async fn prove(
     content: Option<ContentHash>,
 ) -> anyhow::Result<Proof> {
     let number = inclusion.block_number;
-    let block = chain.header(BlockTag::Number(number)).await?;
-    let block = block.filter(|block| block.hash == inclusion.block_hash);
-    let block = block.with_context(|| format!("the chain has another block {number} now; look again"))?;
+    let block = chain.header(BlockTag::Number(number)).await?.filter(|block| block.hash == inclusion.block_hash);
+    let block = block.with_context(|| format!("the chain has another block {number} now; try again"))?;
     let height = final_height(chain, settings.lane.finality).await.unwrap_or(BlockNumber(0));
     Ok(Proof {
         contract,
@@ -178,7 +168,7 @@ impl Proof {
     fn code(&self) -> u8 {
         match (self.is_content, self.is_final) {
             (Some(false), _) => exit::ANOTHER,
-            (_, true) => 0,
+            (_, true) => exit::OK,
             (_, false) => exit::STILL_OPEN,
         }
     }

@@ -3,9 +3,9 @@
 use serde_json::Value;
 
 use crate::broker::{Argument, Bind};
-use crate::config::reader::{Findings, Section, tables};
+use crate::config::reader::{Findings, Section, tables, texts};
 
-/// What names and routing keys may have, in bytes (AMQP 0-9-1, short strings).
+/// Bytes that names and routing keys may have (AMQP 0-9-1, short strings).
 const LONGEST: usize = 255;
 
 pub(super) fn read(value: Option<Value>, findings: &mut Findings) -> Vec<Bind> {
@@ -20,13 +20,11 @@ fn bind(mut section: Section<'_>) -> Bind {
     let routing_keys = match section.take("routing_keys") {
         None => vec![String::new()],
         Some(value) => {
-            let keys = value.as_array().filter(|keys| !keys.is_empty()).and_then(|keys| {
-                keys.iter().map(|key| key.as_str().filter(|key| is_short(key)).map(str::to_owned)).collect()
-            });
-            keys.unwrap_or_else(|| {
+            let keys = texts(&value).filter(|keys| !keys.is_empty() && keys.iter().all(|key| is_short(key)));
+            if keys.is_none() {
                 section.fault("routing_keys", "must be a list of texts, such as [\"payments.#\"]");
-                Vec::new()
-            })
+            }
+            keys.into_iter().flatten().map(str::to_owned).collect()
         }
     };
     let arguments = match section.take("arguments") {
@@ -66,9 +64,8 @@ mod tests {
 
     #[test]
     fn binds_are_read_and_their_faults_are_named() {
-        let of = |bind: &str| {
-            load_text(&format!("{REST}[[bind]]\n{bind}")).map(|settings| settings.broker.topology.binds().to_vec())
-        };
+        let of =
+            |bind: &str| load_text(&format!("{REST}[[bind]]\n{bind}")).map(|settings| settings.broker.topology.binds);
         let headers = of("exchange = \"e\"\narguments = { x-match = \"all\", size = 3 }").unwrap();
         let arguments =
             vec![("size".to_owned(), Argument::Number(3)), ("x-match".to_owned(), Argument::Text("all".to_owned()))];

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use url::Url;
 
-use crate::chain::ClientSettings;
+use crate::chain::{ClientSettings, Confirmation};
 use crate::config::reader::{DAY, HOUR, MINUTE, MS, SECOND, Section, http_url, or_off};
 use crate::model::Wei;
 use crate::observe::traces::Tracer;
@@ -37,14 +37,24 @@ pub(super) fn read(
         "finalized" => Some(FinalityRule::Finalized),
         number => number.parse().ok().filter(|depth| *depth <= 10_000).map(FinalityRule::Depth),
     });
+    let endpoints = urls(&mut section, "endpoints");
+    if endpoints.is_empty() {
+        section.fault("endpoints", "expected a list with at least one http:// or https:// URL");
+    }
+    let confirm_with = urls(&mut section, "confirm_with");
+    if confirm_with.iter().any(|url| endpoints.contains(url)) {
+        section
+            .fault("confirm_with", "names a URL of chain.endpoints, which would confirm itself; name another endpoint");
+    }
     let client = ClientSettings {
         chain_id: section.number("id", 1..=i64::MAX.unsigned_abs()),
-        endpoints: endpoints(&mut section),
+        endpoints: endpoints.clone(),
         timeout: section.duration("timeout", 100 * MS..=5 * MINUTE),
         batch_size: section.number("batch_size", 1..=1000),
         max_lag: section.number("max_lag", 1..=10_000),
         errors: Arc::clone(&errors),
         tracer: Tracer::default(),
+        confirmation: Confirmation { endpoints: confirm_with, finality },
     };
     let expected = "a duration from 1s to 24h, such as \"10m\", or \"off\"";
     let age = |text: &str| humantime::parse_duration(text).ok().filter(|age| (SECOND..=DAY).contains(age));
@@ -77,7 +87,7 @@ fn chain_errors(mut section: Section<'_>) -> ErrorTable {
     for meaning in SendMeaning::configurable() {
         let word = meaning.as_str();
         let Some(value) = section.take(word) else { continue };
-        let Some(texts) = texts(&value) else {
+        let Some(texts) = texts(&value).and_then(|texts| texts.into_iter().collect::<Option<Vec<_>>>()) else {
             section.fault(word, "expected a list of texts");
             continue;
         };
@@ -95,33 +105,24 @@ fn chain_errors(mut section: Section<'_>) -> ErrorTable {
     ErrorTable::with(own)
 }
 
-/// Reads a list of texts, or the environment's text with commas.
-fn texts(value: &Value) -> Option<Vec<String>> {
-    let texts: Vec<String> = match value {
-        Value::Array(values) => values.iter().map(|value| value.as_str().map(str::to_owned)).collect::<Option<_>>()?,
-        Value::String(text) => text.split(',').map(str::to_owned).collect(),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => return None,
-    };
-    Some(texts.iter().map(|text| text.trim().to_owned()).collect())
+/// Reads a list of texts, or the environment's text with commas. What is no text in the list is none.
+fn texts(value: &Value) -> Option<Vec<Option<&str>>> {
+    match value {
+        Value::Array(values) => Some(values.iter().map(|value| value.as_str().map(str::trim)).collect()),
+        Value::String(text) => Some(text.split(',').map(|text| Some(text.trim())).collect()),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => None,
+    }
 }
 
-/// Reads a list, or the environment's text with commas. What stands there is never repeated: it may hold a key.
-fn endpoints(section: &mut Section<'_>) -> Vec<Url> {
-    let texts: Vec<String> = match section.take("endpoints") {
-        Some(Value::Array(values)) => {
-            values.iter().map(|value| value.as_str().unwrap_or_default().to_owned()).collect()
-        }
-        Some(Value::String(text)) => text.split(',').map(|text| text.trim().to_owned()).collect(),
-        _ => Vec::new(),
-    };
-    if texts.is_empty() {
-        section.fault("endpoints", "expected a list with at least one http:// or https:// URL");
-    }
+/// Reads a list of URLs, or the environment's text with commas. A fault never repeats what stands there: it may hold a key.
+fn urls(section: &mut Section<'_>, key: &'static str) -> Vec<Url> {
+    let value = section.take(key).unwrap_or_default();
     let mut urls = Vec::new();
-    for (index, text) in texts.iter().enumerate() {
-        match http_url(text) {
+    for (number, text) in (1..).zip(texts(&value).unwrap_or_default()) {
+        match text.and_then(http_url) {
             Some(url) => urls.push(url),
-            None => section.fault("endpoints", format!("number {} is no http:// or https:// URL", index + 1)),
+            None if text == Some("") => {}
+            None => section.fault(key, format!("number {number} is no http:// or https:// URL")),
         }
     }
     urls

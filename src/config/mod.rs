@@ -11,14 +11,14 @@ use crate::chain::ClientSettings;
 use crate::journal::JournalAddress;
 use crate::model::{Gas, GasRule};
 use crate::observe::traces::{ExporterSettings, Sampling};
-use crate::policy::admission::{AdmissionRules, TextSource};
+use crate::policy::admission::AdmissionRules;
 use crate::policy::letters::rules::ReplayRules;
+use crate::policy::routes::Route;
 use crate::stages::lane::{LaneRules, Tuning};
 use crate::stages::settle::SettleSettings;
 
 mod bind;
 mod chain;
-mod dead;
 mod policy;
 mod reader;
 mod reload;
@@ -33,6 +33,8 @@ pub use signers::SignerSection;
 /// The documented file at the repository's root, which is also the defaults.
 pub const DEFAULTS: &str = include_str!("../../worker.toml");
 
+const GAS_LIMITS: std::ops::RangeInclusive<Gas> = Gas(21_000)..=Gas(1_000_000_000);
+
 /// The configuration cannot be used. Every fault names its key and what to change.
 #[derive(Debug, thiserror::Error)]
 #[error("the configuration has {}:\n{}", count(.0.len()), .0.join("\n"))]
@@ -42,7 +44,7 @@ fn count(faults: usize) -> String {
     if faults == 1 { "a fault".to_owned() } else { format!("{faults} faults") }
 }
 
-/// What each part of the program is set to. `[retry]` is part of `settle`; `[fees]`, `[limits]` and `[outage]` of `tuning`.
+/// The settings of each part of the program. `[retry]` is part of `settle`; `[fees]`, `[limits]` and `[outage]` of `tuning`.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub worker: WorkerSection,
@@ -51,11 +53,11 @@ pub struct Settings {
     /// `[request]`, `[write]`, `[[route]]`, `[policy]` and `broker.max_body`
     pub admission: AdmissionRules,
     pub settle: SettleSettings,
-    /// What of `[chain]` is about the endpoints.
+    /// The endpoints' keys of `[chain]`.
     pub chain: ClientSettings,
-    /// What is the same for all lanes: the rest of `[chain]`, `[batch]` and `lease.ttl`.
+    /// The same for all lanes: the rest of `[chain]`, `[batch]` and `lease.ttl`.
     pub lane: LaneRules,
-    /// What may change at run time, with what of `[policy]` counts by days.
+    /// May change at run time, except for the limits by days, which are `[policy]`'s.
     pub tuning: Tuning,
     pub signers: Vec<SignerSection>,
     pub dead: ReplayRules,
@@ -72,17 +74,16 @@ pub struct Settings {
 impl Settings {
     /// Returns the name of the work queue.
     pub fn queue(&self) -> &str {
-        &self.broker.topology.names().work
+        &self.broker.topology.names.work
     }
 
     /// Returns what does not fit together across sections: the key to change, and why.
     fn contradictions(&self) -> Vec<(&'static str, String)> {
         let mut found = Vec::new();
-        for route in &self.admission.routes {
-            if let (GasRule::Fixed(gas), Some(most)) = (route.gas, self.tuning.limits.gas_per_hour)
-                && gas > most
+        for Route { name, gas, .. } in &self.admission.routes {
+            if let (GasRule::Fixed(gas), Some(most)) = (gas, self.tuning.limits.gas_per_hour)
+                && *gas > most
             {
-                let name = &route.name;
                 let problem = format!("is {most}, and {name}.gas is {gas}: no request could ever be written; raise it");
                 found.push(("limits.gas_per_hour", problem));
             }
@@ -149,7 +150,7 @@ pub fn load(file: Option<&Path>) -> Result<Settings, Faults> {
 }
 
 #[cfg(test)]
-/// The defaults with these lines of TOML on top, without the environment: for tests and examples.
+/// Loads the defaults with these lines of TOML on top, without the environment: for tests and examples.
 ///
 /// # Errors
 /// [`Faults`] with every fault found.
@@ -162,10 +163,9 @@ pub fn load_text(toml: &str) -> Result<Settings, Faults> {
 
 fn merge(builder: config::ConfigBuilder<config::builder::DefaultState>, folder: &Path) -> Result<Settings, Faults> {
     let merged = builder.build().and_then(config::Config::try_deserialize::<serde_json::Value>);
-    sections::read(
-        merged.map_err(|error| Faults(vec![format!("- {}", without_lines_of_the_file(&error.to_string()))]))?,
-        folder,
-    )
+    let merged =
+        merged.map_err(|error| Faults(vec![format!("- {}", without_lines_of_the_file(&error.to_string()))]))?;
+    sections::read(merged, folder)
 }
 
 /// Removes the line that the parser cannot read, which may hold a password or a key; its number is enough.
@@ -176,27 +176,12 @@ fn without_lines_of_the_file(error: &str) -> String {
     error.lines().filter(|line| !is_quoted(line)).collect::<Vec<_>>().join(": ")
 }
 
-fn gas_limits() -> std::ops::RangeInclusive<Gas> {
-    Gas(21_000)..=Gas(1_000_000_000)
-}
-
-fn id_source(text: &str) -> Option<TextSource> {
-    if text == "message_id" {
-        return Some(TextSource::MessageId);
-    }
-    match text.split_once(':')? {
-        ("header", name) if !name.is_empty() => Some(TextSource::Header(name.to_owned())),
-        ("json", pointer) if pointer.starts_with('/') => Some(TextSource::JsonPointer(pointer.to_owned())),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
     use crate::policy::finality::FinalityRule;
 
-    /// What is required, and these lines of dotted keys.
+    /// Loads the required keys, and these lines of dotted keys.
     pub(crate) fn load_with(more: &str) -> Result<Settings, Faults> {
         let required = "worker.organisation = \"acme\"\nbroker.queue = \"q\"\nchain.id = 1\n\
                         write.to = \"0x00000000000000000000000000000000000000aa\"\n";

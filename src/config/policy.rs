@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
-use crate::config::gas_limits;
-use crate::config::reader::{Findings, Section, or_off, tables};
-use crate::model::{Address, Gas, Reason, Wei};
+use crate::config::GAS_LIMITS;
+use crate::config::reader::{Findings, Section, or_off, tables, texts};
+use crate::model::{Gas, Reason, Wei};
 use crate::policy::admission::AdmissionRules;
 use crate::policy::batch::{BatchKind, Batching};
 use crate::policy::permits::{Allowed, Named, Permits};
@@ -15,7 +15,7 @@ pub(super) fn read(mut section: Section<'_>) -> Permits {
     Permits {
         allow,
         max_value: wei_or_off(&mut section, "max_value"),
-        max_gas: section.number_or_off("max_gas", gas_limits().start().0..=gas_limits().end().0).map(Gas),
+        max_gas: section.number_or_off("max_gas", GAS_LIMITS.start().0..=GAS_LIMITS.end().0).map(Gas),
         max_fee: wei_or_off(&mut section, "max_fee"),
         value_per_day: wei_or_off(&mut section, "value_per_day"),
         fee_per_day: wei_or_off(&mut section, "fee_per_day"),
@@ -30,14 +30,13 @@ pub(super) fn compare(admission: &AdmissionRules, batching: &Batching, findings:
             findings.add("policy.allow", format!("refuses every batch: {}", cause.detail));
         }
     }
-
     for route in routes {
         if route.to.is_none() && permits.allow.is_none() {
             let problem =
                 format!("there is none, and {} has mode = \"transaction\": list whom messages may call", route.name);
             findings.add("policy.allow", problem);
         }
-        if let Some(cause) = permits.against(route) {
+        if let Err(cause) = permits.check_route(route) {
             let is_of_allow = matches!(cause.reason, Reason::Target | Reason::Function);
             let key = if is_of_allow { "policy.allow".to_owned() } else { cause.routing_key() };
             findings.add(&key, format!("refuses every message of {}: {}", route.name, cause.detail));
@@ -51,15 +50,13 @@ fn wei_or_off(section: &mut Section<'_>, key: &'static str) -> Option<Wei> {
 }
 
 fn allowed(mut section: Section<'_>) -> Allowed {
-    let to = section.read("to", "an address, 0x and 40 hexadecimal digits", Address([0; 20]), |text| text.parse().ok());
+    let to = section.address("to", "an address");
     let functions = section.take("functions").map(|functions| named(&mut section, &functions));
     Allowed { to, functions }
 }
 
 fn named(section: &mut Section<'_>, value: &Value) -> Vec<Named> {
-    let signatures = value.as_array().filter(|list| !list.is_empty());
-    let signatures: Option<Vec<_>> = signatures.and_then(|list| list.iter().map(Value::as_str).collect());
-    let Some(signatures) = signatures else {
+    let Some(signatures) = texts(value).filter(|signatures| !signatures.is_empty()) else {
         section.fault(
             "functions",
             "must list signatures, such as [\"transfer(address,uint256)\"]; without it every call is allowed",

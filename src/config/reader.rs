@@ -7,6 +7,8 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use url::Url;
 
+use crate::model::Address;
+
 pub(super) const MS: Duration = Duration::from_millis(1);
 pub(super) const SECOND: Duration = Duration::from_secs(1);
 pub(super) const MINUTE: Duration = Duration::from_secs(60);
@@ -40,6 +42,11 @@ pub(super) fn http_url(text: &str) -> Option<Url> {
     Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
 }
 
+/// Returns the texts of a list that has nothing else.
+pub(super) fn texts(value: &Value) -> Option<Vec<&str>> {
+    value.as_array()?.iter().map(Value::as_str).collect()
+}
+
 /// Reads each table of a list as a section `NAME[1]`, `NAME[2]`, … `None`: the list is not there, or is none.
 pub(super) fn tables<T>(
     name: &str,
@@ -48,20 +55,12 @@ pub(super) fn tables<T>(
     findings: &mut Findings,
     mut read: impl FnMut(Section<'_>) -> T,
 ) -> Option<Vec<T>> {
-    let Value::Array(tables) = value? else {
+    let Some(tables) = value?.as_array().filter(|tables| !tables.is_empty()).cloned() else {
         findings.add(name, expected);
         return None;
     };
-    if tables.is_empty() {
-        findings.add(name, expected);
-        return None;
-    }
-    let tables = tables.into_iter().enumerate();
-    Some(
-        tables
-            .map(|(index, table)| read(Section::new(&format!("{name}[{}]", index + 1), Some(table), findings)))
-            .collect(),
-    )
+    let names = (1..).map(|number| format!("{name}[{number}]"));
+    Some(names.zip(tables).map(|(name, table)| read(Section::new(&name, Some(table), findings))).collect())
 }
 
 /// One table of the configuration. Reading a key makes it known; when the section is dropped, what is left in it is
@@ -103,25 +102,20 @@ impl<'f> Section<'f> {
 
     /// Makes keys known that only some of the other keys make sense with.
     pub(super) fn allow(&mut self, keys: &[&'static str]) {
-        for key in keys {
-            if !self.known.contains(key) {
-                self.known.push(key);
-            }
-        }
+        let new = keys.iter().filter(|key| !self.known.contains(key)).copied().collect::<Vec<_>>();
+        self.known.extend(new);
     }
 
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Adds the keys that the section does not have itself.
-    pub(super) fn inherit<'k>(&mut self, keys: impl IntoIterator<Item = (&'k String, &'k Value)>) {
-        for (key, value) in keys {
-            self.keys.entry(key.clone()).or_insert_with(|| value.clone());
-        }
+    /// Sets a key that the section does not have. Tables of lists have no other defaults.
+    pub(super) fn set_default(&mut self, key: &str, value: impl Into<Value>) {
+        self.keys.entry(key).or_insert_with(|| value.into());
     }
 
-    /// Says whether the key is set to this text.
+    /// Returns whether the key is set to this text.
     pub(super) fn is(&self, key: &str, text: &str) -> bool {
         self.keys.get(key).and_then(Value::as_str) == Some(text)
     }
@@ -189,14 +183,9 @@ impl<'f> Section<'f> {
         self.read(key, &expected, *range.start(), within)
     }
 
-    /// For tables that the defaults cannot have: takes `default` without the key.
-    pub(super) fn duration_or(
-        &mut self,
-        key: &'static str,
-        default: Duration,
-        range: RangeInclusive<Duration>,
-    ) -> Duration {
-        if self.keys.contains_key(key) { self.duration(key, range) } else { default }
+    pub(super) fn address(&mut self, key: &'static str, expected: &str) -> Address {
+        let expected = format!("{expected}, 0x and 40 hexadecimal digits");
+        self.read(key, &expected, Address([0; 20]), |text| text.parse().ok())
     }
 
     /// Takes one of a few words.
@@ -206,10 +195,5 @@ impl<'f> Section<'f> {
         let first = choices.first().expect("a choice has something to choose from").1;
         let find = |text: &str| choices.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
         self.read(key, &expected, first, find)
-    }
-
-    /// For tables that the defaults cannot have: takes `default` without the key.
-    pub(super) fn choice_or<T: Copy>(&mut self, key: &'static str, default: T, choices: &[(&str, T)]) -> T {
-        if self.keys.contains_key(key) { self.choice(key, choices) } else { default }
     }
 }

@@ -1,6 +1,6 @@
-//! What a configuration that has changed means for a daemon that runs: which keys it takes over, which need a restart.
+//! Compares a configuration that has changed with the running one: which keys are taken over, which need a restart.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -32,16 +32,13 @@ pub(super) type Prints = BTreeMap<String, [u8; 32]>;
 /// Returns the fingerprints of all keys in a table; a list counts as one key.
 pub(super) fn prints(values: &Value) -> Prints {
     fn add(prints: &mut Prints, key: &str, value: &Value) {
-        match value {
-            Value::Object(table) => {
-                for (name, value) in table {
-                    let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
-                    add(prints, &key, value);
-                }
-            }
-            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
-                prints.insert(key.to_owned(), Sha256::digest(value.to_string()).into());
-            }
+        let Some(table) = value.as_object() else {
+            prints.insert(key.to_owned(), Sha256::digest(value.to_string()).into());
+            return;
+        };
+        for (name, value) in table {
+            let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+            add(prints, &key, value);
         }
     }
     let mut prints = Prints::new();
@@ -65,7 +62,7 @@ impl Settings {
     /// # Errors
     /// [`Faults`] when what is taken over does not fit what stays until a restart.
     pub fn reloaded(&self, new: Settings) -> Result<Reloaded, Faults> {
-        let keys: std::collections::BTreeSet<_> = self.prints.keys().chain(new.prints.keys()).cloned().collect();
+        let keys: BTreeSet<_> = self.prints.keys().chain(new.prints.keys()).cloned().collect();
         let changed = keys.into_iter().filter(|key| self.prints.get(key) != new.prints.get(key));
         let (taken_over, need_restart): (Vec<_>, Vec<_>) = changed.partition(|key| AT_RUN_TIME.contains(&key.as_str()));
         let mut settings = self.clone();
@@ -81,18 +78,12 @@ impl Settings {
                 None => settings.prints.remove(key),
             };
         }
-        match settings.contradictions() {
-            none if none.is_empty() => Ok(Reloaded { settings, taken_over, need_restart }),
-            found => {
-                let until = "other keys in the file need a restart first";
-                Err(Faults(
-                    found
-                        .into_iter()
-                        .map(|(key, problem)| format!("- {key}: {problem}, or restart: {until}"))
-                        .collect(),
-                ))
-            }
+        let found = settings.contradictions();
+        if found.is_empty() {
+            return Ok(Reloaded { settings, taken_over, need_restart });
         }
+        let restart = "or restart: other keys in the file need a restart first";
+        Err(Faults(found.into_iter().map(|(key, problem)| format!("- {key}: {problem}, {restart}")).collect()))
     }
 }
 

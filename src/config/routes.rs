@@ -5,15 +5,15 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::config::gas_limits;
-use crate::config::reader::{Findings, Section, tables};
-use crate::model::{Address, Gas, GasRule, Wei};
+use crate::config::GAS_LIMITS;
+use crate::config::reader::{Findings, Section, tables, texts};
+use crate::model::{Gas, GasRule, Wei};
 use crate::policy::abi::{self, Call, Encoding, Errors, Function, Many, Pointer, Source};
 use crate::policy::records::{self, Kept};
 use crate::policy::routes::{Amount, Calldata, KeyPattern, Match, Route};
 use crate::policy::schema::Schema;
 
-/// What a route takes from `[write]` where it does not say otherwise.
+/// Keys of `[write]` that a route takes over unless it sets them.
 const INHERITED: [&str; 5] = ["mode", "to", "value", "gas", "gas_margin"];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -24,10 +24,10 @@ enum Mode {
     Transaction,
 }
 
-/// Without `[[route]]`, `[write]` is the route of every message.
+/// Reads the routes. Without `[[route]]`, `[write]` is the route of every message.
 pub(super) fn read(write: Option<Value>, routes: Option<Value>, folder: &Path, findings: &mut Findings) -> Vec<Route> {
     if routes.is_none() {
-        return vec![route("write", Match::default(), Section::new("write", write, findings), folder)];
+        return vec![route("write".to_owned(), Match::default(), Section::new("write", write, findings), folder)];
     }
     let inherited = write.as_ref().and_then(Value::as_object).cloned().unwrap_or_default();
     Section::new("write", write, findings).allow(&INHERITED);
@@ -35,27 +35,27 @@ pub(super) fn read(write: Option<Value>, routes: Option<Value>, folder: &Path, f
         // A message that carries its transaction says these itself.
         let carried: &[&str] = if section.is("mode", "transaction") { &["to", "value"] } else { &[] };
         let is_inherited = |key: &str| INHERITED.contains(&key) && !carried.contains(&key);
-        section.inherit(inherited.iter().filter(|(key, _)| is_inherited(key)));
+        for (key, value) in inherited.iter().filter(|(key, _)| is_inherited(key)) {
+            section.set_default(key, value.clone());
+        }
         let name = section.take("name").and_then(|name| name.as_str().map(str::to_owned));
         let name = name.unwrap_or_else(|| section.name().to_owned());
         let matches = matches(&mut section);
-        route(&name, matches, section, folder)
+        route(name, matches, section, folder)
     });
     routes.unwrap_or_default()
 }
 
-fn route(name: &str, matches: Match, mut section: Section<'_>, folder: &Path) -> Route {
+fn route(name: String, matches: Match, mut section: Section<'_>, folder: &Path) -> Route {
     let mode = section.choice(
         "mode",
         &[("data", Mode::Data), ("call", Mode::Call), ("record", Mode::Record), ("transaction", Mode::Transaction)],
     );
     let schema = schema(&mut section, folder);
     if mode == Mode::Transaction {
-        let errors = errors(&mut section);
-        return Route { schema, errors, ..carried(name, matches, section) };
+        return carried(name, matches, schema, section);
     }
-    let to = section
-        .read("to", "the address to call, 0x and 40 hexadecimal digits", Address([0; 20]), |text| text.parse().ok());
+    let to = section.address("to", "the address to call");
     let value = section.read(
         "value",
         "an amount such as \"0\" or \"1 gwei\"; of a call also \"json:/pointer\"",
@@ -74,23 +74,25 @@ fn route(name: &str, matches: Match, mut section: Section<'_>, folder: &Path) ->
     let (calldata, many) = match mode {
         Mode::Data | Mode::Transaction => (Calldata::Body, None),
         Mode::Call => match call(&mut section, folder, pays, &mut errors) {
-            Some((call, file)) => {
-                let many = many(&mut section, &call, file.as_deref().map(|file| (folder, file)), pays, gas);
+            Some((call, abi)) => {
+                let many = many(&mut section, &call, abi.as_ref(), pays, gas);
                 (Calldata::Call(Box::new(call)), many)
             }
             None => (Calldata::Body, None),
         },
         Mode::Record => {
             errors.extend(&records::errors());
-            let kept = section.choice_or("body", Kept::Hash, &[("false", Kept::Hash), ("true", Kept::Body)]);
+            section.set_default("body", false);
+            let kept = section.choice("body", &[("false", Kept::Hash), ("true", Kept::Body)]);
             (Calldata::Record(kept), records::many(kept))
         }
     };
-    Route { name: name.to_owned(), matches, schema, to: Some(to), value, gas, calldata, many, errors }
+    Route { name, matches, schema, to: Some(to), value, gas, calldata, many, errors }
 }
 
-/// The message says whom to call, with what and for how much.
-fn carried(name: &str, matches: Match, mut section: Section<'_>) -> Route {
+/// Reads the rest of a route whose messages say whom they call, with what and for how much.
+fn carried(name: String, matches: Match, schema: Option<Schema>, mut section: Section<'_>) -> Route {
+    let errors = errors(&mut section);
     let gas = gas(&mut section);
     if section.text("to").is_some() {
         section.fault("to", "is set, and the messages say whom they call; remove it");
@@ -98,18 +100,8 @@ fn carried(name: &str, matches: Match, mut section: Section<'_>) -> Route {
     if section.text("value").is_some_and(|value| value != "0") {
         section.fault("value", "is set, and the messages say what they pay; remove it");
     }
-    let value = Amount::Fixed(Wei(0));
-    Route {
-        name: name.to_owned(),
-        matches,
-        schema: None,
-        to: None,
-        value,
-        gas,
-        calldata: Calldata::Carried,
-        many: None,
-        errors: Errors::default(),
-    }
+    let (calldata, value) = (Calldata::Carried, Amount::Fixed(Wei(0)));
+    Route { name, matches, schema, to: None, value, gas, calldata, many: None, errors }
 }
 
 fn matches(section: &mut Section<'_>) -> Match {
@@ -119,7 +111,7 @@ fn matches(section: &mut Section<'_>) -> Match {
         Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
         None => (text, None),
     });
-    if header.as_ref().is_some_and(|(name, _)| name.is_empty()) {
+    if matches!(&header, Some((name, _)) if name.is_empty()) {
         section.fault("header", "has no name; expected \"NAME\" or \"NAME=TEXT\"");
     }
     Match { kind, routing_key, header }
@@ -130,13 +122,16 @@ fn gas(section: &mut Section<'_>) -> GasRule {
     section.read("gas", "\"estimate\" or a number from 21000 to 1000000000", GasRule::Estimate { margin }, |text| {
         match text {
             "estimate" => Some(GasRule::Estimate { margin }),
-            number => number.parse().ok().map(Gas).filter(|gas| gas_limits().contains(gas)).map(GasRule::Fixed),
+            number => number.parse().ok().map(Gas).filter(|gas| GAS_LIMITS.contains(gas)).map(GasRule::Fixed),
         }
     })
 }
 
-/// With the name of the ABI file, if there is one. `None`: it has a fault, which is noted.
-fn call(section: &mut Section<'_>, folder: &Path, pays: bool, errors: &mut Errors) -> Option<(Call, Option<String>)> {
+/// An ABI file: its name and its text.
+type AbiFile = (String, String);
+
+/// Returns the call, with its ABI file if there is one; nothing where it has a fault, which is noted.
+fn call(section: &mut Section<'_>, folder: &Path, pays: bool, errors: &mut Errors) -> Option<(Call, Option<AbiFile>)> {
     let arguments = match section.take("arguments") {
         None => Some(Vec::new()),
         Some(Value::Array(arguments)) => Some(arguments.into_iter().map(source).collect()),
@@ -145,44 +140,42 @@ fn call(section: &mut Section<'_>, folder: &Path, pays: bool, errors: &mut Error
             None
         }
     };
-    let file = section.text("abi");
     section.allow(&["function", "batch_function"]);
+    let abi = section.text("abi").map(|file| text_of(folder, &file).map(|text| (file, text))).transpose();
     let Some(wanted) = section.text("function") else {
         section.fault("function", "is not set; expected a signature, such as \"transfer(address to, uint256 amount)\"");
         return None;
     };
-    let key = if file.is_some() { "abi" } else { "function" };
-    let named = file.as_deref().map(|file| (folder, file));
-    if let Some((folder, file)) = named
-        && let Ok(text) = text_of(folder, file)
-    {
-        errors.add_file(&text);
+    let abi = abi.map_err(|problem| section.fault("abi", problem)).ok()?;
+    if let Some((_, text)) = &abi {
+        errors.add_file(text);
     }
-    let function = function(&wanted, named, pays).map_err(|problem| section.fault(key, problem)).ok()?;
+    let key = if abi.is_some() { "abi" } else { "function" };
+    let function = function(&wanted, abi.as_ref(), pays).map_err(|problem| section.fault(key, problem)).ok()?;
     let call = Call::new(function, arguments?).map_err(|problem| section.fault("arguments", problem)).ok()?;
-    Some((call, file))
+    Some((call, abi))
 }
 
-/// By its signature, or from an ABI file, which is named as seen from a folder.
-fn function(wanted: &str, file: Option<(&Path, &str)>, pays: bool) -> Result<Function, String> {
-    let Some((folder, file)) = file else {
-        return abi::function(wanted).map_err(|error| format!("{wanted:?} {error}"));
-    };
-    abi::function_in(&text_of(folder, file)?, wanted, pays).map_err(|error| format!("{file} {error}"))
+/// Finds a function by its signature, or in an ABI file.
+fn function(wanted: &str, abi: Option<&AbiFile>, pays: bool) -> Result<Function, String> {
+    match abi {
+        Some((file, text)) => abi::function_in(text, wanted, pays).map_err(|error| format!("{file} {error}")),
+        None => abi::function(wanted).map_err(|error| format!("{wanted:?} {error}")),
+    }
 }
 
-/// `None`: each message has a transaction of its own, or there is a fault, which is noted.
-fn many(section: &mut Section<'_>, call: &Call, file: Option<(&Path, &str)>, pays: bool, gas: GasRule) -> Option<Many> {
+/// Returns the function of a batch; nothing where there is none, or where it has a fault, which is noted.
+fn many(section: &mut Section<'_>, call: &Call, abi: Option<&AbiFile>, pays: bool, gas: GasRule) -> Option<Many> {
     let wanted = section.text("batch_function")?;
     let fixed = matches!(gas, GasRule::Fixed(_));
     for (key, is_set) in [("value", pays), ("gas", fixed)] {
         if is_set {
             let problem =
-                format!("must be left to the default where there is batch_function: {key} of many is not told");
+                "must be left to the default where there is batch_function: a batch takes none from the route";
             section.fault(key, problem);
         }
     }
-    let found = function(&wanted, file, false);
+    let found = function(&wanted, abi, false);
     let many = found
         .and_then(|function| Many::new(call.function(), &function).map_err(|problem| format!("{wanted:?} {problem}")));
     many.map_err(|problem| section.fault("batch_function", problem)).ok()
@@ -191,8 +184,7 @@ fn many(section: &mut Section<'_>, call: &Call, file: Option<(&Path, &str)>, pay
 fn errors(section: &mut Section<'_>) -> Errors {
     let mut errors = Errors::default();
     let Some(value) = section.take("errors") else { return errors };
-    let signatures: Option<Vec<_>> = value.as_array().and_then(|list| list.iter().map(Value::as_str).collect());
-    let Some(signatures) = signatures else {
+    let Some(signatures) = texts(&value) else {
         section.fault("errors", "must list signatures, such as [\"InsufficientBalance(uint256,uint256)\"]");
         return errors;
     };
@@ -211,13 +203,13 @@ fn schema(section: &mut Section<'_>, folder: &Path) -> Option<Schema> {
     schema.map_err(|problem| section.fault("schema", problem)).ok()
 }
 
-/// What a file beside the configuration says.
+/// Reads a file beside the configuration.
 fn text_of(folder: &Path, file: &str) -> Result<String, String> {
     let path = folder.join(file);
     fs::read_to_string(&path).map_err(|error| format!("{} cannot be read: {error}", path.display()))
 }
 
-/// Where an argument stands, or what it is.
+/// Returns where an argument stands, or its value.
 fn source(value: Value) -> Source {
     match value.as_str().and_then(pointer) {
         Some(pointer) => Source::At(pointer),
@@ -225,7 +217,7 @@ fn source(value: Value) -> Source {
     }
 }
 
-/// `json:/pointer`, or, for bytes that are written so, `base64:/pointer`.
+/// Reads `json:/pointer`, or, for bytes that are written so, `base64:/pointer`.
 fn pointer(text: &str) -> Option<Pointer> {
     let (encoding, place) = match text.split_once(':')? {
         ("json", place) => (Encoding::Hex, place),

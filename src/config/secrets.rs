@@ -1,4 +1,4 @@
-//! What the configuration names and does not hold: files that only their owner may read.
+//! Secrets that the configuration names: files that only their owner may read.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -8,12 +8,11 @@ use secrecy::{ExposeSecret, SecretString};
 /// Reads a file that only its owner may read.
 pub(crate) fn private_file(path: &Path) -> Result<SecretString, String> {
     let shown = path.display();
-    let metadata = std::fs::metadata(path).map_err(|error| format!("{shown} cannot be read: {error}"))?;
-    if metadata.permissions().mode() & 0o077 != 0 {
+    let unreadable = |error| format!("{shown} cannot be read: {error}");
+    if std::fs::metadata(path).map_err(unreadable)?.permissions().mode() & 0o077 != 0 {
         return Err(format!("others may read {shown}; run: chmod 600 {shown}"));
     }
-    let text = std::fs::read_to_string(path).map_err(|error| format!("{shown} cannot be read: {error}"))?;
-    Ok(SecretString::from(text))
+    std::fs::read_to_string(path).map(SecretString::from).map_err(unreadable)
 }
 
 /// Removes the end of the line, which editors add.

@@ -10,18 +10,19 @@ use serde_json::{Map, Value};
 use url::Url;
 
 use crate::broker::{Bind, BrokerSettings, Names, Topology, TopologyMode, UriSource};
-use crate::config::reader::{DAY, Findings, HOUR, MINUTE, MS, SECOND, Section, http_url, or_off};
+use crate::config::reader::{DAY, Findings, HOUR, MINUTE, MS, SECOND, Section, http_url, or_off, tables};
 use crate::config::reload::{Prints, prints};
 use crate::config::secrets::{credential, private_file};
 use crate::config::{
-    Faults, JournalSection, LogFormat, LogSection, Settings, TracesSettings, WorkerSection, bind, chain, dead,
-    id_source, policy, routes, signers,
+    Faults, JournalSection, LogFormat, LogSection, Settings, TracesSettings, WorkerSection, bind, chain, policy,
+    routes, signers,
 };
 use crate::journal::JournalAddress;
 use crate::model::Gas;
 use crate::observe::traces::{ExporterSettings, Sampling, Tracer};
 use crate::policy::admission::{AdmissionRules, OrderBy, Ordering, TextSource};
 use crate::policy::batch::{BatchKind, Batching};
+use crate::policy::letters::rules::{ReplayRule, ReplayRules};
 use crate::policy::limits::Limits;
 use crate::policy::permits::Permits;
 use crate::policy::retry_schedule::RetrySchedule;
@@ -33,7 +34,7 @@ const LARGEST_BODY: u64 = 16 << 20;
 /// Below a collector's address: <https://opentelemetry.io/docs/specs/otlp/#otlphttp-request>.
 const TRACES_PATH: &str = "/v1/traces";
 
-/// `folder`: where relative names of files of routes are.
+/// Reads all sections. Relative names of routes' files begin at `folder`.
 pub(super) fn read(values: Value, folder: &Path) -> Result<Settings, Faults> {
     let prints = prints(&values);
     let mut tables = values.as_object().cloned().unwrap_or_else(Map::new);
@@ -68,7 +69,7 @@ fn settings(tables: &mut Map<String, Value>, folder: &Path, prints: Prints, find
     let batching = Arc::new(batching(section!("batch"), &routes, keeps_order));
     let admission = AdmissionRules { id_source, order_by, routes, max_body_bytes, permits };
     let worker = worker(section!("worker"));
-    let outage = outage(section!("outage"));
+    let outage = section!("outage").choice("policy", &[("hold", OutagePolicy::Hold), ("retry", OutagePolicy::Retry)]);
     let fees = chain::fees(section!("fees"));
     let limits = limits(section!("limits"), &admission.permits);
     let lease_ttl = section!("lease").duration("ttl", 3 * SECOND..=10 * MINUTE);
@@ -79,7 +80,7 @@ fn settings(tables: &mut Map<String, Value>, folder: &Path, prints: Prints, find
     let settle = SettleSettings {
         organisation: worker.organisation.clone(),
         worker: worker.full_name(),
-        names: broker.topology.names().clone(),
+        names: broker.topology.names.clone(),
         waits: waits(&schedule, park_delay),
         schedule,
         max_hold,
@@ -89,9 +90,9 @@ fn settings(tables: &mut Map<String, Value>, folder: &Path, prints: Prints, find
     };
     Settings {
         signers: signers::read(tables.remove("signer"), findings),
-        dead: dead::read(section!("dead")),
+        dead: dead(section!("dead")),
         journal: journal(section!("journal")),
-        traces: traces(section!("traces"), &worker, broker.topology.names(), chain.chain_id),
+        traces: traces(section!("traces"), &worker, &broker.topology.names, chain.chain_id),
         http_listen: http(section!("http")),
         log: log(section!("log")),
         worker,
@@ -130,34 +131,8 @@ fn broker(
     binds: Vec<Bind>,
     schedule: &RetrySchedule,
 ) -> (BrokerSettings, Duration, Duration, u64) {
-    let inline = section.text("uri").unwrap_or_default();
-    let uri = match section.text("uri_file") {
-        Some(file) => UriSource::File(credential(&file)),
-        None => {
-            let secret = SecretString::from(inline);
-            if let Err(error) = crate::broker::check_uri(&secret) {
-                section.fault("uri", error);
-            }
-            UriSource::Inline(secret)
-        }
-    };
-    // Names longer than 255 bytes cannot be; the longest suffix takes some of them.
-    let queue_name =
-        |text: &str| Some(text.to_owned()).filter(|text| (1..=200).contains(&text.len()) && text.is_ascii());
-    let queue =
-        section.read("queue", "the name of the work queue, 1 to 200 ASCII characters", String::new(), queue_name);
-    let mut names = Names::derived_from(&queue);
-    for (key, name) in [
-        ("retry_exchange", &mut names.retry),
-        ("wait_prefix", &mut names.wait),
-        ("dead_exchange", &mut names.dead),
-        ("events_exchange", &mut names.events),
-        ("journal_queue", &mut names.journal),
-    ] {
-        if let Some(text) = section.text(key).filter(|text| !text.is_empty()) {
-            *name = text;
-        }
-    }
+    let uri = uri(&mut section);
+    let names = names(&mut section);
     let park_delay = section.duration("park_delay", 100 * MS..=HOUR);
     let single_active_consumer = section.choice("single_active_consumer", &[("false", false), ("true", true)]);
     let settings = BrokerSettings {
@@ -165,9 +140,7 @@ fn broker(
         client_name: String::new(),
         prefetch: section.number("prefetch", 1..=u16::MAX),
         is_ordered: single_active_consumer,
-        topology: Topology::new(names, waits(schedule, park_delay))
-            .with_binds(binds)
-            .with_single_active_consumer(single_active_consumer),
+        topology: Topology { binds, single_active_consumer, ..Topology::new(names, waits(schedule, park_delay)) },
         topology_mode: section
             .choice("topology", &[("declare", TopologyMode::Declare), ("verify", TopologyMode::Verify)]),
         call_timeout: section.duration("call_timeout", 100 * MS..=5 * MINUTE),
@@ -189,6 +162,38 @@ fn broker(
     (settings, max_hold, park_delay, max_body_bytes)
 }
 
+fn uri(section: &mut Section<'_>) -> UriSource {
+    let inline = SecretString::from(section.text("uri").unwrap_or_default());
+    if let Some(file) = section.text("uri_file") {
+        return UriSource::File(credential(&file));
+    }
+    if let Err(error) = crate::broker::check_uri(&inline) {
+        section.fault("uri", error);
+    }
+    UriSource::Inline(inline)
+}
+
+fn names(section: &mut Section<'_>) -> Names {
+    // Names longer than 255 bytes cannot be; the longest suffix takes some of them.
+    let expected = "the name of the work queue, 1 to 200 ASCII characters";
+    let queue = section.read("queue", expected, String::new(), |text| {
+        Some(text.to_owned()).filter(|text| (1..=200).contains(&text.len()) && text.is_ascii())
+    });
+    let mut names = Names::derived_from(&queue);
+    for (key, name) in [
+        ("retry_exchange", &mut names.retry),
+        ("wait_prefix", &mut names.wait),
+        ("dead_exchange", &mut names.dead),
+        ("events_exchange", &mut names.events),
+        ("journal_queue", &mut names.journal),
+    ] {
+        if let Some(text) = section.text(key).filter(|text| !text.is_empty()) {
+            *name = text;
+        }
+    }
+    names
+}
+
 /// Returns the delay of each wait queue: one for each delay of a retry, and one for parks.
 fn waits(schedule: &RetrySchedule, park_delay: Duration) -> Vec<Duration> {
     let mut waits = schedule.levels();
@@ -198,7 +203,7 @@ fn waits(schedule: &RetrySchedule, park_delay: Duration) -> Vec<Duration> {
     waits
 }
 
-/// Where ids stand, and where ordering keys do.
+/// Reads where ids stand, and where ordering keys do.
 fn request(mut section: Section<'_>) -> (TextSource, Option<OrderBy>) {
     let expected = "\"message_id\", \"header:NAME\" or \"json:/pointer\"";
     let source = section.read("id", expected, TextSource::MessageId, id_source);
@@ -214,6 +219,17 @@ fn request(mut section: Section<'_>) -> (TextSource, Option<OrderBy>) {
     (source, order_by.map(|source| OrderBy { source, ordering }))
 }
 
+fn id_source(text: &str) -> Option<TextSource> {
+    if text == "message_id" {
+        return Some(TextSource::MessageId);
+    }
+    match text.split_once(':')? {
+        ("header", name) if !name.is_empty() => Some(TextSource::Header(name.to_owned())),
+        ("json", pointer) if pointer.starts_with('/') => Some(TextSource::JsonPointer(pointer.to_owned())),
+        _ => None,
+    }
+}
+
 fn retry(mut section: Section<'_>) -> RetrySchedule {
     let max_attempts = section.number("max_attempts", 1..=100);
     let initial_delay = section.duration("initial_delay", 100 * MS..=DAY);
@@ -223,10 +239,6 @@ fn retry(mut section: Section<'_>) -> RetrySchedule {
         section.fault("initial_delay", "is longer than max_delay; make it shorter");
     }
     RetrySchedule::new(max_attempts, initial_delay, multiplier, max_delay)
-}
-
-fn outage(mut section: Section<'_>) -> OutagePolicy {
-    section.choice("policy", &[("hold", OutagePolicy::Hold), ("retry", OutagePolicy::Retry)])
 }
 
 fn limits(mut section: Section<'_>, permits: &Permits) -> Limits {
@@ -239,7 +251,7 @@ fn limits(mut section: Section<'_>, permits: &Permits) -> Limits {
     }
 }
 
-/// Among requests of strict ordering that are to be written, no two have the same key.
+/// Reads how requests are batched. Among requests of strict ordering that are to be written, no two have the same key.
 fn batching(mut section: Section<'_>, routes: &[Route], keeps_order: bool) -> Batching {
     let kind = |route: &Route| Some(BatchKind { to: route.to?, many: route.many.clone()? });
     Batching {
@@ -249,6 +261,19 @@ fn batching(mut section: Section<'_>, routes: &[Route], keeps_order: bool) -> Ba
         keeps_order,
         kinds: routes.iter().filter_map(kind).collect(),
     }
+}
+
+fn dead(mut section: Section<'_>) -> ReplayRules {
+    let look_every = section.duration("look_every", SECOND..=DAY);
+    let listed = section.take("replay").filter(|value| *value != Value::Array(Vec::new()));
+    let expected = "must be a list of tables: [[dead.replay]]";
+    let rules = tables("dead.replay", listed, expected, section.findings, |mut section| {
+        let cause = section.text("cause").unwrap_or_default();
+        let after = section.duration("after", SECOND..=365 * DAY);
+        let up_to = section.number("up_to", 1..=100);
+        ReplayRule::new(&cause, after, up_to).map_err(|problem| section.fault("cause", problem)).ok()
+    });
+    ReplayRules { look_every, rules: rules.into_iter().flatten().flatten().collect() }
 }
 
 fn journal(mut section: Section<'_>) -> JournalSection {
@@ -276,11 +301,11 @@ fn traces(mut section: Section<'_>, worker: &WorkerSection, names: &Names, chain
     let (organisation, instance) = (worker.organisation.clone(), worker.instance.clone());
     let queue = names.work.clone();
     let sampling = Sampling { scope: format!("{queue}/{chain_id}"), share };
-    let exporter = |endpoint| ExporterSettings { endpoint, timeout, queue, organisation, instance };
-    endpoint.map(|endpoint| TracesSettings { exporter: exporter(endpoint), sampling })
+    let exporter = ExporterSettings { endpoint: endpoint?, timeout, queue, organisation, instance };
+    Some(TracesSettings { exporter, sampling })
 }
 
-/// Where a collector takes traces: as its base address or that very path is given.
+/// Returns where a collector takes traces: its base address may be given, or that very path.
 fn traces_at(mut url: Url) -> Option<Url> {
     if !url.path().ends_with(TRACES_PATH) {
         let path = format!("{}{TRACES_PATH}", url.path().trim_end_matches('/'));

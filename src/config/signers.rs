@@ -1,27 +1,25 @@
 //! `[[signer]]`: keys in files, and keys that a server has.
 
 use std::path::Path;
-use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 
-use crate::config::reader::{Findings, Section, http_url, tables};
+use crate::config::reader::{Findings, MINUTE, MS, Section, http_url, tables};
 use crate::config::secrets::{credential, line_of, private_file};
 use crate::model::Address;
 use crate::signer::{LocalSigner, RemoteSettings, RemoteTls, Signer, keystore};
 
-/// For an answer of a server, where `timeout` is not set.
-const TIMEOUT: Duration = Duration::from_secs(10);
-/// Where the key is: one of these is set.
+/// Time for an answer of a server.
+const DEFAULT_TIMEOUT: &str = "10s";
+/// Keys that say where the private key is: one of them is set.
 const WAYS: [&str; 5] = ["key_file", "keystore", "key", "url", "url_file"];
-/// What goes with some of them.
+/// Keys that go with some of them.
 const WITH_SOME: [&str; 6] =
     ["password_file", "address", "timeout", "ca_file", "certificate_file", "certificate_key_file"];
 
 #[derive(Debug, Clone)]
 pub enum SignerSection {
-    /// With a key of its own.
     Local(LocalSigner),
     Remote(RemoteSettings),
 }
@@ -35,26 +33,25 @@ impl SignerSection {
     }
 }
 
-/// A key of the configuration, and what is wrong with it.
+/// A key of the configuration, and its fault.
 type Fault = (&'static str, String);
 
 pub(super) fn read(value: Option<Value>, findings: &mut Findings) -> Vec<SignerSection> {
     let missing = "there is none; add [[signer]] with key_file = \"signer.key\"";
     let mut signers: Vec<SignerSection> = Vec::new();
     let value = value.unwrap_or(Value::Array(Vec::new()));
-    tables("signer", Some(value), missing, findings, |mut section| match signer(&mut section) {
-        Ok(signer) => match signers.iter().position(|known| known.address() == signer.address()) {
-            Some(earlier) => {
-                let key = match signer {
-                    SignerSection::Local(_) => "key_file",
-                    SignerSection::Remote(_) => "address",
-                };
-                let earlier = earlier + 1;
-                section.fault(key, format!("is of the same account as signer[{earlier}]; an account has one lane"));
-            }
-            None => signers.push(signer),
-        },
-        Err((key, problem)) => section.fault(key, problem),
+    tables("signer", Some(value), missing, findings, |mut section| {
+        let read = signer(&mut section).and_then(|signer| {
+            let Some(earlier) = signers.iter().position(|known| known.address() == signer.address()) else {
+                return Ok(signer);
+            };
+            let key = if matches!(signer, SignerSection::Local(_)) { "key_file" } else { "address" };
+            Err((key, format!("is of the same account as signer[{}]; an account has one lane", earlier + 1)))
+        });
+        match read {
+            Ok(signer) => signers.push(signer),
+            Err((key, problem)) => section.fault(key, problem),
+        }
     });
     signers
 }
@@ -63,21 +60,22 @@ fn signer(section: &mut Section<'_>) -> Result<SignerSection, Fault> {
     section.allow(&WITH_SOME);
     let ways: Vec<_> = WAYS.into_iter().filter_map(|key| Some((key, section.text(key)?))).collect();
     match ways.as_slice() {
-        [(key @ "key_file", file)] => local(key, &private_file(&credential(file)).map_err(|problem| (*key, problem))?),
+        [(key @ "key_file", file)] => local(key, &secret(key, file)?),
         [(key @ "keystore", file)] => encrypted(section, key, file),
         [(key @ "key", text)] => local(key, &SecretString::from(text.as_str())),
-        [(key @ "url_file", file)] => {
-            let text = private_file(&credential(file)).map_err(|problem| (*key, problem))?;
-            remote(section, key, text.expose_secret())
-        }
+        [(key @ "url_file", file)] => remote(section, key, secret(key, file)?.expose_secret()),
         [(key, text)] => remote(section, key, text),
-        [] => Err((
-            "key_file",
-            "is not set; name a file with the private key, or set keystore and password_file, or url and address"
-                .to_owned(),
-        )),
+        [] => {
+            let ways = "name a file with the private key, or set keystore and password_file, or url and address";
+            Err(("key_file", format!("is not set; {ways}")))
+        }
         [(first, _), (second, _), ..] => Err((second, format!("is set beside {first}; remove one of them"))),
     }
+}
+
+/// Reads the file that a key names.
+fn secret(key: &'static str, file: &str) -> Result<SecretString, Fault> {
+    private_file(&credential(file)).map_err(|problem| (key, problem))
 }
 
 fn local(key: &'static str, text: &SecretString) -> Result<SignerSection, Fault> {
@@ -88,22 +86,19 @@ fn encrypted(section: &mut Section<'_>, key: &'static str, file: &str) -> Result
     let password = section
         .text("password_file")
         .ok_or_else(|| ("password_file", "is not set; name a file with the password of the keystore".to_owned()))?;
-    let password = private_file(&credential(&password)).map_err(|problem| ("password_file", problem))?;
-    let content = private_file(&credential(file)).map_err(|problem| (key, problem))?;
+    let password = secret("password_file", &password)?;
+    let content = secret(key, file)?;
     let opened = keystore::decrypt(content.expose_secret(), &line_of(&password));
     local(key, &opened.map_err(|error| (key, format!("{file} cannot be opened: {error}")))?)
 }
 
 fn remote(section: &mut Section<'_>, key: &'static str, url: &str) -> Result<SignerSection, Fault> {
     let url = http_url(url.trim()).ok_or((key, "is no http:// or https:// URL".to_owned()))?;
-    let address = section.text("address").ok_or_else(|| {
-        (
-            "address",
-            "is not set; expected the account whose key the signer has, 0x and 40 hexadecimal digits".to_owned(),
-        )
-    })?;
+    let missing = "is not set; expected the account whose key the signer has, 0x and 40 hexadecimal digits";
+    let address = section.text("address").ok_or_else(|| ("address", missing.to_owned()))?;
     let address = address.trim().parse().map_err(|error| ("address", format!("is {address:?}: {error}")))?;
-    let timeout = section.duration_or("timeout", TIMEOUT, Duration::from_millis(100)..=Duration::from_secs(60));
+    section.set_default("timeout", DEFAULT_TIMEOUT);
+    let timeout = section.duration("timeout", 100 * MS..=MINUTE);
     let tls = certificates(section, url.scheme() == "https")?;
     Ok(SignerSection::Remote(RemoteSettings { url, address, timeout, tls }))
 }
@@ -116,6 +111,7 @@ fn certificates(section: &mut Section<'_>, is_encrypted: bool) -> Result<RemoteT
     if let (Some((key, _)), false) = (authorities.as_ref().or(certificate.as_ref()), is_encrypted) {
         return Err((key, "is set, and the signer's URL is not https://".to_owned()));
     }
+    let lacks = |key, what: &str| Err((key, format!("is not set; name the file with {what}")));
     let read = |path: &Path| std::fs::read(path).map_err(|error| format!("{} cannot be read: {error}", path.display()));
     if let Some((key, path)) = authorities {
         let trusted = read(&path).and_then(|pem| tls.trust_only(&pem));
@@ -127,12 +123,8 @@ fn certificates(section: &mut Section<'_>, is_encrypted: bool) -> Result<RemoteT
             let shown = read(&path).and_then(|pem| tls.show(&pem, secret.expose_secret().as_bytes()));
             shown.map_err(|problem| (name, format!("{} or its key: {problem}", path.display())))?;
         }
-        (Some(_), None) => {
-            Err(("certificate_key_file", "is not set; name the file with the certificate's key".to_owned()))?
-        }
-        (None, Some(_)) => {
-            Err(("certificate_file", "is not set; name the file with the certificate of this key".to_owned()))?
-        }
+        (Some(_), None) => lacks("certificate_key_file", "the certificate's key")?,
+        (None, Some(_)) => lacks("certificate_file", "the certificate of this key")?,
         (None, None) => {}
     }
     Ok(tls)

@@ -1,10 +1,10 @@
 //! The composition root: the only place that sees all settings. Builds every part, connects them, starts the tasks.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use tokio::signal::unix::{Signal, SignalKind, signal as hangups};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -12,13 +12,13 @@ use tracing::info;
 use crate::broker::{Broker, BrokerState};
 use crate::chain::{ClientSettings, NodeClient};
 use crate::config::{Settings, SignerSection};
-use crate::daemon::reload::{self, Adjustable, Hangups, Reloading};
+use crate::daemon::reload::{self, Adjustable, Reloading};
 use crate::daemon::status::{self, LaneView, Observer, RecentLines, Sources};
 use crate::daemon::supervisor::{Tasks, notify_systemd};
 use crate::journal::{
     AccountId, Instance, Journal, JournalAddress, JournalError, Lease, LetterDeeds, PostgresJournal, SqliteJournal,
 };
-use crate::model::{Timestamp, ids};
+use crate::model::{Heartbeat, Timestamp, ids};
 use crate::observe::metrics::{Meters, Metrics, ReplayMeter, SpanMeter};
 use crate::observe::traces::Tracer;
 use crate::signer::{LocalSigner, RemoteSigner, Signer};
@@ -38,159 +38,39 @@ const STALL: Duration = Duration::from_secs(60);
 const NODE_ANSWERS: u32 = 6;
 const SIGNER_ROUNDS: u32 = 8;
 
-/// The names of the tasks that drain first, in their order.
-const BEFORE_SETTLE: [&str; 2] = ["intake", "lane"];
+/// The tasks that end before the outbox may.
+const BEFORE_OUTBOX: [&str; 3] = ["intake", "lane", "settle"];
 
-/// The names of the tasks that end when no other runs.
+/// The tasks that end when no other runs.
 const LAST: [&str; 3] = ["systemd", "http", "exporter"];
-
-/// What the command has set up before the daemon starts.
-pub struct RunContext {
-    pub recent: RecentLines,
-    pub reloading: Reloading,
-}
 
 /// Runs the daemon until it has drained after a signal.
 ///
 /// # Errors
-/// What keeps it from starting, or the first task that fails. A [`JournalError`] is in the chain if it was the journal.
-pub async fn run(settings: Settings, context: RunContext) -> anyhow::Result<()> {
-    let hangups = Hangups::new()?;
+/// When the daemon cannot start, or when a task fails. A [`JournalError`] is in the chain if it was the journal.
+pub async fn run(settings: Settings, recent: RecentLines, reloading: Reloading) -> anyhow::Result<()> {
+    // From here on the signal no longer ends the process.
+    let hangups = hangups(SignalKind::hangup())?;
+    let parts = (recent, reloading, hangups);
     match settings.journal.address.clone() {
-        JournalAddress::Sqlite(path) => run_with(SqliteJournal::open(&path).await?, settings, context, hangups).await,
-        JournalAddress::Postgres(address) => {
-            run_with(PostgresJournal::open(&address).await?, settings, context, hangups).await
-        }
+        JournalAddress::Sqlite(path) => run_with(SqliteJournal::open(&path).await?, settings, parts).await,
+        JournalAddress::Postgres(address) => run_with(PostgresJournal::open(&address).await?, settings, parts).await,
     }
 }
+
+/// The parts that the settings do not describe: the log's last lines, how the settings are read again, and the signal that
+/// asks for that.
+type Parts = (RecentLines, Reloading, Signal);
 
 async fn run_with<J: Journal + LetterDeeds + 'static>(
     journal: J,
     settings: Settings,
-    context: RunContext,
-    hangups: Hangups,
+    parts: Parts,
 ) -> anyhow::Result<()> {
-    let journal = Arc::new(journal);
-    let owner: Arc<str> = format!("{}/{}", settings.worker.full_name(), ids::unique()).into();
-    let (mut tasks, tokens) = (Tasks::default(), Tokens::default());
-    let broker = Broker::new(settings.broker.clone(), tasks.heartbeat("broker"));
-    let (broker_state, publish_meter) = (broker.state(), broker.meter());
-    let (deliver, deliveries) = mpsc::channel(DELIVERIES);
-    let span_meter = SpanMeter::default();
-    let tracer = tracer(&settings, &span_meter, &mut tasks, &tokens.last)?;
-    let signers = settings.signers.iter().map(|section| signer(section, &tracer)).collect::<Result<Vec<_>, _>>()?;
-    let accounts = accounts(journal.as_ref(), settings.chain.chain_id, &signers).await?;
-    let client = ClientSettings { tracer: tracer.clone(), ..settings.chain.clone() };
-    let node = Arc::new(NodeClient::new(&client).context("cannot make the HTTP client")?);
-    let adjustable = Adjustable::new(&settings);
-    let (publisher, markers) = (Arc::new(broker.publisher()), Arc::new(broker.markers()));
-    let seams = Seams { journal: journal.clone(), chain: node.clone(), signers, publisher, markers, deliveries };
-    let of_stages = pipeline_settings(&settings, &adjustable, accounts, &owner, tracer);
-    let Pipeline { stages, lanes, flow, serving, meters } = Pipeline::new(seams, of_stages, &tokens.stages);
-    spawn_stages(&mut tasks, stages);
-    let replay = ReplayMeter::default();
-    let (chain, publisher, log) = (node.meter(), publish_meter, context.recent.meter());
-    let meters = Meters {
-        chain,
-        publisher,
-        journal: journal.meter(),
-        log,
-        replay: replay.clone(),
-        traces: span_meter,
-        ..meters
-    };
-    let (publish_stuck, stuck) = watch::channel(Vec::new());
-    let sources = Sources {
-        worker: settings.worker.full_name(),
-        queue: settings.queue().to_owned(),
-        chain_id: settings.chain.chain_id,
-        broker: broker_state.clone(),
-        flow: flow.clone(),
-        serving: serving.clone(),
-        lanes: settings.signers.iter().zip(&lanes).map(|(signer, (_, signals))| view(signer, signals)).collect(),
-        node,
-        journal: journal.clone(),
-        settle: meters.settle.clone(),
-        stuck,
-        draining: tokens.stages.intake.clone(),
-        recent: context.recent,
-    };
-    spawn_observer(&mut tasks, &tokens, Observer::new(sources, Metrics::new(&meters)), settings.http_listen);
-    let sessions = broker.run(deliver, flow, tokens.stages.intake.clone(), tokens.broker.clone());
-    tasks.spawn_endless("broker", sessions);
-    spawn_replayer(&mut tasks, &tokens, &settings, (&journal, &owner, serving.clone()), replay);
-    let stop_reading = tokens.stages.intake.clone();
-    tasks.spawn("reload", reload::run(settings.clone(), context.reloading, adjustable, hangups, stop_reading));
-    spawn_systemd(&mut tasks, &tokens, &settings, (broker_state, serving, &lanes), publish_stuck);
-    log_start(&settings);
-    let drained = tasks.run_until_drained(settings.worker.drain_deadline, |running| tokens.stop_next(running)).await;
-    release_leases(journal.as_ref(), lanes.iter().map(|(_, signals)| signals.lease.borrow().clone())).await;
-    journal.close().await;
-    drained
-}
-
-fn spawn_stages(tasks: &mut Tasks, stages: Vec<Stage>) {
-    for Stage { name, beat, run } in stages {
-        if let Some(beat) = beat {
-            tasks.watch(name, beat);
-        }
-        tasks.spawn(name, run);
-    }
-}
-
-fn spawn_observer(tasks: &mut Tasks, tokens: &Tokens, observer: Observer, listen: Option<SocketAddr>) {
-    let observer = Arc::new(observer);
-    let (polls, stop) = (Arc::clone(&observer), tokens.stages.outbox.clone());
-    tasks.spawn_endless("observer", async move { polls.run(stop).await });
-    if let Some(listen) = listen {
-        tasks.spawn("http", status::serve(listen, observer, tokens.last.clone()));
-    }
-}
-
-fn spawn_replayer<J: Journal + LetterDeeds + 'static>(
-    tasks: &mut Tasks,
-    tokens: &Tokens,
-    settings: &Settings,
-    (journal, owner, mut serving): (&Arc<J>, &Arc<str>, watch::Receiver<Serving>),
-    meter: ReplayMeter,
-) {
-    if settings.dead.rules.is_empty() {
-        return;
-    }
-    let replayer = Replayer {
-        rules: settings.dead.clone(),
-        admission: settings.admission.clone(),
-        broker: settings.broker.clone(),
-        guard: ReplayGuard::new(journal.clone(), OPERATOR.to_owned(), settings.journal.retention),
-        instances: journal.clone(),
-        owner: Arc::clone(owner),
-        meter,
-    };
-    let stop = tokens.stages.intake.clone();
-    tasks.spawn("replayer", async move {
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => {}
-            _ = serving.wait_for(|serving| *serving == Serving::Serves) => {}
-        }
-        replayer.run(stop).await
-    });
-}
-
-fn spawn_systemd(
-    tasks: &mut Tasks,
-    tokens: &Tokens,
-    settings: &Settings,
-    (broker, serving, lanes): (watch::Receiver<BrokerState>, watch::Receiver<Serving>, &[(AccountId, LaneSignals)]),
-    publish_stuck: watch::Sender<Vec<&'static str>>,
-) {
-    let states: Vec<_> = lanes.iter().map(|(_, signals)| signals.state.subscribe()).collect();
-    let status = move || status_line(&broker.borrow(), &serving.borrow(), &states);
-    let notifier = notify_systemd(tasks.beats(), stall(settings), status, publish_stuck, tokens.last.clone());
-    tasks.spawn("systemd", notifier);
-}
-
-fn log_start(settings: &Settings) {
+    let owner = format!("{}/{}", settings.worker.full_name(), ids::unique()).into();
+    let (journal, tasks, tokens) = (Arc::new(journal), Tasks::default(), Tokens::default());
+    let mut daemon = Daemon { settings: &settings, journal, owner, tasks, tokens };
+    let lanes = daemon.start(parts).await?;
     info!(
         worker = settings.worker.full_name(),
         queue = settings.queue(),
@@ -199,40 +79,187 @@ fn log_start(settings: &Settings) {
         "chainwriter {} runs",
         env!("CARGO_PKG_VERSION")
     );
+    let Daemon { journal, tasks, tokens, .. } = daemon;
+    let drained = tasks.run_until_drained(settings.worker.drain_deadline, |running| tokens.stop_next(running)).await;
+    release_leases(journal.as_ref(), lanes.iter().map(|(_, signals)| signals.lease.borrow().clone())).await;
+    journal.close().await;
+    drained
 }
 
-/// Returns the journal's number of each signer's account.
-async fn accounts<J: Journal>(
-    journal: &J,
-    chain_id: u64,
-    signers: &[Arc<dyn Signer>],
-) -> Result<Vec<AccountId>, JournalError> {
-    let mut accounts = Vec::with_capacity(signers.len());
-    for signer in signers {
-        accounts.push(journal.account(chain_id, signer.address()).await?);
+struct Daemon<'s, J> {
+    settings: &'s Settings,
+    journal: Arc<J>,
+    /// This run's name as an owner of lanes.
+    owner: Arc<str>,
+    tasks: Tasks,
+    tokens: Tokens,
+}
+
+impl<J: Journal + LetterDeeds + 'static> Daemon<'_, J> {
+    /// Builds all parts, connects them, and spawns their tasks. Returns the lanes.
+    async fn start(&mut self, (recent, reloading, hangups): Parts) -> anyhow::Result<Vec<(AccountId, LaneSignals)>> {
+        let (settings, journal) = (self.settings, Arc::clone(&self.journal));
+        let beat = Heartbeat::default();
+        self.tasks.watch("broker", beat.clone());
+        let broker = Broker::new(settings.broker.clone(), beat);
+        let (broker_state, publish_meter) = (broker.state(), broker.meter());
+        let (deliver, deliveries) = mpsc::channel(DELIVERIES);
+        let (traces, replay) = (SpanMeter::default(), ReplayMeter::default());
+        let tracer = self.tracer(&traces)?;
+        let signers = settings.signers.iter().map(|section| signer(section, &tracer)).collect::<Result<Vec<_>, _>>()?;
+        let accounts = self.accounts(&signers).await?;
+        let client = ClientSettings { tracer: tracer.clone(), ..settings.chain.clone() };
+        let node = Arc::new(NodeClient::new(&client).context("cannot make the HTTP client")?);
+        let adjustable = Adjustable::new(settings);
+        let (publisher, markers) = (Arc::new(broker.publisher()), Arc::new(broker.markers()));
+        let seams = Seams { journal: journal.clone(), chain: node.clone(), signers, publisher, markers, deliveries };
+        let of_stages = self.pipeline_settings(&adjustable, accounts, tracer);
+        let Pipeline { stages, lanes, flow, serving, meters } = Pipeline::new(seams, of_stages, &self.tokens.stages);
+        self.spawn_stages(stages);
+        let meters = Meters {
+            chain: node.meter(),
+            publisher: publish_meter,
+            journal: journal.meter(),
+            log: recent.meter(),
+            replay: replay.clone(),
+            traces,
+            ..meters
+        };
+        let (publish_stuck, stuck) = watch::channel(Vec::new());
+        let sources = Sources {
+            worker: settings.worker.full_name(),
+            queue: settings.queue().to_owned(),
+            chain_id: settings.chain.chain_id,
+            broker: broker_state.clone(),
+            flow: flow.clone(),
+            serving: serving.clone(),
+            lanes: settings.signers.iter().zip(&lanes).map(|(signer, (_, signals))| view(signer, signals)).collect(),
+            node,
+            journal,
+            settle: meters.settle.clone(),
+            stuck,
+            draining: self.tokens.stages.intake.clone(),
+            recent,
+        };
+        self.spawn_observer(Observer::new(sources, Metrics::new(&meters)));
+        let sessions = broker.run(deliver, flow, self.tokens.stages.intake.clone(), self.tokens.broker.clone());
+        self.tasks.spawn_endless("broker", sessions);
+        self.spawn_replayer(replay, serving.clone());
+        let reloads = reload::run(settings.clone(), reloading, adjustable, hangups);
+        self.tasks.spawn_until("reload", self.tokens.stages.intake.clone(), reloads);
+        self.spawn_systemd((broker_state, serving), &lanes, publish_stuck);
+        Ok(lanes)
     }
-    Ok(accounts)
-}
 
-/// Makes the tracer, and spawns the task that sends its spans to a collector.
-#[cfg(feature = "otlp")]
-fn tracer(
-    settings: &Settings,
-    meter: &SpanMeter,
-    tasks: &mut Tasks,
-    stop: &CancellationToken,
-) -> anyhow::Result<Tracer> {
-    let Some(traces) = &settings.traces else { return Ok(Tracer::default()) };
-    let exporter = crate::observe::exporter::Exporter::new(&traces.exporter)?;
-    let (tracer, spans) = Tracer::new(traces.sampling.clone(), meter.clone());
-    tasks.spawn("exporter", exporter.run(spans, meter.clone(), stop.clone()));
-    Ok(tracer)
-}
+    fn spawn_stages(&mut self, stages: Vec<Stage>) {
+        for Stage { name, beat, run } in stages {
+            if let Some(beat) = beat {
+                self.tasks.watch(name, beat);
+            }
+            self.tasks.spawn(name, run);
+        }
+    }
 
-/// Makes one that traces nothing: this build exports nothing, and refuses a configuration that wants it.
-#[cfg(not(feature = "otlp"))]
-fn tracer(_: &Settings, _: &SpanMeter, _: &mut Tasks, _: &CancellationToken) -> anyhow::Result<Tracer> {
-    Ok(Tracer::default())
+    fn spawn_observer(&mut self, observer: Observer) {
+        let observer = Arc::new(observer);
+        let polls = Arc::clone(&observer);
+        self.tasks.spawn_until("observer", self.tokens.stages.outbox.clone(), async move { polls.run().await });
+        if let Some(listen) = self.settings.http_listen {
+            self.tasks.spawn_until("http", self.tokens.last.clone(), status::serve(listen, observer));
+        }
+    }
+
+    fn spawn_replayer(&mut self, meter: ReplayMeter, mut serving: watch::Receiver<Serving>) {
+        let Self { settings, journal, .. } = self;
+        if settings.dead.rules.is_empty() {
+            return;
+        }
+        let replayer = Replayer {
+            rules: settings.dead.clone(),
+            admission: settings.admission.clone(),
+            broker: settings.broker.clone(),
+            guard: ReplayGuard::new(journal.clone(), OPERATOR.to_owned(), settings.journal.retention),
+            instances: journal.clone(),
+            owner: Arc::clone(&self.owner),
+            meter,
+        };
+        let stop = self.tokens.stages.intake.clone();
+        self.tasks.spawn("replayer", async move {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                _ = serving.wait_for(|serving| *serving == Serving::Serves) => {}
+            }
+            replayer.run(stop).await
+        });
+    }
+
+    fn spawn_systemd(
+        &mut self,
+        (broker, serving): (watch::Receiver<BrokerState>, watch::Receiver<Serving>),
+        lanes: &[(AccountId, LaneSignals)],
+        publish_stuck: watch::Sender<Vec<&'static str>>,
+    ) {
+        let states: Vec<_> = lanes.iter().map(|(_, signals)| signals.state.subscribe()).collect();
+        let status = move || status_line(&broker.borrow(), &serving.borrow(), &states);
+        let notifier = notify_systemd(self.tasks.beats(), stall(self.settings), status, publish_stuck);
+        self.tasks.spawn_until("systemd", self.tokens.last.clone(), notifier);
+    }
+
+    /// Returns the journal's number of each signer's account.
+    async fn accounts(&self, signers: &[Arc<dyn Signer>]) -> Result<Vec<AccountId>, JournalError> {
+        let mut accounts = Vec::with_capacity(signers.len());
+        for signer in signers {
+            accounts.push(self.journal.account(self.settings.chain.chain_id, signer.address()).await?);
+        }
+        Ok(accounts)
+    }
+
+    /// Makes the tracer, and spawns the task that sends its spans to a collector.
+    #[cfg(feature = "otlp")]
+    fn tracer(&mut self, meter: &SpanMeter) -> anyhow::Result<Tracer> {
+        let Some(traces) = &self.settings.traces else { return Ok(Tracer::default()) };
+        let exporter = crate::observe::exporter::Exporter::new(&traces.exporter)?;
+        let (tracer, spans) = Tracer::new(traces.sampling.clone(), meter.clone());
+        self.tasks.spawn("exporter", exporter.run(spans, meter.clone(), self.tokens.last.clone()));
+        Ok(tracer)
+    }
+
+    /// Makes one that traces nothing: this build exports nothing, and refuses a configuration that wants it.
+    #[cfg(not(feature = "otlp"))]
+    fn tracer(&mut self, _: &SpanMeter) -> anyhow::Result<Tracer> {
+        Ok(Tracer::default())
+    }
+
+    fn pipeline_settings(&self, adjustable: &Adjustable, accounts: Vec<AccountId>, tracer: Tracer) -> PipelineSettings {
+        let Self { settings, owner, .. } = self;
+        let lane = |account: &AccountId| LaneSettings {
+            account: *account,
+            rules: settings.lane.clone(),
+            tuning: adjustable.tuning.subscribe(),
+            owner: Arc::clone(owner),
+            tracer: tracer.clone(),
+        };
+        PipelineSettings {
+            lanes: accounts.iter().map(lane).collect(),
+            admission: settings.admission.clone(),
+            settle: SettleSettings { tracer: tracer.clone(), ..settings.settle.clone() },
+            max_open: adjustable.max_open.subscribe(),
+            upkeep: Pace::of(
+                settings.journal.retention,
+                settings.settle.waits.iter().max().copied().unwrap_or_default(),
+            ),
+            lease_ttl: settings.lane.lease_ttl,
+            instance: Instance {
+                owner: Arc::clone(owner),
+                worker: settings.worker.full_name(),
+                host: hostname::get().unwrap_or_default().to_string_lossy().into_owned(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                started_at: Timestamp::now(),
+                accounts,
+            },
+        }
+    }
 }
 
 /// Makes the signer that this section describes.
@@ -273,7 +300,7 @@ fn view(signer: &SignerSection, signals: &LaneSignals) -> LaneView {
     LaneView { account: signer.address(), state: signals.state.subscribe(), is_open: signals.is_open.subscribe() }
 }
 
-/// What ends the tasks: the stages first, then the broker's connections, then those that report.
+/// Ends the tasks: the stages first, then the broker's connections, then those that report.
 #[derive(Default)]
 struct Tokens {
     stages: Stops,
@@ -286,7 +313,7 @@ impl Tokens {
         let runs = |name| running.contains(&name);
         self.stages.intake.cancel();
         self.stages.lanes.cancel();
-        if !BEFORE_SETTLE.into_iter().any(runs) && !runs("settle") {
+        if !BEFORE_OUTBOX.into_iter().any(runs) {
             self.stages.outbox.cancel();
             if !runs("outbox") {
                 self.broker.cancel();
@@ -295,38 +322,6 @@ impl Tokens {
         if running.iter().all(|name| LAST.contains(name)) {
             self.last.cancel();
         }
-    }
-}
-
-fn pipeline_settings(
-    settings: &Settings,
-    adjustable: &Adjustable,
-    accounts: Vec<AccountId>,
-    owner: &Arc<str>,
-    tracer: Tracer,
-) -> PipelineSettings {
-    let lane = |account: &AccountId| LaneSettings {
-        account: *account,
-        rules: settings.lane.clone(),
-        tuning: adjustable.tuning.subscribe(),
-        owner: Arc::clone(owner),
-        tracer: tracer.clone(),
-    };
-    PipelineSettings {
-        lanes: accounts.iter().map(lane).collect(),
-        admission: settings.admission.clone(),
-        settle: SettleSettings { tracer: tracer.clone(), ..settings.settle.clone() },
-        max_open: adjustable.max_open.subscribe(),
-        upkeep: Pace::of(settings.journal.retention, settings.settle.waits.iter().max().copied().unwrap_or_default()),
-        lease_ttl: settings.lane.lease_ttl,
-        instance: Instance {
-            owner: Arc::clone(owner),
-            worker: settings.worker.full_name(),
-            host: hostname::get().unwrap_or_default().to_string_lossy().into_owned(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            started_at: Timestamp::now(),
-            accounts,
-        },
     }
 }
 

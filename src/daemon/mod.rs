@@ -1,4 +1,4 @@
-//! The running daemon: its composition root, its tasks, and what it says of itself.
+//! The running daemon: its composition root, its tasks, its status.
 
 pub mod app;
 pub mod reload;

@@ -2,29 +2,18 @@
 
 use std::sync::Arc;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::Signal;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::config::{Faults, Reloaded, Settings};
 use crate::stages::lane::Tuning;
 
-/// How the configuration is read once more.
 pub struct Reloading {
     /// Reads the configuration; may take as long as it takes to open a keystore.
     pub load: Arc<dyn Fn() -> Result<Settings, Faults> + Send + Sync>,
     /// Sets the least important level that the log has.
     pub set_log_level: Box<dyn Fn(tracing::Level) + Send>,
-}
-
-/// The signal, which no longer ends the process once this is made.
-pub struct Hangups(Signal);
-
-impl Hangups {
-    pub fn new() -> std::io::Result<Self> {
-        signal(SignalKind::hangup()).map(Self)
-    }
 }
 
 /// The settings that may change at run time, as the parts of the program see them.
@@ -44,20 +33,11 @@ impl Adjustable {
     }
 }
 
-/// Takes over what changes, signal by signal, until stopped. A configuration with faults changes nothing.
-pub async fn run(
-    mut running: Settings,
-    reloading: Reloading,
-    adjustable: Adjustable,
-    mut hangups: Hangups,
-    stopped: CancellationToken,
-) -> Result<(), std::convert::Infallible> {
+/// Takes over what changes, signal by signal. A configuration with faults changes nothing.
+pub async fn run(mut running: Settings, reloading: Reloading, adjustable: Adjustable, mut hangups: Signal) {
     let Reloading { load, set_log_level } = reloading;
     loop {
-        tokio::select! {
-            _ = hangups.0.recv() => {}
-            () = stopped.cancelled() => return Ok(()),
-        }
+        hangups.recv().await;
         let load = Arc::clone(&load);
         let read = tokio::task::spawn_blocking(move || load()).await;
         let read = read.unwrap_or_else(|_| Err(Faults(vec!["- reading it panicked; see the log".to_owned()])));

@@ -14,12 +14,12 @@ use tracing::{error, info, warn};
 
 use crate::model::Heartbeat;
 
-/// After a second signal.
+/// Time that is left after a second signal.
 const HURRIED_DEADLINE: Duration = Duration::from_secs(2);
 /// How often the status line is renewed.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 
-/// All tasks of the process.
+/// Holds all tasks of the process.
 #[derive(Debug, Default)]
 pub struct Tasks {
     running: JoinSet<(&'static str, anyhow::Result<()>)>,
@@ -28,14 +28,7 @@ pub struct Tasks {
 }
 
 impl Tasks {
-    /// Makes a sign of life that the watchdog checks.
-    pub fn heartbeat(&mut self, name: &'static str) -> Heartbeat {
-        let beat = Heartbeat::default();
-        self.watch(name, beat.clone());
-        beat
-    }
-
-    /// Makes the watchdog check this one too.
+    /// Makes the watchdog check a sign of life.
     pub fn watch(&mut self, name: &'static str, beat: Heartbeat) {
         self.beats.push((name, beat));
     }
@@ -57,7 +50,17 @@ impl Tasks {
         });
     }
 
-    /// Returns what the watchdog checks.
+    /// Starts a task that is dropped when `stop` is cancelled.
+    pub fn spawn_until(
+        &mut self,
+        name: &'static str,
+        stop: CancellationToken,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
+        self.spawn_endless(name, async move { _ = stop.run_until_cancelled(task).await });
+    }
+
+    /// Returns the signs of life that the watchdog checks.
     pub fn beats(&self) -> Vec<(&'static str, Heartbeat)> {
         self.beats.clone()
     }
@@ -139,8 +142,7 @@ pub async fn notify_systemd(
     stall: Duration,
     status: impl Fn() -> String,
     stuck_stages: watch::Sender<Vec<&'static str>>,
-    stopped: CancellationToken,
-) -> anyhow::Result<()> {
+) {
     notify(&[NotifyState::Ready]);
     let watchdog = sd_notify::watchdog_enabled();
     let mut pulses = Pulses::new(beats);
@@ -148,10 +150,7 @@ pub async fn notify_systemd(
     let mut tick = tokio::time::interval(interval);
     let mut last_status = String::new();
     loop {
-        tokio::select! {
-            _ = tick.tick() => {}
-            () = stopped.cancelled() => return Ok(()),
-        }
+        tick.tick().await;
         let stuck = pulses.stuck_for(stall);
         if stuck.is_empty() {
             notify(&[NotifyState::Watchdog]);
@@ -167,7 +166,7 @@ pub async fn notify_systemd(
     }
 }
 
-/// When each stage was last seen to move.
+/// Holds when each stage was last seen to move.
 struct Pulses(Vec<(&'static str, Heartbeat, u64, Instant)>);
 
 impl Pulses {
@@ -194,7 +193,7 @@ impl Pulses {
 /// Does nothing without systemd.
 fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        warn!(%error, "systemd cannot be told");
+        warn!(%error, "could not notify systemd");
     }
 }
 
@@ -222,8 +221,7 @@ mod tests {
         let (moving, still) = (Heartbeat::default(), Heartbeat::default());
         let (stuck_stages, mut stuck) = watch::channel(Vec::new());
         let beats = vec![("moving", moving.clone()), ("still", still)];
-        let notifies =
-            notify_systemd(beats, Duration::from_secs(60), String::new, stuck_stages, CancellationToken::new());
+        let notifies = notify_systemd(beats, Duration::from_secs(60), String::new, stuck_stages);
         let moves = async {
             loop {
                 moving.beat();
@@ -231,7 +229,7 @@ mod tests {
             }
         };
         tokio::select! {
-            ended = notifies => panic!("{ended:?}"),
+            () = notifies => panic!("it ended"),
             () = moves => {}
             heard = stuck.wait_for(|stuck| !stuck.is_empty()) => assert_eq!(*heard.unwrap(), ["still"]),
         }

@@ -29,7 +29,7 @@ pub trait Identities: Send + Sync {
     /// Counts a start of an instance, durably, before the broker is notified of it: the broker is never ahead of a good journal.
     async fn begin_start(&self, new: NewStart) -> Result<Start>;
     /// Returns what the journal knows now, and whether it has counted this start of a marker.
-    async fn standing(&self, found: Option<(u64, StartToken)>) -> Result<Standing>;
+    async fn claim_standing(&self, found: Option<(u64, StartToken)>) -> Result<Standing>;
     /// Records that the broker has a marker with this start. An adoption is over with it.
     async fn confirm_start(&self, start: &Start) -> Result<()>;
     /// Lets the next start take the queue over from whichever journal serves it.
@@ -42,8 +42,8 @@ impl<D: Database> Identities for SqlJournal<D> {
         self.write(new, |connection, new| Box::pin(begin_start(connection, new))).await
     }
 
-    async fn standing(&self, found: Option<(u64, StartToken)>) -> Result<Standing> {
-        self.snapshot(found, |connection, found| Box::pin(standing(connection, found.as_ref()))).await
+    async fn claim_standing(&self, found: Option<(u64, StartToken)>) -> Result<Standing> {
+        self.snapshot(found, |connection, found| Box::pin(claim_standing(connection, found.as_ref()))).await
     }
 
     async fn confirm_start(&self, start: &Start) -> Result<()> {
@@ -73,7 +73,7 @@ async fn begin_start(connection: &dyn Statements, new: &NewStart) -> Result<Star
     Ok(Start { journal, number, token: new.token.clone() })
 }
 
-async fn standing(connection: &dyn Statements, found: Option<&(u64, StartToken)>) -> Result<Standing> {
+async fn claim_standing(connection: &dyn Statements, found: Option<&(u64, StartToken)>) -> Result<Standing> {
     const DOING: &str = "read which journal this is";
     let identity = |row: &dyn Columns| {
         let journal = JournalId(text(row, "identity", "id")?.into_owned());

@@ -71,7 +71,7 @@ mod upkeep;
 pub use accounts::{AccountId, Lease, LeaseMark, RequestSeq};
 pub use address::JournalAddress;
 pub use admissions::{Admissions, Arrival};
-pub use cancellations::{CancelWish, Cancellation, WishAnswer};
+pub use cancellations::{CancelAnswer, CancelCommand, Cancellation};
 pub use changes::Changes;
 pub use copies::{ConfirmedCopy, CopyKind, RefusedMessage, UnconfirmedCopy};
 #[cfg(test)]
@@ -85,6 +85,8 @@ pub use history::{History, TransactionHistory};
 pub use history::{Incident, SignedHistory};
 pub use identity::{Identities, NewStart};
 pub use instances::{Attendance, Instance, Instances, LaneHolder};
+#[cfg(test)]
+pub use leases::AccountStanding;
 pub use leases::{Acquired, Leases};
 pub use letters::{Deed, LetterDeed, LetterDeeds};
 pub use nonces::{ClosedTransaction, EndedAgain, Reorged, StoredNonce, Which};
@@ -94,7 +96,7 @@ pub use overview::{AccountOverview, JournalOverview};
 pub use overview::{OpenRequests, RECENT_INCIDENTS, RecentIncident};
 pub use passages::{Passage, Passages, Proof};
 pub use postgres::{PostgresAddress, PostgresJournal};
-pub use recovery::{RecoveredAccount, Recoveries, Recovery};
+pub use recovery::{ForeignUse, RecoveredAccount, Recoveries, Recovery};
 #[cfg(test)]
 pub use requests::ReplyAddress;
 pub use requests::{QueuedRequest, StoredRequest};

@@ -1,18 +1,26 @@
-//! A journal that replaces a lost one: what the chain says about its accounts, and what the command that reads it there
-//! needs.
+//! What the accounts have written and this journal has no row for: read from the chain by `chainwriter recover`, or found
+//! by a lane. A request whose calldata is among it may be written already.
+
+use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 
-use crate::journal::accounts::AccountId;
-use crate::journal::columns::{Columns, fixed, nonce, number, text, to_i64, unsigned};
-use crate::journal::database::{Database, Rows, SqlJournal, Statements, values};
+use crate::journal::accounts::{AccountId, Lease};
+use crate::journal::columns::{
+    Columns, amount, fixed, nonce, number, optional_number, optional_text, text, to_i64, unsigned,
+};
+use crate::journal::database::{Database, Rows, SqlJournal, Statements, Value, values};
 use crate::journal::error::{JournalError, Result};
 use crate::journal::identity::adopt;
-use crate::journal::leases::raise;
+use crate::journal::leases::{check_lease, raise};
 use crate::journal::ordering::lock_turns;
-use crate::model::{BlockNumber, BodyHash, Nonce, RecoveredWrite, Timestamp, TxHash};
+use crate::model::{Address, BlockNumber, BodyHash, Nonce, RecoveredWrite, RequestId, Timestamp, TxHash};
 
-/// Marks a journal that replaces a lost one. While it stands, what may be written already is not written.
+/// Foreign calls that are remembered at most. Beyond that no request can be compared with all of them, and the journal
+/// counts as behind.
+const MOST_REMEMBERED: i64 = 65_536;
+
+/// Marks a recovery that is on: what may be written already becomes a dead letter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recovery {
     pub begun_at: Timestamp,
@@ -23,23 +31,43 @@ pub struct Recovery {
     pub to_block: BlockNumber,
 }
 
+/// What the journal knows of transactions that are not its own.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ForeignUse {
+    pub recovery: Option<Recovery>,
+    /// Calls are remembered that requests have to be compared with.
+    pub has_writes: bool,
+    /// Why the journal is behind the chain, for a person. Nothing may be signed then.
+    pub behind: Option<String>,
+}
+
 /// An account as the chain shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecoveredAccount {
     pub account: AccountId,
+    /// The first nonce that was read.
+    pub first_nonce: Nonce,
     /// All below it are taken, and final.
     pub next_nonce: Nonce,
-    /// What it wrote in the blocks that were read.
+    /// Its writes in the blocks that were read.
     pub writes: Vec<RecoveredWrite>,
 }
 
-/// Serves `chainwriter recover`.
 #[async_trait]
 pub trait Recoveries: Send + Sync {
-    /// Begins a recovery, in place of an earlier one, and adopts the queue. Refused once the journal knows a request: then it is not lost.
+    /// Begins a recovery, and adopts the queue. What an earlier one read from these blocks, and what was decided in it, is replaced; the journal
+    /// counts as behind no more. Requests and transactions stay as they are.
+    ///
+    /// # Errors
+    /// When the blocks begin above what the journal knows: what was written in between would be unknown.
     async fn begin_recovery(&self, recovery: Recovery, accounts: Vec<RecoveredAccount>) -> Result<()>;
     /// Ends it and forgets what was read. `false` if there is none.
     async fn end_recovery(&self) -> Result<bool>;
+    /// Records, while a recovery is on, that an operator wants this request written though it may be written already.
+    async fn decide(&self, request: &RequestId) -> Result<()>;
+    /// Records that the account's unknown transactions below this nonce are another program's. Returns how many of their
+    /// calls are forgotten.
+    async fn accept_foreign(&self, account: AccountId, below: Nonce) -> Result<usize>;
 }
 
 #[async_trait]
@@ -54,48 +82,173 @@ impl<D: Database> Recoveries for SqlJournal<D> {
     async fn end_recovery(&self) -> Result<bool> {
         self.write((), |connection, ()| Box::pin(end(connection))).await
     }
+
+    async fn decide(&self, request: &RequestId) -> Result<()> {
+        self.write(request.clone(), |connection, request| {
+            Box::pin(async move {
+                let insert = "INSERT INTO recovery_decisions (request) SELECT $1 WHERE EXISTS (SELECT 1 FROM recovery) \
+                              ON CONFLICT DO NOTHING";
+                connection.execute("record a decision", insert, &values![request.as_str()]).await.map(drop)
+            })
+        })
+        .await
+    }
+
+    async fn accept_foreign(&self, account: AccountId, below: Nonce) -> Result<usize> {
+        self.write((account, below), |connection, (account, below)| {
+            Box::pin(accept_foreign(connection, *account, *below))
+        })
+        .await
+    }
 }
 
 /// No request is admitted meanwhile.
 async fn begin(connection: &dyn Statements, recovery: &Recovery, accounts: &[RecoveredAccount]) -> Result<()> {
     const DOING: &str = "begin a recovery";
-    for account in accounts {
-        raise(connection, account.account, account.next_nonce).await?;
+    let Recovery { begun_at, operator, from_block, to_block } = recovery;
+    for RecoveredAccount { account, first_nonce, next_nonce, .. } in accounts {
+        if let Some(known) = next_nonce_of(connection, *account).await?.filter(|known| first_nonce > known) {
+            let detail = format!(
+                "block {from_block} is too late: the account's first transaction from there on has nonce {first_nonce}, \
+                 and the journal knows those below {known}; name an earlier block"
+            );
+            return Err(JournalError::Inconsistent { doing: DOING, detail });
+        }
+        raise(connection, *account, *next_nonce).await?;
     }
     lock_turns(connection).await?;
-    if connection.row(DOING, "SELECT 1 FROM requests LIMIT 1", &[], |_| Ok(())).await?.is_some() {
-        let detail = "it knows requests, so it is not a new one in the place of a lost one".to_owned();
-        return Err(JournalError::Inconsistent { doing: DOING, detail });
-    }
-    end(connection).await?;
-    let Recovery { begun_at, operator, from_block, to_block } = recovery;
-    // The lost journal's marker is still at the broker.
+    // The marker at the broker may be that of the lost journal, or of the newer copy.
     adopt(connection, operator).await?;
-    let insert = "INSERT INTO recovery (id, begun_at, operator, from_block, to_block) VALUES (1, $1, $2, $3, $4)";
+    forget_recovery(connection).await?;
+    connection.execute(DOING, "DELETE FROM behind", &[]).await?;
     let (from, to) = (to_i64("a height", from_block.0)?, to_i64("a height", to_block.0)?);
+    let insert = "INSERT INTO recovery (id, begun_at, operator, from_block, to_block) VALUES (1, $1, $2, $3, $4)";
     connection.execute(DOING, insert, &values![begun_at.0, operator, from, to]).await?;
-    let insert = "INSERT INTO recovered_writes (account, nonce, place, tx_hash, block_number, data_hash) \
-                  SELECT u.account, u.nonce, u.batch_place, u.tx_hash, u.block_number, u.data_hash FROM u";
-    let columns =
-        "account bigint, nonce bigint, batch_place bigint, tx_hash bytea, block_number bigint, data_hash bytea";
-    for account in accounts {
-        let rows = account.writes.iter().map(|write| {
-            let height = to_i64("a height", write.block_number.0)?;
-            let (hash, data) = (write.tx_hash.as_bytes(), write.data_hash.as_bytes());
-            Ok(values![account.account.0, nonce(write.nonce)?, write.place, hash, height, data])
-        });
-        connection.execute_each(DOING, insert, &[], &Rows::try_of(columns, rows)?).await?;
+    let forget = "DELETE FROM recovered_writes WHERE account = $1 AND block_number >= $2";
+    for RecoveredAccount { account, writes, .. } in accounts {
+        connection.execute(DOING, forget, &values![account.0, from]).await?;
+        insert_writes(connection, *account, writes, *begun_at).await?;
     }
     Ok(())
 }
 
-async fn end(connection: &dyn Statements) -> Result<bool> {
+async fn next_nonce_of(connection: &dyn Statements, account: AccountId) -> Result<Option<Nonce>> {
+    let select = "SELECT next_nonce FROM accounts WHERE id = $1";
+    let read = |row: &dyn Columns| optional_number(row, "account", "next_nonce");
+    let next = connection.one("read the next nonce", select, &values![account.0], read).await?;
+    Ok(next.and_then(|next| u64::try_from(next).ok()).map(Nonce))
+}
+
+/// Stores what the account wrote, without what the journal signed itself.
+async fn insert_writes(
+    connection: &dyn Statements,
+    account: AccountId,
+    writes: &[RecoveredWrite],
+    now: Timestamp,
+) -> Result<()> {
+    let insert = "INSERT INTO recovered_writes \
+                  (account, nonce, place, tx_hash, block_number, data_hash, to_address, value, found_at) \
+                  SELECT $1, u.nonce, u.batch_place, u.tx_hash, u.block_number, u.data_hash, u.to_address, u.value, $2 \
+                  FROM u WHERE NOT EXISTS (SELECT 1 FROM signed_transactions s \
+                  WHERE s.account = $1 AND s.nonce = u.nonce AND s.hash = u.tx_hash) ON CONFLICT DO NOTHING";
+    let columns = "nonce bigint, batch_place bigint, tx_hash bytea, block_number bigint, data_hash bytea, \
+                   to_address bytea, value text";
+    let row = |write: &'_ RecoveredWrite| -> Result<[Value<'static>; 7]> {
+        Ok(values![
+            nonce(write.nonce)?,
+            write.place,
+            write.tx_hash.as_bytes().to_vec(),
+            to_i64("a height", write.block_number.0)?,
+            write.data_hash.as_bytes().to_vec(),
+            write.to.as_bytes().to_vec(),
+            write.value.0.to_string(),
+        ])
+    };
+    let rows = Rows::try_of(columns, writes.iter().map(row))?;
+    connection.execute_each("store foreign calls", insert, &values![account.0, now.0], &rows).await.map(drop)
+}
+
+async fn forget_recovery(connection: &dyn Statements) -> Result<bool> {
     const DOING: &str = "end a recovery";
-    connection.execute(DOING, "DELETE FROM recovered_writes", &[]).await?;
+    connection.execute(DOING, "DELETE FROM recovery_decisions", &[]).await?;
     Ok(connection.execute(DOING, "DELETE FROM recovery", &[]).await? > 0)
 }
 
-pub async fn current(connection: &dyn Statements) -> Result<Option<Recovery>> {
+/// Without a recovery, what lanes have found stays.
+async fn end(connection: &dyn Statements) -> Result<bool> {
+    let was_on = forget_recovery(connection).await?;
+    if was_on {
+        connection.execute("end a recovery", "DELETE FROM recovered_writes", &[]).await?;
+    }
+    Ok(was_on)
+}
+
+async fn accept_foreign(connection: &dyn Statements, account: AccountId, below: Nonce) -> Result<usize> {
+    const DOING: &str = "accept foreign transactions";
+    raise(connection, account, below).await?;
+    let below = nonce(below)?;
+    let update = "UPDATE accounts SET foreign_below = CASE WHEN foreign_below > $1 THEN foreign_below ELSE $1 END \
+                  WHERE id = $2";
+    connection.execute(DOING, update, &values![below, account.0]).await?;
+    connection.execute(DOING, "DELETE FROM behind", &[]).await?;
+    let delete = "DELETE FROM recovered_writes WHERE account = $1 AND nonce < $2";
+    connection.execute(DOING, delete, &values![account.0, below]).await
+}
+
+/// Remembers calls of foreign transactions, and that all nonces below `at_least` are taken. Returns the next one to use.
+pub async fn record_foreign(
+    connection: &dyn Statements,
+    lease: &Lease,
+    writes: &[RecoveredWrite],
+    at_least: Nonce,
+) -> Result<Nonce> {
+    check_lease(connection, lease).await?;
+    insert_writes(connection, lease.account, writes, Timestamp::now()).await?;
+    let count = "SELECT count(*) AS remembered FROM recovered_writes";
+    let read = |row: &dyn Columns| number(row, "count", "remembered");
+    if connection.one("count foreign calls", count, &[], read).await? > MOST_REMEMBERED {
+        let detail =
+            format!("the account has more than {MOST_REMEMBERED} foreign transactions, too many to compare with");
+        record_behind(connection, lease, &detail).await?;
+    }
+    raise(connection, lease.account, at_least).await
+}
+
+/// Stops all lanes. The first reason stays.
+pub async fn record_behind(connection: &dyn Statements, lease: &Lease, detail: &str) -> Result<()> {
+    check_lease(connection, lease).await?;
+    let insert = "INSERT INTO behind (id, found_at, detail) VALUES (1, $1, $2) ON CONFLICT DO NOTHING";
+    let values = values![Timestamp::now().0, detail];
+    connection.execute("record that the journal is behind", insert, &values).await.map(drop)
+}
+
+/// Forgets foreign calls that were found before this time, unless a recovery is on.
+pub async fn forget_writes(connection: &dyn Statements, before: Timestamp) -> Result<usize> {
+    let delete = "DELETE FROM recovered_writes WHERE found_at < $1 AND NOT EXISTS (SELECT 1 FROM recovery)";
+    connection.execute("prune", delete, &values![before.0]).await
+}
+
+pub async fn foreign_use(connection: &dyn Statements) -> Result<ForeignUse> {
+    let select = "SELECT (SELECT detail FROM behind) AS detail, \
+                  (SELECT count(*) FROM (SELECT 1 AS one FROM recovered_writes LIMIT 1) w) AS writes";
+    let read = |row: &dyn Columns| {
+        let behind = optional_text(row, "behind", "detail")?;
+        Ok((behind, number(row, "foreign calls", "writes")? > 0))
+    };
+    let (behind, has_writes) = connection.one("read foreign use", select, &[], read).await?;
+    Ok(ForeignUse { recovery: current(connection).await?, has_writes, behind })
+}
+
+/// Returns of these requests those that an operator has decided about since the recovery began.
+pub async fn decided(connection: &dyn Statements, requests: &[RequestId]) -> Result<Vec<RequestId>> {
+    let select = "SELECT d.request FROM u, recovery_decisions d WHERE d.request = u.id";
+    let rows = Rows::of("id text", requests.iter().map(|request| values![request.as_str()]));
+    let read = |row: &dyn Columns| text(row, "decision", "request").map(|text| text.into_owned());
+    let found = connection.rows_each("read decisions", select, &[], &rows, read).await?;
+    Ok(requests.iter().filter(|request| found.iter().any(|found| found == request.as_str())).cloned().collect())
+}
+
+async fn current(connection: &dyn Statements) -> Result<Option<Recovery>> {
     let select = "SELECT begun_at, operator, from_block, to_block FROM recovery";
     let read = |row: &dyn Columns| {
         Ok(Recovery {
@@ -108,13 +261,13 @@ pub async fn current(connection: &dyn Statements) -> Result<Option<Recovery>> {
     connection.row("read the recovery", select, &[], read).await
 }
 
-/// Returns for each of these a transaction that has it as its calldata.
-pub async fn writes_of(connection: &dyn Statements, data: &[BodyHash]) -> Result<Vec<Option<RecoveredWrite>>> {
-    let select = "SELECT w.nonce, w.place, w.tx_hash, w.block_number, w.data_hash FROM u, recovered_writes w \
-                  WHERE w.data_hash = u.hash ORDER BY w.account, w.nonce";
-    let rows = Rows::of("hash bytea", data.iter().map(|hash| values![hash.as_bytes()]));
-    let found = connection.rows_each("find what is written already", select, &[], &rows, recovered_write).await?;
-    Ok(data.iter().map(|hash| found.iter().find(|write| write.data_hash == *hash).cloned()).collect())
+/// Returns the foreign calls that have one of these hashes as that of their calldata.
+pub async fn writes_of(connection: &dyn Statements, data: &[BodyHash]) -> Result<Vec<RecoveredWrite>> {
+    let select = "SELECT w.nonce, w.place, w.tx_hash, w.block_number, w.data_hash, w.to_address, w.value \
+                  FROM u, recovered_writes w WHERE w.data_hash = u.hash ORDER BY w.account, w.nonce, w.place";
+    let hashes: BTreeSet<_> = data.iter().collect();
+    let rows = Rows::of("hash bytea", hashes.into_iter().map(|hash| values![hash.as_bytes()]));
+    connection.rows_each("find what is written already", select, &[], &rows, recovered_write).await
 }
 
 fn recovered_write(row: &dyn Columns) -> Result<RecoveredWrite> {
@@ -125,5 +278,7 @@ fn recovered_write(row: &dyn Columns) -> Result<RecoveredWrite> {
         tx_hash: fixed(row, WHAT, "tx_hash", TxHash::from_slice)?,
         block_number: BlockNumber(unsigned(row, WHAT, "block_number")?),
         data_hash: fixed(row, WHAT, "data_hash", BodyHash::from_slice)?,
+        to: fixed(row, WHAT, "to_address", Address::from_slice)?,
+        value: amount(row, WHAT, "value")?,
     })
 }

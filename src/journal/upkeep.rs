@@ -1,8 +1,8 @@
-//! What operators and housekeeping need.
+//! Calls for operators and for housekeeping.
 
 use async_trait::async_trait;
 
-use crate::journal::cancellations::{CancelWish, WishAnswer, record_wish};
+use crate::journal::cancellations::{CancelAnswer, CancelCommand, record_cancellation};
 use crate::journal::changes::Changes;
 use crate::journal::columns::{Columns, number};
 use crate::journal::database::{Database, Rows, SqlJournal, Statements, values};
@@ -10,6 +10,7 @@ use crate::journal::error::{JournalCondition, Result};
 use crate::journal::history::{History, history};
 use crate::journal::letters;
 use crate::journal::overview::{JournalOverview, overview};
+use crate::journal::recovery;
 use crate::journal::states::which;
 use crate::model::{RequestId, Timestamp};
 use crate::observe::metrics::JournalMeter;
@@ -23,8 +24,8 @@ pub trait Upkeep: Send + Sync {
     fn meter(&self) -> JournalMeter {
         JournalMeter::default()
     }
-    /// Records that an operator wants this request cancelled. The wish is over once the request is final or dead.
-    async fn wish_cancellation(&self, id: &RequestId, wish: CancelWish) -> Result<WishAnswer>;
+    /// Records that an operator cancels this request. The record is gone once the request is final or dead.
+    async fn cancel(&self, id: &RequestId, command: CancelCommand) -> Result<CancelAnswer>;
     /// Deletes up to `limit` requests that were final or dead before this time, with all that belongs to them, in the order
     /// in which the journal finds them. Returns how many.
     async fn prune(&self, before: Timestamp, limit: u32) -> Result<u64>;
@@ -54,8 +55,11 @@ impl<D: Database> Upkeep for SqlJournal<D> {
         self.database.meter()
     }
 
-    async fn wish_cancellation(&self, id: &RequestId, wish: CancelWish) -> Result<WishAnswer> {
-        self.write((id.clone(), wish), |connection, (id, wish)| Box::pin(record_wish(connection, id, wish))).await
+    async fn cancel(&self, id: &RequestId, command: CancelCommand) -> Result<CancelAnswer> {
+        self.write((id.clone(), command), |connection, (id, command)| {
+            Box::pin(record_cancellation(connection, id, command))
+        })
+        .await
     }
 
     async fn prune(&self, before: Timestamp, limit: u32) -> Result<u64> {
@@ -109,8 +113,15 @@ async fn has_old(connection: &dyn Statements, before: Timestamp) -> Result<bool>
     if connection.row(DOING, &select, &values![before.0], |_| Ok(())).await?.is_some() {
         return Ok(true);
     }
-    let select = "SELECT 1 FROM letter_deeds WHERE at < $1 LIMIT 1";
-    Ok(connection.row(DOING, select, &values![before.0], |_| Ok(())).await?.is_some())
+    for select in [
+        "SELECT 1 FROM letter_deeds WHERE at < $1 LIMIT 1",
+        "SELECT 1 FROM recovered_writes WHERE found_at < $1 AND NOT EXISTS (SELECT 1 FROM recovery) LIMIT 1",
+    ] {
+        if connection.row(DOING, select, &values![before.0], |_| Ok(())).await?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 async fn prune(connection: &dyn Statements, before: Timestamp, limit: u32) -> Result<u64> {
@@ -122,6 +133,7 @@ async fn prune(connection: &dyn Statements, before: Timestamp, limit: u32) -> Re
     let seq = |row: &dyn Columns| number(row, "request", "seq");
     let old = connection.rows("find old requests", &select, &values![before.0, limit], seq).await?;
     let deeds = letters::forget(connection, before, limit).await?;
+    let foreign = recovery::forget_writes(connection, before).await?;
     let rows = Rows::of("request bigint", old.iter().map(|seq| values![*seq]));
     for delete in [
         "DELETE FROM batched WHERE request IN (SELECT u.request FROM u)",
@@ -138,5 +150,5 @@ async fn prune(connection: &dyn Statements, before: Timestamp, limit: u32) -> Re
         // As old as what they stood beside; there are few of them ever.
         connection.execute("prune", "DELETE FROM fillers WHERE signed_at < $1", &values![before.0]).await?;
     }
-    Ok(u64::try_from(old.len() + deeds).unwrap_or(u64::MAX))
+    Ok(u64::try_from(old.len() + deeds + foreign).unwrap_or(u64::MAX))
 }

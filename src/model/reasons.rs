@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::words::words;
 
 words!(
-    /// What kind of failure it is, and so what happens next. The word stands in headers, routing keys and the journal.
+    /// The kind of a failure decides what happens next. The word stands in headers, routing keys and the journal.
     #[derive(Serialize, Deserialize)]
     #[serde(rename_all = "lowercase")]
     FailureClass {
@@ -25,10 +25,10 @@ words!(
     }
 );
 
-/// What may be done with a dead letter, as far as its reason says. The journal has the last word.
+/// Says what may be done with a dead letter, as far as its reason goes. The journal has the last word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Replay {
-    /// It may succeed as it stands.
+    /// Safe, and it may succeed as it stands.
     Safe,
     /// Safe, but it fails again until the message or the settings have changed.
     AfterChange,
@@ -53,7 +53,6 @@ impl Replay {
     }
 }
 
-/// A row of the table of reasons.
 struct Row<'r> {
     class: FailureClass,
     word: &'r str,
@@ -64,7 +63,6 @@ struct Row<'r> {
 
 macro_rules! reasons {
     ($($class:ident { $($variant:ident = $word:literal, $replay:ident, $means:literal, $advice:literal;)+ })+) => {
-        /// Why a request failed.
         #[derive(Debug, Clone, PartialEq, Eq)]
         pub enum Reason {
             $($(#[doc = $means] $variant,)+)+
@@ -122,7 +120,7 @@ reasons! {
             "a header that chainwriter reads is of the wrong type, or headers are nested more than 16 deep",
             "producer: send other headers; operator: `dead edit`";
         MaybeWritten = "maybe_written", CheckChain,
-            "a journal was lost, and a transaction from before has the same calldata",
+            "a recovery is on, and a transaction that the journal has no row for has the same calldata",
             "operator: see [A lost journal](../README.md#a-lost-journal)";
         Panic = "panic", AfterChange,
             "reading it met a fault of chainwriter",
@@ -177,8 +175,11 @@ reasons! {
             "the contract has a record of this id with another content; or with the same, and no node shows who wrote it",
             "producer: use a new id for a new content; operator: `verify`";
         SimulationFailed = "simulation_failed", Safe,
-            "the call could not be run, and the node gives no data of the contract's",
+            "the call could not be run, and the node gives no data of the contract's; or the node answers other calls and not this one",
             "operator: read the node's text, then send it back";
+        InsufficientFunds = "insufficient_funds", Safe,
+            "it may cost more than the account has; retried",
+            "operator: send the account funds, then send it back";
         OutOfGas = "out_of_gas", Safe,
             "the transaction used up its gas",
             "operator: raise `gas_margin`, or the gas, then send it back";
@@ -207,7 +208,6 @@ impl Reason {
         Self::known(class.as_str(), word).unwrap_or_else(|| Self::Other { class, word: word.into() })
     }
 
-    /// Returns every reason of this version.
     pub fn all() -> impl Iterator<Item = Self> {
         Self::ROWS.iter().cloned().chain(PauseReason::ALL.map(Self::Outage))
     }
@@ -227,12 +227,11 @@ impl Reason {
         format!("{class}.{word}")
     }
 
-    /// No rule sends such a letter back.
+    /// Returns true where no rule sends such a letter back.
     pub fn needs_person(&self) -> bool {
         matches!(self.row().replay, Replay::ByHand | Replay::CheckChain)
     }
 
-    /// Says whether the next try may go otherwise.
     pub fn may_pass(&self) -> bool {
         match self.class() {
             FailureClass::Invalid | FailureClass::Broker => false,
@@ -262,7 +261,7 @@ macro_rules! explained {
 }
 
 explained!(
-    /// Why a lane takes on nothing new for now. It resumes by itself.
+    /// Why a lane takes on nothing new for now. All but `journal_is_behind` end by themselves.
     #[derive(Serialize)]
     #[serde(rename_all = "snake_case")]
     PauseReason {
@@ -281,8 +280,11 @@ explained!(
         WrongChain = "wrong_chain",
             "the endpoint serves another chain than `chain.id`",
             "correct `chain.endpoints` or `chain.id`";
+        FinalityUnconfirmed = "finality_unconfirmed",
+            "no endpoint of `chain.confirm_with` confirms what is final: it cannot be asked, is behind, or says something else",
+            "ask both endpoints for the block that the detail names; while they differ, nothing is final";
         InsufficientFunds = "insufficient_funds",
-            "the account cannot pay",
+            "the account cannot pay even a transfer to itself",
             "send it funds";
         NotPermitted = "not_permitted",
             "the chain does not let this account send",
@@ -293,11 +295,17 @@ explained!(
         SignerUnavailable = "signer_unavailable",
             "the signer does not answer",
             "start the signer; `doctor` asks it";
+        NoncesUnknown = "nonces_unknown",
+            "the account's count on the chain is above the journal's next nonce, and no block shows what took the nonces",
+            "name an endpoint that keeps the blocks; or `recover --foreign-below`, see [A lost journal](../README.md#a-lost-journal)";
+        JournalIsBehind = "journal_is_behind",
+            "the account has a transaction that the journal does not know, and it asks for what a request asks for",
+            "stop the workers and run `recover`, see [A lost journal](../README.md#a-lost-journal); it ends by nothing else";
     }
 );
 
 impl PauseReason {
-    /// Something is away that the account's work needs: another instance may still reach it.
+    /// Returns true where something is away that the account's work needs: another instance may still reach it.
     pub fn is_outage(self) -> bool {
         match self {
             Self::NodeUnreachable
@@ -305,14 +313,19 @@ impl PauseReason {
             | Self::NodeSyncing
             | Self::HeadStale
             | Self::WrongChain
+            | Self::FinalityUnconfirmed
             | Self::SignerUnavailable => true,
-            Self::InsufficientFunds | Self::NotPermitted | Self::FeeAboveCap => false,
+            Self::InsufficientFunds
+            | Self::NotPermitted
+            | Self::FeeAboveCap
+            | Self::NoncesUnknown
+            | Self::JournalIsBehind => false,
         }
     }
 }
 
 explained!(
-    /// What happened to a request off the straight way; the journal keeps it for the request's history.
+    /// An event in a request's life beyond the usual path; the journal keeps it for the request's history.
     IncidentKind {
         Failed = "failed",
             "a try failed", "nothing; it is retried, or is a dead letter";

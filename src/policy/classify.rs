@@ -1,9 +1,9 @@
-//! What a node's answer means. Texts decide, never codes: Besu's collide with those of EIP-1474.
+//! The meaning of a node's answer. Texts decide, never codes: Besu's collide with those of EIP-1474.
 
 use crate::model::words::words;
 
 words!(
-    /// What an answer to a broadcast means for the transaction and its lane. The words are the keys of `[chain.errors]`,
+    /// The meaning of an answer to a broadcast for the transaction and its lane. The words are the keys of `[chain.errors]`,
     /// except that of what is unknown.
     SendMeaning {
         /// The node has these very bytes, or had them.
@@ -14,7 +14,7 @@ words!(
         NonceTooHigh = "nonce_too_high",
         /// Another transaction holds the nonce in the pool and pays too much to be replaced.
         ReplacementUnderpriced = "replacement_underpriced",
-        /// It offers less than the node takes.
+        /// The transaction offers less than the node takes.
         Underpriced = "underpriced",
         /// The account cannot pay.
         InsufficientFunds = "insufficient_funds",
@@ -41,8 +41,8 @@ impl SendMeaning {
     }
 }
 
-/// Which client says it, a part of what it says in lower case, and what that means. The first match counts, so what is
-/// more special stands before what is less.
+/// The client, a part of its text in lower case, and what that means. The first match counts, so what is more special
+/// stands before what is less.
 const TEXTS: &[(&str, &str, SendMeaning)] = {
     use SendMeaning as M;
     &[
@@ -178,7 +178,7 @@ const TEXTS: &[(&str, &str, SendMeaning)] = {
     ]
 };
 
-/// What nodes' texts mean: the operator's own first, then those that are built in.
+/// The meanings of nodes' texts: the operator's own first, then those that are built in.
 #[derive(Debug, Clone, Default)]
 pub struct ErrorTable {
     /// In lower case; the longest first, since it is the most special.
@@ -204,53 +204,201 @@ impl ErrorTable {
     /// Returns what this error of a simulated call means.
     pub fn meaning_of_simulation(&self, text: &str) -> SimulationMeaning {
         // What a contract says is not the node's word, whatever it says.
-        if is_revert(text) {
+        if is_failed_run(text) {
             return SimulationMeaning::Failed;
         }
-        let meaning = self.meaning_of(text);
-        if meaning == SendMeaning::InsufficientFunds {
-            SimulationMeaning::InsufficientFunds
-        } else if OUTAGES.contains(&meaning) || contains_any(text, NOT_LOOKED) {
-            SimulationMeaning::Unavailable
-        } else {
-            SimulationMeaning::Failed
+        match self.meaning_of(text) {
+            SendMeaning::InsufficientFunds => SimulationMeaning::InsufficientFunds,
+            SendMeaning::Syncing | SendMeaning::RateLimited | SendMeaning::WrongChain | SendMeaning::Unknown => {
+                SimulationMeaning::Unavailable
+            }
+            SendMeaning::AlreadyKnown
+            | SendMeaning::NonceTooLow
+            | SendMeaning::NonceTooHigh
+            | SendMeaning::ReplacementUnderpriced
+            | SendMeaning::Underpriced
+            | SendMeaning::NotPermitted
+            | SendMeaning::PoolFull
+            | SendMeaning::Refused => SimulationMeaning::Failed,
         }
     }
 
-    /// Returns the node asks for fewer calls.
+    /// Returns whether the node asks for fewer calls.
     pub fn is_rate_limit(&self, text: &str) -> bool {
         !is_revert(text) && self.meaning_of(text) == SendMeaning::RateLimited
     }
+
+    /// Returns what an answer without a result is about, from its HTTP status and the text of its JSON-RPC error. An outage
+    /// is no verdict, in whatever shape it comes; but a text that is known as an answer to a call stays one, since some
+    /// gateways put it into a 400 or a 500.
+    pub fn fault_of(&self, status: u16, code: Option<i64>, text: &str) -> Fault {
+        if status == TOO_MANY_REQUESTS || self.is_rate_limit(text) {
+            return Fault::RateLimit;
+        }
+        let Some(code) = code else {
+            // No endpoint would take what is too large, now or later.
+            return if status == PAYLOAD_TOO_LARGE { Fault::Call } else { Fault::Outage };
+        };
+        if is_outage_status(status) {
+            return Fault::Outage;
+        }
+        if is_failed_run(text) || is_missing_method(code, text) || self.meaning_of(text) != SendMeaning::Unknown {
+            return Fault::Call;
+        }
+        if status >= 500 || contains_any(text, OUTAGE_TEXTS) { Fault::Outage } else { Fault::Call }
+    }
 }
 
-/// What an error of a simulated call (`eth_estimateGas`) means.
+/// What an answer without a result is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The call: another endpoint may well say the same.
+    Call,
+    /// The endpoint asks for fewer calls.
+    RateLimit,
+    /// The endpoint did not get to the call.
+    Outage,
+}
+
+const TOO_MANY_REQUESTS: u16 = 429;
+const PAYLOAD_TOO_LARGE: u16 = 413;
+
+/// Returns whether this HTTP status says by itself that the server did not get to the call: no key, no credit, no access, no
+/// time, no node behind it. A 500 or 501 may be the wrapping of a node's answer.
+pub fn is_outage_status(status: u16) -> bool {
+    matches!(status, 401..=403 | 407 | 408 | TOO_MANY_REQUESTS | 502..)
+}
+
+/// The meaning of an error of a simulated call (`eth_estimateGas`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SimulationMeaning {
     /// The contract reverts, or the call cannot be run: the request's own fault.
     Failed,
     /// The account cannot pay.
     InsufficientFunds,
-    /// The node could not look: says nothing about the request.
+    /// The node did not get to the call, or says so in words that no table knows: by itself no word about the request.
     Unavailable,
 }
 
-/// Meanings that are about the node, whatever it was asked.
-const OUTAGES: [SendMeaning; 3] = [SendMeaning::Syncing, SendMeaning::RateLimited, SendMeaning::WrongChain];
+/// Texts with which nodes say that a call ran and failed. In a contract's own text they do no harm: that is a revert anyway.
+const FAILED_RUNS: &[&str] = &[
+    "revert",
+    "vm exception",
+    "evm error",
+    "vm execution error",
+    "execution error",
+    "out of gas",
+    "outofgas",
+    "gas required exceeds allowance",
+    "always failing transaction",
+    "invalid opcode",
+    "invalidfeopcode",
+    "bad instruction",
+    "badinstruction",
+    "invalid jump",
+    "bad jump",
+    "badjumpdestination",
+    "stack underflow",
+    "stack overflow",
+    "stack limit reached",
+    "write protection",
+    "static call",
+    "contract creation code storage",
+    "max code size exceeded",
+    "return data out of bounds",
+    "max call depth exceeded",
+    "invalid code",
+    "precompile",
+];
 
-/// Texts with which nodes say that they could not look. Everything else is about the call: to take it for an outage would
-/// let one bad request block its account.
-const NOT_LOOKED: &[&str] = &[
-    "internal error",
-    "timeout",
-    "timed out",
-    "header not found",
-    "block not found",
-    "unknown block",
-    "missing trie node",
-    "state is not available",
-    "limit exceeded",
-    "method not found",
+/// Texts with which providers, gateways and balancers say that they did not get to the call, in a JSON-RPC error. A text that
+/// is known as an answer to a call is none of these, and neither is a contract's.
+const OUTAGE_TEXTS: &[&str] = &[
+    // proxyd, dshackle, eRPC, nginx, Envoy, HAProxy
+    "backend",
+    "upstream",
+    "gateway",
+    "no healthy",
+    "unhealthy",
+    "not healthy",
+    "no response for method",
+    "no available",
+    "no active",
+    "no providers",
+    "no nodes available",
+    "no servers available",
+    "route your request",
+    "cannot fulfill request",
+    "unable to complete request",
+    "unable to process request",
+    "proxy error",
     "service unavailable",
+    "service is unavailable",
+    "service is not available",
+    "server unavailable",
+    "temporarily unavailable",
+    "temporarily disabled",
+    "currently unavailable",
+    "try again",
+    "retry later",
+    "please retry",
+    "maintenance",
+    "overload",
+    "server is busy",
+    "server busy",
+    "system busy",
+    "shutting down",
+    "starting up",
+    "is starting",
+    "internal server error",
+    // what a gateway says of its own connection
+    "connection refused",
+    "econnrefused",
+    "connection reset",
+    "econnreset",
+    "connection closed",
+    "connection timed out",
+    "connection error",
+    "network error",
+    "socket hang up",
+    "dial tcp",
+    "no such host",
+    "broken pipe",
+    "unexpected eof",
+    "i/o timeout",
+    "network is unreachable",
+    "host is unreachable",
+    "request timeout",
+    "request timed out",
+    "fetch failed",
+    // Infura, Alchemy, QuickNode, Ankr, Chainstack, dRPC
+    "payment required",
+    "past due",
+    "quota",
+    "credit",
+    "billing",
+    "subscription",
+    "your plan",
+    "upgrade to",
+    "free tier",
+    "monthly capacity",
+    "daily request",
+    "usage limit",
+    "api key",
+    "apikey",
+    "api-key",
+    "access key",
+    "project id",
+    "authenticat",
+    "unauthorized",
+    "forbidden",
+    "access denied",
+    "permission denied",
+    "not whitelisted",
+    "app is inactive",
+    "endpoint is disabled",
+    "endpoint disabled",
+    "endpoint is paused",
 ];
 
 /// Texts with which nodes say that a batch is too long for them, or that they know none.
@@ -269,7 +417,7 @@ const BATCH_REFUSALS: &[&str] = &[
 const LACKS: &[&str] =
     &["not found", "not exist", "not available", "not supported", "unsupported", "not allowed", "unknown", "disabled"];
 
-/// Returns the node refuses to answer a batch of this length.
+/// Returns whether the node refuses to answer a batch of this length.
 pub fn is_batch_refusal(text: &str) -> bool {
     !is_revert(text) && contains_any(text, BATCH_REFUSALS)
 }
@@ -282,6 +430,11 @@ pub fn is_missing_method(code: i64, text: &str) -> bool {
 
 fn is_revert(text: &str) -> bool {
     contains_any(text, &["revert"])
+}
+
+/// Returns whether the node ran the call, and it failed.
+fn is_failed_run(text: &str) -> bool {
+    contains_any(text, FAILED_RUNS)
 }
 
 fn contains_any(text: &str, parts: &[&str]) -> bool {
@@ -532,8 +685,15 @@ mod tests {
             ("invalid opcode: INVALID", S::Failed),
             ("EVM error InvalidFEOpcode", S::Failed),
             ("insufficient funds for gas * price + value", S::InsufficientFunds),
+            ("EVM error: OutOfGas", S::Failed),
+            ("VM execution error.", S::Failed),
+            ("stack underflow (0 <=> 1)", S::Failed),
+            ("max initcode size exceeded", S::Failed),
             ("header not found", S::Unavailable),
             ("Internal error", S::Unavailable),
+            ("execution aborted (timeout = 5s)", S::Unavailable),
+            ("out of counters", S::Unavailable),
+            ("the moon is full", S::Unavailable),
             ("Initial sync is still in progress", S::Unavailable),
             ("World state unavailable", S::Unavailable),
             ("Too Many Requests", S::Unavailable),
@@ -541,6 +701,57 @@ mod tests {
         for (text, meaning) in cases {
             assert_eq!(ErrorTable::default().meaning_of_simulation(text), meaning, "{text}");
         }
+    }
+
+    #[test]
+    fn an_outage_in_any_shape_is_told_from_an_answer_to_the_call() {
+        use Fault as F;
+        let table = ErrorTable::default();
+        let outages = [
+            (-32011, "no backend is currently healthy to serve traffic"),
+            (-32010, "backend offline"),
+            (-32002, "No available upstream"),
+            (-32603, "all upstream attempts failed"),
+            (-32000, "Service unavailable"),
+            (-32000, "502 Bad Gateway"),
+            (-32603, "upstream connect error or disconnect/reset before headers"),
+            (-32000, "temporarily unavailable, try again later"),
+            (402, "Payment Required"),
+            (-32000, "Your quota is used up, upgrade to the next plan"),
+            (-32000, "Must be authenticated!"),
+            (-32000, "invalid project id"),
+            (-32603, "dial tcp 10.0.0.1:8545: connect: connection refused"),
+            (19, "Temporary internal error. Please retry, trace-id: 1"),
+            (-32046, "Cannot fulfill request"),
+        ];
+        for (code, text) in outages {
+            assert_eq!(table.fault_of(200, Some(code), text), F::Outage, "{text}");
+        }
+        let of_calls = [
+            (3, "execution reverted: backend unavailable, try again later"),
+            (-32000, "VM Exception while processing transaction: reverted with reason string 'upstream'"),
+            (-32000, "nonce too low"),
+            (-32000, "sequencer pending tx pool full, please try again"),
+            (-32000, "forbidden sender address"),
+            (-32601, "the method eth_getBlockReceipts does not exist"),
+            (-32000, "intrinsic gas too low"),
+        ];
+        for (code, text) in of_calls {
+            for status in [200, 400, 404, 500] {
+                assert_eq!(table.fault_of(status, Some(code), text), F::Call, "{status} {text}");
+            }
+            for status in [401, 402, 403, 408, 502, 503, 504, 520, 599] {
+                assert_eq!(table.fault_of(status, Some(code), text), F::Outage, "{status} {text}");
+            }
+            assert_eq!(table.fault_of(429, Some(code), text), F::RateLimit);
+        }
+        assert_eq!(table.fault_of(200, Some(-32000), "the moon is full"), F::Call, "no table knows it");
+        assert_eq!(table.fault_of(500, Some(-32000), "the moon is full"), F::Outage);
+        assert_eq!(table.fault_of(503, None, "daily request count exceeded"), F::RateLimit);
+        assert_eq!((table.fault_of(503, None, ""), table.fault_of(404, None, "")), (F::Outage, F::Outage));
+        assert_eq!(table.fault_of(413, None, ""), F::Call);
+        let own = ErrorTable::with([("no backend for you".to_owned(), M::Refused)]);
+        assert_eq!(own.fault_of(200, Some(1), "No backend for you"), F::Call, "the operator knows it");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Is what a remote signer answered exactly what it was asked for? Encoding: EIP-1559 and EIP-2718 for type 2, EIP-155 for
+//! Checks that a remote signer's answer is exactly the transaction that it was asked for. Encoding: EIP-1559 and EIP-2718 for type 2, EIP-155 for
 //! type 0; an `s` in the upper half of the curve's order is malleable, and nodes refuse it (EIP-2).
 
 use bytes::Bytes;
@@ -20,7 +20,7 @@ const HALF_ORDER: [u8; 32] = [
 ];
 
 struct Signature {
-    /// Whether the curve point's y is odd.
+    /// 1 if the curve point's y is odd.
     parity: u8,
     r: Vec<u8>,
     s: Vec<u8>,

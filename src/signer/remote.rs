@@ -20,13 +20,12 @@ use crate::signer::{Signer, SignerError, answer};
 /// Calls to one server at once.
 const AT_ONCE: usize = 32;
 
-/// Where a key is that this process does not have.
+/// A server that has the key of an account.
 #[derive(Clone)]
 pub struct RemoteSettings {
     pub url: Url,
     pub address: Address,
     pub timeout: Duration,
-    /// Which certificates are trusted and shown.
     pub tls: RemoteTls,
 }
 
@@ -68,13 +67,9 @@ impl RemoteTls {
 }
 
 fn text_of(error: &reqwest::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
+    let first: &dyn std::error::Error = error;
+    let causes = std::iter::successors(Some(first), |cause| cause.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 impl std::fmt::Debug for RemoteSettings {
@@ -129,10 +124,10 @@ impl RemoteSigner {
         let began = Instant::now();
         let answer = self.server.execute(SIGN, asked).await;
         if let Some(span) = span {
-            let code = |error: &Error| if let Error::Rpc(error) = error { Some(error.code.code()) } else { None };
-            let failure = answer.as_ref().err();
-            let failure =
-                failure.map(|error| (CallResult::Unreachable.as_str(), code(error), self.away(error).to_string()));
+            let failure = answer.as_ref().err().map(|error| {
+                let code = if let Error::Rpc(error) = error { Some(error.code.code()) } else { None };
+                (CallResult::Unreachable.as_str(), code, self.away(error).to_string())
+            });
             self.tracer.record_call(&span, (SIGN, &self.label), began.elapsed(), failure);
         }
         let answer = answer.map_err(|error| self.away(&error))?;

@@ -295,6 +295,23 @@ impl World {
         if is_noted { Ok(()) } else { Err("the journal does not know of its copy") }
     }
 
+    /// Invariant 13: nothing is away any more, so no request waits longer for what other requests ask. An operator's limits
+    /// may make one wait.
+    pub(super) fn check_patience(&mut self) {
+        if !self.checker.limits.is_none() {
+            return;
+        }
+        self.with_store(|world, store| {
+            for row in store.requests().values().filter(|row| !row.state.is_settled()) {
+                let first = world.checker.published.get(row.id.as_str()).and_then(|texts| texts.first());
+                let body = first.and_then(|text| Body::read(text.as_bytes()));
+                if body.is_some_and(|body| body.behaviour == Behaviour::Runs) {
+                    world.violated(format!("13: {} is {} long after the storm", row.id, row.state));
+                }
+            }
+        });
+    }
+
     /// Everything, once nothing moves any more.
     pub(super) fn check_end(&mut self) {
         self.with_store(|world, store| {

@@ -1,6 +1,6 @@
 //! Small fakes for the tests of single stages and parts. They do what they are asked, unless a test says otherwise.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::broker::{
     WorkQueue,
 };
 use crate::chain::{
-    BlockTag, Call, Chain, ChainError, Header, Inclusion, Log, LogQuery, Receipt, Result, Sent, SentInBlock,
+    BlockTag, Call, Chain, ChainError, CountAt, Header, Inclusion, Log, LogQuery, Receipt, Result, Sent, SentInBlock,
     transaction_hash,
 };
 use crate::journal::JournalError;
@@ -151,6 +151,9 @@ impl WorkQueue for FakePublisher {
     }
 }
 
+/// How long a hanging estimate takes.
+const ESTIMATE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The account of [`FakeChain`].
 pub(crate) const ACCOUNT: Address = Address([7; 20]);
 
@@ -172,6 +175,12 @@ pub(crate) struct FakeChainState {
     /// The account's transactions with their blocks, in the order of the nonces.
     pub(crate) sent: Vec<(u64, Sent)>,
     pub(crate) reverted: Vec<TxHash>,
+    /// Nonces that an authorisation took, not a transaction of the account's.
+    pub(crate) authorisations: Vec<u64>,
+    /// What the next counts are, whatever is true.
+    pub(crate) wrong_counts: VecDeque<u64>,
+    /// The account's transactions that wait in the pool.
+    pub(crate) pending: u64,
     /// The node has no state of blocks below this one.
     pub(crate) state_from: u64,
     /// The node has no blocks below this one.
@@ -187,12 +196,37 @@ pub(crate) struct FakeChainState {
     pub(crate) refused: BTreeMap<TxHash, String>,
     /// What the node answers to each estimate, if that fails.
     pub(crate) estimate_fails: Option<String>,
+    /// By its calldata, what the node answers to a call's estimate; nothing where it does not answer, so that its whole round
+    /// has no answer.
+    pub(crate) estimates: BTreeMap<Bytes, Option<String>>,
+    /// Rounds of estimates, by their lengths.
+    pub(crate) rounds: Vec<usize>,
+    /// What the account has; nothing where the node does not say.
+    pub(crate) balance: Option<Wei>,
     /// How long each broadcast takes.
     pub(crate) latency: Duration,
     /// The hashes of each broadcast, in order.
     pub(crate) broadcasts: Vec<Vec<TxHash>>,
     pub(crate) is_away: bool,
+    /// Another chain is behind the address.
+    pub(crate) is_other_chain: bool,
+    /// Why another endpoint does not confirm what is final, if it does not.
+    pub(crate) unconfirmed: Option<String>,
+    /// A block that the node does not have.
+    pub(crate) missing: Option<u64>,
+    /// What of a poll gets no answer.
+    failing: BTreeSet<Part>,
     calls: usize,
+}
+
+/// The calls of a poll that can fail alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Part {
+    Finalized,
+    Receipts,
+    Count,
+    Market,
+    Estimates,
 }
 
 impl FakeChain {
@@ -202,7 +236,9 @@ impl FakeChain {
             nonce: Nonce(nonce),
             tx_hash: own_hash(nonce),
             to: Some(Address([9; 20])),
+            value: Wei(0),
             data: Bytes::from(format!("call {nonce}")),
+            is_signed: true,
         };
         let sent = blocks.iter().zip(0..).map(|(block, nonce)| (*block, transaction(nonce))).collect();
         let head = blocks.last().copied().unwrap_or(0);
@@ -211,6 +247,19 @@ impl FakeChain {
 
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut FakeChainState) -> T) -> T {
         change(&mut self.0.lock().unwrap())
+    }
+
+    /// Lets the calls of this part fail, or be answered again.
+    pub(crate) fn fail(&self, part: Part, fails: bool) {
+        self.change(|state| if fails { state.failing.insert(part) } else { state.failing.remove(&part) });
+    }
+
+    fn count_part(&self, part: Part) -> Result<MutexGuard<'_, FakeChainState>> {
+        let state = self.count()?;
+        if state.failing.contains(&part) {
+            return Err(ChainError::Unreachable { endpoint: "fake".to_owned(), detail: format!("no {part:?}") });
+        }
+        Ok(state)
     }
 
     /// Replaces this block and all above it by others with the same transactions.
@@ -269,15 +318,23 @@ impl FakeChainState {
 
 #[async_trait]
 impl Chain for FakeChain {
+    async fn check_chain(&self) -> Result<()> {
+        match self.count()?.is_other_chain {
+            true => Err(ChainError::WrongChain { endpoint: "fake".to_owned(), found: 2, expected: 1 }),
+            false => Ok(()),
+        }
+    }
+
     async fn header(&self, block: BlockTag) -> Result<Option<Header>> {
-        let state = self.count()?;
+        let is_tagged = matches!(block, BlockTag::Safe | BlockTag::Finalized);
+        let state = if is_tagged { self.count_part(Part::Finalized)? } else { self.count()? };
         let number = match block {
             BlockTag::Latest => state.head,
             BlockTag::Safe | BlockTag::Finalized => state.finalized,
             BlockTag::Number(number) => number.0,
         };
         let transactions = state.in_block(number).map(|sent| sent.tx_hash).collect();
-        Ok((number <= state.head).then(|| Header {
+        Ok((number <= state.head && state.missing != Some(number)).then(|| Header {
             number: BlockNumber(number),
             hash: state.hash_of(number),
             parent: state.hash_of(number.saturating_sub(1)),
@@ -289,18 +346,25 @@ impl Chain for FakeChain {
     }
 
     async fn receipts_in(&self, block: BlockHash, ours: &[TxHash]) -> Result<Vec<Receipt>> {
-        let state = self.count()?;
+        let state = self.count_part(Part::Receipts)?;
         let receipts = ours.iter().filter_map(|hash| state.receipt(*hash));
         Ok(receipts.filter(|receipt| receipt.transaction.block_hash == block).collect())
     }
 
-    async fn receipts(&self, hashes: &[TxHash]) -> Result<Vec<Option<Receipt>>> {
-        let state = self.count()?;
-        Ok(hashes.iter().map(|hash| state.receipt(*hash)).collect())
+    async fn confirm(&self, _: BlockNumber, _: BlockHash, _: &[Receipt]) -> Result<()> {
+        let unconfirmed = self.change(|state| state.unconfirmed.clone());
+        unconfirmed.map_or(Ok(()), |detail| Err(ChainError::Unconfirmed { detail }))
+    }
+
+    async fn receipts(&self, hashes: &[TxHash]) -> Vec<Result<Option<Receipt>>> {
+        match self.count_part(Part::Receipts) {
+            Ok(state) => hashes.iter().map(|hash| Ok(state.receipt(*hash))).collect(),
+            Err(error) => hashes.iter().map(|_| Err(error.clone())).collect(),
+        }
     }
 
     async fn transaction_count(&self, _: Address, block: BlockTag) -> Result<Nonce> {
-        let state = self.count()?;
+        let mut state = self.count_part(Part::Count)?;
         let number = match block {
             BlockTag::Number(number) => number.0,
             BlockTag::Latest | BlockTag::Safe | BlockTag::Finalized => state.head,
@@ -308,7 +372,19 @@ impl Chain for FakeChain {
         if number < state.state_from {
             return Err(refusal("missing trie node"));
         }
+        if let Some(wrong) = state.wrong_counts.pop_front() {
+            return Ok(Nonce(wrong));
+        }
         Ok(Nonce(state.sent.iter().filter(|(sent, _)| *sent <= number).count() as u64))
+    }
+
+    async fn counts(&self, account: Address, at: CountAt) -> Vec<(String, Result<Nonce>)> {
+        let (block, pending) = match at {
+            CountAt::Block(number) => (BlockTag::Number(number), 0),
+            CountAt::Pending => (BlockTag::Latest, self.change(|state| state.pending)),
+        };
+        let count = self.transaction_count(account, block).await;
+        vec![("fake".to_owned(), count.map(|count| count.plus(pending)))]
     }
 
     async fn sent_in(&self, _: Address, number: BlockNumber) -> Result<Option<SentInBlock>> {
@@ -316,8 +392,11 @@ impl Chain for FakeChain {
         if number.0 < state.blocks_from {
             return Err(refusal("pruned history unavailable"));
         }
-        let (hash, sent) = (state.hash_of(number.0), state.in_block(number.0).cloned().collect());
-        Ok((!state.lacks_blocks).then_some(SentInBlock { number, hash, sent }))
+        let of_block: Vec<_> = state.in_block(number.0).cloned().collect();
+        let (sent, authorised): (Vec<_>, Vec<_>) =
+            of_block.into_iter().partition(|sent| !state.authorisations.contains(&sent.nonce.0));
+        let authorised = authorised.iter().map(|sent| (sent.nonce, sent.tx_hash)).collect();
+        Ok((!state.lacks_blocks).then_some(SentInBlock { number, hash: state.hash_of(number.0), sent, authorised }))
     }
 
     async fn logs(&self, query: &LogQuery) -> Result<Vec<Log>> {
@@ -341,14 +420,31 @@ impl Chain for FakeChain {
     }
 
     async fn market(&self, _: &Header) -> Result<Market> {
-        drop(self.count()?);
+        drop(self.count_part(Part::Market)?);
         Ok(Market { base_fee: None, tip: Wei(0), gas_price: Wei(1) })
     }
 
-    async fn estimate(&self, calls: &[Traced<Call>]) -> Result<Vec<Result<Gas>>> {
-        let state = self.count()?;
-        let answer = |_: &_| state.estimate_fails.as_ref().map_or(Ok(Gas(21_000)), |text| Err(refusal(text)));
-        Ok(calls.iter().map(answer).collect())
+    async fn estimate(&self, calls: &[Traced<Call>]) -> Vec<Result<Gas>> {
+        let all = |error: ChainError| calls.iter().map(|_| Err(error.clone())).collect();
+        let hangs = match self.count_part(Part::Estimates) {
+            Ok(mut state) => {
+                state.rounds.push(calls.len());
+                calls.iter().any(|call| state.estimates.get(&call.item.data) == Some(&None))
+            }
+            Err(error) => return all(error),
+        };
+        if hangs {
+            tokio::time::sleep(ESTIMATE_TIMEOUT).await;
+            return all(ChainError::Unreachable {
+                endpoint: "fake".to_owned(),
+                detail: "no answer in time".to_owned(),
+            });
+        }
+        self.change(|state| {
+            let own = |call: &Call| state.estimates.get(&call.data).cloned().flatten();
+            let fails = |call: &Call| own(call).or_else(|| state.estimate_fails.clone());
+            calls.iter().map(|call| fails(&call.item).map_or(Ok(Gas(21_000)), |text| Err(refusal(&text)))).collect()
+        })
     }
 
     async fn call(&self, _: &Call, _: BlockNumber) -> Result<Bytes> {
@@ -357,7 +453,7 @@ impl Chain for FakeChain {
     }
 
     async fn balance(&self, _: Address) -> Result<Wei> {
-        unreachable!("no part asks for a balance")
+        self.count()?.balance.ok_or_else(|| refusal("the method eth_getBalance does not exist"))
     }
 }
 

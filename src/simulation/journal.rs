@@ -6,11 +6,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::journal::{
-    AccountId, Acquired, Admissions, Arrival, Attendance, CancelWish, Cancellation, ConfirmedCopy, EndedAgain, History,
-    Identities, Instance, Instances, JournalCondition, JournalError, JournalOverview, Lease, LeaseMark, Leases,
-    LiveTransaction, NewStart, NewTransaction, Outbox, OutboxRow, Passages, Proof, QueuedRequest, RecoveredAccount,
-    Recoveries, Recovery, RefusedMessage, Reorged, RequestSeq, Result, Settlement, Settlements, StoredNonce,
-    Transactions, UnconfirmedCopy, Upkeep, Which, WishAnswer,
+    AccountId, AccountStanding, Acquired, Admissions, Arrival, Attendance, CancelAnswer, CancelCommand, Cancellation,
+    ConfirmedCopy, EndedAgain, ForeignUse, History, Identities, Instance, Instances, JournalCondition, JournalError,
+    JournalOverview, Lease, LeaseMark, Leases, LiveTransaction, NewStart, NewTransaction, Outbox, OutboxRow, Passages,
+    Proof, QueuedRequest, RecoveredAccount, Recoveries, Recovery, RefusedMessage, Reorged, RequestSeq, Result,
+    Settlement, Settlements, StoredNonce, Transactions, UnconfirmedCopy, Upkeep, Which,
 };
 use crate::model::ids::virtual_host;
 use crate::model::{
@@ -45,7 +45,7 @@ impl Faults for NoFaults {
 
 /// The database failed before the commit: nothing was written.
 pub(crate) fn not_written(doing: &'static str) -> JournalError {
-    JournalError::Storage { doing, source: "a simulated fault".into(), mend: "go on" }
+    JournalError::Storage { doing, source: "a simulated fault".into(), advice: "go on" }
 }
 
 /// The commit failed: nobody can tell whether it holds.
@@ -143,6 +143,14 @@ impl Leases for MemoryJournal {
         self.write_under(lease, "release_lease", |store, _| store.release_lease(lease)).await
     }
 
+    async fn standing(&self, account: AccountId) -> Result<AccountStanding> {
+        self.call("standing", false, |store, _| store.standing(account)).await
+    }
+
+    async fn other_nonces(&self, account: AccountId) -> Result<Vec<(Address, Nonce)>> {
+        self.read("other_nonces", |store| store.other_nonces(account)).await
+    }
+
     async fn raise_next_nonce(&self, lease: &Lease, at_least: Nonce) -> Result<Nonce> {
         self.write_under(lease, "raise_next_nonce", |store, _| store.raise_next_nonce(lease, at_least)).await
     }
@@ -178,8 +186,8 @@ impl Identities for MemoryJournal {
         self.write("begin_start", |store, _| Ok(store.begin_start(new))).await
     }
 
-    async fn standing(&self, found: Option<(u64, StartToken)>) -> Result<Standing> {
-        self.read("standing", |store| store.standing(found.as_ref())).await
+    async fn claim_standing(&self, found: Option<(u64, StartToken)>) -> Result<Standing> {
+        self.read("claim_standing", |store| store.claim_standing(found.as_ref())).await
     }
 
     async fn confirm_start(&self, _: &Start) -> Result<()> {
@@ -279,12 +287,24 @@ impl Transactions for MemoryJournal {
         self.write_under(lease, "record_fillers", |store, _| store.record_fillers(lease, fillers)).await
     }
 
-    async fn recovery(&self) -> Result<Option<Recovery>> {
-        self.read("recovery", Store::recovery).await
+    async fn foreign_use(&self) -> Result<ForeignUse> {
+        self.read("foreign_use", Store::foreign_use).await
     }
 
-    async fn recovered_writes(&self, data: Vec<BodyHash>) -> Result<Vec<Option<RecoveredWrite>>> {
+    async fn recovered_writes(&self, data: Vec<BodyHash>) -> Result<Vec<RecoveredWrite>> {
         self.read("recovered_writes", |store| store.recovered_writes(&data)).await
+    }
+
+    async fn decided(&self, requests: Vec<RequestId>) -> Result<Vec<RequestId>> {
+        self.read("decided", |store| store.decided(&requests)).await
+    }
+
+    async fn record_foreign(&self, lease: &Lease, writes: Vec<RecoveredWrite>, at_least: Nonce) -> Result<Nonce> {
+        self.write_under(lease, "record_foreign", |store, _| store.record_foreign(lease, writes, at_least)).await
+    }
+
+    async fn record_behind(&self, lease: &Lease, detail: String) -> Result<()> {
+        self.write_under(lease, "record_behind", |store, _| store.record_behind(lease, detail)).await
     }
 }
 
@@ -296,6 +316,18 @@ impl Recoveries for MemoryJournal {
 
     async fn end_recovery(&self) -> Result<bool> {
         self.write("end_recovery", |store, _| Ok(store.end_recovery())).await
+    }
+
+    async fn decide(&self, request: &RequestId) -> Result<()> {
+        self.write("decide", |store, _| {
+            store.decide(request);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn accept_foreign(&self, account: AccountId, below: Nonce) -> Result<usize> {
+        self.write("accept_foreign", |store, _| store.accept_foreign(account, below)).await
     }
 }
 
@@ -371,8 +403,8 @@ impl Upkeep for MemoryJournal {
         self.read("overview", Store::overview).await
     }
 
-    async fn wish_cancellation(&self, id: &RequestId, wish: CancelWish) -> Result<WishAnswer> {
-        self.write("wish_cancellation", |store, now| Ok(store.wish_cancellation(now, id, wish))).await
+    async fn cancel(&self, id: &RequestId, command: CancelCommand) -> Result<CancelAnswer> {
+        self.write("cancel", |store, now| Ok(store.cancel(now, id, command))).await
     }
 
     async fn condition(&self) -> Result<JournalCondition> {

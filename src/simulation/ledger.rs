@@ -20,6 +20,8 @@ const BLOCK_GAS: u64 = 30_000_000;
 const MOST_AHEAD: u64 = 12;
 /// Transactions of one account in the pool.
 const MOST_POOLED: usize = 10;
+/// More than all transactions of a run can cost.
+const PLENTY: u128 = 1_000_000_000_000_000_000;
 
 /// A transaction as the chain reads it.
 #[derive(Debug, Clone)]
@@ -28,6 +30,8 @@ pub(super) struct Decoded {
     pub(super) nonce: Nonce,
     pub(super) data: Bytes,
     pub(super) fee: Fee,
+    /// The most that it may cost; nothing for what other programs send.
+    cost: u128,
     /// What it asks the contract to keep, each id once.
     records: Vec<(RecordId, ContentHash)>,
 }
@@ -73,6 +77,8 @@ pub(super) struct Ledger {
     pub(super) known: BTreeMap<TxHash, Decoded>,
     pub(super) pool: BTreeMap<(Address, Nonce), TxHash>,
     pub(super) base_fee: u128,
+    /// What each account has. Somebody sees to it that it stays so.
+    pub(super) funds: u128,
     /// Accounts that cannot pay now.
     pub(super) broke: BTreeSet<Address>,
     /// Nodes refuse a nonce that does not follow on, instead of keeping it for later.
@@ -102,7 +108,8 @@ pub(super) fn decode(raw: &[u8]) -> Option<Decoded> {
     let sender = text()?.parse().ok()?;
     let chain: u64 = text()?.parse().ok()?;
     let nonce = Nonce(text()?.parse().ok()?);
-    let (_to, _value, _gas) = (text()?, text()?, text()?);
+    let _to = text()?;
+    let (value, gas): (u128, u128) = (text()?.parse().ok()?, text()?.parse().ok()?);
     let kind = text()?;
     let (max, tip): (u128, u128) = (text()?.parse().ok()?, text()?.parse().ok()?);
     let _salt = text()?;
@@ -112,7 +119,8 @@ pub(super) fn decode(raw: &[u8]) -> Option<Decoded> {
         _ => Fee::Legacy { gas_price: Wei(max) },
     };
     let records = records_in(&data);
-    (chain == CHAIN_ID).then_some(Decoded { sender, nonce, data, fee, records })
+    let cost = gas.saturating_mul(max).saturating_add(value);
+    (chain == CHAIN_ID).then_some(Decoded { sender, nonce, data, fee, cost, records })
 }
 
 impl Block {
@@ -123,7 +131,7 @@ impl Block {
 
 impl Ledger {
     pub(super) fn new(depth: u64) -> Self {
-        let mut ledger = Self { depth, base_fee: 100, ..Self::default() };
+        let mut ledger = Self { depth, base_fee: 100, funds: PLENTY, ..Self::default() };
         ledger.append(Vec::new(), 0);
         ledger
     }
@@ -134,6 +142,15 @@ impl Ledger {
 
     pub(super) fn nonce(&self, account: Address) -> Nonce {
         self.head().nonce_of(account)
+    }
+
+    /// The account's next nonce with what follows on in the pool.
+    pub(super) fn pending(&self, view: &View, account: Address) -> Nonce {
+        let mut next = view.last().map_or(Nonce(0), |block| block.nonce_of(account));
+        while self.pool.contains_key(&(account, next)) {
+            next = next.plus(1);
+        }
+        next
     }
 
     /// Where the transaction is in the chain: its block's height, and whether it did what it should.
@@ -154,6 +171,16 @@ impl Ledger {
         sent.next().copied()
     }
 
+    pub(super) fn funds_of(&self, account: Address) -> u128 {
+        if self.broke.contains(&account) { 0 } else { self.funds }
+    }
+
+    /// What the account's transactions in the pool may cost together, without that of a nonce.
+    fn committed(&self, account: Address, without: Nonce) -> u128 {
+        let own = self.pool.iter().filter(|((sender, nonce), _)| *sender == account && *nonce != without);
+        own.map(|(_, hash)| self.known[hash].cost).sum()
+    }
+
     /// What a node answers to these bytes. `Ok` means that its pool has them.
     pub(super) fn accept(&mut self, raw: &[u8]) -> Result<TxHash, String> {
         let refuse = |text: &str| Err(text.to_owned());
@@ -172,7 +199,7 @@ impl Ledger {
             return refuse(if self.find(hash).is_some() { "known transaction" } else { "nonce too low" });
         } else if is_refused {
             return refuse("oversized data");
-        } else if self.broke.contains(&sender) {
+        } else if self.committed(sender, nonce).saturating_add(transaction.cost) > self.funds_of(sender) {
             return refuse("insufficient funds for gas * price + value");
         } else if nonce.0 > count.0 + MOST_AHEAD {
             return refuse("Transaction nonce is too distant from current sender nonce");
@@ -202,7 +229,7 @@ impl Ledger {
         let nonce = self.nonce(account);
         let hash = transaction_hash(&[account.as_bytes(), &nonce.0.to_be_bytes(), &data].concat());
         let fee = Fee::Legacy { gas_price: Wei(u128::from(u64::MAX)) };
-        let transaction = Decoded { sender: account, nonce, fee, records: records_in(&data), data };
+        let transaction = Decoded { sender: account, nonce, fee, cost: 0, records: records_in(&data), data };
         self.known.insert(hash, transaction);
         self.pool.insert((account, nonce), hash);
         hash

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::chain::{
-    BlockTag, Call, Chain, ChainError, Header, Inclusion, Log, LogQuery, Receipt, Result, Sent, SentInBlock,
+    BlockTag, Call, Chain, ChainError, CountAt, Header, Inclusion, Log, LogQuery, Receipt, Result, Sent, SentInBlock,
     transaction_hash,
 };
 use crate::model::event::FinalTransaction;
@@ -16,7 +16,7 @@ use crate::observe::traces::Traced;
 use crate::policy::fee::Market;
 use crate::policy::records;
 use crate::simulation::ledger::{Block, Kept, Ledger, View, decode};
-use crate::simulation::workload::{Body, records_in};
+use crate::simulation::workload::{Behaviour, Body, records_in};
 use crate::simulation::world::{Shared, World};
 
 /// After this the caller gives up on an answer.
@@ -24,6 +24,8 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 /// What is late comes up to so many milliseconds later.
 const LATEST_MS: u64 = 40_000;
 const GAS_PER_CALL: u64 = 50_000;
+/// At the lowest price it costs more than an account has where its funds are short.
+const COSTLY_GAS: Gas = Gas(25_000_000);
 
 pub(super) struct SimNodes {
     pub(super) world: Shared,
@@ -169,6 +171,10 @@ fn receipt(view: &View, hash: TxHash) -> Option<Receipt> {
 
 #[async_trait]
 impl Chain for SimNodes {
+    async fn check_chain(&self) -> Result<()> {
+        self.read(|_, _| Ok(())).await
+    }
+
     async fn header(&self, block: BlockTag) -> Result<Option<Header>> {
         let found = |world: &mut World, view: &View| {
             let height = usize::try_from(height_of(world, view, block)).unwrap_or(usize::MAX);
@@ -185,8 +191,16 @@ impl Chain for SimNodes {
         self.read(found).await
     }
 
-    async fn receipts(&self, hashes: &[TxHash]) -> Result<Vec<Option<Receipt>>> {
-        self.read(|_, view| Ok(hashes.iter().map(|hash| receipt(view, *hash)).collect())).await
+    async fn confirm(&self, _: BlockNumber, _: BlockHash, _: &[Receipt]) -> Result<()> {
+        Ok(())
+    }
+
+    async fn receipts(&self, hashes: &[TxHash]) -> Vec<Result<Option<Receipt>>> {
+        let found = self.read(|_, view| Ok(hashes.iter().map(|hash| receipt(view, *hash)).collect::<Vec<_>>())).await;
+        match found {
+            Ok(found) => found.into_iter().map(Ok).collect(),
+            Err(error) => hashes.iter().map(|_| Err(error.clone())).collect(),
+        }
     }
 
     async fn transaction_count(&self, account: Address, tag: BlockTag) -> Result<Nonce> {
@@ -202,6 +216,14 @@ impl Chain for SimNodes {
         self.read(count).await
     }
 
+    async fn counts(&self, account: Address, at: CountAt) -> Vec<(String, Result<Nonce>)> {
+        let count = match at {
+            CountAt::Block(number) => self.transaction_count(account, BlockTag::Number(number)).await,
+            CountAt::Pending => self.read(|world, view| Ok(world.ledger.pending(view, account))).await,
+        };
+        vec![("sim".to_owned(), count)]
+    }
+
     async fn sent_in(&self, account: Address, block: BlockNumber) -> Result<Option<SentInBlock>> {
         let sent = |world: &mut World, view: &View| {
             let found = usize::try_from(block.0).ok().and_then(|height| view.get(height));
@@ -213,9 +235,11 @@ impl Chain for SimNodes {
                     nonce: transaction.nonce,
                     tx_hash,
                     to: Some(Address([0xaa; 20])),
+                    value: Wei(0),
                     data: transaction.data.clone(),
+                    is_signed: true,
                 });
-                SentInBlock { number: block, hash: found.hash, sent: sent.collect() }
+                SentInBlock { number: block, hash: found.hash, sent: sent.collect(), authorised: Vec::new() }
             }))
         };
         self.read(sent).await
@@ -229,7 +253,13 @@ impl Chain for SimNodes {
         self.read(ask).await
     }
 
-    async fn estimate(&self, calls: &[Traced<Call>]) -> Result<Vec<Result<Gas>>> {
+    async fn estimate(&self, calls: &[Traced<Call>]) -> Vec<Result<Gas>> {
+        let hangs =
+            |call: &Traced<Call>| Body::all(&call.item.data).iter().any(|body| body.behaviour == Behaviour::Hangs);
+        if calls.iter().any(hangs) {
+            tokio::time::sleep(TIMEOUT).await;
+            return calls.iter().map(|_| Err(unreachable("no answer in time"))).collect();
+        }
         let estimate = |world: &mut World, view: &View| {
             let now = world.now_ms();
             let estimate = |Traced { item: call, .. }: &Traced<Call>| {
@@ -237,8 +267,17 @@ impl Chain for SimNodes {
                     return Err(refusal("insufficient funds for gas * price + value".to_owned()));
                 }
                 let bodies = Body::all(&call.data);
+                if let Some(text) = bodies.iter().find_map(Body::not_simulated) {
+                    return Err(refusal(text.to_owned()));
+                }
                 if let Some(kept) = world.ledger.taken(view, &records_in(&call.data)) {
                     return Err(taken(&kept));
+                }
+                if let Some(costly) = bodies.iter().find(|body| body.behaviour == Behaviour::Costly) {
+                    // Some nodes find out by themselves, and the others leave it to the sender.
+                    let is_found = costly.number() % 2 == 0 || world.checker.limits.gas_per_hour.is_some();
+                    let text = "insufficient funds for transfer".to_owned();
+                    return if is_found { Err(refusal(text)) } else { Ok(COSTLY_GAS) };
                 }
                 if bodies.iter().all(|body| body.behaviour.runs_in_simulation(now)) {
                     Ok(Gas(GAS_PER_CALL * bodies.len().max(1) as u64))
@@ -246,9 +285,12 @@ impl Chain for SimNodes {
                     Err(refusal("execution reverted".to_owned()))
                 }
             };
-            Ok(calls.iter().map(estimate).collect())
+            Ok(calls.iter().map(estimate).collect::<Vec<_>>())
         };
-        self.read(estimate).await
+        match self.read(estimate).await {
+            Ok(estimates) => estimates,
+            Err(error) => calls.iter().map(|_| Err(error.clone())).collect(),
+        }
     }
 
     /// What is run here again has reverted.
@@ -327,9 +369,7 @@ impl Chain for SimNodes {
     }
 
     async fn balance(&self, account: Address) -> Result<Wei> {
-        let ask = |world: &mut World, _: &View| {
-            Ok(Wei(if world.ledger.broke.contains(&account) { 0 } else { 1_000_000_000_000_000_000 }))
-        };
+        let ask = |world: &mut World, _: &View| Ok(Wei(world.ledger.funds_of(account)));
         self.read(ask).await
     }
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use fastrand::Rng;
 use tokio::time::Instant;
 
-use crate::journal::{CancelWish, Leases};
+use crate::journal::{CancelCommand, Leases};
 use crate::model::message::header;
 use crate::model::{Address, Headers, Message, Properties, RequestId, Timestamp};
 use crate::policy::marker::newest;
@@ -29,6 +29,8 @@ const TICK: Duration = Duration::from_millis(100);
 const STORM_MS: u64 = 90_000;
 /// Then everything must come to its end within this.
 const CALM_MS: u64 = 4 * 3_600_000;
+/// What only needs its turn must be written within this.
+const PATIENCE_MS: u64 = 10 * 60_000;
 /// It is quiet when nothing has been to do for so many ticks.
 const QUIET_TICKS: u32 = 100;
 
@@ -58,6 +60,7 @@ pub(super) struct Storm {
     /// The journal as it was before each start.
     copies: Vec<Store>,
     calm: bool,
+    is_patience_checked: bool,
 }
 
 /// An instance's place: its process, or the time at which it starts again.
@@ -107,6 +110,12 @@ impl Storm {
         let slot = |_| Slot { process: None, starts_at: 0, thaws_at: 0, runs: 0 };
         let mut to_publish: Vec<_> = (0..rng.u32(3..40)).map(|number| draw_request(&mut rng, number)).collect();
         to_publish.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+        let mut apart = Rng::with_seed(seed.rotate_left(48));
+        if apart.bool() {
+            poison(&mut apart, &mut to_publish);
+            // Every request but the costly ones can still be paid, at the highest price too.
+            world.lock().ledger.funds = apart.u128(100_000_000..500_000_000);
+        }
         let swarm = Swarm::draw(&mut rng);
         Self {
             world,
@@ -124,6 +133,7 @@ impl Storm {
             stranger: None,
             copies: Vec::new(),
             calm: false,
+            is_patience_checked: false,
         }
     }
 
@@ -138,6 +148,10 @@ impl Storm {
             let now = self.world.lock().now_ms();
             if !self.calm && now >= STORM_MS {
                 self.clear_up();
+            }
+            if self.calm && now >= STORM_MS + PATIENCE_MS && !self.is_patience_checked {
+                self.is_patience_checked = true;
+                self.world.lock().check_patience();
             }
             quiet = if self.calm && self.is_quiet() { quiet + 1 } else { 0 };
             if quiet > QUIET_TICKS || !self.world.lock().checker.violations.is_empty() {
@@ -406,10 +420,9 @@ impl Storm {
         let chosen = ids[world.rng.usize(..ids.len())].clone();
         let store = world.store();
         for id in ids.into_iter().filter(|id| all || *id == chosen) {
-            let wish = CancelWish { by: "operator".to_owned(), reason: String::new() };
+            let command = CancelCommand { by: "operator".to_owned(), reason: String::new() };
             let request = RequestId::new(&id).expect("it was published as one");
-            let wished =
-                store.lock().expect("nobody panics with it").wish_cancellation(Timestamp::now(), &request, wish);
+            let wished = store.lock().expect("nobody panics with it").cancel(Timestamp::now(), &request, command);
             world.note(format!("cancel {id}: {wished:?}"));
             world.checker.cancelled.insert(id);
         }
@@ -421,7 +434,7 @@ impl Storm {
             let world = self.world.lock();
             let Some(marker) = newest(&world.queues.markers).cloned() else { return };
             let found = (marker.start, marker.token);
-            let is_behind = |copy: &&Store| !copy.standing(Some(&found)).knows_start;
+            let is_behind = |copy: &&Store| !copy.claim_standing(Some(&found)).knows_start;
             let copy = self.copies.iter().rev().find(is_behind).cloned();
             copy.filter(|_| is_copy).unwrap_or_else(|| self.copies.first().map(Store::emptied).unwrap_or_default())
         };
@@ -551,6 +564,15 @@ impl Storm {
 fn draw_request(rng: &mut Rng, number: u32) -> (u64, Body) {
     let behaviour = Behaviour::draw(rng);
     (rng.u64(0..STORM_MS * 3 / 4), Body { id: format!("r{number}"), behaviour, version: 0 })
+}
+
+/// Makes some of the requests that would run into such as may stop all others.
+fn poison(rng: &mut Rng, requests: &mut [(u64, Body)]) {
+    for (_, body) in requests.iter_mut().filter(|(_, body)| body.behaviour == Behaviour::Runs) {
+        if rng.u8(0..8) == 0 {
+            body.behaviour = Behaviour::draw_poison(rng);
+        }
+    }
 }
 
 fn message(body: &Body, keys: Option<u64>, now: u64) -> Message {

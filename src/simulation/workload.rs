@@ -39,7 +39,16 @@ pub(super) enum Behaviour {
     Dropped,
     /// It is written, but not before so many milliseconds after the begin.
     Later(u64),
+    /// It costs more than the account has.
+    Costly,
+    /// Nodes answer its simulation with nothing but a text that says nothing about it.
+    Unsimulated,
+    /// No node ever answers its simulation, nor any call beside it.
+    Hangs,
 }
+
+/// What nodes say of [`Behaviour::Unsimulated`].
+const NOT_SIMULATED: [&str; 3] = ["Internal error", "execution aborted (timeout = 5s)", "Timeout expired"];
 
 impl Behaviour {
     pub(super) fn draw(rng: &mut Rng) -> Self {
@@ -55,6 +64,15 @@ impl Behaviour {
         }
     }
 
+    /// What no run has by itself: a request that may stop all others of its account.
+    pub(super) fn draw_poison(rng: &mut Rng) -> Self {
+        match rng.u8(0..3) {
+            0 => Self::Costly,
+            1 => Self::Unsimulated,
+            _ => Self::Hangs,
+        }
+    }
+
     /// May it become a dead letter for a reason of its own?
     pub(super) fn may_fail(self) -> bool {
         !matches!(self, Self::Runs | Self::Later(_))
@@ -67,8 +85,8 @@ impl Behaviour {
     pub(super) fn runs_in_simulation(self, now_ms: u64) -> bool {
         match self {
             Self::Runs | Self::Later(_) | Self::RevertsOnChain | Self::RevertsOnChainUntil(_) => true,
-            Self::Refused | Self::Dropped => true,
-            Self::Reverts => false,
+            Self::Refused | Self::Dropped | Self::Costly => true,
+            Self::Reverts | Self::Unsimulated | Self::Hangs => false,
             Self::RevertsUntil(end) => now_ms >= end,
         }
     }
@@ -76,6 +94,7 @@ impl Behaviour {
     pub(super) fn runs_on_chain(self, now_ms: u64) -> bool {
         match self {
             Self::Runs | Self::Later(_) | Self::Refused | Self::Dropped => true,
+            Self::Costly | Self::Unsimulated | Self::Hangs => true,
             Self::Reverts | Self::RevertsOnChain => false,
             Self::RevertsUntil(end) | Self::RevertsOnChainUntil(end) => now_ms >= end,
         }
@@ -103,6 +122,12 @@ impl Body {
         self.id.trim_start_matches('r').parse().unwrap_or(0)
     }
 
+    /// What nodes say to its simulation, if that says nothing about it.
+    pub(super) fn not_simulated(&self) -> Option<&'static str> {
+        let is_it = self.behaviour == Behaviour::Unsimulated;
+        NOT_SIMULATED.into_iter().cycle().nth(usize::try_from(self.number() % 3).unwrap_or(0)).filter(|_| is_it)
+    }
+
     pub(super) fn text(&self) -> String {
         let (word, until) = match self.behaviour {
             Behaviour::Runs => ("runs", 0),
@@ -113,6 +138,9 @@ impl Body {
             Behaviour::Refused => ("refused", 0),
             Behaviour::Dropped => ("dropped", 0),
             Behaviour::Later(begin) => ("later", begin),
+            Behaviour::Costly => ("costly", 0),
+            Behaviour::Unsimulated => ("unsimulated", 0),
+            Behaviour::Hangs => ("hangs", 0),
         };
         // A JSON document, since routes may read it.
         format!("\"{}/{word}/{until}/{}\"", self.id, self.version)
@@ -162,6 +190,9 @@ impl Body {
             "refused" => Behaviour::Refused,
             "dropped" => Behaviour::Dropped,
             "later" => Behaviour::Later(until),
+            "costly" => Behaviour::Costly,
+            "unsimulated" => Behaviour::Unsimulated,
+            "hangs" => Behaviour::Hangs,
             _ => return None,
         };
         Some(Self { id, behaviour, version })

@@ -83,11 +83,18 @@ impl Claim {
     pub async fn run(self, cancel: CancellationToken) -> Result<(), JournalError> {
         let mut memory = self.begin().await?;
         while !cancel.is_cancelled() {
-            self.beat.beat();
-            let wait = tokio::select! {
-                biased;
-                () = cancel.cancelled() => return Ok(()),
-                wait = self.step(&mut memory) => wait?,
+            let wait = {
+                let mut step = std::pin::pin!(self.step(&mut memory));
+                loop {
+                    self.beat.beat();
+                    tokio::select! {
+                        biased;
+                        () = cancel.cancelled() => return Ok(()),
+                        wait = &mut step => break wait?,
+                        // Another instance may read the marker's queue for long.
+                        () = tokio::time::sleep(BEAT) => {}
+                    }
+                }
             };
             self.wait(wait, &cancel).await;
         }
@@ -152,7 +159,8 @@ impl Claim {
         };
         let found = newest(held.found()).cloned();
         // Read anew: instances that share the journal start at any time.
-        let standing = self.journal.standing(found.as_ref().map(|found| (found.start, found.token.clone()))).await?;
+        let standing =
+            self.journal.claim_standing(found.as_ref().map(|found| (found.start, found.token.clone()))).await?;
         let own = self.marker(start, at);
         let (left, serving) = match rule(&standing, found.as_ref()) {
             Ruling::Make => (own, Serving::Serves),
@@ -357,7 +365,7 @@ mod tests {
         assert!(matches!(ask(&before, &mut in_theirs).await, Serving::Refused(_)));
         let (again, mut in_theirs) = start(&theirs, &markers).await;
         assert!(matches!(ask(&again, &mut in_theirs).await, Serving::Refused(_)));
-        assert_eq!(ours.standing(None).await.unwrap().adopted_by, None, "it holds once");
+        assert_eq!(ours.claim_standing(None).await.unwrap().adopted_by, None, "it holds once");
     }
 
     /// Crash between the new marker and the end of the old one.

@@ -1,9 +1,11 @@
 //! Reads from the chain what an account has written, for a journal that replaces a lost one.
 
+use std::collections::BTreeMap;
+
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use crate::chain::{BlockTag, Chain, ChainError, Receipt, Sent, SentInBlock, count_at};
-use crate::model::{Address, BlockNumber, BodyHash, Nonce, RecoveredWrite, TxHash};
+use crate::model::{Address, BlockNumber, BodyHash, Nonce, RecoveredWrite, TxHash, Wei};
 use crate::policy::batch::Batching;
 
 /// Blocks read at once.
@@ -32,6 +34,8 @@ pub enum HistoryError {
 /// What an account has written, as the chain shows it.
 #[derive(Debug)]
 pub struct AccountHistory {
+    /// The first nonce in the blocks that were read, or the next one where there is none.
+    pub first_nonce: Nonce,
     pub next_nonce: Nonce,
     /// Number of its transactions in the blocks that were read.
     pub transactions: usize,
@@ -44,6 +48,7 @@ struct Found {
     nonce: Nonce,
     tx_hash: TxHash,
     to: Option<Address>,
+    value: Wei,
     /// Hash of its calldata; of a batch the hash of each call.
     data: Vec<BodyHash>,
     block_number: BlockNumber,
@@ -76,9 +81,10 @@ pub async fn account_history(
         return Err(HistoryError::Holes { found: sent.len(), expected });
     }
     let transactions = sent.len();
+    let first_nonce = first;
     // To itself an account sends only what closes a nonce.
     sent.retain(|sent| sent.to.is_some_and(|to| to != account));
-    Ok(AccountHistory { next_nonce, transactions, writes: successful_writes(chain, &sent).await? })
+    Ok(AccountHistory { first_nonce, next_nonce, transactions, writes: successful_writes(chain, &sent).await? })
 }
 
 /// Reads the account's transactions in these blocks, in order. Ranges in which its count does not change are passed over.
@@ -106,8 +112,8 @@ async fn sent_in(
         }
         let mut blocks = stream::iter(range.from..=range.to).map(|number| read(chain, account, number)).buffered(READS);
         while let Some(block) = blocks.try_next().await? {
-            sent.extend(block.sent.into_iter().map(|sent| found(sent, block.number, batching)));
             progress(block.number);
+            sent.extend(found(block, batching));
         }
     }
     Ok(sent)
@@ -117,15 +123,17 @@ async fn successful_writes(chain: &dyn Chain, sent: &[Found]) -> Result<Vec<Reco
     let mut writes = Vec::with_capacity(sent.len());
     for sent in sent.chunks(RECEIPTS) {
         let hashes: Vec<_> = sent.iter().map(|sent| sent.tx_hash).collect();
-        for (sent, receipt) in sent.iter().zip(chain.receipts(&hashes).await?) {
-            let Receipt { succeeded, .. } = receipt.ok_or(HistoryError::NoReceipt(sent.nonce))?;
-            let Found { nonce, tx_hash, block_number, .. } = *sent;
+        for (sent, receipt) in sent.iter().zip(chain.receipts(&hashes).await) {
+            let Receipt { succeeded, .. } = receipt?.ok_or(HistoryError::NoReceipt(sent.nonce))?;
+            let Found { nonce, tx_hash, to: Some(to), value, block_number, .. } = *sent else { continue };
             let write = |(place, data_hash): (u32, &BodyHash)| RecoveredWrite {
                 nonce,
                 place,
                 tx_hash,
                 block_number,
                 data_hash: *data_hash,
+                to,
+                value,
             };
             writes.extend((0..).zip(&sent.data).filter(|_| succeeded).map(write));
         }
@@ -142,12 +150,37 @@ struct Range {
     after: Option<Nonce>,
 }
 
-fn found(sent: Sent, block_number: BlockNumber, batching: &Batching) -> Found {
-    let Sent { nonce, tx_hash, to, data } = sent;
-    let calls = to.and_then(|to| batching.split(to, &data));
-    let data =
-        calls.map_or_else(|| vec![BodyHash::of(&data)], |calls| calls.iter().map(|call| BodyHash::of(call)).collect());
-    Found { nonce, tx_hash, to, data, block_number }
+/// Returns what took nonces of the account in this block, in their order. An authorisation has no calldata.
+fn found(block: SentInBlock, batching: &Batching) -> Vec<Found> {
+    let block_number = block.number;
+    let sent = block.sent.into_iter().map(|sent| {
+        let Sent { nonce, tx_hash, to, value, ref data, .. } = sent;
+        let data = calls(&sent, batching).unwrap_or_else(|| vec![BodyHash::of(data)]);
+        (nonce, Found { nonce, tx_hash, to, value, data, block_number })
+    });
+    let authorised = |(nonce, tx_hash): (Nonce, TxHash)| {
+        (nonce, Found { nonce, tx_hash, to: None, value: Wei(0), data: Vec::new(), block_number })
+    };
+    // A transaction of the account is the better evidence where both have the nonce.
+    let mut found: BTreeMap<_, _> = block.authorised.into_iter().map(authorised).collect();
+    found.extend(sent);
+    found.into_values().collect()
+}
+
+/// Returns the hashes of the calls in a batch; none where it is none.
+fn calls(sent: &Sent, batching: &Batching) -> Option<Vec<BodyHash>> {
+    let calls = batching.split(sent.to?, &sent.data)?;
+    Some(calls.iter().map(|call| BodyHash::of(call)).collect())
+}
+
+/// Returns what a transaction of the account wrote, each call of a batch for itself. To itself an account sends only what
+/// closes a nonce.
+pub fn writes_of(sent: &Sent, account: Address, block_number: BlockNumber, batching: &Batching) -> Vec<RecoveredWrite> {
+    let Some(to) = sent.to.filter(|to| *to != account) else { return Vec::new() };
+    let data = calls(sent, batching).unwrap_or_else(|| vec![BodyHash::of(&sent.data)]);
+    let Sent { nonce, tx_hash, value, .. } = *sent;
+    let write = |(place, data_hash)| RecoveredWrite { nonce, place, tx_hash, block_number, data_hash, to, value };
+    (0..).zip(data).map(write).collect()
 }
 
 async fn read(chain: &dyn Chain, account: Address, number: u64) -> Result<SentInBlock, HistoryError> {

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::chain::{Chain, Inclusion, Result, count_at, known};
+use crate::chain::{Chain, Inclusion, Result, Sent, count_at, known};
 use crate::model::{Address, BlockNumber, Nonce};
 
 /// Blocks read one by one for one nonce in one poll, where nodes have no state for old blocks. The next poll goes on below.
@@ -17,10 +17,18 @@ pub struct NonceTakers {
     warned: BTreeSet<Nonce>,
 }
 
+/// What took a nonce of the account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taker {
+    pub inclusion: Inclusion,
+    /// The account's own transaction; none where an authorisation took the nonce, in a transaction of whichever sender.
+    pub sent: Option<Sent>,
+}
+
 /// One poll of the chain. Holds what its blocks showed, which the next poll must not rely on: it may see another chain.
 pub struct TakerPoll<'t> {
     takers: &'t mut NonceTakers,
-    found: BTreeMap<Nonce, Inclusion>,
+    found: BTreeMap<Nonce, Taker>,
 }
 
 impl NonceTakers {
@@ -37,22 +45,22 @@ impl NonceTakers {
 
 impl TakerPoll<'_> {
     /// Returns the transaction with this nonce in a block at or below `height`, at which the account's count must be past the
-    /// nonce. `None` where no node has shown it: nothing is decided then, and a later poll goes on.
+    /// nonce. `None` where no node has shown it, signed by the account: nothing is decided then, and a later poll goes on.
     pub async fn taker(
         &mut self,
         chain: &dyn Chain,
         account: Address,
         nonce: Nonce,
         height: BlockNumber,
-    ) -> Result<Option<Inclusion>> {
-        if let Some(taker) = self.found.get(&nonce).filter(|taker| taker.block_number <= height) {
-            return Ok(Some(*taker));
+    ) -> Result<Option<Taker>> {
+        if let Some(taker) = self.found.get(&nonce).filter(|taker| taker.inclusion.block_number <= height) {
+            return Ok(Some(taker.clone()));
         }
         let block = match self.takers.reading.get(&nonce) {
-            None => match lowest_past(chain, account, nonce, height).await? {
+            None => match self.search(chain, account, nonce, height).await? {
                 Lowest::Known(block) => {
                     self.read(chain, account, block).await?;
-                    return Ok(self.found.get(&nonce).copied());
+                    return Ok(self.found.get(&nonce).cloned());
                 }
                 Lowest::AtMost(block) => block,
             },
@@ -66,13 +74,22 @@ impl TakerPoll<'_> {
         self.takers.warned.insert(nonce)
     }
 
+    /// Finds the block in which the account's count went past the nonce. It is above that of the nonce before, and rarely far.
+    async fn search(&self, chain: &dyn Chain, account: Address, nonce: Nonce, height: BlockNumber) -> Result<Lowest> {
+        let before = nonce.0.checked_sub(1).and_then(|before| self.found.get(&Nonce(before)));
+        match before.map(|before| before.inclusion.block_number) {
+            Some(below) if below < height => lowest_past_above(chain, account, nonce, (below, height)).await,
+            Some(_) | None => lowest_past(chain, account, nonce, height).await,
+        }
+    }
+
     async fn read_down(
         &mut self,
         chain: &dyn Chain,
         account: Address,
         nonce: Nonce,
         from: BlockNumber,
-    ) -> Result<Option<Inclusion>> {
+    ) -> Result<Option<Taker>> {
         let lowest = from.0.saturating_sub(MAX_READ - 1);
         for number in (lowest..=from.0).rev().map(BlockNumber) {
             let BlockRead::Sent { highest } = self.read(chain, account, number).await? else {
@@ -80,7 +97,7 @@ impl TakerPoll<'_> {
                 return Ok(None);
             };
             if let Some(taker) = self.found.get(&nonce) {
-                return Ok(Some(*taker));
+                return Ok(Some(taker.clone()));
             }
             if highest.is_some_and(|highest| highest < nonce) {
                 // Nonces only grow with the height, so it cannot be further down. Some block was another chain's: start over.
@@ -100,11 +117,15 @@ impl TakerPoll<'_> {
         let Some(block) = known(chain.sent_in(account, number).await)?.flatten() else {
             return Ok(BlockRead::Unreadable);
         };
-        for sent in &block.sent {
-            let taker = Inclusion { tx_hash: sent.tx_hash, block_number: block.number, block_hash: block.hash };
-            self.found.insert(sent.nonce, taker);
+        let included = |tx_hash| Inclusion { tx_hash, block_number: block.number, block_hash: block.hash };
+        for (nonce, tx_hash) in block.authorised {
+            self.found.insert(nonce, Taker { inclusion: included(tx_hash), sent: None });
         }
-        Ok(BlockRead::Sent { highest: block.sent.iter().map(|sent| sent.nonce).max() })
+        let highest = block.sent.iter().map(|sent| sent.nonce).max();
+        for sent in block.sent.into_iter().filter(|sent| sent.is_signed) {
+            self.found.insert(sent.nonce, Taker { inclusion: included(sent.tx_hash), sent: Some(sent) });
+        }
+        Ok(BlockRead::Sent { highest })
     }
 }
 
@@ -125,7 +146,7 @@ enum Lowest {
 /// far and nodes keep the state of their newest blocks longest, then by halves.
 async fn lowest_past(chain: &dyn Chain, account: Address, nonce: Nonce, height: BlockNumber) -> Result<Lowest> {
     let (mut past, mut step) = (height.0, 1_u64);
-    let mut not_past = loop {
+    let not_past = loop {
         let Some(below) = past.checked_sub(1) else { return Ok(Lowest::Known(BlockNumber(0))) };
         let probe = below.saturating_sub(step - 1);
         match count_at(chain, account, probe).await? {
@@ -135,6 +156,38 @@ async fn lowest_past(chain: &dyn Chain, account: Address, nonce: Nonce, height: 
         }
         step = step.saturating_mul(2);
     };
+    between(chain, account, nonce, (not_past, past)).await
+}
+
+/// Finds the same above a block at which the count was not past the nonce.
+async fn lowest_past_above(
+    chain: &dyn Chain,
+    account: Address,
+    nonce: Nonce,
+    (below, height): (BlockNumber, BlockNumber),
+) -> Result<Lowest> {
+    let (mut not_past, mut step) = (below.0, 1_u64);
+    loop {
+        if not_past >= height.0 {
+            return Ok(Lowest::AtMost(height));
+        }
+        let probe = not_past.saturating_add(step).min(height.0);
+        match count_at(chain, account, probe).await? {
+            None => return Ok(Lowest::AtMost(height)),
+            Some(count) if count > nonce => return between(chain, account, nonce, (not_past, probe)).await,
+            Some(_) => not_past = probe,
+        }
+        step = step.saturating_mul(2);
+    }
+}
+
+/// Finds it by halves between a block at which the count is not past the nonce and one at which it is.
+async fn between(
+    chain: &dyn Chain,
+    account: Address,
+    nonce: Nonce,
+    (mut not_past, mut past): (u64, u64),
+) -> Result<Lowest> {
     while past - not_past > 1 {
         let middle = not_past + (past - not_past) / 2;
         match count_at(chain, account, middle).await? {
@@ -152,7 +205,8 @@ mod tests {
     use crate::simulation::fakes::{ACCOUNT, FakeChain, own_hash};
 
     async fn taker(takers: &mut NonceTakers, chain: &FakeChain, nonce: u64, height: u64) -> Option<Inclusion> {
-        takers.poll().taker(chain, ACCOUNT, Nonce(nonce), BlockNumber(height)).await.unwrap()
+        let found = takers.poll().taker(chain, ACCOUNT, Nonce(nonce), BlockNumber(height)).await.unwrap();
+        found.map(|taker| taker.inclusion)
     }
 
     /// C15: wherever the transaction is, it is found, and with few calls.
@@ -166,6 +220,38 @@ mod tests {
             assert_eq!((found.tx_hash, found.block_number, found.block_hash), expected, "{depth} blocks deep");
             assert!(chain.calls() < 50, "{} calls", chain.calls());
         }
+    }
+
+    #[tokio::test]
+    async fn nonces_in_a_row_are_found_upwards_with_few_calls() {
+        let blocks: Vec<u64> = (0..20).map(|nonce| 900_000 + nonce * 7).collect();
+        let chain = FakeChain::sent_in(&blocks);
+        let mut takers = NonceTakers::default();
+        let mut poll = takers.poll();
+        for (nonce, block) in (0..).map(Nonce).zip(&blocks) {
+            let found = poll.taker(chain.as_ref(), ACCOUNT, nonce, BlockNumber(900_200)).await.unwrap().unwrap();
+            assert_eq!(found.inclusion.block_number, BlockNumber(*block));
+        }
+        assert!(chain.calls() < 200, "{} calls", chain.calls());
+    }
+
+    /// A node can make up a sender, and not the account's signature.
+    #[tokio::test]
+    async fn a_transaction_without_the_accounts_signature_took_no_nonce() {
+        let chain = FakeChain::sent_in(&[10, 20]);
+        chain.change(|state| state.sent[1].1.is_signed = false);
+        let mut takers = NonceTakers::default();
+        assert_eq!(taker(&mut takers, &chain, 1, 30).await, None);
+        assert!(taker(&mut takers, &chain, 0, 30).await.is_some());
+    }
+
+    #[tokio::test]
+    async fn an_authorisation_takes_the_nonce_at_which_the_count_goes_past_it() {
+        let chain = FakeChain::sent_in(&[10, 20, 30]);
+        chain.change(|state| state.authorisations.push(1));
+        let mut takers = NonceTakers::default();
+        let found = takers.poll().taker(chain.as_ref(), ACCOUNT, Nonce(1), BlockNumber(40)).await.unwrap().unwrap();
+        assert_eq!((found.inclusion.block_number, found.sent), (BlockNumber(20), None));
     }
 
     #[tokio::test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use crate::chain::{Chain, Receipt, Result};
-use crate::model::{BlockHash, TxHash};
+use crate::model::{BlockHash, BlockNumber, TxHash};
 
 #[derive(Debug)]
 pub struct BlockRead {
@@ -17,19 +17,26 @@ pub struct BlockRead {
     pub receipts: Result<Vec<Receipt>>,
 }
 
+/// A final block, and which of ours it holds.
+#[derive(Debug)]
+struct Wanted {
+    number: BlockNumber,
+    block: BlockHash,
+    transactions: Vec<TxHash>,
+}
+
 /// The lane's side. The lane's transactions limit what waits: each is in one block.
 #[derive(Debug)]
 pub struct ReceiptReader {
-    wanted: mpsc::UnboundedSender<(BlockHash, Vec<TxHash>)>,
+    wanted: mpsc::UnboundedSender<Wanted>,
     read: mpsc::UnboundedReceiver<BlockRead>,
     open: BTreeSet<BlockHash>,
-    is_failing: bool,
 }
 
 /// The reading side, for one term of a lane.
 pub struct Reading {
     chain: Arc<dyn Chain>,
-    wanted: mpsc::UnboundedReceiver<(BlockHash, Vec<TxHash>)>,
+    wanted: mpsc::UnboundedReceiver<Wanted>,
     read: mpsc::UnboundedSender<BlockRead>,
 }
 
@@ -37,18 +44,15 @@ pub struct Reading {
 pub fn start(chain: Arc<dyn Chain>) -> (ReceiptReader, Reading) {
     let (want, wanted) = mpsc::unbounded_channel();
     let (to_read, read) = mpsc::unbounded_channel();
-    (
-        ReceiptReader { wanted: want, read, open: BTreeSet::new(), is_failing: false },
-        Reading { chain, wanted, read: to_read },
-    )
+    (ReceiptReader { wanted: want, read, open: BTreeSet::new() }, Reading { chain, wanted, read: to_read })
 }
 
 impl ReceiptReader {
     /// Asks for the receipts of a block, behind earlier ones. Does nothing while they are asked for already.
-    pub fn ask(&mut self, block: BlockHash, transactions: Vec<TxHash>) {
+    pub fn ask(&mut self, number: BlockNumber, block: BlockHash, transactions: Vec<TxHash>) {
         // Without the reading side the lane's term is over, and the next term asks again.
         if self.open.insert(block) {
-            let _ = self.wanted.send((block, transactions));
+            let _ = self.wanted.send(Wanted { number, block, transactions });
         }
     }
 
@@ -57,29 +61,30 @@ impl ReceiptReader {
         match self.read.recv().await {
             Some(read) => {
                 self.open.remove(&read.block);
-                self.is_failing = read.receipts.is_err();
                 read
             }
             None => std::future::pending().await,
         }
     }
-
-    /// Returns true when the last block could not be read.
-    pub fn is_failing(&self) -> bool {
-        self.is_failing
-    }
-
-    /// Forgets a failed block once none is left to read.
-    pub fn forget_failure(&mut self) {
-        self.is_failing = false;
-    }
 }
 
 impl Reading {
+    /// Reads the receipts of a final block, and has them confirmed where the operator asks for that.
+    async fn confirmed_receipts(
+        &self,
+        number: BlockNumber,
+        block: BlockHash,
+        asked: &[TxHash],
+    ) -> Result<Vec<Receipt>> {
+        let receipts = self.chain.receipts_in(block, asked).await?;
+        self.chain.confirm(number, block, &receipts).await?;
+        Ok(receipts)
+    }
+
     /// Reads for as long as it is polled.
     pub async fn run(mut self) -> Infallible {
-        while let Some((block, asked)) = self.wanted.recv().await {
-            let receipts = self.chain.receipts_in(block, &asked).await;
+        while let Some(Wanted { number, block, transactions: asked }) = self.wanted.recv().await {
+            let receipts = self.confirmed_receipts(number, block, &asked).await;
             // Without a receiver the lane has ended, and this with it.
             let _ = self.read.send(BlockRead { block, asked, receipts });
         }
@@ -106,7 +111,7 @@ mod tests {
         let (mut reader, reading) = start(chain.clone());
         let mut reading = Box::pin(reading.run());
         for _ in 0..2 {
-            reader.ask(chain.hash_of(3), vec![own_hash(0), own_hash(1)]);
+            reader.ask(BlockNumber(3), chain.hash_of(3), vec![own_hash(0), own_hash(1)]);
         }
         let read = next(&mut reader, &mut reading).await;
         let receipts = read.receipts.unwrap();
@@ -121,10 +126,10 @@ mod tests {
         chain.change(|state| state.is_away = true);
         let (mut reader, reading) = start(chain.clone());
         let mut reading = Box::pin(reading.run());
-        reader.ask(chain.hash_of(3), vec![own_hash(0)]);
-        assert!(next(&mut reader, &mut reading).await.receipts.is_err() && reader.is_failing());
+        reader.ask(BlockNumber(3), chain.hash_of(3), vec![own_hash(0)]);
+        assert!(next(&mut reader, &mut reading).await.receipts.is_err());
         chain.change(|state| state.is_away = false);
-        reader.ask(chain.hash_of(3), vec![own_hash(0)]);
-        assert!(next(&mut reader, &mut reading).await.receipts.is_ok() && !reader.is_failing());
+        reader.ask(BlockNumber(3), chain.hash_of(3), vec![own_hash(0)]);
+        assert!(next(&mut reader, &mut reading).await.receipts.is_ok());
     }
 }

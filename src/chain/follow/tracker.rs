@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tracing::debug;
 
 use crate::chain::{BlockTag, Chain, ChainError, Header, Inclusion, Result};
 use crate::model::{BlockHash, BlockNumber, TxHash};
@@ -17,6 +18,9 @@ const REMEMBERED: usize = 16_384;
 /// A chain whose newest block is lower than before counts as a node that is behind, until nodes have shown nothing else for
 /// this long.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// A newest block whose parents cannot be followed down to a known block counts as another node's, or as one of a moment, for
+/// this long; after that everything is read anew from it.
+const UNLINKED_PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub struct Sighting {
@@ -29,7 +33,6 @@ pub struct Sighting {
     pub anew: bool,
     /// Our transactions in new blocks, lowest block first.
     pub included: Vec<Inclusion>,
-    pub final_up_to: Option<BlockNumber>,
 }
 
 pub struct Tracker {
@@ -41,6 +44,10 @@ pub struct Tracker {
     highest_final: Option<BlockNumber>,
     /// Since when nodes show only a lower chain.
     lower_since: Option<Instant>,
+    /// Since when the newest block cannot be linked with a known one.
+    unlinked_since: Option<Instant>,
+    /// Ours whose receipt no node gave when it was to show whether they are included. Each step asks again.
+    unread: BTreeSet<TxHash>,
 }
 
 /// Whether a block that was part of the chain still is.
@@ -55,19 +62,29 @@ pub enum Standing {
 
 impl Tracker {
     pub fn new(chain: Arc<dyn Chain>, rule: FinalityRule) -> Self {
-        Self { chain, rule, recent: VecDeque::new(), highest_final: None, lower_since: None }
+        Self {
+            chain,
+            rule,
+            recent: VecDeque::new(),
+            highest_final: None,
+            lower_since: None,
+            unlinked_since: None,
+            unread: BTreeSet::new(),
+        }
     }
 
-    /// Reads the newest block and those below it. Returns `None` when there is no new block.
+    /// Reads the newest block and those below it. Returns `None` when there is nothing new. What is final is asked apart, by
+    /// [`Self::final_up_to`]: where a node does not answer that, what is new here still counts.
     ///
     /// # Errors
-    /// When a node does not answer, or its answers do not fit together. Nothing is forgotten then.
+    /// When no node gives its newest block, or serves the right chain. Nothing is forgotten then.
     pub async fn step(&mut self, ours: &[TxHash]) -> Result<Option<Sighting>> {
         let head = self.chain.header(BlockTag::Latest).await?;
         let mut head = head.ok_or_else(|| inconsistent("there is no newest block"))?;
         if self.knows(&head) {
             // The newest block, or an older one from a node that is behind.
-            return Ok(None);
+            self.unlinked_since = None;
+            return Ok(self.read_again(ours).await);
         }
         let Some(last) = self.recent.back().map(|last| last.number) else {
             return self.start_over(head, ours).await.map(Some);
@@ -80,13 +97,16 @@ impl Tracker {
         if head.number.0.abs_diff(last.0) > MAX_WALK {
             return self.start_over(head, ours).await.map(Some);
         }
-        let Some(mut new_blocks) = self.walk_down(&head).await? else {
-            return self.start_over(head, ours).await.map(Some);
+        let mut new_blocks = match self.walk_down(&head).await {
+            Ok(Walk::Linked(blocks)) => blocks,
+            Ok(Walk::TooDeep) => return self.start_over(head, ours).await.map(Some),
+            broken => return self.wait_for_link(head, ours, broken.err()).await,
         };
+        self.unlinked_since = None;
         let ours: BTreeSet<_> = ours.iter().copied().collect();
         let mut included = Vec::new();
         for block in &mut new_blocks {
-            included.extend(self.included_in(block, &ours).await?);
+            included.extend(self.included_in(block, &ours).await);
         }
         let lowest_new = new_blocks.first().map_or(head.number, |block| block.number);
         let mut orphaned = Vec::new();
@@ -99,9 +119,26 @@ impl Tracker {
         let surplus = self.recent.len().saturating_sub(REMEMBERED);
         self.recent.drain(..surplus);
         head.transactions = None;
-        let final_up_to = self.final_up_to(&head).await?;
+        Ok(Some(Sighting { head, orphaned, lost_final, anew: false, included }))
+    }
+
+    /// Returns the highest final block of the chain that ends in the newest block that was seen. Another node than the one
+    /// that gave that block may answer for a tag: its block counts only once it is linked with the newest.
+    ///
+    /// # Errors
+    /// When no node answers. What was seen before still counts.
+    pub async fn final_up_to(&mut self) -> Result<Option<BlockNumber>> {
+        let Some(head) = self.recent.back().map(|head| head.number) else { return Ok(None) };
+        let tagged = match BlockTag::of(self.rule) {
+            Some(tag) => match self.chain.header(tag).await? {
+                Some(tagged) if self.is_canonical(tagged.number, tagged.hash).await? => Some(tagged.number),
+                Some(_) | None => None,
+            },
+            None => None,
+        };
+        let final_up_to = highest_final(self.rule, head, tagged);
         self.highest_final = self.highest_final.max(final_up_to);
-        Ok(Some(Sighting { head, orphaned, lost_final, anew: false, included, final_up_to }))
+        Ok(final_up_to)
     }
 
     /// Returns whether this block is known to be part of the chain.
@@ -135,11 +172,6 @@ impl Tracker {
         Ok(header.map_or(Standing::Unknown, |header| of(header.hash)))
     }
 
-    /// Forgets everything, so that the next step starts over.
-    pub fn forget(&mut self) {
-        self.recent.clear();
-    }
-
     fn remembered(&self, number: BlockNumber) -> Option<&Header> {
         let first = self.recent.front()?.number.0;
         let index = usize::try_from(number.0.checked_sub(first)?).ok()?;
@@ -150,58 +182,114 @@ impl Tracker {
         self.remembered(block.number).is_some_and(|known| known.hash == block.hash)
     }
 
-    /// Returns our transactions in a block, and drops its list of transactions.
-    async fn included_in(&self, block: &mut Header, ours: &BTreeSet<TxHash>) -> Result<Vec<Inclusion>> {
-        let (block_number, block_hash) = (block.number, block.hash);
-        let inclusion = |tx_hash| Inclusion { tx_hash, block_number, block_hash };
-        if let Some(listed) = block.transactions.take() {
-            return Ok(listed.into_iter().filter(|hash| ours.contains(hash)).map(inclusion).collect());
+    /// Waits for a newest block that is linked with a known one: a load balancer may have asked two nodes, or the chain may have
+    /// changed between two calls. After a while everything is read anew from this block.
+    async fn wait_for_link(
+        &mut self,
+        head: Header,
+        ours: &[TxHash],
+        failure: Option<ChainError>,
+    ) -> Result<Option<Sighting>> {
+        let is_new = self.unlinked_since.is_none();
+        let since = *self.unlinked_since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= UNLINKED_PATIENCE {
+            return self.start_over(head, ours).await.map(Some);
         }
-        let ours: Vec<_> = ours.iter().copied().collect();
-        let included = self.included(&ours).await?;
-        Ok(included.into_iter().filter(|inclusion| inclusion.block_hash == block_hash).collect())
-    }
-
-    async fn included(&self, ours: &[TxHash]) -> Result<Vec<Inclusion>> {
-        let receipts = self.chain.receipts(ours).await?;
-        Ok(receipts.into_iter().flatten().map(|receipt| receipt.inclusion()).collect())
-    }
-
-    async fn start_over(&mut self, mut head: Header, ours: &[TxHash]) -> Result<Sighting> {
-        let included = self.included(ours).await?;
-        head.transactions = None;
-        self.recent.clear();
-        self.recent.push_back(head.clone());
-        let final_up_to = self.final_up_to(&head).await?;
-        self.highest_final = self.highest_final.max(final_up_to);
-        Ok(Sighting { head, orphaned: Vec::new(), lost_final: false, anew: true, included, final_up_to })
-    }
-
-    /// Returns the new blocks up to `head`, lowest first, on top of a remembered one; `None` where that lies too deep.
-    async fn walk_down(&self, head: &Header) -> Result<Option<Vec<Header>>> {
-        let mut blocks = VecDeque::from([head.clone()]);
-        for _ in 0..MAX_WALK {
-            let lowest = blocks.front().unwrap_or(head);
-            let Some(below) = lowest.number.0.checked_sub(1).map(BlockNumber) else { return Ok(None) };
-            if self.remembered(below).is_some_and(|known| known.hash == lowest.parent) {
-                return Ok(Some(blocks.into()));
-            }
-            let found = self.chain.header(BlockTag::Number(below)).await?;
-            // A node that is behind, or a reorganisation between two calls: the next step will fit together.
-            let found = found.filter(|found| found.hash == lowest.parent);
-            blocks.push_front(found.ok_or_else(|| inconsistent("a block's parent is not the block below it"))?);
+        if is_new {
+            let why =
+                failure.map_or_else(|| "a block's parent is not the block below it".to_owned(), |e| e.to_string());
+            debug!(head = %head.number, why, "the newest block is not linked with those that are known");
+            self.chain.check_chain().await?;
         }
         Ok(None)
     }
 
-    /// Returns the highest final block of the chain that ends in `head`. Another node than the one that gave `head` may answer
-    /// for a tag: its block counts only once it is linked with `head`.
-    async fn final_up_to(&mut self, head: &Header) -> Result<Option<BlockNumber>> {
-        let Some(tag) = BlockTag::of(self.rule) else { return Ok(highest_final(self.rule, head.number, None)) };
-        let Some(tagged) = self.chain.header(tag).await? else { return Ok(None) };
-        let is_linked = self.is_canonical(tagged.number, tagged.hash).await?;
-        Ok(highest_final(self.rule, head.number, is_linked.then_some(tagged.number)))
+    /// Returns our transactions in a block, and drops its list of transactions.
+    async fn included_in(&mut self, block: &mut Header, ours: &BTreeSet<TxHash>) -> Vec<Inclusion> {
+        let (block_number, block_hash) = (block.number, block.hash);
+        let inclusion = |tx_hash| Inclusion { tx_hash, block_number, block_hash };
+        if let Some(listed) = block.transactions.take() {
+            return listed.into_iter().filter(|hash| ours.contains(hash)).map(inclusion).collect();
+        }
+        let ours: Vec<_> = ours.iter().copied().collect();
+        let included = self.included(&ours).await;
+        included.into_iter().filter(|inclusion| inclusion.block_hash == block_hash).collect()
     }
+
+    /// Asks which of these are included. What cannot be read is asked for again at the next step.
+    async fn included(&mut self, ours: &[TxHash]) -> Vec<Inclusion> {
+        let mut included = Vec::new();
+        for (hash, receipt) in ours.iter().zip(self.chain.receipts(ours).await) {
+            match receipt {
+                Ok(receipt) => {
+                    self.unread.remove(hash);
+                    included.extend(receipt.map(|receipt| receipt.inclusion()));
+                }
+                Err(error) => {
+                    debug!(tx.hash = %hash, "the receipt is asked for again: {error}");
+                    self.unread.insert(*hash);
+                }
+            }
+        }
+        included
+    }
+
+    /// Asks again for what could not be read before. Returns what is included, on the newest block that is known.
+    async fn read_again(&mut self, ours: &[TxHash]) -> Option<Sighting> {
+        let ours: BTreeSet<_> = ours.iter().collect();
+        self.unread.retain(|hash| ours.contains(hash));
+        if self.unread.is_empty() {
+            return None;
+        }
+        let unread: Vec<_> = self.unread.iter().copied().collect();
+        let included = self.included(&unread).await;
+        let head = self.recent.back()?.clone();
+        (!included.is_empty()).then_some(Sighting {
+            head,
+            orphaned: Vec::new(),
+            lost_final: false,
+            anew: false,
+            included,
+        })
+    }
+
+    /// Reads everything anew from a block that is linked with none that is known. Another chain may have come in behind the
+    /// address: the chain id is checked first.
+    async fn start_over(&mut self, mut head: Header, ours: &[TxHash]) -> Result<Sighting> {
+        self.chain.check_chain().await?;
+        self.unlinked_since = None;
+        let included = self.included(ours).await;
+        head.transactions = None;
+        self.recent.clear();
+        self.recent.push_back(head.clone());
+        Ok(Sighting { head, orphaned: Vec::new(), lost_final: false, anew: true, included })
+    }
+
+    /// Follows the parents from `head` down to a remembered block.
+    async fn walk_down(&self, head: &Header) -> Result<Walk> {
+        let mut blocks = VecDeque::from([head.clone()]);
+        for _ in 0..MAX_WALK {
+            let lowest = blocks.front().unwrap_or(head);
+            let Some(below) = lowest.number.0.checked_sub(1).map(BlockNumber) else { return Ok(Walk::TooDeep) };
+            if self.remembered(below).is_some_and(|known| known.hash == lowest.parent) {
+                return Ok(Walk::Linked(blocks.into()));
+            }
+            let found = self.chain.header(BlockTag::Number(below)).await?;
+            let Some(found) = found.filter(|found| found.hash == lowest.parent) else { return Ok(Walk::Broken) };
+            blocks.push_front(found);
+        }
+        Ok(Walk::TooDeep)
+    }
+}
+
+/// How a walk down from the newest block ended.
+enum Walk {
+    /// At a remembered block: the new blocks above it, lowest first.
+    Linked(Vec<Header>),
+    /// The remembered blocks are too far below.
+    TooDeep,
+    /// At a block whose parent no node has.
+    Broken,
 }
 
 fn inconsistent(detail: &str) -> ChainError {
@@ -211,7 +299,7 @@ fn inconsistent(detail: &str) -> ChainError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simulation::fakes::{FakeChain, inclusion, own_hash};
+    use crate::simulation::fakes::{FakeChain, Part, inclusion, own_hash};
 
     const DEPTH: FinalityRule = FinalityRule::Depth(2);
 
@@ -238,7 +326,7 @@ mod tests {
             let seen = tracker.step(&ours()).await.unwrap().unwrap();
             assert_eq!((seen.head.number, seen.anew, seen.orphaned.len()), (BlockNumber(12), false, 0));
             assert_eq!(seen.included, [inclusion(&chain, 1)]);
-            assert_eq!(seen.final_up_to, highest_final(DEPTH, BlockNumber(12), None));
+            assert_eq!(tracker.final_up_to().await.unwrap(), highest_final(DEPTH, BlockNumber(12), None));
         }
     }
 
@@ -251,6 +339,7 @@ mod tests {
             tracker_from_below.step(&ours()).await.unwrap();
             chain.change(|state| state.head = 10);
             tracker_from_below.step(&ours()).await.unwrap();
+            tracker_from_below.final_up_to().await.unwrap();
             std::mem::swap(&mut tracker, &mut tracker_from_below);
             chain.reorganise_from(from);
             chain.change(|state| state.head = 11);
@@ -277,8 +366,61 @@ mod tests {
     async fn a_tag_counts_once_its_block_is_linked_with_the_head() {
         let (chain, mut tracker) = bench(FinalityRule::Finalized).await;
         chain.change(|state| (state.head, state.finalized) = (11, 9));
+        tracker.step(&ours()).await.unwrap().unwrap();
+        assert_eq!(tracker.final_up_to().await.unwrap(), Some(BlockNumber(9)));
+    }
+
+    /// What the newest blocks hold is reported whether or not the node has a final block.
+    #[tokio::test]
+    async fn a_node_without_a_final_block_hides_nothing_that_is_new() {
+        let (chain, mut tracker) = bench(FinalityRule::Finalized).await;
+        chain.change(|state| (state.head, state.finalized) = (11, 9));
+        chain.fail(Part::Finalized, true);
+        assert_eq!(tracker.step(&ours()).await.unwrap().unwrap().included, [inclusion(&chain, 1)]);
+        assert!(tracker.final_up_to().await.is_err());
+        chain.fail(Part::Finalized, false);
+        assert!(tracker.step(&ours()).await.unwrap().is_none());
+        assert_eq!(tracker.final_up_to().await.unwrap(), Some(BlockNumber(9)));
+    }
+
+    #[tokio::test]
+    async fn a_receipt_that_cannot_be_read_is_asked_for_until_it_can() {
+        let (chain, mut tracker) = bench(DEPTH).await;
+        chain.change(|state| (state.head, state.lacks_lists) = (12, true));
+        chain.fail(Part::Receipts, true);
         let seen = tracker.step(&ours()).await.unwrap().unwrap();
-        assert_eq!(seen.final_up_to, Some(BlockNumber(9)));
+        assert_eq!((seen.head.number, seen.included.len()), (BlockNumber(12), 0));
+        assert!(tracker.step(&ours()).await.unwrap().is_none());
+        chain.fail(Part::Receipts, false);
+        let seen = tracker.step(&ours()).await.unwrap().unwrap();
+        assert!(seen.included.contains(&inclusion(&chain, 1)), "{seen:?}");
+        assert!(tracker.step(&ours()).await.unwrap().is_none(), "once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_block_whose_parent_no_node_has_holds_nothing_up_for_long() {
+        let (chain, mut tracker) = bench(DEPTH).await;
+        chain.change(|state| (state.head, state.missing) = (12, Some(11)));
+        assert!(tracker.step(&ours()).await.unwrap().is_none());
+        tokio::time::advance(UNLINKED_PATIENCE).await;
+        let seen = tracker.step(&ours()).await.unwrap().unwrap();
+        assert!(seen.anew && seen.head.number == BlockNumber(12) && seen.included.len() == 2, "{seen:?}");
+    }
+
+    /// C22: what does not follow from what is known is used only after another look at the chain id.
+    #[tokio::test(start_paused = true)]
+    async fn a_head_of_another_chain_is_never_used() {
+        let (chain, mut tracker) = bench(DEPTH).await;
+        for (head, fork) in [(12, 1), (500, 1), (7, 1)] {
+            chain.reorganise_from(fork);
+            chain.change(|state| (state.head, state.is_other_chain) = (head, true));
+            for _ in 0..3 {
+                let seen = tracker.step(&ours()).await;
+                assert!(matches!(seen, Err(ChainError::WrongChain { .. }) | Ok(None)), "{seen:?}");
+                tokio::time::advance(PATIENCE).await;
+            }
+        }
+        assert_eq!(tracker.recent.back().unwrap().number, BlockNumber(10));
     }
 
     #[tokio::test]

@@ -3,16 +3,17 @@
 //! Crash anywhere in here: what was done is done, the letter in hand and all others stand in the queue, in their places.
 
 use std::collections::HashMap;
-use std::process::ExitCode;
 use std::time::Instant;
 
+use indicatif::ProgressBar;
 use serde_json::json;
 
-use crate::broker::RawLetter;
+use crate::broker::{RawLetter, Seen};
 use crate::cli::dead::list::item_json;
-use crate::cli::dead::session::{Queue, remark};
-use crate::cli::dead::{complain, plain, print};
+use crate::cli::dead::session::{LetterSession, Queue, remark};
+use crate::cli::dead::{plain, print};
 use crate::cli::{exit, progress_bar};
+use crate::journal::{Deed, LetterDeed};
 use crate::model::Timestamp;
 use crate::policy::letters::Letter;
 use crate::stages::dead_letters::replay_guard::LONGEST_HOLD;
@@ -43,8 +44,8 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    pub(super) fn code(self) -> ExitCode {
-        if self.stayed == 0 && self.gone == 0 { ExitCode::SUCCESS } else { ExitCode::from(exit::NOT_ALL) }
+    pub(super) fn code(self) -> u8 {
+        if self.stayed == 0 && self.gone == 0 { exit::OK } else { exit::NOT_ALL }
     }
 
     pub(super) fn print(self, json: bool, done: &str) {
@@ -68,80 +69,98 @@ pub(super) async fn act(
     json: bool,
     mut deed: impl AsyncFnMut(&Letter, &RawLetter) -> anyhow::Result<Outcome>,
 ) -> anyhow::Result<Tally> {
-    let mut open: HashMap<&str, (u64, &Letter)> = HashMap::new();
-    for letter in plan {
-        open.entry(&letter.key).or_insert((0, letter)).0 += 1;
-    }
     let progress = progress_bar(plan.len() as u64, doing);
-    let mut tally = Tally::default();
-    let mut is_through = false;
-    while !open.is_empty() && !is_through {
+    let mut work = Work { open: HashMap::new(), left: plan.len(), tally: Tally::default(), progress, json };
+    for letter in plan {
+        work.open.entry(&letter.key).or_default().push(letter);
+    }
+    while work.left > 0 && !work.browse(queue, &mut deed).await? {}
+    let Work { open, mut tally, progress, .. } = work;
+    progress.finish_and_clear();
+    for letter in open.into_values().flatten() {
+        tally.gone += 1;
+        let text = "not in the queue now: somebody else has seen to it, or holds it at this moment; try again";
+        print_outcome(letter, &Outcome::stays("gone", text), json);
+    }
+    Ok(tally)
+}
+
+/// The rest of a plan, and what was done.
+struct Work<'p> {
+    /// By key, which letters with the same content share.
+    open: HashMap<&'p str, Vec<&'p Letter>>,
+    left: usize,
+    tally: Tally,
+    progress: ProgressBar,
+    json: bool,
+}
+
+impl Work<'_> {
+    /// Browses the queue once, for [`LONGEST_HOLD`] at most. Returns whether it came to the queue's end.
+    async fn browse(
+        &mut self,
+        queue: &Queue,
+        deed: &mut impl AsyncFnMut(&Letter, &RawLetter) -> anyhow::Result<Outcome>,
+    ) -> anyhow::Result<bool> {
         let began = Instant::now();
         let mut browse = queue.letters.browse(u64::MAX).await?;
-        is_through = true;
-        while !open.is_empty()
+        let mut is_through = true;
+        while is_through
+            && self.left > 0
             && let Some(held) = browse.next().await?
         {
             let letter = Letter::read(&queue.rules, &held.letter.message());
-            let Some((count, _)) = open.get_mut(letter.key.as_str()) else {
+            if self.open.get_mut(letter.key.as_str()).and_then(Vec::pop).is_none() {
                 browse.leave(held).await?;
                 continue;
-            };
-            *count -= 1;
-            if *count == 0 {
-                open.remove(letter.key.as_str());
             }
+            self.left -= 1;
             let outcome = deed(&letter, &held.letter).await?;
             if outcome.leaves {
                 browse.remove(held.ticket).await?;
-                tally.done += 1;
+                self.tally.done += 1;
             } else {
                 browse.leave(held).await?;
-                tally.stayed += 1;
+                self.tally.stayed += 1;
             }
-            progress.suspend(|| print_outcome(&letter, &outcome, json));
-            progress.inc(1);
-            if began.elapsed() > LONGEST_HOLD {
-                is_through = false;
-                break;
-            }
+            self.progress.suspend(|| print_outcome(&letter, &outcome, self.json));
+            self.progress.inc(1);
+            is_through = began.elapsed() <= LONGEST_HOLD;
         }
         let seen = browse.end().await?;
         if is_through {
-            remark(&crate::broker::Seen { left: 0, ..seen });
+            remark(&Seen { left: 0, ..seen });
         }
+        Ok(is_through)
     }
-    progress.finish_and_clear();
-    for (count, letter) in open.into_values() {
-        tally.gone += count;
-        let outcome = Outcome::stays(
-            "gone",
-            "not in the queue now: somebody else has seen to it, or holds it at this moment; look again",
-        );
-        print_outcome(letter, &outcome, json);
-    }
-    Ok(tally)
 }
 
 pub(super) fn print_outcome(letter: &Letter, outcome: &Outcome, json: bool) {
     print(
         json,
-        || {
-            let mut item = item_json(letter, Timestamp::now());
-            if let Some(fields) = item.as_object_mut() {
-                fields.insert("result".to_owned(), json!(outcome.word));
-                fields.insert("explained".to_owned(), json!(outcome.text));
-            }
-            item
-        },
+        || item_json(letter, [("result", json!(outcome.word)), ("explained", json!(outcome.text))]),
         || format!("{}  {}: {}", letter.key, plain(letter.name()), outcome.text),
     );
 }
 
-/// Reports that no letter was found.
-pub(super) fn none_found(json: bool) -> ExitCode {
-    if !json {
-        complain("no dead letter is meant by that");
-    }
-    ExitCode::from(exit::NOT_FOUND)
+/// Returns the record of a deed with the whole letter in it, or why there can be none.
+pub(super) fn record(
+    session: &LetterSession,
+    (letter, raw): (&Letter, &RawLetter),
+    deed: Deed,
+    reason: &str,
+    detail: String,
+) -> Result<LetterDeed, Outcome> {
+    let message = raw.to_json().map_err(|error| Outcome::stays("failed", format!("it cannot be archived: {error}")))?;
+    Ok(LetterDeed {
+        letter: letter.key.clone(),
+        request: letter.id.clone().or_else(|| letter.refused_as.clone()),
+        deed,
+        cause: letter.cause(),
+        at: Timestamp::now(),
+        operator: session.guard.operator().to_owned(),
+        reason: reason.to_owned(),
+        detail,
+        message: Some(message),
+    })
 }

@@ -1,36 +1,33 @@
 //! `chainwriter dead edit ID`
 
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::io::Read;
 
 use anyhow::{Context, bail, ensure};
-use bytes::Bytes;
 use clap::Args;
 
-use crate::broker::{MOST_LETTERS, RawLetter};
-use crate::cli::dead::deeds::{Outcome, act, none_found};
-use crate::cli::dead::session::{LetterSession, remark};
-use crate::cli::dead::{LIMIT, complain, confirmed, pair, plain, reason_is_too_long, sheet};
-use crate::cli::{exit, say};
+use crate::broker::RawLetter;
+use crate::cli::dead::deeds::{Outcome, act, record};
+use crate::cli::dead::session::{LetterSession, none_found, remark};
+use crate::cli::dead::{ChangeOptions, Named, confirm, editor, pair, plain, sheet};
+use crate::cli::{check_reason, complain, exit, open_input, say, stop};
 use crate::config::Settings;
-use crate::journal::{Deed, LetterDeed};
-use crate::model::{BodyHash, GasRule, Generation, Message, RequestId, Timestamp, Write, ids};
+use crate::journal::Deed;
+use crate::model::{BodyHash, GasRule, Generation, Message, RequestId, Write};
 use crate::policy::admission::{Candidate, TextSource, admit, sheltered};
 use crate::policy::arrival::{Verdict, decide};
 use crate::policy::gas::intrinsic;
+use crate::policy::letters::Letter;
 use crate::policy::letters::replay::{Action, Answer, assess};
-use crate::policy::letters::{Letter, LetterFilter};
 use crate::stages::dead_letters::replay_guard::CopyAnswer;
 
 #[derive(Debug, Args)]
-pub(super) struct Arguments {
-    /// The request's id, or the letter's key as `dead list --items` shows it.
-    id: String,
+pub(in crate::cli) struct Arguments {
+    #[command(flatten)]
+    named: Named,
     /// The new body is what this file holds, byte for byte; - is standard input. With this or one of the next three no
     /// editor is opened.
     #[arg(long, value_name = "FILE")]
-    body_file: Option<PathBuf>,
+    body_file: Option<String>,
     /// Set a header; it keeps its type where the value fits.
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     set_header: Vec<(String, String)>,
@@ -40,115 +37,67 @@ pub(super) struct Arguments {
     /// Give it another id: it is a new request then.
     #[arg(long, value_name = "ID")]
     set_id: Option<String>,
-    /// Why; stands in the copy's header and in what `status` tells.
+    /// Why; stands in the copy's header and in what `status` shows.
     #[arg(long, default_value = "")]
     reason: String,
-    /// Even if it ended so long ago that the journal may have forgotten it: first look whether the chain has it.
+    /// Even if it ended so long ago that the journal may have forgotten it: first check whether the chain has it.
     #[arg(long)]
     even_forgotten: bool,
-    /// Look for it among so many letters at most, from the oldest on.
-    #[arg(long, default_value_t = LIMIT, value_parser = clap::value_parser!(u64).range(1..=MOST_LETTERS))]
-    limit: u64,
-    /// Show what would be sent, and do nothing.
-    #[arg(long)]
-    dry_run: bool,
-    /// Do not ask. Without a terminal this is needed.
-    #[arg(long)]
-    yes: bool,
-    /// As JSON, one document on each line.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    options: ChangeOptions,
 }
 
-pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Result<ExitCode> {
-    if let Some(code) = reason_is_too_long(&arguments.reason) {
-        return Ok(code);
-    }
-    let (letter, raw) = match find(&arguments, settings).await?.as_slice() {
-        [] => return Ok(none_found(arguments.json)),
-        [found] => found.clone(),
-        _ => {
-            complain(format_args!("several dead letters have the name {}; take the key of one, from", arguments.id));
-            complain(format_args!("  chainwriter dead list --items {}", arguments.id));
-            return Ok(ExitCode::from(exit::USAGE));
-        }
-    };
+pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Result<u8> {
+    check_reason(&arguments.reason)?;
+    let (letter, raw) = LetterSession::with(settings, async |session| find(session, &arguments).await).await?;
     // No connection is open while the operator edits.
     let before = raw.message();
     let edited =
-        if arguments.is_for_an_editor() { edit_by_hand(&letter, &before) } else { arguments.apply(settings, &before) };
-    let after = match edited {
-        Ok(after) => after,
-        Err(error) => {
-            complain(format_args!("{error:#}; nothing is sent"));
-            return Ok(ExitCode::from(exit::USAGE));
-        }
-    };
+        if arguments.is_for_an_editor() { editor::edit(&letter, &before) } else { arguments.apply(settings, &before) };
+    let after = edited.map_err(|error| stop(exit::USAGE, format!("{error:#}; nothing is sent")))?;
     if sheet::is_same(&before, &after) {
         complain("nothing was changed, and nothing is sent; `dead replay` sends it back as it is");
-        return Ok(ExitCode::SUCCESS);
+        return Ok(exit::OK);
     }
-    let session = LetterSession::open(settings).await?;
-    let checked = check(&session, settings, &letter, &after, arguments.even_forgotten).await?;
-    if !arguments.json {
-        for line in sheet::difference(&before, &after) {
-            say(plain(&line));
-        }
-    }
-    let agreed = match &checked {
-        Check::Fault(fault) => {
-            complain(format_args!("it cannot be sent like this: {fault}"));
-            Err(ExitCode::from(exit::NOT_ALL))
-        }
-        Check::Sendable(new) if arguments.dry_run => {
-            complain(format_args!("it would be sent as {}", new.words()));
-            Err(ExitCode::SUCCESS)
-        }
-        Check::Sendable(new) => confirmed(&format!("Send it as {}?", new.words()), arguments.yes),
+    let send = async |session: &LetterSession| {
+        let edit = Edit { session, settings, arguments: &arguments, after: &after };
+        edit.send_confirmed(&letter, &before).await
     };
-    if let Err(code) = agreed {
-        session.close().await;
-        return Ok(code);
-    }
-    let plan = [letter];
-    let sent = act(&session.queue, &plan, "sending", arguments.json, async |letter, raw| {
-        match check(&session, settings, letter, &after, arguments.even_forgotten).await? {
-            Check::Fault(fault) => Ok(Outcome::stays("refused", fault)),
-            Check::Sendable(new) => send(&session, letter, raw, &after, &new, &arguments.reason).await,
-        }
-    });
-    let tally = sent.await?;
-    session.close().await;
-    Ok(if tally.gone > 0 { none_found(arguments.json) } else { tally.code() })
+    LetterSession::with(settings, send).await
 }
 
-/// Returns the first two letters of this name.
-async fn find(arguments: &Arguments, settings: &Settings) -> anyhow::Result<Vec<(Letter, RawLetter)>> {
-    let session = LetterSession::open(settings).await?;
-    let filter = LetterFilter { names: vec![arguments.id.clone()], ..LetterFilter::default() };
+/// Returns the one letter of this name.
+async fn find(session: &LetterSession, arguments: &Arguments) -> anyhow::Result<(Letter, RawLetter)> {
+    let (Named { id, limit }, filter) = (&arguments.named, arguments.named.filter());
     let mut found: Vec<(Letter, RawLetter)> = Vec::new();
-    let seen = session.queue.browse(&filter, arguments.limit, |letter, raw| {
+    let seen = session.queue.browse(&filter, *limit, |letter, raw| {
         if !found.iter().any(|(known, _)| known.key == letter.key) && found.len() < 2 {
             found.push((letter, raw.clone()));
         }
-        Ok(())
     });
     remark(&seen.await?);
-    session.close().await;
-    Ok(found)
+    match found.pop() {
+        None => Err(none_found(arguments.options.json)),
+        Some(found_one) if found.is_empty() => Ok(found_one),
+        Some(_) => Err(stop(
+            exit::USAGE,
+            format!(
+                "several dead letters have the name {id}; take the key of one, from\n  chainwriter dead list --items {id}"
+            ),
+        )),
+    }
 }
 
-/// Whether an edited letter can be sent.
 enum Check {
     Sendable(New),
     Fault(String),
 }
 
-/// What the edited letter will be.
+/// The edited letter as it will be sent.
 struct New {
     id: RequestId,
     replay: u32,
-    /// It gets an id of its own.
+    /// Set where the edit gives the letter an id of its own.
     is_new_request: bool,
 }
 
@@ -159,90 +108,116 @@ impl New {
     }
 }
 
-/// Checks that intake would take the letter, and that nothing of its request can land.
-async fn check(
-    session: &LetterSession,
-    settings: &Settings,
-    letter: &Letter,
-    after: &Message,
-    even_forgotten: bool,
-) -> anyhow::Result<Check> {
-    // The copy as it will be, without the headers about the failure.
-    let probe = after.replayed(&session.guard.replay_note(0, ""));
-    let candidate = match sheltered(|| admit(&settings.admission, &probe)).and_then(Candidate::routed) {
-        Ok(candidate) => candidate,
-        Err(refusal) => return Ok(Check::Fault(refusal.cause.to_string())),
-    };
-    if let Ok(Write { gas: GasRule::Fixed(gas), data, .. }) = &candidate.write {
-        let least = intrinsic(data.as_ref().unwrap_or(&after.body));
-        if least > *gas {
-            return Ok(Check::Fault(format!("its gas is set to {gas}, and its calldata alone takes {least}")));
+/// An edited letter on its way.
+struct Edit<'e> {
+    session: &'e LetterSession,
+    settings: &'e Settings,
+    arguments: &'e Arguments,
+    after: &'e Message,
+}
+
+impl Edit<'_> {
+    async fn send_confirmed(&self, letter: &Letter, before: &Message) -> anyhow::Result<u8> {
+        let ChangeOptions { dry_run, yes, json } = self.arguments.options;
+        let checked = self.check(letter).await?;
+        if !json {
+            sheet::difference(before, self.after).iter().for_each(|line| say(plain(line)));
         }
+        let new = match checked {
+            Check::Fault(fault) => return Err(stop(exit::NOT_ALL, format!("it cannot be sent like this: {fault}"))),
+            Check::Sendable(new) => new.words(),
+        };
+        if dry_run {
+            complain(format_args!("it would be sent as {new}"));
+            return Ok(exit::OK);
+        }
+        confirm(&format!("Send it as {new}?"), yes)?;
+        let sent = act(&self.session.queue, std::slice::from_ref(letter), "sending", json, async |letter, raw| {
+            match self.check(letter).await? {
+                Check::Fault(fault) => Ok(Outcome::stays("refused", fault)),
+                Check::Sendable(new) => self.send(letter, raw, &new).await,
+            }
+        });
+        let tally = sent.await?;
+        if tally.gone > 0 { Err(none_found(json)) } else { Ok(tally.code()) }
     }
-    if letter.id.as_ref() != Some(&candidate.id) {
-        if session.state_of(&candidate.id).await?.is_some() {
+
+    /// Checks that intake would take the letter, and that nothing of its request can land.
+    async fn check(&self, letter: &Letter) -> anyhow::Result<Check> {
+        let candidate = match self.candidate() {
+            Ok(candidate) => candidate,
+            Err(fault) => return Ok(Check::Fault(fault)),
+        };
+        if letter.id.as_ref() == Some(&candidate.id) {
+            return self.check_replay(letter, candidate.id).await;
+        }
+        if self.session.state_of(&candidate.id).await?.is_some() {
             return Ok(Check::Fault(format!(
                 "the journal knows the id {} already; take one that is new",
                 candidate.id
             )));
         }
-        return Ok(Check::Sendable(New { id: candidate.id, replay: 0, is_new_request: true }));
+        Ok(Check::Sendable(New { id: candidate.id, replay: 0, is_new_request: true }))
     }
-    let standing = session.guard.standing(letter).await?;
-    // The edit may have fixed what kept it from being a request.
-    let answer = assess(&Letter { refusal: None, ..letter.clone() }, &standing);
-    match (&answer, answer.action()) {
-        (Answer::OtherBody, _) | (_, Action::Replay) => {}
-        (_, Action::IfForgotten) if even_forgotten => {}
-        (Answer::IdOfAnother, _) => {
-            return Ok(Check::Fault("its id belongs to another message: --set-id gives it a new one".to_owned()));
-        }
-        _ => return Ok(Check::Fault(answer.sentence())),
-    }
-    let known = standing.known.map_or(Generation::default(), |known| known.generation);
-    let replay = known.replay.max(letter.generation.replay).saturating_add(1);
-    let arrives = Generation { replay, retry: 0 };
-    let verdict = decide(standing.known.as_ref(), arrives, BodyHash::of(&after.body), true);
-    if verdict != Verdict::Accept {
-        return Ok(Check::Fault(format!(
-            "intake would not accept it ({verdict:?}): `chainwriter status` tells where its request is"
-        )));
-    }
-    Ok(Check::Sendable(New { id: candidate.id, replay, is_new_request: false }))
-}
 
-/// Publishes the copy, then records the original letter in the journal; the caller removes the letter last. A crash leaves the
-/// same as with a replay.
-async fn send(
-    session: &LetterSession,
-    letter: &Letter,
-    raw: &RawLetter,
-    after: &Message,
-    new: &New,
-    reason: &str,
-) -> anyhow::Result<Outcome> {
-    let message = match raw.to_json() {
-        Ok(message) => message,
-        Err(error) => return Ok(Outcome::stays("failed", format!("it cannot be archived: {error}"))),
-    };
-    let copy = after.replayed(&session.guard.replay_note(new.replay, reason));
-    if let CopyAnswer::Refused(why) = session.publish(copy).await? {
-        return Ok(Outcome::stays("failed", format!("not sent: {why}; run the command again")));
+    /// Returns what intake would take, or why it would refuse it.
+    fn candidate(&self) -> Result<Candidate, String> {
+        // The copy as it will be, without the headers about the failure.
+        let probe = self.after.replayed(&self.session.guard.replay_note(0, ""));
+        let candidate = sheltered(|| admit(&self.settings.admission, &probe)).and_then(Candidate::routed);
+        let candidate = candidate.map_err(|refusal| refusal.cause.to_string())?;
+        if let Ok(Write { gas: GasRule::Fixed(gas), data, .. }) = &candidate.write {
+            let least = intrinsic(data.as_ref().unwrap_or(&self.after.body));
+            if least > *gas {
+                return Err(format!("its gas is set to {gas}, and its calldata alone takes {least}"));
+            }
+        }
+        Ok(candidate)
     }
-    let detail = format!("sent as {} by {}: {reason}", new.words(), session.guard.operator());
-    let deed = LetterDeed {
-        letter: letter.key.clone(),
-        request: letter.id.clone().or_else(|| letter.refused_as.clone()),
-        deed: Deed::Edited,
-        cause: letter.cause(),
-        at: Timestamp::now(),
-        operator: session.guard.operator().to_owned(),
-        reason: reason.to_owned(),
-        detail: detail.trim_end_matches(": ").to_owned(),
-        message: Some(message),
-    };
-    session.journal.record_deed(deed).await?;
-    Ok(Outcome::leaves("edited", format!("sent as {}", new.words())))
+
+    async fn check_replay(&self, letter: &Letter, id: RequestId) -> anyhow::Result<Check> {
+        let standing = self.session.guard.standing(letter).await?;
+        // The edit may have fixed what kept it from being a request.
+        let answer = assess(&Letter { refusal: None, ..letter.clone() }, &standing);
+        match (&answer, answer.action()) {
+            (Answer::OtherBody, _) | (_, Action::Replay) => {}
+            (_, Action::IfForgotten) if self.arguments.even_forgotten => {}
+            (Answer::IdOfAnother, _) => {
+                return Ok(Check::Fault("its id belongs to another message: --set-id gives it a new one".to_owned()));
+            }
+            _ => return Ok(Check::Fault(answer.sentence())),
+        }
+        let known = standing.known.map_or(Generation::default(), |known| known.generation);
+        let replay = known.replay.max(letter.generation.replay).saturating_add(1);
+        let arrives = Generation { replay, retry: 0 };
+        let verdict = decide(standing.known.as_ref(), arrives, BodyHash::of(&self.after.body), true);
+        Ok(if verdict == Verdict::Accept {
+            Check::Sendable(New { id, replay, is_new_request: false })
+        } else {
+            Check::Fault(format!(
+                "intake would not accept it ({verdict:?}): `chainwriter status` shows where its request is"
+            ))
+        })
+    }
+
+    /// Publishes the copy, then records the original letter in the journal; the caller removes the letter last. A crash
+    /// leaves the same as with a replay.
+    async fn send(&self, letter: &Letter, raw: &RawLetter, new: &New) -> anyhow::Result<Outcome> {
+        let Self { session, arguments: Arguments { reason, .. }, .. } = self;
+        let detail = format!("sent as {} by {}: {reason}", new.words(), session.guard.operator());
+        let detail = detail.trim_end_matches(": ").to_owned();
+        let deed = match record(session, (letter, raw), Deed::Edited, reason, detail) {
+            Ok(deed) => deed,
+            Err(failed) => return Ok(failed),
+        };
+        let copy = self.after.replayed(&session.guard.replay_note(new.replay, reason));
+        session.guard.decide(Some(&new.id)).await?;
+        if let CopyAnswer::Refused(why) = session.publish(copy).await? {
+            return Ok(Outcome::stays("failed", format!("not sent: {why}; run the command again")));
+        }
+        session.journal.record_deed(deed).await?;
+        Ok(Outcome::leaves("edited", format!("sent as {}", new.words())))
+    }
 }
 
 impl Arguments {
@@ -272,81 +247,11 @@ impl Arguments {
                 bail!("the id stands in the body at {pointer}: change it there")
             }
         }
-        if let Some(path) = &self.body_file {
-            let from = if path.as_os_str() == "-" { PathBuf::from("/dev/stdin") } else { path.clone() };
-            let body = std::fs::read(&from).with_context(|| format!("cannot read {}", path.display()))?;
-            after.body = Bytes::from(body);
+        if let Some(file) = &self.body_file {
+            let mut body = Vec::new();
+            open_input(file)?.read_to_end(&mut body).with_context(|| format!("cannot read {file}"))?;
+            after.body = body.into();
         }
         Ok(after)
-    }
-}
-
-fn edit_by_hand(letter: &Letter, before: &Message) -> anyhow::Result<Message> {
-    let sheet = Sheet::make()?;
-    let head = format!(
-        "# Dead letter {} ({}: {}).\n# Change the properties, the headers and the body, save, and leave the editor. To leave all as \
-         it is, change nothing.\n# Texts stand in quotes; to take a header away, delete its line. Lines that begin with # are not \
-         read.\n",
-        plain(letter.name()),
-        plain(&letter.cause()),
-        plain(&letter.detail)
-    );
-    sheet.write(&(head + &sheet::written(before)))?;
-    loop {
-        sheet.open_editor()?;
-        match sheet::read(before, &sheet.read()?) {
-            Ok(after) => return Ok(after),
-            Err(error) => {
-                complain(format_args!("it cannot be read: {error:#}"));
-                if confirmed("Edit it again?", false).is_err() {
-                    bail!("the edited text cannot be read");
-                }
-            }
-        }
-    }
-}
-
-/// A file in a folder of its own that no other user may enter. Deleted with this value.
-struct Sheet {
-    folder: PathBuf,
-}
-
-impl Sheet {
-    fn make() -> anyhow::Result<Self> {
-        let base = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|folder| folder.is_dir());
-        let folder = base.unwrap_or_else(std::env::temp_dir).join(format!("chainwriter-{}", ids::unique()));
-        let made = std::fs::DirBuilder::new().mode(0o700).create(&folder);
-        made.with_context(|| format!("cannot make the folder {}", folder.display()))?;
-        Ok(Self { folder })
-    }
-
-    fn path(&self) -> PathBuf {
-        self.folder.join("letter.txt")
-    }
-
-    fn write(&self, text: &str) -> anyhow::Result<()> {
-        let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(self.path());
-        std::io::Write::write_all(&mut file?, text.as_bytes()).context("cannot write the file to edit")
-    }
-
-    fn read(&self) -> anyhow::Result<String> {
-        std::fs::read_to_string(self.path()).context("cannot read the edited file")
-    }
-
-    fn open_editor(&self) -> anyhow::Result<()> {
-        let named = ["VISUAL", "EDITOR"].into_iter().find_map(|name| std::env::var(name).ok());
-        let editor = named.filter(|editor| !editor.is_empty()).unwrap_or_else(|| "vi".to_owned());
-        // The variable may hold arguments too.
-        let mut command = Command::new("sh");
-        command.args(["-c", &format!("{editor} \"$1\""), "sh"]).arg(self.path());
-        let status = command.status().with_context(|| format!("cannot run the editor {editor}"))?;
-        ensure!(status.success(), "the editor {editor} failed ({status}); set VISUAL or EDITOR to one that is here");
-        Ok(())
-    }
-}
-
-impl Drop for Sheet {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }

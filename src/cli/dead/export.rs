@@ -1,19 +1,17 @@
 //! `chainwriter dead export`
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
 use serde_json::json;
 
-use crate::broker::{RawLetter, Ticket};
+use crate::broker::RawLetter;
 use crate::cli::dead::session::{Queue, remark};
-use crate::cli::dead::{Which, complain, confirmed, letters_text, means_all_by_a_slip};
-use crate::cli::{exit, progress_bar};
+use crate::cli::dead::{Which, check_selection, confirm, letters_text};
+use crate::cli::{complain, exit, new_private_file, say, stop};
 use crate::config::Settings;
 use crate::model::Timestamp;
 use crate::policy::letters::{Letter, LetterFilter};
@@ -22,7 +20,7 @@ use crate::policy::letters::{Letter, LetterFilter};
 const PAGE: u32 = 16;
 
 #[derive(Debug, Args)]
-pub(super) struct Arguments {
+pub(in crate::cli) struct Arguments {
     #[command(flatten)]
     which: Which,
     /// A file that is not there yet, or - for standard output.
@@ -40,31 +38,31 @@ pub(super) struct Arguments {
     /// Do not ask. Without a terminal --remove needs this.
     #[arg(long)]
     yes: bool,
-    /// Tell what was done as JSON, on standard error if the letters are on standard output.
+    /// Report what was done as JSON, on standard error if the letters are on standard output.
     #[arg(long)]
     json: bool,
 }
 
-pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Result<ExitCode> {
+#[derive(Default)]
+struct Counts {
+    written: u64,
+    failed: u64,
+    removed: u64,
+}
+
+pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Result<u8> {
     let filter = arguments.which.filter();
     if arguments.remove {
         if arguments.to == "-" {
-            complain("--remove needs a file: --to FILE");
-            return Ok(ExitCode::from(exit::USAGE));
+            return Err(stop(exit::USAGE, "--remove needs a file: --to FILE"));
         }
-        if let Some(code) = means_all_by_a_slip(&filter, arguments.all) {
-            return Ok(code);
-        }
-        let question = "Take the exported dead letters out of the queue?";
-        if let Err(code) = confirmed(question, arguments.yes) {
-            return Ok(code);
-        }
+        check_selection(&filter, arguments.all)?;
+        confirm("Take the exported dead letters out of the queue?", arguments.yes)?;
     }
     if arguments.to != "-" && Path::new(&arguments.to).exists() {
-        complain(format_args!("{} is there already; name a new file", arguments.to));
-        return Ok(ExitCode::from(exit::USAGE));
+        return Err(stop(exit::USAGE, format!("{} is there already; name a new file", arguments.to)));
     }
-    let (written, failed, removed) = if arguments.discarded {
+    let Counts { written, failed, removed } = if arguments.discarded {
         from_archive(&filter, settings, &arguments.to).await?
     } else {
         from_queue(&arguments, &filter, settings).await?
@@ -79,89 +77,66 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Re
     if arguments.to == "-" {
         complain(text)
     } else {
-        crate::cli::say(text)
+        say(text)
     }
-    Ok(if failed > 0 { ExitCode::from(exit::NOT_ALL) } else { ExitCode::SUCCESS })
+    Ok(if failed > 0 { exit::NOT_ALL } else { exit::OK })
 }
 
-/// Written, could not be written, removed.
-type Counts = (u64, u64, u64);
-
-/// Returns the file, synced, then the acks. Crash in between: a letter is in both; `dead import` then finds it there
+/// Syncs the file, then removes the letters. Crash in between: a letter is in both; `dead import` then finds it there
 /// already.
 async fn from_queue(arguments: &Arguments, filter: &LetterFilter, settings: &Settings) -> anyhow::Result<Counts> {
     let queue = Queue::open(settings).await?;
     let mut sink = Sink::open(&arguments.to)?;
-    let now = Timestamp::now();
-    let mut browse = queue.letters.browse(arguments.which.limit).await?;
-    let progress = progress_bar(browse.room(), "exporting");
-    let (mut written, mut failed, mut removed) = (0, 0, 0);
-    let mut tickets: Vec<Ticket> = Vec::new();
-    while let Some(held) = browse.next().await? {
-        progress.inc(1);
-        let message = held.letter.message();
-        let letter = Letter::read(&queue.rules, &message);
-        if !filter.means(&letter, &message, now) {
-            browse.leave(held).await?;
-            continue;
+    let (mut written, mut failures) = (0, Vec::new());
+    let held = queue.hold(filter, arguments.which.limit, "exporting", |letter, raw| match raw.to_json() {
+        Ok(line) => {
+            written += 1;
+            sink.write(&line)?;
+            Ok(arguments.remove)
         }
-        match held.letter.to_json() {
-            Ok(line) => sink.write(&line)?,
-            Err(error) => {
-                failed += 1;
-                progress.suspend(|| complain(format_args!("{}: {error}", letter.key)));
-                browse.leave(held).await?;
-                continue;
-            }
+        Err(error) => {
+            failures.push(format!("{}: {error}", letter.key));
+            Ok(false)
         }
-        written += 1;
-        if arguments.remove {
-            tickets.push(held.ticket);
-        } else {
-            browse.leave(held).await?;
-        }
-    }
+    });
+    let held = held.await?;
+    failures.iter().for_each(complain);
     sink.sync()?;
-    for ticket in tickets {
-        browse.remove(ticket).await?;
-        removed += 1;
-    }
-    progress.finish_and_clear();
-    remark(&browse.end().await?);
+    let removed = held.count();
+    remark(&held.remove().await?);
     queue.letters.close().await;
-    Ok((written, failed, removed))
+    Ok(Counts { written, failed: failures.len() as u64, removed })
 }
 
 async fn from_archive(filter: &LetterFilter, settings: &Settings, to: &str) -> anyhow::Result<Counts> {
     let journal = settings.journal.address.open_existing().await?;
     let mut sink = Sink::open(to)?;
     let now = Timestamp::now();
-    let (mut after, mut written, mut failed) = (0, 0, 0);
+    let (mut after, mut counts) = (0, Counts::default());
     loop {
         let page = journal.discarded(after, PAGE).await?;
         let Some((last, _)) = page.last() else { break };
         after = *last;
         for (_, line) in page {
             let Ok(raw) = RawLetter::from_json(&line) else {
-                failed += 1;
+                counts.failed += 1;
                 continue;
             };
             let message = raw.message();
             if filter.means(&Letter::read(&settings.admission, &message), &message, now) {
                 sink.write(&line)?;
-                written += 1;
+                counts.written += 1;
             }
         }
     }
     sink.sync()?;
     journal.close().await;
-    Ok((written, failed, 0))
+    Ok(counts)
 }
 
-/// Where the lines go.
 enum Sink {
     Stdout,
-    /// With its path, readable by its owner alone: bodies are in it.
+    /// Readable by its owner alone: bodies are in it.
     File(PathBuf, BufWriter<File>),
 }
 
@@ -170,9 +145,7 @@ impl Sink {
         if to == "-" {
             return Ok(Self::Stdout);
         }
-        let path = PathBuf::from(to);
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-        Ok(Self::File(path, BufWriter::new(file.with_context(|| format!("cannot make {to}"))?)))
+        Ok(Self::File(PathBuf::from(to), BufWriter::new(new_private_file(Path::new(to))?)))
     }
 
     fn write(&mut self, line: &str) -> anyhow::Result<()> {

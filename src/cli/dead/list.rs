@@ -1,24 +1,22 @@
 //! `chainwriter dead list`
 
-use std::process::ExitCode;
-
 use clap::Args;
 use serde_json::{Value, json};
 
 use crate::broker::Seen;
 use crate::cli::dead::session::{Queue, remark};
 use crate::cli::dead::{Which, letters_text, plain};
-use crate::cli::{age_text, say};
+use crate::cli::{age_text, exit, say};
 use crate::config::Settings;
 use crate::model::Timestamp;
 use crate::model::failure::cut;
-use crate::policy::letters::{Letter, LetterGroup, grouped, since};
+use crate::policy::letters::{Letter, LetterGroup, grouped};
 
-/// What a line shows of a detail.
+/// A line shows this much of a detail.
 const SHOWN_DETAIL_BYTES: usize = 80;
 
 #[derive(Debug, Args)]
-pub(super) struct Arguments {
+pub(in crate::cli) struct Arguments {
     #[command(flatten)]
     which: Which,
     /// One line for each letter.
@@ -29,16 +27,16 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Result<u8> {
     let queue = Queue::open(settings).await?;
     let (letters, seen) = queue.find(&arguments.which.filter(), arguments.which.limit).await?;
     let name = queue.letters.name().to_owned();
     queue.letters.close().await;
     let (now, groups) = (Timestamp::now(), grouped(&letters));
     if arguments.json {
-        let items = arguments.items.then(|| letters.iter().map(|letter| item_json(letter, now)).collect::<Vec<_>>());
+        let items = arguments.items.then(|| letters.iter().map(|letter| item_json(letter, [])).collect());
         say(serde_json::to_string_pretty(&document(&name, &seen, &letters, &groups, items, now))?);
-        return Ok(ExitCode::SUCCESS);
+        return Ok(exit::OK);
     }
     let of =
         if arguments.which.filter().is_empty() { String::new() } else { format!(" of {} looked at", seen.letters) };
@@ -57,7 +55,7 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Re
         });
     }
     remark(&seen);
-    Ok(ExitCode::SUCCESS)
+    Ok(exit::OK)
 }
 
 fn show_groups(groups: &[LetterGroup], now: Timestamp) {
@@ -65,7 +63,7 @@ fn show_groups(groups: &[LetterGroup], now: Timestamp) {
     if !groups.is_empty() {
         say(format_args!("\n{:>7}  {:width$}  {:>8}  {:>8}  the newest says", "count", "cause", "oldest", "newest"));
     }
-    let age = |at: Option<Timestamp>| age_text(at.map(|at| since(at, now)));
+    let age = |at: Option<Timestamp>| age_text(at.map(|at| at.until(now)));
     for LetterGroup { cause, count, oldest, newest, detail } in groups {
         let (oldest, newest) = (age(*oldest), age(*newest));
         let detail = cut(plain(detail), SHOWN_DETAIL_BYTES);
@@ -117,22 +115,28 @@ fn document(
             })
         })
         .collect();
-    let mut document = json!({
+    let document = json!({
         "queue": name, "at": now.to_string(), "count": letters.len(), "looked_at": seen.letters,
         "not_looked_at": seen.left, "others_hold": seen.others_hold, "renewed": seen.renewed, "groups": groups,
     });
-    if let (Some(items), Some(fields)) = (items, document.as_object_mut()) {
-        fields.insert("items".to_owned(), Value::Array(items));
-    }
-    document
+    with_more(document, items.map(|items| ("items", Value::Array(items))))
 }
 
-/// Returns a letter for programs; other commands add to it.
-pub(super) fn item_json(letter: &Letter, now: Timestamp) -> Value {
-    json!({
+/// Returns a letter for programs, with more fields.
+pub(super) fn item_json(letter: &Letter, more: impl IntoIterator<Item = (&'static str, Value)>) -> Value {
+    let age = letter.age(Timestamp::now());
+    let item = json!({
         "key": letter.key, "id": letter.id, "refused_as": letter.refused_as, "cause": letter.cause(),
         "detail": letter.detail, "attempt": letter.generation.retry, "replay": letter.generation.replay,
-        "died_at": letter.died_at.map(|at| at.to_string()), "age_s": letter.age(now).map(|age| age.as_secs()),
+        "died_at": letter.died_at.map(|at| at.to_string()), "age_s": age.map(|age| age.as_secs()),
         "body_bytes": letter.body_bytes,
-    })
+    });
+    with_more(item, more)
+}
+
+fn with_more(mut document: Value, more: impl IntoIterator<Item = (&'static str, Value)>) -> Value {
+    if let Some(fields) = document.as_object_mut() {
+        fields.extend(more.into_iter().map(|(name, value)| (name.to_owned(), value)));
+    }
+    document
 }

@@ -1,19 +1,19 @@
 //! `chainwriter dead …`: the operator's commands for dead letters; what they have in common on the command line.
 
 use std::io::{IsTerminal, Write};
-use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
 use crate::broker::MOST_LETTERS;
-use crate::cli::{exit, reason_fault, say};
+use crate::cli::{exit, say, stop};
 use crate::config::Settings;
 use crate::policy::letters::LetterFilter;
 
 mod deeds;
 mod discard;
 mod edit;
+mod editor;
 mod export;
 mod import;
 mod list;
@@ -21,22 +21,15 @@ mod replay;
 mod session;
 mod sheet;
 mod show;
-mod wait;
 
-/// Letters looked at in one go, unless `--limit` says otherwise.
+/// Letters read in one go, unless `--limit` says otherwise.
 const LIMIT: u64 = 10_000;
 
-#[derive(Debug, Args)]
-pub(super) struct Arguments {
-    #[command(subcommand)]
-    command: Command,
-}
-
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(super) enum Command {
     /// List dead letters by cause, or one by one; all of them stay where they are.
     List(list::Arguments),
-    /// Tell everything about one dead letter, and whether it is safe to replay it.
+    /// Show everything about one dead letter, and whether it is safe to replay it.
     Show(show::Arguments),
     /// Change the body or the headers of a dead letter and send it back.
     Edit(edit::Arguments),
@@ -50,19 +43,35 @@ enum Command {
     Import(import::Arguments),
 }
 
-pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
-    match arguments.command {
-        Command::List(arguments) => list::run(arguments, &settings).await,
-        Command::Show(arguments) => show::run(arguments, &settings).await,
-        Command::Edit(arguments) => edit::run(arguments, &settings).await,
-        Command::Replay(arguments) => replay::run(arguments, &settings).await,
-        Command::Discard(arguments) => discard::run(arguments, &settings).await,
-        Command::Export(arguments) => export::run(arguments, &settings).await,
-        Command::Import(arguments) => import::run(arguments, &settings).await,
+pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result<u8> {
+    match command {
+        Command::List(arguments) => list::run(arguments, settings).await,
+        Command::Show(arguments) => show::run(arguments, settings).await,
+        Command::Edit(arguments) => edit::run(arguments, settings).await,
+        Command::Replay(arguments) => replay::run(arguments, settings).await,
+        Command::Discard(arguments) => discard::run(arguments, settings).await,
+        Command::Export(arguments) => export::run(arguments, settings).await,
+        Command::Import(arguments) => import::run(arguments, settings).await,
     }
 }
 
-/// Which letters.
+/// Selects one letter.
+#[derive(Debug, Args)]
+struct Named {
+    /// The request's id, or the letter's key as `dead list --items` shows it.
+    id: String,
+    /// Read at most this many letters, from the oldest on.
+    #[arg(long, default_value_t = LIMIT, value_parser = clap::value_parser!(u64).range(1..=MOST_LETTERS))]
+    limit: u64,
+}
+
+impl Named {
+    fn filter(&self) -> LetterFilter {
+        LetterFilter { names: vec![self.id.clone()], ..LetterFilter::default() }
+    }
+}
+
+/// Selects letters.
 #[derive(Debug, Args)]
 struct Which {
     /// Request ids, or keys as `dead list --items` shows them.
@@ -71,13 +80,13 @@ struct Which {
     /// With this cause: CLASS, CLASS.REASON or .REASON.
     #[arg(long, value_name = "CAUSE")]
     cause: Option<String>,
-    /// Dead for at least so long: 30m, 2h, 7d.
+    /// Dead for at least this long: 30m, 2h, 7d.
     #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
     older_than: Option<Duration>,
     /// Dead for less.
     #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
     newer_than: Option<Duration>,
-    /// Sent back less than so many times.
+    /// Sent back less than this many times.
     #[arg(long, value_name = "N")]
     replays_below: Option<u32>,
     /// With this header; several must all be there.
@@ -86,7 +95,7 @@ struct Which {
     /// With this text in the body or in the failure's detail, in capitals or not.
     #[arg(long)]
     text: Option<String>,
-    /// Look at so many letters at most, from the oldest on.
+    /// Read at most this many letters, from the oldest on.
     #[arg(long, default_value_t = LIMIT, value_parser = clap::value_parser!(u64).range(1..=MOST_LETTERS))]
     limit: u64,
 }
@@ -114,7 +123,7 @@ fn pair(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), value.to_owned()))
 }
 
-/// How a command that changes something behaves.
+/// Options of the commands that change something.
 #[derive(Debug, Args)]
 struct ChangeOptions {
     /// Show what would be done, and do nothing.
@@ -128,46 +137,33 @@ struct ChangeOptions {
     json: bool,
 }
 
-/// Commands that change something are never meant for all letters by a slip.
-fn means_all_by_a_slip(filter: &LetterFilter, all: bool) -> Option<ExitCode> {
-    (filter.is_empty() && !all).then(|| {
-        complain("say which: ids, a filter such as --cause, or --all");
-        ExitCode::from(exit::USAGE)
-    })
+/// Refuses to change all letters by a slip.
+fn check_selection(filter: &LetterFilter, all: bool) -> anyhow::Result<()> {
+    if filter.is_empty() && !all {
+        return Err(stop(exit::USAGE, "say which: ids, a filter such as --cause, or --all"));
+    }
+    Ok(())
 }
 
-/// Returns an exit code if the reason does not fit into a header.
-fn reason_is_too_long(reason: &str) -> Option<ExitCode> {
-    let fault = reason_fault(reason)?;
-    complain(fault);
-    Some(ExitCode::from(exit::USAGE))
-}
-
-/// Asks the operator. Returns an exit code where there is no terminal, or where the answer is no.
-fn confirmed(question: &str, yes: bool) -> Result<(), ExitCode> {
+/// Asks the operator, who must agree. Fails without a terminal.
+fn confirm(question: &str, yes: bool) -> anyhow::Result<()> {
     if yes {
         return Ok(());
     }
     if !std::io::stdin().is_terminal() {
-        complain("nobody can be asked here: --yes is needed, or --dry-run to see what would be done");
-        return Err(ExitCode::from(exit::USAGE));
+        let advice = "nobody can be asked here: --yes is needed, or --dry-run to see what would be done";
+        return Err(stop(exit::USAGE, advice));
     }
     let mut answer = String::new();
     let _ = write!(std::io::stderr(), "{question} [y/N] ");
     let _ = std::io::stdin().read_line(&mut answer);
-    if ["y", "yes"].contains(&answer.trim().to_lowercase().as_str()) {
-        return Ok(());
+    match answer.trim().to_lowercase().as_str() {
+        "y" | "yes" => Ok(()),
+        _ => Err(stop(exit::NOT_ALL, "nothing was done")),
     }
-    complain("nothing was done");
-    Err(ExitCode::from(exit::NOT_ALL))
 }
 
-/// Prints a line to standard error, since standard output may be read by a program.
-fn complain(line: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stderr(), "{line}");
-}
-
-/// Returns a line of the answer, or of JSON.
+/// Prints a line of text, or of JSON.
 fn print(json: bool, value: impl FnOnce() -> serde_json::Value, text: impl FnOnce() -> String) {
     if json { say(value()) } else { say(text()) }
 }

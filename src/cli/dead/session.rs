@@ -1,12 +1,12 @@
-//! What the commands work on: the dead-letter queue, the journal, and the guard that decides on replays.
+//! The dead-letter queue, the journal, and the guard that decides on replays, as the commands share them.
 
 use std::sync::Arc;
 
 use anyhow::Context;
 
-use crate::broker::{DeadLetters, MOST_LETTERS, RawLetter, Seen};
-use crate::cli::dead::{LIMIT, complain, letters_text};
-use crate::cli::{operator, progress_bar};
+use crate::broker::{Browse, DeadLetters, MOST_LETTERS, RawLetter, Seen, Ticket};
+use crate::cli::dead::{LIMIT, Which, letters_text};
+use crate::cli::{Stop, complain, exit, operator, progress_bar, stop};
 use crate::config::Settings;
 use crate::journal::{History, OperatorsJournal};
 use crate::model::{Message, RequestId, RequestState, Timestamp};
@@ -33,33 +33,65 @@ impl Queue {
         &self,
         filter: &LetterFilter,
         most: u64,
-        mut found: impl FnMut(Letter, &RawLetter) -> anyhow::Result<()>,
+        mut found: impl FnMut(Letter, &RawLetter),
     ) -> anyhow::Result<Seen> {
+        let held = self.hold(filter, most, "reading", |letter, raw| {
+            found(letter, raw);
+            Ok(false)
+        });
+        held.await?.remove().await
+    }
+
+    /// Does the same, and holds the letters for which `found` returns true.
+    pub(super) async fn hold(
+        &self,
+        filter: &LetterFilter,
+        most: u64,
+        doing: &'static str,
+        mut found: impl FnMut(Letter, &RawLetter) -> anyhow::Result<bool>,
+    ) -> anyhow::Result<HeldLetters<'_>> {
         let mut browse = self.letters.browse(most).await?;
-        let progress = progress_bar(browse.room(), "looking");
+        let progress = progress_bar(browse.room(), doing);
         let now = Timestamp::now();
+        let mut tickets = Vec::new();
         while let Some(held) = browse.next().await? {
             let message = held.letter.message();
             let letter = Letter::read(&self.rules, &message);
-            if filter.means(&letter, &message, now) {
-                found(letter, &held.letter)?;
+            if filter.means(&letter, &message, now) && found(letter, &held.letter)? {
+                tickets.push(held.ticket);
+            } else {
+                browse.leave(held).await?;
             }
-            browse.leave(held).await?;
             progress.inc(1);
         }
         progress.finish_and_clear();
-        Ok(browse.end().await?)
+        Ok(HeldLetters { browse, tickets })
     }
 
     /// Returns the selected letters, without their bodies.
     pub(super) async fn find(&self, filter: &LetterFilter, most: u64) -> anyhow::Result<(Vec<Letter>, Seen)> {
         let mut letters = Vec::new();
-        let seen = self.browse(filter, most, |letter, _| {
-            letters.push(letter);
-            Ok(())
-        });
-        let seen = seen.await?;
+        let seen = self.browse(filter, most, |letter, _| letters.push(letter)).await?;
         Ok((letters, seen))
+    }
+}
+
+/// Letters that go back to the queue unless they are removed.
+pub(super) struct HeldLetters<'q> {
+    browse: Browse<'q>,
+    tickets: Vec<Ticket>,
+}
+
+impl HeldLetters<'_> {
+    pub(super) fn count(&self) -> u64 {
+        self.tickets.len() as u64
+    }
+
+    pub(super) async fn remove(mut self) -> anyhow::Result<Seen> {
+        for ticket in self.tickets {
+            self.browse.remove(ticket).await?;
+        }
+        Ok(self.browse.end().await?)
     }
 }
 
@@ -77,7 +109,7 @@ pub(super) fn remark(seen: &Seen) {
     if seen.worn > 0 {
         complain(format_args!(
             "{} have been looked at often and could not be renewed: a policy with a delivery limit on this queue \
-             would drop them. Let nobody look again until the queue takes messages",
+             would drop them. Run no such command again until the queue takes messages",
             letters_text(seen.worn)
         ));
     }
@@ -92,22 +124,30 @@ pub(super) struct LetterSession {
 }
 
 impl LetterSession {
-    pub(super) async fn open(settings: &Settings) -> anyhow::Result<Self> {
-        let journal = settings
-            .journal
-            .address
-            .open_existing()
-            .await
-            .context("the journal tells whether a dead letter is safe to replay")?;
+    /// Does some work in a session, which is closed unless the work fails.
+    pub(super) async fn with<T>(
+        settings: &Settings,
+        work: impl AsyncFnOnce(&Self) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let journal = settings.journal.address.open_existing().await;
+        let journal = journal.context("the journal knows whether a dead letter is safe to replay")?;
         let journal: Arc<dyn OperatorsJournal> = Arc::from(journal);
         let queue = Queue::open(settings).await?;
         let guard = ReplayGuard::new(Arc::clone(&journal), operator(), settings.journal.retention);
-        Ok(Self { queue, journal, guard })
+        let session = Self { queue, journal, guard };
+        let done = work(&session).await;
+        if done.as_ref().err().is_none_or(|error| error.is::<Stop>()) {
+            session.queue.letters.close().await;
+            session.journal.close().await;
+        }
+        done
     }
 
-    pub(super) async fn close(self) {
-        self.queue.letters.close().await;
-        self.journal.close().await;
+    /// Returns the letters that a command is to change: at least one.
+    pub(super) async fn select(&self, which: &Which, json: bool) -> anyhow::Result<Vec<Letter>> {
+        let (letters, seen) = self.queue.find(&which.filter(), which.limit).await?;
+        remark(&seen);
+        if letters.is_empty() { Err(none_found(json)) } else { Ok(letters) }
     }
 
     /// Returns the history of a letter's request.
@@ -142,4 +182,9 @@ impl LetterSession {
             other => Ok(other?),
         }
     }
+}
+
+/// Reports that there is no such letter.
+pub(super) fn none_found(json: bool) -> anyhow::Error {
+    stop(exit::NOT_FOUND, if json { "" } else { "no dead letter is meant by that" })
 }

@@ -13,7 +13,7 @@ const TEXT_BODY: &str = "----- the body follows as it is -----";
 const HEX_BODY: &str = "----- the body follows in hexadecimal, it is no UTF-8 -----";
 /// As many bytes as AMQP has room for in a property or a header's name.
 const LONGEST_SHORT: usize = 255;
-/// A line of the comparison shows so much.
+/// A line of the comparison is cut here.
 const SHOWN_LINE_BYTES: usize = 512;
 
 /// Returns the properties that may be edited.
@@ -29,7 +29,7 @@ fn editable(properties: &mut Properties) -> [(&'static str, &mut Option<String>)
     ]
 }
 
-/// Headers of ours and of the broker are not for editing.
+/// Returns whether a header is the producer's: neither chainwriter's nor the broker's.
 pub(super) fn is_editable(name: &str) -> bool {
     !name.starts_with(header::PREFIX) && !name.starts_with("x-")
 }
@@ -134,7 +134,7 @@ fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// Texts, whole numbers and truth values as JSON has them; all others say their type.
+/// Returns texts, whole numbers and truth values as JSON has them; all others say their type.
 fn json_of(value: &HeaderValue) -> String {
     match value {
         HeaderValue::Text(text) => quoted(text),

@@ -1,54 +1,48 @@
 //! `chainwriter dead show ID`
 
 use std::fmt::Write;
-use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::broker::{MOST_LETTERS, RawLetter};
+use crate::broker::RawLetter;
 use crate::cli::dead::list::item_json;
 use crate::cli::dead::session::{LetterSession, remark};
-use crate::cli::dead::{LIMIT, complain, plain};
-use crate::cli::{age_text, exit, say, status};
+use crate::cli::dead::{Named, plain};
+use crate::cli::{age_text, complain, exit, say, status};
 use crate::config::Settings;
 use crate::journal::History;
 use crate::model::{HeaderValue, Message, Timestamp};
+use crate::policy::letters::Letter;
 use crate::policy::letters::replay::Answer;
-use crate::policy::letters::{Letter, LetterFilter};
 
-/// What is shown of a body, unless all of it is asked for.
+/// Bytes of a body that are shown without `--full`.
 const SHOWN_BODY_BYTES: usize = 2048;
 /// Letters of one name that are shown.
 const SHOWN_LETTERS: usize = 16;
 
 #[derive(Debug, Args)]
-pub(super) struct Arguments {
-    /// The request's id, or the letter's key as `dead list --items` shows it.
-    id: String,
+pub(in crate::cli) struct Arguments {
+    #[command(flatten)]
+    named: Named,
     /// The whole body.
     #[arg(long)]
     full: bool,
     /// As JSON; with the letter as `dead export` writes it.
     #[arg(long)]
     json: bool,
-    /// Look at so many letters at most, from the oldest on.
-    #[arg(long, default_value_t = LIMIT, value_parser = clap::value_parser!(u64).range(1..=MOST_LETTERS))]
-    limit: u64,
 }
 
-pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Result<ExitCode> {
-    let session = LetterSession::open(settings).await?;
-    let filter = LetterFilter { names: vec![arguments.id.clone()], ..LetterFilter::default() };
+pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Result<u8> {
+    LetterSession::with(settings, async |session| show(session, &arguments).await).await
+}
+
+async fn show(session: &LetterSession, arguments: &Arguments) -> anyhow::Result<u8> {
+    let (Named { id, limit }, filter) = (&arguments.named, arguments.named.filter());
     let mut found: Vec<(Letter, RawLetter)> = Vec::new();
     let mut more = 0_u64;
-    let seen = session.queue.browse(&filter, arguments.limit, |letter, raw| {
-        if found.len() < SHOWN_LETTERS {
-            found.push((letter, raw.clone()))
-        } else {
-            more += 1
-        }
-        Ok(())
+    let seen = session.queue.browse(&filter, *limit, |letter, raw| {
+        if found.len() < SHOWN_LETTERS { found.push((letter, raw.clone())) } else { more += 1 }
     });
     let seen = seen.await?;
     for (letter, raw) in &found {
@@ -65,25 +59,22 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Re
     }
     if found.is_empty() {
         complain(format_args!(
-            "{}: no dead letter of that name. `chainwriter status {}` tells what became of the request",
-            arguments.id, arguments.id
+            "{id}: no dead letter of that name. `chainwriter status {id}` shows what became of the request"
         ));
     }
     remark(&seen);
-    session.close().await;
-    Ok(if found.is_empty() { ExitCode::from(exit::NOT_FOUND) } else { ExitCode::SUCCESS })
+    Ok(if found.is_empty() { exit::NOT_FOUND } else { exit::OK })
 }
 
 fn document(letter: &Letter, raw: &RawLetter, answer: &Answer, history: Option<&History>) -> Value {
-    let mut document = item_json(letter, Timestamp::now());
-    if let Some(fields) = document.as_object_mut() {
-        fields.insert("answer".to_owned(), json!(answer.word()));
-        fields.insert("explained".to_owned(), json!(answer.sentence()));
-        fields.insert("journal".to_owned(), json!(history));
-        let exported = raw.to_json().ok().and_then(|line| serde_json::from_str(&line).ok());
-        fields.insert("message".to_owned(), exported.unwrap_or(Value::Null));
-    }
-    document
+    let exported = raw.to_json().ok().and_then(|line| serde_json::from_str(&line).ok());
+    let more = [
+        ("answer", json!(answer.word())),
+        ("explained", json!(answer.sentence())),
+        ("journal", json!(history)),
+        ("message", exported.unwrap_or(Value::Null)),
+    ];
+    item_json(letter, more)
 }
 
 fn text(letter: &Letter, message: &Message, answer: &Answer, history: Option<&History>, full: bool) -> String {
@@ -135,7 +126,7 @@ fn properties(message: &Message) -> Vec<(&'static str, String)> {
 }
 
 /// Returns a header's value for a person: texts as they are, all else as JSON.
-pub(super) fn header_text(value: &HeaderValue) -> String {
+fn header_text(value: &HeaderValue) -> String {
     match value {
         HeaderValue::Text(text) => plain(text),
         HeaderValue::Int(number) => number.to_string(),

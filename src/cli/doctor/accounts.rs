@@ -16,12 +16,12 @@ use crate::signer::{RemoteSettings, RemoteSigner};
 const AREA: &str = "account";
 /// A server may have keys of thousands.
 const SHOWN_ACCOUNTS: usize = 5;
-/// What every transaction takes, whatever it calls.
+/// Gas of every transaction, whatever it calls.
 const LEAST_GAS: Gas = Gas(21_000);
-/// A request that is written for longer than so many replacements may take is stuck.
+/// A request that is written for longer than this many replacements may take is stuck.
 const REPLACEMENTS: u32 = 10;
 
-/// What the node says of an account.
+/// An account as the node has it.
 pub(super) struct InChain {
     balance: Wei,
     /// Transactions in blocks, and with those in the pools.

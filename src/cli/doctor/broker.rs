@@ -8,7 +8,7 @@ use crate::cli::spell;
 use crate::config::Settings;
 
 const AREA: &str = "broker";
-/// What RabbitMQ has unless it is configured.
+/// RabbitMQ's own default.
 const DEFAULT_CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 pub(super) async fn examine(settings: &Settings) -> Vec<Finding> {

@@ -1,4 +1,4 @@
-//! What a check found: how bad it is, what it is, and what to do.
+//! A check's finding: how bad it is, what it is, and what to do.
 
 use std::fmt;
 
@@ -12,9 +12,9 @@ pub(super) enum Level {
     Ok,
     /// Not to be seen from here, or good to know.
     Note,
-    /// It works for now, or not as well as it could.
+    /// Works for now, or not as well as it could.
     Warn,
-    /// Nothing is written, or not safely, until it is mended.
+    /// Nothing is written, or not safely, until it is fixed.
     Fail,
 }
 
@@ -24,7 +24,7 @@ pub(in crate::cli) struct Finding {
     pub(super) area: &'static str,
     pub(super) level: Level,
     pub(super) what: String,
-    /// What to do about it, unless `what` says so.
+    /// The advice, unless `what` has it.
     pub(super) mend: Option<String>,
 }
 

@@ -18,7 +18,7 @@ const FULL_DISK_BYTES: u64 = 16 << 20;
 /// Leases allow for more; times in `status` are told wrong by as much.
 const SKEW: Duration = Duration::from_secs(2);
 
-/// What the journal shows of itself, and what it knows of accounts.
+/// The journal's own state, and its accounts.
 pub(super) struct JournalFindings {
     pub(super) findings: Vec<Finding>,
     pub(super) overview: Option<JournalOverview>,

@@ -18,7 +18,7 @@ pub(super) async fn examine(settings: &Settings) -> Option<Finding> {
 
 async fn standing(settings: &Settings, found: Option<&Marker>) -> Result<Standing, JournalError> {
     let journal = settings.journal.address.open_existing().await?;
-    let standing = journal.standing(found.map(|found| (found.start, found.token.clone()))).await;
+    let standing = journal.claim_standing(found.map(|found| (found.start, found.token.clone()))).await;
     journal.close().await;
     standing
 }

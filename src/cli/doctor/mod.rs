@@ -1,7 +1,5 @@
 //! `chainwriter doctor`: whether everything that a worker needs is there and as it must be, a line for each thing.
 
-use std::process::ExitCode;
-
 use clap::Args;
 use serde::Serialize;
 
@@ -16,6 +14,7 @@ mod marker;
 mod node;
 #[cfg(feature = "otlp")]
 mod traces;
+mod worker;
 
 use finding::{Finding, Level};
 use journal::JournalFindings;
@@ -35,17 +34,17 @@ struct Report<'f> {
 }
 
 /// Looks at everything, and changes nothing but what opening a journal does.
-pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<u8> {
     let findings = examine(&settings).await;
     print(&arguments, &findings)?;
-    Ok(if worst(&findings) == Level::Fail { ExitCode::from(exit::UNAVAILABLE) } else { ExitCode::SUCCESS })
+    Ok(if worst(&findings) == Level::Fail { exit::UNAVAILABLE } else { exit::OK })
 }
 
 /// Reports a configuration that cannot be read, without which nothing else can be examined.
-pub(super) fn run_without_settings(arguments: &Arguments, Faults(faults): &Faults) -> anyhow::Result<ExitCode> {
+pub(super) fn run_without_settings(arguments: &Arguments, Faults(faults): &Faults) -> anyhow::Result<u8> {
     let finding = |fault: &String| Finding::fail("configuration", fault.trim_start_matches("- "));
     print(arguments, &faults.iter().map(finding).collect::<Vec<_>>())?;
-    Ok(ExitCode::from(exit::CONFIG))
+    Ok(exit::CONFIG)
 }
 
 /// Returns what can be said without asking anyone.
@@ -71,6 +70,7 @@ async fn examine(settings: &Settings) -> Vec<Finding> {
         findings.extend(marker::examine(settings).await);
     }
     findings.extend(accounts::examine(settings, &in_chain, journal.overview.as_ref()).await);
+    findings.extend(worker::examine(settings).await);
     #[cfg(feature = "otlp")]
     findings.extend(traces::examine(settings).await);
     findings

@@ -10,6 +10,7 @@ use crate::config::Settings;
 use crate::model::{Address, BlockNumber, Timestamp};
 use crate::policy::finality::FinalityRule;
 use crate::policy::routes::{Calldata, Route};
+use crate::rpc::label;
 
 const AREA: &str = "node";
 /// A node takes no block that is further ahead of its own clock.
@@ -28,12 +29,13 @@ const POOLS: [(&str, usize, &str); 4] = [
     // txnprovider/txpool/txpoolcfg
     ("erigon/", 16, "--txpool.accountslots"),
 ];
-/// Over so many blocks the time between two is taken.
+/// The time between two blocks is the average over this many.
 const SPACING_BLOCKS: u64 = 64;
 
 pub(super) async fn examine(settings: &Settings) -> Vec<Finding> {
     let (mut findings, heads) = endpoints(settings).await;
     let Some(head) = heads.into_iter().max_by_key(|head| head.number) else { return findings };
+    findings.extend(confirming(settings).await);
     findings.push(clock(&head, Timestamp::now()));
     let chain = match NodeClient::new(&settings.chain) {
         Ok(chain) => chain,
@@ -81,6 +83,26 @@ async fn endpoints(settings: &Settings) -> (Vec<Finding>, Vec<Header>) {
     (findings, heads)
 }
 
+/// Returns a finding for each endpoint that has to confirm what is final: without it nothing becomes final.
+async fn confirming(settings: &Settings) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for url in &settings.chain.confirmation.endpoints {
+        let alone = ClientSettings { endpoints: vec![url.clone()], ..settings.chain.clone() };
+        let asked = match NodeClient::new(&alone) {
+            Ok(node) => newest(&node).await,
+            Err(error) => return vec![no_client(&error)],
+        };
+        findings.push(match asked {
+            Ok(head) => {
+                Finding::ok(AREA, format!("chain.confirm_with: newest block {} at {}", head.number, label(url)))
+            }
+            Err(error) => Finding::fail(AREA, format!("chain.confirm_with: {error}"))
+                .remedy("until it answers nothing is final; start it, or correct chain.confirm_with"),
+        });
+    }
+    findings
+}
+
 async fn newest(node: &NodeClient) -> Result<Header, ChainError> {
     let nothing = || ChainError::Nonsense { endpoint: "the node".to_owned(), detail: "no newest block".to_owned() };
     node.header(BlockTag::Latest).await?.ok_or_else(nothing)
@@ -103,8 +125,8 @@ fn failed(error: &ChainError) -> Finding {
         }
         ChainError::Nonsense { .. } => finding.remedy("does chain.endpoints name a JSON-RPC interface?"),
         ChainError::Node { .. } => finding.remedy("does the node serve this method? see its log"),
-        // It says so itself.
-        ChainError::WrongChain { .. } => finding,
+        // They say so themselves.
+        ChainError::WrongChain { .. } | ChainError::Unconfirmed { .. } => finding,
     }
 }
 
@@ -121,7 +143,7 @@ fn served(settings: &Settings, label: &str, head: &Header) -> Finding {
     Finding::ok(AREA, what)
 }
 
-/// Returns how many transactions of an account the node may keep, as far as it tells.
+/// Returns how many transactions of an account the node may keep, as far as it says.
 fn pool(settings: &Settings, label: &str, program: &str) -> Finding {
     let in_flight = settings.lane.in_flight;
     let what = format!("{label} runs {program}");

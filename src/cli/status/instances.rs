@@ -1,21 +1,20 @@
 //! `chainwriter status --instances`
 
 use std::fmt::Write;
-use std::process::ExitCode;
 
 use serde::Serialize;
 
-use crate::cli::say;
+use crate::cli::{exit, print};
 use crate::config::Settings;
-use crate::journal::{Attendance, LaneHolder};
-use crate::model::Address;
+use crate::journal::{Attendance, Instance, LaneHolder};
+use crate::model::{Address, Timestamp};
 
-/// Who is there and who owns what, as `--json` prints it.
+/// The instances and the accounts that each owns, as `--json` prints it.
 #[derive(Debug, Serialize)]
 struct Overview {
     /// The instances that have shown themselves within their lease time.
     instances: Vec<Present>,
-    /// Accounts without an owner that is there. What is open for them waits until somebody takes them over.
+    /// Accounts without an owner that is there. Their open requests wait until an instance takes them over.
     unowned: Vec<Account>,
 }
 
@@ -24,8 +23,8 @@ struct Present {
     worker: String,
     host: String,
     version: String,
-    /// RFC 3339, by its host's clock.
-    started_at: String,
+    /// By its host's clock.
+    started_at: Timestamp,
     /// How many accounts it can work: it has signers for them, and nothing that they need has been away for long.
     workable: usize,
     accounts: Vec<Account>,
@@ -37,38 +36,33 @@ struct Account {
     address: Address,
 }
 
-pub(super) async fn run(json: bool, settings: Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(json: bool, settings: Settings) -> anyhow::Result<u8> {
     let journal = settings.journal.address.open_existing().await?;
     let attendance = journal.attendance().await?;
     journal.close().await;
-    let overview = Overview::of(&attendance);
-    if json {
-        say(serde_json::to_string_pretty(&overview)?);
-    } else {
-        say(overview.explain().trim_end());
-    }
-    Ok(ExitCode::SUCCESS)
+    let overview = Overview::of(attendance);
+    print(json, &overview, || overview.explain())?;
+    Ok(exit::OK)
 }
 
 impl Overview {
-    fn of(attendance: &Attendance) -> Self {
+    fn of(Attendance { instances, lanes }: Attendance) -> Self {
         let account = |lane: &LaneHolder| Account { chain_id: lane.chain_id, address: lane.address };
-        let instances = attendance.instances.iter().map(|instance| Present {
+        let owned = |is_meant: &dyn Fn(Option<&str>) -> bool| {
+            let lanes = lanes.iter().filter(|lane| is_meant(lane.owner.as_deref()));
+            lanes.map(account).collect()
+        };
+        let is_there = |owner: &str| instances.iter().any(|instance| *instance.owner == *owner);
+        let unowned = owned(&|owner| !owner.is_some_and(is_there));
+        let present = |instance: &Instance| Present {
             worker: instance.worker.clone(),
             host: instance.host.clone(),
             version: instance.version.clone(),
-            started_at: instance.started_at.to_string(),
+            started_at: instance.started_at,
             workable: instance.accounts.len(),
-            accounts: attendance
-                .lanes
-                .iter()
-                .filter(|lane| lane.owner.as_ref() == Some(&instance.owner))
-                .map(account)
-                .collect(),
-        });
-        let is_there = |owner: &str| attendance.instances.iter().any(|instance| *instance.owner == *owner);
-        let unowned = attendance.lanes.iter().filter(|lane| !lane.owner.as_deref().is_some_and(is_there));
-        Self { instances: instances.collect(), unowned: unowned.map(account).collect() }
+            accounts: owned(&|owner| owner == Some(&*instance.owner)),
+        };
+        Self { instances: instances.iter().map(present).collect(), unowned }
     }
 
     fn explain(&self) -> String {
@@ -103,8 +97,7 @@ fn write_accounts(text: &mut String, accounts: &[Account]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::{AccountId, Instance, LeaseMark};
-    use crate::model::Timestamp;
+    use crate::journal::{AccountId, LeaseMark};
 
     #[test]
     fn accounts_stand_with_their_owners_and_those_of_nobody_by_themselves() {
@@ -124,13 +117,13 @@ mod tests {
             mark: LeaseMark { epoch: 1, until: Timestamp(1) },
         };
         let lanes = vec![lane(1, Some("acme/one/1")), lane(2, Some("acme/gone/7")), lane(3, None)];
-        let told = Overview::of(&Attendance { instances: vec![instance], lanes }).explain();
+        let told = Overview::of(Attendance { instances: vec![instance], lanes }).explain();
         let expected = "acme/one on a, version 1.0.0, since 1970-01-01T00:00:00.000Z: 1 of 3 accounts\n  \
                         0x0101010101010101010101010101010101010101 on chain 5\n\
                         nobody owns:\n  \
                         0x0202020202020202020202020202020202020202 on chain 5\n  \
                         0x0303030303030303030303030303030303030303 on chain 5\n";
         assert_eq!(told, expected);
-        assert_eq!(Overview::of(&Attendance::default()).explain(), "no instance works with this journal\n");
+        assert_eq!(Overview::of(Attendance::default()).explain(), "no instance works with this journal\n");
     }
 }

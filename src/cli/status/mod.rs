@@ -1,22 +1,21 @@
 //! `chainwriter status [ID]`: one request, or everything.
 
 use std::io::IsTerminal;
-use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::cli::{exit, say, say_error};
+use crate::cli::{exit, print, stop};
 use crate::config::Settings;
 
 mod instances;
 mod overview;
-#[cfg(test)]
-mod picture;
 mod request;
 mod sheet;
+#[cfg(test)]
+mod tests;
 mod watch;
 
-pub(super) use request::explain;
+pub(super) use request::{explain, report_unknown};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -33,7 +32,7 @@ pub(super) struct Arguments {
     watch: bool,
 }
 
-pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<u8> {
     let Arguments { id, instances, json, watch } = arguments;
     if let Some(id) = id {
         return request::run(&id, json, settings).await;
@@ -43,20 +42,14 @@ pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Res
     }
     if watch {
         if !std::io::stdout().is_terminal() {
-            say_error(&anyhow::anyhow!(
-                "--watch needs a terminal; without it `chainwriter status` shows the same once"
-            ));
-            return Ok(ExitCode::from(exit::USAGE));
+            let advice = "chainwriter: --watch needs a terminal; without it `chainwriter status` shows the same once";
+            return Err(stop(exit::USAGE, advice));
         }
         return watch::run(settings).await;
     }
-    let mut looker = overview::Observer::new(settings);
-    let overview = looker.look().await;
-    looker.close().await;
-    if json {
-        say(serde_json::to_string_pretty(&overview)?);
-    } else {
-        say(sheet::text(&overview).trim_end());
-    }
+    let mut observer = overview::Observer::new(settings);
+    let overview = observer.observe().await;
+    observer.close().await;
+    print(json, &overview, || sheet::text(&overview))?;
     Ok(overview.exit_code())
 }

@@ -1,7 +1,6 @@
 //! How everything stands, from three sides: the journal, the broker and the running worker. Each may be out of reach.
 
 use std::net::SocketAddr;
-use std::process::ExitCode;
 
 use anyhow::bail;
 use serde::Serialize;
@@ -13,7 +12,7 @@ use crate::daemon::status::{self, WorkerReport};
 use crate::journal::{JournalOverview, OperatorsJournal};
 use crate::model::Timestamp;
 
-/// What each of the three says, or why it says nothing.
+/// Answers of the three sides, or why there are none.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(serde::Deserialize))]
 pub(super) struct Overview {
@@ -34,10 +33,7 @@ pub(super) struct Overview {
 #[serde(untagged)]
 pub(super) enum Side<T> {
     Seen(T),
-    /// It could not be asked.
-    Unseen {
-        error: String,
-    },
+    Unseen { error: String },
 }
 
 impl<T> Side<T> {
@@ -48,21 +44,21 @@ impl<T> Side<T> {
         }
     }
 
-    fn of(looked: anyhow::Result<T>) -> Self {
-        looked.map_or_else(|error| Self::Unseen { error: text_of(&error) }, Self::Seen)
+    fn of(answer: anyhow::Result<T>) -> Self {
+        answer.map_or_else(|error| Self::Unseen { error: text_of(&error) }, Self::Seen)
     }
 }
 
 impl Overview {
     /// Returns whether all parts answered, which is no judgement of their states.
-    pub(super) fn exit_code(&self) -> ExitCode {
+    pub(super) fn exit_code(&self) -> u8 {
         let process_is_away = self.process.as_ref().is_some_and(|process| process.seen().is_none());
         if self.journal.seen().is_none() {
-            ExitCode::from(exit::JOURNAL)
+            exit::JOURNAL
         } else if self.queues.seen().is_none() || process_is_away {
-            ExitCode::from(exit::UNAVAILABLE)
+            exit::UNAVAILABLE
         } else {
-            ExitCode::SUCCESS
+            exit::OK
         }
     }
 }
@@ -79,7 +75,7 @@ impl Observer {
         Self { settings, journal: None, broker: None }
     }
 
-    pub(super) async fn look(&mut self) -> Overview {
+    pub(super) async fn observe(&mut self) -> Overview {
         let journal = Side::of(self.read_journal().await);
         let queues = Side::of(self.read_queues().await);
         let process = match self.settings.http_listen {

@@ -1,33 +1,32 @@
 //! `chainwriter status ID`: what happened to one request.
 
 use std::fmt::Write;
-use std::process::ExitCode;
 
 use anyhow::Context;
 
-use crate::cli::{exit, say};
+use crate::cli::{exit, print, say};
 use crate::config::Settings;
 use crate::journal::{History, TransactionHistory};
 use crate::model::IncidentKind;
 use crate::model::event::BatchPlace;
 use crate::model::{RequestId, RequestState, TransactionState};
 
-pub(super) async fn run(id: &str, json: bool, settings: Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(id: &str, json: bool, settings: Settings) -> anyhow::Result<u8> {
     let id = RequestId::new(id).context("this is no request id")?;
     let journal = settings.journal.address.open_existing().await?;
     let history = journal.history(&id).await?;
     journal.close().await;
     match history {
-        Some(history) if json => say(serde_json::to_string_pretty(&history)?),
-        Some(history) => say(explain(&history).trim_end()),
-        None => {
-            say(format_args!(
-                "{id}: not known. Either no worker with this journal has taken it from the queue yet, or it was settled longer than journal.retention ago."
-            ));
-            return Ok(ExitCode::from(exit::NOT_FOUND));
-        }
+        Some(history) => print(json, &history, || explain(&history)).map(|()| exit::OK),
+        None => Ok(report_unknown(&id)),
     }
-    Ok(ExitCode::SUCCESS)
+}
+
+pub(in crate::cli) fn report_unknown(id: &RequestId) -> u8 {
+    say(format_args!(
+        "{id}: not known. Either no worker with this journal has taken it from the queue yet, or it was settled longer than journal.retention ago."
+    ));
+    exit::NOT_FOUND
 }
 
 /// Returns what the journal knows, line by line.
@@ -77,19 +76,14 @@ fn meaning(history: &History) -> String {
 
 /// Explains the state `final`. The journal keeps it even where the chain has dropped the block; the transactions show that.
 fn meaning_of_final(history: &History) -> &'static str {
-    let of = |state: &str| history.transactions.iter().find(|transaction| transaction.state == state);
-    match of(TransactionState::Succeeded.as_str()) {
+    let succeeded = TransactionState::Succeeded.as_str();
+    let mut kinds = history.incidents.iter().map(|incident| IncidentKind::from_word(&incident.what));
+    match history.transactions.iter().find(|transaction| transaction.state == succeeded) {
         Some(written) if written.reorged_at.is_some() => {
             "was final, but the chain has dropped its block; the same transaction is sent again"
         }
         Some(_) => "final, written once",
-        None if history
-            .incidents
-            .iter()
-            .any(|incident| IncidentKind::from_word(&incident.what) == Some(IncidentKind::Recorded)) =>
-        {
-            "final, its record was in the chain already"
-        }
+        None if kinds.any(|kind| kind == Some(IncidentKind::Recorded)) => "final, its record was in the chain already",
         None => {
             "was final, but the chain has dropped its block, and its transaction can never land; send it under a new id"
         }
@@ -110,9 +104,7 @@ fn ending(transaction: &TransactionHistory) -> String {
     }
     match transaction.state.as_str() {
         "live" => format!("not final yet{place}"),
-        "succeeded" => format!("succeeded{place}"),
-        "reverted" => format!("reverted{place}"),
-        "cancelled" => format!("cancelled{place}"),
+        state @ ("succeeded" | "reverted" | "cancelled") => format!("{state}{place}"),
         "displaced" => "taken by a transaction that is not ours".to_owned(),
         other => other.to_owned(),
     }

@@ -1,26 +1,25 @@
 //! An overview as sections of lines: what `status` prints, and what `status --watch` draws.
 
 use std::fmt::Write;
-use std::time::Duration;
 
 use crate::broker::{QueueDepth, QueueRole};
+use crate::chain::EndpointState;
 use crate::cli::age_text;
 use crate::cli::status::overview::{Overview, Side};
-use crate::daemon::status::{EndpointReport, LaneReport, RecentLine, WorkerReport, wei};
+use crate::daemon::status::{LaneReport, RecentLine, WorkerReport, wei};
 use crate::journal::{AccountOverview, JournalOverview};
 use crate::model::{Timestamp, Wei};
 
-/// What is shown of incidents and of the log; the running worker and the journal keep more.
+/// Incidents and lines of the log that are shown; the journal and the running worker keep more.
 const INCIDENTS: usize = 5;
 const LOG_LINES: usize = 10;
 
-/// How a line is meant.
+/// The severity of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tone {
     Plain,
-    /// All is well.
     Good,
-    /// Worth a look.
+    /// Degraded.
     Warn,
     /// Someone must act.
     Bad,
@@ -140,19 +139,19 @@ fn requests(journal: &JournalOverview, at: Timestamp) -> Vec<(Tone, String)> {
 
 fn lanes(overview: &Overview, report: Option<&WorkerReport>) -> Vec<(Tone, String)> {
     let accounts = overview.journal.seen().map_or(&[][..], |journal| &journal.accounts);
-    let told = report.map_or(&[][..], |report| &report.lanes);
+    let reported = report.map_or(&[][..], |report| &report.lanes);
     let mut lines = Vec::new();
     for account in accounts {
-        lines.extend(lane(account, told.iter().find(|lane| lane.account == account.address), overview.at));
+        lines.extend(lane(account, reported.iter().find(|lane| lane.account == account.address), overview.at));
     }
-    // Before a first look at the journal.
-    for lane in told.iter().filter(|lane| accounts.iter().all(|account| account.address != lane.account)) {
+    // Before the journal was read.
+    for lane in reported.iter().filter(|lane| accounts.iter().all(|account| account.address != lane.account)) {
         lines.extend(as_reported(lane, overview.at));
     }
     lines
 }
 
-fn lane(account: &AccountOverview, told: Option<&LaneReport>, at: Timestamp) -> Vec<(Tone, String)> {
+fn lane(account: &AccountOverview, reported: Option<&LaneReport>, at: Timestamp) -> Vec<(Tone, String)> {
     let AccountOverview { address, owner, next_nonce, live, leased_until, .. } = account;
     let owner = match owner {
         Some(owner) if *leased_until > at => format!("owned by {}", without_run(owner)),
@@ -163,7 +162,7 @@ fn lane(account: &AccountOverview, told: Option<&LaneReport>, at: Timestamp) -> 
     };
     let nonce = next_nonce.map_or("no nonce yet".to_owned(), |nonce| format!("next nonce {nonce}"));
     let mut lines = vec![(Tone::Plain, format!("{address}  {owner}, {nonce}, {live} not final"))];
-    lines.extend(told.into_iter().flat_map(|lane| as_reported(lane, at)));
+    lines.extend(reported.into_iter().flat_map(|lane| as_reported(lane, at)));
     lines
 }
 
@@ -192,12 +191,13 @@ fn as_reported(lane: &LaneReport, at: Timestamp) -> Vec<(Tone, String)> {
     if let Some(throttled) = &lane.throttled {
         lines.push((Tone::Warn, format!("  throttled by {throttled}")));
     }
+    lines.extend(lane.held.iter().map(|held| (Tone::Warn, format!("  {} waits: {}", held.request, held.why))));
     lines
 }
 
-fn endpoints(endpoints: &[EndpointReport]) -> Vec<(Tone, String)> {
-    let line = |endpoint: &EndpointReport| {
-        let EndpointReport { endpoint, serves, blocks_behind, problem } = endpoint;
+fn endpoints(endpoints: &[EndpointState]) -> Vec<(Tone, String)> {
+    let line = |endpoint: &EndpointState| {
+        let EndpointState { label: endpoint, serves, blocks_behind, problem } = endpoint;
         let behind = if *blocks_behind > 0 { format!(", {blocks_behind} blocks behind") } else { String::new() };
         match (serves, problem) {
             (true, _) => (Tone::Good, format!("{endpoint}: serves{behind}")),
@@ -223,7 +223,7 @@ fn recent(lines: &[RecentLine]) -> Vec<(Tone, String)> {
     lines.iter().take(LOG_LINES).map(line).collect()
 }
 
-/// `organisation/instance` of `organisation/instance/run`.
+/// Returns `organisation/instance` of `organisation/instance/run`.
 fn without_run(owner: &str) -> &str {
     owner.rsplit_once('/').map_or(owner, |(instance, _)| instance)
 }
@@ -235,8 +235,7 @@ fn clock(at: Timestamp) -> String {
 }
 
 fn age(since: Timestamp, at: Timestamp) -> String {
-    let age = u64::try_from(at.0.saturating_sub(since.0)).unwrap_or(0);
-    age_text(Some(Duration::from_millis(age)))
+    age_text(Some(since.until(at)))
 }
 
 /// Returns a number with at most four decimals.

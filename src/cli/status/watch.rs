@@ -1,89 +1,66 @@
 //! `chainwriter status --watch`: the overview in the terminal, drawn anew every second.
 
-use std::process::ExitCode;
 use std::time::Duration;
 
+use crossterm::event::{Event, EventStream, KeyCode, KeyEventKind, KeyModifiers};
+use futures_util::StreamExt;
 use ratatui::Frame;
-use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::Line;
 use ratatui::widgets::{Block, Paragraph};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
 
 use crate::cli::status::overview::{Observer, Overview};
 use crate::cli::status::sheet::{Section, Tone, sheet};
 use crate::config::Settings;
 
-/// Between two overviews.
+/// Interval between two overviews.
 const REFRESH: Duration = Duration::from_secs(1);
-/// How soon a key is heeded, and the thread that reads keys ends with its user.
-const KEY_WAIT: Duration = Duration::from_millis(200);
-/// Keys that wait to be handled.
-const KEYS: usize = 16;
 /// Below this many columns sections stand under one another.
 const WIDE: u16 = 78;
 
 /// Draws until q, Esc or Ctrl-C. The terminal is given back as it was, after a panic too.
-pub(super) async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(settings: Settings) -> anyhow::Result<u8> {
     let mut terminal = ratatui::try_init()?;
-    let mut looker = Observer::new(settings);
+    let mut observer = Observer::new(settings);
     let shown = async {
-        let mut keys = keys();
+        let mut events = EventStream::new();
         let mut terminate = signal(SignalKind::terminate())?;
         let mut hang_up = signal(SignalKind::hangup())?;
         let mut scroll = 0_u16;
         let mut tick = tokio::time::interval(REFRESH);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut overview = looker.look().await;
+        let mut overview = observer.observe().await;
         loop {
             terminal.draw(|frame| draw(frame, &overview, scroll))?;
             tokio::select! {
-                _ = tick.tick() => overview = looker.look().await,
+                _ = tick.tick() => overview = observer.observe().await,
                 _ = terminate.recv() => return anyhow::Ok(()),
                 _ = hang_up.recv() => return anyhow::Ok(()),
-                key = keys.recv() => match key {
-                    Some(Key::Down) => scroll = scroll.saturating_add(1),
-                    Some(Key::Up) => scroll = scroll.saturating_sub(1),
-                    Some(Key::Redraw) => {}
-                    Some(Key::Quit) | None => return anyhow::Ok(()),
+                event = events.next() => match event {
+                    Some(Ok(event)) => match key_of(&event) {
+                        Some(Key::Down) => scroll = scroll.saturating_add(1),
+                        Some(Key::Up) => scroll = scroll.saturating_sub(1),
+                        Some(Key::Quit) => return anyhow::Ok(()),
+                        None => {}
+                    },
+                    // The terminal has gone.
+                    Some(Err(_)) | None => return anyhow::Ok(()),
                 }
             }
         }
     }
     .await;
     ratatui::restore();
-    looker.close().await;
-    shown.map(|()| ExitCode::SUCCESS)
+    observer.close().await;
+    shown.map(|()| crate::cli::exit::OK)
 }
 
 enum Key {
     Up,
     Down,
-    Redraw,
     Quit,
-}
-
-/// Reads keys on a thread of its own, since reading a terminal blocks. The thread ends without a receiver.
-fn keys() -> mpsc::Receiver<Key> {
-    let (sender, receiver) = mpsc::channel(KEYS);
-    std::thread::spawn(move || {
-        while !sender.is_closed() {
-            let read =
-                event::poll(KEY_WAIT).and_then(|is_there| if is_there { event::read().map(Some) } else { Ok(None) });
-            let key = match read {
-                Ok(Some(event)) => key_of(&event),
-                Ok(None) => None,
-                // The terminal has gone.
-                Err(_) => Some(Key::Quit),
-            };
-            if key.is_some_and(|key| sender.blocking_send(key).is_err()) {
-                return;
-            }
-        }
-    });
-    receiver
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "there are many keys, and few that mean something")]
@@ -97,7 +74,6 @@ fn key_of(event: &Event) -> Option<Key> {
             KeyCode::Up | KeyCode::Char('k') => Some(Key::Up),
             _ => None,
         },
-        Event::Resize(..) => Some(Key::Redraw),
         _ => None,
     }
 }

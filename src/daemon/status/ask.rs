@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use crate::daemon::status::WorkerReport;
 
-/// For the whole answer: the worker is on this host, mostly.
+/// Time for the whole answer: the worker is on this host, mostly.
 const ANSWER_LIMIT: Duration = Duration::from_secs(3);
 const ANSWER_BYTES: usize = 16 << 20;
 
@@ -26,7 +26,7 @@ pub struct NoAnswer {
     detail: String,
 }
 
-/// The report of the worker that listens there.
+/// Returns the report of the worker that listens there.
 ///
 /// # Errors
 /// [`NoAnswer`], also after three seconds.
@@ -61,7 +61,7 @@ async fn fetch(address: SocketAddr) -> Result<Bytes, Box<dyn std::error::Error +
     }
 }
 
-/// An address that means every interface is this host's own.
+/// Returns this host's own address for one that means every interface.
 fn reachable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

@@ -40,20 +40,15 @@ fn set_lane(gauges: &Gauges, lane: &LaneReport, at: Timestamp) {
     gauges.lane_in_flight.set(of, lane.in_flight as f64);
     gauges.lane_window.set(of, lane.window as f64);
     gauges.lane_nonces_mended.set(of, lane.nonces_mended as f64);
-    if let Some(nonce) = lane.next_nonce {
-        gauges.lane_next_nonce.set(of, nonce.0 as f64);
-    }
-    if let Some(head) = lane.head {
-        gauges.lane_head_block.set(of, head.0 as f64);
-    }
-    if let Some(head_at) = lane.head_at {
-        gauges.lane_head_age.set(of, at.0.saturating_sub(head_at.0) as f64 / 1000.0);
-    }
-    if let Some(fee) = lane.fee_wei.as_deref().and_then(wei) {
-        gauges.lane_fee.set(of, fee.0 as f64);
-    }
-    if let Some(balance) = lane.balance_wei.as_deref().and_then(wei) {
-        gauges.lane_balance.set(of, balance.0 as f64 / ETHER);
+    let amount = |text: &Option<String>| text.as_deref().and_then(wei).map(|wei| wei.0 as f64);
+    for (gauge, value) in [
+        (&gauges.lane_next_nonce, lane.next_nonce.map(|nonce| nonce.0 as f64)),
+        (&gauges.lane_head_block, lane.head.map(|head| head.0 as f64)),
+        (&gauges.lane_head_age, lane.head_at.map(|head_at| at.0.saturating_sub(head_at.0) as f64 / 1000.0)),
+        (&gauges.lane_fee, amount(&lane.fee_wei)),
+        (&gauges.lane_balance, amount(&lane.balance_wei).map(|balance| balance / ETHER)),
+    ] {
+        value.into_iter().for_each(|value| gauge.set(of, value));
     }
 }
 

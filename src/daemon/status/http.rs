@@ -13,11 +13,10 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
 use crate::daemon::status::Observer;
@@ -25,11 +24,11 @@ use crate::observe::metrics;
 
 /// Connections at once; more wait to be accepted.
 const CONNECTIONS: usize = 32;
-/// For the request to come.
+/// Time for the request to come.
 const READ_LIMIT: Duration = Duration::from_secs(5);
-/// For a whole connection, which serves one request.
+/// Time for a whole connection, which serves one request.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(15);
-/// A request's first line and headers.
+/// Bytes of a request's first line and headers.
 const REQUEST_BYTES: usize = 16 << 10;
 /// How often an address is tried that is taken, and the pause after a connection that cannot be accepted.
 const BIND_AGAIN: Duration = Duration::from_secs(10);
@@ -40,17 +39,8 @@ const JSON: &str = "application/json";
 const PATHS: &str = "/livez    200 while every stage moves\n/readyz   200 while it takes and writes messages\n/metrics  \
                      for Prometheus\n/status   how everything stands, as JSON\n";
 
-/// Serves until cancelled. An address that another process has is no reason to end: the messages come first.
-pub async fn serve(listen: SocketAddr, observer: Arc<Observer>, cancel: CancellationToken) -> Result<(), Infallible> {
-    tokio::select! {
-        biased;
-        () = cancel.cancelled() => {}
-        () = serve_for_ever(listen, observer) => {}
-    }
-    Ok(())
-}
-
-async fn serve_for_ever(listen: SocketAddr, observer: Arc<Observer>) {
+/// Serves until it is dropped. An address that another process has is no reason to end: the messages come first.
+pub async fn serve(listen: SocketAddr, observer: Arc<Observer>) {
     let listener = bind(listen).await;
     // Dropped with this future, and its tasks with it.
     let mut connections = JoinSet::new();
@@ -81,7 +71,7 @@ async fn bind(listen: SocketAddr) -> TcpListener {
             }
             Err(problem) if is_first => error!(
                 http.listen = %listen, %problem,
-                "no HTTP: the address cannot be had. Give each instance on this host its own http.listen (CHAINWRITER__HTTP__LISTEN), or none (\"\"); everything else works, and it is tried again every {} s",
+                "no HTTP: the address is not available. Give each instance on this host its own http.listen (CHAINWRITER__HTTP__LISTEN), or none (\"\"); everything else works, and it is tried again every {} s",
                 BIND_AGAIN.as_secs()
             ),
             Err(_) => {}
@@ -117,13 +107,11 @@ fn respond(method: &Method, path: &str, observer: &Observer) -> Response<Full<By
         "/" => response(StatusCode::OK, TEXT, PATHS),
         "/livez" => {
             let stuck = observer.report().stuck;
-            let document = json!({ "alive": stuck.is_empty(), "stuck": stuck });
-            response(status(stuck.is_empty()), JSON, format!("{document}\n"))
+            health(stuck.is_empty(), &json!({ "alive": stuck.is_empty(), "stuck": stuck }))
         }
         "/readyz" => {
             let reasons = observer.report().not_ready;
-            let document = json!({ "ready": reasons.is_empty(), "reasons": reasons });
-            response(status(reasons.is_empty()), JSON, format!("{document}\n"))
+            health(reasons.is_empty(), &json!({ "ready": reasons.is_empty(), "reasons": reasons }))
         }
         "/metrics" => response(StatusCode::OK, metrics::MEDIA_TYPE, observer.metrics_page()),
         "/status" => match serde_json::to_string(&observer.report()) {
@@ -134,8 +122,9 @@ fn respond(method: &Method, path: &str, observer: &Observer) -> Response<Full<By
     }
 }
 
-fn status(is_well: bool) -> StatusCode {
-    if is_well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+fn health(is_well: bool, document: &Value) -> Response<Full<Bytes>> {
+    let status = if is_well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    response(status, JSON, format!("{document}\n"))
 }
 
 fn response(status: StatusCode, media_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {

@@ -1,5 +1,5 @@
-//! What the daemon says of itself while it runs: a report of how everything stands, health, metrics, and HTTP to ask for
-//! them. It only reads: nothing that it does or fails to do changes what the stages do.
+//! The daemon's own status while it runs: a report of how everything stands, health, metrics, and HTTP to ask for
+//! them. All of it only reads: nothing that it does or fails to do changes what the stages do.
 
 mod ask;
 mod gauges;
@@ -13,5 +13,5 @@ pub use http::serve;
 pub use observer::{LaneView, Observer, Sources};
 pub use recent::{RecentLine, RecentLines};
 #[cfg(test)]
-pub use report::PauseReport;
-pub use report::{EndpointReport, LaneReport, WorkerReport, wei};
+pub use report::HeldReport;
+pub use report::{LaneReport, PauseReport, WorkerReport, wei};

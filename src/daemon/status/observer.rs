@@ -1,7 +1,7 @@
 //! The observer: puts the report together from what the parts show of themselves, and polls what has to be
 //! asked for: the journal's counts and the accounts' balances.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -11,7 +11,7 @@ use tracing::warn;
 
 use crate::broker::{BrokerState, Flow};
 use crate::chain::{Chain, NodeClient};
-use crate::daemon::status::report::{BrokerReport, EndpointReport, LaneReport, PauseReport, WorkerReport};
+use crate::daemon::status::report::{BrokerReport, HeldReport, LaneReport, PauseReport, WorkerReport};
 use crate::daemon::status::{RecentLines, gauges};
 use crate::journal::{JournalOverview, Upkeep};
 use crate::model::{Address, Timestamp, Wei};
@@ -31,7 +31,7 @@ pub struct LaneView {
     pub is_open: watch::Receiver<bool>,
 }
 
-/// What the parts show.
+/// The parts' own views of themselves.
 pub struct Sources {
     pub worker: String,
     pub queue: String,
@@ -55,10 +55,10 @@ pub struct Observer {
     sources: Sources,
     metrics: Metrics,
     started_at: Timestamp,
-    asked: Mutex<Asked>,
+    asked: watch::Sender<Asked>,
 }
 
-/// What was read last.
+/// The last answers of the journal and the node.
 #[derive(Default)]
 struct Asked {
     journal: Option<JournalOverview>,
@@ -68,42 +68,31 @@ struct Asked {
 
 impl Observer {
     pub fn new(sources: Sources, metrics: Metrics) -> Self {
-        Self { sources, metrics, started_at: Timestamp::now(), asked: Mutex::default() }
+        Self { sources, metrics, started_at: Timestamp::now(), asked: watch::Sender::default() }
     }
 
-    /// Polls until cancelled. What cannot be read now stays as it was read last: the parts that use it report its failures.
-    pub async fn run(&self, cancel: CancellationToken) {
+    /// Polls until it is dropped. What cannot be read now stays as it was read last: the parts that use it report its
+    /// failures.
+    pub async fn run(&self) {
         let mut tick = tokio::time::interval(JOURNAL_POLL);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut balances_at: Option<Instant> = None;
         loop {
-            tokio::select! {
-                biased;
-                () = cancel.cancelled() => return,
-                _ = tick.tick() => {}
-            }
-            let is_due = balances_at.is_none_or(|at| at.elapsed() >= BALANCE_POLL);
-            let polls = async {
-                self.read_journal().await;
-                if is_due {
-                    self.read_balances().await;
-                }
-            };
-            tokio::select! {
-                biased;
-                () = cancel.cancelled() => return,
-                () = polls => {}
-            }
-            if is_due && self.has_balances() {
-                balances_at = Some(Instant::now());
+            tick.tick().await;
+            self.read_journal().await;
+            if balances_at.is_none_or(|at| at.elapsed() >= BALANCE_POLL) {
+                self.read_balances().await;
+                balances_at = self.has_balances().then(Instant::now).or(balances_at);
             }
         }
     }
 
     async fn read_journal(&self) {
         match self.sources.journal.overview().await {
-            Ok(overview) => self.asked.lock().unwrap_or_else(PoisonError::into_inner).journal = Some(overview),
-            Err(error) => warn!(%error, "the journal's counts cannot be had; those in /status and /metrics are old"),
+            Ok(overview) => self.asked.send_modify(|asked| asked.journal = Some(overview)),
+            Err(error) => {
+                warn!(%error, "could not read counts from the journal; those in /status and /metrics are old")
+            }
         }
     }
 
@@ -112,18 +101,18 @@ impl Observer {
         for lane in &self.sources.lanes {
             balances.push(self.sources.node.balance(lane.account).await.ok());
         }
-        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        let old = std::mem::take(&mut asked.balances).into_iter().chain(std::iter::repeat(None));
-        asked.balances = balances.into_iter().zip(old).map(|(new, old)| new.or(old)).collect();
+        self.asked.send_modify(|asked| {
+            let old = std::mem::take(&mut asked.balances).into_iter().chain(std::iter::repeat(None));
+            asked.balances = balances.into_iter().zip(old).map(|(new, old)| new.or(old)).collect();
+        });
     }
 
     fn has_balances(&self) -> bool {
-        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        asked.balances.iter().all(Option::is_some)
+        self.asked.borrow().balances.iter().all(Option::is_some)
     }
 
     pub fn report(&self) -> WorkerReport {
-        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = self.asked.borrow();
         let sources = &self.sources;
         let balances = asked.balances.iter().copied().chain(std::iter::repeat(None));
         let lanes: Vec<_> = sources.lanes.iter().zip(balances).map(|(lane, balance)| lane.report(balance)).collect();
@@ -145,7 +134,7 @@ impl Observer {
                 deliveries_held: u64::try_from(sources.settle.held.get()).unwrap_or(0),
             },
             lanes,
-            endpoints: sources.node.endpoint_states().into_iter().map(EndpointReport::from).collect(),
+            endpoints: sources.node.endpoint_states(),
             journal: asked.journal.clone(),
             recent: sources.recent.lines(),
         }
@@ -198,14 +187,12 @@ impl LaneView {
             fee_wei: state.fee.map(|fee| fee.ceiling().0.to_string()),
             balance_wei: balance.map(|balance| balance.0.to_string()),
             nonces_mended: state.nonces_mended,
+            held: state
+                .held
+                .iter()
+                .map(|held| HeldReport { request: held.request.to_string(), why: held.why.clone() })
+                .collect(),
         }
-    }
-}
-
-impl From<crate::chain::EndpointState> for EndpointReport {
-    fn from(state: crate::chain::EndpointState) -> Self {
-        let crate::chain::EndpointState { label, serves, blocks_behind, problem } = state;
-        Self { endpoint: label, serves, blocks_behind, problem }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::chain::EndpointState;
 use crate::daemon::status::RecentLine;
 use crate::journal::JournalOverview;
 use crate::model::{Address, BlockNumber, Nonce, Timestamp, Wei};
@@ -15,7 +16,7 @@ pub struct WorkerReport {
     pub chain_id: u64,
     pub started_at: Timestamp,
     pub at: Timestamp,
-    /// What keeps it from being ready, in words; empty when it is.
+    /// Why it is not ready, in words; empty when it is.
     pub not_ready: Vec<String>,
     /// Stages that stand still, as the watchdog sees it.
     pub stuck: Vec<String>,
@@ -23,7 +24,7 @@ pub struct WorkerReport {
     /// One for each `[[signer]]`, in their order.
     pub lanes: Vec<LaneReport>,
     /// In the order of `chain.endpoints`.
-    pub endpoints: Vec<EndpointReport>,
+    pub endpoints: Vec<EndpointState>,
     /// The journal as it was read last, some seconds ago at most; none before the first time.
     pub journal: Option<JournalOverview>,
     /// The last warnings and errors of its log, newest first.
@@ -46,11 +47,11 @@ pub struct BrokerReport {
 pub struct LaneReport {
     pub account: Address,
     pub owner: bool,
-    /// It takes requests, or another instance's lane does.
+    /// Set while it takes requests, or another instance's lane does.
     pub open: bool,
     /// Why it takes on nothing new.
     pub paused: Option<PauseReport>,
-    /// Which of `[limits]` holds requests back, and until when.
+    /// The limit of `[limits]` that holds requests back, and until when.
     #[serde(default)]
     pub throttled: Option<String>,
     pub in_flight: u64,
@@ -60,11 +61,20 @@ pub struct LaneReport {
     pub head: Option<BlockNumber>,
     /// That block's own time.
     pub head_at: Option<Timestamp>,
-    /// What a transaction would offer now at most, for one unit of gas.
+    /// The most that a transaction would offer now for one unit of gas.
     pub fee_wei: Option<String>,
     pub balance_wei: Option<String>,
     /// Nonces in gaps that something was sent for since the start.
     pub nonces_mended: u64,
+    /// The first requests that wait while others pass them, or that others wait for.
+    #[serde(default)]
+    pub held: Vec<HeldReport>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldReport {
+    pub request: String,
+    pub why: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,16 +83,7 @@ pub struct PauseReport {
     pub detail: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EndpointReport {
-    pub endpoint: String,
-    pub serves: bool,
-    pub blocks_behind: u64,
-    /// Why it is not asked.
-    pub problem: Option<String>,
-}
-
-/// An amount of the report.
+/// Reads an amount of the report.
 pub fn wei(text: &str) -> Option<Wei> {
     text.parse().ok().map(Wei)
 }

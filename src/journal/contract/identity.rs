@@ -26,31 +26,31 @@ pub(crate) async fn starts_are_counted_and_known_by_their_tokens(journal: Arc<dy
     for (number, token, is_known) in
         [(1, "a", true), (2, "b", true), (1, "b", false), (3, "a", false), (u64::MAX, "a", false)]
     {
-        let standing = journal.standing(Some((number, StartToken(token.to_owned())))).await.unwrap();
+        let standing = journal.claim_standing(Some((number, StartToken(token.to_owned())))).await.unwrap();
         assert_eq!(standing.knows_start, is_known, "{number} {token}");
         assert_eq!((standing.journal, standing.has_requests), (first.journal.clone(), false));
     }
     journal.confirm_start(&second).await.unwrap();
-    let standing = journal.standing(Some((1, StartToken("a".to_owned())))).await.unwrap();
+    let standing = journal.claim_standing(Some((1, StartToken("a".to_owned())))).await.unwrap();
     assert!(standing.knows_start, "the marker may be an earlier one");
     let set = set(journal, &["a"]).await;
-    assert!(set.journal.standing(None).await.unwrap().has_requests);
+    assert!(set.journal.claim_standing(None).await.unwrap().has_requests);
 }
 
 pub(crate) async fn an_adoption_stands_until_a_start_is_confirmed(journal: Arc<dyn Journal>) {
-    assert_eq!(journal.standing(None).await.unwrap().adopted_by, None);
+    assert_eq!(journal.claim_standing(None).await.unwrap().adopted_by, None);
     journal.adopt("eve".to_owned()).await.unwrap();
     let start = journal.begin_start(new_start("a")).await.unwrap();
-    let standing = journal.standing(None).await.unwrap();
+    let standing = journal.claim_standing(None).await.unwrap();
     assert_eq!((standing.adopted_by.as_deref(), &standing.journal), (Some("eve"), &start.journal));
     journal.confirm_start(&start).await.unwrap();
-    assert_eq!(journal.standing(None).await.unwrap().adopted_by, None);
+    assert_eq!(journal.claim_standing(None).await.unwrap().adopted_by, None);
     let account = journal.account(1, Address([7; 20])).await.unwrap();
     let (from_block, to_block) = (BlockNumber(1), BlockNumber(2));
     let recovery = Recovery { begun_at: Timestamp(6), operator: "bob".to_owned(), from_block, to_block };
-    let accounts = vec![RecoveredAccount { account, next_nonce: Nonce(3), writes: Vec::new() }];
+    let accounts = vec![RecoveredAccount { account, first_nonce: Nonce(0), next_nonce: Nonce(3), writes: Vec::new() }];
     journal.begin_recovery(recovery, accounts).await.unwrap();
-    let standing = journal.standing(None).await.unwrap();
+    let standing = journal.claim_standing(None).await.unwrap();
     assert_eq!(standing.adopted_by.as_deref(), Some("bob"), "the lost journal's marker is still there");
 }
 

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::journal::contract::{TTL, arrival, attempt, dead, displaced, failed, first, id, instance, set, transaction};
-use crate::journal::{Acquired, Journal, JournalError, RecoveredAccount, Recovery, RequestSeq, Which};
+use crate::journal::{Acquired, ForeignUse, Journal, JournalError, RecoveredAccount, Recovery, RequestSeq, Which};
 use crate::model::{
     Address, BlockNumber, BodyHash, Generation, HeaderValue, Headers, Nonce, RecoveredWrite, RequestState,
-    SignedTransaction, Timestamp, TraceContext, TxHash,
+    SignedTransaction, Timestamp, TraceContext, TxHash, Wei,
 };
 use crate::policy::arrival::Verdict;
 use crate::policy::limits::Limits;
@@ -135,6 +135,8 @@ pub(crate) async fn a_new_journal_knows_what_the_chain_has_of_a_lost_one(journal
         tx_hash: TxHash([nonce; 32]),
         block_number: BlockNumber(5),
         data_hash: BodyHash::of(data),
+        to: Address([9; 20]),
+        value: Wei(0),
     };
     let recovery = Recovery {
         begun_at: Timestamp(5),
@@ -143,27 +145,107 @@ pub(crate) async fn a_new_journal_knows_what_the_chain_has_of_a_lost_one(journal
         to_block: BlockNumber(9),
     };
     let begin = async |writes: Vec<RecoveredWrite>| {
-        let accounts = vec![RecoveredAccount { account, next_nonce: Nonce(8), writes }];
+        let accounts = vec![RecoveredAccount { account, first_nonce: Nonce(1), next_nonce: Nonce(8), writes }];
         journal.begin_recovery(recovery.clone(), accounts).await
     };
-    assert_eq!(journal.recovery().await.unwrap(), None);
+    assert_eq!(journal.foreign_use().await.unwrap(), ForeignUse::default());
     begin(vec![written(1, b"stale")]).await.unwrap();
     // Begun again, it takes the earlier one's place.
     let of_batch = RecoveredWrite { place: 1, ..written(3, b"c") };
     begin(vec![written(2, b"a"), written(3, b"b"), of_batch.clone(), written(4, b"a")]).await.unwrap();
-    assert_eq!(journal.recovered_writes(vec![BodyHash::of(b"c")]).await.unwrap(), [Some(of_batch)]);
-    assert_eq!(journal.recovery().await.unwrap(), Some(recovery.clone()));
+    assert_eq!(journal.recovered_writes(vec![BodyHash::of(b"c")]).await.unwrap(), [of_batch]);
+    assert_eq!(journal.foreign_use().await.unwrap().recovery, Some(recovery.clone()));
     let of = |texts: &[&[u8]]| texts.iter().map(|text| BodyHash::of(text)).collect::<Vec<_>>();
     let found = journal.recovered_writes(of(&[b"b", b"none", b"a", b"stale", b"b"])).await.unwrap();
-    assert_eq!(found, [Some(written(3, b"b")), None, Some(written(2, b"a")), None, Some(written(3, b"b"))]);
+    assert_eq!(found, [written(2, b"a"), written(3, b"b"), written(4, b"a")]);
     let lease = journal.acquire_lease(account, "me".into(), TTL, None).await.unwrap().ours().unwrap();
     assert_eq!(journal.raise_next_nonce(&lease, Nonce(0)).await.unwrap(), Nonce(8));
     assert!(journal.end_recovery().await.unwrap());
     assert!(!journal.end_recovery().await.unwrap());
-    assert_eq!(journal.recovery().await.unwrap(), None);
-    assert_eq!(journal.recovered_writes(of(&[b"a"])).await.unwrap(), [None]);
-    journal.admit(vec![first(account, "a")]).await.unwrap();
-    assert!(is_refused(begin(Vec::new()).await), "it knows a request");
+    assert_eq!(journal.foreign_use().await.unwrap(), ForeignUse::default());
+    assert_eq!(journal.recovered_writes(of(&[b"a"])).await.unwrap(), []);
+}
+
+/// A restored copy: it knows requests and transactions, and the chain has more.
+pub(crate) async fn a_recovery_of_an_older_copy_reads_what_is_missing_and_keeps_what_is_known(
+    journal: Arc<dyn Journal>,
+) {
+    let set = set(journal, &["a", "b"]).await;
+    set.sign(0, 0).await.unwrap();
+    let journal = &set.journal;
+    let known = transaction(set.seq(0), 0).signed.raw.hash;
+    let write = |nonce: u64, tx_hash, data: &[u8]| RecoveredWrite {
+        nonce: Nonce(nonce),
+        place: 0,
+        tx_hash,
+        block_number: BlockNumber(5),
+        data_hash: BodyHash::of(data),
+        to: Address([9; 20]),
+        value: Wei(0),
+    };
+    let recovery = Recovery {
+        begun_at: Timestamp(5),
+        operator: "anna".into(),
+        from_block: BlockNumber(3),
+        to_block: BlockNumber(9),
+    };
+    let begin = async |first_nonce: u64| {
+        let writes = vec![write(0, known, b"a"), write(1, TxHash([1; 32]), b"b")];
+        let account = set.account;
+        let account = RecoveredAccount { account, first_nonce: Nonce(first_nonce), next_nonce: Nonce(2), writes };
+        journal.begin_recovery(recovery.clone(), vec![account]).await
+    };
+    assert!(is_refused(begin(2).await), "the blocks begin above what the journal knows");
+    journal.decide(&id("b")).await.unwrap();
+    begin(0).await.unwrap();
+    let found = journal.recovered_writes(vec![BodyHash::of(b"a"), BodyHash::of(b"b")]).await.unwrap();
+    assert_eq!(found, [write(1, TxHash([1; 32]), b"b")], "what the journal signed is its own");
+    assert_eq!(journal.standing(set.account).await.unwrap().next_nonce, Some(Nonce(2)));
+    assert_eq!(journal.live_transactions(set.account).await.unwrap().len(), 1);
+    let both = vec![id("a"), id("b")];
+    assert_eq!(journal.decided(both.clone()).await.unwrap(), [], "what was decided before the recovery counts no more");
+    journal.decide(&id("b")).await.unwrap();
+    assert_eq!(journal.decided(both.clone()).await.unwrap(), [id("b")]);
+    begin(0).await.unwrap();
+    assert_eq!(journal.decided(both).await.unwrap(), [], "nor in an earlier one");
+}
+
+pub(crate) async fn foreign_calls_are_remembered_until_an_operator_says_whose_they_are(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a"]).await;
+    let journal = &set.journal;
+    let write = |nonce: u64| RecoveredWrite {
+        nonce: Nonce(nonce),
+        place: 0,
+        tx_hash: TxHash([nonce as u8 + 1; 32]),
+        block_number: BlockNumber(5),
+        data_hash: BodyHash::of(b"a"),
+        to: Address([9; 20]),
+        value: Wei(7),
+    };
+    let writes = vec![write(0), write(4)];
+    for _ in 0..2 {
+        assert_eq!(journal.record_foreign(&set.lease, writes.clone(), Nonce(5)).await.unwrap(), Nonce(5));
+    }
+    assert_eq!(journal.recovered_writes(vec![BodyHash::of(b"a")]).await.unwrap(), writes);
+    for reason in ["first", "second"] {
+        journal.record_behind(&set.lease, reason.to_owned()).await.unwrap();
+    }
+    let expected = ForeignUse { recovery: None, has_writes: true, behind: Some("first".to_owned()) };
+    assert_eq!(journal.foreign_use().await.unwrap(), expected);
+    assert!(!journal.end_recovery().await.unwrap(), "none is on, so what was found stays");
+    assert_eq!(journal.foreign_use().await.unwrap(), expected);
+    let other = journal.account(31337, Address([8; 20])).await.unwrap();
+    assert_eq!(journal.other_nonces(other).await.unwrap(), [(Address([7; 20]), Nonce(5))]);
+    assert_eq!(journal.other_nonces(set.account).await.unwrap(), []);
+    assert_eq!(journal.accept_foreign(set.account, Nonce(4)).await.unwrap(), 1);
+    assert_eq!(journal.foreign_use().await.unwrap(), ForeignUse { behind: None, ..expected });
+    assert_eq!(journal.accept_foreign(set.account, Nonce(6)).await.unwrap(), 1);
+    assert_eq!(journal.foreign_use().await.unwrap(), ForeignUse::default());
+    let standing = journal.standing(set.account).await.unwrap();
+    assert_eq!((standing.next_nonce, standing.foreign_below), (Some(Nonce(6)), Nonce(6)));
+    let stale = crate::journal::Lease { epoch: set.lease.epoch - 1, ..set.lease.clone() };
+    assert!(journal.record_foreign(&stale, writes, Nonce(9)).await.is_err());
+    assert!(journal.record_behind(&stale, String::new()).await.is_err());
 }
 
 /// Only the chain knows an account's first nonce.
@@ -275,7 +357,7 @@ pub(crate) async fn every_change_of_a_state_is_dated(journal: Arc<dyn Journal>) 
     let mut last = Timestamp(0);
     let mut check = async |step: &str| {
         let history = set.journal.history(&id("a")).await.unwrap().unwrap();
-        let changed_at: Timestamp = history.changed_at.parse().unwrap();
+        let changed_at = history.changed_at;
         assert!(changed_at > last, "{step}");
         last = changed_at;
         tokio::time::sleep(Duration::from_millis(5)).await;

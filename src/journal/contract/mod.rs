@@ -6,9 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::journal::{
-    AccountId, Arrival, CancelWish, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, EndedAgain, Instance,
-    Journal, JournalError, Lease, NewTransaction, QueuedRequest, RefusedMessage, Reorged, RequestSeq, Requeue,
-    Settlement, Which, WishAnswer,
+    AccountId, Arrival, CancelAnswer, CancelCommand, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, EndedAgain,
+    Instance, Journal, JournalError, Lease, NewTransaction, QueuedRequest, RefusedMessage, Reorged, RequestSeq,
+    Requeue, Settlement, Which,
 };
 use crate::model::event::{FinalTransaction, Outcome, Subject};
 use crate::model::{
@@ -419,13 +419,13 @@ pub(crate) async fn a_wish_to_cancel_stands_until_the_request_has_ended(journal:
     let set = set(journal, &["queued", "signed", "late"]).await;
     set.sign(1, 0).await.unwrap();
     let wish = async |text: &str, reason: &str| {
-        let wish = CancelWish { by: "me".into(), reason: reason.into() };
-        set.journal.wish_cancellation(&id(text), wish).await.unwrap()
+        let wish = CancelCommand { by: "me".into(), reason: reason.into() };
+        set.journal.cancel(&id(text), wish).await.unwrap()
     };
-    assert_eq!(wish("nobody", "").await, WishAnswer::NotKnown);
-    assert_eq!(wish("queued", "a mistake").await, WishAnswer::Noted(RequestState::Accepted));
-    assert_eq!(wish("queued", "again").await, WishAnswer::Noted(RequestState::Accepted));
-    assert_eq!(wish("signed", "").await, WishAnswer::Noted(RequestState::Writing));
+    assert_eq!(wish("nobody", "").await, CancelAnswer::NotKnown);
+    assert_eq!(wish("queued", "a mistake").await, CancelAnswer::Noted(RequestState::Accepted));
+    assert_eq!(wish("queued", "again").await, CancelAnswer::Noted(RequestState::Accepted));
+    assert_eq!(wish("signed", "").await, CancelAnswer::Noted(RequestState::Writing));
     let open = async || {
         let open = set.journal.cancellations(set.account).await.unwrap();
         open.into_iter().map(|wish| (wish.request.id.as_str().to_owned(), wish.detail)).collect::<Vec<_>>()
@@ -446,13 +446,13 @@ pub(crate) async fn a_wish_to_cancel_stands_until_the_request_has_ended(journal:
         (RequestState::DeadPending, RequestState::Writing)
     );
     assert_eq!(open().await.len(), 1);
-    assert_eq!(wish("queued", "").await, WishAnswer::TooLate(RequestState::DeadPending));
+    assert_eq!(wish("queued", "").await, CancelAnswer::TooLate(RequestState::DeadPending));
     set.journal.settle(&set.lease, vec![succeeded(set.seq(1), 0, "signed")]).await.unwrap();
     assert!(open().await.is_empty());
-    assert_eq!(wish("signed", "").await, WishAnswer::TooLate(RequestState::Final));
+    assert_eq!(wish("signed", "").await, CancelAnswer::TooLate(RequestState::Final));
     // One that waits at the broker is listed when it has come back; one that died and is replayed is not.
     set.journal.settle(&set.lease, vec![failed(set.seq(2), 1)]).await.unwrap();
-    assert_eq!(wish("late", "").await, WishAnswer::Noted(RequestState::RetryPending));
+    assert_eq!(wish("late", "").await, CancelAnswer::Noted(RequestState::RetryPending));
     assert!(open().await.is_empty());
     let replay = arrival(set.account, "queued", Generation { replay: 1, retry: 0 }, "body");
     let copy = arrival(set.account, "late", Generation { replay: 0, retry: 1 }, "body");
@@ -609,6 +609,8 @@ macro_rules! journal_contract {
             a_lease_that_nobody_renews_is_taken_whatever_the_clocks_say,
             instances_see_one_another_for_as_long_as_they_show_themselves,
             a_new_journal_knows_what_the_chain_has_of_a_lost_one,
+            a_recovery_of_an_older_copy_reads_what_is_missing_and_keeps_what_is_known,
+            foreign_calls_are_remembered_until_an_operator_says_whose_they_are,
             no_nonce_is_taken_before_the_first_is_known,
             further_attempts_are_stored_at_live_nonces_alone,
             a_lane_writes_for_its_own_requests_alone,

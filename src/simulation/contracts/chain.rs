@@ -6,9 +6,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use secrecy::SecretString;
 
-use crate::chain::{BlockTag, Call, Chain, ChainError, ClientSettings, Header, NodeClient};
+use crate::chain::{BlockTag, Call, Chain, ChainError, ClientSettings, Confirmation, Header, NodeClient, Receipt};
 use crate::model::{Address, BlockNumber, Fee, Gas, Nonce, RawTransaction, TxHash, UnsignedTransaction, Wei};
 use crate::policy::classify::{ErrorTable, SendMeaning, SimulationMeaning};
+use crate::policy::finality::FinalityRule;
 use crate::signer::{LocalSigner, Signer};
 use crate::simulation::ledger::CHAIN_ID;
 use crate::simulation::nodes::SimNodes;
@@ -100,6 +101,7 @@ async fn real() -> Real {
         timeout: Duration::from_secs(30),
         batch_size: 10,
         max_lag: 10,
+        confirmation: Confirmation { endpoints: Vec::new(), finality: FinalityRule::Depth(0) },
         errors: std::sync::Arc::default(),
         tracer: crate::observe::traces::Tracer::default(),
     });
@@ -160,16 +162,20 @@ async fn head(stage: &impl Stage) -> Header {
     stage.chain().header(BlockTag::Latest).await.unwrap().unwrap()
 }
 
+async fn read(stage: &impl Stage, hashes: &[TxHash]) -> Vec<Option<Receipt>> {
+    stage.chain().receipts(hashes).await.into_iter().collect::<Result<_, _>>().unwrap()
+}
+
 async fn a_transaction_is_found_by_its_hash_wherever_it_is(stage: &mut impl Stage) {
     let first = signed(stage, 0, PRICE).await;
-    assert_eq!(stage.chain().receipts(&[first.hash]).await.unwrap(), [None]);
+    assert_eq!(read(stage, &[first.hash]).await, [None]);
     assert_eq!(send(stage, &first).await, SendMeaning::AlreadyKnown);
     assert_eq!(send(stage, &first).await, SendMeaning::AlreadyKnown, "the pool has it");
-    assert_eq!(stage.chain().receipts(&[first.hash]).await.unwrap(), [None], "no block has it");
+    assert_eq!(read(stage, &[first.hash]).await, [None], "no block has it");
     stage.mine().await;
     let block = head(stage).await;
     assert_eq!(block.transactions, Some(vec![first.hash]));
-    let receipts = stage.chain().receipts(&[first.hash, TxHash([9; 32])]).await.unwrap();
+    let receipts = read(stage, &[first.hash, TxHash([9; 32])]).await;
     let receipt = receipts[0].clone().unwrap();
     assert!(receipt.succeeded && receipts[1].is_none());
     assert_eq!((receipt.transaction.block_number, receipt.transaction.block_hash), (block.number, block.hash));
@@ -212,7 +218,7 @@ async fn a_reorganisation_takes_blocks_and_receipts_away(stage: &mut impl Stage)
     stage.reorganise(1).await;
     let stands = stage.chain().header(BlockTag::Number(gone.number)).await.unwrap().unwrap();
     assert_ne!(stands.hash, gone.hash);
-    assert_eq!(stage.chain().receipts(&[first.hash]).await.unwrap(), [None]);
+    assert_eq!(read(stage, &[first.hash]).await, [None]);
     assert_eq!(stage.chain().receipts_in(gone.hash, &[first.hash]).await.unwrap(), []);
     let count = stage.chain().transaction_count(stage.signer().address(), BlockTag::Latest).await.unwrap();
     assert_eq!(count, Nonce(0));
@@ -225,7 +231,7 @@ async fn a_nonce_in_the_pool_goes_to_who_pays_an_eighth_more(stage: &mut impl St
     let more = signed(stage, 0, PRICE * 9 / 8 + 1).await;
     assert_eq!(send(stage, &more).await, SendMeaning::AlreadyKnown);
     stage.mine().await;
-    assert!(stage.chain().receipts(&[more.hash]).await.unwrap()[0].is_some());
+    assert!(read(stage, &[more.hash]).await[0].is_some());
 }
 
 async fn used_nonces_and_empty_accounts_are_told_as_such(stage: &mut impl Stage) {
@@ -240,7 +246,7 @@ async fn used_nonces_and_empty_accounts_are_told_as_such(stage: &mut impl Stage)
 
 async fn an_estimate_tells_what_runs_from_what_reverts(stage: &mut impl Stage) {
     let call = |runs| Call { from: stage.signer().address(), to: CONTRACT, value: Wei(0), data: stage.calldata(runs) };
-    let estimates = stage.chain().estimate(&[call(true).into(), call(false).into()]).await.unwrap();
+    let estimates = stage.chain().estimate(&[call(true).into(), call(false).into()]).await;
     assert!(estimates[0].as_ref().unwrap().0 > 21_000);
     let Err(ChainError::Node { message, .. }) = &estimates[1] else { panic!("{:?}", estimates[1]) };
     assert_eq!(ErrorTable::default().meaning_of_simulation(message), SimulationMeaning::Failed, "{message}");

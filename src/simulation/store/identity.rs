@@ -23,7 +23,7 @@ impl Store {
         Start { journal, number: identity.starts.len() as u64, token: new.token }
     }
 
-    pub(crate) fn standing(&self, found: Option<&(u64, StartToken)>) -> Standing {
+    pub(crate) fn claim_standing(&self, found: Option<&(u64, StartToken)>) -> Standing {
         let Identity { id, starts, adopted_by, .. } = &self.identity;
         let counted = |number: u64| starts.get(usize::try_from(number.checked_sub(1)?).ok()?);
         Standing {

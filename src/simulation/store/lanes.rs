@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::journal::{
-    AccountId, Acquired, Arrival, Attendance, Instance, JournalError, LaneHolder, Lease, LeaseMark, NewTransaction,
-    RecoveredAccount, Recovery, ReplyAddress, RequestSeq,
+    AccountId, AccountStanding, Acquired, Arrival, Attendance, ForeignUse, Instance, JournalError, LaneHolder, Lease,
+    LeaseMark, NewTransaction, RecoveredAccount, Recovery, ReplyAddress, RequestSeq,
 };
 use crate::model::request::Observation;
 use crate::model::{
@@ -32,7 +32,15 @@ impl Store {
             return Err(refused("add an account", "no chain has the id 0"));
         }
         let account = AccountId(self.accounts.last_key_value().map_or(0, |(last, _)| last.0) + 1);
-        let row = AccountRow { chain_id, address, next_nonce: None, owner: None, leased_until: Timestamp(0), epoch: 0 };
+        let row = AccountRow {
+            chain_id,
+            address,
+            next_nonce: None,
+            foreign_below: Nonce(0),
+            owner: None,
+            leased_until: Timestamp(0),
+            epoch: 0,
+        };
         self.accounts.insert(account, row);
         Ok(account)
     }
@@ -93,30 +101,106 @@ impl Store {
     }
 
     pub(crate) fn begin_recovery(&mut self, recovery: Recovery, accounts: Vec<RecoveredAccount>) -> Result<()> {
-        if !self.requests.is_empty() {
-            return Err(refused("begin a recovery", "it knows requests"));
-        }
         for account in &accounts {
-            let row = self.accounts.get_mut(&account.account);
+            let row = self.accounts.get(&account.account);
             let row = row.ok_or_else(|| refused("begin a recovery", "no such account"))?;
-            row.next_nonce = row.next_nonce.max(Some(account.next_nonce));
+            if row.next_nonce.is_some_and(|next| account.first_nonce > next) {
+                return Err(refused("begin a recovery", "the block is too late"));
+            }
         }
         self.adopt(recovery.begun_at, recovery.operator.clone());
-        self.recovery = Some((recovery, accounts));
+        for RecoveredAccount { account, next_nonce, writes, .. } in accounts {
+            let row = self.accounts.get_mut(&account).ok_or_else(|| refused("begin a recovery", "no such account"))?;
+            row.next_nonce = row.next_nonce.max(Some(next_nonce));
+            self.foreign.retain(|(of, ..), write| *of != account || write.block_number < recovery.from_block);
+            self.remember(account, writes);
+        }
+        self.decisions.clear();
+        self.behind = None;
+        self.recovery = Some(recovery);
         Ok(())
     }
 
+    /// Remembers what the journal has not signed itself.
+    fn remember(&mut self, account: AccountId, writes: Vec<RecoveredWrite>) {
+        for write in writes {
+            let known = self.transactions.get(&(account, write.nonce));
+            let is_ours =
+                known.is_some_and(|row| row.signed.iter().any(|stored| stored.attempt.raw.hash == write.tx_hash));
+            if !is_ours {
+                self.foreign.entry((account, write.nonce, write.place)).or_insert(write);
+            }
+        }
+    }
+
     pub(crate) fn end_recovery(&mut self) -> bool {
-        self.recovery.take().is_some()
+        self.decisions.clear();
+        let was_on = self.recovery.take().is_some();
+        if was_on {
+            self.foreign.clear();
+        }
+        was_on
     }
 
-    pub(crate) fn recovery(&self) -> Option<Recovery> {
-        self.recovery.as_ref().map(|(recovery, _)| recovery.clone())
+    pub(crate) fn decide(&mut self, request: &RequestId) {
+        if self.recovery.is_some() {
+            self.decisions.insert(request.clone());
+        }
     }
 
-    pub(crate) fn recovered_writes(&self, data: &[BodyHash]) -> Vec<Option<RecoveredWrite>> {
-        let writes = || self.recovery.iter().flat_map(|(_, accounts)| accounts).flat_map(|account| &account.writes);
-        data.iter().map(|hash| writes().find(|write| write.data_hash == *hash).cloned()).collect()
+    pub(crate) fn accept_foreign(&mut self, account: AccountId, below: Nonce) -> Result<usize> {
+        let row =
+            self.accounts.get_mut(&account).ok_or_else(|| refused("accept foreign transactions", "no account"))?;
+        row.next_nonce = row.next_nonce.max(Some(below));
+        row.foreign_below = row.foreign_below.max(below);
+        self.behind = None;
+        let before = self.foreign.len();
+        self.foreign.retain(|(of, nonce, _), _| *of != account || *nonce >= below);
+        Ok(before - self.foreign.len())
+    }
+
+    pub(crate) fn foreign_use(&self) -> ForeignUse {
+        ForeignUse {
+            recovery: self.recovery.clone(),
+            has_writes: !self.foreign.is_empty(),
+            behind: self.behind.clone(),
+        }
+    }
+
+    pub(crate) fn recovered_writes(&self, data: &[BodyHash]) -> Vec<RecoveredWrite> {
+        self.foreign.values().filter(|write| data.contains(&write.data_hash)).cloned().collect()
+    }
+
+    pub(crate) fn decided(&self, requests: &[RequestId]) -> Vec<RequestId> {
+        requests.iter().filter(|request| self.decisions.contains(request)).cloned().collect()
+    }
+
+    pub(crate) fn record_foreign(
+        &mut self,
+        lease: &Lease,
+        writes: Vec<RecoveredWrite>,
+        at_least: Nonce,
+    ) -> Result<Nonce> {
+        let next = self.raise_next_nonce(lease, at_least)?;
+        self.remember(lease.account, writes);
+        Ok(next)
+    }
+
+    pub(crate) fn record_behind(&mut self, lease: &Lease, detail: String) -> Result<()> {
+        self.held(lease)?;
+        self.behind.get_or_insert(detail);
+        Ok(())
+    }
+
+    pub(crate) fn standing(&self, account: AccountId) -> Result<AccountStanding> {
+        let row = self.accounts.get(&account).ok_or_else(|| refused("read an account", "no such account"))?;
+        Ok(AccountStanding { next_nonce: row.next_nonce, foreign_below: row.foreign_below })
+    }
+
+    pub(crate) fn other_nonces(&self, account: AccountId) -> Vec<(Address, Nonce)> {
+        let chain = self.accounts.get(&account).map(|row| row.chain_id);
+        let others = self.accounts.iter().filter(|(id, row)| **id != account && Some(row.chain_id) == chain);
+        others.filter_map(|(_, row)| Some((row.address, row.next_nonce?))).collect()
     }
 
     /// After something was written under this lease.

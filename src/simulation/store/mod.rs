@@ -7,12 +7,12 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::journal::{
-    AccountId, Instance, JournalError, Lease, OutboxRow, Passage, RecoveredAccount, Recovery, ReplyAddress, RequestSeq,
+    AccountId, Instance, JournalError, Lease, OutboxRow, Passage, Recovery, ReplyAddress, RequestSeq,
 };
 use crate::model::event::FinalTransaction;
 use crate::model::{
     Address, BodyHash, Cause, EventKind, Gas, Generation, Members, Message, Nonce, OrderKey, Purpose, RawTransaction,
-    RequestId, RequestState, SignedTransaction, Timestamp, TraceContext, TransactionState, Wei, Write,
+    RecoveredWrite, RequestId, RequestState, SignedTransaction, Timestamp, TraceContext, TransactionState, Wei, Write,
 };
 use crate::simulation::store::identity::Identity;
 
@@ -31,7 +31,13 @@ pub(super) type SumsByChain = BTreeMap<(u64, i64), u128>;
 pub(crate) struct Store {
     accounts: BTreeMap<AccountId, AccountRow>,
     instances: BTreeMap<Arc<str>, InstanceRow>,
-    recovery: Option<(Recovery, Vec<RecoveredAccount>)>,
+    recovery: Option<Recovery>,
+    /// Calls of foreign transactions, by account, nonce and place.
+    foreign: BTreeMap<(AccountId, Nonce, u32), RecoveredWrite>,
+    /// What an operator has decided to send back since the recovery began.
+    decisions: BTreeSet<RequestId>,
+    /// Why the journal is behind the chain.
+    behind: Option<String>,
     requests: BTreeMap<RequestSeq, RequestRow>,
     seqs: BTreeMap<RequestId, RequestSeq>,
     transactions: BTreeMap<(AccountId, Nonce), TransactionRow>,
@@ -61,6 +67,7 @@ pub(crate) struct AccountRow {
     pub(crate) address: Address,
     /// Unknown until the lane has asked the chain for the first time.
     pub(crate) next_nonce: Option<Nonce>,
+    pub(crate) foreign_below: Nonce,
     pub(crate) owner: Option<Arc<str>>,
     pub(crate) leased_until: Timestamp,
     pub(crate) epoch: i64,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::broker::{PublishError, RawLetter, WorkQueue};
 use crate::journal::{Deed, History, JournalError, LetterDeed, OperatorsJournal};
 use crate::model::message::ReplayNote;
-use crate::model::{Generation, Message, Timestamp, TransactionState};
+use crate::model::{Generation, Message, RequestId, Timestamp, TransactionState};
 use crate::policy::letters::Letter;
 use crate::policy::letters::replay::{Answer, Standing, assess};
 
@@ -68,12 +68,21 @@ impl ReplayGuard {
         Ok((assess(letter, &standing), next))
     }
 
+    /// Records, while a recovery is on, that the operator wants this request written. Before the copy is published: the lane
+    /// that gets it lets through what is decided, and nothing else.
+    pub async fn decide(&self, request: Option<&RequestId>) -> Result<(), JournalError> {
+        match request {
+            Some(request) => self.journal.decide(request).await,
+            None => Ok(()),
+        }
+    }
+
     /// Returns what a copy says of its replay: who, when and why.
     pub fn replay_note<'a>(&'a self, replay: u32, reason: &'a str) -> ReplayNote<'a> {
         ReplayNote { replay, by: &self.operator, at: Timestamp::now(), reason }
     }
 
-    /// Publishes the copy, then records it in the journal; the caller removes the letter last. Crash before the confirm:
+    /// Publishes the copy, then records it in the journal (what it needs while a recovery is on, before that); the caller removes the letter last. Crash before the confirm:
     /// nothing has happened, or there is a copy that intake recognises as the same replay if it comes again. Crash after it:
     /// the letter is a leftover, and the journal knows of the replay, from this record or from the copy's arrival.
     ///
@@ -88,6 +97,7 @@ impl ReplayGuard {
         reason: &str,
     ) -> Result<CopyAnswer, SendBackError> {
         let copy = raw.message().replayed(&self.replay_note(next, reason));
+        self.decide(letter.id.as_ref()).await?;
         let answer = publish(work, copy).await.map_err(SendBackError::Publish)?;
         if answer != CopyAnswer::Confirmed {
             return Ok(answer);

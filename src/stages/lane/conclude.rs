@@ -5,25 +5,29 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use tracing::warn;
 
+use crate::chain::follow::nonce_taker::Taker;
 use crate::chain::follow::receipt_reader::BlockRead;
 use crate::chain::{BlockTag, Call, ChainError, Inclusion, Receipt};
 use crate::journal::{ClosedTransaction, Lease, QueuedRequest};
 use crate::model::event::FinalTransaction;
-use crate::model::{BlockNumber, Cause, Members, Nonce, PauseReason, Purpose, Reason, TransactionState, TxHash};
+use crate::model::{BlockNumber, Cause, Members, Nonce, PauseReason, Purpose, Reason, TransactionState};
 use crate::policy::{records, revert};
 use crate::stages::lane::in_flight::{InFlight, PoolStatus};
-use crate::stages::lane::term::Term;
+use crate::stages::lane::lapses::Part;
+use crate::stages::lane::term::{StepError, Term};
 use crate::stages::settle::inbox::{LaneVerdict, Ruling};
 
 impl Term<'_> {
     /// Rules on a final block. What the tracker has found gone since it was asked for counts as included no more, and is
     /// passed over.
     pub(super) async fn handle_receipts(&mut self, BlockRead { block, asked, receipts }: BlockRead) {
+        // The next poll asks again.
         let receipts = match receipts {
-            Ok(receipts) => receipts,
-            // The next poll asks again.
-            Err(error) => return self.gate.pause(error.pause_reason(), error.to_string()),
+            Err(error @ ChainError::Unconfirmed { .. }) => return self.lapses.begin(Part::Confirmation, &error),
+            receipts => self.lapses.record(Part::Receipts, receipts),
         };
+        let Some(receipts) = receipts else { return };
+        self.lapses.end(Part::Confirmation);
         let mut missing: BTreeSet<_> = asked.into_iter().collect();
         let mut rulings = Vec::with_capacity(receipts.len());
         for mut receipt in receipts {
@@ -41,8 +45,9 @@ impl Term<'_> {
     }
 
     /// Gives up nonces that a foreign transaction has for good.
-    pub(super) async fn close_displaced(&mut self, height: BlockNumber, count: Nonce) -> Result<(), ChainError> {
-        let displaced = self.displaced(height, count).await?;
+    pub(super) async fn close_displaced(&mut self, height: BlockNumber, count: Nonce) -> Result<(), StepError> {
+        let takers = self.displaced(height, count).await?;
+        let displaced = self.remember_takers(takers).await?;
         let close =
             |(nonce, taken_by)| self.close(nonce, TransactionState::Displaced, None, LaneVerdict::Displaced(taken_by));
         let rulings = displaced.into_iter().filter_map(close).collect();
@@ -83,7 +88,8 @@ impl Term<'_> {
                 let refusal =
                     if let PoolStatus::Refused { answer, .. } = &transaction.pool { answer.as_str() } else { "" };
                 let detail = format!("every node refused the transaction, its nonce was cancelled: {refusal}");
-                (LaneVerdict::Failed(Cause::new(Reason::RefusedByNode, detail)), TransactionState::Cancelled)
+                let reason = if transaction.is_unpaid { Reason::InsufficientFunds } else { Reason::RefusedByNode };
+                (LaneVerdict::Failed(Cause::new(reason, detail)), TransactionState::Cancelled)
             }
         })
     }
@@ -136,7 +142,7 @@ impl Term<'_> {
     /// Finds nonces that foreign transactions have. Invariant 3: a nonce counts as taken only when that very transaction has
     /// been seen in a final block. That the account's count is past the nonce and that no receipt of ours is there proves
     /// nothing: the count may come from a node that is ahead of the one without the receipt.
-    async fn displaced(&mut self, height: BlockNumber, count: Nonce) -> Result<Vec<(Nonce, TxHash)>, ChainError> {
+    async fn displaced(&mut self, height: BlockNumber, count: Nonce) -> Result<Vec<(Nonce, Taker)>, ChainError> {
         if !self.flight.not_included().any(|transaction| transaction.nonce < count) {
             return Ok(Vec::new());
         }
@@ -144,7 +150,7 @@ impl Term<'_> {
         let final_count = chain.transaction_count(account, BlockTag::Number(height)).await?;
         let mut suspects = self.flight.hashes_not_included(final_count);
         let hashes: Vec<_> = suspects.iter().flat_map(|(_, hashes)| hashes).copied().collect();
-        let receipts = chain.receipts(&hashes).await?;
+        let receipts: Vec<_> = chain.receipts(&hashes).await.into_iter().collect::<Result<_, _>>()?;
         let landed: Vec<Inclusion> = receipts.into_iter().flatten().map(|receipt| receipt.inclusion()).collect();
         suspects.retain(|(_, hashes)| !landed.iter().any(|inclusion| hashes.contains(&inclusion.tx_hash)));
         self.flight.include(landed);
@@ -152,16 +158,16 @@ impl Term<'_> {
         let mut poll = self.nonce_takers.poll();
         for (nonce, ours) in suspects {
             let mut taker = poll.taker(chain, account, nonce, height).await?;
-            if let Some(found) = taker
-                && !self.view.is_canonical(found.block_number, found.block_hash).await?
+            if let Some(Taker { inclusion, .. }) = &taker
+                && !self.view.is_canonical(inclusion.block_number, inclusion.block_hash).await?
             {
                 taker = None;
             }
             match taker {
-                Some(taker) if !ours.contains(&taker.tx_hash) => displaced.push((nonce, taker.tx_hash)),
-                Some(_) | None => {
+                Some(taker) if !ours.contains(&taker.inclusion.tx_hash) => displaced.push((nonce, taker)),
+                taker => {
                     if poll.is_first_failure(nonce) {
-                        let landed = taker.map(|taker| taker.tx_hash.to_string());
+                        let landed = taker.map(|taker| taker.inclusion.tx_hash.to_string());
                         warn!(tx.nonce = %nonce, tx.hash = landed, block.number = %height, "the account is past this nonce, but the node shows neither a receipt of ours nor another transaction with it; nothing is decided until it does");
                     }
                     // What is above it is searched for when this is found: nonces end in their order.

@@ -7,8 +7,8 @@ use tracing::{debug, info, warn};
 use crate::journal::NewTransaction;
 use crate::journal::{Cancellation, JournalError};
 use crate::model::{
-    BodyHash, Cause, Fee, Nonce, PauseReason, Purpose, RawTransaction, Reason, RequestState, SignedTransaction,
-    Timestamp, UnsignedTransaction,
+    Cause, Fee, Nonce, PauseReason, Purpose, RawTransaction, Reason, RequestState, SignedTransaction, Timestamp,
+    UnsignedTransaction,
 };
 use crate::observe::metrics::Signed;
 use crate::observe::traces::Traced;
@@ -16,6 +16,7 @@ use crate::policy::gas;
 use crate::policy::limits::{Granted, Share, Usage};
 use crate::stages::lane::conclude;
 use crate::stages::lane::in_flight::InFlight;
+use crate::stages::lane::lapses::Part;
 use crate::stages::lane::payload::{Fetched, Payload};
 use crate::stages::lane::settings::OutagePolicy;
 use crate::stages::lane::term::Term;
@@ -43,7 +44,9 @@ impl Term<'_> {
     }
 
     pub(super) fn may_sign(&self) -> bool {
-        self.context.signals.serves() && self.gate.may_sign(self.view.head().is_some()).is_ok()
+        self.context.signals.serves()
+            && self.foreign.allows_signing()
+            && self.gate.may_sign(self.view.head().is_some()).is_ok()
     }
 
     /// Returns whether requests without a transaction fail because something is away: only where the operator asks for that.
@@ -71,9 +74,18 @@ impl Term<'_> {
         if self.queue.gathers_until(&self.context.settings.batching).is_some() {
             return Ok(());
         }
-        match self.simulate_fetched().await {
-            Ok(()) => self.sign_ready(usage.as_ref()).await?,
-            Err((reason, detail)) => self.gate.pause(reason, detail),
+        let outage = self.simulate_fetched().await;
+        match &outage {
+            None => _ = self.lapses.end(Part::Estimates),
+            Some((reason, detail)) if reason.is_outage() => {
+                self.lapses.begin_for(Part::Estimates, *reason, detail.clone());
+            }
+            Some(_) => {}
+        }
+        // What was answered goes on.
+        self.sign_ready(usage.as_ref(), outage.is_some()).await?;
+        if let Some((reason, detail)) = outage {
+            self.gate.pause(reason, detail);
         }
         if self.fails_for_outage() {
             self.fail_waiting().await;
@@ -118,7 +130,7 @@ impl Term<'_> {
             }
         }
         self.rule(rulings).await;
-        self.set_written_aside().await
+        self.compare_with_foreign().await
     }
 
     /// Invariants 1 and 4: nonces are taken in the commit that stores the signed bytes, and only then does the broadcaster
@@ -126,11 +138,14 @@ impl Term<'_> {
     ///
     /// The commit stores what the limits grant, which is all unless another lane was faster. The rest stays ready: its bytes
     /// are dropped here, so no node ever gets them, and their nonces were not taken.
-    async fn sign_ready(&mut self, usage: Option<&Usage>) -> Result<(), JournalError> {
-        let Some(first) = self.next_nonce else { return Ok(()) };
+    ///
+    /// With an outage, what is signed here does not show that a pause is over.
+    async fn sign_ready(&mut self, usage: Option<&Usage>, has_outage: bool) -> Result<(), JournalError> {
+        let Some(first) = self.next_nonce.filter(|_| !self.queue.ready().is_empty()) else { return Ok(()) };
         let Some(fee) = self.quote() else { return Ok(()) };
         self.refuse_too_dear(fee).await;
-        let ready = self.queue.ready().iter().take(self.flight.room().min(ROUND));
+        let affordable = self.affordable(fee, self.flight.room().min(ROUND)).await;
+        let ready = self.queue.ready().iter().take(affordable);
         let Granted { count, throttled } = self.granted(usage, ready.map(|payload| payload.share(fee)));
         if let Some(throttled) = throttled {
             self.gate.throttle(throttled);
@@ -144,7 +159,7 @@ impl Term<'_> {
             span: self.processing_one(payload.requests.iter()),
         });
         let Some(raw) = self.sign_all(unsigned.collect()).await else { return Ok(()) };
-        self.gate.resume_if(|_| true);
+        self.gate.resume_if(|_| !has_outage);
         let mut transactions = numbered_transactions(self.queue.take_ready(count), raw, first, fee);
         let stored = transactions.iter().map(to_store).collect();
         let granted = self.context.journal.record_transactions(&self.lease, stored, self.tuning().limits).await?;
@@ -227,46 +242,6 @@ impl Term<'_> {
                 rulings.push(conclude::ended(&self.lease, request, verdict));
             }
             // A request that is being written and not in flight has ended; settle has the ruling already.
-        }
-        self.rule(rulings).await;
-        Ok(())
-    }
-
-    /// Reads whether the journal takes the place of a lost one, at the term's start and for as long as it does.
-    pub(super) async fn check_recovery(&mut self) -> Result<(), JournalError> {
-        let recovery = self.context.journal.recovery().await?;
-        match &recovery {
-            Some(recovery) if !self.is_recovering => {
-                info!(account = %self.account(), since = %recovery.begun_at, from_block = %recovery.from_block, "a recovery is on: what may be written already becomes a dead letter");
-            }
-            None if self.is_recovering => info!(account = %self.account(), "the recovery has ended"),
-            Some(_) | None => {}
-        }
-        self.is_recovering = recovery.is_some();
-        Ok(())
-    }
-
-    /// Rules on what was fetched and has its calldata in the chain since before the journal began. What an operator has sent
-    /// back is decided.
-    async fn set_written_aside(&mut self) -> Result<(), JournalError> {
-        if !self.is_recovering || self.queue.fetched().is_empty() {
-            return Ok(());
-        }
-        let hashes = self.queue.fetched().iter().map(|fetched| BodyHash::of(fetched.request.calldata())).collect();
-        let found = self.context.journal.recovered_writes(hashes).await?;
-        let mut rulings = Vec::new();
-        for (fetched, written) in self.queue.take_fetched().into_iter().zip(found) {
-            match written.filter(|_| fetched.request.generation.replay == 0) {
-                Some(write) => {
-                    let detail = format!(
-                        "transaction {} in block {} has the same calldata, from before the journal was lost",
-                        write.tx_hash, write.block_number
-                    );
-                    let cause = Cause::new(Reason::MaybeWritten, detail);
-                    rulings.push(conclude::failed(&self.lease, fetched.request, cause));
-                }
-                None => self.queue.add_fetched([fetched]),
-            }
         }
         self.rule(rulings).await;
         Ok(())

@@ -59,6 +59,10 @@ impl Flight {
         self.by_nonce.get(&nonce)
     }
 
+    pub(super) fn get_mut(&mut self, nonce: Nonce) -> Option<&mut InFlight> {
+        self.by_nonce.get_mut(&nonce)
+    }
+
     pub(super) fn of_request(&mut self, request: RequestSeq) -> Option<&mut InFlight> {
         let is_for = |transaction: &&mut InFlight| transaction.payload.requests.iter().any(|own| own.seq == request);
         self.by_nonce.values_mut().find(is_for)

@@ -10,7 +10,7 @@ use crate::model::{Address, PauseReason, Timestamp};
 use crate::policy::classify::SendMeaning;
 use crate::policy::limits::{Limit, Throttled};
 use crate::policy::retry_schedule::Backoff;
-use crate::stages::lane::settings::Throttling;
+use crate::stages::lane::settings::{Held, Throttling};
 
 /// How soon what the node or the signer could not do is tried again.
 const PROBE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
@@ -29,6 +29,8 @@ pub(super) enum Hold {
     Paused(PauseReason),
     /// A limit is reached; it is checked again then.
     Throttled(Instant),
+    /// What is in flight may take what the account has.
+    Funds,
 }
 
 pub(super) struct Paused {
@@ -52,11 +54,13 @@ pub(super) struct Gate {
     account: Address,
     pause: Option<Paused>,
     throttle: Option<Throttle>,
+    /// The first request that waits until what is in flight has left enough to pay it.
+    funds: Option<Held>,
 }
 
 impl Gate {
     pub(super) fn new(account: Address) -> Self {
-        Self { account, pause: None, throttle: None }
+        Self { account, pause: None, throttle: None, funds: None }
     }
 
     pub(super) fn paused(&self) -> Option<&Paused> {
@@ -65,6 +69,8 @@ impl Gate {
 
     pub(super) fn pause(&mut self, reason: PauseReason, detail: String) {
         match &mut self.pause {
+            // Nothing that a node says ends it, so nothing that a node says takes its place.
+            Some(pause) if pause.reason == PauseReason::JournalIsBehind && reason != pause.reason => {}
             Some(pause) if pause.reason == reason => {
                 if Instant::now() >= pause.until {
                     pause.until = Instant::now() + pause.probes.next_wait();
@@ -72,7 +78,11 @@ impl Gate {
                 pause.detail = detail;
             }
             _ => {
-                error!(account = %self.account, pause.reason = %reason, detail, "the lane pauses; it resumes by itself");
+                if reason == PauseReason::JournalIsBehind {
+                    error!(account = %self.account, pause.reason = %reason, detail, "the lane pauses until an operator acts");
+                } else {
+                    error!(account = %self.account, pause.reason = %reason, detail, "the lane pauses; it resumes by itself");
+                }
                 let mut probes = Backoff::between(PROBE.0, PROBE.1);
                 self.pause = Some(Paused { reason, detail, until: Instant::now() + probes.next_wait(), probes });
             }
@@ -94,6 +104,7 @@ impl Gate {
                     | PauseReason::RateLimited
                     | PauseReason::NodeSyncing
                     | PauseReason::WrongChain
+                    | PauseReason::FinalityUnconfirmed
             )
         });
     }
@@ -101,8 +112,23 @@ impl Gate {
     /// Ends a pause that a node disproves by taking a transaction.
     pub(super) fn resume_after_taken(&mut self) {
         self.resume_if(|reason| {
-            !matches!(reason, PauseReason::FeeAboveCap | PauseReason::SignerUnavailable | PauseReason::HeadStale)
+            !matches!(
+                reason,
+                PauseReason::FeeAboveCap
+                    | PauseReason::SignerUnavailable
+                    | PauseReason::HeadStale
+                    | PauseReason::FinalityUnconfirmed
+                    | PauseReason::NoncesUnknown
+                    | PauseReason::JournalIsBehind
+            )
         });
+    }
+
+    /// Lets what the pause is for be tried at once: the node answers again.
+    pub(super) fn probe_now(&mut self) {
+        if let Some(pause) = &mut self.pause {
+            pause.until = Instant::now();
+        }
     }
 
     pub(super) fn is_head_stale(&self) -> bool {
@@ -132,6 +158,9 @@ impl Gate {
             | PauseReason::NodeSyncing
             | PauseReason::HeadStale
             | PauseReason::WrongChain
+            | PauseReason::FinalityUnconfirmed
+            | PauseReason::NoncesUnknown
+            | PauseReason::JournalIsBehind
             | PauseReason::FeeAboveCap => false,
         })
     }
@@ -148,9 +177,25 @@ impl Gate {
         }
     }
 
-    /// Says whether a limit of the operator lets something new begin.
+    /// Says whether a limit of the operator, and the account's funds, let something new begin.
     pub(super) fn may_begin(&self) -> Result<(), Hold> {
+        if self.funds.is_some() {
+            return Err(Hold::Funds);
+        }
         self.throttled_until().map_or(Ok(()), |until| Err(Hold::Throttled(until)))
+    }
+
+    /// Lets nothing new begin until the funds are checked again.
+    pub(super) fn await_funds(&mut self, first: Held) {
+        self.funds = Some(first);
+    }
+
+    pub(super) fn awaits_funds(&self) -> Option<&Held> {
+        self.funds.as_ref()
+    }
+
+    pub(super) fn recheck_funds(&mut self) {
+        self.funds = None;
     }
 
     pub(super) fn throttle(&mut self, Throttled { limit, again_in }: Throttled) {
@@ -188,7 +233,6 @@ impl Gate {
 /// Returns the pause that a node's answer to a broadcast asks for.
 pub(super) fn pause_reason(meaning: SendMeaning) -> Option<PauseReason> {
     match meaning {
-        SendMeaning::InsufficientFunds => Some(PauseReason::InsufficientFunds),
         SendMeaning::NotPermitted => Some(PauseReason::NotPermitted),
         SendMeaning::Syncing => Some(PauseReason::NodeSyncing),
         SendMeaning::WrongChain => Some(PauseReason::WrongChain),
@@ -196,6 +240,7 @@ pub(super) fn pause_reason(meaning: SendMeaning) -> Option<PauseReason> {
         SendMeaning::AlreadyKnown
         | SendMeaning::NonceTooLow
         | SendMeaning::NonceTooHigh
+        | SendMeaning::InsufficientFunds
         | SendMeaning::PoolFull
         | SendMeaning::Underpriced
         | SendMeaning::ReplacementUnderpriced
@@ -240,10 +285,13 @@ mod tests {
             (R::RateLimited, true, true),
             (R::NodeSyncing, true, true),
             (R::WrongChain, true, true),
+            (R::FinalityUnconfirmed, true, false),
             (R::HeadStale, false, false),
             (R::InsufficientFunds, false, true),
             (R::NotPermitted, false, true),
             (R::FeeAboveCap, false, false),
+            (R::NoncesUnknown, false, false),
+            (R::JournalIsBehind, false, false),
             (R::SignerUnavailable, false, false),
         ];
         for (reason, by_answer, by_taken) in table {

@@ -58,6 +58,8 @@ pub(super) struct InFlight {
     pub(super) waits_since: Option<BlockNumber>,
     /// Since when nodes take it and have lost it by the next time, and how often.
     drops: Option<(Instant, u32)>,
+    /// It was refused because the account cannot pay it.
+    pub(super) is_unpaid: bool,
     /// Who asked for its cancellation, and why.
     pub(super) cancel_reason: Option<String>,
 }
@@ -75,6 +77,7 @@ impl InFlight {
             signed_since: Instant::now(),
             waits_since: None,
             drops: None,
+            is_unpaid: false,
             cancel_reason: None,
         }
     }
@@ -208,6 +211,19 @@ impl InFlight {
             | SendMeaning::Syncing
             | SendMeaning::WrongChain
             | SendMeaning::RateLimited => debug!(tx.nonce = %self.nonce, answer = text, "the node takes it later"),
+        }
+    }
+
+    /// Records that a node will not take it, since it alone costs more than the account can pay.
+    pub(super) fn record_unpaid(&mut self, text: &str, now: Instant) {
+        self.is_unpaid = true;
+        self.record_answer(SendMeaning::Refused, text, now);
+    }
+
+    /// Forgets that it could not be paid: the account can pay nothing now, so that is no fault of its own.
+    pub(super) fn forgive_unpaid(&mut self) {
+        if std::mem::take(&mut self.is_unpaid) && self.is_refused() {
+            self.pool = PoolStatus::Unknown;
         }
     }
 

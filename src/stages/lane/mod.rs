@@ -6,26 +6,32 @@
 //!
 //! | part | owns |
 //! |---|---|
-//! | [`queue`] | requests that were fetched, and payloads that are ready to be signed |
+//! | [`queue`] | requests that were fetched, and payloads that are ready to be signed; [`aside`] are those that the node does not simulate |
 //! | [`flight`] | live transactions, the window, the broadcaster; [`in_flight`] is one of them |
 //! | [`view`] | what is known of the chain: head, finality, price, receipts |
-//! | [`gate`] | pauses and the operator's limits: may anything be signed now? |
+//! | [`gate`] | pauses, the operator's limits, the account's funds (`funds`): may anything be signed now? |
+//! | [`lapses`] | calls that fail while others are answered |
+//! | [`foreign`] | transactions of the account that the journal does not know |
 //! | [`nonce_gaps`], [`reorged_finals`] | what is repaired |
 //!
 //! The way of one request:
 //!
 //! 1. Intake has stored it and wakes the lane. `fill` reads a page of the journal's queue, checks once more what the
-//!    operator permits, and simulates (`simulate`). What cannot run is ruled on without a nonce.
-//! 2. `sign_ready` prices and signs. One commit of the journal takes the nonces and stores the bytes, and only then the
+//!    operator permits, and simulates (`simulate`). What cannot run is ruled on without a nonce; what the node does not
+//!    simulate while it answers other calls waits apart (`aside`), and others pass it.
+//! 2. `sign_ready` prices, compares with what the account has (`funds`), and signs. One commit of the journal takes the nonces and stores the bytes, and only then the
 //!    broadcaster gets them. A crash before the commit leaves nothing; after it, the next term sends the same bytes.
 //! 3. The nodes' answers come back to `handle_answers` (`upkeep`). They decide nothing about the nonce: they say when to
 //!    send again, whether to offer more, whether to pause. At each poll `resend_and_replace` acts on that. A replacement is
 //!    journalled before it is broadcast, too.
 //! 4. `follow` polls the chain: which blocks are new, which went away, which of ours they hold, what is final. Once a block
-//!    is final its receipts are asked for; they come to `handle_receipts` (`conclude`), which rules.
+//!    is final its receipts are asked for; they come to `handle_receipts` (`conclude`), which rules. What a poll has found is
+//!    noted before anything else is asked; a call that fails is made again at the next poll, and holds up no other.
 //! 5. A ruling goes to settle, which stores it under the lease and acks. Nothing is forgotten before: a term that begins
 //!    anew finds the same nonce live and rules the same.
 //!
+//! Before anything new is signed, the account's count must be explained: `foreign` searches for what took nonces that
+//! the journal does not know, and compares every request with it.
 //! A nonce that another program took is given up when that very transaction is final (`conclude`). A nonce that nothing
 //! holds is filled, and blocks that were final and went away are compared with the journal and reported (`repairs`).
 
@@ -38,17 +44,21 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::chain::Chain;
-use crate::chain::follow::{broadcaster, receipt_reader};
+use crate::chain::follow::{broadcaster, estimator, receipt_reader};
 use crate::journal::{Acquired, JournalError, Lease, LeaseMark, Leases};
 use crate::signer::Signer;
 use crate::stages::settle::inbox::FromLane;
 
+mod aside;
 mod conclude;
 mod fill;
 mod flight;
 mod follow;
+mod foreign;
+mod funds;
 mod gate;
 mod in_flight;
+mod lapses;
 mod nonce_gaps;
 mod payload;
 mod queue;
@@ -65,6 +75,8 @@ mod view;
 
 #[cfg(test)]
 mod fixtures;
+#[cfg(test)]
+mod held_tests;
 #[cfg(test)]
 mod tests;
 
@@ -170,12 +182,14 @@ impl Lane {
         let Context { settings, chain, journal, .. } = &self.context;
         let (broadcaster, rounds) = broadcaster::start(Arc::clone(chain));
         let (receipt_reader, reading) = receipt_reader::start(Arc::clone(chain));
-        let term = Term::new(&self.context, lease.clone(), broadcaster, receipt_reader);
+        let (estimator, estimating) = estimator::start(Arc::clone(chain), Arc::clone(&settings.errors));
+        let term = Term::new(&self.context, lease.clone(), broadcaster, receipt_reader, estimator);
         tokio::select! {
             biased;
             ended = term.run(cancel) => ended,
             never = rounds.run() => match never {},
             never = reading.run() => match never {},
+            never = estimating.run() => match never {},
             error = keep_lease(journal.as_ref(), lease, settings.lease_ttl) => Err(error),
         }
     }

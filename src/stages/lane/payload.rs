@@ -13,12 +13,14 @@ pub(super) struct Fetched {
     pub(super) request: QueuedRequest,
     /// The kind of batch that it may share.
     pub(super) alike: Option<Alike>,
+    /// Rounds of estimates in which an endpoint would not answer for it, and answered for others.
+    pub(super) unanswered: u32,
 }
 
 impl Fetched {
     pub(super) fn new(request: QueuedRequest, batching: &Batching) -> Self {
         let alike = batching.alike(&request.write, request.calldata()).filter(|_| !request.is_alone);
-        Self { request, alike }
+        Self { request, alike, unanswered: 0 }
     }
 }
 
@@ -43,6 +45,11 @@ impl Payload {
     /// Returns what it counts with against the limits.
     pub(super) fn share(&self, fee: Fee) -> Share {
         Share { gas: self.gas, value: self.value, fee: fee.total(self.gas) }
+    }
+
+    /// Returns the most that it can cost: its gas and its value.
+    pub(super) fn cost(&self, fee: Fee) -> Wei {
+        fee.total(self.gas).plus(self.value)
     }
 
     /// Returns what the contract is called with. Shares its bytes.

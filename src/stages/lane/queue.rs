@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use crate::journal::{QueuedRequest, RequestSeq};
 use crate::policy::batch::Batching;
+use crate::stages::lane::aside::Aside;
 use crate::stages::lane::payload::{Fetched, Payload};
 
 /// Requests fetched and simulated together at most, where several may share a transaction; a whole batch in any case.
@@ -26,6 +27,8 @@ pub(super) struct Queue {
     /// Fetched, not yet simulated.
     fetched: Vec<Fetched>,
     fetched_at: Option<Instant>,
+    /// Fetched, and not simulated by the node.
+    aside: Aside,
     /// Ready to be signed.
     ready: VecDeque<Payload>,
     /// Queued requests whose cancellation settle has, and may not have stored yet.
@@ -43,6 +46,7 @@ impl Queue {
         Self {
             fetched: Vec::new(),
             fetched_at: None,
+            aside: Aside::default(),
             ready: VecDeque::new(),
             cancelled: BTreeSet::new(),
             place: i64::MIN,
@@ -69,7 +73,7 @@ impl Queue {
     /// Returns whether there is something to do now, as far as is known.
     pub(super) fn has_work(&self, batching: &Batching) -> bool {
         let is_gathered = !self.fetched.is_empty() && self.gathers_until(batching).is_none();
-        self.may_have_more || is_gathered || !self.ready.is_empty()
+        (self.may_have_more && !self.aside.is_full()) || is_gathered || !self.ready.is_empty()
     }
 
     /// Returns until when what is fetched waits for others to share a transaction with, if it waits.
@@ -87,7 +91,7 @@ impl Queue {
     /// ready shows in the journal's queue until it is signed, or settle has stored its end.
     pub(super) fn next_page(&self, transactions: usize, batching: &Batching) -> Option<Page> {
         let is_gathering = self.fetched.is_empty() || self.gathers_until(batching).is_some();
-        if !is_gathering || !self.ready.is_empty() {
+        if !is_gathering || !self.ready.is_empty() || self.aside.is_full() {
             return None;
         }
         let most = if batching.is_on() {
@@ -97,7 +101,8 @@ impl Queue {
         } else {
             transactions
         };
-        let limit = most.saturating_add(self.ruled.len()).saturating_add(self.fetched.len());
+        let known = self.ruled.len() + self.fetched.len() + self.aside.len();
+        let limit = most.saturating_add(known);
         Some(Page { after: self.place, limit, most })
     }
 
@@ -110,7 +115,8 @@ impl Queue {
             let was_seen = *place > page.after && *place <= seen_up_to;
             !was_seen || queued.binary_search_by_key(place, |request| request.turn).is_ok()
         });
-        let known: BTreeSet<i64> = self.fetched.iter().map(|fetched| fetched.request.turn).collect();
+        let fetched = self.fetched.iter().map(|fetched| fetched.request.turn);
+        let known: BTreeSet<i64> = fetched.chain(self.aside.places()).collect();
         let is_fresh = |place: &i64| !self.ruled.contains(place) && !known.contains(place);
         let mut fresh = queued.into_iter().filter(|request| is_fresh(&request.turn));
         let taken: Vec<_> = fresh.by_ref().take(page.most).collect();
@@ -136,6 +142,14 @@ impl Queue {
         std::mem::take(&mut self.fetched)
     }
 
+    pub(super) fn aside(&self) -> &Aside {
+        &self.aside
+    }
+
+    pub(super) fn aside_mut(&mut self) -> &mut Aside {
+        &mut self.aside
+    }
+
     pub(super) fn ready(&self) -> &VecDeque<Payload> {
         &self.ready
     }
@@ -156,10 +170,22 @@ impl Queue {
         }
     }
 
-    /// Takes everything, in order.
+    /// Makes what is aside and what is ready wait to be simulated again, before what waits already.
+    pub(super) fn unready(&mut self, batching: &Batching) {
+        let ready = std::mem::take(&mut self.ready).into_iter().flat_map(|payload| payload.requests);
+        let again = self.aside.take_all().into_iter().chain(ready);
+        let again: Vec<_> = again.map(|request| Fetched::new(request, batching)).collect();
+        self.fetched.splice(0..0, again);
+    }
+
+    /// Takes everything, in order; what is aside comes first.
     pub(super) fn take_all(&mut self) -> Vec<QueuedRequest> {
+        let aside = self.aside.take_all().into_iter();
         let fetched = self.take_fetched().into_iter().map(|fetched| fetched.request);
-        fetched.chain(std::mem::take(&mut self.ready).into_iter().flat_map(|payload| payload.requests)).collect()
+        aside
+            .chain(fetched)
+            .chain(std::mem::take(&mut self.ready).into_iter().flat_map(|payload| payload.requests))
+            .collect()
     }
 
     /// Settle has the end of this request, which has no nonce.
@@ -179,6 +205,7 @@ impl Queue {
             return false;
         }
         self.fetched.retain(|fetched| fetched.request.seq != request);
+        self.aside.take(request);
         let is_it = |payload: &Payload| payload.requests.iter().any(|own| own.seq == request);
         if let Some(place) = self.ready.iter().position(is_it) {
             let back = self.ready.drain(place..).flat_map(|payload| payload.requests);

@@ -62,7 +62,7 @@ async fn transaction_of(chain: &dyn Chain, record: &Record) -> Result<Option<Fin
     let inclusion = record.inclusion;
     let sent = chain.sent_in(record.logged.writer, inclusion.block_number).await?;
     let sent = sent.and_then(|block| block.sent.into_iter().find(|sent| sent.tx_hash == inclusion.tx_hash));
-    let receipt = chain.receipts(&[inclusion.tx_hash]).await?.into_iter().flatten().next();
+    let receipt = chain.receipts(&[inclusion.tx_hash]).await.pop().transpose()?.flatten();
     let receipt = receipt.filter(|receipt| receipt.succeeded && receipt.inclusion() == inclusion);
     Ok(sent.zip(receipt).map(|(sent, receipt)| FinalTransaction { nonce: sent.nonce, ..receipt.transaction }))
 }

@@ -157,8 +157,8 @@ impl Term<'_> {
         }
         let mut ended = Vec::new();
         let hashes: Vec<_> = landed.iter().map(|(_, inclusion)| inclusion.tx_hash).collect();
-        for ((nonce, inclusion), receipt) in landed.into_iter().zip(self.context.chain.receipts(&hashes).await?) {
-            if let Some(mut receipt) = receipt.filter(|receipt| receipt.inclusion() == inclusion) {
+        for ((nonce, inclusion), receipt) in landed.into_iter().zip(self.context.chain.receipts(&hashes).await) {
+            if let Some(mut receipt) = receipt?.filter(|receipt| receipt.inclusion() == inclusion) {
                 receipt.transaction.nonce = nonce;
                 ended.push((nonce, SecondEnd::Included(receipt)));
             }
@@ -185,13 +185,16 @@ impl Term<'_> {
         if chain.transaction_count(account, BlockTag::Number(height)).await? <= nonce {
             return Ok(None);
         }
-        let receipts: Vec<_> = chain.receipts(&ours).await?.into_iter().flatten().collect();
+        let receipts: Vec<_> = chain.receipts(&ours).await.into_iter().collect::<Result<_, _>>()?;
+        let receipts: Vec<_> = receipts.into_iter().flatten().collect();
         if !receipts.is_empty() {
             self.reorged.include(&receipts.iter().map(Receipt::inclusion).collect::<Vec<_>>());
             return Ok(None);
         }
         let found = self.nonce_takers.poll().taker(chain, account, nonce, height).await?;
-        let Some(taker) = found.filter(|taker| !ours.contains(&taker.tx_hash)) else { return Ok(None) };
+        let Some(taker) = found.map(|taker| taker.inclusion).filter(|taker| !ours.contains(&taker.tx_hash)) else {
+            return Ok(None);
+        };
         let stands = self.view.is_canonical(taker.block_number, taker.block_hash).await?;
         Ok(stands.then_some((nonce, taker.tx_hash)))
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
 use crate::journal::{AccountId, Lease, Leases, Transactions};
-use crate::model::{BlockNumber, Fee, Heartbeat, Nonce, PauseReason, Timestamp};
+use crate::model::{BlockNumber, Fee, Heartbeat, Nonce, PauseReason, RequestId, Timestamp};
 use crate::observe::metrics::LaneMeter;
 use crate::observe::traces::Tracer;
 use crate::policy::abi::Errors;
@@ -120,6 +120,21 @@ pub struct LaneState {
     pub fee: Option<Fee>,
     /// Nonces in gaps that something was sent for since the start.
     pub nonces_mended: u64,
+    /// Requests that wait while others pass them, or that others wait for; the first [`LaneState::MOST_HELD`].
+    pub held: Vec<Held>,
+}
+
+impl LaneState {
+    /// Requests named in [`Self::held`] at most.
+    pub const MOST_HELD: usize = 10;
+}
+
+/// A request that does not move for a reason of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    pub request: RequestId,
+    /// Why, in words.
+    pub why: String,
 }
 
 /// A limit that is reached.

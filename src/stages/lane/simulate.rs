@@ -2,146 +2,251 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
 use tracing::debug;
 
+use crate::chain::follow::estimator::answers_estimates;
 use crate::chain::{Call, ChainError};
-use crate::model::{Cause, Gas, GasRule, PauseReason, Reason, Write};
+use crate::model::{Cause, Gas, GasRule, Members, PauseReason, Reason, Wei, Write};
 use crate::observe::traces::Traced;
-use crate::policy::classify::SimulationMeaning;
+use crate::policy::classify::{SendMeaning, SimulationMeaning};
 use crate::policy::records::{self, Taken};
 use crate::policy::{gas, revert};
+use crate::stages::lane::aside::Silence;
 use crate::stages::lane::conclude;
-use crate::stages::lane::payload::Draft;
+use crate::stages::lane::payload::{Draft, Fetched};
 use crate::stages::lane::term::Term;
 use crate::stages::settle::inbox::Ruling;
 
-enum Simulated {
+/// Rounds in which an endpoint may refuse one call and answer others, before that call is tried on its own.
+const ROUNDS_PASSED_OVER: u32 = 3;
+
+pub(super) enum Simulated {
     Runs(Gas),
     Fails(Cause),
     /// The contract has a record under its id.
     Taken(Taken),
-    NotAnswered(PauseReason, String),
+    /// The node says that the account cannot pay the call.
+    Unpaid(String),
+    NotAnswered(Silence),
+}
+
+/// What the account's funds make of a call that it cannot pay, by the node's word.
+pub(super) enum Unpaid {
+    /// It can pay nothing.
+    Exhausted(String),
+    /// The call alone asks too much.
+    Own(Cause),
+    /// It should be able to pay: the node's word is no answer.
+    Unclear(Silence),
 }
 
 /// What a round of simulations leaves.
+#[derive(Default)]
 struct Round {
     /// In order; some may still lack their gas.
     drafts: Vec<Draft>,
     rulings: Vec<Ruling>,
-    /// Why the round, and what is behind it, was not finished.
-    stopped: Option<(PauseReason, String)>,
+    unanswered: Vec<(Draft, Silence)>,
+    /// Why no other round is tried now.
+    outage: Option<(PauseReason, String)>,
 }
 
 impl Term<'_> {
     /// Moves what was fetched to what is ready, in order; rules on what cannot run. What runs only without others of its
-    /// batch is found by halving it, so that none of them is hurt by another. What could not be simulated stays fetched,
-    /// with all behind it.
-    pub(super) async fn simulate_fetched(&mut self) -> Result<(), (PauseReason, String)> {
+    /// batch is found by halving it, so that none of them is hurt by another. What the node does not simulate, though it
+    /// answers other calls, is set aside. Where it answers none, all stays fetched, and the pause that asks for is returned.
+    pub(super) async fn simulate_fetched(&mut self) -> Option<(PauseReason, String)> {
+        self.set_suspects_aside();
         let batching = Arc::clone(&self.context.settings.batching);
         let groups =
             batching.group(self.queue.take_fetched(), |fetched| (fetched.alike, fetched.request.calldata().len()));
         let mut drafts: Vec<_> = groups.into_iter().flat_map(|group| Draft::of(group, &batching)).collect();
-        let (mut rulings, mut stopped) = (Vec::new(), None);
-        while stopped.is_none() && drafts.iter().any(|draft| draft.gas.is_none()) {
+        let (mut rulings, mut outage) = (Vec::new(), None);
+        while outage.is_none() && drafts.iter().any(|draft| draft.gas.is_none()) {
             let round = self.simulate_round(drafts).await;
             drafts = round.drafts;
             rulings.extend(round.rulings);
-            stopped = round.stopped;
+            outage = round.outage;
         }
-        let mut waits = false;
         for draft in drafts {
-            match draft.gas.filter(|_| !waits) {
+            match draft.gas {
                 Some(gas) => self.queue.add_ready(draft.into_payload(gas)),
-                None => {
-                    waits = true;
-                    self.queue.add_fetched(draft.members);
-                }
+                None => self.queue.add_fetched(draft.members),
             }
         }
         self.rule(rulings).await;
-        stopped.map_or(Ok(()), Err)
+        self.try_aside();
+        outage
+    }
+
+    /// What an earlier attempt had no answer for is tried on its own, so that it holds up no round.
+    fn set_suspects_aside(&mut self) {
+        for fetched in self.queue.take_fetched() {
+            if self.queue.aside().remembers(fetched.request.seq) {
+                self.queue.aside_mut().add(fetched.request, not_answered_before());
+            } else {
+                self.queue.add_fetched([fetched]);
+            }
+        }
     }
 
     async fn simulate_round(&mut self, drafts: Vec<Draft>) -> Round {
-        let mut simulated = match self.simulate(&drafts).await {
-            Ok(simulated) => simulated.into_iter(),
-            Err(error) => {
-                let stopped = Some((error.pause_reason(), error.to_string()));
-                return Round { drafts, rulings: Vec::new(), stopped };
-            }
-        };
-        let mut round = Round { drafts: Vec::with_capacity(drafts.len()), rulings: Vec::new(), stopped: None };
+        let began = Instant::now();
+        let (simulated, mut is_well) = self.simulate(&drafts).await;
+        let (mut simulated, mut round) = (simulated.into_iter(), Round::default());
         for draft in drafts {
-            if round.stopped.is_some() || draft.gas.is_some() {
-                round.drafts.push(draft);
-                continue;
-            }
-            match simulated.next() {
-                Some(outcome) => self.apply_simulated(draft, outcome, &mut round).await,
+            match simulated.next().filter(|_| draft.gas.is_none()) {
+                Some(outcome) => self.apply_simulated(draft, outcome, began, &mut round).await,
                 None => round.drafts.push(draft),
             }
+        }
+        let unanswered = std::mem::take(&mut round.unanswered);
+        if !is_well && !unanswered.is_empty() {
+            let (chain, errors) = (self.context.chain.as_ref(), &self.context.settings.errors);
+            is_well = answers_estimates(chain, self.account(), errors).await;
+        }
+        for (draft, silence) in unanswered {
+            self.apply_silence(draft, silence, is_well, &mut round);
         }
         round
     }
 
-    async fn apply_simulated(&mut self, mut draft: Draft, outcome: Simulated, round: &mut Round) {
+    async fn apply_simulated(&mut self, mut draft: Draft, outcome: Simulated, began: Instant, round: &mut Round) {
         match outcome {
-            Simulated::Runs(gas) => draft.gas = Some(gas),
+            Simulated::Runs(gas) => {
+                draft.gas = Some(gas);
+                round.drafts.push(draft);
+            }
             // A batch never says so: its calldata names no single record.
             Simulated::Taken(taken) => {
                 match self.verdict_on_taken(draft.members.first.request.write.to, &taken).await {
                     Ok(Some(verdict)) => {
                         round.rulings.push(conclude::ended(&self.lease, draft.members.first.request, verdict));
-                        return;
                     }
                     // It stays in the queue, and the next page of that has it.
-                    Ok(None) => return,
-                    Err(error) => round.stopped = Some((error.pause_reason(), error.to_string())),
+                    Ok(None) => {}
+                    Err(error) => round.unanswered.push((draft, silence_of(&error))),
                 }
             }
-            Simulated::Fails(cause) if draft.members.is_batch() => {
-                debug!(request.id = %draft.members.first.request.id, requests = draft.members.count(), %cause, "a batch does not run: its halves are tried");
-                round.drafts.extend(draft.halves(&self.context.settings.batching));
-                return;
+            Simulated::Fails(cause) => self.fail_draft(draft, cause, round),
+            Simulated::Unpaid(message) => {
+                match self.judge_unpaid(draft.members.first.request.write.value, message, began).await {
+                    Unpaid::Own(cause) => self.fail_draft(draft, cause, round),
+                    Unpaid::Unclear(silence) => round.unanswered.push((draft, silence)),
+                    Unpaid::Exhausted(detail) => {
+                        round.outage.get_or_insert((PauseReason::InsufficientFunds, detail));
+                        round.drafts.push(draft);
+                    }
+                }
             }
-            Simulated::Fails(cause) => {
-                round.rulings.push(conclude::failed(&self.lease, draft.members.first.request, cause));
-                return;
-            }
-            Simulated::NotAnswered(reason, detail) => round.stopped = Some((reason, detail)),
+            Simulated::NotAnswered(silence) => round.unanswered.push((draft, silence)),
         }
-        round.drafts.push(draft);
     }
 
-    /// Simulates those drafts that are not known to run, in their order.
-    async fn simulate(&self, drafts: &[Draft]) -> Result<Vec<Simulated>, ChainError> {
-        let unknown = || drafts.iter().filter(|draft| draft.gas.is_none());
-        let is_estimated = |draft: &&Draft| matches!(draft.members.first.request.write.gas, GasRule::Estimate { .. });
+    fn fail_draft(&self, draft: Draft, cause: Cause, round: &mut Round) {
+        if draft.members.is_batch() {
+            debug!(request.id = %draft.members.first.request.id, requests = draft.members.count(), %cause, "a batch does not run: its halves are tried");
+            round.drafts.extend(draft.halves(&self.context.settings.batching));
+        } else {
+            round.rulings.push(conclude::failed(&self.lease, draft.members.first.request, cause));
+        }
+    }
+
+    /// Decides about a draft that has no answer, in a round in which the node answered others, or did not.
+    fn apply_silence(&mut self, mut draft: Draft, silence: Silence, is_well: bool, round: &mut Round) {
+        if !is_well {
+            round.outage.get_or_insert((silence.reason, silence.detail));
+            round.drafts.push(draft);
+        } else if silence.is_of_call() && silence.is_text && draft.members.is_batch() {
+            round.drafts.extend(draft.halves(&self.context.settings.batching));
+        } else if silence.is_of_call() {
+            self.set_aside(draft.members, silence);
+        } else {
+            draft.members.first.unanswered += 1;
+            if draft.members.first.unanswered >= ROUNDS_PASSED_OVER {
+                self.set_aside(draft.members, silence);
+            } else {
+                round.outage.get_or_insert((silence.reason, silence.detail));
+                round.drafts.push(draft);
+            }
+        }
+    }
+
+    /// Sets requests aside. A text was an answer to this one; silence may be another's fault of the same round.
+    fn set_aside(&mut self, members: Members<Fetched>, silence: Silence) {
+        for Fetched { request, .. } in members {
+            if silence.is_text && silence.is_of_call() {
+                self.queue.aside_mut().add_tried(request, silence.clone());
+            } else {
+                self.queue.aside_mut().add(request, silence.clone());
+            }
+        }
+    }
+
+    /// Compares what the account has with what a call asks that it cannot pay, by the node's word.
+    pub(super) async fn judge_unpaid(&mut self, value: Wei, message: String, began: Instant) -> Unpaid {
+        let detail = |least: Wei, balance: Wei| {
+            format!("it may cost {} wei or more, the account has {} wei: {message}", least.0, balance.0)
+        };
+        match self.funds_since(began).await {
+            Some(funds) if funds.are_exhausted() => Unpaid::Exhausted(funds.shortage()),
+            Some(funds) => {
+                let least = value.plus(funds.least);
+                if least > funds.balance {
+                    Unpaid::Own(Cause::new(Reason::InsufficientFunds, detail(least, funds.balance)))
+                } else {
+                    let reason = PauseReason::NodeUnreachable;
+                    Unpaid::Unclear(Silence { reason, detail: detail(least, funds.balance), is_text: true })
+                }
+            }
+            // Without a price, a call is run for its value alone.
+            None if value > Wei(0) => Unpaid::Own(Cause::new(Reason::InsufficientFunds, message)),
+            None => Unpaid::Exhausted(message),
+        }
+    }
+
+    /// Simulates those drafts that are not known to run, in their order: an outcome for each draft, which says nothing where
+    /// it is known to run. Returns also whether the node answered for one of them.
+    async fn simulate(&self, drafts: &[Draft]) -> (Vec<Simulated>, bool) {
+        let is_estimated = |draft: &&Draft| {
+            draft.gas.is_none() && matches!(draft.members.first.request.write.gas, GasRule::Estimate { .. })
+        };
         let traced = |draft: &Draft| Traced { item: self.call(draft), span: self.processing_one(draft.requests()) };
-        let calls: Vec<_> = unknown().filter(is_estimated).map(traced).collect();
-        let estimates = if calls.is_empty() { Vec::new() } else { self.context.chain.estimate(&calls).await? };
-        let mut estimates = estimates.into_iter();
-        let simulated = unknown().map_while(|draft| match draft.members.first.request.write.gas {
-            GasRule::Fixed(gas) => Some(self.with_fixed(gas, draft.calldata())),
-            GasRule::Estimate { margin } => Some(self.with_estimate(estimates.next()?, margin, draft.calldata())),
+        let calls: Vec<_> = drafts.iter().filter(is_estimated).map(traced).collect();
+        let estimates = if calls.is_empty() { Vec::new() } else { self.context.chain.estimate(&calls).await };
+        let (mut estimates, mut is_well) = (estimates.into_iter(), false);
+        let simulated = drafts.iter().map(|draft| match (draft.gas, draft.members.first.request.write.gas) {
+            (Some(gas), _) => Simulated::Runs(gas),
+            (None, GasRule::Fixed(gas)) => self.with_fixed(gas, draft.calldata()),
+            (None, GasRule::Estimate { margin }) => {
+                let estimate = estimates.next().unwrap_or_else(|| Err(no_estimate()));
+                let simulated = self.with_estimate(estimate, margin, draft.calldata());
+                is_well |= !matches!(simulated, Simulated::NotAnswered(_));
+                simulated
+            }
         });
-        Ok(simulated.collect())
+        (simulated.collect(), is_well)
     }
 
-    fn with_estimate(&self, estimate: Result<Gas, ChainError>, margin: u32, calldata: &[u8]) -> Simulated {
+    pub(super) fn with_estimate(&self, estimate: Result<Gas, ChainError>, margin: u32, calldata: &[u8]) -> Simulated {
         let block_limit = self.view.head().map_or(Gas(u64::MAX), |head| head.gas_limit);
         let (message, data) = match estimate {
             Ok(estimate) => return self.within_limits(gas::limit(estimate, margin, block_limit)),
             Err(ChainError::Node { message, data, .. }) => (message, data),
-            Err(error) => return Simulated::NotAnswered(error.pause_reason(), error.to_string()),
+            Err(error) => return Simulated::NotAnswered(silence_of(&error)),
         };
-        match self.context.settings.errors.meaning_of_simulation(&message) {
+        let errors = &self.context.settings.errors;
+        match errors.meaning_of_simulation(&message) {
             SimulationMeaning::Failed => match data.as_deref().and_then(|data| records::taken(calldata, data)) {
                 Some(taken) => Simulated::Taken(taken),
                 None => Simulated::Fails(self.simulation_cause(&message, data.as_deref())),
             },
-            SimulationMeaning::InsufficientFunds => Simulated::NotAnswered(PauseReason::InsufficientFunds, message),
-            SimulationMeaning::Unavailable => Simulated::NotAnswered(PauseReason::NodeUnreachable, message),
+            SimulationMeaning::InsufficientFunds => Simulated::Unpaid(message),
+            SimulationMeaning::Unavailable => {
+                let reason = endpoints_reason(errors.meaning_of(&message)).unwrap_or(PauseReason::NodeUnreachable);
+                Simulated::NotAnswered(Silence { reason, detail: message, is_text: true })
+            }
         }
     }
 
@@ -184,4 +289,36 @@ impl Term<'_> {
         let Write { to, value, .. } = draft.members.first.request.write;
         Call { from: self.account(), to, value, data: draft.calldata().clone() }
     }
+}
+
+/// Returns the pause for an answer that is about the endpoint, whatever it was asked.
+fn endpoints_reason(meaning: SendMeaning) -> Option<PauseReason> {
+    match meaning {
+        SendMeaning::Syncing => Some(PauseReason::NodeSyncing),
+        SendMeaning::RateLimited => Some(PauseReason::RateLimited),
+        SendMeaning::WrongChain => Some(PauseReason::WrongChain),
+        SendMeaning::AlreadyKnown
+        | SendMeaning::NonceTooLow
+        | SendMeaning::NonceTooHigh
+        | SendMeaning::ReplacementUnderpriced
+        | SendMeaning::Underpriced
+        | SendMeaning::InsufficientFunds
+        | SendMeaning::NotPermitted
+        | SendMeaning::PoolFull
+        | SendMeaning::Refused
+        | SendMeaning::Unknown => None,
+    }
+}
+
+pub(super) fn silence_of(error: &ChainError) -> Silence {
+    Silence { reason: error.pause_reason(), detail: error.to_string(), is_text: false }
+}
+
+fn not_answered_before() -> Silence {
+    let detail = "it had no answer in an earlier attempt".to_owned();
+    Silence { reason: PauseReason::NodeUnreachable, detail, is_text: false }
+}
+
+fn no_estimate() -> ChainError {
+    ChainError::Nonsense { endpoint: "the node".to_owned(), detail: "no estimate for a call".to_owned() }
 }

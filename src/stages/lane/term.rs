@@ -1,6 +1,7 @@
 //! A term: the time for which a lane owns its account under one lease. It decides; its parts compute. What a term knows is
 //! dropped with it, and the next one, here or at another instance, begins from the journal and the chain.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use tracing::info;
 
 use crate::chain::ChainError;
 use crate::chain::follow::broadcaster::{Answered, Broadcaster};
+use crate::chain::follow::estimator::{Estimated, Estimator};
 use crate::chain::follow::nonce_taker::NonceTakers;
 use crate::chain::follow::receipt_reader::{BlockRead, ReceiptReader};
 use crate::chain::follow::tracker::Tracker;
@@ -18,12 +20,14 @@ use crate::journal::{JournalError, Lease};
 use crate::model::{Address, Nonce, PauseReason, RawTransaction, Timestamp, UnsignedTransaction};
 use crate::observe::traces::Traced;
 use crate::stages::lane::flight::Flight;
+use crate::stages::lane::foreign::Foreign;
 use crate::stages::lane::gate::Gate;
 use crate::stages::lane::in_flight::InFlight;
+use crate::stages::lane::lapses::Lapses;
 use crate::stages::lane::nonce_gaps::GapFiller;
 use crate::stages::lane::queue::Queue;
 use crate::stages::lane::reorged_finals::ReorgedFinals;
-use crate::stages::lane::settings::{LaneState, OutagePolicy, Tuning};
+use crate::stages::lane::settings::{Held, LaneState, OutagePolicy, Tuning};
 use crate::stages::lane::view::View;
 use crate::stages::lane::{Context, stored};
 use crate::stages::settle::inbox::FromLane;
@@ -67,6 +71,7 @@ enum Occurrence {
     HandOver,
     Answers(Answered),
     Receipts(BlockRead),
+    Estimated(Estimated),
     Poll,
     MayHaveMore,
     RequestsEnded,
@@ -83,12 +88,16 @@ pub(super) struct Term<'l> {
     pub(super) flight: Flight,
     pub(super) view: View,
     pub(super) gate: Gate,
+    /// Tries what is aside.
+    pub(super) estimator: Estimator,
+    pub(super) lapses: Lapses,
     pub(super) gaps: GapFiller,
     pub(super) reorged: ReorgedFinals,
     pub(super) nonce_takers: NonceTakers,
+    /// Signed transactions that the account cannot pay, by a node's text since the last poll.
+    pub(super) unpaid: BTreeMap<Nonce, String>,
     pub(super) next_nonce: Option<Nonce>,
-    /// The journal takes the place of a lost one.
-    pub(super) is_recovering: bool,
+    pub(super) foreign: Foreign,
 }
 
 impl<'l> Term<'l> {
@@ -97,6 +106,7 @@ impl<'l> Term<'l> {
         lease: Lease,
         broadcaster: Broadcaster,
         receipt_reader: ReceiptReader,
+        estimator: Estimator,
     ) -> Self {
         let tracker = Tracker::new(Arc::clone(&context.chain), context.settings.finality);
         Self {
@@ -106,11 +116,14 @@ impl<'l> Term<'l> {
             flight: Flight::new(context.settings.in_flight, broadcaster),
             view: View::new(tracker, receipt_reader),
             gate: Gate::new(context.signer.address()),
+            estimator,
+            lapses: Lapses::new(context.signer.address()),
             gaps: GapFiller::new(context.signals.state.borrow().nonces_mended),
             reorged: ReorgedFinals::default(),
             nonce_takers: NonceTakers::default(),
+            unpaid: BTreeMap::new(),
             next_nonce: None,
-            is_recovering: false,
+            foreign: Foreign::new(),
         }
     }
 
@@ -150,7 +163,7 @@ impl<'l> Term<'l> {
             self.flight.insert(InFlight::recovered(live, now, oldest));
         }
         self.recall_reorged().await?;
-        self.check_recovery().await?;
+        self.recall_foreign_use().await?;
         self.context.signals.lease.send_replace(Some(self.lease.clone()));
         info!(account = %self.account(), lease.epoch = self.lease.epoch, tx.live = self.flight.len(), "the lane works");
         self.context.to_settle(FromLane::Resume(account)).await;
@@ -174,6 +187,7 @@ impl<'l> Term<'l> {
             () = no_longer_assigned(is_assigned) => Occurrence::HandOver,
             answered = self.flight.next_answers() => Occurrence::Answers(answered),
             read = self.view.next_receipts() => Occurrence::Receipts(read),
+            estimated = self.estimator.next() => Occurrence::Estimated(estimated),
             _ = poll.tick() => Occurrence::Poll,
             () = signals.wake.notified() => Occurrence::MayHaveMore,
             () = signals.ended.notified(), if awaits_ends => Occurrence::RequestsEnded,
@@ -196,6 +210,7 @@ impl<'l> Term<'l> {
             }
             Occurrence::Answers(answered) => self.handle_answers(answered),
             Occurrence::Receipts(read) => self.handle_receipts(read).await,
+            Occurrence::Estimated(estimated) => self.handle_estimated(estimated).await,
             Occurrence::Poll => self.poll().await?,
             Occurrence::MayHaveMore => self.queue.expect_more(),
             Occurrence::RequestsEnded => {
@@ -213,11 +228,12 @@ impl<'l> Term<'l> {
     /// Does what comes up from time to time: operators' cancellations, new blocks, what is not in a block yet, gaps.
     pub(super) async fn poll(&mut self) -> Result<(), JournalError> {
         self.queue.restart();
-        if self.is_recovering {
-            self.check_recovery().await?;
-        }
+        self.read_foreign_use().await?;
         self.apply_cancellations().await?;
         self.follow().await?;
+        self.examine_foreign_use().await?;
+        self.recheck_funds().await;
+        self.try_aside();
         self.resend_and_replace().await?;
         self.fill_gaps().await
     }
@@ -244,10 +260,10 @@ impl<'l> Term<'l> {
         self.context.journal.release_lease(&self.lease).await
     }
 
-    /// Signs, or pauses the lane until the signer has signed something. A journal that does not serve the queue signs nothing:
-    /// it may be behind the chain.
+    /// Signs, or pauses the lane until the signer has signed something. A journal that is behind signs nothing at all, and one
+    /// that does not serve the queue may be behind.
     pub(super) async fn sign_all(&mut self, unsigned: Vec<Traced<UnsignedTransaction>>) -> Option<Vec<RawTransaction>> {
-        if !self.context.signals.serves() {
+        if self.foreign.is_behind() || !self.context.signals.serves() {
             return None;
         }
         match self.context.signer.sign(unsigned).await {
@@ -260,6 +276,12 @@ impl<'l> Term<'l> {
                 None
             }
         }
+    }
+
+    /// Returns the first requests that do not move for a reason of their own.
+    fn held(&self) -> Vec<Held> {
+        let held = self.gate.awaits_funds().cloned().into_iter().chain(self.queue.aside().held());
+        held.take(LaneState::MOST_HELD).collect()
     }
 
     pub(super) fn publish_state(&self) {
@@ -276,6 +298,7 @@ impl<'l> Term<'l> {
             head_at: head.map(|head| head.timestamp),
             fee: self.view.market().and_then(|market| self.tuning().fees.quote(&market).ok()),
             nonces_mended: self.gaps.filled(),
+            held: self.held(),
         };
         let needs_request = self.gate.is_probed_by_requests() && self.queue.is_empty() && self.may_try();
         let can_take = head.is_some() && (paused.is_none() || needs_request);

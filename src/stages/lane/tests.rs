@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, watch};
 use super::*;
 use crate::chain::Sent;
 use crate::journal::contract::{Set, set};
-use crate::journal::{CancelWish, JournalError};
+use crate::journal::{CancelCommand, JournalError};
 use crate::model::{BlockNumber, Cause, Nonce, PauseReason, Purpose, TransactionState, TxHash, Wei};
 use crate::observe::metrics::LaneMeter;
 use crate::observe::traces::Tracer;
@@ -16,7 +16,7 @@ use crate::policy::batch::Batching;
 use crate::policy::fee::{FeeMode, FeeRules};
 use crate::policy::finality::FinalityRule;
 use crate::policy::limits::Limits;
-use crate::simulation::fakes::{ACCOUNT, FakeChain, FakeSigner, failing_journal, journal};
+use crate::simulation::fakes::{ACCOUNT, FakeChain, FakeSigner, Part, failing_journal, journal};
 use crate::simulation::journal::MemoryJournal;
 use crate::stages::claim::Serving;
 use crate::stages::settle::inbox::{LaneVerdict, Ruling};
@@ -24,15 +24,15 @@ use crate::stages::settle::inbox::{LaneVerdict, Ruling};
 const REFUSED_AFTER: Duration = Duration::from_secs(10);
 
 /// A lane with requests in its queue, on a chain with one block.
-struct Bench {
-    context: Context,
-    chain: Arc<FakeChain>,
-    set: Set,
+pub(super) struct Bench {
+    pub(super) context: Context,
+    pub(super) chain: Arc<FakeChain>,
+    pub(super) set: Set,
     to_settle: mpsc::Receiver<FromLane>,
 }
 
 impl Bench {
-    async fn new(requests: &[&str]) -> Self {
+    pub(super) async fn new(requests: &[&str]) -> Self {
         Self::on(journal(), requests).await
     }
 
@@ -47,12 +47,14 @@ impl Bench {
     }
 
     /// A term that has seen the newest block.
-    async fn term(&self) -> Term<'_> {
+    pub(super) async fn term(&self) -> Term<'_> {
         let (broadcaster, rounds) = broadcaster::start(self.chain.clone());
         let (receipt_reader, reading) = receipt_reader::start(self.chain.clone());
         tokio::spawn(rounds.run());
         tokio::spawn(reading.run());
-        let mut term = Term::new(&self.context, self.set.lease.clone(), broadcaster, receipt_reader);
+        let (estimator, estimating) = estimator::start(self.chain.clone(), Arc::default());
+        tokio::spawn(estimating.run());
+        let mut term = Term::new(&self.context, self.set.lease.clone(), broadcaster, receipt_reader, estimator);
         term.begin().await.unwrap();
         term.poll().await.unwrap();
         term
@@ -66,26 +68,27 @@ impl Bench {
         term
     }
 
-    async fn answer(&self, term: &mut Term<'_>) {
+    pub(super) async fn answer(&self, term: &mut Term<'_>) {
         let answered = term.flight.next_answers().await;
         term.handle_answers(answered);
     }
 
     /// Makes a block with this transaction.
-    fn mine(&self, nonce: u64, tx_hash: TxHash) {
+    pub(super) fn mine(&self, nonce: u64, tx_hash: TxHash) {
         self.chain.change(|state| {
             state.head += 1;
-            let sent = Sent { nonce: Nonce(nonce), tx_hash, to: Some(fixtures::TARGET), data: bytes::Bytes::new() };
+            let (to, data) = (Some(fixtures::TARGET), bytes::Bytes::new());
+            let sent = Sent { nonce: Nonce(nonce), tx_hash, to, value: Wei(0), data, is_signed: true };
             state.sent.push((state.head, sent));
         });
     }
 
     /// Makes empty blocks until what is mined is final.
-    fn finalise(&self) {
+    pub(super) fn finalise(&self) {
         self.chain.change(|state| state.head += 2);
     }
 
-    fn rulings(&mut self) -> Vec<Ruling> {
+    pub(super) fn rulings(&mut self) -> Vec<Ruling> {
         let mut rulings = Vec::new();
         while let Ok(message) = self.to_settle.try_recv() {
             if let FromLane::Rulings(ruled) = message {
@@ -122,7 +125,7 @@ fn settings(set: &Set) -> LaneSettings {
     LaneSettings { account, rules, tuning, owner, tracer: Tracer::default() }
 }
 
-fn newest(term: &Term<'_>, nonce: u64) -> (TxHash, Purpose) {
+pub(super) fn newest(term: &Term<'_>, nonce: u64) -> (TxHash, Purpose) {
     let newest = term.flight.get(Nonce(nonce)).unwrap().newest();
     (newest.raw.hash, newest.purpose)
 }
@@ -225,11 +228,109 @@ async fn a_node_that_is_away_pauses_the_lane_and_uses_nothing_up() {
     term.fill().await.unwrap();
     assert_eq!(term.gate.paused().map(|pause| pause.reason), Some(PauseReason::NodeUnreachable));
     assert_eq!(term.queue.fetched().len(), 1, "the request waits");
+    term.poll().await.unwrap();
     bench.chain.change(|state| (state.is_away, state.head) = (false, 1));
     term.poll().await.unwrap();
-    assert!(term.gate.paused().is_none());
+    assert!(term.gate.paused().is_some() && term.can_fill(), "what failed is tried at once");
+    term.fill().await.unwrap();
+    assert!(term.gate.paused().is_none() && term.flight.len() == 1);
     drop(term);
     assert!(bench.rulings().is_empty());
+}
+
+/// What a poll has found counts, whatever of it fails.
+#[tokio::test(start_paused = true)]
+async fn a_call_of_a_poll_that_fails_leaves_the_others() {
+    for part in [Part::Finalized, Part::Market, Part::Receipts] {
+        let mut bench = Bench::new(&["a", "b"]).await;
+        bench.context.settings.rules.finality = FinalityRule::Finalized;
+        bench.context.settings.rules.in_flight = 1;
+        let context = &bench.context;
+        let mut term = bench.signed().await;
+        bench.mine(0, newest(&term, 0).0);
+        bench.chain.fail(part, true);
+        term.poll().await.unwrap();
+        assert!(term.flight.get(Nonce(0)).unwrap().included.is_some(), "{part:?}");
+        assert!(term.gate.paused().is_none() && term.can_fill(), "{part:?}");
+        term.fill().await.unwrap();
+        assert_eq!(term.flight.len(), 2, "{part:?}: the next is signed");
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        bench.chain.change(|state| state.head += 1);
+        term.resend_and_replace().await.unwrap();
+        assert_eq!(term.flight.get(Nonce(0)).unwrap().hashes().count(), 1, "{part:?}: nothing is replaced");
+        bench.chain.change(|state| state.finalized = state.head);
+        bench.chain.fail(part, false);
+        term.poll().await.unwrap();
+        let read = term.view.next_receipts().await;
+        term.handle_receipts(read).await;
+        assert!(term.flight.get(Nonce(0)).is_none(), "{part:?}");
+        assert!(term.gate.paused().is_none() && context.settle.capacity() < 99, "{part:?}");
+        drop(term);
+        assert_eq!(bench.rulings().len(), 1, "{part:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_count_that_no_node_gives_pauses_the_lane_and_loses_nothing() {
+    let bench = Bench::new(&["a"]).await;
+    let mut term = bench.signed().await;
+    bench.mine(0, newest(&term, 0).0);
+    bench.chain.fail(Part::Count, true);
+    for _ in 0..3 {
+        term.poll().await.unwrap();
+        assert_eq!(term.gate.paused().map(|pause| pause.reason), Some(PauseReason::NodeUnreachable));
+        assert!(term.flight.get(Nonce(0)).unwrap().included.is_some(), "what was found is noted");
+    }
+    bench.chain.fail(Part::Count, false);
+    term.poll().await.unwrap();
+    assert!(term.gate.paused().is_none() && term.view.height() == Some(BlockNumber(1)));
+}
+
+/// A pause ends when what failed is answered again, and not with each answer to something else.
+#[tokio::test(start_paused = true)]
+async fn a_pause_for_estimates_lasts_until_one_is_answered() {
+    let bench = Bench::new(&["a"]).await;
+    let mut term = bench.term().await;
+    bench.chain.change(|state| state.estimate_fails = Some("missing trie node".to_owned()));
+    term.fill().await.unwrap();
+    for _ in 0..20 {
+        bench.chain.change(|state| state.head += 1);
+        term.poll().await.unwrap();
+        assert_eq!(term.gate.paused().map(|pause| pause.reason), Some(PauseReason::NodeUnreachable));
+        if term.can_fill() {
+            term.fill().await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    bench.chain.change(|state| state.estimate_fails = None);
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    term.fill().await.unwrap();
+    assert!(term.gate.paused().is_none() && term.flight.len() == 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_confirmed_is_not_ruled_on_and_pauses_the_lane_when_it_lasts() {
+    let mut bench = Bench::new(&["a"]).await;
+    let mut term = bench.signed().await;
+    bench.mine(0, newest(&term, 0).0);
+    bench.finalise();
+    bench.chain.change(|state| state.unconfirmed = Some("block 1 is another one there".to_owned()));
+    for _ in 0..35 {
+        term.poll().await.unwrap();
+        let read = term.view.next_receipts().await;
+        term.handle_receipts(read).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert!(term.flight.get(Nonce(0)).is_some());
+    assert_eq!(term.gate.paused().map(|pause| pause.reason), Some(PauseReason::FinalityUnconfirmed));
+    bench.chain.change(|state| state.unconfirmed = None);
+    term.poll().await.unwrap();
+    let read = term.view.next_receipts().await;
+    term.handle_receipts(read).await;
+    term.poll().await.unwrap();
+    assert!(term.flight.get(Nonce(0)).is_none() && term.gate.paused().is_none());
+    drop(term);
+    assert_eq!(bench.rulings().len(), 1);
 }
 
 /// Invariants 5 and 8
@@ -281,8 +382,8 @@ async fn a_nonce_is_given_up_when_the_transaction_that_took_it_is_final() {
 async fn an_operator_cancels_what_waits_at_once_and_what_is_signed_at_its_nonce() {
     let mut bench = Bench::new(&["a", "b"]).await;
     let cancel = async |id: &str| {
-        let wish = CancelWish { by: "ops".to_owned(), reason: "wrong".to_owned() };
-        bench.set.journal.wish_cancellation(&crate::journal::contract::id(id), wish).await.unwrap();
+        let command = CancelCommand { by: "ops".to_owned(), reason: "wrong".to_owned() };
+        bench.set.journal.cancel(&crate::journal::contract::id(id), command).await.unwrap();
     };
     cancel("a").await;
     let mut term = bench.signed().await;

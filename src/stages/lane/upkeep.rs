@@ -16,6 +16,7 @@ use crate::stages::lane::RESEND_UNKNOWN;
 use crate::stages::lane::flight::Heard;
 use crate::stages::lane::gate::pause_reason;
 use crate::stages::lane::in_flight::{InFlight, PoolStatus};
+use crate::stages::lane::lapses::Part;
 use crate::stages::lane::term::Term;
 
 /// A signed transaction must have been passed over by this many blocks before it is replaced for its age.
@@ -40,9 +41,21 @@ impl Term<'_> {
         for answer in answers {
             self.context.signals.meter.answers.count(self.label_of(&answer.result));
             self.gaps.record_answer(&answer, errors);
+            let nonce = answer.nonce;
             match self.flight.record_answer(answer, next, self.view.market(), errors) {
-                Some(Heard::Failure(error)) => self.gate.pause(error.pause_reason(), error.to_string()),
-                Some(Heard::Meaning(meaning, text)) => self.apply_meaning(meaning, text, was_alone),
+                // Whether that is about the account or about this one shows the balance, at the next poll.
+                Some(Heard::Meaning(SendMeaning::InsufficientFunds, text)) => {
+                    self.lapses.end(Part::Sends);
+                    self.unpaid.insert(nonce, text);
+                }
+                Some(Heard::Failure(error)) => {
+                    self.lapses.begin(Part::Sends, &error);
+                    self.gate.pause(error.pause_reason(), error.to_string());
+                }
+                Some(Heard::Meaning(meaning, text)) => {
+                    self.lapses.end(Part::Sends);
+                    self.apply_meaning(meaning, text, was_alone);
+                }
                 None => {}
             }
         }
@@ -62,7 +75,7 @@ impl Term<'_> {
         }
         if let Some(reason) = pause_reason(meaning) {
             self.gate.pause(reason, text);
-        } else if meaning == SendMeaning::AlreadyKnown {
+        } else if meaning == SendMeaning::AlreadyKnown && !self.lapses.hold_pause() {
             self.gate.resume_after_taken();
         }
     }

@@ -2,31 +2,56 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::chain::follow::receipt_reader::{BlockRead, ReceiptReader};
 use crate::chain::follow::tracker::{Sighting, Standing, Tracker};
 use crate::chain::{BlockTag, Chain, ChainError, Header, Inclusion};
-use crate::model::{Address, BlockHash, BlockNumber, Nonce, TxHash};
+use crate::model::{Address, BlockHash, BlockNumber, Nonce, TxHash, Wei};
 use crate::policy::fee::Market;
 
 /// Blocks below the head within which a fork may be.
 const NEAR: u64 = 256;
+/// For how long the answer to a question for the balance is waited for.
+const BALANCE_TIMEOUT: Duration = Duration::from_secs(2);
+/// For so long a balance that could not be read stays unknown.
+const BALANCE_REST: Duration = Duration::from_secs(10);
 
 pub(super) struct View {
     tracker: Tracker,
     receipts: ReceiptReader,
     head: Option<Header>,
+    /// The newest block, until the account's count at it is known.
+    unread_head: Option<Header>,
+    /// The account's count at the head, until all that is final there is closed.
+    count_to_close: Option<Nonce>,
+    finality_is_due: bool,
     /// When the head was first seen.
     head_since: Instant,
     /// The highest final block of the chain that was seen last. Another chain may be seen next, so it is never kept beyond.
     final_up_to: Option<BlockNumber>,
     market: Option<Market>,
+    /// What the account has, and when that was read; nothing where no node says.
+    balance: Option<(Wei, Instant)>,
+    /// A balance that could not be read is asked for again then.
+    balance_rests_until: Option<Instant>,
 }
 
 impl View {
     pub(super) fn new(tracker: Tracker, receipts: ReceiptReader) -> Self {
-        Self { tracker, receipts, head: None, head_since: Instant::now(), final_up_to: None, market: None }
+        Self {
+            tracker,
+            receipts,
+            head: None,
+            unread_head: None,
+            count_to_close: None,
+            finality_is_due: false,
+            head_since: Instant::now(),
+            final_up_to: None,
+            market: None,
+            balance: None,
+            balance_rests_until: None,
+        }
     }
 
     pub(super) fn head(&self) -> Option<&Header> {
@@ -50,34 +75,69 @@ impl View {
         self.tracker.step(ours).await
     }
 
-    /// Asks what belongs to a new head: the price of gas, and how many transactions the account has in the chain.
-    pub(super) async fn read_head(
-        &mut self,
-        chain: &dyn Chain,
-        account: Address,
-        head: &Header,
-    ) -> Result<(Market, Nonce), ChainError> {
-        let market = chain.market(head).await?;
-        let count = chain.transaction_count(account, BlockTag::Latest).await?;
-        Ok((market, count))
+    /// Returns what the account has, as far as is known.
+    pub(super) fn balance(&self) -> Option<Wei> {
+        self.balance.map(|(balance, _)| balance)
+    }
+
+    /// Reads what the account has, unless that was read at this time or later. Nothing waits long for it.
+    pub(super) async fn read_balance_since(&mut self, time: Instant, chain: &dyn Chain, account: Address) {
+        let rests = self.balance_rests_until.is_some_and(|until| Instant::now() < until);
+        if !rests && self.balance.is_none_or(|(_, read_at)| read_at < time) {
+            let (balance, now) = (balance(chain, account).await, Instant::now());
+            self.balance = balance.map(|balance| (balance, now));
+            self.balance_rests_until = balance.is_none().then(|| now + BALANCE_REST);
+        }
+    }
+
+    /// Notes a new head, whose chain may have replaced blocks of the one before. What is final of that is kept only if not.
+    pub(super) fn see(&mut self, head: Header, replaces: bool) {
+        self.unread_head = Some(head);
+        self.finality_is_due = true;
+        if replaces {
+            self.final_up_to = None;
+        }
+    }
+
+    /// Returns the newest block that was seen, while the account's count at it is not known.
+    pub(super) fn unread_head(&self) -> Option<&Header> {
+        self.unread_head.as_ref()
     }
 
     pub(super) fn set_market(&mut self, market: Market) {
         self.market = Some(market);
     }
 
-    pub(super) fn set_head(&mut self, head: Header) {
+    /// Uses a head from now on, together with the account's count at it.
+    pub(super) fn set_head(&mut self, head: Header, count: Nonce) {
+        if self.head.as_ref().is_none_or(|known| known.hash != head.hash) {
+            self.head_since = Instant::now();
+        }
         self.head = Some(head);
-        self.head_since = Instant::now();
+        self.unread_head = None;
+        self.count_to_close = Some(count);
+    }
+
+    /// Asks what is final. Returns `None` where that is known for the newest block.
+    pub(super) async fn read_finality(&mut self) -> Option<Result<Option<BlockNumber>, ChainError>> {
+        if self.finality_is_due { Some(self.tracker.final_up_to().await) } else { None }
     }
 
     pub(super) fn set_final_up_to(&mut self, height: Option<BlockNumber>) {
         self.final_up_to = height;
+        self.finality_is_due = false;
     }
 
-    /// Takes the blocks of the last poll for unseen, so that nothing about them is missed.
-    pub(super) fn unsee(&mut self) {
-        self.tracker.forget();
+    /// Returns the account's count at the head, until what is final at that head has been closed.
+    pub(super) fn count_to_close(&self) -> Option<Nonce> {
+        self.count_to_close.filter(|_| self.unread_head.is_none())
+    }
+
+    /// Records that all is closed that is final at the head.
+    pub(super) fn record_closed(&mut self) {
+        if !self.finality_is_due {
+            self.count_to_close = None;
+        }
     }
 
     /// Returns for how long there has been no new block for something that waits since `waiting`, once that is longer than
@@ -107,21 +167,16 @@ impl View {
     }
 
     /// Asks for the receipts of a final block; they come by [`Self::next_receipts`].
-    pub(super) fn ask_receipts(&mut self, block: BlockHash, transactions: Vec<TxHash>) {
-        self.receipts.ask(block, transactions);
+    pub(super) fn ask_receipts(&mut self, number: BlockNumber, hash: BlockHash, transactions: Vec<TxHash>) {
+        self.receipts.ask(number, hash, transactions);
     }
 
     /// Waits for the next block's receipts. Cancel safe.
     pub(super) async fn next_receipts(&mut self) -> BlockRead {
         self.receipts.next().await
     }
+}
 
-    pub(super) fn are_receipts_failing(&self) -> bool {
-        self.receipts.is_failing()
-    }
-
-    /// There is no block any more whose receipts could not be read.
-    pub(super) fn forget_failed_receipts(&mut self) {
-        self.receipts.forget_failure();
-    }
+async fn balance(chain: &dyn Chain, account: Address) -> Option<Wei> {
+    timeout(BALANCE_TIMEOUT, chain.balance(account)).await.ok()?.ok()
 }

@@ -5,6 +5,7 @@ mod endpoints;
 mod lanes;
 pub mod nodes;
 mod nonces;
+mod poison;
 pub mod records;
 mod reorgs;
 mod signers;

@@ -1,4 +1,4 @@
-//! The picture in README.md: what `status --watch` draws of a real run's overview, as an SVG.
+//! `status --watch` drawn of a real run's overview: the picture in README.md, an SVG, and other screens.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use crate::cli::status::overview::{Overview, Side};
 use crate::cli::status::sheet;
 use crate::cli::status::watch::draw;
 
-/// Set, the picture is drawn anew in place of being compared.
+/// Set, the picture is drawn anew instead of being compared.
 const RENEW: &str = "CHAINWRITER_RENEW";
 const COLUMNS: u16 = 112;
 const ROWS: u16 = 28;
@@ -58,7 +58,7 @@ fn svg(buffer: &Buffer) -> String {
             if text.trim().is_empty() {
                 continue;
             }
-            // Where the run begins, told by its place in memory.
+            // Where the run begins, by its place in memory.
             let column = cells.iter().position(|cell| std::ptr::eq(cell, &run[0])).unwrap();
             let weight = if run[0].modifier.contains(Modifier::BOLD) { " font-weight=\"bold\"" } else { "" };
             let escaped = text.trim_end().replace('&', "&amp;").replace('<', "&lt;");

@@ -1,0 +1,60 @@
+//! The running worker, if it can be asked: what keeps its requests from moving.
+
+use crate::cli::doctor::finding::Finding;
+use crate::config::Settings;
+use crate::daemon::status::{self, LaneReport, PauseReport, WorkerReport};
+
+const AREA: &str = "worker";
+
+/// Asks the worker behind `http.listen`. Returns nothing where that is off.
+pub(super) async fn examine(settings: &Settings) -> Vec<Finding> {
+    let Some(listen) = settings.http_listen else { return Vec::new() };
+    match status::ask(listen).await {
+        Ok(report) if report.worker == settings.worker.full_name() => of_report(&report),
+        Ok(report) => vec![Finding::notice(AREA, format!("{listen} is answered by {}", report.worker))],
+        Err(_) => vec![Finding::notice(AREA, format!("no worker answers on {listen}, so none says what it waits for"))],
+    }
+}
+
+fn of_report(report: &WorkerReport) -> Vec<Finding> {
+    let waits: Vec<_> = report.lanes.iter().flat_map(of_lane).collect();
+    if waits.is_empty() { vec![Finding::ok(AREA, "no lane pauses, and no request is held up")] } else { waits }
+}
+
+fn of_lane(lane: &LaneReport) -> Vec<Finding> {
+    let account = lane.account;
+    let paused = lane.paused.iter().map(|PauseReport { reason, detail }| {
+        Finding::warn(AREA, format!("the lane of {account} is paused ({reason}): {detail}"))
+            .remedy("docs/reasons.md says what to do")
+    });
+    let held = lane.held.iter().map(|held| {
+        Finding::warn(AREA, format!("request {} of {account} waits: {}", held.request, held.why))
+            .remedy("`chainwriter status ID` has its history; `chainwriter cancel ID` ends it")
+    });
+    paused.chain(held).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::doctor::finding::Level;
+    use crate::daemon::status::HeldReport;
+
+    #[test]
+    fn what_keeps_requests_from_moving_is_named() {
+        let mut report: WorkerReport = serde_json::from_value(
+            serde_json::from_str::<serde_json::Value>(include_str!("../../../docs/status.json")).unwrap()["process"]
+                .clone(),
+        )
+        .unwrap();
+        report.lanes.iter_mut().for_each(|lane| (lane.paused, lane.held) = (None, Vec::new()));
+        assert!(matches!(of_report(&report).as_slice(), [Finding { level: Level::Ok, .. }]));
+        let held = HeldReport { request: "order-7".to_owned(), why: "it is not simulated".to_owned() };
+        let pause = PauseReport { reason: "insufficient_funds".to_owned(), detail: "0 wei".to_owned() };
+        let lane = report.lanes.first_mut().unwrap();
+        (lane.paused, lane.held) = (Some(pause), vec![held]);
+        let found = of_report(&report);
+        assert!(found.iter().all(|finding| finding.level == Level::Warn) && found.len() == 2, "{found:?}");
+        assert!(found[0].what.contains("insufficient_funds") && found[1].what.contains("order-7"), "{found:?}");
+    }
+}

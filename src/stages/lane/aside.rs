@@ -1,0 +1,334 @@
+//! Requests that the node does not simulate, while it answers other calls. They wait here, and others pass them; each is
+//! tried again on its own, with growing pauses. What stays without an answer for some tries is at fault itself.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::warn;
+
+use crate::chain::Call;
+use crate::chain::follow::estimator::Estimated;
+use crate::journal::{QueuedRequest, RequestSeq};
+use crate::model::{Cause, GasRule, Members, PauseReason, Reason};
+use crate::observe::traces::Traced;
+use crate::policy::retry_schedule::Backoff;
+use crate::stages::lane::conclude;
+use crate::stages::lane::lapses::Part;
+use crate::stages::lane::payload::Payload;
+use crate::stages::lane::settings::{Held, OutagePolicy};
+use crate::stages::lane::simulate::{Simulated, Unpaid, silence_of};
+use crate::stages::lane::term::Term;
+
+/// With so many aside nothing new is fetched.
+const FULL: usize = 256;
+/// After so many tries without an answer, in which the node answered other calls, it is the request's own failure.
+const TRIES: u32 = 3;
+/// The same where the answer speaks of the endpoint, not of the call: such an answer may well hit one call in a round by
+/// chance.
+const ENDPOINT_TRIES: u32 = 9;
+/// Pauses between the tries of one request.
+const WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// Requests that were without an answer before. When they come back for their next attempt they are tried on their own at
+/// once.
+const REMEMBERED: usize = 1000;
+
+/// Why a call has no estimate, though that says nothing about the call.
+#[derive(Debug, Clone)]
+pub(super) struct Silence {
+    pub(super) reason: PauseReason,
+    pub(super) detail: String,
+    /// The node did answer, with a text that says no more than that it could not.
+    pub(super) is_text: bool,
+}
+
+impl Silence {
+    /// Returns whether it may be the call's fault, and not only the endpoint's.
+    pub(super) fn is_of_call(&self) -> bool {
+        self.reason == PauseReason::NodeUnreachable
+    }
+
+    fn tries(&self) -> u32 {
+        if self.is_of_call() { TRIES } else { ENDPOINT_TRIES }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Waiting {
+    request: QueuedRequest,
+    silence: Silence,
+    /// Tries in which the node answered others and not this one.
+    tries: u32,
+    /// Tries of all kinds, on its own.
+    asked: u32,
+    pauses: Backoff,
+    due: Instant,
+    is_asked: bool,
+}
+
+impl Waiting {
+    /// Returns the request's failure in words, once it has had its tries.
+    fn failure(&self) -> Option<String> {
+        let Silence { detail, .. } = &self.silence;
+        (self.tries >= self.silence.tries())
+            .then(|| format!("the node answered other calls and not this one, {} times: {detail}", self.tries))
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Aside {
+    waiting: BTreeMap<RequestSeq, Waiting>,
+    remembered: VecDeque<RequestSeq>,
+}
+
+impl Aside {
+    /// Sets a request aside, to be tried on its own at once.
+    pub(super) fn add(&mut self, request: QueuedRequest, silence: Silence) {
+        let pauses = Backoff::between(WAIT.0, WAIT.1);
+        let waiting = Waiting { request, silence, tries: 0, asked: 0, pauses, due: Instant::now(), is_asked: false };
+        self.waiting.insert(waiting.request.seq, waiting);
+    }
+
+    /// Sets aside a request that the node has just answered with nothing, beside answers to others.
+    pub(super) fn add_tried(&mut self, request: QueuedRequest, silence: Silence) {
+        let seq = request.seq;
+        self.add(request, silence.clone());
+        if let Some(waiting) = self.take(seq) {
+            self.put_back(waiting, silence, true);
+        }
+    }
+
+    /// Puts a request back that a try has brought no answer for. A try counts when the node answered other calls.
+    pub(super) fn put_back(&mut self, mut waiting: Waiting, silence: Silence, counts: bool) {
+        let seq = waiting.request.seq;
+        if counts {
+            waiting.tries += 1;
+            if waiting.tries == 1 {
+                warn!(request.id = %waiting.request.id, answer = silence.detail, "the node answers other calls and does not simulate this one; it waits, and others pass it");
+            }
+            self.remember(seq);
+        }
+        waiting.silence = silence;
+        waiting.asked += 1;
+        waiting.is_asked = false;
+        waiting.due = Instant::now() + waiting.pauses.next_wait();
+        self.waiting.insert(seq, waiting);
+    }
+
+    pub(super) fn take(&mut self, request: RequestSeq) -> Option<Waiting> {
+        self.waiting.remove(&request)
+    }
+
+    /// Takes a request that has had its tries, with its failure in words.
+    fn take_failed(&mut self, request: RequestSeq) -> Option<(Waiting, String)> {
+        let failure = self.waiting.get(&request)?.failure()?;
+        Some((self.take(request)?, failure))
+    }
+
+    /// Returns what is to be tried now, and takes it for asked. Those that had the fewest tries come first.
+    fn take_due(&mut self) -> Vec<QueuedRequest> {
+        let now = Instant::now();
+        let mut due: Vec<_> =
+            self.waiting.values_mut().filter(|waiting| !waiting.is_asked && waiting.due <= now).collect();
+        due.sort_by_key(|waiting| waiting.tries);
+        due.into_iter()
+            .map(|waiting| {
+                waiting.is_asked = true;
+                waiting.request.clone()
+            })
+            .collect()
+    }
+
+    /// Takes everything, in order of the queue.
+    pub(super) fn take_all(&mut self) -> Vec<QueuedRequest> {
+        let mut all: Vec<_> = std::mem::take(&mut self.waiting).into_values().map(|waiting| waiting.request).collect();
+        all.sort_by_key(|request| request.turn);
+        all
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.waiting.len() >= FULL
+    }
+
+    pub(super) fn places(&self) -> impl Iterator<Item = i64> {
+        self.waiting.values().map(|waiting| waiting.request.turn)
+    }
+
+    /// Returns whether the request was without an answer before, in an earlier attempt too.
+    pub(super) fn remembers(&self, request: RequestSeq) -> bool {
+        self.remembered.contains(&request)
+    }
+
+    pub(super) fn forget(&mut self, request: RequestSeq) {
+        self.remembered.retain(|remembered| *remembered != request);
+    }
+
+    fn remember(&mut self, request: RequestSeq) {
+        if !self.remembers(request) {
+            self.remembered.push_back(request);
+        }
+        if self.remembered.len() > REMEMBERED {
+            self.remembered.pop_front();
+        }
+    }
+
+    /// Returns those that do not move, and why.
+    pub(super) fn held(&self) -> impl Iterator<Item = Held> {
+        let tried = self.waiting.values().filter(|waiting| waiting.asked > 0);
+        tried.map(|Waiting { request, silence, asked, .. }| Held {
+            request: request.id.clone(),
+            why: format!("it is not simulated, others pass it (try {asked}): {}", silence.detail),
+        })
+    }
+}
+
+impl Term<'_> {
+    /// Tries what is aside and due. While the node is known to be away, nothing is tried.
+    pub(super) fn try_aside(&mut self) {
+        if self.gate.is_known_outage() {
+            return;
+        }
+        let from = self.account();
+        for request in self.queue.aside_mut().take_due() {
+            let (to, value, data) = (request.write.to, request.write.value, request.calldata().clone());
+            let span = self.processing_one(std::iter::once(&request));
+            self.estimator.ask(request.seq.0, Traced { item: Call { from, to, value, data }, span });
+        }
+    }
+
+    /// Applies the outcome of a try: what runs becomes ready, what fails is ruled on, what has no answer waits on.
+    pub(super) async fn handle_estimated(&mut self, Estimated { key, estimate, is_answering }: Estimated) {
+        if is_answering {
+            self.lapses.end(Part::Estimates);
+        }
+        // It may have been cancelled meanwhile.
+        let Some(waiting) = self.queue.aside_mut().take(RequestSeq(key)) else { return };
+        let request = &waiting.request;
+        let GasRule::Estimate { margin } = request.write.gas else { return };
+        match self.with_estimate(estimate, margin, request.calldata()) {
+            Simulated::Runs(gas) => {
+                let (to, value) = (request.write.to, request.write.value);
+                self.queue.aside_mut().forget(RequestSeq(key));
+                let requests = Members::one(waiting.request);
+                self.queue.add_ready(Payload { requests, to, value, batch_data: None, gas });
+            }
+            Simulated::Fails(cause) => self.fail_waiting_one(waiting, cause).await,
+            Simulated::Taken(taken) => match self.verdict_on_taken(request.write.to, &taken).await {
+                Ok(Some(verdict)) => {
+                    self.rule(vec![conclude::ended(&self.lease, waiting.request, verdict)]).await;
+                }
+                // The record is not final yet.
+                Ok(None) => {
+                    let detail = "its record is in the chain, and not final yet".to_owned();
+                    let silence = Silence { reason: PauseReason::NodeUnreachable, detail, is_text: false };
+                    self.queue.aside_mut().put_back(waiting, silence, false);
+                }
+                Err(error) => self.queue.aside_mut().put_back(waiting, silence_of(&error), false),
+            },
+            Simulated::Unpaid(message) => match self.judge_unpaid(request.write.value, message, Instant::now()).await {
+                Unpaid::Own(cause) => self.fail_waiting_one(waiting, cause).await,
+                Unpaid::Unclear(silence) => self.keep_waiting(waiting, silence, true).await,
+                Unpaid::Exhausted(detail) => {
+                    self.gate.pause(PauseReason::InsufficientFunds, detail.clone());
+                    let silence = Silence { reason: PauseReason::InsufficientFunds, detail, is_text: true };
+                    self.queue.aside_mut().put_back(waiting, silence, false);
+                }
+            },
+            Simulated::NotAnswered(silence) => self.keep_waiting(waiting, silence, is_answering).await,
+        }
+    }
+
+    /// Puts back what a try has brought no answer for, or fails it: after its last try, or for an outage where the operator
+    /// asks for that.
+    async fn keep_waiting(&mut self, waiting: Waiting, silence: Silence, is_answering: bool) {
+        let seq = waiting.request.seq;
+        if !is_answering {
+            self.lapses.begin_for(Part::Estimates, silence.reason, silence.detail.clone());
+            self.gate.pause(silence.reason, silence.detail.clone());
+            if self.tuning().outage == OutagePolicy::Retry {
+                let (reason, detail) = (silence.reason, &silence.detail);
+                self.rule(vec![conclude::unavailable(&self.lease, waiting.request, reason, detail)]).await;
+                return;
+            }
+        }
+        self.queue.aside_mut().put_back(waiting, silence, is_answering);
+        let failure = self.queue.aside_mut().take_failed(seq);
+        if let Some((waiting, detail)) = failure {
+            self.fail_waiting_one(waiting, Cause::new(Reason::SimulationFailed, detail)).await;
+        }
+    }
+
+    async fn fail_waiting_one(&mut self, waiting: Waiting, cause: Cause) {
+        self.rule(vec![conclude::failed(&self.lease, waiting.request, cause)]).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stages::lane::fixtures::request;
+
+    fn silence(reason: PauseReason) -> Silence {
+        Silence { reason, detail: "Internal error".to_owned(), is_text: true }
+    }
+
+    /// Tries a request until it fails, and returns how often, and how long that takes.
+    async fn fails_after(reason: PauseReason, counts: bool) -> Option<(u32, Duration)> {
+        let (mut aside, began) = (Aside::default(), Instant::now());
+        aside.add(request(1), silence(reason));
+        for tries in 1..100 {
+            while aside.take_due().is_empty() {
+                tokio::time::advance(Duration::from_millis(100)).await;
+            }
+            let waiting = aside.take(RequestSeq(1)).unwrap();
+            aside.put_back(waiting, silence(reason), counts);
+            let waiting = aside.take(RequestSeq(1)).unwrap();
+            if waiting.failure().is_some() {
+                return Some((tries, began.elapsed()));
+            }
+            aside.waiting.insert(RequestSeq(1), waiting);
+        }
+        None
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_fails_after_tries_that_count_and_after_no_other() {
+        let (tries, after) = fails_after(PauseReason::NodeUnreachable, true).await.unwrap();
+        assert!(tries == TRIES && after < Duration::from_secs(30), "{tries} in {after:?}");
+        assert_eq!(fails_after(PauseReason::RateLimited, true).await.unwrap().0, ENDPOINT_TRIES);
+        assert_eq!(fails_after(PauseReason::NodeUnreachable, false).await, None, "an outage is no verdict");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_asked_once_at_a_time_and_those_with_the_fewest_tries_come_first() {
+        let mut aside = Aside::default();
+        aside.add_tried(request(1), silence(PauseReason::NodeUnreachable));
+        tokio::time::advance(WAIT.0 * 2).await;
+        aside.add(request(2), silence(PauseReason::NodeUnreachable));
+        let due: Vec<_> = aside.take_due().into_iter().map(|request| request.turn).collect();
+        assert_eq!(due, [2, 1]);
+        assert!(aside.take_due().is_empty(), "both are asked");
+        let held: Vec<_> = aside.held().map(|held| held.request.to_string()).collect();
+        assert_eq!(held, ["r-1"], "nothing is known of the other one");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_back_for_its_next_attempt_is_remembered_for_a_while() {
+        let mut aside = Aside::default();
+        for number in 0..=i64::try_from(REMEMBERED).unwrap() {
+            aside.add_tried(request(number), silence(PauseReason::NodeUnreachable));
+            aside.take(RequestSeq(number)).unwrap();
+        }
+        assert!(!aside.remembers(RequestSeq(0)) && aside.remembers(RequestSeq(1)));
+        aside.forget(RequestSeq(1));
+        assert!(!aside.remembers(RequestSeq(1)));
+    }
+}

@@ -1,0 +1,422 @@
+//! Foreign use: transactions of the account that the journal has no row for. Another program may have sent them, or this
+//! very program with a newer journal: then the journal is behind the chain, and what it still has to write may be written.
+//!
+//! A count above the next nonce is only a claim. While it stands, nothing new is signed. Every endpoint is asked for the
+//! count at that very block; where none confirms the claim, it is dropped. Otherwise what took the nonces is searched for
+//! in the blocks, and only transactions with the account's signature, or its authorisations, raise the next nonce. In the
+//! same commit the journal remembers what they called. Every request is compared with that before it is signed. One that
+//! asks for the same stops all lanes, until an operator acts: `chainwriter recover`. While a recovery is on, such a request
+//! becomes a dead letter instead.
+//!
+//! What no block has yet shows in the pools: when a term begins, their counts are asked for, and new signing waits for what
+//! they have more, for a while. It also waits until the other accounts of the chain are compared with it, since a message
+//! that one of them wrote may come to this one.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use crate::chain::follow::history::writes_of;
+use crate::chain::follow::nonce_taker::Taker;
+use crate::chain::{BlockTag, ChainError, CountAt};
+use crate::journal::{ForeignUse, JournalError, QueuedRequest};
+use crate::model::{BlockNumber, BodyHash, Cause, Nonce, PauseReason, Reason, RecoveredWrite, RequestId, TxHash};
+use crate::stages::lane::conclude;
+use crate::stages::lane::term::{StepError, Term};
+
+/// Nonces whose takers are searched for in one poll.
+const SEARCHED: usize = 16;
+/// A count that no block confirms is a pause with a reason after this.
+const UNPROVEN_AFTER: Duration = Duration::from_secs(60);
+/// New signing waits this long for what pools have and the journal does not know.
+const POOL_WAIT: Duration = Duration::from_secs(120);
+/// It waits this long for the lanes of other accounts to read what their accounts have written.
+const OTHERS_WAIT: Duration = Duration::from_secs(60);
+
+/// A count above the next nonce, and since when.
+#[derive(Debug, Clone, Copy)]
+struct Claim {
+    count: Nonce,
+    since: Instant,
+    is_logged: bool,
+}
+
+/// A condition that is waited for when the term begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    /// Not asked yet, or waited for since then.
+    Since(Option<Instant>),
+    Over,
+}
+
+/// What a term knows of foreign use.
+#[derive(Debug)]
+pub(super) struct Foreign {
+    known: ForeignUse,
+    /// Transactions below it are another program's, says an operator.
+    below: Nonce,
+    /// The account's count was compared with the next nonce.
+    is_counted: bool,
+    claim: Option<Claim>,
+    /// The last count that no endpoint confirmed.
+    wrong: Option<Nonce>,
+    /// The first count of an account that the journal has no nonce for, and the block that it was asked for at.
+    first: Option<(BlockNumber, Nonce)>,
+    pools: Wait,
+    others: Wait,
+}
+
+impl Foreign {
+    pub(super) fn new() -> Self {
+        Self {
+            known: ForeignUse::default(),
+            below: Nonce(0),
+            is_counted: false,
+            claim: None,
+            wrong: None,
+            first: None,
+            pools: Wait::Since(None),
+            others: Wait::Since(None),
+        }
+    }
+
+    pub(super) fn is_behind(&self) -> bool {
+        self.known.behind.is_some()
+    }
+
+    fn is_recovering(&self) -> bool {
+        self.known.recovery.is_some()
+    }
+
+    /// Returns whether anything new may be signed, as far as foreign use goes.
+    pub(super) fn allows_signing(&self) -> bool {
+        let is_known = self.is_counted && self.claim.is_none() && self.pools == Wait::Over && self.others == Wait::Over;
+        is_known && !self.is_behind()
+    }
+
+    /// Compares the account's count with the next nonce.
+    fn record_count(&mut self, next: Option<Nonce>, count: Nonce) {
+        let is_claim = next.is_none_or(|next| count > next);
+        self.is_counted = next.is_some();
+        self.claim = match self.claim {
+            Some(claim) if is_claim => Some(Claim { count, ..claim }),
+            None if is_claim => Some(Claim { count, since: Instant::now(), is_logged: false }),
+            Some(_) | None => None,
+        };
+    }
+}
+
+impl Wait {
+    /// Returns true once it has lasted for this long.
+    fn has_lasted(&mut self, limit: Duration) -> bool {
+        match self {
+            Self::Over => true,
+            Self::Since(since) => since.get_or_insert_with(Instant::now).elapsed() >= limit,
+        }
+    }
+
+    fn has_begun(&self) -> bool {
+        !matches!(self, Self::Since(None))
+    }
+}
+
+impl Term<'_> {
+    /// Reads the account's nonces from the journal, when the term begins.
+    pub(super) async fn recall_foreign_use(&mut self) -> Result<(), JournalError> {
+        let standing = self.context.journal.standing(self.lease.account).await?;
+        (self.next_nonce, self.foreign.below) = (standing.next_nonce, standing.foreign_below);
+        self.read_foreign_use().await
+    }
+
+    /// Reads what the journal knows of foreign use: any lane may have found something, and an operator may have acted.
+    pub(super) async fn read_foreign_use(&mut self) -> Result<(), JournalError> {
+        let now = self.context.journal.foreign_use().await?;
+        match (&self.foreign.known.recovery, &now.recovery) {
+            (None, Some(recovery)) => {
+                info!(account = %self.account(), since = %recovery.begun_at, from_block = %recovery.from_block, "a recovery is on: what may be written already becomes a dead letter");
+            }
+            (Some(_), None) => info!(account = %self.account(), "the recovery has ended"),
+            (Some(_), Some(_)) | (None, None) => {}
+        }
+        match &now.behind {
+            Some(detail) => self.gate.pause(PauseReason::JournalIsBehind, detail.clone()),
+            None => self.gate.resume_if(|reason| reason == PauseReason::JournalIsBehind),
+        }
+        self.foreign.known = now;
+        Ok(())
+    }
+
+    /// Records the account's count at a new head. It raises nothing by itself.
+    pub(super) fn apply_count(&mut self, count: Nonce) {
+        self.foreign.record_count(self.next_nonce, count);
+        if self.foreign.claim.is_none() {
+            self.gate.resume_if(|reason| reason == PauseReason::NoncesUnknown);
+        }
+    }
+
+    /// Does what is left to do before anything new may be signed. A call that fails pauses the lane; the next poll goes on.
+    pub(super) async fn examine_foreign_use(&mut self) -> Result<(), JournalError> {
+        let Some(head) = self.view.height() else { return Ok(()) };
+        match self.try_examine(head).await {
+            Ok(()) => {}
+            Err(StepError::Journal(error)) => return Err(error),
+            Err(StepError::Chain(error)) => self.gate.pause(error.pause_reason(), error.to_string()),
+        }
+        let claim = self.foreign.claim.filter(|claim| claim.since.elapsed() >= UNPROVEN_AFTER);
+        if let Some(Claim { count, .. }) = claim
+            && self.gate.paused().is_none_or(|pause| pause.reason == PauseReason::NoncesUnknown)
+        {
+            let next = self.next_nonce.map_or_else(|| "none".to_owned(), |next| next.to_string());
+            let detail = format!(
+                "the account's count on the chain is {count}, the journal's next nonce is {next}, and no block shows what took \
+                 the nonces in between"
+            );
+            self.gate.pause(PauseReason::NoncesUnknown, detail);
+        }
+        Ok(())
+    }
+
+    async fn try_examine(&mut self, head: BlockNumber) -> Result<(), StepError> {
+        if let Some(claim) = self.foreign.claim {
+            match self.next_nonce {
+                None => self.find_first_nonce(head, claim.count).await?,
+                Some(next) => self.find_takers(head, next, claim).await?,
+            }
+        }
+        let Some(next) = self.next_nonce.filter(|_| self.foreign.claim.is_none() && self.foreign.is_counted) else {
+            return Ok(());
+        };
+        self.check_pools(next).await;
+        self.check_others().await
+    }
+
+    /// Finds the first nonce of an account that the journal has none for: the count at a final block, at which all endpoints
+    /// agree, in two polls.
+    async fn find_first_nonce(&mut self, head: BlockNumber, latest: Nonce) -> Result<(), StepError> {
+        let (journal, chain, account) = (&self.context.journal, &self.context.chain, self.account());
+        let is_new = latest == Nonce(0);
+        let final_up_to = self.view.final_up_to();
+        let asked_before = self.foreign.first.map(|(block, _)| block);
+        let Some(at) = asked_before.or(final_up_to).or(is_new.then_some(head)) else { return Ok(()) };
+        let counts = chain.counts(account, CountAt::Block(at)).await;
+        let mut counts = counts.into_iter().filter_map(|(_, count)| count.ok());
+        let first = counts.next().filter(|first| counts.all(|count| count == *first) && *first <= latest);
+        let Some(first) = first else {
+            self.foreign.first = None;
+            return Ok(());
+        };
+        if !is_new && self.foreign.first != Some((at, first)) {
+            self.foreign.first = Some((at, first));
+            return Ok(());
+        }
+        let next = journal.raise_next_nonce(&self.lease, first).await?;
+        self.next_nonce = Some(next);
+        self.foreign.record_count(Some(next), latest);
+        Ok(())
+    }
+
+    /// Invariant 15: a nonce counts as taken when the transaction that took it has been seen in a block, with the account's
+    /// signature. What it called is remembered in the commit that raises the next nonce. Crash before it: the next term
+    /// searches again.
+    async fn find_takers(&mut self, head: BlockNumber, next: Nonce, claim: Claim) -> Result<(), StepError> {
+        let (chain, account) = (self.context.chain.as_ref(), self.account());
+        let counts = chain.counts(account, CountAt::Block(head)).await;
+        let Some(most) = counts.into_iter().filter_map(|(_, count)| count.ok()).max() else { return Ok(()) };
+        if most <= next {
+            if self.foreign.wrong.replace(claim.count) != Some(claim.count) {
+                warn!(account = %account, tx.nonce = %next, chain.count = %claim.count, "a node's transaction count is wrong: no endpoint confirms it for its own newest block; it is not used");
+            }
+            self.foreign.claim = None;
+            return Ok(());
+        }
+        let mut takers: Vec<Taker> = Vec::new();
+        let mut poll = self.nonce_takers.poll();
+        for nonce in (next.0..most.0).map(Nonce).take(SEARCHED) {
+            let taker = match poll.taker(chain, account, nonce, head).await {
+                Ok(taker) => taker,
+                Err(error) if takers.is_empty() => return Err(error.into()),
+                Err(_) => None,
+            };
+            match taker {
+                Some(taker) if self.view.stands(chain, taker.inclusion).await? => takers.push(taker),
+                Some(_) | None => break,
+            }
+        }
+        if takers.is_empty() {
+            return Ok(());
+        }
+        let raised = next.plus(takers.len() as u64);
+        (next.0..raised.0).for_each(|nonce| self.nonce_takers.forget(Nonce(nonce)));
+        self.next_nonce = Some(self.remember(&takers, raised).await?);
+        if !claim.is_logged {
+            warn!(account = %account, tx.nonce = %next, chain.count = %claim.count, "another program uses this account: it has taken nonces that nothing was signed for; give the worker a key of its own");
+        }
+        self.foreign.claim = (raised < claim.count).then_some(Claim { is_logged: true, ..claim });
+        if self.foreign.claim.is_none() {
+            self.gate.resume_if(|reason| reason == PauseReason::NoncesUnknown);
+        }
+        self.compare_again().await?;
+        Ok(())
+    }
+
+    async fn remember(&self, takers: &[Taker], at_least: Nonce) -> Result<Nonce, JournalError> {
+        let writes = takers.iter().flat_map(|taker| self.writes_of(taker)).collect();
+        self.context.journal.record_foreign(&self.lease, writes, at_least).await
+    }
+
+    fn writes_of(&self, taker: &Taker) -> Vec<RecoveredWrite> {
+        let Some(sent) = taker.sent.as_ref().filter(|sent| sent.nonce >= self.foreign.below) else { return Vec::new() };
+        writes_of(sent, self.account(), taker.inclusion.block_number, &self.context.settings.batching)
+    }
+
+    /// Asks every pool, once in a term. What is in there and unknown to the journal gets into a block, or the wait ends.
+    async fn check_pools(&mut self, next: Nonce) {
+        if self.foreign.pools == Wait::Over {
+            return;
+        }
+        let account = self.account();
+        let counts = self.context.chain.counts(account, CountAt::Pending).await;
+        let pending = counts.into_iter().filter_map(|(_, count)| count.ok()).max();
+        if pending.is_none_or(|pending| pending <= next) {
+            self.foreign.pools = Wait::Over;
+            return;
+        }
+        let pending = pending.map(|pending| pending.0);
+        if !self.foreign.pools.has_begun() {
+            warn!(account = %account, tx.nonce = %next, chain.pending = pending, limit_s = POOL_WAIT.as_secs(), "a pool has transactions of the account that the journal does not know; nothing new is signed until they are in a block");
+        }
+        if self.foreign.pools.has_lasted(POOL_WAIT) {
+            warn!(account = %account, tx.nonce = %next, chain.pending = pending, "unknown transactions of the account still wait in a pool; they count as another program's");
+            self.foreign.pools = Wait::Over;
+        }
+    }
+
+    /// Waits until the other accounts' lanes have read what their accounts have written: a message that one of them wrote
+    /// may be given to this one.
+    async fn check_others(&mut self) -> Result<(), StepError> {
+        if self.foreign.others == Wait::Over {
+            return Ok(());
+        }
+        let (journal, chain) = (self.context.journal.as_ref(), self.context.chain.as_ref());
+        let others = journal.other_nonces(self.lease.account).await?;
+        let counts = others.iter().map(|(other, _)| chain.transaction_count(*other, BlockTag::Latest));
+        let counts = join_all(counts).await.into_iter().collect::<Result<Vec<_>, ChainError>>()?;
+        // Counted before the nonces are read: what a lane signs meanwhile is no surprise.
+        let nonces = if others.is_empty() { others } else { journal.other_nonces(self.lease.account).await? };
+        let ahead = nonces.iter().zip(&counts).find(|((_, next), count)| *count > next);
+        let (is_ahead, ahead) = (ahead.is_some(), ahead.map(|((other, _), _)| other.to_string()));
+        if is_ahead && !self.foreign.others.has_begun() {
+            info!(account = %self.account(), other = ahead, "another account has transactions that the journal does not know; nothing new is signed until they are read");
+        }
+        if !is_ahead || self.foreign.others.has_lasted(OTHERS_WAIT) {
+            self.foreign.others = Wait::Over;
+            self.read_foreign_use().await?;
+        }
+        Ok(())
+    }
+
+    /// Compares all that waits for a nonce with what is remembered.
+    async fn compare_again(&mut self) -> Result<(), JournalError> {
+        self.foreign.known.has_writes = true;
+        self.queue.unready(&self.context.settings.batching);
+        self.compare_with_foreign().await
+    }
+
+    /// Compares what was fetched with the calls of transactions that the journal has no row for.
+    pub(super) async fn compare_with_foreign(&mut self) -> Result<(), JournalError> {
+        if !self.foreign.known.has_writes || self.queue.fetched().is_empty() {
+            return Ok(());
+        }
+        let hashes = self.queue.fetched().iter().map(|fetched| BodyHash::of(fetched.request.calldata())).collect();
+        let found = self.context.journal.recovered_writes(hashes).await?;
+        if found.is_empty() {
+            return Ok(());
+        }
+        if self.foreign.is_recovering() {
+            return self.set_written_aside(&found).await;
+        }
+        let requests = self.queue.fetched().iter().map(|fetched| &fetched.request);
+        let equal = requests.filter_map(|request| Some((request.id.clone(), equal_call(request, &found)?))).next();
+        match equal {
+            Some((request, write)) => self.stop_behind(&request, &write).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Rules on what was fetched and has its calldata in the chain. What an operator has sent back since the recovery began
+    /// is decided; a header alone, which any producer may set, decides nothing.
+    async fn set_written_aside(&mut self, found: &[RecoveredWrite]) -> Result<(), JournalError> {
+        let requests = self.queue.fetched().iter().map(|fetched| fetched.request.id.clone());
+        let decided = self.context.journal.decided(requests.collect()).await?;
+        let mut rulings = Vec::new();
+        for fetched in self.queue.take_fetched() {
+            let hash = BodyHash::of(fetched.request.calldata());
+            match found.iter().find(|write| write.data_hash == hash && !decided.contains(&fetched.request.id)) {
+                Some(write) => {
+                    let detail = format!(
+                        "transaction {} in block {} has the same calldata, and the journal has no row for it",
+                        write.tx_hash, write.block_number
+                    );
+                    let cause = Cause::new(Reason::MaybeWritten, detail);
+                    rulings.push(conclude::failed(&self.lease, fetched.request, cause));
+                }
+                None => self.queue.add_fetched([fetched]),
+            }
+        }
+        self.rule(rulings).await;
+        Ok(())
+    }
+
+    /// Invariant 14: stops all lanes before anything is signed. Only an operator can know what was written.
+    async fn stop_behind(&mut self, request: &RequestId, write: &RecoveredWrite) -> Result<(), JournalError> {
+        let RecoveredWrite { tx_hash, nonce, block_number, .. } = write;
+        let detail = format!(
+            "transaction {tx_hash} of {}, nonce {nonce} in block {block_number}, asks for what request {request} asks for, and \
+             the journal does not know it: the journal is older than the chain, or not the only one. Stop the workers and run \
+             `chainwriter recover`",
+            self.account()
+        );
+        self.context.journal.record_behind(&self.lease, detail.clone()).await?;
+        self.gate.pause(PauseReason::JournalIsBehind, detail.clone());
+        self.foreign.known.behind = Some(detail);
+        Ok(())
+    }
+
+    /// Remembers what foreign transactions called that took nonces of ours, and returns those whose nonces are to be given
+    /// up. Crash before the nonces are closed: the same is found again. A transaction that asks for what the nonce's own
+    /// request asks for is that request's, written with a newer journal: it gets no other nonce.
+    pub(super) async fn remember_takers(
+        &mut self,
+        takers: Vec<(Nonce, Taker)>,
+    ) -> Result<Vec<(Nonce, TxHash)>, JournalError> {
+        let (mut known, mut given_up) = (Vec::new(), Vec::new());
+        for (nonce, taker) in takers {
+            let writes = self.writes_of(&taker);
+            let live = self.flight.get(nonce).filter(|_| !self.foreign.is_recovering());
+            let requests = live.into_iter().flat_map(|live| live.payload.requests.iter());
+            let equal = requests.filter_map(|request| Some((request.id.clone(), equal_call(request, &writes)?))).next();
+            if let Some((request, write)) = equal {
+                self.stop_behind(&request, &write).await?;
+                break;
+            }
+            given_up.push((nonce, taker.inclusion.tx_hash));
+            known.push(taker);
+        }
+        if known.iter().any(|taker| taker.sent.is_some()) {
+            self.remember(&known, Nonce(0)).await?;
+            self.compare_again().await?;
+        }
+        Ok(given_up)
+    }
+}
+
+/// Returns the call that is just what the request asks for.
+fn equal_call(request: &QueuedRequest, writes: &[RecoveredWrite]) -> Option<RecoveredWrite> {
+    let hash = BodyHash::of(request.calldata());
+    let is_equal = |write: &&RecoveredWrite| {
+        write.data_hash == hash && write.to == request.write.to && write.value == request.write.value
+    };
+    writes.iter().find(is_equal).cloned()
+}
