@@ -11,6 +11,7 @@ pub mod finality;
 pub mod gas;
 pub mod letters;
 pub mod limits;
+pub mod node_texts;
 pub mod nonce_gaps;
 pub mod permits;
 pub mod postpone;

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::journal::{CancelCommand, Leases};
 use crate::model::message::header;
-use crate::model::{Address, Headers, Message, Properties, RequestId, Timestamp};
+use crate::model::{Address, Generation, Headers, Message, Properties, RequestId, Timestamp};
 use crate::simulation::Outcome;
 use crate::simulation::checker::is_conflict;
 use crate::simulation::episodes::{Blow, Spell, Swarm};
@@ -17,6 +17,7 @@ use crate::simulation::hosts::Process;
 use crate::simulation::journal::{MemoryJournal, NoFaults};
 use crate::simulation::ledger::CHAIN_ID;
 use crate::simulation::queues::replayed;
+use crate::simulation::restored::{Copies, REACTION_MS, recover};
 use crate::simulation::settings::{KEY, RunSettings};
 use crate::simulation::store::{AccountRow, Store};
 use crate::simulation::workload::{Behaviour, Body};
@@ -53,6 +54,7 @@ pub(super) struct Storm {
     cancels_at: Option<u64>,
     calm: bool,
     is_patience_checked: bool,
+    copies: Copies,
 }
 
 /// An instance's place: its process, or the time at which it starts again.
@@ -118,6 +120,7 @@ impl Storm {
             cancels_at: None,
             calm: false,
             is_patience_checked: false,
+            copies: Copies::default(),
         }
     }
 
@@ -164,6 +167,7 @@ impl Storm {
             self.cancel(true);
         }
         self.weather(now);
+        self.operate(now).await;
         self.look_after_processes(now).await;
     }
 
@@ -235,7 +239,11 @@ impl Storm {
         if is_on(|spell| *spell == Spell::NoFunds) {
             world.ledger.broke.extend(self.settings.accounts.iter().map(|(address, _)| *address));
         }
-        if !is_on(|spell| *spell == Spell::StaleReads) {
+        let is_unseen = world.is_behind_unseen();
+        if is_unseen {
+            world.weather.count_lies = 0;
+        }
+        if is_unseen || !is_on(|spell| *spell == Spell::StaleReads) {
             world.stale_view = None;
         }
     }
@@ -295,6 +303,8 @@ impl Storm {
                 let (account, _) = self.settings.accounts[self.rng.usize(..self.settings.accounts.len())];
                 self.world.lock().ledger.foreign_until(account, price.into(), now + u64::from(ms));
             }
+            Blow::Copy => self.copies.take(&self.world.lock()),
+            Blow::Restore => self.copies.is_due |= self.copies.is_there(),
             Blow::CutSessions => self.world.lock().queues.end_all_sessions(),
             Blow::Duplicate | Blow::Conflict => self.publish_again(blow == Blow::Conflict),
             Blow::Replay { edited } => self.replay(edited),
@@ -352,7 +362,11 @@ impl Storm {
             body.version = 1000;
             world.checker.published.entry(id).or_default().push(body.text());
         }
-        let message = message(&body, self.keys, world.now_ms());
+        let mut message = message(&body, self.keys, world.now_ms());
+        // A header that any producer may set.
+        if world.checker.was_restored && world.rng.u8(0..3) == 0 {
+            Generation { replay: world.rng.u32(1..4), retry: 0 }.write_to(&mut message.headers);
+        }
         world.queues.publish(message);
     }
 
@@ -391,6 +405,40 @@ impl Storm {
             let wished = store.lock().expect("nobody panics with it").cancel(Timestamp::now(), &request, command);
             world.note(format!("cancel {id}: {wished:?}"));
             world.checker.cancelled.insert(id);
+        }
+    }
+
+    /// Puts an older copy of the journal in its place while no process runs, and reads from the chain what it lacks once a
+    /// lane has paused for that. Producers that heard nothing meanwhile send again.
+    async fn operate(&mut self, now: u64) {
+        if self.copies.acts_at.is_none() && !self.copies.is_due && self.world.lock().is_paused_as_behind() {
+            self.copies.acts_at = Some(now + REACTION_MS);
+        }
+        let acts = self.copies.acts_at.is_some_and(|at| now >= at) && self.world.lock().is_all_final(&self.settings);
+        if !acts && !self.copies.is_due {
+            return;
+        }
+        for slot in &mut self.processes {
+            slot.starts_at = slot.starts_at.max(now + 1000);
+            if let Some(process) = &slot.process {
+                process.life.kill();
+            }
+        }
+        if self.processes.iter().any(|slot| slot.process.is_some()) {
+            return;
+        }
+        if self.copies.is_due {
+            self.copies.is_due = false;
+            self.copies.restore(&mut self.world.lock());
+            let again = self.rng.usize(0..10);
+            (0..again).for_each(|_| self.publish_again(false));
+        } else if let Err(error) = recover(&self.world, &self.settings).await {
+            // The node did not answer, or was on another fork: the operator tries again.
+            self.world.lock().note(format!("recover fails: {error}"));
+            self.copies.acts_at = Some(now + REACTION_MS);
+        } else {
+            self.world.lock().note("recovered");
+            self.copies.acts_at = None;
         }
     }
 
@@ -438,7 +486,7 @@ impl Storm {
         // A gap may still have to be filled.
         let has_gap = |row: &AccountRow| world.ledger.nonce(row.address) < row.next_nonce.unwrap_or_default();
         let is_whole = !store.accounts().values().any(has_gap);
-        let is_told = store.outbox().next().is_none();
+        let is_told = store.outbox().next().is_none() && !self.copies.is_due && store.foreign_use().behind.is_none();
         let is_spread = uneven(&store, self.processes.len()).is_none();
         self.to_publish.is_empty() && world.queues.is_empty() && settled && is_whole && is_told && is_spread
     }

@@ -20,6 +20,8 @@ use crate::simulation::fakes::{ACCOUNT, FakeChain, FakeSigner, Part, failing_jou
 use crate::simulation::journal::MemoryJournal;
 use crate::stages::settle::inbox::{LaneVerdict, Ruling};
 
+mod foreign;
+
 pub(super) const REFUSED_AFTER: Duration = Duration::from_secs(10);
 
 /// A lane with requests in its queue, on a chain with one block.
