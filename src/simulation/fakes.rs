@@ -458,7 +458,10 @@ impl Chain for FakeChain {
         let all = |error: ChainError| calls.iter().map(|_| Err(error.clone())).collect();
         let hangs = match self.count_part(Part::Estimates) {
             Ok(mut state) => {
-                state.rounds.push(calls.len());
+                // The lane also asks what a transfer to the account itself takes.
+                if calls.iter().any(|call| call.item.to != call.item.from) {
+                    state.rounds.push(calls.len());
+                }
                 calls.iter().any(|call| state.estimates.get(&call.item.data) == Some(&None))
             }
             Err(error) => return all(error),
