@@ -14,7 +14,8 @@ use serde::{Deserialize, Deserializer};
 use web3::error::{Error, TransportError};
 use web3::{RequestId, Transport};
 
-use crate::policy::classify::{is_batch_refusal, is_outage_status};
+use crate::policy::classify::is_batch_refusal;
+use crate::policy::node_texts::is_outage_status;
 
 /// The receipts of the largest blocks there are stay below half of it; what is longer is no answer.
 const MAX_ANSWER_BYTES: usize = 64 << 20;

@@ -95,6 +95,20 @@ fn every_case_has_one_row_whose_tests_are_there_and_name_it() {
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
 }
 
+/// The tests that `docs/threat-model.md` names.
+#[test]
+fn every_test_that_the_threat_model_names_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(root.join("docs/threat-model.md")).unwrap();
+    let named: Vec<_> = text.lines().filter(|line| line.starts_with('|')).flat_map(named_tests).collect();
+    assert!(named.len() > 30, "the tables name tests");
+    let is_missing = |(file, test): &&(String, String)| {
+        std::fs::read_to_string(root.join(file)).map_or(true, |source| doc_of(&source, test).is_none())
+    };
+    let missing: Vec<_> = named.iter().filter(is_missing).collect();
+    assert!(missing.is_empty(), "not there: {missing:?}");
+}
+
 #[test]
 fn doc_comments_are_read_past_attributes_and_cases_as_whole_words() {
     let source = "/// C4, C11\n#[tokio::test]\nasync fn first() {}\n\n/// Not of the next.\n\nfn second() {}\n";

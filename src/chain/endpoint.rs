@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use jsonrpc_core::Value;
 use serde::de::DeserializeOwned;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::chain::health::Health;
@@ -25,12 +25,7 @@ const SHRINK: usize = 4;
 /// Highest size of one batch's parameters as text. Servers refuse more than some MiB: Anvil 2, Geth 5.
 const BATCH_BYTES: usize = 1 << 20;
 /// Single calls under way at once, where a node takes no batches.
-const SINGLE_CALLS: usize = 8;
-/// Time that an endpoint has to show that it still serves its chain, after a call that it failed.
-const CHECK_LIMIT: Duration = Duration::from_secs(3);
-/// Shortest time between two warnings of single calls that failed.
-const WARN_EVERY: Duration = Duration::from_secs(60);
-
+pub(super) const SINGLE_CALLS: usize = 8;
 #[derive(Clone)]
 pub(super) struct MethodCall {
     pub(super) method: &'static str,
@@ -64,7 +59,7 @@ pub(super) struct Endpoint {
     configured_batch_size: usize,
     lacks: Mutex<HashSet<&'static str>>,
     /// When it was last warned of a call that failed while others were answered.
-    warned_at: Mutex<Option<Instant>>,
+    pub(super) warned_at: Mutex<Option<Instant>>,
     meter: ChainMeter,
     tracer: Tracer,
 }
@@ -133,75 +128,12 @@ impl Endpoint {
         Ok(())
     }
 
-    fn check_chain_id(&self, answer: &Value, expected: u64) -> Result<()> {
+    pub(super) fn check_chain_id(&self, answer: &Value, expected: u64) -> Result<()> {
         let found = answers::amount(answer).ok_or_else(|| self.nonsense(format!("chain id {answer}")))?;
         if found == expected {
             return Ok(());
         }
         Err(ChainError::WrongChain { endpoint: self.label.clone(), found, expected })
-    }
-
-    /// Returns whether it shows at once that it serves this chain, and the chain's head: some nodes know their chain id
-    /// while all else hangs.
-    async fn still_serves(&self, chain_id: u64) -> bool {
-        let check = async {
-            let answer = self.ask("eth_chainId", vec![]).await?;
-            self.check_chain_id(&answer, chain_id)?;
-            self.newest_block().await
-        };
-        matches!(timeout(CHECK_LIMIT, check).await, Ok(Ok(_)))
-    }
-
-    /// Records the answer to one call. What fails a call and still serves its chain is not rested: the failure is this call's.
-    pub(super) async fn record_call<T>(&self, answer: &Result<T>, chain_id: u64) {
-        match answer {
-            Err(failure @ (ChainError::Unreachable { .. } | ChainError::Nonsense { .. }))
-                if self.still_serves(chain_id).await =>
-            {
-                self.warn_of_call(failure);
-            }
-            answer => self.record(answer),
-        }
-    }
-
-    /// Warns now and then of calls that an endpoint fails while it serves others.
-    fn warn_of_call(&self, failure: &ChainError) {
-        let mut warned_at = self.warned_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        if warned_at.is_none_or(|at| now.duration_since(at) >= WARN_EVERY) {
-            *warned_at = Some(now);
-            warn!(endpoint = self.label, "the endpoint fails a call and answers others; it stays in use: {failure}");
-        }
-    }
-
-    /// Makes calls each of which is about something of its own, and records what that says of the endpoint. What one call
-    /// fails at leaves the others: an endpoint that still serves its chain is not rested, and of a batch that failed each
-    /// call is made alone.
-    pub(super) async fn ask_each(&self, calls: &[MethodCall], chain_id: u64) -> Vec<Result<Value>> {
-        let mut answers = self.ask_many(calls, Order::Any).await;
-        let Some(failure) = first_failure(&answers).cloned() else {
-            self.record(&Ok(()));
-            return answers;
-        };
-        if matches!(failure, ChainError::RateLimited { .. }) || !self.still_serves(chain_id).await {
-            self.record::<()>(&Err(failure));
-            return answers;
-        }
-        self.warn_of_call(&failure);
-        let is_failed = |answer: &Result<Value>| answer.as_ref().is_err_and(ChainError::is_of_endpoint);
-        let failed: Vec<_> =
-            calls.iter().zip(&mut answers).filter(|(_, answer)| calls.len() > 1 && is_failed(answer)).collect();
-        let mut failed = failed.into_iter().peekable();
-        while failed.peek().is_some() {
-            let (some, slots): (Vec<_>, Vec<_>) = failed.by_ref().take(SINGLE_CALLS).unzip();
-            let again = join_all(some.into_iter().map(|call| self.ask_alone(call))).await;
-            let is_hopeless = again.iter().all(is_failed);
-            slots.into_iter().zip(again).for_each(|(slot, answer)| *slot = answer);
-            if is_hopeless {
-                break;
-            }
-        }
-        answers
     }
 
     /// Records success or failure. A refusal by the node is an answer, not a failure of the endpoint.
@@ -299,13 +231,12 @@ impl Endpoint {
                     }
                     answers.extend(each);
                 }
-                Ok(BatchAnswer::Refused(refused)) => match self.refusal(refused) {
-                    // It is about the batch: none of the calls was processed.
-                    ChainError::Node { message, .. } => {
+                Ok(BatchAnswer::Refused(refused)) => match self.batch_refusal(refused) {
+                    Ok(text) => {
                         size = batch.len() / SHRINK;
-                        refusal = Some(message);
+                        refusal = Some(text);
                     }
-                    error => failure = Some(error),
+                    Err(error) => failure = Some(error),
                 },
                 Err(error) => {
                     let error = self.error(error);
@@ -343,7 +274,7 @@ impl Endpoint {
         answers
     }
 
-    async fn ask_alone(&self, call: &MethodCall) -> Result<Value> {
+    pub(super) async fn ask_alone(&self, call: &MethodCall) -> Result<Value> {
         let began = Instant::now();
         let answer = self.ask(call.method, call.params.clone()).await;
         self.trace(call, began, answer.as_ref().err());
@@ -369,29 +300,45 @@ impl Endpoint {
         }
     }
 
-    /// Turns what a server said in place of a result into an error of the call or of the endpoint.
-    fn refusal(&self, Refusal { status, retry_after, code, text, data }: Refusal) -> ChainError {
-        let endpoint = self.label.clone();
-        let detail = |what: &str| match (code, text.as_str()) {
-            (Some(_), text) if status < 400 => text.to_owned(),
-            (_, "") => format!("HTTP status {status}{what}"),
-            (_, text) => format!("HTTP status {status}{what}: {text}"),
-        };
-        match self.errors.fault_of(status, code, &text) {
-            Fault::RateLimit => ChainError::RateLimited { endpoint, retry_after },
-            Fault::Outage if retry_after.is_some() => ChainError::RateLimited { endpoint, retry_after },
-            Fault::Outage => ChainError::Unreachable { endpoint, detail: detail("") },
-            Fault::Call => ChainError::Node {
-                endpoint,
-                code: code.unwrap_or(status.into()),
-                message: if code.is_some() { text } else { detail(": the request is too large") },
-                data: data.as_ref().and_then(answers::revert_data),
-            },
+    fn refusal(&self, refusal: Refusal) -> ChainError {
+        refused(&self.errors, self.label.clone(), refusal)
+    }
+
+    /// Returns why a batch as a whole was refused, where that is about its being one or about its size. The single calls show
+    /// whether a 500 is an outage.
+    fn batch_refusal(&self, refusal: Refusal) -> Result<String> {
+        let Refusal { status, code, .. } = refusal;
+        match self.errors.fault_of(status.min(400), code, &refusal.text) {
+            Fault::Call => Ok(refusal.text),
+            Fault::Outage if code.is_none() => Ok(refusal.text),
+            Fault::Outage | Fault::RateLimit => Err(self.refusal(refusal)),
         }
     }
 
     pub(super) fn nonsense(&self, detail: String) -> ChainError {
         ChainError::Nonsense { endpoint: self.label.clone(), detail }
+    }
+}
+
+/// Turns what a server said in place of a result into an error of the call or of the endpoint.
+pub(crate) fn refused(errors: &ErrorTable, endpoint: String, refusal: Refusal) -> ChainError {
+    let Refusal { status, retry_after, code, text, data } = refusal;
+    let shown = match (code, text.as_str()) {
+        (Some(_), text) if status < 400 => text.to_owned(),
+        (_, "") => format!("HTTP status {status}"),
+        (_, text) => format!("HTTP status {status}: {text}"),
+    };
+    match (errors.fault_of(status, code, &text), code) {
+        (Fault::RateLimit, _) => ChainError::RateLimited { endpoint, retry_after },
+        (Fault::Outage, _) if retry_after.is_some() => ChainError::RateLimited { endpoint, retry_after },
+        (Fault::Outage, _) => ChainError::Unreachable { endpoint, detail: shown },
+        (Fault::Call, Some(code)) => {
+            ChainError::Node { endpoint, code, message: text, data: data.as_ref().and_then(answers::revert_data) }
+        }
+        (Fault::Call, None) => {
+            let message = format!("HTTP status {status}: the request is too large");
+            ChainError::Node { endpoint, code: status.into(), message, data: None }
+        }
     }
 }
 

@@ -22,14 +22,28 @@ impl Endpoint {
         let answers: Vec<_> = calls.iter().map(|call| call.method).zip(answers).collect();
         for (method, answer) in &answers {
             match answer {
-                Err(error) if error.is_of_endpoint() => return Err(error.clone()),
                 // Without a base fee nothing can replace the gas price.
                 Err(error) if *method != GAS_PRICE => self.record_lack(method, error),
                 Ok(_) | Err(_) => {}
             }
         }
-        read(head, &answers)
+        missing(head, &answers).map_or_else(|| read(head, &answers), |failure| Err(failure.clone()))
     }
+}
+
+/// Returns the endpoint's failure of a call without which there is no price. A node that merely lacks the call is none.
+fn missing<'a>(head: &Header, answers: &'a [(&str, Result<Value>)]) -> Option<&'a ChainError> {
+    let of = |method| answers.iter().find(|(asked, _)| *asked == method).map(|(_, answer)| answer);
+    let failure = |method| of(method)?.as_ref().err().filter(|error| error.is_of_endpoint());
+    let is_there = |method| of(method).is_some_and(Result::is_ok);
+    if head.base_fee.is_none() {
+        return failure(GAS_PRICE);
+    }
+    // Either of them gives a tip.
+    if is_there(FEE_HISTORY) || is_there(SUGGESTED_TIP) {
+        return None;
+    }
+    failure(FEE_HISTORY).or_else(|| failure(SUGGESTED_TIP))
 }
 
 /// Returns the calls for the prices after this block.
@@ -93,6 +107,39 @@ fn with_base_fee(base_fee: Wei, gas_price: Option<Wei>, history: &Value, suggest
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_the_calls_for_a_price_one_that_another_replaces_may_fail() {
+        let away = || Err(ChainError::Unreachable { endpoint: "a".to_owned(), detail: String::new() });
+        let lacking =
+            || Err(ChainError::Node { endpoint: "a".to_owned(), code: -32601, message: String::new(), data: None });
+        let fine = || Ok(json!("0x7"));
+        let header = |base_fee| Header {
+            number: Default::default(),
+            hash: crate::model::BlockHash([0; 32]),
+            parent: crate::model::BlockHash([0; 32]),
+            timestamp: 0,
+            base_fee,
+            gas_limit: crate::model::Gas(1),
+            transactions: None,
+        };
+        type Given = fn() -> Result<Value>;
+        let _: [Given; 3] = [away, lacking, fine];
+        let table: [(Option<Wei>, Given, Given, Given, bool); 6] = [
+            (Some(Wei(1)), away, fine, fine, true),
+            (Some(Wei(1)), fine, away, fine, true),
+            (Some(Wei(1)), fine, fine, away, true),
+            (Some(Wei(1)), fine, away, lacking, false),
+            (Some(Wei(1)), fine, lacking, lacking, true),
+            (None, away, fine, fine, false),
+        ];
+        for (base_fee, price, history, tip, is_enough) in table {
+            let answers = [(GAS_PRICE, price()), (FEE_HISTORY, history()), (SUGGESTED_TIP, tip())];
+            let head = header(base_fee);
+            let market = missing(&head, &answers).map_or_else(|| read(&head, &answers), |error| Err(error.clone()));
+            assert_eq!(market.is_ok(), is_enough, "{base_fee:?} {answers:?}");
+        }
+    }
 
     #[test]
     fn the_market_is_read_from_the_history_and_guessed_without_one() {

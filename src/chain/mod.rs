@@ -66,8 +66,11 @@ mod market;
 mod receipts;
 mod route;
 mod signature;
+mod single_calls;
 
 pub use client::{ClientSettings, Confirmation, NodeClient};
+#[cfg(test)]
+pub(crate) use endpoint::refused;
 
 /// Why a node did not answer what was asked.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -181,3 +181,103 @@ fn append(stream: &mut RlpStream, fields: &[Field]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use web3::signing::{Key, SecretKey, SecretKeyRef};
+
+    use super::*;
+
+    const CHAIN: u64 = 31337;
+
+    fn key() -> SecretKey {
+        SecretKey::from_slice(&[0x11; 32]).unwrap()
+    }
+
+    fn account() -> Address {
+        Address(SecretKeyRef::new(&key()).address().0)
+    }
+
+    fn quantity(bytes: &[u8]) -> String {
+        format!("0x{}", hex::encode(bytes).trim_start_matches('0'))
+    }
+
+    fn base(kind: u64) -> Value {
+        let address = Address([9; 20]);
+        json!({
+            "type": format!("{kind:#x}"), "chainId": format!("{CHAIN:#x}"), "nonce": "0x0", "gasPrice": "0x7",
+            "maxFeePerGas": "0x9", "maxPriorityFeePerGas": "0x0", "gas": "0x5208", "to": address, "value": "0x100",
+            "input": "0x0102", "accessList": [{"address": address, "storageKeys": [TxHash([3; 32])]}],
+            "maxFeePerBlobGas": "0x1", "blobVersionedHashes": [TxHash([1; 32])], "authorizationList": [authorisation(5)]
+        })
+    }
+
+    fn authorisation(nonce: u64) -> Value {
+        let address = Address([8; 20]);
+        let fields = [vec![], address.0.to_vec(), minimal(&nonce.to_be_bytes())].map(Field::Bytes);
+        let signed = keccak256(&encoded(&[AUTHORISATION], &fields));
+        let signature = SecretKeyRef::new(&key()).sign_message(&signed).unwrap();
+        json!({
+            "chainId": "0x0", "address": address, "nonce": format!("{nonce:#x}"),
+            "yParity": format!("{:#x}", signature.v), "r": quantity(&signature.r.0), "s": quantity(&signature.s.0)
+        })
+    }
+
+    /// A transaction of this type as a node shows it.
+    fn signed(kind: u64) -> Value {
+        let mut transaction = base(kind);
+        let prefix: &[u8] = if kind == 0 { &[] } else { &[kind as u8] };
+        let mut fields = fields(&transaction, kind).unwrap();
+        let mut payload = fields.clone();
+        if kind == 0 {
+            payload.extend([minimal(&CHAIN.to_be_bytes()), vec![], vec![]].map(Field::Bytes));
+        }
+        let signature = SecretKeyRef::new(&key()).sign_message(&keccak256(&encoded(prefix, &payload))).unwrap();
+        let v = if kind == 0 { 35 + 2 * CHAIN + signature.v } else { signature.v };
+        let (r, s) = (minimal(&signature.r.0), minimal(&signature.s.0));
+        fields.extend([minimal(&v.to_be_bytes()), r.clone(), s.clone()].map(Field::Bytes));
+        transaction["v"] = json!(format!("{v:#x}"));
+        transaction["r"] = json!(quantity(&r));
+        transaction["s"] = json!(quantity(&s));
+        transaction["hash"] = json!(TxHash(keccak256(&encoded(prefix, &fields))));
+        transaction
+    }
+
+    #[test]
+    fn the_signature_of_every_type_is_checked_over_every_field() {
+        for kind in 0..=4 {
+            let transaction = signed(kind);
+            assert!(is_signed_by(&transaction, account(), CHAIN), "type {kind}");
+            assert!(!is_signed_by(&transaction, Address([1; 20]), CHAIN), "another account");
+            assert!(!is_signed_by(&transaction, account(), CHAIN + 1), "another chain");
+            for (field, value) in
+                [("nonce", "0x1"), ("input", "0x0103"), ("value", "0x0"), ("gas", "0x5209"), ("r", "0x1")]
+            {
+                let mut changed = transaction.clone();
+                changed[field] = json!(value);
+                assert!(!is_signed_by(&changed, account(), CHAIN), "type {kind}, another {field}");
+            }
+            let mut changed = transaction.clone();
+            changed["hash"] = json!(TxHash([1; 32]));
+            assert!(!is_signed_by(&changed, account(), CHAIN), "type {kind}, another hash");
+        }
+        let unknown =
+            json!({ "type": "0x7e", "hash": TxHash([1; 32]), "nonce": "0x0", "r": "0x1", "s": "0x1", "v": "0x0" });
+        assert!(!is_signed_by(&unknown, account(), CHAIN));
+    }
+
+    #[test]
+    fn an_authorisation_is_its_authoritys_whoever_sends_it() {
+        let transaction = signed(4);
+        assert_eq!(authorised_by(&transaction, account(), CHAIN), [Nonce(5)]);
+        assert_eq!(authorised_by(&transaction, Address([1; 20]), CHAIN), []);
+        let mut changed = transaction.clone();
+        changed["authorizationList"][0]["nonce"] = json!("0x6");
+        assert_eq!(authorised_by(&changed, account(), CHAIN), [], "the signature is not over this nonce");
+        changed = transaction;
+        changed["authorizationList"][0]["chainId"] = json!("0x1");
+        assert_eq!(authorised_by(&changed, account(), CHAIN), [], "for another chain");
+        assert_eq!(authorised_by(&signed(2), account(), CHAIN), []);
+    }
+}

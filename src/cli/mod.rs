@@ -100,7 +100,7 @@ enum Command {
     Key(key::Command),
     /// Cancel one request: it becomes a dead letter, unless its write lands first.
     Cancel(cancel::Arguments),
-    /// Make a journal instead of a lost one, from what the chain has.
+    /// Bring a new or restored journal up to what the chain has.
     Recover(recover::Arguments),
     /// Write completions for a shell, or manual pages; needs no configuration.
     #[command(subcommand)]

@@ -264,10 +264,12 @@ async fn current(connection: &dyn Statements) -> Result<Option<Recovery>> {
 /// Returns the foreign calls that have one of these hashes as that of their calldata.
 pub async fn writes_of(connection: &dyn Statements, data: &[BodyHash]) -> Result<Vec<RecoveredWrite>> {
     let select = "SELECT w.nonce, w.place, w.tx_hash, w.block_number, w.data_hash, w.to_address, w.value \
-                  FROM u, recovered_writes w WHERE w.data_hash = u.hash ORDER BY w.account, w.nonce, w.place";
+                  FROM u, recovered_writes w WHERE w.data_hash = u.hash";
     let hashes: BTreeSet<_> = data.iter().collect();
     let rows = Rows::of("hash bytea", hashes.into_iter().map(|hash| values![hash.as_bytes()]));
-    connection.rows_each("find what is written already", select, &[], &rows, recovered_write).await
+    let mut found = connection.rows_each("find what is written already", select, &[], &rows, recovered_write).await?;
+    found.sort_by_key(|write| (write.nonce, write.place));
+    Ok(found)
 }
 
 fn recovered_write(row: &dyn Columns) -> Result<RecoveredWrite> {

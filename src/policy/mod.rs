@@ -12,6 +12,7 @@ pub mod gas;
 pub mod letters;
 pub mod limits;
 pub mod marker;
+pub mod node_texts;
 pub mod nonce_gaps;
 pub mod passage;
 pub mod permits;

@@ -10,7 +10,7 @@ use crate::model::{
     BodyHash, EventKind, Generation, Nonce, Purpose, RawTransaction, RequestId, RequestState, TransactionState, TxHash,
 };
 use crate::policy::limits::Limits;
-use crate::simulation::ledger::Effect;
+use crate::simulation::ledger::{Decoded, Effect};
 use crate::simulation::nodes::has_its_hash;
 use crate::simulation::queues::{Queued, Taken, text};
 use crate::simulation::store::{EventRecord, RequestRow, Store, TransactionRow};
@@ -44,6 +44,10 @@ pub(super) struct Checker {
     pub(super) limits: Limits,
     /// Another worker records the same.
     pub(super) has_rival: bool,
+    /// An older copy of the journal came back.
+    pub(super) was_restored: bool,
+    /// The dead letters that there were then.
+    pub(super) dead_before_restore: BTreeSet<(String, Generation)>,
 }
 
 impl World {
@@ -97,6 +101,11 @@ impl World {
             for (account, row) in store.accounts() {
                 let nonces: Vec<u64> = nonces_of(store, *account).map(|nonce| nonce.0).collect();
                 let next = row.next_nonce.map_or(0, |nonce| nonce.0);
+                let took_last = |decoded: &Decoded| decoded.sender == row.address && decoded.nonce.0 + 1 == next;
+                let is_taken = next == 0 || nonces.last().is_some_and(|last| last + 1 == next);
+                if !is_taken && !world.ledger.known.values().any(took_last) {
+                    world.violated(format!("15: the next nonce is {next}, and no transaction has the one before"));
+                }
                 if nonces.last().is_some_and(|last| *last >= next) {
                     world.violated(format!("4: nonce {:?} is taken and the next is {next}", nonces.last()));
                 }
@@ -319,6 +328,10 @@ impl World {
             let effects = world.ledger.effects();
             for (id, bodies) in world.checker.published.clone() {
                 let written = effects.get(&id);
+                if world.checker.was_restored {
+                    world.check_after_restore(&id, written);
+                    continue;
+                }
                 let Some(row) = RequestId::new(&id).ok().and_then(|id| store.ever(&id)) else {
                     world.violated(format!("lost: {id} is unknown"));
                     continue;
@@ -344,8 +357,18 @@ impl World {
                     }
                 }
             }
-            world.check_events(store);
+            if !world.checker.was_restored {
+                world.check_events(store);
+            }
         });
+    }
+
+    /// What an older copy of the journal knows of states and events may be old. What is in the chain and at the broker is not.
+    fn check_after_restore(&mut self, id: &str, written: Option<&Vec<Effect>>) {
+        let is_dead = self.queues.dead.iter().any(|dead| dead.id() == id);
+        if written.is_none() && !is_dead {
+            self.violated(format!("lost: {id} is not in the chain and no dead letter"));
+        }
     }
 
     fn check_accounts(&mut self, store: &Store) {

@@ -2,12 +2,15 @@
 
 use fastrand::Rng;
 
-use crate::simulation::world::{Odds, Weather};
+use crate::simulation::world::{CallKind, Odds, Weather};
 
 /// Something that goes wrong for a while.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Spell {
     ReadsFail,
+    CallsFail(CallKind),
+    Outages,
+    OddNumbers,
     SendsLost,
     AnswersLost,
     SendsLate,
@@ -17,6 +20,7 @@ pub(super) enum Spell {
     AnswersUnknown,
     StaleReads,
     CountLies,
+    CountJumps,
     ListsLie,
     SignerAway,
     ConfirmsLost,
@@ -52,6 +56,10 @@ pub(super) enum Blow {
     Evict,
     ForgetPool,
     Foreign,
+    /// A copy of the journal is made.
+    Copy,
+    /// It comes back in the journal's place.
+    Restore,
     CutSessions,
     ClockJump {
         seconds: i16,
@@ -78,6 +86,10 @@ pub(super) enum Blow {
 
 const SPELLS: &[Spell] = &[
     Spell::ReadsFail,
+    Spell::CallsFail(CallKind::Tagged),
+    Spell::CallsFail(CallKind::Tagged),
+    Spell::Outages,
+    Spell::OddNumbers,
     Spell::SendsLost,
     Spell::AnswersLost,
     Spell::SendsLate,
@@ -88,6 +100,7 @@ const SPELLS: &[Spell] = &[
     Spell::StaleReads,
     Spell::StaleReads,
     Spell::CountLies,
+    Spell::CountJumps,
     Spell::ListsLie,
     Spell::SignerAway,
     Spell::ConfirmsLost,
@@ -117,6 +130,8 @@ const BLOWS: &[Kind] = &[
     (|_| Blow::Evict, 1),
     (|_| Blow::ForgetPool, 1),
     (|_| Blow::Foreign, 2),
+    (|_| Blow::Copy, 1),
+    (|_| Blow::Restore, 1),
     (|_| Blow::CutSessions, 1),
     (|rng| Blow::ClockJump { seconds: rng.i16(-3600..=3600) }, 1),
     (|rng| Blow::Stranger { is_copy: rng.bool(), is_alone: rng.bool(), ms: rng.u16(1000..20_000) }, 1),
@@ -148,6 +163,7 @@ impl Swarm {
 
     pub(super) fn spell(&self, rng: &mut Rng) -> Option<Spell> {
         Some(match rng.choice(&self.spells)? {
+            Spell::CallsFail(_) => Spell::CallsFail(CallKind::ALL[rng.usize(..CallKind::ALL.len())]),
             Spell::FeeSpike(_) => Spell::FeeSpike(rng.u16(150..1600)),
             spell => *spell,
         })
@@ -171,6 +187,9 @@ impl Spell {
         let rare = strength / 25;
         match self {
             Self::ReadsFail => weather.reads_fail = strength,
+            Self::CallsFail(kind) => weather.calls_fail = Some((kind, strength)),
+            Self::Outages => weather.outages = strength,
+            Self::OddNumbers => weather.odd_numbers = strength,
             Self::SendsLost => weather.sends_lost = strength,
             Self::AnswersLost => weather.answers_lost = strength,
             Self::SendsLate => weather.sends_late = strength,
@@ -180,6 +199,7 @@ impl Spell {
             Self::AnswersUnknown => weather.answers_unknown = strength,
             Self::StaleReads => weather.stale_reads = strength,
             Self::CountLies => weather.count_lies = strength,
+            Self::CountJumps => weather.count_jumps = strength,
             Self::ListsLie => weather.lists_lie = strength,
             Self::SignerAway => weather.signer_away = strength,
             Self::ConfirmsLost => weather.confirms_lost = strength,

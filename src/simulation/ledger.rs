@@ -144,9 +144,15 @@ impl Ledger {
         self.head().nonce_of(account)
     }
 
+    /// The account's next nonce at the highest final block.
+    pub(super) fn final_count(&self, account: Address) -> Nonce {
+        let height = usize::try_from(self.final_height).unwrap_or(usize::MAX);
+        self.chain.get(height).map_or(Nonce(0), |block| block.nonce_of(account))
+    }
+
     /// The account's next nonce with what follows on in the pool.
-    pub(super) fn pending(&self, view: &View, account: Address) -> Nonce {
-        let mut next = view.last().map_or(Nonce(0), |block| block.nonce_of(account));
+    pub(super) fn pending(&self, account: Address) -> Nonce {
+        let mut next = self.nonce(account);
         while self.pool.contains_key(&(account, next)) {
             next = next.plus(1);
         }

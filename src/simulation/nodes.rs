@@ -17,7 +17,7 @@ use crate::policy::fee::Market;
 use crate::policy::records;
 use crate::simulation::ledger::{Block, Kept, Ledger, View, decode};
 use crate::simulation::workload::{Behaviour, Body, records_in};
-use crate::simulation::world::{Shared, World};
+use crate::simulation::world::{CallKind, Shared, World};
 
 /// After this the caller gives up on an answer.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -73,6 +73,19 @@ impl SimNodes {
         };
         tokio::time::sleep(back).await;
         answered
+    }
+
+    /// A read of this kind, which may fail while others do not.
+    async fn read_kind<T>(
+        &self,
+        kind: CallKind,
+        answer: impl FnOnce(&mut World, &View) -> Result<T> + Send,
+    ) -> Result<T> {
+        let failure = self.world.lock().call_failure(kind);
+        match failure {
+            Some(failure) => self.read(|_, _| Err(failure)).await,
+            None => self.read(answer).await,
+        }
     }
 
     fn fate(&self) -> Fate {
@@ -133,15 +146,17 @@ fn listed(world: &mut World, block: &Block) -> Option<Vec<TxHash>> {
     Some(pooled)
 }
 
-fn header(block: &Block, transactions: Option<Vec<TxHash>>) -> Header {
+fn header(world: &mut World, block: &Block) -> Header {
+    let odds = world.weather.odd_numbers;
+    let is_odd = world.happens(odds);
     Header {
         number: BlockNumber(block.number),
         hash: block.hash,
         parent: block.parent,
-        timestamp: block.timestamp,
-        base_fee: Some(Wei(block.base_fee)),
-        gas_limit: Ledger::gas_limit(),
-        transactions,
+        timestamp: if is_odd { i64::MAX.unsigned_abs() } else { block.timestamp },
+        base_fee: Some(Wei(if is_odd { u128::MAX } else { block.base_fee })),
+        gas_limit: if is_odd { Gas(i64::MAX.unsigned_abs()) } else { Ledger::gas_limit() },
+        transactions: listed(world, block),
     }
 }
 
@@ -178,9 +193,13 @@ impl Chain for SimNodes {
     async fn header(&self, block: BlockTag) -> Result<Option<Header>> {
         let found = |world: &mut World, view: &View| {
             let height = usize::try_from(height_of(world, view, block)).unwrap_or(usize::MAX);
-            Ok(view.get(height).map(|block| header(block, listed(world, block))))
+            Ok(view.get(height).map(|block| header(world, block)))
         };
-        self.read(found).await
+        match block {
+            BlockTag::Latest => self.read(found).await,
+            BlockTag::Safe | BlockTag::Finalized => self.read_kind(CallKind::Tagged, found).await,
+            BlockTag::Number(_) => self.read_kind(CallKind::Block, found).await,
+        }
     }
 
     async fn receipts_in(&self, block: BlockHash, ours: &[TxHash]) -> Result<Vec<Receipt>> {
@@ -188,7 +207,7 @@ impl Chain for SimNodes {
             let receipts = ours.iter().filter_map(|hash| receipt(view, *hash));
             Ok(receipts.filter(|receipt| receipt.transaction.block_hash == block).collect())
         };
-        self.read(found).await
+        self.read_kind(CallKind::BlockReceipts, found).await
     }
 
     async fn confirm(&self, _: BlockNumber, _: BlockHash, _: &[Receipt]) -> Result<()> {
@@ -196,11 +215,12 @@ impl Chain for SimNodes {
     }
 
     async fn receipts(&self, hashes: &[TxHash]) -> Vec<Result<Option<Receipt>>> {
-        let found = self.read(|_, view| Ok(hashes.iter().map(|hash| receipt(view, *hash)).collect::<Vec<_>>())).await;
-        match found {
-            Ok(found) => found.into_iter().map(Ok).collect(),
-            Err(error) => hashes.iter().map(|_| Err(error.clone())).collect(),
-        }
+        let found = |world: &mut World, view: &View| {
+            let mut find = |hash: &TxHash| world.call_failure(CallKind::Receipt).map_or(Ok(receipt(view, *hash)), Err);
+            Ok(hashes.iter().map(&mut find).collect::<Vec<_>>())
+        };
+        let each = |error: ChainError| hashes.iter().map(|_| Err(error.clone())).collect();
+        self.read(found).await.unwrap_or_else(each)
     }
 
     async fn transaction_count(&self, account: Address, tag: BlockTag) -> Result<Nonce> {
@@ -211,15 +231,18 @@ impl Chain for SimNodes {
             let odds = world.weather.count_lies;
             let lies = tag == BlockTag::Latest && world.happens(odds);
             let off_by = if lies { world.rng.u64(0..=4) } else { 2 };
-            Ok(Nonce((count.0 + off_by).saturating_sub(2)))
+            let jumps = world.weather.count_jumps;
+            let jump = if world.happens(jumps) { world.rng.u64(1000..3000) } else { 0 };
+            Ok(Nonce((count.0 + off_by).saturating_sub(2) + jump))
         };
-        self.read(count).await
+        let kind = if tag == BlockTag::Latest { CallKind::Count } else { CallKind::CountAtBlock };
+        self.read_kind(kind, count).await
     }
 
     async fn counts(&self, account: Address, at: CountAt) -> Vec<(String, Result<Nonce>)> {
         let count = match at {
             CountAt::Block(number) => self.transaction_count(account, BlockTag::Number(number)).await,
-            CountAt::Pending => self.read(|world, view| Ok(world.ledger.pending(view, account))).await,
+            CountAt::Pending => self.read(|world, _| Ok(world.ledger.pending(account))).await,
         };
         vec![("sim".to_owned(), count)]
     }
@@ -242,15 +265,16 @@ impl Chain for SimNodes {
                 SentInBlock { number: block, hash: found.hash, sent: sent.collect(), authorised: Vec::new() }
             }))
         };
-        self.read(sent).await
+        self.read_kind(CallKind::SentIn, sent).await
     }
 
     async fn market(&self, _: &Header) -> Result<Market> {
         let ask = |world: &mut World, _: &View| {
-            let base_fee = Wei(world.ledger.base_fee);
-            Ok(Market { base_fee: Some(base_fee), tip: Wei(2), gas_price: base_fee.plus(Wei(2)) })
+            let (base_fee, odds) = (Wei(world.ledger.base_fee), world.weather.odd_numbers);
+            let tip = if world.happens(odds) { Wei(u128::MAX) } else { Wei(2) };
+            Ok(Market { base_fee: Some(base_fee), tip, gas_price: base_fee.plus(Wei(2)) })
         };
-        self.read(ask).await
+        self.read_kind(CallKind::Market, ask).await
     }
 
     async fn estimate(&self, calls: &[Traced<Call>]) -> Vec<Result<Gas>> {
@@ -262,7 +286,10 @@ impl Chain for SimNodes {
         }
         let estimate = |world: &mut World, view: &View| {
             let now = world.now_ms();
-            let estimate = |Traced { item: call, .. }: &Traced<Call>| {
+            let mut estimate = |Traced { item: call, .. }: &Traced<Call>| {
+                if let Some(failure) = world.call_failure(CallKind::Estimate) {
+                    return Err(failure);
+                }
                 if world.ledger.broke.contains(&call.from) {
                     return Err(refusal("insufficient funds for gas * price + value".to_owned()));
                 }
@@ -285,12 +312,10 @@ impl Chain for SimNodes {
                     Err(refusal("execution reverted".to_owned()))
                 }
             };
-            Ok(calls.iter().map(estimate).collect::<Vec<_>>())
+            Ok(calls.iter().map(&mut estimate).collect::<Vec<_>>())
         };
-        match self.read(estimate).await {
-            Ok(estimates) => estimates,
-            Err(error) => calls.iter().map(|_| Err(error.clone())).collect(),
-        }
+        let each = |error: ChainError| calls.iter().map(|_| Err(error.clone())).collect();
+        self.read(estimate).await.unwrap_or_else(each)
     }
 
     /// What is run here again has reverted.
@@ -317,17 +342,17 @@ impl Chain for SimNodes {
             };
             Ok(world.ledger.kept(view).map(entry).filter(is_wanted).collect())
         };
-        self.read(look).await
+        self.read_kind(CallKind::Log, look).await
     }
 
     async fn broadcast(&self, transactions: &[Traced<RawTransaction>]) -> Vec<Result<()>> {
         let transactions: Vec<_> = transactions.iter().map(|traced| traced.item.clone()).collect();
         self.world.lock().check_broadcast(&transactions);
         let fate = self.fate();
-        let (there, back, late) = {
+        let (there, back, late, restores) = {
             let mut world = self.world.lock();
             let late = Duration::from_millis(world.rng.u64(0..LATEST_MS));
-            (world.latency(), world.latency(), late)
+            (world.latency(), world.latency(), late, world.restores)
         };
         let (world, bytes) = (self.world.clone(), transactions.clone());
         let all = |error: ChainError| transactions.iter().map(|_| Err(error.clone())).collect();
@@ -339,6 +364,9 @@ impl Chain for SimNodes {
                 _ => tokio::time::sleep(there).await,
             }
             let mut world = world.lock();
+            if world.restores > restores {
+                return Vec::new();
+            }
             match fate {
                 Fate::Forgotten => {
                     world.note_drops(bytes.iter().map(|signed| signed.hash));

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::journal::{CancelCommand, Leases};
 use crate::model::message::header;
-use crate::model::{Address, Headers, Message, Properties, RequestId, Timestamp};
+use crate::model::{Address, Generation, Headers, Message, Properties, RequestId, Timestamp};
 use crate::policy::marker::newest;
 use crate::simulation::Outcome;
 use crate::simulation::checker::is_conflict;
@@ -18,6 +18,7 @@ use crate::simulation::hosts::Process;
 use crate::simulation::journal::{MemoryJournal, NoFaults};
 use crate::simulation::ledger::CHAIN_ID;
 use crate::simulation::queues::{Queued, replayed};
+use crate::simulation::restored::{Copies, REACTION_MS, recover};
 use crate::simulation::settings::{KEY, RunSettings};
 use crate::simulation::store::{AccountRow, Store};
 use crate::simulation::workload::{Behaviour, Body};
@@ -58,9 +59,10 @@ pub(super) struct Storm {
     /// A process with a journal that is not the queue's, and when it goes.
     stranger: Option<(Process, u64)>,
     /// The journal as it was before each start.
-    copies: Vec<Store>,
+    before_starts: Vec<Store>,
     calm: bool,
     is_patience_checked: bool,
+    copies: Copies,
 }
 
 /// An instance's place: its process, or the time at which it starts again.
@@ -131,9 +133,10 @@ impl Storm {
             rival,
             cancels_at: None,
             stranger: None,
-            copies: Vec::new(),
+            before_starts: Vec::new(),
             calm: false,
             is_patience_checked: false,
+            copies: Copies::default(),
         }
     }
 
@@ -180,6 +183,7 @@ impl Storm {
             self.cancel(true);
         }
         self.weather(now);
+        self.operate(now).await;
         self.look_after_processes(now).await;
     }
 
@@ -251,7 +255,11 @@ impl Storm {
         if is_on(|spell| *spell == Spell::NoFunds) {
             world.ledger.broke.extend(self.settings.accounts.iter().map(|(address, _)| *address));
         }
-        if !is_on(|spell| *spell == Spell::StaleReads) {
+        let is_unseen = world.is_behind_unseen();
+        if is_unseen {
+            world.weather.count_lies = 0;
+        }
+        if is_unseen || !is_on(|spell| *spell == Spell::StaleReads) {
             world.stale_view = None;
         }
     }
@@ -307,6 +315,8 @@ impl Storm {
                 let data: &'static [u8] = [&b"a"[..], b"b", b"c", b"d"][usize::from(number % 4)];
                 self.world.lock().ledger.foreign(account, Bytes::from_static(data));
             }
+            Blow::Copy => self.copies.take(&self.world.lock()),
+            Blow::Restore => self.copies.is_due |= self.copies.is_there(),
             Blow::CutSessions => self.world.lock().queues.end_all_sessions(),
             Blow::Stranger { is_copy, is_alone, ms } => self.let_stranger_come(is_copy, is_alone, now + u64::from(ms)),
             Blow::LoseMarker => {
@@ -380,7 +390,11 @@ impl Storm {
             body.version = 1000;
             world.checker.published.entry(id).or_default().push(body.text());
         }
-        let message = message(&body, self.keys, world.now_ms());
+        let mut message = message(&body, self.keys, world.now_ms());
+        // A header that any producer may set.
+        if world.checker.was_restored && world.rng.u8(0..3) == 0 {
+            Generation { replay: world.rng.u32(1..4), retry: 0 }.write_to(&mut message.headers);
+        }
         world.queues.publish(message);
     }
 
@@ -435,8 +449,9 @@ impl Storm {
             let Some(marker) = newest(&world.queues.markers).cloned() else { return };
             let found = (marker.start, marker.token);
             let is_behind = |copy: &&Store| !copy.claim_standing(Some(&found)).knows_start;
-            let copy = self.copies.iter().rev().find(is_behind).cloned();
-            copy.filter(|_| is_copy).unwrap_or_else(|| self.copies.first().map(Store::emptied).unwrap_or_default())
+            let copy = self.before_starts.iter().rev().find(is_behind).cloned();
+            copy.filter(|_| is_copy)
+                .unwrap_or_else(|| self.before_starts.first().map(Store::emptied).unwrap_or_default())
         };
         if self.stranger.is_some() {
             return;
@@ -452,6 +467,44 @@ impl Storm {
         self.world.lock().note(format!("a stranger comes until {until}"));
         let store = std::sync::Arc::new(std::sync::Mutex::new(copy));
         self.stranger = Some((Process::start_on(store, &self.world, &self.settings, "stranger"), until));
+    }
+
+    /// Puts an older copy of the journal in its place while no process runs, and reads from the chain what it lacks once a
+    /// lane has paused for that. Producers that heard nothing meanwhile send again.
+    async fn operate(&mut self, now: u64) {
+        // One that finds no marker meanwhile would take the queue.
+        if self.stranger.is_some() {
+            return;
+        }
+        if self.copies.acts_at.is_none() && !self.copies.is_due && self.world.lock().is_paused_as_behind() {
+            self.copies.acts_at = Some(now + REACTION_MS);
+        }
+        let acts = self.copies.acts_at.is_some_and(|at| now >= at) && self.world.lock().is_all_final(&self.settings);
+        if !acts && !self.copies.is_due {
+            return;
+        }
+        for slot in &mut self.processes {
+            slot.starts_at = slot.starts_at.max(now + 1000);
+            if let Some(process) = &slot.process {
+                process.life.kill();
+            }
+        }
+        if self.processes.iter().any(|slot| slot.process.is_some()) {
+            return;
+        }
+        if self.copies.is_due {
+            self.copies.is_due = false;
+            self.copies.restore(&mut self.world.lock());
+            let again = self.rng.usize(0..10);
+            (0..again).for_each(|_| self.publish_again(false));
+        } else if let Err(error) = recover(&self.world, &self.settings).await {
+            // The node did not answer, or was on another fork: the operator tries again.
+            self.world.lock().note(format!("recover fails: {error}"));
+            self.copies.acts_at = Some(now + REACTION_MS);
+        } else {
+            self.world.lock().note("recovered");
+            self.copies.acts_at = None;
+        }
     }
 
     async fn look_after_processes(&mut self, now: u64) {
@@ -480,7 +533,7 @@ impl Storm {
                 self.world.lock().note(format!("process {name} starts"));
                 let store = self.world.lock().store();
                 let copy = store.lock().expect("nobody panics with it").clone();
-                self.copies.push(copy);
+                self.before_starts.push(copy);
                 slot.process = Some(Process::start(&self.world, &self.settings, &name));
             }
         }
@@ -509,7 +562,7 @@ impl Storm {
         // A gap may still have to be filled.
         let has_gap = |row: &AccountRow| world.ledger.nonce(row.address) < row.next_nonce.unwrap_or_default();
         let is_whole = !store.accounts().values().any(has_gap);
-        let is_told = store.outbox().next().is_none();
+        let is_told = store.outbox().next().is_none() && !self.copies.is_due && store.foreign_use().behind.is_none();
         let is_spread = uneven(&store, self.processes.len()).is_none();
         self.to_publish.is_empty() && world.queues.is_empty() && settled && is_whole && is_told && is_spread
     }

@@ -16,6 +16,36 @@ use crate::simulation::store::Store;
 /// Odds in a thousand.
 pub(super) type Odds = u16;
 
+/// Calls that can fail while others are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CallKind {
+    Tagged,
+    Block,
+    Receipt,
+    BlockReceipts,
+    Count,
+    CountAtBlock,
+    SentIn,
+    Market,
+    Estimate,
+    Log,
+}
+
+impl CallKind {
+    pub(super) const ALL: [Self; 10] = [
+        Self::Tagged,
+        Self::Block,
+        Self::Receipt,
+        Self::BlockReceipts,
+        Self::Count,
+        Self::CountAtBlock,
+        Self::SentIn,
+        Self::Market,
+        Self::Estimate,
+        Self::Log,
+    ];
+}
+
 /// What can go wrong at this moment, and how often.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Weather {
@@ -35,10 +65,18 @@ pub(super) struct Weather {
     pub(super) sends_forgotten: Odds,
     /// A text that nobody ever saw.
     pub(super) answers_unknown: Odds,
+    /// Calls of one kind get no answer, while others do.
+    pub(super) calls_fail: Option<(CallKind, Odds)>,
+    /// Single calls fail as with a provider without nodes behind it, in any shape.
+    pub(super) outages: Odds,
+    /// Heads and prices with the largest numbers that are believed.
+    pub(super) odd_numbers: Odds,
     /// The node that is behind answers.
     pub(super) stale_reads: Odds,
     /// Counts of transactions that are wrong by a few.
     pub(super) count_lies: Odds,
+    /// Counts of transactions that are wrong by thousands, at whichever block.
+    pub(super) count_jumps: Odds,
     /// Blocks that name no transactions, or others than they have.
     pub(super) lists_lie: Odds,
     /// The signer is away.
@@ -77,6 +115,8 @@ pub(super) struct World {
     pub(super) forgets: bool,
     /// The same transaction gets another signature each time.
     pub(super) signatures_vary: bool,
+    /// How often an older copy of the journal came back. Bytes that were on their way before are lost.
+    pub(super) restores: u32,
     trace: Vec<String>,
 }
 
@@ -116,6 +156,7 @@ impl World {
             checker: Checker::default(),
             forgets: false,
             signatures_vary: rng.bool(),
+            restores: 0,
             trace: Vec::new(),
             rng,
         }

@@ -69,11 +69,7 @@ fn are_here(services: &[(&str, bool, &str)]) -> bool {
 }
 
 /// Waits for `condition` to become true, checked every 20 ms; panics with `what` after `limit`.
-pub async fn wait_until<F, Fut>(what: &str, limit: Duration, mut condition: F)
-where
-    F: FnMut() -> Fut,
-    Fut: Future<Output = bool>,
-{
+pub async fn wait_until(what: &str, limit: Duration, mut condition: impl AsyncFnMut() -> bool) {
     let started = std::time::Instant::now();
     while !condition().await {
         assert!(started.elapsed() < limit, "not within {limit:?}: {what}");

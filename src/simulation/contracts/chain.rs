@@ -181,8 +181,8 @@ async fn a_transaction_is_found_by_its_hash_wherever_it_is(stage: &mut impl Stag
     assert_eq!((receipt.transaction.block_number, receipt.transaction.block_hash), (block.number, block.hash));
     assert_eq!(stage.chain().receipts_in(block.hash, &[first.hash]).await.unwrap(), [receipt]);
     let sent = stage.chain().sent_in(stage.signer().address(), block.number).await.unwrap().unwrap();
-    let own: Vec<_> = sent.sent.iter().map(|sent| (sent.nonce, sent.tx_hash)).collect();
-    assert_eq!((sent.hash, own), (block.hash, vec![(Nonce(0), first.hash)]));
+    let own: Vec<_> = sent.sent.iter().map(|sent| (sent.nonce, sent.tx_hash, sent.is_signed)).collect();
+    assert_eq!((sent.hash, own), (block.hash, vec![(Nonce(0), first.hash, true)]));
     let late = send(stage, &first).await;
     assert!(matches!(late, SendMeaning::AlreadyKnown | SendMeaning::NonceTooLow), "{late:?}");
 }

@@ -34,13 +34,15 @@ impl Term<'_> {
     }
 
     /// Returns whether something new may be taken on: not paused, or time to probe with it whether the reason is gone. What
-    /// is signed already is the better probe, since it has to be sent anyway.
+    /// is signed already is the better probe, since it has to be sent anyway; it shows nothing about estimates.
     pub(super) fn may_try(&self) -> bool {
         if self.fails_for_outage() {
             return self.context.signals.serves();
         }
         let has_probe = || self.flight.not_included().any(|transaction| !transaction.is_pooled());
-        self.may_sign() && !(self.gate.is_probed_by_sending() && has_probe())
+        // No broadcast shows that nodes estimate again.
+        let is_probed = self.gate.is_probed_by_sending() && !self.lapses.is_open(Part::Estimates);
+        self.may_sign() && !(is_probed && has_probe())
     }
 
     pub(super) fn may_sign(&self) -> bool {
@@ -225,6 +227,7 @@ impl Term<'_> {
         let serves = self.context.signals.serves();
         let cancellations = self.context.journal.cancellations(self.lease.account).await?;
         self.queue.retain_cancelled(|request| cancellations.iter().any(|one| one.request.seq == request));
+        let Some(written) = self.cancelled_and_written(&cancellations).await? else { return Ok(()) };
         let mut rulings = Vec::new();
         for Cancellation { request, state, detail } in cancellations {
             if let Some(transaction) = self.flight.of_request(request.seq) {
@@ -235,10 +238,15 @@ impl Term<'_> {
                 }
             } else if serves
                 && state == RequestState::Accepted
+                // Settle may have yet to store how it ended.
+                && !self.queue.is_ruled(&request)
                 && self.queue.cancel(request.seq, &self.context.settings.batching)
             {
                 info!(request.id = %request.id, cause = detail, "cancelled before it had a nonce");
-                let verdict = LaneVerdict::Cancelled(Cause::new(Reason::Cancelled, detail));
+                let verdict = match written.iter().find(|(id, _)| *id == request.id) {
+                    Some((_, cause)) => LaneVerdict::Failed(cause.clone()),
+                    None => LaneVerdict::Cancelled(Cause::new(Reason::Cancelled, detail)),
+                };
                 rulings.push(conclude::ended(&self.lease, request, verdict));
             }
             // A request that is being written and not in flight has ended; settle has the ruling already.

@@ -21,8 +21,10 @@ use tracing::{info, warn};
 use crate::chain::follow::history::writes_of;
 use crate::chain::follow::nonce_taker::Taker;
 use crate::chain::{BlockTag, ChainError, CountAt};
-use crate::journal::{ForeignUse, JournalError, QueuedRequest};
-use crate::model::{BlockNumber, BodyHash, Cause, Nonce, PauseReason, Reason, RecoveredWrite, RequestId, TxHash};
+use crate::journal::{Cancellation, ForeignUse, JournalError, QueuedRequest};
+use crate::model::{
+    BlockNumber, BodyHash, Cause, Nonce, PauseReason, Reason, RecoveredWrite, RequestId, RequestState, TxHash,
+};
 use crate::stages::lane::conclude;
 use crate::stages::lane::term::{StepError, Term};
 
@@ -151,9 +153,6 @@ impl Term<'_> {
     /// Records the account's count at a new head. It raises nothing by itself.
     pub(super) fn apply_count(&mut self, count: Nonce) {
         self.foreign.record_count(self.next_nonce, count);
-        if self.foreign.claim.is_none() {
-            self.gate.resume_if(|reason| reason == PauseReason::NoncesUnknown);
-        }
     }
 
     /// Does what is left to do before anything new may be signed. A call that fails pauses the lane; the next poll goes on.
@@ -163,6 +162,9 @@ impl Term<'_> {
             Ok(()) => {}
             Err(StepError::Journal(error)) => return Err(error),
             Err(StepError::Chain(error)) => self.gate.pause(error.pause_reason(), error.to_string()),
+        }
+        if self.foreign.claim.is_none() {
+            self.gate.resume_if(|reason| reason == PauseReason::NoncesUnknown);
         }
         let claim = self.foreign.claim.filter(|claim| claim.since.elapsed() >= UNPROVEN_AFTER);
         if let Some(Claim { count, .. }) = claim
@@ -193,13 +195,12 @@ impl Term<'_> {
     }
 
     /// Finds the first nonce of an account that the journal has none for: the count at a final block, at which all endpoints
-    /// agree, in two polls.
+    /// agree, in two polls. A chain without a final block is young, and its newest block has to do.
     async fn find_first_nonce(&mut self, head: BlockNumber, latest: Nonce) -> Result<(), StepError> {
         let (journal, chain, account) = (&self.context.journal, &self.context.chain, self.account());
         let is_new = latest == Nonce(0);
-        let final_up_to = self.view.final_up_to();
         let asked_before = self.foreign.first.map(|(block, _)| block);
-        let Some(at) = asked_before.or(final_up_to).or(is_new.then_some(head)) else { return Ok(()) };
+        let at = asked_before.or(self.view.final_up_to()).unwrap_or(head);
         let counts = chain.counts(account, CountAt::Block(at)).await;
         let mut counts = counts.into_iter().filter_map(|(_, count)| count.ok());
         let first = counts.next().filter(|first| counts.all(|count| count == *first) && *first <= latest);
@@ -254,9 +255,6 @@ impl Term<'_> {
             warn!(account = %account, tx.nonce = %next, chain.count = %claim.count, "another program uses this account: it has taken nonces that nothing was signed for; give the worker a key of its own");
         }
         self.foreign.claim = (raised < claim.count).then_some(Claim { is_logged: true, ..claim });
-        if self.foreign.claim.is_none() {
-            self.gate.resume_if(|reason| reason == PauseReason::NoncesUnknown);
-        }
         self.compare_again().await?;
         Ok(())
     }
@@ -278,8 +276,13 @@ impl Term<'_> {
         }
         let account = self.account();
         let counts = self.context.chain.counts(account, CountAt::Pending).await;
-        let pending = counts.into_iter().filter_map(|(_, count)| count.ok()).max();
-        if pending.is_none_or(|pending| pending <= next) {
+        let pending = counts.iter().filter_map(|(_, count)| count.as_ref().ok()).max();
+        // An endpoint that refuses does not count what is pending; one that does not answer may.
+        let is_clear = match pending {
+            Some(pending) => *pending <= next,
+            None => counts.iter().all(|(_, count)| matches!(count, Err(ChainError::Node { .. }))),
+        };
+        if is_clear {
             self.foreign.pools = Wait::Over;
             return;
         }
@@ -354,19 +357,46 @@ impl Term<'_> {
         for fetched in self.queue.take_fetched() {
             let hash = BodyHash::of(fetched.request.calldata());
             match found.iter().find(|write| write.data_hash == hash && !decided.contains(&fetched.request.id)) {
-                Some(write) => {
-                    let detail = format!(
-                        "transaction {} in block {} has the same calldata, and the journal has no row for it",
-                        write.tx_hash, write.block_number
-                    );
-                    let cause = Cause::new(Reason::MaybeWritten, detail);
-                    rulings.push(conclude::failed(&self.lease, fetched.request, cause));
-                }
+                Some(write) => rulings.push(conclude::failed(&self.lease, fetched.request, maybe_written(write))),
                 None => self.queue.add_fetched([fetched]),
             }
         }
         self.rule(rulings).await;
         Ok(())
+    }
+
+    /// Returns which of these requests may be written already, of those that have no nonce, with the cause. `None` where
+    /// nothing may be ruled on now: a dead letter says that nothing of the request has landed.
+    pub(super) async fn cancelled_and_written(
+        &mut self,
+        cancellations: &[Cancellation],
+    ) -> Result<Option<Vec<(RequestId, Cause)>>, JournalError> {
+        let waiting = cancellations.iter().filter(|one| one.state == RequestState::Accepted).map(|one| &one.request);
+        let waiting: Vec<_> = waiting.collect();
+        if waiting.is_empty() {
+            return Ok(Some(Vec::new()));
+        }
+        if !self.foreign.allows_signing() {
+            return Ok(None);
+        }
+        if !self.foreign.known.has_writes {
+            return Ok(Some(Vec::new()));
+        }
+        let hashes = waiting.iter().map(|request| BodyHash::of(request.calldata())).collect();
+        let found = self.context.journal.recovered_writes(hashes).await?;
+        let is_recovering = self.foreign.is_recovering();
+        let mut written = Vec::new();
+        for request in waiting {
+            let hash = BodyHash::of(request.calldata());
+            if is_recovering {
+                let write = found.iter().find(|write| write.data_hash == hash);
+                written.extend(write.map(|write| (request.id.clone(), maybe_written(write))));
+            } else if let Some(write) = equal_call(request, &found) {
+                self.stop_behind(&request.id, &write).await?;
+                return Ok(None);
+            }
+        }
+        Ok(Some(written))
     }
 
     /// Invariant 14: stops all lanes before anything is signed. Only an operator can know what was written.
@@ -410,6 +440,14 @@ impl Term<'_> {
         }
         Ok(given_up)
     }
+}
+
+fn maybe_written(write: &RecoveredWrite) -> Cause {
+    let RecoveredWrite { tx_hash, block_number, .. } = write;
+    let detail = format!(
+        "transaction {tx_hash} in block {block_number} has the same calldata, and the journal has no row for it"
+    );
+    Cause::new(Reason::MaybeWritten, detail)
 }
 
 /// Returns the call that is just what the request asks for.

@@ -130,6 +130,10 @@ impl Lapses {
         true
     }
 
+    pub(super) fn is_open(&self, part: Part) -> bool {
+        self.by_part.contains_key(&part)
+    }
+
     /// Returns the pause that the oldest lasting lapse of a poll asks for.
     pub(super) fn pause(&self) -> Option<(PauseReason, String)> {
         let lasting = self.by_part.iter().filter(|(part, lapse)| !part.pauses_at_once() && lapse.lasts());

@@ -193,6 +193,11 @@ impl Queue {
         self.ruled.insert(request.turn);
     }
 
+    /// Returns whether settle has a ruling on it that the journal may not hold yet.
+    pub(super) fn is_ruled(&self, request: &QueuedRequest) -> bool {
+        self.ruled.contains(&request.turn)
+    }
+
     /// Forgets cancellations of requests that are not among these.
     pub(super) fn retain_cancelled(&mut self, wanted: impl Fn(RequestSeq) -> bool) {
         self.cancelled.retain(|request| wanted(*request));

@@ -21,6 +21,8 @@ use crate::simulation::journal::MemoryJournal;
 use crate::stages::claim::Serving;
 use crate::stages::settle::inbox::{LaneVerdict, Ruling};
 
+mod foreign;
+
 const REFUSED_AFTER: Duration = Duration::from_secs(10);
 
 /// A lane with requests in its queue, on a chain with one block.

@@ -5,6 +5,7 @@ mod endpoints;
 mod lanes;
 pub mod nodes;
 mod nonces;
+mod outages;
 mod poison;
 pub mod records;
 mod reorgs;

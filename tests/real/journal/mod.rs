@@ -1,5 +1,6 @@
 //! What may happen to the journal, and to the instances that share one.
 
+mod behind;
 pub mod databases;
 mod failures;
 pub mod instances;

@@ -1,0 +1,82 @@
+//! Calls that are each about something of their own: what one of them fails at leaves the others, and the endpoint in use.
+
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use jsonrpc_core::Value;
+use tokio::time::{Instant, timeout};
+use tracing::warn;
+
+use crate::chain::endpoint::{Endpoint, MethodCall, Order, SINGLE_CALLS, first_failure};
+use crate::chain::{ChainError, Result};
+
+/// Time that an endpoint has to show that it still serves its chain, after a call that it failed.
+const CHECK_LIMIT: Duration = Duration::from_secs(3);
+/// Shortest time between two warnings of single calls that failed.
+const WARN_EVERY: Duration = Duration::from_secs(60);
+
+impl Endpoint {
+    /// Returns whether it shows at once that it serves this chain, and the chain's head: some nodes know their chain id
+    /// while all else hangs.
+    async fn still_serves(&self, chain_id: u64) -> bool {
+        let check = async {
+            let answer = self.ask("eth_chainId", vec![]).await?;
+            self.check_chain_id(&answer, chain_id)?;
+            self.newest_block().await
+        };
+        matches!(timeout(CHECK_LIMIT, check).await, Ok(Ok(_)))
+    }
+
+    /// Records the answer to one call. What fails a call and still serves its chain is not rested: the failure is this call's.
+    pub(super) async fn record_call<T>(&self, answer: &Result<T>, chain_id: u64) {
+        match answer {
+            Err(failure @ (ChainError::Unreachable { .. } | ChainError::Nonsense { .. }))
+                if self.still_serves(chain_id).await =>
+            {
+                self.warn_of_call(failure);
+            }
+            answer => self.record(answer),
+        }
+    }
+
+    /// Warns now and then of calls that an endpoint fails while it serves others.
+    fn warn_of_call(&self, failure: &ChainError) {
+        let mut warned_at = self.warned_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if warned_at.is_none_or(|at| now.duration_since(at) >= WARN_EVERY) {
+            *warned_at = Some(now);
+            warn!(endpoint = self.label(), "the endpoint fails a call and answers others; it stays in use: {failure}");
+        }
+    }
+
+    /// Makes calls each of which is about something of its own, and records what that says of the endpoint. What one call
+    /// fails at leaves the others: an endpoint that still serves its chain is not rested, and of a batch that failed each
+    /// call is made alone.
+    pub(super) async fn ask_each(&self, calls: &[MethodCall], chain_id: u64) -> Vec<Result<Value>> {
+        let mut answers = self.ask_many(calls, Order::Any).await;
+        let Some(failure) = first_failure(&answers).cloned() else {
+            self.record(&Ok(()));
+            return answers;
+        };
+        if matches!(failure, ChainError::RateLimited { .. }) || !self.still_serves(chain_id).await {
+            self.record::<()>(&Err(failure));
+            return answers;
+        }
+        self.warn_of_call(&failure);
+        let is_failed = |answer: &Result<Value>| answer.as_ref().is_err_and(ChainError::is_of_endpoint);
+        let failed: Vec<_> =
+            calls.iter().zip(&mut answers).filter(|(_, answer)| calls.len() > 1 && is_failed(answer)).collect();
+        let mut failed = failed.into_iter().peekable();
+        while failed.peek().is_some() {
+            let (some, slots): (Vec<_>, Vec<_>) = failed.by_ref().take(SINGLE_CALLS).unzip();
+            let again = join_all(some.into_iter().map(|call| self.ask_alone(call))).await;
+            let is_hopeless = again.iter().all(is_failed);
+            slots.into_iter().zip(again).for_each(|(slot, answer)| *slot = answer);
+            if is_hopeless {
+                break;
+            }
+        }
+        answers
+    }
+}
