@@ -449,6 +449,10 @@ impl Storm {
     /// Puts an older copy of the journal in its place while no process runs, and reads from the chain what it lacks once a
     /// lane has paused for that. Producers that heard nothing meanwhile send again.
     async fn operate(&mut self, now: u64) {
+        // One that finds no marker meanwhile would take the queue.
+        if self.stranger.is_some() {
+            return;
+        }
         if self.copies.acts_at.is_none() && !self.copies.is_due && self.world.lock().is_paused_as_behind() {
             self.copies.acts_at = Some(now + REACTION_MS);
         }
