@@ -59,6 +59,7 @@ mod funds;
 mod gate;
 mod in_flight;
 mod lapses;
+mod maybe_written;
 mod nonce_gaps;
 mod payload;
 mod queue;
