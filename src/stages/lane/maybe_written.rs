@@ -15,6 +15,29 @@ impl Term<'_> {
         self.compare_with_foreign().await
     }
 
+    /// Returns whether something that is ready to be signed asks for what an unknown transaction has done: it was compared
+    /// when it was fetched, and its simulation may have taken long.
+    pub(super) async fn has_written_among_ready(&mut self) -> Result<bool, JournalError> {
+        if !self.foreign.known.has_writes {
+            return Ok(false);
+        }
+        let requests = || self.queue.ready().iter().flat_map(|payload| payload.requests.iter());
+        let hashes = requests().map(|request| BodyHash::of(request.calldata())).collect();
+        let found = self.context.journal.recovered_writes(hashes).await?;
+        if found.is_empty() {
+            return Ok(false);
+        }
+        if !self.foreign.is_recovering() {
+            return Ok(requests().any(|request| equal_call(request, &found).is_some()));
+        }
+        let decided = self.context.journal.decided(requests().map(|request| request.id.clone()).collect()).await?;
+        let is_written = |request: &QueuedRequest| {
+            let hash = BodyHash::of(request.calldata());
+            !decided.contains(&request.id) && found.iter().any(|write| write.data_hash == hash)
+        };
+        Ok(requests().any(is_written))
+    }
+
     /// Compares what was fetched with the calls of transactions that the journal has no row for.
     pub(super) async fn compare_with_foreign(&mut self) -> Result<(), JournalError> {
         if !self.foreign.known.has_writes || self.queue.fetched().is_empty() {
