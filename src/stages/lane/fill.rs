@@ -145,6 +145,9 @@ impl Term<'_> {
     /// With an outage, what is signed here does not show that a pause is over.
     async fn sign_ready(&mut self, usage: Option<&Usage>, has_outage: bool) -> Result<(), JournalError> {
         let Some(first) = self.next_nonce.filter(|_| !self.queue.ready().is_empty()) else { return Ok(()) };
+        if self.has_written_among_ready().await? {
+            return self.compare_again().await;
+        }
         let Some(fee) = self.quote() else { return Ok(()) };
         self.refuse_too_dear(fee).await;
         let affordable = self.affordable(fee, self.flight.room().min(ROUND)).await;
