@@ -24,9 +24,13 @@ enum Producer {
 }
 
 /// How a program ended.
+#[derive(Debug)]
 struct Ended {
     code: Option<i32>,
     printed: String,
+    /// What libraries complain of.
+    #[allow(dead_code, reason = "shown when an assertion fails")]
+    errors: String,
 }
 
 impl Producer {
@@ -116,12 +120,13 @@ struct Program {
 
 impl Program {
     /// Sends one request and waits for the program's end.
-    async fn send(&self, broker: &str, id: &str, body: &str) -> Ended {
+    async fn send(&self, broker: &str, queue: &str, id: &str, body: &str) -> Ended {
         let mut command = self.guard.command(&self.words[0]);
-        command.args(&self.words[1..]).args([broker, QUEUE, id, body]);
-        let child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+        command.args(&self.words[1..]).args([broker, queue, id, body]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
         let output = tokio::time::timeout(LONG, child.wait_with_output()).await.expect("it ends").unwrap();
-        Ended { code: output.status.code(), printed: String::from_utf8_lossy(&output.stdout).into_owned() }
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Ended { code: output.status.code(), printed: text(output.stdout), errors: text(output.stderr) }
     }
 }
 
@@ -142,19 +147,23 @@ async fn writes_once_and_reports_the_end(producer: Producer) {
     let mut worker = home.start(BINARY);
     let (program, broker) = (producer.built().await, stage.rabbit.uri(&stage.vhost));
 
-    let good = program.send(&broker, "good", r#"{"order":"good"}"#).await;
-    assert_eq!(good.code, Some(0), "{}", good.printed);
+    let good = program.send(&broker, QUEUE, "good", r#"{"order":"good"}"#).await;
+    assert_eq!(good.code, Some(0), "{good:?}");
     let status = stage.status(&home, "good").await;
     let hash = status["transactions"][0]["final_hash"].as_str().unwrap();
-    assert!(good.printed.starts_with("good: final in block ") && good.printed.contains(hash), "{}", good.printed);
+    assert!(good.printed.starts_with("good: final in block ") && good.printed.contains(hash), "{good:?}");
 
-    let bad = program.send(&broker, "bad", REFUSED).await;
-    assert_eq!(bad.code, Some(1), "{}", bad.printed);
+    let bad = program.send(&broker, QUEUE, "bad", REFUSED).await;
+    assert_eq!(bad.code, Some(1), "{bad:?}");
     assert_eq!(bad.printed, "bad: retry\nbad: dead, rejected.reverted: not today\n");
     let letter = stage.amqp.wait_for(DEAD, LONG).await;
     let correlation = letter.properties.correlation_id().as_ref().map(ToString::to_string);
     assert_eq!((letter.id(), correlation.as_deref()), ("bad".to_owned(), Some("bad")));
     assert_eq!(*letter.properties.delivery_mode(), Some(2));
+
+    let nowhere = program.send(&broker, "acme.rights", "nowhere", "{}").await;
+    assert_eq!(nowhere.code, Some(2), "{nowhere:?}");
+    assert_eq!(nowhere.printed, "nowhere: there is no queue acme.rights\n");
 
     let proxy = TcpProxy::start(stage.rabbit.address()).await;
     let through = stage.rabbit.uri_through(proxy.addr(), &stage.vhost);
@@ -163,12 +172,12 @@ async fn writes_once_and_reports_the_end(producer: Producer) {
         let bytes = Box::leak(body.clone().into_boxed_str()).as_bytes();
         let connection = proxy.accepted();
         proxy.set_mode_of(connection, Mode::Until { bytes, then: Box::new(lost) });
-        let ended = program.send(&through, id, &body).await;
-        assert_eq!(ended.code, Some(0), "{}", ended.printed);
-        assert_eq!(proxy.accepted() - connection, 2, "it connected again: {}", ended.printed);
-        assert!(ended.printed.starts_with(&format!("{id}: no confirm, sending it again (")), "{}", ended.printed);
-        assert!(ended.printed.contains(&format!("\n{id}: final in block ")), "{}", ended.printed);
-        assert_eq!(ended.printed.lines().count(), 2, "{}", ended.printed);
+        let ended = program.send(&through, QUEUE, id, &body).await;
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        assert_eq!(proxy.accepted() - connection, 2, "it connected again: {ended:?}");
+        assert!(ended.printed.starts_with(&format!("{id}: no confirm, sending it again (")), "{ended:?}");
+        assert!(ended.printed.contains(&format!("\n{id}: final in block ")), "{ended:?}");
+        assert_eq!(ended.printed.lines().count(), 2, "{ended:?}");
         let (log, field) = (worker.log(), format!("request.id={id} "));
         let arrivals: Vec<_> = log.lines().filter(|l| l.contains(&field) && l.contains("verdict=")).collect();
         assert_eq!(arrivals.len(), 2, "the broker had both copies: {arrivals:?}");
