@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use tokio::process::Child;
+
 use crate::stage::{BINARY, CONTRACT, DEAD, LONG, QUEUE, Stage, calldata};
 use crate::support::contracts::REVERTS_ON_FF;
 use crate::support::guard::find_on_path;
-use crate::support::{AnvilConfig, Guard, Mode, TcpProxy, WorkerHome};
+use crate::support::{AnvilConfig, Guard, Mode, TcpProxy, Worker, WorkerHome};
 
 /// A body that the contract refuses: its first byte is 0x21.
 const REFUSED: &str = "!";
@@ -119,19 +121,23 @@ struct Program {
 }
 
 impl Program {
-    /// Sends one request and waits for the program's end.
-    async fn send(&self, broker: &str, queue: &str, id: &str, body: &str) -> Ended {
+    /// Begins to send one request.
+    fn start(&self, broker: &str, queue: &str, id: &str, body: &str) -> Child {
         let mut command = self.guard.command(&self.words[0]);
         command.args(&self.words[1..]).args([broker, queue, id, body]);
-        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap()
+    }
+
+    /// Sends one request and waits for the program's end.
+    async fn send(&self, broker: &str, queue: &str, id: &str, body: &str) -> Ended {
+        let child = self.start(broker, queue, id, body);
         let output = tokio::time::timeout(LONG, child.wait_with_output()).await.expect("it ends").unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         Ended { code: output.status.code(), printed: text(output.stdout), errors: text(output.stderr) }
     }
 }
 
-/// A write that succeeds, one that is given up, and two whose confirm is lost: with the connection, and in a connection that
-/// goes on without any answer. The program sends those again, and they are written once.
+/// A write that succeeds, one that is given up, and two whose confirm is lost.
 async fn writes_once_and_reports_the_end(producer: Producer) {
     if !producer.is_here() {
         return;
@@ -146,49 +152,66 @@ async fn writes_once_and_reports_the_end(producer: Producer) {
     stage.topology(&home).await;
     let mut worker = home.start(BINARY);
     let (program, broker) = (producer.built().await, stage.rabbit.uri(&stage.vhost));
+    sends_what_it_must(&stage, &program, &broker).await;
 
     let good = program.send(&broker, QUEUE, "good", r#"{"order":"good"}"#).await;
     assert_eq!(good.code, Some(0), "{good:?}");
     let status = stage.status(&home, "good").await;
     let hash = status["transactions"][0]["final_hash"].as_str().unwrap();
-    assert!(good.printed.starts_with("good: final in block ") && good.printed.contains(hash), "{good:?}");
+    let last = good.printed.lines().last().unwrap();
+    assert!(last.starts_with("good: final in block ") && last.ends_with(hash), "{good:?}");
 
     let bad = program.send(&broker, QUEUE, "bad", REFUSED).await;
     assert_eq!(bad.code, Some(1), "{bad:?}");
-    assert_eq!(bad.printed, "bad: retry\nbad: dead, rejected.reverted: not today\n");
-    let letter = stage.amqp.wait_for(DEAD, LONG).await;
-    let correlation = letter.properties.correlation_id().as_ref().map(ToString::to_string);
-    assert_eq!((letter.id(), correlation.as_deref()), ("bad".to_owned(), Some("bad")));
-    assert_eq!(*letter.properties.delivery_mode(), Some(2));
+    assert!(bad.printed.ends_with("bad: retry\nbad: dead, rejected.reverted: not today\n"), "{bad:?}");
+    assert_eq!(stage.amqp.wait_for(DEAD, LONG).await.id(), "bad");
 
-    let nowhere = program.send(&broker, "acme.rights", "nowhere", "{}").await;
-    assert_eq!(nowhere.code, Some(2), "{nowhere:?}");
-    assert_eq!(nowhere.printed, "nowhere: there is no queue acme.rights\n");
-
-    let proxy = TcpProxy::start(stage.rabbit.address()).await;
-    let through = stage.rabbit.uri_through(proxy.addr(), &stage.vhost);
-    for (id, lost) in [("reset", Mode::ResetAfterRequest), ("silent", Mode::DropAnswers)] {
-        let body = format!(r#"{{"order":"{id}"}}"#);
-        let bytes = Box::leak(body.clone().into_boxed_str()).as_bytes();
-        let connection = proxy.accepted();
-        proxy.set_mode_of(connection, Mode::Until { bytes, then: Box::new(lost) });
-        let ended = program.send(&through, QUEUE, id, &body).await;
-        assert_eq!(ended.code, Some(0), "{ended:?}");
-        assert_eq!(proxy.accepted() - connection, 2, "it connected again: {ended:?}");
-        assert!(ended.printed.starts_with(&format!("{id}: no confirm, sending it again (")), "{ended:?}");
-        assert!(ended.printed.contains(&format!("\n{id}: final in block ")), "{ended:?}");
-        assert_eq!(ended.printed.lines().count(), 2, "{ended:?}");
-        let (log, field) = (worker.log(), format!("request.id={id} "));
-        let arrivals: Vec<_> = log.lines().filter(|l| l.contains(&field) && l.contains("verdict=")).collect();
-        assert_eq!(arrivals.len(), 2, "the broker had both copies: {arrivals:?}");
-    }
-
+    sends_again_what_has_no_confirm(&stage, &program, &worker).await;
     stage.wait_empty(QUEUE).await;
     assert_eq!(worker.stop().await.code(), Some(0));
     let written: Vec<_> = stage.transactions_of(0).await.into_iter().map(|(_, data, _)| data).collect();
     let wanted = ["good", "reset", "silent"].map(|id| calldata(format!(r#"{{"order":"{id}"}}"#).as_bytes()));
     assert_eq!(written, wanted, "each once");
     assert_eq!(stage.amqp.take_all("orders.outcomes").await.len(), 0, "the programs have acked their events");
+}
+
+/// What a message says, and that it is mandatory.
+async fn sends_what_it_must(stage: &Stage, program: &Program, broker: &str) {
+    stage.amqp.declare("plain").await;
+    let waiting = program.start(broker, "plain", "order-1", "{}");
+    let message = stage.amqp.wait_for("plain", LONG).await;
+    drop(waiting);
+    let properties = &message.properties;
+    let texts = [properties.kind(), properties.reply_to(), properties.correlation_id(), properties.content_type()];
+    let texts = texts.map(|text| text.as_ref().map(ToString::to_string).unwrap_or_default());
+    assert_eq!(texts, ["order", "orders.outcomes", "order-1", "application/json"]);
+    assert_eq!((message.id(), message.body.as_slice()), ("order-1".to_owned(), b"{}".as_slice()));
+    assert_eq!(*properties.delivery_mode(), Some(2), "persistent");
+
+    let nowhere = program.send(broker, "acme.rights", "nowhere", "{}").await;
+    assert_eq!(nowhere.code, Some(2), "{nowhere:?}");
+    assert!(nowhere.printed.ends_with("nowhere: there is no queue acme.rights\n"), "{nowhere:?}");
+}
+
+/// A confirm that is lost with the connection, and one that is lost in a connection that stays, without any further answer.
+async fn sends_again_what_has_no_confirm(stage: &Stage, program: &Program, worker: &Worker) {
+    let proxy = TcpProxy::start(stage.rabbit.address()).await;
+    let through = stage.rabbit.uri_through(proxy.addr(), &stage.vhost);
+    for (id, body, lost) in [
+        ("reset", r#"{"order":"reset"}"#, Mode::ResetAfterRequest),
+        ("silent", r#"{"order":"silent"}"#, Mode::DropAnswers),
+    ] {
+        let connection = proxy.accepted();
+        proxy.set_mode_of(connection, Mode::Until { bytes: body.as_bytes(), then: Box::new(lost) });
+        let ended = program.send(&through, QUEUE, id, body).await;
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        assert!(proxy.accepted() - connection >= 2, "it connected again: {ended:?}");
+        assert!(ended.printed.starts_with(&format!("{id}: no confirm, sending it again (")), "{ended:?}");
+        assert!(ended.printed.contains(&format!("\n{id}: final in block ")), "{ended:?}");
+        let (log, field) = (worker.log(), format!("request.id={id} "));
+        let arrivals = log.lines().filter(|line| line.contains(&field) && line.contains("verdict=")).count();
+        assert!(arrivals >= 2, "the broker had both copies, and the worker {arrivals}");
+    }
 }
 
 #[tokio::test]
