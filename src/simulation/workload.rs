@@ -33,8 +33,8 @@ pub(super) enum Behaviour {
     RevertsOnChain,
     /// The same, until so many milliseconds after the begin.
     RevertsOnChainUntil(u64),
-    /// Simulations are fine, and no node takes it: in words that every table has, that say that no waiting helps, or that
-    /// nobody knows.
+    /// Simulations are fine, and no node takes it: in words that every table has, that say that no waiting helps, or in
+    /// unknown ones.
     Refused(Words),
     /// Nodes take it, and drop it when they make a block.
     Dropped,

@@ -9,15 +9,11 @@ use crate::policy::gas;
 use crate::policy::refusals::{Lack, Lasting};
 use crate::stages::lane::RESEND_UNKNOWN;
 use crate::stages::lane::in_flight::{Holder, InFlight, PoolStatus, Refusal, RefusalKind};
-use crate::stages::lane::learnt::cause_of;
+use crate::stages::lane::learnt::{SIGNED_PER_NONCE, cause_of, corrected_gas};
 use crate::stages::lane::term::Term;
 
 /// A signed transaction must have been passed over by this many blocks before it is replaced for its age.
 const BLOCKS_BEFORE_REPLACING: u64 = 2;
-/// Signed transactions of one nonce at most, writes and cancellations each. A tip that doubles reaches 4 gwei from one wei in
-/// so many, and a price that rises by an eighth the 40-fold.
-pub(super) const SIGNED_PER_NONCE: usize = 33;
-
 /// What is to be done about a transaction that is in no block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Care {
@@ -248,16 +244,6 @@ impl Term<'_> {
             transaction.payload.requests.first.id, transaction.nonce, refusal.answer
         );
         Need::Person(Stuck { reason: PauseReason::Refused, detail })
-    }
-}
-
-/// Returns the gas for the next cancellation after a refusal of one with `used`: what the node names, else twice as much where
-/// it says that this is too little.
-pub(super) fn corrected_gas(refusal: RefusalKind, used: Gas, estimated: Gas) -> Gas {
-    match refusal {
-        RefusalKind::Lasting(Lasting::TooLittleGas(Some(named))) => named.max(estimated),
-        RefusalKind::Lasting(Lasting::TooLittleGas(None)) if estimated <= used => Gas(used.0.saturating_mul(2)),
-        _ => estimated,
     }
 }
 

@@ -42,8 +42,8 @@ impl Flight {
     /// Adds a replacement at a live nonce.
     pub(super) fn replace(&mut self, nonce: Nonce, signed: SignedTransaction, gas: Gas) {
         if let Some(transaction) = self.by_nonce.get_mut(&nonce) {
-            self.by_hash.insert(signed.raw.hash, nonce);
             transaction.cancel_gas = (signed.purpose == Purpose::Cancel).then_some(gas);
+            self.by_hash.insert(signed.raw.hash, nonce);
             transaction.replace(signed);
         }
     }

@@ -42,7 +42,7 @@ pub(super) enum RefusalKind {
     Lasting(Lasting),
     /// By itself, perhaps.
     Passing,
-    /// Nobody knows: no table has the text.
+    /// Not known: no table has the text.
     Unknown,
     /// Nodes took it and dropped it again and again.
     Dropped,
@@ -232,8 +232,8 @@ impl InFlight {
         self.is_next && (self.is_pooled() || self.is_dropped())
     }
 
-    /// Returns the refusal that a cancellation ends: one that lasts, or one that nothing has ended for so long. In words that
-    /// nobody knows it must have come more than once, with blocks in between.
+    /// Returns the refusal that a cancellation ends: one that lasts, or one that nothing has ended for so long. In unknown
+    /// words it must have come more than once, with blocks in between.
     pub(super) fn final_refusal(&self, patience: Duration, now: Instant) -> Option<&Refusal> {
         const TIMES: u32 = 2;
         self.refusal.as_ref().filter(|refusal| {

@@ -19,6 +19,10 @@ const AROUND_CALLDATA: u64 = 100;
 const ESTIMATED: Duration = Duration::from_secs(600);
 const ESTIMATED_AGAIN: Duration = Duration::from_secs(5);
 
+/// Signed transactions of one nonce at most, writes and cancellations each. A tip that doubles reaches 4 gwei from one wei in
+/// so many, and a price that rises by an eighth the 40-fold.
+pub(super) const SIGNED_PER_NONCE: usize = 33;
+
 #[derive(Debug, Clone, Copy)]
 struct Limit<T> {
     value: T,
@@ -164,6 +168,16 @@ impl Learnt {
         if let Some(filled) = filled {
             self.has_floor = gas::has_floor(empty, filled, bytes);
         }
+    }
+}
+
+/// Returns the gas for the next cancellation after a refusal of one with `used`: what the node names, else twice as much where
+/// it says that this is too little.
+pub(super) fn corrected_gas(refusal: RefusalKind, used: Gas, estimated: Gas) -> Gas {
+    match refusal {
+        RefusalKind::Lasting(Lasting::TooLittleGas(Some(named))) => named.max(estimated),
+        RefusalKind::Lasting(Lasting::TooLittleGas(None)) if estimated <= used => Gas(used.0.saturating_mul(2)),
+        _ => estimated,
     }
 }
 

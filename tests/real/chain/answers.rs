@@ -118,10 +118,13 @@ async fn a_foreign_transaction_in_the_pool_makes_no_first_attempt_move_to_anothe
     let price = rpc::hex(100 * GWEI);
     let foreign = json!([{ "from": ACCOUNTS[0].0, "to": ACCOUNTS[1].0, "value": "0x1", "gas": rpc::hex(21_000),
         "maxFeePerGas": price, "maxPriorityFeePerGas": price }]);
-    let foreign = stage.anvil.call("eth_sendTransaction", foreign).await.unwrap();
     let home = WorkerHome::new(&stage.config().with("fees", "max_fee = \"3 gwei\""));
     stage.topology(&home).await;
     let worker = home.start(BINARY);
+    // What is in the pool at the start is waited for.
+    wait_log(&worker, "the lane works").await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let foreign = stage.anvil.call("eth_sendTransaction", foreign).await.unwrap();
     publish(&stage, 0..1).await;
     wait_log(&worker, "pause.reason=nonce_held").await;
     // Two blocks could hide behind one look; the pool says what was sent.

@@ -168,10 +168,13 @@ async fn a_foreign_transaction_in_the_pool_is_replaced_in_one_step_where_the_cap
     let price = rpc::hex(40 * GWEI);
     let foreign = json!([{ "from": ACCOUNTS[0].0, "to": ACCOUNTS[1].0, "value": "0x1", "gas": rpc::hex(21_000),
         "maxFeePerGas": price, "maxPriorityFeePerGas": price }]);
-    stage.anvil.call("eth_sendTransaction", foreign).await.unwrap();
     let home = WorkerHome::new(&stage.config().with("fees", "max_fee = \"100 gwei\"").with("chain", "finality = 0"));
     stage.topology(&home).await;
-    let _worker = home.start(BINARY);
+    let worker = home.start(BINARY);
+    // What is in the pool at the start is waited for.
+    wait_log(&worker, "the lane works").await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    stage.anvil.call("eth_sendTransaction", foreign).await.unwrap();
     publish(&stage, &["a"]).await;
     wait_until("it is signed twice", LONG, async || signed(&stage.status(&home, "a").await) == 2).await;
     stage.anvil.mine(1).await.unwrap();
