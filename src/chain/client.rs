@@ -64,7 +64,7 @@ impl std::fmt::Debug for ClientSettings {
 pub struct NodeClient {
     pub(super) endpoints: Endpoints,
     pub(super) errors: Arc<ErrorTable>,
-    confirmer: Option<Box<Confirmer>>,
+    confirmer: Option<Confirmer>,
     meter: ChainMeter,
 }
 
@@ -81,7 +81,7 @@ impl NodeClient {
         } else {
             let confirmation = Confirmation { endpoints: Vec::new(), finality };
             let node = Self::new(&ClientSettings { endpoints, confirmation, ..settings.clone() })?;
-            Some(Box::new(Confirmer { node, finality }))
+            Some(Confirmer { node: Box::new(node), finality })
         };
         let meter = ChainMeter::default();
         let labels: Vec<_> = settings.endpoints.iter().map(label).collect();

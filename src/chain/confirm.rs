@@ -1,15 +1,19 @@
 //! Confirms by another endpoint that a block is final and how its transactions went: what one node alone says may be a lie.
 
-use crate::chain::client::NodeClient;
 use crate::chain::{BlockTag, Chain, ChainError, Receipt, Result};
 use crate::model::{BlockHash, BlockNumber, TxHash};
 use crate::policy::finality::{FinalityRule, highest_final};
 
 /// The endpoints of `chain.confirm_with`. None of them is asked for anything else.
-#[derive(Debug)]
 pub(super) struct Confirmer {
-    pub(super) node: NodeClient,
+    pub(super) node: Box<dyn Chain>,
     pub(super) finality: FinalityRule,
+}
+
+impl std::fmt::Debug for Confirmer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Confirmer").field("finality", &self.finality).finish_non_exhaustive()
+    }
 }
 
 impl Confirmer {

@@ -59,15 +59,15 @@ pub(super) enum Blow {
     Evict,
     ForgetPool,
     Foreign,
+    /// A copy of the journal is made.
+    Copy,
+    /// It comes back in the journal's place.
+    Restore,
     /// A foreign transaction waits at the account's nonce, at this price and for so long.
     ForeignWaits {
         price: u16,
         ms: u16,
     },
-    /// A copy of the journal is made.
-    Copy,
-    /// It comes back in the journal's place.
-    Restore,
     CutSessions,
     ClockJump {
         seconds: i16,
@@ -130,9 +130,9 @@ const BLOWS: &[Kind] = &[
     (|_| Blow::Evict, 1),
     (|_| Blow::ForgetPool, 1),
     (|_| Blow::Foreign, 2),
-    (|rng| Blow::ForeignWaits { price: rng.u16(100..2500), ms: rng.u16(2000..40_000) }, 1),
     (|_| Blow::Copy, 1),
     (|_| Blow::Restore, 1),
+    (|rng| Blow::ForeignWaits { price: rng.u16(100..2500), ms: rng.u16(2000..40_000) }, 1),
     (|_| Blow::CutSessions, 1),
     (|rng| Blow::ClockJump { seconds: rng.i16(-3600..=3600) }, 1),
     (|_| Blow::Duplicate, 1),

@@ -158,7 +158,7 @@ fn header(world: &mut World, block: &Block) -> Header {
         hash: block.hash,
         parent: block.parent,
         timestamp: if is_odd { i64::MAX.unsigned_abs() } else { block.timestamp },
-        base_fee: Some(Wei(if is_odd { u128::MAX } else { block.base_fee })),
+        base_fee: Some(Wei(block.base_fee)),
         gas_limit: if is_odd { Gas(i64::MAX.unsigned_abs()) } else { Ledger::gas_limit() },
         transactions: listed(world, block),
     }
@@ -274,9 +274,8 @@ impl Chain for SimNodes {
 
     async fn market(&self, _: &Header) -> Result<Market> {
         let ask = |world: &mut World, _: &View| {
-            let (base_fee, odds) = (Wei(world.ledger.base_fee), world.weather.odd_numbers);
-            let tip = if world.happens(odds) { Wei(u128::MAX) } else { Wei(2) };
-            Ok(Market { base_fee: Some(base_fee), tip, gas_price: base_fee.plus(Wei(2)) })
+            let base_fee = Wei(world.ledger.base_fee);
+            Ok(Market { base_fee: Some(base_fee), tip: Wei(2), gas_price: base_fee.plus(Wei(2)) })
         };
         self.read_kind(CallKind::Market, ask).await
     }

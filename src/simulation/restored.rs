@@ -97,6 +97,7 @@ pub(super) async fn recover(world: &Shared, settings: &RunSettings) -> Result<()
         let history = account_history(&chain, *address, blocks, &settings.lane.batching, |_| ()).await;
         let history = history.map_err(|error| error.to_string())?;
         let (account, writes) = (*account, history.writes);
+        world.lock().note(format!("read {} writes up to nonce {}", writes.len(), history.next_nonce));
         let (first_nonce, next_nonce) = (history.first_nonce, history.next_nonce);
         accounts.push(RecoveredAccount { account, first_nonce, next_nonce, writes });
     }

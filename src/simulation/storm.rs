@@ -299,12 +299,12 @@ impl Storm {
                 let data: &'static [u8] = [&b"a"[..], b"b", b"c", b"d"][usize::from(number % 4)];
                 self.world.lock().ledger.foreign(account, Bytes::from_static(data));
             }
+            Blow::Copy => self.copies.take(&self.world.lock()),
+            Blow::Restore => self.copies.is_due |= self.copies.is_there(),
             Blow::ForeignWaits { price, ms } => {
                 let (account, _) = self.settings.accounts[self.rng.usize(..self.settings.accounts.len())];
                 self.world.lock().ledger.foreign_until(account, price.into(), now + u64::from(ms));
             }
-            Blow::Copy => self.copies.take(&self.world.lock()),
-            Blow::Restore => self.copies.is_due |= self.copies.is_there(),
             Blow::CutSessions => self.world.lock().queues.end_all_sessions(),
             Blow::Duplicate | Blow::Conflict => self.publish_again(blow == Blow::Conflict),
             Blow::Replay { edited } => self.replay(edited),

@@ -66,14 +66,14 @@ pub(super) struct Weather {
     pub(super) sends_forgotten: Odds,
     /// A text that nobody ever saw.
     pub(super) answers_unknown: Odds,
-    /// Nodes refuse whatever comes, in these words.
-    pub(super) refuses_all: Option<Words>,
     /// Calls of one kind get no answer, while others do.
     pub(super) calls_fail: Option<(CallKind, Odds)>,
     /// Single calls fail as with a provider without nodes behind it, in any shape.
     pub(super) outages: Odds,
-    /// Heads and prices with the largest numbers that are believed.
+    /// Blocks with the largest time and gas limit that are believed.
     pub(super) odd_numbers: Odds,
+    /// Nodes refuse whatever comes, in these words.
+    pub(super) refuses_all: Option<Words>,
     /// The node that is behind answers.
     pub(super) stale_reads: Odds,
     /// Counts of transactions that are wrong by a few.

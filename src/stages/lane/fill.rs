@@ -72,7 +72,8 @@ impl Term<'_> {
             return Ok(());
         }
         if self.queue.gathers_until(&self.context.settings.batching).is_some() {
-            return Ok(());
+            // What was tried on its own gathers nothing.
+            return self.sign_ready(usage.as_ref(), self.lapses.is_open(Part::Estimates)).await;
         }
         let outage = self.simulate_fetched().await;
         match &outage {

@@ -164,16 +164,20 @@ async fn nothing_is_final_until_another_endpoint_confirms_it() {
     });
     let other = other.await;
     let stranger = Anvil::start(AnvilConfig { chain_id: 31337, ..AnvilConfig::default() }).await;
-    for confirming in [stranger.url(), other.url()] {
+    let config_with = |confirming: &str| {
         let chain = format!("finality = 0\nconfirm_with = [{confirming:?}]");
-        let home = WorkerHome::new(&config(&stage, &[stage.anvil.url()], &chain));
-        stage.topology(&home).await;
+        config(&stage, &[stage.anvil.url()], &chain)
+    };
+    let home = WorkerHome::new(&config_with(&stranger.url()));
+    stage.topology(&home).await;
+    for confirming in [stranger.url(), other.url()] {
+        home.configure(&config_with(&confirming));
         let is_stranger = confirming == stranger.url();
         if is_stranger {
             stranger.mine(9).await.unwrap();
             publish(&stage, 3).await;
         }
-        let worker = home.start(BINARY);
+        let mut worker = home.start(BINARY);
         stage.wait_nonce(0, 3).await;
         wait_until("it says what it waits for", LONG, async || worker.log().contains("finality_unconfirmed")).await;
         assert!(stage.depth(QUEUE).await.0 + stage.depth(QUEUE).await.1 >= 3, "nothing is acked");
@@ -183,5 +187,6 @@ async fn nothing_is_final_until_another_endpoint_confirms_it() {
             assert_written_once_in_order(&stage, 3).await;
             assert_eq!(stage.depth(DEAD).await.0, 0);
         }
+        worker.kill().await;
     }
 }
