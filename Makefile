@@ -44,7 +44,7 @@ planted: ## plant known bugs one at a time and say which seed of the simulation 
 	@cargo test --quiet --locked --test planted the_simulation -- --ignored --nocapture
 
 test: setup ## run every test, against a real broker and a real chain too
-	@scripts/setup.sh clock postgres
+	@scripts/setup.sh clock postgres producers
 	CHAINWRITER_REQUIRE_SERVICES=1 RUST_MIN_STACK=536870912 cargo test --workspace --all-features --locked
 
 check: ## format, lints, documentation, dependencies, systemd unit, alerts, the contract's build

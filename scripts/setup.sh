@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Brings what the tests and the demo run against: RabbitMQ, Anvil and, when asked for, PostgreSQL with PgBouncer,
-# libfaketime, promtool, cargo-deny and the Solidity compiler.
+# libfaketime, promtool, cargo-deny, the Solidity compiler and the client libraries of examples/producers/.
 #
-#   scripts/setup.sh [rabbitmq] [anvil] [postgres] [clock] [prometheus] [deny] [solc]      (nothing given: rabbitmq anvil)
+#   scripts/setup.sh [rabbitmq] [anvil] [postgres] [clock] [prometheus] [deny] [solc] [producers]
+#                                                                                    (nothing given: rabbitmq anvil)
 #
 # It may be run at any time: what is there stays as it is. Only RabbitMQ, PostgreSQL, PgBouncer, libfaketime and Prometheus go into
 # the system (as Debian packages; services are kept from starting); everything else goes into .tools/ in this folder.
@@ -205,11 +206,55 @@ setup_deny() {
     rm -f "$log"
 }
 
+# The client libraries of examples/producers/, for those languages that are here. A language or a library that is missing is
+# no failure: its test says that it was skipped.
+setup_producers() {
+    local tools=$PWD/.tools/producers
+    bring_libraries python requirements.txt python3 \
+        python3 -m pip install --quiet --disable-pip-version-check --target "$tools/python" \
+        --requirement examples/producers/python/requirements.txt
+    bring_libraries node package-lock.json npm install_node_libraries
+    bring_libraries go go.sum go \
+        env "GOMODCACHE=$tools/go/mod" GOFLAGS=-modcacherw go -C examples/producers/go mod download
+    bring_libraries java pom.xml mvn \
+        mvn --quiet --batch-mode --file examples/producers/java/pom.xml \
+        dependency:copy-dependencies "-DoutputDirectory=$tools/java"
+}
+
+# npm installs beside package.json, so that goes along.
+install_node_libraries() {
+    cp examples/producers/node/package.json examples/producers/node/package-lock.json .tools/producers/node/
+    (cd .tools/producers/node && npm ci --no-audit --no-fund --ignore-scripts --loglevel=error)
+}
+
+# bring_libraries <language> <file that pins the libraries> <program that brings them> <command...>
+bring_libraries() {
+    local language=$1 pins=$2 program=$3 folder=.tools/producers/$1 log
+    shift 3
+    if ! command -v "$program" >/dev/null; then
+        say "there is no $program here: examples/producers/$language stays untested"
+        return
+    fi
+    # The copy of the pins comes last: with it the folder is complete.
+    if cmp -s "examples/producers/$language/$pins" "$folder/brought"; then return; fi
+    say "installing the libraries of examples/producers/$language into $folder"
+    rm -rf "$folder"
+    mkdir -p "$folder"
+    log=$(mktemp)
+    if "$@" >"$log" 2>&1; then
+        cp "examples/producers/$language/$pins" "$folder/brought"
+    else
+        tail -n 5 "$log" >&2
+        say "$program could not bring the libraries: examples/producers/$language stays untested; run this again with network"
+    fi
+    rm -f "$log"
+}
+
 if [ $# = 0 ]; then set -- rabbitmq anvil; fi
 for part in "$@"; do
     case $part in
-    rabbitmq | anvil | postgres | clock | prometheus | deny | solc) ;;
-    *) fail "unknown part '$part'; known are: rabbitmq anvil postgres clock prometheus deny solc" ;;
+    rabbitmq | anvil | postgres | clock | prometheus | deny | solc | producers) ;;
+    *) fail "unknown part '$part'; known are: rabbitmq anvil postgres clock prometheus deny solc producers" ;;
     esac
 done
 for part in "$@"; do "setup_$part"; done

@@ -339,6 +339,11 @@ async fn the_proxy_fails_http_in_each_of_its_ways() {
     assert!(error.contains("reset"), "{error}");
     assert_eq!(anvil.block_number().await, Ok(2), "the node took it before the cut");
 
+    proxy.set_mode(Mode::Until { bytes: b"eth_gasPrice", then: Box::new(Mode::ResetAfterRequest) });
+    assert_eq!(through.block_number().await, Ok(2), "not yet");
+    let error = through.call("eth_gasPrice", json!([])).await.unwrap_err();
+    assert!(error.contains("reset"), "{error}");
+
     proxy.set_mode(Mode::Delay(SHORT));
     let asked = Instant::now();
     assert_eq!(through.block_number().await, Ok(2));

@@ -232,6 +232,40 @@ CREATE TABLE instances (
     accounts    text NOT NULL
 );
 
+-- Which journal this is, in one row: there from the first start on.
+CREATE TABLE identity (
+    one        bigint PRIMARY KEY CHECK (one = 1),
+    -- Copies of the journal have it too.
+    id         text NOT NULL,
+    made_at    bigint NOT NULL,
+    -- Starts of instances so far.
+    starts     bigint NOT NULL CHECK (starts >= 0),
+    -- The operator who lets the next start take the queue over from whichever journal serves it.
+    adopted_by text
+);
+
+-- Starts of instances, by which a journal knows the marker at the broker. Two copies that go on from the same point count
+-- alike, and their tokens differ. Those before the last one that the broker has are deleted.
+CREATE TABLE starts (
+    number bigint PRIMARY KEY CHECK (number > 0),
+    token  text NOT NULL,
+    at     bigint NOT NULL,
+    worker text NOT NULL,
+    host   text NOT NULL
+);
+
+-- Messages of our own that go through the work queue. What was at the broker before one was published has come out of the
+-- queue when it comes out. The last few.
+CREATE TABLE passages (
+    number       bigint PRIMARY KEY CHECK (number > 0),
+    token        text NOT NULL UNIQUE,
+    -- Read before it was published, by a clock that others agreed with.
+    published_at bigint NOT NULL,
+    -- 1: the broker has it.
+    is_confirmed bigint NOT NULL DEFAULT 0 CHECK (is_confirmed = 0 OR is_confirmed = 1),
+    passed_at    bigint
+);
+
 -- A recovery that an operator has begun: see `chainwriter recover`. There until it ends.
 CREATE TABLE recovery (
     -- At most one row.

@@ -234,6 +234,40 @@ CREATE TABLE instances (
     accounts    TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
+-- Which journal this is, in one row: there from the first start on.
+CREATE TABLE identity (
+    one        INTEGER PRIMARY KEY CHECK (one = 1),
+    -- Copies of the journal have it too.
+    id         TEXT NOT NULL,
+    made_at    INTEGER NOT NULL,
+    -- Starts of instances so far.
+    starts     INTEGER NOT NULL CHECK (starts >= 0),
+    -- The operator who lets the next start take the queue over from whichever journal serves it.
+    adopted_by TEXT
+) STRICT;
+
+-- Starts of instances, by which a journal knows the marker at the broker. Two copies that go on from the same point count
+-- alike, and their tokens differ. Those before the last one that the broker has are deleted.
+CREATE TABLE starts (
+    number INTEGER PRIMARY KEY CHECK (number > 0),
+    token  TEXT NOT NULL,
+    at     INTEGER NOT NULL,
+    worker TEXT NOT NULL,
+    host   TEXT NOT NULL
+) STRICT;
+
+-- Messages of our own that go through the work queue. What was at the broker before one was published has come out of the
+-- queue when it comes out. The last few.
+CREATE TABLE passages (
+    number       INTEGER PRIMARY KEY CHECK (number > 0),
+    token        TEXT NOT NULL UNIQUE,
+    -- Read before it was published, by a clock that others agreed with.
+    published_at INTEGER NOT NULL,
+    -- 1: the broker has it.
+    is_confirmed INTEGER NOT NULL DEFAULT 0 CHECK (is_confirmed = 0 OR is_confirmed = 1),
+    passed_at    INTEGER
+) STRICT;
+
 -- A recovery that an operator has begun: see `chainwriter recover`. There until it ends.
 CREATE TABLE recovery (
     -- At most one row.

@@ -42,7 +42,9 @@ impl QueueDepths {
             queue if *queue == names.unrouted() => QueueRole::Unrouted,
             _ => QueueRole::Wait,
         };
-        let queues = settings.topology.queue_names().into_iter().map(|queue| (queue.clone(), role(&queue))).collect();
+        // The journal's marker is no message of anyone.
+        let queues = settings.topology.queue_names().into_iter().filter(|queue| *queue != names.journal);
+        let queues = queues.map(|queue| (queue.clone(), role(&queue))).collect();
         Ok(Self { connected: settings.connect("status").await?, queues })
     }
 

@@ -38,8 +38,10 @@ async fn inspect_over(connected: &Connected, settings: &BrokerSettings) -> Resul
     let compared = settings.topology.compare(connected, TopologyMode::Verify).await?;
     let names = &settings.topology.names;
     let mut lacking = Vec::new();
-    if !may_consume(connected, &names.work).await? {
-        lacking.push(format!("read queue {}", names.work));
+    for queue in [&names.work, &names.journal] {
+        if !may_consume(connected, queue).await? {
+            lacking.push(format!("read queue {queue}"));
+        }
     }
     for exchange in [&names.retry, &names.dead, &names.events] {
         if !may_publish(connected, exchange).await? {

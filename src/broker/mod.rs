@@ -26,6 +26,11 @@
 //! proves that a queue has the copy. After an error the broker may have it or not, and the caller publishes it again; consumers
 //! and intake recognise the repeat. Events need no queue, and go out many at a time.
 //!
+//! # The journal's marker
+//!
+//! `marker` reads and replaces the one message in the marker's queue: it names the journal that serves the work queue. Its
+//! queue has one active consumer, so that of two instances that start at once the second sees what the first has left.
+//!
 //! # Dead letters
 //!
 //! The dead-letter queue is read by operators' commands and by the replayer, never by the session. `dead_letters` browses it:
@@ -37,7 +42,7 @@
 
 use async_trait::async_trait;
 
-use crate::model::{Message, TraceContext};
+use crate::model::{Marker, Message, TraceContext};
 use crate::observe::traces::Work;
 
 mod connection;
@@ -49,6 +54,7 @@ mod depths;
 mod endings;
 mod inspection;
 mod letter_json;
+mod marker;
 mod publisher;
 mod session;
 mod topology;
@@ -76,6 +82,9 @@ pub enum BrokerError {
         broker: String,
         detail: String,
     },
+    /// There is no session now, or it cannot publish.
+    #[error("the broker is not connected")]
+    NotConnected,
     /// All objects that are missing or other than they must be.
     #[error("the broker's topology is not as it must be:\n{}", .0.join("\n"))]
     Topology(Vec<String>),
@@ -86,6 +95,9 @@ pub enum BrokerError {
 pub enum PublishError {
     #[error("the broker is not connected")]
     NotConnected,
+    /// Nothing may be published before this journal serves the queue.
+    #[error("this journal does not serve the queue")]
+    NotServing,
     #[error("no publisher confirm in time")]
     Timeout,
     #[error("no queue takes messages for exchange {exchange:?} with routing key {routing_key:?}: {detail}")]
@@ -166,6 +178,26 @@ pub trait Publisher: Send + Sync {
 
     /// Publishes messages that no queue has to take, with one result for each. `Ok` proves that the broker has it.
     async fn publish_unrouted(&self, outgoing: &[Outgoing]) -> Vec<Result<(), PublishError>>;
+}
+
+/// The queue with the marker of the journal that serves the work queue.
+#[async_trait]
+pub trait MarkerQueue: Send + Sync {
+    /// Takes what is in the queue, and keeps other instances away from it until the result is dropped. Dropped without a
+    /// replacement, everything goes back.
+    async fn hold(&self) -> Result<Box<dyn HeldMarkers>, BrokerError>;
+}
+
+/// The markers that were found; mostly one.
+#[async_trait]
+pub trait HeldMarkers: Send {
+    /// Returns them in the order of the queue.
+    fn found(&self) -> &[Marker];
+    /// Leaves this marker in place of all that were found. A crash on the way leaves both.
+    ///
+    /// # Errors
+    /// It is unknown whether the queue has it; what was found is still there.
+    async fn replace(self: Box<Self>, by: &Marker) -> Result<(), BrokerError>;
 }
 
 /// The way of dead letters back.

@@ -197,7 +197,7 @@ impl Publisher for SessionPublisher {
 fn confirm_of(published: &Result<(), PublishError>) -> Confirm {
     match published {
         Ok(()) => Confirm::Confirmed,
-        Err(PublishError::NotConnected) => Confirm::NotConnected,
+        Err(PublishError::NotConnected | PublishError::NotServing) => Confirm::NotConnected,
         Err(PublishError::Timeout) => Confirm::Timeout,
         Err(PublishError::Returned { .. }) => Confirm::Returned,
         Err(PublishError::Refused { .. }) => Confirm::Refused,

@@ -15,8 +15,9 @@ use crate::broker::connection::{BrokerSettings, Connected, broker_detail};
 use crate::broker::consumers::{Consumers, Held};
 use crate::broker::convert::message_of;
 use crate::broker::endings::Endings;
+use crate::broker::marker::SessionMarkers;
 use crate::broker::publisher::{PublishSession, SessionPublisher};
-use crate::broker::topology::TopologyMode;
+use crate::broker::topology::{Names, TopologyMode};
 use crate::broker::{BrokerError, Delivery};
 use crate::model::Heartbeat;
 use crate::observe::metrics::PublishMeter;
@@ -93,6 +94,17 @@ impl Broker {
             session: self.publish_session.subscribe(),
             patience: self.settings.confirm_timeout,
             meter: self.meter.clone(),
+        }
+    }
+
+    /// Returns the marker's queue over this broker's sessions.
+    pub fn markers(&self) -> SessionMarkers {
+        let names = &self.settings.topology.names;
+        SessionMarkers {
+            session: self.publish_session.subscribe(),
+            patience: self.settings.confirm_timeout,
+            exchange: names.retry.clone(),
+            queue: names.journal.clone(),
         }
     }
 
@@ -331,6 +343,11 @@ impl PublishOnly {
         let session = Arc::new(PublishSession::new(connected, settings.publish_channels, settings.confirm_timeout));
         let sessions = watch::Sender::new(Some(Arc::clone(&session)));
         Ok(Self { session, sessions, patience: settings.confirm_timeout })
+    }
+
+    pub fn markers(&self, names: &Names) -> SessionMarkers {
+        let (exchange, queue) = (names.retry.clone(), names.journal.clone());
+        SessionMarkers { session: self.sessions.subscribe(), patience: self.patience, exchange, queue }
     }
 
     pub fn publisher(&self) -> SessionPublisher {

@@ -8,7 +8,7 @@ use crate::model::Reason;
 
 /// A limit that means the same on every version of RabbitMQ. On 4.x the default is 20, so that reading dead letters by get
 /// and requeue would lose them; -1 means none on 4.x and one delivery on 3.10.
-const DEAD_DELIVERY_LIMIT: i64 = 1_000_000;
+const HIGH_DELIVERY_LIMIT: i64 = 1_000_000;
 /// Unrouted events that are kept, the newest ones.
 const UNROUTED_EVENTS: i64 = 10_000;
 
@@ -29,6 +29,8 @@ pub struct Names {
     pub wait: String,
     pub dead: String,
     pub events: String,
+    /// The queue with the marker of the journal that serves the work queue, and its routing key at the retry exchange.
+    pub journal: String,
 }
 
 impl Names {
@@ -39,6 +41,7 @@ impl Names {
             wait: format!("{queue}.wait"),
             dead: format!("{queue}.dead"),
             events: format!("{queue}.events"),
+            journal: format!("{queue}.journal"),
         }
     }
 
@@ -148,14 +151,23 @@ impl Topology {
                 ("x-overflow", text("reject-publish")),
             ]
         };
-        let Names { work, dead, .. } = &self.names;
+        let Names { work, dead, journal, .. } = &self.names;
         let mut of_work = dead_letters_to(dead, &Reason::Undeliverable.routing_key());
         if self.single_active_consumer {
             of_work.push(("x-single-active-consumer", Argument::Bool(true)));
         }
         let mut queues = vec![
             queue(work, of_work),
-            queue(dead, vec![quorum(), ("x-delivery-limit", Argument::Number(DEAD_DELIVERY_LIMIT))]),
+            queue(dead, vec![quorum(), ("x-delivery-limit", Argument::Number(HIGH_DELIVERY_LIMIT))]),
+            // Of instances that start at once, one reads it and leaves its marker, then the next.
+            queue(
+                journal,
+                vec![
+                    quorum(),
+                    ("x-delivery-limit", Argument::Number(HIGH_DELIVERY_LIMIT)),
+                    ("x-single-active-consumer", Argument::Bool(true)),
+                ],
+            ),
             queue(
                 &self.names.unrouted(),
                 vec![("x-max-length", Argument::Number(UNROUTED_EVENTS)), ("x-overflow", text("drop-head"))],
@@ -171,7 +183,7 @@ impl Topology {
     }
 
     pub(super) fn bindings(&self) -> Vec<Binding> {
-        let Names { retry, dead, .. } = &self.names;
+        let Names { retry, dead, journal, .. } = &self.names;
         let unrouted = self.names.unrouted();
         let binding = |exchange: &str, queue: &str, key: &str| Binding {
             exchange: exchange.to_owned(),
@@ -179,7 +191,9 @@ impl Topology {
             key: key.to_owned(),
             arguments: Vec::new(),
         };
-        let mut bindings = vec![binding(dead, dead, "#"), binding(&unrouted, &unrouted, "")];
+        // By the retry exchange, to which the worker may write anyway.
+        let mut bindings =
+            vec![binding(dead, dead, "#"), binding(&unrouted, &unrouted, ""), binding(retry, journal, journal)];
         bindings.extend(self.delays.iter().map(|delay| {
             let queue = self.names.wait_queue(*delay);
             binding(retry, &queue, &queue)
@@ -233,6 +247,7 @@ mod tests {
             [
                 "acme.writes",
                 "acme.writes.dead",
+                "acme.writes.journal",
                 "acme.writes.events.unrouted",
                 "acme.writes.wait.5s",
                 "acme.writes.wait.15s",
@@ -254,14 +269,14 @@ mod tests {
     }
 
     #[test]
-    fn the_work_queue_alone_may_have_a_single_active_consumer() {
+    fn the_markers_queue_has_a_single_active_consumer_and_the_work_queue_where_that_is_wanted() {
         let with = |wanted| {
             let queues = Topology { single_active_consumer: wanted, ..topology() }.queues();
             let has = |queue: &Object| queue.arguments.contains(&("x-single-active-consumer", Argument::Bool(true)));
             queues.into_iter().filter(has).map(|queue| queue.name).collect::<Vec<_>>()
         };
-        assert_eq!(with(true), ["acme.writes"]);
-        assert!(with(false).is_empty());
+        assert_eq!(with(true), ["acme.writes", "acme.writes.journal"]);
+        assert_eq!(with(false), ["acme.writes.journal"]);
     }
 
     #[test]

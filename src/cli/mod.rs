@@ -22,6 +22,7 @@ use crate::config::{self, Faults, Settings};
 use crate::journal::JournalError;
 use crate::signer::SignerError;
 
+mod adopt;
 mod cancel;
 mod contract;
 mod dead;

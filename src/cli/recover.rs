@@ -7,7 +7,7 @@ use clap::Args;
 
 use crate::chain::follow::history::{AccountHistory, account_history};
 use crate::chain::{BlockTag, Chain, NodeClient};
-use crate::cli::{exit, operator, progress_bar, say};
+use crate::cli::{adopt, exit, operator, progress_bar, say};
 use crate::config::Settings;
 use crate::journal::{OperatorsJournal, RecoveredAccount, Recovery};
 use crate::model::{Address, BlockNumber, Nonce, Timestamp};
@@ -32,9 +32,15 @@ pub(super) struct Arguments {
     /// The account that --foreign-below is about, where the configuration has several.
     #[arg(long, value_name = "ADDRESS", requires = "foreign_below")]
     account: Option<String>,
+    /// Let this journal take the queue over from the one that serves it: it was moved here on purpose.
+    #[arg(long, group = "what")]
+    adopt: bool,
 }
 
 pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<u8> {
+    if arguments.adopt {
+        return adopt::run(&settings).await;
+    }
     let address = &settings.journal.address;
     if arguments.end {
         let journal = address.open_existing().await?;

@@ -185,6 +185,7 @@ fn names(section: &mut Section<'_>) -> Names {
         ("wait_prefix", &mut names.wait),
         ("dead_exchange", &mut names.dead),
         ("events_exchange", &mut names.events),
+        ("journal_queue", &mut names.journal),
     ] {
         if let Some(text) = section.text(key).filter(|text| !text.is_empty()) {
             *name = text;

@@ -22,11 +22,13 @@ use crate::model::{Heartbeat, Timestamp, ids};
 use crate::observe::metrics::{Meters, Metrics, ReplayMeter, SpanMeter};
 use crate::observe::traces::Tracer;
 use crate::signer::{LocalSigner, RemoteSigner, Signer};
+use crate::stages::claim::Serving;
 use crate::stages::dead_letters::replay_guard::ReplayGuard;
 use crate::stages::dead_letters::replayer::{OPERATOR, Replayer};
 use crate::stages::lane::{LaneSettings, LaneSignals, LaneState};
 use crate::stages::pipeline::{Pipeline, PipelineSettings, Seams, Stage, Stops};
 use crate::stages::settle::SettleSettings;
+use crate::stages::upkeep::Pace;
 
 /// Deliveries between the broker and intake; what waits there is unacked and counts to the prefetch.
 const DELIVERIES: usize = 256;
@@ -109,10 +111,10 @@ impl<J: Journal + LetterDeeds + 'static> Daemon<'_, J> {
         let client = ClientSettings { tracer: tracer.clone(), ..settings.chain.clone() };
         let node = Arc::new(NodeClient::new(&client).context("cannot make the HTTP client")?);
         let adjustable = Adjustable::new(settings);
-        let publisher = Arc::new(broker.publisher());
-        let seams = Seams { journal: journal.clone(), chain: node.clone(), signers, publisher, deliveries };
+        let (publisher, markers) = (Arc::new(broker.publisher()), Arc::new(broker.markers()));
+        let seams = Seams { journal: journal.clone(), chain: node.clone(), signers, publisher, markers, deliveries };
         let of_stages = self.pipeline_settings(&adjustable, accounts, tracer);
-        let Pipeline { stages, lanes, flow, meters } = Pipeline::new(seams, of_stages, &self.tokens.stages);
+        let Pipeline { stages, lanes, flow, serving, meters } = Pipeline::new(seams, of_stages, &self.tokens.stages);
         self.spawn_stages(stages);
         let meters = Meters {
             chain: node.meter(),
@@ -130,6 +132,7 @@ impl<J: Journal + LetterDeeds + 'static> Daemon<'_, J> {
             chain_id: settings.chain.chain_id,
             broker: broker_state.clone(),
             flow: flow.clone(),
+            serving: serving.clone(),
             lanes: settings.signers.iter().zip(&lanes).map(|(signer, (_, signals))| view(signer, signals)).collect(),
             node,
             journal,
@@ -141,10 +144,10 @@ impl<J: Journal + LetterDeeds + 'static> Daemon<'_, J> {
         self.spawn_observer(Observer::new(sources, Metrics::new(&meters)));
         let sessions = broker.run(deliver, flow, self.tokens.stages.intake.clone(), self.tokens.broker.clone());
         self.tasks.spawn_endless("broker", sessions);
-        self.spawn_replayer(replay);
+        self.spawn_replayer(replay, serving.clone());
         let reloads = reload::run(settings.clone(), reloading, adjustable, hangups);
         self.tasks.spawn_until("reload", self.tokens.stages.intake.clone(), reloads);
-        self.spawn_systemd(broker_state, &lanes, publish_stuck);
+        self.spawn_systemd((broker_state, serving), &lanes, publish_stuck);
         Ok(lanes)
     }
 
@@ -166,7 +169,7 @@ impl<J: Journal + LetterDeeds + 'static> Daemon<'_, J> {
         }
     }
 
-    fn spawn_replayer(&mut self, meter: ReplayMeter) {
+    fn spawn_replayer(&mut self, meter: ReplayMeter, mut serving: watch::Receiver<Serving>) {
         let Self { settings, journal, .. } = self;
         if settings.dead.rules.is_empty() {
             return;
@@ -180,17 +183,25 @@ impl<J: Journal + LetterDeeds + 'static> Daemon<'_, J> {
             owner: Arc::clone(&self.owner),
             meter,
         };
-        self.tasks.spawn("replayer", replayer.run(self.tokens.stages.intake.clone()));
+        let stop = self.tokens.stages.intake.clone();
+        self.tasks.spawn("replayer", async move {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                _ = serving.wait_for(|serving| *serving == Serving::Serves) => {}
+            }
+            replayer.run(stop).await
+        });
     }
 
     fn spawn_systemd(
         &mut self,
-        broker: watch::Receiver<BrokerState>,
+        (broker, serving): (watch::Receiver<BrokerState>, watch::Receiver<Serving>),
         lanes: &[(AccountId, LaneSignals)],
         publish_stuck: watch::Sender<Vec<&'static str>>,
     ) {
         let states: Vec<_> = lanes.iter().map(|(_, signals)| signals.state.subscribe()).collect();
-        let status = move || status_line(&broker.borrow(), &states);
+        let status = move || status_line(&broker.borrow(), &serving.borrow(), &states);
         let notifier = notify_systemd(self.tasks.beats(), stall(self.settings), status, publish_stuck);
         self.tasks.spawn_until("systemd", self.tokens.last.clone(), notifier);
     }
@@ -234,7 +245,10 @@ impl<J: Journal + LetterDeeds + 'static> Daemon<'_, J> {
             admission: settings.admission.clone(),
             settle: SettleSettings { tracer: tracer.clone(), ..settings.settle.clone() },
             max_open: adjustable.max_open.subscribe(),
-            retention: settings.journal.retention,
+            upkeep: Pace::of(
+                settings.journal.retention,
+                settings.settle.waits.iter().max().copied().unwrap_or_default(),
+            ),
             lease_ttl: settings.lane.lease_ttl,
             instance: Instance {
                 owner: Arc::clone(owner),
@@ -311,7 +325,7 @@ impl Tokens {
     }
 }
 
-fn status_line(broker: &BrokerState, lanes: &[watch::Receiver<LaneState>]) -> String {
+fn status_line(broker: &BrokerState, serving: &Serving, lanes: &[watch::Receiver<LaneState>]) -> String {
     use BrokerState as B;
     let broker = match broker {
         B::Connecting(why) => format!("broker away: {why}"),
@@ -329,5 +343,9 @@ fn status_line(broker: &BrokerState, lanes: &[watch::Receiver<LaneState>]) -> St
             None => format!("{} in flight, {block}{throttled}", lane.in_flight),
         }
     });
-    std::iter::once(broker).chain(lanes).collect::<Vec<_>>().join("; ")
+    let refused = match serving {
+        Serving::Refused(why) => Some(format!("refused: {why}")),
+        Serving::Waiting(_) | Serving::Serves => None,
+    };
+    refused.into_iter().chain([broker]).chain(lanes).collect::<Vec<_>>().join("; ")
 }

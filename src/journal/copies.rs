@@ -10,6 +10,7 @@ use crate::journal::database::{Rows, Statements, values};
 use crate::journal::error::{JournalError, Result};
 use crate::journal::ordering::{lock_keys, lock_turns, release};
 use crate::journal::outbox::insert_events;
+use crate::journal::passages::NOT_BEFORE_A_PASSAGE;
 use crate::journal::requests::{generation, message, request_id, seq};
 use crate::journal::states::{Change, which};
 use crate::model::request::Observation;
@@ -196,7 +197,7 @@ pub async fn record_refused(connection: &dyn Statements, messages: &[RefusedMess
     let insert = format!(
         "INSERT INTO requests (id, account, state, replay, retry, turn, body_hash, received_at, changed_at, \
          settled_at, first_failed_at, failure_class, failure_reason, failure_detail) \
-         SELECT u.id, u.account, '{}', u.replay, u.retry, 0, u.body_hash, $1, $1, $1, $1, u.class, u.reason, u.detail \
+         SELECT u.id, u.account, '{}', u.replay, u.retry, 0, u.body_hash, $1, $1, {NOT_BEFORE_A_PASSAGE}, $1, u.class, u.reason, u.detail \
          FROM u WHERE NOT EXISTS (SELECT 1 FROM requests r WHERE r.id = u.id) ORDER BY u.place",
         RequestState::Dead
     );

@@ -46,6 +46,7 @@ mod database;
 mod decisions;
 mod error;
 mod history;
+mod identity;
 mod incidents;
 mod instances;
 mod leases;
@@ -55,6 +56,7 @@ mod nonces;
 mod ordering;
 mod outbox;
 mod overview;
+mod passages;
 mod postgres;
 mod recovery;
 mod requests;
@@ -75,10 +77,13 @@ pub use copies::{ConfirmedCopy, CopyKind, RefusedMessage, UnconfirmedCopy};
 #[cfg(test)]
 pub use decisions::recorded_by;
 pub use decisions::{Decision, Requeue, Settlement};
+#[cfg(test)]
+pub use error::JournalCondition;
 pub use error::{JournalError, Result};
 pub use history::{History, TransactionHistory};
 #[cfg(test)]
 pub use history::{Incident, SignedHistory};
+pub use identity::{Identities, NewStart};
 pub use instances::{Attendance, Instance, Instances, LaneHolder};
 #[cfg(test)]
 pub use leases::AccountStanding;
@@ -89,6 +94,7 @@ pub use outbox::{Outbox, OutboxRow};
 pub use overview::{AccountOverview, JournalOverview};
 #[cfg(test)]
 pub use overview::{OpenRequests, RECENT_INCIDENTS, RecentIncident};
+pub use passages::{Passage, Passages, Proof};
 pub use postgres::{PostgresAddress, PostgresJournal};
 pub use recovery::{ForeignUse, RecoveredAccount, Recoveries, Recovery};
 #[cfg(test)]
@@ -100,9 +106,30 @@ pub use sqlite::SqliteJournal;
 pub use transactions::{LiveTransaction, Transactions};
 pub use upkeep::Upkeep;
 
-pub trait Journal: Leases + Instances + Admissions + Transactions + Settlements + Outbox + Upkeep + Recoveries {}
-impl<T: Leases + Instances + Admissions + Transactions + Settlements + Outbox + Upkeep + Recoveries> Journal for T {}
+pub trait Journal:
+    Leases + Instances + Identities + Passages + Admissions + Transactions + Settlements + Outbox + Upkeep + Recoveries
+{
+}
+impl<T> Journal for T where
+    T: Leases
+        + Instances
+        + Identities
+        + Passages
+        + Admissions
+        + Transactions
+        + Settlements
+        + Outbox
+        + Upkeep
+        + Recoveries
+{
+}
 
 /// Serves operators' commands. Of [`Settlements`] they use only what reads.
-pub trait OperatorsJournal: Upkeep + LetterDeeds + Settlements + Instances + Leases + Recoveries {}
-impl<T: Upkeep + LetterDeeds + Settlements + Instances + Leases + Recoveries> OperatorsJournal for T {}
+pub trait OperatorsJournal:
+    Upkeep + LetterDeeds + Settlements + Instances + Identities + Passages + Leases + Recoveries
+{
+}
+impl<T> OperatorsJournal for T where
+    T: Upkeep + LetterDeeds + Settlements + Instances + Identities + Passages + Leases + Recoveries
+{
+}

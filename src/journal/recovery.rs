@@ -11,6 +11,7 @@ use crate::journal::columns::{
 };
 use crate::journal::database::{Database, Rows, SqlJournal, Statements, Value, values};
 use crate::journal::error::{JournalError, Result};
+use crate::journal::identity::adopt;
 use crate::journal::leases::{check_lease, raise};
 use crate::journal::ordering::lock_turns;
 use crate::model::{Address, BlockNumber, BodyHash, Nonce, RecoveredWrite, RequestId, Timestamp, TxHash};
@@ -54,7 +55,7 @@ pub struct RecoveredAccount {
 
 #[async_trait]
 pub trait Recoveries: Send + Sync {
-    /// Begins a recovery. What an earlier one read from these blocks, and what was decided in it, is replaced; the journal
+    /// Begins a recovery, and adopts the queue. What an earlier one read from these blocks, and what was decided in it, is replaced; the journal
     /// counts as behind no more. Requests and transactions stay as they are.
     ///
     /// # Errors
@@ -116,6 +117,8 @@ async fn begin(connection: &dyn Statements, recovery: &Recovery, accounts: &[Rec
         raise(connection, *account, *next_nonce).await?;
     }
     lock_turns(connection).await?;
+    // The marker at the broker may be that of the lost journal, or of the newer copy.
+    adopt(connection, operator).await?;
     forget_recovery(connection).await?;
     connection.execute(DOING, "DELETE FROM behind", &[]).await?;
     let (from, to) = (to_i64("a height", from_block.0)?, to_i64("a height", to_block.0)?);

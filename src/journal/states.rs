@@ -1,5 +1,6 @@
 //! The table of a request's states, [`RequestState::next`], as SQL: every change of a state is made of these fragments.
 
+use crate::journal::passages::NOT_BEFORE_A_PASSAGE;
 use crate::model::RequestState;
 use crate::model::request::Observation;
 
@@ -17,7 +18,7 @@ impl Change {
         let steps = RequestState::ALL.into_iter().filter_map(|state| Some((state, next(state)?)));
         let cases: String = steps.clone().map(|(from, to)| format!(" WHEN '{from}' THEN '{to}'")).collect();
         // All states after one observation are settled, or none is.
-        let settled_at = if steps.clone().any(|(_, to)| to.is_settled()) { "$1" } else { "NULL" };
+        let settled_at = if steps.clone().any(|(_, to)| to.is_settled()) { NOT_BEFORE_A_PASSAGE } else { "NULL" };
         Self {
             set: format!("state = CASE r.state{cases} END, changed_at = $1, settled_at = {settled_at}"),
             allowed: format!("r.state {}", which(|state| next(state).is_some())),

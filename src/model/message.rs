@@ -40,6 +40,8 @@ pub mod header {
     pub const DEAD_AT: &str = "cw-dead-at";
     /// The routing key that a dead letter had before an operator's command put it into its queue anew.
     pub const DEAD_LETTER_KEY: &str = "cw-dead-letter-key";
+    /// The token of a passage: a message of our own that shows what has come out of the work queue.
+    pub const PASSAGE: &str = "cw-passage";
     pub const REPLAYED_BY: &str = "cw-replayed-by";
     pub const REPLAYED_AT: &str = "cw-replayed-at";
     pub const REPLAY_REASON: &str = "cw-replay-reason";

@@ -3,6 +3,7 @@
 pub mod event;
 pub mod failure;
 pub mod ids;
+pub mod marker;
 pub mod members;
 pub mod message;
 pub mod progress;
@@ -21,6 +22,7 @@ pub use ids::{
     Address, BlockHash, BlockNumber, BodyHash, ContentHash, Gas, Nonce, OrderKey, RecordId, RequestId, Timestamp,
     Topic, TxHash, Wei, WriteHash,
 };
+pub use marker::{JournalId, Marker, Start, StartToken};
 pub use members::Members;
 pub use message::{HeaderValue, Headers, Message, Origin, Properties};
 pub use progress::Heartbeat;

@@ -321,7 +321,7 @@ impl World {
 
     fn check_dead(&mut self, store: &Store, copy: &Queued) {
         let id = copy.id();
-        let row = RequestId::new(id).ok().and_then(|id| store.request(&id));
+        let row = RequestId::new(id).ok().and_then(|id| store.ever(&id));
         // A dead letter that arrives late, after its replay was taken in: the replay's transactions are not its own.
         if row.is_none_or(|row| row.generation.replay > copy.generation().replay) {
             return;
@@ -341,6 +341,9 @@ impl World {
 
     /// Invariant 7: what the broker may forget is safe elsewhere, and the journal knows it.
     pub(super) fn check_ack(&mut self, acked: &Queued) {
+        if acked.is_passage() {
+            return;
+        }
         self.note(format!("acked {} {}", acked.id(), acked.generation()));
         let is_safe = self.with_store(|world, store| world.is_safe(store, acked));
         if let Err(why) = is_safe
@@ -380,7 +383,7 @@ impl World {
             self.queues.taken.iter().filter(same)
         };
         let is_refused = copies().any(|(taken, copy)| *taken == Taken::Dead && copy.generation() == generation);
-        let row = RequestId::new(acked.id()).ok().and_then(|id| store.request(&id));
+        let row = RequestId::new(acked.id()).ok().and_then(|id| store.ever(&id));
         let Some(row) = row else { return if is_refused { Ok(()) } else { Err("nobody knows it") } };
         let is_replayed = row.generation.replay > generation.replay;
         if row.body_hash != BodyHash::of(body) && !is_replayed {
@@ -409,7 +412,8 @@ impl World {
     /// Invariant 13: nothing is away any more, so no request waits longer for what other requests ask. An operator's limits
     /// may make one wait.
     pub(super) fn check_patience(&mut self) {
-        if !self.checker.limits.is_none() {
+        // An operator is slow, too, where a lane waits for one.
+        if !self.checker.limits.is_none() || self.checker.was_restored {
             return;
         }
         self.with_store(|world, store| {
@@ -434,7 +438,7 @@ impl World {
                     world.check_after_restore(&id, written);
                     continue;
                 }
-                let Some(row) = RequestId::new(&id).ok().and_then(|id| store.request(&id)) else {
+                let Some(row) = RequestId::new(&id).ok().and_then(|id| store.ever(&id)) else {
                     world.violated(format!("lost: {id} is unknown"));
                     continue;
                 };

@@ -72,6 +72,15 @@ pub(super) enum Blow {
     ClockJump {
         seconds: i16,
     },
+    /// A process with another journal, or with a copy of ours from some time ago, comes to the queue, beside the others or
+    /// in their place.
+    Stranger {
+        is_copy: bool,
+        is_alone: bool,
+        ms: u16,
+    },
+    /// Somebody purges the queue of the marker.
+    LoseMarker,
     Duplicate,
     Conflict,
     Replay {
@@ -135,6 +144,8 @@ const BLOWS: &[Kind] = &[
     (|rng| Blow::ForeignWaits { price: rng.u16(100..2500), ms: rng.u16(2000..40_000) }, 1),
     (|_| Blow::CutSessions, 1),
     (|rng| Blow::ClockJump { seconds: rng.i16(-3600..=3600) }, 1),
+    (|rng| Blow::Stranger { is_copy: rng.bool(), is_alone: rng.bool(), ms: rng.u16(1000..20_000) }, 1),
+    (|_| Blow::LoseMarker, 1),
     (|_| Blow::Duplicate, 1),
     (|_| Blow::Conflict, 1),
     (|rng| Blow::Cancel { all: rng.u8(0..3) == 0 }, 1),

@@ -7,7 +7,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::broker::{AckToken, Delivery, EndDelivery, Outgoing, PublishError, Publisher, WorkQueue};
+use crate::broker::{
+    AckToken, BrokerError, Delivery, EndDelivery, HeldMarkers, MarkerQueue, Outgoing, PublishError, Publisher,
+    WorkQueue,
+};
 use crate::chain::{
     BlockTag, Call, Chain, ChainError, CountAt, Header, Inclusion, Log, LogQuery, Pooled, Receipt, Result, Sent,
     SentInBlock, transaction_hash,
@@ -15,7 +18,7 @@ use crate::chain::{
 use crate::journal::JournalError;
 use crate::model::event::FinalTransaction;
 use crate::model::{
-    Address, BlockHash, BlockNumber, BodyHash, Gas, Message, Nonce, Properties, RawTransaction, TxHash,
+    Address, BlockHash, BlockNumber, BodyHash, Gas, Marker, Message, Nonce, Properties, RawTransaction, TxHash,
     UnsignedTransaction, Wei,
 };
 use crate::observe::traces::Traced;
@@ -526,4 +529,66 @@ pub(crate) fn inclusion(chain: &FakeChain, nonce: u64) -> Inclusion {
 /// Returns the hash of the calldata of the account's transaction with this nonce.
 pub(crate) fn data_hash(nonce: u64) -> BodyHash {
     BodyHash::of(format!("call {nonce}").as_bytes())
+}
+
+/// The marker's queue.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct FakeMarkers(Arc<Mutex<MarkersState>>);
+
+#[derive(Debug, Default)]
+struct MarkersState {
+    markers: Vec<Marker>,
+    is_away: bool,
+    keeps_old: bool,
+}
+
+struct FakeHold {
+    queue: FakeMarkers,
+    found: Vec<Marker>,
+}
+
+impl FakeMarkers {
+    /// Returns what is in the queue.
+    pub(crate) fn left(&self) -> Vec<Marker> {
+        self.0.lock().unwrap().markers.clone()
+    }
+
+    pub(crate) fn clear(&self) {
+        self.0.lock().unwrap().markers.clear();
+    }
+
+    pub(crate) fn set_away(&self, is_away: bool) {
+        self.0.lock().unwrap().is_away = is_away;
+    }
+
+    /// Leaves the old marker beside the new one, as a crash does.
+    pub(crate) fn keep_old(&self, keeps_old: bool) {
+        self.0.lock().unwrap().keeps_old = keeps_old;
+    }
+}
+
+#[async_trait]
+impl MarkerQueue for FakeMarkers {
+    async fn hold(&self) -> std::result::Result<Box<dyn HeldMarkers>, BrokerError> {
+        if self.0.lock().unwrap().is_away {
+            return Err(BrokerError::NotConnected);
+        }
+        Ok(Box::new(FakeHold { queue: self.clone(), found: self.left() }))
+    }
+}
+
+#[async_trait]
+impl HeldMarkers for FakeHold {
+    fn found(&self) -> &[Marker] {
+        &self.found
+    }
+
+    async fn replace(self: Box<Self>, by: &Marker) -> std::result::Result<(), BrokerError> {
+        let mut state = self.queue.0.lock().unwrap();
+        if !state.keeps_old {
+            state.markers.clear();
+        }
+        state.markers.push(by.clone());
+        Ok(())
+    }
 }

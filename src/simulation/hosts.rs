@@ -4,7 +4,6 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
@@ -14,10 +13,12 @@ use crate::journal::{Instance, JournalError, Leases};
 use crate::model::Timestamp;
 use crate::model::ids::virtual_host;
 use crate::simulation::journal::{Faults, MemoryJournal, in_doubt, not_written};
+use crate::simulation::markers::SimMarkers;
 use crate::simulation::nodes::SimNodes;
 use crate::simulation::queues::{SimPublisher, deliver};
 use crate::simulation::settings::RunSettings;
 use crate::simulation::signer::SimSigner;
+use crate::simulation::store::Store;
 use crate::simulation::world::Shared;
 use crate::stages::lane::LaneSettings;
 use crate::stages::pipeline::{Pipeline, PipelineSettings, Seams, Stops};
@@ -129,9 +130,15 @@ pub(super) struct Process {
 impl Process {
     /// Starts the whole pipeline over the world. `name` is this run of this instance.
     pub(super) fn start(world: &Shared, settings: &RunSettings, name: &str) -> Self {
+        let store = world.lock().store();
+        Self::start_on(store, world, settings, name)
+    }
+
+    /// With a journal of its own.
+    pub(super) fn start_on(store: Arc<Mutex<Store>>, world: &Shared, settings: &RunSettings, name: &str) -> Self {
         let life = Arc::new(Life::default());
         let faults = Arc::new(Disk { world: world.clone() });
-        let journal = Arc::new(MemoryJournal::new(world.lock().store(), faults));
+        let journal = Arc::new(MemoryJournal::new(store, faults));
         let publisher = Arc::new(SimPublisher {
             world: world.clone(),
             names: settings.settle.names.clone(),
@@ -145,14 +152,15 @@ impl Process {
             lanes.push(LaneSettings { account: *account, owner: name.into(), ..settings.lane.clone() });
         }
         let chain = Arc::new(SimNodes { world: world.clone() });
-        let seams = Seams { journal: Arc::clone(&journal), chain, signers, publisher, deliveries };
+        let markers = Arc::new(SimMarkers { world: world.clone() });
+        let seams = Seams { journal: Arc::clone(&journal), chain, signers, publisher, markers, deliveries };
         let stops = Stops::default();
         let told = PipelineSettings {
             lanes,
             admission: settings.admission.clone(),
             settle: settings.settle.clone(),
             max_open: watch::channel(settings.max_open).1,
-            retention: Duration::from_secs(30 * 86_400),
+            upkeep: settings.upkeep,
             lease_ttl: settings.lane.lease_ttl,
             instance: Instance {
                 owner: name.into(),

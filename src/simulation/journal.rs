@@ -7,15 +7,18 @@ use async_trait::async_trait;
 
 use crate::journal::{
     AccountId, AccountStanding, Acquired, Admissions, Arrival, Attendance, CancelAnswer, CancelCommand, Cancellation,
-    ConfirmedCopy, EndedAgain, ForeignUse, History, Instance, Instances, JournalError, JournalOverview, Lease,
-    LeaseMark, Leases, LiveTransaction, NewTransaction, Outbox, OutboxRow, QueuedRequest, RecoveredAccount, Recoveries,
-    Recovery, RefusedMessage, Reorged, RequestSeq, Result, Settlement, Settlements, StoredNonce, Transactions,
-    UnconfirmedCopy, Upkeep, Which,
+    ConfirmedCopy, EndedAgain, ForeignUse, History, Identities, Instance, Instances, JournalCondition, JournalError,
+    JournalOverview, Lease, LeaseMark, Leases, LiveTransaction, NewStart, NewTransaction, Outbox, OutboxRow, Passages,
+    Proof, QueuedRequest, RecoveredAccount, Recoveries, Recovery, RefusedMessage, Reorged, RequestSeq, Result,
+    Settlement, Settlements, StoredNonce, Transactions, UnconfirmedCopy, Upkeep, Which,
 };
 use crate::model::ids::virtual_host;
-use crate::model::{Address, BodyHash, Message, Nonce, RecoveredWrite, RequestId, SignedTransaction, Timestamp};
+use crate::model::{
+    Address, BodyHash, Message, Nonce, RecoveredWrite, RequestId, SignedTransaction, Start, StartToken, Timestamp,
+};
 use crate::policy::arrival::{Known, Verdict};
 use crate::policy::limits::{Granted, Limits, Usage};
+use crate::policy::marker::Standing;
 use crate::simulation::store::Store;
 
 /// What may go wrong around a call. Both may wait.
@@ -66,6 +69,13 @@ pub(crate) struct MemoryJournal {
 impl MemoryJournal {
     pub(crate) fn new(store: Arc<Mutex<Store>>, faults: Arc<dyn Faults>) -> Self {
         Self { store, faults }
+    }
+
+    /// Returns a copy, as a backup taken now would be.
+    #[cfg(test)]
+    pub(crate) fn copy(&self) -> Arc<Self> {
+        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Arc::new(Self { store: Arc::new(Mutex::new(store)), faults: Arc::clone(&self.faults) })
     }
 
     async fn read<T: Send>(&self, operation: &'static str, work: impl FnOnce(&Store) -> T + Send) -> Result<T> {
@@ -167,6 +177,56 @@ impl Instances for MemoryJournal {
 
     async fn attendance(&self) -> Result<Attendance> {
         self.read("attendance", |store| store.attendance(common_clock())).await
+    }
+}
+
+#[async_trait]
+impl Identities for MemoryJournal {
+    async fn begin_start(&self, new: NewStart) -> Result<Start> {
+        self.write("begin_start", |store, _| Ok(store.begin_start(new))).await
+    }
+
+    async fn claim_standing(&self, found: Option<(u64, StartToken)>) -> Result<Standing> {
+        self.read("claim_standing", |store| store.claim_standing(found.as_ref())).await
+    }
+
+    async fn confirm_start(&self, _: &Start) -> Result<()> {
+        self.write("confirm_start", |store, _| {
+            store.confirm_start();
+            Ok(())
+        })
+        .await
+    }
+
+    async fn adopt(&self, operator: String) -> Result<()> {
+        self.write("adopt", |store, now| {
+            store.adopt(now, operator);
+            Ok(())
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl Passages for MemoryJournal {
+    async fn proof(&self) -> Result<Proof> {
+        self.read("proof", Store::proof).await
+    }
+
+    async fn begin_passage(&self, token: String, published_at: Timestamp, after: Option<String>) -> Result<bool> {
+        self.write("begin_passage", |store, _| Ok(store.begin_passage(token, published_at, after.as_deref()))).await
+    }
+
+    async fn confirm_passage(&self, token: &str) -> Result<()> {
+        self.write("confirm_passage", |store, _| {
+            store.confirm_passage(token);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn end_passage(&self, token: &str, at: Timestamp) -> Result<bool> {
+        self.write("end_passage", |store, _| Ok(store.end_passage(token, at))).await
     }
 }
 
@@ -345,6 +405,12 @@ impl Upkeep for MemoryJournal {
 
     async fn cancel(&self, id: &RequestId, command: CancelCommand) -> Result<CancelAnswer> {
         self.write("cancel", |store, now| Ok(store.cancel(now, id, command))).await
+    }
+
+    async fn condition(&self) -> Result<JournalCondition> {
+        let has_clock = self.read("condition", |store| store.has_clock).await?;
+        let clock = virtual_host::right_now().filter(|_| has_clock);
+        Ok(JournalCondition { clock, ..JournalCondition::default() })
     }
 
     async fn prune(&self, before: Timestamp, limit: u32) -> Result<u64> {

@@ -12,6 +12,8 @@ use crate::model::{
 use crate::simulation::workload::{Behaviour, Body, records_in};
 
 pub(super) const CHAIN_ID: u64 = 1337;
+/// Noon of 1 January 2030, when every run begins, in seconds since 1970.
+const BEGIN: u64 = 1_893_499_200;
 /// Gas in a block.
 const BLOCK_GAS: u64 = 30_000_000;
 /// Nodes take nonces this far ahead of the account's.
@@ -345,7 +347,7 @@ impl Ledger {
             nonces.insert(transaction.sender, Nonce(transaction.nonce.0 + 1));
         }
         self.pool.retain(|(sender, nonce), _| *nonce >= nonces.get(sender).copied().unwrap_or_default());
-        let (timestamp, base_fee) = (now_ms / 1000, self.base_fee);
+        let (timestamp, base_fee) = (BEGIN + now_ms / 1000, self.base_fee);
         let block = Block { number, hash, parent, timestamp, base_fee, transactions, nonces };
         Arc::make_mut(&mut self.chain).push(Arc::new(block));
         self.final_height = self.final_height.max(number.saturating_sub(self.depth));

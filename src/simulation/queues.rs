@@ -8,13 +8,16 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::{AckToken, Delivery, EndDelivery, Flow, Names, Outgoing, PublishError, Publisher};
-use crate::model::{Generation, HeaderValue, Message};
+use crate::model::message::header;
+use crate::model::{Generation, HeaderValue, Marker, Message};
 use crate::simulation::world::{Shared, World};
 
 /// After this a publisher gives up on a confirm.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(4);
 /// What is late comes up to so many milliseconds later.
 const LATEST_MS: u64 = 20_000;
+/// The same where requests are forgotten after some seconds: what comes later than that is a new request.
+const LATEST_WITH_LITTLE_KEPT_MS: u64 = 2_000;
 /// How often a session looks for something to deliver.
 const LOOK: Duration = Duration::from_millis(40);
 pub(super) const PREFETCH: usize = 12;
@@ -28,6 +31,11 @@ pub(super) struct Queued {
 impl Queued {
     pub(super) fn id(&self) -> &str {
         self.message.properties.message_id.as_deref().unwrap_or_default()
+    }
+
+    /// Nobody waits for it.
+    pub(super) fn is_passage(&self) -> bool {
+        self.message.headers.contains_key(header::PASSAGE)
     }
 
     pub(super) fn generation(&self) -> Generation {
@@ -56,10 +64,43 @@ pub(super) struct Queues {
     pub(super) is_down: bool,
     /// Everything ever taken for a queue, with the copy's count.
     pub(super) taken: Vec<(Taken, Queued)>,
+    /// The markers of journals, oldest first, and who holds their queue.
+    pub(super) markers: Vec<Marker>,
+    marker_hold: Option<u64>,
     count: u64,
 }
 
 impl Queues {
+    /// `None` while another holds it.
+    pub(super) fn hold_markers(&mut self) -> Option<(u64, Vec<Marker>)> {
+        if self.marker_hold.is_some() {
+            return None;
+        }
+        let hold = self.number();
+        self.marker_hold = Some(hold);
+        Some((hold, self.markers.clone()))
+    }
+
+    /// False where the hold has ended: nothing comes over a lost connection.
+    pub(super) fn leave_marker(&mut self, hold: u64, marker: &Marker) -> bool {
+        let holds = self.marker_hold == Some(hold);
+        if holds {
+            self.markers.push(marker.clone());
+        }
+        holds
+    }
+
+    /// Takes the oldest out.
+    pub(super) fn end_markers(&mut self, hold: u64, count: usize) {
+        if self.marker_hold == Some(hold) {
+            self.markers.drain(..count.min(self.markers.len()));
+        }
+    }
+
+    pub(super) fn release_markers(&mut self, hold: u64) {
+        self.marker_hold.take_if(|held| *held == hold);
+    }
+
     pub(super) fn number(&mut self) -> u64 {
         self.count += 1;
         self.count
@@ -83,6 +124,7 @@ impl Queues {
     }
 
     pub(super) fn end_all_sessions(&mut self) {
+        self.marker_hold = None;
         let sessions: Vec<_> = self.unacked.keys().copied().collect();
         for session in sessions {
             self.end_session(session);
@@ -108,7 +150,9 @@ impl Queues {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.work.is_empty() && self.wait.is_empty() && self.held() == 0
+        let unacked = self.unacked.values().flat_map(BTreeMap::values);
+        let waiting = self.wait.iter().map(|(_, queued)| queued);
+        self.work.iter().chain(waiting).chain(unacked).all(Queued::is_passage)
     }
 }
 
@@ -207,6 +251,8 @@ fn take(shared: &Shared, session: u64) -> Option<Delivery> {
         return None;
     }
     let place = world.rng.usize(0..front);
+    // Messages that came back in between do not come before a passage because of that.
+    let place = if world.queues.work[place].is_passage() { 0 } else { place };
     let queued = world.queues.work.remove(place)?;
     let tag = world.queues.number();
     let message = queued.message.clone();
@@ -256,7 +302,8 @@ impl SimPublisher {
         let fate = self.fate(mandatory);
         let (there, back, late) = {
             let mut world = self.world.lock();
-            let late = Duration::from_millis(world.rng.u64(0..LATEST_MS));
+            let latest = if world.forgets { LATEST_WITH_LITTLE_KEPT_MS } else { LATEST_MS };
+            let late = Duration::from_millis(world.rng.u64(0..latest));
             (world.latency(), world.latency(), late)
         };
         let (exchange, routing_key) = (outgoing.exchange.clone(), outgoing.routing_key.clone());

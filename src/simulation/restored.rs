@@ -43,6 +43,8 @@ impl Copies {
         let Some(copy) = self.copy.take() else { return };
         *world.store().lock().unwrap_or_else(PoisonError::into_inner) = copy;
         world.restores += 1;
+        // The broker was restored too, say: what it remembers is the first line, and this is about the second.
+        world.queues.markers.clear();
         drop_what_follows_a_gap(&mut world.ledger);
         let dead = world.queues.dead.iter().map(|dead| (dead.id().to_owned(), dead.generation()));
         world.checker.dead_before_restore = dead.collect::<BTreeSet<_>>();

@@ -23,6 +23,7 @@ use crate::simulation::ledger::CHAIN_ID;
 use crate::simulation::workload::{FUNCTION, MANY, RECORDS};
 use crate::stages::lane::{LaneRules, LaneSettings, OutagePolicy, Tuning};
 use crate::stages::settle::SettleSettings;
+use crate::stages::upkeep::Pace;
 
 /// Above this the lanes pause.
 pub(super) const HIGHEST_FEE: u128 = 1000;
@@ -37,6 +38,7 @@ pub(super) struct RunSettings {
     pub(super) settle: SettleSettings,
     pub(super) admission: AdmissionRules,
     pub(super) max_open: u64,
+    pub(super) upkeep: Pace,
 }
 
 impl RunSettings {
@@ -92,7 +94,20 @@ impl RunSettings {
             max_body_bytes: 200,
             permits: Default::default(),
         };
-        Self { accounts, lane, settle, admission, max_open: rng.u64(3..60) }
+        let upkeep = Pace::of(seconds(30 * 86_400), seconds(8));
+        Self { accounts, lane, settle, admission, max_open: rng.u64(3..60), upkeep }
+    }
+
+    /// In some of the runs requests are forgotten soon, and freezes are short.
+    pub(super) fn draw_upkeep(&mut self, rng: &mut Rng) -> bool {
+        let forgets = rng.u8(0..3) == 0;
+        if forgets {
+            let milliseconds = Duration::from_millis;
+            let [interval, grace, step] = [6000, 5000, 700].map(milliseconds);
+            // As long as the longest wait.
+            self.upkeep = Pace { kept: Duration::from_secs(8), interval, grace, step };
+        }
+        forgets
     }
 
     /// Strict ordering, in some of the runs: over how many keys.

@@ -10,13 +10,14 @@ use tokio::time::Instant;
 use crate::journal::{CancelCommand, Leases};
 use crate::model::message::header;
 use crate::model::{Address, Generation, Headers, Message, Properties, RequestId, Timestamp};
+use crate::policy::marker::newest;
 use crate::simulation::Outcome;
 use crate::simulation::checker::is_conflict;
 use crate::simulation::episodes::{Blow, Spell, Swarm};
 use crate::simulation::hosts::Process;
 use crate::simulation::journal::{MemoryJournal, NoFaults};
 use crate::simulation::ledger::CHAIN_ID;
-use crate::simulation::queues::replayed;
+use crate::simulation::queues::{Queued, replayed};
 use crate::simulation::restored::{Copies, REACTION_MS, recover};
 use crate::simulation::settings::{KEY, RunSettings};
 use crate::simulation::store::{AccountRow, Store};
@@ -33,6 +34,9 @@ const CALM_MS: u64 = 4 * 3_600_000;
 const PATIENCE_MS: u64 = 10 * 60_000;
 /// It is quiet when nothing has been to do for so many ticks.
 const QUIET_TICKS: u32 = 100;
+
+/// Shorter than what a passage leaves for it.
+const LONGEST_FREEZE_WITH_LITTLE_KEPT_MS: u16 = 4000;
 
 const RIVAL: Address = Address([0xee; 20]);
 
@@ -52,6 +56,10 @@ pub(super) struct Storm {
     rival: Option<Rival>,
     /// An operator loses patience with what waits, and cancels it all.
     cancels_at: Option<u64>,
+    /// A process with a journal that is not the queue's, and when it goes.
+    stranger: Option<(Process, u64)>,
+    /// The journal as it was before each start.
+    earlier: Vec<Store>,
     calm: bool,
     is_patience_checked: bool,
     copies: Copies,
@@ -94,6 +102,12 @@ impl Storm {
         world.lock().checker.has_rival = rival.is_some();
         world.lock().checker.limits = settings.lane.tuning.borrow().limits;
         world.lock().checker.in_flight = settings.lane.in_flight * settings.accounts.len();
+        let mut apart = Rng::with_seed(seed.rotate_left(48));
+        {
+            let mut world = world.lock();
+            world.forgets = settings.draw_upkeep(&mut apart);
+            world.store().lock().expect("nobody panics with it").has_clock = apart.bool();
+        }
         let instances = rng.usize(1..=3);
         let slot = |_| Slot { process: None, starts_at: 0, thaws_at: 0, runs: 0 };
         let mut to_publish: Vec<_> = (0..rng.u32(3..40)).map(|number| draw_request(&mut rng, number)).collect();
@@ -118,6 +132,8 @@ impl Storm {
             keys,
             rival,
             cancels_at: None,
+            stranger: None,
+            earlier: Vec::new(),
             calm: false,
             is_patience_checked: false,
             copies: Copies::default(),
@@ -306,6 +322,13 @@ impl Storm {
                 self.world.lock().ledger.foreign_until(account, price.into(), now + u64::from(ms));
             }
             Blow::CutSessions => self.world.lock().queues.end_all_sessions(),
+            Blow::Stranger { is_copy, is_alone, ms } => self.let_stranger_come(is_copy, is_alone, now + u64::from(ms)),
+            Blow::LoseMarker => {
+                // Not while another could find none, and take the queue.
+                if self.stranger.is_none() {
+                    self.world.lock().queues.markers.clear();
+                }
+            }
             Blow::Duplicate | Blow::Conflict => self.publish_again(blow == Blow::Conflict),
             Blow::Replay { edited } => self.replay(edited),
             Blow::Cancel { all } => self.cancel(all),
@@ -320,10 +343,13 @@ impl Storm {
             Blow::Kill { polls } => process.life.kill_after(polls.into()),
             Blow::Freeze { ms } => {
                 process.life.freeze();
+                let ms = if self.world.lock().forgets { ms % LONGEST_FREEZE_WITH_LITTLE_KEPT_MS } else { ms };
                 slot.thaws_at = now + u64::from(ms);
             }
             Blow::ClockJump { seconds } => {
-                process.life.jump(i64::from(seconds) * 1000);
+                // By weeks where a clock's error of hours would be longer than what is kept.
+                let seconds = i64::from(seconds) * if self.world.lock().forgets { 1000 } else { 1 };
+                process.life.jump(seconds * 1000);
                 self.world.lock().checker.clocks_were_set = true;
             }
             _ => process.stop(),
@@ -351,7 +377,13 @@ impl Storm {
 
     fn publish_again(&mut self, with_another_body: bool) {
         let mut world = self.world.lock();
-        let ids: Vec<_> = world.checker.published.keys().cloned().collect();
+        // One that comes after its request was forgotten is a new request.
+        let store = world.store();
+        let is_protected = |id: &&String| {
+            let store = store.lock().expect("nobody panics with it");
+            RequestId::new(id).is_ok_and(|id| store.protects(&id))
+        };
+        let ids: Vec<_> = world.checker.published.keys().filter(is_protected).cloned().collect();
         if ids.is_empty() {
             return;
         }
@@ -372,7 +404,13 @@ impl Storm {
 
     fn replay(&mut self, edited: bool) {
         let mut world = self.world.lock();
-        let candidates: Vec<_> = world.queues.dead.iter().filter(|dead| !is_conflict(dead)).cloned().collect();
+        let store = world.store();
+        let is_protected = |dead: &&Queued| {
+            let store = store.lock().expect("nobody panics with it");
+            RequestId::new(dead.id()).is_ok_and(|id| store.protects(&id))
+        };
+        let dead = world.queues.dead.iter().filter(|dead| !is_conflict(dead));
+        let candidates: Vec<_> = dead.filter(is_protected).cloned().collect();
         if candidates.is_empty() {
             return;
         }
@@ -411,6 +449,10 @@ impl Storm {
     /// Puts an older copy of the journal in its place while no process runs, and reads from the chain what it lacks once a
     /// lane has paused for that. Producers that heard nothing meanwhile send again.
     async fn operate(&mut self, now: u64) {
+        // One that finds no marker meanwhile would take the queue.
+        if self.stranger.is_some() {
+            return;
+        }
         if self.copies.acts_at.is_none() && !self.copies.is_due && self.world.lock().is_paused_as_behind() {
             self.copies.acts_at = Some(now + REACTION_MS);
         }
@@ -442,7 +484,41 @@ impl Storm {
         }
     }
 
+    /// A journal that does not know the marker at the broker: a new one, or a copy from before the last start.
+    fn let_stranger_come(&mut self, is_copy: bool, is_alone: bool, until: u64) {
+        let copy = {
+            let world = self.world.lock();
+            let Some(marker) = newest(&world.queues.markers).cloned() else { return };
+            let found = (marker.start, marker.token);
+            let is_behind = |copy: &&Store| !copy.claim_standing(Some(&found)).knows_start;
+            let copy = self.earlier.iter().rev().find(is_behind).cloned();
+            copy.filter(|_| is_copy).unwrap_or_else(|| self.earlier.first().map(Store::emptied).unwrap_or_default())
+        };
+        if self.stranger.is_some() {
+            return;
+        }
+        if is_alone {
+            for slot in &mut self.processes {
+                slot.starts_at = slot.starts_at.max(until);
+                if let Some(process) = &slot.process {
+                    process.life.kill();
+                }
+            }
+        }
+        self.world.lock().note(format!("a stranger comes until {until}"));
+        let store = std::sync::Arc::new(std::sync::Mutex::new(copy));
+        self.stranger = Some((Process::start_on(store, &self.world, &self.settings, "stranger"), until));
+    }
+
     async fn look_after_processes(&mut self, now: u64) {
+        if let Some((process, until)) = &mut self.stranger {
+            if now >= *until || self.calm {
+                process.life.kill();
+            }
+            if !process.look().await {
+                self.stranger = None;
+            }
+        }
         for number in 0..self.processes.len() {
             let slot = &mut self.processes[number];
             if let Some(process) = &mut slot.process {
@@ -451,13 +527,16 @@ impl Storm {
                 }
                 if !process.look().await {
                     slot.process = None;
-                    slot.starts_at = now + self.rng.u64(0..6000);
+                    slot.starts_at = slot.starts_at.max(now + self.rng.u64(0..6000));
                     self.world.lock().note(format!("process {number} has ended"));
                 }
             } else if now >= slot.starts_at {
                 slot.runs += 1;
                 let name = format!("{number}.{}", slot.runs);
                 self.world.lock().note(format!("process {name} starts"));
+                let store = self.world.lock().store();
+                let copy = store.lock().expect("nobody panics with it").clone();
+                self.earlier.push(copy);
                 slot.process = Some(Process::start(&self.world, &self.settings, &name));
             }
         }

@@ -114,6 +114,8 @@ pub(super) struct World {
     pub(super) queues: Queues,
     pub(super) store: Arc<Mutex<Store>>,
     pub(super) checker: Checker,
+    /// Requests are forgotten some seconds after their end.
+    pub(super) forgets: bool,
     /// The same transaction gets another signature each time.
     pub(super) signatures_vary: bool,
     /// How often an older copy of the journal came back. Bytes that were on their way before are lost.
@@ -157,6 +159,7 @@ impl World {
             queues: Queues::default(),
             store: Arc::default(),
             checker: Checker::default(),
+            forgets: false,
             signatures_vary: rng.bool(),
             restores: 0,
             trace: Vec::new(),

@@ -11,12 +11,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use crate::broker::{AckToken, Delivery, Flow};
-use crate::journal::{AccountId, Admissions, Arrival, JournalError};
+use crate::journal::{AccountId, Admissions, Arrival, JournalError, Passages};
 use crate::model::{BodyHash, Cause, Generation, Heartbeat, Message, OrderKey, Reason, RequestId, Timestamp};
 use crate::observe::metrics::IntakeMeter;
 use crate::policy::admission::{AdmissionRules, Candidate, Refusal, admit, sheltered};
 use crate::policy::arrival::{Verdict, is_suspect};
+use crate::stages::claim::Serving;
 use crate::stages::settle::inbox::{Admitted, Postponed, Refused, generated_id};
+use crate::stages::upkeep::token_of;
 
 /// Deliveries admitted in one commit at most.
 const BATCH: usize = 256;
@@ -40,6 +42,9 @@ pub struct Intake {
     pub lanes: Vec<IntakeLane>,
     pub journal: Arc<dyn Admissions>,
     pub settle: mpsc::Sender<Admitted>,
+    pub passages: Arc<dyn Passages>,
+    /// Whether this journal serves the queue: before that nothing is taken in.
+    pub serving: watch::Receiver<Serving>,
     pub flow: watch::Sender<Flow>,
     /// Deliveries pause while this many requests are open.
     pub max_open: watch::Receiver<u64>,
@@ -80,6 +85,7 @@ impl Intake {
                 biased;
                 () = cancel.cancelled() => return Ok(()),
                 _ = check.tick() => true,
+                Ok(()) = self.serving.changed() => true,
                 () = lane_opens_or_closes(&mut self.lanes), if has_rested => true,
                 taken = deliveries.recv_many(&mut batch, BATCH) => {
                     if taken == 0 { return Ok(()); }
@@ -102,20 +108,42 @@ impl Intake {
         }
         let open: u64 = by_account.iter().map(|(_, open)| open).sum();
         let lanes_take = self.lanes.iter().any(|lane| *lane.is_open.borrow());
-        let flow = if open < *self.max_open.borrow() && lanes_take { Flow::Open } else { Flow::Paused };
+        let serves = *self.serving.borrow() == Serving::Serves;
+        let takes = serves && lanes_take && open < *self.max_open.borrow();
+        let flow = if takes { Flow::Open } else { Flow::Paused };
         let changed = self.flow.send_if_modified(|now| std::mem::replace(now, flow) != flow);
         if changed {
             match flow {
                 // The session logs when they flow.
                 Flow::Open => debug!(requests.open = open, "deliveries are wanted"),
-                Flow::Paused => info!(requests.open = open, lanes.take = lanes_take, "deliveries are paused"),
+                Flow::Paused => {
+                    info!(requests.open = open, lanes.take = lanes_take, serves, "deliveries are paused");
+                }
             }
         }
         Ok(changed)
     }
 
-    /// Admits a batch in one commit.
+    /// Admits a batch, then takes note of passages: all that came before one is in the journal by then.
     async fn step(&mut self, batch: Vec<Delivery>) -> Result<(), JournalError> {
+        let (passages, batch): (Vec<_>, Vec<_>) =
+            batch.into_iter().partition(|delivery| token_of(&delivery.message).is_some());
+        self.admit_all(batch).await?;
+        for delivery in passages {
+            let token = token_of(&delivery.message).unwrap_or_default();
+            if self.passages.end_passage(token, Timestamp::now()).await? {
+                debug!("a passage has come out of the work queue");
+                delivery.token.ack().await;
+            } else {
+                // A producer's message, whatever it says of itself.
+                self.admit_all(vec![delivery]).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Admits a batch in one commit.
+    async fn admit_all(&mut self, batch: Vec<Delivery>) -> Result<(), JournalError> {
         let mut arrivals = Vec::with_capacity(batch.len());
         let mut admissions = Vec::with_capacity(batch.len());
         let taken_at = Timestamp::now();
@@ -251,6 +279,7 @@ mod tests {
         session: FakeSession,
         lanes_are_open: Vec<watch::Sender<bool>>,
         max_open: watch::Sender<u64>,
+        serving: watch::Sender<Serving>,
     }
 
     impl Bench {
@@ -267,8 +296,20 @@ mod tests {
             let (flow, max_open) = (watch::Sender::new(Flow::Paused), watch::Sender::new(3));
             let (beat, meter) = (Heartbeat::default(), IntakeMeter::default());
             let limit = max_open.subscribe();
-            let intake = Intake { rules: rules(), lanes, journal, settle, flow, max_open: limit, beat, meter };
-            Self { intake, admitted, session: FakeSession::default(), lanes_are_open, max_open }
+            let serving = watch::Sender::new(Serving::Serves);
+            let intake = Intake {
+                rules: rules(),
+                lanes,
+                passages: journal.clone(),
+                journal,
+                settle,
+                serving: serving.subscribe(),
+                flow,
+                max_open: limit,
+                beat,
+                meter,
+            };
+            Self { serving, intake, admitted, session: FakeSession::default(), lanes_are_open, max_open }
         }
 
         /// Takes one message in. Returns what settle gets.
@@ -348,6 +389,55 @@ mod tests {
         bench.lanes_are_open.iter().for_each(|lane| _ = lane.send_replace(false));
         bench.intake.regulate().await.unwrap();
         assert_eq!(*flow.borrow(), Flow::Paused, "no lane takes requests");
+    }
+
+    /// Invariant 14
+    #[tokio::test]
+    async fn nothing_flows_before_this_journal_serves_the_queue() {
+        let mut bench = Bench::new().await;
+        let flow = bench.intake.flow.subscribe();
+        for (serving, expected) in [
+            (Serving::Waiting(String::new()), Flow::Paused),
+            (Serving::Serves, Flow::Open),
+            (Serving::Refused(String::new()), Flow::Paused),
+        ] {
+            bench.serving.send_replace(serving);
+            bench.intake.regulate().await.unwrap();
+            assert_eq!(*flow.borrow(), expected);
+        }
+    }
+
+    fn passage(bench: &Bench, token: &str, body: &'static str) -> Delivery {
+        let mut delivery = bench.session.delivery("", body);
+        delivery.message.properties.message_id = None;
+        delivery.message.headers.insert(header::PASSAGE.to_owned(), token.into());
+        delivery
+    }
+
+    #[tokio::test]
+    async fn a_passage_is_acked_and_noted_after_all_that_came_before_it() {
+        let mut bench = Bench::new().await;
+        let passages = Arc::clone(&bench.intake.passages);
+        assert!(passages.begin_passage("p".to_owned(), Timestamp(5), None).await.unwrap());
+        let batch = vec![bench.session.delivery("a", "body"), passage(&bench, "p", "")];
+        bench.intake.step(batch).await.unwrap();
+        assert!(matches!(bench.admitted.try_recv(), Ok(Admitted::Hold { .. })));
+        assert!(bench.admitted.try_recv().is_err(), "it is no request");
+        assert_eq!(bench.session.acked(), [""]);
+        assert!(passages.proof().await.unwrap().newest.unwrap().state.passed_at.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_message_that_only_looks_like_a_passage_is_a_message() {
+        let mut bench = Bench::new().await;
+        assert!(bench.intake.passages.begin_passage("p".to_owned(), Timestamp(5), None).await.unwrap());
+        let batch = vec![passage(&bench, "made up", ""), passage(&bench, "p", "a body")];
+        bench.intake.step(batch).await.unwrap();
+        for _ in 0..2 {
+            let Ok(Admitted::Refused(refused)) = bench.admitted.try_recv() else { panic!("it has no id") };
+            assert_eq!(refused.cause.reason, Reason::MissingId);
+        }
+        assert!(bench.intake.passages.proof().await.unwrap().newest.unwrap().state.passed_at.is_none());
     }
 
     /// Invariant 9

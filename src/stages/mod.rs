@@ -31,15 +31,18 @@
 //! # Beside the path
 //!
 //! `assignment` spreads accounts over instances, and decides which lanes ask for their leases. `dead_letters` sends dead
-//! letters back by the operator's rules. `pipeline` builds all stages and connects them.
+//! letters back by the operator's rules. `claim` makes sure that this journal is the one that serves the queue; before
+//! that nothing is taken in or signed. `upkeep` forgets what ended long ago. `pipeline` builds all stages and connects them.
 //!
 //! Each stage has `run`, which loops until it is cancelled, and `step`, which does one unit of work and says what it did. A test
 //! at the end of a stage's file drives single steps over the fakes in `simulation/fakes`.
 
 pub mod assignment;
+pub mod claim;
 pub mod dead_letters;
 pub mod intake;
 pub mod lane;
 pub mod outbox;
 pub mod pipeline;
 pub mod settle;
+pub mod upkeep;

@@ -7,22 +7,22 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::broker::{Delivery, Flow, Publisher};
+use crate::broker::{Delivery, Flow, MarkerQueue, Publisher};
 use crate::chain::Chain;
-use crate::journal::{AccountId, Changes, Instance, Journal, JournalError, Upkeep};
-use crate::model::{Heartbeat, Timestamp};
+use crate::journal::{AccountId, Changes, Instance, Journal, JournalError};
+use crate::model::Heartbeat;
 use crate::observe::metrics::Meters;
 use crate::policy::admission::AdmissionRules;
 use crate::signer::Signer;
 use crate::stages::assignment::{AssignedLane, Assignment};
+use crate::stages::claim::{Claim, ServedPublisher, Serving};
 use crate::stages::intake::{Intake, IntakeLane};
 use crate::stages::lane::{Lane, LaneSettings, LaneSignals};
 use crate::stages::outbox::OutboxStage;
 use crate::stages::settle::{Settle, SettleSettings};
+use crate::stages::upkeep::{Pace, UpkeepStage};
 
 const HANDOVERS: usize = 1024;
-/// Interval between prunings, and rows deleted in one commit.
-const PRUNE: (Duration, u32) = (Duration::from_secs(600), 512);
 
 pub struct Seams<J> {
     pub journal: Arc<J>,
@@ -30,6 +30,7 @@ pub struct Seams<J> {
     /// One signer for each lane, in the order of the lanes' settings.
     pub signers: Vec<Arc<dyn Signer>>,
     pub publisher: Arc<dyn Publisher>,
+    pub markers: Arc<dyn MarkerQueue>,
     pub deliveries: mpsc::Receiver<Delivery>,
 }
 
@@ -43,7 +44,7 @@ pub struct PipelineSettings {
     pub settle: SettleSettings,
     /// Deliveries pause while this many requests are open.
     pub max_open: watch::Receiver<u64>,
-    pub retention: Duration,
+    pub upkeep: Pace,
 }
 
 /// Ends the stages, in the order of a drain: no more deliveries and no new transactions; then everything settles by itself;
@@ -71,23 +72,33 @@ pub struct Pipeline {
     pub stages: Vec<Stage>,
     pub lanes: Vec<(AccountId, LaneSignals)>,
     pub flow: watch::Receiver<Flow>,
+    pub serving: watch::Receiver<Serving>,
     pub meters: Meters,
 }
 
 impl Pipeline {
     /// Builds every stage and connects them.
     pub fn new<J: Journal + 'static>(seams: Seams<J>, settings: PipelineSettings, stops: &Stops) -> Self {
-        let Seams { journal, chain, signers, publisher, deliveries } = seams;
-        let PipelineSettings { instance, lease_ttl, lanes, admission, settle, max_open, retention } = settings;
+        let Seams { journal, chain, signers, publisher, markers, deliveries } = seams;
+        let PipelineSettings { instance, lease_ttl, lanes, admission, settle, max_open, upkeep: pace } = settings;
         let (to_settle, from_intake) = mpsc::channel(HANDOVERS);
         let (to_settle_from_lanes, from_lanes) = mpsc::channel(HANDOVERS);
         let (owners_changed, wake_outbox) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let flow = watch::Sender::new(Flow::Paused);
-        let mut pipeline =
-            Self { stages: Vec::new(), lanes: Vec::new(), flow: flow.subscribe(), meters: Meters::default() };
+        let serving = watch::Sender::new(Serving::Waiting("the broker is not connected".to_owned()));
+        let mut pipeline = Self {
+            stages: Vec::new(),
+            lanes: Vec::new(),
+            flow: flow.subscribe(),
+            serving: serving.subscribe(),
+            meters: Meters::default(),
+        };
+
+        let publisher: Arc<dyn Publisher> = Arc::new(ServedPublisher { publisher, serving: pipeline.serving.clone() });
 
         for (settings, signer) in lanes.into_iter().zip(signers) {
-            let (account, signals) = (settings.account, LaneSignals::new(pipeline.meters.lane.clone()));
+            let account = settings.account;
+            let signals = LaneSignals::new(pipeline.meters.lane.clone(), pipeline.serving.clone());
             let (chain, journal, settle) = (Arc::clone(&chain), journal.clone(), to_settle_from_lanes.clone());
             let lane = Lane::new(settings, chain, signer, journal, settle, signals.clone());
             pipeline.add("lane", &signals.beat, lane.run(stops.lanes.clone()));
@@ -95,6 +106,11 @@ impl Pipeline {
         }
         // Settle ends when the last lane has ended.
         drop(to_settle_from_lanes);
+
+        let beat = Heartbeat::default();
+        let claim =
+            Claim { instance: instance.clone(), journal: journal.clone(), markers, serving, beat: beat.clone() };
+        pipeline.add("claim", &beat, claim.run(stops.intake.clone()));
 
         let beat = Heartbeat::default();
         let (journal_of_instances, changed) = (journal.clone(), Arc::clone(&owners_changed));
@@ -108,6 +124,8 @@ impl Pipeline {
             rules: admission,
             lanes: pipeline.of_lanes(intake_lane),
             journal: journal.clone(),
+            passages: journal.clone(),
+            serving: pipeline.serving.clone(),
             settle: to_settle,
             flow,
             max_open,
@@ -118,6 +136,8 @@ impl Pipeline {
 
         let beat = Heartbeat::default();
         let (exchange, tracer) = (settle.names.events.clone(), settle.tracer.clone());
+        let shortest = settle.waits.iter().min().copied().unwrap_or(settle.park_delay);
+        let way = (settle.names.retry.clone(), settle.names.wait_queue(shortest));
         let ended = pipeline.of_lanes(|_, signals| Arc::clone(&signals.ended));
         let (publisher_of_copies, outbox) = (Arc::clone(&publisher), Arc::clone(&wake_outbox));
         let settle = Settle::new(settle, journal.clone(), publisher_of_copies, outbox, ended, beat.clone());
@@ -128,6 +148,7 @@ impl Pipeline {
         let beat = Heartbeat::default();
         let accounts = pipeline.of_lanes(|account, signals| (account, signals.lease.subscribe()));
         let (outbox, wake) = (journal.clone(), wake_outbox);
+        let publisher_of_passages = Arc::clone(&publisher);
         let outbox = OutboxStage { journal: outbox, publisher, exchange, accounts, wake, beat: beat.clone(), tracer };
         pipeline.add("outbox", &beat, outbox.run(stops.outbox.clone()));
 
@@ -136,8 +157,10 @@ impl Pipeline {
             let news = pass_on(changes, owners_changed, wakes, settled, stops.outbox.clone());
             pipeline.stages.push(Stage { name: "news", beat: None, run: Box::pin(news) });
         }
-        let upkeep = upkeep(journal, retention, stops.outbox.clone());
-        pipeline.stages.push(Stage { name: "upkeep", beat: None, run: Box::pin(upkeep) });
+        let lanes = pipeline.of_lanes(|_, signals| signals.state.subscribe());
+        let (publisher, serving) = (publisher_of_passages, pipeline.serving.clone());
+        let upkeep = UpkeepStage { journal, publisher, way, pace, lanes, serving };
+        pipeline.stages.push(Stage { name: "upkeep", beat: None, run: Box::pin(upkeep.run(stops.outbox.clone())) });
         pipeline
     }
 
@@ -189,24 +212,6 @@ async fn pass_on(
         if worked {
             lanes.iter().for_each(|lane| lane.notify_one());
             settled.notify_one();
-        }
-    }
-}
-
-/// Deletes settled requests after the retention, few at a time.
-async fn upkeep<J: Upkeep>(
-    journal: Arc<J>,
-    retention: Duration,
-    cancel: CancellationToken,
-) -> Result<(), JournalError> {
-    loop {
-        while journal.prune(Timestamp::now().before(retention), PRUNE.1).await? > 0 && !cancel.is_cancelled() {
-            tokio::task::yield_now().await;
-        }
-        tokio::select! {
-            biased;
-            () = cancel.cancelled() => return Ok(()),
-            () = tokio::time::sleep(PRUNE.0) => {}
         }
     }
 }

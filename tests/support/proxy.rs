@@ -26,6 +26,8 @@ pub enum Mode {
     ResetAfterRequest,
     /// Answers come so much later, each chunk of them.
     Delay(Duration),
+    /// Both ways, until the client sends these bytes: they, and all from then on, are treated as `then`.
+    Until { bytes: &'static [u8], then: Box<Mode> },
     /// Each HTTP request is answered with this and goes nowhere.
     HttpAnswer { status: u16, body: String, retry_after: Option<u64> },
 }
@@ -79,7 +81,7 @@ impl TcpProxy {
 
     /// Sets the mode of one connection, counted from 0 in the order in which they were accepted.
     pub fn set_mode_of(&self, connection: usize, mode: Mode) {
-        self.shared.exceptions.lock().expect("no thread panics with this lock").insert(connection, mode);
+        self.shared.set_mode_of(connection, mode);
     }
 
     /// Resets every open connection.
@@ -140,12 +142,19 @@ async fn serve(client: TcpStream, number: usize, shared: Arc<Shared>, mut cuts: 
 
 async fn requests(client: &TcpStream, upstream: Option<&TcpStream>, number: usize, shared: &Shared) -> io::Result<End> {
     let mut unanswered = Vec::new();
+    let mut passed = Vec::new();
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let count = read(client, &mut buffer).await?;
         let bytes = &buffer[..count];
         if bytes.is_empty() {
             return Ok(End::Closed);
+        }
+        if let Mode::Until { bytes: awaited, then } = shared.mode(number) {
+            passed.extend_from_slice(bytes);
+            if passed.windows(awaited.len()).any(|window| window == awaited) {
+                shared.set_mode_of(number, *then);
+            }
         }
         match shared.mode(number) {
             Mode::Refuse => return Ok(End::Closed),
@@ -160,10 +169,12 @@ async fn requests(client: &TcpStream, upstream: Option<&TcpStream>, number: usiz
                     }
                 }
             }
-            Mode::Pass | Mode::DropAnswers | Mode::ResetAfterRequest | Mode::Delay(_) => match upstream {
-                Some(upstream) => write_all(upstream, bytes).await?,
-                None => return Ok(End::Closed),
-            },
+            Mode::Pass | Mode::Until { .. } | Mode::DropAnswers | Mode::ResetAfterRequest | Mode::Delay(_) => {
+                match upstream {
+                    Some(upstream) => write_all(upstream, bytes).await?,
+                    None => return Ok(End::Closed),
+                }
+            }
         }
     }
 }
@@ -180,10 +191,10 @@ async fn answers(client: &TcpStream, upstream: Option<&TcpStream>, number: usize
             // The client is not to learn that upstream is gone.
             Mode::Swallow | Mode::DropAnswers | Mode::HttpAnswer { .. } if ended => std::future::pending().await,
             Mode::Swallow | Mode::DropAnswers | Mode::HttpAnswer { .. } => {}
-            Mode::Pass | Mode::Delay(_) | Mode::ResetAfterRequest | Mode::Refuse if ended => {
+            Mode::Pass | Mode::Until { .. } | Mode::Delay(_) | Mode::ResetAfterRequest | Mode::Refuse if ended => {
                 return Ok(End::Closed);
             }
-            Mode::Pass | Mode::Refuse => write_all(client, &buffer[..count]).await?,
+            Mode::Pass | Mode::Until { .. } | Mode::Refuse => write_all(client, &buffer[..count]).await?,
             Mode::ResetAfterRequest => return Ok(End::Reset),
             Mode::Delay(delay) => {
                 tokio::time::sleep(delay).await;
@@ -200,6 +211,10 @@ impl Shared {
             return mode.clone();
         }
         self.mode.lock().expect("no thread panics with this lock").clone()
+    }
+
+    fn set_mode_of(&self, connection: usize, mode: Mode) {
+        self.exceptions.lock().expect("no thread panics with this lock").insert(connection, mode);
     }
 }
 

@@ -3,10 +3,12 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::chain::{Call, Chain, ChainError, Result};
 use crate::model::{Address, Gas, Wei};
@@ -15,6 +17,9 @@ use crate::policy::classify::{ErrorTable, SimulationMeaning};
 
 /// Calls that are estimated at the same time at most.
 const AT_ONCE: usize = 16;
+
+/// A call that failed within this is made once more. One that hangs is not: that takes long.
+const FAILED_AT_ONCE: Duration = Duration::from_secs(1);
 
 /// The outcome of one call.
 #[derive(Debug)]
@@ -84,9 +89,17 @@ impl Estimating {
 }
 
 async fn estimate(chain: Arc<dyn Chain>, errors: Arc<ErrorTable>, key: i64, call: Traced<Call>) -> Estimated {
-    let from = call.item.from;
-    let estimate = alone(chain.as_ref(), call).await;
-    let is_answering = is_answer(&estimate, &errors) || answers_estimates(chain.as_ref(), from, &errors).await;
+    let (from, began) = (call.item.from, Instant::now());
+    let mut estimate = alone(chain.as_ref(), call.clone()).await;
+    let mut is_answering = is_answer(&estimate, &errors);
+    let failed_at_once = began.elapsed() < FAILED_AT_ONCE;
+    if !is_answering {
+        is_answering = answers_estimates(chain.as_ref(), from, &errors).await;
+        // A node that fails calls by chance may answer the next one.
+        if is_answering && failed_at_once {
+            estimate = alone(chain.as_ref(), call).await;
+        }
+    }
     Estimated { key, estimate, is_answering }
 }
 

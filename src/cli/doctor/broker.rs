@@ -65,7 +65,10 @@ fn topology(inspection: &Inspection, mode: TopologyMode) -> Vec<Finding> {
 fn rights(inspection: &Inspection) -> Finding {
     let Inspection { vhost, lacking, .. } = inspection;
     if lacking.is_empty() {
-        return Finding::ok(AREA, "the user may read the work queue and publish retries, dead letters and events");
+        return Finding::ok(
+            AREA,
+            "the user may read the work queue and the journal's marker, and publish retries, dead letters and events",
+        );
     }
     Finding::fail(AREA, format!("the user may not {}", lacking.join(", not "))).remedy(format!(
         "give it the rights: `rabbitmqctl set_permissions -p {vhost} USER CONFIGURE WRITE READ`, each a pattern of names"

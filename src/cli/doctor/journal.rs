@@ -6,8 +6,9 @@ use std::time::Duration;
 use crate::cli::doctor::finding::Finding;
 use crate::cli::{spell, text_of};
 use crate::config::Settings;
-use crate::journal::{Attendance, JournalAddress, JournalError, JournalOverview, OperatorsJournal};
+use crate::journal::{Attendance, JournalAddress, JournalError, JournalOverview, OperatorsJournal, Proof};
 use crate::model::Timestamp;
+use crate::policy::passage::LATE;
 
 const AREA: &str = "journal";
 /// Below this its disk is nearly full: a day of writes may take as much.
@@ -33,7 +34,7 @@ impl JournalFindings {
         let overview = match address.open_existing().await {
             Ok(journal) => {
                 findings.push(Finding::ok(AREA, address.to_string()));
-                let looked = examine_open(journal.as_ref(), &mut findings).await;
+                let looked = examine_open(journal.as_ref(), settings.journal.retention, &mut findings).await;
                 journal.close().await;
                 looked.map_err(|error| findings.push(failed(error))).ok()
             }
@@ -52,6 +53,7 @@ impl JournalFindings {
 
 async fn examine_open(
     journal: &dyn OperatorsJournal,
+    retention: Duration,
     findings: &mut Vec<Finding>,
 ) -> Result<JournalOverview, JournalError> {
     let asked = Timestamp::now();
@@ -59,6 +61,7 @@ async fn examine_open(
     findings.extend(condition.concerns.into_iter().map(|concern| Finding::warn(AREA, concern)));
     findings.extend(condition.clock.map(|clock| skew(clock, asked, Timestamp::now())));
     findings.extend(instances(&journal.attendance().await?));
+    findings.extend(forgetting(&journal.proof().await?, retention, Timestamp::now()));
     journal.overview().await
 }
 
@@ -113,6 +116,33 @@ fn skew(clock: Timestamp, before: Timestamp, after: Timestamp) -> Finding {
     Finding::ok("clock", "this host's agrees with the journal's database")
 }
 
+/// Reports that nothing is forgotten for long, and why as far as the journal shows it.
+fn forgetting(proof: &Proof, retention: Duration, now: Timestamp) -> Option<Finding> {
+    let Proof { newest, taken_in_up_to, made_at } = proof;
+    let up_to = taken_in_up_to.or(*made_at)?;
+    let since = Duration::from_millis(u64::try_from(now.0.saturating_sub(up_to.0)).unwrap_or(0));
+    if since <= retention.saturating_mul(LATE) {
+        return None;
+    }
+    let what = format!("nothing that ended since {} is forgotten", up_to.before(retention));
+    let waits = newest.as_ref().filter(|newest| newest.state.passed_at.is_none());
+    Some(match waits.map(|newest| newest.state) {
+        Some(state) if state.is_confirmed => {
+            let what = format!("{what}: what was in the work queue at {} has not all come out", state.published_at);
+            Finding::warn(AREA, what)
+                .remedy("see why with `chainwriter status`: deliveries pause, or the queue is long")
+        }
+        Some(state) => {
+            let what = format!("{what}: a passage through the work queue of {} was not published", state.published_at);
+            Finding::warn(AREA, what)
+                .remedy("see the worker's log: the broker takes no messages, or a wait queue is missing")
+        }
+        None => Finding::warn(AREA, what).remedy(
+            "start a worker; if one runs, set its host's clock by NTP: blocks and the database must agree with it",
+        ),
+    })
+}
+
 fn instances(attendance: &Attendance) -> Vec<Finding> {
     const AREA: &str = "instances";
     let Attendance { instances, .. } = attendance;
@@ -147,11 +177,36 @@ fn instances(attendance: &Attendance) -> Vec<Finding> {
 mod tests {
     use super::*;
     use crate::cli::doctor::finding::Level;
+    use crate::journal::Passage;
+    use crate::policy::passage::Newest;
 
     #[test]
     fn little_room_is_a_warning_and_none_a_failure() {
         let levels = [1 << 20, 500 << 20, 2 << 30].map(|bytes| room(bytes).level);
         assert_eq!(levels, [Level::Fail, Level::Warn, Level::Ok]);
+    }
+
+    #[test]
+    fn a_journal_that_forgets_nothing_for_long_is_a_warning_that_says_why() {
+        const HOUR: Duration = Duration::from_secs(3600);
+        let (made, now) = (Timestamp(1_700_000_000_000), Timestamp(1_700_000_000_000).after(3 * HOUR));
+        let newest = |is_confirmed, passed_at| {
+            let state = Newest { published_at: made.after(HOUR), is_confirmed, passed_at };
+            Some(Passage { token: "t".to_owned(), state })
+        };
+        let proof = |newest, taken_in_up_to| Proof { newest, taken_in_up_to, made_at: Some(made) };
+        let of = |proof: &Proof| forgetting(proof, HOUR, now).map(|finding| finding.to_string());
+        assert_eq!(of(&Proof::default()), None, "no worker has started with it");
+        assert_eq!(of(&proof(newest(true, None), Some(made.after(HOUR)))), None);
+        for (found, expected) in [
+            (newest(true, None), "has not all come out"),
+            (newest(false, None), "was not published"),
+            (newest(true, Some(now)), "by NTP"),
+            (None, "start a worker"),
+        ] {
+            let text = of(&proof(found, None)).unwrap();
+            assert!(text.starts_with("warn") && text.contains(expected), "{text}");
+        }
     }
 
     #[test]

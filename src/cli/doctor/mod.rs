@@ -10,6 +10,7 @@ mod accounts;
 mod broker;
 mod finding;
 mod journal;
+mod marker;
 mod node;
 #[cfg(feature = "otlp")]
 mod traces;
@@ -57,12 +58,17 @@ pub(super) fn examine_settings(settings: &Settings) -> Vec<Finding> {
 
 async fn examine(settings: &Settings) -> Vec<Finding> {
     let mut findings = examine_settings(settings);
-    findings.extend(broker::examine(settings).await);
+    let of_broker = broker::examine(settings).await;
+    let broker_is_well = worst(&of_broker) < Level::Fail;
+    findings.extend(of_broker);
     findings.extend(node::examine(settings).await);
     // The chain first: what is written meanwhile is in the journal before it is there.
     let in_chain = accounts::in_chain(settings).await;
     let journal = JournalFindings::read(settings).await;
     findings.extend(journal.findings);
+    if broker_is_well {
+        findings.extend(marker::examine(settings).await);
+    }
     findings.extend(accounts::examine(settings, &in_chain, journal.overview.as_ref()).await);
     findings.extend(worker::examine(settings).await);
     #[cfg(feature = "otlp")]

@@ -16,6 +16,7 @@ use crate::daemon::status::{RecentLines, gauges};
 use crate::journal::{JournalOverview, Upkeep};
 use crate::model::{Address, Timestamp, Wei};
 use crate::observe::metrics::{Metrics, SettleMeter};
+use crate::stages::claim::Serving;
 use crate::stages::lane::LaneState;
 
 /// How often the journal is read.
@@ -37,6 +38,8 @@ pub struct Sources {
     pub chain_id: u64,
     pub broker: watch::Receiver<BrokerState>,
     pub flow: watch::Receiver<Flow>,
+    /// Whether this journal serves the queue.
+    pub serving: watch::Receiver<Serving>,
     pub lanes: Vec<LaneView>,
     pub node: Arc<NodeClient>,
     pub journal: Arc<dyn Upkeep>,
@@ -122,7 +125,7 @@ impl Observer {
             chain_id: sources.chain_id,
             started_at: self.started_at,
             at: Timestamp::now(),
-            not_ready: not_ready(is_draining, &broker, &lanes),
+            not_ready: not_ready(is_draining, &broker, &sources.serving.borrow(), &lanes),
             stuck: sources.stuck.borrow().iter().map(|stage| (*stage).to_owned()).collect(),
             broker: BrokerReport {
                 state: broker.word().to_owned(),
@@ -144,7 +147,7 @@ impl Observer {
 }
 
 /// Returns why the worker is not ready, in words. It is ready when the broker delivers and a lane takes requests.
-fn not_ready(is_draining: bool, broker: &BrokerState, lanes: &[LaneReport]) -> Vec<String> {
+fn not_ready(is_draining: bool, broker: &BrokerState, serving: &Serving, lanes: &[LaneReport]) -> Vec<String> {
     let mut reasons = Vec::new();
     if is_draining {
         reasons.push("draining".to_owned());
@@ -152,7 +155,7 @@ fn not_ready(is_draining: bool, broker: &BrokerState, lanes: &[LaneReport]) -> V
     match broker {
         BrokerState::Connecting(why) => reasons.push(format!("broker away: {why}")),
         BrokerState::Blocked(why) => reasons.push(format!("broker takes no messages: {why}")),
-        BrokerState::Consuming | BrokerState::Paused => {}
+        BrokerState::Consuming | BrokerState::Paused => reasons.extend(serving.problem()),
     }
     if !lanes.iter().any(|lane| lane.open) {
         reasons.extend(lanes.iter().map(|lane| match &lane.paused {
@@ -220,7 +223,7 @@ mod tests {
             (true, BrokerState::Paused, vec![lane(true, None)], &["draining"]),
         ];
         for (draining, broker, lanes, expected) in cases {
-            let reasons = not_ready(draining, &broker, &lanes);
+            let reasons = not_ready(draining, &broker, &Serving::Serves, &lanes);
             assert_eq!(reasons.len(), expected.len(), "{reasons:?}");
             assert!(reasons.iter().zip(expected).all(|(reason, part)| reason.contains(part)), "{reasons:?}");
         }

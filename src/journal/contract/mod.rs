@@ -21,6 +21,7 @@ use crate::policy::limits::{Granted, Limits};
 
 mod batches;
 mod endings;
+mod identity;
 mod lanes;
 mod limits;
 mod ordering;
@@ -28,6 +29,7 @@ mod states;
 
 pub(crate) use batches::*;
 pub(crate) use endings::*;
+pub(crate) use identity::*;
 pub(crate) use lanes::*;
 pub(crate) use limits::*;
 pub(crate) use ordering::*;
@@ -643,7 +645,11 @@ macro_rules! journal_contract {
             a_replay_lets_those_behind_it_go,
             what_waits_for_its_key_is_signed_and_tried_again_by_nobody,
             a_key_is_one_over_all_accounts,
-            every_pair_of_state_and_observation_does_what_the_table_says
+            every_pair_of_state_and_observation_does_what_the_table_says,
+            starts_are_counted_and_known_by_their_tokens,
+            an_adoption_stands_until_a_start_is_confirmed,
+            passages_go_one_at_a_time_and_show_what_came_before_them,
+            what_ends_counts_as_ended_after_the_last_passage_was_sent
         );
     };
     ($journal:expr, $($name:ident),*) => {

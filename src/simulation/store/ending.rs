@@ -92,16 +92,17 @@ impl Store {
 
     fn apply(&mut self, now: Timestamp, request: RequestSeq, decision: Decision) {
         let turn = if matches!(decision, Decision::Requeue(_)) { self.take_turn() } else { 0 };
+        let settled_at = self.not_before_a_passage(now);
         let row = self.requests.get_mut(&request).expect("it was checked");
         let state = row.state.next(observation(&decision)).expect("it was checked");
         let (cause, next) = match decision {
             Decision::Final(event) => {
-                row.end(now, state);
+                row.end(now, settled_at, state);
                 let (account, id) = (row.account, row.id.clone());
                 return self.add_event(account, id, event);
             }
             Decision::Found { event, written_by } => {
-                row.end(now, state);
+                row.end(now, settled_at, state);
                 row.note(now, "recorded", recorded_by(written_by));
                 let (account, id) = (row.account, row.id.clone());
                 return self.add_event(account, id, event);
@@ -125,11 +126,12 @@ impl Store {
         if copies.iter().any(|copy| !self.requests.contains_key(&copy.request)) {
             return Err(refused("confirm a copy", "there is no such request"));
         }
+        let settled_at = self.not_before_a_passage(now);
         for ConfirmedCopy { request, generation, kind, event } in copies {
             let row = self.requests.get_mut(&request).expect("it was checked");
             if row.state == kind.pending() && row.generation == generation {
                 let state = row.state.next(Observation::Confirmed).expect("what is pending can be confirmed");
-                row.end(now, state);
+                row.end(now, settled_at, state);
             }
             let (account, id) = (row.account, row.id.clone());
             self.add_event(account, id, event);
@@ -142,10 +144,11 @@ impl Store {
         if let Some(stray) = messages.iter().find(|message| !self.accounts.contains_key(&message.account)) {
             return Err(refused("note a refused message", format!("there is no account {}", stray.account)));
         }
+        let settled_at = self.not_before_a_passage(now);
         for RefusedMessage { id, account, body_hash, generation, cause, event } in messages {
             if !self.seqs.contains_key(&id) {
                 let mut row = RequestRow::new(id.clone(), account, generation, body_hash, now);
-                row.end(now, RequestState::Dead);
+                row.end(now, settled_at, RequestState::Dead);
                 row.first_failed_at = Some(now);
                 row.failure = Some(cause);
                 self.add_request(row);
@@ -188,6 +191,7 @@ impl Store {
         let old: Vec<RequestSeq> = old.map(|(seq, _)| *seq).take(limit as usize).collect();
         for (seq, row) in old.iter().filter_map(|seq| Some((*seq, self.requests.remove(seq)?))) {
             self.seqs.remove(&row.id);
+            self.record.forgotten.insert(row.id.clone(), row);
             self.transactions.retain(|_, transaction| transaction.requests.first != seq);
         }
         old.len() as u64

@@ -108,6 +108,7 @@ impl Store {
                 return Err(refused("begin a recovery", "the block is too late"));
             }
         }
+        self.adopt(recovery.begun_at, recovery.operator.clone());
         for RecoveredAccount { account, next_nonce, writes, .. } in accounts {
             let row = self.accounts.get_mut(&account).ok_or_else(|| refused("begin a recovery", "no such account"))?;
             row.next_nonce = row.next_nonce.max(Some(next_nonce));

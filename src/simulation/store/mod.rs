@@ -6,15 +6,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::journal::{AccountId, Instance, JournalError, Lease, OutboxRow, Recovery, ReplyAddress, RequestSeq};
+use crate::journal::{
+    AccountId, Instance, JournalError, Lease, OutboxRow, Passage, Recovery, ReplyAddress, RequestSeq,
+};
 use crate::model::event::FinalTransaction;
 use crate::model::{
     Address, BodyHash, Cause, EventKind, Fee, Gas, Generation, Members, Message, Nonce, OrderKey, Purpose,
     RawTransaction, RecoveredWrite, RequestId, RequestState, SignedTransaction, Timestamp, TraceContext,
     TransactionState, Wei, Write,
 };
+use crate::simulation::store::identity::Identity;
 
 mod ending;
+mod identity;
 mod lanes;
 mod limits;
 mod mishaps;
@@ -50,6 +54,10 @@ pub(crate) struct Store {
     last_turn: i64,
     last_event: i64,
     last_attempt: u64,
+    identity: Identity,
+    /// Its database has a clock of its own.
+    pub(crate) has_clock: bool,
+    passages: Vec<Passage>,
     record: Record,
 }
 
@@ -172,6 +180,8 @@ pub(crate) struct Record {
     pub(crate) begun: Vec<Begun>,
     /// What was written by an owner after another had taken the account over.
     pub(crate) late_writes: Vec<Lease>,
+    /// Requests that were pruned, as they were then.
+    pub(crate) forgotten: BTreeMap<RequestId, RequestRow>,
 }
 
 /// A new transaction, and the true time.
@@ -213,12 +223,33 @@ impl Store {
         &self.requests
     }
 
+    /// Another journal, with the same accounts.
+    pub(crate) fn emptied(&self) -> Self {
+        let accounts = self.accounts.iter().map(|(id, row)| {
+            let row = AccountRow { next_nonce: None, owner: None, leased_until: Timestamp(0), ..row.clone() };
+            (*id, row)
+        });
+        Self { accounts: accounts.collect(), ..Self::default() }
+    }
+
     pub(crate) fn request(&self, id: &RequestId) -> Option<&RequestRow> {
         self.requests.get(self.seqs.get(id)?)
     }
 
     pub(crate) fn transactions(&self) -> &BTreeMap<(AccountId, Nonce), TransactionRow> {
         &self.transactions
+    }
+
+    /// The request, also one that was forgotten.
+    pub(crate) fn ever(&self, id: &RequestId) -> Option<&RequestRow> {
+        self.request(id).or_else(|| self.record.forgotten.get(id))
+    }
+
+    /// A message of it that is published now comes to a journal that knows it: no passage was sent since its end.
+    pub(crate) fn protects(&self, id: &RequestId) -> bool {
+        let Some(row) = self.request(id) else { return !self.record.forgotten.contains_key(id) };
+        let newest = self.passages.last().map(|passage| passage.state.published_at);
+        row.settled_at.is_none_or(|settled_at| newest.is_none_or(|newest| settled_at >= newest))
     }
 
     /// Every attempt that the journal still holds, with the request it is for, by nonce.
@@ -265,10 +296,10 @@ impl RequestRow {
     }
 
     /// Into a state whose deliveries may be acked: no copy is made of it any more.
-    fn end(&mut self, now: Timestamp, state: RequestState) {
+    fn end(&mut self, now: Timestamp, settled_at: Timestamp, state: RequestState) {
         self.state = state;
         self.changed_at = now;
-        self.settled_at = Some(now);
+        self.settled_at = Some(settled_at);
         self.message = None;
         if let Some(write) = &mut self.write
             && state.is_over()

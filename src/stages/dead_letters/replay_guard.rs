@@ -132,7 +132,12 @@ pub async fn publish(work: &dyn WorkQueue, copy: Message) -> Result<CopyAnswer, 
         Err(error @ (PublishError::Returned { .. } | PublishError::Refused { .. })) => {
             Ok(CopyAnswer::Refused(error.to_string()))
         }
-        Err(error @ (PublishError::NotConnected | PublishError::Timeout | PublishError::Channel(_))) => Err(error),
+        Err(
+            error @ (PublishError::NotConnected
+            | PublishError::NotServing
+            | PublishError::Timeout
+            | PublishError::Channel(_)),
+        ) => Err(error),
     }
 }
 

@@ -37,7 +37,7 @@ impl Term<'_> {
     /// is signed already is the better probe, since it has to be sent anyway; it shows nothing about estimates.
     pub(super) fn may_try(&self) -> bool {
         if self.fails_for_outage() {
-            return true;
+            return self.context.signals.serves();
         }
         let has_probe = || self.flight.not_included().any(|transaction| !transaction.is_pooled());
         // No broadcast shows that nodes estimate again.
@@ -46,7 +46,9 @@ impl Term<'_> {
     }
 
     pub(super) fn may_sign(&self) -> bool {
-        self.foreign.allows_signing() && self.gate.may_sign(self.view.head().is_some()).is_ok()
+        self.context.signals.serves()
+            && self.foreign.allows_signing()
+            && self.gate.may_sign(self.view.head().is_some()).is_ok()
     }
 
     /// Returns whether requests without a transaction fail because something is away: only where the operator asks for that.
@@ -143,6 +145,9 @@ impl Term<'_> {
     /// With an outage, what is signed here does not show that a pause is over.
     async fn sign_ready(&mut self, usage: Option<&Usage>, has_outage: bool) -> Result<(), JournalError> {
         let Some(first) = self.next_nonce.filter(|_| !self.queue.ready().is_empty()) else { return Ok(()) };
+        if self.has_written_among_ready().await? {
+            return self.compare_again().await;
+        }
         let Some(fee) = self.quote() else { return Ok(()) };
         self.refuse_too_dear(fee).await;
         let affordable = self.affordable(fee, self.flight.room().min(ROUND)).await;
@@ -226,6 +231,8 @@ impl Term<'_> {
     /// the nonce of what is signed is cancelled by [`Self::resend_and_replace`]. Crash before settle has stored the end: the
     /// cancellation still stands there.
     pub(super) async fn apply_cancellations(&mut self) -> Result<(), JournalError> {
+        // A journal behind the chain may hold as accepted what is written.
+        let serves = self.context.signals.serves();
         let cancellations = self.context.journal.cancellations(self.lease.account).await?;
         self.queue.retain_cancelled(|request| cancellations.iter().any(|one| one.request.seq == request));
         let Some(written) = self.cancelled_and_written(&cancellations).await? else { return Ok(()) };
@@ -237,7 +244,8 @@ impl Term<'_> {
                     warn!(request.id = %request.id, tx.nonce = %transaction.nonce, cause = detail, "an operator wants this write no more; its nonce is cancelled unless it lands first");
                     transaction.cancel_cause = Some(Cause::new(Reason::Cancelled, detail));
                 }
-            } else if state == RequestState::Accepted
+            } else if serves
+                && state == RequestState::Accepted
                 // Settle may have yet to store how it ended.
                 && !self.queue.is_ruled(&request)
                 && self.queue.cancel(request.seq, &self.context.settings.batching)

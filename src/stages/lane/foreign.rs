@@ -21,11 +21,8 @@ use tracing::{info, warn};
 use crate::chain::follow::history::writes_of;
 use crate::chain::follow::nonce_taker::Taker;
 use crate::chain::{BlockTag, ChainError, CountAt};
-use crate::journal::{Cancellation, ForeignUse, JournalError, QueuedRequest};
-use crate::model::{
-    BlockNumber, BodyHash, Cause, Nonce, PauseReason, Reason, RecoveredWrite, RequestId, RequestState, TxHash,
-};
-use crate::stages::lane::conclude;
+use crate::journal::{ForeignUse, JournalError};
+use crate::model::{BlockNumber, Nonce, PauseReason, RecoveredWrite};
 use crate::stages::lane::term::{StepError, Term};
 
 /// Nonces whose takers are searched for in one poll.
@@ -56,7 +53,7 @@ enum Wait {
 /// What a term knows of foreign use.
 #[derive(Debug)]
 pub(super) struct Foreign {
-    known: ForeignUse,
+    pub(super) known: ForeignUse,
     /// Transactions below it are another program's, says an operator.
     below: Nonce,
     /// The account's count was compared with the next nonce.
@@ -88,7 +85,7 @@ impl Foreign {
         self.known.behind.is_some()
     }
 
-    fn is_recovering(&self) -> bool {
+    pub(super) fn is_recovering(&self) -> bool {
         self.known.recovery.is_some()
     }
 
@@ -259,12 +256,12 @@ impl Term<'_> {
         Ok(())
     }
 
-    async fn remember(&self, takers: &[Taker], at_least: Nonce) -> Result<Nonce, JournalError> {
+    pub(super) async fn remember(&self, takers: &[Taker], at_least: Nonce) -> Result<Nonce, JournalError> {
         let writes = takers.iter().flat_map(|taker| self.writes_of(taker)).collect();
         self.context.journal.record_foreign(&self.lease, writes, at_least).await
     }
 
-    fn writes_of(&self, taker: &Taker) -> Vec<RecoveredWrite> {
+    pub(super) fn writes_of(&self, taker: &Taker) -> Vec<RecoveredWrite> {
         let Some(sent) = taker.sent.as_ref().filter(|sent| sent.nonce >= self.foreign.below) else { return Vec::new() };
         writes_of(sent, self.account(), taker.inclusion.block_number, &self.context.settings.batching)
     }
@@ -319,142 +316,4 @@ impl Term<'_> {
         }
         Ok(())
     }
-
-    /// Compares all that waits for a nonce with what is remembered.
-    async fn compare_again(&mut self) -> Result<(), JournalError> {
-        self.foreign.known.has_writes = true;
-        self.queue.unready(&self.context.settings.batching);
-        self.compare_with_foreign().await
-    }
-
-    /// Compares what was fetched with the calls of transactions that the journal has no row for.
-    pub(super) async fn compare_with_foreign(&mut self) -> Result<(), JournalError> {
-        if !self.foreign.known.has_writes || self.queue.fetched().is_empty() {
-            return Ok(());
-        }
-        let hashes = self.queue.fetched().iter().map(|fetched| BodyHash::of(fetched.request.calldata())).collect();
-        let found = self.context.journal.recovered_writes(hashes).await?;
-        if found.is_empty() {
-            return Ok(());
-        }
-        if self.foreign.is_recovering() {
-            return self.set_written_aside(&found).await;
-        }
-        let requests = self.queue.fetched().iter().map(|fetched| &fetched.request);
-        let equal = requests.filter_map(|request| Some((request.id.clone(), equal_call(request, &found)?))).next();
-        match equal {
-            Some((request, write)) => self.stop_behind(&request, &write).await,
-            None => Ok(()),
-        }
-    }
-
-    /// Rules on what was fetched and has its calldata in the chain. What an operator has sent back since the recovery began
-    /// is decided; a header alone, which any producer may set, decides nothing.
-    async fn set_written_aside(&mut self, found: &[RecoveredWrite]) -> Result<(), JournalError> {
-        let requests = self.queue.fetched().iter().map(|fetched| fetched.request.id.clone());
-        let decided = self.context.journal.decided(requests.collect()).await?;
-        let mut rulings = Vec::new();
-        for fetched in self.queue.take_fetched() {
-            let hash = BodyHash::of(fetched.request.calldata());
-            match found.iter().find(|write| write.data_hash == hash && !decided.contains(&fetched.request.id)) {
-                Some(write) => rulings.push(conclude::failed(&self.lease, fetched.request, maybe_written(write))),
-                None => self.queue.add_fetched([fetched]),
-            }
-        }
-        self.rule(rulings).await;
-        Ok(())
-    }
-
-    /// Returns which of these requests may be written already, of those that have no nonce, with the cause. `None` where
-    /// nothing may be ruled on now: a dead letter says that nothing of the request has landed.
-    pub(super) async fn cancelled_and_written(
-        &mut self,
-        cancellations: &[Cancellation],
-    ) -> Result<Option<Vec<(RequestId, Cause)>>, JournalError> {
-        let waiting = cancellations.iter().filter(|one| one.state == RequestState::Accepted).map(|one| &one.request);
-        let waiting: Vec<_> = waiting.collect();
-        if waiting.is_empty() {
-            return Ok(Some(Vec::new()));
-        }
-        if !self.foreign.allows_signing() {
-            return Ok(None);
-        }
-        if !self.foreign.known.has_writes {
-            return Ok(Some(Vec::new()));
-        }
-        let hashes = waiting.iter().map(|request| BodyHash::of(request.calldata())).collect();
-        let found = self.context.journal.recovered_writes(hashes).await?;
-        let is_recovering = self.foreign.is_recovering();
-        let mut written = Vec::new();
-        for request in waiting {
-            let hash = BodyHash::of(request.calldata());
-            if is_recovering {
-                let write = found.iter().find(|write| write.data_hash == hash);
-                written.extend(write.map(|write| (request.id.clone(), maybe_written(write))));
-            } else if let Some(write) = equal_call(request, &found) {
-                self.stop_behind(&request.id, &write).await?;
-                return Ok(None);
-            }
-        }
-        Ok(Some(written))
-    }
-
-    /// Invariant 14: stops all lanes before anything is signed. Only an operator can know what was written.
-    async fn stop_behind(&mut self, request: &RequestId, write: &RecoveredWrite) -> Result<(), JournalError> {
-        let RecoveredWrite { tx_hash, nonce, block_number, .. } = write;
-        let detail = format!(
-            "transaction {tx_hash} of {}, nonce {nonce} in block {block_number}, asks for what request {request} asks for, and \
-             the journal does not know it: the journal is older than the chain, or not the only one. Stop the workers and run \
-             `chainwriter recover`",
-            self.account()
-        );
-        self.context.journal.record_behind(&self.lease, detail.clone()).await?;
-        self.gate.pause(PauseReason::JournalIsBehind, detail.clone());
-        self.foreign.known.behind = Some(detail);
-        Ok(())
-    }
-
-    /// Remembers what foreign transactions called that took nonces of ours, and returns those whose nonces are to be given
-    /// up. Crash before the nonces are closed: the same is found again. A transaction that asks for what the nonce's own
-    /// request asks for is that request's, written with a newer journal: it gets no other nonce.
-    pub(super) async fn remember_takers(
-        &mut self,
-        takers: Vec<(Nonce, Taker)>,
-    ) -> Result<Vec<(Nonce, TxHash)>, JournalError> {
-        let (mut known, mut given_up) = (Vec::new(), Vec::new());
-        for (nonce, taker) in takers {
-            let writes = self.writes_of(&taker);
-            let live = self.flight.get(nonce).filter(|_| !self.foreign.is_recovering());
-            let requests = live.into_iter().flat_map(|live| live.payload.requests.iter());
-            let equal = requests.filter_map(|request| Some((request.id.clone(), equal_call(request, &writes)?))).next();
-            if let Some((request, write)) = equal {
-                self.stop_behind(&request, &write).await?;
-                break;
-            }
-            given_up.push((nonce, taker.inclusion.tx_hash));
-            known.push(taker);
-        }
-        if known.iter().any(|taker| taker.sent.is_some()) {
-            self.remember(&known, Nonce(0)).await?;
-            self.compare_again().await?;
-        }
-        Ok(given_up)
-    }
-}
-
-fn maybe_written(write: &RecoveredWrite) -> Cause {
-    let RecoveredWrite { tx_hash, block_number, .. } = write;
-    let detail = format!(
-        "transaction {tx_hash} in block {block_number} has the same calldata, and the journal has no row for it"
-    );
-    Cause::new(Reason::MaybeWritten, detail)
-}
-
-/// Returns the call that is just what the request asks for.
-fn equal_call(request: &QueuedRequest, writes: &[RecoveredWrite]) -> Option<RecoveredWrite> {
-    let hash = BodyHash::of(request.calldata());
-    let is_equal = |write: &&RecoveredWrite| {
-        write.data_hash == hash && write.to == request.write.to && write.value == request.write.value
-    };
-    writes.iter().find(is_equal).cloned()
 }

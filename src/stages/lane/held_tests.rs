@@ -150,7 +150,7 @@ async fn a_call_that_the_node_never_simulates_fails_alone_after_some_tries() {
         term.fill().await.unwrap();
         work(&mut term, 3).await;
         assert_eq!((signed(&term), paused(&term)), (vec!["a".to_owned(), "b".to_owned()], None), "{text:?}");
-        work(&mut term, 60).await;
+        work(&mut term, 180).await;
         assert_eq!(held(&bench, &term), [], "{text:?}");
         let rounds = bench.chain.change(|state| state.rounds.clone());
         assert!(
@@ -206,7 +206,7 @@ async fn with_retries_for_outages_one_hanging_call_fails_no_other() {
     estimate(&bench, "hangs", None);
     let mut term = bench.term().await;
     term.fill().await.unwrap();
-    work(&mut term, 90).await;
+    work(&mut term, 180).await;
     assert_eq!(signed(&term).len(), 2);
     drop(term);
     let failed = failures(&mut bench);

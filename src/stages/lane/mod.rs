@@ -62,6 +62,7 @@ mod gate;
 mod in_flight;
 mod lapses;
 mod learnt;
+mod maybe_written;
 mod nonce_gaps;
 mod payload;
 mod queue;

@@ -17,6 +17,7 @@ use crate::policy::fee::FeeRules;
 use crate::policy::finality::FinalityRule;
 use crate::policy::limits::{Limit, Limits};
 use crate::policy::permits::Permits;
+use crate::stages::claim::Serving;
 
 /// What an outage does to requests that have no transaction yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,13 +174,16 @@ pub struct LaneSignals {
     pub lease: watch::Sender<Option<Lease>>,
     /// It takes requests, or another instance does.
     pub is_open: watch::Sender<bool>,
+    /// Whether this journal serves the queue: before that nothing new is signed.
+    pub serving: watch::Receiver<Serving>,
     pub beat: Heartbeat,
     pub meter: LaneMeter,
 }
 
 impl LaneSignals {
-    pub fn new(meter: LaneMeter) -> Self {
+    pub fn new(meter: LaneMeter, serving: watch::Receiver<Serving>) -> Self {
         Self {
+            serving,
             wake: Arc::default(),
             is_assigned: watch::Sender::new(None),
             is_cut_off: watch::Sender::new(false),
@@ -191,6 +195,10 @@ impl LaneSignals {
             beat: Heartbeat::default(),
             meter,
         }
+    }
+
+    pub(super) fn serves(&self) -> bool {
+        *self.serving.borrow() == Serving::Serves
     }
 
     /// Publishes how the lane stands, to those for whom that is new.

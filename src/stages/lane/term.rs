@@ -263,9 +263,10 @@ impl<'l> Term<'l> {
         self.context.journal.release_lease(&self.lease).await
     }
 
-    /// Signs, or pauses the lane until the signer has signed something. A journal that is behind signs nothing at all.
+    /// Signs, or pauses the lane until the signer has signed something. A journal that is behind signs nothing at all, and one
+    /// that does not serve the queue may be behind.
     pub(super) async fn sign_all(&mut self, unsigned: Vec<Traced<UnsignedTransaction>>) -> Option<Vec<RawTransaction>> {
-        if self.foreign.is_behind() {
+        if self.foreign.is_behind() || !self.context.signals.serves() {
             return None;
         }
         match self.context.signer.sign(unsigned).await {

@@ -18,6 +18,7 @@ use crate::policy::finality::FinalityRule;
 use crate::policy::limits::Limits;
 use crate::simulation::fakes::{ACCOUNT, FakeChain, FakeSigner, Part, failing_journal, journal};
 use crate::simulation::journal::MemoryJournal;
+use crate::stages::claim::Serving;
 use crate::stages::settle::inbox::{LaneVerdict, Ruling};
 
 mod foreign;
@@ -41,7 +42,7 @@ impl Bench {
         let set = set(journal.clone(), requests).await;
         let (chain, (settle, to_settle)) = (FakeChain::sent_in(&[]), mpsc::channel(99));
         let settings = settings(&set);
-        let signals = LaneSignals::new(LaneMeter::default());
+        let signals = LaneSignals::new(LaneMeter::default(), watch::channel(Serving::Serves).1);
         let context =
             Context { settings, chain: chain.clone(), signer: Arc::new(FakeSigner), journal, settle, signals };
         Self { context, chain, set, to_settle }
@@ -129,6 +130,31 @@ fn settings(set: &Set) -> LaneSettings {
 pub(super) fn newest(term: &Term<'_>, nonce: u64) -> (TxHash, Purpose) {
     let newest = term.flight.get(Nonce(nonce)).unwrap().newest();
     (newest.raw.hash, newest.purpose)
+}
+
+/// Invariant 14
+#[tokio::test(start_paused = true)]
+async fn a_journal_that_does_not_serve_the_queue_signs_nothing_and_sends_what_it_has_signed() {
+    let mut bench = Bench::new(&["a", "b"]).await;
+    let serving = watch::Sender::new(Serving::Waiting(String::new()));
+    bench.context.signals.serving = serving.subscribe();
+    let mut term = bench.term().await;
+    assert!(!term.can_fill());
+    term.fill().await.unwrap();
+    assert_eq!(term.flight.len(), 0);
+    assert!(bench.chain.change(|state| state.broadcasts.is_empty()));
+    serving.send_replace(Serving::Serves);
+    assert!(term.can_fill());
+    term.fill().await.unwrap();
+    bench.answer(&mut term).await;
+    let (first, _) = newest(&term, 0);
+    serving.send_replace(Serving::Refused("another journal serves it".to_owned()));
+    tokio::time::advance(Duration::from_secs(3600)).await;
+    term.poll().await.unwrap();
+    bench.answer(&mut term).await;
+    assert_eq!(newest(&term, 0).0, first, "it is not replaced");
+    let sent = bench.chain.change(|state| state.broadcasts.clone());
+    assert!(sent.len() > 1 && sent.last().unwrap().contains(&first), "{sent:?}");
 }
 
 /// Invariants 1 and 4

@@ -7,6 +7,7 @@ mod crashes;
 mod duplicates;
 mod messages;
 mod poison;
+mod producers;
 pub mod refusals;
 mod republish;
 mod retries;

@@ -4,4 +4,5 @@ mod behind;
 pub mod databases;
 mod failures;
 pub mod instances;
+mod marker;
 mod recovery;

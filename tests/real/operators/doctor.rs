@@ -138,9 +138,10 @@ async fn rights_that_a_worker_lacks_are_named() {
     grant("^acme\\.writes\\.(retry|dead)$", "^nothing$").await;
     let (code, text) = doctor(&home).await;
     assert_eq!(code, 69, "{text}");
-    let lacking = format!("the user may not read queue {QUEUE}, not write exchange {EVENTS};");
+    let lacking =
+        format!("the user may not read queue {QUEUE}, not read queue {QUEUE}.journal, not write exchange {EVENTS};");
     assert_line(&text, "fail  broker: ", &[&lacking, "rabbitmqctl set_permissions -p test-"]);
-    grant("^acme\\.writes\\.(retry|dead|events)$", "^acme\\.writes$").await;
+    grant("^acme\\.writes\\.(retry|dead|events)$", "^acme\\.writes(\\.journal)?$").await;
     let (code, text) = doctor(&home).await;
     assert_eq!(code, 0, "{text}");
     assert_line(&text, "note  broker: this user may not see the settings of", &["queue acme.writes.wait.5s"]);

@@ -6,7 +6,7 @@ mod dead_letters;
 mod doctor;
 #[cfg(feature = "otlp")]
 mod exported;
-mod host;
+pub mod host;
 mod limits;
 mod observing;
 mod policy;

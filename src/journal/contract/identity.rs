@@ -1,0 +1,93 @@
+//! The part of the set about which journal this is, and about passages through the work queue.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::journal::contract::{set, succeeded};
+use crate::journal::{Journal, NewStart, RecoveredAccount, Recovery};
+use crate::model::{Address, BlockNumber, JournalId, Nonce, StartToken, Timestamp};
+
+fn new_start(token: &str) -> NewStart {
+    NewStart {
+        journal: JournalId(format!("journal-of-{token}")),
+        token: StartToken(token.to_owned()),
+        worker: "acme/a".to_owned(),
+        host: "one".to_owned(),
+        at: Timestamp(5),
+    }
+}
+
+pub(crate) async fn starts_are_counted_and_known_by_their_tokens(journal: Arc<dyn Journal>) {
+    let first = journal.begin_start(new_start("a")).await.unwrap();
+    let second = journal.begin_start(new_start("b")).await.unwrap();
+    assert_eq!((first.number, second.number), (1, 2));
+    assert_eq!(second.journal, first.journal, "the first start gives the journal its id");
+    assert_eq!(second.token, StartToken("b".to_owned()));
+    for (number, token, is_known) in
+        [(1, "a", true), (2, "b", true), (1, "b", false), (3, "a", false), (u64::MAX, "a", false)]
+    {
+        let standing = journal.claim_standing(Some((number, StartToken(token.to_owned())))).await.unwrap();
+        assert_eq!(standing.knows_start, is_known, "{number} {token}");
+        assert_eq!((standing.journal, standing.has_requests), (first.journal.clone(), false));
+    }
+    journal.confirm_start(&second).await.unwrap();
+    let standing = journal.claim_standing(Some((1, StartToken("a".to_owned())))).await.unwrap();
+    assert!(standing.knows_start, "the marker may be an earlier one");
+    let set = set(journal, &["a"]).await;
+    assert!(set.journal.claim_standing(None).await.unwrap().has_requests);
+}
+
+pub(crate) async fn an_adoption_stands_until_a_start_is_confirmed(journal: Arc<dyn Journal>) {
+    assert_eq!(journal.claim_standing(None).await.unwrap().adopted_by, None);
+    journal.adopt("eve".to_owned()).await.unwrap();
+    let start = journal.begin_start(new_start("a")).await.unwrap();
+    let standing = journal.claim_standing(None).await.unwrap();
+    assert_eq!((standing.adopted_by.as_deref(), &standing.journal), (Some("eve"), &start.journal));
+    journal.confirm_start(&start).await.unwrap();
+    assert_eq!(journal.claim_standing(None).await.unwrap().adopted_by, None);
+    let account = journal.account(1, Address([7; 20])).await.unwrap();
+    let (from_block, to_block) = (BlockNumber(1), BlockNumber(2));
+    let recovery = Recovery { begun_at: Timestamp(6), operator: "bob".to_owned(), from_block, to_block };
+    let accounts = vec![RecoveredAccount { account, first_nonce: Nonce(0), next_nonce: Nonce(3), writes: Vec::new() }];
+    journal.begin_recovery(recovery, accounts).await.unwrap();
+    let standing = journal.claim_standing(None).await.unwrap();
+    assert_eq!(standing.adopted_by.as_deref(), Some("bob"), "the lost journal's marker is still there");
+}
+
+pub(crate) async fn passages_go_one_at_a_time_and_show_what_came_before_them(journal: Arc<dyn Journal>) {
+    let begin = async |token: &str, at, after: Option<&str>| {
+        journal.begin_passage(token.to_owned(), Timestamp(at), after.map(str::to_owned)).await.unwrap()
+    };
+    let up_to = async || journal.proof().await.unwrap().taken_in_up_to;
+    assert_eq!(journal.proof().await.unwrap().newest, None);
+    assert!(begin("a", 100, None).await);
+    assert!(!begin("x", 101, None).await, "another instance was faster");
+    let newest = journal.proof().await.unwrap().newest.unwrap();
+    assert_eq!((newest.token.as_str(), newest.state.is_confirmed, newest.state.passed_at), ("a", false, None));
+    journal.confirm_passage("a").await.unwrap();
+    assert!(journal.proof().await.unwrap().newest.unwrap().state.is_confirmed);
+    assert!(!journal.end_passage("x", Timestamp(150)).await.unwrap(), "a producer made it up");
+    assert!(journal.end_passage("a", Timestamp(150)).await.unwrap());
+    assert!(journal.end_passage("a", Timestamp(170)).await.unwrap(), "the broker delivered it twice");
+    assert_eq!(journal.proof().await.unwrap().newest.unwrap().state.passed_at, Some(Timestamp(150)));
+    assert_eq!(up_to().await, None, "a consumer may have held something");
+    assert!(begin("b", 200, Some("a")).await);
+    assert_eq!(up_to().await, None);
+    assert!(begin("c", 300, Some("b")).await, "that one is lost");
+    assert!(journal.end_passage("c", Timestamp(350)).await.unwrap());
+    assert_eq!(up_to().await, Some(Timestamp(100)));
+    assert!(begin("d", 400, Some("c")).await);
+    assert!(journal.end_passage("d", Timestamp(450)).await.unwrap());
+    assert_eq!(up_to().await, Some(Timestamp(300)));
+}
+
+/// A clock that is wrong by weeks while requests end.
+pub(crate) async fn what_ends_counts_as_ended_after_the_last_passage_was_sent(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a"]).await;
+    let sent = Timestamp::now().after(Duration::from_secs(30 * 86_400));
+    assert!(set.journal.begin_passage("p".to_owned(), sent, None).await.unwrap());
+    set.sign(0, 0).await.unwrap();
+    set.journal.settle(&set.lease, vec![succeeded(set.seq(0), 0, "a")]).await.unwrap();
+    assert_eq!(set.journal.prune(sent, 10).await.unwrap(), 0);
+    assert_eq!(set.journal.prune(sent.after(Duration::from_millis(1)), 10).await.unwrap(), 1);
+}

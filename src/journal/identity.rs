@@ -1,0 +1,110 @@
+//! Which journal this is: its id, and the starts of instances that it has counted. The broker's marker names one of them.
+
+use async_trait::async_trait;
+
+use crate::journal::columns::{Columns, optional_text, text, to_i64, unsigned};
+use crate::journal::database::{Database, SqlJournal, Statements, values};
+use crate::journal::error::Result;
+use crate::model::{JournalId, Start, StartToken, Timestamp};
+use crate::policy::marker::Standing;
+
+/// Starts that are kept before the last one that the broker has confirmed.
+const KEPT_STARTS: i64 = 100;
+/// Starts that are kept at most: that many in a row ended before the broker confirmed one.
+const MOST_STARTS: i64 = 100_000;
+
+/// A start that is to be counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewStart {
+    /// Becomes the journal's id if it has none yet.
+    pub journal: JournalId,
+    pub token: StartToken,
+    pub worker: String,
+    pub host: String,
+    pub at: Timestamp,
+}
+
+#[async_trait]
+pub trait Identities: Send + Sync {
+    /// Counts a start of an instance, durably, before the broker is notified of it: the broker is never ahead of a good journal.
+    async fn begin_start(&self, new: NewStart) -> Result<Start>;
+    /// Returns what the journal knows now, and whether it has counted this start of a marker.
+    async fn claim_standing(&self, found: Option<(u64, StartToken)>) -> Result<Standing>;
+    /// Records that the broker has a marker with this start. An adoption is over with it.
+    async fn confirm_start(&self, start: &Start) -> Result<()>;
+    /// Lets the next start take the queue over from whichever journal serves it.
+    async fn adopt(&self, operator: String) -> Result<()>;
+}
+
+#[async_trait]
+impl<D: Database> Identities for SqlJournal<D> {
+    async fn begin_start(&self, new: NewStart) -> Result<Start> {
+        self.write(new, |connection, new| Box::pin(begin_start(connection, new))).await
+    }
+
+    async fn claim_standing(&self, found: Option<(u64, StartToken)>) -> Result<Standing> {
+        self.snapshot(found, |connection, found| Box::pin(claim_standing(connection, found.as_ref()))).await
+    }
+
+    async fn confirm_start(&self, start: &Start) -> Result<()> {
+        self.write_repeatably(start.clone(), |connection, start| Box::pin(confirm_start(connection, start))).await
+    }
+
+    async fn adopt(&self, operator: String) -> Result<()> {
+        self.write_repeatably(operator, |connection, operator| Box::pin(adopt(connection, operator))).await
+    }
+}
+
+async fn begin_start(connection: &dyn Statements, new: &NewStart) -> Result<Start> {
+    const DOING: &str = "count a start";
+    let NewStart { journal: JournalId(journal), token: StartToken(token), worker, host, at } = new;
+    let make = "INSERT INTO identity (one, id, made_at, starts) VALUES (1, $1, $2, 0) ON CONFLICT DO NOTHING";
+    connection.execute(DOING, make, &values![journal, at.0]).await?;
+    let count = "UPDATE identity SET starts = starts + 1 RETURNING id, starts";
+    let (journal, number) = connection
+        .one(DOING, count, &[], |row| {
+            Ok((JournalId(text(row, "identity", "id")?.into_owned()), unsigned(row, "identity", "starts")?))
+        })
+        .await?;
+    let counted = to_i64("a start", number)?;
+    let insert = "INSERT INTO starts (number, token, at, worker, host) VALUES ($1, $2, $3, $4, $5)";
+    connection.execute(DOING, insert, &values![counted, token, at.0, worker, host]).await?;
+    connection.execute(DOING, "DELETE FROM starts WHERE number <= $1", &values![counted - MOST_STARTS]).await?;
+    Ok(Start { journal, number, token: new.token.clone() })
+}
+
+async fn claim_standing(connection: &dyn Statements, found: Option<&(u64, StartToken)>) -> Result<Standing> {
+    const DOING: &str = "read which journal this is";
+    let identity = |row: &dyn Columns| {
+        let journal = JournalId(text(row, "identity", "id")?.into_owned());
+        Ok((journal, optional_text(row, "identity", "adopted_by")?))
+    };
+    let select = "SELECT id, adopted_by FROM identity";
+    let (journal, adopted_by) =
+        connection.row(DOING, select, &[], identity).await?.unwrap_or((JournalId(String::new()), None));
+    let mut knows_start = false;
+    if let Some((number, StartToken(token))) = found {
+        let select = "SELECT 1 FROM starts WHERE number = $1 AND token = $2";
+        // No start of ours has a number beyond 64 bits.
+        let number = i64::try_from(*number).unwrap_or(-1);
+        knows_start = connection.row(DOING, select, &values![number, token], |_| Ok(())).await?.is_some();
+    }
+    let has_requests = connection.row(DOING, "SELECT 1 FROM requests LIMIT 1", &[], |_| Ok(())).await?.is_some();
+    Ok(Standing { journal, knows_start, has_requests, adopted_by })
+}
+
+async fn confirm_start(connection: &dyn Statements, start: &Start) -> Result<()> {
+    const DOING: &str = "record the broker's marker";
+    connection.execute(DOING, "UPDATE identity SET adopted_by = NULL WHERE adopted_by IS NOT NULL", &[]).await?;
+    let old = to_i64("a start", start.number)?.saturating_sub(KEPT_STARTS);
+    connection.execute(DOING, "DELETE FROM starts WHERE number < $1", &values![old]).await.map(drop)
+}
+
+/// Lets the next start take the queue over, in the transaction of the caller. A journal without an id gets one.
+pub async fn adopt(connection: &dyn Statements, operator: &String) -> Result<()> {
+    const DOING: &str = "adopt the queue";
+    let make = "INSERT INTO identity (one, id, made_at, starts) VALUES (1, $1, $2, 0) ON CONFLICT DO NOTHING";
+    let id = crate::model::ids::unique();
+    connection.execute(DOING, make, &values![id, Timestamp::now().0]).await?;
+    connection.execute(DOING, "UPDATE identity SET adopted_by = $1", &values![operator]).await.map(drop)
+}
