@@ -102,6 +102,12 @@ impl HeldDeliveries {
         })
     }
 
+    /// Releases the deliveries that would be accepted if they came now: a copy that an operator sent back came while its
+    /// request was still open, and that has ended as a dead letter since.
+    pub(super) fn release_acceptable(&mut self, id: &RequestId, known: &Known) -> Vec<AckToken> {
+        self.release(id, |held| decide(Some(known), held.generation, known.body_hash, true) == Verdict::Accept)
+    }
+
     fn release(&mut self, id: &RequestId, is_settled: impl Fn(&Held) -> bool) -> Vec<AckToken> {
         let Some(held) = self.0.remove(id) else { return Vec::new() };
         let (settled, kept): (Vec<_>, Vec<_>) = held.into_iter().partition(is_settled);
@@ -141,7 +147,8 @@ mod tests {
         };
         type Release = Box<dyn Fn(&mut HeldDeliveries) -> Vec<AckToken>>;
         let settled = |known: Known| -> Release { Box::new(move |held| held.release_settled(&id("a"), &known)) };
-        let rows: [(&str, Release, usize); 8] = [
+        let acceptable = |known: Known| -> Release { Box::new(move |held| held.release_acceptable(&id("a"), &known)) };
+        let rows: [(&str, Release, usize); 10] = [
             ("all", Box::new(|held| held.release_all(&id("a"))), 3),
             ("all of another", Box::new(|held| held.release_all(&id("b"))), 0),
             ("before the retry", Box::new(|held| held.release_before(&id("a"), generation(0, 1))), 1),
@@ -150,6 +157,8 @@ mod tests {
             ("open", settled(known(RequestState::Writing, 0, 0)), 0),
             ("final", settled(known(RequestState::Final, 1, 0)), 3),
             ("retry 1 waits", settled(known(RequestState::RetryWaiting, 0, 1)), 1),
+            ("open, and a replay came", acceptable(known(RequestState::Writing, 0, 0)), 0),
+            ("dead, and a replay came", acceptable(known(RequestState::Dead, 0, 1)), 1),
         ];
         for (name, release, expected) in rows {
             let mut held = held();

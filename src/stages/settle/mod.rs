@@ -351,14 +351,15 @@ impl Settle {
         self.ended.iter().for_each(|lane| lane.notify_one());
     }
 
-    /// Acks what other instances settled, and parks what is held for too long.
+    /// Acks what other instances settled, gives back what is to be accepted now, and parks what is held for too long.
     async fn sweep(&mut self) -> Result<(), JournalError> {
         self.held.drop_ended_sessions();
-        let mut tokens = Vec::new();
+        let (mut tokens, mut again) = (Vec::new(), Vec::new());
         let due = self.held.due();
         if !due.is_empty() {
             for (id, known) in self.journal.standings(due).await? {
                 tokens.extend(self.held.release_settled(&id, &known));
+                again.extend(self.held.release_acceptable(&id, &known));
             }
         }
         for id in self.held.held_for(self.settings.max_hold) {
@@ -367,6 +368,8 @@ impl Settle {
             }
         }
         ack(&self.meter, tokens).await;
+        // The broker delivers them again, and intake accepts them.
+        join_all(again.into_iter().map(AckToken::requeue)).await;
         Ok(())
     }
 }
