@@ -106,8 +106,8 @@ impl Term<'_> {
             let cost = highest_cost(transaction);
             match funds {
                 None => transaction.forgive_unpaid(),
-                // What is in blocks soon may leave enough.
-                Some(funds) if cost <= funds.balance && funds.committed > funds.balance => {}
+                // What is in blocks soon may leave enough. Those after the next nonce never are before it.
+                Some(funds) if cost <= funds.balance && funds.committed > funds.balance && !transaction.is_next() => {}
                 // It costs more than the account has, or more than its gas and value by rules of the chain's own.
                 Some(_) => transaction.record_unpaid(&text, Instant::now()),
             }

@@ -227,6 +227,11 @@ impl InFlight {
         self.was_taken
     }
 
+    /// Returns whether it can be in the next block, as far as nonces go.
+    pub(super) fn is_next(&self) -> bool {
+        self.is_next
+    }
+
     /// Returns whether a higher price might get it in: a node has the newest, or had it, and no block does.
     pub(super) fn waits_for_a_block(&self) -> bool {
         self.is_next && (self.is_pooled() || self.is_dropped())
