@@ -7,6 +7,9 @@ use crate::model::{BodyHash, Cause, Nonce, PauseReason, Reason, RecoveredWrite, 
 use crate::stages::lane::conclude;
 use crate::stages::lane::term::Term;
 
+const SENT_BACK: &str = "it was sent back, and by no operator since the recovery began: check whether the chain has an earlier \
+                         body of it, then send it back with `chainwriter dead replay` or `edit`";
+
 impl Term<'_> {
     /// Compares all that waits for a nonce with what is remembered.
     pub(super) async fn compare_again(&mut self) -> Result<(), JournalError> {
@@ -45,11 +48,11 @@ impl Term<'_> {
         }
         let hashes = self.queue.fetched().iter().map(|fetched| BodyHash::of(fetched.request.calldata())).collect();
         let found = self.context.journal.recovered_writes(hashes).await?;
-        if found.is_empty() {
-            return Ok(());
-        }
         if self.foreign.is_recovering() {
             return self.set_written_aside(&found).await;
+        }
+        if found.is_empty() {
+            return Ok(());
         }
         let requests = self.queue.fetched().iter().map(|fetched| &fetched.request);
         let equal = requests.filter_map(|request| Some((request.id.clone(), equal_call(request, &found)?))).next();
@@ -59,16 +62,23 @@ impl Term<'_> {
         }
     }
 
-    /// Rules on what was fetched and has its calldata in the chain. What an operator has sent back since the recovery began
-    /// is decided; a header alone, which any producer may set, decides nothing.
+    /// Rules on what was fetched and has its calldata in the chain, and on every replay: a body that was edited is in no chain,
+    /// and its request may be. What an operator has sent back since the recovery began is decided; a header alone, which any
+    /// producer may set, decides nothing.
     async fn set_written_aside(&mut self, found: &[RecoveredWrite]) -> Result<(), JournalError> {
         let requests = self.queue.fetched().iter().map(|fetched| fetched.request.id.clone());
         let decided = self.context.journal.decided(requests.collect()).await?;
         let mut rulings = Vec::new();
         for fetched in self.queue.take_fetched() {
             let hash = BodyHash::of(fetched.request.calldata());
-            match found.iter().find(|write| write.data_hash == hash && !decided.contains(&fetched.request.id)) {
-                Some(write) => rulings.push(conclude::failed(&self.lease, fetched.request, maybe_written(write))),
+            let is_open = !decided.contains(&fetched.request.id);
+            let cause = match found.iter().find(|write| write.data_hash == hash) {
+                Some(write) => Some(maybe_written(write)),
+                None if fetched.request.generation.replay > 0 => Some(Cause::new(Reason::MaybeWritten, SENT_BACK)),
+                None => None,
+            };
+            match cause.filter(|_| is_open) {
+                Some(cause) => rulings.push(conclude::failed(&self.lease, fetched.request, cause)),
                 None => self.queue.add_fetched([fetched]),
             }
         }
