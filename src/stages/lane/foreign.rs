@@ -20,9 +20,9 @@ use tracing::{info, warn};
 
 use crate::chain::follow::history::writes_of;
 use crate::chain::follow::nonce_taker::Taker;
-use crate::chain::{BlockTag, ChainError, CountAt};
+use crate::chain::{BlockTag, Chain, ChainError, CountAt};
 use crate::journal::{ForeignUse, JournalError};
-use crate::model::{BlockNumber, Nonce, PauseReason, RecoveredWrite};
+use crate::model::{Address, BlockNumber, Nonce, PauseReason, RecoveredWrite};
 use crate::stages::lane::term::{StepError, Term};
 
 /// Nonces whose takers are searched for in one poll.
@@ -32,7 +32,8 @@ const UNPROVEN_AFTER: Duration = Duration::from_secs(60);
 /// New signing waits this long for what pools have and the journal does not know.
 const POOL_WAIT: Duration = Duration::from_secs(120);
 /// It waits this long for the lanes of other accounts to read what their accounts have written.
-const OTHERS_WAIT: Duration = Duration::from_secs(60);
+/// Longer than they wait for their pools.
+const OTHERS_WAIT: Duration = Duration::from_secs(150);
 
 /// A count above the next nonce, and since when.
 #[derive(Debug, Clone, Copy)]
@@ -105,6 +106,13 @@ impl Foreign {
             Some(_) | None => None,
         };
     }
+}
+
+/// Returns the highest count of the account's transactions that any endpoint shows, pending ones too.
+async fn pending_count(chain: &dyn Chain, account: Address) -> Result<Nonce, ChainError> {
+    let latest = chain.transaction_count(account, BlockTag::Latest).await?;
+    let pending = chain.counts(account, CountAt::Pending).await.into_iter().filter_map(|(_, count)| count.ok());
+    Ok(pending.fold(latest, Nonce::max))
 }
 
 impl Wait {
@@ -301,8 +309,9 @@ impl Term<'_> {
         }
         let (journal, chain) = (self.context.journal.as_ref(), self.context.chain.as_ref());
         let others = journal.other_nonces(self.lease.account).await?;
-        let counts = others.iter().map(|(other, _)| chain.transaction_count(*other, BlockTag::Latest));
-        let counts = join_all(counts).await.into_iter().collect::<Result<Vec<_>, ChainError>>()?;
+        // With what waits in the pools: it may be in a block before what is signed here.
+        let counts = join_all(others.iter().map(|(other, _)| pending_count(chain, *other))).await;
+        let counts = counts.into_iter().collect::<Result<Vec<_>, ChainError>>()?;
         // Counted before the nonces are read: what a lane signs meanwhile is no surprise.
         let nonces = if others.is_empty() { others } else { journal.other_nonces(self.lease.account).await? };
         let ahead = nonces.iter().zip(&counts).find(|((_, next), count)| *count > next);
