@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lapin::types::LongString;
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::types::{FieldTable, LongString};
 use lapin::uri::AMQPUri;
-use lapin::{Channel, Connection, ConnectionBuilder, ConnectionProperties, ErrorKind};
+use lapin::{Channel, Connection, ConnectionBuilder, ConnectionProperties, Consumer, ErrorKind, Queue};
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::broker::BrokerError;
@@ -21,7 +22,6 @@ pub enum UriSource {
     File(PathBuf),
 }
 
-/// How to reach and use the broker.
 #[derive(Debug, Clone)]
 pub struct BrokerSettings {
     pub uri: UriSource,
@@ -34,7 +34,6 @@ pub struct BrokerSettings {
     pub topology_mode: TopologyMode,
     /// For every call except those that wait for a publisher confirm.
     pub call_timeout: Duration,
-    /// For a publisher confirm.
     pub confirm_timeout: Duration,
     /// Mandatory publishes on their way at once.
     pub publish_channels: usize,
@@ -91,7 +90,7 @@ impl UriSource {
 /// # Errors
 /// [`BrokerError::Uri`], whose text leaves the address out.
 pub fn check_uri(text: &SecretString) -> Result<(), BrokerError> {
-    parse_uri(text).map(|_| ())
+    parse_uri(text).map(drop)
 }
 
 /// Parses an AMQP address, and adds a heartbeat if it has none.
@@ -112,19 +111,62 @@ fn parse_uri(text: &SecretString) -> Result<AMQPUri, BrokerError> {
 
 impl Connected {
     pub(super) async fn channel(&self) -> Result<Channel, BrokerError> {
-        let opened = self.within("open a channel", self.connection.create_channel()).await?;
-        opened.map_err(|error| self.failed("open a channel", broker_detail(&error)))
+        self.ask("open a channel", self.connection.create_channel()).await
+    }
+
+    /// Closes a channel. The answer comes after the broker has processed what was sent on it before.
+    pub(super) async fn close_channel(&self, channel: &Channel) -> Result<(), BrokerError> {
+        self.ask("close the channel", channel.close(200, "".into())).await
+    }
+
+    /// Starts a consumer that holds at most this many deliveries.
+    pub(super) async fn consume(
+        &self,
+        channel: &Channel,
+        queue: &str,
+        tag: &str,
+        prefetch: u16,
+    ) -> Result<Consumer, BrokerError> {
+        self.ask("set the prefetch", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
+        let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+        self.ask("consume", channel.basic_consume(queue.into(), tag.into(), options, arguments)).await
+    }
+
+    pub(super) async fn cancel(&self, channel: &Channel, tag: &str) -> Result<(), BrokerError> {
+        self.ask("stop consuming", channel.basic_cancel(tag.into(), BasicCancelOptions::default())).await
+    }
+
+    /// Returns the state of a queue, or why the broker shows none. Declares it passively, on a channel of its own: the
+    /// broker closes that when there is no such queue.
+    pub(super) async fn queue(&self, name: &str) -> Result<lapin::Result<Queue>, BrokerError> {
+        let channel = self.channel().await?;
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let declared = channel.queue_declare(name.into(), options, FieldTable::default());
+        let found = self.within("read the state of a queue", declared).await?;
+        if found.is_ok() {
+            // The state is known already.
+            let _ = self.close_channel(&channel).await;
+        }
+        Ok(found)
+    }
+
+    /// Returns what the broker answers. A refusal and a timeout are errors.
+    pub(super) async fn ask<T>(
+        &self,
+        doing: &'static str,
+        call: impl Future<Output = lapin::Result<T>>,
+    ) -> Result<T, BrokerError> {
+        self.within(doing, call).await?.map_err(|error| self.failed(doing, refusal(&error, "read")))
     }
 
     /// Returns the call's own result, or an error after the timeout: a blocked or half-open connection never answers.
     pub(super) async fn within<T>(
         &self,
         doing: &'static str,
-        call: impl Future<Output = Result<T, lapin::Error>>,
-    ) -> Result<Result<T, lapin::Error>, BrokerError> {
-        tokio::time::timeout(self.call_timeout, call)
-            .await
-            .map_err(|_| self.failed(doing, "no answer in time".to_owned()))
+        call: impl Future<Output = lapin::Result<T>>,
+    ) -> Result<lapin::Result<T>, BrokerError> {
+        let answered = tokio::time::timeout(self.call_timeout, call).await;
+        answered.map_err(|_| self.failed(doing, "no answer in time".to_owned()))
     }
 
     pub(super) fn failed(&self, doing: &'static str, detail: String) -> BrokerError {
@@ -135,7 +177,6 @@ impl Connected {
         self.connection.status().connected()
     }
 
-    /// Returns true while the broker takes no messages.
     pub(super) fn is_blocked(&self) -> bool {
         self.connection.status().blocked()
     }
@@ -146,7 +187,7 @@ impl Connected {
 
     /// Closes the connection, or gives up after the timeout: a blocked one does not answer.
     pub(super) async fn close(&self) {
-        let _ = self.within("close", self.connection.close(200, "".into())).await;
+        let _ = self.ask("close", self.connection.close(200, "".into())).await;
     }
 }
 

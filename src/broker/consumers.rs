@@ -6,13 +6,11 @@ use std::sync::Arc;
 
 use futures_util::stream::{BoxStream, SelectAll};
 use futures_util::{StreamExt, stream};
+use lapin::Channel;
 use lapin::message::Delivery;
-use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
-use lapin::types::FieldTable;
-use lapin::{Channel, Consumer};
 
 use crate::broker::BrokerError;
-use crate::broker::connection::{Connected, broker_detail, refusal};
+use crate::broker::connection::{Connected, broker_detail};
 
 /// Prefix of consumer tags; a number follows.
 const TAG: &str = "chainwriter";
@@ -102,7 +100,10 @@ impl<'s> Consumers<'s> {
         let earlier = self.held_earlier();
         let room = room(self.prefetch, self.is_careful, self.granted, earlier);
         if room > 0 {
-            let consumer = self.consume(room).await?;
+            self.count += 1;
+            let tag = format!("{TAG}-{}", self.count);
+            let consumer = self.connected.consume(self.channel, self.queue, &tag, room).await?;
+            self.tags.push(tag);
             self.streams.push(consumer.map(Some).chain(stream::iter([None])).boxed());
             self.granted += room;
         }
@@ -119,20 +120,6 @@ impl<'s> Consumers<'s> {
     fn held_earlier(&mut self) -> usize {
         self.earlier.retain(|held| count(held) > 0);
         self.earlier.iter().map(count).sum()
-    }
-
-    async fn consume(&mut self, prefetch: u16) -> Result<Consumer, BrokerError> {
-        let qos = self.channel.basic_qos(prefetch, BasicQosOptions::default());
-        let qos = self.connected.within("set the prefetch", qos).await?;
-        qos.map_err(|error| self.connected.failed("set the prefetch", broker_detail(&error)))?;
-        self.count += 1;
-        let tag = format!("{TAG}-{}", self.count);
-        let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
-        let started = self.channel.basic_consume(self.queue.into(), tag.as_str().into(), options, arguments);
-        let consumer = self.connected.within("consume", started).await?;
-        let consumer = consumer.map_err(|error| self.connected.failed("consume", refusal(&error, "read")))?;
-        self.tags.push(tag);
-        Ok(consumer)
     }
 
     /// Returns the next delivery. Waits for ever while no consumer runs.
@@ -155,9 +142,7 @@ impl<'s> Consumers<'s> {
     /// Cancels all consumers. Returns the buffered deliveries, at most the prefetch.
     pub(super) async fn stop(&mut self) -> Result<Vec<Delivery>, BrokerError> {
         for tag in std::mem::take(&mut self.tags) {
-            let cancelled = self.channel.basic_cancel(tag.as_str().into(), BasicCancelOptions::default());
-            let cancelled = self.connected.within("stop consuming", cancelled).await?;
-            cancelled.map_err(|error| self.connected.failed("stop consuming", broker_detail(&error)))?;
+            self.connected.cancel(self.channel, &tag).await?;
         }
         let mut buffered = Vec::new();
         while let Some(delivery) = self.streams.next().await {

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::message::Delivery;
 use lapin::types::{AMQPValue, DecimalValue, FieldArray, FieldTable, LongString, ShortString};
+use serde::{Deserialize, Serialize};
 
 use crate::model::{HeaderValue, Headers, Message, Origin, Properties};
 
@@ -64,6 +65,52 @@ pub(super) fn properties_of(message: &Message) -> BasicProperties {
         properties = properties.with_headers(table_of(&message.headers));
     }
     properties
+}
+
+macro_rules! fields {
+    (texts { $($text:ident => $with_text:ident,)* } numbers { $($number:ident: $type:ty => $with:ident,)* }) => {
+        /// All properties but the headers, in Rust's own types.
+        #[derive(Default, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub(super) struct PlainProperties {
+            $(#[serde(default, skip_serializing_if = "Option::is_none")] pub(super) $text: Option<String>,)*
+            $(#[serde(default, skip_serializing_if = "Option::is_none")] pub(super) $number: Option<$type>,)*
+        }
+
+        impl PlainProperties {
+            pub(super) fn of(properties: &BasicProperties) -> Self {
+                Self {
+                    $($text: properties.$text().clone().map(String::from),)*
+                    $($number: *properties.$number(),)*
+                }
+            }
+
+            /// Fails with the name of a text that is too long for a property.
+            pub(super) fn into_properties(self) -> Result<BasicProperties, &'static str> {
+                let mut properties = BasicProperties::default();
+                $(if let Some(text) = self.$text {
+                    let text = ShortString::try_new(text).map_err(|_| stringify!($text))?;
+                    properties = properties.$with_text(text);
+                })*
+                $(if let Some(number) = self.$number {
+                    properties = properties.$with(number);
+                })*
+                Ok(properties)
+            }
+        }
+    };
+}
+
+fields! {
+    texts {
+        content_type => with_content_type, content_encoding => with_content_encoding,
+        correlation_id => with_correlation_id, reply_to => with_reply_to, expiration => with_expiration,
+        message_id => with_message_id, kind => with_type, user_id => with_user_id, app_id => with_app_id,
+        cluster_id => with_cluster_id,
+    }
+    numbers {
+        delivery_mode: u8 => with_delivery_mode, priority: u8 => with_priority, timestamp: u64 => with_timestamp,
+    }
 }
 
 fn headers_of(table: &FieldTable) -> Headers {

@@ -15,12 +15,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use lapin::message::Delivery;
-use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::options::BasicAckOptions;
 use lapin::types::{AMQPValue, FieldTable, LongString};
-use lapin::{BasicProperties, Channel, Consumer};
+use lapin::{BasicProperties, Channel, Queue};
 
-use crate::broker::connection::{BrokerSettings, Connected, broker_detail, refusal};
-use crate::broker::convert::{PERSISTENT, message_with};
+use crate::broker::connection::{BrokerSettings, Connected, refusal};
+use crate::broker::convert::{PERSISTENT, PlainProperties, message_with};
 use crate::broker::publisher::PublishSession;
 use crate::broker::{BrokerError, Outgoing, PublishError, WorkQueue};
 use crate::model::message::header;
@@ -93,20 +93,15 @@ impl RawLetter {
         let mut headers = letter.headers().map(|headers| headers.inner().clone()).unwrap_or_default();
         let key = AMQPValue::LongString(LongString::from(self.routing_key.as_str()));
         headers.insert(header::DEAD_LETTER_KEY.into(), key);
-        let from = &letter.properties;
         // Dropped: the id of another user, which the broker refuses, and an expiration, with which the letter would vanish.
-        let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT).with_headers(headers.into());
-        macro_rules! keep {
-            ($($field:ident => $with:ident),*) => {
-                $(if let Some(value) = from.$field().clone() { properties = properties.$with(value); })*
-            };
-        }
-        keep!(
-            content_type => with_content_type, content_encoding => with_content_encoding, priority => with_priority,
-            correlation_id => with_correlation_id, reply_to => with_reply_to, message_id => with_message_id,
-            timestamp => with_timestamp, kind => with_type, app_id => with_app_id
-        );
-        properties
+        let kept = PlainProperties {
+            user_id: None,
+            cluster_id: None,
+            expiration: None,
+            ..PlainProperties::of(&letter.properties)
+        };
+        let kept = kept.into_properties().expect("texts that came in properties fit into properties");
+        kept.with_delivery_mode(PERSISTENT).with_headers(headers.into())
     }
 }
 
@@ -124,7 +119,7 @@ impl DeadLetters {
         let reading = settings.connect("dead-letters").await?;
         let publishing = settings.connect("dead-letters-publish").await?;
         let publishing = PublishSession::new(publishing, PUBLISH_CHANNELS, settings.confirm_timeout);
-        let names = settings.topology.names();
+        let names = &settings.topology.names;
         Ok(Self { reading, publishing, work: names.work.clone(), dead: names.dead.clone() })
     }
 
@@ -135,17 +130,19 @@ impl DeadLetters {
     /// Begins a browse of the oldest `most` letters, and never more than [`MOST_LETTERS`].
     pub async fn browse(&self, most: u64) -> Result<Browse<'_>, BrokerError> {
         let mut waited = Duration::ZERO;
-        let mut state = self.state().await?;
-        while state.holders > 0 && waited < PATIENCE_WITH_OTHERS {
+        let mut queue = self.queue().await?;
+        // RabbitMQ also counts each message that was got and is not acked as a consumer.
+        while queue.consumer_count() > 0 && waited < PATIENCE_WITH_OTHERS {
             tokio::time::sleep(CHECK_OTHERS).await;
             waited += CHECK_OTHERS;
-            state = self.state().await?;
+            queue = self.queue().await?;
         }
         let channel = self.reading.channel().await?;
-        let room = state.ready.min(most).min(MOST_LETTERS);
+        let ready = u64::from(queue.message_count());
+        let room = ready.min(most).min(MOST_LETTERS);
         let window = room.div_ceil(CONSUMERS).clamp(WINDOW.0, WINDOW.1);
-        let left = state.ready.saturating_sub(room);
-        let seen = Seen { letters: 0, left, renewed: 0, worn: 0, others_hold: state.holders > 0 };
+        let others_hold = queue.consumer_count() > 0;
+        let seen = Seen { letters: 0, left: ready.saturating_sub(room), renewed: 0, worn: 0, others_hold };
         Ok(Browse {
             queue: self,
             channel,
@@ -171,25 +168,17 @@ impl DeadLetters {
 
     pub async fn close(self) {
         self.reading.close().await;
-        self.publishing.connected().close().await;
+        self.publishing.connected.close().await;
     }
 
     /// Returns the number of letters that no consumer holds.
     pub async fn count(&self) -> Result<u64, BrokerError> {
-        Ok(self.state().await?.ready)
+        Ok(self.queue().await?.message_count().into())
     }
 
-    async fn state(&self) -> Result<State, BrokerError> {
-        let channel = self.reading.channel().await?;
-        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let declared = channel.queue_declare(self.dead.as_str().into(), options, FieldTable::default());
-        let declared = self.reading.within("look at the dead-letter queue", declared).await?;
-        let queue = declared.map_err(|error| self.failed("look at the dead-letter queue", &error))?;
-        Ok(State { ready: queue.message_count().into(), holders: queue.consumer_count().into() })
-    }
-
-    fn failed(&self, doing: &'static str, error: &lapin::Error) -> BrokerError {
-        self.reading.failed(doing, refusal(error, "read"))
+    async fn queue(&self) -> Result<Queue, BrokerError> {
+        let found = self.reading.queue(&self.dead).await?;
+        found.map_err(|error| self.reading.failed("read the state of the dead-letter queue", refusal(&error, "read")))
     }
 }
 
@@ -201,19 +190,13 @@ impl WorkQueue for DeadLetters {
     }
 }
 
-struct State {
-    ready: u64,
-    /// Consumers. RabbitMQ also counts each message that was got and is not acked as one.
-    holders: u64,
-}
-
 /// Holds letters until its end. When it is dropped, the broker gives them back once the connection closes.
 pub struct Browse<'q> {
     queue: &'q DeadLetters,
     channel: Channel,
     /// Letters that may still be taken. Renewed ones stand behind them.
     room: u64,
-    /// Prefetch of each consumer.
+    /// The prefetch of each consumer.
     window: u64,
     consumers: u64,
     /// Taken, and not returned by `next` yet.
@@ -253,7 +236,6 @@ impl Browse<'_> {
         self.room
     }
 
-    /// Returns the next letter within the limit.
     pub async fn next(&mut self) -> Result<Option<Held>, BrokerError> {
         if self.taken.is_empty() && self.room > 0 {
             self.take().await?;
@@ -268,24 +250,19 @@ impl Browse<'_> {
         let queue = self.queue;
         let wanted = self.room.min(self.window);
         self.consumers += 1;
-        let tag = format!("look-{:02}", self.consumers);
-        let mut consumer = self.consume(&tag, u16::try_from(wanted).unwrap_or(u16::MAX)).await?;
+        let tag = format!("browse-{:02}", self.consumers);
+        let prefetch = u16::try_from(wanted).unwrap_or(u16::MAX);
+        let mut consumer = queue.reading.consume(&self.channel, &queue.dead, &tag, prefetch).await?;
         let mut came = 0;
-        while came < wanted {
-            match tokio::time::timeout(PATIENCE_WITH_LETTER, consumer.next()).await {
-                Ok(Some(delivery)) => {
-                    self.keep(delivery.map_err(|error| queue.failed("take dead letters", &error))?);
-                    came += 1;
-                }
-                Ok(None) => {
-                    return Err(queue.reading.failed("take dead letters", "the broker cancelled it".to_owned()));
-                }
-                Err(_) => break,
-            }
+        while came < wanted
+            && let Ok(next) = tokio::time::timeout(PATIENCE_WITH_LETTER, consumer.next()).await
+        {
+            let failed = |detail| queue.reading.failed("take dead letters", detail);
+            let delivery = next.ok_or_else(|| failed("the broker cancelled it".to_owned()))?;
+            self.keep(delivery.map_err(|error| failed(refusal(&error, "read")))?);
+            came += 1;
         }
-        let cancelled = self.channel.basic_cancel(tag.as_str().into(), BasicCancelOptions::default());
-        let cancelled = queue.reading.within("stop taking dead letters", cancelled).await?;
-        cancelled.map_err(|error| queue.failed("stop taking dead letters", &error))?;
+        queue.reading.cancel(&self.channel, &tag).await?;
         // Deliveries that came after the timeout.
         while let Some(Ok(delivery)) = consumer.next().await {
             self.keep(delivery);
@@ -296,17 +273,6 @@ impl Browse<'_> {
             (self.room, self.seen.others_hold) = (0, true);
         }
         Ok(())
-    }
-
-    async fn consume(&self, tag: &str, prefetch: u16) -> Result<Consumer, BrokerError> {
-        let queue = self.queue;
-        let qos = self.channel.basic_qos(prefetch, BasicQosOptions::default());
-        let qos = queue.reading.within("set the prefetch", qos).await?;
-        qos.map_err(|error| queue.failed("set the prefetch", &error))?;
-        let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
-        let consumer = self.channel.basic_consume(queue.dead.as_str().into(), tag.into(), options, arguments);
-        let consumer = queue.reading.within("take dead letters", consumer).await?;
-        consumer.map_err(|error| queue.failed("take dead letters", &error))
     }
 
     fn keep(&mut self, mut delivery: Delivery) {
@@ -335,16 +301,12 @@ impl Browse<'_> {
             self.seen.worn += u64::from(self.renews && held.letter.returns() >= RENEW_AT);
             return Ok(());
         }
-        match self.queue.put(&held.letter).await {
-            Ok(()) => {
-                self.seen.renewed += 1;
-                self.remove(held.ticket).await
-            }
-            Err(_) => {
-                self.seen.worn += 1;
-                Ok(())
-            }
+        if self.queue.put(&held.letter).await.is_err() {
+            self.seen.worn += 1;
+            return Ok(());
         }
+        self.seen.renewed += 1;
+        self.remove(held.ticket).await
     }
 
     /// Removes the letter from the queue. Only for a letter that is safe elsewhere.
@@ -353,22 +315,19 @@ impl Browse<'_> {
     /// When the connection fails: the letter may still be in the queue.
     pub async fn remove(&mut self, ticket: Ticket) -> Result<(), BrokerError> {
         let acked = self.channel.basic_ack(ticket.0, BasicAckOptions::default());
-        let acked = self.queue.reading.within("take a dead letter away", acked).await?;
-        acked.map_err(|error| self.queue.failed("take a dead letter away", &error))?;
+        self.queue.reading.ask("remove a dead letter", acked).await?;
         self.held -= 1;
         Ok(())
     }
 
-    /// Gives back all letters that were neither renewed nor removed, and returns when the queue has them. The channel's close is
-    /// answered after the broker has processed the acks before it.
+    /// Gives back all letters that were neither renewed nor removed, and returns when the queue has them.
     pub async fn end(mut self) -> Result<Seen, BrokerError> {
         self.seen.left += self.room + self.taken.len() as u64;
         while let Some(held) = self.taken.pop_front() {
             self.leave(held).await?;
         }
         let queue = self.queue;
-        let closed = queue.reading.within("close the channel", self.channel.close(200, "".into())).await?;
-        closed.map_err(|error| queue.reading.failed("close the channel", broker_detail(&error)))?;
+        queue.reading.close_channel(&self.channel).await?;
         let mut waited = Duration::ZERO;
         while self.held > 0 && waited < PATIENCE_WITH_QUEUE && queue.count().await? < self.held {
             tokio::time::sleep(CHECK_OTHERS).await;

@@ -6,9 +6,8 @@ use lapin::types::{AMQPValue, FieldTable};
 
 use crate::broker::BrokerError;
 use crate::broker::connection::{Connected, broker_detail};
-use crate::broker::topology::{Argument, Bind, Binding, Exchange, Queue, Topology, TopologyMode};
+use crate::broker::topology::{Argument, Bind, Binding, Object, Topology, TopologyMode};
 
-/// The result of declaring or checking all objects.
 #[derive(Debug, Default)]
 pub(super) struct Compared {
     /// One line for each object that is wrong, and how to fix it.
@@ -33,8 +32,7 @@ impl Topology {
     /// Declares all exchanges and queues, or checks them.
     pub(super) async fn compare(&self, connected: &Connected, mode: TopologyMode) -> Result<Compared, BrokerError> {
         let mut compared = Compared::default();
-        let exchanges = self.exchanges().into_iter().map(Object::Exchange);
-        for object in exchanges.chain(self.queues().into_iter().map(Object::Queue)) {
+        for object in self.objects() {
             object.compare(connected, mode, &mut compared).await?;
         }
         for bind in &self.binds {
@@ -42,11 +40,6 @@ impl Topology {
         }
         Ok(compared)
     }
-}
-
-enum Object {
-    Exchange(Exchange),
-    Queue(Queue),
 }
 
 impl Object {
@@ -64,44 +57,44 @@ impl Object {
         if refusal.is_none() {
             refusal = self.declare(connected, false).await?;
         }
-        let (kind, name) = match self {
-            Self::Exchange(exchange) => ("exchange", &exchange.name),
-            Self::Queue(queue) => ("queue", &queue.name),
-        };
+        let kind = if self.exchange.is_some() { "exchange" } else { "queue" };
         match refusal {
             None => {}
             // The right to configure is an operator's, not the worker's. Without it only the name can be checked.
             Some(error) if exists && broker_detail(&error).contains("ACCESS_REFUSED") => {
-                compared.unseen.push(format!("{kind} {name}"));
+                compared.unseen.push(format!("{kind} {}", self.name));
             }
-            Some(error) => compared.faults.push(fault(kind, name, &error)),
+            Some(error) => compared.faults.push(fault(kind, &self.name, &error)),
         }
         Ok(())
     }
 
     async fn declare(&self, connected: &Connected, passive: bool) -> Result<Option<lapin::Error>, BrokerError> {
         let channel = connected.channel().await?;
-        match self {
-            Self::Exchange(Exchange { name, kind, arguments }) => {
+        let (name, arguments) = (self.name.as_str().into(), table(&self.arguments));
+        let declared = match self.exchange {
+            Some(kind) => {
                 let options = ExchangeDeclareOptions { passive, durable: true, ..ExchangeDeclareOptions::default() };
-                let kind = ExchangeKind::Custom((*kind).to_owned());
-                let declared = channel.exchange_declare(name.as_str().into(), kind, options, table(arguments));
-                Ok(connected.within("declare an exchange", declared).await?.err())
+                let kind = ExchangeKind::Custom(kind.to_owned());
+                connected
+                    .within("declare an exchange", channel.exchange_declare(name, kind, options, arguments))
+                    .await?
             }
-            Self::Queue(Queue { name, arguments }) => {
+            None => {
                 let options = QueueDeclareOptions { passive, durable: true, ..QueueDeclareOptions::default() };
-                let declared = channel.queue_declare(name.as_str().into(), options, table(arguments));
-                Ok(connected.within("declare a queue", declared).await?.err())
+                let declared = channel.queue_declare(name, options, arguments);
+                connected.within("declare a queue", declared).await?.map(drop)
             }
-        }
+        };
+        Ok(declared.err())
     }
 }
 
 /// Checks the exchange of a `[[bind]]`, which belongs to its producers and is never declared here.
 async fn fault_of_bind(connected: &Connected, bind: &Bind) -> Result<Option<String>, BrokerError> {
     let name = &bind.exchange;
-    let exchange = Exchange { name: name.clone(), kind: "topic", arguments: Vec::new() };
-    let refusal = Object::Exchange(exchange).declare(connected, true).await?;
+    let exchange = Object { name: name.clone(), exchange: Some("topic"), arguments: Vec::new() };
+    let refusal = exchange.declare(connected, true).await?;
     Ok(refusal.map(|error| {
         let detail = broker_detail(&error);
         format!(
@@ -114,14 +107,8 @@ async fn fault_of_bind(connected: &Connected, bind: &Bind) -> Result<Option<Stri
 async fn declare_binding(connected: &Connected, binding: &Binding) -> Result<Option<String>, BrokerError> {
     let channel = connected.channel().await?;
     let Binding { exchange, queue, key, arguments } = binding;
-    let options = QueueBindOptions::default();
-    let bound = channel.queue_bind(
-        queue.as_str().into(),
-        exchange.as_str().into(),
-        key.as_str().into(),
-        options,
-        table(arguments),
-    );
+    let [of, to, by] = [queue, exchange, key].map(|name| name.as_str().into());
+    let bound = channel.queue_bind(of, to, by, QueueBindOptions::default(), table(arguments));
     let refusal = connected.within("bind a queue", bound).await?.err();
     Ok(refusal.map(|error| fault("binding", &format!("of {queue} to {exchange}"), &error)))
 }

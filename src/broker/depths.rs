@@ -1,7 +1,5 @@
 //! How full the queues are, for operators. Declares passively: nothing is made, taken or changed.
 
-use lapin::options::QueueDeclareOptions;
-use lapin::types::FieldTable;
 use serde::Serialize;
 
 use crate::broker::BrokerError;
@@ -11,12 +9,10 @@ use crate::broker::connection::{BrokerSettings, Connected, broker_detail};
 #[cfg_attr(test, derive(serde::Deserialize))]
 #[serde(rename_all = "snake_case")]
 pub enum QueueRole {
-    /// Messages come in through it.
     Work,
     /// Retries, parks and messages for later wait in it.
     Wait,
     Dead,
-    /// The newest unrouted events.
     Unrouted,
 }
 
@@ -39,7 +35,7 @@ pub struct QueueDepths {
 
 impl QueueDepths {
     pub async fn connect(settings: &BrokerSettings) -> Result<Self, BrokerError> {
-        let names = settings.topology.names();
+        let names = &settings.topology.names;
         let role = |queue: &String| match queue {
             queue if *queue == names.work => QueueRole::Work,
             queue if *queue == names.dead => QueueRole::Dead,
@@ -53,26 +49,14 @@ impl QueueDepths {
     /// Returns the depth of every queue, in the order of the topology.
     pub async fn depths(&self) -> Result<Vec<QueueDepth>, BrokerError> {
         let mut depths = Vec::with_capacity(self.queues.len());
-        for (queue, role) in &self.queues {
-            depths.push(self.depth(queue, *role).await?);
+        for (queue, role) in self.queues.clone() {
+            let (ready, consumers, problem) = match self.connected.queue(&queue).await? {
+                Ok(found) => (found.message_count(), found.consumer_count(), None),
+                Err(error) => (0, 0, Some(broker_detail(&error))),
+            };
+            depths.push(QueueDepth { queue, role, ready, consumers, problem });
         }
         Ok(depths)
-    }
-
-    /// Uses a channel of its own: the broker closes it when there is no such queue.
-    async fn depth(&self, queue: &str, role: QueueRole) -> Result<QueueDepth, BrokerError> {
-        let channel = self.connected.channel().await?;
-        let options = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
-        let declared = channel.queue_declare(queue.into(), options, FieldTable::default());
-        let (ready, consumers, problem) = match self.connected.within("look at a queue", declared).await? {
-            Ok(found) => (found.message_count(), found.consumer_count(), None),
-            Err(error) => (0, 0, Some(broker_detail(&error))),
-        };
-        if problem.is_none() {
-            // The depth is known already.
-            let _ = self.connected.within("close the channel", channel.close(200, "".into())).await;
-        }
-        Ok(QueueDepth { queue: queue.to_owned(), role, ready, consumers, problem })
     }
 
     pub async fn close(self) {

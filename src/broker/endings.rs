@@ -65,7 +65,6 @@ impl Endings {
         in_time.unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))
     }
 
-    /// Sends all ends that are reported so far.
     pub(super) async fn send_rest(&mut self, channel: &Channel) -> lapin::Result<()> {
         let mut ends = Vec::new();
         while let Ok(end) = self.receiver.try_recv() {

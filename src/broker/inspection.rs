@@ -1,4 +1,4 @@
-//! What a worker would find at the broker: the state of its objects, and the rights that it lacks. Changes nothing there.
+//! Inspects the broker for a worker: the state of its objects, and the rights that it lacks. Changes nothing there.
 
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -10,7 +10,6 @@ use crate::broker::{BrokerError, TopologyMode};
 /// Consumer tag and routing key of a probe, if the broker took it.
 const PROBE: &str = "chainwriter.probe";
 
-/// Describes a broker with an alarm.
 pub const TAKES_NO_MESSAGES: &str = "it takes no messages now: its alarm for memory or disk is on";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +19,6 @@ pub struct Inspection {
     pub faults: Vec<String>,
     /// Objects whose arguments cannot be checked without the right to configure them.
     pub unseen: Vec<String>,
-    /// Rights that the worker needs and lacks.
     pub lacking: Vec<String>,
 }
 
@@ -38,7 +36,7 @@ pub async fn inspect(settings: &BrokerSettings) -> Result<Inspection, BrokerErro
 
 async fn inspect_over(connected: &Connected, settings: &BrokerSettings) -> Result<Inspection, BrokerError> {
     let compared = settings.topology.compare(connected, TopologyMode::Verify).await?;
-    let names = settings.topology.names();
+    let names = &settings.topology.names;
     let mut lacking = Vec::new();
     if !may_consume(connected, &names.work).await? {
         lacking.push(format!("read queue {}", names.work));
@@ -63,10 +61,7 @@ async fn may_consume(connected: &Connected, queue: &str) -> Result<bool, BrokerE
         channel.basic_qos(1, BasicQosOptions::default()).await?;
         channel.basic_consume(queue.into(), PROBE.into(), BasicConsumeOptions::default(), arguments).await.map(drop)
     };
-    let answer = connected.within("ask for a right", probe).await?;
-    let is_refused = is_refused(answer);
-    close(connected, &channel).await;
-    Ok(!is_refused)
+    is_allowed(connected, &channel, probe).await
 }
 
 /// Publishes with the expiration "none": RabbitMQ checks the right first, and then refuses the property. So nothing is
@@ -79,20 +74,20 @@ async fn may_publish(connected: &Connected, exchange: &str) -> Result<bool, Brok
         let options = BasicPublishOptions::default();
         channel.basic_publish(exchange.into(), PROBE.into(), options, &[], properties).await?.await.map(drop)
     };
+    is_allowed(connected, &channel, probe).await
+}
+
+/// Returns whether the user has the right to do this. Other refusals come after the check of the right, or from a missing
+/// object, which `faults` reports.
+async fn is_allowed(
+    connected: &Connected,
+    channel: &Channel,
+    probe: impl Future<Output = lapin::Result<()>>,
+) -> Result<bool, BrokerError> {
     let answer = connected.within("ask for a right", probe).await?;
-    let is_refused = is_refused(answer);
-    close(connected, &channel).await;
-    Ok(!is_refused)
-}
-
-/// Returns whether the right is missing. Other refusals come after the check of the right, or from a missing object, which `faults` reports.
-fn is_refused(answer: Result<(), lapin::Error>) -> bool {
-    answer.is_err_and(|error| broker_detail(&error).contains("ACCESS_REFUSED"))
-}
-
-/// Closes a channel that no refusal has closed.
-async fn close(connected: &Connected, channel: &Channel) {
+    // A refusal has closed the channel.
     if channel.status().connected() {
-        let _ = connected.within("close the channel", channel.close(200, "".into())).await;
+        let _ = connected.close_channel(channel).await;
     }
+    Ok(!answer.is_err_and(|error| broker_detail(&error).contains("ACCESS_REFUSED")))
 }

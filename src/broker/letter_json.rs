@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
-use lapin::BasicProperties;
 use lapin::types::{AMQPValue, DecimalValue, FieldTable, LongString, ShortString};
 use serde::{Deserialize, Serialize};
 
+use crate::broker::convert::PlainProperties;
 use crate::broker::dead_letters::RawLetter;
 
 const FORMAT: u32 = 1;
@@ -34,7 +34,7 @@ struct Line {
     exchange: String,
     routing_key: String,
     #[serde(default)]
-    properties: Fields,
+    properties: PlainProperties,
     /// Absent where the message has no header table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     headers: Option<BTreeMap<String, Typed>>,
@@ -49,66 +49,6 @@ enum Body {
     Text(String),
     #[serde(rename = "body_base64")]
     Base64(String),
-}
-
-macro_rules! fields {
-    ($($name:ident: $type:ty, $get:ident, $with:ident;)*) => {
-        #[derive(Default, Serialize, Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Fields {
-            $(#[serde(default, skip_serializing_if = "Option::is_none")] $name: Option<$type>,)*
-        }
-
-        impl Fields {
-            fn of(properties: &BasicProperties) -> Self {
-                Self { $($name: properties.$get().clone().map(<$type>::from),)* }
-            }
-
-            fn into_properties(self) -> Result<BasicProperties, LetterJsonError> {
-                let mut properties = BasicProperties::default();
-                $(if let Some(value) = self.$name {
-                    let value = value.try_into().map_err(|_| LetterJsonError::Value(stringify!($name)))?;
-                    properties = properties.$with(value);
-                })*
-                Ok(properties)
-            }
-        }
-    };
-}
-
-/// A text of at most 255 bytes, which fits into a property.
-#[derive(Serialize, Deserialize)]
-#[serde(transparent)]
-struct Short(String);
-
-impl From<ShortString> for Short {
-    fn from(text: ShortString) -> Self {
-        Self(text.to_string())
-    }
-}
-
-impl TryFrom<Short> for ShortString {
-    type Error = ();
-
-    fn try_from(text: Short) -> Result<Self, ()> {
-        ShortString::try_new(text.0).map_err(|_| ())
-    }
-}
-
-fields! {
-    content_type: Short, content_type, with_content_type;
-    content_encoding: Short, content_encoding, with_content_encoding;
-    delivery_mode: u8, delivery_mode, with_delivery_mode;
-    priority: u8, priority, with_priority;
-    correlation_id: Short, correlation_id, with_correlation_id;
-    reply_to: Short, reply_to, with_reply_to;
-    expiration: Short, expiration, with_expiration;
-    message_id: Short, message_id, with_message_id;
-    timestamp: u64, timestamp, with_timestamp;
-    kind: Short, kind, with_type;
-    user_id: Short, user_id, with_user_id;
-    app_id: Short, app_id, with_app_id;
-    cluster_id: Short, cluster_id, with_cluster_id;
 }
 
 /// A header's value with its AMQP type. Floats are texts, since JSON has neither infinities nor NaN.
@@ -145,7 +85,7 @@ impl RawLetter {
             Ok(text) => Body::Text(text.to_owned()),
             Err(_) => Body::Base64(BASE64_STANDARD.encode(&letter.body)),
         };
-        let properties = Fields::of(&letter.properties);
+        let properties = PlainProperties::of(&letter.properties);
         let RawLetter { exchange, routing_key, .. } = letter;
         Ok(serde_json::to_string(&Line { format: FORMAT, exchange, routing_key, properties, headers, body })?)
     }
@@ -157,7 +97,7 @@ impl RawLetter {
         if format != FORMAT {
             return Err(LetterJsonError::Format(format));
         }
-        let mut properties = properties.into_properties()?;
+        let mut properties = properties.into_properties().map_err(LetterJsonError::Value)?;
         if let Some(headers) = headers {
             properties = properties.with_headers(untyped_table(headers)?);
         }
@@ -248,6 +188,8 @@ fn bytes_of(text: &str, what: &'static str) -> Result<Vec<u8>, LetterJsonError> 
 
 #[cfg(test)]
 mod tests {
+    use lapin::BasicProperties;
+
     use super::*;
 
     fn letter(headers: Vec<(&str, AMQPValue)>, body: &'static [u8]) -> RawLetter {

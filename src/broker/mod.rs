@@ -61,15 +61,10 @@ pub use publisher::SessionPublisher;
 pub use session::{Broker, BrokerState, Flow, PublishOnly, check};
 pub use topology::{Argument, Bind, Names, Topology, TopologyMode};
 
-/// Why a call of the broker failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
     #[error("broker.uri_file {path} cannot be read: {detail}")]
-    UriFile {
-        path: String,
-        /// What the system says.
-        detail: String,
-    },
+    UriFile { path: String, detail: String },
     /// Its address is not an AMQP address. The text leaves the address out: it may hold a password.
     #[error("broker.uri is no AMQP address: {0}; expected amqp://user:password@host:port/vhost")]
     Uri(String),
@@ -79,7 +74,6 @@ pub enum BrokerError {
         doing: &'static str,
         /// Host, port and virtual host.
         broker: String,
-        /// What the broker or the system says.
         detail: String,
     },
     /// All objects that are missing or other than they must be.
@@ -90,19 +84,12 @@ pub enum BrokerError {
 /// Why a copy has no publisher confirm. Whether the broker has it is not known, so it is published again.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
-    /// There is no connection, or it is blocked.
     #[error("the broker is not connected")]
     NotConnected,
     #[error("no publisher confirm in time")]
     Timeout,
-    /// No queue took it.
     #[error("no queue takes messages for exchange {exchange:?} with routing key {routing_key:?}: {detail}")]
-    Returned {
-        exchange: String,
-        routing_key: String,
-        /// What the broker says.
-        detail: String,
-    },
+    Returned { exchange: String, routing_key: String, detail: String },
     /// The broker refused it: a queue is full, say.
     #[error("the broker refused a message for exchange {exchange:?} with routing key {routing_key:?}")]
     Refused { exchange: String, routing_key: String },
@@ -121,10 +108,10 @@ pub struct Delivery {
 #[derive(Debug)]
 pub struct AckToken(Box<dyn EndDelivery>);
 
-/// What a token does at the broker.
+/// Ends a delivery at the broker.
 #[async_trait]
 pub trait EndDelivery: Send + Sync + std::fmt::Debug {
-    /// Acks. Returns false when the session is over: the broker delivers it again.
+    /// Returns false when the session is over: the broker delivers it again.
     async fn ack(self: Box<Self>) -> bool;
     /// Gives the delivery back to the queue. Returns false when the session is over: the broker has done so itself.
     async fn requeue(self: Box<Self>) -> bool;
@@ -133,7 +120,6 @@ pub trait EndDelivery: Send + Sync + std::fmt::Debug {
 }
 
 impl AckToken {
-    /// Returns a token that ends its delivery this way.
     pub fn new(end: impl EndDelivery + 'static) -> Self {
         Self(Box::new(end))
     }
@@ -148,16 +134,14 @@ impl AckToken {
         self.0.is_over()
     }
 
-    /// Gives the delivery back to the queue.
     pub async fn requeue(self) -> bool {
         self.0.requeue().await
     }
 }
 
-/// A message on its way out.
 #[derive(Debug, Clone)]
 pub struct Outgoing {
-    /// The exchange; empty for the default exchange.
+    /// Empty for the default exchange.
     pub exchange: String,
     pub routing_key: String,
     pub message: Message,

@@ -1,5 +1,5 @@
 //! Publishes with proof. What must reach a queue goes out one at a time per channel: the client library attaches a returned
-//! message to whichever confirm comes next, so with two in flight a message that no queue took could look taken.
+//! message to whichever confirm comes next, so with two in flight a message that no queue took could count as taken.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::observe::metrics::{Confirm, Publication, PublishMeter};
 const UNROUTED_IN_FLIGHT: usize = 256;
 
 pub(super) struct PublishSession {
-    connected: Connected,
+    pub(super) connected: Connected,
     confirm_timeout: Duration,
     places: Semaphore,
     idle: Mutex<Vec<Channel>>,
@@ -29,10 +29,6 @@ impl PublishSession {
         Self { connected, confirm_timeout, places: Semaphore::new(channels.max(1)), idle: Mutex::default() }
     }
 
-    pub(super) fn connected(&self) -> &Connected {
-        &self.connected
-    }
-
     async fn channel(&self) -> Result<Channel, PublishError> {
         let kept = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         if let Some(channel) = kept {
@@ -40,10 +36,8 @@ impl PublishSession {
         }
         let open = async {
             let channel = self.connected.channel().await?;
-            let selected =
-                self.connected.within("ask for confirms", channel.confirm_select(ConfirmSelectOptions::default()));
-            selected.await?.map_err(|error| self.connected.failed("ask for confirms", broker_detail(&error)))?;
-            Ok(channel)
+            let selected = channel.confirm_select(ConfirmSelectOptions::default());
+            self.connected.ask("ask for confirms", selected).await.map(|()| channel)
         };
         open.await.map_err(|error: BrokerError| PublishError::Channel(error.to_string()))
     }
@@ -158,19 +152,12 @@ fn proof_of(outgoing: &Outgoing, confirm: lapin::Result<Confirmation>) -> Result
     }
 }
 
-/// Publishes over the current session.
 #[derive(Clone)]
 pub struct SessionPublisher {
     pub(super) session: watch::Receiver<Option<Arc<PublishSession>>>,
     /// How long to wait for a session.
     pub(super) patience: Duration,
     pub(super) meter: PublishMeter,
-}
-
-impl std::fmt::Debug for SessionPublisher {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SessionPublisher").finish_non_exhaustive()
-    }
 }
 
 impl SessionPublisher {
@@ -182,21 +169,15 @@ impl SessionPublisher {
 
     async fn session(&self) -> Result<Arc<PublishSession>, PublishError> {
         let mut sessions = self.session.clone();
-        let there = tokio::time::timeout(self.patience, sessions.wait_for(Option::is_some)).await;
-        match there {
-            Ok(Ok(session)) => session.clone().ok_or(PublishError::NotConnected),
-            Ok(Err(_)) | Err(_) => Err(PublishError::NotConnected),
-        }
+        let session = tokio::time::timeout(self.patience, sessions.wait_for(Option::is_some)).await;
+        session.ok().and_then(Result::ok).and_then(|session| session.clone()).ok_or(PublishError::NotConnected)
     }
 }
 
 #[async_trait]
 impl Publisher for SessionPublisher {
     async fn publish(&self, outgoing: &Outgoing) -> Result<(), PublishError> {
-        let published = match self.session().await {
-            Ok(session) => session.publish(outgoing).await,
-            Err(error) => Err(error),
-        };
+        let published = async { self.session().await?.publish(outgoing).await }.await;
         self.meter.published.count((Publication::Copy, confirm_of(&published)));
         published
     }

@@ -74,7 +74,6 @@ pub struct Broker {
     meter: PublishMeter,
 }
 
-/// How the other tasks reach the broker's task.
 struct Channels {
     deliveries: mpsc::Sender<Delivery>,
     flow: watch::Receiver<Flow>,
@@ -89,7 +88,6 @@ impl Broker {
         Self { settings, publish_session, state, has_met_priority: OnceLock::new(), beat, meter }
     }
 
-    /// Returns a publisher over this broker's sessions.
     pub fn publisher(&self) -> SessionPublisher {
         SessionPublisher {
             session: self.publish_session.subscribe(),
@@ -138,10 +136,7 @@ impl Broker {
         while tokio::time::Instant::now() < until && !close.is_cancelled() {
             self.beat.beat();
             let step = (tokio::time::Instant::now() + BEAT).min(until);
-            tokio::select! {
-                () = tokio::time::sleep_until(step) => {}
-                () = close.cancelled() => {}
-            }
+            let _ = tokio::time::timeout_at(step, close.cancelled()).await;
         }
     }
 
@@ -154,21 +149,19 @@ impl Broker {
         let publishing = PublishSession::new(publishing, self.settings.publish_channels, self.settings.confirm_timeout);
         let publishing = Arc::new(publishing);
         self.publish_session.send_replace(Some(Arc::clone(&publishing)));
-        info!(broker.vhost = consuming.vhost(), queue = self.settings.topology.names().work, "connected to the broker");
+        info!(broker.vhost = consuming.vhost(), queue = self.settings.topology.names.work, "connected to the broker");
 
         let channel = consuming.channel().await?;
         let mut endings = Endings::new(self.settings.call_timeout);
-        let served =
-            self.serve(channels, &consuming, publishing.connected(), &channel, &mut events, &mut endings).await;
+        let served = self.serve(channels, &consuming, &publishing.connected, &channel, &mut events, &mut endings).await;
         self.publish_session.send_replace(None);
         if served.is_ok() {
             // What fails here the broker delivers again.
             let _ = endings.send_rest(&channel).await;
-            // Closing the channel first: its answer comes after the broker has processed the acks before it.
-            let _ = consuming.within("close the channel", channel.close(200, "".into())).await;
+            let _ = consuming.close_channel(&channel).await;
         }
         consuming.close().await;
-        publishing.connected().close().await;
+        publishing.connected.close().await;
         served
     }
 
@@ -184,7 +177,7 @@ impl Broker {
         let mut flow = channels.flow.clone();
         let (mut intake_is_there, mut flows) = (true, false);
         let mut check = tokio::time::interval(BEAT);
-        let queue = self.settings.topology.names().work.as_str();
+        let queue = self.settings.topology.names.work.as_str();
         let hold = (self.settings.prefetch, self.settings.is_ordered);
         let mut consumers = Consumers::new(consuming, channel, queue, hold);
         loop {
@@ -250,7 +243,7 @@ impl Broker {
         // AMQP does not show the broker's version.
         if message.properties.priority.is_some_and(|priority| priority > 0) && self.has_met_priority.set(()).is_ok() {
             info!(
-                "messages have priorities: RabbitMQ heeds them in a quorum queue from version 4.0 on, and delivers in the order of arrival before"
+                "messages have priorities: RabbitMQ uses them in a quorum queue from version 4.0 on, and delivers in the order of arrival before"
             );
         }
         let token = endings.token(delivery.delivery_tag, held);
@@ -286,21 +279,19 @@ impl Broker {
                     "the broker takes no messages now; retries, dead letters and events wait"
                 );
                 self.state.send_replace(BrokerState::Blocked(reason));
-                Ok(())
             }
             Some(Event::ConnectionUnblocked) => {
                 info!("the broker takes messages again");
                 self.state.send_replace(BrokerState::Consuming);
-                Ok(())
             }
             Some(Event::Error(error)) if connections.iter().all(|connected| connected.is_up()) => {
                 debug!(broker.error = broker_detail(&error), "a channel failed");
-                Ok(())
             }
-            Some(Event::Error(error)) => Err(consuming.failed("keep the connection", broker_detail(&error))),
-            Some(_) => Ok(()),
-            None => Err(consuming.failed("keep the connection", "it was closed".to_owned())),
+            Some(Event::Error(error)) => return Err(consuming.failed("keep the connection", broker_detail(&error))),
+            Some(_) => {}
+            None => return Err(consuming.failed("keep the connection", "it was closed".to_owned())),
         }
+        Ok(())
     }
 
     fn publish_state(&self, now: BrokerState) {
@@ -347,6 +338,6 @@ impl PublishOnly {
     }
 
     pub async fn close(self) {
-        self.session.connected().close().await;
+        self.session.connected.close().await;
     }
 }

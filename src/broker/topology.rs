@@ -1,6 +1,8 @@
-//! Which exchanges, queues and bindings there must be, and with which arguments. No I/O.
+//! The exchanges, queues and bindings that there must be, with their arguments. No I/O.
 
 use std::time::Duration;
+
+use serde::Serialize;
 
 use crate::model::Reason;
 
@@ -25,7 +27,6 @@ pub struct Names {
     pub retry: String,
     /// Prefix of the wait queues' names; the delay follows.
     pub wait: String,
-    /// The dead-letter exchange and its queue.
     pub dead: String,
     pub events: String,
 }
@@ -64,7 +65,6 @@ fn delay_name(delay: Duration) -> String {
 pub struct Bind {
     /// Made by its producers, never here.
     pub exchange: String,
-    /// One binding for each.
     pub routing_keys: Vec<String>,
     /// The arguments of each binding, for a headers exchange.
     pub arguments: Vec<(String, Argument)>,
@@ -72,22 +72,21 @@ pub struct Bind {
 
 #[derive(Debug, Clone)]
 pub struct Topology {
-    names: Names,
-    delays: Vec<Duration>,
-    pub(super) binds: Vec<Bind>,
-    single_active_consumer: bool,
+    pub names: Names,
+    /// There is a wait queue for each.
+    pub delays: Vec<Duration>,
+    /// Bind the work queue to exchanges of producers.
+    pub binds: Vec<Bind>,
+    /// Set to let the broker give the work queue's messages to one consumer at a time.
+    pub single_active_consumer: bool,
 }
 
+/// An exchange or a queue.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Exchange {
+pub(super) struct Object {
     pub(super) name: String,
-    pub(super) kind: &'static str,
-    pub(super) arguments: Arguments,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Queue {
-    pub(super) name: String,
+    /// The exchange's type; `None` for a queue.
+    pub(super) exchange: Option<&'static str>,
     pub(super) arguments: Arguments,
 }
 
@@ -101,7 +100,8 @@ pub(super) struct Binding {
 
 type Arguments = Vec<(&'static str, Argument)>;
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
 pub enum Argument {
     Text(String),
     Number(i64),
@@ -109,52 +109,33 @@ pub enum Argument {
 }
 
 impl Topology {
-    /// Returns the objects for these names, with a wait queue for each delay.
     pub fn new(names: Names, delays: Vec<Duration>) -> Self {
         Self { names, delays, binds: Vec::new(), single_active_consumer: false }
-    }
-
-    /// Lets the broker give the work queue's messages to one consumer at a time.
-    #[must_use]
-    pub fn with_single_active_consumer(self, single_active_consumer: bool) -> Self {
-        Self { single_active_consumer, ..self }
-    }
-
-    /// Binds the work queue to exchanges of producers.
-    #[must_use]
-    pub fn with_binds(self, binds: Vec<Bind>) -> Self {
-        Self { binds, ..self }
-    }
-
-    #[cfg(test)]
-    pub fn binds(&self) -> &[Bind] {
-        &self.binds
-    }
-
-    pub fn names(&self) -> &Names {
-        &self.names
     }
 
     pub(super) fn queue_names(&self) -> Vec<String> {
         self.queues().into_iter().map(|queue| queue.name).collect()
     }
 
-    pub(super) fn exchanges(&self) -> Vec<Exchange> {
+    pub(super) fn objects(&self) -> Vec<Object> {
+        [self.exchanges(), self.queues()].concat()
+    }
+
+    fn exchanges(&self) -> Vec<Object> {
         let Names { retry, dead, events, .. } = &self.names;
         let unrouted = self.names.unrouted();
-        let exchange = |name: &str, kind: &'static str| Exchange { name: name.to_owned(), kind, arguments: Vec::new() };
+        let alternate = vec![("alternate-exchange", Argument::Text(unrouted.clone()))];
+        let exchange = |name: &str, kind, arguments| Object { name: name.to_owned(), exchange: Some(kind), arguments };
         vec![
-            exchange(retry, "direct"),
-            exchange(dead, "topic"),
-            exchange(&unrouted, "fanout"),
-            Exchange {
-                arguments: vec![("alternate-exchange", Argument::Text(unrouted.clone()))],
-                ..exchange(events, "topic")
-            },
+            exchange(retry, "direct", Vec::new()),
+            exchange(dead, "topic", Vec::new()),
+            exchange(&unrouted, "fanout", Vec::new()),
+            exchange(events, "topic", alternate),
         ]
     }
 
-    pub(super) fn queues(&self) -> Vec<Queue> {
+    fn queues(&self) -> Vec<Object> {
+        let queue = |name: &str, arguments| Object { name: name.to_owned(), exchange: None, arguments };
         let text = |value: &str| Argument::Text(value.to_owned());
         let quorum = || ("x-queue-type", text("quorum"));
         // At-least-once dead lettering works only together with reject-publish.
@@ -173,21 +154,18 @@ impl Topology {
             of_work.push(("x-single-active-consumer", Argument::Bool(true)));
         }
         let mut queues = vec![
-            Queue { name: work.clone(), arguments: of_work },
-            Queue {
-                name: dead.clone(),
-                arguments: vec![quorum(), ("x-delivery-limit", Argument::Number(DEAD_DELIVERY_LIMIT))],
-            },
-            Queue {
-                name: self.names.unrouted(),
-                arguments: vec![("x-max-length", Argument::Number(UNROUTED_EVENTS)), ("x-overflow", text("drop-head"))],
-            },
+            queue(work, of_work),
+            queue(dead, vec![quorum(), ("x-delivery-limit", Argument::Number(DEAD_DELIVERY_LIMIT))]),
+            queue(
+                &self.names.unrouted(),
+                vec![("x-max-length", Argument::Number(UNROUTED_EVENTS)), ("x-overflow", text("drop-head"))],
+            ),
         ];
         queues.extend(self.delays.iter().map(|delay| {
             let mut arguments = dead_letters_to("", work);
             let ttl_ms = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
             arguments.push(("x-message-ttl", Argument::Number(ttl_ms)));
-            Queue { name: self.names.wait_queue(*delay), arguments }
+            queue(&self.names.wait_queue(*delay), arguments)
         }));
         queues
     }
@@ -218,7 +196,7 @@ impl Topology {
     pub fn definitions(&self, vhost: &str) -> serde_json::Value {
         serde_json::json!({
             "exchanges": self.exchanges().iter().map(|exchange| serde_json::json!({
-                "name": exchange.name, "vhost": vhost, "type": exchange.kind, "durable": true,
+                "name": exchange.name, "vhost": vhost, "type": exchange.exchange, "durable": true,
                 "auto_delete": false, "internal": false, "arguments": json_of(&exchange.arguments),
             })).collect::<Vec<_>>(),
             "queues": self.queues().iter().map(|queue| serde_json::json!({
@@ -235,15 +213,7 @@ impl Topology {
 }
 
 fn json_of<N: AsRef<str>>(arguments: &[(N, Argument)]) -> serde_json::Value {
-    let values = arguments.iter().map(|(name, value)| {
-        let value = match value {
-            Argument::Text(text) => serde_json::json!(text),
-            Argument::Number(number) => serde_json::json!(number),
-            Argument::Bool(value) => serde_json::json!(value),
-        };
-        (name.as_ref().to_owned(), value)
-    });
-    serde_json::Value::Object(values.collect())
+    arguments.iter().map(|(name, value)| (name.as_ref(), serde_json::json!(value))).collect()
 }
 
 #[cfg(test)]
@@ -286,8 +256,8 @@ mod tests {
     #[test]
     fn the_work_queue_alone_may_have_a_single_active_consumer() {
         let with = |wanted| {
-            let queues = topology().with_single_active_consumer(wanted).queues();
-            let has = |queue: &Queue| queue.arguments.contains(&("x-single-active-consumer", Argument::Bool(true)));
+            let queues = Topology { single_active_consumer: wanted, ..topology() }.queues();
+            let has = |queue: &Object| queue.arguments.contains(&("x-single-active-consumer", Argument::Bool(true)));
             queues.into_iter().filter(has).map(|queue| queue.name).collect::<Vec<_>>()
         };
         assert_eq!(with(true), ["acme.writes"]);
@@ -301,7 +271,7 @@ mod tests {
             routing_keys: vec!["eu.#".to_owned(), "us.#".to_owned()],
             arguments: vec![("x-match".to_owned(), Argument::Text("all".to_owned()))],
         };
-        let definitions = topology().with_binds(vec![bind]).definitions("/");
+        let definitions = Topology { binds: vec![bind], ..topology() }.definitions("/");
         let of_orders = |of: &serde_json::Value| of["source"] == "orders" || of["name"] == "orders";
         let bound: Vec<_> = definitions["bindings"].as_array().unwrap().iter().filter(|of| of_orders(of)).collect();
         let keys: Vec<_> = bound.iter().map(|of| of["routing_key"].as_str().unwrap()).collect();

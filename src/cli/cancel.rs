@@ -8,7 +8,7 @@ use clap::Args;
 use crate::cli::status::report_unknown;
 use crate::cli::{check_reason, exit, operator, say};
 use crate::config::Settings;
-use crate::journal::{CancelWish, History, WishAnswer};
+use crate::journal::{CancelAnswer, CancelCommand, History};
 use crate::model::{RequestId, RequestState, TransactionState};
 
 /// How often `--wait` reads the journal.
@@ -30,10 +30,10 @@ pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Res
     let id = RequestId::new(&arguments.id).context("this is no request id")?;
     check_reason(&arguments.reason)?;
     let journal = settings.journal.address.open_existing().await?;
-    let cancellation = CancelWish { by: operator(), reason: arguments.reason };
-    let answer = journal.wish_cancellation(&id, cancellation).await?;
+    let command = CancelCommand { by: operator(), reason: arguments.reason };
+    let answer = journal.cancel(&id, command).await?;
     let mut history = journal.history(&id).await?;
-    if let WishAnswer::Noted(state) = answer {
+    if let CancelAnswer::Noted(state) = answer {
         let shares = history.as_ref().is_some_and(shares_its_transaction);
         say(format_args!("{id}: {}", if shares { SHARED } else { accepted_text(state) }));
         while arguments.wait && history.as_ref().is_some_and(|history| !has_ended(history)) {

@@ -22,7 +22,7 @@ pub(super) async fn run(command: Command, broker: &BrokerSettings) -> anyhow::Re
         Command::Print { vhost } => say(serde_json::to_string_pretty(&broker.topology.definitions(&vhost))?),
         Command::Apply => {
             let vhost = broker::check(broker, TopologyMode::Declare).await?;
-            say(format_args!("the topology of {} is in place on virtual host {vhost}", broker.topology.names().work));
+            say(format_args!("the topology of {} is in place on virtual host {vhost}", broker.topology.names.work));
         }
     }
     Ok(exit::OK)

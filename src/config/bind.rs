@@ -64,9 +64,8 @@ mod tests {
 
     #[test]
     fn binds_are_read_and_their_faults_are_named() {
-        let of = |bind: &str| {
-            load_text(&format!("{REST}[[bind]]\n{bind}")).map(|settings| settings.broker.topology.binds().to_vec())
-        };
+        let of =
+            |bind: &str| load_text(&format!("{REST}[[bind]]\n{bind}")).map(|settings| settings.broker.topology.binds);
         let headers = of("exchange = \"e\"\narguments = { x-match = \"all\", size = 3 }").unwrap();
         let arguments =
             vec![("size".to_owned(), Argument::Number(3)), ("x-match".to_owned(), Argument::Text("all".to_owned()))];

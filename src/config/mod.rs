@@ -74,7 +74,7 @@ pub struct Settings {
 impl Settings {
     /// Returns the name of the work queue.
     pub fn queue(&self) -> &str {
-        &self.broker.topology.names().work
+        &self.broker.topology.names.work
     }
 
     /// Returns what does not fit together across sections: the key to change, and why.

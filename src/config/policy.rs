@@ -36,7 +36,7 @@ pub(super) fn compare(admission: &AdmissionRules, batching: &Batching, findings:
                 format!("there is none, and {} has mode = \"transaction\": list whom messages may call", route.name);
             findings.add("policy.allow", problem);
         }
-        if let Some(cause) = permits.against(route) {
+        if let Err(cause) = permits.check_route(route) {
             let is_of_allow = matches!(cause.reason, Reason::Target | Reason::Function);
             let key = if is_of_allow { "policy.allow".to_owned() } else { cause.routing_key() };
             findings.add(&key, format!("refuses every message of {}: {}", route.name, cause.detail));

@@ -80,7 +80,7 @@ fn settings(tables: &mut Map<String, Value>, folder: &Path, prints: Prints, find
     let settle = SettleSettings {
         organisation: worker.organisation.clone(),
         worker: worker.full_name(),
-        names: broker.topology.names().clone(),
+        names: broker.topology.names.clone(),
         waits: waits(&schedule, park_delay),
         schedule,
         max_hold,
@@ -92,7 +92,7 @@ fn settings(tables: &mut Map<String, Value>, folder: &Path, prints: Prints, find
         signers: signers::read(tables.remove("signer"), findings),
         dead: dead(section!("dead")),
         journal: journal(section!("journal")),
-        traces: traces(section!("traces"), &worker, broker.topology.names(), chain.chain_id),
+        traces: traces(section!("traces"), &worker, &broker.topology.names, chain.chain_id),
         http_listen: http(section!("http")),
         log: log(section!("log")),
         worker,
@@ -140,9 +140,7 @@ fn broker(
         client_name: String::new(),
         prefetch: section.number("prefetch", 1..=u16::MAX),
         is_ordered: single_active_consumer,
-        topology: Topology::new(names, waits(schedule, park_delay))
-            .with_binds(binds)
-            .with_single_active_consumer(single_active_consumer),
+        topology: Topology { binds, single_active_consumer, ..Topology::new(names, waits(schedule, park_delay)) },
         topology_mode: section
             .choice("topology", &[("declare", TopologyMode::Declare), ("verify", TopologyMode::Verify)]),
         call_timeout: section.duration("call_timeout", 100 * MS..=5 * MINUTE),

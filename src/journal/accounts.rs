@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::model::Timestamp;
 
 /// The journal's number for an account on a chain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct AccountId(pub i64);
 
 impl fmt::Display for AccountId {
@@ -15,7 +15,6 @@ impl fmt::Display for AccountId {
     }
 }
 
-/// The journal's number for a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestSeq(pub i64);
 

@@ -1,11 +1,10 @@
-//! Which journal: a file of this host, or a database.
+//! The address of a journal: a file of this host, or a database.
 
 use std::fmt;
 use std::path::PathBuf;
 
 use crate::journal::{OperatorsJournal, PostgresAddress, PostgresJournal, Result, SqliteJournal};
 
-/// The journal that `journal.url` names.
 #[derive(Debug, Clone)]
 pub enum JournalAddress {
     Sqlite(PathBuf),
@@ -16,7 +15,7 @@ impl JournalAddress {
     /// Reads `sqlite:PATH` or a `postgres://` URL.
     ///
     /// # Errors
-    /// What is wrong with it, without repeating it: it may hold a password.
+    /// The text says what is wrong, without repeating the address: it may hold a password.
     pub fn parse(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
             Some(("sqlite", path)) => {

@@ -6,20 +6,20 @@ use std::collections::HashMap;
 use async_trait::async_trait;
 
 use crate::journal::accounts::{AccountId, RequestSeq};
-use crate::journal::columns::{Columns, expect_rows, fixed, number, stored_write, unsigned};
+use crate::journal::columns::{Columns, expect_rows, fixed, number, to_i64, unsigned};
 use crate::journal::database::{Database, Rows, SqlJournal, Statements, Value, values};
 use crate::journal::error::{JournalError, Result};
 use crate::journal::incidents::record_incidents;
 use crate::journal::ordering::{lock_turns, release, take_turns};
-use crate::journal::requests::{Envelope, KNOWN_COLUMNS, known, request_id, seq};
+use crate::journal::requests::{KNOWN_COLUMNS, envelope, known, request_id, seq};
 use crate::journal::states::{Change, which};
 use crate::model::request::Observation;
 use crate::model::{
-    BodyHash, Generation, IncidentKind, Message, OrderKey, RequestId, RequestState, Timestamp, TraceContext, Write,
+    BodyHash, GasRule, Generation, IncidentKind, Message, OrderKey, RequestId, RequestState, Timestamp, TraceContext,
+    Write,
 };
 use crate::policy::arrival::{self, Known, Verdict};
 
-/// A delivery that the admission rules let through.
 #[derive(Debug, Clone)]
 pub struct Arrival {
     pub id: RequestId,
@@ -74,7 +74,7 @@ impl<D: Database> Admissions for SqlJournal<D> {
     }
 }
 
-/// Of two instances that meet the same new id, the later one waits for the counter, and finds it known.
+/// Admits deliveries. Of two instances that meet the same new id, the later one waits for the counter, and finds it known.
 async fn admit(connection: &dyn Statements, arrivals: &[Arrival]) -> Result<Vec<Verdict>> {
     lock_turns(connection).await?;
     let select = format!(
@@ -103,7 +103,6 @@ struct Sorted<'a> {
 }
 
 impl Sorted<'_> {
-    /// Returns how many are accepted.
     fn accepted(&self) -> usize {
         self.new.len() + self.returned.len()
     }
@@ -140,7 +139,12 @@ const ARRIVED: &str = "of_id text, account bigint, replay bigint, retry bigint, 
 
 fn arrived(arrival: &Arrival, turn: i64) -> Result<[Value<'_>; 19]> {
     let Arrival { id, generation, body_hash, message, account, order_key, write } = arrival;
-    let write = stored_write(write.as_ref())?;
+    let write = write.as_ref();
+    let (gas, margin) = match write.map(|write| write.gas) {
+        Some(GasRule::Fixed(gas)) => (Some(to_i64("gas", gas.0)?), None),
+        Some(GasRule::Estimate { margin }) => (None, Some(margin)),
+        None => (None, None),
+    };
     let trace = TraceContext::read_from(&message.headers);
     Ok(values![
         id.as_str(),
@@ -149,18 +153,18 @@ fn arrived(arrival: &Arrival, turn: i64) -> Result<[Value<'_>; 19]> {
         generation.retry,
         turn,
         order_key.as_ref().map(OrderKey::as_bytes),
-        write.to,
-        write.value,
-        write.gas,
-        write.margin,
-        write.data,
-        write.hash,
+        write.map(|write| write.to.as_bytes()),
+        write.map(|write| write.value.0.to_string()),
+        gas,
+        margin,
+        write.and_then(|write| write.data.as_deref()),
+        write.map(|write| write.hash().as_bytes().to_vec()),
         trace.as_ref().map(|trace| trace.parent().to_owned()),
         trace.as_ref().and_then(TraceContext::state).map(str::to_owned),
         message.properties.reply_to.as_ref(),
         message.properties.correlation_id.as_ref(),
         body_hash.as_bytes(),
-        Envelope::text_of(message)?,
+        envelope(message)?,
         &message.body[..],
     ])
 }
@@ -226,10 +230,7 @@ async fn accept_again(
         .collect();
     expect_rows("accept requests again", returned.len(), accepted.len())?;
     let incident = |(_, arrival, kind): &(i64, &Arrival, IncidentKind)| {
-        let missing = || JournalError::Inconsistent {
-            doing: "accept requests again",
-            detail: format!("{} got no place", arrival.id),
-        };
+        let missing = || JournalError::inconsistent("accept requests again", format!("{} got no place", arrival.id));
         let request = accepted.get(&arrival.id).ok_or_else(missing)?;
         Ok((*request, *kind, format!("accepted as attempt {}", arrival.generation)))
     };

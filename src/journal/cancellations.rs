@@ -9,17 +9,15 @@ use crate::journal::requests::{QUEUED_COLUMNS, QueuedRequest, queued_request, re
 use crate::journal::states::which;
 use crate::model::{IncidentKind, RequestId, RequestState, Timestamp};
 
-/// An operator wants a request cancelled.
+/// An operator cancels a request.
 #[derive(Debug, Clone)]
-pub struct CancelWish {
-    /// The operator, for a person.
+pub struct CancelCommand {
     pub by: String,
-    /// For a person; may be empty.
+    /// May be empty.
     pub reason: String,
 }
 
-impl CancelWish {
-    /// Returns the words for it.
+impl CancelCommand {
     pub fn detail(&self) -> String {
         detail(&self.by, &self.reason)
     }
@@ -32,49 +30,49 @@ fn detail(by: &str, reason: &str) -> String {
     }
 }
 
-/// The journal's answer to an operator that wants a request cancelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WishAnswer {
+pub enum CancelAnswer {
     /// Stored now, or before; the request is in this state.
     Noted(RequestState),
     /// The request is final or a dead letter already.
     TooLate(RequestState),
-    /// There is no such request.
     NotKnown,
 }
 
-/// A request that a lane has to cancel.
 #[derive(Debug, Clone)]
 pub struct Cancellation {
     pub request: QueuedRequest,
     pub state: RequestState,
-    /// By whom and why, for a person.
     pub detail: String,
 }
 
-/// The request stays as it is until the wish is stored: the call that ends it sees the wish.
-pub async fn record_wish(connection: &dyn Statements, id: &RequestId, wish: &CancelWish) -> Result<WishAnswer> {
+/// Locks the request until the command is stored: the call that ends the request sees the command.
+pub async fn record_cancellation(
+    connection: &dyn Statements,
+    id: &RequestId,
+    command: &CancelCommand,
+) -> Result<CancelAnswer> {
     let select = format!("SELECT seq, state FROM requests WHERE id = $1{}", connection.dialect().lock());
     let read = |row: &dyn Columns| Ok((seq(row)?, request_state(row)?));
     let Some((seq, state)) = connection.row("find a request", &select, &values![id.as_str()], read).await? else {
-        return Ok(WishAnswer::NotKnown);
+        return Ok(CancelAnswer::NotKnown);
     };
     if state.is_over() {
-        return Ok(WishAnswer::TooLate(state));
+        return Ok(CancelAnswer::TooLate(state));
     }
     let now = Timestamp::now();
-    // The first wish counts; a second one changes nothing.
+    // The first command counts; a second one changes nothing.
     let insert = "INSERT INTO cancellations (request, wished_at, wished_by, reason) VALUES ($1, $2, $3, $4) \
                   ON CONFLICT DO NOTHING";
-    let values = values![seq.0, now.0, &wish.by, &wish.reason];
-    if connection.execute("store a wish to cancel", insert, &values).await? == 1 {
-        record_incidents(connection, &[(seq, IncidentKind::Cancel, wish.detail())], now).await?;
+    let values = values![seq.0, now.0, &command.by, &command.reason];
+    if connection.execute("store a cancellation", insert, &values).await? == 1 {
+        record_incidents(connection, &[(seq, IncidentKind::Cancel, command.detail())], now).await?;
     }
-    Ok(WishAnswer::Noted(state))
+    Ok(CancelAnswer::Noted(state))
 }
 
 pub async fn open_cancellations(connection: &dyn Statements, account: AccountId) -> Result<Vec<Cancellation>> {
-    // From the few wishes to their requests, never the other way.
+    // From the few cancellations to their requests, never the other way.
     let requests = match connection.dialect().locks_rows() {
         true => "LATERAL (SELECT * FROM requests WHERE seq = c.request OFFSET 0) r",
         false => "requests r",
@@ -88,19 +86,22 @@ pub async fn open_cancellations(connection: &dyn Statements, account: AccountId)
         Ok(Cancellation {
             request: queued_request(row)?,
             state: request_state(row)?,
-            detail: detail(&text(row, "wish", "wished_by")?, &text(row, "wish", "reason")?),
+            detail: detail(&text(row, "cancellation", "wished_by")?, &text(row, "cancellation", "reason")?),
         })
     };
-    connection.rows("read the wishes to cancel", &select, &values![account.0], cancellation).await
+    connection.rows("read the cancellations", &select, &values![account.0], cancellation).await
 }
 
-/// A wish is over with its request. One that came back from the dead would need a new one.
-pub async fn forget_wishes(connection: &dyn Statements, requests: impl IntoIterator<Item = RequestSeq>) -> Result<()> {
+/// Deletes cancellations with their requests. One that came back from the dead would need a new command.
+pub async fn forget_cancellations(
+    connection: &dyn Statements,
+    requests: impl IntoIterator<Item = RequestSeq>,
+) -> Result<()> {
     let delete = format!(
         "DELETE FROM cancellations WHERE request IN (SELECT u.request FROM u) \
          AND EXISTS (SELECT 1 FROM requests r WHERE r.seq = request AND r.state {})",
         which(RequestState::is_over)
     );
     let rows = Rows::of("request bigint", requests.into_iter().map(|request| values![request.0]));
-    connection.execute_each("forget wishes", &delete, &[], &rows).await.map(drop)
+    connection.execute_each("forget cancellations", &delete, &[], &rows).await.map(drop)
 }

@@ -1,8 +1,7 @@
-//! What other instances did to the journal, where it is notified at once.
+//! Changes that other instances made to the journal, where it is notified at once.
 
 use tokio::sync::watch;
 
-/// Counts what was seen.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Seen {
     /// A lease was given up, an instance has come or gone.

@@ -1,4 +1,4 @@
-//! What goes to the broker instead of a request's own delivery: copies that need a publisher confirm, parked copies, and
+//! Messages that go to the broker instead of a request's own delivery: copies that need a publisher confirm, parked copies, and
 //! messages that were no requests.
 
 use std::borrow::Cow;
@@ -17,12 +17,9 @@ use crate::model::{
     BodyHash, Cause, Event, FailureClass, Generation, Message, Reason, RequestId, RequestState, Timestamp, TxHash,
 };
 
-/// The destination of a failed request's copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CopyKind {
-    /// To a wait queue.
     Retry,
-    /// To the dead-letter exchange.
     DeadLetter,
 }
 
@@ -52,13 +49,11 @@ pub struct UnconfirmedCopy {
     pub generation: Generation,
     pub cause: Cause,
     pub first_failed_at: Timestamp,
-    /// The message to copy.
     pub message: Message,
     /// Every hash ever signed for the request, oldest first.
     pub tx_hashes: Vec<TxHash>,
 }
 
-/// A copy that has its publisher confirm.
 #[derive(Debug, Clone)]
 pub struct ConfirmedCopy {
     pub request: RequestSeq,
@@ -176,11 +171,9 @@ pub async fn confirm(connection: &dyn Statements, copies: &[ConfirmedCopy]) -> R
     release(connection, &ordered).await?;
     let mut events = Vec::with_capacity(copies.len());
     for copy in copies {
-        let account = accounts.get(&copy.request).ok_or_else(|| JournalError::Inconsistent {
-            doing: DOING,
-            detail: format!("there is no request with the number {}", copy.request.0),
-        })?;
-        events.push((*account, &copy.event));
+        let missing =
+            || JournalError::inconsistent(DOING, format!("there is no request with the number {}", copy.request.0));
+        events.push((*accounts.get(&copy.request).ok_or_else(missing)?, &copy.event));
     }
     insert_events(connection, events).await
 }
@@ -212,18 +205,9 @@ pub async fn record_refused(connection: &dyn Statements, messages: &[RefusedMess
     let mut seen = BTreeSet::new();
     let first = messages.iter().filter(|refused| seen.insert(&refused.id));
     let rows = first.map(|RefusedMessage { id, account, body_hash, generation, cause, .. }| {
-        let (replay, retry) = (generation.replay, generation.retry);
-        let hash = body_hash.as_bytes();
-        values![
-            id.as_str(),
-            account.0,
-            replay,
-            retry,
-            hash,
-            cause.class().as_str(),
-            cause.reason.as_str(),
-            &*cause.detail
-        ]
+        let Generation { replay, retry } = *generation;
+        let (class, reason) = (cause.class().as_str(), cause.reason.as_str());
+        values![id.as_str(), account.0, replay, retry, body_hash.as_bytes(), class, reason, &*cause.detail]
     });
     let values = values![Timestamp::now().0];
     connection.execute_each("store refused messages", &insert, &values, &Rows::of(columns, rows)).await?;

@@ -1,4 +1,4 @@
-//! What the topics need of a database. Their statements and rules are written once, for SQLite and PostgreSQL alike: in the
+//! The database, as the topics use it. Their statements and rules are written once, for SQLite and PostgreSQL alike: in the
 //! SQL that both have, with PostgreSQL's placeholders. What differs is behind [`Database`] and [`Statements`].
 
 use std::borrow::Cow;
@@ -11,7 +11,6 @@ use crate::journal::columns::Columns;
 use crate::journal::error::{JournalError, Result};
 use crate::observe::metrics::JournalMeter;
 
-/// A journal in a database.
 #[derive(Debug, Clone)]
 pub struct SqlJournal<D> {
     pub(super) database: D,
@@ -30,17 +29,20 @@ pub enum Mode {
     Repeatable,
 }
 
-/// The work of a call on its connection.
 pub type Work<'c, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'c>>;
+
+/// Begins the work of a call, given its connection and its input.
+pub trait Task<I, T>: for<'c> Fn(&'c dyn Statements, &'c I) -> Work<'c, T> + Send + Sync + 'static {}
+impl<I, T, F: for<'c> Fn(&'c dyn Statements, &'c I) -> Work<'c, T> + Send + Sync + 'static> Task<I, T> for F {}
+
+/// Goes to the thread or the task that has the connection, and comes back.
+pub trait Sent: Send + Sync + 'static {}
+impl<T: Send + Sync + 'static> Sent for T {}
 
 #[async_trait]
 pub trait Database: Clone + Send + Sync + 'static {
     /// Runs `work` in one transaction and returns when that is durable. A caller that stops waiting does not stop a write.
-    async fn call<I, T, F>(&self, mode: Mode, input: I, work: F) -> Result<T>
-    where
-        I: Send + Sync + 'static,
-        T: Send + 'static,
-        F: for<'c> Fn(&'c dyn Statements, &'c I) -> Work<'c, T> + Send + Sync + 'static;
+    async fn call<I: Sent, T: Sent>(&self, mode: Mode, input: I, work: impl Task<I, T>) -> Result<T>;
 
     /// Returns the newest version of the schema that this program knows.
     fn known_schema(&self) -> i64;
@@ -65,7 +67,6 @@ pub trait Database: Clone + Send + Sync + 'static {
     async fn close(&self);
 }
 
-/// A statement with its values.
 pub struct Statement<'s> {
     /// Names the attempt in an error.
     pub doing: &'static str,
@@ -75,7 +76,6 @@ pub struct Statement<'s> {
     pub rows: Option<&'s Rows<'s>>,
 }
 
-/// Reads one row.
 pub type Reader<'r> = &'r mut (dyn FnMut(&dyn Columns) -> Result<()> + Send);
 
 /// A connection inside a transaction.
@@ -86,7 +86,6 @@ pub trait Statements: Send + Sync {
     /// Returns the time that all instances have in common, in microseconds since 1970.
     async fn clock_us(&self) -> Result<i64>;
 
-    /// Runs a statement that returns rows.
     async fn query(&self, statement: Statement<'_>, read: Reader<'_>) -> Result<()>;
 
     /// Runs a statement and returns how many rows it changed.
@@ -94,7 +93,6 @@ pub trait Statements: Send + Sync {
 }
 
 impl dyn Statements + '_ {
-    /// Returns all rows, read.
     pub async fn rows<T: Send>(
         &self,
         doing: &'static str,
@@ -105,7 +103,6 @@ impl dyn Statements + '_ {
         self.all(Statement { doing, sql, values, rows: None }, read).await
     }
 
-    /// Returns the first row, read.
     pub async fn row<T: Send>(
         &self,
         doing: &'static str,
@@ -124,7 +121,7 @@ impl dyn Statements + '_ {
         values: &[Value<'_>],
         read: impl FnMut(&dyn Columns) -> Result<T> + Send,
     ) -> Result<T> {
-        let nothing = || JournalError::Inconsistent { doing, detail: "there is no such row".to_owned() };
+        let nothing = || JournalError::inconsistent(doing, "there is no such row");
         self.row(doing, sql, values, read).await?.ok_or_else(nothing)
     }
 
@@ -330,39 +327,19 @@ impl Dialect {
 }
 
 impl<D: Database> SqlJournal<D> {
-    pub(super) async fn read<I, T, F>(&self, input: I, work: F) -> Result<T>
-    where
-        I: Send + Sync + 'static,
-        T: Send + 'static,
-        F: for<'c> Fn(&'c dyn Statements, &'c I) -> Work<'c, T> + Send + Sync + 'static,
-    {
+    pub(super) async fn read<I: Sent, T: Sent>(&self, input: I, work: impl Task<I, T>) -> Result<T> {
         self.database.call(Mode::Read, input, work).await
     }
 
-    pub(super) async fn snapshot<I, T, F>(&self, input: I, work: F) -> Result<T>
-    where
-        I: Send + Sync + 'static,
-        T: Send + 'static,
-        F: for<'c> Fn(&'c dyn Statements, &'c I) -> Work<'c, T> + Send + Sync + 'static,
-    {
+    pub(super) async fn snapshot<I: Sent, T: Sent>(&self, input: I, work: impl Task<I, T>) -> Result<T> {
         self.database.call(Mode::Snapshot, input, work).await
     }
 
-    pub(super) async fn write<I, T, F>(&self, input: I, work: F) -> Result<T>
-    where
-        I: Send + Sync + 'static,
-        T: Send + 'static,
-        F: for<'c> Fn(&'c dyn Statements, &'c I) -> Work<'c, T> + Send + Sync + 'static,
-    {
+    pub(super) async fn write<I: Sent, T: Sent>(&self, input: I, work: impl Task<I, T>) -> Result<T> {
         self.database.call(Mode::Write, input, work).await
     }
 
-    pub(super) async fn write_repeatably<I, T, F>(&self, input: I, work: F) -> Result<T>
-    where
-        I: Send + Sync + 'static,
-        T: Send + 'static,
-        F: for<'c> Fn(&'c dyn Statements, &'c I) -> Work<'c, T> + Send + Sync + 'static,
-    {
+    pub(super) async fn write_repeatably<I: Sent, T: Sent>(&self, input: I, work: impl Task<I, T>) -> Result<T> {
         self.database.call(Mode::Repeatable, input, work).await
     }
 }

@@ -1,31 +1,29 @@
-//! What becomes of requests, as the journal is given it.
+//! Decisions about requests, for the journal to store.
 
 use crate::journal::accounts::RequestSeq;
 use crate::journal::nonces::ClosedTransaction;
 use crate::model::{Cause, Event, Generation, IncidentKind, Members, TxHash};
 
-/// The outcome of a request.
 #[derive(Debug, Clone)]
 pub enum Decision {
-    /// It is written; its event goes into the outbox in the same commit.
+    /// The event goes into the outbox in the same commit.
     Final(Event),
-    /// What it asks for is final in the chain, by a transaction that is none of its own; its event goes into the outbox in
-    /// the same commit.
+    /// The effect is final in the chain, by a transaction that is none of its own. The event goes into the outbox in the
+    /// same commit.
     Found {
         event: Event,
         written_by: TxHash,
     },
-    /// It failed and is tried again as the copy `next`.
+    /// The request is tried again, as the copy `next`.
     Retry {
         cause: Cause,
         next: Generation,
     },
-    /// It failed for good.
     Dead {
         cause: Cause,
     },
-    /// An operator wants it cancelled. Dead if it still waits for a nonce; where it has moved on, nothing happens and the
-    /// wish stays.
+    /// An operator asked to cancel it. Dead if it still waits for a nonce; where it has moved on, nothing happens and the
+    /// operator's request stays.
     Cancel {
         cause: Cause,
     },
@@ -35,7 +33,6 @@ pub enum Decision {
 /// The reason why a request queues again that has not failed by itself.
 #[derive(Debug, Clone)]
 pub enum Requeue {
-    /// Its nonce went to this foreign transaction.
     Displaced(TxHash),
     /// The transaction that it shared has failed: it gets one of its own.
     Isolated(Cause),

@@ -3,22 +3,19 @@
 use crate::journal::accounts::AccountId;
 use crate::model::Timestamp;
 
-/// Why the journal could not do it.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// The database failed: full disk, lost file, lock held too long.
-    #[error("the journal could not {doing}: {source}; {mend}, nothing was written")]
+    #[error("the journal could not {doing}: {source}; {advice}, nothing was written")]
     Storage {
         doing: &'static str,
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
-        /// Advice for the operator.
-        mend: &'static str,
+        advice: &'static str,
     },
     /// The database is none that a journal can stand on.
     #[error("the journal's database cannot be used: {0}")]
     Unfit(String),
-    /// There is no journal where one must be.
     #[error("there is no journal {path}; is journal.url the worker's?")]
     Missing {
         /// The file, or the database.
@@ -27,7 +24,6 @@ pub enum JournalError {
     /// The commit failed: whether it holds is known only to the database.
     #[error("the journal could not commit: {0}; whether the last writes hold is read again at the next start")]
     Commit(String),
-    /// Another instance owns the account now.
     #[error("the lease on account {account} belongs to another instance")]
     LeaseLost { account: AccountId },
     /// A stored row is not what it must be.
@@ -44,32 +40,13 @@ pub enum JournalError {
 }
 
 impl JournalError {
-    pub fn older_schema(found: i64, known: i64) -> Self {
-        let detail = format!(
-            "its schema has version {found}, this program has {known}: let the worker start once with this version"
-        );
-        Self::Inconsistent { doing: "read it", detail }
-    }
-
-    pub fn too_old(worker: &str, host: &str, version: &str) -> Self {
-        let detail = format!(
-            "{worker} on {host} runs with version {version}, which cannot work with the new tables; stop it first"
-        );
-        Self::Inconsistent { doing: "bring its tables up to date", detail }
+    pub fn inconsistent(doing: &'static str, detail: impl Into<String>) -> Self {
+        Self::Inconsistent { doing, detail: detail.into() }
     }
 
     /// Returns whether another instance has taken over: the lane starts over as one that waits, and the process goes on.
     pub fn is_lease_lost(&self) -> bool {
-        match self {
-            Self::LeaseLost { .. } => true,
-            Self::Storage { .. }
-            | Self::Unfit(_)
-            | Self::Missing { .. }
-            | Self::Commit(_)
-            | Self::Corrupt { .. }
-            | Self::Inconsistent { .. }
-            | Self::NewerSchema { .. } => false,
-        }
+        matches!(self, Self::LeaseLost { .. })
     }
 }
 

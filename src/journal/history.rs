@@ -9,7 +9,6 @@ use crate::journal::requests::seq;
 use crate::model::event::BatchPlace;
 use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, RequestId, Timestamp, TxHash, Wei};
 
-/// All that the journal knows of one request.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct History {
     pub id: String,
@@ -18,40 +17,33 @@ pub struct History {
     pub attempt: u32,
     /// `cw-replay-count` of it.
     pub replay: u32,
-    /// RFC 3339.
-    pub received_at: String,
-    /// RFC 3339.
-    pub changed_at: String,
-    /// Chain id of its account.
+    pub received_at: Timestamp,
+    pub changed_at: Timestamp,
     pub chain_id: u64,
     pub account: Address,
     /// `class.reason: detail` of its last failure.
     pub failure: Option<String>,
-    /// Its transactions, oldest first.
+    /// Oldest first.
     pub transactions: Vec<TransactionHistory>,
-    /// What happened off the straight way, oldest first.
+    /// Oldest first.
     pub incidents: Vec<Incident>,
 }
 
-/// One nonce of a request.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct TransactionHistory {
     pub nonce: Nonce,
     pub state: String,
-    /// RFC 3339.
-    pub created_at: String,
-    /// Everything signed for it, oldest first.
+    pub created_at: Timestamp,
+    /// Oldest first.
     #[serde(rename = "attempts")]
     pub signed: Vec<SignedHistory>,
-    /// The hash that is final.
     pub final_hash: Option<TxHash>,
     pub block_number: Option<BlockNumber>,
     pub block_hash: Option<BlockHash>,
-    /// Gas that it used.
     pub gas_used: Option<Gas>,
-    /// Since when its block is no part of the chain any more, until it is final again. RFC 3339.
-    pub reorged_at: Option<String>,
-    /// Which of several requests in it this one is.
+    /// Since when its block is no part of the chain any more, until it is final again.
+    pub reorged_at: Option<Timestamp>,
+    /// Set where the transaction is for several requests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch: Option<BatchPlace>,
 }
@@ -59,19 +51,15 @@ pub struct TransactionHistory {
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct SignedHistory {
     pub hash: TxHash,
-    /// `write` or `cancel`.
     pub kind: String,
     /// Most wei for one unit of gas.
     pub max_fee: String,
-    /// RFC 3339.
-    pub signed_at: String,
+    pub signed_at: Timestamp,
 }
 
-/// Something that happened off the straight way.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Incident {
-    /// RFC 3339.
-    pub at: String,
+    pub at: Timestamp,
     pub what: String,
     pub detail: String,
 }
@@ -104,7 +92,7 @@ pub async fn history(connection: &dyn Statements, id: &RequestId) -> Result<Opti
     Ok(Some(history))
 }
 
-/// Reads it without its transactions and incidents.
+/// Reads a request without its transactions and incidents.
 fn request_history(row: &dyn Columns) -> Result<History> {
     let of = |name| optional_text(row, "request", name);
     let failure = match (of("failure_class")?, of("failure_reason")?, of("failure_detail")?) {
@@ -127,9 +115,7 @@ fn request_history(row: &dyn Columns) -> Result<History> {
 }
 
 fn transaction_history(row: &dyn Columns) -> Result<TransactionHistory> {
-    let number = |name| {
-        Ok::<_, crate::journal::error::JournalError>(optional_number(row, "transaction", name)?.map(i64::unsigned_abs))
-    };
+    let number = |name| optional_number(row, "transaction", name).map(|number| number.map(i64::unsigned_abs));
     Ok(TransactionHistory {
         nonce: Nonce(unsigned(row, "transaction", "nonce")?),
         state: text(row, "transaction", "state")?.into_owned(),
@@ -139,7 +125,7 @@ fn transaction_history(row: &dyn Columns) -> Result<TransactionHistory> {
         block_number: number("block_number")?.map(BlockNumber),
         block_hash: optional_fixed(row, "transaction", "block_hash", BlockHash::from_slice)?,
         gas_used: number("gas_used")?.map(Gas),
-        reorged_at: optional_number(row, "transaction", "reorged_at")?.map(|at| Timestamp(at).to_string()),
+        reorged_at: optional_number(row, "transaction", "reorged_at")?.map(Timestamp),
         batch: BatchPlace::of(unsigned(row, "batch", "place")?, unsigned(row, "transaction", "others")?),
     })
 }
@@ -161,6 +147,6 @@ fn incident(row: &dyn Columns) -> Result<Incident> {
     })
 }
 
-fn time(row: &dyn Columns, name: &'static str) -> Result<String> {
-    number(row, "time", name).map(|at| Timestamp(at).to_string())
+fn time(row: &dyn Columns, name: &'static str) -> Result<Timestamp> {
+    number(row, "time", name).map(Timestamp)
 }

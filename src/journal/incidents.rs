@@ -1,14 +1,13 @@
-//! What happened to requests off the straight way, for operators.
+//! Incidents of requests, for operators.
 
 use crate::journal::accounts::RequestSeq;
 use crate::journal::database::{Rows, Statements, values};
 use crate::journal::error::Result;
 use crate::model::{IncidentKind, Timestamp};
 
-/// An incident of a request, with the details for a person.
+/// With the details for a person.
 pub type Incident = (RequestSeq, IncidentKind, String);
 
-/// Stores them, in their order.
 pub async fn record_incidents(connection: &dyn Statements, incidents: &[Incident], now: Timestamp) -> Result<()> {
     let insert = "INSERT INTO incidents (request, at, what, detail) SELECT u.request, $1, u.what, u.detail FROM u \
                   ORDER BY u.place";

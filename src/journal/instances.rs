@@ -17,7 +17,7 @@ use crate::model::{Address, Timestamp};
 pub struct Instance {
     /// The name under which it holds leases.
     pub owner: Arc<str>,
-    /// What its operators call it.
+    /// The name that its operators gave it.
     pub worker: String,
     pub host: String,
     pub version: String,
@@ -31,10 +31,8 @@ pub struct Instance {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaneHolder {
     pub account: AccountId,
-    /// EIP-155 chain id.
     pub chain_id: u64,
     pub address: Address,
-    /// Its owner, present or not.
     pub owner: Option<Arc<str>>,
     pub mark: LeaseMark,
 }
@@ -52,9 +50,7 @@ pub trait Instances: Send + Sync {
     /// Shows this instance to the others for another `ttl`, and returns all that are present now, itself among them. Those
     /// whose time has run out are forgotten.
     async fn attend(&self, instance: &Instance, ttl: Duration) -> Result<Attendance>;
-    /// Withdraws this instance.
     async fn leave(&self, instance: &Instance) -> Result<()>;
-    /// Returns the instances that are present now.
     async fn attendance(&self) -> Result<Attendance>;
 }
 
@@ -86,7 +82,7 @@ impl<D: Database> Instances for SqlJournal<D> {
     }
 }
 
-/// A new instance notifies the others, so that they poll at once.
+/// Shows this instance. A new one notifies the others, so that they poll at once.
 async fn attend(
     connection: &dyn Statements,
     me: &Instance,
@@ -130,10 +126,11 @@ async fn attendance(connection: &dyn Statements) -> Result<Attendance> {
 /// undone then.
 pub async fn expect_all_know(connection: &dyn Statements, oldest_schema: i64) -> Result<()> {
     let old = format!("SELECT * FROM instances WHERE schema < $1 AND {}", present(connection.dialect()));
-    match connection.row("read the instances", &old, &values![oldest_schema], instance).await? {
-        Some(Instance { worker, host, version, .. }) => Err(JournalError::too_old(&worker, &host, &version)),
-        None => Ok(()),
-    }
+    let old = connection.row("read the instances", &old, &values![oldest_schema], instance).await?;
+    let Some(Instance { worker, host, version, .. }) = old else { return Ok(()) };
+    let detail =
+        format!("{worker} on {host} runs with version {version}, which cannot work with the new tables; stop it first");
+    Err(JournalError::inconsistent("bring its tables up to date", detail))
 }
 
 fn instance(row: &dyn Columns) -> Result<Instance> {

@@ -6,12 +6,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::journal::accounts::{AccountId, Lease, LeaseMark};
-use crate::journal::columns::{Columns, nonce, number, to_i64, unsigned};
-use crate::journal::database::{Database, SqlJournal, Statements, notify, values};
+use crate::journal::columns::{Columns, expect_rows, nonce, number, to_i64, unsigned};
+use crate::journal::database::{Database, Mode, Rows, Sent, SqlJournal, Statements, Work, notify, values};
 use crate::journal::error::{JournalError, Result};
+use crate::journal::incidents::{Incident, record_incidents};
 use crate::model::{Address, Nonce, Timestamp};
 
-/// The answer to a request for a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Acquired {
     Ours(Lease),
@@ -41,7 +41,6 @@ pub trait Leases: Send + Sync {
         ttl: Duration,
         stale: Option<LeaseMark>,
     ) -> Result<Acquired>;
-    /// Keeps the lease for another `ttl`.
     async fn renew_lease(&self, lease: &Lease, ttl: Duration) -> Result<()>;
     /// Gives the lease up, so that another instance need not wait.
     async fn release_lease(&self, lease: &Lease) -> Result<()>;
@@ -70,52 +69,87 @@ impl<D: Database> Leases for SqlJournal<D> {
     }
 
     async fn renew_lease(&self, lease: &Lease, ttl: Duration) -> Result<()> {
-        let renewed = (lease.clone(), Timestamp::now().after(ttl));
-        self.write_repeatably(renewed, |connection, (lease, until)| {
+        self.lane_write(Mode::Repeatable, lease, Timestamp::now().after(ttl), |write, until| {
             Box::pin(async move {
-                check_lease(connection, lease).await?;
                 let renew = "UPDATE accounts SET lease_until = $1 WHERE id = $2";
-                connection.execute("renew a lease", renew, &values![until.0, lease.account.0]).await.map(drop)
+                let values = values![until.0, write.account.0];
+                write.connection.execute("renew a lease", renew, &values).await.map(drop)
             })
         })
         .await
     }
 
-    /// An instance that stands by hears of it at once.
+    /// Notifies the instances that stand by.
     async fn release_lease(&self, lease: &Lease) -> Result<()> {
-        let released = (lease.clone(), self.database.change_notice());
-        self.write(released, |connection, (lease, notice)| {
+        self.lane_write(Mode::Write, lease, self.database.change_notice(), |write, notice| {
             Box::pin(async move {
-                check_lease(connection, lease).await?;
                 let release = "UPDATE accounts SET lease_until = 0, lease_owner = NULL WHERE id = $1";
-                connection.execute("give a lease up", release, &values![lease.account.0]).await?;
-                notify(connection, notice.as_deref()).await
+                write.connection.execute("give a lease up", release, &values![write.account.0]).await?;
+                notify(write.connection, notice.as_deref()).await
             })
         })
         .await
     }
 
     async fn raise_next_nonce(&self, lease: &Lease, at_least: Nonce) -> Result<Nonce> {
-        let raised = (lease.clone(), at_least);
-        self.write_repeatably(raised, |connection, (lease, at_least)| {
-            Box::pin(async move {
-                check_lease(connection, lease).await?;
-                raise(connection, lease.account, *at_least).await
-            })
+        self.lane_write(Mode::Repeatable, lease, at_least, |write, at_least| {
+            Box::pin(raise(write.connection, write.account, *at_least))
         })
         .await
+    }
+}
+
+impl<D: Database> SqlJournal<D> {
+    /// Checks the lease, and writes in the same transaction.
+    pub(super) async fn lane_write<I: Sent, T: Sent>(
+        &self,
+        mode: Mode,
+        lease: &Lease,
+        input: I,
+        work: impl for<'c> Fn(&'c LaneWrite<'c>, &'c I) -> Work<'c, T> + Sent,
+    ) -> Result<T> {
+        let input = (lease.clone(), input, work);
+        let call = self.database.call(mode, input, |connection, (lease, input, work)| {
+            Box::pin(async move { work(&check_lease(connection, lease).await?, input).await })
+        });
+        call.await
+    }
+}
+
+/// A write of a lane, in the transaction in which its lease was checked.
+pub struct LaneWrite<'c> {
+    pub connection: &'c dyn Statements,
+    pub account: AccountId,
+    pub now: Timestamp,
+}
+
+impl LaneWrite<'_> {
+    /// Runs an update in which `$1` is the time and `$2` the account. Returns how many rows it changed.
+    pub async fn change(&self, doing: &'static str, update: &str, rows: &Rows<'_>) -> Result<usize> {
+        self.connection.execute_each(doing, update, &values![self.now.0, self.account.0], rows).await
+    }
+
+    /// Inserts a row of the account, `$1`, for each of these.
+    pub async fn insert(&self, doing: &'static str, insert: &str, rows: &Rows<'_>) -> Result<()> {
+        let stored = self.connection.execute_each(doing, insert, &values![self.account.0], rows).await?;
+        expect_rows(doing, rows.len(), stored)
+    }
+
+    pub async fn record_incidents(&self, incidents: impl IntoIterator<Item = Incident>) -> Result<()> {
+        record_incidents(self.connection, &incidents.into_iter().collect::<Vec<_>>(), self.now).await
     }
 }
 
 /// Fails with [`JournalError::LeaseLost`] unless the lease still holds. Every write of a lane begins with it, in the same
 /// transaction, and keeps the row locked until its commit: a take-over waits until then, and an owner that froze and wakes
 /// writes nothing.
-pub async fn check_lease(connection: &dyn Statements, lease: &Lease) -> Result<()> {
+pub async fn check_lease<'c>(connection: &'c dyn Statements, lease: &Lease) -> Result<LaneWrite<'c>> {
     let lock = connection.dialect().lock();
     let check = format!("SELECT 1 FROM accounts WHERE id = $1 AND lease_owner = $2 AND epoch = $3{lock}");
     let values = values![lease.account.0, &*lease.owner, lease.epoch];
     let held = connection.row("check a lease", &check, &values, |_| Ok(())).await?;
-    held.ok_or(JournalError::LeaseLost { account: lease.account })
+    held.ok_or(JournalError::LeaseLost { account: lease.account })?;
+    Ok(LaneWrite { connection, account: lease.account, now: Timestamp::now() })
 }
 
 async fn account(connection: &dyn Statements, chain_id: i64, address: Address) -> Result<AccountId> {
@@ -128,8 +162,7 @@ async fn account(connection: &dyn Statements, chain_id: i64, address: Address) -
     let insert = "INSERT INTO accounts (chain_id, address) VALUES ($1, $2) ON CONFLICT DO NOTHING";
     connection.execute("add an account", insert, &values).await?;
     // Added here, or by another instance that was faster.
-    let missing = || JournalError::Inconsistent { doing: "add an account", detail: "it is not there then".to_owned() };
-    connection.row("find an account", select, &values, id).await?.ok_or_else(missing)
+    connection.one("add an account", select, &values, id).await
 }
 
 /// Waits for the write under the lease that is under way, and judges what that has left.

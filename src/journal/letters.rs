@@ -1,4 +1,4 @@
-//! What operators did to dead letters.
+//! Records of what operators did to dead letters.
 
 use async_trait::async_trait;
 
@@ -7,18 +7,18 @@ use crate::journal::database::{Database, SqlJournal, Statements, values};
 use crate::journal::error::Result;
 use crate::journal::incidents::record_incidents;
 use crate::journal::requests::seq;
+use crate::model::words::words;
 use crate::model::{IncidentKind, RequestId, Timestamp};
 
-/// A deed of an operator on a dead letter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Deed {
-    /// A copy of it is in the work queue.
-    SentBack,
-    /// An edited copy of it is in the work queue.
-    Edited,
-    /// Deleted for good.
-    Discarded,
-}
+words!(
+    /// An action of an operator on a dead letter. Its incident has the same word.
+    Deed {
+        SentBack = "sent_back",
+        /// An edited copy of it is in the work queue.
+        Edited = "edited",
+        Discarded = "discarded",
+    }
+);
 
 impl Deed {
     pub fn incident(self) -> IncidentKind {
@@ -28,22 +28,11 @@ impl Deed {
             Self::Discarded => IncidentKind::Discarded,
         }
     }
-
-    /// Returns the word stored in the journal, which also names the incident.
-    pub fn as_str(self) -> &'static str {
-        self.incident().as_str()
-    }
-
-    pub fn from_word(word: &str) -> Option<Self> {
-        [Self::SentBack, Self::Edited, Self::Discarded].into_iter().find(|deed| deed.as_str() == word)
-    }
 }
 
-/// A deed, by whom and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LetterDeed {
     pub letter: String,
-    /// Its request's id, if it has one.
     pub request: Option<RequestId>,
     pub deed: Deed,
     /// `class.reason` of the letter.
@@ -52,18 +41,16 @@ pub struct LetterDeed {
     pub operator: String,
     /// In their words; may be empty.
     pub reason: String,
-    /// For the request's history.
+    /// For the history of the request.
     pub detail: String,
     /// The whole letter as `dead export` writes it; always where it was edited or discarded.
     pub message: Option<String>,
 }
 
-/// Serves operators' commands for dead letters.
 #[async_trait]
 pub trait LetterDeeds: Send + Sync {
     /// Records a deed, with an incident where the journal knows the request.
     async fn record_deed(&self, deed: LetterDeed) -> Result<()>;
-    /// Returns what was done to this letter last.
     async fn last_deed(&self, letter: &str) -> Result<Option<Deed>>;
     /// Returns the messages of letters that were discarded, behind this number, oldest first, with their numbers.
     async fn discarded(&self, after: i64, limit: u32) -> Result<Vec<(i64, String)>>;
@@ -124,7 +111,7 @@ pub async fn forget(connection: &dyn Statements, before: Timestamp, limit: u32) 
     connection.execute("prune", &delete, &values![before.0, limit]).await
 }
 
-/// What every back end must do with them.
+/// Holds the tests that every back end must pass.
 #[cfg(test)]
 pub(crate) mod contract {
     use super::*;

@@ -1,4 +1,4 @@
-//! What counts against the limits, by the clock that all instances share.
+//! Usage that counts against the limits, by the clock that all instances share.
 
 use crate::journal::accounts::AccountId;
 use crate::journal::columns::{Columns, amount, number, to_i64, unsigned};

@@ -69,7 +69,7 @@ mod upkeep;
 pub use accounts::{AccountId, Lease, LeaseMark, RequestSeq};
 pub use address::JournalAddress;
 pub use admissions::{Admissions, Arrival};
-pub use cancellations::{CancelWish, Cancellation, WishAnswer};
+pub use cancellations::{CancelAnswer, CancelCommand, Cancellation};
 pub use changes::Changes;
 pub use copies::{ConfirmedCopy, CopyKind, RefusedMessage, UnconfirmedCopy};
 #[cfg(test)]

@@ -1,21 +1,18 @@
-//! What the chain did to nonces: their ends, blocks that went away, gaps, second ends.
+//! Nonces, after the chain has decided: their ends, blocks that went away, gaps, second ends.
 
-use crate::journal::accounts::{AccountId, Lease, RequestSeq};
+use crate::journal::accounts::{AccountId, RequestSeq};
 use crate::journal::columns::{Columns, fixed, nonce, number, optional_fixed, to_i64, unsigned, word};
 use crate::journal::database::{Rows, Statements, values};
 use crate::journal::error::{JournalError, Result};
-use crate::journal::incidents::record_incidents;
-use crate::journal::leases::check_lease;
+use crate::journal::leases::LaneWrite;
 use crate::journal::outbox::insert_events;
 use crate::journal::requests::{STORED_REQUEST_COLUMNS, StoredRequest, seq, stored_request};
 use crate::journal::signed::{SIGNED_COLUMNS, signed_transaction};
 use crate::model::event::FinalTransaction;
 use crate::model::{
-    BlockHash, BlockNumber, Event, Gas, IncidentKind, Members, Nonce, SignedTransaction, Timestamp, TransactionState,
-    TxHash,
+    BlockHash, BlockNumber, Event, Gas, IncidentKind, Members, Nonce, SignedTransaction, TransactionState, TxHash,
 };
 
-/// A nonce, and its end.
 #[derive(Debug, Clone)]
 pub struct ClosedTransaction {
     pub nonce: Nonce,
@@ -30,13 +27,12 @@ pub struct StoredNonce {
     pub requests: Members<StoredRequest>,
     pub nonce: Nonce,
     pub state: TransactionState,
-    /// What is final of it, without the price paid.
+    /// The final transaction, without the price paid.
     pub included: Option<FinalTransaction>,
     /// Everything ever signed for it, oldest first.
     pub signed: Vec<SignedTransaction>,
 }
 
-/// A choice of nonces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Which {
     /// All from the first to below the second, by nonce.
@@ -136,75 +132,6 @@ fn included(row: &dyn Columns, nonce: Nonce) -> Result<Option<FinalTransaction>>
     }))
 }
 
-/// A filler may only stand where nothing of ours may land: at a nonce that was taken before, and has no transaction of ours
-/// or one whose bytes must not be sent again.
-pub async fn expect_fillable(
-    connection: &dyn Statements,
-    lease: &Lease,
-    at: impl Iterator<Item = Nonce>,
-) -> Result<()> {
-    let rows = Rows::try_of("nonce bigint", at.map(|at| Ok(values![nonce(at)?])))?;
-    let select = "SELECT u.nonce AS nonce FROM u WHERE NOT EXISTS \
-                  (SELECT 1 FROM accounts WHERE id = $1 AND next_nonce > u.nonce) OR EXISTS \
-                  (SELECT 1 FROM transactions WHERE account = $1 AND nonce = u.nonce \
-                  AND state NOT IN ('reverted', 'displaced'))";
-    let at = |row: &dyn Columns| unsigned(row, "filler", "nonce").map(Nonce);
-    let unfit = connection.rows_each("check nonces", select, &values![lease.account.0], &rows, at).await?;
-    match unfit.first() {
-        None => Ok(()),
-        Some(nonce) => {
-            let detail = format!("a transaction of ours may still land at {nonce}, or it was never taken");
-            Err(JournalError::Inconsistent { doing: "fill a nonce", detail })
-        }
-    }
-}
-
-pub async fn record_reorged(connection: &dyn Statements, lease: &Lease, reorged: &[Reorged]) -> Result<()> {
-    check_lease(connection, lease).await?;
-    let now = Timestamp::now();
-    let update = "UPDATE transactions AS t SET reorged_at = $1 FROM u WHERE t.account = $2 AND t.nonce = u.at_nonce \
-                  AND t.request = u.of_request AND t.block_hash IS NOT NULL AND t.reorged_at IS NULL \
-                  RETURNING request AS seq, nonce";
-    let rows = reorged.iter().map(|lost| Ok(values![nonce(lost.nonce)?, lost.events.first.0.0]));
-    let rows = Rows::try_of("at_nonce bigint, of_request bigint", rows)?;
-    let values = values![now.0, lease.account.0];
-    let lost = |row: &dyn Columns| Ok((seq(row)?, Nonce(unsigned(row, "transaction", "nonce")?)));
-    let lost = connection.rows_each("record lost blocks", update, &values, &rows, lost).await?;
-    let changed = first_of_each(reorged, lost, |reorged| (reorged.events.first.0, reorged.nonce));
-    let changed = changed.map(|lost| (&lost.events, lost.detail.as_str()));
-    record_changes(connection, lease, IncidentKind::Reorged, changed, now).await
-}
-
-pub async fn record_ended_again(connection: &dyn Statements, lease: &Lease, ended: &[EndedAgain]) -> Result<()> {
-    check_lease(connection, lease).await?;
-    let now = Timestamp::now();
-    let closed: Vec<_> = ended.iter().map(|ended| (ended.events.first.0, &ended.transaction)).collect();
-    let closed = close(connection, lease, &closed, "reorged_at IS NOT NULL", now).await?;
-    let closed = closed.into_iter().map(|closed| (closed.request, closed.nonce)).collect();
-    let changed = first_of_each(ended, closed, |ended| (ended.events.first.0, ended.transaction.nonce));
-    let changed = changed.map(|ended| (&ended.events, ended.detail.as_str()));
-    record_changes(connection, lease, IncidentKind::Ended, changed, now).await
-}
-
-/// Stores an incident of each of the requests, and queues the events.
-async fn record_changes<'c>(
-    connection: &dyn Statements,
-    lease: &Lease,
-    kind: IncidentKind,
-    changed: impl Iterator<Item = (&'c Members<(RequestSeq, Option<Event>)>, &'c str)>,
-    now: Timestamp,
-) -> Result<()> {
-    let (mut incidents, mut events) = (Vec::new(), Vec::new());
-    for (members, detail) in changed {
-        for (request, event) in members.iter() {
-            incidents.push((*request, kind, detail.to_owned()));
-            events.extend(event.as_ref().map(|event| (lease.account, event)));
-        }
-    }
-    record_incidents(connection, &incidents, now).await?;
-    insert_events(connection, events).await
-}
-
 /// Returns of all that were asked for the first of each that was changed, in their order.
 fn first_of_each<T>(
     asked: &[T],
@@ -224,47 +151,98 @@ pub struct Closed {
     pub others: i64,
 }
 
-/// Stores how nonces ended, where `which` holds for their transactions, and returns those.
-pub async fn close(
-    connection: &dyn Statements,
-    lease: &Lease,
-    closed: &[(RequestSeq, &ClosedTransaction)],
-    which: &'static str,
-    now: Timestamp,
-) -> Result<Vec<Closed>> {
-    let update = format!(
-        "UPDATE transactions AS t SET state = u.now_state, final_hash = u.now_hash, block_number = u.now_height, \
-         block_hash = u.now_block, gas_used = u.now_gas, closed_at = $1, reorged_at = NULL, data = NULL \
-         FROM u WHERE t.account = $2 AND t.nonce = u.at_nonce AND t.request = u.of_request AND t.{which} \
-         RETURNING request AS seq, nonce, others"
-    );
-    let row = |(request, transaction): &(RequestSeq, &ClosedTransaction)| {
-        let included = transaction.included.as_ref();
-        Ok(values![
-            nonce(transaction.nonce)?,
-            request.0,
-            transaction.state.as_str(),
-            included.map(|tx| tx.tx_hash.as_bytes().to_vec()),
-            included.map(|tx| to_i64("a height", tx.block_number.0)).transpose()?,
-            included.map(|tx| tx.block_hash.as_bytes().to_vec()),
-            included.map(|tx| to_i64("gas", tx.gas_used.0)).transpose()?,
-        ])
-    };
-    let columns = "at_nonce bigint, of_request bigint, now_state text, now_hash bytea, now_height bigint, \
-                   now_block bytea, now_gas bigint";
-    let rows = Rows::try_of(columns, closed.iter().map(row))?;
-    let found = connection
-        .rows_each("close nonces", &update, &values![now.0, lease.account.0], &rows, |row| {
+impl LaneWrite<'_> {
+    pub async fn record_reorged(&self, reorged: &[Reorged]) -> Result<()> {
+        let update = "UPDATE transactions AS t SET reorged_at = $1 FROM u WHERE t.account = $2 AND t.nonce = u.at_nonce \
+                      AND t.request = u.of_request AND t.block_hash IS NOT NULL AND t.reorged_at IS NULL \
+                      RETURNING request AS seq, nonce";
+        let rows = reorged.iter().map(|lost| Ok(values![nonce(lost.nonce)?, lost.events.first.0.0]));
+        let rows = Rows::try_of("at_nonce bigint, of_request bigint", rows)?;
+        let values = values![self.now.0, self.account.0];
+        let lost = |row: &dyn Columns| Ok((seq(row)?, Nonce(unsigned(row, "transaction", "nonce")?)));
+        let lost = self.connection.rows_each("record lost blocks", update, &values, &rows, lost).await?;
+        let changed = first_of_each(reorged, lost, |reorged| (reorged.events.first.0, reorged.nonce));
+        let changed = changed.map(|lost| (&lost.events, lost.detail.as_str()));
+        self.record_changes(IncidentKind::Reorged, changed).await
+    }
+
+    pub async fn record_ended_again(&self, ended: &[EndedAgain]) -> Result<()> {
+        let closed: Vec<_> = ended.iter().map(|ended| (ended.events.first.0, &ended.transaction)).collect();
+        let closed = self.close(&closed, "reorged_at IS NOT NULL").await?;
+        let closed = closed.into_iter().map(|closed| (closed.request, closed.nonce)).collect();
+        let changed = first_of_each(ended, closed, |ended| (ended.events.first.0, ended.transaction.nonce));
+        let changed = changed.map(|ended| (&ended.events, ended.detail.as_str()));
+        self.record_changes(IncidentKind::Ended, changed).await
+    }
+
+    /// Stores an incident of each of the requests, and queues the events.
+    async fn record_changes<'e>(
+        &self,
+        kind: IncidentKind,
+        changed: impl Iterator<Item = (&'e Members<(RequestSeq, Option<Event>)>, &'e str)>,
+    ) -> Result<()> {
+        let (mut incidents, mut events) = (Vec::new(), Vec::new());
+        for (members, detail) in changed {
+            for (request, event) in members.iter() {
+                incidents.push((*request, kind, detail.to_owned()));
+                events.extend(event.as_ref().map(|event| (self.account, event)));
+            }
+        }
+        self.record_incidents(incidents).await?;
+        insert_events(self.connection, events).await
+    }
+
+    /// Fails unless fillers may stand at these nonces, where nothing of ours may land: each was taken before, and has no
+    /// transaction of ours or one whose bytes must not be sent again.
+    pub async fn expect_fillable(&self, at: impl Iterator<Item = Nonce>) -> Result<()> {
+        let rows = Rows::try_of("nonce bigint", at.map(|at| Ok(values![nonce(at)?])))?;
+        let select = "SELECT u.nonce AS nonce FROM u WHERE NOT EXISTS \
+                      (SELECT 1 FROM accounts WHERE id = $1 AND next_nonce > u.nonce) OR EXISTS \
+                      (SELECT 1 FROM transactions WHERE account = $1 AND nonce = u.nonce \
+                      AND state NOT IN ('reverted', 'displaced'))";
+        let at = |row: &dyn Columns| unsigned(row, "filler", "nonce").map(Nonce);
+        let unfit = self.connection.rows_each("check nonces", select, &values![self.account.0], &rows, at).await?;
+        let Some(nonce) = unfit.first() else { return Ok(()) };
+        let detail = format!("a transaction of ours may still land at {nonce}, or it was never taken");
+        Err(JournalError::inconsistent("fill a nonce", detail))
+    }
+
+    /// Stores how nonces ended, where `which` holds for their transactions, and returns those.
+    pub async fn close(&self, closed: &[(RequestSeq, &ClosedTransaction)], which: &'static str) -> Result<Vec<Closed>> {
+        let update = format!(
+            "UPDATE transactions AS t SET state = u.now_state, final_hash = u.now_hash, block_number = u.now_height, \
+             block_hash = u.now_block, gas_used = u.now_gas, closed_at = $1, reorged_at = NULL, data = NULL \
+             FROM u WHERE t.account = $2 AND t.nonce = u.at_nonce AND t.request = u.of_request AND t.{which} \
+             RETURNING request AS seq, nonce, others"
+        );
+        let row = |(request, transaction): &(RequestSeq, &ClosedTransaction)| {
+            let included = transaction.included.as_ref();
+            Ok(values![
+                nonce(transaction.nonce)?,
+                request.0,
+                transaction.state.as_str(),
+                included.map(|tx| tx.tx_hash.as_bytes().to_vec()),
+                included.map(|tx| to_i64("a height", tx.block_number.0)).transpose()?,
+                included.map(|tx| tx.block_hash.as_bytes().to_vec()),
+                included.map(|tx| to_i64("gas", tx.gas_used.0)).transpose()?,
+            ])
+        };
+        let columns = "at_nonce bigint, of_request bigint, now_state text, now_hash bytea, now_height bigint, \
+                       now_block bytea, now_gas bigint";
+        let rows = Rows::try_of(columns, closed.iter().map(row))?;
+        let read = |row: &dyn Columns| {
             let nonce = Nonce(unsigned(row, "transaction", "nonce")?);
             Ok(Closed { request: seq(row)?, nonce, others: number(row, "transaction", "others")? })
-        })
-        .await?;
-    let has_effect = closed.iter().map(|(_, transaction)| (transaction.nonce, transaction.state.has_effect()));
-    let is_batch = |nonce| found.iter().any(|closed| closed.nonce == nonce && closed.others > 0);
-    let rows = has_effect.filter(|(at, _)| is_batch(*at)).map(|(at, has_effect)| Ok(values![nonce(at)?, has_effect]));
-    let rows = Rows::try_of("at_nonce bigint, now_effect bigint", rows)?;
-    let update =
-        "UPDATE batched AS b SET has_effect = u.now_effect FROM u WHERE b.account = $1 AND b.nonce = u.at_nonce";
-    connection.execute_each("close batches", update, &values![lease.account.0], &rows).await?;
-    Ok(found)
+        };
+        let values = values![self.now.0, self.account.0];
+        let found = self.connection.rows_each("close nonces", &update, &values, &rows, read).await?;
+        let is_batch = |nonce| found.iter().any(|closed| closed.nonce == nonce && closed.others > 0);
+        let batches = closed.iter().map(|(_, closed)| closed).filter(|closed| is_batch(closed.nonce));
+        let rows = batches.map(|closed| Ok(values![nonce(closed.nonce)?, closed.state.has_effect()]));
+        let rows = Rows::try_of("at_nonce bigint, now_effect bigint", rows)?;
+        let update =
+            "UPDATE batched AS b SET has_effect = u.now_effect FROM u WHERE b.account = $1 AND b.nonce = u.at_nonce";
+        self.connection.execute_each("close batches", update, &values![self.account.0], &rows).await?;
+        Ok(found)
+    }
 }

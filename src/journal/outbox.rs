@@ -11,10 +11,8 @@ use crate::journal::error::Result;
 use crate::journal::requests::{ReplyAddress, reply};
 use crate::model::Event;
 
-/// An event that waits for its publisher confirm.
 #[derive(Debug, Clone)]
 pub struct OutboxRow {
-    /// Its place in the outbox.
     pub id: i64,
     pub event_id: String,
     pub kind: String,
@@ -23,12 +21,10 @@ pub struct OutboxRow {
     pub reply: ReplyAddress,
 }
 
-/// Serves the outbox's publisher.
 #[async_trait]
 pub trait Outbox: Send + Sync {
     /// Returns events of these accounts behind `after`, oldest first.
     async fn events(&self, accounts: &[AccountId], after: i64, limit: u32) -> Result<Vec<OutboxRow>>;
-    /// Deletes events that have their publisher confirms.
     async fn events_sent(&self, ids: Vec<i64>) -> Result<()>;
 }
 

@@ -9,10 +9,8 @@ use crate::journal::error::Result;
 use crate::journal::requests::request_id;
 use crate::model::{Address, Nonce, RequestState, Timestamp};
 
-/// The number of incidents in an overview.
 pub const RECENT_INCIDENTS: usize = 20;
 
-/// The whole journal, whichever instances work with it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JournalOverview {
     /// Every account that it has ever known.
@@ -21,13 +19,10 @@ pub struct JournalOverview {
     pub incidents: Vec<RecentIncident>,
 }
 
-/// One account on a chain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccountOverview {
-    /// The journal's number for it.
-    #[serde(skip, default = "unknown")]
+    #[serde(skip)]
     pub id: AccountId,
-    /// EIP-155 chain id.
     pub chain_id: u64,
     pub address: Address,
     /// The nonce that the next transaction gets; none before its lane has asked the chain for the first time.
@@ -44,11 +39,6 @@ pub struct AccountOverview {
     pub open: Vec<OpenRequests>,
 }
 
-fn unknown() -> AccountId {
-    AccountId(0)
-}
-
-/// Requests of one state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenRequests {
     pub state: String,
@@ -57,7 +47,6 @@ pub struct OpenRequests {
     pub since: Timestamp,
 }
 
-/// An incident of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecentIncident {
     pub request: String,
@@ -129,7 +118,6 @@ pub async fn overview(connection: &dyn Statements) -> Result<JournalOverview> {
 }
 
 impl JournalOverview {
-    /// Puts together the rows of the three tables.
     pub(crate) fn of(
         mut accounts: Vec<AccountOverview>,
         open: Vec<(AccountId, OpenRequests)>,

@@ -28,14 +28,13 @@ pub struct RecoveredAccount {
     pub account: AccountId,
     /// All below it are taken, and final.
     pub next_nonce: Nonce,
-    /// What it wrote in the blocks that were read.
+    /// Its writes in the blocks that were read.
     pub writes: Vec<RecoveredWrite>,
 }
 
-/// Serves `chainwriter recover`.
 #[async_trait]
 pub trait Recoveries: Send + Sync {
-    /// Begins a recovery, in place of an earlier one. Refused once the journal knows a request: then it is not lost.
+    /// Begins a recovery, instead of an earlier one. Refused once the journal knows a request: then it is not lost.
     async fn begin_recovery(&self, recovery: Recovery, accounts: Vec<RecoveredAccount>) -> Result<()>;
     /// Ends it and forgets what was read. `false` if there is none.
     async fn end_recovery(&self) -> Result<bool>;
@@ -63,8 +62,8 @@ async fn begin(connection: &dyn Statements, recovery: &Recovery, accounts: &[Rec
     }
     lock_turns(connection).await?;
     if connection.row(DOING, "SELECT 1 FROM requests LIMIT 1", &[], |_| Ok(())).await?.is_some() {
-        let detail = "it knows requests, so it is not a new one in the place of a lost one".to_owned();
-        return Err(JournalError::Inconsistent { doing: DOING, detail });
+        let detail = "it knows requests, so it is not a new one that replaces a lost one";
+        return Err(JournalError::inconsistent(DOING, detail));
     }
     end(connection).await?;
     let Recovery { begun_at, operator, from_block, to_block } = recovery;

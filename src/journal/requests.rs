@@ -1,7 +1,6 @@
 //! Rows of the table `requests`: what the lane and the others read of them.
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 
 use crate::journal::accounts::RequestSeq;
 use crate::journal::columns::{
@@ -10,8 +9,8 @@ use crate::journal::columns::{
 };
 use crate::journal::error::{JournalError, Result};
 use crate::model::{
-    Address, BodyHash, Gas, GasRule, Generation, Headers, Message, Origin, Properties, RequestId, RequestState,
-    Timestamp, TraceContext, Write, WriteHash,
+    Address, BodyHash, Gas, GasRule, Generation, Message, RequestId, RequestState, Timestamp, TraceContext, Write,
+    WriteHash,
 };
 use crate::observe::traces::Followed;
 use crate::policy::arrival::Known;
@@ -30,18 +29,16 @@ pub struct QueuedRequest {
     pub id: RequestId,
     /// The copy accepted last.
     pub generation: Generation,
-    /// Its place in the queue.
     pub turn: i64,
     /// When it came for the first time.
     pub received_at: Timestamp,
-    /// When this copy was accepted.
     pub accepted_at: Timestamp,
     pub body: Bytes,
     pub write: Write,
     /// Set where a transaction that it shared has failed: it shares none any more.
     pub is_alone: bool,
     pub reply: ReplyAddress,
-    /// Its producer's trace.
+    /// The trace of its producer.
     pub trace: Option<TraceContext>,
 }
 
@@ -64,7 +61,7 @@ pub struct StoredRequest {
     pub id: RequestId,
     pub generation: Generation,
     pub reply: ReplyAddress,
-    /// Its producer's trace.
+    /// The trace of its producer.
     pub trace: Option<TraceContext>,
     pub state: RequestState,
 }
@@ -155,41 +152,17 @@ fn trace(row: &dyn Columns) -> Result<Option<TraceContext>> {
     trace.map(Some).ok_or_else(|| corrupt("request", format!("traceparent is {parent:?}")))
 }
 
-/// All of a message but its body, as JSON.
-#[derive(Serialize, Deserialize)]
-pub struct Envelope {
-    #[serde(default)]
-    properties: Properties,
-    #[serde(default, skip_serializing_if = "Headers::is_empty")]
-    headers: Headers,
-    origin: Origin,
-}
-
-impl Envelope {
-    pub fn text_of(message: &Message) -> Result<String> {
-        // The clones are of a few short texts; the body is not among them.
-        let envelope = Envelope {
-            properties: message.properties.clone(),
-            headers: message.headers.clone(),
-            origin: message.origin.clone(),
-        };
-        serde_json::to_string(&envelope).map_err(|error| JournalError::Inconsistent {
-            doing: "write a message's headers",
-            detail: error.to_string(),
-        })
-    }
+/// Returns a message without its body, as JSON.
+pub fn envelope(message: &Message) -> Result<String> {
+    let failed = |error: serde_json::Error| JournalError::inconsistent("write a message's headers", error.to_string());
+    serde_json::to_string(message).map_err(failed)
 }
 
 /// Reads the whole message of a request, from its body, body_hash and envelope.
 pub fn message(row: &dyn Columns) -> Result<Message> {
     let envelope = text(row, "request", "envelope")?;
-    let envelope: Envelope = serde_json::from_str(&envelope).map_err(|error| corrupt("request", error.to_string()))?;
-    Ok(Message {
-        body: body(row)?,
-        properties: envelope.properties,
-        headers: envelope.headers,
-        origin: envelope.origin,
-    })
+    let message: Message = serde_json::from_str(&envelope).map_err(|error| corrupt("request", error.to_string()))?;
+    Ok(Message { body: body(row)?, ..message })
 }
 
 /// The columns that [`stored_request`] reads.

@@ -8,7 +8,10 @@ use crate::journal::error::{JournalError, Result};
 /// have brought it up to date while older ones run.
 pub async fn expect_known(connection: &dyn Statements, found: i64, known: i64) -> Result<()> {
     if found < known {
-        return Err(JournalError::older_schema(found, known));
+        let detail = format!(
+            "its schema has version {found}, this program has {known}: let the worker start once with this version"
+        );
+        return Err(JournalError::inconsistent("read it", detail));
     }
     if found > known && oldest_schema(connection).await? > known {
         return Err(JournalError::NewerSchema { found, known });

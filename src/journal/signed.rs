@@ -17,14 +17,14 @@ pub struct NewTransaction {
     pub nonce: Nonce,
     pub to: Address,
     pub value: Wei,
-    /// Calldata of a batch.
+    /// Set for a batch.
     pub data: Option<Bytes>,
     pub gas: Gas,
     pub signed: SignedTransaction,
 }
 
 impl NewTransaction {
-    /// Returns what it counts with against the limits.
+    /// Returns its share in the limits.
     pub fn share(&self) -> Share {
         Share { gas: self.gas, value: self.value, fee: self.signed.fee.total(self.gas) }
     }

@@ -7,20 +7,18 @@ use bytes::Bytes;
 
 use crate::journal::accounts::{AccountId, Lease};
 use crate::journal::cancellations::{Cancellation, open_cancellations};
-use crate::journal::columns::{
-    Columns, amount, expect_rows, fixed, nonce, optional_bytes, stored_fee, to_i64, unsigned,
-};
-use crate::journal::database::{Database, Rows, SqlJournal, Statements, Value, values};
+use crate::journal::columns::{Columns, amount, expect_rows, fixed, nonce, optional_bytes, to_i64, unsigned};
+use crate::journal::database::{Database, Mode, Rows, SqlJournal, Statements, Value, values};
 use crate::journal::error::{JournalError, Result};
-use crate::journal::leases::check_lease;
+use crate::journal::leases::LaneWrite;
 use crate::journal::limits;
-use crate::journal::nonces::{StoredNonce, Which, expect_fillable, stored_nonces};
+use crate::journal::nonces::{StoredNonce, Which, stored_nonces};
 use crate::journal::recovery::{Recovery, current, writes_of};
 use crate::journal::requests::{QUEUED_COLUMNS, QueuedRequest, queued_request};
 use crate::journal::signed::{NewTransaction, SIGNED_COLUMNS, signed_transaction};
 use crate::journal::states::Change;
 use crate::model::request::Observation;
-use crate::model::{Address, BodyHash, Gas, Members, Nonce, RecoveredWrite, SignedTransaction, Timestamp, Wei};
+use crate::model::{Address, BodyHash, Fee, Gas, Members, Nonce, RecoveredWrite, SignedTransaction, Wei};
 use crate::policy::limits::{Granted, Limits, Usage};
 
 /// A stored transaction that may still land.
@@ -30,14 +28,13 @@ pub struct LiveTransaction {
     pub nonce: Nonce,
     pub to: Address,
     pub value: Wei,
-    /// Calldata of a batch.
+    /// Set for a batch.
     pub data: Option<Bytes>,
     pub gas: Gas,
     /// Everything ever signed for it, oldest first.
     pub signed: Vec<SignedTransaction>,
 }
 
-/// Serves the lanes.
 #[async_trait]
 pub trait Transactions: Send + Sync {
     /// Returns accepted requests of the account behind this place in the queue, in their order, without those that an
@@ -109,18 +106,17 @@ impl<D: Database> Transactions for SqlJournal<D> {
         transactions: Vec<NewTransaction>,
         limits: Limits,
     ) -> Result<Granted> {
-        self.write((lease.clone(), transactions, limits), |connection, (lease, new, limits)| {
-            Box::pin(record_transactions(connection, lease, new, *limits))
+        self.lane_write(Mode::Write, lease, (transactions, limits), |write, (new, limits)| {
+            Box::pin(write.record_transactions(new, *limits))
         })
         .await
     }
 
     async fn record_replacements(&self, lease: &Lease, signed: Vec<(Nonce, SignedTransaction)>) -> Result<()> {
-        self.write((lease.clone(), signed), |connection, (lease, signed)| {
+        self.lane_write(Mode::Write, lease, signed, |write, signed| {
             Box::pin(async move {
-                check_lease(connection, lease).await?;
-                expect_live(connection, lease, signed).await?;
-                insert_signed(connection, lease, signed.iter().map(|(nonce, signed)| (*nonce, signed))).await
+                write.expect_live(signed).await?;
+                write.insert_signed(signed.iter().map(|(nonce, signed)| (*nonce, signed))).await
             })
         })
         .await
@@ -153,11 +149,10 @@ impl<D: Database> Transactions for SqlJournal<D> {
     }
 
     async fn record_fillers(&self, lease: &Lease, fillers: Vec<(Nonce, SignedTransaction)>) -> Result<()> {
-        self.write((lease.clone(), fillers), |connection, (lease, fillers)| {
+        self.lane_write(Mode::Write, lease, fillers, |write, fillers| {
             Box::pin(async move {
-                check_lease(connection, lease).await?;
-                expect_fillable(connection, lease, fillers.iter().map(|(at, _)| *at)).await?;
-                insert_fillers(connection, lease, fillers).await
+                write.expect_fillable(fillers.iter().map(|(at, _)| *at)).await?;
+                write.insert_fillers(fillers).await
             })
         })
         .await
@@ -220,134 +215,116 @@ fn add_live(live: &mut Vec<LiveTransaction>, row: &dyn Columns) -> Result<()> {
     Ok(())
 }
 
-async fn record_transactions(
-    connection: &dyn Statements,
-    lease: &Lease,
-    new: &[NewTransaction],
-    limits: Limits,
-) -> Result<Granted> {
-    check_lease(connection, lease).await?;
-    let granted = limits::take(connection, lease.account, new, limits).await?;
-    let new = new.get(..granted.count).unwrap_or(new);
-    if new.is_empty() {
-        return Ok(granted);
-    }
-    take_nonces(connection, lease, new).await?;
-    make_writing(connection, lease, new).await?;
-    insert_transactions(connection, lease, new).await?;
-    insert_batched(connection, lease, new).await?;
-    insert_signed(connection, lease, new.iter().map(|transaction| (transaction.nonce, &transaction.signed))).await?;
-    Ok(granted)
-}
-
-/// Moves the account's next nonce past these, which must be the ones that follow. The check stands in the same
-/// transaction as the rows: no gap and no nonce twice, whatever the lane believes.
-async fn take_nonces(connection: &dyn Statements, lease: &Lease, new: &[NewTransaction]) -> Result<()> {
-    const DOING: &str = "take nonces";
-    let Some(first) = new.first().map(|first| first.nonce) else { return Ok(()) };
-    if !new.iter().zip(first.0..).all(|(transaction, nonce)| transaction.nonce.0 == nonce) {
-        return Err(JournalError::Inconsistent { doing: DOING, detail: "they do not follow one another".to_owned() });
-    }
-    let take = "UPDATE accounts SET next_nonce = next_nonce + $1 WHERE id = $2 AND next_nonce = $3";
-    let values = values![to_i64("a count", new.len())?, lease.account.0, nonce(first)?];
-    match connection.execute(DOING, take, &values).await? {
-        1 => Ok(()),
-        _ => {
-            let detail = format!("{first} is not the account's next nonce");
-            Err(JournalError::Inconsistent { doing: DOING, detail })
-        }
-    }
-}
-
-async fn make_writing(connection: &dyn Statements, lease: &Lease, new: &[NewTransaction]) -> Result<()> {
-    let Change { set, allowed } = Change::on(Observation::Signed);
-    let update = format!(
-        "UPDATE requests AS r SET {set} FROM u WHERE r.seq = u.request AND {allowed} AND r.account = $2 AND r.turn > 0"
-    );
-    let requests = new.iter().flat_map(|new| new.requests.iter()).map(|request| values![request.0]);
-    let rows = Rows::of("request bigint", requests);
-    let values = values![Timestamp::now().0, lease.account.0];
-    let changed = connection.execute_each("change requests", &update, &values, &rows).await?;
-    expect_rows("sign for a request that is not queued with this lane", rows.len(), changed)
-}
-
-async fn insert_transactions(connection: &dyn Statements, lease: &Lease, new: &[NewTransaction]) -> Result<()> {
-    let insert = "INSERT INTO transactions \
-                  (account, nonce, request, others, state, to_address, value, data, gas, created_at) \
-                  SELECT $1, u.nonce, u.request, u.others, 'live', u.to_address, u.value, u.data, u.gas, u.created_at \
-                  FROM u";
-    let columns = "nonce bigint, request bigint, others bigint, to_address bytea, value text, data bytea, gas bigint, \
-                   created_at bigint";
-    let row = |new: &'_ NewTransaction| -> Result<[Value<'static>; 8]> {
-        Ok(values![
-            nonce(new.nonce)?,
-            new.requests.first.0,
-            to_i64("a count", new.requests.others.len())?,
-            new.to.as_bytes().to_vec(),
-            new.value.0.to_string(),
-            new.data.as_deref().map(<[u8]>::to_vec),
-            to_i64("gas", new.gas.0)?,
-            new.signed.signed_at.0,
-        ])
-    };
-    let rows = Rows::try_of(columns, new.iter().map(row))?;
-    let stored = connection.execute_each("store transactions", insert, &values![lease.account.0], &rows).await?;
-    expect_rows("store transactions", new.len(), stored)
-}
-
-async fn insert_batched(connection: &dyn Statements, lease: &Lease, new: &[NewTransaction]) -> Result<()> {
-    let insert = "INSERT INTO batched (account, nonce, place, request, has_effect) \
-                  SELECT $1, u.nonce, u.batch_place, u.request, 1 FROM u";
-    let rows = new.iter().flat_map(|new| {
-        let others = (1_i64..).zip(&new.requests.others);
-        others.map(|(place, request)| Ok(values![nonce(new.nonce)?, place, request.0]))
-    });
-    let rows = Rows::try_of("nonce bigint, batch_place bigint, request bigint", rows)?;
-    let stored = connection.execute_each("store batches", insert, &values![lease.account.0], &rows).await?;
-    expect_rows("store batches", rows.len(), stored)
-}
-
-/// Bytes for a nonce that is done could only ever be sent by mistake.
-async fn expect_live(connection: &dyn Statements, lease: &Lease, signed: &[(Nonce, SignedTransaction)]) -> Result<()> {
-    let nonces: BTreeSet<i64> = signed.iter().map(|(at, _)| nonce(*at)).collect::<Result<_>>()?;
-    let rows = Rows::of("nonce bigint", nonces.into_iter().map(|nonce| values![nonce]));
-    let select =
-        "SELECT t.nonce FROM u, transactions t WHERE t.account = $1 AND t.nonce = u.nonce AND t.state = 'live'";
-    let live =
-        connection.rows_each("check for live nonces", select, &values![lease.account.0], &rows, |_| Ok(())).await?;
-    expect_rows("sign again at a nonce that is not live", rows.len(), live.len())
-}
-
 /// Names the columns that [`signed_row`] fills.
 const SIGNED: &str = "nonce bigint, hash bytea, raw bytea, max_fee bigint, tip bigint, signed_at bigint, purpose text";
 
 fn signed_row((at, signed): (Nonce, &SignedTransaction)) -> Result<[Value<'_>; 7]> {
-    let (max_fee, tip) = stored_fee(signed.fee)?;
+    let tip = match signed.fee {
+        Fee::Eip1559 { tip, .. } => Some(to_i64("a tip", tip.0)?),
+        Fee::Legacy { .. } => None,
+    };
+    let max_fee = to_i64("a fee", signed.fee.ceiling().0)?;
     let (hash, raw) = (signed.raw.hash.as_bytes(), &signed.raw.bytes[..]);
     Ok(values![nonce(at)?, hash, raw, max_fee, tip, signed.signed_at.0, signed.purpose.as_str()])
 }
 
-async fn insert_signed(
-    connection: &dyn Statements,
-    lease: &Lease,
-    signed: impl Iterator<Item = (Nonce, &SignedTransaction)>,
-) -> Result<()> {
-    let insert = "INSERT INTO signed_transactions (account, nonce, hash, raw, max_fee, tip, signed_at, purpose) \
-                  SELECT $1, u.nonce, u.hash, u.raw, u.max_fee, u.tip, u.signed_at, u.purpose FROM u ORDER BY u.place";
-    let rows = Rows::try_of(SIGNED, signed.map(signed_row))?;
-    let stored = connection.execute_each("store signed transactions", insert, &values![lease.account.0], &rows).await?;
-    expect_rows("store signed transactions", rows.len(), stored)
-}
+impl LaneWrite<'_> {
+    async fn record_transactions(&self, new: &[NewTransaction], limits: Limits) -> Result<Granted> {
+        let granted = limits::take(self.connection, self.account, new, limits).await?;
+        let new = new.get(..granted.count).unwrap_or(new);
+        if new.is_empty() {
+            return Ok(granted);
+        }
+        self.take_nonces(new).await?;
+        self.make_writing(new).await?;
+        self.insert_transactions(new).await?;
+        self.insert_batched(new).await?;
+        self.insert_signed(new.iter().map(|transaction| (transaction.nonce, &transaction.signed))).await?;
+        Ok(granted)
+    }
 
-/// A filler is never anything but a self-transfer, so its purpose is not stored.
-async fn insert_fillers(
-    connection: &dyn Statements,
-    lease: &Lease,
-    fillers: &[(Nonce, SignedTransaction)],
-) -> Result<()> {
-    let insert = "INSERT INTO fillers (account, nonce, hash, raw, max_fee, tip, signed_at) \
-                  SELECT $1, u.nonce, u.hash, u.raw, u.max_fee, u.tip, u.signed_at FROM u ORDER BY u.place";
-    let rows = Rows::try_of(SIGNED, fillers.iter().map(|(at, filler)| signed_row((*at, filler))))?;
-    let stored = connection.execute_each("store fillers", insert, &values![lease.account.0], &rows).await?;
-    expect_rows("store fillers", rows.len(), stored)
+    /// Moves the account's next nonce past these, which must be the ones that follow. The check stands in the same
+    /// transaction as the rows: no gap and no nonce twice, whatever the lane believes.
+    async fn take_nonces(&self, new: &[NewTransaction]) -> Result<()> {
+        const DOING: &str = "take nonces";
+        let Some(first) = new.first().map(|first| first.nonce) else { return Ok(()) };
+        if !new.iter().zip(first.0..).all(|(transaction, nonce)| transaction.nonce.0 == nonce) {
+            return Err(JournalError::inconsistent(DOING, "they do not follow one another"));
+        }
+        let take = "UPDATE accounts SET next_nonce = next_nonce + $1 WHERE id = $2 AND next_nonce = $3";
+        let values = values![to_i64("a count", new.len())?, self.account.0, nonce(first)?];
+        match self.connection.execute(DOING, take, &values).await? {
+            1 => Ok(()),
+            _ => Err(JournalError::inconsistent(DOING, format!("{first} is not the account's next nonce"))),
+        }
+    }
+
+    async fn make_writing(&self, new: &[NewTransaction]) -> Result<()> {
+        let Change { set, allowed } = Change::on(Observation::Signed);
+        let update = format!(
+            "UPDATE requests AS r SET {set} FROM u WHERE r.seq = u.request AND {allowed} AND r.account = $2 AND r.turn > 0"
+        );
+        let requests = new.iter().flat_map(|new| new.requests.iter()).map(|request| values![request.0]);
+        let rows = Rows::of("request bigint", requests);
+        let changed = self.change("change requests", &update, &rows).await?;
+        expect_rows("sign for a request that is not queued with this lane", rows.len(), changed)
+    }
+
+    async fn insert_transactions(&self, new: &[NewTransaction]) -> Result<()> {
+        let insert = "INSERT INTO transactions \
+                      (account, nonce, request, others, state, to_address, value, data, gas, created_at) \
+                      SELECT $1, u.nonce, u.request, u.others, 'live', u.to_address, u.value, u.data, u.gas, u.created_at \
+                      FROM u";
+        let columns = "nonce bigint, request bigint, others bigint, to_address bytea, value text, data bytea, gas bigint, \
+                       created_at bigint";
+        let row = |new: &'_ NewTransaction| -> Result<[Value<'static>; 8]> {
+            Ok(values![
+                nonce(new.nonce)?,
+                new.requests.first.0,
+                to_i64("a count", new.requests.others.len())?,
+                new.to.as_bytes().to_vec(),
+                new.value.0.to_string(),
+                new.data.as_deref().map(<[u8]>::to_vec),
+                to_i64("gas", new.gas.0)?,
+                new.signed.signed_at.0,
+            ])
+        };
+        self.insert("store transactions", insert, &Rows::try_of(columns, new.iter().map(row))?).await
+    }
+
+    async fn insert_batched(&self, new: &[NewTransaction]) -> Result<()> {
+        let insert = "INSERT INTO batched (account, nonce, place, request, has_effect) \
+                      SELECT $1, u.nonce, u.batch_place, u.request, 1 FROM u";
+        let rows = new.iter().flat_map(|new| {
+            let others = (1_i64..).zip(&new.requests.others);
+            others.map(|(place, request)| Ok(values![nonce(new.nonce)?, place, request.0]))
+        });
+        let rows = Rows::try_of("nonce bigint, batch_place bigint, request bigint", rows)?;
+        self.insert("store batches", insert, &rows).await
+    }
+
+    /// Fails unless all of these nonces are live: bytes for one that is done could only ever be sent by mistake.
+    async fn expect_live(&self, signed: &[(Nonce, SignedTransaction)]) -> Result<()> {
+        let nonces: BTreeSet<i64> = signed.iter().map(|(at, _)| nonce(*at)).collect::<Result<_>>()?;
+        let rows = Rows::of("nonce bigint", nonces.into_iter().map(|nonce| values![nonce]));
+        let select =
+            "SELECT t.nonce FROM u, transactions t WHERE t.account = $1 AND t.nonce = u.nonce AND t.state = 'live'";
+        let values = values![self.account.0];
+        let live = self.connection.rows_each("check for live nonces", select, &values, &rows, |_| Ok(())).await?;
+        expect_rows("sign again at a nonce that is not live", rows.len(), live.len())
+    }
+
+    async fn insert_signed(&self, signed: impl Iterator<Item = (Nonce, &SignedTransaction)>) -> Result<()> {
+        let insert = "INSERT INTO signed_transactions (account, nonce, hash, raw, max_fee, tip, signed_at, purpose) \
+                      SELECT $1, u.nonce, u.hash, u.raw, u.max_fee, u.tip, u.signed_at, u.purpose FROM u ORDER BY u.place";
+        self.insert("store signed transactions", insert, &Rows::try_of(SIGNED, signed.map(signed_row))?).await
+    }
+
+    /// Stores fillers. One is never anything but a self-transfer, so its purpose is not stored.
+    async fn insert_fillers(&self, fillers: &[(Nonce, SignedTransaction)]) -> Result<()> {
+        let insert = "INSERT INTO fillers (account, nonce, hash, raw, max_fee, tip, signed_at) \
+                      SELECT $1, u.nonce, u.hash, u.raw, u.max_fee, u.tip, u.signed_at FROM u ORDER BY u.place";
+        let rows = Rows::try_of(SIGNED, fillers.iter().map(|(at, filler)| signed_row((*at, filler))))?;
+        self.insert("store fillers", insert, &rows).await
+    }
 }

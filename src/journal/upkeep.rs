@@ -1,8 +1,8 @@
-//! What operators and housekeeping need.
+//! Calls for operators and for housekeeping.
 
 use async_trait::async_trait;
 
-use crate::journal::cancellations::{CancelWish, WishAnswer, record_wish};
+use crate::journal::cancellations::{CancelAnswer, CancelCommand, record_cancellation};
 use crate::journal::changes::Changes;
 use crate::journal::columns::{Columns, number};
 use crate::journal::database::{Database, Rows, SqlJournal, Statements, values};
@@ -23,8 +23,8 @@ pub trait Upkeep: Send + Sync {
     fn meter(&self) -> JournalMeter {
         JournalMeter::default()
     }
-    /// Records that an operator wants this request cancelled. The wish is over once the request is final or dead.
-    async fn wish_cancellation(&self, id: &RequestId, wish: CancelWish) -> Result<WishAnswer>;
+    /// Records that an operator cancels this request. The record is gone once the request is final or dead.
+    async fn cancel(&self, id: &RequestId, command: CancelCommand) -> Result<CancelAnswer>;
     /// Deletes up to `limit` requests that were final or dead before this time, with all that belongs to them, in the order
     /// in which the journal finds them. Returns how many.
     async fn prune(&self, before: Timestamp, limit: u32) -> Result<u64>;
@@ -54,8 +54,11 @@ impl<D: Database> Upkeep for SqlJournal<D> {
         self.database.meter()
     }
 
-    async fn wish_cancellation(&self, id: &RequestId, wish: CancelWish) -> Result<WishAnswer> {
-        self.write((id.clone(), wish), |connection, (id, wish)| Box::pin(record_wish(connection, id, wish))).await
+    async fn cancel(&self, id: &RequestId, command: CancelCommand) -> Result<CancelAnswer> {
+        self.write((id.clone(), command), |connection, (id, command)| {
+            Box::pin(record_cancellation(connection, id, command))
+        })
+        .await
     }
 
     async fn prune(&self, before: Timestamp, limit: u32) -> Result<u64> {

@@ -1,11 +1,10 @@
-//! What producers learn: one CloudEvents 1.0 JSON document for each outcome, with an id that a repeat shares.
+//! Events for producers: one CloudEvents 1.0 JSON document for each outcome, with an id that a repeat shares.
 
 use serde::Serialize;
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
 use crate::model::failure::Cause;
-use crate::model::ids::{BlockHash, BlockNumber, BodyHash, Gas, Nonce, RequestId, Timestamp, TxHash, Wei};
+use crate::model::ids::{self, BlockHash, BlockNumber, BodyHash, Gas, Nonce, RequestId, Timestamp, TxHash, Wei};
 use crate::model::request::Generation;
 use crate::model::trace::{TRACEPARENT, TRACESTATE, TraceContext};
 use crate::model::words::words;
@@ -13,39 +12,34 @@ use crate::model::words::words;
 words!(
     /// The kinds of event; the word is also the routing key on the events exchange.
     EventKind {
-        /// The write is final.
         Final = "final",
-        /// The write failed and will be tried again.
         Retry = "retry",
-        /// The request is in the dead-letter queue.
         Dead = "dead",
         /// The block of a final write is no part of the chain any more.
         Reorged = "reorged",
     }
 );
 
-/// What a write that was final has become since the chain lost its block.
+/// The state of a write whose final block the chain has lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AfterReorg {
-    /// The same transaction is sent again; nobody knows yet.
+    /// The same transaction is sent again; its end is open.
     SentAgain,
-    /// It is final in another block, and reverted there.
+    /// The transaction is final in another block, and reverted there.
     Reverted,
     /// Another transaction has its nonce for good: it can never land.
     Lost,
 }
 
-/// A final transaction, as its event tells it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct FinalTransaction {
     pub tx_hash: TxHash,
     pub nonce: Nonce,
     pub block_number: BlockNumber,
     pub block_hash: BlockHash,
-    /// Gas that it used.
     pub gas_used: Gas,
-    /// Wei paid for one unit of gas, where the node tells, as a decimal text.
+    /// Wei paid for one unit of gas, where the node reports it, as a decimal text.
     #[serde(serialize_with = "decimal", skip_serializing_if = "Option::is_none")]
     pub effective_gas_price: Option<Wei>,
 }
@@ -57,92 +51,78 @@ fn decimal<S: serde::Serializer>(amount: &Option<Wei>, serializer: S) -> Result<
     }
 }
 
-/// Which of the requests in one transaction a request is.
+/// The place of a request among those of its transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct BatchPlace {
     /// From zero, in the order of the contract's arrays.
     pub index: usize,
-    /// How many there are.
     pub size: usize,
 }
 
 impl BatchPlace {
-    /// The place of the one with this index, where there are so many others. `None`: it has a transaction of its own.
+    /// Returns the place at this index, given the number of other requests. `None` where the request has a transaction of its
+    /// own.
     pub fn of(index: usize, others: usize) -> Option<Self> {
         (others > 0).then_some(Self { index, size: others + 1 })
     }
 }
 
-/// An event ready for the outbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     /// The CloudEvents `id`.
     pub id: String,
     pub kind: EventKind,
     pub body: String,
-    /// The queue that the producer asked to be told at.
+    /// The queue at which the producer wants the event.
     pub reply_to: Option<String>,
-    /// The producer's correlation id.
     pub correlation_id: Option<String>,
 }
 
-/// Whom an event is about and for.
+/// The request that an event is about, and the receiver.
 #[derive(Debug, Clone)]
 pub struct Subject<'a> {
-    /// The organisation whose worker speaks.
     pub organisation: &'a str,
     pub request: &'a RequestId,
-    /// Which copy of it.
     pub generation: Generation,
-    /// Its place in the transaction, where that is for several requests.
+    /// Set where the transaction is for several requests.
     pub batch: Option<BatchPlace>,
     /// The body's hash, for a message that never became the request: there may be others under its id.
     pub refused: Option<BodyHash>,
-    /// Its `reply_to`.
     pub reply_to: Option<&'a str>,
-    /// Its `correlation_id`.
     pub correlation_id: Option<&'a str>,
-    /// Where it stands in its trace.
     pub trace: Option<TraceContext>,
 }
 
-/// What happened, with what belongs to it.
 #[derive(Debug, Clone)]
 pub enum Outcome<'a> {
-    /// The write is final.
     Final(&'a FinalTransaction),
-    /// What it asks for was in the chain already, and is final: another transaction had brought it there.
+    /// The effect was in the chain already, and is final: another transaction had brought it there.
     Found(&'a FinalTransaction),
-    /// It failed and comes back.
     Retry {
         cause: &'a Cause,
-        /// After how many milliseconds.
         delay_ms: u64,
-        /// Every hash signed so far.
         tx_hashes: &'a [TxHash],
     },
-    /// It failed for good.
     Dead {
         cause: &'a Cause,
         /// Every hash signed; none of them can land any more.
         tx_hashes: &'a [TxHash],
     },
-    /// What was told to be final is not.
+    /// An earlier event said "final", and the chain has lost that block.
     Reorged {
         /// The transaction, with the block that is gone, or the one in which it reverted.
         transaction: &'a FinalTransaction,
-        /// What has become of it.
         now: AfterReorg,
     },
-    /// It is final again, in another block than was told first.
+    /// The write is final again, in another block than the first event said.
     FinalAgain(&'a FinalTransaction),
 }
 
 impl Event {
-    /// The event about this outcome. `time` is when the outcome was decided.
+    /// Returns the event about this outcome, which was decided at `time`.
     pub fn new(subject: &Subject<'_>, outcome: &Outcome<'_>, time: Timestamp) -> Self {
-        let (kind, data) = match outcome {
-            Outcome::Final(tx) => (EventKind::Final, json!({ "transaction": tx })),
+        let (kind, mut data) = match outcome {
+            Outcome::Final(tx) | Outcome::FinalAgain(tx) => (EventKind::Final, json!({ "transaction": tx })),
             Outcome::Found(tx) => (EventKind::Final, json!({ "transaction": tx, "already_recorded": true })),
             Outcome::Retry { cause, delay_ms, tx_hashes } => {
                 (EventKind::Retry, json!({ "error": error(cause), "delay_ms": delay_ms, "tx_hashes": tx_hashes }))
@@ -153,10 +133,8 @@ impl Event {
             Outcome::Reorged { transaction, now } => {
                 (EventKind::Reorged, json!({ "transaction": transaction, "now": now }))
             }
-            Outcome::FinalAgain(tx) => (EventKind::Final, json!({ "transaction": tx })),
         };
         let id = event_id(subject, kind, &occasion(subject, outcome));
-        let mut data = data;
         if let Some(fields) = data.as_object_mut() {
             fields.insert("request_id".into(), json!(subject.request));
             fields.insert("attempt".into(), json!(subject.generation.retry));
@@ -194,8 +172,8 @@ fn error(cause: &Cause) -> serde_json::Value {
     json!({ "class": cause.class(), "reason": cause.reason.as_str(), "detail": cause.detail })
 }
 
-/// What tells an event from others of its kind about the same request. `final` leaves the copy out: there is one for a
-/// request id, unless the chain takes it back; what happens then goes by its block.
+/// Returns the part of an event's id that differs from others of its kind about the same request. `final` leaves the
+/// copy out: there is one for a request id, unless the chain takes it back; what happens then goes by its block.
 fn occasion(subject: &Subject<'_>, outcome: &Outcome<'_>) -> String {
     match outcome {
         Outcome::Final(_) | Outcome::Found(_) => String::new(),
@@ -207,16 +185,11 @@ fn occasion(subject: &Subject<'_>, outcome: &Outcome<'_>) -> String {
     }
 }
 
-/// The same outcome on the same occasion has the same id, whoever tells it and however often.
+/// Returns the id: the same for the same outcome on the same occasion, whichever instance publishes it and however often.
 fn event_id(subject: &Subject<'_>, kind: EventKind, occasion: &str) -> String {
-    let mut hasher = Sha256::new();
     let refused = subject.refused.map(|hash| hash.to_string()).unwrap_or_default();
-    for part in [subject.organisation, kind.as_str(), occasion, subject.request.as_str(), &refused] {
-        hasher.update((part.len() as u64).to_be_bytes());
-        hasher.update(part);
-    }
-    let digest: [u8; 32] = hasher.finalize().into();
-    hex::encode(digest.first_chunk::<16>().expect("32 bytes have a first 16"))
+    let parts = [subject.organisation, kind.as_str(), occasion, subject.request.as_str(), &refused];
+    hex::encode(ids::derived::<16>(&parts.map(str::as_bytes)))
 }
 
 #[cfg(test)]
@@ -325,7 +298,7 @@ mod tests {
         }
     }
 
-    /// `schemas/examples/` has them word for word, so whoever reads events can try with them.
+    /// `schemas/examples/` has them word for word, so that readers of events can try with them.
     #[test]
     fn every_kind_of_event_fits_the_schema_and_is_its_example() {
         let schema = serde_json::from_str(include_str!("../../schemas/event.v1.json")).unwrap();

@@ -4,7 +4,6 @@ use std::fmt;
 
 use crate::model::reasons::{FailureClass, Reason};
 
-/// One failure of one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cause {
     pub reason: Reason,
@@ -16,7 +15,7 @@ impl Cause {
     /// A header of more than a few KiB can end the whole connection, since header frames are not split.
     pub const MAX_DETAIL_BYTES: usize = 1024;
 
-    /// Cuts a longer detail.
+    /// Returns a cause whose detail is cut to [`Self::MAX_DETAIL_BYTES`].
     pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
         Self { reason, detail: cut(detail.into(), Self::MAX_DETAIL_BYTES) }
     }

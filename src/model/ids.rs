@@ -29,13 +29,13 @@ macro_rules! fixed_bytes {
         pub struct $name(pub [u8; $bytes]);
 
         impl $name {
-            /// The bytes, most significant first.
+            /// Returns the bytes, most significant first.
             #[allow(dead_code, reason = "not every type is stored")]
             pub fn as_bytes(&self) -> &[u8] {
                 &self.0
             }
 
-            /// The value in these bytes, if there are as many as it takes.
+            /// Returns the value in these bytes, if their number is right.
             #[allow(dead_code, reason = "not every type is stored")]
             pub fn from_slice(bytes: &[u8]) -> Option<Self> {
                 <[u8; $bytes]>::try_from(bytes).ok().map(Self)
@@ -88,7 +88,7 @@ fixed_bytes!(
 );
 fixed_bytes!(BlockHash, 32);
 fixed_bytes!(
-    /// SHA-256 of a message's body: tells two bodies under one id apart.
+    /// SHA-256 of a message's body: differs for two bodies under one id.
     BodyHash, 32
 );
 
@@ -98,11 +98,11 @@ fixed_bytes!(
 );
 
 fixed_bytes!(
-    /// SHA-256 of all that a request asks for: tells what was torn or edited.
+    /// SHA-256 of all that a request asks for: shows what was torn or edited.
     WriteHash, 32
 );
 fixed_bytes!(
-    /// What a record is kept under in the contract `Records`.
+    /// The key of a record in the contract `Records`.
     RecordId, 32
 );
 fixed_bytes!(
@@ -110,7 +110,7 @@ fixed_bytes!(
     ContentHash, 32
 );
 fixed_bytes!(
-    /// What a contract's log entry can be found by.
+    /// A key of an entry in a contract's log.
     Topic, 32
 );
 
@@ -133,7 +133,7 @@ macro_rules! whole_number {
         pub struct $name(pub u64);
 
         impl $name {
-            /// This many further on, or the largest there is.
+            /// Returns the value this many further on, or the largest there is.
             pub fn plus(self, more: u64) -> Self {
                 Self(self.0.saturating_add(more))
             }
@@ -158,19 +158,19 @@ pub struct Wei(pub u128);
 impl Wei {
     pub const GWEI: Wei = Wei(1_000_000_000);
 
-    /// The sum, or the largest amount there is.
+    /// Returns the sum, or the largest amount there is.
     pub fn plus(self, other: Wei) -> Wei {
         Wei(self.0.saturating_add(other.0))
     }
 
-    /// This amount by `numerator / denominator`, rounded up, or the largest amount there is.
+    /// Returns this amount by `numerator / denominator`, rounded up, or the largest amount there is.
     pub fn scaled_up(self, numerator: u128, denominator: u128) -> Wei {
         Wei(self.0.saturating_mul(numerator).div_ceil(denominator.max(1)))
     }
 }
 
 impl fmt::Display for Wei {
-    /// In the unit that makes it short, without loss.
+    /// Writes the amount in the unit that makes it short, without loss.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (unit, decimals, name) = match self.0 {
             0..1_000_000 => return write!(f, "{} wei", self.0),
@@ -217,7 +217,7 @@ impl FromStr for Wei {
     }
 }
 
-/// What identifies a request: by default the AMQP `message_id` that the producer set.
+/// The id of a request: by default the AMQP `message_id` that the producer set.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct RequestId(Arc<str>);
 
@@ -225,7 +225,7 @@ impl RequestId {
     /// As many bytes as an AMQP `message_id` can have.
     pub const MAX_BYTES: usize = 255;
 
-    /// This text as an id.
+    /// Checks a text.
     ///
     /// # Errors
     /// When it is empty or longer than [`Self::MAX_BYTES`], or has control characters: logs and terminals would take them
@@ -268,9 +268,14 @@ impl Timestamp {
         Self(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX))
     }
 
-    /// For how long it has been since then by this host's clock; nothing where that is behind.
+    /// Returns the time since then by this host's clock; zero where that is behind.
     pub fn age(self) -> Duration {
-        Duration::from_millis(u64::try_from(Self::now().0.saturating_sub(self.0)).unwrap_or(0))
+        self.until(Self::now())
+    }
+
+    /// Returns the time from this moment to a later one; zero where that is earlier.
+    pub fn until(self, later: Self) -> Duration {
+        Duration::from_millis(u64::try_from(later.0.saturating_sub(self.0)).unwrap_or(0))
     }
 
     pub fn after(self, wait: Duration) -> Self {
@@ -283,7 +288,7 @@ impl Timestamp {
 }
 
 impl fmt::Display for Timestamp {
-    /// RFC 3339 with milliseconds, in UTC. What lies after the year 9999 is shown as its end, since RFC 3339 goes no further.
+    /// Writes RFC 3339 with milliseconds, in UTC. A time after the year 9999 is shown as its end: RFC 3339 goes no further.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const END_MS: u64 = 253_402_300_799_999;
         let since_epoch = Duration::from_millis(u64::try_from(self.0).unwrap_or(0).min(END_MS));
@@ -307,21 +312,20 @@ impl<'de> Deserialize<'de> for Timestamp {
 impl FromStr for Timestamp {
     type Err = humantime::TimestampError;
 
-    /// RFC 3339, from 1970 on.
+    /// Reads RFC 3339, from 1970 on.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (local, ahead) = split_zone(text).unwrap_or((text, None));
-        let local = match ahead {
-            Some(_) => humantime::parse_rfc3339(&format!("{local}Z"))?,
-            None => humantime::parse_rfc3339(text)?,
+        let (local, ahead_ms) = match split_zone(text) {
+            Some((local, ahead_ms)) => (humantime::parse_rfc3339(&format!("{local}Z"))?, ahead_ms),
+            None => (humantime::parse_rfc3339(text)?, 0),
         };
         let since_epoch = local.duration_since(UNIX_EPOCH).unwrap_or_default();
         let local_ms = i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX);
-        Ok(Self(local_ms.saturating_sub(ahead.unwrap_or(0)).max(0)))
+        Ok(Self(local_ms.saturating_sub(ahead_ms).max(0)))
     }
 }
 
-/// A time with a numeric zone: the time itself, and by how many milliseconds it is ahead of UTC.
-fn split_zone(text: &str) -> Option<(&str, Option<i64>)> {
+/// Splits a time with a numeric zone: the time itself, and by how many milliseconds it is ahead of UTC.
+fn split_zone(text: &str) -> Option<(&str, i64)> {
     let (local, zone) = text.split_at_checked(text.len().checked_sub("+00:00".len())?)?;
     let (sign, digits) = match zone.split_at_checked(1)? {
         ("+", digits) => (1, digits),
@@ -330,10 +334,22 @@ fn split_zone(text: &str) -> Option<(&str, Option<i64>)> {
     };
     let (hours, minutes) = digits.split_once(':')?;
     let (hours, minutes): (i64, i64) = (hours.parse().ok()?, minutes.parse().ok()?);
-    (hours < 24 && minutes < 60).then_some((local, Some(sign * (hours * 60 + minutes) * 60_000)))
+    (hours < 24 && minutes < 60).then_some((local, sign * (hours * 60 + minutes) * 60_000))
 }
 
-/// An id that nobody else makes.
+/// Returns an id that is the same for the same parts, and differs for others: the beginning of their SHA-256.
+pub fn derived<const BYTES: usize>(parts: &[&[u8]]) -> [u8; BYTES] {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update((part.len() as u64).to_be_bytes());
+        hasher.update(part);
+    }
+    let mut id = [0; BYTES];
+    id.iter_mut().zip(hasher.finalize()).for_each(|(byte, hashed)| *byte = hashed);
+    id
+}
+
+/// Returns an id that no other call returns, on any host.
 pub fn unique() -> String {
     #[cfg(test)]
     if let Some(id) = virtual_host::unique() {
@@ -364,12 +380,12 @@ pub(crate) mod virtual_host {
         SKEW_MS.set(0);
     }
 
-    /// The true time again.
+    /// Ends the virtual time.
     pub(crate) fn end() {
         BEGIN.set(None);
     }
 
-    /// The host whose turn it is has a clock that is wrong by so much.
+    /// The host whose turn it is has a clock that is wrong by this.
     pub(crate) fn set_skew(milliseconds: i64) {
         SKEW_MS.set(milliseconds);
     }
@@ -386,7 +402,7 @@ pub(crate) mod virtual_host {
         right_now().map(|right| Timestamp(right.0 + SKEW_MS.get()))
     }
 
-    /// What a clock says that is right.
+    /// Returns the time of a clock that is right.
     pub(crate) fn right_now() -> Option<Timestamp> {
         let elapsed = BEGIN.get()?.elapsed().as_millis();
         Some(Timestamp(1_893_499_200_000 + i64::try_from(elapsed).unwrap_or(0)))

@@ -1,4 +1,4 @@
-//! What belongs to the requests of one transaction: the first, whose row in the journal names the transaction, and the
+//! Values of the requests of one transaction: the first, whose row in the journal names the transaction, and the
 //! others of its batch.
 
 /// One value for each request of a transaction, in the order of the batch; at least one.
@@ -14,7 +14,6 @@ impl<T> Members<T> {
         Self { first, others: Vec::new() }
     }
 
-    /// Returns `None` where there is none.
     pub fn from_vec(mut all: Vec<T>) -> Option<Self> {
         if all.is_empty() {
             return None;
@@ -31,12 +30,10 @@ impl<T> Members<T> {
         !self.others.is_empty()
     }
 
-    /// Applies `change` to each member, in order.
     pub fn map<U>(self, mut change: impl FnMut(T) -> U) -> Members<U> {
         Members { first: change(self.first), others: self.others.into_iter().map(change).collect() }
     }
 
-    /// Derives one value from each member, in order.
     pub fn map_ref<U>(&self, mut derive: impl FnMut(&T) -> U) -> Members<U> {
         Members { first: derive(&self.first), others: self.others.iter().map(derive).collect() }
     }

@@ -24,9 +24,7 @@ pub mod header {
     pub const ERROR_DETAIL: &str = "cw-error-detail";
     /// When the request failed for the first time, RFC 3339.
     pub const FIRST_FAILED_AT: &str = "cw-first-failed-at";
-    /// The exchange that the producer published to.
     pub const ORIGINAL_EXCHANGE: &str = "cw-original-exchange";
-    /// The routing key that the producer used.
     pub const ORIGINAL_ROUTING_KEY: &str = "cw-original-routing-key";
     /// Every hash ever signed for the request, as an array of texts.
     pub const TX_HASH: &str = "cw-tx-hash";
@@ -62,7 +60,6 @@ pub enum HeaderValue {
     Float(#[serde(with = "float_text")] f64),
     /// `value` with the decimal point moved left by `scale` places.
     Decimal {
-        /// Places after the point.
         scale: u8,
         value: u32,
     },
@@ -101,7 +98,7 @@ mod float_text {
 }
 
 impl HeaderValue {
-    /// A word for the type, for error messages.
+    /// Returns a word for the type, for error messages.
     pub fn type_name(&self) -> &'static str {
         match self {
             Self::Bool(_) => "boolean",
@@ -117,7 +114,7 @@ impl HeaderValue {
         }
     }
 
-    /// How many arrays and tables stand in each other at most; none is 0.
+    /// Returns how deep arrays and tables are nested; 0 without any.
     pub fn levels(&self) -> usize {
         match self {
             Self::Array(values) => 1 + values.iter().map(Self::levels).max().unwrap_or(0),
@@ -127,7 +124,7 @@ impl HeaderValue {
         }
     }
 
-    /// About how many bytes it takes in a frame.
+    /// Returns about how many bytes the value takes in a frame.
     fn size(&self) -> usize {
         match self {
             Self::Text(text) => text.len() + 5,
@@ -159,7 +156,6 @@ pub struct Properties {
     pub content_type: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content_encoding: Option<String>,
-    /// 0 to 255.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub priority: Option<u8>,
     /// Goes into the outcome sent to `reply_to`.
@@ -176,49 +172,49 @@ pub struct Properties {
     /// Seconds since 1970.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<u64>,
-    /// The producer's name for the kind of message.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub app_id: Option<String>,
 }
 
-/// Where the producer published a message.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
-    /// Its exchange; empty for the default exchange.
+    /// Empty for the default exchange.
     pub exchange: String,
     pub routing_key: String,
 }
 
 /// A message with all that a copy of it must keep.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Message {
-    /// The payload. Never logged.
+    /// Never logged. The journal keeps it beside the rest.
+    #[serde(skip)]
     pub body: Bytes,
+    #[serde(default)]
     pub properties: Properties,
+    #[serde(default, skip_serializing_if = "Headers::is_empty")]
     pub headers: Headers,
     pub origin: Origin,
 }
 
-/// What a copy for a wait queue or the dead-letter queue says about the failure behind it.
+/// Explains the failure behind a copy for a wait queue or the dead-letter queue.
 #[derive(Debug, Clone)]
 pub struct FailureNote<'a> {
     pub cause: &'a Cause,
     pub first_failed_at: Timestamp,
-    /// Every hash ever signed for the request.
     pub tx_hashes: &'a [TxHash],
     pub worker: &'a str,
 }
 
-/// What the copy of a dead letter says that an operator sends back.
+/// Explains the copy of a dead letter that an operator sends back.
 #[derive(Debug, Clone)]
 pub struct ReplayNote<'a> {
     /// `cw-replay-count` of the copy; nothing for a message that begins anew under an id of its own.
     pub replay: u32,
     pub by: &'a str,
     pub at: Timestamp,
-    /// Why, in their words; may be empty.
+    /// May be empty.
     pub reason: &'a str,
 }
 
@@ -229,7 +225,7 @@ const MAX_COPIED_HEADER_BYTES: usize = 32 * 1024;
 const MAX_TX_HASHES: usize = 64;
 
 impl Message {
-    /// A copy that carries the request on unchanged: to park it.
+    /// Returns a copy that carries the request on unchanged: to park it.
     #[must_use]
     pub fn copied(&self) -> Message {
         let mut copy = self.clone();
@@ -248,7 +244,7 @@ impl Message {
         copy
     }
 
-    /// A copy for a wait queue or the dead-letter queue: counted as `generation`, explained by `note`.
+    /// Returns a copy for a wait queue or the dead-letter queue: counted as `generation`, explained by `note`.
     #[must_use]
     pub fn failed(&self, generation: Generation, note: &FailureNote<'_>) -> Message {
         let mut copy = self.copied();
@@ -266,8 +262,8 @@ impl Message {
         copy
     }
 
-    /// A copy of a dead letter that goes back to the work queue: a new replay, its attempts counted from zero, without what
-    /// was said of the failure.
+    /// Returns a copy of a dead letter for the work queue: a new replay, its attempts counted from zero, without the headers
+    /// about the failure.
     #[must_use]
     pub fn replayed(&self, note: &ReplayNote<'_>) -> Message {
         const OF_THE_FAILURE: [&str; 10] = [
@@ -332,7 +328,6 @@ fn drop_large_headers(headers: &mut Headers) {
 #[error("header {name} must be a whole number from 0 to {}, but is {found}", u32::MAX)]
 pub struct BadHeader {
     pub name: &'static str,
-    /// What it holds instead.
     pub found: String,
 }
 
@@ -345,7 +340,6 @@ impl Generation {
         Ok(Self { replay: read_count(headers, header::REPLAY_COUNT)?, retry: read_count(headers, header::ATTEMPT)? })
     }
 
-    /// Writes the counts as headers.
     pub fn write_to(self, headers: &mut Headers) {
         headers.insert(header::ATTEMPT.to_owned(), HeaderValue::Int(self.retry.into()));
         if self.replay > 0 {

@@ -1,4 +1,4 @@
-//! Signs of life: each stage counts its rounds, and the watchdog looks whether the counts still move.
+//! Signs of life: each stage counts its rounds, and the watchdog checks that the counts still move.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,12 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Heartbeat(Arc<AtomicU64>);
 
 impl Heartbeat {
-    /// The stage has made a round; an idle stage makes one at least every second.
+    /// Counts a round; an idle stage makes one at least every second.
     pub fn beat(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many rounds so far.
     pub fn count(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }

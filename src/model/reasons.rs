@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::words::words;
 
 words!(
-    /// What kind of failure it is, and so what happens next. The word stands in headers, routing keys and the journal.
+    /// The kind of a failure decides what happens next. The word stands in headers, routing keys and the journal.
     #[derive(Serialize, Deserialize)]
     #[serde(rename_all = "lowercase")]
     FailureClass {
@@ -25,10 +25,10 @@ words!(
     }
 );
 
-/// What may be done with a dead letter, as far as its reason says. The journal has the last word.
+/// Says what may be done with a dead letter, as far as its reason goes. The journal has the last word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Replay {
-    /// It may succeed as it stands.
+    /// Safe, and it may succeed as it stands.
     Safe,
     /// Safe, but it fails again until the message or the settings have changed.
     AfterChange,
@@ -53,7 +53,6 @@ impl Replay {
     }
 }
 
-/// A row of the table of reasons.
 struct Row<'r> {
     class: FailureClass,
     word: &'r str,
@@ -64,7 +63,6 @@ struct Row<'r> {
 
 macro_rules! reasons {
     ($($class:ident { $($variant:ident = $word:literal, $replay:ident, $means:literal, $advice:literal;)+ })+) => {
-        /// Why a request failed.
         #[derive(Debug, Clone, PartialEq, Eq)]
         pub enum Reason {
             $($(#[doc = $means] $variant,)+)+
@@ -207,7 +205,6 @@ impl Reason {
         Self::known(class.as_str(), word).unwrap_or_else(|| Self::Other { class, word: word.into() })
     }
 
-    /// Returns every reason of this version.
     pub fn all() -> impl Iterator<Item = Self> {
         Self::ROWS.iter().cloned().chain(PauseReason::ALL.map(Self::Outage))
     }
@@ -227,12 +224,11 @@ impl Reason {
         format!("{class}.{word}")
     }
 
-    /// No rule sends such a letter back.
+    /// Returns true where no rule sends such a letter back.
     pub fn needs_person(&self) -> bool {
         matches!(self.row().replay, Replay::ByHand | Replay::CheckChain)
     }
 
-    /// Says whether the next try may go otherwise.
     pub fn may_pass(&self) -> bool {
         match self.class() {
             FailureClass::Invalid | FailureClass::Broker => false,
@@ -297,7 +293,7 @@ explained!(
 );
 
 impl PauseReason {
-    /// Something is away that the account's work needs: another instance may still reach it.
+    /// Returns true where something is away that the account's work needs: another instance may still reach it.
     pub fn is_outage(self) -> bool {
         match self {
             Self::NodeUnreachable
@@ -312,7 +308,7 @@ impl PauseReason {
 }
 
 explained!(
-    /// What happened to a request off the straight way; the journal keeps it for the request's history.
+    /// An event in a request's life beyond the usual path; the journal keeps it for the request's history.
     IncidentKind {
         Failed = "failed",
             "a try failed", "nothing; it is retried, or is a dead letter";

@@ -1,10 +1,10 @@
-//! A request's stored state and how it may change; the count that tells its copies apart.
+//! A request's stored state and how it may change; the count of its copies.
 
 use std::fmt;
 
 use crate::model::words::words;
 
-/// Which copy of a request this is: how often an operator sent it back, and how many retries came before it since.
+/// Counts the copies of a request: how often an operator sent it back, and how many retries came before this copy since.
 /// Later copies are greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Generation {
@@ -46,12 +46,10 @@ words!(
         DeadPending = "dead_pending",
         /// Its dead letter is at the broker.
         Dead = "dead",
-        /// Written, past the finality rule.
         Final = "final",
     }
 );
 
-/// What can happen to a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Observation {
     /// A copy of it arrived and was accepted.
@@ -64,9 +62,7 @@ pub enum Observation {
     Succeeded,
     /// Its effect is final in the chain already, and no transaction of its own brought it there.
     Found,
-    /// It failed and has retries left.
     FailedForNow,
-    /// It failed and has none left.
     FailedForGood,
     /// Its copy has a publisher confirm.
     Confirmed,

@@ -7,7 +7,7 @@ pub const TRACEPARENT: &str = "traceparent";
 /// The same for what vendors add to it.
 pub const TRACESTATE: &str = "tracestate";
 
-/// The flag that says: whoever was here before has recorded a span.
+/// The flag that says that the sender has recorded a span.
 const SAMPLED: u8 = 1;
 
 /// A longer state is left out: W3C asks for no more to be passed on.
@@ -23,7 +23,7 @@ pub struct TraceContext {
 }
 
 impl TraceContext {
-    /// `None` where the parent is none. A state that cannot be passed on is left out.
+    /// Returns `None` where the parent is invalid. A state that cannot be passed on is left out.
     pub fn new(parent: &str, state: Option<&str>) -> Option<Self> {
         let state = state.filter(|state| {
             (1..=MAX_STATE_BYTES).contains(&state.len()) && state.bytes().all(|byte| (b' '..=b'~').contains(&byte))
@@ -31,7 +31,7 @@ impl TraceContext {
         is_traceparent(parent).then(|| Self { parent: parent.to_owned(), state: state.map(str::to_owned) })
     }
 
-    /// What a message's headers say. Anything malformed counts as nothing: a trace is never a reason to refuse a message.
+    /// Reads a message's headers. Anything malformed counts as nothing: a trace is never a reason to refuse a message.
     pub fn read_from(headers: &Headers) -> Option<Self> {
         let text = |name| match headers.get(name) {
             Some(HeaderValue::Text(text)) => Some(text.as_str()),
@@ -40,17 +40,15 @@ impl TraceContext {
         Self::new(text(TRACEPARENT)?, text(TRACESTATE))
     }
 
-    /// The `traceparent`.
     pub fn parent(&self) -> &str {
         &self.parent
     }
 
-    /// The `tracestate`.
     pub fn state(&self) -> Option<&str> {
         self.state.as_deref()
     }
 
-    /// The one of a span that is recorded.
+    /// Returns the context of a span that is recorded.
     pub fn of_span(trace_id: [u8; 16], span_id: [u8; 8], state: Option<&str>) -> Option<Self> {
         Self::new(&format!("00-{}-{}-{SAMPLED:02x}", hex::encode(trace_id), hex::encode(span_id)), state)
     }
@@ -59,12 +57,11 @@ impl TraceContext {
         self.part(1)
     }
 
-    /// The span that this is about.
     pub fn span_id(&self) -> [u8; 8] {
         self.part(2)
     }
 
-    /// Whether that span is recorded.
+    /// Returns whether that span is recorded.
     pub fn is_sampled(&self) -> bool {
         let [flags] = self.part(3);
         flags & SAMPLED != 0
@@ -73,12 +70,12 @@ impl TraceContext {
     fn part<const BYTES: usize>(&self, place: usize) -> [u8; BYTES] {
         let mut bytes = [0; BYTES];
         let digits = self.parent.split('-').nth(place).unwrap_or_default();
-        hex::decode_to_slice(digits, &mut bytes).expect("a traceparent has so many digits there");
+        hex::decode_to_slice(digits, &mut bytes).expect("a traceparent has that many digits there");
         bytes
     }
 }
 
-/// Version, trace, span and flags, in lower case. Versions to come may have more behind these.
+/// Checks for version, trace, span and flags, in lower case. Later versions may have more behind these.
 fn is_traceparent(text: &str) -> bool {
     /// Of version 00, which has nothing more.
     const BYTES: usize = 55;

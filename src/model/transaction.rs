@@ -16,14 +16,11 @@ pub enum Fee {
         tip: Wei,
     },
     /// A type 0 transaction with an EIP-155 signature.
-    Legacy {
-        /// What it pays for one unit of gas.
-        gas_price: Wei,
-    },
+    Legacy { gas_price: Wei },
 }
 
 impl Fee {
-    /// The most that one unit of gas can cost.
+    /// Returns the most that one unit of gas can cost.
     pub fn ceiling(self) -> Wei {
         match self {
             Self::Eip1559 { max_fee, .. } => max_fee,
@@ -31,12 +28,12 @@ impl Fee {
         }
     }
 
-    /// The most that so much gas can cost.
+    /// Returns the most that this much gas can cost.
     pub fn total(self, gas: Gas) -> Wei {
         Wei(self.ceiling().0.saturating_mul(gas.0.into()))
     }
 
-    /// What goes to the block's producer at most.
+    /// Returns the most that goes to the block's producer.
     pub fn tip(self) -> Wei {
         match self {
             Self::Eip1559 { tip, .. } => tip,
@@ -48,12 +45,10 @@ impl Fee {
 /// All fields of a transaction. Signing consumes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnsignedTransaction {
-    /// EIP-155 chain id.
     pub chain_id: u64,
     pub nonce: Nonce,
-    /// Who is called or paid; nobody where a contract is made.
+    /// `None` where a contract is made.
     pub to: Option<Address>,
-    /// How much is paid.
     pub value: Wei,
     pub gas: Gas,
     pub data: Bytes,
@@ -93,9 +88,7 @@ words!(
     TransactionState {
         /// A signed transaction with this nonce may still land.
         Live = "live",
-        /// Final, and it did what it should.
         Succeeded = "succeeded",
-        /// Final, and it reverted.
         Reverted = "reverted",
         /// Final with its cancellation.
         Cancelled = "cancelled",
@@ -105,7 +98,7 @@ words!(
 );
 
 impl TransactionState {
-    /// Its requests must have no other transaction: it may land, or has landed and done what it should.
+    /// Returns true where the requests must have no other transaction: this one may land, or has landed and succeeded.
     pub fn has_effect(self) -> bool {
         match self {
             Self::Live | Self::Succeeded => true,

@@ -1,16 +1,15 @@
-//! What a request asks for: who is called, with what and for how much.
+//! The write that a request asks for: the contract, the calldata, the value and the gas.
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use crate::model::ids::{Address, BlockNumber, BodyHash, Gas, Nonce, TxHash, Wei, WriteHash};
 
-/// How much gas a request gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GasRule {
-    /// What the node estimates, and this much more in percent.
+    /// The node's estimate and a margin.
     Estimate {
-        /// Percent.
+        /// In percent.
         margin: u32,
     },
     /// Always this much; nothing is simulated.
@@ -29,7 +28,7 @@ pub struct Write {
 }
 
 impl Write {
-    /// Another hash for whatever is different in it.
+    /// Returns a hash over every field.
     pub fn hash(&self) -> WriteHash {
         let (kind, gas) = match self.gas {
             GasRule::Estimate { margin } => (0_u8, u64::from(margin)),
@@ -50,7 +49,7 @@ impl Write {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecoveredWrite {
     pub nonce: Nonce,
-    /// Which of several calls in it, from zero.
+    /// The index of its call in a batch.
     pub place: u32,
     pub tx_hash: TxHash,
     pub block_number: BlockNumber,

@@ -27,7 +27,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::model::{Purpose, Timestamp, TraceContext, TxHash};
+use crate::model::Timestamp;
 use crate::observe::metrics::{SpanEnd, SpanMeter};
 use crate::observe::traces::{ExporterSettings, Span, SpanContext, Work};
 use crate::rpc;
@@ -41,13 +41,11 @@ const MAX_ANSWER_BYTES: usize = 64 << 10;
 /// For what is left when the process ends.
 const FLUSH: Duration = Duration::from_secs(2);
 
-/// Why nothing can be exported, or was not.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
     /// The HTTP client or what is built on it.
     #[error("the exporter of spans cannot be made: {0}")]
     NotMade(String),
-    /// The collector did not take them.
     #[error("{collector} takes no spans: {problem}")]
     NotTaken { collector: String, problem: String },
 }
@@ -60,7 +58,7 @@ pub struct Exporter {
 }
 
 impl Exporter {
-    /// One for this collector; connects to nothing yet. Headers and more about the resource come from
+    /// Returns an exporter for this collector; connects to nothing yet. Headers and more about the resource come from
     /// `OTEL_EXPORTER_OTLP_HEADERS` and `OTEL_RESOURCE_ATTRIBUTES`.
     ///
     /// # Errors
@@ -125,15 +123,14 @@ impl Exporter {
         }
     }
 
-    /// The collector's host and port.
     pub fn collector(&self) -> &str {
         &self.collector.label
     }
 
-    /// Whether the collector takes spans: sends it none.
+    /// Checks that the collector takes spans: sends it none.
     ///
     /// # Errors
-    /// Why it does not.
+    /// When it does not.
     pub async fn probe(&self) -> Result<(), ExportError> {
         self.send(Vec::new()).await
     }
@@ -154,7 +151,7 @@ impl Exporter {
     }
 }
 
-/// The first that comes, and what comes soon after it.
+/// Waits for the first span, and takes what comes soon after it.
 async fn gather(spans: &mut mpsc::Receiver<Span>, batch: &mut Vec<Span>) {
     if spans.recv_many(batch, BATCH).await == 0 {
         // The makers of spans have gone; the process ends.
@@ -167,7 +164,6 @@ async fn gather(spans: &mut mpsc::Receiver<Span>, batch: &mut Vec<Span>) {
     .await;
 }
 
-/// What the program is, for readers of its spans.
 fn resource(settings: &ExporterSettings) -> Resource {
     let ExporterSettings { organisation, instance, .. } = settings;
     Resource::builder_empty()
@@ -216,7 +212,7 @@ impl HttpClient for Shared {
     }
 }
 
-/// How what was done is called.
+/// Names work as the semantic conventions do.
 #[derive(Debug)]
 struct Conventions {
     queue: String,
@@ -234,36 +230,38 @@ impl Conventions {
 
     fn data(&self, span: Span) -> SpanData {
         let Span { context, ended, took, work, failure } = span;
-        let Named { name, span_kind, mut attributes, events, creation } = self.named(work, &context);
         let status = failure.as_ref().map_or(Status::Unset, |failure| Status::error(failure.detail.clone()));
-        attributes.extend(failure.map(|failure| KeyValue::new(attribute::ERROR_TYPE, failure.kind)));
         let end_time = system_time(ended);
         let mut data = SpanData {
             span_context: otel_context(&context),
             parent_span_id: context.parent.map_or(SpanId::INVALID, |parent| SpanId::from_bytes(parent.span_id)),
             parent_span_is_remote: context.parent.is_some_and(|parent| parent.is_remote),
-            span_kind,
-            name,
+            span_kind: SpanKind::Internal,
+            name: Cow::Borrowed(""),
             start_time: end_time.checked_sub(took).unwrap_or(end_time),
             end_time,
-            attributes,
+            attributes: Vec::new(),
             dropped_attributes_count: 0,
             events: SpanEvents::default(),
             links: SpanLinks::default(),
             status,
             instrumentation_scope: self.scope.clone(),
         };
-        data.events.events = events;
-        data.links.links = creation.into_iter().map(|created| Link::new(created, Vec::new(), 0)).collect();
+        self.describe(work, &context, &mut data);
+        data.attributes.extend(failure.map(|failure| KeyValue::new(attribute::ERROR_TYPE, failure.kind)));
         data
     }
 
-    fn named(&self, work: Work, context: &SpanContext) -> Named {
+    /// Sets name, kind, attributes, events and links.
+    fn describe(&self, work: Work, context: &SpanContext, data: &mut SpanData) {
+        let SpanData { name, span_kind, attributes, events, links, .. } = data;
         match work {
             Work::Process { request, generation, bytes, outcome } => {
+                *name = format!("process {}", self.queue).into();
+                *span_kind = SpanKind::Consumer;
                 let parent = context.parent.filter(|parent| parent.is_remote);
-                let creation = parent.map(|parent| remote(context.trace_id, parent.span_id));
-                let attributes = vec![
+                links.links.extend(parent.map(|parent| link(context.trace_id, parent.span_id)));
+                attributes.extend([
                     KeyValue::new(attribute::MESSAGING_SYSTEM, "rabbitmq"),
                     KeyValue::new(attribute::MESSAGING_OPERATION_NAME, "process"),
                     KeyValue::new(attribute::MESSAGING_OPERATION_TYPE, "process"),
@@ -274,84 +272,64 @@ impl Conventions {
                     KeyValue::new("chainwriter.request.attempt", i64::from(generation.retry)),
                     KeyValue::new("chainwriter.request.replay", i64::from(generation.replay)),
                     KeyValue::new("chainwriter.request.outcome", outcome.as_str()),
-                ];
-                let name = format!("process {}", self.queue);
-                Named { creation, ..Named::new(name, SpanKind::Consumer, attributes) }
+                ]);
             }
             Work::Transaction { request, chain_id, nonce, attempts, included, state, others } => {
-                let mut attributes = vec![
+                *name = "transaction".into();
+                attributes.extend([
                     KeyValue::new("chainwriter.request.id", request.to_string()),
                     KeyValue::new("chainwriter.chain.id", number(chain_id)),
                     KeyValue::new("chainwriter.tx.nonce", number(nonce.0)),
                     KeyValue::new("chainwriter.tx.state", state.as_str()),
                     KeyValue::new("chainwriter.tx.signed", number(attempts.len())),
                     KeyValue::new("chainwriter.tx.others", number(others)),
-                ];
+                ]);
                 if let Some((hash, block)) = included {
                     attributes.push(KeyValue::new("chainwriter.tx.hash", hash.to_string()));
                     attributes.push(KeyValue::new("chainwriter.block.number", number(block.0)));
                 }
-                let event = |(at, hash, kind): (Timestamp, TxHash, Purpose)| {
-                    let attributes = vec![
-                        KeyValue::new("chainwriter.tx.hash", hash.to_string()),
-                        KeyValue::new("chainwriter.tx.kind", kind.as_str()),
-                    ];
-                    Event::new("signed", system_time(at), attributes, 0)
-                };
-                let events = attempts.into_iter().map(event).collect();
-                Named { events, ..Named::new("transaction", SpanKind::Internal, attributes) }
+                events.events.extend(attempts.into_iter().map(|(at, hash, kind)| {
+                    let hash = KeyValue::new("chainwriter.tx.hash", hash.to_string());
+                    let kind = KeyValue::new("chainwriter.tx.kind", kind.as_str());
+                    Event::new("signed", system_time(at), vec![hash, kind], 0)
+                }));
             }
             Work::Call { method, endpoint, code } => {
+                (*name, *span_kind) = (method.into(), SpanKind::Client);
                 let (host, port) = host_and_port(&endpoint);
-                let mut attributes = vec![
+                attributes.extend([
                     KeyValue::new(attribute::RPC_SYSTEM_NAME, "jsonrpc"),
                     KeyValue::new(attribute::RPC_METHOD, method),
                     KeyValue::new(attribute::JSONRPC_PROTOCOL_VERSION, "2.0"),
                     KeyValue::new(attribute::SERVER_ADDRESS, host.to_owned()),
-                ];
+                ]);
                 attributes.extend(port.map(|port| KeyValue::new(attribute::SERVER_PORT, i64::from(port))));
-                attributes
-                    .extend(code.map(|code| KeyValue::new(attribute::RPC_RESPONSE_STATUS_CODE, code.to_string())));
-                Named::new(method, SpanKind::Client, attributes)
+                let code = code.map(|code| KeyValue::new(attribute::RPC_RESPONSE_STATUS_CODE, code.to_string()));
+                attributes.extend(code);
             }
             Work::Publish { exchange, routing_key, message_id, creation } => {
-                let own = creation.as_ref().is_some_and(|creation| creation.span_id() == context.span_id);
-                let kind = if own { SpanKind::Producer } else { SpanKind::Client };
+                let is_own = creation.as_ref().is_some_and(|creation| creation.span_id() == context.span_id);
+                *span_kind = if is_own { SpanKind::Producer } else { SpanKind::Client };
+                let created =
+                    creation.filter(|_| !is_own).map(|creation| link(creation.trace_id(), creation.span_id()));
+                links.links.extend(created);
                 let destination = match (exchange.as_str(), routing_key.as_str()) {
                     ("", "") => "amq.default".to_owned(),
                     ("", only) | (only, "") => only.to_owned(),
                     (exchange, routing_key) => format!("{exchange}:{routing_key}"),
                 };
                 // A queue that a producer wants answers in may be one of many.
-                let shown = if exchange.is_empty() { "amq.default" } else { &destination };
-                let name = format!("publish {shown}");
-                let mut attributes = vec![
+                *name = format!("publish {}", if exchange.is_empty() { "amq.default" } else { &destination }).into();
+                attributes.extend([
                     KeyValue::new(attribute::MESSAGING_SYSTEM, "rabbitmq"),
                     KeyValue::new(attribute::MESSAGING_OPERATION_NAME, "publish"),
                     KeyValue::new(attribute::MESSAGING_OPERATION_TYPE, "send"),
                     KeyValue::new(attribute::MESSAGING_DESTINATION_NAME, destination),
                     KeyValue::new(attribute::MESSAGING_RABBITMQ_DESTINATION_ROUTING_KEY, routing_key),
-                ];
+                ]);
                 attributes.extend(message_id.map(|id| KeyValue::new(attribute::MESSAGING_MESSAGE_ID, id)));
-                let creation = creation.filter(|_| !own).map(|creation| remote_context(&creation));
-                Named { creation, ..Named::new(name, kind, attributes) }
             }
         }
-    }
-}
-
-struct Named {
-    name: Cow<'static, str>,
-    span_kind: SpanKind,
-    attributes: Vec<KeyValue>,
-    events: Vec<Event>,
-    /// Where the message's own trace comes from.
-    creation: Option<OtelContext>,
-}
-
-impl Named {
-    fn new(name: impl Into<Cow<'static, str>>, span_kind: SpanKind, attributes: Vec<KeyValue>) -> Self {
-        Self { name: name.into(), span_kind, attributes, events: Vec::new(), creation: None }
     }
 }
 
@@ -361,16 +339,14 @@ fn otel_context(context: &SpanContext) -> OtelContext {
     OtelContext::new(trace_id, span_id, TraceFlags::SAMPLED, false, state)
 }
 
-fn remote(trace_id: [u8; 16], span_id: [u8; 8]) -> OtelContext {
+/// Links to the span of another program.
+fn link(trace_id: [u8; 16], span_id: [u8; 8]) -> Link {
     let (trace_id, span_id) = (TraceId::from_bytes(trace_id), SpanId::from_bytes(span_id));
-    OtelContext::new(trace_id, span_id, TraceFlags::SAMPLED, true, TraceState::NONE)
+    let remote = OtelContext::new(trace_id, span_id, TraceFlags::SAMPLED, true, TraceState::NONE);
+    Link::new(remote, Vec::new(), 0)
 }
 
-fn remote_context(trace: &TraceContext) -> OtelContext {
-    remote(trace.trace_id(), trace.span_id())
-}
-
-/// Of an endpoint's label, which may distinguish two behind them. An IPv6 address has colons of its own.
+/// Reads an endpoint's label, which may distinguish two behind them. An IPv6 address has colons of its own.
 fn host_and_port(label: &str) -> (&str, Option<u16>) {
     let address = label.split(' ').next().unwrap_or(label);
     let parts = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));

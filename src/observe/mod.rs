@@ -1,4 +1,4 @@
-//! What the program reports about itself: metrics and traces.
+//! Reports of the program about itself: metrics and traces.
 
 #[cfg(feature = "otlp")]
 pub mod exporter;

@@ -1,4 +1,4 @@
-//! What is done for a request, as spans of a distributed trace. Stages make them with a [`Tracer`]; `exporter` sends them to
+//! Spans: work for a request, in a distributed trace. Stages make them with a [`Tracer`]; `exporter` sends them to
 //! a collector. Nothing waits for a span, and what becomes of it changes nothing.
 //!
 //! Ids are derived from what a span is about, and kept nowhere: so any instance, also after a restart, puts what it does
@@ -8,12 +8,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use url::Url;
 
 use crate::model::{
-    BlockNumber, Generation, Nonce, Purpose, RequestId, Timestamp, TraceContext, TransactionState, TxHash, ids,
+    BlockNumber, Generation, Nonce, Purpose, RequestId, Timestamp, TraceContext, TransactionState, TxHash,
+    ids::{self, derived},
 };
 use crate::observe::metrics::{Outcome, SpanEnd, SpanMeter};
 
@@ -22,7 +22,7 @@ const WAITING: usize = 8192;
 
 #[derive(Debug, Clone)]
 pub struct Sampling {
-    /// What the same id may mean another request without: the queue and its chain, say.
+    /// Distinguishes requests with the same id: the queue and its chain, say.
     pub scope: String,
     /// The share that is followed of messages without a `traceparent`: 0 to 1. The others say it themselves.
     pub share: f64,
@@ -30,7 +30,6 @@ pub struct Sampling {
 
 #[derive(Clone)]
 pub struct ExporterSettings {
-    /// The collector's address for traces.
     pub endpoint: Url,
     /// For one request, tries included.
     pub timeout: Duration,
@@ -57,34 +56,28 @@ struct Inner {
     meter: SpanMeter,
 }
 
-/// A span's place in its trace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SpanContext {
     pub trace_id: [u8; 16],
     pub span_id: [u8; 8],
     /// The span that it is in; none where the trace begins with it.
     pub parent: Option<ParentSpan>,
-    /// What vendors added to the trace.
+    /// Holds what vendors added to the trace.
     pub state: Option<Arc<str>>,
 }
 
-/// The span that another is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ParentSpan {
     pub span_id: [u8; 8],
     pub is_remote: bool,
 }
 
-/// Something that was done.
 #[derive(Debug, Clone)]
 pub struct Span {
     pub context: SpanContext,
-    /// When it was over.
     pub ended: Timestamp,
-    /// How long it took.
     pub took: Duration,
     pub work: Work,
-    /// Why it failed, if it did.
     pub failure: Option<Failure>,
 }
 
@@ -95,7 +88,6 @@ pub struct Failure {
     pub detail: String,
 }
 
-/// What is done for a request.
 #[derive(Debug, Clone)]
 pub enum Work {
     /// All of it: from a copy's acceptance to what was decided about it.
@@ -107,7 +99,7 @@ pub enum Work {
         nonce: Nonce,
         /// Everything signed for it, oldest first.
         attempts: Vec<(Timestamp, TxHash, Purpose)>,
-        /// Which of it is final, and where.
+        /// The final one, and its block.
         included: Option<(TxHash, BlockNumber)>,
         state: TransactionState,
         /// Requests that it was for besides.
@@ -124,7 +116,7 @@ pub enum Work {
         exchange: String,
         routing_key: String,
         message_id: Option<String>,
-        /// What it says of its trace.
+        /// The trace in its headers.
         creation: Option<TraceContext>,
     },
 }
@@ -147,39 +139,37 @@ impl<T> From<T> for Traced<T> {
 pub struct Followed<'a> {
     pub request: &'a RequestId,
     pub generation: Generation,
-    /// What its message said of its trace.
+    /// The trace in the headers of its message.
     pub trace: Option<&'a TraceContext>,
 }
 
 impl Failure {
-    /// No publisher confirm came.
     pub fn unconfirmed(detail: String) -> Self {
         Self { kind: "unconfirmed".to_owned(), detail }
     }
 }
 
 impl Tracer {
-    /// One that makes spans, and where they come out.
+    /// Returns a tracer that makes spans, and the channel that they come out of.
     pub fn new(sampling: Sampling, meter: SpanMeter) -> (Self, mpsc::Receiver<Span>) {
         let (spans, out) = mpsc::channel(WAITING);
         (Self(Some(Arc::new(Inner { sampling, spans, meter }))), out)
     }
 
-    /// Whether it makes any.
     pub fn is_on(&self) -> bool {
         self.0.is_some()
     }
 
-    /// The span of all that is done for this copy; `None` where it is not traced.
+    /// Returns the span of all that is done for this copy; `None` where it is not traced.
     pub fn processing(&self, Followed { request, generation, trace }: Followed<'_>) -> Option<SpanContext> {
         let Sampling { scope, share } = &self.0.as_ref()?.sampling;
         let (scope, id) = (scope.as_bytes(), request.as_str().as_bytes());
         let Generation { replay, retry } = generation;
-        let span_id = || derive(&[b"process", scope, id, &replay.to_be_bytes(), &retry.to_be_bytes()]);
+        let span_id = || derived(&[b"process", scope, id, &replay.to_be_bytes(), &retry.to_be_bytes()]);
         match trace {
             Some(trace) => trace.is_sampled().then(|| SpanContext::within(trace, span_id())),
             None => {
-                let trace_id = derive(&[b"trace", scope, id]);
+                let trace_id = derived(&[b"trace", scope, id]);
                 is_among(trace_id, *share).then(|| SpanContext {
                     trace_id,
                     span_id: span_id(),
@@ -190,19 +180,19 @@ impl Tracer {
         }
     }
 
-    /// What an event about this copy says of its trace: the span of what was done for it, or what its message said.
+    /// Returns the trace for an event about this copy: the span of what was done for it, or the one that its message named.
     pub fn outgoing(&self, copy: Followed<'_>) -> Option<TraceContext> {
         let own = self.processing(copy).and_then(|context| context.outgoing());
         own.or_else(|| copy.trace.cloned())
     }
 
-    /// A span within the one that a message names; `None` where that is not traced.
+    /// Returns a span within the one that a message names; `None` where that is not traced.
     pub fn within(&self, trace: &TraceContext) -> Option<SpanContext> {
         (self.is_on() && trace.is_sampled()).then(|| SpanContext::within(trace, fresh_id()))
     }
 
-    /// A JSON-RPC call that was made in this span is over. The failure: a word for it, and the error's code where the server
-    /// answered with one; and what it is for a person.
+    /// Records a JSON-RPC call that was made in this span. The failure: a word for it, the error's code where the server
+    /// answered with one, and the text for a person.
     pub fn record_call(
         &self,
         within: &SpanContext,
@@ -237,14 +227,13 @@ impl SpanContext {
         }
     }
 
-    /// A new one within this.
     pub fn child(&self) -> Self {
         self.with_child(fresh_id())
     }
 
-    /// The one within this for what happens at a nonce.
+    /// Returns the span within this one for what happens at a nonce.
     pub fn of_nonce(&self, nonce: Nonce) -> Self {
-        self.with_child(derive(&[b"nonce", &self.span_id, &nonce.0.to_be_bytes()]))
+        self.with_child(derived(&[b"nonce", &self.span_id, &nonce.0.to_be_bytes()]))
     }
 
     fn with_child(&self, span_id: [u8; 8]) -> Self {
@@ -257,37 +246,25 @@ impl SpanContext {
         TraceContext::of_span(self.trace_id, self.span_id, self.state.as_deref())
     }
 
-    /// The span itself, which took from then until now.
+    /// Returns the span itself, which took from then until now.
     pub fn since(self, began: Timestamp, work: Work, failure: Option<Failure>) -> Span {
         Span { context: self, ended: Timestamp::now(), took: began.age(), work, failure }
     }
 
-    /// The same, by the monotonic clock.
+    /// Returns the same, by the monotonic clock.
     pub fn took(self, took: Duration, work: Work, failure: Option<Failure>) -> Span {
         Span { context: self, ended: Timestamp::now(), took, work, failure }
     }
 }
 
-/// Says whether a trace of this id is among this share of all: the same in every instance.
+/// Returns whether a trace of this id is among this share of all: the same in every instance.
 fn is_among(trace_id: [u8; 16], share: f64) -> bool {
     let [.., a, b, c, d] = trace_id;
     f64::from(u32::from_be_bytes([a, b, c, d])) < share * (f64::from(u32::MAX) + 1.0)
 }
 
-/// Never all zeros, except with a negligible probability.
-fn derive<const BYTES: usize>(parts: &[&[u8]]) -> [u8; BYTES] {
-    let mut hash = Sha256::new();
-    for part in parts {
-        hash.update((part.len() as u64).to_be_bytes());
-        hash.update(part);
-    }
-    let mut id = [0; BYTES];
-    id.iter_mut().zip(hash.finalize()).for_each(|(byte, hashed)| *byte = hashed);
-    id
-}
-
 fn fresh_id() -> [u8; 8] {
-    derive(&[b"span", ids::unique().as_bytes()])
+    derived(&[b"span", ids::unique().as_bytes()])
 }
 
 #[cfg(test)]

@@ -21,13 +21,11 @@ use errors::{abi_of, decoded};
 pub use errors::Errors;
 pub use many::Many;
 
-/// Of a value that does not fit, as much is shown.
+/// The longest part of a value that does not fit, in a message.
 pub(super) const SHOWN_BYTES: usize = 80;
 
-/// How bytes are written in JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
-    /// `0x` and hexadecimal digits.
     Hex,
     /// Base64 with padding (RFC 4648, section 4).
     Base64,
@@ -67,7 +65,6 @@ enum Given {
     Fixed(DynSolValue),
 }
 
-/// A value that is not of its type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Misfit {
     what: String,
@@ -100,7 +97,7 @@ pub fn function(signature: &str) -> Result<Function, String> {
 /// the list itself, or what a compiler writes, with the list under `abi`. Checked for what it may be sent.
 ///
 /// # Errors
-/// What is wrong with the file, or which functions it has instead.
+/// The text says what is wrong with the file, or which functions it has instead.
 pub fn function_in(file: &str, wanted: &str, pays: bool) -> Result<Function, String> {
     let abi = abi_of(file)?;
     let signature = Function::parse(wanted).map(|function| function.signature()).ok();
@@ -132,17 +129,9 @@ impl Pointer {
     /// # Errors
     /// Where that is no amount.
     pub fn amount(&self, body: &Value) -> Result<u128, Misfit> {
-        let fault = |found| Misfit {
-            what: "value".to_owned(),
-            place: self.place.clone(),
-            expected: "an amount in wei of at most 128 bits, as a number or a text".to_owned(),
-            found,
-        };
-        let value = body.pointer(&self.place).ok_or_else(|| fault("nothing".to_owned()))?;
-        match whole_number(value) {
-            Some((false, amount)) => u128::try_from(amount).map_err(|_| fault(shown(value))),
-            Some((true, _)) | None => Err(fault(shown(value))),
-        }
+        let misfit = |found| Misfit::new("value", &self.place, AMOUNT, found);
+        let value = body.pointer(&self.place).ok_or_else(|| misfit("nothing".to_owned()))?;
+        amount(value).ok_or_else(|| misfit(shown(value)))
     }
 }
 
@@ -220,12 +209,8 @@ impl Call {
             }
         };
         let values = self.arguments.iter().map(value).collect::<Result<Vec<_>, _>>()?;
-        self.function.abi_encode_input(&values).map_err(|error| Misfit {
-            what: self.signature(),
-            place: String::new(),
-            expected: "arguments of its types".to_owned(),
-            found: error.to_string(),
-        })
+        let encoded = self.function.abi_encode_input(&values);
+        encoded.map_err(|error| Misfit::new(&self.signature(), "", "arguments of its types", error.to_string()))
     }
 }
 
@@ -256,8 +241,8 @@ impl Reader<'_> {
             DynSolType::Bytes => self.bytes(value).map(DynSolValue::Bytes),
             DynSolType::FixedBytes(length) => self
                 .bytes(value)
-                .and_then(|bytes| padded(&bytes, *length))
-                .map(|word| DynSolValue::FixedBytes(word, *length)),
+                .filter(|bytes| bytes.len() == *length && *length <= B256::len_bytes())
+                .map(|bytes| DynSolValue::FixedBytes(B256::right_padding_from(&bytes), *length)),
             DynSolType::Function => {
                 let bytes = self.bytes(value).and_then(|bytes| <[u8; 24]>::try_from(bytes).ok());
                 bytes.map(|bytes| DynSolValue::Function(bytes.into()))
@@ -349,7 +334,7 @@ impl Reader<'_> {
     }
 
     fn misfit(&self, expected: String, found: String) -> Misfit {
-        Misfit { what: self.what.to_owned(), place: self.place.clone(), expected, found }
+        Misfit::new(self.what, &self.place, &expected, found)
     }
 }
 
@@ -367,6 +352,15 @@ pub(super) fn whole_number(value: &Value) -> Option<(bool, U256)> {
     Some((is_negative, magnitude))
 }
 
+pub(super) const AMOUNT: &str = "an amount in wei of at most 128 bits, as a number or a text";
+
+pub(super) fn amount(value: &Value) -> Option<u128> {
+    match whole_number(value)? {
+        (false, amount) => u128::try_from(amount).ok(),
+        (true, _) => None,
+    }
+}
+
 /// Checks an EIP-55 address, whose capitals are a checksum.
 pub(super) fn address(text: &str) -> Option<Address> {
     let digits = text.strip_prefix("0x")?;
@@ -377,11 +371,16 @@ pub(super) fn address(text: &str) -> Option<Address> {
     hex::decode(digits).ok().and_then(|bytes| <[u8; 20]>::try_from(bytes).ok()).map(Address::from)
 }
 
-fn padded(bytes: &[u8], length: usize) -> Option<B256> {
-    let mut word = [0; 32];
-    let start = word.get_mut(..length).filter(|start| start.len() == bytes.len())?;
-    start.copy_from_slice(bytes);
-    Some(B256::from(word))
+/// Returns the word at this byte.
+pub(super) fn word_at(bytes: &[u8], from: usize) -> Option<[u8; 32]> {
+    bytes.get(from..)?.first_chunk().copied()
+}
+
+/// Returns the number in that word, if it is none too large.
+pub(super) fn number_at(bytes: &[u8], from: usize) -> Option<usize> {
+    let word = word_at(bytes, from)?;
+    let (high, low) = word.split_last_chunk::<8>()?;
+    usize::try_from(u64::from_be_bytes(*low)).ok().filter(|_| high.iter().all(|byte| *byte == 0))
 }
 
 pub(super) fn shown(value: &Value) -> String {

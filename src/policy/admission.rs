@@ -11,10 +11,8 @@ use crate::policy::routes::{Route, write_of};
 /// more than 128 levels: a message that was taken in and could not be read again would stop every start.
 const MAX_HEADER_LEVELS: usize = 16;
 
-/// Where a text stands in a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TextSource {
-    /// The AMQP property `message_id`.
     MessageId,
     /// The header of this name, a text or a whole number.
     Header(String),
@@ -22,16 +20,16 @@ pub enum TextSource {
     JsonPointer(String),
 }
 
-/// What messages of one ordering key wait for.
+/// Says what messages of one ordering key wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ordering {
-    /// They have one account, and take its nonces as they come.
+    /// All have one account, and take its nonces as they come.
     Nonce,
     /// Each is signed only once all before it are final or dead.
     Strict,
 }
 
-/// That messages of one key keep their order.
+/// Keeps the order of messages of one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OrderBy {
     pub source: TextSource,
@@ -43,7 +41,7 @@ pub struct AdmissionRules {
     pub id_source: TextSource,
     /// Its order among those of its key, if messages of one key are to keep theirs.
     pub order_by: Option<OrderBy>,
-    /// What it asks for, the first that fits.
+    /// The first that fits applies.
     pub routes: Vec<Route>,
     /// The longest body, and the longest calldata of a call made of one, in bytes.
     pub max_body_bytes: u64,
@@ -62,12 +60,11 @@ pub struct Candidate {
     pub id: RequestId,
     pub generation: Generation,
     pub body_hash: BodyHash,
-    /// It is for this time or later.
     pub not_before: Option<Timestamp>,
     /// The hash of its ordering key, if it has one.
     pub order_key: Option<OrderKey>,
-    /// What it asks for, or why no route knows or the operator does not permit it. Then it may still be a copy of a request that was taken in under another
-    /// configuration.
+    /// An error where no route fits, or where the operator does not permit it. The message may still be a copy of a request
+    /// that was taken in under another configuration.
     pub write: Result<Write, Cause>,
 }
 
@@ -84,7 +81,7 @@ impl Candidate {
     }
 }
 
-/// A message that can never be one.
+/// A message that can never be a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     pub id: Option<RequestId>,

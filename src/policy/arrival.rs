@@ -1,10 +1,10 @@
-//! What to do with a delivery, given what the journal says of its request: the table of the design, one arm for each row.
+//! Decides about a delivery, given what the journal says of its request: the table of the design, one arm for each row.
 
 use crate::model::message::header;
 use crate::model::words::words;
 use crate::model::{BodyHash, Generation, HeaderValue, Message, RequestState};
 
-/// A delivery that the broker took back so often may have ended its consumers. Well below 20, the delivery limit of
+/// A delivery that the broker took back this often may have ended its consumers. Well below 20, the delivery limit of
 /// RabbitMQ 4 unless configured; above what restarts of a broker do to a message within its time with us.
 const RETURNS_OF_A_SUSPECT: i64 = 5;
 
@@ -14,7 +14,6 @@ pub fn is_suspect(message: &Message) -> bool {
     matches!(message.headers.get(header::DELIVERY_COUNT), Some(HeaderValue::Int(count)) if *count >= RETURNS_OF_A_SUSPECT)
 }
 
-/// What the journal knows of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Known {
     pub state: RequestState,
@@ -24,7 +23,7 @@ pub struct Known {
 }
 
 words!(
-    /// What to do with the delivery; the word is what its metric calls it.
+    /// Says what to do with the delivery; its metric has the same word.
     Verdict {
         /// A request to work on: admit it.
         Accept = "accepted",

@@ -17,7 +17,7 @@ pub struct Batching {
     pub max_bytes: usize,
     /// For how long requests wait for others to share a transaction with.
     pub max_wait: Duration,
-    /// Requests were given to this account for the sake of their order: what is later does not overtake what is before.
+    /// Set where requests were given to this account for the sake of their order: later ones do not overtake earlier ones.
     pub keeps_order: bool,
     pub kinds: Vec<BatchKind>,
 }
@@ -29,7 +29,7 @@ pub struct BatchKind {
     pub many: Many,
 }
 
-/// What requests that may share a transaction have in common.
+/// Is equal for requests that may share a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Alike {
     kind: usize,
@@ -38,12 +38,10 @@ pub struct Alike {
 }
 
 impl Batching {
-    /// Each request has a transaction of its own.
     #[cfg(test)]
     pub const NONE: Self =
         Self { max_requests: 1, max_bytes: 0, max_wait: Duration::ZERO, keeps_order: false, kinds: Vec::new() };
 
-    /// Returns whether there may be batches at all.
     pub fn is_on(&self) -> bool {
         self.max_requests > 1 && !self.kinds.is_empty()
     }

@@ -1,9 +1,9 @@
-//! What a node's answer means. Texts decide, never codes: Besu's collide with those of EIP-1474.
+//! The meaning of a node's answer. Texts decide, never codes: Besu's collide with those of EIP-1474.
 
 use crate::model::words::words;
 
 words!(
-    /// What an answer to a broadcast means for the transaction and its lane. The words are the keys of `[chain.errors]`,
+    /// The meaning of an answer to a broadcast for the transaction and its lane. The words are the keys of `[chain.errors]`,
     /// except that of what is unknown.
     SendMeaning {
         /// The node has these very bytes, or had them.
@@ -14,7 +14,7 @@ words!(
         NonceTooHigh = "nonce_too_high",
         /// Another transaction holds the nonce in the pool and pays too much to be replaced.
         ReplacementUnderpriced = "replacement_underpriced",
-        /// It offers less than the node takes.
+        /// The transaction offers less than the node takes.
         Underpriced = "underpriced",
         /// The account cannot pay.
         InsufficientFunds = "insufficient_funds",
@@ -41,8 +41,8 @@ impl SendMeaning {
     }
 }
 
-/// Which client says it, a part of what it says in lower case, and what that means. The first match counts, so what is
-/// more special stands before what is less.
+/// The client, a part of its text in lower case, and what that means. The first match counts, so what is more special
+/// stands before what is less.
 const TEXTS: &[(&str, &str, SendMeaning)] = {
     use SendMeaning as M;
     &[
@@ -178,7 +178,7 @@ const TEXTS: &[(&str, &str, SendMeaning)] = {
     ]
 };
 
-/// What nodes' texts mean: the operator's own first, then those that are built in.
+/// The meanings of nodes' texts: the operator's own first, then those that are built in.
 #[derive(Debug, Clone, Default)]
 pub struct ErrorTable {
     /// In lower case; the longest first, since it is the most special.
@@ -210,36 +210,36 @@ impl ErrorTable {
         let meaning = self.meaning_of(text);
         if meaning == SendMeaning::InsufficientFunds {
             SimulationMeaning::InsufficientFunds
-        } else if OUTAGES.contains(&meaning) || contains_any(text, NOT_LOOKED) {
+        } else if OUTAGES.contains(&meaning) || contains_any(text, NOT_RUN) {
             SimulationMeaning::Unavailable
         } else {
             SimulationMeaning::Failed
         }
     }
 
-    /// Returns the node asks for fewer calls.
+    /// Returns whether the node asks for fewer calls.
     pub fn is_rate_limit(&self, text: &str) -> bool {
         !is_revert(text) && self.meaning_of(text) == SendMeaning::RateLimited
     }
 }
 
-/// What an error of a simulated call (`eth_estimateGas`) means.
+/// The meaning of an error of a simulated call (`eth_estimateGas`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SimulationMeaning {
     /// The contract reverts, or the call cannot be run: the request's own fault.
     Failed,
     /// The account cannot pay.
     InsufficientFunds,
-    /// The node could not look: says nothing about the request.
+    /// The node could not run the call: says nothing about the request.
     Unavailable,
 }
 
 /// Meanings that are about the node, whatever it was asked.
 const OUTAGES: [SendMeaning; 3] = [SendMeaning::Syncing, SendMeaning::RateLimited, SendMeaning::WrongChain];
 
-/// Texts with which nodes say that they could not look. Everything else is about the call: to take it for an outage would
+/// Texts with which nodes say that they could not run a call. Everything else is about the call: to take it for an outage would
 /// let one bad request block its account.
-const NOT_LOOKED: &[&str] = &[
+const NOT_RUN: &[&str] = &[
     "internal error",
     "timeout",
     "timed out",
@@ -269,7 +269,7 @@ const BATCH_REFUSALS: &[&str] = &[
 const LACKS: &[&str] =
     &["not found", "not exist", "not available", "not supported", "unsupported", "not allowed", "unknown", "disabled"];
 
-/// Returns the node refuses to answer a batch of this length.
+/// Returns whether the node refuses to answer a batch of this length.
 pub fn is_batch_refusal(text: &str) -> bool {
     !is_revert(text) && contains_any(text, BATCH_REFUSALS)
 }

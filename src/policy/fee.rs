@@ -1,4 +1,4 @@
-//! What an attempt offers for its gas: first price, cap, replacement. All arithmetic saturates.
+//! Prices the gas of an attempt: first price, cap, replacement. All arithmetic saturates.
 
 use crate::model::{Fee, Wei};
 
@@ -88,7 +88,7 @@ impl FeeRules {
     }
 }
 
-/// Returns an attempt at this price cannot get into the next block.
+/// Returns whether an attempt at this price cannot get into the next block.
 pub fn is_underpriced(fee: Fee, market: &Market) -> bool {
     market.base_fee.is_some_and(|base_fee| fee.ceiling() < base_fee)
 }

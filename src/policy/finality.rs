@@ -1,8 +1,7 @@
-//! Which blocks can no longer go away.
+//! The finality rule: the blocks that can no longer go away.
 
 use crate::model::BlockNumber;
 
-/// When a block counts as final.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinalityRule {
     /// When this many blocks stand on top of it.

@@ -7,17 +7,16 @@ const TRANSACTION: u64 = 21_000;
 const ZERO_BYTE: u64 = 4;
 const OTHER_BYTE: u64 = 16;
 
-/// Gas of a plain transfer.
 pub const TRANSFER: Gas = Gas(TRANSACTION);
 
-/// Less gas than this for a call with these data is refused by every node, or dropped without a word.
+/// Returns the least gas for a call with these data: every node refuses less, or drops it without a word.
 pub fn intrinsic(data: &[u8]) -> Gas {
     let zeros = data.iter().filter(|byte| **byte == 0).count() as u64;
     let others = data.len() as u64 - zeros;
     Gas(TRANSACTION + ZERO_BYTE * zeros + OTHER_BYTE * others)
 }
 
-/// Returns the gas limit of a call that takes `estimate`: so many percent more, as far as a block has room for it.
+/// Returns the gas limit of a call that takes `estimate`: this many percent more, as far as a block has room for it.
 /// Never less than the estimate, even where the newest block that is known had less room: the node has run the call in
 /// more, and a transaction with too little gas would hold up its account.
 pub fn limit(estimate: Gas, margin_percent: u32, block_limit: Gas) -> Gas {

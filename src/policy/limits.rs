@@ -16,7 +16,6 @@ pub struct Span {
     slots: i64,
 }
 
-/// An hour, by minutes.
 pub const HOUR: Span = Span { slot_us: MINUTE_US, slots: 61 };
 /// A day, by quarters of an hour.
 pub const DAY: Span = Span { slot_us: 15 * MINUTE_US, slots: 97 };
@@ -30,7 +29,6 @@ impl Span {
         now_us.div_euclid(self.slot_us)
     }
 
-    /// Returns the first slot that still counts.
     pub fn oldest(self, now_us: i64) -> i64 {
         self.slot(now_us) - self.slots + 1
     }
@@ -77,7 +75,7 @@ impl Span {
 pub struct Share {
     pub gas: Gas,
     pub value: Wei,
-    /// What its gas may cost at most, as it is first offered.
+    /// The most that its gas may cost, as it is first offered.
     pub fee: Wei,
 }
 
@@ -86,11 +84,9 @@ pub struct Share {
 pub struct Limits {
     /// New transactions for each second. As many may go at once after a second without any.
     pub writes_per_second: Option<u32>,
-    /// Transactions that are signed and not final.
     pub in_flight: Option<u64>,
     /// The gas limits of new transactions, over an hour.
     pub gas_per_hour: Option<Gas>,
-    /// Value of new transactions, over a day.
     pub value_per_day: Option<Wei>,
     /// Highest fees of new transactions, over a day.
     pub fee_per_day: Option<Wei>,
@@ -126,15 +122,14 @@ pub struct Granted {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Usage {
     pub now_us: i64,
-    /// Transactions that are signed and not final.
     pub live: u64,
     /// When a whole second's writes may go at once again.
     pub whole_at_us: i64,
-    /// Gas, within [`HOUR`].
+    /// Within [`HOUR`].
     pub gas: Sums,
-    /// Wei paid, within [`DAY`].
+    /// Within [`DAY`].
     pub value: Sums,
-    /// Wei for gas, within [`DAY`].
+    /// Within [`DAY`].
     pub fee: Sums,
 }
 
@@ -155,12 +150,20 @@ impl Usage {
     }
 }
 
+/// A limit on what is added up over a span of time.
+struct Budget {
+    limit: Limit,
+    span: Span,
+    most: u128,
+    amount: fn(&Share) -> u128,
+    sums: fn(&mut Usage) -> &mut Sums,
+}
+
 impl Limits {
     pub fn is_none(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Returns true where a limit counts by days.
     pub fn is_by_day(&self) -> bool {
         self.value_per_day.is_some() || self.fee_per_day.is_some()
     }
@@ -173,44 +176,45 @@ impl Limits {
     /// Returns the same, and `usage` is what it is once they are begun.
     pub fn take(&self, usage: &mut Usage, wanted: &[Share]) -> Granted {
         usage.set_right(self);
-        let amounts = |amount: fn(&Share) -> u128| wanted.iter().map(amount);
-        let room = [
-            self.writes_per_second.map(|rate| self.writes_now(usage, rate)),
-            self.in_flight.map(|most| (usize_of(most.saturating_sub(usage.live)), Limit::InFlight)),
-            self.gas_per_hour.map(|most| (fitting(&usage.gas, most.0.into(), amounts(gas_of)), Limit::GasPerHour)),
-            self.value_per_day.map(|most| (fitting(&usage.value, most.0, amounts(value_of)), Limit::ValuePerDay)),
-            self.fee_per_day.map(|most| (fitting(&usage.fee, most.0, amounts(fee_of)), Limit::FeePerDay)),
-        ];
+        let fitting = |budget: &Budget, sums: &Sums| fitting(sums, budget.most, wanted.iter().map(budget.amount));
+        let mut room: Vec<_> =
+            self.budgets().map(|budget| (fitting(&budget, (budget.sums)(usage)), budget.limit)).collect();
+        room.extend(self.writes_per_second.map(|rate| (writes_now(usage, rate), Limit::WritesPerSecond)));
+        room.extend(self.in_flight.map(|most| (usize_of(most.saturating_sub(usage.live)), Limit::InFlight)));
         // Of several that hold at the same transaction, the one that holds for longest.
-        let least = room.into_iter().flatten().min_by_key(|(count, limit)| (*count, std::cmp::Reverse(*limit)));
+        let least = room.into_iter().min_by_key(|(count, limit)| (*count, std::cmp::Reverse(*limit)));
         let held = least.filter(|(count, _)| *count < wanted.len());
         let count = held.map_or(wanted.len(), |(count, _)| count);
         let (begun, rest) = wanted.split_at(count);
         if let Some(rate) = self.writes_per_second {
             usage.whole_at_us += i64::try_from(count).unwrap_or(i64::MAX).saturating_mul(share_us(rate));
         }
-        let now = usage.now_us;
-        let sum = |amount: fn(&Share) -> u128| begun.iter().map(amount).fold(0, u128::saturating_add);
-        if self.gas_per_hour.is_some() {
-            HOUR.add(now, &mut usage.gas, sum(gas_of));
-        }
-        if self.value_per_day.is_some() {
-            DAY.add(now, &mut usage.value, sum(value_of));
-        }
-        if self.fee_per_day.is_some() {
-            DAY.add(now, &mut usage.fee, sum(fee_of));
+        for Budget { span, amount, sums, .. } in self.budgets() {
+            let sum = begun.iter().map(amount).fold(0, u128::saturating_add);
+            span.add(usage.now_us, sums(usage), sum);
         }
         usage.live = usage.live.saturating_add(count as u64);
         let throttled = held.map(|(_, limit)| Throttled { limit, again_in: self.again_in(usage, limit, rest.first()) });
         Granted { count, throttled }
     }
 
-    fn writes_now(&self, usage: &Usage, rate: u32) -> (usize, Limit) {
-        let room_us = usage.now_us + whole_us(rate) - usage.whole_at_us;
-        (usize::try_from(room_us / share_us(rate)).unwrap_or(0), Limit::WritesPerSecond)
+    fn budgets(&self) -> impl Iterator<Item = Budget> + use<> {
+        let gas = self.gas_per_hour.map(|most| {
+            let amount = |share: &Share| share.gas.0.into();
+            Budget { limit: Limit::GasPerHour, span: HOUR, most: most.0.into(), amount, sums: |usage| &mut usage.gas }
+        });
+        let value = self.value_per_day.map(|Wei(most)| {
+            let amount = |share: &Share| share.value.0;
+            Budget { limit: Limit::ValuePerDay, span: DAY, most, amount, sums: |usage| &mut usage.value }
+        });
+        let fee = self.fee_per_day.map(|Wei(most)| {
+            let amount = |share: &Share| share.fee.0;
+            Budget { limit: Limit::FeePerDay, span: DAY, most, amount, sums: |usage| &mut usage.fee }
+        });
+        [gas, value, fee].into_iter().flatten()
     }
 
-    fn again_in(&self, usage: &Usage, limit: Limit, next: Option<&Share>) -> Option<Duration> {
+    fn again_in(&self, usage: &mut Usage, limit: Limit, next: Option<&Share>) -> Option<Duration> {
         let now = usage.now_us;
         match limit {
             Limit::InFlight => None,
@@ -218,32 +222,17 @@ impl Limits {
                 // All but one share is used when the bucket has room for one.
                 micros(usage.whole_at_us + share_us(rate) - whole_us(rate) - now)
             }),
-            Limit::GasPerHour => {
-                let most = self.gas_per_hour.zip(next);
-                most.map(|(most, next)| HOUR.fits_in(now, &usage.gas, most.0.into(), gas_of(next)))
-            }
-            Limit::ValuePerDay => {
-                let most = self.value_per_day.zip(next);
-                most.map(|(most, next)| DAY.fits_in(now, &usage.value, most.0, value_of(next)))
-            }
-            Limit::FeePerDay => {
-                let most = self.fee_per_day.zip(next);
-                most.map(|(most, next)| DAY.fits_in(now, &usage.fee, most.0, fee_of(next)))
+            Limit::GasPerHour | Limit::ValuePerDay | Limit::FeePerDay => {
+                let Budget { span, most, amount, sums, .. } = self.budgets().find(|budget| budget.limit == limit)?;
+                Some(span.fits_in(now, sums(usage), most, amount(next?)))
             }
         }
     }
 }
 
-fn gas_of(share: &Share) -> u128 {
-    share.gas.0.into()
-}
-
-fn value_of(share: &Share) -> u128 {
-    share.value.0
-}
-
-fn fee_of(share: &Share) -> u128 {
-    share.fee.0
+fn writes_now(usage: &Usage, rate: u32) -> usize {
+    let room_us = usage.now_us + whole_us(rate) - usage.whole_at_us;
+    usize::try_from(room_us / share_us(rate)).unwrap_or(0)
 }
 
 /// Returns how long one write takes of the second; rounded up, so that a second never has more than it may.

@@ -11,7 +11,6 @@ const HEADS: u32 = 2;
 /// Or when it has shown for this long: a chain may make no block while nothing can get into one.
 const SETTLED: Duration = Duration::from_secs(30);
 
-/// Closes a gap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Remedy {
     /// Nothing: something of ours may still land there.

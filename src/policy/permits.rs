@@ -1,4 +1,4 @@
-//! What an operator permits: which contracts requests may call, with which functions, for how much. Everything else is refused
+//! The operator's permits: the contracts that requests may call, the functions, and for how much. Everything else is refused
 //! before anything is signed. Cancellations, deployments and gap fillers are exempt.
 
 use std::fmt;
@@ -14,11 +14,9 @@ pub struct Permits {
     pub allow: Option<Vec<Allowed>>,
     pub max_value: Option<Wei>,
     pub max_gas: Option<Gas>,
-    /// What the gas of one may cost, as it is offered.
+    /// For the gas of one request, as it is offered.
     pub max_fee: Option<Wei>,
-    /// What all may pay within a day.
     pub value_per_day: Option<Wei>,
-    /// What the gas of all may cost within a day.
     pub fee_per_day: Option<Wei>,
 }
 
@@ -32,7 +30,6 @@ pub struct Allowed {
 /// A function, as it is known in calldata and to people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Named {
-    /// The first bytes of its calldata.
     pub selector: [u8; 4],
     /// Its name and the types of its arguments.
     pub signature: String,
@@ -52,12 +49,9 @@ impl Permits {
         self.check_value(value)
     }
 
-    /// Checks the gas limit of a transaction.
     pub fn check_gas(&self, gas: Gas) -> Result<(), Cause> {
-        match self.max_gas.filter(|most| gas > *most) {
-            None => Ok(()),
-            Some(most) => Err(Cause::new(Reason::MaxGas, format!("it takes {gas} gas, policy.max_gas is {most}"))),
-        }
+        let Some(most) = self.max_gas.filter(|most| gas > *most) else { return Ok(()) };
+        Err(Cause::new(Reason::MaxGas, format!("it takes {gas} gas, policy.max_gas is {most}")))
     }
 
     /// Checks the price of gas. A refusal may end when the price has come down.
@@ -72,46 +66,42 @@ impl Permits {
         Ok(())
     }
 
-    /// Returns whether a replacement may offer so much.
+    /// Returns whether a replacement may offer this fee.
     pub fn may_offer(&self, gas: Gas, fee: Fee) -> bool {
         self.max_fee.is_none_or(|most| fee.total(gas) <= most)
     }
 
-    /// Returns true where fees are limited.
     pub fn limits_fees(&self) -> bool {
         self.max_fee.is_some() || self.fee_per_day.is_some()
     }
 
-    /// Returns why no message of this route could ever be written, if so.
-    pub fn against(&self, route: &Route) -> Option<Cause> {
+    /// Fails where no message of this route could ever be written.
+    pub fn check_route(&self, route: &Route) -> Result<(), Cause> {
         let selector = match &route.calldata {
             Calldata::Body | Calldata::Carried => None,
             Calldata::Call(call) => Some(call.selector()),
             Calldata::Record(kept) => Some(records::selector_of(*kept)),
         };
-        let target = route.to.map_or(Ok(()), |to| self.check_target(to));
-        let function = target.and_then(|()| match (route.to, selector) {
-            (Some(to), Some(selector)) => self.check_function(to, Some(selector)),
-            (_, None) | (None, _) => Ok(()),
-        });
-        let value = function.and_then(|()| match route.value {
-            Amount::Fixed(value) => self.check_value(value),
-            Amount::At(_) => Ok(()),
-        });
-        let gas = value.and_then(|()| match route.gas {
-            GasRule::Fixed(gas) => self.check_gas(gas),
-            GasRule::Estimate { .. } => Ok(()),
-        });
-        gas.err()
+        if let Some(to) = route.to {
+            self.check_target(to)?;
+            if selector.is_some() {
+                self.check_function(to, selector)?;
+            }
+        }
+        if let Amount::Fixed(value) = route.value {
+            self.check_value(value)?;
+        }
+        if let GasRule::Fixed(gas) = route.gas {
+            self.check_gas(gas)?;
+        }
+        Ok(())
     }
 
     fn check_target(&self, to: Address) -> Result<(), Cause> {
-        match &self.allow {
-            Some(allowed) if allowed.iter().all(|allowed| allowed.to != to) => {
-                Err(Cause::new(Reason::Target, format!("{to} is in no [[policy.allow]]")))
-            }
-            Some(_) | None => Ok(()),
+        if self.allow.as_ref().is_none_or(|allow| allow.iter().any(|allowed| allowed.to == to)) {
+            return Ok(());
         }
+        Err(Cause::new(Reason::Target, format!("{to} is in no [[policy.allow]]")))
     }
 
     /// Checks every entry for an address.

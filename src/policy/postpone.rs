@@ -11,7 +11,7 @@ const LATEST: Timestamp = Timestamp(4_102_444_800_000);
 /// Returns the time before which a message is no request yet: an RFC 3339 text, or an AMQP timestamp in seconds.
 ///
 /// # Errors
-/// What is wrong with the header, for a person.
+/// The header is wrong: the text says how.
 pub fn not_before(headers: &Headers) -> Result<Option<Timestamp>, String> {
     let name = header::NOT_BEFORE;
     let time = match headers.get(name) {

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::model::failure::cut;
 use crate::model::{Address, Gas, Wei};
-use crate::policy::abi::{Misfit, SHOWN_BYTES, address, shown, whole_number};
+use crate::policy::abi::{AMOUNT, Misfit, SHOWN_BYTES, address, amount, shown};
 
 const FIELDS: [&str; 4] = ["to", "data", "value", "gas"];
 /// No transaction takes less, and no block has more.
@@ -13,15 +13,13 @@ const GAS: std::ops::RangeInclusive<u64> = 21_000..=1_000_000_000;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Carried {
-    /// Who is called or paid.
     pub to: Address,
     pub data: Bytes,
     pub value: Wei,
-    /// The gas limit, if it has one.
     pub gas: Option<Gas>,
 }
 
-/// Reads it.
+/// Reads a transaction.
 ///
 /// # Errors
 /// The first field that is missing, unknown or not what it must be, with what was found.
@@ -43,24 +41,17 @@ pub fn read(body: &Value) -> Result<Carried, Misfit> {
     let to = to.as_str().and_then(address).ok_or(misfit)?;
     let (data, misfit) = field("data", "bytes as 0x and hexadecimal digits")?;
     let data = data.as_str().and_then(|text| hex::decode(text.strip_prefix("0x")?).ok()).ok_or(misfit)?;
-    let (value, misfit) = field("value", "an amount in wei of at most 128 bits, as a number or a text")?;
-    let value = positive(value).ok_or(misfit)?;
+    let (value, misfit) = field("value", AMOUNT)?;
+    let value = amount(value).ok_or(misfit)?;
     let gas = match fields.contains_key("gas") {
         false => None,
         true => {
             let (gas, misfit) = field("gas", "a number from 21000 to 1000000000")?;
-            let gas = positive(gas).and_then(|gas| u64::try_from(gas).ok()).filter(|gas| GAS.contains(gas));
+            let gas = amount(gas).and_then(|gas| u64::try_from(gas).ok()).filter(|gas| GAS.contains(gas));
             Some(Gas(gas.ok_or(misfit)?))
         }
     };
     Ok(Carried { to: Address(to.into_array()), data: data.into(), value: Wei(value), gas })
-}
-
-fn positive(value: &Value) -> Option<u128> {
-    match whole_number(value)? {
-        (false, amount) => u128::try_from(amount).ok(),
-        (true, _) => None,
-    }
 }
 
 #[cfg(test)]

@@ -6,9 +6,9 @@ use bytes::Bytes;
 use serde::Deserialize;
 
 use crate::model::{Address, Cause, ContentHash, Reason, RecordId, RequestId, Topic};
-use crate::policy::abi::{self, Errors, Many};
+use crate::policy::abi::{self, Errors, Many, number_at, word_at};
 
-/// What `scripts/build-contracts.sh` made of the source.
+/// The output of `scripts/build-contracts.sh`.
 const ARTEFACT: &str = include_str!("../../contracts/Records.json");
 
 const RECORD: &str = "record(bytes32,bytes32)";
@@ -20,12 +20,22 @@ const RECORDED: &str = "Recorded(bytes32,address,bytes32)";
 const RECORDED_BODY: &str = "RecordedBody(bytes32,address,bytes32,bytes)";
 const WORD: usize = 32;
 
-/// What of a body goes into the chain.
+/// The part of a body that goes into the chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kept {
     Hash,
     /// Its hash, and all of it in the log.
     Body,
+}
+
+impl Kept {
+    /// Returns the function for one record, and the one for many.
+    fn functions(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Hash => (RECORD, RECORD_MANY),
+            Self::Body => (RECORD_BODY, RECORD_BODIES),
+        }
+    }
 }
 
 /// The contract has a record under the id already.
@@ -43,7 +53,7 @@ impl Taken {
         self.ours == self.theirs
     }
 
-    /// Returns the failure that it means, where `why` tells more.
+    /// Returns the failure that it means; `why` explains one with the same content.
     pub fn cause(&self, why: &str) -> Cause {
         let Self { id, ours, theirs } = self;
         let detail = if self.is_ours() {
@@ -55,21 +65,18 @@ impl Taken {
     }
 }
 
-/// A record, as the log shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Logged {
     pub id: RecordId,
-    /// Who wrote it: the account, or a contract that it called.
+    /// The account that wrote it, or a contract that it called.
     pub writer: Address,
     pub content: ContentHash,
-    /// Whether the log has the content, too.
     pub kept: Kept,
 }
 
 #[derive(Debug, Clone)]
 pub struct Artefact {
     creation: Vec<u8>,
-    /// The code in the chain.
     pub runtime: Vec<u8>,
 }
 
@@ -89,7 +96,6 @@ pub fn content_hash(content: &[u8]) -> ContentHash {
     ContentHash(keccak256(content).0)
 }
 
-/// Returns the call that records this body.
 pub fn calldata(id: RecordId, body: &[u8], kept: Kept) -> Bytes {
     let parts = match kept {
         Kept::Hash => vec![selector(RECORD).to_vec(), id.0.to_vec(), content_hash(body).0.to_vec()],
@@ -104,10 +110,7 @@ pub fn calldata(id: RecordId, body: &[u8], kept: Kept) -> Bytes {
 
 /// Returns the first bytes of the calldata that records something.
 pub fn selector_of(kept: Kept) -> [u8; 4] {
-    match kept {
-        Kept::Hash => selector(RECORD),
-        Kept::Body => selector(RECORD_BODY),
-    }
+    selector(kept.functions().0)
 }
 
 /// Returns what this call wanted to record, if it is one that records one thing.
@@ -115,9 +118,9 @@ fn read(calldata: &[u8]) -> Option<(RecordId, ContentHash)> {
     let (function, arguments) = calldata.split_first_chunk::<4>()?;
     let id = RecordId(word_at(arguments, 0)?);
     if *function == selector(RECORD) {
-        return Some((id, ContentHash(word_at(arguments, 1)?)));
+        return Some((id, ContentHash(word_at(arguments, WORD)?)));
     }
-    let (length, from) = (usize::try_from(number_at(arguments, 2)?).ok()?, 3 * WORD);
+    let (length, from) = (number_at(arguments, 2 * WORD)?, 3 * WORD);
     let body = arguments.get(from..from.checked_add(length)?).filter(|_| *function == selector(RECORD_BODY))?;
     Some((id, content_hash(body)))
 }
@@ -126,16 +129,13 @@ fn read(calldata: &[u8]) -> Option<(RecordId, ContentHash)> {
 pub fn taken(calldata: &[u8], revert: &[u8]) -> Option<Taken> {
     let (id, ours) = read(calldata)?;
     let (error, arguments) = revert.split_first_chunk::<4>()?;
-    let is_of_call = *error == selector(ALREADY_RECORDED) && word_at(arguments, 1)? == id.0;
-    is_of_call.then_some(Taken { id, ours, theirs: ContentHash(word_at(arguments, 2)?) })
+    let is_of_call = *error == selector(ALREADY_RECORDED) && word_at(arguments, WORD)? == id.0;
+    is_of_call.then_some(Taken { id, ours, theirs: ContentHash(word_at(arguments, 2 * WORD)?) })
 }
 
 /// Returns the function that keeps many records in one call.
 pub fn many(kept: Kept) -> Option<Many> {
-    let (one, of_many) = match kept {
-        Kept::Hash => (RECORD, RECORD_MANY),
-        Kept::Body => (RECORD_BODY, RECORD_BODIES),
-    };
+    let (one, of_many) = kept.functions();
     Many::new(&abi::function(one).ok()?, &abi::function(of_many).ok()?).ok()
 }
 
@@ -217,16 +217,6 @@ fn address_word(address: Address) -> Vec<u8> {
     [vec![0; 12], address.0.to_vec()].concat()
 }
 
-fn word_at(bytes: &[u8], index: usize) -> Option<[u8; WORD]> {
-    bytes.get(index * WORD..)?.first_chunk().copied()
-}
-
-fn number_at(bytes: &[u8], index: usize) -> Option<u64> {
-    let word = word_at(bytes, index)?;
-    let (high, low) = word.split_last_chunk::<8>()?;
-    high.iter().all(|byte| *byte == 0).then_some(u64::from_be_bytes(*low))
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use proptest::prelude::*;
@@ -234,12 +224,12 @@ pub(crate) mod tests {
     use super::*;
     use crate::policy::abi;
 
-    /// What the contract reverts with that has this content under the id.
+    /// Returns what the contract reverts with that has this content under the id.
     pub(crate) fn already_recorded(id: RecordId, content: ContentHash) -> Bytes {
         [selector(ALREADY_RECORDED).to_vec(), word(0), id.0.to_vec(), content.0.to_vec()].concat().into()
     }
 
-    /// What it logs of a record whose whole body it was given: topics and data.
+    /// Returns the log entry of a record whose whole body the contract was given: topics and data.
     pub(crate) fn entry(id: RecordId, writer: Address, content: ContentHash) -> (Vec<Topic>, Bytes) {
         let mut by = [0; WORD];
         by[12..].copy_from_slice(&writer.0);

@@ -5,25 +5,16 @@ use std::time::Duration;
 use backoff::ExponentialBackoff;
 use backoff::backoff::Backoff as _;
 
-/// The delay of each retry of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetrySchedule {
     delays: Vec<Duration>,
 }
 
 impl RetrySchedule {
-    /// `max_attempts` tries in all, so one delay less: `initial`, then each `multiplier` times the one before, never above
+    /// Returns the delays between `max_attempts` tries: `initial`, then each `multiplier` times the one before, never above
     /// `max`. Delays are whole milliseconds, since the broker counts in those.
     pub fn new(max_attempts: u32, initial: Duration, multiplier: f64, max: Duration) -> Self {
-        let mut backoff = ExponentialBackoff {
-            current_interval: initial,
-            initial_interval: initial,
-            randomization_factor: 0.0,
-            multiplier,
-            max_interval: max,
-            max_elapsed_time: None,
-            ..ExponentialBackoff::default()
-        };
+        let mut backoff = exponential(initial, multiplier, max, 0.0);
         let delays = (1..max_attempts)
             .map(|_| backoff.next_backoff().unwrap_or(max).min(max))
             .map(|delay| Duration::from_millis(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)))
@@ -55,16 +46,7 @@ pub struct Backoff {
 impl Backoff {
     /// Pauses around `first`, doubling up to about `longest`, for as long as it takes.
     pub fn between(first: Duration, longest: Duration) -> Self {
-        let backoff = ExponentialBackoff {
-            current_interval: first,
-            initial_interval: first,
-            randomization_factor: jitter(),
-            multiplier: 2.0,
-            max_interval: longest,
-            max_elapsed_time: None,
-            ..ExponentialBackoff::default()
-        };
-        Self { backoff }
+        Self { backoff: exponential(first, 2.0, longest, jitter()) }
     }
 
     pub fn next_wait(&mut self) -> Duration {
@@ -74,6 +56,18 @@ impl Backoff {
     /// Resets the pauses to the first one, after a success.
     pub fn reset(&mut self) {
         self.backoff.reset();
+    }
+}
+
+fn exponential(first: Duration, multiplier: f64, longest: Duration, jitter: f64) -> ExponentialBackoff {
+    ExponentialBackoff {
+        current_interval: first,
+        initial_interval: first,
+        randomization_factor: jitter,
+        multiplier,
+        max_interval: longest,
+        max_elapsed_time: None,
+        ..ExponentialBackoff::default()
     }
 }
 

@@ -1,8 +1,8 @@
-//! What a contract says when it reverts: `Error(string)`, `Panic(uint256)` or a custom error's selector.
+//! Decodes revert data: `Error(string)`, `Panic(uint256)` or a custom error's selector.
 //! Encoding: Solidity, "Contract ABI Specification" and "Panic via assert and Error via require".
 
 use crate::model::{Cause, Reason};
-use crate::policy::abi::Errors;
+use crate::policy::abi::{Errors, number_at};
 
 const ERROR_STRING: [u8; 4] = [0x08, 0xc3, 0x79, 0xa0];
 const PANIC: [u8; 4] = [0x4e, 0x48, 0x7b, 0x71];
@@ -30,15 +30,15 @@ pub fn explain(data: &[u8], errors: &Errors) -> Cause {
 }
 
 fn abi_string(arguments: &[u8]) -> Option<String> {
-    let start = word_as_usize(arguments, 0)?;
-    let length = word_as_usize(arguments, start)?;
+    let start = number_at(arguments, 0)?;
+    let length = number_at(arguments, start)?;
     let from = start.checked_add(32)?;
     let bytes = arguments.get(from..from.checked_add(length)?)?;
     Some(String::from_utf8_lossy(bytes).into_owned())
 }
 
 fn panic_text(arguments: &[u8]) -> String {
-    let Some(code) = word_as_usize(arguments, 0) else { return "Panic with an unreadable code".to_owned() };
+    let Some(code) = number_at(arguments, 0) else { return "Panic with an unreadable code".to_owned() };
     let meaning = match code {
         0x01 => "an assertion failed",
         0x11 => "arithmetic overflow",
@@ -52,15 +52,6 @@ fn panic_text(arguments: &[u8]) -> String {
         _ => "unknown code",
     };
     format!("Panic(0x{code:02x}): {meaning}")
-}
-
-fn word_as_usize(bytes: &[u8], at: usize) -> Option<usize> {
-    let word = bytes.get(at..at.checked_add(32)?)?;
-    let (high, low) = word.split_at_checked(24)?;
-    if high.iter().any(|byte| *byte != 0) {
-        return None;
-    }
-    usize::try_from(u64::from_be_bytes(low.try_into().ok()?)).ok()
 }
 
 #[cfg(test)]

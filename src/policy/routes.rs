@@ -1,4 +1,4 @@
-//! What a message asks for: the first route that it matches says who is called, with what, and for how much.
+//! Routes: the first one that a message matches decides which contract it calls, with what, and for how much.
 
 use std::fmt;
 
@@ -16,19 +16,19 @@ use crate::policy::schema::Schema;
 pub struct Route {
     pub name: String,
     pub matches: Match,
-    /// What their bodies keep to.
+    /// The bodies of its messages keep to it.
     pub schema: Option<Schema>,
     /// The contract; `None` where the message names it.
     pub to: Option<Address>,
     pub value: Amount,
     pub gas: GasRule,
     pub calldata: Calldata,
-    /// What does for many messages what it does for one.
+    /// The function that does the same for many messages.
     pub many: Option<Many>,
     pub errors: Errors,
 }
 
-/// What a message must have for a route to be its own. All that is set must fit; with nothing set every message does.
+/// Selects the messages of a route. All that is set must fit; with nothing set every message does.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Match {
     pub kind: Option<String>,
@@ -49,7 +49,6 @@ pub enum Amount {
     At(Pointer),
 }
 
-/// What a route calls a contract with.
 #[derive(Debug, Clone)]
 pub enum Calldata {
     Body,
@@ -197,7 +196,7 @@ impl Match {
 }
 
 /// Returns the key that the producer chose: copies come with another, by the queue's name. What comes by an exchange is
-/// no copy, so whoever may publish to that one alone cannot choose another key than the exchange saw.
+/// no copy, so a producer that may publish to that one alone cannot choose another key than the exchange saw.
 fn first_routing_key(message: &Message) -> &str {
     match message.headers.get(header::ORIGINAL_ROUTING_KEY) {
         Some(HeaderValue::Text(key)) if message.origin.exchange.is_empty() => key,
@@ -207,14 +206,14 @@ fn first_routing_key(message: &Message) -> &str {
 
 impl KeyPattern {
     fn fits(&self, key: &str) -> bool {
-        let words = |text: &str| -> Vec<String> {
-            if text.is_empty() { Vec::new() } else { text.split('.').map(str::to_owned).collect() }
-        };
+        fn words(text: &str) -> Vec<&str> {
+            if text.is_empty() { Vec::new() } else { text.split('.').collect() }
+        }
         let key = words(key);
         // For each number of words from the key's start: whether the pattern's words so far can be those.
         let mut fits: Vec<bool> = (0..=key.len()).map(|count| count == 0).collect();
         for wanted in words(&self.0) {
-            fits = match wanted.as_str() {
+            fits = match wanted {
                 "#" => fits
                     .iter()
                     .scan(false, |so_far, fits| {
@@ -223,7 +222,7 @@ impl KeyPattern {
                     })
                     .collect(),
                 wanted => {
-                    let longer = fits.iter().zip(&key).map(|(fits, word)| *fits && (wanted == "*" || wanted == word));
+                    let longer = fits.iter().zip(&key).map(|(fits, word)| *fits && (wanted == "*" || wanted == *word));
                     std::iter::once(false).chain(longer).collect()
                 }
             };

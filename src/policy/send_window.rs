@@ -20,7 +20,6 @@ impl SendWindow {
         self.size
     }
 
-    /// Returns whether the window has its full size.
     pub fn is_full(&self) -> bool {
         self.size == self.full
     }

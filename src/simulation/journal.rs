@@ -6,10 +6,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::journal::{
-    AccountId, Acquired, Admissions, Arrival, Attendance, CancelWish, Cancellation, ConfirmedCopy, EndedAgain, History,
-    Instance, Instances, JournalError, JournalOverview, Lease, LeaseMark, Leases, LiveTransaction, NewTransaction,
-    Outbox, OutboxRow, QueuedRequest, RecoveredAccount, Recoveries, Recovery, RefusedMessage, Reorged, RequestSeq,
-    Result, Settlement, Settlements, StoredNonce, Transactions, UnconfirmedCopy, Upkeep, Which, WishAnswer,
+    AccountId, Acquired, Admissions, Arrival, Attendance, CancelAnswer, CancelCommand, Cancellation, ConfirmedCopy,
+    EndedAgain, History, Instance, Instances, JournalError, JournalOverview, Lease, LeaseMark, Leases, LiveTransaction,
+    NewTransaction, Outbox, OutboxRow, QueuedRequest, RecoveredAccount, Recoveries, Recovery, RefusedMessage, Reorged,
+    RequestSeq, Result, Settlement, Settlements, StoredNonce, Transactions, UnconfirmedCopy, Upkeep, Which,
 };
 use crate::model::ids::virtual_host;
 use crate::model::{Address, BodyHash, Message, Nonce, RecoveredWrite, RequestId, SignedTransaction, Timestamp};
@@ -41,7 +41,7 @@ impl Faults for NoFaults {
 
 /// The database failed before the commit: nothing was written.
 pub(crate) fn not_written(doing: &'static str) -> JournalError {
-    JournalError::Storage { doing, source: "a simulated fault".into(), mend: "go on" }
+    JournalError::Storage { doing, source: "a simulated fault".into(), advice: "go on" }
 }
 
 /// The commit failed: nobody can tell whether it holds.
@@ -310,8 +310,8 @@ impl Upkeep for MemoryJournal {
         self.read("overview", Store::overview).await
     }
 
-    async fn wish_cancellation(&self, id: &RequestId, wish: CancelWish) -> Result<WishAnswer> {
-        self.write("wish_cancellation", |store, now| Ok(store.wish_cancellation(now, id, wish))).await
+    async fn cancel(&self, id: &RequestId, command: CancelCommand) -> Result<CancelAnswer> {
+        self.write("cancel", |store, now| Ok(store.cancel(now, id, command))).await
     }
 
     async fn prune(&self, before: Timestamp, limit: u32) -> Result<u64> {

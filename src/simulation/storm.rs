@@ -7,7 +7,7 @@ use bytes::Bytes;
 use fastrand::Rng;
 use tokio::time::Instant;
 
-use crate::journal::{CancelWish, Leases};
+use crate::journal::{CancelCommand, Leases};
 use crate::model::message::header;
 use crate::model::{Address, Headers, Message, Properties, RequestId, Timestamp};
 use crate::simulation::Outcome;
@@ -368,10 +368,9 @@ impl Storm {
         let chosen = ids[world.rng.usize(..ids.len())].clone();
         let store = world.store();
         for id in ids.into_iter().filter(|id| all || *id == chosen) {
-            let wish = CancelWish { by: "operator".to_owned(), reason: String::new() };
+            let command = CancelCommand { by: "operator".to_owned(), reason: String::new() };
             let request = RequestId::new(&id).expect("it was published as one");
-            let wished =
-                store.lock().expect("nobody panics with it").wish_cancellation(Timestamp::now(), &request, wish);
+            let wished = store.lock().expect("nobody panics with it").cancel(Timestamp::now(), &request, command);
             world.note(format!("cancel {id}: {wished:?}"));
             world.checker.cancelled.insert(id);
         }

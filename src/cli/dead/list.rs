@@ -10,7 +10,7 @@ use crate::cli::{age_text, exit, say};
 use crate::config::Settings;
 use crate::model::Timestamp;
 use crate::model::failure::cut;
-use crate::policy::letters::{Letter, LetterGroup, grouped, since};
+use crate::policy::letters::{Letter, LetterGroup, grouped};
 
 /// A line shows this much of a detail.
 const SHOWN_DETAIL_BYTES: usize = 80;
@@ -63,7 +63,7 @@ fn show_groups(groups: &[LetterGroup], now: Timestamp) {
     if !groups.is_empty() {
         say(format_args!("\n{:>7}  {:width$}  {:>8}  {:>8}  the newest says", "count", "cause", "oldest", "newest"));
     }
-    let age = |at: Option<Timestamp>| age_text(at.map(|at| since(at, now)));
+    let age = |at: Option<Timestamp>| age_text(at.map(|at| at.until(now)));
     for LetterGroup { cause, count, oldest, newest, detail } in groups {
         let (oldest, newest) = (age(*oldest), age(*newest));
         let detail = cut(plain(detail), SHOWN_DETAIL_BYTES);

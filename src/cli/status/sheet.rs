@@ -9,7 +9,6 @@ use crate::cli::status::overview::{Overview, Side};
 use crate::daemon::status::{LaneReport, RecentLine, WorkerReport, wei};
 use crate::journal::{AccountOverview, JournalOverview};
 use crate::model::{Timestamp, Wei};
-use crate::policy::letters;
 
 /// Incidents and lines of the log that are shown; the journal and the running worker keep more.
 const INCIDENTS: usize = 5;
@@ -235,7 +234,7 @@ fn clock(at: Timestamp) -> String {
 }
 
 fn age(since: Timestamp, at: Timestamp) -> String {
-    age_text(Some(letters::since(since, at)))
+    age_text(Some(since.until(at)))
 }
 
 /// Returns a number with at most four decimals.

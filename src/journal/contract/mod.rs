@@ -6,9 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::journal::{
-    AccountId, Arrival, CancelWish, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, EndedAgain, Instance,
-    Journal, JournalError, Lease, NewTransaction, QueuedRequest, RefusedMessage, Reorged, RequestSeq, Requeue,
-    Settlement, Which, WishAnswer,
+    AccountId, Arrival, CancelAnswer, CancelCommand, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, EndedAgain,
+    Instance, Journal, JournalError, Lease, NewTransaction, QueuedRequest, RefusedMessage, Reorged, RequestSeq,
+    Requeue, Settlement, Which,
 };
 use crate::model::event::{FinalTransaction, Outcome, Subject};
 use crate::model::{
@@ -417,13 +417,13 @@ pub(crate) async fn a_wish_to_cancel_stands_until_the_request_has_ended(journal:
     let set = set(journal, &["queued", "signed", "late"]).await;
     set.sign(1, 0).await.unwrap();
     let wish = async |text: &str, reason: &str| {
-        let wish = CancelWish { by: "me".into(), reason: reason.into() };
-        set.journal.wish_cancellation(&id(text), wish).await.unwrap()
+        let wish = CancelCommand { by: "me".into(), reason: reason.into() };
+        set.journal.cancel(&id(text), wish).await.unwrap()
     };
-    assert_eq!(wish("nobody", "").await, WishAnswer::NotKnown);
-    assert_eq!(wish("queued", "a mistake").await, WishAnswer::Noted(RequestState::Accepted));
-    assert_eq!(wish("queued", "again").await, WishAnswer::Noted(RequestState::Accepted));
-    assert_eq!(wish("signed", "").await, WishAnswer::Noted(RequestState::Writing));
+    assert_eq!(wish("nobody", "").await, CancelAnswer::NotKnown);
+    assert_eq!(wish("queued", "a mistake").await, CancelAnswer::Noted(RequestState::Accepted));
+    assert_eq!(wish("queued", "again").await, CancelAnswer::Noted(RequestState::Accepted));
+    assert_eq!(wish("signed", "").await, CancelAnswer::Noted(RequestState::Writing));
     let open = async || {
         let open = set.journal.cancellations(set.account).await.unwrap();
         open.into_iter().map(|wish| (wish.request.id.as_str().to_owned(), wish.detail)).collect::<Vec<_>>()
@@ -444,13 +444,13 @@ pub(crate) async fn a_wish_to_cancel_stands_until_the_request_has_ended(journal:
         (RequestState::DeadPending, RequestState::Writing)
     );
     assert_eq!(open().await.len(), 1);
-    assert_eq!(wish("queued", "").await, WishAnswer::TooLate(RequestState::DeadPending));
+    assert_eq!(wish("queued", "").await, CancelAnswer::TooLate(RequestState::DeadPending));
     set.journal.settle(&set.lease, vec![succeeded(set.seq(1), 0, "signed")]).await.unwrap();
     assert!(open().await.is_empty());
-    assert_eq!(wish("signed", "").await, WishAnswer::TooLate(RequestState::Final));
+    assert_eq!(wish("signed", "").await, CancelAnswer::TooLate(RequestState::Final));
     // One that waits at the broker is listed when it has come back; one that died and is replayed is not.
     set.journal.settle(&set.lease, vec![failed(set.seq(2), 1)]).await.unwrap();
-    assert_eq!(wish("late", "").await, WishAnswer::Noted(RequestState::RetryPending));
+    assert_eq!(wish("late", "").await, CancelAnswer::Noted(RequestState::RetryPending));
     assert!(open().await.is_empty());
     let replay = arrival(set.account, "queued", Generation { replay: 1, retry: 0 }, "body");
     let copy = arrival(set.account, "late", Generation { replay: 0, retry: 1 }, "body");

@@ -16,13 +16,12 @@ use crate::journal::postgres::connection::Connection;
 
 /// For one host's answer to a connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A connection on which nothing arrives is asked for a sign of life after this, so often, and given up.
+/// For an idle connection: the time before the first probe, the time between probes, and their number.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(10), Duration::from_secs(3), 3);
 /// Bytes that the other side's host does not acknowledge for this long end the connection.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
 const EXPECTED: &str = "expected postgres://user@host:5432/database?sslmode=require";
 
-/// A PostgreSQL journal's address.
 #[derive(Clone)]
 pub struct PostgresAddress {
     config: Config,
@@ -35,7 +34,7 @@ impl PostgresAddress {
     /// the file `sslrootcert`.
     ///
     /// # Errors
-    /// What is wrong with it, without repeating it.
+    /// The text says what is wrong, without repeating the address.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut url = Url::parse(text).map_err(|error| format!("is no address: {error}; {EXPECTED}"))?;
         let mut authorities = None;

@@ -23,7 +23,6 @@ const FROZEN_TIMEOUT_MS: u32 = 5_000;
 /// For an answer: the database's own limits come first, unless it or the way to it stands still.
 const ANSWER: Duration = Duration::from_secs(12);
 
-/// The values of a statement.
 pub type Values<'v> = &'v [&'v (dyn ToSql + Sync)];
 
 /// A session that belongs to one call at a time.
@@ -51,7 +50,6 @@ impl Connection {
         self.run("begin a session", &set).await
     }
 
-    /// Returns whether the other side has gone.
     pub fn is_closed(&self) -> bool {
         self.client.is_closed()
     }
@@ -75,7 +73,6 @@ impl Connection {
         Ok(texts.last().unwrap_or_default().to_owned())
     }
 
-    /// Returns the rows that a statement returns.
     pub async fn found(&self, doing: &'static str, sql: &str, values: Values<'_>) -> Result<Vec<Row>> {
         let statement = self.statement(doing, sql).await?;
         answer(doing, self.client.query(&statement, values)).await
@@ -100,10 +97,8 @@ impl Connection {
 }
 
 async fn answer<T>(doing: &'static str, asked: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T> {
-    match timeout(ANSWER, asked).await {
-        Ok(answered) => answered.map_err(|error| storage(doing, &error)),
-        Err(_) => Err(failed(doing, Fault::lost(format!("no answer within {ANSWER:?}")))),
-    }
+    let answered = timeout(ANSWER, asked).await.map_err(|_| no_answer(doing, ANSWER))?;
+    answered.map_err(|error| storage(doing, &error))
 }
 
 impl fmt::Debug for Connection {
@@ -127,16 +122,12 @@ pub enum FaultKind {
     Lost,
     /// Another call was in the way: the same again may go well.
     Conflict,
-    /// It would go wrong again.
+    /// The same call would fail again.
     Other,
 }
 
 impl Fault {
-    pub fn lost(text: impl Into<String>) -> Self {
-        Self { text: text.into(), kind: FaultKind::Lost }
-    }
-
-    pub fn of(error: &tokio_postgres::Error) -> Self {
+    fn of(error: &tokio_postgres::Error) -> Self {
         let Some(said) = error.as_db_error() else {
             // What is beneath says more: "connection refused", "certificate not valid for name".
             let causes = || std::iter::successors(std::error::Error::source(error), |cause| cause.source());
@@ -178,23 +169,17 @@ pub fn storage(doing: &'static str, error: &tokio_postgres::Error) -> JournalErr
     failed(doing, Fault::of(error))
 }
 
-pub fn failed(doing: &'static str, fault: Fault) -> JournalError {
-    let mend = "check that the database runs, can be reached and has room";
-    JournalError::Storage { doing, source: Box::new(fault), mend }
+pub fn no_answer(doing: &'static str, within: Duration) -> JournalError {
+    failed(doing, Fault { text: format!("no answer within {within:?}"), kind: FaultKind::Lost })
+}
+
+fn failed(doing: &'static str, fault: Fault) -> JournalError {
+    let advice = "check that the database runs, can be reached and has room";
+    JournalError::Storage { doing, source: Box::new(fault), advice }
 }
 
 /// Returns what may be done about a call that failed before its commit.
 pub fn kind_of_failure(error: &JournalError) -> FaultKind {
-    match error {
-        JournalError::Storage { source, .. } => {
-            source.downcast_ref::<Fault>().map_or(FaultKind::Other, |fault| fault.kind)
-        }
-        JournalError::Missing { .. }
-        | JournalError::Commit(_)
-        | JournalError::LeaseLost { .. }
-        | JournalError::Corrupt { .. }
-        | JournalError::Inconsistent { .. }
-        | JournalError::Unfit { .. }
-        | JournalError::NewerSchema { .. } => FaultKind::Other,
-    }
+    let JournalError::Storage { source, .. } = error else { return FaultKind::Other };
+    source.downcast_ref::<Fault>().map_or(FaultKind::Other, |fault| fault.kind)
 }

@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use crate::journal::changes::Changes;
-use crate::journal::database::{Database, Mode, SqlJournal, Statements, Work};
+use crate::journal::database::{Database, Mode, Sent, SqlJournal, Task};
 use crate::journal::error::{JournalError, Result};
 use crate::journal::schema::{as_version, expect_known};
 use crate::observe::metrics::JournalMeter;
@@ -37,7 +37,6 @@ const START_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration:
 /// Checks of two sessions whether they are two.
 const POOLER_CHECKS: usize = 10;
 
-/// A journal in a PostgreSQL database.
 pub type PostgresJournal = SqlJournal<Postgres>;
 
 #[derive(Debug, Clone)]
@@ -61,6 +60,12 @@ impl PostgresJournal {
             let may_go_well = matches!(error, JournalError::Commit(_)) || kind_of_failure(&error) != FaultKind::Other;
             if !may_go_well {
                 return Err(error);
+            }
+            if kind_of_failure(&error) == FaultKind::Conflict
+                && let Ok(connection) = pool.connect().await
+                && let Ok(holders) = schema::lock_holders(&connection).await
+            {
+                warn!(postgres.sessions = holders, "other sessions lock the journal's tables; end those that hang");
             }
             let wait = pause.next_wait();
             warn!(%error, retry_in_ms = wait.as_millis(), "waiting for the journal's database");
@@ -87,12 +92,7 @@ impl PostgresJournal {
 
 #[async_trait]
 impl Database for Postgres {
-    async fn call<I, T, F>(&self, mode: Mode, input: I, work: F) -> Result<T>
-    where
-        I: Send + Sync + 'static,
-        T: Send + 'static,
-        F: for<'c> Fn(&'c dyn Statements, &'c I) -> Work<'c, T> + Send + Sync + 'static,
-    {
+    async fn call<I: Sent, T: Sent>(&self, mode: Mode, input: I, work: impl Task<I, T>) -> Result<T> {
         self.pool.call(mode, input, work).await
     }
 
@@ -101,10 +101,10 @@ impl Database for Postgres {
     }
 
     fn meter(&self) -> JournalMeter {
-        self.pool.meter()
+        self.pool.meter.clone()
     }
 
-    /// `synchronous_commit` is not among the settings: the worker's sessions overrule it.
+    /// Leaves `synchronous_commit` out: the worker's sessions overrule it.
     async fn concerns(&self) -> Result<Vec<String>> {
         let connection = self.pool.connect().await?;
         let mut concerns = Vec::new();
@@ -156,8 +156,8 @@ async fn check(pool: &Pool) -> Result<()> {
     checked
 }
 
-/// Behind a pooler that gives each transaction another session, what one session sets or prepares shows in another's:
-/// timeouts would not hold, and statements vanish.
+/// Fails behind a pooler that gives each transaction another session: what one session sets or prepares shows in another's,
+/// so timeouts would not hold, and statements vanish.
 async fn expect_own_sessions(one: &Connection, two: &Connection) -> Result<()> {
     const DOING: &str = "check for a pooler";
     let read = "SELECT coalesce(current_setting('chainwriter.session', true), '') AS mark";
@@ -196,8 +196,8 @@ async fn check_settings(connection: &Connection) -> Result<()> {
         return Err(JournalError::Unfit(format!("its encoding is {encoding}; make a database with ENCODING 'UTF8'")));
     }
     if schema.is_empty() {
-        let mend = "create the schema that search_path names, and grant USAGE and CREATE on it";
-        return Err(JournalError::Unfit(format!("its search_path names no schema that this user may use; {mend}")));
+        let advice = "create the schema that search_path names, and grant USAGE and CREATE on it";
+        return Err(JournalError::Unfit(format!("its search_path names no schema that this user may use; {advice}")));
     }
     if fsync == "off" {
         warn!(

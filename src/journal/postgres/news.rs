@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
-use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
 use crate::journal::changes::{Changes, Seen};
@@ -26,7 +26,7 @@ const WORK: &str = "work";
 #[derive(Debug, Clone)]
 pub struct News {
     shared: Arc<Shared>,
-    _task: Arc<Ends>,
+    _task: Arc<AbortOnDropHandle<()>>,
 }
 
 #[derive(Debug)]
@@ -37,21 +37,12 @@ struct Shared {
     seen: watch::Sender<Seen>,
 }
 
-#[derive(Debug)]
-struct Ends(AbortHandle);
-
-impl Drop for Ends {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 impl News {
     pub fn start(pool: Pool) -> Self {
         let shared =
             Arc::new(Shared { instance: ids::unique(), due: Notify::new(), seen: watch::Sender::new(Seen::default()) });
-        let task = tokio::spawn(keep_talking(pool, Arc::clone(&shared)));
-        Self { shared, _task: Arc::new(Ends(task.abort_handle())) }
+        let task = AbortOnDropHandle::new(tokio::spawn(keep_talking(pool, Arc::clone(&shared))));
+        Self { shared, _task: Arc::new(task) }
     }
 
     pub fn changes(&self) -> Changes {
@@ -78,7 +69,7 @@ async fn keep_talking(pool: Pool, shared: Arc<Shared>) {
     }
 }
 
-/// Until the session ends. All that is heard comes while it is waited here.
+/// Talks until the session ends.
 async fn talk(pool: &Pool, shared: &Arc<Shared>) -> Result<()> {
     let ears = Arc::clone(shared);
     let session = pool.connect_hearing(move |said| ears.record(said)).await?;

@@ -8,10 +8,10 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info};
 
-use crate::journal::database::{Mode, Statements, Work};
+use crate::journal::database::{Mode, Sent, Task};
 use crate::journal::error::{JournalError, Result};
 use crate::journal::postgres::address::PostgresAddress;
-use crate::journal::postgres::connection::{Connection, Fault, FaultKind, failed, kind_of_failure, storage};
+use crate::journal::postgres::connection::{Connection, FaultKind, kind_of_failure, no_answer, storage};
 use crate::journal::postgres::schema;
 use crate::observe::metrics::JournalMeter;
 use crate::policy::retry_schedule::Backoff;
@@ -35,52 +35,41 @@ fn beginning(mode: Mode) -> Option<&'static str> {
     }
 }
 
-/// A handle on the connections.
 #[derive(Debug, Clone)]
 pub struct Pool {
-    shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-struct Shared {
     address: PostgresAddress,
-    places: Semaphore,
-    idle: Mutex<Vec<Connection>>,
-    meter: JournalMeter,
+    places: Arc<Semaphore>,
+    idle: Arc<Mutex<Vec<Connection>>>,
+    pub meter: JournalMeter,
 }
 
 impl Pool {
     pub fn new(address: PostgresAddress) -> Self {
-        let (places, meter) = (Semaphore::new(CONNECTIONS), JournalMeter::default());
-        Self { shared: Arc::new(Shared { address, places, idle: Mutex::default(), meter }) }
-    }
-
-    pub fn meter(&self) -> JournalMeter {
-        self.shared.meter.clone()
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        Self { address, places, idle: Arc::default(), meter: JournalMeter::default() }
     }
 
     /// Returns a connection that is none of the pool's.
     pub async fn connect(&self) -> Result<Connection> {
-        self.shared.connect(|_| ()).await
+        self.connect_hearing(|_| ()).await
     }
 
-    /// Returns such a connection that listens.
     pub async fn connect_hearing(&self, hear: impl Fn(&str) + Send + 'static) -> Result<Connection> {
-        self.shared.connect(hear).await
+        let connecting = async {
+            let connection = self.address.connect(hear).await.map_err(|error| storage("reach its database", &error))?;
+            connection.begin_session().await?;
+            Ok(connection)
+        };
+        timeout(ANSWER, connecting).await.unwrap_or_else(|_| Err(no_answer("reach its database", ANSWER)))
     }
 
-    /// Runs the call in a task of its own: a caller that stops waiting does not stop the write, and leaves no connection in the middle of
-    /// a transaction.
-    pub async fn call<D, T, F>(&self, mode: Mode, data: D, work: F) -> Result<T>
-    where
-        D: Send + Sync + 'static,
-        T: Send + 'static,
-        F: for<'c> Fn(&'c dyn Statements, &'c D) -> Work<'c, T> + Send + Sync + 'static,
-    {
-        let shared = Arc::clone(&self.shared);
+    /// Runs the call in a task of its own: a caller that stops waiting does not stop the write, and leaves no connection in
+    /// the middle of a transaction.
+    pub async fn call<I: Sent, T: Sent>(&self, mode: Mode, input: I, work: impl Task<I, T>) -> Result<T> {
+        let pool = self.clone();
         let called = tokio::spawn(async move {
-            let _place = shared.places.acquire().await.map_err(|_| ended("it is closed"))?;
-            shared.call(mode, &data, &work).await
+            let _place = pool.places.acquire().await.map_err(|_| ended("it is closed"))?;
+            pool.try_until_done(mode, &input, &work).await
         });
         called.await.unwrap_or_else(|error| Err(ended(&error.to_string())))
     }
@@ -88,43 +77,36 @@ impl Pool {
     /// Brings the tables up to date, or makes them.
     pub async fn migrate(&self, migrations: Vec<&'static str>) -> Result<()> {
         let connection = self.connect().await?;
-        connection.run("begin", beginning(Mode::Write).unwrap_or_default()).await?;
-        // Dropped on the way, the connection ends; and with it what it had begun.
-        schema::migrate(&connection, &migrations).await?;
-        commit(&connection).await?;
+        let migrated = async {
+            connection.run("begin", beginning(Mode::Write).unwrap_or_default()).await?;
+            schema::migrate(&connection, &migrations).await?;
+            commit(&connection).await
+        };
+        let migrated = migrated.await;
+        // With the connection ends what it had begun.
         connection.close().await;
-        Ok(())
+        migrated
     }
 
     /// Returns when every call has ended and all connections are closed.
     pub async fn close(&self) {
         let all = u32::try_from(CONNECTIONS).unwrap_or(u32::MAX);
-        let Ok(_places) = self.shared.places.acquire_many(all).await else { return };
-        self.shared.places.close();
-        let idle = std::mem::take(&mut *self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner));
+        let Ok(_places) = self.places.acquire_many(all).await else { return };
+        self.places.close();
+        let idle = std::mem::take(&mut *self.idle.lock().unwrap_or_else(PoisonError::into_inner));
         let closing = futures_util::future::join_all(idle.into_iter().map(Connection::close));
         // A database that is away needs no goodbye.
         let _ = timeout(PAUSE.1, closing).await;
     }
-}
 
-/// Returns the error of a call whose end is unknown.
-fn ended(why: &str) -> JournalError {
-    JournalError::Commit(format!("the call has ended: {why}"))
-}
-
-impl Shared {
     /// Tries again what wrote nothing: a transaction whose commit was never asked for, whatever became of the connection. And
     /// what may be written twice.
-    async fn call<D, T, F>(&self, mode: Mode, data: &D, work: &F) -> Result<T>
-    where
-        F: for<'c> Fn(&'c dyn Statements, &'c D) -> Work<'c, T>,
-    {
+    async fn try_until_done<I, T>(&self, mode: Mode, input: &I, work: &impl Task<I, T>) -> Result<T> {
         let started = Instant::now();
         let mut pause = Backoff::between(PAUSE.0, PAUSE.1);
         let mut conflicts = 0;
         loop {
-            let error = match self.attempt(mode, data, work).await {
+            let error = match self.attempt(mode, input, work).await {
                 Ok(done) => return Ok(done),
                 Err(error) => error,
             };
@@ -146,20 +128,16 @@ impl Shared {
         }
     }
 
-    async fn attempt<D, T, F>(&self, mode: Mode, data: &D, work: &F) -> Result<T>
-    where
-        F: for<'c> Fn(&'c dyn Statements, &'c D) -> Work<'c, T>,
-    {
+    async fn attempt<I, T>(&self, mode: Mode, input: &I, work: &impl Task<I, T>) -> Result<T> {
         let connection = self.take().await?;
         let began = Instant::now();
         let worked = async {
             if let Some(begin) = beginning(mode) {
                 connection.run("begin", begin).await?;
             }
-            work(&connection, data).await
+            work(&connection, input).await
         };
-        let late = || failed("do it in time", Fault::lost(format!("no answer within {ANSWER:?}")));
-        let worked = timeout(ANSWER, worked).await.unwrap_or_else(|_| Err(late()));
+        let worked = timeout(ANSWER, worked).await.unwrap_or_else(|_| Err(no_answer("do it in time", ANSWER)));
         // Dropped on the way, a connection ends; and with it what it had begun.
         match worked {
             Ok(done) => {
@@ -185,14 +163,13 @@ impl Shared {
         }
     }
 
-    /// Returns an idle connection, or a new one.
     async fn take(&self) -> Result<Connection> {
         loop {
             let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
             match idle {
                 Some(connection) if connection.is_closed() => debug!("a connection of the journal has gone"),
                 Some(connection) => return Ok(connection),
-                None => return self.connect(|_| ()).await,
+                None => return self.connect().await,
             }
         }
     }
@@ -200,19 +177,14 @@ impl Shared {
     fn keep(&self, connection: Connection) {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
     }
-
-    async fn connect(&self, hear: impl Fn(&str) + Send + 'static) -> Result<Connection> {
-        let connecting = async {
-            let connection = self.address.connect(hear).await.map_err(|error| storage("reach its database", &error))?;
-            connection.begin_session().await?;
-            Ok(connection)
-        };
-        let late = || failed("reach its database", Fault::lost(format!("no answer within {ANSWER:?}")));
-        timeout(ANSWER, connecting).await.unwrap_or_else(|_| Err(late()))
-    }
 }
 
-/// Once it is asked for, only the database knows: even an error may have come after the fact.
+/// Returns the error of a call whose end is unknown.
+fn ended(why: &str) -> JournalError {
+    JournalError::Commit(format!("the call has ended: {why}"))
+}
+
+/// Commits. Once that is asked for, only the database knows: even an error may have come after the fact.
 async fn commit(connection: &Connection) -> Result<()> {
     match connection.run("commit", "COMMIT").await {
         Err(JournalError::Storage { source, .. }) => Err(JournalError::Commit(source.to_string())),

@@ -21,7 +21,7 @@ impl Statements for Connection {
         Dialect::Postgres
     }
 
-    /// The database's clock, whatever the hosts' clocks say.
+    /// Reads the database's clock, whatever the hosts' clocks say.
     async fn clock_us(&self) -> Result<i64> {
         let now = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now";
         let statements: &dyn Statements = self;

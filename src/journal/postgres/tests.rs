@@ -13,8 +13,8 @@ use crate::journal::contract::{
 };
 use crate::journal::letters::contract as letters_contract;
 use crate::journal::{
-    AccountId, Admissions, CancelWish, Changes, Instances, Journal, Lease, Leases, NewTransaction, Outbox, RequestSeq,
-    Settlements, Transactions, Upkeep, Which, WishAnswer,
+    AccountId, Admissions, CancelAnswer, CancelCommand, Changes, Instances, Journal, Lease, Leases, NewTransaction,
+    Outbox, RequestSeq, Settlements, Transactions, Upkeep, Which,
 };
 use crate::model::{Address, Gas, Generation, Members, Nonce, RequestState, Timestamp};
 use crate::policy::arrival::Verdict;
@@ -135,6 +135,23 @@ async fn a_migration_that_others_cannot_live_with_waits_until_they_have_gone() {
     migrate(&url, BREAKS).await.unwrap();
     let refused = PostgresJournal::open(&address(&url)).await.unwrap_err();
     assert!(matches!(refused, JournalError::NewerSchema { .. }), "{refused}");
+}
+
+/// A session that hangs in a transaction holds up a migration for ever: an operator has to know which one it is.
+#[tokio::test]
+async fn a_session_that_holds_up_a_migration_is_named() {
+    let Some((url, ..)) = pair(&[]).await else { return };
+    let looking = session(&url).await;
+    let holders = async || schema::lock_holders(&looking).await.unwrap();
+    assert!(!holders().await.contains("forgotten"), "{}", holders().await);
+    let hanging = session(&url).await;
+    hanging.run("", "SET application_name = 'forgotten'; BEGIN; LOCK TABLE requests IN SHARE MODE").await.unwrap();
+    let named = holders().await;
+    assert!(named.contains("forgotten, idle in transaction"), "{named}");
+    hanging.run("", "COMMIT; BEGIN").await.unwrap();
+    schema::migrate(&hanging, schema::MIGRATIONS).await.unwrap();
+    let named = holders().await;
+    assert!(named.contains("forgotten"), "one that migrates is named: {named}");
 }
 
 /// Another organisation's journal may stand in a later schema of the search path.
@@ -397,14 +414,12 @@ async fn a_wish_does_not_outlive_its_request() {
     let texts: Vec<_> = texts.iter().map(String::as_str).collect();
     let Some((url, set, other)) = pair(&texts).await else { return };
     for (index, text) in texts.iter().enumerate() {
-        let wish = CancelWish { by: "me".to_owned(), reason: String::new() };
+        let wish = CancelCommand { by: "me".to_owned(), reason: String::new() };
         let id = id(text);
-        let (ended, answer) = tokio::join!(
-            set.journal.settle(&set.lease, vec![dead(set.seq(index))]),
-            other.wish_cancellation(&id, wish)
-        );
+        let (ended, answer) =
+            tokio::join!(set.journal.settle(&set.lease, vec![dead(set.seq(index))]), other.cancel(&id, wish));
         ended.unwrap();
-        let expected = [WishAnswer::Noted(RequestState::Accepted), WishAnswer::TooLate(RequestState::DeadPending)];
+        let expected = [CancelAnswer::Noted(RequestState::Accepted), CancelAnswer::TooLate(RequestState::DeadPending)];
         assert!(expected.contains(&answer.unwrap()));
     }
     let left = session(&url).await.simple("", "SELECT count(*) FROM cancellations").await.unwrap();
@@ -682,8 +697,8 @@ async fn no_call_looks_at_what_is_settled() {
     journal.close().await;
     let before = walked().await;
     let journal = open_at(&url).await;
-    let wish = CancelWish { by: "me".to_owned(), reason: String::new() };
-    journal.wish_cancellation(&id("d"), wish).await.unwrap();
+    let wish = CancelCommand { by: "me".to_owned(), reason: String::new() };
+    journal.cancel(&id("d"), wish).await.unwrap();
     journal.queued(account, i64::MIN, 100).await.unwrap();
     journal.cancellations(account).await.unwrap();
     journal.open_requests().await.unwrap();

@@ -81,7 +81,8 @@ fn in_savepoint<T>(connection: &SqliteConnection, work: impl FnOnce(&SqliteConne
     end.and(worked)
 }
 
-/// A panic in a write ends the thread: all calls that wait, and all later ones, fail with [`ended`].
+/// Commits group after group. A panic in a write ends the thread: all calls that wait, and all later ones, fail with
+/// [`ended`].
 fn commit_groups(connection: SqliteConnection, mut waiting: mpsc::Receiver<Job>, meter: &JournalMeter) {
     let mut group = Vec::with_capacity(WRITES_IN_COMMIT);
     while waiting.blocking_recv_many(&mut group, WRITES_IN_COMMIT) > 0 {

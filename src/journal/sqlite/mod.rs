@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 use tracing::warn;
 
-use crate::journal::database::{Database, Mode, SqlJournal, Statements, Work};
+use crate::journal::database::{Database, Mode, Sent, SqlJournal, Task};
 use crate::journal::error::{JournalError, Result};
 use crate::journal::instances::expect_all_know;
 use crate::journal::schema::{as_version, expect_known, oldest_schema};
@@ -43,7 +43,6 @@ const MIGRATIONS: &[&str] = &[include_str!("../../../migrations/sqlite/0001_jour
 const NO_SHARED_MEMORY: &str =
     "the file system cannot share memory between processes, as SQLite has to; put the journal on a local disk";
 
-/// A journal in a SQLite file.
 pub type SqliteJournal = SqlJournal<Sqlite>;
 
 #[derive(Debug, Clone)]
@@ -52,7 +51,6 @@ pub struct Sqlite {
     writer: GroupCommit,
 }
 
-/// The writing connection and the reading ones.
 type Connections = (SqliteConnection, Vec<SqliteConnection>);
 
 impl SqliteJournal {
@@ -103,12 +101,7 @@ impl SqliteJournal {
 
 #[async_trait]
 impl Database for Sqlite {
-    async fn call<I, T, F>(&self, mode: Mode, input: I, work: F) -> Result<T>
-    where
-        I: Send + Sync + 'static,
-        T: Send + 'static,
-        F: for<'c> Fn(&'c dyn Statements, &'c I) -> Work<'c, T> + Send + Sync + 'static,
-    {
+    async fn call<I: Sent, T: Sent>(&self, mode: Mode, input: I, work: impl Task<I, T>) -> Result<T> {
         let run = move |connection: &SqliteConnection| at_once(work(connection, &input));
         match mode {
             Mode::Read | Mode::Snapshot => self.readers.read(run).await,
@@ -141,8 +134,8 @@ fn at_once<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     work.now_or_never().unwrap_or_else(|| Err(waits()))
 }
 
-/// A process killed while it migrates leaves nothing behind, since all steps are one transaction. Of two that start at
-/// once the later one waits for SQLite's lock, and finds the work done.
+/// Brings the schema up to date, in one transaction: a process killed meanwhile leaves nothing behind. Of two that start
+/// at once the later one waits for SQLite's lock, and finds the work done.
 fn migrate(connection: &SqliteConnection, migrations: &[&str]) -> Result<()> {
     const DOING: &str = "bring its schema up to date";
     let known = as_version(migrations.len());
@@ -173,7 +166,8 @@ fn version(connection: &Connection) -> rusqlite::Result<i64> {
     connection.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 
-/// Two that open a new file at once both switch it to WAL, and SQLite refuses one of them without waiting for the other.
+/// Opens the writing connection. Of two that open a new file at once, both switch it to WAL, and SQLite refuses one of them
+/// without waiting for the other: that one tries again.
 fn connect(file: &Path) -> rusqlite::Result<SqliteConnection> {
     const PAUSE: Duration = Duration::from_millis(50);
     let until = Instant::now() + BUSY_TIMEOUT;
@@ -193,11 +187,12 @@ fn connect_once(file: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// SQLite keeps another mode, without an error, where the file system has no shared memory for the write-ahead log.
+/// Returns what is wrong with the journal mode. SQLite keeps another than WAL, without an error, where the file system has
+/// no shared memory.
 fn mode_concern(connection: &Connection) -> Result<Option<String>> {
     let read = connection.query_row("PRAGMA journal_mode", [], |row| row.get::<_, String>(0));
     let mode = read.map_err(|error| storage("read its mode", error))?;
-    Ok((mode != "wal").then(|| format!("its file is in the mode {mode:?} in place of \"wal\": {NO_SHARED_MEMORY}")))
+    Ok((mode != "wal").then(|| format!("its file is in the mode {mode:?} instead of \"wal\": {NO_SHARED_MEMORY}")))
 }
 
 fn with_readers(writing: SqliteConnection, file: &Path) -> Result<Connections> {
@@ -211,7 +206,7 @@ fn with_readers(writing: SqliteConnection, file: &Path) -> Result<Connections> {
     Ok((writing, reading.map_err(|error| storage("open for reading", error))?))
 }
 
-/// Without SQLite's own locks: each connection is one thread's.
+/// Opens the file without SQLite's own locks: each connection is one thread's.
 fn open_file(file: &Path, how: OpenFlags) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(file, how | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
@@ -219,7 +214,7 @@ fn open_file(file: &Path, how: OpenFlags) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// `SQLITE_BUSY`, plain or extended.
+/// Returns true for `SQLITE_BUSY`, plain or extended.
 fn is_locked(error: &rusqlite::Error) -> bool {
     error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
 }
@@ -243,11 +238,11 @@ fn ended() -> JournalError {
 }
 
 fn storage(doing: &'static str, error: impl std::error::Error + Send + Sync + 'static) -> JournalError {
-    let mend = if lacks_shared_memory(&error) { NO_SHARED_MEMORY } else { "check the disk and the file's rights" };
-    JournalError::Storage { doing, source: Box::new(error), mend }
+    let advice = if lacks_shared_memory(&error) { NO_SHARED_MEMORY } else { "check the disk and the file's rights" };
+    JournalError::Storage { doing, source: Box::new(error), advice }
 }
 
-/// On some network and FUSE file systems: `mmap` cannot share there.
+/// Returns true on some network and FUSE file systems, where `mmap` cannot share.
 fn lacks_shared_memory(error: &(impl std::error::Error + 'static)) -> bool {
     const CODES: [i32; 4] =
         [ffi::SQLITE_IOERR_SHMOPEN, ffi::SQLITE_IOERR_SHMSIZE, ffi::SQLITE_IOERR_SHMLOCK, ffi::SQLITE_IOERR_SHMMAP];
@@ -462,7 +457,19 @@ mod tests {
                         VALUES (99, '', 'final', '')";
             connection.run("write", rows).map(|()| AccountId(0))
         });
-        let (stray, neighbour) = tokio::join!(stray, account(7));
+        // While the thread is busy, the next group gathers.
+        let (began, has_begun) = tokio::sync::oneshot::channel();
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let writer = journal.database.writer.clone();
+        let hold = move |_: &SqliteConnection| {
+            began.send(()).unwrap();
+            released.recv().unwrap();
+            Ok(())
+        };
+        let holding = tokio::spawn(async move { writer.write(hold).await });
+        has_begun.await.unwrap();
+        let (stray, neighbour, _) = tokio::join!(stray, account(7), async { release.send(()) });
+        holding.await.unwrap().unwrap();
         told(stray, "FOREIGN KEY");
         told(neighbour, "FOREIGN KEY");
         let impatient =

@@ -25,7 +25,6 @@ impl SqliteConnection {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs statements without values.
     pub fn run(&self, doing: &'static str, sql: &str) -> Result<()> {
         self.lock().execute_batch(sql).map_err(|error| storage(doing, error))
     }

@@ -24,14 +24,15 @@ struct Entry {
     help: &'static str,
 }
 
-/// Returns the values that each name may have.
-fn choices<L: Labels>() -> impl Iterator<Item = Vec<&'static str>> {
-    (0..L::names().len()).map(|index| {
+/// Returns the labels' names, each with the values that it may have.
+fn choices<L: Labels>() -> Vec<(&'static str, Vec<&'static str>)> {
+    let choices = L::names().into_iter().enumerate().map(|(index, name)| {
         let mut words: Vec<_> = L::all().into_iter().filter_map(|labels| labels.words().get(index).copied()).collect();
         let mut seen = std::collections::HashSet::new();
         words.retain(|word| seen.insert(*word));
-        words
-    })
+        (name, words)
+    });
+    choices.collect()
 }
 
 impl Default for Book {
@@ -42,8 +43,7 @@ impl Default for Book {
 
 impl Book {
     pub(super) fn counters<L: Labels>(&mut self, name: &'static str, help: &'static str, counters: &Counters<L>) {
-        let labels = L::names().into_iter().zip(choices::<L>()).collect();
-        self.enter(name, "counter", labels, help, counters.family.clone());
+        self.enter(name, "counter", choices::<L>(), help, counters.family.clone());
     }
 
     pub(super) fn gauge(&mut self, name: &'static str, help: &'static str, gauge: Gauge) {
@@ -76,8 +76,7 @@ impl Book {
         help: &'static str,
         durations: &DurationsBy<L>,
     ) {
-        let labels = L::names().into_iter().zip(choices::<L>()).collect();
-        self.enter(name, "histogram", labels, help, durations.family.clone());
+        self.enter(name, "histogram", choices::<L>(), help, durations.family.clone());
     }
 
     fn enter(

@@ -8,7 +8,6 @@ use crate::policy::classify::SendMeaning;
 
 /// The labels of one metric: one enum, or a pair of them.
 pub trait Labels: Copy + 'static {
-    /// How many sets of values there are.
     const COUNT: usize;
     fn names() -> Vec<&'static str>;
     /// Returns every set of values, each at its place.
@@ -108,7 +107,7 @@ label!(Option<SendMeaning> = "answer", |meaning: Self| match meaning {
 });
 
 words!(
-    /// What became of a request, or of a message that never was one.
+    /// The end of a request, or of a message that never was one.
     Outcome {
         Final = "final",
         Retry = "retry",
@@ -132,21 +131,19 @@ words!(
 );
 
 words!(
-    /// What a rule came to for a dead letter that was due.
+    /// The result of a rule for a dead letter that was due.
     LetterEnd {
         SentBack = "sent_back",
         /// One had come back from there already.
         Leftover = "leftover",
-        /// It is not safe, or not known to be.
+        /// The letter is not safe to replay, or not known to be.
         NotSafe = "not_safe",
         Refused = "refused",
     }
 );
 
 words!(
-    /// How the ack of a delivery went.
     Ack {
-        /// Handed to the session that delivered it.
         Acked = "acked",
         /// That session had ended: the broker delivers it again.
         Lost = "lost",
@@ -187,9 +184,8 @@ words!(
 words!(
     CallResult {
         Answered = "answered",
-        /// It was answered with an error about the call itself.
+        /// The node answered with an error about the call itself.
         Refused = "refused",
-        /// The node asked for fewer calls.
         RateLimited = "rate_limited",
         /// No answer in time, no connection, an HTTP error.
         Unreachable = "unreachable",
@@ -221,7 +217,6 @@ words!(
         Confirmed = "confirmed",
         Refused = "refused",
         Returned = "returned",
-        /// No publisher confirm in time.
         Timeout = "timeout",
         NotConnected = "not_connected",
         /// The channel or the connection failed.

@@ -1,4 +1,4 @@
-//! What each part counts, and under which names. A part makes its meter itself and keeps it, and the program registers all
+//! Meters: what each part counts, and under which names. A part makes its meter itself and keeps it, and the program registers all
 //! of them. So nothing is global, a meter costs no look-up when it counts, and tests and the simulation need none of it.
 
 use prometheus_client::metrics::gauge::Gauge;
@@ -13,9 +13,6 @@ use crate::observe::metrics::series::{Counters, Durations, DurationsBy};
 use crate::policy::arrival::Verdict;
 use crate::policy::classify::SendMeaning;
 
-/// From a request's arrival to its ends: finality takes seconds or a quarter of an hour.
-const REQUEST_SECONDS: [f64; 14] =
-    [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0, 14_400.0];
 /// For one HTTP request to a node.
 const NODE_SECONDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0];
 const COMMIT_SECONDS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 10.0];
@@ -26,7 +23,7 @@ pub struct IntakeMeter {
     pub deliveries: Counters<Option<Verdict>>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct SettleMeter {
     pub requests: Counters<Outcome>,
     pub failures: Counters<(FailureClass, FailureEnd)>,
@@ -36,35 +33,13 @@ pub struct SettleMeter {
     pub until_final: Durations,
 }
 
-impl Default for SettleMeter {
-    fn default() -> Self {
-        Self {
-            requests: Counters::default(),
-            failures: Counters::default(),
-            acks: Counters::default(),
-            held: Gauge::default(),
-            until_final: Durations::of(&REQUEST_SECONDS),
-        }
-    }
-}
-
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct LaneMeter {
     pub signed: Counters<Signed>,
-    /// What nodes answered to it; `None`: nothing, or nothing with sense.
+    /// Answers of nodes to it; `None`: nothing, or nothing with sense.
     pub answers: Counters<Option<SendMeaning>>,
     /// From the arrival of a request to its first broadcast.
     pub until_broadcast: Durations,
-}
-
-impl Default for LaneMeter {
-    fn default() -> Self {
-        Self {
-            signed: Counters::default(),
-            answers: Counters::default(),
-            until_broadcast: Durations::of(&REQUEST_SECONDS),
-        }
-    }
 }
 
 #[derive(Debug, Clone)]
@@ -127,7 +102,6 @@ pub struct Meters {
 }
 
 impl Meters {
-    /// Gives all of them their names.
     pub(super) fn register(&self, book: &mut Book) {
         book.counters("deliveries", "Deliveries taken in, by what the journal knew of them", &self.intake.deliveries);
         book.counters("deliveries_acked", "Acks given, and those whose session had ended", &self.settle.acks);
@@ -157,7 +131,7 @@ impl Meters {
             "Messages published, by how their publisher confirm came",
             &self.publisher.published,
         );
-        let by_rule = "Dead letters that a rule of [[dead.replay]] was due for, by what it came to at each look";
+        let by_rule = "Dead letters that a rule of [[dead.replay]] was due for, by what it came to at each check";
         book.counters("dead_letters_by_rule", by_rule, &self.replay.letters);
         book.durations("journal_commit_duration_seconds", "Commits of the journal", &self.journal.commits);
         book.counters("log_lines", "Lines of the log that are warnings or errors", &self.log.lines);

@@ -1,4 +1,4 @@
-//! What the program counts and measures, for Prometheus: names, labels, help, and how it is written out.
+//! Metrics for Prometheus: names, labels, help, and how it is written out.
 //!
 //! Values of labels come from enums, except for three that the configuration bounds: `account` (a `[[signer]]` each), `endpoint`
 //! (the place in `chain.endpoints`, from 1: a host's name may change, and a URL may hold a key) and `reason`, which is a word
@@ -33,7 +33,6 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers the meters of all parts.
     pub fn new(meters: &Meters) -> Self {
         let mut book = Book::default();
         meters.register(&mut book);
@@ -62,6 +61,7 @@ impl Metrics {
     }
 }
 
+#[cfg(test)]
 impl Default for Metrics {
     fn default() -> Self {
         Self::new(&Meters::default())

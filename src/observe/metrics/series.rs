@@ -1,6 +1,5 @@
 //! The kinds of series: counters and histograms, one for each set of labels, and gauges.
 
-use std::fmt;
 use std::marker::PhantomData;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -17,30 +16,29 @@ pub(super) type AmountGauge = Gauge<f64, AtomicU64>;
 /// Label names with their values.
 pub(super) type Pairs = Vec<(&'static str, String)>;
 
-/// One counter for each set of labels, all there from the start.
-pub struct Counters<L> {
-    pub(super) family: Family<Pairs, Counter>,
-    by_place: Vec<Counter>,
+/// One metric for each set of labels, all there from the start.
+#[derive(Debug, Clone)]
+pub struct ByLabels<L, M> {
+    pub(super) family: Family<Pairs, M, fn() -> M>,
+    by_place: Vec<M>,
     labels: PhantomData<fn(L)>,
 }
 
-impl<L: Labels> Default for Counters<L> {
-    fn default() -> Self {
-        let family = Family::<Pairs, Counter>::default();
+pub type Counters<L> = ByLabels<L, Counter>;
+pub type DurationsBy<L> = ByLabels<L, Histogram>;
+
+impl<L: Labels, M: Clone> ByLabels<L, M> {
+    pub(super) fn of(new: fn() -> M) -> Self {
+        let family = Family::<Pairs, M, fn() -> M>::new_with_constructor(new);
+        let pairs = |labels: L| L::names().into_iter().zip(labels.words().into_iter().map(str::to_owned)).collect();
         let by_place = L::all().into_iter().map(|labels| family.get_or_create_owned(&pairs(labels))).collect();
         Self { family, by_place, labels: PhantomData }
     }
 }
 
-impl<L> Clone for Counters<L> {
-    fn clone(&self) -> Self {
-        Self { family: self.family.clone(), by_place: self.by_place.clone(), labels: PhantomData }
-    }
-}
-
-impl<L> fmt::Debug for Counters<L> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.by_place.iter().map(Counter::get)).finish()
+impl<L: Labels> Default for Counters<L> {
+    fn default() -> Self {
+        Self::of(Counter::default)
     }
 }
 
@@ -61,12 +59,26 @@ impl<L: Labels> Counters<L> {
     }
 }
 
-fn pairs<L: Labels>(labels: L) -> Pairs {
-    L::names().into_iter().zip(labels.words().into_iter().map(str::to_owned)).collect()
+impl<L: Labels> DurationsBy<L> {
+    pub fn record(&self, labels: L, took: Duration) {
+        if let Some(histogram) = self.by_place.get(labels.place()) {
+            histogram.observe(took.as_secs_f64());
+        }
+    }
 }
+
+/// For durations since a request's arrival, unless made otherwise: finality takes seconds or a quarter of an hour.
+const REQUEST_SECONDS: [f64; 14] =
+    [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0, 14_400.0];
 
 #[derive(Debug, Clone)]
 pub struct Durations(pub(super) Histogram);
+
+impl Default for Durations {
+    fn default() -> Self {
+        Self::of(&REQUEST_SECONDS)
+    }
+}
 
 impl Durations {
     pub(super) fn of(buckets: &[f64]) -> Self {
@@ -75,27 +87,5 @@ impl Durations {
 
     pub fn record(&self, took: Duration) {
         self.0.observe(took.as_secs_f64());
-    }
-}
-
-/// A histogram for each set of labels, all there from the start.
-#[derive(Debug, Clone)]
-pub struct DurationsBy<L> {
-    pub(super) family: Family<Pairs, Histogram, fn() -> Histogram>,
-    by_place: Vec<Histogram>,
-    labels: PhantomData<fn(L)>,
-}
-
-impl<L: Labels> DurationsBy<L> {
-    pub(super) fn of(new: fn() -> Histogram) -> Self {
-        let family: Family<Pairs, Histogram, fn() -> Histogram> = Family::new_with_constructor(new);
-        let by_place = L::all().into_iter().map(|labels| family.get_or_create_owned(&pairs(labels))).collect();
-        Self { family, by_place, labels: PhantomData }
-    }
-
-    pub fn record(&self, labels: L, took: Duration) {
-        if let Some(histogram) = self.by_place.get(labels.place()) {
-            histogram.observe(took.as_secs_f64());
-        }
     }
 }

@@ -29,7 +29,6 @@ impl Errors {
         }
     }
 
-    /// Adds the errors of others.
     pub fn extend(&mut self, others: &Self) {
         self.0.extend(others.0.iter().cloned());
     }
@@ -46,14 +45,14 @@ impl Errors {
 pub(super) fn decoded(name: &str, inputs: &[Param], arguments: &[u8]) -> Option<String> {
     let kinds = inputs.iter().map(Specifier::<DynSolType>::resolve).collect::<Result<Vec<_>, _>>().ok()?;
     let DynSolValue::Tuple(values) = DynSolType::Tuple(kinds).abi_decode_params(arguments).ok()? else { return None };
-    let told = inputs.iter().zip(&values).map(|(input, value)| match input.name.as_str() {
+    let parts = inputs.iter().zip(&values).map(|(input, value)| match input.name.as_str() {
         "" => text_of(value),
         name => format!("{name}: {}", text_of(value)),
     });
-    Some(format!("{name}({})", told.collect::<Vec<_>>().join(", ")))
+    Some(format!("{name}({})", parts.collect::<Vec<_>>().join(", ")))
 }
 
-/// Returns it as people write it.
+/// Returns a value as people write it.
 fn text_of(value: &DynSolValue) -> String {
     let list = |values: &[DynSolValue]| values.iter().map(text_of).collect::<Vec<_>>().join(", ");
     match value {

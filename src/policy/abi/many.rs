@@ -36,7 +36,7 @@ impl Selected {
 }
 
 impl Many {
-    /// `many`, as what does the same as `one`.
+    /// Checks that `many` does for many what `one` does for one.
     pub fn new(one: &Function, many: &Function) -> Result<Self, String> {
         let wanted = kinds(&one.inputs)?;
         let array = |kind: &DynSolType| DynSolType::Array(Box::new(kind.clone()));

@@ -3,26 +3,21 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use sha2::{Digest, Sha256};
-
 use crate::model::message::header;
-use crate::model::{BodyHash, Cause, Generation, HeaderValue, Message, Reason, RequestId, Timestamp};
+use crate::model::{BodyHash, Cause, Generation, HeaderValue, Message, Reason, RequestId, Timestamp, ids};
 use crate::policy::admission::{AdmissionRules, Candidate, admit, sheltered};
 
 pub mod replay;
 pub mod rules;
 
-/// Hexadecimal digits of a key.
 const KEY_DIGITS: usize = 12;
 /// Fewest digits that a person may type.
 const FEWEST_KEY_DIGITS: usize = 6;
 
-/// A dead letter without its body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Letter {
     /// Identifies the letter whatever its place in the queue; the same for a copy with the same content.
     pub key: String,
-    /// The request's own id, if it has one.
     pub id: Option<RequestId>,
     /// The id under which the journal knows a message that was refused.
     pub refused_as: Option<RequestId>,
@@ -39,7 +34,6 @@ pub struct Letter {
 }
 
 impl Letter {
-    /// Reads a message from the dead-letter queue.
     pub fn read(rules: &AdmissionRules, message: &Message) -> Self {
         let text = |name| match message.headers.get(name) {
             Some(HeaderValue::Text(text)) => Some(text.clone()),
@@ -57,7 +51,8 @@ impl Letter {
         let refused_as = text(header::REQUEST_ID).and_then(|id| RequestId::new(&id).ok());
         let body_hash = BodyHash::of(&message.body);
         let named = id.as_ref().or(refused_as.as_ref()).map(RequestId::as_str).unwrap_or_default();
-        let key = key(&[named, &class, &reason, &generation.to_string(), &body_hash.to_string()]);
+        let parts: [&str; 5] = [named, &class, &reason, &generation.to_string(), &body_hash.to_string()];
+        let key = hex::encode(ids::derived::<{ KEY_DIGITS / 2 }>(&parts.map(str::as_bytes)));
         let at = |name| text(name).and_then(|time| time.parse().ok());
         Self {
             key,
@@ -79,7 +74,6 @@ impl Letter {
         Reason::known(&self.class, &self.reason)
     }
 
-    /// `class.reason`
     pub fn cause(&self) -> String {
         format!("{}.{}", self.class, self.reason)
     }
@@ -96,26 +90,9 @@ impl Letter {
         is(&self.id) || is(&self.refused_as) || (text.len() >= FEWEST_KEY_DIGITS && self.key.starts_with(text))
     }
 
-    /// Returns how long it has been dead.
     pub fn age(&self, now: Timestamp) -> Option<Duration> {
-        self.died_at.map(|at| since(at, now))
+        self.died_at.map(|at| at.until(now))
     }
-}
-
-/// Returns the time from then to now.
-pub fn since(at: Timestamp, now: Timestamp) -> Duration {
-    Duration::from_millis(u64::try_from(now.0.saturating_sub(at.0)).unwrap_or(0))
-}
-
-fn key(parts: &[&str]) -> String {
-    let mut hasher = Sha256::new();
-    for part in parts {
-        hasher.update((part.len() as u64).to_be_bytes());
-        hasher.update(part);
-    }
-    let mut digits = hex::encode(hasher.finalize());
-    digits.truncate(KEY_DIGITS);
-    digits
 }
 
 /// Returns when the broker gave up on it, by the newest entry of `x-death`.
@@ -129,13 +106,12 @@ fn gave_up_at(message: &Message) -> Option<Timestamp> {
 }
 
 /// Selects letters. All set conditions must hold.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct LetterFilter {
     /// Ids or keys; none means any.
     pub names: Vec<String>,
     pub class: Option<String>,
     pub reason: Option<String>,
-    /// Dead for at least this long.
     pub older_than: Option<Duration>,
     pub newer_than: Option<Duration>,
     /// Sent back less often than this.
@@ -147,18 +123,16 @@ pub struct LetterFilter {
 }
 
 impl LetterFilter {
-    /// Returns true where the filter selects all letters.
     pub fn is_empty(&self) -> bool {
-        let Self { names, class, reason, older_than, newer_than, replays_below, headers, text } = self;
-        let no_words = class.is_none() && reason.is_none() && text.is_none();
-        let no_numbers = older_than.is_none() && newer_than.is_none() && replays_below.is_none();
-        names.is_empty() && no_words && no_numbers && headers.is_empty()
+        *self == Self::default()
     }
 
     /// Returns whether it means this one. A letter that does not say since when it is dead has no age: no limit of age
     /// holds.
     pub fn means(&self, letter: &Letter, message: &Message, now: Timestamp) -> bool {
         let is = |wanted: &Option<String>, found: &str| wanted.as_ref().is_none_or(|wanted| wanted == found);
+        let has_header =
+            |(name, wanted): &(String, String)| message.headers.get(name).is_some_and(|it| says(it, wanted));
         let age = letter.age(now);
         (self.names.is_empty() || self.names.iter().any(|name| letter.is_named(name)))
             && is(&self.class, &letter.class)
@@ -166,10 +140,7 @@ impl LetterFilter {
             && self.older_than.is_none_or(|least| age.is_some_and(|age| age >= least))
             && self.newer_than.is_none_or(|most| age.is_some_and(|age| age < most))
             && self.replays_below.is_none_or(|most| letter.generation.replay < most)
-            && self
-                .headers
-                .iter()
-                .all(|(name, wanted)| message.headers.get(name).is_some_and(|value| says(value, wanted)))
+            && self.headers.iter().all(has_header)
             && self.text.as_ref().is_none_or(|text| holds(text, letter, message))
     }
 }
@@ -194,7 +165,6 @@ fn holds(text: &str, letter: &Letter, message: &Message) -> bool {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LetterGroup {
-    /// `class.reason`
     pub cause: String,
     pub count: u64,
     pub oldest: Option<Timestamp>,

@@ -1,10 +1,9 @@
-//! Whether a dead letter may be sent back: the letter against the journal, with one sentence for each case.
+//! Decides if a dead letter may be sent back: compares it with the journal, with one sentence for each case.
 
 use crate::model::{Cause, FailureClass, Reason, RequestState, Timestamp};
 use crate::policy::arrival::Known;
 use crate::policy::letters::Letter;
 
-/// What the journal knows of a letter.
 #[derive(Debug, Clone, Default)]
 pub struct Standing {
     pub known: Option<Known>,
@@ -24,7 +23,7 @@ pub enum Answer {
     Safe,
     /// The journal has never had it: nothing of it was ever signed.
     NeverTakenIn,
-    /// It ended so long ago that the journal may have forgotten it, together with a replay that was written.
+    /// The letter ended so long ago that the journal may have forgotten it, together with a replay that was written.
     Forgotten,
     /// A transaction from before the journal was lost may be its write.
     MaybeWritten,
@@ -36,9 +35,7 @@ pub enum Answer {
     OnItsWay,
     /// The request was sent back with another body.
     Superseded,
-    /// Intake would refuse it as it stands.
     NoRequest(Cause),
-    /// Its id is another message's.
     IdOfAnother,
     Written,
     UnderWay(RequestState),
@@ -47,7 +44,6 @@ pub enum Answer {
     MayLand(String),
 }
 
-/// The action of `dead replay`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
     /// Publish a copy, then take the letter away.
@@ -109,88 +105,91 @@ fn unknown(letter: &Letter, forgets_before: Timestamp) -> Answer {
 }
 
 impl Answer {
-    /// Returns one word, for programs.
-    pub fn word(&self) -> &'static str {
+    /// Returns the word for programs, and what `dead replay` does.
+    fn row(&self) -> (&'static str, Action) {
         match self {
-            Self::Safe => "safe",
-            Self::NeverTakenIn => "never_taken_in",
-            Self::Forgotten => "forgotten",
-            Self::MaybeWritten => "maybe_written",
-            Self::OtherJournal => "other_journal",
-            Self::SentBack => "replayed_already",
-            Self::OnItsWay => "on_its_way",
-            Self::Superseded => "superseded",
-            Self::NoRequest(_) => "no_request",
-            Self::IdOfAnother => "id_of_another",
-            Self::Written => "written",
-            Self::UnderWay(_) => "under_way",
-            Self::OtherBody => "other_body",
-            Self::MayLand(_) => "may_land",
+            Self::Safe => ("safe", Action::Replay),
+            Self::NeverTakenIn => ("never_taken_in", Action::Replay),
+            Self::Forgotten => ("forgotten", Action::IfForgotten),
+            Self::MaybeWritten => ("maybe_written", Action::IfForgotten),
+            Self::OtherJournal => ("other_journal", Action::Leave),
+            Self::SentBack => ("replayed_already", Action::Remove),
+            Self::OnItsWay => ("on_its_way", Action::IfAgain),
+            Self::Superseded => ("superseded", Action::Leave),
+            Self::NoRequest(_) => ("no_request", Action::Leave),
+            Self::IdOfAnother => ("id_of_another", Action::Leave),
+            Self::Written => ("written", Action::Leave),
+            Self::UnderWay(_) => ("under_way", Action::Leave),
+            Self::OtherBody => ("other_body", Action::Leave),
+            Self::MayLand(_) => ("may_land", Action::Leave),
         }
     }
 
+    pub fn word(&self) -> &'static str {
+        self.row().0
+    }
+
     pub fn action(&self) -> Action {
-        match self {
-            Self::Safe | Self::NeverTakenIn => Action::Replay,
-            Self::SentBack => Action::Remove,
-            Self::Forgotten | Self::MaybeWritten => Action::IfForgotten,
-            Self::OnItsWay => Action::IfAgain,
-            Self::OtherJournal
-            | Self::Superseded
-            | Self::NoRequest(_)
-            | Self::IdOfAnother
-            | Self::Written
-            | Self::UnderWay(_)
-            | Self::OtherBody
-            | Self::MayLand(_) => Action::Leave,
-        }
+        self.row().1
     }
 
     /// Returns a sentence for a person: whether it is safe, why, and what to do.
     pub fn sentence(&self) -> String {
-        match self {
-            Self::Safe => "safe to replay: the journal says that it is dead, and none of its transactions can land".to_owned(),
-            Self::NeverTakenIn => "safe to replay: no worker has ever taken it in, so nothing of it was signed".to_owned(),
-            Self::Forgotten => "not known to be safe: it may have ended longer than journal.retention ago, and the journal \
-                                has forgotten what became of it. Look whether the chain has its write; if not, replay it \
-                                with --even-forgotten"
-                .to_owned(),
-            Self::MaybeWritten => "not known to be safe: the journal was lost, and the transaction that the letter names may be \
-                                   its write. If it is, `dead discard` it; if it is another message's, replay it with \
-                                   --even-forgotten"
-                .to_owned(),
-            Self::OtherJournal => "not known to be safe: the journal should know it and does not. Is journal.url the \
-                                   worker's?"
-                .to_owned(),
-            Self::SentBack => "replayed already: the copy was accepted, and this letter is what a cut-off command or a \
-                               second one left behind. `dead replay` takes it away"
-                .to_owned(),
-            Self::OnItsWay => "replayed already: the copy waits in the work queue for a worker to take it in. Look again \
-                               then; if somebody has emptied the work queue, `dead replay --again` sends it once more"
-                .to_owned(),
-            Self::Superseded => "not to be replayed: the request was sent back with another body since. If this one is \
-                                 wanted no more, `dead discard` it"
-                .to_owned(),
-            Self::NoRequest(cause) => format!(
-                "of no use as it stands: it would be refused again ({cause}). Mend it with `dead edit`"
-            ),
-            Self::IdOfAnother => "of no use as it stands: its id belongs to another message with another body. If it is a \
-                                  request of its own, give it an id of its own with `dead edit --set-id`"
-                .to_owned(),
-            Self::Written => "not to be replayed: the journal says that it is final. A replay would be acknowledged and \
-                              nothing written; `dead discard` it"
-                .to_owned(),
-            Self::UnderWay(state) => format!(
-                "not to be replayed: the request is {state}, a worker is at it. See `chainwriter status`, and look again \
-                 when it has ended"
-            ),
-            Self::OtherBody => "not to be replayed: the journal knows a dead request with its id and another body. If this \
-                                body is the right one, send it with `dead edit`"
-                .to_owned(),
-            Self::MayLand(transaction) => {
-                format!("NOT safe to replay: {transaction}. Wait until `chainwriter status` says how that ended")
+        let sentence = match self {
+            Self::NoRequest(cause) => {
+                return format!("of no use as it stands: it would be refused again ({cause}). Fix it with `dead edit`");
             }
-        }
+            Self::UnderWay(state) => {
+                return format!(
+                    "not to be replayed: the request is {state}, a worker is at it. See `chainwriter status`, and check \
+                     again when it has ended"
+                );
+            }
+            Self::MayLand(transaction) => {
+                return format!(
+                    "NOT safe to replay: {transaction}. Wait until `chainwriter status` says how that ended"
+                );
+            }
+            Self::Safe => "safe to replay: the journal says that it is dead, and none of its transactions can land",
+            Self::NeverTakenIn => "safe to replay: no worker has ever taken it in, so nothing of it was signed",
+            Self::Forgotten => {
+                "not known to be safe: it may have ended longer than journal.retention ago, and the journal has \
+                 forgotten what became of it. Check whether the chain has its write; if not, replay it with \
+                 --even-forgotten"
+            }
+            Self::MaybeWritten => {
+                "not known to be safe: the journal was lost, and the transaction that the letter names may be its \
+                 write. If it is, `dead discard` it; if it is another message's, replay it with --even-forgotten"
+            }
+            Self::OtherJournal => {
+                "not known to be safe: the journal should know it and does not. Is journal.url the worker's?"
+            }
+            Self::SentBack => {
+                "replayed already: the copy was accepted, and this letter is what a cut-off command or a second one \
+                 left behind. `dead replay` takes it away"
+            }
+            Self::OnItsWay => {
+                "replayed already: the copy waits in the work queue for a worker to take it in. Check again then; if \
+                 the work queue was emptied, `dead replay --again` sends it once more"
+            }
+            Self::Superseded => {
+                "not to be replayed: the request was sent back with another body since. If this one is wanted no \
+                 more, `dead discard` it"
+            }
+            Self::IdOfAnother => {
+                "of no use as it stands: its id belongs to another message with another body. If it is a request of \
+                 its own, give it an id of its own with `dead edit --set-id`"
+            }
+            Self::Written => {
+                "not to be replayed: the journal says that it is final. A replay would be acknowledged and nothing \
+                 written; `dead discard` it"
+            }
+            Self::OtherBody => {
+                "not to be replayed: the journal knows a dead request with its id and another body. If this body is \
+                 the right one, send it with `dead edit`"
+            }
+        };
+        sentence.to_owned()
     }
 }
 

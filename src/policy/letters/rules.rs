@@ -5,7 +5,6 @@ use std::time::Duration;
 use crate::model::{Reason, Timestamp};
 use crate::policy::letters::Letter;
 
-/// `[dead]`
 #[derive(Debug, Clone)]
 pub struct ReplayRules {
     /// Checks of the queue are at least this far apart; the first comes as long after the start.
@@ -25,7 +24,7 @@ pub struct ReplayRule {
 }
 
 impl ReplayRule {
-    /// `cause` is CLASS, CLASS.REASON or .REASON.
+    /// Reads a rule. `cause` is CLASS, CLASS.REASON or .REASON.
     pub fn new(cause: &str, after: Duration, up_to: u32) -> Result<Self, &'static str> {
         let part = |part: &str| (!part.is_empty()).then(|| part.to_owned());
         let (class, reason) = cause.split_once('.').unwrap_or((cause, ""));
@@ -49,7 +48,6 @@ impl ReplayRule {
 pub enum Due {
     /// Send it back now, if that is safe.
     Now,
-    /// Not before this time.
     At(Timestamp),
     Never,
 }

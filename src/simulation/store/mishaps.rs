@@ -3,8 +3,8 @@
 use std::collections::btree_map::Entry;
 
 use crate::journal::{
-    AccountId, CancelWish, Cancellation, EndedAgain, JournalError, Lease, Reorged, RequestSeq, StoredNonce,
-    StoredRequest, Which, WishAnswer,
+    AccountId, CancelAnswer, CancelCommand, Cancellation, EndedAgain, JournalError, Lease, Reorged, RequestSeq,
+    StoredNonce, StoredRequest, Which,
 };
 use crate::model::{Members, Nonce, RequestId, SignedTransaction, Timestamp, TransactionState};
 use crate::simulation::store::{RequestRow, SignedRecord, Store, StoredFiller, TransactionRow, Wish, refused};
@@ -12,12 +12,12 @@ use crate::simulation::store::{RequestRow, SignedRecord, Store, StoredFiller, Tr
 type Result<T, E = JournalError> = std::result::Result<T, E>;
 
 impl Store {
-    pub(crate) fn wish_cancellation(&mut self, now: Timestamp, id: &RequestId, wish: CancelWish) -> WishAnswer {
+    pub(crate) fn cancel(&mut self, now: Timestamp, id: &RequestId, wish: CancelCommand) -> CancelAnswer {
         let Some((seq, row)) = self.seqs.get(id).and_then(|seq| Some((*seq, self.requests.get_mut(seq)?))) else {
-            return WishAnswer::NotKnown;
+            return CancelAnswer::NotKnown;
         };
         if row.state.is_over() {
-            return WishAnswer::TooLate(row.state);
+            return CancelAnswer::TooLate(row.state);
         }
         // The first wish counts.
         if let Entry::Vacant(place) = self.wishes.entry(seq) {
@@ -25,7 +25,7 @@ impl Store {
             row.note(now, "cancel", detail.clone());
             place.insert(Wish { detail });
         }
-        WishAnswer::Noted(row.state)
+        CancelAnswer::Noted(row.state)
     }
 
     pub(crate) fn cancellations(&self, account: AccountId) -> Vec<Cancellation> {

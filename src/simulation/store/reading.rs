@@ -127,7 +127,7 @@ impl Store {
         let seq = self.seqs.get(id)?;
         let transactions = self.transactions_of(row).map(|(nonce, row)| transaction_history(*seq, nonce, row));
         let incidents = row.incidents.iter().map(|incident| Incident {
-            at: incident.at.to_string(),
+            at: incident.at,
             what: incident.what.to_owned(),
             detail: incident.detail.clone(),
         });
@@ -136,8 +136,8 @@ impl Store {
             state: row.state.to_string(),
             attempt: row.generation.retry,
             replay: row.generation.replay,
-            received_at: row.received_at.to_string(),
-            changed_at: row.changed_at.to_string(),
+            received_at: row.received_at,
+            changed_at: row.changed_at,
             chain_id: account.chain_id,
             account: account.address,
             failure: row.failure.as_ref().map(ToString::to_string),
@@ -193,13 +193,13 @@ fn transaction_history(request: RequestSeq, nonce: Nonce, row: &TransactionRow) 
     TransactionHistory {
         nonce,
         state: row.state.as_str().to_owned(),
-        created_at: row.created_at.to_string(),
+        created_at: row.created_at,
         signed: row.signed.iter().map(|StoredAttempt { attempt, .. }| attempt_history(attempt)).collect(),
         final_hash: included.map(|included| included.tx_hash),
         block_number: included.map(|included| included.block_number),
         block_hash: included.map(|included| included.block_hash),
         gas_used: included.map(|included| included.gas_used),
-        reorged_at: row.reorged_at.map(|at| at.to_string()),
+        reorged_at: row.reorged_at,
         batch: BatchPlace::of(index, row.requests.others.len()),
     }
 }
@@ -209,6 +209,6 @@ fn attempt_history(attempt: &SignedTransaction) -> SignedHistory {
         hash: attempt.raw.hash,
         kind: attempt.purpose.as_str().to_owned(),
         max_fee: attempt.fee.ceiling().to_string(),
-        signed_at: attempt.signed_at.to_string(),
+        signed_at: attempt.signed_at,
     }
 }

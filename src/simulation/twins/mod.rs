@@ -9,7 +9,7 @@ use crate::journal::{
     AccountId, History, Journal, JournalError, JournalOverview, PostgresAddress, PostgresJournal, QueuedRequest,
     RequestSeq, SqliteJournal,
 };
-use crate::model::{Address, Nonce, RequestId};
+use crate::model::{Address, Nonce, RequestId, Timestamp};
 use crate::simulation::journal::{MemoryJournal, NoFaults};
 use crate::simulation::store::Store;
 use crate::simulation::twins::operations::{IDS, Pick, TTL};
@@ -140,8 +140,7 @@ fn undated(mut overview: JournalOverview) -> JournalOverview {
 }
 
 fn timeless(mut history: History) -> History {
-    history.received_at.clear();
-    history.changed_at.clear();
-    history.incidents.iter_mut().for_each(|incident| incident.at.clear());
+    (history.received_at, history.changed_at) = (Timestamp::default(), Timestamp::default());
+    history.incidents.iter_mut().for_each(|incident| incident.at = Timestamp::default());
     history
 }

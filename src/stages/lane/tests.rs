@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, watch};
 use super::*;
 use crate::chain::Sent;
 use crate::journal::contract::{Set, set};
-use crate::journal::{CancelWish, JournalError};
+use crate::journal::{CancelCommand, JournalError};
 use crate::model::{BlockNumber, Cause, Nonce, PauseReason, Purpose, TransactionState, TxHash, Wei};
 use crate::observe::metrics::LaneMeter;
 use crate::observe::traces::Tracer;
@@ -255,8 +255,8 @@ async fn a_nonce_is_given_up_when_the_transaction_that_took_it_is_final() {
 async fn an_operator_cancels_what_waits_at_once_and_what_is_signed_at_its_nonce() {
     let mut bench = Bench::new(&["a", "b"]).await;
     let cancel = async |id: &str| {
-        let wish = CancelWish { by: "ops".to_owned(), reason: "wrong".to_owned() };
-        bench.set.journal.wish_cancellation(&crate::journal::contract::id(id), wish).await.unwrap();
+        let command = CancelCommand { by: "ops".to_owned(), reason: "wrong".to_owned() };
+        bench.set.journal.cancel(&crate::journal::contract::id(id), command).await.unwrap();
     };
     cancel("a").await;
     let mut term = bench.signed().await;
