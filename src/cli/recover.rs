@@ -76,7 +76,7 @@ async fn recover(journal: &dyn OperatorsJournal, settings: &Settings, from: Bloc
 
 const NEXT: &str = "the journal is ready. Start the workers: a message whose calldata is among these writes becomes a dead \
                     letter with the reason invalid.maybe_written, all others are written. Look at those with `chainwriter \
-                    dead list --reason maybe_written`; discard what is written, replay with --even-forgotten what is not. \
+                    dead list --cause .maybe_written`; discard what is written, replay with --even-forgotten what is not. \
                     When all messages from before the loss have come through: chainwriter recover --end";
 
 /// Waits until nothing of these accounts is on its way: all that they sent is final, and no endpoint's pool has more.

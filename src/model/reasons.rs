@@ -121,7 +121,7 @@ reasons! {
             "producer: send other headers; operator: `dead edit`";
         MaybeWritten = "maybe_written", CheckChain,
             "a journal was lost, and a transaction from before has the same calldata",
-            "operator: see [A lost journal](../README.md#a-lost-journal)";
+            "operator: see [A lost or old journal](operations/lost-journal.md)";
         Panic = "panic", AfterChange,
             "reading it met a fault of chainwriter",
             "operator: report it with the message";
