@@ -1,7 +1,7 @@
 # What people and machines run by hand. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tour simulate chaos planted bench test check
+.PHONY: help setup demo tour simulate chaos planted bench test check docs
 
 BUILT = $${CARGO_TARGET_DIR:-target}
 # Both in one build, so that the tool finds the daemon beside itself.
@@ -46,6 +46,10 @@ planted: ## plant known bugs one at a time and say which seed of the simulation 
 test: setup ## run every test, against a real broker and a real chain too
 	@scripts/setup.sh clock postgres producers
 	CHAINWRITER_REQUIRE_SERVICES=1 RUST_MIN_STACK=536870912 cargo test --workspace --all-features --locked
+
+docs: ## build the book of docs/ into target/book
+	@scripts/setup.sh mdbook
+	@PATH="$$PWD/.tools/bin:$$PATH" mdbook build docs
 
 check: ## format, lints, documentation, dependencies, systemd unit, alerts, the contract's build
 	cargo fmt --all --check

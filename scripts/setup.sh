@@ -1,19 +1,27 @@
 #!/usr/bin/env bash
-# Brings what the tests and the demo run against: RabbitMQ, Anvil and, when asked for, PostgreSQL with PgBouncer,
-# libfaketime, promtool, cargo-deny, the Solidity compiler and the client libraries of examples/producers/.
+# Brings what the tests and the demo run against: RabbitMQ, Anvil and, when asked for, the other release of RabbitMQ,
+# other nodes and signers, PostgreSQL with PgBouncer, libfaketime, promtool, cargo-deny, the Solidity compiler,
+# mdbook, and the client libraries of examples/producers/.
 #
-#   scripts/setup.sh [rabbitmq] [anvil] [postgres] [clock] [prometheus] [deny] [solc] [producers]
-#                                                                                    (nothing given: rabbitmq anvil)
+#   scripts/setup.sh [rabbitmq] [anvil] [other-rabbitmq] [geth] [clef] [hardhat] [ganache] [postgres] [clock] [prometheus]
+#                    [deny] [solc] [mdbook] [producers]                               (nothing given: rabbitmq anvil)
 #
-# It may be run at any time: what is there stays as it is. Only RabbitMQ, PostgreSQL, PgBouncer, libfaketime and Prometheus go into
-# the system (as Debian packages; services are kept from starting); everything else goes into .tools/ in this folder.
+# It may be run at any time: what is there stays as it is. Only RabbitMQ, PostgreSQL, PgBouncer, libfaketime, Prometheus and
+# debootstrap go into the system (as Debian packages; services are kept from starting); everything else goes into .tools/ in
+# this folder.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 ANVIL_VERSION=1.7.1
 SOLC_VERSION=0.8.30
+GETH_VERSION=1.17.10
+# The last release that has Clef.
+CLEF_VERSION=1.16.9
+HARDHAT_VERSION=2.29.0
+GANACHE_VERSION=7.9.2
 CARGO_DENY_VERSION=0.20.2
+MDBOOK_VERSION=0.5.4
 POLICY=/usr/sbin/policy-rc.d
 apt_index_fresh=no
 policy_is_ours=no
@@ -106,6 +114,64 @@ setup_rabbitmq() {
     have_rabbitmq || fail "the package rabbitmq-server brought no rabbitmq-server; install RabbitMQ 3.10 or later by hand"
 }
 
+# The RabbitMQ of the other Debian release, beside the system's: 4.0 where that is 3.x, else 3.10. A tree of that release in
+# .tools, and programs in .tools/other-rabbitmq/bin that run in it as the user who calls them.
+setup_other_rabbitmq() {
+    local folder=.tools/other-rabbitmq release log
+    setup_rabbitmq
+    case $(rabbitmq_version) in
+    3.*) release=trixie ;;
+    *) release=bookworm ;;
+    esac
+    if [ "$(cat "$folder/release" 2>/dev/null)" != "$release" ]; then
+        command -v debootstrap >/dev/null || apt_install debootstrap "install debootstrap"
+        can_be_root || fail "a tree of Debian $release needs root or passwordless sudo"
+        say "installing Debian $release with its RabbitMQ into $folder (370 MB)"
+        as_root rm -rf "$folder"
+        mkdir -p "$folder"
+        log=$(mktemp)
+        if ! as_root debootstrap --variant=minbase --include=rabbitmq-server "$release" "$folder/tree" >"$log" 2>&1; then
+            tail -n 5 "$log" >&2
+            rm -f "$log"
+            fail "debootstrap could not make a tree of Debian $release; check the network and the mirror, then run this again"
+        fi
+        rm -f "$log"
+        as_root rm -rf "$folder/tree/var/cache/apt" "$folder/tree/var/lib/apt/lists"
+        # Programs see the real /dev. Links such as dev/fd would lead a walk of this folder in a circle.
+        as_root rm -rf "$folder/tree/usr/sbin/policy-rc.d" "$folder/tree/dev"
+        as_root mkdir "$folder/tree/dev"
+        echo "$release" >"$folder/release"
+    fi
+    mkdir -p "$folder/bin"
+    local program
+    for program in /usr/lib/rabbitmq/bin/rabbitmq-server /usr/lib/rabbitmq/bin/rabbitmqctl /usr/bin/erl_call; do
+        in_tree_script "$program" >"$folder/bin/${program##*/}"
+        chmod 0755 "$folder/bin/${program##*/}"
+    done
+    "$folder/bin/rabbitmqctl" version >/dev/null 2>&1 ||
+        fail "programs of $folder do not start: this user needs to be allowed 'unshare --map-root-user --mount'"
+}
+
+rabbitmq_version() {
+    local folder
+    for folder in /usr/lib/rabbitmq/lib/rabbitmq_server-*; do
+        echo "${folder##*-}"
+        return
+    done
+    rabbitmqctl version 2>/dev/null
+}
+
+# in_tree_script <program in the tree>: exec all the way, so that signals reach the program; the mounts go with it.
+in_tree_script() {
+    cat <<SCRIPT
+#!/bin/bash
+export LC_ALL=C.UTF-8 TREE="\$(cd "\$(dirname "\${BASH_SOURCE[0]}")/.." && pwd)/tree"
+exec unshare --map-root-user --mount /bin/bash -c '
+    for folder in proc dev tmp; do mount --rbind "/\$folder" "\$TREE/\$folder"; done
+    exec chroot "\$TREE" "\$@"' "\$0" $1 "\$@"
+SCRIPT
+}
+
 # npm_install <folder in .tools> <package@version>
 npm_install() {
     local folder=.tools/$1 package=$2 log
@@ -149,6 +215,43 @@ setup_anvil() {
     ln -sfn "../${binary#.tools/}" .tools/bin/anvil
     [ -x .tools/bin/anvil ] || fail "npm installed no Anvil program for $platform; remove .tools/anvil and run this again"
 }
+
+# go_install <program> <version>: builds a program of go-ethereum. It takes some minutes.
+go_install() {
+    local program=$1 version=$2 folder log
+    folder=.tools/$program-$version
+    if [ ! -x "$folder/$program" ]; then
+        command -v go >/dev/null || fail "$program $version needs Go 1.24 or later to be built; install it, or leave the suite of nodes out"
+        say "building $program $version into $folder (some minutes)"
+        log=$(mktemp)
+        if ! GOBIN=$PWD/$folder.part go install "github.com/ethereum/go-ethereum/cmd/$program@v$version" >"$log" 2>&1; then
+            tail -n 5 "$log" >&2
+            rm -rf "$log" "$folder.part"
+            fail "go could not build $program $version; check the network, and that go is 1.24 or later"
+        fi
+        rm -rf "$log" "$folder"
+        mv "$folder.part" "$folder"
+    fi
+    mkdir -p .tools/bin
+    ln -sfn "../${folder#.tools/}/$program" ".tools/bin/$program"
+}
+
+setup_geth() { go_install geth "$GETH_VERSION"; }
+
+setup_clef() { go_install clef "$CLEF_VERSION"; }
+
+# npm_program <package> <version> <program's file in the package>
+npm_program() {
+    local package=$1 version=$2 program=$3 folder=.tools/$1/node_modules/$1
+    grep -qs "\"version\": \"$version\"" "$folder/package.json" || npm_install "$package" "$package@$version"
+    mkdir -p .tools/bin
+    chmod 0755 "$folder/$program"
+    ln -sfn "../${folder#.tools/}/$program" ".tools/bin/$package"
+}
+
+setup_hardhat() { npm_program hardhat "$HARDHAT_VERSION" internal/cli/bootstrap.js; }
+
+setup_ganache() { npm_program ganache "$GANACHE_VERSION" dist/node/cli.js; }
 
 have_postgres() {
     compgen -G "/usr/lib/postgresql/*/bin/postgres" >/dev/null || command -v postgres >/dev/null
@@ -250,11 +353,27 @@ bring_libraries() {
     rm -f "$log"
 }
 
+# Builds the book of docs/.
+setup_mdbook() {
+    [ -x .tools/bin/mdbook ] && return
+    command -v mdbook >/dev/null && return
+    say "building mdbook $MDBOOK_VERSION into .tools (some minutes)"
+    local log
+    log=$(mktemp)
+    if ! cargo install --quiet --locked --root .tools --version "$MDBOOK_VERSION" --no-default-features --features search \
+        mdbook >"$log" 2>&1; then
+        tail -n 5 "$log" >&2
+        rm -f "$log"
+        fail "cargo could not build mdbook; install it so that mdbook is on PATH"
+    fi
+    rm -f "$log"
+}
+
 if [ $# = 0 ]; then set -- rabbitmq anvil; fi
 for part in "$@"; do
     case $part in
-    rabbitmq | anvil | postgres | clock | prometheus | deny | solc | producers) ;;
-    *) fail "unknown part '$part'; known are: rabbitmq anvil postgres clock prometheus deny solc producers" ;;
+    rabbitmq | other-rabbitmq | anvil | geth | clef | hardhat | ganache | postgres | clock | prometheus | deny | solc | mdbook | producers) ;;
+    *) fail "unknown part '$part'; known are: rabbitmq other-rabbitmq anvil geth clef hardhat ganache postgres clock prometheus deny solc mdbook producers" ;;
     esac
 done
-for part in "$@"; do "setup_$part"; done
+for part in "$@"; do "setup_${part//-/_}"; done

@@ -11,8 +11,8 @@ use support::contracts;
 use support::guard::send_signal;
 use support::rpc::hex;
 use support::{
-    ACCOUNTS, Anvil, AnvilConfig, Guard, Mode, Postgres, PostgresConfig, Rabbit, RabbitConfig, RpcClient, TcpProxy,
-    postgres_is_here, services_are_here, wait_until,
+    ACCOUNTS, Amqp, Anvil, AnvilConfig, Guard, Mode, Postgres, PostgresConfig, Rabbit, RabbitConfig, RpcClient,
+    TcpProxy, postgres_is_here, services_are_here, wait_until, with_id,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -88,15 +88,10 @@ async fn a_rabbitmq_node_serves_restarts_with_its_data_and_leaves_nothing_behind
              [{{<<\"x-queue-type\">>, longstr, <<\"{kind}\">>}}], none, <<\"guest\">>)"
         )
     };
-    let publish = |name: &str| {
-        format!(
-            "rabbit_basic:publish(rabbit_misc:r(<<\"acme/eu\">>, exchange, <<>>), <<\"{name}\">>, \
-             [{{delivery_mode, 2}}], <<\"body\">>)"
-        )
-    };
     for (name, kind) in [("classic", "classic"), ("quorum", "quorum")] {
         rabbit.eval(&declare(name, kind)).await.unwrap();
-        rabbit.eval(&publish(name)).await.unwrap();
+        let producer = Amqp::connect(&rabbit.uri("acme/eu")).await;
+        producer.publish(name, with_id("one"), b"body").await;
     }
     for kind in ["graceful", "killed"] {
         for name in ["classic", "quorum"] {

@@ -26,7 +26,7 @@ use crate::broker::{BrokerError, Outgoing, PublishError, WorkQueue};
 use crate::model::message::header;
 use crate::model::{Message, Origin};
 
-/// Returns after which a letter is renewed. Below 10, the lowest delivery limit that the README allows.
+/// Returns after which a letter is renewed. Below 10, the lowest delivery limit that the documentation allows.
 const RENEW_AT: i64 = 8;
 /// How long to wait for others that hold letters, and the interval between checks.
 const PATIENCE_WITH_OTHERS: Duration = Duration::from_secs(3);

@@ -9,8 +9,8 @@
 //!
 //! # A delivery
 //!
-//! `consumers` starts a consumer while intake wants deliveries ([`Flow`]). The first deliveries come one by one: those that the
-//! broker has taken back before come first, and one of them may be what crashed the process. `convert` makes a
+//! `consumers` starts a consumer while intake wants deliveries ([`Flow`]). The first deliveries come one by one: redelivered
+//! messages come first, and one of them may have crashed the process. `convert` makes a
 //! [`Message`] of the delivery, and the session passes it on with an [`AckToken`].
 //!
 //! The token is the right to end the delivery, once. It travels to settle, which acks when the journal has the outcome and the

@@ -27,6 +27,8 @@ mod cancel;
 mod contract;
 mod dead;
 mod doctor;
+#[cfg(test)]
+mod documents;
 mod generate;
 mod key;
 mod log;

@@ -105,10 +105,10 @@ mod tests {
     }
 
     #[test]
-    fn the_example_in_the_readme_is_a_policy() {
-        let readme = include_str!("../../README.md");
-        let begin = readme.find("```toml\n[policy]").unwrap() + "```toml\n".len();
-        let policy = readme[begin..].split("```").next().unwrap();
+    fn the_documented_example_is_a_policy() {
+        let page = include_str!("../../docs/setup/policy.md");
+        let begin = page.find("```toml\n[policy]").unwrap() + "```toml\n".len();
+        let policy = page[begin..].split("```").next().unwrap();
         let routes = "to = \"0x00000000000000000000000000000000000000d1\"";
         let settings = load_text(&format!("{REST}[write]\n{routes}\n{policy}")).unwrap();
         assert_eq!(settings.admission.permits.allow.as_ref().unwrap().len(), 2);

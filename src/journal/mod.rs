@@ -1,4 +1,5 @@
-//! The journal: what an instance may forget in memory because it stands here. One trait for each user; SQL nowhere else.
+//! The journal: what must survive a crash. An instance may forget it, and reads it again here. One trait for each user; SQL
+//! nowhere else.
 //!
 //! # The rows of one request
 //!
@@ -9,12 +10,12 @@
 //! record_transactions   accounts: next nonce; requests: writing; transactions: live;           before: no bytes left the process
 //!                       batched; signed_transactions: the bytes; throttles, spent              after: the same bytes are sent
 //! record_replacements   signed_transactions: further bytes of the nonce                        as above
-//! settle, final         transactions: succeeded; requests: final, body gone; outbox            before: the chain says the same again
+//! settle, final         transactions: succeeded; requests: final, body gone; outbox            before: the lane asks the chain again, and rules the same
 //!                                                                                              after: a delivery is acked as duplicate
 //! settle, failed        transactions: reverted …; requests: retry_pending or dead_pending      before: as above
 //!                                                                                              after: the copy is published (again)
-//! confirm               requests: retry_waiting or dead, body gone; outbox                     before: the copy is published twice,
-//!                                                                                              and the second one is stale
+//! confirm               requests: retry_waiting or dead, body gone; outbox                     before: the copy may be published again,
+//!                                                                                              and the journal ignores the second
 //! admit, again          requests: accepted as the next copy                                    as the first time
 //! events_sent           outbox: the row is gone                                                before: the event is sent twice, same id
 //! prune                 all rows of requests that were final or dead long ago                  nothing is lost: they have settled
@@ -26,9 +27,13 @@
 //!
 //! # Where things are
 //!
-//! A file for each topic has its trait, its values, and its SQL, written once for both databases; [`database`] says how, and
-//! what differs. `sqlite/` and `postgres/` have connections, commits, migrations, and nothing about requests. `contract/` is
-//! the test set that every journal must pass, the simulation's too.
+//! A file for each topic has its trait, its values, and its SQL, written once for both databases: `admissions` (admit),
+//! `transactions` and `signed` (record_*), `nonces` and `cancellations` (what the lane reads beside), `settlements`,
+//! `decisions` and `copies` (settle, confirm), `outbox`, `limits`, `ordering`, `leases`, `instances`, `incidents`, `recovery`;
+//! for operators `history`, `overview`, `letters`, `upkeep` (prune). `accounts`, `requests`, `columns` and `error` have what
+//! several topics use. [`database`] says how one statement serves both databases, and what differs. `sqlite/` and `postgres/`
+//! have connections, commits, migrations, and nothing about requests. `contract/` is the test set that every journal must
+//! pass, the simulation's too.
 //!
 //! All writes are durable when the call returns. A call that fails has changed nothing, or its commit is in doubt: the
 //! caller stops and starts over from what the journal holds.

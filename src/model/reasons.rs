@@ -121,7 +121,7 @@ reasons! {
             "producer: send other headers; operator: `dead edit`";
         MaybeWritten = "maybe_written", CheckChain,
             "a recovery is on, and a transaction that the journal has no row for has the same calldata",
-            "operator: see [A lost journal](../README.md#a-lost-journal)";
+            "operator: see [A lost or old journal](operations/lost-journal.md)";
         Panic = "panic", AfterChange,
             "reading it met a fault of chainwriter",
             "operator: report it with the message";
@@ -314,10 +314,10 @@ explained!(
             "start the signer; `doctor` asks it";
         NoncesUnknown = "nonces_unknown",
             "the account's count on the chain is above the journal's next nonce, and no block shows what took the nonces",
-            "name an endpoint that keeps the blocks; or `recover --foreign-below`, see [A lost journal](../README.md#a-lost-journal)";
+            "name an endpoint that keeps the blocks; or `recover --foreign-below`, see [A lost or old journal](operations/lost-journal.md)";
         JournalIsBehind = "journal_is_behind",
             "the account has a transaction that the journal does not know, and it asks for what a request asks for",
-            "stop the workers and run `recover`, see [A lost journal](../README.md#a-lost-journal); it ends by nothing else";
+            "stop the workers and run `recover`, see [A lost or old journal](operations/lost-journal.md); it ends by nothing else";
     }
 );
 

@@ -4,7 +4,7 @@
 //!
 //! 1. The broker passes a delivery and its ack token to `intake`. Intake reads the message by the rules of `policy`, and admits
 //!    a batch of them to the journal in one commit. The body goes into the journal, the token to `settle`, and the lane of the
-//!    request's account is woken. A message that is no request goes to settle too, as a dead letter to be.
+//!    request's account is woken. A message that is no request goes to settle too, which publishes it as a dead letter.
 //! 2. `lane` owns one account while it holds the account's lease. It reads its queue from the journal, simulates, prices, signs,
 //!    stores the signed bytes together with their nonces, and only then broadcasts. It follows the chain with the parts in
 //!    `chain/follow`, sends again, replaces and cancels, and when a nonce is final it sends a ruling to settle.

@@ -192,11 +192,27 @@ impl Rabbit {
     }
 }
 
-/// The script that becomes the node. The one that Debian puts on PATH changes to the user rabbitmq; the one below
+/// Names a folder with the programs of another RabbitMQ than the system's.
+const PROGRAMS: &str = "CHAINWRITER_RABBITMQ";
+
+/// Returns the script that becomes the node. The one that Debian puts on PATH changes to the user rabbitmq; the one below
 /// /usr/lib does not.
 pub fn server_program() -> Option<PathBuf> {
+    if let Some(folder) = programs() {
+        return Some(folder.join("rabbitmq-server"));
+    }
     let packaged = PathBuf::from("/usr/lib/rabbitmq/bin/rabbitmq-server");
     if packaged.is_file() { Some(packaged) } else { find_on_path("rabbitmq-server") }
+}
+
+/// Returns the program that evaluates expressions on the node.
+pub(super) fn erl_call_program() -> Option<PathBuf> {
+    programs().map_or_else(|| find_on_path("erl_call"), |folder| Some(folder.join("erl_call")))
+}
+
+fn programs() -> Option<PathBuf> {
+    let folder = std::env::var_os(PROGRAMS).filter(|folder| !folder.is_empty())?;
+    Some(std::path::absolute(folder).expect("a path that is not empty can be made absolute"))
 }
 
 fn percent_encoded(text: &str) -> String {

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 
-use super::guard::find_on_path;
-use super::rabbit::{COOKIE, MEMORY_LIMIT, Rabbit, server_program};
+use super::rabbit::{COOKIE, MEMORY_LIMIT, Rabbit, erl_call_program, server_program};
 
 const CALL_LIMIT: Duration = Duration::from_secs(60);
 
@@ -57,7 +56,7 @@ impl Rabbit {
     }
 
     async fn run_erlang_once(&self, expression: &str) -> Result<String, String> {
-        let program = find_on_path("erl_call").ok_or("erl_call (part of Erlang) is not on PATH")?;
+        let program = erl_call_program().ok_or("erl_call (part of Erlang) is not on PATH")?;
         let code = format!(
             "try {expression}, io:format(\"~nok\") catch ItsClass:ItsReason -> io:format(\"~n~0tp\", [{{ItsClass, ItsReason}}]) end.\n"
         );

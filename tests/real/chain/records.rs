@@ -21,22 +21,21 @@ async fn proof(home: &WorkerHome, arguments: &[&str]) -> (i32, Value) {
     (code, serde_json::from_str(&text).unwrap_or(json!(text)))
 }
 
-/// The route in the README, for a contract that is there.
-fn route_of_the_readme(contract: &str) -> String {
-    let readme = include_str!("../../../README.md");
-    let records = &readme[readme.find("\n## Records").expect("the README has the section")..];
-    let begin = records.find("[[route]]\n").expect("the section has the example") + "[[route]]\n".len();
+/// The documented route, for a contract that is there.
+fn documented_route(contract: &str) -> String {
+    let records = include_str!("../../../docs/guides/records.md");
+    let begin = records.find("[[route]]\n").expect("the page has the example") + "[[route]]\n".len();
     let example = &records[begin..];
     let example = &example[..example.find("```").unwrap()];
     example.replace("0x5fbdb2315678afecb367f032d93f642f64180aa3", contract)
 }
 
-/// As the README says.
+/// As the page on records says.
 #[tokio::test]
 async fn documents_are_recorded_once_each_and_the_chain_proves_it() {
     let Some(stage) = Stage::with_blocks().await else { return };
     let (_, contract) = with_contract(&stage, "").await;
-    let home = WorkerHome::new(&stage.config().with("route", route_of_the_readme(&contract)));
+    let home = WorkerHome::new(&stage.config().with("route", documented_route(&contract)));
     let (code, text) = home.command(BINARY, &["contract", "verify", &contract]).await;
     assert!(code == 0 && text.contains("byte for byte") && text.contains("may record"), "{code} {text}");
     stage.topology(&home).await;

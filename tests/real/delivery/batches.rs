@@ -11,11 +11,11 @@ use crate::support::contracts::BY_NUMBER;
 use crate::support::rpc::hex;
 use crate::support::{ACCOUNTS, AnvilConfig, WorkerConfig, WorkerHome, wait_until, with_id};
 
-/// `[batch]` as the README has it.
-fn batch_of_the_readme() -> &'static str {
-    let readme = include_str!("../../../README.md");
-    let begin = readme.find("\n[batch]\n").expect("the README has the section") + "\n[batch]\n".len();
-    readme[begin..].split("```").next().unwrap()
+/// `[batch]` as the page on batches has it.
+fn documented_batch() -> &'static str {
+    let page = include_str!("../../../docs/guides/batches.md");
+    let begin = page.find("\n[batch]\n").expect("the page has the section") + "\n[batch]\n".len();
+    page[begin..].split("```").next().unwrap()
 }
 
 /// An id that stands for itself in the contract.
@@ -55,11 +55,11 @@ async fn stop_when_empty(stage: &Stage, home: &WorkerHome) {
 }
 
 #[tokio::test]
-async fn sensor_readings_share_transactions_as_the_readme_says() {
+async fn sensor_readings_share_transactions_as_documented() {
     const READINGS: usize = 120;
     let Some(stage) = Stage::with_blocks().await else { return };
     let (config, contract) = with_contract(&stage, "body = true").await;
-    let home = WorkerHome::new(&config.with("batch", batch_of_the_readme()));
+    let home = WorkerHome::new(&config.with("batch", documented_batch()));
     stage.topology(&home).await;
     stage.keep_events().await;
     let before = stage.transactions_of(0).await.len();

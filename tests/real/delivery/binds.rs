@@ -30,18 +30,18 @@ fn with_header(id: &str, name: &str, value: &str) -> BasicProperties {
     with_id(id).with_headers(headers)
 }
 
-/// The bindings in the README.
-fn binds_of_the_readme() -> Vec<String> {
-    let readme = include_str!("../../../README.md");
-    let begin = readme.find("```toml\n[[bind]]").expect("the README has the example") + "```toml\n".len();
-    let example = readme[begin..].split("```").next().unwrap();
+/// The documented bindings.
+fn documented_binds() -> Vec<String> {
+    let page = include_str!("../../../docs/setup/broker.md");
+    let begin = page.find("```toml\n[[bind]]").expect("the page has the example") + "```toml\n".len();
+    let example = page[begin..].split("```").next().unwrap();
     example.split("[[bind]]\n").map(str::trim).filter(|lines| !lines.is_empty()).map(str::to_owned).collect()
 }
 
 #[tokio::test]
 async fn messages_come_from_exchanges_by_their_keys_and_headers() {
     let Some(stage) = Stage::with_blocks().await else { return };
-    let config = binds_of_the_readme().into_iter().fold(stage.config(), |config, bind| config.with("bind", bind));
+    let config = documented_binds().into_iter().fold(stage.config(), |config, bind| config.with("bind", bind));
     let home = WorkerHome::new(&config);
     declare(&stage, "payments", ExchangeKind::Topic).await;
     declare(&stage, "by-header", ExchangeKind::Headers).await;

@@ -1,4 +1,4 @@
-//! What messages ask for: routes, and calls of contracts with arguments from JSON. The README's example is one of them.
+//! What messages ask for: routes, and calls of contracts with arguments from JSON. The documented example is one of them.
 
 use lapin::BasicProperties;
 use serde_json::json;
@@ -13,20 +13,20 @@ const REGISTRY_AT: &str = "0x00000000000000000000000000000000000000d1";
 const RECEIVER: u64 = 0xaa;
 const TRANSFER_SELECTOR: &str = "0xa9059cbb";
 
-/// The routes in the README, as a worker gets them: of each its lines.
-fn routes_of_the_readme() -> Vec<String> {
-    let readme = include_str!("../../../README.md");
-    let begin = readme.find("```toml\n[[route]]").expect("the README has the example") + "```toml\n".len();
-    let example = &readme[begin..];
+/// The documented routes, as a worker gets them: of each its lines.
+fn documented_routes() -> Vec<String> {
+    let page = include_str!("../../../docs/guides/routes.md");
+    let begin = page.find("```toml\n[[route]]").expect("the page has the example") + "```toml\n".len();
+    let example = &page[begin..];
     let example = &example[..example.find("```").unwrap()];
     example.split("[[route]]\n").map(str::trim).filter(|lines| !lines.is_empty()).map(str::to_owned).collect()
 }
 
-/// The message bodies in the README.
-fn body_of_the_readme(kind: &str) -> String {
-    let readme = include_str!("../../../README.md");
-    let line = readme.lines().find_map(|line| line.strip_prefix(&format!("{kind}: `")));
-    line.expect("the README has the body").trim_end_matches('`').to_owned()
+/// The documented message bodies.
+fn documented_body(kind: &str) -> String {
+    let page = include_str!("../../../docs/guides/routes.md");
+    let line = page.lines().find_map(|line| line.strip_prefix(&format!("{kind}: `")));
+    line.expect("the page has the body").trim_end_matches('`').to_owned()
 }
 
 fn of_kind(id: &str, kind: &str) -> BasicProperties {
@@ -40,11 +40,11 @@ async fn with_routes(stage: &Stage, routes: Vec<String>) -> WorkerConfig {
 }
 
 #[tokio::test]
-async fn a_transfer_and_a_document_hash_are_written_as_the_readme_says() {
+async fn a_transfer_and_a_document_hash_are_written_as_documented() {
     let Some(stage) = Stage::with_blocks().await else { return };
-    let home = WorkerHome::new(&with_routes(&stage, routes_of_the_readme()).await);
+    let home = WorkerHome::new(&with_routes(&stage, documented_routes()).await);
     stage.topology(&home).await;
-    let transfer = body_of_the_readme("transfer");
+    let transfer = documented_body("transfer");
     let file = home.folder().join("transfer.json");
     std::fs::write(&file, &transfer).unwrap();
     let (code, text) = home.command(BINARY, &["route", file.to_str().unwrap(), "--type", "transfer"]).await;
@@ -53,7 +53,7 @@ async fn a_transfer_and_a_document_hash_are_written_as_the_readme_says() {
     let (code, text) = home.command(BINARY, &["route", file.to_str().unwrap(), "--type", "other"]).await;
     assert!(code == 2 && text.contains("refused    invalid.no_route"), "{code} {text}");
     stage.amqp.publish(QUEUE, of_kind("pay", "transfer"), transfer.as_bytes()).await;
-    stage.amqp.publish(QUEUE, of_kind("note", "document"), body_of_the_readme("document").as_bytes()).await;
+    stage.amqp.publish(QUEUE, of_kind("note", "document"), documented_body("document").as_bytes()).await;
     stage.amqp.publish(QUEUE, of_kind("lost", "other"), b"{}").await;
     let misfit = transfer.replace("\"2500000000000000000\"", "-1");
     stage.amqp.publish(QUEUE, of_kind("wrong", "transfer"), misfit.as_bytes()).await;

@@ -142,7 +142,10 @@ async fn a_publisher_confirm_that_is_lost_leads_to_one_more_copy_and_no_more_tri
     assert_eq!(worker.stop().await.code(), Some(0));
     assert_eq!(stage.depth(DEAD).await, (0, 0), "one dead letter");
     let events = stage.kept_events().await;
-    assert_eq!(crate::stage::kinds_of(&events, "order-1"), ["retry", "dead"], "tried twice, no more");
+    // An event whose confirm was lost is published again, maybe after the next one.
+    let mut kinds = crate::stage::kinds_of(&events, "order-1");
+    kinds.sort_unstable();
+    assert_eq!(kinds, ["dead", "retry"], "tried twice, no more");
 }
 
 /// B10, C40: a delivery is held for longer than the broker's `consumer_timeout`. It closes the channel; what was held comes

@@ -38,19 +38,19 @@ async fn what_is_not_permitted_is_a_dead_letter_and_nothing_is_signed() {
     assert!(code == 78 && text.contains("policy.allow: refuses every message of write: the function 0x"), "{text}");
 }
 
-/// The README's example of messages that say all themselves.
+/// The documented example of messages that say all themselves.
 #[tokio::test]
 async fn a_message_carries_its_transaction_to_whom_the_policy_names() {
     let Some(stage) = Stage::with_blocks().await else { return };
-    let readme = include_str!("../../../README.md");
+    let page = include_str!("../../../docs/guides/routes.md");
     let at = "0x00000000000000000000000000000000000000d0";
     stage.anvil.set_code(at, TOKEN).await.unwrap();
     let route = "name = \"transactions\"\ntype = \"transaction\"\nmode = \"transaction\"";
     let allow = format!("to = \"{at}\"\nfunctions = [\"transfer(address to, uint256 amount)\"]");
-    assert!(readme.contains(&format!("{route}\n\n[[policy.allow]]\n{allow}\n")), "the README has it");
+    assert!(page.contains(&format!("{route}\n\n[[policy.allow]]\n{allow}\n")), "the page has it");
     let home = WorkerHome::new(&stage.config().with("route", route).with("policy.allow", allow));
     stage.topology(&home).await;
-    let body = readme.lines().find_map(|line| line.strip_prefix("transaction: `")).unwrap().trim_end_matches('`');
+    let body = page.lines().find_map(|line| line.strip_prefix("transaction: `")).unwrap().trim_end_matches('`');
     let letters = [
         ("good", body.to_owned()),
         ("other", body.replace("d0\"", "d1\"")),

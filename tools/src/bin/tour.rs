@@ -1,4 +1,4 @@
-//! The stage for the tour in README.md: a private RabbitMQ and a private Anvil, and a configuration for them in `.tour/`.
+//! The stage for the tour in docs/getting-started/tour.md: a private RabbitMQ and a private Anvil, and a configuration for them in `.tour/`.
 //! Prints each event as it comes, until Ctrl-C. `make tour` runs it.
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::indexing_slicing, reason = "it speaks to a person")]
 
@@ -44,7 +44,9 @@ async fn run() -> anyhow::Result<()> {
     anvil.set_code(CONTRACT, support::contracts::BY_WORD).await.map_err(anyhow::Error::msg)?;
     let folder = Folder::make(&rabbit.uri("/"), &anvil.url())?;
     apply_topology(&folder.path).await?;
-    println!("Both run, {FOLDER}/worker.toml is for them. Go on with the tour in README.md, in a second terminal:\n");
+    println!(
+        "Both run, {FOLDER}/worker.toml is for them. Go on with docs/getting-started/tour.md, in a second terminal:\n"
+    );
     println!("  export PATH=\"$PWD/target/debug:$PATH\" CHAINWRITER_CONFIG={FOLDER}/worker.toml");
     println!("  chainwriter run\n");
     println!("Each event is printed here. Ctrl-C ends the tour and removes everything.\n");
@@ -115,7 +117,7 @@ impl Drop for Folder {
 
 fn configuration(broker: &str, node: &str) -> String {
     format!(
-        r#"# Written by `make tour`, for the tour in README.md.
+        r#"# Written by `make tour`, for the tour in docs/getting-started/tour.md.
 [worker]
 organisation = "acme"
 
