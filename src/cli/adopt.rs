@@ -43,7 +43,7 @@ async fn adopt(journal: &dyn OperatorsJournal, settings: &Settings) -> anyhow::R
         "journal {own} takes the queue over from {from} at its next start, or within a minute if it runs. What only the \
          other journal knows is not known here: a message that it has written, and that is still in the queue or is \
          published again, is written a second time. If there may be such messages, read the chain first with `chainwriter \
-         recover --from-block`. The other journal is refused from then on"
+         recover --from-block N`. The other journal is refused from then on"
     ));
     Ok(())
 }
