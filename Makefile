@@ -17,7 +17,7 @@ demo: setup ## show the daemon at work on a private broker and chain, and check 
 	@cargo build --quiet --locked $(call with_daemon,demo)
 	@$(BUILT)/debug/demo
 
-tour: setup ## a private broker and chain for the tour in README.md, until Ctrl-C
+tour: setup ## a private broker and chain for docs/getting-started/tour.md, until Ctrl-C
 	@cargo build --quiet --locked $(call with_daemon,tour)
 	@$(BUILT)/debug/tour
 

@@ -32,6 +32,19 @@ fail() {
     exit 1
 }
 
+# quietly <what went wrong and what to do> <command...>: shows the end of what the command prints only if it fails.
+quietly() {
+    local problem=$1 log
+    shift
+    log=$(mktemp)
+    if ! "$@" >"$log" 2>&1; then
+        tail -n 5 "$log" >&2
+        rm -f "$log"
+        fail "$problem"
+    fi
+    rm -f "$log"
+}
+
 as_root() {
     if [ "$(id -u)" = 0 ]; then
         "$@"
@@ -117,7 +130,7 @@ setup_rabbitmq() {
 # The RabbitMQ of the other Debian release, beside the system's: 4.0 where that is 3.x, else 3.10. A tree of that release in
 # .tools, and programs in .tools/other-rabbitmq/bin that run in it as the user who calls them.
 setup_other_rabbitmq() {
-    local folder=.tools/other-rabbitmq release log
+    local folder=.tools/other-rabbitmq release program
     setup_rabbitmq
     case $(rabbitmq_version) in
     3.*) release=trixie ;;
@@ -129,13 +142,8 @@ setup_other_rabbitmq() {
         say "installing Debian $release with its RabbitMQ into $folder (370 MB)"
         as_root rm -rf "$folder"
         mkdir -p "$folder"
-        log=$(mktemp)
-        if ! as_root debootstrap --variant=minbase --include=rabbitmq-server "$release" "$folder/tree" >"$log" 2>&1; then
-            tail -n 5 "$log" >&2
-            rm -f "$log"
-            fail "debootstrap could not make a tree of Debian $release; check the network and the mirror, then run this again"
-        fi
-        rm -f "$log"
+        quietly "debootstrap could not make a tree of Debian $release; check the network and the mirror, then run this again" \
+            as_root debootstrap --variant=minbase --include=rabbitmq-server "$release" "$folder/tree"
         as_root rm -rf "$folder/tree/var/cache/apt" "$folder/tree/var/lib/apt/lists"
         # Programs see the real /dev. Links such as dev/fd would lead a walk of this folder in a circle.
         as_root rm -rf "$folder/tree/usr/sbin/policy-rc.d" "$folder/tree/dev"
@@ -143,12 +151,12 @@ setup_other_rabbitmq() {
         echo "$release" >"$folder/release"
     fi
     mkdir -p "$folder/bin"
-    local program
     for program in /usr/lib/rabbitmq/bin/rabbitmq-server /usr/lib/rabbitmq/bin/rabbitmqctl /usr/bin/erl_call; do
         in_tree_script "$program" >"$folder/bin/${program##*/}"
         chmod 0755 "$folder/bin/${program##*/}"
     done
-    "$folder/bin/rabbitmqctl" version >/dev/null 2>&1 ||
+    # rabbitmqctl would leave an epmd running.
+    "$folder/bin/erl_call" 2>&1 | grep -q -i usage ||
         fail "programs of $folder do not start: this user needs to be allowed 'unshare --map-root-user --mount'"
 }
 
@@ -174,18 +182,12 @@ SCRIPT
 
 # npm_install <folder in .tools> <package@version>
 npm_install() {
-    local folder=.tools/$1 package=$2 log
+    local folder=.tools/$1 package=$2
     command -v npm >/dev/null || apt_install npm "install Node.js with npm"
     say "installing $package into $folder"
     mkdir -p "$folder"
-    log=$(mktemp)
-    if ! npm install --prefix "$folder" --no-save --no-audit --no-fund --ignore-scripts --loglevel=error \
-        "$package" >"$log" 2>&1; then
-        tail -n 5 "$log" >&2
-        rm -f "$log"
-        fail "npm could not install $package; check the network and npm's registry setting, then run this again"
-    fi
-    rm -f "$log"
+    quietly "npm could not install $package; check the network and npm's registry setting, then run this again" \
+        npm install --prefix "$folder" --no-save --no-audit --no-fund --ignore-scripts --loglevel=error "$package"
 }
 
 # The Solidity compiler, for the contract.
@@ -218,18 +220,13 @@ setup_anvil() {
 
 # go_install <program> <version>: builds a program of go-ethereum. It takes some minutes.
 go_install() {
-    local program=$1 version=$2 folder log
-    folder=.tools/$program-$version
+    local program=$1 version=$2 folder=.tools/$1-$2
     if [ ! -x "$folder/$program" ]; then
         command -v go >/dev/null || fail "$program $version needs Go 1.24 or later to be built; install it, or leave the suite of nodes out"
         say "building $program $version into $folder (some minutes)"
-        log=$(mktemp)
-        if ! GOBIN=$PWD/$folder.part go install "github.com/ethereum/go-ethereum/cmd/$program@v$version" >"$log" 2>&1; then
-            tail -n 5 "$log" >&2
-            rm -rf "$log" "$folder.part"
-            fail "go could not build $program $version; check the network, and that go is 1.24 or later"
-        fi
-        rm -rf "$log" "$folder"
+        rm -rf "$folder" "$folder.part"
+        quietly "go could not build $program $version; check the network, and that go is 1.24 or later" \
+            env "GOBIN=$PWD/$folder.part" go install "github.com/ethereum/go-ethereum/cmd/$program@v$version"
         mv "$folder.part" "$folder"
     fi
     mkdir -p .tools/bin
@@ -358,15 +355,8 @@ setup_mdbook() {
     [ -x .tools/bin/mdbook ] && return
     command -v mdbook >/dev/null && return
     say "building mdbook $MDBOOK_VERSION into .tools (some minutes)"
-    local log
-    log=$(mktemp)
-    if ! cargo install --quiet --locked --root .tools --version "$MDBOOK_VERSION" --no-default-features --features search \
-        mdbook >"$log" 2>&1; then
-        tail -n 5 "$log" >&2
-        rm -f "$log"
-        fail "cargo could not build mdbook; install it so that mdbook is on PATH"
-    fi
-    rm -f "$log"
+    quietly "cargo could not build mdbook; install it so that mdbook is on PATH" \
+        cargo install --quiet --locked --root .tools --version "$MDBOOK_VERSION" --no-default-features --features search mdbook
 }
 
 if [ $# = 0 ]; then set -- rabbitmq anvil; fi

@@ -225,7 +225,7 @@ impl RequestId {
     /// As many bytes as an AMQP `message_id` can have.
     pub const MAX_BYTES: usize = 255;
 
-    /// Checks a text.
+    /// Returns the id with this text.
     ///
     /// # Errors
     /// When it is empty or longer than [`Self::MAX_BYTES`], or has control characters: logs and terminals would take them

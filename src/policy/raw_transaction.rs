@@ -19,7 +19,7 @@ pub struct Carried {
     pub gas: Option<Gas>,
 }
 
-/// Reads a transaction.
+/// Reads a transaction from a body that says what to call, with which value and gas.
 ///
 /// # Errors
 /// The first field that is missing, unknown or not what it must be, with what was found.

@@ -440,8 +440,8 @@ impl Storm {
         for id in ids.into_iter().filter(|id| all || *id == chosen) {
             let command = CancelCommand { by: "operator".to_owned(), reason: String::new() };
             let request = RequestId::new(&id).expect("it was published as one");
-            let wished = store.lock().expect("nobody panics with it").cancel(Timestamp::now(), &request, command);
-            world.note(format!("cancel {id}: {wished:?}"));
+            let answer = store.lock().expect("nobody panics with it").cancel(Timestamp::now(), &request, command);
+            world.note(format!("cancel {id}: {answer:?}"));
             world.checker.cancelled.insert(id);
         }
     }

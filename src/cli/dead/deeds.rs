@@ -79,7 +79,7 @@ pub(super) async fn act(
     progress.finish_and_clear();
     for letter in open.into_values().flatten() {
         tally.gone += 1;
-        let text = "not in the queue now: somebody else has seen to it, or holds it at this moment; try again";
+        let text = "not in the queue now: another command has handled it, or holds it at this moment; try again";
         print_outcome(letter, &Outcome::stays("gone", text), json);
     }
     Ok(tally)

@@ -55,7 +55,6 @@ pub(super) async fn run(command: Command, settings: &Settings) -> anyhow::Result
     }
 }
 
-/// Selects one letter.
 #[derive(Debug, Args)]
 struct Named {
     /// The request's id, or the letter's key as `dead list --items` shows it.
@@ -71,7 +70,6 @@ impl Named {
     }
 }
 
-/// Selects letters.
 #[derive(Debug, Args)]
 struct Which {
     /// Request ids, or keys as `dead list --items` shows them.
@@ -151,7 +149,7 @@ fn confirm(question: &str, yes: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     if !std::io::stdin().is_terminal() {
-        let advice = "nobody can be asked here: --yes is needed, or --dry-run to see what would be done";
+        let advice = "there is no terminal to ask on: use --yes, or --dry-run to see what would be done";
         return Err(stop(exit::USAGE, advice));
     }
     let mut answer = String::new();

@@ -421,14 +421,14 @@ fn closed(nonce: u64, state: TransactionState) -> ClosedTransaction {
 pub(crate) async fn a_wish_to_cancel_stands_until_the_request_has_ended(journal: Arc<dyn Journal>) {
     let set = set(journal, &["queued", "signed", "late"]).await;
     set.sign(1, 0).await.unwrap();
-    let wish = async |text: &str, reason: &str| {
-        let wish = CancelCommand { by: "me".into(), reason: reason.into() };
-        set.journal.cancel(&id(text), wish).await.unwrap()
+    let ask = async |text: &str, reason: &str| {
+        let command = CancelCommand { by: "me".into(), reason: reason.into() };
+        set.journal.cancel(&id(text), command).await.unwrap()
     };
-    assert_eq!(wish("nobody", "").await, CancelAnswer::NotKnown);
-    assert_eq!(wish("queued", "a mistake").await, CancelAnswer::Noted(RequestState::Accepted));
-    assert_eq!(wish("queued", "again").await, CancelAnswer::Noted(RequestState::Accepted));
-    assert_eq!(wish("signed", "").await, CancelAnswer::Noted(RequestState::Writing));
+    assert_eq!(ask("unknown", "").await, CancelAnswer::NotKnown);
+    assert_eq!(ask("queued", "a mistake").await, CancelAnswer::Noted(RequestState::Accepted));
+    assert_eq!(ask("queued", "again").await, CancelAnswer::Noted(RequestState::Accepted));
+    assert_eq!(ask("signed", "").await, CancelAnswer::Noted(RequestState::Writing));
     let open = async || {
         let open = set.journal.cancellations(set.account).await.unwrap();
         open.into_iter().map(|wish| (wish.request.id.as_str().to_owned(), wish.detail)).collect::<Vec<_>>()
@@ -449,13 +449,13 @@ pub(crate) async fn a_wish_to_cancel_stands_until_the_request_has_ended(journal:
         (RequestState::DeadPending, RequestState::Writing)
     );
     assert_eq!(open().await.len(), 1);
-    assert_eq!(wish("queued", "").await, CancelAnswer::TooLate(RequestState::DeadPending));
+    assert_eq!(ask("queued", "").await, CancelAnswer::TooLate(RequestState::DeadPending));
     set.journal.settle(&set.lease, vec![succeeded(set.seq(1), 0, "signed")]).await.unwrap();
     assert!(open().await.is_empty());
-    assert_eq!(wish("signed", "").await, CancelAnswer::TooLate(RequestState::Final));
+    assert_eq!(ask("signed", "").await, CancelAnswer::TooLate(RequestState::Final));
     // One that waits at the broker is listed when it has come back; one that died and is replayed is not.
     set.journal.settle(&set.lease, vec![failed(set.seq(2), 1)]).await.unwrap();
-    assert_eq!(wish("late", "").await, CancelAnswer::Noted(RequestState::RetryPending));
+    assert_eq!(ask("late", "").await, CancelAnswer::Noted(RequestState::RetryPending));
     assert!(open().await.is_empty());
     let replay = arrival(set.account, "queued", Generation { replay: 1, retry: 0 }, "body");
     let copy = arrival(set.account, "late", Generation { replay: 0, retry: 1 }, "body");

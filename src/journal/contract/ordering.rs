@@ -125,8 +125,8 @@ pub(crate) async fn what_waits_for_its_key_is_signed_and_tried_again_by_nobody(j
     let set = set(journal, &[]).await;
     set.admit_keyed(&["k1", "k2", "k3"]).await;
     let k1 = set.seq_of("k1").await;
-    let wish = CancelCommand { by: "me".into(), reason: String::new() };
-    set.journal.cancel(&id("k2"), wish).await.unwrap();
+    let command = CancelCommand { by: "me".into(), reason: String::new() };
+    set.journal.cancel(&id("k2"), command).await.unwrap();
     let k2 = set.journal.cancellations(set.account).await.unwrap()[0].request.seq;
     let signed = set.journal.record_transactions(&set.lease, vec![transaction(k2, 0)], Limits::default()).await;
     assert!(matches!(signed, Err(JournalError::Inconsistent { .. })), "{signed:?}");

@@ -12,7 +12,7 @@ use crate::simulation::store::{RequestRow, SignedRecord, Store, StoredFiller, Tr
 type Result<T, E = JournalError> = std::result::Result<T, E>;
 
 impl Store {
-    pub(crate) fn cancel(&mut self, now: Timestamp, id: &RequestId, wish: CancelCommand) -> CancelAnswer {
+    pub(crate) fn cancel(&mut self, now: Timestamp, id: &RequestId, command: CancelCommand) -> CancelAnswer {
         let Some((seq, row)) = self.seqs.get(id).and_then(|seq| Some((*seq, self.requests.get_mut(seq)?))) else {
             return CancelAnswer::NotKnown;
         };
@@ -21,7 +21,7 @@ impl Store {
         }
         // The first wish counts.
         if let Entry::Vacant(place) = self.wishes.entry(seq) {
-            let detail = wish.detail();
+            let detail = command.detail();
             row.note(now, "cancel", detail.clone());
             place.insert(Wish { detail });
         }
