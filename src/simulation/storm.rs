@@ -379,9 +379,11 @@ impl Storm {
         let mut world = self.world.lock();
         // One that comes after its request was forgotten is a new request.
         let store = world.store();
+        // Nothing shows that another body is for a request that a restored journal lacks: the chain has no ids.
+        let must_be_known = with_another_body && world.checker.was_restored;
         let is_protected = |id: &&String| {
             let store = store.lock().expect("nobody panics with it");
-            RequestId::new(id).is_ok_and(|id| store.protects(&id))
+            RequestId::new(id).is_ok_and(|id| store.protects(&id) && (!must_be_known || store.request(&id).is_some()))
         };
         let ids: Vec<_> = world.checker.published.keys().filter(is_protected).cloned().collect();
         if ids.is_empty() {
@@ -490,7 +492,11 @@ impl Storm {
             let world = self.world.lock();
             let Some(marker) = newest(&world.queues.markers).cloned() else { return };
             let found = (marker.start, marker.token);
-            let is_behind = |copy: &&Store| !copy.claim_standing(Some(&found)).knows_start;
+            // A copy that an operator lets take the queue over does so: that is no stranger.
+            let is_behind = |copy: &&Store| {
+                let standing = copy.claim_standing(Some(&found));
+                !standing.knows_start && standing.adopted_by.is_none()
+            };
             let copy = self.earlier.iter().rev().find(is_behind).cloned();
             copy.filter(|_| is_copy).unwrap_or_else(|| self.earlier.first().map(Store::emptied).unwrap_or_default())
         };
@@ -580,11 +586,15 @@ impl Storm {
         let nonces: Vec<_> =
             store.accounts().values().map(|row| (world.ledger.nonce(row.address), row.next_nonce)).collect();
         format!(
-            "open {open:?}, work {}, wait {}, held {}, outbox {}, nonces {nonces:?}, lanes {:?}",
+            "open {open:?}, unpublished {}, work {}, wait {}, held {}, outbox {}, nonces {nonces:?}, copy due {}, behind {:?}, \
+             lanes {:?}",
+            self.to_publish.len(),
             queues.work.len(),
             queues.wait.len(),
             queues.held(),
             store.outbox().count(),
+            self.copies.is_due,
+            store.foreign_use().behind,
             uneven(&store, self.processes.len())
         )
     }
@@ -652,5 +662,6 @@ fn uneven(store: &Store, instances: usize) -> Option<String> {
     let loads: Vec<_> = there.instances.iter().map(|instance| owned(&instance.owner)).collect();
     let (least, most) = (loads.iter().min().unwrap_or(&0), loads.iter().max().unwrap_or(&0));
     let is_even = loads.len() == instances && loads.iter().sum::<usize>() == there.lanes.len() && most - least <= 1;
-    (!is_even).then(|| format!("{loads:?} of {}", there.lanes.len()))
+    let names = || there.instances.iter().map(|instance| &*instance.owner).collect::<Vec<_>>().join(", ");
+    (!is_even).then(|| format!("{loads:?} of {} at {} (of {instances})", there.lanes.len(), names()))
 }

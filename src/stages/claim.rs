@@ -33,6 +33,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(600);
 const LOG_AGAIN: Duration = Duration::from_secs(600);
 /// How long a publish waits for the claim.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// What waits to be published asks again after this.
+const PUBLISH_AGAIN: Duration = Duration::from_millis(50);
 /// Longest interval between heartbeats.
 const BEAT: Duration = Duration::from_secs(1);
 
@@ -215,10 +217,17 @@ pub struct ServedPublisher {
 }
 
 impl ServedPublisher {
+    /// Asks again and again: of several that wait for a change of a watch channel, tokio draws who is the first, and a
+    /// simulated run has to be repeatable.
     async fn expect_serving(&self) -> Result<(), PublishError> {
-        let mut serving = self.serving.clone();
-        let served = tokio::time::timeout(PATIENCE, serving.wait_for(|serving| *serving == Serving::Serves)).await;
-        served.map_err(|_| PublishError::NotServing)?.map(drop).map_err(|_| PublishError::NotServing)
+        let until = Instant::now() + PATIENCE;
+        while *self.serving.borrow() != Serving::Serves {
+            if Instant::now() >= until {
+                return Err(PublishError::NotServing);
+            }
+            tokio::time::sleep(PUBLISH_AGAIN).await;
+        }
+        Ok(())
     }
 }
 
