@@ -110,7 +110,8 @@ impl Pipeline {
         let beat = Heartbeat::default();
         let claim =
             Claim { instance: instance.clone(), journal: journal.clone(), markers, serving, beat: beat.clone() };
-        pipeline.add("claim", &beat, claim.run(stops.intake.clone()));
+        // What settle still has to publish at the end waits for it.
+        pipeline.add("claim", &beat, claim.run(stops.outbox.clone()));
 
         let beat = Heartbeat::default();
         let (journal_of_instances, changed) = (journal.clone(), Arc::clone(&owners_changed));
