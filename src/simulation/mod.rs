@@ -60,6 +60,8 @@ fn run_on(seed: u64, change: impl FnOnce(&mut World)) -> Outcome {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZero;
+    use std::sync::Mutex;
     use std::time::{Duration, Instant};
 
     use super::*;
@@ -94,9 +96,24 @@ mod tests {
         }
     }
 
+    /// Takes the seeds one after the other, on every core.
+    fn on_every_core(check: impl Fn(u64) + Sync) {
+        let seeds = Mutex::new(seeds());
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        std::thread::scope(|scope| {
+            for _ in 0..cores {
+                scope.spawn(|| {
+                    while let Some(seed) = { seeds.lock().expect("nobody panics with it").next() } {
+                        check(seed);
+                    }
+                });
+            }
+        });
+    }
+
     #[test]
     fn no_invariant_breaks_whatever_goes_wrong() {
-        seeds().for_each(check);
+        on_every_core(check);
     }
 
     /// C55: a signer whose every signature is another one; half of the seeds have one anyway.
@@ -109,7 +126,7 @@ mod tests {
 
     #[test]
     fn a_seed_tells_the_same_story_twice() {
-        for seed in [1, 2, 3] {
+        for seed in [1, 2, 3, 72, 158] {
             let (first, second) = (run(seed), run(seed));
             let differs = first.story.iter().zip(&second.story).position(|(one, other)| one != other);
             assert_eq!(differs, None, "seed {seed}");
@@ -137,11 +154,11 @@ mod tests {
     #[test]
     #[ignore = "for a look at many seeds, on request"]
     fn survey() {
-        for seed in seeds() {
+        on_every_core(|seed| {
             if let Some(violation) = run(seed).violations.first() {
                 println!("seed {seed}: {violation}");
             }
-        }
+        });
     }
 
     /// A seed's whole story, with the program's own log if `CHAINWRITER_LOG` is set.
