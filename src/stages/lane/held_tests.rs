@@ -4,15 +4,16 @@
 use std::time::Duration;
 
 use crate::journal::contract::arrival;
-use crate::model::{GasRule, Generation, Nonce, PauseReason, RequestId, Wei, Write};
+use crate::model::{Address, GasRule, Generation, Nonce, PauseReason, RequestId, Wei, Write};
 use crate::stages::lane::OutagePolicy;
-use crate::stages::lane::fixtures::TARGET;
 use crate::stages::lane::term::Term;
 use crate::stages::lane::tests::{Bench, newest};
 use crate::stages::settle::inbox::{LaneVerdict, Ruling};
 
 /// The highest cost of a request that pays nothing: 21,000 gas and a fifth more.
 const COST: u128 = 25_200;
+/// Not the account, so that the fake counts its estimates as rounds of requests.
+const TARGET: Address = Address([9; 20]);
 const NODE_TEXTS: [&str; 4] =
     ["Internal error", "execution aborted (timeout = 5s)", "Timeout expired", "the method handler crashed: timed out"];
 
