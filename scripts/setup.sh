@@ -74,9 +74,9 @@ deny_service_starts() {
 
 # apt_install <package> <what a person should do when it cannot be had>
 apt_install() {
-    local package=$1 mend=$2 log
-    command -v apt-get >/dev/null || fail "$package is missing and there is no apt-get here; $mend"
-    can_be_root || fail "$package is missing and installing it needs root or passwordless sudo; $mend"
+    local package=$1 remedy=$2 log
+    command -v apt-get >/dev/null || fail "$package is missing and there is no apt-get here; $remedy"
+    can_be_root || fail "$package is missing and installing it needs root or passwordless sudo; $remedy"
     log=$(mktemp)
     say "installing the package $package"
     deny_service_starts
@@ -85,7 +85,7 @@ apt_install() {
         if ! { as_root apt-get update && apt_get_install "$package"; } >"$log" 2>&1; then
             tail -n 5 "$log" >&2
             rm -f "$log"
-            fail "apt-get could not install $package (no network, or no such package in the sources); $mend"
+            fail "apt-get could not install $package (no network, or no such package in the sources); $remedy"
         fi
         apt_index_fresh=yes
     fi

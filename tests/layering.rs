@@ -131,7 +131,7 @@ fn strayed_libraries_are_found() {
         ("src/stages/settle/mod.rs", "use lapin;", 1),
         ("src/stages/settle/mod.rs", "    let id: web3::types::H256 = id;", 1),
         ("src/broker/publisher.rs", "use lapin::Channel;", 0),
-        ("src/cli/log.rs", "    .with_target(\"lapin\", LevelFilter::OFF)", 0),
+        ("src/cli/logging.rs", "    .with_target(\"lapin\", LevelFilter::OFF)", 0),
         ("src/stages/settle/mod.rs", "use crate::policy::backoff_like::Pause; // backoff::Backoff", 0),
         ("src/stages/lane/mod.rs", "use backoff::ExponentialBackoff;", 1),
         ("src/signer/local.rs", "use web3::signing;", 0),

@@ -170,8 +170,8 @@ CREATE INDEX fillers_by_nonce ON fillers (account, nonce);
 -- An operator's request that a request ends without being written. Gone once that is final or dead.
 CREATE TABLE cancellations (
     request   bigint PRIMARY KEY REFERENCES requests (seq),
-    wished_at bigint NOT NULL,
-    wished_by text NOT NULL,
+    requested_at bigint NOT NULL,
+    requested_by text NOT NULL,
     reason    text NOT NULL
 );
 

@@ -172,8 +172,8 @@ CREATE INDEX fillers_by_nonce ON fillers (account, nonce);
 -- An operator's request that a request ends without being written. Gone once that is final or dead.
 CREATE TABLE cancellations (
     request   INTEGER PRIMARY KEY REFERENCES requests (seq),
-    wished_at INTEGER NOT NULL,
-    wished_by TEXT NOT NULL,
+    requested_at INTEGER NOT NULL,
+    requested_by TEXT NOT NULL,
     reason    TEXT NOT NULL
 ) STRICT;
 

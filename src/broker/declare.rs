@@ -98,8 +98,9 @@ async fn fault_of_bind(connected: &Connected, bind: &Bind) -> Result<Option<Stri
     Ok(refusal.map(|error| {
         let detail = broker_detail(&error);
         format!(
-            "- exchange {name} of [[bind]]: {detail}; it is its producers' own: have them make it, or make it with \
-             `rabbitmqadmin declare exchange name={name} type=topic durable=true`"
+            "- exchange {name} of [[bind]]: {detail}; it belongs to its producers: have them declare it, or \
+             declare it with the type that they use (topic, direct, fanout or headers), such as \
+             `rabbitmqadmin declare exchange name={name} type=fanout durable=true`"
         )
     }))
 }

@@ -22,7 +22,7 @@ use crate::broker::{BrokerError, Delivery};
 use crate::model::Heartbeat;
 use crate::observe::metrics::PublishMeter;
 use crate::policy::arrival::is_suspect;
-use crate::policy::retry_schedule::Backoff;
+use crate::policy::retry_schedule::RetryPauses;
 
 /// Longest interval between heartbeats of an idle loop.
 const BEAT: Duration = Duration::from_secs(1);
@@ -127,7 +127,7 @@ impl Broker {
     ) {
         let channels = Channels { deliveries, flow, stop_consuming, close };
         let (first, longest) = self.settings.reconnect;
-        let mut pause = Backoff::between(first, longest);
+        let mut pause = RetryPauses::between(first, longest);
         while !channels.close.is_cancelled() {
             let began = tokio::time::Instant::now();
             let end = self.session(&channels).await;

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::chain::ChainError;
 use crate::model::BlockNumber;
-use crate::policy::retry_schedule::Backoff;
+use crate::policy::retry_schedule::RetryPauses;
 
 /// First and longest rest of an endpoint that fails again and again.
 const REST: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
@@ -27,7 +27,7 @@ pub(super) struct Health {
     failures: u32,
     rests_until: Option<Instant>,
     last_error: Option<ChainError>,
-    pause: Backoff,
+    pause: RetryPauses,
 }
 
 impl Default for Health {
@@ -39,7 +39,7 @@ impl Default for Health {
             failures: 0,
             rests_until: None,
             last_error: None,
-            pause: Backoff::between(REST.0, REST.1),
+            pause: RetryPauses::between(REST.0, REST.1),
         }
     }
 }

@@ -31,7 +31,7 @@ mod doctor;
 mod documents;
 mod generate;
 mod key;
-mod log;
+mod logging;
 mod publish;
 mod recover;
 mod route;

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::cli::{exit, open_input, print};
 use crate::config::Settings;
-use crate::model::failure::cut;
+use crate::model::cause::cut;
 use crate::model::{Address, BodyHash, GasRule, HeaderValue, Message, Origin, Properties, Write};
 use crate::policy::admission::{Candidate, admit, sheltered};
 use crate::policy::routes::{Calldata, route_of};

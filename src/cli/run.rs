@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 
-use crate::cli::{exit, log, text_of};
+use crate::cli::{exit, logging, text_of};
 use crate::config::{self, Settings};
 use crate::daemon::app;
 use crate::daemon::reload::Reloading;
@@ -31,7 +31,7 @@ pub(super) fn with_deep_stacks() {
 }
 
 pub(super) async fn run(settings: Settings, file: Option<PathBuf>) -> anyhow::Result<u8> {
-    let (recent, set_log_level) = log::start(settings.log);
+    let (recent, set_log_level) = logging::start(settings.log);
     let load = Arc::new(move || config::load(file.as_deref()));
     match app::run(settings, recent, Reloading { load, set_log_level }).await {
         Ok(()) => {

@@ -264,7 +264,7 @@ fn batching(mut section: Section<'_>, routes: &[Route], keeps_order: bool) -> Ba
 }
 
 fn dead(mut section: Section<'_>) -> ReplayRules {
-    let look_every = section.duration("look_every", SECOND..=DAY);
+    let read_every = section.duration("read_every", SECOND..=DAY);
     let listed = section.take("replay").filter(|value| *value != Value::Array(Vec::new()));
     let expected = "must be a list of tables: [[dead.replay]]";
     let rules = tables("dead.replay", listed, expected, section.findings, |mut section| {
@@ -273,7 +273,7 @@ fn dead(mut section: Section<'_>) -> ReplayRules {
         let up_to = section.number("up_to", 1..=100);
         ReplayRule::new(&cause, after, up_to).map_err(|problem| section.fault("cause", problem)).ok()
     });
-    ReplayRules { look_every, rules: rules.into_iter().flatten().flatten().collect() }
+    ReplayRules { read_every, rules: rules.into_iter().flatten().flatten().collect() }
 }
 
 fn journal(mut section: Section<'_>) -> JournalSection {

@@ -5,13 +5,13 @@ use std::collections::HashMap;
 
 use async_trait::async_trait;
 
-use crate::journal::accounts::{AccountId, RequestSeq};
 use crate::journal::columns::{Columns, expect_rows, fixed, number, to_i64, unsigned};
 use crate::journal::database::{Database, Rows, SqlJournal, Statements, Value, values};
 use crate::journal::error::{JournalError, Result};
 use crate::journal::incidents::record_incidents;
 use crate::journal::ordering::{lock_turns, release, take_turns};
 use crate::journal::requests::{KNOWN_COLUMNS, envelope, known, request_id, seq};
+use crate::journal::row_numbers::{AccountId, RequestSeq};
 use crate::journal::states::{Change, which};
 use crate::model::request::Observation;
 use crate::model::{

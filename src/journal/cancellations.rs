@@ -1,11 +1,11 @@
 //! Operators' requests that requests end without being written.
 
-use crate::journal::accounts::{AccountId, RequestSeq};
 use crate::journal::columns::{Columns, text};
 use crate::journal::database::{Rows, Statements, values};
 use crate::journal::error::Result;
 use crate::journal::incidents::record_incidents;
 use crate::journal::requests::{QUEUED_COLUMNS, QueuedRequest, queued_request, request_state, seq};
+use crate::journal::row_numbers::{AccountId, RequestSeq};
 use crate::journal::states::which;
 use crate::model::{IncidentKind, RequestId, RequestState, Timestamp};
 
@@ -62,7 +62,7 @@ pub async fn record_cancellation(
     }
     let now = Timestamp::now();
     // The first command counts; a second one changes nothing.
-    let insert = "INSERT INTO cancellations (request, wished_at, wished_by, reason) VALUES ($1, $2, $3, $4) \
+    let insert = "INSERT INTO cancellations (request, requested_at, requested_by, reason) VALUES ($1, $2, $3, $4) \
                   ON CONFLICT DO NOTHING";
     let values = values![seq.0, now.0, &command.by, &command.reason];
     if connection.execute("store a cancellation", insert, &values).await? == 1 {
@@ -78,7 +78,7 @@ pub async fn open_cancellations(connection: &dyn Statements, account: AccountId)
         false => "requests r",
     };
     let select = format!(
-        "SELECT {QUEUED_COLUMNS}, r.state, c.wished_by, c.reason FROM cancellations c CROSS JOIN {requests} \
+        "SELECT {QUEUED_COLUMNS}, r.state, c.requested_by, c.reason FROM cancellations c CROSS JOIN {requests} \
          WHERE r.seq = c.request AND r.account = $1 AND r.state {} ORDER BY r.turn",
         which(RequestState::is_open)
     );
@@ -86,7 +86,7 @@ pub async fn open_cancellations(connection: &dyn Statements, account: AccountId)
         Ok(Cancellation {
             request: queued_request(row)?,
             state: request_state(row)?,
-            detail: detail(&text(row, "cancellation", "wished_by")?, &text(row, "cancellation", "reason")?),
+            detail: detail(&text(row, "cancellation", "requested_by")?, &text(row, "cancellation", "reason")?),
         })
     };
     connection.rows("read the cancellations", &select, &values![account.0], cancellation).await

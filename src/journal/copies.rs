@@ -4,7 +4,6 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::journal::accounts::{AccountId, RequestSeq};
 use crate::journal::columns::{Columns, corrupt, fixed, number, optional_number, text, word};
 use crate::journal::database::{Rows, Statements, values};
 use crate::journal::error::{JournalError, Result};
@@ -12,6 +11,7 @@ use crate::journal::ordering::{lock_keys, lock_turns, release};
 use crate::journal::outbox::insert_events;
 use crate::journal::passages::NOT_BEFORE_A_PASSAGE;
 use crate::journal::requests::{generation, message, request_id, seq};
+use crate::journal::row_numbers::{AccountId, RequestSeq};
 use crate::journal::states::{Change, which};
 use crate::model::request::Observation;
 use crate::model::{

@@ -1,7 +1,7 @@
 //! Decisions about requests, for the journal to store.
 
-use crate::journal::accounts::RequestSeq;
 use crate::journal::nonces::ClosedTransaction;
+use crate::journal::row_numbers::RequestSeq;
 use crate::model::{Cause, Event, Generation, IncidentKind, Members, TxHash};
 
 #[derive(Debug, Clone)]

@@ -1,6 +1,6 @@
 //! Why a call of the journal fails, and what is wrong with its database.
 
-use crate::journal::accounts::AccountId;
+use crate::journal::row_numbers::AccountId;
 use crate::model::Timestamp;
 
 #[derive(Debug, thiserror::Error)]

@@ -1,8 +1,8 @@
 //! Incidents of requests, for operators.
 
-use crate::journal::accounts::RequestSeq;
 use crate::journal::database::{Rows, Statements, values};
 use crate::journal::error::Result;
+use crate::journal::row_numbers::RequestSeq;
 use crate::model::{IncidentKind, Timestamp};
 
 /// With the details for a person.

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::journal::accounts::{AccountId, LeaseMark};
 use crate::journal::columns::{Columns, corrupt, fixed, number, optional_text, text, unsigned};
 use crate::journal::database::{Database, Dialect, SqlJournal, Statements, notify, values};
 use crate::journal::error::{JournalError, Result};
+use crate::journal::row_numbers::{AccountId, LeaseMark};
 use crate::model::{Address, Timestamp};
 
 /// A run of the program, as the others see it.

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::journal::accounts::{AccountId, Lease, LeaseMark};
 use crate::journal::columns::{Columns, expect_rows, fixed, nonce, number, optional_number, to_i64, unsigned};
 use crate::journal::database::{Database, Mode, Rows, Sent, SqlJournal, Statements, Work, notify, values};
 use crate::journal::error::{JournalError, Result};
 use crate::journal::incidents::{Incident, record_incidents};
+use crate::journal::row_numbers::{AccountId, Lease, LeaseMark};
 use crate::model::{Address, Nonce, Timestamp};
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,9 +1,9 @@
 //! Usage that counts against the limits, by the clock that all instances share.
 
-use crate::journal::accounts::AccountId;
 use crate::journal::columns::{Columns, amount, number, to_i64, unsigned};
 use crate::journal::database::{Statements, values};
 use crate::journal::error::Result;
+use crate::journal::row_numbers::AccountId;
 use crate::journal::signed::NewTransaction;
 use crate::policy::limits::{DAY, Granted, HOUR, Limits, Usage};
 

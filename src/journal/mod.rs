@@ -38,7 +38,6 @@
 //! All writes are durable when the call returns. A call that fails has changed nothing, or its commit is in doubt: the
 //! caller stops and starts over from what the journal holds.
 
-mod accounts;
 mod address;
 mod admissions;
 mod cancellations;
@@ -51,6 +50,7 @@ mod database;
 mod decisions;
 mod error;
 mod history;
+mod housekeeping;
 mod identity;
 mod incidents;
 mod instances;
@@ -65,15 +65,14 @@ mod passages;
 mod postgres;
 mod recovery;
 mod requests;
+mod row_numbers;
 mod schema;
 mod settlements;
 mod signed;
 mod sqlite;
 mod states;
 mod transactions;
-mod upkeep;
 
-pub use accounts::{AccountId, Lease, LeaseMark, RequestSeq};
 pub use address::JournalAddress;
 pub use admissions::{Admissions, Arrival};
 pub use cancellations::{CancelAnswer, CancelCommand, Cancellation};
@@ -88,6 +87,7 @@ pub use error::{JournalError, Result};
 pub use history::{History, TransactionHistory};
 #[cfg(test)]
 pub use history::{Incident, SignedHistory};
+pub use housekeeping::Upkeep;
 pub use identity::{Identities, NewStart};
 pub use instances::{Attendance, Instance, Instances, LaneHolder};
 #[cfg(test)]
@@ -105,11 +105,11 @@ pub use recovery::{ForeignUse, RecoveredAccount, Recoveries, Recovery};
 #[cfg(test)]
 pub use requests::ReplyAddress;
 pub use requests::{QueuedRequest, StoredRequest};
+pub use row_numbers::{AccountId, Lease, LeaseMark, RequestSeq};
 pub use settlements::Settlements;
 pub use signed::NewTransaction;
 pub use sqlite::SqliteJournal;
 pub use transactions::{LiveTransaction, Transactions};
-pub use upkeep::Upkeep;
 
 pub trait Journal:
     Leases + Instances + Identities + Passages + Admissions + Transactions + Settlements + Outbox + Upkeep + Recoveries

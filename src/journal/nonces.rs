@@ -1,12 +1,12 @@
 //! Nonces, after the chain has decided: their ends, blocks that went away, gaps, second ends.
 
-use crate::journal::accounts::{AccountId, RequestSeq};
 use crate::journal::columns::{Columns, fixed, nonce, number, optional_fixed, to_i64, unsigned, word};
 use crate::journal::database::{Rows, Statements, values};
 use crate::journal::error::{JournalError, Result};
 use crate::journal::leases::LaneWrite;
 use crate::journal::outbox::insert_events;
 use crate::journal::requests::{STORED_REQUEST_COLUMNS, StoredRequest, seq, stored_request};
+use crate::journal::row_numbers::{AccountId, RequestSeq};
 use crate::journal::signed::{SIGNED_COLUMNS, signed_transaction};
 use crate::model::event::FinalTransaction;
 use crate::model::{

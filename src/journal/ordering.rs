@@ -1,10 +1,10 @@
 //! Strict ordering: the next request of an ordering key. Calls that make requests and calls that end them hold the counter,
 //! so that no request is admitted behind one that ends at this moment, and missed.
 
-use crate::journal::accounts::RequestSeq;
 use crate::journal::columns::{Columns, fixed, number};
 use crate::journal::database::{Rows, Statements, values};
 use crate::journal::error::Result;
+use crate::journal::row_numbers::RequestSeq;
 use crate::journal::states::Change;
 use crate::model::OrderKey;
 use crate::model::request::Observation;

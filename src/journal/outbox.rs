@@ -4,11 +4,11 @@ use std::borrow::Cow;
 
 use async_trait::async_trait;
 
-use crate::journal::accounts::AccountId;
 use crate::journal::columns::{Columns, corrupt, number, text};
 use crate::journal::database::{Database, Rows, SqlJournal, Statements, values};
 use crate::journal::error::Result;
 use crate::journal::requests::{ReplyAddress, reply};
+use crate::journal::row_numbers::AccountId;
 use crate::model::Event;
 
 #[derive(Debug, Clone)]

@@ -2,11 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::journal::accounts::AccountId;
 use crate::journal::columns::{Columns, fixed, number, optional_number, optional_text, text, unsigned, word};
 use crate::journal::database::Statements;
 use crate::journal::error::Result;
 use crate::journal::requests::request_id;
+use crate::journal::row_numbers::AccountId;
 use crate::model::{Address, Nonce, RequestState, Timestamp};
 
 pub const RECENT_INCIDENTS: usize = 20;

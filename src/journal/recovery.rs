@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 
-use crate::journal::accounts::{AccountId, Lease};
 use crate::journal::columns::{
     Columns, amount, fixed, nonce, number, optional_number, optional_text, text, to_i64, unsigned,
 };
@@ -14,6 +13,7 @@ use crate::journal::error::{JournalError, Result};
 use crate::journal::identity::adopt;
 use crate::journal::leases::{check_lease, raise};
 use crate::journal::ordering::lock_turns;
+use crate::journal::row_numbers::{AccountId, Lease};
 use crate::model::{Address, BlockNumber, BodyHash, Nonce, RecoveredWrite, RequestId, Timestamp, TxHash};
 
 /// Foreign calls that are remembered at most. Beyond that no request can be compared with all of them, and the journal

@@ -2,12 +2,12 @@
 
 use bytes::Bytes;
 
-use crate::journal::accounts::RequestSeq;
 use crate::journal::columns::{
     Columns, amount, corrupt, fixed, number, optional_bytes, optional_number, optional_text, present, text, unsigned,
     word,
 };
 use crate::journal::error::{JournalError, Result};
+use crate::journal::row_numbers::RequestSeq;
 use crate::model::{
     Address, BodyHash, Gas, GasRule, Generation, Message, RequestId, RequestState, Timestamp, TraceContext, Write,
     WriteHash,

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 
-use crate::journal::accounts::{AccountId, Lease, RequestSeq};
 use crate::journal::cancellations::forget_cancellations;
 use crate::journal::columns::{Columns, expect_rows, nonce, number};
 use crate::journal::copies::{
@@ -18,6 +17,7 @@ use crate::journal::nonces::{Closed, EndedAgain, Reorged};
 use crate::journal::ordering::{lock_keys, lock_turns, release, take_turns};
 use crate::journal::outbox::insert_events;
 use crate::journal::requests::{KNOWN_COLUMNS, known, message, request_state, seq};
+use crate::journal::row_numbers::{AccountId, Lease, RequestSeq};
 use crate::journal::states::Change;
 use crate::model::request::Observation;
 use crate::model::{Cause, Event, Generation, IncidentKind, Message, RequestId, RequestState, TxHash};

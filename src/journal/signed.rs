@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 
-use crate::journal::accounts::RequestSeq;
 use crate::journal::columns::{Columns, fixed, number, optional_number, optional_text, present, unsigned, word};
 use crate::journal::error::Result;
+use crate::journal::row_numbers::RequestSeq;
 use crate::model::{
     Address, Cause, FailureClass, Fee, Gas, Members, Nonce, Purpose, RawTransaction, Reason, SignedTransaction,
     Timestamp, TxHash, Wei,

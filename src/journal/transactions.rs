@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::journal::accounts::{AccountId, Lease};
 use crate::journal::cancellations::{Cancellation, open_cancellations};
 use crate::journal::columns::{Columns, amount, expect_rows, fixed, nonce, optional_bytes, to_i64, unsigned};
 use crate::journal::database::{Database, Mode, Rows, SqlJournal, Statements, Value, values};
@@ -15,6 +14,7 @@ use crate::journal::limits;
 use crate::journal::nonces::{StoredNonce, Which, stored_nonces};
 use crate::journal::recovery::{self, ForeignUse, writes_of};
 use crate::journal::requests::{QUEUED_COLUMNS, QueuedRequest, queued_request};
+use crate::journal::row_numbers::{AccountId, Lease};
 use crate::journal::signed::{NewTransaction, SIGNED_COLUMNS, signed_transaction};
 use crate::journal::states::Change;
 use crate::model::request::Observation;

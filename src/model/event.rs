@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::json;
 
-use crate::model::failure::Cause;
+use crate::model::cause::Cause;
 use crate::model::ids::{self, BlockHash, BlockNumber, BodyHash, Gas, Nonce, RequestId, Timestamp, TxHash, Wei};
 use crate::model::request::Generation;
 use crate::model::trace::{TRACEPARENT, TRACESTATE, TraceContext};

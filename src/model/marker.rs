@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::model::Timestamp;
-use crate::model::failure::cut;
+use crate::model::cause::cut;
 
 /// A longer message is no marker.
 const LONGEST_BYTES: usize = 4096;

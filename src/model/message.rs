@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::model::failure::{Cause, cut};
+use crate::model::cause::{Cause, cut};
 use crate::model::ids::{Timestamp, TxHash};
 use crate::model::request::Generation;
 

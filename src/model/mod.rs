@@ -1,7 +1,7 @@
 //! Values without I/O: what the other modules speak about. Nothing here waits, logs or fails for an outside reason.
 
+pub mod cause;
 pub mod event;
-pub mod failure;
 pub mod ids;
 pub mod marker;
 pub mod members;
@@ -14,10 +14,10 @@ pub mod transaction;
 pub(crate) mod words;
 pub mod write;
 
+pub use cause::Cause;
 pub use event::Event;
 #[cfg(test)]
 pub use event::EventKind;
-pub use failure::Cause;
 pub use ids::{
     Address, BlockHash, BlockNumber, BodyHash, ContentHash, Gas, Nonce, OrderKey, RecordId, RequestId, Timestamp,
     Topic, TxHash, Wei, WriteHash,

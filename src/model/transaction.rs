@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::model::failure::Cause;
+use crate::model::cause::Cause;
 use crate::model::ids::{Address, Gas, Nonce, Timestamp, TxHash, Wei};
 use crate::model::words::words;
 

@@ -11,7 +11,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
 
-use crate::model::failure::cut;
+use crate::model::cause::cut;
 
 mod errors;
 mod many;

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde_json::Value;
 
-use crate::model::failure::cut;
+use crate::model::cause::cut;
 use crate::model::{Address, Gas, Wei};
 use crate::policy::abi::{AMOUNT, Misfit, SHOWN_BYTES, address, amount, shown};
 

@@ -39,11 +39,11 @@ impl RetrySchedule {
 
 /// Growing pauses with jitter between tries to reach something that is out of reach.
 #[derive(Debug)]
-pub struct Backoff {
+pub struct RetryPauses {
     backoff: ExponentialBackoff,
 }
 
-impl Backoff {
+impl RetryPauses {
     /// Pauses around `first`, doubling up to about `longest`, for as long as it takes.
     pub fn between(first: Duration, longest: Duration) -> Self {
         Self { backoff: exponential(first, 2.0, longest, jitter()) }
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn pauses_grow_to_about_the_longest_and_start_over_after_a_reset() {
-        let mut pause = Backoff::between(seconds(1), seconds(30));
+        let mut pause = RetryPauses::between(seconds(1), seconds(30));
         assert!(pause.next_wait() <= seconds(2));
         let late = (0..20).map(|_| pause.next_wait()).last().unwrap();
         assert!(late >= seconds(15) && late <= seconds(45), "{late:?}");

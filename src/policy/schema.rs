@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::model::failure::cut;
+use crate::model::cause::cut;
 
 /// Longest part of a wrong value, and of the expected one, in a message.
 const SHOWN_BYTES: usize = 300;

@@ -47,7 +47,7 @@ pub(super) struct Checker {
     cheap: BTreeSet<TxHash>,
     /// The highest base fee so far.
     highest_base_fee: u128,
-    /// What an operator wished not to be written.
+    /// What an operator asked not to be written.
     pub(super) cancelled: BTreeSet<String>,
     /// What goes to a node need not stand in the journal: there is none.
     pub(super) trusts_everybody: bool,
@@ -284,19 +284,17 @@ impl World {
         let is_conflict = class == "invalid";
         // A parked copy still says what an earlier one failed for.
         let is_parked = taken == Taken::ToWait && copy.generation().retry == 0;
-        let is_wished = reason == "cancelled" && self.checker.cancelled.contains(&id);
+        let is_cancelled = reason == "cancelled" && self.checker.cancelled.contains(&id);
         // What nodes take and drop again and again looks like something that they will never keep.
         let is_dropped = reason == "refused_by_node" && self.times_dropped(&id) >= DROPS;
         let is_refused = reason == "refused_by_node" && self.times_refused(&id) > 0;
-        if reason == "refused_by_node" && copy.generation().retry > 0
-            || taken == Taken::Dead && reason == "refused_by_node"
-        {
+        if reason == "refused_by_node" && (copy.generation().retry > 0 || taken == Taken::Dead) {
             let detail = text(&copy.message, header::ERROR_DETAIL).to_owned();
             self.check_words(&id, &detail);
         }
         // What another keeps under the id, or had kept there for a while.
         let is_taken = reason == "already_recorded" && self.checker.has_rival;
-        let may_fail = behaviour.may_fail() || is_wished || is_dropped || is_refused || is_taken;
+        let may_fail = behaviour.may_fail() || is_cancelled || is_dropped || is_refused || is_taken;
         let is_false = class == "unavailable" || (class == "rejected" && !may_fail);
         if is_false && !is_parked {
             self.violated(format!("10: {id} becomes {taken:?} for {class}.{reason}"));

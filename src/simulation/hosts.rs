@@ -161,7 +161,7 @@ impl Process {
             settle: settings.settle.clone(),
             max_open: watch::channel(settings.max_open).1,
             upkeep: settings.upkeep,
-            lease_ttl: settings.lane.lease_ttl,
+            lease_ttl: settings.lane.rules.lease_ttl,
             instance: Instance {
                 owner: name.into(),
                 worker: name.to_owned(),

@@ -96,7 +96,7 @@ pub(super) async fn recover(world: &Shared, settings: &RunSettings) -> Result<()
     let blocks = (BlockNumber(0), BlockNumber(height));
     let mut accounts = Vec::new();
     for (address, account) in &settings.accounts {
-        let history = account_history(&chain, *address, blocks, &settings.lane.batching, |_| ()).await;
+        let history = account_history(&chain, *address, blocks, &settings.lane.rules.batching, |_| ()).await;
         let history = history.map_err(|error| error.to_string())?;
         let (account, writes) = (*account, history.writes);
         world.lock().note(format!("read {} writes up to nonce {}", writes.len(), history.next_nonce));

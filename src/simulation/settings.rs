@@ -146,10 +146,10 @@ impl RunSettings {
             return false;
         }
         route.calldata = Calldata::Record(Kept::Body);
-        if self.lane.batching.is_on() {
+        if self.lane.rules.batching.is_on() {
             route.many = Some(RECORDS.clone());
             let kinds = route.to.map(|to| BatchKind { to, many: RECORDS.clone() }).into_iter().collect();
-            self.lane.rules.batching = Arc::new(Batching { kinds, ..Batching::clone(&self.lane.batching) });
+            self.lane.rules.batching = Arc::new(Batching { kinds, ..Batching::clone(&self.lane.rules.batching) });
         }
         true
     }

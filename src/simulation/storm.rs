@@ -101,7 +101,7 @@ impl Storm {
         let rival = settings.draw_records(&mut apart).then_some(Rival { rng: apart, next: 0 });
         world.lock().checker.has_rival = rival.is_some();
         world.lock().checker.limits = settings.lane.tuning.borrow().limits;
-        world.lock().checker.in_flight = settings.lane.in_flight * settings.accounts.len();
+        world.lock().checker.in_flight = settings.lane.rules.in_flight * settings.accounts.len();
         let mut apart = Rng::with_seed(seed.rotate_left(48));
         {
             let mut world = world.lock();

@@ -14,7 +14,7 @@ use tracing::info;
 use crate::journal::{AccountId, Attendance, Instance, Instances, JournalError, Lease, LeaseMark};
 use crate::model::Heartbeat;
 use crate::policy::assignment::spread;
-use crate::policy::retry_schedule::Backoff;
+use crate::policy::retry_schedule::RetryPauses;
 
 /// How often in each `lease.ttl` an instance registers.
 const REGISTERS: u32 = 3;
@@ -141,12 +141,12 @@ struct Memory {
 struct AccountHealth {
     cut_off_since: Option<Instant>,
     rests_until: Option<Instant>,
-    rests: Backoff,
+    rests: RetryPauses,
 }
 
 impl AccountHealth {
     fn new() -> Self {
-        Self { cut_off_since: None, rests_until: None, rests: Backoff::between(REST.0, REST.1) }
+        Self { cut_off_since: None, rests_until: None, rests: RetryPauses::between(REST.0, REST.1) }
     }
 
     fn can_work(&mut self, is_owned: bool, is_cut_off: bool, patience: Duration) -> bool {

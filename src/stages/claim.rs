@@ -21,7 +21,7 @@ use crate::broker::{BrokerError, MarkerQueue, Outgoing, PublishError, Publisher}
 use crate::journal::{Identities, Instance, JournalError, NewStart};
 use crate::model::{Heartbeat, JournalId, Marker, Start, StartToken, Timestamp, ids};
 use crate::policy::marker::{Ruling, explain, newest, rule};
-use crate::policy::retry_schedule::Backoff;
+use crate::policy::retry_schedule::RetryPauses;
 
 /// First and longest pause between tries while the broker is away.
 const TRY_AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(15));
@@ -73,7 +73,7 @@ pub struct Claim {
 struct Memory {
     start: Start,
     at: Timestamp,
-    tries: Backoff,
+    tries: RetryPauses,
     logged_at: Option<Instant>,
 }
 
@@ -112,7 +112,7 @@ impl Claim {
             .journal
             .begin_start(NewStart { journal, token, worker: worker.clone(), host: host.clone(), at })
             .await?;
-        Ok(Memory { start, at, tries: Backoff::between(TRY_AGAIN.0, TRY_AGAIN.1), logged_at: None })
+        Ok(Memory { start, at, tries: RetryPauses::between(TRY_AGAIN.0, TRY_AGAIN.1), logged_at: None })
     }
 
     /// Asks the broker once. Returns when to ask again.

@@ -15,7 +15,7 @@ use crate::journal::{AccountId, JournalError, Lease, Outbox, OutboxRow};
 use crate::model::trace::{TRACEPARENT, TRACESTATE};
 use crate::model::{HeaderValue, Headers, Heartbeat, Message, Properties, Timestamp, TraceContext};
 use crate::observe::traces::{Failure, SpanContext, Tracer};
-use crate::policy::retry_schedule::Backoff;
+use crate::policy::retry_schedule::RetryPauses;
 
 /// Events read and published together at most.
 const BATCH: u32 = 512;
@@ -38,7 +38,7 @@ pub struct OutboxStage {
 impl OutboxStage {
     /// Publishes until cancelled, and then until the outbox is empty or the broker fails.
     pub async fn run(self, cancel: CancellationToken) -> Result<(), JournalError> {
-        let mut pause = Backoff::between(PAUSE.0, PAUSE.1);
+        let mut pause = RetryPauses::between(PAUSE.0, PAUSE.1);
         loop {
             self.beat.beat();
             match self.step().await? {

@@ -20,7 +20,7 @@ use tracing::{info, warn};
 use crate::broker::{Outgoing, Publisher};
 use crate::journal::{JournalError, Passage, Passages, Proof, Upkeep};
 use crate::model::message::header;
-use crate::model::{Headers, Message, Properties, Timestamp, ids};
+use crate::model::{HeaderValue, Headers, Message, Properties, Timestamp, ids};
 use crate::policy::passage::{GRACE, Next, interval, next, trusted};
 use crate::stages::claim::Serving;
 use crate::stages::lane::LaneState;
@@ -208,10 +208,7 @@ impl Memory {
 /// its headers say.
 pub fn token_of(message: &Message) -> Option<&str> {
     let token = message.headers.get(header::PASSAGE).filter(|_| message.body.is_empty())?;
-    match token {
-        crate::model::HeaderValue::Text(token) => Some(token),
-        _ => None,
-    }
+    if let HeaderValue::Text(token) = token { Some(token) } else { None }
 }
 
 #[cfg(test)]

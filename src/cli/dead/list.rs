@@ -9,7 +9,7 @@ use crate::cli::dead::{Which, letters_text, plain};
 use crate::cli::{age_text, exit, say};
 use crate::config::Settings;
 use crate::model::Timestamp;
-use crate::model::failure::cut;
+use crate::model::cause::cut;
 use crate::policy::letters::{Letter, LetterGroup, grouped};
 
 /// A line shows this much of a detail.
@@ -38,8 +38,7 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Re
         say(serde_json::to_string_pretty(&document(&name, &seen, &letters, &groups, items, now))?);
         return Ok(exit::OK);
     }
-    let of =
-        if arguments.which.filter().is_empty() { String::new() } else { format!(" of {} looked at", seen.letters) };
+    let of = if arguments.which.filter().is_empty() { String::new() } else { format!(" of {} read", seen.letters) };
     say(format_args!("{name}: {}{of}", letters_text(letters.len() as u64)));
     if arguments.items {
         show_items(&letters, now);
@@ -49,7 +48,7 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Re
     if !letters.is_empty() {
         say("");
         say(if arguments.items {
-            "chainwriter dead show ID tells everything about one, and whether it is safe to replay it"
+            "chainwriter dead show ID shows one letter, and whether it is safe to replay it"
         } else {
             "chainwriter dead list --items --cause CAUSE shows each of them"
         });

@@ -99,7 +99,7 @@ impl HeldLetters<'_> {
 pub(super) fn remark(seen: &Seen) {
     if seen.left > 0 {
         complain(format_args!(
-            "{} were looked at; {} more behind them were not: --limit takes up to {MOST_LETTERS}, and is {LIMIT} by itself",
+            "{} were read; {} more behind them were not: --limit takes up to {MOST_LETTERS}, and is {LIMIT} by itself",
             seen.letters, seen.left
         ));
     }
@@ -108,7 +108,7 @@ pub(super) fn remark(seen: &Seen) {
     }
     if seen.worn > 0 {
         complain(format_args!(
-            "{} have been looked at often and could not be renewed: a policy with a delivery limit on this queue \
+            "{} have been read often and could not be renewed: a policy with a delivery limit on this queue \
              would drop them. Run no such command again until the queue takes messages",
             letters_text(seen.worn)
         ));

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 
-use crate::model::failure::cut;
+use crate::model::cause::cut;
 use crate::model::message::header;
 use crate::model::{HeaderValue, Headers, Message, Properties};
 

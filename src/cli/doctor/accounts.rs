@@ -105,12 +105,12 @@ fn money(settings: &Settings, account: Address, balance: Wei) -> Finding {
         price.scaled_up(u128::from(gas.0), 1).plus(value)
     };
     let dearest = settings.admission.routes.iter().map(cost).max().unwrap_or(Wei(0));
-    let mend = format!("send it some: one write may cost {dearest} at fees.max_fee, or more with more gas");
+    let remedy = format!("send it some: one write may cost {dearest} at fees.max_fee, or more with more gas");
     if balance == Wei(0) && dearest > Wei(0) {
-        return Finding::fail(AREA, what).remedy(mend);
+        return Finding::fail(AREA, what).remedy(remedy);
     }
     if balance < dearest {
-        return Finding::warn(AREA, what).remedy(mend);
+        return Finding::warn(AREA, what).remedy(remedy);
     }
     Finding::ok(AREA, what)
 }

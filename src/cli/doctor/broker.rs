@@ -26,7 +26,7 @@ pub(super) async fn examine(settings: &Settings) -> Vec<Finding> {
 
 fn unreachable(error: &BrokerError) -> Finding {
     let text = error.to_string();
-    let mend = if text.contains(TAKES_NO_MESSAGES) {
+    let remedy = if text.contains(TAKES_NO_MESSAGES) {
         "see which with `rabbitmq-diagnostics alarms`, and make room: until then nothing is published, and nothing is lost"
     } else if text.contains("ACCESS_REFUSED") {
         "correct user and password in broker.uri, or give the user rights on the virtual host with `rabbitmqctl set_permissions`"
@@ -35,7 +35,7 @@ fn unreachable(error: &BrokerError) -> Finding {
     } else {
         "start RabbitMQ, or correct host, port and scheme in broker.uri"
     };
-    Finding::fail(AREA, text).remedy(mend)
+    Finding::fail(AREA, text).remedy(remedy)
 }
 
 fn topology(inspection: &Inspection, mode: TopologyMode) -> Vec<Finding> {

@@ -25,12 +25,12 @@ pub(in crate::cli) struct Finding {
     pub(super) level: Level,
     pub(super) what: String,
     /// The advice, unless `what` has it.
-    pub(super) mend: Option<String>,
+    pub(super) remedy: Option<String>,
 }
 
 impl Finding {
     pub(super) fn ok(area: &'static str, what: impl Into<String>) -> Self {
-        Self { area, level: Level::Ok, what: what.into(), mend: None }
+        Self { area, level: Level::Ok, what: what.into(), remedy: None }
     }
 
     pub(super) fn notice(area: &'static str, what: impl Into<String>) -> Self {
@@ -47,7 +47,7 @@ impl Finding {
 
     /// Adds what to do about it.
     pub(super) fn remedy(self, remedy: impl Into<String>) -> Self {
-        Self { mend: Some(remedy.into()), ..self }
+        Self { remedy: Some(remedy.into()), ..self }
     }
 }
 
@@ -67,7 +67,7 @@ impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = self.what.lines().map(str::trim).collect::<Vec<_>>().join(" ");
         write!(f, "{:<5} {}: {what}", self.level.word(), self.area)?;
-        self.mend.iter().try_for_each(|mend| write!(f, "; {mend}"))
+        self.remedy.iter().try_for_each(|remedy| write!(f, "; {remedy}"))
     }
 }
 

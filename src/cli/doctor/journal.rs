@@ -95,12 +95,12 @@ fn disk(path: &Path) -> Option<Finding> {
 
 fn room(bytes: u64) -> Finding {
     let what = format!("its disk has room for {}", bytesize::ByteSize::b(bytes).display().iec());
-    let mend = "make room: without it the worker ends, and starts again when there is some";
+    let remedy = "make room: without it the worker ends, and starts again when there is some";
     if bytes < FULL_DISK_BYTES {
-        return Finding::fail("disk", what).remedy(mend);
+        return Finding::fail("disk", what).remedy(remedy);
     }
     if bytes < LOW_DISK_BYTES {
-        return Finding::warn("disk", what).remedy(mend);
+        return Finding::warn("disk", what).remedy(remedy);
     }
     Finding::ok("disk", what)
 }

@@ -263,7 +263,7 @@ async fn records(settings: &Settings, chain: &NodeClient, route: &str, contract:
             };
             strangers.into_iter().map(fail).collect()
         }
-        Err(error) => vec![Finding::warn(AREA, format!("{contract} cannot be looked at: {}", text_of(&error)))],
+        Err(error) => vec![Finding::warn(AREA, format!("{contract} cannot be read: {}", text_of(&error)))],
     }
 }
 

@@ -39,7 +39,7 @@ fn set_lane(gauges: &Gauges, lane: &LaneReport, at: Timestamp) {
     }
     gauges.lane_in_flight.set(of, lane.in_flight as f64);
     gauges.lane_window.set(of, lane.window as f64);
-    gauges.lane_nonces_mended.set(of, lane.nonces_mended as f64);
+    gauges.lane_nonces_filled.set(of, lane.nonces_filled as f64);
     let amount = |text: &Option<String>| text.as_deref().and_then(wei).map(|wei| wei.0 as f64);
     for (gauge, value) in [
         (&gauges.lane_next_nonce, lane.next_nonce.map(|nonce| nonce.0 as f64)),

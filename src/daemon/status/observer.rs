@@ -186,7 +186,7 @@ impl LaneView {
             head_at: head_at.map(Timestamp),
             fee_wei: state.fee.map(|fee| fee.ceiling().0.to_string()),
             balance_wei: balance.map(|balance| balance.0.to_string()),
-            nonces_mended: state.nonces_mended,
+            nonces_filled: state.nonces_filled,
             held: state
                 .held
                 .iter()

@@ -11,7 +11,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
 use crate::model::Timestamp;
-use crate::model::failure::cut;
+use crate::model::cause::cut;
 use crate::observe::metrics::{self, LogMeter};
 
 const LINES: usize = 50;

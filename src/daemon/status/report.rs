@@ -65,7 +65,7 @@ pub struct LaneReport {
     pub fee_wei: Option<String>,
     pub balance_wei: Option<String>,
     /// Nonces in gaps that something was sent for since the start.
-    pub nonces_mended: u64,
+    pub nonces_filled: u64,
     /// The first requests that wait while others pass them, or that others wait for.
     #[serde(default)]
     pub held: Vec<HeldReport>,

@@ -9,10 +9,12 @@ use crate::journal::contract::{
     arrival, attempt, dead, displaced, event, failed, first, id, refused, set, succeeded, transaction,
 };
 use crate::journal::{
-    ConfirmedCopy, CopyKind, Decision, Journal, JournalError, JournalOverview, RequestSeq, Settlement,
+    ConfirmedCopy, CopyKind, Decision, Journal, JournalError, JournalOverview, RefusedMessage, RequestSeq, Settlement,
 };
+use crate::model::event::Event;
 use crate::model::{
-    Address, BodyHash, Generation, Members, Nonce, RequestState, Timestamp, TraceContext, TransactionState, TxHash,
+    Address, BodyHash, EventKind, Generation, Members, Nonce, RequestState, Timestamp, TraceContext, TransactionState,
+    TxHash,
 };
 use crate::policy::arrival::Verdict;
 use crate::policy::limits::Limits;
@@ -181,6 +183,19 @@ pub(crate) async fn the_outbox_gives_each_event_a_number_of_its_own(journal: Arc
     assert_eq!(numbers(&[set.account], left[0], 10).await, left[1..]);
     assert_eq!(numbers(&[set.account], 0, 1).await, left[..1]);
     assert!(numbers(&[other], 0, 10).await.is_empty() && numbers(&[], 0, 10).await.is_empty());
+}
+
+/// The schema of each database lists the kinds by itself.
+pub(crate) async fn the_outbox_takes_every_kind_of_event(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a"]).await;
+    for kind in EventKind::ALL {
+        let message = refused(set.account, kind.as_str());
+        let event = Event { kind, ..message.event.clone() };
+        set.journal.record_refused(vec![RefusedMessage { event, ..message }]).await.unwrap();
+    }
+    let stored: Vec<_> =
+        set.journal.events(&[set.account], 0, 10).await.unwrap().into_iter().map(|row| row.kind).collect();
+    assert_eq!(stored, EventKind::ALL.map(EventKind::as_str));
 }
 
 pub(crate) async fn a_refused_message_takes_no_id_from_a_request(journal: Arc<dyn Journal>) {

@@ -417,8 +417,8 @@ fn closed(nonce: u64, state: TransactionState) -> ClosedTransaction {
     ClosedTransaction { nonce: Nonce(nonce), state, included: None }
 }
 
-/// A wish holds until the request has ended, and no request with one is given out to be signed.
-pub(crate) async fn a_wish_to_cancel_stands_until_the_request_has_ended(journal: Arc<dyn Journal>) {
+/// A request to cancel holds until the request has ended, and no request with one is given out to be signed.
+pub(crate) async fn a_request_to_cancel_stands_until_the_request_has_ended(journal: Arc<dyn Journal>) {
     let set = set(journal, &["queued", "signed", "late"]).await;
     set.sign(1, 0).await.unwrap();
     let ask = async |text: &str, reason: &str| {
@@ -431,7 +431,7 @@ pub(crate) async fn a_wish_to_cancel_stands_until_the_request_has_ended(journal:
     assert_eq!(ask("signed", "").await, CancelAnswer::Noted(RequestState::Writing));
     let open = async || {
         let open = set.journal.cancellations(set.account).await.unwrap();
-        open.into_iter().map(|wish| (wish.request.id.as_str().to_owned(), wish.detail)).collect::<Vec<_>>()
+        open.into_iter().map(|open| (open.request.id.as_str().to_owned(), open.detail)).collect::<Vec<_>>()
     };
     let first = ("queued".to_owned(), "cancelled by me: a mistake".to_owned());
     assert_eq!(open().await, [first, ("signed".to_owned(), "cancelled by me".to_owned())], "the first reason counts");
@@ -442,7 +442,7 @@ pub(crate) async fn a_wish_to_cancel_stands_until_the_request_has_ended(journal:
         transaction: None,
         decisions: Members::one((set.seq(index), Decision::Cancel { cause: cause() })),
     };
-    // One of them is being written meanwhile: it is left alone, and its wish stays.
+    // One of them is being written meanwhile: it is left alone, and its cancellation stays.
     set.journal.settle(&set.lease, vec![cancel(0), cancel(1)]).await.unwrap();
     assert_eq!(
         (set.state("queued").await, set.state("signed").await),
@@ -600,7 +600,7 @@ macro_rules! journal_contract {
             a_failed_request_is_settled_only_with_its_publisher_confirm,
             a_dead_letter_may_come_back_as_a_replay,
             what_a_request_asks_for_is_fixed_when_it_is_taken_in,
-            a_wish_to_cancel_stands_until_the_request_has_ended,
+            a_request_to_cancel_stands_until_the_request_has_ended,
             fillers_stand_only_where_nothing_of_ours_may_land,
             a_lost_block_and_a_second_end_are_told_once,
             a_lane_without_its_lease_writes_nothing,
@@ -626,6 +626,7 @@ macro_rules! journal_contract {
             a_copy_names_its_first_failure_and_every_hash,
             a_mended_replay_takes_the_place_of_what_died,
             the_outbox_gives_each_event_a_number_of_its_own,
+            the_outbox_takes_every_kind_of_event,
             a_refused_message_takes_no_id_from_a_request,
             a_park_is_noted_and_changes_nothing,
             pruning_keeps_nonces_taken_and_events_waiting,

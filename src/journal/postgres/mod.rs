@@ -13,7 +13,7 @@ use crate::journal::database::{Database, Mode, Sent, SqlJournal, Task};
 use crate::journal::error::{JournalError, Result};
 use crate::journal::schema::{as_version, expect_known};
 use crate::observe::metrics::JournalMeter;
-use crate::policy::retry_schedule::Backoff;
+use crate::policy::retry_schedule::RetryPauses;
 
 mod address;
 mod connection;
@@ -54,7 +54,7 @@ impl PostgresJournal {
     /// hold one, [`JournalError::Storage`] for what is refused.
     pub async fn open(address: &PostgresAddress) -> Result<Self> {
         let pool = Pool::new(address.clone());
-        let mut pause = Backoff::between(START_PAUSE.0, START_PAUSE.1);
+        let mut pause = RetryPauses::between(START_PAUSE.0, START_PAUSE.1);
         // To end would only mean to be started again.
         while let Err(error) = make_ready(&pool).await {
             let may_go_well = matches!(error, JournalError::Commit(_)) || kind_of_failure(&error) != FaultKind::Other;

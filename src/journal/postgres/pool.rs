@@ -14,7 +14,7 @@ use crate::journal::postgres::address::PostgresAddress;
 use crate::journal::postgres::connection::{Connection, FaultKind, kind_of_failure, no_answer, storage};
 use crate::journal::postgres::schema;
 use crate::observe::metrics::JournalMeter;
-use crate::policy::retry_schedule::Backoff;
+use crate::policy::retry_schedule::RetryPauses;
 
 /// Calls at once. Each stage waits for its own call, so there are never many; the database gathers their commits in one
 /// flush by itself.
@@ -103,7 +103,7 @@ impl Pool {
     /// what may be written twice.
     async fn try_until_done<I, T>(&self, mode: Mode, input: &I, work: &impl Task<I, T>) -> Result<T> {
         let started = Instant::now();
-        let mut pause = Backoff::between(PAUSE.0, PAUSE.1);
+        let mut pause = RetryPauses::between(PAUSE.0, PAUSE.1);
         let mut conflicts = 0;
         loop {
             let error = match self.attempt(mode, input, work).await {

@@ -407,17 +407,17 @@ async fn a_body_that_changed_on_disk_is_noticed() {
     assert!(matches!(read, Err(JournalError::Corrupt { .. })), "{read:?}");
 }
 
-/// An end and a wish for another end meet: the wish comes too late, or is over with the request.
+/// An end and a request to cancel meet: the latter comes too late, or is over with the request.
 #[tokio::test]
-async fn a_wish_does_not_outlive_its_request() {
+async fn a_cancellation_does_not_outlive_its_request() {
     let texts: Vec<_> = (0..20).map(|number| format!("r-{number}")).collect();
     let texts: Vec<_> = texts.iter().map(String::as_str).collect();
     let Some((url, set, other)) = pair(&texts).await else { return };
     for (index, text) in texts.iter().enumerate() {
-        let wish = CancelCommand { by: "me".to_owned(), reason: String::new() };
+        let cancel = CancelCommand { by: "me".to_owned(), reason: String::new() };
         let id = id(text);
         let (ended, answer) =
-            tokio::join!(set.journal.settle(&set.lease, vec![dead(set.seq(index))]), other.cancel(&id, wish));
+            tokio::join!(set.journal.settle(&set.lease, vec![dead(set.seq(index))]), other.cancel(&id, cancel));
         ended.unwrap();
         let expected = [CancelAnswer::Noted(RequestState::Accepted), CancelAnswer::TooLate(RequestState::DeadPending)];
         assert!(expected.contains(&answer.unwrap()));
@@ -697,8 +697,8 @@ async fn no_call_looks_at_what_is_settled() {
     journal.close().await;
     let before = walked().await;
     let journal = open_at(&url).await;
-    let wish = CancelCommand { by: "me".to_owned(), reason: String::new() };
-    journal.cancel(&id("d"), wish).await.unwrap();
+    let cancel = CancelCommand { by: "me".to_owned(), reason: String::new() };
+    journal.cancel(&id("d"), cancel).await.unwrap();
     journal.queued(account, i64::MIN, 100).await.unwrap();
     journal.cancellations(account).await.unwrap();
     journal.open_requests().await.unwrap();

@@ -1,4 +1,5 @@
 //! How things stand at one moment: set together, before a page is written, so that no part has to keep them up to date.
+//! `daemon/status/gauges.rs` sets them.
 
 use prometheus_client::metrics::family::Family;
 
@@ -60,7 +61,7 @@ gauges! {
     lane_head_age = "lane_head_age_seconds" by ["account"], "How old that block is, by its own timestamp";
     lane_fee = "lane_fee_wei" by ["account"], "What a transaction would offer now at most, for one unit of gas";
     lane_balance = "lane_balance_ether" by ["account"], "What the account has, asked once a minute";
-    lane_nonces_mended = "lane_nonces_mended" by ["account"],
+    lane_nonces_filled = "lane_nonces_filled" by ["account"],
         "Nonces in gaps that something was sent for since the start";
     lane_paused = "lane_paused" by ["account", "reason"], "1 while the lane pauses, with the reason; absent otherwise";
     endpoint_up = "endpoint_up" by ["endpoint"], "1 while the endpoint serves; its place in chain.endpoints, from 1";

@@ -8,7 +8,7 @@ use crate::policy::letters::Letter;
 #[derive(Debug, Clone)]
 pub struct ReplayRules {
     /// Checks of the queue are at least this far apart; the first comes as long after the start.
-    pub look_every: Duration,
+    pub read_every: Duration,
     pub rules: Vec<ReplayRule>,
 }
 

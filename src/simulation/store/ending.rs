@@ -26,7 +26,7 @@ impl Store {
             let (request, decision) = &decisions.first;
             let is_queued = self.requests.get(request).is_some_and(|row| row.state == RequestState::Accepted);
             if matches!(decision, Decision::Cancel { .. }) && !is_queued {
-                // It has failed by itself since the wish was seen: its ruling came before this one, and counts.
+                // It has failed by itself since the request to cancel it was seen: its ruling came before this one, and counts.
                 continue;
             }
             if let Some(closed) = transaction {
@@ -35,7 +35,7 @@ impl Store {
             }
             for (request, decision) in decisions {
                 self.apply(now, request, decision);
-                self.forget_wish(request);
+                self.forget_cancellation(request);
             }
         }
         Ok(())

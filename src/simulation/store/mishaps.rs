@@ -1,4 +1,4 @@
-//! What changes the store after the straight way: wishes to cancel, gaps, blocks that went away after they were final.
+//! What changes the store after the straight way: requests to cancel, gaps, blocks that went away after they were final.
 
 use std::collections::btree_map::Entry;
 
@@ -7,7 +7,7 @@ use crate::journal::{
     StoredNonce, StoredRequest, Which,
 };
 use crate::model::{Members, Nonce, RequestId, SignedTransaction, Timestamp, TransactionState};
-use crate::simulation::store::{RequestRow, SignedRecord, Store, StoredFiller, TransactionRow, Wish, refused};
+use crate::simulation::store::{Cancel, RequestRow, SignedRecord, Store, StoredFiller, TransactionRow, refused};
 
 type Result<T, E = JournalError> = std::result::Result<T, E>;
 
@@ -19,31 +19,32 @@ impl Store {
         if row.state.is_over() {
             return CancelAnswer::TooLate(row.state);
         }
-        // The first wish counts.
-        if let Entry::Vacant(place) = self.wishes.entry(seq) {
+        // The first request to cancel counts.
+        if let Entry::Vacant(place) = self.cancellations.entry(seq) {
             let detail = command.detail();
             row.note(now, "cancel", detail.clone());
-            place.insert(Wish { detail });
+            place.insert(Cancel { detail });
         }
         CancelAnswer::Noted(row.state)
     }
 
     pub(crate) fn cancellations(&self, account: AccountId) -> Vec<Cancellation> {
-        let wished = self.wishes.iter().filter_map(|(seq, wish)| Some((*seq, wish, self.requests.get(seq)?)));
-        let mut open: Vec<_> = wished.filter(|(_, _, row)| row.account == account && row.state.is_open()).collect();
+        let cancelled =
+            self.cancellations.iter().filter_map(|(seq, cancel)| Some((*seq, cancel, self.requests.get(seq)?)));
+        let mut open: Vec<_> = cancelled.filter(|(_, _, row)| row.account == account && row.state.is_open()).collect();
         open.sort_by_key(|(_, _, row)| row.turn);
-        let cancellation = |(seq, wish, row): (RequestSeq, &Wish, _)| Cancellation {
+        let cancellation = |(seq, cancel, row): (RequestSeq, &Cancel, _)| Cancellation {
             request: super::reading::queued_request(seq, row),
             state: row.state,
-            detail: wish.detail.clone(),
+            detail: cancel.detail.clone(),
         };
         open.into_iter().map(cancellation).collect()
     }
 
-    /// A wish is over with its request.
-    pub(super) fn forget_wish(&mut self, request: RequestSeq) {
+    /// A request to cancel is over with the request that it names.
+    pub(super) fn forget_cancellation(&mut self, request: RequestSeq) {
         if self.requests.get(&request).is_some_and(|row| row.state.is_over()) {
-            self.wishes.remove(&request);
+            self.cancellations.remove(&request);
         }
     }
 

@@ -44,7 +44,7 @@ pub(crate) struct Store {
     transactions: BTreeMap<(AccountId, Nonce), TransactionRow>,
     outbox: BTreeMap<i64, OutboxEntry>,
     fillers: Vec<StoredFiller>,
-    wishes: BTreeMap<RequestSeq, Wish>,
+    cancellations: BTreeMap<RequestSeq, Cancel>,
     throttles: BTreeMap<u64, i64>,
     /// Gas by chain and minute.
     spent: SumsByChain,
@@ -145,9 +145,9 @@ struct StoredFiller {
     attempt: SignedTransaction,
 }
 
-/// An operator's wish that a request ends without being written.
+/// An operator's request that another request ends without being written.
 #[derive(Debug, Clone)]
-struct Wish {
+struct Cancel {
     detail: String,
 }
 

@@ -67,7 +67,7 @@ impl Store {
     pub(crate) fn queued(&self, account: AccountId, after_turn: i64, limit: u32) -> Vec<QueuedRequest> {
         let is_queued =
             |row: &RequestRow| row.account == account && row.state == RequestState::Accepted && row.turn > after_turn;
-        let wanted = |seq: &RequestSeq, row: &RequestRow| !self.wishes.contains_key(seq) && !self.is_held(row);
+        let wanted = |seq: &RequestSeq, row: &RequestRow| !self.cancellations.contains_key(seq) && !self.is_held(row);
         let mut queued: Vec<_> = self.requests.iter().filter(|(seq, row)| is_queued(row) && wanted(seq, row)).collect();
         queued.sort_by_key(|(_, row)| row.turn);
         queued.into_iter().take(limit as usize).map(|(seq, row)| queued_request(*seq, row)).collect()

@@ -61,7 +61,7 @@ impl Replayer {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => return Ok(()),
-                () = tokio::time::sleep(self.rules.look_every) => {}
+                () = tokio::time::sleep(self.rules.read_every) => {}
             }
             if !self.is_first().await? {
                 last = LastLook::default();
@@ -73,7 +73,7 @@ impl Replayer {
                     return Err(error);
                 }
                 Err(error @ (BrowseError::Broker(_) | BrowseError::SendBack(SendBackError::Publish(_)))) => {
-                    warn!(%error, again_in_s = self.rules.look_every.as_secs(), "dead letters could not be sent back by rule");
+                    warn!(%error, again_in_s = self.rules.read_every.as_secs(), "dead letters could not be sent back by rule");
                 }
             }
         }
@@ -191,7 +191,7 @@ impl Replayer {
         if seen.worn > 0 {
             warn!(
                 letters = seen.worn,
-                "dead letters have been looked at often and could not be renewed; a policy with a delivery limit on their queue would drop them"
+                "dead letters have been read often and could not be renewed; a policy with a delivery limit on their queue would drop them"
             );
         }
         Ok(seen)
@@ -211,7 +211,7 @@ mod tests {
     fn replayer(bench: &Bench) -> Replayer {
         let seconds = Duration::from_secs;
         Replayer {
-            rules: ReplayRules { look_every: seconds(60), rules: Vec::new() },
+            rules: ReplayRules { read_every: seconds(60), rules: Vec::new() },
             admission: rules(),
             broker: BrokerSettings {
                 uri: UriSource::Inline("amqp://localhost".into()),

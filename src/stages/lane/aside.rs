@@ -1,5 +1,5 @@
 //! Requests that the node does not simulate, while it answers other calls. They wait here, and others pass them; each is
-//! tried again on its own, with growing pauses. What stays without an answer for some tries is at fault itself.
+//! tried again on its own (`try_aside`), with growing pauses. What stays without an answer for some tries is at fault itself.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -7,18 +7,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::warn;
 
-use crate::chain::Call;
-use crate::chain::follow::estimator::Estimated;
 use crate::journal::{QueuedRequest, RequestSeq};
-use crate::model::{Cause, GasRule, Members, PauseReason, Reason};
-use crate::observe::traces::Traced;
-use crate::policy::retry_schedule::Backoff;
-use crate::stages::lane::conclude;
-use crate::stages::lane::lapses::Part;
-use crate::stages::lane::payload::Payload;
-use crate::stages::lane::settings::{Held, OutagePolicy};
-use crate::stages::lane::simulate::{Simulated, Unpaid, silence_of};
-use crate::stages::lane::term::Term;
+use crate::model::PauseReason;
+use crate::policy::retry_schedule::RetryPauses;
+use crate::stages::lane::settings::Held;
 
 /// With so many aside nothing new is fetched.
 const FULL: usize = 256;
@@ -56,13 +48,13 @@ impl Silence {
 
 #[derive(Debug)]
 pub(super) struct Waiting {
-    request: QueuedRequest,
+    pub(super) request: QueuedRequest,
     silence: Silence,
     /// Tries in which the node answered others and not this one.
     tries: u32,
     /// Tries of all kinds, on its own.
     asked: u32,
-    pauses: Backoff,
+    pauses: RetryPauses,
     due: Instant,
     is_asked: bool,
 }
@@ -85,7 +77,7 @@ pub(super) struct Aside {
 impl Aside {
     /// Sets a request aside, to be tried on its own at once.
     pub(super) fn add(&mut self, request: QueuedRequest, silence: Silence) {
-        let pauses = Backoff::between(WAIT.0, WAIT.1);
+        let pauses = RetryPauses::between(WAIT.0, WAIT.1);
         let waiting = Waiting { request, silence, tries: 0, asked: 0, pauses, due: Instant::now(), is_asked: false };
         self.waiting.insert(waiting.request.seq, waiting);
     }
@@ -121,13 +113,13 @@ impl Aside {
     }
 
     /// Takes a request that has had its tries, with its failure in words.
-    fn take_failed(&mut self, request: RequestSeq) -> Option<(Waiting, String)> {
+    pub(super) fn take_failed(&mut self, request: RequestSeq) -> Option<(Waiting, String)> {
         let failure = self.waiting.get(&request)?.failure()?;
         Some((self.take(request)?, failure))
     }
 
     /// Returns what is to be tried now, and takes it for asked. Those that had the fewest tries come first.
-    fn take_due(&mut self) -> Vec<QueuedRequest> {
+    pub(super) fn take_due(&mut self) -> Vec<QueuedRequest> {
         let now = Instant::now();
         let mut due: Vec<_> =
             self.waiting.values_mut().filter(|waiting| !waiting.is_asked && waiting.due <= now).collect();
@@ -188,87 +180,6 @@ impl Aside {
             request: request.id.clone(),
             why: format!("it is not simulated, others pass it (try {asked}): {}", silence.detail),
         })
-    }
-}
-
-impl Term<'_> {
-    /// Tries what is aside and due. While the node is known to be away, nothing is tried.
-    pub(super) fn try_aside(&mut self) {
-        if self.gate.is_known_outage() {
-            return;
-        }
-        let from = self.account();
-        for request in self.queue.aside_mut().take_due() {
-            let (to, value, data) = (request.write.to, request.write.value, request.calldata().clone());
-            let span = self.processing_one(std::iter::once(&request));
-            self.estimator.ask(request.seq.0, Traced { item: Call { from, to, value, data }, span });
-        }
-    }
-
-    /// Applies the outcome of a try: what runs becomes ready, what fails is ruled on, what has no answer waits on.
-    pub(super) async fn handle_estimated(&mut self, Estimated { key, estimate, is_answering }: Estimated) {
-        if is_answering {
-            self.lapses.end(Part::Estimates);
-        }
-        // It may have been cancelled meanwhile.
-        let Some(waiting) = self.queue.aside_mut().take(RequestSeq(key)) else { return };
-        let request = &waiting.request;
-        let GasRule::Estimate { margin } = request.write.gas else { return };
-        match self.with_estimate(estimate, margin, request.calldata()) {
-            Simulated::Runs(gas) => {
-                let (to, value) = (request.write.to, request.write.value);
-                self.queue.aside_mut().forget(RequestSeq(key));
-                let requests = Members::one(waiting.request);
-                self.queue.add_ready(Payload { requests, to, value, batch_data: None, gas });
-            }
-            Simulated::Fails(cause) => self.fail_waiting_one(waiting, cause).await,
-            Simulated::Taken(taken) => match self.verdict_on_taken(request.write.to, &taken).await {
-                Ok(Some(verdict)) => {
-                    self.rule(vec![conclude::ended(&self.lease, waiting.request, verdict)]).await;
-                }
-                // The record is not final yet.
-                Ok(None) => {
-                    let detail = "its record is in the chain, and not final yet".to_owned();
-                    let silence = Silence { reason: PauseReason::NodeUnreachable, detail, is_text: false };
-                    self.queue.aside_mut().put_back(waiting, silence, false);
-                }
-                Err(error) => self.queue.aside_mut().put_back(waiting, silence_of(&error), false),
-            },
-            Simulated::Unpaid(message) => match self.judge_unpaid(request.write.value, message, Instant::now()).await {
-                Unpaid::Own(cause) => self.fail_waiting_one(waiting, cause).await,
-                Unpaid::Unclear(silence) => self.keep_waiting(waiting, silence, true).await,
-                Unpaid::Exhausted(detail) => {
-                    self.gate.pause(PauseReason::InsufficientFunds, detail.clone());
-                    let silence = Silence { reason: PauseReason::InsufficientFunds, detail, is_text: true };
-                    self.queue.aside_mut().put_back(waiting, silence, false);
-                }
-            },
-            Simulated::NotAnswered(silence) => self.keep_waiting(waiting, silence, is_answering).await,
-        }
-    }
-
-    /// Puts back what a try has brought no answer for, or fails it: after its last try, or for an outage where the operator
-    /// asks for that.
-    async fn keep_waiting(&mut self, waiting: Waiting, silence: Silence, is_answering: bool) {
-        let seq = waiting.request.seq;
-        if !is_answering {
-            self.lapses.begin_for(Part::Estimates, silence.reason, silence.detail.clone());
-            self.gate.pause(silence.reason, silence.detail.clone());
-            if self.tuning().outage == OutagePolicy::Retry {
-                let (reason, detail) = (silence.reason, &silence.detail);
-                self.rule(vec![conclude::unavailable(&self.lease, waiting.request, reason, detail)]).await;
-                return;
-            }
-        }
-        self.queue.aside_mut().put_back(waiting, silence, is_answering);
-        let failure = self.queue.aside_mut().take_failed(seq);
-        if let Some((waiting, detail)) = failure {
-            self.fail_waiting_one(waiting, Cause::new(Reason::SimulationFailed, detail)).await;
-        }
-    }
-
-    async fn fail_waiting_one(&mut self, waiting: Waiting, cause: Cause) {
-        self.rule(vec![conclude::failed(&self.lease, waiting.request, cause)]).await;
     }
 }
 

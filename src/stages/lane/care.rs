@@ -186,7 +186,7 @@ impl Term<'_> {
             Price::Over(holder) => fees.replacement(over(newest.fee, holder), market),
             Price::Below(most) => FeeRules::within(newest.fee, self.gas_of(transaction), most, market),
         };
-        let permits = &self.context.settings.permits;
+        let permits = &self.context.settings.rules.permits;
         // A day's fees were counted when it was begun.
         let is_permitted =
             |fee: &Fee| newest.purpose == Purpose::Cancel || permits.may_offer(transaction.payload.gas, *fee);

@@ -85,9 +85,10 @@ impl Term<'_> {
                 let unknown =
                     || Cause::new(Reason::RefusedByNode, "its nonce was cancelled, and the journal lacks the reason");
                 let cause = transaction.cancel_cause.clone().unwrap_or_else(unknown);
-                let verdict = match cause.reason {
-                    Reason::Cancelled => LaneVerdict::Cancelled(cause),
-                    _ => LaneVerdict::Failed(cause),
+                let verdict = if cause.reason == Reason::Cancelled {
+                    LaneVerdict::Cancelled(cause)
+                } else {
+                    LaneVerdict::Failed(cause)
                 };
                 (verdict, TransactionState::Cancelled)
             }
@@ -106,7 +107,7 @@ impl Term<'_> {
                     | LaneVerdict::Cancelled(_)
                     | LaneVerdict::Displaced(_)) => return Some(found),
                 },
-                None => revert::explain(&data, &self.context.settings.contract_errors),
+                None => revert::explain(&data, &self.context.settings.rules.contract_errors),
             },
             Err(cause) => cause,
         };

@@ -27,7 +27,7 @@ const ROUND: usize = 256;
 
 impl Term<'_> {
     pub(super) fn can_fill(&self) -> bool {
-        self.queue.has_work(&self.context.settings.batching)
+        self.queue.has_work(&self.context.settings.rules.batching)
             && self.flight.room() > 0
             && self.may_try()
             && self.gate.may_begin().is_ok()
@@ -73,7 +73,7 @@ impl Term<'_> {
             self.gate.throttle(throttled);
             return Ok(());
         }
-        if self.queue.gathers_until(&self.context.settings.batching).is_some() {
+        if self.queue.gathers_until(&self.context.settings.rules.batching).is_some() {
             // What was tried on its own gathers nothing.
             return self.sign_ready(usage.as_ref(), self.lapses.is_open(Part::Estimates)).await;
         }
@@ -120,13 +120,13 @@ impl Term<'_> {
     }
 
     async fn fetch(&mut self, transactions: usize) -> Result<(), JournalError> {
-        let batching = Arc::clone(&self.context.settings.batching);
+        let batching = Arc::clone(&self.context.settings.rules.batching);
         let Some(page) = self.queue.next_page(transactions, &batching) else { return Ok(()) };
         let limit = u32::try_from(page.limit).unwrap_or(u32::MAX);
         let queued = self.context.journal.queued(self.lease.account, page.after, limit).await?;
         let mut rulings = Vec::new();
         for request in self.queue.take(page, queued) {
-            let permits = &self.context.settings.permits;
+            let permits = &self.context.settings.rules.permits;
             match permits.check(request.write.to, request.write.value, request.calldata()) {
                 Ok(()) => self.queue.add_fetched([Fetched::new(request, &batching)]),
                 Err(cause) => rulings.push(conclude::failed(&self.lease, request, cause)),
@@ -169,7 +169,9 @@ impl Term<'_> {
         let unsigned: Vec<_> = unsigned.collect();
         let fees: Vec<_> = unsigned.iter().map(|unsigned| unsigned.item.fee).collect();
         let Some(raw) = self.sign_all(unsigned).await else { return Ok(()) };
-        self.gate.resume_if(|_| !has_outage);
+        if !has_outage {
+            self.gate.resume_after_round();
+        }
         let mut transactions = numbered_transactions(self.queue.take_ready(count), raw, first, &fees);
         let stored = transactions.iter().map(to_store).collect();
         let granted = self.context.journal.record_transactions(&self.lease, stored, self.tuning().limits).await?;
@@ -201,7 +203,7 @@ impl Term<'_> {
 
     /// Fails what may not cost as much as it would now. It comes back later.
     async fn refuse_too_dear(&mut self, fee: Fee) {
-        let permits = &self.context.settings.permits;
+        let permits = &self.context.settings.rules.permits;
         if !permits.limits_fees() {
             return;
         }
@@ -248,7 +250,7 @@ impl Term<'_> {
                 && state == RequestState::Accepted
                 // Settle may have yet to store how it ended.
                 && !self.queue.is_ruled(&request)
-                && self.queue.cancel(request.seq, &self.context.settings.batching)
+                && self.queue.cancel(request.seq, &self.context.settings.rules.batching)
             {
                 info!(request.id = %request.id, cause = detail, "cancelled before it had a nonce");
                 let verdict = match written.iter().find(|(id, _)| *id == request.id) {
@@ -276,7 +278,7 @@ impl Term<'_> {
 
     pub(super) fn unsigned(&self, payload: &Payload, nonce: Nonce, fee: Fee) -> UnsignedTransaction {
         UnsignedTransaction {
-            chain_id: self.context.settings.chain_id,
+            chain_id: self.context.settings.rules.chain_id,
             nonce,
             to: Some(payload.to),
             value: payload.value,

@@ -88,7 +88,7 @@ impl Term<'_> {
         self.apply_count(count);
         let head_hash = head.hash;
         self.view.set_head(head, count);
-        self.gate.resume_if(|reason| reason == PauseReason::HeadStale);
+        self.gate.resume_from(PauseReason::HeadStale);
         if let Some(next) = self.next_nonce {
             self.gaps.record_head(self.flight.lowest_missing(count, next), head_hash, count);
         }
@@ -135,7 +135,7 @@ impl Term<'_> {
         let market = self.learnt.raise(market);
         self.view.set_market(market);
         if self.tuning().fees.quote(&market).is_ok() {
-            self.gate.resume_if(|reason| reason == PauseReason::FeeAboveCap);
+            self.gate.resume_from(PauseReason::FeeAboveCap);
         }
     }
 

@@ -1,51 +1,28 @@
-//! Foreign use: transactions of the account that the journal has no row for. Another program may have sent them, or this
-//! very program with a newer journal: then the journal is behind the chain, and what it still has to write may be written.
-//!
-//! A count above the next nonce is only a claim. While it stands, nothing new is signed. Every endpoint is asked for the
-//! count at that very block; where none confirms the claim, it is dropped. Otherwise what took the nonces is searched for
-//! in the blocks, and only transactions with the account's signature, or its authorisations, raise the next nonce. In the
-//! same commit the journal remembers what they called. Every request is compared with that before it is signed. One that
-//! asks for the same stops all lanes, until an operator acts: `chainwriter recover`. While a recovery is on, such a request
-//! becomes a dead letter instead.
-//!
-//! What no block has yet shows in the pools: when a term begins, their counts are asked for, and new signing waits for what
-//! they have more, for a while. It also waits until the other accounts of the chain are compared with it, since a message
-//! that one of them wrote may come to this one.
+//! What a term knows of foreign use: a count that nothing of the journal explains, and what is waited for before anything
+//! new may be signed. `foreign_search` asks the chain, and tells the story.
 
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use tokio::time::Instant;
-use tracing::{info, warn};
 
-use crate::chain::follow::history::writes_of;
-use crate::chain::follow::nonce_taker::Taker;
-use crate::chain::{BlockTag, Chain, ChainError, CountAt};
-use crate::journal::{ForeignUse, JournalError};
-use crate::model::{Address, BlockNumber, Nonce, PauseReason, RecoveredWrite};
-use crate::stages::lane::term::{StepError, Term};
+use crate::journal::ForeignUse;
+use crate::model::{BlockNumber, Nonce};
 
-/// Nonces whose takers are searched for in one poll.
-const SEARCHED: usize = 16;
 /// A count that no block confirms is a pause with a reason after this.
 const UNPROVEN_AFTER: Duration = Duration::from_secs(60);
-/// New signing waits this long for what pools have and the journal does not know.
-const POOL_WAIT: Duration = Duration::from_secs(120);
-/// It waits this long for the lanes of other accounts to read what their accounts have written.
-/// Longer than they wait for their pools.
-const OTHERS_WAIT: Duration = Duration::from_secs(150);
 
 /// A count above the next nonce, and since when.
 #[derive(Debug, Clone, Copy)]
-struct Claim {
-    count: Nonce,
+pub(super) struct Claim {
+    pub(super) count: Nonce,
     since: Instant,
-    is_logged: bool,
+    /// The log has it.
+    pub(super) is_logged: bool,
 }
 
 /// A condition that is waited for when the term begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wait {
+pub(super) enum Wait {
     /// Not asked yet, or waited for since then.
     Since(Option<Instant>),
     Over,
@@ -56,7 +33,7 @@ enum Wait {
 pub(super) struct Foreign {
     pub(super) known: ForeignUse,
     /// Transactions below it are another program's, says an operator.
-    below: Nonce,
+    pub(super) below: Nonce,
     /// The account's count was compared with the next nonce.
     is_counted: bool,
     claim: Option<Claim>,
@@ -64,8 +41,8 @@ pub(super) struct Foreign {
     wrong: Option<Nonce>,
     /// The first count of an account that the journal has no nonce for, and the block that it was asked for at.
     first: Option<(BlockNumber, Nonce)>,
-    pools: Wait,
-    others: Wait,
+    pub(super) pools: Wait,
+    pub(super) others: Wait,
 }
 
 impl Foreign {
@@ -92,12 +69,11 @@ impl Foreign {
 
     /// Returns whether anything new may be signed, as far as foreign use goes.
     pub(super) fn allows_signing(&self) -> bool {
-        let is_known = self.is_counted && self.claim.is_none() && self.pools == Wait::Over && self.others == Wait::Over;
-        is_known && !self.is_behind()
+        self.is_explained() && self.pools == Wait::Over && self.others == Wait::Over && !self.is_behind()
     }
 
     /// Compares the account's count with the next nonce.
-    fn record_count(&mut self, next: Option<Nonce>, count: Nonce) {
+    pub(super) fn record_count(&mut self, next: Option<Nonce>, count: Nonce) {
         let is_claim = next.is_none_or(|next| count > next);
         self.is_counted = next.is_some();
         self.claim = match self.claim {
@@ -106,223 +82,56 @@ impl Foreign {
             Some(_) | None => None,
         };
     }
-}
 
-/// Returns the highest count of the account's transactions that any endpoint shows, pending ones too.
-async fn pending_count(chain: &dyn Chain, account: Address) -> Result<Nonce, ChainError> {
-    let latest = chain.transaction_count(account, BlockTag::Latest).await?;
-    let pending = chain.counts(account, CountAt::Pending).await.into_iter().filter_map(|(_, count)| count.ok());
-    Ok(pending.fold(latest, Nonce::max))
+    pub(super) fn claim(&self) -> Option<Claim> {
+        self.claim
+    }
+
+    /// Returns whether the account's count is explained: it was compared, and claims nothing.
+    pub(super) fn is_explained(&self) -> bool {
+        self.is_counted && self.claim.is_none()
+    }
+
+    /// Returns the claim that has lasted too long to wait for in silence.
+    pub(super) fn unproven(&self) -> Option<Claim> {
+        self.claim.filter(|claim| claim.since.elapsed() >= UNPROVEN_AFTER)
+    }
+
+    /// Drops a claim that no endpoint confirms. Returns whether this count is a new one.
+    pub(super) fn drop_claim(&mut self, count: Nonce) -> bool {
+        self.claim = None;
+        self.wrong.replace(count) != Some(count)
+    }
+
+    /// Takes the nonces below this one for explained; what the claim has above it stays claimed, and is logged already.
+    pub(super) fn explain_up_to(&mut self, raised: Nonce) {
+        self.claim = self.claim.filter(|claim| raised < claim.count).map(|claim| Claim { is_logged: true, ..claim });
+    }
+
+    /// Returns the block at which the account's first count was asked for in an earlier poll.
+    pub(super) fn first_asked_at(&self) -> Option<BlockNumber> {
+        self.first.map(|(block, _)| block)
+    }
+
+    /// Records the count on which all endpoints agree at a block, or that they do not. Returns whether an earlier poll found
+    /// the same.
+    pub(super) fn record_first(&mut self, at: BlockNumber, first: Option<Nonce>) -> bool {
+        let found = first.map(|first| (at, first));
+        let before = std::mem::replace(&mut self.first, found);
+        found.is_some() && before == found
+    }
 }
 
 impl Wait {
     /// Returns true once it has lasted for this long.
-    fn has_lasted(&mut self, limit: Duration) -> bool {
+    pub(super) fn has_lasted(&mut self, limit: Duration) -> bool {
         match self {
             Self::Over => true,
             Self::Since(since) => since.get_or_insert_with(Instant::now).elapsed() >= limit,
         }
     }
 
-    fn has_begun(&self) -> bool {
+    pub(super) fn has_begun(&self) -> bool {
         !matches!(self, Self::Since(None))
-    }
-}
-
-impl Term<'_> {
-    /// Reads the account's nonces from the journal, when the term begins.
-    pub(super) async fn recall_foreign_use(&mut self) -> Result<(), JournalError> {
-        let standing = self.context.journal.standing(self.lease.account).await?;
-        (self.next_nonce, self.foreign.below) = (standing.next_nonce, standing.foreign_below);
-        self.read_foreign_use().await
-    }
-
-    /// Reads what the journal knows of foreign use: any lane may have found something, and an operator may have acted.
-    pub(super) async fn read_foreign_use(&mut self) -> Result<(), JournalError> {
-        let now = self.context.journal.foreign_use().await?;
-        match (&self.foreign.known.recovery, &now.recovery) {
-            (None, Some(recovery)) => {
-                info!(account = %self.account(), since = %recovery.begun_at, from_block = %recovery.from_block, "a recovery is on: what may be written already becomes a dead letter");
-            }
-            (Some(_), None) => info!(account = %self.account(), "the recovery has ended"),
-            (Some(_), Some(_)) | (None, None) => {}
-        }
-        match &now.behind {
-            Some(detail) => self.gate.pause(PauseReason::JournalIsBehind, detail.clone()),
-            None => self.gate.resume_if(|reason| reason == PauseReason::JournalIsBehind),
-        }
-        self.foreign.known = now;
-        Ok(())
-    }
-
-    /// Records the account's count at a new head. It raises nothing by itself.
-    pub(super) fn apply_count(&mut self, count: Nonce) {
-        self.foreign.record_count(self.next_nonce, count);
-    }
-
-    /// Does what is left to do before anything new may be signed. A call that fails pauses the lane; the next poll goes on.
-    pub(super) async fn examine_foreign_use(&mut self) -> Result<(), JournalError> {
-        let Some(head) = self.view.height() else { return Ok(()) };
-        match self.try_examine(head).await {
-            Ok(()) => {}
-            Err(StepError::Journal(error)) => return Err(error),
-            Err(StepError::Chain(error)) => self.gate.pause(error.pause_reason(), error.to_string()),
-        }
-        if self.foreign.claim.is_none() {
-            self.gate.resume_if(|reason| reason == PauseReason::NoncesUnknown);
-        }
-        let claim = self.foreign.claim.filter(|claim| claim.since.elapsed() >= UNPROVEN_AFTER);
-        if let Some(Claim { count, .. }) = claim
-            && self.gate.paused().is_none_or(|pause| pause.reason == PauseReason::NoncesUnknown)
-        {
-            let next = self.next_nonce.map_or_else(|| "none".to_owned(), |next| next.to_string());
-            let detail = format!(
-                "the account's count on the chain is {count}, the journal's next nonce is {next}, and no block shows what took \
-                 the nonces in between"
-            );
-            self.gate.pause(PauseReason::NoncesUnknown, detail);
-        }
-        Ok(())
-    }
-
-    async fn try_examine(&mut self, head: BlockNumber) -> Result<(), StepError> {
-        if let Some(claim) = self.foreign.claim {
-            match self.next_nonce {
-                None => self.find_first_nonce(head, claim.count).await?,
-                Some(next) => self.find_takers(head, next, claim).await?,
-            }
-        }
-        let Some(next) = self.next_nonce.filter(|_| self.foreign.claim.is_none() && self.foreign.is_counted) else {
-            return Ok(());
-        };
-        self.check_pools(next).await;
-        self.check_others().await
-    }
-
-    /// Finds the first nonce of an account that the journal has none for: the count at a final block, at which all endpoints
-    /// agree, in two polls. A chain without a final block is young, and its newest block has to do.
-    async fn find_first_nonce(&mut self, head: BlockNumber, latest: Nonce) -> Result<(), StepError> {
-        let (journal, chain, account) = (&self.context.journal, &self.context.chain, self.account());
-        let is_new = latest == Nonce(0);
-        let asked_before = self.foreign.first.map(|(block, _)| block);
-        let at = asked_before.or(self.view.final_up_to()).unwrap_or(head);
-        let counts = chain.counts(account, CountAt::Block(at)).await;
-        let mut counts = counts.into_iter().filter_map(|(_, count)| count.ok());
-        let first = counts.next().filter(|first| counts.all(|count| count == *first) && *first <= latest);
-        let Some(first) = first else {
-            self.foreign.first = None;
-            return Ok(());
-        };
-        if !is_new && self.foreign.first != Some((at, first)) {
-            self.foreign.first = Some((at, first));
-            return Ok(());
-        }
-        let next = journal.raise_next_nonce(&self.lease, first).await?;
-        self.next_nonce = Some(next);
-        self.foreign.record_count(Some(next), latest);
-        Ok(())
-    }
-
-    /// Invariant 15: a nonce counts as taken when the transaction that took it has been seen in a block, with the account's
-    /// signature. What it called is remembered in the commit that raises the next nonce. Crash before it: the next term
-    /// searches again.
-    async fn find_takers(&mut self, head: BlockNumber, next: Nonce, claim: Claim) -> Result<(), StepError> {
-        let (chain, account) = (self.context.chain.as_ref(), self.account());
-        let counts = chain.counts(account, CountAt::Block(head)).await;
-        let Some(most) = counts.into_iter().filter_map(|(_, count)| count.ok()).max() else { return Ok(()) };
-        if most <= next {
-            if self.foreign.wrong.replace(claim.count) != Some(claim.count) {
-                warn!(account = %account, tx.nonce = %next, chain.count = %claim.count, "a node's transaction count is wrong: no endpoint confirms it for its own newest block; it is not used");
-            }
-            self.foreign.claim = None;
-            return Ok(());
-        }
-        let mut takers: Vec<Taker> = Vec::new();
-        let mut poll = self.nonce_takers.poll();
-        for nonce in (next.0..most.0).map(Nonce).take(SEARCHED) {
-            let taker = match poll.taker(chain, account, nonce, head).await {
-                Ok(taker) => taker,
-                Err(error) if takers.is_empty() => return Err(error.into()),
-                Err(_) => None,
-            };
-            match taker {
-                Some(taker) if self.view.stands(chain, taker.inclusion).await? => takers.push(taker),
-                Some(_) | None => break,
-            }
-        }
-        if takers.is_empty() {
-            return Ok(());
-        }
-        let raised = next.plus(takers.len() as u64);
-        (next.0..raised.0).for_each(|nonce| self.nonce_takers.forget(Nonce(nonce)));
-        self.next_nonce = Some(self.remember(&takers, raised).await?);
-        if !claim.is_logged {
-            warn!(account = %account, tx.nonce = %next, chain.count = %claim.count, "another program uses this account: it has taken nonces that nothing was signed for; give the worker a key of its own");
-        }
-        self.foreign.claim = (raised < claim.count).then_some(Claim { is_logged: true, ..claim });
-        self.compare_again().await?;
-        Ok(())
-    }
-
-    pub(super) async fn remember(&self, takers: &[Taker], at_least: Nonce) -> Result<Nonce, JournalError> {
-        let writes = takers.iter().flat_map(|taker| self.writes_of(taker)).collect();
-        self.context.journal.record_foreign(&self.lease, writes, at_least).await
-    }
-
-    pub(super) fn writes_of(&self, taker: &Taker) -> Vec<RecoveredWrite> {
-        let Some(sent) = taker.sent.as_ref().filter(|sent| sent.nonce >= self.foreign.below) else { return Vec::new() };
-        writes_of(sent, self.account(), taker.inclusion.block_number, &self.context.settings.batching)
-    }
-
-    /// Asks every pool, once in a term. What is in there and unknown to the journal gets into a block, or the wait ends.
-    async fn check_pools(&mut self, next: Nonce) {
-        if self.foreign.pools == Wait::Over {
-            return;
-        }
-        let account = self.account();
-        let counts = self.context.chain.counts(account, CountAt::Pending).await;
-        let pending = counts.iter().filter_map(|(_, count)| count.as_ref().ok()).max();
-        // An endpoint that refuses does not count what is pending; one that does not answer may.
-        let is_clear = match pending {
-            Some(pending) => *pending <= next,
-            None => counts.iter().all(|(_, count)| matches!(count, Err(ChainError::Node { .. }))),
-        };
-        if is_clear {
-            self.foreign.pools = Wait::Over;
-            return;
-        }
-        let pending = pending.map(|pending| pending.0);
-        if !self.foreign.pools.has_begun() {
-            warn!(account = %account, tx.nonce = %next, chain.pending = pending, limit_s = POOL_WAIT.as_secs(), "a pool has transactions of the account that the journal does not know; nothing new is signed until they are in a block");
-        }
-        if self.foreign.pools.has_lasted(POOL_WAIT) {
-            warn!(account = %account, tx.nonce = %next, chain.pending = pending, "unknown transactions of the account still wait in a pool; they count as another program's");
-            self.foreign.pools = Wait::Over;
-        }
-    }
-
-    /// Waits until the other accounts' lanes have read what their accounts have written: a message that one of them wrote
-    /// may be given to this one.
-    async fn check_others(&mut self) -> Result<(), StepError> {
-        if self.foreign.others == Wait::Over {
-            return Ok(());
-        }
-        let (journal, chain) = (self.context.journal.as_ref(), self.context.chain.as_ref());
-        let others = journal.other_nonces(self.lease.account).await?;
-        // With what waits in the pools: it may be in a block before what is signed here.
-        let counts = join_all(others.iter().map(|(other, _)| pending_count(chain, *other))).await;
-        let counts = counts.into_iter().collect::<Result<Vec<_>, ChainError>>()?;
-        // Counted before the nonces are read: what a lane signs meanwhile is no surprise.
-        let nonces = if others.is_empty() { others } else { journal.other_nonces(self.lease.account).await? };
-        let ahead = nonces.iter().zip(&counts).find(|((_, next), count)| *count > next);
-        let (is_ahead, ahead) = (ahead.is_some(), ahead.map(|((other, _), _)| other.to_string()));
-        if is_ahead && !self.foreign.others.has_begun() {
-            info!(account = %self.account(), other = ahead, "another account has transactions that the journal does not know; nothing new is signed until they are read");
-        }
-        if !is_ahead || self.foreign.others.has_lasted(OTHERS_WAIT) {
-            self.foreign.others = Wait::Over;
-            self.read_foreign_use().await?;
-        }
-        Ok(())
     }
 }

@@ -97,7 +97,7 @@ impl Term<'_> {
         let funds = self.funds_since(Instant::now()).await.filter(|funds| !funds.are_exhausted());
         self.gate.recheck_funds();
         if funds.is_some() {
-            self.gate.resume_if(|reason| reason == PauseReason::InsufficientFunds);
+            self.gate.resume_from(PauseReason::InsufficientFunds);
         } else if let Some(text) = unpaid.values().next() {
             self.gate.pause(PauseReason::InsufficientFunds, text.clone());
         }

@@ -1,5 +1,8 @@
 //! The lane's gate: whether anything new may be signed, and why not. A pause ends by itself when its reason is gone; a
 //! limit of the operator holds requests back without being an outage.
+//!
+//! A pause ends here alone, by one of the methods named `resume_…`. `resume_after_answer` and `resume_after_taken` end those
+//! that any node's answer disproves. The part that finds a reason gone ends its own pause with `resume_from`.
 
 use std::time::Duration;
 
@@ -9,7 +12,7 @@ use tracing::{error, info};
 use crate::model::{Address, PauseReason, Timestamp};
 use crate::policy::classify::SendMeaning;
 use crate::policy::limits::{Limit, Throttled};
-use crate::policy::retry_schedule::Backoff;
+use crate::policy::retry_schedule::RetryPauses;
 use crate::stages::lane::settings::{Held, Throttling};
 
 /// How soon what the node or the signer could not do is tried again.
@@ -38,7 +41,7 @@ pub(super) struct Paused {
     pub(super) detail: String,
     /// When it is tried again.
     until: Instant,
-    probes: Backoff,
+    probes: RetryPauses,
 }
 
 struct Throttle {
@@ -83,16 +86,31 @@ impl Gate {
                 } else {
                     error!(account = %self.account, pause.reason = %reason, detail, "the lane pauses; it resumes by itself");
                 }
-                let mut probes = Backoff::between(PROBE.0, PROBE.1);
+                let mut probes = RetryPauses::between(PROBE.0, PROBE.1);
                 self.pause = Some(Paused { reason, detail, until: Instant::now() + probes.next_wait(), probes });
             }
         }
     }
 
-    pub(super) fn resume_if(&mut self, is_over: impl Fn(PauseReason) -> bool) {
+    fn resume_if(&mut self, is_over: impl Fn(PauseReason) -> bool) {
         if let Some(pause) = self.pause.take_if(|pause| is_over(pause.reason)) {
             info!(account = %self.account, pause.reason = %pause.reason, "the lane resumes");
         }
+    }
+
+    /// Ends a pause with this very reason, which is gone.
+    pub(super) fn resume_from(&mut self, gone: PauseReason) {
+        self.resume_if(|reason| reason == gone);
+    }
+
+    /// Ends a pause for something signed that holds up all behind it: nothing does any more.
+    pub(super) fn resume_from_stuck(&mut self) {
+        self.resume_if(PauseReason::is_stuck);
+    }
+
+    /// Ends any pause: a round was simulated without an outage, priced and signed.
+    pub(super) fn resume_after_round(&mut self) {
+        self.resume_if(|_| true);
     }
 
     /// Ends a pause for a node that gave no usable answer: it has given one now.
@@ -244,7 +262,7 @@ impl Gate {
 }
 
 /// Returns the pause that a node's answer to a broadcast asks for.
-pub(super) fn pause_reason(meaning: SendMeaning) -> Option<PauseReason> {
+pub(super) fn pause_for(meaning: SendMeaning) -> Option<PauseReason> {
     match meaning {
         SendMeaning::NotPermitted => Some(PauseReason::NotPermitted),
         SendMeaning::Syncing => Some(PauseReason::NodeSyncing),

@@ -177,7 +177,11 @@ pub(super) fn corrected_gas(refusal: RefusalKind, used: Gas, estimated: Gas) -> 
     match refusal {
         RefusalKind::Lasting(Lasting::TooLittleGas(Some(named))) => named.max(estimated),
         RefusalKind::Lasting(Lasting::TooLittleGas(None)) if estimated <= used => Gas(used.0.saturating_mul(2)),
-        _ => estimated,
+        RefusalKind::Lasting(_)
+        | RefusalKind::Passing
+        | RefusalKind::Unknown
+        | RefusalKind::Dropped
+        | RefusalKind::Unpaid => estimated,
     }
 }
 

@@ -10,19 +10,25 @@
 //! | [`flight`] | live transactions, the window, the broadcaster; [`in_flight`] is one of them |
 //! | [`view`] | what is known of the chain: head, finality, price, receipts |
 //! | [`learnt`] | limits of the nodes: size, gas, least tip, what a self-transfer costs |
-//! | [`gate`] | pauses, the operator's limits, the account's funds (`funds`): may anything be signed now? |
+//! | [`gate`] | pauses, the operator's limits, the account's funds: may anything be signed now? |
 //! | [`lapses`] | calls that fail while others are answered |
-//! | [`foreign`] | transactions of the account that the journal does not know |
-//! | [`nonce_gaps`], [`reorged_finals`] | what is repaired |
+//! | [`foreign`] | what is known of transactions of the account that the journal does not know |
+//! | [`nonce_gaps`], [`reorged_finals`] | gaps among the nonces, and final blocks that went away |
+//!
+//! The other files compute for the term, or hold its values: [`settings`] is what a lane gets at its start and what it shows of
+//! itself, [`payload`] what becomes of requests on their way to a nonce, [`stored`] what a term reads from the journal when it
+//! begins, [`spans`] the traces of its work.
 //!
 //! The way of one request:
 //!
 //! 1. Intake has stored it and wakes the lane. `fill` reads a page of the journal's queue, checks once more what the
-//!    operator permits, and simulates (`simulate`). What cannot run is ruled on without a nonce; what the node does not
-//!    simulate while it answers other calls waits apart (`aside`), and others pass it.
-//! 2. `sign_ready` prices, compares with what the account has (`funds`), and signs. One commit of the journal takes the nonces and stores the bytes, and only then the
-//!    broadcaster gets them. A crash before the commit leaves nothing; after it, the next term sends the same bytes.
-//! 3. The nodes' answers come back to `handle_answers` (`upkeep`). They decide nothing about the nonce: they say when to
+//!    operator permits, and simulates (`simulate`). What cannot run is ruled on without a nonce; what the chain has a record
+//!    of already is compared with that (`recorded`). What the node does not simulate while it answers other calls waits
+//!    apart (`aside`), is tried on its own (`try_aside`), and others pass it.
+//! 2. `sign_ready` prices, compares with what the account has (`funds`), and signs. One commit of the journal takes the
+//!    nonces and stores the bytes, and only then the broadcaster gets them. A crash before the commit leaves nothing; after
+//!    it, the next term sends the same bytes.
+//! 3. The nodes' answers come back to `handle_answers` (`resend`). They decide nothing about the nonce: they say when to
 //!    send again, whether to offer more, whether to pause. At each poll `resend_and_replace` acts on that (`care`
 //!    decides what). A replacement is journalled before it is broadcast, too.
 //! 4. `follow` polls the chain: which blocks are new, which went away, which of ours they hold, what is final. Once a block
@@ -31,8 +37,8 @@
 //! 5. A ruling goes to settle, which stores it under the lease and acks. Nothing is forgotten before: a term that begins
 //!    anew finds the same nonce live and rules the same.
 //!
-//! Before anything new is signed, the account's count must be explained: `foreign` searches for what took nonces that
-//! the journal does not know, and compares every request with it.
+//! Before anything new is signed, the account's count must be explained: `foreign_search` searches for what took nonces that
+//! the journal does not know, and `maybe_written` compares every request with it.
 //! A nonce that another program took is given up when that very transaction is final (`conclude`). A nonce that nothing
 //! holds is filled, and blocks that were final and went away are compared with the journal and reported (`repairs`).
 
@@ -57,6 +63,7 @@ mod fill;
 mod flight;
 mod follow;
 mod foreign;
+mod foreign_search;
 mod funds;
 mod gate;
 mod in_flight;
@@ -69,12 +76,13 @@ mod queue;
 mod recorded;
 mod reorged_finals;
 mod repairs;
+mod resend;
 mod settings;
 mod simulate;
 mod spans;
 mod stored;
 mod term;
-mod upkeep;
+mod try_aside;
 mod view;
 
 #[cfg(test)]
@@ -167,7 +175,7 @@ impl Lane {
             }
             return Ok(None);
         }
-        let ttl = settings.lease_ttl;
+        let ttl = settings.rules.lease_ttl;
         // The hosts' clocks may disagree: what counts is for how long it was seen here that the lease is not renewed.
         let stale = self.seen.filter(|(_, since)| since.elapsed() > ttl).map(|(mark, _)| mark);
         match journal.acquire_lease(settings.account, Arc::clone(&settings.owner), ttl, stale).await? {
@@ -188,7 +196,7 @@ impl Lane {
         let Context { settings, chain, journal, .. } = &self.context;
         let (broadcaster, rounds) = broadcaster::start(Arc::clone(chain));
         let (receipt_reader, reading) = receipt_reader::start(Arc::clone(chain));
-        let (estimator, estimating) = estimator::start(Arc::clone(chain), Arc::clone(&settings.errors));
+        let (estimator, estimating) = estimator::start(Arc::clone(chain), Arc::clone(&settings.rules.errors));
         let term = Term::new(&self.context, lease.clone(), broadcaster, receipt_reader, estimator);
         tokio::select! {
             biased;
@@ -196,14 +204,14 @@ impl Lane {
             never = rounds.run() => match never {},
             never = reading.run() => match never {},
             never = estimating.run() => match never {},
-            error = keep_lease(journal.as_ref(), lease, settings.lease_ttl) => Err(error),
+            error = keep_lease(journal.as_ref(), lease, settings.rules.lease_ttl) => Err(error),
         }
     }
 
     fn log_wait(&mut self) {
         if !std::mem::replace(&mut self.waits, true) {
             let Context { settings, signer, .. } = &self.context;
-            info!(account = %signer.address(), lease.ttl_s = settings.lease_ttl.as_secs(), "another instance, or this one before its restart, owns the account; standing by");
+            info!(account = %signer.address(), lease.ttl_s = settings.rules.lease_ttl.as_secs(), "another instance, or this one before its restart, owns the account; standing by");
         }
     }
 
@@ -211,7 +219,7 @@ impl Lane {
         let Context { settings, signals, .. } = &self.context;
         signals.is_open.send_replace(true);
         let mut is_assigned = signals.is_assigned.subscribe();
-        let until = Instant::now() + settings.lease_ttl / 3;
+        let until = Instant::now() + settings.rules.lease_ttl / 3;
         while Instant::now() < until && !cancel.is_cancelled() {
             signals.beat.beat();
             tokio::select! {

@@ -119,7 +119,15 @@ impl GapFiller {
                     Some(Want::Gas(refusals::lasting(message).map_or(RefusalKind::Passing, RefusalKind::Lasting)))
                 }
                 SendMeaning::Unknown => Some(Want::Gas(RefusalKind::Unknown)),
-                _ => None,
+                SendMeaning::AlreadyKnown
+                | SendMeaning::NonceTooLow
+                | SendMeaning::NonceTooHigh
+                | SendMeaning::InsufficientFunds
+                | SendMeaning::NotPermitted
+                | SendMeaning::PoolFull
+                | SendMeaning::Syncing
+                | SendMeaning::WrongChain
+                | SendMeaning::RateLimited => None,
             };
             let is_refused = sent.is_filler && matches!(wants, Some(Want::Gas(_)));
             if is_refused && wants != sent.wants {

@@ -27,7 +27,7 @@ impl Term<'_> {
             let detail = "nonces below the next one are missing, and as many were filled as one start fills";
             self.gate.pause(PauseReason::GapTooLong, detail.to_owned());
         } else {
-            self.gate.resume_if(|reason| reason == PauseReason::GapTooLong);
+            self.gate.resume_from(PauseReason::GapTooLong);
         }
         if !self.gaps.is_certain() || self.gate.is_head_stale() {
             return Ok(());

@@ -83,14 +83,6 @@ pub struct LaneSettings {
     pub tracer: Tracer,
 }
 
-impl std::ops::Deref for LaneSettings {
-    type Target = LaneRules;
-
-    fn deref(&self) -> &LaneRules {
-        &self.rules
-    }
-}
-
 impl LaneSettings {
     /// How things are to be done now.
     pub(super) fn tuning(&self) -> Tuning {
@@ -119,7 +111,7 @@ pub struct LaneState {
     /// What a transaction would offer now, unless that is above the cap.
     pub fee: Option<Fee>,
     /// Nonces in gaps that something was sent for since the start.
-    pub nonces_mended: u64,
+    pub nonces_filled: u64,
     /// Requests that wait while others pass them, or that others wait for; the first [`LaneState::MOST_HELD`].
     pub held: Vec<Held>,
 }
@@ -216,8 +208,8 @@ impl LaneSignals {
     pub(super) fn publish_idle(&self, settings: &LaneSettings) {
         let idle = LaneState {
             is_owner: self.lease.borrow().is_some(),
-            window: settings.in_flight.max(1),
-            nonces_mended: self.state.borrow().nonces_mended,
+            window: settings.rules.in_flight.max(1),
+            nonces_filled: self.state.borrow().nonces_filled,
             ..LaneState::default()
         };
         self.publish(idle, settings.tuning().outage == OutagePolicy::Retry, false);

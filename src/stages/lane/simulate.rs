@@ -58,7 +58,7 @@ impl Term<'_> {
     /// answers other calls, is set aside. Where it answers none, all stays fetched, and the pause that asks for is returned.
     pub(super) async fn simulate_fetched(&mut self) -> Option<(PauseReason, String)> {
         self.set_suspects_aside();
-        let batching = Arc::clone(&self.context.settings.batching);
+        let batching = Arc::clone(&self.context.settings.rules.batching);
         let groups =
             batching.group(self.queue.take_fetched(), |fetched| (fetched.alike, fetched.request.calldata().len()));
         let mut drafts: Vec<_> = groups.into_iter().flat_map(|group| Draft::of(group, &batching)).collect();
@@ -103,7 +103,7 @@ impl Term<'_> {
         }
         let unanswered = std::mem::take(&mut round.unanswered);
         if !is_well && !unanswered.is_empty() {
-            let (chain, errors) = (self.context.chain.as_ref(), &self.context.settings.errors);
+            let (chain, errors) = (self.context.chain.as_ref(), &self.context.settings.rules.errors);
             is_well = answers_estimates(chain, self.account(), errors).await;
         }
         for (draft, silence) in unanswered {
@@ -147,7 +147,7 @@ impl Term<'_> {
     fn fail_draft(&self, draft: Draft, cause: Cause, round: &mut Round) {
         if draft.members.is_batch() {
             debug!(request.id = %draft.members.first.request.id, requests = draft.members.count(), %cause, "a batch does not run: its halves are tried");
-            round.drafts.extend(draft.halves(&self.context.settings.batching));
+            round.drafts.extend(draft.halves(&self.context.settings.rules.batching));
         } else {
             round.rulings.push(conclude::failed(&self.lease, draft.members.first.request, cause));
         }
@@ -159,7 +159,7 @@ impl Term<'_> {
             round.outage.get_or_insert((silence.reason, silence.detail));
             round.drafts.push(draft);
         } else if silence.is_of_call() && silence.is_text && draft.members.is_batch() {
-            round.drafts.extend(draft.halves(&self.context.settings.batching));
+            round.drafts.extend(draft.halves(&self.context.settings.rules.batching));
         } else if silence.is_of_call() {
             self.set_aside(draft.members, silence);
         } else {
@@ -218,7 +218,7 @@ impl Term<'_> {
                 Ok(()) => Simulated::Runs(gas),
                 Err(cause) => Simulated::Fails(cause),
             },
-            other => other,
+            Simulated::Fails(_) | Simulated::Taken(_) | Simulated::Unpaid(_) | Simulated::NotAnswered(_) => simulated,
         }
     }
 
@@ -257,7 +257,7 @@ impl Term<'_> {
             Err(ChainError::Node { message, data, .. }) => (message, data),
             Err(error) => return Simulated::NotAnswered(silence_of(&error)),
         };
-        let errors = &self.context.settings.errors;
+        let errors = &self.context.settings.rules.errors;
         match errors.meaning_of_simulation(&message) {
             SimulationMeaning::Failed => match data.as_deref().and_then(|data| records::taken(calldata, data)) {
                 Some(taken) => Simulated::Taken(taken),
@@ -283,7 +283,7 @@ impl Term<'_> {
 
     /// What takes more than a whole hour may have would hold up its account for ever.
     fn within_limits(&self, gas: Gas) -> Simulated {
-        let permits = &self.context.settings.permits;
+        let permits = &self.context.settings.rules.permits;
         let tuning = self.tuning();
         let fee = self.view.market().and_then(|market| tuning.fees.quote(&market).ok());
         let is_permitted = permits.check_gas(gas).and_then(|()| fee.map_or(Ok(()), |fee| permits.check_fee(gas, fee)));
@@ -301,7 +301,7 @@ impl Term<'_> {
 
     fn simulation_cause(&self, message: &str, data: Option<&[u8]>) -> Cause {
         match data {
-            Some(data) if !data.is_empty() => revert::explain(data, &self.context.settings.contract_errors),
+            Some(data) if !data.is_empty() => revert::explain(data, &self.context.settings.rules.contract_errors),
             Some(_) | None => Cause::new(Reason::SimulationFailed, message),
         }
     }

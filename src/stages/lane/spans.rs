@@ -39,7 +39,7 @@ impl Term<'_> {
             let began = transaction.signed.first().map_or(request.accepted_at, |signed| signed.signed_at);
             let work = Work::Transaction {
                 request: request.id.clone(),
-                chain_id: self.context.settings.chain_id,
+                chain_id: self.context.settings.rules.chain_id,
                 nonce: transaction.nonce,
                 attempts: signed.map(|signed| (signed.signed_at, signed.raw.hash, signed.purpose)).collect(),
                 included: included.map(|included| (included.tx_hash, included.block_number)),

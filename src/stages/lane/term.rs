@@ -110,17 +110,17 @@ impl<'l> Term<'l> {
         receipt_reader: ReceiptReader,
         estimator: Estimator,
     ) -> Self {
-        let tracker = Tracker::new(Arc::clone(&context.chain), context.settings.finality);
+        let tracker = Tracker::new(Arc::clone(&context.chain), context.settings.rules.finality);
         Self {
             context,
             lease,
             queue: Queue::new(),
-            flight: Flight::new(context.settings.in_flight, broadcaster),
+            flight: Flight::new(context.settings.rules.in_flight, broadcaster),
             view: View::new(tracker, receipt_reader),
             gate: Gate::new(context.signer.address()),
             estimator,
             lapses: Lapses::new(context.signer.address()),
-            gaps: GapFiller::new(context.signals.state.borrow().nonces_mended),
+            gaps: GapFiller::new(context.signals.state.borrow().nonces_filled),
             reorged: ReorgedFinals::default(),
             learnt: Learnt::default(),
             nonce_takers: NonceTakers::default(),
@@ -145,7 +145,7 @@ impl<'l> Term<'l> {
     pub(super) async fn run(mut self, cancel: &CancellationToken) -> Result<Ended, JournalError> {
         let mut is_assigned = self.context.signals.is_assigned.subscribe();
         self.begin().await?;
-        let mut poll = tokio::time::interval(self.context.settings.poll_interval);
+        let mut poll = tokio::time::interval(self.context.settings.rules.poll_interval);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.context.signals.beat.beat();
@@ -181,8 +181,8 @@ impl<'l> Term<'l> {
     ) -> Occurrence {
         let signals = &self.context.signals;
         let throttled_until = self.gate.throttled_until();
-        let gathers_until = self.queue.gathers_until(&self.context.settings.batching);
-        let awaits_ends = throttled_until.is_some() || self.context.settings.is_strict;
+        let gathers_until = self.queue.gathers_until(&self.context.settings.rules.batching);
+        let awaits_ends = throttled_until.is_some() || self.context.settings.rules.is_strict;
         let can_fill = self.can_fill();
         tokio::select! {
             biased;
@@ -271,7 +271,7 @@ impl<'l> Term<'l> {
         }
         match self.context.signer.sign(unsigned).await {
             Ok(signed) => {
-                self.gate.resume_if(|reason| reason == PauseReason::SignerUnavailable);
+                self.gate.resume_from(PauseReason::SignerUnavailable);
                 Some(signed)
             }
             Err(error) => {
@@ -300,7 +300,7 @@ impl<'l> Term<'l> {
             head: head.map(|head| head.number),
             head_at: head.map(|head| head.timestamp),
             fee: self.view.market().and_then(|market| self.tuning().fees.quote(&market).ok()),
-            nonces_mended: self.gaps.filled(),
+            nonces_filled: self.gaps.filled(),
             held: self.held(),
         };
         let needs_request = self.gate.is_probed_by_requests() && self.queue.is_empty() && self.may_try();

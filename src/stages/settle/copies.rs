@@ -14,7 +14,7 @@ use crate::model::event::{Outcome, Subject};
 use crate::model::{BodyHash, Event, Generation, RequestId, Timestamp, TraceContext};
 use crate::observe::metrics::{self, FailureEnd};
 use crate::observe::traces::Followed;
-use crate::policy::retry_schedule::Backoff;
+use crate::policy::retry_schedule::RetryPauses;
 use crate::stages::settle::inbox::{Postponed, Refused, generated_id};
 use crate::stages::settle::{Settle, ack};
 
@@ -250,7 +250,7 @@ async fn publish_until_confirmed(
     outgoing: &Outgoing,
     published: Published,
 ) -> Published {
-    let mut pause = Backoff::between(PUBLISH_PAUSE.0, PUBLISH_PAUSE.1);
+    let mut pause = RetryPauses::between(PUBLISH_PAUSE.0, PUBLISH_PAUSE.1);
     while let Err(error) = publisher.publish(outgoing).await {
         let wait = pause.next_wait();
         let id = outgoing.message.properties.message_id.as_deref().unwrap_or_default();

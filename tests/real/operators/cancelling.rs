@@ -123,8 +123,10 @@ async fn a_write_that_lands_before_its_cancellation_counts() {
     stage.wait_nonce(0, 1).await;
     let waits = cancel(&home, &["a", "--wait"]);
     let mining = async {
-        wait_until("the wish is seen", LONG, async || worker.log().contains("an operator wants this write no more"))
-            .await;
+        wait_until("the cancellation is seen", LONG, async || {
+            worker.log().contains("an operator wants this write no more")
+        })
+        .await;
         mine_until(&stage, "a is final", async || stage.status(&home, "a").await["state"] == "final").await;
     };
     let ((code, text), ()) = tokio::join!(waits, mining);

@@ -465,7 +465,7 @@ async fn a_look_while_the_broker_takes_nothing_says_what_it_could_not_do_and_los
     stage.rabbit.raise_memory_alarm().await.unwrap();
     let (code, text) = dead(&home, &["list"]).await;
     assert_eq!(
-        (code, text.contains("40 dead letters have been looked at often and could not be renewed")),
+        (code, text.contains("40 dead letters have been read often and could not be renewed")),
         (0, true),
         "{text}"
     );

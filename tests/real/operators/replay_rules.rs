@@ -23,7 +23,7 @@ async fn a_rule_sends_back_what_is_safe_as_often_as_it_says_and_leaves_the_rest(
     let Some(stage) = Stage::with_blocks().await else { return };
     let config = stage.config_for(ALWAYS_REVERTS).await.with("retry", "max_attempts = 1").with("chain", "finality = 0");
     let config = config
-        .with("dead", "look_every = \"1s\"")
+        .with("dead", "read_every = \"1s\"")
         .with("dead.replay", "cause = \"rejected.reverted\"\nafter = \"3s\"\nup_to = 2")
         .with("dead.replay", "cause = \"rejected\"\nafter = \"1s\"\nup_to = 2");
     let home = WorkerHome::new(&config);

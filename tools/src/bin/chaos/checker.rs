@@ -74,8 +74,8 @@ pub(crate) struct History {
     pub(crate) dead: Vec<DeadLetter>,
     pub(crate) finals: Vec<FinalEvent>,
     pub(crate) sent_back: Vec<SentBack>,
-    /// Requests that an operator wished to be cancelled.
-    pub(crate) wishes: HashSet<String>,
+    /// Requests that an operator asked to cancel.
+    pub(crate) cancellations: HashSet<String>,
 }
 
 /// Broken promises, by id.
@@ -167,8 +167,8 @@ pub(crate) fn check(history: &History) -> Findings {
     }
     let messages: Vec<_> = history.published.iter().zip(&fates).collect();
     for (message, fate) in &messages {
-        let is_wished = message.id.as_ref().is_some_and(|id| history.wishes.contains(id));
-        judge_message(message, fate, is_wished, &mut findings);
+        let is_cancelled = message.id.as_ref().is_some_and(|id| history.cancellations.contains(id));
+        judge_message(message, fate, is_cancelled, &mut findings);
     }
     judge_ids(&messages, &history.finals, &mut findings);
     judge_nonces(history, &mut findings);
@@ -191,7 +191,7 @@ fn name(message: &Message) -> String {
     message.id.clone().unwrap_or_else(|| String::from_utf8_lossy(&message.body).chars().take(60).collect())
 }
 
-fn judge_message(message: &Message, fate: &Fate<'_>, is_wished: bool, findings: &mut Findings) {
+fn judge_message(message: &Message, fate: &Fate<'_>, is_cancelled: bool, findings: &mut Findings) {
     let name = name(message);
     let is_dead = !fate.dead.is_empty();
     findings.written += usize::from(!fate.effects.is_empty());
@@ -210,7 +210,7 @@ fn judge_message(message: &Message, fate: &Fate<'_>, is_wished: bool, findings: 
     let dead_as = |prefix: &str| is_dead && fate.dead.iter().all(|key| key.starts_with(prefix));
     let is_as_meant = match message.kind {
         _ if fate.is_conflict => true,
-        _ if fate.dead.contains(CANCELLED) => is_wished && fate.dead.len() == 1,
+        _ if fate.dead.contains(CANCELLED) => is_cancelled && fate.dead.len() == 1,
         Kind::Write | Kind::OtherBody => !fate.effects.is_empty(),
         Kind::Later => !fate.effects.is_empty() || dead_as("rejected."),
         Kind::Never => dead_as("rejected."),

@@ -43,7 +43,7 @@ fn good() -> History {
         ],
         finals: vec![told("a", 0), told("b", 3), told("b", 3)],
         sent_back: Vec::new(),
-        wishes: HashSet::new(),
+        cancellations: HashSet::new(),
         published: vec![write, later, never, other, no_id, too_large],
     }
 }
@@ -337,15 +337,15 @@ fn cancelled(history: &mut History) {
     history.finals.remove(0);
 }
 
-fn wish(history: &mut History, id: &str) {
-    history.wishes.insert(id.to_owned());
+fn cancel(history: &mut History, id: &str) {
+    history.cancellations.insert(id.to_owned());
 }
 
 #[test]
-fn what_was_wished_cancelled_ends_as_written_or_as_cancelled() {
-    let written = after(|history| wish(history, "a"));
+fn what_was_to_be_cancelled_ends_as_written_or_as_cancelled() {
+    let written = after(|history| cancel(history, "a"));
     let cancelled = after(|history| {
-        wish(history, "a");
+        cancel(history, "a");
         cancelled(history);
     });
     assert!(is_clean(&written) && is_clean(&cancelled), "{written:?} {cancelled:?}");
@@ -353,10 +353,10 @@ fn what_was_wished_cancelled_ends_as_written_or_as_cancelled() {
 }
 
 #[test]
-fn a_cancellation_that_nobody_wished_is_found() {
+fn a_cancellation_that_nobody_asked_for_is_found() {
     for id in ["b", "c"] {
         let findings = after(|history| {
-            wish(history, id);
+            cancel(history, id);
             cancelled(history);
         });
         assert_eq!(findings.wrong.len(), 1, "{findings:?}");
@@ -370,32 +370,32 @@ fn a_cancellation_that_nobody_wished_is_found() {
 }
 
 #[test]
-fn a_wish_to_cancel_excuses_nothing_else() {
+fn a_request_to_cancel_excuses_nothing_else() {
     let twice = after(|history| {
-        wish(history, "a");
+        cancel(history, "a");
         let dead = letter(&history.published[0], CANCELLED);
         history.dead.push(dead);
     });
     assert_eq!(twice.twice.len(), 1, "cancelled and written");
     let lost = after(|history| {
-        wish(history, "a");
+        cancel(history, "a");
         cancelled(history);
         history.dead.pop();
     });
     assert_eq!(lost.lost, ["a"]);
     let dead_otherwise = after(|history| {
-        wish(history, "a");
+        cancel(history, "a");
         cancelled(history);
         history.dead.last_mut().unwrap().key = "rejected.reverted".to_owned();
     });
     assert_eq!(dead_otherwise.wrong.len(), 1);
     let for_two_reasons = after(|history| {
-        wish(history, "c");
+        cancel(history, "c");
         history.dead[0].key = CANCELLED.to_owned();
     });
     assert_eq!(for_two_reasons.wrong.len(), 1);
     let cancelled_and_sent_back = after(|history| {
-        wish(history, "a");
+        cancel(history, "a");
         cancelled(history);
         let write = history.published[0].clone();
         history.sent_back.push(sent_back(&write, 1, true));

@@ -17,8 +17,8 @@ use crate::{DEAD, QUEUE};
 const AT_ONCE: u64 = 4;
 /// A request that is cancelled is one of this many published last: about those of five seconds.
 const RECENT: usize = 60;
-/// Exit codes of `chainwriter cancel` that say that nothing was wished: not known, too late.
-const NOTHING_WISHED: [i32; 2] = [1, 2];
+/// Exit codes of `chainwriter cancel` that say that nothing was cancelled: not known, too late.
+const NOTHING_CANCELLED: [i32; 2] = [1, 2];
 
 pub(crate) struct Operator<'a> {
     pub(crate) uri: String,
@@ -81,8 +81,8 @@ impl Operator<'_> {
         let id = chosen.context("nothing is published yet")?;
         let (code, text) = self.home.command(self.binary, &["cancel", &id, "--reason", "chaos"]).await;
         self.record.say(&format!("cancels {id}: {code}, {}", text.trim()));
-        if !NOTHING_WISHED.contains(&code) {
-            self.record.wish_cancelled(id);
+        if !NOTHING_CANCELLED.contains(&code) {
+            self.record.ask_to_cancel(id);
         }
         Ok(())
     }

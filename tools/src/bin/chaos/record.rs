@@ -22,7 +22,7 @@ struct Inner {
     final_ids: HashSet<String>,
     retries: u64,
     sent_back: Vec<SentBack>,
-    wishes: HashSet<String>,
+    cancellations: HashSet<String>,
     kills: u64,
     faults: BTreeMap<Fault, u64>,
     now: Vec<Fault>,
@@ -123,12 +123,12 @@ impl Record {
     }
 
     /// The request may end as cancelled from now on.
-    pub(crate) fn wish_cancelled(&self, id: String) {
-        self.inner().wishes.insert(id);
+    pub(crate) fn ask_to_cancel(&self, id: String) {
+        self.inner().cancellations.insert(id);
     }
 
-    pub(crate) fn wishes(&self) -> HashSet<String> {
-        self.inner().wishes.clone()
+    pub(crate) fn cancellations(&self) -> HashSet<String> {
+        self.inner().cancellations.clone()
     }
 
     pub(crate) fn finals(&self) -> Vec<FinalEvent> {
@@ -156,7 +156,7 @@ impl Record {
             published_again: inner.published_again,
             retries: inner.retries,
             sent_back: inner.sent_back.iter().filter(|letter| letter.is_confirmed).count(),
-            wishes: inner.wishes.len(),
+            cancellations: inner.cancellations.len(),
             kills: inner.kills,
             faults: inner.faults.iter().map(|(fault, count)| (*fault, *count)).collect::<HashMap<_, _>>(),
             ends: inner.ends,
@@ -170,9 +170,9 @@ pub(crate) struct Totals {
     pub(crate) published: usize,
     pub(crate) published_again: u64,
     pub(crate) retries: u64,
-    /// Dead letters that an operator sent back, and requests that one wished to be cancelled.
+    /// Dead letters that an operator sent back, and requests that one asked to cancel.
     pub(crate) sent_back: usize,
-    pub(crate) wishes: usize,
+    pub(crate) cancellations: usize,
     pub(crate) kills: u64,
     pub(crate) faults: HashMap<Fault, u64>,
     pub(crate) ends: u64,

@@ -34,7 +34,7 @@ pub(crate) struct Line {
     /// Transactions of somebody else with the key.
     foreign: usize,
     sent_back: usize,
-    wishes: usize,
+    cancellations: usize,
     log_lines: usize,
 }
 
@@ -80,7 +80,7 @@ impl Report {
             seconds: *seconds,
             foreign: findings.foreign,
             sent_back: totals.sent_back,
-            wishes: totals.wishes,
+            cancellations: totals.cancellations,
             log_lines: *log_lines,
         }
     }
@@ -99,7 +99,7 @@ impl Report {
         row("cancelled", findings.cancelled as u64, "nonces that a transfer to the account itself used up");
         row("foreign", findings.foreign as u64, "nonces that somebody else with the key used up");
         row("sent back", totals.sent_back as u64, "dead letters, by an operator");
-        row("wished cancelled", totals.wishes as u64, "requests, by an operator");
+        row("asked to cancel", totals.cancellations as u64, "requests, by an operator");
         row("blocks", self.blocks, "in the chain");
         row("kills", totals.kills, "of workers, kill -9");
         let mut faults: Vec<_> = totals.faults.iter().collect();
@@ -170,7 +170,7 @@ mod tests {
             published_again: 0,
             retries: 0,
             sent_back: 0,
-            wishes: 0,
+            cancellations: 0,
             kills: 3,
             faults: HashMap::from([(Fault::Reorg, 2), (Fault::Freeze, 2)]),
             ends: 0,

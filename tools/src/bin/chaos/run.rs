@@ -178,7 +178,7 @@ impl Run {
             dead: evidence::dead_letters(&self.rabbit).await,
             finals: self.record.finals(),
             sent_back: self.record.sent_back(),
-            wishes: self.record.wishes(),
+            cancellations: self.record.cancellations(),
         };
         let mut findings = checker::check(&history);
         findings.wrong.append(faults);

@@ -13,7 +13,7 @@ use crate::policy::classify::SendMeaning;
 use crate::policy::refusals::Lack;
 use crate::stages::lane::care::{Canary, Care, Replacement, Stuck};
 use crate::stages::lane::flight::Heard;
-use crate::stages::lane::gate::pause_reason;
+use crate::stages::lane::gate::pause_for;
 use crate::stages::lane::in_flight::{Holder, PoolStatus, RefusalKind};
 use crate::stages::lane::lapses::Part;
 use crate::stages::lane::term::Term;
@@ -27,7 +27,7 @@ impl Term<'_> {
     /// Invariant 2: whatever the answer, the nonce and its bytes stay. An answer only says when to send them again, that
     /// they should offer more, or that the lane should pause.
     pub(super) fn handle_answers(&mut self, Answered { answers, was_alone }: Answered) {
-        let errors = &self.context.settings.errors;
+        let errors = &self.context.settings.rules.errors;
         // What waits for earlier nonces, or for a chain that stands still, may well be dropped.
         let stands_still = self.gate.is_head_stale();
         let mut heard = Vec::new();
@@ -71,7 +71,13 @@ impl Term<'_> {
         match transaction.pool {
             PoolStatus::Pooled if transaction.is_raised => self.learnt.record_tip(transaction.newest().fee.tip()),
             PoolStatus::Underpriced(Lack::Tip(Some(tip))) => self.learnt.record_tip(tip),
-            _ => return,
+            PoolStatus::Unknown
+            | PoolStatus::Pooled
+            | PoolStatus::HeldBack
+            | PoolStatus::Underpriced(_)
+            | PoolStatus::Outbid
+            | PoolStatus::NonceUsed
+            | PoolStatus::Refused => return,
         }
         if let Some(market) = self.view.market() {
             self.view.set_market(self.learnt.raise(market));
@@ -90,7 +96,7 @@ impl Term<'_> {
         } else if matches!(meaning, SendMeaning::NonceTooHigh | SendMeaning::PoolFull) {
             self.shrink_window(&text);
         }
-        if let Some(reason) = pause_reason(meaning) {
+        if let Some(reason) = pause_for(meaning) {
             self.gate.pause(reason, text);
         } else if meaning == SendMeaning::AlreadyKnown && !self.lapses.hold_pause() {
             self.gate.resume_after_taken();
@@ -100,7 +106,7 @@ impl Term<'_> {
     fn label_of(&self, result: &Result<(), ChainError>) -> Option<SendMeaning> {
         match result {
             Ok(()) => Some(SendMeaning::AlreadyKnown),
-            Err(ChainError::Node { message, .. }) => Some(self.context.settings.errors.meaning_of(message)),
+            Err(ChainError::Node { message, .. }) => Some(self.context.settings.rules.errors.meaning_of(message)),
             Err(ChainError::RateLimited { .. }) => Some(SendMeaning::RateLimited),
             Err(_) => None,
         }
@@ -145,7 +151,7 @@ impl Term<'_> {
 
     fn apply_stuck(&mut self, stuck: Option<Stuck>) {
         match stuck {
-            None => self.gate.resume_if(PauseReason::is_stuck),
+            None => self.gate.resume_from_stuck(),
             Some(Stuck { reason, detail }) => {
                 if self.gate.paused().is_none_or(|pause| pause.reason.is_stuck()) {
                     self.gate.pause(reason, detail);
@@ -239,7 +245,7 @@ impl Term<'_> {
     /// Returns a transaction that takes the nonce and does nothing else.
     pub(super) fn self_transfer(&self, nonce: Nonce, fee: Fee, gas: Gas) -> UnsignedTransaction {
         UnsignedTransaction {
-            chain_id: self.context.settings.chain_id,
+            chain_id: self.context.settings.rules.chain_id,
             nonce,
             to: Some(self.account()),
             value: Wei(0),

@@ -1,0 +1,228 @@
+//! Searches for foreign use: transactions of the account that the journal has no row for. Another program may have sent them, or this
+//! very program with a newer journal: then the journal is behind the chain, and what it still has to write may be written.
+//!
+//! A count above the next nonce is only a claim. While it stands, nothing new is signed. Every endpoint is asked for the
+//! count at that very block; where none confirms the claim, it is dropped. Otherwise what took the nonces is searched for
+//! in the blocks, and only transactions with the account's signature, or its authorisations, raise the next nonce. In the
+//! same commit the journal remembers what they called. Every request is compared with that before it is signed. One that
+//! asks for the same stops all lanes, until an operator acts: `chainwriter recover`. While a recovery is on, such a request
+//! becomes a dead letter instead.
+//!
+//! What no block has yet shows in the pools: when a term begins, their counts are asked for, and new signing waits for what
+//! they have more, for a while. It also waits until the other accounts of the chain are compared with it, since a message
+//! that one of them wrote may come to this one.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tracing::{info, warn};
+
+use crate::chain::follow::history::writes_of;
+use crate::chain::follow::nonce_taker::Taker;
+use crate::chain::{BlockTag, Chain, ChainError, CountAt};
+use crate::journal::JournalError;
+use crate::model::{Address, BlockNumber, Nonce, PauseReason, RecoveredWrite};
+use crate::stages::lane::foreign::{Claim, Wait};
+use crate::stages::lane::term::{StepError, Term};
+
+/// Nonces whose takers are searched for in one poll.
+const SEARCHED: usize = 16;
+/// New signing waits this long for what pools have and the journal does not know.
+const POOL_WAIT: Duration = Duration::from_secs(120);
+/// It waits this long for the lanes of other accounts to read what their accounts have written.
+/// Longer than they wait for their pools.
+const OTHERS_WAIT: Duration = Duration::from_secs(150);
+
+/// Returns the highest count of the account's transactions that any endpoint shows, pending ones too.
+async fn pending_count(chain: &dyn Chain, account: Address) -> Result<Nonce, ChainError> {
+    let latest = chain.transaction_count(account, BlockTag::Latest).await?;
+    let pending = chain.counts(account, CountAt::Pending).await.into_iter().filter_map(|(_, count)| count.ok());
+    Ok(pending.fold(latest, Nonce::max))
+}
+
+impl Term<'_> {
+    /// Reads the account's nonces from the journal, when the term begins.
+    pub(super) async fn recall_foreign_use(&mut self) -> Result<(), JournalError> {
+        let standing = self.context.journal.standing(self.lease.account).await?;
+        (self.next_nonce, self.foreign.below) = (standing.next_nonce, standing.foreign_below);
+        self.read_foreign_use().await
+    }
+
+    /// Reads what the journal knows of foreign use: any lane may have found something, and an operator may have acted.
+    pub(super) async fn read_foreign_use(&mut self) -> Result<(), JournalError> {
+        let now = self.context.journal.foreign_use().await?;
+        match (&self.foreign.known.recovery, &now.recovery) {
+            (None, Some(recovery)) => {
+                info!(account = %self.account(), since = %recovery.begun_at, from_block = %recovery.from_block, "a recovery is on: what may be written already becomes a dead letter");
+            }
+            (Some(_), None) => info!(account = %self.account(), "the recovery has ended"),
+            (Some(_), Some(_)) | (None, None) => {}
+        }
+        match &now.behind {
+            Some(detail) => self.gate.pause(PauseReason::JournalIsBehind, detail.clone()),
+            None => self.gate.resume_from(PauseReason::JournalIsBehind),
+        }
+        self.foreign.known = now;
+        Ok(())
+    }
+
+    /// Records the account's count at a new head. It raises nothing by itself.
+    pub(super) fn apply_count(&mut self, count: Nonce) {
+        self.foreign.record_count(self.next_nonce, count);
+    }
+
+    /// Does what is left to do before anything new may be signed. A call that fails pauses the lane; the next poll goes on.
+    pub(super) async fn examine_foreign_use(&mut self) -> Result<(), JournalError> {
+        let Some(head) = self.view.height() else { return Ok(()) };
+        match self.try_examine(head).await {
+            Ok(()) => {}
+            Err(StepError::Journal(error)) => return Err(error),
+            Err(StepError::Chain(error)) => self.gate.pause(error.pause_reason(), error.to_string()),
+        }
+        if self.foreign.claim().is_none() {
+            self.gate.resume_from(PauseReason::NoncesUnknown);
+        }
+        if let Some(Claim { count, .. }) = self.foreign.unproven()
+            && self.gate.paused().is_none_or(|pause| pause.reason == PauseReason::NoncesUnknown)
+        {
+            let next = self.next_nonce.map_or_else(|| "none".to_owned(), |next| next.to_string());
+            let detail = format!(
+                "the account's count on the chain is {count}, the journal's next nonce is {next}, and no block shows what took \
+                 the nonces in between"
+            );
+            self.gate.pause(PauseReason::NoncesUnknown, detail);
+        }
+        Ok(())
+    }
+
+    async fn try_examine(&mut self, head: BlockNumber) -> Result<(), StepError> {
+        if let Some(claim) = self.foreign.claim() {
+            match self.next_nonce {
+                None => self.find_first_nonce(head, claim.count).await?,
+                Some(next) => self.find_takers(head, next, claim).await?,
+            }
+        }
+        let Some(next) = self.next_nonce.filter(|_| self.foreign.is_explained()) else { return Ok(()) };
+        self.check_pools(next).await;
+        self.check_others().await
+    }
+
+    /// Finds the first nonce of an account that the journal has none for: the count at a final block, at which all endpoints
+    /// agree, in two polls. A chain without a final block is young, and its newest block has to do.
+    async fn find_first_nonce(&mut self, head: BlockNumber, latest: Nonce) -> Result<(), StepError> {
+        let (journal, chain, account) = (&self.context.journal, &self.context.chain, self.account());
+        let is_new = latest == Nonce(0);
+        let at = self.foreign.first_asked_at().or(self.view.final_up_to()).unwrap_or(head);
+        let counts = chain.counts(account, CountAt::Block(at)).await;
+        let mut counts = counts.into_iter().filter_map(|(_, count)| count.ok());
+        let first = counts.next().filter(|first| counts.all(|count| count == *first) && *first <= latest);
+        let is_seen_twice = self.foreign.record_first(at, first);
+        let Some(first) = first.filter(|_| is_new || is_seen_twice) else { return Ok(()) };
+        let next = journal.raise_next_nonce(&self.lease, first).await?;
+        self.next_nonce = Some(next);
+        self.foreign.record_count(Some(next), latest);
+        Ok(())
+    }
+
+    /// Invariant 15: a nonce counts as taken when the transaction that took it has been seen in a block, with the account's
+    /// signature. What it called is remembered in the commit that raises the next nonce. Crash before it: the next term
+    /// searches again.
+    async fn find_takers(&mut self, head: BlockNumber, next: Nonce, claim: Claim) -> Result<(), StepError> {
+        let (chain, account) = (self.context.chain.as_ref(), self.account());
+        let counts = chain.counts(account, CountAt::Block(head)).await;
+        let Some(most) = counts.into_iter().filter_map(|(_, count)| count.ok()).max() else { return Ok(()) };
+        if most <= next {
+            if self.foreign.drop_claim(claim.count) {
+                warn!(account = %account, tx.nonce = %next, chain.count = %claim.count, "a node's transaction count is wrong: no endpoint confirms it for its own newest block; it is not used");
+            }
+            return Ok(());
+        }
+        let mut takers: Vec<Taker> = Vec::new();
+        let mut poll = self.nonce_takers.poll();
+        for nonce in (next.0..most.0).map(Nonce).take(SEARCHED) {
+            let taker = match poll.taker(chain, account, nonce, head).await {
+                Ok(taker) => taker,
+                Err(error) if takers.is_empty() => return Err(error.into()),
+                Err(_) => None,
+            };
+            match taker {
+                Some(taker) if self.view.stands(chain, taker.inclusion).await? => takers.push(taker),
+                Some(_) | None => break,
+            }
+        }
+        if takers.is_empty() {
+            return Ok(());
+        }
+        let raised = next.plus(takers.len() as u64);
+        (next.0..raised.0).for_each(|nonce| self.nonce_takers.forget(Nonce(nonce)));
+        self.next_nonce = Some(self.remember(&takers, raised).await?);
+        if !claim.is_logged {
+            warn!(account = %account, tx.nonce = %next, chain.count = %claim.count, "another program uses this account: it has taken nonces that nothing was signed for; give the worker a key of its own");
+        }
+        self.foreign.explain_up_to(raised);
+        self.compare_again().await?;
+        Ok(())
+    }
+
+    pub(super) async fn remember(&self, takers: &[Taker], at_least: Nonce) -> Result<Nonce, JournalError> {
+        let writes = takers.iter().flat_map(|taker| self.writes_of(taker)).collect();
+        self.context.journal.record_foreign(&self.lease, writes, at_least).await
+    }
+
+    pub(super) fn writes_of(&self, taker: &Taker) -> Vec<RecoveredWrite> {
+        let Some(sent) = taker.sent.as_ref().filter(|sent| sent.nonce >= self.foreign.below) else { return Vec::new() };
+        writes_of(sent, self.account(), taker.inclusion.block_number, &self.context.settings.rules.batching)
+    }
+
+    /// Asks every pool, once in a term. What is in there and unknown to the journal gets into a block, or the wait ends.
+    async fn check_pools(&mut self, next: Nonce) {
+        if self.foreign.pools == Wait::Over {
+            return;
+        }
+        let account = self.account();
+        let counts = self.context.chain.counts(account, CountAt::Pending).await;
+        let pending = counts.iter().filter_map(|(_, count)| count.as_ref().ok()).max();
+        // An endpoint that refuses does not count what is pending; one that does not answer may.
+        let is_clear = match pending {
+            Some(pending) => *pending <= next,
+            None => counts.iter().all(|(_, count)| matches!(count, Err(ChainError::Node { .. }))),
+        };
+        if is_clear {
+            self.foreign.pools = Wait::Over;
+            return;
+        }
+        let pending = pending.map(|pending| pending.0);
+        if !self.foreign.pools.has_begun() {
+            warn!(account = %account, tx.nonce = %next, chain.pending = pending, limit_s = POOL_WAIT.as_secs(), "a pool has transactions of the account that the journal does not know; nothing new is signed until they are in a block");
+        }
+        if self.foreign.pools.has_lasted(POOL_WAIT) {
+            warn!(account = %account, tx.nonce = %next, chain.pending = pending, "unknown transactions of the account still wait in a pool; they count as another program's");
+            self.foreign.pools = Wait::Over;
+        }
+    }
+
+    /// Waits until the other accounts' lanes have read what their accounts have written: a message that one of them wrote
+    /// may be given to this one.
+    async fn check_others(&mut self) -> Result<(), StepError> {
+        if self.foreign.others == Wait::Over {
+            return Ok(());
+        }
+        let (journal, chain) = (self.context.journal.as_ref(), self.context.chain.as_ref());
+        let others = journal.other_nonces(self.lease.account).await?;
+        // With what waits in the pools: it may be in a block before what is signed here.
+        let counts = join_all(others.iter().map(|(other, _)| pending_count(chain, *other))).await;
+        let counts = counts.into_iter().collect::<Result<Vec<_>, ChainError>>()?;
+        // Counted before the nonces are read: what a lane signs meanwhile is no surprise.
+        let nonces = if others.is_empty() { others } else { journal.other_nonces(self.lease.account).await? };
+        let ahead = nonces.iter().zip(&counts).find(|((_, next), count)| *count > next);
+        let (is_ahead, ahead) = (ahead.is_some(), ahead.map(|((other, _), _)| other.to_string()));
+        if is_ahead && !self.foreign.others.has_begun() {
+            info!(account = %self.account(), other = ahead, "another account has transactions that the journal does not know; nothing new is signed until they are read");
+        }
+        if !is_ahead || self.foreign.others.has_lasted(OTHERS_WAIT) {
+            self.foreign.others = Wait::Over;
+            self.read_foreign_use().await?;
+        }
+        Ok(())
+    }
+}
