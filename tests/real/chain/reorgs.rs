@@ -141,6 +141,47 @@ async fn a_gap_that_a_foreign_transaction_leaves_is_filled_once_and_everything_i
     assert_eq!(transactions[0].2.to_lowercase(), ACCOUNTS[0].0.to_lowercase(), "a transfer to itself");
 }
 
+/// C37: more nonces are missing than one start fills.
+#[tokio::test]
+async fn a_gap_that_is_too_long_is_filled_so_far_and_pauses_the_account() {
+    const FOREIGN: u64 = 300;
+    const FILLED: u64 = 256;
+    let Some(stage) = Stage::set().await else { return };
+    stage.anvil.set_auto_mine(false).await.unwrap();
+    let home = WorkerHome::new(&stage.config().with("chain", "finality = 8"));
+    stage.topology(&home).await;
+    stage.anvil.mine(3).await.unwrap();
+    let foreign = json!([{ "from": ACCOUNTS[0].0, "to": ACCOUNTS[1].0, "value": "0x1", "gas": rpc::hex(21_000) }]);
+    let sent = (0..FOREIGN).map(|_| ("eth_sendTransaction", foreign.clone())).collect();
+    assert!(stage.anvil.batch(sent).await.unwrap().iter().all(Result::is_ok));
+    stage.anvil.mine(1).await.unwrap();
+    publish(&stage, &["a"]).await;
+    let mut worker = home.start(BINARY);
+    pool_holds(&stage, 1).await;
+    stage.anvil.reorg(1).await.unwrap();
+    stage.anvil.drop_all().await.unwrap();
+    let nonce = async || stage.anvil.nonce(ACCOUNTS[0].0, "latest").await.unwrap();
+    mine_until(&stage, "it has filled what it may", async || nonce().await >= FILLED).await;
+    wait_log(&worker, "pause.reason=gap_too_long").await;
+    let (_, text) = home.command(BINARY, &["status"]).await;
+    assert!(text.contains("gap_too_long"), "{text}");
+    stage.anvil.mine(20).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    stage.anvil.mine(1).await.unwrap();
+    assert_eq!(nonce().await, FILLED, "no more than that");
+    assert_eq!(worker.log().matches("fills it").count() as u64, FILLED);
+    assert_eq!(worker.stop().await.code(), Some(0));
+
+    let mut worker = home.start(BINARY);
+    mine_until_final(&stage, &home, "a").await;
+    assert_eq!(worker.log().matches("fills it").count() as u64, FOREIGN - FILLED);
+    let transactions = stage.transactions_of(0).await;
+    let written: Vec<_> = transactions.iter().filter(|(_, data, _)| data != "0x").collect();
+    assert_eq!((transactions.len() as u64, written), (FOREIGN + 1, vec![transactions.last().unwrap()]));
+    assert_eq!(transactions.last().unwrap().1, calldata(b"a"));
+    assert_eq!(worker.stop().await.code(), Some(0));
+}
+
 /// C28, invariant 8: a dead letter's transaction is gone with its final block. Its bytes must not land any more, since an
 /// operator may have sent the dead letter back; a filler takes the nonce.
 #[tokio::test]
