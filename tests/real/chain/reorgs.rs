@@ -6,7 +6,7 @@ use crate::stage::{
     BINARY, DEAD, EVENTS, LONG, QUEUE, Stage, calldata, kinds_of, mine_until, mine_until_final, pool_holds, wait_log,
 };
 use crate::support::contracts::REVERTS_ON_FF;
-use crate::support::{ACCOUNTS, Worker, WorkerHome, next_event, rpc, wait_until, with_id};
+use crate::support::{ACCOUNTS, Worker, WorkerHome, free_port, next_event, rpc, wait_until, with_id};
 
 async fn publish(stage: &Stage, ids: &[&str]) {
     for id in ids {
@@ -148,12 +148,15 @@ async fn a_gap_that_is_too_long_is_filled_so_far_and_pauses_the_account() {
     const FILLED: u64 = 256;
     let Some(stage) = Stage::set().await else { return };
     stage.anvil.set_auto_mine(false).await.unwrap();
-    let home = WorkerHome::new(&stage.config().with("chain", "finality = 8"));
+    let listen = format!("listen = \"127.0.0.1:{}\"", free_port());
+    let home = WorkerHome::new(&stage.config().with("chain", "finality = 8").with("http", listen));
     stage.topology(&home).await;
     stage.anvil.mine(3).await.unwrap();
-    let foreign = json!([{ "from": ACCOUNTS[0].0, "to": ACCOUNTS[1].0, "value": "0x1", "gas": rpc::hex(21_000) }]);
-    let sent = (0..FOREIGN).map(|_| ("eth_sendTransaction", foreign.clone())).collect();
-    assert!(stage.anvil.batch(sent).await.unwrap().iter().all(Result::is_ok));
+    let (from, to, gas) = (ACCOUNTS[0].0, ACCOUNTS[1].0, rpc::hex(21_000));
+    let foreign = |nonce| json!([{ "from": from, "to": to, "value": "0x1", "gas": gas, "nonce": rpc::hex(nonce) }]);
+    let sent = (0..FOREIGN).map(|nonce| ("eth_sendTransaction", foreign(nonce))).collect();
+    let refused: Vec<_> = stage.anvil.batch(sent).await.unwrap().into_iter().filter_map(Result::err).collect();
+    assert_eq!(refused, Vec::<String>::new());
     stage.anvil.mine(1).await.unwrap();
     publish(&stage, &["a"]).await;
     let mut worker = home.start(BINARY);
