@@ -48,7 +48,8 @@ async fn is_paused(worker: &Worker) {
 async fn assert_once(stage: &Stage, numbers: std::ops::Range<usize>) {
     let mut found: Vec<_> = stage.transactions_of(0).await.into_iter().map(|(_, data, _)| data).collect();
     let mut expected: Vec<_> = numbers.map(|number| calldata(format!("message {number}").as_bytes())).collect();
-    (found.sort(), expected.sort());
+    found.sort();
+    expected.sort();
     assert_eq!(found, expected);
 }
 
