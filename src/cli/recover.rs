@@ -142,7 +142,7 @@ async fn recover(journal: &dyn OperatorsJournal, settings: &Settings, from: Bloc
 
 const NEXT: &str = "the journal is ready. Start the workers: a message or an open request whose calldata is among these writes \
                     becomes a dead letter with the reason invalid.maybe_written, unless the journal has the transaction \
-                    itself; all others are written. Look at those with `chainwriter dead list --cause .maybe_written`; \
+                    itself; all others are written. List those with `chainwriter dead list --items --cause .maybe_written`; \
                     discard what is written, replay with --even-forgotten what is not. When all messages from before have \
                     come through: chainwriter recover --end";
 

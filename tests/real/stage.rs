@@ -186,6 +186,17 @@ impl Stage {
         assert_eq!(code, 0, "{text}");
     }
 
+    /// A home with a new journal that an operator has let take the queue over. What the old journal knows is lost.
+    pub async fn with_new_journal(&self, config: &WorkerConfig) -> WorkerHome {
+        let home = WorkerHome::new(config);
+        let mut worker = home.start(BINARY);
+        wait_log(&worker, "is not the one that serves this queue").await;
+        assert_eq!(worker.stop().await.code(), Some(0));
+        let (code, text) = home.command(BINARY, &["recover", "--adopt"]).await;
+        assert!(code == 0 && text.contains("takes the queue over from journal"), "{code} {text}");
+        home
+    }
+
     /// Consumers on this virtual host's queues: none once a pause has reached the broker.
     pub async fn consumers(&self) -> u64 {
         let listed = format!("length(rabbit_amqqueue:consumers_all(<<\"{}\">>))", self.vhost);

@@ -31,7 +31,7 @@ pub mod worker;
 pub use amqp::{Amqp, Taken, Watch, headers, next_event, with_id};
 pub use anvil::{ACCOUNTS, Anvil, AnvilConfig};
 pub use guard::Guard;
-pub use nodes::{DeafNode, Reply, ScriptedNode, nonce_of};
+pub use nodes::{DeafNode, Reply, ScriptedNode, highest_fee_of, nonce_of};
 pub use ports::free_port;
 pub use postgres::{NOBODY, Pooler, Postgres, PostgresConfig};
 pub use proxy::{Mode, TcpProxy};

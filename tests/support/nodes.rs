@@ -228,6 +228,17 @@ async fn answer(call: &Value, reply: Reply, node: &mut Option<BufReader<TcpStrea
 
 /// The nonce of a signed transaction of type 0 or 2, given as the hexadecimal text of its bytes.
 pub fn nonce_of(raw: &str) -> u64 {
+    numbers_of::<1>(raw)[0]
+}
+
+/// The highest fee that such a transaction of type 2 may cost, in wei: its gas times its price.
+pub fn highest_fee_of(raw: &str) -> u64 {
+    let [_nonce, _tip, max_fee, gas] = numbers_of(raw);
+    max_fee * gas
+}
+
+/// The first numbers of such a transaction from its nonce on.
+fn numbers_of<const N: usize>(raw: &str) -> [u64; N] {
     let digits = raw.trim_start_matches("0x");
     let bytes: Vec<u8> =
         (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect();
@@ -238,7 +249,11 @@ pub fn nonce_of(raw: &str) -> u64 {
     for _ in 0..skip {
         rest = number(rest).1;
     }
-    number(rest).0
+    std::array::from_fn(|_| {
+        let (found, behind) = number(rest);
+        rest = behind;
+        found
+    })
 }
 
 /// A number at the start of RLP, and what follows it.

@@ -279,7 +279,10 @@ async fn an_evicted_transaction_is_sent_again_with_its_bytes_while_the_cap_allow
     let before = sent.lock().unwrap().len();
     wait_until("it is sent again", LONG, async || sent.lock().unwrap().len() >= before + 2).await;
     publish(&stage, 1..2).await;
-    wait_log(&worker, "fee_above_cap").await;
+    wait_log(&worker, "pause.reason=price_stuck").await;
+    let log = worker.log();
+    let said = log.lines().find(|line| line.contains("price_stuck")).unwrap_or_default();
+    assert!(said.contains("m-0") && said.contains("fees.max_fee is"), "{said}");
     stage.anvil.set_next_base_fee(GWEI).await.unwrap();
     stage.anvil.mine(1).await.unwrap();
     let status = mine_until_final(&stage, &home, "m-0").await;

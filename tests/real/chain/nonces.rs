@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 
-use crate::stage::{BINARY, QUEUE, Stage, calldata, mine_until, mine_until_final, pool_holds, wait_log};
+use crate::stage::{BINARY, QUEUE, SINK, Stage, calldata, mine_until, mine_until_final, pool_holds, wait_log};
 use crate::support::{ACCOUNTS, Reply, ScriptedNode, WorkerHome, rpc, with_id};
 
 /// C18, C14: the count comes from a node that is up to date, the receipts from one that lags. Our transaction is in the
@@ -109,4 +109,30 @@ async fn nonces_that_another_program_takes_between_writes_are_told() {
     stage.wait_nonce(0, 3).await;
     assert_eq!(worker.log().matches("another program uses this account").count(), 1, "{}", worker.log());
     assert_eq!(worker.stop().await.code(), Some(0));
+}
+
+/// C15: an authorisation (EIP-7702) that the account has signed, in another account's transaction.
+#[tokio::test]
+async fn a_nonce_that_an_authorisation_took_is_given_up_and_the_request_gets_a_new_one() {
+    let Some(stage) = Stage::set().await else { return };
+    let (home, worker) = stage.one_in_the_pool().await;
+    worker.signal("STOP");
+    stage.anvil.drop_all().await.unwrap();
+    // Signed with the account's key: the code at SINK, on chain 31337, at nonce 0.
+    let authorisation = json!({
+        "chainId": "0x7a69", "address": SINK, "nonce": "0x0", "yParity": "0x0",
+        "r": "0x97038692da8a6d5512d743d260a9d47c5f5d3dc7519cc2009462c0e0b63931d7",
+        "s": "0x6a3a7c7a5b03d1e2afb0669ad8fc85b8a8b67018a84da65c48636c0713815971",
+    });
+    let other = ACCOUNTS[1].0;
+    let sent = json!([{ "from": other, "to": other, "gas": rpc::hex(200_000), "authorizationList": [authorisation] }]);
+    let sent = stage.anvil.call("eth_sendTransaction", sent).await.unwrap();
+    stage.anvil.mine(1).await.unwrap();
+    assert_eq!(stage.anvil.nonce(ACCOUNTS[0].0, "latest").await, Ok(1), "the authorisation took it");
+    worker.signal("CONT");
+    let status = mine_until_final(&stage, &home, "order-1").await;
+    let states: Vec<_> = status["transactions"].as_array().unwrap().iter().map(|t| t["state"].clone()).collect();
+    assert_eq!(states, ["displaced", "succeeded"], "{status}");
+    assert!(status["incidents"].to_string().contains(sent.as_str().unwrap()), "{status}");
+    assert_eq!(stage.transactions_of(0).await, [(1, calldata(b"once"), SINK.to_owned())]);
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use crate::stage::{BINARY, DEAD, LONG, QUEUE, SINK, Stage, calldata, wait_log};
+use crate::support::contracts::BY_NUMBER;
 use crate::support::{ACCOUNTS, Reply, ScriptedNode, Taken, Worker, WorkerHome, free_port, wait_until, with_id};
 
 const NEIGHBOURS: usize = 20;
@@ -127,4 +128,49 @@ async fn a_call_that_no_node_simulates_fails_alone() {
         let detail = letter.header("cw-error-detail").unwrap();
         assert!(detail.contains(words), "{detail}");
     }
+}
+
+/// C30 in a batch: that is halved until the one that no node simulates stands alone.
+#[tokio::test]
+async fn a_batch_with_a_call_that_no_node_simulates_is_halved_until_that_fails_alone() {
+    const COUNT: u64 = 16;
+    const POISONED: u64 = 6;
+    // Numbers that are found in calldata.
+    fn word(number: u64) -> String {
+        format!("{:064x}", 0xc0_ffee_0000 + number)
+    }
+    let Some(stage) = Stage::with_blocks().await else { return };
+    let node = ScriptedNode::start(Some(stage.anvil.address()), |call| {
+        let is_it = call["method"] == "eth_estimateGas" && call.to_string().contains(&word(POISONED));
+        if is_it { Reply::error(-32603, "Internal error") } else { Reply::Pass }
+    })
+    .await;
+    let mut config = stage
+        .config_for(BY_NUMBER)
+        .await
+        .with("write", "mode = \"call\"\nfunction = \"keep(uint256,uint256)\"\narguments = [0, \"json:/number\"]")
+        .with("write", "batch_function = \"keepMany(uint256[],uint256[])\"")
+        .with("batch", "max_requests = 16\nmax_wait = \"2s\"")
+        .with("retry", "max_attempts = 1")
+        .with("chain", "finality = 1");
+    config.endpoint = node.url();
+    let home = WorkerHome::new(&config);
+    stage.topology(&home).await;
+    for number in 0..COUNT {
+        let body = json!({ "number": 0xc0_ffee_0000_u64 + number }).to_string();
+        stage.amqp.publish(QUEUE, with_id(&format!("n-{number}")), body.as_bytes()).await;
+    }
+    let mut worker = home.start(BINARY);
+    let letter = stage.amqp.wait_for(DEAD, LONG).await;
+    stage.wait_empty(QUEUE).await;
+    assert_eq!(worker.stop().await.code(), Some(0));
+    assert_eq!((letter.id(), letter.routing_key.as_str()), ("n-6".to_owned(), "rejected.simulation_failed"));
+    assert_eq!(stage.depth(DEAD).await, (0, 0), "nobody else is dead");
+    let written: Vec<_> = stage.transactions_of(0).await.into_iter().map(|(_, data, _)| data).collect();
+    for number in 0..COUNT {
+        let times = written.iter().filter(|data| data.contains(&word(number))).count();
+        assert_eq!(times, usize::from(number != POISONED), "{number} in {written:?}");
+    }
+    assert!(written.len() <= 8, "{} transactions: the others still share some", written.len());
+    assert!(!worker.log().contains("the lane pauses"), "{}", worker.log());
 }

@@ -83,7 +83,7 @@ async fn records_are_written_once_although_the_journal_is_lost() {
     assert_eq!(worker.stop().await.code(), Some(0));
     let before = stage.transactions_of(0).await;
 
-    let home = WorkerHome::new(&config);
+    let home = stage.with_new_journal(&config).await;
     stage.keep_events().await;
     for (id, body) in [("a", "a"), ("b", "b"), ("c", "not c"), ("d", "d")] {
         stage.amqp.publish(QUEUE, with_id(id), body.as_bytes()).await;
@@ -136,7 +136,7 @@ async fn a_record_that_is_there_is_found_after_a_revert_too_and_on_nodes_that_li
     })
     .await;
     let config = WorkerConfig { endpoint: node.url(), ..config };
-    let home = WorkerHome::new(&config);
+    let home = stage.with_new_journal(&config).await;
     stage.keep_events().await;
     stage.amqp.publish(QUEUE, with_id("a"), b"a").await;
     let mut worker = home.start(BINARY);

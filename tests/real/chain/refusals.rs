@@ -5,8 +5,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::stage::{BINARY, DEAD, LONG, QUEUE, Stage, calldata, wait_log};
-use crate::support::{ACCOUNTS, Reply, ScriptedNode, Worker, WorkerConfig, WorkerHome, rpc, wait_until, with_id};
+use crate::stage::{BINARY, DEAD, LONG, QUEUE, Stage, calldata, pool_holds, wait_log};
+use crate::support::{
+    ACCOUNTS, AnvilConfig, Reply, ScriptedNode, Worker, WorkerConfig, WorkerHome, highest_fee_of, rpc, wait_until,
+    with_id,
+};
 
 const GWEI: u64 = 1_000_000_000;
 
@@ -181,4 +184,53 @@ async fn a_foreign_transaction_in_the_pool_is_replaced_in_one_step_where_the_cap
     stage.wait_empty(QUEUE).await;
     assert_eq!(signed(&stage.status(&home, "a").await), 2);
     assert_eq!(stage.transactions_of(0).await.len(), 1, "ours");
+}
+
+/// A chain with a base fee of 6.7 gwei, a worker whose transactions have 50,000 gas, and a node with this cap on a fee.
+async fn with_fee_cap(cap: u64) -> Option<(Stage, ScriptedNode, WorkerHome, Worker)> {
+    let stage = Stage::with_chain(AnvilConfig { base_fee: Some(10 * GWEI), ..AnvilConfig::default() }).await?;
+    stage.anvil.set_auto_mine(false).await.unwrap();
+    stage.anvil.mine(3).await.unwrap();
+    let config = stage.config().with("write", "gas = 50000").with("retry", "max_attempts = 1");
+    let (node, home, worker) = start(&stage, config.with("chain", "finality = 0"), move |raw| {
+        let ether = |wei: u64| format!("{}.{:06} ether", wei / 10_u64.pow(18), wei % 10_u64.pow(18) / 10_u64.pow(12));
+        let fee = highest_fee_of(raw);
+        (fee > cap).then(|| format!("tx fee ({}) exceeds the configured cap ({})", ether(fee), ether(cap)))
+    })
+    .await;
+    Some((stage, node, home, worker))
+}
+
+/// The node's cap on what a transaction may cost takes the headroom away that the price has, and the next one has less.
+#[tokio::test]
+async fn a_price_with_its_headroom_above_the_nodes_fee_cap_goes_out_without_it() {
+    let Some((stage, _node, home, _worker)) = with_fee_cap(500_000 * GWEI).await else { return };
+    publish(&stage, &["a"]).await;
+    pool_holds(&stage, 1).await;
+    publish(&stage, &["b"]).await;
+    pool_holds(&stage, 2).await;
+    let counts = [stage.status(&home, "a").await, stage.status(&home, "b").await].map(|status| signed(&status));
+    assert_eq!(counts, [2, 1]);
+    stage.anvil.mine(1).await.unwrap();
+    stage.wait_empty(QUEUE).await;
+    assert_eq!((stage.transactions_of(0).await.len(), stage.depth(DEAD).await), (2, (0, 0)));
+}
+
+/// Where even the next block's price is above it, the account says so, and waits until gas is cheaper.
+#[tokio::test]
+async fn a_price_above_the_nodes_fee_cap_is_a_pause_that_ends_when_gas_is_cheaper() {
+    let Some((stage, _node, home, worker)) = with_fee_cap(100_000 * GWEI).await else { return };
+    publish(&stage, &["a", "b"]).await;
+    wait_log(&worker, "pause.reason=price_stuck").await;
+    let log = worker.log();
+    let said = log.lines().find(|line| line.contains("price_stuck")).unwrap_or_default();
+    assert!(said.contains("request a") && said.contains("its nodes take 100000 gwei at most"), "{said}");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!((signed(&stage.status(&home, "a").await), stage.depth(DEAD).await), (1, (0, 0)));
+    stage.anvil.set_next_base_fee(GWEI / 10).await.unwrap();
+    stage.anvil.mine(1).await.unwrap();
+    pool_holds(&stage, 2).await;
+    stage.anvil.mine(1).await.unwrap();
+    stage.wait_empty(QUEUE).await;
+    assert_eq!((stage.transactions_of(0).await.len(), stage.depth(DEAD).await), (2, (0, 0)));
 }

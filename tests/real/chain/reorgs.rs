@@ -6,7 +6,7 @@ use crate::stage::{
     BINARY, DEAD, EVENTS, LONG, QUEUE, Stage, calldata, kinds_of, mine_until, mine_until_final, pool_holds, wait_log,
 };
 use crate::support::contracts::REVERTS_ON_FF;
-use crate::support::{ACCOUNTS, Worker, WorkerHome, next_event, rpc, wait_until, with_id};
+use crate::support::{ACCOUNTS, Worker, WorkerHome, free_port, next_event, rpc, wait_until, with_id};
 
 async fn publish(stage: &Stage, ids: &[&str]) {
     for id in ids {
@@ -139,6 +139,50 @@ async fn a_gap_that_a_foreign_transaction_leaves_is_filled_once_and_everything_i
     let written: Vec<_> = transactions.iter().map(|(nonce, data, _)| (data.clone(), *nonce)).collect();
     assert_eq!(written, expected);
     assert_eq!(transactions[0].2.to_lowercase(), ACCOUNTS[0].0.to_lowercase(), "a transfer to itself");
+}
+
+/// C37: more nonces are missing than one start fills.
+#[tokio::test]
+async fn a_gap_that_is_too_long_is_filled_so_far_and_pauses_the_account() {
+    const FOREIGN: u64 = 300;
+    const FILLED: u64 = 256;
+    let Some(stage) = Stage::set().await else { return };
+    stage.anvil.set_auto_mine(false).await.unwrap();
+    let listen = format!("listen = \"127.0.0.1:{}\"", free_port());
+    let home = WorkerHome::new(&stage.config().with("chain", "finality = 8").with("http", listen));
+    stage.topology(&home).await;
+    stage.anvil.mine(3).await.unwrap();
+    let (from, to, gas) = (ACCOUNTS[0].0, ACCOUNTS[1].0, rpc::hex(21_000));
+    let foreign = |nonce| json!([{ "from": from, "to": to, "value": "0x1", "gas": gas, "nonce": rpc::hex(nonce) }]);
+    let sent = (0..FOREIGN).map(|nonce| ("eth_sendTransaction", foreign(nonce))).collect();
+    let refused: Vec<_> = stage.anvil.batch(sent).await.unwrap().into_iter().filter_map(Result::err).collect();
+    assert_eq!(refused, Vec::<String>::new());
+    stage.anvil.mine(1).await.unwrap();
+    publish(&stage, &["a"]).await;
+    let mut worker = home.start(BINARY);
+    pool_holds(&stage, 1).await;
+    stage.anvil.reorg(1).await.unwrap();
+    stage.anvil.drop_all().await.unwrap();
+    let nonce = async || stage.anvil.nonce(ACCOUNTS[0].0, "latest").await.unwrap();
+    mine_until(&stage, "it has filled what it may", async || nonce().await >= FILLED).await;
+    wait_log(&worker, "pause.reason=gap_too_long").await;
+    let (_, text) = home.command(BINARY, &["status"]).await;
+    assert!(text.contains("gap_too_long"), "{text}");
+    stage.anvil.mine(20).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    stage.anvil.mine(1).await.unwrap();
+    assert_eq!(nonce().await, FILLED, "no more than that");
+    assert_eq!(worker.log().matches("fills it").count() as u64, FILLED);
+    assert_eq!(worker.stop().await.code(), Some(0));
+
+    let mut worker = home.start(BINARY);
+    mine_until_final(&stage, &home, "a").await;
+    assert_eq!(worker.log().matches("fills it").count() as u64, FOREIGN - FILLED);
+    let transactions = stage.transactions_of(0).await;
+    let written: Vec<_> = transactions.iter().filter(|(_, data, _)| data != "0x").collect();
+    assert_eq!((transactions.len() as u64, written), (FOREIGN + 1, vec![transactions.last().unwrap()]));
+    assert_eq!(transactions.last().unwrap().1, calldata(b"a"));
+    assert_eq!(worker.stop().await.code(), Some(0));
 }
 
 /// C28, invariant 8: a dead letter's transaction is gone with its final block. Its bytes must not land any more, since an

@@ -94,7 +94,7 @@ async fn one_that_cannot_run_does_not_hurt_those_beside_it() {
     let before = stage.transactions_of(0).await.len();
 
     // With a journal that does not know of it.
-    let home = WorkerHome::new(&config);
+    let home = stage.with_new_journal(&config).await;
     publish(&stage, (0..30).map(word)).await;
     stop_when_empty(&stage, &home).await;
     let dead = stage.amqp.take_all(DEAD).await;

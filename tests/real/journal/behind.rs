@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use lapin::types::{AMQPValue, FieldTable};
 use rusqlite::Connection;
@@ -10,7 +11,7 @@ use serde_json::json;
 
 use crate::journal::instances::publish;
 use crate::stage::{BINARY, DEAD, LONG, QUEUE, SINK, Stage, calldata, wait_log};
-use crate::support::{ACCOUNTS, Reply, ScriptedNode, Worker, WorkerHome, wait_until, with_id};
+use crate::support::{ACCOUNTS, Reply, ScriptedNode, Worker, WorkerConfig, WorkerHome, wait_until, with_id};
 
 /// Copies the journal as it is at this moment, while the worker goes on.
 fn copy(home: &WorkerHome) {
@@ -136,6 +137,128 @@ async fn a_copy_with_open_requests_stops_before_it_signs_them() {
     wait_until("what was open is a dead letter", LONG, async || stage.depth(DEAD).await.0 >= 6).await;
     assert_once(&stage, 0..10).await;
     assert_eq!(worker.stop().await.code(), Some(0));
+}
+
+/// The commands of the documented procedure, in their order, without the program's name.
+fn documented() -> Vec<Vec<&'static str>> {
+    let page = include_str!("../../../docs/operations/lost-journal.md");
+    let procedure =
+        &page[page.find("\n1. Stop all instances").unwrap()..page.find("You may kill the command").unwrap()];
+    let commands = procedure.split('`').filter_map(|part| part.strip_prefix("chainwriter "));
+    commands.map(|command| command.split(' ').collect()).collect()
+}
+
+/// Runs one of them with what an operator puts in the place of `ID`, and further options.
+async fn run(home: &WorkerHome, command: &[&'static str], ids: &[&str], options: &[&str]) -> String {
+    let mut arguments = Vec::new();
+    for argument in command {
+        match *argument {
+            "N" => arguments.push("0"),
+            "TEXT" => arguments.push("decided"),
+            "ID" => arguments.extend(ids),
+            argument => arguments.push(argument),
+        }
+    }
+    arguments.extend(options);
+    let (code, text) = home.command(BINARY, &arguments).await;
+    assert_eq!(code, 0, "{arguments:?}: {text}");
+    text
+}
+
+/// C10: the database's file without its log, as `cp` of a journal in use brings it: what was committed last is missing. The
+/// documented procedure, word for word, brings everything to an end.
+#[tokio::test]
+async fn a_file_copied_without_its_log_is_put_right_by_the_documented_procedure() {
+    let Some(stage) = Stage::with_blocks().await else { return };
+    let home = WorkerHome::new(&stage.config().with("chain", "finality = 1"));
+    stage.topology(&home).await;
+    let mut worker = home.start(BINARY);
+    publish(&stage, 0..5).await;
+    all_final(&stage, 5).await;
+    assert_eq!(worker.stop().await.code(), Some(0));
+    let mut worker = home.start(BINARY);
+    publish(&stage, 5..8).await;
+    all_final(&stage, 8).await;
+    std::fs::copy(home.journal_file(), home.folder().join("copy.db")).unwrap();
+    publish(&stage, 8..12).await;
+    all_final(&stage, 12).await;
+    worker.kill().await;
+
+    restore(&home);
+    // The producer sends everything again, one that is new, and one that has another's body.
+    publish(&stage, 0..13).await;
+    stage.amqp.publish(QUEUE, with_id("twin"), b"message 6").await;
+    let mut worker = home.start(BINARY);
+    wait_log(&worker, "is an older copy").await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(stage.depth(QUEUE).await, (14, 0), "nothing is taken in");
+    assert_once(&stage, 0..12).await;
+    assert_eq!(worker.stop().await.code(), Some(0));
+
+    let [recover, list, discard, replay, end] = documented().try_into().unwrap();
+    run(&home, &recover, &[], &[]).await;
+    let mut worker = home.start(BINARY);
+    wait_until("all have ended", LONG, async || stage.depth(QUEUE).await == (0, 0) && stage.depth(DEAD).await.0 == 8)
+        .await;
+    assert_once(&stage, 0..13).await;
+    let listed = run(&home, &list, &[], &[]).await;
+    let written: Vec<_> = (5..12).map(|number| format!("m-{number}")).collect();
+    assert!(written.iter().all(|id| listed.contains(id.as_str())) && listed.contains("twin"), "{listed}");
+    let written: Vec<_> = written.iter().map(String::as_str).collect();
+    run(&home, &discard, &written, &["--yes"]).await;
+    run(&home, &replay, &["twin"], &["--yes", "--wait"]).await;
+    assert_eq!(stage.depth(DEAD).await, (0, 0));
+    let found = stage.transactions_of(0).await;
+    assert_eq!(found.len(), 14);
+    assert_eq!(
+        found.iter().filter(|(_, data, _)| *data == calldata(b"message 6")).count(),
+        2,
+        "its own and the twin's"
+    );
+    assert!(run(&home, &end, &[], &[]).await.contains("has ended"));
+    assert_eq!(worker.stop().await.code(), Some(0));
+}
+
+/// C10, C38: two journals of one account, each with a queue of its own. Each sees the other's transactions, and signs nothing
+/// that one of them may have written.
+#[tokio::test]
+async fn two_journals_of_one_account_write_each_message_once_and_stop_where_they_cannot_know() {
+    const OTHER: &str = "acme.other";
+    let Some(stage) = Stage::with_blocks().await else { return };
+    let config = stage.config().with("chain", "finality = 1");
+    let first = WorkerHome::new(&config);
+    let second = WorkerHome::new(&WorkerConfig { queue: OTHER.to_owned(), ..config });
+    stage.topology(&first).await;
+    stage.topology(&second).await;
+    let mut workers = [first.start(BINARY), second.start(BINARY)];
+    for worker in &workers {
+        wait_log(worker, "deliveries flow").await;
+    }
+    let to = async |queue: &str, number: usize| {
+        stage.amqp.publish(queue, with_id(&format!("m-{number}")), format!("message {number}").as_bytes()).await;
+    };
+    for number in 0..20 {
+        to(if number % 2 == 0 { QUEUE } else { OTHER }, number).await;
+        if number < 4 {
+            stage.wait_empty(QUEUE).await;
+            stage.wait_empty(OTHER).await;
+        }
+    }
+    stage.wait_empty(QUEUE).await;
+    stage.wait_empty(OTHER).await;
+    assert_once(&stage, 0..20).await;
+    for worker in &workers {
+        wait_log(worker, "another program uses this account").await;
+    }
+    // What the first has written is published to the second: only an operator knows whether that is another message.
+    to(QUEUE, 20).await;
+    stage.wait_empty(QUEUE).await;
+    to(OTHER, 20).await;
+    is_paused(&workers[1]).await;
+    assert_once(&stage, 0..21).await;
+    for worker in &mut workers {
+        assert_eq!(worker.stop().await.code(), Some(0));
+    }
 }
 
 /// C18: a count that no block shows.

@@ -73,7 +73,8 @@ async fn a_signer_is_asked_over_certificates_that_hold_alone() {
     let (code, text) = home.command(BINARY, &["doctor"]).await;
     assert!(code == 0 && text.contains("has the key of 0xf39"), "{code} {text}");
     let mut worker = home.start(BINARY);
-    stage.wait_empty(QUEUE).await;
+    // A message that was delivered so often waits at the broker for a while: an empty queue would prove nothing.
+    stage.wait_state(&home, "order-1", "final").await;
     assert_eq!(worker.stop().await.code(), Some(0));
     assert_eq!(stage.transactions_of(0).await.len(), 1);
 }
