@@ -7,7 +7,8 @@ use std::sync::PoisonError;
 use crate::journal::{AccountId, RequestSeq};
 use crate::model::message::header;
 use crate::model::{
-    BodyHash, EventKind, Generation, Nonce, Purpose, RawTransaction, RequestId, RequestState, TransactionState, TxHash,
+    BodyHash, EventKind, Generation, Nonce, Purpose, RawTransaction, Reason, RequestId, RequestState, TransactionState,
+    TxHash,
 };
 use crate::policy::limits::Limits;
 use crate::simulation::ledger::{Decoded, Effect};
@@ -281,7 +282,7 @@ impl World {
         let reason = text(&copy.message, header::ERROR_REASON).to_owned();
         self.note(format!("the broker takes {id} {} {taken:?} {class}.{reason}", copy.generation()));
         let behaviour = Body::read(&copy.message.body).map_or(Behaviour::Runs, |body| body.behaviour);
-        let is_conflict = class == "invalid";
+        let is_conflict = is_conflict(&copy);
         // A parked copy still says what an earlier one failed for.
         let is_parked = taken == Taken::ToWait && copy.generation().retry == 0;
         let is_cancelled = reason == "cancelled" && self.checker.cancelled.contains(&id);
@@ -534,8 +535,11 @@ fn is_of(row: &RequestRow, effects: &[Effect]) -> bool {
     matches!(effects, [effect] if BodyHash::of(effect.text.as_bytes()) == row.body_hash)
 }
 
+/// The message never was its request's: intake refused it. What a lane finds invalid has been taken in.
 pub(super) fn is_conflict(dead: &Queued) -> bool {
-    text(&dead.message, header::ERROR_CLASS) == "invalid"
+    let reason = text(&dead.message, header::ERROR_REASON);
+    let is_of_lanes = [Reason::TooLarge, Reason::GasAboveLimit].iter().any(|of_lanes| of_lanes.as_str() == reason);
+    text(&dead.message, header::ERROR_CLASS) == "invalid" && !is_of_lanes
 }
 
 fn nonces_of(store: &Store, account: AccountId) -> impl Iterator<Item = Nonce> {

@@ -104,8 +104,8 @@ impl RunSettings {
         if forgets {
             let milliseconds = Duration::from_millis;
             let [interval, grace, step] = [6000, 5000, 700].map(milliseconds);
-            // As long as the longest wait.
-            self.upkeep = Pace { kept: Duration::from_secs(8), interval, grace, step };
+            // Longer than the longest wait, and than an instance takes to notice what another one has settled.
+            self.upkeep = Pace { kept: Duration::from_secs(40), interval, grace, step };
         }
         forgets
     }
