@@ -282,7 +282,7 @@ impl World {
         let reason = text(&copy.message, header::ERROR_REASON).to_owned();
         self.note(format!("the broker takes {id} {} {taken:?} {class}.{reason}", copy.generation()));
         let behaviour = Body::read(&copy.message.body).map_or(Behaviour::Runs, |body| body.behaviour);
-        let is_conflict = is_conflict(&copy);
+        let is_conflict = is_conflict(copy);
         // A parked copy still says what an earlier one failed for.
         let is_parked = taken == Taken::ToWait && copy.generation().retry == 0;
         let is_cancelled = reason == "cancelled" && self.checker.cancelled.contains(&id);
