@@ -19,6 +19,7 @@ use journal::Journal;
 use run::Run;
 
 mod checker;
+mod copies;
 mod crew;
 mod evidence;
 mod faults;
@@ -29,12 +30,15 @@ mod link;
 mod listener;
 mod messages;
 mod operator;
+mod other_node;
 mod producer;
 mod random;
 mod record;
 mod report;
+mod restoring;
 mod run;
 mod schedule;
+mod second;
 
 const VHOST: &str = "/";
 const QUEUE: &str = "chaos.writes";
