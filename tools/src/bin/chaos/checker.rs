@@ -269,7 +269,7 @@ fn judge_message(message: &Message, fate: &Fate<'_>, standing: Standing, finding
         Kind::TooLarge | Kind::LongCalldata => dead_as("invalid.too_large"),
         Kind::TooRich => dead_as("rejected.insufficient_funds"),
         Kind::LittleGas => dead_as("invalid.gas_too_low"),
-        Kind::MuchGas => dead_as("invalid.gas_above_limit"),
+        Kind::MuchGas => dead_as("invalid.gas_above_limit") || dead_as("rejected.refused_by_node"),
         Kind::Unwanted => dead_as("rejected.refused_by_node"),
     };
     if !is_as_meant {

@@ -87,8 +87,10 @@ mod tests {
             remove(&journal).unwrap();
             let open = Connection::open(&journal).unwrap();
             open.query_row("PRAGMA journal_mode = wal", [], |_| Ok(())).unwrap();
-            open.execute_batch("CREATE TABLE requests (id); PRAGMA wal_checkpoint(TRUNCATE); INSERT INTO requests VALUES (1)")
-                .unwrap();
+            open.execute_batch(
+                "CREATE TABLE requests (id); PRAGMA wal_checkpoint(TRUNCATE); INSERT INTO requests VALUES (1)",
+            )
+            .unwrap();
             copies.make(pick).await.unwrap();
             open.execute_batch("INSERT INTO requests VALUES (2)").unwrap();
             assert_eq!(count(&open), 2);

@@ -15,7 +15,7 @@ use crate::journal::Journal;
 use crate::link::{LIMIT, Link};
 use crate::support::rpc::hex;
 use crate::support::{Amqp, Rabbit, RpcClient, Taken, WorkerHome};
-use crate::{CONTRACT, DEAD, KEEP, KEEP_MANY, SIGNERS, STRANGER, VHOST};
+use crate::{CONTRACT, DEAD, KEEP, KEEP_MANY, MARKER, SIGNERS, STRANGER, VHOST};
 
 /// Blocks asked for in one HTTP request.
 const BLOCKS: u64 = 50;
@@ -172,7 +172,8 @@ pub(crate) async fn open(
         false => "requests WHERE settled_at IS NULL".to_owned(),
     };
     for queue in rabbit.list_queues(VHOST).await.map_err(anyhow::Error::msg)? {
-        let stays = queue.name == DEAD || queue.name.ends_with(".unrouted");
+        // The marker of the journal that serves the queue stays at the broker.
+        let stays = queue.name == DEAD || queue.name.ends_with(".unrouted") || queue.name == MARKER;
         if queue.unacked > 0 || (queue.ready > 0 && !stays) {
             open.push(format!(
                 "{} holds {} messages, {} of them unacked",

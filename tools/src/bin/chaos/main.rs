@@ -43,6 +43,7 @@ mod second;
 const VHOST: &str = "/";
 const QUEUE: &str = "chaos.writes";
 const DEAD: &str = "chaos.writes.dead";
+const MARKER: &str = "chaos.writes.journal";
 /// Keeps every event from the start.
 const EVENTS: &str = "chaos.events";
 /// Here stands the contract that refuses some requests for ever and others while it is closed.

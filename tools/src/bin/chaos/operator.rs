@@ -61,7 +61,13 @@ impl Operator<'_> {
         let Some(letter) = got.map(|got| got.delivery) else { return Ok(()) };
         if [CONFLICT, MAYBE_WRITTEN].contains(&letter.routing_key.as_str()) {
             // Its id is another message's, or it may be written. To the end of the queue, so that the next ones come to the front.
-            link.publish(letter.exchange.as_str(), letter.routing_key.as_str(), letter.properties.clone(), &letter.data).await?;
+            link.publish(
+                letter.exchange.as_str(),
+                letter.routing_key.as_str(),
+                letter.properties.clone(),
+                &letter.data,
+            )
+            .await?;
         } else {
             let replay = replay_count(&letter.properties) + 1;
             let mut headers = letter.properties.headers().clone().unwrap_or_default().inner().clone();

@@ -17,8 +17,7 @@ const REFUSALS: [&str; 3] = [
     "invalid transaction: refused by policy",
 ];
 /// Statuses of gateways and providers, with further header lines.
-const STATUSES: [(u16, &str); 6] =
-    [(500, ""), (503, ""), (429, "retry-after: 1\r\n"), (429, ""), (403, ""), (402, "")];
+const STATUSES: [(u16, &str); 6] = [(500, ""), (503, ""), (429, "retry-after: 1\r\n"), (429, ""), (403, ""), (402, "")];
 const OUTAGES: [(i64, &str); 7] = [
     (-32011, "no backend is currently healthy to serve traffic"),
     (-32603, "Internal error"),
@@ -124,8 +123,12 @@ async fn call(real: RpcClient, answer: Option<(Fault, u64)>, method: &str, param
         }
         (
             Fault::OtherGarbageNumbers,
-            "eth_getTransactionCount" | "eth_estimateGas" | "eth_gasPrice" | "eth_maxPriorityFeePerGas"
-            | "eth_blockNumber" | "eth_getBalance",
+            "eth_getTransactionCount"
+            | "eth_estimateGas"
+            | "eth_gasPrice"
+            | "eth_maxPriorityFeePerGas"
+            | "eth_blockNumber"
+            | "eth_getBalance",
         ) => {
             let garbage =
                 [json!("0x8000000000000000"), json!("0x"), json!(-1), json!(format!("0x1{:032}", 0)), json!({})];

@@ -229,9 +229,7 @@ impl Record {
             told_ends: inner.told_ends.clone(),
             restores: inner.restores,
             counts: inner.counts.clone(),
-            poison: POISON.map(|kind| {
-                (kind, inner.published.iter().filter(|message| message.kind == kind).count())
-            }),
+            poison: POISON.map(|kind| (kind, inner.published.iter().filter(|message| message.kind == kind).count())),
         }
     }
 }
