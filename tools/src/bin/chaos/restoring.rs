@@ -33,12 +33,18 @@ pub(crate) struct Restorer<'a> {
     pub(crate) binary: &'a str,
     pub(crate) rpc: RpcClient,
     pub(crate) record: &'a Record,
+    /// The end of the faults.
+    pub(crate) until: Duration,
     /// One command at a time has the journal in its hands.
     pub(crate) hands: &'a Mutex<()>,
 }
 
 impl Restorer<'_> {
     pub(crate) async fn act(&self, planned: &Planned) {
+        // The ones before took long.
+        if self.record.elapsed() > self.until {
+            return;
+        }
         if let Err(error) = self.restore(planned).await {
             self.record.find(format!("a journal restored from a copy: {error:#}"));
         }
@@ -75,11 +81,19 @@ impl Restorer<'_> {
         if has_served && refused.is_none() {
             record.find("workers go on with an older copy of the journal, and say nothing".to_owned());
         }
-        {
+        let recovered = {
             let _hands = self.hands.lock().await;
-            crew.while_stopped(async || self.recover().await).await?;
-        }
+            let recover = async || (crew.starts(), self.recover().await);
+            crew.while_stopped(recover).await
+        };
         record.restored();
+        recovered.1?;
+        // Until then what the operator has decided is open, and a copy of it would take the queue over as well.
+        let begun = Instant::now();
+        while self.logs_say(recovered.0, crew.starts(), &[SERVES]).is_none() {
+            ensure!(begun.elapsed() < LIMIT, "the recovered journal does not serve the queue");
+            sleep(AGAIN).await;
+        }
         Ok(())
     }
 

@@ -129,7 +129,8 @@ impl Run {
         let (home, binary, hands) = (&self.home, &self.binary, Mutex::new(()));
         let operator = Operator { uri, home, binary, record: &record, hands: &hands };
         let (copies, rpc) = (self.journal.copies(home), self.anvil.rpc());
-        let restorer = Restorer { copies, crew: &crew, home, binary, rpc, record: &record, hands: &hands };
+        let restorer =
+            Restorer { copies, crew: &crew, home, binary, rpc, record: &record, until: self.duration, hands: &hands };
         let second_journal = SecondJournal { home: &self.second_home, binary, record: &record };
         let parts = Parts {
             rabbit: &mut self.rabbit,
