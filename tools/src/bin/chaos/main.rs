@@ -128,7 +128,7 @@ async fn run(options: Options) -> anyhow::Result<bool> {
         options.duration, options.workers, options.journal, options.batch
     );
     let mut run = Run::start(seed, &options, journal).await?;
-    let report = match run.storm(&options).await {
+    let report = match Box::pin(run.storm(&options)).await {
         Ok(report) => report,
         Err(error) => {
             println!("Journal and logs are kept in {}", run.keep(&format!("{error:#}")).await?.display());

@@ -75,9 +75,16 @@ impl OtherNode {
     }
 }
 
+/// Bytes of a transaction that Geth takes. Anvil takes more.
+const LONGEST: usize = 128 * 1024;
+
 /// Returns what every node answers to what it never takes.
 pub(crate) fn refusal(method: &str, params: &Value) -> Option<Reply> {
     let raw = (method == "eth_sendRawTransaction").then(|| params[0].as_str())??;
+    let length = raw.len() / 2 - 1;
+    if length > LONGEST {
+        return Some(Reply::refusal(format!("oversized data: transaction size {length}, limit {LONGEST}")));
+    }
     let is_unwanted = UNWANTED.iter().any(|mark| raw.contains(mark));
     is_unwanted.then(|| Reply::refusal(of(&REFUSALS, raw.len() as u64)))
 }
@@ -207,6 +214,9 @@ mod tests {
         for mark in UNWANTED {
             assert!(matches!(sent(&format!("0x02{mark}00")), Some(Reply::Error(-32000, _))));
         }
+        assert!(
+            matches!(sent(&format!("0x02{:0262144}", 0)), Some(Reply::Error(_, text)) if text.contains("oversized"))
+        );
         assert!(sent("0x02badcafe").is_none());
         assert!(refusal("eth_call", &json!([UNWANTED[0]])).is_none());
     }

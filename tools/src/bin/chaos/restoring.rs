@@ -7,7 +7,6 @@ use serde_json::json;
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 
-use crate::SIGNERS;
 use crate::checker::{MAYBE_WRITTEN, SentBack, Target, Written};
 use crate::copies::Copies;
 use crate::crew::Crew;
@@ -111,29 +110,27 @@ impl Restorer<'_> {
     async fn recover(&self) -> anyhow::Result<()> {
         let begun = Instant::now();
         loop {
-            self.drop_what_waits_behind_gaps().await;
+            retry(LIMIT, || self.drop_what_waits_behind_gaps()).await?;
             let command = self.home.command(self.binary, &["recover", "--from-block", "0"]);
             let (code, text) = timeout(RECOVERY_LIMIT, command).await.context("chainwriter recover does not end")?;
             let last = text.trim().lines().last().unwrap_or_default().to_owned();
             self.record.say(&format!("chainwriter recover: {code}, {last}"));
             if code == 0 {
-                return Ok(());
+                return retry(LIMIT, || self.drop_what_waits_behind_gaps()).await;
             }
             ensure!(begun.elapsed() < RECOVERY_LIMIT, "chainwriter recover ends with {code}: {text}");
             sleep(AGAIN).await;
         }
     }
 
-    /// The docs: a node may keep transactions behind a gap, which no count shows; an operator takes them out of the pool.
-    async fn drop_what_waits_behind_gaps(&self) {
-        let Ok(pool) = self.rpc.call("txpool_content", json!([])).await else { return };
-        let queued = pool["queued"].as_object().into_iter().flatten();
-        let ours = queued.filter(|(from, _)| SIGNERS.iter().any(|(signer, _)| from.eq_ignore_ascii_case(signer)));
-        let hashes = ours.filter_map(|(_, of)| of.as_object()).flat_map(|of| of.values());
-        for hash in hashes.filter_map(|transaction| transaction["hash"].as_str()) {
-            // One that has come into a block meanwhile is counted.
-            let _ = self.rpc.drop_transaction(hash).await;
+    /// The docs: a node may keep transactions behind a gap, which no count shows. An operator takes them out of the pool.
+    async fn drop_what_waits_behind_gaps(&self) -> anyhow::Result<()> {
+        let pool = self.rpc.call("txpool_content", json!([])).await.map_err(anyhow::Error::msg)?;
+        for (from, _) in pool["queued"].as_object().into_iter().flatten() {
+            // Of one alone Anvil drops only what is next.
+            self.rpc.call("anvil_removePoolTransactions", json!([from])).await.map_err(anyhow::Error::msg)?;
         }
+        Ok(())
     }
 }
 

@@ -148,7 +148,7 @@ impl Run {
             record: &record,
         };
         let storm = async {
-            parts.fail(&plan).await;
+            Box::pin(parts.fail(&plan)).await;
             sleep(self.duration.saturating_sub(record.elapsed())).await;
         };
         tokio::select! {
