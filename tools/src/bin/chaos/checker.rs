@@ -192,10 +192,7 @@ pub(crate) fn check(history: &History) -> Findings {
     let before_restore: HashSet<&str> = of_before.filter_map(|message| message.id.as_deref()).collect();
     judge_ids(&messages, &history.finals, &before_restore, &mut findings);
     judge_nonces(history, &mut findings);
-    let stay = history.stay.iter().filter(|id| !before_restore.contains(id.as_str()));
-    findings.wrong.extend(stay.map(|id| format!("{id} waits for a retry, and its message is nowhere")));
-    let late = history.waits.iter().filter(|(_, wait)| *wait > LONGEST_WAIT);
-    findings.late = late.map(|(id, wait)| format!("{id} ({} s)", wait.as_secs())).collect();
+    judge_waits(history, &before_restore, &mut findings);
     findings
 }
 
@@ -320,6 +317,14 @@ fn judge_ids(
     for (id, told) in events {
         findings.wrong.push(format!("final events for {id}, which nobody published: {told:?}"));
     }
+}
+
+/// Nothing waits too long, or for ever.
+fn judge_waits(history: &History, before_restore: &HashSet<&str>, findings: &mut Findings) {
+    let stay = history.stay.iter().filter(|id| !before_restore.contains(id.as_str()));
+    findings.wrong.extend(stay.map(|id| format!("{id} waits for a retry, and its message is nowhere")));
+    let late = history.waits.iter().filter(|(_, wait)| *wait > LONGEST_WAIT);
+    findings.late = late.map(|(id, wait)| format!("{id} ({} s)", wait.as_secs())).collect();
 }
 
 /// The nonces in the chain are 0, 1, 2, … up to each account's next one.

@@ -110,7 +110,6 @@ impl Restorer<'_> {
     async fn recover(&self) -> anyhow::Result<()> {
         let begun = Instant::now();
         loop {
-            retry(LIMIT, || self.drop_what_waits_behind_gaps()).await?;
             let command = self.home.command(self.binary, &["recover", "--from-block", "0"]);
             let (code, text) = timeout(RECOVERY_LIMIT, command).await.context("chainwriter recover does not end")?;
             let last = text.trim().lines().last().unwrap_or_default().to_owned();
@@ -123,7 +122,8 @@ impl Restorer<'_> {
         }
     }
 
-    /// The docs: a node may keep transactions behind a gap, which no count shows. An operator takes them out of the pool.
+    /// The docs: a node may keep transactions behind a gap, which no count shows. An operator takes them out of the pool, once
+    /// everything else is in blocks.
     async fn drop_what_waits_behind_gaps(&self) -> anyhow::Result<()> {
         let pool = self.rpc.call("txpool_content", json!([])).await.map_err(anyhow::Error::msg)?;
         for (from, _) in pool["queued"].as_object().into_iter().flatten() {
@@ -162,7 +162,7 @@ pub(crate) async fn decide(
         let number = record.with_published(|published| {
             published.iter().find(|message| message.body == letter.body).map(|message| (message.number, message.kind))
         });
-        let Some((number, kind)) = number else { bail!("a letter that nobody published: {:?}", letter.id) };
+        let Some((number, kind)) = number else { bail!("a letter of no message: {:?}", letter.id) };
         let is_written =
             written.contains(&Written::Body(letter.body.clone())) || written.contains(&Written::Number(number));
         if is_written || kind == Kind::NoId {
