@@ -327,6 +327,25 @@ fn judge_waits(history: &History, before_restore: &HashSet<&str>, findings: &mut
     findings.late = late.map(|(id, wait)| format!("{id} ({} s)", wait.as_secs())).collect();
 }
 
+/// Judges workers that start with an older copy of the journal. A start that has served the queue since the copy was made has left its
+/// marker at the broker: then they must say that they are refused.
+pub(crate) fn judge_copy(has_served_since: bool, is_refused: bool) -> Option<String> {
+    let is_wrong = has_served_since && !is_refused;
+    is_wrong.then(|| "workers go on with an older copy of the journal, and say nothing".to_owned())
+}
+
+/// Judges a worker with a second journal: whether its log says why it waits, and the requests and transactions that it holds.
+pub(crate) fn judge_second_journal(says_why: bool, held: (i64, i64)) -> Vec<String> {
+    let mut found = Vec::new();
+    if !says_why {
+        found.push("a second journal on the queue does not say why it waits".to_owned());
+    }
+    if held != (0, 0) {
+        found.push(format!("a second journal has taken {} requests, and holds {} transactions", held.0, held.1));
+    }
+    found
+}
+
 /// The nonces in the chain are 0, 1, 2, … up to each account's next one.
 fn judge_nonces(history: &History, findings: &mut Findings) {
     for (account, next) in history.next_nonces.iter().enumerate() {

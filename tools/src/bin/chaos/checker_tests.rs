@@ -553,3 +553,19 @@ fn poison_must_die_for_its_own_reason() {
         assert_eq!(nowhere.lost, ["p"], "{kind:?}");
     }
 }
+
+#[test]
+fn workers_that_go_on_with_an_older_copy_are_found() {
+    assert!(judge_copy(true, false).is_some());
+    assert!(judge_copy(true, true).is_none());
+    assert!(judge_copy(false, false).is_none(), "the copy knows every start that served");
+    assert!(judge_copy(false, true).is_none());
+}
+
+#[test]
+fn a_second_journal_that_takes_something_or_says_nothing_is_found() {
+    assert!(judge_second_journal(true, (0, 0)).is_empty());
+    for (says_why, held) in [(false, (0, 0)), (true, (1, 0)), (true, (0, 1))] {
+        assert_eq!(judge_second_journal(says_why, held).len(), 1, "{says_why} {held:?}");
+    }
+}

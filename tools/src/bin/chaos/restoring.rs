@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 
-use crate::checker::{MAYBE_WRITTEN, SentBack, Target, Written};
+use crate::checker::{self, MAYBE_WRITTEN, SentBack, Target, Written};
 use crate::copies::Copies;
 use crate::crew::Crew;
 use crate::evidence;
@@ -77,8 +77,8 @@ impl Restorer<'_> {
             Some(_) => "copies refused by the chain",
             None => "copies that no worker refused",
         });
-        if has_served && refused.is_none() {
-            record.find("workers go on with an older copy of the journal, and say nothing".to_owned());
+        if let Some(found) = checker::judge_copy(has_served, refused.is_some()) {
+            record.find(found);
         }
         let recovered = {
             let _hands = self.hands.lock().await;

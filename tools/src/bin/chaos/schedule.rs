@@ -211,7 +211,7 @@ const WAY_TO_DATABASE: &[Kind] = &[
 ];
 const OPERATOR: &[Kind] = &[(Fault::Replay, 0, 0), (Fault::Cancel, 0, 0), (Fault::Cancel, 0, 0)];
 // From the copy to its return. What the operator does then comes on top.
-const RESTORED: &[Kind] = &[(Fault::JournalRestored, 2_000, 12_000)];
+const RESTORED: &[Kind] = &[(Fault::JournalRestored, 6_000, 15_000)];
 const SECOND_JOURNAL: &[Kind] = &[(Fault::SecondJournal, 3_000, 8_000)];
 
 impl Plan {
@@ -227,7 +227,7 @@ impl Plan {
             lag: part("lag", LAG, (3_000, 8_000)),
             way_to_node: part("way to node", WAY_TO_NODE, (3_000, 9_000)),
             way_to_second: part("way to second", WAY_TO_NODE, (3_000, 9_000)),
-            other: part("other node", OTHER, (2_000, 6_000)),
+            other: part("other node", OTHER, (3_000, 8_000)),
             broker: part("broker", BROKER, (10_000, 25_000)),
             way_to_broker: part("way to broker", WAY_TO_BROKER, (6_000, 15_000)),
             database: part("database", DATABASE, (5_000, 14_000)),

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 use tokio::time::sleep;
 
+use crate::checker;
 use crate::record::Record;
 use crate::schedule::Planned;
 use crate::support::WorkerHome;
@@ -37,15 +38,12 @@ impl SecondJournal<'_> {
         if worker.is_running() {
             worker.kill().await;
         }
-        self.record.count("second journals that said why they wait");
-        if !says_why {
-            self.record.find("a second journal on the queue does not say why it waits".to_owned());
+        if says_why {
+            self.record.count("second journals that said why they wait");
         }
         match held(self.home) {
-            Ok((0, 0)) => {}
-            Ok((requests, transactions)) => {
-                let held = format!("{requests} requests and {transactions} transactions");
-                self.record.find(format!("a second journal has taken from the queue: it holds {held}"));
+            Ok(held) => {
+                checker::judge_second_journal(says_why, held).into_iter().for_each(|found| self.record.find(found));
             }
             Err(error) => self.record.find(format!("a second journal cannot be read: {error}")),
         }
