@@ -284,19 +284,18 @@ fn configuration(
         to: CONTRACT.to_owned(),
         extra: journal_url.map(|url| ("journal", format!("url = {url:?}"))).into_iter().collect(),
     };
-    let config = if batch > 1 {
+    let (config, all) = if batch > 1 {
         let arguments = "arguments = [\"json:/word\", \"json:/number\"]";
-        config
-            .with("write", format!("mode = \"call\"\nfunction = {KEEP:?}\n{arguments}\nbatch_function = {KEEP_MANY:?}"))
-            .with("batch", format!("max_requests = {batch}"))
+        let call = format!("\nmode = \"call\"\nfunction = {KEEP:?}\n{arguments}\nbatch_function = {KEEP_MANY:?}");
+        (config.with("batch", format!("max_requests = {batch}")), call)
     } else {
-        config
+        (config, String::new())
     };
     SIGNERS
         .iter()
         .fold(config, |config, (_, key)| config.with("signer", format!("key = {key:?}")))
         .with("route", format!("name = \"transactions\"\ntype = {:?}\nmode = \"transaction\"", messages::TRANSACTION))
-        .with("route", "name = \"all\"")
+        .with("route", format!("name = \"all\"{all}"))
         .with("policy.allow", format!("to = {CONTRACT:?}"))
         .with("worker", "organisation = \"chaos\"")
         .with("broker", format!("max_body = {}\nmax_hold = \"20s\"\npark_delay = \"2s\"", messages::MAX_BODY))
