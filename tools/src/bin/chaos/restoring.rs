@@ -23,6 +23,8 @@ const RECOVERY_LIMIT: Duration = Duration::from_secs(240);
 const AGAIN: Duration = Duration::from_millis(500);
 const OLDER_COPY: &str = "is an older copy";
 const IS_BEHIND: &str = "journal_is_behind";
+/// The copy is of the time between a recovery and the first start after it: the decision is in it, as the docs say.
+const TAKES_OVER: &str = "the journal takes the queue over";
 const SERVES: &str = "the journal serves the queue";
 
 pub(crate) struct Restorer<'a> {
@@ -66,7 +68,7 @@ impl Restorer<'_> {
         let has_served = self.logs_say(first, starts, &[SERVES]).is_some();
         let begun = Instant::now();
         let refused = loop {
-            let refused = self.logs_say(starts, crew.starts(), &[OLDER_COPY, IS_BEHIND]);
+            let refused = self.logs_say(starts, crew.starts(), &[OLDER_COPY, IS_BEHIND, TAKES_OVER]);
             if refused.is_some() || begun.elapsed() > if has_served { LIMIT } else { LIMIT / 6 } {
                 break refused;
             }
@@ -74,6 +76,7 @@ impl Restorer<'_> {
         };
         record.count(match refused {
             Some(OLDER_COPY) => "copies refused by the marker",
+            Some(TAKES_OVER) => "copies that held an open recovery, and took the queue over",
             Some(_) => "copies refused by the chain",
             None => "copies that no worker refused",
         });
