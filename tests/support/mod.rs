@@ -33,7 +33,7 @@ pub use anvil::{ACCOUNTS, Anvil, AnvilConfig};
 pub use guard::Guard;
 pub use nodes::{DeafNode, Reply, ScriptedNode, highest_fee_of, nonce_of};
 pub use ports::free_port;
-pub use postgres::{NOBODY, Pooler, Postgres, PostgresConfig};
+pub use postgres::{NOBODY, Pooler, Postgres, PostgresConfig, SchemaDumps};
 pub use proxy::{Mode, TcpProxy};
 pub use rabbit::{Rabbit, RabbitConfig};
 pub use rabbit_control::QueueCount;

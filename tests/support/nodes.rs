@@ -82,6 +82,16 @@ impl ScriptedNode {
         Self::serve(Some(upstream), Box::new(script)).await
     }
 
+    /// Like the node at `upstream`, except for what the rule answers to a request as it came: a call, or the array of a batch.
+    /// For a batch it may pass, and is asked for each call; or answer over HTTP, not at all, or with an error.
+    pub async fn ruled<F, Fut>(upstream: SocketAddr, rule: F) -> Self
+    where
+        F: Fn(Value) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Reply> + Send + 'static,
+    {
+        Self::serve(Some(upstream), Box::new(move |request| Box::pin(rule(request.clone())))).await
+    }
+
     /// Like the node at `upstream`, without these methods.
     pub async fn lacking(upstream: SocketAddr, lacking: &'static [&'static str]) -> Self {
         let script = move |call: &Value| match call["method"].as_str() {

@@ -202,6 +202,48 @@ impl Postgres {
     }
 }
 
+/// Dumps and restores a schema of a server that others stop, start and use meanwhile.
+#[derive(Clone, Copy, Debug)]
+pub struct SchemaDumps {
+    port: u16,
+    schema: &'static str,
+}
+
+impl SchemaDumps {
+    pub fn new(server: &Postgres, schema: &'static str) -> Self {
+        Self { port: server.port, schema }
+    }
+
+    /// Returns the schema as statements for [`Self::restore`].
+    pub async fn dump(&self, file: &Path) -> Result<(), String> {
+        let file = file.to_str().ok_or("the file's name is no text")?;
+        self.run("pg_dump", &["--schema", self.schema, "--file", file]).await
+    }
+
+    /// Drops the schema and makes it anew, in one transaction.
+    pub async fn restore(&self, file: &Path) -> Result<(), String> {
+        let file = file.to_str().ok_or("the file's name is no text")?;
+        let drop = format!("DROP SCHEMA IF EXISTS {} CASCADE", self.schema);
+        let arguments =
+            ["--quiet", "--no-psqlrc", "--single-transaction", "-v", "ON_ERROR_STOP=1", "-c", &drop, "-f", file];
+        self.run("psql", &arguments).await
+    }
+
+    async fn run(&self, name: &str, arguments: &[&str]) -> Result<(), String> {
+        let mut command = Command::new(program(name).ok_or_else(|| format!("{name} is missing"))?);
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PG")) {
+            command.env_remove(name);
+        }
+        command.args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "tester", "-d", "postgres"]);
+        command.args(arguments).kill_on_drop(true).stdin(Stdio::null());
+        let output = command.output().await.map_err(|error| error.to_string())?;
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(format!("{name}: {}", String::from_utf8_lossy(&output.stderr))),
+        }
+    }
+}
+
 /// PgBouncer in front of a server. Gone when dropped.
 pub struct Pooler {
     port: u16,

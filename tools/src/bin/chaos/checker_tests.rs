@@ -44,6 +44,9 @@ fn good() -> History {
         finals: vec![told("a", 0), told("b", 3), told("b", 3)],
         sent_back: Vec::new(),
         cancellations: HashSet::new(),
+        before_restore: 0,
+        stay: Vec::new(),
+        waits: vec![("a".to_owned(), LONGEST_WAIT)],
         published: vec![write, later, never, other, no_id, too_large],
     }
 }
@@ -56,8 +59,8 @@ fn after(change: impl FnOnce(&mut History)) -> Findings {
 }
 
 fn is_clean(findings: &Findings) -> bool {
-    let Findings { lost, twice, nonce_gaps, wrong, .. } = findings;
-    lost.is_empty() && twice.is_empty() && nonce_gaps.is_empty() && wrong.is_empty()
+    let Findings { lost, twice, late, nonce_gaps, wrong, .. } = findings;
+    [lost, twice, late, wrong].iter().all(|found| found.is_empty()) && nonce_gaps.is_empty()
 }
 
 #[test]
@@ -401,4 +404,168 @@ fn a_request_to_cancel_excuses_nothing_else() {
         history.sent_back.push(sent_back(&write, 1, true));
     });
     assert_eq!(cancelled_and_sent_back.lost, ["a"]);
+}
+
+/// A journal was restored from a copy after so many messages.
+fn restored(history: &mut History, before: usize) {
+    history.before_restore = before;
+}
+
+#[test]
+fn what_a_restored_copy_does_not_know_becomes_a_dead_letter_that_says_so() {
+    let maybe_written = |before: usize, written: bool| {
+        after(|history| {
+            restored(history, before);
+            let dead = letter(&history.published[0], MAYBE_WRITTEN);
+            history.dead.push(dead);
+            if !written {
+                history.chain[0].succeeded = false;
+                history.finals.remove(0);
+            }
+        })
+    };
+    let as_promised = maybe_written(1, true);
+    assert!(is_clean(&as_promised), "{as_promised:?}");
+    assert_eq!((as_promised.maybe_written, as_promised.written), (1, 2));
+    assert_eq!(maybe_written(0, true).twice.len(), 1, "no journal was restored since it was published");
+    assert_eq!(maybe_written(1, false).wrong.len(), 1, "it is not written, and an operator has to decide that");
+    assert_eq!(maybe_written(0, false).wrong.len(), 1);
+}
+
+#[test]
+fn a_restored_copy_excuses_no_second_effect_and_no_loss() {
+    let twice = after(|history| {
+        restored(history, 6);
+        let dead = letter(&history.published[0], MAYBE_WRITTEN);
+        history.dead.push(dead);
+        let again = written(&history.published[0], 4);
+        history.chain.push(again);
+    });
+    assert_eq!(twice.twice.len(), 1, "{twice:?}");
+    let lost = after(|history| {
+        restored(history, 6);
+        history.dead.clear();
+    });
+    assert_eq!(lost.lost.len(), 4);
+    let gap = after(|history| {
+        restored(history, 6);
+        history.chain.remove(1);
+    });
+    assert_eq!(gap.nonce_gaps, [(0, 1)]);
+    let poison_written = after(|history| {
+        restored(history, 6);
+        let again = written(&history.published[2], 4);
+        history.chain.push(again);
+    });
+    assert_eq!(poison_written.wrong.len(), 1, "{poison_written:?}");
+}
+
+#[test]
+fn what_failed_in_the_lost_time_may_be_written_after_it() {
+    let failed = |before: usize, key: &str| {
+        after(|history| {
+            restored(history, before);
+            let dead = letter(&history.published[1], key);
+            history.dead.push(dead);
+        })
+    };
+    let taken_up_again = failed(2, "rejected.reverted");
+    assert!(is_clean(&taken_up_again), "{taken_up_again:?}");
+    assert_eq!(taken_up_again.taken_up_again, 1);
+    assert_eq!(failed(1, "rejected.reverted").twice.len(), 1, "it was published after the restore");
+    assert_eq!(failed(2, "invalid.too_large").twice.len(), 1);
+}
+
+#[test]
+fn a_restored_copy_may_lose_events_and_knows_of_an_id_what_it_knew_then() {
+    let lost_event = |before: usize| {
+        after(|history| {
+            restored(history, before);
+            history.finals.retain(|event| event.request_id != "b");
+        })
+    };
+    assert!(is_clean(&lost_event(2)));
+    assert_eq!(lost_event(1).wrong.len(), 1);
+    let of_nothing = after(|history| {
+        restored(history, 6);
+        history.finals.push(told("c", 9));
+    });
+    assert_eq!(of_nothing.wrong.len(), 1, "an event of what is not in the chain");
+    let two_bodies = |before: usize| {
+        after(|history| {
+            restored(history, before);
+            history.dead.retain(|letter| letter.key != CONFLICT);
+            let other = written(&history.published[3], 4);
+            history.finals.push(told("a", 4));
+            history.chain.push(other);
+            history.next_nonces[0] = 5;
+        })
+    };
+    assert!(is_clean(&two_bodies(1)), "{:?}", two_bodies(1));
+    assert_eq!(two_bodies(0).twice.len(), 1);
+}
+
+#[test]
+fn a_retry_that_never_comes_is_found_unless_a_copy_was_restored() {
+    let stays = |before: usize| {
+        after(|history| {
+            restored(history, before);
+            history.stay.push("b".to_owned());
+        })
+    };
+    assert!(is_clean(&stays(2)));
+    assert_eq!(stays(1).wrong.len(), 1);
+}
+
+#[test]
+fn a_good_message_that_waits_too_long_is_found() {
+    let findings = after(|history| history.waits[0].1 += Duration::from_secs(1));
+    assert_eq!(findings.late, ["a (91 s)"]);
+}
+
+#[test]
+fn poison_must_die_for_its_own_reason() {
+    let kinds = [
+        (Kind::TooRich, "rejected.insufficient_funds"),
+        (Kind::LittleGas, "invalid.gas_too_low"),
+        (Kind::MuchGas, "invalid.gas_above_limit"),
+        (Kind::LongCalldata, "invalid.too_large"),
+        (Kind::Unwanted, "rejected.refused_by_node"),
+    ];
+    for (kind, reason) in kinds {
+        let died = |key: &str| {
+            after(|history| {
+                let poison = message("p", kind);
+                history.dead.push(letter(&poison, key));
+                history.published.push(poison);
+            })
+        };
+        assert!(is_clean(&died(reason)), "{kind:?}");
+        assert_eq!(died("rejected.reverted").wrong.len(), 1, "{kind:?}");
+        let written = after(|history| {
+            let poison = message("p", kind);
+            history.chain.push(written(&poison, 4));
+            history.finals.push(told("p", 4));
+            history.published.push(poison);
+        });
+        assert_eq!(written.wrong.len(), 1, "{kind:?}: {written:?}");
+        let nowhere = after(|history| history.published.push(message("p", kind)));
+        assert_eq!(nowhere.lost, ["p"], "{kind:?}");
+    }
+}
+
+#[test]
+fn workers_that_go_on_with_an_older_copy_are_found() {
+    assert!(judge_copy(true, false).is_some());
+    assert!(judge_copy(true, true).is_none());
+    assert!(judge_copy(false, false).is_none(), "the copy knows every start that served");
+    assert!(judge_copy(false, true).is_none());
+}
+
+#[test]
+fn a_second_journal_that_takes_something_or_says_nothing_is_found() {
+    assert!(judge_second_journal(true, (0, 0)).is_empty());
+    for (says_why, held) in [(false, (0, 0)), (true, (1, 0)), (true, (0, 1))] {
+        assert_eq!(judge_second_journal(says_why, held).len(), 1, "{says_why} {held:?}");
+    }
 }

@@ -57,6 +57,31 @@ impl<'a> Crew<'a> {
         worker
     }
 
+    /// Returns how many there have been; the next one writes the log with this number.
+    pub(crate) fn starts(&self) -> usize {
+        self.starts.get()
+    }
+
+    /// Kills all workers, and starts them again when the work is done. No other fault starts one meanwhile.
+    pub(crate) async fn while_stopped<T>(&self, work: impl AsyncFnOnce() -> T) -> T {
+        let mut slots = Vec::with_capacity(self.workers.len());
+        for slot in &self.workers {
+            slots.push(slot.lock().await);
+        }
+        for (place, worker) in slots.iter_mut().enumerate() {
+            if worker.is_running() {
+                worker.kill().await;
+            } else {
+                self.note_end(place, worker).await;
+            }
+        }
+        let done = work().await;
+        for (place, worker) in slots.iter_mut().enumerate() {
+            **worker = self.start_one(place);
+        }
+        done
+    }
+
     /// The place of a worker, chosen by a number from the plan.
     fn chosen(&self, pick: u64) -> usize {
         (pick % self.workers.len() as u64) as usize

@@ -5,14 +5,17 @@ use std::sync::LazyLock;
 use anyhow::{Context, ensure};
 use chainwriter::testing::{Many, abi};
 use lapin::BasicProperties;
+use lapin::options::BasicGetOptions;
 use lapin::types::AMQPValue;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use crate::checker::{ChainTransaction, DeadLetter, Target, Written};
 use crate::journal::Journal;
+use crate::link::{LIMIT, Link};
 use crate::support::rpc::hex;
 use crate::support::{Amqp, Rabbit, RpcClient, Taken, WorkerHome};
-use crate::{CONTRACT, DEAD, KEEP, KEEP_MANY, SIGNERS, STRANGER, VHOST};
+use crate::{CONTRACT, DEAD, KEEP, KEEP_MANY, MARKER, SIGNERS, STRANGER, VHOST};
 
 /// Blocks asked for in one HTTP request.
 const BLOCKS: u64 = 50;
@@ -119,6 +122,25 @@ pub(crate) async fn dead_letters(rabbit: &Rabbit) -> Vec<DeadLetter> {
         .collect()
 }
 
+/// Reads them, and leaves them where they are.
+pub(crate) async fn look_at_dead_letters(rabbit: &Rabbit) -> anyhow::Result<Vec<DeadLetter>> {
+    let link = Link::open(&rabbit.uri(VHOST)).await?;
+    let mut letters = Vec::new();
+    let get = || link.channel.basic_get(DEAD.into(), BasicGetOptions::default());
+    while let Some(got) = timeout(LIMIT, get()).await?? {
+        let letter = got.delivery;
+        letters.push(DeadLetter {
+            id: letter.properties.message_id().as_ref().map(ToString::to_string),
+            replay: replay_count(&letter.properties),
+            body: letter.data.clone(),
+            key: letter.routing_key.to_string(),
+        });
+    }
+    // What was not acked goes back with the connection.
+    link.close();
+    Ok(letters)
+}
+
 /// Returns how often an operator has sent a message back.
 pub(crate) fn replay_count(properties: &BasicProperties) -> i64 {
     match properties.headers().as_ref().and_then(|headers| headers.inner().get(REPLAY_COUNT)) {
@@ -127,11 +149,31 @@ pub(crate) fn replay_count(properties: &BasicProperties) -> i64 {
     }
 }
 
+/// Requests that wait for a retry.
+const STAYS: &str = "state = 'retry_waiting'";
+
+/// Returns the ids of the requests that wait for a retry whose message is nowhere.
+pub(crate) async fn stay(journal: &Journal, home: &WorkerHome) -> anyhow::Result<Vec<String>> {
+    let (_, ids) = journal.count(home, "id", &format!("requests WHERE {STAYS}")).await?;
+    Ok(ids.split(", ").filter(|id| !id.is_empty()).map(str::to_owned).collect())
+}
+
 /// Returns what is not done, as sentences: messages in the queues, rows in the journal.
-pub(crate) async fn open(rabbit: &Rabbit, journal: &Journal, home: &WorkerHome) -> anyhow::Result<Vec<String>> {
+/// A request of a restored copy that waited for its retry stays so if its message was acked meanwhile: those are not counted.
+pub(crate) async fn open(
+    rabbit: &Rabbit,
+    journal: &Journal,
+    home: &WorkerHome,
+    is_restored: bool,
+) -> anyhow::Result<Vec<String>> {
     let mut open = Vec::new();
+    let unsettled = match is_restored {
+        true => format!("requests WHERE settled_at IS NULL AND NOT ({STAYS})"),
+        false => "requests WHERE settled_at IS NULL".to_owned(),
+    };
     for queue in rabbit.list_queues(VHOST).await.map_err(anyhow::Error::msg)? {
-        let stays = queue.name == DEAD || queue.name.ends_with(".unrouted");
+        // The marker of the journal that serves the queue stays at the broker.
+        let stays = queue.name == DEAD || queue.name.ends_with(".unrouted") || queue.name == MARKER;
         if queue.unacked > 0 || (queue.ready > 0 && !stays) {
             open.push(format!(
                 "{} holds {} messages, {} of them unacked",
@@ -142,7 +184,7 @@ pub(crate) async fn open(rabbit: &Rabbit, journal: &Journal, home: &WorkerHome) 
         }
     }
     let questions = [
-        ("requests are not settled", "id || ' ' || state", "requests WHERE settled_at IS NULL"),
+        ("requests are not settled", "id || ' ' || state", unsettled.as_str()),
         ("transactions are live", "nonce", "transactions WHERE state = 'live'"),
         ("events are not published", "event_id", "outbox"),
     ];

@@ -8,8 +8,11 @@ use tokio::time::sleep;
 use crate::crew::Crew;
 use crate::lagging::{Lag, LaggingNode};
 use crate::operator::Operator;
+use crate::other_node::OtherNode;
 use crate::record::Record;
+use crate::restoring::Restorer;
 use crate::schedule::{Fault, Plan, Planned};
+use crate::second::SecondJournal;
 use crate::support::rpc::hex;
 use crate::support::{Anvil, Mode, Postgres, Rabbit, RpcClient, TcpProxy};
 use crate::{BLOCK_GAS, CONTRACT, FINALITY, FULL_BALANCE, MAX_FEE_GWEI, MAX_LAG, SIGNERS, STRANGER};
@@ -31,7 +34,10 @@ pub(crate) struct Parts<'a> {
     pub(crate) way_to_broker: &'a TcpProxy,
     /// The journal's, if it is one, and the workers' way to it.
     pub(crate) database: Option<(&'a mut Postgres, &'a TcpProxy)>,
+    pub(crate) other: &'a OtherNode,
     pub(crate) crew: &'a Crew<'a>,
+    pub(crate) restorer: &'a Restorer<'a>,
+    pub(crate) second_journal: &'a SecondJournal<'a>,
     pub(crate) operator: &'a Operator<'a>,
     pub(crate) record: &'a Record,
 }
@@ -41,6 +47,7 @@ impl Parts<'_> {
     pub(crate) async fn fail(self, plan: &Plan) {
         let Parts { rabbit, anvil, second, way_to_node, way_to_second, way_to_broker, crew, operator, record, .. } =
             self;
+        let (other, restorer, second_journal) = (self.other, self.restorer, self.second_journal);
         let (database, way_to_database) = self.database.unzip();
         let rpc = anvil.rpc();
         tokio::join!(
@@ -61,6 +68,13 @@ impl Parts<'_> {
             each(&plan.way_to_second, record, async |planned: &Planned| fail_way(way_to_second, planned).await),
             each(&plan.way_to_broker, record, async |planned: &Planned| fail_way(way_to_broker, planned).await),
             each(&plan.operator, record, async |planned: &Planned| operator.act(planned).await),
+            each(&plan.other, record, async |planned: &Planned| {
+                other.set(Some(planned));
+                sleep(planned.length).await;
+                other.set(None);
+            }),
+            each(&plan.restored, record, async |planned: &Planned| restorer.act(planned).await),
+            each(&plan.second_journal, record, async |planned: &Planned| second_journal.act(planned).await),
             fail_node(anvil, &plan.node, record),
             fail_broker(rabbit, &plan.broker, record),
             fail_database(database, &plan.database, record),

@@ -6,7 +6,8 @@ use anyhow::Context;
 use rusqlite::{Connection, OpenFlags};
 
 use crate::SIGNERS;
-use crate::support::{Postgres, PostgresConfig, TcpProxy, WorkerHome};
+use crate::copies::Copies;
+use crate::support::{Postgres, PostgresConfig, SchemaDumps, TcpProxy, WorkerHome};
 
 /// Where PostgreSQL's tables are.
 const SCHEMA: &str = "chaos";
@@ -57,6 +58,16 @@ impl Journal {
         match self {
             Self::Sqlite => None,
             Self::Postgres { way, .. } => Some(way),
+        }
+    }
+
+    /// What copies it, into the workers' home.
+    pub(crate) fn copies(&self, home: &WorkerHome) -> Copies {
+        match self {
+            Self::Sqlite => Copies::Sqlite(home.journal_file(), home.folder().join("copy.db")),
+            Self::Postgres { server, .. } => {
+                Copies::Postgres(SchemaDumps::new(server, SCHEMA), home.folder().join("copy.sql"))
+            }
         }
     }
 

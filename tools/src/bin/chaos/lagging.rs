@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Value, json};
 
+use crate::other_node::refusal;
 use crate::support::rpc::hex;
 use crate::support::{Reply, RpcClient, ScriptedNode};
 
@@ -28,9 +29,10 @@ impl LaggingNode {
         let node = ScriptedNode::filtering(real.address(), move |method, params| {
             let lag = *told.lock().unwrap_or_else(PoisonError::into_inner);
             async move {
-                match lag {
-                    Some(lag) => lag.say(real, &method, params).await,
-                    None => Reply::Pass,
+                match (refusal(&method, &params), lag) {
+                    (Some(refusal), _) => refusal,
+                    (None, Some(lag)) => lag.say(real, &method, params).await,
+                    (None, None) => Reply::Pass,
                 }
             }
         });

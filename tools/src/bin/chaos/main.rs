@@ -19,6 +19,7 @@ use journal::Journal;
 use run::Run;
 
 mod checker;
+mod copies;
 mod crew;
 mod evidence;
 mod faults;
@@ -29,16 +30,20 @@ mod link;
 mod listener;
 mod messages;
 mod operator;
+mod other_node;
 mod producer;
 mod random;
 mod record;
 mod report;
+mod restoring;
 mod run;
 mod schedule;
+mod second;
 
 const VHOST: &str = "/";
 const QUEUE: &str = "chaos.writes";
 const DEAD: &str = "chaos.writes.dead";
+const MARKER: &str = "chaos.writes.journal";
 /// Keeps every event from the start.
 const EVENTS: &str = "chaos.events";
 /// Here stands the contract that refuses some requests for ever and others while it is closed.
@@ -123,7 +128,7 @@ async fn run(options: Options) -> anyhow::Result<bool> {
         options.duration, options.workers, options.journal, options.batch
     );
     let mut run = Run::start(seed, &options, journal).await?;
-    let report = match run.storm(&options).await {
+    let report = match Box::pin(run.storm(&options)).await {
         Ok(report) => report,
         Err(error) => {
             println!("Journal and logs are kept in {}", run.keep(&format!("{error:#}")).await?.display());

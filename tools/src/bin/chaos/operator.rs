@@ -3,9 +3,10 @@
 use anyhow::Context;
 use lapin::options::{BasicAckOptions, BasicGetOptions};
 use lapin::types::{AMQPValue, ShortString};
+use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use crate::checker::{CONFLICT, SentBack};
+use crate::checker::{CONFLICT, MAYBE_WRITTEN, SentBack};
 use crate::evidence::{REPLAY_COUNT, replay_count};
 use crate::link::{LIMIT, Link};
 use crate::record::Record;
@@ -25,11 +26,15 @@ pub(crate) struct Operator<'a> {
     pub(crate) home: &'a WorkerHome,
     pub(crate) binary: &'a str,
     pub(crate) record: &'a Record,
+    /// One command at a time has the journal in its hands.
+    pub(crate) hands: &'a Mutex<()>,
 }
 
 impl Operator<'_> {
     pub(crate) async fn act(&self, planned: &Planned) {
         let done = match planned.fault {
+            // From then on only what `chainwriter dead replay` sends back counts as decided, at the end.
+            Fault::Replay if self.record.is_recovering() => Ok(()),
             Fault::Replay => self.replay(1 + planned.pick % AT_ONCE).await,
             _ => self.cancel(planned.pick).await,
         };
@@ -54,9 +59,15 @@ impl Operator<'_> {
     async fn send_back(&self, link: &Link) -> anyhow::Result<()> {
         let got = timeout(LIMIT, link.channel.basic_get(DEAD.into(), BasicGetOptions::default())).await??;
         let Some(letter) = got.map(|got| got.delivery) else { return Ok(()) };
-        if letter.routing_key.as_str() == CONFLICT {
-            // Its id is another message's. To the end of the queue, so that the next ones come to the front.
-            link.publish(letter.exchange.as_str(), CONFLICT, letter.properties.clone(), &letter.data).await?;
+        if [CONFLICT, MAYBE_WRITTEN].contains(&letter.routing_key.as_str()) {
+            // Its id is another message's, or it may be written. To the end of the queue, so that the next ones come to the front.
+            link.publish(
+                letter.exchange.as_str(),
+                letter.routing_key.as_str(),
+                letter.properties.clone(),
+                &letter.data,
+            )
+            .await?;
         } else {
             let replay = replay_count(&letter.properties) + 1;
             let mut headers = letter.properties.headers().clone().unwrap_or_default().inner().clone();
@@ -79,6 +90,7 @@ impl Operator<'_> {
             recent.clone().nth((pick % recent.count().max(1) as u64) as usize)
         });
         let id = chosen.context("nothing is published yet")?;
+        let _hands = self.hands.lock().await;
         let (code, text) = self.home.command(self.binary, &["cancel", &id, "--reason", "chaos"]).await;
         self.record.say(&format!("cancels {id}: {code}, {}", text.trim()));
         if !NOTHING_CANCELLED.contains(&code) {

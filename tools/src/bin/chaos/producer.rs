@@ -62,5 +62,9 @@ async fn publish(link: &mut Option<Link>, uri: &str, queue: &str, message: &Mess
         Some(id) => properties.with_message_id(id.as_str().into()),
         None => properties,
     };
+    let properties = match message.kind.amqp_type() {
+        Some(kind) => properties.with_type(kind.into()),
+        None => properties,
+    };
     link.publish("", queue, properties, &message.body).await
 }

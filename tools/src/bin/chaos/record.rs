@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::checker::{FinalEvent, SentBack};
-use crate::messages::Message;
+use crate::messages::{Kind, Message, POISON};
 use crate::schedule::Fault;
 
 /// Ends of workers that are printed in full.
@@ -29,6 +29,16 @@ struct Inner {
     /// Workers that ended by themselves.
     ends: u64,
     told_ends: Vec<String>,
+    /// When each good message was published, and when its final event came.
+    published_at: HashMap<String, Duration>,
+    final_at: HashMap<String, Duration>,
+    calm_at: Option<Duration>,
+    /// Messages that were published when the newest restored journal was recovered, and how often one was.
+    before_restore: usize,
+    restores: u64,
+    /// Of what else happened.
+    counts: BTreeMap<&'static str, u64>,
+    found: Vec<String>,
 }
 
 pub(crate) struct Record {
@@ -91,7 +101,12 @@ impl Record {
 
     /// Before it is published: from then on it may arrive.
     pub(crate) fn publish(&self, message: Message) {
-        self.inner().published.push(message);
+        let now = self.elapsed();
+        let mut inner = self.inner();
+        if let (Some(id), Kind::Write) = (&message.id, message.kind) {
+            inner.published_at.insert(id.clone(), now);
+        }
+        inner.published.push(message);
     }
 
     pub(crate) fn published_again(&self) {
@@ -104,7 +119,9 @@ impl Record {
     }
 
     pub(crate) fn note_final(&self, event: FinalEvent) {
+        let now = self.elapsed();
         let mut inner = self.inner();
+        inner.final_at.entry(event.request_id.clone()).or_insert(now);
         inner.final_ids.insert(event.request_id.clone());
         inner.finals.insert(event);
     }
@@ -135,6 +152,55 @@ impl Record {
         self.inner().finals.iter().cloned().collect()
     }
 
+    /// From now on nothing is away.
+    pub(crate) fn calm(&self) {
+        self.say("no more faults");
+        let now = self.elapsed();
+        self.inner().calm_at = Some(now);
+    }
+
+    /// Returns how long each good message waited for its outcome in the calm.
+    pub(crate) fn waits(&self) -> Vec<(String, Duration)> {
+        let inner = self.inner();
+        let calm = inner.calm_at.unwrap_or_default();
+        let waits = inner.published_at.iter().filter_map(|(id, published)| {
+            let outcome = inner.final_at.get(id)?;
+            Some((id.clone(), outcome.saturating_sub(calm.max(*published))))
+        });
+        waits.collect()
+    }
+
+    /// An operator has brought a restored journal up to the chain.
+    pub(crate) fn restored(&self) {
+        let mut inner = self.inner();
+        inner.restores += 1;
+        inner.before_restore = inner.published.len();
+    }
+
+    /// Returns how many messages were published before the newest restored journal was recovered.
+    pub(crate) fn before_restore(&self) -> usize {
+        self.inner().before_restore
+    }
+
+    pub(crate) fn is_recovering(&self) -> bool {
+        self.inner().restores > 0
+    }
+
+    pub(crate) fn count(&self, what: &'static str) {
+        self.say(what);
+        *self.inner().counts.entry(what).or_default() += 1;
+    }
+
+    /// Notes what contradicts a promise.
+    pub(crate) fn find(&self, what: String) {
+        self.say(&format!("found: {what}"));
+        self.inner().found.push(what);
+    }
+
+    pub(crate) fn found(&self) -> Vec<String> {
+        self.inner().found.clone()
+    }
+
     pub(crate) fn line(&self) -> String {
         let inner = self.inner();
         let faults: u64 = inner.faults.values().sum();
@@ -161,6 +227,9 @@ impl Record {
             faults: inner.faults.iter().map(|(fault, count)| (*fault, *count)).collect::<HashMap<_, _>>(),
             ends: inner.ends,
             told_ends: inner.told_ends.clone(),
+            restores: inner.restores,
+            counts: inner.counts.clone(),
+            poison: POISON.map(|kind| (kind, inner.published.iter().filter(|message| message.kind == kind).count())),
         }
     }
 }
@@ -177,4 +246,8 @@ pub(crate) struct Totals {
     pub(crate) faults: HashMap<Fault, u64>,
     pub(crate) ends: u64,
     pub(crate) told_ends: Vec<String>,
+    pub(crate) restores: u64,
+    pub(crate) counts: BTreeMap<&'static str, u64>,
+    /// Messages of each kind of poison.
+    pub(crate) poison: [(Kind, usize); POISON.len()],
 }

@@ -36,6 +36,14 @@ pub(crate) struct Line {
     sent_back: usize,
     cancellations: usize,
     log_lines: usize,
+    late: usize,
+    /// Poisonous messages of every kind.
+    poison: usize,
+    /// Journals restored from a copy, and recovered.
+    restores: u64,
+    maybe_written: usize,
+    taken_up_again: usize,
+    second_journals: u64,
 }
 
 /// Everything that a run has to say.
@@ -53,8 +61,8 @@ pub(crate) struct Report {
 
 impl Report {
     pub(crate) fn is_good(&self) -> bool {
-        let Findings { lost, twice, nonce_gaps, wrong, .. } = &self.findings;
-        lost.is_empty() && twice.is_empty() && nonce_gaps.is_empty() && wrong.is_empty() && self.open.is_empty()
+        let Findings { lost, twice, late, nonce_gaps, wrong, .. } = &self.findings;
+        [lost, twice, late, wrong, &self.open].iter().all(|found| found.is_empty()) && nonce_gaps.is_empty()
     }
 
     pub(crate) fn line(&self) -> Line {
@@ -82,6 +90,12 @@ impl Report {
             sent_back: totals.sent_back,
             cancellations: totals.cancellations,
             log_lines: *log_lines,
+            late: findings.late.len(),
+            poison: totals.poison.iter().map(|(_, count)| count).sum(),
+            restores: totals.restores,
+            maybe_written: findings.maybe_written,
+            taken_up_again: findings.taken_up_again,
+            second_journals: totals.faults.get(&Fault::SecondJournal).copied().unwrap_or_default(),
         }
     }
 
@@ -92,6 +106,9 @@ impl Report {
         let mut row = |name: &str, value: u64, about: &str| _ = writeln!(text, "  {name:<27}{value:>8}  {about}");
         row("published", totals.published as u64, "messages, each with a body of its own");
         row("  published again", totals.published_again, "the same id and body");
+        for (kind, count) in &totals.poison {
+            row(&format!("  {kind:?}"), *count as u64, "of these: poison");
+        }
         row("final", findings.written as u64, "in the chain, once");
         row("dead", findings.dead as u64, "dead letters");
         row("retries", totals.retries, "went through the wait queues");
@@ -100,6 +117,12 @@ impl Report {
         row("foreign", findings.foreign as u64, "nonces that somebody else with the key used up");
         row("sent back", totals.sent_back as u64, "dead letters, by an operator");
         row("asked to cancel", totals.cancellations as u64, "requests, by an operator");
+        row("restores", totals.restores, "a copy took the journal's place, and an operator recovered");
+        for (what, count) in &totals.counts {
+            row("", *count, what);
+        }
+        row("maybe written", findings.maybe_written as u64, "in the chain, and dead letters that say so");
+        row("taken up again", findings.taken_up_again as u64, "written after a restore, dead before it");
         row("blocks", self.blocks, "in the chain");
         row("kills", totals.kills, "of workers, kill -9");
         let mut faults: Vec<_> = totals.faults.iter().collect();
@@ -114,6 +137,7 @@ impl Report {
         );
         row("lost", findings.lost.len() as u64, "neither in the chain nor a dead letter");
         row("twice", findings.twice.len() as u64, "more than one effect, or an effect and a dead letter");
+        row("late", findings.late.len() as u64, "good messages that waited too long while nothing was away");
         row("nonce gaps", findings.nonce_gaps.len() as u64, "");
         row("wrong", findings.wrong.len() as u64, "other contradictions, and logs that show keys, passwords or bodies");
         row("log lines", self.log_lines as u64, "looked at for them");
@@ -122,7 +146,7 @@ impl Report {
             findings.nonce_gaps.iter().map(|(account, nonce)| format!("{nonce} of account {account}")).collect();
         let kinds =
             [("lost", &findings.lost), ("twice", &findings.twice), ("nonce gap", &gaps), ("wrong", &findings.wrong)];
-        let more = [("open", open), ("ended by itself", &totals.told_ends)];
+        let more = [("late", &findings.late), ("open", open), ("ended by itself", &totals.told_ends)];
         for (kind, found) in kinds.into_iter().chain(more) {
             for found in found.iter().take(shown) {
                 let _ = writeln!(text, "{kind}: {found}");
@@ -153,6 +177,15 @@ fn about(fault: Fault) -> &'static str {
         Fault::DatabaseStops => "without waiting for its clients; started again",
         Fault::DatabaseKilled => "kill -9 of the server, started on the same data",
         Fault::DatabaseEndsSessions => "pg_terminate_backend of every session",
+        Fault::OtherHttpStatus => "the first node says 500, 503, 429, 403 or 402",
+        Fault::OtherOutageWords => "the first node says so with status 200",
+        Fault::OtherNullReceipts => "the first node knows no transaction",
+        Fault::OtherAlreadyKnown => "the first node takes it, and says that it knows it",
+        Fault::OtherWrongCounts => "the first node's counts of transactions",
+        Fault::OtherGarbageNumbers => "the first node's numbers",
+        Fault::OtherCallFails => "one method of the first node",
+        Fault::JournalRestored => "an older copy in the journal's place",
+        Fault::SecondJournal => "an empty one, on the same queue",
         Fault::BrokerKilled => "kill -9 of the node, started on the same data",
         _ => "",
     }
@@ -175,6 +208,9 @@ mod tests {
             faults: HashMap::from([(Fault::Reorg, 2), (Fault::Freeze, 2)]),
             ends: 0,
             told_ends: Vec::new(),
+            restores: 0,
+            counts: std::collections::BTreeMap::new(),
+            poison: crate::messages::POISON.map(|kind| (kind, 1)),
         };
         Report { seed: 7, seconds: 9, blocks: 8, totals, findings, open: Vec::new(), log_lines: 5 }
     }
@@ -197,6 +233,7 @@ mod tests {
             Findings { twice: one(), ..Findings::default() },
             Findings { nonce_gaps: vec![(0, 0)], ..Findings::default() },
             Findings { wrong: one(), ..Findings::default() },
+            Findings { late: one(), ..Findings::default() },
         ];
         for findings in bad {
             assert!(!report(findings).is_good());

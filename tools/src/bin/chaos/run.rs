@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
+use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -15,9 +16,12 @@ use crate::faults::{self, Parts};
 use crate::journal::Journal;
 use crate::lagging::LaggingNode;
 use crate::operator::Operator;
+use crate::other_node::OtherNode;
 use crate::record::Record;
 use crate::report::Report;
+use crate::restoring::{self, Restorer};
 use crate::schedule::Plan;
+use crate::second::SecondJournal;
 use crate::support::{
     self, Amqp, Anvil, AnvilConfig, Rabbit, RabbitConfig, TcpProxy, WorkerConfig, WorkerHome, contracts,
 };
@@ -26,6 +30,8 @@ use crate::{
     SIGNERS, VHOST, evidence, leaks, listener, messages, producer,
 };
 
+/// Messages come for this long after the last fault.
+const CALM: Duration = Duration::from_secs(20);
 const PROGRESS: Duration = Duration::from_secs(10);
 /// For everything to become quiet after the last fault: this, and half of the run's duration.
 const QUIET: Duration = Duration::from_secs(180);
@@ -45,8 +51,11 @@ pub(crate) struct Run {
     way_to_broker: TcpProxy,
     way_to_node: TcpProxy,
     way_to_second: TcpProxy,
+    other: OtherNode,
     journal: Journal,
     home: WorkerHome,
+    /// Of the worker with a journal of its own.
+    second_home: WorkerHome,
     record: Arc<Record>,
 }
 
@@ -64,9 +73,12 @@ impl Run {
         let (rabbit, anvil) = tokio::join!(Rabbit::start(RabbitConfig::default()), Anvil::start(blocks));
         let second = LaggingNode::start(anvil.rpc()).await;
         let way_to_broker = TcpProxy::start(rabbit.address()).await;
-        let way_to_node = TcpProxy::start(anvil.address()).await;
+        let other = OtherNode::start(anvil.rpc()).await;
+        let way_to_node = TcpProxy::start(other.node.address()).await;
         let way_to_second = TcpProxy::start(second.node.address()).await;
-        let home = WorkerHome::new(&configuration(&rabbit, &way_to_broker, &way_to_node, &journal, options.batch));
+        let with_journal = |url| configuration(&rabbit, &way_to_broker, &way_to_node, url, options.batch);
+        let home = WorkerHome::new(&with_journal(journal.url()));
+        let second_home = WorkerHome::new(&with_journal(None));
         let record = Arc::new(Record::new(&home.folder().join("chaos.log"))?);
         let run = Self {
             seed,
@@ -78,8 +90,10 @@ impl Run {
             way_to_broker,
             way_to_node,
             way_to_second,
+            other,
             journal,
             home,
+            second_home,
             record,
         };
         run.prepare(if options.batch > 1 { contracts::BY_NUMBER } else { contracts::BY_WORD }).await?;
@@ -112,7 +126,12 @@ impl Run {
         let record = Arc::clone(&self.record);
         let endpoints = [self.way_to_node.url(), self.way_to_second.url()];
         let crew = Crew::start(&self.home, &self.binary, &record, options.workers, endpoints);
-        let operator = Operator { uri, home: &self.home, binary: &self.binary, record: &record };
+        let (home, binary, hands) = (&self.home, &self.binary, Mutex::new(()));
+        let operator = Operator { uri, home, binary, record: &record, hands: &hands };
+        let (copies, rpc) = (self.journal.copies(home), self.anvil.rpc());
+        let restorer =
+            Restorer { copies, crew: &crew, home, binary, rpc, record: &record, until: self.duration, hands: &hands };
+        let second_journal = SecondJournal { home: &self.second_home, binary, record: &record };
         let parts = Parts {
             rabbit: &mut self.rabbit,
             anvil: &mut self.anvil,
@@ -121,26 +140,32 @@ impl Run {
             way_to_second: &self.way_to_second,
             way_to_broker: &self.way_to_broker,
             database: self.journal.parts(),
+            other: &self.other,
             crew: &crew,
+            restorer: &restorer,
+            second_journal: &second_journal,
             operator: &operator,
             record: &record,
         };
         let storm = async {
-            parts.fail(&plan).await;
+            Box::pin(parts.fail(&plan)).await;
             sleep(self.duration.saturating_sub(record.elapsed())).await;
         };
         tokio::select! {
             () = storm => {}
             () = crew.watch() => {}
         }
-        stop.cancel();
-        record.say("no more faults");
         let ways = [Some(&self.way_to_node), Some(&self.way_to_second), Some(&self.way_to_broker), self.journal.way()];
         faults::heal(self.anvil.rpc(), ways.into_iter().flatten()).await.map_err(anyhow::Error::msg)?;
-        println!("No more faults; waiting until everything is done");
+        record.calm();
+        println!("No more faults; messages for {} s more, then waiting until everything is done", CALM.as_secs());
+        tokio::select! {
+            () = sleep(CALM) => stop.cancel(),
+            () = crew.watch() => {}
+        }
         producer.await?;
         let open = tokio::select! {
-            open = self.quiet() => open?,
+            open = self.end_of_recovery() => open?,
             () = crew.watch() => Vec::new(),
         };
         let mut faults = crew.drain().await;
@@ -148,6 +173,20 @@ impl Run {
         // Workers must leave nothing behind when they stop, either.
         let open = if open.is_empty() { self.open().await? } else { open };
         self.check(open, &mut faults).await
+    }
+
+    /// As [`Self::quiet`]; where a recovery is on, an operator decides on what may have been written, and ends it.
+    async fn end_of_recovery(&self) -> anyhow::Result<Vec<String>> {
+        let open = self.quiet().await?;
+        if !self.record.is_recovering() || !open.is_empty() {
+            return Ok(open);
+        }
+        let Self { rabbit, anvil, home, binary, record, .. } = self;
+        let sent_back = restoring::decide(rabbit, anvil.rpc(), home, binary, record).await?;
+        let open = if sent_back > 0 { self.quiet().await? } else { open };
+        let (code, text) = home.command(binary, &["recover", "--end"]).await;
+        ensure!(code == 0, "chainwriter recover --end: {code}, {text}");
+        Ok(open)
     }
 
     /// Returns what is still open when the limit is reached; nothing, and sooner, if all is well.
@@ -165,7 +204,7 @@ impl Run {
     }
 
     async fn open(&self) -> anyhow::Result<Vec<String>> {
-        evidence::open(&self.rabbit, &self.journal, &self.home).await
+        evidence::open(&self.rabbit, &self.journal, &self.home, self.record.is_recovering()).await
     }
 
     async fn check(&self, open: Vec<String>, faults: &mut Vec<String>) -> anyhow::Result<Report> {
@@ -179,11 +218,18 @@ impl Run {
             finals: self.record.finals(),
             sent_back: self.record.sent_back(),
             cancellations: self.record.cancellations(),
+            before_restore: self.record.before_restore(),
+            stay: evidence::stay(&self.journal, &self.home).await?,
+            waits: self.record.waits(),
         };
         let mut findings = checker::check(&history);
         findings.wrong.append(faults);
         let (mut leaks, log_lines) = leaks::in_logs(self.home.folder())?;
+        let (mut of_second, more_lines) = leaks::in_logs(self.second_home.folder())?;
         findings.wrong.append(&mut leaks);
+        findings.wrong.append(&mut of_second);
+        findings.wrong.append(&mut self.record.found());
+        let log_lines = log_lines + more_lines;
         let seconds = self.record.elapsed().as_secs();
         Ok(Report { seed: self.seed, seconds, blocks, totals: self.record.totals(), findings, open, log_lines })
     }
@@ -227,7 +273,7 @@ fn configuration(
     rabbit: &Rabbit,
     way_to_broker: &TcpProxy,
     way_to_node: &TcpProxy,
-    journal: &Journal,
+    journal_url: Option<String>,
     batch: usize,
 ) -> WorkerConfig {
     let config = WorkerConfig {
@@ -236,19 +282,21 @@ fn configuration(
         endpoint: way_to_node.url(),
         account: 0,
         to: CONTRACT.to_owned(),
-        extra: journal.url().map(|url| ("journal", format!("url = {url:?}"))).into_iter().collect(),
+        extra: journal_url.map(|url| ("journal", format!("url = {url:?}"))).into_iter().collect(),
     };
-    let config = if batch > 1 {
+    let (config, all) = if batch > 1 {
         let arguments = "arguments = [\"json:/word\", \"json:/number\"]";
-        config
-            .with("write", format!("mode = \"call\"\nfunction = {KEEP:?}\n{arguments}\nbatch_function = {KEEP_MANY:?}"))
-            .with("batch", format!("max_requests = {batch}"))
+        let call = format!("\nmode = \"call\"\nfunction = {KEEP:?}\n{arguments}\nbatch_function = {KEEP_MANY:?}");
+        (config.with("batch", format!("max_requests = {batch}")), call)
     } else {
-        config
+        (config, String::new())
     };
     SIGNERS
         .iter()
         .fold(config, |config, (_, key)| config.with("signer", format!("key = {key:?}")))
+        .with("route", format!("name = \"transactions\"\ntype = {:?}\nmode = \"transaction\"", messages::TRANSACTION))
+        .with("route", format!("name = \"all\"{all}"))
+        .with("policy.allow", format!("to = {CONTRACT:?}"))
         .with("worker", "organisation = \"chaos\"")
         .with("broker", format!("max_body = {}\nmax_hold = \"20s\"\npark_delay = \"2s\"", messages::MAX_BODY))
         .with("broker", "confirm_timeout = \"5s\"")

@@ -49,6 +49,20 @@ pub(crate) enum Fault {
     NodeGarbage,
     NodeRateLimits,
     NodeBadGateway,
+    /// The first node answers over HTTP that it is out of order, out of credit, or asked too much.
+    OtherHttpStatus,
+    /// The first node answers each call with a JSON-RPC error in an outage's words, with status 200.
+    OtherOutageWords,
+    /// The first node has no receipts and no transactions.
+    OtherNullReceipts,
+    /// The first node takes transactions and says in other nodes' words that it knows them.
+    OtherAlreadyKnown,
+    /// The first node counts an account's transactions wrong by up to thousands.
+    OtherWrongCounts,
+    /// The first node answers with numbers out of range, or with none.
+    OtherGarbageNumbers,
+    /// The first node fails one method's calls and answers the others.
+    OtherCallFails,
     /// `stop_app`, `start_app`.
     BrokerStops,
     /// The broker's process is killed, and started again on its data.
@@ -77,6 +91,10 @@ pub(crate) enum Fault {
     Replay,
     /// An operator cancels a request.
     Cancel,
+    /// A copy of the journal is made, and takes its place later; an operator recovers.
+    JournalRestored,
+    /// A worker with an empty journal of its own starts on the same queue.
+    SecondJournal,
 }
 
 /// One fault of the plan.
@@ -102,12 +120,15 @@ pub(crate) struct Plan {
     pub(crate) lag: Vec<Planned>,
     pub(crate) way_to_node: Vec<Planned>,
     pub(crate) way_to_second: Vec<Planned>,
+    pub(crate) other: Vec<Planned>,
     pub(crate) broker: Vec<Planned>,
     pub(crate) way_to_broker: Vec<Planned>,
     /// Only where the journal is in one.
     pub(crate) database: Vec<Planned>,
     pub(crate) way_to_database: Vec<Planned>,
     pub(crate) operator: Vec<Planned>,
+    pub(crate) restored: Vec<Planned>,
+    pub(crate) second_journal: Vec<Planned>,
 }
 
 /// A fault with its shortest and longest length, in milliseconds.
@@ -149,6 +170,16 @@ const WAY_TO_NODE: &[Kind] = &[
     (Fault::NodeRateLimits, 1_000, 5_000),
     (Fault::NodeBadGateway, 500, 4_000),
 ];
+const OTHER: &[Kind] = &[
+    (Fault::OtherHttpStatus, 1_000, 5_000),
+    (Fault::OtherOutageWords, 1_000, 5_000),
+    (Fault::OtherNullReceipts, 2_000, 6_000),
+    (Fault::OtherAlreadyKnown, 2_000, 6_000),
+    (Fault::OtherWrongCounts, 1_000, 5_000),
+    (Fault::OtherGarbageNumbers, 1_000, 5_000),
+    (Fault::OtherCallFails, 1_000, 5_000),
+    (Fault::OtherCallFails, 1_000, 5_000),
+];
 const BROKER: &[Kind] = &[
     (Fault::BrokerStops, 0, 2_000),
     (Fault::BrokerKilled, 0, 1_000),
@@ -179,6 +210,9 @@ const WAY_TO_DATABASE: &[Kind] = &[
     (Fault::DatabaseCut, 0, 0),
 ];
 const OPERATOR: &[Kind] = &[(Fault::Replay, 0, 0), (Fault::Cancel, 0, 0), (Fault::Cancel, 0, 0)];
+// From the copy to its return. What the operator does then comes on top.
+const RESTORED: &[Kind] = &[(Fault::JournalRestored, 6_000, 15_000)];
+const SECOND_JOURNAL: &[Kind] = &[(Fault::SecondJournal, 3_000, 8_000)];
 
 impl Plan {
     pub(crate) fn new(seed: u64, duration: Duration) -> Self {
@@ -193,11 +227,14 @@ impl Plan {
             lag: part("lag", LAG, (3_000, 8_000)),
             way_to_node: part("way to node", WAY_TO_NODE, (3_000, 9_000)),
             way_to_second: part("way to second", WAY_TO_NODE, (3_000, 9_000)),
+            other: part("other node", OTHER, (3_000, 8_000)),
             broker: part("broker", BROKER, (10_000, 25_000)),
             way_to_broker: part("way to broker", WAY_TO_BROKER, (6_000, 15_000)),
             database: part("database", DATABASE, (5_000, 14_000)),
             way_to_database: part("way to database", WAY_TO_DATABASE, (3_000, 9_000)),
             operator: part("operator", OPERATOR, (1_000, 4_000)),
+            restored: part("restored", RESTORED, (20_000, 45_000)),
+            second_journal: part("second journal", SECOND_JOURNAL, (8_000, 25_000)),
         }
     }
 }
@@ -232,8 +269,10 @@ mod tests {
     fn all(plan: &Plan) -> Vec<&Planned> {
         let Plan { kills, halts, node, account, contract, lag, .. } = plan;
         let Plan { way_to_node, way_to_second, broker, way_to_broker, database, way_to_database, operator, .. } = plan;
-        let of_chain = [kills, halts, node, account, contract, lag, way_to_node, way_to_second];
-        of_chain.into_iter().chain([broker, way_to_broker, database, way_to_database, operator]).flatten().collect()
+        let Plan { other, restored, second_journal, .. } = plan;
+        let of_chain = [kills, halts, node, account, contract, lag, way_to_node, way_to_second, other];
+        let of_queue = [broker, way_to_broker, database, way_to_database, operator, restored, second_journal];
+        of_chain.into_iter().chain(of_queue).flatten().collect()
     }
 
     #[test]
@@ -266,6 +305,9 @@ mod tests {
             OPERATOR,
             DATABASE,
             WAY_TO_DATABASE,
+            OTHER,
+            RESTORED,
+            SECOND_JOURNAL,
         ];
         let every: HashSet<_> = kinds.into_iter().flatten().map(|(fault, ..)| *fault).collect();
         let duration = Duration::from_secs(120);
