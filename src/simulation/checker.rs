@@ -325,6 +325,13 @@ impl World {
         if row.is_none_or(|row| row.generation.replay > copy.generation().replay) {
             return;
         }
+        // One that an older copy of the journal has yet to publish. What became of it since then, the copy does not know.
+        let is_it = |(taken, known): &&(Taken, Queued)| {
+            *taken == Taken::Dead && known.id() == id && known.generation() == copy.generation()
+        };
+        if self.checker.was_restored && self.queues.taken.iter().filter(is_it).count() > 1 {
+            return;
+        }
         let signed = store.record().signed.iter().filter(|stored| stored.is_for(id));
         let nonces: BTreeSet<_> = signed.map(|stored| (stored.account, stored.nonce)).collect();
         for (account, nonce) in nonces {

@@ -236,7 +236,7 @@ impl Term<'_> {
         // A journal behind the chain may hold as accepted what is written.
         let serves = self.context.signals.serves();
         let cancellations = self.context.journal.cancellations(self.lease.account).await?;
-        self.queue.retain_cancelled(|request| cancellations.iter().any(|one| one.request.seq == request));
+        self.queue.retain_cancelled(cancellations.iter().map(|cancellation| &cancellation.request));
         let Some(written) = self.cancelled_and_written(&cancellations).await? else { return Ok(()) };
         let mut rulings = Vec::new();
         for Cancellation { request, state, detail } in cancellations {
