@@ -329,7 +329,7 @@ impl World {
         let is_it = |(taken, known): &&(Taken, Queued)| {
             *taken == Taken::Dead && known.id() == id && known.generation() == copy.generation()
         };
-        if self.checker.was_restored && self.queues.taken.iter().filter(is_it).count() > 1 {
+        if self.checker.was_restored && self.queues.taken.iter().any(|taken| is_it(&taken)) {
             return;
         }
         let signed = store.record().signed.iter().filter(|stored| stored.is_for(id));
