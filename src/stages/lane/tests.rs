@@ -206,7 +206,7 @@ async fn a_block_counts_once_it_is_final() {
     term.poll().await.unwrap();
     let read = term.view.next_receipts().await;
     term.handle_receipts(read).await;
-    assert!(term.flight.get(Nonce(0)).is_none() && context.settle.capacity() < 99);
+    assert!(term.flight.get(Nonce(0)).is_none() && context.settle.capacity() < context.settle.max_capacity());
     drop(term);
     let rulings = bench.rulings();
     assert!(matches!(rulings.as_slice(), [Ruling { verdict: LaneVerdict::Succeeded(_), .. }]), "{rulings:?}");
@@ -269,7 +269,7 @@ async fn a_call_of_a_poll_that_fails_leaves_the_others() {
         let read = term.view.next_receipts().await;
         term.handle_receipts(read).await;
         assert!(term.flight.get(Nonce(0)).is_none(), "{part:?}");
-        assert!(term.gate.paused().is_none() && context.settle.capacity() < 99, "{part:?}");
+        assert!(term.gate.paused().is_none() && context.settle.capacity() < context.settle.max_capacity(), "{part:?}");
         drop(term);
         assert_eq!(bench.rulings().len(), 1, "{part:?}");
     }
