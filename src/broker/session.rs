@@ -196,11 +196,7 @@ impl Broker {
         let mut consumers = Consumers::new(consuming, channel, queue, hold);
         loop {
             self.beat.beat();
-            let wanted = *flow.borrow_and_update();
-            if wanted == Flow::Withdrawn && has_delivered {
-                return Err(BrokerError::Withdrawn);
-            }
-            let is_open = intake_is_there && wanted == Flow::Open;
+            let is_open = intake_is_there && wanted(&mut flow, has_delivered)? == Flow::Open;
             let may_consume = is_open && !channels.stop_consuming.is_cancelled();
             if may_consume {
                 if consumers.is_outgrown() {
@@ -322,6 +318,15 @@ impl Broker {
             changes
         });
     }
+}
+
+/// Returns the flow that intake wants.
+///
+/// # Errors
+/// When the session has to end for that: what it delivered is to go back.
+fn wanted(flow: &mut watch::Receiver<Flow>, has_delivered: bool) -> Result<Flow, BrokerError> {
+    let wanted = *flow.borrow_and_update();
+    if wanted == Flow::Withdrawn && has_delivered { Err(BrokerError::Withdrawn) } else { Ok(wanted) }
 }
 
 fn watched(connected: &Connected) -> impl Stream<Item = Event> + Unpin + use<> {
