@@ -85,6 +85,9 @@ pub enum BrokerError {
     /// There is no session now, or it cannot publish.
     #[error("the broker is not connected")]
     NotConnected,
+    /// The session has ended so that the broker takes back what it delivered.
+    #[error("this journal does not serve the queue any more; all that was delivered goes back")]
+    Withdrawn,
     /// All objects that are missing or other than they must be.
     #[error("the broker's topology is not as it must be:\n{}", .0.join("\n"))]
     Topology(Vec<String>),

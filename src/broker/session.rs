@@ -32,6 +32,8 @@ pub enum Flow {
     Open,
     /// Deliver nothing new. Deliveries that are held stay held.
     Paused,
+    /// Deliver nothing, and hold nothing: the queue is another's. What was delivered goes back.
+    Withdrawn,
 }
 
 /// The state of the session, for the status line.
@@ -167,7 +169,7 @@ impl Broker {
         let mut endings = Endings::new(self.settings.call_timeout);
         let served = self.serve(channels, &consuming, &publishing.connected, &channel, &mut events, &mut endings).await;
         self.publish_session.send_replace(None);
-        if served.is_ok() {
+        if matches!(served, Ok(()) | Err(BrokerError::Withdrawn)) {
             // What fails here the broker delivers again.
             let _ = endings.send_rest(&channel).await;
             let _ = consuming.close_channel(&channel).await;
@@ -187,14 +189,14 @@ impl Broker {
         endings: &mut Endings,
     ) -> Result<(), BrokerError> {
         let mut flow = channels.flow.clone();
-        let (mut intake_is_there, mut flows) = (true, false);
+        let (mut intake_is_there, mut flows, mut has_delivered) = (true, false, false);
         let mut check = tokio::time::interval(BEAT);
         let queue = self.settings.topology.names.work.as_str();
         let hold = (self.settings.prefetch, self.settings.is_ordered);
         let mut consumers = Consumers::new(consuming, channel, queue, hold);
         loop {
             self.beat.beat();
-            let is_open = intake_is_there && *flow.borrow_and_update() == Flow::Open;
+            let is_open = intake_is_there && wanted(&mut flow, has_delivered)? == Flow::Open;
             let may_consume = is_open && !channels.stop_consuming.is_cancelled();
             if may_consume {
                 if consumers.is_outgrown() {
@@ -227,6 +229,7 @@ impl Broker {
                     sent.map_err(|error| consuming.failed("ack", broker_detail(&error)))?;
                 }
                 delivery = consumers.next() => {
+                    has_delivered = true;
                     if !self.hand_over(channels, delivery?, endings, consumers.hold()).await {
                         consumers.trust();
                     }
@@ -315,6 +318,15 @@ impl Broker {
             changes
         });
     }
+}
+
+/// Returns the flow that intake wants.
+///
+/// # Errors
+/// When the session has to end for that: what it delivered is to go back.
+fn wanted(flow: &mut watch::Receiver<Flow>, has_delivered: bool) -> Result<Flow, BrokerError> {
+    let wanted = *flow.borrow_and_update();
+    if wanted == Flow::Withdrawn && has_delivered { Err(BrokerError::Withdrawn) } else { Ok(wanted) }
 }
 
 fn watched(connected: &Connected) -> impl Stream<Item = Event> + Unpin + use<> {

@@ -3,7 +3,8 @@
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use jsonrpc_core::Value;
 use tokio::time::{Instant, timeout};
 use tracing::warn;
@@ -13,6 +14,8 @@ use crate::chain::{ChainError, Result};
 
 /// Time that an endpoint has to show that it still serves its chain, after a call that it failed.
 const CHECK_LIMIT: Duration = Duration::from_secs(3);
+/// Time in which calls of a batch that failed are begun anew, each alone. What is not begun by then has no answer here.
+const BEGIN_LIMIT: Duration = Duration::from_secs(5);
 /// Shortest time between two warnings of single calls that failed.
 const WARN_EVERY: Duration = Duration::from_secs(60);
 
@@ -67,16 +70,30 @@ impl Endpoint {
         let is_failed = |answer: &Result<Value>| answer.as_ref().is_err_and(ChainError::is_of_endpoint);
         let failed: Vec<_> =
             calls.iter().zip(&mut answers).filter(|(_, answer)| calls.len() > 1 && is_failed(answer)).collect();
-        let mut failed = failed.into_iter().peekable();
-        while failed.peek().is_some() {
-            let (some, slots): (Vec<_>, Vec<_>) = failed.by_ref().take(SINGLE_CALLS).unzip();
-            let again = join_all(some.into_iter().map(|call| self.ask_alone(call))).await;
-            let is_hopeless = again.iter().all(is_failed);
-            slots.into_iter().zip(again).for_each(|(slot, answer)| *slot = answer);
-            if is_hopeless {
-                break;
-            }
-        }
+        self.ask_again(failed, is_failed).await;
         answers
+    }
+
+    /// Makes calls of a batch that failed, each alone. A call that hangs holds up no other, and where the first ones all fail,
+    /// or time is up, the rest keep the batch's failure.
+    async fn ask_again(
+        &self,
+        failed: Vec<(&MethodCall, &mut Result<Value>)>,
+        is_failed: impl Fn(&Result<Value>) -> bool,
+    ) {
+        let until = Instant::now() + BEGIN_LIMIT;
+        let (mut waiting, mut on_way) = (failed.into_iter().enumerate().peekable(), FuturesUnordered::new());
+        let mut is_answering = false;
+        loop {
+            let may_begin = |place: usize| (is_answering || place < SINGLE_CALLS) && Instant::now() < until;
+            while on_way.len() < SINGLE_CALLS
+                && let Some((_, (call, slot))) = waiting.next_if(|(place, _)| may_begin(*place))
+            {
+                on_way.push(async move { (slot, self.ask_alone(call).await) });
+            }
+            let Some((slot, answer)) = on_way.next().await else { return };
+            is_answering |= !is_failed(&answer);
+            *slot = answer;
+        }
     }
 }

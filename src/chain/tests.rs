@@ -17,6 +17,7 @@ use crate::policy::finality::FinalityRule;
 use crate::support::{Reply, ScriptedNode};
 
 const BATCH: usize = 100;
+const BATCH_OF_HANGING: u8 = 96;
 
 fn client(nodes: &[&ScriptedNode]) -> NodeClient {
     client_of(&nodes.iter().map(|node| node.url()).collect::<Vec<_>>())
@@ -624,6 +625,29 @@ async fn a_call_that_hangs_everywhere_fails_alone() {
     assert!(estimates[2].as_ref().unwrap_err().is_of_endpoint());
     asked(&client).await.unwrap();
     assert_eq!((first.times("eth_getBalance"), second.times("eth_getBalance")), (1, 0), "the first is still in use");
+}
+
+/// The time of a round is bounded, however many of its calls hang, and wherever they stand.
+#[tokio::test]
+async fn calls_that_hang_hold_up_none_of_a_round_and_the_round_ends_in_time() {
+    let about =
+        |call: &Value, hangs: fn(u8) -> bool| (0..BATCH_OF_HANGING).any(|own| hangs(own) && is_about(call, own));
+    let cases: [(fn(u8) -> bool, usize, u64); 2] = [(|own| own % 8 == 7, 84, 4), (|own| own % 2 == 1, 0, 8)];
+    for (hangs, answered, seconds) in cases {
+        let node = ScriptedNode::start(None, move |call: &Value| match call.as_array() {
+            Some(calls) if calls.iter().any(|call| about(call, hangs)) => Reply::Silence,
+            None if about(call, hangs) => Reply::Silence,
+            _ => good(call, 3),
+        });
+        let node = node.await;
+        let client = hasty(&[&node]);
+        let began = std::time::Instant::now();
+        let estimates = client.estimate(&(0..BATCH_OF_HANGING).map(call_to).collect::<Vec<_>>()).await;
+        let (took, fine) = (began.elapsed(), estimates.iter().filter(|estimate| estimate.is_ok()).count());
+        assert!(took < Duration::from_secs(seconds), "{took:?}");
+        assert!(fine >= answered, "{fine} have an answer");
+        asked(&client).await.unwrap();
+    }
 }
 
 /// An endpoint that fails one kind of call stays in use for the others; one that does not give its head is rested.

@@ -98,7 +98,8 @@ impl FeeRules {
 
 impl FeeRules {
     /// Returns the price of a replacement for one that no node took at `previous`, since it offers too little: what the node
-    /// named, else twice the tip. Nothing of it is in a pool, so a tip rises alone, without the steps of a replacement.
+    /// named, else twice the tip where that is too low. Nothing of it is in a pool, so a tip rises alone, without the steps of
+    /// a replacement. Where the price as a whole is too low, the tip is no cause, and rises as with any replacement.
     /// `None` where that would go over the cap, or where the chain has no fees to raise.
     pub fn raised(&self, previous: Fee, market: &Market, lack: Lack) -> Option<Fee> {
         let bumped = self.replacement(previous, market);
@@ -116,7 +117,8 @@ impl FeeRules {
             Fee::Eip1559 { max_fee, tip } => {
                 let quoted = self.quote(market).ok();
                 let doubled = tip.scaled_up(2, 1).max(tip.plus(Wei(1)));
-                let wanted = named.filter(|_| is_tip).unwrap_or(doubled).max(quoted.map_or(Wei(0), Fee::tip));
+                let risen = if is_tip { named.unwrap_or(doubled) } else { bumped?.tip() };
+                let wanted = risen.max(quoted.map_or(Wei(0), Fee::tip));
                 let needed = market.base_fee.unwrap_or_default().plus(wanted);
                 let least = if is_tip { max_fee } else { bumped?.ceiling().max(named.unwrap_or_default()) };
                 let raised = least.max(quoted.map_or(Wei(0), Fee::ceiling)).max(needed);
@@ -203,8 +205,8 @@ mod tests {
             (type_2(5_000, 1), Lack::Tip(Some(Wei(2_000))), Some(type_2(5_000, 2_000))),
             (type_2(21, 1), Lack::Tip(None), Some(type_2(21, 2))),
             (type_2(21, 0), Lack::Tip(None), Some(type_2(21, 1))),
-            (type_2(80, 8), Lack::Price(None), Some(type_2(90, 16))),
-            (type_2(80, 8), Lack::Price(Some(Wei(200))), Some(type_2(200, 16))),
+            (type_2(80, 8), Lack::Price(None), Some(type_2(90, 9))),
+            (type_2(80, 8), Lack::Price(Some(Wei(200))), Some(type_2(200, 9))),
             (type_2(21, 1), Lack::Tip(Some(Wei(9_991))), None),
             (Fee::Legacy { gas_price: Wei(80) }, Lack::Price(None), Some(Fee::Legacy { gas_price: Wei(90) })),
             (Fee::Legacy { gas_price: Wei(80) }, Lack::Tip(Some(Wei(500))), Some(Fee::Legacy { gas_price: Wei(500) })),

@@ -203,6 +203,8 @@ pub(crate) struct FakeChainState {
     pub(crate) state_from: u64,
     /// The node has no blocks below this one.
     pub(crate) blocks_from: u64,
+    /// What is older than that is refused in the words of an outage.
+    pub(crate) refuses_history: bool,
     /// The node behind the load balancer is behind: it has none of the blocks.
     pub(crate) lacks_blocks: bool,
     /// The node does not list the transactions of blocks.
@@ -322,6 +324,14 @@ impl FakeChainState {
         BlockHash(hash)
     }
 
+    fn without_history(&self, text: &str) -> ChainError {
+        if self.refuses_history {
+            let detail = "HTTP status 403: archive requests need another plan".to_owned();
+            return ChainError::Unreachable { endpoint: "fake".to_owned(), detail };
+        }
+        refusal(text)
+    }
+
     fn receipt(&self, hash: TxHash) -> Option<Receipt> {
         let (block, sent) = self.sent.iter().find(|(block, sent)| sent.tx_hash == hash && *block <= self.head)?;
         let transaction = FinalTransaction {
@@ -394,7 +404,7 @@ impl Chain for FakeChain {
             BlockTag::Latest | BlockTag::Safe | BlockTag::Finalized => state.head,
         };
         if number < state.state_from {
-            return Err(refusal("missing trie node"));
+            return Err(state.without_history("missing trie node"));
         }
         if let Some(wrong) = state.wrong_counts.pop_front() {
             return Ok(Nonce(wrong));
@@ -414,7 +424,7 @@ impl Chain for FakeChain {
     async fn sent_in(&self, _: Address, number: BlockNumber) -> Result<Option<SentInBlock>> {
         let state = self.count()?;
         if number.0 < state.blocks_from {
-            return Err(refusal("pruned history unavailable"));
+            return Err(state.without_history("pruned history unavailable"));
         }
         let of_block: Vec<_> = state.in_block(number.0).cloned().collect();
         let (sent, authorised): (Vec<_>, Vec<_>) =

@@ -223,7 +223,11 @@ pub(super) async fn deliver(
         let number = world.lock().queues.begin_session();
         session.send_replace(number);
         while let Some(held) = held_in(&world, number) {
-            if held >= PREFETCH || *flow.borrow() == Flow::Paused || stop.is_cancelled() {
+            if held > 0 && *flow.borrow() == Flow::Withdrawn {
+                world.lock().queues.end_session(number);
+                continue;
+            }
+            if held >= PREFETCH || *flow.borrow() != Flow::Open || stop.is_cancelled() {
                 tokio::time::sleep(LOOK).await;
                 continue;
             }

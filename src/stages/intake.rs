@@ -108,15 +108,20 @@ impl Intake {
         }
         let open: u64 = by_account.iter().map(|(_, open)| open).sum();
         let lanes_take = self.lanes.iter().any(|lane| *lane.is_open.borrow());
-        let serves = *self.serving.borrow() == Serving::Serves;
-        let takes = serves && lanes_take && open < *self.max_open.borrow();
-        let flow = if takes { Flow::Open } else { Flow::Paused };
+        let may_take = lanes_take && open < *self.max_open.borrow();
+        let (flow, serves) = match &*self.serving.borrow() {
+            Serving::Serves if may_take => (Flow::Open, true),
+            Serving::Serves => (Flow::Paused, true),
+            Serving::Waiting(_) => (Flow::Paused, false),
+            // What is held would wait at this instance until the broker ends its consumers.
+            Serving::Refused(_) => (Flow::Withdrawn, false),
+        };
         let changed = self.flow.send_if_modified(|now| std::mem::replace(now, flow) != flow);
         if changed {
             match flow {
                 // The session logs when they flow.
                 Flow::Open => debug!(requests.open = open, "deliveries are wanted"),
-                Flow::Paused => {
+                Flow::Paused | Flow::Withdrawn => {
                     info!(requests.open = open, lanes.take = lanes_take, serves, "deliveries are paused");
                 }
             }
@@ -399,7 +404,7 @@ mod tests {
         for (serving, expected) in [
             (Serving::Waiting(String::new()), Flow::Paused),
             (Serving::Serves, Flow::Open),
-            (Serving::Refused(String::new()), Flow::Paused),
+            (Serving::Refused(String::new()), Flow::Withdrawn),
         ] {
             bench.serving.send_replace(serving);
             bench.intake.regulate().await.unwrap();

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::broker::{Outgoing, Publisher};
+use crate::broker::{Outgoing, PublishError, Publisher};
 use crate::journal::{AccountId, JournalError, Lease, Outbox, OutboxRow};
 use crate::model::trace::{TRACEPARENT, TRACESTATE};
 use crate::model::{HeaderValue, Headers, Heartbeat, Message, Properties, Timestamp, TraceContext};
@@ -86,7 +86,8 @@ impl OutboxStage {
             }
         }
         let all = sent.len() == rows.len();
-        if let Some(error) = failure {
+        // Why nothing is published before this journal serves the queue, the claim says.
+        if let Some(error) = failure.filter(|error| !matches!(error, PublishError::NotServing)) {
             warn!(%error, events.waiting = rows.len() - sent.len(), "events have no publisher confirm; they stay in the outbox");
         }
         if !sent.is_empty() {
@@ -162,7 +163,6 @@ fn message(row: &OutboxRow, trace: Option<&TraceContext>) -> Message {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::PublishError;
     use crate::journal::contract::{Set, set};
     use crate::simulation::fakes::{FakePublisher, journal};
 

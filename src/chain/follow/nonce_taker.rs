@@ -3,18 +3,48 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::chain::{Chain, Inclusion, Result, Sent, count_at, known};
+use crate::chain::{Chain, ChainError, Inclusion, Result, Sent, count_at, known};
 use crate::model::{Address, BlockNumber, Nonce};
 
 /// Blocks read one by one for one nonce in one poll, where nodes have no state for old blocks. The next poll goes on below.
 const MAX_READ: u64 = 64;
+
+/// Nonces whose blocks are remembered at most.
+const MOST_SEEN: usize = 65_536;
+/// After so many failures in a row, old state or old blocks count as what no node has: a provider may refuse them for good in
+/// the words of an outage. In an outage of all calls nothing is searched for.
+const FAILURES: u32 = 5;
 
 /// The search for the takers of an account's nonces, over as many polls as it takes.
 #[derive(Debug, Default)]
 pub struct NonceTakers {
     /// The block at which reading goes on: every block from here up does not hold the nonce, or is past it.
     reading: BTreeMap<Nonce, BlockNumber>,
+    /// In which block a nonce was seen. It only says what to read first: the block may have gone since.
+    seen: BTreeMap<Nonce, BlockNumber>,
+    state: Failures,
+    blocks: Failures,
     warned: BTreeSet<Nonce>,
+}
+
+/// Failures in a row of one kind of call.
+#[derive(Debug, Default)]
+struct Failures(u32);
+
+impl Failures {
+    /// Turns a failure that lasts into `None`.
+    fn record<T>(&mut self, answer: Result<T>) -> Result<Option<T>> {
+        match answer {
+            Err(error @ ChainError::Unreachable { .. }) => {
+                self.0 = self.0.saturating_add(1);
+                if self.0 < FAILURES { Err(error) } else { Ok(None) }
+            }
+            answer => {
+                self.0 = 0;
+                answer.map(Some)
+            }
+        }
+    }
 }
 
 /// What took a nonce of the account.
@@ -36,9 +66,17 @@ impl NonceTakers {
         TakerPoll { takers: self, found: BTreeMap::new() }
     }
 
+    /// Remembers where a nonce was seen: those above the one that is searched for need no search of their own then.
+    fn see(&mut self, nonce: Nonce, block: BlockNumber) {
+        if self.seen.len() < MOST_SEEN || self.seen.contains_key(&nonce) {
+            self.seen.insert(nonce, block);
+        }
+    }
+
     /// Drops what is known of a nonce that has ended.
     pub fn forget(&mut self, nonce: Nonce) {
         self.reading.remove(&nonce);
+        self.seen.remove(&nonce);
         self.warned.remove(&nonce);
     }
 }
@@ -55,6 +93,13 @@ impl TakerPoll<'_> {
     ) -> Result<Option<Taker>> {
         if let Some(taker) = self.found.get(&nonce).filter(|taker| taker.inclusion.block_number <= height) {
             return Ok(Some(taker.clone()));
+        }
+        if let Some(block) = self.takers.seen.get(&nonce).copied().filter(|block| *block <= height) {
+            self.read(chain, account, block).await?;
+            if let Some(taker) = self.found.get(&nonce) {
+                return Ok(Some(taker.clone()));
+            }
+            self.takers.seen.remove(&nonce);
         }
         let block = match self.takers.reading.get(&nonce) {
             None => match self.search(chain, account, nonce, height).await? {
@@ -75,12 +120,19 @@ impl TakerPoll<'_> {
     }
 
     /// Finds the block in which the account's count went past the nonce. It is above that of the nonce before, and rarely far.
-    async fn search(&self, chain: &dyn Chain, account: Address, nonce: Nonce, height: BlockNumber) -> Result<Lowest> {
+    async fn search(
+        &mut self,
+        chain: &dyn Chain,
+        account: Address,
+        nonce: Nonce,
+        height: BlockNumber,
+    ) -> Result<Lowest> {
         let before = nonce.0.checked_sub(1).and_then(|before| self.found.get(&Nonce(before)));
-        match before.map(|before| before.inclusion.block_number) {
+        let lowest = match before.map(|before| before.inclusion.block_number) {
             Some(below) if below < height => lowest_past_above(chain, account, nonce, (below, height)).await,
             Some(_) | None => lowest_past(chain, account, nonce, height).await,
-        }
+        };
+        Ok(self.takers.state.record(lowest)?.unwrap_or(Lowest::AtMost(height)))
     }
 
     async fn read_down(
@@ -92,9 +144,11 @@ impl TakerPoll<'_> {
     ) -> Result<Option<Taker>> {
         let lowest = from.0.saturating_sub(MAX_READ - 1);
         for number in (lowest..=from.0).rev().map(BlockNumber) {
-            let BlockRead::Sent { highest } = self.read(chain, account, number).await? else {
+            let read = self.read(chain, account, number).await;
+            let Ok(BlockRead::Sent { highest }) = read else {
+                // The next poll goes on here, whatever this block lacks.
                 self.takers.reading.insert(nonce, number);
-                return Ok(None);
+                return read.map(|_| None);
             };
             if let Some(taker) = self.found.get(&nonce) {
                 return Ok(Some(taker.clone()));
@@ -114,15 +168,18 @@ impl TakerPoll<'_> {
 
     /// Remembers for this poll what the account sent in this block.
     async fn read(&mut self, chain: &dyn Chain, account: Address, number: BlockNumber) -> Result<BlockRead> {
-        let Some(block) = known(chain.sent_in(account, number).await)?.flatten() else {
+        let block = self.takers.blocks.record(known(chain.sent_in(account, number).await))?;
+        let Some(block) = block.flatten().flatten() else {
             return Ok(BlockRead::Unreadable);
         };
         let included = |tx_hash| Inclusion { tx_hash, block_number: block.number, block_hash: block.hash };
         for (nonce, tx_hash) in block.authorised {
+            self.takers.see(nonce, number);
             self.found.insert(nonce, Taker { inclusion: included(tx_hash), sent: None });
         }
         let highest = block.sent.iter().map(|sent| sent.nonce).max();
         for sent in block.sent.into_iter().filter(|sent| sent.is_signed) {
+            self.takers.see(sent.nonce, number);
             self.found.insert(sent.nonce, Taker { inclusion: included(sent.tx_hash), sent: Some(sent) });
         }
         Ok(BlockRead::Sent { highest })
@@ -304,6 +361,42 @@ mod tests {
         let before = chain.calls();
         assert_eq!(taker(&mut takers, &chain, 0, 2_010).await, None);
         assert_eq!(chain.calls(), before + 1);
+    }
+
+    /// Nodes that keep little state: the way down is gone once, and not again for each nonce.
+    #[tokio::test]
+    async fn many_nonces_without_state_cost_one_reading_of_the_blocks() {
+        let blocks: Vec<u64> = (0..100).map(|nonce| 1_000 + nonce * 5).collect();
+        let chain = FakeChain::sent_in(&blocks);
+        chain.change(|state| state.state_from = 1_600);
+        let (mut takers, mut nonce, mut polls) = (NonceTakers::default(), 0, 0);
+        while nonce < 100 {
+            while nonce < 100 && taker(&mut takers, &chain, nonce, 1_600).await.is_some() {
+                takers.forget(Nonce(nonce));
+                nonce += 1;
+            }
+            polls += 1;
+            assert!(polls < 20, "{nonce} after {polls} polls");
+        }
+        assert!(chain.calls() < 600 + 100 + 50, "{} calls", chain.calls());
+    }
+
+    /// A provider's "archive requests need another plan" reads like an outage, and never ends.
+    #[tokio::test]
+    async fn state_and_blocks_that_are_refused_for_good_count_as_what_no_node_has() {
+        let chain = FakeChain::sent_in(&[10, 2_000]);
+        chain.change(|state| (state.state_from, state.blocks_from, state.refuses_history) = (2_005, 0, true));
+        let (mut takers, at) = (NonceTakers::default(), BlockNumber(2_010));
+        for _ in 1..FAILURES {
+            assert!(takers.poll().taker(&*chain, ACCOUNT, Nonce(1), at).await.is_err(), "it may be an outage");
+        }
+        assert_eq!(taker(&mut takers, &chain, 1, 2_010).await.unwrap().block_number, BlockNumber(2_000));
+        chain.change(|state| state.blocks_from = 1_990);
+        let mut answers = Vec::new();
+        for _ in 0..FAILURES + 2 {
+            answers.push(takers.poll().taker(&*chain, ACCOUNT, Nonce(0), at).await.is_ok());
+        }
+        assert_eq!(answers.last(), Some(&true), "it is unknown, and no outage: {answers:?}");
     }
 
     /// Otherwise a taker in a block that has gone would be reported for ever, and the nonce would never end.

@@ -28,6 +28,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 trait Stage: Send + Sync {
     fn publisher(&self) -> Arc<dyn Publisher>;
     fn deliveries(&mut self) -> &mut mpsc::Receiver<Delivery>;
+    fn flow(&self) -> &watch::Sender<Flow>;
     async fn post(&self, id: &str);
     async fn cut(&self);
     /// Ids in the dead-letter queue.
@@ -37,8 +38,7 @@ trait Stage: Send + Sync {
 struct Simulated {
     world: Shared,
     deliveries: mpsc::Receiver<Delivery>,
-    /// Open for as long as it lives.
-    _flow: watch::Sender<Flow>,
+    flow: watch::Sender<Flow>,
 }
 
 async fn simulated() -> Simulated {
@@ -56,7 +56,7 @@ async fn simulated() -> Simulated {
             world.queues.expire(now);
         }
     });
-    Simulated { world, deliveries, _flow: flow }
+    Simulated { world, deliveries, flow }
 }
 
 #[async_trait]
@@ -68,6 +68,10 @@ impl Stage for Simulated {
 
     fn deliveries(&mut self) -> &mut mpsc::Receiver<Delivery> {
         &mut self.deliveries
+    }
+
+    fn flow(&self) -> &watch::Sender<Flow> {
+        &self.flow
     }
 
     async fn post(&self, id: &str) {
@@ -91,7 +95,7 @@ struct Real {
     amqp: Amqp,
     publisher: Arc<dyn Publisher>,
     deliveries: mpsc::Receiver<Delivery>,
-    _flow: watch::Sender<Flow>,
+    flow: watch::Sender<Flow>,
 }
 
 async fn real() -> Real {
@@ -122,7 +126,7 @@ async fn real() -> Real {
     publisher.publish(&outgoing("contract.dead", "any", "first")).await.unwrap();
     let amqp = Amqp::connect(&uri).await;
     amqp.take_all("contract.dead").await;
-    Real { rabbit, vhost, amqp, publisher, deliveries, _flow: flow }
+    Real { rabbit, vhost, amqp, publisher, deliveries, flow }
 }
 
 #[async_trait]
@@ -133,6 +137,10 @@ impl Stage for Real {
 
     fn deliveries(&mut self) -> &mut mpsc::Receiver<Delivery> {
         &mut self.deliveries
+    }
+
+    fn flow(&self) -> &watch::Sender<Flow> {
+        &self.flow
     }
 
     async fn post(&self, id: &str) {
@@ -203,6 +211,23 @@ async fn what_is_given_back_comes_again(stage: &mut impl Stage) {
     assert!(again.token.ack().await);
 }
 
+async fn what_is_held_goes_back_where_the_queue_is_anothers(stage: &mut impl Stage) {
+    stage.post("a").await;
+    let held = next(stage).await;
+    stage.flow().send_replace(Flow::Withdrawn);
+    tokio::time::timeout(LONG, async {
+        while !held.token.is_over() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("it goes back");
+    stage.flow().send_replace(Flow::Open);
+    let again = next(stage).await;
+    assert_eq!(id_of(&again), "a");
+    assert!(again.token.ack().await);
+}
+
 async fn a_copy_waits_and_comes_back_with_its_count(stage: &mut impl Stage) {
     let names = Names::derived_from(QUEUE);
     let mut copy = outgoing(&names.retry, &names.wait_queue(DELAY), "a");
@@ -236,6 +261,7 @@ super::both!(
     what_is_acked_does_not_come_again,
     what_a_session_held_comes_again_after_it,
     what_is_given_back_comes_again,
+    what_is_held_goes_back_where_the_queue_is_anothers,
     a_copy_waits_and_comes_back_with_its_count,
     a_copy_that_no_queue_takes_is_an_error,
     a_dead_letter_stays_and_an_event_needs_nobody

@@ -13,13 +13,18 @@ use crate::policy::retry_schedule::RetryPauses;
 use crate::stages::lane::settings::Held;
 
 /// With so many aside nothing new is fetched.
-const FULL: usize = 256;
+const FULL: usize = 1024;
+/// From so many on, each fails its attempt after fewer tries: the account does not stop for them.
+const CROWDED: usize = 256;
 /// After so many tries without an answer, in which the node answered other calls, it is the request's own failure. A node
 /// that fails some calls by chance fails one so often only rarely.
 const TRIES: u32 = 5;
 /// The same where the answer speaks of the endpoint, not of the call: such an answer may well hit one call in a round by
 /// chance.
 const ENDPOINT_TRIES: u32 = 9;
+/// The same numbers where many are aside.
+const TRIES_IN_CROWD: u32 = 1;
+const ENDPOINT_TRIES_IN_CROWD: u32 = 3;
 /// Pauses between the tries of one request.
 const WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// Requests that were without an answer before. When they come back for their next attempt they are tried on their own at
@@ -41,8 +46,13 @@ impl Silence {
         self.reason == PauseReason::NodeUnreachable
     }
 
-    fn tries(&self) -> u32 {
-        if self.is_of_call() { TRIES } else { ENDPOINT_TRIES }
+    fn tries(&self, is_crowded: bool) -> u32 {
+        match (self.is_of_call(), is_crowded) {
+            (true, false) => TRIES,
+            (false, false) => ENDPOINT_TRIES,
+            (true, true) => TRIES_IN_CROWD,
+            (false, true) => ENDPOINT_TRIES_IN_CROWD,
+        }
     }
 }
 
@@ -61,9 +71,9 @@ pub(super) struct Waiting {
 
 impl Waiting {
     /// Returns the request's failure in words, once it has had its tries.
-    fn failure(&self) -> Option<String> {
+    fn failure(&self, is_crowded: bool) -> Option<String> {
         let Silence { detail, .. } = &self.silence;
-        (self.tries >= self.silence.tries())
+        (self.tries >= self.silence.tries(is_crowded))
             .then(|| format!("the node answered other calls and not this one, {} times: {detail}", self.tries))
     }
 }
@@ -114,7 +124,8 @@ impl Aside {
 
     /// Takes a request that has had its tries, with its failure in words.
     pub(super) fn take_failed(&mut self, request: RequestSeq) -> Option<(Waiting, String)> {
-        let failure = self.waiting.get(&request)?.failure()?;
+        let is_crowded = self.waiting.len() >= CROWDED;
+        let failure = self.waiting.get(&request)?.failure(is_crowded)?;
         Some((self.take(request)?, failure))
     }
 
@@ -137,6 +148,10 @@ impl Aside {
         let mut all: Vec<_> = std::mem::take(&mut self.waiting).into_values().map(|waiting| waiting.request).collect();
         all.sort_by_key(|request| request.turn);
         all
+    }
+
+    pub(super) fn requests(&self) -> impl Iterator<Item = &QueuedRequest> {
+        self.waiting.values().map(|waiting| &waiting.request)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -203,7 +218,7 @@ mod tests {
             let waiting = aside.take(RequestSeq(1)).unwrap();
             aside.put_back(waiting, silence(reason), counts);
             let waiting = aside.take(RequestSeq(1)).unwrap();
-            if waiting.failure().is_some() {
+            if waiting.failure(false).is_some() {
                 return Some((tries, began.elapsed()));
             }
             aside.waiting.insert(RequestSeq(1), waiting);
@@ -217,6 +232,27 @@ mod tests {
         assert!(tries == TRIES && after < Duration::from_secs(60), "{tries} in {after:?}");
         assert_eq!(fails_after(PauseReason::RateLimited, true).await.unwrap().0, ENDPOINT_TRIES);
         assert_eq!(fails_after(PauseReason::NodeUnreachable, false).await, None, "an outage is no verdict");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_many_are_aside_each_fails_after_fewer_tries() {
+        let crowd = i64::try_from(CROWDED).unwrap();
+        for (others, reason, tries) in [
+            (crowd - 2, PauseReason::NodeUnreachable, TRIES),
+            (crowd - 1, PauseReason::NodeUnreachable, TRIES_IN_CROWD),
+            (crowd - 1, PauseReason::RateLimited, ENDPOINT_TRIES_IN_CROWD),
+        ] {
+            let mut aside = Aside::default();
+            (0..=others).for_each(|number| aside.add(request(number), silence(reason)));
+            let mut tried = 0;
+            while aside.take_failed(RequestSeq(0)).is_none() {
+                let waiting = aside.take(RequestSeq(0)).unwrap();
+                aside.put_back(waiting, silence(reason), true);
+                tried += 1;
+            }
+            assert_eq!(tried, tries, "{others} others, {reason:?}");
+            assert!(!aside.is_full());
+        }
     }
 
     #[tokio::test(start_paused = true)]

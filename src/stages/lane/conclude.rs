@@ -147,7 +147,8 @@ impl Term<'_> {
         if !self.flight.not_included().any(|transaction| transaction.nonce < count) {
             return Ok(Vec::new());
         }
-        let (chain, account) = (self.context.chain.as_ref(), self.account());
+        let (context, account) = (self.context, self.account());
+        let chain = context.chain.as_ref();
         let final_count = chain.transaction_count(account, BlockTag::Number(height)).await?;
         let mut suspects = self.flight.hashes_not_included(final_count);
         let hashes: Vec<_> = suspects.iter().flat_map(|(_, hashes)| hashes).copied().collect();
@@ -158,7 +159,7 @@ impl Term<'_> {
         let mut displaced = Vec::new();
         let mut poll = self.nonce_takers.poll();
         for (nonce, ours) in suspects {
-            let mut taker = poll.taker(chain, account, nonce, height).await?;
+            let mut taker = context.hear(poll.taker(chain, account, nonce, height)).await?;
             if let Some(Taker { inclusion, .. }) = &taker
                 && !self.view.is_canonical(inclusion.block_number, inclusion.block_hash).await?
             {

@@ -23,6 +23,7 @@ use crate::chain::{BlockTag, Chain, ChainError, CountAt};
 use crate::journal::JournalError;
 use crate::model::{Address, BlockNumber, Nonce, PauseReason, RecoveredWrite};
 use crate::stages::lane::foreign::{Claim, Wait};
+use crate::stages::lane::lapses::Part;
 use crate::stages::lane::term::{StepError, Term};
 
 /// Nonces whose takers are searched for in one poll.
@@ -71,13 +72,14 @@ impl Term<'_> {
         self.foreign.record_count(self.next_nonce, count);
     }
 
-    /// Does what is left to do before anything new may be signed. A call that fails pauses the lane; the next poll goes on.
+    /// Does what is left to do before anything new may be signed. A call that fails is made again at the next poll, and
+    /// pauses the lane when that lasts.
     pub(super) async fn examine_foreign_use(&mut self) -> Result<(), JournalError> {
         let Some(head) = self.view.height() else { return Ok(()) };
         match self.try_examine(head).await {
-            Ok(()) => {}
+            Ok(()) => _ = self.lapses.end(Part::UnknownNonces),
             Err(StepError::Journal(error)) => return Err(error),
-            Err(StepError::Chain(error)) => self.gate.pause(error.pause_reason(), error.to_string()),
+            Err(StepError::Chain(error)) => self.lapses.begin(Part::UnknownNonces, &error),
         }
         if self.foreign.claim().is_none() {
             self.gate.resume_from(PauseReason::NoncesUnknown);
@@ -128,7 +130,8 @@ impl Term<'_> {
     /// signature. What it called is remembered in the commit that raises the next nonce. Crash before it: the next term
     /// searches again.
     async fn find_takers(&mut self, head: BlockNumber, next: Nonce, claim: Claim) -> Result<(), StepError> {
-        let (chain, account) = (self.context.chain.as_ref(), self.account());
+        let (context, account) = (self.context, self.account());
+        let chain = context.chain.as_ref();
         let counts = chain.counts(account, CountAt::Block(head)).await;
         let Some(most) = counts.into_iter().filter_map(|(_, count)| count.ok()).max() else { return Ok(()) };
         if most <= next {
@@ -140,7 +143,7 @@ impl Term<'_> {
         let mut takers: Vec<Taker> = Vec::new();
         let mut poll = self.nonce_takers.poll();
         for nonce in (next.0..most.0).map(Nonce).take(SEARCHED) {
-            let taker = match poll.taker(chain, account, nonce, head).await {
+            let taker = match context.hear(poll.taker(chain, account, nonce, head)).await {
                 Ok(taker) => taker,
                 Err(error) if takers.is_empty() => return Err(error.into()),
                 Err(_) => None,

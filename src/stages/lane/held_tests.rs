@@ -251,3 +251,51 @@ async fn a_call_that_is_limited_for_ever_holds_up_no_other() {
     let failed = failures(&mut bench);
     assert!(matches!(failed.as_slice(), [(_, reason, _)] if reason == "rejected.simulation_failed"), "{failed:?}");
 }
+
+/// Invariant 13
+#[tokio::test(start_paused = true)]
+async fn many_requests_that_nothing_simulates_do_not_stop_the_account() {
+    const MANY: usize = 300;
+    let ids: Vec<&'static str> = (0..MANY).map(|number| &*format!("poison {number}").leak()).collect();
+    let mut bench = bench(u128::MAX, &ids.iter().map(|id| (*id, 0)).collect::<Vec<_>>()).await;
+    bench.context.settings.rules.in_flight = MANY;
+    ids.iter().for_each(|id| estimate(&bench, id, Some("Internal error")));
+    let mut term = bench.term().await;
+    term.fill().await.unwrap();
+    take_in(&bench, &[("good", 0)]).await;
+    term.queue.expect_more();
+    work(&mut term, 1).await;
+    assert_eq!(signed(&term), ["good"], "{} are aside", term.queue.aside().len());
+    // Each outcome is a step of its own.
+    work(&mut term, 2_000).await;
+    assert!(term.queue.aside().is_empty());
+    drop(term);
+    assert_eq!(failures(&mut bench).len(), MANY);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_aside_keeps_its_tries_however_many_foreign_transactions_are_found() {
+    let mut bench = bench(u128::MAX, &[("poison", 0)]).await;
+    estimate(&bench, "poison", Some("Internal error"));
+    let mut term = bench.term().await;
+    term.fill().await.unwrap();
+    for _ in 0..180 {
+        term.compare_again().await.unwrap();
+        work(&mut term, 1).await;
+    }
+    assert!(term.queue.aside().is_empty() && term.queue.is_empty());
+    drop(term);
+    assert_eq!(failures(&mut bench).len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lane_beats_while_a_round_of_estimates_hangs() {
+    let bench = bench(u128::MAX, &[("hangs", 0)]).await;
+    estimate(&bench, "hangs", None);
+    let mut term = bench.term().await;
+    let (beat, began) = (bench.context.signals.beat.clone(), tokio::time::Instant::now());
+    let before = beat.count();
+    term.fill().await.unwrap();
+    let (beats, seconds) = (beat.count() - before, began.elapsed().as_secs());
+    assert!(seconds >= 5 && beats >= seconds, "{beats} beats in {seconds} s");
+}

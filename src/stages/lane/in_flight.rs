@@ -102,8 +102,8 @@ pub(super) struct InFlight {
     /// A node had one of ours at this nonce.
     was_taken: bool,
     pub(super) holder: Option<Holder>,
-    /// The newest was signed since an earlier one offered too little.
-    pub(super) is_raised: bool,
+    /// The newest was signed since the tip of an earlier one was too low.
+    pub(super) has_raised_tip: bool,
     /// The gas of the newest cancellation, where this term has signed it.
     pub(super) cancel_gas: Option<Gas>,
     /// Why it is to be cancelled, or is. It outlives what nodes say of the cancellation.
@@ -127,7 +127,7 @@ impl InFlight {
             drops: None,
             was_taken: false,
             holder: None,
-            is_raised: false,
+            has_raised_tip: false,
             cancel_gas: None,
             cancel_cause: None,
         }
@@ -175,7 +175,7 @@ impl InFlight {
 
     /// Adds a replacement. Every earlier hash stays watched.
     pub(super) fn replace(&mut self, signed: SignedTransaction) {
-        self.is_raised = matches!(self.pool, PoolStatus::Underpriced(_));
+        self.has_raised_tip = matches!(self.pool, PoolStatus::Underpriced(Lack::Tip(_)));
         if signed.purpose == Purpose::Cancel {
             self.drops = None;
             self.cancel_cause = signed.cause.clone().or_else(|| self.cancel_cause.take());
@@ -410,6 +410,17 @@ mod tests {
 
     fn inclusion() -> Inclusion {
         Inclusion { tx_hash: fixtures::hash(0, 0), block_number: BlockNumber(1), block_hash: BlockHash([2; 32]) }
+    }
+
+    /// The next transactions are priced by what a raised tip taught.
+    #[tokio::test(start_paused = true)]
+    async fn only_a_tip_that_was_too_low_is_one_that_was_raised() {
+        for (lack, has_raised_tip) in [(Lack::Price(None), false), (Lack::Tip(None), true)] {
+            let mut transaction = transaction();
+            transaction.pool = PoolStatus::Underpriced(lack);
+            transaction.replace(fixtures::signed(0, 1));
+            assert_eq!(transaction.has_raised_tip, has_raised_tip, "{lack:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

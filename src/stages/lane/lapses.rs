@@ -26,6 +26,8 @@ pub(super) enum Part {
     Confirmation,
     /// Who took a nonce of ours.
     Takers,
+    /// What took nonces that the journal does not know.
+    UnknownNonces,
     /// How reorganised nonces end.
     SecondEnds,
     /// Whether the journal's last final blocks still stand.
@@ -44,6 +46,7 @@ impl Part {
             Self::Receipts => "receipts of a final block",
             Self::Confirmation => "confirmation of a final block",
             Self::Takers => "blocks with a foreign transaction",
+            Self::UnknownNonces => "counts and blocks of unknown transactions",
             Self::SecondEnds => "blocks with reorganised transactions",
             Self::FinalBlocks => "blocks that were final",
             Self::Estimates => "estimates of gas",
@@ -66,6 +69,7 @@ impl Part {
             | Self::Receipts
             | Self::Confirmation
             | Self::Takers
+            | Self::UnknownNonces
             | Self::SecondEnds
             | Self::FinalBlocks => false,
         }

@@ -96,8 +96,10 @@ impl Learnt {
 
     /// Learns the least tip that nodes take: they named it, or took this one after a lower one.
     pub(super) fn record_tip(&mut self, tip: Wei) {
-        let known = Limit::now(self.tip).unwrap_or_default();
-        self.tip = Some(Limit::new(tip.max(known)));
+        // What is known already is no younger for being shown again: each transaction that is priced by it is.
+        if Limit::now(self.tip).is_none_or(|known| tip > known) {
+            self.tip = Some(Limit::new(tip));
+        }
     }
 
     /// Returns the market as these nodes have it.
@@ -231,6 +233,21 @@ mod tests {
         payload.requests = Members::from_vec((1..=requests).map(request).collect()).unwrap();
         let raw = RawTransaction { bytes: Bytes::from(vec![1; bytes]), ..signed(0, 0).raw };
         InFlight::new(payload, Nonce(0), vec![SignedTransaction { raw, ..signed(0, 0) }])
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tip_is_forgotten_in_time_though_transactions_priced_by_it_are_taken_all_the_while() {
+        let (mut learnt, market) = (Learnt::default(), Market::default());
+        learnt.record_tip(Wei(5));
+        for _ in 0..3 {
+            tokio::time::advance(LASTS / 4).await;
+            learnt.record_tip(Wei(5));
+        }
+        assert_eq!(learnt.raise(market).tip, Wei(5));
+        tokio::time::advance(LASTS / 4).await;
+        assert_eq!(learnt.raise(market).tip, Wei(0));
+        learnt.record_tip(Wei(2));
+        assert_eq!(learnt.raise(market).tip, Wei(2));
     }
 
     #[tokio::test(start_paused = true)]

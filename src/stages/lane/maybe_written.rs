@@ -15,7 +15,35 @@ impl Term<'_> {
     pub(super) async fn compare_again(&mut self) -> Result<(), JournalError> {
         self.foreign.known.has_writes = true;
         self.queue.unready(&self.context.settings.rules.batching);
-        self.compare_with_foreign().await
+        self.compare_with_foreign().await?;
+        self.compare_aside().await
+    }
+
+    /// Compares what is aside with what is remembered, in its place: it keeps its tries, however often that is done.
+    async fn compare_aside(&mut self) -> Result<(), JournalError> {
+        let aside: Vec<_> = self.queue.aside().requests().cloned().collect();
+        if aside.is_empty() || self.foreign.is_behind() {
+            return Ok(());
+        }
+        let hashes = aside.iter().map(|request| BodyHash::of(request.calldata())).collect();
+        let found = self.context.journal.recovered_writes(hashes).await?;
+        if !self.foreign.is_recovering() {
+            let equal = aside.iter().find_map(|request| Some((&request.id, equal_call(request, &found)?)));
+            return match equal {
+                Some((request, write)) => self.stop_behind(request, &write).await,
+                None => Ok(()),
+            };
+        }
+        let decided = self.context.journal.decided(aside.iter().map(|request| request.id.clone()).collect()).await?;
+        let mut rulings = Vec::new();
+        for request in aside.into_iter().filter(|request| !decided.contains(&request.id)) {
+            if let Some(cause) = doubt_of(&request, &found) {
+                self.queue.aside_mut().take(request.seq);
+                rulings.push(conclude::failed(&self.lease, request, cause));
+            }
+        }
+        self.rule(rulings).await;
+        Ok(())
     }
 
     /// Returns whether something that is ready to be signed asks for what an unknown transaction has done: it was compared
@@ -70,14 +98,8 @@ impl Term<'_> {
         let decided = self.context.journal.decided(requests.collect()).await?;
         let mut rulings = Vec::new();
         for fetched in self.queue.take_fetched() {
-            let hash = BodyHash::of(fetched.request.calldata());
             let is_open = !decided.contains(&fetched.request.id);
-            let cause = match found.iter().find(|write| write.data_hash == hash) {
-                Some(write) => Some(maybe_written(write)),
-                None if fetched.request.generation.replay > 0 => Some(Cause::new(Reason::MaybeWritten, SENT_BACK)),
-                None => None,
-            };
-            match cause.filter(|_| is_open) {
+            match doubt_of(&fetched.request, found).filter(|_| is_open) {
                 Some(cause) => rulings.push(conclude::failed(&self.lease, fetched.request, cause)),
                 None => self.queue.add_fetched([fetched]),
             }
@@ -160,6 +182,15 @@ impl Term<'_> {
             self.compare_again().await?;
         }
         Ok(given_up)
+    }
+}
+
+/// Returns why a request may be written already, in a recovery, unless an operator has decided about it.
+fn doubt_of(request: &QueuedRequest, found: &[RecoveredWrite]) -> Option<Cause> {
+    let hash = BodyHash::of(request.calldata());
+    match found.iter().find(|write| write.data_hash == hash) {
+        Some(write) => Some(maybe_written(write)),
+        None => (request.generation.replay > 0).then(|| Cause::new(Reason::MaybeWritten, SENT_BACK)),
     }
 }
 

@@ -98,6 +98,8 @@ pub use settings::{LaneJournal, LaneRules, LaneSettings, LaneSignals, LaneState,
 
 use term::{Ended, Term};
 
+/// Longest interval between heartbeats while nodes are waited for.
+const BEAT: Duration = Duration::from_secs(1);
 /// How soon bytes that no node has confirmed to have are sent again.
 const RESEND_UNKNOWN: Duration = Duration::from_secs(2);
 
@@ -115,6 +117,19 @@ impl Context {
     async fn to_settle(&self, message: FromLane) {
         // Settle has gone only when the process ends.
         let _ = self.settle.send(message).await;
+    }
+
+    /// Waits for an answer of nodes, and beats meanwhile: each call ends by itself, and several of them may take long.
+    async fn hear<T>(&self, answer: impl Future<Output = T>) -> T {
+        let mut answer = std::pin::pin!(answer);
+        loop {
+            self.signals.beat.beat();
+            tokio::select! {
+                biased;
+                answer = &mut answer => return answer,
+                () = tokio::time::sleep(BEAT) => {}
+            }
+        }
     }
 }
 

@@ -174,11 +174,10 @@ impl Queue {
         }
     }
 
-    /// Makes what is aside and what is ready wait to be simulated again, before what waits already.
+    /// Makes what is ready wait to be simulated again, before what waits already. What is aside stays there, with its tries.
     pub(super) fn unready(&mut self, batching: &Batching) {
         let ready = std::mem::take(&mut self.ready).into_iter().flat_map(|payload| payload.requests);
-        let again = self.aside.take_all().into_iter().chain(ready);
-        let again: Vec<_> = again.map(|request| Fetched::new(request, batching)).collect();
+        let again: Vec<_> = ready.map(|request| Fetched::new(request, batching)).collect();
         self.fetched.splice(0..0, again);
     }
 

@@ -2,7 +2,7 @@
 //! before the journal was lost. What is there with the same content is what the request asks for.
 
 use crate::chain::follow::record_search::{Record, Search, SearchError, find};
-use crate::chain::{Chain, ChainError};
+use crate::chain::{Chain, ChainError, Receipt, Sent};
 use crate::model::event::FinalTransaction;
 use crate::model::{Address, BlockNumber};
 use crate::policy::records::Taken;
@@ -28,7 +28,7 @@ impl Term<'_> {
         let chain = self.context.chain.as_ref();
         let search = Search { contract, id: Some(taken.id), from: BlockNumber(0), to: head, calls: CALLS };
         let failed = |why: &str| Ok(Some(LaneVerdict::Failed(taken.cause(why))));
-        let record = match find(chain, search, |_| true, |_| {}).await {
+        let record = match self.context.hear(find(chain, search, |_| true, |_| {})).await {
             Ok(Some(record)) if record.logged.content == taken.ours => record,
             Ok(Some(_)) => return failed("its log says otherwise"),
             Ok(None) => return failed("no node shows the transaction that wrote it"),
@@ -39,12 +39,13 @@ impl Term<'_> {
         if inclusion.block_number > height || !self.view.stands(chain, inclusion).await? {
             return Ok(None);
         }
-        match transaction_of(chain, &record).await? {
-            Some(transaction) => Ok(Some(LaneVerdict::Found(transaction))),
-            None => {
-                failed(&format!("{} cannot be told as a transaction of {}", inclusion.tx_hash, record.logged.writer))
-            }
-        }
+        let Some(receipt) = receipt_of(chain, &record).await? else {
+            let (hash, writer) = (inclusion.tx_hash, record.logged.writer);
+            return failed(&format!("{hash} cannot be told as a transaction of {writer}"));
+        };
+        // One node alone can make up a log and a receipt, as it can those of the account's own transactions.
+        chain.confirm(inclusion.block_number, inclusion.block_hash, std::slice::from_ref(&receipt)).await?;
+        Ok(Some(LaneVerdict::Found(receipt.transaction)))
     }
 
     /// Returns the same for one that reverted at finality. A record that was in the way then is final, too.
@@ -57,12 +58,16 @@ impl Term<'_> {
     }
 }
 
-/// Reads the transaction that wrote a record, whole.
-async fn transaction_of(chain: &dyn Chain, record: &Record) -> Result<Option<FinalTransaction>, ChainError> {
+/// Reads the receipt of the transaction that wrote a record, with the nonce that its block shows.
+async fn receipt_of(chain: &dyn Chain, record: &Record) -> Result<Option<Receipt>, ChainError> {
     let inclusion = record.inclusion;
     let sent = chain.sent_in(record.logged.writer, inclusion.block_number).await?;
     let sent = sent.and_then(|block| block.sent.into_iter().find(|sent| sent.tx_hash == inclusion.tx_hash));
     let receipt = chain.receipts(&[inclusion.tx_hash]).await.pop().transpose()?.flatten();
     let receipt = receipt.filter(|receipt| receipt.succeeded && receipt.inclusion() == inclusion);
-    Ok(sent.zip(receipt).map(|(sent, receipt)| FinalTransaction { nonce: sent.nonce, ..receipt.transaction }))
+    let whole = |(sent, receipt): (Sent, Receipt)| Receipt {
+        transaction: FinalTransaction { nonce: sent.nonce, ..receipt.transaction },
+        ..receipt
+    };
+    Ok(sent.zip(receipt).map(whole))
 }

@@ -200,7 +200,8 @@ impl Term<'_> {
         count: Nonce,
     ) -> Result<Option<(Nonce, TxHash)>, ChainError> {
         let Some((nonce, ours)) = self.reorged.lowest_open(count) else { return Ok(None) };
-        let (chain, account) = (self.context.chain.as_ref(), self.account());
+        let (context, account) = (self.context, self.account());
+        let chain = context.chain.as_ref();
         if chain.transaction_count(account, BlockTag::Number(height)).await? <= nonce {
             return Ok(None);
         }
@@ -210,7 +211,8 @@ impl Term<'_> {
             self.reorged.include(&receipts.iter().map(Receipt::inclusion).collect::<Vec<_>>());
             return Ok(None);
         }
-        let found = self.nonce_takers.poll().taker(chain, account, nonce, height).await?;
+        let mut poll = self.nonce_takers.poll();
+        let found = context.hear(poll.taker(chain, account, nonce, height)).await?;
         let Some(taker) = found.map(|taker| taker.inclusion).filter(|taker| !ours.contains(&taker.tx_hash)) else {
             return Ok(None);
         };

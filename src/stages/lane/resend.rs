@@ -69,7 +69,7 @@ impl Term<'_> {
             self.learnt.doubt_transfer();
         }
         match transaction.pool {
-            PoolStatus::Pooled if transaction.is_raised => self.learnt.record_tip(transaction.newest().fee.tip()),
+            PoolStatus::Pooled if transaction.has_raised_tip => self.learnt.record_tip(transaction.newest().fee.tip()),
             PoolStatus::Underpriced(Lack::Tip(Some(tip))) => self.learnt.record_tip(tip),
             PoolStatus::Unknown
             | PoolStatus::Pooled

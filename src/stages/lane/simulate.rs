@@ -104,7 +104,7 @@ impl Term<'_> {
         let unanswered = std::mem::take(&mut round.unanswered);
         if !is_well && !unanswered.is_empty() {
             let (chain, errors) = (self.context.chain.as_ref(), &self.context.settings.rules.errors);
-            is_well = answers_estimates(chain, self.account(), errors).await;
+            is_well = self.context.hear(answers_estimates(chain, self.account(), errors)).await;
         }
         for (draft, silence) in unanswered {
             self.apply_silence(draft, silence, is_well, &mut round);
@@ -126,6 +126,8 @@ impl Term<'_> {
                     }
                     // It stays in the queue, and the next page of that has it.
                     Ok(None) => {}
+                    // It is tried on its own until another endpoint confirms it, and holds up no other.
+                    Err(error @ ChainError::Unconfirmed { .. }) => self.set_aside(draft.members, silence_of(&error)),
                     Err(error) => round.unanswered.push((draft, silence_of(&error))),
                 }
             }
@@ -232,7 +234,8 @@ impl Term<'_> {
         };
         let traced = |draft: &Draft| Traced { item: self.call(draft), span: self.processing_one(draft.requests()) };
         let calls: Vec<_> = drafts.iter().filter(is_estimated).map(traced).collect();
-        let estimates = if calls.is_empty() { Vec::new() } else { self.context.chain.estimate(&calls).await };
+        let estimates = self.context.chain.estimate(&calls);
+        let estimates = if calls.is_empty() { Vec::new() } else { self.context.hear(estimates).await };
         let (mut estimates, mut is_well) = (estimates.into_iter(), false);
         let simulated = drafts.iter().map(|draft| match (draft.gas, draft.members.first.request.write.gas) {
             (Some(gas), _) => Simulated::Runs(gas),

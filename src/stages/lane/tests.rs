@@ -6,16 +6,19 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 use super::*;
-use crate::chain::Sent;
+use crate::chain::{ChainError, Inclusion, Log, Sent};
 use crate::journal::contract::{Set, set};
 use crate::journal::{CancelCommand, JournalError};
-use crate::model::{BlockNumber, Cause, Nonce, PauseReason, Purpose, Reason, TransactionState, TxHash, Wei};
+use crate::model::{
+    BlockNumber, Cause, ContentHash, Nonce, PauseReason, Purpose, Reason, RecordId, TransactionState, TxHash, Wei,
+};
 use crate::observe::metrics::LaneMeter;
 use crate::observe::traces::Tracer;
 use crate::policy::batch::Batching;
 use crate::policy::fee::{FeeMode, FeeRules};
 use crate::policy::finality::FinalityRule;
 use crate::policy::limits::Limits;
+use crate::policy::records::{self, Taken};
 use crate::simulation::fakes::{ACCOUNT, FakeChain, FakeSigner, Part, failing_journal, journal};
 use crate::simulation::journal::MemoryJournal;
 use crate::stages::claim::Serving;
@@ -40,7 +43,7 @@ impl Bench {
 
     async fn on(journal: Arc<MemoryJournal>, requests: &[&str]) -> Self {
         let set = set(journal.clone(), requests).await;
-        let (chain, (settle, to_settle)) = (FakeChain::sent_in(&[]), mpsc::channel(99));
+        let (chain, (settle, to_settle)) = (FakeChain::sent_in(&[]), mpsc::channel(999));
         let settings = settings(&set);
         let signals = LaneSignals::new(LaneMeter::default(), watch::channel(Serving::Serves).1);
         let context =
@@ -203,7 +206,7 @@ async fn a_block_counts_once_it_is_final() {
     term.poll().await.unwrap();
     let read = term.view.next_receipts().await;
     term.handle_receipts(read).await;
-    assert!(term.flight.get(Nonce(0)).is_none() && context.settle.capacity() < 99);
+    assert!(term.flight.get(Nonce(0)).is_none() && context.settle.capacity() < context.settle.max_capacity());
     drop(term);
     let rulings = bench.rulings();
     assert!(matches!(rulings.as_slice(), [Ruling { verdict: LaneVerdict::Succeeded(_), .. }]), "{rulings:?}");
@@ -266,7 +269,7 @@ async fn a_call_of_a_poll_that_fails_leaves_the_others() {
         let read = term.view.next_receipts().await;
         term.handle_receipts(read).await;
         assert!(term.flight.get(Nonce(0)).is_none(), "{part:?}");
-        assert!(term.gate.paused().is_none() && context.settle.capacity() < 99, "{part:?}");
+        assert!(term.gate.paused().is_none() && context.settle.capacity() < context.settle.max_capacity(), "{part:?}");
         drop(term);
         assert_eq!(bench.rulings().len(), 1, "{part:?}");
     }
@@ -333,6 +336,26 @@ async fn what_is_not_confirmed_is_not_ruled_on_and_pauses_the_lane_when_it_lasts
     assert!(term.flight.get(Nonce(0)).is_none() && term.gate.paused().is_none());
     drop(term);
     assert_eq!(bench.rulings().len(), 1);
+}
+
+/// One node alone may make up a contract's log.
+#[tokio::test(start_paused = true)]
+async fn a_record_that_another_endpoint_does_not_confirm_ends_no_request() {
+    let (bench, tx_hash) = (Bench::new(&[]).await, TxHash([9; 32]));
+    let (id, content) = (RecordId([1; 32]), ContentHash([2; 32]));
+    bench.mine(0, tx_hash);
+    let inclusion = Inclusion { tx_hash, block_number: BlockNumber(1), block_hash: bench.chain.hash_of(1) };
+    let (topics, data) = records::tests::entry(id, ACCOUNT, content);
+    bench.chain.change(|state| state.logs = vec![Log { topics, data, inclusion }]);
+    bench.finalise();
+    let mut term = bench.term().await;
+    let taken = Taken { id, ours: content, theirs: content };
+    bench.chain.change(|state| state.unconfirmed = Some("block 1 is another one there".to_owned()));
+    let verdict = term.verdict_on_taken(fixtures::TARGET, &taken).await;
+    assert!(matches!(verdict, Err(ChainError::Unconfirmed { .. })), "{verdict:?}");
+    bench.chain.change(|state| state.unconfirmed = None);
+    let verdict = term.verdict_on_taken(fixtures::TARGET, &taken).await;
+    assert!(matches!(verdict, Ok(Some(LaneVerdict::Found(_)))), "{verdict:?}");
 }
 
 /// Invariants 5 and 8

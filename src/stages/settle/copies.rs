@@ -8,7 +8,7 @@ use futures_util::stream::StreamExt;
 use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
-use crate::broker::{AckToken, Outgoing, Publisher};
+use crate::broker::{AckToken, Outgoing, PublishError, Publisher};
 use crate::journal::{AccountId, CopyKind, JournalError, RefusedMessage, RequestSeq, Settlements, UnconfirmedCopy};
 use crate::model::event::{Outcome, Subject};
 use crate::model::{BodyHash, Event, Generation, RequestId, Timestamp, TraceContext};
@@ -270,6 +270,13 @@ async fn publish_until_confirmed(
 ) -> Published {
     let mut pause = RetryPauses::between(PUBLISH_PAUSE.0, PUBLISH_PAUSE.1);
     while let Err(error) = publisher.publish(outgoing).await {
+        if published.is_over() {
+            return Published::Again;
+        }
+        // The publisher has waited, and the claim says why.
+        if matches!(error, PublishError::NotServing) {
+            continue;
+        }
         let wait = pause.next_wait();
         let id = outgoing.message.properties.message_id.as_deref().unwrap_or_default();
         warn!(message.id = id, %error, retry_in_ms = wait.as_millis(), "a copy has no publisher confirm; its delivery stays unacked");
@@ -280,4 +287,36 @@ async fn publish_until_confirmed(
         }
     }
     published
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::watch;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::model::Message;
+    use crate::simulation::fakes::FakePublisher;
+    use crate::stages::claim::{ServedPublisher, Serving};
+
+    /// However long the refusal has lasted.
+    #[tokio::test(start_paused = true)]
+    async fn a_copy_goes_out_as_soon_as_the_journal_serves_the_queue() {
+        let serving = watch::Sender::new(Serving::Refused(String::new()));
+        let publisher = Arc::<FakePublisher>::default();
+        let served = ServedPublisher { publisher: publisher.clone(), serving: serving.subscribe() };
+        let waiting = tokio::spawn(async move {
+            let message = Message::default();
+            let outgoing = Outgoing { exchange: "e".to_owned(), routing_key: "k".to_owned(), message };
+            publish_until_confirmed(Arc::new(served), &outgoing, Published::Again).await;
+        });
+        for _ in 0..20 {
+            tokio::time::sleep(Duration::from_secs(61)).await;
+            assert_eq!(publisher.routing_keys(), Vec::<String>::new());
+        }
+        serving.send_replace(Serving::Serves);
+        let began = Instant::now();
+        waiting.await.unwrap();
+        assert!(began.elapsed() < Duration::from_millis(200), "{:?}", began.elapsed());
+    }
 }
