@@ -18,7 +18,7 @@ use crate::policy::admission::{AdmissionRules, Candidate, Refusal, admit, shelte
 use crate::policy::arrival::{Verdict, is_suspect};
 use crate::stages::claim::Serving;
 use crate::stages::settle::inbox::{Admitted, Postponed, Refused, generated_id};
-use crate::stages::upkeep::token_of;
+use crate::stages::upkeep::{is_passage, token_of};
 
 /// Deliveries admitted in one commit at most.
 const BATCH: usize = 256;
@@ -133,6 +133,10 @@ impl Intake {
             let token = token_of(&delivery.message).unwrap_or_default();
             if self.passages.end_passage(token, Timestamp::now()).await? {
                 debug!("a passage has come out of the work queue");
+                delivery.token.ack().await;
+            } else if is_passage(&delivery.message) {
+                // It asks for nothing, and is no proof.
+                info!("a passage of another journal, or of an older copy of this one, has come out of the work queue");
                 delivery.token.ack().await;
             } else {
                 // A producer's message, whatever it says of itself.
