@@ -224,7 +224,10 @@ pub(crate) async fn foreign_calls_are_remembered_until_an_operator_says_whose_th
     };
     let writes = vec![write(0), write(4)];
     for _ in 0..2 {
-        assert_eq!(journal.record_foreign(&set.lease, writes.clone(), Nonce(5)).await.unwrap(), Nonce(5));
+        assert_eq!(
+            journal.record_foreign(&set.lease, vec![Nonce(0), Nonce(4)], writes.clone(), Nonce(5)).await.unwrap(),
+            Nonce(5)
+        );
     }
     assert_eq!(journal.recovered_writes(vec![BodyHash::of(b"a")]).await.unwrap(), writes);
     for reason in ["first", "second"] {
@@ -244,7 +247,7 @@ pub(crate) async fn foreign_calls_are_remembered_until_an_operator_says_whose_th
     let standing = journal.standing(set.account).await.unwrap();
     assert_eq!((standing.next_nonce, standing.foreign_below), (Some(Nonce(6)), Nonce(6)));
     let stale = crate::journal::Lease { epoch: set.lease.epoch - 1, ..set.lease.clone() };
-    assert!(journal.record_foreign(&stale, writes, Nonce(9)).await.is_err());
+    assert!(journal.record_foreign(&stale, Vec::new(), writes, Nonce(9)).await.is_err());
     assert!(journal.record_behind(&stale, String::new()).await.is_err());
 }
 

@@ -63,7 +63,8 @@ impl Replayer {
                 () = cancel.cancelled() => return Ok(()),
                 () = tokio::time::sleep(self.rules.read_every) => {}
             }
-            if !self.is_first().await? {
+            // In a recovery a copy that no person has decided on would only become a dead letter again.
+            if !self.is_first().await? || self.guard.is_recovering().await? {
                 last = LastLook::default();
                 continue;
             }

@@ -201,7 +201,7 @@ async fn the_first_signature_waits_until_other_accounts_are_read() {
     mine(&bench, Sent { to: Some(ACCOUNT), ..equal(0) });
     let mut term = bench.term().await;
     assert!(term.next_nonce == Some(Nonce(1)) && !term.foreign.allows_signing());
-    bench.set.journal.record_foreign(&lease, Vec::new(), Nonce(1)).await.unwrap();
+    bench.set.journal.record_foreign(&lease, Vec::new(), Vec::new(), Nonce(1)).await.unwrap();
     term.poll().await.unwrap();
     assert!(term.foreign.allows_signing());
 }
