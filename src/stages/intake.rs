@@ -444,6 +444,18 @@ mod tests {
         assert!(bench.intake.passages.proof().await.unwrap().newest.unwrap().state.passed_at.is_none());
     }
 
+    #[tokio::test]
+    async fn a_passage_of_another_journal_is_acked_and_proves_nothing() {
+        let mut bench = Bench::new().await;
+        assert!(bench.intake.passages.begin_passage("p".to_owned(), Timestamp(5), None).await.unwrap());
+        let mut theirs = passage(&bench, "theirs", "");
+        theirs.message.properties.kind = Some("chainwriter.passage".to_owned());
+        bench.intake.step(vec![theirs]).await.unwrap();
+        assert!(bench.admitted.try_recv().is_err(), "it is no dead letter");
+        assert_eq!(bench.session.acked(), [""]);
+        assert!(bench.intake.passages.proof().await.unwrap().newest.unwrap().state.passed_at.is_none());
+    }
+
     /// Invariant 9
     #[tokio::test]
     async fn what_the_journal_did_not_store_is_not_passed_on() {

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::journal::ForeignUse;
 use crate::model::{BlockNumber, Nonce};
-use crate::stages::lane::takers_again::Unsettled;
+use crate::stages::lane::unsettled::Unsettled;
 
 /// A count that no block confirms is a pause with a reason after this.
 const UNPROVEN_AFTER: Duration = Duration::from_secs(60);
@@ -102,7 +102,7 @@ impl Foreign {
 
     /// Returns whether the account's count is explained: it was compared, and claims nothing.
     pub(super) fn is_explained(&self) -> bool {
-        self.is_counted && self.claim.is_none() && !self.unsettled.is_searching()
+        self.is_counted && self.claim.is_none() && !self.unsettled.is_searching
     }
 
     /// Returns the claim that has lasted too long to wait for in silence.

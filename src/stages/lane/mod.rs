@@ -85,6 +85,7 @@ mod stored;
 mod takers_again;
 mod term;
 mod try_aside;
+mod unsettled;
 mod view;
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! Searches again for what took nonces, where the block that showed it left the chain before it was final: another
 //! transaction may have them now, and what is remembered of the first one compares with nothing any more.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use crate::chain::{BlockTag, Inclusion};
+use crate::chain::BlockTag;
 use crate::journal::Which;
 use crate::model::{BlockNumber, Nonce};
 use crate::stages::lane::foreign_search::SEARCHED;
@@ -12,42 +12,6 @@ use crate::stages::lane::term::{StepError, Term};
 
 /// Nonces below the next one among which a new term searches for those that are not final.
 const RECENT: u64 = 1024;
-
-/// Foreign nonces that are not final: where each was found, or that it must be searched for again.
-#[derive(Debug, Default)]
-pub(super) struct Unsettled {
-    found: BTreeMap<Nonce, Option<Inclusion>>,
-    /// Those of an earlier term were recalled.
-    is_recalled: bool,
-    /// The account's count is past one that must be searched for.
-    is_searching: bool,
-}
-
-impl Unsettled {
-    pub(super) fn record(&mut self, nonce: Nonce, inclusion: Inclusion) {
-        self.found.insert(nonce, Some(inclusion));
-    }
-
-    /// Marks those whose block left the chain.
-    pub(super) fn orphan(&mut self, is_gone: impl Fn(&Inclusion) -> bool) {
-        for found in self.found.values_mut() {
-            *found = found.filter(|inclusion| !is_gone(inclusion));
-        }
-    }
-
-    pub(super) fn is_searching(&self) -> bool {
-        self.is_searching
-    }
-
-    /// Drops those that are final.
-    fn settle(&mut self, final_up_to: BlockNumber) {
-        self.found.retain(|_, found| found.is_none_or(|inclusion| inclusion.block_number > final_up_to));
-    }
-
-    fn to_search(&self) -> Vec<Nonce> {
-        self.found.iter().filter(|(_, found)| found.is_none()).map(|(nonce, _)| *nonce).collect()
-    }
-}
 
 impl Term<'_> {
     /// Searches for foreign nonces whose block left the chain, and remembers what has them now in place of what had them.
