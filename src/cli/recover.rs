@@ -98,8 +98,13 @@ async fn accept_foreign(
     let chain = NodeClient::new(&settings.chain).context("cannot make the HTTP client")?;
     let height = final_height(&chain, settings.lane.finality).await?;
     let count = chain.transaction_count(address, BlockTag::Number(height)).await?;
-    if below > count {
-        bail!("{address} has taken the nonces below {count} at the final block {height}, and not those up to {below}");
+    // What waits in a pool counts too: it is what holds a lane up.
+    let pending = chain.pending_counts(address).await.into_iter().filter_map(|(_, pending)| pending.ok());
+    let most = pending.fold(count, Nonce::max);
+    if below > most {
+        bail!(
+            "no endpoint shows transactions of {address} up to nonce {below}: its count is {most}, with what waits in pools"
+        );
     }
     let account = journal.account(settings.chain.chain_id, address).await?;
     let forgotten = journal.accept_foreign(account, below).await?;

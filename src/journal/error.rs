@@ -27,7 +27,9 @@ pub enum JournalError {
     #[error("the lease on account {account} belongs to another instance")]
     LeaseLost { account: AccountId },
     /// A stored row is not what it must be.
-    #[error("the journal holds a {what} that cannot be read: {detail}; restore it from a backup")]
+    #[error(
+        "the journal holds a {what} that cannot be read: {detail}; stop the workers and see docs/operations/lost-journal.md before a backup replaces it"
+    )]
     Corrupt { what: &'static str, detail: String },
     /// A write did not find the rows in the state that it must find them in.
     #[error("the journal refused to {doing}: {detail}")]

@@ -114,9 +114,18 @@ fn present(dialect: Dialect) -> String {
     format!("(attended_at > {now} - ttl AND attended_at < {now} + ttl)")
 }
 
-async fn attendance(connection: &dyn Statements) -> Result<Attendance> {
+/// Returns the accounts that instances can work which are present now.
+pub async fn worked_accounts(connection: &dyn Statements) -> Result<Vec<AccountId>> {
+    Ok(present_instances(connection).await?.into_iter().flat_map(|instance| instance.accounts).collect())
+}
+
+async fn present_instances(connection: &dyn Statements) -> Result<Vec<Instance>> {
     let present = format!("SELECT * FROM instances WHERE {} ORDER BY owner", present(connection.dialect()));
-    let instances = connection.rows("read the instances", &present, &[], instance).await?;
+    connection.rows("read the instances", &present, &[], instance).await
+}
+
+async fn attendance(connection: &dyn Statements) -> Result<Attendance> {
+    let instances = present_instances(connection).await?;
     let lanes = "SELECT id, chain_id, address, lease_owner, lease_until, epoch FROM accounts ORDER BY id";
     let lanes = connection.rows("read the owners of accounts", lanes, &[], lane_holder).await?;
     Ok(Attendance { instances, lanes })

@@ -9,6 +9,7 @@ use crate::journal::columns::{Columns, expect_rows, fixed, nonce, number, option
 use crate::journal::database::{Database, Mode, Rows, Sent, SqlJournal, Statements, Work, notify, values};
 use crate::journal::error::{JournalError, Result};
 use crate::journal::incidents::{Incident, record_incidents};
+use crate::journal::instances::worked_accounts;
 use crate::journal::row_numbers::{AccountId, Lease, LeaseMark};
 use crate::model::{Address, Nonce, Timestamp};
 
@@ -55,7 +56,7 @@ pub trait Leases: Send + Sync {
     async fn release_lease(&self, lease: &Lease) -> Result<()>;
     /// Returns the account's nonces as the journal knows them.
     async fn standing(&self, account: AccountId) -> Result<AccountStanding>;
-    /// Returns the next nonces of the other accounts on its chain, of those that have one.
+    /// Returns the next nonces of the other accounts on its chain that an instance works now, of those that have one.
     async fn other_nonces(&self, account: AccountId) -> Result<Vec<(Address, Nonce)>>;
     /// Records that all nonces below `at_least` are taken on the chain. Returns the next one to use.
     async fn raise_next_nonce(&self, lease: &Lease, at_least: Nonce) -> Result<Nonce>;
@@ -122,15 +123,19 @@ impl<D: Database> Leases for SqlJournal<D> {
     }
 
     async fn other_nonces(&self, account: AccountId) -> Result<Vec<(Address, Nonce)>> {
-        self.read(account, |connection, account| {
+        self.snapshot(account, |connection, account| {
             Box::pin(async move {
-                let select = "SELECT address, next_nonce FROM accounts WHERE id <> $1 AND next_nonce IS NOT NULL \
+                let select = "SELECT id, address, next_nonce FROM accounts WHERE id <> $1 AND next_nonce IS NOT NULL \
                               AND chain_id = (SELECT chain_id FROM accounts WHERE id = $1) ORDER BY id";
                 let read = |row: &dyn Columns| {
                     let address = fixed(row, "account", "address", Address::from_slice)?;
-                    Ok((address, Nonce(unsigned(row, "account", "next_nonce")?)))
+                    let id = AccountId(number(row, "account", "id")?);
+                    Ok((id, (address, Nonce(unsigned(row, "account", "next_nonce")?))))
                 };
-                connection.rows("read the other accounts", select, &values![account.0], read).await
+                let others = connection.rows("read the other accounts", select, &values![account.0], read).await?;
+                // No lane reads what a retired one has written.
+                let worked = worked_accounts(connection).await?;
+                Ok(others.into_iter().filter(|(id, _)| worked.contains(id)).map(|(_, other)| other).collect())
             })
         })
         .await

@@ -15,9 +15,10 @@ use crate::journal::leases::{check_lease, raise};
 use crate::journal::ordering::lock_turns;
 use crate::journal::row_numbers::{AccountId, Lease};
 use crate::model::{Address, BlockNumber, BodyHash, Nonce, RecoveredWrite, RequestId, Timestamp, TxHash};
+use crate::policy::letters::replay::LastRecovery;
 
-/// Foreign calls that are remembered at most. Beyond that no request can be compared with all of them, and the journal
-/// counts as behind.
+/// Calls of an account that lanes remember at most. Beyond that the journal counts as behind, until an operator says whose
+/// they are. A recovery has no such limit: an account's whole history may be read.
 const MOST_REMEMBERED: i64 = 65_536;
 
 /// Marks a recovery that is on: what may be written already becomes a dead letter.
@@ -61,8 +62,10 @@ pub trait Recoveries: Send + Sync {
     /// # Errors
     /// When the blocks begin above what the journal knows: what was written in between would be unknown.
     async fn begin_recovery(&self, recovery: Recovery, accounts: Vec<RecoveredAccount>) -> Result<()>;
-    /// Ends it and forgets what was read. `false` if there is none.
+    /// Ends it and forgets what was read; the journal counts as behind no more. `false` if there is none.
     async fn end_recovery(&self) -> Result<bool>;
+    /// Returns the recovery that was begun last, whether it is on or over.
+    async fn last_recovery(&self) -> Result<Option<LastRecovery>>;
     /// Records, while a recovery is on, that an operator wants this request written though it may be written already.
     async fn decide(&self, request: &RequestId) -> Result<()>;
     /// Records that the account's unknown transactions below this nonce are another program's. Returns how many of their
@@ -81,6 +84,10 @@ impl<D: Database> Recoveries for SqlJournal<D> {
 
     async fn end_recovery(&self) -> Result<bool> {
         self.write((), |connection, ()| Box::pin(end(connection))).await
+    }
+
+    async fn last_recovery(&self) -> Result<Option<LastRecovery>> {
+        self.read((), |connection, ()| Box::pin(last_recovery(connection))).await
     }
 
     async fn decide(&self, request: &RequestId) -> Result<()> {
@@ -124,6 +131,8 @@ async fn begin(connection: &dyn Statements, recovery: &Recovery, accounts: &[Rec
     let (from, to) = (to_i64("a height", from_block.0)?, to_i64("a height", to_block.0)?);
     let insert = "INSERT INTO recovery (id, begun_at, operator, from_block, to_block) VALUES (1, $1, $2, $3, $4)";
     connection.execute(DOING, insert, &values![begun_at.0, operator, from, to]).await?;
+    connection.execute(DOING, "DELETE FROM counters WHERE name = 'recovery_ended_at'", &[]).await?;
+    set_time(connection, "recovery_begun_at", *begun_at).await?;
     let forget = "DELETE FROM recovered_writes WHERE account = $1 AND block_number >= $2";
     for RecoveredAccount { account, writes, .. } in accounts {
         connection.execute(DOING, forget, &values![account.0, from]).await?;
@@ -179,8 +188,28 @@ async fn end(connection: &dyn Statements) -> Result<bool> {
     let was_on = forget_recovery(connection).await?;
     if was_on {
         connection.execute("end a recovery", "DELETE FROM recovered_writes", &[]).await?;
+        connection.execute("end a recovery", "DELETE FROM behind", &[]).await?;
+        set_time(connection, "recovery_ended_at", Timestamp::now()).await?;
     }
     Ok(was_on)
+}
+
+/// Keeps a time beyond the recovery's own row: letters from before it are never known well again.
+async fn set_time(connection: &dyn Statements, name: &'static str, at: Timestamp) -> Result<()> {
+    let set =
+        "INSERT INTO counters (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+    connection.execute("record when a recovery began or ended", set, &values![name, at.0]).await.map(drop)
+}
+
+async fn last_recovery(connection: &dyn Statements) -> Result<Option<LastRecovery>> {
+    let select = "SELECT (SELECT value FROM counters WHERE name = 'recovery_begun_at') AS begun_at, \
+                  (SELECT value FROM counters WHERE name = 'recovery_ended_at') AS ended_at";
+    let read = |row: &dyn Columns| {
+        let time = |column| Ok(optional_number(row, "recovery", column)?.map(Timestamp));
+        let ended_at = time("ended_at")?;
+        Ok(time("begun_at")?.map(|begun_at| LastRecovery { begun_at, ended_at }))
+    };
+    connection.one("read the last recovery", select, &[], read).await
 }
 
 async fn accept_foreign(connection: &dyn Statements, account: AccountId, below: Nonce) -> Result<usize> {
@@ -195,20 +224,27 @@ async fn accept_foreign(connection: &dyn Statements, account: AccountId, below: 
     connection.execute(DOING, delete, &values![account.0, below]).await
 }
 
-/// Remembers calls of foreign transactions, and that all nonces below `at_least` are taken. Returns the next one to use.
+/// Remembers calls of the foreign transactions that have these nonces, in place of earlier ones, and that all nonces below `at_least` are taken. Returns the next one to use.
 pub async fn record_foreign(
     connection: &dyn Statements,
     lease: &Lease,
-    writes: &[RecoveredWrite],
+    (nonces, writes): (&[Nonce], &[RecoveredWrite]),
     at_least: Nonce,
 ) -> Result<Nonce> {
     check_lease(connection, lease).await?;
+    let delete = "DELETE FROM recovered_writes WHERE account = $1 AND nonce IN (SELECT u.nonce FROM u)";
+    let rows = Rows::try_of("nonce bigint", nonces.iter().map(|at| Ok(values![nonce(*at)?])))?;
+    connection.execute_each("forget foreign calls", delete, &values![lease.account.0], &rows).await?;
     insert_writes(connection, lease.account, writes, Timestamp::now()).await?;
-    let count = "SELECT count(*) AS remembered FROM recovered_writes";
+    let count = "SELECT count(*) AS remembered FROM recovered_writes \
+                 WHERE account = $1 AND NOT EXISTS (SELECT 1 FROM recovery)";
     let read = |row: &dyn Columns| number(row, "count", "remembered");
-    if connection.one("count foreign calls", count, &[], read).await? > MOST_REMEMBERED {
-        let detail =
-            format!("the account has more than {MOST_REMEMBERED} foreign transactions, too many to compare with");
+    if connection.one("count foreign calls", count, &values![lease.account.0], read).await? > MOST_REMEMBERED {
+        let detail = format!(
+            "the account has more than {MOST_REMEMBERED} transactions that the journal does not know. If they are another \
+             program's, stop the workers and run `chainwriter recover --foreign-below NONCE`; if they may be this queue's, \
+             run `chainwriter recover --from-block N`"
+        );
         record_behind(connection, lease, &detail).await?;
     }
     raise(connection, lease.account, at_least).await
@@ -220,6 +256,10 @@ pub async fn record_behind(connection: &dyn Statements, lease: &Lease, detail: &
     let insert = "INSERT INTO behind (id, found_at, detail) VALUES (1, $1, $2) ON CONFLICT DO NOTHING";
     let values = values![Timestamp::now().0, detail];
     connection.execute("record that the journal is behind", insert, &values).await.map(drop)
+}
+
+pub async fn is_behind(connection: &dyn Statements) -> Result<bool> {
+    Ok(connection.row("check whether the journal is behind", "SELECT 1 FROM behind", &[], |_| Ok(())).await?.is_some())
 }
 
 /// Forgets foreign calls that were found before this time, unless a recovery is on.

@@ -47,7 +47,8 @@ pub trait Transactions: Send + Sync {
     /// limits do not ask for is left out.
     async fn usage(&self, account: AccountId, limits: Limits) -> Result<Usage>;
     /// Stores new transactions, the first of them, as many as the limits grant. Their nonces must follow on from the
-    /// account's last one. Of the others nothing is stored: their bytes must not be used.
+    /// account's last one. Of the others nothing is stored: their bytes must not be used. A journal that is behind the chain
+    /// grants none.
     async fn record_transactions(
         &self,
         lease: &Lease,
@@ -70,9 +71,15 @@ pub trait Transactions: Send + Sync {
     async fn recovered_writes(&self, data: Vec<BodyHash>) -> Result<Vec<RecoveredWrite>>;
     /// Returns of these requests those that an operator has decided to send back since the recovery began.
     async fn decided(&self, requests: Vec<RequestId>) -> Result<Vec<RequestId>>;
-    /// Remembers calls of foreign transactions, and that all nonces below `at_least` are taken on the chain. Returns the
-    /// next one to use.
-    async fn record_foreign(&self, lease: &Lease, writes: Vec<RecoveredWrite>, at_least: Nonce) -> Result<Nonce>;
+    /// Remembers calls of the foreign transactions that have these nonces, in place of what was remembered of them, and that
+    /// all nonces below `at_least` are taken on the chain. Returns the next one to use.
+    async fn record_foreign(
+        &self,
+        lease: &Lease,
+        nonces: Vec<Nonce>,
+        writes: Vec<RecoveredWrite>,
+        at_least: Nonce,
+    ) -> Result<Nonce>;
     /// Records that the journal is behind the chain, which stops all lanes until an operator acts.
     async fn record_behind(&self, lease: &Lease, detail: String) -> Result<()>;
 }
@@ -179,9 +186,16 @@ impl<D: Database> Transactions for SqlJournal<D> {
         self.read(requests, |connection, requests| Box::pin(recovery::decided(connection, requests))).await
     }
 
-    async fn record_foreign(&self, lease: &Lease, writes: Vec<RecoveredWrite>, at_least: Nonce) -> Result<Nonce> {
-        self.write_repeatably((lease.clone(), writes, at_least), |connection, (lease, writes, at_least)| {
-            Box::pin(recovery::record_foreign(connection, lease, writes, *at_least))
+    async fn record_foreign(
+        &self,
+        lease: &Lease,
+        nonces: Vec<Nonce>,
+        writes: Vec<RecoveredWrite>,
+        at_least: Nonce,
+    ) -> Result<Nonce> {
+        let input = (lease.clone(), nonces, writes, at_least);
+        self.write_repeatably(input, |connection, (lease, nonces, writes, at_least)| {
+            Box::pin(recovery::record_foreign(connection, lease, (nonces, writes), *at_least))
         })
         .await
     }
@@ -270,6 +284,10 @@ fn signed_row((at, signed): (Nonce, &SignedTransaction)) -> Result<[Value<'_>; 1
 
 impl LaneWrite<'_> {
     async fn record_transactions(&self, new: &[NewTransaction], limits: Limits) -> Result<Granted> {
+        // Another lane may have found it since this one has read it.
+        if recovery::is_behind(self.connection).await? {
+            return Ok(Granted { count: 0, throttled: None });
+        }
         let granted = limits::take(self.connection, self.account, new, limits).await?;
         let new = new.get(..granted.count).unwrap_or(new);
         if new.is_empty() {

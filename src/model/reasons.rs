@@ -120,7 +120,7 @@ reasons! {
             "a header that chainwriter reads is of the wrong type, or headers are nested more than 16 deep",
             "producer: send other headers; operator: `dead edit`";
         MaybeWritten = "maybe_written", CheckChain,
-            "a recovery is on, and a transaction that the journal has no row for has the same calldata",
+            "a transaction that the journal has no row for has the same calldata: in a recovery, or where its nonce was cancelled for that",
             "operator: see [A lost or old journal](operations/lost-journal.md)";
         Panic = "panic", AfterChange,
             "reading it met a fault of chainwriter",

@@ -17,6 +17,7 @@ use crate::model::{
     Address, BodyHash, Message, Nonce, RecoveredWrite, RequestId, SignedTransaction, Start, StartToken, Timestamp,
 };
 use crate::policy::arrival::{Known, Verdict};
+use crate::policy::letters::replay::LastRecovery;
 use crate::policy::limits::{Granted, Limits, Usage};
 use crate::policy::marker::Standing;
 use crate::simulation::store::Store;
@@ -148,7 +149,7 @@ impl Leases for MemoryJournal {
     }
 
     async fn other_nonces(&self, account: AccountId) -> Result<Vec<(Address, Nonce)>> {
-        self.read("other_nonces", |store| store.other_nonces(account)).await
+        self.read("other_nonces", |store| store.other_nonces(common_clock(), account)).await
     }
 
     async fn raise_next_nonce(&self, lease: &Lease, at_least: Nonce) -> Result<Nonce> {
@@ -299,8 +300,15 @@ impl Transactions for MemoryJournal {
         self.read("decided", |store| store.decided(&requests)).await
     }
 
-    async fn record_foreign(&self, lease: &Lease, writes: Vec<RecoveredWrite>, at_least: Nonce) -> Result<Nonce> {
-        self.write_under(lease, "record_foreign", |store, _| store.record_foreign(lease, writes, at_least)).await
+    async fn record_foreign(
+        &self,
+        lease: &Lease,
+        nonces: Vec<Nonce>,
+        writes: Vec<RecoveredWrite>,
+        at_least: Nonce,
+    ) -> Result<Nonce> {
+        self.write_under(lease, "record_foreign", |store, _| store.record_foreign(lease, &nonces, writes, at_least))
+            .await
     }
 
     async fn record_behind(&self, lease: &Lease, detail: String) -> Result<()> {
@@ -315,7 +323,11 @@ impl Recoveries for MemoryJournal {
     }
 
     async fn end_recovery(&self) -> Result<bool> {
-        self.write("end_recovery", |store, _| Ok(store.end_recovery())).await
+        self.write("end_recovery", |store, now| Ok(store.end_recovery(now))).await
+    }
+
+    async fn last_recovery(&self) -> Result<Option<LastRecovery>> {
+        self.read("last_recovery", |store| store.last_recovery()).await
     }
 
     async fn decide(&self, request: &RequestId) -> Result<()> {

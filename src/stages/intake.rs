@@ -18,7 +18,7 @@ use crate::policy::admission::{AdmissionRules, Candidate, Refusal, admit, shelte
 use crate::policy::arrival::{Verdict, is_suspect};
 use crate::stages::claim::Serving;
 use crate::stages::settle::inbox::{Admitted, Postponed, Refused, generated_id};
-use crate::stages::upkeep::token_of;
+use crate::stages::upkeep::{is_passage, token_of};
 
 /// Deliveries admitted in one commit at most.
 const BATCH: usize = 256;
@@ -138,6 +138,10 @@ impl Intake {
             let token = token_of(&delivery.message).unwrap_or_default();
             if self.passages.end_passage(token, Timestamp::now()).await? {
                 debug!("a passage has come out of the work queue");
+                delivery.token.ack().await;
+            } else if is_passage(&delivery.message) {
+                // It asks for nothing, and is no proof.
+                info!("a passage of another journal, or of an older copy of this one, has come out of the work queue");
                 delivery.token.ack().await;
             } else {
                 // A producer's message, whatever it says of itself.
@@ -442,6 +446,18 @@ mod tests {
             let Ok(Admitted::Refused(refused)) = bench.admitted.try_recv() else { panic!("it has no id") };
             assert_eq!(refused.cause.reason, Reason::MissingId);
         }
+        assert!(bench.intake.passages.proof().await.unwrap().newest.unwrap().state.passed_at.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_passage_of_another_journal_is_acked_and_proves_nothing() {
+        let mut bench = Bench::new().await;
+        assert!(bench.intake.passages.begin_passage("p".to_owned(), Timestamp(5), None).await.unwrap());
+        let mut theirs = passage(&bench, "theirs", "");
+        theirs.message.properties.kind = Some("chainwriter.passage".to_owned());
+        bench.intake.step(vec![theirs]).await.unwrap();
+        assert!(bench.admitted.try_recv().is_err(), "it is no dead letter");
+        assert_eq!(bench.session.acked(), [""]);
         assert!(bench.intake.passages.proof().await.unwrap().newest.unwrap().state.passed_at.is_none());
     }
 

@@ -211,6 +211,13 @@ pub fn token_of(message: &Message) -> Option<&str> {
     if let HeaderValue::Text(token) = token { Some(token) } else { None }
 }
 
+/// Returns whether a message is a passage of whichever journal: nothing that a producer asks for has this type and no body.
+pub fn is_passage(message: &Message) -> bool {
+    message.body.is_empty()
+        && message.properties.message_id.is_none()
+        && message.properties.kind.as_deref() == Some(KIND)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -169,7 +169,8 @@ impl LetterSession {
         replay_guard::publish(&self.queue.letters, copy).await.context(REST_STAYS)
     }
 
-    /// Sends a letter back, and records that. Removing the letter is left to the caller.
+    /// Sends a letter back, and records that: before it, that the operator has decided on it. Removing the letter is left to
+    /// the caller.
     pub(super) async fn send_back(
         &self,
         letter: &Letter,
@@ -177,6 +178,7 @@ impl LetterSession {
         next: u32,
         reason: &str,
     ) -> anyhow::Result<CopyAnswer> {
+        self.guard.decide(letter.id.as_ref()).await?;
         match self.guard.send_back(&self.queue.letters, letter, raw, next, reason).await {
             Err(error @ SendBackError::Publish(_)) => Err(error).context(REST_STAYS),
             other => Ok(other?),

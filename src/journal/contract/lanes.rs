@@ -160,7 +160,11 @@ pub(crate) async fn a_new_journal_knows_what_the_chain_has_of_a_lost_one(journal
     assert_eq!(found, [written(2, b"a"), written(3, b"b"), written(4, b"a")]);
     let lease = journal.acquire_lease(account, "me".into(), TTL, None).await.unwrap().ours().unwrap();
     assert_eq!(journal.raise_next_nonce(&lease, Nonce(0)).await.unwrap(), Nonce(8));
+    let last = journal.last_recovery().await.unwrap().unwrap();
+    assert_eq!((last.begun_at, last.ended_at), (Timestamp(5), None));
+    journal.record_behind(&lease, "found meanwhile".to_owned()).await.unwrap();
     assert!(journal.end_recovery().await.unwrap());
+    assert!(journal.last_recovery().await.unwrap().unwrap().ended_at.is_some());
     assert!(!journal.end_recovery().await.unwrap());
     assert_eq!(journal.foreign_use().await.unwrap(), ForeignUse::default());
     assert_eq!(journal.recovered_writes(of(&[b"a"])).await.unwrap(), []);
@@ -224,9 +228,15 @@ pub(crate) async fn foreign_calls_are_remembered_until_an_operator_says_whose_th
     };
     let writes = vec![write(0), write(4)];
     for _ in 0..2 {
-        assert_eq!(journal.record_foreign(&set.lease, writes.clone(), Nonce(5)).await.unwrap(), Nonce(5));
+        assert_eq!(
+            journal.record_foreign(&set.lease, vec![Nonce(0), Nonce(4)], writes.clone(), Nonce(5)).await.unwrap(),
+            Nonce(5)
+        );
     }
     assert_eq!(journal.recovered_writes(vec![BodyHash::of(b"a")]).await.unwrap(), writes);
+    let moved = RecoveredWrite { tx_hash: TxHash([77; 32]), ..write(0) };
+    journal.record_foreign(&set.lease, vec![Nonce(0)], vec![moved.clone()], Nonce(0)).await.unwrap();
+    assert_eq!(journal.recovered_writes(vec![BodyHash::of(b"a")]).await.unwrap(), [moved, write(4)]);
     for reason in ["first", "second"] {
         journal.record_behind(&set.lease, reason.to_owned()).await.unwrap();
     }
@@ -234,7 +244,12 @@ pub(crate) async fn foreign_calls_are_remembered_until_an_operator_says_whose_th
     assert_eq!(journal.foreign_use().await.unwrap(), expected);
     assert!(!journal.end_recovery().await.unwrap(), "none is on, so what was found stays");
     assert_eq!(journal.foreign_use().await.unwrap(), expected);
+    let granted =
+        set.journal.record_transactions(&set.lease, vec![transaction(set.seq(0), 5)], Limits::default()).await;
+    assert_eq!(granted.unwrap().count, 0, "a journal that is behind grants no nonce");
     let other = journal.account(31337, Address([8; 20])).await.unwrap();
+    assert_eq!(journal.other_nonces(other).await.unwrap(), [], "no instance works it");
+    journal.attend(&instance("x", &[set.account, other]), TTL).await.unwrap();
     assert_eq!(journal.other_nonces(other).await.unwrap(), [(Address([7; 20]), Nonce(5))]);
     assert_eq!(journal.other_nonces(set.account).await.unwrap(), []);
     assert_eq!(journal.accept_foreign(set.account, Nonce(4)).await.unwrap(), 1);
@@ -244,7 +259,7 @@ pub(crate) async fn foreign_calls_are_remembered_until_an_operator_says_whose_th
     let standing = journal.standing(set.account).await.unwrap();
     assert_eq!((standing.next_nonce, standing.foreign_below), (Some(Nonce(6)), Nonce(6)));
     let stale = crate::journal::Lease { epoch: set.lease.epoch - 1, ..set.lease.clone() };
-    assert!(journal.record_foreign(&stale, writes, Nonce(9)).await.is_err());
+    assert!(journal.record_foreign(&stale, Vec::new(), writes, Nonce(9)).await.is_err());
     assert!(journal.record_behind(&stale, String::new()).await.is_err());
 }
 

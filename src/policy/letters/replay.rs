@@ -4,6 +4,14 @@ use crate::model::{Cause, FailureClass, Reason, RequestState, Timestamp};
 use crate::policy::arrival::Known;
 use crate::policy::letters::Letter;
 
+/// The last time that an operator let this journal stand in for a lost or a newer one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LastRecovery {
+    pub begun_at: Timestamp,
+    /// None while it is on.
+    pub ended_at: Option<Timestamp>,
+}
+
 #[derive(Debug, Clone, Default)]
 pub struct Standing {
     pub known: Option<Known>,
@@ -15,6 +23,20 @@ pub struct Standing {
     pub is_edited: bool,
     /// The journal forgets what ended before this.
     pub forgets_before: Timestamp,
+    pub recovery: Option<LastRecovery>,
+}
+
+impl Standing {
+    fn is_recovering(&self) -> bool {
+        self.recovery.is_some_and(|recovery| recovery.ended_at.is_none())
+    }
+
+    /// Returns whether the journal may say "dead" of a request that the other journal has written since. It is sure of what
+    /// it has settled itself since the recovery began; the broker's letters say nothing of that.
+    fn may_be_out_of_date(&self, letter: &Letter) -> bool {
+        let Some(LastRecovery { begun_at, .. }) = self.recovery else { return false };
+        letter.died_at.is_none_or(|at| at < begun_at) || (self.is_recovering() && is_of_broker(letter))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,7 +47,7 @@ pub enum Answer {
     NeverTakenIn,
     /// The letter ended so long ago that the journal may have forgotten it, together with a replay that was written.
     Forgotten,
-    /// A transaction from before the journal was lost may be its write.
+    /// A transaction that this journal does not know may be its write: it was lost, or an older copy came back.
     MaybeWritten,
     /// The journal should know it and does not.
     OtherJournal,
@@ -69,8 +91,9 @@ pub fn assess(letter: &Letter, standing: &Standing) -> Answer {
     let Some(known) = &standing.known else {
         return match (standing.is_edited, standing.is_sent_back) {
             (true, _) => Answer::Superseded,
+            (false, _) if standing.is_recovering() => Answer::MaybeWritten,
             (false, true) => Answer::OnItsWay,
-            (false, false) => unknown(letter, standing.forgets_before),
+            (false, false) => unknown(letter, standing),
         };
     };
     let is_newer = known.generation.replay > letter.generation.replay;
@@ -85,7 +108,8 @@ pub fn assess(letter: &Letter, standing: &Standing) -> Answer {
         RequestState::Dead | RequestState::DeadPending => match &standing.may_land {
             Some(transaction) => Answer::MayLand(transaction.clone()),
             None if is_newer || standing.is_edited => Answer::Superseded,
-            None if standing.is_sent_back => Answer::OnItsWay,
+            None if standing.is_sent_back && !standing.is_recovering() => Answer::OnItsWay,
+            None if standing.is_sent_back || standing.may_be_out_of_date(letter) => Answer::MaybeWritten,
             None if !same_body => Answer::OtherBody,
             None if reason == Some(Reason::MaybeWritten) => Answer::MaybeWritten,
             None => Answer::Safe,
@@ -93,10 +117,16 @@ pub fn assess(letter: &Letter, standing: &Standing) -> Answer {
     }
 }
 
-fn unknown(letter: &Letter, forgets_before: Timestamp) -> Answer {
+fn is_of_broker(letter: &Letter) -> bool {
+    FailureClass::from_word(&letter.class) == Some(FailureClass::Broker)
+}
+
+/// Answers for a request that the journal does not know. What died before a recovery ended was perhaps the other journal's.
+fn unknown(letter: &Letter, standing: &Standing) -> Answer {
+    let recovered_at = standing.recovery.and_then(|recovery| recovery.ended_at);
+    let forgets_before = recovered_at.map_or(standing.forgets_before, |at| at.max(standing.forgets_before));
     let is_remembered = letter.died_at.is_some_and(|at| at > forgets_before);
-    let was_never_in =
-        FailureClass::from_word(&letter.class) == Some(FailureClass::Broker) || letter.refused_as.is_some();
+    let was_never_in = is_of_broker(letter) || letter.refused_as.is_some();
     match (is_remembered, was_never_in) {
         (true, true) => Answer::NeverTakenIn,
         (true, false) => Answer::OtherJournal,
@@ -153,13 +183,14 @@ impl Answer {
             Self::Safe => "safe to replay: the journal says that it is dead, and none of its transactions can land",
             Self::NeverTakenIn => "safe to replay: no worker has ever taken it in, so nothing of it was signed",
             Self::Forgotten => {
-                "not known to be safe: it may have ended longer than journal.retention ago, and the journal has \
-                 forgotten what became of it. Check whether the chain has its write; if not, replay it with \
+                "not known to be safe: it may have ended longer than journal.retention ago, or before a recovery, and the \
+                 journal does not know what became of it. Check whether the chain has its write; if not, replay it with \
                  --even-forgotten"
             }
             Self::MaybeWritten => {
-                "not known to be safe: the journal was lost, and the transaction that the letter names may be its \
-                 write. If it is, `dead discard` it; if it is another message's, replay it with --even-forgotten"
+                "not known to be safe: the journal was lost or an older copy came back, and the chain may have its write: \
+                 the transaction that the letter names, or another one. If it has, `dead discard` it; if not, replay it \
+                 with --even-forgotten"
             }
             Self::OtherJournal => {
                 "not known to be safe: the journal should know it and does not. Is journal.url the worker's?"
@@ -226,6 +257,14 @@ mod tests {
         let maybe = letter(Some("a"), &Cause::new(Reason::MaybeWritten, ""), at(0));
         let broker = Letter { class: "broker".to_owned(), ..reverted(0) };
         let refused = Letter { refused_as: reverted(0).id, ..reverted(0) };
+        let (on, over) =
+            (|died_at: i64, letter: &Letter| Letter { died_at: Some(Timestamp(died_at)), ..letter.clone() }, 90);
+        let recovery = |standing: Standing, ended_at: Option<i64>| {
+            let recovery = LastRecovery { begun_at: Timestamp(50), ended_at: ended_at.map(Timestamp) };
+            Standing { recovery: Some(recovery), ..standing }
+        };
+        let during = |standing| recovery(standing, None);
+        let after = |standing| recovery(standing, Some(over));
         let landing = Standing { may_land: Some("nonce 7 is live".to_owned()), ..known(S::Dead, 0) };
         let cases = [
             ("dead", reverted(0), known(S::Dead, 0), "safe"),
@@ -251,6 +290,22 @@ mod tests {
             ("edited, never known", broker.clone(), edited(unknown()), "superseded"),
             ("no id", letter(None, &Cause::new(Reason::MissingId, ""), at(0)), unknown(), "no_request"),
             ("the broker gave up", broker.clone(), unknown(), "never_taken_in"),
+            ("the broker gave up in a recovery", on(60, &broker), during(unknown()), "maybe_written"),
+            ("refused, and a recovery is on", on(60, &refused), during(unknown()), "maybe_written"),
+            ("unknown, and a recovery is on", on(60, &reverted(0)), during(unknown()), "maybe_written"),
+            ("sent back, and a recovery is on", on(60, &broker), during(sent(unknown())), "maybe_written"),
+            (
+                "sent back and known, in a recovery",
+                on(60, &reverted(0)),
+                during(sent(known(S::Dead, 0))),
+                "maybe_written",
+            ),
+            ("the broker gave up before a recovery ended", on(60, &broker), after(unknown()), "forgotten"),
+            ("the broker gave up after a recovery", on(over + 1, &broker), after(unknown()), "never_taken_in"),
+            ("dead before a recovery", on(40, &reverted(0)), during(known(S::Dead, 0)), "maybe_written"),
+            ("dead before a recovery that is over", on(40, &reverted(0)), after(known(S::Dead, 0)), "maybe_written"),
+            ("died in the recovery", on(60, &reverted(0)), during(known(S::Dead, 0)), "safe"),
+            ("dead, and the broker gave up on a copy", on(60, &broker), during(known(S::Dead, 0)), "maybe_written"),
             ("refused once, and no more", refused, unknown(), "never_taken_in"),
             ("unknown and young", reverted(0), unknown(), "other_journal"),
             ("unknown and old", reverted(0), Standing::default(), "forgotten"),

@@ -14,6 +14,7 @@ use crate::model::{
     Timestamp, TraceContext, TransactionState,
 };
 use crate::policy::arrival::{self, Known, Verdict};
+use crate::policy::letters::replay::LastRecovery;
 use crate::policy::limits::{Granted, Limits};
 use crate::simulation::store::{
     AccountRow, InstanceRow, RequestRow, SignedRecord, Store, StoredAttempt, TransactionRow, fits, refused,
@@ -117,6 +118,7 @@ impl Store {
         }
         self.decisions.clear();
         self.behind = None;
+        self.last_recovery = Some(LastRecovery { begun_at: recovery.begun_at, ended_at: None });
         self.recovery = Some(recovery);
         Ok(())
     }
@@ -133,13 +135,19 @@ impl Store {
         }
     }
 
-    pub(crate) fn end_recovery(&mut self) -> bool {
+    pub(crate) fn end_recovery(&mut self, now: Timestamp) -> bool {
         self.decisions.clear();
         let was_on = self.recovery.take().is_some();
         if was_on {
             self.foreign.clear();
+            self.behind = None;
+            self.last_recovery = self.last_recovery.map(|last| LastRecovery { ended_at: Some(now), ..last });
         }
         was_on
+    }
+
+    pub(crate) fn last_recovery(&self) -> Option<LastRecovery> {
+        self.last_recovery
     }
 
     pub(crate) fn decide(&mut self, request: &RequestId) {
@@ -178,10 +186,12 @@ impl Store {
     pub(crate) fn record_foreign(
         &mut self,
         lease: &Lease,
+        nonces: &[Nonce],
         writes: Vec<RecoveredWrite>,
         at_least: Nonce,
     ) -> Result<Nonce> {
         let next = self.raise_next_nonce(lease, at_least)?;
+        self.foreign.retain(|(of, nonce, _), _| *of != lease.account || !nonces.contains(nonce));
         self.remember(lease.account, writes);
         Ok(next)
     }
@@ -197,9 +207,14 @@ impl Store {
         Ok(AccountStanding { next_nonce: row.next_nonce, foreign_below: row.foreign_below })
     }
 
-    pub(crate) fn other_nonces(&self, account: AccountId) -> Vec<(Address, Nonce)> {
+    pub(crate) fn other_nonces(&self, now: Timestamp, account: AccountId) -> Vec<(Address, Nonce)> {
+        let there = self.instances.values().filter(|row| row.is_there(now));
+        let worked: BTreeSet<_> = there.flat_map(|row| row.instance.accounts.iter()).collect();
         let chain = self.accounts.get(&account).map(|row| row.chain_id);
-        let others = self.accounts.iter().filter(|(id, row)| **id != account && Some(row.chain_id) == chain);
+        let others = self
+            .accounts
+            .iter()
+            .filter(|(id, row)| **id != account && Some(row.chain_id) == chain && worked.contains(id));
         others.filter_map(|(_, row)| Some((row.address, row.next_nonce?))).collect()
     }
 
@@ -300,6 +315,9 @@ impl Store {
             if !new.requests.iter().all(|request| seen.insert(*request)) {
                 return Err(refused("sign for a request", "it would have two nonces"));
             }
+        }
+        if self.behind.is_some() {
+            return Ok(Granted { count: 0, throttled: None });
         }
         let granted = self.take(true_now_us, lease.account, &transactions, limits);
         for new in transactions.into_iter().take(granted.count) {

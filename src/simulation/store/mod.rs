@@ -15,6 +15,7 @@ use crate::model::{
     RawTransaction, RecoveredWrite, RequestId, RequestState, SignedTransaction, Timestamp, TraceContext,
     TransactionState, Wei, Write,
 };
+use crate::policy::letters::replay::LastRecovery;
 use crate::simulation::store::identity::Identity;
 
 mod ending;
@@ -33,6 +34,7 @@ pub(crate) struct Store {
     accounts: BTreeMap<AccountId, AccountRow>,
     instances: BTreeMap<Arc<str>, InstanceRow>,
     recovery: Option<Recovery>,
+    last_recovery: Option<LastRecovery>,
     /// Calls of foreign transactions, by account, nonce and place.
     foreign: BTreeMap<(AccountId, Nonce, u32), RecoveredWrite>,
     /// What an operator has decided to send back since the recovery began.

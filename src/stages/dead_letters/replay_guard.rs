@@ -52,7 +52,8 @@ impl ReplayGuard {
         let forgets_before = Timestamp::now().before(self.retention);
         let last = self.journal.last_deed(&letter.key).await?;
         let (is_sent_back, is_edited) = (last == Some(Deed::SentBack), last == Some(Deed::Edited));
-        let mut standing = Standing { is_sent_back, is_edited, forgets_before, ..Standing::default() };
+        let recovery = self.journal.last_recovery().await?;
+        let mut standing = Standing { is_sent_back, is_edited, forgets_before, recovery, ..Standing::default() };
         if let Some(id) = &letter.id {
             standing.known = self.journal.standings(vec![id.clone()]).await?.pop().map(|(_, known)| known);
             standing.may_land = self.journal.history(id).await?.as_ref().and_then(may_land);
@@ -68,8 +69,13 @@ impl ReplayGuard {
         Ok((assess(letter, &standing), next))
     }
 
-    /// Records, while a recovery is on, that the operator wants this request written. Before the copy is published: the lane
-    /// that gets it lets through what is decided, and nothing else.
+    /// Returns whether a recovery is on: only a person can decide on letters then.
+    pub async fn is_recovering(&self) -> Result<bool, JournalError> {
+        Ok(self.journal.last_recovery().await?.is_some_and(|recovery| recovery.ended_at.is_none()))
+    }
+
+    /// Records, while a recovery is on, that a person wants this request written. Before the copy is published: the lane
+    /// that gets it lets through what is decided, and nothing else. No rule decides.
     pub async fn decide(&self, request: Option<&RequestId>) -> Result<(), JournalError> {
         match request {
             Some(request) => self.journal.decide(request).await,
@@ -82,7 +88,7 @@ impl ReplayGuard {
         ReplayNote { replay, by: &self.operator, at: Timestamp::now(), reason }
     }
 
-    /// Publishes the copy, then records it in the journal (what it needs while a recovery is on, before that); the caller removes the letter last. Crash before the confirm:
+    /// Publishes the copy, then records it in the journal; the caller removes the letter last. Crash before the confirm:
     /// nothing has happened, or there is a copy that intake recognises as the same replay if it comes again. Crash after it:
     /// the letter is a leftover, and the journal knows of the replay, from this record or from the copy's arrival.
     ///
@@ -97,7 +103,6 @@ impl ReplayGuard {
         reason: &str,
     ) -> Result<CopyAnswer, SendBackError> {
         let copy = raw.message().replayed(&self.replay_note(next, reason));
-        self.decide(letter.id.as_ref()).await?;
         let answer = publish(work, copy).await.map_err(SendBackError::Publish)?;
         if answer != CopyAnswer::Confirmed {
             return Ok(answer);

@@ -63,7 +63,8 @@ impl Replayer {
                 () = cancel.cancelled() => return Ok(()),
                 () = tokio::time::sleep(self.rules.read_every) => {}
             }
-            if !self.is_first().await? {
+            // In a recovery a copy that no person has decided on would only become a dead letter again.
+            if !self.is_first().await? || self.guard.is_recovering().await? {
                 last = LastLook::default();
                 continue;
             }
@@ -254,6 +255,31 @@ mod tests {
         bench.work.fail_next(PublishError::NotConnected);
         let failed = replayer.send_back(&bench.work, &bench.letter, &bench.raw, &mut tally).await;
         assert!(matches!(failed, Err(BrowseError::SendBack(SendBackError::Publish(_)))));
+    }
+
+    #[tokio::test]
+    async fn in_a_recovery_a_rule_decides_on_no_request() {
+        use crate::journal::{RecoveredAccount, Recoveries, Recovery, Transactions};
+        let bench = Bench::new().await;
+        let (from_block, to_block) = (crate::model::BlockNumber(0), crate::model::BlockNumber(9));
+        let recovery = Recovery { begun_at: Timestamp(-1), operator: "ann".to_owned(), from_block, to_block };
+        let (account, nonce) = (bench.set.account, crate::model::Nonce(0));
+        let account = RecoveredAccount { account, first_nonce: nonce, next_nonce: nonce, writes: Vec::new() };
+        bench.journal.begin_recovery(recovery, vec![account]).await.unwrap();
+        let (replayer, mut tally) = (replayer(&bench), Tally::default());
+        assert!(replayer.guard.is_recovering().await.unwrap());
+        let unknown = Letter {
+            id: crate::model::RequestId::new("unknown").ok(),
+            class: "broker".to_owned(),
+            ..bench.letter.clone()
+        };
+        let left = replayer.send_back(&bench.work, &unknown, &bench.raw, &mut tally).await.unwrap();
+        assert!(!left && bench.work.routing_keys().is_empty(), "its message may be written");
+        replayer.send_back(&bench.work, &bench.letter, &bench.raw, &mut tally).await.unwrap();
+        let decided = bench.journal.decided(vec![bench.letter.id.clone().unwrap()]).await.unwrap();
+        assert!(decided.is_empty(), "only a person decides");
+        bench.journal.end_recovery().await.unwrap();
+        assert!(!replayer.guard.is_recovering().await.unwrap());
     }
 
     #[tokio::test]

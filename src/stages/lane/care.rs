@@ -74,7 +74,7 @@ pub(super) struct Canary {
 impl Canary {
     pub(super) fn of<'f>(not_included: impl Iterator<Item = &'f InFlight>) -> Self {
         let mut canary = Self::default();
-        for transaction in not_included.filter(|own| own.is_cancelling() && own.operator_cause().is_none()) {
+        for transaction in not_included.filter(|own| own.is_cancelling() && own.wanted_cause().is_none()) {
             canary.is_taken |= transaction.is_pooled();
             canary.is_open |= matches!(transaction.pool, PoolStatus::Unknown | PoolStatus::Refused);
         }
@@ -131,7 +131,7 @@ impl Term<'_> {
             if let Some(refusal) = &transaction.refusal {
                 return self.need_of_refused_cancellation(transaction, refusal, market);
             }
-        } else if let Some(cause) = transaction.operator_cause() {
+        } else if let Some(cause) = transaction.wanted_cause() {
             return Need::Cancel(cause.clone());
         } else if let Some(refusal) = transaction.final_refusal(self.tuning().refused_after, Instant::now())
             && canary.allows()

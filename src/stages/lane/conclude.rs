@@ -97,7 +97,7 @@ impl Term<'_> {
 
     async fn verdict_on_reverted(&mut self, nonce: Nonce, receipt: &Receipt) -> Option<LaneVerdict> {
         let transaction = self.flight.get(nonce)?;
-        let (to, wanted) = (transaction.payload.to, transaction.operator_cause().cloned());
+        let (to, wanted) = (transaction.payload.to, transaction.wanted_cause().cloned());
         let cause = match self.revert_data(transaction, receipt).await {
             Ok(data) => match records::taken(transaction.payload.calldata(), &data) {
                 Some(taken) => match self.verdict_on_taken_at_finality(to, &taken).await {

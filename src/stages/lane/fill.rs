@@ -177,8 +177,11 @@ impl Term<'_> {
         let granted = self.context.journal.record_transactions(&self.lease, stored, self.tuning().limits).await?;
         let held_back = transactions.split_off(granted.count.min(transactions.len()));
         self.queue.put_back(held_back.into_iter().map(|transaction| transaction.payload).collect());
-        if let Some(throttled) = granted.throttled {
-            self.gate.throttle(throttled);
+        match granted.throttled {
+            Some(throttled) => self.gate.throttle(throttled),
+            // Another lane has found the journal behind.
+            None if transactions.is_empty() => self.read_foreign_use().await?,
+            None => {}
         }
         self.next_nonce = Some(first.plus(transactions.len() as u64));
         self.begin_transactions(transactions);
@@ -242,7 +245,7 @@ impl Term<'_> {
         for Cancellation { request, state, detail } in cancellations {
             if let Some(transaction) = self.flight.of_request(request.seq) {
                 // A shared transaction is not cancelled for one of its requests. Where it fails, the request is.
-                if transaction.operator_cause().is_none() && !transaction.payload.requests.is_batch() {
+                if transaction.wanted_cause().is_none() && !transaction.payload.requests.is_batch() {
                     warn!(request.id = %request.id, tx.nonce = %transaction.nonce, cause = detail, "an operator wants this write no more; its nonce is cancelled unless it lands first");
                     transaction.cancel_cause = Some(Cause::new(Reason::Cancelled, detail));
                 }

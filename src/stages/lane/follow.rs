@@ -59,6 +59,7 @@ impl Term<'_> {
             info!(blocks.orphaned = orphaned.len(), head = %head.number, "the chain was reorganised");
         }
         self.flight.orphan(|inclusion| anew || orphaned.contains(&inclusion.block_hash));
+        self.foreign.unsettled.orphan(|inclusion| anew || orphaned.contains(&inclusion.block_hash));
         self.reorged.orphan(|inclusion| anew || orphaned.contains(&inclusion.block_hash));
         self.reorged.include(&included);
         if self.flight.include(included) {

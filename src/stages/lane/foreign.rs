@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use crate::journal::ForeignUse;
 use crate::model::{BlockNumber, Nonce};
+use crate::stages::lane::unsettled::Unsettled;
 
 /// A count that no block confirms is a pause with a reason after this.
 const UNPROVEN_AFTER: Duration = Duration::from_secs(60);
@@ -41,6 +42,14 @@ pub(super) struct Foreign {
     wrong: Option<Nonce>,
     /// The first count of an account that the journal has no nonce for, and the block that it was asked for at.
     first: Option<(BlockNumber, Nonce)>,
+    /// What the endpoints say of that count, where they do not agree.
+    pub(super) disagreement: Option<String>,
+    /// The count, pending ones included, that pools had when they were asked first: all below it must be explained.
+    pooled: Option<Nonce>,
+    /// Why those in the pools hold back what is new, once that has lasted.
+    pub(super) stuck_in_pool: Option<String>,
+    /// Nonces of others that are not final.
+    pub(super) unsettled: Unsettled,
     pub(super) pools: Wait,
     pub(super) others: Wait,
 }
@@ -54,6 +63,10 @@ impl Foreign {
             claim: None,
             wrong: None,
             first: None,
+            disagreement: None,
+            pooled: None,
+            stuck_in_pool: None,
+            unsettled: Unsettled::default(),
             pools: Wait::Since(None),
             others: Wait::Since(None),
         }
@@ -89,7 +102,7 @@ impl Foreign {
 
     /// Returns whether the account's count is explained: it was compared, and claims nothing.
     pub(super) fn is_explained(&self) -> bool {
-        self.is_counted && self.claim.is_none()
+        self.is_counted && self.claim.is_none() && !self.unsettled.is_searching
     }
 
     /// Returns the claim that has lasted too long to wait for in silence.
@@ -101,6 +114,12 @@ impl Foreign {
     pub(super) fn drop_claim(&mut self, count: Nonce) -> bool {
         self.claim = None;
         self.wrong.replace(count) != Some(count)
+    }
+
+    /// Records the highest count of the pools. Returns the one that counts: what enters a pool later is not waited for, or a
+    /// program that uses the account all the time would stop it for ever.
+    pub(super) fn record_pooled(&mut self, pending: Nonce) -> Nonce {
+        *self.pooled.get_or_insert(pending)
     }
 
     /// Takes the nonces below this one for explained; what the claim has above it stays claimed, and is logged already.

@@ -8,8 +8,8 @@
 //! asks for the same stops all lanes, until an operator acts: `chainwriter recover`. While a recovery is on, such a request
 //! becomes a dead letter instead.
 //!
-//! What no block has yet shows in the pools: when a term begins, their counts are asked for, and new signing waits for what
-//! they have more, for a while. It also waits until the other accounts of the chain are compared with it, since a message
+//! What no block has yet shows in the pools: when a term begins, their counts are asked for, and new signing waits until
+//! what they have more is in a block, or an operator says that it is another program's. It also waits until the other accounts of the chain are compared with it, since a message
 //! that one of them wrote may come to this one.
 
 use std::time::Duration;
@@ -27,8 +27,9 @@ use crate::stages::lane::lapses::Part;
 use crate::stages::lane::term::{StepError, Term};
 
 /// Nonces whose takers are searched for in one poll.
-const SEARCHED: usize = 16;
-/// New signing waits this long for what pools have and the journal does not know.
+pub(super) const SEARCHED: usize = 16;
+/// That pools have what the journal does not know is a pause with a reason after this. Where no endpoint says what its pool
+/// has, new signing waits no longer.
 const POOL_WAIT: Duration = Duration::from_secs(120);
 /// It waits this long for the lanes of other accounts to read what their accounts have written.
 /// Longer than they wait for their pools.
@@ -81,20 +82,33 @@ impl Term<'_> {
             Err(StepError::Journal(error)) => return Err(error),
             Err(StepError::Chain(error)) => self.lapses.begin(Part::UnknownNonces, &error),
         }
-        if self.foreign.claim().is_none() {
+        if self.foreign.claim().is_none() && self.foreign.stuck_in_pool.is_none() {
             self.gate.resume_from(PauseReason::NoncesUnknown);
         }
-        if let Some(Claim { count, .. }) = self.foreign.unproven()
+        if let Some(detail) = self.unknown_nonces()
             && self.gate.paused().is_none_or(|pause| pause.reason == PauseReason::NoncesUnknown)
         {
-            let next = self.next_nonce.map_or_else(|| "none".to_owned(), |next| next.to_string());
-            let detail = format!(
-                "the account's count on the chain is {count}, the journal's next nonce is {next}, and no block shows what took \
-                 the nonces in between"
-            );
             self.gate.pause(PauseReason::NoncesUnknown, detail);
         }
-        Ok(())
+        self.compare_signed().await
+    }
+
+    /// Says which nonces are unknown, and why, once that has lasted.
+    fn unknown_nonces(&self) -> Option<String> {
+        let Some(Claim { count, .. }) = self.foreign.unproven() else { return self.foreign.stuck_in_pool.clone() };
+        Some(match (self.next_nonce, &self.foreign.disagreement) {
+            (Some(next), _) => format!(
+                "the account's count on the chain is {count}, the journal's next nonce is {next}, and no block shows what took \
+                 the nonces in between"
+            ),
+            (None, Some(counts)) => format!(
+                "the journal has no nonce of the account yet, and the endpoints do not agree on its count at a final block: {counts}"
+            ),
+            (None, None) => format!(
+                "the journal has no nonce of the account yet, its count on the chain is {count}, and no endpoint shows it at a \
+                 final block"
+            ),
+        })
     }
 
     async fn try_examine(&mut self, head: BlockNumber) -> Result<(), StepError> {
@@ -104,6 +118,7 @@ impl Term<'_> {
                 Some(next) => self.find_takers(head, next, claim).await?,
             }
         }
+        self.search_again(head).await?;
         let Some(next) = self.next_nonce.filter(|_| self.foreign.is_explained()) else { return Ok(()) };
         self.check_pools(next).await;
         self.check_others().await
@@ -116,7 +131,12 @@ impl Term<'_> {
         let is_new = latest == Nonce(0);
         let at = self.foreign.first_asked_at().or(self.view.final_up_to()).unwrap_or(head);
         let counts = chain.counts(account, CountAt::Block(at)).await;
-        let mut counts = counts.into_iter().filter_map(|(_, count)| count.ok());
+        let answers: Vec<_> = counts.iter().filter_map(|(label, count)| Some((label, *count.as_ref().ok()?))).collect();
+        let text = |(label, count): &(&String, Nonce)| format!("{label} says {count}");
+        let differ = answers.iter().any(|(_, count)| Some(count) != answers.first().map(|(_, first)| first));
+        self.foreign.disagreement =
+            differ.then(|| format!("{} (block {at})", answers.iter().map(text).collect::<Vec<_>>().join(", ")));
+        let mut counts = answers.into_iter().map(|(_, count)| count);
         let first = counts.next().filter(|first| counts.all(|count| count == *first) && *first <= latest);
         let is_seen_twice = self.foreign.record_first(at, first);
         let Some(first) = first.filter(|_| is_new || is_seen_twice) else { return Ok(()) };
@@ -158,7 +178,7 @@ impl Term<'_> {
         }
         let raised = next.plus(takers.len() as u64);
         (next.0..raised.0).for_each(|nonce| self.nonce_takers.forget(Nonce(nonce)));
-        self.next_nonce = Some(self.remember(&takers, raised).await?);
+        self.next_nonce = Some(self.remember((next.0..).map(Nonce).zip(&takers), raised).await?);
         if !claim.is_logged {
             warn!(account = %account, tx.nonce = %next, chain.count = %claim.count, "another program uses this account: it has taken nonces that nothing was signed for; give the worker a key of its own");
         }
@@ -167,9 +187,18 @@ impl Term<'_> {
         Ok(())
     }
 
-    pub(super) async fn remember(&self, takers: &[Taker], at_least: Nonce) -> Result<Nonce, JournalError> {
-        let writes = takers.iter().flat_map(|taker| self.writes_of(taker)).collect();
-        self.context.journal.record_foreign(&self.lease, writes, at_least).await
+    /// Remembers what took these nonces, in place of what was remembered of them, and watches its blocks until they are final.
+    pub(super) async fn remember<'t>(
+        &mut self,
+        takers: impl Iterator<Item = (Nonce, &'t Taker)>,
+        at_least: Nonce,
+    ) -> Result<Nonce, JournalError> {
+        let takers: Vec<_> = takers.collect();
+        let writes = takers.iter().flat_map(|(_, taker)| self.writes_of(taker)).collect();
+        let nonces = takers.iter().map(|(nonce, _)| *nonce).collect();
+        let next = self.context.journal.record_foreign(&self.lease, nonces, writes, at_least).await?;
+        takers.into_iter().for_each(|(nonce, taker)| self.foreign.unsettled.record(nonce, taker.inclusion));
+        Ok(next)
     }
 
     pub(super) fn writes_of(&self, taker: &Taker) -> Vec<RecoveredWrite> {
@@ -177,7 +206,8 @@ impl Term<'_> {
         writes_of(sent, self.account(), taker.inclusion.block_number, &self.context.settings.rules.batching)
     }
 
-    /// Asks every pool, once in a term. What is in there and unknown to the journal gets into a block, or the wait ends.
+    /// Asks every pool, once in a term. What is in there and unknown to the journal may ask for what a request asks for: it
+    /// must be in a block, or an operator says whose it is.
     async fn check_pools(&mut self, next: Nonce) {
         if self.foreign.pools == Wait::Over {
             return;
@@ -185,21 +215,38 @@ impl Term<'_> {
         let account = self.account();
         let counts = self.context.chain.counts(account, CountAt::Pending).await;
         let pending = counts.iter().filter_map(|(_, count)| count.as_ref().ok()).max();
-        // An endpoint that refuses does not count what is pending; one that does not answer may.
-        let is_clear = match pending {
-            Some(pending) => *pending <= next,
-            None => counts.iter().all(|(_, count)| matches!(count, Err(ChainError::Node { .. }))),
-        };
-        if is_clear {
+        let Some(pending) = pending.copied() else { return self.wait_for_pools(next, &counts) };
+        let first = self.foreign.record_pooled(pending);
+        if pending <= next || first <= next {
+            (self.foreign.pools, self.foreign.stuck_in_pool) = (Wait::Over, None);
+            return;
+        }
+        if !self.foreign.pools.has_begun() {
+            warn!(account = %account, tx.nonce = %next, chain.pending = pending.0, "a pool has transactions of the account that the journal does not know; nothing new is signed until they are in a block");
+        }
+        if self.foreign.pools.has_lasted(POOL_WAIT) {
+            let detail = format!(
+                "a pool has transactions of {account} from nonce {next} up to below {first} that the journal does not know. If \
+                 they are another program's, stop the workers and run `chainwriter recover --foreign-below {first}`; else wait \
+                 until they are in a block"
+            );
+            self.foreign.stuck_in_pool = Some(detail);
+        }
+    }
+
+    /// Waits a while for an endpoint that says what its pool has. One that refuses does not count what is pending; one that
+    /// does not answer may.
+    fn wait_for_pools(&mut self, next: Nonce, counts: &[(String, Result<Nonce, ChainError>)]) {
+        let account = self.account();
+        if counts.iter().all(|(_, count)| matches!(count, Err(ChainError::Node { .. }))) {
             self.foreign.pools = Wait::Over;
             return;
         }
-        let pending = pending.map(|pending| pending.0);
         if !self.foreign.pools.has_begun() {
-            warn!(account = %account, tx.nonce = %next, chain.pending = pending, limit_s = POOL_WAIT.as_secs(), "a pool has transactions of the account that the journal does not know; nothing new is signed until they are in a block");
+            warn!(account = %account, tx.nonce = %next, limit_s = POOL_WAIT.as_secs(), "no endpoint says what its pool has of the account; nothing new is signed until one does");
         }
         if self.foreign.pools.has_lasted(POOL_WAIT) {
-            warn!(account = %account, tx.nonce = %next, chain.pending = pending, "unknown transactions of the account still wait in a pool; they count as another program's");
+            warn!(account = %account, tx.nonce = %next, "still no endpoint says what its pool has of the account; signing goes on without");
             self.foreign.pools = Wait::Over;
         }
     }

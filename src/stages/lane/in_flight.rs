@@ -168,9 +168,9 @@ impl InFlight {
         self.newest().purpose == Purpose::Cancel
     }
 
-    /// Returns whether an operator wants it cancelled.
-    pub(super) fn operator_cause(&self) -> Option<&Cause> {
-        self.cancel_cause.as_ref().filter(|cause| cause.reason == Reason::Cancelled)
+    /// Returns why it is cancelled whatever nodes say of it: an operator wants that, or it may be one write too many.
+    pub(super) fn wanted_cause(&self) -> Option<&Cause> {
+        self.cancel_cause.as_ref().filter(|cause| matches!(cause.reason, Reason::Cancelled | Reason::MaybeWritten))
     }
 
     /// Adds a replacement. Every earlier hash stays watched.

@@ -1,6 +1,8 @@
 //! Compares requests with what the account has written and the journal has no row for: before they are signed, before they
 //! are cancelled without a nonce, and where a foreign transaction took a nonce of theirs.
 
+use tracing::warn;
+
 use crate::chain::follow::nonce_taker::Taker;
 use crate::journal::{Cancellation, JournalError, QueuedRequest};
 use crate::model::{BodyHash, Cause, Nonce, PauseReason, Reason, RecoveredWrite, RequestId, RequestState, TxHash};
@@ -90,6 +92,44 @@ impl Term<'_> {
         }
     }
 
+    /// Compares what is signed and in no block: its nonce may be free while the account has written the same at another one.
+    /// The nonce of such a request is cancelled, unless it lands first. Outside a recovery it also stops all lanes.
+    pub(super) async fn compare_signed(&mut self) -> Result<(), JournalError> {
+        if !self.foreign.known.has_writes {
+            return Ok(());
+        }
+        let signed = || {
+            let open = self.flight.not_included().filter(|live| !live.is_cancelling() && live.wanted_cause().is_none());
+            open.flat_map(|live| live.payload.requests.iter().map(|request| (live.nonce, request)))
+        };
+        let hashes = signed().map(|(_, request)| BodyHash::of(request.calldata())).collect();
+        let found = self.context.journal.recovered_writes(hashes).await?;
+        if found.is_empty() {
+            return Ok(());
+        }
+        let is_recovering = self.foreign.is_recovering();
+        let decided = match is_recovering {
+            true => self.context.journal.decided(signed().map(|(_, request)| request.id.clone()).collect()).await?,
+            false => Vec::new(),
+        };
+        let equal = |request: &QueuedRequest| match is_recovering {
+            true => equal_calldata(request, &found).filter(|_| !decided.contains(&request.id)),
+            false => equal_call(request, &found),
+        };
+        let matches = signed().filter_map(|(nonce, request)| Some((nonce, request.id.clone(), equal(request)?)));
+        let matches: Vec<_> = matches.collect();
+        for (nonce, request, write) in matches {
+            if !is_recovering {
+                self.stop_behind(&request, &write).await?;
+            }
+            if let Some(live) = self.flight.get_mut(nonce) {
+                warn!(request.id = %request, tx.nonce = %nonce, tx.hash = %write.tx_hash, "a transaction that the journal does not know may be this write; its nonce is cancelled unless it lands first");
+                live.cancel_cause = Some(maybe_written(&write));
+            }
+        }
+        Ok(())
+    }
+
     /// Rules on what was fetched and has its calldata in the chain, and on every replay: a body that was edited is in no chain,
     /// and its request may be. What an operator has sent back since the recovery began is decided; a header alone, which any
     /// producer may set, decides nothing.
@@ -175,10 +215,10 @@ impl Term<'_> {
                 break;
             }
             given_up.push((nonce, taker.inclusion.tx_hash));
-            known.push(taker);
+            known.push((nonce, taker));
         }
-        if known.iter().any(|taker| taker.sent.is_some()) {
-            self.remember(&known, Nonce(0)).await?;
+        if known.iter().any(|(_, taker)| taker.sent.is_some()) {
+            self.remember(known.iter().map(|(nonce, taker)| (*nonce, taker)), Nonce(0)).await?;
             self.compare_again().await?;
         }
         Ok(given_up)
@@ -200,6 +240,11 @@ fn maybe_written(write: &RecoveredWrite) -> Cause {
         "transaction {tx_hash} in block {block_number} has the same calldata, and the journal has no row for it"
     );
     Cause::new(Reason::MaybeWritten, detail)
+}
+
+fn equal_calldata(request: &QueuedRequest, writes: &[RecoveredWrite]) -> Option<RecoveredWrite> {
+    let hash = BodyHash::of(request.calldata());
+    writes.iter().find(|write| write.data_hash == hash).cloned()
 }
 
 /// Returns the call that is just what the request asks for.

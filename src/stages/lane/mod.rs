@@ -38,7 +38,8 @@
 //!    anew finds the same nonce live and rules the same.
 //!
 //! Before anything new is signed, the account's count must be explained: `foreign_search` searches for what took nonces that
-//! the journal does not know, and `maybe_written` compares every request with it.
+//! the journal does not know, `takers_again` searches once more where its block left the chain, and `maybe_written` compares
+//! every request with it.
 //! A nonce that another program took is given up when that very transaction is final (`conclude`). A nonce that nothing
 //! holds is filled, and blocks that were final and went away are compared with the journal and reported (`repairs`).
 
@@ -81,8 +82,10 @@ mod settings;
 mod simulate;
 mod spans;
 mod stored;
+mod takers_again;
 mod term;
 mod try_aside;
+mod unsettled;
 mod view;
 
 #[cfg(test)]

@@ -6,7 +6,9 @@ use tracing::{debug, info};
 use crate::chain::follow::broadcaster::Answered;
 use crate::chain::{Call, ChainError};
 use crate::journal::JournalError;
-use crate::model::{Fee, Gas, Nonce, PauseReason, Purpose, SignedTransaction, Timestamp, UnsignedTransaction, Wei};
+use crate::model::{
+    Fee, Gas, Nonce, PauseReason, Purpose, Reason, SignedTransaction, Timestamp, UnsignedTransaction, Wei,
+};
 use crate::observe::metrics::Signed;
 use crate::observe::traces::Traced;
 use crate::policy::classify::SendMeaning;
@@ -205,6 +207,11 @@ impl Term<'_> {
 
     /// Invariant 5: a replacement is journalled before it is broadcast. Crash in between: the next term sends it.
     async fn replace(&mut self, replacements: Vec<(Nonce, Replacement)>) -> Result<(), JournalError> {
+        let may_sign = |replacement: &Replacement| {
+            let is_doubted = replacement.cause.as_ref().is_some_and(|cause| cause.reason == Reason::MaybeWritten);
+            !self.foreign.is_behind() || is_doubted
+        };
+        let replacements: Vec<_> = replacements.into_iter().filter(|(_, replacement)| may_sign(replacement)).collect();
         if replacements.is_empty() {
             return Ok(());
         }
@@ -213,7 +220,7 @@ impl Term<'_> {
             Some(((nonce, replacement), unsigned))
         });
         let (replacements, unsigned): (Vec<_>, Vec<_>) = live.unzip();
-        let Some(raw) = self.sign_all(unsigned).await else { return Ok(()) };
+        let Some(raw) = self.sign_for_live(unsigned).await else { return Ok(()) };
         let signed_at = Timestamp::now();
         let signed = |((nonce, Replacement { purpose, fee, cause, .. }), raw)| {
             (nonce, SignedTransaction { purpose, raw, fee, signed_at, cause })

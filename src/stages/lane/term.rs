@@ -266,7 +266,18 @@ impl<'l> Term<'l> {
     /// Signs, or pauses the lane until the signer has signed something. A journal that is behind signs nothing at all, and one
     /// that does not serve the queue may be behind.
     pub(super) async fn sign_all(&mut self, unsigned: Vec<Traced<UnsignedTransaction>>) -> Option<Vec<RawTransaction>> {
-        if self.foreign.is_behind() || !self.context.signals.serves() {
+        if self.foreign.is_behind() {
+            return None;
+        }
+        self.sign_for_live(unsigned).await
+    }
+
+    /// Signs for nonces that are live. A journal that is behind signs only what cancels a write that may be one too many.
+    pub(super) async fn sign_for_live(
+        &mut self,
+        unsigned: Vec<Traced<UnsignedTransaction>>,
+    ) -> Option<Vec<RawTransaction>> {
+        if !self.context.signals.serves() {
             return None;
         }
         match self.context.signer.sign(unsigned).await {

@@ -171,7 +171,7 @@ async fn an_authorisation_takes_a_nonce_and_writes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_only_a_pool_has_is_waited_for_and_not_for_ever() {
+async fn what_only_a_pool_has_is_waited_for_until_it_is_in_a_block_or_declared_foreign() {
     let bench = Bench::new(&["a"]).await;
     bench.chain.change(|state| state.pending = 2);
     let mut term = bench.term().await;
@@ -179,14 +179,100 @@ async fn what_only_a_pool_has_is_waited_for_and_not_for_ever() {
     bench.chain.change(|state| (state.pending, state.head) = (0, 1));
     term.poll().await.unwrap();
     assert!(term.can_fill(), "it is gone");
-    bench.chain.change(|state| state.pending = 2);
-    let mut term = bench.term().await;
-    for _ in 0..2 {
-        assert!(!term.foreign.allows_signing());
-        tokio::time::sleep(Duration::from_secs(61)).await;
-        term.poll().await.unwrap();
+    for is_mined in [true, false] {
+        bench.chain.change(|state| state.pending = 1);
+        let mut term = bench.term().await;
+        for _ in 0..5 {
+            assert!(!term.foreign.allows_signing() && term.flight.len() == 0);
+            tokio::time::sleep(Duration::from_secs(61)).await;
+            term.poll().await.unwrap();
+        }
+        let (reason, detail) = term.gate.paused().map(|pause| (pause.reason, pause.detail.clone())).unwrap();
+        assert_eq!(reason, PauseReason::NoncesUnknown);
+        assert!(detail.contains("recover --foreign-below"), "{detail}");
+        if is_mined {
+            // More has come since, which is not waited for.
+            mine(&bench, Sent { to: Some(ACCOUNT), ..equal(0) });
+            term.poll().await.unwrap();
+        } else {
+            drop(term);
+            bench.set.journal.accept_foreign(bench.set.account, Nonce(2)).await.unwrap();
+            term = bench.term().await;
+        }
+        assert!(term.foreign.allows_signing() && pause(&term).is_none(), "mined: {is_mined}");
     }
-    assert!(term.foreign.allows_signing(), "it counts as another program's");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_signed_request_that_the_account_wrote_at_another_nonce_is_cancelled() {
+    for is_recovering in [false, true] {
+        let mut bench = Bench::new(&["a", "b"]).await;
+        let mut term = bench.term().await;
+        term.fill().await.unwrap();
+        bench.answer(&mut term).await;
+        assert_eq!(term.flight.len(), 2);
+        let (first, second) = (newest(&term, 0).0, newest(&term, 1).0);
+        if is_recovering {
+            drop(term);
+            recover(&bench, TxHash([91; 32])).await;
+            term = bench.term().await;
+        } else {
+            // Nonce 0 went to a transaction that asks for what the request of nonce 1 asks for.
+            let writes = vec![recovered(TxHash([91; 32]))];
+            bench.set.journal.record_foreign(&bench.set.lease, vec![Nonce(0)], writes, Nonce(0)).await.unwrap();
+            term.poll().await.unwrap();
+            term.poll().await.unwrap();
+        }
+        let expected = (!is_recovering).then_some(PauseReason::JournalIsBehind);
+        assert_eq!(pause(&term), expected, "{is_recovering}");
+        for (nonce, before) in [(0, first), (1, second)] {
+            let (hash, purpose) = newest(&term, nonce);
+            assert!(purpose == Purpose::Cancel && hash != before, "nonce {nonce}");
+            let cause = term.flight.get(Nonce(nonce)).unwrap().cancel_cause.clone().unwrap();
+            assert_eq!(cause.reason, Reason::MaybeWritten);
+        }
+        drop(term);
+        assert!(bench.rulings().is_empty(), "the write may still land");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_block_showed_that_left_the_chain_is_searched_for_again() {
+    for is_new_term in [false, true] {
+        let bench = Bench::new(&[]).await;
+        let mut term = bench.term().await;
+        mine(&bench, Sent { data: Bytes::from_static(b"other"), ..equal(0) });
+        term.poll().await.unwrap();
+        assert_eq!(term.next_nonce, Some(Nonce(1)));
+        let remembered =
+            async |body: &[u8]| bench.set.journal.recovered_writes(vec![BodyHash::of(body)]).await.unwrap().len();
+        assert_eq!((remembered(b"other").await, remembered(b"body").await), (1, 0));
+        let head = bench.chain.change(|state| {
+            state.sent[0].1 = Sent { tx_hash: TxHash([93; 32]), ..equal(0) };
+            state.head
+        });
+        bench.chain.reorganise_from(head);
+        bench.chain.change(|state| state.head += 1);
+        if is_new_term {
+            drop(term);
+            term = bench.term().await;
+        }
+        term.poll().await.unwrap();
+        assert_eq!((remembered(b"other").await, remembered(b"body").await), (0, 1), "new term: {is_new_term}");
+        assert!(term.foreign.allows_signing());
+    }
+}
+
+/// Two lanes: the other one has recorded it after this one has read.
+#[tokio::test(start_paused = true)]
+async fn a_lane_that_has_not_read_that_the_journal_is_behind_gets_no_nonce() {
+    let bench = Bench::new(&["a"]).await;
+    let mut term = bench.term().await;
+    bench.set.journal.record_behind(&bench.set.lease, "another lane says so".to_owned()).await.unwrap();
+    term.fill().await.unwrap();
+    assert_eq!((pause(&term), term.flight.len()), (Some(PauseReason::JournalIsBehind), 0));
+    assert_eq!(bench.set.journal.live_transactions(bench.set.account).await.unwrap().len(), 0);
+    assert_eq!(term.next_nonce, Some(Nonce(0)));
 }
 
 /// A message that another account wrote may come to this one.
@@ -196,12 +282,14 @@ async fn the_first_signature_waits_until_other_accounts_are_read() {
     let other = bench.set.journal.account(31337, Address([8; 20])).await.unwrap();
     let lease = bench.set.journal.acquire_lease(other, "x".into(), Duration::from_secs(9), None).await.unwrap();
     let lease = lease.ours().unwrap();
+    let working = crate::journal::contract::instance("x", &[other, bench.set.account]);
+    crate::journal::Instances::attend(&*bench.set.journal, &working, Duration::from_secs(999)).await.unwrap();
     bench.set.journal.raise_next_nonce(&lease, Nonce(0)).await.unwrap();
     // On this chain all accounts have the same count.
     mine(&bench, Sent { to: Some(ACCOUNT), ..equal(0) });
     let mut term = bench.term().await;
     assert!(term.next_nonce == Some(Nonce(1)) && !term.foreign.allows_signing());
-    bench.set.journal.record_foreign(&lease, Vec::new(), Nonce(1)).await.unwrap();
+    bench.set.journal.record_foreign(&lease, Vec::new(), Vec::new(), Nonce(1)).await.unwrap();
     term.poll().await.unwrap();
     assert!(term.foreign.allows_signing());
 }
@@ -228,9 +316,10 @@ async fn the_first_nonce_of_an_account_is_the_final_count_seen_twice() {
     assert_eq!(term.next_nonce, Some(Nonce(4)));
 }
 
-async fn recover(bench: &Bench, tx_hash: TxHash) {
+/// What a transaction at nonce 0 wrote, which every request of the bench asks for.
+fn recovered(tx_hash: TxHash) -> RecoveredWrite {
     let write = crate::journal::contract::write();
-    let write = RecoveredWrite {
+    RecoveredWrite {
         nonce: Nonce(0),
         place: 0,
         tx_hash,
@@ -238,7 +327,11 @@ async fn recover(bench: &Bench, tx_hash: TxHash) {
         data_hash: BodyHash::of(b"body"),
         to: write.to,
         value: write.value,
-    };
+    }
+}
+
+async fn recover(bench: &Bench, tx_hash: TxHash) {
+    let write = recovered(tx_hash);
     let recovery = Recovery {
         begun_at: Timestamp::now(),
         operator: "ann".to_owned(),
