@@ -3,6 +3,7 @@
 
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -17,12 +18,14 @@ use crate::journal::schema::{as_version, expect_known, oldest_schema};
 use crate::observe::metrics::JournalMeter;
 
 mod commit;
+mod lives;
 #[cfg(test)]
 mod plans;
 mod reads;
 mod statements;
 
 use commit::GroupCommit;
+use lives::Lives;
 use reads::Readers;
 use statements::SqliteConnection;
 
@@ -49,6 +52,7 @@ pub type SqliteJournal = SqlJournal<Sqlite>;
 pub struct Sqlite {
     readers: Readers,
     writer: GroupCommit,
+    lives: Lives,
 }
 
 type Connections = (SqliteConnection, Vec<SqliteConnection>);
@@ -59,9 +63,9 @@ impl SqliteJournal {
     /// # Errors
     /// [`JournalError::NewerSchema`] for a file of a newer version, [`JournalError::Storage`] for what cannot be opened.
     pub async fn open(path: &Path) -> Result<Self> {
-        let path = path.to_owned();
-        Self::start(move || {
-            let file = make_private(&path).map_err(|error| storage("open the journal file", error))?;
+        let opened = path.to_owned();
+        Self::start(path, move || {
+            let file = make_private(&opened).map_err(|error| storage("open the journal file", error))?;
             let writing = connect(&file).map_err(|error| storage("open", error))?;
             migrate(&writing, MIGRATIONS)?;
             if let Some(concern) = mode_concern(&writing.lock())? {
@@ -80,22 +84,22 @@ impl SqliteJournal {
         if !path.exists() {
             return Err(JournalError::Missing { path: path.display().to_string() });
         }
-        let path = path.to_owned();
-        Self::start(move || {
-            let writing = connect(&path).map_err(|error| storage("open", error))?;
+        let opened = path.to_owned();
+        Self::start(path, move || {
+            let writing = connect(&opened).map_err(|error| storage("open", error))?;
             let found = version(&writing.lock()).map_err(|error| storage("read its version", error))?;
             at_once(expect_known(&writing, found, as_version(MIGRATIONS.len())))?;
-            with_readers(writing, &path)
+            with_readers(writing, &opened)
         })
         .await
     }
 
     /// Opens on a thread for blocking work: it may wait for another process.
-    async fn start(open: impl FnOnce() -> Result<Connections> + Send + 'static) -> Result<Self> {
+    async fn start(path: &Path, open: impl FnOnce() -> Result<Connections> + Send + 'static) -> Result<Self> {
         let opened = tokio::task::spawn_blocking(open).await;
         let (writing, reading) = opened.map_err(|error| storage("open", error))??;
         let (readers, writer) = (Readers::start(reading)?, GroupCommit::start(writing)?);
-        Ok(Self { database: Sqlite { readers, writer } })
+        Ok(Self { database: Sqlite { readers, writer, lives: Lives::beside(path) } })
     }
 }
 
@@ -121,7 +125,29 @@ impl Database for Sqlite {
         Ok(self.readers.read(|connection| mode_concern(&connection.lock())).await?.into_iter().collect())
     }
 
+    async fn show_life(&self, owner: &Arc<str>) {
+        let owner = Arc::clone(owner);
+        self.lives.run(move |lives| lives.show(&owner)).await;
+    }
+
+    async fn ended(&self) -> Result<Vec<Arc<str>>> {
+        Ok(self.lives.run(Lives::ended).await.unwrap_or_default())
+    }
+
+    async fn forget_ended(&self, owner: &Arc<str>) -> Result<()> {
+        let owner = Arc::clone(owner);
+        self.lives.run(move |lives| lives.forget(&owner)).await;
+        Ok(())
+    }
+
+    #[cfg(test)]
+    async fn end_life(&self, owner: &str) {
+        self.lives.end(owner);
+    }
+
     async fn close(&self) {
+        // Nothing is written under its leases any more.
+        self.lives.run(Lives::close).await;
         // The last to close puts what is in the WAL into the file, and that has to be one that may write.
         self.readers.close().await;
         self.writer.close().await;
@@ -252,8 +278,6 @@ fn lacks_shared_memory(error: &(impl std::error::Error + 'static)) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use bytes::Bytes;
     use tempfile::TempDir;
 

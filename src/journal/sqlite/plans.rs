@@ -102,9 +102,9 @@ impl Counted {
 
     async fn new(path: &std::path::Path) -> Self {
         let steps = Arc::new(AtomicU64::new(0));
-        let (path, counter) = (path.to_owned(), steps.clone());
-        let journal = SqliteJournal::start(move || {
-            let file = make_private(&path).unwrap();
+        let (opened, counter) = (path.to_owned(), steps.clone());
+        let journal = SqliteJournal::start(path, move || {
+            let file = make_private(&opened).unwrap();
             let writing = connect(&file).unwrap();
             migrate(&writing, MIGRATIONS)?;
             let (writing, reading) = with_readers(writing, &file)?;

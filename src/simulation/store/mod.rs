@@ -32,6 +32,8 @@ pub(super) type SumsByChain = BTreeMap<(u64, i64), u128>;
 pub(crate) struct Store {
     accounts: BTreeMap<AccountId, AccountRow>,
     instances: BTreeMap<Arc<str>, InstanceRow>,
+    /// Owners whose processes are known to have ended.
+    ended: BTreeSet<Arc<str>>,
     recovery: Option<Recovery>,
     /// Calls of foreign transactions, by account, nonce and place.
     foreign: BTreeMap<(AccountId, Nonce, u32), RecoveredWrite>,
