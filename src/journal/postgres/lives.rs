@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
@@ -24,6 +24,8 @@ use crate::policy::retry_schedule::Backoff;
 const GRACE: Duration = Duration::from_millis(300);
 /// Between tries to get a session.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+/// For the removal of the own row at the end.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// In microseconds since 1970.
 const SERVER_START: &str = "(extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint";
@@ -86,9 +88,11 @@ impl Lives {
         let own = std::mem::take(&mut *self.own.lock().unwrap_or_else(PoisonError::into_inner));
         for (owner, task) in own {
             drop(task);
-            // Otherwise the next instance to check does it.
-            if let Err(error) = self.forget(&owner).await {
-                debug!(%error, "the end of this process is left to others");
+            // Otherwise the next instance to check does it. A database that is away needs no goodbye.
+            match timeout(GOODBYE, self.forget(&owner)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => debug!(%error, "the end of this process is left to others"),
+                Err(_) => debug!("the end of this process is left to others"),
             }
         }
     }
