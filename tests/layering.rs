@@ -56,7 +56,7 @@ const BEHIND_SEAMS: &[(&str, &[&str])] = &[
     ("alloy_primitives", &["src/policy/abi.rs", "src/policy/abi/", "src/policy/records.rs"]),
     ("jsonschema", &["src/policy/schema.rs"]),
     ("sd_notify", &["src/daemon/supervisor.rs"]),
-    ("rustix", &["src/cli/doctor/journal.rs"]),
+    ("rustix", &["src/cli/doctor/journal.rs", "src/journal/sqlite/"]),
     ("indicatif", &["src/cli/"]),
     ("clap", &["src/cli/"]),
     ("clap_complete", &["src/cli/generate.rs"]),

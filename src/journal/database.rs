@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 
@@ -63,6 +64,20 @@ pub trait Database: Clone + Send + Sync + 'static {
     fn change_notice(&self) -> Option<String> {
         None
     }
+
+    /// Shows the other instances that the process of this owner lives: until [`close`](Self::close), or until the process
+    /// ends, however that happens. Where that cannot be shown, the owner's leases have to run out.
+    async fn show_life(&self, owner: &Arc<str>);
+
+    /// Returns the owners whose processes have ended for certain, and which are not forgotten yet.
+    async fn ended(&self) -> Result<Vec<Arc<str>>>;
+
+    /// Forgets an owner whose process has ended.
+    async fn forget_ended(&self, owner: &Arc<str>) -> Result<()>;
+
+    /// Loses what shows that this owner's process lives, as the end of the process does.
+    #[cfg(test)]
+    async fn end_life(&self, owner: &str);
 
     async fn close(&self);
 }

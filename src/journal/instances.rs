@@ -39,7 +39,7 @@ pub struct LaneHolder {
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Attendance {
-    /// The instances whose time has not run out, by owner.
+    /// The instances whose time has not run out and whose processes have not ended, by owner.
     pub instances: Vec<Instance>,
     /// All lanes of the journal, by account.
     pub lanes: Vec<LaneHolder>,
@@ -52,11 +52,19 @@ pub trait Instances: Send + Sync {
     async fn attend(&self, instance: &Instance, ttl: Duration) -> Result<Attendance>;
     async fn leave(&self, instance: &Instance) -> Result<()>;
     async fn attendance(&self) -> Result<Attendance>;
+    /// Removes the instances whose processes have ended for certain, and gives up the leases that they held. Returns their
+    /// owners. A process that cannot be shown to have ended, such as a frozen one, keeps its leases until they run out.
+    async fn remove_ended(&self) -> Result<Vec<Arc<str>>>;
+    /// Loses what shows that this owner's process lives, as the end of the process does.
+    #[cfg(test)]
+    async fn end_life(&self, owner: &str);
 }
 
 #[async_trait]
 impl<D: Database> Instances for SqlJournal<D> {
     async fn attend(&self, instance: &Instance, ttl: Duration) -> Result<Attendance> {
+        // Before the others can see it: without this, they have to wait for its leases.
+        self.database.show_life(&instance.owner).await;
         let ttl = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
         let shown = (instance.clone(), ttl, self.database.known_schema(), self.database.change_notice());
         self.write_repeatably(shown, |connection, (instance, ttl, schema, notice)| {
@@ -78,8 +86,45 @@ impl<D: Database> Instances for SqlJournal<D> {
     }
 
     async fn attendance(&self) -> Result<Attendance> {
-        self.snapshot((), |connection, ()| Box::pin(attendance(connection))).await
+        let ended = self.database.ended().await?;
+        let mut attendance = self.snapshot((), |connection, ()| Box::pin(attendance(connection))).await?;
+        attendance.instances.retain(|instance| !ended.contains(&instance.owner));
+        Ok(attendance)
     }
+
+    async fn remove_ended(&self) -> Result<Vec<Arc<str>>> {
+        let ended = self.database.ended().await?;
+        if ended.is_empty() {
+            return Ok(ended);
+        }
+        let removed = (ended.clone(), self.database.change_notice());
+        self.write_repeatably(removed, |connection, (owners, notice)| {
+            Box::pin(remove(connection, owners, notice.as_deref()))
+        })
+        .await?;
+        // A crash before this repeats the removal, which then finds nothing.
+        for owner in &ended {
+            self.database.forget_ended(owner).await?;
+        }
+        Ok(ended)
+    }
+
+    #[cfg(test)]
+    async fn end_life(&self, owner: &str) {
+        self.database.end_life(owner).await;
+    }
+}
+
+/// Gives up the leases of these owners and removes their rows. If one of them lives after all, its next write fails: the
+/// lease's check compares owner and epoch.
+async fn remove(connection: &dyn Statements, owners: &[Arc<str>], notice: Option<&str>) -> Result<()> {
+    for owner in owners {
+        let release = "UPDATE accounts SET lease_until = 0, lease_owner = NULL WHERE lease_owner = $1";
+        connection.execute("give up an ended owner's leases", release, &values![&**owner]).await?;
+        let delete = "DELETE FROM instances WHERE owner = $1";
+        connection.execute("remove an ended instance", delete, &values![&**owner]).await?;
+    }
+    notify(connection, notice).await
 }
 
 /// Shows this instance. A new one notifies the others, so that they poll at once.

@@ -32,8 +32,8 @@
 //! `decisions` and `copies` (settle, confirm), `outbox`, `limits`, `ordering`, `leases`, `instances`, `incidents`, `recovery`;
 //! for operators `history`, `overview`, `letters`, `upkeep` (prune). `accounts`, `requests`, `columns` and `error` have what
 //! several topics use. [`database`] says how one statement serves both databases, and what differs. `sqlite/` and `postgres/`
-//! have connections, commits, migrations, and nothing about requests. `contract/` is the test set that every journal must
-//! pass, the simulation's too.
+//! have connections, commits, migrations, which processes live (`lives`), and nothing about requests. `contract/` is the test
+//! set that every journal must pass, the simulation's too.
 //!
 //! All writes are durable when the call returns. A call that fails has changed nothing, or its commit is in doubt: the
 //! caller stops and starts over from what the journal holds.

@@ -4,12 +4,13 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::journal::{Instance, JournalError, Leases};
+use crate::journal::{Instance, Instances, JournalError, Leases};
 use crate::model::Timestamp;
 use crate::model::ids::virtual_host;
 use crate::simulation::journal::{Faults, MemoryJournal, in_doubt, not_written};
@@ -121,6 +122,8 @@ pub(super) struct Process {
     running: Vec<&'static str>,
     stops: Stops,
     is_stopping: bool,
+    /// Its name as an owner.
+    name: Arc<str>,
     journal: Arc<MemoryJournal>,
     lanes: Vec<(crate::journal::AccountId, crate::stages::lane::LaneSignals)>,
     session: watch::Receiver<u64>,
@@ -185,7 +188,8 @@ impl Process {
             Ok(())
         };
         tasks.spawn(Mortal { task: Some(Box::pin(sessions)), name: "broker", life: Arc::clone(&life) });
-        Self { life, tasks, running, stops, is_stopping: false, journal, lanes, session, world: world.clone() }
+        let (name, world) = (name.into(), world.clone());
+        Self { life, tasks, running, stops, is_stopping: false, name, journal, lanes, session, world }
     }
 
     /// Asks it to finish, as a signal does.
@@ -201,6 +205,21 @@ impl Process {
         if !runs("intake") && !runs("lane") && !runs("settle") {
             self.stops.outbox.cancel();
         }
+    }
+
+    /// The others learn soon that the process has ended, or never: then its leases have to run out. They never learn that of a
+    /// frozen one.
+    fn let_others_know(&self) {
+        let within = {
+            let rng = &mut self.world.lock().rng;
+            (rng.u8(0..3) > 0).then(|| Duration::from_millis(rng.u64(0..2000)))
+        };
+        let Some(within) = within else { return };
+        let (journal, name) = (Arc::clone(&self.journal), Arc::clone(&self.name));
+        tokio::spawn(async move {
+            tokio::time::sleep(within).await;
+            journal.end_life(&name).await;
+        });
     }
 
     /// Looks after it: true while it runs. One that has ended has given its deliveries back.
@@ -235,6 +254,9 @@ impl Process {
             }
         }
         if has_drained || self.life.is_dead() {
+            if self.life.is_dead() {
+                self.let_others_know();
+            }
             self.life.kill();
             self.tasks.abort_all();
             while self.tasks.join_next().await.is_some() {}

@@ -179,6 +179,18 @@ impl Instances for MemoryJournal {
     async fn attendance(&self) -> Result<Attendance> {
         self.read("attendance", |store| store.attendance(common_clock())).await
     }
+
+    /// Asks the system, not the database, as long as none has ended.
+    async fn remove_ended(&self) -> Result<Vec<Arc<str>>> {
+        if self.store.lock().unwrap_or_else(PoisonError::into_inner).known_ended().is_empty() {
+            return Ok(Vec::new());
+        }
+        self.write("remove_ended", |store, _| Ok(store.remove_ended())).await
+    }
+
+    async fn end_life(&self, owner: &str) {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner).end_life(owner);
+    }
 }
 
 #[async_trait]

@@ -20,8 +20,8 @@ use crate::policy::retry_schedule::RetryPauses;
 const REGISTERS: u32 = 3;
 /// How often it reads the other instances in each of these intervals.
 const CHECKS: u32 = 5;
-/// Longest interval between heartbeats.
-const BEAT: Duration = Duration::from_secs(1);
+/// Between checks for instances whose processes have ended, and between heartbeats.
+const BEAT: Duration = Duration::from_millis(250);
 /// First and longest time for which an account rests that was given up because its node or signer was away.
 const REST: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(1800));
 /// An instance takes an account without an owner that is meant for another one after this many `lease.ttl`.
@@ -58,8 +58,9 @@ impl Assignment {
             if cancel.is_cancelled() {
                 break;
             }
+            self.remove_ended().await?;
             self.step(&mut memory, number == 0).await?;
-            self.wait(&cancel).await;
+            self.wait(&cancel).await?;
         }
         self.journal.leave(&self.instance).await
     }
@@ -76,17 +77,30 @@ impl Assignment {
         Ok(())
     }
 
-    async fn wait(&self, cancel: &CancellationToken) {
+    /// Removes instances whose processes have ended. Returns whether there were any: their lanes are free.
+    async fn remove_ended(&self) -> Result<bool, JournalError> {
+        let ended = self.journal.remove_ended().await?;
+        for owner in &ended {
+            info!(owner = &**owner, "the process of an instance has ended; its accounts are free");
+        }
+        Ok(!ended.is_empty())
+    }
+
+    async fn wait(&self, cancel: &CancellationToken) -> Result<(), JournalError> {
         let until = Instant::now() + self.ttl / (REGISTERS * CHECKS);
         while Instant::now() < until && !cancel.is_cancelled() {
             self.beat.beat();
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => {}
-                () = self.changed.notified() => return,
+                () = self.changed.notified() => return Ok(()),
                 () = tokio::time::sleep_until(until.min(Instant::now() + BEAT)) => {}
             }
+            if !cancel.is_cancelled() && self.remove_ended().await? {
+                return Ok(());
+            }
         }
+        Ok(())
     }
 
     /// Returns the accounts that this instance can work. One that was without its node or signer for a whole `ttl` is left

@@ -127,6 +127,41 @@ pub(crate) async fn instances_see_one_another_for_as_long_as_they_show_themselve
     assert_eq!(set.journal.attendance().await.unwrap().instances, [other]);
 }
 
+/// A process that lives, frozen or not, keeps its lease; one that has ended loses it at once, and what it had under way with it.
+pub(crate) async fn a_process_that_has_ended_is_removed_at_once_with_its_leases(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a"]).await;
+    let free = set.journal.account(31337, Address([8; 20])).await.unwrap();
+    let (me, other) = (instance("me", &[set.account]), instance("other \u{0}", &[free]));
+    set.journal.attend(&me, TTL).await.unwrap();
+    set.journal.attend(&other, TTL).await.unwrap();
+    let kept = set.journal.acquire_lease(free, other.owner.clone(), TTL, None).await.unwrap().ours().unwrap();
+    assert!(set.journal.remove_ended().await.unwrap().is_empty(), "both live");
+    assert_eq!(set.journal.acquire_lease(set.account, "next".into(), TTL, None).await.unwrap().ours(), None);
+    set.journal.end_life("me").await;
+    assert_eq!(removed(&*set.journal).await, std::slice::from_ref(&me.owner));
+    assert_eq!(set.journal.attendance().await.unwrap().instances, std::slice::from_ref(&other));
+    assert!(set.journal.remove_ended().await.unwrap().is_empty(), "it is removed once");
+    let taken = set.journal.acquire_lease(set.account, "next".into(), TTL, None).await.unwrap().ours().unwrap();
+    assert!(taken.epoch > set.lease.epoch);
+    // If it lives after all: the epoch decides.
+    assert!(set.sign(0, 0).await.unwrap_err().is_lease_lost());
+    assert_eq!(set.journal.attend(&me, TTL).await.unwrap().instances, [me, other]);
+    assert!(set.journal.renew_lease(&set.lease, TTL).await.unwrap_err().is_lease_lost());
+    set.journal.renew_lease(&kept, TTL).await.unwrap();
+}
+
+/// Waits until it is known which processes have ended. The database ends a session a moment after its connection.
+async fn removed(journal: &dyn Journal) -> Vec<Arc<str>> {
+    for _ in 0..50 {
+        let removed = journal.remove_ended().await.unwrap();
+        if !removed.is_empty() {
+            return removed;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Vec::new()
+}
+
 pub(crate) async fn a_new_journal_knows_what_the_chain_has_of_a_lost_one(journal: Arc<dyn Journal>) {
     let account = journal.account(31337, Address([7; 20])).await.unwrap();
     let written = |nonce: u8, data: &[u8]| RecoveredWrite {

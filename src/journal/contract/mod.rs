@@ -611,6 +611,7 @@ macro_rules! journal_contract {
             a_lease_holds_until_somebody_takes_it,
             a_lease_that_nobody_renews_is_taken_whatever_the_clocks_say,
             instances_see_one_another_for_as_long_as_they_show_themselves,
+            a_process_that_has_ended_is_removed_at_once_with_its_leases,
             a_new_journal_knows_what_the_chain_has_of_a_lost_one,
             a_recovery_of_an_older_copy_reads_what_is_missing_and_keeps_what_is_known,
             foreign_calls_are_remembered_until_an_operator_says_whose_they_are,

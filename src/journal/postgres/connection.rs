@@ -54,6 +54,11 @@ impl Connection {
         self.client.is_closed()
     }
 
+    /// Returns when the connection has ended.
+    pub async fn until_closed(&mut self) {
+        let _ = (&mut self.task).await;
+    }
+
     /// Returns when the database knows that the session has ended.
     pub async fn close(self) {
         drop(self.client);

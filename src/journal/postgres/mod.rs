@@ -2,6 +2,7 @@
 //! few connections; rows are locked before they are judged, in the order accounts, throttles, counters, requests, so that
 //! what several instances write at once comes out as if it had been written one after the other.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,6 +18,7 @@ use crate::policy::retry_schedule::RetryPauses;
 
 mod address;
 mod connection;
+mod lives;
 mod news;
 mod pool;
 mod schema;
@@ -27,6 +29,7 @@ mod tests;
 pub use address::PostgresAddress;
 
 use connection::{Connection, FaultKind, kind_of_failure};
+use lives::Lives;
 use news::News;
 use pool::Pool;
 
@@ -44,6 +47,7 @@ pub struct Postgres {
     pool: Pool,
     /// A worker's; commands need none.
     news: Option<News>,
+    lives: Lives,
 }
 
 impl PostgresJournal {
@@ -71,8 +75,8 @@ impl PostgresJournal {
             warn!(%error, retry_in_ms = wait.as_millis(), "waiting for the journal's database");
             sleep(wait).await;
         }
-        let news = Some(News::start(pool.clone()));
-        Ok(Self { database: Postgres { pool, news } })
+        let (news, lives) = (Some(News::start(pool.clone())), Lives::new(pool.clone()));
+        Ok(Self { database: Postgres { pool, news, lives } })
     }
 
     /// Opens a journal that another process works with, and leaves its tables as they are.
@@ -86,7 +90,8 @@ impl PostgresJournal {
         let found = found.ok_or_else(|| JournalError::Missing { path: format!("in {address}") })?;
         let known = as_version(schema::MIGRATIONS.len());
         pool.call(Mode::Read, (), move |connection, ()| Box::pin(expect_known(connection, found, known))).await?;
-        Ok(Self { database: Postgres { pool, news: None } })
+        let lives = Lives::new(pool.clone());
+        Ok(Self { database: Postgres { pool, news: None, lives } })
     }
 }
 
@@ -134,7 +139,25 @@ impl Database for Postgres {
         self.news.as_ref().map(News::changed)
     }
 
+    async fn show_life(&self, owner: &Arc<str>) {
+        self.lives.show(owner).await;
+    }
+
+    async fn ended(&self) -> Result<Vec<Arc<str>>> {
+        self.lives.ended().await
+    }
+
+    async fn forget_ended(&self, owner: &Arc<str>) -> Result<()> {
+        self.lives.forget(owner).await
+    }
+
+    #[cfg(test)]
+    async fn end_life(&self, owner: &str) {
+        self.lives.end(owner);
+    }
+
     async fn close(&self) {
+        self.lives.close().await;
         self.pool.close().await;
     }
 }

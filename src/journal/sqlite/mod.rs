@@ -3,7 +3,8 @@
 
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
@@ -17,17 +18,23 @@ use crate::journal::schema::{as_version, expect_known, oldest_schema};
 use crate::observe::metrics::JournalMeter;
 
 mod commit;
+mod lives;
+mod locked;
 #[cfg(test)]
 mod plans;
 mod reads;
 mod statements;
 
 use commit::GroupCommit;
+use lives::Lives;
+use locked::Waiter;
 use reads::Readers;
 use statements::SqliteConnection;
 
-/// The wait of a write for another process that writes to the same file.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// The wait of an operator's command for another process that locks the file.
+const COMMAND_PATIENCE: Option<Duration> = Some(Duration::from_secs(10));
+/// A worker waits for ever: to end would only mean to be started again.
+const WORKER_PATIENCE: Option<Duration> = None;
 /// Connections that read beside the writing one.
 const READERS: usize = 3;
 /// More than there are statements, so that each is prepared once.
@@ -49,6 +56,7 @@ pub type SqliteJournal = SqlJournal<Sqlite>;
 pub struct Sqlite {
     readers: Readers,
     writer: GroupCommit,
+    lives: Lives,
 }
 
 type Connections = (SqliteConnection, Vec<SqliteConnection>);
@@ -59,15 +67,15 @@ impl SqliteJournal {
     /// # Errors
     /// [`JournalError::NewerSchema`] for a file of a newer version, [`JournalError::Storage`] for what cannot be opened.
     pub async fn open(path: &Path) -> Result<Self> {
-        let path = path.to_owned();
-        Self::start(move || {
-            let file = make_private(&path).map_err(|error| storage("open the journal file", error))?;
-            let writing = connect(&file).map_err(|error| storage("open", error))?;
+        let opened = path.to_owned();
+        Self::start(path, move || {
+            let file = make_private(&opened).map_err(|error| storage("open the journal file", error))?;
+            let writing = connect(&file, WORKER_PATIENCE).map_err(|error| storage("open", error))?;
             migrate(&writing, MIGRATIONS)?;
             if let Some(concern) = mode_concern(&writing.lock())? {
                 warn!("the journal: {concern}");
             }
-            with_readers(writing, &file)
+            with_readers(writing, &file, WORKER_PATIENCE)
         })
         .await
     }
@@ -80,22 +88,22 @@ impl SqliteJournal {
         if !path.exists() {
             return Err(JournalError::Missing { path: path.display().to_string() });
         }
-        let path = path.to_owned();
-        Self::start(move || {
-            let writing = connect(&path).map_err(|error| storage("open", error))?;
+        let opened = path.to_owned();
+        Self::start(path, move || {
+            let writing = connect(&opened, COMMAND_PATIENCE).map_err(|error| storage("open", error))?;
             let found = version(&writing.lock()).map_err(|error| storage("read its version", error))?;
             at_once(expect_known(&writing, found, as_version(MIGRATIONS.len())))?;
-            with_readers(writing, &path)
+            with_readers(writing, &opened, COMMAND_PATIENCE)
         })
         .await
     }
 
     /// Opens on a thread for blocking work: it may wait for another process.
-    async fn start(open: impl FnOnce() -> Result<Connections> + Send + 'static) -> Result<Self> {
+    async fn start(path: &Path, open: impl FnOnce() -> Result<Connections> + Send + 'static) -> Result<Self> {
         let opened = tokio::task::spawn_blocking(open).await;
         let (writing, reading) = opened.map_err(|error| storage("open", error))??;
         let (readers, writer) = (Readers::start(reading)?, GroupCommit::start(writing)?);
-        Ok(Self { database: Sqlite { readers, writer } })
+        Ok(Self { database: Sqlite { readers, writer, lives: Lives::beside(path) } })
     }
 }
 
@@ -121,7 +129,29 @@ impl Database for Sqlite {
         Ok(self.readers.read(|connection| mode_concern(&connection.lock())).await?.into_iter().collect())
     }
 
+    async fn show_life(&self, owner: &Arc<str>) {
+        let owner = Arc::clone(owner);
+        self.lives.run(move |lives| lives.show(&owner)).await;
+    }
+
+    async fn ended(&self) -> Result<Vec<Arc<str>>> {
+        Ok(self.lives.run(Lives::ended).await.unwrap_or_default())
+    }
+
+    async fn forget_ended(&self, owner: &Arc<str>) -> Result<()> {
+        let owner = Arc::clone(owner);
+        self.lives.run(move |lives| lives.forget(&owner)).await;
+        Ok(())
+    }
+
+    #[cfg(test)]
+    async fn end_life(&self, owner: &str) {
+        self.lives.end(owner);
+    }
+
     async fn close(&self) {
+        // Nothing is written under its leases any more.
+        self.lives.run(Lives::close).await;
         // The last to close puts what is in the WAL into the file, and that has to be one that may write.
         self.readers.close().await;
         self.writer.close().await;
@@ -168,19 +198,20 @@ fn version(connection: &Connection) -> rusqlite::Result<i64> {
 
 /// Opens the writing connection. Of two that open a new file at once, both switch it to WAL, and SQLite refuses one of them
 /// without waiting for the other: that one tries again.
-fn connect(file: &Path) -> rusqlite::Result<SqliteConnection> {
-    const PAUSE: Duration = Duration::from_millis(50);
-    let until = Instant::now() + BUSY_TIMEOUT;
+fn connect(file: &Path, patience: Option<Duration>) -> rusqlite::Result<SqliteConnection> {
+    let mut waiter = Waiter::new(file, patience);
+    // Each try has waited already, unless SQLite did not let it.
+    let mut tries = 1..;
     loop {
-        match connect_once(file) {
-            Err(error) if is_locked(&error) && Instant::now() < until => std::thread::sleep(PAUSE),
+        match connect_once(file, patience) {
+            Err(error) if is_locked(&error) && waiter.wait(tries.next().unwrap_or(i32::MAX)) => {}
             connected => return connected.map(SqliteConnection::new),
         }
     }
 }
 
-fn connect_once(file: &Path) -> rusqlite::Result<Connection> {
-    let connection = open_file(file, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+fn connect_once(file: &Path, patience: Option<Duration>) -> rusqlite::Result<Connection> {
+    let connection = open_file(file, OpenFlags::SQLITE_OPEN_READ_WRITE, patience)?;
     connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON")?;
     // In memory: what a savepoint may have to undo. It is never more than what the commit writes.
     connection.execute_batch(&format!("PRAGMA temp_store = MEMORY; PRAGMA cache_size = {WRITER_CACHE}"))?;
@@ -195,9 +226,9 @@ fn mode_concern(connection: &Connection) -> Result<Option<String>> {
     Ok((mode != "wal").then(|| format!("its file is in the mode {mode:?} instead of \"wal\": {NO_SHARED_MEMORY}")))
 }
 
-fn with_readers(writing: SqliteConnection, file: &Path) -> Result<Connections> {
+fn with_readers(writing: SqliteConnection, file: &Path, patience: Option<Duration>) -> Result<Connections> {
     let open = |_| {
-        let connection = open_file(file, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        let connection = open_file(file, OpenFlags::SQLITE_OPEN_READ_ONLY, patience)?;
         // SQLite opens its files with the first read, and later there may be no file handle left.
         version(&connection)?;
         Ok(SqliteConnection::new(connection))
@@ -207,9 +238,10 @@ fn with_readers(writing: SqliteConnection, file: &Path) -> Result<Connections> {
 }
 
 /// Opens the file without SQLite's own locks: each connection is one thread's.
-fn open_file(file: &Path, how: OpenFlags) -> rusqlite::Result<Connection> {
-    let connection = Connection::open_with_flags(file, how | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-    connection.busy_timeout(BUSY_TIMEOUT)?;
+fn open_file(file: &Path, how: OpenFlags, patience: Option<Duration>) -> rusqlite::Result<Connection> {
+    let mut connection = Connection::open_with_flags(file, how | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    let mut waiter = Waiter::new(file, patience);
+    connection.busy_handler(Some(move |tries| waiter.wait(tries)))?;
     connection.set_prepared_statement_cache_capacity(CACHED_STATEMENTS);
     Ok(connection)
 }
@@ -252,8 +284,6 @@ fn lacks_shared_memory(error: &(impl std::error::Error + 'static)) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use bytes::Bytes;
     use tempfile::TempDir;
 
@@ -482,6 +512,22 @@ mod tests {
         told(another, "locked");
         other.execute_batch("COMMIT").unwrap();
         assert_eq!(account(9).await.unwrap(), AccountId(1), "nothing of it was written");
+    }
+
+    /// A shell or a backup tool may hold the file for as long as it likes: nothing fails, and what waits is written then.
+    #[tokio::test]
+    async fn a_write_waits_for_another_process_that_locks_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal.db");
+        let journal = Arc::new(SqliteJournal::open(&path).await.unwrap());
+        let other = Connection::open(&path).unwrap();
+        other.execute_batch("BEGIN EXCLUSIVE").unwrap();
+        let waiting = Arc::clone(&journal);
+        let write = tokio::spawn(async move { waiting.account(1, Address([7; 20])).await });
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        assert!(!write.is_finished());
+        other.execute_batch("COMMIT").unwrap();
+        assert_eq!(write.await.unwrap().unwrap(), AccountId(1));
     }
 
     #[tokio::test]

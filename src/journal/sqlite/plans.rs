@@ -102,12 +102,12 @@ impl Counted {
 
     async fn new(path: &std::path::Path) -> Self {
         let steps = Arc::new(AtomicU64::new(0));
-        let (path, counter) = (path.to_owned(), steps.clone());
-        let journal = SqliteJournal::start(move || {
-            let file = make_private(&path).unwrap();
-            let writing = connect(&file).unwrap();
+        let (opened, counter) = (path.to_owned(), steps.clone());
+        let journal = SqliteJournal::start(path, move || {
+            let file = make_private(&opened).unwrap();
+            let writing = connect(&file, None).unwrap();
             migrate(&writing, MIGRATIONS)?;
-            let (writing, reading) = with_readers(writing, &file)?;
+            let (writing, reading) = with_readers(writing, &file, None)?;
             writing.lock().execute_batch("PRAGMA synchronous = OFF").unwrap();
             for connection in std::iter::once(&writing).chain(&reading) {
                 let counter = counter.clone();

@@ -89,8 +89,30 @@ impl Store {
         self.instances.remove(owner);
     }
 
+    pub(crate) fn end_life(&mut self, owner: &str) {
+        self.ended.insert(owner.into());
+    }
+
+    /// Returns the owners whose processes are known to have ended.
+    pub(crate) fn known_ended(&self) -> Vec<Arc<str>> {
+        self.ended.iter().cloned().collect()
+    }
+
+    pub(crate) fn remove_ended(&mut self) -> Vec<Arc<str>> {
+        let ended = self.known_ended();
+        self.ended.clear();
+        for row in self.accounts.values_mut() {
+            if row.owner.as_ref().is_some_and(|owner| ended.contains(owner)) {
+                (row.owner, row.leased_until) = (None, Timestamp(0));
+            }
+        }
+        self.instances.retain(|owner, _| !ended.contains(owner));
+        ended
+    }
+
     pub(crate) fn attendance(&self, now: Timestamp) -> Attendance {
-        let there = self.instances.values().filter(|row| row.is_there(now));
+        let is_there = |row: &&InstanceRow| row.is_there(now) && !self.ended.contains(&row.instance.owner);
+        let there = self.instances.values().filter(is_there);
         let lanes = self.accounts.iter().map(|(account, row)| LaneHolder {
             account: *account,
             chain_id: row.chain_id,

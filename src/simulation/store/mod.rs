@@ -33,6 +33,8 @@ pub(super) type SumsByChain = BTreeMap<(u64, i64), u128>;
 pub(crate) struct Store {
     accounts: BTreeMap<AccountId, AccountRow>,
     instances: BTreeMap<Arc<str>, InstanceRow>,
+    /// Owners whose processes are known to have ended.
+    ended: BTreeSet<Arc<str>>,
     recovery: Option<Recovery>,
     last_recovery: Option<LastRecovery>,
     /// Calls of foreign transactions, by account, nonce and place.

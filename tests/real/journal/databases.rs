@@ -14,12 +14,12 @@ pub async fn shared_journal() -> Option<String> {
     Some(line(&postgres::shared().await?.new_schema().await))
 }
 
-fn line(url: &str) -> String {
+pub fn line(url: &str) -> String {
     format!("url = {url:?}")
 }
 
 /// With a chain that goes on by itself.
-async fn stage() -> Option<Stage> {
+pub async fn stage() -> Option<Stage> {
     let blocks = AnvilConfig { block_time: Some(Duration::from_secs(1)), ..AnvilConfig::default() };
     Stage::with_chain(blocks).await
 }

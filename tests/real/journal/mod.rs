@@ -6,3 +6,4 @@ mod failures;
 pub mod instances;
 mod marker;
 mod recovery;
+mod takeover;

@@ -22,11 +22,22 @@ mod growth;
 mod latency;
 mod report;
 mod stage;
+mod takeover;
 mod throughput;
 
 /// All there are, in their order.
-const BENCHES: [&str; 9] =
-    ["throughput", "cost", "memory", "latency", "growth_journal", "start_up", "growth_body", "spread", "batch"];
+const BENCHES: [&str; 10] = [
+    "throughput",
+    "cost",
+    "memory",
+    "latency",
+    "growth_journal",
+    "start_up",
+    "growth_body",
+    "spread",
+    "batch",
+    "takeover",
+];
 
 #[derive(Parser, Clone)]
 struct Options {
@@ -96,5 +107,8 @@ async fn main() {
     }
     if options.wants("batch") {
         batch::run(&options, way).await;
+    }
+    if options.wants("takeover") {
+        takeover::run().await;
     }
 }

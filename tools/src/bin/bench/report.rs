@@ -22,6 +22,11 @@ impl Report {
         self
     }
 
+    pub(crate) fn text(mut self, key: &str, value: &str) -> Self {
+        self.figures.push((key.to_owned(), value.into(), ""));
+        self
+    }
+
     pub(crate) fn print(&self) {
         println!("\n{}", self.bench);
         for (key, value, unit) in &self.figures {
