@@ -18,7 +18,7 @@ use crate::journal::database::{Mode, Statements, values};
 use crate::journal::error::Result;
 use crate::journal::postgres::connection::Connection;
 use crate::journal::postgres::pool::Pool;
-use crate::policy::retry_schedule::Backoff;
+use crate::policy::retry_schedule::RetryPauses;
 
 /// Between two checks that must agree that an owner has ended. A process whose session alone has ended has a new one before.
 const GRACE: Duration = Duration::from_millis(300);
@@ -144,11 +144,11 @@ async fn claim(pool: &Pool, owner: &str) -> Result<Connection> {
 
 /// Keeps a session with its lock, and gets a new one at once where it ends.
 async fn keep(pool: Pool, owner: Arc<str>, mut session: Option<Connection>) {
-    let mut pause = Backoff::between(PAUSE.0, PAUSE.1);
+    let mut pause = RetryPauses::between(PAUSE.0, PAUSE.1);
     loop {
         if let Some(mut session) = session.take() {
             session.until_closed().await;
-            pause = Backoff::between(PAUSE.0, PAUSE.1);
+            pause = RetryPauses::between(PAUSE.0, PAUSE.1);
         }
         match claim(&pool, &owner).await {
             Ok(claimed) => session = Some(claimed),

@@ -270,17 +270,13 @@ async fn publish_until_confirmed(
 ) -> Published {
     let mut pause = RetryPauses::between(PUBLISH_PAUSE.0, PUBLISH_PAUSE.1);
     while let Err(error) = publisher.publish(outgoing).await {
-        if published.is_over() {
-            return Published::Again;
+        // Where the journal does not serve, the publisher has waited, and the claim says why.
+        if !matches!(error, PublishError::NotServing) {
+            let wait = pause.next_wait();
+            let id = outgoing.message.properties.message_id.as_deref().unwrap_or_default();
+            warn!(message.id = id, %error, retry_in_ms = wait.as_millis(), "a copy has no publisher confirm; its delivery stays unacked");
+            tokio::time::sleep(wait).await;
         }
-        // The publisher has waited, and the claim says why.
-        if matches!(error, PublishError::NotServing) {
-            continue;
-        }
-        let wait = pause.next_wait();
-        let id = outgoing.message.properties.message_id.as_deref().unwrap_or_default();
-        warn!(message.id = id, %error, retry_in_ms = wait.as_millis(), "a copy has no publisher confirm; its delivery stays unacked");
-        tokio::time::sleep(wait).await;
         published = published.check(&*journal).await;
         if matches!(published, Published::Again | Published::Overtaken(_)) {
             return published;
@@ -295,8 +291,9 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
+    use crate::journal::contract::id;
     use crate::model::Message;
-    use crate::simulation::fakes::FakePublisher;
+    use crate::simulation::fakes::{FakePublisher, failing_journal};
     use crate::stages::claim::{ServedPublisher, Serving};
 
     /// However long the refusal has lasted.
@@ -308,7 +305,8 @@ mod tests {
         let waiting = tokio::spawn(async move {
             let message = Message::default();
             let outgoing = Outgoing { exchange: "e".to_owned(), routing_key: "k".to_owned(), message };
-            publish_until_confirmed(Arc::new(served), &outgoing, Published::Again).await;
+            let (journal, parked) = (failing_journal("message_of"), Published::Park(id("a"), Generation::default()));
+            publish_until_confirmed(Arc::new(served), journal, &outgoing, parked).await;
         });
         for _ in 0..20 {
             tokio::time::sleep(Duration::from_secs(61)).await;
