@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
 use crate::broker::{AckToken, Outgoing, Publisher};
-use crate::journal::{AccountId, CopyKind, JournalError, RefusedMessage, RequestSeq, UnconfirmedCopy};
+use crate::journal::{AccountId, CopyKind, JournalError, RefusedMessage, RequestSeq, Settlements, UnconfirmedCopy};
 use crate::model::event::{Outcome, Subject};
 use crate::model::{BodyHash, Event, Generation, RequestId, Timestamp, TraceContext};
 use crate::observe::metrics::{self, FailureEnd};
@@ -31,14 +31,29 @@ pub(super) enum Published {
     Park(RequestId, Generation),
     /// Given up: the session of a message that no journal knows has ended, and the broker delivers it again.
     Again,
+    /// Given up: an earlier try has reached the broker, and the request went on from there.
+    Overtaken(RequestSeq),
 }
 
 impl Published {
-    fn is_over(&self) -> bool {
-        match self {
-            Self::Refused(refused) => refused.token.is_over(),
-            Self::Postponed(postponed) => postponed.token.is_over(),
-            Self::Copy(_) | Self::Park(..) | Self::Again => false,
+    /// Returns what this is now, before another try. A confirm that never comes says nothing about the copy: it may have come
+    /// back, and its request may have ended. Once the journal has forgotten that, one more copy would be a new request.
+    async fn check(self, journal: &dyn Settlements) -> Self {
+        let is_known = match &self {
+            Self::Refused(refused) => return if refused.token.is_over() { Self::Again } else { self },
+            Self::Postponed(postponed) => return if postponed.token.is_over() { Self::Again } else { self },
+            Self::Again | Self::Overtaken(_) => return self,
+            Self::Copy(copy) => {
+                let is_it = |due: &UnconfirmedCopy| due.kind == copy.kind && due.generation == copy.generation;
+                journal.unconfirmed_of(vec![copy.request]).await.map(|due| due.iter().any(is_it))
+            }
+            Self::Park(id, _) => journal.message_of(id).await.map(|message| message.is_some()),
+        };
+        match (is_known, self) {
+            (Ok(false), Self::Copy(copy)) => Self::Overtaken(copy.request),
+            (Ok(false), Self::Park(..)) => Self::Again,
+            // A journal that does not answer stops the stage by itself.
+            (_, published) => published,
         }
     }
 }
@@ -153,9 +168,10 @@ impl Settle {
     fn publish(&self, outgoing: Outgoing, published: Published) {
         let span = self.settings.span_of(&published, &outgoing);
         let (publisher, tracer) = (Arc::clone(&self.publisher), self.settings.tracer.clone());
+        let journal = Arc::clone(&self.journal);
         self.publishing.push(Box::pin(async move {
             let began = Timestamp::now();
-            let published = publish_until_confirmed(publisher, &outgoing, published).await;
+            let published = publish_until_confirmed(publisher, journal, &outgoing, published).await;
             if let Some(span) = span {
                 tracer.record(span.since(began, outgoing.work(), None));
             }
@@ -182,6 +198,7 @@ impl Settle {
             }
             Published::Park(id, generation) => parked.push((id, generation)),
             Published::Again => {}
+            Published::Overtaken(request) => _ = self.unconfirmed.remove(&request),
         };
         sort(first);
         while let Some(Some(published)) = futures_util::FutureExt::now_or_never(self.publishing.next()) {
@@ -247,8 +264,9 @@ impl Settle {
 /// Publishes until there is a confirm, however long that takes: no outcome is dropped because the broker is away.
 async fn publish_until_confirmed(
     publisher: Arc<dyn Publisher>,
+    journal: Arc<dyn Settlements>,
     outgoing: &Outgoing,
-    published: Published,
+    mut published: Published,
 ) -> Published {
     let mut pause = Backoff::between(PUBLISH_PAUSE.0, PUBLISH_PAUSE.1);
     while let Err(error) = publisher.publish(outgoing).await {
@@ -256,8 +274,9 @@ async fn publish_until_confirmed(
         let id = outgoing.message.properties.message_id.as_deref().unwrap_or_default();
         warn!(message.id = id, %error, retry_in_ms = wait.as_millis(), "a copy has no publisher confirm; its delivery stays unacked");
         tokio::time::sleep(wait).await;
-        if published.is_over() {
-            return Published::Again;
+        published = published.check(&*journal).await;
+        if matches!(published, Published::Again | Published::Overtaken(_)) {
+            return published;
         }
     }
     published

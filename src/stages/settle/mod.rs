@@ -544,6 +544,23 @@ mod tests {
         assert_eq!((bench.publisher.routing_keys().len(), bench.session.acked().len()), (1, 1));
     }
 
+    /// Invariant 7: the first try has reached the broker, its confirm has not come back, and the request went on.
+    #[tokio::test(start_paused = true)]
+    async fn a_copy_that_has_come_back_is_not_published_again() {
+        let mut bench = Bench::new().await;
+        bench.hold().await;
+        bench.lanes.send(bench.failure()).await.unwrap();
+        assert_eq!(bench.step().await, Step::Ruled(1));
+        bench.publisher.fail_next(PublishError::Timeout);
+        assert_eq!(bench.step().await, Step::Swept);
+        let copies = bench.settle.journal.unconfirmed_of(vec![bench.set.seq(0)]).await.unwrap();
+        let confirmed = copies.iter().map(|copy| bench.settle.settings.confirmed(copy)).collect();
+        bench.settle.journal.confirm(confirmed).await.unwrap();
+        while bench.step().await != Step::Confirmed {}
+        assert_eq!(bench.publisher.routing_keys(), Vec::<String>::new());
+        assert!(bench.settle.unconfirmed.is_empty() && !bench.settle.is_busy());
+    }
+
     #[tokio::test]
     async fn a_refused_message_is_acked_once_its_dead_letter_is_confirmed() {
         let mut bench = Bench::new().await;
