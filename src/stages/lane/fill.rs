@@ -207,7 +207,7 @@ impl Term<'_> {
     /// cancellation still stands there.
     pub(super) async fn apply_cancellations(&mut self) -> Result<(), JournalError> {
         let cancellations = self.context.journal.cancellations(self.lease.account).await?;
-        self.queue.retain_cancelled(|request| cancellations.iter().any(|one| one.request.seq == request));
+        self.queue.retain_cancelled(cancellations.iter().map(|cancellation| &cancellation.request));
         let mut rulings = Vec::new();
         for Cancellation { request, state, detail } in cancellations {
             if let Some(transaction) = self.flight.of_request(request.seq) {
@@ -216,7 +216,10 @@ impl Term<'_> {
                     warn!(request.id = %request.id, tx.nonce = %transaction.nonce, cause = detail, "an operator wants this write no more; its nonce is cancelled unless it lands first");
                     transaction.cancel_reason = Some(detail);
                 }
-            } else if state == RequestState::Accepted && self.queue.cancel(request.seq, &self.context.settings.batching)
+            } else if state == RequestState::Accepted
+                // Settle may have yet to store how it ended.
+                && !self.queue.is_ruled(&request)
+                && self.queue.cancel(request.seq, &self.context.settings.batching)
             {
                 info!(request.id = %request.id, cause = detail, "cancelled before it had a nonce");
                 let verdict = LaneVerdict::Cancelled(Cause::new(Reason::Cancelled, detail));

@@ -35,6 +35,8 @@ pub(super) struct Queue {
     place: i64,
     /// Places of requests without a nonce whose end settle has, and that may still show in the journal's queue.
     ruled: BTreeSet<i64>,
+    /// Those of them that show no more. The journal may not have stored the end of one that is to be cancelled.
+    gone: BTreeSet<i64>,
     may_have_more: bool,
 }
 
@@ -47,6 +49,7 @@ impl Queue {
             cancelled: BTreeSet::new(),
             place: i64::MIN,
             ruled: BTreeSet::new(),
+            gone: BTreeSet::new(),
             may_have_more: true,
         }
     }
@@ -105,11 +108,12 @@ impl Queue {
     pub(super) fn take(&mut self, page: Page, queued: Vec<QueuedRequest>) -> Vec<QueuedRequest> {
         let is_full = queued.len() == page.limit;
         let seen_up_to = queued.last().filter(|_| is_full).map_or(i64::MAX, |last| last.turn);
-        // What shows no more is stored. If it comes back, it has another place.
-        self.ruled.retain(|place| {
+        // What shows no more is stored, or an operator has asked to cancel it. If it comes back, it has another place.
+        let is_gone = |place: &i64| {
             let was_seen = *place > page.after && *place <= seen_up_to;
-            !was_seen || queued.binary_search_by_key(place, |request| request.turn).is_ok()
-        });
+            was_seen && queued.binary_search_by_key(place, |request| request.turn).is_err()
+        };
+        self.gone.extend(self.ruled.extract_if(.., |place| is_gone(place)));
         let known: BTreeSet<i64> = self.fetched.iter().map(|fetched| fetched.request.turn).collect();
         let is_fresh = |place: &i64| !self.ruled.contains(place) && !known.contains(place);
         let mut fresh = queued.into_iter().filter(|request| is_fresh(&request.turn));
@@ -167,9 +171,16 @@ impl Queue {
         self.ruled.insert(request.turn);
     }
 
+    /// Returns whether settle has a ruling on it that the journal may not hold yet.
+    pub(super) fn is_ruled(&self, request: &QueuedRequest) -> bool {
+        self.ruled.contains(&request.turn) || self.gone.contains(&request.turn)
+    }
+
     /// Forgets cancellations of requests that are not among these.
-    pub(super) fn retain_cancelled(&mut self, wanted: impl Fn(RequestSeq) -> bool) {
-        self.cancelled.retain(|request| wanted(*request));
+    pub(super) fn retain_cancelled<'a>(&mut self, listed: impl Iterator<Item = &'a QueuedRequest>) {
+        let (requests, places): (BTreeSet<_>, BTreeSet<_>) = listed.map(|request| (request.seq, request.turn)).unzip();
+        self.cancelled.retain(|request| requests.contains(request));
+        self.gone.retain(|place| places.contains(place));
     }
 
     /// Drops a cancelled request. The journal gives it out no more, so it is not fetched again. What was to share a
@@ -225,6 +236,17 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_an_operator_cancels_shows_no_more_and_is_still_ruled_until_its_end_is_stored() {
+        let mut queue = Queue::new();
+        queue.record_ruled(&request(1));
+        assert_eq!(take(&mut queue, 1, &[2]), [2]);
+        queue.retain_cancelled([&request(1)].into_iter());
+        assert!(queue.is_ruled(&request(1)), "it is to be cancelled, and its end may not be stored");
+        queue.retain_cancelled(std::iter::empty());
+        assert!(!queue.is_ruled(&request(1)), "its end is stored");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn nothing_is_fetched_while_something_is_ready_and_what_is_put_back_goes_first() {
         let mut queue = Queue::new();
         (1..=3).for_each(|number| queue.add_ready(payload(number)));
@@ -245,7 +267,7 @@ mod tests {
         assert!(!queue.cancel(RequestSeq(2), &Batching::NONE), "once");
         let fetched: Vec<_> = queue.fetched().iter().map(|fetched| fetched.request.turn).collect();
         assert_eq!((queue.ready().len(), fetched), (1, vec![3, 4]));
-        queue.retain_cancelled(|_| false);
+        queue.retain_cancelled(std::iter::empty());
         assert!(queue.cancel(RequestSeq(2), &Batching::NONE), "its end is stored, and it came back");
     }
 }
