@@ -38,7 +38,7 @@ pub(super) struct Queue {
     place: i64,
     /// Places of requests without a nonce whose end settle has, and that may still show in the journal's queue.
     ruled: BTreeSet<i64>,
-    /// Those of them that show no more. The journal may not have stored the end of one that is to be cancelled.
+    /// Places that were ruled and show no more: the end is stored, or is yet to be stored and an operator cancels the request.
     gone: BTreeSet<i64>,
     may_have_more: bool,
 }
@@ -201,7 +201,7 @@ impl Queue {
         self.ruled.contains(&request.turn) || self.gone.contains(&request.turn)
     }
 
-    /// Forgets cancellations of requests that are not among these.
+    /// Forgets what is known of requests that are not among those to be cancelled.
     pub(super) fn retain_cancelled<'a>(&mut self, listed: impl Iterator<Item = &'a QueuedRequest>) {
         let (requests, places): (BTreeSet<_>, BTreeSet<_>) = listed.map(|request| (request.seq, request.turn)).unzip();
         self.cancelled.retain(|request| requests.contains(request));

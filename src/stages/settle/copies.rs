@@ -29,7 +29,7 @@ pub(super) enum Published {
     Refused(Box<Refused>),
     Postponed(Box<Postponed>),
     Park(RequestId, Generation),
-    /// Given up: the session of a message that no journal knows has ended, and the broker delivers it again.
+    /// Given up: the broker delivers the message again, or the journal holds it no more.
     Again,
     /// Given up: an earlier try has reached the broker, and the request went on from there.
     Overtaken(RequestSeq),
@@ -39,23 +39,26 @@ impl Published {
     /// Returns what this is now, before another try. A confirm that never comes says nothing about the copy: it may have come
     /// back, and its request may have ended. Once the journal has forgotten that, one more copy would be a new request.
     async fn check(self, journal: &dyn Settlements) -> Self {
-        let is_known = match &self {
-            Self::Refused(refused) => return if refused.token.is_over() { Self::Again } else { self },
-            Self::Postponed(postponed) => return if postponed.token.is_over() { Self::Again } else { self },
-            Self::Again | Self::Overtaken(_) => return self,
-            Self::Copy(copy) => {
-                let is_it = |due: &UnconfirmedCopy| due.kind == copy.kind && due.generation == copy.generation;
-                journal.unconfirmed_of(vec![copy.request]).await.map(|due| due.iter().any(is_it))
-            }
-            Self::Park(id, _) => journal.message_of(id).await.map(|message| message.is_some()),
-        };
-        match (is_known, self) {
-            (Ok(false), Self::Copy(copy)) => Self::Overtaken(copy.request),
-            (Ok(false), Self::Park(..)) => Self::Again,
-            // A journal that does not answer stops the stage by itself.
-            (_, published) => published,
+        match &self {
+            Self::Refused(refused) if refused.token.is_over() => Self::Again,
+            Self::Postponed(postponed) if postponed.token.is_over() => Self::Again,
+            Self::Park(id, _) if matches!(journal.message_of(id).await, Ok(None)) => Self::Again,
+            Self::Copy(copy) if !is_due(copy, journal).await => Self::Overtaken(copy.request),
+            Self::Refused(_)
+            | Self::Postponed(_)
+            | Self::Park(..)
+            | Self::Copy(_)
+            | Self::Again
+            | Self::Overtaken(_) => self,
         }
     }
+}
+
+/// Returns whether the copy has no publisher confirm yet. A journal that fails says nothing against it, and stops the stage by
+/// itself.
+async fn is_due(copy: &UnconfirmedCopy, journal: &dyn Settlements) -> bool {
+    let is_it = |due: &UnconfirmedCopy| due.kind == copy.kind && due.generation == copy.generation;
+    journal.unconfirmed_of(vec![copy.request]).await.map_or(true, |due| due.iter().any(is_it))
 }
 
 /// A queue that holds each item once.

@@ -442,6 +442,17 @@ mod tests {
             Self { settle, inputs, intake, lanes, set, session, publisher }
         }
 
+        /// One whose request has failed, and whose retry has no confirm after the first try.
+        async fn unconfirmed() -> Self {
+            let mut bench = Self::new().await;
+            bench.hold().await;
+            bench.lanes.send(bench.failure()).await.unwrap();
+            assert_eq!(bench.step().await, Step::Ruled(1));
+            bench.publisher.fail_next(PublishError::Timeout);
+            assert_eq!(bench.step().await, Step::Swept);
+            bench
+        }
+
         async fn step(&mut self) -> Step {
             self.settle.step(&mut self.inputs).await.unwrap()
         }
@@ -540,12 +551,7 @@ mod tests {
     /// Invariant 7
     #[tokio::test(start_paused = true)]
     async fn a_copy_without_a_confirm_is_published_again_and_its_delivery_stays_unacked() {
-        let mut bench = Bench::new().await;
-        bench.hold().await;
-        bench.lanes.send(bench.failure()).await.unwrap();
-        assert_eq!(bench.step().await, Step::Ruled(1));
-        bench.publisher.fail_next(PublishError::Timeout);
-        assert_eq!(bench.step().await, Step::Swept);
+        let mut bench = Bench::unconfirmed().await;
         assert_eq!((bench.publisher.routing_keys(), bench.session.acked()), (Vec::new(), Vec::new()));
         while bench.step().await != Step::Confirmed {}
         assert_eq!((bench.publisher.routing_keys().len(), bench.session.acked().len()), (1, 1));
@@ -554,12 +560,7 @@ mod tests {
     /// Invariant 7: the first try has reached the broker, its confirm has not come back, and the request went on.
     #[tokio::test(start_paused = true)]
     async fn a_copy_that_has_come_back_is_not_published_again() {
-        let mut bench = Bench::new().await;
-        bench.hold().await;
-        bench.lanes.send(bench.failure()).await.unwrap();
-        assert_eq!(bench.step().await, Step::Ruled(1));
-        bench.publisher.fail_next(PublishError::Timeout);
-        assert_eq!(bench.step().await, Step::Swept);
+        let mut bench = Bench::unconfirmed().await;
         let copies = bench.settle.journal.unconfirmed_of(vec![bench.set.seq(0)]).await.unwrap();
         let confirmed = copies.iter().map(|copy| bench.settle.settings.confirmed(copy)).collect();
         bench.settle.journal.confirm(confirmed).await.unwrap();
