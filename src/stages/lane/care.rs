@@ -50,8 +50,6 @@ enum Price {
     Over(Holder),
     /// The node's own cap on what a transaction may cost.
     Below(Wei),
-    /// The account cannot pay what it offers, and the market asks for less by now.
-    Cheaper,
 }
 
 enum Need {
@@ -129,7 +127,7 @@ impl Term<'_> {
     fn need_of(&self, place: usize, transaction: &InFlight, market: &Market, canary: &mut Canary) -> Need {
         if transaction.is_cancelling() {
             if let Some(refusal) = &transaction.refusal {
-                return self.need_of_refused_cancellation(transaction, refusal, market);
+                return self.need_of_refused_cancellation(transaction, refusal);
             }
         } else if let Some(cause) = transaction.wanted_cause() {
             return Need::Cancel(cause.clone());
@@ -187,7 +185,6 @@ impl Term<'_> {
             Price::Lacking(lack) => fees.raised(newest.fee, market, lack),
             Price::Over(holder) => fees.replacement(over(newest.fee, holder), market),
             Price::Below(most) => FeeRules::within(newest.fee, self.gas_of(transaction), most, market),
-            Price::Cheaper => self.cheaper(transaction, market),
         };
         let permits = &self.context.settings.rules.permits;
         // A day's fees were counted when it was begun.
@@ -200,17 +197,10 @@ impl Term<'_> {
             (None, Price::Below(most)) => {
                 Err(stuck_price(transaction, &format!("its nodes take {most} at most for one transaction")))
             }
-            (None, Price::Cheaper) => Err(stuck_price(transaction, "the account cannot pay it")),
             (None, Price::Raised | Price::Lacking(_)) => {
                 Err(stuck_price(transaction, &format!("fees.max_fee is {}", fees.max_fee)))
             }
         }
-    }
-
-    /// Returns the price of a new transaction, where that is below what this one offers.
-    fn cheaper(&self, transaction: &InFlight, market: &Market) -> Option<Fee> {
-        let offered = transaction.newest().fee.ceiling();
-        self.tuning().fees.quote(market).ok().filter(|fee| fee.ceiling() < offered)
     }
 
     fn repriced(&self, transaction: &InFlight, fee: Fee) -> Replacement {
@@ -235,7 +225,7 @@ impl Term<'_> {
 
     /// Sends a refused cancellation again with the gas that the node names, or estimates by now. Nothing else is left then,
     /// so the account waits.
-    fn need_of_refused_cancellation(&self, transaction: &InFlight, refusal: &Refusal, market: &Market) -> Need {
+    fn need_of_refused_cancellation(&self, transaction: &InFlight, refusal: &Refusal) -> Need {
         let used = transaction.cancel_gas;
         let block_limit = self.view.head().map_or(Gas(u64::MAX), |head| head.gas_limit);
         let estimated = self.learnt.transfer_gas();
@@ -248,13 +238,6 @@ impl Term<'_> {
             && !transaction.is_being_sent()
         {
             return Need::Price(Price::Below(most));
-        }
-        if refusal.kind == RefusalKind::Unpaid
-            && has_room
-            && !transaction.is_being_sent()
-            && self.cheaper(transaction, market).is_some()
-        {
-            return Need::Price(Price::Cheaper);
         }
         let detail = format!(
             "nodes refuse request {} at nonce {}, and the cancellation of that nonce too: {}",

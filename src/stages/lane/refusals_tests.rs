@@ -128,26 +128,6 @@ async fn a_cancellation_that_a_node_refuses_is_sent_again_with_the_gas_that_it_n
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cancellation_that_the_account_cannot_pay_is_signed_again_at_the_price_of_now() {
-    let bench = Bench::new(&["a"]).await;
-    bench.chain.change(|state| {
-        state.balance = Some(Wei(30_000));
-        state.refuses = Some(|offer| match offer.is_transfer {
-            false => Some("transaction type not supported"),
-            true => (offer.price > 1).then_some("insufficient funds for gas * price + value"),
-        });
-    });
-    let mut term = bench.sent().await;
-    while term.flight.get(Nonce(0)).unwrap().pool != PoolStatus::Pooled {
-        bench.round(&mut term).await;
-    }
-    let transaction = term.flight.get(Nonce(0)).unwrap();
-    let prices: Vec<_> = transaction.signed.iter().map(|own| own.fee.ceiling().0).collect();
-    assert_eq!((transaction.newest().purpose, prices.as_slice()), (Purpose::Cancel, [1, 2, 1].as_slice()));
-    assert_eq!(paused(&term), None);
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_cancellation_takes_the_gas_that_the_node_estimates() {
     let bench = Bench::new(&["a"]).await;
     bench.chain.change(|state| {
