@@ -86,7 +86,7 @@ struct Channels {
 
 impl Broker {
     pub fn new(settings: BrokerSettings, beat: Heartbeat) -> Self {
-        let state = watch::Sender::new(BrokerState::Connecting("starting".to_owned()));
+        let state = watch::Sender::new(BrokerState::Connecting("connecting for the first time".to_owned()));
         let (publish_session, meter) = (watch::Sender::new(None), PublishMeter::default());
         Self { settings, publish_session, state, has_met_priority: OnceLock::new(), beat, meter }
     }

@@ -12,7 +12,8 @@ use tracing::info;
 use crate::broker::{Broker, BrokerState};
 use crate::chain::{ClientSettings, NodeClient};
 use crate::config::{Settings, SignerSection};
-use crate::daemon::reload::{self, Adjustable, Reloading};
+use crate::daemon::control;
+use crate::daemon::reload::{self, Adjustable, Reloading, Triggers};
 use crate::daemon::status::{self, LaneView, Observer, RecentLines, Sources};
 use crate::daemon::supervisor::{Tasks, notify_systemd};
 use crate::journal::{
@@ -145,8 +146,7 @@ impl<J: Journal + LetterDeeds + 'static> Daemon<'_, J> {
         let sessions = broker.run(deliver, flow, self.tokens.stages.intake.clone(), self.tokens.broker.clone());
         self.tasks.spawn_endless("broker", sessions);
         self.spawn_replayer(replay, serving.clone());
-        let reloads = reload::run(settings.clone(), reloading, adjustable, hangups);
-        self.tasks.spawn_until("reload", self.tokens.stages.intake.clone(), reloads);
+        self.spawn_reloads(reloading, adjustable, hangups);
         self.spawn_systemd((broker_state, serving), &lanes, publish_stuck);
         Ok(lanes)
     }
@@ -192,6 +192,16 @@ impl<J: Journal + LetterDeeds + 'static> Daemon<'_, J> {
             }
             replayer.run(stop).await
         });
+    }
+
+    fn spawn_reloads(&mut self, reloading: Reloading, adjustable: Adjustable, hangups: Signal) {
+        let (ask, requests) = mpsc::channel(1);
+        let stop = &self.tokens.stages.intake;
+        if let Some(folder) = control::folder() {
+            self.tasks.spawn_until("control", stop.clone(), control::listen(folder, ask));
+        }
+        let reloads = reload::run(self.settings.clone(), reloading, adjustable, Triggers { hangups, requests });
+        self.tasks.spawn_until("reload", stop.clone(), reloads);
     }
 
     fn spawn_systemd(

@@ -16,8 +16,12 @@ use crate::model::Heartbeat;
 
 /// Time that is left after a second signal.
 const HURRIED_DEADLINE: Duration = Duration::from_secs(2);
-/// How often the status line is renewed.
-const STATUS_INTERVAL: Duration = Duration::from_secs(5);
+/// How often the status line is compared with how things stand, so that `systemctl status` right after the start is true.
+const STATUS_INTERVAL: Duration = Duration::from_millis(500);
+/// How often the stages are checked, at least.
+const PULSE_INTERVAL: Duration = Duration::from_secs(5);
+/// A longer status is cut: it is one line of `systemctl status`.
+const LONGEST_STATUS: usize = 300;
 
 /// Holds all tasks of the process.
 #[derive(Debug, Default)]
@@ -143,27 +147,40 @@ pub async fn notify_systemd(
     status: impl Fn() -> String,
     stuck_stages: watch::Sender<Vec<&'static str>>,
 ) {
-    notify(&[NotifyState::Ready]);
+    let mut last_status = status();
+    notify(&[NotifyState::Ready, NotifyState::Status(&last_status)]);
     let watchdog = sd_notify::watchdog_enabled();
     let mut pulses = Pulses::new(beats);
-    let interval = watchdog.map_or(STATUS_INTERVAL, |limit| (limit / 3).min(STATUS_INTERVAL));
-    let mut tick = tokio::time::interval(interval);
-    let mut last_status = String::new();
+    let mut tick = tokio::time::interval(watchdog.map_or(PULSE_INTERVAL, |limit| (limit / 3).min(PULSE_INTERVAL)));
+    let mut renewal = tokio::time::interval(STATUS_INTERVAL);
+    renewal.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        tick.tick().await;
-        let stuck = pulses.stuck_for(stall);
-        if stuck.is_empty() {
-            notify(&[NotifyState::Watchdog]);
-        } else {
-            error!(stages = ?stuck, stall_s = stall.as_secs(), "stages stand still; the watchdog is not fed any more");
-        }
-        stuck_stages.send_replace(stuck);
-        let status = status();
-        if status != last_status {
-            notify(&[NotifyState::Status(&status)]);
-            last_status = status;
+        tokio::select! {
+            _ = tick.tick() => {
+                let stuck = pulses.stuck_for(stall);
+                if stuck.is_empty() {
+                    notify(&[NotifyState::Watchdog]);
+                } else {
+                    error!(stages = ?stuck, stall_s = stall.as_secs(), "stages stand still; the watchdog is not fed any more");
+                }
+                stuck_stages.send_replace(stuck);
+            }
+            _ = renewal.tick() => {
+                let status = status();
+                if status != last_status {
+                    notify(&[NotifyState::Status(&status)]);
+                    last_status = status;
+                }
+            }
         }
     }
+}
+
+/// Makes the reason of the end the status line, which `systemctl status` shows also when the process is gone.
+pub fn say_why(reason: &str) {
+    let line = reason.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+    let line: String = line.chars().take(LONGEST_STATUS).collect();
+    notify(&[NotifyState::Status(&format!("ended: {line}"))]);
 }
 
 /// Holds when each stage was last seen to move.
