@@ -152,9 +152,21 @@ tarball() {
     say "$file"
 }
 
+# The program with the C library that it was built against, which looks names up by itself, and the authorities.
 image() {
     command -v buildah >/dev/null || fail "buildah is missing: run scripts/setup.sh image"
-    local file
+    local file library folder=$WORK/image
+    rm -rf "$folder"
+    install -D -m 0755 "$ROOT/usr/bin/chainwriter" "$folder/root/usr/bin/chainwriter"
+    for library in $(ldd "$folder/root/usr/bin/chainwriter" | grep -o '/[^ ]*'); do
+        install -D -m 0755 "$library" "$folder/root$library"
+    done
+    install -D -m 0644 /etc/ssl/certs/ca-certificates.crt "$folder/root/etc/ssl/certs/ca-certificates.crt"
+    echo 'chainwriter:x:65532:65532::/var/lib/chainwriter:/nonexistent' >"$folder/root/etc/passwd"
+    echo 'chainwriter:x:65532:' >"$folder/root/etc/group"
+    echo 'hosts: files dns' >"$folder/root/etc/nsswitch.conf"
+    mkdir -p "$folder/root/etc/chainwriter" "$folder/root/run/secrets" "$folder/root/tmp" "$folder/state"
+    find "$folder" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
     file=$DIST/chainwriter-$version-$(machine).oci.tar
     rm -f "$file"
     buildah bud --quiet --isolation chroot --timestamp "$SOURCE_DATE_EPOCH" --tag "chainwriter:$version" \

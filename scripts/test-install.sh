@@ -109,7 +109,7 @@ boot() {
 inside() {
     local leader=$1
     shift
-    nsenter --target "$leader" --mount --uts --ipc --net --pid --cgroup --root --wd=/ \
+    nsenter --target "$leader" --mount --uts --ipc --net --pid --cgroup \
         env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 "$@"
 }
 

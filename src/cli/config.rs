@@ -71,8 +71,9 @@ fn host_of(address: &str) -> String {
 fn toml(value: &Value) -> Option<String> {
     Some(match value {
         Value::Null => return None,
-        // A JSON text is a basic string of TOML, too.
-        Value::Bool(_) | Value::Number(_) | Value::String(_) => value.to_string(),
+        // A JSON text is a basic string of TOML, which wants one more character escaped.
+        Value::String(_) => value.to_string().replace('\u{7f}', "\\u007f"),
+        Value::Bool(_) | Value::Number(_) => value.to_string(),
         Value::Array(values) => format!("[{}]", values.iter().filter_map(toml).collect::<Vec<_>>().join(", ")),
         Value::Object(table) => {
             let pairs = table.iter().filter_map(|(key, value)| Some(format!("{} = {}", quoted(key), toml(value)?)));

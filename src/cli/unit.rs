@@ -2,9 +2,10 @@
 //! operator gives by hand.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -116,12 +117,19 @@ fn decrypt(folder: &Path, into: &mut BTreeMap<String, PathBuf>) -> anyhow::Resul
             let says = String::from_utf8_lossy(&made.stderr).trim().to_owned();
             return Err(stop(exit::CONFIG, format!("cannot decrypt {}: {says}", entry.path().display())));
         }
-        let mut file = tempfile::tempfile_in("/dev/shm").context("cannot make a file for a decrypted credential")?;
-        file.write_all(&made.stdout)?;
+        let file = unnamed(&made.stdout).context("cannot make a file for a decrypted credential")?;
         into.insert(name, PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())));
         opened.push(file);
     }
     Ok(opened)
+}
+
+/// Returns a file in memory that has no name, and that this user alone may read.
+fn unnamed(content: &[u8]) -> io::Result<File> {
+    let mut file = tempfile::tempfile_in("/dev/shm")?;
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    file.write_all(content)?;
+    Ok(file)
 }
 
 #[cfg(test)]
@@ -132,7 +140,6 @@ mod tests {
     const KEY: &str = "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80";
 
     fn write(root: &Path, name: &str, text: &str) {
-        use std::os::unix::fs::PermissionsExt;
         let path = root.join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, text).unwrap();
@@ -170,6 +177,16 @@ mod tests {
         let Unit { source, took, .. } = Unit::find(root.path(), "acme").unwrap();
         assert!(crate::config::load(&source).is_ok());
         assert!(took.contains("running unit"), "{took}");
+    }
+
+    #[test]
+    fn a_decrypted_credential_is_a_file_that_the_configuration_takes() {
+        let file = unnamed(KEY.as_bytes()).unwrap();
+        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        for _ in 0..2 {
+            use secrecy::ExposeSecret;
+            assert_eq!(crate::config::secrets::private_file(&path).unwrap().expose_secret(), KEY);
+        }
     }
 
     #[test]

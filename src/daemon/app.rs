@@ -15,7 +15,7 @@ use crate::config::{Settings, SignerSection};
 use crate::daemon::control;
 use crate::daemon::reload::{self, Adjustable, Reloading, Triggers};
 use crate::daemon::status::{self, LaneView, Observer, RecentLines, Sources};
-use crate::daemon::supervisor::{Tasks, notify_systemd};
+use crate::daemon::supervisor::{Tasks, notify_systemd, while_starting};
 use crate::journal::{
     AccountId, Instance, Journal, JournalAddress, JournalError, Lease, LetterDeeds, PostgresJournal, SqliteJournal,
 };
@@ -53,9 +53,16 @@ pub async fn run(settings: Settings, recent: RecentLines, reloading: Reloading) 
     // From here on the signal no longer ends the process.
     let hangups = hangups(SignalKind::hangup())?;
     let parts = (recent, reloading, hangups);
+    let doing = "starting: opening the journal";
     match settings.journal.address.clone() {
-        JournalAddress::Sqlite(path) => run_with(SqliteJournal::open(&path).await?, settings, parts).await,
-        JournalAddress::Postgres(address) => run_with(PostgresJournal::open(&address).await?, settings, parts).await,
+        JournalAddress::Sqlite(path) => {
+            let journal = while_starting(doing, SqliteJournal::open(&path)).await?;
+            run_with(journal, settings, parts).await
+        }
+        JournalAddress::Postgres(address) => {
+            let journal = while_starting(doing, PostgresJournal::open(&address)).await?;
+            run_with(journal, settings, parts).await
+        }
     }
 }
 

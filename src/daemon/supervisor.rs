@@ -20,6 +20,8 @@ const HURRIED_DEADLINE: Duration = Duration::from_secs(2);
 const STATUS_INTERVAL: Duration = Duration::from_millis(500);
 /// How often the stages are checked, at least.
 const PULSE_INTERVAL: Duration = Duration::from_secs(5);
+/// Time that a start gets with each tick, in microseconds.
+const MORE_TIME_US: u32 = 30_000_000;
 /// A longer status is cut: it is one line of `systemctl status`.
 const LONGEST_STATUS: usize = 300;
 
@@ -172,6 +174,20 @@ pub async fn notify_systemd(
                     last_status = status;
                 }
             }
+        }
+    }
+}
+
+/// Does what a start may have to wait for, such as a database that is away. Meanwhile the status line says so, and systemd
+/// gives the start more time: to be started again would change nothing.
+pub async fn while_starting<T>(doing: &str, work: impl Future<Output = T>) -> T {
+    notify(&[NotifyState::Status(doing)]);
+    let mut tick = tokio::time::interval(PULSE_INTERVAL);
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            _ = tick.tick() => notify(&[NotifyState::ExtendTimeoutUsec(MORE_TIME_US)]),
         }
     }
 }

@@ -42,6 +42,7 @@ three_commands_lead_to_a_written_message() {
     systemctl start chainwriter@acme
     # Right after the start the status is true, whatever it is.
     lacks "$(status_text acme)" "starting"
+    start acme
     publish acme first-1
     wait_final acme first-1
     has "$(status_text acme)" "consuming"
@@ -147,9 +148,8 @@ faults_that_no_restart_corrects_stop_it_with_the_reason() {
         "PRAGMA user_version = 99; UPDATE counters SET value = 99 WHERE name = 'oldest_schema'"
     systemctl start chainwriter@acme 2>/dev/null || true
     ended acme 76 "version 99, this program knows $known"
-    sqlite3 /var/lib/private/chainwriter/acme/chainwriter.db \
-        "PRAGMA user_version = $known; UPDATE counters SET value = (SELECT value FROM before.counters WHERE name = 'oldest_schema') WHERE name = 'oldest_schema'" \
-        -cmd "ATTACH '/tmp/before.db' AS before"
+    sqlite3 -cmd "ATTACH '/tmp/before.db' AS before" /var/lib/private/chainwriter/acme/chainwriter.db "PRAGMA user_version = $known;
+        UPDATE counters SET value = (SELECT value FROM before.counters WHERE name = 'oldest_schema') WHERE name = 'oldest_schema'"
     chown --reference=/var/lib/private/chainwriter/acme /var/lib/private/chainwriter/acme/*
     systemctl start chainwriter@acme
     publish acme after-faults-1
@@ -159,10 +159,10 @@ faults_that_no_restart_corrects_stop_it_with_the_reason() {
 an_outage_at_the_start_is_no_failure() {
     systemctl stop chainwriter@acme
     rabbitmqctl --quiet stop_app
-    systemctl stop node
+    systemctl kill --signal=STOP node
     systemctl start chainwriter@acme || fail "it is not ready without a broker and a node"
     wait_for "the status" sh -c "systemctl show -P StatusText chainwriter@acme | grep -q 'broker away: cannot connect'"
-    start_node
+    systemctl kill --signal=CONT node
     rabbitmqctl --quiet start_app
     publish acme outage-1
     wait_final acme outage-1
@@ -171,7 +171,7 @@ an_outage_at_the_start_is_no_failure() {
 
 two_organisations_share_a_host_and_no_secret() {
     new_organisation other
-    systemctl start chainwriter@other
+    start other
     publish other other-1
     wait_final other other-1
     local acme other
@@ -190,7 +190,7 @@ a_keystore_works_as_shipped() {
     chainwriter key import $folder/signer.json --password-file $folder/signer.password <$folder/signer.key
     rm $folder/signer.key
     sed -i 's/^key_file = .*/keystore = "signer.json"\npassword_file = "signer.password"/' /etc/chainwriter/keys.toml
-    systemctl start chainwriter@keys
+    start keys
     publish keys keys-1
     wait_final keys keys-1
     systemctl stop chainwriter@keys
@@ -202,12 +202,12 @@ a_remote_signer_over_tls_works_as_shipped() {
     account=$(account_of remote)
     make_authority /tmp/ca
     systemd-run --quiet --unit=signer --property=Type=exec \
-        socat "OPENSSL-LISTEN:9000,reuseaddr,fork,cert=/tmp/ca/server.pem,cafile=/tmp/ca/ca.pem,verify=1" TCP:127.0.0.1:8545
+        /usr/bin/socat "OPENSSL-LISTEN:9000,reuseaddr,fork,cert=/tmp/ca/server.pem,cafile=/tmp/ca/ca.pem,verify=1" TCP:127.0.0.1:8545
     install -m 0600 /tmp/ca/ca.pem /tmp/ca/client.pem /tmp/ca/client.key $folder/
     rm $folder/signer.key
     sed -i "s|^key_file = .*|url = \"https://localhost:9000\"\naddress = \"$account\"\nca_file = \"ca.pem\"\ncertificate_file = \"client.pem\"\ncertificate_key_file = \"client.key\"|" \
         /etc/chainwriter/remote.toml
-    systemctl start chainwriter@remote
+    start remote
     publish remote remote-1
     wait_final remote remote-1
     systemctl stop chainwriter@remote
@@ -217,10 +217,20 @@ a_journal_in_postgresql_works_as_shipped() {
     new_organisation base
     wait_for "PostgreSQL" su postgres -c 'psql -qc "SELECT 1"'
     su postgres -c "psql -q -c \"CREATE ROLE chainwriter LOGIN PASSWORD 'secret'\" -c \"CREATE DATABASE journal OWNER chainwriter ENCODING 'UTF8' TEMPLATE template0\""
-    printf 'postgres://chainwriter:secret@127.0.0.1/journal?sslmode=prefer' >/etc/chainwriter/credentials/base/journal-url
+    printf 'postgres://chainwriter:secret@127.0.0.1/journal?sslmode=disable' >/etc/chainwriter/credentials/base/journal-url
     chmod 0600 /etc/chainwriter/credentials/base/journal-url
     sed -i 's|^url = "sqlite.*|url_file = "journal-url"|' /etc/chainwriter/base.toml
-    systemctl start chainwriter@base
+    # A database that is away at the start is waited for, longer than the time for a start.
+    install -d /run/systemd/system/chainwriter@base.service.d
+    printf '[Service]\nTimeoutStartSec=8\n' >/run/systemd/system/chainwriter@base.service.d/short.conf
+    systemctl daemon-reload
+    systemctl stop postgresql
+    systemctl start --no-block chainwriter@base
+    sleep 12
+    has "$(status_text base)" "opening the journal"
+    systemctl start postgresql
+    start base
+    equal "$(systemctl show -P NRestarts chainwriter@base)" 0
     publish base base-1
     wait_final base base-1
     has "$(chainwriter --unit base status base-1 2>&1)" "final"

@@ -18,7 +18,7 @@ ACCOUNTS=(
 )
 TO=0x00000000000000000000000000000000000000aa
 PATIENCE_SECONDS=60
-declare -A NUMBER
+declare -A NUMBER=()
 
 fail() {
     printf '  failed: %s\n' "$*" >&2
@@ -50,12 +50,11 @@ wait_for() {
     fail "waited for $what in vain"
 }
 
-# A chain with a block each second, which the first start makes and later ones carry on.
+# A chain with a block each second.
 start_node() {
     install -m 0755 /given/anvil /usr/local/bin/anvil
-    systemctl reset-failed node 2>/dev/null || true
     systemd-run --quiet --unit=node --property=Type=exec \
-        anvil --quiet --block-time 1 --chain-id 31337 --state /var/tmp/chain.json --slots-in-an-epoch 1
+        /usr/local/bin/anvil --quiet --block-time 1 --chain-id 31337
     wait_for "the node" rpc eth_chainId
 }
 
@@ -89,6 +88,12 @@ new_organisation() {
     printf 'amqp://%s:password@127.0.0.1/%s' "$name" "$name" |
         chainwriter init "$name" --broker-uri-file - --chain-id 31337 --endpoint http://127.0.0.1:8545 --to "$TO" --key-file /tmp/key
     equal "$(stat -c '%a %U' "/etc/chainwriter/$name.toml" "/etc/chainwriter/credentials/$name/signer.key")" $'644 root\n600 root'
+}
+
+# start <name>: and waits until it has made its queue.
+start() {
+    systemctl start "chainwriter@$1"
+    wait_for "$1 to consume" sh -c "systemctl show -P StatusText chainwriter@$1 | grep -q consuming"
 }
 
 status_text() { systemctl show -P StatusText "chainwriter@$1"; }
