@@ -1,7 +1,7 @@
 //! Secrets that the configuration names: files that only their owner may read, and where they are searched.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use secrecy::{ExposeSecret, SecretString};
@@ -9,6 +9,9 @@ use secrecy::{ExposeSecret, SecretString};
 /// systemd puts these before the names of files in a folder: the shipped unit has `LoadCredential=plain:FOLDER` and
 /// `LoadCredentialEncrypted=encrypted:FOLDER`. A credential that a drop-in names has its own name, without one.
 const PREFIXES: [&str; 3] = ["", "plain_", "encrypted_"];
+
+/// Where systemd keeps credentials, each unit's in a folder that its user and root alone may enter.
+const SYSTEMD_FOLDER: &str = "/run/credentials";
 
 /// Where relative names of secrets and of the journal are searched.
 #[derive(Debug, Clone, Default)]
@@ -53,10 +56,19 @@ impl Places {
 pub(crate) fn private_file(path: &Path) -> Result<SecretString, String> {
     let shown = path.display();
     let unreadable = |error| format!("{shown} cannot be read: {error}");
-    if std::fs::metadata(path).map_err(unreadable)?.permissions().mode() & 0o077 != 0 {
+    let file = std::fs::metadata(path).map_err(unreadable)?;
+    let is_roots = (file.uid(), file.gid()) == (0, 0);
+    if !is_private(file.mode(), is_roots && path.starts_with(SYSTEMD_FOLDER)) {
         return Err(format!("others may read {shown}; run: chmod 600 {shown}"));
     }
     std::fs::read_to_string(path).map(SecretString::from).map_err(unreadable)
+}
+
+/// Returns whether the file's mode lets its owner alone read it. From version 256 on, systemd gives a credential to the unit's
+/// user by an access control list: the file is root's, and the bits of its group are the list's mask.
+fn is_private(mode: u32, is_credential: bool) -> bool {
+    let others = if is_credential { 0o037 } else { 0o077 };
+    mode & others == 0
 }
 
 /// Removes the end of the line, which editors add.
@@ -86,6 +98,23 @@ mod tests {
         assert_eq!(places.secret("signer.key"), Ok(PathBuf::from("/state/signer.key")), "a file, not a credential");
         assert_eq!(places.secret("/etc/signer.key"), Ok(PathBuf::from("/etc/signer.key")));
         assert_eq!(Places::default().secret("signer.key"), Ok(PathBuf::from("signer.key")));
+    }
+
+    /// Debian 12 makes credentials 0400 for the unit's user, Debian 13 0440 for root, with a list.
+    #[test]
+    fn the_bits_of_the_group_count_but_for_a_credential_of_systemds() {
+        for (mode, is_credential, expected) in [
+            (0o100_400, false, true),
+            (0o100_600, false, true),
+            (0o100_440, false, false),
+            (0o100_404, false, false),
+            (0o100_400, true, true),
+            (0o100_440, true, true),
+            (0o100_460, true, false),
+            (0o100_444, true, false),
+        ] {
+            assert_eq!(is_private(mode, is_credential), expected, "{mode:o} {is_credential}");
+        }
     }
 
     #[test]

@@ -237,6 +237,33 @@ a_journal_in_postgresql_works_as_shipped() {
     systemctl stop chainwriter@base
 }
 
+a_backup_comes_back_only_by_a_recovery() {
+    local folder=/var/lib/private/chainwriter/acme before
+    start acme
+    chainwriter --unit acme journal backup /var/tmp/acme.db
+    equal "$(stat -c '%a %U' /var/tmp/acme.db)" "600 root"
+    publish acme backup-1
+    wait_final acme backup-1
+    systemctl stop chainwriter@acme
+    install -m 0600 /var/tmp/acme.db $folder/chainwriter.db
+    rm -f $folder/chainwriter.db-wal $folder/chainwriter.db-shm
+    chown --reference=$folder $folder/chainwriter.db
+    systemctl start chainwriter@acme
+    wait_for "the refusal of an older copy" sh -c "systemctl show -P StatusText chainwriter@acme | grep -q refused"
+    systemctl stop chainwriter@acme
+    chainwriter --unit acme recover --from-block 0
+    equal "$(find $folder ! -user "$(stat -c %u $folder)" | wc -l)" 0
+    before=$(nonce acme)
+    start acme
+    # What the copy does not know, and the chain has, is not written again.
+    publish acme backup-1
+    publish acme backup-2
+    wait_final acme backup-2
+    wait_for "backup-1 to be a dead letter" sh -c "chainwriter --unit acme status backup-1 2>/dev/null | grep -q 'maybe_written'"
+    equal "$(($(nonce acme) - before))" 1
+    chainwriter --unit acme recover --end
+}
+
 an_upgrade_with_messages_in_flight_loses_none() {
     local before id main
     before=$(nonce acme)
@@ -284,5 +311,6 @@ run_steps the_package_installs_what_it_should stage_is_set -- \
     a_keystore_works_as_shipped \
     a_remote_signer_over_tls_works_as_shipped \
     a_journal_in_postgresql_works_as_shipped \
+    a_backup_comes_back_only_by_a_recovery \
     an_upgrade_with_messages_in_flight_loses_none \
     a_removed_package_leaves_keys_and_journals

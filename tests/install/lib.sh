@@ -46,7 +46,6 @@ wait_for() {
         if "$@" >/dev/null 2>&1; then return; fi
         sleep 0.2
     done
-    journalctl --no-pager -o short-precise -n 60 -u 'chainwriter@*' >&2
     fail "waited for $what in vain"
 }
 
@@ -134,9 +133,16 @@ make_authority() {
     cat "$folder/server.key" >>"$folder/server.pem"
 }
 
+# What the units said last, where a step has ended the script.
+show_log() {
+    journalctl --no-pager -o short-precise -n 80 -u 'chainwriter@*' >&2 || true
+    printf '%s\n' "0 passed, 1 failed"
+}
+
 # run_steps <steps that set the stage> -- <steps>
 run_steps() {
     local is_stage=yes step started passed=0
+    trap show_log EXIT
     for step in "$@"; do
         if [ "$step" = -- ]; then
             is_stage=no
@@ -149,5 +155,6 @@ run_steps() {
         passed=$((passed + 1))
         printf '  passed, %s s\n' $((SECONDS - started))
     done
+    trap - EXIT
     printf '%s passed, 0 failed\n' "$passed"
 }
