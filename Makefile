@@ -54,6 +54,7 @@ deb rpm tarball: ## build this package into dist/, as every other time from the 
 image: ## build an OCI image of the program alone into dist/
 	@scripts/setup.sh packaging image
 	@scripts/package.sh image
+	@scripts/test-image.sh
 
 release: ## build all packages, the SBOM and the checksums into dist/
 	@scripts/setup.sh packaging image
