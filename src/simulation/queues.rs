@@ -21,6 +21,10 @@ const LATEST_WITH_LITTLE_KEPT_MS: u64 = 2_000;
 /// How often a session looks for something to deliver.
 const LOOK: Duration = Duration::from_millis(40);
 pub(super) const PREFETCH: usize = 12;
+/// Takes no reply, ever.
+const FULL: &str = "full";
+/// Where the first requests of a run want their outcomes.
+pub(super) const REPLIES: [&str; 7] = ["answers", FULL, "q", "q.dead", "q.wait.3s", "answers", FULL];
 
 /// A message at the broker.
 #[derive(Debug, Clone)]
@@ -311,12 +315,16 @@ impl SimPublisher {
             (world.latency(), world.latency(), late)
         };
         let (exchange, routing_key) = (outgoing.exchange.clone(), outgoing.routing_key.clone());
+        let is_full = exchange.is_empty() && routing_key == FULL;
         match fate {
             Fate::Lost => {
                 tokio::time::sleep(CONFIRM_TIMEOUT).await;
                 return Err(PublishError::Timeout);
             }
             Fate::Refused => return Err(PublishError::Refused { exchange, routing_key }),
+            Fate::Confirmed | Fate::ConfirmLost if is_full => {
+                return Err(PublishError::Refused { exchange, routing_key });
+            }
             Fate::Returned => {
                 return Err(PublishError::Returned { exchange, routing_key, detail: "NO_ROUTE".to_owned() });
             }
@@ -358,6 +366,10 @@ fn route(world: &mut World, names: &Names, delays: &[Duration], outgoing: Outgoi
         world.queues.taken.push((Taken::Dead, queued));
     } else if exchange == names.events {
         world.queues.events.push(queued.message);
+    } else if exchange.is_empty() {
+        if routing_key == names.work || routing_key == names.dead || routing_key.starts_with(&names.wait) {
+            world.violated(format!("events: a reply goes to the worker's own queue {routing_key}"));
+        }
     } else {
         return false;
     }

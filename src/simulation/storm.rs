@@ -17,7 +17,7 @@ use crate::simulation::episodes::{Blow, Spell, Swarm};
 use crate::simulation::hosts::Process;
 use crate::simulation::journal::{MemoryJournal, NoFaults};
 use crate::simulation::ledger::CHAIN_ID;
-use crate::simulation::queues::{Queued, replayed};
+use crate::simulation::queues::{Queued, REPLIES, replayed};
 use crate::simulation::restored::{Copies, REACTION_MS, recover};
 use crate::simulation::settings::{KEY, RunSettings};
 use crate::simulation::store::{AccountRow, Store};
@@ -642,7 +642,8 @@ fn poison(rng: &mut Rng, requests: &mut [(u64, Body)]) {
 }
 
 fn message(body: &Body, keys: Option<u64>, now: u64) -> Message {
-    let properties = Properties { message_id: Some(body.id.clone()), ..Properties::default() };
+    let reply_to = REPLIES.get(usize::try_from(body.number()).unwrap_or(0)).map(|queue| (*queue).to_owned());
+    let properties = Properties { message_id: Some(body.id.clone()), reply_to, ..Properties::default() };
     let mut headers = Headers::new();
     // One of them has none.
     if let Some(key) = keys.map(|keys| body.number() % (keys + 1)).filter(|key| *key > 0) {
