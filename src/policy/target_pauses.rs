@@ -28,7 +28,7 @@ impl<T: Ord + Clone> TargetPauses<T> {
         Self { first_and_longest: (first, longest), refusing: BTreeMap::new() }
     }
 
-    /// Records a refusal. Returns the pause before the next try.
+    /// Records a refusal. Returns the pause before the next try. Of several that were on their way, the first counts.
     pub fn refused(&mut self, target: &T, now: Instant) -> Duration {
         if !self.refusing.contains_key(target) && self.refusing.len() >= MOST_TARGETS {
             let next = self.refusing.iter().min_by_key(|(_, refusing)| refusing.try_at);
@@ -42,9 +42,10 @@ impl<T: Ord + Clone> TargetPauses<T> {
             try_at: now,
             pauses: RetryPauses::between(first, longest),
         });
-        let wait = refusing.pauses.next_wait();
-        refusing.try_at = now + wait;
-        wait
+        if refusing.try_at <= now {
+            refusing.try_at = now + refusing.pauses.next_wait();
+        }
+        refusing.try_at - now
     }
 
     /// Forgets the refusals of a target that has taken something.
@@ -96,6 +97,13 @@ mod tests {
         assert_eq!(pauses.refused_for(&"other", now), Duration::ZERO);
         pauses.accepted(&"full");
         assert!(pauses.may_try(&"full", now) && pauses.refused(&"full", now) <= 2 * FIRST);
+    }
+
+    #[test]
+    fn refusals_that_come_together_count_once() {
+        let (mut pauses, now) = (TargetPauses::between(FIRST, LONGEST), Instant::now());
+        let waits = [0; 12].map(|_| pauses.refused(&"full", now));
+        assert!(waits[0] <= 2 * FIRST && waits.iter().all(|wait| *wait == waits[0]), "{waits:?}");
     }
 
     #[test]

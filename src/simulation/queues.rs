@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::broker::{AckToken, Delivery, EndDelivery, Flow, Names, Outgoing, PublishError, Publisher};
 use crate::model::message::header;
 use crate::model::{Generation, HeaderValue, Marker, Message};
-use crate::simulation::world::{Shared, World};
+use crate::simulation::world::{Odds, Shared, World};
 
 /// After this a publisher gives up on a confirm.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(4);
@@ -288,12 +288,19 @@ enum Fate {
 }
 
 impl SimPublisher {
-    fn fate(&self, mandatory: bool) -> Fate {
+    fn fate(&self, outgoing: &Outgoing, mandatory: bool) -> Fate {
         let mut world = self.world.lock();
         if world.queues.is_down || world.queues.is_blocked {
             return Fate::Lost;
         }
-        let weather = world.weather.clone();
+        let mut weather = world.weather.clone();
+        // In some of the spells one target takes nothing, and the others everything.
+        if let Some(refusing) = self.refusing(weather.publishes_refused) {
+            weather.publishes_refused = 0;
+            if outgoing.routing_key == refusing {
+                return Fate::Refused;
+            }
+        }
         let mut odds = vec![
             (weather.confirms_lost, Fate::ConfirmLost),
             (weather.publishes_lost, Fate::Lost),
@@ -306,8 +313,17 @@ impl SimPublisher {
         odds.into_iter().find(|(odds, _)| world.happens(*odds)).map_or(Fate::Confirmed, |(_, fate)| fate)
     }
 
+    /// Returns the routing key that is refused at this strength of the weather, if it is one alone.
+    fn refusing(&self, strength: Odds) -> Option<String> {
+        const OTHERS: [&str; 5] = ["rejected.reverted", "rejected.reverted_custom", "final", "dead", "retry"];
+        let waits = self.delays.iter().map(|delay| self.names.wait_queue(*delay));
+        let all: Vec<_> = waits.chain(OTHERS.map(str::to_owned)).collect();
+        let is_one_alone = strength > 0 && strength % 2 == 0;
+        all.get(usize::from(strength / 2) % all.len()).filter(|_| is_one_alone).cloned()
+    }
+
     async fn send(&self, outgoing: &Outgoing, mandatory: bool) -> Result<(), PublishError> {
-        let fate = self.fate(mandatory);
+        let fate = self.fate(outgoing, mandatory);
         let (there, back, late) = {
             let mut world = self.world.lock();
             let latest = if world.forgets { LATEST_WITH_LITTLE_KEPT_MS } else { LATEST_MS };

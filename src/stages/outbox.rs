@@ -318,7 +318,9 @@ impl OutboxStage {
                 if matches!(error, PublishError::NotConnected) {
                     warn!(%error, events.waiting = waiting, "events have no publisher confirm; they stay in the outbox");
                 }
-                progress.resumes_at = now + progress.outage.next_wait();
+                if progress.resumes_at <= now {
+                    progress.resumes_at = now + progress.outage.next_wait();
+                }
                 progress.whole_pass_at = progress.resumes_at;
             }
             Some(

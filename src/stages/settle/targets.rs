@@ -154,9 +154,10 @@ impl Targets {
 
     /// Records that the broker is away. Returns the pause before the next try.
     pub(super) fn is_away(&mut self, now: Instant) -> Duration {
-        let wait = self.outage.next_wait();
-        self.resumes_at = now + wait;
-        wait
+        if self.resumes_at <= now {
+            self.resumes_at = now + self.outage.next_wait();
+        }
+        self.resumes_at - now
     }
 }
 
