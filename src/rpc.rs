@@ -20,7 +20,7 @@ use crate::policy::node_texts::is_outage_status;
 
 /// The receipts of the largest blocks there are stay below half of it; what is longer is no answer.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
-/// What a server says is cut here.
+/// Limits the text of a server's error, in bytes.
 const MAX_TEXT_BYTES: usize = 4096;
 /// Between a lane's calls there is a block time at most; nodes keep connections open for at least a minute.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);

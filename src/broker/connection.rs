@@ -13,7 +13,7 @@ use crate::broker::BrokerError;
 use crate::broker::topology::{Topology, TopologyMode};
 use crate::model::text::cleaned;
 
-/// What the broker says is cut here.
+/// Limits the text of a broker's error, in bytes.
 pub(super) const LONGEST_DETAIL_BYTES: usize = 1024;
 /// Half-open connections show after twice this; below 5 s a busy host gives false alarms.
 const HEARTBEAT_SECONDS: u16 = 15;
@@ -46,6 +46,13 @@ pub struct BrokerSettings {
     pub reconnect: (Duration, Duration),
 }
 
+/// Limits what may be held unacked. RabbitMQ counts deliveries alone.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Prefetch {
+    pub(super) deliveries: u16,
+    pub(super) bytes: u64,
+}
+
 pub(super) struct Connected {
     pub(super) connection: Connection,
     broker: String,
@@ -53,6 +60,11 @@ pub(super) struct Connected {
 }
 
 impl BrokerSettings {
+    /// Returns what may be held unacked, and whether in the queue's order.
+    pub(super) fn hold(&self) -> (Prefetch, bool) {
+        (Prefetch { deliveries: self.prefetch, bytes: self.prefetch_bytes }, self.is_ordered)
+    }
+
     /// Connects, as `client_name/role`.
     pub(super) async fn connect(&self, role: &str) -> Result<Connected, BrokerError> {
         let uri = self.uri.read().await?;

@@ -11,7 +11,7 @@ use lapin::Channel;
 use lapin::message::Delivery;
 
 use crate::broker::BrokerError;
-use crate::broker::connection::{Connected, broker_detail};
+use crate::broker::connection::{Connected, Prefetch, broker_detail};
 
 /// Prefix of consumer tags; a number follows.
 const TAG: &str = "chainwriter";
@@ -52,13 +52,6 @@ pub(super) struct Consumers<'s> {
     held: Holder,
     /// The same for cancelled consumers, whose deliveries are still held and count.
     earlier: Vec<Holder>,
-}
-
-/// What may be held unacked at most. RabbitMQ counts deliveries alone.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Prefetch {
-    pub(super) deliveries: u16,
-    pub(super) bytes: u64,
 }
 
 impl Prefetch {
@@ -299,12 +292,12 @@ mod tests {
     #[test]
     fn bytes_are_held_until_their_delivery_ends() {
         let mut is_over = false;
-        let mut look = |held: u64| {
+        let mut check = |held: u64| {
             is_over = is_full(is_over, held, 1000);
             is_over
         };
         assert_eq!(
-            [900, 1000, 1001, 900, 751, 750, 900].map(&mut look),
+            [900, 1000, 1001, 900, 751, 750, 900].map(&mut check),
             [false, false, true, true, true, false, false]
         );
         let holder = Holder::default();

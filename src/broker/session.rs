@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::broker::connection::{BrokerSettings, Connected, broker_detail};
-use crate::broker::consumers::{Consumers, Held, Prefetch};
+use crate::broker::consumers::{Consumers, Held};
 use crate::broker::convert::message_of;
 use crate::broker::endings::Endings;
 use crate::broker::marker::SessionMarkers;
@@ -25,7 +25,7 @@ use crate::observe::metrics::PublishMeter;
 use crate::policy::arrival::is_suspect;
 use crate::policy::retry_schedule::RetryPauses;
 
-/// The broker's reason to take no publishes is cut here.
+/// Limits the broker's reason to take no publishes, in bytes.
 const LONGEST_REASON_BYTES: usize = 256;
 /// Longest interval between heartbeats of an idle loop.
 const BEAT: Duration = Duration::from_secs(1);
@@ -195,9 +195,7 @@ impl Broker {
         let (mut intake_is_there, mut flows, mut has_delivered) = (true, false, false);
         let mut check = tokio::time::interval(BEAT);
         let queue = self.settings.topology.names.work.as_str();
-        let prefetch = Prefetch { deliveries: self.settings.prefetch, bytes: self.settings.prefetch_bytes };
-        let hold = (prefetch, self.settings.is_ordered);
-        let mut consumers = Consumers::new(consuming, channel, queue, hold);
+        let mut consumers = Consumers::new(consuming, channel, queue, self.settings.hold());
         loop {
             self.beat.beat();
             let is_open = intake_is_there && wanted(&mut flow, has_delivered)? == Flow::Open;
@@ -211,9 +209,6 @@ impl Broker {
                     info!(queue, "deliveries flow");
                 }
             } else if consumers.are_running() {
-                if is_wanted {
-                    debug!(queue, "deliveries wait: those that are held have broker.prefetch_bytes");
-                }
                 flows &= is_wanted;
                 self.stop(channels, &mut consumers, endings).await?;
             }

@@ -23,7 +23,7 @@ use crate::rpc::{BatchAnswer, HttpTransport, Refusal, RpcError};
 
 /// Divides the size of a refused batch for the next try, down to single calls.
 const SHRINK: usize = 4;
-/// What is said of an answer that cannot be one is cut here.
+/// Limits what is said of an answer that cannot be one, in bytes.
 const MAX_DETAIL_BYTES: usize = 1024;
 /// Highest size of one batch's parameters as text. Servers refuse more than some MiB: Anvil 2, Geth 5.
 const BATCH_BYTES: usize = 1 << 20;

@@ -3,8 +3,8 @@
 use crate::model::message::{HeaderValue, Headers, header};
 use crate::model::request::Generation;
 
-/// The most that `cw-attempt` and `cw-replay-count` may say. A worker makes fewer tries, and above the other no replay could be
-/// told from the one before.
+/// Limits `cw-attempt` and `cw-replay-count`. A worker makes fewer tries, and at the highest number a further replay would be taken for
+/// the one before.
 const MOST_RETRIES: u32 = 1000;
 const MOST_REPLAYS: u32 = 1_000_000;
 

@@ -47,7 +47,7 @@ pub fn escaped(text: &str) -> String {
     })
 }
 
-/// Returns the text with what steers escaped as in JSON, but for line feeds and tabs: for whole pages of text or JSON.
+/// Returns the text with what steers escaped as in JSON, except line feeds and tabs: for whole pages of text or JSON.
 pub fn escaped_page(page: &str) -> String {
     page.chars().fold(String::with_capacity(page.len()), |mut shown, character| {
         if steers(character) && !matches!(character, '\n' | '\t') {

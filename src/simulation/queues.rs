@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::broker::{AckToken, Delivery, EndDelivery, Flow, Names, Outgoing, PublishError, Publisher};
 use crate::model::message::header;
-use crate::model::{Generation, HeaderValue, Marker, Message};
+use crate::model::{Generation, HeaderValue, Marker, Message, Origin};
 use crate::simulation::world::{Odds, Shared, World};
 
 /// After this a publisher gives up on a confirm.
@@ -42,7 +42,11 @@ impl Queued {
         self.message.headers.contains_key(header::PASSAGE)
     }
 
+    /// Returns its count. What a producer says of that is no count.
     pub(super) fn generation(&self) -> Generation {
+        if !self.message.origin.exchange.is_empty() {
+            return Generation::default();
+        }
         Generation::read_from(&self.message.headers).unwrap_or_default()
     }
 }
@@ -264,7 +268,7 @@ fn take(shared: &Shared, session: u64) -> Option<Delivery> {
     let place = if world.queues.work[place].is_passage() { 0 } else { place };
     let queued = world.queues.work.remove(place)?;
     let tag = world.queues.number();
-    let message = queued.message.clone();
+    let message = queued.message.clone().believed();
     world.note(format!("delivered {} {} as {tag} of session {session}", queued.id(), queued.generation()));
     world.queues.unacked.get_mut(&session)?.insert(tag, queued);
     let token = AckToken::new(SimAckToken { world: shared.clone(), session, tag });
@@ -370,7 +374,8 @@ impl SimPublisher {
 /// False when no queue takes it.
 fn route(world: &mut World, names: &Names, delays: &[Duration], outgoing: Outgoing) -> bool {
     let Outgoing { exchange, routing_key, message } = outgoing;
-    let queued = Queued { message };
+    // What comes back comes by the default exchange.
+    let queued = Queued { message: Message { origin: Origin::default(), ..message } };
     if exchange == names.retry {
         let Some(delay) = delays.iter().find(|delay| names.wait_queue(**delay) == routing_key) else { return false };
         let due = world.now_ms() + u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);

@@ -68,7 +68,7 @@ impl Target {
     }
 }
 
-/// What was published to one target, with a result for each row.
+/// Holds what was published to one target, with a result for each row.
 struct Batch {
     target: Target,
     rows: Vec<i64>,
@@ -86,7 +86,7 @@ struct Pass {
     paused: usize,
 }
 
-/// What lasts from step to step.
+/// Holds what lasts from step to step.
 struct Progress {
     pauses: TargetPauses<Target>,
     publishing: FuturesUnordered<Pin<Box<dyn Future<Output = Batch> + Send>>>,

@@ -29,14 +29,14 @@ pub(super) enum Published {
     Park(RequestId, Generation),
 }
 
-/// What became of a publish.
+/// Reports the end of a publish.
 pub(super) struct Ended {
     target: Target,
     published: Published,
     result: Result<(), PublishError>,
 }
 
-/// What has its publisher confirm, by kind.
+/// Holds what has its publisher confirm, by kind.
 #[derive(Default)]
 struct Confirmed {
     copies: Vec<UnconfirmedCopy>,

@@ -30,7 +30,7 @@ impl Target {
     }
 }
 
-/// What waits for its target. The journal has the messages of copies.
+/// Holds what waits for its target. The journal has the messages of copies.
 #[derive(Debug)]
 pub(super) enum Waiting {
     Copy(RequestSeq),

@@ -260,7 +260,7 @@ async fn headers_of_ours_that_a_producer_makes_up_count_for_nothing() {
         ("cw-original-routing-key", AMQPValue::LongString("eat.now".into())),
         ("cw-passage", AMQPValue::LongString("token".into())),
         ("cw-dropped-headers", AMQPValue::LongString("tenant".into())),
-        // The broker counts in a second delivery; nobody has had this one.
+        // The broker counts from the second delivery on, and this is the first.
         ("x-delivery-count", AMQPValue::LongLongInt(50)),
     ];
     let properties = made_up.iter().fold(with_id("order-1"), |all, (name, value)| with_value(all, name, value.clone()));
