@@ -20,10 +20,13 @@ use crate::broker::publisher::{PublishSession, SessionPublisher};
 use crate::broker::topology::{Names, TopologyMode};
 use crate::broker::{BrokerError, Delivery};
 use crate::model::Heartbeat;
+use crate::model::text::cleaned;
 use crate::observe::metrics::PublishMeter;
 use crate::policy::arrival::is_suspect;
 use crate::policy::retry_schedule::RetryPauses;
 
+/// Limits the broker's reason to take no publishes, in bytes.
+const LONGEST_REASON_BYTES: usize = 256;
 /// Longest interval between heartbeats of an idle loop.
 const BEAT: Duration = Duration::from_secs(1);
 
@@ -192,13 +195,12 @@ impl Broker {
         let (mut intake_is_there, mut flows, mut has_delivered) = (true, false, false);
         let mut check = tokio::time::interval(BEAT);
         let queue = self.settings.topology.names.work.as_str();
-        let hold = (self.settings.prefetch, self.settings.is_ordered);
-        let mut consumers = Consumers::new(consuming, channel, queue, hold);
+        let mut consumers = Consumers::new(consuming, channel, queue, self.settings.hold());
         loop {
             self.beat.beat();
             let is_open = intake_is_there && wanted(&mut flow, has_delivered)? == Flow::Open;
-            let may_consume = is_open && !channels.stop_consuming.is_cancelled();
-            if may_consume {
+            let is_wanted = is_open && !channels.stop_consuming.is_cancelled();
+            if is_wanted && consumers.have_room() {
                 if consumers.is_outgrown() {
                     self.stop(channels, &mut consumers, endings).await?;
                 }
@@ -207,10 +209,10 @@ impl Broker {
                     info!(queue, "deliveries flow");
                 }
             } else if consumers.are_running() {
-                flows = false;
+                flows &= is_wanted;
                 self.stop(channels, &mut consumers, endings).await?;
             }
-            self.publish_state(if may_consume { BrokerState::Consuming } else { BrokerState::Paused });
+            self.publish_state(if is_wanted { BrokerState::Consuming } else { BrokerState::Paused });
             tokio::select! {
                 biased;
                 () = channels.close.cancelled() => return Ok(()),
@@ -230,7 +232,9 @@ impl Broker {
                 }
                 delivery = consumers.next() => {
                     has_delivered = true;
-                    if !self.hand_over(channels, delivery?, endings, consumers.hold()).await {
+                    let delivery = delivery?;
+                    let held = consumers.holder().hold(delivery.data.len());
+                    if !self.hand_over(channels, delivery, endings, held).await {
                         consumers.trust();
                     }
                 }
@@ -244,9 +248,8 @@ impl Broker {
         consumers: &mut Consumers<'_>,
         endings: &Endings,
     ) -> Result<(), BrokerError> {
-        let held = consumers.hold();
-        for buffered in consumers.stop().await? {
-            self.end_buffered(channels, buffered, endings, held.clone()).await;
+        for (buffered, held) in consumers.stop().await? {
+            self.end_buffered(channels, buffered, endings, held).await;
         }
         Ok(())
     }
@@ -289,6 +292,7 @@ impl Broker {
         let [consuming, _] = connections;
         match event {
             Some(Event::ConnectionBlocked(reason)) => {
+                let reason = cleaned(&reason, LONGEST_REASON_BYTES);
                 warn!(
                     broker.reason = reason,
                     "the broker takes no messages now; retries, dead letters and events wait"
