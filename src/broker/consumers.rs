@@ -16,6 +16,8 @@ use crate::broker::connection::{Connected, broker_detail};
 const TAG: &str = "chainwriter";
 /// Prefetch while each delivery may be the one that ends the process.
 const CAREFUL_PREFETCH: u16 = 1;
+/// All but this part of what may be held counts as all: acks are on their way.
+const NEARLY: u16 = 16;
 /// A further consumer starts only for at least the prefetch divided by this.
 const WORTH_A_CONSUMER: u16 = 4;
 
@@ -30,6 +32,7 @@ pub(super) struct Consumers<'s> {
     connected: &'s Connected,
     channel: &'s Channel,
     queue: &'s str,
+    /// What all may hold together.
     prefetch: u16,
     /// Set to have one consumer at a time: between two the broker keeps no order.
     is_ordered: bool,
@@ -85,6 +88,21 @@ impl<'s> Consumers<'s> {
 
     pub(super) fn hold(&self) -> Held {
         Arc::clone(&self.held)
+    }
+
+    /// Lets further consumers hold more, or less. A value counts for a new consumer only.
+    pub(super) fn set_prefetch(&mut self, prefetch: u16) {
+        self.prefetch = prefetch;
+    }
+
+    /// Returns whether all that the running consumers may hold is held.
+    pub(super) fn are_exhausted(&mut self) -> bool {
+        self.are_running() && !self.is_careful && count(&self.held) >= usize::from(self.granted - self.granted / NEARLY)
+    }
+
+    /// Returns whether the running consumers may hold far more than they should.
+    pub(super) fn are_oversized(&self) -> bool {
+        self.granted / 2 > self.prefetch
     }
 
     /// Ends the careful mode: the broker delivers suspects first, so there are none left.
