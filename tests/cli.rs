@@ -292,6 +292,7 @@ fn the_topology_is_printed_as_definitions_of_all_objects() {
         [
             "acme.writes",
             "acme.writes.dead",
+            "acme.writes.journal",
             "acme.writes.events.unrouted",
             "acme.writes.wait.5s",
             "acme.writes.wait.15s",

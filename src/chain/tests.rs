@@ -630,9 +630,9 @@ async fn a_call_that_hangs_everywhere_fails_alone() {
 /// The time of a round is bounded, however many of its calls hang, and wherever they stand.
 #[tokio::test]
 async fn calls_that_hang_hold_up_none_of_a_round_and_the_round_ends_in_time() {
-    let about =
-        |call: &Value, hangs: fn(u8) -> bool| (0..BATCH_OF_HANGING).any(|own| hangs(own) && is_about(call, own));
-    let cases: [(fn(u8) -> bool, usize, u64); 2] = [(|own| own % 8 == 7, 84, 4), (|own| own % 2 == 1, 0, 8)];
+    type Hangs = fn(u8) -> bool;
+    let about = |call: &Value, hangs: Hangs| (0..BATCH_OF_HANGING).any(|own| hangs(own) && is_about(call, own));
+    let cases: [(Hangs, usize, u64); 2] = [(|own| own % 8 == 7, 84, 4), (|own| own % 2 == 1, 0, 8)];
     for (hangs, answered, seconds) in cases {
         let node = ScriptedNode::start(None, move |call: &Value| match call.as_array() {
             Some(calls) if calls.iter().any(|call| about(call, hangs)) => Reply::Silence,

@@ -149,10 +149,11 @@ impl Queues {
         self.work.iter().chain(waiting).chain(unacked).any(|queued| queued.message.headers.contains_key(name))
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    /// Returns whether nothing is left but passages and messages with such ids.
+    pub(super) fn holds_only(&self, is_left: impl Fn(&str) -> bool) -> bool {
         let unacked = self.unacked.values().flat_map(BTreeMap::values);
         let waiting = self.wait.iter().map(|(_, queued)| queued);
-        self.work.iter().chain(waiting).chain(unacked).all(Queued::is_passage)
+        self.work.iter().chain(waiting).chain(unacked).all(|queued| queued.is_passage() || is_left(queued.id()))
     }
 }
 

@@ -6,12 +6,12 @@ use std::sync::{Arc, PoisonError};
 
 use crate::chain::follow::history::account_history;
 use crate::journal::{RecoveredAccount, Recoveries, Recovery};
-use crate::model::{BlockNumber, Timestamp};
+use crate::model::{BlockNumber, RequestId, RequestState, Timestamp};
 use crate::simulation::journal::{MemoryJournal, NoFaults};
 use crate::simulation::ledger::Ledger;
 use crate::simulation::nodes::SimNodes;
 use crate::simulation::settings::RunSettings;
-use crate::simulation::store::Store;
+use crate::simulation::store::{RequestRow, Store};
 use crate::simulation::world::{Shared, World};
 
 /// The operator sees a pause after so many milliseconds.
@@ -72,6 +72,14 @@ impl World {
                 .accounts()
                 .values()
                 .any(|row| row.next_nonce.unwrap_or_default() < self.ledger.pending(row.address))
+    }
+
+    /// Returns whether a request waits for an earlier one of its key, in a restored journal: the copy of that one's retry may
+    /// have been consumed since. docs/operations/lost-journal.md says what an operator can do.
+    pub(super) fn waits_for_a_lost_retry(&self, store: &Store, id: &str) -> bool {
+        let request = RequestId::new(id).ok().and_then(|id| store.request(&id));
+        let is_held = |row: &RequestRow| row.state == RequestState::Accepted && store.is_held(row);
+        self.checker.was_restored && request.is_some_and(is_held)
     }
 
     pub(super) fn is_paused_as_behind(&self) -> bool {

@@ -573,13 +573,21 @@ impl Storm {
         let world = self.world.lock();
         let store = world.store();
         let store = store.lock().expect("nobody panics with it");
-        let settled = store.requests().values().all(|request| request.state.is_settled());
+        let settled = store
+            .requests()
+            .values()
+            .all(|request| request.state.is_settled() || world.waits_for_a_lost_retry(&store, request.id.as_str()));
         // A gap may still have to be filled.
         let has_gap = |row: &AccountRow| world.ledger.nonce(row.address) < row.next_nonce.unwrap_or_default();
         let is_whole = !store.accounts().values().any(has_gap);
         let is_told = store.outbox().next().is_none() && !self.copies.is_due && store.foreign_use().behind.is_none();
         let is_spread = uneven(&store, self.processes.len()).is_none();
-        self.to_publish.is_empty() && world.queues.is_empty() && settled && is_whole && is_told && is_spread
+        self.to_publish.is_empty()
+            && world.queues.holds_only(|id| world.waits_for_a_lost_retry(&store, id))
+            && settled
+            && is_whole
+            && is_told
+            && is_spread
     }
 
     fn what_is_left(&self) -> String {

@@ -56,6 +56,8 @@ enum Price {
     Over(Holder),
     /// The node's own cap on what a transaction may cost.
     Below(Wei),
+    /// The account cannot pay what it offers, and the market asks for less by now.
+    Cheaper,
 }
 
 enum Need {
@@ -138,7 +140,7 @@ impl Term<'_> {
     fn need_of(&self, place: usize, transaction: &InFlight, market: &Market, canary: &mut Canary) -> Need {
         if transaction.is_cancelling() {
             if let Some(refusal) = &transaction.refusal {
-                return self.need_of_refused_cancellation(transaction, refusal);
+                return self.need_of_refused_cancellation(transaction, refusal, market);
             }
         } else if let Some(cause) = transaction.wanted_cause() {
             return Need::Cancel(cause.clone());
@@ -196,22 +198,41 @@ impl Term<'_> {
             Price::Lacking(lack) => fees.raised(newest.fee, market, lack),
             Price::Over(holder) => fees.replacement(over(newest.fee, holder), market),
             Price::Below(most) => FeeRules::within(newest.fee, self.gas_of(transaction), most, market),
+            Price::Cheaper => self.cheaper(transaction, market),
         };
         let permits = &self.context.settings.rules.permits;
         // A day's fees were counted when it was begun.
         let is_permitted =
             |fee: &Fee| newest.purpose == Purpose::Cancel || permits.may_offer(transaction.payload.gas, *fee);
         match (fee, price) {
+            (Some(fee), _) if !self.can_pay_cancellation(transaction, fee) => {
+                Err(stuck_price(transaction, "the account cannot pay a higher one"))
+            }
             (Some(fee), _) if is_permitted(&fee) => Ok(fee),
             (Some(_), _) => Err(stuck_price(transaction, "policy.max_fee allows no higher one")),
             (None, Price::Over(holder)) => Err(held(transaction, holder, fees.max_fee)),
             (None, Price::Below(most)) => {
                 Err(stuck_price(transaction, &format!("its nodes take {most} at most for one transaction")))
             }
+            (None, Price::Cheaper) => Err(stuck_price(transaction, "the account cannot pay that")),
             (None, Price::Raised | Price::Lacking(_)) => {
                 Err(stuck_price(transaction, &format!("fees.max_fee is {}", fees.max_fee)))
             }
         }
+    }
+
+    /// Returns the price of a new transaction, where that is below what this one offers.
+    fn cheaper(&self, transaction: &InFlight, market: &Market) -> Option<Fee> {
+        let offered = transaction.newest().fee.ceiling();
+        let fee = self.tuning().fees.quote(market).ok().filter(|fee| fee.ceiling() < offered)?;
+        self.can_pay_cancellation(transaction, fee).then_some(fee)
+    }
+
+    /// Returns whether the account can pay this for a cancellation, where it could not pay an earlier one: one that it cannot
+    /// pay replaces nothing.
+    fn can_pay_cancellation(&self, transaction: &InFlight, fee: Fee) -> bool {
+        let is_doubtful = transaction.is_cancelling() && transaction.was_unpaid;
+        !is_doubtful || self.view.balance().is_none_or(|balance| fee.total(self.cancel_gas(transaction)) <= balance)
     }
 
     fn repriced(&self, transaction: &InFlight, fee: Fee) -> Replacement {
@@ -234,9 +255,9 @@ impl Term<'_> {
         if transaction.is_cancelling() { self.cancel_gas(transaction) } else { transaction.payload.gas }
     }
 
-    /// Sends a refused cancellation again with the gas that the node names, or estimates by now. Nothing else is left then,
-    /// so the account waits.
-    fn need_of_refused_cancellation(&self, transaction: &InFlight, refusal: &Refusal) -> Need {
+    /// Sends a refused cancellation again with the gas that the node names, or estimates by now, or at a price that the
+    /// account can pay. Nothing else is left then, so the account waits.
+    fn need_of_refused_cancellation(&self, transaction: &InFlight, refusal: &Refusal, market: &Market) -> Need {
         let used = transaction.cancel_gas;
         let block_limit = self.view.head().map_or(Gas(u64::MAX), |head| head.gas_limit);
         let estimated = self.learnt.transfer_gas();
@@ -249,6 +270,12 @@ impl Term<'_> {
             && !transaction.is_being_sent()
         {
             return Need::Price(Price::Below(most));
+        }
+        if refusal.kind == RefusalKind::Unpaid
+            && !transaction.is_being_sent()
+            && self.cheaper(transaction, market).is_some()
+        {
+            return Need::Price(Price::Cheaper);
         }
         let detail = format!(
             "nodes refuse request {} at nonce {}, and the cancellation of that nonce too: {}",

@@ -102,12 +102,17 @@ impl Foreign {
 
     /// Returns whether the account's count is explained: it was compared, and claims nothing.
     pub(super) fn is_explained(&self) -> bool {
-        self.is_counted && self.claim.is_none() && !self.unsettled.is_searching
+        self.is_counted && self.claim.is_none() && !self.unsettled.is_searching()
     }
 
     /// Returns the claim that has lasted too long to wait for in silence.
     pub(super) fn unproven(&self) -> Option<Claim> {
         self.claim.filter(|claim| claim.since.elapsed() >= UNPROVEN_AFTER)
+    }
+
+    /// Returns the first nonce whose block left the chain and that has been searched for too long to do it in silence.
+    pub(super) fn lost(&self) -> Option<Nonce> {
+        self.unsettled.searched_for(UNPROVEN_AFTER)
     }
 
     /// Drops a claim that no endpoint confirms. Returns whether this count is a new one.

@@ -82,10 +82,11 @@ impl Term<'_> {
             Err(StepError::Journal(error)) => return Err(error),
             Err(StepError::Chain(error)) => self.lapses.begin(Part::UnknownNonces, &error),
         }
-        if self.foreign.claim().is_none() && self.foreign.stuck_in_pool.is_none() {
+        let unknown = self.unknown_nonces();
+        if unknown.is_none() && self.foreign.claim().is_none() {
             self.gate.resume_from(PauseReason::NoncesUnknown);
         }
-        if let Some(detail) = self.unknown_nonces()
+        if let Some(detail) = unknown
             && self.gate.paused().is_none_or(|pause| pause.reason == PauseReason::NoncesUnknown)
         {
             self.gate.pause(PauseReason::NoncesUnknown, detail);
@@ -95,7 +96,10 @@ impl Term<'_> {
 
     /// Says which nonces are unknown, and why, once that has lasted.
     fn unknown_nonces(&self) -> Option<String> {
-        let Some(Claim { count, .. }) = self.foreign.unproven() else { return self.foreign.stuck_in_pool.clone() };
+        let Some(Claim { count, .. }) = self.foreign.unproven() else {
+            let lost = self.foreign.lost().map(|nonce| format!("the block that showed what took nonce {nonce} is not in the chain any more, and no block shows what has it now"));
+            return lost.or_else(|| self.foreign.stuck_in_pool.clone());
+        };
         Some(match (self.next_nonce, &self.foreign.disagreement) {
             (Some(next), _) => format!(
                 "the account's count on the chain is {count}, the journal's next nonce is {next}, and no block shows what took \

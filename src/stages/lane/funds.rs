@@ -90,7 +90,8 @@ impl Term<'_> {
     pub(super) async fn recheck_funds(&mut self) {
         let unpaid = std::mem::take(&mut self.unpaid);
         let is_paused = self.gate.paused().is_some_and(|pause| pause.reason == PauseReason::InsufficientFunds);
-        if !is_paused && self.gate.awaits_funds().is_none() && unpaid.is_empty() {
+        let is_doubtful = self.flight.not_included().any(|own| own.is_cancelling() && own.was_unpaid);
+        if !is_paused && self.gate.awaits_funds().is_none() && unpaid.is_empty() && !is_doubtful {
             return;
         }
         // Some chains make no block while nothing is sent, and the balance grows all the same.

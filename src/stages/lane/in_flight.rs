@@ -53,6 +53,8 @@ pub(super) struct InFlight {
     /// A node had one of ours at this nonce.
     was_taken: bool,
     pub(super) holder: Option<Holder>,
+    /// A node said that the account cannot pay one of ours at this nonce.
+    pub(super) was_unpaid: bool,
     /// The newest was signed since the tip of an earlier one was too low.
     pub(super) has_raised_tip: bool,
     /// The gas of the newest cancellation, where this term has signed it.
@@ -81,6 +83,7 @@ impl InFlight {
             drops: None,
             was_taken: false,
             holder: None,
+            was_unpaid: false,
             has_raised_tip: false,
             cancel_gas: None,
             cancel_cause: None,
@@ -333,6 +336,7 @@ impl InFlight {
 
     /// Records that a node will not take it, since it alone costs more than the account can pay.
     pub(super) fn record_unpaid(&mut self, text: &str, now: Instant) {
+        self.was_unpaid = true;
         self.record_refusal(RefusalKind::Unpaid, text, now);
     }
 

@@ -127,6 +127,28 @@ async fn a_cancellation_that_a_node_refuses_is_sent_again_with_the_gas_that_it_n
     assert_eq!(paused(&term), None);
 }
 
+/// The market was dear when it was signed, and is not any more.
+#[tokio::test(start_paused = true)]
+async fn a_cancellation_that_the_account_cannot_pay_is_signed_again_at_a_price_that_it_can() {
+    let bench = Bench::new(&["a"]).await;
+    bench.chain.change(|state| {
+        state.refuses = Some(|offer| match offer.is_transfer {
+            false => Some("transaction type not supported"),
+            true => (offer.price > 1).then_some("insufficient funds for gas * price + value"),
+        });
+    });
+    let mut term = bench.sent().await;
+    bench.chain.change(|state| state.balance = Some(Wei(30_000)));
+    let mut prices = Vec::new();
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        bench.round(&mut term).await;
+        let Some(transaction) = term.flight.get(Nonce(0)) else { break };
+        prices = transaction.signed.iter().map(|own| own.fee.ceiling().0).collect();
+    }
+    assert_eq!(prices, [1, 2, 1], "and no dearer one while the account cannot pay it");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_cancellation_takes_the_gas_that_the_node_estimates() {
     let bench = Bench::new(&["a"]).await;

@@ -23,14 +23,14 @@ impl Term<'_> {
         }
         let open = self.foreign.unsettled.to_search();
         if open.is_empty() {
-            self.foreign.unsettled.is_searching = false;
+            self.foreign.unsettled.record_search(Vec::new());
             return Ok(());
         }
         let (chain, account) = (self.context.chain.as_ref(), self.account());
         let count = chain.transaction_count(account, BlockTag::Number(head)).await?;
         // What nothing has any more is a gap, or comes back.
         let taken: Vec<_> = open.into_iter().filter(|nonce| *nonce < count).collect();
-        self.foreign.unsettled.is_searching = !taken.is_empty();
+        self.foreign.unsettled.record_search(taken.clone());
         let mut takers = Vec::new();
         let mut poll = self.nonce_takers.poll();
         for nonce in taken.iter().copied().take(SEARCHED) {
@@ -42,7 +42,7 @@ impl Term<'_> {
         if takers.is_empty() {
             return Ok(());
         }
-        self.foreign.unsettled.is_searching = takers.len() < taken.len();
+        self.foreign.unsettled.record_search(taken.into_iter().skip(takers.len()).collect());
         let (nonces, takers): (Vec<_>, Vec<_>) = takers.into_iter().unzip();
         self.remember(nonces.iter().copied().zip(&takers), Nonce(0)).await?;
         nonces.into_iter().for_each(|nonce| self.nonce_takers.forget(nonce));

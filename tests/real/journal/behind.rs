@@ -308,7 +308,7 @@ async fn what_an_operator_calls_foreign_is_compared_no_more() {
     is_paused(&worker).await;
     assert_eq!(worker.stop().await.code(), Some(0));
     let (code, text) = home.command(BINARY, &["recover", "--foreign-below", "9"]).await;
-    assert!(code == 70 && text.contains("and not those up to 9"), "{code} {text}");
+    assert!(code == 70 && text.contains("no endpoint shows transactions of"), "{code} {text}");
     stage.anvil.mine(3).await.unwrap();
     let (code, text) = home.command(BINARY, &["recover", "--foreign-below", "2"]).await;
     assert!(code == 0 && text.contains("1 calls are compared with no more"), "{code} {text}");

@@ -57,7 +57,7 @@ async fn lose_the_journal(stage: Stage, before: WorkerConfig, after: WorkerConfi
     let (code, text) = home.command(BINARY, &["dead", "show", "m-3"]).await;
     assert!(code == 0 && text.contains("maybe_written") && text.contains("has the same calldata"), "{code} {text}");
     let (code, text) = home.command(BINARY, &["dead", "replay", "m-3", "--yes"]).await;
-    assert!(code == 2 && text.contains("may be its write"), "{code} {text}");
+    assert!(code == 2 && text.contains("the chain may have its write"), "{code} {text}");
     let (code, text) = home.command(BINARY, &["dead", "replay", "m-3", "--yes", "--even-forgotten", "--wait"]).await;
     assert!(code == 0, "{code} {text}");
     let mut expected = bodies(0..15);

@@ -263,6 +263,28 @@ async fn what_a_block_showed_that_left_the_chain_is_searched_for_again() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_nonce_that_no_block_shows_any_more_is_a_pause_with_its_reason() {
+    let bench = Bench::new(&[]).await;
+    let mut term = bench.term().await;
+    mine(&bench, Sent { data: Bytes::from_static(b"other"), ..equal(0) });
+    term.poll().await.unwrap();
+    let head = bench.chain.change(|state| {
+        state.sent[0].1.is_signed = false;
+        state.head
+    });
+    bench.chain.reorganise_from(head);
+    for _ in 0..3 {
+        bench.chain.change(|state| state.head += 1);
+        term.poll().await.unwrap();
+        tokio::time::sleep(Duration::from_secs(40)).await;
+    }
+    assert!(pause(&term) == Some(PauseReason::NoncesUnknown) && !term.foreign.allows_signing());
+    bench.chain.change(|state| (state.head, state.sent[0].1.is_signed) = (state.head + 1, true));
+    term.poll().await.unwrap();
+    assert!(pause(&term).is_none() && term.foreign.allows_signing());
+}
+
 /// Two lanes: the other one has recorded it after this one has read.
 #[tokio::test(start_paused = true)]
 async fn a_lane_that_has_not_read_that_the_journal_is_behind_gets_no_nonce() {
