@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::broker::BrokerSettings;
@@ -13,6 +14,7 @@ use crate::model::{Gas, GasRule};
 use crate::observe::traces::{ExporterSettings, Sampling};
 use crate::policy::admission::AdmissionRules;
 use crate::policy::letters::rules::ReplayRules;
+use crate::policy::replies::ReplyRules;
 use crate::policy::routes::Route;
 use crate::stages::lane::{LaneRules, Tuning};
 use crate::stages::settle::SettleSettings;
@@ -58,6 +60,8 @@ pub struct Settings {
     pub broker: BrokerSettings,
     /// `[request]`, `[write]`, `[[route]]`, `[policy]` and `broker.max_body`
     pub admission: AdmissionRules,
+    /// `request.reply_to` and `request.reply_timeout`
+    pub replies: Arc<ReplyRules>,
     pub settle: SettleSettings,
     /// The endpoints' keys of `[chain]`.
     pub chain: ClientSettings,

@@ -110,7 +110,7 @@ impl<J: Journal + LetterDeeds + 'static> Daemon<'_, J> {
         let beat = Heartbeat::default();
         self.tasks.watch("broker", beat.clone());
         let broker = Broker::new(settings.broker.clone(), beat);
-        let (broker_state, publish_meter) = (broker.state(), broker.meter());
+        let (broker_state, publish_meter, prefetch) = (broker.state(), broker.meter(), broker.prefetch());
         let (deliver, deliveries) = mpsc::channel(DELIVERIES);
         let (traces, replay) = (SpanMeter::default(), ReplayMeter::default());
         let tracer = self.tracer(&traces)?;
@@ -139,6 +139,7 @@ impl<J: Journal + LetterDeeds + 'static> Daemon<'_, J> {
             queue: settings.queue().to_owned(),
             chain_id: settings.chain.chain_id,
             broker: broker_state.clone(),
+            prefetch,
             flow: flow.clone(),
             serving: serving.clone(),
             lanes: settings.signers.iter().zip(&lanes).map(|(signer, (_, signals))| view(signer, signals)).collect(),
@@ -150,7 +151,8 @@ impl<J: Journal + LetterDeeds + 'static> Daemon<'_, J> {
             recent,
         };
         self.spawn_observer(Observer::new(sources, Metrics::new(&meters)));
-        let sessions = broker.run(deliver, flow, self.tokens.stages.intake.clone(), self.tokens.broker.clone());
+        let hunger = lanes.iter().map(|(_, signals)| signals.is_hungry.subscribe()).collect();
+        let sessions = broker.run(deliver, flow, hunger, self.tokens.stages.intake.clone(), self.tokens.broker.clone());
         self.tasks.spawn_endless("broker", sessions);
         self.spawn_replayer(replay, serving.clone());
         self.spawn_reloads(reloading, adjustable, hangups);
@@ -261,6 +263,7 @@ impl<J: Journal + LetterDeeds + 'static> Daemon<'_, J> {
             lanes: accounts.iter().map(lane).collect(),
             admission: settings.admission.clone(),
             settle: SettleSettings { tracer: tracer.clone(), ..settings.settle.clone() },
+            replies: Arc::clone(&settings.replies),
             max_open: adjustable.max_open.subscribe(),
             upkeep: Pace::of(
                 settings.journal.retention,

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::model::Heartbeat;
+use crate::model::text::escaped;
 
 /// Time that is left after a second signal.
 const HURRIED_DEADLINE: Duration = Duration::from_secs(2);
@@ -150,7 +151,7 @@ pub async fn notify_systemd(
     stuck_stages: watch::Sender<Vec<&'static str>>,
 ) {
     let mut last_status = status();
-    notify(&[NotifyState::Ready, NotifyState::Status(&last_status)]);
+    notify(&[NotifyState::Ready, NotifyState::Status(&escaped(&last_status))]);
     let watchdog = sd_notify::watchdog_enabled();
     let mut pulses = Pulses::new(beats);
     let mut tick = tokio::time::interval(watchdog.map_or(PULSE_INTERVAL, |limit| (limit / 3).min(PULSE_INTERVAL)));
@@ -170,7 +171,8 @@ pub async fn notify_systemd(
             _ = renewal.tick() => {
                 let status = status();
                 if status != last_status {
-                    notify(&[NotifyState::Status(&status)]);
+                    // A line feed would begin another notification.
+                    notify(&[NotifyState::Status(&escaped(&status))]);
                     last_status = status;
                 }
             }
@@ -196,7 +198,7 @@ pub async fn while_starting<T>(doing: &str, work: impl Future<Output = T>) -> T 
 pub fn say_why(reason: &str) {
     let line = reason.lines().map(str::trim).collect::<Vec<_>>().join(" ");
     let line: String = line.chars().take(LONGEST_STATUS).collect();
-    notify(&[NotifyState::Status(&format!("ended: {line}"))]);
+    notify(&[NotifyState::Status(&escaped(&format!("ended: {line}")))]);
 }
 
 /// Holds when each stage was last seen to move.

@@ -100,7 +100,7 @@ pub(crate) fn transaction(request: RequestSeq, nonce: u64) -> NewTransaction {
 pub(crate) fn event(text: &str) -> Event {
     let (request, cause) = (id(text), Cause::new(Reason::Reverted, "no"));
     let subject = Subject {
-        organisation: "acme",
+        source: "/chainwriter/acme/31337/q",
         request: &request,
         generation: Generation::default(),
         batch: None,
@@ -144,7 +144,7 @@ fn displaced(request: RequestSeq, nonce: u64) -> Settlement {
     Settlement { transaction: Some(closed), decisions: Members::one((request, decision)) }
 }
 
-fn refused(account: AccountId, text: &str) -> RefusedMessage {
+pub(crate) fn refused(account: AccountId, text: &str) -> RefusedMessage {
     RefusedMessage {
         id: id(text),
         account,
@@ -169,7 +169,7 @@ pub(crate) async fn set(journal: Arc<dyn Journal>, requests: &[&str]) -> Set {
     assert_eq!(journal.raise_next_nonce(&lease, Nonce(0)).await.unwrap(), Nonce(0));
     let arrivals = requests.iter().map(|text| first(account, text)).collect();
     journal.admit(arrivals).await.unwrap();
-    let queued = journal.queued(account, i64::MIN, 100).await.unwrap();
+    let queued = journal.queued(account, i64::MIN, 1000).await.unwrap();
     assert_eq!(queued.len(), requests.len());
     Set { journal, account, lease, queued }
 }

@@ -108,6 +108,7 @@ async fn real() -> Real {
         uri: UriSource::Inline(SecretString::from(uri.clone())),
         client_name: "contract".to_owned(),
         prefetch: 10,
+        prefetch_bytes: 1 << 30,
         is_ordered: false,
         topology: Topology::new(Names::derived_from(QUEUE), vec![DELAY]),
         topology_mode: TopologyMode::Declare,
@@ -120,7 +121,7 @@ async fn real() -> Real {
     let publisher = Arc::new(broker.publisher());
     let (sender, deliveries) = mpsc::channel(4);
     let flow = watch::Sender::new(Flow::Open);
-    let running = broker.run(sender, flow.subscribe(), CancellationToken::new(), CancellationToken::new());
+    let running = broker.run(sender, flow.subscribe(), Vec::new(), CancellationToken::new(), CancellationToken::new());
     tokio::spawn(running);
     // The first confirm shows that all queues are there.
     publisher.publish(&outgoing("contract.dead", "any", "first")).await.unwrap();
