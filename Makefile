@@ -64,6 +64,7 @@ release: ## build all packages, the SBOM and the checksums into dist/
 
 test-install: ## install the Debian package on real, booted Debians and use it as an operator does (ON="bookworm trixie"; needs root)
 	@scripts/setup.sh packaging nspawn anvil
+	@scripts/package.sh deb
 	@scripts/test-install.sh $(ON)
 
 docs: ## build the book of docs/ into target/book
