@@ -26,6 +26,7 @@ SEED ?=
 WORKERS ?= 2
 JOURNAL ?= sqlite
 BATCH ?= 1
+NODE ?=
 simulate: ## run the whole program over fakes, in virtual time, seed after seed for DURATION=600 seconds (SEED= the first)
 	@CHAINWRITER_SECONDS=$(DURATION) CHAINWRITER_SEED=$(SEED) cargo test --quiet --locked --lib simulation::tests::as_long_as_asked -- --ignored --nocapture
 
@@ -35,9 +36,10 @@ chaos: setup ## simulate for a tenth of DURATION=600 seconds, then kill, cut and
 	@cargo build --quiet --locked $(call with_daemon,chaos)
 	@$(BUILT)/debug/chaos --duration $(DURATION) $(SEED:%=--seed %) --workers $(WORKERS) --journal $(JOURNAL) --batch $(BATCH)
 
-bench: setup ## measure throughput, cost, latency and growth on a private broker and chain (ONLY=throughput,latency MESSAGES=40000 RUNS=3)
+bench: setup ## measure throughput, cost, latency and growth on a private broker and chain (NODE=geth|anvil ONLY=throughput,latency MESSAGES=40000 RUNS=3)
+	@test "$(NODE)" = anvil || scripts/setup.sh geth || test -z "$(NODE)"
 	@cargo build --quiet --release --locked $(call with_daemon,bench)
-	@$(BUILT)/release/bench $(ONLY:%=--only %) $(MESSAGES:%=--messages %) $(RUNS:%=--runs %)
+	@$(BUILT)/release/bench $(NODE:%=--node %) $(ONLY:%=--only %) $(MESSAGES:%=--messages %) $(RUNS:%=--runs %)
 	@test -n "$(ONLY)" || cargo bench --quiet --locked --package chainwriter-tools --bench micro
 
 planted: ## plant known bugs one at a time and say which seed of the simulation finds each (builds once for each)

@@ -46,13 +46,6 @@ pub struct BrokerSettings {
     pub reconnect: (Duration, Duration),
 }
 
-/// Limits what may be held unacked. RabbitMQ counts deliveries alone.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Prefetch {
-    pub(super) deliveries: u16,
-    pub(super) bytes: u64,
-}
-
 pub(super) struct Connected {
     pub(super) connection: Connection,
     broker: String,
@@ -60,11 +53,6 @@ pub(super) struct Connected {
 }
 
 impl BrokerSettings {
-    /// Returns what may be held unacked, and whether in the queue's order.
-    pub(super) fn hold(&self) -> (Prefetch, bool) {
-        (Prefetch { deliveries: self.prefetch, bytes: self.prefetch_bytes }, self.is_ordered)
-    }
-
     /// Connects, as `client_name/role`.
     pub(super) async fn connect(&self, role: &str) -> Result<Connected, BrokerError> {
         let uri = self.uri.read().await?;

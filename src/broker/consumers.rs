@@ -11,12 +11,14 @@ use lapin::Channel;
 use lapin::message::Delivery;
 
 use crate::broker::BrokerError;
-use crate::broker::connection::{Connected, Prefetch, broker_detail};
+use crate::broker::connection::{Connected, broker_detail};
 
 /// Prefix of consumer tags; a number follows.
 const TAG: &str = "chainwriter";
 /// Prefetch while each delivery may be the one that ends the process.
 const CAREFUL_PREFETCH: u16 = 1;
+/// All but this part of what may be held counts as all: acks are on their way.
+const NEARLY: u16 = 16;
 /// A further consumer starts only for at least the prefetch divided by this.
 const WORTH_A_CONSUMER: u16 = 4;
 
@@ -31,9 +33,10 @@ pub(super) struct Consumers<'s> {
     connected: &'s Connected,
     channel: &'s Channel,
     queue: &'s str,
-    prefetch: Prefetch,
-    /// The size of a large body among the last ones.
-    large: u64,
+    /// What all may hold together.
+    prefetch: u16,
+    /// What the bodies of all may have together.
+    bytes: u64,
     /// Set while the bytes that are held leave no room.
     is_full: bool,
     /// Set to have one consumer at a time: between two the broker keeps no order.
@@ -52,19 +55,6 @@ pub(super) struct Consumers<'s> {
     held: Holder,
     /// The same for cancelled consumers, whose deliveries are still held and count.
     earlier: Vec<Holder>,
-}
-
-impl Prefetch {
-    /// Returns how many deliveries may be held if their bodies are as large as this.
-    fn deliveries_of(self, large: u64) -> u16 {
-        let fit = self.bytes / large.max(1);
-        u16::try_from(fit).unwrap_or(u16::MAX).clamp(1, self.deliveries.max(1))
-    }
-}
-
-/// A large body counts less with each further delivery, so that one alone does not keep the prefetch small.
-fn large_among(large: u64, next: u64) -> u64 {
-    next.max(large - large / 64)
 }
 
 /// Returns whether the bytes leave no room. Once they do, a quarter has to go first, so that consumers do not come and go with
@@ -111,14 +101,14 @@ impl<'s> Consumers<'s> {
         connected: &'s Connected,
         channel: &'s Channel,
         queue: &'s str,
-        (prefetch, is_ordered): (Prefetch, bool),
+        (prefetch, bytes, is_ordered): (u16, u64, bool),
     ) -> Self {
         Self {
             connected,
             channel,
             queue,
             prefetch,
-            large: 0,
+            bytes,
             is_full: false,
             is_ordered,
             streams: SelectAll::new(),
@@ -142,12 +132,23 @@ impl<'s> Consumers<'s> {
 
     /// Returns whether the bytes that are held leave room for more.
     pub(super) fn have_room(&mut self) -> bool {
-        self.is_full = is_full(self.is_full, self.held.bytes.load(Ordering::Relaxed), self.prefetch.bytes);
+        self.is_full = is_full(self.is_full, self.held.bytes.load(Ordering::Relaxed), self.bytes);
         !self.is_full
     }
 
-    fn most(&self) -> u16 {
-        self.prefetch.deliveries_of(self.large)
+    /// Lets further consumers hold more, or less. A value counts for a new consumer only.
+    pub(super) fn set_prefetch(&mut self, prefetch: u16) {
+        self.prefetch = prefetch;
+    }
+
+    /// Returns whether all that the running consumers may hold is held.
+    pub(super) fn are_exhausted(&mut self) -> bool {
+        self.are_running() && !self.is_careful && self.held.count() >= usize::from(self.granted - self.granted / NEARLY)
+    }
+
+    /// Returns whether the running consumers may hold far more than they should.
+    pub(super) fn are_oversized(&self) -> bool {
+        self.granted / 2 > self.prefetch
     }
 
     /// Ends the careful mode: the broker delivers suspects first, so there are none left.
@@ -161,7 +162,7 @@ impl<'s> Consumers<'s> {
             return Ok(());
         }
         let earlier = self.held_earlier();
-        let room = room(self.most(), self.is_careful, self.granted, earlier);
+        let room = room(self.prefetch, self.is_careful, self.granted, earlier);
         if room > 0 {
             self.count += 1;
             let tag = format!("{TAG}-{}", self.count);
@@ -177,7 +178,7 @@ impl<'s> Consumers<'s> {
     pub(super) fn is_outgrown(&mut self) -> bool {
         let (own, earlier) = (self.held.count(), self.held_earlier());
         let may_grow = self.is_ordered && self.are_running() && !self.is_careful;
-        may_grow && is_outgrown(self.most(), self.granted, own, earlier)
+        may_grow && is_outgrown(self.prefetch, self.granted, own, earlier)
     }
 
     fn held_earlier(&mut self) -> usize {
@@ -188,10 +189,7 @@ impl<'s> Consumers<'s> {
     /// Returns the next delivery. Waits for ever while no consumer runs.
     pub(super) async fn next(&mut self) -> Result<Delivery, BrokerError> {
         match self.streams.next().await {
-            Some(Some(Ok(delivery))) => {
-                self.large = large_among(self.large, delivery.data.len() as u64);
-                Ok(delivery)
-            }
+            Some(Some(Ok(delivery))) => Ok(delivery),
             Some(Some(Err(error))) => {
                 let detail = broker_detail(&error);
                 let hint = if detail.contains("delivery acknowledgement") { HELD_TOO_LONG } else { "" };
@@ -269,24 +267,6 @@ mod tests {
             let case = (prefetch, is_careful, granted, earlier);
             assert_eq!(room(prefetch, is_careful, granted, earlier), expected, "{case:?}");
         }
-    }
-
-    #[test]
-    fn the_larger_the_bodies_the_fewer_are_held() {
-        for (deliveries, bytes, large, expected) in [
-            (1000, 1_000_000, 0, 1000),
-            (1000, 1_000_000, 1000, 1000),
-            (1000, 1_000_000, 10_000, 100),
-            (1000, 1_000_000, 1_000_000, 1),
-            (1000, 1_000_000, 128_000_000, 1),
-            (5, 1_000_000, 10_000, 5),
-            (u16::MAX, u64::MAX, 1, u16::MAX),
-        ] {
-            let prefetch = Prefetch { deliveries, bytes };
-            assert_eq!(prefetch.deliveries_of(large), expected, "{prefetch:?} {large}");
-        }
-        let after = |count: usize| (0..count).fold(1_000_000, |large, _| large_among(large, 100));
-        assert!(after(1) > 900_000 && after(2000) <= 100, "{} {}", after(1), after(2000));
     }
 
     #[test]

@@ -55,6 +55,8 @@ mod endings;
 mod inspection;
 mod letter_json;
 mod marker;
+mod prefetch;
+mod publish_only;
 mod publisher;
 mod session;
 mod topology;
@@ -63,8 +65,10 @@ pub use connection::{BrokerSettings, UriSource, check_uri};
 pub use dead_letters::{Browse, DeadLetters, MOST_LETTERS, RawLetter, Seen, Ticket};
 pub use depths::{QueueDepth, QueueDepths, QueueRole};
 pub use inspection::{Inspection, TAKES_NO_MESSAGES, inspect};
+pub use prefetch::{PrefetchLimit, PrefetchState};
+pub use publish_only::PublishOnly;
 pub use publisher::SessionPublisher;
-pub use session::{Broker, BrokerState, Flow, PublishOnly, check};
+pub use session::{Broker, BrokerState, Flow, check};
 pub use topology::{Argument, Bind, Names, Topology, TopologyMode};
 
 #[derive(Debug, thiserror::Error)]

@@ -4,10 +4,12 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use futures_util::future::select_all;
 use futures_util::{Stream, StreamExt};
 use lapin::message::Delivery as AmqpDelivery;
 use lapin::{Channel, Event};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -16,8 +18,9 @@ use crate::broker::consumers::{Consumers, Held};
 use crate::broker::convert::message_of;
 use crate::broker::endings::Endings;
 use crate::broker::marker::SessionMarkers;
+use crate::broker::prefetch::{Prefetch, PrefetchState};
 use crate::broker::publisher::{PublishSession, SessionPublisher};
-use crate::broker::topology::{Names, TopologyMode};
+use crate::broker::topology::TopologyMode;
 use crate::broker::{BrokerError, Delivery};
 use crate::model::Heartbeat;
 use crate::model::text::cleaned;
@@ -74,6 +77,7 @@ pub struct Broker {
     settings: BrokerSettings,
     publish_session: watch::Sender<Option<Arc<PublishSession>>>,
     state: watch::Sender<BrokerState>,
+    prefetch: watch::Sender<PrefetchState>,
     /// Set once a message with a priority has come, and the log explains what that means.
     has_met_priority: OnceLock<()>,
     beat: Heartbeat,
@@ -83,6 +87,8 @@ pub struct Broker {
 struct Channels {
     deliveries: mpsc::Sender<Delivery>,
     flow: watch::Receiver<Flow>,
+    /// One for each lane: it could write more than it has.
+    hunger: Vec<watch::Receiver<bool>>,
     stop_consuming: CancellationToken,
     close: CancellationToken,
 }
@@ -91,7 +97,8 @@ impl Broker {
     pub fn new(settings: BrokerSettings, beat: Heartbeat) -> Self {
         let state = watch::Sender::new(BrokerState::Connecting("starting".to_owned()));
         let (publish_session, meter) = (watch::Sender::new(None), PublishMeter::default());
-        Self { settings, publish_session, state, has_met_priority: OnceLock::new(), beat, meter }
+        let prefetch = watch::Sender::new(Prefetch::new(settings.prefetch, settings.prefetch_bytes).state());
+        Self { settings, publish_session, state, prefetch, has_met_priority: OnceLock::new(), beat, meter }
     }
 
     pub fn publisher(&self) -> SessionPublisher {
@@ -121,21 +128,28 @@ impl Broker {
         self.state.subscribe()
     }
 
+    pub fn prefetch(&self) -> watch::Receiver<PrefetchState> {
+        self.prefetch.subscribe()
+    }
+
     /// Runs one session after the other until `close`. A broker out of reach is no error here: it is tried again for ever.
-    /// Deliveries come while `flow` is open and `stop_consuming` is not cancelled; acks and publishes go on until `close`.
+    /// Deliveries come while `flow` is open and `stop_consuming` is not cancelled; acks and publishes go on until `close`. More
+    /// are held while one of `hunger` is true.
     pub async fn run(
         self,
         deliveries: mpsc::Sender<Delivery>,
         flow: watch::Receiver<Flow>,
+        hunger: Vec<watch::Receiver<bool>>,
         stop_consuming: CancellationToken,
         close: CancellationToken,
     ) {
-        let channels = Channels { deliveries, flow, stop_consuming, close };
+        let channels = Channels { deliveries, flow, hunger, stop_consuming, close };
+        let mut prefetch = Prefetch::new(self.settings.prefetch, self.settings.prefetch_bytes);
         let (first, longest) = self.settings.reconnect;
         let mut pause = RetryPauses::between(first, longest);
         while !channels.close.is_cancelled() {
-            let began = tokio::time::Instant::now();
-            let end = self.session(&channels).await;
+            let began = Instant::now();
+            let end = self.session(&channels, &mut prefetch).await;
             self.publish_session.send_replace(None);
             let Err(error) = end else { break };
             if began.elapsed() > longest {
@@ -149,16 +163,16 @@ impl Broker {
     }
 
     async fn wait(&self, wait: Duration, close: &CancellationToken) {
-        let until = tokio::time::Instant::now() + wait;
-        while tokio::time::Instant::now() < until && !close.is_cancelled() {
+        let until = Instant::now() + wait;
+        while Instant::now() < until && !close.is_cancelled() {
             self.beat.beat();
-            let step = (tokio::time::Instant::now() + BEAT).min(until);
+            let step = (Instant::now() + BEAT).min(until);
             let _ = tokio::time::timeout_at(step, close.cancelled()).await;
         }
     }
 
     /// Runs one session. Returns `Ok` when asked to close, an error when the session failed.
-    async fn session(&self, channels: &Channels) -> Result<(), BrokerError> {
+    async fn session(&self, channels: &Channels, prefetch: &mut Prefetch) -> Result<(), BrokerError> {
         let consuming = self.settings.connect("consume").await?;
         let publishing = self.settings.connect("publish").await?;
         self.settings.topology.ensure(&consuming, self.settings.topology_mode).await?;
@@ -170,7 +184,8 @@ impl Broker {
 
         let channel = consuming.channel().await?;
         let mut endings = Endings::new(self.settings.call_timeout);
-        let served = self.serve(channels, &consuming, &publishing.connected, &channel, &mut events, &mut endings).await;
+        let connections = (&consuming, &publishing.connected);
+        let served = self.serve(channels, connections, &channel, &mut events, &mut endings, prefetch).await;
         self.publish_session.send_replace(None);
         if matches!(served, Ok(()) | Err(BrokerError::Withdrawn)) {
             // What fails here the broker delivers again.
@@ -185,23 +200,26 @@ impl Broker {
     async fn serve(
         &self,
         channels: &Channels,
-        consuming: &Connected,
-        publishing: &Connected,
+        (consuming, publishing): (&Connected, &Connected),
         channel: &Channel,
         events: &mut (impl Stream<Item = Event> + Unpin),
         endings: &mut Endings,
+        prefetch: &mut Prefetch,
     ) -> Result<(), BrokerError> {
         let mut flow = channels.flow.clone();
         let (mut intake_is_there, mut flows, mut has_delivered) = (true, false, false);
         let mut check = tokio::time::interval(BEAT);
         let queue = self.settings.topology.names.work.as_str();
-        let mut consumers = Consumers::new(consuming, channel, queue, self.settings.hold());
+        let hold = (prefetch.size(), self.settings.prefetch_bytes, self.settings.is_ordered);
+        let mut hunger = channels.hunger.clone();
+        let mut consumers = Consumers::new(consuming, channel, queue, hold);
         loop {
             self.beat.beat();
             let is_open = intake_is_there && wanted(&mut flow, has_delivered)? == Flow::Open;
             let is_wanted = is_open && !channels.stop_consuming.is_cancelled();
             if is_wanted && consumers.have_room() {
-                if consumers.is_outgrown() {
+                self.adapt(prefetch, &mut consumers, &hunger);
+                if consumers.is_outgrown() || consumers.are_oversized() {
                     self.stop(channels, &mut consumers, endings).await?;
                 }
                 consumers.grow().await?;
@@ -226,6 +244,8 @@ impl Broker {
                 () = channels.stop_consuming.cancelled(), if consumers.are_running() => {}
                 // When intake has ended, settle still acks and publishes.
                 changed = flow.changed(), if intake_is_there => intake_is_there = changed.is_ok(),
+                () = any_changes(&mut hunger), if !hunger.is_empty() => {}
+                () = tokio::time::sleep_until(prefetch.adapts_at().unwrap_or_else(Instant::now)), if prefetch.adapts_at().is_some() => {}
                 ended = endings.next() => {
                     let sent = endings.send(channel, ended).await;
                     sent.map_err(|error| consuming.failed("ack", broker_detail(&error)))?;
@@ -233,6 +253,7 @@ impl Broker {
                 delivery = consumers.next() => {
                     has_delivered = true;
                     let delivery = delivery?;
+                    prefetch.record(delivery.data.len());
                     let held = consumers.holder().hold(delivery.data.len());
                     if !self.hand_over(channels, delivery, endings, held).await {
                         consumers.trust();
@@ -240,6 +261,17 @@ impl Broker {
                 }
             }
         }
+    }
+
+    /// Lets consumers hold more where lanes want more, or less where bodies are large.
+    fn adapt(&self, prefetch: &mut Prefetch, consumers: &mut Consumers<'_>, hunger: &[watch::Receiver<bool>]) {
+        let wants_more = consumers.are_exhausted() && hunger.iter().any(|lane| *lane.borrow());
+        if prefetch.adapt(wants_more, Instant::now()) {
+            info!(prefetch = prefetch.size(), "lanes could write more: more deliveries are held");
+        }
+        consumers.set_prefetch(prefetch.size());
+        let state = prefetch.state();
+        self.prefetch.send_if_modified(|now| std::mem::replace(now, state) != state);
     }
 
     async fn stop(
@@ -324,6 +356,19 @@ impl Broker {
     }
 }
 
+/// Waits until a lane becomes hungry or stops being so.
+async fn any_changes(hunger: &mut [watch::Receiver<bool>]) {
+    let changes = hunger.iter_mut().map(|lane| {
+        Box::pin(async {
+            // A lane that has ended says nothing any more.
+            if lane.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        })
+    });
+    select_all(changes).await;
+}
+
 /// Returns the flow that intake wants.
 ///
 /// # Errors
@@ -344,33 +389,4 @@ pub async fn check(settings: &BrokerSettings, mode: TopologyMode) -> Result<Stri
     let vhost = connected.vhost().to_owned();
     connected.close().await;
     ensured.map(|()| vhost)
-}
-
-/// A connection that only publishes, for the command line.
-pub struct PublishOnly {
-    session: Arc<PublishSession>,
-    sessions: watch::Sender<Option<Arc<PublishSession>>>,
-    patience: Duration,
-}
-
-impl PublishOnly {
-    pub async fn connect(settings: &BrokerSettings) -> Result<Self, BrokerError> {
-        let connected = settings.connect("publish").await?;
-        let session = Arc::new(PublishSession::new(connected, settings.publish_channels, settings.confirm_timeout));
-        let sessions = watch::Sender::new(Some(Arc::clone(&session)));
-        Ok(Self { session, sessions, patience: settings.confirm_timeout })
-    }
-
-    pub fn markers(&self, names: &Names) -> SessionMarkers {
-        let (exchange, queue) = (names.retry.clone(), names.journal.clone());
-        SessionMarkers { session: self.sessions.subscribe(), patience: self.patience, exchange, queue }
-    }
-
-    pub fn publisher(&self) -> SessionPublisher {
-        SessionPublisher { session: self.sessions.subscribe(), patience: self.patience, meter: PublishMeter::default() }
-    }
-
-    pub async fn close(self) {
-        self.session.connected.close().await;
-    }
 }

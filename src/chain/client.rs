@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::future::BoxFuture;
 use jsonrpc_core::Value;
 use reqwest::Url;
 use serde::de::DeserializeOwned;
@@ -290,21 +290,7 @@ impl Chain for NodeClient {
     }
 
     async fn counts(&self, account: Address, at: CountAt) -> Vec<(String, Result<Nonce>)> {
-        let tag_of = |at| match at {
-            CountAt::Block(number) => tag(BlockTag::Number(number)),
-            CountAt::Pending => json!("pending"),
-        };
-        let tagged = tag_of(at);
-        let (tagged, is_pending) = (&tagged, at == CountAt::Pending);
-        let ask = |endpoint| async move {
-            let params = vec![json!(account), tagged.clone()];
-            let answer = Endpoint::ask(endpoint, "eth_getTransactionCount", params).await;
-            let counted = answer.and_then(|answer| count(answer).map_err(|detail| endpoint.nonsense(detail)));
-            (endpoint.label().to_owned(), counted)
-        };
-        // What another chain has says nothing; what waits in a pool counts wherever it is.
-        let counts = |endpoint: &&Endpoint| is_pending || endpoint.health().is_verified();
-        join_all(self.endpoints.all().iter().filter(counts).map(ask)).await
+        self.counts_at(account, at).await
     }
 
     async fn sent_in(&self, account: Address, block: BlockNumber) -> Result<Option<SentInBlock>> {
@@ -354,6 +340,10 @@ impl Chain for NodeClient {
         self.broadcast_everywhere(transactions).await
     }
 
+    async fn has_transaction(&self, hash: TxHash) -> Result<bool> {
+        self.ask("eth_getTransactionByHash", vec![json!(hash)], |answer: Value| Ok(!answer.is_null())).await
+    }
+
     async fn pooled(&self, account: Address, nonce: Nonce) -> Result<Option<Pooled>> {
         self.pooled_at(account, nonce).await
     }
@@ -369,7 +359,7 @@ impl Chain for NodeClient {
     }
 }
 
-fn count(answer: Value) -> std::result::Result<Nonce, String> {
+pub(super) fn count(answer: Value) -> std::result::Result<Nonce, String> {
     answers::place(&answer).map(Nonce).ok_or_else(|| format!("transaction count {answer}"))
 }
 
@@ -377,7 +367,7 @@ fn is_hex(digits: &str) -> bool {
     !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
 }
 
-fn tag(block: BlockTag) -> Value {
+pub(super) fn tag(block: BlockTag) -> Value {
     match block {
         BlockTag::Latest => json!("latest"),
         BlockTag::Safe => json!("safe"),

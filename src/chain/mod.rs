@@ -59,6 +59,7 @@ mod answers;
 mod broadcast;
 mod client;
 mod confirm;
+mod counts;
 mod endpoint;
 pub mod follow;
 mod health;
@@ -231,6 +232,8 @@ pub enum CountAt {
     Block(BlockNumber),
     /// With those that wait in the endpoint's pool.
     Pending,
+    /// The same, of the endpoints that serve and answer soon.
+    Pools,
 }
 
 /// A transaction that waits in a node's pool.
@@ -325,6 +328,9 @@ pub trait Chain: Send + Sync {
     async fn broadcast(&self, transactions: &[Traced<RawTransaction>]) -> Vec<Result<()>>;
 
     async fn balance(&self, account: Address) -> Result<Wei>;
+
+    /// Returns whether a node has this transaction, in its pool or in a block.
+    async fn has_transaction(&self, hash: TxHash) -> Result<bool>;
 
     /// Returns the transaction of the account that a node's pool holds at this nonce. `None` where there is none, or where no
     /// node shows its pool.

@@ -102,7 +102,7 @@ impl<J: Journal + LetterDeeds + 'static> Daemon<'_, J> {
         let beat = Heartbeat::default();
         self.tasks.watch("broker", beat.clone());
         let broker = Broker::new(settings.broker.clone(), beat);
-        let (broker_state, publish_meter) = (broker.state(), broker.meter());
+        let (broker_state, publish_meter, prefetch) = (broker.state(), broker.meter(), broker.prefetch());
         let (deliver, deliveries) = mpsc::channel(DELIVERIES);
         let (traces, replay) = (SpanMeter::default(), ReplayMeter::default());
         let tracer = self.tracer(&traces)?;
@@ -131,6 +131,7 @@ impl<J: Journal + LetterDeeds + 'static> Daemon<'_, J> {
             queue: settings.queue().to_owned(),
             chain_id: settings.chain.chain_id,
             broker: broker_state.clone(),
+            prefetch,
             flow: flow.clone(),
             serving: serving.clone(),
             lanes: settings.signers.iter().zip(&lanes).map(|(signer, (_, signals))| view(signer, signals)).collect(),
@@ -142,7 +143,8 @@ impl<J: Journal + LetterDeeds + 'static> Daemon<'_, J> {
             recent,
         };
         self.spawn_observer(Observer::new(sources, Metrics::new(&meters)));
-        let sessions = broker.run(deliver, flow, self.tokens.stages.intake.clone(), self.tokens.broker.clone());
+        let hunger = lanes.iter().map(|(_, signals)| signals.is_hungry.subscribe()).collect();
+        let sessions = broker.run(deliver, flow, hunger, self.tokens.stages.intake.clone(), self.tokens.broker.clone());
         self.tasks.spawn_endless("broker", sessions);
         self.spawn_replayer(replay, serving.clone());
         let reloads = reload::run(settings.clone(), reloading, adjustable, hangups);

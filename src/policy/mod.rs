@@ -25,5 +25,6 @@ pub mod retry_schedule;
 pub mod revert;
 pub mod routes;
 pub mod schema;
+pub mod send_order;
 pub mod send_window;
 pub mod target_pauses;

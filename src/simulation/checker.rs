@@ -19,6 +19,10 @@ use crate::simulation::store::{EventRecord, RequestRow, SignedRecord, Store, Tra
 use crate::simulation::workload::{Behaviour, Body};
 use crate::simulation::world::World;
 
+/// For so long the lowest nonce may be unknown to every node, once nothing goes wrong any more.
+const UNKNOWN_MS: u64 = 30_000;
+/// Words about room and order in a pool: they are no reason for a nonce to stay unknown.
+const OF_POOLS: [&str; 4] = ["nonce too", "known", "txpool is full", "too distant"];
 /// As often a node has to drop a transaction before it may count as refused.
 const DROPS: u32 = 3;
 /// Answers that are kept of one transaction.
@@ -36,6 +40,8 @@ pub(super) struct Checker {
     pub(super) violations: Vec<String>,
     /// Nonces whose end was checked.
     closed: BTreeSet<(AccountId, Nonce)>,
+    /// Since when no node has anything at an account's lowest nonce.
+    unknown_since: BTreeMap<AccountId, u64>,
     /// Hashes that were in a block at some time, or that a node named in one.
     pub(super) seen_in_blocks: BTreeSet<TxHash>,
     /// Every id that was published, with the bodies that went out under it; a second one is a conflict.
@@ -427,6 +433,36 @@ impl World {
         let is_awaited = row.state == RequestState::RetryPending && row.generation == generation.next_retry();
         let is_noted = row.state.is_settled() || is_parked || (row.generation > generation && !is_awaited);
         if is_noted { Ok(()) } else { Err("the journal does not know of its copy") }
+    }
+
+    /// Invariant 17: what pools have dropped, or had no room for, goes out again soon, lowest nonce first. At each tick, once
+    /// nothing goes wrong any more.
+    pub(super) fn check_known(&mut self) {
+        // An operator is slow, where a lane waits for one.
+        if self.checker.was_restored {
+            return;
+        }
+        let now = self.now_ms();
+        self.with_store(|world, store| {
+            for (account, row) in store.accounts() {
+                let lowest = world.ledger.nonce(row.address);
+                let live = store.transactions().get(&(*account, lowest));
+                let live = live.filter(|live| live.state == TransactionState::Live);
+                let is_refused = |live: &TransactionRow| {
+                    let mut said = live.signed.iter().filter_map(|own| world.checker.said.get(&own.attempt.raw.hash));
+                    said.any(|said| said.iter().any(|text| !OF_POOLS.iter().any(|word| text.contains(word))))
+                };
+                let is_known = world.ledger.pool.contains_key(&(row.address, lowest));
+                if is_known || live.is_none_or(is_refused) {
+                    world.checker.unknown_since.remove(account);
+                    continue;
+                }
+                let since = *world.checker.unknown_since.entry(*account).or_insert(now);
+                if now - since > UNKNOWN_MS {
+                    world.violated(format!("17: no node has anything at nonce {lowest}, the lowest, since {since}"));
+                }
+            }
+        });
     }
 
     /// Invariant 13: nothing is away any more, so no request waits longer for what other requests ask. An operator's limits

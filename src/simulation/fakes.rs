@@ -26,6 +26,7 @@ use crate::policy::fee::Market;
 use crate::signer::{Signer, SignerError};
 use crate::simulation::journal::{Faults, MemoryJournal, NoFaults, not_written};
 use crate::simulation::ledger::encode;
+use crate::simulation::pools::{Judged, PoolRules};
 
 /// Returns an empty journal in memory.
 pub(crate) fn journal() -> Arc<MemoryJournal> {
@@ -187,6 +188,7 @@ pub(crate) fn own_hash(nonce: u64) -> TxHash {
 /// What a transaction of [`FakeSigner`] offers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Offer {
+    pub(crate) nonce: u64,
     /// It is a transfer to the account itself.
     pub(crate) is_transfer: bool,
     pub(crate) gas: u64,
@@ -197,8 +199,9 @@ impl Offer {
     /// Reads what [`encode`] has written.
     fn read(raw: &[u8]) -> Option<Self> {
         let fields: Vec<_> = raw.splitn(11, |byte| *byte == b'|').map(String::from_utf8_lossy).collect();
-        let [_, _, _, _, _, gas, _, price, _, _, data] = fields.as_slice() else { return None };
-        Some(Self { is_transfer: data.is_empty(), gas: gas.parse().ok()?, price: price.parse().ok()? })
+        let [_, _, nonce, _, _, gas, _, price, _, _, data] = fields.as_slice() else { return None };
+        let (nonce, is_transfer) = (nonce.parse().ok()?, data.is_empty());
+        Some(Self { nonce, is_transfer, gas: gas.parse().ok()?, price: price.parse().ok()? })
     }
 }
 
@@ -238,6 +241,11 @@ pub(crate) struct FakeChainState {
     pub(crate) refused: BTreeMap<TxHash, String>,
     /// What the node refuses of all the rest, with its text.
     pub(crate) refuses: Option<fn(Offer) -> Option<&'static str>>,
+    /// What the node's pool has, by nonce, and what it keeps.
+    pub(crate) pool: BTreeMap<u64, TxHash>,
+    pub(crate) pool_rules: PoolRules,
+    /// The node counts no pending transactions.
+    pub(crate) hides_pending: bool,
     /// What a node's pool holds at each nonce that it is asked for.
     pub(crate) pooled: Option<Pooled>,
     /// What the node answers to each estimate, if that fails.
@@ -367,6 +375,40 @@ impl FakeChainState {
         Some(Receipt { transaction, succeeded: !self.reverted.contains(&hash) })
     }
 
+    /// Returns the account's next nonce with what the pool has in order.
+    pub(crate) fn next_pending(&self) -> u64 {
+        let count = self.next_nonce();
+        let pending = (count..).find(|nonce| !self.pool.contains_key(nonce));
+        pending.filter(|_| !self.hides_pending).unwrap_or(count)
+    }
+
+    fn next_nonce(&self) -> u64 {
+        self.sent.iter().filter(|(sent, _)| *sent <= self.head).count() as u64
+    }
+
+    /// What the pool does with these bytes, and what the node says.
+    fn accept(&mut self, signed: &RawTransaction) -> Result<()> {
+        let offer = Offer::read(&signed.bytes);
+        let by_rule = || self.refuses.and_then(|refuses| refuses(offer?));
+        if let Some(text) = self.refused.get(&signed.hash).map(String::as_str).or_else(by_rule) {
+            return Err(refusal(text));
+        }
+        let (count, executable) = (self.next_nonce(), (self.next_pending() - self.next_nonce()) as usize);
+        let Some(Offer { nonce, .. }) = offer.filter(|offer| offer.nonce >= count) else { return Ok(()) };
+        self.pool.retain(|pooled, _| *pooled >= count);
+        match self.pool.get(&nonce) {
+            Some(pooled) if *pooled == signed.hash => return Err(refusal("already known")),
+            Some(_) => {}
+            None => match self.pool_rules.judge(nonce, count, self.pool.keys().copied(), executable) {
+                Judged::Yes => {}
+                Judged::Dropped => return Ok(()),
+                Judged::Refused(text) => return Err(refusal(text)),
+            },
+        }
+        self.pool.insert(nonce, signed.hash);
+        Ok(())
+    }
+
     fn in_block(&self, block: u64) -> impl Iterator<Item = &Sent> {
         self.sent.iter().filter(move |(own, _)| *own == block).map(|(_, sent)| sent)
     }
@@ -438,6 +480,10 @@ impl Chain for FakeChain {
         let (block, pending) = match at {
             CountAt::Block(number) => (BlockTag::Number(number), 0),
             CountAt::Pending => (BlockTag::Latest, self.change(|state| state.pending)),
+            CountAt::Pools => {
+                let next = self.count().map(|state| Nonce(state.next_pending()));
+                return vec![("fake".to_owned(), next)];
+            }
         };
         let count = self.transaction_count(account, block).await;
         vec![("fake".to_owned(), count.map(|count| count.plus(pending)))]
@@ -470,15 +516,15 @@ impl Chain for FakeChain {
             state.latency
         });
         tokio::time::sleep(latency).await;
-        let (refused, refuses) = self.change(|state| (state.refused.clone(), state.refuses));
-        let answer = |signed: &RawTransaction| {
-            let by_rule = || refuses.and_then(|refuses| refuses(Offer::read(&signed.bytes)?));
-            match refused.get(&signed.hash).map(String::as_str).or_else(by_rule) {
-                Some(text) => Err(refusal(text)),
-                None => Ok(()),
+        self.change(|state| {
+            let mut answers: Vec<_> = transactions.iter().map(|_| Ok(())).collect();
+            let mut order: Vec<_> = answers.iter_mut().zip(transactions).collect();
+            if state.pool_rules.shuffles {
+                order.reverse();
             }
-        };
-        transactions.iter().map(|signed| answer(&signed.item)).collect()
+            order.into_iter().for_each(|(answer, signed)| *answer = state.accept(&signed.item));
+            answers
+        })
     }
 
     async fn market(&self, _: &Header) -> Result<Market> {
@@ -516,6 +562,11 @@ impl Chain for FakeChain {
     async fn call(&self, _: &Call, _: BlockNumber) -> Result<Bytes> {
         drop(self.count()?);
         Err(refusal("execution reverted"))
+    }
+
+    async fn has_transaction(&self, hash: TxHash) -> Result<bool> {
+        let state = self.count()?;
+        Ok(state.pool.values().any(|pooled| *pooled == hash) || state.receipt(hash).is_some())
     }
 
     async fn pooled(&self, _: Address, _: Nonce) -> Result<Option<Pooled>> {

@@ -9,6 +9,7 @@ use crate::chain::transaction_hash;
 use crate::model::{
     Address, BlockHash, BlockNumber, ContentHash, Fee, Gas, Nonce, RecordId, TxHash, UnsignedTransaction, Wei,
 };
+use crate::simulation::pools::{Judged, PoolRules};
 use crate::simulation::workload::{Behaviour, Body, records_in};
 
 pub(super) const CHAIN_ID: u64 = 1337;
@@ -84,6 +85,8 @@ pub(super) struct Ledger {
     pub(super) broke: BTreeSet<Address>,
     /// Nodes refuse a nonce that does not follow on, instead of keeping it for later.
     pub(super) no_gaps: bool,
+    /// A pool like a real program's; none where it keeps what the constants above say.
+    pub(super) pool_rules: Option<PoolRules>,
     /// Blocks that stand on a final one.
     pub(super) depth: u64,
     /// The highest block that was ever final.
@@ -269,27 +272,44 @@ impl Ledger {
             return Err(text);
         } else if self.committed(sender, nonce).saturating_add(transaction.cost) > self.funds_of(sender) {
             return refuse("insufficient funds for gas * price + value");
-        } else if nonce.0 > count.0 + MOST_AHEAD {
+        } else if self.pool_rules.is_none() && nonce.0 > count.0 + MOST_AHEAD {
             return refuse("Transaction nonce is too distant from current sender nonce");
-        } else if self.no_gaps && !follows {
+        } else if self.pool_rules.is_none() && self.no_gaps && !follows {
             return refuse("nonce too high");
         } else if let Some(replaced) = replaced {
             let enough = |new: u128, old: u128| new >= old + old / 10;
             if !enough(price, replaced.ceiling().0) || !enough(transaction.fee.tip().0, replaced.tip().0) {
                 return refuse("replacement transaction underpriced");
             }
-        } else if pooled >= MOST_POOLED && highest < nonce {
+        } else if self.pool_rules.is_none() && pooled >= MOST_POOLED && highest < nonce {
             return refuse("txpool is full");
         } else if price < self.base_fee / 2 {
             return refuse("transaction underpriced");
         }
         self.known.insert(hash, transaction);
+        match self.pool_rules.filter(|_| replaced.is_none()).map(|rules| self.judge(&rules, sender, nonce)) {
+            None | Some(Judged::Yes) => {}
+            Some(Judged::Dropped) => return Ok(hash),
+            Some(Judged::Refused(text)) => return refuse(text),
+        }
         self.pool.insert((sender, nonce), hash);
-        if replaced.is_none() && pooled >= MOST_POOLED {
+        if self.pool_rules.is_none() && replaced.is_none() && pooled >= MOST_POOLED {
             // Pools make room for what can run by what cannot run yet.
             self.pool.remove(&(sender, highest));
         }
         Ok(hash)
+    }
+
+    /// Whether the pool has it.
+    pub(super) fn has(&self, hash: TxHash) -> bool {
+        self.known.get(&hash).is_some_and(|known| self.pool.get(&(known.sender, known.nonce)) == Some(&hash))
+    }
+
+    fn judge(&self, rules: &PoolRules, sender: Address, nonce: Nonce) -> Judged {
+        let senders: BTreeSet<Address> = self.pool.keys().map(|(sender, _)| *sender).collect();
+        let executable: u64 = senders.iter().map(|own| self.pending(*own).0 - self.nonce(*own).0).sum();
+        let own = self.pool.keys().filter(|(account, _)| *account == sender).map(|(_, nonce)| nonce.0);
+        rules.judge(nonce.0, self.nonce(sender).0, own, usize::try_from(executable).unwrap_or(usize::MAX))
     }
 
     /// Somebody else with the key takes the account's next nonce.

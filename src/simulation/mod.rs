@@ -21,6 +21,7 @@ mod ledger;
 mod markers;
 mod nodes;
 mod outages;
+pub(crate) mod pools;
 mod queues;
 mod restored;
 mod settings;

@@ -106,12 +106,15 @@ impl SimNodes {
 
 /// What a node does with bytes, whoever still waits for its answer.
 fn accept(world: &mut World, transactions: &[RawTransaction]) -> Vec<Result<()>> {
-    let answer = |signed: &RawTransaction| {
+    let accept_one = |world: &mut World, signed: &RawTransaction| {
         let accepted = match world.weather.refuses_all {
             Some(words) => Err(words.text().to_owned()),
             None => world.ledger.accept(&signed.bytes),
         };
-        world.checker.record_answer(signed.hash, accepted.as_ref().err());
+        // What it drops at once no block has passed over.
+        if accepted.is_err() || world.ledger.has(signed.hash) {
+            world.checker.record_answer(signed.hash, accepted.as_ref().err());
+        }
         for body in decode(&signed.bytes).map(|transaction| Body::all(&transaction.data)).unwrap_or_default() {
             world.check_time(&body);
         }
@@ -119,7 +122,13 @@ fn accept(world: &mut World, transactions: &[RawTransaction]) -> Vec<Result<()>>
         world.note(format!("a node gets {}: {text}", signed.hash));
         accepted.map(|_| ()).map_err(refusal)
     };
-    transactions.iter().map(answer).collect()
+    let mut answers: Vec<_> = transactions.iter().map(|_| Ok(())).collect();
+    let mut order: Vec<_> = transactions.iter().zip(&mut answers).collect();
+    if world.ledger.pool_rules.is_some_and(|rules| rules.shuffles) {
+        world.rng.shuffle(&mut order);
+    }
+    order.into_iter().for_each(|(signed, slot)| *slot = accept_one(world, signed));
+    answers
 }
 
 fn refusal(message: String) -> ChainError {
@@ -246,7 +255,7 @@ impl Chain for SimNodes {
     async fn counts(&self, account: Address, at: CountAt) -> Vec<(String, Result<Nonce>)> {
         let count = match at {
             CountAt::Block(number) => self.transaction_count(account, BlockTag::Number(number)).await,
-            CountAt::Pending => self.read(|world, _| Ok(world.ledger.pending(account))).await,
+            CountAt::Pending | CountAt::Pools => self.read(|world, _| Ok(world.ledger.pending(account))).await,
         };
         vec![("sim".to_owned(), count)]
     }
@@ -409,6 +418,11 @@ impl Chain for SimNodes {
             return all(ChainError::Nonsense { endpoint: "sim".to_owned(), detail });
         }
         answers
+    }
+
+    async fn has_transaction(&self, hash: TxHash) -> Result<bool> {
+        let look = |world: &mut World, view: &View| Ok(world.ledger.has(hash) || receipt(view, hash).is_some());
+        self.read(look).await
     }
 
     async fn pooled(&self, account: Address, nonce: Nonce) -> Result<Option<Pooled>> {

@@ -160,6 +160,12 @@ impl RunSettings {
         true
     }
 
+    /// What a pool drops has to be noticed before it is time to send it again anyway.
+    pub(super) fn resend_late(&mut self) {
+        let tuning = Tuning { resend_after: Duration::from_secs(120), ..*self.lane.tuning.borrow() };
+        self.lane.tuning = watch::channel(tuning).1;
+    }
+
     /// An operator's limits, in some of the runs.
     pub(super) fn draw_limits(&mut self, rng: &mut Rng) {
         let limits = Limits {

@@ -95,6 +95,9 @@ impl Storm {
         // Drawn apart, so that all else in a run is as it is without them.
         let mut apart = Rng::with_seed(!seed);
         settings.draw_limits(&mut apart);
+        if world.lock().ledger.pool_rules.is_some() {
+            settings.resend_late();
+        }
         let keys = settings.draw_ordering(&mut apart);
         settings.draw_batches(&mut Rng::with_seed(seed.rotate_left(32)));
         let mut apart = Rng::with_seed(seed.rotate_left(16));
@@ -151,6 +154,9 @@ impl Storm {
             let now = self.world.lock().now_ms();
             if !self.calm && now >= STORM_MS {
                 self.clear_up();
+            }
+            if self.calm {
+                self.world.lock().check_known();
             }
             if self.calm && now >= STORM_MS + PATIENCE_MS && !self.is_patience_checked {
                 self.is_patience_checked = true;

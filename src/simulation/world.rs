@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::model::TxHash;
 use crate::simulation::checker::Checker;
 use crate::simulation::ledger::{Ledger, Rules, View};
+use crate::simulation::pools::PoolRules;
 use crate::simulation::queues::Queues;
 use crate::simulation::store::Store;
 use crate::simulation::workload::Words;
@@ -151,6 +152,7 @@ impl World {
         ledger.no_gaps = rng.bool();
         // Drawn apart, so that all else in a run is as it is without them.
         ledger.rules = Rules::draw(&mut Rng::with_seed(!rng.get_seed()));
+        ledger.pool_rules = PoolRules::draw(&mut Rng::with_seed(rng.get_seed().rotate_left(24)));
         Self {
             begin,
             weather: Weather { slowness_ms: 5, ..Weather::default() },

@@ -16,6 +16,7 @@ pub mod amqp;
 pub mod anvil;
 pub mod contracts;
 pub mod documents;
+pub mod geth;
 pub mod guard;
 pub mod http;
 pub mod nodes;
@@ -30,6 +31,7 @@ pub mod worker;
 
 pub use amqp::{Amqp, Taken, Watch, headers, next_event, with_id};
 pub use anvil::{ACCOUNTS, Anvil, AnvilConfig};
+pub use geth::{Geth, GethConfig};
 pub use guard::Guard;
 pub use nodes::{DeafNode, Reply, ScriptedNode, highest_fee_of, nonce_of};
 pub use ports::free_port;

@@ -17,17 +17,17 @@ const AREA: &str = "node";
 const AHEAD: Duration = Duration::from_secs(15);
 /// A newest block older than this is remarkable where `chain.max_head_age` is off.
 const OLD_HEAD: Duration = Duration::from_secs(10 * 60);
-/// Programs that say what they are and not how many transactions of one account their pools keep: that number, where nobody has
-/// set another, and what sets it.
-const POOLS: [(&str, usize, &str); 4] = [
+/// Programs that say what they are and not how many transactions of one account their pools keep: that number, unless an option
+/// sets another, which ones it counts, and that option.
+const POOLS: [(&str, usize, &str, &str); 4] = [
     // https://besu.hyperledger.org/public-networks/reference/cli/options
-    ("besu/", 200, "--tx-pool-max-future-by-sender"),
-    // core/txpool/legacypool: those that have to wait for others.
-    ("geth/", 64, "--txpool.accountqueue"),
+    ("besu/", 200, "", "--tx-pool-max-future-by-sender"),
+    // core/txpool/legacypool: the others fit as long as the pool has room for 5,120 of all accounts.
+    ("geth/", 64, " that come before their turn", "--txpool.accountqueue"),
     // crates/transaction-pool/src/config.rs
-    ("reth/", 16, "--txpool.max-account-slots"),
+    ("reth/", 16, "", "--txpool.max-account-slots"),
     // txnprovider/txpool/txpoolcfg
-    ("erigon/", 16, "--txpool.accountslots"),
+    ("erigon/", 16, "", "--txpool.accountslots"),
 ];
 /// The time between two blocks is the average over this many.
 const SPACING_BLOCKS: u64 = 64;
@@ -148,17 +148,18 @@ fn pool(settings: &Settings, label: &str, program: &str) -> Finding {
     let in_flight = settings.lane.in_flight;
     let what = format!("{label} runs {program}");
     let name = program.to_lowercase();
-    let Some((_, most, option)) = POOLS.iter().find(|(known, ..)| name.starts_with(known)) else {
+    let Some((_, most, which, option)) = POOLS.iter().find(|(known, ..)| name.starts_with(known)) else {
         return Finding::ok(AREA, what);
     };
     let what = format!(
-        "{what}, which keeps {most} transactions of an account unless {option} says more; chain.in_flight is {in_flight}"
+        "{what}, which keeps {most} transactions of an account{which} unless {option} says more; the worker sends no more than it \
+         keeps, and chain.in_flight is {in_flight}"
     );
-    if in_flight <= *most {
+    // In-order sends meet no limit on those before their turn.
+    if in_flight <= *most || !which.is_empty() {
         return Finding::ok(AREA, what);
     }
-    Finding::notice(AREA, what)
-        .remedy("give it that many, or lower chain.in_flight; what it does not take is sent again, fewer at a time")
+    Finding::notice(AREA, what).remedy("if that limits the rate, let the node keep more, or use several signers")
 }
 
 fn block_time(head: &Header) -> Timestamp {
@@ -291,8 +292,8 @@ mod tests {
         let level = |in_flight, program| pool(&settings(in_flight), "node:8545", program).level;
         assert_eq!(level(200, "besu/v25.9.0/linux-x86_64/openjdk-java-21"), Level::Ok);
         assert_eq!(level(201, "besu/v25.9.0/linux-x86_64/openjdk-java-21"), Level::Note);
-        assert_eq!(level(65, "Geth/v1.16.7-stable/linux-amd64/go1.25.4"), Level::Note);
-        assert_eq!(level(64, "Geth/v1.16.7-stable/linux-amd64/go1.25.4"), Level::Ok);
+        assert_eq!(level(5000, "Geth/v1.16.7-stable/linux-amd64/go1.25.4"), Level::Ok, "it keeps those in order");
+        assert_eq!(level(17, "reth/v1.9.0"), Level::Note);
         assert_eq!(level(100_000, "anvil/v1.5.0"), Level::Ok, "nobody knows");
         let told = pool(&settings(300), "node:8545", "besu/v25.9.0").to_string();
         assert!(told.contains("keeps 200") && told.contains("--tx-pool-max-future-by-sender"), "{told}");

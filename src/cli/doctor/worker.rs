@@ -18,7 +18,20 @@ pub(super) async fn examine(settings: &Settings) -> Vec<Finding> {
 
 fn of_report(report: &WorkerReport) -> Vec<Finding> {
     let waits: Vec<_> = report.lanes.iter().flat_map(of_lane).collect();
-    if waits.is_empty() { vec![Finding::ok(AREA, "no lane pauses, and no request is held up")] } else { waits }
+    if waits.is_empty() {
+        let what = format!("no lane pauses, and no request is held up; {}", sizes(report));
+        return vec![Finding::ok(AREA, what)];
+    }
+    waits
+}
+
+/// Says how many transactions and deliveries may be on their way, and what keeps that from being more.
+fn sizes(report: &WorkerReport) -> String {
+    let windows = report.lanes.iter().filter(|lane| lane.owner);
+    let windows =
+        windows.map(|lane| format!("window of {} {} (limit: {})", lane.account, lane.window, lane.window_limit));
+    let limit = report.broker.prefetch_limit.map_or(String::new(), |limit| format!(" (limit: {limit})"));
+    windows.chain([format!("prefetch {}{limit}", report.broker.prefetch)]).collect::<Vec<_>>().join(", ")
 }
 
 fn of_lane(lane: &LaneReport) -> Vec<Finding> {
@@ -48,7 +61,9 @@ mod tests {
         )
         .unwrap();
         report.lanes.iter_mut().for_each(|lane| (lane.paused, lane.held) = (None, Vec::new()));
-        assert!(matches!(of_report(&report).as_slice(), [Finding { level: Level::Ok, .. }]));
+        let quiet = of_report(&report);
+        assert!(matches!(quiet.as_slice(), [Finding { level: Level::Ok, .. }]), "{quiet:?}");
+        assert!(quiet[0].what.contains("64 (limit: blocks), prefetch 1000 (limit: no lane wants more)"), "{quiet:?}");
         let held = HeldReport { request: "order-7".to_owned(), why: "it is not simulated".to_owned() };
         let pause = PauseReport { reason: "insufficient_funds".to_owned(), detail: "0 wei".to_owned() };
         let lane = report.lanes.first_mut().unwrap();

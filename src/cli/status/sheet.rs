@@ -184,7 +184,7 @@ fn as_reported(lane: &LaneReport, at: Timestamp) -> Vec<(Tone, String)> {
         _ => "no block seen".to_owned(),
     };
     let doing = if lane.owner {
-        format!("{} in flight, window {}", lane.in_flight, lane.window)
+        format!("{} in flight, window {} (limit: {})", lane.in_flight, lane.window, lane.window_limit)
     } else {
         "stands by".to_owned()
     };

@@ -16,6 +16,7 @@ pub(super) fn set(gauges: &Gauges, report: &WorkerReport) {
         gauges.broker_state.set([state], flag(broker.state == state));
     }
     gauges.deliveries_wanted.set([], flag(broker.deliveries_wanted));
+    gauges.prefetch.set([], f64::from(broker.prefetch));
     for lane in lanes {
         set_lane(gauges, lane, *at);
     }
@@ -39,6 +40,9 @@ fn set_lane(gauges: &Gauges, lane: &LaneReport, at: Timestamp) {
     }
     gauges.lane_in_flight.set(of, lane.in_flight as f64);
     gauges.lane_window.set(of, lane.window as f64);
+    if lane.owner {
+        gauges.lane_window_limit.set([&account, &lane.window_limit], 1.0);
+    }
     gauges.lane_nonces_filled.set(of, lane.nonces_filled as f64);
     let amount = |text: &Option<String>| text.as_deref().and_then(wei).map(|wei| wei.0 as f64);
     for (gauge, value) in [

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::broker::{BrokerState, Flow};
+use crate::broker::{BrokerState, Flow, PrefetchState};
 use crate::chain::{Chain, NodeClient};
 use crate::daemon::status::report::{BrokerReport, HeldReport, LaneReport, PauseReport, WorkerReport};
 use crate::daemon::status::{RecentLines, gauges};
@@ -37,6 +37,7 @@ pub struct Sources {
     pub queue: String,
     pub chain_id: u64,
     pub broker: watch::Receiver<BrokerState>,
+    pub prefetch: watch::Receiver<PrefetchState>,
     pub flow: watch::Receiver<Flow>,
     /// Whether this journal serves the queue.
     pub serving: watch::Receiver<Serving>,
@@ -117,6 +118,7 @@ impl Observer {
         let balances = asked.balances.iter().copied().chain(std::iter::repeat(None));
         let lanes: Vec<_> = sources.lanes.iter().zip(balances).map(|(lane, balance)| lane.report(balance)).collect();
         let broker = sources.broker.borrow().clone();
+        let prefetch = *sources.prefetch.borrow();
         let is_draining = sources.draining.is_cancelled();
         WorkerReport {
             worker: sources.worker.clone(),
@@ -132,6 +134,8 @@ impl Observer {
                 detail: broker.detail().map(str::to_owned),
                 deliveries_wanted: *sources.flow.borrow() == Flow::Open,
                 deliveries_held: u64::try_from(sources.settle.held.get()).unwrap_or(0),
+                prefetch: prefetch.size,
+                prefetch_limit: Some(prefetch.limit),
             },
             lanes,
             endpoints: sources.node.endpoint_states(),
@@ -181,6 +185,7 @@ impl LaneView {
             throttled: state.throttled.map(|throttled| throttled.to_string()),
             in_flight: state.in_flight as u64,
             window: state.window as u64,
+            window_limit: state.window_limit.as_str().to_owned(),
             next_nonce: state.next_nonce,
             head: state.head,
             head_at: head_at.map(Timestamp),

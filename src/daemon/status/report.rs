@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::broker::PrefetchLimit;
 use crate::chain::EndpointState;
 use crate::daemon::status::RecentLine;
 use crate::journal::JournalOverview;
@@ -41,6 +42,12 @@ pub struct BrokerReport {
     pub deliveries_wanted: bool,
     /// Requests whose deliveries this instance holds unacknowledged.
     pub deliveries_held: u64,
+    /// How many it may hold now.
+    #[serde(default)]
+    pub prefetch: u16,
+    /// What keeps that from being more.
+    #[serde(default)]
+    pub prefetch_limit: Option<PrefetchLimit>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +64,9 @@ pub struct LaneReport {
     pub in_flight: u64,
     /// How many may wait for a block now.
     pub window: u64,
+    /// What keeps that from being more: `start`, `blocks`, `pool` or `in_flight`.
+    #[serde(default)]
+    pub window_limit: String,
     pub next_nonce: Option<Nonce>,
     pub head: Option<BlockNumber>,
     /// That block's own time.

@@ -169,7 +169,7 @@ pub(crate) async fn set(journal: Arc<dyn Journal>, requests: &[&str]) -> Set {
     assert_eq!(journal.raise_next_nonce(&lease, Nonce(0)).await.unwrap(), Nonce(0));
     let arrivals = requests.iter().map(|text| first(account, text)).collect();
     journal.admit(arrivals).await.unwrap();
-    let queued = journal.queued(account, i64::MIN, 100).await.unwrap();
+    let queued = journal.queued(account, i64::MIN, 1000).await.unwrap();
     assert_eq!(queued.len(), requests.len());
     Set { journal, account, lease, queued }
 }

@@ -52,10 +52,13 @@ gauges! {
     broker_state = "broker_state" by ["state"],
         "1 for how it stands with the broker: connecting, consuming, paused (connected, no deliveries wanted), blocked";
     deliveries_wanted = "deliveries_wanted" by [], "1 while there is room and a lane takes requests";
+    prefetch = "prefetch" by [], "How many deliveries may be held unacknowledged now";
     lane_owner = "lane_owner" by ["account"], "1 while this instance owns the account";
     lane_open = "lane_open" by ["account"], "1 while the lane takes requests, or another instance's does";
     lane_in_flight = "lane_in_flight" by ["account"], "Transactions that are not final";
     lane_window = "lane_window" by ["account"], "How many transactions may wait for a block now";
+    lane_window_limit = "lane_window_limit" by ["account", "limit"],
+        "1 for what keeps the window from being larger: start (no block has shown what it holds), blocks, pool, in_flight";
     lane_next_nonce = "lane_next_nonce" by ["account"], "The nonce that the next transaction gets";
     lane_head_block = "lane_head_block" by ["account"], "The newest block seen";
     lane_head_age = "lane_head_age_seconds" by ["account"], "How old that block is, by its own timestamp";

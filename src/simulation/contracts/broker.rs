@@ -121,7 +121,7 @@ async fn real() -> Real {
     let publisher = Arc::new(broker.publisher());
     let (sender, deliveries) = mpsc::channel(4);
     let flow = watch::Sender::new(Flow::Open);
-    let running = broker.run(sender, flow.subscribe(), CancellationToken::new(), CancellationToken::new());
+    let running = broker.run(sender, flow.subscribe(), Vec::new(), CancellationToken::new(), CancellationToken::new());
     tokio::spawn(running);
     // The first confirm shows that all queues are there.
     publisher.publish(&outgoing("contract.dead", "any", "first")).await.unwrap();

@@ -6,13 +6,16 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use secrecy::SecretString;
 
-use crate::chain::{BlockTag, Call, Chain, ChainError, ClientSettings, Confirmation, Header, NodeClient, Receipt};
+use crate::chain::{
+    BlockTag, Call, Chain, ChainError, ClientSettings, Confirmation, CountAt, Header, NodeClient, Receipt,
+};
 use crate::model::{Address, BlockNumber, Fee, Gas, Nonce, RawTransaction, TxHash, UnsignedTransaction, Wei};
 use crate::policy::classify::{ErrorTable, SendMeaning, SimulationMeaning};
 use crate::policy::finality::FinalityRule;
 use crate::signer::{LocalSigner, Signer};
 use crate::simulation::ledger::CHAIN_ID;
 use crate::simulation::nodes::SimNodes;
+use crate::simulation::pools::PoolRules;
 use crate::simulation::signer::SimSigner;
 use crate::simulation::workload::{Behaviour, Body};
 use crate::simulation::world::{Shared, World};
@@ -47,6 +50,8 @@ async fn simulated() -> Simulated {
     let signer = SimSigner { world: world.clone(), address: Address([1; 20]) };
     // The journal knows all that the contract's tests send: invariant 1 is not their business.
     world.lock().checker.trusts_everybody = true;
+    // A pool like Anvil's.
+    world.lock().ledger.pool_rules = Some(PoolRules::default());
     Simulated { world, nodes, signer }
 }
 
@@ -199,6 +204,26 @@ async fn counts_are_those_of_the_asked_block(stage: &mut impl Stage) {
     assert!(count(BlockTag::Number(BlockNumber(before.0 + 100))).await.is_err(), "there is no such block");
 }
 
+async fn a_pool_shows_what_it_has_in_order_and_by_hash(stage: &mut impl Stage) {
+    let account = stage.signer().address();
+    let mut sent = Vec::new();
+    for nonce in 0..4 {
+        sent.push(signed(stage, nonce, PRICE).await);
+    }
+    let [first, second, third, fourth] = sent.as_slice() else { panic!("there are four") };
+    let pending = async || stage.chain().counts(account, CountAt::Pools).await.remove(0).1.unwrap();
+    let has = async |signed: &RawTransaction| stage.chain().has_transaction(signed.hash).await.unwrap();
+    for early in [first, second, fourth] {
+        send(stage, early).await;
+    }
+    assert_eq!((pending().await, has(first).await, has(third).await), (Nonce(2), true, false));
+    assert!(has(fourth).await, "it waits for the one before");
+    send(stage, third).await;
+    assert_eq!((pending().await, has(third).await), (Nonce(4), true));
+    stage.mine().await;
+    assert_eq!((pending().await, has(third).await), (Nonce(4), true), "in a block");
+}
+
 async fn blocks_stand_on_each_other_and_end_at_the_newest(stage: &mut impl Stage) {
     let below = head(stage).await;
     stage.mine().await;
@@ -261,6 +286,7 @@ super::both!(
     real(),
     a_transaction_is_found_by_its_hash_wherever_it_is,
     counts_are_those_of_the_asked_block,
+    a_pool_shows_what_it_has_in_order_and_by_hash,
     blocks_stand_on_each_other_and_end_at_the_newest,
     a_reorganisation_takes_blocks_and_receipts_away,
     a_nonce_in_the_pool_goes_to_who_pays_an_eighth_more,

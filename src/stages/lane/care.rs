@@ -1,6 +1,8 @@
 //! What a transaction needs that is in no block: to be sent again, to offer more, to be cancelled; or a person, since it can
 //! do none of these. Decides, and changes nothing.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use crate::model::{Cause, Fee, Gas, PauseReason, Purpose, Wei};
@@ -8,12 +10,16 @@ use crate::policy::fee::{FeeMode, FeeRules, Market, is_underpriced};
 use crate::policy::gas;
 use crate::policy::refusals::{Lack, Lasting};
 use crate::stages::lane::RESEND_UNKNOWN;
-use crate::stages::lane::in_flight::{Holder, InFlight, PoolStatus, Refusal, RefusalKind};
+use crate::stages::lane::in_flight::InFlight;
 use crate::stages::lane::learnt::{SIGNED_PER_NONCE, cause_of, corrected_gas};
+use crate::stages::lane::pool_status::{Holder, PoolStatus};
+use crate::stages::lane::refusal::{Refusal, RefusalKind};
 use crate::stages::lane::term::Term;
 
 /// A signed transaction must have been passed over by this many blocks before it is replaced for its age.
 const BLOCKS_BEFORE_REPLACING: u64 = 2;
+/// So many of those that pools have, the lowest, are sent again after `chain.resend_after`.
+const RESENT: usize = 64;
 /// What is to be done about a transaction that is in no block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Care {
@@ -90,10 +96,12 @@ impl Canary {
 }
 
 impl Term<'_> {
-    /// Decides about the transaction at this place of those that are in no block, lowest nonce first.
+    /// Decides about the transaction at this place of those that are in no block, lowest nonce first. One
+    /// that is early comes before its turn, behind one that no node took.
     pub(super) fn care_for(
         &self,
         place: usize,
+        is_early: bool,
         transaction: &InFlight,
         market: &Market,
         canary: &mut Canary,
@@ -121,8 +129,11 @@ impl Term<'_> {
             Need::Person(stuck) => Some(stuck),
         };
         let tuning = self.tuning();
-        let is_in_window = place < self.flight.window().size();
-        let is_due = is_in_window && transaction.is_due(Instant::now(), RESEND_UNKNOWN, tuning.resend_after);
+        let is_its_turn = place < self.flight.window().size() && !is_early;
+        // What pools are known to have goes to them again in order, for endpoints that lack it.
+        let goes_again = place < RESENT || !self.pools.trusts_counts(Instant::now());
+        let resend_after = if goes_again { tuning.resend_after } else { Duration::MAX };
+        let is_due = is_its_turn && transaction.is_due(Instant::now(), RESEND_UNKNOWN, resend_after);
         (if is_due { Care::Send } else { Care::Wait }, stuck)
     }
 
@@ -173,7 +184,7 @@ impl Term<'_> {
         let tuning = self.tuning();
         tuning.fees.mode != FeeMode::Zero
             && transaction.waits_for_a_block()
-            && transaction.signed_since.elapsed() >= tuning.replace_after
+            && transaction.waits_for() >= tuning.replace_after
             && blocks >= BLOCKS_BEFORE_REPLACING
     }
 

@@ -24,11 +24,22 @@ use crate::stages::settle::inbox::{FromLane, LaneVerdict, Ruling};
 
 /// Transactions signed and journalled together at most.
 const ROUND: usize = 256;
+/// A lane could write more when more than this part of its window is free.
+const HUNGRY: usize = 8;
 
 impl Term<'_> {
     pub(super) fn can_fill(&self) -> bool {
         self.queue.has_work(&self.context.settings.rules.batching)
             && self.flight.room() > 0
+            && self.may_try()
+            && self.gate.may_begin().is_ok()
+    }
+
+    /// Returns whether a good part of the window is free and there is nothing to fill it with.
+    pub(super) fn is_hungry(&self) -> bool {
+        let is_free = self.flight.room() > self.flight.window().size() / HUNGRY;
+        is_free
+            && !self.queue.has_work(&self.context.settings.rules.batching)
             && self.may_try()
             && self.gate.may_begin().is_ok()
     }
@@ -198,10 +209,9 @@ impl Term<'_> {
             for request in requests.iter() {
                 meter.until_broadcast.record(request.received_at.age());
             }
-            let nonce = transaction.nonce;
             self.flight.insert(transaction);
-            self.send(nonce);
         }
+        self.send_due();
     }
 
     /// Fails what may not cost as much as it would now. It comes back later.

@@ -62,9 +62,10 @@ impl Term<'_> {
         self.foreign.unsettled.orphan(|inclusion| anew || orphaned.contains(&inclusion.block_hash));
         self.reorged.orphan(|inclusion| anew || orphaned.contains(&inclusion.block_hash));
         self.reorged.include(&included);
-        if self.flight.include(included) {
+        self.flight.include(included);
+        if self.flight.widen() {
             let window = self.flight.window().size();
-            info!(window, "nodes take as many transactions as chain.in_flight allows again");
+            info!(window, "nodes take as many transactions as are wanted again");
         }
         self.view.see(head, anew || !orphaned.is_empty());
     }

@@ -264,7 +264,8 @@ async fn many_requests_that_nothing_simulates_do_not_stop_the_account() {
     term.fill().await.unwrap();
     take_in(&bench, &[("good", 0)]).await;
     term.queue.expect_more();
-    work(&mut term, 1).await;
+    // In pages of what the window holds at first.
+    work(&mut term, 4).await;
     assert_eq!(signed(&term), ["good"], "{} are aside", term.queue.aside().len());
     // Each outcome is a step of its own.
     work(&mut term, 2_000).await;

@@ -5,70 +5,17 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
-use crate::chain::{Inclusion, Pooled};
+use crate::chain::Inclusion;
 use crate::journal::LiveTransaction;
 use crate::model::{BlockNumber, Cause, Gas, Nonce, Purpose, Reason, SignedTransaction, Timestamp, TxHash};
 use crate::policy::classify::SendMeaning;
-use crate::policy::refusals::{self, Lack, Lasting};
+use crate::policy::refusals::{self, Lack};
 use crate::stages::lane::payload::Payload;
+use crate::stages::lane::pool_status::{Holder, PoolStatus};
+use crate::stages::lane::refusal::{Refusal, RefusalKind};
 
 /// A transaction that nodes have dropped so often is one that no block will take as it stands.
 const DROPS: u32 = 3;
-
-/// What the nodes say of the newest signed transaction of a nonce. An answer decides when the bytes are sent again and
-/// whether they are replaced; it never ends a nonce.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum PoolStatus {
-    /// No node has said that it has the transaction.
-    Unknown,
-    /// A node has it.
-    Pooled,
-    /// A node has no room for it, or wants earlier nonces first. The next block may change that; a higher price does not.
-    HeldBack,
-    /// A node wants a higher price.
-    Underpriced(Lack),
-    /// A node has another transaction at the nonce, and wants more to replace it.
-    Outbid,
-    /// A node says that the nonce is used: by one of ours, or by a foreign transaction. Finality decides which.
-    NonceUsed,
-    /// A node does not take it, for a reason that stands in its text.
-    Refused,
-}
-
-/// How a refusal may end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum RefusalKind {
-    /// Never: no waiting changes it.
-    Lasting(Lasting),
-    /// By itself, perhaps.
-    Passing,
-    /// Not known: no table has the text.
-    Unknown,
-    /// Nodes took it and dropped it again and again.
-    Dropped,
-    /// The account cannot pay it.
-    Unpaid,
-}
-
-/// Refusals of the newest signed transaction, without an answer since then that a node takes it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Refusal {
-    pub(super) since: Instant,
-    /// The last of the answers.
-    pub(super) answer: String,
-    pub(super) kind: RefusalKind,
-    times: u32,
-    /// Blocks that came meanwhile.
-    blocks: u32,
-}
-
-/// A foreign transaction that holds a nonce in a pool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Holder {
-    /// The transaction, where a node shows it.
-    pub(super) found: Option<Pooled>,
-    pub(super) asked_at: Instant,
-}
 
 /// Whether the newest signed transaction is with the broadcaster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,8 +40,12 @@ pub(super) struct InFlight {
     pub(super) refusal: Option<Refusal>,
     /// When the newest was signed, by the monotonic clock.
     pub(super) signed_since: Instant,
-    /// The newest block when the newest was first waited for.
+    /// The newest block when the newest was first waited for: it was next, and no pool has dropped it since.
     pub(super) waits_since: Option<BlockNumber>,
+    /// The time of that, not before it was signed.
+    waits_from: Instant,
+    /// A block has come since it was signed, or dropped.
+    has_seen_block: bool,
     /// The account is not past any nonce before it: it can be in the next block.
     is_next: bool,
     /// Since when nodes take it and have lost it by the next time, and how often.
@@ -115,6 +66,7 @@ pub(super) struct InFlight {
 impl InFlight {
     /// Returns a transaction that no node has heard of, as far as is known.
     pub(super) fn new(payload: Payload, nonce: Nonce, signed: Vec<SignedTransaction>) -> Self {
+        let now = Instant::now();
         Self {
             payload,
             nonce,
@@ -123,8 +75,10 @@ impl InFlight {
             pool: PoolStatus::Unknown,
             sending: Sending::Due,
             refusal: None,
-            signed_since: Instant::now(),
+            signed_since: now,
             waits_since: None,
+            waits_from: now,
+            has_seen_block: false,
             is_next: false,
             drops: None,
             was_taken: false,
@@ -192,7 +146,7 @@ impl InFlight {
         self.holder = None;
         self.sending = Sending::Due;
         self.signed_since = Instant::now();
-        self.waits_since = None;
+        (self.waits_since, self.has_seen_block) = (None, false);
     }
 
     pub(super) fn begin_sending(&mut self) {
@@ -204,14 +158,56 @@ impl InFlight {
     }
 
     /// Makes it due, unless its answer is still to come.
-    fn send_again(&mut self) {
+    pub(super) fn send_again(&mut self) {
         if !self.is_being_sent() {
             self.sending = Sending::Due;
         }
     }
 
+    /// Makes it due again: it was called back before it went out.
+    pub(super) fn call_back(&mut self) {
+        self.sending = Sending::Due;
+    }
+
     pub(super) fn is_being_sent(&self) -> bool {
         self.sending == Sending::UnderWay
+    }
+
+    /// Returns whether it has yet to be sent, the first time or again.
+    pub(super) fn is_to_be_sent(&self) -> bool {
+        self.sending == Sending::Due && self.pool != PoolStatus::NonceUsed
+    }
+
+    /// Returns whether nodes have answered and none has it: no pool has those behind it before their turn, except a few.
+    pub(super) fn blocks_others(&self) -> bool {
+        matches!(self.sending, Sending::Since(_)) && !matches!(self.pool, PoolStatus::Pooled | PoolStatus::NonceUsed)
+    }
+
+    /// Returns whether a node has it by its own word, given so long ago or longer.
+    pub(super) fn is_pooled_for(&self, age: Duration, now: Instant) -> bool {
+        self.is_pooled() && matches!(self.sending, Sending::Since(sent) if now.duration_since(sent) >= age)
+    }
+
+    /// Nodes that answered with its hash may have kept it or not: one before it is missing. It goes out again after that.
+    pub(super) fn came_early(&mut self) {
+        if self.is_pooled() {
+            self.pool = PoolStatus::Unknown;
+        }
+        self.send_again();
+    }
+
+    /// It waits for a block anew: no pool has it, or may not have had it until now.
+    pub(super) fn restart_wait(&mut self) {
+        (self.waits_since, self.has_seen_block) = (None, true);
+    }
+
+    /// No pool has it any more. It goes out again at the same price: lack of room is no reason for a higher one.
+    pub(super) fn record_missing(&mut self) {
+        if self.is_pooled() {
+            self.pool = PoolStatus::HeldBack;
+            self.restart_wait();
+            self.send_again();
+        }
     }
 
     /// Returns whether a node has the newest, by its own word.
@@ -240,20 +236,14 @@ impl InFlight {
         self.is_next && (self.is_pooled() || self.is_dropped())
     }
 
-    /// Returns the refusal that a cancellation ends: one that lasts, or one that nothing has ended for so long. In unknown
-    /// words it must have come more than once, with blocks in between.
+    /// Returns for how long it has been next, and in a pool as far as is known.
+    pub(super) fn waits_for(&self) -> Duration {
+        self.waits_from.elapsed()
+    }
+
+    /// Returns the refusal that a cancellation ends.
     pub(super) fn final_refusal(&self, patience: Duration, now: Instant) -> Option<&Refusal> {
-        const TIMES: u32 = 2;
-        self.refusal.as_ref().filter(|refusal| {
-            let is_old = now.duration_since(refusal.since) >= patience;
-            match refusal.kind {
-                // A lower price cures it, where its cap is known.
-                RefusalKind::Lasting(Lasting::TooExpensive(most)) => most.is_none() && is_old,
-                RefusalKind::Lasting(_) => true,
-                RefusalKind::Passing | RefusalKind::Dropped | RefusalKind::Unpaid => is_old,
-                RefusalKind::Unknown => is_old && refusal.times >= TIMES && refusal.blocks > 0,
-            }
-        })
+        self.refusal.as_ref().filter(|refusal| refusal.is_final(patience, now))
     }
 
     /// Returns whether the newest is to be sent (again).
@@ -282,7 +272,7 @@ impl InFlight {
             let answer = format!("nodes took it {times} times and dropped it each time before it got into a block");
             warn!(request.id = %self.payload.requests.first.id, tx.nonce = %self.nonce, "{answer}");
             self.pool = PoolStatus::Refused;
-            self.refusal = Some(Refusal { since, answer, kind: RefusalKind::Dropped, times, blocks: 0 });
+            self.refusal = Some(Refusal::of_drops(since, answer, times));
         }
     }
 
@@ -329,17 +319,7 @@ impl InFlight {
         if before.as_ref().is_none_or(|before| before.kind != kind) {
             self.log_refusal(kind, text);
         }
-        // In known words it counts, whatever unknown ones come between.
-        let is_known = |refusal: &Refusal| refusal.kind != RefusalKind::Unknown;
-        let kept = before.as_ref().filter(|before| kind == RefusalKind::Unknown && is_known(before));
-        let (kind, answer) = kept.map_or((kind, text), |kept| (kept.kind, kept.answer.as_str()));
-        self.refusal = Some(Refusal {
-            since: before.as_ref().map_or(now, |before| before.since),
-            answer: answer.to_owned(),
-            kind,
-            times: before.as_ref().map_or(1, |before| before.times.saturating_add(1)),
-            blocks: before.as_ref().map_or(0, |before| before.blocks),
-        });
+        self.refusal = Some(Refusal::after(before, kind, text, now));
         self.pool = PoolStatus::Refused;
     }
 
@@ -367,13 +347,17 @@ impl InFlight {
         }
     }
 
-    /// Applies a new block: the newest waits from here on; a nonce that the account is not past is not used, whatever a
-    /// node said; what was held back may go out again.
+    /// Applies a new block: the newest waits from here on, if it is next; a nonce that the account is not past is not used,
+    /// whatever a node said; what was held back may go out again.
     pub(super) fn record_head(&mut self, head: BlockNumber, count: Nonce) {
-        self.waits_since.get_or_insert(head);
         self.is_next = self.nonce <= count;
+        if self.is_next && self.waits_since.is_none() {
+            self.waits_since = Some(head);
+            self.waits_from = if self.has_seen_block { Instant::now() } else { self.signed_since };
+        }
+        self.has_seen_block = true;
         if let Some(refusal) = &mut self.refusal {
-            refusal.blocks = refusal.blocks.saturating_add(1);
+            refusal.count_block();
         }
         if self.pool == PoolStatus::NonceUsed && self.nonce >= count {
             self.pool = PoolStatus::Unknown;
@@ -540,6 +524,29 @@ mod tests {
         assert!(!due(&transaction));
         tokio::time::advance(late).await;
         assert!(due(&transaction));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_waits_for_a_block_from_when_it_is_next_and_anew_once_a_pool_has_dropped_it() {
+        let wait = Duration::from_secs(60);
+        let mut transaction = transaction();
+        tokio::time::advance(wait).await;
+        transaction.record_answer(SendMeaning::AlreadyKnown, "", Instant::now());
+        transaction.nonce = Nonce(5);
+        transaction.record_head(BlockNumber(7), Nonce(4));
+        assert_eq!(transaction.waits_since, None, "one before it comes first");
+        transaction.record_head(BlockNumber(8), Nonce(5));
+        assert_eq!((transaction.waits_since, transaction.waits_for()), (Some(BlockNumber(8)), Duration::ZERO));
+        tokio::time::advance(wait).await;
+        transaction.record_head(BlockNumber(9), Nonce(5));
+        assert_eq!((transaction.waits_since, transaction.waits_for()), (Some(BlockNumber(8)), wait));
+        transaction.record_missing();
+        assert!(transaction.is_to_be_sent() && !transaction.waits_for_a_block());
+        transaction.record_head(BlockNumber(10), Nonce(5));
+        assert_eq!((transaction.waits_since, transaction.waits_for()), (Some(BlockNumber(10)), Duration::ZERO));
+        let mut first = InFlight::recovered(fixtures::live(0, 0), Timestamp(9_000_000), wait);
+        first.record_head(BlockNumber(10), Nonce(0));
+        assert_eq!(first.waits_for(), wait, "an earlier owner has waited for it");
     }
 
     #[tokio::test(start_paused = true)]

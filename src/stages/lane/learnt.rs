@@ -9,7 +9,8 @@ use crate::model::{Cause, Fee, Gas, Reason, Wei};
 use crate::policy::fee::{FeeRules, Market};
 use crate::policy::gas;
 use crate::policy::refusals::Lasting;
-use crate::stages::lane::in_flight::{InFlight, Refusal, RefusalKind};
+use crate::stages::lane::in_flight::InFlight;
+use crate::stages::lane::refusal::{Refusal, RefusalKind};
 
 /// How long a limit counts.
 const LASTS: Duration = Duration::from_secs(3600);

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`queue`] | requests that were fetched, and payloads that are ready to be signed; [`aside`] are those that the node does not simulate |
 //! | [`flight`] | live transactions, the window, the broadcaster; [`in_flight`] is one of them |
+//! | [`pool_check`] | what pools have of what was sent |
 //! | [`view`] | what is known of the chain: head, finality, price, receipts |
 //! | [`learnt`] | limits of the nodes: size, gas, least tip, what a self-transfer costs |
 //! | [`gate`] | pauses, the operator's limits, the account's funds: may anything be signed now? |
@@ -73,8 +74,11 @@ mod learnt;
 mod maybe_written;
 mod nonce_gaps;
 mod payload;
+mod pool_check;
+mod pool_status;
 mod queue;
 mod recorded;
+mod refusal;
 mod reorged_finals;
 mod repairs;
 mod resend;
@@ -92,6 +96,8 @@ mod view;
 mod fixtures;
 #[cfg(test)]
 mod held_tests;
+#[cfg(test)]
+mod pool_tests;
 #[cfg(test)]
 mod refusals_tests;
 #[cfg(test)]

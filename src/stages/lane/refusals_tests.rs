@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::chain::Pooled;
 use crate::model::{Fee, Nonce, PauseReason, Purpose, Reason, TxHash, Wei};
-use crate::stages::lane::in_flight::PoolStatus;
 use crate::stages::lane::learnt::SIGNED_PER_NONCE;
+use crate::stages::lane::pool_status::PoolStatus;
 use crate::stages::lane::term::Term;
 use crate::stages::lane::tests::{Bench, REFUSED_AFTER, newest};
 use crate::stages::settle::inbox::LaneVerdict;

@@ -7,7 +7,7 @@ use crate::chain::follow::broadcaster::Answered;
 use crate::chain::{Call, ChainError};
 use crate::journal::JournalError;
 use crate::model::{
-    Fee, Gas, Nonce, PauseReason, Purpose, Reason, SignedTransaction, Timestamp, UnsignedTransaction, Wei,
+    BlockNumber, Fee, Gas, Nonce, PauseReason, Purpose, Reason, SignedTransaction, Timestamp, UnsignedTransaction, Wei,
 };
 use crate::observe::metrics::Signed;
 use crate::observe::traces::Traced;
@@ -16,8 +16,9 @@ use crate::policy::refusals::Lack;
 use crate::stages::lane::care::{Canary, Care, Replacement, Stuck};
 use crate::stages::lane::flight::Heard;
 use crate::stages::lane::gate::pause_for;
-use crate::stages::lane::in_flight::{Holder, PoolStatus, RefusalKind};
 use crate::stages::lane::lapses::Part;
+use crate::stages::lane::pool_status::{Holder, PoolStatus};
+use crate::stages::lane::refusal::RefusalKind;
 use crate::stages::lane::term::Term;
 
 /// Bytes of calldata in the estimate that shows whether the chain has a floor for it.
@@ -28,18 +29,19 @@ const HOLDER_LASTS: std::time::Duration = std::time::Duration::from_secs(15);
 impl Term<'_> {
     /// Invariant 2: whatever the answer, the nonce and its bytes stay. An answer only says when to send them again, that
     /// they should offer more, or that the lane should pause.
-    pub(super) fn handle_answers(&mut self, Answered { answers, was_alone }: Answered) {
+    pub(super) fn handle_answers(&mut self, Answered { answers }: Answered) {
         let errors = &self.context.settings.rules.errors;
         // What waits for earlier nonces, or for a chain that stands still, may well be dropped.
         let stands_still = self.gate.is_head_stale();
-        let mut heard = Vec::new();
+        let (mut heard, mut taken, mut no_room) = (Vec::new(), Vec::new(), None);
+        let is_batch = answers.len() > 1;
         let next = self.flight.not_included().next().filter(|_| !stands_still).map(|next| next.nonce);
         for answer in answers {
             self.context.signals.meter.answers.count(self.label_of(&answer.result));
             if self.gaps.record_answer(&answer, errors) {
                 self.learnt.doubt_transfer();
             }
-            let nonce = answer.nonce;
+            let (nonce, is_new) = (answer.nonce, answer.result.is_ok());
             match self.flight.record_answer(answer, next, self.view.market(), errors) {
                 // Whether that is about the account or about this one shows the balance, at the next poll.
                 Some(Heard::Meaning(SendMeaning::InsufficientFunds, text)) => {
@@ -53,12 +55,30 @@ impl Term<'_> {
                 Some(Heard::Meaning(meaning, text)) => {
                     self.lapses.end(Part::Sends);
                     heard.push(nonce);
-                    self.apply_meaning(meaning, text, was_alone);
+                    taken.extend(is_new.then_some(nonce));
+                    if matches!(meaning, SendMeaning::NonceTooHigh | SendMeaning::PoolFull) {
+                        no_room.get_or_insert_with(|| (nonce, meaning, text.clone()));
+                    }
+                    self.apply_meaning(meaning, text);
                 }
                 None => {}
             }
         }
+        self.flight.end_round(&taken);
+        match no_room {
+            Some((nonce, meaning, text)) => self.apply_no_room(nonce, meaning, &text, is_batch),
+            None if !taken.is_empty() => self.flight.order_mut().pass(),
+            None => {}
+        }
         heard.into_iter().for_each(|nonce| self.learn_from(nonce));
+        self.send_due();
+    }
+
+    /// Sends what is due, in order.
+    pub(super) fn send_due(&mut self) {
+        for nonce in self.flight.to_send() {
+            self.send(nonce);
+        }
     }
 
     /// Learns from what nodes said of the newest signed transaction of a nonce.
@@ -86,22 +106,30 @@ impl Term<'_> {
         }
     }
 
-    fn apply_meaning(&mut self, meaning: SendMeaning, text: String, was_alone: bool) {
-        if meaning == SendMeaning::NonceTooHigh && !was_alone {
-            // It may have overtaken those before it.
-            if self.flight.broadcaster().keep_order() {
-                info!(
-                    answer = text,
-                    "the node keeps no transaction that comes before its turn; they are sent one batch at a time"
-                );
-            }
-        } else if matches!(meaning, SendMeaning::NonceTooHigh | SendMeaning::PoolFull) {
-            self.shrink_window(&text);
-        }
+    fn apply_meaning(&mut self, meaning: SendMeaning, text: String) {
         if let Some(reason) = pause_for(meaning) {
             self.gate.pause(reason, text);
         } else if meaning == SendMeaning::AlreadyKnown && !self.lapses.hold_pause() {
             self.gate.resume_after_taken();
+        }
+    }
+
+    /// A node did not take this one, the first of a round, since it has no room or wants others first. If it has taken all
+    /// before it, the batch may have been shuffled: it is sent alone at once, which shows that.
+    fn apply_no_room(&mut self, nonce: Nonce, meaning: SendMeaning, text: &str, is_batch: bool) {
+        let head = self.view.height();
+        let has_those_before = self.flight.first_early() == Some(nonce.plus(1));
+        let may_be_shuffled = meaning == SendMeaning::NonceTooHigh && is_batch && has_those_before;
+        if may_be_shuffled && !self.flight.order_mut().is_on_trial() {
+            self.flight.order_mut().suspect(head);
+            if let Some(transaction) = self.flight.get_mut(nonce) {
+                transaction.send_again();
+            }
+            return;
+        }
+        self.flight.order_mut().refute();
+        if let Some(head) = head {
+            self.narrow_window(self.flight.pooled(), head, text);
         }
     }
 
@@ -114,14 +142,14 @@ impl Term<'_> {
         }
     }
 
-    /// Sends fewer at once. Queue order is kept: what does not fit is sent again when those before it have got into blocks.
-    fn shrink_window(&mut self, text: &str) {
-        let Some(head) = self.view.height() else { return };
-        if self.flight.shrink_window(head) {
+    /// Sends no more than nodes keep. Queue order is kept: what does not fit is sent again when those before it have got into
+    /// blocks.
+    pub(super) fn narrow_window(&mut self, kept: usize, head: BlockNumber, why: &str) {
+        if self.flight.narrow(kept, head) {
             let window = self.flight.window().size();
             info!(
                 window,
-                answer = text,
+                answer = why,
                 "the node takes fewer transactions than chain.in_flight allows; fewer are sent for now"
             );
         }
@@ -134,10 +162,12 @@ impl Term<'_> {
         self.find_holder().await;
         let Some(market) = self.view.market() else { return Ok(()) };
         let mut canary = Canary::of(self.flight.not_included());
+        let mut is_early = false;
         let (mut replaced, mut resent, mut stuck) = (Vec::new(), Vec::new(), None);
         for (place, transaction) in self.flight.not_included().enumerate() {
-            let (care, is_stuck) = self.care_for(place, transaction, &market, &mut canary);
+            let (care, is_stuck) = self.care_for(place, is_early, transaction, &market, &mut canary);
             stuck = stuck.or(is_stuck);
+            is_early |= care == Care::Wait && transaction.blocks_others();
             match care {
                 Care::Wait => {}
                 Care::Send => resent.push(transaction.nonce),

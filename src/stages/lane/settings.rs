@@ -17,6 +17,7 @@ use crate::policy::fee::FeeRules;
 use crate::policy::finality::FinalityRule;
 use crate::policy::limits::{Limit, Limits};
 use crate::policy::permits::Permits;
+use crate::policy::send_window::{SendWindow, WindowLimit};
 use crate::stages::claim::Serving;
 
 /// What an outage does to requests that have no transaction yet.
@@ -54,7 +55,7 @@ pub struct LaneRules {
     /// EIP-155 chain id.
     pub chain_id: u64,
     pub finality: FinalityRule,
-    /// Transactions not yet in a block at most.
+    /// Transactions not yet in a block at most; the lane finds by itself how many of these are of use.
     pub in_flight: usize,
     /// Requests may wait for the end of others.
     pub is_strict: bool,
@@ -102,6 +103,8 @@ pub struct LaneState {
     pub in_flight: usize,
     /// How many may wait for a block now.
     pub window: usize,
+    /// What keeps that from being more.
+    pub window_limit: WindowLimit,
     /// The nonce that the next transaction gets, once it is known.
     pub next_nonce: Option<Nonce>,
     /// The newest block seen.
@@ -166,6 +169,8 @@ pub struct LaneSignals {
     pub lease: watch::Sender<Option<Lease>>,
     /// It takes requests, or another instance does.
     pub is_open: watch::Sender<bool>,
+    /// It could write more than it has.
+    pub is_hungry: watch::Sender<bool>,
     /// Whether this journal serves the queue: before that nothing new is signed.
     pub serving: watch::Receiver<Serving>,
     pub beat: Heartbeat,
@@ -184,6 +189,7 @@ impl LaneSignals {
             state: watch::Sender::new(LaneState::default()),
             lease: watch::Sender::new(None),
             is_open: watch::Sender::new(false),
+            is_hungry: watch::Sender::new(false),
             beat: Heartbeat::default(),
             meter,
         }
@@ -204,14 +210,19 @@ impl LaneSignals {
         });
     }
 
+    pub(super) fn publish_hunger(&self, is_hungry: bool) {
+        self.is_hungry.send_if_modified(|now| std::mem::replace(now, is_hungry) != is_hungry);
+    }
+
     /// Publishes that the lane does not work.
     pub(super) fn publish_idle(&self, settings: &LaneSettings) {
         let idle = LaneState {
             is_owner: self.lease.borrow().is_some(),
-            window: settings.rules.in_flight.max(1),
+            window: SendWindow::new(settings.rules.in_flight).size(),
             nonces_filled: self.state.borrow().nonces_filled,
             ..LaneState::default()
         };
+        self.publish_hunger(false);
         self.publish(idle, settings.tuning().outage == OutagePolicy::Retry, false);
     }
 }

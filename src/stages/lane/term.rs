@@ -26,6 +26,7 @@ use crate::stages::lane::in_flight::InFlight;
 use crate::stages::lane::lapses::Lapses;
 use crate::stages::lane::learnt::Learnt;
 use crate::stages::lane::nonce_gaps::GapFiller;
+use crate::stages::lane::pool_check::PoolCheck;
 use crate::stages::lane::queue::Queue;
 use crate::stages::lane::reorged_finals::ReorgedFinals;
 use crate::stages::lane::settings::{Held, LaneState, OutagePolicy, Tuning};
@@ -87,6 +88,7 @@ pub(super) struct Term<'l> {
     pub(super) queue: Queue,
     /// What has one.
     pub(super) flight: Flight,
+    pub(super) pools: PoolCheck,
     pub(super) view: View,
     pub(super) gate: Gate,
     /// Tries what is aside.
@@ -116,6 +118,7 @@ impl<'l> Term<'l> {
             lease,
             queue: Queue::new(),
             flight: Flight::new(context.settings.rules.in_flight, broadcaster),
+            pools: PoolCheck::default(),
             view: View::new(tracker, receipt_reader),
             gate: Gate::new(context.signer.address()),
             estimator,
@@ -237,6 +240,7 @@ impl<'l> Term<'l> {
         self.examine_foreign_use().await?;
         self.recheck_funds().await;
         self.try_aside();
+        self.check_kept().await;
         self.resend_and_replace().await?;
         self.fill_gaps().await
     }
@@ -307,6 +311,7 @@ impl<'l> Term<'l> {
             throttled: self.gate.throttling(),
             in_flight: self.flight.len(),
             window: self.flight.window().size(),
+            window_limit: self.flight.window().limit(),
             next_nonce: self.next_nonce,
             head: head.map(|head| head.number),
             head_at: head.map(|head| head.timestamp),
@@ -317,6 +322,7 @@ impl<'l> Term<'l> {
         let needs_request = self.gate.is_probed_by_requests() && self.queue.is_empty() && self.may_try();
         let can_take = head.is_some() && (paused.is_none() || needs_request);
         let is_open = can_take || self.tuning().outage == OutagePolicy::Retry;
+        self.context.signals.publish_hunger(can_take && self.is_hungry());
         let is_cut_off = paused.is_some_and(|pause| pause.reason.is_outage());
         self.context.signals.publish(now, is_open, is_cut_off);
     }

@@ -7,6 +7,7 @@ pub mod nodes;
 mod nonces;
 mod outages;
 mod poison;
+mod pools;
 pub mod records;
 mod refusals;
 mod reorgs;

@@ -2,9 +2,10 @@
 
 use serde_json::json;
 
+use crate::node::Node;
 use crate::report::{Report, median};
 use crate::stage::{self, Stage};
-use crate::support::{Anvil, Rabbit, RabbitConfig};
+use crate::support::{Rabbit, RabbitConfig};
 use crate::{Options, daemon, direct};
 
 const BYTES: usize = 256;
@@ -18,7 +19,7 @@ struct Run {
     cpu_us: f64,
 }
 
-pub(crate) async fn run(options: &Options, way: direct::Use) {
+pub(crate) async fn run(options: &Options, way: usize) {
     let (mut ceilings, mut alone, mut batched) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..options.runs {
         let chain = stage::chain_with(options.block_time()).await;
@@ -75,7 +76,7 @@ async fn records(options: &Options, requests: usize) -> Run {
 }
 
 /// All that was used in later blocks.
-async fn gas_since(chain: &Anvil, block: u64) -> f64 {
+async fn gas_since(chain: &Node, block: u64) -> f64 {
     let mut gas = 0;
     for number in block + 1..=chain.block_number().await.unwrap() {
         let block = chain.call("eth_getBlockByNumber", json!([format!("{number:#x}"), false])).await.unwrap();

@@ -1,6 +1,6 @@
-//! The ceiling: transactions that are signed already, given to the node in batches, until all are in blocks.
+//! The ceiling: transactions that are signed already, given to the node in nonce order, in batches over one connection, never
+//! more outstanding than its pool keeps, until all are in blocks.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -8,69 +8,64 @@ use chainwriter::testing::{Address, Fee, Gas, Nonce, UnsignedTransaction, Wei};
 use chainwriter::testing::{LocalSigner, Signer};
 use secrecy::SecretString;
 
+use crate::node::{self, Node};
 use crate::stage::{self, SINK};
-use crate::support::{ACCOUNTS, Anvil};
+use crate::support::ACCOUNTS;
 
-/// The way in which connections to the node are used.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Use {
-    pub(crate) connections: usize,
-    pub(crate) batch: usize,
-}
-
-/// Tried to find the best.
-const USES: &[Use] = &[
-    Use { connections: 1, batch: 100 },
-    Use { connections: 1, batch: 500 },
-    Use { connections: 2, batch: 200 },
-    Use { connections: 4, batch: 100 },
-    Use { connections: 8, batch: 50 },
-];
-const TRIED: usize = 20_000;
+/// Transactions in a batch, of which the best is used.
+const BATCHES: [usize; 3] = [100, 250, 500];
+const TRIED: usize = 10_000;
 const BYTES: usize = 256;
 const BATCH_BYTES: usize = 1 << 19;
 const POLL: Duration = Duration::from_millis(20);
 
-/// One JSON-RPC batch as bytes.
-type Request = Vec<u8>;
+/// One JSON-RPC batch: how many transactions it has of each account, and its bytes.
+struct Request {
+    transactions: usize,
+    account: usize,
+    body: Vec<u8>,
+}
 
-/// The best of some ways to use connections, each on a chain of its own with such blocks.
-pub(crate) async fn best_use(block_time: Duration) -> Use {
-    let mut best = (0.0, USES[0]);
-    for way in USES {
-        let rate = per_second(&stage::chain_with(block_time).await, &[0], TRIED, BYTES, *way).await;
-        eprintln!("direct, {way:?}: {rate:.0} a second");
+/// The best size of a batch, each tried on a chain of its own with such blocks.
+pub(crate) async fn best_batch(block_time: Duration) -> usize {
+    let mut best = (0.0, BATCHES[0]);
+    for batch in BATCHES {
+        let rate = per_second(&stage::chain_with(block_time).await, &[0], TRIED, BYTES, batch).await;
+        eprintln!("direct, batches of {batch}: {rate:.0} a second");
         if rate > best.0 {
-            best = (rate, *way);
+            best = (rate, batch);
         }
     }
     best.1
 }
 
 /// Transactions in a second, from the first byte to the last block.
-pub(crate) async fn per_second(chain: &Anvil, accounts: &[usize], messages: usize, bytes: usize, way: Use) -> f64 {
+pub(crate) async fn per_second(chain: &Node, accounts: &[usize], messages: usize, bytes: usize, batch: usize) -> f64 {
     let mut requests: Vec<Request> = Vec::new();
     let share = messages / accounts.len();
     let mut signed = Vec::new();
     for account in accounts {
-        signed.push(sign(*account, share, bytes).await);
+        signed.push((*account, sign(*account, share, bytes).await));
     }
     // The accounts take turns, as the lanes of a daemon do.
     // Anvil takes 2 MiB in one request, and bytes are written as two digits each.
-    let size = way.batch.min(BATCH_BYTES / (bytes + 200)).max(1);
+    let size = batch.min(BATCH_BYTES / (bytes + 200)).max(1);
     for first in (0..share).step_by(size) {
-        for of_account in &signed {
-            requests.push(batch(&of_account[first..share.min(first + size)]));
+        for (account, raws) in &signed {
+            let raws = &raws[first..share.min(first + size)];
+            requests.push(Request { transactions: raws.len(), account: *account, body: body(raws) });
         }
     }
     drop(signed);
-    let client = reqwest::Client::builder().pool_max_idle_per_host(way.connections).tcp_nodelay(true).build().unwrap();
+    let client = reqwest::Client::builder().pool_max_idle_per_host(1).tcp_nodelay(true).build().unwrap();
     let began = Instant::now();
-    let queue = Arc::new(std::sync::Mutex::new(requests.into_iter()));
-    let senders: Vec<_> =
-        (0..way.connections).map(|_| tokio::spawn(send(client.clone(), chain.url(), Arc::clone(&queue)))).collect();
-    for sender in senders {
-        sender.await.unwrap();
+    let (mut sent, room) = ([0; ACCOUNTS.len()], node::program().pool() / accounts.len());
+    for Request { transactions, account, body } in requests {
+        while sent[account] + transactions > room.saturating_add(mined(chain, account, room).await) {
+            tokio::time::sleep(POLL).await;
+        }
+        sent[account] += transactions;
+        send(&client, &chain.url(), body).await;
     }
     for account in accounts {
         while stage::nonce(chain, ACCOUNTS[*account].0).await < share as u64 {
@@ -80,16 +75,18 @@ pub(crate) async fn per_second(chain: &Anvil, accounts: &[usize], messages: usiz
     (share * accounts.len()) as f64 / began.elapsed().as_secs_f64()
 }
 
-async fn send(client: reqwest::Client, url: String, queue: Arc<std::sync::Mutex<std::vec::IntoIter<Request>>>) {
-    loop {
-        let Some(request) = queue.lock().unwrap().next() else { return };
-        let sent = client.post(&url).header("content-type", "application/json").body(request).send().await.unwrap();
-        let answer = sent.bytes().await.unwrap();
-        assert!(!answer.windows(7).any(|window| window == b"\"error\""), "{}", String::from_utf8_lossy(&answer));
-    }
+/// How many of the account's transactions are in blocks; asked only where that matters.
+async fn mined(chain: &Node, account: usize, room: usize) -> usize {
+    if room > usize::MAX / 32 { 0 } else { stage::nonce(chain, ACCOUNTS[account].0).await as usize }
 }
 
-fn batch(raws: &[Bytes]) -> Request {
+async fn send(client: &reqwest::Client, url: &str, body: Vec<u8>) {
+    let sent = client.post(url).header("content-type", "application/json").body(body).send().await.unwrap();
+    let answer = sent.bytes().await.unwrap();
+    assert!(!answer.windows(7).any(|window| window == b"\"error\""), "{}", String::from_utf8_lossy(&answer));
+}
+
+fn body(raws: &[Bytes]) -> Vec<u8> {
     let call = |(id, raw): (usize, &Bytes)| {
         let raw = hex::encode(raw);
         format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"method\":\"eth_sendRawTransaction\",\"params\":[\"0x{raw}\"]}}")
@@ -102,7 +99,7 @@ async fn sign(account: usize, count: usize, bytes: usize) -> Vec<Bytes> {
     let signer = LocalSigner::from_hex(&SecretString::from(ACCOUNTS[account].1)).unwrap();
     let to: Address = SINK.parse().unwrap();
     let unsigned = |number: usize| UnsignedTransaction {
-        chain_id: 31337,
+        chain_id: node::program().chain_id(),
         nonce: Nonce(number as u64),
         to: Some(to),
         value: Wei(0),

@@ -74,7 +74,7 @@ pub(crate) async fn start_up() {
 }
 
 /// Bodies from 32 bytes to 64 KiB, each beside the node's own ceiling for them.
-pub(crate) async fn bodies(way: direct::Use) {
+pub(crate) async fn bodies(way: usize) {
     let mut report = Report::new("growth_body");
     for (bytes, messages) in [(32, 30_000), (1024, 20_000), (4096, 8_000), (16_384, 2_000), (65_536, 500)] {
         let ceiling = direct::per_second(&stage::chain().await, &[0], messages, bytes, way).await;

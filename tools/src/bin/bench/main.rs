@@ -1,4 +1,4 @@
-//! Measures the daemon on a private RabbitMQ and a private Anvil, beside the node's own ceiling in the same run. Each figure is
+//! Measures the daemon on a private RabbitMQ and a private Geth or Anvil, beside the node's own ceiling in the same run. Each figure is
 //! a row of a table and a line of JSON. `make bench` runs it.
 #![allow(
     clippy::unwrap_used,
@@ -20,6 +20,7 @@ mod direct;
 mod forwarder;
 mod growth;
 mod latency;
+mod node;
 mod report;
 mod stage;
 mod takeover;
@@ -53,9 +54,12 @@ struct Options {
     /// A block's time, for the throughput.
     #[arg(long, default_value_t = 1000)]
     block_ms: u64,
-    /// Transactions not in a block, for the throughput.
+    /// Transactions not in a block, for the batches.
     #[arg(long, default_value_t = stage::IN_FLIGHT)]
     in_flight: usize,
+    /// The node to measure on; Geth where it is, if none is given.
+    #[arg(long, value_enum)]
+    node: Option<node::Program>,
     /// Messages in one transaction, for the batches.
     #[arg(long, default_value_t = 200)]
     batch: usize,
@@ -78,8 +82,9 @@ impl Options {
 async fn main() {
     let options = Options::parse();
     let _ = rustls::crypto::ring::default_provider().install_default();
+    node::choose(options.node);
     let needs_way = options.wants("throughput") || options.wants("growth_body") || options.wants("batch");
-    let way = if needs_way { direct::best_use(options.block_time()).await } else { direct::Use::default() };
+    let way = if needs_way { direct::best_batch(options.block_time()).await } else { 0 };
     let mut half = options.rate;
     if options.wants("throughput") {
         half = throughput::throughput(&options, way).await / 2.0;

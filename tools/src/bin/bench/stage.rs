@@ -9,36 +9,28 @@ use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer};
 use serde_json::{Value, json};
 
-use crate::support::{ACCOUNTS, Amqp, Anvil, AnvilConfig, Rabbit, WorkerConfig, WorkerHome, chainwriter};
+use crate::node::{self, Node};
+use crate::support::{ACCOUNTS, Amqp, Rabbit, WorkerConfig, WorkerHome, chainwriter};
 
 pub(crate) const QUEUE: &str = "bench.writes";
 pub(crate) const BLOCK_TIME: Duration = Duration::from_secs(1);
-/// Room for more than anybody can send in a block's time.
-const BLOCK_GAS: u64 = 300_000_000;
-/// Of which each write needs its own; the sink has no code.
+/// Each write needs its own; the sink has no code.
 pub(crate) const SINK: &str = "0x00000000000000000000000000000000000051ec";
 /// Publisher confirms waited for at once.
 const UNCONFIRMED: usize = 1000;
 
 /// A chain with a block each second.
-pub(crate) async fn chain() -> Anvil {
+pub(crate) async fn chain() -> Node {
     chain_with(BLOCK_TIME).await
 }
 
-pub(crate) async fn chain_with(block_time: Duration) -> Anvil {
-    Anvil::start(AnvilConfig {
-        block_time: Some(block_time),
-        gas_limit: BLOCK_GAS,
-        // Old states only fill the memory.
-        extra_args: ["--prune-history", "8", "--silent", "--accounts", "10"].map(str::to_owned).to_vec(),
-        ..AnvilConfig::default()
-    })
-    .await
+pub(crate) async fn chain_with(block_time: Duration) -> Node {
+    Node::start(block_time).await
 }
 
-/// The most that a write of such a body costs: EIP-2028 and the floor of EIP-7623.
+/// The most that a write of such a body costs.
 pub(crate) fn gas(bytes: usize) -> u64 {
-    21_000 + 40 * bytes as u64
+    node::program().gas(bytes)
 }
 
 /// Transactions not in a block: what one block takes. Anvil's receipts of a block take time with the square of what is in
@@ -94,6 +86,29 @@ impl Stage {
         lines: &[(&'static str, String)],
         signers: usize,
     ) -> Self {
+        let tuned = [
+            ("chain", format!("finality = {FINALITY}\npoll_interval = \"50ms\"\nbatch_size = 200")),
+            ("chain", format!("in_flight = {IN_FLIGHT}")),
+            ("broker", format!("prefetch = {PREFETCH}")),
+            ("worker", "max_open = 40000".to_owned()),
+            ("write", format!("gas = {}", gas(bytes))),
+        ];
+        Self::prepare(rabbit, endpoint, &[&tuned, lines].concat(), signers).await
+    }
+
+    /// The same with the configuration that a worker has by default, and `lines`.
+    pub(crate) async fn with_defaults(rabbit: &Rabbit, endpoint: &str, lines: &[(&'static str, String)]) -> Self {
+        // What tests set otherwise.
+        let defaults = [
+            ("broker", "reconnect_initial = \"500ms\"\nreconnect_max = \"30s\""),
+            ("chain", "poll_interval = \"500ms\"\ntimeout = \"10s\""),
+            ("lease", "ttl = \"15s\""),
+        ];
+        let defaults = defaults.map(|(section, lines)| (section, lines.to_owned()));
+        Self::prepare(rabbit, endpoint, &[&defaults, lines].concat(), 1).await
+    }
+
+    async fn prepare(rabbit: &Rabbit, endpoint: &str, lines: &[(&'static str, String)], signers: usize) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let vhost = format!("bench-{}", COUNT.fetch_add(1, Ordering::Relaxed));
         rabbit.add_vhost(&vhost).await.unwrap();
@@ -106,13 +121,7 @@ impl Stage {
             to: SINK.to_owned(),
             extra: Vec::new(),
         };
-        config = config
-            .with("log", "level = \"info\"")
-            .with("chain", format!("finality = {FINALITY}\npoll_interval = \"50ms\"\nbatch_size = 200"))
-            .with("chain", format!("in_flight = {IN_FLIGHT}"))
-            .with("broker", format!("prefetch = {PREFETCH}"))
-            .with("worker", "max_open = 40000")
-            .with("write", format!("gas = {}", gas(bytes)));
+        config = config.with("log", "level = \"info\"").with("chain", format!("id = {}", node::program().chain_id()));
         for (section, line) in lines {
             config = config.with(section, line.clone());
         }
@@ -159,7 +168,7 @@ impl Stage {
 }
 
 /// The account's next nonce at the newest block.
-pub(crate) async fn nonce(chain: &Anvil, address: &str) -> u64 {
+pub(crate) async fn nonce(chain: &Node, address: &str) -> u64 {
     let answer = chain.call("eth_getTransactionCount", json!([address, "latest"])).await.unwrap();
     number(&answer)
 }

@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use crate::node::Node;
 use crate::report::{Report, median};
 use crate::stage::{self, Stage};
-use crate::support::{ACCOUNTS, Anvil, Postgres, PostgresConfig, Rabbit, RabbitConfig, Worker};
+use crate::support::{ACCOUNTS, Postgres, PostgresConfig, Rabbit, RabbitConfig, Worker};
 
 const BYTES: usize = 256;
 const KILLS: usize = 50;
@@ -71,7 +72,7 @@ async fn start_standby(stage: &Stage) -> Worker {
 }
 
 /// Publishes a message and returns when the node has its transaction.
-async fn write(stage: &Stage, chain: &Anvil, number: usize) {
+async fn write(stage: &Stage, chain: &Node, number: usize) {
     stage.publish(number, stage::body(number, BYTES)).await.unwrap();
     let (expected, began) = (u64::try_from(number + 1).unwrap(), Instant::now());
     while chain.nonce(ACCOUNTS[0].0, "pending").await != Ok(expected) {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use crate::forwarder::Forwarder;
+use crate::node;
 use crate::report::{Report, median};
 use crate::stage::{self, Stage};
 use crate::support::{Rabbit, RabbitConfig};
@@ -28,50 +29,73 @@ impl Runs {
     }
 }
 
-/// The rate of the daemon.
-pub(crate) async fn throughput(options: &Options, way: direct::Use) -> f64 {
-    let messages = options.messages;
-    let micros = |cpu_s: f64| cpu_s * 1e6 / messages as f64;
-    let mut runs = Runs::default();
+/// Ways to set the gas of a write, and what the configuration says then.
+fn ways() -> [(&'static str, String); 2] {
+    [("fixed", format!("gas = {}", stage::gas(BYTES))), ("estimate", "gas = \"estimate\"".to_owned())]
+}
+
+/// Measures the daemon with its default configuration, with a fixed gas and with estimates. Returns the first one's rate.
+pub(crate) async fn throughput(options: &Options, batch: usize) -> f64 {
+    let micros = |cpu_s: f64| cpu_s * 1e6 / options.messages as f64;
+    let mut by_way = ways().map(|(gas, line)| (gas, line, Runs::default()));
     for _ in 0..options.runs {
         let chain = stage::chain_with(options.block_time()).await;
-        let ceiling = direct::per_second(&chain, &[0], messages, BYTES, way).await;
-        runs.note("node_us_direct", micros(cpu_of(&chain.pids())));
+        let idle = cpu_of(&chain.pids());
+        let ceiling = direct::per_second(&chain, &[0], options.messages, BYTES, batch).await;
+        let node_us_direct = micros(cpu_of(&chain.pids()) - idle);
         drop(chain);
-        let rabbit = Rabbit::start(RabbitConfig::default()).await;
-        let chain = stage::chain_with(options.block_time()).await;
-        let window = [("chain", format!("in_flight = {}", options.in_flight))];
-        let stage = Stage::set(&rabbit, &chain.url(), BYTES, &window).await;
-        stage.fill(messages, BYTES).await;
-        let broker = cpu_of(&rabbit.pids());
-        let taken = daemon::until_final(&stage, messages, 1).await;
-        let rate = messages as f64 / taken.wall.as_secs_f64();
-        runs.note("node_us", micros(cpu_of(&chain.pids())));
-        runs.note("broker_us", micros(cpu_of(&rabbit.pids()) - broker));
-        let cost = micros(taken.cpu_s);
-        eprintln!("direct {ceiling:.0}, chainwriter {rate:.0} a second, {cost:.0} us, {:.0} MiB", taken.memory_mib);
-        runs.note("direct", ceiling);
-        runs.note("rate", rate);
-        runs.note("cost", cost);
-        runs.note("ratio", rate / ceiling);
+        for (gas, line, runs) in &mut by_way {
+            let rate = run(options, line, runs).await;
+            eprintln!(
+                "direct {ceiling:.0}, chainwriter with gas by {gas} {rate:.0} a second, ratio {:.2}",
+                rate / ceiling
+            );
+            runs.note("direct", ceiling);
+            runs.note("node_us_direct", node_us_direct);
+            runs.note("ratio", rate / ceiling);
+        }
     }
-    let rate = runs.median("rate");
+    for (gas, _, runs) in &by_way {
+        report(options, batch, gas, runs);
+    }
+    by_way[0].2.median("rate")
+}
+
+async fn run(options: &Options, line: &str, runs: &mut Runs) -> f64 {
+    let messages = options.messages;
+    let micros = |cpu_s: f64| cpu_s * 1e6 / messages as f64;
+    let rabbit = Rabbit::start(RabbitConfig::default()).await;
+    let chain = stage::chain_with(options.block_time()).await;
+    let stage = Stage::with_defaults(&rabbit, &chain.url(), &[("write", line.to_owned())]).await;
+    stage.fill(messages, BYTES).await;
+    let (broker, idle) = (cpu_of(&rabbit.pids()), cpu_of(&chain.pids()));
+    let taken = daemon::until_final(&stage, messages, 1).await;
+    let rate = messages as f64 / taken.wall.as_secs_f64();
+    runs.note("rate", rate);
+    runs.note("node_us", micros(cpu_of(&chain.pids()) - idle));
+    runs.note("broker_us", micros(cpu_of(&rabbit.pids()) - broker));
+    runs.note("cost", micros(taken.cpu_s));
+    runs.note("memory", taken.memory_mib);
+    rate
+}
+
+fn report(options: &Options, batch: usize, gas: &str, runs: &Runs) {
     Report::new("throughput")
-        .figure("messages", messages as f64, 0, "")
+        .text("node", node::program().name())
+        .text("gas", gas)
+        .figure("messages", options.messages as f64, 0, "")
         .figure("body_bytes", BYTES as f64, 0, "B")
         .figure("block_ms", options.block_ms as f64, 0, "ms")
-        .figure("in_flight", options.in_flight as f64, 0, "")
-        .figure("direct_connections", way.connections as f64, 0, "")
-        .figure("direct_batch", way.batch as f64, 0, "")
+        .figure("direct_batch", batch as f64, 0, "")
         .figure("direct_per_s", runs.median("direct"), 0, "1/s")
-        .figure("chainwriter_per_s", rate, 0, "1/s")
+        .figure("chainwriter_per_s", runs.median("rate"), 0, "1/s")
         .figure("ratio", runs.median("ratio"), 3, "")
         .figure("cpu_us_per_message", runs.median("cost"), 1, "us")
         .figure("broker_us_per_message", runs.median("broker_us"), 1, "us")
         .figure("node_us_per_message", runs.median("node_us"), 1, "us")
         .figure("node_us_direct", runs.median("node_us_direct"), 1, "us")
+        .figure("resident_mib", runs.median("memory"), 1, "MiB")
         .print();
-    rate
 }
 
 fn cpu_of(pids: &[u32]) -> f64 {
