@@ -14,11 +14,14 @@ use serde::{Deserialize, Deserializer};
 use web3::error::{Error, TransportError};
 use web3::{RequestId, Transport};
 
+use crate::model::text::cleaned;
 use crate::policy::classify::is_batch_refusal;
 use crate::policy::node_texts::is_outage_status;
 
 /// The receipts of the largest blocks there are stay below half of it; what is longer is no answer.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
+/// Limits the text of a server's error, in bytes.
+const MAX_TEXT_BYTES: usize = 4096;
 /// Between a lane's calls there is a block time at most; nodes keep connections open for at least a minute.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 /// A node that asks for more is asked again after this all the same.
@@ -97,6 +100,7 @@ struct Head {
 impl Head {
     fn refusal(self, text: String) -> Refusal {
         let Self { status, retry_after } = self;
+        let text = cleaned(&text, MAX_TEXT_BYTES);
         Refusal { status: status.as_u16(), retry_after, code: None, text, data: None }
     }
 
@@ -337,7 +341,8 @@ fn result_of<T: DeserializeOwned>(id: RequestId, head: Head, answer: &[u8]) -> R
     let answer: Answer<T> = parse(answer)?;
     match answer {
         Answer { error: Some(error), id: Id::Null, .. } => {
-            Err(RpcError::Nonsense(format!("an error without an id: {}", error.message)))
+            let said = cleaned(&error.message, MAX_TEXT_BYTES);
+            Err(RpcError::Nonsense(format!("an error without an id: {said}")))
         }
         Answer { id: other, .. } if other != expected_id(id) => {
             Err(RpcError::Nonsense("the answer is to another request".to_owned()))
@@ -355,7 +360,8 @@ fn expected_id(id: RequestId) -> Id {
 }
 
 fn parse<T: DeserializeOwned>(answer: &[u8]) -> Result<T> {
-    serde_json::from_slice(answer).map_err(|error| RpcError::Nonsense(format!("no JSON-RPC answer: {error}")))
+    serde_json::from_slice(answer)
+        .map_err(|error| RpcError::Nonsense(cleaned(&format!("no JSON-RPC answer: {error}"), MAX_TEXT_BYTES)))
 }
 
 #[cfg(test)]

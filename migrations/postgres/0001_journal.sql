@@ -175,8 +175,9 @@ CREATE TABLE cancellations (
     reason    text NOT NULL
 );
 
--- Events without a publisher confirm. Numbers are never given twice: a publisher that was held up deletes the events that
--- it sent by their numbers, and an event under a number that came again would go with them, unsent.
+-- Events without a publisher confirm. A row that names a queue is the reply to that queue; the event itself is a row of its own.
+-- Numbers are never given twice: a publisher that was held up deletes the events that it sent by their numbers, and an event
+-- under a number that came again would go with them, unsent.
 CREATE TABLE outbox (
     id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     account        bigint NOT NULL REFERENCES accounts (id),

@@ -177,8 +177,9 @@ CREATE TABLE cancellations (
     reason    TEXT NOT NULL
 ) STRICT;
 
--- Events without a publisher confirm. Numbers are never given twice: a publisher that was held up deletes the events that
--- it sent by their numbers, and an event under a number that came again would go with them, unsent.
+-- Events without a publisher confirm. A row that names a queue is the reply to that queue; the event itself is a row of its own.
+-- Numbers are never given twice: a publisher that was held up deletes the events that it sent by their numbers, and an event
+-- under a number that came again would go with them, unsent.
 CREATE TABLE outbox (
     id             INTEGER PRIMARY KEY AUTOINCREMENT,
     account        INTEGER NOT NULL REFERENCES accounts (id),

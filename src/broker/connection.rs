@@ -11,7 +11,10 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::broker::BrokerError;
 use crate::broker::topology::{Topology, TopologyMode};
+use crate::model::text::cleaned;
 
+/// Limits the text of a broker's error, in bytes.
+pub(super) const LONGEST_DETAIL_BYTES: usize = 1024;
 /// Half-open connections show after twice this; below 5 s a busy host gives false alarms.
 const HEARTBEAT_SECONDS: u16 = 15;
 
@@ -28,6 +31,8 @@ pub struct BrokerSettings {
     /// Names the connections: `organisation/instance`.
     pub client_name: String,
     pub prefetch: u16,
+    /// Bytes of bodies held unacked at most, about: RabbitMQ counts deliveries alone.
+    pub prefetch_bytes: u64,
     /// Set to get deliveries in the queue's order.
     pub is_ordered: bool,
     pub topology: Topology,
@@ -200,10 +205,11 @@ pub(super) fn refusal(error: &lapin::Error, right: &str) -> String {
 /// Returns what the broker says, without Rust's wrapping.
 pub(super) fn broker_detail(error: &lapin::Error) -> String {
     #[expect(clippy::wildcard_enum_match_arm, reason = "the library may add kinds; all of them have a text")]
-    match error.kind() {
+    let text = match error.kind() {
         ErrorKind::ProtocolError(error) => error.get_message().to_string(),
         ErrorKind::IOError(error) => error.to_string(),
         ErrorKind::MissingHeartbeatError => "it has sent no heartbeat".to_owned(),
         _ => error.to_string(),
-    }
+    };
+    cleaned(&text, LONGEST_DETAIL_BYTES)
 }

@@ -1,8 +1,9 @@
-//! The consumers of one session. Together they hold no more than the prefetch, they begin carefully, and each has a tag of
-//! its own: a quorum queue that meets a tag again whose earlier deliveries are still unacked takes those for lost on the
+//! The consumers of one session. Together they hold no more than the prefetch, in deliveries and in bytes, they begin
+//! carefully, and each has a tag of its own: a quorum queue that meets a tag again whose earlier deliveries are still unacked takes those for lost on the
 //! way, and RabbitMQ 3.10 ends the connection over them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::stream::{BoxStream, SelectAll};
 use futures_util::{StreamExt, stream};
@@ -34,6 +35,10 @@ pub(super) struct Consumers<'s> {
     queue: &'s str,
     /// What all may hold together.
     prefetch: u16,
+    /// What the bodies of all may have together.
+    bytes: u64,
+    /// Set while the bytes that are held leave no room.
+    is_full: bool,
     /// Set to have one consumer at a time: between two the broker keeps no order.
     is_ordered: bool,
     /// Each ends with `None` when the broker cancels it.
@@ -46,17 +51,49 @@ pub(super) struct Consumers<'s> {
     /// A crash counts against all unacked deliveries. So suspects, which the broker delivers first, are taken one at a time:
     /// only the one that caused the crash is unacked when it causes the next.
     is_careful: bool,
-    /// Cloned for each unacked delivery of the running consumers.
-    held: Held,
+    /// The unacked deliveries of the running consumers.
+    held: Holder,
     /// The same for cancelled consumers, whose deliveries are still held and count.
-    earlier: Vec<Held>,
+    earlier: Vec<Holder>,
+}
+
+/// Returns whether the bytes leave no room. Once they do, a quarter has to go first, so that consumers do not come and go with
+/// each delivery.
+fn is_full(was_full: bool, held: u64, most: u64) -> bool {
+    if was_full { held > most / 4 * 3 } else { held > most }
+}
+
+/// Counts the unacked deliveries of some consumers, and the bytes of all in the session.
+#[derive(Debug, Default)]
+pub(super) struct Holder {
+    deliveries: Arc<()>,
+    bytes: Arc<AtomicU64>,
+}
+
+impl Holder {
+    pub(super) fn hold(&self, body: usize) -> Held {
+        let bytes = body as u64;
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        Held { _deliveries: Arc::clone(&self.deliveries), bytes, of_all: Arc::clone(&self.bytes) }
+    }
+
+    fn count(&self) -> usize {
+        Arc::strong_count(&self.deliveries) - 1
+    }
 }
 
 /// Kept with a delivery until its end.
-pub(super) type Held = Arc<()>;
+#[derive(Debug)]
+pub(super) struct Held {
+    _deliveries: Arc<()>,
+    bytes: u64,
+    of_all: Arc<AtomicU64>,
+}
 
-fn count(held: &Held) -> usize {
-    Arc::strong_count(held) - 1
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.of_all.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 impl<'s> Consumers<'s> {
@@ -64,20 +101,22 @@ impl<'s> Consumers<'s> {
         connected: &'s Connected,
         channel: &'s Channel,
         queue: &'s str,
-        (prefetch, is_ordered): (u16, bool),
+        (prefetch, bytes, is_ordered): (u16, u64, bool),
     ) -> Self {
         Self {
             connected,
             channel,
             queue,
             prefetch,
+            bytes,
+            is_full: false,
             is_ordered,
             streams: SelectAll::new(),
             tags: Vec::new(),
             granted: 0,
             count: 0,
             is_careful: true,
-            held: Held::default(),
+            held: Holder::default(),
             earlier: Vec::new(),
         }
     }
@@ -86,8 +125,15 @@ impl<'s> Consumers<'s> {
         !self.tags.is_empty()
     }
 
-    pub(super) fn hold(&self) -> Held {
-        Arc::clone(&self.held)
+    /// Returns what deliveries of the running consumers are held by.
+    pub(super) fn holder(&self) -> &Holder {
+        &self.held
+    }
+
+    /// Returns whether the bytes that are held leave room for more.
+    pub(super) fn have_room(&mut self) -> bool {
+        self.is_full = is_full(self.is_full, self.held.bytes.load(Ordering::Relaxed), self.bytes);
+        !self.is_full
     }
 
     /// Lets further consumers hold more, or less. A value counts for a new consumer only.
@@ -97,7 +143,7 @@ impl<'s> Consumers<'s> {
 
     /// Returns whether all that the running consumers may hold is held.
     pub(super) fn are_exhausted(&mut self) -> bool {
-        self.are_running() && !self.is_careful && count(&self.held) >= usize::from(self.granted - self.granted / NEARLY)
+        self.are_running() && !self.is_careful && self.held.count() >= usize::from(self.granted - self.granted / NEARLY)
     }
 
     /// Returns whether the running consumers may hold far more than they should.
@@ -130,14 +176,14 @@ impl<'s> Consumers<'s> {
 
     /// Returns whether the only consumer of an ordered queue could hold more if it was stopped and started again.
     pub(super) fn is_outgrown(&mut self) -> bool {
-        let (own, earlier) = (count(&self.held), self.held_earlier());
+        let (own, earlier) = (self.held.count(), self.held_earlier());
         let may_grow = self.is_ordered && self.are_running() && !self.is_careful;
         may_grow && is_outgrown(self.prefetch, self.granted, own, earlier)
     }
 
     fn held_earlier(&mut self) -> usize {
-        self.earlier.retain(|held| count(held) > 0);
-        self.earlier.iter().map(count).sum()
+        self.earlier.retain(|held| held.count() > 0);
+        self.earlier.iter().map(Holder::count).sum()
     }
 
     /// Returns the next delivery. Waits for ever while no consumer runs.
@@ -157,17 +203,21 @@ impl<'s> Consumers<'s> {
         }
     }
 
-    /// Cancels all consumers. Returns the buffered deliveries, at most the prefetch.
-    pub(super) async fn stop(&mut self) -> Result<Vec<Delivery>, BrokerError> {
+    /// Cancels all consumers. Returns the buffered deliveries, at most the prefetch, with what holds them.
+    pub(super) async fn stop(&mut self) -> Result<Vec<(Delivery, Held)>, BrokerError> {
         for tag in std::mem::take(&mut self.tags) {
             self.connected.cancel(self.channel, &tag).await?;
         }
         let mut buffered = Vec::new();
         while let Some(delivery) = self.streams.next().await {
-            buffered.extend(delivery.and_then(Result::ok));
+            buffered.extend(delivery.and_then(Result::ok).map(|delivery| {
+                let held = self.held.hold(delivery.data.len());
+                (delivery, held)
+            }));
         }
         self.granted = 0;
-        self.earlier.push(std::mem::take(&mut self.held));
+        let next = Holder { deliveries: Arc::default(), bytes: Arc::clone(&self.held.bytes) };
+        self.earlier.push(std::mem::replace(&mut self.held, next));
         Ok(buffered)
     }
 }
@@ -217,6 +267,26 @@ mod tests {
             let case = (prefetch, is_careful, granted, earlier);
             assert_eq!(room(prefetch, is_careful, granted, earlier), expected, "{case:?}");
         }
+    }
+
+    #[test]
+    fn bytes_are_held_until_their_delivery_ends() {
+        let mut is_over = false;
+        let mut check = |held: u64| {
+            is_over = is_full(is_over, held, 1000);
+            is_over
+        };
+        assert_eq!(
+            [900, 1000, 1001, 900, 751, 750, 900].map(&mut check),
+            [false, false, true, true, true, false, false]
+        );
+        let holder = Holder::default();
+        let (first, second) = (holder.hold(700), holder.hold(50));
+        assert_eq!((holder.count(), holder.bytes.load(Ordering::Relaxed)), (2, 750));
+        drop(first);
+        assert_eq!((holder.count(), holder.bytes.load(Ordering::Relaxed)), (1, 50));
+        drop(second);
+        assert_eq!((holder.count(), holder.bytes.load(Ordering::Relaxed)), (0, 0));
     }
 
     #[test]

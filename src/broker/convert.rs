@@ -6,16 +6,22 @@ use lapin::message::Delivery;
 use lapin::types::{AMQPValue, DecimalValue, FieldArray, FieldTable, LongString, ShortString};
 use serde::{Deserialize, Serialize};
 
+use crate::model::message::header;
 use crate::model::{HeaderValue, Headers, Message, Origin, Properties};
 
 /// Delivery mode of every copy, whatever the producer chose.
 pub(super) const PERSISTENT: u8 = 2;
 
-/// Returns a delivery's message. The body moves, so it is not copied.
+/// Returns a delivery's message, as far as its producer is believed. The body moves, so it is not copied.
 pub(super) fn message_of(delivery: &mut Delivery) -> Message {
     let body = Bytes::from(std::mem::take(&mut delivery.data));
     let origin = Origin { exchange: delivery.exchange.to_string(), routing_key: delivery.routing_key.to_string() };
-    message_with(&delivery.properties, origin, body)
+    let mut message = message_with(&delivery.properties, origin, body).believed();
+    // The broker counts from the second delivery on: what a first one says is its producer's.
+    if !delivery.redelivered {
+        message.headers.remove(header::DELIVERY_COUNT);
+    }
+    message
 }
 
 pub(super) fn message_with(properties: &BasicProperties, origin: Origin, body: Bytes) -> Message {

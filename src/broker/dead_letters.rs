@@ -76,6 +76,17 @@ impl RawLetter {
         self.properties.headers().as_ref()
     }
 
+    /// Drops the count of returns: the broker counts from the second delivery on, and a first one has it from its producer.
+    fn without_count(mut self) -> Self {
+        if let Some(headers) = self.headers() {
+            let mut kept = headers.inner().clone();
+            if kept.remove(header::DELIVERY_COUNT).is_some() {
+                self.properties = self.properties.with_headers(kept.into());
+            }
+        }
+        self
+    }
+
     /// Drops the headers that the broker writes at each delivery, and those that would send the letter elsewhere too.
     pub(super) fn without_broker_headers(mut self) -> Self {
         const DROPPED: [&str; 4] = [header::DELIVERY_COUNT, "x-acquired-count", "CC", "BCC"];
@@ -282,8 +293,13 @@ impl Browse<'_> {
             body: Bytes::from(std::mem::take(&mut delivery.data)),
             properties: delivery.properties,
         };
-        if let Some(AMQPValue::LongString(key)) =
-            letter.headers().and_then(|headers| headers.inner().get(header::DEAD_LETTER_KEY))
+        if !delivery.redelivered {
+            letter = letter.without_count();
+        }
+        // What the broker puts here itself comes by the exchange, and its headers may be a producer's.
+        if letter.exchange.is_empty()
+            && let Some(AMQPValue::LongString(key)) =
+                letter.headers().and_then(|headers| headers.inner().get(header::DEAD_LETTER_KEY))
         {
             letter.routing_key = key.to_string();
         }

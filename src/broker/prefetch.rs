@@ -9,12 +9,8 @@ use tokio::time::Instant;
 
 /// At the start.
 const START: u16 = 1000;
-/// Bytes of bodies that are held at most, by the average body.
-const MOST_BYTES: u64 = 64 << 20;
 /// For so long lanes have to want more, so that what is on its way to them can arrive.
 const PATIENCE: Duration = Duration::from_millis(200);
-/// An average body is that of about so many deliveries.
-const AVERAGED: i64 = 256;
 
 /// What keeps the prefetch from being larger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,16 +45,17 @@ pub struct PrefetchState {
 pub(super) struct Prefetch {
     /// What the operator allows.
     most: u16,
+    most_bytes: u64,
     wanted: u16,
-    /// Bytes of an average body, times [`AVERAGED`].
-    body: i64,
+    /// The size of a large body among the last ones.
+    large: u64,
     /// Since when lanes want more than is held.
     wants_since: Option<Instant>,
 }
 
 impl Prefetch {
-    pub(super) fn new(most: u16) -> Self {
-        Self { most, wanted: most.min(START), body: 0, wants_since: None }
+    pub(super) fn new(most: u16, most_bytes: u64) -> Self {
+        Self { most, most_bytes, wanted: most.min(START), large: 0, wants_since: None }
     }
 
     pub(super) fn state(&self) -> PrefetchState {
@@ -78,14 +75,13 @@ impl Prefetch {
     }
 
     fn by_bytes(&self) -> u16 {
-        let average = u64::try_from(self.body / AVERAGED).unwrap_or(0).max(1);
-        u16::try_from(MOST_BYTES / average).unwrap_or(u16::MAX).max(1)
+        u16::try_from(self.most_bytes / self.large.max(1)).unwrap_or(u16::MAX).max(1)
     }
 
-    /// Takes note of a delivery's body.
+    /// Records a delivery's body. A large one counts less with each further delivery, so that one alone does not keep the
+    /// prefetch small.
     pub(super) fn record(&mut self, bytes: usize) {
-        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX / AVERAGED);
-        self.body += bytes - self.body / AVERAGED;
+        self.large = (bytes as u64).max(self.large - self.large / 64);
     }
 
     /// Doubles it once all that it allows was held and lanes wanted more for a while. Returns whether it did.
@@ -115,7 +111,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn it_doubles_while_lanes_want_more_up_to_what_the_operator_allows() {
-        let mut prefetch = Prefetch::new(7000);
+        let mut prefetch = Prefetch::new(7000, u64::MAX);
         assert!(!prefetch.adapt(true, Instant::now()), "it may be on its way");
         tokio::time::advance(PATIENCE).await;
         assert!(!prefetch.adapt(false, Instant::now()), "it was");
@@ -129,20 +125,29 @@ mod tests {
         }
         assert_eq!(sizes, [2000, 4000, 7000, 7000, 7000, 7000]);
         assert_eq!((prefetch.state().limit, prefetch.adapts_at()), (PrefetchLimit::Prefetch, None));
-        assert_eq!(Prefetch::new(10).size(), 10);
+        assert_eq!(Prefetch::new(10, u64::MAX).size(), 10);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn large_bodies_keep_it_small() {
-        let mut prefetch = Prefetch::new(u16::MAX);
-        (0..10_000).for_each(|_| prefetch.record(256));
-        assert_eq!(prefetch.state(), PrefetchState { size: 1000, limit: PrefetchLimit::Lanes });
-        (0..10_000).for_each(|_| prefetch.record(256 << 10));
-        assert_eq!((prefetch.state().limit, prefetch.size().abs_diff(256) <= 1), (PrefetchLimit::Bytes, true));
-        prefetch.adapt(true, Instant::now());
-        tokio::time::advance(PATIENCE).await;
+    async fn the_larger_the_bodies_the_fewer_are_held() {
+        for (most, bytes, large, expected) in [
+            (1000, 1_000_000, 0, 1000),
+            (1000, 1_000_000, 1000, 1000),
+            (1000, 1_000_000, 10_000, 100),
+            (1000, 1_000_000, 1_000_000, 1),
+            (1000, 1_000_000, 128_000_000, 1),
+            (5, 1_000_000, 10_000, 5),
+            (u16::MAX, u64::MAX, 1, 1000),
+        ] {
+            let mut prefetch = Prefetch::new(most, bytes);
+            prefetch.record(large);
+            assert_eq!(prefetch.size(), expected, "{prefetch:?}");
+        }
+        let mut prefetch = Prefetch::new(1000, 10_000_000);
+        prefetch.record(1_000_000);
+        assert_eq!(prefetch.state(), PrefetchState { size: 10, limit: PrefetchLimit::Bytes });
         assert!(!prefetch.adapt(true, Instant::now()));
-        (0..1_000).for_each(|_| prefetch.record(16 << 20));
-        assert!((1..=5).contains(&prefetch.size()), "{prefetch:?}");
+        (0..2000).for_each(|_| prefetch.record(100));
+        assert_eq!(prefetch.size(), 1000, "one alone does not keep it small");
     }
 }

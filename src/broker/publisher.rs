@@ -5,28 +5,37 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 
-use crate::broker::connection::{Connected, broker_detail, refusal};
+use crate::broker::connection::{Connected, LONGEST_DETAIL_BYTES, broker_detail, refusal};
 use crate::broker::convert::properties_of;
 use crate::broker::{BrokerError, Outgoing, PublishError, Publisher};
+use crate::model::text::cleaned;
 use crate::observe::metrics::{Confirm, Publication, PublishMeter};
 
 /// Messages of one channel that wait for their publisher confirms, where no queue has to take them.
 const UNROUTED_IN_FLIGHT: usize = 256;
 
+/// Channels at most for what no queue has to take: as many as the outbox has batches on their way.
+const CHANNELS_FOR_EVENTS: usize = 20;
+
 pub(super) struct PublishSession {
     pub(super) connected: Connected,
     confirm_timeout: Duration,
     places: Semaphore,
+    /// Apart, since queues that never answer hold these for long, and producers name some of those queues.
+    places_for_events: Semaphore,
     idle: Mutex<Vec<Channel>>,
 }
 
 impl PublishSession {
     pub(super) fn new(connected: Connected, channels: usize, confirm_timeout: Duration) -> Self {
-        Self { connected, confirm_timeout, places: Semaphore::new(channels.max(1)), idle: Mutex::default() }
+        let (places, places_for_events) = (Semaphore::new(channels.max(1)), Semaphore::new(CHANNELS_FOR_EVENTS));
+        Self { connected, confirm_timeout, places, places_for_events, idle: Mutex::default() }
     }
 
     async fn channel(&self) -> Result<Channel, PublishError> {
@@ -90,31 +99,34 @@ impl PublishSession {
     }
 
     async fn publish_piece(&self, piece: &[Outgoing], mandatory: bool) -> Vec<Result<(), PublishError>> {
-        let mut results = Vec::with_capacity(piece.len());
-        let published = async {
-            let _place = self.places.acquire().await.map_err(|_| PublishError::NotConnected)?;
+        let until = Instant::now() + self.confirm_timeout;
+        let sent = tokio::time::timeout_at(until, async {
+            let places = if mandatory { &self.places } else { &self.places_for_events };
+            let place = places.acquire().await.map_err(|_| PublishError::NotConnected)?;
             let channel = self.channel().await?;
             let mut waiting = Vec::with_capacity(piece.len());
             for outgoing in piece {
                 waiting.push(send(&channel, outgoing, properties_of(&outgoing.message), mandatory).await?);
             }
-            for (outgoing, confirm) in piece.iter().zip(waiting) {
-                results.push(proof_of(outgoing, confirm.await));
-            }
-            Ok(channel)
+            Ok((place, channel, waiting))
+        });
+        let (_place, channel, waiting) = match sent.await.unwrap_or(Err(PublishError::Timeout)) {
+            Ok(sent) => sent,
+            Err(error) => return piece.iter().map(|_| Err(PublishError::Channel(error.to_string()))).collect(),
         };
-        let end = match tokio::time::timeout(self.confirm_timeout, published).await {
-            Ok(Ok(channel)) => {
-                if results.iter().all(Result::is_ok) {
-                    self.keep(channel);
-                }
-                return results;
-            }
-            Ok(Err(error)) => error,
-            Err(_) => PublishError::Timeout,
+        // One that is never confirmed says nothing about those behind it.
+        let confirms = piece.iter().zip(waiting).map(|(outgoing, confirm)| async {
+            let confirm = tokio::time::timeout_at(until, confirm).await;
+            confirm.map_or(Err(PublishError::Timeout), |confirm| proof_of(outgoing, confirm))
+        });
+        let results: Vec<_> = join_all(confirms).await;
+        // A refusal leaves nothing in doubt where nothing can be returned.
+        let is_sure = |result: &Result<_, _>| {
+            result.is_ok() || (!mandatory && matches!(result, Err(PublishError::Refused { .. })))
         };
-        let without_answer = piece.len() - results.len();
-        results.extend((0..without_answer).map(|_| Err(PublishError::Channel(end.to_string()))));
+        if results.iter().all(is_sure) {
+            self.keep(channel);
+        }
         results
     }
 }
@@ -143,7 +155,7 @@ fn proof_of(outgoing: &Outgoing, confirm: lapin::Result<Confirmation>) -> Result
     match confirm {
         Ok(Confirmation::Ack(None)) => Ok(()),
         Ok(Confirmation::Ack(Some(returned))) => {
-            let detail = returned.reply_text.to_string();
+            let detail = cleaned(&returned.reply_text.to_string(), LONGEST_DETAIL_BYTES);
             Err(PublishError::Returned { exchange, routing_key, detail })
         }
         Ok(Confirmation::Nack(_)) => Err(PublishError::Refused { exchange, routing_key }),

@@ -23,10 +23,13 @@ use crate::broker::publisher::{PublishSession, SessionPublisher};
 use crate::broker::topology::TopologyMode;
 use crate::broker::{BrokerError, Delivery};
 use crate::model::Heartbeat;
+use crate::model::text::cleaned;
 use crate::observe::metrics::PublishMeter;
 use crate::policy::arrival::is_suspect;
 use crate::policy::retry_schedule::RetryPauses;
 
+/// Limits the broker's reason to take no publishes, in bytes.
+const LONGEST_REASON_BYTES: usize = 256;
 /// Longest interval between heartbeats of an idle loop.
 const BEAT: Duration = Duration::from_secs(1);
 
@@ -94,7 +97,7 @@ impl Broker {
     pub fn new(settings: BrokerSettings, beat: Heartbeat) -> Self {
         let state = watch::Sender::new(BrokerState::Connecting("starting".to_owned()));
         let (publish_session, meter) = (watch::Sender::new(None), PublishMeter::default());
-        let prefetch = watch::Sender::new(Prefetch::new(settings.prefetch).state());
+        let prefetch = watch::Sender::new(Prefetch::new(settings.prefetch, settings.prefetch_bytes).state());
         Self { settings, publish_session, state, prefetch, has_met_priority: OnceLock::new(), beat, meter }
     }
 
@@ -141,7 +144,7 @@ impl Broker {
         close: CancellationToken,
     ) {
         let channels = Channels { deliveries, flow, hunger, stop_consuming, close };
-        let mut prefetch = Prefetch::new(self.settings.prefetch);
+        let mut prefetch = Prefetch::new(self.settings.prefetch, self.settings.prefetch_bytes);
         let (first, longest) = self.settings.reconnect;
         let mut pause = RetryPauses::between(first, longest);
         while !channels.close.is_cancelled() {
@@ -207,14 +210,14 @@ impl Broker {
         let (mut intake_is_there, mut flows, mut has_delivered) = (true, false, false);
         let mut check = tokio::time::interval(BEAT);
         let queue = self.settings.topology.names.work.as_str();
-        let hold = (prefetch.size(), self.settings.is_ordered);
+        let hold = (prefetch.size(), self.settings.prefetch_bytes, self.settings.is_ordered);
         let mut hunger = channels.hunger.clone();
         let mut consumers = Consumers::new(consuming, channel, queue, hold);
         loop {
             self.beat.beat();
             let is_open = intake_is_there && wanted(&mut flow, has_delivered)? == Flow::Open;
-            let may_consume = is_open && !channels.stop_consuming.is_cancelled();
-            if may_consume {
+            let is_wanted = is_open && !channels.stop_consuming.is_cancelled();
+            if is_wanted && consumers.have_room() {
                 self.adapt(prefetch, &mut consumers, &hunger);
                 if consumers.is_outgrown() || consumers.are_oversized() {
                     self.stop(channels, &mut consumers, endings).await?;
@@ -224,10 +227,10 @@ impl Broker {
                     info!(queue, "deliveries flow");
                 }
             } else if consumers.are_running() {
-                flows = false;
+                flows &= is_wanted;
                 self.stop(channels, &mut consumers, endings).await?;
             }
-            self.publish_state(if may_consume { BrokerState::Consuming } else { BrokerState::Paused });
+            self.publish_state(if is_wanted { BrokerState::Consuming } else { BrokerState::Paused });
             tokio::select! {
                 biased;
                 () = channels.close.cancelled() => return Ok(()),
@@ -251,7 +254,8 @@ impl Broker {
                     has_delivered = true;
                     let delivery = delivery?;
                     prefetch.record(delivery.data.len());
-                    if !self.hand_over(channels, delivery, endings, consumers.hold()).await {
+                    let held = consumers.holder().hold(delivery.data.len());
+                    if !self.hand_over(channels, delivery, endings, held).await {
                         consumers.trust();
                     }
                 }
@@ -276,9 +280,8 @@ impl Broker {
         consumers: &mut Consumers<'_>,
         endings: &Endings,
     ) -> Result<(), BrokerError> {
-        let held = consumers.hold();
-        for buffered in consumers.stop().await? {
-            self.end_buffered(channels, buffered, endings, held.clone()).await;
+        for (buffered, held) in consumers.stop().await? {
+            self.end_buffered(channels, buffered, endings, held).await;
         }
         Ok(())
     }
@@ -321,6 +324,7 @@ impl Broker {
         let [consuming, _] = connections;
         match event {
             Some(Event::ConnectionBlocked(reason)) => {
+                let reason = cleaned(&reason, LONGEST_REASON_BYTES);
                 warn!(
                     broker.reason = reason,
                     "the broker takes no messages now; retries, dead letters and events wait"

@@ -116,7 +116,7 @@ impl Topology {
         Self { names, delays, binds: Vec::new(), single_active_consumer: false }
     }
 
-    pub(super) fn queue_names(&self) -> Vec<String> {
+    pub fn queue_names(&self) -> Vec<String> {
         self.queues().into_iter().map(|queue| queue.name).collect()
     }
 

@@ -15,6 +15,7 @@ use tracing::{error, info, warn};
 use crate::chain::health::Health;
 use crate::chain::{ChainError, EndpointState, Result, answers};
 use crate::model::BlockNumber;
+use crate::model::text::cleaned;
 use crate::observe::metrics::{CallResult, ChainMeter, Method};
 use crate::observe::traces::{SpanContext, Tracer};
 use crate::policy::classify::{ErrorTable, Fault, is_missing_method};
@@ -22,6 +23,8 @@ use crate::rpc::{BatchAnswer, HttpTransport, Refusal, RpcError};
 
 /// Divides the size of a refused batch for the next try, down to single calls.
 const SHRINK: usize = 4;
+/// Limits what is said of an answer that cannot be one, in bytes.
+const MAX_DETAIL_BYTES: usize = 1024;
 /// Highest size of one batch's parameters as text. Servers refuse more than some MiB: Anvil 2, Geth 5.
 const BATCH_BYTES: usize = 1 << 20;
 /// Single calls under way at once, where a node takes no batches.
@@ -296,7 +299,7 @@ impl Endpoint {
             RpcError::Nonsense(text) if self.errors.is_rate_limit(&text) => {
                 ChainError::RateLimited { endpoint, retry_after: None }
             }
-            RpcError::Nonsense(detail) => ChainError::Nonsense { endpoint, detail },
+            RpcError::Nonsense(detail) => self.nonsense(detail),
         }
     }
 
@@ -316,6 +319,8 @@ impl Endpoint {
     }
 
     pub(super) fn nonsense(&self, detail: String) -> ChainError {
+        // Answers stand in it word for word.
+        let detail = cleaned(&detail, MAX_DETAIL_BYTES);
         ChainError::Nonsense { endpoint: self.label.clone(), detail }
     }
 }

@@ -3,7 +3,9 @@
 use std::io::IsTerminal;
 use std::os::unix::fs::MetadataExt;
 
+use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
@@ -14,6 +16,7 @@ use tracing_subscriber::{Layer, fmt, reload};
 
 use crate::config::{LogFormat, LogSection};
 use crate::daemon::status::RecentLines;
+use crate::model::text::{escaped, escaped_page};
 
 /// Starts logging, and gives the last warnings and errors of it, whatever level is written. A second start in one process is
 /// ignored. Gives also what changes the level that is written.
@@ -24,10 +27,12 @@ pub(super) fn start(settings: LogSection) -> (RecentLines, Box<dyn Fn(Level) + S
     let layer = match settings.format {
         LogFormat::Text => lines
             .with_ansi(std::io::stderr().is_terminal())
+            .fmt_fields(EscapedFields)
             .map_event_format(|lines| WithPriority { lines, for_journald })
             .boxed(),
         LogFormat::Json => {
-            lines.json().flatten_event(true).map_event_format(|lines| WithPriority { lines, for_journald }).boxed()
+            let escaped = |lines| EscapedLines(WithPriority { lines, for_journald });
+            lines.json().flatten_event(true).map_event_format(escaped).boxed()
         }
     };
     let keeps = recent.clone().with_filter(down_to(LevelFilter::WARN));
@@ -77,6 +82,75 @@ where
     }
 }
 
+/// Writes fields as `name=value`, and escapes what steers in their values: ids, and texts of nodes and contracts. The message is
+/// the program's own, and may have several lines.
+struct EscapedFields;
+
+impl<'w> FormatFields<'w> for EscapedFields {
+    fn format_fields<R: RecordFields>(&self, writer: Writer<'w>, fields: R) -> std::fmt::Result {
+        let mut visitor = FieldWriter { writer, is_first: true, written: Ok(()) };
+        fields.record(&mut visitor);
+        visitor.written
+    }
+}
+
+struct FieldWriter<'w> {
+    writer: Writer<'w>,
+    is_first: bool,
+    written: std::fmt::Result,
+}
+
+impl FieldWriter<'_> {
+    fn write(&mut self, name: &str, value: &str) -> std::fmt::Result {
+        let gap = if std::mem::replace(&mut self.is_first, false) { "" } else { " " };
+        match name {
+            "message" => write!(self.writer, "{gap}{}", escaped_page(value)),
+            name if self.writer.has_ansi_escapes() => {
+                write!(self.writer, "{gap}\u{1b}[3m{name}\u{1b}[0m\u{1b}[2m=\u{1b}[0m{}", escaped(value))
+            }
+            name => write!(self.writer, "{gap}{name}={}", escaped(value)),
+        }
+    }
+}
+
+impl Visit for FieldWriter<'_> {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        // A message is shown as it is; other texts are quoted.
+        if field.name() == "message" {
+            self.record_debug(field, &format_args!("{value}"))
+        } else {
+            self.record_debug(field, &value)
+        }
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        if self.written.is_ok() && !field.name().starts_with("log.") {
+            self.written = self.write(field.name().trim_start_matches("r#"), &format!("{value:?}"));
+        }
+    }
+}
+
+/// Escapes what steers in lines of JSON, where the formatter leaves some of it.
+struct EscapedLines<F>(F);
+
+impl<S, N, F> FormatEvent<S, N> for EscapedLines<F>
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+    N: for<'writer> FormatFields<'writer> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> std::fmt::Result {
+        let mut lines = String::new();
+        self.0.format_event(context, Writer::new(&mut lines), event)?;
+        writer.write_str(&escaped_page(&lines))
+    }
+}
+
 /// Returns it as in syslog.
 fn priority(level: Level) -> u8 {
     match level {
@@ -113,6 +187,41 @@ mod tests {
         fn flush(&mut self) -> std::io::Result<()> {
             Ok(())
         }
+    }
+
+    const FORGED: &str = "no\u{1b}[2J\nERROR all is lost\u{9b}1m\u{202e}";
+
+    fn logged<L>(layer: impl FnOnce(Page) -> L) -> String
+    where
+        L: Layer<tracing_subscriber::Registry> + Send + Sync,
+    {
+        let page = Page::default();
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer(page.clone())), || {
+            tracing::warn!(request.id = %FORGED, text = FORGED, count = 7, shown = ?FORGED, "it failed: {FORGED}");
+        });
+        String::from_utf8(page.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn a_value_cannot_forge_a_line_nor_steer_a_terminal() {
+        let plain = |page: Page| {
+            let lines =
+                fmt::layer().with_writer(move || page.clone()).without_time().with_target(false).with_ansi(false);
+            lines.fmt_fields(EscapedFields)
+        };
+        let text = logged(plain);
+        assert!(text.contains(r"request.id=no\u{1b}[2J\nERROR all is lost\u{9b}1m\u{202e} text="), "{text}");
+        assert!(text.contains(" count=7 ") && text.starts_with(" WARN it failed: no\\u001b[2J\n"), "{text}");
+        assert!(!text.contains(|c| crate::model::text::steers(c) && c != '\n'), "{text:?}");
+        let json = |page: Page| {
+            let lines = fmt::layer().with_writer(move || page.clone()).without_time().json().flatten_event(true);
+            lines.map_event_format(EscapedLines)
+        };
+        let text = logged(json);
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(!text.contains(|c| crate::model::text::steers(c) && c != '\n'), "{text:?}");
+        let line: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((&line["request.id"], &line["text"]), (&FORGED.into(), &FORGED.into()));
     }
 
     #[test]

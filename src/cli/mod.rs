@@ -20,6 +20,7 @@ use crate::chain::follow::record_search::SearchError;
 use crate::chain::{ChainError, NodeClient};
 use crate::config::{self, Faults, Settings};
 use crate::journal::JournalError;
+use crate::model::text::escaped_page;
 use crate::signer::SignerError;
 
 mod adopt;
@@ -295,12 +296,12 @@ fn age_text(age: Option<Duration>) -> String {
 
 /// Prints one line to standard output. A closed pipe (`… | head`) is no error.
 fn say(line: impl Display) {
-    let _ = writeln!(std::io::stdout(), "{line}");
+    let _ = writeln!(std::io::stdout(), "{}", escaped_page(&line.to_string()));
 }
 
 /// Prints a line to standard error, since standard output may be read by a program.
 fn complain(line: impl Display) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = writeln!(std::io::stderr(), "{}", escaped_page(&line.to_string()));
 }
 
 /// Prints a document as JSON, or its text.

@@ -1,12 +1,14 @@
 //! `chainwriter recover`
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use tokio::time::Instant;
 
-use crate::chain::follow::history::{AccountHistory, account_history};
-use crate::chain::{BlockTag, Chain, NodeClient};
+use crate::chain::follow::history::{AccountHistory, HistoryError, Patience, account_history};
+use crate::chain::{BlockTag, Chain, ChainError, NodeClient};
 use crate::cli::{adopt, exit, operator, progress_bar, say};
 use crate::config::Settings;
 use crate::journal::{OperatorsJournal, RecoveredAccount, Recovery};
@@ -17,7 +19,8 @@ use crate::policy::finality::{FinalityRule, highest_final};
 const CHECK: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
-#[group(id = "what", required = true, multiple = false)]
+#[group(skip)]
+#[command(group = clap::ArgGroup::new("what").required(true).multiple(false))]
 pub(super) struct Arguments {
     /// Read what the accounts have written from this block on, into a new journal, a restored one, or the one that is left.
     #[arg(long, value_name = "BLOCK", group = "what")]
@@ -32,6 +35,9 @@ pub(super) struct Arguments {
     /// The account that --foreign-below is about, where the configuration has several.
     #[arg(long, value_name = "ADDRESS", requires = "foreign_below")]
     account: Option<String>,
+    /// How long to go on while a node does not answer, or answers nonsense.
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration)]
+    patience: Duration,
     /// Let this journal take the queue over from the one that serves it: it was moved here on purpose.
     #[arg(long, group = "what")]
     adopt: bool,
@@ -51,7 +57,7 @@ pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Res
     }
     let done = if let Some(from_block) = arguments.from_block {
         let journal = address.open().await?;
-        let done = recover(journal.as_ref(), &settings, BlockNumber(from_block)).await;
+        let done = recover(journal.as_ref(), &settings, BlockNumber(from_block), arguments.patience).await;
         journal.close().await;
         done
     } else if let Some(below) = arguments.foreign_below {
@@ -114,11 +120,19 @@ async fn accept_foreign(
     Ok(())
 }
 
-async fn recover(journal: &dyn OperatorsJournal, settings: &Settings, from: BlockNumber) -> anyhow::Result<()> {
+async fn recover(
+    journal: &dyn OperatorsJournal,
+    settings: &Settings,
+    from: BlockNumber,
+    limit: Duration,
+) -> anyhow::Result<()> {
     expect_nobody_works(journal).await?;
     let chain = NodeClient::new(&settings.chain).context("cannot make the HTTP client")?;
     let addresses: Vec<_> = settings.signers.iter().map(|signer| signer.address()).collect();
-    let to = all_final(&chain, &addresses, settings.lane.finality).await?;
+    let said = Said::default();
+    let on_failure = |error: &ChainError| said.again(&error.to_string());
+    let patience = Patience { limit, on_failure: &on_failure };
+    let to = all_final(&chain, &addresses, settings.lane.finality, &patience).await?;
     if from > to {
         bail!("block {from} is not final yet; the highest final block is {to}");
     }
@@ -126,7 +140,15 @@ async fn recover(journal: &dyn OperatorsJournal, settings: &Settings, from: Bloc
     for address in addresses {
         let progress = progress_bar(to.0 - from.0 + 1, format!("{address}: blocks"));
         let done = |block: BlockNumber| progress.set_position(block.0 - from.0 + 1);
-        let salvaged = account_history(&chain, address, (from, to), &settings.lane.batching, done).await;
+        let batching = &settings.lane.batching;
+        let began = Instant::now();
+        let salvaged = loop {
+            match account_history(&chain, address, (from, to), batching, &patience, &done).await {
+                Err(error @ HistoryError::Holes { .. }) if began.elapsed() < limit => said.again(&error.to_string()),
+                salvaged => break salvaged,
+            }
+            tokio::time::sleep(CHECK).await;
+        };
         progress.finish_and_clear();
         let salvaged = salvaged.with_context(|| format!("{address} cannot be recovered"))?;
         say(format_args!(
@@ -153,21 +175,60 @@ const NEXT: &str = "the journal is ready. Start the workers: a message or an ope
 
 /// Waits until nothing of these accounts is on its way: all that they sent is final, and no endpoint's pool has more.
 /// Returns the highest final block. What a pool keeps behind a gap no node counts.
-async fn all_final(chain: &NodeClient, accounts: &[Address], rule: FinalityRule) -> anyhow::Result<BlockNumber> {
-    let mut told = String::new();
+async fn all_final(
+    chain: &NodeClient,
+    accounts: &[Address],
+    rule: FinalityRule,
+    patience: &Patience<'_>,
+) -> anyhow::Result<BlockNumber> {
+    let said = Said::default();
+    let mut failing_since = None;
     loop {
-        let height = final_height(chain, rule).await?;
-        let mut waits = None;
-        for account in accounts {
-            let counted = chain.transaction_count(*account, BlockTag::Number(height)).await?;
-            waits = waits.or(on_its_way(chain, *account, counted).await?);
-        }
-        let Some(waits) = waits else { return Ok(height) };
-        if waits != told {
-            say(&waits);
-            told = waits;
+        match what_waits(chain, accounts, rule).await {
+            Ok((height, None)) => return Ok(height),
+            Ok((_, Some(waits))) => {
+                failing_since = None;
+                said.once(&waits);
+            }
+            Err(error) if failing_since.get_or_insert_with(Instant::now).elapsed() < patience.limit => {
+                said.again(&format!("{error:#}"));
+            }
+            Err(error) => return Err(error),
         }
         tokio::time::sleep(CHECK).await;
+    }
+}
+
+/// Returns the highest final block, and what is not final at it.
+async fn what_waits(
+    chain: &NodeClient,
+    accounts: &[Address],
+    rule: FinalityRule,
+) -> anyhow::Result<(BlockNumber, Option<String>)> {
+    let height = final_height(chain, rule).await?;
+    let mut waits = None;
+    for account in accounts {
+        let counted = chain.transaction_count(*account, BlockTag::Number(height)).await?;
+        waits = waits.or(on_its_way(chain, *account, counted).await?);
+    }
+    Ok((height, waits))
+}
+
+/// Says something once, until it is something else.
+#[derive(Default)]
+struct Said(Mutex<String>);
+
+impl Said {
+    fn once(&self, text: &str) {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last != text {
+            say(text);
+            text.clone_into(&mut last);
+        }
+    }
+
+    fn again(&self, failure: &str) {
+        self.once(&format!("{failure}; asking again"));
     }
 }
 

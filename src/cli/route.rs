@@ -110,7 +110,8 @@ fn message(arguments: &Arguments, settings: &Settings) -> anyhow::Result<Message
         properties: Properties { message_id: Some(id), kind: arguments.kind.clone(), ..Properties::default() },
         headers: arguments.header.iter().map(header).collect::<anyhow::Result<_>>()?,
         origin: Origin { exchange: arguments.exchange.clone(), routing_key },
-    })
+    }
+    .believed())
 }
 
 impl Outcome {

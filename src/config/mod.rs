@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use config::{Environment, File, FileFormat};
@@ -13,6 +14,7 @@ use crate::model::{Gas, GasRule};
 use crate::observe::traces::{ExporterSettings, Sampling};
 use crate::policy::admission::AdmissionRules;
 use crate::policy::letters::rules::ReplayRules;
+use crate::policy::replies::ReplyRules;
 use crate::policy::routes::Route;
 use crate::stages::lane::{LaneRules, Tuning};
 use crate::stages::settle::SettleSettings;
@@ -52,6 +54,8 @@ pub struct Settings {
     pub broker: BrokerSettings,
     /// `[request]`, `[write]`, `[[route]]`, `[policy]` and `broker.max_body`
     pub admission: AdmissionRules,
+    /// `request.reply_to` and `request.reply_timeout`
+    pub replies: Arc<ReplyRules>,
     pub settle: SettleSettings,
     /// The endpoints' keys of `[chain]`.
     pub chain: ClientSettings,

@@ -1,6 +1,7 @@
 //! Every section of the configuration: its keys, their ranges, and what must fit together.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use serde_json::{Map, Value};
 use url::Url;
 
 use crate::broker::{Bind, BrokerSettings, Names, Topology, TopologyMode, UriSource};
-use crate::config::reader::{DAY, Findings, HOUR, MINUTE, MS, SECOND, Section, http_url, or_off, tables};
+use crate::config::reader::{DAY, Findings, HOUR, MINUTE, MS, SECOND, Section, http_url, or_off, tables, texts};
 use crate::config::reload::{Prints, prints};
 use crate::config::secrets::{credential, private_file};
 use crate::config::{
@@ -19,12 +20,14 @@ use crate::config::{
 };
 use crate::journal::JournalAddress;
 use crate::model::Gas;
+use crate::model::event::source_of;
 use crate::observe::traces::{ExporterSettings, Sampling, Tracer};
 use crate::policy::admission::{AdmissionRules, OrderBy, Ordering, TextSource};
 use crate::policy::batch::{BatchKind, Batching};
 use crate::policy::letters::rules::{ReplayRule, ReplayRules};
 use crate::policy::limits::Limits;
 use crate::policy::permits::Permits;
+use crate::policy::replies::{Allowed, ReplyRules};
 use crate::policy::retry_schedule::RetrySchedule;
 use crate::policy::routes::Route;
 use crate::stages::lane::OutagePolicy;
@@ -62,12 +65,13 @@ fn settings(tables: &mut Map<String, Value>, folder: &Path, prints: Prints, find
     let schedule = retry(section!("retry"));
     let binds = bind::read(tables.remove("bind"), findings);
     let (mut broker, max_hold, park_delay, max_body_bytes) = broker(section!("broker"), binds, &schedule);
-    let (id_source, order_by) = request(section!("request"));
+    let (id_source, order_by, replies) = request(section!("request"), &broker.topology);
     let permits = Arc::new(policy::read(section!("policy")));
     let routes = routes::read(tables.remove("write"), tables.remove("route"), folder, findings);
     let keeps_order = order_by.as_ref().is_some_and(|order_by| order_by.ordering == Ordering::Nonce);
     let batching = Arc::new(batching(section!("batch"), &routes, keeps_order));
-    let admission = AdmissionRules { id_source, order_by, routes, max_body_bytes, permits };
+    let queue = broker.topology.names.work.clone();
+    let admission = AdmissionRules { id_source, order_by, routes, max_body_bytes, permits, queue };
     let worker = worker(section!("worker"));
     let outage = section!("outage").choice("policy", &[("hold", OutagePolicy::Hold), ("retry", OutagePolicy::Retry)]);
     let fees = chain::fees(section!("fees"));
@@ -78,7 +82,7 @@ fn settings(tables: &mut Map<String, Value>, folder: &Path, prints: Prints, find
     broker.client_name = worker.full_name();
     broker.is_ordered |= admission.is_strict();
     let settle = SettleSettings {
-        organisation: worker.organisation.clone(),
+        event_source: source_of(&worker.organisation, chain.chain_id, &broker.topology.names.work),
         worker: worker.full_name(),
         names: broker.topology.names.clone(),
         waits: waits(&schedule, park_delay),
@@ -86,6 +90,7 @@ fn settings(tables: &mut Map<String, Value>, folder: &Path, prints: Prints, find
         max_hold,
         park_delay,
         publishes_in_flight: broker.publish_channels,
+        read_headers: admission.headers(),
         tracer: Tracer::default(),
     };
     Settings {
@@ -98,6 +103,7 @@ fn settings(tables: &mut Map<String, Value>, folder: &Path, prints: Prints, find
         worker,
         broker,
         admission,
+        replies: Arc::new(replies),
         settle,
         chain,
         lane,
@@ -139,6 +145,12 @@ fn broker(
         uri,
         client_name: String::new(),
         prefetch: section.number("prefetch", 1..=u16::MAX),
+        prefetch_bytes: size(
+            &mut section,
+            "prefetch_bytes",
+            "a size from 1 MiB to 64 GiB, such as \"256 MiB\"",
+            1 << 20..=64 << 30,
+        ),
         is_ordered: single_active_consumer,
         topology: Topology { binds, single_active_consumer, ..Topology::new(names, waits(schedule, park_delay)) },
         topology_mode: section
@@ -155,11 +167,16 @@ fn broker(
         section.fault("reconnect_initial", "is longer than reconnect_max; make it shorter");
     }
     let max_hold = section.duration("max_hold", SECOND..=12 * HOUR);
-    let max_body_bytes = section.read("max_body", "a size from 1 B to 16 MiB, such as \"256 KiB\"", 1, |text| {
-        let size: bytesize::ByteSize = text.parse().ok()?;
-        Some(size.as_u64()).filter(|bytes| (1..=LARGEST_BODY).contains(bytes))
-    });
+    let max_body_bytes =
+        size(&mut section, "max_body", "a size from 1 B to 16 MiB, such as \"256 KiB\"", 1..=LARGEST_BODY);
     (settings, max_hold, park_delay, max_body_bytes)
+}
+
+fn size(section: &mut Section<'_>, key: &'static str, expected: &str, range: RangeInclusive<u64>) -> u64 {
+    section.read(key, expected, *range.start(), |text| {
+        let size: bytesize::ByteSize = text.parse().ok()?;
+        Some(size.as_u64()).filter(|bytes| range.contains(bytes))
+    })
 }
 
 fn uri(section: &mut Section<'_>) -> UriSource {
@@ -203,8 +220,8 @@ fn waits(schedule: &RetrySchedule, park_delay: Duration) -> Vec<Duration> {
     waits
 }
 
-/// Reads where ids stand, and where ordering keys do.
-fn request(mut section: Section<'_>) -> (TextSource, Option<OrderBy>) {
+/// Reads where ids and ordering keys stand, and which queues get replies.
+fn request(mut section: Section<'_>, topology: &Topology) -> (TextSource, Option<OrderBy>, ReplyRules) {
     let expected = "\"message_id\", \"header:NAME\" or \"json:/pointer\"";
     let source = section.read("id", expected, TextSource::MessageId, id_source);
     let expected = "\"none\", \"message_id\", \"header:NAME\" or \"json:/pointer\"";
@@ -216,7 +233,32 @@ fn request(mut section: Section<'_>) -> (TextSource, Option<OrderBy>) {
     if ordering == Ordering::Strict && order_by.is_none() {
         section.fault("ordering", "is \"strict\", but nothing says what is ordered: set request.order_by");
     }
-    (source, order_by.map(|source| OrderBy { source, ordering }))
+    let replies = ReplyRules {
+        allowed: allowed_replies(&mut section),
+        own: topology.queue_names(),
+        own_prefix: format!("{}.", topology.names.wait),
+        give_up_after: section.duration("reply_timeout", SECOND..=DAY),
+    };
+    (source, order_by.map(|source| OrderBy { source, ordering }), replies)
+}
+
+/// Reads `reply_to`. A text with commas is the environment's list.
+fn allowed_replies(section: &mut Section<'_>) -> Allowed {
+    let value = section.take("reply_to").unwrap_or_default();
+    let listed = match value.as_str() {
+        Some("on") => return Allowed::All,
+        Some("off") => return Allowed::None,
+        Some(text) if text.contains(',') => {
+            Some(text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect())
+        }
+        Some(_) => None,
+        None => texts(&value),
+    };
+    let prefixes = listed.filter(|texts| texts.iter().all(|text| (1..=255).contains(&text.len())));
+    if prefixes.is_none() {
+        section.fault("reply_to", "expected \"on\", \"off\" or a list of prefixes, such as [\"replies.\"]");
+    }
+    Allowed::Prefixes(prefixes.unwrap_or_default().into_iter().map(str::to_owned).collect())
 }
 
 fn id_source(text: &str) -> Option<TextSource> {

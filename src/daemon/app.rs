@@ -246,6 +246,7 @@ impl<J: Journal + LetterDeeds + 'static> Daemon<'_, J> {
             lanes: accounts.iter().map(lane).collect(),
             admission: settings.admission.clone(),
             settle: SettleSettings { tracer: tracer.clone(), ..settings.settle.clone() },
+            replies: Arc::clone(&settings.replies),
             max_open: adjustable.max_open.subscribe(),
             upkeep: Pace::of(
                 settings.journal.retention,

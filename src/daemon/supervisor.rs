@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::model::Heartbeat;
+use crate::model::text::escaped;
 
 /// Time that is left after a second signal.
 const HURRIED_DEADLINE: Duration = Duration::from_secs(2);
@@ -160,7 +161,8 @@ pub async fn notify_systemd(
         stuck_stages.send_replace(stuck);
         let status = status();
         if status != last_status {
-            notify(&[NotifyState::Status(&status)]);
+            // A line feed would begin another notification.
+            notify(&[NotifyState::Status(&escaped(&status))]);
             last_status = status;
         }
     }

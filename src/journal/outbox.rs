@@ -17,7 +17,7 @@ pub struct OutboxRow {
     pub event_id: String,
     pub kind: String,
     pub body: String,
-    /// Where it goes besides the events exchange.
+    /// A row with a queue is the reply to it; the event itself, for the events exchange, is another row.
     pub reply: ReplyAddress,
 }
 
@@ -69,9 +69,11 @@ pub async fn insert_events(
 ) -> Result<()> {
     let insert = "INSERT INTO outbox (account, event_id, kind, body, reply_to, correlation_id) \
                   SELECT u.account, u.event_id, u.kind, u.body, u.reply_to, u.correlation_id FROM u ORDER BY u.place";
-    let rows = events.into_iter().map(|(account, event)| {
+    let rows = events.into_iter().flat_map(|(account, event)| {
         let Event { id, kind, body, reply_to, correlation_id } = event;
-        values![account.0, id, kind.as_str(), body, reply_to.as_ref(), correlation_id.as_ref()]
+        // Each has its own end, so that a queue which refuses the reply holds up no event.
+        let queues = std::iter::once(None).chain(reply_to.as_ref().map(Some));
+        queues.map(move |queue| values![account.0, id, kind.as_str(), body, queue, correlation_id.as_ref()])
     });
     let columns = "account bigint, event_id text, kind text, body text, reply_to text, correlation_id text";
     connection.execute_each("store events", insert, &[], &Rows::of(columns, rows)).await.map(drop)

@@ -3,6 +3,8 @@
 use std::fmt;
 
 use crate::model::reasons::{FailureClass, Reason};
+use crate::model::text::cleaned;
+pub use crate::model::text::cut;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cause {
@@ -15,9 +17,10 @@ impl Cause {
     /// A header of more than a few KiB can end the whole connection, since header frames are not split.
     pub const MAX_DETAIL_BYTES: usize = 1024;
 
-    /// Returns a cause whose detail is cut to [`Self::MAX_DETAIL_BYTES`].
-    pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
-        Self { reason, detail: cut(detail.into(), Self::MAX_DETAIL_BYTES) }
+    /// Returns a cause whose detail is cleaned, and cut to [`Self::MAX_DETAIL_BYTES`]: most of it is a contract's, a node's or a
+    /// producer's.
+    pub fn new(reason: Reason, detail: impl AsRef<str>) -> Self {
+        Self { reason, detail: cleaned(detail.as_ref(), Self::MAX_DETAIL_BYTES) }
     }
 
     pub fn class(&self) -> FailureClass {
@@ -36,17 +39,6 @@ impl fmt::Display for Cause {
     }
 }
 
-/// Cuts the text to its beginning, between two characters.
-pub fn cut(mut text: String, most_bytes: usize) -> String {
-    if text.len() > most_bytes {
-        const ELLIPSIS: &str = "…";
-        let end = text.floor_char_boundary(most_bytes.saturating_sub(ELLIPSIS.len()));
-        text.truncate(end);
-        text.push_str(ELLIPSIS);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -56,6 +48,12 @@ mod tests {
         let cause = Cause::new(Reason::Reverted, "ü".repeat(400_000));
         assert!(cause.detail.len() <= Cause::MAX_DETAIL_BYTES);
         assert!(cause.detail.ends_with("ü…"));
+    }
+
+    #[test]
+    fn a_detail_cannot_steer_what_shows_it() {
+        let cause = Cause::new(Reason::Reverted, "no\u{1b}[2J\nWATCHDOG=trigger");
+        assert_eq!(cause.to_string(), "rejected.reverted: no [2J WATCHDOG=trigger");
     }
 
     #[test]

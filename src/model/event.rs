@@ -78,10 +78,25 @@ pub struct Event {
     pub correlation_id: Option<String>,
 }
 
+/// Returns the CloudEvents `source` of a worker: whose it is, which chain it writes to, and which queue it serves. The same id of a
+/// message may come through two queues of one organisation.
+pub fn source_of(organisation: &str, chain_id: u64, queue: &str) -> String {
+    let mut source = format!("/chainwriter/{organisation}/{chain_id}/");
+    for byte in queue.bytes() {
+        // RFC 3986, "Unreserved Characters": all else in a path is written as its bytes.
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => source.push(char::from(byte)),
+            _ => source.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    source
+}
+
 /// The request that an event is about, and the receiver.
 #[derive(Debug, Clone)]
 pub struct Subject<'a> {
-    pub organisation: &'a str,
+    /// As [`source_of`] returns it.
+    pub source: &'a str,
     pub request: &'a RequestId,
     pub generation: Generation,
     /// Set where the transaction is for several requests.
@@ -142,11 +157,14 @@ impl Event {
             if let Some(place) = subject.batch {
                 fields.insert("batch".into(), json!(place));
             }
+            if subject.refused.is_some() {
+                fields.insert("refused".into(), json!(true));
+            }
         }
         let mut body = json!({
             "specversion": "1.0",
             "id": id,
-            "source": format!("/chainwriter/{}", subject.organisation),
+            "source": subject.source,
             "type": format!("io.chainwriter.request.{}.v1", kind.as_str()),
             "subject": subject.request,
             "time": time.to_string(),
@@ -188,7 +206,7 @@ fn occasion(subject: &Subject<'_>, outcome: &Outcome<'_>) -> String {
 /// Returns the id: the same for the same outcome on the same occasion, whichever instance publishes it and however often.
 fn event_id(subject: &Subject<'_>, kind: EventKind, occasion: &str) -> String {
     let refused = subject.refused.map(|hash| hash.to_string()).unwrap_or_default();
-    let parts = [subject.organisation, kind.as_str(), occasion, subject.request.as_str(), &refused];
+    let parts = [subject.source, kind.as_str(), occasion, subject.request.as_str(), &refused];
     hex::encode(ids::derived::<16>(&parts.map(str::as_bytes)))
 }
 
@@ -199,7 +217,7 @@ mod tests {
 
     fn subject(request: &RequestId) -> Subject<'_> {
         Subject {
-            organisation: "acme",
+            source: "/chainwriter/acme/31337/acme.writes",
             request,
             generation: Generation::default(),
             batch: None,
@@ -226,6 +244,37 @@ mod tests {
         let conflict = Event::new(&of_body(b"one"), &dead, Timestamp(1));
         assert_ne!(first.id, conflict.id, "what was refused under an id is not the request");
         assert_ne!(conflict.id, Event::new(&of_body(b"two"), &dead, Timestamp(1)).id);
+    }
+
+    #[test]
+    fn two_queues_or_chains_of_one_organisation_never_share_an_event() {
+        let id = RequestId::new("a").unwrap();
+        let cause = Cause::new(Reason::Reverted, "no");
+        let dead = Outcome::Dead { cause: &cause, tx_hashes: &[] };
+        let sources = [
+            source_of("acme", 1, "writes"),
+            source_of("acme", 1, "writes/2"),
+            source_of("acme", 1, "writes%2F2"),
+            source_of("acme", 2, "writes"),
+            source_of("acme-1", 1, "writes"),
+        ];
+        let events =
+            sources.each_ref().map(|source| Event::new(&Subject { source, ..subject(&id) }, &dead, Timestamp(1)).id);
+        let ids: std::collections::BTreeSet<_> = events.iter().collect();
+        assert_eq!(ids.len(), sources.len());
+        assert_eq!(sources.iter().collect::<std::collections::BTreeSet<_>>().len(), sources.len());
+        assert_eq!(source_of("acme", 1, "a b/\u{e9}"), "/chainwriter/acme/1/a%20b%2F%C3%A9");
+    }
+
+    #[test]
+    fn what_was_refused_says_so_and_is_no_outcome_of_the_request_with_its_id() {
+        let id = RequestId::new("a").unwrap();
+        let cause = Cause::new(Reason::IdConflict, "another body");
+        let dead = Outcome::Dead { cause: &cause, tx_hashes: &[] };
+        let subject = Subject { refused: Some(BodyHash::of(b"other")), ..subject(&id) };
+        let document: serde_json::Value =
+            serde_json::from_str(&Event::new(&subject, &dead, Timestamp(1)).body).unwrap();
+        assert_eq!(document["data"]["refused"], true);
     }
 
     #[test]
@@ -274,7 +323,8 @@ mod tests {
         assert_eq!(document["specversion"], "1.0");
         assert_eq!(document["id"], event.id);
         assert_eq!(document["type"], "io.chainwriter.request.final.v1");
-        assert_eq!(document["source"], "/chainwriter/acme");
+        assert_eq!(document["source"], "/chainwriter/acme/31337/acme.writes");
+        assert_eq!(document["data"].get("refused"), None);
         assert_eq!(document["subject"], "a");
         assert_eq!(document["data"]["transaction"]["nonce"], 3);
         assert_eq!(document["data"]["transaction"]["effective_gas_price"], "7");
@@ -345,6 +395,9 @@ mod tests {
             assert_eq!(example, *document, "the example must be:\n{document:#}");
         }
         fits(&document(&Outcome::FinalAgain(&without_price)));
+        let refused = Subject { refused: Some(BodyHash::of(b"other")), ..subject.clone() };
+        let refused = Event::new(&refused, &Outcome::Dead { cause: &cause, tx_hashes: &[] }, Timestamp(0));
+        fits(&serde_json::from_str(&refused.body).unwrap());
         for now in [AfterReorg::Reverted, AfterReorg::Lost] {
             fits(&document(&Outcome::Reorged { transaction: &without_price, now }));
         }

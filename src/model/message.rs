@@ -1,6 +1,6 @@
 //! A message as it travels: body, properties and headers, and what a copy of it may and may not carry.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -47,6 +47,8 @@ pub mod header {
     pub const REPLAY_REASON: &str = "cw-replay-reason";
     /// Begins the name of every header of ours.
     pub const PREFIX: &str = "cw-";
+    /// Headers of ours that a copy keeps whatever its size: intake reads them.
+    pub const READ: [&str; 5] = [NOT_BEFORE, ATTEMPT, REPLAY_COUNT, ORIGINAL_EXCHANGE, ORIGINAL_ROUTING_KEY];
     /// Of the broker: how often it took this delivery back, because a consumer died or gave it back. No copy has it.
     pub const DELIVERY_COUNT: &str = "x-delivery-count";
 }
@@ -220,19 +222,40 @@ pub struct ReplayNote<'a> {
     pub reason: &'a str,
 }
 
-/// The most that the producer's headers may take in a copy, about. Header frames are not split: one that is too large
-/// ends the whole connection, so the largest headers stay behind.
-const MAX_COPIED_HEADER_BYTES: usize = 32 * 1024;
+/// The most that a message's headers may take, about, without those of ours. Header frames are not split: one that is too large
+/// ends the whole connection, so intake refuses more, and a copy leaves the largest behind.
+pub const MAX_HEADER_BYTES: usize = 32 * 1024;
+/// The most that one header of ours takes.
+const MAX_OWN_HEADER_BYTES: usize = 8 * 1024;
+/// The most that headers may take in a copy which intake reads.
+const MAX_READ_HEADER_BYTES: usize = 64 * 1024;
 /// At most this many hashes go into the header; the journal has them all.
 const MAX_TX_HASHES: usize = 64;
 
 impl Message {
-    /// Returns a copy that carries the request on unchanged: to park it.
+    /// Returns the message without what its producer may not say. Copies of ours come by the default exchange; what comes by
+    /// another is a producer's, and of our headers it may set `cw-not-before`.
     #[must_use]
-    pub fn copied(&self) -> Message {
+    pub fn believed(mut self) -> Message {
+        if !self.origin.exchange.is_empty() {
+            self.headers.retain(|name, _| !name.starts_with(header::PREFIX) || name == header::NOT_BEFORE);
+        }
+        self
+    }
+
+    /// Returns about how many bytes its headers take in a copy, without those of ours.
+    pub fn header_bytes(&self) -> usize {
+        let is_counted = |name: &str| !is_of_broker(name) && !name.starts_with(header::PREFIX);
+        self.headers.iter().filter(|(name, _)| is_counted(name)).map(|(name, value)| name.len() + value.size()).sum()
+    }
+
+    /// Returns a copy that carries the request on unchanged: to park it. If its headers are too large, those stay that are `read`
+    /// by intake.
+    #[must_use]
+    pub fn copied(&self, read: &BTreeSet<String>) -> Message {
         let mut copy = self.clone();
-        strip_broker_headers(&mut copy.headers);
-        drop_large_headers(&mut copy.headers);
+        copy.headers.retain(|name, _| !is_of_broker(name));
+        drop_large_headers(&mut copy.headers, read);
         if let Some(expiration) = copy.properties.expiration.take() {
             copy.headers.insert(header::ORIGINAL_EXPIRATION.to_owned(), expiration.into());
         }
@@ -248,8 +271,10 @@ impl Message {
 
     /// Returns a copy for a wait queue or the dead-letter queue: counted as `generation`, explained by `note`.
     #[must_use]
-    pub fn failed(&self, generation: Generation, note: &FailureNote<'_>) -> Message {
-        let mut copy = self.copied();
+    pub fn failed(&self, generation: Generation, note: &FailureNote<'_>, read: &BTreeSet<String>) -> Message {
+        let mut copy = self.copied(read);
+        // It is on the letter of a refused message alone.
+        copy.headers.remove(header::REQUEST_ID);
         generation.write_to(&mut copy.headers);
         let hashes = note.tx_hashes.iter().rev().take(MAX_TX_HASHES).map(|hash| hash.to_string().into()).collect();
         let explained = [
@@ -280,7 +305,8 @@ impl Message {
             header::DEAD_AT,
             header::DEAD_LETTER_KEY,
         ];
-        let mut copy = self.copied();
+        // Intake has taken its headers as they are, so none is too large.
+        let mut copy = self.copied(&BTreeSet::new());
         for name in OF_THE_FAILURE {
             copy.headers.remove(name);
         }
@@ -298,66 +324,53 @@ impl Message {
     }
 }
 
-/// Drops what the broker or its clients wrote about an earlier journey. A stale `x-death` makes RabbitMQ up to 3.13 drop
-/// the copy when it leaves the wait queue, and a copied `CC` would fan it out again.
-fn strip_broker_headers(headers: &mut Headers) {
+/// Returns whether the broker or its clients write this header about a journey. No copy has it: a stale `x-death` makes RabbitMQ up
+/// to 3.13 drop the copy when it leaves the wait queue, and a copied `CC` would fan it out again.
+fn is_of_broker(name: &str) -> bool {
     const STRIPPED: [&str; 5] = ["x-death", "x-delivery-count", "x-acquired-count", "CC", "BCC"];
     const STRIPPED_PREFIXES: [&str; 3] = ["x-first-death-", "x-last-death-", "x-opt-"];
-    headers.retain(|name, _| {
-        !STRIPPED.contains(&name.as_str()) && !STRIPPED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-    });
+    STRIPPED.contains(&name) || STRIPPED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
-fn drop_large_headers(headers: &mut Headers) {
-    let mut sizes: Vec<_> = headers.iter().map(|(name, value)| (name.len() + value.size(), name.clone())).collect();
-    let mut total: usize = sizes.iter().map(|(size, _)| size).sum();
-    sizes.sort_unstable();
-    let mut dropped = Vec::new();
-    while total > MAX_COPIED_HEADER_BYTES
-        && let Some((size, name)) = sizes.pop()
+/// Drops the largest headers until the others fit, and names them. What intake reads goes last, and only where a frame would
+/// not hold it.
+fn drop_large_headers(headers: &mut Headers, read: &BTreeSet<String>) {
+    let is_read = |name: &str| header::READ.contains(&name) || read.contains(name);
+    let mut dropped: Vec<String> = Vec::new();
+    let is_too_large = |name: &str, value: &HeaderValue| {
+        name.starts_with(header::PREFIX) && name.len() + value.size() > MAX_OWN_HEADER_BYTES
+    };
+    dropped.extend(headers.iter().filter(|(name, value)| is_too_large(name, value)).map(|(name, _)| name.clone()));
+    let sized = |is_wanted: &dyn Fn(&str) -> bool| {
+        let wanted = headers.iter().filter(|(name, _)| !name.starts_with(header::PREFIX) && is_wanted(name));
+        let mut sizes: Vec<_> = wanted.map(|(name, value)| (name.len() + value.size(), name.clone())).collect();
+        sizes.sort_unstable();
+        sizes
+    };
+    let (mut others, mut read) = (sized(&|name| !is_read(name)), sized(&is_read));
+    let sum = |sizes: &[(usize, String)]| sizes.iter().map(|(size, _)| size).sum::<usize>();
+    while sum(&others) + sum(&read) > MAX_HEADER_BYTES
+        && let Some((_, name)) = others.pop()
     {
-        headers.remove(&name);
-        total -= size;
         dropped.push(name);
     }
-    if !dropped.is_empty() {
-        headers.insert(header::DROPPED_HEADERS.to_owned(), cut(dropped.join(", "), Cause::MAX_DETAIL_BYTES).into());
+    while sum(&read) > MAX_READ_HEADER_BYTES
+        && let Some((_, name)) = read.pop()
+    {
+        dropped.push(name);
     }
-}
-
-/// A header of ours that does not hold what it must.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("header {name} must be a whole number from 0 to {}, but is {found}", u32::MAX)]
-pub struct BadHeader {
-    pub name: &'static str,
-    pub found: String,
-}
-
-impl Generation {
-    /// Reads the counts from a message's headers; an absent header means zero.
-    ///
-    /// # Errors
-    /// When a header is there but is not a whole number in range.
-    pub fn read_from(headers: &Headers) -> Result<Self, BadHeader> {
-        Ok(Self { replay: read_count(headers, header::REPLAY_COUNT)?, retry: read_count(headers, header::ATTEMPT)? })
+    if dropped.is_empty() {
+        return;
     }
-
-    pub fn write_to(self, headers: &mut Headers) {
-        headers.insert(header::ATTEMPT.to_owned(), HeaderValue::Int(self.retry.into()));
-        if self.replay > 0 {
-            headers.insert(header::REPLAY_COUNT.to_owned(), HeaderValue::Int(self.replay.into()));
-        }
+    for name in &dropped {
+        headers.remove(name);
     }
-}
-
-fn read_count(headers: &Headers, name: &'static str) -> Result<u32, BadHeader> {
-    match headers.get(name) {
-        None => Ok(0),
-        Some(HeaderValue::Int(count)) => {
-            u32::try_from(*count).map_err(|_| BadHeader { name, found: count.to_string() })
-        }
-        Some(other) => Err(BadHeader { name, found: format!("a value of type {}", other.type_name()) }),
-    }
+    let earlier = match headers.get(header::DROPPED_HEADERS) {
+        Some(HeaderValue::Text(earlier)) => Some(earlier.clone()),
+        _ => None,
+    };
+    let all: Vec<_> = earlier.into_iter().chain(dropped).collect();
+    headers.insert(header::DROPPED_HEADERS.to_owned(), cut(all.join(", "), Cause::MAX_DETAIL_BYTES).into());
 }
 
 #[cfg(test)]
@@ -388,7 +401,7 @@ mod tests {
 
     #[test]
     fn a_copy_keeps_ids_body_and_trace_and_drops_what_the_broker_wrote() {
-        let copy = message().copied();
+        let copy = message().copied(&BTreeSet::new());
         let names: Vec<_> = copy.headers.keys().map(String::as_str).collect();
         assert_eq!(
             names,
@@ -404,10 +417,64 @@ mod tests {
     fn headers_too_large_for_a_frame_stay_behind_and_are_named() {
         let mut large = message();
         large.headers.insert("blob".to_owned(), "x".repeat(1 << 20).into());
-        let copy = large.copied();
+        let copy = large.copied(&BTreeSet::new());
         assert_eq!(copy.headers[header::DROPPED_HEADERS], "blob".into());
         assert!(!copy.headers.contains_key("blob"));
         assert!(copy.headers.contains_key("traceparent"));
+        assert_eq!(copy.copied(&BTreeSet::new()).headers[header::DROPPED_HEADERS], "blob".into(), "a copy of the copy");
+    }
+
+    fn with(headers: &[(&str, usize)]) -> Message {
+        let headers = headers.iter().map(|(name, bytes)| ((*name).to_owned(), "x".repeat(*bytes).into()));
+        Message { headers: headers.collect(), ..Message::default() }
+    }
+
+    #[test]
+    fn what_intake_reads_is_kept_and_what_does_not_fit_is_named() {
+        let read = BTreeSet::from(["id".to_owned(), "key".to_owned()]);
+        let cases: [(&[(&str, usize)], &str); 6] = [
+            (&[("id", 40_000), ("a", 10), ("b", 5)], "a, b"),
+            (&[("id", 20_000), ("a", 20_000), ("b", 5)], "a"),
+            (&[("id", 20_000), ("key", 20_000)], ""),
+            (&[("id", 40_000), ("key", 60_000), ("a", 1)], "a, key"),
+            (&[("cw-error-detail", 100_000), ("a", 1)], "cw-error-detail"),
+            (&[("cw-error-detail", 8_000), ("cw-worker", 8_000), ("a", 32_000)], ""),
+        ];
+        for (headers, expected) in cases {
+            let copy = with(headers).copied(&read);
+            let dropped = copy.headers.get(header::DROPPED_HEADERS).map_or("", |value| match value {
+                HeaderValue::Text(text) => text,
+                _ => "no text",
+            });
+            assert_eq!(dropped, expected, "{headers:?}");
+            let kept = headers.iter().filter(|(name, _)| copy.headers.contains_key(*name)).count();
+            assert_eq!(
+                kept,
+                headers.len() - expected.split(", ").filter(|name| !name.is_empty()).count(),
+                "{headers:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_producer_may_say_when_and_nothing_else_in_a_header_of_ours() {
+        let headers = |message: &Message| message.headers.keys().cloned().collect::<Vec<_>>();
+        let all =
+            [header::NOT_BEFORE, header::ATTEMPT, header::REPLAY_COUNT, header::REQUEST_ID, header::PASSAGE, "tenant"];
+        let said = |exchange: &str| {
+            let origin = Origin { exchange: exchange.to_owned(), routing_key: "k".to_owned() };
+            Message { origin, ..with(&all.map(|name| (name, 1))) }.believed()
+        };
+        assert_eq!(headers(&said("orders")), [header::NOT_BEFORE, "tenant"]);
+        assert_eq!(headers(&said("")).len(), all.len(), "a copy of ours");
+    }
+
+    #[test]
+    fn the_letter_of_a_request_has_no_id_of_a_refused_message() {
+        let cause = Cause::new(Reason::Reverted, "no");
+        let note = FailureNote { cause: &cause, first_failed_at: Timestamp(0), tx_hashes: &[], worker: "acme/host" };
+        let dead = with(&[(header::REQUEST_ID, 5)]).failed(Generation::default(), &note, &BTreeSet::new());
+        assert_eq!(dead.headers.get(header::REQUEST_ID), None);
     }
 
     #[test]
@@ -424,7 +491,7 @@ mod tests {
     fn a_dead_letter_sent_back_counts_from_zero_and_forgets_its_failure() {
         let cause = Cause::new(Reason::Reverted, "no");
         let note = FailureNote { cause: &cause, first_failed_at: Timestamp(0), tx_hashes: &[], worker: "acme/host" };
-        let dead = message().failed(Generation { replay: 1, retry: 5 }, &note);
+        let dead = message().failed(Generation { replay: 1, retry: 5 }, &note, &BTreeSet::new());
         let note = ReplayNote { replay: 2, by: "eve@host", at: Timestamp(0), reason: "contract mended" };
         let copy = dead.replayed(&note);
         assert_eq!(Generation::read_from(&copy.headers), Ok(Generation { replay: 2, retry: 0 }));
@@ -456,10 +523,10 @@ mod tests {
         let hash = TxHash([7; 32]);
         let note =
             FailureNote { cause: &cause, first_failed_at: Timestamp(0), tx_hashes: &[hash], worker: "acme/host" };
-        let first = message().failed(Generation { replay: 0, retry: 1 }, &note);
+        let first = message().failed(Generation { replay: 0, retry: 1 }, &note, &BTreeSet::new());
         let mut returned = first.clone();
         returned.origin = Origin { exchange: String::new(), routing_key: "wait".into() };
-        let second = returned.failed(Generation { replay: 0, retry: 2 }, &note);
+        let second = returned.failed(Generation { replay: 0, retry: 2 }, &note, &BTreeSet::new());
         assert_eq!(second.headers[header::ATTEMPT], HeaderValue::Int(2));
         assert_eq!(second.headers[header::ORIGINAL_ROUTING_KEY], "orders".into());
         assert_eq!(second.headers[header::ERROR_CLASS], "rejected".into());

@@ -1,6 +1,7 @@
 //! Values without I/O: what the other modules speak about. Nothing here waits, logs or fails for an outside reason.
 
 pub mod cause;
+mod counts;
 pub mod event;
 pub mod ids;
 pub mod marker;
@@ -9,6 +10,7 @@ pub mod message;
 pub mod progress;
 pub mod reasons;
 pub mod request;
+pub mod text;
 pub mod trace;
 pub mod transaction;
 pub(crate) mod words;

@@ -126,7 +126,7 @@ reasons! {
             "reading it met a fault of chainwriter",
             "operator: report it with the message";
         TooLarge = "too_large", AfterChange,
-            "the body, or the calldata made of it, is longer than `broker.max_body`, or than nodes take in one transaction",
+            "the body, or the calldata made of it, is longer than `broker.max_body`, or than nodes take in one transaction; or the headers have more than 32 KiB",
             "producer: send less; operator: raise `broker.max_body` if it is that, then send it back";
         IdConflict = "id_conflict", NewId,
             "the journal knows the id with another body",

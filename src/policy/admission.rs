@@ -1,7 +1,9 @@
 //! Is a message a request? Reads its id and counts, and refuses what could never be one.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::model::message::{MAX_HEADER_BYTES, header};
 use crate::model::{BodyHash, Cause, Generation, HeaderValue, Message, OrderKey, Reason, RequestId, Timestamp, Write};
 use crate::policy::permits::Permits;
 use crate::policy::postpone::not_before;
@@ -46,12 +48,22 @@ pub struct AdmissionRules {
     /// The longest body, and the longest calldata of a call made of one, in bytes.
     pub max_body_bytes: u64,
     pub permits: Arc<Permits>,
+    /// The work queue's name. The broker's own dead letters say by it how they came.
+    pub queue: String,
 }
 
 impl AdmissionRules {
     /// Requests of a key wait for those before them.
     pub fn is_strict(&self) -> bool {
         self.order_by.as_ref().is_some_and(|order| order.ordering == Ordering::Strict)
+    }
+
+    /// Returns the producer's headers that decide what a message is.
+    pub fn headers(&self) -> BTreeSet<String> {
+        let sources = std::iter::once(&self.id_source).chain(self.order_by.as_ref().map(|order| &order.source));
+        let named = sources.filter_map(|source| if let TextSource::Header(name) = source { Some(name) } else { None });
+        let of_routes = self.routes.iter().filter_map(|route| route.matches.header.as_ref()).map(|(name, _)| name);
+        named.chain(of_routes).cloned().collect()
     }
 }
 
@@ -119,11 +131,7 @@ pub fn admit(rules: &AdmissionRules, message: &Message) -> Result<Candidate, Ref
         return Err(refuse(id, Reason::TooLarge, format!("the body has {bytes} bytes, broker.max_body allows {most}")));
     }
     let id = read_id(rules, message).map_err(|cause| Refusal { id: None, cause })?;
-    if let Some((name, value)) = message.headers.iter().find(|(_, value)| value.levels() > MAX_HEADER_LEVELS) {
-        let levels = value.levels();
-        let detail = format!("header {name} has {levels} levels, {MAX_HEADER_LEVELS} are taken");
-        return Err(refuse(Some(id), Reason::BadHeaders, detail));
-    }
+    check_headers(rules, message).map_err(|cause| Refusal { id: Some(id.clone()), cause })?;
     let generation = Generation::read_from(&message.headers).map_err(|bad_header| bad_header.to_string());
     let read = generation.and_then(|generation| Ok((generation, not_before(&message.headers)?)));
     let (generation, not_before) = match read {
@@ -139,6 +147,31 @@ pub fn admit(rules: &AdmissionRules, message: &Message) -> Result<Candidate, Ref
         rules.permits.check(write.to, write.value, calldata).map(|()| write)
     });
     Ok(Candidate { id, generation, body_hash: BodyHash::of(&message.body), not_before, order_key, write })
+}
+
+/// Refuses headers that no copy could carry, and copies that had to leave behind what the message goes by.
+fn check_headers(rules: &AdmissionRules, message: &Message) -> Result<(), Cause> {
+    if let Some((name, value)) = message.headers.iter().find(|(_, value)| value.levels() > MAX_HEADER_LEVELS) {
+        let levels = value.levels();
+        let detail = format!("header {name} has {levels} levels, {MAX_HEADER_LEVELS} are taken");
+        return Err(Cause::new(Reason::BadHeaders, detail));
+    }
+    let bytes = message.header_bytes();
+    if bytes > MAX_HEADER_BYTES {
+        let detail = format!("the headers have about {bytes} bytes, {MAX_HEADER_BYTES} are taken");
+        return Err(Cause::new(Reason::TooLarge, detail));
+    }
+    let Some(HeaderValue::Text(dropped)) = message.headers.get(header::DROPPED_HEADERS) else { return Ok(()) };
+    let is_cut = dropped.ends_with('…');
+    let lost =
+        |name: &String| !message.headers.contains_key(name) && (is_cut || dropped.split(", ").any(|it| it == name));
+    match rules.headers().into_iter().find(lost) {
+        Some(name) => {
+            let detail = format!("header {name} decides what the message is, and was too large for this copy of it");
+            Err(Cause::new(Reason::BadHeaders, detail))
+        }
+        None => Ok(()),
+    }
 }
 
 fn read_id(rules: &AdmissionRules, message: &Message) -> Result<RequestId, Cause> {
@@ -190,7 +223,14 @@ mod tests {
     use crate::model::{Headers, Properties};
 
     fn rules(id_source: TextSource) -> AdmissionRules {
-        AdmissionRules { id_source, order_by: None, routes: Vec::new(), max_body_bytes: 64, permits: Arc::default() }
+        AdmissionRules {
+            id_source,
+            order_by: None,
+            routes: Vec::new(),
+            max_body_bytes: 64,
+            permits: Arc::default(),
+            queue: "q".to_owned(),
+        }
     }
 
     fn message(id: Option<&str>, headers: &[(&str, HeaderValue)], body: &'static str) -> Message {
@@ -235,6 +275,37 @@ mod tests {
     }
 
     #[test]
+    fn headers_that_no_copy_could_carry_are_refused_under_the_messages_id() {
+        let by_header = rules(TextSource::Header("order".into()));
+        let text = |bytes: usize| HeaderValue::Text("x".repeat(bytes));
+        for (blob, refused) in [(32_000, false), (33_000, true), (120_000, true)] {
+            let message = message(None, &[("order", "a".into()), ("blob", text(blob)), ("CC", text(99_000))], "");
+            match admit(&by_header, &message) {
+                Ok(candidate) => assert!(!refused && candidate.id.as_str() == "a", "{blob}"),
+                Err(refusal) => {
+                    assert!(refused && refusal.id.as_ref().is_some_and(|id| id.as_str() == "a"), "{blob}");
+                    assert_eq!(refusal.cause.routing_key(), "invalid.too_large");
+                    // Its letter leaves the blob behind, and goes through.
+                    let letter = message.copied(&by_header.headers());
+                    assert!(admit(&by_header, &letter).is_ok() && !letter.headers.contains_key("blob"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_copy_without_what_the_message_goes_by_is_refused() {
+        let source = TextSource::Header("key".into());
+        let order_by = Some(OrderBy { source, ordering: Ordering::Nonce });
+        let rules = AdmissionRules { order_by, ..rules(TextSource::MessageId) };
+        for (dropped, refused) in [("blob", false), ("blob, key", true), ("keys, monkey", false), ("blob, b…", true)]
+        {
+            let message = message(Some("a"), &[(header::DROPPED_HEADERS, dropped.into())], "");
+            assert_eq!(admit(&rules, &message).is_err(), refused, "{dropped}");
+        }
+    }
+
+    #[test]
     fn what_can_never_be_a_request_is_refused_with_the_reason() {
         let long: &'static str = "01234567890123456789012345678901234567890123456789012345678901234";
         let by_pointer = || TextSource::JsonPointer("/id".into());
@@ -250,6 +321,12 @@ mod tests {
             (
                 TextSource::MessageId,
                 message(Some("a"), &[("cw-attempt", HeaderValue::Int(-1))], ""),
+                "bad_headers",
+                Some("a"),
+            ),
+            (
+                TextSource::MessageId,
+                message(Some("a"), &[("cw-replay-count", HeaderValue::Int(u32::MAX.into()))], ""),
                 "bad_headers",
                 Some("a"),
             ),

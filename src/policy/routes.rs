@@ -65,6 +65,12 @@ pub fn route_of<'r>(routes: &'r [Route], message: &Message) -> Option<&'r Route>
     routes.iter().find(|route| route.matches.is_for(message))
 }
 
+/// Returns whether the message's routing key decides which route it takes.
+pub fn depends_on_key(routes: &[Route], message: &Message) -> bool {
+    let first = routes.iter().find(|route| route.matches.fits_without_key(message));
+    first.is_some_and(|route| route.matches.routing_key.is_some())
+}
+
 /// Returns what contracts may revert with, as far as any route knows: one may pass on what another said.
 pub fn contract_errors(routes: &[Route]) -> Errors {
     let mut all = Errors::default();
@@ -179,8 +185,12 @@ impl fmt::Display for Match {
 
 impl Match {
     fn is_for(&self, message: &Message) -> bool {
-        let kind_fits = self.kind.as_deref().is_none_or(|kind| message.properties.kind.as_deref() == Some(kind));
         let key_fits = || self.routing_key.as_ref().is_none_or(|pattern| pattern.fits(first_routing_key(message)));
+        self.fits_without_key(message) && key_fits()
+    }
+
+    fn fits_without_key(&self, message: &Message) -> bool {
+        let kind_fits = self.kind.as_deref().is_none_or(|kind| message.properties.kind.as_deref() == Some(kind));
         let header_fits = || {
             self.header.as_ref().is_none_or(|(name, wanted)| match (message.headers.get(name), wanted) {
                 (None, _) => false,
@@ -191,7 +201,7 @@ impl Match {
                 (Some(_), Some(_)) => false,
             })
         };
-        kind_fits && key_fits() && header_fits()
+        kind_fits && header_fits()
     }
 }
 

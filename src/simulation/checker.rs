@@ -58,6 +58,8 @@ pub(super) struct Checker {
     pub(super) cancelled: BTreeSet<String>,
     /// What goes to a node need not stand in the journal: there is none.
     pub(super) trusts_everybody: bool,
+    /// How often an operator sent each back.
+    pub(super) replays: BTreeMap<String, u32>,
     /// Some host's clock was set.
     pub(super) clocks_were_set: bool,
     /// Deliveries of messages for a later time that were acked for a copy of the same count, by id and copy.
@@ -289,6 +291,10 @@ impl World {
         let id = copy.id().to_owned();
         let class = text(&copy.message, header::ERROR_CLASS).to_owned();
         let reason = text(&copy.message, header::ERROR_REASON).to_owned();
+        let replays = self.checker.replays.get(&id).copied().unwrap_or(0);
+        if copy.generation().replay > replays && !self.checker.was_restored {
+            self.violated(format!("16: {id} says that it was sent back, and its producer made that up"));
+        }
         self.note(format!("the broker takes {id} {} {taken:?} {class}.{reason}", copy.generation()));
         let behaviour = Body::read(&copy.message.body).map_or(Behaviour::Runs, |body| body.behaviour);
         let is_conflict = is_conflict(copy);

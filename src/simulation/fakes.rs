@@ -113,9 +113,26 @@ impl EndDelivery for FakeToken {
 pub(crate) struct FakePublisher {
     confirmed: Mutex<Vec<Outgoing>>,
     errors: Mutex<VecDeque<PublishError>>,
+    /// Routing keys that are refused.
+    refused: Mutex<BTreeSet<String>>,
+    tried: Mutex<Vec<String>>,
 }
 
 impl FakePublisher {
+    /// Refuses everything with this routing key from now on.
+    pub(crate) fn refuse(&self, routing_key: &str) {
+        self.refused.lock().unwrap().insert(routing_key.to_owned());
+    }
+
+    pub(crate) fn take_again(&self, routing_key: &str) {
+        self.refused.lock().unwrap().remove(routing_key);
+    }
+
+    /// Returns how many messages with this routing key came, refused ones included.
+    pub(crate) fn tries_of(&self, routing_key: &str) -> usize {
+        self.tried.lock().unwrap().iter().filter(|tried| *tried == routing_key).count()
+    }
+
     pub(crate) fn fail_next(&self, error: PublishError) {
         self.errors.lock().unwrap().push_back(error);
     }
@@ -126,8 +143,13 @@ impl FakePublisher {
     }
 
     fn confirm(&self, outgoing: &Outgoing) -> std::result::Result<(), PublishError> {
+        self.tried.lock().unwrap().push(outgoing.routing_key.clone());
         if let Some(error) = self.errors.lock().unwrap().pop_front() {
             return Err(error);
+        }
+        if self.refused.lock().unwrap().contains(&outgoing.routing_key) {
+            let (exchange, routing_key) = (outgoing.exchange.clone(), outgoing.routing_key.clone());
+            return Err(PublishError::Refused { exchange, routing_key });
         }
         self.confirmed.lock().unwrap().push(outgoing.clone());
         Ok(())

@@ -162,6 +162,7 @@ impl Process {
             lanes,
             admission: settings.admission.clone(),
             settle: settings.settle.clone(),
+            replies: settings.replies.clone(),
             max_open: watch::channel(settings.max_open).1,
             upkeep: settings.upkeep,
             lease_ttl: settings.lane.rules.lease_ttl,

@@ -241,9 +241,12 @@ impl Ledger {
         if self.broke.contains(&account) { 0 } else { self.funds }
     }
 
-    /// What the account's transactions in the pool may cost together, without that of a nonce.
+    /// What the account's transactions in the pool may cost together, without that of a nonce. As in Geth, those behind a gap
+    /// count for nothing.
     fn committed(&self, account: Address, without: Nonce) -> u128 {
-        let own = self.pool.iter().filter(|((sender, nonce), _)| *sender == account && *nonce != without);
+        let end = self.pending(account);
+        let own =
+            self.pool.iter().filter(|((sender, nonce), _)| *sender == account && *nonce != without && *nonce < end);
         own.map(|(_, hash)| self.known[hash].cost).sum()
     }
 

@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::broker::{AckToken, Delivery, EndDelivery, Flow, Names, Outgoing, PublishError, Publisher};
 use crate::model::message::header;
-use crate::model::{Generation, HeaderValue, Marker, Message};
-use crate::simulation::world::{Shared, World};
+use crate::model::{Generation, HeaderValue, Marker, Message, Origin};
+use crate::simulation::world::{Odds, Shared, World};
 
 /// After this a publisher gives up on a confirm.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(4);
@@ -21,6 +21,10 @@ const LATEST_WITH_LITTLE_KEPT_MS: u64 = 2_000;
 /// How often a session looks for something to deliver.
 const LOOK: Duration = Duration::from_millis(40);
 pub(super) const PREFETCH: usize = 12;
+/// Takes no reply, ever.
+const FULL: &str = "full";
+/// Where the first requests of a run want their outcomes.
+pub(super) const REPLIES: [&str; 7] = ["answers", FULL, "q", "q.dead", "q.wait.3s", "answers", FULL];
 
 /// A message at the broker.
 #[derive(Debug, Clone)]
@@ -38,7 +42,11 @@ impl Queued {
         self.message.headers.contains_key(header::PASSAGE)
     }
 
+    /// Returns its count. What a producer says of that is no count.
     pub(super) fn generation(&self) -> Generation {
+        if !self.message.origin.exchange.is_empty() {
+            return Generation::default();
+        }
         Generation::read_from(&self.message.headers).unwrap_or_default()
     }
 }
@@ -260,7 +268,7 @@ fn take(shared: &Shared, session: u64) -> Option<Delivery> {
     let place = if world.queues.work[place].is_passage() { 0 } else { place };
     let queued = world.queues.work.remove(place)?;
     let tag = world.queues.number();
-    let message = queued.message.clone();
+    let message = queued.message.clone().believed();
     world.note(format!("delivered {} {} as {tag} of session {session}", queued.id(), queued.generation()));
     world.queues.unacked.get_mut(&session)?.insert(tag, queued);
     let token = AckToken::new(SimAckToken { world: shared.clone(), session, tag });
@@ -285,12 +293,19 @@ enum Fate {
 }
 
 impl SimPublisher {
-    fn fate(&self, mandatory: bool) -> Fate {
+    fn fate(&self, outgoing: &Outgoing, mandatory: bool) -> Fate {
         let mut world = self.world.lock();
         if world.queues.is_down || world.queues.is_blocked {
             return Fate::Lost;
         }
-        let weather = world.weather.clone();
+        let mut weather = world.weather.clone();
+        // In some of the spells one target takes nothing, and the others everything.
+        if let Some(refusing) = self.refusing(weather.publishes_refused) {
+            weather.publishes_refused = 0;
+            if outgoing.routing_key == refusing {
+                return Fate::Refused;
+            }
+        }
         let mut odds = vec![
             (weather.confirms_lost, Fate::ConfirmLost),
             (weather.publishes_lost, Fate::Lost),
@@ -303,8 +318,17 @@ impl SimPublisher {
         odds.into_iter().find(|(odds, _)| world.happens(*odds)).map_or(Fate::Confirmed, |(_, fate)| fate)
     }
 
+    /// Returns the routing key that is refused at this strength of the weather, if it is one alone.
+    fn refusing(&self, strength: Odds) -> Option<String> {
+        const OTHERS: [&str; 5] = ["rejected.reverted", "rejected.reverted_custom", "final", "dead", "retry"];
+        let waits = self.delays.iter().map(|delay| self.names.wait_queue(*delay));
+        let all: Vec<_> = waits.chain(OTHERS.map(str::to_owned)).collect();
+        let is_one_alone = strength > 0 && strength % 2 == 0;
+        all.get(usize::from(strength / 2) % all.len()).filter(|_| is_one_alone).cloned()
+    }
+
     async fn send(&self, outgoing: &Outgoing, mandatory: bool) -> Result<(), PublishError> {
-        let fate = self.fate(mandatory);
+        let fate = self.fate(outgoing, mandatory);
         let (there, back, late) = {
             let mut world = self.world.lock();
             let latest = if world.forgets { LATEST_WITH_LITTLE_KEPT_MS } else { LATEST_MS };
@@ -312,12 +336,16 @@ impl SimPublisher {
             (world.latency(), world.latency(), late)
         };
         let (exchange, routing_key) = (outgoing.exchange.clone(), outgoing.routing_key.clone());
+        let is_full = exchange.is_empty() && routing_key == FULL;
         match fate {
             Fate::Lost => {
                 tokio::time::sleep(CONFIRM_TIMEOUT).await;
                 return Err(PublishError::Timeout);
             }
             Fate::Refused => return Err(PublishError::Refused { exchange, routing_key }),
+            Fate::Confirmed | Fate::ConfirmLost if is_full => {
+                return Err(PublishError::Refused { exchange, routing_key });
+            }
             Fate::Returned => {
                 return Err(PublishError::Returned { exchange, routing_key, detail: "NO_ROUTE".to_owned() });
             }
@@ -346,7 +374,8 @@ impl SimPublisher {
 /// False when no queue takes it.
 fn route(world: &mut World, names: &Names, delays: &[Duration], outgoing: Outgoing) -> bool {
     let Outgoing { exchange, routing_key, message } = outgoing;
-    let queued = Queued { message };
+    // What comes back comes by the default exchange.
+    let queued = Queued { message: Message { origin: Origin::default(), ..message } };
     if exchange == names.retry {
         let Some(delay) = delays.iter().find(|delay| names.wait_queue(**delay) == routing_key) else { return false };
         let due = world.now_ms() + u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
@@ -359,6 +388,10 @@ fn route(world: &mut World, names: &Names, delays: &[Duration], outgoing: Outgoi
         world.queues.taken.push((Taken::Dead, queued));
     } else if exchange == names.events {
         world.queues.events.push(queued.message);
+    } else if exchange.is_empty() {
+        if routing_key == names.work || routing_key == names.dead || routing_key.starts_with(&names.wait) {
+            world.violated(format!("events: a reply goes to the worker's own queue {routing_key}"));
+        }
     } else {
         return false;
     }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 
-use crate::chain::follow::history::account_history;
+use crate::chain::follow::history::{Patience, account_history};
 use crate::journal::{RecoveredAccount, Recoveries, Recovery};
 use crate::model::{BlockNumber, RequestId, RequestState, Timestamp};
 use crate::simulation::journal::{MemoryJournal, NoFaults};
@@ -104,7 +104,8 @@ pub(super) async fn recover(world: &Shared, settings: &RunSettings) -> Result<()
     let blocks = (BlockNumber(0), BlockNumber(height));
     let mut accounts = Vec::new();
     for (address, account) in &settings.accounts {
-        let history = account_history(&chain, *address, blocks, &settings.lane.rules.batching, |_| ()).await;
+        let batching = &settings.lane.rules.batching;
+        let history = account_history(&chain, *address, blocks, batching, &Patience::NONE, |_| ()).await;
         let history = history.map_err(|error| error.to_string())?;
         let (account, writes) = (*account, history.writes);
         world.lock().note(format!("read {} writes up to nonce {}", writes.len(), history.next_nonce));

@@ -1,5 +1,6 @@
 //! What a run is told: a worker's settings with short times, the rest drawn from the seed.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use crate::policy::fee::{FeeMode, FeeRules};
 use crate::policy::finality::FinalityRule;
 use crate::policy::limits::Limits;
 use crate::policy::records::Kept;
+use crate::policy::replies::{self, ReplyRules};
 use crate::policy::retry_schedule::RetrySchedule;
 use crate::policy::routes::{Calldata, Route};
 use crate::simulation::ledger::CHAIN_ID;
@@ -37,6 +39,7 @@ pub(super) struct RunSettings {
     pub(super) lane: LaneSettings,
     pub(super) settle: SettleSettings,
     pub(super) admission: AdmissionRules,
+    pub(super) replies: Arc<ReplyRules>,
     pub(super) max_open: u64,
     pub(super) upkeep: Pace,
 }
@@ -77,7 +80,7 @@ impl RunSettings {
             tracer: Tracer::default(),
         };
         let settle = SettleSettings {
-            organisation: "sim".to_owned(),
+            event_source: "/chainwriter/sim/31337/q".to_owned(),
             worker: "sim/worker".to_owned(),
             names: Names::derived_from("q"),
             schedule,
@@ -85,6 +88,7 @@ impl RunSettings {
             park_delay,
             waits,
             publishes_in_flight: rng.usize(1..=8),
+            read_headers: BTreeSet::from([KEY.to_owned()]),
             tracer: Tracer::default(),
         };
         let admission = AdmissionRules {
@@ -93,9 +97,11 @@ impl RunSettings {
             routes: vec![Route::of_all(Address([0xaa; 20]), Wei(0), GasRule::Estimate { margin: 20 })],
             max_body_bytes: 200,
             permits: Default::default(),
+            queue: "q".to_owned(),
         };
         let upkeep = Pace::of(seconds(30 * 86_400), seconds(8));
-        Self { accounts, lane, settle, admission, max_open: rng.u64(3..60), upkeep }
+        let replies = Arc::new(ReplyRules { give_up_after: seconds(20), ..replies::tests::rules() });
+        Self { accounts, lane, settle, admission, replies, max_open: rng.u64(3..60), upkeep }
     }
 
     /// In some of the runs requests are forgotten soon, and freezes are short.

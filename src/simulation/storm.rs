@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::journal::{CancelCommand, Leases};
 use crate::model::message::header;
-use crate::model::{Address, Generation, Headers, Message, Properties, RequestId, Timestamp};
+use crate::model::{Address, Generation, Headers, Message, Origin, Properties, RequestId, Timestamp};
 use crate::policy::marker::newest;
 use crate::simulation::Outcome;
 use crate::simulation::checker::is_conflict;
@@ -17,7 +17,7 @@ use crate::simulation::episodes::{Blow, Spell, Swarm};
 use crate::simulation::hosts::Process;
 use crate::simulation::journal::{MemoryJournal, NoFaults};
 use crate::simulation::ledger::CHAIN_ID;
-use crate::simulation::queues::{Queued, replayed};
+use crate::simulation::queues::{Queued, REPLIES, replayed};
 use crate::simulation::restored::{Copies, REACTION_MS, recover};
 use crate::simulation::settings::{KEY, RunSettings};
 use crate::simulation::store::{AccountRow, Store};
@@ -405,6 +405,7 @@ impl Storm {
         let mut message = message(&body, self.keys, world.now_ms());
         // A header that any producer may set.
         if world.checker.was_restored && world.rng.u8(0..3) == 0 {
+            message.origin = Origin::default();
             Generation { replay: world.rng.u32(1..4), retry: 0 }.write_to(&mut message.headers);
         }
         world.queues.publish(message);
@@ -434,6 +435,7 @@ impl Storm {
             .queues
             .dead
             .retain(|dead| dead.id() != chosen.id() || dead.generation() > chosen.generation() || is_conflict(dead));
+        *world.checker.replays.entry(chosen.id().to_owned()).or_default() += 1;
         world.queues.publish(replayed(&chosen, body));
     }
 
@@ -656,7 +658,8 @@ fn poison(rng: &mut Rng, requests: &mut [(u64, Body)]) {
 }
 
 fn message(body: &Body, keys: Option<u64>, now: u64) -> Message {
-    let properties = Properties { message_id: Some(body.id.clone()), ..Properties::default() };
+    let reply_to = REPLIES.get(usize::try_from(body.number()).unwrap_or(0)).map(|queue| (*queue).to_owned());
+    let properties = Properties { message_id: Some(body.id.clone()), reply_to, ..Properties::default() };
     let mut headers = Headers::new();
     // One of them has none.
     if let Some(key) = keys.map(|keys| body.number() % (keys + 1)).filter(|key| *key > 0) {
@@ -666,7 +669,14 @@ fn message(body: &Body, keys: Option<u64>, now: u64) -> Message {
         let begin = Timestamp::now().after(Duration::from_millis(begin)).before(Duration::from_millis(now));
         headers.insert(header::NOT_BEFORE.to_owned(), begin.to_string().into());
     }
-    Message { body: body.text().into_bytes().into(), properties, headers, ..Message::default() }
+    let mut origin = Origin::default();
+    if body.number() % 3 == 1 {
+        // One that may publish to an exchange alone, and makes up what it likes.
+        origin.exchange = "orders".to_owned();
+        Generation { replay: 9, retry: 2 }.write_to(&mut headers);
+        headers.insert(header::REQUEST_ID.to_owned(), "r0".into());
+    }
+    Message { body: body.text().into_bytes().into(), properties, headers, origin }
 }
 
 /// How lanes are spread, if not all instances are there and share them evenly.

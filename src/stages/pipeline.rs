@@ -13,6 +13,7 @@ use crate::journal::{AccountId, Changes, Instance, Journal, JournalError};
 use crate::model::Heartbeat;
 use crate::observe::metrics::Meters;
 use crate::policy::admission::AdmissionRules;
+use crate::policy::replies::ReplyRules;
 use crate::signer::Signer;
 use crate::stages::assignment::{AssignedLane, Assignment};
 use crate::stages::claim::{Claim, ServedPublisher, Serving};
@@ -42,6 +43,7 @@ pub struct PipelineSettings {
     pub lanes: Vec<LaneSettings>,
     pub admission: AdmissionRules,
     pub settle: SettleSettings,
+    pub replies: Arc<ReplyRules>,
     /// Deliveries pause while this many requests are open.
     pub max_open: watch::Receiver<u64>,
     pub upkeep: Pace,
@@ -80,7 +82,8 @@ impl Pipeline {
     /// Builds every stage and connects them.
     pub fn new<J: Journal + 'static>(seams: Seams<J>, settings: PipelineSettings, stops: &Stops) -> Self {
         let Seams { journal, chain, signers, publisher, markers, deliveries } = seams;
-        let PipelineSettings { instance, lease_ttl, lanes, admission, settle, max_open, upkeep: pace } = settings;
+        let PipelineSettings { instance, lease_ttl, lanes, admission, settle, replies, max_open, upkeep: pace } =
+            settings;
         let (to_settle, from_intake) = mpsc::channel(HANDOVERS);
         let (to_settle_from_lanes, from_lanes) = mpsc::channel(HANDOVERS);
         let (owners_changed, wake_outbox) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
@@ -150,7 +153,8 @@ impl Pipeline {
         let accounts = pipeline.of_lanes(|account, signals| (account, signals.lease.subscribe()));
         let (outbox, wake) = (journal.clone(), wake_outbox);
         let publisher_of_passages = Arc::clone(&publisher);
-        let outbox = OutboxStage { journal: outbox, publisher, exchange, accounts, wake, beat: beat.clone(), tracer };
+        let outbox =
+            OutboxStage { journal: outbox, publisher, exchange, replies, accounts, wake, beat: beat.clone(), tracer };
         pipeline.add("outbox", &beat, outbox.run(stops.outbox.clone()));
 
         if let Some(changes) = journal.changes() {

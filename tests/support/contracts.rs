@@ -153,3 +153,20 @@ pub const OPENED_BY_ONE: &str = concat!(
     "00",           // STOP
     "5b00",         // 0x1e: STOP
 );
+
+/// Reverts with `Error(text)`.
+pub fn reverts_with(text: &str) -> String {
+    let word = |number: usize| format!("{number:064x}");
+    let bytes: String = text.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let mut data = format!("08c379a0{}{}{bytes}", word(32), word(text.len()));
+    let length = data.len() / 2;
+    data.push_str(&"0".repeat((64 - data.len() % 64) % 64));
+    let mut code = "0x".to_owned();
+    for at in (0..data.len()).step_by(64) {
+        // PUSH32 word, PUSH2 place, MSTORE
+        code.push_str(&format!("7f{}61{:04x}52", &data[at..at + 64], at / 2));
+    }
+    // PUSH2 length, PUSH1 0, REVERT
+    code.push_str(&format!("61{length:04x}6000fd"));
+    code
+}

@@ -1,13 +1,18 @@
 //! Reads from the chain what an account has written, for a journal that replaces a lost one.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
+use tokio::time::Instant;
 
 use crate::chain::{BlockTag, Chain, ChainError, Receipt, Sent, SentInBlock, count_at};
 use crate::model::{Address, BlockNumber, BodyHash, Nonce, RecoveredWrite, TxHash, Wei};
 use crate::policy::batch::Batching;
+use crate::policy::retry_schedule::RetryPauses;
 
+/// Pauses between tries of one call.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 /// Blocks read at once.
 const READS: usize = 8;
 /// Shorter ranges are read without asking for the account's count.
@@ -43,6 +48,35 @@ pub struct AccountHistory {
     pub writes: Vec<RecoveredWrite>,
 }
 
+/// How long a call is made again that fails: one bad answer must not end a long reading.
+pub struct Patience<'a> {
+    /// From the first failure of a call to the last try.
+    pub limit: Duration,
+    /// Hears of each failure after which the call is made again.
+    pub on_failure: &'a (dyn Fn(&ChainError) + Sync),
+}
+
+impl Patience<'_> {
+    #[cfg(test)]
+    pub const NONE: Patience<'static> = Patience { limit: Duration::ZERO, on_failure: &|_| () };
+
+    pub async fn with<T>(&self, ask: impl AsyncFn() -> Result<T, ChainError>) -> Result<T, ChainError> {
+        let mut pauses = RetryPauses::between(PAUSES.0, PAUSES.1);
+        let mut failing_since = None;
+        loop {
+            let error = match ask().await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            if failing_since.get_or_insert_with(Instant::now).elapsed() >= self.limit {
+                return Err(error);
+            }
+            (self.on_failure)(&error);
+            tokio::time::sleep(pauses.next_wait()).await;
+        }
+    }
+}
+
 /// A transaction of the account, and its block.
 struct Found {
     nonce: Nonce,
@@ -64,15 +98,17 @@ pub async fn account_history(
     account: Address,
     (from, to): (BlockNumber, BlockNumber),
     batching: &Batching,
+    patience: &Patience<'_>,
     progress: impl Fn(BlockNumber),
 ) -> Result<AccountHistory, HistoryError> {
-    let next_nonce = chain.transaction_count(account, BlockTag::Number(to)).await?;
+    let reading = Reading { chain, account, batching, patience };
+    let next_nonce = patience.with(async || chain.transaction_count(account, BlockTag::Number(to)).await).await?;
     let before = match from.0.checked_sub(1) {
-        Some(before) => count_at(chain, account, before).await?,
+        Some(before) => reading.count_at(before).await?,
         None => Some(Nonce(0)),
     };
     let blocks = Range { from: from.0, to: to.0, before, after: Some(next_nonce) };
-    let mut sent = sent_in(chain, account, blocks, batching, progress).await?;
+    let mut sent = reading.sent_in(blocks, progress).await?;
     let first = before.or(sent.first().map(|sent| sent.nonce)).unwrap_or(next_nonce);
     let expected = next_nonce.0.saturating_sub(first.0);
     let is_whole =
@@ -84,61 +120,76 @@ pub async fn account_history(
     let first_nonce = first;
     // To itself an account sends only what closes a nonce.
     sent.retain(|sent| sent.to.is_some_and(|to| to != account));
-    Ok(AccountHistory { first_nonce, next_nonce, transactions, writes: successful_writes(chain, &sent).await? })
+    Ok(AccountHistory { first_nonce, next_nonce, transactions, writes: reading.successful_writes(&sent).await? })
 }
 
-/// Reads the account's transactions in these blocks, in order. Ranges in which its count does not change are passed over.
-async fn sent_in(
-    chain: &dyn Chain,
+/// One reading of an account's history. Each call is made with patience.
+struct Reading<'a> {
+    chain: &'a dyn Chain,
     account: Address,
-    blocks: Range,
-    batching: &Batching,
-    progress: impl Fn(BlockNumber),
-) -> Result<Vec<Found>, HistoryError> {
-    let mut sent = Vec::new();
-    // The next range is the last one. An unknown count is asked for again in smaller ranges.
-    let mut ranges = vec![blocks];
-    while let Some(range) = ranges.pop() {
-        if range.before.is_some() && range.before == range.after {
-            progress(BlockNumber(range.to));
-            continue;
-        }
-        let middle = range.from + (range.to - range.from) / 2;
-        let count = if range.to - range.from < FEW_BLOCKS { None } else { count_at(chain, account, middle).await? };
-        if let Some(count) = count {
-            ranges.push(Range { from: middle + 1, before: Some(count), ..range });
-            ranges.push(Range { to: middle, after: Some(count), ..range });
-            continue;
-        }
-        let mut blocks = stream::iter(range.from..=range.to).map(|number| read(chain, account, number)).buffered(READS);
-        while let Some(block) = blocks.try_next().await? {
-            progress(block.number);
-            sent.extend(found(block, batching));
-        }
-    }
-    Ok(sent)
+    batching: &'a Batching,
+    patience: &'a Patience<'a>,
 }
 
-async fn successful_writes(chain: &dyn Chain, sent: &[Found]) -> Result<Vec<RecoveredWrite>, HistoryError> {
-    let mut writes = Vec::with_capacity(sent.len());
-    for sent in sent.chunks(RECEIPTS) {
-        let hashes: Vec<_> = sent.iter().map(|sent| sent.tx_hash).collect();
-        for (sent, receipt) in sent.iter().zip(chain.receipts(&hashes).await) {
-            let Receipt { succeeded, .. } = receipt?.ok_or(HistoryError::NoReceipt(sent.nonce))?;
-            let Found { nonce, tx_hash, to: Some(to), value, block_number, .. } = *sent else { continue };
-            let write = |(place, data_hash): (u32, &BodyHash)| RecoveredWrite {
-                nonce,
-                place,
-                tx_hash,
-                block_number,
-                data_hash: *data_hash,
-                to,
-                value,
-            };
-            writes.extend((0..).zip(&sent.data).filter(|_| succeeded).map(write));
-        }
+impl Reading<'_> {
+    async fn count_at(&self, block: u64) -> Result<Option<Nonce>, HistoryError> {
+        Ok(self.patience.with(async || count_at(self.chain, self.account, block).await).await?)
     }
-    Ok(writes)
+
+    async fn block(&self, number: u64) -> Result<SentInBlock, HistoryError> {
+        let number = BlockNumber(number);
+        let block = self.patience.with(async || self.chain.sent_in(self.account, number).await).await?;
+        block.ok_or(HistoryError::NoBlock(number))
+    }
+
+    /// Reads the account's transactions in these blocks, in order. Ranges in which its count does not change are passed over.
+    async fn sent_in(&self, blocks: Range, progress: impl Fn(BlockNumber)) -> Result<Vec<Found>, HistoryError> {
+        let mut sent = Vec::new();
+        // The next range is the last one. An unknown count is asked for again in smaller ranges.
+        let mut ranges = vec![blocks];
+        while let Some(range) = ranges.pop() {
+            if range.before.is_some() && range.before == range.after {
+                progress(BlockNumber(range.to));
+                continue;
+            }
+            let middle = range.from + (range.to - range.from) / 2;
+            let count = if range.to - range.from < FEW_BLOCKS { None } else { self.count_at(middle).await? };
+            if let Some(count) = count {
+                ranges.push(Range { from: middle + 1, before: Some(count), ..range });
+                ranges.push(Range { to: middle, after: Some(count), ..range });
+                continue;
+            }
+            let mut blocks = stream::iter(range.from..=range.to).map(|number| self.block(number)).buffered(READS);
+            while let Some(block) = blocks.try_next().await? {
+                progress(block.number);
+                sent.extend(found(block, self.batching));
+            }
+        }
+        Ok(sent)
+    }
+
+    async fn successful_writes(&self, sent: &[Found]) -> Result<Vec<RecoveredWrite>, HistoryError> {
+        let mut writes = Vec::with_capacity(sent.len());
+        for sent in sent.chunks(RECEIPTS) {
+            let hashes: Vec<_> = sent.iter().map(|sent| sent.tx_hash).collect();
+            let receipts = async || self.chain.receipts(&hashes).await.into_iter().collect::<Result<Vec<_>, _>>();
+            for (sent, receipt) in sent.iter().zip(self.patience.with(receipts).await?) {
+                let Receipt { succeeded, .. } = receipt.ok_or(HistoryError::NoReceipt(sent.nonce))?;
+                let Found { nonce, tx_hash, to: Some(to), value, block_number, .. } = *sent else { continue };
+                let write = |(place, data_hash): (u32, &BodyHash)| RecoveredWrite {
+                    nonce,
+                    place,
+                    tx_hash,
+                    block_number,
+                    data_hash: *data_hash,
+                    to,
+                    value,
+                };
+                writes.extend((0..).zip(&sent.data).filter(|_| succeeded).map(write));
+            }
+        }
+        Ok(writes)
+    }
 }
 
 /// Blocks, and the account's counts before and after them where a node has the state.
@@ -183,18 +234,23 @@ pub fn writes_of(sent: &Sent, account: Address, block_number: BlockNumber, batch
     (0..).zip(data).map(write).collect()
 }
 
-async fn read(chain: &dyn Chain, account: Address, number: u64) -> Result<SentInBlock, HistoryError> {
-    let block = chain.sent_in(account, BlockNumber(number)).await?;
-    block.ok_or(HistoryError::NoBlock(BlockNumber(number)))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use super::*;
     use crate::simulation::fakes::{ACCOUNT, FakeChain, data_hash, own_hash};
 
     async fn history(chain: &FakeChain, from: u64) -> Result<AccountHistory, HistoryError> {
-        account_history(chain, ACCOUNT, (BlockNumber(from), BlockNumber(1000)), &Batching::NONE, |_| ()).await
+        account_history(
+            chain,
+            ACCOUNT,
+            (BlockNumber(from), BlockNumber(1000)),
+            &Batching::NONE,
+            &Patience::NONE,
+            |_| (),
+        )
+        .await
     }
 
     fn nonces(history: &AccountHistory) -> Vec<u64> {
@@ -226,6 +282,29 @@ mod tests {
     async fn a_later_start_leaves_out_what_was_before() {
         let chain = FakeChain::sent_in(&[10, 500, 1000]);
         assert_eq!(nonces(&history(&chain, 11).await.unwrap()), [1, 2]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_is_asked_again_and_one_that_lasts_ends_the_reading() {
+        for ends in [true, false] {
+            let chain = FakeChain::sent_in(&[10, 500, 1000]);
+            chain.change(|state| state.is_away = true);
+            let (failures, began) = (AtomicU64::new(0), Instant::now());
+            let on_failure = |_: &ChainError| {
+                failures.fetch_add(1, Ordering::Relaxed);
+                chain.change(|state| state.is_away = !ends);
+            };
+            let patience = Patience { limit: Duration::from_secs(300), on_failure: &on_failure };
+            let blocks = (BlockNumber(0), BlockNumber(1000));
+            let history = account_history(&*chain, ACCOUNT, blocks, &Batching::NONE, &patience, |_| ()).await;
+            match history {
+                Ok(history) => assert!(ends && nonces(&history) == [0, 1, 2] && failures.into_inner() == 1),
+                Err(error) => {
+                    assert!(!ends && matches!(error, HistoryError::Chain(_)), "{error}");
+                    assert!(began.elapsed() >= Duration::from_secs(300));
+                }
+            }
+        }
     }
 
     #[tokio::test]

@@ -51,7 +51,7 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings) -> anyhow::Re
     check_reason(&arguments.reason)?;
     let (letter, raw) = LetterSession::with(settings, async |session| find(session, &arguments).await).await?;
     // No connection is open while the operator edits.
-    let before = raw.message();
+    let before = letter.as_published(raw.message());
     let edited =
         if arguments.is_for_an_editor() { editor::edit(&letter, &before) } else { arguments.apply(settings, &before) };
     let after = edited.map_err(|error| stop(exit::USAGE, format!("{error:#}; nothing is sent")))?;
@@ -148,6 +148,9 @@ impl Edit<'_> {
             Ok(candidate) => candidate,
             Err(fault) => return Ok(Check::Fault(fault)),
         };
+        if letter.lacks_origin {
+            return Ok(Check::Fault(Answer::UnknownOrigin.sentence()));
+        }
         if letter.id.as_ref() == Some(&candidate.id) {
             return self.check_replay(letter, candidate.id).await;
         }

@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use crate::broker::MOST_LETTERS;
 use crate::cli::{exit, say, stop};
 use crate::config::Settings;
+use crate::model::text::escaped as plain;
 use crate::policy::letters::LetterFilter;
 
 mod deeds;
@@ -166,29 +167,7 @@ fn print(json: bool, value: impl FnOnce() -> serde_json::Value, text: impl FnOnc
     if json { say(value()) } else { say(text()) }
 }
 
-/// Escapes control characters: text from outside must not steer the terminal.
-fn plain(text: &str) -> String {
-    text.chars().fold(String::with_capacity(text.len()), |mut plain, character| {
-        if character.is_control() {
-            plain.extend(character.escape_default())
-        } else {
-            plain.push(character)
-        }
-        plain
-    })
-}
-
 /// Returns "1 dead letter" or "2 dead letters".
 fn letters_text(count: u64) -> String {
     if count == 1 { "1 dead letter".to_owned() } else { format!("{count} dead letters") }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_steers_a_terminal_is_shown_and_not_sent() {
-        assert_eq!(plain("a\u{1b}[2Jb\nü"), "a\\u{1b}[2Jb\\nü");
-    }
 }

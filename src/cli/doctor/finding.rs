@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::model::text::Escaped;
+
 /// How bad it is; the worst is the greatest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -66,7 +68,7 @@ impl fmt::Display for Finding {
     /// Writes one line: control characters from outside are escaped.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = self.what.lines().map(str::trim).collect::<Vec<_>>().join(" ");
-        write!(f, "{:<5} {}: {what}", self.level.word(), self.area)?;
+        write!(f, "{:<5} {}: {}", self.level.word(), self.area, Escaped(&what))?;
         self.remedy.iter().try_for_each(|remedy| write!(f, "; {remedy}"))
     }
 }
@@ -79,6 +81,8 @@ mod tests {
     fn a_finding_is_one_line_with_what_to_do() {
         let finding = Finding::warn("node", "it says\n  much").remedy("ask it again");
         assert_eq!(finding.to_string(), "warn  node: it says much; ask it again");
+        let steers = Finding::fail("node", "it says \u{1b}[2J");
+        assert_eq!(steers.to_string(), "fail  node: it says \\u{1b}[2J");
         assert!(Level::Fail > Level::Warn && Level::Warn > Level::Note && Level::Note > Level::Ok);
     }
 }

@@ -9,6 +9,7 @@ use crate::config::Settings;
 use crate::journal::{History, TransactionHistory};
 use crate::model::IncidentKind;
 use crate::model::event::BatchPlace;
+use crate::model::text::Escaped;
 use crate::model::{RequestId, RequestState, TransactionState};
 
 pub(super) async fn run(id: &str, json: bool, settings: Settings) -> anyhow::Result<u8> {
@@ -33,7 +34,7 @@ pub(in crate::cli) fn report_unknown(id: &RequestId) -> u8 {
 pub(in crate::cli) fn explain(history: &History) -> String {
     let mut text = String::new();
     // Writing to a text cannot fail.
-    let _ = writeln!(text, "{}: {}", history.id, meaning(history));
+    let _ = writeln!(text, "{}: {}", Escaped(&history.id), Escaped(&meaning(history)));
     let _ = writeln!(text, "  received   {}", history.received_at);
     let _ = writeln!(text, "  changed    {}", history.changed_at);
     let _ = writeln!(text, "  account    {} on chain {}", history.account, history.chain_id);
@@ -49,12 +50,12 @@ pub(in crate::cli) fn explain(history: &History) -> String {
                 attempt.signed_at, attempt.hash, attempt.max_fee
             );
             if let Some(cause) = &attempt.cause {
-                let _ = writeln!(text, "             {cause}");
+                let _ = writeln!(text, "             {}", Escaped(cause));
             }
         }
     }
     for incident in &history.incidents {
-        let _ = writeln!(text, "  {:<10} {} {}", incident.what, incident.at, incident.detail);
+        let _ = writeln!(text, "  {:<10} {} {}", incident.what, incident.at, Escaped(&incident.detail));
     }
     text
 }

@@ -8,6 +8,7 @@ use crate::cli::age_text;
 use crate::cli::status::overview::{Overview, Side};
 use crate::daemon::status::{LaneReport, RecentLine, WorkerReport, wei};
 use crate::journal::{AccountOverview, JournalOverview};
+use crate::model::text::escaped;
 use crate::model::{Timestamp, Wei};
 
 /// Incidents and lines of the log that are shown; the journal and the running worker keep more.
@@ -47,7 +48,16 @@ pub(super) fn sheet(overview: &Overview) -> ((Tone, String), Vec<Section>) {
             lines: report.map_or_else(Vec::new, |report| recent(&report.recent)),
         },
     ];
-    (headline(overview, report), sections)
+    let (tone, headline) = headline(overview, report);
+    ((tone, escaped(&headline)), sections.into_iter().map(Section::escaped).collect())
+}
+
+impl Section {
+    /// Escapes what steers a terminal: nodes and producers have written parts of it.
+    fn escaped(self) -> Self {
+        let lines = self.lines.into_iter().map(|(tone, line)| (tone, escaped(&line)));
+        Self { title: self.title, lines: lines.collect() }
+    }
 }
 
 /// Returns the overview as text for a terminal or a file.

@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use tracing::{debug, error, info};
 
 use crate::daemon::status::Observer;
+use crate::model::text::escaped_page;
 use crate::observe::metrics;
 
 /// Connections at once; more wait to be accepted.
@@ -115,7 +116,7 @@ fn respond(method: &Method, path: &str, observer: &Observer) -> Response<Full<By
         }
         "/metrics" => response(StatusCode::OK, metrics::MEDIA_TYPE, observer.metrics_page()),
         "/status" => match serde_json::to_string(&observer.report()) {
-            Ok(report) => response(StatusCode::OK, JSON, report + "\n"),
+            Ok(report) => response(StatusCode::OK, JSON, escaped_page(&report) + "\n"),
             Err(problem) => response(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{problem}\n")),
         },
         _ => response(StatusCode::NOT_FOUND, TEXT, format!("no such page; there are\n{PATHS}")),
@@ -124,7 +125,7 @@ fn respond(method: &Method, path: &str, observer: &Observer) -> Response<Full<By
 
 fn health(is_well: bool, document: &Value) -> Response<Full<Bytes>> {
     let status = if is_well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    response(status, JSON, format!("{document}\n"))
+    response(status, JSON, escaped_page(&format!("{document}\n")))
 }
 
 fn response(status: StatusCode, media_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {

@@ -12,6 +12,7 @@ use tracing_subscriber::layer::Context;
 
 use crate::model::Timestamp;
 use crate::model::cause::cut;
+use crate::model::text::escaped;
 use crate::observe::metrics::{self, LogMeter};
 
 const LINES: usize = 50;
@@ -54,7 +55,7 @@ impl<S: Subscriber> Layer<S> for RecentLines {
         self.meter.lines.count(label);
         let mut text = LineText::default();
         event.record(&mut text);
-        let text = cut(text.message + &text.fields, LINE_BYTES);
+        let text = cut(escaped(&(text.message + &text.fields)), LINE_BYTES);
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         if lines.len() == LINES {
             lines.pop_front();

@@ -100,7 +100,7 @@ pub(crate) fn transaction(request: RequestSeq, nonce: u64) -> NewTransaction {
 pub(crate) fn event(text: &str) -> Event {
     let (request, cause) = (id(text), Cause::new(Reason::Reverted, "no"));
     let subject = Subject {
-        organisation: "acme",
+        source: "/chainwriter/acme/31337/q",
         request: &request,
         generation: Generation::default(),
         batch: None,
@@ -144,7 +144,7 @@ fn displaced(request: RequestSeq, nonce: u64) -> Settlement {
     Settlement { transaction: Some(closed), decisions: Members::one((request, decision)) }
 }
 
-fn refused(account: AccountId, text: &str) -> RefusedMessage {
+pub(crate) fn refused(account: AccountId, text: &str) -> RefusedMessage {
     RefusedMessage {
         id: id(text),
         account,

@@ -4,9 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::model::message::header;
-use crate::model::{BodyHash, Cause, Generation, HeaderValue, Message, Reason, RequestId, Timestamp, ids};
+use crate::model::{
+    BodyHash, Cause, FailureClass, Generation, HeaderValue, Message, Origin, Reason, RequestId, Timestamp, ids,
+};
 use crate::policy::admission::{AdmissionRules, Candidate, admit, sheltered};
+use crate::policy::letters::origin::{by_default_exchange, deaths, origin_in};
+use crate::policy::routes::depends_on_key;
 
+mod origin;
 pub mod replay;
 pub mod rules;
 
@@ -29,6 +34,10 @@ pub struct Letter {
     pub died_at: Option<Timestamp>,
     pub body_hash: BodyHash,
     pub body_bytes: u64,
+    /// How its message came into the work queue; the default exchange where it does not say.
+    pub origin: Origin,
+    /// Set where it does not say with which routing key it was published, and a route depends on that.
+    pub lacks_origin: bool,
     /// Why intake would refuse it; none where it would not.
     pub refusal: Option<Cause>,
 }
@@ -39,34 +48,45 @@ impl Letter {
             Some(HeaderValue::Text(text)) => Some(text.clone()),
             _ => None,
         };
-        let by_key = message.origin.routing_key.split_once('.');
-        let by_key = |part: fn((&str, &str)) -> String| by_key.map(part).unwrap_or_else(|| "unknown".to_owned());
-        let class = text(header::ERROR_CLASS).unwrap_or_else(|| by_key(|(class, _)| class.to_owned()));
-        let reason = text(header::ERROR_REASON).unwrap_or_else(|| by_key(|(_, reason)| reason.to_owned()));
-        let generation = Generation::read_from(&message.headers).unwrap_or_default();
-        let (id, refusal) = match sheltered(|| admit(rules, message)).and_then(Candidate::routed) {
+        let (class, reason) = cause_in(message);
+        let is_of_broker = FailureClass::from_word(&class) == Some(FailureClass::Broker);
+        let origin = origin_in(message, &rules.queue, is_of_broker);
+        let lacks_origin = origin.is_none() && depends_on_key(&rules.routes, message);
+        let origin = origin.unwrap_or_else(|| by_default_exchange(&rules.queue));
+        let published = Message { origin: origin.clone(), ..message.clone() }.believed();
+        let generation = Generation::read_from(&published.headers).unwrap_or_default();
+        let (id, refusal) = match sheltered(|| admit(rules, &published)).and_then(Candidate::routed) {
             Ok(candidate) => (Some(candidate.id), None),
             Err(refusal) => (refusal.id, Some(refusal.cause)),
         };
-        let refused_as = text(header::REQUEST_ID).and_then(|id| RequestId::new(&id).ok());
+        // The broker's own letters have headers of ours only from an earlier copy, or from a producer who made them up.
+        let ours = |name| text(name).filter(|_| !is_of_broker);
+        let refused_as = ours(header::REQUEST_ID).and_then(|id| RequestId::new(&id).ok());
         let body_hash = BodyHash::of(&message.body);
         let named = id.as_ref().or(refused_as.as_ref()).map(RequestId::as_str).unwrap_or_default();
         let parts: [&str; 5] = [named, &class, &reason, &generation.to_string(), &body_hash.to_string()];
         let key = hex::encode(ids::derived::<{ KEY_DIGITS / 2 }>(&parts.map(str::as_bytes)));
-        let at = |name| text(name).and_then(|time| time.parse().ok());
+        let at = |name| ours(name).and_then(|time| time.parse().ok());
         Self {
             key,
             id,
             refused_as,
             class,
             reason,
-            detail: text(header::ERROR_DETAIL).unwrap_or_default(),
+            detail: ours(header::ERROR_DETAIL).unwrap_or_default(),
             generation,
             died_at: at(header::DEAD_AT).or_else(|| gave_up_at(message)).or_else(|| at(header::FIRST_FAILED_AT)),
             body_hash,
             body_bytes: message.body.len() as u64,
+            origin,
+            lacks_origin,
             refusal,
         }
+    }
+
+    /// Returns the letter's message as it came into the work queue.
+    pub fn as_published(&self, message: Message) -> Message {
+        Message { origin: self.origin.clone(), ..message }.believed()
     }
 
     /// Returns what this version knows under the letter's words.
@@ -95,11 +115,22 @@ impl Letter {
     }
 }
 
+/// Returns class and reason: by the routing key, which the worker or the broker has set, or, where somebody has moved the letter,
+/// by the headers.
+fn cause_in(message: &Message) -> (String, String) {
+    let by_key = message.origin.routing_key.split_once('.');
+    let known = by_key.filter(|(class, reason)| Reason::known(class, reason).is_some());
+    let by_headers = || match (message.headers.get(header::ERROR_CLASS), message.headers.get(header::ERROR_REASON)) {
+        (Some(HeaderValue::Text(class)), Some(HeaderValue::Text(reason))) => Some((class.as_str(), reason.as_str())),
+        _ => None,
+    };
+    let (class, reason) = known.or_else(by_headers).or(by_key).unwrap_or(("unknown", "unknown"));
+    (class.to_owned(), reason.to_owned())
+}
+
 /// Returns when the broker gave up on it, by the newest entry of `x-death`.
 fn gave_up_at(message: &Message) -> Option<Timestamp> {
-    let Some(HeaderValue::Array(deaths)) = message.headers.get("x-death") else { return None };
-    let Some(HeaderValue::Table(death)) = deaths.first() else { return None };
-    match death.get("time") {
+    match deaths(message).next()?.get("time") {
         Some(HeaderValue::Time(seconds)) => i64::try_from(*seconds).ok()?.checked_mul(1000).map(Timestamp),
         _ => None,
     }
@@ -196,10 +227,13 @@ pub(crate) mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::model::message::FailureNote;
+    use std::collections::BTreeSet;
+
+    use crate::model::message::{FailureNote, ReplayNote};
     use crate::model::{Address, GasRule, Headers, Origin, Properties, Wei};
     use crate::policy::admission::TextSource;
-    use crate::policy::routes::Route;
+    use crate::policy::letters::origin::tests::death;
+    use crate::policy::routes::{KeyPattern, Match, Route};
 
     pub(crate) fn rules() -> AdmissionRules {
         let routes = vec![Route::of_all(Address([1; 20]), Wei(0), GasRule::Estimate { margin: 0 })];
@@ -209,6 +243,7 @@ pub(crate) mod tests {
             routes,
             max_body_bytes: 1024,
             permits: Default::default(),
+            queue: "q".to_owned(),
         }
     }
 
@@ -220,7 +255,7 @@ pub(crate) mod tests {
             ..Message::default()
         };
         let note = FailureNote { cause, first_failed_at: Timestamp(0), tx_hashes: &[], worker: "acme/host" };
-        let mut dead = original.failed(generation, &note);
+        let mut dead = original.failed(generation, &note, &BTreeSet::new());
         dead.headers.insert(header::DEAD_AT.to_owned(), Timestamp(at).to_string().into());
         dead.origin = Origin { exchange: "q.dead".to_owned(), routing_key: cause.routing_key() };
         dead
@@ -249,6 +284,92 @@ pub(crate) mod tests {
         let given_up = Letter::read(&rules(), &undeliverable);
         assert_eq!((given_up.cause().as_str(), given_up.died_at), ("broker.undeliverable", Some(Timestamp(7000))));
         assert_eq!((given_up.name(), given_up.refusal.as_ref().unwrap().reason.as_str()), ("(no id)", "missing_id"));
+    }
+
+    /// Rules whose first route is for one routing key alone.
+    pub(crate) fn rules_by_key(key: &str) -> AdmissionRules {
+        let mut rules = rules();
+        let matches = Match { routing_key: Some(KeyPattern(key.to_owned())), ..Match::default() };
+        let by_key =
+            Route { name: "by key".to_owned(), matches, to: Some(Address([2; 20])), ..rules.routes[0].clone() };
+        rules.routes = vec![by_key];
+        rules
+    }
+
+    /// Returns a letter that the broker made of a message which came by this exchange with this key.
+    fn given_up(deaths: Vec<HeaderValue>, headers: &[(&str, HeaderValue)]) -> Message {
+        let deaths = [("x-death".to_owned(), HeaderValue::Array(deaths))];
+        let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).chain(deaths);
+        Message {
+            properties: Properties { message_id: Some("a".to_owned()), ..Properties::default() },
+            headers: headers.collect(),
+            origin: Origin { exchange: "q.dead".to_owned(), routing_key: "broker.undeliverable".to_owned() },
+            ..Message::default()
+        }
+    }
+
+    #[test]
+    fn a_letter_is_judged_by_the_key_that_its_producer_chose() {
+        let original = Message {
+            properties: Properties { message_id: Some("a".to_owned()), ..Properties::default() },
+            origin: Origin { exchange: "orders".to_owned(), routing_key: "pay.now".to_owned() },
+            ..Message::default()
+        };
+        let cause = reverted();
+        let note = FailureNote { cause: &cause, first_failed_at: Timestamp(0), tx_hashes: &[], worker: "acme/host" };
+        let origin = Origin { exchange: "q.dead".to_owned(), routing_key: cause.routing_key() };
+        let ours = Message { origin, ..original.failed(Generation::default(), &note, &BTreeSet::new()) };
+        let retried = given_up(vec![death("q", "", "q", 1)], &[(header::ORIGINAL_ROUTING_KEY, "pay.now".into())]);
+        let forged =
+            given_up(vec![death("q", "orders", "eat", 1)], &[(header::ORIGINAL_ROUTING_KEY, "pay.now".into())]);
+        for (name, message, key, fits) in [
+            ("ours", &ours, "pay.#", true),
+            ("ours", &ours, "rejected.#", false),
+            ("the broker's", &given_up(vec![death("q", "orders", "pay.now", 1)], &[]), "pay.#", true),
+            ("the broker's", &given_up(vec![death("q", "orders", "pay.now", 1)], &[]), "broker.#", false),
+            ("the broker's, of a retry", &retried, "pay.#", true),
+            ("the broker's, with a forged key", &forged, "pay.#", false),
+            ("the broker's, with a forged key", &forged, "eat", true),
+        ] {
+            let rules = rules_by_key(key);
+            let letter = Letter::read(&rules, message);
+            assert_eq!(letter.refusal.is_none(), fits, "{name} {key}: {:?}", letter.refusal);
+            assert!(!letter.lacks_origin, "{name} {key}");
+            // The copy comes by the default exchange, and takes the same route.
+            let note = ReplayNote { replay: 1, by: "eve", at: Timestamp(0), reason: "" };
+            let copy = letter.as_published(message.clone()).replayed(&note);
+            let copy = Message { origin: by_default_exchange("q"), ..copy };
+            assert_eq!(admit(&rules, &copy).unwrap().write.is_ok(), fits, "{name} {key}, sent back");
+        }
+    }
+
+    #[test]
+    fn where_the_key_is_not_known_a_route_by_key_makes_the_letter_unsafe() {
+        let unknown = given_up(vec![], &[]);
+        assert!(Letter::read(&rules_by_key("#"), &unknown).lacks_origin);
+        assert!(!Letter::read(&rules(), &unknown).lacks_origin, "no route depends on it");
+        // A route before it takes the message whatever its key is.
+        let mut rules = rules_by_key("#");
+        rules.routes.insert(0, Route::of_all(Address([1; 20]), Wei(0), GasRule::Estimate { margin: 0 }));
+        assert!(!Letter::read(&rules, &unknown).lacks_origin);
+    }
+
+    #[test]
+    fn headers_that_a_producer_makes_up_say_nothing_in_a_letter_of_the_brokers_own() {
+        let forged = [
+            (header::ERROR_CLASS, "rejected".into()),
+            (header::ERROR_REASON, "reverted".into()),
+            (header::ERROR_DETAIL, "no".into()),
+            (header::REQUEST_ID, "other".into()),
+            (header::DEAD_AT, "2999-01-01T00:00:00Z".into()),
+            (header::REPLAY_COUNT, HeaderValue::Int(7)),
+            (header::ATTEMPT, HeaderValue::Int(7)),
+            (header::DEAD_LETTER_KEY, "rejected.reverted".into()),
+        ];
+        let letter = Letter::read(&rules(), &given_up(vec![death("q", "orders", "pay.now", 1)], &forged));
+        assert_eq!((letter.cause().as_str(), letter.detail.as_str()), ("broker.undeliverable", ""));
+        assert_eq!((letter.refused_as, letter.generation), (None, Generation::default()));
+        assert_eq!(letter.died_at, Some(Timestamp(7000)));
     }
 
     #[test]

@@ -58,6 +58,8 @@ pub enum Answer {
     /// The request was sent back with another body.
     Superseded,
     NoRequest(Cause),
+    /// A route depends on its routing key, and the letter does not say that.
+    UnknownOrigin,
     IdOfAnother,
     Written,
     UnderWay(RequestState),
@@ -81,6 +83,9 @@ pub enum Action {
 
 /// Decides by invariant 8: a request that the journal calls dead has no transaction that could land.
 pub fn assess(letter: &Letter, standing: &Standing) -> Answer {
+    if letter.lacks_origin {
+        return Answer::UnknownOrigin;
+    }
     if let Some(cause) = &letter.refusal {
         return Answer::NoRequest(cause.clone());
     }
@@ -147,6 +152,7 @@ impl Answer {
             Self::OnItsWay => ("on_its_way", Action::IfAgain),
             Self::Superseded => ("superseded", Action::Leave),
             Self::NoRequest(_) => ("no_request", Action::Leave),
+            Self::UnknownOrigin => ("unknown_origin", Action::Leave),
             Self::IdOfAnother => ("id_of_another", Action::Leave),
             Self::Written => ("written", Action::Leave),
             Self::UnderWay(_) => ("under_way", Action::Leave),
@@ -206,6 +212,10 @@ impl Answer {
             Self::Superseded => {
                 "not to be replayed: the request was sent back with another body since. If this one is wanted no \
                  more, `dead discard` it"
+            }
+            Self::UnknownOrigin => {
+                "not known to be safe: the letter does not say with which routing key it was published, and a route depends \
+                 on that. Take it out with `dead export --remove`, and publish its body again with the right key"
             }
             Self::IdOfAnother => {
                 "of no use as it stands: its id belongs to another message with another body. If it is a request of \
@@ -288,6 +298,12 @@ mod tests {
             ("sent back and written", reverted(0), sent(known(S::Final, 1)), "replayed_already"),
             ("edited, not taken in", reverted(0), edited(known(S::Dead, 0)), "superseded"),
             ("edited, never known", broker.clone(), edited(unknown()), "superseded"),
+            (
+                "its routing key is not known",
+                Letter { lacks_origin: true, ..broker.clone() },
+                unknown(),
+                "unknown_origin",
+            ),
             ("no id", letter(None, &Cause::new(Reason::MissingId, ""), at(0)), unknown(), "no_request"),
             ("the broker gave up", broker.clone(), unknown(), "never_taken_in"),
             ("the broker gave up in a recovery", on(60, &broker), during(unknown()), "maybe_written"),

@@ -108,6 +108,7 @@ async fn real() -> Real {
         uri: UriSource::Inline(SecretString::from(uri.clone())),
         client_name: "contract".to_owned(),
         prefetch: 10,
+        prefetch_bytes: 1 << 30,
         is_ordered: false,
         topology: Topology::new(Names::derived_from(QUEUE), vec![DELAY]),
         topology_mode: TopologyMode::Declare,

@@ -198,13 +198,16 @@ impl Store {
     }
 
     pub(super) fn add_event(&mut self, account: AccountId, subject: RequestId, event: Event) {
-        self.last_event += 1;
         let Event { id: event_id, kind, body, reply_to, correlation_id } = event;
         let recorded = EventRecord { event_id: event_id.clone(), kind, subject, is_published: false };
-        self.record.events.insert(self.last_event, recorded);
-        let reply = ReplyAddress { reply_to, correlation_id };
-        let row = OutboxRow { id: self.last_event, event_id, kind: kind.as_str().to_owned(), body, reply };
-        self.outbox.insert(self.last_event, OutboxEntry { account, row });
+        self.record.events.insert(self.last_event + 1, recorded);
+        for reply_to in std::iter::once(None).chain(reply_to.map(Some)) {
+            self.last_event += 1;
+            let reply = ReplyAddress { reply_to, correlation_id: correlation_id.clone() };
+            let (event_id, body) = (event_id.clone(), body.clone());
+            let row = OutboxRow { id: self.last_event, event_id, kind: kind.as_str().to_owned(), body, reply };
+            self.outbox.insert(self.last_event, OutboxEntry { account, row });
+        }
     }
 }
 

@@ -258,7 +258,7 @@ fn dead() -> Decision {
 
 fn event(id: &RequestId, seed: u8) -> Event {
     let subject = Subject {
-        organisation: "acme",
+        source: "/chainwriter/acme/31337/q",
         request: id,
         generation: Generation::default(),
         batch: None,

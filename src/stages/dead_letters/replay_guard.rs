@@ -102,7 +102,7 @@ impl ReplayGuard {
         next: u32,
         reason: &str,
     ) -> Result<CopyAnswer, SendBackError> {
-        let copy = raw.message().replayed(&self.replay_note(next, reason));
+        let copy = letter.as_published(raw.message()).replayed(&self.replay_note(next, reason));
         let answer = publish(work, copy).await.map_err(SendBackError::Publish)?;
         if answer != CopyAnswer::Confirmed {
             return Ok(answer);

@@ -218,6 +218,7 @@ mod tests {
                 uri: UriSource::Inline("amqp://localhost".into()),
                 client_name: "acme/host".to_owned(),
                 prefetch: 1,
+                prefetch_bytes: 1 << 20,
                 is_ordered: false,
                 topology: Topology::new(Names::derived_from("q"), Vec::new()),
                 topology_mode: TopologyMode::Verify,

@@ -2,63 +2,47 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::stream::StreamExt;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use crate::broker::{AckToken, Outgoing, PublishError, Publisher};
-use crate::journal::{AccountId, CopyKind, JournalError, RefusedMessage, RequestSeq, Settlements, UnconfirmedCopy};
+use crate::broker::{AckToken, Outgoing, PublishError};
+use crate::journal::{AccountId, CopyKind, JournalError, RefusedMessage, RequestSeq, UnconfirmedCopy};
 use crate::model::event::{Outcome, Subject};
-use crate::model::{BodyHash, Event, Generation, RequestId, Timestamp, TraceContext};
+use crate::model::{BodyHash, Event, Generation, Message, RequestId, Timestamp, TraceContext};
 use crate::observe::metrics::{self, FailureEnd};
 use crate::observe::traces::Followed;
-use crate::policy::retry_schedule::RetryPauses;
 use crate::stages::settle::inbox::{Postponed, Refused, generated_id};
-use crate::stages::settle::{Settle, ack};
+use crate::stages::settle::targets::{Target, Waiting};
+use crate::stages::settle::{Settle, Step, ack};
 
-/// First and longest pause between tries to publish a copy.
-const PUBLISH_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 /// Rows of unfinished copies that are read at once when a lane begins.
 const RESUME_PAGE: u32 = 500;
 
-/// A message that has its publisher confirm.
+/// A message on its way.
 pub(super) enum Published {
     Copy(Box<UnconfirmedCopy>),
     Refused(Box<Refused>),
     Postponed(Box<Postponed>),
     Park(RequestId, Generation),
-    /// Given up: the broker delivers the message again, or the journal holds it no more.
-    Again,
-    /// Given up: an earlier try has reached the broker, and the request went on from there.
-    Overtaken(RequestSeq),
 }
 
-impl Published {
-    /// Returns what this is now, before another try. A confirm that never comes says nothing about the copy: it may have come
-    /// back, and its request may have ended. Once the journal has forgotten that, one more copy would be a new request.
-    async fn check(self, journal: &dyn Settlements) -> Self {
-        match &self {
-            Self::Refused(refused) if refused.token.is_over() => Self::Again,
-            Self::Postponed(postponed) if postponed.token.is_over() => Self::Again,
-            Self::Park(id, _) if matches!(journal.message_of(id).await, Ok(None)) => Self::Again,
-            Self::Copy(copy) if !is_due(copy, journal).await => Self::Overtaken(copy.request),
-            Self::Refused(_)
-            | Self::Postponed(_)
-            | Self::Park(..)
-            | Self::Copy(_)
-            | Self::Again
-            | Self::Overtaken(_) => self,
-        }
-    }
+/// Reports the end of a publish.
+pub(super) struct Ended {
+    target: Target,
+    published: Published,
+    result: Result<(), PublishError>,
 }
 
-/// Returns whether the copy has no publisher confirm yet. A journal that fails says nothing against it, and stops the stage by
-/// itself.
-async fn is_due(copy: &UnconfirmedCopy, journal: &dyn Settlements) -> bool {
-    let is_it = |due: &UnconfirmedCopy| due.kind == copy.kind && due.generation == copy.generation;
-    journal.unconfirmed_of(vec![copy.request]).await.map_or(true, |due| due.iter().any(is_it))
+/// Holds what has its publisher confirm, by kind.
+#[derive(Default)]
+struct Confirmed {
+    copies: Vec<UnconfirmedCopy>,
+    refused: Vec<Refused>,
+    postponed: Vec<Postponed>,
+    parked: Vec<(RequestId, Generation)>,
 }
 
 /// A queue that holds each item once.
@@ -98,7 +82,9 @@ pub(super) struct Leaving {
 
 impl Settle {
     pub(super) fn await_copy(&mut self, request: RequestSeq) {
-        self.copies.push_back(request);
+        if !self.targets.waits(request) {
+            self.copies.push_back(request);
+        }
         self.unconfirmed.insert(request);
     }
 
@@ -123,92 +109,146 @@ impl Settle {
         }
     }
 
+    /// Starts what there is room for. What is tried again is compared with the journal first: a confirm that never comes says
+    /// nothing about the copy. It may have come back, and its request may have ended; once the journal has forgotten that, one
+    /// more copy would be a new request.
     pub(super) async fn start_publishing(&mut self) -> Result<(), JournalError> {
-        let mut room = self.settings.publishes_in_flight.saturating_sub(self.publishing.len());
-        while room > 0
+        let now = Instant::now();
+        let mut copies = Vec::new();
+        let mut reserved = Vec::new();
+        while let Some((target, waiting)) = self.targets.next(now) {
+            match waiting {
+                Waiting::Copy(request) => {
+                    copies.push(request);
+                    reserved.push(target);
+                }
+                Waiting::Refused(refused) => {
+                    self.targets.free_place(&target);
+                    self.publish_refused(refused, now);
+                }
+                Waiting::Postponed(postponed) => {
+                    self.targets.free_place(&target);
+                    self.publish_postponed(postponed, now);
+                }
+            }
+        }
+        while self.targets.room(now) > 0
             && let Some(refused) = self.refused.pop_front()
         {
-            if refused.token.is_over() {
-                continue;
-            }
-            room -= 1;
-            let dead_letter = self.settings.dead_letter_of_refused(&refused);
-            self.publish(dead_letter, Published::Refused(refused));
+            self.publish_refused(refused, now);
         }
-        while room > 0
+        while self.targets.room(now) > 0
             && let Some(postponed) = self.postponed.pop_front()
         {
-            if postponed.token.is_over() {
-                continue;
-            }
-            room -= 1;
-            let copy = self.settings.postponed_copy(&postponed, Timestamp::now());
-            self.publish(copy, Published::Postponed(postponed));
+            self.publish_postponed(postponed, now);
         }
-        while room > 0
+        self.start_parks(now).await?;
+        let room = self.targets.room(now).min(self.copies.len());
+        copies.extend(self.copies.drain(..room));
+        // The journal knows where a copy goes now: it may be another one since.
+        reserved.iter().for_each(|target| self.targets.free_place(target));
+        self.start_copies(copies, now).await
+    }
+
+    fn publish_refused(&mut self, refused: Box<Refused>, now: Instant) {
+        if !refused.token.is_over() {
+            let dead_letter = self.settings.dead_letter_of_refused(&refused);
+            self.publish_or_wait(dead_letter, Published::Refused(refused), now);
+        }
+    }
+
+    fn publish_postponed(&mut self, postponed: Box<Postponed>, now: Instant) {
+        if !postponed.token.is_over() {
+            let copy = self.settings.postponed_copy(&postponed, Timestamp::now());
+            self.publish_or_wait(copy, Published::Postponed(postponed), now);
+        }
+    }
+
+    async fn start_parks(&mut self, now: Instant) -> Result<(), JournalError> {
+        let target = Target::of(&self.settings.to_wait_queue(Message::default(), self.settings.park_delay));
+        while self.targets.has_place(&target, now)
             && let Some(id) = self.parks.pop()
         {
             let Some(message) = self.journal.message_of(&id).await? else { continue };
-            room -= 1;
             let generation = Generation::read_from(&message.headers).unwrap_or_default();
-            let parked = self.settings.to_wait_queue(message.copied(), self.settings.park_delay);
-            self.publish(parked, Published::Park(id, generation));
-        }
-        if room > 0 && !self.copies.is_empty() {
-            let next: Vec<_> = self.copies.drain(..room.min(self.copies.len())).collect();
-            let copies = self.journal.unconfirmed_of(next.clone()).await?;
-            for done in next.iter().filter(|seq| copies.iter().all(|copy| copy.request != **seq)) {
-                self.unconfirmed.remove(done);
-            }
-            for copy in copies {
-                let outgoing = self.settings.outgoing_copy(&copy);
-                self.publish(outgoing, Published::Copy(Box::new(copy)));
-            }
+            let parked =
+                self.settings.to_wait_queue(message.copied(&self.settings.read_headers), self.settings.park_delay);
+            self.publish_or_wait(parked, Published::Park(id, generation), now);
         }
         Ok(())
     }
 
-    fn publish(&self, outgoing: Outgoing, published: Published) {
+    async fn start_copies(&mut self, requests: Vec<RequestSeq>, now: Instant) -> Result<(), JournalError> {
+        if requests.is_empty() {
+            return Ok(());
+        }
+        let copies = self.journal.unconfirmed_of(requests.clone()).await?;
+        for done in requests.iter().filter(|seq| copies.iter().all(|copy| copy.request != **seq)) {
+            self.unconfirmed.remove(done);
+        }
+        for copy in copies {
+            let outgoing = self.settings.outgoing_copy(&copy);
+            self.publish_or_wait(outgoing, Published::Copy(Box::new(copy)), now);
+        }
+        Ok(())
+    }
+
+    /// Publishes if the target may have a place now.
+    fn publish_or_wait(&mut self, outgoing: Outgoing, published: Published, now: Instant) {
+        let target = Target::of(&outgoing);
+        if self.targets.take_place(&target, now) {
+            self.publish(target, outgoing, published);
+        } else {
+            self.wait(target, published);
+        }
+    }
+
+    fn wait(&mut self, target: Target, published: Published) {
+        let waiting = match published {
+            Published::Copy(copy) => Waiting::Copy(copy.request),
+            Published::Refused(refused) => Waiting::Refused(refused),
+            Published::Postponed(postponed) => Waiting::Postponed(postponed),
+            Published::Park(id, _) => {
+                self.parks.push(id);
+                return;
+            }
+        };
+        self.targets.wait(target, waiting);
+    }
+
+    fn publish(&self, target: Target, outgoing: Outgoing, published: Published) {
         let span = self.settings.span_of(&published, &outgoing);
         let (publisher, tracer) = (Arc::clone(&self.publisher), self.settings.tracer.clone());
-        let journal = Arc::clone(&self.journal);
         self.publishing.push(Box::pin(async move {
             let began = Timestamp::now();
-            let published = publish_until_confirmed(publisher, journal, &outgoing, published).await;
-            if let Some(span) = span {
+            let result = publisher.publish(&outgoing).await;
+            if let Some(span) = span.filter(|_| result.is_ok()) {
                 tracer.record(span.since(began, outgoing.work(), None));
             }
-            published
+            Ended { target, published, result }
         }));
     }
 
     /// Stores all confirms that are there, then acks. Crash before the write: the copy is published once more, and intake
     /// recognises the second one. Crash after it: the delivery comes again and is stale.
-    pub(super) async fn handle_confirms(&mut self, first: Published) -> Result<(), JournalError> {
-        let mut copies = Vec::new();
-        let mut refused = Vec::new();
-        let mut postponed = 0;
-        let mut parked = Vec::new();
-        let mut tokens = Vec::new();
-        let mut sort = |published| match published {
-            Published::Copy(copy) => copies.push(*copy),
-            Published::Refused(message) => refused.push(*message),
-            Published::Postponed(message) => {
-                let Postponed { id, until, token, .. } = *message;
-                postponed += 1;
-                debug!(request.id = %id, %until, "a message waits at the broker for its time");
-                tokens.push(token);
+    pub(super) async fn handle_confirms(&mut self, first: Ended) -> Result<Step, JournalError> {
+        let mut confirmed = Confirmed::default();
+        let mut next = Some(first);
+        let mut step = Step::Unconfirmed;
+        while let Some(ended) = next {
+            if self.sort(ended, &mut confirmed) {
+                step = Step::Confirmed;
             }
-            Published::Park(id, generation) => parked.push((id, generation)),
-            Published::Again => {}
-            Published::Overtaken(request) => _ = self.unconfirmed.remove(&request),
-        };
-        sort(first);
-        while let Some(Some(published)) = futures_util::FutureExt::now_or_never(self.publishing.next()) {
-            sort(published);
+            next = futures_util::FutureExt::now_or_never(self.publishing.next()).flatten();
         }
-        self.meter.requests.add(metrics::Outcome::Postponed, postponed);
+        let Confirmed { copies, refused, postponed, parked } = confirmed;
+        let mut tokens = Vec::new();
+        self.meter.requests.add(metrics::Outcome::Postponed, postponed.len());
         self.meter.requests.add(metrics::Outcome::Parked, parked.len());
+        for Postponed { id, until, token, .. } in postponed {
+            debug!(request.id = %id, %until, "a message waits at the broker for its time");
+            tokens.push(token);
+        }
         if !copies.is_empty() {
             self.journal.confirm(copies.iter().map(|copy| self.settings.confirmed(copy)).collect()).await?;
             for copy in &copies {
@@ -233,7 +273,39 @@ impl Settle {
             }
         }
         ack(&self.meter, tokens).await;
-        Ok(())
+        Ok(step)
+    }
+
+    /// Sorts what is confirmed, and lets all else wait. Returns whether it is confirmed.
+    fn sort(&mut self, ended: Ended, confirmed: &mut Confirmed) -> bool {
+        let Ended { target, published, result } = ended;
+        self.targets.free_place(&target);
+        let Err(error) = result else {
+            self.targets.accepted(&target);
+            match published {
+                Published::Copy(copy) => confirmed.copies.push(*copy),
+                Published::Refused(message) => confirmed.refused.push(*message),
+                Published::Postponed(message) => confirmed.postponed.push(*message),
+                Published::Park(id, generation) => confirmed.parked.push((id, generation)),
+            }
+            return true;
+        };
+        let now = Instant::now();
+        let wait = match error {
+            // The publisher has waited, and the claim says why.
+            PublishError::NotServing => None,
+            PublishError::NotConnected => Some(self.targets.is_away(now)),
+            PublishError::Timeout
+            | PublishError::Returned { .. }
+            | PublishError::Refused { .. }
+            | PublishError::Channel(_) => Some(self.targets.refused(&target, now)),
+        };
+        if let Some(wait) = wait {
+            let id = published.id();
+            warn!(message.id = %id, %error, retry_in_ms = wait.as_millis(), "a copy has no publisher confirm; its delivery stays unacked");
+        }
+        self.wait(target, published);
+        false
     }
 
     async fn record_refused(&mut self, refused: Vec<Refused>) -> Result<Vec<AckToken>, JournalError> {
@@ -264,60 +336,13 @@ impl Settle {
     }
 }
 
-/// Publishes until there is a confirm, however long that takes: no outcome is dropped because the broker is away.
-async fn publish_until_confirmed(
-    publisher: Arc<dyn Publisher>,
-    journal: Arc<dyn Settlements>,
-    outgoing: &Outgoing,
-    mut published: Published,
-) -> Published {
-    let mut pause = RetryPauses::between(PUBLISH_PAUSE.0, PUBLISH_PAUSE.1);
-    while let Err(error) = publisher.publish(outgoing).await {
-        // Where the journal does not serve, the publisher has waited, and the claim says why.
-        if !matches!(error, PublishError::NotServing) {
-            let wait = pause.next_wait();
-            let id = outgoing.message.properties.message_id.as_deref().unwrap_or_default();
-            warn!(message.id = id, %error, retry_in_ms = wait.as_millis(), "a copy has no publisher confirm; its delivery stays unacked");
-            tokio::time::sleep(wait).await;
+impl Published {
+    fn id(&self) -> &RequestId {
+        match self {
+            Self::Copy(copy) => &copy.id,
+            Self::Refused(refused) => &refused.id,
+            Self::Postponed(postponed) => &postponed.id,
+            Self::Park(id, _) => id,
         }
-        published = published.check(&*journal).await;
-        if matches!(published, Published::Again | Published::Overtaken(_)) {
-            return published;
-        }
-    }
-    published
-}
-
-#[cfg(test)]
-mod tests {
-    use tokio::sync::watch;
-    use tokio::time::Instant;
-
-    use super::*;
-    use crate::journal::contract::id;
-    use crate::model::Message;
-    use crate::simulation::fakes::{FakePublisher, failing_journal};
-    use crate::stages::claim::{ServedPublisher, Serving};
-
-    /// However long the refusal has lasted.
-    #[tokio::test(start_paused = true)]
-    async fn a_copy_goes_out_as_soon_as_the_journal_serves_the_queue() {
-        let serving = watch::Sender::new(Serving::Refused(String::new()));
-        let publisher = Arc::<FakePublisher>::default();
-        let served = ServedPublisher { publisher: publisher.clone(), serving: serving.subscribe() };
-        let waiting = tokio::spawn(async move {
-            let message = Message::default();
-            let outgoing = Outgoing { exchange: "e".to_owned(), routing_key: "k".to_owned(), message };
-            let (journal, parked) = (failing_journal("message_of"), Published::Park(id("a"), Generation::default()));
-            publish_until_confirmed(Arc::new(served), journal, &outgoing, parked).await;
-        });
-        for _ in 0..20 {
-            tokio::time::sleep(Duration::from_secs(61)).await;
-            assert_eq!(publisher.routing_keys(), Vec::<String>::new());
-        }
-        serving.send_replace(Serving::Serves);
-        let began = Instant::now();
-        waiting.await.unwrap();
-        assert!(began.elapsed() < Duration::from_millis(200), "{:?}", began.elapsed());
     }
 }

@@ -1,5 +1,6 @@
 //! What a ruling leads to, and which copies and events follow from it. Pure: settings in, values out.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::broker::{Names, Outgoing};
@@ -15,7 +16,8 @@ use crate::stages::settle::spans::failed_generation;
 
 #[derive(Debug, Clone)]
 pub struct SettleSettings {
-    pub organisation: String,
+    /// The `source` of its events.
+    pub event_source: String,
     /// Named in copies: `organisation/instance`.
     pub worker: String,
     pub names: Names,
@@ -27,6 +29,8 @@ pub struct SettleSettings {
     pub waits: Vec<Duration>,
     /// Copies that wait for a publisher confirm at once.
     pub publishes_in_flight: usize,
+    /// The producers' headers that intake reads.
+    pub read_headers: BTreeSet<String>,
     pub tracer: Tracer,
 }
 
@@ -89,7 +93,7 @@ impl SettleSettings {
         correlation_id: &'a Option<String>,
     ) -> Subject<'a> {
         Subject {
-            organisation: &self.organisation,
+            source: &self.event_source,
             request: followed.request,
             generation: followed.generation,
             batch: None,
@@ -107,7 +111,7 @@ impl SettleSettings {
             tx_hashes: &copy.tx_hashes,
             worker: &self.worker,
         };
-        let message = copy.message.failed(copy.generation, &note);
+        let message = copy.message.failed(copy.generation, &note, &self.read_headers);
         match copy.kind {
             CopyKind::Retry => self.to_wait_queue(message, self.delay_of(copy.generation)),
             CopyKind::DeadLetter => self.to_dead_letters(message, &copy.cause),
@@ -127,7 +131,7 @@ impl SettleSettings {
             tx_hashes: &[],
             worker: &self.worker,
         };
-        let mut copy = refused.message.failed(refused.generation, &note);
+        let mut copy = refused.message.failed(refused.generation, &note, &self.read_headers);
         copy.headers.insert(header::REQUEST_ID.to_owned(), refused.id.as_str().into());
         self.to_dead_letters(copy, &refused.cause)
     }
@@ -136,7 +140,7 @@ impl SettleSettings {
     pub(super) fn postponed_copy(&self, postponed: &Postponed, now: Timestamp) -> Outgoing {
         let remaining = u64::try_from(postponed.until.0.saturating_sub(now.0)).unwrap_or(0);
         let wait = hop(Duration::from_millis(remaining), &self.waits).unwrap_or(self.park_delay);
-        self.to_wait_queue(postponed.message.copied(), wait)
+        self.to_wait_queue(postponed.message.copied(&self.read_headers), wait)
     }
 
     pub(super) fn to_wait_queue(&self, message: Message, delay: Duration) -> Outgoing {

@@ -2,7 +2,7 @@
 //! acked: in this order, so that after a crash anywhere the broker still has the delivery or the journal has its end.
 //!
 //! `inbox` holds what intake and the lanes send here. `held` keeps the unacked deliveries by request, `decisions` says what a
-//! lane's ruling leads to (pure), `copies` publishes retries, parks and dead letters, `reorged_finals` records final writes
+//! lane's ruling leads to (pure), `copies` publishes retries, parks and dead letters, and `targets` says which of them may go now, `reorged_finals` records final writes
 //! that the chain has lost, `spans` records traces.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -13,7 +13,7 @@ use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Notify, mpsc};
-use tokio::time::Interval;
+use tokio::time::{Instant, Interval};
 use tracing::{debug, info, warn};
 
 use crate::broker::{AckToken, Publisher};
@@ -31,11 +31,13 @@ mod held;
 pub mod inbox;
 mod reorged_finals;
 mod spans;
+mod targets;
 
 pub use decisions::SettleSettings;
 
-use copies::{Leaving, Published, UniqueQueue};
+use copies::{Ended, Leaving, UniqueQueue};
 use held::HeldDeliveries;
+use targets::Targets;
 
 /// Messages that one step takes from an input at most.
 const BATCH: usize = 1024;
@@ -63,7 +65,8 @@ pub struct Settle {
     parks: UniqueQueue<RequestId>,
     refused: VecDeque<Box<Refused>>,
     postponed: VecDeque<Box<Postponed>>,
-    publishing: FuturesUnordered<BoxFuture<Published>>,
+    publishing: FuturesUnordered<BoxFuture<Ended>>,
+    targets: Targets,
     meter: SettleMeter,
 }
 
@@ -91,6 +94,8 @@ enum Step {
     Ruled(usize),
     /// Stored publisher confirms, and acked.
     Confirmed,
+    /// Took note of publishes without a confirm, or of the end of their pause.
+    Unconfirmed,
     /// Acked what other instances settled, and parked what is held for too long.
     Swept,
 }
@@ -104,6 +109,7 @@ impl Settle {
         ended: Vec<Arc<Notify>>,
         beat: Heartbeat,
     ) -> Self {
+        let targets = Targets::new(settings.publishes_in_flight);
         Self {
             settings: Arc::new(settings),
             journal,
@@ -120,6 +126,7 @@ impl Settle {
             refused: VecDeque::new(),
             postponed: VecDeque::new(),
             publishing: FuturesUnordered::new(),
+            targets,
             meter: SettleMeter::default(),
         }
     }
@@ -155,7 +162,7 @@ impl Settle {
     async fn step(&mut self, inputs: &mut Inputs) -> Result<Step, JournalError> {
         self.start_publishing().await?;
         self.let_lanes_leave();
-        let settled = self.settled();
+        let (settled, retry_at) = (self.settled(), self.targets.next_try(Instant::now()));
         let (mut admitted, mut ruled) = (Vec::new(), Vec::new());
         Ok(tokio::select! {
             biased;
@@ -169,9 +176,9 @@ impl Settle {
                 self.rule(ruled).await?;
                 Step::Ruled(taken)
             }
-            Some(published) = self.publishing.next() => {
-                self.handle_confirms(published).await?;
-                Step::Confirmed
+            Some(ended) = self.publishing.next() => self.handle_confirms(ended).await?,
+            () = tokio::time::sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {
+                Step::Unconfirmed
             }
             _ = inputs.sweep.tick() => {
                 self.sweep().await?;
@@ -186,13 +193,13 @@ impl Settle {
     }
 
     fn is_busy(&self) -> bool {
-        let waits = !(self.copies.is_empty() && self.refused.is_empty() && self.postponed.is_empty());
-        waits || !self.publishing.is_empty()
+        let has_new = !(self.copies.is_empty() && self.refused.is_empty() && self.postponed.is_empty());
+        has_new || !self.targets.is_empty() || !self.publishing.is_empty()
     }
 
     /// Messages that are no requests stay in memory until their copies are confirmed. While these are many, no more come in.
     fn has_room(&self) -> bool {
-        self.refused.len() + self.postponed.len() < BATCH
+        self.refused.len() + self.postponed.len() + self.targets.messages() < BATCH
     }
 
     async fn take(&mut self, admitted: Vec<Admitted>) {
@@ -398,13 +405,15 @@ mod tests {
     use crate::policy::retry_schedule::RetrySchedule;
     use crate::simulation::fakes::{FakePublisher, FakeSession, failing_journal, journal};
     use crate::simulation::journal::MemoryJournal;
+    use crate::stages::claim::{ServedPublisher, Serving};
     use crate::stages::settle::inbox::LaneVerdict;
+    use tokio::sync::watch;
 
     const MAX_HOLD: Duration = Duration::from_secs(60);
 
     pub(super) fn settings(attempts: u32) -> SettleSettings {
         SettleSettings {
-            organisation: "acme".to_owned(),
+            event_source: "/chainwriter/acme/31337/q".to_owned(),
             worker: "acme/host".to_owned(),
             names: Names::derived_from("q"),
             schedule: RetrySchedule::new(attempts, Duration::from_secs(1), 2.0, Duration::from_secs(8)),
@@ -412,6 +421,7 @@ mod tests {
             park_delay: Duration::from_secs(3),
             waits: vec![Duration::from_secs(3)],
             publishes_in_flight: 4,
+            read_headers: BTreeSet::new(),
             tracer: Tracer::default(),
         }
     }
@@ -449,7 +459,7 @@ mod tests {
             bench.lanes.send(bench.failure()).await.unwrap();
             assert_eq!(bench.step().await, Step::Ruled(1));
             bench.publisher.fail_next(PublishError::Timeout);
-            assert_eq!(bench.step().await, Step::Swept);
+            assert_eq!(bench.step().await, Step::Unconfirmed);
             bench
         }
 
@@ -564,20 +574,72 @@ mod tests {
         let copies = bench.settle.journal.unconfirmed_of(vec![bench.set.seq(0)]).await.unwrap();
         let confirmed = copies.iter().map(|copy| bench.settle.settings.confirmed(copy)).collect();
         bench.settle.journal.confirm(confirmed).await.unwrap();
-        while bench.step().await != Step::Confirmed {}
+        while bench.settle.is_busy() {
+            bench.step().await;
+        }
         assert_eq!(bench.publisher.routing_keys(), Vec::<String>::new());
-        assert!(bench.settle.unconfirmed.is_empty() && !bench.settle.is_busy());
+        assert!(bench.settle.unconfirmed.is_empty());
     }
 
-    #[tokio::test]
-    async fn a_refused_message_is_acked_once_its_dead_letter_is_confirmed() {
-        let mut bench = Bench::new().await;
-        let (id, token) = (id("without-id-1"), bench.session.token("refused"));
+    /// A message that is no request, under this id.
+    async fn refuse(bench: &Bench, name: &str) {
+        let (id, token) = (id(name), bench.session.token(name));
         let cause = Cause::new(Reason::TooLarge, "it has 2 MiB");
         let (generation, taken_at) = (Generation::default(), Timestamp::now());
         let (message, account) = (Message::default(), bench.set.account);
         let refused = Refused { id, generation, message, cause, account, taken_at, token };
         bench.intake.send(Admitted::Refused(Box::new(refused))).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_queue_that_takes_nothing_holds_up_no_other() {
+        let mut bench = Bench::new().await;
+        bench.publisher.refuse("q.wait.1s");
+        bench.hold().await;
+        bench.lanes.send(bench.failure()).await.unwrap();
+        while bench.publisher.tries_of("q.wait.1s") < 3 {
+            bench.step().await;
+        }
+        let began = Instant::now();
+        refuse(&bench, "refused").await;
+        while bench.publisher.routing_keys().is_empty() {
+            bench.step().await;
+        }
+        assert!(began.elapsed() < Duration::from_millis(200), "{:?}", began.elapsed());
+        assert_eq!(bench.publisher.routing_keys(), ["invalid.too_large"]);
+        bench.publisher.take_again("q.wait.1s");
+        while bench.state().await != RequestState::RetryWaiting {
+            bench.step().await;
+        }
+        assert!(bench.session.acked().contains(&"a".to_owned()));
+    }
+
+    /// However long the refusal has lasted.
+    #[tokio::test(start_paused = true)]
+    async fn a_copy_goes_out_as_soon_as_the_journal_serves_the_queue() {
+        let mut bench = Bench::new().await;
+        let serving = watch::Sender::new(Serving::Refused(String::new()));
+        bench.settle.publisher =
+            Arc::new(ServedPublisher { publisher: bench.publisher.clone(), serving: serving.subscribe() });
+        bench.hold().await;
+        bench.lanes.send(bench.failure()).await.unwrap();
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(20 * 61) {
+            bench.step().await;
+        }
+        assert_eq!(bench.publisher.routing_keys(), Vec::<String>::new());
+        serving.send_replace(Serving::Serves);
+        let began = Instant::now();
+        while bench.publisher.routing_keys().is_empty() {
+            bench.step().await;
+        }
+        assert!(began.elapsed() <= Duration::from_secs(1), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_refused_message_is_acked_once_its_dead_letter_is_confirmed() {
+        let mut bench = Bench::new().await;
+        refuse(&bench, "refused").await;
         assert_eq!(bench.step().await, Step::Admitted(1));
         assert_eq!(bench.step().await, Step::Confirmed);
         assert_eq!(

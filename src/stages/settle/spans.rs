@@ -42,7 +42,7 @@ impl SettleSettings {
             Published::Refused(refused) => (&refused.id, refused.generation),
             Published::Park(id, generation) => (id, *generation),
             // Not a request yet.
-            Published::Postponed(_) | Published::Again | Published::Overtaken(_) => return None,
+            Published::Postponed(_) => return None,
         };
         let context = self.tracer.processing(Followed { request, generation, trace: trace.as_ref() })?;
         Some(context.child())

@@ -6,6 +6,7 @@ mod broker;
 mod crashes;
 mod duplicates;
 mod messages;
+mod outside;
 mod poison;
 mod producers;
 pub mod refusals;

@@ -93,7 +93,7 @@ impl<'a> Crew<'a> {
         let mut worker = slot.lock().await;
         if worker.is_running() {
             worker.kill().await;
-            self.record.kill(place);
+            self.record.kill(place, &worker.log());
         } else {
             self.note_end(place, &mut worker).await;
         }

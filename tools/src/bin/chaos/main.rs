@@ -39,6 +39,7 @@ mod restoring;
 mod run;
 mod schedule;
 mod second;
+mod standing;
 
 const VHOST: &str = "/";
 const QUEUE: &str = "chaos.writes";
@@ -58,7 +59,6 @@ const STRANGER: &str = support::ACCOUNTS[9].0;
 const BLOCK_GAS: u64 = 30_000_000;
 const FINALITY: u64 = 2;
 const MAX_LAG: u64 = 4;
-const LEASE_TTL_S: u64 = 3;
 const MAX_FEE_GWEI: u64 = 50;
 const FULL_BALANCE: u128 = 10_000_000_000_000_000_000_000;
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crate::checker::{FinalEvent, SentBack};
 use crate::messages::{Kind, Message, POISON};
 use crate::schedule::Fault;
+use crate::standing::{self, Kill};
 
 /// Ends of workers that are printed in full.
 const TOLD_ENDS: usize = 20;
@@ -23,7 +24,7 @@ struct Inner {
     retries: u64,
     sent_back: Vec<SentBack>,
     cancellations: HashSet<String>,
-    kills: u64,
+    kills: Vec<Kill>,
     faults: BTreeMap<Fault, u64>,
     now: Vec<Fault>,
     /// Workers that ended by themselves.
@@ -62,11 +63,10 @@ impl Record {
     }
 
     pub(crate) fn say(&self, text: &str) {
-        let wall = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let time = self.elapsed().as_secs_f64();
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         // The run must not end for want of a line.
-        let _ = writeln!(log, "{time:9.3} {} {text}", wall.as_millis());
+        let _ = writeln!(log, "{time:9.3} {} {text}", wall_millis());
     }
 
     pub(crate) fn begin(&self, fault: Fault) {
@@ -85,9 +85,14 @@ impl Record {
         }
     }
 
-    pub(crate) fn kill(&self, worker: usize) {
+    /// A worker with this log was killed now.
+    pub(crate) fn kill(&self, worker: usize, log: &str) {
         self.say(&format!("worker {worker} killed"));
-        self.inner().kills += 1;
+        self.inner().kills.push(Kill { at_ms: wall_millis(), accounts: standing::owned(log) });
+    }
+
+    pub(crate) fn kills(&self) -> Vec<Kill> {
+        self.inner().kills.clone()
     }
 
     pub(crate) fn ended(&self, worker: usize, how: &str) {
@@ -210,7 +215,7 @@ impl Record {
             self.elapsed().as_secs_f64(),
             inner.published.len(),
             inner.final_ids.len(),
-            inner.kills,
+            inner.kills.len(),
             if now.is_empty() { "nothing".to_owned() } else { now.join(", ") }
         )
     }
@@ -223,7 +228,7 @@ impl Record {
             retries: inner.retries,
             sent_back: inner.sent_back.iter().filter(|letter| letter.is_confirmed).count(),
             cancellations: inner.cancellations.len(),
-            kills: inner.kills,
+            kills: inner.kills.len() as u64,
             faults: inner.faults.iter().map(|(fault, count)| (*fault, *count)).collect::<HashMap<_, _>>(),
             ends: inner.ends,
             told_ends: inner.told_ends.clone(),
@@ -232,6 +237,11 @@ impl Record {
             poison: POISON.map(|kind| (kind, inner.published.iter().filter(|message| message.kind == kind).count())),
         }
     }
+}
+
+fn wall_millis() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// The sums of a run.

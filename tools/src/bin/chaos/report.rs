@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::checker::Findings;
 use crate::record::Totals;
 use crate::schedule::Fault;
+use crate::standing::Standing;
 
 /// The line. Names and order are fixed; keys may be added at the end.
 #[derive(Debug, Serialize)]
@@ -44,6 +45,10 @@ pub(crate) struct Line {
     maybe_written: usize,
     taken_up_again: usize,
     second_journals: u64,
+    /// From the kill of an account's owner to its next one.
+    stood_still: usize,
+    stood_still_p50_ms: i64,
+    stood_still_max_ms: i64,
 }
 
 /// Everything that a run has to say.
@@ -57,6 +62,7 @@ pub(crate) struct Report {
     pub(crate) open: Vec<String>,
     /// Lines of the workers' logs, each searched for keys, passwords and bodies.
     pub(crate) log_lines: usize,
+    pub(crate) standing: Standing,
 }
 
 impl Report {
@@ -66,7 +72,7 @@ impl Report {
     }
 
     pub(crate) fn line(&self) -> Line {
-        let Self { seed, seconds, blocks, totals, findings, open, log_lines } = self;
+        let Self { seed, seconds, blocks, totals, findings, open, log_lines, standing } = self;
         Line {
             published: totals.published,
             written: findings.written,
@@ -96,12 +102,15 @@ impl Report {
             maybe_written: findings.maybe_written,
             taken_up_again: findings.taken_up_again,
             second_journals: totals.faults.get(&Fault::SecondJournal).copied().unwrap_or_default(),
+            stood_still: standing.count,
+            stood_still_p50_ms: standing.p50_ms,
+            stood_still_max_ms: standing.max_ms,
         }
     }
 
     /// The table, then every finding by name.
     pub(crate) fn text(&self, shown: usize) -> String {
-        let Self { totals, findings, open, .. } = self;
+        let Self { totals, findings, open, standing, .. } = self;
         let mut text = String::new();
         let mut row = |name: &str, value: u64, about: &str| _ = writeln!(text, "  {name:<27}{value:>8}  {about}");
         row("published", totals.published as u64, "messages, each with a body of its own");
@@ -125,6 +134,9 @@ impl Report {
         row("taken up again", findings.taken_up_again as u64, "written after a restore, dead before it");
         row("blocks", self.blocks, "in the chain");
         row("kills", totals.kills, "of workers, kill -9");
+        row("accounts without an owner", standing.count as u64, "after kills, as far as logs are kept");
+        row("  ms at the median", standing.p50_ms.unsigned_abs(), "until the next owner's first line");
+        row("  ms at most", standing.max_ms.unsigned_abs(), "frozen and refused ones among them");
         let mut faults: Vec<_> = totals.faults.iter().collect();
         faults.sort();
         for (fault, count) in faults {
@@ -212,7 +224,16 @@ mod tests {
             counts: std::collections::BTreeMap::new(),
             poison: crate::messages::POISON.map(|kind| (kind, 1)),
         };
-        Report { seed: 7, seconds: 9, blocks: 8, totals, findings, open: Vec::new(), log_lines: 5 }
+        Report {
+            seed: 7,
+            seconds: 9,
+            blocks: 8,
+            totals,
+            findings,
+            open: Vec::new(),
+            log_lines: 5,
+            standing: Standing { count: 3, p50_ms: 40, max_ms: 900 },
+        }
     }
 
     #[test]

@@ -26,8 +26,8 @@ use crate::support::{
     self, Amqp, Anvil, AnvilConfig, Rabbit, RabbitConfig, TcpProxy, WorkerConfig, WorkerHome, contracts,
 };
 use crate::{
-    BLOCK_GAS, CONTRACT, EVENTS, FINALITY, KEEP, KEEP_MANY, LEASE_TTL_S, MAX_FEE_GWEI, MAX_LAG, Options, QUEUE,
-    SIGNERS, VHOST, evidence, leaks, listener, messages, producer,
+    BLOCK_GAS, CONTRACT, EVENTS, FINALITY, KEEP, KEEP_MANY, MAX_FEE_GWEI, MAX_LAG, Options, QUEUE, SIGNERS, VHOST,
+    evidence, leaks, listener, messages, producer, standing,
 };
 
 /// Messages come for this long after the last fault.
@@ -231,7 +231,9 @@ impl Run {
         findings.wrong.append(&mut self.record.found());
         let log_lines = log_lines + more_lines;
         let seconds = self.record.elapsed().as_secs();
-        Ok(Report { seed: self.seed, seconds, blocks, totals: self.record.totals(), findings, open, log_lines })
+        let standing = standing::after(&self.record.kills(), self.home.folder())?;
+        let totals = self.record.totals();
+        Ok(Report { seed: self.seed, seconds, blocks, totals, findings, open, log_lines, standing })
     }
 
     /// Copies what explains a bad end to where it stays.
@@ -305,7 +307,6 @@ fn configuration(
         .with("chain", "resend_after = \"3s\"\nreplace_after = \"6s\"\nrefused_after = \"1s\"")
         .with("fees", format!("max_fee = \"{MAX_FEE_GWEI} gwei\""))
         .with("retry", "max_attempts = 6\ninitial_delay = \"1s\"\nmultiplier = 2.0\nmax_delay = \"4s\"")
-        .with("lease", format!("ttl = \"{LEASE_TTL_S}s\""))
         // Where most is said, most could be shown.
         .with("log", "level = \"debug\"")
 }
