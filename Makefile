@@ -1,14 +1,14 @@
 # What people and machines run by hand. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tour simulate chaos planted bench test check docs
+.PHONY: help setup demo tour simulate chaos planted bench test check docs deb rpm tarball image release test-install
 
 BUILT = $${CARGO_TARGET_DIR:-target}
 # Both in one build, so that the tool finds the daemon beside itself.
 with_daemon = --package chainwriter --package chainwriter-tools --bin chainwriter --bin $(1)
 
 help: ## list these
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: ## bring RabbitMQ and Anvil for the tests and the demo (instant when they are there)
 	@scripts/setup.sh
@@ -49,11 +49,27 @@ test: setup ## run every test, against a real broker and a real chain too
 	@scripts/setup.sh clock postgres producers
 	CHAINWRITER_REQUIRE_SERVICES=1 RUST_MIN_STACK=536870912 cargo test --workspace --all-features --locked
 
+deb rpm tarball: ## build this package into dist/, as every other time from the same commit
+	@scripts/setup.sh packaging
+	@scripts/package.sh $@
+
+image: ## build an OCI image of the program alone into dist/
+	@scripts/setup.sh packaging image
+	@scripts/package.sh image
+
+release: ## build all packages, the SBOM and the checksums into dist/
+	@scripts/setup.sh packaging image
+	@scripts/package.sh deb rpm tarball image
+
+test-install: ## install the Debian package on real, booted Debians and use it as an operator does (ON="bookworm trixie"; needs root)
+	@scripts/setup.sh packaging nspawn anvil
+	@scripts/test-install.sh $(ON)
+
 docs: ## build the book of docs/ into target/book
 	@scripts/setup.sh mdbook
 	@PATH="$$PWD/.tools/bin:$$PATH" mdbook build docs
 
-check: ## format, lints, documentation, dependencies, systemd unit, alerts, the contract's build
+check: ## format, lints, documentation, dependencies, systemd unit, alerts, deployments, the contract's build
 	cargo fmt --all --check
 	cargo clippy --locked -- -D warnings
 	cargo clippy --workspace --all-targets --all-features --locked -- -D warnings
@@ -61,4 +77,5 @@ check: ## format, lints, documentation, dependencies, systemd unit, alerts, the 
 	scripts/check-deny.sh
 	scripts/check-unit.sh
 	scripts/check-alerts.sh
+	scripts/check-deploy.sh
 	scripts/build-contracts.sh --check

@@ -4,10 +4,11 @@
 # mdbook, and the client libraries of examples/producers/.
 #
 #   scripts/setup.sh [rabbitmq] [anvil] [other-rabbitmq] [geth] [clef] [hardhat] [ganache] [postgres] [clock] [prometheus]
-#                    [deny] [solc] [mdbook] [producers]                               (nothing given: rabbitmq anvil)
+#                    [deny] [solc] [mdbook] [producers] [deb] [packaging] [image] [nspawn]
+#                                                                                    (nothing given: rabbitmq anvil)
 #
-# It may be run at any time: what is there stays as it is. Only RabbitMQ, PostgreSQL, PgBouncer, libfaketime, Prometheus and
-# debootstrap go into the system (as Debian packages; services are kept from starting); everything else goes into .tools/ in
+# It may be run at any time: what is there stays as it is. Only RabbitMQ, PostgreSQL, PgBouncer, libfaketime, Prometheus,
+# lintian, buildah, systemd-nspawn and debootstrap go into the system (as Debian packages; services are kept from starting); everything else goes into .tools/ in
 # this folder.
 set -euo pipefail
 
@@ -21,6 +22,9 @@ CLEF_VERSION=1.16.9
 HARDHAT_VERSION=2.29.0
 GANACHE_VERSION=7.9.2
 CARGO_DENY_VERSION=0.20.2
+CARGO_DEB_VERSION=3.8.0
+CARGO_GENERATE_RPM_VERSION=0.21.1
+CARGO_AUDITABLE_VERSION=0.7.7
 MDBOOK_VERSION=0.5.4
 POLICY=/usr/sbin/policy-rc.d
 apt_index_fresh=no
@@ -359,11 +363,45 @@ setup_mdbook() {
         cargo install --quiet --locked --root .tools --version "$MDBOOK_VERSION" --no-default-features --features search mdbook
 }
 
+# cargo_tool <crate> <version>
+cargo_tool() {
+    [ -x ".tools/bin/$1" ] && return
+    command -v "$1" >/dev/null && return
+    say "building $1 $2 into .tools (some minutes)"
+    quietly "cargo could not build $1; install it so that $1 is on PATH" \
+        cargo install --quiet --locked --root .tools --version "$2" "$1"
+}
+
+# What the Debian package is made with.
+setup_deb() {
+    cargo_tool cargo-deb "$CARGO_DEB_VERSION"
+    command -v lintian >/dev/null || apt_install lintian "install lintian"
+    command -v dpkg-shlibdeps >/dev/null || apt_install dpkg-dev "install dpkg-dev"
+}
+
+# What all packages are made with.
+setup_packaging() {
+    setup_deb
+    cargo_tool cargo-generate-rpm "$CARGO_GENERATE_RPM_VERSION"
+    cargo_tool cargo-auditable "$CARGO_AUDITABLE_VERSION"
+    setup_debootstrap
+}
+
+setup_image() { command -v buildah >/dev/null || apt_install buildah "install buildah"; }
+
+setup_debootstrap() { command -v debootstrap >/dev/null || apt_install debootstrap "install debootstrap"; }
+
+# Boots a tree of Debian with its own systemd.
+setup_nspawn() {
+    command -v systemd-nspawn >/dev/null || apt_install systemd-container "install systemd-nspawn"
+    setup_debootstrap
+}
+
 if [ $# = 0 ]; then set -- rabbitmq anvil; fi
 for part in "$@"; do
     case $part in
-    rabbitmq | other-rabbitmq | anvil | geth | clef | hardhat | ganache | postgres | clock | prometheus | deny | solc | mdbook | producers) ;;
-    *) fail "unknown part '$part'; known are: rabbitmq other-rabbitmq anvil geth clef hardhat ganache postgres clock prometheus deny solc mdbook producers" ;;
+    rabbitmq | other-rabbitmq | anvil | geth | clef | hardhat | ganache | postgres | clock | prometheus | deny | solc | mdbook | producers | deb | packaging | image | nspawn) ;;
+    *) fail "unknown part '$part'; known are: rabbitmq other-rabbitmq anvil geth clef hardhat ganache postgres clock prometheus deny solc mdbook producers deb packaging image nspawn" ;;
     esac
 done
 for part in "$@"; do "setup_${part//-/_}"; done

@@ -190,7 +190,7 @@ fn without_a_configuration_the_required_keys_are_named() {
 #[test]
 fn a_configuration_file_that_is_not_there_is_named() {
     let missing = ran(bare(&["check", "--config", "/nowhere/worker.toml"]).output().unwrap());
-    missing.is(78, &["/nowhere/worker.toml"]);
+    missing.is(78, &["the configuration file /nowhere/worker.toml cannot be read: No such file"]);
 }
 
 #[test]
@@ -413,7 +413,8 @@ fn logs_and_connection_errors_do_not_repeat_secrets() {
 #[test]
 fn lines_for_journald_begin_with_their_priority() {
     use std::os::unix::fs::MetadataExt;
-    for (format, begins) in [("text", "20"), ("json", "{")] {
+    // journald has a time for each line itself, so a line of text has none there.
+    for (format, begins, in_journald) in [("text", "20", " "), ("json", "{", "{")] {
         let toml = sound("amqp://127.0.0.1:9", "http://127.0.0.1:9") + &format!("[log]\nformat = \"{format}\"\n");
         let home = Home::new(&toml);
         std::fs::write(home.path("run.log"), "").unwrap();
@@ -422,12 +423,90 @@ fn lines_for_journald_begin_with_their_priority() {
         let own = format!("{}:{}", file.dev(), file.ino());
         let log = run_until_with(&home, &[("JOURNAL_STREAM", &own)], is_enough);
         let priority = |part: &str| log.lines().find(|line| line.contains(part)).unwrap_or_default().get(..4);
-        assert_eq!(priority("chainwriter 0."), Some(&*format!("<6>{}", &begins[..1])), "{log}");
-        assert_eq!(priority("the endpoint is not used"), Some(&*format!("<4>{}", &begins[..1])), "{log}");
-        assert_eq!(priority("the lane pauses"), Some(&*format!("<3>{}", &begins[..1])), "{log}");
+        assert_eq!(priority("chainwriter 0."), Some(&*format!("<6>{in_journald}")), "{log}");
+        assert_eq!(priority("the endpoint is not used"), Some(&*format!("<4>{in_journald}")), "{log}");
+        assert_eq!(priority("the lane pauses"), Some(&*format!("<3>{}", in_journald.replace(' ', "E"))), "{log}");
         let log = run_until_with(&home, &[("JOURNAL_STREAM", "1:1")], is_enough);
         assert!(log.lines().all(|line| line.starts_with(begins)), "{log}");
     }
+}
+
+/// The configuration is whole, its secrets are the owner's alone, and nothing is left behind where it has a fault.
+#[test]
+fn a_new_unit_is_written_whole_or_not_at_all() {
+    let home = Home::sound();
+    let folder = home.path("etc");
+    std::fs::create_dir(&folder).unwrap();
+    home.write("uri", "amqps://user:hunter2secret@mq.example/acme\n");
+    let init = |name: &str, more: &[&str]| {
+        let mut command = bare(&["init", name, "--folder"]);
+        command.arg(&folder).arg("--broker-uri-file").arg(home.path("uri"));
+        ran(command.args(more).output().unwrap())
+    };
+    let to = "0x00000000000000000000000000000000000000aa";
+    let rest = ["--endpoint", "http://127.0.0.1:9", "--to", to];
+    let key = home.path("signer.key");
+    let whole = [&["--chain-id", "31337", "--key-file", key.to_str().unwrap()], rest.as_slice()].concat();
+    let names = |folder: &Path| {
+        let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        entries.collect::<std::collections::BTreeSet<_>>().into_iter().collect::<Vec<_>>()
+    };
+    for (name, wrong, code, says) in [
+        ("acme", [&["--chain-id", "none"], rest.as_slice()].concat(), 78, "line"),
+        ("acme", [&["--chain-id", "0"], rest.as_slice()].concat(), 78, "chain.id"),
+        ("acme", rest.to_vec(), 64, "--chain-id"),
+        ("../acme", whole.clone(), 64, "no name of a unit"),
+        ("a-name-that-is-longer-than-a-user", whole.clone(), 64, "no name of a unit"),
+    ] {
+        init(name, &wrong).is(code, &[says]);
+        assert!(names(&folder).is_empty(), "{:?}", names(&folder));
+    }
+    init("acme", &whole).is(0, &[ADDRESS, "doctor", "chainwriter@acme"]);
+    assert_eq!(names(&folder), ["acme.toml", "credentials"]);
+    let mode = |path: &str| std::fs::metadata(folder.join(path)).unwrap().permissions().mode() & 0o777;
+    let modes =
+        ["acme.toml", "credentials", "credentials/acme", "credentials/acme/broker-uri", "credentials/acme/signer.key"];
+    assert_eq!(modes.map(mode), [0o644, 0o700, 0o700, 0o600, 0o600]);
+    let mut check = bare(&["check", "--config"]);
+    check.arg(folder.join("acme.toml")).env("CREDENTIALS_DIRECTORY", folder.join("credentials/acme"));
+    ran(check.output().unwrap()).is(0, &[ADDRESS]);
+    init("acme", &whole).is(64, &["is there already"]);
+    // Another unit has another key, which is new, and another port.
+    init("other", &[&["--chain-id", "1"], rest.as_slice()].concat()).is(0, &["has a new key"]);
+    assert!(std::fs::read_to_string(folder.join("other.toml")).unwrap().contains("listen = \"127.0.0.1:197"));
+}
+
+/// Secrets are hidden, and each value says which layer it comes from.
+#[test]
+fn what_counts_is_shown_with_its_origin_and_without_secrets() {
+    let toml = sound("amqp://user:hunter2secret@127.0.0.1:9/%2f", "http://127.0.0.1:9/apikey0123456789");
+    let home = Home::new(&(toml.replace("key_file = \"{folder}/signer.key\"", &format!("key = {KEY:?}"))));
+    let shown = ran(home.command(&["config", "show", "--origin"]).env("CHAINWRITER__CHAIN__ID", "5").output().unwrap());
+    let of_file = format!("broker.queue = \"acme.writes\"  # {}", home.path("worker.toml").display());
+    shown.is(0, &["chain.id = \"5\"  # CHAINWRITER__CHAIN__ID", "worker.max_open = 20000  # default", &of_file]);
+    shown.lacks(&[PASSWORD, API_KEY, &KEY[2..]]);
+    home.run(&["config", "show"]).is(0, &["chain.id = 31337\n"]);
+    ran(bare(&["config", "defaults"]).output().unwrap()).is(0, &["# chainwriter: every key with its default"]);
+    let underscore = ran(home.command(&["check"]).env("CHAINWRITER_CHAIN_ID", "5").output().unwrap());
+    underscore.is(78, &["CHAINWRITER__CHAIN__ID"]);
+}
+
+/// A container's health check has its answer from the exit code alone.
+#[test]
+fn the_health_of_a_worker_that_does_not_run_is_bad() {
+    let home = Home::sound();
+    home.run(&["health"]).is(64, &["http.listen"]);
+    let none = ran(home.command(&["health"]).env("CHAINWRITER__HTTP__LISTEN", "127.0.0.1:9").output().unwrap());
+    none.is(69, &["no worker answers at 127.0.0.1:9"]);
+}
+
+/// A worker without systemd has no socket, and a wrong folder none that answers.
+#[test]
+fn a_reload_that_reaches_no_worker_fails() {
+    ran(bare(&["reload"]).env_remove("RUNTIME_DIRECTORY").output().unwrap()).is(64, &["--unit", "SIGHUP"]);
+    let home = Home::sound();
+    let folder = home.folder.path().to_str().unwrap();
+    ran(bare(&["reload", "--runtime", folder]).output().unwrap()).is(70, &["no worker answers"]);
 }
 
 /// For each shell, and a page for each command, with its subcommands; without any configuration.

@@ -60,7 +60,7 @@ const BEHIND_SEAMS: &[(&str, &[&str])] = &[
     ("indicatif", &["src/cli/"]),
     ("clap", &["src/cli/"]),
     ("clap_complete", &["src/cli/generate.rs"]),
-    ("clap_mangen", &["src/cli/generate.rs"]),
+    ("clap_mangen", &["src/cli/manual.rs"]),
     ("anyhow", &["src/main.rs", "src/daemon/app.rs", "src/cli/", "src/daemon/supervisor.rs"]),
 ];
 

@@ -95,7 +95,7 @@ struct Channels {
 
 impl Broker {
     pub fn new(settings: BrokerSettings, beat: Heartbeat) -> Self {
-        let state = watch::Sender::new(BrokerState::Connecting("starting".to_owned()));
+        let state = watch::Sender::new(BrokerState::Connecting("connecting for the first time".to_owned()));
         let (publish_session, meter) = (watch::Sender::new(None), PublishMeter::default());
         let prefetch = watch::Sender::new(Prefetch::new(settings.prefetch, settings.prefetch_bytes).state());
         Self { settings, publish_session, state, prefetch, has_met_priority: OnceLock::new(), beat, meter }

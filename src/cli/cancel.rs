@@ -19,7 +19,7 @@ pub(super) struct Arguments {
     /// The request's id.
     id: String,
     /// Why; stands in the dead letter and in what `status` shows.
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     reason: String,
     /// Wait until the request has ended, one way or the other.
     #[arg(long)]

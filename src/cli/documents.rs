@@ -263,6 +263,31 @@ fn every_example_of_a_configuration_is_read() {
     assert!(count > 10, "{count} examples found");
 }
 
+/// Compose and Kubernetes have whole configurations in them, each a block behind a line that ends in "|".
+#[test]
+fn every_configuration_in_the_deployments_is_read() {
+    let mut paths = vec![root().join("deploy/compose.yaml")];
+    files(&root().join("deploy/kubernetes"), "yaml", &mut paths);
+    let mut count = 0;
+    for path in paths {
+        let text = fs::read_to_string(&path).unwrap();
+        let mut lines = text.lines();
+        lines.find(|line| ["content: |", "worker.toml: |"].contains(&line.trim())).unwrap();
+        let mut block = lines.clone().peekable();
+        let depth = block.peek().map_or(0, |line| line.len() - line.trim_start().len());
+        let own = lines.take_while(|line| line.len() > depth && line[..depth].trim().is_empty());
+        let toml = own.map(|line| format!("{}\n", &line[depth..])).collect::<String>();
+        assert!(toml.contains("[http]"), "{}: {toml}", path.display());
+        // The secrets that it names are not there.
+        if let Err(config::Faults(faults)) = config::load_text(&toml) {
+            let faults: Vec<_> = faults.into_iter().filter(|fault| !fault.contains("os error 2")).collect();
+            assert!(faults.is_empty(), "{}: {faults:?}", path.display());
+        }
+        count += 1;
+    }
+    assert_eq!(count, 3);
+}
+
 #[test]
 fn every_example_of_an_event_keeps_to_its_schema() {
     let schema = serde_json::from_str(include_str!("../../schemas/event.v1.json")).unwrap();

@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::Subcommand;
 use clap_complete::Shell;
 
-use crate::cli::{exit, say};
+use crate::cli::{exit, manual, say};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -15,7 +15,7 @@ pub(super) enum Command {
         /// For which shell.
         shell: Shell,
     },
-    /// Write a manual page for each command into a folder, which is made if it is not there.
+    /// Write a manual page for each command, and one for the configuration, into a folder, which is made if it is not there.
     Man {
         /// The folder.
         folder: PathBuf,
@@ -33,7 +33,9 @@ pub(super) fn run(command: Command, mut program: clap::Command) -> anyhow::Resul
         Command::Man { folder } => {
             let failed = || format!("cannot write manual pages into {}", folder.display());
             std::fs::create_dir_all(&folder).with_context(failed)?;
-            clap_mangen::generate_to(program, &folder).with_context(failed)?;
+            for (name, page) in manual::pages(program)? {
+                std::fs::write(folder.join(name), page).with_context(failed)?;
+            }
         }
     }
     Ok(exit::OK)

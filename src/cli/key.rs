@@ -97,7 +97,8 @@ fn private(file: &Path) -> anyhow::Result<SecretString> {
     private_file(file).map_err(anyhow::Error::msg)
 }
 
-fn asked(prompt: &str) -> anyhow::Result<SecretString> {
+/// Asks on the terminal, without showing what is typed.
+pub(super) fn asked(prompt: &str) -> anyhow::Result<SecretString> {
     if !std::io::stdin().is_terminal() {
         bail!("there is no terminal to ask for the password; name it with --password-file");
     }

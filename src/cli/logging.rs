@@ -14,6 +14,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt, reload};
 
+use crate::cli::complain;
 use crate::config::{LogFormat, LogSection};
 use crate::daemon::status::RecentLines;
 use crate::model::text::{escaped, escaped_page};
@@ -25,11 +26,14 @@ pub(super) fn start(settings: LogSection) -> (RecentLines, Box<dyn Fn(Level) + S
     let for_journald = is_journald();
     let lines = fmt::layer().with_writer(std::io::stderr).with_target(false);
     let layer = match settings.format {
-        LogFormat::Text => lines
-            .with_ansi(std::io::stderr().is_terminal())
+        // journald has the time of each line itself.
+        LogFormat::Text if for_journald => lines
+            .with_ansi(false)
+            .without_time()
             .fmt_fields(EscapedFields)
             .map_event_format(|lines| WithPriority { lines, for_journald })
             .boxed(),
+        LogFormat::Text => lines.with_ansi(has_colours()).fmt_fields(EscapedFields).boxed(),
         LogFormat::Json => {
             let escaped = |lines| EscapedLines(WithPriority { lines, for_journald });
             lines.json().flatten_event(true).map_event_format(escaped).boxed()
@@ -43,6 +47,17 @@ pub(super) fn start(settings: LogSection) -> (RecentLines, Box<dyn Fn(Level) + S
         let _ = handle.reload(down_to(LevelFilter::from_level(level)));
     };
     (recent, Box::new(set_level))
+}
+
+/// Returns whether the log has colours: on a terminal, unless NO_COLOR is set (<https://no-color.org>).
+fn has_colours() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Prints why the program ends to standard error. In journald it is an error, so that `journalctl -p err` shows it.
+pub(super) fn complain_of_end(text: &str) {
+    let priority = if is_journald() { format!("<{}>", priority(Level::ERROR)) } else { String::new() };
+    text.lines().for_each(|line| complain(format_args!("{priority}{line}")));
 }
 
 /// Returns whether standard error goes to journald: systemd names the file that it is. A child of such a service has

@@ -18,28 +18,39 @@ use crate::broker::{BrokerError, PublishError};
 use crate::chain::follow::history::HistoryError;
 use crate::chain::follow::record_search::SearchError;
 use crate::chain::{ChainError, NodeClient};
-use crate::config::{self, Faults, Settings};
+use crate::config::{self, Faults, Places, Settings, Source};
+use crate::daemon::supervisor::say_why;
 use crate::journal::JournalError;
 use crate::model::text::escaped_page;
 use crate::signer::SignerError;
+use unit::Unit;
 
 mod adopt;
 mod cancel;
+#[path = "config.rs"]
+mod config_command;
 mod contract;
 mod dead;
 mod doctor;
 #[cfg(test)]
 mod documents;
 mod generate;
+mod health;
+mod init;
+mod journal;
 mod key;
 mod logging;
+mod manual;
 mod publish;
 mod recover;
+mod reload;
 mod route;
 mod run;
 mod status;
 mod topology;
+mod unit;
 mod verify;
+mod version;
 
 /// Exit codes, after sysexits.h where it has one.
 pub mod exit {
@@ -52,6 +63,8 @@ pub mod exit {
     pub const SOFTWARE: u8 = 70;
     /// The journal failed.
     pub const JOURNAL: u8 = 74;
+    /// This program cannot use the journal as it is, and a restart changes nothing.
+    pub const OTHER_JOURNAL: u8 = 76;
     /// The configuration has faults.
     pub const CONFIG: u8 = 78;
     /// There is no such request, dead letter, record or contract.
@@ -68,11 +81,15 @@ pub mod exit {
 
 /// Takes messages from a RabbitMQ work queue and writes each one to an EVM chain exactly once.
 #[derive(Debug, Parser)]
-#[command(version, about, arg_required_else_help = true)]
+#[command(version, long_version = version::long(), about, arg_required_else_help = true)]
 struct Arguments {
     /// The configuration file; without one, the defaults and the environment (CHAINWRITER__SECTION__KEY) count alone.
     #[arg(long, short, global = true, env = "CHAINWRITER_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
+    /// The systemd unit chainwriter@NAME of this host: its configuration, its credentials and its journal. Needs root, since
+    /// the credentials can spend from the account.
+    #[arg(long, global = true, value_name = "NAME", conflicts_with = "config")]
+    unit: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -81,6 +98,13 @@ struct Arguments {
 enum Command {
     /// Run the daemon.
     Run,
+    /// Write the configuration and the credentials of a new systemd unit; asks for what is not given.
+    Init(init::Arguments),
+    /// Make a running worker read its configuration again, and report what it says: the unit's ExecReload.
+    Reload(reload::Arguments),
+    /// Print the configuration that counts, or every key with its default.
+    #[command(subcommand)]
+    Config(config_command::Command),
     /// Check the configuration and its key files; with --connect also all that `doctor` checks.
     Check {
         /// Also check the broker, the nodes, the journal and the accounts, as `doctor` does.
@@ -96,11 +120,16 @@ enum Command {
     Publish(publish::Arguments),
     /// Show which route a message would take and what it would ask for; nothing is sent.
     Route(route::Arguments),
+    /// End with 0 if the running worker works, and with 69 if not: for health checks.
+    Health(health::Arguments),
     /// Show what happened to one request, or how everything stands.
     Status(status::Arguments),
     /// Make, import or show the key of an account; needs no configuration.
     #[command(subcommand)]
     Key(key::Command),
+    /// Back the journal up.
+    #[command(subcommand)]
+    Journal(journal::Command),
     /// Cancel one request: it becomes a dead letter, unless its write lands first.
     Cancel(cancel::Arguments),
     /// Bring a new or restored journal up to what the chain has.
@@ -132,12 +161,12 @@ pub fn main() -> ExitCode {
     let code = dispatch(arguments).unwrap_or_else(|error| match error.downcast_ref() {
         Some(Stop { code, text }) => {
             if !text.is_empty() {
-                complain(text);
+                logging::complain_of_end(text);
             }
             *code
         }
         None => {
-            complain(format_args!("chainwriter: {}", text_of(&error)));
+            logging::complain_of_end(&format!("chainwriter: {}", text_of(&error)));
             code_of(&error)
         }
     });
@@ -163,9 +192,32 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<u8> {
     if let Command::Generate(command) = arguments.command {
         return generate::run(command, Arguments::command());
     }
-    let settings = match (config::load(arguments.config.as_deref()), &arguments.command) {
+    if let Command::Init(arguments) = arguments.command {
+        return init::run(arguments);
+    }
+    let (source, _unit) = match &arguments.unit {
+        None => (Source { file: arguments.config.clone(), places: Places::of_process() }, None),
+        Some(_) if matches!(arguments.command, Command::Run) => {
+            return Err(stop(exit::USAGE, "a unit is started by systemd: `systemctl start chainwriter@NAME`"));
+        }
+        Some(name) => {
+            let unit = Unit::find(Path::new("/"), name)?;
+            complain(&unit.took);
+            (unit.source.clone(), Some(unit))
+        }
+    };
+    match &arguments.command {
+        Command::Config(command) => return config_command::run(command, &source),
+        Command::Reload(command) => return reload::run(command, arguments.unit.as_deref()),
+        _ => {}
+    }
+    let settings = match (config::load(&source), &arguments.command) {
         (Ok(settings), _) => settings,
         (Err(faults), Command::Doctor(arguments)) => return doctor::run_without_settings(arguments, &faults),
+        (Err(faults), Command::Run) => {
+            say_why(&faults.to_string());
+            return Err(faults.into());
+        }
         (Err(faults), _) => return Err(faults.into()),
     };
     // These meet headers that were refused for being nested too deeply.
@@ -179,7 +231,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<u8> {
         .thread_stack_size(run::RUNTIME_STACK_BYTES)
         .build()?;
     let work = move || {
-        let done = runtime.block_on(perform(arguments, settings));
+        let done = runtime.block_on(perform(arguments.command, settings, source));
         // What was cut off by a drain's deadline must not hold up the exit.
         runtime.shutdown_timeout(Duration::from_millis(500));
         done
@@ -190,9 +242,12 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<u8> {
     thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a fault of chainwriter ended it")))
 }
 
-async fn perform(arguments: Arguments, settings: Settings) -> anyhow::Result<u8> {
-    match arguments.command {
-        Command::Run => run::run(settings, arguments.config).await,
+async fn perform(command: Command, settings: Settings, source: Source) -> anyhow::Result<u8> {
+    match command {
+        Command::Run => run::run(settings, source).await,
+        Command::Reload(command) => reload::run(&command, None),
+        Command::Init(arguments) => init::run(arguments),
+        Command::Config(command) => config_command::run(&command, &source),
         Command::Key(command) => key::run(command),
         Command::Generate(command) => generate::run(command, Arguments::command()),
         Command::Check { connect: true } => doctor::run(doctor::Arguments::default(), settings).await,
@@ -204,7 +259,9 @@ async fn perform(arguments: Arguments, settings: Settings) -> anyhow::Result<u8>
         Command::Topology(command) => topology::run(command, &settings.broker).await,
         Command::Publish(arguments) => publish::run(arguments, settings).await,
         Command::Route(arguments) => route::run(&arguments, &settings),
+        Command::Health(arguments) => health::run(&arguments, &settings).await,
         Command::Status(arguments) => status::run(arguments, settings).await,
+        Command::Journal(command) => journal::run(command, &settings).await,
         Command::Cancel(arguments) => cancel::run(arguments, settings).await,
         Command::Recover(arguments) => recover::run(arguments, settings).await,
         Command::Contract(command) => contract::run(command, &settings).await,
@@ -235,8 +292,8 @@ fn code_of(error: &anyhow::Error) -> u8 {
     };
     if error.chain().any(|cause| cause.is::<Faults>()) {
         exit::CONFIG
-    } else if error.chain().any(|cause| cause.is::<JournalError>()) {
-        exit::JOURNAL
+    } else if let Some(error) = error.chain().find_map(|cause| cause.downcast_ref::<JournalError>()) {
+        if error.is_final() { exit::OTHER_JOURNAL } else { exit::JOURNAL }
     } else if error.chain().any(is_out_of_reach) {
         exit::UNAVAILABLE
     } else {

@@ -24,7 +24,7 @@ pub(super) struct Arguments {
     #[arg(long = "type", value_name = "TYPE")]
     kind: Option<String>,
     /// The exchange that it is published to; none: the default one.
-    #[arg(long, value_name = "EXCHANGE", default_value = "")]
+    #[arg(long, value_name = "EXCHANGE", default_value = "", hide_default_value = true)]
     exchange: String,
     /// Its routing key; the work queue's name if not given.
     #[arg(long, value_name = "KEY")]

@@ -1,14 +1,14 @@
 //! `chainwriter run`
 
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 
-use crate::cli::{exit, logging, text_of};
-use crate::config::{self, Settings};
+use crate::cli::{code_of, exit, logging, stop, text_of};
+use crate::config::{self, Settings, Source};
 use crate::daemon::app;
 use crate::daemon::reload::Reloading;
+use crate::daemon::supervisor::say_why;
 
 /// The AMQP library reads header tables by recursion, on a thread of its own. A table nested as deeply as a frame allows
 /// would overflow a thread's usual stack and end the process, again after each start. Only what is used of it takes memory.
@@ -30,17 +30,19 @@ pub(super) fn with_deep_stacks() {
     let _ = again.exec();
 }
 
-pub(super) async fn run(settings: Settings, file: Option<PathBuf>) -> anyhow::Result<u8> {
+pub(super) async fn run(settings: Settings, source: Source) -> anyhow::Result<u8> {
     let (recent, set_log_level) = logging::start(settings.log);
-    let load = Arc::new(move || config::load(file.as_deref()));
+    let load = Arc::new(move || config::load(&source));
     match app::run(settings, recent, Reloading { load, set_log_level }).await {
         Ok(()) => {
             tracing::info!("stopped");
             Ok(exit::OK)
         }
         Err(error) => {
-            tracing::error!(error = text_of(&error), "the daemon ends");
-            Err(error)
+            let why = text_of(&error);
+            tracing::error!(error = why, "the daemon ends");
+            say_why(&why);
+            Err(stop(code_of(&error), ""))
         }
     }
 }

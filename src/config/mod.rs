@@ -1,11 +1,11 @@
 //! The configuration: built-in defaults, a file, the environment; checked as a whole, so that all faults come at once.
 
+#[cfg(test)]
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-
-use config::{Environment, File, FileFormat};
 
 use crate::broker::BrokerSettings;
 use crate::chain::ClientSettings;
@@ -21,6 +21,7 @@ use crate::stages::settle::SettleSettings;
 
 mod bind;
 mod chain;
+mod layers;
 mod policy;
 mod reader;
 mod reload;
@@ -29,7 +30,12 @@ pub(crate) mod secrets;
 mod sections;
 mod signers;
 
+use layers::Layers;
+use sections::Bases;
+
+pub use layers::Origin;
 pub use reload::Reloaded;
+pub(crate) use secrets::Places;
 pub use signers::SignerSection;
 
 /// The documented file at the repository's root, which is also the defaults.
@@ -139,18 +145,36 @@ pub struct LogSection {
     pub format: LogFormat,
 }
 
+/// Where a configuration is read.
+#[derive(Debug, Clone, Default)]
+pub struct Source {
+    /// Without one the defaults and the environment count alone.
+    pub file: Option<PathBuf>,
+    pub(crate) places: Places,
+}
+
 /// Reads and checks the configuration.
 ///
 /// # Errors
 /// [`Faults`] with every fault found.
-pub fn load(file: Option<&Path>) -> Result<Settings, Faults> {
-    let environment = Environment::with_prefix("CHAINWRITER").prefix_separator("__").separator("__");
-    let mut builder = config::Config::builder().add_source(File::from_str(DEFAULTS, FileFormat::Toml));
-    if let Some(path) = file {
-        builder = builder.add_source(File::from(path).format(FileFormat::Toml));
+pub fn load(source: &Source) -> Result<Settings, Faults> {
+    let layers = Layers::read(source.file.as_deref())?;
+    let folder = source.file.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
+    let read = sections::read(layers.merged.clone(), &Bases { folder, places: &source.places });
+    let own = layers.faults();
+    match read {
+        Ok(settings) if own.is_empty() => Ok(settings),
+        Ok(_) => Err(Faults(own)),
+        Err(Faults(faults)) => Err(Faults(layers.explain(faults.into_iter().chain(own).collect()))),
     }
-    let folder = file.and_then(Path::parent).unwrap_or(Path::new(""));
-    merge(builder.add_source(environment), folder)
+}
+
+/// Returns each value that counts, by its key, and where it comes from. Nothing is checked.
+///
+/// # Errors
+/// [`Faults`] when the file cannot be read.
+pub fn values(source: &Source) -> Result<Vec<(String, serde_json::Value, Origin)>, Faults> {
+    Ok(Layers::read(source.file.as_deref())?.values())
 }
 
 #[cfg(test)]
@@ -159,25 +183,12 @@ pub fn load(file: Option<&Path>) -> Result<Settings, Faults> {
 /// # Errors
 /// [`Faults`] with every fault found.
 pub fn load_text(toml: &str) -> Result<Settings, Faults> {
-    let builder = config::Config::builder()
-        .add_source(File::from_str(DEFAULTS, FileFormat::Toml))
-        .add_source(File::from_str(toml, FileFormat::Toml));
-    merge(builder, Path::new(""))
-}
-
-fn merge(builder: config::ConfigBuilder<config::builder::DefaultState>, folder: &Path) -> Result<Settings, Faults> {
-    let merged = builder.build().and_then(config::Config::try_deserialize::<serde_json::Value>);
-    let merged =
-        merged.map_err(|error| Faults(vec![format!("- {}", without_lines_of_the_file(&error.to_string()))]))?;
-    sections::read(merged, folder)
-}
-
-/// Removes the line that the parser cannot read, which may hold a password or a key; its number is enough.
-fn without_lines_of_the_file(error: &str) -> String {
-    let is_quoted = |line: &&str| {
-        line.split_once('|').is_some_and(|(margin, _)| margin.chars().all(|c| c.is_ascii_digit() || c == ' '))
-    };
-    error.lines().filter(|line| !is_quoted(line)).collect::<Vec<_>>().join(": ")
+    let layers = Layers::of(
+        Some((Path::new(""), toml)),
+        config::Environment::default().source(Some(HashMap::new())),
+        std::iter::empty(),
+    )?;
+    sections::read(layers.merged, &Bases { folder: Path::new(""), places: &Places::of_process() })
 }
 
 #[cfg(test)]

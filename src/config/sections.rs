@@ -13,7 +13,7 @@ use url::Url;
 use crate::broker::{Bind, BrokerSettings, Names, Topology, TopologyMode, UriSource};
 use crate::config::reader::{DAY, Findings, HOUR, MINUTE, MS, SECOND, Section, http_url, or_off, tables, texts};
 use crate::config::reload::{Prints, prints};
-use crate::config::secrets::{credential, private_file};
+use crate::config::secrets::{Places, private_file};
 use crate::config::{
     Faults, JournalSection, LogFormat, LogSection, Settings, TracesSettings, WorkerSection, bind, chain, policy,
     routes, signers,
@@ -37,12 +37,18 @@ const LARGEST_BODY: u64 = 16 << 20;
 /// Below a collector's address: <https://opentelemetry.io/docs/specs/otlp/#otlphttp-request>.
 const TRACES_PATH: &str = "/v1/traces";
 
-/// Reads all sections. Relative names of routes' files begin at `folder`.
-pub(super) fn read(values: Value, folder: &Path) -> Result<Settings, Faults> {
+/// Where relative names begin: those of routes' files at the configuration's folder.
+pub(super) struct Bases<'b> {
+    pub(super) folder: &'b Path,
+    pub(super) places: &'b Places,
+}
+
+/// Reads all sections.
+pub(super) fn read(values: Value, bases: &Bases<'_>) -> Result<Settings, Faults> {
     let prints = prints(&values);
     let mut tables = values.as_object().cloned().unwrap_or_else(Map::new);
     let mut findings = Findings::default();
-    let settings = settings(&mut tables, folder, prints, &mut findings);
+    let settings = settings(&mut tables, bases, prints, &mut findings);
     for (key, problem) in settings.contradictions() {
         findings.add(key, problem);
     }
@@ -56,7 +62,12 @@ pub(super) fn read(values: Value, folder: &Path) -> Result<Settings, Faults> {
 }
 
 /// Takes every section that there is out of the tables.
-fn settings(tables: &mut Map<String, Value>, folder: &Path, prints: Prints, findings: &mut Findings) -> Settings {
+fn settings(
+    tables: &mut Map<String, Value>,
+    &Bases { folder, places }: &Bases<'_>,
+    prints: Prints,
+    findings: &mut Findings,
+) -> Settings {
     macro_rules! section {
         ($name:literal) => {
             Section::new($name, tables.remove($name), findings)
@@ -64,7 +75,7 @@ fn settings(tables: &mut Map<String, Value>, folder: &Path, prints: Prints, find
     }
     let schedule = retry(section!("retry"));
     let binds = bind::read(tables.remove("bind"), findings);
-    let (mut broker, max_hold, park_delay, max_body_bytes) = broker(section!("broker"), binds, &schedule);
+    let (mut broker, max_hold, park_delay, max_body_bytes) = broker(section!("broker"), binds, &schedule, places);
     let (id_source, order_by, replies) = request(section!("request"), &broker.topology);
     let permits = Arc::new(policy::read(section!("policy")));
     let routes = routes::read(tables.remove("write"), tables.remove("route"), folder, findings);
@@ -94,9 +105,9 @@ fn settings(tables: &mut Map<String, Value>, folder: &Path, prints: Prints, find
         tracer: Tracer::default(),
     };
     Settings {
-        signers: signers::read(tables.remove("signer"), findings),
+        signers: signers::read(tables.remove("signer"), places, findings),
         dead: dead(section!("dead")),
-        journal: journal(section!("journal")),
+        journal: journal(section!("journal"), places),
         traces: traces(section!("traces"), &worker, &broker.topology.names, chain.chain_id),
         http_listen: http(section!("http")),
         log: log(section!("log")),
@@ -136,8 +147,9 @@ fn broker(
     mut section: Section<'_>,
     binds: Vec<Bind>,
     schedule: &RetrySchedule,
+    places: &Places,
 ) -> (BrokerSettings, Duration, Duration, u64) {
-    let uri = uri(&mut section);
+    let uri = uri(&mut section, places);
     let names = names(&mut section);
     let park_delay = section.duration("park_delay", 100 * MS..=HOUR);
     let single_active_consumer = section.choice("single_active_consumer", &[("false", false), ("true", true)]);
@@ -179,10 +191,13 @@ fn size(section: &mut Section<'_>, key: &'static str, expected: &str, range: Ran
     })
 }
 
-fn uri(section: &mut Section<'_>) -> UriSource {
+fn uri(section: &mut Section<'_>, places: &Places) -> UriSource {
     let inline = SecretString::from(section.text("uri").unwrap_or_default());
     if let Some(file) = section.text("uri_file") {
-        return UriSource::File(credential(&file));
+        return UriSource::File(places.secret(&file).unwrap_or_else(|problem| {
+            section.fault("uri_file", problem);
+            PathBuf::new()
+        }));
     }
     if let Err(error) = crate::broker::check_uri(&inline) {
         section.fault("uri", error);
@@ -318,16 +333,20 @@ fn dead(mut section: Section<'_>) -> ReplayRules {
     ReplayRules { read_every, rules: rules.into_iter().flatten().flatten().collect() }
 }
 
-fn journal(mut section: Section<'_>) -> JournalSection {
+fn journal(mut section: Section<'_>, places: &Places) -> JournalSection {
     let inline = section.text("url").unwrap_or_default();
     let (key, text) = match section.text("url_file") {
-        Some(file) => ("url_file", private_file(&credential(&file))),
+        Some(file) => ("url_file", places.secret(&file).and_then(|path| private_file(&path))),
         None => ("url", Ok(SecretString::from(inline))),
     };
     let address = text.and_then(|text| JournalAddress::parse(text.expose_secret().trim())).unwrap_or_else(|problem| {
         section.fault(key, problem);
         JournalAddress::Sqlite(PathBuf::new())
     });
+    let address = match address {
+        JournalAddress::Sqlite(path) => JournalAddress::Sqlite(places.state.join(path)),
+        JournalAddress::Postgres(_) => address,
+    };
     let retention = section.duration("retention", HOUR..=3650 * DAY);
     JournalSection { address, retention }
 }

@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 
 use crate::config::reader::{Findings, MINUTE, MS, Section, http_url, tables};
-use crate::config::secrets::{credential, line_of, private_file};
+use crate::config::secrets::{Places, line_of, private_file};
 use crate::model::Address;
 use crate::signer::{LocalSigner, RemoteSettings, RemoteTls, Signer, keystore};
 
@@ -36,12 +36,12 @@ impl SignerSection {
 /// A key of the configuration, and its fault.
 type Fault = (&'static str, String);
 
-pub(super) fn read(value: Option<Value>, findings: &mut Findings) -> Vec<SignerSection> {
+pub(super) fn read(value: Option<Value>, places: &Places, findings: &mut Findings) -> Vec<SignerSection> {
     let missing = "there is none; add [[signer]] with key_file = \"signer.key\"";
     let mut signers: Vec<SignerSection> = Vec::new();
     let value = value.unwrap_or(Value::Array(Vec::new()));
     tables("signer", Some(value), missing, findings, |mut section| {
-        let read = signer(&mut section).and_then(|signer| {
+        let read = signer(&mut section, places).and_then(|signer| {
             let Some(earlier) = signers.iter().position(|known| known.address() == signer.address()) else {
                 return Ok(signer);
             };
@@ -56,15 +56,15 @@ pub(super) fn read(value: Option<Value>, findings: &mut Findings) -> Vec<SignerS
     signers
 }
 
-fn signer(section: &mut Section<'_>) -> Result<SignerSection, Fault> {
+fn signer(section: &mut Section<'_>, places: &Places) -> Result<SignerSection, Fault> {
     section.allow(&WITH_SOME);
     let ways: Vec<_> = WAYS.into_iter().filter_map(|key| Some((key, section.text(key)?))).collect();
     match ways.as_slice() {
-        [(key @ "key_file", file)] => local(key, &secret(key, file)?),
-        [(key @ "keystore", file)] => encrypted(section, key, file),
+        [(key @ "key_file", file)] => local(key, &secret(places, key, file)?),
+        [(key @ "keystore", file)] => encrypted(section, places, key, file),
         [(key @ "key", text)] => local(key, &SecretString::from(text.as_str())),
-        [(key @ "url_file", file)] => remote(section, key, secret(key, file)?.expose_secret()),
-        [(key, text)] => remote(section, key, text),
+        [(key @ "url_file", file)] => remote(section, places, key, secret(places, key, file)?.expose_secret()),
+        [(key, text)] => remote(section, places, key, text),
         [] => {
             let ways = "name a file with the private key, or set keystore and password_file, or url and address";
             Err(("key_file", format!("is not set; {ways}")))
@@ -74,40 +74,48 @@ fn signer(section: &mut Section<'_>) -> Result<SignerSection, Fault> {
 }
 
 /// Reads the file that a key names.
-fn secret(key: &'static str, file: &str) -> Result<SecretString, Fault> {
-    private_file(&credential(file)).map_err(|problem| (key, problem))
+fn secret(places: &Places, key: &'static str, file: &str) -> Result<SecretString, Fault> {
+    places.secret(file).and_then(|path| private_file(&path)).map_err(|problem| (key, problem))
 }
 
 fn local(key: &'static str, text: &SecretString) -> Result<SignerSection, Fault> {
     LocalSigner::from_hex(text).map(SignerSection::Local).map_err(|error| (key, error.to_string()))
 }
 
-fn encrypted(section: &mut Section<'_>, key: &'static str, file: &str) -> Result<SignerSection, Fault> {
+fn encrypted(
+    section: &mut Section<'_>,
+    places: &Places,
+    key: &'static str,
+    file: &str,
+) -> Result<SignerSection, Fault> {
     let password = section
         .text("password_file")
         .ok_or_else(|| ("password_file", "is not set; name a file with the password of the keystore".to_owned()))?;
-    let password = secret("password_file", &password)?;
-    let content = secret(key, file)?;
+    let password = secret(places, "password_file", &password)?;
+    let content = secret(places, key, file)?;
     let opened = keystore::decrypt(content.expose_secret(), &line_of(&password));
     local(key, &opened.map_err(|error| (key, format!("{file} cannot be opened: {error}")))?)
 }
 
-fn remote(section: &mut Section<'_>, key: &'static str, url: &str) -> Result<SignerSection, Fault> {
+fn remote(section: &mut Section<'_>, places: &Places, key: &'static str, url: &str) -> Result<SignerSection, Fault> {
     let url = http_url(url.trim()).ok_or((key, "is no http:// or https:// URL".to_owned()))?;
     let missing = "is not set; expected the account whose key the signer has, 0x and 40 hexadecimal digits";
     let address = section.text("address").ok_or_else(|| ("address", missing.to_owned()))?;
     let address = address.trim().parse().map_err(|error| ("address", format!("is {address:?}: {error}")))?;
     section.set_default("timeout", DEFAULT_TIMEOUT);
     let timeout = section.duration("timeout", 100 * MS..=MINUTE);
-    let tls = certificates(section, url.scheme() == "https")?;
+    let tls = certificates(section, places, url.scheme() == "https")?;
     Ok(SignerSection::Remote(RemoteSettings { url, address, timeout, tls }))
 }
 
-fn certificates(section: &mut Section<'_>, is_encrypted: bool) -> Result<RemoteTls, Fault> {
+fn certificates(section: &mut Section<'_>, places: &Places, is_encrypted: bool) -> Result<RemoteTls, Fault> {
     let mut tls = RemoteTls::default();
-    let file = |key: &'static str, section: &mut Section<'_>| section.text(key).map(|file| (key, credential(&file)));
-    let [authorities, certificate, key] =
-        ["ca_file", "certificate_file", "certificate_key_file"].map(|key| file(key, section));
+    let mut file = |key: &'static str| {
+        let path = section.text(key).map(|file| places.secret(&file));
+        path.transpose().map(|path| path.map(|path| (key, path))).map_err(|problem| (key, problem))
+    };
+    let authorities = file("ca_file")?;
+    let (certificate, key) = (file("certificate_file")?, file("certificate_key_file")?);
     if let (Some((key, _)), false) = (authorities.as_ref().or(certificate.as_ref()), is_encrypted) {
         return Err((key, "is set, and the signer's URL is not https://".to_owned()));
     }

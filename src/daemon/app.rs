@@ -12,9 +12,10 @@ use tracing::info;
 use crate::broker::{Broker, BrokerState};
 use crate::chain::{ClientSettings, NodeClient};
 use crate::config::{Settings, SignerSection};
-use crate::daemon::reload::{self, Adjustable, Reloading};
+use crate::daemon::control;
+use crate::daemon::reload::{self, Adjustable, Reloading, Triggers};
 use crate::daemon::status::{self, LaneView, Observer, RecentLines, Sources};
-use crate::daemon::supervisor::{Tasks, notify_systemd};
+use crate::daemon::supervisor::{Tasks, notify_systemd, while_starting};
 use crate::journal::{
     AccountId, Instance, Journal, JournalAddress, JournalError, Lease, LetterDeeds, PostgresJournal, SqliteJournal,
 };
@@ -52,9 +53,16 @@ pub async fn run(settings: Settings, recent: RecentLines, reloading: Reloading) 
     // From here on the signal no longer ends the process.
     let hangups = hangups(SignalKind::hangup())?;
     let parts = (recent, reloading, hangups);
+    let doing = "starting: opening the journal";
     match settings.journal.address.clone() {
-        JournalAddress::Sqlite(path) => run_with(SqliteJournal::open(&path).await?, settings, parts).await,
-        JournalAddress::Postgres(address) => run_with(PostgresJournal::open(&address).await?, settings, parts).await,
+        JournalAddress::Sqlite(path) => {
+            let journal = while_starting(doing, SqliteJournal::open(&path)).await?;
+            run_with(journal, settings, parts).await
+        }
+        JournalAddress::Postgres(address) => {
+            let journal = while_starting(doing, PostgresJournal::open(&address)).await?;
+            run_with(journal, settings, parts).await
+        }
     }
 }
 
@@ -147,8 +155,7 @@ impl<J: Journal + LetterDeeds + 'static> Daemon<'_, J> {
         let sessions = broker.run(deliver, flow, hunger, self.tokens.stages.intake.clone(), self.tokens.broker.clone());
         self.tasks.spawn_endless("broker", sessions);
         self.spawn_replayer(replay, serving.clone());
-        let reloads = reload::run(settings.clone(), reloading, adjustable, hangups);
-        self.tasks.spawn_until("reload", self.tokens.stages.intake.clone(), reloads);
+        self.spawn_reloads(reloading, adjustable, hangups);
         self.spawn_systemd((broker_state, serving), &lanes, publish_stuck);
         Ok(lanes)
     }
@@ -194,6 +201,16 @@ impl<J: Journal + LetterDeeds + 'static> Daemon<'_, J> {
             }
             replayer.run(stop).await
         });
+    }
+
+    fn spawn_reloads(&mut self, reloading: Reloading, adjustable: Adjustable, hangups: Signal) {
+        let (ask, requests) = mpsc::channel(1);
+        let stop = &self.tokens.stages.intake;
+        if let Some(folder) = control::folder() {
+            self.tasks.spawn_until("control", stop.clone(), control::listen(folder, ask));
+        }
+        let reloads = reload::run(self.settings.clone(), reloading, adjustable, Triggers { hangups, requests });
+        self.tasks.spawn_until("reload", stop.clone(), reloads);
     }
 
     fn spawn_systemd(

@@ -1,9 +1,10 @@
-//! SIGHUP: the configuration is read once more, and what is safe to change at run time is taken over.
+//! SIGHUP, or a command's request: the configuration is read once more, and what is safe to change at run time is taken over.
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use tokio::signal::unix::Signal;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::config::{Faults, Reloaded, Settings};
@@ -33,28 +34,64 @@ impl Adjustable {
     }
 }
 
-/// Takes over what changes, signal by signal. A configuration with faults changes nothing.
-pub async fn run(mut running: Settings, reloading: Reloading, adjustable: Adjustable, mut hangups: Signal) {
+/// What a reload came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Why nothing was taken over.
+    pub faults: Vec<String>,
+    pub taken_over: Vec<String>,
+    /// Keys that have changed, and stay as they were until a restart.
+    pub need_restart: Vec<String>,
+}
+
+/// Asks for a reload: the signal, and commands that wait for the outcome.
+pub struct Triggers {
+    pub hangups: Signal,
+    pub requests: mpsc::Receiver<oneshot::Sender<Outcome>>,
+}
+
+impl Triggers {
+    /// Waits for the next one. Returns where its outcome goes, if anybody waits for that.
+    async fn next(&mut self) -> Option<oneshot::Sender<Outcome>> {
+        tokio::select! {
+            _ = self.hangups.recv() => None,
+            Some(request) = self.requests.recv() => Some(request),
+        }
+    }
+}
+
+/// Takes over what changes, trigger by trigger. A configuration with faults changes nothing.
+pub async fn run(mut running: Settings, reloading: Reloading, adjustable: Adjustable, mut triggers: Triggers) {
     let Reloading { load, set_log_level } = reloading;
     loop {
-        hangups.recv().await;
+        let waits = triggers.next().await;
         let load = Arc::clone(&load);
         let read = tokio::task::spawn_blocking(move || load()).await;
         let read = read.unwrap_or_else(|_| Err(Faults(vec!["- reading it panicked; see the log".to_owned()])));
-        match read.and_then(|new| running.reloaded(new)) {
+        let outcome = match read.and_then(|new| running.reloaded(new)) {
             Err(Faults(faults)) => {
-                for fault in &faults {
-                    let fault = fault.trim_start_matches("- ");
-                    error!(fault, "the configuration has a fault: nothing of it is taken over, all stays as it is");
-                }
+                log_faults(&faults);
+                Outcome { faults, ..Outcome::default() }
             }
             Ok(Reloaded { settings, taken_over, need_restart }) => {
                 adjustable.set(&settings);
                 set_log_level(settings.log.level);
                 running = settings;
                 log_changes(&taken_over, &need_restart);
+                Outcome { faults: Vec::new(), taken_over, need_restart }
             }
+        };
+        if let Some(waits) = waits {
+            // The command may have ended meanwhile.
+            let _ = waits.send(outcome);
         }
+    }
+}
+
+fn log_faults(faults: &[String]) {
+    for fault in faults {
+        let fault = fault.trim_start_matches("- ");
+        error!(fault, "the configuration has a fault: nothing of it is taken over, all stays as it is");
     }
 }
 

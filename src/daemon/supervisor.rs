@@ -17,8 +17,14 @@ use crate::model::text::escaped;
 
 /// Time that is left after a second signal.
 const HURRIED_DEADLINE: Duration = Duration::from_secs(2);
-/// How often the status line is renewed.
-const STATUS_INTERVAL: Duration = Duration::from_secs(5);
+/// How often the status line is compared with how things stand, so that `systemctl status` right after the start is true.
+const STATUS_INTERVAL: Duration = Duration::from_millis(500);
+/// How often the stages are checked, at least.
+const PULSE_INTERVAL: Duration = Duration::from_secs(5);
+/// Time that a start gets with each tick, in microseconds.
+const MORE_TIME_US: u32 = 30_000_000;
+/// A longer status is cut: it is one line of `systemctl status`.
+const LONGEST_STATUS: usize = 300;
 
 /// Holds all tasks of the process.
 #[derive(Debug, Default)]
@@ -144,28 +150,55 @@ pub async fn notify_systemd(
     status: impl Fn() -> String,
     stuck_stages: watch::Sender<Vec<&'static str>>,
 ) {
-    notify(&[NotifyState::Ready]);
+    let mut last_status = status();
+    notify(&[NotifyState::Ready, NotifyState::Status(&escaped(&last_status))]);
     let watchdog = sd_notify::watchdog_enabled();
     let mut pulses = Pulses::new(beats);
-    let interval = watchdog.map_or(STATUS_INTERVAL, |limit| (limit / 3).min(STATUS_INTERVAL));
-    let mut tick = tokio::time::interval(interval);
-    let mut last_status = String::new();
+    let mut tick = tokio::time::interval(watchdog.map_or(PULSE_INTERVAL, |limit| (limit / 3).min(PULSE_INTERVAL)));
+    let mut renewal = tokio::time::interval(STATUS_INTERVAL);
+    renewal.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        tick.tick().await;
-        let stuck = pulses.stuck_for(stall);
-        if stuck.is_empty() {
-            notify(&[NotifyState::Watchdog]);
-        } else {
-            error!(stages = ?stuck, stall_s = stall.as_secs(), "stages stand still; the watchdog is not fed any more");
-        }
-        stuck_stages.send_replace(stuck);
-        let status = status();
-        if status != last_status {
-            // A line feed would begin another notification.
-            notify(&[NotifyState::Status(&escaped(&status))]);
-            last_status = status;
+        tokio::select! {
+            _ = tick.tick() => {
+                let stuck = pulses.stuck_for(stall);
+                if stuck.is_empty() {
+                    notify(&[NotifyState::Watchdog]);
+                } else {
+                    error!(stages = ?stuck, stall_s = stall.as_secs(), "stages stand still; the watchdog is not fed any more");
+                }
+                stuck_stages.send_replace(stuck);
+            }
+            _ = renewal.tick() => {
+                let status = status();
+                if status != last_status {
+                    // A line feed would begin another notification.
+                    notify(&[NotifyState::Status(&escaped(&status))]);
+                    last_status = status;
+                }
+            }
         }
     }
+}
+
+/// Does what a start may have to wait for, such as a database that is away. Meanwhile the status line says so, and systemd
+/// gives the start more time: to be started again would change nothing.
+pub async fn while_starting<T>(doing: &str, work: impl Future<Output = T>) -> T {
+    notify(&[NotifyState::Status(doing)]);
+    let mut tick = tokio::time::interval(PULSE_INTERVAL);
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            _ = tick.tick() => notify(&[NotifyState::ExtendTimeoutUsec(MORE_TIME_US)]),
+        }
+    }
+}
+
+/// Makes the reason of the end the status line, which `systemctl status` shows also when the process is gone.
+pub fn say_why(reason: &str) {
+    let line = reason.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+    let line: String = line.chars().take(LONGEST_STATUS).collect();
+    notify(&[NotifyState::Status(&format!("ended: {line}"))]);
 }
 
 /// Holds when each stage was last seen to move.

@@ -46,6 +46,19 @@ impl JournalError {
         Self::Inconsistent { doing, detail: detail.into() }
     }
 
+    /// Returns whether no restart of this program changes anything: another program, or an operator, has to act first.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::NewerSchema { .. } | Self::Unfit(_) => true,
+            Self::Storage { .. }
+            | Self::Missing { .. }
+            | Self::Commit(_)
+            | Self::LeaseLost { .. }
+            | Self::Corrupt { .. }
+            | Self::Inconsistent { .. } => false,
+        }
+    }
+
     /// Returns whether another instance has taken over: the lane starts over as one that waits, and the process goes on.
     pub fn is_lease_lost(&self) -> bool {
         matches!(self, Self::LeaseLost { .. })

@@ -108,7 +108,7 @@ pub use requests::{QueuedRequest, StoredRequest};
 pub use row_numbers::{AccountId, Lease, LeaseMark, RequestSeq};
 pub use settlements::Settlements;
 pub use signed::NewTransaction;
-pub use sqlite::SqliteJournal;
+pub use sqlite::{SqliteJournal, back_up};
 pub use transactions::{LiveTransaction, Transactions};
 
 pub trait Journal:

@@ -38,7 +38,7 @@ pub(in crate::cli) struct Arguments {
     #[arg(long, value_name = "ID")]
     set_id: Option<String>,
     /// Why; stands in the copy's header and in what `status` shows.
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     reason: String,
     /// Even if it ended so long ago that the journal may have forgotten it: first check whether the chain has it.
     #[arg(long)]

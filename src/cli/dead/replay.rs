@@ -32,7 +32,7 @@ pub(in crate::cli) struct Arguments {
     #[arg(long)]
     all: bool,
     /// Why; stands in the copy's header and in what `status` shows.
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     reason: String,
     /// At most this many a second; 0.5 is one every two seconds.
     #[arg(long, value_name = "N")]

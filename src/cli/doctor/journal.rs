@@ -28,8 +28,8 @@ impl JournalFindings {
     pub(super) async fn read(settings: &Settings) -> Self {
         let address = &settings.journal.address;
         let mut findings: Vec<_> = match address {
-            JournalAddress::Sqlite(path) => disk(path).into_iter().collect(),
-            JournalAddress::Postgres(_) => Vec::new(),
+            JournalAddress::Sqlite(path) if !is_of_some_folder(path) => disk(path).into_iter().collect(),
+            JournalAddress::Sqlite(_) | JournalAddress::Postgres(_) => Vec::new(),
         };
         let overview = match address.open_existing().await {
             Ok(journal) => {
@@ -74,12 +74,22 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."))
 }
 
+/// Returns whether there is no file of this bare name in the working directory, which may not be the worker's.
+fn is_of_some_folder(path: &Path) -> bool {
+    path.components().count() == 1 && !path.exists()
+}
+
 fn missing(address: &JournalAddress) -> Finding {
     match address {
         JournalAddress::Sqlite(path) if !folder_of(path).is_dir() => {
             let folder = folder_of(path).display();
             Finding::fail(AREA, format!("{address} cannot be made: there is no folder {folder}"))
                 .remedy(format!("make it, for the worker's user alone: `install -d -m 0700 {folder}`"))
+        }
+        JournalAddress::Sqlite(path) if is_of_some_folder(path) => {
+            let path = std::path::absolute(path).unwrap_or_else(|_| path.clone()).display().to_string();
+            Finding::warn(AREA, format!("there is no {path}, and journal.url begins in the working directory"))
+                .remedy("if a systemd unit works with this configuration, name it: `chainwriter --unit NAME doctor`")
         }
         JournalAddress::Sqlite(_) | JournalAddress::Postgres(_) => {
             Finding::ok(AREA, format!("{address} will be made at the first start"))
@@ -179,6 +189,17 @@ mod tests {
     use crate::cli::doctor::finding::Level;
     use crate::journal::Passage;
     use crate::policy::passage::Newest;
+
+    #[test]
+    fn a_journal_that_may_be_another_folders_is_not_said_to_be_well() {
+        let of = |path: &str| missing(&JournalAddress::Sqlite(path.into()));
+        let bare = of("no-such-journal.db");
+        assert_eq!(bare.level, Level::Warn);
+        assert!(bare.what.contains(std::env::current_dir().unwrap().to_str().unwrap()), "{bare}");
+        assert!(bare.remedy.unwrap().contains("--unit"));
+        assert_eq!(of("/tmp/no-such-journal.db").level, Level::Ok);
+        assert_eq!(of("no-such-folder/journal.db").level, Level::Fail);
+    }
 
     #[test]
     fn little_room_is_a_warning_and_none_a_failure() {

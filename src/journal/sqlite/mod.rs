@@ -1,7 +1,7 @@
 //! The journal in one SQLite file: WAL, `synchronous=FULL`, one writing connection with group commit, a few reading ones.
 //! Each connection stays on a thread of its own, and whole units of work go there and come back: statements and rows do not.
 
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +17,7 @@ use crate::journal::instances::expect_all_know;
 use crate::journal::schema::{as_version, expect_known, oldest_schema};
 use crate::observe::metrics::JournalMeter;
 
+mod backup;
 mod commit;
 mod lives;
 mod locked;
@@ -25,6 +26,7 @@ mod plans;
 mod reads;
 mod statements;
 
+pub use backup::back_up;
 use commit::GroupCommit;
 use lives::Lives;
 use locked::Waiter;
@@ -251,11 +253,24 @@ fn is_locked(error: &rusqlite::Error) -> bool {
     error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
 }
 
-/// Makes the file if it is missing, with mode 0600. SQLite gives its `-wal` and `-shm` files the same mode.
+/// Makes the file if it is missing, with mode 0600. SQLite gives its `-wal` and `-shm` files the same mode and owner.
 fn make_private(path: &Path) -> std::io::Result<PathBuf> {
+    let is_new = !path.exists();
     let file = std::fs::OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
     file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+    if is_new {
+        give_to_owner_of_folder(path);
+    }
     std::fs::canonicalize(path)
+}
+
+/// Gives a file to the owner of its folder. A command of root's may make a journal that another user's worker has to open;
+/// for anybody else it fails, and the file is this user's own.
+fn give_to_owner_of_folder(path: &Path) {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    if let Ok(folder) = std::fs::metadata(folder) {
+        let _ = std::os::unix::fs::chown(path, Some(folder.uid()), Some(folder.gid()));
+    }
 }
 
 /// Starts a thread that ends when no more work is handed in, and does not keep the process from ending.
