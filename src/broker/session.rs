@@ -149,8 +149,7 @@ impl Broker {
         let mut pause = RetryPauses::between(first, longest);
         while !channels.close.is_cancelled() {
             let began = Instant::now();
-            // A session is large, and lasts.
-            let end = Box::pin(self.session(&channels, &mut prefetch)).await;
+            let end = self.session(&channels, &mut prefetch).await;
             self.publish_session.send_replace(None);
             let Err(error) = end else { break };
             if began.elapsed() > longest {
