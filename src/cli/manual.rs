@@ -124,7 +124,7 @@ mod tests {
                     assert!(sections.iter().all(|title| has(&format!(".SH \"{title}\""))), "{text}");
                     assert!(has("\\fB78\\fR") && has("\\fB64\\fR"), "{text}");
                 }
-                "chainwriter.toml.5" => assert!(has("max_open = 100000") && has("SEE ALSO")),
+                "chainwriter.toml.5" => assert!(has("max_lag = 10") && has("SEE ALSO")),
                 _ => assert!(has(".SH SEE ALSO"), "{name}"),
             }
         }
