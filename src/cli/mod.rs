@@ -206,10 +206,11 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<u8> {
             (unit.source.clone(), Some(unit))
         }
     };
-    match &arguments.command {
-        Command::Config(command) => return config_command::run(command, &source),
-        Command::Reload(command) => return reload::run(command, arguments.unit.as_deref()),
-        _ => {}
+    if let Command::Config(command) = &arguments.command {
+        return config_command::run(command, &source);
+    }
+    if let Command::Reload(command) = &arguments.command {
+        return reload::run(command, arguments.unit.as_deref());
     }
     let settings = match (config::load(&source), &arguments.command) {
         (Ok(settings), _) => settings,
@@ -244,7 +245,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<u8> {
 
 async fn perform(command: Command, settings: Settings, source: Source) -> anyhow::Result<u8> {
     match command {
-        Command::Run => run::run(settings, source).await,
+        Command::Run => Box::pin(run::run(settings, source)).await,
         Command::Reload(command) => reload::run(&command, None),
         Command::Init(arguments) => init::run(arguments),
         Command::Config(command) => config_command::run(&command, &source),
