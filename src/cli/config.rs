@@ -51,7 +51,7 @@ fn without_secrets(key: &str, value: Value) -> Value {
         Value::Object(table) => {
             table.into_iter().map(|(name, value)| (name.clone(), without_secrets(&name, value))).collect()
         }
-        other @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_)) => other,
+        value @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_)) => value,
     }
 }
 

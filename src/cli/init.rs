@@ -182,7 +182,9 @@ fn free_port(folder: &Path) -> u16 {
         .collect();
     let is_named = |port: u16| others.iter().any(|text| text.contains(&format!(":{port}\"")));
     let is_default_taken = others.iter().any(|text| !text.contains("listen"));
-    let is_taken = |port: u16| is_named(port) || (port == FIRST_PORT && is_default_taken);
-    let is_free = |port: &u16| !is_taken(*port) && TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let is_free = |port: &u16| {
+        let is_taken = is_named(*port) || (*port == FIRST_PORT && is_default_taken);
+        !is_taken && TcpListener::bind(("127.0.0.1", *port)).is_ok()
+    };
     (FIRST_PORT..FIRST_PORT + PORTS).find(is_free).unwrap_or(FIRST_PORT)
 }

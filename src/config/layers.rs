@@ -105,7 +105,8 @@ impl Layers {
 fn read_file(path: &Path) -> Result<String, Faults> {
     std::fs::read_to_string(path).map_err(|error| {
         let shown = path.display();
-        let advice = if error.kind() == std::io::ErrorKind::PermissionDenied {
+        let is_denied = error.kind() == std::io::ErrorKind::PermissionDenied;
+        let advice = if is_denied {
             "; a unit's own user reads it, so it must be readable for all: secrets belong into files of their own"
         } else {
             ""

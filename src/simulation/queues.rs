@@ -323,7 +323,7 @@ impl SimPublisher {
         const OTHERS: [&str; 5] = ["rejected.reverted", "rejected.reverted_custom", "final", "dead", "retry"];
         let waits = self.delays.iter().map(|delay| self.names.wait_queue(*delay));
         let all: Vec<_> = waits.chain(OTHERS.map(str::to_owned)).collect();
-        let is_one_alone = strength > 0 && strength % 2 == 0;
+        let is_one_alone = strength > 0 && strength.is_multiple_of(2);
         all.get(usize::from(strength / 2) % all.len()).filter(|_| is_one_alone).cloned()
     }
 

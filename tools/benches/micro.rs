@@ -46,6 +46,7 @@ fn decode(criterion: &mut Criterion) {
         routes: vec![Route::of_all(Address([1; 20]), Wei(0), GasRule::Fixed(Gas(50_000)))],
         permits: Arc::default(),
         max_body_bytes: 1 << 18,
+        queue: "acme.writes".to_owned(),
     };
     let message = message(1);
     criterion.bench_function("decode", |bencher| bencher.iter(|| admit(&rules, black_box(&message)).unwrap()));

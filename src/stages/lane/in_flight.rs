@@ -180,7 +180,8 @@ impl InFlight {
 
     /// Returns whether nodes have answered and none has it: no pool has those behind it before their turn, except a few.
     pub(super) fn blocks_others(&self) -> bool {
-        matches!(self.sending, Sending::Since(_)) && !matches!(self.pool, PoolStatus::Pooled | PoolStatus::NonceUsed)
+        let is_taken = matches!(self.pool, PoolStatus::Pooled | PoolStatus::NonceUsed) || self.is_dropped();
+        matches!(self.sending, Sending::Since(_)) && !is_taken
     }
 
     /// Returns whether a node has it by its own word, given so long ago or longer.

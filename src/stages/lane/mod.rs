@@ -8,7 +8,7 @@
 //! |---|---|
 //! | [`queue`] | requests that were fetched, and payloads that are ready to be signed; [`aside`] are those that the node does not simulate |
 //! | [`flight`] | live transactions, the window, the broadcaster; [`in_flight`] is one of them |
-//! | [`pool_check`] | what pools have of what was sent |
+//! | [`pools`] | whether pools have what was sent, as far as nodes show it |
 //! | [`view`] | what is known of the chain: head, finality, price, receipts |
 //! | [`learnt`] | limits of the nodes: size, gas, least tip, what a self-transfer costs |
 //! | [`gate`] | pauses, the operator's limits, the account's funds: may anything be signed now? |
@@ -76,6 +76,7 @@ mod nonce_gaps;
 mod payload;
 mod pool_check;
 mod pool_status;
+mod pools;
 mod queue;
 mod recorded;
 mod refusal;

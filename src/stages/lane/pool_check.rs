@@ -12,57 +12,13 @@ use crate::chain::{ChainError, CountAt};
 use crate::model::{BlockNumber, Nonce};
 use crate::observe::traces::Traced;
 use crate::policy::classify::SendMeaning;
-use crate::stages::lane::RESEND_UNKNOWN;
+use crate::stages::lane::pools::DROP_SPACING;
 use crate::stages::lane::term::Term;
 
 /// A pool's count shows what it took so long ago. Pools sort what they take in beside other work.
 const SETTLED: Duration = Duration::from_millis(250);
 /// The same for a single transaction that is waited for.
 const SORTED: Duration = Duration::from_millis(100);
-/// For how long counts that were wrong are not asked for.
-const DISTRUST: Duration = Duration::from_secs(600);
-/// Counts that do not show what was just taken, one after the other, until they are distrusted.
-const BLIND: u32 = 3;
-/// Gaps in a pool that show that it takes batches out of order.
-const GAPS: u32 = 2;
-/// Drops of the lowest nonce count once in so long, and where counts are distrusted it is tried as often.
-const DROP_SPACING: Duration = Duration::from_secs(5);
-
-/// What a term knows of the pools.
-#[derive(Debug, Default)]
-pub(super) struct PoolCheck {
-    /// The head at the last comparison that came to a result, and when that was.
-    checked: Option<(BlockNumber, Instant)>,
-    distrusted_until: Option<Instant>,
-    dropped_at: Option<Instant>,
-    blind: u32,
-    gaps: u32,
-}
-
-impl PoolCheck {
-    fn is_due(&self, head: BlockNumber, now: Instant) -> bool {
-        // A chain that makes blocks for transactions alone makes none while its pool is empty.
-        self.checked.is_none_or(|(at, since)| at != head || now.duration_since(since) >= RESEND_UNKNOWN)
-    }
-
-    pub(super) fn trusts_counts(&self, now: Instant) -> bool {
-        self.distrusted_until.is_none_or(|until| now >= until)
-    }
-
-    fn distrust(&mut self, why: &'static str) {
-        info!(why, "the count of pending transactions says nothing about pools; it is not asked for, for a while");
-        (self.distrusted_until, self.blind) = (Some(Instant::now() + DISTRUST), 0);
-    }
-
-    /// Returns whether a drop of the lowest nonce counts, and counts it.
-    fn counts_drop(&mut self, now: Instant) -> bool {
-        let counts = self.dropped_at.is_none_or(|at| now.duration_since(at) >= DROP_SPACING);
-        if counts {
-            self.dropped_at = Some(now);
-        }
-        counts
-    }
-}
 
 /// What a count of pending transactions says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,9 +52,9 @@ impl Term<'_> {
         };
         match pools {
             Pools::Unclear => {}
-            Pools::HaveAll => self.pools.checked = Some((head, Instant::now())),
+            Pools::HaveAll => self.pools.record_check(head),
             Pools::Lack(nonce) => {
-                self.pools.checked = Some((head, Instant::now()));
+                self.pools.record_check(head);
                 self.restore(nonce, head).await;
             }
         }
@@ -156,8 +112,7 @@ impl Term<'_> {
         let behind = nonce.plus(1);
         let count = if trusts { self.count_after(nonce, kept).await } else { behind };
         if is_gap {
-            self.pools.gaps += 1;
-            if self.pools.gaps >= GAPS && self.flight.order_mut().confirm(Instant::now()) {
+            if self.pools.record_gap() && self.flight.order_mut().confirm(Instant::now()) {
                 self.log_single();
             }
         } else if kept > 0 {
@@ -197,14 +152,7 @@ impl Term<'_> {
     async fn count_after(&mut self, nonce: Nonce, kept: usize) -> Nonce {
         self.context.hear(sleep(SORTED)).await;
         let count = self.pending_count().await.unwrap_or_default();
-        if count > nonce || kept > 0 {
-            self.pools.blind = 0;
-        } else {
-            self.pools.blind += 1;
-            if self.pools.blind >= BLIND {
-                self.pools.distrust("it does not show what a pool has just taken");
-            }
-        }
+        self.pools.record_sight(count > nonce || kept > 0);
         count.max(nonce.plus(1))
     }
 

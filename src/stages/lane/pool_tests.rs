@@ -7,6 +7,7 @@ use crate::chain::Sent;
 use crate::model::{Nonce, Wei};
 use crate::policy::send_window::WindowLimit;
 use crate::simulation::pools::PoolRules;
+use crate::stages::lane::Tuning;
 use crate::stages::lane::fixtures::TARGET;
 use crate::stages::lane::term::Term;
 use crate::stages::lane::tests::Bench;
@@ -133,6 +134,23 @@ async fn what_a_pool_dropped_is_sent_again_at_the_next_block_in_order_at_its_pri
             assert!(window.size() >= 64 && bench.pool().len() == 10);
         }
     }
+}
+
+/// What nodes take and drop for ever may be refused. Those behind it go to them all the same.
+#[tokio::test(start_paused = true)]
+async fn a_transaction_that_nodes_drop_for_ever_keeps_no_other_from_them() {
+    let mut bench = Bench::pooling(10, PoolRules::default()).await;
+    let tuning = Tuning { refused_after: Duration::from_secs(3600), ..bench.context.settings.tuning() };
+    bench.context.settings.tuning = tokio::sync::watch::channel(tuning).1;
+    let mut term = bench.term().await;
+    for _ in 0..6 {
+        bench.work(&mut term, 6).await;
+        bench.chain.change(|state| state.pool.clear());
+    }
+    let lowest = term.flight.not_included().next().unwrap();
+    assert!(lowest.refusal.is_some() && !lowest.is_cancelling(), "{lowest:?}");
+    bench.work(&mut term, 30).await;
+    assert_eq!(bench.pool(), (0..10).collect::<Vec<_>>());
 }
 
 #[tokio::test(start_paused = true)]

@@ -41,7 +41,8 @@ impl Term<'_> {
             if self.gaps.record_answer(&answer, errors) {
                 self.learnt.doubt_transfer();
             }
-            let (nonce, is_new) = (answer.nonce, answer.result.is_ok());
+            let nonce = answer.nonce;
+            let is_new = answer.result.is_ok();
             match self.flight.record_answer(answer, next, self.view.market(), errors) {
                 // Whether that is about the account or about this one shows the balance, at the next poll.
                 Some(Heard::Meaning(SendMeaning::InsufficientFunds, text)) => {

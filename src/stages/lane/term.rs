@@ -26,7 +26,7 @@ use crate::stages::lane::in_flight::InFlight;
 use crate::stages::lane::lapses::Lapses;
 use crate::stages::lane::learnt::Learnt;
 use crate::stages::lane::nonce_gaps::GapFiller;
-use crate::stages::lane::pool_check::PoolCheck;
+use crate::stages::lane::pools::PoolCheck;
 use crate::stages::lane::queue::Queue;
 use crate::stages::lane::reorged_finals::ReorgedFinals;
 use crate::stages::lane::settings::{Held, LaneState, OutagePolicy, Tuning};
