@@ -56,6 +56,7 @@ deb rpm tarball: ## build this package into dist/, as every other time from the 
 image: ## build an OCI image of the program alone into dist/
 	@scripts/setup.sh packaging image
 	@scripts/package.sh image
+	@scripts/test-image.sh
 
 release: ## build all packages, the SBOM and the checksums into dist/
 	@scripts/setup.sh packaging image
@@ -63,6 +64,7 @@ release: ## build all packages, the SBOM and the checksums into dist/
 
 test-install: ## install the Debian package on real, booted Debians and use it as an operator does (ON="bookworm trixie"; needs root)
 	@scripts/setup.sh packaging nspawn anvil
+	@scripts/package.sh deb
 	@scripts/test-install.sh $(ON)
 
 docs: ## build the book of docs/ into target/book

@@ -74,7 +74,7 @@ run_in() {
 }
 
 boot() {
-    local release=$1 work=$2 nspawn leader='' status=0
+    local release=$1 work=$2 nspawn status=0
     # systemd wants the unified hierarchy alone; the host's may be another.
     TREE=$TREES/$release/root WORK=$work unshare --mount --propagation slave bash -c '
         mount -t overlay overlay -o "lowerdir=$TREE,upperdir=$WORK/upper,workdir=$WORK/work" "$WORK/merged"
@@ -101,9 +101,22 @@ boot() {
     inside "$leader" env CHAINWRITER_ONLY="${CHAINWRITER_ONLY:-}" bash /given/inside.sh || status=$?
     kill -KILL "$leader" 2>/dev/null || true
     wait "$nspawn" 2>/dev/null || true
-    rmdir "/sys/fs/cgroup/unified/$(basename "$work")" 2>/dev/null || true
+    leader=''
+    remove_groups "$(basename "$work")"
     return "$status"
 }
+
+# remove_groups <name>: the control groups that the container leaves, in whichever place the unified hierarchy has here.
+remove_groups() {
+    local group
+    for group in "/sys/fs/cgroup/$1" "/sys/fs/cgroup/unified/$1"; do
+        [ ! -d "$group" ] || find "$group" -depth -type d -exec rmdir {} + 2>/dev/null || true
+    done
+}
+
+# Whatever ends this, the container ends with it.
+leader=''
+trap '[ -z "$leader" ] || kill -KILL "$leader" 2>/dev/null || true' EXIT
 
 # inside <leader> <command...>
 inside() {

@@ -483,7 +483,7 @@ fn what_counts_is_shown_with_its_origin_and_without_secrets() {
     let home = Home::new(&(toml.replace("key_file = \"{folder}/signer.key\"", &format!("key = {KEY:?}"))));
     let shown = ran(home.command(&["config", "show", "--origin"]).env("CHAINWRITER__CHAIN__ID", "5").output().unwrap());
     let of_file = format!("broker.queue = \"acme.writes\"  # {}", home.path("worker.toml").display());
-    shown.is(0, &["chain.id = \"5\"  # CHAINWRITER__CHAIN__ID", "worker.max_open = 20000  # default", &of_file]);
+    shown.is(0, &["chain.id = \"5\"  # CHAINWRITER__CHAIN__ID", "chain.max_lag = 10  # default", &of_file]);
     shown.lacks(&[PASSWORD, API_KEY, &KEY[2..]]);
     home.run(&["config", "show"]).is(0, &["chain.id = 31337\n"]);
     ran(bare(&["config", "defaults"]).output().unwrap()).is(0, &["# chainwriter: every key with its default"]);

@@ -198,7 +198,7 @@ pub async fn while_starting<T>(doing: &str, work: impl Future<Output = T>) -> T 
 pub fn say_why(reason: &str) {
     let line = reason.lines().map(str::trim).collect::<Vec<_>>().join(" ");
     let line: String = line.chars().take(LONGEST_STATUS).collect();
-    notify(&[NotifyState::Status(&format!("ended: {line}"))]);
+    notify(&[NotifyState::Status(&escaped(&format!("ended: {line}")))]);
 }
 
 /// Holds when each stage was last seen to move.

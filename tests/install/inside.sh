@@ -249,14 +249,14 @@ a_backup_comes_back_only_by_a_recovery() {
     rm -f $folder/chainwriter.db-wal $folder/chainwriter.db-shm
     chown --reference=$folder $folder/chainwriter.db
     systemctl start chainwriter@acme
-    wait_for "the refusal of an older copy" sh -c "systemctl show -P StatusText chainwriter@acme | grep -q refused"
+    publish acme backup-1
+    wait_for "the pause" sh -c "systemctl show -P StatusText chainwriter@acme | grep -q journal_is_behind"
     systemctl stop chainwriter@acme
     chainwriter --unit acme recover --from-block 0
     equal "$(find $folder ! -user "$(stat -c %u $folder)" | wc -l)" 0
     before=$(nonce acme)
     start acme
     # What the copy does not know, and the chain has, is not written again.
-    publish acme backup-1
     publish acme backup-2
     wait_final acme backup-2
     wait_for "backup-1 to be a dead letter" sh -c "chainwriter --unit acme status backup-1 2>/dev/null | grep -q 'maybe_written'"

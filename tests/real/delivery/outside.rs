@@ -393,11 +393,11 @@ async fn text_of_a_contract_forges_nothing() {
 
 #[tokio::test]
 async fn what_is_held_unacked_has_no_more_bytes_than_the_operator_allows() {
+    const BODY: usize = 60_000;
+    const MESSAGES: u64 = 60;
     let Some(stage) = Stage::set().await else { return };
     // Nothing becomes final: all deliveries stay unacked.
     stage.anvil.set_auto_mine(false).await.unwrap();
-    const BODY: usize = 60_000;
-    const MESSAGES: u64 = 60;
     let home =
         WorkerHome::new(&stage.config().with("broker", "prefetch_bytes = \"1 MiB\"").with("write", "gas = 5000000"));
     stage.topology(&home).await;
