@@ -156,3 +156,12 @@ pub fn program() -> Option<PathBuf> {
     let own = here.ancestors().map(|folder| folder.join(".tools/bin/geth")).find(|file| file.is_file());
     own.or_else(|| find_on_path("geth"))
 }
+
+/// Returns whether Geth is here; if not, says so. It takes minutes to build, so that tests do without it.
+pub fn is_here() -> bool {
+    let is_here = program().is_some();
+    if !is_here {
+        eprintln!("skipped: Geth is missing; run scripts/setup.sh geth");
+    }
+    is_here
+}

@@ -28,8 +28,7 @@ struct Run {
 /// Nothing where RabbitMQ, Anvil or Geth is missing.
 #[allow(clippy::print_stderr, reason = "it says what is skipped")]
 async fn stage(options: &[&str]) -> Option<(Stage, Geth)> {
-    if geth::program().is_none() {
-        eprintln!("skipped: Geth is missing; run scripts/setup.sh geth");
+    if !geth::is_here() {
         return None;
     }
     let stage = Stage::set().await?;
