@@ -4,7 +4,7 @@
 #
 #   scripts/test-install.sh [bookworm] [trixie]                                            (nothing given: both, one by one)
 #
-# It needs root, and dist/ (or CHAINWRITER_DIST) with the package (scripts/package.sh deb makes it if it is missing). The trees stay in
+# It ends with 77 where it can try nothing: no tree of Debian can be had, or none boots here. It needs root, and dist/ (or CHAINWRITER_DIST) with the package (scripts/package.sh deb makes it if it is missing). The trees stay in
 # .tools/install (or CHAINWRITER_TREES) for the next time; each run works on a copy that is thrown away. CHAINWRITER_ONLY names single steps.
 set -euo pipefail
 
@@ -21,8 +21,12 @@ fail() {
     printf 'test-install: %s\n' "$*" >&2
     exit 1
 }
+cannot() {
+    printf 'test-install: %s\n' "$*" >&2
+    exit 77
+}
 
-[ "$(id -u)" = 0 ] || fail "booting a tree needs root"
+[ "$(id -u)" = 0 ] || cannot "booting a tree needs root"
 scripts/setup.sh nspawn anvil
 
 # make_tree <release>
@@ -33,7 +37,7 @@ make_tree() {
     rm -rf "$tree"
     mkdir -p "$tree"
     debootstrap --variant=minbase --include="$PACKAGES" "$1" "$tree/root" >"$tree/debootstrap.log" 2>&1 ||
-        fail "debootstrap could not make a tree of Debian $1: see ${tree#"$PWD"/}/debootstrap.log"
+        cannot "debootstrap could not make a tree of Debian $1: see ${tree#"$PWD"/}/debootstrap.log"
     rm -rf "$tree/root/var/cache/apt" "$tree/root/var/lib/apt/lists"
     # Services of packages start at boot, as they do on a host.
     rm -f "$tree/root/usr/sbin/policy-rc.d"
@@ -96,7 +100,7 @@ boot() {
     done
     if [ -z "$leader" ] || ! kill -0 "$nspawn" 2>/dev/null; then
         cat "$work/console.log" >&2
-        fail "Debian $release did not boot"
+        cannot "Debian $release did not boot"
     fi
     inside "$leader" env CHAINWRITER_ONLY="${CHAINWRITER_ONLY:-}" bash /given/inside.sh || status=$?
     kill -KILL "$leader" 2>/dev/null || true
