@@ -304,9 +304,12 @@ impl World {
         // What nodes take and drop again and again looks like something that they will never keep.
         let is_dropped = reason == "refused_by_node" && self.times_dropped(&id) >= DROPS;
         let is_refused = reason == "refused_by_node" && self.times_refused(&id) > 0;
-        // One that is given back for a while says again what it said when it was published first.
-        let is_first = |(_, known): &(Taken, Queued)| known.id() != id || known.generation() != copy.generation();
-        let is_new = taken == Taken::Dead || (copy.generation().retry > 0 && self.queues.taken.iter().all(is_first));
+        // One that is published again, or given back for a while, says what it said when it was published first.
+        let is_other = |(before, known): &(Taken, Queued)| {
+            *before != taken || known.id() != id || known.generation() != copy.generation()
+        };
+        let has_failed = taken == Taken::Dead || copy.generation().retry > 0;
+        let is_new = has_failed && self.queues.taken.iter().all(is_other);
         if reason == "refused_by_node" && is_new {
             let detail = text(&copy.message, header::ERROR_DETAIL).to_owned();
             self.check_words(&id, &detail);
