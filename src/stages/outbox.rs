@@ -206,7 +206,10 @@ impl OutboxStage {
                 if !progress.is_worth_waiting_for(since) {
                     return Ok(());
                 }
-                until = until.min(since + LAST_REPLIES).max(Instant::now());
+                // After that only batches on their way are waited for.
+                if since.elapsed() < LAST_REPLIES {
+                    until = until.min(since + LAST_REPLIES);
+                }
             }
             let ended = tokio::select! {
                 biased;
