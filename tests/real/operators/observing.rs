@@ -224,7 +224,8 @@ async fn an_overview_has_three_sides_and_says_which_could_not_be_asked() {
     let dead = seen["queues"].as_array().unwrap().iter().find(|queue| queue["queue"] == DEAD).unwrap();
     assert_eq!((dead["ready"].as_u64(), &dead["role"], &dead["problem"]), (Some(1), &"dead".into(), &Value::Null));
     let lane = &seen["process"]["lanes"][0];
-    assert_eq!((&lane["owner"], &lane["open"], lane["window"].as_u64()), (&true.into(), &true.into(), Some(64)));
+    assert_eq!((&lane["owner"], &lane["open"]), (&true.into(), &true.into()));
+    assert!(lane["window"].as_u64().unwrap() >= 64, "it begins there and grows with each block: {lane}");
     assert!(lane["fee_wei"].as_str().unwrap().parse::<u128>().unwrap() > 0 && lane["balance_wei"].is_string());
     assert!(seen["process"]["recent"].to_string().contains("it becomes a dead letter"), "{seen:#}");
     let (code, text) = home.command(BINARY, &["status"]).await;
