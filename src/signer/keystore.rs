@@ -164,7 +164,7 @@ pub fn encrypt(key: &SecretString, password: &SecretString) -> Result<(String, A
     let (salt, iv): ([u8; DERIVED], [u8; 16]) = (random()?, random()?);
     let (log_n, r, p) = NEW;
     let derivation = Derivation::Scrypt { dklen: DERIVED, n: 1 << log_n, r, p, salt: salt.to_vec() };
-    let derived = derivation.key(password)?;
+    let derived = derivation.key(password, MOST)?;
     let (encrypting, checking) = derived.split_at(DERIVED / 2);
     apply(encrypting, &iv, &mut ciphertext)?;
     let mac = check_value(checking, &ciphertext).to_vec();
