@@ -69,6 +69,8 @@ CREATE TABLE requests (
                         write_data IS NULL OR (write_to IS NOT NULL AND state <> 'final' AND state <> 'dead')),
     -- SHA-256 of all of it: what was torn or edited on disk is not signed.
     write_hash      BLOB CHECK (length(write_hash) = 32 AND (write_hash IS NULL) = (write_to IS NULL)),
+    -- Nothing is signed for it from this time on, unless something was signed before. NULL: no such time.
+    not_after       INTEGER,
     -- Its producer's trace (W3C Trace Context), for its events. NULL where the message had no valid one.
     traceparent     TEXT,
     tracestate      TEXT CHECK (tracestate IS NULL OR traceparent IS NOT NULL),

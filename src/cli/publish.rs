@@ -30,6 +30,9 @@ pub(super) struct Arguments {
     /// The messages are for this time or later: RFC 3339, like 2027-01-31T18:30:00+01:00. Until then they wait at the broker.
     #[arg(long, value_name = "TIME")]
     not_before: Option<Timestamp>,
+    /// Nothing is to be written for the messages from this time on; the same form.
+    #[arg(long, value_name = "TIME")]
+    not_after: Option<Timestamp>,
 }
 
 pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<u8> {
@@ -120,8 +123,9 @@ fn outgoing(arguments: &Arguments, queue: &str, body: Vec<u8>, content_type: &st
         reply_to: arguments.reply_to.clone(),
         ..Properties::default()
     };
-    let not_before = arguments.not_before.map(|time| (header::NOT_BEFORE.to_owned(), time.to_string().into()));
-    let headers = not_before.into_iter().collect();
+    let times = [(header::NOT_BEFORE, arguments.not_before), (header::NOT_AFTER, arguments.not_after)];
+    let header = |(name, time): (&str, Option<Timestamp>)| Some((name.to_owned(), time?.to_string().into()));
+    let headers = times.into_iter().filter_map(header).collect();
     let message = Message { body: body.into(), properties, headers, ..Message::default() };
     Ok(Outgoing { exchange: String::new(), routing_key: queue.to_owned(), message })
 }

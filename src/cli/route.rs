@@ -9,8 +9,9 @@ use serde::Serialize;
 use crate::cli::{exit, open_input, print};
 use crate::config::Settings;
 use crate::model::cause::cut;
-use crate::model::{Address, BodyHash, GasRule, HeaderValue, Message, Origin, Properties, Write};
+use crate::model::{Address, BodyHash, GasRule, HeaderValue, Message, Origin, Properties, Timestamp, Write};
 use crate::policy::admission::{Candidate, admit, sheltered};
+use crate::policy::body::Body;
 use crate::policy::routes::{Calldata, route_of};
 
 /// Bytes of calldata that are shown, as text.
@@ -26,6 +27,12 @@ pub(super) struct Arguments {
     /// The exchange that it is published to; none: the default one.
     #[arg(long, value_name = "EXCHANGE", default_value = "", hide_default_value = true)]
     exchange: String,
+    /// Its content_type.
+    #[arg(long, value_name = "TYPE")]
+    content_type: Option<String>,
+    /// Its content_encoding.
+    #[arg(long, value_name = "ENCODING")]
+    content_encoding: Option<String>,
     /// Its routing key; the work queue's name if not given.
     #[arg(long, value_name = "KEY")]
     routing_key: Option<String>,
@@ -56,19 +63,23 @@ struct Outcome {
     /// `class.reason` of the dead letter that it would be.
     refused: Option<String>,
     detail: Option<String>,
+    /// What its producer may not have meant.
+    notes: Vec<String>,
 }
 
 pub(super) fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<u8> {
     let message = message(arguments, settings)?;
     let rules = &settings.admission;
     let route = route_of(&rules.routes, &message);
-    let (id, write) = match sheltered(|| admit(rules, &message)) {
+    let now = Timestamp::now();
+    let (id, write) = match sheltered(|| admit(rules, &message)).map(|candidate| candidate.at(now)) {
         Ok(Candidate { id, write, .. }) => (Some(id), write),
         Err(refusal) => (refusal.id, Err(refusal.cause)),
     };
     let mut outcome = Outcome {
         route: route.map(|route| route.name.clone()),
         request_id: id.map(|id| id.to_string()),
+        notes: route.map(|route| route.notes(&Body::new(&message, rules.max_body_bytes))).unwrap_or_default(),
         ..Outcome::default()
     };
     match write {
@@ -82,7 +93,7 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<
             });
             outcome.call = route.and_then(|route| match &route.calldata {
                 Calldata::Call(call) => call.decode(&data),
-                Calldata::Body | Calldata::Carried | Calldata::Record(_) => None,
+                Calldata::Body | Calldata::HexBody | Calldata::Carried | Calldata::Record(_) => None,
             });
             outcome.calldata = Some(format!("0x{}", hex::encode(&data)));
         }
@@ -107,7 +118,13 @@ fn message(arguments: &Arguments, settings: &Settings) -> anyhow::Result<Message
     let routing_key = arguments.routing_key.clone().unwrap_or_else(|| settings.queue().to_owned());
     Ok(Message {
         body: body.into(),
-        properties: Properties { message_id: Some(id), kind: arguments.kind.clone(), ..Properties::default() },
+        properties: Properties {
+            message_id: Some(id),
+            kind: arguments.kind.clone(),
+            content_type: arguments.content_type.clone(),
+            content_encoding: arguments.content_encoding.clone(),
+            ..Properties::default()
+        },
         headers: arguments.header.iter().map(header).collect::<anyhow::Result<_>>()?,
         origin: Origin { exchange: arguments.exchange.clone(), routing_key },
     }
@@ -131,6 +148,7 @@ impl Outcome {
         line("calldata", &self.calldata.clone().map(|data| cut(data, SHOWN_BYTES)));
         line("refused", &self.refused);
         line("because", &self.detail);
+        self.notes.iter().for_each(|note| line("note", &Some(note.clone())));
         lines.join("\n")
     }
 }

@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::config::GAS_LIMITS;
-use crate::config::reader::{Findings, Section, tables, texts};
+use crate::config::reader::{DAY, Findings, SECOND, Section, or_off, tables, texts};
 use crate::model::{Gas, GasRule, Wei};
 use crate::policy::abi::{self, Call, Encoding, Errors, Function, Many, Pointer, Source};
 use crate::policy::records::{self, Kept};
@@ -14,7 +15,7 @@ use crate::policy::routes::{Amount, Calldata, KeyPattern, Match, Route};
 use crate::policy::schema::Schema;
 
 /// Keys of `[write]` that a route takes over unless it sets them.
-const INHERITED: [&str; 5] = ["mode", "to", "value", "gas", "gas_margin"];
+const INHERITED: [&str; 7] = ["mode", "to", "value", "gas", "gas_margin", "expires", "body_encoding"];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -32,9 +33,18 @@ pub(super) fn read(write: Option<Value>, routes: Option<Value>, folder: &Path, f
     let inherited = write.as_ref().and_then(Value::as_object).cloned().unwrap_or_default();
     Section::new("write", write, findings).allow(&INHERITED);
     let routes = tables("route", routes, "must be tables; write [[route]]", findings, |mut section| {
-        // A message that carries its transaction says these itself.
-        let carried: &[&str] = if section.is("mode", "transaction") { &["to", "value"] } else { &[] };
-        let is_inherited = |key: &str| INHERITED.contains(&key) && !carried.contains(&key);
+        if let Some(mode) = inherited.get("mode") {
+            section.set_default("mode", mode.clone());
+        }
+        // A message that carries its transaction says whom it calls itself, and only `data` has more than one encoding.
+        let own: &[&str] = if section.is("mode", "transaction") {
+            &["to", "value", "body_encoding"]
+        } else if section.is("mode", "data") {
+            &[]
+        } else {
+            &["body_encoding"]
+        };
+        let is_inherited = |key: &str| INHERITED.contains(&key) && !own.contains(&key);
         for (key, value) in inherited.iter().filter(|(key, _)| is_inherited(key)) {
             section.set_default(key, value.clone());
         }
@@ -52,8 +62,10 @@ fn route(name: String, matches: Match, mut section: Section<'_>, folder: &Path) 
         &[("data", Mode::Data), ("call", Mode::Call), ("record", Mode::Record), ("transaction", Mode::Transaction)],
     );
     let schema = schema(&mut section, folder);
+    let expires = expires(&mut section);
+    let is_hex = is_hex(&mut section, mode);
     if mode == Mode::Transaction {
-        return carried(name, matches, schema, section);
+        return carried(name, matches, (schema, expires), section);
     }
     let to = section.address("to", "the address to call");
     let value = section.read(
@@ -72,6 +84,7 @@ fn route(name: String, matches: Match, mut section: Section<'_>, folder: &Path) 
     let pays = value != Amount::Fixed(Wei(0));
     let mut errors = errors(&mut section);
     let (calldata, many) = match mode {
+        Mode::Data if is_hex => (Calldata::HexBody, None),
         Mode::Data | Mode::Transaction => (Calldata::Body, None),
         Mode::Call => match call(&mut section, folder, pays, &mut errors) {
             Some((call, abi)) => {
@@ -87,11 +100,34 @@ fn route(name: String, matches: Match, mut section: Section<'_>, folder: &Path) 
             (Calldata::Record(kept), records::many(kept))
         }
     };
-    Route { name, matches, schema, to: Some(to), value, gas, calldata, many, errors }
+    Route { name, matches, schema, to: Some(to), value, gas, calldata, many, errors, expires }
+}
+
+/// Reads for how long messages are of use.
+fn expires(section: &mut Section<'_>) -> Option<Duration> {
+    section.set_default("expires", "off");
+    let lives = |text: &str| humantime::parse_duration(text).ok().filter(|lives| (SECOND..=365 * DAY).contains(lives));
+    let expected = "a duration from 1s to 365days, such as \"1h\", or \"off\"";
+    section.read("expires", expected, None, |text| or_off(text, lives))
+}
+
+/// Reads whether bodies are hexadecimal text that stands for bytes.
+fn is_hex(section: &mut Section<'_>, mode: Mode) -> bool {
+    section.set_default("body_encoding", "none");
+    let is_hex = section.choice("body_encoding", &[("none", false), ("hex", true)]);
+    if is_hex && mode != Mode::Data {
+        section.fault("body_encoding", "is \"hex\", and only mode = \"data\" reads bodies so; set it to \"none\"");
+    }
+    is_hex
 }
 
 /// Reads the rest of a route whose messages say whom they call, with what and for how much.
-fn carried(name: String, matches: Match, schema: Option<Schema>, mut section: Section<'_>) -> Route {
+fn carried(
+    name: String,
+    matches: Match,
+    (schema, expires): (Option<Schema>, Option<Duration>),
+    mut section: Section<'_>,
+) -> Route {
     let errors = errors(&mut section);
     let gas = gas(&mut section);
     if section.text("to").is_some() {
@@ -101,7 +137,7 @@ fn carried(name: String, matches: Match, schema: Option<Schema>, mut section: Se
         section.fault("value", "is set, and the messages say what they pay; remove it");
     }
     let (calldata, value) = (Calldata::Carried, Amount::Fixed(Wei(0)));
-    Route { name, matches, schema, to: None, value, gas, calldata, many: None, errors }
+    Route { name, matches, schema, to: None, value, gas, calldata, many: None, errors, expires }
 }
 
 fn matches(section: &mut Section<'_>) -> Match {
@@ -259,6 +295,22 @@ mod tests {
     }
 
     #[test]
+    fn lives_and_encodings_are_taken_from_write_where_they_fit() {
+        let text = format!(
+            "{REST}[write]\n{TO}expires = \"1h\"\nbody_encoding = \"hex\"\n[[route]]\ntype = \"a\"\nexpires = \"off\"\n\
+             [[route]]\ntype = \"b\"\nbody_encoding = \"none\"\n[[route]]\nmode = \"record\"\n"
+        );
+        let routes = load_text(&text).unwrap().admission.routes;
+        let hour = Some(std::time::Duration::from_secs(3600));
+        assert_eq!(routes.iter().map(|route| route.expires).collect::<Vec<_>>(), [None, hour, hour]);
+        assert!(matches!(routes[0].calldata, Calldata::HexBody));
+        assert!(matches!(routes[1].calldata, Calldata::Body));
+        assert!(matches!(routes[2].calldata, Calldata::Record(_)));
+        let alone = load_text(&format!("{REST}[write]\n{TO}")).unwrap().admission.routes;
+        assert!(alone[0].expires.is_none() && matches!(alone[0].calldata, Calldata::Body));
+    }
+
+    #[test]
     fn write_alone_is_the_only_route_and_may_be_a_call() {
         let alone = load_text(&format!("{REST}[write]\n{TO}")).unwrap().admission.routes;
         let [Route { matches, to: Some(_), calldata: Calldata::Body, .. }] = alone.as_slice() else {
@@ -322,6 +374,12 @@ mod tests {
             (
                 "mode = \"call\"\nfunction = \"f(bool)\"\narguments = [true]\nbatch_function = \"g(bool[])\"\ngas = 50000",
                 "- route[1].gas: must be left to the default where there is batch_function",
+            ),
+            ("expires = \"0s\"", "- route[1].expires: is \"0s\"; expected a duration from 1s"),
+            ("body_encoding = \"base64\"", "- route[1].body_encoding: is \"base64\"; expected \"none\" or \"hex\""),
+            (
+                "mode = \"record\"\nbody_encoding = \"hex\"",
+                "- route[1].body_encoding: is \"hex\", and only mode = \"data\"",
             ),
             ("header = \"=x\"", "- route[1].header: has no name"),
             ("to = \"0x1\"", "- route[1].to: is \"0x1\"; expected the address"),

@@ -145,6 +145,7 @@ impl<J: Journal + LetterDeeds + 'static> Daemon<'_, J> {
             lanes: settings.signers.iter().zip(&lanes).map(|(signer, (_, signals))| view(signer, signals)).collect(),
             node,
             journal,
+            intake: meters.intake.clone(),
             settle: meters.settle.clone(),
             stuck,
             draining: self.tokens.stages.intake.clone(),

@@ -17,6 +17,8 @@ pub mod header {
     pub const REPLAY_COUNT: &str = "cw-replay-count";
     /// The request is for this time or later: RFC 3339, or an AMQP timestamp. The producer sets it.
     pub const NOT_BEFORE: &str = "cw-not-before";
+    /// Nothing is to be signed for the request from this time on: as `cw-not-before`. The producer sets it.
+    pub const NOT_AFTER: &str = "cw-not-after";
     /// The class of the failure that led to this copy.
     pub const ERROR_CLASS: &str = "cw-error-class";
     pub const ERROR_REASON: &str = "cw-error-reason";
@@ -47,11 +49,18 @@ pub mod header {
     pub const REPLAYED_BY: &str = "cw-replayed-by";
     pub const REPLAYED_AT: &str = "cw-replayed-at";
     pub const REPLAY_REASON: &str = "cw-replay-reason";
+    /// The properties and headers of a message that AMQP does not allow, as they came: hexadecimal digits. Set on arrival.
+    pub const RAW_PROPERTIES: &str = "cw-raw-properties";
+    /// What of them cannot be read, with its bytes.
+    pub const UNREADABLE: &str = "cw-unreadable";
     /// Begins the name of every header of ours.
     pub const PREFIX: &str = "cw-";
     /// Headers of ours that a copy keeps whatever its size: intake reads them.
-    pub const READ: [&str; 6] =
-        [NOT_BEFORE, ATTEMPT, REPLAY_COUNT, ORIGINAL_EXCHANGE, ORIGINAL_ROUTING_KEY, ORIGINAL_USER_ID];
+    pub const READ: [&str; 7] =
+        [NOT_BEFORE, NOT_AFTER, ATTEMPT, REPLAY_COUNT, ORIGINAL_EXCHANGE, ORIGINAL_ROUTING_KEY, ORIGINAL_USER_ID];
+    /// Headers of ours that are believed of every message. A producer may set the first two; the others only keep its own
+    /// message from being a request.
+    pub const BELIEVED: [&str; 4] = [NOT_BEFORE, NOT_AFTER, RAW_PROPERTIES, UNREADABLE];
     /// Of the broker: how often it took this delivery back, because a consumer died or gave it back. No copy has it.
     pub const DELIVERY_COUNT: &str = "x-delivery-count";
 }
@@ -241,11 +250,12 @@ const MAX_TX_HASHES: usize = 64;
 
 impl Message {
     /// Returns the message without what its producer may not say. Copies of ours come by the default exchange; what comes by
-    /// another is a producer's, and of our headers it may set `cw-not-before`.
+    /// another is a producer's, and of our headers it may set `cw-not-before` and `cw-not-after`.
     #[must_use]
     pub fn believed(mut self) -> Message {
         if !self.origin.exchange.is_empty() {
-            self.headers.retain(|name, _| !name.starts_with(header::PREFIX) || name == header::NOT_BEFORE);
+            let is_believed = |name: &str| !name.starts_with(header::PREFIX) || header::BELIEVED.contains(&name);
+            self.headers.retain(|name, _| is_believed(name));
         }
         self
     }
@@ -329,7 +339,7 @@ impl Message {
     /// about the failure.
     #[must_use]
     pub fn replayed(&self, note: &ReplayNote<'_>) -> Message {
-        const OF_THE_FAILURE: [&str; 10] = [
+        const OF_THE_FAILURE: [&str; 12] = [
             header::ATTEMPT,
             header::ERROR_CLASS,
             header::ERROR_REASON,
@@ -340,6 +350,8 @@ impl Message {
             header::REQUEST_ID,
             header::DEAD_AT,
             header::DEAD_LETTER_KEY,
+            header::RAW_PROPERTIES,
+            header::UNREADABLE,
         ];
         // Intake has taken its headers as they are, so none is too large.
         let mut copy = self.copied(&BTreeSet::new());
@@ -373,8 +385,10 @@ fn is_of_broker(name: &str) -> bool {
 fn drop_large_headers(headers: &mut Headers, read: &BTreeSet<String>) {
     let is_read = |name: &str| header::READ.contains(&name) || read.contains(name);
     let mut dropped: Vec<String> = Vec::new();
+    // What is made on arrival is within limits of its own.
     let is_too_large = |name: &str, value: &HeaderValue| {
-        name.starts_with(header::PREFIX) && name.len() + value.size() > MAX_OWN_HEADER_BYTES
+        let is_ours = name.starts_with(header::PREFIX) && name != header::RAW_PROPERTIES;
+        is_ours && name.len() + value.size() > MAX_OWN_HEADER_BYTES
     };
     dropped.extend(headers.iter().filter(|(name, value)| is_too_large(name, value)).map(|(name, _)| name.clone()));
     let sized = |is_wanted: &dyn Fn(&str) -> bool| {
@@ -495,13 +509,20 @@ mod tests {
     #[test]
     fn a_producer_may_say_when_and_nothing_else_in_a_header_of_ours() {
         let headers = |message: &Message| message.headers.keys().cloned().collect::<Vec<_>>();
-        let all =
-            [header::NOT_BEFORE, header::ATTEMPT, header::REPLAY_COUNT, header::REQUEST_ID, header::PASSAGE, "tenant"];
+        let all = [
+            header::NOT_AFTER,
+            header::NOT_BEFORE,
+            header::ATTEMPT,
+            header::REPLAY_COUNT,
+            header::REQUEST_ID,
+            header::PASSAGE,
+            "tenant",
+        ];
         let said = |exchange: &str| {
             let origin = Origin { exchange: exchange.to_owned(), routing_key: "k".to_owned() };
             Message { origin, ..with(&all.map(|name| (name, 1))) }.believed()
         };
-        assert_eq!(headers(&said("orders")), [header::NOT_BEFORE, "tenant"]);
+        assert_eq!(headers(&said("orders")), [header::NOT_AFTER, header::NOT_BEFORE, "tenant"]);
         assert_eq!(headers(&said("")).len(), all.len(), "a copy of ours");
     }
 

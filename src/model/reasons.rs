@@ -102,8 +102,17 @@ reasons! {
             "no id, or one that is too long",
             "producer: publish it with an id; operator: `dead edit --set-id`";
         Undecodable = "undecodable", AfterChange,
-            "the id, or an argument, should be in a JSON body, and the body has none there or is not JSON",
+            "the id, or an argument, should be in a JSON body, and the body has none there, is not JSON, or has a key twice in one object",
             "producer: send such a body; operator: `dead edit`";
+        Encoding = "encoding", AfterChange,
+            "the body cannot be decoded as its `content_encoding`, `content_type`, type `amqp-1.0` or `body_encoding` says, or the mode needs another",
+            "producer: send it as [Messages](guides/messages.md#the-body) says; operator: `dead edit`";
+        Unreadable = "unreadable", AfterChange,
+            "a property, a header or the routing key that AMQP does not allow, such as a text that is not UTF-8; the letter has all bytes in `cw-raw-properties`",
+            "producer: send UTF-8; operator: `dead edit`, which sends it without what cannot be read";
+        Expired = "expired", ByHand,
+            "its time was over before anything was signed for it: `cw-not-after`, `expiration` with `timestamp`, or `write.expires`",
+            "operator: `dead discard`; where it is wanted after all `dead replay`, or `dead edit` to change its `cw-not-after`";
         NoRoute = "no_route", AfterChange,
             "no `[[route]]` is for it, or it was taken in by a version without routes",
             "operator: add the route, then send it back";
@@ -194,6 +203,9 @@ reasons! {
         Undeliverable = "undeliverable", Safe,
             "the broker itself gave up on it: its delivery limit, 20 in RabbitMQ 4, before that only by a policy of yours",
             "operator: send it back; if it ends the worker again, report it with the message";
+        TimeToLive = "expired", ByHand,
+            "its time to live was over in the work queue: the producer's `expiration`, or a `message-ttl` of the queue or of a policy",
+            "operator: `dead discard`; where it is wanted after all, `dead replay`";
     }
 }
 
@@ -431,6 +443,6 @@ mod tests {
     #[test]
     fn no_rule_sends_back_what_a_person_decides_about() {
         let by_hand: Vec<_> = Reason::all().filter(Reason::needs_person).collect();
-        assert_eq!(by_hand, [Reason::MaybeWritten, Reason::Cancelled]);
+        assert_eq!(by_hand, [Reason::Expired, Reason::MaybeWritten, Reason::Cancelled, Reason::TimeToLive]);
     }
 }

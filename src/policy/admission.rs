@@ -7,9 +7,11 @@ use crate::model::message::{MAX_HEADER_BYTES, header};
 use crate::model::{
     BodyHash, Cause, Generation, HeaderValue, Message, OrderKey, Reason, RequestId, Timestamp, Write, ids,
 };
+use crate::policy::body::Body;
+use crate::policy::lifetime::{Lifetime, expired};
 use crate::policy::permits::Permits;
 use crate::policy::postpone::not_before;
-use crate::policy::routes::{Route, write_of};
+use crate::policy::routes::{Route, route_of, write_of};
 
 /// Arrays and tables in each other in a header, at most. The journal keeps headers as JSON, and readers of that refuse
 /// more than 128 levels: a message that was taken in and could not be read again would stop every start.
@@ -92,10 +94,11 @@ pub struct Candidate {
     pub generation: Generation,
     pub body_hash: BodyHash,
     pub not_before: Option<Timestamp>,
+    pub lifetime: Lifetime,
     /// The hash of its ordering key, if it has one.
     pub order_key: Option<OrderKey>,
-    /// An error where no route fits, or where the operator does not permit it. The message may still be a copy of a request
-    /// that was taken in under another configuration.
+    /// An error where no route fits, or where the operator does not permit it, or where it is too old. The message may still be
+    /// a copy of a request that was taken in before, or under another configuration.
     pub write: Result<Write, Cause>,
 }
 
@@ -109,6 +112,15 @@ impl Candidate {
             Ok(_) => Ok(self),
             Err(cause) => Err(Refusal { id: Some(self.id.clone()), cause: cause.clone() }),
         }
+    }
+
+    /// Returns it as it is at this time: a message that is too old asks for nothing.
+    #[must_use]
+    pub fn at(mut self, now: Timestamp) -> Self {
+        if let Some(cause) = expired(self.lifetime.ends(now), now) {
+            self.write = self.write.and(Err(cause));
+        }
+        self
     }
 }
 
@@ -136,36 +148,54 @@ pub fn sheltered(read: impl FnOnce() -> Result<Candidate, Refusal>) -> Result<Ca
 /// Reads a message as a request.
 ///
 /// # Errors
-/// The reason for its dead letter: `too_large`, `bad_headers`, `missing_id`, `undecodable`.
+/// The reason for its dead letter: `too_large`, `unreadable`, `bad_headers`, `missing_id`, `undecodable`, `encoding`.
 pub fn admit(rules: &AdmissionRules, message: &Message) -> Result<Candidate, Refusal> {
     let refuse = |id: Option<RequestId>, reason, detail: String| Refusal { id, cause: Cause::new(reason, detail) };
+    let body = Body::new(message, rules.max_body_bytes);
+    // Its id is read only where that takes no parsing of the body.
+    let id_beside_body = || match rules.id_source {
+        TextSource::JsonPointer(_) => None,
+        TextSource::MessageId | TextSource::Header(_) => read_id(rules, message, &body).ok(),
+    };
     let bytes = message.body.len() as u64;
     if bytes > rules.max_body_bytes {
-        // Its id is read only where that takes no parsing of the body.
-        let id = match rules.id_source {
-            TextSource::JsonPointer(_) => None,
-            TextSource::MessageId | TextSource::Header(_) => read_id(rules, message).ok(),
-        };
         let most = rules.max_body_bytes;
-        return Err(refuse(id, Reason::TooLarge, format!("the body has {bytes} bytes, broker.max_body allows {most}")));
+        let detail = format!("the body has {bytes} bytes, broker.max_body allows {most}");
+        return Err(refuse(id_beside_body(), Reason::TooLarge, detail));
     }
-    let id = read_id(rules, message).map_err(|cause| Refusal { id: None, cause })?;
+    if let Some(HeaderValue::Text(unreadable)) = message.headers.get(header::UNREADABLE) {
+        // Its scope may be among what cannot be read, and the id is another one without it.
+        let id = id_beside_body().filter(|_| rules.scope == Scope::None);
+        return Err(refuse(id, Reason::Unreadable, unreadable.clone()));
+    }
+    let id = read_id(rules, message, &body).map_err(|cause| Refusal { id: None, cause })?;
     check_headers(rules, message).map_err(|cause| Refusal { id: Some(id.clone()), cause })?;
-    let generation = Generation::read_from(&message.headers).map_err(|bad_header| bad_header.to_string());
-    let read = generation.and_then(|generation| Ok((generation, not_before(&message.headers)?)));
-    let (generation, not_before) = match read {
+    let (generation, not_before, lifetime) = match read_headers(rules, message) {
         Ok(read) => read,
         Err(detail) => return Err(refuse(Some(id), Reason::BadHeaders, detail)),
     };
-    let order_key = match read_order_key(rules, message) {
+    let order_key = match read_order_key(rules, message, &body) {
         Ok(order_key) => order_key,
         Err(cause) => return Err(Refusal { id: Some(id), cause }),
     };
-    let write = write_of(&rules.routes, &id, message, rules.max_body_bytes).and_then(|write| {
+    let write = write_of(&rules.routes, &id, message, &body, rules.max_body_bytes).and_then(|write| {
         let calldata = write.data.as_ref().unwrap_or(&message.body);
         rules.permits.check(write.to, write.value, calldata).map(|()| write)
     });
-    Ok(Candidate { id, generation, body_hash: BodyHash::of(&message.body), not_before, order_key, write })
+    let body_hash = BodyHash::of(&message.body);
+    Ok(Candidate { id, generation, body_hash, not_before, lifetime, order_key, write })
+}
+
+/// Reads which copy of a request the message is, and when it is of use.
+fn read_headers(
+    rules: &AdmissionRules,
+    message: &Message,
+) -> Result<(Generation, Option<Timestamp>, Lifetime), String> {
+    let generation = Generation::read_from(&message.headers).map_err(|bad_header| bad_header.to_string())?;
+    let expires = route_of(&rules.routes, message).and_then(|route| route.expires);
+    let is_replay = generation.replay > 0 || message.headers.contains_key(header::REPLAYED_AT);
+    let lifetime = Lifetime::read(message, is_replay, expires)?;
+    Ok((generation, not_before(&message.headers)?, lifetime))
 }
 
 /// Refuses headers that no copy could carry, and copies that had to leave behind what the message goes by.
@@ -193,8 +223,8 @@ fn check_headers(rules: &AdmissionRules, message: &Message) -> Result<(), Cause>
     }
 }
 
-fn read_id(rules: &AdmissionRules, message: &Message) -> Result<RequestId, Cause> {
-    let (place, text) = read_text(&rules.id_source, message)?;
+fn read_id(rules: &AdmissionRules, message: &Message, body: &Body<'_>) -> Result<RequestId, Cause> {
+    let (place, text) = read_text(&rules.id_source, message, body)?;
     let text = text.ok_or_else(|| Cause::new(Reason::MissingId, format!("{place} is not set")))?;
     let id =
         RequestId::new(&text).map_err(|error| Cause::new(Reason::MissingId, format!("{place} is no id: {error}")))?;
@@ -206,9 +236,9 @@ fn read_id(rules: &AdmissionRules, message: &Message) -> Result<RequestId, Cause
 }
 
 /// Returns the hash of the message's ordering key, if it has one.
-fn read_order_key(rules: &AdmissionRules, message: &Message) -> Result<Option<OrderKey>, Cause> {
+fn read_order_key(rules: &AdmissionRules, message: &Message, body: &Body<'_>) -> Result<Option<OrderKey>, Cause> {
     let Some(order_by) = &rules.order_by else { return Ok(None) };
-    let (_, Some(key)) = read_text(&order_by.source, message)? else { return Ok(None) };
+    let (_, Some(key)) = read_text(&order_by.source, message, body)? else { return Ok(None) };
     Ok(Some(match scope_of(rules, message)? {
         None => OrderKey::of(&key),
         Some(scope) => OrderKey::of(&ids::within(&scope, &key)),
@@ -240,17 +270,16 @@ fn text_in_header(name: &str, message: &Message) -> Result<Option<String>, Cause
 }
 
 /// Returns the text, and its place for a person.
-fn read_text(source: &TextSource, message: &Message) -> Result<(String, Option<String>), Cause> {
+fn read_text(source: &TextSource, message: &Message, body: &Body<'_>) -> Result<(String, Option<String>), Cause> {
     Ok(match source {
         TextSource::MessageId => ("the message_id property".to_owned(), message.properties.message_id.clone()),
         TextSource::Header(name) => (format!("header {name}"), text_in_header(name, message)?),
-        TextSource::JsonPointer(pointer) => (format!("{pointer} in the body"), text_in_body(pointer, &message.body)?),
+        TextSource::JsonPointer(pointer) => (format!("{pointer} in the body"), text_in_body(pointer, body)?),
     })
 }
 
-fn text_in_body(pointer: &str, body: &[u8]) -> Result<Option<String>, Cause> {
-    let json: serde_json::Value = serde_json::from_slice(body)
-        .map_err(|error| Cause::new(Reason::Undecodable, format!("the body is not JSON: {error}")))?;
+fn text_in_body(pointer: &str, body: &Body<'_>) -> Result<Option<String>, Cause> {
+    let json = body.json().map_err(|fault| fault.cause(None))?;
     match json.pointer(pointer) {
         None | Some(serde_json::Value::Null) => Ok(None),
         Some(serde_json::Value::String(text)) => Ok(Some(text.clone())),
@@ -365,6 +394,32 @@ mod tests {
         assert!(refusal.cause.detail.ends_with("index 7 of 0"), "{}", refusal.cause.detail);
         let refusal = sheltered(|| panic!("never")).unwrap_err();
         assert!(refusal.cause.detail.ends_with("never"), "{}", refusal.cause.detail);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_refused_under_its_id_unless_that_may_be_another_scopes() {
+        let unreadable = message(Some("a"), &[(header::UNREADABLE, "type is 0xff".into())], "");
+        for (scope, id) in [(Scope::None, Some("a")), (Scope::UserId, None), (Scope::Header("tenant".into()), None)] {
+            let rules = AdmissionRules { scope, ..rules(TextSource::MessageId) };
+            let refusal = admit(&rules, &unreadable).unwrap_err();
+            assert_eq!(refusal.cause, Cause::new(Reason::Unreadable, "type is 0xff"));
+            assert_eq!(refusal.id.as_ref().map(RequestId::as_str), id);
+            // An operator sends it without what cannot be read.
+            let note = crate::model::message::ReplayNote { replay: 1, by: "ops", at: Timestamp(0), reason: "" };
+            assert!(admit(&rules, &unreadable.replayed(&note)).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_message_that_is_too_old_asks_for_nothing() {
+        let late = message(Some("a"), &[(header::NOT_AFTER, HeaderValue::Time(10))], "");
+        let rules = crate::policy::letters::tests::rules();
+        let of = |now: i64| admit(&rules, &late).unwrap().at(Timestamp(now)).write;
+        assert!(of(9_999).is_ok());
+        assert_eq!(of(10_000).unwrap_err().reason, Reason::Expired);
+        // What is wrong besides is said first.
+        let none = AdmissionRules { routes: Vec::new(), ..rules.clone() };
+        assert_eq!(admit(&none, &late).unwrap().at(Timestamp(10_000)).write.unwrap_err().reason, Reason::NoRoute);
     }
 
     fn nested(levels: usize) -> HeaderValue {

@@ -78,7 +78,7 @@ impl Permits {
     /// Fails where no message of this route could ever be written.
     pub fn check_route(&self, route: &Route) -> Result<(), Cause> {
         let selector = match &route.calldata {
-            Calldata::Body | Calldata::Carried => None,
+            Calldata::Body | Calldata::HexBody | Calldata::Carried => None,
             Calldata::Call(call) => Some(call.selector()),
             Calldata::Record(kept) => Some(records::selector_of(*kept)),
         };

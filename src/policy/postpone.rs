@@ -6,14 +6,21 @@ use crate::model::message::header;
 use crate::model::{HeaderValue, Headers, Timestamp};
 
 /// The begin of the year 2100. Later times are taken for mistakes: milliseconds for seconds, a wrong century.
-const LATEST: Timestamp = Timestamp(4_102_444_800_000);
+pub const LATEST: Timestamp = Timestamp(4_102_444_800_000);
 
-/// Returns the time before which a message is no request yet: an RFC 3339 text, or an AMQP timestamp in seconds.
+/// Returns the time before which a message is no request yet.
 ///
 /// # Errors
 /// The header is wrong: the text says how.
 pub fn not_before(headers: &Headers) -> Result<Option<Timestamp>, String> {
-    let name = header::NOT_BEFORE;
+    time_in(headers, header::NOT_BEFORE)
+}
+
+/// Returns the time in a header: an RFC 3339 text, or an AMQP timestamp in seconds.
+///
+/// # Errors
+/// The header is wrong: the text says how.
+pub fn time_in(headers: &Headers, name: &str) -> Result<Option<Timestamp>, String> {
     let time = match headers.get(name) {
         None => return Ok(None),
         Some(HeaderValue::Text(text)) => text.parse().map_err(|_| {

@@ -1,14 +1,20 @@
 //! Routes: the first one that a message matches decides which contract it calls, with what, and for how much.
 
 use std::fmt;
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::model::{Address, Cause, GasRule, HeaderValue, Message, Reason, RequestId, Wei, Write};
 use crate::policy::abi::{Call, Errors, Many, Pointer};
+use crate::policy::body::{Body, Fault};
 use crate::policy::raw_transaction;
 use crate::policy::records::{self, Kept};
 use crate::policy::schema::Schema;
+
+/// Follows on what is noticed of a body in `mode = "data"`.
+pub const HEX_TEXT: &str = "is hexadecimal text, and its characters become the calldata, not the bytes that they stand for; if \
+                            those are meant, set body_encoding = \"hex\" in [write] or in the route";
 
 /// One kind of message, and what becomes of it.
 #[derive(Debug, Clone)]
@@ -25,6 +31,8 @@ pub struct Route {
     /// The function that does the same for many messages.
     pub many: Option<Many>,
     pub errors: Errors,
+    /// For how long its messages are of use.
+    pub expires: Option<Duration>,
 }
 
 /// Selects the messages of a route. All that is set must fit; with nothing set every message does.
@@ -50,7 +58,10 @@ pub enum Amount {
 
 #[derive(Debug, Clone)]
 pub enum Calldata {
+    /// The body, byte for byte.
     Body,
+    /// The bytes that the body has as hexadecimal text.
+    HexBody,
     /// A function, and arguments from the body.
     Call(Box<Call>),
     /// All of the transaction is in the body.
@@ -77,61 +88,75 @@ pub fn contract_errors(routes: &[Route]) -> Errors {
     all
 }
 
-/// Returns what the message asks for.
+/// Returns what the message asks for; `body` is its body.
 ///
 /// # Errors
-/// `no_route`; where there is a schema `undecodable` and `schema`; of a transaction in the body also `undecodable` and `bad_transaction`; of a call also `undecodable` and `bad_argument`, and `too_large` where its calldata would have more bytes than
-/// `most_bytes`.
-pub fn write_of(routes: &[Route], id: &RequestId, message: &Message, most_bytes: u64) -> Result<Write, Cause> {
+/// `no_route`; where the body is read, `encoding` and `too_large`, and where it is read as JSON also `undecodable`; where there
+/// is a schema `schema`; of a transaction in the body `bad_transaction`; of a call `bad_argument`, and `too_large` where its
+/// calldata would have more bytes than `most_bytes`.
+pub fn write_of(
+    routes: &[Route],
+    id: &RequestId,
+    message: &Message,
+    body: &Body<'_>,
+    most_bytes: u64,
+) -> Result<Write, Cause> {
     let Some(route) = route_of(routes, message) else {
         let kind = message.properties.kind.as_deref().unwrap_or_default();
         let detail = format!("no route is for type {kind:?} with routing key {:?}", message.first_routing_key());
         return Err(Cause::new(Reason::NoRoute, detail));
     };
     if let Some(schema) = &route.schema {
-        let kept = schema.check(&json_of(route, message)?);
+        let kept = schema.check(json_of(route, body)?);
         kept.map_err(|fault| Cause::new(Reason::Schema, format!("{}: {fault}", route.name)))?;
     }
-    let Some(to) = route.to else { return carried(route, message) };
+    let Some(to) = route.to else { return carried(route, body) };
     let gas = route.gas;
     let write = |value, data| Write { to, value, gas, data };
-    let call = match (&route.calldata, &route.value) {
-        (Calldata::Body, Amount::Fixed(value)) => return Ok(write(*value, None)),
-        (Calldata::Record(kept), _) => {
-            let data = records::calldata(records::record_id(id), &message.body, *kept);
-            return Ok(write(Wei(0), Some(data)));
-        }
-        (Calldata::Body | Calldata::Carried, _) => None,
-        (Calldata::Call(call), _) => Some(call),
-    };
-    let json = json_of(route, message)?;
-    let bad = |misfit| Cause::new(Reason::BadArgument, format!("{}: {misfit}", route.name));
     let value = match &route.value {
         Amount::Fixed(value) => *value,
-        Amount::At(pointer) => Wei(pointer.amount(&json).map_err(bad)?),
+        Amount::At(pointer) => {
+            let bad = |misfit| Cause::new(Reason::BadArgument, format!("{}: {misfit}", route.name));
+            Wei(pointer.amount(json_of(route, body)?).map_err(bad)?)
+        }
     };
-    let Some(call) = call else { return Ok(write(value, None)) };
-    let data = call.encode(&json).map_err(bad)?;
+    let unread = |fault: &Fault| fault.cause(Some(&route.name));
+    match &route.calldata {
+        // The body itself is stored in any case.
+        Calldata::Body if body.is_bare() => Ok(write(value, None)),
+        Calldata::Body => Ok(write(value, Some(body.content().map_err(unread)?.clone()))),
+        Calldata::HexBody => Ok(write(value, Some(body.hex().map_err(|fault| unread(&fault))?))),
+        Calldata::Record(kept) => {
+            let content = body.content().map_err(unread)?;
+            Ok(write(Wei(0), Some(records::calldata(records::record_id(id), content, *kept))))
+        }
+        Calldata::Carried => carried(route, body),
+        Calldata::Call(call) => Ok(write(value, Some(encoded(route, call, body, most_bytes)?))),
+    }
+}
+
+/// Returns the calldata of a call with arguments from the body.
+fn encoded(route: &Route, call: &Call, body: &Body<'_>, most_bytes: u64) -> Result<Bytes, Cause> {
+    let bad = |misfit| Cause::new(Reason::BadArgument, format!("{}: {misfit}", route.name));
+    let data = call.encode(json_of(route, body)?).map_err(bad)?;
     if data.len() as u64 > most_bytes {
         let detail =
             format!("{}: its calldata has {} bytes, broker.max_body allows {most_bytes}", route.name, data.len());
         return Err(Cause::new(Reason::TooLarge, detail));
     }
-    Ok(write(value, Some(Bytes::from(data))))
+    Ok(data.into())
 }
 
 /// Returns all that the body says; its gas comes before the route's.
-fn carried(route: &Route, message: &Message) -> Result<Write, Cause> {
-    let carried = raw_transaction::read(&json_of(route, message)?)
+fn carried(route: &Route, body: &Body<'_>) -> Result<Write, Cause> {
+    let carried = raw_transaction::read(json_of(route, body)?)
         .map_err(|misfit| Cause::new(Reason::BadTransaction, format!("{}: {misfit}", route.name)))?;
     let gas = carried.gas.map_or(route.gas, GasRule::Fixed);
     Ok(Write { to: carried.to, value: carried.value, gas, data: Some(carried.data) })
 }
 
-fn json_of(route: &Route, message: &Message) -> Result<serde_json::Value, Cause> {
-    serde_json::from_slice(&message.body).map_err(|error| {
-        Cause::new(Reason::Undecodable, format!("the body is not JSON, which {} needs: {error}", route.name))
-    })
+fn json_of<'b>(route: &Route, body: &'b Body<'_>) -> Result<&'b serde_json::Value, Cause> {
+    body.json().map_err(|fault| fault.cause(Some(&route.name)))
 }
 
 impl Route {
@@ -148,6 +173,27 @@ impl Route {
             calldata,
             many: None,
             errors: Errors::default(),
+            expires: None,
+        }
+    }
+
+    /// Returns whether the characters of hexadecimal text would become the calldata.
+    pub fn takes_hex_text(&self, body: &Body<'_>) -> bool {
+        matches!(self.calldata, Calldata::Body) && body.is_hex_text()
+    }
+
+    /// Returns what the producer of this message may not have meant, where the bytes of its body go into the chain as they are.
+    pub fn notes(&self, body: &Body<'_>) -> Vec<String> {
+        match self.calldata {
+            Calldata::Body => {
+                let mut notes = body.notes();
+                if self.takes_hex_text(body) {
+                    notes.push(format!("the body {HEX_TEXT}"));
+                }
+                notes
+            }
+            Calldata::Record(_) => body.notes(),
+            Calldata::HexBody | Calldata::Call(_) | Calldata::Carried => Vec::new(),
         }
     }
 }
@@ -160,7 +206,8 @@ impl fmt::Display for Route {
             None => write!(f, "route {name}: {matches}, ")?,
         }
         match calldata {
-            Calldata::Body => f.write_str("the body as calldata"),
+            Calldata::Body => f.write_str("the body as calldata, byte for byte"),
+            Calldata::HexBody => f.write_str("the body, hexadecimal text, as calldata"),
             Calldata::Call(call) => write!(f, "{}", call.signature()),
             Calldata::Carried => f.write_str("the transaction that its body has"),
             Calldata::Record(Kept::Hash) => f.write_str("a record of the body's hash"),
@@ -262,7 +309,12 @@ mod tests {
             calldata,
             many: None,
             errors: Errors::default(),
+            expires: None,
         }
+    }
+
+    fn write_by(routes: &[Route], message: &Message) -> Result<Write, Cause> {
+        write_of(routes, &id(), message, &Body::new(message, 100), 100)
     }
 
     #[test]
@@ -306,7 +358,7 @@ mod tests {
         let mut forged = message("b", "q", &[(header::ORIGINAL_ROUTING_KEY, "pay.now".into())], "");
         forged.origin.exchange = "orders".to_owned();
         for (message, number) in cases.into_iter().chain([(forged, None)]) {
-            let write = write_of(&routes, &id(), &message, 100);
+            let write = write_by(&routes, &message);
             assert_eq!(write.as_ref().ok().map(|write| write.to), number.map(|number| Address([number; 20])));
             if let Err(cause) = write {
                 let detail = "no route is for type \"b\" with routing key \"q\"";
@@ -320,7 +372,7 @@ mod tests {
         let function = abi::function("note(bytes data)").unwrap();
         let call = Call::new(function, vec![Source::At(Pointer::new("/d", abi::Encoding::Hex))]).unwrap();
         let routes = [route(1, Match::default(), Calldata::Call(Box::new(call)))];
-        let of = |body: &str| write_of(&routes, &id(), &message("", "", &[], body), 100);
+        let of = |body: &str| write_by(&routes, &message("", "", &[], body));
         let write = of(r#"{"d":"0x0102"}"#).unwrap();
         assert_eq!(write.data.map(|data| data.len()), Some(4 + 3 * 32));
         let causes = [
@@ -333,5 +385,61 @@ mod tests {
             assert_eq!(cause.reason.as_str(), reason, "{cause}");
             assert!(cause.detail.contains(detail), "{cause}");
         }
+    }
+
+    /// Returns the calldata, or what the message is refused for.
+    fn calldata(calldata: &Calldata, body: &[u8], set: impl FnOnce(&mut Properties)) -> Result<Vec<u8>, String> {
+        let mut message = message("", "", &[], "");
+        message.properties.kind = None;
+        set(&mut message.properties);
+        message.body = Bytes::copy_from_slice(body);
+        let write = write_by(&[route(1, Match::default(), calldata.clone())], &message);
+        let data = |write: Write| write.data.unwrap_or(message.body).to_vec();
+        write.map(data).map_err(|cause| cause.routing_key())
+    }
+
+    #[test]
+    fn bytes_are_kept_where_the_mode_keeps_them_and_read_where_it_reads_them() {
+        let function = abi::function("note(string text)").unwrap();
+        let call = Call::new(function, vec![Source::At(Pointer::new("/d", abi::Encoding::Hex))]).unwrap();
+        let (call, data, hex) = (Calldata::Call(Box::new(call)), Calldata::Body, Calldata::HexBody);
+        let record = Calldata::Record(Kept::Hash);
+        let amqp = [&[0x00, 0x53, 0x77, 0xa1, 9][..], br#"{"d":"x"}"#].concat();
+        let in_amqp = |properties: &mut Properties| properties.kind = Some("amqp-1.0".to_owned());
+        let with = |encoding: &'static str| {
+            move |properties: &mut Properties| properties.content_encoding = Some(encoding.into())
+        };
+        let plain = calldata(&call, br#"{"d":"x"}"#, |_| {}).unwrap();
+        assert_eq!(calldata(&call, &amqp, in_amqp), Ok(plain));
+        assert_eq!(calldata(&data, &amqp, in_amqp), Ok(br#"{"d":"x"}"#.to_vec()), "the producer's bytes");
+        assert_eq!(calldata(&record, &amqp, in_amqp), calldata(&record, br#"{"d":"x"}"#, |_| {}));
+        assert_eq!(calldata(&data, &amqp, |_| {}), Ok(amqp.clone()), "nothing says that it is AMQP 1.0");
+        for mode in [&call, &data, &record, &hex] {
+            assert_eq!(calldata(mode, b"0x00", in_amqp), Err("invalid.encoding".to_owned()));
+        }
+        // What is not read is not decoded, whatever its properties say.
+        assert_eq!(calldata(&data, b"\x1f\x8b..", with("gzip")), Ok(b"\x1f\x8b..".to_vec()));
+        assert_eq!(calldata(&record, b"x", with("gzip")), calldata(&record, b"x", |_| {}));
+        for mode in [&call, &hex] {
+            assert_eq!(calldata(mode, b"\x1f\x8b..", with("gzip")), Err("invalid.encoding".to_owned()));
+            assert_eq!(calldata(mode, b"{}", with("br")), Err("invalid.encoding".to_owned()));
+        }
+        assert_eq!(calldata(&hex, b"0x0aff", |_| {}), Ok(vec![0x0a, 0xff]));
+        assert_eq!(calldata(&data, b"0x0aff", |_| {}), Ok(b"0x0aff".to_vec()));
+        assert_eq!(calldata(&call, br#"{"d":"x","d":"y"}"#, |_| {}), Err("invalid.undecodable".to_owned()));
+        let xml = |properties: &mut Properties| properties.content_type = Some("text/xml".to_owned());
+        assert_eq!(calldata(&call, br#"{"d":"x"}"#, xml), Err("invalid.encoding".to_owned()));
+        assert!(calldata(&data, br#"{"d":"x"}"#, xml).is_ok());
+    }
+
+    #[test]
+    fn what_a_producer_may_not_have_meant_is_noted_where_bytes_are_kept() {
+        let mut message = message("", "", &[], "0xa9059cbb");
+        message.properties.content_encoding = Some("gzip".to_owned());
+        let notes = |calldata: Calldata| route(1, Match::default(), calldata).notes(&Body::new(&message, 99));
+        let of_data = notes(Calldata::Body);
+        assert!(of_data[0].contains("\"gzip\"") && of_data[1].contains("body_encoding = \"hex\""), "{of_data:?}");
+        assert_eq!(notes(Calldata::Record(Kept::Body)).len(), 1);
+        assert_eq!(notes(Calldata::HexBody).len() + notes(Calldata::Carried).len(), 0);
     }
 }

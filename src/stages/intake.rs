@@ -16,6 +16,8 @@ use crate::model::{BodyHash, Cause, Generation, Heartbeat, Message, OrderKey, Re
 use crate::observe::metrics::IntakeMeter;
 use crate::policy::admission::{AdmissionRules, Candidate, Refusal, admit, sheltered};
 use crate::policy::arrival::{Verdict, is_suspect};
+use crate::policy::body::Body;
+use crate::policy::routes::{HEX_TEXT, route_of};
 use crate::stages::claim::Serving;
 use crate::stages::settle::inbox::{Admitted, Postponed, Refused, generated_id};
 use crate::stages::upkeep::{is_passage, token_of};
@@ -157,13 +159,14 @@ impl Intake {
         let mut admissions = Vec::with_capacity(batch.len());
         let taken_at = Timestamp::now();
         for Delivery { message, token } in batch {
-            match sheltered(|| admit(&self.rules, &message)) {
+            match sheltered(|| admit(&self.rules, &message)).map(|candidate| candidate.at(taken_at)) {
                 Ok(Candidate { id, not_before: Some(until), .. }) if until > taken_at => {
                     self.meter.deliveries.count(None);
                     self.pass_on(Admitted::Postponed(Box::new(Postponed { id, message, until, token }))).await;
                 }
                 Ok(candidate) => {
-                    let Candidate { id, generation, body_hash, order_key, write, .. } = candidate;
+                    self.note_hex_text(&message);
+                    let Candidate { id, generation, body_hash, lifetime, order_key, write, .. } = candidate;
                     let account = self.choose_lane(order_key);
                     // A refusal needs the message; a clone of a body shares its bytes.
                     admissions.push(Admission {
@@ -176,8 +179,8 @@ impl Intake {
                         token,
                     });
                     let order_key = order_key.filter(|_| self.rules.is_strict());
-                    let write = write.ok();
-                    arrivals.push(Arrival { id, generation, body_hash, message, account, order_key, write });
+                    let (not_after, write) = (lifetime.ends(taken_at), write.ok());
+                    arrivals.push(Arrival { id, generation, body_hash, message, account, order_key, not_after, write });
                 }
                 Err(refusal) => self.refuse(message, refusal, token).await,
             }
@@ -190,6 +193,16 @@ impl Intake {
             self.handle_verdict(verdict, admission).await;
         }
         Ok(())
+    }
+
+    /// Notes a body whose producer may have meant the bytes that its digits stand for, and logs the first.
+    fn note_hex_text(&self, message: &Message) {
+        let body = Body::new(message, self.rules.max_body_bytes);
+        if route_of(&self.rules.routes, message).is_some_and(|route| route.takes_hex_text(&body))
+            && self.meter.hex_bodies.inc() == 0
+        {
+            info!("a message came whose body {HEX_TEXT}");
+        }
     }
 
     async fn handle_verdict(&self, verdict: Verdict, admission: Admission) {
@@ -368,6 +381,39 @@ mod tests {
         bench.intake.step(vec![delivery]).await.unwrap();
         assert!(matches!(bench.admitted.try_recv(), Ok(Admitted::Postponed(_))));
         assert!(bench.intake.journal.open_requests().await.unwrap().iter().all(|(_, open)| *open == 0));
+    }
+
+    #[tokio::test]
+    async fn a_message_that_is_too_old_is_refused_and_one_that_is_known_joins() {
+        let mut bench = Bench::new().await;
+        let until = |delivery: &mut Delivery, seconds: i64| {
+            let ends = Timestamp(Timestamp::now().0 + seconds * 1000).to_string();
+            delivery.message.headers.insert(header::NOT_AFTER.to_owned(), HeaderValue::Text(ends));
+        };
+        for (id, seconds) in [("a", 60), ("b", -1), ("a", -1)] {
+            let mut delivery = bench.session.delivery(id, "body");
+            until(&mut delivery, seconds);
+            bench.intake.step(vec![delivery]).await.unwrap();
+            match bench.admitted.try_recv().unwrap() {
+                Admitted::Hold { id: held, .. } => assert_eq!((held.as_str(), id), ("a", "a")),
+                Admitted::Refused(refused) => {
+                    assert_eq!((refused.id.as_str(), refused.cause.reason), ("b", Reason::Expired));
+                }
+                other @ (Admitted::Known { .. } | Admitted::Postponed(_)) => panic!("{other:?}"),
+            }
+        }
+        let account = bench.intake.lanes[0].account;
+        let queued = bench.intake.journal.open_requests().await.unwrap();
+        assert_eq!(queued, [(account, 1)], "the first one, and once");
+    }
+
+    #[tokio::test]
+    async fn bodies_of_hexadecimal_text_are_counted() {
+        let mut bench = Bench::new().await;
+        for (id, body) in [("a", "body"), ("b", "0xa9059cbb"), ("c", "0xa9059cbb"), ("d", "0x")] {
+            bench.take(id, body).await;
+        }
+        assert_eq!(bench.intake.meter.hex_bodies.get(), 2);
     }
 
     #[tokio::test]

@@ -5,11 +5,11 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use lapin::message::Delivery;
 use lapin::options::{
-    BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions,
-    QueueDeclareOptions, QueueDeleteOptions,
+    BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
+    QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
-use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer};
+use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer, ExchangeKind};
 use serde_json::Value;
 
 /// A connection with one channel.
@@ -144,6 +144,14 @@ impl Amqp {
         let consumer =
             self.channel.basic_consume(name.as_str().into(), "".into(), consume, FieldTable::default()).await;
         Watch(consumer.unwrap())
+    }
+
+    /// Makes a durable topic exchange.
+    pub async fn declare_topic(&self, exchange: &str) {
+        let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+        let declared =
+            self.channel.exchange_declare(exchange.into(), ExchangeKind::Topic, durable, FieldTable::default());
+        declared.await.unwrap();
     }
 
     pub async fn bind(&self, queue: &str, exchange: &str, key: &str) {

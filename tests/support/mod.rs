@@ -13,6 +13,7 @@
 )]
 
 pub mod amqp;
+pub mod amqp10;
 pub mod anvil;
 pub mod contracts;
 pub mod documents;
@@ -25,6 +26,7 @@ pub mod postgres;
 pub mod proxy;
 pub mod rabbit;
 pub mod rabbit_control;
+pub mod raw_amqp;
 pub mod rpc;
 pub mod tls;
 pub mod worker;

@@ -95,7 +95,8 @@ fn commit(criterion: &mut Criterion) {
             let write =
                 Some(Write { to: Address([1; 20]), value: Wei(0), gas: GasRule::Fixed(Gas(50_000)), data: None });
             let (id, body_hash) = (RequestId::new(&format!("m-{number}")).unwrap(), BodyHash::of(&message.body));
-            Arrival { id, generation: Generation::default(), body_hash, message, account, order_key: None, write }
+            let (generation, order_key, not_after) = (Generation::default(), None, None);
+            Arrival { id, generation, body_hash, message, account, order_key, not_after, write }
         });
         let arrivals: Vec<_> = arrivals.collect();
         number += BATCH;

@@ -12,7 +12,7 @@ use crate::cli::dead::{ChangeOptions, Named, confirm, editor, pair, plain, sheet
 use crate::cli::{check_reason, complain, exit, open_input, say, stop};
 use crate::config::Settings;
 use crate::journal::Deed;
-use crate::model::{BodyHash, GasRule, Generation, Message, RequestId, Write};
+use crate::model::{BodyHash, GasRule, Generation, Message, RequestId, Timestamp, Write};
 use crate::policy::admission::{Candidate, TextSource, admit, sheltered};
 use crate::policy::arrival::{Verdict, decide};
 use crate::policy::gas::intrinsic;
@@ -168,6 +168,7 @@ impl Edit<'_> {
         // The copy as it will be, without the headers about the failure.
         let probe = self.after.replayed(&self.session.guard.replay_note(0, ""));
         let candidate = sheltered(|| admit(&self.settings.admission, &probe)).and_then(Candidate::routed);
+        let candidate = candidate.map(|candidate| candidate.at(Timestamp::now())).and_then(Candidate::routed);
         let candidate = candidate.map_err(|refusal| refusal.cause.to_string())?;
         if let Ok(Write { gas: GasRule::Fixed(gas), data, .. }) = &candidate.write {
             let least = intrinsic(data.as_ref().unwrap_or(&self.after.body));

@@ -31,7 +31,8 @@ fn editable(properties: &mut Properties) -> [(&'static str, &mut Option<String>)
 
 /// Returns whether a header is the producer's: neither chainwriter's nor the broker's.
 pub(super) fn is_editable(name: &str) -> bool {
-    !name.starts_with(header::PREFIX) && !name.starts_with("x-")
+    let is_producers = [header::NOT_BEFORE, header::NOT_AFTER].contains(&name);
+    is_producers || (!name.starts_with(header::PREFIX) && !name.starts_with("x-"))
 }
 
 /// Returns the letter as a text.
@@ -220,6 +221,7 @@ mod tests {
         let headers = Headers::from([
             ("tenant".to_owned(), "nor\"th\nend".into()),
             ("a = b".to_owned(), HeaderValue::Int(-3)),
+            ("cw-not-after".to_owned(), HeaderValue::Time(7)),
             ("truth".to_owned(), HeaderValue::Bool(true)),
             ("nothing".to_owned(), HeaderValue::Void),
             ("weight".to_owned(), HeaderValue::Float(1.5)),

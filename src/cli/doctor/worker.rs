@@ -3,6 +3,7 @@
 use crate::cli::doctor::finding::Finding;
 use crate::config::Settings;
 use crate::daemon::status::{self, LaneReport, PauseReport, WorkerReport};
+use crate::policy::routes::HEX_TEXT;
 
 const AREA: &str = "worker";
 
@@ -17,12 +18,21 @@ pub(super) async fn examine(settings: &Settings) -> Vec<Finding> {
 }
 
 fn of_report(report: &WorkerReport) -> Vec<Finding> {
-    let waits: Vec<_> = report.lanes.iter().flat_map(of_lane).collect();
-    if waits.is_empty() {
+    let mut findings: Vec<_> = report.lanes.iter().flat_map(of_lane).collect();
+    if findings.is_empty() {
         let what = format!("no lane pauses, and no request is held up; {}", sizes(report));
-        return vec![Finding::ok(AREA, what)];
+        findings.push(Finding::ok(AREA, what));
     }
-    waits
+    if report.hex_bodies > 0 {
+        let messages = if report.hex_bodies == 1 {
+            "a message has".to_owned()
+        } else {
+            format!("{} messages have", report.hex_bodies)
+        };
+        let what = format!("{messages} come whose body {HEX_TEXT}");
+        findings.push(Finding::notice(AREA, what).remedy("`chainwriter route FILE` shows what becomes of a body"));
+    }
+    findings
 }
 
 /// Says how many transactions and deliveries may be on their way, and what keeps that from being more.
@@ -64,6 +74,11 @@ mod tests {
         let quiet = of_report(&report);
         assert!(matches!(quiet.as_slice(), [Finding { level: Level::Ok, .. }]), "{quiet:?}");
         assert!(quiet[0].what.contains("64 (limit: blocks), prefetch 1000 (limit: no lane wants more)"), "{quiet:?}");
+        report.hex_bodies = 3;
+        let noted = of_report(&report);
+        assert!(matches!(noted.as_slice(), [_, Finding { level: Level::Note, .. }]), "{noted:?}");
+        assert!(noted[1].what.starts_with("3 messages") && noted[1].what.contains("body_encoding"), "{noted:?}");
+        report.hex_bodies = 0;
         let held = HeldReport { request: "order-7".to_owned(), why: "it is not simulated".to_owned() };
         let pause = PauseReport { reason: "insufficient_funds".to_owned(), detail: "0 wei".to_owned() };
         let lane = report.lanes.first_mut().unwrap();

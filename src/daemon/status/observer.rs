@@ -15,7 +15,7 @@ use crate::daemon::status::report::{BrokerReport, HeldReport, LaneReport, PauseR
 use crate::daemon::status::{RecentLines, gauges};
 use crate::journal::{JournalOverview, Upkeep};
 use crate::model::{Address, Timestamp, Wei};
-use crate::observe::metrics::{Metrics, SettleMeter};
+use crate::observe::metrics::{IntakeMeter, Metrics, SettleMeter};
 use crate::stages::claim::Serving;
 use crate::stages::lane::LaneState;
 
@@ -44,6 +44,7 @@ pub struct Sources {
     pub lanes: Vec<LaneView>,
     pub node: Arc<NodeClient>,
     pub journal: Arc<dyn Upkeep>,
+    pub intake: IntakeMeter,
     pub settle: SettleMeter,
     /// Stages that stand still, as the watchdog sees it.
     pub stuck: watch::Receiver<Vec<&'static str>>,
@@ -140,6 +141,7 @@ impl Observer {
             lanes,
             endpoints: sources.node.endpoint_states(),
             journal: asked.journal.clone(),
+            hex_bodies: u64::try_from(sources.intake.hex_bodies.get()).unwrap_or(0),
             recent: sources.recent.lines(),
         }
     }

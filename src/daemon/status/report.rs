@@ -28,6 +28,9 @@ pub struct WorkerReport {
     pub endpoints: Vec<EndpointState>,
     /// The journal as it was read last, some seconds ago at most; none before the first time.
     pub journal: Option<JournalOverview>,
+    /// Messages since the start whose body is hexadecimal text, where its characters become the calldata.
+    #[serde(default)]
+    pub hex_bodies: u64,
     /// The last warnings and errors of its log, newest first.
     pub recent: Vec<RecentLine>,
 }

@@ -63,6 +63,7 @@ pub(crate) fn arrival(account: AccountId, text: &str, generation: Generation, bo
         message: Message { body, properties, ..Message::default() },
         account,
         order_key: None,
+        not_after: None,
         write: Some(write()),
     }
 }
@@ -380,7 +381,9 @@ pub(crate) async fn what_a_request_asks_for_is_fixed_when_it_is_taken_in(journal
     let set = set(journal, &[]).await;
     let data = |text: &'static str| Some(Bytes::from_static(text.as_bytes()));
     let fixed = Write { gas: GasRule::Fixed(Gas(40_000)), value: Wei(7), data: data("call"), ..write() };
+    let until = |replay: u32, retry: u32| Some(Timestamp(i64::from(replay * 10 + retry)));
     let of = |replay, retry, write: Option<&Write>| Arrival {
+        not_after: until(replay, retry),
         write: write.cloned(),
         ..arrival(set.account, "a", Generation { replay, retry }, "body")
     };
@@ -402,7 +405,7 @@ pub(crate) async fn what_a_request_asks_for_is_fixed_when_it_is_taken_in(journal
     settle(failed(queued.seq, 1)).await;
     // The configuration has changed meanwhile, or has no route for it any more.
     assert_eq!(admit(of(0, 1, Some(&write()))).await, Verdict::Accept);
-    assert_eq!(stored().await.write, fixed);
+    assert_eq!((stored().await.write, stored().await.not_after), (fixed.clone(), until(0, 0)));
     settle(failed(queued.seq, 2)).await;
     assert_eq!(admit(of(0, 2, None)).await, Verdict::Accept);
     assert_eq!(stored().await.write, fixed);
@@ -411,6 +414,7 @@ pub(crate) async fn what_a_request_asks_for_is_fixed_when_it_is_taken_in(journal
     assert_eq!(admit(of(1, 0, Some(&write()))).await, Verdict::Accept);
     let replayed = stored().await;
     assert_eq!((&replayed.write, replayed.calldata()), (&write(), &Bytes::from_static(b"body")));
+    assert_eq!(replayed.not_after, until(1, 0), "it begins anew");
 }
 
 fn closed(nonce: u64, state: TransactionState) -> ClosedTransaction {

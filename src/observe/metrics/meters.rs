@@ -21,6 +21,8 @@ const COMMIT_SECONDS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.
 pub struct IntakeMeter {
     /// `None`: given to a wait queue before the journal was asked.
     pub deliveries: Counters<Option<Verdict>>,
+    /// Bodies in `mode = "data"` that are hexadecimal text. The report alone shows it.
+    pub hex_bodies: Gauge,
 }
 
 #[derive(Debug, Clone, Default)]

@@ -8,7 +8,7 @@ use crate::model::{
     BodyHash, Cause, FailureClass, Generation, HeaderValue, Message, Origin, Reason, RequestId, Timestamp, ids,
 };
 use crate::policy::admission::{AdmissionRules, Candidate, admit, sheltered};
-use crate::policy::letters::origin::{by_default_exchange, deaths, origin_in};
+use crate::policy::letters::origin::{by_default_exchange, deaths, has_expired, origin_in};
 use crate::policy::routes::depends_on_key;
 
 mod origin;
@@ -48,7 +48,7 @@ impl Letter {
             Some(HeaderValue::Text(text)) => Some(text.clone()),
             _ => None,
         };
-        let (class, reason) = cause_in(message);
+        let (class, reason) = cause_in(rules, message);
         let is_of_broker = FailureClass::from_word(&class) == Some(FailureClass::Broker);
         let origin = origin_in(message, &rules.queue, is_of_broker);
         let lacks_origin = origin.is_none() && depends_on_key(&rules.routes, message);
@@ -116,8 +116,8 @@ impl Letter {
 }
 
 /// Returns class and reason: by the routing key, which the worker or the broker has set, or, where somebody has moved the letter,
-/// by the headers.
-fn cause_in(message: &Message) -> (String, String) {
+/// by the headers. The broker gives all its own letters one key; which of them were too old, it writes into `x-death`.
+fn cause_in(rules: &AdmissionRules, message: &Message) -> (String, String) {
     let by_key = message.origin.routing_key.split_once('.');
     let known = by_key.filter(|(class, reason)| Reason::known(class, reason).is_some());
     let by_headers = || match (message.headers.get(header::ERROR_CLASS), message.headers.get(header::ERROR_REASON)) {
@@ -125,6 +125,8 @@ fn cause_in(message: &Message) -> (String, String) {
         _ => None,
     };
     let (class, reason) = known.or_else(by_headers).or(by_key).unwrap_or(("unknown", "unknown"));
+    let is_given_up = Reason::known(class, reason) == Some(Reason::Undeliverable);
+    let reason = if is_given_up && has_expired(message, &rules.queue) { Reason::TimeToLive.as_str() } else { reason };
     (class.to_owned(), reason.to_owned())
 }
 
@@ -285,6 +287,31 @@ pub(crate) mod tests {
         let given_up = Letter::read(&rules(), &undeliverable);
         assert_eq!((given_up.cause().as_str(), given_up.died_at), ("broker.undeliverable", Some(Timestamp(7000))));
         assert_eq!((given_up.name(), given_up.refusal.as_ref().unwrap().reason.as_str()), ("(no id)", "missing_id"));
+    }
+
+    #[test]
+    fn what_the_broker_found_too_old_is_named_so() {
+        let death = |queue: &str, reason: &str| {
+            let entry = [("queue", queue), ("reason", reason)].map(|(name, text)| (name.to_owned(), text.into()));
+            HeaderValue::Table(entry.into())
+        };
+        for (deaths, expected) in [
+            (vec![death("q", "expired")], "broker.expired"),
+            (vec![death("q", "delivery_limit")], "broker.undeliverable"),
+            (vec![], "broker.undeliverable"),
+            // A retry waited in a wait queue, and left it by that queue's time to live.
+            (vec![death("q.wait.5s", "expired")], "broker.undeliverable"),
+            (vec![death("q", "delivery_limit"), death("q.wait.5s", "expired")], "broker.undeliverable"),
+            (vec![death("q", "expired"), death("q.wait.5s", "expired")], "broker.expired"),
+            (vec![death("q", "delivery_limit"), death("q", "expired")], "broker.undeliverable"),
+        ] {
+            let letter = Letter::read(&rules(), &given_up(deaths.clone(), &[]));
+            assert_eq!(letter.cause(), expected, "{deaths:?}");
+        }
+        // A letter of ours stays what it is.
+        let mut ours = dead(Some("a"), &reverted(), Generation::default(), 0);
+        ours.headers.insert("x-death".to_owned(), HeaderValue::Array(vec![death("q", "expired")]));
+        assert_eq!(Letter::read(&rules(), &ours).cause(), "rejected.reverted");
     }
 
     /// Rules whose first route is for one routing key alone.

@@ -39,6 +39,12 @@ pub(super) fn deaths(message: &Message) -> impl Iterator<Item = &Headers> {
     entries.iter().filter_map(|entry| if let HeaderValue::Table(entry) = entry { Some(entry) } else { None })
 }
 
+/// Returns whether the message left the work queue last because its time to live was over.
+pub(super) fn has_expired(message: &Message, queue: &str) -> bool {
+    let newest = deaths(message).next();
+    newest.is_some_and(|death| text(death, "queue") == Some(queue) && text(death, "reason") == Some("expired"))
+}
+
 fn text<'h>(table: &'h Headers, name: &str) -> Option<&'h str> {
     if let Some(HeaderValue::Text(text)) = table.get(name) { Some(text) } else { None }
 }

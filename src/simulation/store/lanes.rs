@@ -278,7 +278,7 @@ impl Store {
     }
 
     fn accept(&mut self, now: Timestamp, arrival: Arrival) {
-        let Arrival { id, generation, body_hash, message, account, order_key, write } = arrival;
+        let Arrival { id, generation, body_hash, message, account, order_key, not_after, write } = arrival;
         let Properties { reply_to, correlation_id, .. } = message.properties.clone();
         let reply = ReplyAddress { reply_to, correlation_id };
         let trace = TraceContext::read_from(&message.headers);
@@ -287,7 +287,7 @@ impl Store {
         self.record.admitted.insert(id.clone());
         let Some(row) = self.seqs.get(&id).and_then(|seq| self.requests.get_mut(seq)) else {
             let row = RequestRow::new(id, account, generation, body_hash, now);
-            self.add_request(RequestRow { turn, order, message: Some(message), write, reply, trace, ..row });
+            self.add_request(RequestRow { turn, order, message: Some(message), write, not_after, reply, trace, ..row });
             return;
         };
         let is_replay = generation.replay > row.generation.replay;
@@ -297,6 +297,9 @@ impl Store {
         }
         row.state = row.state.next(Observation::Accepted).expect("only what may be accepted is");
         (row.generation, row.turn, row.body_hash, row.message) = (generation, turn, body_hash, Some(message));
+        if is_replay {
+            row.not_after = not_after;
+        }
         if is_replay || row.write.is_none() {
             row.write = write;
         }
@@ -457,6 +460,7 @@ impl RequestRow {
             body_hash,
             message: None,
             write: None,
+            not_after: None,
             is_alone: false,
             reply: ReplyAddress::default(),
             trace: None,

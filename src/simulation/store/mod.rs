@@ -101,6 +101,7 @@ pub(crate) struct RequestRow {
     pub(crate) message: Option<Message>,
     /// Without its calldata once it is final or dead.
     pub(crate) write: Option<Write>,
+    pub(crate) not_after: Option<Timestamp>,
     /// A transaction that it shared has failed.
     pub(crate) is_alone: bool,
     pub(crate) reply: ReplyAddress,

@@ -178,6 +178,7 @@ pub(super) fn queued_request(seq: RequestSeq, row: &RequestRow) -> QueuedRequest
         accepted_at: row.accepted_at,
         body: message.body.clone(),
         write: row.write.clone().expect("what is open has been routed"),
+        not_after: row.not_after,
         is_alone: row.is_alone,
         reply: ReplyAddress {
             reply_to: message.properties.reply_to.clone(),

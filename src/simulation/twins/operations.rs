@@ -139,7 +139,8 @@ impl Pick {
             gas: if pick.is_multiple_of(3) { GasRule::Fixed(Gas(30_000)) } else { GasRule::Estimate { margin: 20 } },
             data: pick.is_multiple_of(2).then(|| Bytes::from_static(b"data")),
         });
-        Arrival { id, generation, body_hash, message, account, order_key, write }
+        let not_after = pick.is_multiple_of(5).then(|| Timestamp(pick.into()));
+        Arrival { id, generation, body_hash, message, account, order_key, not_after, write }
     }
 
     /// The head of the queue with the nonces that follow.

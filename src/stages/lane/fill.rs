@@ -144,7 +144,20 @@ impl Term<'_> {
             }
         }
         self.rule(rulings).await;
-        self.compare_with_foreign().await
+        self.compare_with_foreign().await?;
+        self.end_expired().await;
+        Ok(())
+    }
+
+    /// Ends what is too old. Nothing was signed for any of it that could land: it has no nonce, and what the account may have
+    /// written with another journal was compared before, and stops the signing.
+    async fn end_expired(&mut self) {
+        if !self.may_sign() {
+            return;
+        }
+        let old = self.queue.take_expired(Timestamp::now(), &self.context.settings.rules.batching);
+        let rulings = old.into_iter().map(|(request, cause)| conclude::failed(&self.lease, request, cause)).collect();
+        self.rule(rulings).await;
     }
 
     /// Invariants 1 and 4: nonces are taken in the commit that stores the signed bytes, and only then does the broadcaster
@@ -159,6 +172,7 @@ impl Term<'_> {
         if self.has_written_among_ready().await? {
             return self.compare_again().await;
         }
+        self.end_expired().await;
         let Some(fee) = self.quote() else { return Ok(()) };
         self.refuse_too_dear(fee).await;
         let affordable = self.affordable(fee, self.flight.room().min(ROUND)).await;

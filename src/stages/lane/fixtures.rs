@@ -23,6 +23,7 @@ pub(super) fn request(number: i64) -> QueuedRequest {
         accepted_at: Timestamp(0),
         body: Bytes::from_static(b"body"),
         write: write(),
+        not_after: None,
         is_alone: false,
         reply: ReplyAddress::default(),
         trace: None,

@@ -6,7 +6,9 @@ use std::collections::{BTreeSet, VecDeque};
 use tokio::time::Instant;
 
 use crate::journal::{QueuedRequest, RequestSeq};
+use crate::model::{Cause, Timestamp};
 use crate::policy::batch::Batching;
+use crate::policy::lifetime::expired;
 use crate::stages::lane::aside::Aside;
 use crate::stages::lane::payload::{Fetched, Payload};
 
@@ -191,6 +193,23 @@ impl Queue {
             .collect()
     }
 
+    /// Takes out what is too old, with the cause. What was to share a transaction with it, and all behind that, is simulated
+    /// once more.
+    pub(super) fn take_expired(&mut self, now: Timestamp, batching: &Batching) -> Vec<(QueuedRequest, Cause)> {
+        let is_old = |request: &QueuedRequest| expired(request.not_after, now).is_some();
+        let aside: Vec<_> = self.aside.requests().filter(|own| is_old(own)).map(|own| own.seq).collect();
+        let mut old: Vec<_> =
+            aside.into_iter().filter_map(|seq| self.aside.take(seq)).map(|waiting| waiting.request).collect();
+        old.extend(self.fetched.extract_if(.., |fetched| is_old(&fetched.request)).map(|fetched| fetched.request));
+        if let Some(place) = self.ready.iter().position(|payload| payload.requests.iter().any(is_old)) {
+            let behind = self.ready.drain(place..).flat_map(|payload| payload.requests);
+            let (gone, back): (Vec<_>, Vec<_>) = behind.partition(is_old);
+            old.extend(gone);
+            self.fetched.splice(0..0, back.into_iter().map(|own| Fetched::new(own, batching)));
+        }
+        old.into_iter().filter_map(|own| expired(own.not_after, now).map(|cause| (own, cause))).collect()
+    }
+
     /// Settle has the end of this request, which has no nonce.
     pub(super) fn record_ruled(&mut self, request: &QueuedRequest) {
         self.ruled.insert(request.turn);
@@ -230,6 +249,7 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Members;
     use crate::stages::lane::fixtures::{payload, request};
 
     fn take(queue: &mut Queue, most: usize, journal: &[i64]) -> Vec<i64> {
@@ -282,6 +302,28 @@ mod tests {
         let order: Vec<_> = queue.take_all().into_iter().map(|request| request.turn).collect();
         assert_eq!(order, [1, 2, 3]);
         assert!(queue.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_too_old_goes_from_wherever_it_waits_and_the_rest_keeps_its_order() {
+        let mut queue = Queue::new();
+        let until = |number: i64, ends: i64| QueuedRequest { not_after: Some(Timestamp(ends)), ..request(number) };
+        let ready =
+            |requests: Vec<QueuedRequest>| Payload { requests: Members::from_vec(requests).unwrap(), ..payload(0) };
+        queue.add_ready(payload(1));
+        queue.add_ready(ready(vec![request(2), until(3, 10), until(4, 11)]));
+        queue.add_ready(payload(5));
+        queue.add_fetched([until(6, 9), until(7, 12)].map(|request| Fetched::new(request, &Batching::NONE)));
+        assert!(queue.take_expired(Timestamp(8), &Batching::NONE).is_empty());
+        assert_eq!(queue.ready().len(), 3, "nothing is simulated again for nothing");
+        let old = queue.take_expired(Timestamp(10), &Batching::NONE);
+        let mut turns: Vec<_> = old.iter().map(|(request, _)| request.turn).collect();
+        turns.sort_unstable();
+        assert_eq!(turns, [3, 6]);
+        assert!(old.iter().all(|(_, cause)| cause.routing_key() == "invalid.expired"));
+        assert_eq!(queue.ready().len(), 1);
+        let fetched: Vec<_> = queue.fetched().iter().map(|fetched| fetched.request.turn).collect();
+        assert_eq!(fetched, [2, 4, 5, 7]);
     }
 
     #[tokio::test(start_paused = true)]

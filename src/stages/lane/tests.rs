@@ -7,10 +7,11 @@ use tokio::sync::{mpsc, watch};
 
 use super::*;
 use crate::chain::{ChainError, Inclusion, Log, Sent};
-use crate::journal::contract::{Set, set};
-use crate::journal::{CancelCommand, JournalError};
+use crate::journal::contract::{Set, arrival, set};
+use crate::journal::{Arrival, CancelCommand, JournalError};
 use crate::model::{
-    BlockNumber, Cause, ContentHash, Nonce, PauseReason, Purpose, Reason, RecordId, TransactionState, TxHash, Wei,
+    BlockNumber, Cause, ContentHash, Generation, Nonce, PauseReason, Purpose, Reason, RecordId, Timestamp,
+    TransactionState, TxHash, Wei,
 };
 use crate::observe::metrics::LaneMeter;
 use crate::observe::traces::Tracer;
@@ -420,6 +421,60 @@ async fn an_operator_cancels_what_waits_at_once_and_what_is_signed_at_its_nonce(
     let rulings = bench.rulings();
     let is_cancelled = |ruling: &Ruling| matches!(&ruling.verdict, LaneVerdict::Cancelled(Cause { .. }));
     assert!(rulings.len() == 1 && rulings.iter().all(is_cancelled), "{rulings:?}");
+}
+
+/// Admits these requests, each with its end.
+async fn admit_until(bench: &Bench, requests: &[(&str, Timestamp)]) {
+    let arrivals = requests.iter().map(|(text, ends)| Arrival {
+        not_after: Some(*ends),
+        ..arrival(bench.set.account, text, Generation::default(), "body")
+    });
+    bench.set.journal.admit(arrivals.collect()).await.unwrap();
+}
+
+fn expired_ones(rulings: &[Ruling]) -> Vec<&str> {
+    let is_expired =
+        |ruling: &&Ruling| matches!(&ruling.verdict, LaneVerdict::Failed(Cause { reason: Reason::Expired, .. }));
+    rulings.iter().filter(is_expired).map(|ruling| ruling.requests.first.id.as_str()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_too_old_is_not_signed_and_the_rest_is() {
+    let mut bench = Bench::new(&[]).await;
+    let later = Timestamp::now().after(Duration::from_secs(3600));
+    admit_until(&bench, &[("old", Timestamp(1)), ("young", later), ("older", Timestamp(0))]).await;
+    let term = bench.signed().await;
+    let signed: Vec<_> = term.flight.not_included().map(|live| live.payload.requests.first.id.to_string()).collect();
+    assert_eq!(signed, ["young"]);
+    drop(term);
+    let rulings = bench.rulings();
+    assert_eq!((expired_ones(&rulings), rulings.len()), (vec!["old", "older"], 2));
+    assert!(rulings.iter().all(|ruling| ruling.transaction.is_none()));
+}
+
+/// Invariant 8: what may land is no dead letter, however old it is by now.
+#[tokio::test(start_paused = true)]
+async fn what_was_signed_in_time_goes_on_past_its_end() {
+    let mut bench = Bench::new(&[]).await;
+    let soon = Timestamp::now().after(Duration::from_millis(500));
+    admit_until(&bench, &[("signed", soon)]).await;
+    let mut term = bench.signed().await;
+    assert_eq!(term.flight.len(), 1, "in time");
+    while Timestamp::now() <= soon {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    term.fill().await.unwrap();
+    term.resend_and_replace().await.unwrap();
+    term.poll().await.unwrap();
+    assert_eq!((term.flight.len(), newest(&term, 0).1), (1, Purpose::Write));
+    drop(term);
+    // Nor does the next owner give it up: it finds the same bytes.
+    let mut term = bench.term().await;
+    term.fill().await.unwrap();
+    assert_eq!(term.flight.len(), 1);
+    drop(term);
+    assert!(expired_ones(&bench.rulings()).is_empty());
 }
 
 #[tokio::test(start_paused = true)]
