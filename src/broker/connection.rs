@@ -4,12 +4,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::tcp::OwnedTLSConfig;
 use lapin::types::{FieldTable, LongString};
 use lapin::uri::AMQPUri;
-use lapin::{Channel, Connection, ConnectionBuilder, ConnectionProperties, Consumer, ErrorKind, Queue};
+use lapin::{Channel, Connection, ConnectionProperties, Consumer, ErrorKind, Queue};
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::broker::BrokerError;
+use crate::broker::readable;
 use crate::broker::topology::{Topology, TopologyMode};
 use crate::model::text::cleaned;
 
@@ -59,13 +61,9 @@ impl BrokerSettings {
         let broker = format!("{}:{}/{}", uri.authority.host, uri.authority.port, uri.vhost);
         let name = format!("chainwriter/{}/{role}", self.client_name);
         let properties = ConnectionProperties::default().with_connection_name(LongString::from(name));
-        let builder = ConnectionBuilder::new_with_runtime(lapin::runtime::default_runtime().map_err(|error| {
-            BrokerError::Connection { doing: "start", broker: broker.clone(), detail: error.to_string() }
-        })?)
-        .with_uri(uri)
-        .with_properties(properties);
+        let connecting = readable::connect(uri, properties, OwnedTLSConfig::default());
         let failed = |detail| BrokerError::Connection { doing: "connect", broker: broker.clone(), detail };
-        let connection = tokio::time::timeout(self.call_timeout, builder.connect())
+        let connection = tokio::time::timeout(self.call_timeout, connecting)
             .await
             .map_err(|_| failed("no answer in time".to_owned()))?
             .map_err(|error| failed(broker_detail(&error)))?;

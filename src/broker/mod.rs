@@ -16,6 +16,9 @@
 //! The token is the right to end the delivery, once. It travels to settle, which acks when the journal has the outcome and the
 //! broker the copy (invariant 7). `endings` collects what tokens report, and sends as few acks as their order allows.
 //!
+//! Between the socket and the client library stands `readable`: it makes a message of what the library cannot read, so that one
+//! such message is refused like others, and ends no session.
+//!
 //! A crash or a lost session leaves the delivery with the broker, which delivers it again. A token of an ended session returns
 //! false; nothing is lost, since the journal knows the request when it comes again. A dropped token does nothing.
 //!
@@ -58,6 +61,7 @@ mod marker;
 mod prefetch;
 mod publish_only;
 mod publisher;
+mod readable;
 mod session;
 mod topology;
 

@@ -16,4 +16,5 @@ mod routes;
 mod sessions;
 mod stops;
 mod topology;
+mod unreadable;
 mod writes;
