@@ -32,7 +32,7 @@ pub mod testing {
         UnsignedTransaction, Wei, Write,
     };
     pub use crate::policy::abi::{self, Many};
-    pub use crate::policy::admission::{AdmissionRules, TextSource, admit};
+    pub use crate::policy::admission::{AdmissionRules, Scope, TextSource, admit};
     pub use crate::policy::classify::{ErrorTable, SendMeaning};
     pub use crate::policy::routes::Route;
     pub use crate::signer::{LocalSigner, Signer};

@@ -13,7 +13,7 @@ use chainwriter::testing::{
     Address, BodyHash, Fee, Gas, GasRule, Generation, HeaderValue, Message, Nonce, Properties, RequestId,
     UnsignedTransaction, Wei, Write,
 };
-use chainwriter::testing::{AdmissionRules, TextSource, admit};
+use chainwriter::testing::{AdmissionRules, Scope, TextSource, admit};
 use chainwriter::testing::{LocalSigner, Signer};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use secrecy::SecretString;
@@ -42,6 +42,7 @@ fn message(number: usize) -> Message {
 fn decode(criterion: &mut Criterion) {
     let rules = AdmissionRules {
         id_source: TextSource::MessageId,
+        scope: Scope::None,
         order_by: None,
         routes: vec![Route::of_all(Address([1; 20]), Wei(0), GasRule::Fixed(Gas(50_000)))],
         permits: Arc::default(),
