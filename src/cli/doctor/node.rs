@@ -9,6 +9,7 @@ use crate::cli::{spell, text_of};
 use crate::config::Settings;
 use crate::model::{Address, BlockNumber, Timestamp};
 use crate::policy::finality::FinalityRule;
+use crate::policy::node_texts::advice;
 use crate::policy::routes::{Calldata, Route};
 use crate::rpc::label;
 
@@ -117,6 +118,14 @@ fn failed(error: &ChainError) -> Finding {
     let finding = Finding::fail(AREA, error.to_string());
     match error {
         ChainError::Unreachable { .. } => finding.remedy("start the node, or correct chain.endpoints"),
+        ChainError::Denied { said, .. } => {
+            finding.remedy(advice(said).unwrap_or("see what it says, and the node's log; or correct chain.endpoints"))
+        }
+        ChainError::NoState { .. } => finding
+            .remedy("repair the node, which lost data in a crash or by pruning, or sync it anew; or add an endpoint"),
+        ChainError::NoStatus { .. } => {
+            finding.remedy("such a chain cannot be written to; or add an endpoint of another kind")
+        }
         ChainError::RateLimited { .. } => {
             finding.remedy("ask for less often, or for a larger plan, or add an endpoint")
         }
@@ -193,6 +202,14 @@ async fn finality(settings: &Settings, chain: &NodeClient, head: &Header) -> Res
             Duration::from_secs(head.timestamp.saturating_sub(tagged.timestamp))
         }
     };
+    if let (FinalityRule::Depth(depth @ 1..), Some(silence)) = (settings.lane.finality, silence(head, takes)) {
+        let what = format!(
+            "no block for {}: if the chain makes blocks for transactions only, a write is final only when {depth} further blocks have come",
+            spell(silence)
+        );
+        return Ok(Finding::notice(AREA, what)
+            .remedy("set chain.finality = 0 where no reorganisation can happen, or let the chain make empty blocks"));
+    }
     let what = format!(
         "a write is final about {} after its block; a delivery is held for {} at most",
         spell(takes),
@@ -204,6 +221,14 @@ async fn finality(settings: &Settings, chain: &NodeClient, head: &Header) -> Res
         ));
     }
     Ok(Finding::ok(AREA, what))
+}
+
+/// Returns the age of the newest block where blocks have come much faster before.
+fn silence(head: &Header, usual: Duration) -> Option<Duration> {
+    const SHORTEST: Duration = Duration::from_secs(60);
+    const TIMES: u32 = 10;
+    let age = block_time(head).age();
+    (age > SHORTEST && age > usual.saturating_mul(TIMES)).then_some(age)
 }
 
 /// Returns the average time between two of the last blocks.
@@ -297,6 +322,14 @@ mod tests {
         assert_eq!(level(100_000, "anvil/v1.5.0"), Level::Ok, "nobody knows");
         let told = pool(&settings(300), "node:8545", "besu/v25.9.0").to_string();
         assert!(told.contains("keeps 200") && told.contains("--tx-pool-max-future-by-sender"), "{told}");
+    }
+
+    #[test]
+    fn a_chain_that_falls_silent_may_make_blocks_for_transactions_only() {
+        let at = |age| head(u64::try_from(Timestamp::now().0 / 1000).unwrap() - age);
+        let second = Duration::from_secs(1);
+        assert!(silence(&at(3600), second).is_some() && silence(&at(5), second).is_none());
+        assert!(silence(&at(3600), Duration::from_secs(3000)).is_none(), "its blocks are rare");
     }
 
     #[test]

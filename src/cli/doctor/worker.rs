@@ -1,5 +1,6 @@
 //! The running worker, if it can be asked: what keeps its requests from moving.
 
+use crate::chain::EndpointState;
 use crate::cli::doctor::finding::Finding;
 use crate::config::Settings;
 use crate::daemon::status::{self, LaneReport, PauseReport, WorkerReport};
@@ -17,12 +18,26 @@ pub(super) async fn examine(settings: &Settings) -> Vec<Finding> {
 }
 
 fn of_report(report: &WorkerReport) -> Vec<Finding> {
-    let waits: Vec<_> = report.lanes.iter().flat_map(of_lane).collect();
-    if waits.is_empty() {
+    let mut findings: Vec<_> = report.lanes.iter().flat_map(of_lane).collect();
+    if findings.is_empty() {
         let what = format!("no lane pauses, and no request is held up; {}", sizes(report));
-        return vec![Finding::ok(AREA, what)];
+        findings.push(Finding::ok(AREA, what));
     }
-    waits
+    findings.extend(report.endpoints.iter().filter_map(of_endpoint));
+    findings
+}
+
+/// Says what an endpoint takes that has asked for fewer calls.
+fn of_endpoint(endpoint: &EndpointState) -> Option<Finding> {
+    let calls = endpoint.calls_per_second.as_deref()?;
+    let what = format!(
+        "{} asks for fewer calls and gets {calls} a second; a write needs {} of them, and each new block about 8",
+        endpoint.label,
+        EndpointState::CALLS_PER_WRITE
+    );
+    Some(Finding::notice(AREA, what).remedy(
+        "if that limits the rate: a larger plan, another endpoint, a longer chain.poll_interval, or a number as write.gas, which saves the estimate",
+    ))
 }
 
 /// Says how many transactions and deliveries may be on their way, and what keeps that from being more.
@@ -71,5 +86,8 @@ mod tests {
         let found = of_report(&report);
         assert!(found.iter().all(|finding| finding.level == Level::Warn) && found.len() == 2, "{found:?}");
         assert!(found[0].what.contains("insufficient_funds") && found[1].what.contains("order-7"), "{found:?}");
+        report.endpoints.first_mut().unwrap().calls_per_second = Some("18.4".to_owned());
+        let found = of_report(&report).pop().unwrap();
+        assert!(found.level == Level::Note && found.what.contains("18.4 a second"), "{found:?}");
     }
 }
