@@ -175,7 +175,7 @@ reasons! {
             "the contract has a record of this id with another content; or with the same, and no node shows who wrote it",
             "producer: use a new id for a new content; operator: `verify`";
         SimulationFailed = "simulation_failed", Safe,
-            "the call could not be run, and the node gives no data of the contract's; or the node answers other calls and not this one",
+            "the call could not be run, and the node does not say that the contract refused it; or the node answers other calls and not this one",
             "operator: read the node's text, then send it back";
         InsufficientFunds = "insufficient_funds", Safe,
             "it may cost more than the account has; retried",

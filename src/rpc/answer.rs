@@ -114,13 +114,12 @@ impl<'a> Members<'a> {
 
     /// An empty error beside a result is none.
     fn outcome(&self) -> Outcome<'a> {
-        let result = self.result.filter(|result| result.get() != "null");
         let error = self.error.and_then(|error| serde_json::from_str::<Value>(error.get()).ok());
-        match (error.and_then(NodeError::read), result, self.result) {
-            (Some(error), Some(result), _) if error.is_blank => Outcome::Result(result),
-            (Some(error), _, _) => Outcome::Error(error),
-            (None, _, Some(result)) => Outcome::Result(result),
-            (None, _, None) => Outcome::Neither,
+        match (error.and_then(NodeError::read), self.result) {
+            (Some(error), Some(result)) if error.is_blank => Outcome::Result(result),
+            (Some(error), _) => Outcome::Error(error),
+            (None, Some(result)) => Outcome::Result(result),
+            (None, None) => Outcome::Neither,
         }
     }
 }

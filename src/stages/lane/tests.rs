@@ -324,6 +324,7 @@ async fn a_pause_for_a_count_lasts_until_that_is_answered_whatever_else_is() {
         bench.chain.change(|state| state.head += 1);
         term.poll().await.unwrap();
         assert_eq!(term.gate.paused().map(|pause| pause.reason), Some(PauseReason::NodeUnreachable));
+        tokio::time::sleep(Duration::from_secs(10)).await;
         if term.can_fill() {
             term.fill().await.unwrap();
         }
@@ -331,7 +332,6 @@ async fn a_pause_for_a_count_lasts_until_that_is_answered_whatever_else_is() {
             bench.answer(&mut term).await;
         }
         assert_eq!(term.gate.paused().map(|pause| pause.reason), Some(PauseReason::NodeUnreachable));
-        tokio::time::sleep(Duration::from_millis(500)).await;
     }
     assert!(term.flight.len() > 0, "what could be tried was");
     bench.chain.fail(Part::Count, false);
