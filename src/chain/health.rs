@@ -24,6 +24,8 @@ pub(super) struct Health {
     verified_at: Option<Instant>,
     /// The newest block that it has reported, and when.
     head: Option<(BlockNumber, Instant)>,
+    /// When that was higher than the one before.
+    advanced_at: Option<Instant>,
     /// Blocks behind the best head at the last comparison.
     behind: u64,
     failures: u32,
@@ -40,6 +42,7 @@ impl Default for Health {
         Self {
             verified_at: None,
             head: None,
+            advanced_at: None,
             behind: 0,
             failures: 0,
             rests_until: None,
@@ -135,7 +138,15 @@ impl Health {
     }
 
     pub(super) fn record_head(&mut self, head: BlockNumber, now: Instant) {
+        if self.head.is_some_and(|(before, _)| head > before) {
+            self.advanced_at = Some(now);
+        }
         self.head = Some((head, now));
+    }
+
+    /// Returns whether it has shown further blocks within this time.
+    pub(super) fn has_advanced_within(&self, now: Instant, age: Duration) -> bool {
+        self.advanced_at.is_some_and(|at| now.duration_since(at) < age)
     }
 
     /// Returns the head that it has reported lately.

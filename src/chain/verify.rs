@@ -1,5 +1,7 @@
 //! Whether an endpoint may be used: the chain that it serves, whether it is up to date, whether it has the state that it lacked.
 
+use std::time::Duration;
+
 use jsonrpc_core::Value;
 use serde_json::json;
 use tokio::time::Instant;
@@ -11,8 +13,9 @@ use crate::model::Timestamp;
 use crate::policy::node_texts::is_missing_state;
 
 const SYNCING: &str = "eth_syncing";
-/// A node whose newest block is not older is up to date, whatever it says of its syncing.
-const YOUNG_SECONDS: u64 = 60;
+/// A node whose newest block is not older, and that has shown further blocks within this time, is up to date, whatever it says of
+/// its syncing.
+const YOUNG: Duration = Duration::from_secs(60);
 /// A node that has this many blocks to go is not syncing: on fast chains it never has none.
 const BLOCKS_TO_GO: u64 = 8;
 
@@ -44,7 +47,7 @@ impl Endpoint {
     }
 
     /// A node that does not say whether it is syncing may still be up to date. Some say that they are syncing whatever they do:
-    /// a young head counts for more.
+    /// a young head that moves counts for more.
     async fn check_sync(&self) -> Result<()> {
         if self.lacks(SYNCING) {
             return Ok(());
@@ -57,7 +60,11 @@ impl Endpoint {
                 return Ok(());
             }
         };
-        if sync == Sync::Done || self.newest_header().await.is_ok_and(|head| is_young(&head)) {
+        if sync == Sync::Done {
+            return Ok(());
+        }
+        let is_young = self.newest_header().await.is_ok_and(|head| is_young(&head));
+        if is_young && self.health().has_advanced_within(Instant::now(), YOUNG) {
             return Ok(());
         }
         Err(ChainError::Syncing { endpoint: self.label().to_owned() })
@@ -94,7 +101,7 @@ impl Endpoint {
 
 fn is_young(head: &Header) -> bool {
     let now = u64::try_from(Timestamp::now().0 / 1000).unwrap_or_default();
-    now.abs_diff(head.timestamp) <= YOUNG_SECONDS
+    now.abs_diff(head.timestamp) <= YOUNG.as_secs()
 }
 
 /// Reads an answer to `eth_syncing`: `false`, or an object whose members differ from client to client.

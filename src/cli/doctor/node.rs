@@ -30,6 +30,9 @@ const POOLS: [(&str, usize, &str, &str); 4] = [
     // txnprovider/txpool/txpoolcfg
     ("erigon/", 16, "", "--txpool.accountslots"),
 ];
+/// A node that says that it is syncing is asked again so often, after so long.
+const SYNC_CHECKS: u32 = 2;
+const SYNC_CHECK: Duration = Duration::from_secs(2);
 /// The time between two blocks is the average over this many.
 const SPACING_BLOCKS: u64 = 64;
 
@@ -106,7 +109,16 @@ async fn confirming(settings: &Settings) -> Vec<Finding> {
 
 async fn newest(node: &NodeClient) -> Result<Header, ChainError> {
     let nothing = || ChainError::Nonsense { endpoint: "the node".to_owned(), detail: "no newest block".to_owned() };
-    node.header(BlockTag::Latest).await?.ok_or_else(nothing)
+    let mut head = node.header(BlockTag::Latest).await;
+    // Some say that they are syncing whatever they do: further blocks show that they are up to date.
+    for _ in 0..SYNC_CHECKS {
+        if !matches!(head, Err(ChainError::Syncing { .. })) {
+            break;
+        }
+        tokio::time::sleep(SYNC_CHECK).await;
+        head = node.header(BlockTag::Latest).await;
+    }
+    head?.ok_or_else(nothing)
 }
 
 fn no_client(error: &impl std::fmt::Display) -> Finding {
