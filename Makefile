@@ -1,7 +1,7 @@
 # What people and machines run by hand. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tour simulate chaos planted bench test check docs deb rpm tarball image release test-install
+.PHONY: help setup demo tour simulate chaos planted fuzz bench test check docs deb rpm tarball image release test-install
 
 BUILT = $${CARGO_TARGET_DIR:-target}
 # Both in one build, so that the tool finds the daemon beside itself.
@@ -44,6 +44,10 @@ bench: setup ## measure throughput, cost, latency and growth on a private broker
 
 planted: ## plant known bugs one at a time and say which seed of the simulation finds each (builds once for each)
 	@cargo test --quiet --locked --test planted the_simulation -- --ignored --nocapture
+
+fuzz: ## give changed bytes to all that reads bytes from outside, for DURATION=600 seconds each (ONLY="letters sheets"; needs a nightly Rust)
+	@scripts/setup.sh fuzz
+	@scripts/fuzz.sh $(DURATION) $(ONLY)
 
 test: setup ## run every test, against a real broker and a real chain too
 	@scripts/setup.sh clock postgres producers

@@ -23,6 +23,7 @@ HARDHAT_VERSION=2.29.0
 GANACHE_VERSION=7.9.2
 CARGO_DENY_VERSION=0.20.2
 CARGO_DEB_VERSION=3.8.0
+CARGO_FUZZ_VERSION=0.13.2
 CARGO_GENERATE_RPM_VERSION=0.21.1
 CARGO_AUDITABLE_VERSION=0.7.7
 MDBOOK_VERSION=0.5.4
@@ -397,11 +398,13 @@ setup_nspawn() {
     setup_debootstrap
 }
 
+setup_fuzz() { cargo_tool cargo-fuzz "$CARGO_FUZZ_VERSION"; }
+
 if [ $# = 0 ]; then set -- rabbitmq anvil; fi
 for part in "$@"; do
     case $part in
-    rabbitmq | other-rabbitmq | anvil | geth | clef | hardhat | ganache | postgres | clock | prometheus | deny | solc | mdbook | producers | deb | packaging | image | nspawn) ;;
-    *) fail "unknown part '$part'; known are: rabbitmq other-rabbitmq anvil geth clef hardhat ganache postgres clock prometheus deny solc mdbook producers deb packaging image nspawn" ;;
+    rabbitmq | other-rabbitmq | anvil | geth | clef | hardhat | ganache | postgres | clock | prometheus | deny | solc | mdbook | producers | deb | packaging | image | nspawn | fuzz) ;;
+    *) fail "unknown part '$part'; known are: rabbitmq other-rabbitmq anvil geth clef hardhat ganache postgres clock prometheus deny solc mdbook producers deb packaging image nspawn fuzz" ;;
     esac
 done
 for part in "$@"; do "setup_${part//-/_}"; done

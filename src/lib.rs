@@ -6,6 +6,8 @@ pub(crate) mod chain;
 pub(crate) mod cli;
 pub(crate) mod config;
 pub(crate) mod daemon;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub(crate) mod journal;
 pub(crate) mod model;
 pub(crate) mod observe;

@@ -128,7 +128,7 @@ fn all_faults_of_a_configuration_come_at_once_with_their_keys() {
         "[worker]\norganisation = \"not a name\"\nmax_open = 0\n\
          [broker]\nprefetch = 70000\ntopology = \"perhaps\"\nmax_hold = \"a while\"\nmax_body = \"17 MiB\"\nprefech = 5\n\
          reconnect_initial = \"20s\"\nreconnect_max = \"10s\"\n\
-         [request]\nid = \"cookie:a\"\n\
+         [request]\nid = \"cookie:a\"\nscope = \"tenant\"\n\
          [retry]\nmax_attempts = 101\nmultiplier = 0.5\ninitial_delay = \"1h\"\nmax_delay = \"1m\"\n\
          [chain]\nendpoints = []\nfinality = \"soon\"\nmax_lag = 0\nmax_head_age = \"0s\"\n\
          [chain.errors]\nrefused = [\"no\"]\npool_full = [\"\"]\nsyncing = 3\nunderpriced = [\"NO\"]\nfull = [\"a\"]\n\
@@ -152,6 +152,7 @@ fn all_faults_of_a_configuration_come_at_once_with_their_keys() {
         "broker.prefech: is not known",
         "broker.reconnect_initial",
         "request.id",
+        "request.scope",
         "retry.max_attempts",
         "retry.multiplier",
         "retry.initial_delay",

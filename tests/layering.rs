@@ -24,7 +24,7 @@ const LAYERS: &[&[&str]] = &[
     &["daemon"],
     &["cli"],
     // Tests alone: fakes at the seams, and the whole program on them.
-    &["simulation"],
+    &["simulation", "fuzzing"],
     &["main"],
 ];
 

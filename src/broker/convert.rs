@@ -38,6 +38,7 @@ pub(super) fn message_with(properties: &BasicProperties, origin: Origin, body: B
             timestamp: *properties.timestamp(),
             kind: text(properties.kind()),
             app_id: text(properties.app_id()),
+            user_id: text(properties.user_id()),
         },
         headers: properties.headers().as_ref().map(headers_of).unwrap_or_default(),
         origin,

@@ -104,6 +104,10 @@ impl RawLetter {
         let mut headers = letter.headers().map(|headers| headers.inner().clone()).unwrap_or_default();
         let key = AMQPValue::LongString(LongString::from(self.routing_key.as_str()));
         headers.insert(header::DEAD_LETTER_KEY.into(), key);
+        if let Some(user_id) = letter.properties.user_id() {
+            let user_id = AMQPValue::LongString(LongString::from(user_id.as_str()));
+            headers.insert(header::ORIGINAL_USER_ID.into(), user_id);
+        }
         // Dropped: the id of another user, which the broker refuses, and an expiration, with which the letter would vanish.
         let kept = PlainProperties {
             user_id: None,

@@ -30,7 +30,7 @@ mod cancel;
 #[path = "config.rs"]
 mod config_command;
 mod contract;
-mod dead;
+pub(crate) mod dead;
 mod doctor;
 #[cfg(test)]
 mod documents;

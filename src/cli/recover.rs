@@ -8,7 +8,7 @@ use clap::Args;
 use tokio::time::Instant;
 
 use crate::chain::follow::history::{AccountHistory, HistoryError, Patience, account_history};
-use crate::chain::{BlockTag, Chain, ChainError, NodeClient};
+use crate::chain::{BlockTag, Chain, NodeClient};
 use crate::cli::{adopt, exit, operator, progress_bar, say};
 use crate::config::Settings;
 use crate::journal::{OperatorsJournal, RecoveredAccount, Recovery};
@@ -130,7 +130,7 @@ async fn recover(
     let chain = NodeClient::new(&settings.chain).context("cannot make the HTTP client")?;
     let addresses: Vec<_> = settings.signers.iter().map(|signer| signer.address()).collect();
     let said = Said::default();
-    let on_failure = |error: &ChainError| said.again(&error.to_string());
+    let on_failure = |error: &HistoryError| said.again(&error.to_string());
     let patience = Patience { limit, on_failure: &on_failure };
     let to = all_final(&chain, &addresses, settings.lane.finality, &patience).await?;
     if from > to {

@@ -55,18 +55,18 @@ impl Unit {
         let state = root.join("var/lib/chainwriter").join(name);
         let running = root.join("run/credentials").join(format!("chainwriter@{name}.service"));
         let (mut places, mut decrypted) = (Places { state, ..Places::default() }, Vec::new());
-        let from = match is_folder(&running).map_err(|error| unreadable(&running, error))? {
+        let from = match holds_any(&running).map_err(|error| unreadable(&running, error))? {
             true => {
                 places.credentials.push(running);
                 "credentials of the running unit".to_owned()
             }
             false => {
                 let plain = folder.join("credentials").join(name);
-                if is_folder(&plain).map_err(|error| unreadable(&plain, error))? {
+                if holds_any(&plain).map_err(|error| unreadable(&plain, error))? {
                     places.credentials.push(plain);
                 }
                 let encrypted = folder.join("encrypted").join(name);
-                if is_folder(&encrypted).map_err(|error| unreadable(&encrypted, error))? {
+                if holds_any(&encrypted).map_err(|error| unreadable(&encrypted, error))? {
                     decrypted = decrypt(&encrypted, &mut places.decrypted)?;
                 }
                 format!("credentials below {}, since it does not run", folder.display())
@@ -94,10 +94,11 @@ fn unreadable(folder: &Path, error: io::Error) -> anyhow::Error {
     stop(exit::CONFIG, what)
 }
 
-/// Returns whether there is such a folder. One that this user may not read is an error.
-fn is_folder(path: &Path) -> io::Result<bool> {
+/// Returns whether there is such a folder with anything in it: between a kill and the next start systemd may have left an
+/// empty one. One that this user may not read is an error.
+fn holds_any(path: &Path) -> io::Result<bool> {
     match std::fs::read_dir(path) {
-        Ok(_) => Ok(true),
+        Ok(mut entries) => Ok(entries.next().is_some()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
@@ -159,11 +160,17 @@ mod tests {
     #[test]
     fn a_stopped_unit_has_the_credentials_that_it_would_get_and_its_own_journal() {
         let root = host();
-        let Unit { source, took, .. } = Unit::find(root.path(), "acme").unwrap();
-        let settings = crate::config::load(&source).unwrap();
-        let journal = root.path().join("var/lib/chainwriter/acme/chainwriter.db");
-        assert_eq!(settings.journal.address.to_string(), journal.display().to_string());
-        assert!(took.contains("acme.toml") && took.contains("does not run"), "{took}");
+        for was_killed in [false, true] {
+            if was_killed {
+                let left = root.path().join("run/credentials/chainwriter@acme.service");
+                std::fs::create_dir_all(left).unwrap();
+            }
+            let Unit { source, took, .. } = Unit::find(root.path(), "acme").unwrap();
+            let settings = crate::config::load(&source).unwrap();
+            let journal = root.path().join("var/lib/chainwriter/acme/chainwriter.db");
+            assert_eq!(settings.journal.address.to_string(), journal.display().to_string());
+            assert!(took.contains("acme.toml") && took.contains("does not run"), "{took}");
+        }
     }
 
     #[test]

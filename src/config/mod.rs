@@ -177,7 +177,7 @@ pub fn values(source: &Source) -> Result<Vec<(String, serde_json::Value, Origin)
     Ok(Layers::read(source.file.as_deref())?.values())
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 /// Loads the defaults with these lines of TOML on top, without the environment: for tests and examples.
 ///
 /// # Errors

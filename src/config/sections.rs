@@ -22,7 +22,7 @@ use crate::journal::JournalAddress;
 use crate::model::Gas;
 use crate::model::event::source_of;
 use crate::observe::traces::{ExporterSettings, Sampling, Tracer};
-use crate::policy::admission::{AdmissionRules, OrderBy, Ordering, TextSource};
+use crate::policy::admission::{AdmissionRules, OrderBy, Ordering, Scope, TextSource};
 use crate::policy::batch::{BatchKind, Batching};
 use crate::policy::letters::rules::{ReplayRule, ReplayRules};
 use crate::policy::limits::Limits;
@@ -76,13 +76,13 @@ fn settings(
     let schedule = retry(section!("retry"));
     let binds = bind::read(tables.remove("bind"), findings);
     let (mut broker, max_hold, park_delay, max_body_bytes) = broker(section!("broker"), binds, &schedule, places);
-    let (id_source, order_by, replies) = request(section!("request"), &broker.topology);
+    let (id_source, scope, order_by, replies) = request(section!("request"), &broker.topology);
     let permits = Arc::new(policy::read(section!("policy")));
     let routes = routes::read(tables.remove("write"), tables.remove("route"), folder, findings);
     let keeps_order = order_by.as_ref().is_some_and(|order_by| order_by.ordering == Ordering::Nonce);
     let batching = Arc::new(batching(section!("batch"), &routes, keeps_order));
     let queue = broker.topology.names.work.clone();
-    let admission = AdmissionRules { id_source, order_by, routes, max_body_bytes, permits, queue };
+    let admission = AdmissionRules { id_source, scope, order_by, routes, max_body_bytes, permits, queue };
     let worker = worker(section!("worker"));
     let outage = section!("outage").choice("policy", &[("hold", OutagePolicy::Hold), ("retry", OutagePolicy::Retry)]);
     let fees = chain::fees(section!("fees"));
@@ -235,10 +235,17 @@ fn waits(schedule: &RetrySchedule, park_delay: Duration) -> Vec<Duration> {
     waits
 }
 
-/// Reads where ids and ordering keys stand, and which queues get replies.
-fn request(mut section: Section<'_>, topology: &Topology) -> (TextSource, Option<OrderBy>, ReplyRules) {
+/// Reads where ids and ordering keys stand, among which they are unique, and which queues get replies.
+fn request(mut section: Section<'_>, topology: &Topology) -> (TextSource, Scope, Option<OrderBy>, ReplyRules) {
     let expected = "\"message_id\", \"header:NAME\" or \"json:/pointer\"";
     let source = section.read("id", expected, TextSource::MessageId, id_source);
+    let expected = "\"none\", \"user_id\", \"exchange\" or \"header:NAME\"";
+    let scope = section.read("scope", expected, Scope::None, |text| match text {
+        "none" => Some(Scope::None),
+        "user_id" => Some(Scope::UserId),
+        "exchange" => Some(Scope::Exchange),
+        text => text.strip_prefix("header:").filter(|name| !name.is_empty()).map(|name| Scope::Header(name.to_owned())),
+    });
     let expected = "\"none\", \"message_id\", \"header:NAME\" or \"json:/pointer\"";
     let order_by = section.read("order_by", expected, None, |text| match text {
         "none" => Some(None),
@@ -254,7 +261,7 @@ fn request(mut section: Section<'_>, topology: &Topology) -> (TextSource, Option
         own_prefix: format!("{}.", topology.names.wait),
         give_up_after: section.duration("reply_timeout", SECOND..=DAY),
     };
-    (source, order_by.map(|source| OrderBy { source, ordering }), replies)
+    (source, scope, order_by.map(|source| OrderBy { source, ordering }), replies)
 }
 
 /// Reads `reply_to`. A text with commas is the environment's list.

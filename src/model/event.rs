@@ -81,15 +81,7 @@ pub struct Event {
 /// Returns the CloudEvents `source` of a worker: whose it is, which chain it writes to, and which queue it serves. The same id of a
 /// message may come through two queues of one organisation.
 pub fn source_of(organisation: &str, chain_id: u64, queue: &str) -> String {
-    let mut source = format!("/chainwriter/{organisation}/{chain_id}/");
-    for byte in queue.bytes() {
-        // RFC 3986, "Unreserved Characters": all else in a path is written as its bytes.
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => source.push(char::from(byte)),
-            _ => source.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    source
+    format!("/chainwriter/{organisation}/{chain_id}/{}", ids::path_segment(queue))
 }
 
 /// The request that an event is about, and the receiver.

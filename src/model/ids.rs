@@ -114,6 +114,23 @@ fixed_bytes!(
     Topic, 32
 );
 
+/// Returns the text as one part of a path: RFC 3986, "Unreserved Characters", and the bytes of all else.
+pub fn path_segment(text: &str) -> String {
+    let mut segment = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => segment.push(char::from(byte)),
+            _ => segment.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    segment
+}
+
+/// Returns the name of what `id` names within `scope`. No two pairs have the same: a scope has no `/` here.
+pub fn within(scope: &str, id: &str) -> String {
+    format!("{}/{id}", path_segment(scope))
+}
+
 impl OrderKey {
     pub fn of(key: &str) -> Self {
         Self(Sha256::digest(key).into())
@@ -235,6 +252,14 @@ impl RequestId {
             return Err(ParseIdError::RequestId);
         }
         Ok(Self(text.into()))
+    }
+
+    /// Returns the id that tells this one apart from the same one of another scope.
+    ///
+    /// # Errors
+    /// When it is too long.
+    pub fn within(&self, scope: &str) -> Result<Self, ParseIdError> {
+        Self::new(&within(scope, self.as_str()))
     }
 
     pub fn as_str(&self) -> &str {

@@ -26,6 +26,8 @@ pub mod header {
     pub const FIRST_FAILED_AT: &str = "cw-first-failed-at";
     pub const ORIGINAL_EXCHANGE: &str = "cw-original-exchange";
     pub const ORIGINAL_ROUTING_KEY: &str = "cw-original-routing-key";
+    /// The producer's `user_id`: the broker refuses a copy that has another user's.
+    pub const ORIGINAL_USER_ID: &str = "cw-original-user-id";
     /// Every hash ever signed for the request, as an array of texts.
     pub const TX_HASH: &str = "cw-tx-hash";
     /// The producer's `expiration`, kept where it cannot make the copy vanish.
@@ -48,7 +50,8 @@ pub mod header {
     /// Begins the name of every header of ours.
     pub const PREFIX: &str = "cw-";
     /// Headers of ours that a copy keeps whatever its size: intake reads them.
-    pub const READ: [&str; 5] = [NOT_BEFORE, ATTEMPT, REPLAY_COUNT, ORIGINAL_EXCHANGE, ORIGINAL_ROUTING_KEY];
+    pub const READ: [&str; 6] =
+        [NOT_BEFORE, ATTEMPT, REPLAY_COUNT, ORIGINAL_EXCHANGE, ORIGINAL_ROUTING_KEY, ORIGINAL_USER_ID];
     /// Of the broker: how often it took this delivery back, because a consumer died or gave it back. No copy has it.
     pub const DELIVERY_COUNT: &str = "x-delivery-count";
 }
@@ -180,6 +183,10 @@ pub struct Properties {
     pub kind: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub app_id: Option<String>,
+    /// The broker's user that published it, where the producer says so: the broker lets nobody name another. Copies keep it in a
+    /// header.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_id: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -243,6 +250,31 @@ impl Message {
         self
     }
 
+    /// Returns the exchange to which its producer published it: copies come by the default exchange, and what comes by another
+    /// is no copy.
+    pub fn first_exchange(&self) -> &str {
+        self.first(header::ORIGINAL_EXCHANGE).unwrap_or(&self.origin.exchange)
+    }
+
+    /// Returns the routing key with which its producer published it. A producer that may publish to one exchange alone cannot
+    /// choose another key than that exchange saw.
+    pub fn first_routing_key(&self) -> &str {
+        self.first(header::ORIGINAL_ROUTING_KEY).unwrap_or(&self.origin.routing_key)
+    }
+
+    /// Returns the broker's user that published it, if that said who it is.
+    pub fn first_user_id(&self) -> Option<&str> {
+        self.properties.user_id.as_deref().or_else(|| self.first(header::ORIGINAL_USER_ID))
+    }
+
+    /// Returns what a copy of ours says of the message that it was made of.
+    fn first(&self, name: &str) -> Option<&str> {
+        match self.headers.get(name) {
+            Some(HeaderValue::Text(text)) if self.origin.exchange.is_empty() => Some(text),
+            _ => None,
+        }
+    }
+
     /// Returns about how many bytes its headers take in a copy, without those of ours.
     pub fn header_bytes(&self) -> usize {
         let is_counted = |name: &str| !is_of_broker(name) && !name.starts_with(header::PREFIX);
@@ -258,6 +290,10 @@ impl Message {
         drop_large_headers(&mut copy.headers, read);
         if let Some(expiration) = copy.properties.expiration.take() {
             copy.headers.insert(header::ORIGINAL_EXPIRATION.to_owned(), expiration.into());
+        }
+        // The broker vouches for the property, and for no header.
+        if let Some(user_id) = copy.properties.user_id.take() {
+            copy.headers.insert(header::ORIGINAL_USER_ID.to_owned(), user_id.into());
         }
         let origin = [
             (header::ORIGINAL_EXCHANGE, &self.origin.exchange),

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::model::message::{MAX_HEADER_BYTES, header};
-use crate::model::{BodyHash, Cause, Generation, HeaderValue, Message, OrderKey, Reason, RequestId, Timestamp, Write};
+use crate::model::{
+    BodyHash, Cause, Generation, HeaderValue, Message, OrderKey, Reason, RequestId, Timestamp, Write, ids,
+};
 use crate::policy::permits::Permits;
 use crate::policy::postpone::not_before;
 use crate::policy::routes::{Route, write_of};
@@ -20,6 +22,20 @@ pub enum TextSource {
     Header(String),
     /// This JSON pointer (RFC 6901) into the body, to a text or a whole number.
     JsonPointer(String),
+}
+
+/// Says among whose ids an id is unique. Producers that do not know of each other may choose the same one.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Scope {
+    /// All have one set of ids.
+    #[default]
+    None,
+    /// Those of the broker's user that published it.
+    UserId,
+    /// Those of the exchange that it was published to.
+    Exchange,
+    /// Those with the same text or whole number in this header.
+    Header(String),
 }
 
 /// Says what messages of one ordering key wait for.
@@ -41,6 +57,8 @@ pub struct OrderBy {
 #[derive(Debug, Clone)]
 pub struct AdmissionRules {
     pub id_source: TextSource,
+    /// Applies to ids and to ordering keys.
+    pub scope: Scope,
     /// Its order among those of its key, if messages of one key are to keep theirs.
     pub order_by: Option<OrderBy>,
     /// The first that fits applies.
@@ -62,8 +80,9 @@ impl AdmissionRules {
     pub fn headers(&self) -> BTreeSet<String> {
         let sources = std::iter::once(&self.id_source).chain(self.order_by.as_ref().map(|order| &order.source));
         let named = sources.filter_map(|source| if let TextSource::Header(name) = source { Some(name) } else { None });
+        let of_scope = if let Scope::Header(name) = &self.scope { Some(name) } else { None };
         let of_routes = self.routes.iter().filter_map(|route| route.matches.header.as_ref()).map(|(name, _)| name);
-        named.chain(of_routes).cloned().collect()
+        named.chain(of_scope).chain(of_routes).cloned().collect()
     }
 }
 
@@ -138,8 +157,8 @@ pub fn admit(rules: &AdmissionRules, message: &Message) -> Result<Candidate, Ref
         Ok(read) => read,
         Err(detail) => return Err(refuse(Some(id), Reason::BadHeaders, detail)),
     };
-    let order_key = match rules.order_by.as_ref().map(|order| read_text(&order.source, message)).transpose() {
-        Ok(read) => read.and_then(|(_, text)| text).map(|text| OrderKey::of(&text)),
+    let order_key = match read_order_key(rules, message) {
+        Ok(order_key) => order_key,
         Err(cause) => return Err(Refusal { id: Some(id), cause }),
     };
     let write = write_of(&rules.routes, &id, message, rules.max_body_bytes).and_then(|write| {
@@ -177,27 +196,54 @@ fn check_headers(rules: &AdmissionRules, message: &Message) -> Result<(), Cause>
 fn read_id(rules: &AdmissionRules, message: &Message) -> Result<RequestId, Cause> {
     let (place, text) = read_text(&rules.id_source, message)?;
     let text = text.ok_or_else(|| Cause::new(Reason::MissingId, format!("{place} is not set")))?;
-    RequestId::new(&text).map_err(|error| Cause::new(Reason::MissingId, format!("{place} is no id: {error}")))
+    let id =
+        RequestId::new(&text).map_err(|error| Cause::new(Reason::MissingId, format!("{place} is no id: {error}")))?;
+    let Some(scope) = scope_of(rules, message)? else { return Ok(id) };
+    id.within(&scope).map_err(|error| {
+        let detail = format!("{place} is no id together with its scope {scope:?} (request.scope): {error}");
+        Cause::new(Reason::MissingId, detail)
+    })
+}
+
+/// Returns the hash of the message's ordering key, if it has one.
+fn read_order_key(rules: &AdmissionRules, message: &Message) -> Result<Option<OrderKey>, Cause> {
+    let Some(order_by) = &rules.order_by else { return Ok(None) };
+    let (_, Some(key)) = read_text(&order_by.source, message)? else { return Ok(None) };
+    Ok(Some(match scope_of(rules, message)? {
+        None => OrderKey::of(&key),
+        Some(scope) => OrderKey::of(&ids::within(&scope, &key)),
+    }))
+}
+
+/// Returns the name of the set of ids that the message's is one of, where there are several. Those that do not say theirs share
+/// one, whose name is empty.
+fn scope_of(rules: &AdmissionRules, message: &Message) -> Result<Option<String>, Cause> {
+    Ok(match &rules.scope {
+        Scope::None => None,
+        Scope::UserId => Some(message.first_user_id().unwrap_or_default().to_owned()),
+        Scope::Exchange => Some(message.first_exchange().to_owned()),
+        Scope::Header(name) => Some(text_in_header(name, message)?.unwrap_or_default()),
+    })
+}
+
+fn text_in_header(name: &str, message: &Message) -> Result<Option<String>, Cause> {
+    Ok(match message.headers.get(name) {
+        None => None,
+        Some(HeaderValue::Text(text)) => Some(text.clone()),
+        Some(HeaderValue::Int(number)) => Some(number.to_string()),
+        Some(other) => {
+            let found = other.type_name();
+            let detail = format!("header {name} must be a text or a whole number, but is of type {found}");
+            return Err(Cause::new(Reason::BadHeaders, detail));
+        }
+    })
 }
 
 /// Returns the text, and its place for a person.
 fn read_text(source: &TextSource, message: &Message) -> Result<(String, Option<String>), Cause> {
     Ok(match source {
         TextSource::MessageId => ("the message_id property".to_owned(), message.properties.message_id.clone()),
-        TextSource::Header(name) => {
-            let place = format!("header {name}");
-            let text = match message.headers.get(name) {
-                None => None,
-                Some(HeaderValue::Text(text)) => Some(text.clone()),
-                Some(HeaderValue::Int(number)) => Some(number.to_string()),
-                Some(other) => {
-                    let found = other.type_name();
-                    let detail = format!("{place} must be a text or a whole number, but is of type {found}");
-                    return Err(Cause::new(Reason::BadHeaders, detail));
-                }
-            };
-            (place, text)
-        }
+        TextSource::Header(name) => (format!("header {name}"), text_in_header(name, message)?),
         TextSource::JsonPointer(pointer) => (format!("{pointer} in the body"), text_in_body(pointer, &message.body)?),
     })
 }
@@ -225,6 +271,7 @@ mod tests {
     fn rules(id_source: TextSource) -> AdmissionRules {
         AdmissionRules {
             id_source,
+            scope: Scope::None,
             order_by: None,
             routes: Vec::new(),
             max_body_bytes: 64,
@@ -252,6 +299,61 @@ mod tests {
         assert_eq!(id(by_header(), message(None, &[("order", HeaderValue::Int(7))], "")), "7");
         assert_eq!(id(by_pointer(), message(None, &[], r#"{"order":{"id":"c"}}"#)), "c");
         assert_eq!(id(by_pointer(), message(None, &[], r#"{"order":{"id":12}}"#)), "12");
+    }
+
+    /// Each row: the scope, the user that the broker has checked, the exchange, headers, and the id.
+    #[test]
+    fn ids_are_unique_among_those_of_their_scope() {
+        let by_header = || Scope::Header("tenant".into());
+        let user = header::ORIGINAL_USER_ID;
+        let rows: [(Scope, Option<&str>, &str, &[(&str, &str)], &str); 14] = [
+            (Scope::None, Some("eve"), "in", &[("tenant", "t")], "a"),
+            (Scope::UserId, Some("eve"), "in", &[], "eve/a"),
+            (Scope::UserId, None, "in", &[], "/a"),
+            (Scope::UserId, None, "", &[(user, "bob")], "bob/a"),
+            (Scope::UserId, None, "in", &[(user, "bob")], "/a"),
+            (Scope::UserId, Some("eve"), "", &[(user, "bob")], "eve/a"),
+            (Scope::UserId, Some("a/b %"), "", &[], "a%2Fb%20%25/a"),
+            (Scope::Exchange, Some("eve"), "in", &[], "in/a"),
+            (Scope::Exchange, None, "", &[], "/a"),
+            (Scope::Exchange, None, "", &[(header::ORIGINAL_EXCHANGE, "in")], "in/a"),
+            (Scope::Exchange, None, "mine", &[(header::ORIGINAL_EXCHANGE, "in")], "mine/a"),
+            (by_header(), None, "in", &[("tenant", "t")], "t/a"),
+            (by_header(), None, "in", &[("tenant", "t/a")], "t%2Fa/a"),
+            (by_header(), None, "in", &[], "/a"),
+        ];
+        for (scope, user_id, exchange, headers, expected) in rows {
+            let source = TextSource::MessageId;
+            let order_by = Some(OrderBy { source: source.clone(), ordering: Ordering::Nonce });
+            let rules = AdmissionRules { scope, order_by, ..rules(source) };
+            let headers: Vec<_> = headers.iter().map(|(name, text)| (*name, (*text).into())).collect();
+            let mut message = message(Some("a"), &headers, "");
+            message.properties.user_id = user_id.map(str::to_owned);
+            message.origin.exchange = exchange.to_owned();
+            let read = |message: &Message| admit(&rules, &message.clone().believed()).unwrap();
+            let candidate = read(&message);
+            assert_eq!(candidate.id.as_str(), expected, "{rules:?} {message:?}");
+            assert_eq!(candidate.order_key, Some(OrderKey::of(expected)));
+            // Its copies come by the default exchange, and so do theirs.
+            for _ in 0..2 {
+                message = message.believed().copied(&rules.headers());
+                message.origin = crate::model::Origin { exchange: String::new(), routing_key: "q".to_owned() };
+                assert_eq!(message.properties.user_id, None);
+                assert_eq!(read(&message).id, candidate.id, "a copy of {rules:?} {message:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_scope_that_leaves_no_room_for_the_id_is_refused() {
+        let rules = AdmissionRules { scope: Scope::UserId, ..rules(TextSource::MessageId) };
+        for (bytes, fits) in [(253, true), (254, false)] {
+            let mut message = message(Some("a"), &[], "");
+            message.properties.user_id = Some("u".repeat(bytes));
+            let cause = admit(&rules, &message).map(|_| ()).map_err(|refusal| refusal.cause);
+            assert_eq!(cause.is_ok(), fits);
+            assert!(cause.err().is_none_or(|cause| cause.detail.contains("request.scope")));
+        }
     }
 
     /// B18

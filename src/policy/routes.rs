@@ -4,7 +4,6 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use crate::model::message::header;
 use crate::model::{Address, Cause, GasRule, HeaderValue, Message, Reason, RequestId, Wei, Write};
 use crate::policy::abi::{Call, Errors, Many, Pointer};
 use crate::policy::raw_transaction;
@@ -86,7 +85,7 @@ pub fn contract_errors(routes: &[Route]) -> Errors {
 pub fn write_of(routes: &[Route], id: &RequestId, message: &Message, most_bytes: u64) -> Result<Write, Cause> {
     let Some(route) = route_of(routes, message) else {
         let kind = message.properties.kind.as_deref().unwrap_or_default();
-        let detail = format!("no route is for type {kind:?} with routing key {:?}", first_routing_key(message));
+        let detail = format!("no route is for type {kind:?} with routing key {:?}", message.first_routing_key());
         return Err(Cause::new(Reason::NoRoute, detail));
     };
     if let Some(schema) = &route.schema {
@@ -185,7 +184,7 @@ impl fmt::Display for Match {
 
 impl Match {
     fn is_for(&self, message: &Message) -> bool {
-        let key_fits = || self.routing_key.as_ref().is_none_or(|pattern| pattern.fits(first_routing_key(message)));
+        let key_fits = || self.routing_key.as_ref().is_none_or(|pattern| pattern.fits(message.first_routing_key()));
         self.fits_without_key(message) && key_fits()
     }
 
@@ -202,15 +201,6 @@ impl Match {
             })
         };
         kind_fits && header_fits()
-    }
-}
-
-/// Returns the key that the producer chose: copies come with another, by the queue's name. What comes by an exchange is
-/// no copy, so a producer that may publish to that one alone cannot choose another key than the exchange saw.
-fn first_routing_key(message: &Message) -> &str {
-    match message.headers.get(header::ORIGINAL_ROUTING_KEY) {
-        Some(HeaderValue::Text(key)) if message.origin.exchange.is_empty() => key,
-        _ => &message.origin.routing_key,
     }
 }
 
@@ -244,6 +234,7 @@ impl KeyPattern {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::message::header;
     use crate::model::{Gas, Origin, Properties};
     use crate::policy::abi::{self, Source};
 

@@ -17,9 +17,8 @@ const CIPHER: &str = "aes-128-ctr";
 const PRF: &str = "hmac-sha256";
 /// Bytes of the derived key: half of it encrypts, the other half goes into the check value.
 const DERIVED: usize = 32;
-/// The most memory and work that a file may ask for, in blocks of 128 bytes: some 2 GiB, some ten seconds.
-const MAX_SCRYPT_BLOCKS: u64 = 1 << 24;
-const MAX_PBKDF2_ROUNDS: u32 = 10_000_000;
+/// Some 2 GiB, some ten seconds.
+const MOST: Costs = Costs { scrypt_blocks: 1 << 24, pbkdf2_rounds: 10_000_000 };
 /// scrypt's log2(n), r and p of new files, as Geth has them: 256 MiB, about a second.
 const NEW: (u8, u32, u32) = (18, 8, 1);
 
@@ -34,6 +33,14 @@ pub enum KeystoreError {
     WrongPassword,
     #[error("the system gives no random numbers: {0}")]
     NoRandomness(String),
+}
+
+/// The most memory and work that a file may ask for.
+#[derive(Debug, Clone, Copy)]
+pub struct Costs {
+    /// Of 128 bytes.
+    pub scrypt_blocks: u64,
+    pub pbkdf2_rounds: u32,
 }
 
 fn malformed(problem: impl ToString) -> KeystoreError {
@@ -90,7 +97,7 @@ enum Derivation {
 }
 
 impl Derivation {
-    fn key(&self, password: &SecretString) -> Result<Zeroizing<[u8; DERIVED]>, KeystoreError> {
+    fn key(&self, password: &SecretString, most: Costs) -> Result<Zeroizing<[u8; DERIVED]>, KeystoreError> {
         let password = password.expose_secret().as_bytes();
         let mut key = Zeroizing::new([0; DERIVED]);
         match self {
@@ -99,7 +106,7 @@ impl Derivation {
             }
             Self::Scrypt { n, r, p, salt, .. } => {
                 let blocks = n.saturating_mul((*r).into()).saturating_mul((*p).into());
-                if blocks > MAX_SCRYPT_BLOCKS {
+                if blocks > most.scrypt_blocks {
                     return Err(KeystoreError::TooCostly("scrypt"));
                 }
                 let is_power = n.is_power_of_two().then(|| u8::try_from(n.trailing_zeros()).ok()).flatten();
@@ -109,7 +116,7 @@ impl Derivation {
                     Some(Err(_)) | None => return Err(malformed("its scrypt parameters are none")),
                 }
             }
-            Self::Pbkdf2 { c, .. } if *c > MAX_PBKDF2_ROUNDS => return Err(KeystoreError::TooCostly("pbkdf2")),
+            Self::Pbkdf2 { c, .. } if *c > most.pbkdf2_rounds => return Err(KeystoreError::TooCostly("pbkdf2")),
             Self::Pbkdf2 { prf, .. } if prf != PRF => return Err(malformed("its prf is not hmac-sha256")),
             Self::Pbkdf2 { c, salt, .. } => pbkdf2::pbkdf2_hmac::<Sha256>(password, salt, *c, key.as_mut_slice()),
         }
@@ -122,12 +129,20 @@ impl Derivation {
 /// # Errors
 /// When the file is no keystore, or the password is wrong.
 pub fn decrypt(file: &str, password: &SecretString) -> Result<SecretString, KeystoreError> {
+    decrypt_within(file, password, MOST)
+}
+
+/// The same for a file that may ask for so much.
+///
+/// # Errors
+/// When the file is no keystore, or the password is wrong.
+pub(crate) fn decrypt_within(file: &str, password: &SecretString, most: Costs) -> Result<SecretString, KeystoreError> {
     let keystore: Keystore = serde_json::from_str(file).map_err(malformed)?;
     let Keystore { version, crypto, .. } = keystore;
     if version != VERSION || crypto.cipher != CIPHER {
         return Err(malformed(format!("its version is {version}, its cipher {}", crypto.cipher)));
     }
-    let derived = crypto.derivation.key(password)?;
+    let derived = crypto.derivation.key(password, most)?;
     let (encrypting, checking) = derived.split_at(DERIVED / 2);
     if check_value(checking, &crypto.ciphertext).as_slice() != crypto.mac {
         return Err(KeystoreError::WrongPassword);
@@ -149,7 +164,7 @@ pub fn encrypt(key: &SecretString, password: &SecretString) -> Result<(String, A
     let (salt, iv): ([u8; DERIVED], [u8; 16]) = (random()?, random()?);
     let (log_n, r, p) = NEW;
     let derivation = Derivation::Scrypt { dklen: DERIVED, n: 1 << log_n, r, p, salt: salt.to_vec() };
-    let derived = derivation.key(password)?;
+    let derived = derivation.key(password, MOST)?;
     let (encrypting, checking) = derived.split_at(DERIVED / 2);
     apply(encrypting, &iv, &mut ciphertext)?;
     let mac = check_value(checking, &ciphertext).to_vec();

@@ -233,6 +233,8 @@ pub(crate) struct FakeChainState {
     pub(crate) refuses_history: bool,
     /// The node behind the load balancer is behind: it has none of the blocks.
     pub(crate) lacks_blocks: bool,
+    /// The node has the blocks and not yet their receipts.
+    pub(crate) lacks_receipts: bool,
     /// The node does not list the transactions of blocks.
     pub(crate) lacks_lists: bool,
     pub(crate) logs: Vec<Log>,
@@ -466,6 +468,7 @@ impl Chain for FakeChain {
 
     async fn receipts(&self, hashes: &[TxHash]) -> Vec<Result<Option<Receipt>>> {
         match self.count_part(Part::Receipts) {
+            Ok(state) if state.lacks_receipts => hashes.iter().map(|_| Ok(None)).collect(),
             Ok(state) => hashes.iter().map(|hash| Ok(state.receipt(*hash))).collect(),
             Err(error) => hashes.iter().map(|_| Err(error.clone())).collect(),
         }

@@ -12,7 +12,7 @@ use crate::journal::AccountId;
 use crate::model::{Address, Gas, GasRule, Wei};
 use crate::observe::traces::Tracer;
 use crate::policy::abi::{self, Call, Encoding, Pointer, Source};
-use crate::policy::admission::{AdmissionRules, OrderBy, Ordering, TextSource};
+use crate::policy::admission::{AdmissionRules, OrderBy, Ordering, Scope, TextSource};
 use crate::policy::batch::{BatchKind, Batching};
 use crate::policy::fee::{FeeMode, FeeRules};
 use crate::policy::finality::FinalityRule;
@@ -94,6 +94,7 @@ impl RunSettings {
         };
         let admission = AdmissionRules {
             id_source: TextSource::MessageId,
+            scope: Scope::None,
             order_by: None,
             routes: vec![Route::of_all(Address([0xaa; 20]), Wei(0), GasRule::Estimate { margin: 20 })],
             max_body_bytes: 200,

@@ -20,7 +20,7 @@ mod import;
 mod list;
 mod replay;
 mod session;
-mod sheet;
+pub(crate) mod sheet;
 mod show;
 
 /// Letters read in one go, unless `--limit` says otherwise.

@@ -35,7 +35,7 @@ pub(super) fn is_editable(name: &str) -> bool {
 }
 
 /// Returns the letter as a text.
-pub(super) fn written(message: &Message) -> String {
+pub(crate) fn written(message: &Message) -> String {
     let mut text = String::new();
     let mut properties = message.properties.clone();
     // Writing to a text cannot fail.
@@ -56,7 +56,7 @@ pub(super) fn written(message: &Message) -> String {
 }
 
 /// Returns the letter as an edited text has it.
-pub(super) fn read(original: &Message, text: &str) -> anyhow::Result<Message> {
+pub(crate) fn read(original: &Message, text: &str) -> anyhow::Result<Message> {
     let mut message = original.clone();
     editable(&mut message.properties).into_iter().for_each(|(_, value)| *value = None);
     message.headers.retain(|name, _| !is_editable(name));
@@ -201,7 +201,7 @@ fn changed(before: &str, after: &str) -> Vec<String> {
 }
 
 /// Returns whether nothing that may be edited has changed.
-pub(super) fn is_same(before: &Message, after: &Message) -> bool {
+pub(crate) fn is_same(before: &Message, after: &Message) -> bool {
     let own = |headers: &Headers| -> Headers {
         headers
             .iter()

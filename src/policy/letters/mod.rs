@@ -231,7 +231,7 @@ pub(crate) mod tests {
 
     use crate::model::message::{FailureNote, ReplayNote};
     use crate::model::{Address, GasRule, Headers, Origin, Properties, Wei};
-    use crate::policy::admission::TextSource;
+    use crate::policy::admission::{Scope, TextSource};
     use crate::policy::letters::origin::tests::death;
     use crate::policy::routes::{KeyPattern, Match, Route};
 
@@ -239,6 +239,7 @@ pub(crate) mod tests {
         let routes = vec![Route::of_all(Address([1; 20]), Wei(0), GasRule::Estimate { margin: 0 })];
         AdmissionRules {
             id_source: TextSource::MessageId,
+            scope: Scope::None,
             order_by: None,
             routes,
             max_body_bytes: 1024,

@@ -69,22 +69,29 @@ enum Need {
     Person(Stuck),
 }
 
-/// What is known of the cancellations of refused transactions. Where nodes take nothing from the account, further ones would
-/// change nothing: the lowest goes first, and the others follow once a node has taken one.
+/// What is known of the cancellations of refused transactions, lowest nonce first. Where nodes take nothing from the account,
+/// further ones would change nothing: the lowest goes first, and those behind it follow once a node has taken one. One that
+/// is cancelled already never holds up a lower one, which it may itself wait for.
 #[derive(Debug, Default)]
 pub(super) struct Canary {
     is_taken: bool,
+    /// One of those before is open.
     is_open: bool,
 }
 
 impl Canary {
     pub(super) fn of<'f>(not_included: impl Iterator<Item = &'f InFlight>) -> Self {
-        let mut canary = Self::default();
-        for transaction in not_included.filter(|own| own.is_cancelling() && own.wanted_cause().is_none()) {
-            canary.is_taken |= transaction.is_pooled();
-            canary.is_open |= matches!(transaction.pool, PoolStatus::Unknown | PoolStatus::Refused);
-        }
-        canary
+        let is_taken = not_included.filter(|own| Self::is_one(own)).any(InFlight::is_pooled);
+        Self { is_taken, is_open: false }
+    }
+
+    fn is_one(own: &InFlight) -> bool {
+        own.is_cancelling() && own.wanted_cause().is_none()
+    }
+
+    /// Goes on to those behind it.
+    pub(super) fn pass(&mut self, own: &InFlight) {
+        self.is_open |= Self::is_one(own) && matches!(own.pool, PoolStatus::Unknown | PoolStatus::Refused);
     }
 
     /// Returns whether one more may be cancelled; counts as its cancellation.

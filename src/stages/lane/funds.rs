@@ -108,7 +108,9 @@ impl Term<'_> {
             match funds {
                 None => transaction.forgive_unpaid(),
                 // What is in blocks soon may leave enough. Those after the next nonce never are before it.
-                Some(funds) if cost <= funds.balance && funds.committed > funds.balance && !transaction.is_next() => {}
+                Some(funds) if cost <= funds.balance && funds.committed > funds.balance && !transaction.is_next() => {
+                    transaction.forgive_unpaid();
+                }
                 // It costs more than the account has, or more than its gas and value by rules of the chain's own.
                 Some(_) => transaction.record_unpaid(&text, Instant::now()),
             }

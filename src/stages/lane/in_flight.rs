@@ -297,6 +297,8 @@ impl InFlight {
             SendMeaning::Unknown => self.record_refusal(RefusalKind::Unknown, text, now),
             SendMeaning::NonceTooHigh | SendMeaning::PoolFull => {
                 debug!(tx.nonce = %self.nonce, answer = text, "the node takes it after others");
+                // What the account had when that was said may have been a wrong answer, and nobody says it now.
+                self.forgive_unpaid();
                 if self.refusal.is_none() {
                     self.pool = PoolStatus::HeldBack;
                 }
@@ -338,10 +340,16 @@ impl InFlight {
     /// Records that a node will not take it, since it alone costs more than the account can pay.
     pub(super) fn record_unpaid(&mut self, text: &str, now: Instant) {
         self.was_unpaid = true;
-        self.record_refusal(RefusalKind::Unpaid, text, now);
+        let of_its_own = |known: &&Refusal| !matches!(known.kind, RefusalKind::Unknown | RefusalKind::Unpaid);
+        let known = self.refusal.as_ref().filter(of_its_own).filter(|_| !self.is_cancelling());
+        match known.map(|known| (known.kind, known.answer.clone())) {
+            // What nodes refuse for what it is stays that, whatever the account has meanwhile.
+            Some((kind, answer)) => self.record_refusal(kind, &answer, now),
+            None => self.record_refusal(RefusalKind::Unpaid, text, now),
+        }
     }
 
-    /// Forgets that it could not be paid: the account can pay nothing now, so that is no fault of its own.
+    /// Forgets that it could not be paid: that is no fault of its own, or not known any more.
     pub(super) fn forgive_unpaid(&mut self) {
         if self.refusal.take_if(|refusal| refusal.kind == RefusalKind::Unpaid).is_some() {
             self.pool = PoolStatus::Unknown;
@@ -399,6 +407,29 @@ mod tests {
 
     fn inclusion() -> Inclusion {
         Inclusion { tx_hash: fixtures::hash(0, 0), block_number: BlockNumber(1), block_hash: BlockHash([2; 32]) }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_of_its_own_outlives_a_lack_of_funds() {
+        let (mut transaction, now) = (transaction(), Instant::now());
+        transaction.record_answer(SendMeaning::Refused, "exceeds block gas limit", now);
+        transaction.record_unpaid("insufficient funds", now);
+        assert_eq!(transaction.refusal.as_ref().map(|refusal| refusal.kind), Some(RefusalKind::Passing));
+        transaction.set_status(PoolStatus::Unknown);
+        transaction.record_unpaid("insufficient funds", now);
+        assert_eq!(transaction.refusal.as_ref().map(|refusal| refusal.kind), Some(RefusalKind::Unpaid));
+    }
+
+    /// The node that said so may have been wrong about the balance.
+    #[tokio::test(start_paused = true)]
+    async fn that_it_cannot_be_paid_counts_while_nodes_say_so() {
+        for (answer, lasts) in [(SendMeaning::NonceTooHigh, false), (SendMeaning::Syncing, true)] {
+            let (mut transaction, patience) = (transaction(), Duration::from_secs(10));
+            transaction.record_unpaid("insufficient funds", Instant::now());
+            transaction.record_answer(answer, "later", Instant::now());
+            tokio::time::advance(patience).await;
+            assert_eq!(transaction.final_refusal(patience, Instant::now()).is_some(), lasts, "{answer:?}");
+        }
     }
 
     /// The next transactions are priced by what a raised tip taught.

@@ -93,6 +93,26 @@ async fn where_nodes_take_nothing_one_cancellation_shows_it_and_the_account_wait
     assert_eq!(paused(&term), None);
 }
 
+/// The cancellation of the second waits for the first, which no node has, so it shows nothing.
+#[tokio::test(start_paused = true)]
+async fn a_cancellation_that_comes_before_its_turn_holds_up_none_before_it() {
+    let bench = Bench::new(&["a", "b", "c"]).await;
+    bench.chain.change(|state| {
+        state.refuses = Some(|offer| match offer.nonce {
+            _ if offer.is_transfer => None,
+            0 => Some("the moon is full"),
+            1 => Some("oversized data: transaction size 9, limit 8"),
+            _ => None,
+        });
+    });
+    let mut term = bench.sent().await;
+    bench.round(&mut term).await;
+    let purposes = |term: &Term<'_>| [0, 1, 2].map(|nonce| newest(term, nonce).1);
+    assert_eq!(purposes(&term), [Purpose::Write, Purpose::Cancel, Purpose::Write]);
+    bench.rounds(&mut term).await;
+    assert_eq!(purposes(&term), [Purpose::Cancel, Purpose::Cancel, Purpose::Write]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_refusal_that_no_waiting_changes_is_cancelled_at_once() {
     let bench = Bench::new(&["a"]).await;

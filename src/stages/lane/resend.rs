@@ -171,6 +171,7 @@ impl Term<'_> {
         let (mut replaced, mut resent, mut stuck) = (Vec::new(), Vec::new(), None);
         for (place, transaction) in self.flight.not_included().enumerate() {
             let (care, is_stuck) = self.care_for(place, is_early, transaction, &market, &mut canary);
+            canary.pass(transaction);
             stuck = stuck.or(is_stuck);
             is_early |= care == Care::Wait && transaction.blocks_others();
             match care {

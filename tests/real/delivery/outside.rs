@@ -187,6 +187,33 @@ async fn one_id_in_two_queues_of_an_organisation_gives_two_events() {
     }
 }
 
+/// The scope survives a retry, a dead letter and its replay, each of which is another publish by the worker's own user.
+#[tokio::test]
+async fn one_id_of_two_users_of_the_broker_is_two_requests() {
+    let Some(stage) = Stage::with_blocks().await else { return };
+    let config = tries(stage.config_for(ALWAYS_REVERTS).await, 2).with("request", "scope = \"user_id\"");
+    let home = WorkerHome::new(&config);
+    stage.topology(&home).await;
+    stage.keep_events().await;
+    let mut worker = home.start(BINARY);
+    stage.amqp.publish(QUEUE, with_id("a").with_user_id("guest".into()), b"one").await;
+    stage.amqp.publish(QUEUE, with_id("a"), b"other").await;
+    stage.wait_state(&home, "guest/a", "dead").await;
+    stage.wait_state(&home, "/a", "dead").await;
+    stage.anvil.set_code(CONTRACT, SINK).await.unwrap();
+    let (code, text) = home.command(BINARY, &["dead", "replay", "guest/a", "--wait", "--yes"]).await;
+    assert!(code == 0 && text.contains("final"), "{code} {text}");
+    stage.wait_empty(QUEUE).await;
+    assert_eq!(worker.stop().await.code(), Some(0));
+    assert_eq!(written(&stage).await, [calldata(b"one")]);
+    let mut events: Vec<_> = stage.kept_events().await.into_iter().map(|(id, kind, _)| (id, kind)).collect();
+    events.sort();
+    let expected = [("/a", "dead"), ("/a", "retry"), ("guest/a", "dead"), ("guest/a", "final"), ("guest/a", "retry")];
+    assert_eq!(events, expected.map(|(id, kind)| (id.to_owned(), kind.to_owned())));
+    let (_, letters) = home.command(BINARY, &["dead", "list", "--items"]).await;
+    assert!(letters.contains(" /a") && !letters.contains("guest/a"), "{letters}");
+}
+
 /// More retries than there are places for publishes on their way.
 #[tokio::test]
 async fn a_wait_queue_that_takes_nothing_holds_up_no_dead_letter() {
