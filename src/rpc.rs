@@ -18,6 +18,9 @@ use crate::rpc::answer::{IdRule, Many, NoResult, NodeError};
 
 mod answer;
 
+#[cfg(test)]
+pub(crate) use answer::tests::any_json;
+
 /// The receipts of the largest blocks there are stay below half of it; what is longer is no answer.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 /// Limits the text of a server's error, in bytes.
@@ -250,11 +253,13 @@ fn without_tags(html: &str) -> String {
 }
 
 async fn body_of(mut response: Response) -> Result<Vec<u8>> {
-    let cut_off = |error: reqwest::Error| match message(&error) {
-        RpcError::Connection(cause) if !error.is_timeout() => {
+    let cut_off = |error: reqwest::Error| {
+        let cause = cause_of(&error);
+        if error.is_timeout() {
+            RpcError::Connection(cause)
+        } else {
             RpcError::Nonsense(format!("the answer breaks off: {cause}"))
         }
-        other => other,
     };
     // Blanks, or the mark of UTF-8.
     let is_skipped = |byte: &u8| byte.is_ascii_whitespace() || matches!(byte, 0xef | 0xbb | 0xbf);

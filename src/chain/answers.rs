@@ -277,19 +277,21 @@ pub(super) fn receipt(fields: &ReceiptFields) -> Result<Receipt, NoReceipt> {
         gas_used: Gas(amount(&fields.gas_used).unwrap_or_default()),
         effective_gas_price: quantity(&fields.effective_gas_price).map(Wei),
     };
-    let succeeded = match &fields.status {
-        Value::Null => return Err(NoReceipt::NoStatus),
-        Value::Bool(succeeded) => *succeeded,
-        status => amount(status).ok_or_else(|| wrong("status", status))? == 1,
-    };
+    if fields.status.is_null() {
+        return Err(NoReceipt::NoStatus);
+    }
+    let succeeded = fields.status.as_bool().or_else(|| Some(amount(&fields.status)? == 1));
+    let succeeded = succeeded.ok_or_else(|| wrong("status", &fields.status))?;
     Ok(Receipt { transaction, succeeded })
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
+    use crate::rpc::any_json;
 
     #[test]
     fn revert_data_are_found_wherever_clients_put_them() {
@@ -469,5 +471,56 @@ mod tests {
         fields["status"] = json!(null);
         fields["root"] = json!(BlockHash([4; 32]));
         assert_eq!(read(&fields), Err(NoReceipt::NoStatus), "the chain is too old to say it");
+    }
+
+    /// Members that nothing depends on, as nodes may write them.
+    fn with_odd(mut value: Value, names: &[&str], odd: &Value, others: &[(String, Value)]) -> Value {
+        names.iter().for_each(|name| value[*name] = odd.clone());
+        others.iter().for_each(|(name, other)| value[format!("x{name}")] = other.clone());
+        value
+    }
+
+    proptest! {
+        #[test]
+        fn what_counts_is_read_whatever_stands_in_the_rest(
+            odd in any_json(), others in proptest::collection::vec(("[a-z]{1,6}", any_json()), 0..4),
+        ) {
+            let (hash, tx, ours) = (BlockHash([2; 32]), TxHash([1; 32]), Address([7; 20]));
+            let block = json!({"number": "0x10", "hash": hash, "parentHash": hash, "baseFeePerGas": "0x7"});
+            let rest = ["timestamp", "gasLimit", "transactions", "uncles", "size", "difficulty", "miner"];
+            let block = with_odd(block, &rest, &odd, &others);
+            let read = header(Some(HeaderFields::deserialize(block).unwrap())).unwrap().unwrap();
+            prop_assert_eq!((read.number, read.hash, read.parent, read.base_fee), (BlockNumber(16), hash, hash, Some(Wei(7))));
+            prop_assert!(read.gas_limit > Gas(0) && read.gas_limit <= Gas(MOST) && read.timestamp <= MOST);
+
+            let of = json!({"transactionHash": tx, "blockHash": hash, "blockNumber": "0x10", "status": "0x0"});
+            let rest = ["gasUsed", "effectiveGasPrice", "logs", "logsBloom", "contractAddress", "type", "root", "to"];
+            let read = receipt(&ReceiptFields::deserialize(with_odd(of, &rest, &odd, &others)).unwrap()).unwrap();
+            prop_assert_eq!((read.succeeded, read.transaction.tx_hash, read.transaction.block_hash), (false, tx, hash));
+            prop_assert!(read.transaction.gas_used <= Gas(MOST));
+
+            let sent = json!({"from": ours, "nonce": "0x5", "hash": tx, "input": "0x01"});
+            let sent = with_odd(sent, &["to", "value", "gas", "v", "r", "s", "type", "authorizationList"], &odd, &others);
+            let full = json!({"number": "0x10", "hash": hash, "transactions": [sent]});
+            let read = sent_in(&with_odd(full, &["size", "uncles"], &odd, &others), ours, 1).unwrap().unwrap();
+            prop_assert_eq!((read.sent[0].nonce, read.sent[0].tx_hash, read.sent[0].is_signed), (Nonce(5), tx, false));
+
+            let query = LogQuery { contract: ours, topics: vec![], from: BlockNumber(0), to: BlockNumber(99) };
+            let entry = json!({
+                "address": ours, "topics": [], "data": "0x01", "blockNumber": "0x10", "blockHash": hash, "transactionHash": tx
+            });
+            let removed = odd == json!(true);
+            let read = logs(&[with_odd(entry, &["removed", "logIndex", "transactionIndex"], &odd, &others)], &query).unwrap();
+            prop_assert_eq!(read.len(), usize::from(!removed));
+        }
+
+        #[test]
+        fn whatever_comes_is_read_to_an_end(answer in any_json()) {
+            let _ = HeaderFields::deserialize(answer.clone()).map(|fields| header(Some(fields)));
+            let _ = ReceiptFields::deserialize(answer.clone()).map(|fields| receipt(&fields));
+            let _ = sent_in(&answer, Address([7; 20]), 1);
+            let _ = (created(answer.clone()), quantity(&answer), bytes(&answer));
+            prop_assert!(revert_data(&answer).is_none_or(|data| answer.to_string().contains(&hex::encode(data))));
+        }
     }
 }

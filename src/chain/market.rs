@@ -118,7 +118,10 @@ fn with_base_fee(base_fee: Wei, gas_price: Option<Wei>, history: &Value, suggest
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::rpc::any_json;
 
     #[test]
     fn of_the_calls_for_a_price_one_that_another_replaces_may_fail() {
@@ -153,6 +156,16 @@ mod tests {
             assert_eq!(market.is_ok(), is_enough, "{base_fee:?} {answers:?}");
             let is_priced = answers[0].1.is_ok() || is_enough;
             assert_eq!(missing(&head, Tip::Guessed, &answers).is_none(), is_priced, "{base_fee:?} {answers:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_history_holds_there_is_a_price(history in any_json(), fees in any_json(), tips in any_json()) {
+            for history in [history.clone(), json!({"baseFeePerGas": fees, "reward": tips, "oldestBlock": history})] {
+                let market = with_base_fee(Wei(100), None, &history, None);
+                prop_assert!(market.base_fee.is_some() && market.tip > Wei(0), "{:?}", market);
+            }
         }
     }
 

@@ -134,7 +134,7 @@ impl Pace {
         if calls > 1 {
             limit.longest = limit.longest.min(f64::from(u32::try_from(calls / 2).unwrap_or(u32::MAX))).max(1.0);
         }
-        let wait = retry_after.unwrap_or_else(|| limit.time_of(1).clamp(WAIT.0, WAIT.1));
+        let wait = retry_after.unwrap_or_else(|| limit.time_of(1).min(WAIT.1)).max(WAIT.0);
         limit.not_before = limit.not_before.max(now + wait);
         limit.turn = limit.turn.max(now);
         (limit.refused_at, limit.changed_at, limit.is_used) = (now, now, false);

@@ -73,9 +73,9 @@ fn good(call: &Value, height: u64) -> Reply {
 
 /// Returns the answer to a batch, as one: its calls are not put to the script.
 fn all_good(calls: &[Value], height: u64) -> Reply {
-    let answer = |call: &Value| match good(call, height) {
-        Reply::Result(result) => json!({"jsonrpc": "2.0", "id": call["id"], "result": result}),
-        other => panic!("{other:?} is not scripted"),
+    let answer = |call: &Value| {
+        let Reply::Result(result) = good(call, height) else { panic!("{call} is not scripted") };
+        json!({"jsonrpc": "2.0", "id": call["id"], "result": result})
     };
     Reply::body(Value::Array(calls.iter().map(answer).collect()).to_string())
 }

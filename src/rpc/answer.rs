@@ -150,10 +150,8 @@ impl NodeError {
     /// Returns what the body of a server's answer says, whatever its shape; `None` where that is no JSON with a text.
     pub(super) fn said_in(body: &[u8]) -> Option<Self> {
         let in_answer = |answer: &Value| Self::read(answer.get("error")?.clone());
-        match serde_json::from_slice::<Value>(body).ok()? {
-            Value::Array(answers) => answers.iter().find_map(in_answer),
-            value => in_answer(&value),
-        }
+        let body: Value = serde_json::from_slice(body).ok()?;
+        body.as_array().map_or_else(|| in_answer(&body), |answers| answers.iter().find_map(in_answer))
     }
 }
 
@@ -294,4 +292,4 @@ fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, NoResult> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

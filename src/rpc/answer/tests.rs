@@ -141,7 +141,7 @@ fn a_text_that_is_no_utf_8_hides_no_answer() {
 }
 
 /// Any JSON, for members that nothing depends on.
-fn any_json() -> impl Strategy<Value = Value> {
+pub(crate) fn any_json() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
         any::<bool>().prop_map(Value::from),
