@@ -6,6 +6,7 @@
 BUILT = $${CARGO_TARGET_DIR:-target}
 # Both in one build, so that the tool finds the daemon beside itself.
 with_daemon = --package chainwriter --package chainwriter-tools --bin chainwriter --bin $(1)
+build = test -e $(BUILT)/debug/$(1) || echo 'building (the first time takes some minutes)'; cargo build --locked $(call with_daemon,$(1))
 
 help: ## list these
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -14,11 +15,11 @@ setup: ## bring RabbitMQ and Anvil for the tests and the demo (instant when they
 	@scripts/setup.sh
 
 demo: setup ## show the daemon at work on a private broker and chain, and check what it promises
-	@cargo build --quiet --locked $(call with_daemon,demo)
+	@$(call build,demo)
 	@$(BUILT)/debug/demo
 
 tour: setup ## a private broker and chain for docs/getting-started/tour.md, until Ctrl-C
-	@cargo build --quiet --locked $(call with_daemon,tour)
+	@$(call build,tour)
 	@$(BUILT)/debug/tour
 
 DURATION ?= 600
@@ -33,7 +34,7 @@ simulate: ## run the whole program over fakes, in virtual time, seed after seed 
 chaos: setup ## simulate for a tenth of DURATION=600 seconds, then kill, cut and freeze real parts for all of it (SEED=, WORKERS=2, JOURNAL=postgres, BATCH=20)
 	@test "$(JOURNAL)" = sqlite || scripts/setup.sh postgres
 	@$(MAKE) --no-print-directory simulate DURATION=$$(($(DURATION) / 10)) SEED=$(SEED)
-	@cargo build --quiet --locked $(call with_daemon,chaos)
+	@$(call build,chaos)
 	@$(BUILT)/debug/chaos --duration $(DURATION) $(SEED:%=--seed %) --workers $(WORKERS) --journal $(JOURNAL) --batch $(BATCH)
 
 bench: setup ## measure throughput, cost, latency and growth on a private broker and chain (NODE=geth|anvil ONLY=throughput,latency MESSAGES=40000 RUNS=3)

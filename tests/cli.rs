@@ -174,7 +174,7 @@ fn all_faults_of_a_configuration_come_at_once_with_their_keys() {
         "log.level",
         "telemetry: is not a section",
         "nowhere.key cannot be read",
-        "31 faults",
+        "32 faults",
     ];
     checked.is(78, &keys);
     for arguments in [["run"].as_slice(), &["topology", "print"], &["status", "a"], &["publish", "-"]] {

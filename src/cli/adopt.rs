@@ -6,6 +6,7 @@ use crate::broker::{BrokerError, MarkerQueue, PublishOnly, QueueDepths, QueueRol
 use crate::cli::{exit, operator, say};
 use crate::config::Settings;
 use crate::journal::OperatorsJournal;
+use crate::model::text::counted;
 use crate::model::{JournalId, Marker};
 use crate::policy::marker::{Ruling, newest, rule};
 
@@ -33,7 +34,8 @@ async fn adopt(journal: &dyn OperatorsJournal, settings: &Settings) -> anyhow::R
     };
     if let Some(consumers) = consumers(settings).await?.filter(|consumers| *consumers > 0) {
         bail!(
-            "{consumers} consumers take messages from {} now, and the queue was served last by {from}; stop that worker first",
+            "{} on {} now, and the queue was served last by {from}; stop that worker first",
+            counted(consumers.into(), "consumer"),
             settings.queue()
         );
     }

@@ -1,7 +1,7 @@
 //! The command line: one file for each command, and the exit codes.
 
 use std::borrow::Cow;
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use serde::Serialize;
 
 use crate::broker::{BrokerError, PublishError};
@@ -34,6 +34,7 @@ pub(crate) mod dead;
 mod doctor;
 #[cfg(test)]
 mod documents;
+mod envelope;
 mod generate;
 mod health;
 mod init;
@@ -77,6 +78,8 @@ pub mod exit {
     pub const NOT_ALL: u8 = 2;
     /// The awaited thing has not come in time; a record is there, and not final yet.
     pub const STILL_OPEN: u8 = 75;
+    /// Ctrl-C ended it, as shells count that.
+    pub const INTERRUPTED: u8 = 130;
 }
 
 /// Takes messages from a RabbitMQ work queue and writes each one to an EVM chain exactly once.
@@ -330,7 +333,11 @@ fn progress_bar(total: u64, doing: impl Into<Cow<'static, str>>) -> ProgressBar 
 
 /// Returns the bar with this style, hidden if standard error is no terminal.
 fn progress(bar: ProgressBar, template: &str) -> ProgressBar {
+    let rate = |state: &ProgressState, to: &mut dyn fmt::Write| {
+        let _ = write!(to, "{:.0}/s", state.per_sec());
+    };
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style = style.with_key("rate", rate);
     if std::io::stderr().is_terminal() { bar.with_style(style) } else { ProgressBar::hidden() }
 }
 

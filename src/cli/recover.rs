@@ -12,6 +12,7 @@ use crate::chain::{BlockTag, Chain, NodeClient};
 use crate::cli::{adopt, exit, operator, progress_bar, say};
 use crate::config::Settings;
 use crate::journal::{OperatorsJournal, RecoveredAccount, Recovery};
+use crate::model::text::counted;
 use crate::model::{Address, BlockNumber, Nonce, Timestamp};
 use crate::policy::finality::{FinalityRule, highest_final};
 
@@ -115,7 +116,8 @@ async fn accept_foreign(
     let account = journal.account(settings.chain.chain_id, address).await?;
     let forgotten = journal.accept_foreign(account, below).await?;
     say(format_args!(
-        "{address}: unknown transactions below nonce {below} count as another program's; {forgotten} calls are compared with no more"
+        "{address}: unknown transactions below nonce {below} count as another program's; {} compared with no more",
+        counted(forgotten as u64, "call")
     ));
     Ok(())
 }
@@ -152,9 +154,9 @@ async fn recover(
         progress.finish_and_clear();
         let salvaged = salvaged.with_context(|| format!("{address} cannot be recovered"))?;
         say(format_args!(
-            "{address}: {} transactions in blocks {from} to {to}, with {} writes; its next nonce is {}",
-            salvaged.transactions,
-            salvaged.writes.len(),
+            "{address}: {} in blocks {from} to {to}, with {}; its next nonce is {}",
+            counted(salvaged.transactions as u64, "transaction"),
+            counted(salvaged.writes.len() as u64, "write"),
             salvaged.next_nonce
         ));
         let account = journal.account(settings.chain.chain_id, address).await?;
@@ -242,7 +244,7 @@ async fn on_its_way(chain: &NodeClient, account: Address, final_count: Nonce) ->
         })?;
         if pending > final_count {
             let count = pending.0 - final_count.0;
-            return Ok(Some(format!("{account}: waiting for {count} transactions to become final")));
+            return Ok(Some(format!("{account}: waiting for {} to become final", counted(count, "transaction"))));
         }
     }
     Ok(None)

@@ -151,6 +151,11 @@ mod tests {
             ("", "allow = 1", "- policy.allow: must be tables"),
             ("", &format!("[[policy.allow]]\nto = \"{TO}\"\nfunctions = []"), "- policy.allow[1].functions: must list"),
             ("", &format!("[[policy.allow]]\nto = \"{TO}\"\nfunctions = [\"g(\"]"), "\"g(\" is no signature"),
+            (
+                "",
+                &format!("[[policy.allow]]\nto = \"{TO}\"\nfunctions = [\"g(uint256,adress)\"]"),
+                "\"g(uint256,adress)\" has an argument of type adress",
+            ),
         ];
         for (write, policy, fault) in cases {
             let faults = faults(write, policy);

@@ -4,6 +4,11 @@
 
 use std::fmt::{self, Write};
 
+/// Returns "1 dead letter" or "2 dead letters".
+pub fn counted(count: u64, one: &str) -> String {
+    format!("{count} {one}{}", if count == 1 { "" } else { "s" })
+}
+
 /// Cuts the text to its beginning, between two characters.
 pub fn cut(mut text: String, most_bytes: usize) -> String {
     if text.len() > most_bytes {

@@ -90,7 +90,12 @@ impl fmt::Display for Misfit {
 /// Returns the function with this signature, with or without names of arguments: `transfer(address to, uint256
 /// amount)`.
 pub fn function(signature: &str) -> Result<Function, String> {
-    Function::parse(signature).map_err(|error| format!("is no signature of a function: {error}"))
+    let function = Function::parse(signature).map_err(|error| format!("is no signature of a function: {error}"))?;
+    let is_type = |param: &&Param| Specifier::<DynSolType>::resolve(*param).is_ok();
+    match function.inputs.iter().find(|param| !is_type(param)) {
+        Some(param) => Err(format!("has an argument of type {}, which Solidity does not have", param.ty)),
+        None => Ok(function),
+    }
 }
 
 /// Returns the function of this name, or with this signature where several have the name, from the text of an ABI file:

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use crate::broker::MOST_LETTERS;
 use crate::cli::{exit, say, stop};
 use crate::config::Settings;
-use crate::model::text::escaped as plain;
+use crate::model::text::{counted, escaped as plain};
 use crate::policy::letters::LetterFilter;
 
 mod deeds;
@@ -167,7 +167,6 @@ fn print(json: bool, value: impl FnOnce() -> serde_json::Value, text: impl FnOnc
     if json { say(value()) } else { say(text()) }
 }
 
-/// Returns "1 dead letter" or "2 dead letters".
 fn letters_text(count: u64) -> String {
-    if count == 1 { "1 dead letter".to_owned() } else { format!("{count} dead letters") }
+    counted(count, "dead letter")
 }

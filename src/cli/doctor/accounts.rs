@@ -9,6 +9,7 @@ use crate::cli::doctor::finding::Finding;
 use crate::cli::{spell, text_of};
 use crate::config::{Settings, SignerSection};
 use crate::journal::{AccountOverview, JournalOverview};
+use crate::model::text::counted;
 use crate::model::{Address, Gas, GasRule, Nonce, RequestState, Wei};
 use crate::observe::traces::Tracer;
 use crate::policy::fee::FeeMode;
@@ -145,7 +146,7 @@ fn money(settings: &Settings, account: Address, balance: Wei) -> Finding {
 /// Compares the nonces that the chain, the pools and the journal show.
 fn nonces(account: Address, in_chain: Nonce, pending: Nonce, known: Option<&AccountOverview>) -> Finding {
     let waiting = pending.0.saturating_sub(in_chain.0);
-    let what = format!("{account} has {in_chain} transactions in the chain and {waiting} in a pool");
+    let what = format!("{account} has {} in the chain and {waiting} in a pool", counted(in_chain.0, "transaction"));
     let Some(known) = known else {
         if waiting > 0 {
             return Finding::warn(AREA, what).remedy("no journal knows them: does another program use this key?");

@@ -6,8 +6,11 @@ use crate::broker::{self, BrokerError, Inspection, QueueDepths, QueueRole, TAKES
 use crate::cli::doctor::finding::Finding;
 use crate::cli::spell;
 use crate::config::Settings;
+use crate::model::text::counted;
 
 const AREA: &str = "broker";
+/// AMQP's word for an object that is not there.
+const MISSING: &str = "NOT_FOUND";
 /// RabbitMQ's own default.
 const DEFAULT_CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
@@ -40,10 +43,17 @@ fn unreachable(error: &BrokerError) -> Finding {
 
 fn topology(inspection: &Inspection, mode: TopologyMode) -> Vec<Finding> {
     let Inspection { vhost, faults, unseen, .. } = inspection;
-    if !faults.is_empty() {
-        return faults.iter().map(|fault| Finding::fail(AREA, fault.trim_start_matches("- "))).collect();
-    }
     let connected = format!("connected to virtual host {vhost}");
+    let is_made = |fault: &&String| mode == TopologyMode::Declare && fault.contains(MISSING);
+    let (made, faults): (Vec<_>, Vec<_>) = faults.iter().partition(is_made);
+    if !faults.is_empty() {
+        return faults.into_iter().map(|fault| Finding::fail(AREA, fault.trim_start_matches("- "))).collect();
+    }
+    if !made.is_empty() {
+        let missing = counted(made.len() as u64, "object");
+        let what = format!("{connected}; {missing} missing: a worker makes queues and exchanges at its first start");
+        return vec![Finding::ok(AREA, what).remedy("`chainwriter topology print` lists them")];
+    }
     if unseen.is_empty() {
         return vec![Finding::ok(AREA, format!("{connected}, its topology is as it must be"))];
     }
@@ -108,7 +118,7 @@ async fn dead_letters(settings: &Settings) -> Option<Finding> {
     queues.close().await;
     let dead = depths.ok()?.into_iter().find(|depth| depth.role == QueueRole::Dead)?;
     (dead.ready > 0).then(|| {
-        Finding::notice(AREA, format!("{} dead letters are in {}", dead.ready, dead.queue))
+        Finding::notice(AREA, format!("{} in {}", counted(dead.ready.into(), "dead letter"), dead.queue))
             .remedy("look at them with `chainwriter dead list`")
     })
 }
@@ -117,6 +127,27 @@ async fn dead_letters(settings: &Settings) -> Option<Finding> {
 mod tests {
     use super::*;
     use crate::cli::doctor::finding::Level;
+
+    #[test]
+    fn what_a_worker_will_make_is_no_fault_before_its_first_start() {
+        let inspection = |faults: &[&str]| Inspection {
+            vhost: "/".to_owned(),
+            faults: faults.iter().map(|fault| (*fault).to_owned()).collect(),
+            unseen: Vec::new(),
+            lacking: Vec::new(),
+        };
+        let (missing, other) = ("- queue q: NOT_FOUND - no queue", "- queue r: PRECONDITION_FAILED - inequivalent arg");
+        let cases: [(&[&str], TopologyMode, Level, usize); 4] = [
+            (&[missing, missing], TopologyMode::Declare, Level::Ok, 1),
+            (&[missing, missing], TopologyMode::Verify, Level::Fail, 2),
+            (&[missing, other], TopologyMode::Declare, Level::Fail, 1),
+            (&[], TopologyMode::Declare, Level::Ok, 1),
+        ];
+        for (faults, mode, level, count) in cases {
+            let findings = topology(&inspection(faults), mode);
+            assert!(findings.len() == count && findings.iter().all(|finding| finding.level == level), "{findings:?}");
+        }
+    }
 
     #[test]
     fn a_hold_beyond_half_of_the_usual_timeout_is_a_warning_with_the_sum() {

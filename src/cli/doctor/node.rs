@@ -245,7 +245,8 @@ fn silence(head: &Header, usual: Duration) -> Option<Duration> {
 
 /// Returns the average time between two of the last blocks.
 async fn spacing(chain: &NodeClient, head: &Header) -> Result<Duration, ChainError> {
-    let blocks = SPACING_BLOCKS.min(head.number.0);
+    // The first block of a chain may have any time, zero too.
+    let blocks = SPACING_BLOCKS.min(head.number.0.saturating_sub(1));
     let earlier = chain.header(BlockTag::Number(BlockNumber(head.number.0.saturating_sub(blocks)))).await?;
     let seconds = earlier.map_or(0, |earlier| head.timestamp.saturating_sub(earlier.timestamp));
     Ok(Duration::from_secs(seconds).checked_div(saturated(blocks)).unwrap_or_default())

@@ -8,7 +8,7 @@ use crate::cli::age_text;
 use crate::cli::status::overview::{Overview, Side};
 use crate::daemon::status::{LaneReport, RecentLine, WorkerReport, wei};
 use crate::journal::{AccountOverview, JournalOverview};
-use crate::model::text::escaped;
+use crate::model::text::{counted, escaped};
 use crate::model::{Timestamp, Wei};
 
 /// Incidents and lines of the log that are shown; the journal and the running worker keep more.
@@ -115,8 +115,7 @@ fn queue(depth: &QueueDepth) -> (Tone, String) {
     }
     let by = match consumers {
         0 => String::new(),
-        1 => ", 1 consumer".to_owned(),
-        consumers => format!(", {consumers} consumers"),
+        consumers => format!(", {}", counted((*consumers).into(), "consumer")),
     };
     let (what, tone) = match role {
         QueueRole::Work | QueueRole::Wait => ("", Tone::Plain),
@@ -208,7 +207,10 @@ fn as_reported(lane: &LaneReport, at: Timestamp) -> Vec<(Tone, String)> {
 fn endpoints(endpoints: &[EndpointState]) -> Vec<(Tone, String)> {
     let line = |endpoint: &EndpointState| {
         let EndpointState { label: endpoint, serves, blocks_behind, problem, calls_per_second } = endpoint;
-        let behind = if *blocks_behind > 0 { format!(", {blocks_behind} blocks behind") } else { String::new() };
+        let behind = match blocks_behind {
+            0 => String::new(),
+            behind => format!(", {} behind", counted(*behind, "block")),
+        };
         match (serves, problem) {
             (true, _) if calls_per_second.is_some() => {
                 let calls = calls_per_second.as_deref().unwrap_or_default();

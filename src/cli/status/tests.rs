@@ -121,6 +121,21 @@ fn a_small_terminal_has_what_matters_and_the_rest_can_be_scrolled_to() {
 }
 
 #[test]
+fn long_lines_go_on_in_the_next_one_and_a_cut_one_ends_with_a_mark() {
+    let (_, mut overview) = taken();
+    let Some(Side::Seen(report)) = &mut overview.process else { panic!("a worker ran") };
+    report.lanes[0].paused = Some(crate::daemon::status::PauseReport {
+        reason: "node_unreachable".to_owned(),
+        detail: format!("{} the end", "many words ".repeat(20)),
+    });
+    let narrow = drawn(&overview, 80, 60, 0);
+    assert!(has(&narrow, "the end"), "{:#?}", lines(&narrow));
+    assert!(lines(&narrow)[0].contains("ready"));
+    let tiny = drawn(&overview, 20, 60, 0);
+    assert!(lines(&tiny)[0].ends_with('…') && has(&tiny, "…│"), "{:#?}", lines(&tiny));
+}
+
+#[test]
 fn what_is_wrong_is_said_first() {
     let (_, mut overview) = taken();
     if let Some(Side::Seen(report)) = &mut overview.process {

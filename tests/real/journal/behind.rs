@@ -311,7 +311,7 @@ async fn what_an_operator_calls_foreign_is_compared_no_more() {
     assert!(code == 70 && text.contains("no endpoint shows transactions of"), "{code} {text}");
     stage.anvil.mine(3).await.unwrap();
     let (code, text) = home.command(BINARY, &["recover", "--foreign-below", "2", "--account", ACCOUNTS[0].0]).await;
-    assert!(code == 0 && text.contains("1 calls are compared with no more"), "{code} {text}");
+    assert!(code == 0 && text.contains("1 call compared with no more"), "{code} {text}");
     let mut worker = home.start(BINARY);
     all_final(&stage, 3).await;
     assert_eq!(stage.transactions_of(0).await.len(), 3);

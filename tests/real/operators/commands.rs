@@ -53,7 +53,8 @@ async fn a_published_file_is_one_message_whose_id_is_its_hash() {
     }
 }
 
-/// What cannot be published is named with its line, the rest goes, and the exit code says that not all did.
+/// What cannot be published is named with its line. Of a stream the rest goes, and the exit code says that not all did; of a file
+/// with a fault nothing goes.
 #[tokio::test]
 async fn lines_without_an_id_and_queues_that_are_not_there_are_told() {
     let Some(stage) = Stage::set().await else { return };
@@ -64,27 +65,67 @@ async fn lines_without_an_id_and_queues_that_are_not_there_are_told() {
     assert!(text.contains("0 published") && text.contains("no queue takes messages"), "{text}");
     stage.topology(&home).await;
     let (code, text) = home.command_with_input(BINARY, &["publish", "--id", "/id", "-"], lines).await;
-    assert_eq!(code, 69, "{text}");
-    for part in ["line 2", "line 3", "2 published to acme.writes, 2 failed"] {
+    assert_eq!(code, 2, "{text}");
+    for part in ["line 2: column 2: it is not JSON", "line 3", "2 published to acme.writes, 2 failed"] {
         assert!(text.contains(part), "{part} is missing in {text}");
     }
     let ids: Vec<_> = stage.amqp.take_all(QUEUE).await.iter().map(crate::support::Taken::id).collect();
     assert_eq!(ids.iter().collect::<BTreeSet<_>>(), BTreeSet::from([&"a".to_owned(), &"c".to_owned()]));
-    let (code, text) = home.command(BINARY, &["publish", "/nowhere/orders.ndjson"]).await;
-    assert_eq!((code, text.contains("/nowhere/orders.ndjson")), (69, true), "{text}");
+    let file = home.folder().join("orders.ndjson").display().to_string();
+    std::fs::write(&file, lines).unwrap();
+    for arguments in [["publish", "--id", "/id", &file], ["publish", "--id", "/id", "/nowhere/orders.ndjson"]] {
+        let (code, text) = home.command(BINARY, &arguments).await;
+        assert_eq!((code, text.contains("orders.ndjson")), (2, true), "{text}");
+        assert!(text.contains("nothing was published"), "{text}");
+    }
+    assert_eq!(stage.depth(QUEUE).await.0, 0);
+}
+
+#[tokio::test]
+async fn what_the_worker_would_refuse_is_published_only_on_demand() {
+    let Some(stage) = Stage::set().await else { return };
+    let route = "name = \"eat\"\ntype = \"food\"\nto = \"0x00000000000000000000000000000000000000ea\"";
+    let home = WorkerHome::new(&stage.config().with("broker", "max_body = \"64B\"").with("route", route));
+    stage.topology(&home).await;
+    let file = home.folder().join("a.bin").display().to_string();
+    std::fs::write(&file, [7; 65]).unwrap();
+    let food = ["publish", "--type", "food", "--header", "tenant=north", &file];
+    let (code, text) = home.command(BINARY, &food).await;
+    assert!(code == 2 && text.contains("the body has 65 bytes, broker.max_body allows 64"), "{code} {text}");
+    std::fs::write(&file, [7; 64]).unwrap();
+    let (code, text) = home.command(BINARY, &["publish", &file]).await;
+    assert!(code == 2 && text.contains("no route is for"), "{code} {text}");
+    let (code, text) = home.command(BINARY, &["publish", "--exchange", "nowhere", "--unchecked", &file]).await;
+    assert!(code == 69 && text.contains("nowhere"), "{code} {text}");
+    let (code, text) = home.command(BINARY, &["publish", "--header", "tenant", &file]).await;
+    assert!(code == 64 && text.contains("NAME=TEXT"), "{code} {text}");
+    let (code, text) = home.command(BINARY, &["publish", "--id", "id", &file]).await;
+    assert!(code == 64 && text.contains("write --id /id"), "{code} {text}");
+    for arguments in [food.as_slice(), &["publish", "--unchecked", &file]] {
+        let (code, text) = home.command(BINARY, arguments).await;
+        assert_eq!(code, 0, "{text}");
+    }
+    let messages = stage.amqp.take_all(QUEUE).await;
+    let kinds: Vec<_> = messages.iter().map(|message| message.properties.kind().clone().map(String::from)).collect();
+    assert_eq!(kinds, [Some("food".to_owned()), None]);
+    assert_eq!(messages[0].header("tenant").as_deref(), Some("north"));
 }
 
 /// Covers C48, B29: a look before the first start tells all that is missing or other than it must be.
 #[tokio::test]
 async fn a_check_with_connections_tells_everything_that_is_wrong() {
     let Some(stage) = Stage::set().await else { return };
-    let home = WorkerHome::new(&stage.config());
+    let home = WorkerHome::new(&stage.config().with("broker", "topology = \"verify\""));
     let (code, text) = home.command(BINARY, &["check", "--connect"]).await;
     assert_eq!(code, 69, "{text}");
     for object in ["exchange acme.writes.retry", "exchange acme.writes.events", "queue acme.writes", "topology apply"] {
         assert!(text.contains(object), "{object} is missing in {text}");
     }
     assert!(text.contains("ok    node: chain 31337"), "{text}");
+    // One that may make them will.
+    let home = WorkerHome::new(&stage.config());
+    let (code, text) = home.command(BINARY, &["check", "--connect"]).await;
+    assert!(code == 0 && text.contains("a worker makes queues and exchanges at its first start"), "{code} {text}");
     stage.topology(&home).await;
     let (code, text) = home.command(BINARY, &["check", "--connect"]).await;
     assert_eq!(code, 0, "{text}");

@@ -58,7 +58,7 @@ async fn all_is_well_before_the_first_start_and_while_a_worker_runs() {
         assert!(areas.contains(&area), "{area} is missing in {text}");
     }
     assert!(text.contains("1 at work with this journal: acme/"), "{text}");
-    assert!(text.contains("has 1 transactions in the chain and 0 in a pool; the journal's next nonce is 1"), "{text}");
+    assert!(text.contains("has 1 transaction in the chain and 0 in a pool; the journal's next nonce is 1"), "{text}");
     assert_eq!(worker.stop().await.code(), Some(0));
 }
 
@@ -197,7 +197,7 @@ async fn what_waits_among_the_dead_and_a_hold_that_is_too_long_are_told() {
     stage.amqp.publish(DEAD, BasicProperties::default(), b"").await;
     let (code, text) = doctor(&home).await;
     assert_eq!(code, 0, "{text}");
-    assert_line(&text, "note  broker: 1 dead letters are in acme.writes.dead", &["chainwriter dead list"]);
+    assert_line(&text, "note  broker: 1 dead letter in acme.writes.dead", &["chainwriter dead list"]);
     assert_line(&text, "warn  broker: broker.max_hold = 1h", &["consumer_timeout = 7200000", "rabbitmqctl"]);
 }
 

@@ -167,7 +167,10 @@ impl Seen {
     }
 
     fn line(&self) -> String {
-        format!("{} final, {} retries, {} dead letters", self.finals.len(), self.retries, self.dead.len())
+        let (retries, dead) = (self.retries, self.dead.len());
+        let retry = if retries == 1 { "retry" } else { "retries" };
+        let letter = if dead == 1 { "letter" } else { "letters" };
+        format!("{} final, {retries} {retry}, {dead} dead {letter}", self.finals.len())
     }
 }
 
