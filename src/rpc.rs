@@ -1,22 +1,25 @@
 //! web3's transport over our own HTTP client: keep-alive, rustls, a timeout, JSON-RPC batches, a limit for answers.
 
-use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
-use jsonrpc_core::{Call, Id, Output, Request, Value};
+use jsonrpc_core::{Call, Request, Value};
 use reqwest::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Deserializer};
 use web3::error::{Error, TransportError};
 use web3::{RequestId, Transport};
 
 use crate::model::text::cleaned;
-use crate::policy::classify::is_batch_refusal;
 use crate::policy::node_texts::is_outage_status;
+use crate::rpc::answer::{IdRule, Many, NoResult, NodeError};
+
+mod answer;
+
+#[cfg(test)]
+pub(crate) use answer::tests::any_json;
 
 /// The receipts of the largest blocks there are stay below half of it; what is longer is no answer.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
@@ -84,10 +87,12 @@ type Result<T, E = RpcError> = std::result::Result<T, E>;
 
 #[derive(Debug)]
 pub(crate) enum BatchAnswer {
-    /// One answer for each call, in the calls' order.
-    Each(Vec<Result<Value>>),
+    /// The answers in the calls' order. A call that the node left out has none.
+    Each(Vec<Option<Result<Value>>>),
     /// No call was processed: the node takes no batches, or none of this size.
     Refused(Refusal),
+    /// What came does not fit the calls one to one, or is cut off: none of it is used.
+    Garbled(String),
 }
 
 /// Status and headers of an answer, as far as they count.
@@ -104,9 +109,18 @@ impl Head {
         Refusal { status: status.as_u16(), retry_after, code: None, text, data: None }
     }
 
-    fn refused_with(self, error: jsonrpc_core::Error) -> Refusal {
-        let refusal = self.refusal(error.message);
-        Refusal { code: Some(error.code.code()), data: error.data, ..refusal }
+    fn refused_with(self, error: NodeError) -> Refusal {
+        let NodeError { code, text, data, .. } = error;
+        Refusal { code: Some(code), data, ..self.refusal(text) }
+    }
+
+    /// Returns why there is no result, as the caller of one call sees it.
+    fn no_result(self, why: NoResult) -> RpcError {
+        match why {
+            NoResult::Refused(error) => RpcError::Refused(self.refused_with(error)),
+            NoResult::Neither(said) if !self.status.is_success() => RpcError::Refused(self.refusal(said)),
+            NoResult::Neither(said) | NoResult::Nonsense(said) => RpcError::Nonsense(cleaned(&said, MAX_TEXT_BYTES)),
+        }
     }
 }
 
@@ -144,24 +158,44 @@ impl HttpTransport {
     pub(crate) async fn call<T: DeserializeOwned>(&self, method: &str, params: Vec<Value>) -> Result<T> {
         let (id, request) = self.prepare(method, params);
         let (head, answer) = self.post(Request::Single(request)).await?;
-        result_of(id, head, &answer)
+        // What a node says of a transaction counts only where it is surely about that one.
+        let rule = if method == "eth_sendRawTransaction" { IdRule::OnErrors } else { IdRule::MayLack };
+        answer::single(id as u64, rule, &answer).map_err(|why| head.no_result(why))
     }
 
     /// Makes many calls in one HTTP request.
     pub(crate) async fn batch(&self, calls: impl Iterator<Item = (&str, Vec<Value>)>) -> Result<BatchAnswer> {
-        let (ids, calls): (Vec<_>, Vec<_>) = calls.map(|(method, params)| self.prepare(method, params)).unzip();
-        let (head, answer) = self.post(Request::Batch(calls)).await?;
-        if answer.first() == Some(&b'[') {
-            return in_order(&ids, head, parse(&answer)?);
-        }
-        match parse::<Output>(&answer) {
-            Ok(Output::Failure(failure)) => Ok(BatchAnswer::Refused(head.refused_with(failure.error))),
-            Ok(Output::Success(_)) => Ok(BatchAnswer::Refused(head.refusal("one answer to many calls".to_owned()))),
-            Err(_) if BATCH_REFUSALS.contains(&head.status) => {
+        let prepared = calls.map(|(method, params)| {
+            let (id, call) = self.prepare(method, params);
+            (id as u64, call)
+        });
+        let (ids, calls): (Vec<_>, Vec<_>) = prepared.unzip();
+        let (head, answer) = match self.post(Request::Batch(calls)).await {
+            // Too long, or cut off: fewer calls have a shorter answer.
+            Err(RpcError::Nonsense(said)) => return Ok(BatchAnswer::Garbled(said)),
+            posted => posted?,
+        };
+        let read = |answer: std::result::Result<Value, NodeError>| {
+            answer.map_err(|error| RpcError::Refused(head.refused_with(error)))
+        };
+        let is_outage = is_outage_status(head.status.as_u16());
+        match answer::many(&ids, &answer) {
+            // What came counts, whatever the status says of the rest.
+            Many::Each(each) if !is_outage || each.iter().flatten().any(std::result::Result::is_ok) => {
+                Ok(BatchAnswer::Each(each.into_iter().map(|answer| answer.map(read)).collect()))
+            }
+            _ if is_outage => Err(RpcError::Refused(refusal_in(head, &answer))),
+            Many::Each(each) => Ok(BatchAnswer::Garbled(format!("{} calls without an answer", each.len()))),
+            Many::Refused(error) => Ok(BatchAnswer::Refused(head.refused_with(error))),
+            Many::OneResult => Ok(BatchAnswer::Refused(head.refusal("one answer to many calls".to_owned()))),
+            Many::Unfitting(said) => Ok(BatchAnswer::Garbled(cleaned(&said, MAX_TEXT_BYTES))),
+            Many::Nonsense(_) if BATCH_REFUSALS.contains(&head.status) => {
                 Ok(BatchAnswer::Refused(head.refusal(format!("HTTP status {}", head.status))))
             }
-            Err(error) if head.status.is_success() => Err(error),
-            Err(_) => Err(RpcError::Refused(head.refusal(text_of(&answer)))),
+            Many::Nonsense(said) if head.status.is_success() => {
+                Ok(BatchAnswer::Garbled(cleaned(&said, MAX_TEXT_BYTES)))
+            }
+            Many::Nonsense(_) => Err(RpcError::Refused(head.refusal(text_of(&answer)))),
         }
     }
 
@@ -182,14 +216,15 @@ impl HttpTransport {
         let retry_after = asked.and_then(|text| wait_of(text, SystemTime::now()));
         let head = Head { status: response.status(), retry_after };
         let answer = body_of(response).await;
-        if is_outage_status(head.status.as_u16()) {
+        let is_batch = matches!(request, Request::Batch(_));
+        let is_list = answer.as_ref().is_ok_and(|answer| answer.first() == Some(&b'['));
+        if is_outage_status(head.status.as_u16()) && !(is_batch && is_list) {
             // Whatever the body is, and whether or not it is all there.
             return Err(RpcError::Refused(refusal_in(head, &answer.unwrap_or_default())));
         }
         let answer = answer?;
         // Some nodes put a JSON-RPC error into a 400 or 500; what parses is taken for what it says.
         let is_json = answer.first().is_some_and(|first| matches!(first, b'{' | b'['));
-        let is_batch = matches!(request, Request::Batch(_));
         if head.status.is_success() || is_json || (is_batch && BATCH_REFUSALS.contains(&head.status)) {
             return Ok((head, answer));
         }
@@ -199,28 +234,38 @@ impl HttpTransport {
 
 /// Returns what a body says that came with the status of an outage: the first JSON-RPC error in it, or its begin.
 fn refusal_in(head: Head, body: &[u8]) -> Refusal {
-    let error_in = |value: &Value| serde_json::from_value::<jsonrpc_core::Error>(value.get("error")?.clone()).ok();
-    let said = match serde_json::from_slice::<Value>(body) {
-        Ok(Value::Array(answers)) => answers.iter().find_map(error_in),
-        Ok(value) => error_in(&value),
-        Err(_) => None,
-    };
-    said.map_or_else(|| head.refusal(text_of(body)), |error| head.refused_with(error))
+    NodeError::said_in(body).map_or_else(|| head.refusal(text_of(body)), |error| head.refused_with(error))
 }
 
-/// Returns the begin of a body in one line.
+/// Returns what a body says in one line: the text in its JSON, or its begin, without the tags of HTML.
 fn text_of(body: &[u8]) -> String {
     const LONGEST: usize = 200;
-    let text = String::from_utf8_lossy(body.get(..LONGEST * 4).unwrap_or(body));
+    let said = answer::text_in_body(body)
+        .unwrap_or_else(|| String::from_utf8_lossy(body.get(..LONGEST * 8).unwrap_or(body)).into_owned());
+    let said = if said.starts_with('<') { without_tags(&said) } else { said };
     let words: Vec<_> =
-        text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty()).collect();
+        said.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty()).collect();
     words.join(" ").chars().take(LONGEST).collect()
 }
 
+fn without_tags(html: &str) -> String {
+    html.split('<').map(|part| part.split_once('>').map_or("", |(_, text)| text)).collect::<Vec<_>>().join(" ")
+}
+
 async fn body_of(mut response: Response) -> Result<Vec<u8>> {
+    let cut_off = |error: reqwest::Error| {
+        let cause = cause_of(&error);
+        if error.is_timeout() {
+            RpcError::Connection(cause)
+        } else {
+            RpcError::Nonsense(format!("the answer breaks off: {cause}"))
+        }
+    };
+    // Blanks, or the mark of UTF-8.
+    let is_skipped = |byte: &u8| byte.is_ascii_whitespace() || matches!(byte, 0xef | 0xbb | 0xbf);
     let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| message(&error))? {
-        let start = if body.is_empty() { chunk.iter().position(|byte| !byte.is_ascii_whitespace()) } else { Some(0) };
+    while let Some(chunk) = response.chunk().await.map_err(cut_off)? {
+        let start = if body.is_empty() { chunk.iter().position(|byte| !is_skipped(byte)) } else { Some(0) };
         let chunk = start.and_then(|start| chunk.get(start..)).unwrap_or_default();
         if body.len() + chunk.len() > MAX_ANSWER_BYTES {
             return Err(RpcError::Nonsense(format!("more than {MAX_ANSWER_BYTES} bytes")));
@@ -228,38 +273,6 @@ async fn body_of(mut response: Response) -> Result<Vec<u8>> {
         body.extend_from_slice(chunk);
     }
     Ok(body)
-}
-
-/// Returns the answers in the order of the calls. Answers that do not fit the calls one to one leave open which is
-/// whose, so that none of them is used.
-fn in_order(ids: &[RequestId], head: Head, outputs: Vec<Output>) -> Result<BatchAnswer> {
-    let is_failure = |output: &Output| matches!(output, Output::Failure(_));
-    let refusal = outputs.iter().find_map(|output| match output {
-        Output::Failure(failure) if is_batch_refusal(&failure.error.message) => Some(&failure.error),
-        // Geth answers a batch that is too long with a list of one error.
-        Output::Failure(failure) if outputs.len() < ids.len() && outputs.iter().all(is_failure) => Some(&failure.error),
-        Output::Failure(_) | Output::Success(_) => None,
-    });
-    if let Some(error) = refusal {
-        return Ok(BatchAnswer::Refused(head.refused_with(error.clone())));
-    }
-    let count = outputs.len();
-    let mut by_id: HashMap<_, _> = outputs.into_iter().map(|output| (output.id().clone(), output)).collect();
-    if count != ids.len() || by_id.len() != count {
-        return Err(RpcError::Nonsense(format!(
-            "{count} answers to {} calls, {} of them distinct",
-            ids.len(),
-            by_id.len()
-        )));
-    }
-    let stray = || RpcError::Nonsense("an answer to another request".to_owned());
-    let ours = ids.iter().map(|id| by_id.remove(&expected_id(*id)).ok_or_else(stray));
-    let ours = ours.collect::<Result<Vec<_>>>()?;
-    let result = |output| match output {
-        Output::Success(success) => Ok(success.result),
-        Output::Failure(failure) => Err(RpcError::Refused(head.refused_with(failure.error))),
-    };
-    Ok(BatchAnswer::Each(ours.into_iter().map(result).collect()))
 }
 
 /// `Retry-After`: seconds, or a date.
@@ -316,52 +329,9 @@ impl Transport for HttpTransport {
         let transport = self.clone();
         Box::pin(async move {
             let (head, answer) = transport.post(Request::Single(request)).await?;
-            Ok(result_of(id, head, &answer)?)
+            Ok(answer::single(id as u64, IdRule::MayLack, &answer).map_err(|why| head.no_result(why))?)
         })
     }
-}
-
-/// The answer to one call. Unused parts of its result are skipped.
-#[derive(Deserialize)]
-#[serde(bound = "T: DeserializeOwned")]
-struct Answer<T> {
-    id: Id,
-    /// A result may be `null`, which is not the same as none.
-    #[serde(default, deserialize_with = "given")]
-    result: Option<T>,
-    #[serde(default)]
-    error: Option<jsonrpc_core::Error>,
-}
-
-fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(value: D) -> std::result::Result<Option<T>, D::Error> {
-    T::deserialize(value).map(Some)
-}
-
-fn result_of<T: DeserializeOwned>(id: RequestId, head: Head, answer: &[u8]) -> Result<T> {
-    let answer: Answer<T> = parse(answer)?;
-    match answer {
-        Answer { error: Some(error), id: Id::Null, .. } => {
-            let said = cleaned(&error.message, MAX_TEXT_BYTES);
-            Err(RpcError::Nonsense(format!("an error without an id: {said}")))
-        }
-        Answer { id: other, .. } if other != expected_id(id) => {
-            Err(RpcError::Nonsense("the answer is to another request".to_owned()))
-        }
-        Answer { error: Some(error), .. } => Err(RpcError::Refused(head.refused_with(error))),
-        Answer { result: Some(result), .. } => Ok(result),
-        Answer { result: None, error: None, .. } => {
-            Err(RpcError::Nonsense("no JSON-RPC answer: neither a result nor an error".to_owned()))
-        }
-    }
-}
-
-fn expected_id(id: RequestId) -> Id {
-    Id::Num(id as u64)
-}
-
-fn parse<T: DeserializeOwned>(answer: &[u8]) -> Result<T> {
-    serde_json::from_slice(answer)
-        .map_err(|error| RpcError::Nonsense(cleaned(&format!("no JSON-RPC answer: {error}"), MAX_TEXT_BYTES)))
 }
 
 #[cfg(test)]
@@ -382,28 +352,6 @@ mod tests {
         ];
         for (text, seconds) in cases {
             assert_eq!(wait_of(text, now), seconds.map(Duration::from_secs), "{text}");
-        }
-    }
-
-    #[test]
-    fn an_answer_counts_only_for_its_own_call() {
-        let head = Head { status: StatusCode::OK, retry_after: None };
-        let read = |text: &str| result_of::<Option<u8>>(7, head, text.as_bytes());
-        assert_eq!(read(r#"{"jsonrpc":"2.0","id":7,"result":3}"#).unwrap(), Some(3));
-        assert_eq!(read(r#"{"id":7,"result":null}"#).unwrap(), None, "null is a result");
-        let refused = read(r#"{"id":7,"error":{"code":-32000,"message":"no"}}"#).unwrap_err();
-        assert!(matches!(refused, RpcError::Refused(Refusal { code: Some(-32000), text, .. }) if text == "no"));
-        for (text, problem) in [
-            (r#"{"id":8,"result":3}"#, "another request"),
-            (r#"{"id":8,"error":{"code":1,"message":"no"}}"#, "another request"),
-            (r#"{"id":null,"error":{"code":1,"message":"limit"}}"#, "without an id: limit"),
-            (r#"{"id":7}"#, "neither a result nor an error"),
-            (r#"{"id":7,"result":"three"}"#, "no JSON-RPC answer"),
-            (r#"{"id":7,"result":3"#, "no JSON-RPC answer"),
-            ("<html>", "no JSON-RPC answer"),
-        ] {
-            let refused = read(text).unwrap_err();
-            assert!(matches!(&refused, RpcError::Nonsense(said) if said.contains(problem)), "{text}: {refused:?}");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Reading a node's JSON: only the fields that matter, so that clients may differ in the rest.
+//! Reading a node's JSON: only the fields that matter, so that clients may differ in the rest. What nothing depends on may be
+//! missing or of another type; a number that something depends on has bounds.
 
 use bytes::Bytes;
 use jsonrpc_core::Value;
@@ -8,9 +9,18 @@ use crate::chain::{Header, Inclusion, Log, LogQuery, Receipt, Sent, SentInBlock,
 use crate::model::event::FinalTransaction;
 use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, Topic, TxHash, Wei};
 
-/// Returns a number as JSON-RPC writes it: `0x` and digits, without leading zeros (which are let through).
+/// Returns a number as JSON-RPC writes it: `0x` and digits, without leading zeros (which are let through); or as plain JSON.
 pub(super) fn quantity(value: &Value) -> Option<u128> {
-    u128::from_str_radix(value.as_str()?.strip_prefix("0x")?, 16).ok()
+    match value {
+        Value::String(text) => {
+            let digits = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"))?;
+            // The parser would take a sign.
+            let is_plain = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+            u128::from_str_radix(digits, 16).ok().filter(|_| is_plain)
+        }
+        Value::Number(number) => number.as_u64().map(u128::from),
+        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
+    }
 }
 
 /// The largest amount that is believed: the journal's integers hold no more.
@@ -40,48 +50,83 @@ pub(super) fn bytes(value: &Value) -> Option<Bytes> {
     hex::decode(value.as_str()?.strip_prefix("0x")?).ok().map(Bytes::from)
 }
 
-/// Returns what a reverted call returned. Clients put it into the error's data as such, behind a word, or in an object.
+/// Returns a hash, in capitals or not.
+fn hash<T: std::str::FromStr>(value: &Value) -> Option<T> {
+    value.as_str()?.parse().ok()
+}
+
+/// Members of an error's data in which clients put what a reverted call returned.
+const REVERT_DATA: [&str; 5] = ["data", "result", "return", "output", "originalError"];
+
+/// Returns what a reverted call returned. Clients put it into the error's data as such, behind a word, or in an object; old
+/// Ganache in an object under the transaction's hash.
 pub(super) fn revert_data(data: &Value) -> Option<Bytes> {
+    revert_data_in(data, 0)
+}
+
+fn revert_data_in(data: &Value, depth: u8) -> Option<Bytes> {
+    const DEEPEST: u8 = 3;
     match data {
         Value::String(text) => {
             let start = text.find("0x")?;
-            hex::decode(text.get(start + 2..)?).ok().map(Bytes::from)
+            hex::decode(text.get(start + 2..)?.trim_end()).ok().map(Bytes::from)
         }
-        Value::Object(fields) => fields.get("data").and_then(revert_data),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) => None,
+        Value::Object(fields) if depth < DEEPEST => {
+            let named = REVERT_DATA.iter().find_map(|name| revert_data_in(fields.get(*name)?, depth + 1));
+            let nested = || fields.values().filter(|value| value.is_object());
+            named.or_else(|| nested().find_map(|value| revert_data_in(value, depth + 1)))
+        }
+        Value::Object(_) | Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) => None,
     }
 }
 
-/// What is read of a block's header.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+/// What is read of a block's header. What is missing shows when it is needed.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub(super) struct HeaderFields {
     number: Value,
-    hash: BlockHash,
-    parent_hash: BlockHash,
+    hash: Value,
+    parent_hash: Value,
     timestamp: Value,
-    #[serde(default)]
     base_fee_per_gas: Value,
     gas_limit: Value,
-    #[serde(default)]
-    transactions: Option<Vec<TxHash>>,
+    transactions: Value,
 }
 
-/// Returns a block's header; `None` is a node's `null`.
+/// Returns a block's header; `None` is a node's `null`. A time or a limit that cannot be read decides nothing.
 pub(super) fn header(fields: Option<HeaderFields>) -> Result<Option<Header>, String> {
     let Some(fields) = fields else { return Ok(None) };
     let wrong = |name: &str, value: &Value| format!("a block whose {name} is {value}");
-    let number = |name, value| amount(value).ok_or_else(|| wrong(name, value));
     let height = place(&fields.number).ok_or_else(|| wrong("number", &fields.number))?;
+    // Some chains have no limit, and write zero.
+    let gas_limit = amount(&fields.gas_limit).filter(|limit| *limit > 0);
     Ok(Some(Header {
         number: BlockNumber(height),
-        hash: fields.hash,
-        parent: fields.parent_hash,
-        timestamp: number("timestamp", &fields.timestamp)?,
+        hash: hash(&fields.hash).ok_or_else(|| wrong("hash", &fields.hash))?,
+        parent: hash(&fields.parent_hash).ok_or_else(|| wrong("parentHash", &fields.parent_hash))?,
+        timestamp: amount(&fields.timestamp).map_or(0, seconds),
         base_fee: optional_price("a block whose baseFeePerGas", &fields.base_fee_per_gas)?,
-        gas_limit: Gas(number("gasLimit", &fields.gas_limit)?),
-        transactions: fields.transactions,
+        gas_limit: Gas(gas_limit.unwrap_or(MOST)),
+        transactions: listed(&fields.transactions),
     }))
+}
+
+/// Returns a block's time in seconds. Some private chains count milliseconds, or nanoseconds (GoQuorum with Raft).
+fn seconds(timestamp: u64) -> u64 {
+    /// In seconds it is in the year 5138; in milliseconds it is in 1973.
+    const LATEST: u64 = 100_000_000_000;
+    let mut seconds = timestamp;
+    while seconds > LATEST {
+        seconds /= 1000;
+    }
+    seconds
+}
+
+/// Returns the hashes of a block's transactions, which some nodes give in full unasked. A list with anything else is none: what
+/// it hides may be ours.
+fn listed(transactions: &Value) -> Option<Vec<TxHash>> {
+    let of = |transaction: &Value| hash(transaction).or_else(|| hash(transaction.get("hash")?));
+    transactions.as_array()?.iter().map(of).collect()
 }
 
 #[derive(Deserialize)]
@@ -134,7 +179,7 @@ struct LogFields {
     block_hash: BlockHash,
     transaction_hash: TxHash,
     #[serde(default)]
-    removed: bool,
+    removed: Value,
 }
 
 /// Returns the contract that a transaction has made, and its block, from its receipt; the inner `None` is a node's
@@ -167,7 +212,7 @@ pub(super) fn logs(entries: &[Value], query: &LogQuery) -> Result<Vec<Log>, Stri
         if !is_asked {
             return Err("a log entry that was not asked for".to_owned());
         }
-        if fields.removed {
+        if fields.removed == Value::Bool(true) {
             continue;
         }
         logs.push(Log {
@@ -198,38 +243,55 @@ pub(super) struct ReceiptFields {
 impl ReceiptFields {
     /// Returns the block that it is of.
     pub(super) fn block(&self) -> Option<BlockHash> {
-        self.block_hash.as_str()?.parse().ok()
+        hash(&self.block_hash)
     }
 
     pub(super) fn transaction(&self) -> Option<TxHash> {
-        self.transaction_hash.as_str()?.parse().ok()
+        hash(&self.transaction_hash)
     }
 }
 
-/// Returns a receipt. The nonce is not in it and stays zero for the caller to set.
-pub(super) fn receipt(fields: &ReceiptFields) -> Result<Receipt, String> {
-    let wrong = |name: &str, value: &Value| format!("a receipt whose {name} is {value}");
-    let number = |name, value| amount(value).ok_or_else(|| wrong(name, value));
+/// Why a receipt says nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum NoReceipt {
+    /// Of a transaction that is in no block.
+    Pending,
+    /// From before Byzantium: it has a state root in place of a status.
+    NoStatus,
+    Unreadable(String),
+}
+
+/// Returns a receipt. The nonce is not in it and stays zero for the caller to set. Gas and price that cannot be read are zero and
+/// none: they are reported, and decide nothing.
+pub(super) fn receipt(fields: &ReceiptFields) -> Result<Receipt, NoReceipt> {
+    let wrong = |name: &str, value: &Value| NoReceipt::Unreadable(format!("a receipt whose {name} is {value}"));
+    if fields.block_number.is_null() && fields.transaction().is_some() {
+        return Err(NoReceipt::Pending);
+    }
     let height = place(&fields.block_number).ok_or_else(|| wrong("blockNumber", &fields.block_number))?;
-    Ok(Receipt {
-        transaction: FinalTransaction {
-            tx_hash: fields.transaction().ok_or_else(|| wrong("transactionHash", &fields.transaction_hash))?,
-            nonce: Default::default(),
-            block_number: BlockNumber(height),
-            block_hash: fields.block().ok_or_else(|| wrong("blockHash", &fields.block_hash))?,
-            gas_used: Gas(number("gasUsed", &fields.gas_used)?),
-            effective_gas_price: optional_price("a receipt whose effectiveGasPrice", &fields.effective_gas_price)?,
-        },
-        // A receipt from before Byzantium has a state root in its place; no chain that we write to is that old.
-        succeeded: number("status", &fields.status)? == 1,
-    })
+    let transaction = FinalTransaction {
+        tx_hash: fields.transaction().ok_or_else(|| wrong("transactionHash", &fields.transaction_hash))?,
+        nonce: Default::default(),
+        block_number: BlockNumber(height),
+        block_hash: fields.block().ok_or_else(|| wrong("blockHash", &fields.block_hash))?,
+        gas_used: Gas(amount(&fields.gas_used).unwrap_or_default()),
+        effective_gas_price: quantity(&fields.effective_gas_price).map(Wei),
+    };
+    if fields.status.is_null() {
+        return Err(NoReceipt::NoStatus);
+    }
+    let succeeded = fields.status.as_bool().or_else(|| Some(amount(&fields.status)? == 1));
+    let succeeded = succeeded.ok_or_else(|| wrong("status", &fields.status))?;
+    Ok(Receipt { transaction, succeeded })
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
+    use crate::rpc::any_json;
 
     #[test]
     fn revert_data_are_found_wherever_clients_put_them() {
@@ -239,8 +301,18 @@ mod tests {
         {
             assert_eq!(revert_data(&data), expected, "{data}");
         }
-        assert_eq!(revert_data(&json!(null)), None);
-        assert_eq!(revert_data(&json!("0xzz")), None);
+        let hash = format!("0x{}", "ab".repeat(32));
+        let ganache = json!({hash: {"error": "revert", "program_counter": 4, "return": "0x08c3"}, "stack": "at 0x", "name": "Oops"});
+        assert_eq!(revert_data(&ganache), expected);
+        assert_eq!(
+            revert_data(&json!({"hash": "0x01", "programCounter": 4, "result": "0x08c3", "message": "revert"})),
+            expected
+        );
+        for none in
+            [json!(null), json!("0xzz"), json!({"message": "revert"}), json!([1]), json!({"a": {"b": {"c": {"d": 1}}}})]
+        {
+            assert_eq!(revert_data(&none), None, "{none}");
+        }
     }
 
     #[test]
@@ -296,13 +368,10 @@ mod tests {
         let of_log = |value: &Value| logs(std::slice::from_ref(value), &query).is_ok();
         type Read<'r> = &'r dyn Fn(&Value) -> bool;
         let (height, amount) = (FURTHEST, MOST);
-        let fields: [(&Value, &str, Read<'_>, u64); 9] = [
+        let fields: [(&Value, &str, Read<'_>, u64); 6] = [
             (&block, "number", &of_block, height),
-            (&block, "timestamp", &of_block, amount),
-            (&block, "gasLimit", &of_block, amount),
             (&block, "number", &of_full, height),
             (&receipt_of, "blockNumber", &of_receipt, height),
-            (&receipt_of, "gasUsed", &of_receipt, amount),
             (&sent, "nonce", &of_sent, height),
             (&log, "blockNumber", &of_log, height),
             (&receipt_of, "status", &of_receipt, amount),
@@ -321,14 +390,68 @@ mod tests {
                 assert!(!read(&with(value, field, odd.to_owned())), "{field} {odd}");
             }
         }
-        for (value, field, read) in
-            [(&block, "baseFeePerGas", &of_block as Read<'_>), (&receipt_of, "effectiveGasPrice", &of_receipt)]
-        {
-            assert!(read(&with(value, field, format!("{:#x}", u128::MAX))), "{field}");
-            for odd in ["0x100000000000000000000000000000000", "-0x1", "0x", ""] {
-                assert!(!read(&with(value, field, odd.to_owned())), "{field} {odd}: not the same as none");
-            }
+        assert!(of_block(&with(&block, "baseFeePerGas", format!("{:#x}", u128::MAX))));
+        for odd in ["0x100000000000000000000000000000000", "-0x1", "0x+1", "0x", ""] {
+            assert!(!of_block(&with(&block, "baseFeePerGas", odd.to_owned())), "{odd}: not the same as none");
         }
+        // What decides nothing is not known then.
+        let odd =
+            [format!("{:#x}", MOST + 1), format!("{:#x}", u64::MAX), "-0x1".to_owned(), String::new(), "16".to_owned()];
+        for odd in odd {
+            let read = |field| {
+                header(Some(HeaderFields::deserialize(with(&block, field, odd.clone())).unwrap())).unwrap().unwrap()
+            };
+            assert_eq!((read("timestamp").timestamp, read("gasLimit").gas_limit), (0, Gas(MOST)), "{odd}");
+            let read =
+                |field| receipt(&ReceiptFields::deserialize(with(&receipt_of, field, odd.clone())).unwrap()).unwrap();
+            assert_eq!(read("gasUsed").transaction.gas_used, Gas(0), "{odd}");
+            let price = read("effectiveGasPrice").transaction.effective_gas_price;
+            assert!(price.is_none_or(|price| price.0 <= u128::from(u64::MAX)), "{odd}");
+        }
+    }
+
+    /// Hardhat, Hedera's relay, zk chains and private chains: blocks and receipts in the shapes that they give.
+    #[test]
+    fn what_nothing_depends_on_may_be_missing_or_of_another_type() {
+        let (hash, tx) = (BlockHash([2; 32]), TxHash([1; 32]));
+        let block = json!({"number": "0x10", "hash": hash, "parentHash": hash});
+        let of = |extra: Value| {
+            let mut block = block.clone();
+            extra.as_object().unwrap().iter().for_each(|(name, value)| block[name] = value.clone());
+            header(Some(HeaderFields::deserialize(block).unwrap())).unwrap().unwrap()
+        };
+        let least = of(json!({}));
+        assert_eq!(
+            (least.number, least.timestamp, least.gas_limit, least.base_fee),
+            (BlockNumber(16), 0, Gas(MOST), None)
+        );
+        assert_eq!(of(json!({"number": 16, "timestamp": 1_700_000_000, "gasLimit": 5})).gas_limit, Gas(5));
+        assert_eq!(of(json!({"gasLimit": "0x0"})).gas_limit, Gas(MOST), "no limit");
+        for time in ["0x6553f100", "0x18bcfe56800", "0x60a24181e4000", "0x17979cfe362a0000"] {
+            assert_eq!(of(json!({"timestamp": time})).timestamp, 1_700_000_000, "{time}");
+        }
+        let odd = json!({"size": null, "uncles": {}, "l1BatchNumber": null, "sealFields": ["0x"], "extraData": 7, "timestamp": [], "gasLimit": {}});
+        assert_eq!(of(odd).transactions, None);
+        assert_eq!(of(json!({"transactions": [tx, {"hash": tx, "type": "0x7e"}]})).transactions, Some(vec![tx, tx]));
+        assert_eq!(of(json!({"transactions": [tx, 7]})).transactions, None, "it may hide one of ours");
+        let receipt_of = |fields: Value| {
+            let mut receipt = json!({"transactionHash": tx, "blockHash": hash, "blockNumber": "0x10", "status": "0x1"});
+            fields.as_object().unwrap().iter().for_each(|(name, value)| receipt[name] = value.clone());
+            super::receipt(&ReceiptFields::deserialize(receipt).unwrap())
+        };
+        let least =
+            receipt_of(json!({"logs": null, "l1Fee": "0x1", "depositNonce": "0x1", "to": 7, "gasUsed": null})).unwrap();
+        assert_eq!((least.succeeded, least.transaction.gas_used), (true, Gas(0)));
+        for (status, succeeded) in
+            [(json!(1), true), (json!(0), false), (json!(true), true), (json!("0x01"), true), (json!("0x0"), false)]
+        {
+            assert_eq!(
+                receipt_of(json!({"status": status})).map(|receipt| receipt.succeeded),
+                Ok(succeeded),
+                "{status}"
+            );
+        }
+        assert_eq!(receipt_of(json!({"blockNumber": null, "blockHash": null})), Err(NoReceipt::Pending));
     }
 
     #[test]
@@ -341,7 +464,63 @@ mod tests {
         assert!(read(&fields).unwrap().succeeded);
         fields["status"] = json!("0x0");
         assert!(!read(&fields).unwrap().succeeded);
+        for missing in [json!(null), json!("0xzz"), json!([]), json!("success")] {
+            fields["status"] = missing.clone();
+            assert!(read(&fields).is_err(), "{missing}");
+        }
         fields["status"] = json!(null);
-        assert!(read(&fields).is_err());
+        fields["root"] = json!(BlockHash([4; 32]));
+        assert_eq!(read(&fields), Err(NoReceipt::NoStatus), "the chain is too old to say it");
+    }
+
+    /// Members that nothing depends on, as nodes may write them.
+    fn with_odd(mut value: Value, names: &[&str], odd: &Value, others: &[(String, Value)]) -> Value {
+        names.iter().for_each(|name| value[*name] = odd.clone());
+        others.iter().for_each(|(name, other)| value[format!("x{name}")] = other.clone());
+        value
+    }
+
+    proptest! {
+        #[test]
+        fn what_counts_is_read_whatever_stands_in_the_rest(
+            odd in any_json(), others in proptest::collection::vec(("[a-z]{1,6}", any_json()), 0..4),
+        ) {
+            let (hash, tx, ours) = (BlockHash([2; 32]), TxHash([1; 32]), Address([7; 20]));
+            let block = json!({"number": "0x10", "hash": hash, "parentHash": hash, "baseFeePerGas": "0x7"});
+            let rest = ["timestamp", "gasLimit", "transactions", "uncles", "size", "difficulty", "miner"];
+            let block = with_odd(block, &rest, &odd, &others);
+            let read = header(Some(HeaderFields::deserialize(block).unwrap())).unwrap().unwrap();
+            prop_assert_eq!((read.number, read.hash, read.parent, read.base_fee), (BlockNumber(16), hash, hash, Some(Wei(7))));
+            prop_assert!(read.gas_limit > Gas(0) && read.gas_limit <= Gas(MOST) && read.timestamp <= MOST);
+
+            let of = json!({"transactionHash": tx, "blockHash": hash, "blockNumber": "0x10", "status": "0x0"});
+            let rest = ["gasUsed", "effectiveGasPrice", "logs", "logsBloom", "contractAddress", "type", "root", "to"];
+            let read = receipt(&ReceiptFields::deserialize(with_odd(of, &rest, &odd, &others)).unwrap()).unwrap();
+            prop_assert_eq!((read.succeeded, read.transaction.tx_hash, read.transaction.block_hash), (false, tx, hash));
+            prop_assert!(read.transaction.gas_used <= Gas(MOST));
+
+            let sent = json!({"from": ours, "nonce": "0x5", "hash": tx, "input": "0x01"});
+            let sent = with_odd(sent, &["to", "value", "gas", "v", "r", "s", "type", "authorizationList"], &odd, &others);
+            let full = json!({"number": "0x10", "hash": hash, "transactions": [sent]});
+            let read = sent_in(&with_odd(full, &["size", "uncles"], &odd, &others), ours, 1).unwrap().unwrap();
+            prop_assert_eq!((read.sent[0].nonce, read.sent[0].tx_hash, read.sent[0].is_signed), (Nonce(5), tx, false));
+
+            let query = LogQuery { contract: ours, topics: vec![], from: BlockNumber(0), to: BlockNumber(99) };
+            let entry = json!({
+                "address": ours, "topics": [], "data": "0x01", "blockNumber": "0x10", "blockHash": hash, "transactionHash": tx
+            });
+            let removed = odd == json!(true);
+            let read = logs(&[with_odd(entry, &["removed", "logIndex", "transactionIndex"], &odd, &others)], &query).unwrap();
+            prop_assert_eq!(read.len(), usize::from(!removed));
+        }
+
+        #[test]
+        fn whatever_comes_is_read_to_an_end(answer in any_json()) {
+            let _ = HeaderFields::deserialize(answer.clone()).map(|fields| header(Some(fields)));
+            let _ = ReceiptFields::deserialize(answer.clone()).map(|fields| receipt(&fields));
+            let _ = sent_in(&answer, Address([7; 20]), 1);
+            let _ = (created(answer.clone()), quantity(&answer), bytes(&answer));
+            prop_assert!(revert_data(&answer).is_none_or(|data| answer.to_string().contains(&hex::encode(data))));
+        }
     }
 }

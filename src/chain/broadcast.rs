@@ -10,7 +10,8 @@ use jsonrpc_core::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::chain::client::NodeClient;
-use crate::chain::endpoint::{Endpoint, MethodCall, Order, first_failure};
+use crate::chain::endpoint::{Endpoint, MethodCall, Order};
+use crate::chain::faults::first_failure;
 use crate::chain::route::Route;
 use crate::chain::{ChainError, Result};
 use crate::model::{RawTransaction, TxHash};

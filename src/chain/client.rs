@@ -1,5 +1,6 @@
 //! The chain over JSON-RPC: each call goes from endpoint to endpoint until one answers it.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +13,11 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use web3::error::Error;
 
+use crate::chain::calls::{balance, call_object, count, header_call, read_header, tag};
 use crate::chain::confirm::Confirmer;
-use crate::chain::endpoint::{Endpoint, MethodCall};
+use crate::chain::endpoint::{Endpoint, EndpointSettings, MethodCall, Order};
+use crate::chain::faults::first_failure;
+use crate::chain::market::Tip;
 use crate::chain::route::{Endpoints, Route};
 use crate::chain::{
     BlockTag, Call, Chain, ChainError, CountAt, EndpointState, Header, Log, LogQuery, Pooled, Receipt, Result,
@@ -87,11 +91,18 @@ impl NodeClient {
         let labels: Vec<_> = settings.endpoints.iter().map(label).collect();
         let endpoints = settings.endpoints.iter().zip(&labels).enumerate().map(|(index, (url, label))| {
             // With two keys of one provider, the place in the list distinguishes them.
-            let is_alone = labels.iter().filter(|other| *other == label).count() == 1;
-            let label = if is_alone { label.clone() } else { format!("{label} (number {})", index + 1) };
-            let transport = HttpTransport::new(client.clone(), url.clone());
-            let (errors, tracer) = (Arc::clone(&settings.errors), settings.tracer.clone());
-            Endpoint::new(transport, label, settings.batch_size, errors, meter.clone(), tracer)
+            let is_single = labels.iter().filter(|other| *other == label).count() == 1;
+            let label = if is_single { label.clone() } else { format!("{label} (number {})", index + 1) };
+            let of_endpoint = EndpointSettings {
+                label,
+                batch_size: settings.batch_size,
+                timeout: settings.timeout,
+                is_alone: labels.len() == 1,
+                errors: Arc::clone(&settings.errors),
+                meter: meter.clone(),
+                tracer: settings.tracer.clone(),
+            };
+            Endpoint::new(HttpTransport::new(client.clone(), url.clone()), of_endpoint)
         });
         Ok(Self {
             endpoints: Endpoints::new(endpoints.collect(), settings.chain_id, settings.max_lag),
@@ -99,44 +110,6 @@ impl NodeClient {
             confirmer,
             meter,
         })
-    }
-
-    /// Returns the account's next nonce with its pending transactions, as each endpoint reports it, by the endpoint's label.
-    pub async fn pending_counts(&self, account: Address) -> Vec<(String, Result<Nonce>)> {
-        self.counts(account, CountAt::Pending).await
-    }
-
-    /// Returns the code of the contract at this address; empty where there is none.
-    pub async fn code(&self, address: Address) -> Result<Bytes> {
-        self.ask("eth_getCode", vec![json!(address), json!("latest")], |answer: Value| {
-            answers::bytes(&answer).ok_or_else(|| format!("code {answer}"))
-        })
-        .await
-    }
-
-    /// Returns the node's name of itself, such as `Geth/v1.16.7-stable/linux-amd64/go1.25.4`.
-    pub async fn program(&self) -> Result<String> {
-        self.ask("web3_clientVersion", vec![], Ok).await
-    }
-
-    /// Estimates the gas of deploying this code.
-    ///
-    /// # Errors
-    /// When no endpoint answers, or the node refuses.
-    pub async fn estimate_creation(&self, from: Address, code: &[u8]) -> Result<Gas> {
-        let call = json!({ "from": from, "data": format!("0x{}", hex::encode(code)) });
-        self.ask("eth_estimateGas", vec![call, json!("latest")], |answer: Value| {
-            answers::amount(&answer).map(Gas).ok_or_else(|| format!("gas estimate {answer}"))
-        })
-        .await
-    }
-
-    /// Returns the contract that this transaction deployed, once it is in a block.
-    ///
-    /// # Errors
-    /// When no endpoint answers, or it reverted.
-    pub async fn created(&self, transaction: TxHash) -> Result<Option<(Address, BlockNumber)>> {
-        self.ask("eth_getTransactionReceipt", vec![json!(transaction)], answers::created).await
     }
 
     pub fn meter(&self) -> ChainMeter {
@@ -171,6 +144,21 @@ impl NodeClient {
         let ask = |endpoint| async move {
             let answer = Endpoint::ask(endpoint, method, params.clone()).await?;
             read(answer).map_err(|detail| endpoint.nonsense(detail))
+        };
+        self.along(|endpoint| Box::pin(ask(endpoint))).await
+    }
+
+    /// Makes one call on the state of the newest block. An endpoint that lacks that is taken out of use until it has it.
+    async fn ask_state<T>(
+        &self,
+        method: &'static str,
+        params: Vec<Value>,
+        read: impl Fn(Value) -> std::result::Result<T, String> + Send + Sync,
+    ) -> Result<T> {
+        let (read, call) = (&read, &MethodCall::new(method, params));
+        let ask = |endpoint| async move {
+            let answer = Endpoint::ask(endpoint, call.method, call.params.clone()).await;
+            read(endpoint.noting_state(call, answer)?).map_err(|detail| endpoint.nonsense(detail))
         };
         self.along(|endpoint| Box::pin(ask(endpoint))).await
     }
@@ -214,6 +202,9 @@ impl NodeClient {
                 self.errors.meaning_of_simulation(message) != SimulationMeaning::Unavailable
             }
             ChainError::Unreachable { .. }
+            | ChainError::Denied { .. }
+            | ChainError::NoState { .. }
+            | ChainError::NoStatus { .. }
             | ChainError::RateLimited { .. }
             | ChainError::Syncing { .. }
             | ChainError::Lagging { .. }
@@ -228,8 +219,8 @@ impl NodeClient {
         let mut route = Route::new(&self.endpoints);
         let mut is_unknown = false;
         while let Some(endpoint) = route.next().await {
-            let answer = endpoint.ask("eth_getBlockByNumber", vec![tag(block), json!(false)]).await;
-            let answer = answer.and_then(|block| answers::header(block).map_err(|detail| endpoint.nonsense(detail)));
+            let MethodCall { method, params, .. } = header_call(block);
+            let answer = endpoint.ask(method, params).await.and_then(|block| read_header(endpoint, block));
             match route.accept_call(endpoint, answer).await {
                 Some(Some(header)) => return Ok(Some(header)),
                 Some(None) => is_unknown = true,
@@ -256,6 +247,21 @@ impl Chain for NodeClient {
             }
         }
         Err(route.failure())
+    }
+
+    async fn headers(&self, numbers: RangeInclusive<u64>) -> Result<Vec<Option<Header>>> {
+        let calls: Vec<_> = numbers.map(BlockNumber).map(|number| header_call(BlockTag::Number(number))).collect();
+        let calls = &calls;
+        let ask = |endpoint| async move {
+            let answers = Endpoint::ask_many(endpoint, calls, Order::Any).await;
+            if let Some(failure) = first_failure(&answers) {
+                return Err(failure.clone());
+            }
+            // What one does not have shows as a gap.
+            let read = |answer: Result<Value>| answer.ok().map_or(Ok(None), |block| read_header(endpoint, block));
+            answers.into_iter().map(read).collect()
+        };
+        self.along(|endpoint| Box::pin(ask(endpoint))).await
     }
 
     async fn check_chain(&self) -> Result<()> {
@@ -286,7 +292,12 @@ impl Chain for NodeClient {
     }
 
     async fn transaction_count(&self, account: Address, block: BlockTag) -> Result<Nonce> {
-        self.ask("eth_getTransactionCount", vec![json!(account), tag(block)], count).await
+        let (method, params) = ("eth_getTransactionCount", vec![json!(account), tag(block)]);
+        match block {
+            BlockTag::Latest => self.ask_state(method, params, count).await,
+            // Of an earlier block a node need not have the state.
+            BlockTag::Safe | BlockTag::Finalized | BlockTag::Number(_) => self.ask(method, params, count).await,
+        }
     }
 
     async fn counts(&self, account: Address, at: CountAt) -> Vec<(String, Result<Nonce>)> {
@@ -302,7 +313,17 @@ impl Chain for NodeClient {
     }
 
     async fn market(&self, head: &Header) -> Result<Market> {
-        self.along(|endpoint| Box::pin(endpoint.market(head))).await
+        match self.along(|endpoint| Box::pin(endpoint.market(head, Tip::Needed))).await {
+            // No endpoint has what a tip is taken from. Some price is better than none.
+            Err(error) if head.base_fee.is_some() && !matches!(error, ChainError::RateLimited { .. }) => {
+                self.along(|endpoint| Box::pin(endpoint.market(head, Tip::Guessed))).await
+            }
+            market => market,
+        }
+    }
+
+    fn calls_per_second(&self) -> Option<f64> {
+        self.endpoints.calls_per_second()
     }
 
     async fn estimate(&self, calls: &[Traced<Call>]) -> Vec<Result<Gas>> {
@@ -333,7 +354,10 @@ impl Chain for NodeClient {
             "fromBlock": tag(BlockTag::Number(query.from)),
             "toBlock": tag(BlockTag::Number(query.to)),
         });
-        self.ask("eth_getLogs", vec![filter], |entries: Vec<Value>| answers::logs(&entries, query)).await
+        self.ask("eth_getLogs", vec![filter], |entries: Option<Vec<Value>>| {
+            answers::logs(&entries.unwrap_or_default(), query)
+        })
+        .await
     }
 
     async fn broadcast(&self, transactions: &[Traced<RawTransaction>]) -> Vec<Result<()>> {
@@ -349,38 +373,6 @@ impl Chain for NodeClient {
     }
 
     async fn balance(&self, account: Address) -> Result<Wei> {
-        self.ask("eth_getBalance", vec![json!(account), json!("latest")], |answer: Value| {
-            let digits = answer.as_str().and_then(|text| text.strip_prefix("0x")).filter(|digits| is_hex(digits));
-            // A balance beyond 128 bits (test chains have them) counts as the largest amount.
-            let wei = digits.map(|digits| Wei(u128::from_str_radix(digits, 16).unwrap_or(u128::MAX)));
-            wei.ok_or_else(|| format!("balance {answer}"))
-        })
-        .await
+        self.ask_state("eth_getBalance", vec![json!(account), json!("latest")], balance).await
     }
-}
-
-pub(super) fn count(answer: Value) -> std::result::Result<Nonce, String> {
-    answers::place(&answer).map(Nonce).ok_or_else(|| format!("transaction count {answer}"))
-}
-
-fn is_hex(digits: &str) -> bool {
-    !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
-}
-
-pub(super) fn tag(block: BlockTag) -> Value {
-    match block {
-        BlockTag::Latest => json!("latest"),
-        BlockTag::Safe => json!("safe"),
-        BlockTag::Finalized => json!("finalized"),
-        BlockTag::Number(number) => json!(format!("{:#x}", number.0)),
-    }
-}
-
-fn call_object(call: &Call) -> Value {
-    json!({
-        "from": call.from,
-        "to": call.to,
-        "value": format!("{:#x}", call.value.0),
-        "data": format!("0x{}", hex::encode(&call.data)),
-    })
 }

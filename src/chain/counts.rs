@@ -7,7 +7,8 @@ use jsonrpc_core::Value;
 use serde_json::json;
 use tokio::time::timeout;
 
-use crate::chain::client::{NodeClient, count, tag};
+use crate::chain::calls::{count, tag};
+use crate::chain::client::NodeClient;
 use crate::chain::endpoint::Endpoint;
 use crate::chain::{BlockTag, ChainError, CountAt, Result};
 use crate::model::{Address, Nonce};

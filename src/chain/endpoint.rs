@@ -1,35 +1,34 @@
-//! One endpoint: verifies its chain id before use, sends calls one by one or in batches, and remembers what it lacks.
+//! One endpoint: verifies its chain id before use, makes calls at the pace that it takes, and remembers what it lacks.
 
-use std::collections::HashSet;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use jsonrpc_core::Value;
 use serde::de::DeserializeOwned;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
+use crate::chain::batch_size::BatchSize;
+use crate::chain::faults::{call_result, refused, result_of};
 use crate::chain::health::Health;
-use crate::chain::{ChainError, EndpointState, Result, answers};
+use crate::chain::lacks::{Failing, Lacks};
+use crate::chain::pace::{Pace, Turn};
+use crate::chain::{ChainError, EndpointState, Header, Result, answers};
 use crate::model::BlockNumber;
 use crate::model::text::cleaned;
 use crate::observe::metrics::{CallResult, ChainMeter, Method};
 use crate::observe::traces::{SpanContext, Tracer};
-use crate::policy::classify::{ErrorTable, Fault, is_missing_method};
-use crate::rpc::{BatchAnswer, HttpTransport, Refusal, RpcError};
+use crate::policy::classify::{ErrorTable, is_missing_method};
+use crate::rpc::{HttpTransport, Refusal, RpcError};
 
-/// Divides the size of a refused batch for the next try, down to single calls.
-const SHRINK: usize = 4;
 /// Limits what is said of an answer that cannot be one, in bytes.
 const MAX_DETAIL_BYTES: usize = 1024;
-/// Highest size of one batch's parameters as text. Servers refuse more than some MiB: Anvil 2, Geth 5.
-const BATCH_BYTES: usize = 1 << 20;
-/// Single calls under way at once, where a node takes no batches.
-pub(super) const SINGLE_CALLS: usize = 8;
-#[derive(Clone)]
+/// A rest for a rate limit that is shorter is not worth a line.
+const LOGGED_REST: Duration = Duration::from_secs(5);
+/// With other endpoints beside it, a call waits so long for its turn, and then goes to one of those.
+const WAIT_BESIDE_OTHERS: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Clone)]
 pub(super) struct MethodCall {
     pub(super) method: &'static str,
     pub(super) params: Vec<Value>,
@@ -51,16 +50,33 @@ pub(super) enum Order {
     Kept,
 }
 
+/// What an endpoint gets at the start.
+pub(super) struct EndpointSettings {
+    pub(super) label: String,
+    /// Highest number of calls in a batch.
+    pub(super) batch_size: usize,
+    /// Time for one answer, and for a call's turn.
+    pub(super) timeout: Duration,
+    /// No other endpoint can be asked in its place.
+    pub(super) is_alone: bool,
+    pub(super) errors: Arc<ErrorTable>,
+    pub(super) meter: ChainMeter,
+    pub(super) tracer: Tracer,
+}
+
 #[derive(Debug)]
 pub(super) struct Endpoint {
     transport: HttpTransport,
     errors: Arc<ErrorTable>,
     label: String,
+    timeout: Duration,
+    is_alone: bool,
     health: Mutex<Health>,
-    /// Highest number of calls in a batch: the configured one, or less where the node has refused that many.
-    batch_size: AtomicUsize,
-    configured_batch_size: usize,
-    lacks: Mutex<HashSet<&'static str>>,
+    batch_size: Mutex<BatchSize>,
+    lacks: Mutex<Lacks>,
+    pace: Mutex<Pace>,
+    /// The call that showed last that it lacks the state of its newest block.
+    lacking_state: Mutex<Option<MethodCall>>,
     /// When it was last warned of a call that failed while others were answered.
     pub(super) warned_at: Mutex<Option<Instant>>,
     meter: ChainMeter,
@@ -68,23 +84,19 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
-    pub(super) fn new(
-        transport: HttpTransport,
-        label: String,
-        batch_size: usize,
-        errors: Arc<ErrorTable>,
-        meter: ChainMeter,
-        tracer: Tracer,
-    ) -> Self {
-        let configured_batch_size = batch_size.max(1);
+    pub(super) fn new(transport: HttpTransport, settings: EndpointSettings) -> Self {
+        let EndpointSettings { label, batch_size, timeout, is_alone, errors, meter, tracer } = settings;
         Self {
             transport,
             errors,
             label,
+            timeout,
+            is_alone,
             health: Mutex::default(),
-            batch_size: AtomicUsize::new(configured_batch_size),
-            configured_batch_size,
+            batch_size: Mutex::new(BatchSize::new(batch_size)),
             lacks: Mutex::default(),
+            pace: Mutex::default(),
+            lacking_state: Mutex::default(),
             warned_at: Mutex::default(),
             meter,
             tracer,
@@ -99,36 +111,40 @@ impl Endpoint {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn batch_size(&self) -> MutexGuard<'_, BatchSize> {
+        self.batch_size.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn known_lacks(&self) -> MutexGuard<'_, Lacks> {
+        self.lacks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn transport(&self) -> &HttpTransport {
+        &self.transport
+    }
+
+    pub(super) fn errors(&self) -> &ErrorTable {
+        &self.errors
+    }
+
+    /// Returns the calls a second that it gets, where it has asked for fewer than there were.
+    pub(super) fn calls_per_second(&self) -> Option<f64> {
+        self.pace().per_second()
+    }
+
     pub(super) fn state(&self, now: Instant, max_lag: u64) -> EndpointState {
+        let calls_per_second = self.calls_per_second().map(tenths);
         let health = self.health();
         let serves = health.is_verified() && !health.rests(now) && health.behind() <= max_lag;
         let problem = match health.last_error() {
             Some(error) if !serves => Some(error.to_string()),
             Some(_) | None => None,
         };
-        EndpointState { label: self.label.clone(), serves, blocks_behind: health.behind(), problem }
-    }
-
-    /// Checks its chain id, and that it is not syncing. After a failure, what the node lacks is forgotten: another node may be
-    /// behind the address now.
-    pub(super) async fn verify(&self, expected: u64) -> Result<()> {
-        let answer = self.ask("eth_chainId", vec![]).await?;
-        self.check_chain_id(&answer, expected)?;
-        match self.ask("eth_syncing", vec![]).await {
-            Ok(Value::Object(_) | Value::Bool(true)) => {
-                return Err(ChainError::Syncing { endpoint: self.label.clone() });
-            }
-            // A node that does not say whether it is syncing may still be up to date.
-            Ok(_) | Err(ChainError::Node { .. }) => {}
-            Err(error) => return Err(error),
-        }
-        let failures = self.health().record_verified(Instant::now());
-        if failures > 0 {
-            self.batch_size.store(self.configured_batch_size, Ordering::Relaxed);
-            self.lacks.lock().unwrap_or_else(PoisonError::into_inner).clear();
-            info!(endpoint = self.label, failures, "the endpoint serves again");
-        }
-        Ok(())
+        EndpointState { label: self.label.clone(), serves, blocks_behind: health.behind(), problem, calls_per_second }
     }
 
     pub(super) fn check_chain_id(&self, answer: &Value, expected: u64) -> Result<()> {
@@ -144,13 +160,13 @@ impl Endpoint {
         match answer {
             Ok(_) | Err(ChainError::Node { .. }) => self.health().record_answer(),
             Err(failure) => {
-                let failures = self.health().record_failure(Instant::now(), failure);
-                if failures > 1 {
+                if !self.health().record_failure(Instant::now(), failure) {
                     return;
                 }
                 if matches!(failure, ChainError::WrongChain { .. }) {
                     error!(endpoint = self.label, "the endpoint is not used: {failure}");
-                } else {
+                } else if !matches!(failure, ChainError::RateLimited { retry_after, .. } if retry_after.is_none_or(|wait| wait < LOGGED_REST))
+                {
                     warn!(endpoint = self.label, "the endpoint is not used for now: {failure}");
                 }
             }
@@ -179,107 +195,151 @@ impl Endpoint {
         }
     }
 
-    /// Returns whether the node has said that it does not support this method.
+    /// Returns whether this method is not asked for: the node does not support it, or always fails it.
     pub(super) fn lacks(&self, method: &str) -> bool {
-        self.lacks.lock().unwrap_or_else(PoisonError::into_inner).contains(method)
+        self.known_lacks().has(method, Instant::now())
     }
 
-    /// Remembers a method that the node does not support. Other errors may pass.
+    /// Records a failure of a method, while others that replace it were answered.
     pub(super) fn record_lack(&self, method: &'static str, failure: &ChainError) {
-        let ChainError::Node { code, message, .. } = failure else { return };
-        let is_new = is_missing_method(*code, message)
-            && self.lacks.lock().unwrap_or_else(PoisonError::into_inner).insert(method);
-        if is_new {
-            info!(endpoint = self.label, code, "{method} is not to be had ({message}); done without");
+        let lacks = matches!(failure, ChainError::Node { code, message, .. } if is_missing_method(*code, message));
+        let failing = if lacks { Failing::Lacking } else { Failing::Otherwise };
+        if self.known_lacks().record(method, failing, Instant::now()) {
+            info!(endpoint = self.label, "the endpoint does not support {method}; continuing without it: {failure}");
         }
     }
 
+    pub(super) fn record_method(&self, method: &str) {
+        self.known_lacks().record_answer(method);
+    }
+
+    pub(super) fn lacking_state(&self) -> Option<MethodCall> {
+        self.lacking_state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_lacking_state(&self, call: Option<MethodCall>) {
+        *self.lacking_state.lock().unwrap_or_else(PoisonError::into_inner) = call;
+    }
+
+    /// Forgets what was learnt of the node: another one may be behind the address.
+    pub(super) fn forget(&self) {
+        self.batch_size().reset();
+        self.known_lacks().clear();
+    }
+
+    /// Returns for how long a call may wait for its turn.
+    pub(super) fn patience(&self) -> Duration {
+        if self.is_alone { self.timeout } else { self.timeout.min(WAIT_BESIDE_OTHERS) }
+    }
+
+    /// Waits for the turn of a request of at most so many calls, and returns of how many.
+    pub(super) async fn wait_turn(&self, wanted: usize, until: Instant) -> Result<usize> {
+        let now = Instant::now();
+        let turn = self.pace().take_turn(now, wanted, until);
+        match turn {
+            Ok(Turn { at, calls }) => {
+                if at > now {
+                    sleep_until(at).await;
+                }
+                Ok(calls)
+            }
+            Err(wait) => Err(ChainError::RateLimited { endpoint: self.label.clone(), retry_after: Some(wait) }),
+        }
+    }
+
+    /// Returns whether calls that it refused for their number are made again here. Another endpoint would be asked at once.
+    pub(super) fn waits_after(&self, retry_after: Option<Duration>, until: Instant) -> bool {
+        self.is_alone && Instant::now() + retry_after.unwrap_or_default() < until
+    }
+
+    pub(super) fn record_answered(&self, calls: usize, took: Duration) {
+        if self.pace().record_answered(Instant::now(), calls, took) {
+            info!(endpoint = self.label, "the endpoint has refused no call for minutes; its limit is forgotten");
+        }
+    }
+
+    /// Records that the endpoint refused these calls for their number, or one of them.
+    pub(super) fn record_limit(&self, calls: usize, retry_after: Option<Duration>) {
+        let limit = self.pace().record_refused(Instant::now(), calls, retry_after);
+        if let Some(per_second) = limit {
+            let per_second = tenths(per_second);
+            warn!(
+                endpoint = self.label,
+                calls.per_second = per_second,
+                "the endpoint asks for fewer calls; it gets what it takes"
+            );
+        }
+    }
+
+    pub(super) fn record_batch(&self, calls: usize) {
+        if self.batch_size().record_taken(calls, Instant::now()) {
+            info!(endpoint = self.label, calls, "longer batches are answered again");
+        }
+    }
+
+    /// Makes one call, in its turn. An endpoint that asks for fewer calls gets it again for a while, unless there is another one.
     pub(super) async fn ask<T: DeserializeOwned>(&self, method: &str, params: Vec<Value>) -> Result<T> {
+        self.ask_in_turn(method, params, false).await
+    }
+
+    async fn ask_in_turn<T: DeserializeOwned>(
+        &self,
+        method: &str,
+        params: Vec<Value>,
+        mut has_turn: bool,
+    ) -> Result<T> {
+        let until = Instant::now() + self.patience();
+        let mut limit = None;
+        loop {
+            if !std::mem::take(&mut has_turn)
+                && let Err(error) = self.wait_turn(1, until).await
+            {
+                return Err(limit.unwrap_or(error));
+            }
+            let answer = self.ask_now(method, params.clone()).await;
+            match answer {
+                Err(error @ ChainError::RateLimited { retry_after, .. }) if self.waits_after(retry_after, until) => {
+                    limit = Some(error);
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Makes one call out of turn, to find out how the endpoint is.
+    pub(super) async fn check(&self, method: &str, params: Vec<Value>) -> Result<Value> {
+        self.pace().count(Instant::now(), 1);
+        self.ask_now(method, params).await
+    }
+
+    async fn ask_now<T: DeserializeOwned>(&self, method: &str, params: Vec<Value>) -> Result<T> {
         let (method_label, began) = (Method::named(method), Instant::now());
         let answer = self.transport.call(method, params).await.map_err(|error| self.error(error));
-        self.meter.requests.record(method_label, began.elapsed());
+        let took = began.elapsed();
+        self.count_request(method_label, took);
         self.meter.calls.count((method_label, call_result(&answer)));
+        match &answer {
+            Ok(_) | Err(ChainError::Node { .. }) => self.record_answered(1, took),
+            Err(ChainError::RateLimited { retry_after, .. }) => self.record_limit(1, *retry_after),
+            Err(_) => {}
+        }
         answer
     }
 
-    /// Returns one answer for each call. After a failure of the endpoint the remaining calls get this failure.
-    pub(super) async fn ask_many(&self, calls: &[MethodCall], order: Order) -> Vec<Result<Value>> {
-        let mut answers = Vec::with_capacity(calls.len());
-        let mut size = self.batch_size.load(Ordering::Relaxed);
-        let mut refusal = None;
-        let mut failure = None;
-        while answers.len() < calls.len() && failure.is_none() {
-            let rest = calls.get(answers.len()..).unwrap_or_default();
-            if size <= 1 {
-                answers.extend(self.ask_one_by_one(rest, order).await);
-                break;
-            }
-            let batch = rest.get(..size.min(fitting(rest))).unwrap_or(rest);
-            if batch.len() == 1 {
-                answers.extend(self.ask_one_by_one(batch, order).await);
-                failure = first_failure(&answers).cloned();
-                continue;
-            }
-            let began = Instant::now();
-            let answered = self.transport.batch(batch.iter().map(|call| (call.method, call.params.clone()))).await;
-            let method = batch.first().map_or(Method::Other, |call| Method::named(call.method));
-            self.meter.requests.record(method, began.elapsed());
-            match answered {
-                Ok(BatchAnswer::Each(each)) => {
-                    let each: Vec<_> =
-                        each.into_iter().map(|answer| answer.map_err(|error| self.error(error))).collect();
-                    for (call, answer) in batch.iter().zip(&each) {
-                        self.meter.calls.count((Method::named(call.method), call_result(answer)));
-                        self.trace(call, began, answer.as_ref().err());
-                    }
-                    answers.extend(each);
-                }
-                Ok(BatchAnswer::Refused(refused)) => match self.batch_refusal(refused) {
-                    Ok(text) => {
-                        size = batch.len() / SHRINK;
-                        refusal = Some(text);
-                    }
-                    Err(error) => failure = Some(error),
-                },
-                Err(error) => {
-                    let error = self.error(error);
-                    for call in batch {
-                        self.meter.calls.count((Method::named(call.method), result_of(&error)));
-                        self.trace(call, began, Some(&error));
-                    }
-                    failure = Some(error);
-                }
-            }
-        }
-        if let (Some(text), Some(Ok(_) | Err(ChainError::Node { .. }))) = (refusal, answers.last()) {
-            let size = size.max(1);
-            self.batch_size.store(size, Ordering::Relaxed);
-            info!(endpoint = self.label, calls = size, "longer batches are refused ({text}); done with shorter ones");
-        }
-        if let Some(failure) = failure {
-            answers.resize_with(calls.len(), || Err(failure.clone()));
-        }
-        answers
+    pub(super) fn count_request(&self, method: Method, took: Duration) {
+        self.meter.requests.record(method, took);
     }
 
-    async fn ask_one_by_one(&self, calls: &[MethodCall], order: Order) -> Vec<Result<Value>> {
-        let at_once = if order == Order::Any { SINGLE_CALLS } else { 1 };
-        let mut answers = Vec::with_capacity(calls.len());
-        for some in calls.chunks(at_once) {
-            answers.extend(join_all(some.iter().map(|call| self.ask_alone(call))).await);
-            if first_failure(&answers).is_some() {
-                break;
-            }
-        }
-        if let Some(failure) = first_failure(&answers).cloned() {
-            answers.resize_with(calls.len(), || Err(failure.clone()));
-        }
-        answers
+    /// Counts a call of a batch, and adds it to its trace.
+    pub(super) fn count_call(&self, call: &MethodCall, began: Instant, failure: Option<&ChainError>) {
+        self.meter.calls.count((Method::named(call.method), failure.map_or(CallResult::Answered, result_of)));
+        self.trace(call, began, failure);
     }
 
-    pub(super) async fn ask_alone(&self, call: &MethodCall) -> Result<Value> {
+    /// Makes a call of many on its own, whose turn may have come.
+    pub(super) async fn ask_alone(&self, call: &MethodCall, has_turn: bool) -> Result<Value> {
         let began = Instant::now();
-        let answer = self.ask(call.method, call.params.clone()).await;
+        let answer = self.ask_in_turn(call.method, call.params.clone(), has_turn).await;
         self.trace(call, began, answer.as_ref().err());
         answer
     }
@@ -291,31 +351,35 @@ impl Endpoint {
         self.tracer.record_call(span, (call.method, &self.label), began.elapsed(), failure);
     }
 
-    fn error(&self, error: RpcError) -> ChainError {
+    pub(super) fn error(&self, error: RpcError) -> ChainError {
         let endpoint = self.label.clone();
         match error {
             RpcError::Connection(detail) => ChainError::Unreachable { endpoint, detail },
             RpcError::Refused(refusal) => self.refusal(refusal),
-            RpcError::Nonsense(text) if self.errors.is_rate_limit(&text) => {
-                ChainError::RateLimited { endpoint, retry_after: None }
-            }
-            RpcError::Nonsense(detail) => self.nonsense(detail),
+            RpcError::Nonsense(detail) => self.garbled(detail),
         }
     }
 
-    fn refusal(&self, refusal: Refusal) -> ChainError {
+    /// Returns what an answer that cannot be read says all the same.
+    pub(super) fn garbled(&self, text: String) -> ChainError {
+        if self.errors.is_rate_limit(&text) {
+            return ChainError::RateLimited { endpoint: self.label.clone(), retry_after: None };
+        }
+        self.nonsense(text)
+    }
+
+    pub(super) fn refusal(&self, refusal: Refusal) -> ChainError {
         refused(&self.errors, self.label.clone(), refusal)
     }
 
-    /// Returns why a batch as a whole was refused, where that is about its being one or about its size. The single calls show
-    /// whether a 500 is an outage.
-    fn batch_refusal(&self, refusal: Refusal) -> Result<String> {
-        let Refusal { status, code, .. } = refusal;
-        match self.errors.fault_of(status.min(400), code, &refusal.text) {
-            Fault::Call => Ok(refusal.text),
-            Fault::Outage if code.is_none() => Ok(refusal.text),
-            Fault::Outage | Fault::RateLimit => Err(self.refusal(refusal)),
-        }
+    /// Reads an answer that has to be the newest block, and records its height.
+    pub(super) fn read_newest(&self, answer: Value) -> Result<Header> {
+        let fields =
+            serde_json::from_value(answer).map_err(|error| self.nonsense(format!("the newest block: {error}")))?;
+        let header = answers::header(fields).map_err(|detail| self.nonsense(detail))?;
+        let header = header.ok_or_else(|| self.nonsense("no newest block".to_owned()))?;
+        self.health().record_head(header.number, Instant::now());
+        Ok(header)
     }
 
     pub(super) fn nonsense(&self, detail: String) -> ChainError {
@@ -325,56 +389,7 @@ impl Endpoint {
     }
 }
 
-/// Turns what a server said in place of a result into an error of the call or of the endpoint.
-pub(crate) fn refused(errors: &ErrorTable, endpoint: String, refusal: Refusal) -> ChainError {
-    let Refusal { status, retry_after, code, text, data } = refusal;
-    let shown = match (code, text.as_str()) {
-        (Some(_), text) if status < 400 => text.to_owned(),
-        (_, "") => format!("HTTP status {status}"),
-        (_, text) => format!("HTTP status {status}: {text}"),
-    };
-    match (errors.fault_of(status, code, &text), code) {
-        (Fault::RateLimit, _) => ChainError::RateLimited { endpoint, retry_after },
-        (Fault::Outage, _) if retry_after.is_some() => ChainError::RateLimited { endpoint, retry_after },
-        (Fault::Outage, _) => ChainError::Unreachable { endpoint, detail: shown },
-        (Fault::Call, Some(code)) => {
-            ChainError::Node { endpoint, code, message: text, data: data.as_ref().and_then(answers::revert_data) }
-        }
-        (Fault::Call, None) => {
-            let message = format!("HTTP status {status}: the request is too large");
-            ChainError::Node { endpoint, code: status.into(), message, data: None }
-        }
-    }
-}
-
-/// Returns how many of these calls fit into one batch by size: one at least.
-fn fitting(calls: &[MethodCall]) -> usize {
-    let size = |call: &MethodCall| call.params.iter().filter_map(Value::as_str).map(str::len).sum::<usize>();
-    let sizes = calls.iter().map(size).scan(0, |sum, size| {
-        *sum += size;
-        Some(*sum)
-    });
-    sizes.take_while(|sum| *sum <= BATCH_BYTES).count().max(1)
-}
-
-fn call_result<T>(answer: &Result<T>) -> CallResult {
-    answer.as_ref().map_or_else(result_of, |_| CallResult::Answered)
-}
-
-fn result_of(error: &ChainError) -> CallResult {
-    match error {
-        ChainError::Node { .. } => CallResult::Refused,
-        ChainError::RateLimited { .. } => CallResult::RateLimited,
-        ChainError::Nonsense { .. } => CallResult::Nonsense,
-        ChainError::Unreachable { .. }
-        | ChainError::Syncing { .. }
-        | ChainError::Lagging { .. }
-        | ChainError::Unconfirmed { .. }
-        | ChainError::WrongChain { .. } => CallResult::Unreachable,
-    }
-}
-
-/// Returns the first failure of the endpoint.
-pub(super) fn first_failure<T>(answers: &[Result<T>]) -> Option<&ChainError> {
-    answers.iter().filter_map(|answer| answer.as_ref().err()).find(|error| error.is_of_endpoint())
+/// Returns a number of calls with one digit behind the point.
+fn tenths(calls: f64) -> String {
+    format!("{calls:.1}")
 }

@@ -12,6 +12,8 @@ use crate::policy::retry_schedule::RetryPauses;
 const REST: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
 /// Rest of an endpoint that asks for fewer calls without a time.
 const RATE_LIMIT_REST: Duration = Duration::from_secs(1);
+/// Shortest time between two lines about failures of one endpoint.
+const LOG_EVERY: Duration = Duration::from_secs(60);
 /// For how long an endpoint's head counts, whether or not the endpoint still answers. While it is fresh no older head is
 /// believed; after that an endpoint that is behind is better than none.
 pub(super) const HEAD_MEMORY: Duration = Duration::from_secs(30);
@@ -22,12 +24,17 @@ pub(super) struct Health {
     verified_at: Option<Instant>,
     /// The newest block that it has reported, and when.
     head: Option<(BlockNumber, Instant)>,
+    /// When that was higher than the one before.
+    advanced_at: Option<Instant>,
     /// Blocks behind the best head at the last comparison.
     behind: u64,
     failures: u32,
     rests_until: Option<Instant>,
     last_error: Option<ChainError>,
     pause: RetryPauses,
+    /// When a failure was last worth a line, and whether its end is.
+    logged_at: Option<Instant>,
+    is_logged: bool,
 }
 
 impl Default for Health {
@@ -35,11 +42,14 @@ impl Default for Health {
         Self {
             verified_at: None,
             head: None,
+            advanced_at: None,
             behind: 0,
             failures: 0,
             rests_until: None,
             last_error: None,
             pause: RetryPauses::between(REST.0, REST.1),
+            logged_at: None,
+            is_logged: false,
         }
     }
 }
@@ -68,12 +78,12 @@ impl Health {
         self.last_error.clone()
     }
 
-    /// Records that it serves the right chain. Returns the number of failures before.
-    pub(super) fn record_verified(&mut self, now: Instant) -> u32 {
+    /// Records that it serves the right chain. Returns the number of failures before, and whether their begin was logged.
+    pub(super) fn record_verified(&mut self, now: Instant) -> (u32, bool) {
         self.verified_at = Some(now);
         self.rests_until = None;
         self.last_error = None;
-        self.failures
+        (self.failures, std::mem::take(&mut self.is_logged))
     }
 
     /// Records an answer. An answer that comes after the failure of a call at the same time does not make up for it.
@@ -84,11 +94,15 @@ impl Health {
         }
     }
 
-    /// Records a failure, after which it rests. Failures of calls at the same time count as one. Returns their number.
-    pub(super) fn record_failure(&mut self, now: Instant, error: &ChainError) -> u32 {
+    /// Records a failure, after which it rests. Failures of calls at the same time count as one. Returns whether that is worth a
+    /// line: once until it serves again, and not more than once in a while.
+    pub(super) fn record_failure(&mut self, now: Instant, error: &ChainError) -> bool {
         let asked_for = match error {
             ChainError::RateLimited { retry_after, .. } => Some(retry_after.unwrap_or(RATE_LIMIT_REST)),
             ChainError::Unreachable { .. }
+            | ChainError::Denied { .. }
+            | ChainError::NoState { .. }
+            | ChainError::NoStatus { .. }
             | ChainError::WrongChain { .. }
             | ChainError::Syncing { .. }
             | ChainError::Lagging { .. }
@@ -103,9 +117,19 @@ impl Health {
         } else if let Some(wait) = asked_for {
             self.rests_until = self.rests_until.max(Some(now + wait));
         }
-        self.verified_at = None;
+        // A server that asks for fewer calls serves the same chain as before.
+        if asked_for.is_none() {
+            self.verified_at = None;
+        }
         self.last_error = Some(error.clone());
-        self.failures
+        if asked_for.is_some() {
+            return self.failures == 1;
+        }
+        if self.is_logged || self.logged_at.is_some_and(|at| now.duration_since(at) < LOG_EVERY) {
+            return false;
+        }
+        (self.is_logged, self.logged_at) = (true, Some(now));
+        true
     }
 
     /// Requires a new check of its chain id and state: an answer did not fit them.
@@ -114,7 +138,15 @@ impl Health {
     }
 
     pub(super) fn record_head(&mut self, head: BlockNumber, now: Instant) {
+        if self.head.is_some_and(|(before, _)| head > before) {
+            self.advanced_at = Some(now);
+        }
         self.head = Some((head, now));
+    }
+
+    /// Returns whether it has shown further blocks within this time.
+    pub(super) fn has_advanced_within(&self, now: Instant, age: Duration) -> bool {
+        self.advanced_at.is_some_and(|at| now.duration_since(at) < age)
     }
 
     /// Returns the head that it has reported lately.
@@ -155,7 +187,7 @@ mod tests {
         assert!(first <= REST.0 * 2 && last >= REST.1 / 2 && last <= REST.1 * 2, "{first:?} {last:?}");
         health.record_answer();
         assert_eq!(health.failures, 21, "not verified: a late answer makes up for nothing");
-        assert_eq!(health.record_verified(now), 21);
+        assert_eq!(health.record_verified(now), (21, true));
         health.record_answer();
         assert!(rest_after_failure(&mut health, &mut now) <= REST.0 * 2);
     }
@@ -164,8 +196,8 @@ mod tests {
     fn failures_of_calls_under_way_together_count_once() {
         let mut health = Health::default();
         let now = Instant::now();
-        for _ in 0..50 {
-            assert_eq!(health.record_failure(now, &unreachable()), 1);
+        for first in (0..50).map(|place| place == 0) {
+            assert_eq!((health.record_failure(now, &unreachable()), health.failures), (first, 1));
         }
         assert!(health.rests(now) && !health.rests(now + REST.0 * 2));
     }
@@ -181,6 +213,32 @@ mod tests {
         let mut health = Health::default();
         health.record_failure(now, &limited(None));
         assert!(health.rests(now + RATE_LIMIT_REST - Duration::from_millis(1)));
+    }
+
+    /// One line at its begin, one at its end, and no pair more than once a minute.
+    #[test]
+    fn an_endpoint_that_comes_and_goes_is_logged_once_in_a_while() {
+        let (mut health, mut now) = (Health::default(), Instant::now());
+        let mut lines = 0;
+        for _ in 0..600 {
+            lines += usize::from(health.record_failure(now, &unreachable()));
+            now += Duration::from_millis(500);
+            lines += usize::from(health.record_verified(now).1);
+            health.record_answer();
+        }
+        assert!((8..=12).contains(&lines), "{lines} lines in five minutes");
+        health.record_failure(now + LOG_EVERY, &unreachable());
+        assert_eq!(health.record_verified(now + LOG_EVERY * 2), (1, true), "the end of what was logged is logged");
+    }
+
+    #[test]
+    fn a_node_that_asks_for_fewer_calls_stays_verified() {
+        let (mut health, now) = (Health::default(), Instant::now());
+        health.record_verified(now);
+        health.record_failure(now, &limited(None));
+        assert!(health.is_verified() && health.rests(now));
+        health.record_failure(now, &unreachable());
+        assert!(!health.is_verified());
     }
 
     #[test]

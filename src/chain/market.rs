@@ -15,24 +15,36 @@ const GAS_PRICE: &str = "eth_gasPrice";
 const FEE_HISTORY: &str = "eth_feeHistory";
 const SUGGESTED_TIP: &str = "eth_maxPriorityFeePerGas";
 
+/// Says whether a price may do without what a tip is taken from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tip {
+    /// Another endpoint may have it.
+    Needed,
+    Guessed,
+}
+
 impl Endpoint {
-    pub(super) async fn market(&self, head: &Header) -> Result<Market> {
+    pub(super) async fn market(&self, head: &Header, tip: Tip) -> Result<Market> {
         let calls: Vec<_> = calls(head).into_iter().filter(|call| !self.lacks(call.method)).collect();
         let answers = self.ask_many(&calls, Order::Any).await;
         let answers: Vec<_> = calls.iter().map(|call| call.method).zip(answers).collect();
+        if let Some(failure) = missing(head, tip, &answers) {
+            return Err(failure.clone());
+        }
         for (method, answer) in &answers {
             match answer {
+                Ok(_) => self.record_method(method),
                 // Without a base fee nothing can replace the gas price.
                 Err(error) if *method != GAS_PRICE => self.record_lack(method, error),
-                Ok(_) | Err(_) => {}
+                Err(_) => {}
             }
         }
-        missing(head, &answers).map_or_else(|| read(head, &answers), |failure| Err(failure.clone()))
+        read(head, &answers)
     }
 }
 
 /// Returns the endpoint's failure of a call without which there is no price. A node that merely lacks the call is none.
-fn missing<'a>(head: &Header, answers: &'a [(&str, Result<Value>)]) -> Option<&'a ChainError> {
+fn missing<'a>(head: &Header, tip: Tip, answers: &'a [(&str, Result<Value>)]) -> Option<&'a ChainError> {
     let of = |method| answers.iter().find(|(asked, _)| *asked == method).map(|(_, answer)| answer);
     let failure = |method| of(method)?.as_ref().err().filter(|error| error.is_of_endpoint());
     let is_there = |method| of(method).is_some_and(Result::is_ok);
@@ -40,7 +52,7 @@ fn missing<'a>(head: &Header, answers: &'a [(&str, Result<Value>)]) -> Option<&'
         return failure(GAS_PRICE);
     }
     // Either of them gives a tip.
-    if is_there(FEE_HISTORY) || is_there(SUGGESTED_TIP) {
+    if is_there(FEE_HISTORY) || is_there(SUGGESTED_TIP) || (tip == Tip::Guessed && is_there(GAS_PRICE)) {
         return None;
     }
     failure(FEE_HISTORY).or_else(|| failure(SUGGESTED_TIP))
@@ -106,7 +118,10 @@ fn with_base_fee(base_fee: Wei, gas_price: Option<Wei>, history: &Value, suggest
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::rpc::any_json;
 
     #[test]
     fn of_the_calls_for_a_price_one_that_another_replaces_may_fail() {
@@ -136,8 +151,21 @@ mod tests {
         for (base_fee, price, history, tip, is_enough) in table {
             let answers = [(GAS_PRICE, price()), (FEE_HISTORY, history()), (SUGGESTED_TIP, tip())];
             let head = header(base_fee);
-            let market = missing(&head, &answers).map_or_else(|| read(&head, &answers), |error| Err(error.clone()));
+            let market =
+                missing(&head, Tip::Needed, &answers).map_or_else(|| read(&head, &answers), |error| Err(error.clone()));
             assert_eq!(market.is_ok(), is_enough, "{base_fee:?} {answers:?}");
+            let is_priced = answers[0].1.is_ok() || is_enough;
+            assert_eq!(missing(&head, Tip::Guessed, &answers).is_none(), is_priced, "{base_fee:?} {answers:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_history_holds_there_is_a_price(history in any_json(), fees in any_json(), tips in any_json()) {
+            for history in [history.clone(), json!({"baseFeePerGas": fees, "reward": tips, "oldestBlock": history})] {
+                let market = with_base_fee(Wei(100), None, &history, None);
+                prop_assert!(market.base_fee.is_some() && market.tip > Wei(0), "{:?}", market);
+            }
         }
     }
 

@@ -3,23 +3,27 @@
 //! # A call
 //!
 //! A stage calls a method of `Chain`. `client` turns it into JSON-RPC calls, and `route` chooses the endpoint: the first in the
-//! configured order that serves. `endpoint` sends the calls, in a batch where the node takes one, and `rpc` (outside of this
-//! folder) moves the bytes. `answers` reads JSON strictly: another request's id, HTML or null where there must be a value is
-//! [`ChainError::Nonsense`]. After a failure `route` goes on with the next endpoint; each is tried once. An endpoint
+//! configured order that serves. `endpoint` makes single calls and `batches` many, both at the `pace` that the endpoint takes, and
+//! `rpc` (outside of this folder) moves the bytes. `answers` reads what something depends on strictly, and nothing else: another
+//! request's id, HTML or null where there must be a value is [`ChainError::Nonsense`]. A batch that a node refuses or garbles
+//! becomes shorter ones (`batch_size`), and then single calls.
+//!
+//! After a failure `route` goes on with the next endpoint; each is tried once. An endpoint
 //! that then does not show its chain id and its head at once is rested by `health`, for longer each time; one that does has failed this call alone.
 //! HTTP statuses and error texts of outages are failures of the endpoint, whatever the body: `policy/classify` has the rule. A
-//! refusal by the node is an answer.
+//! refusal by the node is an answer. An endpoint that asks for fewer calls is no failure while its turn comes in time.
 //!
 //! Calls that are about something of their own (estimates, receipts) have an answer or an error each: what one endpoint answered
 //! stays, and only the rest is asked of the next one.
 //!
-//! An endpoint is used only after it has shown the right chain id and that it is not syncing, and again after each failure. With
-//! several endpoints their heads are compared every ten seconds; one that lags is left out until it has caught up.
+//! An endpoint is used only after it has shown the right chain id and that it is not syncing (`verify`), and again after each
+//! failure. One that lacked the state of its newest block has to show that too. With several endpoints their heads are compared
+//! every ten seconds; one that lags is left out until it has caught up.
 //!
 //! `confirm` asks another endpoint about what is final, where `chain.confirm_with` names one.
 //!
-//! `receipts` and `market` hide what some nodes lack (`eth_getBlockReceipts`, a fee history): the endpoint remembers the missing
-//! method, and other calls replace it.
+//! `receipts` and `market` hide what some nodes lack (`eth_getBlockReceipts`, a fee history): other calls replace it, whatever the
+//! failure is, and `lacks` remembers the method.
 //!
 //! # A broadcast
 //!
@@ -44,107 +48,45 @@
 //! A block counts as part of the chain only when the parents from the newest block lead to it: what one node says of a height
 //! alone proves nothing. Errors leave a part's state as it was, so the next poll starts from there.
 
-use std::time::Duration;
+use std::ops::RangeInclusive;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::model::event::FinalTransaction;
-use crate::model::{Address, BlockHash, BlockNumber, Fee, Gas, Nonce, PauseReason, RawTransaction, Topic, TxHash, Wei};
+use crate::model::{Address, BlockHash, BlockNumber, Fee, Gas, Nonce, RawTransaction, Topic, TxHash, Wei};
 use crate::observe::traces::Traced;
 use crate::policy::fee::Market;
 use crate::policy::finality::FinalityRule;
 
 mod answers;
+mod batch_size;
+mod batches;
 mod broadcast;
+mod calls;
 mod client;
 mod confirm;
 mod counts;
 mod endpoint;
+mod error;
+mod faults;
 pub mod follow;
 mod health;
+mod inspection;
+mod lacks;
 mod market;
+mod pace;
 mod pooled;
 mod receipts;
 mod route;
 mod signature;
 mod single_calls;
+mod verify;
 
 pub use client::{ClientSettings, Confirmation, NodeClient};
+pub use error::{ChainError, Result, known};
 #[cfg(test)]
-pub(crate) use endpoint::refused;
-
-/// Why a node did not answer what was asked.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum ChainError {
-    /// No connection, no answer in time, or an HTTP error.
-    #[error("{endpoint} does not answer: {detail}")]
-    Unreachable {
-        /// Host and port; never the URL, which may hold a key.
-        endpoint: String,
-        detail: String,
-    },
-    /// HTTP 429, or the same in words.
-    #[error("{endpoint} asks for fewer calls")]
-    RateLimited {
-        endpoint: String,
-        /// How long to wait, if the node said so.
-        retry_after: Option<Duration>,
-    },
-    /// The node says that it is still catching up.
-    #[error("{endpoint} is still syncing")]
-    Syncing { endpoint: String },
-    /// Another endpoint has shown newer blocks.
-    #[error("{endpoint} is {blocks} blocks behind another endpoint")]
-    Lagging { endpoint: String, blocks: u64 },
-    /// Another chain is behind the endpoint.
-    #[error("{endpoint} serves chain {found}, chain.id is {expected}; correct chain.endpoints or chain.id")]
-    WrongChain { endpoint: String, found: u64, expected: u64 },
-    /// Not an answer to the call: another request's id, HTML, half a JSON document, null instead of a value.
-    #[error("{endpoint} answered nonsense: {detail}")]
-    Nonsense { endpoint: String, detail: String },
-    /// No endpoint of `chain.confirm_with` has confirmed what is final.
-    #[error("chain.confirm_with does not confirm: {detail}")]
-    Unconfirmed { detail: String },
-    #[error("{endpoint} refuses: {message}")]
-    Node {
-        endpoint: String,
-        /// The JSON-RPC code. Clients disagree about the meanings.
-        code: i64,
-        message: String,
-        /// What a reverted call returned.
-        data: Option<Bytes>,
-    },
-}
-
-impl ChainError {
-    /// Returns true where the error is about the endpoint and not about the call: another endpoint may answer.
-    pub fn is_of_endpoint(&self) -> bool {
-        match self {
-            Self::Unreachable { .. }
-            | Self::RateLimited { .. }
-            | Self::Syncing { .. }
-            | Self::Lagging { .. }
-            | Self::WrongChain { .. }
-            | Self::Unconfirmed { .. }
-            | Self::Nonsense { .. } => true,
-            Self::Node { .. } => false,
-        }
-    }
-
-    /// Returns why a lane pauses after this error of a call that must succeed.
-    pub fn pause_reason(&self) -> PauseReason {
-        match self {
-            Self::Unreachable { .. } | Self::Nonsense { .. } | Self::Node { .. } => PauseReason::NodeUnreachable,
-            Self::RateLimited { .. } => PauseReason::RateLimited,
-            Self::Syncing { .. } | Self::Lagging { .. } => PauseReason::NodeSyncing,
-            Self::WrongChain { .. } => PauseReason::WrongChain,
-            Self::Unconfirmed { .. } => PauseReason::FinalityUnconfirmed,
-        }
-    }
-}
-
-pub type Result<T, E = ChainError> = std::result::Result<T, E>;
+pub(crate) use faults::refused;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
@@ -282,6 +224,15 @@ pub struct EndpointState {
     pub blocks_behind: u64,
     /// Why it is not asked.
     pub problem: Option<String>,
+    /// Calls a second that it gets, with one digit behind the point, where it has asked for fewer than there were.
+    #[serde(default)]
+    pub calls_per_second: Option<String>,
+}
+
+impl EndpointState {
+    /// Calls that a write needs: its estimate unless its gas is fixed, its broadcast, and its receipt unless those of its block are
+    /// asked for together.
+    pub const CALLS_PER_WRITE: &'static str = "1 to 3";
 }
 
 /// The calls of a chain. Each has a timeout for each endpoint it tries; a call that is dropped may have been sent.
@@ -292,6 +243,15 @@ pub trait Chain: Send + Sync {
 
     /// Returns `None` where there is no such block (yet).
     async fn header(&self, block: BlockTag) -> Result<Option<Header>>;
+
+    /// Returns these blocks in order, `None` where a node does not have one. All are of one endpoint.
+    async fn headers(&self, numbers: RangeInclusive<u64>) -> Result<Vec<Option<Header>>> {
+        let mut headers = Vec::new();
+        for number in numbers {
+            headers.push(self.header(BlockTag::Number(BlockNumber(number))).await?);
+        }
+        Ok(headers)
+    }
 
     /// Returns the receipts of those of `ours` that are in this very block.
     async fn receipts_in(&self, block: BlockHash, ours: &[TxHash]) -> Result<Vec<Receipt>>;
@@ -332,6 +292,11 @@ pub trait Chain: Send + Sync {
     /// Returns whether a node has this transaction, in its pool or in a block.
     async fn has_transaction(&self, hash: TxHash) -> Result<bool>;
 
+    /// Returns the calls a second that the endpoint in use gets, where it has asked for fewer than there were.
+    fn calls_per_second(&self) -> Option<f64> {
+        None
+    }
+
     /// Returns the transaction of the account that a node's pool holds at this nonce. `None` where there is none, or where no
     /// node shows its pool.
     async fn pooled(&self, account: Address, nonce: Nonce) -> Result<Option<Pooled>> {
@@ -343,22 +308,6 @@ pub trait Chain: Send + Sync {
 /// Returns the account's transaction count at this block; `None` where no node has the state.
 pub async fn count_at(chain: &dyn Chain, account: Address, block: u64) -> Result<Option<Nonce>> {
     known(chain.transaction_count(account, BlockTag::Number(BlockNumber(block))).await)
-}
-
-/// Turns a refusal or nonsense into `None`: "missing trie node" or pruned history is neither evidence nor an outage.
-pub fn known<T>(answer: Result<T>) -> Result<Option<T>> {
-    match answer {
-        Ok(value) => Ok(Some(value)),
-        Err(ChainError::Node { .. } | ChainError::Nonsense { .. }) => Ok(None),
-        Err(
-            error @ (ChainError::Unreachable { .. }
-            | ChainError::RateLimited { .. }
-            | ChainError::Syncing { .. }
-            | ChainError::Lagging { .. }
-            | ChainError::Unconfirmed { .. }
-            | ChainError::WrongChain { .. }),
-        ) => Err(error),
-    }
 }
 
 /// Returns the transaction hash of signed bytes: their keccak-256.

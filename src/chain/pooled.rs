@@ -12,9 +12,9 @@ impl NodeClient {
         // What cannot be read shows nothing, and is no fault of the endpoint.
         match self.ask("txpool_contentFrom", vec![json!(account)], Ok::<Value, _>).await {
             Ok(content) => return Ok(at_nonce(&content, nonce)),
+            Err(error @ ChainError::RateLimited { .. }) => return Err(error),
             // Few nodes serve their pool. The pending block holds what is executable.
-            Err(ChainError::Node { .. } | ChainError::Nonsense { .. }) => {}
-            Err(error) => return Err(error),
+            Err(_) => {}
         }
         let pending = self.ask("eth_getBlockByNumber", vec![json!("pending"), json!(true)], Ok::<Value, _>).await?;
         let is_it = |transaction: &&Value| {

@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::time::{Instant, timeout};
 
 use crate::chain::endpoint::Endpoint;
-use crate::chain::{ChainError, EndpointState, Header, Result, answers};
+use crate::chain::{ChainError, EndpointState, Header, Result};
 
 /// Interval between comparisons of the endpoints' heads, which also try endpoints that had failed.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
@@ -128,6 +128,11 @@ impl Endpoints {
         &self.all
     }
 
+    /// Returns the calls a second that the endpoint in use gets, where it has asked for fewer than there were.
+    pub(super) fn calls_per_second(&self) -> Option<f64> {
+        Route::new(self).first(|endpoint| endpoint.health().is_verified())?.1.calls_per_second()
+    }
+
     pub(super) fn states(&self) -> Vec<EndpointState> {
         let now = Instant::now();
         self.all.iter().map(|endpoint| endpoint.state(now, self.max_lag)).collect()
@@ -172,7 +177,7 @@ impl Endpoints {
             if !endpoint.health().is_verified_within(Instant::now(), VERIFY_EVERY) {
                 endpoint.verify(self.chain_id).await?;
             }
-            endpoint.newest_block().await
+            endpoint.newest_header().await
         };
         match timeout(COMPARE_LIMIT, newest).await {
             Ok(answer) => endpoint.record(&answer),
@@ -187,9 +192,6 @@ impl Endpoint {
     /// Returns the newest block, and records its height.
     pub(super) async fn newest_block(&self) -> Result<Header> {
         let answer = self.ask("eth_getBlockByNumber", vec![json!("latest"), Value::Bool(false)]).await?;
-        let header = answers::header(answer).map_err(|detail| self.nonsense(detail))?;
-        let header = header.ok_or_else(|| self.nonsense("no newest block".to_owned()))?;
-        self.health().record_head(header.number, Instant::now());
-        Ok(header)
+        self.read_newest(answer)
     }
 }

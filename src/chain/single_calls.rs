@@ -9,7 +9,9 @@ use jsonrpc_core::Value;
 use tokio::time::{Instant, timeout};
 use tracing::warn;
 
-use crate::chain::endpoint::{Endpoint, MethodCall, Order, SINGLE_CALLS, first_failure};
+use crate::chain::batches::SINGLE_CALLS;
+use crate::chain::endpoint::{Endpoint, MethodCall, Order};
+use crate::chain::faults::first_failure;
 use crate::chain::{ChainError, Result};
 
 /// Time that an endpoint has to show that it still serves its chain, after a call that it failed.
@@ -24,9 +26,9 @@ impl Endpoint {
     /// while all else hangs.
     async fn still_serves(&self, chain_id: u64) -> bool {
         let check = async {
-            let answer = self.ask("eth_chainId", vec![]).await?;
+            let answer = self.check("eth_chainId", vec![]).await?;
             self.check_chain_id(&answer, chain_id)?;
-            self.newest_block().await
+            self.newest_header().await
         };
         matches!(timeout(CHECK_LIMIT, check).await, Ok(Ok(_)))
     }
@@ -34,9 +36,12 @@ impl Endpoint {
     /// Records the answer to one call. What fails a call and still serves its chain is not rested: the failure is this call's.
     pub(super) async fn record_call<T>(&self, answer: &Result<T>, chain_id: u64) {
         match answer {
-            Err(failure @ (ChainError::Unreachable { .. } | ChainError::Nonsense { .. }))
-                if self.still_serves(chain_id).await =>
-            {
+            Err(
+                failure @ (ChainError::Unreachable { .. }
+                | ChainError::Denied { .. }
+                | ChainError::NoStatus { .. }
+                | ChainError::Nonsense { .. }),
+            ) if self.still_serves(chain_id).await => {
                 self.warn_of_call(failure);
             }
             answer => self.record(answer),
@@ -89,7 +94,7 @@ impl Endpoint {
             while on_way.len() < SINGLE_CALLS
                 && let Some((_, (call, slot))) = waiting.next_if(|(place, _)| may_begin(*place))
             {
-                on_way.push(async move { (slot, self.ask_alone(call).await) });
+                on_way.push(async move { (slot, self.ask_alone(call, false).await) });
             }
             let Some((slot, answer)) = on_way.next().await else { return };
             is_answering |= !is_failed(&answer);

@@ -1,7 +1,7 @@
 //! The client against nodes by script: what no real node can be made to show.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ use crate::chain::{
     BlockTag, Call, Chain, ChainError, ClientSettings, Confirmation, NodeClient, Receipt, transaction_hash,
 };
 use crate::model::event::FinalTransaction;
-use crate::model::{Address, BlockHash, BlockNumber, RawTransaction, TxHash, Wei};
+use crate::model::{Address, BlockHash, BlockNumber, PauseReason, RawTransaction, TxHash, Wei};
 use crate::observe::traces::{Traced, Tracer};
 use crate::policy::classify::{ErrorTable, SendMeaning};
 use crate::policy::finality::FinalityRule;
@@ -69,6 +69,15 @@ fn good(call: &Value, height: u64) -> Reply {
         Some("eth_sendRawTransaction") => Reply::Result(json!(hash_of(call))),
         _ => Reply::Pass,
     }
+}
+
+/// Returns the answer to a batch, as one: its calls are not put to the script.
+fn all_good(calls: &[Value], height: u64) -> Reply {
+    let answer = |call: &Value| {
+        let Reply::Result(result) = good(call, height) else { panic!("{call} is not scripted") };
+        json!({"jsonrpc": "2.0", "id": call["id"], "result": result})
+    };
+    Reply::body(Value::Array(calls.iter().map(answer).collect()).to_string())
 }
 
 fn hash_of(call: &Value) -> TxHash {
@@ -138,32 +147,122 @@ async fn garbage_is_never_taken_for_an_answer() {
     }
 }
 
-/// C25: answers that fit the calls in another order are as good; answers that do not fit them one to one are none.
+/// C25: answers that fit the calls in another order are as good; of answers that do not fit them one to one none is used.
+/// What has no answer is asked again in shorter batches, and then alone.
 #[tokio::test]
-async fn a_batch_is_believed_only_as_a_whole() {
+async fn of_a_batch_that_does_not_fit_its_calls_nothing_is_believed() {
     type Change = fn(&mut Vec<Value>);
-    let cases: [(&str, Change, bool); 5] = [
-        ("out of order", |answers| answers.reverse(), true),
-        ("one twice", |answers| answers[1] = answers[0].clone(), false),
-        ("one missing", |answers| drop(answers.pop()), false),
-        ("one too many", |answers| answers.push(answers[0].clone()), false),
-        ("a stray one", |answers| answers[0]["id"] = json!(4_000_000), false),
+    // what the node does to a batch's answers, and how many of those to eight calls are used, now and later
+    let cases: [(&str, Change, [usize; 2]); 9] = [
+        ("out of order", |answers| answers.reverse(), [8, 8]),
+        ("ids as text", |answers| answers.iter_mut().for_each(|a| a["id"] = json!(a["id"].to_string())), [8, 8]),
+        (
+            "members that no standard has",
+            |answers| answers.iter_mut().for_each(|a| (a["error"], a["x"]) = (Value::Null, json!(1))),
+            [8, 8],
+        ),
+        ("a stranger without an id", |answers| answers.push(json!({"error": "a warning"})), [8, 8]),
+        ("one missing", |answers| drop(answers.pop()), [7, 1]),
+        ("one twice", |answers| answers[1] = answers[0].clone(), [0, 0]),
+        ("one too many", |answers| answers.push(answers[0].clone()), [0, 0]),
+        ("a stray one", |answers| answers[0]["id"] = json!(4_000_000), [0, 0]),
+        ("all missing", Vec::clear, [0, 0]),
     ];
-    for (what, change, is_fine) in cases {
+    for (what, change, used) in cases {
+        let alone = Arc::new(AtomicUsize::new(0));
+        let asked_alone = Arc::clone(&alone);
         let node = ScriptedNode::start(None, move |request| {
-            let Some(calls) = request.as_array() else { return good(request, 1) };
             let answer = |call: &Value| json!({"jsonrpc": "2.0", "id": call["id"], "result": hash_of(call)});
-            let mut answers = calls.iter().map(answer).collect();
-            change(&mut answers);
-            Reply::body(Value::Array(answers).to_string())
+            match request.as_array() {
+                Some(calls) => {
+                    let mut answers = calls.iter().map(answer).collect();
+                    change(&mut answers);
+                    Reply::body(Value::Array(answers).to_string())
+                }
+                None if request["method"] == "eth_sendRawTransaction" => {
+                    asked_alone.fetch_add(1, Ordering::Relaxed);
+                    Reply::Result(json!(hash_of(request)))
+                }
+                None => good(request, 1),
+            }
         });
         let node = node.await;
-        let answers = client(&[&node]).broadcast(&signed(3)).await;
-        assert_eq!(answers.len(), 3);
-        for answer in answers {
-            assert_eq!(answer.is_ok(), is_fine, "{what}: {answer:?}");
-            assert!(is_fine || matches!(answer, Err(ChainError::Nonsense { .. })), "{what}: {answer:?}");
+        let client = client(&[&node]);
+        let answers = client.broadcast(&signed(8)).await;
+        assert!(answers.len() == 8 && answers.iter().all(Result::is_ok), "{what}: {answers:?}");
+        let [used, later] = used;
+        assert_eq!(alone.load(Ordering::Relaxed), 8 - used, "{what}: what is used of the batch");
+        // What was learnt is kept for a while.
+        client.broadcast(&signed(8)).await;
+        assert_eq!(alone.load(Ordering::Relaxed), 8 - used + 8 - later, "{what}");
+    }
+}
+
+/// A proxy that cuts long answers off, breaks connections or answers a page: shorter batches come through.
+#[tokio::test]
+async fn batches_that_come_back_garbled_become_shorter_and_then_single_calls() {
+    let garbled: [fn(&Value) -> Reply; 4] = [
+        |_| Reply::body("[{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":\"0x"),
+        |_| Reply::body("<html>too long</html>"),
+        |_| Reply::body("[]"),
+        |_| Reply::body(""),
+    ];
+    for (index, garbled) in garbled.into_iter().enumerate() {
+        for longest in [1_usize, 7] {
+            let node = ScriptedNode::start(None, move |request| match request.as_array() {
+                Some(calls) if calls.len() > longest => garbled(request),
+                _ => good(request, 1),
+            });
+            let node = node.await;
+            let client = client(&[&node]);
+            let estimates = client.estimate(&(0..40).map(call_to).collect::<Vec<_>>()).await;
+            assert!(estimates.iter().all(Result::is_ok), "{index}: {estimates:?}");
+            let (batches, requests) = (node.batches(), node.requests());
+            let answers = client.broadcast(&signed(40)).await;
+            assert!(answers.iter().all(Result::is_ok), "{index}: {answers:?}");
+            let now = (node.batches() - batches, node.requests() - requests);
+            assert_eq!(now, if longest == 1 { (0, 40) } else { (20, 20) }, "{index}: what was learnt is kept");
+            assert_eq!(asked(&client).await.unwrap(), 1, "it stays in use");
         }
+    }
+}
+
+/// Members around a result, ids and codes as text, `"error": null`: a whole node that answers like this.
+#[tokio::test]
+async fn a_node_that_answers_in_shapes_of_its_own_is_used_like_any_other() {
+    type Shape = fn(Value, Value) -> Value;
+    let shapes: [Shape; 6] = [
+        |id, result| json!({"id": id, "result": result, "error": null, "jsonrpc": "2.0", "took": 7}),
+        |id, result| json!({"id": id.to_string(), "result": result, "error": {}}),
+        |id, result| json!({"result": result, "error": false, "id": id.as_f64()}),
+        |id, result| json!({"id": id, "result": result, "warnings": ["x"], "error": {"code": 0, "message": ""}}),
+        |id, result| json!({"jsonrpc": 2.0, "id": id, "result": result, "meta": {"id": 9, "error": "none"}}),
+        |id, result| json!({"jsonrpc": null, "id": id, "result": result, "method": null}),
+    ];
+    for (index, shape) in shapes.into_iter().enumerate() {
+        let answer = move |call: &Value| {
+            let error = json!({"code": "-32601", "message": "no", "stack": "at x", "name": "E", "data": {"stack": 1}});
+            let Reply::Result(result) = good(call, 7) else {
+                return json!({"id": call["id"].to_string(), "error": error});
+            };
+            shape(call["id"].clone(), result)
+        };
+        let node = ScriptedNode::start(None, move |request| match request.as_array() {
+            Some(calls) => Reply::body(Value::Array(calls.iter().map(answer).collect()).to_string()),
+            None => Reply::body(answer(request).to_string()),
+        });
+        let node = node.await;
+        let client = client(&[&node]);
+        let head = client.header(BlockTag::Latest).await.unwrap().unwrap();
+        assert_eq!(client.market(&head).await.unwrap().base_fee, Some(Wei(8)), "{index}");
+        assert_eq!(client.transaction_count(Address([1; 20]), BlockTag::Latest).await.unwrap().0, 5, "{index}");
+        assert!(client.estimate(&[call_to(1), call_to(2)]).await.iter().all(Result::is_ok), "{index}");
+        assert!(client.broadcast(&signed(3)).await.iter().all(Result::is_ok), "{index}");
+        assert!(client.broadcast(&signed(1)).await.iter().all(Result::is_ok), "{index}");
+        assert!(client.receipts_in(BlockHash([7; 32]), &hashes(3)).await.unwrap().is_empty(), "{index}");
+        assert!(client.receipts(&hashes(3)).await.iter().all(Result::is_ok), "{index}");
+        assert_eq!(asked(&client).await.unwrap(), 7, "{index}");
+        assert_eq!(node.times("eth_getBlockReceipts") + node.times("eth_feeHistory"), 2, "{index}: asked once each");
     }
 }
 
@@ -285,7 +384,8 @@ async fn a_node_that_asks_for_a_pause_is_left_alone_until_it_is_over() {
             },
         );
         let node = node.await;
-        let client = client(&[&node]);
+        // Within its patience a call waits and is made again.
+        let client = hasty(&[&node]);
         assert_eq!(asked(&client).await.unwrap(), 3);
         limited.store(true, Ordering::Relaxed);
         let wait = seconds.map(Duration::from_secs);
@@ -299,6 +399,259 @@ async fn a_node_that_asks_for_a_pause_is_left_alone_until_it_is_over() {
         assert_eq!(node.requests(), requests, "nothing is asked before its time");
         until("it is asked again", async || asked(&client).await.is_ok()).await;
     }
+}
+
+/// A provider that takes so many calls a second, and as many at once, in each of the ways to say so. Each call of a batch counts.
+#[tokio::test]
+async fn under_a_rate_limit_work_goes_on_as_fast_as_the_limit_allows() {
+    const PER_SECOND: u32 = 100;
+    type Limited = fn(&Value) -> Reply;
+    let whole: [Limited; 4] = [
+        |_| Reply::Http(429, String::new(), "Too Many Requests".to_owned()),
+        |_| Reply::Http(429, "retry-after: 1\r\n".to_owned(), error_body(-32005, "slow down")),
+        |_| Reply::error(-32005, "daily request count exceeded, request rate limited"),
+        |request| {
+            let error = json!({"code": 429, "message": "compute units per second capacity exceeded"});
+            Reply::body(json!([{"id": request[0]["id"], "error": error}]).to_string())
+        },
+    ];
+    let run = async |limited: Option<Limited>| {
+        let bucket = Arc::new(std::sync::Mutex::new((f64::from(PER_SECOND), std::time::Instant::now())));
+        let take = move |calls: usize| {
+            let mut bucket = bucket.lock().unwrap();
+            let (tokens, at) = *bucket;
+            let tokens = (tokens + at.elapsed().as_secs_f64() * f64::from(PER_SECOND)).min(f64::from(PER_SECOND));
+            let cost = f64::from(u32::try_from(calls).unwrap());
+            let is_taken = tokens >= cost;
+            *bucket = (if is_taken { tokens - cost } else { tokens }, std::time::Instant::now());
+            is_taken
+        };
+        let node = ScriptedNode::start(None, move |request| match (request.as_array(), limited) {
+            // Call by call.
+            (Some(_), None) => Reply::Pass,
+            (None, None) if take(1) => good(request, 3),
+            (None, None) => Reply::error(429, "Too Many Requests"),
+            (calls, Some(limited)) if !take(calls.map_or(1, Vec::len)) => limited(request),
+            (Some(calls), Some(_)) => all_good(calls, 3),
+            (None, Some(_)) => good(request, 3),
+        });
+        let node = node.await;
+        let client = client(&[&node]);
+        let began = std::time::Instant::now();
+        for _ in 0..3 {
+            let (estimates, answers) =
+                tokio::join!(async { client.estimate(&(0..100).map(call_to).collect::<Vec<_>>()).await }, async {
+                    client.broadcast(&signed(100)).await
+                },);
+            assert!(estimates.iter().all(Result::is_ok), "{estimates:?}");
+            assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+            assert_eq!(height(&client).await.unwrap(), 3);
+        }
+        let states = client.endpoint_states();
+        assert!(states[0].serves && states[0].calls_per_second.is_some(), "{states:?}");
+        let least = 600 / PER_SECOND - 1;
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(u64::from(least * 4)), "{took:?}, at least {least} s");
+    };
+    let runs = whole.into_iter().map(Some).chain([None]).map(|limited| run(limited));
+    futures_util::future::join_all(runs).await;
+}
+
+/// With other endpoints beside it, what one refuses is asked of them at once, and what it answered stays.
+#[tokio::test]
+async fn what_one_endpoint_has_no_room_for_goes_to_the_next() {
+    let taken = AtomicUsize::new(0);
+    let first = ScriptedNode::start(None, move |call| match call["method"].as_str() {
+        Some("eth_estimateGas") if taken.fetch_add(1, Ordering::Relaxed) >= 4 => Reply::error(429, "Too Many Requests"),
+        None => Reply::Pass,
+        _ => good(call, 3),
+    });
+    let (first, second) = (first.await, good_node(3).await);
+    let client = client(&[&first, &second]);
+    let began = std::time::Instant::now();
+    let estimates = client.estimate(&(0..10).map(call_to).collect::<Vec<_>>()).await;
+    assert!(estimates.iter().all(Result::is_ok), "{estimates:?}");
+    assert_eq!(second.times("eth_estimateGas"), 6, "four were answered");
+    assert!(began.elapsed() < Duration::from_secs(2));
+}
+
+/// A node that gives its newest block and lacks the state is out of use until it has that.
+#[tokio::test]
+async fn a_node_that_lacks_the_state_of_its_newest_block_is_not_asked_until_it_has_it() {
+    let broken = Arc::new(AtomicBool::new(true));
+    let is_broken = Arc::clone(&broken);
+    let first = ScriptedNode::start(None, move |call| match call["method"].as_str() {
+        Some("eth_getTransactionCount" | "eth_getBalance") if is_broken.load(Ordering::Relaxed) => {
+            Reply::error(-32000, "missing trie node 5ef3 (path ) layer stale")
+        }
+        _ => good(call, 7),
+    });
+    let (first, second) = (first.await, good_node(8).await);
+    let count = async |client: &NodeClient| client.transaction_count(Address([1; 20]), BlockTag::Latest).await;
+    let alone = client(&[&first]);
+    let error = count(&alone).await.unwrap_err();
+    assert!(matches!(&error, ChainError::NoState { detail, .. } if detail.contains("missing trie node")), "{error:?}");
+    let both = client(&[&first, &second]);
+    assert_eq!(count(&both).await.unwrap().0, 5);
+    for _ in 0..5 {
+        assert_eq!((count(&both).await.unwrap().0, height(&both).await.unwrap()), (5, 8), "the second is in use");
+    }
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert!(matches!(height(&alone).await, Err(ChainError::NoState { .. })), "its head alone is not enough");
+    broken.store(false, Ordering::Relaxed);
+    until("it is used again", async || height(&alone).await.is_ok()).await;
+    assert_eq!(count(&alone).await.unwrap().0, 5);
+}
+
+/// Of an earlier block a node need not have the state.
+#[tokio::test]
+async fn a_pruned_node_stays_in_use() {
+    let pruned = ScriptedNode::start(None, |call| match call["method"].as_str() {
+        Some("eth_getTransactionCount") if call["params"][1] != "latest" => Reply::error(-32000, "missing trie node"),
+        _ => good(call, 7),
+    });
+    let pruned = pruned.await;
+    let client = client(&[&pruned]);
+    let old = client.transaction_count(Address([1; 20]), BlockTag::Number(BlockNumber(3))).await;
+    assert!(matches!(old, Err(ChainError::Node { .. })), "{old:?}");
+    assert_eq!(asked(&client).await.unwrap(), 7);
+}
+
+/// Whatever a node's failure of a method looks like that others replace, it is done without.
+#[tokio::test]
+async fn a_method_that_a_node_lacks_is_done_without_however_it_says_so() {
+    const REPLACED: [&str; 5] =
+        ["eth_getBlockReceipts", "eth_feeHistory", "eth_maxPriorityFeePerGas", "eth_syncing", "txpool_contentFrom"];
+    let lacking: [fn(&Value) -> Reply; 14] = [
+        |_| Reply::error(-32601, "the method does not exist"),
+        |_| Reply::error(-32000, "who knows"),
+        |_| Reply::error(-32603, "Internal error"),
+        |_| Reply::error(-32000, "backend offline"),
+        |call| Reply::body(json!({"id": call["id"], "error": "Unsupported method"}).to_string()),
+        |call| {
+            Reply::body(
+                json!({"id": call["id"], "error": {"code": "-32601", "message": null, "stack": "x"}}).to_string(),
+            )
+        },
+        |_| Reply::body(json!({"id": null, "error": {"code": -32601, "message": "no such method"}}).to_string()),
+        |_| Reply::body(json!({"error": {"name": "NotSupported"}}).to_string()),
+        |_| Reply::Http(404, String::new(), "not found".to_owned()),
+        |_| Reply::Http(405, String::new(), String::new()),
+        |_| Reply::Http(403, String::new(), "{\"message\":\"method not in your plan\"}".to_owned()),
+        |_| Reply::Http(501, String::new(), "<html>Not Implemented</html>".to_owned()),
+        |_| Reply::body("<html>oops</html>"),
+        |_| Reply::Result(json!({"odd": true})),
+    ];
+    let hash = TxHash([1; 32]);
+    for (index, lacking) in lacking.into_iter().enumerate() {
+        let node = ScriptedNode::start(None, move |request| match (request["method"].as_str(), request.as_array()) {
+            // A gateway that knows no batches answers each of these alone.
+            (_, Some(_)) => Reply::Http(400, String::new(), "no batches".to_owned()),
+            (Some("eth_syncing"), _) if index == 13 => Reply::Result(json!("odd")),
+            (Some(method), _) if REPLACED.contains(&method) => lacking(request),
+            (Some("eth_gasPrice"), _) => Reply::Result(json!("0x64")),
+            (Some("eth_getTransactionReceipt"), _) => Reply::Result(json!({
+                "transactionHash": hash, "blockHash": BlockHash([7; 32]), "blockNumber": "0x7", "gasUsed": "0x1", "status": "0x1"
+            })),
+            _ => good(request, 7),
+        });
+        let node = node.await;
+        let client = client(&[&node]);
+        for round in 0..5 {
+            let head = client.header(BlockTag::Latest).await.unwrap().unwrap();
+            let market = client.market(&head).await.unwrap();
+            assert_eq!((market.base_fee, market.gas_price), (Some(Wei(8)), Wei(100)), "{index} {round}");
+            let receipts = client.receipts_in(BlockHash([7; 32]), &[hash]).await.unwrap();
+            assert_eq!(receipts.len(), 1, "{index} {round}");
+            assert!(client.pooled(Address([1; 20]), Default::default()).await.is_ok(), "{index} {round}");
+        }
+        assert!(node.times("eth_getBlockReceipts") <= 3, "{index}: it is not asked for for ever");
+        assert_eq!(asked(&client).await.unwrap(), 7, "{index}: it stays in use");
+    }
+}
+
+/// A node that says that it syncs is used all the same where it has no block to go, or its head is young and moves.
+#[tokio::test]
+async fn a_node_that_always_has_something_to_say_of_its_syncing_is_used_when_it_is_up_to_date() {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let behind = json!({"currentBlock": "0x1", "highestBlock": "0x64"});
+    // what it says, its newest block's time, whether further blocks come
+    let cases = [
+        (json!({"startingBlock": "0x0", "currentBlock": "0x64", "highestBlock": "0x64"}), 1, false, true),
+        (behind.clone(), 1, true, false),
+        (behind.clone(), now, false, false),
+        (behind, now, true, true),
+        (json!({"messageOfLastBlock": 7}), now, true, true),
+        (json!({"messageOfLastBlock": 7}), 1, true, false),
+        (json!(true), now, true, true),
+        (json!(true), now - 3600, true, false),
+    ];
+    for (said, time, moves, is_used) in cases {
+        let (answer, height) = (said.clone(), AtomicU64::new(100));
+        let node = ScriptedNode::start(None, move |call| match call["method"].as_str() {
+            Some("eth_syncing") => Reply::Result(answer.clone()),
+            Some("eth_getBlockByNumber") => {
+                let mut block = block(height.fetch_add(u64::from(moves), Ordering::Relaxed));
+                block["timestamp"] = json!(format!("{time:#x}"));
+                Reply::Result(block)
+            }
+            _ => good(call, 100),
+        });
+        let node = node.await;
+        let client = client(&[&node]);
+        let mut answer = asked(&client).await;
+        for _ in 0..40 {
+            if answer.is_ok() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            answer = asked(&client).await;
+        }
+        assert_eq!(answer.is_ok(), is_used, "{said} {time}: {answer:?}");
+        assert!(is_used || matches!(answer, Err(ChainError::Syncing { .. })), "{answer:?}");
+    }
+}
+
+/// What a server says in place of serving is shown: Geth's check of host names, say.
+#[tokio::test]
+async fn the_words_of_a_server_that_refuses_to_serve_are_shown() {
+    let bodies = [
+        (403, "invalid host specified\n", "HTTP status 403: invalid host specified"),
+        (403, "{\"message\":\"Host not authorized.\"}", "HTTP status 403: Host not authorized."),
+        (401, "<html><head><title>401 Unauthorized</title></head></html>", "HTTP status 401: 401 Unauthorized"),
+        (404, "no such project", "HTTP status 404: no such project"),
+        (403, "", "HTTP status 403: it does not say why"),
+        (
+            402,
+            "{\"jsonrpc\":\"2.0\",\"id\":1,\"error\":{\"code\":402,\"message\":\"pay first\"}}",
+            "HTTP status 402: pay first",
+        ),
+    ];
+    for (status, body, said) in bodies {
+        let node = ScriptedNode::start(None, move |_| Reply::Http(status, String::new(), body.to_owned())).await;
+        let error = asked(&client(&[&node])).await.unwrap_err();
+        assert!(matches!(error, ChainError::Denied { .. }), "{error:?}");
+        assert!(error.to_string().contains(said), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn receipts_that_do_not_say_how_it_went_are_named() {
+    let (hash, block) = (TxHash([1; 32]), BlockHash([7; 32]));
+    let receipt = json!({
+        "transactionHash": hash, "blockHash": block, "blockNumber": "0x7", "gasUsed": "0x5208", "root": BlockHash([9; 32])
+    });
+    let node = ScriptedNode::start(None, move |call| match call["method"].as_str() {
+        Some("eth_getTransactionReceipt") => Reply::Result(receipt.clone()),
+        Some("eth_getBlockReceipts") => Reply::Result(json!([receipt])),
+        _ => good(call, 7),
+    });
+    let node = node.await;
+    let client = client(&[&node]);
+    let error = client.receipts_in(block, &[hash]).await.unwrap_err();
+    assert!(matches!(error, ChainError::NoStatus { .. }), "{error:?}");
+    assert_eq!(error.pause_reason(), PauseReason::NoReceiptStatus);
+    assert_eq!(asked(&client).await.unwrap(), 7, "it stays in use");
 }
 
 /// C12, C59: the others take over at once, without an error, and the first is used again when it serves again.

@@ -164,7 +164,7 @@ impl Deployment<'_> {
             if made.is_some() || Instant::now() >= deadline {
                 return Ok(made);
             }
-            sleep(self.settings.lane.poll_interval).await;
+            sleep(self.settings.lane.poll.usual()).await;
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::policy::classify::{ErrorTable, SendMeaning};
 use crate::policy::fee::{FeeMode, FeeRules};
 use crate::policy::finality::FinalityRule;
 use crate::policy::limits::Limits;
+use crate::policy::poll::PollRule;
 use crate::policy::routes::contract_errors;
 use crate::stages::lane::{LaneRules, OutagePolicy, Tuning};
 
@@ -67,6 +68,7 @@ pub(super) fn read(
         refused_after: section.duration("refused_after", SECOND..=DAY),
         outage,
     };
+    let expected_interval = "a duration from 10ms to 5m, such as \"500ms\", or \"auto\"";
     let lane = LaneRules {
         chain_id: client.chain_id,
         finality,
@@ -75,7 +77,12 @@ pub(super) fn read(
         batching,
         permits: Arc::clone(&admission.permits),
         contract_errors: Arc::new(contract_errors(&admission.routes)),
-        poll_interval: section.duration("poll_interval", 10 * MS..=5 * MINUTE),
+        poll: section.read("poll_interval", expected_interval, PollRule::Auto, |text| match text {
+            "auto" => Some(PollRule::Auto),
+            text => {
+                humantime::parse_duration(text).ok().filter(|i| (10 * MS..=5 * MINUTE).contains(i)).map(PollRule::Every)
+            }
+        }),
         errors,
         lease_ttl,
     };

@@ -184,7 +184,7 @@ reasons! {
             "the contract has a record of this id with another content; or with the same, and no node shows who wrote it",
             "producer: use a new id for a new content; operator: `verify`";
         SimulationFailed = "simulation_failed", Safe,
-            "the call could not be run, and the node gives no data of the contract's; or the node answers other calls and not this one",
+            "the call could not be run, and the node does not say that the contract refused it; or the node answers other calls and not this one",
             "operator: read the node's text, then send it back";
         InsufficientFunds = "insufficient_funds", Safe,
             "it may cost more than the account has; retried",
@@ -291,6 +291,12 @@ explained!(
         NodeSyncing = "node_syncing",
             "the node is still catching up",
             "wait, or name another endpoint";
+        NodeLacksState = "node_lacks_state",
+            "nodes give their newest block and cannot read the state after it",
+            "repair the node, which lost data in a crash or by pruning, or sync it anew; or name another endpoint";
+        NoReceiptStatus = "no_receipt_status",
+            "receipts do not say whether a transaction succeeded: the chain's rules are from before Byzantium",
+            "none on such a chain: chainwriter cannot say what became of a write there; or name another endpoint, if its node drops the status";
         HeadStale = "head_stale",
             "transactions wait, and the chain makes no block",
             "check the chain; if it is slow by nature, raise `chain.max_head_age`";
@@ -304,8 +310,8 @@ explained!(
             "the account cannot pay even a transfer to itself",
             "send it funds";
         NotPermitted = "not_permitted",
-            "the chain does not let this account send",
-            "permit the account on the chain";
+            "the chain does not let this account send: it is on no list of the chain's, or it is a contract",
+            "permit the account on the chain, or use a key whose account has no code; the detail has the node's words";
         FeeAboveCap = "fee_above_cap",
             "the chain asks for more than `fees.max_fee`",
             "wait until gas is cheaper, or raise that";
@@ -340,6 +346,8 @@ impl PauseReason {
             Self::NodeUnreachable
             | Self::RateLimited
             | Self::NodeSyncing
+            | Self::NodeLacksState
+            | Self::NoReceiptStatus
             | Self::HeadStale
             | Self::WrongChain
             | Self::FinalityUnconfirmed

@@ -90,6 +90,12 @@ const TEXTS: &[(&str, &str, SendMeaning)] = {
         ("avalanche", "from non-allow listed address", M::NotPermitted),
         ("arbitrum", "forbidden sender address", M::NotPermitted),
         ("openethereum", "sender is banned", M::NotPermitted),
+        ("goquorum", "account does not have permission", M::NotPermitted),
+        ("goquorum", "account not authorized for this operation", M::NotPermitted),
+        // EIP-3607: a fault of the account, whatever it sends.
+        ("geth, reth", "sender is not an eoa", M::NotPermitted),
+        ("geth, nethermind", "sender not an eoa", M::NotPermitted),
+        ("old nethermind", "senderiscontract", M::NotPermitted),
         ("geth", "txpool is full", M::PoolFull),
         ("arbitrum", "queue full", M::PoolFull),
         ("arbitrum", "pending tx pool full", M::PoolFull),
@@ -173,13 +179,10 @@ const TEXTS: &[(&str, &str, SendMeaning)] = {
         ("anvil", "failed to decode transaction", M::Refused),
         ("reth", "failed to decode signed transaction", M::Refused),
         ("reth", "invalid transaction signature", M::Refused),
-        ("reth", "sender is not an eoa", M::Refused),
         ("reth", "nonce has max value", M::Refused),
         ("anvil", "empty transaction data", M::Refused),
         ("geth, erigon", "invalid sender", M::Refused),
         ("nethermind", "failed to recover sender", M::Refused),
-        ("nethermind", "sender not an eoa", M::Refused),
-        ("nethermind", "senderiscontract", M::Refused),
         ("besu, ganache", "invalid signature", M::Refused),
         ("geth, nethermind, erigon", "negative value", M::Refused),
         ("nethermind", "transaction cost overflow", M::Refused),
@@ -222,6 +225,8 @@ impl ErrorTable {
         }
         match self.meaning_of(text) {
             SendMeaning::InsufficientFunds => SimulationMeaning::InsufficientFunds,
+            // About the account, and not about this call.
+            SendMeaning::NotPermitted => SimulationMeaning::Unavailable,
             SendMeaning::Syncing | SendMeaning::RateLimited | SendMeaning::WrongChain | SendMeaning::Unknown => {
                 SimulationMeaning::Unavailable
             }
@@ -230,7 +235,6 @@ impl ErrorTable {
             | SendMeaning::NonceTooHigh
             | SendMeaning::ReplacementUnderpriced
             | SendMeaning::Underpriced
-            | SendMeaning::NotPermitted
             | SendMeaning::PoolFull
             | SendMeaning::Refused => SimulationMeaning::Failed,
         }
@@ -298,9 +302,33 @@ const BATCH_REFUSALS: &[&str] = &[
     "response size",
 ];
 
-/// With "method" beside them: the node does not have it, or not for us.
-const LACKS: &[&str] =
-    &["not found", "not exist", "not available", "not supported", "unsupported", "not allowed", "unknown", "disabled"];
+/// With one of [`METHODS`] beside them: the node does not have it, or not for us.
+const LACKS: &[&str] = &[
+    "not found",
+    "not exist",
+    "not available",
+    "unavailable",
+    "not supported",
+    "unsupported",
+    "not allowed",
+    "not permitted",
+    "not enabled",
+    "not whitelisted",
+    "not recognized",
+    "not recognised",
+    "not implemented",
+    "unimplemented",
+    "unknown",
+    "unrecognized",
+    "disabled",
+    "restricted",
+    "blocked",
+    "no such",
+    "invalid method",
+];
+
+/// What a node calls a method by, or the names of methods that are called.
+const METHODS: &[&str] = &["method", "procedure", "namespace", "eth_", "txpool_", "web3_", "net_"];
 
 /// Returns whether the node refuses to answer a batch of this length.
 pub fn is_batch_refusal(text: &str) -> bool {
@@ -310,10 +338,13 @@ pub fn is_batch_refusal(text: &str) -> bool {
 /// Returns whether the node lacks the method that was called. The code is JSON-RPC's own, so clients agree on it.
 pub fn is_missing_method(code: i64, text: &str) -> bool {
     const METHOD_NOT_FOUND: i64 = -32601;
-    code == METHOD_NOT_FOUND || (contains_any(text, &["method"]) && contains_any(text, LACKS))
+    let says_so = || contains_any(text, METHODS) && contains_any(text, LACKS);
+    let is_unwritten = || contains_any(text, &["not implemented", "not yet implemented", "unimplemented"]);
+    code == METHOD_NOT_FOUND || (!is_revert(text) && (says_so() || is_unwritten()))
 }
 
-fn is_revert(text: &str) -> bool {
+/// Returns whether the text says that a contract reverted.
+pub fn is_revert(text: &str) -> bool {
     contains_any(text, &["revert"])
 }
 
@@ -409,7 +440,7 @@ mod tests {
             ("Nethermind", "nonce too far in future", M::NonceTooHigh),
             ("Nethermind", "delegation nonce gap", M::NonceTooHigh),
             ("Nethermind", "gas limit reached", M::Refused),
-            ("Nethermind", "sender not an eoa", M::Refused),
+            ("Nethermind", "sender not an eoa", M::NotPermitted),
             ("Nethermind", "failed to recover sender", M::Refused),
             ("Nethermind", "transaction cost overflow", M::Refused),
             ("Nethermind", "transaction invalid", M::Refused),
@@ -426,7 +457,7 @@ mod tests {
             ("old Nethermind", "FeeTooLowToCompete", M::PoolFull),
             ("old Nethermind", "InsufficientFunds, Account balance: 0", M::InsufficientFunds),
             ("old Nethermind", "GasLimitExceeded", M::Refused),
-            ("old Nethermind", "SenderIsContract", M::Refused),
+            ("old Nethermind", "SenderIsContract", M::NotPermitted),
             ("Erigon", "block already known", M::AlreadyKnown),
             ("Erigon", "INTERNAL_ERROR: existing tx with same hash", M::AlreadyKnown),
             ("Erigon", "fee too low", M::Underpriced),
@@ -471,7 +502,7 @@ mod tests {
             ("Polygon", "transaction gas price below minimum", M::Underpriced),
             ("reth", "transaction priority fee below minimum required priority fee", M::Underpriced),
             ("reth", "exceeds max transaction gas limit", M::Refused),
-            ("reth", "sender is not an EOA", M::Refused),
+            ("reth", "sender is not an EOA", M::NotPermitted),
             ("reth", "nonce has max value", M::Refused),
             ("reth", "invalid transaction signature", M::Refused),
             ("reth", "failed to decode signed transaction", M::Refused),
@@ -479,6 +510,8 @@ mod tests {
             ("Besu", "Plugin has marked the transaction as not acceptable by the transaction pool", M::Refused),
             ("revm", "transaction gas limit (18000000) is greater than the cap (16777216)", M::Refused),
             ("Avalanche", "cannot issue transaction from non-allow listed address", M::NotPermitted),
+            ("GoQuorum", "account does not have permission for the transaction", M::NotPermitted),
+            ("GoQuorum", "Account not authorized for this operation", M::NotPermitted),
             ("Linea", "Transaction line count for module ADD=402237 is above the limit 70000", M::Refused),
             ("Monad", "Signer had insufficient balance", M::InsufficientFunds),
             ("Monad", "Gas limit too low", M::Refused),
@@ -575,6 +608,8 @@ mod tests {
             ("VM execution error.", S::Failed),
             ("stack underflow (0 <=> 1)", S::Failed),
             ("max initcode size exceeded", S::Failed),
+            ("cannot issue transaction from non-allow listed address", S::Unavailable),
+            ("sender is not an eoa", S::Unavailable),
             ("header not found", S::Unavailable),
             ("Internal error", S::Unavailable),
             ("execution aborted (timeout = 5s)", S::Unavailable),
@@ -663,11 +698,26 @@ mod tests {
             (-32601, "whatever"),
             (-32604, "The method eth_feeHistory is not supported"),
             (-32000, "the method eth_feeHistory does not exist/is not available"),
+            (0, "Unsupported method: eth_feeHistory"),
+            (0, "eth_getBlockReceipts is not available on your plan"),
+            (-32000, "rpc method is not whitelisted"),
+            (-32004, "Method not implemented"),
+            (12, "not yet implemented"),
+            (-32600, "This method is restricted"),
+            (-32000, "the txpool namespace is disabled"),
+            (-32000, "Unrecognized method 'eth_feeHistory'"),
         ];
         for (code, text) in missing {
             assert!(is_missing_method(code, text), "{text}");
         }
-        for (code, text) in [(-32000, "header not found"), (-32603, "Internal error"), (-32602, "invalid argument 0")] {
+        for (code, text) in [
+            (-32000, "header not found"),
+            (-32603, "Internal error"),
+            (-32602, "invalid argument 0"),
+            (-32000, "execution reverted: method not found"),
+            (-32000, "block not found"),
+            (-32000, "nonce too low"),
+        ] {
             assert!(!is_missing_method(code, text), "{text}");
         }
         assert!(ErrorTable::default().is_rate_limit("request rate limited"));

@@ -18,6 +18,7 @@ pub mod node_texts;
 pub mod nonce_gaps;
 pub mod passage;
 pub mod permits;
+pub mod poll;
 pub mod postpone;
 pub mod raw_transaction;
 pub mod records;

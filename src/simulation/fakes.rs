@@ -1,6 +1,7 @@
 //! Small fakes for the tests of single stages and parts. They do what they are asked, unless a test says otherwise.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -356,6 +357,19 @@ impl FakeChainState {
         BlockHash(hash)
     }
 
+    fn header(&self, number: u64) -> Option<Header> {
+        let transactions = self.in_block(number).map(|sent| sent.tx_hash).collect();
+        (number <= self.head && self.missing != Some(number)).then(|| Header {
+            number: BlockNumber(number),
+            hash: self.hash_of(number),
+            parent: self.hash_of(number.saturating_sub(1)),
+            timestamp: number,
+            base_fee: None,
+            gas_limit: Gas(30_000_000),
+            transactions: (!self.lacks_lists).then_some(transactions),
+        })
+    }
+
     fn without_history(&self, text: &str) -> ChainError {
         if self.refuses_history {
             let detail = "HTTP status 403: archive requests need another plan".to_owned();
@@ -433,16 +447,12 @@ impl Chain for FakeChain {
             BlockTag::Safe | BlockTag::Finalized => state.finalized,
             BlockTag::Number(number) => number.0,
         };
-        let transactions = state.in_block(number).map(|sent| sent.tx_hash).collect();
-        Ok((number <= state.head && state.missing != Some(number)).then(|| Header {
-            number: BlockNumber(number),
-            hash: state.hash_of(number),
-            parent: state.hash_of(number.saturating_sub(1)),
-            timestamp: number,
-            base_fee: None,
-            gas_limit: Gas(30_000_000),
-            transactions: (!state.lacks_lists).then_some(transactions),
-        }))
+        Ok(state.header(number))
+    }
+
+    async fn headers(&self, numbers: RangeInclusive<u64>) -> Result<Vec<Option<Header>>> {
+        let state = self.count()?;
+        Ok(numbers.map(|number| state.header(number)).collect())
     }
 
     async fn receipts_in(&self, block: BlockHash, ours: &[TxHash]) -> Result<Vec<Receipt>> {

@@ -1,5 +1,6 @@
 //! The simulated nodes: what they say about the ledger, with everything that can happen to a question or an answer.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -213,6 +214,14 @@ impl Chain for SimNodes {
             BlockTag::Safe | BlockTag::Finalized => self.read_kind(CallKind::Tagged, found).await,
             BlockTag::Number(_) => self.read_kind(CallKind::Block, found).await,
         }
+    }
+
+    async fn headers(&self, numbers: RangeInclusive<u64>) -> Result<Vec<Option<Header>>> {
+        let found = |world: &mut World, view: &View| {
+            let of = |number: u64| usize::try_from(number).ok().and_then(|height| view.get(height));
+            Ok(numbers.map(|number| of(number).map(|block| header(world, block))).collect())
+        };
+        self.read_kind(CallKind::Block, found).await
     }
 
     async fn receipts_in(&self, block: BlockHash, ours: &[TxHash]) -> Result<Vec<Receipt>> {

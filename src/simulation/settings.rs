@@ -17,6 +17,7 @@ use crate::policy::batch::{BatchKind, Batching};
 use crate::policy::fee::{FeeMode, FeeRules};
 use crate::policy::finality::FinalityRule;
 use crate::policy::limits::Limits;
+use crate::policy::poll::PollRule;
 use crate::policy::records::Kept;
 use crate::policy::replies::{self, ReplyRules};
 use crate::policy::retry_schedule::RetrySchedule;
@@ -68,7 +69,7 @@ impl RunSettings {
             batching: Arc::new(Batching::NONE),
             permits: Arc::default(),
             contract_errors: Arc::default(),
-            poll_interval: Duration::from_millis(rng.u64(100..900)),
+            poll: PollRule::Every(Duration::from_millis(rng.u64(100..900))),
             errors: Arc::default(),
             lease_ttl: LEASE,
         };

@@ -35,7 +35,7 @@ impl Failures {
     /// Turns a failure that lasts into `None`.
     fn record<T>(&mut self, answer: Result<T>) -> Result<Option<T>> {
         match answer {
-            Err(error @ ChainError::Unreachable { .. }) => {
+            Err(error @ (ChainError::Unreachable { .. } | ChainError::Denied { .. })) => {
                 self.0 = self.0.saturating_add(1);
                 if self.0 < FAILURES { Err(error) } else { Ok(None) }
             }

@@ -11,8 +11,12 @@ use crate::chain::{BlockTag, Chain, ChainError, Header, Inclusion, Result};
 use crate::model::{BlockHash, BlockNumber, TxHash};
 use crate::policy::finality::{FinalityRule, highest_final};
 
-/// Blocks read one by one after a pause or a reorganisation. Beyond that, transactions are asked for one by one instead.
-const MAX_WALK: u64 = 64;
+/// Blocks that are followed from the newest one down. Beyond that, transactions are asked for one by one instead.
+const MAX_WALK: u64 = 256;
+/// Blocks read at once: on fast chains further ones come while these are read.
+const READ_AT_ONCE: u64 = 100;
+/// How often blocks far below are read in one step, before others have their turn.
+const READS: u32 = 4;
 /// Headers kept: beyond the finality of any chain in use, and for hours of an outage.
 const REMEMBERED: usize = 16_384;
 /// A chain whose newest block is lower than before counts as a node that is behind, until nodes have shown nothing else for
@@ -149,7 +153,7 @@ impl Tracker {
     /// Returns whether this block is part of the chain, following the parents from the newest block down. What a node says of
     /// a height alone proves nothing, since the node may be behind and on another fork. A block far below takes several calls.
     pub async fn standing(&mut self, number: BlockNumber, hash: BlockHash) -> Result<Standing> {
-        for _ in 0..MAX_WALK {
+        for reads in 0..=READS {
             if let Some(block) = self.remembered(number) {
                 return Ok(if block.hash == hash { Standing::Canonical } else { Standing::Gone });
             }
@@ -157,12 +161,27 @@ impl Tracker {
             if self.recent.len() >= REMEMBERED {
                 return self.standing_by_number(number, hash).await;
             }
-            let below = BlockNumber(lowest.number.0.saturating_sub(1));
-            let found = self.chain.header(BlockTag::Number(below)).await?;
-            let Some(found) = found.filter(|found| found.hash == lowest.parent) else { break };
-            self.recent.push_front(Header { transactions: None, ..found });
+            let Some(to) = lowest.number.0.checked_sub(1).filter(|_| reads < READS) else { break };
+            let from = number.0.max(to.saturating_sub(READ_AT_ONCE - 1));
+            let found = self.chain.headers(from..=to).await?;
+            if !self.prepend(found) {
+                break;
+            }
         }
         Ok(Standing::Unknown)
+    }
+
+    /// Adds blocks below those that are known, highest last. Returns whether each is the parent of the one above it; none below
+    /// the first that is not counts.
+    fn prepend(&mut self, found: Vec<Option<Header>>) -> bool {
+        for header in found.into_iter().rev() {
+            let parent = self.recent.front().map(|lowest| lowest.parent);
+            match header.filter(|header| Some(header.hash) == parent) {
+                Some(header) => self.recent.push_front(Header { transactions: None, ..header }),
+                None => return false,
+            }
+        }
+        true
     }
 
     /// Asks the node, far below the newest block, where no reorganisation reaches.
@@ -265,20 +284,38 @@ impl Tracker {
         Ok(Sighting { head, orphaned: Vec::new(), lost_final: false, anew: true, included })
     }
 
-    /// Follows the parents from `head` down to a remembered block.
+    /// Follows the parents from `head` down to a remembered block. What is above the last known block is read at once, and then
+    /// more and more below it.
     async fn walk_down(&self, head: &Header) -> Result<Walk> {
-        let mut blocks = VecDeque::from([head.clone()]);
-        for _ in 0..MAX_WALK {
+        let last = self.recent.back().map_or(0, |last| last.number.0);
+        let (mut blocks, mut below_known) = (VecDeque::from([head.clone()]), 0);
+        while blocks.len() as u64 <= MAX_WALK {
             let lowest = blocks.front().unwrap_or(head);
-            let Some(below) = lowest.number.0.checked_sub(1).map(BlockNumber) else { return Ok(Walk::TooDeep) };
-            if self.remembered(below).is_some_and(|known| known.hash == lowest.parent) {
+            let Some(below) = lowest.number.0.checked_sub(1) else { return Ok(Walk::TooDeep) };
+            if self.is_linked(lowest) {
                 return Ok(Walk::Linked(blocks.into()));
             }
-            let found = self.chain.header(BlockTag::Number(below)).await?;
-            let Some(found) = found.filter(|found| found.hash == lowest.parent) else { return Ok(Walk::Broken) };
-            blocks.push_front(found);
+            let from = if below > last { last + 1 } else { below.saturating_sub(below_known) };
+            if below <= last {
+                below_known = below_known * 2 + 1;
+            }
+            let found = self.chain.headers(from.max(below.saturating_sub(READ_AT_ONCE - 1))..=below).await?;
+            for found in found.into_iter().rev() {
+                let lowest = blocks.front().unwrap_or(head);
+                if self.is_linked(lowest) {
+                    break;
+                }
+                let Some(found) = found.filter(|found| found.hash == lowest.parent) else { return Ok(Walk::Broken) };
+                blocks.push_front(found);
+            }
         }
         Ok(Walk::TooDeep)
+    }
+
+    /// Returns whether the block below this one is known.
+    fn is_linked(&self, block: &Header) -> bool {
+        let below = block.number.0.checked_sub(1).map(BlockNumber);
+        below.and_then(|below| self.remembered(below)).is_some_and(|known| known.hash == block.parent)
     }
 }
 
@@ -430,6 +467,60 @@ mod tests {
         assert_eq!(tracker.standing(BlockNumber(3), stands).await.unwrap(), Standing::Canonical);
         assert_eq!(tracker.standing(BlockNumber(3), above).await.unwrap(), Standing::Gone);
         assert_eq!(tracker.standing(BlockNumber(11), above).await.unwrap(), Standing::Unknown);
+    }
+
+    /// Blocks of milliseconds at round trips of seconds: a step takes as many calls whatever came meanwhile.
+    #[tokio::test]
+    async fn many_new_blocks_take_no_more_calls_than_one() {
+        let (chain, mut tracker) = bench(DEPTH).await;
+        let mut head = 10;
+        for blocks in [2, 5, 40, 99, 200] {
+            head += blocks;
+            chain.change(|state| state.head = head);
+            let before = chain.calls();
+            let seen = tracker.step(&ours()).await.unwrap().unwrap();
+            assert!(!seen.anew && seen.head.number == BlockNumber(head), "{blocks}");
+            assert!(chain.calls() - before <= 3, "{} calls for {blocks} blocks", chain.calls() - before);
+        }
+        let known = u64::try_from(tracker.recent.len()).unwrap();
+        assert_eq!(known, head - 9, "each is known");
+    }
+
+    /// `finalized` is hundreds of blocks below the head on rollups, is missing at first, and goes back behind a load balancer.
+    #[tokio::test]
+    async fn a_tag_far_below_the_head_counts_after_few_calls_and_may_be_missing_or_go_back() {
+        let (chain, mut tracker) = bench(FinalityRule::Finalized).await;
+        chain.change(|state| (state.head, state.finalized) = (1000, 100));
+        tracker.step(&ours()).await.unwrap().unwrap();
+        let before = chain.calls();
+        let mut steps = 0;
+        while tracker.final_up_to().await.unwrap().is_none() {
+            steps += 1;
+            assert!(steps < 5, "it never counts");
+        }
+        assert!(chain.calls() - before <= 16, "{} calls", chain.calls() - before);
+        assert_eq!(tracker.final_up_to().await.unwrap(), Some(BlockNumber(100)));
+        for (tag, counts) in [(60, Some(60)), (u64::MAX, None), (400, Some(400)), (2000, None)] {
+            chain.change(|state| state.finalized = tag);
+            let mut counted = tracker.final_up_to().await.unwrap();
+            counted = counted.or(tracker.final_up_to().await.unwrap());
+            assert_eq!(counted, counts.map(BlockNumber), "{tag}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_deep_reorganisation_is_followed_with_few_calls() {
+        let (chain, mut tracker) = bench(DEPTH).await;
+        for head in (20..=200).step_by(20) {
+            chain.change(|state| state.head = head);
+            tracker.step(&ours()).await.unwrap();
+        }
+        chain.reorganise_from(120);
+        chain.change(|state| state.head = 205);
+        let before = chain.calls();
+        let seen = tracker.step(&ours()).await.unwrap().unwrap();
+        assert_eq!((seen.anew, seen.orphaned.len()), (false, 81));
+        assert!(chain.calls() - before < 15, "{} calls", chain.calls() - before);
     }
 
     #[tokio::test]

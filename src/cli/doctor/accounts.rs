@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::chain::{BlockTag, Chain, NodeClient};
 use crate::cli::doctor::finding::Finding;
 use crate::cli::{spell, text_of};
@@ -25,6 +27,8 @@ const REPLACEMENTS: u32 = 10;
 /// An account as the node has it.
 pub(super) struct InChain {
     balance: Wei,
+    /// Empty where it is no contract.
+    code: Bytes,
     /// Transactions in blocks, and with those in the pools.
     count: Nonce,
     pending: Nonce,
@@ -42,10 +46,11 @@ pub(super) async fn in_chain(settings: &Settings) -> Vec<Option<InChain>> {
 
 async fn next_nonces(chain: &NodeClient, account: Address) -> Option<InChain> {
     let balance = chain.balance(account).await.ok()?;
+    let code = chain.code(account).await.unwrap_or_default();
     let count = chain.transaction_count(account, BlockTag::Latest).await.ok()?;
     let pending = chain.pending_counts(account).await.into_iter();
     let pending = pending.filter_map(|(_, count)| count.ok()).max().unwrap_or(count);
-    Some(InChain { balance, count, pending })
+    Some(InChain { balance, code, count, pending })
 }
 
 /// `in_chain` was asked for before the journal, which is nothing where it could not be read, or is not there yet.
@@ -63,7 +68,8 @@ pub(super) async fn examine(
         let known = journal.and_then(|journal| {
             journal.accounts.iter().find(|known| (known.chain_id, known.address) == (settings.chain.chain_id, account))
         });
-        if let Some(Some(InChain { balance, count, pending })) = in_chain.get(place) {
+        if let Some(Some(InChain { balance, code, count, pending })) = in_chain.get(place) {
+            findings.extend(with_code(account, code));
             findings.push(money(settings, account, *balance));
             findings.push(nonces(account, *count, *pending, known));
         }
@@ -92,6 +98,27 @@ async fn key_at_server(settings: &RemoteSettings) -> Finding {
     let listed = if listed.is_empty() { "none".to_owned() } else { listed.join(", ") };
     Finding::fail(AREA, format!("{label} has no key of {wanted}; it has {} keys: {listed}", accounts.len()))
         .remedy("correct the signer's address, or load the key")
+}
+
+/// Returns what nodes make of an account with code.
+fn with_code(account: Address, code: &[u8]) -> Option<Finding> {
+    /// EIP-7702: the address of the code follows.
+    const DELEGATION: &[u8] = &[0xef, 0x01, 0x00];
+    if code.is_empty() {
+        return None;
+    }
+    Some(match code.strip_prefix(DELEGATION) {
+        Some(target) => Finding::notice(
+            AREA,
+            format!(
+                "{account} is delegated to 0x{} (EIP-7702): nodes keep one of its transactions at a time",
+                hex::encode(target)
+            ),
+        )
+        .remedy("writes go about one a block; undelegate the account, or use another key"),
+        None => Finding::fail(AREA, format!("{account} is a contract: nodes refuse what its key signs (EIP-3607)"))
+            .remedy("use a key whose account has no code; is this the right chain?"),
+    })
 }
 
 fn money(settings: &Settings, account: Address, balance: Wei) -> Finding {
@@ -184,6 +211,14 @@ mod tests {
         assert_eq!(at(6, 6, Some(&journal)), Level::Warn);
         assert_eq!(at(6, 6, None), Level::Ok, "the first start");
         assert_eq!(at(6, 7, None), Level::Warn);
+    }
+
+    #[test]
+    fn an_account_with_code_is_a_contract_or_delegated() {
+        let level = |code: &[u8]| with_code(Address([1; 20]), code).map(|finding| finding.level);
+        assert_eq!((level(&[]), level(&[0x60, 0x80])), (None, Some(Level::Fail)));
+        let delegated = [&[0xef, 0x01, 0x00][..], &[7; 20]].concat();
+        assert_eq!(level(&delegated), Some(Level::Note));
     }
 
     #[test]

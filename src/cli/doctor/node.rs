@@ -9,6 +9,7 @@ use crate::cli::{spell, text_of};
 use crate::config::Settings;
 use crate::model::{Address, BlockNumber, Timestamp};
 use crate::policy::finality::FinalityRule;
+use crate::policy::node_texts::advice;
 use crate::policy::routes::{Calldata, Route};
 use crate::rpc::label;
 
@@ -29,6 +30,9 @@ const POOLS: [(&str, usize, &str, &str); 4] = [
     // txnprovider/txpool/txpoolcfg
     ("erigon/", 16, "", "--txpool.accountslots"),
 ];
+/// A node that says that it is syncing is asked again so often, after so long.
+const SYNC_CHECKS: u32 = 2;
+const SYNC_CHECK: Duration = Duration::from_secs(2);
 /// The time between two blocks is the average over this many.
 const SPACING_BLOCKS: u64 = 64;
 
@@ -105,7 +109,16 @@ async fn confirming(settings: &Settings) -> Vec<Finding> {
 
 async fn newest(node: &NodeClient) -> Result<Header, ChainError> {
     let nothing = || ChainError::Nonsense { endpoint: "the node".to_owned(), detail: "no newest block".to_owned() };
-    node.header(BlockTag::Latest).await?.ok_or_else(nothing)
+    let mut head = node.header(BlockTag::Latest).await;
+    // Some say that they are syncing whatever they do: further blocks show that they are up to date.
+    for _ in 0..SYNC_CHECKS {
+        if !matches!(head, Err(ChainError::Syncing { .. })) {
+            break;
+        }
+        tokio::time::sleep(SYNC_CHECK).await;
+        head = node.header(BlockTag::Latest).await;
+    }
+    head?.ok_or_else(nothing)
 }
 
 fn no_client(error: &impl std::fmt::Display) -> Finding {
@@ -117,6 +130,14 @@ fn failed(error: &ChainError) -> Finding {
     let finding = Finding::fail(AREA, error.to_string());
     match error {
         ChainError::Unreachable { .. } => finding.remedy("start the node, or correct chain.endpoints"),
+        ChainError::Denied { said, .. } => {
+            finding.remedy(advice(said).unwrap_or("see what it says, and the node's log; or correct chain.endpoints"))
+        }
+        ChainError::NoState { .. } => finding
+            .remedy("repair the node, which lost data in a crash or by pruning, or sync it anew; or add an endpoint"),
+        ChainError::NoStatus { .. } => {
+            finding.remedy("such a chain cannot be written to; or add an endpoint of another kind")
+        }
         ChainError::RateLimited { .. } => {
             finding.remedy("ask for less often, or for a larger plan, or add an endpoint")
         }
@@ -193,6 +214,14 @@ async fn finality(settings: &Settings, chain: &NodeClient, head: &Header) -> Res
             Duration::from_secs(head.timestamp.saturating_sub(tagged.timestamp))
         }
     };
+    if let (FinalityRule::Depth(depth @ 1..), Some(silence)) = (settings.lane.finality, silence(head, takes)) {
+        let what = format!(
+            "no block for {}: if the chain makes blocks for transactions only, a write is final only when {depth} further blocks have come",
+            spell(silence)
+        );
+        return Ok(Finding::notice(AREA, what)
+            .remedy("set chain.finality = 0 where no reorganisation can happen, or let the chain make empty blocks"));
+    }
     let what = format!(
         "a write is final about {} after its block; a delivery is held for {} at most",
         spell(takes),
@@ -204,6 +233,14 @@ async fn finality(settings: &Settings, chain: &NodeClient, head: &Header) -> Res
         ));
     }
     Ok(Finding::ok(AREA, what))
+}
+
+/// Returns the age of the newest block where blocks have come much faster before.
+fn silence(head: &Header, usual: Duration) -> Option<Duration> {
+    const SHORTEST: Duration = Duration::from_secs(60);
+    const TIMES: u32 = 10;
+    let age = block_time(head).age();
+    (age > SHORTEST && age > usual.saturating_mul(TIMES)).then_some(age)
 }
 
 /// Returns the average time between two of the last blocks.
@@ -298,6 +335,14 @@ mod tests {
         assert_eq!(level(100_000, "anvil/v1.5.0"), Level::Ok, "nobody knows");
         let told = pool(&settings(300), "node:8545", "besu/v25.9.0").to_string();
         assert!(told.contains("keeps 200") && told.contains("--tx-pool-max-future-by-sender"), "{told}");
+    }
+
+    #[test]
+    fn a_chain_that_falls_silent_may_make_blocks_for_transactions_only() {
+        let at = |age| head(u64::try_from(Timestamp::now().0 / 1000).unwrap() - age);
+        let second = Duration::from_secs(1);
+        assert!(silence(&at(3600), second).is_some() && silence(&at(5), second).is_none());
+        assert!(silence(&at(3600), Duration::from_secs(3000)).is_none(), "its blocks are rare");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The running worker, if it can be asked: what keeps its requests from moving.
 
+use crate::chain::EndpointState;
 use crate::cli::doctor::finding::Finding;
 use crate::config::Settings;
 use crate::daemon::status::{self, LaneReport, PauseReport, WorkerReport};
@@ -32,7 +33,21 @@ fn of_report(report: &WorkerReport) -> Vec<Finding> {
         let what = format!("{messages} come whose body {HEX_TEXT}");
         findings.push(Finding::notice(AREA, what).remedy("`chainwriter route FILE` shows what becomes of a body"));
     }
+    findings.extend(report.endpoints.iter().filter_map(of_endpoint));
     findings
+}
+
+/// Says what an endpoint takes that has asked for fewer calls.
+fn of_endpoint(endpoint: &EndpointState) -> Option<Finding> {
+    let calls = endpoint.calls_per_second.as_deref()?;
+    let what = format!(
+        "{} asks for fewer calls and gets {calls} a second; a write needs {} of them, and each new block about 8",
+        endpoint.label,
+        EndpointState::CALLS_PER_WRITE
+    );
+    Some(Finding::notice(AREA, what).remedy(
+        "if that limits the rate: a larger plan, another endpoint, a longer chain.poll_interval, or a number as write.gas, which saves the estimate",
+    ))
 }
 
 /// Says how many transactions and deliveries may be on their way, and what keeps that from being more.
@@ -86,5 +101,8 @@ mod tests {
         let found = of_report(&report);
         assert!(found.iter().all(|finding| finding.level == Level::Warn) && found.len() == 2, "{found:?}");
         assert!(found[0].what.contains("insufficient_funds") && found[1].what.contains("order-7"), "{found:?}");
+        report.endpoints.first_mut().unwrap().calls_per_second = Some("18.4".to_owned());
+        let found = of_report(&report).pop().unwrap();
+        assert!(found.level == Level::Note && found.what.contains("18.4 a second"), "{found:?}");
     }
 }

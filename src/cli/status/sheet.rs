@@ -206,12 +206,22 @@ fn as_reported(lane: &LaneReport, at: Timestamp) -> Vec<(Tone, String)> {
 
 fn endpoints(endpoints: &[EndpointState]) -> Vec<(Tone, String)> {
     let line = |endpoint: &EndpointState| {
-        let EndpointState { label: endpoint, serves, blocks_behind, problem } = endpoint;
+        let EndpointState { label: endpoint, serves, blocks_behind, problem, calls_per_second } = endpoint;
         let behind = match blocks_behind {
             0 => String::new(),
             behind => format!(", {} behind", counted(*behind, "block")),
         };
         match (serves, problem) {
+            (true, _) if calls_per_second.is_some() => {
+                let calls = calls_per_second.as_deref().unwrap_or_default();
+                (
+                    Tone::Warn,
+                    format!(
+                        "{endpoint}: serves{behind}, takes {calls} calls a second; a write needs {}",
+                        EndpointState::CALLS_PER_WRITE
+                    ),
+                )
+            }
             (true, _) => (Tone::Good, format!("{endpoint}: serves{behind}")),
             (false, Some(problem)) => (Tone::Bad, format!("{endpoint}: not used{behind}: {problem}")),
             (false, None) => (Tone::Warn, format!("{endpoint}: not used{behind}")),

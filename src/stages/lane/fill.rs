@@ -24,6 +24,9 @@ use crate::stages::settle::inbox::{FromLane, LaneVerdict, Ruling};
 
 /// Transactions signed and journalled together at most.
 const ROUND: usize = 256;
+/// The same where an endpoint asks for fewer calls: what it takes in so many seconds, and so many at least.
+const ROUND_SECONDS: f64 = 2.0;
+const LEAST_ROUND: usize = 4;
 /// A lane could write more when more than this part of its window is free.
 const HUNGRY: usize = 8;
 
@@ -72,7 +75,7 @@ impl Term<'_> {
         let usage = self.usage().await?;
         let may_begin = self.may_begin(usage.as_ref());
         // One in any case: whether a limit holds anything back shows only where there is something.
-        self.fetch(may_begin.count.max(1)).await?;
+        self.fetch(may_begin.count.clamp(1, self.round())).await?;
         if self.queue.is_empty() {
             return Ok(());
         }
@@ -105,6 +108,14 @@ impl Term<'_> {
             self.fail_waiting().await;
         }
         Ok(())
+    }
+
+    /// Returns how many are simulated and signed together: where an endpoint asks for fewer calls, those of a few seconds, so that
+    /// the lane sees new blocks between them.
+    fn round(&self) -> usize {
+        let calls = self.context.chain.calls_per_second();
+        // Saturates.
+        calls.map_or(ROUND, |calls| ((calls * ROUND_SECONDS) as usize).clamp(LEAST_ROUND, ROUND))
     }
 
     /// Returns what counts against the limits now; `None` where there are none.
@@ -195,7 +206,7 @@ impl Term<'_> {
         let fees: Vec<_> = unsigned.iter().map(|unsigned| unsigned.item.fee).collect();
         let Some(raw) = self.sign_all(unsigned).await else { return Ok(()) };
         if !has_outage {
-            self.gate.resume_after_round();
+            self.gate.resume_after_round(self.lapses.hold_pause());
         }
         let mut transactions = numbered_transactions(self.queue.take_ready(count), raw, first, &fees);
         let stored = transactions.iter().map(to_store).collect();

@@ -2,12 +2,16 @@
 //! limit of the operator holds requests back without being an outage.
 //!
 //! A pause ends here alone, by one of the methods named `resume_…`. `resume_after_answer` and `resume_after_taken` end those
-//! that any node's answer disproves. The part that finds a reason gone ends its own pause with `resume_from`.
+//! that any node's answer disproves, once nothing of what failed is still open (`lapses`). The part that finds a reason gone ends
+//! its own pause with `resume_from`.
+//!
+//! A pause has a line at its begin and one at its end. Between them a line says what changed, once a minute at most.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::model::{Address, PauseReason, Timestamp};
 use crate::policy::classify::SendMeaning;
@@ -23,6 +27,11 @@ const RECHECK: Duration = Duration::from_secs(1);
 const LONGEST_RECHECK: Duration = Duration::from_secs(30);
 /// The lane counts as throttled until nothing was held back for so long: a line in the log for a spell, not for a batch.
 const THROTTLE_OVER: Duration = Duration::from_secs(10);
+
+/// What changes while a lane is paused is logged once in so long.
+const LOG_EVERY: Duration = Duration::from_secs(60);
+/// Pauses that begin within [`LOG_EVERY`] and have lines. What comes and goes more often is one trouble.
+const LOGGED_PAUSES: usize = 3;
 
 /// Why nothing may be signed now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +51,49 @@ pub(super) struct Paused {
     /// When it is tried again.
     until: Instant,
     probes: RetryPauses,
+    /// A line says that it began, so one says that it ended.
+    is_logged: bool,
+}
+
+/// What the log says of pauses.
+#[derive(Default)]
+struct Lines {
+    /// When lines said that a pause began, lately.
+    begun: VecDeque<Instant>,
+    /// When a line named each reason last.
+    named: BTreeMap<PauseReason, Instant>,
+    detail: String,
+}
+
+impl Lines {
+    /// Returns whether the begin of a pause is worth a line now.
+    fn begin(&mut self, reason: PauseReason, detail: &str) -> bool {
+        let now = Instant::now();
+        while self.begun.pop_front_if(|at| now.duration_since(*at) >= LOG_EVERY).is_some() {}
+        let is_worth = self.begun.len() < LOGGED_PAUSES || reason == PauseReason::JournalIsBehind;
+        if is_worth {
+            self.begun.push_back(now);
+            self.name(reason, detail, now);
+        }
+        is_worth
+    }
+
+    /// Returns whether a change of a pause is worth a line now: another reason, or another detail after a while.
+    fn change(&mut self, reason: PauseReason, detail: &str, is_same: bool) -> bool {
+        let now = Instant::now();
+        let is_old = self.named.get(&reason).is_none_or(|at| now.duration_since(*at) >= LOG_EVERY);
+        let is_worth =
+            reason == PauseReason::JournalIsBehind && !is_same || is_old && (!is_same || self.detail != detail);
+        if is_worth {
+            self.name(reason, detail, now);
+        }
+        is_worth
+    }
+
+    fn name(&mut self, reason: PauseReason, detail: &str, now: Instant) {
+        self.named.insert(reason, now);
+        detail.clone_into(&mut self.detail);
+    }
 }
 
 struct Throttle {
@@ -56,6 +108,7 @@ struct Throttle {
 pub(super) struct Gate {
     account: Address,
     pause: Option<Paused>,
+    lines: Lines,
     throttle: Option<Throttle>,
     /// The first request that waits until what is in flight has left enough to pay it.
     funds: Option<Held>,
@@ -63,7 +116,7 @@ pub(super) struct Gate {
 
 impl Gate {
     pub(super) fn new(account: Address) -> Self {
-        Self { account, pause: None, throttle: None, funds: None }
+        Self { account, pause: None, lines: Lines::default(), throttle: None, funds: None }
     }
 
     pub(super) fn paused(&self) -> Option<&Paused> {
@@ -74,26 +127,40 @@ impl Gate {
         match &mut self.pause {
             // Nothing that a node says ends it, so nothing that a node says takes its place.
             Some(pause) if pause.reason == PauseReason::JournalIsBehind && reason != pause.reason => {}
-            Some(pause) if pause.reason == reason => {
-                if Instant::now() >= pause.until {
+            Some(pause) => {
+                let is_same = pause.reason == reason;
+                if !is_same {
+                    pause.probes = RetryPauses::between(PROBE.0, PROBE.1);
+                }
+                if !is_same || Instant::now() >= pause.until {
                     pause.until = Instant::now() + pause.probes.next_wait();
                 }
-                pause.detail = detail;
+                if self.lines.change(reason, &detail, is_same) {
+                    let was_logged = std::mem::replace(&mut pause.is_logged, true);
+                    if is_same && was_logged {
+                        warn!(account = %self.account, pause.reason = %reason, detail, "the lane is still paused");
+                    } else {
+                        log_pause(self.account, reason, &detail);
+                    }
+                }
+                (pause.reason, pause.detail) = (reason, detail);
             }
-            _ => {
-                if reason == PauseReason::JournalIsBehind {
-                    error!(account = %self.account, pause.reason = %reason, detail, "the lane pauses until an operator acts");
-                } else {
-                    error!(account = %self.account, pause.reason = %reason, detail, "the lane pauses; it resumes by itself");
+            None => {
+                let is_logged = self.lines.begin(reason, &detail);
+                if is_logged {
+                    log_pause(self.account, reason, &detail);
                 }
                 let mut probes = RetryPauses::between(PROBE.0, PROBE.1);
-                self.pause = Some(Paused { reason, detail, until: Instant::now() + probes.next_wait(), probes });
+                self.pause =
+                    Some(Paused { reason, detail, until: Instant::now() + probes.next_wait(), probes, is_logged });
             }
         }
     }
 
     fn resume_if(&mut self, is_over: impl Fn(PauseReason) -> bool) {
-        if let Some(pause) = self.pause.take_if(|pause| is_over(pause.reason)) {
+        if let Some(pause) = self.pause.take_if(|pause| is_over(pause.reason))
+            && pause.is_logged
+        {
             info!(account = %self.account, pause.reason = %pause.reason, "the lane resumes");
         }
     }
@@ -108,23 +175,15 @@ impl Gate {
         self.resume_if(PauseReason::is_stuck);
     }
 
-    /// Ends any pause: a round was simulated without an outage, priced and signed.
-    pub(super) fn resume_after_round(&mut self) {
-        self.resume_if(|_| true);
+    /// Ends any pause: a round was simulated without an outage, priced and signed. While a call of another kind still fails
+    /// (`fails`), a pause for the node stays.
+    pub(super) fn resume_after_round(&mut self, fails: bool) {
+        self.resume_if(|reason| !(fails && is_of_node(reason)));
     }
 
     /// Ends a pause for a node that gave no usable answer: it has given one now.
     pub(super) fn resume_after_answer(&mut self) {
-        self.resume_if(|reason| {
-            matches!(
-                reason,
-                PauseReason::NodeUnreachable
-                    | PauseReason::RateLimited
-                    | PauseReason::NodeSyncing
-                    | PauseReason::WrongChain
-                    | PauseReason::FinalityUnconfirmed
-            )
-        });
+        self.resume_if(is_of_node);
     }
 
     /// Ends a pause that a node disproves by taking a transaction.
@@ -137,6 +196,8 @@ impl Gate {
                         | PauseReason::SignerUnavailable
                         | PauseReason::HeadStale
                         | PauseReason::FinalityUnconfirmed
+                        | PauseReason::NodeLacksState
+                        | PauseReason::NoReceiptStatus
                         | PauseReason::NoncesUnknown
                         | PauseReason::JournalIsBehind
                         | PauseReason::GapTooLong
@@ -176,6 +237,8 @@ impl Gate {
             PauseReason::NodeUnreachable
             | PauseReason::RateLimited
             | PauseReason::NodeSyncing
+            | PauseReason::NodeLacksState
+            | PauseReason::NoReceiptStatus
             | PauseReason::HeadStale
             | PauseReason::WrongChain
             | PauseReason::FinalityUnconfirmed
@@ -261,6 +324,28 @@ impl Gate {
     }
 }
 
+fn log_pause(account: Address, reason: PauseReason, detail: &str) {
+    if reason == PauseReason::JournalIsBehind {
+        error!(%account, pause.reason = %reason, detail, "the lane pauses until an operator acts");
+    } else {
+        error!(%account, pause.reason = %reason, detail, "the lane pauses; it resumes by itself");
+    }
+}
+
+/// Returns whether the pause is for nodes that give no usable answer.
+fn is_of_node(reason: PauseReason) -> bool {
+    matches!(
+        reason,
+        PauseReason::NodeUnreachable
+            | PauseReason::RateLimited
+            | PauseReason::NodeSyncing
+            | PauseReason::NodeLacksState
+            | PauseReason::NoReceiptStatus
+            | PauseReason::WrongChain
+            | PauseReason::FinalityUnconfirmed
+    )
+}
+
 /// Returns the pause that a node's answer to a broadcast asks for.
 pub(super) fn pause_for(meaning: SendMeaning) -> Option<PauseReason> {
     match meaning {
@@ -315,6 +400,8 @@ mod tests {
             (R::NodeUnreachable, true, true),
             (R::RateLimited, true, true),
             (R::NodeSyncing, true, true),
+            (R::NodeLacksState, true, false),
+            (R::NoReceiptStatus, true, false),
             (R::WrongChain, true, true),
             (R::FinalityUnconfirmed, true, false),
             (R::HeadStale, false, false),
@@ -342,6 +429,55 @@ mod tests {
                 "{reason}"
             );
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_round_that_was_signed_ends_no_pause_for_calls_that_still_fail() {
+        for (reason, fails, ends) in [
+            (R::NodeUnreachable, true, false),
+            (R::NodeLacksState, true, false),
+            (R::RateLimited, true, false),
+            (R::FeeAboveCap, true, true),
+            (R::SignerUnavailable, true, true),
+            (R::NodeUnreachable, false, true),
+        ] {
+            let mut gate = gate();
+            gate.pause(reason, String::new());
+            gate.resume_after_round(fails);
+            assert_eq!(gate.paused().is_none(), ends, "{reason} {fails}");
+        }
+    }
+
+    /// A line at the begin and one at the end; between them, one a minute; what comes and goes has no more.
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_that_lasts_or_comes_and_goes_fills_no_log() {
+        let mut lines = Lines::default();
+        assert!(lines.begin(R::NodeUnreachable, "0"));
+        let said = async |lines: &mut Lines, reasons: [R; 2]| {
+            let mut said = 0;
+            for place in 0..600 {
+                tokio::time::advance(Duration::from_millis(500)).await;
+                let reason = reasons[place % 2];
+                said += usize::from(lines.change(reason, &place.to_string(), reasons[0] == reasons[1]));
+            }
+            said
+        };
+        let one = said(&mut lines, [R::NodeUnreachable; 2]).await;
+        assert!((4..=5).contains(&one), "{one} lines in five minutes");
+        let two = said(&mut lines, [R::NodeUnreachable, R::RateLimited]).await;
+        assert!((8..=11).contains(&two), "{two} lines for two reasons");
+        tokio::time::advance(LOG_EVERY).await;
+        assert!(!lines.change(R::NodeUnreachable, &lines.detail.clone(), true), "nothing has changed");
+        let mut begun = 0;
+        for _ in 0..600 {
+            tokio::time::advance(Duration::from_millis(500)).await;
+            begun += usize::from(lines.begin(R::NodeUnreachable, "again"));
+        }
+        assert!(begun <= LOGGED_PAUSES * 6, "{begun} begins in five minutes");
+        assert!(
+            lines.change(R::JournalIsBehind, "", false) && lines.begin(R::JournalIsBehind, ""),
+            "that is never silent"
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -13,6 +13,9 @@ use crate::model::{Address, PauseReason};
 /// Time for which a lapse of a poll may last before the lane pauses for it.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// The begin of a part's lapse has a line once in so long.
+const LOG_EVERY: Duration = Duration::from_secs(60);
+
 /// What a node did not answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Part {
@@ -81,6 +84,8 @@ struct Lapse {
     since: Instant,
     reason: PauseReason,
     detail: String,
+    /// A line says that it began, so one says that it ended.
+    is_logged: bool,
 }
 
 /// The lapses of one term.
@@ -88,11 +93,12 @@ struct Lapse {
 pub(super) struct Lapses {
     account: Address,
     by_part: BTreeMap<Part, Lapse>,
+    logged_at: BTreeMap<Part, Instant>,
 }
 
 impl Lapses {
     pub(super) fn new(account: Address) -> Self {
-        Self { account, by_part: BTreeMap::new() }
+        Self { account, by_part: BTreeMap::new(), logged_at: BTreeMap::new() }
     }
 
     /// Records how the calls of a part went. Returns the answer, if there is one.
@@ -118,16 +124,20 @@ impl Lapses {
             (lapse.reason, lapse.detail) = (reason, detail);
             return;
         }
-        if part.is_logged() {
+        let now = Instant::now();
+        let was_logged = self.logged_at.get(&part).is_some_and(|at| now.duration_since(*at) < LOG_EVERY);
+        let is_logged = part.is_logged() && !was_logged;
+        if is_logged {
+            self.logged_at.insert(part, now);
             warn!(account = %self.account, asked = part.as_str(), "a call fails while others are answered; it is made again at each poll, and the rest goes on: {detail}");
         }
-        self.by_part.insert(part, Lapse { since: Instant::now(), reason, detail });
+        self.by_part.insert(part, Lapse { since: now, reason, detail, is_logged });
     }
 
     /// Ends the part's lapse. Returns whether there was one.
     pub(super) fn end(&mut self, part: Part) -> bool {
         let Some(lapse) = self.by_part.remove(&part) else { return false };
-        if part.is_logged() {
+        if lapse.is_logged {
             let seconds = lapse.since.elapsed().as_secs();
             info!(account = %self.account, asked = part.as_str(), seconds, "the call that failed is answered again");
         }

@@ -54,7 +54,11 @@ impl Term<'_> {
                     self.gate.pause(error.pause_reason(), error.to_string());
                 }
                 Some(Heard::Meaning(meaning, text)) => {
-                    self.lapses.end(Part::Sends);
+                    match pause_for(meaning).filter(|reason| reason.is_outage()) {
+                        // What a node says of itself holds until it says something else to a broadcast.
+                        Some(reason) => self.lapses.begin_for(Part::Sends, reason, text.clone()),
+                        None => _ = self.lapses.end(Part::Sends),
+                    }
                     heard.push(nonce);
                     taken.extend(is_new.then_some(nonce));
                     if matches!(meaning, SendMeaning::NonceTooHigh | SendMeaning::PoolFull) {

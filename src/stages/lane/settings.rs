@@ -17,6 +17,7 @@ use crate::policy::fee::FeeRules;
 use crate::policy::finality::FinalityRule;
 use crate::policy::limits::{Limit, Limits};
 use crate::policy::permits::Permits;
+use crate::policy::poll::PollRule;
 use crate::policy::send_window::{SendWindow, WindowLimit};
 use crate::stages::claim::Serving;
 
@@ -65,7 +66,7 @@ pub struct LaneRules {
     /// What contracts revert with, as far as routes know it.
     pub contract_errors: Arc<Errors>,
     /// Between polls of the chain.
-    pub poll_interval: Duration,
+    pub poll: PollRule,
     /// What nodes' texts mean.
     pub errors: Arc<ErrorTable>,
     /// For how long a lease holds without being renewed.

@@ -9,11 +9,13 @@ use crate::chain::follow::estimator::answers_estimates;
 use crate::chain::{Call, ChainError};
 use crate::model::{Cause, Gas, GasRule, Members, PauseReason, Reason, Wei, Write};
 use crate::observe::traces::Traced;
-use crate::policy::classify::{SendMeaning, SimulationMeaning};
+use crate::policy::classify::{SendMeaning, SimulationMeaning, is_revert};
+use crate::policy::node_texts::is_missing_state;
 use crate::policy::records::{self, Taken};
 use crate::policy::{gas, revert};
 use crate::stages::lane::aside::Silence;
 use crate::stages::lane::conclude;
+use crate::stages::lane::gate::pause_for;
 use crate::stages::lane::payload::{Draft, Fetched};
 use crate::stages::lane::term::Term;
 use crate::stages::settle::inbox::Ruling;
@@ -268,7 +270,8 @@ impl Term<'_> {
             },
             SimulationMeaning::InsufficientFunds => Simulated::Unpaid(message),
             SimulationMeaning::Unavailable => {
-                let reason = endpoints_reason(errors.meaning_of(&message)).unwrap_or(PauseReason::NodeUnreachable);
+                let reason = endpoints_reason(errors.meaning_of(&message), &message);
+                let reason = reason.unwrap_or(PauseReason::NodeUnreachable);
                 Simulated::NotAnswered(Silence { reason, detail: message, is_text: true })
             }
         }
@@ -305,6 +308,7 @@ impl Term<'_> {
     fn simulation_cause(&self, message: &str, data: Option<&[u8]>) -> Cause {
         match data {
             Some(data) if !data.is_empty() => revert::explain(data, &self.context.settings.rules.contract_errors),
+            Some(_) | None if is_revert(message) => Cause::new(Reason::Reverted, message),
             Some(_) | None => Cause::new(Reason::SimulationFailed, message),
         }
     }
@@ -315,23 +319,9 @@ impl Term<'_> {
     }
 }
 
-/// Returns the pause for an answer that is about the endpoint, whatever it was asked.
-fn endpoints_reason(meaning: SendMeaning) -> Option<PauseReason> {
-    match meaning {
-        SendMeaning::Syncing => Some(PauseReason::NodeSyncing),
-        SendMeaning::RateLimited => Some(PauseReason::RateLimited),
-        SendMeaning::WrongChain => Some(PauseReason::WrongChain),
-        SendMeaning::AlreadyKnown
-        | SendMeaning::NonceTooLow
-        | SendMeaning::NonceTooHigh
-        | SendMeaning::ReplacementUnderpriced
-        | SendMeaning::Underpriced
-        | SendMeaning::InsufficientFunds
-        | SendMeaning::NotPermitted
-        | SendMeaning::PoolFull
-        | SendMeaning::Refused
-        | SendMeaning::Unknown => None,
-    }
+/// Returns the pause for an answer that is about the endpoint or the account, whatever was asked.
+fn endpoints_reason(meaning: SendMeaning, message: &str) -> Option<PauseReason> {
+    pause_for(meaning).or_else(|| is_missing_state(message).then_some(PauseReason::NodeLacksState))
 }
 
 pub(super) fn silence_of(error: &ChainError) -> Silence {

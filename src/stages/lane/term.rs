@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
-use tokio::time::{Instant, Interval, MissedTickBehavior, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -148,13 +148,15 @@ impl<'l> Term<'l> {
     pub(super) async fn run(mut self, cancel: &CancellationToken) -> Result<Ended, JournalError> {
         let mut is_assigned = self.context.signals.is_assigned.subscribe();
         self.begin().await?;
-        let mut poll = tokio::time::interval(self.context.settings.rules.poll_interval);
-        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut poll_at = Instant::now();
         loop {
             self.context.signals.beat.beat();
             self.gate.expire_throttle();
             self.publish_state();
-            let occurrence = self.wait(&mut poll, &mut is_assigned, cancel).await;
+            let occurrence = self.wait(poll_at, &mut is_assigned, cancel).await;
+            if matches!(occurrence, Occurrence::Poll) {
+                poll_at = Instant::now() + self.poll_interval();
+            }
             if let Some(ended) = self.step(occurrence).await? {
                 return Ok(ended);
             }
@@ -178,7 +180,7 @@ impl<'l> Term<'l> {
 
     async fn wait(
         &mut self,
-        poll: &mut Interval,
+        poll_at: Instant,
         is_assigned: &mut watch::Receiver<Option<bool>>,
         cancel: &CancellationToken,
     ) -> Occurrence {
@@ -194,13 +196,19 @@ impl<'l> Term<'l> {
             answered = self.flight.next_answers() => Occurrence::Answers(answered),
             read = self.view.next_receipts() => Occurrence::Receipts(read),
             estimated = self.estimator.next() => Occurrence::Estimated(estimated),
-            _ = poll.tick() => Occurrence::Poll,
+            () = sleep_until(poll_at) => Occurrence::Poll,
             () = signals.wake.notified() => Occurrence::MayHaveMore,
             () = signals.ended.notified(), if awaits_ends => Occurrence::RequestsEnded,
             () = sleep_until(throttled_until.unwrap_or_else(Instant::now)), if throttled_until.is_some() => Occurrence::MayFill,
             () = sleep_until(gathers_until.unwrap_or_else(Instant::now)), if gathers_until.is_some() => Occurrence::MayFill,
             () = std::future::ready(()), if can_fill => Occurrence::MayFill,
         }
+    }
+
+    fn poll_interval(&self) -> Duration {
+        let waits = self.flight.not_included().next().is_some();
+        let calls_per_second = self.context.chain.calls_per_second();
+        self.view.block_pace().interval(self.context.settings.rules.poll, waits, calls_per_second)
     }
 
     /// Handles one occurrence, then takes on what fits.

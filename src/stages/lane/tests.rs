@@ -19,6 +19,7 @@ use crate::policy::batch::Batching;
 use crate::policy::fee::{FeeMode, FeeRules};
 use crate::policy::finality::FinalityRule;
 use crate::policy::limits::Limits;
+use crate::policy::poll::PollRule;
 use crate::policy::records::{self, Taken};
 use crate::simulation::fakes::{ACCOUNT, FakeChain, FakeSigner, Part, failing_journal, journal};
 use crate::simulation::journal::MemoryJournal;
@@ -123,7 +124,7 @@ fn settings(set: &Set) -> LaneSettings {
         batching: Arc::new(Batching::NONE),
         permits: Arc::default(),
         contract_errors: Arc::default(),
-        poll_interval: Duration::from_millis(500),
+        poll: PollRule::Every(Duration::from_millis(500)),
         errors: Arc::default(),
         lease_ttl: Duration::from_secs(15),
     };
@@ -302,7 +303,7 @@ async fn a_pause_for_estimates_lasts_until_one_is_answered() {
     for _ in 0..20 {
         bench.chain.change(|state| state.head += 1);
         term.poll().await.unwrap();
-        assert_eq!(term.gate.paused().map(|pause| pause.reason), Some(PauseReason::NodeUnreachable));
+        assert_eq!(term.gate.paused().map(|pause| pause.reason), Some(PauseReason::NodeLacksState));
         if term.can_fill() {
             term.fill().await.unwrap();
         }
@@ -312,6 +313,113 @@ async fn a_pause_for_estimates_lasts_until_one_is_answered() {
     tokio::time::sleep(Duration::from_secs(30)).await;
     term.fill().await.unwrap();
     assert!(term.gate.paused().is_none() && term.flight.len() == 1);
+}
+
+/// A node that gives its newest block and estimates, and no count: one pause, for as long as that lasts.
+#[tokio::test(start_paused = true)]
+async fn a_pause_for_a_count_lasts_until_that_is_answered_whatever_else_is() {
+    let bench = Bench::new(&["a", "b", "c"]).await;
+    let mut term = bench.term().await;
+    bench.chain.fail(Part::Count, true);
+    for _ in 0..40 {
+        bench.chain.change(|state| state.head += 1);
+        term.poll().await.unwrap();
+        assert_eq!(term.gate.paused().map(|pause| pause.reason), Some(PauseReason::NodeUnreachable));
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        if term.can_fill() {
+            term.fill().await.unwrap();
+        }
+        while !term.flight.broadcaster().is_idle() {
+            bench.answer(&mut term).await;
+        }
+        assert_eq!(term.gate.paused().map(|pause| pause.reason), Some(PauseReason::NodeUnreachable));
+    }
+    assert!(term.flight.len() > 0, "what could be tried was");
+    bench.chain.fail(Part::Count, false);
+    term.poll().await.unwrap();
+    assert!(term.gate.paused().is_none());
+}
+
+/// What a node says of itself to a broadcast holds until it says something else.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_takes_nothing_for_now_pauses_the_lane_once() {
+    for (text, reason) in [
+        ("node is syncing", PauseReason::NodeSyncing),
+        ("Too Many Requests", PauseReason::RateLimited),
+        ("invalid chain id for signer", PauseReason::WrongChain),
+    ] {
+        let bench = Bench::new(&["a"]).await;
+        let mut term = bench.term().await;
+        term.fill().await.unwrap();
+        let hash = newest(&term, 0).0;
+        bench.chain.change(|state| state.refused.insert(hash, text.to_owned()));
+        bench.answer(&mut term).await;
+        for _ in 0..20 {
+            bench.chain.change(|state| state.head += 1);
+            term.poll().await.unwrap();
+            while !term.flight.broadcaster().is_idle() {
+                bench.answer(&mut term).await;
+            }
+            assert_eq!(term.gate.paused().map(|pause| pause.reason), Some(reason), "{text}");
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        bench.chain.change(|state| state.refused.clear());
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        term.poll().await.unwrap();
+        while !term.flight.broadcaster().is_idle() {
+            bench.answer(&mut term).await;
+        }
+        term.poll().await.unwrap();
+        assert!(term.gate.paused().is_none(), "{text}");
+    }
+}
+
+/// A chain's list of senders speaks at the estimate already: the account pauses, and no request fails for it.
+#[tokio::test(start_paused = true)]
+async fn an_account_that_may_not_send_pauses_and_uses_nothing_up() {
+    for text in ["cannot issue transaction from non-allow listed address", "sender is not an EOA"] {
+        let mut bench = Bench::new(&["a"]).await;
+        let mut term = bench.term().await;
+        bench.chain.change(|state| state.estimate_fails = Some(text.to_owned()));
+        for _ in 0..10 {
+            if term.can_fill() {
+                term.fill().await.unwrap();
+            }
+            let pause = term.gate.paused().unwrap();
+            assert!(pause.reason == PauseReason::NotPermitted && pause.detail == text, "{}", pause.detail);
+            bench.chain.change(|state| state.head += 1);
+            term.poll().await.unwrap();
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
+        bench.chain.change(|state| state.estimate_fails = None);
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        term.fill().await.unwrap();
+        assert!(term.gate.paused().is_none() && term.flight.len() == 1, "{text}");
+        drop(term);
+        assert!(bench.rulings().is_empty(), "{text}");
+    }
+}
+
+/// One cause for one thing, with data or without.
+#[tokio::test(start_paused = true)]
+async fn a_revert_without_data_is_a_revert() {
+    for (text, reason) in [
+        ("execution reverted", "rejected.reverted"),
+        ("VM Exception while processing transaction: revert", "rejected.reverted"),
+        ("invalid opcode: INVALID", "rejected.simulation_failed"),
+        ("gas required exceeds allowance (30000000)", "rejected.simulation_failed"),
+    ] {
+        let mut bench = Bench::new(&["a"]).await;
+        let mut term = bench.term().await;
+        bench.chain.change(|state| state.estimate_fails = Some(text.to_owned()));
+        term.fill().await.unwrap();
+        drop(term);
+        let verdict = bench.rulings().pop().unwrap().verdict;
+        assert!(
+            matches!(&verdict, LaneVerdict::Failed(cause) if cause.reason.routing_key() == reason),
+            "{text}: {verdict:?}"
+        );
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,6 +9,7 @@ use crate::chain::follow::tracker::{Sighting, Standing, Tracker};
 use crate::chain::{BlockTag, Chain, ChainError, Header, Inclusion};
 use crate::model::{Address, BlockHash, BlockNumber, Nonce, TxHash, Wei};
 use crate::policy::fee::Market;
+use crate::policy::poll::BlockPace;
 
 /// Blocks below the head within which a fork may be.
 const NEAR: u64 = 256;
@@ -26,6 +27,7 @@ pub(super) struct View {
     /// The account's count at the head, until all that is final there is closed.
     count_to_close: Option<Nonce>,
     finality_is_due: bool,
+    pace: BlockPace,
     /// When the head was first seen.
     head_since: Instant,
     /// The highest final block of the chain that was seen last. Another chain may be seen next, so it is never kept beyond.
@@ -46,6 +48,7 @@ impl View {
             unread_head: None,
             count_to_close: None,
             finality_is_due: false,
+            pace: BlockPace::default(),
             head_since: Instant::now(),
             final_up_to: None,
             market: None,
@@ -60,6 +63,11 @@ impl View {
 
     pub(super) fn height(&self) -> Option<BlockNumber> {
         self.head.as_ref().map(|head| head.number)
+    }
+
+    /// Returns how fast blocks come.
+    pub(super) fn block_pace(&self) -> BlockPace {
+        self.pace
     }
 
     pub(super) fn final_up_to(&self) -> Option<BlockNumber> {
@@ -92,6 +100,7 @@ impl View {
 
     /// Notes a new head, whose chain may have replaced blocks of the one before. What is final of that is kept only if not.
     pub(super) fn see(&mut self, head: Header, replaces: bool) {
+        self.pace.record(head.number, Instant::now());
         self.unread_head = Some(head);
         self.finality_is_due = true;
         if replaces {

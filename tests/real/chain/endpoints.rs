@@ -103,12 +103,56 @@ async fn a_node_that_asks_for_a_pause_gets_it_and_no_message_fails() {
     left.store(4, Ordering::Relaxed);
     wait_until("four requests were refused", LONG, async || left.load(Ordering::Relaxed) == 0).await;
     assert!(asked.elapsed() >= Duration::from_secs(3), "a second between one and the next");
-    assert!(worker.log().contains("rate_limited"), "{}", worker.log());
+    assert!(worker.log().contains("the endpoint asks for fewer calls"), "{}", worker.log());
+    assert!(!worker.log().contains("the lane pauses"), "{}", worker.log());
     stage.amqp.publish(QUEUE, with_id("n-2"), b"body 2").await;
     stage.wait_nonce(0, 3).await;
     stage.wait_empty(QUEUE).await;
     assert_written_once_in_order(&stage, 3).await;
     assert_eq!(stage.depth(DEAD).await, (0, 0));
+}
+
+/// A provider that takes 20 calls a second, and 20 at once, each call of a batch counted, and says no more than 429.
+#[tokio::test]
+async fn a_hundred_messages_get_through_a_limit_of_twenty_calls_a_second() {
+    const PER_SECOND: f64 = 20.0;
+    const MESSAGES: usize = 100;
+    let blocks = AnvilConfig { block_time: Some(Duration::from_secs(1)), ..AnvilConfig::default() };
+    let Some(stage) = Stage::with_chain(blocks).await else { return };
+    let bucket = Arc::new(std::sync::Mutex::new((PER_SECOND, Instant::now(), 0)));
+    let node = ScriptedNode::start(Some(stage.anvil.address()), move |request| {
+        let mut bucket = bucket.lock().unwrap();
+        let (tokens, at, paid) = *bucket;
+        let tokens = (tokens + at.elapsed().as_secs_f64() * PER_SECOND).min(PER_SECOND);
+        let calls = request.as_array().map_or(1, Vec::len);
+        // The calls of a batch that passes are put to the script one by one.
+        let (is_taken, left, paid) = match request.is_array() {
+            true if tokens >= calls as f64 => (true, tokens - calls as f64, paid + calls),
+            false if paid > 0 => (true, tokens, paid - 1),
+            false if tokens >= 1.0 => (true, tokens - 1.0, paid),
+            _ => (false, tokens, paid),
+        };
+        *bucket = (left, Instant::now(), paid);
+        match (is_taken, request.is_array()) {
+            (true, _) => Reply::Pass,
+            (false, true) => Reply::Http(429, String::new(), "Too Many Requests".to_owned()),
+            (false, false) => Reply::error(429, "Too Many Requests"),
+        }
+    });
+    let node = node.await;
+    let home = WorkerHome::new(&config(&stage, &[node.url()]));
+    stage.topology(&home).await;
+    publish(&stage, MESSAGES).await;
+    let began = Instant::now();
+    let worker = home.start(BINARY);
+    stage.wait_nonce(0, MESSAGES as u64).await;
+    stage.wait_empty(QUEUE).await;
+    // Three calls for each message, and as many again for the blocks that it takes.
+    let allowed = 6.0 * MESSAGES as f64 / PER_SECOND;
+    assert!(began.elapsed().as_secs_f64() < allowed * 2.0, "{:?}: {}", began.elapsed(), worker.log());
+    assert_written_once_in_order(&stage, MESSAGES).await;
+    assert_eq!(stage.depth(DEAD).await, (0, 0));
+    assert!(!worker.log().contains("the lane pauses"), "{}", worker.log());
 }
 
 #[tokio::test]

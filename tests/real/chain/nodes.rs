@@ -31,7 +31,7 @@ async fn a_node_without_block_receipts_and_fee_history_is_good_enough() {
     publish(&stage, 20).await;
     let worker = home.start(BINARY);
     stage.wait_empty(QUEUE).await;
-    assert!(worker.log().contains("eth_getBlockReceipts is not to be had"), "{}", worker.log());
+    assert!(worker.log().contains("the endpoint does not support eth_getBlockReceipts"), "{}", worker.log());
     assert_written_once_in_order(&stage, 20).await;
 }
 
