@@ -58,6 +58,7 @@ mod marker;
 mod prefetch;
 mod publish_only;
 mod publisher;
+mod rights;
 mod session;
 mod topology;
 
@@ -68,6 +69,7 @@ pub use inspection::{Inspection, TAKES_NO_MESSAGES, inspect};
 pub use prefetch::{PrefetchLimit, PrefetchState};
 pub use publish_only::PublishOnly;
 pub use publisher::SessionPublisher;
+pub use rights::{Role, Use};
 pub use session::{Broker, BrokerState, Flow, check};
 pub use topology::{Argument, Bind, Names, Topology, TopologyMode};
 
