@@ -19,6 +19,7 @@ use crate::policy::routes::Route;
 use crate::stages::lane::{LaneRules, Tuning};
 use crate::stages::settle::SettleSettings;
 
+mod access;
 mod bind;
 mod chain;
 mod layers;

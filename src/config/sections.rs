@@ -10,13 +10,13 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value};
 use url::Url;
 
-use crate::broker::{Bind, BrokerSettings, Names, Topology, TopologyMode, UriSource};
+use crate::broker::{Bind, BrokerSettings, Names, Topology, TopologyMode};
 use crate::config::reader::{DAY, Findings, HOUR, MINUTE, MS, SECOND, Section, http_url, or_off, tables, texts};
 use crate::config::reload::{Prints, prints};
 use crate::config::secrets::{Places, private_file};
 use crate::config::{
-    Faults, JournalSection, LogFormat, LogSection, Settings, TracesSettings, WorkerSection, bind, chain, policy,
-    routes, signers,
+    Faults, JournalSection, LogFormat, LogSection, Settings, TracesSettings, WorkerSection, access, bind, chain,
+    policy, routes, signers,
 };
 use crate::journal::JournalAddress;
 use crate::model::Gas;
@@ -149,12 +149,13 @@ fn broker(
     schedule: &RetrySchedule,
     places: &Places,
 ) -> (BrokerSettings, Duration, Duration, u64) {
-    let uri = uri(&mut section, places);
+    let (uri, access) = access::read(&mut section, places);
     let names = names(&mut section);
     let park_delay = section.duration("park_delay", 100 * MS..=HOUR);
     let single_active_consumer = section.choice("single_active_consumer", &[("false", false), ("true", true)]);
     let settings = BrokerSettings {
         uri,
+        access,
         client_name: String::new(),
         prefetch: section.number("prefetch", 1..=u16::MAX),
         prefetch_bytes: size(
@@ -189,20 +190,6 @@ fn size(section: &mut Section<'_>, key: &'static str, expected: &str, range: Ran
         let size: bytesize::ByteSize = text.parse().ok()?;
         Some(size.as_u64()).filter(|bytes| range.contains(bytes))
     })
-}
-
-fn uri(section: &mut Section<'_>, places: &Places) -> UriSource {
-    let inline = SecretString::from(section.text("uri").unwrap_or_default());
-    if let Some(file) = section.text("uri_file") {
-        return UriSource::File(places.secret(&file).unwrap_or_else(|problem| {
-            section.fault("uri_file", problem);
-            PathBuf::new()
-        }));
-    }
-    if let Err(error) = crate::broker::check_uri(&inline) {
-        section.fault("uri", error);
-    }
-    UriSource::Inline(inline)
 }
 
 fn names(section: &mut Section<'_>) -> Names {
