@@ -77,6 +77,8 @@ pub struct Settings {
     #[cfg_attr(not(feature = "otlp"), allow(dead_code, reason = "a build without the exporter refuses the section"))]
     pub traces: Option<TracesSettings>,
     pub http_listen: Option<SocketAddr>,
+    /// The file with the token that opens `/requests`.
+    pub http_token: Option<PathBuf>,
     pub log: LogSection,
     /// The fingerprint of each key.
     prints: reload::Prints,

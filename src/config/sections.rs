@@ -104,12 +104,14 @@ fn settings(
         read_headers: admission.headers(),
         tracer: Tracer::default(),
     };
+    let (http_listen, http_token) = http(section!("http"), places);
     Settings {
         signers: signers::read(tables.remove("signer"), places, findings),
         dead: dead(section!("dead")),
         journal: journal(section!("journal"), places),
         traces: traces(section!("traces"), &worker, &broker.topology.names, chain.chain_id),
-        http_listen: http(section!("http")),
+        http_listen,
+        http_token,
         log: log(section!("log")),
         worker,
         broker,
@@ -369,12 +371,14 @@ fn traces_at(mut url: Url) -> Option<Url> {
     Some(url).filter(|url| url.query().is_none() && url.fragment().is_none())
 }
 
-fn http(mut section: Section<'_>) -> Option<SocketAddr> {
+/// Reads where HTTP is served, and the file with the token for requests.
+fn http(mut section: Section<'_>, places: &Places) -> (Option<SocketAddr>, Option<PathBuf>) {
     let expected = "an address and a port, such as \"127.0.0.1:19746\", or \"\" for none";
-    section.read("listen", expected, None, |text| match text {
+    let listen = section.read("listen", expected, None, |text| match text {
         "" => Some(None),
         address => address.parse().ok().map(Some),
-    })
+    });
+    (listen, access::secret(&mut section, places, "token_file"))
 }
 
 fn log(mut section: Section<'_>) -> LogSection {
