@@ -33,7 +33,10 @@ const BEHIND_SEAMS: &[(&str, &[&str])] = &[
     ("lapin", &["src/broker/"]),
     ("web3", &["src/rpc.rs", "src/chain/", "src/signer/"]),
     ("jsonrpc_core", &["src/rpc.rs", "src/chain/", "src/signer/"]),
-    ("reqwest", &["src/rpc.rs", "src/chain/", "src/signer/remote.rs", "src/observe/exporter.rs"]),
+    (
+        "reqwest",
+        &["src/rpc.rs", "src/chain/", "src/signer/remote.rs", "src/broker/token.rs", "src/observe/exporter.rs"],
+    ),
     ("opentelemetry", &["src/observe/exporter.rs"]),
     ("opentelemetry_http", &["src/observe/exporter.rs"]),
     ("opentelemetry_otlp", &["src/observe/exporter.rs"]),

@@ -71,7 +71,11 @@ async fn a_rabbitmq_node_serves_restarts_with_its_data_and_leaves_nothing_behind
         return;
     }
     let started = Instant::now();
-    let mut rabbit = Rabbit::start(RabbitConfig { extra_conf: vec!["consumer_timeout = 60000".to_owned()] }).await;
+    let mut rabbit = Rabbit::start(RabbitConfig {
+        extra_conf: vec!["consumer_timeout = 60000".to_owned()],
+        ..RabbitConfig::default()
+    })
+    .await;
     eprintln!("RabbitMQ came up in {:?}", started.elapsed());
     assert_eq!(rabbit.eval("application:get_env(rabbit, consumer_timeout)").await.as_deref(), Ok("{ok,60000}"));
     assert!(rabbit.eval("error(told)").await.is_err_and(|text| text.contains("told")));

@@ -1,35 +1,28 @@
-//! One connection to the broker: its address, its name, a limit for the time of every call.
+//! One connection to the broker: to the first host that answers, with a name and a limit for the time of every call.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
-use lapin::tcp::OwnedTLSConfig;
+use lapin::tcp::RustlsConnector;
 use lapin::types::{FieldTable, LongString};
-use lapin::uri::AMQPUri;
+use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Channel, Connection, ConnectionProperties, Consumer, ErrorKind, Queue};
-use secrecy::{ExposeSecret, SecretString};
 
 use crate::broker::BrokerError;
-use crate::broker::readable;
+use crate::broker::access::{Access, Obstacle, Pass};
+use crate::broker::address::{UriSource, shown};
+use crate::broker::hosts::{PATIENCE, first_to_answer};
+use crate::broker::token::Token;
 use crate::broker::topology::{Topology, TopologyMode};
+use crate::broker::{readable, tls};
 use crate::model::text::cleaned;
 
 /// Limits the text of a broker's error, in bytes.
 pub(super) const LONGEST_DETAIL_BYTES: usize = 1024;
-/// Half-open connections show after twice this; below 5 s a busy host gives false alarms.
-const HEARTBEAT_SECONDS: u16 = 15;
-
-/// Where to read the broker's address. A file is read again at each connect, so that a password can change.
-#[derive(Debug, Clone)]
-pub enum UriSource {
-    Inline(SecretString),
-    File(PathBuf),
-}
-
 #[derive(Debug, Clone)]
 pub struct BrokerSettings {
     pub uri: UriSource,
+    pub access: Access,
     /// Names the connections: `organisation/instance`.
     pub client_name: String,
     pub prefetch: u16,
@@ -52,64 +45,107 @@ pub(super) struct Connected {
     pub(super) connection: Connection,
     broker: String,
     call_timeout: Duration,
+    /// The host's place in the list, and the length of the list.
+    host: usize,
+    hosts: usize,
+    /// The token that was shown at the login.
+    token: Option<Token>,
 }
 
 impl BrokerSettings {
-    /// Connects, as `client_name/role`.
+    /// Connects, as `client_name/role`, to the first host that answers.
     pub(super) async fn connect(&self, role: &str) -> Result<Connected, BrokerError> {
-        let uri = self.uri.read().await?;
-        let broker = format!("{}:{}/{}", uri.authority.host, uri.authority.port, uri.vhost);
-        let name = format!("chainwriter/{}/{role}", self.client_name);
-        let properties = ConnectionProperties::default().with_connection_name(LongString::from(name));
-        let connecting = readable::connect(uri, properties, OwnedTLSConfig::default());
+        self.connect_from(0, role).await
+    }
+
+    /// Connects, as `client_name/role`, to the first host that answers. This one is asked first, then those after it.
+    pub(super) async fn connect_from(&self, first: usize, role: &str) -> Result<Connected, BrokerError> {
+        let uris = self.uri.read().await?;
+        let hosts = uris.len();
+        let pass = self.access.pass(&uris).await.map_err(|Obstacle { detail, remedy }| {
+            let broker = uris.iter().map(shown).collect::<Vec<_>>().join(", ");
+            BrokerError::Access { broker, detail, remedy }
+        })?;
+        let in_turn = (0..hosts).map(|step| (first + step) % hosts);
+        let attempts = in_turn.filter_map(|host| Some((host, uris.get(host)?))).map(|(host, uri)| {
+            let name = format!("chainwriter/{}/{role}", self.client_name);
+            self.connect_to((host, hosts), uri, name, &pass)
+        });
+        first_to_answer(attempts, PATIENCE).await.map_err(all_failed)
+    }
+
+    async fn connect_to(
+        &self,
+        (host, hosts): (usize, usize),
+        uri: &AMQPUri,
+        name: String,
+        pass: &Pass,
+    ) -> Result<Connected, BrokerError> {
+        let broker = shown(uri);
         let failed = |detail| BrokerError::Connection { doing: "connect", broker: broker.clone(), detail };
-        let connection = tokio::time::timeout(self.call_timeout, connecting)
-            .await
-            .map_err(|_| failed("no answer in time".to_owned()))?
-            .map_err(|error| failed(broker_detail(&error)))?;
-        Ok(Connected { connection, broker, call_timeout: self.call_timeout })
-    }
-}
-
-impl UriSource {
-    async fn read(&self) -> Result<AMQPUri, BrokerError> {
-        let text = match self {
-            Self::Inline(text) => text.clone(),
-            Self::File(path) => {
-                let read = tokio::fs::read_to_string(path).await;
-                let text = read.map_err(|error| BrokerError::UriFile {
-                    path: path.display().to_string(),
-                    detail: error.to_string(),
-                })?;
-                SecretString::from(text.trim())
-            }
+        let answer = tokio::time::timeout(self.call_timeout, open(uri.clone(), name, pass)).await;
+        let connection = match answer.map_err(|_| failed("no answer in time".to_owned()))? {
+            Ok(connection) => connection,
+            Err(error) => return Err(self.refused(error, uri, pass).await),
         };
-        parse_uri(&text)
+        let token = pass.token.clone();
+        Ok(Connected { connection, broker, call_timeout: self.call_timeout, host, hosts, token })
+    }
+
+    /// Returns why there is no connection, with what to do about it where that shows.
+    async fn refused(&self, error: lapin::Error, uri: &AMQPUri, pass: &Pass) -> BrokerError {
+        let error = lost_reason(&error, uri, pass).await.unwrap_or(error);
+        let (broker, detail) = (shown(uri), broker_detail(&error));
+        if detail.contains("ACCESS_REFUSED") {
+            self.access.forget().await;
+        }
+        let is_end = matches!(error.kind(), ErrorKind::IOError(error) if tls::is_end(error));
+        match self.access.remedy(&detail, is_end).or_else(|| remedy_of(&error, uri, pass)) {
+            Some(remedy) => BrokerError::Access { broker, detail, remedy },
+            None => BrokerError::Connection { doing: "connect", broker, detail },
+        }
     }
 }
 
-/// Checks that this is an AMQP address.
-///
-/// # Errors
-/// [`BrokerError::Uri`], whose text leaves the address out.
-pub fn check_uri(text: &SecretString) -> Result<(), BrokerError> {
-    parse_uri(text).map(drop)
+/// Returns the reason why the broker ended a connection, where it was lost and shows in a second try.
+async fn lost_reason(error: &lapin::Error, uri: &AMQPUri, pass: &Pass) -> Option<lapin::Error> {
+    let ErrorKind::IOError(ended) = error.kind() else { return None };
+    let tls = pass.tls.clone().filter(|_| uri.scheme == AMQPScheme::AMQPS && tls::is_end(ended))?;
+    tls::lost_reason(uri.authority.host.clone(), uri.authority.port, tls).await.map(Into::into)
 }
 
-/// Parses an AMQP address, and adds a heartbeat if it has none.
-fn parse_uri(text: &SecretString) -> Result<AMQPUri, BrokerError> {
-    // The parser reads "amqp:/user:password@host/" as a virtual host of that name on this host, and names of virtual
-    // hosts are logged.
-    if !text.expose_secret().contains("://") {
-        return Err(BrokerError::Uri("it has no \"://\"".to_owned()));
+const NO_AMQP: &str = "the port does not answer in AMQP: if it is the broker's TLS listener (5671), write amqps://; else see the \
+                       broker's log";
+
+/// Returns what to do about a connection that failed, where certificates or the scheme may be the reason.
+fn remedy_of(error: &lapin::Error, uri: &AMQPUri, pass: &Pass) -> Option<&'static str> {
+    match (&uri.scheme, error.kind()) {
+        (AMQPScheme::AMQPS, ErrorKind::IOError(error)) => tls::remedy(error, pass.shows_certificate),
+        (AMQPScheme::AMQP, ErrorKind::ParsingError(_)) => Some(NO_AMQP),
+        (AMQPScheme::AMQP, ErrorKind::IOError(error)) => tls::is_end(error).then_some(NO_AMQP),
+        _ => None,
     }
-    let mut uri: AMQPUri = text.expose_secret().parse().map_err(|error: String| {
-        // The parser's message may repeat a part of the address.
-        let detail = if error.contains("scheme") { "its scheme is not amqp or amqps" } else { "it cannot be read" };
-        BrokerError::Uri(detail.to_owned())
-    })?;
-    uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
-    Ok(uri)
+}
+
+/// Returns the one failure, or one of all hosts.
+fn all_failed(mut failures: Vec<BrokerError>) -> BrokerError {
+    if failures.len() == 1
+        && let Some(only) = failures.pop()
+    {
+        return only;
+    }
+    let detail = failures.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    BrokerError::Connection { doing: "connect", broker: format!("any of {} hosts", failures.len()), detail }
+}
+
+/// Opens a connection to one host.
+async fn open(uri: AMQPUri, name: String, pass: &Pass) -> lapin::Result<Connection> {
+    let properties = ConnectionProperties::default().with_connection_name(LongString::from(name));
+    let properties = match pass.login() {
+        Some(login) => properties.with_auth_provider(login),
+        None => properties,
+    };
+    readable::connect(uri, properties, pass.tls.clone().map(RustlsConnector::from)).await
 }
 
 impl Connected {
@@ -120,6 +156,20 @@ impl Connected {
     /// Closes a channel. The answer comes after the broker has processed what was sent on it before.
     pub(super) async fn close_channel(&self, channel: &Channel) -> Result<(), BrokerError> {
         self.ask("close the channel", channel.close(200, "".into())).await
+    }
+
+    pub(super) fn host(&self) -> (usize, usize) {
+        (self.host, self.hosts)
+    }
+
+    pub(super) fn token(&self) -> Option<&Token> {
+        self.token.as_ref()
+    }
+
+    /// Shows the broker a newer token of the same user.
+    pub(super) async fn show(&self, token: &Token) -> Result<(), BrokerError> {
+        let reason = "the last one is about to expire".into();
+        self.ask("renew the token", self.connection.update_secret(token.text().into(), reason)).await
     }
 
     /// Starts a consumer that holds at most this many deliveries.
@@ -182,6 +232,11 @@ impl Connected {
 
     pub(super) fn is_blocked(&self) -> bool {
         self.connection.status().blocked()
+    }
+
+    /// Returns host and port.
+    pub(super) fn authority(&self) -> &str {
+        self.broker.split_once('/').map_or(&self.broker, |(authority, _)| authority)
     }
 
     pub(super) fn vhost(&self) -> &str {

@@ -5,8 +5,17 @@ use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptio
 use lapin::types::{AMQPValue, FieldTable};
 
 use crate::broker::BrokerError;
-use crate::broker::connection::{Connected, broker_detail};
+use crate::broker::connection::{BrokerSettings, Connected, broker_detail};
 use crate::broker::topology::{Argument, Bind, Binding, Object, Topology, TopologyMode};
+
+/// Connects, makes or checks the topology, and closes. Returns the virtual host.
+pub async fn check(settings: &BrokerSettings, mode: TopologyMode) -> Result<String, BrokerError> {
+    let connected = settings.connect("check").await?;
+    let ensured = settings.topology.ensure(&connected, mode).await;
+    let vhost = connected.vhost().to_owned();
+    connected.close().await;
+    ensured.map(|()| vhost)
+}
 
 #[derive(Debug, Default)]
 pub(super) struct Compared {

@@ -3,9 +3,11 @@
 //! # A session
 //!
 //! [`Broker::run`] (in `session`) holds one session after the other. A session is two connections (`connection`): one consumes
-//! and acks, the other publishes, because a memory alarm blocks a publishing connection whole. At its start `declare` makes the
-//! objects that `topology` describes, or checks them. Whatever fails ends the whole session, and a new one follows after a
-//! pause that grows.
+//! and acks, the other publishes, because a memory alarm blocks a publishing connection whole. Of several hosts (`address`) the
+//! first that answers is used (`hosts`). `access` says who the worker is: by password, certificate (`tls`) or token (`token`),
+//! which `renewal` replaces before it expires. At its start `declare` makes the
+//! objects that `topology` describes, or checks them. Whatever fails ends the whole session, and a new one follows: at
+//! the next host at once, and once all have failed after a pause that grows.
 //!
 //! # A delivery
 //!
@@ -48,6 +50,8 @@ use async_trait::async_trait;
 use crate::model::{Marker, Message, TraceContext};
 use crate::observe::traces::Work;
 
+mod access;
+mod address;
 mod connection;
 mod consumers;
 mod convert;
@@ -55,6 +59,7 @@ mod dead_letters;
 mod declare;
 mod depths;
 mod endings;
+mod hosts;
 mod inspection;
 mod letter_json;
 mod marker;
@@ -62,17 +67,27 @@ mod prefetch;
 mod publish_only;
 mod publisher;
 mod readable;
+mod renewal;
+mod rights;
 mod session;
+mod tls;
+mod token;
 mod topology;
 
-pub use connection::{BrokerSettings, UriSource, check_uri};
+pub use access::{Access, Login};
+pub use address::{UriSource, are_encrypted, check_uri, check_uris};
+pub use connection::BrokerSettings;
 pub use dead_letters::{Browse, DeadLetters, MOST_LETTERS, RawLetter, Seen, Ticket};
+pub use declare::check;
 pub use depths::{QueueDepth, QueueDepths, QueueRole};
 pub use inspection::{Inspection, TAKES_NO_MESSAGES, inspect};
 pub use prefetch::{PrefetchLimit, PrefetchState};
 pub use publish_only::PublishOnly;
 pub use publisher::SessionPublisher;
-pub use session::{Broker, BrokerState, Flow, check};
+pub use rights::{Role, Use};
+pub use session::{Broker, BrokerState, Flow};
+pub use tls::{Identity, TlsFiles};
+pub use token::{TokenServer, TokenSource, Tokens};
 pub use topology::{Argument, Bind, Names, Topology, TopologyMode};
 
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +104,14 @@ pub enum BrokerError {
         /// Host, port and virtual host.
         broker: String,
         detail: String,
+    },
+    /// Certificates or the login stand in the way.
+    #[error("cannot connect at {broker}: {detail}; {remedy}")]
+    Access {
+        /// Host, port and virtual host.
+        broker: String,
+        detail: String,
+        remedy: &'static str,
     },
     /// There is no session now, or it cannot publish.
     #[error("the broker is not connected")]

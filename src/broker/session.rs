@@ -17,10 +17,11 @@ use crate::broker::connection::{BrokerSettings, Connected, broker_detail};
 use crate::broker::consumers::{Consumers, Held};
 use crate::broker::convert::message_of;
 use crate::broker::endings::Endings;
+use crate::broker::hosts::Turn;
 use crate::broker::marker::SessionMarkers;
 use crate::broker::prefetch::{Prefetch, PrefetchState};
 use crate::broker::publisher::{PublishSession, SessionPublisher};
-use crate::broker::topology::TopologyMode;
+use crate::broker::renewal::keep_valid;
 use crate::broker::{BrokerError, Delivery};
 use crate::model::Heartbeat;
 use crate::model::text::cleaned;
@@ -30,6 +31,8 @@ use crate::policy::retry_schedule::RetryPauses;
 
 /// Limits the broker's reason to take no publishes, in bytes.
 const LONGEST_REASON_BYTES: usize = 256;
+/// Time to close the connections of a session that failed.
+const FAREWELL: Duration = Duration::from_millis(100);
 /// Longest interval between heartbeats of an idle loop.
 const BEAT: Duration = Duration::from_secs(1);
 
@@ -146,16 +149,16 @@ impl Broker {
         let channels = Channels { deliveries, flow, hunger, stop_consuming, close };
         let mut prefetch = Prefetch::new(self.settings.prefetch, self.settings.prefetch_bytes);
         let (first, longest) = self.settings.reconnect;
-        let mut pause = RetryPauses::between(first, longest);
+        let (mut pause, mut turn) = (RetryPauses::between(first, longest), Turn::default());
         while !channels.close.is_cancelled() {
             let began = Instant::now();
-            let end = self.session(&channels, &mut prefetch).await;
+            let end = self.session(&channels, &mut prefetch, &mut turn).await;
             self.publish_session.send_replace(None);
             let Err(error) = end else { break };
             if began.elapsed() > longest {
                 pause.reset();
             }
-            let wait = pause.next_wait();
+            let wait = if turn.moves_on(began.elapsed()) { Duration::ZERO } else { pause.next_wait() };
             warn!(broker.error = %error, broker.retry_in_ms = wait.as_millis(), "the session with the broker ended, a new one follows");
             self.state.send_replace(BrokerState::Connecting(error.to_string()));
             self.wait(wait, &channels.close).await;
@@ -172,28 +175,41 @@ impl Broker {
     }
 
     /// Runs one session. Returns `Ok` when asked to close, an error when the session failed.
-    async fn session(&self, channels: &Channels, prefetch: &mut Prefetch) -> Result<(), BrokerError> {
-        let consuming = self.settings.connect("consume").await?;
-        let publishing = self.settings.connect("publish").await?;
+    async fn session(&self, channels: &Channels, prefetch: &mut Prefetch, turn: &mut Turn) -> Result<(), BrokerError> {
+        let consuming = self.settings.connect_from(turn.first(), "consume").await?;
+        turn.connected(consuming.host());
+        let publishing = self.settings.connect_from(consuming.host().0, "publish").await?;
         self.settings.topology.ensure(&consuming, self.settings.topology_mode).await?;
         let mut events = futures_util::stream::select(watched(&consuming), watched(&publishing));
         let publishing = PublishSession::new(publishing, self.settings.publish_channels, self.settings.confirm_timeout);
         let publishing = Arc::new(publishing);
         self.publish_session.send_replace(Some(Arc::clone(&publishing)));
-        info!(broker.vhost = consuming.vhost(), queue = self.settings.topology.names.work, "connected to the broker");
+        info!(
+            broker.host = consuming.authority(),
+            broker.vhost = consuming.vhost(),
+            queue = self.settings.topology.names.work,
+            "connected to the broker"
+        );
 
         let channel = consuming.channel().await?;
         let mut endings = Endings::new(self.settings.call_timeout);
         let connections = (&consuming, &publishing.connected);
-        let served = self.serve(channels, connections, &channel, &mut events, &mut endings, prefetch).await;
+        let renewing = keep_valid(&self.settings.access.login, [&consuming, &publishing.connected]);
+        let served = tokio::select! {
+            served = self.serve(channels, connections, &channel, &mut events, &mut endings, prefetch) => served,
+            never = renewing => match never {},
+        };
         self.publish_session.send_replace(None);
-        if matches!(served, Ok(()) | Err(BrokerError::Withdrawn)) {
+        let is_asked_for = matches!(served, Ok(()) | Err(BrokerError::Withdrawn));
+        if is_asked_for {
             // What fails here the broker delivers again.
             let _ = endings.send_rest(&channel).await;
             let _ = consuming.close_channel(&channel).await;
         }
-        consuming.close().await;
-        publishing.connected.close().await;
+        let closing = futures_util::future::join(consuming.close(), publishing.connected.close());
+        // Of a session that failed, the broker may be gone: the next session does not wait for it.
+        let patience = if is_asked_for { Duration::MAX } else { FAREWELL };
+        let _ = tokio::time::timeout(patience, closing).await;
         served
     }
 
@@ -380,13 +396,4 @@ fn wanted(flow: &mut watch::Receiver<Flow>, has_delivered: bool) -> Result<Flow,
 
 fn watched(connected: &Connected) -> impl Stream<Item = Event> + Unpin + use<> {
     connected.connection.events_listener().boxed()
-}
-
-/// Connects, makes or checks the topology, and closes. Returns the virtual host.
-pub async fn check(settings: &BrokerSettings, mode: TopologyMode) -> Result<String, BrokerError> {
-    let connected = settings.connect("check").await?;
-    let ensured = settings.topology.ensure(&connected, mode).await;
-    let vhost = connected.vhost().to_owned();
-    connected.close().await;
-    ensured.map(|()| vhost)
 }

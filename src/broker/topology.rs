@@ -93,6 +93,16 @@ pub(super) struct Object {
     pub(super) arguments: Arguments,
 }
 
+impl Object {
+    /// Returns the exchanges that take what this object passes on; empty for the default exchange.
+    pub(super) fn leads_to(&self) -> impl Iterator<Item = &str> {
+        self.arguments.iter().filter_map(|(name, value)| match (*name, value) {
+            ("x-dead-letter-exchange" | "alternate-exchange", Argument::Text(exchange)) => Some(exchange.as_str()),
+            _ => None,
+        })
+    }
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Binding {
     pub(super) exchange: String,

@@ -116,7 +116,7 @@ enum Command {
     },
     /// Check whether all that a worker needs is there and as it must be, and say what to do where it is not.
     Doctor(doctor::Arguments),
-    /// Print or make the broker's queues and exchanges.
+    /// Print or make the broker's queues and exchanges, or print the rights that its users need.
     #[command(subcommand)]
     Topology(topology::Command),
     /// Publish messages to the work queue, each with an id, each confirmed by the broker.
@@ -260,7 +260,7 @@ async fn perform(command: Command, settings: Settings, source: Source) -> anyhow
             Ok(exit::OK)
         }
         Command::Doctor(arguments) => doctor::run(arguments, settings).await,
-        Command::Topology(command) => topology::run(command, &settings.broker).await,
+        Command::Topology(command) => topology::run(command, &settings).await,
         Command::Publish(arguments) => publish::run(arguments, settings).await,
         Command::Route(arguments) => route::run(&arguments, &settings),
         Command::Health(arguments) => health::run(&arguments, &settings).await,

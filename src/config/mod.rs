@@ -19,6 +19,7 @@ use crate::policy::routes::Route;
 use crate::stages::lane::{LaneRules, Tuning};
 use crate::stages::settle::SettleSettings;
 
+mod access;
 mod bind;
 mod chain;
 mod layers;
@@ -76,6 +77,8 @@ pub struct Settings {
     #[cfg_attr(not(feature = "otlp"), allow(dead_code, reason = "a build without the exporter refuses the section"))]
     pub traces: Option<TracesSettings>,
     pub http_listen: Option<SocketAddr>,
+    /// The file with the token that opens `/requests`.
+    pub http_token: Option<PathBuf>,
     pub log: LogSection,
     /// The fingerprint of each key.
     prints: reload::Prints,

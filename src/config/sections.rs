@@ -10,13 +10,13 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value};
 use url::Url;
 
-use crate::broker::{Bind, BrokerSettings, Names, Topology, TopologyMode, UriSource};
+use crate::broker::{Bind, BrokerSettings, Names, Topology, TopologyMode};
 use crate::config::reader::{DAY, Findings, HOUR, MINUTE, MS, SECOND, Section, http_url, or_off, tables, texts};
 use crate::config::reload::{Prints, prints};
 use crate::config::secrets::{Places, private_file};
 use crate::config::{
-    Faults, JournalSection, LogFormat, LogSection, Settings, TracesSettings, WorkerSection, bind, chain, policy,
-    routes, signers,
+    Faults, JournalSection, LogFormat, LogSection, Settings, TracesSettings, WorkerSection, access, bind, chain,
+    policy, routes, signers,
 };
 use crate::journal::JournalAddress;
 use crate::model::Gas;
@@ -104,12 +104,14 @@ fn settings(
         read_headers: admission.headers(),
         tracer: Tracer::default(),
     };
+    let (http_listen, http_token) = http(section!("http"), places);
     Settings {
         signers: signers::read(tables.remove("signer"), places, findings),
         dead: dead(section!("dead")),
         journal: journal(section!("journal"), places),
         traces: traces(section!("traces"), &worker, &broker.topology.names, chain.chain_id),
-        http_listen: http(section!("http")),
+        http_listen,
+        http_token,
         log: log(section!("log")),
         worker,
         broker,
@@ -149,12 +151,13 @@ fn broker(
     schedule: &RetrySchedule,
     places: &Places,
 ) -> (BrokerSettings, Duration, Duration, u64) {
-    let uri = uri(&mut section, places);
+    let (uri, access) = access::read(&mut section, places);
     let names = names(&mut section);
     let park_delay = section.duration("park_delay", 100 * MS..=HOUR);
     let single_active_consumer = section.choice("single_active_consumer", &[("false", false), ("true", true)]);
     let settings = BrokerSettings {
         uri,
+        access,
         client_name: String::new(),
         prefetch: section.number("prefetch", 1..=u16::MAX),
         prefetch_bytes: size(
@@ -189,20 +192,6 @@ fn size(section: &mut Section<'_>, key: &'static str, expected: &str, range: Ran
         let size: bytesize::ByteSize = text.parse().ok()?;
         Some(size.as_u64()).filter(|bytes| range.contains(bytes))
     })
-}
-
-fn uri(section: &mut Section<'_>, places: &Places) -> UriSource {
-    let inline = SecretString::from(section.text("uri").unwrap_or_default());
-    if let Some(file) = section.text("uri_file") {
-        return UriSource::File(places.secret(&file).unwrap_or_else(|problem| {
-            section.fault("uri_file", problem);
-            PathBuf::new()
-        }));
-    }
-    if let Err(error) = crate::broker::check_uri(&inline) {
-        section.fault("uri", error);
-    }
-    UriSource::Inline(inline)
 }
 
 fn names(section: &mut Section<'_>) -> Names {
@@ -382,12 +371,14 @@ fn traces_at(mut url: Url) -> Option<Url> {
     Some(url).filter(|url| url.query().is_none() && url.fragment().is_none())
 }
 
-fn http(mut section: Section<'_>) -> Option<SocketAddr> {
+/// Reads where HTTP is served, and the file with the token for requests.
+fn http(mut section: Section<'_>, places: &Places) -> (Option<SocketAddr>, Option<PathBuf>) {
     let expected = "an address and a port, such as \"127.0.0.1:19746\", or \"\" for none";
-    section.read("listen", expected, None, |text| match text {
+    let listen = section.read("listen", expected, None, |text| match text {
         "" => Some(None),
         address => address.parse().ok().map(Some),
-    })
+    });
+    (listen, access::secret(&mut section, places, "token_file"))
 }
 
 fn log(mut section: Section<'_>) -> LogSection {

@@ -14,7 +14,7 @@ use crate::chain::{ClientSettings, NodeClient};
 use crate::config::{Settings, SignerSection};
 use crate::daemon::control;
 use crate::daemon::reload::{self, Adjustable, Reloading, Triggers};
-use crate::daemon::status::{self, LaneView, Observer, RecentLines, Sources};
+use crate::daemon::status::{self, LaneView, Observer, RecentLines, RequestPages, Sources};
 use crate::daemon::supervisor::{Tasks, notify_systemd, while_starting};
 use crate::journal::{
     AccountId, Instance, Journal, JournalAddress, JournalError, Lease, LetterDeeds, PostgresJournal, SqliteJournal,
@@ -175,7 +175,9 @@ impl<J: Journal + LetterDeeds + 'static> Daemon<'_, J> {
         let polls = Arc::clone(&observer);
         self.tasks.spawn_until("observer", self.tokens.stages.outbox.clone(), async move { polls.run().await });
         if let Some(listen) = self.settings.http_listen {
-            self.tasks.spawn_until("http", self.tokens.last.clone(), status::serve(listen, observer));
+            let token = self.settings.http_token.clone();
+            let requests = token.map(|token| Arc::new(RequestPages::new(self.journal.clone(), token)));
+            self.tasks.spawn_until("http", self.tokens.last.clone(), status::serve(listen, observer, requests));
         }
     }
 

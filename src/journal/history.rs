@@ -8,7 +8,7 @@ use crate::journal::error::Result;
 use crate::journal::requests::seq;
 use crate::journal::signed::cause;
 use crate::model::event::BatchPlace;
-use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, RequestId, Timestamp, TxHash, Wei};
+use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, RequestId, RequestState, Timestamp, TxHash, Wei};
 
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct History {
@@ -66,6 +66,48 @@ pub struct Incident {
     pub at: Timestamp,
     pub what: String,
     pub detail: String,
+}
+
+/// A request without its transactions, for lists.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct RequestSummary {
+    pub id: String,
+    pub state: String,
+    pub attempt: u32,
+    pub replay: u32,
+    pub received_at: Timestamp,
+    pub changed_at: Timestamp,
+    pub chain_id: u64,
+    pub account: Address,
+    /// `class.reason: detail` of its last failure.
+    pub failure: Option<String>,
+}
+
+impl From<History> for RequestSummary {
+    fn from(history: History) -> Self {
+        let History { id, state, attempt, replay, received_at, changed_at, chain_id, account, failure, .. } = history;
+        Self { id, state, attempt, replay, received_at, changed_at, chain_id, account, failure }
+    }
+}
+
+/// Of settled requests only so many of the newest are searched for a state: no index has them by state.
+const SEARCHED: u32 = 10_000;
+
+/// Returns up to `most` requests of a state: those that are not settled in the order of their accounts and their queues, of the
+/// others the newest first.
+pub async fn requests_of(connection: &dyn Statements, state: RequestState, most: u32) -> Result<Vec<RequestSummary>> {
+    const COLUMNS: &str = "seq, id, state, retry, replay, received_at, changed_at, account, turn, settled_at, \
+                           failure_class, failure_reason, failure_detail";
+    let (of, order) = match state.is_settled() {
+        true => (format!("(SELECT {COLUMNS} FROM requests ORDER BY seq DESC LIMIT {SEARCHED})"), "r.seq DESC"),
+        false => (format!("(SELECT {COLUMNS} FROM requests WHERE settled_at IS NULL)"), "r.account, r.turn, r.seq"),
+    };
+    let select = format!(
+        "SELECT r.*, a.chain_id, a.address FROM {of} r JOIN accounts a ON a.id = r.account WHERE r.state = $1 \
+         ORDER BY {order} LIMIT $2"
+    );
+    let summary = |row: &dyn Columns| request_history(row).map(RequestSummary::from);
+    connection.rows("list requests", &select, &values![state.as_str(), most], summary).await
 }
 
 pub async fn history(connection: &dyn Statements, id: &RequestId) -> Result<Option<History>> {

@@ -7,18 +7,21 @@ use crate::journal::changes::Changes;
 use crate::journal::columns::{Columns, number};
 use crate::journal::database::{Database, Rows, SqlJournal, Statements, values};
 use crate::journal::error::{JournalCondition, Result};
-use crate::journal::history::{History, history};
+use crate::journal::history::{History, RequestSummary, history, requests_of};
 use crate::journal::letters;
 use crate::journal::overview::{JournalOverview, overview};
 use crate::journal::recovery;
 use crate::journal::states::which;
-use crate::model::{RequestId, Timestamp};
+use crate::model::{RequestId, RequestState, Timestamp};
 use crate::observe::metrics::JournalMeter;
 
 #[async_trait]
 pub trait Upkeep: Send + Sync {
     /// Returns everything about one request.
     async fn history(&self, id: &RequestId) -> Result<Option<History>>;
+    /// Returns up to `most` requests of a state: those that are not settled in the order of their accounts and their queues, of
+    /// the others the newest first, among the newest 10,000 of all.
+    async fn requests_of(&self, state: RequestState, most: u32) -> Result<Vec<RequestSummary>>;
     /// Returns counts of everything; cheap, however much is settled.
     async fn overview(&self) -> Result<JournalOverview>;
     fn meter(&self) -> JournalMeter {
@@ -45,6 +48,10 @@ pub trait Upkeep: Send + Sync {
 impl<D: Database> Upkeep for SqlJournal<D> {
     async fn history(&self, id: &RequestId) -> Result<Option<History>> {
         self.snapshot(id.clone(), |connection, id| Box::pin(history(connection, id))).await
+    }
+
+    async fn requests_of(&self, state: RequestState, most: u32) -> Result<Vec<RequestSummary>> {
+        self.read((state, most), |connection, (state, most)| Box::pin(requests_of(connection, *state, *most))).await
     }
 
     async fn overview(&self) -> Result<JournalOverview> {

@@ -86,7 +86,7 @@ pub use error::JournalCondition;
 pub use error::{JournalError, Result};
 pub use history::{History, TransactionHistory};
 #[cfg(test)]
-pub use history::{Incident, SignedHistory};
+pub use history::{Incident, RequestSummary, SignedHistory};
 pub use housekeeping::Upkeep;
 pub use identity::{Identities, NewStart};
 pub use instances::{Attendance, Instance, Instances, LaneHolder};

@@ -9,12 +9,13 @@ use crate::journal::{
     AccountId, AccountStanding, Acquired, Admissions, Arrival, Attendance, CancelAnswer, CancelCommand, Cancellation,
     ConfirmedCopy, EndedAgain, ForeignUse, History, Identities, Instance, Instances, JournalCondition, JournalError,
     JournalOverview, Lease, LeaseMark, Leases, LiveTransaction, NewStart, NewTransaction, Outbox, OutboxRow, Passages,
-    Proof, QueuedRequest, RecoveredAccount, Recoveries, Recovery, RefusedMessage, Reorged, RequestSeq, Result,
-    Settlement, Settlements, StoredNonce, Transactions, UnconfirmedCopy, Upkeep, Which,
+    Proof, QueuedRequest, RecoveredAccount, Recoveries, Recovery, RefusedMessage, Reorged, RequestSeq, RequestSummary,
+    Result, Settlement, Settlements, StoredNonce, Transactions, UnconfirmedCopy, Upkeep, Which,
 };
 use crate::model::ids::virtual_host;
 use crate::model::{
-    Address, BodyHash, Message, Nonce, RecoveredWrite, RequestId, SignedTransaction, Start, StartToken, Timestamp,
+    Address, BodyHash, Message, Nonce, RecoveredWrite, RequestId, RequestState, SignedTransaction, Start, StartToken,
+    Timestamp,
 };
 use crate::policy::arrival::{Known, Verdict};
 use crate::policy::letters::replay::LastRecovery;
@@ -421,6 +422,10 @@ impl Outbox for MemoryJournal {
 impl Upkeep for MemoryJournal {
     async fn history(&self, id: &RequestId) -> Result<Option<History>> {
         self.read("history", |store| store.history(id)).await
+    }
+
+    async fn requests_of(&self, state: RequestState, most: u32) -> Result<Vec<RequestSummary>> {
+        self.read("requests_of", |store| store.requests_of(state, most)).await
     }
 
     async fn overview(&self) -> Result<JournalOverview> {

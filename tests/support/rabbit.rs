@@ -25,6 +25,8 @@ const VM_ARGUMENTS: &str = "+S 1:1 +sbwt none -rabbit quorum_tick_interval 1000"
 pub struct RabbitConfig {
     /// More lines for rabbitmq.conf, such as `consumer_timeout = 60000`; they win over the node's own.
     pub extra_conf: Vec<String>,
+    /// Plugins of the broker's own package, such as `rabbitmq_auth_mechanism_ssl`.
+    pub plugins: Vec<&'static str>,
 }
 
 /// Gone, with its processes and files, when dropped.
@@ -51,7 +53,7 @@ impl Rabbit {
         let path = |name: &str| guard.folder().join(name).display().to_string();
         let write = |name: &str, text: &str| std::fs::write(path(name), text).expect("the private folder takes files");
         write("rabbitmq.conf", &conf);
-        write("enabled_plugins", "[].\n");
+        write("enabled_plugins", &format!("[{}].\n", config.plugins.join(",")));
         write(".erlang.cookie", COOKIE);
         let owner_only = std::os::unix::fs::PermissionsExt::from_mode(0o400);
         std::fs::set_permissions(path(".erlang.cookie"), owner_only).expect("the cookie can be made private");

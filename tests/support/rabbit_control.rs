@@ -91,6 +91,25 @@ impl Rabbit {
         .map(drop)
     }
 
+    /// Makes a user; without a password only a certificate lets it in.
+    pub async fn add_user(&self, name: &str, password: Option<&str>) -> Result<(), String> {
+        self.ctl(&["add_user", name, password.unwrap_or("unused")]).await?;
+        if password.is_none() {
+            self.ctl(&["clear_password", name]).await?;
+        }
+        Ok(())
+    }
+
+    /// Opens one more listener for TLS, with these options of Erlang's, and returns its port.
+    pub async fn listen_tls(&self, options: &str) -> Result<u16, String> {
+        let port = super::ports::free_port();
+        self.eval(&format!(
+            "rabbit_networking:ensure_ssl(), ok = rabbit_networking:start_ssl_listener({{\"127.0.0.1\", {port}, inet}}, {options}, 2)"
+        ))
+        .await?;
+        Ok(port)
+    }
+
     /// Stops the broker, not the VM: connections are closed with 320 and the port refuses.
     pub async fn stop_app(&self) -> Result<(), String> {
         self.ctl(&["stop_app"]).await.map(drop)

@@ -22,8 +22,8 @@ use async_rs::util::Task;
 use async_rs::{Runtime, Tokio};
 use futures_io::{AsyncRead, AsyncWrite};
 use futures_util::Stream;
-use lapin::tcp::{AMQPUriTcpExt, AsyncTcpStream, OwnedTLSConfig};
-use lapin::uri::AMQPUri;
+use lapin::tcp::{AsyncTcpStream, RustlsConnector};
+use lapin::uri::{AMQPAuthority, AMQPScheme, AMQPUri};
 use lapin::{Connection, ConnectionProperties};
 
 use crate::broker::readable::frames::Filter;
@@ -39,17 +39,33 @@ type TcpStream = <Tokio as Reactor>::TcpStream;
 pub(super) async fn connect(
     uri: AMQPUri,
     properties: ConnectionProperties,
-    tls: OwnedTLSConfig,
+    tls: Option<RustlsConnector>,
 ) -> lapin::Result<Connection> {
     let tokio = Tokio::current();
     let runtime = Runtime::new(Kit(tokio.clone()));
     let connect = async move |uri: AMQPUri, _: Runtime<Kit>| {
         let runtime = Runtime::new(tokio.clone());
-        let stream = AMQPUriTcpExt::connect_with_config_async(&uri, tls.as_ref(), &runtime).await?;
+        let stream = dial(&uri, tls.as_ref(), &runtime).await?;
         let filter = Filter::new(uri.query.frame_max);
         Ok::<_, lapin::Error>(AsyncTcpStream::Plain(Readable::new(stream, filter)))
     };
     Connection::connector(uri, runtime, connect, properties).await
+}
+
+/// Connects to a host, with TLS where its address asks for that.
+async fn dial(
+    uri: &AMQPUri,
+    tls: Option<&RustlsConnector>,
+    runtime: &Runtime<Tokio>,
+) -> lapin::Result<AsyncTcpStream<TcpStream>> {
+    let AMQPAuthority { host, port, .. } = &uri.authority;
+    let addresses: Vec<_> = tokio::net::lookup_host((host.as_str(), *port)).await?.collect();
+    let stream = AsyncTcpStream::connect(runtime, addresses).await?;
+    match (&uri.scheme, tls) {
+        (AMQPScheme::AMQPS, Some(tls)) => Ok(stream.into_rustls(tls, host).await?),
+        (AMQPScheme::AMQPS, None) => Err(io::Error::other("no TLS is set up").into()),
+        (AMQPScheme::AMQP, _) => Ok(stream),
+    }
 }
 
 /// The runtime that the library runs on: Tokio, with another kind of stream.

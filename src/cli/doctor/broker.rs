@@ -28,6 +28,9 @@ pub(super) async fn examine(settings: &Settings) -> Vec<Finding> {
 }
 
 fn unreachable(error: &BrokerError) -> Finding {
+    if let BrokerError::Access { broker, detail, remedy } = error {
+        return Finding::fail(AREA, format!("cannot connect at {broker}: {detail}")).remedy(*remedy);
+    }
     let text = error.to_string();
     let remedy = if text.contains(TAKES_NO_MESSAGES) {
         "see which with `rabbitmq-diagnostics alarms`, and make room: until then nothing is published, and nothing is lost"

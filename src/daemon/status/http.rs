@@ -1,4 +1,5 @@
-//! HTTP for operators and probes: `/livez`, `/readyz`, `/metrics`, `/status`. Only reads, and little at once.
+//! HTTP for operators and probes: `/livez`, `/readyz`, `/metrics`, `/status`, and with a token `/requests`. Only reads, and
+//! little at once.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -8,7 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
+use hyper::http::request::Parts;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -20,6 +22,7 @@ use tokio::time::timeout;
 use tracing::{debug, error, info};
 
 use crate::daemon::status::Observer;
+use crate::daemon::status::requests::{Page, RequestPages};
 use crate::model::text::escaped_page;
 use crate::observe::metrics;
 
@@ -38,10 +41,12 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 const PATHS: &str = "/livez    200 while every stage moves\n/readyz   200 while it takes and writes messages\n/metrics  \
-                     for Prometheus\n/status   how everything stands, as JSON\n";
+                     for Prometheus\n/status   how everything stands, as JSON\n/requests one request, or a list, as \
+                     JSON, with the token of http.token_file\n";
 
 /// Serves until it is dropped. An address that another process has is no reason to end: the messages come first.
-pub async fn serve(listen: SocketAddr, observer: Arc<Observer>) {
+/// Without `requests`, no request is shown.
+pub async fn serve(listen: SocketAddr, observer: Arc<Observer>, requests: Option<Arc<RequestPages>>) {
     let listener = bind(listen).await;
     // Dropped with this future, and its tasks with it.
     let mut connections = JoinSet::new();
@@ -52,7 +57,7 @@ pub async fn serve(listen: SocketAddr, observer: Arc<Observer>) {
         tokio::select! {
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => drop(connections.spawn(converse(stream, Arc::clone(&observer)))),
+                Ok((stream, _)) => drop(connections.spawn(converse(stream, Arc::clone(&observer), requests.clone()))),
                 Err(problem) => {
                     debug!(%problem, "a connection could not be accepted");
                     tokio::time::sleep(ACCEPT_AGAIN).await;
@@ -82,10 +87,11 @@ async fn bind(listen: SocketAddr) -> TcpListener {
     }
 }
 
-async fn converse(stream: TcpStream, observer: Arc<Observer>) {
+async fn converse(stream: TcpStream, observer: Arc<Observer>, requests: Option<Arc<RequestPages>>) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let response = respond(request.method(), request.uri().path(), &observer);
-        async move { Ok::<_, Infallible>(response) }
+        let (observer, requests) = (Arc::clone(&observer), requests.clone());
+        let (head, _) = request.into_parts();
+        async move { Ok::<_, Infallible>(respond(&head, &observer, requests.as_deref()).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -98,11 +104,19 @@ async fn converse(stream: TcpStream, observer: Arc<Observer>) {
     }
 }
 
-fn respond(method: &Method, path: &str, observer: &Observer) -> Response<Full<Bytes>> {
+async fn respond(head: &Parts, observer: &Observer, requests: Option<&RequestPages>) -> Response<Full<Bytes>> {
+    let (method, path) = (&head.method, head.uri.path());
     if method != Method::GET && method != Method::HEAD {
         let mut refused = response(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n");
         refused.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return refused;
+    }
+    if let Some(below) = path.strip_prefix("/requests").filter(|below| below.is_empty() || below.starts_with('/')) {
+        let Some(requests) = requests else {
+            return response(StatusCode::NOT_FOUND, TEXT, "not served: set http.token_file\n");
+        };
+        let authorization = head.headers.get(AUTHORIZATION).and_then(|header| header.to_str().ok());
+        return shown(&requests.page(below, head.uri.query().unwrap_or_default(), authorization).await);
     }
     match path {
         "/" => response(StatusCode::OK, TEXT, PATHS),
@@ -121,6 +135,15 @@ fn respond(method: &Method, path: &str, observer: &Observer) -> Response<Full<By
         },
         _ => response(StatusCode::NOT_FOUND, TEXT, format!("no such page; there are\n{PATHS}")),
     }
+}
+
+fn shown(page: &Page) -> Response<Full<Bytes>> {
+    let status = StatusCode::from_u16(page.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = response(status, JSON, escaped_page(&format!("{}\n", page.document)));
+    if status == StatusCode::UNAUTHORIZED {
+        response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
 }
 
 fn health(is_well: bool, document: &Value) -> Response<Full<Bytes>> {

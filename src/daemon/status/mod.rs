@@ -7,6 +7,7 @@ mod http;
 mod observer;
 mod recent;
 mod report;
+mod requests;
 
 pub use ask::ask;
 pub use http::serve;
@@ -15,3 +16,4 @@ pub use recent::{RecentLine, RecentLines};
 #[cfg(test)]
 pub use report::HeldReport;
 pub use report::{LaneReport, PauseReport, WorkerReport, wei};
+pub use requests::RequestPages;

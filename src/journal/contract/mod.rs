@@ -589,6 +589,28 @@ pub(crate) async fn only_old_and_settled_requests_are_pruned(journal: Arc<dyn Jo
     assert_eq!(set.journal.history(&id("old")).await.unwrap().map(|history| history.id), None);
 }
 
+pub(crate) async fn requests_are_listed_by_their_state(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a", "b", "c", "d"]).await;
+    set.sign(0, 0).await.unwrap();
+    set.sign(1, 1).await.unwrap();
+    let settled = vec![succeeded(set.seq(0), 0, "a"), succeeded(set.seq(1), 1, "b")];
+    set.journal.settle(&set.lease, settled).await.unwrap();
+    let listed = async |state, most| {
+        let found = set.journal.requests_of(state, most).await.unwrap();
+        found.into_iter().map(|request| (request.id, request.state)).collect::<Vec<_>>()
+    };
+    let of = |ids: [&str; 2], state: &str| ids.map(|id| (id.to_owned(), state.to_owned())).to_vec();
+    assert_eq!(listed(RequestState::Accepted, 10).await, of(["c", "d"], "accepted"), "in the order of the queue");
+    assert_eq!(listed(RequestState::Final, 10).await, of(["b", "a"], "final"), "the newest first");
+    assert_eq!(listed(RequestState::Final, 1).await, of(["b", "a"], "final")[..1]);
+    assert_eq!(listed(RequestState::Writing, 10).await, []);
+    set.journal.settle(&set.lease, vec![failed(set.seq(2), 1)]).await.unwrap();
+    let pending = set.journal.requests_of(RequestState::RetryPending, 10).await.unwrap();
+    let failure = pending[0].failure.clone().unwrap();
+    assert!(pending.len() == 1 && pending[0].id == "c" && failure.contains(": "), "{pending:?}");
+    assert_eq!(pending[0], set.journal.history(&id("c")).await.unwrap().unwrap().into());
+}
+
 /// Every test of the set, as tests of the module where it stands; `$journal` makes a new one, where
 /// it can.
 macro_rules! journal_contract {
@@ -596,6 +618,7 @@ macro_rules! journal_contract {
         journal_contract!(
             $journal,
             requests_queue_in_the_order_of_their_admission,
+            requests_are_listed_by_their_state,
             a_known_id_is_never_admitted_twice,
             nonces_are_taken_one_after_the_other_or_not_at_all,
             a_request_has_one_transaction_that_may_land,

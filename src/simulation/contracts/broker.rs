@@ -10,7 +10,8 @@ use tokio::sync::{OnceCell, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::{
-    Broker, BrokerSettings, Delivery, Flow, Names, Outgoing, PublishError, Publisher, Topology, TopologyMode, UriSource,
+    Access, Broker, BrokerSettings, Delivery, Flow, Names, Outgoing, PublishError, Publisher, Topology, TopologyMode,
+    UriSource,
 };
 use crate::model::{Generation, Heartbeat, Message, Properties};
 use crate::simulation::queues::{SimPublisher, deliver};
@@ -105,7 +106,8 @@ async fn real() -> Real {
     rabbit.add_vhost(&vhost).await.unwrap();
     let uri = rabbit.uri(&vhost);
     let settings = BrokerSettings {
-        uri: UriSource::Inline(SecretString::from(uri.clone())),
+        uri: UriSource::Inline(vec![SecretString::from(uri.clone())]),
+        access: Access::default(),
         client_name: "contract".to_owned(),
         prefetch: 10,
         prefetch_bytes: 1 << 30,

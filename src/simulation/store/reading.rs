@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use crate::journal::{
     AccountId, AccountOverview, CopyKind, History, Incident, JournalOverview, LiveTransaction, OpenRequests, OutboxRow,
-    QueuedRequest, RECENT_INCIDENTS, RecentIncident, ReplyAddress, RequestSeq, SignedHistory, TransactionHistory,
-    UnconfirmedCopy,
+    QueuedRequest, RECENT_INCIDENTS, RecentIncident, ReplyAddress, RequestSeq, RequestSummary, SignedHistory,
+    TransactionHistory, UnconfirmedCopy,
 };
 use crate::model::event::BatchPlace;
 use crate::model::{Members, Message, Nonce, RequestId, RequestState, SignedTransaction, TransactionState};
@@ -144,6 +144,16 @@ impl Store {
             transactions: transactions.collect(),
             incidents: incidents.collect(),
         })
+    }
+
+    pub(crate) fn requests_of(&self, state: RequestState, most: u32) -> Vec<RequestSummary> {
+        let mut found: Vec<_> = self.requests.iter().filter(|(_, row)| row.state == state).collect();
+        match state.is_settled() {
+            true => found.sort_by_key(|(seq, _)| std::cmp::Reverse(**seq)),
+            false => found.sort_by_key(|(seq, row)| (row.account, row.turn, **seq)),
+        }
+        let summaries = found.into_iter().filter_map(|(_, row)| Some(self.history(&row.id)?.into()));
+        summaries.take(most as usize).collect()
     }
 
     fn transactions_of(&self, row: &RequestRow) -> impl Iterator<Item = (Nonce, &TransactionRow)> {

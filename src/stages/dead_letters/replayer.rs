@@ -204,7 +204,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::broker::{Names, PublishError, Topology, TopologyMode, UriSource};
+    use crate::broker::{Access, Names, PublishError, Topology, TopologyMode, UriSource};
     use crate::journal::contract::instance;
     use crate::policy::letters::tests::rules;
     use crate::stages::dead_letters::replay_guard::tests::Bench;
@@ -215,7 +215,8 @@ mod tests {
             rules: ReplayRules { read_every: seconds(60), rules: Vec::new() },
             admission: rules(),
             broker: BrokerSettings {
-                uri: UriSource::Inline("amqp://localhost".into()),
+                uri: UriSource::Inline(vec!["amqp://localhost".into()]),
+                access: Access::default(),
                 client_name: "acme/host".to_owned(),
                 prefetch: 1,
                 prefetch_bytes: 1 << 20,

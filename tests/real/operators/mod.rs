@@ -12,4 +12,5 @@ mod observing;
 mod policy;
 pub mod process;
 mod replay_rules;
+mod requests;
 mod traces;

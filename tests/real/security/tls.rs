@@ -27,7 +27,12 @@ pub fn certificate(folder: &Path, name: &str, authority: &str) {
 
 /// The same for so many days; with fewer than none it is over.
 pub fn certificate_for(folder: &Path, name: &str, authority: &str, days: i32) {
-    openssl(folder, &format!("req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout {name}.key -out {name}.csr"));
+    certificate_of(folder, name, "localhost", authority, days);
+}
+
+/// A certificate of this subject, with a key that only its owner may read.
+pub fn certificate_of(folder: &Path, name: &str, subject: &str, authority: &str, days: i32) {
+    openssl(folder, &format!("req -newkey rsa:2048 -nodes -subj /CN={subject} -keyout {name}.key -out {name}.csr"));
     std::fs::write(folder.join("extensions"), "subjectAltName=DNS:localhost\nextendedKeyUsage=serverAuth,clientAuth\n")
         .unwrap();
     openssl(
@@ -37,6 +42,9 @@ pub fn certificate_for(folder: &Path, name: &str, authority: &str, days: i32) {
              -extfile extensions -out {name}.pem"
         ),
     );
+    use std::os::unix::fs::PermissionsExt;
+    let owner_only = std::fs::Permissions::from_mode(0o600);
+    std::fs::set_permissions(folder.join(format!("{name}.key")), owner_only).unwrap();
 }
 
 /// B28: with the authority among the system's it connects; otherwise it says why not, never goes on without encryption, and
@@ -60,7 +68,9 @@ async fn a_broker_whose_certificate_does_not_hold_gets_no_password() {
         format!("ssl_options.keyfile = {}", path("broker.key")),
     ];
     let blocks = AnvilConfig { block_time: Some(std::time::Duration::from_secs(1)), ..AnvilConfig::default() };
-    let Some(stage) = Stage::with_broker(RabbitConfig { extra_conf }, blocks).await else { return };
+    let Some(stage) = Stage::with_broker(RabbitConfig { extra_conf, ..RabbitConfig::default() }, blocks).await else {
+        return;
+    };
     stage.topology(&WorkerHome::new(&stage.config())).await;
     stage.amqp.publish(QUEUE, with_id("order-1"), b"good").await;
     let attempts = [
