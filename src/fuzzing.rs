@@ -1,5 +1,6 @@
 //! Everything that reads bytes from outside, each as a function of bytes: for `fuzz/`, and for a short run of each in the tests.
 //! None may panic, and what is read must come back the same when it is written and read again.
+#![allow(clippy::panic, clippy::indexing_slicing, clippy::expect_used, reason = "a panic is what these look for")]
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;

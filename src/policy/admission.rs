@@ -335,7 +335,8 @@ mod tests {
     fn ids_are_unique_among_those_of_their_scope() {
         let by_header = || Scope::Header("tenant".into());
         let user = header::ORIGINAL_USER_ID;
-        let rows: [(Scope, Option<&str>, &str, &[(&str, &str)], &str); 14] = [
+        type Row<'r> = (Scope, Option<&'r str>, &'r str, &'r [(&'r str, &'r str)], &'r str);
+        let rows: [Row<'_>; 14] = [
             (Scope::None, Some("eve"), "in", &[("tenant", "t")], "a"),
             (Scope::UserId, Some("eve"), "in", &[], "eve/a"),
             (Scope::UserId, None, "in", &[], "/a"),

@@ -296,7 +296,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_failure_is_asked_again_and_one_that_lasts_ends_the_reading() {
         type Fault = fn(&mut FakeChainState, bool);
-        let faults: [(Fault, fn(&HistoryError) -> bool); 3] = [
+        type IsIts = fn(&HistoryError) -> bool;
+        let faults: [(Fault, IsIts); 3] = [
             (|state, on| state.is_away = on, |error| matches!(error, HistoryError::Chain(_))),
             (|state, on| state.lacks_blocks = on, |error| matches!(error, HistoryError::NoBlock(_))),
             (|state, on| state.lacks_receipts = on, |error| matches!(error, HistoryError::NoReceipt(Nonce(0)))),
