@@ -11,6 +11,8 @@ use crate::model::text::counted;
 const AREA: &str = "broker";
 /// AMQP's word for an object that is not there.
 const MISSING: &str = "NOT_FOUND";
+/// In the fault of an exchange that is the producers' to make.
+const OF_PRODUCERS: &str = "[[bind]]";
 /// RabbitMQ's own default.
 const DEFAULT_CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
@@ -47,7 +49,9 @@ fn unreachable(error: &BrokerError) -> Finding {
 fn topology(inspection: &Inspection, mode: TopologyMode) -> Vec<Finding> {
     let Inspection { vhost, faults, unseen, .. } = inspection;
     let connected = format!("connected to virtual host {vhost}");
-    let is_made = |fault: &&String| mode == TopologyMode::Declare && fault.contains(MISSING);
+    let is_made = |fault: &&String| {
+        mode == TopologyMode::Declare && fault.contains(MISSING) && !fault.contains(OF_PRODUCERS)
+    };
     let (made, faults): (Vec<_>, Vec<_>) = faults.iter().partition(is_made);
     if !faults.is_empty() {
         return faults.into_iter().map(|fault| Finding::fail(AREA, fault.trim_start_matches("- "))).collect();
@@ -140,7 +144,9 @@ mod tests {
             lacking: Vec::new(),
         };
         let (missing, other) = ("- queue q: NOT_FOUND - no queue", "- queue r: PRECONDITION_FAILED - inequivalent arg");
-        let cases: [(&[&str], TopologyMode, Level, usize); 4] = [
+        let producers = "- exchange p of [[bind]]: NOT_FOUND - no exchange";
+        let cases: [(&[&str], TopologyMode, Level, usize); 5] = [
+            (&[missing, producers], TopologyMode::Declare, Level::Fail, 1),
             (&[missing, missing], TopologyMode::Declare, Level::Ok, 1),
             (&[missing, missing], TopologyMode::Verify, Level::Fail, 2),
             (&[missing, other], TopologyMode::Declare, Level::Fail, 1),
