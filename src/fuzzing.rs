@@ -8,7 +8,8 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 use secrecy::SecretString;
 
-use crate::broker::RawLetter;
+use crate::broker::{RawLetter, readable};
+use crate::chain::answers;
 use crate::cli::dead::sheet;
 use crate::config;
 use crate::model::message::ReplayNote;
@@ -16,6 +17,7 @@ use crate::model::{Generation, Marker, Message, Properties, Timestamp};
 use crate::policy::admission::{AdmissionRules, admit};
 use crate::policy::letters::Letter;
 use crate::policy::raw_transaction;
+use crate::rpc::answer;
 use crate::signer::keystore::{self, KeystoreError};
 
 /// Reads bytes, and returns whether they are what it expects.
@@ -23,8 +25,10 @@ type Target = fn(&[u8]) -> bool;
 
 /// Each target, by the name that its corpus has.
 pub const TARGETS: &[(&str, Target)] = &[
+    ("answers", answers),
     ("bodies", bodies),
     ("configuration", configuration),
+    ("frames", frames),
     ("keystores", keystores),
     ("letters", letters),
     ("markers", markers),
@@ -74,6 +78,20 @@ const TYPES: [&str; 4] = ["data", "call", "transaction", "record"];
 
 static RULES: LazyLock<AdmissionRules> =
     LazyLock::new(|| config::load_text(ROUTES).unwrap_or_else(|faults| panic!("{faults:?}")).admission);
+
+/// What a node answers, over HTTP.
+fn answers(bytes: &[u8]) -> bool {
+    answer::read_any(bytes).is_some_and(|answer| answers::read_any(&answer))
+}
+
+/// What a broker sends; the first byte says in which pieces it comes.
+fn frames(bytes: &[u8]) -> bool {
+    let Some((pieces, frames)) = bytes.split_first() else { return false };
+    let whole = readable::filtered(frames, frames.len());
+    assert_eq!(readable::filtered(frames, (*pieces).into()), whole, "however it is cut");
+    assert_eq!(readable::filtered(&whole, whole.len()), whole, "what was replaced can be read");
+    whole.len() != frames.len()
+}
 
 /// A message's body, by the route of its type.
 fn bodies(bytes: &[u8]) -> bool {

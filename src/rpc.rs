@@ -16,7 +16,7 @@ use crate::model::text::cleaned;
 use crate::policy::node_texts::is_outage_status;
 use crate::rpc::answer::{IdRule, Many, NoResult, NodeError};
 
-mod answer;
+pub(crate) mod answer;
 
 #[cfg(test)]
 pub(crate) use answer::tests::any_json;

@@ -66,7 +66,7 @@ mod marker;
 mod prefetch;
 mod publish_only;
 mod publisher;
-mod readable;
+pub(crate) mod readable;
 mod renewal;
 mod rights;
 mod session;

@@ -59,7 +59,7 @@ use crate::observe::traces::Traced;
 use crate::policy::fee::Market;
 use crate::policy::finality::FinalityRule;
 
-mod answers;
+pub(crate) mod answers;
 mod batch_size;
 mod batches;
 mod broadcast;

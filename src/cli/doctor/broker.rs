@@ -49,9 +49,8 @@ fn unreachable(error: &BrokerError) -> Finding {
 fn topology(inspection: &Inspection, mode: TopologyMode) -> Vec<Finding> {
     let Inspection { vhost, faults, unseen, .. } = inspection;
     let connected = format!("connected to virtual host {vhost}");
-    let is_made = |fault: &&String| {
-        mode == TopologyMode::Declare && fault.contains(MISSING) && !fault.contains(OF_PRODUCERS)
-    };
+    let is_made =
+        |fault: &&String| mode == TopologyMode::Declare && fault.contains(MISSING) && !fault.contains(OF_PRODUCERS);
     let (made, faults): (Vec<_>, Vec<_>) = faults.iter().partition(is_made);
     if !faults.is_empty() {
         return faults.into_iter().map(|fault| Finding::fail(AREA, fault.trim_start_matches("- "))).collect();
