@@ -136,7 +136,7 @@ async fn a_batch_of_a_lost_journal_is_read_apart() {
 
     let home = WorkerHome::new(&config);
     let (code, text) = home.command(BINARY, &["recover", "--from-block", "0"]).await;
-    assert!(code == 0 && text.contains("1 transactions in blocks 0 to") && text.contains("with 10 writes"), "{text}");
+    assert!(code == 0 && text.contains("1 transaction in blocks 0 to") && text.contains("with 10 writes"), "{text}");
     numbers(10..20).await;
     stage.anvil.set_interval_mining(1).await.unwrap();
     let mut worker = home.start(BINARY);
