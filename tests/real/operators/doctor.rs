@@ -110,10 +110,14 @@ async fn a_broker_that_is_away_or_refuses_is_told_apart() {
 #[tokio::test]
 async fn objects_that_are_missing_or_of_another_make_are_named_with_the_way_to_mend_them() {
     let Some(stage) = Stage::set().await else { return };
-    let home = WorkerHome::new(&stage.config());
+    let home = WorkerHome::new(&stage.config().with("broker", "topology = \"verify\""));
     let (code, text) = doctor(&home).await;
     assert_eq!(code, 69, "{text}");
     assert_line(&text, "fail  broker: queue acme.writes: ", &["NOT_FOUND", "chainwriter topology apply"]);
+    let home = WorkerHome::new(&stage.config());
+    let (code, text) = doctor(&home).await;
+    assert_eq!(code, 0, "{text}");
+    assert_line(&text, "ok    broker: connected to virtual host", &["a worker makes queues and exchanges"]);
     stage.topology(&home).await;
     stage.amqp.delete(DEAD).await;
     stage.amqp.declare(DEAD).await;
@@ -257,6 +261,7 @@ async fn a_head_that_is_old_or_ahead_and_finality_beyond_the_hold_are_told() {
     tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
     let (_, text) = doctor(&home).await;
     assert_line(&text, "warn  node: chain 31337", &["blocks do not come"]);
+    stage.anvil.mine(1).await.unwrap();
     stage.anvil.rpc().call("evm_increaseTime", json!([300])).await.unwrap();
     stage.anvil.mine(2).await.unwrap();
     let (code, text) = doctor(&home).await;
