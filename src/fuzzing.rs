@@ -8,7 +8,8 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 use secrecy::SecretString;
 
-use crate::broker::{RawLetter, readable};
+use crate::broker::RawLetter;
+use crate::broker::readable::frames::filtered;
 use crate::chain::answers;
 use crate::cli::dead::sheet;
 use crate::config;
@@ -79,17 +80,17 @@ const TYPES: [&str; 4] = ["data", "call", "transaction", "record"];
 static RULES: LazyLock<AdmissionRules> =
     LazyLock::new(|| config::load_text(ROUTES).unwrap_or_else(|faults| panic!("{faults:?}")).admission);
 
-/// What a node answers, over HTTP.
+/// A node's answer over HTTP.
 fn answers(bytes: &[u8]) -> bool {
     answer::read_any(bytes).is_some_and(|answer| answers::read_any(&answer))
 }
 
-/// What a broker sends; the first byte says in which pieces it comes.
+/// Bytes from a broker, which come in pieces as long as the first byte says.
 fn frames(bytes: &[u8]) -> bool {
     let Some((pieces, frames)) = bytes.split_first() else { return false };
-    let whole = readable::filtered(frames, frames.len());
-    assert_eq!(readable::filtered(frames, (*pieces).into()), whole, "however it is cut");
-    assert_eq!(readable::filtered(&whole, whole.len()), whole, "what was replaced can be read");
+    let whole = filtered(frames, frames.len());
+    assert_eq!(filtered(frames, (*pieces).into()), whole, "however it is cut");
+    assert_eq!(filtered(&whole, whole.len()), whole, "what was replaced can be read");
     whole.len() != frames.len()
 }
 
@@ -108,9 +109,8 @@ fn bodies(bytes: &[u8]) -> bool {
     read.is_ok_and(|candidate| candidate.write.is_ok())
 }
 
-/// A configuration file.
+/// A configuration file that names no other files.
 fn configuration(bytes: &[u8]) -> bool {
-    // Files that it names would be read.
     let text = std::str::from_utf8(bytes).ok().filter(|text| !text.contains("file") && !text.contains("abi"));
     text.is_some_and(|text| config::load_text(text).is_ok())
 }
@@ -177,7 +177,7 @@ mod tests {
 
     /// Changed inputs of each target in a test.
     const CHANGED: u64 = 3_000;
-    /// What parsers look for.
+    /// Pieces of text for which parsers have rules.
     const WORDS: [&[u8]; 16] = [
         b"\"",
         b"{",

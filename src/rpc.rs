@@ -91,7 +91,7 @@ pub(crate) enum BatchAnswer {
     Each(Vec<Option<Result<Value>>>),
     /// No call was processed: the node takes no batches, or none of this size.
     Refused(Refusal),
-    /// What came does not fit the calls one to one, or is cut off: none of it is used.
+    /// The answers do not fit the calls one to one, or are cut off: none of them is used.
     Garbled(String),
 }
 
@@ -158,7 +158,7 @@ impl HttpTransport {
     pub(crate) async fn call<T: DeserializeOwned>(&self, method: &str, params: Vec<Value>) -> Result<T> {
         let (id, request) = self.prepare(method, params);
         let (head, answer) = self.post(Request::Single(request)).await?;
-        // What a node says of a transaction counts only where it is surely about that one.
+        // An answer about a transaction counts only where it is surely about that one.
         let rule = if method == "eth_sendRawTransaction" { IdRule::OnErrors } else { IdRule::MayLack };
         answer::single(id as u64, rule, &answer).map_err(|why| head.no_result(why))
     }
@@ -180,7 +180,7 @@ impl HttpTransport {
         };
         let is_outage = is_outage_status(head.status.as_u16());
         match answer::many(&ids, &answer) {
-            // What came counts, whatever the status says of the rest.
+            // Answers that came count, whatever the status says of the rest.
             Many::Each(each) if !is_outage || each.iter().flatten().any(std::result::Result::is_ok) => {
                 Ok(BatchAnswer::Each(each.into_iter().map(|answer| answer.map(read)).collect()))
             }

@@ -17,10 +17,18 @@ pub async fn check(settings: &BrokerSettings, mode: TopologyMode) -> Result<Stri
     ensured.map(|()| vhost)
 }
 
+/// An object that is not as it must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectFault {
+    /// One line: what is wrong, and how to fix it.
+    pub text: String,
+    /// Set for an object of the worker's own that is not there: it makes those.
+    pub is_to_be_made: bool,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Compared {
-    /// One line for each object that is wrong, and how to fix it.
-    pub(super) faults: Vec<String>,
+    pub(super) faults: Vec<ObjectFault>,
     /// Objects that exist, and whose arguments cannot be checked without the right to configure them.
     pub(super) unseen: Vec<String>,
 }
@@ -28,7 +36,8 @@ pub(super) struct Compared {
 impl Topology {
     /// Declares all objects, or checks them. Each is tried, so that one report has all faults.
     pub(super) async fn ensure(&self, connected: &Connected, mode: TopologyMode) -> Result<(), BrokerError> {
-        let mut faults = self.compare(connected, mode).await?.faults;
+        let compared = self.compare(connected, mode).await?;
+        let mut faults: Vec<_> = compared.faults.into_iter().map(|fault| fault.text).collect();
         // A binding that cannot be made says no more than the missing object did.
         if mode == TopologyMode::Declare && faults.is_empty() {
             for binding in self.bindings() {
@@ -45,7 +54,8 @@ impl Topology {
             object.compare(connected, mode, &mut compared).await?;
         }
         for bind in &self.binds {
-            compared.faults.extend(fault_of_bind(connected, bind).await?);
+            let fault = fault_of_bind(connected, bind).await?;
+            compared.faults.extend(fault.map(|text| ObjectFault { text, is_to_be_made: false }));
         }
         Ok(compared)
     }
@@ -73,7 +83,10 @@ impl Object {
             Some(error) if exists && broker_detail(&error).contains("ACCESS_REFUSED") => {
                 compared.unseen.push(format!("{kind} {}", self.name));
             }
-            Some(error) => compared.faults.push(fault(kind, &self.name, &error)),
+            Some(error) => {
+                let is_to_be_made = broker_detail(&error).contains("NOT_FOUND");
+                compared.faults.push(ObjectFault { text: fault(kind, &self.name, &error), is_to_be_made });
+            }
         }
         Ok(())
     }

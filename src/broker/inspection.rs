@@ -5,6 +5,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel};
 
 use crate::broker::connection::{BrokerSettings, Connected, broker_detail};
+use crate::broker::declare::ObjectFault;
 use crate::broker::{BrokerError, TopologyMode};
 
 /// Consumer tag and routing key of a probe, if the broker took it.
@@ -15,8 +16,7 @@ pub const TAKES_NO_MESSAGES: &str = "it takes no messages now: its alarm for mem
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inspection {
     pub vhost: String,
-    /// One line for each object that is wrong, and how to fix it.
-    pub faults: Vec<String>,
+    pub faults: Vec<ObjectFault>,
     /// Objects whose arguments cannot be checked without the right to configure them.
     pub unseen: Vec<String>,
     pub lacking: Vec<String>,

@@ -78,7 +78,7 @@ pub use access::{Access, Login};
 pub use address::{UriSource, are_encrypted, check_uri, check_uris};
 pub use connection::BrokerSettings;
 pub use dead_letters::{Browse, DeadLetters, MOST_LETTERS, RawLetter, Seen, Ticket};
-pub use declare::check;
+pub use declare::{ObjectFault, check};
 pub use depths::{QueueDepth, QueueDepths, QueueRole};
 pub use inspection::{Inspection, TAKES_NO_MESSAGES, inspect};
 pub use prefetch::{PrefetchLimit, PrefetchState};

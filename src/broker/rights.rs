@@ -5,13 +5,13 @@ use crate::broker::topology::{Topology, TopologyMode};
 /// Users that are best kept apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Runs the daemon.
+    /// The daemon: takes messages, and publishes retries, dead letters and events.
     Worker,
     /// Runs commands: `status`, `dead`, `publish`, `adopt`.
     Operator,
     /// Makes the queues, exchanges and bindings.
     Topology,
-    /// Publishes messages.
+    /// Publishes messages to the work queue, or to the exchanges of `[[bind]]`.
     Producer,
 }
 
@@ -34,7 +34,7 @@ pub struct Use {
     pub mode: TopologyMode,
     /// Outcomes go to queues that messages name in `reply_to`.
     pub replies: bool,
-    /// There are `[[dead.replay]]` rules.
+    /// Rules of `[[dead.replay]]` send dead letters back.
     pub replays: bool,
 }
 

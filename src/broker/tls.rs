@@ -45,7 +45,7 @@ impl TlsFiles {
         self.authorities.is_some() || self.identity.is_some()
     }
 
-    /// Reads the files.
+    /// Reads the files anew, so that a renewed certificate counts from the next connection on.
     ///
     /// # Errors
     /// The first that cannot be used.

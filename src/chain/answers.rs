@@ -80,7 +80,7 @@ fn revert_data_in(data: &Value, depth: u8) -> Option<Bytes> {
     }
 }
 
-/// What is read of a block's header. What is missing shows when it is needed.
+/// Holds the members of a block that are read. A missing one shows when it is needed.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct HeaderFields {
@@ -228,7 +228,7 @@ pub(super) fn logs(entries: &[Value], query: &LogQuery) -> Result<Vec<Log>, Stri
     Ok(logs)
 }
 
-/// What is read of a receipt. What is missing shows when the receipt is one of ours.
+/// Holds the members of a receipt that are read. A missing one shows when the receipt is one of ours.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct ReceiptFields {
@@ -411,7 +411,7 @@ mod tests {
         for odd in ["0x100000000000000000000000000000000", "-0x1", "0x+1", "0x", ""] {
             assert!(!of_block(&with(&block, "baseFeePerGas", odd.to_owned())), "{odd}: not the same as none");
         }
-        // What decides nothing is not known then.
+        // Where nothing depends on a number, an odd one counts as unknown.
         let odd =
             [format!("{:#x}", MOST + 1), format!("{:#x}", u64::MAX), "-0x1".to_owned(), String::new(), "16".to_owned()];
         for odd in odd {

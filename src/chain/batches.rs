@@ -32,7 +32,7 @@ struct Round<'r> {
     shrunk: Option<String>,
     /// The same, once one was.
     learnt: Option<String>,
-    /// What the endpoint said when it last asked for fewer calls.
+    /// The last answer in which the endpoint asked for fewer calls.
     limit: Option<ChainError>,
     /// For so long without an answer it may ask for fewer calls.
     until: Instant,

@@ -196,22 +196,9 @@ impl NodeClient {
 
     /// Returns whether a node has run the call: another endpoint would say the same.
     fn has_run(&self, error: &ChainError) -> bool {
-        match error {
-            ChainError::Node { data: Some(data), .. } if !data.is_empty() => true,
-            ChainError::Node { message, .. } => {
-                self.errors.meaning_of_simulation(message) != SimulationMeaning::Unavailable
-            }
-            ChainError::Unreachable { .. }
-            | ChainError::Denied { .. }
-            | ChainError::NoState { .. }
-            | ChainError::NoStatus { .. }
-            | ChainError::RateLimited { .. }
-            | ChainError::Syncing { .. }
-            | ChainError::Lagging { .. }
-            | ChainError::WrongChain { .. }
-            | ChainError::Unconfirmed { .. }
-            | ChainError::Nonsense { .. } => false,
-        }
+        let ChainError::Node { data, message, .. } = error else { return false };
+        let has_data = data.as_ref().is_some_and(|data| !data.is_empty());
+        has_data || self.errors.meaning_of_simulation(message) != SimulationMeaning::Unavailable
     }
 
     /// Reads a block's header. What one endpoint does not have another may.
@@ -257,7 +244,7 @@ impl Chain for NodeClient {
             if let Some(failure) = first_failure(&answers) {
                 return Err(failure.clone());
             }
-            // What one does not have shows as a gap.
+            // A block that the endpoint does not have shows as a gap.
             let read = |answer: Result<Value>| answer.ok().map_or(Ok(None), |block| read_header(endpoint, block));
             answers.into_iter().map(read).collect()
         };

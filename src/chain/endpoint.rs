@@ -50,7 +50,7 @@ pub(super) enum Order {
     Kept,
 }
 
-/// What an endpoint gets at the start.
+/// Settings of one endpoint.
 pub(super) struct EndpointSettings {
     pub(super) label: String,
     /// Highest number of calls in a batch.

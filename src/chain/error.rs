@@ -58,7 +58,7 @@ pub enum ChainError {
         /// The JSON-RPC code. Clients disagree about the meanings.
         code: i64,
         message: String,
-        /// What a reverted call returned.
+        /// The return data of a reverted call.
         data: Option<Bytes>,
     },
 }

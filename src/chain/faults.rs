@@ -1,4 +1,4 @@
-//! What becomes of an answer without a result: an error of the call, of the endpoint, or of its rate.
+//! Turns an answer without a result into an error: of the call, of the endpoint, or of its rate.
 
 use crate::chain::{ChainError, Result, answers};
 use crate::observe::metrics::CallResult;

@@ -26,7 +26,7 @@ enum Lack {
 pub(super) enum Failing {
     /// The node says that it has no such method.
     Lacking,
-    /// It may pass.
+    /// Says nothing of the method itself: the failure may pass.
     Otherwise,
 }
 

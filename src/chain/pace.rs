@@ -15,7 +15,7 @@ const COUNTED: Duration = Duration::from_secs(1);
 const FIRST: (f64, f64) = (2.0, 500.0);
 /// Lowest number of calls a second: one in ten seconds.
 const LEAST: f64 = 0.1;
-/// What is left of what was answered within a second, after a refusal.
+/// After a refusal the pace is this share of the calls that were answered within a second.
 const SLOWER: f64 = 0.85;
 /// Refusals within this count as one: the calls were under way together.
 const TOGETHER: Duration = Duration::from_millis(500);
@@ -71,8 +71,8 @@ pub(super) struct Turn {
 }
 
 impl Pace {
-    /// Takes a turn for a request of at most so many calls. Returns how long it would have to wait where that is beyond `until`;
-    /// it takes no turn then.
+    /// Takes a turn for a request of at most `wanted` calls. A turn that would come after `until` is not taken: the error is the
+    /// wait for it.
     pub(super) fn take_turn(&mut self, now: Instant, wanted: usize, until: Instant) -> Result<Turn, Duration> {
         let Some(limit) = &mut self.limit else { return Ok(Turn { at: now, calls: wanted }) };
         let seconds = self.takes.clamp(PER_REQUEST.0, PER_REQUEST.1);
@@ -126,7 +126,7 @@ impl Pace {
             is_used: false,
         });
         if !is_new && now.duration_since(limit.slowed_at) >= TOGETHER {
-            // What was answered lately shows best what is taken.
+            // The calls answered lately show best how many the endpoint takes.
             let too_fast = answered.clamp(limit.per_second / 2.0, limit.per_second);
             (limit.too_fast, limit.per_second) = (Some(too_fast), (too_fast * SLOWER).max(LEAST));
             limit.slowed_at = now;

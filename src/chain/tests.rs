@@ -192,7 +192,7 @@ async fn of_a_batch_that_does_not_fit_its_calls_nothing_is_believed() {
         assert!(answers.len() == 8 && answers.iter().all(Result::is_ok), "{what}: {answers:?}");
         let [used, later] = used;
         assert_eq!(alone.load(Ordering::Relaxed), 8 - used, "{what}: what is used of the batch");
-        // What was learnt is kept for a while.
+        // The shorter length is kept for a while.
         client.broadcast(&signed(8)).await;
         assert_eq!(alone.load(Ordering::Relaxed), 8 - used + 8 - later, "{what}");
     }
@@ -517,7 +517,7 @@ async fn a_pruned_node_stays_in_use() {
     assert_eq!(asked(&client).await.unwrap(), 7);
 }
 
-/// Whatever a node's failure of a method looks like that others replace, it is done without.
+/// Covers methods that other calls replace.
 #[tokio::test]
 async fn a_method_that_a_node_lacks_is_done_without_however_it_says_so() {
     const REPLACED: [&str; 5] =
@@ -612,7 +612,7 @@ async fn a_node_that_always_has_something_to_say_of_its_syncing_is_used_when_it_
     }
 }
 
-/// What a server says in place of serving is shown: Geth's check of host names, say.
+/// One of the servers is Geth, which checks the host's name.
 #[tokio::test]
 async fn the_words_of_a_server_that_refuses_to_serve_are_shown() {
     let bodies = [

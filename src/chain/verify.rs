@@ -1,4 +1,4 @@
-//! Whether an endpoint may be used: the chain that it serves, whether it is up to date, whether it has the state that it lacked.
+//! Checks that an endpoint may be used: that it serves the right chain, is up to date, and has the state that it lacked.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ const YOUNG: Duration = Duration::from_secs(60);
 /// A node that has this many blocks to go is not syncing: on fast chains it never has none.
 const BLOCKS_TO_GO: u64 = 8;
 
-/// What an answer to `eth_syncing` says.
+/// The meaning of an answer to `eth_syncing`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sync {
     Done,

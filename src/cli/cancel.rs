@@ -75,17 +75,17 @@ fn accepted_text(state: RequestState) -> &'static str {
 
 fn has_ended(history: &History) -> bool {
     matches!(
-        RequestState::from_word(&history.state),
+        RequestState::from_word(&history.request.state),
         Some(RequestState::Final | RequestState::DeadPending | RequestState::Dead)
     )
 }
 
 fn print_end(id: &RequestId, history: &History) -> u8 {
-    if history.state == RequestState::Final.as_str() {
+    if history.request.state == RequestState::Final.as_str() {
         say(format_args!("{id}: final: it was written, and nothing can be cancelled any more"));
         return exit::TOO_LATE;
     }
-    let cause = history.failure.as_deref().unwrap_or_default();
+    let cause = history.request.failure.as_deref().unwrap_or_default();
     if cause.starts_with("rejected.cancelled") {
         say(format_args!("{id}: cancelled; it is a dead letter, and none of its transactions can land"));
         return exit::OK;

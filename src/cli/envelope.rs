@@ -1,4 +1,4 @@
-//! What a command says of a message besides its body.
+//! Options for the parts of a message besides its body.
 
 use clap::Args;
 
@@ -7,7 +7,7 @@ use crate::model::{HeaderValue, Headers, Origin};
 
 #[derive(Debug, Args)]
 pub(super) struct Envelope {
-    /// The AMQP type.
+    /// The AMQP property type, by which routes may go.
     #[arg(long = "type", value_name = "TYPE")]
     pub(super) kind: Option<String>,
     /// The exchange that it is published to; none: the default one.

@@ -22,7 +22,7 @@ const PORTS: u16 = 100;
 pub(super) struct Arguments {
     /// The unit: chainwriter@NAME. 1 to 28 letters, digits, "-" or "_".
     name: String,
-    /// Whose worker this is. NAME if it is not given.
+    /// The organisation that the worker is of. NAME if it is not given.
     #[arg(long)]
     organisation: Option<String>,
     /// A file with the broker's address, amqps://user:password@host/vhost; - is standard input. Without it the terminal is asked.
@@ -31,7 +31,7 @@ pub(super) struct Arguments {
     /// The work queue. NAME.writes if it is not given.
     #[arg(long)]
     queue: Option<String>,
-    /// EIP-155 chain id.
+    /// The chain's id (EIP-155), such as 1 for Ethereum.
     #[arg(long, value_name = "N")]
     chain_id: Option<String>,
     /// A node's JSON-RPC address; several may be given, the preferred one first.

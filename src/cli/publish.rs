@@ -14,7 +14,7 @@ use crate::cli::{exit, progress, say, stop};
 use crate::config::Settings;
 use crate::model::message::header;
 use crate::model::text::counted;
-use crate::model::{BodyHash, Message, Origin, Properties, RequestId, Timestamp};
+use crate::model::{BodyHash, Headers, Message, Origin, Properties, RequestId, Timestamp};
 use crate::policy::admission::{AdmissionRules, Candidate, admit, sheltered};
 
 /// Messages that wait for their publisher confirms at once.
@@ -94,7 +94,7 @@ pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Res
     })
 }
 
-/// What the first look at a file found.
+/// Counts what the first reading of a file found.
 #[derive(Default)]
 struct Checked {
     messages: u64,
@@ -111,6 +111,8 @@ struct Maker<'a> {
     /// None where nothing is checked.
     rules: Option<&'a AdmissionRules>,
     origin: Origin,
+    /// The same for every message.
+    headers: Headers,
 }
 
 impl<'a> Maker<'a> {
@@ -119,9 +121,13 @@ impl<'a> Maker<'a> {
             let fault = format!("--id {pointer} is no JSON pointer, which begins with a slash: write --id /{pointer}");
             return Err(stop(exit::USAGE, fault));
         }
-        arguments.envelope.headers()?;
-        let rules = (!arguments.unchecked).then_some(&settings.admission);
-        Ok(Self { arguments, rules, origin: arguments.envelope.origin(settings.queue()) })
+        let Arguments { not_before, not_after, envelope, unchecked, .. } = arguments;
+        let mut headers = envelope.headers()?;
+        for (name, time) in [(header::NOT_BEFORE, not_before), (header::NOT_AFTER, not_after)] {
+            headers.extend(time.map(|time| (name.to_owned(), time.to_string().into())));
+        }
+        let rules = (!unchecked).then_some(&settings.admission);
+        Ok(Self { arguments, rules, origin: envelope.origin(settings.queue()), headers })
     }
 
     /// Names where the messages go.
@@ -190,7 +196,7 @@ impl<'a> Maker<'a> {
             (None, Ok(_) | Err(_)) => BodyHash::of(&body).to_string(),
         };
         RequestId::new(&id).with_context(|| format!("{id:?} is no id"))?;
-        let Arguments { reply_to, not_before, not_after, envelope, .. } = self.arguments;
+        let Arguments { reply_to, envelope, .. } = self.arguments;
         let properties = Properties {
             content_type: Some(content_type.to_owned()),
             message_id: Some(id),
@@ -198,11 +204,8 @@ impl<'a> Maker<'a> {
             reply_to: reply_to.clone(),
             ..Properties::default()
         };
-        let mut headers = envelope.headers()?;
-        for (name, time) in [(header::NOT_BEFORE, not_before), (header::NOT_AFTER, not_after)] {
-            headers.extend(time.map(|time| (name.to_owned(), time.to_string().into())));
-        }
-        let message = Message { body: body.into(), properties, headers, origin: self.origin.clone() };
+        let message =
+            Message { body: body.into(), properties, headers: self.headers.clone(), origin: self.origin.clone() };
         if let Some(rules) = self.rules {
             let arrived = message.clone().believed();
             let read = sheltered(|| admit(rules, &arrived)).map(|candidate| candidate.at(Timestamp::now()));

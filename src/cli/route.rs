@@ -6,10 +6,11 @@ use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 
+use crate::cli::envelope::Envelope;
 use crate::cli::{exit, open_input, print};
 use crate::config::Settings;
 use crate::model::cause::cut;
-use crate::model::{Address, BodyHash, GasRule, HeaderValue, Message, Origin, Properties, Timestamp, Write};
+use crate::model::{Address, BodyHash, GasRule, Message, Properties, Timestamp, Write};
 use crate::policy::admission::{Candidate, admit, sheltered};
 use crate::policy::body::Body;
 use crate::policy::routes::{Calldata, route_of};
@@ -21,24 +22,14 @@ const SHOWN_BYTES: usize = 200;
 pub(super) struct Arguments {
     /// The message's body; "-" is standard input.
     file: String,
-    /// Its AMQP type.
-    #[arg(long = "type", value_name = "TYPE")]
-    kind: Option<String>,
-    /// The exchange that it is published to; none: the default one.
-    #[arg(long, value_name = "EXCHANGE", default_value = "", hide_default_value = true)]
-    exchange: String,
-    /// Its content_type.
+    #[command(flatten)]
+    envelope: Envelope,
+    /// The AMQP property content_type.
     #[arg(long, value_name = "TYPE")]
     content_type: Option<String>,
-    /// Its content_encoding.
+    /// The AMQP property content_encoding.
     #[arg(long, value_name = "ENCODING")]
     content_encoding: Option<String>,
-    /// Its routing key; the work queue's name if not given.
-    #[arg(long, value_name = "KEY")]
-    routing_key: Option<String>,
-    /// A header with a text; may be given several times.
-    #[arg(long, value_name = "NAME=TEXT")]
-    header: Vec<String>,
     /// Its message_id; the hash of its body if not given.
     #[arg(long)]
     id: Option<String>,
@@ -63,7 +54,7 @@ struct Outcome {
     /// `class.reason` of the dead letter that it would be.
     refused: Option<String>,
     detail: Option<String>,
-    /// What its producer may not have meant.
+    /// Points at which the producer may have meant something else.
     notes: Vec<String>,
 }
 
@@ -110,23 +101,19 @@ fn message(arguments: &Arguments, settings: &Settings) -> anyhow::Result<Message
     let mut body = Vec::new();
     let read = open_input(&arguments.file)?.read_to_end(&mut body);
     read.with_context(|| format!("cannot read {}", arguments.file))?;
-    let header = |text: &String| -> anyhow::Result<(String, HeaderValue)> {
-        let (name, value) = text.split_once('=').with_context(|| format!("{text:?} is no NAME=TEXT"))?;
-        Ok((name.to_owned(), value.into()))
-    };
     let id = arguments.id.clone().unwrap_or_else(|| BodyHash::of(&body).to_string());
-    let routing_key = arguments.routing_key.clone().unwrap_or_else(|| settings.queue().to_owned());
+    let envelope = &arguments.envelope;
     Ok(Message {
         body: body.into(),
         properties: Properties {
             message_id: Some(id),
-            kind: arguments.kind.clone(),
+            kind: envelope.kind.clone(),
             content_type: arguments.content_type.clone(),
             content_encoding: arguments.content_encoding.clone(),
             ..Properties::default()
         },
-        headers: arguments.header.iter().map(header).collect::<anyhow::Result<_>>()?,
-        origin: Origin { exchange: arguments.exchange.clone(), routing_key },
+        headers: envelope.headers()?,
+        origin: envelope.origin(settings.queue()),
     }
     .believed())
 }

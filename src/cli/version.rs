@@ -1,4 +1,4 @@
-//! What `--version` says: the version, the commit that it was built from, and the features in it.
+//! The text of `--version`: the version, the commit that it was built from, and the features in it.
 
 use std::sync::LazyLock;
 

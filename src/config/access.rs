@@ -113,7 +113,7 @@ fn tls(section: &mut Section<'_>, places: &Places) -> TlsFiles {
         (None, None) => None,
     };
     let files = TlsFiles { authorities, identity };
-    // What cannot be read shows at the start, and not as a broker out of reach.
+    // A file that cannot be read shows at the start, and not as a broker out of reach.
     let is_named_already = files.identity.as_ref().is_some_and(|identity| private_file(&identity.key).is_err());
     if files.are_set()
         && let Err(fault) = files.client_config()

@@ -15,7 +15,7 @@ const OPTIONS: [&str; 1] = ["CHAINWRITER_CONFIG"];
 /// Lists of tables, which the environment has no way to write.
 const LISTS: [&str; 5] = ["signer", "route", "bind", "dead.replay", "policy.allow"];
 
-/// What each layer says.
+/// The values of each layer, and of all together.
 pub(super) struct Layers {
     pub(super) merged: Value,
     file: Option<(PathBuf, Value)>,
@@ -161,7 +161,7 @@ fn documented_keys() -> Vec<(String, String)> {
 }
 
 /// Returns the values of all keys in a table; a list counts as one.
-fn leaves(values: &Value) -> BTreeMap<String, Value> {
+pub(super) fn leaves(values: &Value) -> BTreeMap<String, Value> {
     fn add(leaves: &mut BTreeMap<String, Value>, key: &str, value: &Value) {
         let Some(table) = value.as_object() else {
             leaves.insert(key.to_owned(), value.clone());

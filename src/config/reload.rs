@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::config::layers::leaves;
 use crate::config::{Faults, Settings};
 use crate::policy::limits::Limits;
 use crate::stages::lane::Tuning;
@@ -29,21 +30,10 @@ const AT_RUN_TIME: [&str; 12] = [
 /// A fingerprint of what each key says: enough to see a change, and none of the secrets.
 pub(super) type Prints = BTreeMap<String, [u8; 32]>;
 
-/// Returns the fingerprints of all keys in a table; a list counts as one key.
+/// Returns the fingerprints of all keys in a table.
 pub(super) fn prints(values: &Value) -> Prints {
-    fn add(prints: &mut Prints, key: &str, value: &Value) {
-        let Some(table) = value.as_object() else {
-            prints.insert(key.to_owned(), Sha256::digest(value.to_string()).into());
-            return;
-        };
-        for (name, value) in table {
-            let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
-            add(prints, &key, value);
-        }
-    }
-    let mut prints = Prints::new();
-    add(&mut prints, "", values);
-    prints
+    let print = |(key, value): (String, Value)| (key, Sha256::digest(value.to_string()).into());
+    leaves(values).into_iter().map(print).collect()
 }
 
 /// The running settings after a configuration was read again.

@@ -16,7 +16,7 @@ const SYSTEMD_FOLDER: &str = "/run/credentials";
 /// Where relative names of secrets and of the journal are searched.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Places {
-    /// Folders with credentials.
+    /// Folders with credentials, the first one searched first.
     pub(crate) credentials: Vec<PathBuf>,
     /// Credentials that are open already, by their names in the folder of encrypted ones.
     pub(crate) decrypted: BTreeMap<String, PathBuf>,

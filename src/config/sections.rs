@@ -43,7 +43,7 @@ pub(super) struct Bases<'b> {
     pub(super) places: &'b Places,
 }
 
-/// Reads all sections.
+/// Reads all sections, and collects every fault.
 pub(super) fn read(values: Value, bases: &Bases<'_>) -> Result<Settings, Faults> {
     let prints = prints(&values);
     let mut tables = values.as_object().cloned().unwrap_or_else(Map::new);

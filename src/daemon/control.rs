@@ -51,7 +51,7 @@ pub async fn listen(folder: PathBuf, requests: mpsc::Sender<Request>) {
             && let Ok(outcome) = outcome.await
         {
             let answer = serde_json::to_vec(&outcome).unwrap_or_default();
-            // Whether the command still waits changes nothing.
+            // The command may have gone: the outcome is the same.
             let _ = connection.write_all(&answer).await;
         }
     }

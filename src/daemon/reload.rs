@@ -34,7 +34,7 @@ impl Adjustable {
     }
 }
 
-/// What a reload came to.
+/// The outcome of a reload.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
     /// Why nothing was taken over.

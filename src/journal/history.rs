@@ -12,18 +12,8 @@ use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, RequestId, Reque
 
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct History {
-    pub id: String,
-    pub state: String,
-    /// `cw-attempt` of the copy that it stands at.
-    pub attempt: u32,
-    /// `cw-replay-count` of it.
-    pub replay: u32,
-    pub received_at: Timestamp,
-    pub changed_at: Timestamp,
-    pub chain_id: u64,
-    pub account: Address,
-    /// `class.reason: detail` of its last failure.
-    pub failure: Option<String>,
+    #[serde(flatten)]
+    pub request: RequestSummary,
     /// Oldest first.
     pub transactions: Vec<TransactionHistory>,
     /// Oldest first.
@@ -73,7 +63,9 @@ pub struct Incident {
 pub struct RequestSummary {
     pub id: String,
     pub state: String,
+    /// `cw-attempt` of the copy that it stands at.
     pub attempt: u32,
+    /// `cw-replay-count` of it.
     pub replay: u32,
     pub received_at: Timestamp,
     pub changed_at: Timestamp,
@@ -81,13 +73,6 @@ pub struct RequestSummary {
     pub account: Address,
     /// `class.reason: detail` of its last failure.
     pub failure: Option<String>,
-}
-
-impl From<History> for RequestSummary {
-    fn from(history: History) -> Self {
-        let History { id, state, attempt, replay, received_at, changed_at, chain_id, account, failure, .. } = history;
-        Self { id, state, attempt, replay, received_at, changed_at, chain_id, account, failure }
-    }
 }
 
 /// Of settled requests only so many of the newest are searched for a state: no index has them by state.
@@ -106,15 +91,14 @@ pub async fn requests_of(connection: &dyn Statements, state: RequestState, most:
         "SELECT r.*, a.chain_id, a.address FROM {of} r JOIN accounts a ON a.id = r.account WHERE r.state = $1 \
          ORDER BY {order} LIMIT $2"
     );
-    let summary = |row: &dyn Columns| request_history(row).map(RequestSummary::from);
     connection.rows("list requests", &select, &values![state.as_str(), most], summary).await
 }
 
 pub async fn history(connection: &dyn Statements, id: &RequestId) -> Result<Option<History>> {
     let select =
         "SELECT r.*, a.chain_id, a.address FROM requests r JOIN accounts a ON a.id = r.account WHERE r.id = $1";
-    let read = |row: &dyn Columns| Ok((seq(row)?, request_history(row)?));
-    let Some((seq, mut history)) = connection.row("read a request", select, &values![id.as_str()], read).await? else {
+    let read = |row: &dyn Columns| Ok((seq(row)?, summary(row)?));
+    let Some((seq, request)) = connection.row("read a request", select, &values![id.as_str()], read).await? else {
         return Ok(None);
     };
     let values = values![seq.0];
@@ -129,23 +113,22 @@ pub async fn history(connection: &dyn Statements, id: &RequestId) -> Result<Opti
     let select = "SELECT t.*, CAST(0 AS bigint) AS place FROM transactions t WHERE t.request = $1 \
                   UNION ALL SELECT t.*, b.place FROM batched b \
                   JOIN transactions t ON t.account = b.account AND t.nonce = b.nonce WHERE b.request = $1 ORDER BY nonce";
-    history.transactions = connection.rows("read transactions", select, &values, transaction_history).await?;
-    for transaction in &mut history.transactions {
+    let mut transactions = connection.rows("read transactions", select, &values, transaction_history).await?;
+    for transaction in &mut transactions {
         transaction.signed = signed.remove(&transaction.nonce).unwrap_or_default();
     }
     let select = "SELECT at, what, detail FROM incidents WHERE request = $1 ORDER BY id";
-    history.incidents = connection.rows("read incidents", select, &values, incident).await?;
-    Ok(Some(history))
+    let incidents = connection.rows("read incidents", select, &values, incident).await?;
+    Ok(Some(History { request, transactions, incidents }))
 }
 
-/// Reads a request without its transactions and incidents.
-fn request_history(row: &dyn Columns) -> Result<History> {
+fn summary(row: &dyn Columns) -> Result<RequestSummary> {
     let of = |name| optional_text(row, "request", name);
     let failure = match (of("failure_class")?, of("failure_reason")?, of("failure_detail")?) {
         (Some(class), Some(reason), Some(detail)) => Some(format!("{class}.{reason}: {detail}")),
         _ => None,
     };
-    Ok(History {
+    Ok(RequestSummary {
         id: text(row, "request", "id")?.into_owned(),
         state: text(row, "request", "state")?.into_owned(),
         attempt: unsigned(row, "request", "retry")?,
@@ -155,8 +138,6 @@ fn request_history(row: &dyn Columns) -> Result<History> {
         chain_id: unsigned(row, "account", "chain_id")?,
         account: fixed(row, "account", "address", Address::from_slice)?,
         failure,
-        transactions: Vec::new(),
-        incidents: Vec::new(),
     })
 }
 

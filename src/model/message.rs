@@ -51,7 +51,7 @@ pub mod header {
     pub const REPLAY_REASON: &str = "cw-replay-reason";
     /// The properties and headers of a message that AMQP does not allow, as they came: hexadecimal digits. Set on arrival.
     pub const RAW_PROPERTIES: &str = "cw-raw-properties";
-    /// What of them cannot be read, with its bytes.
+    /// Names the parts of them that cannot be read, with their bytes.
     pub const UNREADABLE: &str = "cw-unreadable";
     /// Begins the name of every header of ours.
     pub const PREFIX: &str = "cw-";
@@ -385,7 +385,7 @@ fn is_of_broker(name: &str) -> bool {
 fn drop_large_headers(headers: &mut Headers, read: &BTreeSet<String>) {
     let is_read = |name: &str| header::READ.contains(&name) || read.contains(name);
     let mut dropped: Vec<String> = Vec::new();
-    // What is made on arrival is within limits of its own.
+    // The header that is made on arrival has a limit of its own.
     let is_too_large = |name: &str, value: &HeaderValue| {
         let is_ours = name.starts_with(header::PREFIX) && name != header::RAW_PROPERTIES;
         is_ours && name.len() + value.size() > MAX_OWN_HEADER_BYTES

@@ -418,7 +418,7 @@ mod tests {
         let of = |now: i64| admit(&rules, &late).unwrap().at(Timestamp(now)).write;
         assert!(of(9_999).is_ok());
         assert_eq!(of(10_000).unwrap_err().reason, Reason::Expired);
-        // What is wrong besides is said first.
+        // Another fault is reported first.
         let none = AdmissionRules { routes: Vec::new(), ..rules.clone() };
         assert_eq!(admit(&none, &late).unwrap().at(Timestamp(10_000)).write.unwrap_err().reason, Reason::NoRoute);
     }

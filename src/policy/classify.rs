@@ -327,7 +327,7 @@ const LACKS: &[&str] = &[
     "invalid method",
 ];
 
-/// What a node calls a method by, or the names of methods that are called.
+/// Words for a method, and beginnings of the names of those that are called.
 const METHODS: &[&str] = &["method", "procedure", "namespace", "eth_", "txpool_", "web3_", "net_"];
 
 /// Returns whether the node refuses to answer a batch of this length.

@@ -151,7 +151,7 @@ pub fn is_missing_state(text: &str) -> bool {
     contains_any(text, MISSING_STATES) && !is_failed_run(text)
 }
 
-/// What an operator can do about a server that does not serve, by a part of what it said.
+/// Advice to the operator about a server that refuses to serve, by a part of its text.
 const ADVICE: &[(&str, &str)] = &[
     (
         "invalid host specified",

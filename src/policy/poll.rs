@@ -26,7 +26,7 @@ const LONGEST_LIMITED: Duration = Duration::from_secs(30);
 pub enum PollRule {
     /// As the operator says.
     Every(Duration),
-    /// As blocks come.
+    /// The interval follows the time between blocks.
     Auto,
 }
 

@@ -417,7 +417,7 @@ mod tests {
         for mode in [&call, &data, &record, &hex] {
             assert_eq!(calldata(mode, b"0x00", in_amqp), Err("invalid.encoding".to_owned()));
         }
-        // What is not read is not decoded, whatever its properties say.
+        // A body that is not read is not decoded, whatever its properties say.
         assert_eq!(calldata(&data, b"\x1f\x8b..", with("gzip")), Ok(b"\x1f\x8b..".to_vec()));
         assert_eq!(calldata(&record, b"x", with("gzip")), calldata(&record, b"x", |_| {}));
         for mode in [&call, &hex] {

@@ -48,7 +48,7 @@ pub(super) enum IdRule {
     OnErrors,
 }
 
-/// What became of a batch.
+/// The outcome of a batch.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Many {
     /// The answers in the order of the calls. Calls without one are left out by the node.

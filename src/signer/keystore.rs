@@ -38,7 +38,7 @@ pub enum KeystoreError {
 /// The most memory and work that a file may ask for.
 #[derive(Debug, Clone, Copy)]
 pub struct Costs {
-    /// Of 128 bytes.
+    /// Blocks of 128 bytes that scrypt fills and reads.
     pub scrypt_blocks: u64,
     pub pbkdf2_rounds: u32,
 }

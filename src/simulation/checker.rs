@@ -314,7 +314,7 @@ impl World {
             let detail = text(&copy.message, header::ERROR_DETAIL).to_owned();
             self.check_words(&id, &detail);
         }
-        // What another keeps under the id, or had kept there for a while. Nodes may not say that it is the reason.
+        // Another may keep a record under the id, or have kept one for a while. Nodes may not name that as the reason.
         let is_taken = matches!(reason.as_str(), "already_recorded" | "reverted") && self.checker.has_rival;
         let may_fail = behaviour.may_fail() || is_cancelled || is_dropped || is_refused || is_taken;
         let is_false = class == "unavailable" || (class == "rejected" && !may_fail);
@@ -362,7 +362,7 @@ impl World {
             }
         }
         let mut effects = self.ledger.effects().remove(id).unwrap_or_default();
-        // What an older copy of the journal does not know: that it had become a dead letter already, and was edited.
+        // An older copy of the journal does not know that it was a dead letter before, and was edited.
         if self.checker.was_restored {
             effects.retain(|effect| effect.text.as_bytes() == copy.message.body);
         }

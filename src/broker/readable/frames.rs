@@ -182,6 +182,15 @@ struct Head {
     size: usize,
 }
 
+/// Returns what the library gets of these bytes when they come in pieces of this length.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn filtered(bytes: &[u8], pieces: usize) -> Vec<u8> {
+    let (mut filter, mut out) = (Filter::new(None), Vec::new());
+    bytes.chunks(pieces.max(1)).for_each(|piece| filter.take(piece, &mut out));
+    filter.end(&mut out);
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use lapin::types::{AMQPValue, FieldTable};
@@ -204,13 +213,6 @@ mod tests {
 
     fn header_of(channel: u16, properties: &[u8]) -> Vec<u8> {
         frame(HEADER, channel, &[&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4][..], properties].concat())
-    }
-
-    fn filtered(bytes: &[u8], pieces: usize) -> Vec<u8> {
-        let (mut filter, mut out) = (Filter::new(None), Vec::new());
-        bytes.chunks(pieces.max(1)).for_each(|piece| filter.take(piece, &mut out));
-        filter.end(&mut out);
-        out
     }
 
     /// Returns the properties of the first header frame.

@@ -29,18 +29,9 @@ use lapin::{Connection, ConnectionProperties};
 use crate::broker::readable::frames::Filter;
 use crate::broker::readable::stream::Readable;
 
-mod frames;
+pub(crate) mod frames;
 mod properties;
 mod stream;
-
-/// Returns what the library gets of these bytes, in pieces of so many: for fuzzing.
-#[cfg(any(test, fuzzing))]
-pub(crate) fn filtered(bytes: &[u8], pieces: usize) -> Vec<u8> {
-    let (mut filter, mut out) = (Filter::new(None), Vec::new());
-    bytes.chunks(pieces.max(1)).for_each(|piece| filter.take(piece, &mut out));
-    filter.end(&mut out);
-    out
-}
 
 type TcpStream = <Tokio as Reactor>::TcpStream;
 

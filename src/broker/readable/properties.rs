@@ -75,7 +75,7 @@ pub(super) fn replaced(properties: &[u8], unreadable: Vec<Part>, most: usize) ->
     kept.written()
 }
 
-/// What can be read of a message's properties.
+/// Holds the readable part of a message's properties.
 #[derive(Debug, Default)]
 struct Kept {
     /// By the index of the property, as it was written.

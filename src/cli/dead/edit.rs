@@ -167,8 +167,9 @@ impl Edit<'_> {
     fn candidate(&self) -> Result<Candidate, String> {
         // The copy as it will be, without the headers about the failure.
         let probe = self.after.replayed(&self.session.guard.replay_note(0, ""));
-        let candidate = sheltered(|| admit(&self.settings.admission, &probe)).and_then(Candidate::routed);
-        let candidate = candidate.map(|candidate| candidate.at(Timestamp::now())).and_then(Candidate::routed);
+        let read =
+            sheltered(|| admit(&self.settings.admission, &probe)).map(|candidate| candidate.at(Timestamp::now()));
+        let candidate = read.and_then(Candidate::routed);
         let candidate = candidate.map_err(|refusal| refusal.cause.to_string())?;
         if let Ok(Write { gas: GasRule::Fixed(gas), data, .. }) = &candidate.write {
             let least = intrinsic(data.as_ref().unwrap_or(&self.after.body));

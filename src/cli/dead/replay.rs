@@ -212,7 +212,7 @@ async fn wait(
                 } else {
                     died = true;
                     let history = session.journal.history(&id).await?;
-                    let cause = history.and_then(|history| history.failure).unwrap_or_default();
+                    let cause = history.and_then(|history| history.request.failure).unwrap_or_default();
                     format!("a dead letter again: {}", plain(&cause))
                 };
                 progress.suspend(|| print_end(&id, known.state.as_str(), &text, json));

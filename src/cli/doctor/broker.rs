@@ -2,17 +2,15 @@
 
 use std::time::Duration;
 
-use crate::broker::{self, BrokerError, Inspection, QueueDepths, QueueRole, TAKES_NO_MESSAGES, TopologyMode};
+use crate::broker::{
+    self, BrokerError, Inspection, ObjectFault, QueueDepths, QueueRole, TAKES_NO_MESSAGES, TopologyMode,
+};
 use crate::cli::doctor::finding::Finding;
 use crate::cli::spell;
 use crate::config::Settings;
 use crate::model::text::counted;
 
 const AREA: &str = "broker";
-/// AMQP's word for an object that is not there.
-const MISSING: &str = "NOT_FOUND";
-/// In the fault of an exchange that is the producers' to make.
-const OF_PRODUCERS: &str = "[[bind]]";
 /// RabbitMQ's own default.
 const DEFAULT_CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
@@ -49,19 +47,18 @@ fn unreachable(error: &BrokerError) -> Finding {
 fn topology(inspection: &Inspection, mode: TopologyMode) -> Vec<Finding> {
     let Inspection { vhost, faults, unseen, .. } = inspection;
     let connected = format!("connected to virtual host {vhost}");
-    let is_made =
-        |fault: &&String| mode == TopologyMode::Declare && fault.contains(MISSING) && !fault.contains(OF_PRODUCERS);
+    let is_made = |fault: &&ObjectFault| mode == TopologyMode::Declare && fault.is_to_be_made;
     let (made, faults): (Vec<_>, Vec<_>) = faults.iter().partition(is_made);
     if !faults.is_empty() {
-        return faults.into_iter().map(|fault| Finding::fail(AREA, fault.trim_start_matches("- "))).collect();
+        return faults.into_iter().map(|fault| Finding::fail(AREA, fault.text.trim_start_matches("- "))).collect();
     }
-    if !made.is_empty() {
+    if unseen.is_empty() && made.is_empty() {
+        return vec![Finding::ok(AREA, format!("{connected}, its topology is as it must be"))];
+    }
+    if unseen.is_empty() {
         let missing = counted(made.len() as u64, "object");
         let what = format!("{connected}; {missing} missing: a worker makes queues and exchanges at its first start");
         return vec![Finding::ok(AREA, what).remedy("`chainwriter topology print` lists them")];
-    }
-    if unseen.is_empty() {
-        return vec![Finding::ok(AREA, format!("{connected}, its topology is as it must be"))];
     }
     if mode == TopologyMode::Declare {
         let what =
@@ -136,23 +133,27 @@ mod tests {
 
     #[test]
     fn what_a_worker_will_make_is_no_fault_before_its_first_start() {
-        let inspection = |faults: &[&str]| Inspection {
+        let fault = |text: &str, is_to_be_made| ObjectFault { text: text.to_owned(), is_to_be_made };
+        let inspection = |faults: &[&ObjectFault], unseen: &[&str]| Inspection {
             vhost: "/".to_owned(),
-            faults: faults.iter().map(|fault| (*fault).to_owned()).collect(),
-            unseen: Vec::new(),
+            faults: faults.iter().map(|fault| (*fault).clone()).collect(),
+            unseen: unseen.iter().map(|name| (*name).to_owned()).collect(),
             lacking: Vec::new(),
         };
-        let (missing, other) = ("- queue q: NOT_FOUND - no queue", "- queue r: PRECONDITION_FAILED - inequivalent arg");
-        let producers = "- exchange p of [[bind]]: NOT_FOUND - no exchange";
-        let cases: [(&[&str], TopologyMode, Level, usize); 5] = [
-            (&[missing, producers], TopologyMode::Declare, Level::Fail, 1),
-            (&[missing, missing], TopologyMode::Declare, Level::Ok, 1),
-            (&[missing, missing], TopologyMode::Verify, Level::Fail, 2),
-            (&[missing, other], TopologyMode::Declare, Level::Fail, 1),
-            (&[], TopologyMode::Declare, Level::Ok, 1),
+        let missing = &fault("- queue q: NOT_FOUND - no queue", true);
+        let other = &fault("- queue r: PRECONDITION_FAILED - inequivalent arg", false);
+        let producers = &fault("- exchange p of [[bind]]: NOT_FOUND - no exchange", false);
+        type Case<'c> = (&'c [&'c ObjectFault], &'c [&'c str], TopologyMode, Level, usize);
+        let cases: [Case<'_>; 6] = [
+            (&[missing, producers], &[], TopologyMode::Declare, Level::Fail, 1),
+            (&[missing, missing], &[], TopologyMode::Declare, Level::Ok, 1),
+            (&[missing, missing], &[], TopologyMode::Verify, Level::Fail, 2),
+            (&[missing, other], &[], TopologyMode::Declare, Level::Fail, 1),
+            (&[missing], &["queue s"], TopologyMode::Declare, Level::Fail, 1),
+            (&[], &[], TopologyMode::Declare, Level::Ok, 1),
         ];
-        for (faults, mode, level, count) in cases {
-            let findings = topology(&inspection(faults), mode);
+        for (faults, unseen, mode, level, count) in cases {
+            let findings = topology(&inspection(faults, unseen), mode);
             assert!(findings.len() == count && findings.iter().all(|finding| finding.level == level), "{findings:?}");
         }
     }

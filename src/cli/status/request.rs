@@ -34,12 +34,13 @@ pub(in crate::cli) fn report_unknown(id: &RequestId) -> u8 {
 pub(in crate::cli) fn explain(history: &History) -> String {
     let mut text = String::new();
     // Writing to a text cannot fail.
-    let _ = writeln!(text, "{}: {}", Escaped(&history.id), Escaped(&meaning(history)));
-    let _ = writeln!(text, "  received   {}", history.received_at);
-    let _ = writeln!(text, "  changed    {}", history.changed_at);
-    let _ = writeln!(text, "  account    {} on chain {}", history.account, history.chain_id);
-    let replay = if history.replay > 0 { format!(" of replay {}", history.replay) } else { String::new() };
-    let _ = writeln!(text, "  attempt    {}{replay}", history.attempt);
+    let _ = writeln!(text, "{}: {}", Escaped(&history.request.id), Escaped(&meaning(history)));
+    let _ = writeln!(text, "  received   {}", history.request.received_at);
+    let _ = writeln!(text, "  changed    {}", history.request.changed_at);
+    let _ = writeln!(text, "  account    {} on chain {}", history.request.account, history.request.chain_id);
+    let replay =
+        if history.request.replay > 0 { format!(" of replay {}", history.request.replay) } else { String::new() };
+    let _ = writeln!(text, "  attempt    {}{replay}", history.request.attempt);
     for transaction in &history.transactions {
         let _ = writeln!(text, "  nonce {:<5}{}", transaction.nonce.0, ending(transaction));
         for attempt in &transaction.signed {
@@ -61,20 +62,20 @@ pub(in crate::cli) fn explain(history: &History) -> String {
 }
 
 fn meaning(history: &History) -> String {
-    let cause = history.failure.as_deref().unwrap_or("no reason recorded");
-    match RequestState::from_word(&history.state) {
+    let cause = history.request.failure.as_deref().unwrap_or("no reason recorded");
+    match RequestState::from_word(&history.request.state) {
         Some(RequestState::Accepted) => "accepted, it waits for a nonce".to_owned(),
         Some(RequestState::Writing) => "signed, it waits for the chain".to_owned(),
         Some(RequestState::RetryPending) => format!("failed, its retry is on its way to the broker ({cause})"),
         Some(RequestState::RetryWaiting) => {
-            format!("failed, it waits at the broker for retry {} ({cause})", history.attempt)
+            format!("failed, it waits at the broker for retry {} ({cause})", history.request.attempt)
         }
         Some(RequestState::DeadPending) => {
             format!("failed for good, its dead letter is on its way to the broker ({cause})")
         }
         Some(RequestState::Dead) => format!("dead letter ({cause}); none of its transactions can land any more"),
         Some(RequestState::Final) => meaning_of_final(history).to_owned(),
-        None => history.state.clone(),
+        None => history.request.state.clone(),
     }
 }
 

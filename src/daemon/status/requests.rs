@@ -114,7 +114,7 @@ fn document(value: serde_json::Result<Value>) -> Page {
     }
 }
 
-/// Reads `state=STATE&limit=N`.
+/// Reads a query `state=STATE&limit=N`; without a limit it is [`LISTED`].
 fn read_query(query: &str) -> Result<(RequestState, u32), String> {
     let (mut state, mut most) = (None, LISTED);
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {

@@ -208,7 +208,7 @@ pub(crate) async fn a_refused_message_takes_no_id_from_a_request(journal: Arc<dy
     assert_eq!(set.journal.message_of(&id("r")).await.unwrap(), None);
     assert_eq!(set.journal.open_requests().await.unwrap(), [(set.account, 1)]);
     let history = set.journal.history(&id("r")).await.unwrap().unwrap();
-    assert_eq!(history.failure.as_deref(), Some("invalid.undecodable: not JSON"));
+    assert_eq!(history.request.failure.as_deref(), Some("invalid.undecodable: not JSON"));
     let back = arrival(set.account, "r", REPLAYED, "mended");
     assert_eq!(
         set.journal.admit(vec![first(set.account, "r"), back]).await.unwrap(),

@@ -407,7 +407,7 @@ pub(crate) async fn every_change_of_a_state_is_dated(journal: Arc<dyn Journal>) 
     let mut last = Timestamp(0);
     let mut check = async |step: &str| {
         let history = set.journal.history(&id("a")).await.unwrap().unwrap();
-        let changed_at = history.changed_at;
+        let changed_at = history.request.changed_at;
         assert!(changed_at > last, "{step}");
         last = changed_at;
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -586,7 +586,7 @@ pub(crate) async fn only_old_and_settled_requests_are_pruned(journal: Arc<dyn Jo
     let standings = set.journal.standings(["old", "open", "waiting"].map(id).to_vec()).await.unwrap();
     let kept: Vec<_> = standings.iter().map(|(id, _)| id.as_str()).collect();
     assert_eq!(kept, ["open", "waiting"]);
-    assert_eq!(set.journal.history(&id("old")).await.unwrap().map(|history| history.id), None);
+    assert_eq!(set.journal.history(&id("old")).await.unwrap().map(|history| history.request.id), None);
 }
 
 pub(crate) async fn requests_are_listed_by_their_state(journal: Arc<dyn Journal>) {
@@ -608,7 +608,7 @@ pub(crate) async fn requests_are_listed_by_their_state(journal: Arc<dyn Journal>
     let pending = set.journal.requests_of(RequestState::RetryPending, 10).await.unwrap();
     let failure = pending[0].failure.clone().unwrap();
     assert!(pending.len() == 1 && pending[0].id == "c" && failure.contains(": "), "{pending:?}");
-    assert_eq!(pending[0], set.journal.history(&id("c")).await.unwrap().unwrap().into());
+    assert_eq!(pending[0], set.journal.history(&id("c")).await.unwrap().unwrap().request);
 }
 
 /// Every test of the set, as tests of the module where it stands; `$journal` makes a new one, where

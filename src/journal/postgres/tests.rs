@@ -652,7 +652,7 @@ async fn texts_that_the_database_cannot_store_come_back_as_they_were() {
     cause.detail = odd.to_owned();
     set.journal.settle(&set.lease, vec![fails]).await.unwrap();
     let copy = set.journal.unconfirmed_of(vec![queued.seq]).await.unwrap().remove(0);
-    // What is only reported is cleaned where it comes in, from the journal too.
+    // Text that is only reported is cleaned where it comes in, from the journal too.
     assert_eq!((copy.id, copy.cause.detail.as_str()), (id("a"), "  0 \\0 \u{1f980}"));
     assert!(set.journal.history(&id("a")).await.unwrap().unwrap().incidents[0].detail.contains(odd));
 }

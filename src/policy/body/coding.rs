@@ -151,7 +151,7 @@ fn behind_skipped(bytes: &[u8]) -> io::Result<Option<&[u8]>> {
     behind.map(|(_, behind)| Some(behind)).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 
-/// What a frame's decoder has to remember at most.
+/// The most that the decoder of a frame has to remember.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Memory {
     Window(u64),

@@ -8,9 +8,9 @@ pub(super) const SHOWN_BYTES: usize = 100;
 /// Why a body cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
-    /// It is encoded in a way that is not known, or not as it says.
+    /// The encoding is unknown, or the bytes are not encoded so.
     Encoding(String),
-    /// It is longer than allowed once it is decoded.
+    /// The decoded body is longer than allowed.
     TooLarge(String),
     NotJson(String),
 }

@@ -18,7 +18,7 @@ pub(super) fn without_mark(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(MARK).unwrap_or(bytes)
 }
 
-/// Reads a document.
+/// Reads a JSON document in which no object has a key twice.
 ///
 /// # Errors
 /// Says what is wrong, and where.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 /// The AMQP type that RabbitMQ gives to a message whose body it could not take out of its sections.
 pub(super) const KIND: &str = "amqp-1.0";
 
-/// Descriptors of sections.
+/// Descriptors of the sections of a body: AMQP 1.0, 3.2.6 to 3.2.8.
 const DATA: u64 = 0x75;
 const SEQUENCE: u64 = 0x76;
 const VALUE: u64 = 0x77;

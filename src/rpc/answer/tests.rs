@@ -202,7 +202,7 @@ proptest! {
         }
     }
 
-    /// Whatever an answer is, it is read to an end, and never as that of another call.
+    /// Reading comes to an end for any answer too.
     #[test]
     fn no_answer_of_another_is_taken(answer in any_json(), id in 8..1000_u64, result in any_json()) {
         let text = answer.to_string();

@@ -123,7 +123,7 @@ impl Store {
 
     pub(crate) fn history(&self, id: &RequestId) -> Option<History> {
         let row = self.request(id)?;
-        let account = self.accounts.get(&row.account)?;
+        let request = self.summary(row)?;
         let seq = self.seqs.get(id)?;
         let transactions = self.transactions_of(row).map(|(nonce, row)| transaction_history(*seq, nonce, row));
         let incidents = row.incidents.iter().map(|incident| Incident {
@@ -131,7 +131,12 @@ impl Store {
             what: incident.what.to_owned(),
             detail: incident.detail.clone(),
         });
-        Some(History {
+        Some(History { request, transactions: transactions.collect(), incidents: incidents.collect() })
+    }
+
+    fn summary(&self, row: &RequestRow) -> Option<RequestSummary> {
+        let account = self.accounts.get(&row.account)?;
+        Some(RequestSummary {
             id: row.id.as_str().to_owned(),
             state: row.state.to_string(),
             attempt: row.generation.retry,
@@ -141,8 +146,6 @@ impl Store {
             chain_id: account.chain_id,
             account: account.address,
             failure: row.failure.as_ref().map(ToString::to_string),
-            transactions: transactions.collect(),
-            incidents: incidents.collect(),
         })
     }
 
@@ -152,8 +155,7 @@ impl Store {
             true => found.sort_by_key(|(seq, _)| std::cmp::Reverse(**seq)),
             false => found.sort_by_key(|(seq, row)| (row.account, row.turn, **seq)),
         }
-        let summaries = found.into_iter().filter_map(|(_, row)| Some(self.history(&row.id)?.into()));
-        summaries.take(most as usize).collect()
+        found.into_iter().filter_map(|(_, row)| self.summary(row)).take(most as usize).collect()
     }
 
     fn transactions_of(&self, row: &RequestRow) -> impl Iterator<Item = (Nonce, &TransactionRow)> {

@@ -140,7 +140,7 @@ fn undated(mut overview: JournalOverview) -> JournalOverview {
 }
 
 fn timeless(mut history: History) -> History {
-    (history.received_at, history.changed_at) = (Timestamp::default(), Timestamp::default());
+    (history.request.received_at, history.request.changed_at) = (Timestamp::default(), Timestamp::default());
     history.incidents.iter_mut().for_each(|incident| incident.at = Timestamp::default());
     history
 }

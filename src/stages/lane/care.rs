@@ -69,9 +69,9 @@ enum Need {
     Person(Stuck),
 }
 
-/// What is known of the cancellations of refused transactions, lowest nonce first. Where nodes take nothing from the account,
-/// further ones would change nothing: the lowest goes first, and those behind it follow once a node has taken one. One that
-/// is cancelled already never holds up a lower one, which it may itself wait for.
+/// Limits the cancellations of refused transactions, lowest nonce first. Where nodes take nothing from the account, more of
+/// them would change nothing: the lowest goes first, and those behind it follow once a node has taken one. A cancellation
+/// never holds up a lower nonce, for which it may itself wait.
 #[derive(Debug, Default)]
 pub(super) struct Canary {
     is_taken: bool,

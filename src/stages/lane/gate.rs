@@ -28,7 +28,7 @@ const LONGEST_RECHECK: Duration = Duration::from_secs(30);
 /// The lane counts as throttled until nothing was held back for so long: a line in the log for a spell, not for a batch.
 const THROTTLE_OVER: Duration = Duration::from_secs(10);
 
-/// What changes while a lane is paused is logged once in so long.
+/// Changes while a lane is paused are logged once in so long.
 const LOG_EVERY: Duration = Duration::from_secs(60);
 /// Pauses that begin within [`LOG_EVERY`] and have lines. What comes and goes more often is one trouble.
 const LOGGED_PAUSES: usize = 3;
@@ -55,7 +55,7 @@ pub(super) struct Paused {
     is_logged: bool,
 }
 
-/// What the log says of pauses.
+/// Decides which pauses get a line in the log.
 #[derive(Default)]
 struct Lines {
     /// When lines said that a pause began, lately.

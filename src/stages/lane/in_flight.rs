@@ -297,7 +297,7 @@ impl InFlight {
             SendMeaning::Unknown => self.record_refusal(RefusalKind::Unknown, text, now),
             SendMeaning::NonceTooHigh | SendMeaning::PoolFull => {
                 debug!(tx.nonce = %self.nonce, answer = text, "the node takes it after others");
-                // What the account had when that was said may have been a wrong answer, and nobody says it now.
+                // The balance may have been wrong when a node said that, and this answer does not repeat it.
                 self.forgive_unpaid();
                 if self.refusal.is_none() {
                     self.pool = PoolStatus::HeldBack;
@@ -343,7 +343,7 @@ impl InFlight {
         let of_its_own = |known: &&Refusal| !matches!(known.kind, RefusalKind::Unknown | RefusalKind::Unpaid);
         let known = self.refusal.as_ref().filter(of_its_own).filter(|_| !self.is_cancelling());
         match known.map(|known| (known.kind, known.answer.clone())) {
-            // What nodes refuse for what it is stays that, whatever the account has meanwhile.
+            // A refusal of the transaction itself stays one, however little the account has meanwhile.
             Some((kind, answer)) => self.record_refusal(kind, &answer, now),
             None => self.record_refusal(RefusalKind::Unpaid, text, now),
         }

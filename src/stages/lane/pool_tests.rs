@@ -136,7 +136,7 @@ async fn what_a_pool_dropped_is_sent_again_at_the_next_block_in_order_at_its_pri
     }
 }
 
-/// What nodes take and drop for ever may be refused. Those behind it go to them all the same.
+/// A transaction that nodes take and drop for ever may be refused. Those behind it go to them all the same.
 #[tokio::test(start_paused = true)]
 async fn a_transaction_that_nodes_drop_for_ever_keeps_no_other_from_them() {
     let mut bench = Bench::pooling(10, PoolRules::default()).await;

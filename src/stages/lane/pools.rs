@@ -1,4 +1,4 @@
-//! What a term knows of nodes' pools: when they were compared with what was sent, and whether their counts are to be believed.
+//! Remembers when nodes' pools were compared with what was sent, and whether their counts are to be believed.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ const GAPS: u32 = 2;
 /// Drops of the lowest nonce count once in so long, and where counts are distrusted it is tried as often.
 pub(super) const DROP_SPACING: Duration = Duration::from_secs(5);
 
-/// What a term knows of the pools.
+/// The term's memory of the pools.
 #[derive(Debug, Default)]
 pub(super) struct PoolCheck {
     /// The head at the last comparison that came to a result, and when that was.

@@ -55,7 +55,7 @@ impl Term<'_> {
                 }
                 Some(Heard::Meaning(meaning, text)) => {
                     match pause_for(meaning).filter(|reason| reason.is_outage()) {
-                        // What a node says of itself holds until it says something else to a broadcast.
+                        // A node's word about itself holds until it answers a broadcast otherwise.
                         Some(reason) => self.lapses.begin_for(Part::Sends, reason, text.clone()),
                         None => _ = self.lapses.end(Part::Sends),
                     }

@@ -340,7 +340,7 @@ async fn a_pause_for_a_count_lasts_until_that_is_answered_whatever_else_is() {
     assert!(term.gate.paused().is_none());
 }
 
-/// What a node says of itself to a broadcast holds until it says something else.
+/// A node's word about itself holds until it answers a broadcast otherwise.
 #[tokio::test(start_paused = true)]
 async fn a_node_that_takes_nothing_for_now_pauses_the_lane_once() {
     for (text, reason) in [

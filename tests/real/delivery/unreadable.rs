@@ -151,7 +151,7 @@ async fn commands_and_rules_work_past_letters_that_cannot_be_read() {
     let (code, text) = dead(&["replay", "--cause", "rejected", "--yes", "a"]).await;
     assert_eq!(code, 0, "{text}");
     stage.wait_state(&home, "a", "final").await;
-    // What can be read of it is sent, with a type that can.
+    // Its readable part is sent, with a type that can be read.
     let (code, text) =
         dead(&["edit", "bad-correlation", "--set-header", "tenant=north", "--even-forgotten", "--yes"]).await;
     assert_eq!(code, 0, "{text}");

@@ -53,8 +53,8 @@ async fn a_published_file_is_one_message_whose_id_is_its_hash() {
     }
 }
 
-/// What cannot be published is named with its line. Of a stream the rest goes, and the exit code says that not all did; of a file
-/// with a fault nothing goes.
+/// A fault is named with its line. The rest of a stream goes, and the exit code says that not all did; of a file with a fault
+/// nothing goes.
 #[tokio::test]
 async fn lines_without_an_id_and_queues_that_are_not_there_are_told() {
     let Some(stage) = Stage::set().await else { return };

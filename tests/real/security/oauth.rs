@@ -79,7 +79,7 @@ impl Issuer {
     }
 }
 
-/// What a request asked for: its first line and headers, and its form.
+/// Requests, each as its first line with the headers, and its form.
 type Asked = Arc<Mutex<Vec<(String, String)>>>;
 
 /// A token server: its URL, whether it is well, and what it was asked for.
