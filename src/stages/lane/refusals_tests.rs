@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::chain::Pooled;
 use crate::model::{Fee, Nonce, PauseReason, Purpose, Reason, TxHash, Wei};
+use crate::simulation::pools::PoolRules;
 use crate::stages::lane::learnt::SIGNED_PER_NONCE;
 use crate::stages::lane::pool_status::PoolStatus;
 use crate::stages::lane::term::Term;
@@ -98,6 +99,8 @@ async fn where_nodes_take_nothing_one_cancellation_shows_it_and_the_account_wait
 async fn a_cancellation_that_comes_before_its_turn_holds_up_none_before_it() {
     let bench = Bench::new(&["a", "b", "c"]).await;
     bench.chain.change(|state| {
+        // The node answers with the hash of what comes before its turn, and drops it.
+        state.pool_rules = PoolRules { early: 0, drops: true, ..PoolRules::default() };
         state.refuses = Some(|offer| match offer.nonce {
             _ if offer.is_transfer => None,
             0 => Some("the moon is full"),
