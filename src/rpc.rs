@@ -17,9 +17,13 @@ use crate::policy::node_texts::is_outage_status;
 use crate::rpc::answer::{IdRule, Many, NoResult, NodeError};
 
 pub(crate) mod answer;
+mod headers;
+mod tls;
 
 #[cfg(test)]
 pub(crate) use answer::tests::any_json;
+pub use headers::Headers;
+pub use tls::Tls;
 
 /// The receipts of the largest blocks there are stay below half of it; what is longer is no answer.
 const MAX_ANSWER_BYTES: usize = 64 << 20;

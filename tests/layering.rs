@@ -35,7 +35,14 @@ const BEHIND_SEAMS: &[(&str, &[&str])] = &[
     ("jsonrpc_core", &["src/rpc.rs", "src/chain/", "src/signer/"]),
     (
         "reqwest",
-        &["src/rpc.rs", "src/chain/", "src/signer/remote.rs", "src/broker/token.rs", "src/observe/exporter.rs"],
+        &[
+            "src/rpc.rs",
+            "src/rpc/",
+            "src/chain/",
+            "src/signer/remote.rs",
+            "src/broker/token.rs",
+            "src/observe/exporter.rs",
+        ],
     ),
     ("opentelemetry", &["src/observe/exporter.rs"]),
     ("opentelemetry_http", &["src/observe/exporter.rs"]),

@@ -1,6 +1,7 @@
-//! Sends signed bytes to every endpoint that serves, and returns the best of their answers.
+//! Sends signed bytes to every endpoint that serves and gets transactions, and returns the best of their answers. Here alone bytes
+//! go out, whatever they are for; while a private endpoint is configured, no other gets any.
 //!
-//! Every node gets everything, each time. So a node that takes bytes and never passes them on, or that restarts with an empty
+//! Each gets everything, each time. So a node that takes bytes and never passes them on, or that restarts with an empty
 //! pool, holds up nothing. The cost is each transaction's bytes once for each endpoint.
 
 use std::time::Duration;
@@ -29,15 +30,12 @@ impl NodeClient {
             span: span.clone(),
         });
         let calls: Vec<_> = calls.collect();
-        let mut route = Route::new(&self.endpoints);
+        let mut route = Route::of_transactions(&self.endpoints);
         let Some(first) = route.next().await else {
             let failure = route.failure();
             return transactions.iter().map(|_| Err(failure.clone())).collect();
         };
-        let others = self.endpoints.all().iter().filter(|endpoint| {
-            let health = endpoint.health();
-            !std::ptr::eq(*endpoint, first) && health.is_verified()
-        });
+        let others = self.endpoints.receivers().filter(|other| !std::ptr::eq(*other, first) && other.is_ready());
         let first_is_done = CancellationToken::new();
         let others = others.map(|endpoint| self.send_beside(endpoint, transactions, &calls, &first_is_done));
         let first = async {

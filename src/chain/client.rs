@@ -20,8 +20,8 @@ use crate::chain::faults::first_failure;
 use crate::chain::market::Tip;
 use crate::chain::route::{Endpoints, Route};
 use crate::chain::{
-    BlockTag, Call, Chain, ChainError, CountAt, EndpointState, Header, Log, LogQuery, Pooled, Receipt, Result,
-    SentInBlock, answers, receipts,
+    BlockTag, Call, Chain, ChainError, CountAt, EndpointAccess, EndpointState, Header, Log, LogQuery, Pooled,
+    Receipt, Result, SentInBlock, answers, receipts,
 };
 use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, RawTransaction, TxHash, Wei};
 use crate::observe::metrics::ChainMeter;
@@ -36,7 +36,7 @@ pub struct ClientSettings {
     /// The chain id that every endpoint must have.
     pub chain_id: u64,
     /// In the order in which calls try them.
-    pub endpoints: Vec<Url>,
+    pub endpoints: Vec<EndpointAccess>,
     /// Of one HTTP call.
     pub timeout: Duration,
     /// Calls in one JSON-RPC batch at most.
@@ -84,28 +84,14 @@ impl NodeClient {
             None
         } else {
             let confirmation = Confirmation { endpoints: Vec::new(), finality };
+            let endpoints = endpoints.into_iter().map(EndpointAccess::from).collect();
             let node = Self::new(&ClientSettings { endpoints, confirmation, ..settings.clone() })?;
             Some(Confirmer { node: Box::new(node), finality })
         };
         let meter = ChainMeter::default();
-        let labels: Vec<_> = settings.endpoints.iter().map(label).collect();
-        let endpoints = settings.endpoints.iter().zip(&labels).enumerate().map(|(index, (url, label))| {
-            // With two keys of one provider, the place in the list distinguishes them.
-            let is_single = labels.iter().filter(|other| *other == label).count() == 1;
-            let label = if is_single { label.clone() } else { format!("{label} (number {})", index + 1) };
-            let of_endpoint = EndpointSettings {
-                label,
-                batch_size: settings.batch_size,
-                timeout: settings.timeout,
-                is_alone: labels.len() == 1,
-                errors: Arc::clone(&settings.errors),
-                meter: meter.clone(),
-                tracer: settings.tracer.clone(),
-            };
-            Endpoint::new(HttpTransport::new(client.clone(), url.clone()), of_endpoint)
-        });
+        let endpoints = endpoints_of(settings, &client, &meter)?;
         Ok(Self {
-            endpoints: Endpoints::new(endpoints.collect(), settings.chain_id, settings.max_lag),
+            endpoints: Endpoints::new(endpoints, settings.chain_id, settings.max_lag),
             errors: Arc::clone(&settings.errors),
             confirmer,
             meter,
@@ -216,6 +202,38 @@ impl NodeClient {
         }
         if is_unknown { Ok(None) } else { Err(route.failure()) }
     }
+}
+
+/// Makes the endpoints, in the configured order.
+fn endpoints_of(
+    settings: &ClientSettings,
+    client: &reqwest::Client,
+    meter: &ChainMeter,
+) -> std::result::Result<Vec<Endpoint>, Error> {
+    let labels: Vec<_> = settings.endpoints.iter().map(|endpoint| label(&endpoint.url)).collect();
+    let receivers = EndpointAccess::receivers(&settings.endpoints);
+    let readers = settings.endpoints.iter().filter(|endpoint| endpoint.role.reads()).count();
+    let mut endpoints = Vec::new();
+    for (place, (access, label)) in settings.endpoints.iter().zip(&labels).enumerate() {
+        // With two keys of one provider, the place in the list distinguishes them.
+        let is_single = labels.iter().filter(|other| *other == label).count() == 1;
+        let beside = if access.role.reads() { readers } else { receivers.iter().filter(|gets| **gets).count() };
+        let of_endpoint = EndpointSettings {
+            label: if is_single { label.clone() } else { format!("{label} (number {})", place + 1) },
+            role: access.role,
+            gets_transactions: receivers.get(place).copied().unwrap_or_default(),
+            calls_per_second: access.calls_per_second,
+            batch_size: settings.batch_size,
+            timeout: settings.timeout,
+            is_alone: beside <= 1,
+            errors: Arc::clone(&settings.errors),
+            meter: meter.clone(),
+            tracer: settings.tracer.clone(),
+        };
+        let client = access.client(client, settings.timeout)?;
+        endpoints.push(Endpoint::new(HttpTransport::new(client, access.url.clone()), of_endpoint));
+    }
+    Ok(endpoints)
 }
 
 #[async_trait]

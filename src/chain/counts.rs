@@ -33,9 +33,13 @@ impl NodeClient {
             let counted = answer.and_then(|answer| count(answer).map_err(|detail| endpoint.nonsense(detail)));
             (endpoint.label().to_owned(), counted)
         };
-        // What another chain has says nothing; what waits in a pool counts wherever it is.
-        let counts = |endpoint: &&Endpoint| at == CountAt::Pending || endpoint.health().is_verified();
-        join_all(self.endpoints.all().iter().filter(counts).map(ask)).await
+        // What another chain has says nothing; what waits in a pool counts wherever it is, unless it has to be what was sent.
+        let counts = |endpoint: &&Endpoint| match at {
+            CountAt::Pending => true,
+            CountAt::Block(_) => endpoint.health().is_verified(),
+            CountAt::Pools => endpoint.health().is_verified() && endpoint.gets_transactions(),
+        };
+        join_all(self.endpoints.readers().filter(counts).map(ask)).await
     }
 }
 

@@ -6,15 +6,14 @@ use std::time::Duration;
 use jsonrpc_core::Value;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep_until};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::chain::batch_size::BatchSize;
 use crate::chain::faults::{call_result, refused, result_of};
-use crate::chain::health::Health;
+use crate::chain::health::{Health, LONG_REST};
 use crate::chain::lacks::{Failing, Lacks};
 use crate::chain::pace::{Pace, Turn};
-use crate::chain::{ChainError, EndpointState, Header, Result, answers};
-use crate::model::BlockNumber;
+use crate::chain::{ChainError, Header, Result, Role, answers};
 use crate::model::text::cleaned;
 use crate::observe::metrics::{CallResult, ChainMeter, Method};
 use crate::observe::traces::{SpanContext, Tracer};
@@ -23,8 +22,6 @@ use crate::rpc::{HttpTransport, Refusal, RpcError};
 
 /// Limits what is said of an answer that cannot be one, in bytes.
 const MAX_DETAIL_BYTES: usize = 1024;
-/// A rest for a rate limit that is shorter is not worth a line.
-const LOGGED_REST: Duration = Duration::from_secs(5);
 /// With other endpoints beside it, a call waits so long for its turn, and then goes to one of those.
 const WAIT_BESIDE_OTHERS: Duration = Duration::from_secs(1);
 
@@ -53,6 +50,10 @@ pub(super) enum Order {
 /// Settings of one endpoint.
 pub(super) struct EndpointSettings {
     pub(super) label: String,
+    pub(super) role: Role,
+    pub(super) gets_transactions: bool,
+    /// Calls a second at most, where that is configured.
+    pub(super) calls_per_second: Option<f64>,
     /// Highest number of calls in a batch.
     pub(super) batch_size: usize,
     /// Time for one answer, and for a call's turn.
@@ -69,6 +70,8 @@ pub(super) struct Endpoint {
     transport: HttpTransport,
     errors: Arc<ErrorTable>,
     label: String,
+    role: Role,
+    gets_transactions: bool,
     timeout: Duration,
     is_alone: bool,
     health: Mutex<Health>,
@@ -85,17 +88,31 @@ pub(super) struct Endpoint {
 
 impl Endpoint {
     pub(super) fn new(transport: HttpTransport, settings: EndpointSettings) -> Self {
-        let EndpointSettings { label, batch_size, timeout, is_alone, errors, meter, tracer } = settings;
+        let EndpointSettings {
+            label,
+            role,
+            gets_transactions,
+            calls_per_second,
+            batch_size,
+            timeout,
+            is_alone,
+            errors,
+            meter,
+            tracer,
+        } = settings;
+        let health = if role == Role::Send && !is_alone { Health::resting_up_to(LONG_REST) } else { Health::default() };
         Self {
             transport,
             errors,
             label,
+            role,
+            gets_transactions,
             timeout,
             is_alone,
-            health: Mutex::default(),
+            health: Mutex::new(health),
             batch_size: Mutex::new(BatchSize::new(batch_size)),
             lacks: Mutex::default(),
-            pace: Mutex::default(),
+            pace: Mutex::new(Pace::at_most(calls_per_second)),
             lacking_state: Mutex::default(),
             warned_at: Mutex::default(),
             meter,
@@ -105,6 +122,25 @@ impl Endpoint {
 
     pub(super) fn label(&self) -> &str {
         &self.label
+    }
+
+    /// Returns whether calls other than transactions go to it.
+    pub(super) fn reads(&self) -> bool {
+        self.role.reads()
+    }
+
+    pub(super) fn role(&self) -> Role {
+        self.role
+    }
+
+    pub(super) fn gets_transactions(&self) -> bool {
+        self.gets_transactions
+    }
+
+    /// Returns whether it may be used without a check. What takes transactions only may be unable to answer one: a transaction is
+    /// signed for its chain, so at another one it is refused.
+    pub(super) fn is_ready(&self) -> bool {
+        if self.role == Role::Send { !self.health().rests(Instant::now()) } else { self.health().is_verified() }
     }
 
     pub(super) fn health(&self) -> MutexGuard<'_, Health> {
@@ -131,20 +167,9 @@ impl Endpoint {
         &self.errors
     }
 
-    /// Returns the calls a second that it gets, where it has asked for fewer than there were.
+    /// Returns the calls a second that it gets, where it has asked for fewer than there were or the configuration allows no more.
     pub(super) fn calls_per_second(&self) -> Option<f64> {
         self.pace().per_second()
-    }
-
-    pub(super) fn state(&self, now: Instant, max_lag: u64) -> EndpointState {
-        let calls_per_second = self.calls_per_second().map(tenths);
-        let health = self.health();
-        let serves = health.is_verified() && !health.rests(now) && health.behind() <= max_lag;
-        let problem = match health.last_error() {
-            Some(error) if !serves => Some(error.to_string()),
-            Some(_) | None => None,
-        };
-        EndpointState { label: self.label.clone(), serves, blocks_behind: health.behind(), problem, calls_per_second }
     }
 
     pub(super) fn check_chain_id(&self, answer: &Value, expected: u64) -> Result<()> {
@@ -153,46 +178,6 @@ impl Endpoint {
             return Ok(());
         }
         Err(ChainError::WrongChain { endpoint: self.label.clone(), found, expected })
-    }
-
-    /// Records success or failure. A refusal by the node is an answer, not a failure of the endpoint.
-    pub(super) fn record<T>(&self, answer: &Result<T>) {
-        match answer {
-            Ok(_) | Err(ChainError::Node { .. }) => self.health().record_answer(),
-            Err(failure) => {
-                if !self.health().record_failure(Instant::now(), failure) {
-                    return;
-                }
-                if matches!(failure, ChainError::WrongChain { .. }) {
-                    error!(endpoint = self.label, "the endpoint is not used: {failure}");
-                } else if !matches!(failure, ChainError::RateLimited { retry_after, .. } if retry_after.is_none_or(|wait| wait < LOGGED_REST))
-                {
-                    warn!(endpoint = self.label, "the endpoint is not used for now: {failure}");
-                }
-            }
-        }
-    }
-
-    /// Records that the endpoint has not answered within this limit.
-    pub(super) fn record_silence(&self, limit: Duration) {
-        let detail = format!("no answer within {limit:?}");
-        self.record::<()>(&Err(ChainError::Unreachable { endpoint: self.label.clone(), detail }));
-    }
-
-    /// Records how far the endpoint is behind the best head, and logs a change of whether it is used.
-    pub(super) fn compare(&self, best: BlockNumber, max_lag: u64) {
-        let mut health = self.health();
-        let lagged = health.behind() > max_lag;
-        health.compare(best);
-        let behind = health.behind();
-        drop(health);
-        match (lagged, behind > max_lag) {
-            (false, true) => {
-                warn!(endpoint = self.label, blocks.behind = behind, "the endpoint is not used until it has caught up");
-            }
-            (true, false) => info!(endpoint = self.label, blocks.behind = behind, "the endpoint has caught up"),
-            (true, true) | (false, false) => {}
-        }
     }
 
     /// Returns whether this method is not asked for: the node does not support it, or always fails it.
@@ -390,6 +375,6 @@ impl Endpoint {
 }
 
 /// Returns a number of calls with one digit behind the point.
-fn tenths(calls: f64) -> String {
+pub(super) fn tenths(calls: f64) -> String {
     format!("{calls:.1}")
 }

@@ -10,6 +10,8 @@ use crate::policy::retry_schedule::RetryPauses;
 
 /// First and longest rest of an endpoint that fails again and again.
 const REST: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
+/// Longest rest of an endpoint that takes transactions only, where others take them too: each try may hold a broadcast up.
+pub(super) const LONG_REST: Duration = Duration::from_secs(60);
 /// Rest of an endpoint that asks for fewer calls without a time.
 const RATE_LIMIT_REST: Duration = Duration::from_secs(1);
 /// Shortest time between two lines about failures of one endpoint.
@@ -55,6 +57,11 @@ impl Default for Health {
 }
 
 impl Health {
+    /// Returns the health of an endpoint that rests for so long at most.
+    pub(super) fn resting_up_to(longest: Duration) -> Self {
+        Self { pause: RetryPauses::between(REST.0, longest), ..Self::default() }
+    }
+
     /// Returns whether it has served its chain since its last failure.
     pub(super) fn is_verified(&self) -> bool {
         self.verified_at.is_some()

@@ -4,8 +4,10 @@ use bytes::Bytes;
 use jsonrpc_core::Value;
 use serde_json::json;
 
-use crate::chain::{Chain, CountAt, NodeClient, Result, answers};
+use crate::chain::route::Route;
+use crate::chain::{Chain, ChainError, CountAt, NodeClient, Result, answers};
 use crate::model::{Address, BlockNumber, Gas, Nonce, TxHash};
+use crate::policy::classify::is_missing_method;
 
 impl NodeClient {
     /// Returns the account's next nonce with its pending transactions, as each endpoint reports it, by the endpoint's label.
@@ -25,6 +27,20 @@ impl NodeClient {
     /// Returns the node's name of itself, such as `Geth/v1.16.7-stable/linux-amd64/go1.25.4`.
     pub async fn program(&self) -> Result<String> {
         self.ask("web3_clientVersion", vec![], Ok).await
+    }
+
+    /// Sends bytes that are no transaction to an endpoint that gets transactions, and returns whether it refuses them like one.
+    ///
+    /// # Errors
+    /// When it does not answer, or does not support the method.
+    pub async fn send_nothing(&self) -> Result<()> {
+        let mut route = Route::of_transactions(&self.endpoints);
+        let Some(endpoint) = route.next().await else { return Err(route.failure()) };
+        match endpoint.ask::<Value>("eth_sendRawTransaction", vec![json!("0x")]).await {
+            Err(ChainError::Node { code, message, .. }) if !is_missing_method(code, &message) => Ok(()),
+            Err(error) => Err(error),
+            Ok(answer) => Err(endpoint.nonsense(format!("it takes bytes that are no transaction: {answer}"))),
+        }
     }
 
     /// Estimates the gas of deploying this code.

@@ -3,7 +3,7 @@
 //! # A call
 //!
 //! A stage calls a method of `Chain`. `client` turns it into JSON-RPC calls, and `route` chooses the endpoint: the first in the
-//! configured order that serves. `endpoint` makes single calls and `batches` many, both at the `pace` that the endpoint takes, and
+//! configured order that serves and is there for such calls (`access`). `endpoint` makes single calls and `batches` many, both at the `pace` that the endpoint takes, and
 //! `rpc` (outside of this folder) moves the bytes. `answers` reads what something depends on strictly, and nothing else: another
 //! request's id, HTML or null where there must be a value is [`ChainError::Nonsense`]. A batch that a node refuses or garbles
 //! becomes shorter ones (`batch_size`), and then single calls.
@@ -27,7 +27,7 @@
 //!
 //! # A broadcast
 //!
-//! `broadcast` sends the same bytes to every endpoint that serves, in nonce order, and returns the best answer for each
+//! `broadcast` sends the same bytes to every endpoint that serves and gets transactions, in nonce order, and returns the best answer for each
 //! transaction. An answer decides nothing (invariant 2): after any error a node may have the bytes. The journal holds them
 //! already, so a crash, a timeout or a lost answer leads to the same bytes being sent again.
 //!
@@ -59,6 +59,7 @@ use crate::observe::traces::Traced;
 use crate::policy::fee::Market;
 use crate::policy::finality::FinalityRule;
 
+mod access;
 pub(crate) mod answers;
 mod batch_size;
 mod batches;
@@ -81,8 +82,10 @@ mod receipts;
 mod route;
 mod signature;
 mod single_calls;
+mod standing;
 mod verify;
 
+pub use access::{EndpointAccess, Role};
 pub use client::{ClientSettings, Confirmation, NodeClient};
 pub use error::{ChainError, Result, known};
 #[cfg(test)]
@@ -174,7 +177,7 @@ pub enum CountAt {
     Block(BlockNumber),
     /// With those that wait in the endpoint's pool.
     Pending,
-    /// The same, of the endpoints that serve and answer soon.
+    /// The same, of the endpoints that serve, get transactions, and answer soon.
     Pools,
 }
 
@@ -219,12 +222,18 @@ pub struct Log {
 pub struct EndpointState {
     #[serde(rename = "endpoint")]
     pub label: String,
+    #[serde(default)]
+    pub role: Role,
+    /// False also beside a private endpoint.
+    #[serde(default)]
+    pub gets_transactions: bool,
     pub serves: bool,
     /// At the last comparison of heads.
     pub blocks_behind: u64,
     /// Why it is not asked.
     pub problem: Option<String>,
-    /// Calls a second that it gets, with one digit behind the point, where it has asked for fewer than there were.
+    /// Calls a second that it gets, with one digit behind the point, where it has asked for fewer than there were or the
+    /// configuration allows no more.
     #[serde(default)]
     pub calls_per_second: Option<String>,
 }
@@ -292,7 +301,8 @@ pub trait Chain: Send + Sync {
     /// Returns whether a node has this transaction, in its pool or in a block.
     async fn has_transaction(&self, hash: TxHash) -> Result<bool>;
 
-    /// Returns the calls a second that the endpoint in use gets, where it has asked for fewer than there were.
+    /// Returns the calls a second that the endpoints in use get, where they have asked for fewer than there were or the
+    /// configuration allows no more.
     fn calls_per_second(&self) -> Option<f64> {
         None
     }

@@ -1,5 +1,6 @@
-//! How many calls an endpoint gets a second: as many as there are, until it asks for fewer. Then the pace that it takes is found: it
-//! falls when calls are refused, rises while they are not, and is forgotten after some minutes without a refusal. No I/O.
+//! How many calls an endpoint gets a second: as many as there are, or as the configuration allows, until it asks for fewer. Then the
+//! pace that it takes is found: it falls when calls are refused, rises while they are not, and is forgotten after some minutes without
+//! a refusal. No I/O.
 //!
 //! Calls take their turns one after the other (a virtual clock moves on by each, as in the generic cell rate algorithm), so that
 //! none waits for ever, whichever part makes it.
@@ -39,6 +40,8 @@ pub(super) struct Pace {
     /// When calls were answered, and how many, lately.
     answered: VecDeque<(Instant, usize)>,
     limit: Option<Limit>,
+    /// Calls a second at most, where that is configured.
+    most: Option<f64>,
     /// How long an answer takes, in seconds.
     takes: f64,
 }
@@ -71,6 +74,12 @@ pub(super) struct Turn {
 }
 
 impl Pace {
+    /// Returns the pace of an endpoint that never gets more calls a second than this.
+    pub(super) fn at_most(most: Option<f64>) -> Self {
+        let limit = most.map(|per_second| Limit::new(per_second, Instant::now()));
+        Self { limit, most, ..Self::default() }
+    }
+
     /// Takes a turn for a request of at most `wanted` calls. A turn that would come after `until` is not taken: the error is the
     /// wait for it.
     pub(super) fn take_turn(&mut self, now: Instant, wanted: usize, until: Instant) -> Result<Turn, Duration> {
@@ -100,11 +109,12 @@ impl Pace {
         self.answered.push_back((now, calls));
         while self.answered.pop_front_if(|(at, _)| now.duration_since(*at) > COUNTED).is_some() {}
         let Some(limit) = &mut self.limit else { return false };
-        if now.duration_since(limit.refused_at) >= FORGOTTEN_AFTER {
-            self.limit = None;
+        let is_slowed = self.most.is_none_or(|most| limit.per_second < most);
+        if is_slowed && now.duration_since(limit.refused_at) >= FORGOTTEN_AFTER {
+            self.limit = self.most.map(|per_second| Limit::new(per_second, now));
             return true;
         }
-        limit.grow(now, calls);
+        limit.grow(now, calls, self.most);
         false
     }
 
@@ -114,17 +124,7 @@ impl Pace {
             self.answered.iter().filter(|(at, _)| now.duration_since(*at) <= COUNTED).map(|(_, calls)| calls).sum();
         let answered = f64::from(u32::try_from(answered).unwrap_or(u32::MAX));
         let is_new = self.limit.is_none();
-        let limit = self.limit.get_or_insert_with(|| Limit {
-            per_second: (answered * SLOWER).clamp(FIRST.0, FIRST.1),
-            too_fast: None,
-            longest: f64::INFINITY,
-            turn: now,
-            not_before: now,
-            refused_at: now,
-            slowed_at: now,
-            changed_at: now,
-            is_used: false,
-        });
+        let limit = self.limit.get_or_insert_with(|| Limit::new((answered * SLOWER).clamp(FIRST.0, FIRST.1), now));
         if !is_new && now.duration_since(limit.slowed_at) >= TOGETHER {
             // The calls answered lately show best how many the endpoint takes.
             let too_fast = answered.clamp(limit.per_second / 2.0, limit.per_second);
@@ -141,19 +141,33 @@ impl Pace {
         is_new.then_some(limit.per_second)
     }
 
-    /// Returns the calls a second that the endpoint gets now, where it has asked for fewer.
+    /// Returns the calls a second that the endpoint gets now, where it has asked for fewer or the configuration allows no more.
     pub(super) fn per_second(&self) -> Option<f64> {
         self.limit.as_ref().map(|limit| limit.per_second)
     }
 }
 
 impl Limit {
+    fn new(per_second: f64, now: Instant) -> Self {
+        Self {
+            per_second,
+            too_fast: None,
+            longest: f64::INFINITY,
+            turn: now,
+            not_before: now,
+            refused_at: now,
+            slowed_at: now,
+            changed_at: now,
+            is_used: false,
+        }
+    }
+
     fn time_of(&self, calls: usize) -> Duration {
         let calls = f64::from(u32::try_from(calls).unwrap_or(u32::MAX));
         Duration::from_secs_f64((calls / self.per_second).min(3600.0))
     }
 
-    fn grow(&mut self, now: Instant, calls: usize) {
+    fn grow(&mut self, now: Instant, calls: usize, most: Option<f64>) {
         let was_whole = calls >= whole(self.longest.min(f64::from(u32::MAX)));
         if now.duration_since(self.changed_at) < GROWS_EVERY {
             return;
@@ -170,6 +184,7 @@ impl Limit {
                 Some(_) => far,
                 None => unknown,
             };
+            self.per_second = most.map_or(self.per_second, |most| self.per_second.min(most));
         }
     }
 }
@@ -274,6 +289,27 @@ mod tests {
         now += FORGOTTEN_AFTER;
         assert!(pace.record_answered(now, 1, takes) && pace.per_second().is_none());
         assert_eq!(pace.take_turn(now, 1000, now), Ok(Turn { at: now, calls: 1000 }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_configured_limit_is_kept_from_the_first_call_on_and_a_refusal_leads_below_it_for_a_while() {
+        for (most, takes_ms) in [(0.5, 20), (5.0, 5), (20.0, 300), (200.0, 50)] {
+            let (mut pace, mut now) = (Pace::at_most(Some(most)), Instant::now());
+            let (takes, mut provider) = (Duration::from_millis(takes_ms), Provider::new(100_000.0, false));
+            let (answered, _) = answered_within(&mut pace, &mut provider, &mut now, 60, takes);
+            let answered = f64::from(u32::try_from(answered).unwrap());
+            // A request of a second's calls may come at the start, and one at the end.
+            assert!((most * 45.0..=most * 62.5 + 1.0).contains(&answered), "{answered} at {most} a second");
+            assert_eq!(pace.per_second(), Some(most));
+        }
+        let (mut pace, mut provider) = (Pace::at_most(Some(50.0)), Provider::new(5.0, true));
+        let (mut now, takes) = (Instant::now(), Duration::from_millis(20));
+        answered_within(&mut pace, &mut provider, &mut now, 60, takes);
+        assert!(pace.per_second().unwrap() < 8.0, "{pace:?}");
+        now += FORGOTTEN_AFTER;
+        assert!(pace.record_answered(now, 1, takes));
+        assert_eq!(pace.per_second(), Some(50.0), "the configured limit is not forgotten");
+        assert!(!pace.record_answered(now + FORGOTTEN_AFTER * 2, 1, takes), "nothing was slowed");
     }
 
     #[tokio::test(start_paused = true)]

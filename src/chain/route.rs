@@ -27,22 +27,49 @@ pub(super) struct Endpoints {
     compared_at: Mutex<Option<Instant>>,
 }
 
+/// What a call is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Read,
+    Send,
+}
+
+impl Purpose {
+    fn suits(self, endpoint: &Endpoint) -> bool {
+        match self {
+            Self::Read => endpoint.reads(),
+            Self::Send => endpoint.gets_transactions(),
+        }
+    }
+}
+
 /// One call's way from endpoint to endpoint: each is tried once at most.
 pub(super) struct Route<'c> {
     endpoints: &'c Endpoints,
+    purpose: Purpose,
     tried: Vec<bool>,
     failure: Option<ChainError>,
 }
 
 impl<'c> Route<'c> {
+    /// Returns the way of a call that reads.
     pub(super) fn new(endpoints: &'c Endpoints) -> Self {
-        Self { endpoints, tried: vec![false; endpoints.all.len()], failure: None }
+        Self::with(endpoints, Purpose::Read)
+    }
+
+    /// Returns the way of transactions.
+    pub(super) fn of_transactions(endpoints: &'c Endpoints) -> Self {
+        Self::with(endpoints, Purpose::Send)
+    }
+
+    fn with(endpoints: &'c Endpoints, purpose: Purpose) -> Self {
+        Self { endpoints, purpose, tried: vec![false; endpoints.all.len()], failure: None }
     }
 
     /// Returns the next endpoint to try. While one serves, those that have failed are left to the comparison, which is short.
     pub(super) async fn next(&mut self) -> Option<&'c Endpoint> {
         loop {
-            let verified = self.first(|endpoint| endpoint.health().is_verified());
+            let verified = self.first(Endpoint::is_ready);
             let (index, endpoint) = match verified {
                 Some(found) => found,
                 None => self.first(|_| true)?,
@@ -64,7 +91,8 @@ impl<'c> Route<'c> {
     fn first(&self, suits: impl Fn(&Endpoint) -> bool) -> Option<(usize, &'c Endpoint)> {
         let now = Instant::now();
         let untried = self.endpoints.all.iter().enumerate().zip(&self.tried).filter(|(_, tried)| !**tried);
-        let mut usable = untried.map(|(endpoint, _)| endpoint).filter(|(_, endpoint)| {
+        let suited = untried.map(|(endpoint, _)| endpoint).filter(|(_, endpoint)| self.purpose.suits(endpoint));
+        let mut usable = suited.filter(|(_, endpoint)| {
             let health = endpoint.health();
             !health.rests(now) && health.behind() <= self.endpoints.max_lag
         });
@@ -93,8 +121,9 @@ impl<'c> Route<'c> {
 
     /// Returns why no endpoint gave an answer.
     pub(super) fn failure(mut self) -> ChainError {
-        let now = Instant::now();
-        for (endpoint, tried) in self.endpoints.all.iter().zip(self.tried.clone()) {
+        let (now, purpose) = (Instant::now(), self.purpose);
+        let suited = self.endpoints.all.iter().zip(self.tried.clone());
+        for (endpoint, tried) in suited.filter(|(endpoint, _)| purpose.suits(endpoint)) {
             let health = endpoint.health();
             let error = if tried {
                 None
@@ -124,13 +153,25 @@ impl Endpoints {
         self.chain_id
     }
 
-    pub(super) fn all(&self) -> &[Endpoint] {
-        &self.all
+    /// Returns those that are asked.
+    pub(super) fn readers(&self) -> impl Iterator<Item = &Endpoint> {
+        self.all.iter().filter(|endpoint| endpoint.reads())
     }
 
-    /// Returns the calls a second that the endpoint in use gets, where it has asked for fewer than there were.
+    /// Returns those that get transactions.
+    pub(super) fn receivers(&self) -> impl Iterator<Item = &Endpoint> {
+        self.all.iter().filter(|endpoint| endpoint.gets_transactions())
+    }
+
+    /// Returns the calls a second that the endpoints in use get, where they have asked for fewer than there were or the
+    /// configuration allows no more: of the one that is asked and the one that gets transactions first, the fewer.
     pub(super) fn calls_per_second(&self) -> Option<f64> {
-        Route::new(self).first(|endpoint| endpoint.health().is_verified())?.1.calls_per_second()
+        let in_use = |route: Route<'_>| route.first(Endpoint::is_ready)?.1.calls_per_second();
+        let (asked, sent) = (in_use(Route::new(self)), in_use(Route::of_transactions(self)));
+        match (asked, sent) {
+            (Some(asked), Some(sent)) => Some(asked.min(sent)),
+            (asked, sent) => asked.or(sent),
+        }
     }
 
     pub(super) fn states(&self) -> Vec<EndpointState> {
@@ -139,10 +180,12 @@ impl Endpoints {
     }
 
     /// Checks from time to time, before the newest block is read, whether endpoints still serve their chain, and
-    /// compares the heads of several. All are asked at once, since heads of different moments differ on fast chains anyway.
+    /// compares the heads of several. All are asked at once, since heads of different moments differ on fast chains anyway. What takes
+    /// transactions only is asked for nothing.
     pub(super) async fn check_now_and_then(&self) {
         let now = Instant::now();
-        if let [only] = self.all.as_slice() {
+        let readers: Vec<_> = self.readers().collect();
+        if let [only] = readers.as_slice() {
             let mut health = only.health();
             if !health.is_verified_within(now, VERIFY_EVERY) {
                 health.doubt();
@@ -152,13 +195,14 @@ impl Endpoints {
         if !self.is_comparison_due(now) {
             return;
         }
-        let in_use = Route::new(self).first(|endpoint| endpoint.health().is_verified()).map(|(index, _)| index);
-        let awake = self.all.iter().enumerate().filter(|(_, endpoint)| !endpoint.health().rests(now));
-        join_all(awake.map(|(index, endpoint)| self.check(endpoint, in_use == Some(index)))).await;
+        let in_use = Route::new(self).first(Endpoint::is_ready).map(|(_, endpoint)| endpoint);
+        let is_in_use = |endpoint: &Endpoint| in_use.is_some_and(|in_use| std::ptr::eq(in_use, endpoint));
+        let awake = readers.iter().filter(|endpoint| !endpoint.health().rests(now));
+        join_all(awake.map(|endpoint| self.check(endpoint, is_in_use(endpoint)))).await;
         let now = Instant::now();
-        let best = self.all.iter().filter_map(|endpoint| endpoint.health().fresh_head(now)).max();
+        let best = readers.iter().filter_map(|endpoint| endpoint.health().fresh_head(now)).max();
         if let Some(best) = best {
-            self.all.iter().for_each(|endpoint| endpoint.compare(best, self.max_lag));
+            readers.iter().for_each(|endpoint| endpoint.compare(best, self.max_lag));
         }
     }
 

@@ -7,7 +7,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::chain::{
-    BlockTag, Call, Chain, ChainError, ClientSettings, Confirmation, NodeClient, Receipt, transaction_hash,
+    BlockTag, Call, Chain, ChainError, ClientSettings, Confirmation, EndpointAccess, NodeClient, Receipt,
+    transaction_hash,
 };
 use crate::model::event::FinalTransaction;
 use crate::model::{Address, BlockHash, BlockNumber, PauseReason, RawTransaction, TxHash, Wei};
@@ -15,6 +16,8 @@ use crate::observe::traces::{Traced, Tracer};
 use crate::policy::classify::{ErrorTable, SendMeaning};
 use crate::policy::finality::FinalityRule;
 use crate::support::{Reply, ScriptedNode};
+
+mod roles;
 
 const BATCH: usize = 100;
 const BATCH_OF_HANGING: u8 = 96;
@@ -33,12 +36,16 @@ fn hasty(nodes: &[&ScriptedNode]) -> NodeClient {
     NodeClient::new(&ClientSettings { timeout: Duration::from_millis(700), ..settings(&urls) }).unwrap()
 }
 
+fn access(url: &str) -> EndpointAccess {
+    url.parse::<reqwest::Url>().unwrap().into()
+}
+
 fn settings(urls: &[String]) -> ClientSettings {
     // As `main` does; another test may have been first.
     let _ = rustls::crypto::ring::default_provider().install_default();
     ClientSettings {
         chain_id: 1,
-        endpoints: urls.iter().map(|url| url.parse().unwrap()).collect(),
+        endpoints: urls.iter().map(|url| access(url)).collect(),
         timeout: Duration::from_secs(5),
         batch_size: BATCH,
         max_lag: 10,

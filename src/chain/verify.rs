@@ -5,7 +5,6 @@ use std::time::Duration;
 use jsonrpc_core::Value;
 use serde_json::json;
 use tokio::time::Instant;
-use tracing::info;
 
 use crate::chain::endpoint::{Endpoint, MethodCall};
 use crate::chain::{ChainError, Header, Result, answers};
@@ -29,20 +28,13 @@ enum Sync {
 }
 
 impl Endpoint {
-    /// Checks its chain id, that it is not syncing, and that it has the state that it lacked before. After a failure, what was
-    /// learnt of the node is forgotten: another node may be behind the address now.
+    /// Checks its chain id, that it is not syncing, and that it has the state that it lacked before.
     pub(super) async fn verify(&self, expected: u64) -> Result<()> {
         let answer = self.check("eth_chainId", vec![]).await?;
         self.check_chain_id(&answer, expected)?;
         self.check_sync().await?;
         self.check_state().await?;
-        let (failures, was_logged) = self.health().record_verified(Instant::now());
-        if failures > 0 {
-            self.forget();
-        }
-        if was_logged {
-            info!(endpoint = self.label(), failures, "the endpoint serves again");
-        }
+        self.record_serves();
         Ok(())
     }
 

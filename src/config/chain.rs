@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::Value;
-use url::Url;
-
 use crate::chain::{ClientSettings, Confirmation};
-use crate::config::reader::{DAY, HOUR, MINUTE, MS, SECOND, Section, http_url, or_off};
+use crate::config::endpoints::{self, texts};
+use crate::config::reader::{DAY, HOUR, MINUTE, MS, SECOND, Section, or_off};
+use crate::config::secrets::Places;
 use crate::model::Wei;
 use crate::observe::traces::Tracer;
 use crate::policy::admission::AdmissionRules;
@@ -28,6 +27,7 @@ pub(super) fn read(
     admission: &AdmissionRules,
     batching: Arc<Batching>,
     lease_ttl: Duration,
+    places: &Places,
     (fees, limits, outage): (FeeRules, Limits, OutagePolicy),
 ) -> (ClientSettings, LaneRules, Tuning) {
     let own_texts = section.take("errors");
@@ -38,18 +38,15 @@ pub(super) fn read(
         "finalized" => Some(FinalityRule::Finalized),
         number => number.parse().ok().filter(|depth| *depth <= 10_000).map(FinalityRule::Depth),
     });
-    let endpoints = urls(&mut section, "endpoints");
-    if endpoints.is_empty() {
-        section.fault("endpoints", "expected a list with at least one http:// or https:// URL");
-    }
-    let confirm_with = urls(&mut section, "confirm_with");
-    if confirm_with.iter().any(|url| endpoints.contains(url)) {
+    let endpoints = endpoints::read(&mut section, places);
+    let confirm_with = endpoints::urls(&mut section, "confirm_with");
+    if confirm_with.iter().any(|url| endpoints.iter().any(|endpoint| endpoint.url == *url)) {
         section
             .fault("confirm_with", "names a URL of chain.endpoints, which would confirm itself; name another endpoint");
     }
     let client = ClientSettings {
         chain_id: section.number("id", 1..=i64::MAX.unsigned_abs()),
-        endpoints: endpoints.clone(),
+        endpoints,
         timeout: section.duration("timeout", 100 * MS..=5 * MINUTE),
         batch_size: section.number("batch_size", 1..=1000),
         max_lag: section.number("max_lag", 1..=10_000),
@@ -110,29 +107,6 @@ fn chain_errors(mut section: Section<'_>) -> ErrorTable {
         }
     }
     ErrorTable::with(own)
-}
-
-/// Reads a list of texts, or the environment's text with commas. What is no text in the list is none.
-fn texts(value: &Value) -> Option<Vec<Option<&str>>> {
-    match value {
-        Value::Array(values) => Some(values.iter().map(|value| value.as_str().map(str::trim)).collect()),
-        Value::String(text) => Some(text.split(',').map(|text| Some(text.trim())).collect()),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => None,
-    }
-}
-
-/// Reads a list of URLs, or the environment's text with commas. A fault never repeats what stands there: it may hold a key.
-fn urls(section: &mut Section<'_>, key: &'static str) -> Vec<Url> {
-    let value = section.take(key).unwrap_or_default();
-    let mut urls = Vec::new();
-    for (number, text) in (1..).zip(texts(&value).unwrap_or_default()) {
-        match text.and_then(http_url) {
-            Some(url) => urls.push(url),
-            None if text == Some("") => {}
-            None => section.fault(key, format!("number {number} is no http:// or https:// URL")),
-        }
-    }
-    urls
 }
 
 pub(super) fn fees(mut section: Section<'_>) -> FeeRules {

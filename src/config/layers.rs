@@ -13,7 +13,7 @@ const PREFIX: &str = "CHAINWRITER_";
 /// Variables with the prefix that are no keys: the option `--config`.
 const OPTIONS: [&str; 1] = ["CHAINWRITER_CONFIG"];
 /// Lists of tables, which the environment has no way to write.
-const LISTS: [&str; 5] = ["signer", "route", "bind", "dead.replay", "policy.allow"];
+const LISTS: [&str; 6] = ["signer", "route", "bind", "chain.endpoint", "dead.replay", "policy.allow"];
 
 /// The values of each layer, and of all together.
 pub(super) struct Layers {
@@ -234,7 +234,11 @@ mod tests {
         assert_eq!(explained[0], "- chain.id: is \"none\" (set by CHAINWRITER__CHAIN__ID in the environment)");
         assert_eq!(explained[1..], ["- chain.idd: is not known"]);
         assert!(layers(None, &[]).unwrap().explain(Vec::new())[0].contains("no configuration file was given"));
-        for variable in ["CHAINWRITER__SIGNER__0__KEY", "CHAINWRITER__DEAD__REPLAY__0__CAUSE"] {
+        for variable in [
+            "CHAINWRITER__SIGNER__0__KEY",
+            "CHAINWRITER__CHAIN__ENDPOINT__0__URL",
+            "CHAINWRITER__DEAD__REPLAY__0__CAUSE",
+        ] {
             let faults = layers(Some(""), &[(variable, "x")]).unwrap().faults();
             assert!(faults.len() == 1 && faults[0].contains("put it into the file"), "{faults:?}");
         }

@@ -21,7 +21,9 @@ use crate::stages::settle::SettleSettings;
 
 mod access;
 mod bind;
+mod certificates;
 mod chain;
+mod endpoints;
 mod layers;
 mod policy;
 mod reader;

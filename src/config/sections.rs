@@ -88,7 +88,8 @@ fn settings(
     let fees = chain::fees(section!("fees"));
     let limits = limits(section!("limits"), &admission.permits);
     let lease_ttl = section!("lease").duration("ttl", 3 * SECOND..=10 * MINUTE);
-    let (chain, lane, tuning) = chain::read(section!("chain"), &admission, batching, lease_ttl, (fees, limits, outage));
+    let (chain, lane, tuning) =
+        chain::read(section!("chain"), &admission, batching, lease_ttl, places, (fees, limits, outage));
     policy::compare(&admission, &lane.batching, findings);
     broker.client_name = worker.full_name();
     broker.is_ordered |= admission.is_strict();

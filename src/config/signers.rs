@@ -1,22 +1,20 @@
 //! `[[signer]]`: keys in files, and keys that a server has.
 
-use std::path::Path;
-
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 
+use crate::config::certificates::{self, Fault};
 use crate::config::reader::{Findings, MINUTE, MS, Section, http_url, tables};
 use crate::config::secrets::{Places, line_of, private_file};
 use crate::model::Address;
-use crate::signer::{LocalSigner, RemoteSettings, RemoteTls, Signer, keystore};
+use crate::signer::{LocalSigner, RemoteKind, RemoteSettings, Signer, keystore};
 
 /// Time for an answer of a server.
 const DEFAULT_TIMEOUT: &str = "10s";
 /// Keys that say where the private key is: one of them is set.
 const WAYS: [&str; 5] = ["key_file", "keystore", "key", "url", "url_file"];
 /// Keys that go with some of them.
-const WITH_SOME: [&str; 6] =
-    ["password_file", "address", "timeout", "ca_file", "certificate_file", "certificate_key_file"];
+const WITH_SOME: [&str; 4] = ["password_file", "address", "timeout", "kind"];
 
 #[derive(Debug, Clone)]
 pub enum SignerSection {
@@ -32,9 +30,6 @@ impl SignerSection {
         }
     }
 }
-
-/// A key of the configuration, and its fault.
-type Fault = (&'static str, String);
 
 pub(super) fn read(value: Option<Value>, places: &Places, findings: &mut Findings) -> Vec<SignerSection> {
     let missing = "there is none; add [[signer]] with key_file = \"signer.key\"";
@@ -58,6 +53,7 @@ pub(super) fn read(value: Option<Value>, places: &Places, findings: &mut Finding
 
 fn signer(section: &mut Section<'_>, places: &Places) -> Result<SignerSection, Fault> {
     section.allow(&WITH_SOME);
+    section.allow(&certificates::KEYS);
     let ways: Vec<_> = WAYS.into_iter().filter_map(|key| Some((key, section.text(key)?))).collect();
     match ways.as_slice() {
         [(key @ "key_file", file)] => local(key, &secret(places, key, file)?),
@@ -102,38 +98,12 @@ fn remote(section: &mut Section<'_>, places: &Places, key: &'static str, url: &s
     let missing = "is not set; expected the account whose key the signer has, 0x and 40 hexadecimal digits";
     let address = section.text("address").ok_or_else(|| ("address", missing.to_owned()))?;
     let address = address.trim().parse().map_err(|error| ("address", format!("is {address:?}: {error}")))?;
+    section.set_default("kind", "auto");
+    let eth = Some(RemoteKind::Eth);
+    let kinds = [("auto", None), ("web3signer", eth), ("node", eth), ("clef", Some(RemoteKind::Clef))];
+    let kind = section.choice("kind", &kinds);
     section.set_default("timeout", DEFAULT_TIMEOUT);
     let timeout = section.duration("timeout", 100 * MS..=MINUTE);
-    let tls = certificates(section, places, url.scheme() == "https")?;
-    Ok(SignerSection::Remote(RemoteSettings { url, address, timeout, tls }))
-}
-
-fn certificates(section: &mut Section<'_>, places: &Places, is_encrypted: bool) -> Result<RemoteTls, Fault> {
-    let mut tls = RemoteTls::default();
-    let mut file = |key: &'static str| {
-        let path = section.text(key).map(|file| places.secret(&file));
-        path.transpose().map(|path| path.map(|path| (key, path))).map_err(|problem| (key, problem))
-    };
-    let authorities = file("ca_file")?;
-    let (certificate, key) = (file("certificate_file")?, file("certificate_key_file")?);
-    if let (Some((key, _)), false) = (authorities.as_ref().or(certificate.as_ref()), is_encrypted) {
-        return Err((key, "is set, and the signer's URL is not https://".to_owned()));
-    }
-    let lacks = |key, what: &str| Err((key, format!("is not set; name the file with {what}")));
-    let read = |path: &Path| std::fs::read(path).map_err(|error| format!("{} cannot be read: {error}", path.display()));
-    if let Some((key, path)) = authorities {
-        let trusted = read(&path).and_then(|pem| tls.trust_only(&pem));
-        trusted.map_err(|problem| (key, format!("{}: {problem}", path.display())))?;
-    }
-    match (certificate, key) {
-        (Some((name, path)), Some((key, key_path))) => {
-            let secret = private_file(&key_path).map_err(|problem| (key, problem))?;
-            let shown = read(&path).and_then(|pem| tls.show(&pem, secret.expose_secret().as_bytes()));
-            shown.map_err(|problem| (name, format!("{} or its key: {problem}", path.display())))?;
-        }
-        (Some(_), None) => lacks("certificate_key_file", "the certificate's key")?,
-        (None, Some(_)) => lacks("certificate_file", "the certificate of this key")?,
-        (None, None) => {}
-    }
-    Ok(tls)
+    let tls = certificates::read(section, places, "the signer's URL", url.scheme() == "https")?;
+    Ok(SignerSection::Remote(RemoteSettings { url, kind, address, timeout, tls }))
 }

@@ -12,7 +12,7 @@ mod local;
 mod remote;
 
 pub use local::LocalSigner;
-pub use remote::{RemoteSettings, RemoteSigner, RemoteTls};
+pub use remote::{RemoteKind, RemoteSettings, RemoteSigner};
 
 #[derive(Debug, thiserror::Error)]
 pub enum SignerError {

@@ -47,11 +47,13 @@ impl WorkerConfig {
 
     fn toml(&self, folder: &Path) -> String {
         let Self { broker_uri, queue, endpoint, to, .. } = self;
+        let has_endpoints = self.extra.iter().any(|(section, _)| *section == "chain.endpoint");
+        let endpoints = if has_endpoints { String::new() } else { format!("endpoints = [{endpoint:?}]") };
         let mut sections = vec![
             ("worker", "organisation = \"acme\"".to_owned()),
             ("broker", format!("uri = {broker_uri:?}\nqueue = {queue:?}")),
             ("broker", "reconnect_initial = \"100ms\"\nreconnect_max = \"1s\"\ncall_timeout = \"10s\"".to_owned()),
-            ("chain", format!("id = 31337\nendpoints = [{endpoint:?}]\npoll_interval = \"50ms\"\ntimeout = \"5s\"")),
+            ("chain", format!("id = 31337\n{endpoints}\npoll_interval = \"50ms\"\ntimeout = \"5s\"")),
             ("write", format!("to = {to:?}")),
             ("journal", format!("url = \"sqlite:{}\"", folder.join("journal.db").display())),
             ("lease", "ttl = \"3s\"".to_owned()),
@@ -59,11 +61,9 @@ impl WorkerConfig {
             // Workers of many tests run at once on one host.
             ("http", "listen = \"\"".to_owned()),
         ];
-        let (mut tables, extra): (Vec<_>, Vec<_>) = self
-            .extra
-            .iter()
-            .cloned()
-            .partition(|(section, _)| ["signer", "route", "policy.allow", "bind", "dead.replay"].contains(section));
+        let (mut tables, extra): (Vec<_>, Vec<_>) = self.extra.iter().cloned().partition(|(section, _)| {
+            ["signer", "route", "policy.allow", "bind", "dead.replay", "chain.endpoint"].contains(section)
+        });
         if tables.iter().all(|(section, _)| *section != "signer") {
             tables.push(("signer", format!("key_file = {:?}", folder.join("signer.key"))));
         }

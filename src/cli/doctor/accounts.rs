@@ -88,7 +88,8 @@ async fn key_at_server(settings: &RemoteSettings) -> Finding {
     let accounts = match signer.accounts().await {
         Ok(accounts) => accounts,
         Err(error) => {
-            return Finding::fail(AREA, text_of(&error.into())).remedy("start it, or correct the signer's url");
+            return Finding::fail(AREA, text_of(&error.into()))
+                .remedy("start it, or correct the signer's url or kind; Clef's rules have to approve listings");
         }
     };
     if accounts.contains(&wanted) {

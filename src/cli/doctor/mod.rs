@@ -8,6 +8,7 @@ use crate::config::{Faults, Settings};
 
 mod accounts;
 mod broker;
+mod endpoints;
 mod finding;
 mod journal;
 mod marker;

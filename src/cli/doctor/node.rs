@@ -1,45 +1,26 @@
-//! The chain: each endpoint by itself, clocks, how long finality takes, prices, and what is called.
+//! The chain: clocks, how long finality takes, prices, and what is called.
 
 use std::time::Duration;
 
-use crate::chain::{BlockTag, Chain, ChainError, ClientSettings, Header, NodeClient};
+use crate::chain::{BlockTag, Chain, ChainError, Header, NodeClient};
 use crate::cli::contract::{Standing, standing};
-use crate::cli::doctor::finding::{Finding, Level};
+use crate::cli::doctor::endpoints::{self, AREA, block_time, failed, no_client};
+use crate::cli::doctor::finding::Finding;
 use crate::cli::{spell, text_of};
 use crate::config::Settings;
 use crate::model::{Address, BlockNumber, Timestamp};
 use crate::policy::finality::FinalityRule;
-use crate::policy::node_texts::advice;
 use crate::policy::routes::{Calldata, Route};
-use crate::rpc::label;
 
-const AREA: &str = "node";
 /// A node takes no block that is further ahead of its own clock.
 const AHEAD: Duration = Duration::from_secs(15);
-/// A newest block older than this is remarkable where `chain.max_head_age` is off.
-const OLD_HEAD: Duration = Duration::from_secs(10 * 60);
-/// Programs that say what they are and not how many transactions of one account their pools keep: that number, unless an option
-/// sets another, which ones it counts, and that option.
-const POOLS: [(&str, usize, &str, &str); 4] = [
-    // https://besu.hyperledger.org/public-networks/reference/cli/options
-    ("besu/", 200, "", "--tx-pool-max-future-by-sender"),
-    // core/txpool/legacypool: the others fit as long as the pool has room for 5,120 of all accounts.
-    ("geth/", 64, " that come before their turn", "--txpool.accountqueue"),
-    // crates/transaction-pool/src/config.rs
-    ("reth/", 16, "", "--txpool.max-account-slots"),
-    // txnprovider/txpool/txpoolcfg
-    ("erigon/", 16, "", "--txpool.accountslots"),
-];
-/// A node that says that it is syncing is asked again so often, after so long.
-const SYNC_CHECKS: u32 = 2;
-const SYNC_CHECK: Duration = Duration::from_secs(2);
 /// The time between two blocks is the average over this many.
 const SPACING_BLOCKS: u64 = 64;
 
 pub(super) async fn examine(settings: &Settings) -> Vec<Finding> {
-    let (mut findings, heads) = endpoints(settings).await;
+    let (mut findings, heads) = endpoints::examine(settings).await;
     let Some(head) = heads.into_iter().max_by_key(|head| head.number) else { return findings };
-    findings.extend(confirming(settings).await);
+    findings.extend(endpoints::confirming(settings).await);
     findings.push(clock(&head, Timestamp::now()));
     let chain = match NodeClient::new(&settings.chain) {
         Ok(chain) => chain,
@@ -49,142 +30,6 @@ pub(super) async fn examine(settings: &Settings) -> Vec<Finding> {
     findings.push(price(settings, &chain, &head).await.unwrap_or_else(|error| failed(&error)));
     findings.extend(targets(settings, &chain).await.unwrap_or_else(|error| vec![failed(&error)]));
     findings
-}
-
-/// Returns a finding for each endpoint, and the heads of those that serve.
-async fn endpoints(settings: &Settings) -> (Vec<Finding>, Vec<Header>) {
-    let all = &settings.chain;
-    let (mut findings, mut heads) = (Vec::new(), Vec::new());
-    for url in &all.endpoints {
-        let alone = ClientSettings { endpoints: vec![url.clone()], ..all.clone() };
-        let node = match NodeClient::new(&alone) {
-            Ok(node) => node,
-            Err(error) => return (vec![no_client(&error)], Vec::new()),
-        };
-        match newest(&node).await {
-            Ok(head) => {
-                let label = node.endpoint_states().pop().map_or_else(String::new, |state| state.label);
-                findings.push(served(settings, &label, &head));
-                // Some do not say; that is no fault.
-                findings.extend(node.program().await.ok().map(|program| pool(settings, &label, &program)));
-                heads.push(head);
-            }
-            Err(error) => findings.push(failed(&error)),
-        }
-    }
-    let best = heads.iter().map(|head| head.number).max();
-    let behind = |head: &&Header| best.is_some_and(|best| best.0.saturating_sub(head.number.0) > all.max_lag);
-    if let (Some(head), Some(best)) = (heads.iter().find(behind), best) {
-        let what = format!("an endpoint has block {} where another has {best}", head.number);
-        findings.push(Finding::warn(AREA, what).remedy("it is not asked until it has caught up: see its own log"));
-    }
-    // With one that serves, work goes on.
-    if !heads.is_empty() {
-        for finding in findings.iter_mut().filter(|finding| finding.level == Level::Fail) {
-            finding.level = Level::Warn;
-        }
-    }
-    (findings, heads)
-}
-
-/// Returns a finding for each endpoint that has to confirm what is final: without it nothing becomes final.
-async fn confirming(settings: &Settings) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    for url in &settings.chain.confirmation.endpoints {
-        let alone = ClientSettings { endpoints: vec![url.clone()], ..settings.chain.clone() };
-        let asked = match NodeClient::new(&alone) {
-            Ok(node) => newest(&node).await,
-            Err(error) => return vec![no_client(&error)],
-        };
-        findings.push(match asked {
-            Ok(head) => {
-                Finding::ok(AREA, format!("chain.confirm_with: newest block {} at {}", head.number, label(url)))
-            }
-            Err(error) => Finding::fail(AREA, format!("chain.confirm_with: {error}"))
-                .remedy("until it answers nothing is final; start it, or correct chain.confirm_with"),
-        });
-    }
-    findings
-}
-
-async fn newest(node: &NodeClient) -> Result<Header, ChainError> {
-    let nothing = || ChainError::Nonsense { endpoint: "the node".to_owned(), detail: "no newest block".to_owned() };
-    let mut head = node.header(BlockTag::Latest).await;
-    // Some say that they are syncing whatever they do: further blocks show that they are up to date.
-    for _ in 0..SYNC_CHECKS {
-        if !matches!(head, Err(ChainError::Syncing { .. })) {
-            break;
-        }
-        tokio::time::sleep(SYNC_CHECK).await;
-        head = node.header(BlockTag::Latest).await;
-    }
-    head?.ok_or_else(nothing)
-}
-
-fn no_client(error: &impl std::fmt::Display) -> Finding {
-    Finding::fail(AREA, format!("the HTTP client cannot be made: {error}"))
-        .remedy("install the system's certificates (ca-certificates)")
-}
-
-fn failed(error: &ChainError) -> Finding {
-    let finding = Finding::fail(AREA, error.to_string());
-    match error {
-        ChainError::Unreachable { .. } => finding.remedy("start the node, or correct chain.endpoints"),
-        ChainError::Denied { said, .. } => {
-            finding.remedy(advice(said).unwrap_or("see what it says, and the node's log; or correct chain.endpoints"))
-        }
-        ChainError::NoState { .. } => finding
-            .remedy("repair the node, which lost data in a crash or by pruning, or sync it anew; or add an endpoint"),
-        ChainError::NoStatus { .. } => {
-            finding.remedy("such a chain cannot be written to; or add an endpoint of another kind")
-        }
-        ChainError::RateLimited { .. } => {
-            finding.remedy("ask for less often, or for a larger plan, or add an endpoint")
-        }
-        ChainError::Syncing { .. } | ChainError::Lagging { .. } => {
-            finding.remedy("wait until it has caught up, or add an endpoint")
-        }
-        ChainError::Nonsense { .. } => finding.remedy("does chain.endpoints name a JSON-RPC interface?"),
-        ChainError::Node { .. } => finding.remedy("does the node serve this method? see its log"),
-        // They say so themselves.
-        ChainError::WrongChain { .. } | ChainError::Unconfirmed { .. } => finding,
-    }
-}
-
-fn served(settings: &Settings, label: &str, head: &Header) -> Finding {
-    let age = block_time(head).age();
-    let what =
-        format!("chain {}, newest block {} of {} ago, at {label}", settings.chain.chain_id, head.number, spell(age));
-    if age > settings.tuning.max_head_age.unwrap_or(OLD_HEAD) {
-        return Finding::warn(AREA, what).remedy(
-            "blocks do not come: see the node's log and its peers; or this host's clock is wrong: see `timedatectl`; unless the \
-             chain makes blocks for transactions only",
-        );
-    }
-    Finding::ok(AREA, what)
-}
-
-/// Returns how many transactions of an account the node may keep, as far as it says.
-fn pool(settings: &Settings, label: &str, program: &str) -> Finding {
-    let in_flight = settings.lane.in_flight;
-    let what = format!("{label} runs {program}");
-    let name = program.to_lowercase();
-    let Some((_, most, which, option)) = POOLS.iter().find(|(known, ..)| name.starts_with(known)) else {
-        return Finding::ok(AREA, what);
-    };
-    let what = format!(
-        "{what}, which keeps {most} transactions of an account{which} unless {option} says more; the worker sends no more than it \
-         keeps, and chain.in_flight is {in_flight}"
-    );
-    // In-order sends meet no limit on those before their turn.
-    if in_flight <= *most || !which.is_empty() {
-        return Finding::ok(AREA, what);
-    }
-    Finding::notice(AREA, what).remedy("if that limits the rate, let the node keep more, or use several signers")
-}
-
-fn block_time(head: &Header) -> Timestamp {
-    Timestamp(i64::try_from(head.timestamp.saturating_mul(1000)).unwrap_or(i64::MAX))
 }
 
 fn clock(head: &Header, now: Timestamp) -> Finding {
@@ -309,7 +154,7 @@ async fn records(settings: &Settings, chain: &NodeClient, route: &str, contract:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::tests::load_with;
+    use crate::cli::doctor::finding::Level;
     use crate::model::{BlockHash, Gas};
 
     fn head(timestamp: u64) -> Header {
@@ -322,19 +167,6 @@ mod tests {
             gas_limit: Gas(30_000_000),
             transactions: None,
         }
-    }
-
-    #[test]
-    fn a_pool_that_may_be_too_small_is_told() {
-        let settings = |in_flight: u32| load_with(&format!("chain.in_flight = {in_flight}")).unwrap();
-        let level = |in_flight, program| pool(&settings(in_flight), "node:8545", program).level;
-        assert_eq!(level(200, "besu/v25.9.0/linux-x86_64/openjdk-java-21"), Level::Ok);
-        assert_eq!(level(201, "besu/v25.9.0/linux-x86_64/openjdk-java-21"), Level::Note);
-        assert_eq!(level(5000, "Geth/v1.16.7-stable/linux-amd64/go1.25.4"), Level::Ok, "it keeps those in order");
-        assert_eq!(level(17, "reth/v1.9.0"), Level::Note);
-        assert_eq!(level(100_000, "anvil/v1.5.0"), Level::Ok, "nobody knows");
-        let told = pool(&settings(300), "node:8545", "besu/v25.9.0").to_string();
-        assert!(told.contains("keeps 200") && told.contains("--tx-pool-max-future-by-sender"), "{told}");
     }
 
     #[test]

@@ -37,16 +37,16 @@ fn of_report(report: &WorkerReport) -> Vec<Finding> {
     findings
 }
 
-/// Says what an endpoint takes that has asked for fewer calls.
+/// Says what an endpoint gets that has asked for fewer calls, or may get no more.
 fn of_endpoint(endpoint: &EndpointState) -> Option<Finding> {
     let calls = endpoint.calls_per_second.as_deref()?;
     let what = format!(
-        "{} asks for fewer calls and gets {calls} a second; a write needs {} of them, and each new block about 8",
+        "{} asks for fewer calls, or is configured to get fewer: it gets {calls} a second; a write needs {} of them, and each new block about 8",
         endpoint.label,
         EndpointState::CALLS_PER_WRITE
     );
     Some(Finding::notice(AREA, what).remedy(
-        "if that limits the rate: a larger plan, another endpoint, a longer chain.poll_interval, or a number as write.gas, which saves the estimate",
+        "if that limits the rate: a larger plan, a higher calls_per_second, another endpoint, a longer chain.poll_interval, or a number as write.gas, which saves the estimate",
     ))
 }
 

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::broker::{QueueDepth, QueueRole};
-use crate::chain::EndpointState;
+use crate::chain::{EndpointState, Role};
 use crate::cli::age_text;
 use crate::cli::status::overview::{Overview, Side};
 use crate::daemon::status::{LaneReport, RecentLine, WorkerReport, wei};
@@ -206,7 +206,14 @@ fn as_reported(lane: &LaneReport, at: Timestamp) -> Vec<(Tone, String)> {
 
 fn endpoints(endpoints: &[EndpointState]) -> Vec<(Tone, String)> {
     let line = |endpoint: &EndpointState| {
-        let EndpointState { label: endpoint, serves, blocks_behind, problem, calls_per_second } = endpoint;
+        let EndpointState { label, role, gets_transactions, serves, blocks_behind, problem, calls_per_second } =
+            endpoint;
+        let endpoint = match (role, gets_transactions) {
+            (Role::All | Role::Read, true) => label.clone(),
+            (Role::Send, true) => format!("{label} (transactions only)"),
+            (Role::All | Role::Read, false) => format!("{label} (no transactions)"),
+            (Role::Send, false) => format!("{label} (unused beside a private one)"),
+        };
         let behind = match blocks_behind {
             0 => String::new(),
             behind => format!(", {} behind", counted(*behind, "block")),

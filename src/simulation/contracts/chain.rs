@@ -102,7 +102,7 @@ async fn real() -> Real {
     anvil.set_code(&CONTRACT.to_string(), contracts::REVERTS_ON_FF).await.unwrap();
     let client = NodeClient::new(&ClientSettings {
         chain_id: CHAIN_ID,
-        endpoints: vec![anvil.url().parse().unwrap()],
+        endpoints: vec![anvil.url().parse::<reqwest::Url>().unwrap().into()],
         timeout: Duration::from_secs(30),
         batch_size: 10,
         max_lag: 10,

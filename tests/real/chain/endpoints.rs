@@ -8,7 +8,7 @@ use chainwriter::testing::transaction_hash;
 use serde_json::{Value, json};
 
 use crate::chain::nodes::{assert_written_once_in_order, publish};
-use crate::stage::{BINARY, DEAD, LONG, QUEUE, Stage, wait_log};
+use crate::stage::{BINARY, DEAD, LONG, QUEUE, Stage, calldata, wait_log};
 use crate::support::{
     ACCOUNTS, Anvil, AnvilConfig, Reply, ScriptedNode, WorkerConfig, WorkerHome, wait_until, with_id,
 };
@@ -256,4 +256,89 @@ async fn texts_that_nobody_knows_are_told_and_can_be_explained_by_the_configurat
     is_locked.store(false, Ordering::Relaxed);
     stage.wait_empty(QUEUE).await;
     assert_written_once_in_order(&stage, 1).await;
+}
+
+const SEND: &str = "eth_sendRawTransaction";
+
+/// A relay that takes transactions for the node behind it, and answers nothing else.
+async fn relay(stage: &Stage) -> ScriptedNode {
+    ScriptedNode::start(Some(stage.anvil.address()), |request| {
+        let is_send = |call: &Value| call["method"] == SEND;
+        match request.as_array().map_or_else(|| is_send(request), |calls| calls.iter().all(is_send)) {
+            true => Reply::Pass,
+            false => Reply::Http(403, String::new(), "this relay takes transactions".to_owned()),
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_relay_gets_the_transactions_and_another_node_is_read() {
+    let Some(stage) = Stage::with_blocks().await else { return };
+    let relay = relay(&stage).await;
+    let read = ScriptedNode::start(Some(stage.anvil.address()), |_| Reply::Pass).await;
+    let config = stage.config().with("chain", "finality = 0");
+    let config = config.with("chain.endpoint", format!("url = {:?}\nrole = \"send\"", relay.url()));
+    let home = WorkerHome::new(&config.with("chain.endpoint", format!("url = {:?}\nrole = \"read\"", read.url())));
+    stage.topology(&home).await;
+    publish(&stage, 20).await;
+    let worker = home.start(BINARY);
+    stage.wait_nonce(0, 20).await;
+    stage.wait_empty(QUEUE).await;
+    assert_written_once_in_order(&stage, 20).await;
+    assert_eq!(read.times(SEND), 0);
+    assert!(relay.times(SEND) >= 20, "{}", relay.times(SEND));
+    assert!(relay.times("eth_chainId") + relay.times("eth_getBlockByNumber") == 0, "it is asked for nothing else");
+    assert!(!worker.log().contains("the lane pauses"), "{}", worker.log());
+    let (code, text) = home.command(BINARY, &["doctor"]).await;
+    assert_eq!(code, 0, "{text}");
+    for part in [" takes transactions; it is asked for nothing else", ", which gets no transactions"] {
+        assert!(text.lines().any(|line| line.starts_with("ok    node: ") && line.contains(part)), "{part}: {text}");
+    }
+}
+
+/// First sends, resends, replacements, cancellations: the public node sees none of them.
+#[tokio::test]
+async fn while_a_private_endpoint_is_there_no_other_gets_a_transaction() {
+    let Some(stage) = Stage::set().await else { return };
+    stage.anvil.set_auto_mine(false).await.unwrap();
+    let keeps = Arc::new(AtomicBool::new(true));
+    let is_kept = Arc::clone(&keeps);
+    // While it keeps what it gets, nothing reaches the chain.
+    let private = ScriptedNode::start(Some(stage.anvil.address()), move |request| match request["method"].as_str() {
+        Some(SEND) if is_kept.load(Ordering::Relaxed) => Reply::Result(hash_of(request)),
+        _ => Reply::Pass,
+    });
+    let (private, public) = (private.await, ScriptedNode::start(Some(stage.anvil.address()), |_| Reply::Pass).await);
+    let times = "finality = 0\nresend_after = \"1s\"\nreplace_after = \"2s\"";
+    let config = stage.config().with("chain", times);
+    let config = config.with("chain.endpoint", format!("url = {:?}", public.url()));
+    let private_lines = format!("url = {:?}\nrole = \"send\"\nprivate = true", private.url());
+    let home = WorkerHome::new(&config.with("chain.endpoint", private_lines));
+    stage.topology(&home).await;
+    publish(&stage, 3).await;
+    let worker = home.start(BINARY);
+    wait_until("they went out, again, and at a higher price", LONG, async || {
+        // Its blocks do not hold what it has never seen.
+        stage.anvil.mine(1).await.unwrap();
+        worker.log().contains("another attempt at the nonce")
+    })
+    .await;
+    let (code, text) = home.command(BINARY, &["cancel", "n-0"]).await;
+    assert_eq!(code, 0, "{text}");
+    wait_log(&worker, "tx.kind=\"cancel\"").await;
+    assert!(private.times(SEND) > 6, "{}", private.times(SEND));
+    assert_eq!(stage.anvil.pool_size().await, Ok((0, 0)));
+    keeps.store(false, Ordering::Relaxed);
+    stage.anvil.set_auto_mine(true).await.unwrap();
+    stage.wait_nonce(0, 3).await;
+    stage.wait_empty(QUEUE).await;
+    assert_eq!(public.times(SEND), 0);
+    let written: Vec<_> = stage.transactions_of(0).await.into_iter().map(|(_, data, _)| data).collect();
+    assert_eq!(written, ["0x".to_owned(), calldata(b"body 1"), calldata(b"body 2")]);
+}
+
+fn hash_of(call: &Value) -> Value {
+    let raw = hex::decode(call["params"][0].as_str().unwrap().trim_start_matches("0x")).unwrap();
+    json!(transaction_hash(&raw))
 }
