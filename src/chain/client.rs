@@ -20,7 +20,7 @@ use crate::chain::faults::first_failure;
 use crate::chain::market::Tip;
 use crate::chain::route::{Endpoints, Route};
 use crate::chain::{
-    BlockTag, Call, Chain, ChainError, CountAt, EndpointAccess, EndpointState, Header, Log, LogQuery, Pooled,
+    BlockTag, Call, Chain, ChainError, CountAt, EndpointAccess, EndpointState, Header, Log, LogQuery, OnTop, Pooled,
     Receipt, Result, SentInBlock, answers, receipts,
 };
 use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, RawTransaction, TxHash, Wei};
@@ -341,6 +341,10 @@ impl Chain for NodeClient {
             answers::amount(&answer).map(Gas).ok_or_else(|| endpoint.nonsense(format!("gas estimate {answer}")))
         };
         self.ask_each(&calls.collect::<Vec<_>>(), read, |error| self.has_run(error)).await
+    }
+
+    async fn estimate_on_top(&self, on_top: &OnTop) -> Result<Gas> {
+        self.estimated_on_top(on_top).await
     }
 
     async fn call(&self, call: &Call, block: BlockNumber) -> Result<Bytes> {

@@ -22,6 +22,8 @@
 //!
 //! `confirm` asks another endpoint about what is final, where `chain.confirm_with` names one.
 //!
+//! `on_top` runs a call on top of transactions that are in no block yet, where a node has a method for that.
+//!
 //! `receipts` and `market` hide what some nodes lack (`eth_getBlockReceipts`, a fee history): other calls replace it, whatever the
 //! failure is, and `lacks` remembers the method.
 //!
@@ -76,6 +78,7 @@ mod health;
 mod inspection;
 mod lacks;
 mod market;
+mod on_top;
 mod pace;
 mod pooled;
 mod receipts;
@@ -197,6 +200,18 @@ pub struct Call {
     pub data: Bytes,
 }
 
+/// A call to be run on top of transactions that are in no block yet.
+#[derive(Debug, Clone)]
+pub struct OnTop {
+    /// What they call, each with its gas, lowest nonce first.
+    pub before: Vec<(Call, Gas)>,
+    pub call: Call,
+    /// The gas that a block holds.
+    pub block_gas: Gas,
+    /// Those are all that come before it.
+    pub is_complete: bool,
+}
+
 /// Selects the log entries of a contract whose topics match, place by place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogQuery {
@@ -285,6 +300,13 @@ pub trait Chain: Send + Sync {
     /// Estimates the gas of each call at the newest block. Each has its own error: a failure of the endpoint there means that
     /// no endpoint answered this call.
     async fn estimate(&self, calls: &[Traced<Call>]) -> Vec<Result<Gas>>;
+
+    /// Estimates the gas of a call on top of others. [`ChainError::Node`] is the call's own failure there; any other error says that
+    /// no endpoint simulates this.
+    async fn estimate_on_top(&self, on_top: &OnTop) -> Result<Gas> {
+        let _ = on_top;
+        Err(on_top::unsupported())
+    }
 
     /// Runs a call on the state after this block. The error of a reverted call holds its revert data.
     async fn call(&self, call: &Call, block: BlockNumber) -> Result<Bytes>;

@@ -13,7 +13,7 @@ use crate::broker::{
     WorkQueue,
 };
 use crate::chain::{
-    BlockTag, Call, Chain, ChainError, CountAt, Header, Inclusion, Log, LogQuery, Pooled, Receipt, Result, Sent,
+    BlockTag, Call, Chain, ChainError, CountAt, Header, Inclusion, Log, LogQuery, OnTop, Pooled, Receipt, Result, Sent,
     SentInBlock, transaction_hash,
 };
 use crate::journal::JournalError;
@@ -258,6 +258,10 @@ pub(crate) struct FakeChainState {
     /// By its calldata, what the node answers to a call's estimate; nothing where it does not answer, so that its whole round
     /// has no answer.
     pub(crate) estimates: BTreeMap<Bytes, Option<String>>,
+    /// What the node answers to a call on top of others; nothing where it has no method for that.
+    pub(crate) on_top: Option<fn(&OnTop) -> Result<Gas>>,
+    /// The calls that it was asked to run on top of others.
+    pub(crate) on_tops: Vec<OnTop>,
     /// Rounds of estimates, by their lengths.
     pub(crate) rounds: Vec<usize>,
     /// What the account has; nothing where the node does not say.
@@ -345,7 +349,7 @@ impl FakeChain {
     }
 }
 
-fn refusal(message: &str) -> ChainError {
+pub(crate) fn refusal(message: &str) -> ChainError {
     ChainError::Node { endpoint: "fake".to_owned(), code: -32000, message: message.to_owned(), data: None }
 }
 
@@ -570,6 +574,13 @@ impl Chain for FakeChain {
             let fails = |call: &Call| own(call).or_else(|| state.estimate_fails.clone());
             calls.iter().map(|call| fails(&call.item).map_or(Ok(gas), |text| Err(refusal(&text)))).collect()
         })
+    }
+
+    async fn estimate_on_top(&self, on_top: &OnTop) -> Result<Gas> {
+        let mut state = self.count()?;
+        state.on_tops.push(on_top.clone());
+        let lacks = || ChainError::Nonsense { endpoint: "fake".to_owned(), detail: "it has no such method".to_owned() };
+        state.on_top.map_or_else(|| Err(lacks()), |answer| answer(on_top))
     }
 
     async fn call(&self, _: &Call, _: BlockNumber) -> Result<Bytes> {

@@ -10,7 +10,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::chain::{Call, Chain, ChainError, Result};
+use crate::chain::{Call, Chain, ChainError, OnTop, Result};
 use crate::model::{Address, Gas, Wei};
 use crate::observe::traces::Traced;
 use crate::policy::classify::{ErrorTable, SimulationMeaning};
@@ -28,12 +28,21 @@ pub struct Estimated {
     pub estimate: Result<Gas>,
     /// The node answers estimates: this one, or else a transfer of the account to itself that was asked right after it.
     pub is_answering: bool,
+    /// It was run on top of transactions that are in no block.
+    pub is_on_top: bool,
+}
+
+/// A call to estimate.
+#[derive(Debug)]
+enum Wanted {
+    Alone(Traced<Call>),
+    OnTop(Box<OnTop>),
 }
 
 /// The lane's side. The lane limits what waits.
 #[derive(Debug)]
 pub struct Estimator {
-    wanted: mpsc::UnboundedSender<(i64, Traced<Call>)>,
+    wanted: mpsc::UnboundedSender<(i64, Wanted)>,
     estimated: mpsc::UnboundedReceiver<Estimated>,
 }
 
@@ -41,7 +50,7 @@ pub struct Estimator {
 pub struct Estimating {
     chain: Arc<dyn Chain>,
     errors: Arc<ErrorTable>,
-    wanted: mpsc::UnboundedReceiver<(i64, Traced<Call>)>,
+    wanted: mpsc::UnboundedReceiver<(i64, Wanted)>,
     estimated: mpsc::UnboundedSender<Estimated>,
 }
 
@@ -56,7 +65,12 @@ impl Estimator {
     /// Asks for the estimate of one call.
     pub fn ask(&self, key: i64, call: Traced<Call>) {
         // Without the estimating side the lane's term is over, and the next term asks again.
-        let _ = self.wanted.send((key, call));
+        let _ = self.wanted.send((key, Wanted::Alone(call)));
+    }
+
+    /// Asks for the estimate of one call on top of others.
+    pub fn ask_on_top(&self, key: i64, on_top: OnTop) {
+        let _ = self.wanted.send((key, Wanted::OnTop(Box::new(on_top))));
     }
 
     /// Returns the next outcome. Waits for ever when nothing is asked for. Dropping this future loses nothing.
@@ -80,15 +94,22 @@ impl Estimating {
                     let _ = self.estimated.send(estimated);
                 }
                 wanted = self.wanted.recv(), if on_way.len() < AT_ONCE => {
-                    let Some((key, call)) = wanted else { return std::future::pending().await };
-                    on_way.push(estimate(Arc::clone(&self.chain), Arc::clone(&self.errors), key, call));
+                    let Some((key, wanted)) = wanted else { return std::future::pending().await };
+                    on_way.push(estimate(Arc::clone(&self.chain), Arc::clone(&self.errors), key, wanted));
                 }
             }
         }
     }
 }
 
-async fn estimate(chain: Arc<dyn Chain>, errors: Arc<ErrorTable>, key: i64, call: Traced<Call>) -> Estimated {
+async fn estimate(chain: Arc<dyn Chain>, errors: Arc<ErrorTable>, key: i64, wanted: Wanted) -> Estimated {
+    let call = match wanted {
+        Wanted::Alone(call) => call,
+        Wanted::OnTop(on_top) => {
+            let estimate = chain.estimate_on_top(&on_top).await;
+            return Estimated { key, estimate, is_answering: true, is_on_top: true };
+        }
+    };
     let (from, began) = (call.item.from, Instant::now());
     let mut estimate = alone(chain.as_ref(), call.clone()).await;
     let mut is_answering = is_answer(&estimate, &errors);
@@ -100,7 +121,7 @@ async fn estimate(chain: Arc<dyn Chain>, errors: Arc<ErrorTable>, key: i64, call
             estimate = alone(chain.as_ref(), call).await;
         }
     }
-    Estimated { key, estimate, is_answering }
+    Estimated { key, estimate, is_answering, is_on_top: false }
 }
 
 /// Returns whether the node answers an estimate now: that of a transfer of the account to itself, which no contract can fail.
@@ -141,7 +162,7 @@ mod tests {
         let mut outcomes = Vec::new();
         let collect = async {
             for _ in calls {
-                let Estimated { key, estimate, is_answering } = estimator.next().await;
+                let Estimated { key, estimate, is_answering, .. } = estimator.next().await;
                 outcomes.push((key, estimate.ok(), is_answering));
             }
         };

@@ -176,6 +176,7 @@ words!(
         GetTransactionReceipt = "eth_getTransactionReceipt",
         MaxPriorityFeePerGas = "eth_maxPriorityFeePerGas",
         SendRawTransaction = "eth_sendRawTransaction",
+        SimulateV1 = "eth_simulateV1",
         Syncing = "eth_syncing",
         Other = "other",
     }

@@ -1,5 +1,6 @@
 //! Requests that the node does not simulate, while it answers other calls. They wait here, and others pass them; each is
 //! tried again on its own (`try_aside`), with growing pauses. What stays without an answer for some tries is at fault itself.
+//! Beside them wait those whose call reverts while transactions of the account are open before it (`successors`).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -8,7 +9,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use crate::journal::{QueuedRequest, RequestSeq};
-use crate::model::PauseReason;
+use crate::model::{Nonce, PauseReason};
 use crate::policy::retry_schedule::RetryPauses;
 use crate::stages::lane::settings::Held;
 
@@ -25,6 +26,8 @@ const ENDPOINT_TRIES: u32 = 9;
 /// The same numbers where many are aside.
 const TRIES_IN_CROWD: u32 = 1;
 const ENDPOINT_TRIES_IN_CROWD: u32 = 3;
+/// A request that waits for transactions before it for longer than this is shown.
+const LONG_WAIT: Duration = Duration::from_secs(60);
 /// Pauses between the tries of one request.
 const WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// Requests that were without an answer before. When they come back for their next attempt they are tried on their own at
@@ -67,6 +70,20 @@ pub(super) struct Waiting {
     pauses: RetryPauses,
     due: Instant,
     is_asked: bool,
+    /// What it waits for, if that is not the node.
+    pub(super) wait: Option<Wait>,
+}
+
+/// A wait for the transactions of the account that come before a request whose call reverts without them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wait {
+    pub(super) since: Instant,
+    /// The nonce behind the last of them, once all have one.
+    pub(super) below: Option<Nonce>,
+    /// It is run on top of them, or was.
+    pub(super) is_simulated: bool,
+    /// Those on top of which it is run are all that come before it.
+    pub(super) is_complete: bool,
 }
 
 impl Waiting {
@@ -88,7 +105,46 @@ impl Aside {
     /// Sets a request aside, to be tried on its own at once.
     pub(super) fn add(&mut self, request: QueuedRequest, silence: Silence) {
         let pauses = RetryPauses::between(WAIT.0, WAIT.1);
-        let waiting = Waiting { request, silence, tries: 0, asked: 0, pauses, due: Instant::now(), is_asked: false };
+        let waiting =
+            Waiting { request, silence, tries: 0, asked: 0, pauses, due: Instant::now(), is_asked: false, wait: None };
+        self.waiting.insert(waiting.request.seq, waiting);
+    }
+
+    /// Sets a request aside until the transactions before it are in blocks, or it runs on top of them.
+    pub(super) fn add_successor(&mut self, request: QueuedRequest, revert: String) {
+        let (seq, since) = (request.seq, Instant::now());
+        self.add(request, Silence { reason: PauseReason::NodeUnreachable, detail: revert, is_text: true });
+        if let Some(waiting) = self.waiting.get_mut(&seq) {
+            waiting.wait = Some(Wait { since, below: None, is_simulated: false, is_complete: false });
+        }
+    }
+
+    /// Returns those that wait for transactions before them and are not being tried, in the order of the queue.
+    pub(super) fn successors(&mut self) -> Vec<(&QueuedRequest, &mut Wait, &mut bool)> {
+        let waits = self.waiting.values_mut().filter(|waiting| !waiting.is_asked);
+        let waits =
+            waits.filter_map(|Waiting { request, wait, is_asked, .. }| Some((&*request, wait.as_mut()?, is_asked)));
+        let mut successors: Vec<_> = waits.collect();
+        successors.sort_by_key(|(request, ..)| request.turn);
+        successors
+    }
+
+    /// Returns the first place in the queue of those that wait for transactions before them.
+    pub(super) fn first_successor(&self) -> Option<i64> {
+        let successors = self.waiting.values().filter(|waiting| waiting.wait.is_some());
+        successors.map(|waiting| waiting.request.turn).min()
+    }
+
+    /// Records whether those on top of which a request is run are all that come before it.
+    pub(super) fn set_complete(&mut self, request: RequestSeq, is_complete: bool) {
+        if let Some(wait) = self.waiting.get_mut(&request).and_then(|waiting| waiting.wait.as_mut()) {
+            wait.is_complete = is_complete;
+        }
+    }
+
+    /// Puts a request back that did not run on top of those before it: it goes on waiting for them.
+    pub(super) fn wait_on(&mut self, mut waiting: Waiting) {
+        waiting.is_asked = false;
         self.waiting.insert(waiting.request.seq, waiting);
     }
 
@@ -112,6 +168,7 @@ impl Aside {
             self.remember(seq);
         }
         waiting.silence = silence;
+        waiting.wait = None;
         waiting.asked += 1;
         waiting.is_asked = false;
         waiting.due = Instant::now() + waiting.pauses.next_wait();
@@ -124,7 +181,7 @@ impl Aside {
 
     /// Takes a request that has had its tries, with its failure in words.
     pub(super) fn take_failed(&mut self, request: RequestSeq) -> Option<(Waiting, String)> {
-        let is_crowded = self.waiting.len() >= CROWDED;
+        let is_crowded = self.is_crowded();
         let failure = self.waiting.get(&request)?.failure(is_crowded)?;
         Some((self.take(request)?, failure))
     }
@@ -134,6 +191,7 @@ impl Aside {
         let now = Instant::now();
         let mut due: Vec<_> =
             self.waiting.values_mut().filter(|waiting| !waiting.is_asked && waiting.due <= now).collect();
+        due.retain(|waiting| waiting.wait.is_none());
         due.sort_by_key(|waiting| waiting.tries);
         due.into_iter()
             .map(|waiting| {
@@ -160,6 +218,10 @@ impl Aside {
 
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
+    }
+
+    pub(super) fn is_crowded(&self) -> bool {
+        self.waiting.len() >= CROWDED
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -190,10 +252,16 @@ impl Aside {
 
     /// Returns those that do not move, and why.
     pub(super) fn held(&self) -> impl Iterator<Item = Held> {
-        let tried = self.waiting.values().filter(|waiting| waiting.asked > 0);
-        tried.map(|Waiting { request, silence, asked, .. }| Held {
+        let is_long = |wait: &Wait| wait.since.elapsed() >= LONG_WAIT;
+        let shown = self.waiting.values().filter(move |own| own.wait.as_ref().map_or(own.asked > 0, is_long));
+        shown.map(|Waiting { request, silence, asked, wait, .. }| Held {
             request: request.id.clone(),
-            why: format!("it is not simulated, others pass it (try {asked}): {}", silence.detail),
+            why: match wait {
+                Some(_) => {
+                    format!("it waits for the transactions before it, without which its call fails: {}", silence.detail)
+                }
+                None => format!("it is not simulated, others pass it (try {asked}): {}", silence.detail),
+            },
         })
     }
 }

@@ -101,6 +101,8 @@ impl Term<'_> {
         }
         // What was answered goes on.
         self.sign_ready(usage.as_ref(), outage.is_some()).await?;
+        // What waits for those has all before it signed now.
+        self.try_aside();
         if let Some((reason, detail)) = outage {
             self.gate.pause(reason, detail);
         }

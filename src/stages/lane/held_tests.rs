@@ -18,14 +18,14 @@ const NODE_TEXTS: [&str; 4] =
     ["Internal error", "execution aborted (timeout = 5s)", "Timeout expired", "the method handler crashed: timed out"];
 
 /// A lane with requests that pay these values, on a chain where the account has this much. Their calldata is their id.
-async fn bench(balance: u128, requests: &[(&'static str, u128)]) -> Bench {
+pub(super) async fn bench(balance: u128, requests: &[(&'static str, u128)]) -> Bench {
     let bench = Bench::new(&[]).await;
     bench.chain.change(|state| state.balance = Some(Wei(balance)));
     take_in(&bench, requests).await;
     bench
 }
 
-async fn take_in(bench: &Bench, requests: &[(&'static str, u128)]) {
+pub(super) async fn take_in(bench: &Bench, requests: &[(&'static str, u128)]) {
     let arrivals = requests.iter().map(|(id, value)| {
         let mut arrival = arrival(bench.set.account, id, Generation::default(), id);
         let gas = GasRule::Estimate { margin: 20 };
@@ -36,17 +36,17 @@ async fn take_in(bench: &Bench, requests: &[(&'static str, u128)]) {
 }
 
 /// Makes the node answer this to the estimate of one request; nothing: it never answers.
-fn estimate(bench: &Bench, id: &'static str, text: Option<&str>) {
+pub(super) fn estimate(bench: &Bench, id: &'static str, text: Option<&str>) {
     bench.chain.change(|state| state.estimates.insert(id.into(), text.map(str::to_owned)));
 }
 
-fn signed(term: &Term<'_>) -> Vec<String> {
+pub(super) fn signed(term: &Term<'_>) -> Vec<String> {
     let live = term.flight.not_included();
     live.flat_map(|live| live.payload.requests.iter().map(|request| request.id.to_string())).collect()
 }
 
 /// The failures that settle has got, each with its reason, by the order of their requests.
-fn failures(bench: &mut Bench) -> Vec<(String, String, String)> {
+pub(super) fn failures(bench: &mut Bench) -> Vec<(String, String, String)> {
     let failure = |Ruling { requests, verdict, .. }| {
         let LaneVerdict::Failed(cause) = verdict else { panic!("{verdict:?}") };
         (requests.first.id.to_string(), cause.routing_key(), cause.detail)
@@ -55,7 +55,7 @@ fn failures(bench: &mut Bench) -> Vec<(String, String, String)> {
 }
 
 /// Polls and fills as a lane does, for this long.
-async fn work(term: &mut Term<'_>, seconds: u64) {
+pub(super) async fn work(term: &mut Term<'_>, seconds: u64) {
     for _ in 0..seconds * 2 {
         tokio::select! {
             biased;
@@ -68,11 +68,11 @@ async fn work(term: &mut Term<'_>, seconds: u64) {
     }
 }
 
-fn paused(term: &Term<'_>) -> Option<PauseReason> {
+pub(super) fn paused(term: &Term<'_>) -> Option<PauseReason> {
     term.gate.paused().map(|pause| pause.reason)
 }
 
-fn held(bench: &Bench, term: &Term<'_>) -> Vec<RequestId> {
+pub(super) fn held(bench: &Bench, term: &Term<'_>) -> Vec<RequestId> {
     term.publish_state();
     bench.context.signals.state.borrow().held.iter().map(|held| held.request.clone()).collect()
 }

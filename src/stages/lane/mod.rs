@@ -25,7 +25,8 @@
 //! 1. Intake has stored it and wakes the lane. `fill` reads a page of the journal's queue, checks once more what the
 //!    operator permits, and simulates (`simulate`). What cannot run is ruled on without a nonce; what the chain has a record
 //!    of already is compared with that (`recorded`). What the node does not simulate while it answers other calls waits
-//!    apart (`aside`), is tried on its own (`try_aside`), and others pass it.
+//!    apart (`aside`), is tried on its own (`try_aside`), and others pass it. So does what reverts while others are open before
+//!    it (`successors`).
 //! 2. `sign_ready` prices, compares with what the account has (`funds`), and signs. One commit of the journal takes the
 //!    nonces and stores the bytes, and only then the broadcaster gets them. A crash before the commit leaves nothing; after
 //!    it, the next term sends the same bytes.
@@ -87,6 +88,7 @@ mod settings;
 mod simulate;
 mod spans;
 mod stored;
+mod successors;
 mod takers_again;
 mod term;
 mod try_aside;
@@ -101,6 +103,8 @@ mod held_tests;
 mod pool_tests;
 #[cfg(test)]
 mod refusals_tests;
+#[cfg(test)]
+mod successors_tests;
 #[cfg(test)]
 mod tests;
 

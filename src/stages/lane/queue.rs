@@ -144,6 +144,13 @@ impl Queue {
         &self.fetched
     }
 
+    /// Returns the first place in the queue of what is fetched or ready.
+    pub(super) fn first_unsigned(&self) -> Option<i64> {
+        let fetched = self.fetched.iter().map(|fetched| fetched.request.turn);
+        let ready = self.ready.iter().flat_map(|payload| payload.requests.iter()).map(|request| request.turn);
+        fetched.chain(ready).min()
+    }
+
     pub(super) fn take_fetched(&mut self) -> Vec<Fetched> {
         std::mem::take(&mut self.fetched)
     }

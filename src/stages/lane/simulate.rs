@@ -26,6 +26,8 @@ const ROUNDS_PASSED_OVER: u32 = 3;
 pub(super) enum Simulated {
     Runs(Gas),
     Fails(Cause),
+    /// It reverts on the newest block.
+    Reverts(Cause),
     /// The contract has a record under its id.
     Taken(Taken),
     /// The node says that the account cannot pay the call.
@@ -134,6 +136,14 @@ impl Term<'_> {
                 }
             }
             Simulated::Fails(cause) => self.fail_draft(draft, cause, round),
+            Simulated::Reverts(cause) => {
+                let is_batch = draft.members.is_batch();
+                if !is_batch && self.may_need_others(&draft.members.first.request, !round.drafts.is_empty()) {
+                    self.queue.aside_mut().add_successor(draft.members.first.request, cause.to_string());
+                } else {
+                    self.fail_draft(draft, cause, round);
+                }
+            }
             Simulated::Unpaid(message) => {
                 match self.judge_unpaid(draft.members.first.request.write.value, message, began).await {
                     Unpaid::Own(cause) => self.fail_draft(draft, cause, round),
@@ -222,7 +232,11 @@ impl Term<'_> {
                 Ok(()) => Simulated::Runs(gas),
                 Err(cause) => Simulated::Fails(cause),
             },
-            Simulated::Fails(_) | Simulated::Taken(_) | Simulated::Unpaid(_) | Simulated::NotAnswered(_) => simulated,
+            Simulated::Fails(_)
+            | Simulated::Reverts(_)
+            | Simulated::Taken(_)
+            | Simulated::Unpaid(_)
+            | Simulated::NotAnswered(_) => simulated,
         }
     }
 
@@ -266,7 +280,7 @@ impl Term<'_> {
         match errors.meaning_of_simulation(&message) {
             SimulationMeaning::Failed => match data.as_deref().and_then(|data| records::taken(calldata, data)) {
                 Some(taken) => Simulated::Taken(taken),
-                None => Simulated::Fails(self.simulation_cause(&message, data.as_deref())),
+                None => self.failed_run(&message, data.as_deref()),
             },
             SimulationMeaning::InsufficientFunds => Simulated::Unpaid(message),
             SimulationMeaning::Unavailable => {
@@ -305,7 +319,14 @@ impl Term<'_> {
         }
     }
 
-    fn simulation_cause(&self, message: &str, data: Option<&[u8]>) -> Cause {
+    /// Returns what a call makes of a run that failed: what reverts may need others first.
+    fn failed_run(&self, message: &str, data: Option<&[u8]>) -> Simulated {
+        let cause = self.simulation_cause(message, data);
+        let has_data = data.is_some_and(|data| !data.is_empty());
+        if has_data || is_revert(message) { Simulated::Reverts(cause) } else { Simulated::Fails(cause) }
+    }
+
+    pub(super) fn simulation_cause(&self, message: &str, data: Option<&[u8]>) -> Cause {
         match data {
             Some(data) if !data.is_empty() => revert::explain(data, &self.context.settings.rules.contract_errors),
             Some(_) | None if is_revert(message) => Cause::new(Reason::Reverted, message),

@@ -5,7 +5,7 @@ use tokio::time::Instant;
 use crate::chain::Call;
 use crate::chain::follow::estimator::Estimated;
 use crate::journal::RequestSeq;
-use crate::model::{Cause, GasRule, Members, PauseReason, Reason};
+use crate::model::{Cause, Gas, GasRule, Members, PauseReason, Reason};
 use crate::observe::traces::Traced;
 use crate::stages::lane::aside::{Silence, Waiting};
 use crate::stages::lane::conclude;
@@ -27,25 +27,44 @@ impl Term<'_> {
             let span = self.processing_one(std::iter::once(&request));
             self.estimator.ask(request.seq.0, Traced { item: Call { from, to, value, data }, span });
         }
+        self.try_successors();
+    }
+
+    pub(super) fn make_ready(&mut self, waiting: Waiting, gas: Gas) {
+        let (to, value) = (waiting.request.write.to, waiting.request.write.value);
+        self.queue.aside_mut().forget(waiting.request.seq);
+        let requests = Members::one(waiting.request);
+        self.queue.add_ready(Payload { requests, to, value, batch_data: None, gas });
     }
 
     /// Applies the outcome of a try: what runs becomes ready, what fails is ruled on, what has no answer waits on.
-    pub(super) async fn handle_estimated(&mut self, Estimated { key, estimate, is_answering }: Estimated) {
+    pub(super) async fn handle_estimated(&mut self, estimated: Estimated) {
+        let Estimated { key, estimate, is_answering, is_on_top } = estimated;
+        // It may have been cancelled meanwhile.
+        let waiting = self.queue.aside_mut().take(RequestSeq(key));
+        if is_on_top {
+            if let Some(waiting) = waiting {
+                self.handle_on_top(waiting, estimate).await;
+            }
+            return;
+        }
         if is_answering {
             self.lapses.end(Part::Estimates);
         }
-        // It may have been cancelled meanwhile.
-        let Some(waiting) = self.queue.aside_mut().take(RequestSeq(key)) else { return };
+        let Some(waiting) = waiting else { return };
         let request = &waiting.request;
         let GasRule::Estimate { margin } = request.write.gas else { return };
         match self.with_estimate(estimate, margin, request.calldata()) {
-            Simulated::Runs(gas) => {
-                let (to, value) = (request.write.to, request.write.value);
-                self.queue.aside_mut().forget(RequestSeq(key));
-                let requests = Members::one(waiting.request);
-                self.queue.add_ready(Payload { requests, to, value, batch_data: None, gas });
-            }
+            Simulated::Runs(gas) => self.make_ready(waiting, gas),
             Simulated::Fails(cause) => self.fail_waiting_one(waiting, cause).await,
+            Simulated::Reverts(cause) => {
+                // Those before it are in blocks, or it has waited for long enough.
+                if waiting.wait.is_none() && self.may_need_others(request, false) {
+                    self.queue.aside_mut().add_successor(waiting.request, cause.to_string());
+                } else {
+                    self.fail_waiting_one(waiting, cause).await;
+                }
+            }
             Simulated::Taken(taken) => match self.verdict_on_taken(request.write.to, &taken).await {
                 Ok(Some(verdict)) => {
                     self.rule(vec![conclude::ended(&self.lease, waiting.request, verdict)]).await;
@@ -91,7 +110,7 @@ impl Term<'_> {
         }
     }
 
-    async fn fail_waiting_one(&mut self, waiting: Waiting, cause: Cause) {
+    pub(super) async fn fail_waiting_one(&mut self, waiting: Waiting, cause: Cause) {
         self.rule(vec![conclude::failed(&self.lease, waiting.request, cause)]).await;
     }
 }

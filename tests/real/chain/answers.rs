@@ -232,24 +232,42 @@ async fn a_head_that_stands_still_pauses_the_lane_until_the_next_block() {
     assert_written_once_in_order(&stage, 4).await;
 }
 
-/// C31: the second call runs only once the first is in the chain. It fails for now, not for good.
+/// C31: the second call runs only once the first is in the chain. Where the node can, it is run on top of the first, and both wait in
+/// the pool; else it waits until the first is in a block. No try is used up.
 #[tokio::test]
-async fn a_simulation_that_lacks_what_is_still_in_flight_is_tried_again() {
-    let Some(stage) = Stage::set().await else { return };
-    stage.anvil.set_auto_mine(false).await.unwrap();
-    let config = stage.config_for(OPENED_BY_ONE).await.with("chain", "finality = 0");
-    let home = WorkerHome::new(&config.with("retry", "initial_delay = \"1s\"\nmax_attempts = 20\nmultiplier = 1.0"));
-    stage.topology(&home).await;
-    stage.amqp.publish(QUEUE, with_id("opens"), &[1]).await;
-    stage.amqp.publish(QUEUE, with_id("needs"), &[2]).await;
-    let worker = home.start(BINARY);
-    pool_holds(&stage, 1).await;
-    wait_log(&worker, "request failed, it will be tried again").await;
-    stage.anvil.mine(1).await.unwrap();
-    let status = mine_until_final(&stage, &home, "needs").await;
-    assert!(status["attempt"].as_u64().unwrap() >= 1, "{status}");
-    assert_eq!(stage.transactions_of(0).await.len(), 2);
-    assert_eq!(stage.depth(DEAD).await, (0, 0));
+async fn a_call_that_needs_what_is_still_in_flight_runs_on_top_of_it_or_waits() {
+    const SIMULATE: &str = "eth_simulateV1";
+    for lacks in [false, true] {
+        let Some(stage) = Stage::set().await else { return };
+        stage.anvil.set_auto_mine(false).await.unwrap();
+        let lacking: &[&str] = if lacks { &[SIMULATE] } else { &[] };
+        let node = ScriptedNode::lacking(stage.anvil.address(), lacking).await;
+        let mut config = stage.config_for(OPENED_BY_ONE).await.with("chain", "finality = 0");
+        config.endpoint = node.url();
+        let home = WorkerHome::new(&config.with("retry", "max_attempts = 1"));
+        stage.topology(&home).await;
+        stage.amqp.publish(QUEUE, with_id("opens"), &[1]).await;
+        stage.amqp.publish(QUEUE, with_id("needs"), &[2]).await;
+        let worker = home.start(BINARY);
+        if lacks {
+            wait_until("the node was asked for it", LONG, async || node.times(SIMULATE) > 0).await;
+            stage.amqp.publish(QUEUE, with_id("other"), &[1]).await;
+            pool_holds(&stage, 2).await;
+            assert_eq!(stage.status(&home, "needs").await["state"], "accepted", "it waits, and another passes it");
+            assert_eq!(node.times(SIMULATE), 1, "what a node lacks is not asked for again");
+            stage.anvil.mine(1).await.unwrap();
+            pool_holds(&stage, 1).await;
+        } else {
+            pool_holds(&stage, 2).await;
+        }
+        let status = mine_until_final(&stage, &home, "needs").await;
+        assert_eq!(status["attempt"].as_u64(), Some(0), "{status}");
+        assert!(!worker.log().contains("request failed"), "{}", worker.log());
+        let written = stage.transactions_of(0).await.into_iter().map(|(_, data, _)| data);
+        let expected: &[&str] = if lacks { &["0x01", "0x01", "0x02"] } else { &["0x01", "0x02"] };
+        assert_eq!(written.collect::<Vec<_>>(), expected);
+        assert_eq!(stage.depth(DEAD).await, (0, 0));
+    }
 }
 
 /// C33: the price is above the cap and the pool has dropped the transaction. Nothing may be signed for more, so the very
