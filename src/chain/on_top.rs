@@ -89,10 +89,8 @@ impl Endpoint {
 
 fn outcome(call: &Value) -> Option<Ran> {
     let error = call.get("error").filter(|error| !error.is_null());
-    let has_run = match call.get("status")? {
-        Value::Bool(has_run) => *has_run,
-        status => answers::quantity(status)? == 1,
-    };
+    let status = call.get("status")?;
+    let has_run = status.as_bool().or_else(|| Some(answers::quantity(status)? == 1))?;
     if has_run && error.is_none() {
         return answers::amount(call.get("gasUsed")?).map(|gas| Ran::Used(Gas(gas)));
     }

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::chain::{
-    BlockTag, Call, Chain, ChainError, CountAt, Header, Inclusion, Log, LogQuery, Pooled, Receipt, Result, Sent,
+    BlockTag, Call, Chain, ChainError, CountAt, Header, Inclusion, Log, LogQuery, OnTop, Pooled, Receipt, Result, Sent,
     SentInBlock, transaction_hash,
 };
 use crate::model::event::FinalTransaction;
@@ -345,6 +345,16 @@ impl Chain for SimNodes {
         };
         let each = |error: ChainError| calls.iter().map(|_| Err(error.clone())).collect();
         self.read(estimate).await.unwrap_or_else(each)
+    }
+
+    /// Of half of the ledgers, nodes run calls on top of others. What a call does does not depend on those.
+    async fn estimate_on_top(&self, on_top: &OnTop) -> Result<Gas> {
+        let can = self.read(|world: &mut World, _: &View| Ok(world.ledger.rules.estimates_transfers)).await?;
+        if !can {
+            return Err(refusal("the method eth_simulateV1 does not exist".to_owned()));
+        }
+        let estimated = self.estimate(&[on_top.call.clone().into()]).await.pop();
+        estimated.unwrap_or_else(|| Err(unreachable("no answer in time")))
     }
 
     /// What is run here again has reverted.

@@ -119,12 +119,12 @@ impl Aside {
         }
     }
 
-    /// Returns those that wait for transactions before them and are not being tried, in the order of the queue.
+    /// Returns those that wait for transactions before them, in the order of the queue, each with whether it is being tried.
     pub(super) fn successors(&mut self) -> Vec<(&QueuedRequest, &mut Wait, &mut bool)> {
-        let waits = self.waiting.values_mut().filter(|waiting| !waiting.is_asked);
-        let waits =
-            waits.filter_map(|Waiting { request, wait, is_asked, .. }| Some((&*request, wait.as_mut()?, is_asked)));
-        let mut successors: Vec<_> = waits.collect();
+        let waits = self.waiting.values_mut();
+        let mut successors: Vec<_> = waits
+            .filter_map(|Waiting { request, wait, is_asked, .. }| Some((&*request, wait.as_mut()?, is_asked)))
+            .collect();
         successors.sort_by_key(|(request, ..)| request.turn);
         successors
     }

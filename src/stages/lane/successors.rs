@@ -49,6 +49,10 @@ impl Term<'_> {
         let (mut first_waiting, mut calls) = (unsigned, Vec::new());
         for (request, wait, is_asked) in self.queue.aside_mut().successors() {
             let is_behind = first_waiting.is_some_and(|turn| turn < request.turn);
+            first_waiting = Some(first_waiting.map_or(request.turn, |first| first.min(request.turn)));
+            if *is_asked {
+                continue;
+            }
             if !is_behind {
                 wait.below = wait.below.or_else(|| Some(end_of_those_before(&self.flight, request)));
             }
@@ -57,7 +61,6 @@ impl Term<'_> {
                 *is_asked = true;
                 calls.push((request.clone(), next));
             }
-            first_waiting = Some(first_waiting.map_or(request.turn, |first| first.min(request.turn)));
         }
         for (request, next) in calls {
             let call = call_of(account, &request);
@@ -79,7 +82,9 @@ impl Term<'_> {
     /// Applies the outcome of a call that was run on top of others. What reverts on top of all that come before it fails; what could
     /// not be run so waits on.
     pub(super) async fn handle_on_top(&mut self, waiting: Waiting, estimate: Result<Gas, ChainError>) {
-        let GasRule::Estimate { margin } = waiting.request.write.gas else { return };
+        let GasRule::Estimate { margin } = waiting.request.write.gas else {
+            return self.queue.aside_mut().wait_on(waiting);
+        };
         let is_complete = waiting.wait.is_some_and(|wait| wait.is_complete);
         match estimate {
             Ok(gas) => match self.with_estimate(Ok(gas), margin, waiting.request.calldata()) {

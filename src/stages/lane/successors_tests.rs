@@ -1,5 +1,7 @@
 //! What a term does about calls that revert while transactions of the account are open before them.
 
+use std::time::Duration;
+
 use crate::chain::{ChainError, OnTop};
 use crate::journal::CancelCommand;
 use crate::model::Gas;
@@ -9,11 +11,14 @@ use crate::stages::lane::term::Term;
 use crate::stages::lane::tests::{Bench, newest};
 use crate::stages::settle::inbox::{LaneVerdict, Ruling};
 
+/// What a node answers to a call on top of others.
+type RunOnTop = fn(&OnTop) -> Result<Gas, ChainError>;
+
 const REVERTS: Option<&str> = Some("execution reverted");
 const RICH: u128 = u128::MAX / 2;
 
 /// A lane that has signed "first", and whose "needs" reverts on the newest block.
-async fn with_one_open(on_top: Option<fn(&OnTop) -> Result<Gas, ChainError>>) -> Bench {
+async fn with_one_open(on_top: Option<RunOnTop>) -> Bench {
     let bench = bench(RICH, &[("first", 0), ("needs", 0)]).await;
     bench.chain.change(|state| state.on_top = on_top);
     estimate(&bench, "needs", REVERTS);
@@ -66,7 +71,7 @@ async fn what_reverts_on_top_of_all_before_it_fails_at_once() {
 /// The node has no method for it, answers nonsense, or says no more than that it could not.
 #[tokio::test(start_paused = true)]
 async fn where_no_node_runs_it_on_top_it_waits_until_those_before_it_are_in_blocks() {
-    let unclear: fn(&OnTop) -> Result<Gas, ChainError> = |_| Err(refusal("out of counters"));
+    let unclear: RunOnTop = |_| Err(refusal("out of counters"));
     for on_top in [None, Some(unclear)] {
         for runs_then in [true, false] {
             let mut bench = with_one_open(on_top).await;
@@ -111,6 +116,23 @@ async fn a_chain_of_calls_is_signed_in_its_order() {
     assert_eq!(lengths, [("b".to_owned(), 1), ("c".to_owned(), 2), ("d".to_owned(), 3)]);
     drop(term);
     assert_eq!(failures(&mut bench), []);
+}
+
+/// What has passed it, or is about to, may be what the next one needs.
+#[tokio::test(start_paused = true)]
+async fn what_is_behind_one_that_is_being_run_waits_for_its_outcome() {
+    let bench = bench(RICH, &[("a", 0), ("b", 0), ("c", 0)]).await;
+    bench.chain.change(|state| state.on_top = Some(|_| Ok(Gas(50_000))));
+    ["b", "c"].iter().for_each(|id| estimate(&bench, id, REVERTS));
+    let mut term = filled(&bench).await;
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        term.try_aside();
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(on_tops(&bench), [("b".to_owned(), vec!["a".to_owned()])]);
+    work(&mut term, 3).await;
+    assert_eq!(signed(&term), ["a", "b", "c"]);
 }
 
 #[tokio::test(start_paused = true)]
