@@ -18,11 +18,13 @@ use crate::rpc::answer::{IdRule, Many, NoResult, NodeError};
 
 pub(crate) mod answer;
 mod headers;
+mod socket;
 mod tls;
 
 #[cfg(test)]
 pub(crate) use answer::tests::any_json;
 pub use headers::Headers;
+pub(crate) use socket::{Heard, Socket};
 pub use tls::Tls;
 
 /// The receipts of the largest blocks there are stay below half of it; what is longer is no answer.

@@ -44,6 +44,7 @@ const BEHIND_SEAMS: &[(&str, &[&str])] = &[
             "src/observe/exporter.rs",
         ],
     ),
+    ("tokio_tungstenite", &["src/rpc/socket.rs"]),
     ("opentelemetry", &["src/observe/exporter.rs"]),
     ("opentelemetry_http", &["src/observe/exporter.rs"]),
     ("opentelemetry_otlp", &["src/observe/exporter.rs"]),

@@ -1,6 +1,8 @@
 //! What the operator says of an endpoint: its address, what it is used for, and what it asks for.
 
-use reqwest::{Client, Url};
+use std::time::Duration;
+
+use reqwest::{Client, ClientBuilder, Url};
 use serde::{Deserialize, Serialize};
 use web3::error::Error;
 
@@ -79,11 +81,20 @@ impl EndpointAccess {
     }
 
     /// Returns the client for this endpoint: the shared one unless it needs headers or certificates of its own.
-    pub(super) fn client(&self, shared: &Client, timeout: std::time::Duration) -> Result<Client, Error> {
+    pub(super) fn client(&self, shared: &Client, timeout: Duration) -> Result<Client, Error> {
         if !self.headers.are_set() && self.tls.is_default() {
             return Ok(shared.clone());
         }
-        client_with(timeout, |builder| self.headers.applied(self.tls.applied(builder)))
+        self.client_with(timeout, |builder| builder)
+    }
+
+    /// Returns a client of its own.
+    pub(super) fn client_with(
+        &self,
+        timeout: Duration,
+        more: impl FnOnce(ClientBuilder) -> ClientBuilder,
+    ) -> Result<Client, Error> {
+        client_with(timeout, |builder| more(self.headers.applied(self.tls.applied(builder))))
     }
 }
 

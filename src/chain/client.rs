@@ -1,67 +1,35 @@
 //! The chain over JSON-RPC: each call goes from endpoint to endpoint until one answers it.
 
+use std::convert::Infallible;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use jsonrpc_core::Value;
-use reqwest::Url;
 use serde::de::DeserializeOwned;
 use serde_json::json;
+use tokio::sync::watch;
 use web3::error::Error;
 
 use crate::chain::calls::{balance, call_object, count, header_call, read_header, tag};
 use crate::chain::confirm::Confirmer;
 use crate::chain::endpoint::{Endpoint, EndpointSettings, MethodCall, Order};
 use crate::chain::faults::first_failure;
+use crate::chain::heads::Heads;
 use crate::chain::market::Tip;
 use crate::chain::route::{Endpoints, Route};
 use crate::chain::{
-    BlockTag, Call, Chain, ChainError, CountAt, EndpointAccess, EndpointState, Header, Log, LogQuery, OnTop, Pooled,
-    Receipt, Result, SentInBlock, answers, receipts,
+    BlockTag, Call, Chain, ChainError, ClientSettings, Confirmation, CountAt, EndpointAccess, EndpointState, Header,
+    Log, LogQuery, OnTop, Pooled, Receipt, Result, SentInBlock, answers, receipts,
 };
 use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, RawTransaction, TxHash, Wei};
 use crate::observe::metrics::ChainMeter;
-use crate::observe::traces::{Traced, Tracer};
+use crate::observe::traces::Traced;
 use crate::policy::classify::{ErrorTable, SimulationMeaning};
 use crate::policy::fee::Market;
-use crate::policy::finality::FinalityRule;
 use crate::rpc::{HttpTransport, client, label};
-
-#[derive(Clone)]
-pub struct ClientSettings {
-    /// The chain id that every endpoint must have.
-    pub chain_id: u64,
-    /// In the order in which calls try them.
-    pub endpoints: Vec<EndpointAccess>,
-    /// Of one HTTP call.
-    pub timeout: Duration,
-    /// Calls in one JSON-RPC batch at most.
-    pub batch_size: usize,
-    /// Blocks that a usable endpoint may be behind another.
-    pub max_lag: u64,
-    pub errors: Arc<ErrorTable>,
-    pub tracer: Tracer,
-    pub confirmation: Confirmation,
-}
-
-/// Who else has to show what is final.
-#[derive(Clone)]
-pub struct Confirmation {
-    /// None where nobody has to.
-    pub endpoints: Vec<Url>,
-    pub finality: FinalityRule,
-}
-
-impl std::fmt::Debug for ClientSettings {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // A URL may hold a key.
-        f.debug_struct("ClientSettings").field("chain_id", &self.chain_id).finish_non_exhaustive()
-    }
-}
 
 /// A [`Chain`] over JSON-RPC.
 #[derive(Debug)]
@@ -69,6 +37,7 @@ pub struct NodeClient {
     pub(super) endpoints: Endpoints,
     pub(super) errors: Arc<ErrorTable>,
     confirmer: Option<Confirmer>,
+    heads: Heads,
     meter: ChainMeter,
 }
 
@@ -85,7 +54,8 @@ impl NodeClient {
         } else {
             let confirmation = Confirmation { endpoints: Vec::new(), finality };
             let endpoints = endpoints.into_iter().map(EndpointAccess::from).collect();
-            let node = Self::new(&ClientSettings { endpoints, confirmation, ..settings.clone() })?;
+            let heads = Vec::new();
+            let node = Self::new(&ClientSettings { endpoints, heads, confirmation, ..settings.clone() })?;
             Some(Confirmer { node: Box::new(node), finality })
         };
         let meter = ChainMeter::default();
@@ -94,8 +64,19 @@ impl NodeClient {
             endpoints: Endpoints::new(endpoints, settings.chain_id, settings.max_lag),
             errors: Arc::clone(&settings.errors),
             confirmer,
+            heads: Heads::new(&settings.heads)?,
             meter,
         })
+    }
+
+    /// Listens to the endpoints that announce new blocks, for as long as it is polled.
+    pub async fn listen(&self) -> Infallible {
+        self.heads.listen().await
+    }
+
+    /// Returns for each endpoint that is to announce new blocks, by its label, whether it takes the subscription, or why not.
+    pub async fn check_heads(&self) -> Vec<(String, std::result::Result<(), String>)> {
+        self.heads.check().await
     }
 
     pub fn meter(&self) -> ChainMeter {
@@ -329,6 +310,10 @@ impl Chain for NodeClient {
 
     fn calls_per_second(&self) -> Option<f64> {
         self.endpoints.calls_per_second()
+    }
+
+    fn announcements(&self) -> Option<watch::Receiver<u64>> {
+        self.heads.announcements()
     }
 
     async fn estimate(&self, calls: &[Traced<Call>]) -> Vec<Result<Gas>> {

@@ -20,6 +20,8 @@
 //! failure. One that lacked the state of its newest block has to show that too. With several endpoints their heads are compared
 //! every ten seconds; one that lags is left out until it has caught up.
 //!
+//! Where the configuration names WebSockets, `heads` listens there for new blocks: a hint to poll at once.
+//!
 //! `confirm` asks another endpoint about what is final, where `chain.confirm_with` names one.
 //!
 //! `on_top` runs a call on top of transactions that are in no block yet, where a node has a method for that.
@@ -54,6 +56,7 @@ use std::ops::RangeInclusive;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::sync::watch;
 
 use crate::model::event::FinalTransaction;
 use crate::model::{Address, BlockHash, BlockNumber, Fee, Gas, Nonce, RawTransaction, Topic, TxHash, Wei};
@@ -74,6 +77,7 @@ mod endpoint;
 mod error;
 mod faults;
 pub mod follow;
+mod heads;
 mod health;
 mod inspection;
 mod lacks;
@@ -83,16 +87,18 @@ mod pace;
 mod pooled;
 mod receipts;
 mod route;
+mod settings;
 mod signature;
 mod single_calls;
 mod standing;
 mod verify;
 
 pub use access::{EndpointAccess, Role};
-pub use client::{ClientSettings, Confirmation, NodeClient};
+pub use client::NodeClient;
 pub use error::{ChainError, Result, known};
 #[cfg(test)]
 pub(crate) use faults::refused;
+pub use settings::{ClientSettings, Confirmation};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
@@ -326,6 +332,12 @@ pub trait Chain: Send + Sync {
     /// Returns the calls a second that the endpoints in use get, where they have asked for fewer than there were or the
     /// configuration allows no more.
     fn calls_per_second(&self) -> Option<f64> {
+        None
+    }
+
+    /// Returns a count that changes whenever an endpoint announces a new block; none where no endpoint announces any. A block may
+    /// come without: an announcement is a hint.
+    fn announcements(&self) -> Option<watch::Receiver<u64>> {
         None
     }
 

@@ -49,6 +49,7 @@ fn settings(urls: &[String]) -> ClientSettings {
         timeout: Duration::from_secs(5),
         batch_size: BATCH,
         max_lag: 10,
+        heads: Vec::new(),
         confirmation: Confirmation { endpoints: Vec::new(), finality: FinalityRule::Depth(0) },
         errors: Arc::default(),
         tracer: Tracer::default(),

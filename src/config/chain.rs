@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::chain::{ClientSettings, Confirmation};
-use crate::config::endpoints::{self, texts};
-use crate::config::reader::{DAY, HOUR, MINUTE, MS, SECOND, Section, or_off};
+use crate::config::endpoints::{self, Listed, texts};
+use crate::config::reader::{DAY, HOUR, MINUTE, MS, SECOND, Section, http_url, or_off};
 use crate::config::secrets::Places;
 use crate::model::Wei;
 use crate::observe::traces::Tracer;
@@ -38,8 +38,8 @@ pub(super) fn read(
         "finalized" => Some(FinalityRule::Finalized),
         number => number.parse().ok().filter(|depth| *depth <= 10_000).map(FinalityRule::Depth),
     });
-    let endpoints = endpoints::read(&mut section, places);
-    let confirm_with = endpoints::urls(&mut section, "confirm_with");
+    let Listed { called: endpoints, heads } = endpoints::read(&mut section, places);
+    let confirm_with = endpoints::urls(&mut section, "confirm_with", http_url);
     if confirm_with.iter().any(|url| endpoints.iter().any(|endpoint| endpoint.url == *url)) {
         section
             .fault("confirm_with", "names a URL of chain.endpoints, which would confirm itself; name another endpoint");
@@ -47,6 +47,7 @@ pub(super) fn read(
     let client = ClientSettings {
         chain_id: section.number("id", 1..=i64::MAX.unsigned_abs()),
         endpoints,
+        heads,
         timeout: section.duration("timeout", 100 * MS..=5 * MINUTE),
         batch_size: section.number("batch_size", 1..=1000),
         max_lag: section.number("max_lag", 1..=10_000),

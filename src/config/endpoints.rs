@@ -12,18 +12,44 @@ use crate::rpc::Headers;
 
 /// The value of `chain.endpoints` in the defaults, which does not count beside `[[chain.endpoint]]`.
 const DEFAULT: &str = "http://127.0.0.1:8545/";
+/// Keys of endpoints that are called.
+const OF_CALLS: [&str; 3] = ["role", "private", "calls_per_second"];
 const KEYS: [&str; 6] = ["url", "url_file", "role", "private", "headers_file", "calls_per_second"];
 /// Calls a second that an endpoint may be limited to.
 const CALLS_PER_SECOND: std::ops::RangeInclusive<f64> = 0.1..=100_000.0;
 
-/// Reads the endpoints in their order, and collects the faults of each.
-pub(super) fn read(section: &mut Section<'_>, places: &Places) -> Vec<EndpointAccess> {
-    let short = urls(section, "endpoints");
+/// The endpoints: those that are called in their order, and those that announce new blocks.
+#[derive(Debug, Default)]
+pub(super) struct Listed {
+    pub(super) called: Vec<EndpointAccess>,
+    pub(super) heads: Vec<EndpointAccess>,
+}
+
+impl Listed {
+    fn of(endpoints: impl IntoIterator<Item = EndpointAccess>) -> Self {
+        let (heads, called) = endpoints.into_iter().partition(|endpoint| is_socket(&endpoint.url));
+        Self { called, heads }
+    }
+}
+
+fn is_socket(url: &Url) -> bool {
+    matches!(url.scheme(), "ws" | "wss")
+}
+
+/// Reads the URL of an endpoint: of an HTTP server, or of a WebSocket.
+fn endpoint_url(text: &str) -> Option<Url> {
+    http_url(text).or_else(|| Url::parse(text).ok().filter(|url| is_socket(url) && url.has_host()))
+}
+
+/// Reads the endpoints, and collects the faults of each.
+pub(super) fn read(section: &mut Section<'_>, places: &Places) -> Listed {
+    let short = urls(section, "endpoints", endpoint_url);
     let Some(list) = section.take("endpoint") else {
-        if short.is_empty() {
+        let listed = Listed::of(short.into_iter().map(EndpointAccess::from));
+        if listed.called.is_empty() {
             section.fault("endpoints", "expected a list with at least one http:// or https:// URL");
         }
-        return short.into_iter().map(EndpointAccess::from).collect();
+        return listed;
     };
     if !short.iter().all(|url| url.as_str() == DEFAULT) {
         section.fault("endpoints", "is set beside [[chain.endpoint]]; remove one of them");
@@ -34,8 +60,10 @@ pub(super) fn read(section: &mut Section<'_>, places: &Places) -> Vec<EndpointAc
     });
     let listed = listed.unwrap_or_default();
     let are_read = listed.iter().all(Option::is_some);
-    let endpoints: Vec<_> = listed.into_iter().flatten().collect();
-    if are_read && !endpoints.is_empty() {
+    let is_there = !listed.is_empty();
+    let listed = Listed::of(listed.into_iter().flatten());
+    if are_read && is_there {
+        let endpoints = &listed.called;
         if !endpoints.iter().any(|endpoint| endpoint.role.reads()) {
             section.fault("endpoint", "none has role = \"all\" or \"read\", so no block can be read; add one");
         }
@@ -43,13 +71,20 @@ pub(super) fn read(section: &mut Section<'_>, places: &Places) -> Vec<EndpointAc
             section.fault("endpoint", "none has role = \"all\" or \"send\", so no transaction can be sent; add one");
         }
     }
-    endpoints
+    listed
 }
 
 fn endpoint(section: &mut Section<'_>, places: &Places) -> Result<EndpointAccess, Fault> {
     section.allow(&KEYS);
     section.allow(&certificates::KEYS);
     let url = url(section, places)?;
+    if is_socket(&url)
+        && let Some(key) = OF_CALLS.into_iter().find(|key| section.text(key).is_some())
+    {
+        let problem =
+            "is set, and an endpoint with a ws:// or wss:// URL announces blocks and is not called; remove it";
+        return Err((key, problem.to_owned()));
+    }
     section.set_default("role", "all");
     let role = section.choice("role", &[("all", Role::All), ("read", Role::Read), ("send", Role::Send)]);
     section.set_default("private", false);
@@ -64,7 +99,7 @@ fn endpoint(section: &mut Section<'_>, places: &Places) -> Result<EndpointAccess
         Some(file) => headers(places, &file).map_err(|problem| ("headers_file", problem))?,
         None => Headers::default(),
     };
-    let tls = certificates::read(section, places, "the endpoint's URL", url.scheme() == "https")?;
+    let tls = certificates::read(section, places, "the endpoint's URL", matches!(url.scheme(), "https" | "wss"))?;
     section.set_default("calls_per_second", "off");
     let expected = "a number of calls from 0.1 to 100000, or \"off\"";
     let calls_per_second = section.read("calls_per_second", expected, None, |text| {
@@ -84,7 +119,7 @@ fn url(section: &mut Section<'_>, places: &Places) -> Result<Url, Fault> {
         (Some(_), Some(_)) => return Err(("url_file", "is set beside url; remove one of them".to_owned())),
         (None, None) => return Err(("url", "is not set; expected an http:// or https:// URL, or url_file".to_owned())),
     };
-    http_url(text.trim()).ok_or((key, "is no http:// or https:// URL".to_owned()))
+    endpoint_url(text.trim()).ok_or((key, "is no http:// or https:// URL".to_owned()))
 }
 
 fn headers(places: &Places, file: &str) -> Result<Headers, String> {
@@ -94,11 +129,11 @@ fn headers(places: &Places, file: &str) -> Result<Headers, String> {
 }
 
 /// Reads a list of URLs, or the environment's text with commas. A fault never repeats what stands there: it may hold a key.
-pub(super) fn urls(section: &mut Section<'_>, key: &'static str) -> Vec<Url> {
+pub(super) fn urls(section: &mut Section<'_>, key: &'static str, read: impl Fn(&str) -> Option<Url>) -> Vec<Url> {
     let value = section.take(key).unwrap_or_default();
     let mut urls = Vec::new();
     for (number, text) in (1..).zip(texts(&value).unwrap_or_default()) {
-        match text.and_then(http_url) {
+        match text.and_then(&read) {
             Some(url) => urls.push(url),
             None if text == Some("") => {}
             None => section.fault(key, format!("number {number} is no http:// or https:// URL")),
@@ -165,6 +200,29 @@ mod tests {
         assert!(short.len() == 2 && short.iter().all(|own| own.role == Role::All && !own.is_private));
         let text = load_with("chain.endpoints = \"http://a.example, http://b.example\"").unwrap().chain.endpoints;
         assert_eq!(text.len(), 2, "the environment knows only texts");
+    }
+
+    #[test]
+    fn a_websocket_announces_blocks_and_is_not_called() {
+        let of = |lines: &str| {
+            let chain = load_with(lines).map_err(|faults| faults.0.join("\n"))?.chain;
+            Ok::<_, String>((chain.endpoints.len(), chain.heads.len()))
+        };
+        let http = "[[chain.endpoint]]\nurl = \"http://a\"\n";
+        let socket = |more: &str| format!("{http}[[chain.endpoint]]\nurl = \"wss://a/hunter2\"\n{more}");
+        assert_eq!(of("chain.endpoints = [\"http://a\", \"ws://a\", \"wss://b\"]"), Ok((1, 2)));
+        assert_eq!(of(&socket("")), Ok((1, 1)));
+        for (lines, fault) in [
+            ("chain.endpoints = [\"ws://a\"]".to_owned(), "- chain.endpoints: expected a list with at least one http"),
+            ("[[chain.endpoint]]\nurl = \"ws://a\"".to_owned(), "none has role = \"all\" or \"read\""),
+            (socket("role = \"send\""), "- chain.endpoint[2].role: is set, and an endpoint with a ws://"),
+            (socket("private = true"), "- chain.endpoint[2].private: is set, and an endpoint with a ws://"),
+            (socket("calls_per_second = 1"), "- chain.endpoint[2].calls_per_second: is set, and an endpoint"),
+            ("chain.confirm_with = [\"ws://hunter2\"]".to_owned(), "- chain.confirm_with: number 1 is no http"),
+        ] {
+            let found = of(&lines).unwrap_err();
+            assert!(found.contains(fault) && !found.contains("hunter2"), "{lines}: {found}");
+        }
     }
 
     #[test]

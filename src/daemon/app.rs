@@ -133,6 +133,11 @@ impl<J: Journal + LetterDeeds + 'static> Daemon<'_, J> {
             traces,
             ..meters
         };
+        if !settings.chain.heads.is_empty() {
+            let listening = Arc::clone(&node);
+            let heads = async move { match listening.listen().await {} };
+            self.tasks.spawn_until("heads", self.tokens.stages.outbox.clone(), heads);
+        }
         let (publish_stuck, stuck) = watch::channel(Vec::new());
         let sources = Sources {
             worker: settings.worker.full_name(),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::sync::watch;
 
 use crate::broker::{
     AckToken, BrokerError, Delivery, EndDelivery, HeldMarkers, MarkerQueue, Outgoing, PublishError, Publisher,
@@ -271,6 +272,8 @@ pub(crate) struct FakeChainState {
     /// The hashes of each broadcast, in order.
     pub(crate) broadcasts: Vec<Vec<TxHash>>,
     pub(crate) is_away: bool,
+    /// Announces blocks; nothing where the node announces none.
+    pub(crate) announced: Option<watch::Sender<u64>>,
     /// Another chain is behind the address.
     pub(crate) is_other_chain: bool,
     /// Why another endpoint does not confirm what is final, if it does not.
@@ -591,6 +594,10 @@ impl Chain for FakeChain {
     async fn has_transaction(&self, hash: TxHash) -> Result<bool> {
         let state = self.count()?;
         Ok(state.pool.values().any(|pooled| *pooled == hash) || state.receipt(hash).is_some())
+    }
+
+    fn announcements(&self) -> Option<watch::Receiver<u64>> {
+        self.change(|state| state.announced.as_ref().map(watch::Sender::subscribe))
     }
 
     async fn pooled(&self, _: Address, _: Nonce) -> Result<Option<Pooled>> {

@@ -61,7 +61,8 @@ pub(super) async fn examine(settings: &Settings) -> (Vec<Finding>, Vec<Header>) 
         }
     }
     let mut findings = without_those_made_up_for(judged);
-    findings.extend(all.endpoints.iter().filter_map(in_the_clear));
+    findings.extend(all.endpoints.iter().chain(&all.heads).filter_map(in_the_clear));
+    findings.extend(announcing(all).await);
     let best = heads.iter().map(|head| head.number).max();
     let behind = |head: &&Header| best.is_some_and(|best| best.0.saturating_sub(head.number.0) > all.max_lag);
     if let (Some(head), Some(best)) = (heads.iter().find(behind), best) {
@@ -69,6 +70,20 @@ pub(super) async fn examine(settings: &Settings) -> (Vec<Finding>, Vec<Header>) 
         findings.push(Finding::warn(AREA, what).remedy("it is not asked until it has caught up: see its own log"));
     }
     (findings, heads)
+}
+
+/// Returns a finding for each endpoint that is to announce new blocks. Without one polls find them.
+async fn announcing(settings: &ClientSettings) -> Vec<Finding> {
+    let node = match NodeClient::new(settings) {
+        Ok(node) => node,
+        Err(error) => return vec![no_client(&error)],
+    };
+    let finding = |(label, taken): (String, Result<(), String>)| match taken {
+        Ok(()) => Finding::ok(AREA, format!("{label} announces new blocks")),
+        Err(said) => Finding::warn(AREA, format!("{label} does not announce new blocks: {said}"))
+            .remedy("polls find them a little later; does it serve WebSockets? correct its url, or remove it"),
+    };
+    node.check_heads().await.into_iter().map(finding).collect()
 }
 
 /// What an endpoint is there for.
@@ -120,14 +135,14 @@ async fn takes_transactions(node: &NodeClient, access: &EndpointAccess) -> Findi
 /// Warns of headers that anyone on the way can read.
 fn in_the_clear(access: &EndpointAccess) -> Option<Finding> {
     let is_here = matches!(access.url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
-    if !access.headers.are_set() || access.url.scheme() == "https" || is_here {
+    if !access.headers.are_set() || matches!(access.url.scheme(), "https" | "wss") || is_here {
         return None;
     }
     let what = format!(
-        "{} gets the headers of headers_file over http://, where anyone on the way can read them",
+        "{} gets the headers of headers_file without encryption, where anyone on the way can read them",
         label(&access.url)
     );
-    Some(Finding::warn(AREA, what).remedy("use https://"))
+    Some(Finding::warn(AREA, what).remedy("use https:// or wss://"))
 }
 
 /// Returns a finding for each endpoint that has to confirm what is final: without it nothing becomes final.

@@ -102,10 +102,11 @@ async fn real() -> Real {
     anvil.set_code(&CONTRACT.to_string(), contracts::REVERTS_ON_FF).await.unwrap();
     let client = NodeClient::new(&ClientSettings {
         chain_id: CHAIN_ID,
-        endpoints: vec![anvil.url().parse::<reqwest::Url>().unwrap().into()],
+        endpoints: vec![anvil.url().parse::<url::Url>().unwrap().into()],
         timeout: Duration::from_secs(30),
         batch_size: 10,
         max_lag: 10,
+        heads: Vec::new(),
         confirmation: Confirmation { endpoints: Vec::new(), finality: FinalityRule::Depth(0) },
         errors: std::sync::Arc::default(),
         tracer: crate::observe::traces::Tracer::default(),

@@ -37,6 +37,9 @@ use crate::stages::settle::inbox::FromLane;
 /// For what is under way when the account goes to another instance.
 const HAND_OVER: Duration = Duration::from_secs(5);
 
+/// Announcements of blocks lead to no more polls than this: faster chains show several blocks at once.
+const BETWEEN_POLLS: Duration = Duration::from_millis(100);
+
 /// Why a poll was broken off.
 #[derive(Debug)]
 pub(super) enum StepError {
@@ -75,6 +78,8 @@ enum Occurrence {
     Receipts(BlockRead),
     Estimated(Estimated),
     Poll,
+    /// An endpoint announces a new block.
+    Announced,
     MayHaveMore,
     RequestsEnded,
     /// A limit may have room again, what gathered is complete, or there is work left.
@@ -102,6 +107,7 @@ pub(super) struct Term<'l> {
     pub(super) unpaid: BTreeMap<Nonce, String>,
     pub(super) next_nonce: Option<Nonce>,
     pub(super) foreign: Foreign,
+    announcements: Option<watch::Receiver<u64>>,
 }
 
 impl<'l> Term<'l> {
@@ -130,6 +136,7 @@ impl<'l> Term<'l> {
             unpaid: BTreeMap::new(),
             next_nonce: None,
             foreign: Foreign::new(),
+            announcements: context.chain.announcements(),
         }
     }
 
@@ -148,14 +155,20 @@ impl<'l> Term<'l> {
     pub(super) async fn run(mut self, cancel: &CancellationToken) -> Result<Ended, JournalError> {
         let mut is_assigned = self.context.signals.is_assigned.subscribe();
         self.begin().await?;
-        let mut poll_at = Instant::now();
+        let mut polled_at = Instant::now();
+        let mut poll_at = polled_at;
         loop {
             self.context.signals.beat.beat();
             self.gate.expire_throttle();
             self.publish_state();
-            let occurrence = self.wait(poll_at, &mut is_assigned, cancel).await;
+            // One announcement for each poll: a flood of them holds nothing up.
+            let hears_hints = poll_at > polled_at + BETWEEN_POLLS;
+            let occurrence = self.wait((poll_at, hears_hints), &mut is_assigned, cancel).await;
             if matches!(occurrence, Occurrence::Poll) {
-                poll_at = Instant::now() + self.poll_interval();
+                polled_at = Instant::now();
+                poll_at = polled_at + self.poll_interval();
+            } else if matches!(occurrence, Occurrence::Announced) {
+                poll_at = polled_at + BETWEEN_POLLS;
             }
             if let Some(ended) = self.step(occurrence).await? {
                 return Ok(ended);
@@ -180,7 +193,7 @@ impl<'l> Term<'l> {
 
     async fn wait(
         &mut self,
-        poll_at: Instant,
+        (poll_at, hears_hints): (Instant, bool),
         is_assigned: &mut watch::Receiver<Option<bool>>,
         cancel: &CancellationToken,
     ) -> Occurrence {
@@ -189,6 +202,9 @@ impl<'l> Term<'l> {
         let gathers_until = self.queue.gathers_until(&self.context.settings.rules.batching);
         let awaits_ends = throttled_until.is_some() || self.context.settings.rules.is_strict;
         let can_fill = self.can_fill();
+        // Where an endpoint asks for fewer calls, polls keep their pace.
+        let hears_hints =
+            hears_hints && self.announcements.is_some() && self.context.chain.calls_per_second().is_none();
         tokio::select! {
             biased;
             () = cancel.cancelled() => Occurrence::Stop,
@@ -197,6 +213,7 @@ impl<'l> Term<'l> {
             read = self.view.next_receipts() => Occurrence::Receipts(read),
             estimated = self.estimator.next() => Occurrence::Estimated(estimated),
             () = sleep_until(poll_at) => Occurrence::Poll,
+            () = next_announcement(&mut self.announcements), if hears_hints => Occurrence::Announced,
             () = signals.wake.notified() => Occurrence::MayHaveMore,
             () = signals.ended.notified(), if awaits_ends => Occurrence::RequestsEnded,
             () = sleep_until(throttled_until.unwrap_or_else(Instant::now)), if throttled_until.is_some() => Occurrence::MayFill,
@@ -231,7 +248,7 @@ impl<'l> Term<'l> {
                 self.queue.restart();
                 self.gate.recheck_in_flight();
             }
-            Occurrence::MayFill => {}
+            Occurrence::Announced | Occurrence::MayFill => {}
         }
         if self.can_fill() {
             self.fill().await?;
@@ -333,6 +350,17 @@ impl<'l> Term<'l> {
         self.context.signals.publish_hunger(can_take && self.is_hungry());
         let is_cut_off = paused.is_some_and(|pause| pause.reason.is_outage());
         self.context.signals.publish(now, is_open, is_cut_off);
+    }
+}
+
+/// Returns with the next announcement of a block. Cancel safe.
+async fn next_announcement(announcements: &mut Option<watch::Receiver<u64>>) {
+    let is_there = match announcements {
+        Some(announcements) => announcements.changed().await.is_ok(),
+        None => false,
+    };
+    if !is_there {
+        std::future::pending().await
     }
 }
 

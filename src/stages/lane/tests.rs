@@ -600,3 +600,40 @@ async fn a_term_that_ends_leaves_nothing_behind_but_what_is_stored() {
     assert_eq!((term.flight.len(), term.view.height()), (1, Some(BlockNumber(0))));
     assert_eq!(term.account(), ACCOUNT);
 }
+
+/// Announcements are hints: they hasten a poll, and a flood of them does no more.
+#[tokio::test(start_paused = true)]
+async fn an_announced_block_is_polled_for_at_once() {
+    let mut bench = Bench::new(&[]).await;
+    bench.context.settings.rules.poll = PollRule::Every(Duration::from_secs(60));
+    let announced = watch::Sender::new(0);
+    bench.chain.change(|state| state.announced = Some(announced.clone()));
+    let announce = || announced.send_modify(|count| *count += 1);
+    let (term, cancel) = (bench.term().await, CancellationToken::new());
+    let head = || bench.context.signals.state.borrow().head;
+    let watched = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        bench.chain.change(|state| state.head = 7);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(head(), Some(BlockNumber(0)), "the next poll is far");
+        announce();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(head(), Some(BlockNumber(7)));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let calls = bench.chain.calls();
+        announce();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let of_poll = bench.chain.calls() - calls;
+        assert!(of_poll > 0, "without a new block too");
+        for _ in 0..1000 {
+            announce();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let polls = (bench.chain.calls() - calls) / of_poll;
+        assert!((5..=12).contains(&polls), "{polls} polls in a second");
+    };
+    tokio::select! {
+        _ = term.run(&cancel) => panic!("it ends"),
+        () = watched => {}
+    }
+}

@@ -338,6 +338,31 @@ async fn while_a_private_endpoint_is_there_no_other_gets_a_transaction() {
     assert_eq!(written, ["0x".to_owned(), calldata(b"body 1"), calldata(b"body 2")]);
 }
 
+/// Anvil announces its blocks at the same port. Without that the second message would be final after a minute.
+#[tokio::test]
+async fn a_websocket_that_announces_blocks_hastens_polls() {
+    let Some(stage) = Stage::with_blocks().await else { return };
+    let socket = stage.anvil.url().replace("http://", "ws://");
+    let endpoints = format!("endpoints = [{:?}, {socket:?}]\npoll_interval = \"1m\"", stage.anvil.url());
+    let home = WorkerHome::new(&stage.config().with("chain", endpoints));
+    stage.topology(&home).await;
+    publish(&stage, 1).await;
+    let worker = home.start(BINARY);
+    wait_log(&worker, "the endpoint announces new blocks").await;
+    let began = Instant::now();
+    stage.wait_empty(QUEUE).await;
+    stage.amqp.publish(QUEUE, with_id("n-1"), b"body 1").await;
+    stage.wait_nonce(0, 2).await;
+    stage.wait_empty(QUEUE).await;
+    assert!(began.elapsed() < Duration::from_secs(45), "{:?}", began.elapsed());
+    assert_written_once_in_order(&stage, 2).await;
+    let (code, text) = home.command(BINARY, &["doctor"]).await;
+    assert!(
+        code == 0 && text.lines().any(|line| line.starts_with("ok    node: ") && line.contains("announces new blocks")),
+        "{text}"
+    );
+}
+
 fn hash_of(call: &Value) -> Value {
     let raw = hex::decode(call["params"][0].as_str().unwrap().trim_start_matches("0x")).unwrap();
     json!(transaction_hash(&raw))

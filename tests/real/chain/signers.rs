@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::stage::{BINARY, DEAD, LONG, QUEUE, Stage, calldata};
 use crate::support::{ACCOUNTS, Mode, Reply, ScriptedNode, TcpProxy, WorkerConfig, WorkerHome, wait_until, with_id};
@@ -160,5 +160,51 @@ async fn check_tells_whether_the_server_has_the_key() {
         let (code, text) = home.command(BINARY, &["check"]).await;
         assert_ne!(code, 0, "{text}");
         assert!(text.contains(problem), "{lines}: {text}");
+    }
+}
+
+fn has_checksum(address: &Value) -> bool {
+    address.as_str().is_some_and(|text| text != text.to_lowercase())
+}
+
+/// A server that answers as Clef 1.16.9 does: it has no `eth_signTransaction`, refuses an address without its checksum as it does by
+/// default, and answers with an object.
+#[tokio::test]
+async fn clef_signs_and_is_found_out_or_named() {
+    for kind in ["", "kind = \"clef\""] {
+        let Some(stage) = Stage::with_blocks().await else { return };
+        let anvil = stage.anvil.rpc();
+        let clef = ScriptedNode::filtering(stage.anvil.address(), move |method, params| async move {
+            match method.as_str() {
+                "account_signTransaction" if !has_checksum(&params[0]["to"]) => {
+                    Reply::refusal("Invalid checksum on recipient address".to_owned())
+                }
+                "account_signTransaction" => match anvil.call("eth_signTransaction", params.clone()).await {
+                    Ok(raw) => Reply::Result(json!({"raw": raw, "tx": params[0]})),
+                    Err(error) => Reply::refusal(error),
+                },
+                "account_list" => Reply::Result(json!([ACCOUNTS[0].0])),
+                other => Reply::error(-32601, &format!("the method {other} does not exist/is not available")),
+            }
+        })
+        .await;
+        let lines = format!("url = {:?}\naddress = {:?}\ntimeout = \"5s\"\n{kind}", clef.url(), ACCOUNTS[0].0);
+        let to = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed".to_owned();
+        let config = WorkerConfig { to, ..stage.config() }.with("signer", lines).with("chain", "finality = 1");
+        let home = WorkerHome::new(&config);
+        stage.topology(&home).await;
+        let (code, text) = home.command(BINARY, &["check", "--connect"]).await;
+        assert!(code == 0 && text.contains("has the key of 0xf39f"), "{code} {text}");
+        let ids: Vec<_> = (0..50).map(|number| format!("m-{number}")).collect();
+        for id in &ids {
+            publish(&stage, id).await;
+        }
+        let mut worker = home.start(BINARY);
+        stage.wait_empty(QUEUE).await;
+        assert_written_once(&stage, &ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        assert!(!worker.log().contains("the lane pauses"), "{}", worker.log());
+        let tried = clef.times("eth_signTransaction");
+        assert_eq!(tried == 0, !kind.is_empty(), "{tried}");
+        assert_eq!(worker.stop().await.code(), Some(0));
     }
 }
