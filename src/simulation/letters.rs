@@ -136,5 +136,6 @@ fn send_back(world: &mut World, letter: &Letter, standing: &Standing, message: M
     let id = copy.properties.message_id.clone().unwrap_or_default();
     let replays = world.checker.replays.entry(id).or_default();
     *replays = replay.max(*replays);
-    world.queues.publish(copy);
+    // It comes by the default exchange, as all copies do.
+    world.queues.publish(Message { origin: Origin::default(), ..copy });
 }
