@@ -20,8 +20,8 @@ use crate::chain::faults::first_failure;
 use crate::chain::market::Tip;
 use crate::chain::route::{Endpoints, Route};
 use crate::chain::{
-    BlockTag, Call, Chain, ChainError, CountAt, EndpointState, Header, Log, LogQuery, Pooled, Receipt, Result,
-    SentInBlock, answers, receipts,
+    BlockTag, Call, Chain, ChainError, CountAt, EndpointState, Header, Log, LogQuery, NodeRules, Pooled, Receipt,
+    Result, SentInBlock, answers, receipts,
 };
 use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, RawTransaction, TxHash, Wei};
 use crate::observe::metrics::ChainMeter;
@@ -46,6 +46,8 @@ pub struct ClientSettings {
     pub errors: Arc<ErrorTable>,
     pub tracer: Tracer,
     pub confirmation: Confirmation,
+    /// Which of the tips that were paid is taken for the market's.
+    pub tip_percentile: u8,
 }
 
 /// Who else has to show what is final.
@@ -70,6 +72,7 @@ pub struct NodeClient {
     pub(super) errors: Arc<ErrorTable>,
     confirmer: Option<Confirmer>,
     meter: ChainMeter,
+    tip_percentile: u8,
 }
 
 impl NodeClient {
@@ -109,6 +112,7 @@ impl NodeClient {
             errors: Arc::clone(&settings.errors),
             confirmer,
             meter,
+            tip_percentile: settings.tip_percentile,
         })
     }
 
@@ -300,13 +304,18 @@ impl Chain for NodeClient {
     }
 
     async fn market(&self, head: &Header) -> Result<Market> {
-        match self.along(|endpoint| Box::pin(endpoint.market(head, Tip::Needed))).await {
+        let percentile = self.tip_percentile;
+        match self.along(|endpoint| Box::pin(endpoint.market(head, Tip::Needed, percentile))).await {
             // No endpoint has what a tip is taken from. Some price is better than none.
             Err(error) if head.base_fee.is_some() && !matches!(error, ChainError::RateLimited { .. }) => {
-                self.along(|endpoint| Box::pin(endpoint.market(head, Tip::Guessed))).await
+                self.along(|endpoint| Box::pin(endpoint.market(head, Tip::Guessed, percentile))).await
             }
             market => market,
         }
+    }
+
+    async fn node_rules(&self) -> NodeRules {
+        self.read_rules().await
     }
 
     fn calls_per_second(&self) -> Option<f64> {

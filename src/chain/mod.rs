@@ -79,6 +79,7 @@ mod pace;
 mod pooled;
 mod receipts;
 mod route;
+mod rules;
 mod signature;
 mod single_calls;
 mod verify;
@@ -87,6 +88,7 @@ pub use client::{ClientSettings, Confirmation, NodeClient};
 pub use error::{ChainError, Result, known};
 #[cfg(test)]
 pub(crate) use faults::refused;
+pub use rules::NodeRules;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
@@ -291,6 +293,11 @@ pub trait Chain: Send + Sync {
 
     /// Returns whether a node has this transaction, in its pool or in a block.
     async fn has_transaction(&self, hash: TxHash) -> Result<bool>;
+
+    /// Returns what nodes say of the chain's forks and of the transactions that they take.
+    async fn node_rules(&self) -> NodeRules {
+        NodeRules::default()
+    }
 
     /// Returns the calls a second that the endpoint in use gets, where it has asked for fewer than there were.
     fn calls_per_second(&self) -> Option<f64> {

@@ -24,6 +24,9 @@ pub use many::Many;
 /// The longest part of a value that does not fit, in a message.
 pub(super) const SHOWN_BYTES: usize = 80;
 
+/// Bytes of a word of calldata.
+const WORD: usize = 32;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
     Hex,
@@ -193,6 +196,12 @@ impl Call {
     /// Returns the first bytes of its calldata.
     pub fn selector(&self) -> [u8; 4] {
         self.function.selector().0
+    }
+
+    /// Returns calldata that take no more gas than those of any call of it.
+    pub fn least_calldata(&self) -> Vec<u8> {
+        let words: usize = self.arguments.iter().map(|argument| argument.kind.minimum_words()).sum();
+        [self.selector().to_vec(), vec![0; words.saturating_mul(WORD)]].concat()
     }
 
     /// Returns whether the arguments come from the body.

@@ -193,6 +193,7 @@ fn receipt(view: &View, hash: TxHash) -> Option<Receipt> {
             block_hash: block.hash,
             gas_used: Gas(GAS_PER_CALL),
             effective_gas_price: Some(Wei(block.base_fee)),
+            l1: Default::default(),
         };
         Some(Receipt { transaction, succeeded: *succeeded })
     })

@@ -9,6 +9,7 @@ use crate::config::{Faults, Settings};
 mod accounts;
 mod broker;
 mod finding;
+mod gas;
 mod journal;
 mod marker;
 mod node;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::chain::{BlockTag, Chain, ChainError, ClientSettings, Header, NodeClient};
 use crate::cli::contract::{Standing, standing};
 use crate::cli::doctor::finding::{Finding, Level};
+use crate::cli::doctor::gas;
 use crate::cli::{spell, text_of};
 use crate::config::Settings;
 use crate::model::{Address, BlockNumber, Timestamp};
@@ -46,6 +47,7 @@ pub(super) async fn examine(settings: &Settings) -> Vec<Finding> {
         Err(error) => return vec![no_client(&error)],
     };
     findings.push(finality(settings, &chain, &head).await.unwrap_or_else(|error| failed(&error)));
+    findings.extend(gas::examine(settings, &chain).await);
     findings.push(price(settings, &chain, &head).await.unwrap_or_else(|error| failed(&error)));
     findings.extend(targets(settings, &chain).await.unwrap_or_else(|error| vec![failed(&error)]));
     findings

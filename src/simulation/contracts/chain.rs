@@ -107,6 +107,7 @@ async fn real() -> Real {
         batch_size: 10,
         max_lag: 10,
         confirmation: Confirmation { endpoints: Vec::new(), finality: FinalityRule::Depth(0) },
+        tip_percentile: 50,
         errors: std::sync::Arc::default(),
         tracer: crate::observe::traces::Tracer::default(),
     });

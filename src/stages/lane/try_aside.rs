@@ -38,12 +38,13 @@ impl Term<'_> {
         let Some(waiting) = self.queue.aside_mut().take(RequestSeq(key)) else { return };
         let request = &waiting.request;
         let GasRule::Estimate { margin } = request.write.gas else { return };
-        match self.with_estimate(estimate, margin, request.calldata()) {
+        match self.with_estimate(estimate, margin, request.calldata(), false) {
             Simulated::Runs(gas) => {
                 let (to, value) = (request.write.to, request.write.value);
                 self.queue.aside_mut().forget(RequestSeq(key));
                 let requests = Members::one(waiting.request);
-                self.queue.add_ready(Payload { requests, to, value, batch_data: None, gas });
+                let l1_fee = self.rollup.of(requests.first.calldata().len());
+                self.queue.add_ready(Payload { requests, to, value, batch_data: None, gas, l1_fee });
             }
             Simulated::Fails(cause) => self.fail_waiting_one(waiting, cause).await,
             Simulated::Taken(taken) => match self.verdict_on_taken(request.write.to, &taken).await {
