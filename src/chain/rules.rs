@@ -6,7 +6,7 @@ use jsonrpc_core::Value;
 use crate::chain::NodeClient;
 use crate::policy::forks::{self, Forks};
 
-/// What is known before any transaction is refused. A node that does not say it is no worse.
+/// Holds what is known before any transaction is refused. A node that does not say it is no worse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct NodeRules {
     /// By `eth_config` (EIP-7910).

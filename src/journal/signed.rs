@@ -21,7 +21,7 @@ pub struct NewTransaction {
     /// Set for a batch.
     pub data: Option<Bytes>,
     pub gas: Gas,
-    /// What a rollup may ask for L1: it counts against the limits, and is not stored.
+    /// The most that a rollup asks for L1: it counts against the limits, and is not stored.
     pub l1_fee: Wei,
     pub signed: SignedTransaction,
 }

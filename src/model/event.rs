@@ -46,7 +46,7 @@ pub struct FinalTransaction {
     pub l1: L1Cost,
 }
 
-/// What a rollup took for posting the transaction to L1, where its receipts say so.
+/// Holds what a rollup took for posting the transaction to L1, where its receipts say so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct L1Cost {
     /// Wei beside the gas (OP stack, Scroll), as a decimal text.

@@ -19,7 +19,7 @@ words!(
     }
 );
 
-/// What a transaction needs and may have under a fork.
+/// Holds what a transaction needs and may have under a fork.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GasRules {
     /// Before its calldata and what it runs. Later rules are cheaper here.
@@ -27,7 +27,7 @@ pub struct GasRules {
     pub floor: Option<Floor>,
     /// The most gas of one transaction.
     pub most: Option<Gas>,
-    /// What else takes more gas than under the fork before.
+    /// Names what else takes more gas than under the fork before.
     pub dearer: Option<&'static str>,
 }
 

@@ -11,7 +11,7 @@ pub const MOST: Gas = Gas(1 << 24);
 /// Bytes of calldata in the estimate that shows whether the chain has a floor for it.
 pub const FLOOR_PROBE: usize = 1024;
 
-/// What a transfer takes until Amsterdam makes it cheaper.
+/// The gas of a transfer until Amsterdam makes it cheaper.
 pub const TRANSFER: Gas = Gas(21_000);
 
 /// The least gas for each byte of calldata, whatever the call does with it.

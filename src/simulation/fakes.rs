@@ -265,9 +265,9 @@ pub(crate) struct FakeChainState {
     pub(crate) balance: Option<Wei>,
     /// The prices, if not one wei for a unit of gas.
     pub(crate) market: Option<Market>,
-    /// What the node says of its rules.
+    /// The node's own word of its rules.
     pub(crate) rules: NodeRules,
-    /// What the GasPriceOracle of a rollup asks for L1, for each byte.
+    /// The price of a byte for L1, by the oracle of a rollup.
     pub(crate) l1_fee_per_byte: Option<u128>,
     /// How long each broadcast takes.
     pub(crate) latency: Duration,

@@ -130,7 +130,7 @@ mod tests {
         let none = GasRules { base: Gas(21_000), floor: None, most: None, dearer: None };
         let level = |observed| findings(&[fixed(22_600, 100)], nodes(Fork::Osaka, None), observed, Timestamp(0)).len();
         assert_eq!((level(Some(none)), level(None)), (1, 2));
-        let told = findings(&[], nodes(Fork::Osaka, None), None, Timestamp(0));
-        assert!(told[0].what.contains("fork Osaka") && told[0].what.contains("16777216 gas at most"), "{}", told[0]);
+        let found = findings(&[], nodes(Fork::Osaka, None), None, Timestamp(0));
+        assert!(found[0].what.contains("fork Osaka") && found[0].what.contains("16777216 gas at most"), "{}", found[0]);
     }
 }

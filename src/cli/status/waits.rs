@@ -15,7 +15,7 @@ use crate::policy::finality::{FinalityRule, highest_final};
 /// For all questions to nodes.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
 
-/// What the chain shows of a transaction that is not final.
+/// Holds what the chain shows of a transaction that is not final.
 #[derive(Debug)]
 struct Seen {
     head: BlockNumber,
@@ -29,7 +29,7 @@ struct Seen {
 enum Place {
     Block {
         number: BlockNumber,
-        /// What `chain.confirm_with` says, once the rule calls it final; `None`: nobody has to.
+        /// The answer of `chain.confirm_with`, once the rule calls it final; `None`: none is configured.
         confirmed: Option<Result<(), String>>,
     },
     Nowhere {
@@ -56,7 +56,7 @@ pub(super) async fn waits(history: &History, settings: &Settings) -> Vec<String>
     let mut waits = Vec::new();
     if let Some(transaction) = live {
         waits.push(match NodeClient::new(&settings.chain) {
-            Ok(chain) => match timeout(ASK_LIMIT, look_up(&chain, history, transaction, settings)).await {
+            Ok(chain) => match timeout(ASK_LIMIT, ask_chain(&chain, history, transaction, settings)).await {
                 Ok(Ok(seen)) => in_words(&seen),
                 Ok(Err(error)) => format!("the chain could not be asked: {error}"),
                 Err(_) => "the chain could not be asked: no answer in time".to_owned(),
@@ -73,7 +73,7 @@ pub(super) async fn waits(history: &History, settings: &Settings) -> Vec<String>
     waits
 }
 
-async fn look_up(
+async fn ask_chain(
     chain: &dyn Chain,
     history: &History,
     transaction: &TransactionHistory,

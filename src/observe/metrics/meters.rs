@@ -47,12 +47,12 @@ pub struct LaneMeter {
     pub inclusions: Inclusions,
 }
 
-/// What getting into blocks has taken.
+/// Counts what it has taken to get into blocks.
 #[derive(Debug, Clone)]
 pub struct Inclusions {
     /// Signed transactions beyond the first one, for each nonce that ended with one of ours.
     pub replacements: Histogram,
-    /// What these paid beyond what the first one would have.
+    /// Gwei that these paid beyond what the first one would have.
     pub cost_gwei: Counter,
 }
 

@@ -57,9 +57,9 @@ pub(super) struct Learnt {
     total_fee: Option<Limit<Wei>>,
     tip: Option<Limit<Wei>>,
     transfer: Gas,
-    /// What a transaction takes without calldata, as far as that is below a transfer's.
+    /// Gas of a transaction without calldata, as far as that is below a transfer's.
     base: Gas,
-    /// What estimates showed; none before they did.
+    /// The floor that estimates showed; none before they did.
     floor: Option<Option<Floor>>,
     nodes: NodeRules,
     /// The fork for which the routes were checked last.

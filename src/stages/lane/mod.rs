@@ -11,7 +11,7 @@
 //! | [`pools`] | whether pools have what was sent, as far as nodes show it |
 //! | [`view`] | what is known of the chain: head, finality, price, receipts |
 //! | [`learnt`] | limits of the nodes: the fork's gas rules, size, gas, least tip, what a self-transfer costs |
-//! | [`rollup`] | what a rollup asks for L1 |
+//! | [`rollup_fees`] | what a rollup asks for L1 |
 //! | [`gate`] | pauses, the operator's limits, the account's funds: may anything be signed now? |
 //! | [`lapses`] | calls that fail while others are answered |
 //! | [`foreign`] | what is known of transactions of the account that the journal does not know |
@@ -74,6 +74,7 @@ mod lapses;
 mod learnt;
 mod maybe_written;
 mod nonce_gaps;
+mod pass_over;
 mod payload;
 mod pool_check;
 mod pool_status;
@@ -86,6 +87,7 @@ mod reorged_finals;
 mod repairs;
 mod resend;
 mod rollup;
+mod rollup_fees;
 mod settings;
 mod simulate;
 mod spans;

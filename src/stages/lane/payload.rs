@@ -33,7 +33,7 @@ pub(super) struct Payload {
     /// The calldata of a batch; that of a single request stands in the request.
     pub(super) batch_data: Option<Bytes>,
     pub(super) gas: Gas,
-    /// What a rollup may ask for posting it to L1.
+    /// The most that a rollup asks for posting it to L1.
     pub(super) l1_fee: Wei,
 }
 

@@ -29,7 +29,7 @@ use crate::stages::lane::nonce_gaps::GapFiller;
 use crate::stages::lane::pools::PoolCheck;
 use crate::stages::lane::queue::Queue;
 use crate::stages::lane::reorged_finals::ReorgedFinals;
-use crate::stages::lane::rollup::RollupFees;
+use crate::stages::lane::rollup_fees::RollupFees;
 use crate::stages::lane::settings::{Held, LaneState, OutagePolicy, Tuning};
 use crate::stages::lane::view::View;
 use crate::stages::lane::{Context, stored};

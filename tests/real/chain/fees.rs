@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use crate::stage::{BINARY, DEAD, EVENTS, LONG, QUEUE, Stage};
 use crate::support::{
-    ACCOUNTS, AnvilConfig, Reply, ScriptedNode, WorkerConfig, WorkerHome, free_port, next_event, wait_until, with_id,
+    ACCOUNTS, AnvilConfig, Geth, GethConfig, Reply, ScriptedNode, WorkerConfig, WorkerHome, free_port, geth,
+    next_event, wait_until, with_id,
 };
 
 /// Uses up about fifteen million gas: counts down from 576,000.
@@ -165,9 +166,9 @@ async fn what_a_rollup_takes_for_l1_counts_before_signing_and_stands_in_event_an
     );
     stage.topology(&home).await;
     let mut worker = home.start(BINARY);
-    stage.amqp.publish(QUEUE, with_id("dear"), b"x").await;
+    stage.amqp.publish(QUEUE, with_id("expensive"), b"x").await;
     let dead = stage.amqp.wait_for(DEAD, LONG).await;
-    assert_eq!((dead.id().as_str(), dead.routing_key.as_str()), ("dear", "policy.fee_per_day"));
+    assert_eq!((dead.id().as_str(), dead.routing_key.as_str()), ("expensive", "policy.fee_per_day"));
     worker.stop().await;
     home.configure(&config);
     let mut events = stage.amqp.listen(EVENTS).await;
@@ -203,4 +204,28 @@ async fn status_says_what_a_write_still_waits_for() {
     let _worker = home.start(BINARY);
     let status = stage.wait_state(&home, "a", "final").await;
     assert_eq!(status["waits_for"], json!([]));
+}
+
+/// Geth in developer mode has all forks that it knows from its first block, and not all of their rules: its estimates correct them.
+#[tokio::test]
+async fn the_fork_of_a_real_geth_is_named_and_its_estimates_count() {
+    if !geth::is_here() {
+        return;
+    }
+    let Some(stage) = Stage::set().await else { return };
+    let node = Geth::start(GethConfig { period: 1, ..GethConfig::default() }).await;
+    let config = WorkerConfig { endpoint: node.url(), ..stage.config() };
+    let home = WorkerHome::new(&config.with("chain", format!("id = {}", geth::CHAIN_ID)));
+    stage.topology(&home).await;
+    let (_, text) = home.command(BINARY, &["doctor"]).await;
+    let gas = text.lines().find(|line| line.starts_with("ok    gas: ")).unwrap_or_else(|| panic!("{text}"));
+    let said = "fork Amsterdam (eth_config): calldata takes 10 to 40 gas a byte at least and 131072 bytes at most";
+    assert!(gas.ends_with(said), "{gas}");
+    let _worker = home.start(BINARY);
+    stage.amqp.publish(QUEUE, with_id("a"), b"x").await;
+    stage.amqp.publish(QUEUE, with_id("large"), &vec![b'x'; 131_500]).await;
+    let dead = stage.amqp.wait_for(DEAD, LONG).await;
+    assert_eq!((dead.id().as_str(), dead.routing_key.as_str()), ("large", "invalid.too_large"));
+    stage.wait_state(&home, "a", "final").await;
+    assert_eq!(node.nonce(ACCOUNTS[0].0, "pending").await, Ok(1), "nothing was signed for it");
 }
