@@ -24,9 +24,6 @@ pub use many::Many;
 /// The longest part of a value that does not fit, in a message.
 pub(super) const SHOWN_BYTES: usize = 80;
 
-/// Bytes of a word of calldata.
-const WORD: usize = 32;
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
     Hex,
@@ -200,8 +197,8 @@ impl Call {
 
     /// Returns calldata that take no more gas than those of any call of it.
     pub fn least_calldata(&self) -> Vec<u8> {
-        let words: usize = self.arguments.iter().map(|argument| argument.kind.minimum_words()).sum();
-        [self.selector().to_vec(), vec![0; words.saturating_mul(WORD)]].concat()
+        let words = self.arguments.iter().map(|argument| vec![0; 32 * argument.kind.minimum_words().min(4096)]);
+        self.selector().into_iter().chain(words.flatten()).collect()
     }
 
     /// Returns whether the arguments come from the body.

@@ -18,7 +18,7 @@ use crate::stages::lane::pool_status::PoolStatus;
 use crate::stages::lane::settings::Tuning;
 use crate::stages::lane::term::Term;
 use crate::stages::lane::tests::{Bench, REFUSED_AFTER, newest};
-use crate::stages::settle::inbox::LaneVerdict;
+use crate::stages::settle::inbox::{LaneVerdict, Ruling};
 
 const ESTIMATE: GasRule = GasRule::Estimate { margin: 20 };
 
@@ -70,9 +70,9 @@ fn paused(term: &Term<'_>) -> Option<PauseReason> {
 
 fn failures(bench: &mut Bench) -> Vec<(String, Reason)> {
     let rulings = bench.rulings().into_iter();
-    let failure = |ruling: crate::stages::settle::inbox::Ruling| match ruling.verdict {
-        LaneVerdict::Failed(cause) => (ruling.requests.first.id.to_string(), cause.reason),
-        verdict => panic!("{verdict:?}"),
+    let failure = |ruling: Ruling| {
+        let LaneVerdict::Failed(cause) = ruling.verdict else { panic!("{:?}", ruling.verdict) };
+        (ruling.requests.first.id.to_string(), cause.reason)
     };
     rulings.map(failure).collect()
 }
@@ -227,11 +227,7 @@ async fn gas_that_the_fork_does_not_allow_fails_alone_before_it_has_a_nonce() {
         assert_eq!(signed(&term), expected, "{fork}");
         drop(term);
         let failed = failures(&mut bench);
-        assert_eq!(
-            failed.iter().all(|(id, reason)| id == "over" && *reason == Reason::GasAboveLimit),
-            true,
-            "{failed:?}"
-        );
+        assert!(failed.iter().all(|(id, reason)| id == "over" && *reason == Reason::GasAboveLimit), "{failed:?}");
         assert_eq!(failed.len(), 3 - expected.len());
     }
 }

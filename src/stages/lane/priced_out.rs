@@ -57,6 +57,7 @@ impl PricedOut {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Wei;
     use crate::stages::lane::fixtures::request;
 
     #[tokio::test(start_paused = true)]

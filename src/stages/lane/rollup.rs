@@ -1,27 +1,55 @@
 //! Asks the chain what it takes for L1 beside the gas, where it is a rollup, and learns from receipts. It counts in what a
 //! transaction may cost, before anything is signed.
 
-use bytes::Bytes;
+use std::time::Duration;
 
-use crate::chain::{Call, Receipt};
+use bytes::Bytes;
+use tokio::time::timeout;
+
+use crate::chain::{Call, ChainError, Receipt};
 use crate::model::{BlockNumber, Wei};
+use crate::policy::classify::SimulationMeaning;
 use crate::policy::l1_fee::{Oracle, PROBES};
 use crate::stages::lane::term::Term;
+
+/// For all questions to oracles.
+const ASK_LIMIT: Duration = Duration::from_secs(2);
+
+/// What comes of asking oracles.
+enum Asked {
+    Answers(Oracle, [Wei; 2]),
+    /// Nodes ran the calls, and the chain has no such contract.
+    NoOracle,
+    /// Some call had no answer that says so.
+    Silence,
+}
 
 impl Term<'_> {
     /// Asks the chain's oracle from time to time. Where it has none it is asked once.
     pub(super) async fn read_l1_fees(&mut self) {
         let Some(head) = self.view.height() else { return };
-        let mut is_answered = false;
-        for oracle in self.rollup.begin() {
+        let oracles = self.rollup.begin();
+        if oracles.is_empty() {
+            return;
+        }
+        // Nothing waits long for it.
+        match timeout(ASK_LIMIT, self.ask_oracles(oracles, head)).await.unwrap_or(Asked::Silence) {
+            Asked::Answers(oracle, answers) => self.rollup.record(oracle, answers),
+            Asked::NoOracle => self.rollup.record_none(),
+            Asked::Silence => {}
+        }
+    }
+
+    async fn ask_oracles(&self, oracles: Vec<Oracle>, head: BlockNumber) -> Asked {
+        let mut asked = Asked::NoOracle;
+        for oracle in oracles {
             match self.ask_oracle(oracle, head).await {
-                Ok(answers) => return self.rollup.record(oracle, answers),
-                Err(is_of_chain) => is_answered |= is_of_chain,
+                Ok(answers) => return Asked::Answers(oracle, answers),
+                Err(true) => {}
+                Err(false) => asked = Asked::Silence,
             }
         }
-        if is_answered {
-            self.rollup.record_none();
-        }
+        asked
     }
 
     /// Fails with whether it was the chain that did not say, and not an endpoint that did not answer.
@@ -31,10 +59,16 @@ impl Term<'_> {
             let data = Bytes::from(oracle.question(bytes));
             let call = Call { from: self.account(), to: oracle.contract, value: Wei(0), data };
             let answer = self.context.hear(self.context.chain.call(&call, head)).await;
-            let answer = answer.map_err(|error| !error.is_of_endpoint())?;
+            let answer = answer.map_err(|error| self.has_run(&error))?;
             *fee = Oracle::answer(&answer).ok_or(true)?;
         }
         Ok(fees)
+    }
+
+    /// Returns whether the node ran the call: there is no such contract, or it knows no such function.
+    fn has_run(&self, error: &ChainError) -> bool {
+        let ChainError::Node { message, .. } = error else { return false };
+        self.context.settings.rules.errors.meaning_of_simulation(message) == SimulationMeaning::Failed
     }
 
     /// Learns what a transaction of ours cost for L1.
