@@ -95,7 +95,7 @@ async fn gas_that_the_fork_never_takes_is_named_at_the_start_and_fails_without_a
     stage.amqp.publish(QUEUE, with_type("long", "small"), &[b'x'; 256]).await;
     stage.amqp.publish(QUEUE, with_type("short", "small"), b"x").await;
     stage.wait_state(&home, "short", "final").await;
-    let mut dead = vec![stage.amqp.wait_for(DEAD, LONG).await, stage.amqp.wait_for(DEAD, LONG).await];
+    let mut dead = [stage.amqp.wait_for(DEAD, LONG).await, stage.amqp.wait_for(DEAD, LONG).await];
     dead.sort_by_key(|letter| letter.id());
     let keys: Vec<_> = dead.iter().map(|letter| (letter.id(), letter.routing_key.clone())).collect();
     let key = |id: &str, key: &str| (id.to_owned(), key.to_owned());
