@@ -25,7 +25,6 @@ use crate::model::text::escaped_page;
 use crate::signer::SignerError;
 use unit::Unit;
 
-mod adopt;
 mod cancel;
 #[path = "config.rs"]
 mod config_command;
