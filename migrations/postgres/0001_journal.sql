@@ -63,6 +63,8 @@ CREATE TABLE requests (
                         (write_margin IS NULL OR write_margin >= 0)
                         AND (write_gas IS NULL OR write_margin IS NULL)
                         AND (write_to IS NULL) = (write_gas IS NULL AND write_margin IS NULL)),
+    -- The most wei that it offers for one unit of gas. NULL: as much as any.
+    write_max_fee   bigint CHECK (write_max_fee IS NULL OR (write_max_fee >= 0 AND write_to IS NOT NULL)),
     -- The calldata where it is not the body. A retry needs it when it comes back; gone once the request is final or dead.
     write_data      bytea CHECK (
                         write_data IS NULL OR (write_to IS NOT NULL AND state <> 'final' AND state <> 'dead')),
@@ -108,6 +110,8 @@ CREATE TABLE transactions (
     block_number bigint,
     block_hash   bytea CHECK (length(block_hash) = 32),
     gas_used     bigint,
+    -- Wei paid for L1 beside the gas, where the chain is a rollup whose receipts say so.
+    l1_fee       text,
     -- Since when the block that it was final in is no part of the chain any more; NULL again once it is final anew.
     reorged_at   bigint CHECK (reorged_at IS NULL OR block_hash IS NOT NULL),
     -- Calldata of a batch, while another signed transaction may be needed.

@@ -6,7 +6,7 @@ use jsonrpc_core::Value;
 use serde::Deserialize;
 
 use crate::chain::{Header, Inclusion, Log, LogQuery, Receipt, Sent, SentInBlock, signature};
-use crate::model::event::FinalTransaction;
+use crate::model::event::{FinalTransaction, L1Cost};
 use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, Topic, TxHash, Wei};
 
 /// Returns a number as JSON-RPC writes it: `0x` and digits, without leading zeros (which are let through); or as plain JSON.
@@ -238,6 +238,9 @@ pub(super) struct ReceiptFields {
     status: Value,
     gas_used: Value,
     effective_gas_price: Value,
+    l1_fee: Value,
+    operator_fee: Value,
+    gas_used_for_l1: Value,
 }
 
 impl ReceiptFields {
@@ -261,6 +264,13 @@ pub(super) enum NoReceipt {
     Unreadable(String),
 }
 
+/// Reads what a rollup took for L1. Fields that cannot be read are none: they are reported, and decide nothing.
+fn l1_cost(fields: &ReceiptFields) -> L1Cost {
+    let amount_of = |value: &Value| quantity(value).map(Wei);
+    let fee = amount_of(&fields.l1_fee).map(|fee| fee.plus(amount_of(&fields.operator_fee).unwrap_or_default()));
+    L1Cost { fee, gas: amount(&fields.gas_used_for_l1).map(Gas) }
+}
+
 /// Returns a receipt. The nonce is not in it and stays zero for the caller to set. Gas and price that cannot be read are zero and
 /// none: they are reported, and decide nothing.
 pub(super) fn receipt(fields: &ReceiptFields) -> Result<Receipt, NoReceipt> {
@@ -276,6 +286,7 @@ pub(super) fn receipt(fields: &ReceiptFields) -> Result<Receipt, NoReceipt> {
         block_hash: fields.block().ok_or_else(|| wrong("blockHash", &fields.block_hash))?,
         gas_used: Gas(amount(&fields.gas_used).unwrap_or_default()),
         effective_gas_price: quantity(&fields.effective_gas_price).map(Wei),
+        l1: l1_cost(fields),
     };
     if fields.status.is_null() {
         return Err(NoReceipt::NoStatus);
@@ -424,6 +435,31 @@ mod tests {
             assert_eq!(read("gasUsed").transaction.gas_used, Gas(0), "{odd}");
             let price = read("effectiveGasPrice").transaction.effective_gas_price;
             assert!(price.is_none_or(|price| price.0 <= u128::from(u64::MAX)), "{odd}");
+        }
+    }
+
+    /// OP stack: op-geth's receipts. Arbitrum: Nitro's. Both as their documentation gives them.
+    #[test]
+    fn what_a_rollup_took_for_l1_is_read_and_decides_nothing() {
+        let receipt_of = json!({
+            "transactionHash": TxHash([1; 32]), "blockHash": BlockHash([2; 32]), "blockNumber": "0x10", "status": "0x1",
+            "gasUsed": "0x5208", "effectiveGasPrice": "0xf4265",
+        });
+        let with = |extra: Value| {
+            let mut fields = receipt_of.clone();
+            extra.as_object().unwrap().iter().for_each(|(name, value)| fields[name] = value.clone());
+            receipt(&ReceiptFields::deserialize(fields).unwrap()).unwrap().transaction.l1
+        };
+        let optimism =
+            json!({ "l1Fee": "0x2d2f52b4", "l1GasPrice": "0x4c9a5e6d", "l1GasUsed": "0x640", "l1FeeScalar": null });
+        assert_eq!(with(optimism), L1Cost { fee: Some(Wei(0x2d2f_52b4)), gas: None });
+        assert_eq!(with(json!({ "l1Fee": "0x9", "operatorFee": "0x2" })).fee, Some(Wei(11)));
+        assert_eq!(
+            with(json!({ "gasUsedForL1": "0x1a4", "l1BlockNumber": "0x1" })),
+            L1Cost { fee: None, gas: Some(Gas(420)) }
+        );
+        for odd in [json!({}), json!({ "l1Fee": null }), json!({ "l1Fee": "much", "gasUsedForL1": [] })] {
+            assert_eq!(with(odd), L1Cost::default());
         }
     }
 

@@ -22,7 +22,7 @@ use crate::chain::market::Tip;
 use crate::chain::route::{Endpoints, Route};
 use crate::chain::{
     BlockTag, Call, Chain, ChainError, ClientSettings, Confirmation, CountAt, EndpointAccess, EndpointState, Header,
-    Log, LogQuery, OnTop, Pooled, Receipt, Result, SentInBlock, answers, receipts,
+    Log, LogQuery, NodeRules, OnTop, Pooled, Receipt, Result, SentInBlock, answers, receipts,
 };
 use crate::model::{Address, BlockHash, BlockNumber, Gas, Nonce, RawTransaction, TxHash, Wei};
 use crate::observe::metrics::ChainMeter;
@@ -39,6 +39,7 @@ pub struct NodeClient {
     confirmer: Option<Confirmer>,
     heads: Heads,
     meter: ChainMeter,
+    tip_percentile: u8,
 }
 
 impl NodeClient {
@@ -66,6 +67,7 @@ impl NodeClient {
             confirmer,
             heads: Heads::new(&settings.heads)?,
             meter,
+            tip_percentile: settings.tip_percentile,
         })
     }
 
@@ -299,13 +301,18 @@ impl Chain for NodeClient {
     }
 
     async fn market(&self, head: &Header) -> Result<Market> {
-        match self.along(|endpoint| Box::pin(endpoint.market(head, Tip::Needed))).await {
+        let percentile = self.tip_percentile;
+        match self.along(|endpoint| Box::pin(endpoint.market(head, Tip::Needed, percentile))).await {
             // No endpoint has what a tip is taken from. Some price is better than none.
             Err(error) if head.base_fee.is_some() && !matches!(error, ChainError::RateLimited { .. }) => {
-                self.along(|endpoint| Box::pin(endpoint.market(head, Tip::Guessed))).await
+                self.along(|endpoint| Box::pin(endpoint.market(head, Tip::Guessed, percentile))).await
             }
             market => market,
         }
+    }
+
+    async fn node_rules(&self) -> NodeRules {
+        self.read_rules().await
     }
 
     fn calls_per_second(&self) -> Option<f64> {

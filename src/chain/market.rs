@@ -24,8 +24,9 @@ pub(super) enum Tip {
 }
 
 impl Endpoint {
-    pub(super) async fn market(&self, head: &Header, tip: Tip) -> Result<Market> {
-        let calls: Vec<_> = calls(head).into_iter().filter(|call| !self.lacks(call.method)).collect();
+    /// Returns the prices after this block; the tip is that which so many percent of the last blocks' gas paid at most.
+    pub(super) async fn market(&self, head: &Header, tip: Tip, percentile: u8) -> Result<Market> {
+        let calls: Vec<_> = calls(head, percentile).into_iter().filter(|call| !self.lacks(call.method)).collect();
         let answers = self.ask_many(&calls, Order::Any).await;
         let answers: Vec<_> = calls.iter().map(|call| call.method).zip(answers).collect();
         if let Some(failure) = missing(head, tip, &answers) {
@@ -59,10 +60,10 @@ fn missing<'a>(head: &Header, tip: Tip, answers: &'a [(&str, Result<Value>)]) ->
 }
 
 /// Returns the calls for the prices after this block.
-fn calls(head: &Header) -> Vec<MethodCall> {
+fn calls(head: &Header, percentile: u8) -> Vec<MethodCall> {
     let mut calls = vec![MethodCall::new(GAS_PRICE, vec![])];
     if head.base_fee.is_some() {
-        let history = vec![json!(format!("{FEE_HISTORY_BLOCKS:#x}")), json!("latest"), json!([50])];
+        let history = vec![json!(format!("{FEE_HISTORY_BLOCKS:#x}")), json!("latest"), json!([percentile])];
         calls.extend([MethodCall::new(FEE_HISTORY, history), MethodCall::new(SUGGESTED_TIP, vec![])]);
     }
     calls

@@ -87,6 +87,7 @@ mod pace;
 mod pooled;
 mod receipts;
 mod route;
+mod rules;
 mod settings;
 mod signature;
 mod single_calls;
@@ -98,6 +99,7 @@ pub use client::NodeClient;
 pub use error::{ChainError, Result, known};
 #[cfg(test)]
 pub(crate) use faults::refused;
+pub use rules::NodeRules;
 pub use settings::{ClientSettings, Confirmation};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -328,6 +330,11 @@ pub trait Chain: Send + Sync {
 
     /// Returns whether a node has this transaction, in its pool or in a block.
     async fn has_transaction(&self, hash: TxHash) -> Result<bool>;
+
+    /// Returns what nodes say of the chain's forks and of the transactions that they take.
+    async fn node_rules(&self) -> NodeRules {
+        NodeRules::default()
+    }
 
     /// Returns the calls a second that the endpoints in use get, where they have asked for fewer than there were or the
     /// configuration allows no more.

@@ -27,6 +27,8 @@ pub struct ClientSettings {
     pub errors: Arc<ErrorTable>,
     pub tracer: Tracer,
     pub confirmation: Confirmation,
+    /// Which of the tips that were paid is taken for the market's.
+    pub tip_percentile: u8,
 }
 
 /// The endpoints that have to show what is final, too.

@@ -51,6 +51,7 @@ fn settings(urls: &[String]) -> ClientSettings {
         max_lag: 10,
         heads: Vec::new(),
         confirmation: Confirmation { endpoints: Vec::new(), finality: FinalityRule::Depth(0) },
+        tip_percentile: 50,
         errors: Arc::default(),
         tracer: Tracer::default(),
     }
@@ -1099,6 +1100,7 @@ async fn what_another_endpoint_does_not_show_is_not_confirmed() {
             block_hash: hash_of_block,
             gas_used: crate::model::Gas(1),
             effective_gas_price: None,
+            l1: Default::default(),
         };
         let receipt = Receipt { transaction: receipt, succeeded: true };
         client.confirm(BlockNumber(number), hash_of_block, &[receipt]).await

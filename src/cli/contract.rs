@@ -131,7 +131,7 @@ impl Deployment<'_> {
             nonce,
             to: None,
             value: Wei(0),
-            gas: gas::limit(estimate, GAS_MARGIN, head.gas_limit),
+            gas: gas::limit(estimate, GAS_MARGIN, gas::Caps::of_block(head.gas_limit)),
             data: code.clone(),
             fee,
         };

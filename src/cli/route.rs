@@ -48,6 +48,9 @@ struct Outcome {
     /// Wei, as a decimal text.
     value: Option<String>,
     gas: Option<String>,
+    /// Most wei for one unit of gas, where the route says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_fee: Option<String>,
     /// With names, where the route knows them.
     call: Option<String>,
     calldata: Option<String>,
@@ -74,7 +77,7 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<
         ..Outcome::default()
     };
     match write {
-        Ok(Write { to, value, gas, data }) => {
+        Ok(Write { to, value, gas, data, max_fee }) => {
             let data = data.unwrap_or_else(|| message.body.clone());
             outcome.to = Some(to);
             outcome.value = Some(value.0.to_string());
@@ -82,6 +85,7 @@ pub(super) fn run(arguments: &Arguments, settings: &Settings) -> anyhow::Result<
                 GasRule::Fixed(gas) => gas.to_string(),
                 GasRule::Estimate { margin } => format!("the estimate and {margin} %"),
             });
+            outcome.max_fee = max_fee.map(|most| most.0.to_string());
             outcome.call = route.and_then(|route| match &route.calldata {
                 Calldata::Call(call) => call.decode(&data),
                 Calldata::Body | Calldata::HexBody | Calldata::Carried | Calldata::Record(_) => None,
@@ -131,6 +135,7 @@ impl Outcome {
         line("to", &self.to.map(|to| to.to_string()));
         line("value", &self.value.as_ref().map(|value| format!("{value} wei")));
         line("gas", &self.gas);
+        line("max_fee", &self.max_fee.as_ref().map(|most| format!("{most} wei for a unit of gas")));
         line("call", &self.call);
         line("calldata", &self.calldata.clone().map(|data| cut(data, SHOWN_BYTES)));
         line("refused", &self.refused);

@@ -12,11 +12,11 @@ use crate::observe::traces::Tracer;
 use crate::policy::admission::AdmissionRules;
 use crate::policy::batch::Batching;
 use crate::policy::classify::{ErrorTable, SendMeaning};
-use crate::policy::fee::{FeeMode, FeeRules};
+use crate::policy::fee::{FeeMode, FeeRules, least_tip_of};
 use crate::policy::finality::FinalityRule;
 use crate::policy::limits::Limits;
 use crate::policy::poll::PollRule;
-use crate::policy::routes::contract_errors;
+use crate::policy::routes::{contract_errors, fixed_gas};
 use crate::stages::lane::{LaneRules, OutagePolicy, Tuning};
 
 /// Prices are stored in 63 bits.
@@ -28,7 +28,7 @@ pub(super) fn read(
     batching: Arc<Batching>,
     lease_ttl: Duration,
     places: &Places,
-    (fees, limits, outage): (FeeRules, Limits, OutagePolicy),
+    (fees, limits, outage): (Fees, Limits, OutagePolicy),
 ) -> (ClientSettings, LaneRules, Tuning) {
     let own_texts = section.take("errors");
     let errors = Arc::new(chain_errors(Section::new("chain.errors", own_texts, section.findings)));
@@ -54,11 +54,12 @@ pub(super) fn read(
         errors: Arc::clone(&errors),
         tracer: Tracer::default(),
         confirmation: Confirmation { endpoints: confirm_with, finality },
+        tip_percentile: fees.percentile,
     };
     let expected = "a duration from 1s to 24h, such as \"10m\", or \"off\"";
     let age = |text: &str| humantime::parse_duration(text).ok().filter(|age| (SECOND..=DAY).contains(age));
     let tuning = Tuning {
-        fees,
+        fees: fees.rules(client.chain_id),
         limits,
         max_head_age: section.read("max_head_age", expected, None, |text| or_off(text, age)),
         resend_after: section.duration("resend_after", SECOND..=HOUR),
@@ -75,6 +76,7 @@ pub(super) fn read(
         batching,
         permits: Arc::clone(&admission.permits),
         contract_errors: Arc::new(contract_errors(&admission.routes)),
+        fixed_gas: fixed_gas(&admission.routes),
         poll: section.read("poll_interval", expected_interval, PollRule::Auto, |text| match text {
             "auto" => Some(PollRule::Auto),
             text => {
@@ -110,13 +112,53 @@ fn chain_errors(mut section: Section<'_>) -> ErrorTable {
     ErrorTable::with(own)
 }
 
-pub(super) fn fees(mut section: Section<'_>) -> FeeRules {
+/// `[fees]`, before the chain is known.
+pub(super) struct Fees {
+    mode: FeeMode,
+    max_fee: Wei,
+    /// `None`: the chain's own.
+    min_tip: Option<Wei>,
+    max_tip: Option<Wei>,
+    percentile: u8,
+}
+
+impl Fees {
+    fn rules(&self, chain_id: u64) -> FeeRules {
+        let Self { mode, max_fee, max_tip, .. } = *self;
+        let least = least_tip_of(chain_id);
+        // What is known of a chain does not go against what the operator says.
+        let known = max_tip.map_or(least, |most| least.min(most));
+        FeeRules { mode, max_fee, min_tip: self.min_tip.unwrap_or(known), max_tip }
+    }
+}
+
+pub(super) fn fees(mut section: Section<'_>) -> Fees {
     let mode = section.choice(
         "mode",
         &[("auto", FeeMode::Auto), ("eip1559", FeeMode::Eip1559), ("legacy", FeeMode::Legacy), ("zero", FeeMode::Zero)],
     );
-    let max_fee = section.read("max_fee", "an amount from 0 to 9 ether, such as \"100 gwei\"", Wei(0), |text| {
-        text.parse().ok().filter(|fee| *fee <= HIGHEST_FEE)
+    let amount = |text: &str| text.parse().ok().filter(|fee| *fee <= HIGHEST_FEE);
+    let max_fee = section.read("max_fee", "an amount from 0 to 9 ether, such as \"100 gwei\"", Wei(0), amount);
+    let expected = "an amount from 0 to 9 ether, such as \"2 gwei\", or \"auto\"";
+    let min_tip = section.read("min_tip", expected, None, |text| match text {
+        "auto" => Some(None),
+        text => amount(text).map(Some),
     });
-    FeeRules { mode, max_fee }
+    let max_tip = price_or_off(&mut section, "max_tip");
+    if let (Some(least), Some(most)) = (min_tip, max_tip)
+        && least > most
+    {
+        section.fault("min_tip", "is above fees.max_tip; make it lower");
+    }
+    if min_tip.is_some_and(|least| least > max_fee) {
+        section.fault("min_tip", "is above fees.max_fee: nothing could ever be signed; make it lower");
+    }
+    Fees { mode, max_fee, min_tip, max_tip, percentile: section.number("percentile", 1..=99) }
+}
+
+/// Reads a price of one unit of gas.
+pub(super) fn price_or_off(section: &mut Section<'_>, key: &'static str) -> Option<Wei> {
+    let expected = "an amount from 0 to 9 ether, such as \"50 gwei\", or \"off\"";
+    let amount = |text: &str| text.parse().ok().filter(|fee| *fee <= HIGHEST_FEE);
+    section.read(key, expected, None, |text| or_off(text, amount))
 }

@@ -44,7 +44,8 @@ pub use signers::SignerSection;
 /// The documented file at the repository's root, which is also the defaults.
 pub const DEFAULTS: &str = include_str!("../../worker.toml");
 
-const GAS_LIMITS: std::ops::RangeInclusive<Gas> = Gas(21_000)..=Gas(1_000_000_000);
+/// From what a transaction takes by itself since Amsterdam; before that it is more, which the lane checks.
+const GAS_LIMITS: std::ops::RangeInclusive<Gas> = Gas(12_000)..=Gas(1_000_000_000);
 
 /// The configuration cannot be used. Every fault names its key and what to change.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +102,13 @@ impl Settings {
             {
                 let problem = format!("is {most}, and {name}.gas is {gas}: no request could ever be written; raise it");
                 found.push(("limits.gas_per_hour", problem));
+            }
+        }
+        for Route { name, max_fee, .. } in &self.admission.routes {
+            let min_tip = self.tuning.fees.min_tip;
+            if let Some(cap) = max_fee.filter(|cap| *cap < min_tip) {
+                let problem = format!("is {min_tip}, and {name}.max_fee is {cap}: nothing of it could ever be signed");
+                found.push(("fees.min_tip", problem));
             }
         }
         found
@@ -247,6 +255,14 @@ pub(crate) mod tests {
         let gas = |most: u32| format!("[write]\ngas = 30000\n[limits]\ngas_per_hour = {most}");
         assert!(faults(&gas(29_999)).contains("limits.gas_per_hour: is 29999, and write.gas is 30000"));
         assert!(!faults(&gas(30_000)).contains("limits."));
+        let capped = |cap: &str| faults(&format!("[write]\nmax_fee = \"{cap} gwei\"\n[fees]\nmin_tip = \"2 gwei\""));
+        assert!(capped("1").contains("fees.min_tip: is 2 gwei, and write.max_fee is 1 gwei"));
+        assert!(!capped("2").contains("fees."));
+        assert!(
+            faults("[fees]\nmin_tip = \"2 gwei\"\nmax_tip = \"1 gwei\"")
+                .contains("fees.min_tip: is above fees.max_tip")
+        );
+        assert!(faults("[fees]\npercentile = 100").contains("fees.percentile: is \"100\"; expected"));
         let rule = |lines: &str| faults(&format!("[[dead.replay]]\n{lines}"));
         assert!(rule("cause = \"invalid.maybe_written\"\nafter = \"1h\"\nup_to = 1").contains("a person decides"));
         assert!(rule("cause = \"rejected\"\nup_to = 0").contains("dead.replay[1].after: is not set"));

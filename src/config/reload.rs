@@ -12,12 +12,14 @@ use crate::stages::lane::Tuning;
 
 /// The keys that are taken over while the daemon runs. Nothing of them is kept anywhere else: neither in what is signed or
 /// stored, nor at the broker.
-const AT_RUN_TIME: [&str; 12] = [
+const AT_RUN_TIME: [&str; 14] = [
     "chain.max_head_age",
     "chain.refused_after",
     "chain.replace_after",
     "chain.resend_after",
     "fees.max_fee",
+    "fees.max_tip",
+    "fees.min_tip",
     "fees.mode",
     "limits.gas_per_hour",
     "limits.in_flight",

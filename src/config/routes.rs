@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::config::GAS_LIMITS;
+use crate::config::chain::price_or_off;
 use crate::config::reader::{DAY, Findings, SECOND, Section, or_off, tables, texts};
 use crate::model::{Gas, GasRule, Wei};
 use crate::policy::abi::{self, Call, Encoding, Errors, Function, Many, Pointer, Source};
@@ -15,7 +16,7 @@ use crate::policy::routes::{Amount, Calldata, KeyPattern, Match, Route};
 use crate::policy::schema::Schema;
 
 /// Keys of `[write]` that a route takes over unless it sets them.
-const INHERITED: [&str; 7] = ["mode", "to", "value", "gas", "gas_margin", "expires", "body_encoding"];
+const INHERITED: [&str; 8] = ["mode", "to", "value", "gas", "gas_margin", "max_fee", "expires", "body_encoding"];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -80,7 +81,7 @@ fn route(name: String, matches: Match, mut section: Section<'_>, folder: &Path) 
     if mode == Mode::Record && value != Amount::Fixed(Wei(0)) {
         section.fault("value", "is set, and a record takes none; set value = \"0\"");
     }
-    let gas = gas(&mut section);
+    let (gas, max_fee) = (gas(&mut section), max_fee(&mut section));
     let pays = value != Amount::Fixed(Wei(0));
     let mut errors = errors(&mut section);
     let (calldata, many) = match mode {
@@ -100,7 +101,7 @@ fn route(name: String, matches: Match, mut section: Section<'_>, folder: &Path) 
             (Calldata::Record(kept), records::many(kept))
         }
     };
-    Route { name, matches, schema, to: Some(to), value, gas, calldata, many, errors, expires }
+    Route { name, matches, schema, to: Some(to), value, gas, max_fee, calldata, many, errors, expires }
 }
 
 /// Reads for how long messages are of use.
@@ -129,7 +130,7 @@ fn carried(
     mut section: Section<'_>,
 ) -> Route {
     let errors = errors(&mut section);
-    let gas = gas(&mut section);
+    let (gas, max_fee) = (gas(&mut section), max_fee(&mut section));
     if section.text("to").is_some() {
         section.fault("to", "is set, and the messages say whom they call; remove it");
     }
@@ -137,7 +138,7 @@ fn carried(
         section.fault("value", "is set, and the messages say what they pay; remove it");
     }
     let (calldata, value) = (Calldata::Carried, Amount::Fixed(Wei(0)));
-    Route { name, matches, schema, to: None, value, gas, calldata, many: None, errors, expires }
+    Route { name, matches, schema, to: None, value, gas, max_fee, calldata, many: None, errors, expires }
 }
 
 fn matches(section: &mut Section<'_>) -> Match {
@@ -155,12 +156,18 @@ fn matches(section: &mut Section<'_>) -> Match {
 
 fn gas(section: &mut Section<'_>) -> GasRule {
     let margin = section.number("gas_margin", 0..=1000);
-    section.read("gas", "\"estimate\" or a number from 21000 to 1000000000", GasRule::Estimate { margin }, |text| {
+    section.read("gas", "\"estimate\" or a number from 12000 to 1000000000", GasRule::Estimate { margin }, |text| {
         match text {
             "estimate" => Some(GasRule::Estimate { margin }),
             number => number.parse().ok().map(Gas).filter(|gas| GAS_LIMITS.contains(gas)).map(GasRule::Fixed),
         }
     })
+}
+
+/// Reads the most that messages offer for one unit of gas.
+fn max_fee(section: &mut Section<'_>) -> Option<Wei> {
+    section.set_default("max_fee", "off");
+    price_or_off(section, "max_fee")
 }
 
 /// An ABI file: its name and its text.
@@ -266,7 +273,7 @@ fn pointer(text: &str) -> Option<Pointer> {
 #[cfg(test)]
 mod tests {
     use crate::config::load_text;
-    use crate::model::GasRule;
+    use crate::model::{GasRule, Wei};
     use crate::policy::routes::{Calldata, Match, Route};
 
     fn faults(toml: &str) -> String {
@@ -292,6 +299,16 @@ mod tests {
         assert_ne!(routes[0].gas, routes[1].gas);
         assert!(matches!(&routes[0].calldata, Calldata::Call(call) if call.signature() == "pay(string,bytes32[2])"));
         assert_eq!(routes.len(), 2);
+    }
+
+    #[test]
+    fn a_route_may_cap_the_price_for_its_own_messages() {
+        let text =
+            format!("{REST}[write]\n{TO}max_fee = \"5 gwei\"\n[[route]]\ntype = \"a\"\nmax_fee = \"off\"\n[[route]]\n");
+        let routes = load_text(&text).unwrap().admission.routes;
+        assert_eq!([routes[0].max_fee, routes[1].max_fee], [None, Some(Wei(5_000_000_000))]);
+        assert_eq!(load_text(&format!("{REST}[write]\n{TO}")).unwrap().admission.routes[0].max_fee, None);
+        assert!(faults(&format!("{REST}[write]\n{TO}max_fee = \"much\"")).contains("- write.max_fee: is \"much\""));
     }
 
     #[test]

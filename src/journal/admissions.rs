@@ -135,11 +135,11 @@ fn sort(known: Vec<(RequestId, Known)>, arrivals: &[Arrival]) -> Sorted<'_> {
 
 /// Names the columns that [`arrived`] fills.
 const ARRIVED: &str = "of_id text, account bigint, replay bigint, retry bigint, turn bigint, order_key bytea, \
-                       write_to bytea, write_value text, write_gas bigint, write_margin bigint, write_data bytea, \
+                       write_to bytea, write_value text, write_gas bigint, write_margin bigint, write_max_fee bigint, write_data bytea, \
                        write_hash bytea, not_after bigint, traceparent text, tracestate text, reply_to text, correlation_id text, \
                        body_hash bytea, envelope text, body bytea";
 
-fn arrived(arrival: &Arrival, turn: i64) -> Result<[Value<'_>; 20]> {
+fn arrived(arrival: &Arrival, turn: i64) -> Result<[Value<'_>; 21]> {
     let Arrival { id, generation, body_hash, message, account, order_key, not_after, write } = arrival;
     let write = write.as_ref();
     let (gas, margin) = match write.map(|write| write.gas) {
@@ -159,6 +159,7 @@ fn arrived(arrival: &Arrival, turn: i64) -> Result<[Value<'_>; 20]> {
         write.map(|write| write.value.0.to_string()),
         gas,
         margin,
+        write.and_then(|write| write.max_fee).map(|most| to_i64("a fee", most.0)).transpose()?,
         write.and_then(|write| write.data.as_deref()),
         write.map(|write| write.hash().as_bytes().to_vec()),
         not_after.map(|not_after| not_after.0),
@@ -180,11 +181,11 @@ async fn insert_new(
 ) -> Result<()> {
     let insert = format!(
         "INSERT INTO requests (id, account, state, replay, retry, turn, received_at, changed_at, accepted_at, order_key, \
-         order_place, write_to, write_value, write_gas, write_margin, write_data, write_hash, not_after, traceparent, \
+         order_place, write_to, write_value, write_gas, write_margin, write_max_fee, write_data, write_hash, not_after, traceparent, \
          tracestate, reply_to, correlation_id, body_hash, envelope, body) \
          SELECT u.of_id, u.account, '{}', u.replay, u.retry, CASE WHEN u.order_key IS NULL THEN u.turn ELSE 0 END, \
          $1, $1, $1, u.order_key, CASE WHEN u.order_key IS NOT NULL THEN u.turn END, u.write_to, u.write_value, \
-         u.write_gas, u.write_margin, u.write_data, u.write_hash, u.not_after, u.traceparent, u.tracestate, u.reply_to, \
+         u.write_gas, u.write_margin, u.write_max_fee, u.write_data, u.write_hash, u.not_after, u.traceparent, u.tracestate, u.reply_to, \
          u.correlation_id, u.body_hash, u.envelope, u.body FROM u ORDER BY u.place",
         RequestState::Accepted
     );
@@ -213,8 +214,17 @@ async fn accept_again(
     let Change { set, allowed } = Change::on(Observation::Accepted);
     let of_replay =
         |column: &str| format!("{column} = CASE WHEN r.replay < u.replay THEN u.{column} ELSE r.{column} END, ");
-    let fixed =
-        ["order_key", "write_to", "write_value", "write_gas", "write_margin", "write_data", "write_hash", "not_after"];
+    let fixed = [
+        "order_key",
+        "write_to",
+        "write_value",
+        "write_gas",
+        "write_margin",
+        "write_max_fee",
+        "write_data",
+        "write_hash",
+        "not_after",
+    ];
     let update = format!(
         "UPDATE requests AS r SET {set}, accepted_at = $1, \
          turn = CASE WHEN r.replay < u.replay AND u.order_key IS NOT NULL THEN 0 ELSE u.turn END, \

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::journal::columns::{Columns, fixed, number, optional_fixed, optional_number, optional_text, text, unsigned};
 use crate::journal::database::{Statements, values};
 use crate::journal::error::Result;
+use crate::journal::nonces::l1_fee;
 use crate::journal::requests::seq;
 use crate::journal::signed::cause;
 use crate::model::event::BatchPlace;
@@ -32,6 +33,9 @@ pub struct TransactionHistory {
     pub block_number: Option<BlockNumber>,
     pub block_hash: Option<BlockHash>,
     pub gas_used: Option<Gas>,
+    /// Wei paid for L1 beside the gas, on a rollup.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub l1_fee: Option<String>,
     /// Since when its block is no part of the chain any more, until it is final again.
     pub reorged_at: Option<Timestamp>,
     /// Set where the transaction is for several requests.
@@ -152,6 +156,7 @@ fn transaction_history(row: &dyn Columns) -> Result<TransactionHistory> {
         block_number: number("block_number")?.map(BlockNumber),
         block_hash: optional_fixed(row, "transaction", "block_hash", BlockHash::from_slice)?,
         gas_used: number("gas_used")?.map(Gas),
+        l1_fee: l1_fee(row)?.map(|fee| fee.0.to_string()),
         reorged_at: optional_number(row, "transaction", "reorged_at")?.map(Timestamp),
         batch: BatchPlace::of(unsigned(row, "batch", "place")?, unsigned(row, "transaction", "others")?),
     })

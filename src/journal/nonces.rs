@@ -1,6 +1,8 @@
 //! Nonces, after the chain has decided: their ends, blocks that went away, gaps, second ends.
 
-use crate::journal::columns::{Columns, fixed, nonce, number, optional_fixed, to_i64, unsigned, word};
+use crate::journal::columns::{
+    Columns, corrupt, fixed, nonce, number, optional_fixed, optional_text, to_i64, unsigned, word,
+};
 use crate::journal::database::{Rows, Statements, values};
 use crate::journal::error::{JournalError, Result};
 use crate::journal::leases::LaneWrite;
@@ -8,9 +10,9 @@ use crate::journal::outbox::insert_events;
 use crate::journal::requests::{STORED_REQUEST_COLUMNS, StoredRequest, seq, stored_request};
 use crate::journal::row_numbers::{AccountId, RequestSeq};
 use crate::journal::signed::{SIGNED_COLUMNS, signed_transaction};
-use crate::model::event::FinalTransaction;
+use crate::model::event::{FinalTransaction, L1Cost};
 use crate::model::{
-    BlockHash, BlockNumber, Event, Gas, IncidentKind, Members, Nonce, SignedTransaction, TransactionState, TxHash,
+    BlockHash, BlockNumber, Event, Gas, IncidentKind, Members, Nonce, SignedTransaction, TransactionState, TxHash, Wei,
 };
 
 #[derive(Debug, Clone)]
@@ -75,7 +77,7 @@ pub async fn stored_nonces(connection: &dyn Statements, account: AccountId, whic
         Which::Reorged => ("AND reorged_at IS NOT NULL", "ASC", (0, i64::MAX), i64::MAX),
     };
     let select = format!(
-        "SELECT {STORED_REQUEST_COLUMNS}, t.nonce, t.state, t.final_hash, t.block_number, t.block_hash, t.gas_used, \
+        "SELECT {STORED_REQUEST_COLUMNS}, t.nonce, t.state, t.final_hash, t.block_number, t.block_hash, t.gas_used, t.l1_fee, \
          {SIGNED_COLUMNS} FROM (SELECT * FROM transactions WHERE account = $1 AND nonce >= $2 AND nonce < $3 {condition} \
          ORDER BY nonce {order} LIMIT $4) t JOIN requests r ON r.seq = t.request \
          JOIN signed_transactions s ON s.account = t.account AND s.nonce = t.nonce ORDER BY t.nonce {order}, s.id"
@@ -129,7 +131,15 @@ fn included(row: &dyn Columns, nonce: Nonce) -> Result<Option<FinalTransaction>>
         block_hash,
         gas_used: Gas(unsigned(row, "transaction", "gas_used")?),
         effective_gas_price: None,
+        l1: L1Cost { fee: l1_fee(row)?, gas: None },
     }))
+}
+
+/// Reads what a rollup took for L1.
+pub fn l1_fee(row: &dyn Columns) -> Result<Option<Wei>> {
+    let text = optional_text(row, "transaction", "l1_fee")?;
+    let wei = |text: String| text.parse().map(Wei).map_err(|_| corrupt("transaction", format!("l1_fee is {text:?}")));
+    text.map(wei).transpose()
 }
 
 /// Returns of all that were asked for the first of each that was changed, in their order.
@@ -211,7 +221,7 @@ impl LaneWrite<'_> {
     pub async fn close(&self, closed: &[(RequestSeq, &ClosedTransaction)], which: &'static str) -> Result<Vec<Closed>> {
         let update = format!(
             "UPDATE transactions AS t SET state = u.now_state, final_hash = u.now_hash, block_number = u.now_height, \
-             block_hash = u.now_block, gas_used = u.now_gas, closed_at = $1, reorged_at = NULL, data = NULL \
+             block_hash = u.now_block, gas_used = u.now_gas, l1_fee = u.now_l1, closed_at = $1, reorged_at = NULL, data = NULL \
              FROM u WHERE t.account = $2 AND t.nonce = u.at_nonce AND t.request = u.of_request AND t.{which} \
              RETURNING request AS seq, nonce, others"
         );
@@ -225,10 +235,11 @@ impl LaneWrite<'_> {
                 included.map(|tx| to_i64("a height", tx.block_number.0)).transpose()?,
                 included.map(|tx| tx.block_hash.as_bytes().to_vec()),
                 included.map(|tx| to_i64("gas", tx.gas_used.0)).transpose()?,
+                included.and_then(|tx| tx.l1.fee).map(|fee| fee.0.to_string()),
             ])
         };
         let columns = "at_nonce bigint, of_request bigint, now_state text, now_hash bytea, now_height bigint, \
-                       now_block bytea, now_gas bigint";
+                       now_block bytea, now_gas bigint, now_l1 text";
         let rows = Rows::try_of(columns, closed.iter().map(row))?;
         let read = |row: &dyn Columns| {
             let nonce = Nonce(unsigned(row, "transaction", "nonce")?);

@@ -9,7 +9,7 @@ use crate::journal::columns::{
 use crate::journal::error::{JournalError, Result};
 use crate::journal::row_numbers::RequestSeq;
 use crate::model::{
-    Address, BodyHash, Gas, GasRule, Generation, Message, RequestId, RequestState, Timestamp, TraceContext, Write,
+    Address, BodyHash, Gas, GasRule, Generation, Message, RequestId, RequestState, Timestamp, TraceContext, Wei, Write,
     WriteHash,
 };
 use crate::observe::traces::Followed;
@@ -107,7 +107,7 @@ fn body(row: &dyn Columns) -> Result<Bytes> {
 
 /// The columns that [`queued_request`] reads.
 pub const QUEUED_COLUMNS: &str = "r.seq, r.id, r.replay, r.retry, r.turn, r.received_at, r.accepted_at, r.is_alone, \
-                                  r.write_to, r.write_value, r.write_gas, r.write_margin, r.write_data, r.write_hash, r.not_after, \
+                                  r.write_to, r.write_value, r.write_gas, r.write_margin, r.write_max_fee, r.write_data, r.write_hash, r.not_after, \
                                   r.traceparent, r.tracestate, r.reply_to, r.correlation_id, r.body_hash, r.body";
 
 pub fn queued_request(row: &dyn Columns) -> Result<QueuedRequest> {
@@ -134,7 +134,8 @@ fn write(row: &dyn Columns) -> Result<Write> {
         None => GasRule::Estimate { margin: unsigned(row, "request", "write_margin")? },
     };
     let data = optional_bytes(row, "request", "write_data")?;
-    let write = Write { to, value: amount(row, "request", "write_value")?, gas, data };
+    let max_fee = optional_number(row, "request", "write_max_fee")?.map(|most| Wei(most.unsigned_abs().into()));
+    let write = Write { to, value: amount(row, "request", "write_value")?, gas, data, max_fee };
     if fixed(row, "request", "write_hash", WriteHash::from_slice)? != write.hash() {
         return Err(corrupt("request", "what it asks for is not what was stored"));
     }

@@ -21,13 +21,15 @@ pub struct NewTransaction {
     /// Set for a batch.
     pub data: Option<Bytes>,
     pub gas: Gas,
+    /// The most that a rollup asks for L1: it counts against the limits, and is not stored.
+    pub l1_fee: Wei,
     pub signed: SignedTransaction,
 }
 
 impl NewTransaction {
     /// Returns its share in the limits.
     pub fn share(&self) -> Share {
-        Share { gas: self.gas, value: self.value, fee: self.signed.fee.total(self.gas) }
+        Share { gas: self.gas, value: self.value, fee: self.signed.fee.total(self.gas).plus(self.l1_fee) }
     }
 }
 

@@ -42,6 +42,19 @@ pub struct FinalTransaction {
     /// Wei paid for one unit of gas, where the node reports it, as a decimal text.
     #[serde(serialize_with = "decimal", skip_serializing_if = "Option::is_none")]
     pub effective_gas_price: Option<Wei>,
+    #[serde(flatten)]
+    pub l1: L1Cost,
+}
+
+/// Holds what a rollup took for posting the transaction to L1, where its receipts say so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct L1Cost {
+    /// Wei beside the gas (OP stack, Scroll), as a decimal text.
+    #[serde(rename = "l1_fee", serialize_with = "decimal", skip_serializing_if = "Option::is_none")]
+    pub fee: Option<Wei>,
+    /// The part of the gas used that is for it (Arbitrum).
+    #[serde(rename = "gas_used_for_l1", skip_serializing_if = "Option::is_none")]
+    pub gas: Option<Gas>,
 }
 
 fn decimal<S: serde::Serializer>(amount: &Option<Wei>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -279,6 +292,7 @@ mod tests {
             block_hash: BlockHash([hash; 32]),
             gas_used: Gas(21_000),
             effective_gas_price: None,
+            l1: Default::default(),
         };
         let (old, new) = (in_block(1), in_block(2));
         let of = |outcome: &Outcome<'_>| Event::new(&subject(&id), outcome, Timestamp(0));
@@ -309,6 +323,7 @@ mod tests {
             block_hash: BlockHash([2; 32]),
             gas_used: Gas(21_000),
             effective_gas_price: Some(Wei(7)),
+            l1: Default::default(),
         };
         let event = Event::new(&subject(&id), &Outcome::Final(&tx), Timestamp(0));
         let document: serde_json::Value = serde_json::from_str(&event.body).unwrap();
@@ -353,8 +368,10 @@ mod tests {
             block_hash: BlockHash([0x22; 32]),
             gas_used: Gas(22_160),
             effective_gas_price: Some(Wei(1_103_308_703)),
+            l1: Default::default(),
         };
         let without_price = FinalTransaction { effective_gas_price: None, ..tx.clone() };
+        let of_rollup = FinalTransaction { l1: L1Cost { fee: Some(Wei(41)), gas: Some(Gas(7)) }, ..tx.clone() };
         let (cause, tx_hashes) = (Cause::new(Reason::Reverted, "out of stock"), [tx.tx_hash]);
         let trace = TraceContext::new("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", Some("acme=1"));
         let subject = Subject { trace: trace.clone(), ..subject(&id) };
@@ -387,6 +404,12 @@ mod tests {
             assert_eq!(example, *document, "the example must be:\n{document:#}");
         }
         fits(&document(&Outcome::FinalAgain(&without_price)));
+        let rollup = document(&Outcome::Final(&of_rollup));
+        fits(&rollup);
+        assert_eq!(
+            (&rollup["data"]["transaction"]["l1_fee"], &rollup["data"]["transaction"]["gas_used_for_l1"]),
+            (&json!("41"), &json!(7))
+        );
         let refused = Subject { refused: Some(BodyHash::of(b"other")), ..subject.clone() };
         let refused = Event::new(&refused, &Outcome::Dead { cause: &cause, tx_hashes: &[] }, Timestamp(0));
         fits(&serde_json::from_str(&refused.body).unwrap());

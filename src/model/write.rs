@@ -25,6 +25,8 @@ pub struct Write {
     pub gas: GasRule,
     /// The calldata; `None`: the body.
     pub data: Option<Bytes>,
+    /// The most that it offers for one unit of gas; `None`: as much as any.
+    pub max_fee: Option<Wei>,
 }
 
 impl Write {
@@ -41,6 +43,10 @@ impl Write {
         hasher.update(gas.to_be_bytes());
         hasher.update([u8::from(self.data.is_some())]);
         hasher.update(self.data.as_deref().unwrap_or_default());
+        if let Some(most) = self.max_fee {
+            hasher.update(b"max_fee");
+            hasher.update(most.0.to_be_bytes());
+        }
         WriteHash(hasher.finalize().into())
     }
 }
@@ -66,7 +72,8 @@ mod tests {
 
     #[test]
     fn whatever_is_different_has_another_hash() {
-        let write = Write { to: Address([1; 20]), value: Wei(1), gas: GasRule::Fixed(Gas(30_000)), data: None };
+        let write =
+            Write { to: Address([1; 20]), value: Wei(1), gas: GasRule::Fixed(Gas(30_000)), data: None, max_fee: None };
         let others = [
             Write { to: Address([2; 20]), ..write.clone() },
             Write { value: Wei(2), ..write.clone() },
@@ -74,6 +81,8 @@ mod tests {
             Write { gas: GasRule::Estimate { margin: 30_000 }, ..write.clone() },
             Write { data: Some(Bytes::new()), ..write.clone() },
             Write { data: Some(Bytes::from_static(b"a")), ..write.clone() },
+            Write { max_fee: Some(Wei(0)), ..write.clone() },
+            Write { max_fee: Some(Wei(1)), ..write.clone() },
         ];
         let mut hashes: Vec<_> = others.iter().chain([&write]).map(Write::hash).collect();
         hashes.sort_unstable();

@@ -195,6 +195,12 @@ impl Call {
         self.function.selector().0
     }
 
+    /// Returns calldata that take no more gas than those of any call of it.
+    pub fn least_calldata(&self) -> Vec<u8> {
+        let words = self.arguments.iter().map(|argument| vec![0; 32 * argument.kind.minimum_words().min(4096)]);
+        self.selector().into_iter().chain(words.flatten()).collect()
+    }
+
     /// Returns whether the arguments come from the body.
     pub fn is_of_body(&self) -> bool {
         self.arguments.iter().any(|argument| matches!(argument.from, Given::Body(_)))

@@ -35,6 +35,8 @@ pub struct Alike {
     kind: usize,
     /// Percent above the estimate.
     margin: u32,
+    /// The most for one unit of gas.
+    max_fee: Option<Wei>,
 }
 
 impl Batching {
@@ -54,7 +56,7 @@ impl Batching {
             return None;
         }
         let kind = self.kinds.iter().position(|kind| kind.to == write.to && kind.many.is_for(calldata))?;
-        Some(Alike { kind, margin })
+        Some(Alike { kind, margin, max_fee: write.max_fee })
     }
 
     /// Puts together what may go into one transaction: each list is one, in its order; the lists are in the order of their
@@ -123,7 +125,7 @@ mod tests {
                 'b' => Some(1),
                 _ => None,
             };
-            (kind.map(|kind| Alike { kind, margin: 20 }), if letter.is_uppercase() { 90 } else { 10 })
+            (kind.map(|kind| Alike { kind, margin: 20, max_fee: None }), if letter.is_uppercase() { 90 } else { 10 })
         };
         batching(keeps_order).group(requests.chars().collect(), of).into_iter().map(String::from_iter).collect()
     }
@@ -147,11 +149,19 @@ mod tests {
     fn what_pays_or_has_its_gas_fixed_or_is_for_another_contract_has_its_own() {
         let batching = batching(false);
         let call = |signature: &str| function(signature).unwrap().selector().to_vec();
-        let write = Write { to: Address([1; 20]), value: Wei(0), gas: GasRule::Estimate { margin: 20 }, data: None };
+        let write = Write {
+            to: Address([1; 20]),
+            value: Wei(0),
+            gas: GasRule::Estimate { margin: 20 },
+            data: None,
+            max_fee: None,
+        };
         let (a, b) = (batching.alike(&write, &call("a(bool)")), batching.alike(&write, &call("b(bool)")));
         assert!(a.is_some() && b.is_some() && a != b);
         let other_margin = Write { gas: GasRule::Estimate { margin: 30 }, ..write.clone() };
         assert_ne!(batching.alike(&other_margin, &call("a(bool)")), a);
+        let other_cap = Write { max_fee: Some(Wei(1)), ..write.clone() };
+        assert_ne!(batching.alike(&other_cap, &call("a(bool)")), a);
         for own in [
             Write { value: Wei(1), ..write.clone() },
             Write { to: Address([2; 20]), ..write.clone() },

@@ -1,5 +1,6 @@
 //! Prices the gas of an attempt: first price, cap, replacement. All arithmetic saturates.
 
+use crate::model::words::words;
 use crate::model::{Fee, Gas, Wei};
 use crate::policy::refusals::Lack;
 
@@ -20,6 +21,35 @@ pub struct FeeRules {
     pub mode: FeeMode,
     /// Never more than this for one unit of gas.
     pub max_fee: Wei,
+    /// Never less than this for the block's producer.
+    pub min_tip: Wei,
+    /// Never more than that; `None`: as much as `max_fee` allows.
+    pub max_tip: Option<Wei>,
+}
+
+words!(
+    /// A cap on the price, by its key.
+    PriceCap {
+        MaxFee = "fees.max_fee",
+        MaxTip = "fees.max_tip",
+    }
+);
+
+/// The least tips of chains that refuse less, in gwei hundredths, by chain id. Others show what they take in their blocks.
+const LEAST_TIPS: [(u64, u128); 4] = [
+    // Bor: txpool.pricelimit, the same at all validators
+    (137, 2_500),
+    (80_002, 2_500),
+    // BSC: eth.miner.gasprice of the validators
+    (56, 5),
+    (97, 5),
+];
+
+/// Returns the least tip that the chain is known to take; zero where none is.
+pub fn least_tip_of(chain_id: u64) -> Wei {
+    const HUNDREDTH_OF_A_GWEI: u128 = 10_000_000;
+    let known = LEAST_TIPS.iter().find(|(id, _)| *id == chain_id);
+    known.map_or(Wei(0), |(_, hundredths)| Wei(hundredths * HUNDREDTH_OF_A_GWEI))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -50,6 +80,41 @@ impl Market {
 const BUMP: (u128, u128) = (1125, 1000);
 
 impl FeeRules {
+    /// Returns the rules under a lower cap, that of a route.
+    pub fn capped(self, most: Option<Wei>) -> Self {
+        Self { max_fee: most.map_or(self.max_fee, |most| most.min(self.max_fee)), ..self }
+    }
+
+    /// Returns the tip of a new transaction.
+    fn tip(&self, market: &Market) -> Wei {
+        market.tip.max(self.min_tip).min(self.max_tip.unwrap_or(Wei(u128::MAX)))
+    }
+
+    fn allows_tip(&self, tip: Wei) -> bool {
+        self.max_tip.is_none_or(|most| tip <= most)
+    }
+
+    /// Returns the gas price of a new legacy transaction. Where blocks have a base fee, what is above it is a tip.
+    fn gas_price(&self, market: &Market) -> Wei {
+        let base_fee = market.base_fee.unwrap_or_default();
+        let least = base_fee.plus(self.min_tip);
+        let wanted = market.gas_price.max(least);
+        match self.max_tip.filter(|_| market.base_fee.is_some()) {
+            // With room for one full block.
+            Some(most) => wanted.min(base_fee.scaled_up(9, 8).plus(most)),
+            None => wanted,
+        }
+    }
+
+    /// Returns the cap that keeps a price from rising, in words.
+    pub fn cap_on_rise(&self, previous: Fee) -> String {
+        let is_of_tip = matches!(previous, Fee::Eip1559 { tip, .. } if !self.allows_tip(bumped(tip)));
+        match self.max_tip.filter(|_| is_of_tip) {
+            Some(most) => format!("{} is {most}", PriceCap::MaxTip),
+            None => format!("{} is {}", PriceCap::MaxFee, self.max_fee),
+        }
+    }
+
     /// Returns the first price of a transaction.
     ///
     /// # Errors
@@ -58,12 +123,12 @@ impl FeeRules {
         let capped =
             |needed: Wei| if needed > self.max_fee { Err(AboveCap { needed, cap: self.max_fee }) } else { Ok(needed) };
         let eip1559 = |base_fee: Wei| {
-            capped(base_fee.plus(market.tip))?;
-            let room_for_growth = base_fee.scaled_up(2, 1).plus(market.tip);
-            Ok(Fee::Eip1559 { max_fee: room_for_growth.min(self.max_fee), tip: market.tip })
+            let tip = self.tip(market);
+            capped(base_fee.plus(tip))?;
+            let room_for_growth = base_fee.scaled_up(2, 1).plus(tip);
+            Ok(Fee::Eip1559 { max_fee: room_for_growth.min(self.max_fee), tip })
         };
-        let legacy =
-            || Ok(Fee::Legacy { gas_price: capped(market.gas_price.max(market.base_fee.unwrap_or_default()))? });
+        let legacy = || Ok(Fee::Legacy { gas_price: capped(self.gas_price(market))? });
         match self.mode {
             FeeMode::Zero => Ok(Fee::Legacy { gas_price: Wei(0) }),
             FeeMode::Legacy => legacy(),
@@ -79,8 +144,6 @@ impl FeeRules {
         if self.mode == FeeMode::Zero {
             return None;
         }
-        // Rounding up alone would leave a zero tip at zero, and a node would call that underpriced.
-        let bumped = |fee: Wei| fee.scaled_up(BUMP.0, BUMP.1).max(fee.plus(Wei(1)));
         let quoted = self.quote(market).ok();
         let replacement = match previous {
             Fee::Eip1559 { max_fee, tip } => {
@@ -92,8 +155,15 @@ impl FeeRules {
                 Fee::Legacy { gas_price: bumped(gas_price).max(quoted.map_or(Wei(0), Fee::ceiling)) }
             }
         };
-        (replacement.ceiling() <= self.max_fee).then_some(replacement)
+        let is_allowed = replacement.ceiling() <= self.max_fee
+            && (matches!(replacement, Fee::Legacy { .. }) || self.allows_tip(replacement.tip()));
+        is_allowed.then_some(replacement)
     }
+}
+
+// Rounding up alone would leave a zero tip at zero, and a node would call that underpriced.
+fn bumped(fee: Wei) -> Wei {
+    fee.scaled_up(BUMP.0, BUMP.1).max(fee.plus(Wei(1)))
 }
 
 impl FeeRules {
@@ -122,9 +192,22 @@ impl FeeRules {
                 let needed = market.base_fee.unwrap_or_default().plus(wanted);
                 let least = if is_tip { max_fee } else { bumped?.ceiling().max(named.unwrap_or_default()) };
                 let raised = least.max(quoted.map_or(Wei(0), Fee::ceiling)).max(needed);
-                let has_room = needed.max(least) <= self.max_fee;
+                let has_room = needed.max(least) <= self.max_fee && self.allows_tip(wanted);
                 has_room.then(|| Fee::Eip1559 { max_fee: raised.min(self.max_fee), tip: wanted })
             }
+        }
+    }
+
+    /// Returns the least price that gets into the next block, where that is below this one: for nodes that call a transaction
+    /// too expensive and do not say from when on.
+    pub fn without_headroom(fee: Fee, market: &Market) -> Option<Fee> {
+        let base_fee = market.base_fee?;
+        match fee {
+            Fee::Eip1559 { max_fee, tip } => {
+                let least = base_fee.plus(tip);
+                (least < max_fee).then_some(Fee::Eip1559 { max_fee: least, tip })
+            }
+            Fee::Legacy { .. } => None,
         }
     }
 
@@ -145,6 +228,18 @@ impl FeeRules {
     }
 }
 
+/// Returns what a unit of gas has cost beyond what the price of `first` would have been in the same block, given what the one
+/// that is in it offered and paid.
+pub fn cost_of_rise(first: Fee, landed: Fee, paid: Wei) -> Wei {
+    // Where the cap of the one that landed does not bind, what is paid shows the base fee.
+    let base_fee = Wei(paid.0.saturating_sub(landed.tip().0));
+    let of_first = match first {
+        Fee::Eip1559 { max_fee, tip } => base_fee.plus(tip).min(max_fee),
+        Fee::Legacy { gas_price } => gas_price,
+    };
+    Wei(paid.0.saturating_sub(of_first.0))
+}
+
 /// Returns whether an attempt at this price cannot get into the next block.
 pub fn is_underpriced(fee: Fee, market: &Market) -> bool {
     market.base_fee.is_some_and(|base_fee| fee.ceiling() < base_fee)
@@ -157,7 +252,7 @@ mod tests {
     use super::*;
 
     fn rules(mode: FeeMode, cap: u128) -> FeeRules {
-        FeeRules { mode, max_fee: Wei(cap) }
+        FeeRules { mode, max_fee: Wei(cap), min_tip: Wei(0), max_tip: None }
     }
 
     #[test]
@@ -178,6 +273,51 @@ mod tests {
         let market = Market { base_fee: Some(Wei(10)), tip: Wei(2), gas_price: Wei(13) };
         assert_eq!(rules(FeeMode::Auto, 12).quote(&market), Ok(Fee::Eip1559 { max_fee: Wei(12), tip: Wei(2) }));
         assert_eq!(rules(FeeMode::Auto, 11).quote(&market), Err(AboveCap { needed: Wei(12), cap: Wei(11) }));
+    }
+
+    #[test]
+    fn a_tip_stays_within_what_the_operator_says() {
+        let market = |tip| Market { base_fee: Some(Wei(10)), tip: Wei(tip), gas_price: Wei(10 + tip) };
+        let bound = FeeRules { min_tip: Wei(5), max_tip: Some(Wei(8)), ..rules(FeeMode::Auto, 100) };
+        for (tip, offered) in [(0, 5), (5, 5), (7, 7), (8, 8), (90, 8)] {
+            assert_eq!(bound.quote(&market(tip)), Ok(type_2(20 + offered, offered)), "{tip}");
+        }
+        let legacy = FeeRules { mode: FeeMode::Legacy, ..bound };
+        for (tip, offered) in [(0, 15), (7, 17), (90, 20)] {
+            assert_eq!(legacy.quote(&market(tip)), Ok(Fee::Legacy { gas_price: Wei(offered) }), "{tip}");
+        }
+        let old = Market { base_fee: None, tip: Wei(0), gas_price: Wei(3) };
+        assert_eq!(bound.quote(&old), Ok(Fee::Legacy { gas_price: Wei(5) }));
+        assert_eq!(bound.quote(&Market { gas_price: Wei(50), ..old }), Ok(Fee::Legacy { gas_price: Wei(50) }));
+        let too_dear = FeeRules { max_fee: Wei(14), ..bound }.quote(&market(0));
+        assert_eq!(too_dear, Err(AboveCap { needed: Wei(15), cap: Wei(14) }), "the least tip is part of the need");
+    }
+
+    #[test]
+    fn no_replacement_goes_over_the_cap_on_tips_and_the_cap_is_named() {
+        let market = Market { base_fee: Some(Wei(10)), tip: Wei(1), gas_price: Wei(11) };
+        let bound = FeeRules { max_tip: Some(Wei(9)), ..rules(FeeMode::Auto, 100) };
+        assert_eq!(bound.replacement(type_2(40, 8), &market), Some(type_2(45, 9)));
+        assert_eq!(bound.replacement(type_2(40, 9), &market), None);
+        assert_eq!(bound.raised(type_2(40, 9), &market, Lack::Tip(Some(Wei(10)))), None);
+        assert_eq!(bound.cap_on_rise(type_2(40, 9)), "fees.max_tip is 9 wei");
+        assert_eq!(bound.cap_on_rise(type_2(99, 1)), "fees.max_fee is 100 wei");
+        assert_eq!(bound.capped(Some(Wei(40))).cap_on_rise(type_2(40, 1)), "fees.max_fee is 40 wei");
+    }
+
+    #[test]
+    fn chains_with_a_least_tip_get_it_at_once() {
+        assert_eq!(least_tip_of(137), Wei(25_000_000_000));
+        assert_eq!(least_tip_of(56), Wei(50_000_000));
+        assert_eq!(least_tip_of(1), Wei(0));
+    }
+
+    #[test]
+    fn the_least_price_of_the_next_block_is_offered_where_a_node_calls_more_too_expensive() {
+        let market = Market { base_fee: Some(Wei(10)), tip: Wei(2), gas_price: Wei(12) };
+        assert_eq!(FeeRules::without_headroom(type_2(22, 2), &market), Some(type_2(12, 2)));
+        assert_eq!(FeeRules::without_headroom(type_2(12, 2), &market), None, "that is it");
+        assert_eq!(FeeRules::without_headroom(Fee::Legacy { gas_price: Wei(22) }, &market), None);
     }
 
     #[test]
@@ -214,7 +354,7 @@ mod tests {
         for (previous, lack, expected) in table {
             assert_eq!(raised(previous, lack), expected, "{previous:?} {lack:?}");
         }
-        let zero = FeeRules { mode: FeeMode::Zero, max_fee: Wei(0) };
+        let zero = self::rules(FeeMode::Zero, 0);
         assert_eq!(zero.raised(Fee::Legacy { gas_price: Wei(0) }, &market, Lack::Price(None)), None);
     }
 
@@ -238,6 +378,23 @@ mod tests {
         assert_eq!(within(2_200), Some(type_2(22, 2)));
         assert_eq!(within(1_500), Some(type_2(15, 2)));
         assert_eq!(within(1_199), None, "it would not get into the next block");
+    }
+
+    #[test]
+    fn a_replacement_has_cost_what_it_paid_beyond_the_first() {
+        // the first, the one in the block, what it paid, what the rise has cost
+        let legacy = |price| Fee::Legacy { gas_price: Wei(price) };
+        let table = [
+            (type_2(22, 2), type_2(22, 2), 12, 0),
+            (type_2(22, 2), type_2(30, 5), 15, 3),
+            (type_2(12, 2), type_2(30, 5), 25, 13),
+            (type_2(22, 2), type_2(30, 5), 30, 8),
+            (legacy(10), legacy(12), 12, 2),
+            (type_2(22, 2), type_2(22, 1), 11, 0),
+        ];
+        for (first, landed, paid, cost) in table {
+            assert_eq!(cost_of_rise(first, landed, Wei(paid)), Wei(cost), "{first:?} {landed:?} {paid}");
+        }
     }
 
     proptest! {

@@ -55,11 +55,12 @@ impl Permits {
     }
 
     /// Checks the price of gas. A refusal may end when the price has come down.
-    pub fn check_fee(&self, gas: Gas, fee: Fee) -> Result<(), Cause> {
-        let cost = fee.total(gas);
+    pub fn check_fee(&self, gas: Gas, fee: Fee, l1_fee: Wei) -> Result<(), Cause> {
+        let cost = fee.total(gas).plus(l1_fee);
         for (rule, most) in [(Reason::MaxFee, self.max_fee), (Reason::FeePerDay, self.fee_per_day)] {
             if let Some(most) = most.filter(|most| cost > *most) {
-                let detail = format!("its {gas} gas may cost {cost} at the price of now, policy.{rule} is {most}");
+                let l1 = if l1_fee > Wei(0) { format!(" with {l1_fee} for L1") } else { String::new() };
+                let detail = format!("its {gas} gas may cost {cost}{l1} at the price of now, policy.{rule} is {most}");
                 return Err(Cause::new(rule, detail));
             }
         }
@@ -202,10 +203,12 @@ mod tests {
     fn a_fee_that_is_too_high_may_pass() {
         let permits = permits();
         let fee = |wei| Fee::Legacy { gas_price: Wei(wei) };
-        assert_eq!(permits.check_fee(Gas(30_000), fee(30)), Ok(()));
-        let day = permits.check_fee(Gas(31_000), fee(30)).unwrap_err();
+        assert_eq!(permits.check_fee(Gas(30_000), fee(30), Wei(0)), Ok(()));
+        let day = permits.check_fee(Gas(31_000), fee(30), Wei(0)).unwrap_err();
         assert_eq!((day.routing_key().as_str(), day.reason.may_pass()), ("policy.fee_per_day", true));
-        let one = permits.check_fee(Gas(50_000), fee(u128::MAX)).unwrap_err();
+        let one = permits.check_fee(Gas(50_000), fee(u128::MAX), Wei(0)).unwrap_err();
+        let l1 = permits.check_fee(Gas(30_000), fee(30), Wei(1)).unwrap_err();
+        assert!(l1.routing_key() == "policy.fee_per_day" && l1.detail.contains("with 1 wei for L1"), "{l1}");
         assert_eq!((one.routing_key().as_str(), one.reason.may_pass()), ("policy.max_fee", true));
     }
 }

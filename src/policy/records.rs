@@ -109,6 +109,15 @@ pub fn calldata(id: RecordId, body: &[u8], kept: Kept) -> Bytes {
 }
 
 /// Returns the first bytes of the calldata that records something.
+/// Returns calldata that take no more gas than those of any record.
+pub fn least_calldata(kept: Kept) -> Vec<u8> {
+    let words = match kept {
+        Kept::Hash => 2,
+        Kept::Body => 3,
+    };
+    [selector_of(kept).to_vec(), vec![0; words * WORD]].concat()
+}
+
 pub fn selector_of(kept: Kept) -> [u8; 4] {
     selector(kept.functions().0)
 }

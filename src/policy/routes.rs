@@ -1,11 +1,12 @@
 //! Routes: the first one that a message matches decides which contract it calls, with what, and for how much.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::model::{Address, Cause, GasRule, HeaderValue, Message, Reason, RequestId, Wei, Write};
+use crate::model::{Address, Cause, Gas, GasRule, HeaderValue, Message, Reason, RequestId, Wei, Write};
 use crate::policy::abi::{Call, Errors, Many, Pointer};
 use crate::policy::body::{Body, Fault};
 use crate::policy::raw_transaction;
@@ -27,6 +28,8 @@ pub struct Route {
     pub to: Option<Address>,
     pub value: Amount,
     pub gas: GasRule,
+    /// The most that its messages offer for one unit of gas.
+    pub max_fee: Option<Wei>,
     pub calldata: Calldata,
     /// The function that does the same for many messages.
     pub many: Option<Many>,
@@ -88,6 +91,31 @@ pub fn contract_errors(routes: &[Route]) -> Errors {
     all
 }
 
+/// A route whose gas is set to a number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FixedGas {
+    pub route: String,
+    pub gas: Gas,
+    /// Takes no more gas than the calldata of any message of the route.
+    pub least_calldata: Vec<u8>,
+}
+
+/// Returns the routes whose gas is set, for a check before any message comes.
+pub fn fixed_gas(routes: &[Route]) -> Arc<[FixedGas]> {
+    let fixed = |route: &Route| match route.gas {
+        GasRule::Fixed(gas) => {
+            let least_calldata = match &route.calldata {
+                Calldata::Body | Calldata::HexBody | Calldata::Carried => Vec::new(),
+                Calldata::Call(call) => call.least_calldata(),
+                Calldata::Record(kept) => records::least_calldata(*kept),
+            };
+            Some(FixedGas { route: route.name.clone(), gas, least_calldata })
+        }
+        GasRule::Estimate { .. } => None,
+    };
+    routes.iter().filter_map(fixed).collect()
+}
+
 /// Returns what the message asks for; `body` is its body.
 ///
 /// # Errors
@@ -111,8 +139,8 @@ pub fn write_of(
         kept.map_err(|fault| Cause::new(Reason::Schema, format!("{}: {fault}", route.name)))?;
     }
     let Some(to) = route.to else { return carried(route, body) };
-    let gas = route.gas;
-    let write = |value, data| Write { to, value, gas, data };
+    let (gas, max_fee) = (route.gas, route.max_fee);
+    let write = |value, data| Write { to, value, gas, data, max_fee };
     let value = match &route.value {
         Amount::Fixed(value) => *value,
         Amount::At(pointer) => {
@@ -152,7 +180,7 @@ fn carried(route: &Route, body: &Body<'_>) -> Result<Write, Cause> {
     let carried = raw_transaction::read(json_of(route, body)?)
         .map_err(|misfit| Cause::new(Reason::BadTransaction, format!("{}: {misfit}", route.name)))?;
     let gas = carried.gas.map_or(route.gas, GasRule::Fixed);
-    Ok(Write { to: carried.to, value: carried.value, gas, data: Some(carried.data) })
+    Ok(Write { to: carried.to, value: carried.value, gas, data: Some(carried.data), max_fee: route.max_fee })
 }
 
 fn json_of<'b>(route: &Route, body: &'b Body<'_>) -> Result<&'b serde_json::Value, Cause> {
@@ -170,6 +198,7 @@ impl Route {
             to: Some(to),
             value,
             gas,
+            max_fee: None,
             calldata,
             many: None,
             errors: Errors::default(),
@@ -306,6 +335,7 @@ mod tests {
             to: Some(Address([number; 20])),
             value: Amount::Fixed(Wei(number.into())),
             gas: GasRule::Fixed(Gas(50_000)),
+            max_fee: None,
             calldata,
             many: None,
             errors: Errors::default(),

@@ -14,8 +14,8 @@ use crate::broker::{
     WorkQueue,
 };
 use crate::chain::{
-    BlockTag, Call, Chain, ChainError, CountAt, Header, Inclusion, Log, LogQuery, OnTop, Pooled, Receipt, Result, Sent,
-    SentInBlock, transaction_hash,
+    BlockTag, Call, Chain, ChainError, CountAt, Header, Inclusion, Log, LogQuery, NodeRules, OnTop, Pooled, Receipt,
+    Result, Sent, SentInBlock, transaction_hash,
 };
 use crate::journal::JournalError;
 use crate::model::event::FinalTransaction;
@@ -25,6 +25,7 @@ use crate::model::{
 };
 use crate::observe::traces::Traced;
 use crate::policy::fee::Market;
+use crate::policy::l1_fee::ORACLES;
 use crate::signer::{Signer, SignerError};
 use crate::simulation::journal::{Faults, MemoryJournal, NoFaults, not_written};
 use crate::simulation::ledger::encode;
@@ -267,6 +268,12 @@ pub(crate) struct FakeChainState {
     pub(crate) rounds: Vec<usize>,
     /// What the account has; nothing where the node does not say.
     pub(crate) balance: Option<Wei>,
+    /// The prices, if not one wei for a unit of gas.
+    pub(crate) market: Option<Market>,
+    /// The node's own word of its rules.
+    pub(crate) rules: NodeRules,
+    /// The price of a byte for L1, by the oracle of a rollup.
+    pub(crate) l1_fee_per_byte: Option<u128>,
     /// How long each broadcast takes.
     pub(crate) latency: Duration,
     /// The hashes of each broadcast, in order.
@@ -394,6 +401,7 @@ impl FakeChainState {
             block_hash: self.hash_of(*block),
             gas_used: Gas(21_000),
             effective_gas_price: Some(Wei(1)),
+            l1: Default::default(),
         };
         Some(Receipt { transaction, succeeded: !self.reverted.contains(&hash) })
     }
@@ -548,8 +556,12 @@ impl Chain for FakeChain {
     }
 
     async fn market(&self, _: &Header) -> Result<Market> {
-        drop(self.count_part(Part::Market)?);
-        Ok(Market { base_fee: None, tip: Wei(0), gas_price: Wei(1) })
+        let state = self.count_part(Part::Market)?;
+        Ok(state.market.unwrap_or(Market { base_fee: None, tip: Wei(0), gas_price: Wei(1) }))
+    }
+
+    async fn node_rules(&self) -> NodeRules {
+        self.change(|state| state.rules)
     }
 
     async fn estimate(&self, calls: &[Traced<Call>]) -> Vec<Result<Gas>> {
@@ -586,8 +598,14 @@ impl Chain for FakeChain {
         state.on_top.map_or_else(|| Err(lacks()), |answer| answer(on_top))
     }
 
-    async fn call(&self, _: &Call, _: BlockNumber) -> Result<Bytes> {
-        drop(self.count()?);
+    async fn call(&self, call: &Call, _: BlockNumber) -> Result<Bytes> {
+        let state = self.count()?;
+        if let Some(per_byte) =
+            state.l1_fee_per_byte.filter(|_| call.to == ORACLES[0].contract && call.data.len() == 36)
+        {
+            let bytes = u128::from_be_bytes(call.data[20..].try_into().unwrap());
+            return Ok([[0; 16], (bytes * per_byte).to_be_bytes()].concat().into());
+        }
         Err(refusal("execution reverted"))
     }
 

@@ -53,7 +53,7 @@ impl RunSettings {
         let mut waits = schedule.levels();
         waits.push(park_delay);
         let tuning = Tuning {
-            fees: FeeRules { mode: FeeMode::Auto, max_fee: Wei(HIGHEST_FEE) },
+            fees: FeeRules { mode: FeeMode::Auto, max_fee: Wei(HIGHEST_FEE), min_tip: Wei(0), max_tip: None },
             limits: Limits::default(),
             resend_after: seconds(4),
             replace_after: seconds(rng.u64(3..9)),
@@ -69,6 +69,7 @@ impl RunSettings {
             batching: Arc::new(Batching::NONE),
             permits: Arc::default(),
             contract_errors: Arc::default(),
+            fixed_gas: Arc::default(),
             poll: PollRule::Every(Duration::from_millis(rng.u64(100..900))),
             errors: Arc::default(),
             lease_ttl: LEASE,

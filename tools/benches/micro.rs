@@ -93,8 +93,13 @@ fn commit(criterion: &mut Criterion) {
     let mut arrivals = move || {
         let arrivals = (number..number + BATCH).map(|number| {
             let message = message(number);
-            let write =
-                Some(Write { to: Address([1; 20]), value: Wei(0), gas: GasRule::Fixed(Gas(50_000)), data: None });
+            let write = Some(Write {
+                to: Address([1; 20]),
+                value: Wei(0),
+                gas: GasRule::Fixed(Gas(50_000)),
+                data: None,
+                max_fee: None,
+            });
             let (id, body_hash) = (RequestId::new(&format!("m-{number}")).unwrap(), BodyHash::of(&message.body));
             let (generation, order_key, not_after) = (Generation::default(), None, None);
             Arrival { id, generation, body_hash, message, account, order_key, not_after, write }

@@ -11,6 +11,7 @@ mod accounts;
 mod broker;
 mod endpoints;
 mod finding;
+mod gas;
 mod journal;
 mod marker;
 mod node;

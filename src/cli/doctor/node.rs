@@ -6,6 +6,7 @@ use crate::chain::{BlockTag, Chain, ChainError, Header, NodeClient};
 use crate::cli::contract::{Standing, standing};
 use crate::cli::doctor::endpoints::{self, AREA, block_time, failed, no_client};
 use crate::cli::doctor::finding::Finding;
+use crate::cli::doctor::gas;
 use crate::cli::{spell, text_of};
 use crate::config::Settings;
 use crate::model::{Address, BlockNumber, Timestamp};
@@ -27,6 +28,7 @@ pub(super) async fn examine(settings: &Settings) -> Vec<Finding> {
         Err(error) => return vec![no_client(&error)],
     };
     findings.push(finality(settings, &chain, &head).await.unwrap_or_else(|error| failed(&error)));
+    findings.extend(gas::examine(settings, &chain).await);
     findings.push(price(settings, &chain, &head).await.unwrap_or_else(|error| failed(&error)));
     findings.extend(targets(settings, &chain).await.unwrap_or_else(|error| vec![failed(&error)]));
     findings

@@ -13,6 +13,7 @@ mod request;
 mod sheet;
 #[cfg(test)]
 mod tests;
+mod waits;
 mod watch;
 
 pub(super) use request::{explain, report_unknown};

@@ -3,9 +3,12 @@
 use std::fmt::Write;
 
 use anyhow::Context;
+use serde::Serialize;
 
+use crate::cli::status::waits;
 use crate::cli::{exit, print, say};
 use crate::config::Settings;
+use crate::daemon::status::wei;
 use crate::journal::{History, TransactionHistory};
 use crate::model::IncidentKind;
 use crate::model::event::BatchPlace;
@@ -18,8 +21,32 @@ pub(super) async fn run(id: &str, json: bool, settings: Settings) -> anyhow::Res
     let history = journal.history(&id).await?;
     journal.close().await;
     match history {
-        Some(history) => print(json, &history, || explain(&history)).map(|()| exit::OK),
+        Some(history) => {
+            let waits_for = waits::waits(&history, &settings).await;
+            let known = Known { history: &history, waits_for: &waits_for };
+            print(json, &known, || known.text()).map(|()| exit::OK)
+        }
         None => Ok(report_unknown(&id)),
+    }
+}
+
+/// The history of a request, and what it waits for now.
+#[derive(Serialize)]
+struct Known<'k> {
+    #[serde(flatten)]
+    history: &'k History,
+    /// In sentences; empty where it waits for nothing, or only for the broker.
+    waits_for: &'k [String],
+}
+
+impl Known<'_> {
+    fn text(&self) -> String {
+        let mut text = explain(self.history);
+        for wait in self.waits_for {
+            // Writing to a text cannot fail.
+            let _ = writeln!(text, "  waits for  {}", Escaped(wait));
+        }
+        text
     }
 }
 
@@ -97,7 +124,10 @@ fn meaning_of_final(history: &History) -> &'static str {
 
 fn ending(transaction: &TransactionHistory) -> String {
     let place = match (transaction.block_number, transaction.gas_used, transaction.final_hash) {
-        (Some(block), Some(gas), Some(hash)) => format!(" in block {block} as {hash}, {gas} gas used"),
+        (Some(block), Some(gas), Some(hash)) => {
+            let l1 = transaction.l1_fee.as_deref().and_then(wei).map(|fee| format!(" and {fee} for L1"));
+            format!(" in block {block} as {hash}, {gas} gas used{}", l1.unwrap_or_default())
+        }
         _ => String::new(),
     };
     let place = match transaction.batch {

@@ -84,6 +84,8 @@ pub(crate) async fn no_more_is_paid_in_a_day_than_allowed(journal: Arc<dyn Journ
     let paying = |index: usize, nonce, wei| NewTransaction { value: Wei(wei), ..transaction(set.seq(index), nonce) };
     let fee = transaction(set.seq(0), 0).share().fee;
     assert!(fee > Wei(0));
+    let of_rollup = NewTransaction { l1_fee: Wei(7), ..transaction(set.seq(0), 0) };
+    assert_eq!(of_rollup.share().fee, fee.plus(Wei(7)), "what goes to L1 counts as a fee");
     let most = u128::MAX - 5;
     let limits = Limits { value_per_day: Some(Wei(most)), fee_per_day: Some(Wei(3 * fee.0)), ..Limits::default() };
     let new = vec![paying(0, 0, most - 1), paying(1, 1, 1), paying(2, 2, 1)];

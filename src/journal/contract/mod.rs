@@ -69,7 +69,13 @@ pub(crate) fn arrival(account: AccountId, text: &str, generation: Generation, bo
 }
 
 pub(crate) fn write() -> Write {
-    Write { to: Address([1; 20]), value: Wei(u128::MAX), gas: GasRule::Estimate { margin: 20 }, data: None }
+    Write {
+        to: Address([1; 20]),
+        value: Wei(u128::MAX),
+        gas: GasRule::Estimate { margin: 20 },
+        data: None,
+        max_fee: None,
+    }
 }
 
 fn first(account: AccountId, text: &str) -> Arrival {
@@ -94,6 +100,7 @@ pub(crate) fn transaction(request: RequestSeq, nonce: u64) -> NewTransaction {
         value: Wei(u128::MAX),
         data: None,
         gas: Gas(21_000),
+        l1_fee: Wei(0),
         signed: attempt(u8::try_from(nonce).unwrap_or(u8::MAX)),
     }
 }
@@ -121,6 +128,7 @@ pub(crate) fn succeeded(request: RequestSeq, nonce: u64, text: &str) -> Settleme
         block_hash: BlockHash([9; 32]),
         gas_used: Gas(21_000),
         effective_gas_price: Some(Wei(3)),
+        l1: Default::default(),
     };
     let closed =
         ClosedTransaction { nonce: Nonce(nonce), state: TransactionState::Succeeded, included: Some(included) };
@@ -380,7 +388,8 @@ pub(crate) async fn a_dead_letter_may_come_back_as_a_replay(journal: Arc<dyn Jou
 pub(crate) async fn what_a_request_asks_for_is_fixed_when_it_is_taken_in(journal: Arc<dyn Journal>) {
     let set = set(journal, &[]).await;
     let data = |text: &'static str| Some(Bytes::from_static(text.as_bytes()));
-    let fixed = Write { gas: GasRule::Fixed(Gas(40_000)), value: Wei(7), data: data("call"), ..write() };
+    let fixed =
+        Write { gas: GasRule::Fixed(Gas(40_000)), value: Wei(7), data: data("call"), max_fee: Some(Wei(9)), ..write() };
     let until = |replay: u32, retry: u32| Some(Timestamp(i64::from(replay * 10 + retry)));
     let of = |replay, retry, write: Option<&Write>| Arrival {
         not_after: until(replay, retry),

@@ -1,8 +1,10 @@
 //! The book of all metrics: registers each, and keeps what the documentation says of it.
 
 use prometheus_client::encoding::text;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 
 use crate::observe::metrics::labels::Labels;
@@ -44,6 +46,14 @@ impl Default for Book {
 impl Book {
     pub(super) fn counters<L: Labels>(&mut self, name: &'static str, help: &'static str, counters: &Counters<L>) {
         self.enter(name, "counter", choices::<L>(), help, counters.family.clone());
+    }
+
+    pub(super) fn counter(&mut self, name: &'static str, help: &'static str, counter: &Counter) {
+        self.enter(name, "counter", Vec::new(), help, counter.clone());
+    }
+
+    pub(super) fn numbers(&mut self, name: &'static str, help: &'static str, numbers: &Histogram) {
+        self.enter(name, "histogram", Vec::new(), help, numbers.clone());
     }
 
     pub(super) fn gauge(&mut self, name: &'static str, help: &'static str, gauge: Gauge) {

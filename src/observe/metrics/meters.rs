@@ -1,10 +1,11 @@
 //! Meters: what each part counts, and under which names. A part makes its meter itself and keeps it, and the program registers all
 //! of them. So nothing is global, a meter costs no look-up when it counts, and tests and the simulation need none of it.
 
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
-use crate::model::FailureClass;
+use crate::model::{FailureClass, Wei};
 use crate::observe::metrics::book::Book;
 use crate::observe::metrics::labels::{
     Ack, CallResult, Confirm, FailureEnd, LetterEnd, Level, Method, Outcome, Publication, Signed, SpanEnd,
@@ -15,6 +16,7 @@ use crate::policy::classify::SendMeaning;
 
 /// For one HTTP request to a node.
 const NODE_SECONDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0];
+const REPLACEMENTS: [f64; 7] = [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0];
 const COMMIT_SECONDS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 10.0];
 
 #[derive(Debug, Clone, Default)]
@@ -42,6 +44,30 @@ pub struct LaneMeter {
     pub answers: Counters<Option<SendMeaning>>,
     /// From the arrival of a request to its first broadcast.
     pub until_broadcast: Durations,
+    pub inclusions: Inclusions,
+}
+
+/// Counts what it has taken to get into blocks.
+#[derive(Debug, Clone)]
+pub struct Inclusions {
+    /// Signed transactions beyond the first one, for each nonce that ended with one of ours.
+    pub replacements: Histogram,
+    /// Gwei that these paid beyond what the first one would have.
+    pub cost_gwei: Counter,
+}
+
+impl Default for Inclusions {
+    fn default() -> Self {
+        Self { replacements: Histogram::new(REPLACEMENTS), cost_gwei: Counter::default() }
+    }
+}
+
+impl Inclusions {
+    pub fn record(&self, replacements: usize, cost: Wei) {
+        // Few enough to be exact.
+        self.replacements.observe(replacements as f64);
+        self.cost_gwei.inc_by(u64::try_from(cost.0 / Wei::GWEI.0).unwrap_or(u64::MAX));
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -125,6 +151,10 @@ impl Meters {
             "What nodes answered to broadcasts; none decides anything",
             &self.lane.answers,
         );
+        let replacements = "Signed transactions beyond the first, for each nonce that is final with one of ours";
+        book.numbers("inclusion_replacements", replacements, &self.lane.inclusions.replacements);
+        let cost = "What final transactions paid beyond what the first one signed at their nonce would have";
+        book.counter("inclusion_replacement_cost_gwei", cost, &self.lane.inclusions.cost_gwei);
         book.counters("node_calls", "JSON-RPC calls, each call of a batch counted", &self.chain.calls);
         let requests = "HTTP requests to nodes; a batch counts once, under the method of its first call";
         book.durations_by("node_request_duration_seconds", requests, &self.chain.requests);

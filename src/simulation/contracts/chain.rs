@@ -108,6 +108,7 @@ async fn real() -> Real {
         max_lag: 10,
         heads: Vec::new(),
         confirmation: Confirmation { endpoints: Vec::new(), finality: FinalityRule::Depth(0) },
+        tip_percentile: 50,
         errors: std::sync::Arc::default(),
         tracer: crate::observe::traces::Tracer::default(),
     });

@@ -377,7 +377,7 @@ impl Store {
             row.changed_at = now;
             row.nonces.push(new.nonce);
         }
-        let NewTransaction { requests, nonce, to, value, data, gas, signed } = new;
+        let NewTransaction { requests, nonce, to, value, data, gas, signed, l1_fee: _ } = new;
         let state = TransactionState::Live;
         let created_at = signed.signed_at;
         let row = TransactionRow {

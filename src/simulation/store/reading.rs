@@ -212,6 +212,7 @@ fn transaction_history(request: RequestSeq, nonce: Nonce, row: &TransactionRow) 
         block_number: included.map(|included| included.block_number),
         block_hash: included.map(|included| included.block_hash),
         gas_used: included.map(|included| included.gas_used),
+        l1_fee: included.and_then(|included| included.l1.fee).map(|fee| fee.0.to_string()),
         reorged_at: row.reorged_at,
         batch: BatchPlace::of(index, row.requests.others.len()),
     }

@@ -9,7 +9,7 @@ use crate::journal::{
     AccountId, Acquired, Arrival, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, Journal, Lease, NewTransaction,
     QueuedRequest, RefusedMessage, RequestSeq, Requeue, Settlement,
 };
-use crate::model::event::{FinalTransaction, Outcome, Subject};
+use crate::model::event::{FinalTransaction, L1Cost, Outcome, Subject};
 use crate::model::{
     Address, BlockHash, BlockNumber, BodyHash, Cause, Event, Fee, Gas, GasRule, Generation, Headers, Members, Message,
     Nonce, OrderKey, Properties, Purpose, RawTransaction, Reason, RequestId, SignedTransaction, Timestamp,
@@ -138,6 +138,7 @@ impl Pick {
             value: Wei(u128::from(pick)),
             gas: if pick.is_multiple_of(3) { GasRule::Fixed(Gas(30_000)) } else { GasRule::Estimate { margin: 20 } },
             data: pick.is_multiple_of(2).then(|| Bytes::from_static(b"data")),
+            max_fee: pick.is_multiple_of(4).then_some(Wei(u128::from(pick))),
         });
         let not_after = pick.is_multiple_of(5).then(|| Timestamp(pick.into()));
         Arrival { id, generation, body_hash, message, account, order_key, not_after, write }
@@ -296,6 +297,7 @@ fn transaction(request: RequestSeq, nonce: Nonce) -> NewTransaction {
         value: Wei(u128::MAX),
         data: None,
         gas: Gas(21_000),
+        l1_fee: Wei(0),
         signed: attempt(seed),
     }
 }
@@ -308,6 +310,7 @@ fn closed(nonce: Nonce, state: TransactionState) -> ClosedTransaction {
         block_hash: BlockHash([9; 32]),
         gas_used: Gas(21_000),
         effective_gas_price: None,
+        l1: L1Cost { fee: nonce.0.is_multiple_of(2).then_some(Wei(u128::from(nonce.0) << 70)), gas: None },
     };
     ClosedTransaction { nonce, state, included: (state != TransactionState::Displaced).then_some(included) }
 }

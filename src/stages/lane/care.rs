@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::model::{Cause, Fee, Gas, PauseReason, Purpose, Wei};
+use crate::model::{Cause, Fee, Gas, PauseReason, Purpose, Reason, Wei};
 use crate::policy::fee::{FeeMode, FeeRules, Market, is_underpriced};
 use crate::policy::gas;
 use crate::policy::refusals::{Lack, Lasting};
@@ -56,6 +56,8 @@ enum Price {
     Over(Holder),
     /// The node's own cap on what a transaction may cost.
     Below(Wei),
+    /// The same where nodes do not say what it is: no headroom is left.
+    Tightest,
     /// The account cannot pay what it offers, and the market asks for less by now.
     Cheaper,
 }
@@ -131,7 +133,14 @@ impl Term<'_> {
             }
             Need::Price(price) => match self.priced(transaction, price, market) {
                 Ok(fee) => return (Care::Replace(self.repriced(transaction, fee)), None),
-                Err(stuck) => Some(stuck),
+                Err(stuck) => match self.cause_of_route_cap(transaction) {
+                    // Its own cap holds up the others no longer than any refusal.
+                    Some(cause) if place == 0 && self.has_had_patience(transaction) => {
+                        return (Care::Replace(self.cancellation(transaction, Some(cause), market)), None);
+                    }
+                    Some(_) => None,
+                    None => Some(stuck),
+                },
             },
             Need::Person(stuck) => Some(stuck),
         };
@@ -179,6 +188,9 @@ impl Term<'_> {
             (_, Some(Refusal { kind: RefusalKind::Lasting(Lasting::TooExpensive(Some(most))), .. })) => {
                 Some(Price::Below(*most))
             }
+            (_, Some(Refusal { kind: RefusalKind::Lasting(Lasting::TooExpensive(None)), .. })) => {
+                FeeRules::without_headroom(newest, market).map(|_| Price::Tightest)
+            }
             _ => None,
         };
         let is_late = || is_underpriced(newest, market) || (place == 0 && self.was_passed_over(transaction));
@@ -196,7 +208,8 @@ impl Term<'_> {
     }
 
     fn priced(&self, transaction: &InFlight, price: Price, market: &Market) -> Result<Fee, Stuck> {
-        let (newest, fees) = (transaction.newest(), self.tuning().fees);
+        let newest = transaction.newest();
+        let fees = self.tuning().fees.capped(route_cap(transaction));
         if transaction.count_of(newest.purpose) >= SIGNED_PER_NONCE {
             return Err(stuck_price(transaction, "no more are signed for one nonce"));
         }
@@ -205,6 +218,7 @@ impl Term<'_> {
             Price::Lacking(lack) => fees.raised(newest.fee, market, lack),
             Price::Over(holder) => fees.replacement(over(newest.fee, holder), market),
             Price::Below(most) => FeeRules::within(newest.fee, self.gas_of(transaction), most, market),
+            Price::Tightest => FeeRules::without_headroom(newest.fee, market),
             Price::Cheaper => self.cheaper(transaction, market),
         };
         let permits = &self.context.settings.rules.permits;
@@ -221,11 +235,23 @@ impl Term<'_> {
             (None, Price::Below(most)) => {
                 Err(stuck_price(transaction, &format!("its nodes take {most} at most for one transaction")))
             }
+            (None, Price::Tightest) => Err(stuck_price(transaction, "its nodes call that too much")),
             (None, Price::Cheaper) => Err(stuck_price(transaction, "the account cannot pay that")),
-            (None, Price::Raised | Price::Lacking(_)) => {
-                Err(stuck_price(transaction, &format!("fees.max_fee is {}", fees.max_fee)))
-            }
+            (None, Price::Raised | Price::Lacking(_)) => Err(stuck_price(transaction, &fees.cap_on_rise(newest.fee))),
         }
+    }
+
+    /// Returns what a write ends with that is cancelled since the chain asks for more than its route's cap.
+    fn cause_of_route_cap(&self, transaction: &InFlight) -> Option<Cause> {
+        let cap = route_cap(transaction).filter(|cap| *cap < self.tuning().fees.max_fee)?;
+        let detail = format!(
+            "the max_fee of its route is {cap}, which got it into no block; its nonce was cancelled for others"
+        );
+        Some(Cause::new(Reason::MaxFee, detail))
+    }
+
+    fn has_had_patience(&self, transaction: &InFlight) -> bool {
+        transaction.signed_since.elapsed() >= self.tuning().refused_after
     }
 
     /// Returns the price of a new transaction, where that is below what this one offers.
@@ -278,6 +304,12 @@ impl Term<'_> {
         {
             return Need::Price(Price::Below(most));
         }
+        if refusal.kind == RefusalKind::Lasting(Lasting::TooExpensive(None))
+            && !transaction.is_being_sent()
+            && FeeRules::without_headroom(transaction.newest().fee, market).is_some()
+        {
+            return Need::Price(Price::Tightest);
+        }
         if refusal.kind == RefusalKind::Unpaid
             && !transaction.is_being_sent()
             && self.cheaper(transaction, market).is_some()
@@ -290,6 +322,11 @@ impl Term<'_> {
         );
         Need::Person(Stuck { reason: PauseReason::Refused, detail })
     }
+}
+
+/// Returns the route's cap on the price of a write. Its cancellation is for the others, and has none.
+fn route_cap(transaction: &InFlight) -> Option<Wei> {
+    transaction.payload.max_fee().filter(|_| !transaction.is_cancelling())
 }
 
 /// Returns the price that a replacement has to beat. Where no node shows what the foreign transaction offers, twice our own

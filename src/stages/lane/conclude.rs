@@ -10,8 +10,8 @@ use crate::chain::follow::receipt_reader::BlockRead;
 use crate::chain::{BlockTag, Call, ChainError, Inclusion, Receipt};
 use crate::journal::{ClosedTransaction, Lease, QueuedRequest};
 use crate::model::event::FinalTransaction;
-use crate::model::{BlockNumber, Cause, Members, Nonce, PauseReason, Purpose, Reason, TransactionState};
-use crate::policy::{records, revert};
+use crate::model::{BlockNumber, Cause, Members, Nonce, PauseReason, Purpose, Reason, TransactionState, Wei};
+use crate::policy::{fee, records, revert};
 use crate::stages::lane::in_flight::InFlight;
 use crate::stages::lane::lapses::Part;
 use crate::stages::lane::term::{StepError, Term};
@@ -35,6 +35,8 @@ impl Term<'_> {
             let Some(nonce) = self.flight.included_as(receipt.inclusion()).map(|found| found.nonce) else { continue };
             receipt.transaction.nonce = nonce;
             let Some((verdict, state)) = self.verdict_on_included(nonce, &receipt).await else { continue };
+            self.record_l1_cost(&receipt);
+            self.count_replacements(&receipt);
             rulings.extend(self.close(nonce, state, Some(receipt.transaction), verdict));
         }
         if !missing.is_empty() {
@@ -42,6 +44,17 @@ impl Term<'_> {
             self.flight.orphan(|found| found.block_hash == block && missing.contains(&found.tx_hash));
         }
         self.rule(rulings).await;
+    }
+
+    /// Counts what it has taken to get this into a block.
+    fn count_replacements(&self, receipt: &Receipt) {
+        let FinalTransaction { tx_hash, gas_used, effective_gas_price, .. } = &receipt.transaction;
+        let Some(own) = self.flight.included_as(receipt.inclusion()) else { return };
+        let (first, landed) = (own.signed.first(), own.signed.iter().find(|signed| signed.raw.hash == *tx_hash));
+        let (Some(first), Some(landed)) = (first, landed) else { return };
+        let rise = effective_gas_price.map_or(Wei(0), |paid| fee::cost_of_rise(first.fee, landed.fee, paid));
+        let cost = Wei(rise.0.saturating_mul(gas_used.0.into()));
+        self.context.signals.meter.inclusions.record(own.signed.len().saturating_sub(1), cost);
     }
 
     /// Gives up nonces that a foreign transaction has for good.

@@ -12,7 +12,6 @@ use crate::model::{
 };
 use crate::observe::metrics::Signed;
 use crate::observe::traces::Traced;
-use crate::policy::gas;
 use crate::policy::limits::{Granted, Share, Usage};
 use crate::stages::lane::conclude;
 use crate::stages::lane::in_flight::InFlight;
@@ -131,7 +130,7 @@ impl Term<'_> {
 
     /// Returns how many may be begun, if each takes as little gas as can be: no more are fetched or simulated.
     fn may_begin(&self, usage: Option<&Usage>) -> Granted {
-        let least = Share { gas: gas::TRANSFER, ..Share::default() };
+        let least = Share { gas: self.learnt.base_gas(), ..Share::default() };
         self.granted(usage, std::iter::repeat_n(least, self.flight.room().min(ROUND)))
     }
 
@@ -159,6 +158,7 @@ impl Term<'_> {
         self.rule(rulings).await;
         self.compare_with_foreign().await?;
         self.end_expired().await;
+        self.pass_over_priced_out();
         Ok(())
     }
 
@@ -187,6 +187,7 @@ impl Term<'_> {
         }
         self.end_expired().await;
         let Some(fee) = self.quote() else { return Ok(()) };
+        self.pass_over_ready();
         self.refuse_too_dear(fee).await;
         let affordable = self.affordable(fee, self.flight.room().min(ROUND)).await;
         let ready = self.queue.ready().iter().take(affordable);
@@ -198,7 +199,7 @@ impl Term<'_> {
             return Ok(());
         }
         let Some(market) = self.view.market() else { return Ok(()) };
-        let offers = |payload: &Payload| self.learnt.within(fee, payload.gas, &market);
+        let offers = |payload: &Payload| self.learnt.within(self.fee_of(payload, fee), payload.gas, &market);
         let numbered = self.queue.ready().iter().take(count).zip(first.0..);
         let unsigned = numbered.map(|(payload, nonce)| Traced {
             item: self.unsigned(payload, Nonce(nonce), offers(payload)),
@@ -249,7 +250,7 @@ impl Term<'_> {
         }
         let mut rulings = Vec::new();
         for payload in self.queue.take_ready(usize::MAX) {
-            match permits.check_fee(payload.gas, fee) {
+            match permits.check_fee(payload.gas, self.fee_of(&payload, fee), payload.l1_fee) {
                 Ok(()) => self.queue.add_ready(payload),
                 Err(cause) => {
                     let requests = payload.requests.into_iter();
@@ -361,7 +362,7 @@ fn numbered_transactions(
 
 /// Returns a new transaction as the journal takes it.
 fn to_store(transaction: &InFlight) -> NewTransaction {
-    let Payload { requests, to, value, batch_data, gas } = &transaction.payload;
+    let Payload { requests, to, value, batch_data, gas, l1_fee } = &transaction.payload;
     NewTransaction {
         requests: requests.map_ref(|request| request.seq),
         nonce: transaction.nonce,
@@ -369,6 +370,7 @@ fn to_store(transaction: &InFlight) -> NewTransaction {
         value: *value,
         data: batch_data.clone(),
         gas: *gas,
+        l1_fee: *l1_fee,
         signed: transaction.newest().clone(),
     }
 }

@@ -31,12 +31,12 @@ pub(super) fn request(number: i64) -> QueuedRequest {
 }
 
 pub(super) fn write() -> Write {
-    Write { to: TARGET, value: Wei(0), gas: GasRule::Estimate { margin: 20 }, data: None }
+    Write { to: TARGET, value: Wei(0), gas: GasRule::Estimate { margin: 20 }, data: None, max_fee: None }
 }
 
 pub(super) fn payload(number: i64) -> Payload {
     let requests = Members::one(request(number));
-    Payload { requests, to: TARGET, value: Wei(0), batch_data: None, gas: Gas(21_000) }
+    Payload { requests, to: TARGET, value: Wei(0), batch_data: None, gas: Gas(21_000), l1_fee: Wei(0) }
 }
 
 /// The hash of what was signed for a nonce as the `place`th.

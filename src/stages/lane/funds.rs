@@ -57,8 +57,9 @@ impl Funds {
     fn failure(&self, payload: &Payload, fee: Fee) -> Cause {
         let (cost, balance) = (payload.cost(fee).0, self.balance.0);
         let (gas, price, value) = (payload.gas, fee.ceiling().0, payload.value.0);
+        let l1 = if payload.l1_fee > Wei(0) { format!(", {} wei for L1", payload.l1_fee.0) } else { String::new() };
         let detail = format!(
-            "it may cost {cost} wei ({gas} gas at {price} wei and a value of {value} wei), the account has {balance} wei"
+            "it may cost {cost} wei ({gas} gas at {price} wei{l1} and a value of {value} wei), the account has {balance} wei"
         );
         Cause::new(Reason::InsufficientFunds, detail)
     }

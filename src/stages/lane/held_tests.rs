@@ -29,7 +29,7 @@ pub(super) async fn take_in(bench: &Bench, requests: &[(&'static str, u128)]) {
     let arrivals = requests.iter().map(|(id, value)| {
         let mut arrival = arrival(bench.set.account, id, Generation::default(), id);
         let gas = GasRule::Estimate { margin: 20 };
-        arrival.write = Some(Write { to: TARGET, value: Wei(*value), gas, data: None });
+        arrival.write = Some(Write { to: TARGET, value: Wei(*value), gas, data: None, max_fee: None });
         arrival
     });
     bench.set.journal.admit(arrivals.collect()).await.unwrap();
@@ -242,7 +242,8 @@ async fn a_call_that_is_limited_for_ever_holds_up_no_other() {
     term.fill().await.unwrap();
     work(&mut term, 120).await;
     let mut later = arrival(bench.set.account, "b", Generation::default(), "b");
-    later.write = Some(Write { to: TARGET, value: Wei(0), gas: GasRule::Estimate { margin: 20 }, data: None });
+    later.write =
+        Some(Write { to: TARGET, value: Wei(0), gas: GasRule::Estimate { margin: 20 }, data: None, max_fee: None });
     bench.set.journal.admit(vec![later]).await.unwrap();
     term.queue.expect_more();
     work(&mut term, 300).await;

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::model::{Cause, Fee, Gas, Reason, Wei};
+use crate::chain::NodeRules;
+use crate::model::{Cause, Fee, Gas, Reason, Timestamp, Wei};
 use crate::policy::fee::{FeeRules, Market};
-use crate::policy::gas;
+use crate::policy::forks::{Fork, GasRules};
+use crate::policy::gas::{self, Floor};
 use crate::policy::refusals::Lasting;
 use crate::stages::lane::in_flight::InFlight;
 use crate::stages::lane::refusal::{Refusal, RefusalKind};
@@ -16,6 +18,8 @@ use crate::stages::lane::refusal::{Refusal, RefusalKind};
 const LASTS: Duration = Duration::from_secs(3600);
 /// Bytes of a signed transaction beside its calldata, at least.
 const AROUND_CALLDATA: u64 = 100;
+/// Nodes take no transaction that may cost more, unless set otherwise: `--rpc.txfeecap` of Geth and Bor, and the same of Besu.
+const USUAL_TOTAL_FEE: Wei = Wei(1_000_000_000_000_000_000);
 /// How often the gas of a self-transfer is estimated, and how soon again after a node has refused one.
 const ESTIMATED: Duration = Duration::from_secs(600);
 const ESTIMATED_AGAIN: Duration = Duration::from_secs(5);
@@ -53,7 +57,13 @@ pub(super) struct Learnt {
     total_fee: Option<Limit<Wei>>,
     tip: Option<Limit<Wei>>,
     transfer: Gas,
-    has_floor: bool,
+    /// Gas of a transaction without calldata, as far as that is below a transfer's.
+    base: Gas,
+    /// The floor that estimates showed; none before they did.
+    floor: Option<Option<Floor>>,
+    nodes: NodeRules,
+    /// The fork for which the routes were checked last.
+    checked_for: Option<Option<Fork>>,
     estimated_at: Option<Instant>,
     must_estimate: bool,
 }
@@ -68,7 +78,10 @@ impl Default for Learnt {
             total_fee: None,
             tip: None,
             transfer: gas::TRANSFER,
-            has_floor: false,
+            base: gas::TRANSFER,
+            floor: None,
+            nodes: NodeRules::default(),
+            checked_for: None,
             estimated_at: None,
             must_estimate: false,
         }
@@ -84,7 +97,9 @@ impl Learnt {
         match lasting {
             Lasting::TooLarge(Some(most)) if bytes > most => self.bytes = Some(Limit::new(most)),
             Lasting::TooLarge(_) if is_batch => self.batch_bytes = Some(Limit::new(bytes / 2)),
-            Lasting::TooMuchGas(Some(most)) if gas > most => self.gas = Some(Limit::new(most)),
+            Lasting::TooMuchGas(most) if gas > most.unwrap_or(gas::MOST) => {
+                self.gas = Some(Limit::new(most.unwrap_or(gas::MOST)));
+            }
             Lasting::TooMuchGas(_) if is_batch => self.batch_gas = Some(Limit::new(Gas(gas.0 / 2))),
             Lasting::TooExpensive(Some(most)) => self.total_fee = Some(Limit::new(most)),
             Lasting::TooLarge(_)
@@ -108,16 +123,18 @@ impl Learnt {
         Limit::now(self.tip).map_or(market, |tip| market.with_least_tip(tip))
     }
 
-    /// Returns this price with no more headroom than nodes allow for so much gas. Where even the price of the next block is
+    /// Returns this price with no more headroom than nodes allow for so much gas, by their word or by Geth's default. Where even the price of the next block is
     /// above that it stays: the node says so.
     pub(super) fn within(&self, fee: Fee, gas: Gas, market: &Market) -> Fee {
-        Limit::now(self.total_fee).and_then(|most| FeeRules::within(fee, gas, most, market)).unwrap_or(fee)
+        let most = Limit::now(self.total_fee).unwrap_or(USUAL_TOTAL_FEE);
+        FeeRules::within(fee, gas, most, market).unwrap_or(fee)
     }
 
     /// Returns why no node takes a transaction with this calldata.
     pub(super) fn check_size(&self, calldata: &[u8], is_batch: bool) -> Result<(), Cause> {
         let bytes = calldata.len() as u64 + AROUND_CALLDATA;
-        let most = [self.bytes, self.batch_bytes.filter(|_| is_batch)].into_iter().filter_map(Limit::now).min();
+        let learnt = [self.bytes, self.batch_bytes.filter(|_| is_batch)].into_iter().filter_map(Limit::now);
+        let most = learnt.chain(self.nodes.most_bytes).min();
         match most.filter(|most| bytes > *most) {
             None => Ok(()),
             Some(most) => {
@@ -139,10 +156,43 @@ impl Learnt {
         }
     }
 
-    /// Returns the least gas of a call with this calldata on this chain.
-    pub(super) fn least_gas(&self, calldata: &[u8]) -> Gas {
-        let floor = if self.has_floor { gas::floor(calldata) } else { Gas(0) };
-        gas::intrinsic(calldata).max(floor)
+    /// Returns why gas that is set, and that no node has estimated, does not do for a call with this calldata.
+    pub(super) fn check_fixed_gas(&self, gas: Gas, calldata: &[u8]) -> Result<(), Cause> {
+        self.rules().check(gas, calldata)
+    }
+
+    /// Returns the most gas that a margin may take one transaction to; `None` where no node has shown it.
+    pub(super) fn most_gas(&self, is_batch: bool) -> Option<Gas> {
+        let learnt = [self.gas, self.batch_gas.filter(|_| is_batch)].into_iter().filter_map(Limit::now);
+        learnt.chain(self.rules().most).min()
+    }
+
+    /// Returns what every transaction takes at least.
+    pub(super) fn base_gas(&self) -> Gas {
+        self.base
+    }
+
+    /// Returns the fork that the chain is at, where a node says so.
+    pub(super) fn fork(&self) -> Option<Fork> {
+        self.nodes.forks.map(|forks| forks.at(Timestamp::now()))
+    }
+
+    /// Returns the rules of the chain. What estimates showed corrects what the fork is said to be.
+    fn rules(&self) -> GasRules {
+        let of_fork = self.fork().unwrap_or(Fork::Cancun).rules();
+        GasRules { base: self.base.min(of_fork.base), floor: self.floor.unwrap_or(of_fork.floor), ..of_fork }
+    }
+
+    /// Returns whether routes are to be checked; counts as that check.
+    pub(super) fn begin_check_of_routes(&mut self) -> bool {
+        let fork = Some(self.fork());
+        std::mem::replace(&mut self.checked_for, fork) != fork
+    }
+
+    /// Records what nodes say of their rules. What was known stays where they say nothing now.
+    pub(super) fn record_rules(&mut self, NodeRules { forks, most_bytes }: NodeRules) {
+        self.nodes.forks = forks.or(self.nodes.forks);
+        self.nodes.most_bytes = most_bytes;
     }
 
     /// Returns the gas of a transfer to the account itself.
@@ -168,8 +218,9 @@ impl Learnt {
     /// Applies estimates of a self-transfer without calldata, and with so many bytes of it.
     pub(super) fn record_estimates(&mut self, empty: Gas, filled: Option<Gas>, bytes: u64) {
         self.transfer = empty.max(gas::TRANSFER);
+        self.base = empty.min(gas::TRANSFER);
         if let Some(filled) = filled {
-            self.has_floor = gas::has_floor(empty, filled, bytes);
+            self.floor = Some(gas::floor_seen(empty, filled, bytes));
         }
     }
 }
@@ -198,7 +249,8 @@ pub(super) fn cause_of(refusal: &Refusal, transaction: &InFlight) -> Cause {
         RefusalKind::Lasting(Lasting::TooLarge(most)) if is_batch || most.is_some_and(|most| bytes > most) => {
             Reason::TooLarge
         }
-        RefusalKind::Lasting(Lasting::TooMuchGas(most)) if is_batch || most.is_some_and(|most| gas > most) => {
+        // Nodes that do not name the cap mean that of EIP-7825.
+        RefusalKind::Lasting(Lasting::TooMuchGas(most)) if is_batch || gas > most.unwrap_or(gas::MOST) => {
             Reason::GasAboveLimit
         }
         RefusalKind::Lasting(Lasting::TooLittleGas(Some(least))) if payload.has_fixed_gas() && gas < least => {
@@ -225,6 +277,7 @@ mod tests {
     use super::*;
     use crate::model::{GasRule, Members, Nonce, RawTransaction, SignedTransaction};
     use crate::policy::classify::SendMeaning;
+    use crate::policy::forks::Forks;
     use crate::stages::lane::fixtures::{payload, request, signed};
 
     /// A transaction of so many bytes and so much gas, for one request or two.
@@ -262,6 +315,9 @@ mod tests {
         assert!(learnt.check_size(&[0; 400], false).is_ok());
         learnt.record_refusal(&large, Lasting::TooMuchGas(Some(Gas(40_000))));
         assert_eq!(learnt.check_gas(Gas(40_001), false).unwrap_err().reason, Reason::GasAboveLimit);
+        let huge = transaction(1_000, 20_000_000, 1);
+        learnt.record_refusal(&huge, Lasting::TooMuchGas(None));
+        assert_eq!(learnt.most_gas(false), Some(gas::MOST), "what a cap without a number means");
         tokio::time::advance(LASTS).await;
         assert!(learnt.check_size(&[0; 401], false).is_ok() && learnt.check_gas(Gas(40_001), false).is_ok());
     }
@@ -298,11 +354,54 @@ mod tests {
         learnt.record_estimates(Gas(20_000), None, 1024);
         assert_eq!(learnt.transfer_gas(), gas::TRANSFER);
         learnt.record_estimates(Gas(90_000), Some(Gas(90_000 + 40 * 1024)), 1024);
-        assert_eq!((learnt.transfer_gas(), learnt.least_gas(&[1; 100])), (Gas(90_000), Gas(25_000)));
+        assert_eq!(learnt.transfer_gas(), Gas(90_000));
+        assert!(learnt.check_fixed_gas(Gas(24_999), &[1; 100]).is_err(), "the estimate with calldata shows a floor");
+        assert!(learnt.check_fixed_gas(Gas(25_000), &[1; 100]).is_ok());
         learnt.doubt_transfer();
         assert!(!learnt.begin_estimate(), "not at once");
         tokio::time::advance(ESTIMATED_AGAIN).await;
         assert!(learnt.begin_estimate());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn gas_that_is_set_is_checked_against_the_fork_and_estimates_correct_it() {
+        let mut learnt = Learnt::default();
+        let reason =
+            |learnt: &Learnt, gas, data: &[u8]| learnt.check_fixed_gas(Gas(gas), data).err().map(|cause| cause.reason);
+        let over = 16_777_217;
+        assert_eq!(reason(&learnt, over, &[]), None, "the chain may have no such rule");
+        assert_eq!(reason(&learnt, 22_599, &[1; 100]), Some(Reason::GasTooLow));
+        assert_eq!(reason(&learnt, 22_600, &[1; 100]), None);
+        let of = |fork| NodeRules { forks: Some(Forks { current: fork, next: None }), most_bytes: None };
+        learnt.record_rules(of(Fork::Osaka));
+        assert_eq!(reason(&learnt, over, &[]), Some(Reason::GasAboveLimit));
+        assert_eq!(reason(&learnt, over - 1, &[]), None);
+        assert_eq!(
+            (reason(&learnt, 24_999, &[1; 100]), reason(&learnt, 25_000, &[1; 100])),
+            (Some(Reason::GasTooLow), None)
+        );
+        assert_eq!(learnt.most_gas(false), Some(Gas(over - 1)));
+        learnt.record_rules(NodeRules::default());
+        assert_eq!(learnt.fork(), Some(Fork::Osaka), "a node that does not say now has said before");
+        learnt.record_estimates(gas::TRANSFER, Some(Gas(21_000 + 16 * 1024)), 1024);
+        assert_eq!(reason(&learnt, 22_600, &[1; 100]), None, "the chain took over a precompile, and not the floor");
+        learnt.record_rules(of(Fork::Amsterdam));
+        learnt.record_estimates(Gas(12_000), Some(Gas(12_000 + 64 * 1024)), 1024);
+        assert_eq!(
+            (reason(&learnt, 12_639, &[0; 10]), reason(&learnt, 12_640, &[0; 10])),
+            (Some(Reason::GasTooLow), None)
+        );
+        assert_eq!((reason(&learnt, over, &[]), learnt.transfer_gas()), (None, gas::TRANSFER));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_size_that_a_program_never_takes_is_known_before_any_refusal() {
+        let mut learnt = Learnt::default();
+        learnt.record_rules(NodeRules { forks: None, most_bytes: Some(131_072) });
+        assert_eq!(learnt.check_size(&[0; 131_500], false).unwrap_err().reason, Reason::TooLarge);
+        assert!(learnt.check_size(&[0; 129_000], false).is_ok());
+        learnt.record_rules(NodeRules::default());
+        assert!(learnt.check_size(&[0; 131_500], false).is_ok(), "another endpoint may take it");
     }
 
     #[tokio::test(start_paused = true)]
@@ -321,6 +420,9 @@ mod tests {
         assert_eq!(cause("oversized data", one(), false), Reason::RefusedByNode);
         assert_eq!(cause("oversized data", transaction(1_000, 50_000, 2), false), Reason::TooLarge, "it is divided");
         assert_eq!(cause("transaction gas limit too high (cap: 40000)", one(), false), Reason::GasAboveLimit);
+        let huge = || transaction(1_000, 20_000_000, 1);
+        assert_eq!(cause("Transaction gas limit cap exceeded", huge(), false), Reason::GasAboveLimit);
+        assert_eq!(cause("Transaction gas limit cap exceeded", one(), false), Reason::RefusedByNode);
         let too_low = "intrinsic gas too low: gas 50000, minimum needed 60000";
         assert_eq!(cause(too_low, one(), true), Reason::GasTooLow);
         assert_eq!(cause(too_low, one(), false), Reason::RefusedByNode, "an estimate may be better the next time");

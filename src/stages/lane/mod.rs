@@ -6,11 +6,12 @@
 //!
 //! | part | owns |
 //! |---|---|
-//! | [`queue`] | requests that were fetched, and payloads that are ready to be signed; [`aside`] are those that the node does not simulate |
+//! | [`queue`] | requests that were fetched, and payloads that are ready to be signed; [`aside`] are those that the node does not simulate, [`priced_out`] those whose route offers too little |
 //! | [`flight`] | live transactions, the window, the broadcaster; [`in_flight`] is one of them |
 //! | [`pools`] | whether pools have what was sent, as far as nodes show it |
 //! | [`view`] | what is known of the chain: head, finality, price, receipts |
-//! | [`learnt`] | limits of the nodes: size, gas, least tip, what a self-transfer costs |
+//! | [`learnt`] | limits of the nodes: the fork's gas rules, size, gas, least tip, what a self-transfer costs |
+//! | [`rollup_fees`] | what a rollup asks for L1 |
 //! | [`gate`] | pauses, the operator's limits, the account's funds: may anything be signed now? |
 //! | [`lapses`] | calls that fail while others are answered |
 //! | [`foreign`] | what is known of transactions of the account that the journal does not know |
@@ -74,16 +75,20 @@ mod lapses;
 mod learnt;
 mod maybe_written;
 mod nonce_gaps;
+mod pass_over;
 mod payload;
 mod pool_check;
 mod pool_status;
 mod pools;
+mod priced_out;
 mod queue;
 mod recorded;
 mod refusal;
 mod reorged_finals;
 mod repairs;
 mod resend;
+mod rollup;
+mod rollup_fees;
 mod settings;
 mod simulate;
 mod spans;
@@ -95,6 +100,8 @@ mod try_aside;
 mod unsettled;
 mod view;
 
+#[cfg(test)]
+mod fee_tests;
 #[cfg(test)]
 mod fixtures;
 #[cfg(test)]

@@ -288,6 +288,7 @@ mod tests {
             block_hash: BlockHash([1; 32]),
             gas_used: Gas(21_000),
             effective_gas_price: None,
+            l1: Default::default(),
         };
         let signed = vec![signed(nonce, 0)];
         StoredNonce {

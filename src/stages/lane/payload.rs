@@ -33,18 +33,20 @@ pub(super) struct Payload {
     /// The calldata of a batch; that of a single request stands in the request.
     pub(super) batch_data: Option<Bytes>,
     pub(super) gas: Gas,
+    /// The most that a rollup asks for posting it to L1.
+    pub(super) l1_fee: Wei,
 }
 
 impl Payload {
     /// Separates what the journal holds of a transaction from what was signed for it.
     pub(super) fn of_live(live: LiveTransaction) -> (Self, Nonce, Vec<SignedTransaction>) {
         let LiveTransaction { requests, nonce, to, value, data, gas, signed } = live;
-        (Self { requests, to, value, batch_data: data, gas }, nonce, signed)
+        (Self { requests, to, value, batch_data: data, gas, l1_fee: Wei(0) }, nonce, signed)
     }
 
     /// Returns what it counts with against the limits.
     pub(super) fn share(&self, fee: Fee) -> Share {
-        Share { gas: self.gas, value: self.value, fee: fee.total(self.gas) }
+        Share { gas: self.gas, value: self.value, fee: fee.total(self.gas).plus(self.l1_fee) }
     }
 
     /// Returns whether the request, or its route, names its gas.
@@ -52,9 +54,14 @@ impl Payload {
         matches!(self.requests.first.write.gas, GasRule::Fixed(_))
     }
 
-    /// Returns the most that it can cost: its gas and its value.
+    /// Returns the most that it can cost: its gas, its value, and on a rollup what is posted to L1.
     pub(super) fn cost(&self, fee: Fee) -> Wei {
-        fee.total(self.gas).plus(self.value)
+        fee.total(self.gas).plus(self.value).plus(self.l1_fee)
+    }
+
+    /// Returns the most that its route offers for one unit of gas.
+    pub(super) fn max_fee(&self) -> Option<Wei> {
+        self.requests.first.write.max_fee
     }
 
     /// Returns what the contract is called with. Shares its bytes.
@@ -104,9 +111,9 @@ impl Draft {
         self.batch_data.as_ref().unwrap_or_else(|| self.members.first.request.calldata())
     }
 
-    pub(super) fn into_payload(self, gas: Gas) -> Payload {
+    pub(super) fn into_payload(self, gas: Gas, l1_fee: Wei) -> Payload {
         let Write { to, value, .. } = self.members.first.request.write;
         let requests = self.members.map(|fetched| fetched.request);
-        Payload { requests, to, value, batch_data: self.batch_data, gas }
+        Payload { requests, to, value, batch_data: self.batch_data, gas, l1_fee }
     }
 }

@@ -11,6 +11,7 @@ use crate::policy::batch::Batching;
 use crate::policy::lifetime::expired;
 use crate::stages::lane::aside::Aside;
 use crate::stages::lane::payload::{Fetched, Payload};
+use crate::stages::lane::priced_out::PricedOut;
 
 /// Requests fetched and simulated together at most, where several may share a transaction; a whole batch in any case.
 const MOST_FETCHED: usize = 1000;
@@ -31,6 +32,8 @@ pub(super) struct Queue {
     fetched_at: Option<Instant>,
     /// Fetched, and not simulated by the node.
     aside: Aside,
+    /// Passed over for their price.
+    priced_out: PricedOut,
     /// Ready to be signed.
     ready: VecDeque<Payload>,
     /// Queued requests whose cancellation settle has, and may not have stored yet.
@@ -51,6 +54,7 @@ impl Queue {
             fetched: Vec::new(),
             fetched_at: None,
             aside: Aside::default(),
+            priced_out: PricedOut::default(),
             ready: VecDeque::new(),
             cancelled: BTreeSet::new(),
             place: i64::MIN,
@@ -62,7 +66,9 @@ impl Queue {
 
     /// Begins a new pass at the queue's start.
     pub(super) fn restart(&mut self) {
-        self.place = i64::MIN;
+        if self.priced_out.begin_pass() {
+            self.place = i64::MIN;
+        }
         self.may_have_more = true;
     }
 
@@ -161,6 +167,14 @@ impl Queue {
 
     pub(super) fn aside_mut(&mut self) -> &mut Aside {
         &mut self.aside
+    }
+
+    pub(super) fn priced_out(&self) -> &PricedOut {
+        &self.priced_out
+    }
+
+    pub(super) fn priced_out_mut(&mut self) -> &mut PricedOut {
+        &mut self.priced_out
     }
 
     pub(super) fn ready(&self) -> &VecDeque<Payload> {

@@ -1,7 +1,7 @@
 //! Upkeep of what is not in a block: the nodes' answers, sending again, replacing, cancelling.
 
 use tokio::time::Instant;
-use tracing::{debug, info};
+use tracing::{debug, error, info};
 
 use crate::chain::follow::broadcaster::Answered;
 use crate::chain::{Call, ChainError};
@@ -12,7 +12,9 @@ use crate::model::{
 use crate::observe::metrics::Signed;
 use crate::observe::traces::Traced;
 use crate::policy::classify::SendMeaning;
+use crate::policy::gas::FLOOR_PROBE;
 use crate::policy::refusals::Lack;
+use crate::policy::routes::FixedGas;
 use crate::stages::lane::care::{Canary, Care, Replacement, Stuck};
 use crate::stages::lane::flight::Heard;
 use crate::stages::lane::gate::pause_for;
@@ -21,8 +23,6 @@ use crate::stages::lane::pool_status::{Holder, PoolStatus};
 use crate::stages::lane::refusal::RefusalKind;
 use crate::stages::lane::term::Term;
 
-/// Bytes of calldata in the estimate that shows whether the chain has a floor for it.
-const FLOOR_PROBE: usize = 1024;
 /// How long it counts what a node showed of a foreign transaction at a nonce.
 const HOLDER_LASTS: std::time::Duration = std::time::Duration::from_secs(15);
 
@@ -164,6 +164,7 @@ impl Term<'_> {
     /// them the lane pauses: all behind it wait for it.
     pub(super) async fn resend_and_replace(&mut self) -> Result<(), JournalError> {
         self.estimate_transfer().await;
+        self.read_l1_fees().await;
         self.find_holder().await;
         let Some(market) = self.view.market() else { return Ok(()) };
         let mut canary = Canary::of(self.flight.not_included());
@@ -198,12 +199,19 @@ impl Term<'_> {
         }
     }
 
-    /// Asks the node what a transfer to the account itself costs, at the term's start and now and then. Where it does not
-    /// say, what it said before counts, and at first what most chains ask for.
+    /// Asks the nodes for their rules, and what a transfer to the account itself costs, at the term's start and now and then.
+    /// Where they do not say, what they said before counts, and at first what most chains ask for.
     async fn estimate_transfer(&mut self) {
         if self.view.height().is_none() || !self.learnt.begin_estimate() {
             return;
         }
+        let rules = self.context.hear(self.context.chain.node_rules()).await;
+        self.learnt.record_rules(rules);
+        self.estimate_least_gas().await;
+        self.check_routes();
+    }
+
+    async fn estimate_least_gas(&mut self) {
         let to_itself = |data: Vec<u8>| Call {
             from: self.account(),
             to: self.account(),
@@ -219,6 +227,18 @@ impl Term<'_> {
         let now = self.learnt.transfer_gas();
         if now != before {
             debug!(account = %self.account(), gas = now.0, "the gas of a transfer to the account itself");
+        }
+    }
+
+    /// Reports the routes whose gas is set to what the chain never takes, once for each fork.
+    fn check_routes(&mut self) {
+        if !self.learnt.begin_check_of_routes() {
+            return;
+        }
+        for FixedGas { route, gas, least_calldata } in self.context.settings.rules.fixed_gas.iter() {
+            if let Err(cause) = self.learnt.check_fixed_gas(*gas, least_calldata) {
+                error!(account = %self.account(), route, %cause, "no message of this route can be written: change the gas of the route");
+            }
         }
     }
 

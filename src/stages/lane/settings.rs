@@ -18,6 +18,7 @@ use crate::policy::finality::FinalityRule;
 use crate::policy::limits::{Limit, Limits};
 use crate::policy::permits::Permits;
 use crate::policy::poll::PollRule;
+use crate::policy::routes::FixedGas;
 use crate::policy::send_window::{SendWindow, WindowLimit};
 use crate::stages::claim::Serving;
 
@@ -65,6 +66,8 @@ pub struct LaneRules {
     pub permits: Arc<Permits>,
     /// What contracts revert with, as far as routes know it.
     pub contract_errors: Arc<Errors>,
+    /// Routes whose gas is set.
+    pub fixed_gas: Arc<[FixedGas]>,
     /// Between polls of the chain.
     pub poll: PollRule,
     /// What nodes' texts mean.

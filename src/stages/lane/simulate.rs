@@ -10,9 +10,10 @@ use crate::chain::{Call, ChainError};
 use crate::model::{Cause, Gas, GasRule, Members, PauseReason, Reason, Wei, Write};
 use crate::observe::traces::Traced;
 use crate::policy::classify::{SendMeaning, SimulationMeaning, is_revert};
+use crate::policy::gas::{self, Caps};
 use crate::policy::node_texts::is_missing_state;
 use crate::policy::records::{self, Taken};
-use crate::policy::{gas, revert};
+use crate::policy::revert;
 use crate::stages::lane::aside::Silence;
 use crate::stages::lane::conclude;
 use crate::stages::lane::gate::pause_for;
@@ -75,7 +76,10 @@ impl Term<'_> {
         }
         for draft in drafts {
             match draft.gas {
-                Some(gas) => self.queue.add_ready(draft.into_payload(gas)),
+                Some(gas) => {
+                    let l1_fee = self.rollup.of(draft.calldata().len());
+                    self.queue.add_ready(draft.into_payload(gas, l1_fee));
+                }
                 None => self.queue.add_fetched(draft.members),
             }
         }
@@ -261,7 +265,7 @@ impl Term<'_> {
             (None, GasRule::Fixed(gas)) => self.check_gas(draft, self.with_fixed(gas, draft.calldata())),
             (None, GasRule::Estimate { margin }) => {
                 let estimate = estimates.next().unwrap_or_else(|| Err(no_estimate()));
-                let simulated = self.with_estimate(estimate, margin, draft.calldata());
+                let simulated = self.with_estimate(estimate, margin, draft.calldata(), draft.members.is_batch());
                 is_well |= !matches!(simulated, Simulated::NotAnswered(_));
                 self.check_gas(draft, simulated)
             }
@@ -269,10 +273,15 @@ impl Term<'_> {
         (simulated.collect(), is_well)
     }
 
-    pub(super) fn with_estimate(&self, estimate: Result<Gas, ChainError>, margin: u32, calldata: &[u8]) -> Simulated {
-        let block_limit = self.view.head().map_or(Gas(u64::MAX), |head| head.gas_limit);
+    pub(super) fn with_estimate(
+        &self,
+        estimate: Result<Gas, ChainError>,
+        margin: u32,
+        calldata: &[u8],
+        is_batch: bool,
+    ) -> Simulated {
         let (message, data) = match estimate {
-            Ok(estimate) => return self.within_limits(gas::limit(estimate, margin, block_limit)),
+            Ok(estimate) => return self.within_limits(gas::limit(estimate, margin, self.gas_caps(is_batch))),
             Err(ChainError::Node { message, data, .. }) => (message, data),
             Err(error) => return Simulated::NotAnswered(silence_of(&error)),
         };
@@ -293,12 +302,17 @@ impl Term<'_> {
 
     /// A node may take a transaction with too little gas, and drop it when it makes a block: it would hold up its account.
     fn with_fixed(&self, gas: Gas, calldata: &[u8]) -> Simulated {
-        let least = self.learnt.least_gas(calldata);
-        if gas >= least {
-            return self.within_limits(gas);
+        self.learnt.check_fixed_gas(gas, calldata).map_or_else(Simulated::Fails, |()| self.within_limits(gas))
+    }
+
+    /// Returns what a margin never goes past.
+    fn gas_caps(&self, is_batch: bool) -> Caps {
+        let of_operator = [self.context.settings.rules.permits.max_gas, self.tuning().limits.gas_per_hour];
+        Caps {
+            block: self.view.head().map_or(Gas(u64::MAX), |head| head.gas_limit),
+            transaction: self.learnt.most_gas(is_batch),
+            permitted: of_operator.into_iter().flatten().min(),
         }
-        let detail = format!("its calldata takes {least} gas, its gas is set to {gas}");
-        Simulated::Fails(Cause::new(Reason::GasTooLow, detail))
     }
 
     /// What takes more than a whole hour may have would hold up its account for ever.
@@ -306,7 +320,8 @@ impl Term<'_> {
         let permits = &self.context.settings.rules.permits;
         let tuning = self.tuning();
         let fee = self.view.market().and_then(|market| tuning.fees.quote(&market).ok());
-        let is_permitted = permits.check_gas(gas).and_then(|()| fee.map_or(Ok(()), |fee| permits.check_fee(gas, fee)));
+        let is_permitted =
+            permits.check_gas(gas).and_then(|()| fee.map_or(Ok(()), |fee| permits.check_fee(gas, fee, Wei(0))));
         if let Err(cause) = is_permitted {
             return Simulated::Fails(cause);
         }

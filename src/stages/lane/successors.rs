@@ -87,7 +87,7 @@ impl Term<'_> {
         };
         let is_complete = waiting.wait.is_some_and(|wait| wait.is_complete);
         match estimate {
-            Ok(gas) => match self.with_estimate(Ok(gas), margin, waiting.request.calldata()) {
+            Ok(gas) => match self.with_estimate(Ok(gas), margin, waiting.request.calldata(), false) {
                 Simulated::Runs(gas) => self.make_ready(waiting, gas),
                 Simulated::Fails(cause) | Simulated::Reverts(cause) => self.fail_waiting_one(waiting, cause).await,
                 Simulated::Taken(_) | Simulated::Unpaid(_) | Simulated::NotAnswered(_) => {

@@ -29,6 +29,7 @@ use crate::stages::lane::nonce_gaps::GapFiller;
 use crate::stages::lane::pools::PoolCheck;
 use crate::stages::lane::queue::Queue;
 use crate::stages::lane::reorged_finals::ReorgedFinals;
+use crate::stages::lane::rollup_fees::RollupFees;
 use crate::stages::lane::settings::{Held, LaneState, OutagePolicy, Tuning};
 use crate::stages::lane::view::View;
 use crate::stages::lane::{Context, stored};
@@ -102,6 +103,7 @@ pub(super) struct Term<'l> {
     pub(super) gaps: GapFiller,
     pub(super) reorged: ReorgedFinals,
     pub(super) learnt: Learnt,
+    pub(super) rollup: RollupFees,
     pub(super) nonce_takers: NonceTakers,
     /// Signed transactions that the account cannot pay, by a node's text since the last poll.
     pub(super) unpaid: BTreeMap<Nonce, String>,
@@ -132,6 +134,7 @@ impl<'l> Term<'l> {
             gaps: GapFiller::new(context.signals.state.borrow().nonces_filled),
             reorged: ReorgedFinals::default(),
             learnt: Learnt::default(),
+            rollup: RollupFees::default(),
             nonce_takers: NonceTakers::default(),
             unpaid: BTreeMap::new(),
             next_nonce: None,
@@ -324,6 +327,7 @@ impl<'l> Term<'l> {
     /// Returns the first requests that do not move for a reason of their own.
     fn held(&self) -> Vec<Held> {
         let held = self.gate.awaits_funds().cloned().into_iter().chain(self.queue.aside().held());
+        let held = held.chain(self.queue.priced_out().held());
         held.take(LaneState::MOST_HELD).collect()
     }
 

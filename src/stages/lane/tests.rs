@@ -108,7 +108,7 @@ impl Bench {
 
 fn settings(set: &Set) -> LaneSettings {
     let tuning = Tuning {
-        fees: FeeRules { mode: FeeMode::Legacy, max_fee: Wei(100) },
+        fees: FeeRules { mode: FeeMode::Legacy, max_fee: Wei(100), min_tip: Wei(0), max_tip: None },
         limits: Limits::default(),
         resend_after: Duration::from_secs(15),
         replace_after: Duration::from_secs(45),
@@ -124,6 +124,7 @@ fn settings(set: &Set) -> LaneSettings {
         batching: Arc::new(Batching::NONE),
         permits: Arc::default(),
         contract_errors: Arc::default(),
+        fixed_gas: Arc::default(),
         poll: PollRule::Every(Duration::from_millis(500)),
         errors: Arc::default(),
         lease_ttl: Duration::from_secs(15),

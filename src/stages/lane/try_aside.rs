@@ -34,7 +34,8 @@ impl Term<'_> {
         let (to, value) = (waiting.request.write.to, waiting.request.write.value);
         self.queue.aside_mut().forget(waiting.request.seq);
         let requests = Members::one(waiting.request);
-        self.queue.add_ready(Payload { requests, to, value, batch_data: None, gas });
+        let l1_fee = self.rollup.of(requests.first.calldata().len());
+        self.queue.add_ready(Payload { requests, to, value, batch_data: None, gas, l1_fee });
     }
 
     /// Applies the outcome of a try: what runs becomes ready, what fails is ruled on, what has no answer waits on.
@@ -54,7 +55,7 @@ impl Term<'_> {
         let Some(waiting) = waiting else { return };
         let request = &waiting.request;
         let GasRule::Estimate { margin } = request.write.gas else { return };
-        match self.with_estimate(estimate, margin, request.calldata()) {
+        match self.with_estimate(estimate, margin, request.calldata(), false) {
             Simulated::Runs(gas) => self.make_ready(waiting, gas),
             Simulated::Fails(cause) => self.fail_waiting_one(waiting, cause).await,
             Simulated::Reverts(cause) => {

@@ -2,6 +2,7 @@
 
 mod answers;
 mod endpoints;
+mod fees;
 mod lanes;
 pub mod nodes;
 mod nonces;

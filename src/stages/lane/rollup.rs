@@ -1,0 +1,86 @@
+//! Asks the chain what it takes for L1 beside the gas, where it is a rollup, and learns from receipts. It counts in what a
+//! transaction may cost, before anything is signed.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::timeout;
+
+use crate::chain::{Call, ChainError, Receipt};
+use crate::model::{BlockNumber, Wei};
+use crate::policy::classify::SimulationMeaning;
+use crate::policy::l1_fee::{Oracle, PROBES};
+use crate::stages::lane::term::Term;
+
+/// For all questions to oracles.
+const ASK_LIMIT: Duration = Duration::from_secs(2);
+
+/// What comes of asking oracles.
+enum Asked {
+    Answers(Oracle, [Wei; 2]),
+    /// Nodes ran the calls, and the chain has no such contract.
+    NoOracle,
+    /// Some call had no answer that says so.
+    Silence,
+}
+
+impl Term<'_> {
+    /// Asks the chain's oracle from time to time. Where it has none it is asked once.
+    pub(super) async fn read_l1_fees(&mut self) {
+        let Some(head) = self.view.height() else { return };
+        let oracles = self.rollup.begin();
+        if oracles.is_empty() {
+            return;
+        }
+        // Nothing waits long for it.
+        match timeout(ASK_LIMIT, self.ask_oracles(oracles, head)).await.unwrap_or(Asked::Silence) {
+            Asked::Answers(oracle, answers) => self.rollup.record(oracle, answers),
+            Asked::NoOracle => self.rollup.record_none(),
+            Asked::Silence => {}
+        }
+    }
+
+    async fn ask_oracles(&self, oracles: Vec<Oracle>, head: BlockNumber) -> Asked {
+        let mut asked = Asked::NoOracle;
+        for oracle in oracles {
+            match self.ask_oracle(oracle, head).await {
+                Ok(answers) => return Asked::Answers(oracle, answers),
+                Err(true) => {}
+                Err(false) => asked = Asked::Silence,
+            }
+        }
+        asked
+    }
+
+    /// Fails with whether it was the chain that did not say, and not an endpoint that did not answer.
+    async fn ask_oracle(&self, oracle: Oracle, head: BlockNumber) -> Result<[Wei; 2], bool> {
+        let mut fees = [Wei(0); 2];
+        for (fee, bytes) in fees.iter_mut().zip(PROBES) {
+            let data = Bytes::from(oracle.question(bytes));
+            let call = Call { from: self.account(), to: oracle.contract, value: Wei(0), data };
+            let answer = self.context.hear(self.context.chain.call(&call, head)).await;
+            let answer = answer.map_err(|error| self.has_run(&error))?;
+            *fee = Oracle::answer(&answer).ok_or(true)?;
+        }
+        Ok(fees)
+    }
+
+    /// Returns whether the node ran the call: there is no such contract, or it knows no such function.
+    fn has_run(&self, error: &ChainError) -> bool {
+        let ChainError::Node { message, .. } = error else { return false };
+        self.context.settings.rules.errors.meaning_of_simulation(message) == SimulationMeaning::Failed
+    }
+
+    /// Learns what a transaction of ours cost for L1.
+    pub(super) fn record_l1_cost(&mut self, receipt: &Receipt) {
+        let Some(fee) = receipt.transaction.l1.fee else { return };
+        let landed = self.flight.included_as(receipt.inclusion());
+        let bytes = landed.and_then(|own| {
+            let hash = receipt.transaction.tx_hash;
+            own.signed.iter().find(|signed| signed.raw.hash == hash).map(|signed| signed.raw.bytes.len() as u64)
+        });
+        if let Some(bytes) = bytes {
+            self.rollup.record_receipt(bytes, fee);
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! What is known of the fees of a rollup for L1: by its own oracle, else by the last receipts. No I/O.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::model::Wei;
+use crate::policy::l1_fee::{L1Fees, ORACLES, Oracle};
+
+/// How often an oracle is asked: L1 makes a block in twelve seconds, and its prices change by an eighth with each.
+const ASKED: Duration = Duration::from_secs(60);
+
+/// How the chain shows what it asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Source {
+    /// None was asked.
+    #[default]
+    Unknown,
+    /// The chain has no oracle that is known.
+    Receipts,
+    Oracle(Oracle),
+}
+
+/// The fees of one term.
+#[derive(Debug, Default)]
+pub(super) struct RollupFees {
+    source: Source,
+    fees: Option<L1Fees>,
+    asked_at: Option<Instant>,
+}
+
+impl RollupFees {
+    /// Returns what may be asked for a transaction with so many bytes of calldata.
+    pub(super) fn of(&self, calldata: usize) -> Wei {
+        self.fees.map_or(Wei(0), |fees| fees.of(calldata))
+    }
+
+    /// Returns the oracles that are to be asked now; counts as asking.
+    pub(super) fn begin(&mut self) -> Vec<Oracle> {
+        if self.asked_at.is_some_and(|at| at.elapsed() < ASKED) {
+            return Vec::new();
+        }
+        let oracles = match self.source {
+            Source::Unknown => ORACLES.to_vec(),
+            Source::Receipts => return Vec::new(),
+            Source::Oracle(oracle) => vec![oracle],
+        };
+        self.asked_at = Some(Instant::now());
+        oracles
+    }
+
+    /// Records an oracle's answers. What was known stays where there are none.
+    pub(super) fn record(&mut self, oracle: Oracle, answers: [Wei; 2]) {
+        self.source = Source::Oracle(oracle);
+        self.fees = Some(L1Fees::through(answers));
+    }
+
+    /// Records that the chain's nodes answered, and that it has no oracle.
+    pub(super) fn record_none(&mut self) {
+        if self.source == Source::Unknown {
+            self.source = Source::Receipts;
+        }
+    }
+
+    /// Learns from the receipt of a transaction of so many bytes.
+    pub(super) fn record_receipt(&mut self, bytes: u64, fee: Wei) {
+        if !matches!(self.source, Source::Oracle(_)) {
+            self.fees = Some(L1Fees::of_receipt(bytes, fee));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_oracle_is_asked_now_and_then_and_a_chain_without_one_is_asked_once() {
+        let mut fees = RollupFees::default();
+        assert_eq!((fees.begin().len(), fees.begin().len()), (ORACLES.len(), 0));
+        tokio::time::advance(ASKED).await;
+        assert_eq!(fees.begin().len(), ORACLES.len(), "nothing was answered");
+        fees.record(ORACLES[1], [Wei(100), Wei(20_100)]);
+        tokio::time::advance(ASKED).await;
+        assert_eq!(fees.begin(), [ORACLES[1]]);
+        assert_eq!((fees.of(0), fees.of(1_080)), (Wei(100), Wei(1_100)));
+        fees.record_receipt(100, Wei(9));
+        assert_eq!(fees.of(0), Wei(100), "the oracle knows better");
+        let mut other = RollupFees::default();
+        other.begin();
+        other.record_none();
+        tokio::time::advance(ASKED * 100).await;
+        assert!(other.begin().is_empty());
+        assert_eq!(other.of(500), Wei(0));
+        other.record_receipt(120, Wei(80));
+        assert_eq!(other.of(0), Wei(100), "a quarter more than the last one");
+    }
+}
