@@ -218,6 +218,25 @@ CREATE TABLE letter_deeds (
 CREATE INDEX letter_deeds_by_letter ON letter_deeds (letter, id);
 CREATE INDEX letter_deeds_by_time ON letter_deeds (at);
 
+-- What operators did, each with who, when and why: kept as long as requests are.
+CREATE TABLE operator_log (
+    id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at        bigint NOT NULL,
+    what      text NOT NULL,
+    -- The user that the command ran as, and the one who called it by sudo.
+    user_name text NOT NULL,
+    sudo_user text,
+    host      text NOT NULL,
+    reason    text NOT NULL,
+    -- The thing that it was done to, as far as there is one.
+    request   text,
+    account   bytea CHECK (length(account) = 20),
+    route     text,
+    -- For a person.
+    detail    text NOT NULL
+);
+CREATE INDEX operator_log_by_time ON operator_log (at);
+
 -- The instances that share the journal, each until its time runs out. By the database's clock.
 CREATE TABLE instances (
     -- A run of an instance: the name under which it holds leases.

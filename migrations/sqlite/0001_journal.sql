@@ -220,6 +220,25 @@ CREATE TABLE letter_deeds (
 CREATE INDEX letter_deeds_by_letter ON letter_deeds (letter, id);
 CREATE INDEX letter_deeds_by_time ON letter_deeds (at);
 
+-- What operators did, each with who, when and why: kept as long as requests are.
+CREATE TABLE operator_log (
+    id        INTEGER PRIMARY KEY,
+    at        INTEGER NOT NULL,
+    what      TEXT NOT NULL,
+    -- The user that the command ran as, and the one who called it by sudo.
+    user_name TEXT NOT NULL,
+    sudo_user TEXT,
+    host      TEXT NOT NULL,
+    reason    TEXT NOT NULL,
+    -- The thing that it was done to, as far as there is one.
+    request   TEXT,
+    account   BLOB CHECK (length(account) = 20),
+    route     TEXT,
+    -- For a person.
+    detail    TEXT NOT NULL
+) STRICT;
+CREATE INDEX operator_log_by_time ON operator_log (at);
+
 -- The instances that share the journal, each until its time runs out. By this host's clock.
 CREATE TABLE instances (
     -- A run of an instance: the name under which it holds leases.

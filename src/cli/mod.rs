@@ -23,6 +23,7 @@ use crate::daemon::supervisor::say_why;
 use crate::journal::JournalError;
 use crate::model::text::escaped_page;
 use crate::signer::SignerError;
+use operator::operator;
 use unit::Unit;
 
 mod adopt;
@@ -40,8 +41,10 @@ mod health;
 mod init;
 mod journal;
 mod key;
+mod log;
 mod logging;
 mod manual;
+mod operator;
 mod publish;
 mod recover;
 mod reload;
@@ -137,6 +140,8 @@ enum Command {
     Cancel(cancel::Arguments),
     /// Bring a new or restored journal up to what the chain has.
     Recover(recover::Arguments),
+    /// Show what operators did: who, when and why.
+    Log(log::Arguments),
     /// Write completions for a shell, or manual pages; needs no configuration.
     #[command(subcommand)]
     Generate(generate::Command),
@@ -268,6 +273,7 @@ async fn perform(command: Command, settings: Settings, source: Source) -> anyhow
         Command::Journal(command) => journal::run(command, &settings).await,
         Command::Cancel(arguments) => cancel::run(arguments, settings).await,
         Command::Recover(arguments) => recover::run(arguments, settings).await,
+        Command::Log(arguments) => log::run(arguments, settings).await,
         Command::Contract(command) => contract::run(command, &settings).await,
         Command::Verify(arguments) => verify::run(arguments, settings).await,
         Command::Dead(command) => dead::run(command, &settings).await,
@@ -302,16 +308,6 @@ fn code_of(error: &anyhow::Error) -> u8 {
         exit::UNAVAILABLE
     } else {
         exit::SOFTWARE
-    }
-}
-
-/// Returns the user by the environment, and the host. This is for the record and gives no rights.
-fn operator() -> String {
-    let name = ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok());
-    let name = name.filter(|name| !name.is_empty()).unwrap_or_else(|| "an operator".to_owned());
-    match hostname::get() {
-        Ok(host) => format!("{name}@{}", host.to_string_lossy()),
-        Err(_) => name,
     }
 }
 

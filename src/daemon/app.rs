@@ -17,7 +17,8 @@ use crate::daemon::reload::{self, Adjustable, Reloading, Triggers};
 use crate::daemon::status::{self, LaneView, Observer, RecentLines, RequestPages, Sources};
 use crate::daemon::supervisor::{Tasks, notify_systemd, while_starting};
 use crate::journal::{
-    AccountId, Instance, Journal, JournalAddress, JournalError, Lease, LetterDeeds, PostgresJournal, SqliteJournal,
+    AccountId, Actor, Instance, Journal, JournalAddress, JournalError, Lease, LetterDeeds, OperatorLog,
+    PostgresJournal, SqliteJournal,
 };
 use crate::model::{Heartbeat, Timestamp, ids};
 use crate::observe::metrics::{Meters, Metrics, ReplayMeter, SpanMeter};
@@ -25,7 +26,7 @@ use crate::observe::traces::Tracer;
 use crate::signer::{LocalSigner, RemoteSigner, Signer};
 use crate::stages::claim::Serving;
 use crate::stages::dead_letters::replay_guard::ReplayGuard;
-use crate::stages::dead_letters::replayer::{OPERATOR, Replayer};
+use crate::stages::dead_letters::replayer::Replayer;
 use crate::stages::lane::{LaneSettings, LaneSignals, LaneState};
 use crate::stages::pipeline::{Pipeline, PipelineSettings, Seams, Stage, Stops};
 use crate::stages::settle::SettleSettings;
@@ -70,7 +71,7 @@ pub async fn run(settings: Settings, recent: RecentLines, reloading: Reloading) 
 /// asks for that.
 type Parts = (RecentLines, Reloading, Signal);
 
-async fn run_with<J: Journal + LetterDeeds + 'static>(
+async fn run_with<J: Journal + LetterDeeds + OperatorLog + 'static>(
     journal: J,
     settings: Settings,
     parts: Parts,
@@ -103,7 +104,7 @@ struct Daemon<'s, J> {
     tokens: Tokens,
 }
 
-impl<J: Journal + LetterDeeds + 'static> Daemon<'_, J> {
+impl<J: Journal + LetterDeeds + OperatorLog + 'static> Daemon<'_, J> {
     /// Builds all parts, connects them, and spawns their tasks. Returns the lanes.
     async fn start(&mut self, (recent, reloading, hangups): Parts) -> anyhow::Result<Vec<(AccountId, LaneSignals)>> {
         let (settings, journal) = (self.settings, Arc::clone(&self.journal));
@@ -190,7 +191,7 @@ impl<J: Journal + LetterDeeds + 'static> Daemon<'_, J> {
             rules: settings.dead.clone(),
             admission: settings.admission.clone(),
             broker: settings.broker.clone(),
-            guard: ReplayGuard::new(journal.clone(), OPERATOR.to_owned(), settings.journal.retention),
+            guard: ReplayGuard::new(journal.clone(), Actor::Rule, settings.journal.retention),
             instances: journal.clone(),
             owner: Arc::clone(&self.owner),
             meter,

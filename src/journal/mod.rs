@@ -30,7 +30,7 @@
 //! A file for each topic has its trait, its values, and its SQL, written once for both databases: `admissions` (admit),
 //! `transactions` and `signed` (record_*), `nonces` and `cancellations` (what the lane reads beside), `settlements`,
 //! `decisions` and `copies` (settle, confirm), `outbox`, `limits`, `ordering`, `leases`, `instances`, `incidents`, `recovery`;
-//! for operators `history`, `overview`, `letters`, `upkeep` (prune). `accounts`, `requests`, `columns` and `error` have what
+//! for operators `history`, `overview`, `letters`, `operator_log`, `upkeep` (prune). `accounts`, `requests`, `columns` and `error` have what
 //! several topics use. [`database`] says how one statement serves both databases, and what differs. `sqlite/` and `postgres/`
 //! have connections, commits, migrations, which processes live (`lives`), and nothing about requests. `contract/` is the test
 //! set that every journal must pass, the simulation's too.
@@ -58,6 +58,7 @@ mod leases;
 mod letters;
 mod limits;
 mod nonces;
+mod operator_log;
 mod ordering;
 mod outbox;
 mod overview;
@@ -75,7 +76,9 @@ mod transactions;
 
 pub use address::JournalAddress;
 pub use admissions::{Admissions, Arrival};
-pub use cancellations::{CancelAnswer, CancelCommand, Cancellation};
+#[cfg(test)]
+pub use cancellations::CANCELLED;
+pub use cancellations::{CancelAnswer, Cancellation};
 pub use changes::Changes;
 pub use copies::{ConfirmedCopy, CopyKind, RefusedMessage, UnconfirmedCopy};
 #[cfg(test)]
@@ -93,8 +96,9 @@ pub use instances::{Attendance, Instance, Instances, LaneHolder};
 #[cfg(test)]
 pub use leases::AccountStanding;
 pub use leases::{Acquired, Leases};
-pub use letters::{Deed, LetterDeed, LetterDeeds};
+pub use letters::{Actor, Deed, LetterDeed, LetterDeeds};
 pub use nonces::{ClosedTransaction, EndedAgain, Reorged, StoredNonce, Which};
+pub use operator_log::{LogEntry, LogFilter, OperatorLog, Subject};
 pub use outbox::{Outbox, OutboxRow};
 pub use overview::{AccountOverview, JournalOverview};
 #[cfg(test)]
@@ -131,10 +135,10 @@ impl<T> Journal for T where
 
 /// Serves operators' commands. Of [`Settlements`] they use only what reads.
 pub trait OperatorsJournal:
-    Upkeep + LetterDeeds + Settlements + Instances + Identities + Passages + Leases + Recoveries
+    Upkeep + LetterDeeds + OperatorLog + Settlements + Instances + Identities + Passages + Leases + Recoveries
 {
 }
 impl<T> OperatorsJournal for T where
-    T: Upkeep + LetterDeeds + Settlements + Instances + Identities + Passages + Leases + Recoveries
+    T: Upkeep + LetterDeeds + OperatorLog + Settlements + Instances + Identities + Passages + Leases + Recoveries
 {
 }

@@ -6,17 +6,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::journal::{
-    AccountId, AccountStanding, Acquired, Admissions, Arrival, Attendance, CancelAnswer, CancelCommand, Cancellation,
+    AccountId, AccountStanding, Acquired, Admissions, Arrival, Attendance, CancelAnswer, Cancellation,
     ConfirmedCopy, EndedAgain, ForeignUse, History, Identities, Instance, Instances, JournalCondition, JournalError,
     JournalOverview, Lease, LeaseMark, Leases, LiveTransaction, NewStart, NewTransaction, Outbox, OutboxRow, Passages,
     Proof, QueuedRequest, RecoveredAccount, Recoveries, Recovery, RefusedMessage, Reorged, RequestSeq, RequestSummary,
     Result, Settlement, Settlements, StoredNonce, Transactions, UnconfirmedCopy, Upkeep, Which,
 };
 use crate::model::ids::virtual_host;
-use crate::model::{
-    Address, BodyHash, Message, Nonce, RecoveredWrite, RequestId, RequestState, SignedTransaction, Start, StartToken,
-    Timestamp,
-};
+use crate::model::{Address, BodyHash, Message, Nonce, Order, RecoveredWrite, RequestId, RequestState, SignedTransaction, Start, StartToken, Timestamp};
 use crate::policy::arrival::{Known, Verdict};
 use crate::policy::letters::replay::LastRecovery;
 use crate::policy::limits::{Granted, Limits, Usage};
@@ -212,9 +209,9 @@ impl Identities for MemoryJournal {
         .await
     }
 
-    async fn adopt(&self, operator: String) -> Result<()> {
+    async fn adopt(&self, order: Order) -> Result<()> {
         self.write("adopt", |store, now| {
-            store.adopt(now, operator);
+            store.adopt(now, order.by.to_string());
             Ok(())
         })
         .await
@@ -331,11 +328,11 @@ impl Transactions for MemoryJournal {
 
 #[async_trait]
 impl Recoveries for MemoryJournal {
-    async fn begin_recovery(&self, recovery: Recovery, accounts: Vec<RecoveredAccount>) -> Result<()> {
+    async fn begin_recovery(&self, recovery: Recovery, accounts: Vec<RecoveredAccount>, _: Order) -> Result<()> {
         self.write("begin_recovery", |store, _| store.begin_recovery(recovery, accounts)).await
     }
 
-    async fn end_recovery(&self) -> Result<bool> {
+    async fn end_recovery(&self, _: Order) -> Result<bool> {
         self.write("end_recovery", |store, now| Ok(store.end_recovery(now))).await
     }
 
@@ -351,7 +348,7 @@ impl Recoveries for MemoryJournal {
         .await
     }
 
-    async fn accept_foreign(&self, account: AccountId, below: Nonce) -> Result<usize> {
+    async fn accept_foreign(&self, account: AccountId, below: Nonce, _: Order) -> Result<usize> {
         self.write("accept_foreign", |store, _| store.accept_foreign(account, below)).await
     }
 }
@@ -432,8 +429,8 @@ impl Upkeep for MemoryJournal {
         self.read("overview", Store::overview).await
     }
 
-    async fn cancel(&self, id: &RequestId, command: CancelCommand) -> Result<CancelAnswer> {
-        self.write("cancel", |store, now| Ok(store.cancel(now, id, command))).await
+    async fn cancel(&self, id: &RequestId, order: Order) -> Result<CancelAnswer> {
+        self.write("cancel", |store, now| Ok(store.cancel(now, id, order))).await
     }
 
     async fn condition(&self) -> Result<JournalCondition> {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use fastrand::Rng;
 use tokio::time::Instant;
 
-use crate::journal::{CancelCommand, Leases};
+use crate::journal::{Leases};
 use crate::model::message::header;
 use crate::model::{Address, Generation, Headers, Message, Origin, Properties, RequestId, Timestamp};
 use crate::policy::marker::newest;
@@ -448,9 +448,9 @@ impl Storm {
         let chosen = ids[world.rng.usize(..ids.len())].clone();
         let store = world.store();
         for id in ids.into_iter().filter(|id| all || *id == chosen) {
-            let command = CancelCommand { by: "operator".to_owned(), reason: String::new() };
+            let order = Order::new("operator", "");
             let request = RequestId::new(&id).expect("it was published as one");
-            let answer = store.lock().expect("nobody panics with it").cancel(Timestamp::now(), &request, command);
+            let answer = store.lock().expect("nobody panics with it").cancel(Timestamp::now(), &request, order);
             world.note(format!("cancel {id}: {answer:?}"));
             world.checker.cancelled.insert(id);
         }

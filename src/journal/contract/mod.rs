@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::journal::{
-    AccountId, Arrival, CancelAnswer, CancelCommand, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, EndedAgain,
+    AccountId, Arrival, CancelAnswer, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, EndedAgain,
     Instance, Journal, JournalError, Lease, NewTransaction, QueuedRequest, RefusedMessage, Reorged, RequestSeq,
     Requeue, Settlement, Which,
 };
@@ -426,8 +426,8 @@ pub(crate) async fn a_request_to_cancel_stands_until_the_request_has_ended(journ
     let set = set(journal, &["queued", "signed", "late"]).await;
     set.sign(1, 0).await.unwrap();
     let ask = async |text: &str, reason: &str| {
-        let command = CancelCommand { by: "me".into(), reason: reason.into() };
-        set.journal.cancel(&id(text), command).await.unwrap()
+        let order = Order::new("me", reason);
+        set.journal.cancel(&id(text), order).await.unwrap()
     };
     assert_eq!(ask("unknown", "").await, CancelAnswer::NotKnown);
     assert_eq!(ask("queued", "a mistake").await, CancelAnswer::Noted(RequestState::Accepted));

@@ -305,6 +305,7 @@ mod tests {
     use super::*;
     use crate::journal::contract::{arrival, id, journal_contract, set, transaction};
     use crate::journal::letters::contract as letters_contract;
+    use crate::journal::operator_log::contract as log_contract;
     use crate::journal::{
         AccountId, Admissions, Journal, Leases, NewTransaction, RequestSeq, Settlements, Transactions, Upkeep,
     };
@@ -618,5 +619,12 @@ mod tests {
         let journal = SqliteJournal::open(&folder.path().join("journal.db")).await.unwrap();
         letters_contract::deeds_are_found_again_until_they_are_old(&journal).await;
         letters_contract::a_letter_that_is_discarded_is_archived_whole_or_not_at_all(&journal).await;
+    }
+
+    #[tokio::test]
+    async fn what_operators_do_is_logged() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = SqliteJournal::open(&folder.path().join("journal.db")).await.unwrap();
+        log_contract::what_operators_do_is_logged_with_what_they_do(&journal).await;
     }
 }

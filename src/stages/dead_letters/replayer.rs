@@ -19,7 +19,6 @@ use crate::policy::letters::replay::Action;
 use crate::policy::letters::rules::{Due, LastLook, ReplayRules, due};
 use crate::stages::dead_letters::replay_guard::{CopyAnswer, LONGEST_HOLD, ReplayGuard, SendBackError};
 
-pub const OPERATOR: &str = "chainwriter";
 /// The reason in copies and in `status`.
 const REASON: &str = "by a rule of [[dead.replay]]";
 
@@ -267,7 +266,7 @@ mod tests {
         let recovery = Recovery { begun_at: Timestamp(-1), operator: "ann".to_owned(), from_block, to_block };
         let (account, nonce) = (bench.set.account, crate::model::Nonce(0));
         let account = RecoveredAccount { account, first_nonce: nonce, next_nonce: nonce, writes: Vec::new() };
-        bench.journal.begin_recovery(recovery, vec![account]).await.unwrap();
+        bench.journal.begin_recovery(recovery, vec![account], crate::model::Order::new("eve", "")).await.unwrap();
         let (replayer, mut tally) = (replayer(&bench), Tally::default());
         assert!(replayer.guard.is_recovering().await.unwrap());
         let unknown = Letter {
@@ -280,7 +279,7 @@ mod tests {
         replayer.send_back(&bench.work, &bench.letter, &bench.raw, &mut tally).await.unwrap();
         let decided = bench.journal.decided(vec![bench.letter.id.clone().unwrap()]).await.unwrap();
         assert!(decided.is_empty(), "only a person decides");
-        bench.journal.end_recovery().await.unwrap();
+        bench.journal.end_recovery(crate::model::Order::new("eve", "")).await.unwrap();
         assert!(!replayer.guard.is_recovering().await.unwrap());
     }
 

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, watch};
 use super::*;
 use crate::chain::{ChainError, Inclusion, Log, Sent};
 use crate::journal::contract::{Set, arrival, set};
-use crate::journal::{Arrival, CancelCommand, JournalError};
+use crate::journal::{Arrival, JournalError};
 use crate::model::{
     BlockNumber, Cause, ContentHash, Generation, Nonce, PauseReason, Purpose, Reason, RecordId, Timestamp,
     TransactionState, TxHash, Wei,
@@ -516,8 +516,8 @@ async fn a_nonce_is_given_up_when_the_transaction_that_took_it_is_final() {
 async fn an_operator_cancels_what_waits_at_once_and_what_is_signed_at_its_nonce() {
     let mut bench = Bench::new(&["a", "b"]).await;
     let cancel = async |id: &str| {
-        let command = CancelCommand { by: "ops".to_owned(), reason: "wrong".to_owned() };
-        bench.set.journal.cancel(&crate::journal::contract::id(id), command).await.unwrap();
+        let order = Order::new("ops", "wrong");
+        bench.set.journal.cancel(&crate::journal::contract::id(id), order).await.unwrap();
     };
     cancel("a").await;
     let mut term = bench.signed().await;
