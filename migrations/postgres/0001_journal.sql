@@ -70,6 +70,8 @@ CREATE TABLE requests (
     write_hash      bytea CHECK (length(write_hash) = 32 AND (write_hash IS NULL) = (write_to IS NULL)),
     -- Nothing is signed for it from this time on, unless something was signed before. NULL: no such time.
     not_after       bigint,
+    -- The name of the route that it came by; empty where it was refused.
+    route           text NOT NULL DEFAULT '',
     -- Its producer's trace (W3C Trace Context), for its events. NULL where the message had no valid one.
     traceparent     text,
     tracestate      text CHECK (tracestate IS NULL OR traceparent IS NOT NULL),
@@ -217,6 +219,19 @@ CREATE TABLE letter_deeds (
 );
 CREATE INDEX letter_deeds_by_letter ON letter_deeds (letter, id);
 CREATE INDEX letter_deeds_by_time ON letter_deeds (at);
+
+-- Operators' holds: nothing new is signed for what one covers until it is released. Without an account and a route: everything.
+CREATE TABLE holds (
+    id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    account   bigint REFERENCES accounts (id),
+    route     text CHECK (route IS NULL OR account IS NULL),
+    since     bigint NOT NULL,
+    user_name text NOT NULL,
+    sudo_user text,
+    host      text NOT NULL,
+    reason    text NOT NULL
+);
+CREATE UNIQUE INDEX holds_by_scope ON holds (COALESCE(account, 0), COALESCE(route, ''));
 
 -- What operators did, each with who, when and why: kept as long as requests are.
 CREATE TABLE operator_log (

@@ -71,6 +71,8 @@ CREATE TABLE requests (
     write_hash      BLOB CHECK (length(write_hash) = 32 AND (write_hash IS NULL) = (write_to IS NULL)),
     -- Nothing is signed for it from this time on, unless something was signed before. NULL: no such time.
     not_after       INTEGER,
+    -- The name of the route that it came by; empty where it was refused.
+    route           TEXT NOT NULL DEFAULT '',
     -- Its producer's trace (W3C Trace Context), for its events. NULL where the message had no valid one.
     traceparent     TEXT,
     tracestate      TEXT CHECK (tracestate IS NULL OR traceparent IS NOT NULL),
@@ -219,6 +221,19 @@ CREATE TABLE letter_deeds (
 ) STRICT;
 CREATE INDEX letter_deeds_by_letter ON letter_deeds (letter, id);
 CREATE INDEX letter_deeds_by_time ON letter_deeds (at);
+
+-- Operators' holds: nothing new is signed for what one covers until it is released. Without an account and a route: everything.
+CREATE TABLE holds (
+    id        INTEGER PRIMARY KEY,
+    account   INTEGER REFERENCES accounts (id),
+    route     TEXT CHECK (route IS NULL OR account IS NULL),
+    since     INTEGER NOT NULL,
+    user_name TEXT NOT NULL,
+    sudo_user TEXT,
+    host      TEXT NOT NULL,
+    reason    TEXT NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX holds_by_scope ON holds (COALESCE(account, 0), COALESCE(route, ''));
 
 -- What operators did, each with who, when and why: kept as long as requests are.
 CREATE TABLE operator_log (

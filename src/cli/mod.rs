@@ -38,6 +38,7 @@ mod documents;
 mod envelope;
 mod generate;
 mod health;
+mod hold;
 mod init;
 mod journal;
 mod key;
@@ -138,6 +139,10 @@ enum Command {
     Journal(journal::Command),
     /// Cancel one request: it becomes a dead letter, unless its write lands first.
     Cancel(cancel::Arguments),
+    /// Let nothing new be signed: for an account, for a route, or at all.
+    Hold(hold::Arguments),
+    /// Let what was held go on.
+    Release(hold::Arguments),
     /// Bring a new or restored journal up to what the chain has.
     Recover(recover::Arguments),
     /// Show what operators did: who, when and why.
@@ -272,6 +277,8 @@ async fn perform(command: Command, settings: Settings, source: Source) -> anyhow
         Command::Status(arguments) => status::run(arguments, settings).await,
         Command::Journal(command) => journal::run(command, &settings).await,
         Command::Cancel(arguments) => cancel::run(arguments, settings).await,
+        Command::Hold(arguments) => hold::hold(arguments, settings).await,
+        Command::Release(arguments) => hold::release(arguments, settings).await,
         Command::Recover(arguments) => recover::run(arguments, settings).await,
         Command::Log(arguments) => log::run(arguments, settings).await,
         Command::Contract(command) => contract::run(command, &settings).await,

@@ -361,6 +361,9 @@ fn status_line(broker: &BrokerState, serving: &Serving, lanes: &[watch::Receiver
         let lane = lane.borrow();
         let throttled = lane.throttled.map_or(String::new(), |throttled| format!(", throttled by {throttled}"));
         let block = lane.head.map_or("no block seen".to_owned(), |head| format!("block {head}"));
+        if let Some(hold) = &lane.hold {
+            return format!("{}, {} in flight", hold.text(), lane.in_flight);
+        }
         match &lane.paused {
             Some((reason, detail)) => format!("paused ({reason}): {detail}"),
             None if !lane.is_owner => "stands by".to_owned(),

@@ -32,6 +32,8 @@ pub struct Arrival {
     pub order_key: Option<OrderKey>,
     /// When it ceases to be of use. A retry keeps what was stored, like what it asks for.
     pub not_after: Option<Timestamp>,
+    /// The name of the route that it came by. A retry keeps what was stored.
+    pub route: String,
     /// `None` where no route knows what it asks for. A retry keeps what was stored when it came for the first time.
     pub write: Option<Write>,
 }
@@ -136,11 +138,11 @@ fn sort(known: Vec<(RequestId, Known)>, arrivals: &[Arrival]) -> Sorted<'_> {
 /// Names the columns that [`arrived`] fills.
 const ARRIVED: &str = "of_id text, account bigint, replay bigint, retry bigint, turn bigint, order_key bytea, \
                        write_to bytea, write_value text, write_gas bigint, write_margin bigint, write_data bytea, \
-                       write_hash bytea, not_after bigint, traceparent text, tracestate text, reply_to text, correlation_id text, \
+                       write_hash bytea, not_after bigint, route text, traceparent text, tracestate text, reply_to text, correlation_id text, \
                        body_hash bytea, envelope text, body bytea";
 
-fn arrived(arrival: &Arrival, turn: i64) -> Result<[Value<'_>; 20]> {
-    let Arrival { id, generation, body_hash, message, account, order_key, not_after, write } = arrival;
+fn arrived(arrival: &Arrival, turn: i64) -> Result<[Value<'_>; 21]> {
+    let Arrival { id, generation, body_hash, message, account, order_key, not_after, route, write } = arrival;
     let write = write.as_ref();
     let (gas, margin) = match write.map(|write| write.gas) {
         Some(GasRule::Fixed(gas)) => (Some(to_i64("gas", gas.0)?), None),
@@ -162,6 +164,7 @@ fn arrived(arrival: &Arrival, turn: i64) -> Result<[Value<'_>; 20]> {
         write.and_then(|write| write.data.as_deref()),
         write.map(|write| write.hash().as_bytes().to_vec()),
         not_after.map(|not_after| not_after.0),
+        route,
         trace.as_ref().map(|trace| trace.parent().to_owned()),
         trace.as_ref().and_then(TraceContext::state).map(str::to_owned),
         message.properties.reply_to.as_ref(),
@@ -180,11 +183,11 @@ async fn insert_new(
 ) -> Result<()> {
     let insert = format!(
         "INSERT INTO requests (id, account, state, replay, retry, turn, received_at, changed_at, accepted_at, order_key, \
-         order_place, write_to, write_value, write_gas, write_margin, write_data, write_hash, not_after, traceparent, \
+         order_place, write_to, write_value, write_gas, write_margin, write_data, write_hash, not_after, route, traceparent, \
          tracestate, reply_to, correlation_id, body_hash, envelope, body) \
          SELECT u.of_id, u.account, '{}', u.replay, u.retry, CASE WHEN u.order_key IS NULL THEN u.turn ELSE 0 END, \
          $1, $1, $1, u.order_key, CASE WHEN u.order_key IS NOT NULL THEN u.turn END, u.write_to, u.write_value, \
-         u.write_gas, u.write_margin, u.write_data, u.write_hash, u.not_after, u.traceparent, u.tracestate, u.reply_to, \
+         u.write_gas, u.write_margin, u.write_data, u.write_hash, u.not_after, u.route, u.traceparent, u.tracestate, u.reply_to, \
          u.correlation_id, u.body_hash, u.envelope, u.body FROM u ORDER BY u.place",
         RequestState::Accepted
     );
@@ -213,8 +216,17 @@ async fn accept_again(
     let Change { set, allowed } = Change::on(Observation::Accepted);
     let of_replay =
         |column: &str| format!("{column} = CASE WHEN r.replay < u.replay THEN u.{column} ELSE r.{column} END, ");
-    let fixed =
-        ["order_key", "write_to", "write_value", "write_gas", "write_margin", "write_data", "write_hash", "not_after"];
+    let fixed = [
+        "order_key",
+        "write_to",
+        "write_value",
+        "write_gas",
+        "write_margin",
+        "write_data",
+        "write_hash",
+        "not_after",
+        "route",
+    ];
     let update = format!(
         "UPDATE requests AS r SET {set}, accepted_at = $1, \
          turn = CASE WHEN r.replay < u.replay AND u.order_key IS NOT NULL THEN 0 ELSE u.turn END, \

@@ -29,7 +29,7 @@
 //!
 //! A file for each topic has its trait, its values, and its SQL, written once for both databases: `admissions` (admit),
 //! `transactions` and `signed` (record_*), `nonces` and `cancellations` (what the lane reads beside), `settlements`,
-//! `decisions` and `copies` (settle, confirm), `outbox`, `limits`, `ordering`, `leases`, `instances`, `incidents`, `recovery`;
+//! `decisions` and `copies` (settle, confirm), `outbox`, `limits`, `holds`, `ordering`, `leases`, `instances`, `incidents`, `recovery`;
 //! for operators `history`, `overview`, `letters`, `operator_log`, `upkeep` (prune). `accounts`, `requests`, `columns` and `error` have what
 //! several topics use. [`database`] says how one statement serves both databases, and what differs. `sqlite/` and `postgres/`
 //! have connections, commits, migrations, which processes live (`lives`), and nothing about requests. `contract/` is the test
@@ -50,6 +50,7 @@ mod database;
 mod decisions;
 mod error;
 mod history;
+mod holds;
 mod housekeeping;
 mod identity;
 mod incidents;
@@ -90,6 +91,7 @@ pub use error::{JournalError, Result};
 pub use history::{History, TransactionHistory};
 #[cfg(test)]
 pub use history::{Incident, RequestSummary, SignedHistory};
+pub use holds::{Hold, HoldKind, HoldScope, Holds, StandingHolds};
 pub use housekeeping::Upkeep;
 pub use identity::{Identities, NewStart};
 pub use instances::{Attendance, Instance, Instances, LaneHolder};
@@ -116,7 +118,17 @@ pub use sqlite::{SqliteJournal, back_up};
 pub use transactions::{LiveTransaction, Transactions};
 
 pub trait Journal:
-    Leases + Instances + Identities + Passages + Admissions + Transactions + Settlements + Outbox + Upkeep + Recoveries
+    Leases
+    + Instances
+    + Identities
+    + Passages
+    + Holds
+    + Admissions
+    + Transactions
+    + Settlements
+    + Outbox
+    + Upkeep
+    + Recoveries
 {
 }
 impl<T> Journal for T where
@@ -124,6 +136,7 @@ impl<T> Journal for T where
         + Instances
         + Identities
         + Passages
+        + Holds
         + Admissions
         + Transactions
         + Settlements
@@ -135,10 +148,19 @@ impl<T> Journal for T where
 
 /// Serves operators' commands. Of [`Settlements`] they use only what reads.
 pub trait OperatorsJournal:
-    Upkeep + LetterDeeds + OperatorLog + Settlements + Instances + Identities + Passages + Leases + Recoveries
+    Upkeep + LetterDeeds + OperatorLog + Holds + Settlements + Instances + Identities + Passages + Leases + Recoveries
 {
 }
 impl<T> OperatorsJournal for T where
-    T: Upkeep + LetterDeeds + OperatorLog + Settlements + Instances + Identities + Passages + Leases + Recoveries
+    T: Upkeep
+        + LetterDeeds
+        + OperatorLog
+        + Holds
+        + Settlements
+        + Instances
+        + Identities
+        + Passages
+        + Leases
+        + Recoveries
 {
 }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::journal::columns::{Columns, fixed, number, optional_number, optional_text, text, unsigned, word};
 use crate::journal::database::Statements;
 use crate::journal::error::Result;
+use crate::journal::holds::{Hold, standing};
 use crate::journal::requests::request_id;
 use crate::journal::row_numbers::AccountId;
 use crate::model::{Address, Nonce, RequestState, Timestamp};
@@ -17,6 +18,9 @@ pub struct JournalOverview {
     pub accounts: Vec<AccountOverview>,
     /// The last incidents, newest first.
     pub incidents: Vec<RecentIncident>,
+    /// Operators' holds that stand, oldest first.
+    #[serde(default)]
+    pub holds: Vec<Hold>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,6 +118,7 @@ pub async fn overview(connection: &dyn Statements) -> Result<JournalOverview> {
         connection.rows("read the accounts", ACCOUNTS, &[], account).await?,
         connection.rows("count the open requests", OPEN, &[], open).await?,
         connection.rows("read incidents", &incidents(), &[], incident).await?,
+        standing(connection).await?,
     ))
 }
 
@@ -122,12 +127,13 @@ impl JournalOverview {
         mut accounts: Vec<AccountOverview>,
         open: Vec<(AccountId, OpenRequests)>,
         incidents: Vec<RecentIncident>,
+        holds: Vec<Hold>,
     ) -> Self {
         for (id, requests) in open {
             if let Some(account) = accounts.iter_mut().find(|account| account.id == id) {
                 account.open.push(requests);
             }
         }
-        Self { accounts, incidents }
+        Self { accounts, incidents, holds }
     }
 }

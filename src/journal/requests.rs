@@ -37,6 +37,8 @@ pub struct QueuedRequest {
     pub write: Write,
     /// Nothing is signed for it from this time on, unless something was signed before.
     pub not_after: Option<Timestamp>,
+    /// The name of the route that it came by.
+    pub route: String,
     /// Set where a transaction that it shared has failed: it shares none any more.
     pub is_alone: bool,
     pub reply: ReplyAddress,
@@ -107,7 +109,7 @@ fn body(row: &dyn Columns) -> Result<Bytes> {
 
 /// The columns that [`queued_request`] reads.
 pub const QUEUED_COLUMNS: &str = "r.seq, r.id, r.replay, r.retry, r.turn, r.received_at, r.accepted_at, r.is_alone, \
-                                  r.write_to, r.write_value, r.write_gas, r.write_margin, r.write_data, r.write_hash, r.not_after, \
+                                  r.write_to, r.write_value, r.write_gas, r.write_margin, r.write_data, r.write_hash, r.not_after, r.route, \
                                   r.traceparent, r.tracestate, r.reply_to, r.correlation_id, r.body_hash, r.body";
 
 pub fn queued_request(row: &dyn Columns) -> Result<QueuedRequest> {
@@ -121,6 +123,7 @@ pub fn queued_request(row: &dyn Columns) -> Result<QueuedRequest> {
         body: body(row)?,
         write: write(row)?,
         not_after: optional_number(row, "request", "not_after")?.map(Timestamp),
+        route: text(row, "request", "route")?.into_owned(),
         is_alone: number(row, "request", "is_alone")? == 1,
         reply: reply(row, "request")?,
         trace: trace(row)?,

@@ -9,6 +9,7 @@ use crate::journal::cancellations::{Cancellation, open_cancellations};
 use crate::journal::columns::{Columns, amount, expect_rows, fixed, nonce, optional_bytes, to_i64, unsigned};
 use crate::journal::database::{Database, Mode, Rows, SqlJournal, Statements, Value, values};
 use crate::journal::error::{JournalError, Result};
+use crate::journal::holds::held_among;
 use crate::journal::leases::LaneWrite;
 use crate::journal::limits;
 use crate::journal::nonces::{StoredNonce, Which, stored_nonces};
@@ -37,10 +38,21 @@ pub struct LiveTransaction {
 
 #[async_trait]
 pub trait Transactions: Send + Sync {
-    /// Returns accepted requests of the account behind this place in the queue, in their order, without those that an
-    /// operator wants cancelled, and those with an ordering key that one before them has not ended of. When that has, they
+    /// Returns accepted requests of the account behind this place in the queue, in their order, without those of these routes,
+    /// those that an operator wants cancelled, and those with an ordering key that one before them has not ended of. When that has, they
     /// are at the place that they were given when they came.
-    async fn queued(&self, account: AccountId, after_turn: i64, limit: u32) -> Result<Vec<QueuedRequest>>;
+    async fn queued_except(
+        &self,
+        account: AccountId,
+        after_turn: i64,
+        limit: u32,
+        routes: &[String],
+    ) -> Result<Vec<QueuedRequest>>;
+    /// Returns the queue with all its routes.
+    #[cfg(test)]
+    async fn queued(&self, account: AccountId, after_turn: i64, limit: u32) -> Result<Vec<QueuedRequest>> {
+        self.queued_except(account, after_turn, limit, &[]).await
+    }
     /// Returns everything of the account that may still land, by nonce. The caller checks bytes against their hashes.
     async fn live_transactions(&self, account: AccountId) -> Result<Vec<LiveTransaction>>;
     /// Returns what counts against the limits on the account's chain, whichever lanes and instances began it. What these
@@ -48,7 +60,7 @@ pub trait Transactions: Send + Sync {
     async fn usage(&self, account: AccountId, limits: Limits) -> Result<Usage>;
     /// Stores new transactions, the first of them, as many as the limits grant. Their nonces must follow on from the
     /// account's last one. Of the others nothing is stored: their bytes must not be used. A journal that is behind the chain
-    /// grants none.
+    /// grants none, and none is granted from the first one on that an operator holds.
     async fn record_transactions(
         &self,
         lease: &Lease,
@@ -86,17 +98,31 @@ pub trait Transactions: Send + Sync {
 
 #[async_trait]
 impl<D: Database> Transactions for SqlJournal<D> {
-    async fn queued(&self, account: AccountId, after_turn: i64, limit: u32) -> Result<Vec<QueuedRequest>> {
+    async fn queued_except(
+        &self,
+        account: AccountId,
+        after_turn: i64,
+        limit: u32,
+        routes: &[String],
+    ) -> Result<Vec<QueuedRequest>> {
         // What waits for others of its key has no place there.
-        self.read((account, after_turn.max(0), limit), |connection, (account, after_turn, limit)| {
+        let input = (account, after_turn.max(0), limit, serde_json::Value::from(routes).to_string());
+        self.read(input, |connection, (account, after_turn, limit, routes)| {
             Box::pin(async move {
                 let Change { allowed, .. } = Change::on(Observation::Signed);
+                let mut values = values![account.0, *after_turn, *limit].to_vec();
+                let without = match routes.as_str() {
+                    "[]" => String::new(),
+                    routes => {
+                        values.push(routes.into());
+                        format!("AND r.route NOT IN {} ", connection.dialect().texts_in("$4"))
+                    }
+                };
                 let select = format!(
                     "SELECT {QUEUED_COLUMNS} FROM requests r WHERE r.account = $1 AND {allowed} AND r.turn > $2 \
-                     AND r.settled_at IS NULL \
+                     AND r.settled_at IS NULL {without}\
                      AND NOT EXISTS (SELECT 1 FROM cancellations c WHERE c.request = r.seq) ORDER BY r.turn LIMIT $3"
                 );
-                let values = values![account.0, *after_turn, *limit];
                 connection.rows("read the queue", &select, &values, queued_request).await
             })
         })
@@ -288,6 +314,10 @@ impl LaneWrite<'_> {
         if recovery::is_behind(self.connection).await? {
             return Ok(Granted { count: 0, throttled: None });
         }
+        let requests = new.iter().flat_map(|new| new.requests.iter().copied());
+        let held = held_among(self.connection, requests).await?;
+        let is_held = |new: &NewTransaction| new.requests.iter().any(|request| held.contains(request));
+        let new = new.get(..new.iter().position(is_held).unwrap_or(new.len())).unwrap_or(new);
         let granted = limits::take(self.connection, self.account, new, limits).await?;
         let new = new.get(..granted.count).unwrap_or(new);
         if new.is_empty() {

@@ -62,6 +62,8 @@ pub fn text_of(done: &str, by: &str, reason: &str) -> String {
 words!(
     /// What an operator did. The word stands in the journal's log.
     Act {
+        Hold = "hold",
+        Release = "release",
         Cancel = "cancel",
         ReplayLetter = "dead_replay",
         EditLetter = "dead_edit",

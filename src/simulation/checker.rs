@@ -216,6 +216,9 @@ impl World {
                     world.violated(format!("4: nonce {:?} is taken and the next is {next}", nonces.last()));
                 }
             }
+            if let Some(held) = store.record().signed_on_hold.first() {
+                world.violated(format!("hold: {held} is signed while an operator holds it"));
+            }
             world.check_money(store);
             let mut effects: BTreeMap<RequestSeq, usize> = BTreeMap::new();
             for ((account, nonce), row) in store.transactions() {

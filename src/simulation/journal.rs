@@ -7,7 +7,7 @@ use async_trait::async_trait;
 
 use crate::journal::{
     AccountId, AccountStanding, Acquired, Admissions, Arrival, Attendance, CancelAnswer, Cancellation,
-    ConfirmedCopy, EndedAgain, ForeignUse, History, Identities, Instance, Instances, JournalCondition, JournalError,
+    ConfirmedCopy, EndedAgain, ForeignUse, History, Hold, HoldScope, Holds, Identities, Instance, Instances, JournalCondition, JournalError,
     JournalOverview, Lease, LeaseMark, Leases, LiveTransaction, NewStart, NewTransaction, Outbox, OutboxRow, Passages,
     Proof, QueuedRequest, RecoveredAccount, Recoveries, Recovery, RefusedMessage, Reorged, RequestSeq, RequestSummary,
     Result, Settlement, Settlements, StoredNonce, Transactions, UnconfirmedCopy, Upkeep, Which,
@@ -242,6 +242,25 @@ impl Passages for MemoryJournal {
 }
 
 #[async_trait]
+impl Holds for MemoryJournal {
+    /// Takes no time while there are none: runs without holds are as they were.
+    async fn holds(&self) -> Result<Vec<Hold>> {
+        if self.store.lock().unwrap_or_else(PoisonError::into_inner).holds().is_empty() {
+            return Ok(Vec::new());
+        }
+        self.read("holds", |store| store.holds().to_vec()).await
+    }
+
+    async fn hold(&self, scope: HoldScope, order: Order) -> Result<Option<Hold>> {
+        self.write("hold", |store, now| store.hold(now, &scope, order)).await
+    }
+
+    async fn release(&self, scope: HoldScope, _: Order) -> Result<Option<Hold>> {
+        self.write("release", |store, _| Ok(store.release(&scope))).await
+    }
+}
+
+#[async_trait]
 impl Admissions for MemoryJournal {
     async fn admit(&self, arrivals: Vec<Arrival>) -> Result<Vec<Verdict>> {
         self.write("admit", |store, now| store.admit(now, arrivals)).await
@@ -254,8 +273,14 @@ impl Admissions for MemoryJournal {
 
 #[async_trait]
 impl Transactions for MemoryJournal {
-    async fn queued(&self, account: AccountId, after_turn: i64, limit: u32) -> Result<Vec<QueuedRequest>> {
-        self.read("queued", |store| store.queued(account, after_turn, limit)).await
+    async fn queued_except(
+        &self,
+        account: AccountId,
+        after_turn: i64,
+        limit: u32,
+        routes: &[String],
+    ) -> Result<Vec<QueuedRequest>> {
+        self.read("queued", |store| store.queued(account, after_turn, limit, routes)).await
     }
 
     async fn live_transactions(&self, account: AccountId) -> Result<Vec<LiveTransaction>> {

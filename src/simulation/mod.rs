@@ -20,6 +20,7 @@ pub(crate) mod journal;
 mod ledger;
 mod markers;
 mod nodes;
+mod orders;
 mod outages;
 pub(crate) mod pools;
 mod queues;

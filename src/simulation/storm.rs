@@ -17,6 +17,7 @@ use crate::simulation::episodes::{Blow, Spell, Swarm};
 use crate::simulation::hosts::Process;
 use crate::simulation::journal::{MemoryJournal, NoFaults};
 use crate::simulation::ledger::CHAIN_ID;
+use crate::simulation::orders::Operator;
 use crate::simulation::queues::{Queued, REPLIES, replayed};
 use crate::simulation::restored::{Copies, REACTION_MS, recover};
 use crate::simulation::settings::{KEY, RunSettings};
@@ -54,6 +55,8 @@ pub(super) struct Storm {
     keys: Option<u64>,
     /// Another worker that records the same, from messages of its own.
     rival: Option<Rival>,
+    /// An operator who holds and releases.
+    operator: Option<Operator>,
     /// An operator loses patience with what waits, and cancels it all.
     cancels_at: Option<u64>,
     /// A process with a journal that is not the queue's, and when it goes.
@@ -134,6 +137,7 @@ impl Storm {
             to_publish,
             keys,
             rival,
+            operator: Operator::draw(Rng::with_seed(seed.rotate_left(8))),
             cancels_at: None,
             stranger: None,
             earlier: Vec::new(),
@@ -184,6 +188,13 @@ impl Storm {
         if !self.calm && now >= self.next_trouble {
             self.next_trouble = now + self.rng.u64(100..4000);
             self.trouble(now);
+        }
+        if self.calm {
+            // Also what a restored copy of the journal holds.
+            Operator::end(&mut self.world.lock());
+        } else if let Some(operator) = &mut self.operator {
+            let accounts: Vec<_> = self.settings.accounts.iter().map(|(_, account)| *account).collect();
+            operator.act(now, &accounts, &mut self.world.lock());
         }
         if self.cancels_at.take_if(|at| now >= *at).is_some() {
             self.cancel(true);

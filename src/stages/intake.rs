@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use crate::broker::{AckToken, Delivery, Flow};
-use crate::journal::{AccountId, Admissions, Arrival, JournalError, Passages};
+use crate::journal::{AccountId, Admissions, Arrival, JournalError, Passages, StandingHolds};
 use crate::model::{BodyHash, Cause, Generation, Heartbeat, Message, OrderKey, Reason, RequestId, Timestamp};
 use crate::observe::metrics::IntakeMeter;
 use crate::policy::admission::{AdmissionRules, Candidate, Refusal, admit, sheltered};
@@ -47,6 +47,11 @@ pub struct Intake {
     pub passages: Arc<dyn Passages>,
     /// Whether this journal serves the queue: before that nothing is taken in.
     pub serving: watch::Receiver<Serving>,
+    pub holds: watch::Receiver<StandingHolds>,
+    /// For how long a message waits at the broker that has no room here.
+    pub park_delay: Duration,
+    /// Open requests: those of all instances at the last check, and what was taken in since.
+    pub open: u64,
     pub flow: watch::Sender<Flow>,
     /// Deliveries pause while this many requests are open.
     pub max_open: watch::Receiver<u64>,
@@ -109,6 +114,7 @@ impl Intake {
             lane.load = own.map_or(0, |(_, open)| *open);
         }
         let open: u64 = by_account.iter().map(|(_, open)| open).sum();
+        self.open = open;
         let lanes_take = self.lanes.iter().any(|lane| *lane.is_open.borrow());
         let may_take = lanes_take && open < *self.max_open.borrow();
         let (flow, serves) = match &*self.serving.borrow() {
@@ -161,12 +167,14 @@ impl Intake {
         for Delivery { message, token } in batch {
             match sheltered(|| admit(&self.rules, &message)).map(|candidate| candidate.at(taken_at)) {
                 Ok(Candidate { id, not_before: Some(until), .. }) if until > taken_at => {
-                    self.meter.deliveries.count(None);
-                    self.pass_on(Admitted::Postponed(Box::new(Postponed { id, message, until, token }))).await;
+                    self.postpone(id, message, until, token).await;
+                }
+                Ok(candidate) if self.waits_at_broker(&candidate) => {
+                    self.postpone(candidate.id, message, taken_at.after(self.park_delay), token).await;
                 }
                 Ok(candidate) => {
                     self.note_hex_text(&message);
-                    let Candidate { id, generation, body_hash, lifetime, order_key, write, .. } = candidate;
+                    let Candidate { id, generation, body_hash, lifetime, order_key, route, write, .. } = candidate;
                     let account = self.choose_lane(order_key);
                     // A refusal needs the message; a clone of a body shares its bytes.
                     admissions.push(Admission {
@@ -180,7 +188,17 @@ impl Intake {
                     });
                     let order_key = order_key.filter(|_| self.rules.is_strict());
                     let (not_after, write) = (lifetime.ends(taken_at), write.ok());
-                    arrivals.push(Arrival { id, generation, body_hash, message, account, order_key, not_after, write });
+                    arrivals.push(Arrival {
+                        id,
+                        generation,
+                        body_hash,
+                        message,
+                        account,
+                        order_key,
+                        not_after,
+                        route,
+                        write,
+                    });
                 }
                 Err(refusal) => self.refuse(message, refusal, token).await,
             }
@@ -195,6 +213,20 @@ impl Intake {
         Ok(())
     }
 
+    /// Returns whether a new message waits at the broker, uncounted: an operator holds its route, and what is open takes half
+    /// of the room. The rest is for messages that can be written. One with an ordering key would lose its place.
+    fn waits_at_broker(&self, Candidate { generation, order_key, route, .. }: &Candidate) -> bool {
+        let is_crowded = self.open >= *self.max_open.borrow() / 2;
+        let is_new = *generation == Generation::default() && order_key.is_none();
+        is_crowded && is_new && self.holds.borrow().has_route(route)
+    }
+
+    /// Gives a delivery back to the broker until this time.
+    async fn postpone(&self, id: RequestId, message: Message, until: Timestamp, token: AckToken) {
+        self.meter.deliveries.count(None);
+        self.pass_on(Admitted::Postponed(Box::new(Postponed { id, message, until, token }))).await;
+    }
+
     /// Notes a body whose producer may have meant the bytes that its digits stand for, and logs the first.
     fn note_hex_text(&self, message: &Message) {
         let body = Body::new(message, self.rules.max_body_bytes);
@@ -205,11 +237,12 @@ impl Intake {
         }
     }
 
-    async fn handle_verdict(&self, verdict: Verdict, admission: Admission) {
+    async fn handle_verdict(&mut self, verdict: Verdict, admission: Admission) {
         let Admission { id, generation, account, message, unroutable, taken_at, token } = admission;
         self.meter.deliveries.count(Some(verdict));
         debug!(request.id = %id, request.attempt = %generation, verdict = ?verdict, "delivery");
         if verdict == Verdict::Accept {
+            self.open = self.open.saturating_add(1);
             // A request that was known before stays with the lane that had it.
             self.wake(Some(account).filter(|_| generation == Generation::default()));
         }
@@ -288,7 +321,7 @@ async fn lane_opens_or_closes(lanes: &mut [IntakeLane]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::Leases;
+    use crate::journal::{Hold, Leases};
     use crate::model::message::header;
     use crate::model::{Address, HeaderValue};
     use crate::policy::letters::tests::rules;
@@ -302,6 +335,7 @@ mod tests {
         lanes_are_open: Vec<watch::Sender<bool>>,
         max_open: watch::Sender<u64>,
         serving: watch::Sender<Serving>,
+        holds: watch::Sender<StandingHolds>,
     }
 
     impl Bench {
@@ -318,6 +352,7 @@ mod tests {
             let (flow, max_open) = (watch::Sender::new(Flow::Paused), watch::Sender::new(3));
             let (beat, meter) = (Heartbeat::default(), IntakeMeter::default());
             let limit = max_open.subscribe();
+            let holds = watch::Sender::new(StandingHolds::default());
             let serving = watch::Sender::new(Serving::Serves);
             let intake = Intake {
                 rules: rules(),
@@ -327,11 +362,14 @@ mod tests {
                 settle,
                 serving: serving.subscribe(),
                 flow,
+                holds: holds.subscribe(),
+                park_delay: Duration::from_secs(30),
+                open: 0,
                 max_open: limit,
                 beat,
                 meter,
             };
-            Self { serving, intake, admitted, session: FakeSession::default(), lanes_are_open, max_open }
+            Self { serving, intake, admitted, session: FakeSession::default(), lanes_are_open, max_open, holds }
         }
 
         /// Takes one message in. Returns what settle gets.
@@ -405,6 +443,33 @@ mod tests {
         let account = bench.intake.lanes[0].account;
         let queued = bench.intake.journal.open_requests().await.unwrap();
         assert_eq!(queued, [(account, 1)], "the first one, and once");
+    }
+
+    #[tokio::test]
+    async fn new_messages_of_a_held_route_leave_half_of_the_room_to_others() {
+        let mut bench = Bench::new().await;
+        bench.max_open.send_replace(4);
+        let hold = |route: &str| Hold {
+            account: None,
+            account_id: None,
+            route: Some(route.to_owned()),
+            since: Timestamp(0),
+            by: "ann".into(),
+            reason: String::new(),
+        };
+        bench.holds.send_replace(StandingHolds::new(vec![hold("write")]));
+        let mut postponed = Vec::new();
+        for id in ["a", "b", "c", "d"] {
+            bench.intake.step(vec![bench.session.delivery(id, "body")]).await.unwrap();
+            if let Ok(Admitted::Postponed(later)) = bench.admitted.try_recv() {
+                assert!(later.until > Timestamp::now());
+                postponed.push(id);
+            }
+        }
+        assert_eq!(postponed, ["c", "d"]);
+        bench.holds.send_replace(StandingHolds::new(vec![hold("another")]));
+        bench.intake.step(vec![bench.session.delivery("c", "body")]).await.unwrap();
+        assert!(matches!(bench.admitted.try_recv(), Ok(Admitted::Hold { .. })));
     }
 
     #[tokio::test]

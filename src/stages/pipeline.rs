@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::broker::{Delivery, Flow, MarkerQueue, Publisher};
 use crate::chain::Chain;
-use crate::journal::{AccountId, Changes, Instance, Journal, JournalError};
+use crate::journal::{AccountId, Changes, Instance, Journal, JournalError, StandingHolds};
 use crate::model::Heartbeat;
 use crate::observe::metrics::Meters;
 use crate::policy::admission::AdmissionRules;
@@ -17,6 +17,7 @@ use crate::policy::replies::ReplyRules;
 use crate::signer::Signer;
 use crate::stages::assignment::{AssignedLane, Assignment};
 use crate::stages::claim::{Claim, ServedPublisher, Serving};
+use crate::stages::holds::HoldsStage;
 use crate::stages::intake::{Intake, IntakeLane};
 use crate::stages::lane::{Lane, LaneSettings, LaneSignals};
 use crate::stages::outbox::OutboxStage;
@@ -89,6 +90,7 @@ impl Pipeline {
         let (owners_changed, wake_outbox) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let flow = watch::Sender::new(Flow::Paused);
         let serving = watch::Sender::new(Serving::Waiting("the broker is not connected".to_owned()));
+        let holds = watch::Sender::new(StandingHolds::default());
         let mut pipeline = Self {
             stages: Vec::new(),
             lanes: Vec::new(),
@@ -101,7 +103,7 @@ impl Pipeline {
 
         for (settings, signer) in lanes.into_iter().zip(signers) {
             let account = settings.account;
-            let signals = LaneSignals::new(pipeline.meters.lane.clone(), pipeline.serving.clone());
+            let signals = LaneSignals::new(pipeline.meters.lane.clone(), pipeline.serving.clone(), holds.clone());
             let (chain, journal, settle) = (Arc::clone(&chain), journal.clone(), to_settle_from_lanes.clone());
             let lane = Lane::new(settings, chain, signer, journal, settle, signals.clone());
             pipeline.add("lane", &signals.beat, lane.run(stops.lanes.clone()));
@@ -130,6 +132,9 @@ impl Pipeline {
             journal: journal.clone(),
             passages: journal.clone(),
             serving: pipeline.serving.clone(),
+            holds: holds.subscribe(),
+            park_delay: settle.park_delay,
+            open: 0,
             settle: to_settle,
             flow,
             max_open,
@@ -156,6 +161,9 @@ impl Pipeline {
         let outbox =
             OutboxStage { journal: outbox, publisher, exchange, replies, accounts, wake, beat: beat.clone(), tracer };
         pipeline.add("outbox", &beat, outbox.run(stops.outbox.clone()));
+
+        let standing = HoldsStage { journal: journal.clone(), standing: holds };
+        pipeline.stages.push(Stage { name: "holds", beat: None, run: Box::pin(standing.run(stops.outbox.clone())) });
 
         if let Some(changes) = journal.changes() {
             let wakes = pipeline.of_lanes(|_, signals| Arc::clone(&signals.wake));

@@ -13,7 +13,7 @@ use crate::broker::{BrokerState, Flow, PrefetchState};
 use crate::chain::{Chain, NodeClient};
 use crate::daemon::status::report::{BrokerReport, HeldReport, LaneReport, PauseReport, WorkerReport};
 use crate::daemon::status::{RecentLines, gauges};
-use crate::journal::{JournalOverview, Upkeep};
+use crate::journal::{Hold, JournalOverview, Upkeep};
 use crate::model::{Address, Timestamp, Wei};
 use crate::observe::metrics::{IntakeMeter, Metrics, SettleMeter};
 use crate::stages::claim::Serving;
@@ -152,7 +152,8 @@ impl Observer {
     }
 }
 
-/// Returns why the worker is not ready, in words. It is ready when the broker delivers and a lane takes requests.
+/// Returns why the worker is not ready, in words. It is ready when the broker delivers and a lane takes requests, or would if
+/// operators did not hold it.
 fn not_ready(is_draining: bool, broker: &BrokerState, serving: &Serving, lanes: &[LaneReport]) -> Vec<String> {
     let mut reasons = Vec::new();
     if is_draining {
@@ -164,7 +165,9 @@ fn not_ready(is_draining: bool, broker: &BrokerState, serving: &Serving, lanes: 
         BrokerState::Consuming | BrokerState::Paused => reasons.extend(serving.problem()),
     }
     if !lanes.iter().any(|lane| lane.open) {
-        reasons.extend(lanes.iter().map(|lane| match &lane.paused {
+        // What an operator holds is as it is to be.
+        let closed = lanes.iter().filter(|lane| lane.on_hold.is_none());
+        reasons.extend(closed.map(|lane| match &lane.paused {
             Some(PauseReport { reason, detail }) => format!("lane {}: paused ({reason}): {detail}", lane.account),
             None => format!("lane {}: it has seen no block yet", lane.account),
         }));
@@ -184,6 +187,7 @@ impl LaneView {
                 .paused
                 .as_ref()
                 .map(|(reason, detail)| PauseReport { reason: reason.to_string(), detail: detail.clone() }),
+            on_hold: state.hold.as_ref().map(Hold::text),
             throttled: state.throttled.map(|throttled| throttled.to_string()),
             in_flight: state.in_flight as u64,
             window: state.window as u64,
@@ -220,7 +224,8 @@ mod tests {
     #[test]
     fn it_is_ready_while_the_broker_is_there_and_some_lane_takes_requests() {
         let closed = || lane(false, Some("node_unreachable"));
-        let cases: [(bool, BrokerState, Vec<LaneReport>, &[&str]); 7] = [
+        let on_hold = |lane: LaneReport| LaneReport { on_hold: Some("everything is held".to_owned()), ..lane };
+        let cases: [(bool, BrokerState, Vec<LaneReport>, &[&str]); 10] = [
             (false, BrokerState::Consuming, vec![lane(true, None)], &[]),
             (false, BrokerState::Paused, vec![lane(true, None)], &[]),
             (false, BrokerState::Consuming, vec![closed(), lane(true, None)], &[]),
@@ -228,6 +233,9 @@ mod tests {
             (false, BrokerState::Connecting("refused".to_owned()), vec![lane(true, None)], &["broker away: refused"]),
             (false, BrokerState::Blocked("memory".to_owned()), vec![lane(true, None)], &["takes no messages: memory"]),
             (true, BrokerState::Paused, vec![lane(true, None)], &["draining"]),
+            (false, BrokerState::Paused, vec![on_hold(lane(false, None))], &[]),
+            (false, BrokerState::Paused, vec![on_hold(closed()), closed()], &["node_unreachable"]),
+            (false, BrokerState::Connecting("refused".to_owned()), vec![on_hold(closed())], &["broker away: refused"]),
         ];
         for (draining, broker, lanes, expected) in cases {
             let reasons = not_ready(draining, &broker, &Serving::Serves, &lanes);

@@ -61,6 +61,9 @@ pub struct LaneReport {
     pub open: bool,
     /// Why it takes on nothing new.
     pub paused: Option<PauseReport>,
+    /// The operator's hold on the account, or on everything: what, since when, by whom and why.
+    #[serde(default)]
+    pub on_hold: Option<String>,
     /// The limit of `[limits]` that holds requests back, and until when.
     #[serde(default)]
     pub throttled: Option<String>,

@@ -21,6 +21,7 @@ use crate::policy::limits::{Granted, Limits};
 
 mod batches;
 mod endings;
+mod holds;
 mod identity;
 mod lanes;
 mod limits;
@@ -29,6 +30,7 @@ mod states;
 
 pub(crate) use batches::*;
 pub(crate) use endings::*;
+pub(crate) use holds::*;
 pub(crate) use identity::*;
 pub(crate) use lanes::*;
 pub(crate) use limits::*;
@@ -64,6 +66,7 @@ pub(crate) fn arrival(account: AccountId, text: &str, generation: Generation, bo
         account,
         order_key: None,
         not_after: None,
+        route: "write".to_owned(),
         write: Some(write()),
     }
 }
@@ -678,7 +681,9 @@ macro_rules! journal_contract {
             starts_are_counted_and_known_by_their_tokens,
             an_adoption_stands_until_a_start_is_confirmed,
             passages_go_one_at_a_time_and_show_what_came_before_them,
-            what_ends_counts_as_ended_after_the_last_passage_was_sent
+            what_ends_counts_as_ended_after_the_last_passage_was_sent,
+            nothing_new_is_stored_for_what_is_held,
+            a_request_says_which_holds_cover_it
         );
     };
     ($journal:expr, $($name:ident),*) => {

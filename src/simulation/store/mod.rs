@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::journal::{
-    AccountId, Instance, JournalError, Lease, OutboxRow, Passage, Recovery, ReplyAddress, RequestSeq,
+    AccountId, Hold, Instance, JournalError, Lease, OutboxRow, Passage, Recovery, ReplyAddress, RequestSeq,
 };
 use crate::model::event::FinalTransaction;
 use crate::model::{
@@ -19,6 +19,7 @@ use crate::policy::letters::replay::LastRecovery;
 use crate::simulation::store::identity::Identity;
 
 mod ending;
+mod holds;
 mod identity;
 mod lanes;
 mod limits;
@@ -49,6 +50,7 @@ pub(crate) struct Store {
     outbox: BTreeMap<i64, OutboxEntry>,
     fillers: Vec<StoredFiller>,
     cancellations: BTreeMap<RequestSeq, Cancel>,
+    holds: Vec<Hold>,
     throttles: BTreeMap<u64, i64>,
     /// Gas by chain and minute.
     spent: SumsByChain,
@@ -102,6 +104,7 @@ pub(crate) struct RequestRow {
     /// Without its calldata once it is final or dead.
     pub(crate) write: Option<Write>,
     pub(crate) not_after: Option<Timestamp>,
+    pub(crate) route: String,
     /// A transaction that it shared has failed.
     pub(crate) is_alone: bool,
     pub(crate) reply: ReplyAddress,
@@ -185,6 +188,8 @@ pub(crate) struct Record {
     pub(crate) begun: Vec<Begun>,
     /// What was written by an owner after another had taken the account over.
     pub(crate) late_writes: Vec<Lease>,
+    /// Requests for which something new was stored while an operator held them.
+    pub(crate) signed_on_hold: Vec<RequestId>,
     /// Requests that were pruned, as they were then.
     pub(crate) forgotten: BTreeMap<RequestId, RequestRow>,
 }

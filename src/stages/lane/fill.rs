@@ -36,6 +36,7 @@ impl Term<'_> {
             && self.flight.room() > 0
             && self.may_try()
             && self.gate.may_begin().is_ok()
+            && !self.is_on_hold()
     }
 
     /// Returns whether a good part of the window is free and there is nothing to fill it with.
@@ -45,6 +46,7 @@ impl Term<'_> {
             && !self.queue.has_work(&self.context.settings.rules.batching)
             && self.may_try()
             && self.gate.may_begin().is_ok()
+            && !self.is_on_hold()
     }
 
     /// Returns whether something new may be taken on: not paused, or time to probe with it whether the reason is gone. What
@@ -72,6 +74,7 @@ impl Term<'_> {
 
     /// Takes on what fits.
     pub(super) async fn fill(&mut self) -> Result<(), JournalError> {
+        self.drop_held();
         let usage = self.usage().await?;
         let may_begin = self.may_begin(usage.as_ref());
         // One in any case: whether a limit holds anything back shows only where there is something.
@@ -145,9 +148,10 @@ impl Term<'_> {
         let batching = Arc::clone(&self.context.settings.rules.batching);
         let Some(page) = self.queue.next_page(transactions, &batching) else { return Ok(()) };
         let limit = u32::try_from(page.limit).unwrap_or(u32::MAX);
-        let queued = self.context.journal.queued(self.lease.account, page.after, limit).await?;
+        let held = self.context.signals.holds.borrow().routes();
+        let queued = self.context.journal.queued_except(self.lease.account, page.after, limit, &held).await?;
         let mut rulings = Vec::new();
-        for request in self.queue.take(page, queued) {
+        for request in self.queue.take(page, queued, &held) {
             let permits = &self.context.settings.rules.permits;
             match permits.check(request.write.to, request.write.value, request.calldata()) {
                 Ok(()) => self.queue.add_fetched([Fetched::new(request, &batching)]),
@@ -211,12 +215,13 @@ impl Term<'_> {
         let mut transactions = numbered_transactions(self.queue.take_ready(count), raw, first, &fees);
         let stored = transactions.iter().map(to_store).collect();
         let granted = self.context.journal.record_transactions(&self.lease, stored, self.tuning().limits).await?;
+        let is_cut = granted.count < transactions.len();
         let held_back = transactions.split_off(granted.count.min(transactions.len()));
         self.queue.put_back(held_back.into_iter().map(|transaction| transaction.payload).collect());
         match granted.throttled {
             Some(throttled) => self.gate.throttle(throttled),
-            // Another lane has found the journal behind.
-            None if transactions.is_empty() => self.read_foreign_use().await?,
+            // Another lane has found the journal behind, or an operator holds some of it.
+            None if is_cut => self.read_what_stops().await?,
             None => {}
         }
         self.next_nonce = Some(first.plus(transactions.len() as u64));

@@ -16,7 +16,7 @@ use crate::chain::follow::estimator::{Estimated, Estimator};
 use crate::chain::follow::nonce_taker::NonceTakers;
 use crate::chain::follow::receipt_reader::{BlockRead, ReceiptReader};
 use crate::chain::follow::tracker::Tracker;
-use crate::journal::{JournalError, Lease};
+use crate::journal::{JournalError, Lease, StandingHolds};
 use crate::model::{Address, Nonce, PauseReason, RawTransaction, Timestamp, UnsignedTransaction};
 use crate::observe::traces::Traced;
 use crate::stages::lane::flight::Flight;
@@ -77,6 +77,8 @@ enum Occurrence {
     Poll,
     MayHaveMore,
     RequestsEnded,
+    /// Operators hold something else now.
+    HoldsChanged,
     /// A limit may have room again, what gathered is complete, or there is work left.
     MayFill,
 }
@@ -146,14 +148,14 @@ impl<'l> Term<'l> {
     /// # Errors
     /// When the journal fails.
     pub(super) async fn run(mut self, cancel: &CancellationToken) -> Result<Ended, JournalError> {
-        let mut is_assigned = self.context.signals.is_assigned.subscribe();
+        let mut watched = (self.context.signals.is_assigned.subscribe(), self.context.signals.holds.subscribe());
         self.begin().await?;
         let mut poll_at = Instant::now();
         loop {
             self.context.signals.beat.beat();
             self.gate.expire_throttle();
             self.publish_state();
-            let occurrence = self.wait(poll_at, &mut is_assigned, cancel).await;
+            let occurrence = self.wait(poll_at, &mut watched, cancel).await;
             if matches!(occurrence, Occurrence::Poll) {
                 poll_at = Instant::now() + self.poll_interval();
             }
@@ -181,7 +183,7 @@ impl<'l> Term<'l> {
     async fn wait(
         &mut self,
         poll_at: Instant,
-        is_assigned: &mut watch::Receiver<Option<bool>>,
+        (is_assigned, holds): &mut (watch::Receiver<Option<bool>>, watch::Receiver<StandingHolds>),
         cancel: &CancellationToken,
     ) -> Occurrence {
         let signals = &self.context.signals;
@@ -197,6 +199,7 @@ impl<'l> Term<'l> {
             read = self.view.next_receipts() => Occurrence::Receipts(read),
             estimated = self.estimator.next() => Occurrence::Estimated(estimated),
             () = sleep_until(poll_at) => Occurrence::Poll,
+            Ok(()) = holds.changed() => Occurrence::HoldsChanged,
             () = signals.wake.notified() => Occurrence::MayHaveMore,
             () = signals.ended.notified(), if awaits_ends => Occurrence::RequestsEnded,
             () = sleep_until(throttled_until.unwrap_or_else(Instant::now)), if throttled_until.is_some() => Occurrence::MayFill,
@@ -231,6 +234,7 @@ impl<'l> Term<'l> {
                 self.queue.restart();
                 self.gate.recheck_in_flight();
             }
+            Occurrence::HoldsChanged => self.apply_holds(),
             Occurrence::MayFill => {}
         }
         if self.can_fill() {
@@ -316,6 +320,7 @@ impl<'l> Term<'l> {
         let now = LaneState {
             is_owner: self.context.signals.lease.borrow().is_some(),
             paused: paused.map(|pause| (pause.reason, pause.detail.clone())),
+            hold: self.context.signals.hold_on(self.lease.account),
             throttled: self.gate.throttling(),
             in_flight: self.flight.len(),
             window: self.flight.window().size(),
@@ -329,7 +334,7 @@ impl<'l> Term<'l> {
         };
         let needs_request = self.gate.is_probed_by_requests() && self.queue.is_empty() && self.may_try();
         let can_take = head.is_some() && (paused.is_none() || needs_request);
-        let is_open = can_take || self.tuning().outage == OutagePolicy::Retry;
+        let is_open = !self.is_on_hold() && (can_take || self.tuning().outage == OutagePolicy::Retry);
         self.context.signals.publish_hunger(can_take && self.is_hungry());
         let is_cut_off = paused.is_some_and(|pause| pause.reason.is_outage());
         self.context.signals.publish(now, is_open, is_cut_off);

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, watch};
 use super::*;
 use crate::chain::{ChainError, Inclusion, Log, Sent};
 use crate::journal::contract::{Set, arrival, set};
-use crate::journal::{Arrival, JournalError};
+use crate::journal::{Arrival, HoldScope, JournalError};
 use crate::model::{
     BlockNumber, Cause, ContentHash, Generation, Nonce, PauseReason, Purpose, Reason, RecordId, Timestamp,
     TransactionState, TxHash, Wei,
@@ -47,7 +47,11 @@ impl Bench {
         let set = set(journal.clone(), requests).await;
         let (chain, (settle, to_settle)) = (FakeChain::sent_in(&[]), mpsc::channel(999));
         let settings = settings(&set);
-        let signals = LaneSignals::new(LaneMeter::default(), watch::channel(Serving::Serves).1);
+        let signals = LaneSignals::new(
+            LaneMeter::default(),
+            watch::channel(Serving::Serves).1,
+            watch::Sender::default(),
+        );
         let context =
             Context { settings, chain: chain.clone(), signer: Arc::new(FakeSigner), journal, settle, signals };
         Self { context, chain, set, to_settle }
@@ -529,6 +533,72 @@ async fn an_operator_cancels_what_waits_at_once_and_what_is_signed_at_its_nonce(
     let rulings = bench.rulings();
     let is_cancelled = |ruling: &Ruling| matches!(&ruling.verdict, LaneVerdict::Cancelled(Cause { .. }));
     assert!(rulings.len() == 1 && rulings.iter().all(is_cancelled), "{rulings:?}");
+}
+
+async fn admit_by(bench: &Bench, requests: &[(&str, &str)]) {
+    let arrivals = requests.iter().map(|(text, route)| Arrival {
+        route: (*route).to_owned(),
+        ..arrival(bench.set.account, text, Generation::default(), "body")
+    });
+    bench.set.journal.admit(arrivals.collect()).await.unwrap();
+}
+
+fn on_their_way(term: &Term<'_>) -> Vec<String> {
+    term.flight.not_included().map(|live| live.payload.requests.first.id.to_string()).collect()
+}
+
+/// The lane does not know of the hold: the journal stores nothing for what it covers, and the rest is signed.
+#[tokio::test(start_paused = true)]
+async fn what_an_operator_holds_is_not_signed_and_others_are() {
+    let bench = Bench::new(&[]).await;
+    admit_by(&bench, &[("a", "x"), ("b", "y"), ("c", "x")]).await;
+    let order = || Order::new("ann", "maintenance");
+    let route = HoldScope::Route("x".to_owned());
+    bench.set.journal.hold(route.clone(), order()).await.unwrap();
+    let mut term = bench.term().await;
+    for _ in 0..3 {
+        term.fill().await.unwrap();
+    }
+    assert_eq!(on_their_way(&term), ["b"]);
+    assert_eq!(term.next_nonce, Some(Nonce(1)), "no nonce is lost");
+    assert!(!term.can_fill(), "nothing else is there to sign");
+    bench.set.journal.hold(HoldScope::Everything, order()).await.unwrap();
+    term.read_what_stops().await.unwrap();
+    admit_by(&bench, &[("d", "y")]).await;
+    term.apply_holds();
+    assert!(!term.can_fill() && !term.is_hungry());
+    term.publish_state();
+    assert!(bench.context.signals.state.borrow().hold.is_some() && !*bench.context.signals.is_open.borrow());
+    for scope in [HoldScope::Everything, route] {
+        bench.set.journal.release(scope, order()).await.unwrap();
+    }
+    term.read_what_stops().await.unwrap();
+    term.apply_holds();
+    term.fill().await.unwrap();
+    assert_eq!(on_their_way(&term), ["b", "a", "c", "d"], "in their order");
+}
+
+/// What is signed is followed, replaced and ruled on.
+#[tokio::test(start_paused = true)]
+async fn what_was_signed_before_a_hold_goes_on_to_its_end() {
+    let mut bench = Bench::new(&["a"]).await;
+    let mut term = bench.signed().await;
+    bench.set.journal.hold(HoldScope::Everything, Order::new("ann", "")).await.unwrap();
+    term.read_what_stops().await.unwrap();
+    let (first, _) = newest(&term, 0);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    bench.chain.change(|state| state.head += 3);
+    term.poll().await.unwrap();
+    term.poll().await.unwrap();
+    let (second, purpose) = newest(&term, 0);
+    assert!(second != first && purpose == Purpose::Write, "it is replaced");
+    bench.mine(0, second);
+    bench.finalise();
+    term.poll().await.unwrap();
+    let read = term.view.next_receipts().await;
+    term.handle_receipts(read).await;
+    drop(term);
+    assert!(matches!(bench.rulings().pop().unwrap().verdict, LaneVerdict::Succeeded(_)));
 }
 
 /// Admits these requests, each with its end.

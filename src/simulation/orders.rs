@@ -1,0 +1,47 @@
+//! An operator who holds and releases while everything else goes wrong: drawn apart, so that runs without one are as they were.
+
+use fastrand::Rng;
+
+use crate::journal::{AccountId, HoldScope};
+use crate::model::{Order, Timestamp};
+use crate::simulation::world::World;
+
+/// In one of so many runs there is one.
+const RUNS: u8 = 4;
+
+pub(super) struct Operator {
+    rng: Rng,
+    next: u64,
+}
+
+impl Operator {
+    pub(super) fn draw(mut rng: Rng) -> Option<Self> {
+        (rng.u8(0..RUNS) == 0).then(|| Self { next: rng.u64(0..10_000), rng })
+    }
+
+    /// Does the next thing, if it is time.
+    pub(super) fn act(&mut self, now: u64, accounts: &[AccountId], world: &mut World) {
+        if now < self.next {
+            return;
+        }
+        self.next = now + self.rng.u64(200..12_000);
+        let store = world.store();
+        let mut store = store.lock().expect("nobody panics with it");
+        let scope = match self.rng.u8(0..4) {
+            0 => HoldScope::Everything,
+            1 => HoldScope::Route(self.rng.choice(["write", "records", "other"]).unwrap_or_default().to_owned()),
+            _ => HoldScope::Account(accounts[self.rng.usize(..accounts.len())]),
+        };
+        if self.rng.bool() {
+            let _ = store.hold(Timestamp::now(), &scope, Order::new("operator", "why not"));
+            world.note(format!("hold {scope:?}"));
+        } else if let Some(released) = store.release(&scope) {
+            world.note(format!("release {}", released.scope_text()));
+        }
+    }
+
+    /// Releases all that is held.
+    pub(super) fn end(world: &mut World) {
+        world.store().lock().expect("nobody panics with it").release_all();
+    }
+}
