@@ -220,6 +220,18 @@ CREATE TABLE letter_deeds (
 CREATE INDEX letter_deeds_by_letter ON letter_deeds (letter, id);
 CREATE INDEX letter_deeds_by_time ON letter_deeds (at);
 
+-- Operators' orders to offer more for a request's transaction, once. The last one of each request.
+CREATE TABLE bumps (
+    request      bigint PRIMARY KEY REFERENCES requests (seq),
+    requested_at bigint NOT NULL,
+    -- Wei for one unit of gas at most, in place of fees.max_fee.
+    max_fee      bigint CHECK (max_fee >= 0),
+    -- The lane's: NULL until it has raised the price or refused that.
+    answer       text,
+    is_raised    bigint NOT NULL DEFAULT 0 CHECK (is_raised = 0 OR is_raised = 1)
+);
+CREATE INDEX bumps_open ON bumps (requested_at) WHERE answer IS NULL;
+
 -- Operators' holds: nothing new is signed for what one covers until it is released. Without an account and a route: everything.
 CREATE TABLE holds (
     id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

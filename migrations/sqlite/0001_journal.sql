@@ -222,6 +222,18 @@ CREATE TABLE letter_deeds (
 CREATE INDEX letter_deeds_by_letter ON letter_deeds (letter, id);
 CREATE INDEX letter_deeds_by_time ON letter_deeds (at);
 
+-- Operators' orders to offer more for a request's transaction, once. The last one of each request.
+CREATE TABLE bumps (
+    request      INTEGER PRIMARY KEY REFERENCES requests (seq),
+    requested_at INTEGER NOT NULL,
+    -- Wei for one unit of gas at most, in place of fees.max_fee.
+    max_fee      INTEGER CHECK (max_fee >= 0),
+    -- The lane's: NULL until it has raised the price or refused that.
+    answer       TEXT,
+    is_raised    INTEGER NOT NULL DEFAULT 0 CHECK (is_raised = 0 OR is_raised = 1)
+) STRICT;
+CREATE INDEX bumps_open ON bumps (requested_at) WHERE answer IS NULL;
+
 -- Operators' holds: nothing new is signed for what one covers until it is released. Without an account and a route: everything.
 CREATE TABLE holds (
     id        INTEGER PRIMARY KEY,

@@ -27,6 +27,7 @@ use operator::operator;
 use unit::Unit;
 
 mod adopt;
+mod bump;
 mod cancel;
 #[path = "config.rs"]
 mod config_command;
@@ -74,7 +75,7 @@ pub mod exit {
     pub const CONFIG: u8 = 78;
     /// There is no such request, dead letter, record or contract.
     pub const NOT_FOUND: u8 = 1;
-    /// The request has ended already, and not by being cancelled.
+    /// The request has ended already, and not by being cancelled; or another price makes no sense for it.
     pub const TOO_LATE: u8 = 2;
     /// The thing is there, and not as it should be: a record with another content, a contract that a signer may not write to.
     pub const ANOTHER: u8 = 2;
@@ -139,6 +140,8 @@ enum Command {
     Journal(journal::Command),
     /// Cancel one request: it becomes a dead letter, unless its write lands first.
     Cancel(cancel::Arguments),
+    /// Offer more for the transaction of one request, once.
+    Bump(bump::Arguments),
     /// Let nothing new be signed: for an account, for a route, or at all.
     Hold(hold::Arguments),
     /// Let what was held go on.
@@ -277,6 +280,7 @@ async fn perform(command: Command, settings: Settings, source: Source) -> anyhow
         Command::Status(arguments) => status::run(arguments, settings).await,
         Command::Journal(command) => journal::run(command, &settings).await,
         Command::Cancel(arguments) => cancel::run(arguments, settings).await,
+        Command::Bump(arguments) => bump::run(arguments, settings).await,
         Command::Hold(arguments) => hold::hold(arguments, settings).await,
         Command::Release(arguments) => hold::release(arguments, settings).await,
         Command::Recover(arguments) => recover::run(arguments, settings).await,

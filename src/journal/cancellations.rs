@@ -31,11 +31,7 @@ pub struct Cancellation {
 }
 
 /// Locks the request until the order is stored: the call that ends the request sees the order.
-pub async fn record_cancellation(
-    connection: &dyn Statements,
-    id: &RequestId,
-    order: &Order,
-) -> Result<CancelAnswer> {
+pub async fn record_cancellation(connection: &dyn Statements, id: &RequestId, order: &Order) -> Result<CancelAnswer> {
     let select = format!("SELECT seq, state FROM requests WHERE id = $1{}", connection.dialect().lock());
     let read = |row: &dyn Columns| Ok((seq(row)?, request_state(row)?));
     let Some((seq, state)) = connection.row("find a request", &select, &values![id.as_str()], read).await? else {

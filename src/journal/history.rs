@@ -104,7 +104,8 @@ pub async fn history(connection: &dyn Statements, id: &RequestId) -> Result<Opti
     let select =
         "SELECT r.*, a.chain_id, a.address FROM requests r JOIN accounts a ON a.id = r.account WHERE r.id = $1";
     let read = |row: &dyn Columns| Ok((seq(row)?, AccountId(number(row, "request", "account")?), summary(row)?));
-    let Some((seq, account, request)) = connection.row("read a request", select, &values![id.as_str()], read).await? else {
+    let Some((seq, account, request)) = connection.row("read a request", select, &values![id.as_str()], read).await?
+    else {
         return Ok(None);
     };
     let values = values![seq.0];

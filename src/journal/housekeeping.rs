@@ -150,6 +150,7 @@ async fn prune(connection: &dyn Statements, before: Timestamp, limit: u32) -> Re
         "DELETE FROM transactions WHERE request IN (SELECT u.request FROM u)",
         "DELETE FROM incidents WHERE request IN (SELECT u.request FROM u)",
         "DELETE FROM cancellations WHERE request IN (SELECT u.request FROM u)",
+        "DELETE FROM bumps WHERE request IN (SELECT u.request FROM u)",
         "DELETE FROM requests WHERE seq IN (SELECT u.request FROM u)",
     ] {
         connection.execute_each("prune", delete, &[], &rows).await?;

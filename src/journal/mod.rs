@@ -28,7 +28,7 @@
 //! # Where things are
 //!
 //! A file for each topic has its trait, its values, and its SQL, written once for both databases: `admissions` (admit),
-//! `transactions` and `signed` (record_*), `nonces` and `cancellations` (what the lane reads beside), `settlements`,
+//! `transactions` and `signed` (record_*), `nonces`, `cancellations` and `bumps` (what the lane reads beside), `settlements`,
 //! `decisions` and `copies` (settle, confirm), `outbox`, `limits`, `holds`, `ordering`, `leases`, `instances`, `incidents`, `recovery`;
 //! for operators `history`, `overview`, `letters`, `operator_log`, `upkeep` (prune). `accounts`, `requests`, `columns` and `error` have what
 //! several topics use. [`database`] says how one statement serves both databases, and what differs. `sqlite/` and `postgres/`
@@ -40,6 +40,7 @@
 
 mod address;
 mod admissions;
+mod bumps;
 mod cancellations;
 mod changes;
 mod columns;
@@ -77,6 +78,7 @@ mod transactions;
 
 pub use address::JournalAddress;
 pub use admissions::{Admissions, Arrival};
+pub use bumps::{AnsweredBump, Bump, BumpAnswer, BumpOutcome, Bumps};
 #[cfg(test)]
 pub use cancellations::CANCELLED;
 pub use cancellations::{CancelAnswer, Cancellation};
@@ -123,6 +125,7 @@ pub trait Journal:
     + Identities
     + Passages
     + Holds
+    + Bumps
     + Admissions
     + Transactions
     + Settlements
@@ -137,6 +140,7 @@ impl<T> Journal for T where
         + Identities
         + Passages
         + Holds
+        + Bumps
         + Admissions
         + Transactions
         + Settlements
@@ -148,7 +152,17 @@ impl<T> Journal for T where
 
 /// Serves operators' commands. Of [`Settlements`] they use only what reads.
 pub trait OperatorsJournal:
-    Upkeep + LetterDeeds + OperatorLog + Holds + Settlements + Instances + Identities + Passages + Leases + Recoveries
+    Upkeep
+    + LetterDeeds
+    + OperatorLog
+    + Holds
+    + Bumps
+    + Settlements
+    + Instances
+    + Identities
+    + Passages
+    + Leases
+    + Recoveries
 {
 }
 impl<T> OperatorsJournal for T where
@@ -156,6 +170,7 @@ impl<T> OperatorsJournal for T where
         + LetterDeeds
         + OperatorLog
         + Holds
+        + Bumps
         + Settlements
         + Instances
         + Identities

@@ -150,8 +150,8 @@ pub(crate) mod contract {
     use std::time::Duration;
 
     use super::*;
-    use crate::journal::{Admissions, OperatorsJournal};
     use crate::journal::contract::{arrival, id};
+    use crate::journal::{Admissions, OperatorsJournal};
     use crate::model::{BlockNumber, Generation, Nonce};
 
     /// Returns each entry as word, person, subject.

@@ -62,12 +62,7 @@ pub trait Recoveries: Send + Sync {
     ///
     /// # Errors
     /// When the blocks begin above what the journal knows: what was written in between would be unknown.
-    async fn begin_recovery(
-        &self,
-        recovery: Recovery,
-        accounts: Vec<RecoveredAccount>,
-        order: Order,
-    ) -> Result<()>;
+    async fn begin_recovery(&self, recovery: Recovery, accounts: Vec<RecoveredAccount>, order: Order) -> Result<()>;
     /// Ends it and forgets what was read; the journal counts as behind no more. `false` if there is none.
     async fn end_recovery(&self, order: Order) -> Result<bool>;
     /// Returns the recovery that was begun last, whether it is on or over.
@@ -81,12 +76,7 @@ pub trait Recoveries: Send + Sync {
 
 #[async_trait]
 impl<D: Database> Recoveries for SqlJournal<D> {
-    async fn begin_recovery(
-        &self,
-        recovery: Recovery,
-        accounts: Vec<RecoveredAccount>,
-        order: Order,
-    ) -> Result<()> {
+    async fn begin_recovery(&self, recovery: Recovery, accounts: Vec<RecoveredAccount>, order: Order) -> Result<()> {
         self.write((recovery, accounts, order), |connection, (recovery, accounts, order)| {
             Box::pin(async move {
                 begin(connection, recovery, accounts).await?;

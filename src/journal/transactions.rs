@@ -153,13 +153,7 @@ impl<D: Database> Transactions for SqlJournal<D> {
     }
 
     async fn record_replacements(&self, lease: &Lease, signed: Vec<(Nonce, SignedTransaction)>) -> Result<()> {
-        self.lane_write(Mode::Write, lease, signed, |write, signed| {
-            Box::pin(async move {
-                write.expect_live(signed).await?;
-                write.insert_signed(signed.iter().map(|(nonce, signed)| (*nonce, signed))).await
-            })
-        })
-        .await
+        self.lane_write(Mode::Write, lease, signed, |write, signed| Box::pin(write.add_signed(signed))).await
     }
 
     async fn cancellations(&self, account: AccountId) -> Result<Vec<Cancellation>> {
@@ -389,6 +383,12 @@ impl LaneWrite<'_> {
         });
         let rows = Rows::try_of("nonce bigint, batch_place bigint, request bigint", rows)?;
         self.insert("store batches", insert, &rows).await
+    }
+
+    /// Stores replacements at nonces that are live.
+    pub(super) async fn add_signed(&self, signed: &[(Nonce, SignedTransaction)]) -> Result<()> {
+        self.expect_live(signed).await?;
+        self.insert_signed(signed.iter().map(|(nonce, signed)| (*nonce, signed))).await
     }
 
     /// Fails unless all of these nonces are live: bytes for one that is done could only ever be sent by mistake.

@@ -64,6 +64,7 @@ words!(
     Act {
         Hold = "hold",
         Release = "release",
+        Bump = "bump",
         Cancel = "cancel",
         ReplayLetter = "dead_replay",
         EditLetter = "dead_edit",

@@ -115,7 +115,8 @@ impl World {
             else {
                 continue;
             };
-            let helps = self.checker.cheap.contains(&before.signed.hash)
+            let helps = record.bumped.contains(&signed.hash)
+                || self.checker.cheap.contains(&before.signed.hash)
                 || self.checker.dropped.contains_key(&before.signed.hash)
                 || before.fee.ceiling().0 < self.checker.highest_base_fee * 9 / 8;
             if !helps {

@@ -6,14 +6,18 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::journal::{
-    AccountId, AccountStanding, Acquired, Admissions, Arrival, Attendance, CancelAnswer, Cancellation,
-    ConfirmedCopy, EndedAgain, ForeignUse, History, Hold, HoldScope, Holds, Identities, Instance, Instances, JournalCondition, JournalError,
-    JournalOverview, Lease, LeaseMark, Leases, LiveTransaction, NewStart, NewTransaction, Outbox, OutboxRow, Passages,
-    Proof, QueuedRequest, RecoveredAccount, Recoveries, Recovery, RefusedMessage, Reorged, RequestSeq, RequestSummary,
-    Result, Settlement, Settlements, StoredNonce, Transactions, UnconfirmedCopy, Upkeep, Which,
+    AccountId, AccountStanding, Acquired, Admissions, AnsweredBump, Arrival, Attendance, Bump, BumpAnswer, BumpOutcome,
+    Bumps, CancelAnswer, Cancellation, ConfirmedCopy, EndedAgain, ForeignUse, History, Hold, HoldScope, Holds,
+    Identities, Instance, Instances, JournalCondition, JournalError, JournalOverview, Lease, LeaseMark, Leases,
+    LiveTransaction, NewStart, NewTransaction, Outbox, OutboxRow, Passages, Proof, QueuedRequest, RecoveredAccount,
+    Recoveries, Recovery, RefusedMessage, Reorged, RequestSeq, RequestSummary, Result, Settlement, Settlements,
+    StoredNonce, Transactions, UnconfirmedCopy, Upkeep, Which,
 };
 use crate::model::ids::virtual_host;
-use crate::model::{Address, BodyHash, Message, Nonce, Order, RecoveredWrite, RequestId, RequestState, SignedTransaction, Start, StartToken, Timestamp};
+use crate::model::{
+    Address, BodyHash, Message, Nonce, Order, RecoveredWrite, RequestId, RequestState, SignedTransaction, Start,
+    StartToken, Timestamp, Wei,
+};
 use crate::policy::arrival::{Known, Verdict};
 use crate::policy::letters::replay::LastRecovery;
 use crate::policy::limits::{Granted, Limits, Usage};
@@ -257,6 +261,29 @@ impl Holds for MemoryJournal {
 
     async fn release(&self, scope: HoldScope, _: Order) -> Result<Option<Hold>> {
         self.write("release", |store, _| Ok(store.release(&scope))).await
+    }
+}
+
+#[async_trait]
+impl Bumps for MemoryJournal {
+    async fn bump(&self, id: &RequestId, max_fee: Option<Wei>, order: Order) -> Result<BumpAnswer> {
+        self.write("bump", |store, now| Ok(store.bump(now, id, max_fee, &order))).await
+    }
+
+    async fn bump_outcome(&self, id: &RequestId) -> Result<Option<BumpOutcome>> {
+        self.read("bump_outcome", |store| store.bump_outcome(id)).await
+    }
+
+    /// Takes no time while there never were any: runs without bumps are as they were.
+    async fn bumps(&self, account: AccountId) -> Result<Vec<Bump>> {
+        if !self.store.lock().unwrap_or_else(PoisonError::into_inner).has_bumps() {
+            return Ok(Vec::new());
+        }
+        self.read("bumps", |store| store.bumps(account)).await
+    }
+
+    async fn answer_bumps(&self, lease: &Lease, answers: Vec<AnsweredBump>) -> Result<()> {
+        self.write_under(lease, "answer_bumps", |store, now| store.answer_bumps(now, lease, answers)).await
     }
 }
 

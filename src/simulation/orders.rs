@@ -1,9 +1,10 @@
-//! An operator who holds and releases while everything else goes wrong: drawn apart, so that runs without one are as they were.
+//! An operator who holds, releases and bumps while everything else goes wrong: drawn apart, so that runs without one are as they were.
 
 use fastrand::Rng;
 
 use crate::journal::{AccountId, HoldScope};
-use crate::model::{Order, Timestamp};
+use crate::model::{Order, RequestState, Timestamp, Wei};
+use crate::simulation::settings::HIGHEST_FEE;
 use crate::simulation::world::World;
 
 /// In one of so many runs there is one.
@@ -27,6 +28,16 @@ impl Operator {
         self.next = now + self.rng.u64(200..12_000);
         let store = world.store();
         let mut store = store.lock().expect("nobody panics with it");
+        if self.rng.bool() {
+            let mut writing: Vec<_> =
+                store.requests().values().filter(|row| row.state == RequestState::Writing).collect();
+            writing.sort_by_key(|row| row.turn);
+            let Some(id) = self.rng.choice(writing).map(|row| row.id.clone()) else { return };
+            let max_fee = self.rng.bool().then(|| Wei(self.rng.u128(1..=HIGHEST_FEE)));
+            let answer = store.bump(Timestamp::now(), &id, max_fee, &Order::new("operator", "it is stuck"));
+            world.note(format!("bump {id} {max_fee:?}: {answer:?}"));
+            return;
+        }
         let scope = match self.rng.u8(0..4) {
             0 => HoldScope::Everything,
             1 => HoldScope::Route(self.rng.choice(["write", "records", "other"]).unwrap_or_default().to_owned()),

@@ -7,9 +7,9 @@ use bytes::Bytes;
 use fastrand::Rng;
 use tokio::time::Instant;
 
-use crate::journal::{Leases};
+use crate::journal::Leases;
 use crate::model::message::header;
-use crate::model::{Address, Generation, Headers, Message, Origin, Properties, RequestId, Timestamp};
+use crate::model::{Address, Generation, Headers, Message, Order, Origin, Properties, RequestId, Timestamp};
 use crate::policy::marker::newest;
 use crate::simulation::Outcome;
 use crate::simulation::checker::is_conflict;

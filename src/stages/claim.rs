@@ -19,7 +19,7 @@ use tracing::{error, info, warn};
 
 use crate::broker::{BrokerError, MarkerQueue, Outgoing, PublishError, Publisher};
 use crate::journal::{Identities, Instance, JournalError, NewStart};
-use crate::model::{Heartbeat, JournalId, Marker, Order, Start, StartToken, Timestamp, ids};
+use crate::model::{Heartbeat, JournalId, Marker, Start, StartToken, Timestamp, ids};
 use crate::policy::marker::{Ruling, explain, newest, rule};
 use crate::policy::retry_schedule::RetryPauses;
 
@@ -369,7 +369,7 @@ mod tests {
         ask(&before, &mut in_theirs).await;
         let (claim, mut memory) = start(&ours, &markers).await;
         assert!(matches!(ask(&claim, &mut memory).await, Serving::Refused(_)));
-        ours.adopt(Order::new("eve", "")).await.unwrap();
+        ours.adopt(crate::model::Order::new("eve", "")).await.unwrap();
         assert_eq!(ask(&claim, &mut memory).await, Serving::Serves, "it need not start again");
         assert!(matches!(ask(&before, &mut in_theirs).await, Serving::Refused(_)));
         let (again, mut in_theirs) = start(&theirs, &markers).await;

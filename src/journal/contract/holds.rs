@@ -81,10 +81,8 @@ pub(crate) async fn a_request_says_which_holds_cover_it(journal: Arc<dyn Journal
     let queued = set.journal.queued(set.account, i64::MIN, 9).await.unwrap();
     set.journal.settle(&set.lease, vec![crate::journal::contract::failed(queued[0].seq, 1)]).await.unwrap();
     assert!(covering().await.is_empty(), "it waits for its retry, and for no operator");
-    let copy = Arrival {
-        route: "y".to_owned(),
-        ..arrival(set.account, "a", Generation { replay: 0, retry: 1 }, "body")
-    };
+    let copy =
+        Arrival { route: "y".to_owned(), ..arrival(set.account, "a", Generation { replay: 0, retry: 1 }, "body") };
     set.journal.admit(vec![copy]).await.unwrap();
     assert_eq!(covering().await, ["route x", "everything"]);
 }

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use crate::journal::contract::{TTL, arrival, attempt, dead, displaced, failed, first, id, instance, set, transaction};
 use crate::journal::{Acquired, ForeignUse, Journal, JournalError, RecoveredAccount, Recovery, RequestSeq, Which};
-use crate::model::{Address, BlockNumber, BodyHash, Generation, HeaderValue, Headers, Nonce, Order, RecoveredWrite, RequestState, SignedTransaction, Timestamp, TraceContext, TxHash, Wei};
+use crate::model::{
+    Address, BlockNumber, BodyHash, Generation, HeaderValue, Headers, Nonce, Order, RecoveredWrite, RequestState,
+    SignedTransaction, Timestamp, TraceContext, TxHash, Wei,
+};
 use crate::policy::arrival::Verdict;
 use crate::policy::limits::Limits;
 

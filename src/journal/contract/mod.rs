@@ -6,20 +6,21 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::journal::{
-    AccountId, Arrival, CancelAnswer, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, EndedAgain,
-    Instance, Journal, JournalError, Lease, NewTransaction, QueuedRequest, RefusedMessage, Reorged, RequestSeq,
-    Requeue, Settlement, Which,
+    AccountId, Arrival, CancelAnswer, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, EndedAgain, Instance,
+    Journal, JournalError, Lease, NewTransaction, QueuedRequest, RefusedMessage, Reorged, RequestSeq, Requeue,
+    Settlement, Which,
 };
 use crate::model::event::{FinalTransaction, Outcome, Subject};
 use crate::model::{
     Address, BlockHash, BlockNumber, BodyHash, Cause, Event, Fee, Gas, GasRule, Generation, Members, Message, Nonce,
-    Properties, Purpose, RawTransaction, Reason, RequestId, RequestState, SignedTransaction, Timestamp,
+    Order, Properties, Purpose, RawTransaction, Reason, RequestId, RequestState, SignedTransaction, Timestamp,
     TransactionState, TxHash, Wei, Write,
 };
 use crate::policy::arrival::Verdict;
 use crate::policy::limits::{Granted, Limits};
 
 mod batches;
+mod bumps;
 mod endings;
 mod holds;
 mod identity;
@@ -29,6 +30,7 @@ mod ordering;
 mod states;
 
 pub(crate) use batches::*;
+pub(crate) use bumps::*;
 pub(crate) use endings::*;
 pub(crate) use holds::*;
 pub(crate) use identity::*;
@@ -683,7 +685,8 @@ macro_rules! journal_contract {
             passages_go_one_at_a_time_and_show_what_came_before_them,
             what_ends_counts_as_ended_after_the_last_passage_was_sent,
             nothing_new_is_stored_for_what_is_held,
-            a_request_says_which_holds_cover_it
+            a_request_says_which_holds_cover_it,
+            a_bump_is_answered_once_and_with_its_replacement
         );
     };
     ($journal:expr, $($name:ident),*) => {

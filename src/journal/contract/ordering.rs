@@ -3,10 +3,8 @@
 use std::sync::Arc;
 
 use crate::journal::contract::{Set, arrival, dead, displaced, failed, id, set, succeeded, transaction};
-use crate::journal::{
-    AccountId, Arrival, Decision, Journal, JournalError, QueuedRequest, RequestSeq, Settlement,
-};
-use crate::model::{Address, Cause, Generation, Members, OrderKey, Reason, RequestState};
+use crate::journal::{AccountId, Arrival, Decision, Journal, JournalError, QueuedRequest, RequestSeq, Settlement};
+use crate::model::{Address, Cause, Generation, Members, Order, OrderKey, Reason, RequestState};
 use crate::policy::limits::Limits;
 
 const RETURNED: Generation = Generation { replay: 0, retry: 1 };

@@ -14,10 +14,10 @@ use crate::journal::contract::{
 use crate::journal::letters::contract as letters_contract;
 use crate::journal::operator_log::contract as log_contract;
 use crate::journal::{
-    AccountId, Admissions, CancelAnswer, Changes, Instances, Journal, Lease, Leases, NewTransaction,
-    Outbox, RequestSeq, Settlements, Transactions, Upkeep, Which,
+    AccountId, Admissions, CancelAnswer, Changes, Instances, Journal, Lease, Leases, NewTransaction, Outbox,
+    RequestSeq, Settlements, Transactions, Upkeep, Which,
 };
-use crate::model::{Address, Gas, Generation, Members, Nonce, RequestState, Timestamp};
+use crate::model::{Address, Gas, Generation, Members, Nonce, Order, RequestState, Timestamp};
 use crate::policy::arrival::Verdict;
 use crate::policy::limits::Limits;
 use crate::support::{Mode as Way, Pooler, TcpProxy, postgres};

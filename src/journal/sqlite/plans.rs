@@ -7,10 +7,10 @@ use std::time::Duration;
 use crate::journal::contract::{arrival, dead, event, id, succeeded, transaction};
 use crate::journal::sqlite::{MIGRATIONS, SqliteJournal, connect, make_private, migrate, with_readers};
 use crate::journal::{
-    AccountId, Admissions, ConfirmedCopy, EndedAgain, Lease, Leases, Outbox, QueuedRequest,
-    RECENT_INCIDENTS, RefusedMessage, Reorged, RequestSeq, Settlements, Transactions, Upkeep, Which,
+    AccountId, Admissions, ConfirmedCopy, EndedAgain, Lease, Leases, Outbox, QueuedRequest, RECENT_INCIDENTS,
+    RefusedMessage, Reorged, RequestSeq, Settlements, Transactions, Upkeep, Which,
 };
-use crate::model::{Address, BodyHash, Cause, Generation, Members, Nonce, OrderKey, Reason, Timestamp};
+use crate::model::{Address, BodyHash, Cause, Generation, Members, Nonce, Order, OrderKey, Reason, Timestamp};
 use crate::policy::limits::Limits;
 
 const SETTLED: u64 = 200;

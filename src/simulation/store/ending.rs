@@ -191,6 +191,7 @@ impl Store {
         let old: Vec<RequestSeq> = old.map(|(seq, _)| *seq).take(limit as usize).collect();
         for (seq, row) in old.iter().filter_map(|seq| Some((*seq, self.requests.remove(seq)?))) {
             self.seqs.remove(&row.id);
+            self.bumps.remove(&seq);
             self.record.forgotten.insert(row.id.clone(), row);
             self.transactions.retain(|_, transaction| transaction.requests.first != seq);
         }

@@ -374,7 +374,8 @@ impl Store {
 
     fn add_transaction(&mut self, now: Timestamp, account: AccountId, new: NewTransaction) {
         let held: Vec<_> = new.requests.iter().filter(|request| self.is_on_hold(**request)).collect();
-        let held = held.into_iter().filter_map(|request| Some(self.requests.get(request)?.id.clone())).collect::<Vec<_>>();
+        let held =
+            held.into_iter().filter_map(|request| Some(self.requests.get(request)?.id.clone())).collect::<Vec<_>>();
         self.record.signed_on_hold.extend(held);
         for request in new.requests.iter() {
             let row = self.requests.get_mut(request).expect("it was checked");

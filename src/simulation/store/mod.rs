@@ -13,11 +13,13 @@ use crate::model::event::FinalTransaction;
 use crate::model::{
     Address, BodyHash, Cause, EventKind, Fee, Gas, Generation, Members, Message, Nonce, OrderKey, Purpose,
     RawTransaction, RecoveredWrite, RequestId, RequestState, SignedTransaction, Timestamp, TraceContext,
-    TransactionState, Wei, Write,
+    TransactionState, TxHash, Wei, Write,
 };
 use crate::policy::letters::replay::LastRecovery;
+use crate::simulation::store::bumps::BumpRow;
 use crate::simulation::store::identity::Identity;
 
+mod bumps;
 mod ending;
 mod holds;
 mod identity;
@@ -51,6 +53,7 @@ pub(crate) struct Store {
     fillers: Vec<StoredFiller>,
     cancellations: BTreeMap<RequestSeq, Cancel>,
     holds: Vec<Hold>,
+    bumps: BTreeMap<RequestSeq, BumpRow>,
     throttles: BTreeMap<u64, i64>,
     /// Gas by chain and minute.
     spent: SumsByChain,
@@ -188,6 +191,8 @@ pub(crate) struct Record {
     pub(crate) begun: Vec<Begun>,
     /// What was written by an owner after another had taken the account over.
     pub(crate) late_writes: Vec<Lease>,
+    /// Replacements that an operator wanted.
+    pub(crate) bumped: BTreeSet<TxHash>,
     /// Requests for which something new was stored while an operator held them.
     pub(crate) signed_on_hold: Vec<RequestId>,
     /// Requests that were pruned, as they were then.

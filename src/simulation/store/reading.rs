@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::journal::{
-    AccountId, AccountOverview, CopyKind, History, Hold, Incident, JournalOverview, LiveTransaction, OpenRequests, OutboxRow,
-    QueuedRequest, RECENT_INCIDENTS, RecentIncident, ReplyAddress, RequestSeq, RequestSummary, SignedHistory,
-    TransactionHistory, UnconfirmedCopy,
+    AccountId, AccountOverview, CopyKind, History, Hold, Incident, JournalOverview, LiveTransaction, OpenRequests,
+    OutboxRow, QueuedRequest, RECENT_INCIDENTS, RecentIncident, ReplyAddress, RequestSeq, RequestSummary,
+    SignedHistory, TransactionHistory, UnconfirmedCopy,
 };
 use crate::model::event::BatchPlace;
 use crate::model::{Members, Message, Nonce, RequestId, RequestState, SignedTransaction, TransactionState};

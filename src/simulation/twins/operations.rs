@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::journal::{
-    AccountId, Acquired, Arrival, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, Hold, HoldScope, Journal, Lease, NewTransaction,
-    QueuedRequest, RefusedMessage, RequestSeq, Requeue, Settlement,
+    AccountId, Acquired, Arrival, ClosedTransaction, ConfirmedCopy, CopyKind, Decision, Hold, HoldScope, Journal,
+    Lease, NewTransaction, QueuedRequest, RefusedMessage, RequestSeq, Requeue, Settlement,
 };
 use crate::model::event::{FinalTransaction, Outcome, Subject};
 use crate::model::{

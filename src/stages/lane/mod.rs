@@ -38,6 +38,8 @@
 //! 5. A ruling goes to settle, which stores it under the lease and acks. Nothing is forgotten before: a term that begins
 //!    anew finds the same nonce live and rules the same.
 //!
+//! An operator may want a higher price for one transaction (`bump`).
+//!
 //! What an operator holds is not fetched, and what was fetched of it is dropped (`held`): the journal has it. The commit that
 //! would store something new reads the holds again.
 //!
@@ -62,6 +64,7 @@ use crate::signer::Signer;
 use crate::stages::settle::inbox::FromLane;
 
 mod aside;
+mod bump;
 mod care;
 mod conclude;
 mod fill;

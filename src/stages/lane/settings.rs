@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
-use crate::journal::{AccountId, Hold, Holds, Lease, Leases, StandingHolds, Transactions};
+use crate::journal::{AccountId, Bumps, Hold, Holds, Lease, Leases, StandingHolds, Transactions};
 use crate::model::{BlockNumber, Fee, Heartbeat, Nonce, PauseReason, RequestId, Timestamp};
 use crate::observe::metrics::LaneMeter;
 use crate::observe::traces::Tracer;
@@ -183,11 +183,7 @@ pub struct LaneSignals {
 }
 
 impl LaneSignals {
-    pub fn new(
-        meter: LaneMeter,
-        serving: watch::Receiver<Serving>,
-        holds: watch::Sender<StandingHolds>,
-    ) -> Self {
+    pub fn new(meter: LaneMeter, serving: watch::Receiver<Serving>, holds: watch::Sender<StandingHolds>) -> Self {
         Self {
             serving,
             holds,
@@ -250,5 +246,5 @@ impl LaneSignals {
 }
 
 /// The part of the journal that a lane uses.
-pub trait LaneJournal: Leases + Transactions + Holds {}
-impl<T: Leases + Transactions + Holds> LaneJournal for T {}
+pub trait LaneJournal: Leases + Transactions + Holds + Bumps {}
+impl<T: Leases + Transactions + Holds + Bumps> LaneJournal for T {}

@@ -243,7 +243,8 @@ impl<'l> Term<'l> {
         Ok(None)
     }
 
-    /// Does what comes up from time to time: operators' cancellations, new blocks, what is not in a block yet, gaps.
+    /// Does what comes up from time to time: operators' cancellations and bumps, new blocks, what is not in a
+    /// block yet, gaps.
     pub(super) async fn poll(&mut self) -> Result<(), JournalError> {
         self.queue.restart();
         self.read_foreign_use().await?;
@@ -253,6 +254,7 @@ impl<'l> Term<'l> {
         self.recheck_funds().await;
         self.try_aside();
         self.check_kept().await;
+        self.apply_bumps().await?;
         self.resend_and_replace().await?;
         self.fill_gaps().await
     }

@@ -10,7 +10,7 @@ use crate::chain::{ChainError, Inclusion, Log, Sent};
 use crate::journal::contract::{Set, arrival, set};
 use crate::journal::{Arrival, HoldScope, JournalError};
 use crate::model::{
-    BlockNumber, Cause, ContentHash, Generation, Nonce, PauseReason, Purpose, Reason, RecordId, Timestamp,
+    BlockNumber, Cause, ContentHash, Generation, Nonce, Order, PauseReason, Purpose, Reason, RecordId, Timestamp,
     TransactionState, TxHash, Wei,
 };
 use crate::observe::metrics::LaneMeter;
@@ -47,11 +47,8 @@ impl Bench {
         let set = set(journal.clone(), requests).await;
         let (chain, (settle, to_settle)) = (FakeChain::sent_in(&[]), mpsc::channel(999));
         let settings = settings(&set);
-        let signals = LaneSignals::new(
-            LaneMeter::default(),
-            watch::channel(Serving::Serves).1,
-            watch::Sender::default(),
-        );
+        let signals =
+            LaneSignals::new(LaneMeter::default(), watch::channel(Serving::Serves).1, watch::Sender::default());
         let context =
             Context { settings, chain: chain.clone(), signer: Arc::new(FakeSigner), journal, settle, signals };
         Self { context, chain, set, to_settle }

@@ -97,7 +97,7 @@ async fn an_unknown_transaction_that_asks_for_what_a_request_asks_for_stops_the_
         if is_fetched_first {
             // Ready to be signed, and held back by the price.
             let page = term.queue.next_page(1, &Batching::NONE).unwrap();
-            let queued = term.queue.take(page, bench.set.queued.clone());
+            let queued = term.queue.take(page, bench.set.queued.clone(), &[]);
             queued.into_iter().for_each(|request| {
                 let payload =
                     payload::Payload { requests: crate::model::Members::one(request), ..fixtures::payload(1) };
