@@ -89,6 +89,8 @@ CREATE TABLE requests (
 CREATE INDEX requests_unsettled ON requests (account, state, turn) WHERE settled_at IS NULL;
 -- What may be pruned, oldest first.
 CREATE INDEX requests_ended ON requests (settled_at) WHERE state IN ('dead', 'final');
+-- What waits at the broker for its retry.
+CREATE INDEX requests_waiting ON requests (account) WHERE state = 'retry_waiting';
 -- The next of an ordering key, found without a scan of those behind it.
 CREATE INDEX requests_ordered ON requests (order_key, order_place)
     WHERE order_key IS NOT NULL AND state <> 'final' AND state <> 'dead';
@@ -189,8 +191,25 @@ CREATE TABLE outbox (
     kind           text NOT NULL CHECK (kind IN ('final', 'retry', 'dead', 'reorged')),
     body           text NOT NULL,
     reply_to       text,
-    correlation_id text
+    correlation_id text,
+    -- The id of the request that it is about.
+    request        text NOT NULL,
+    -- 1: it was published before, and an operator wants it once more.
+    is_replay      bigint NOT NULL DEFAULT 0 CHECK (is_replay = 0 OR is_replay = 1)
 );
+
+-- Events with a publisher confirm, kept for journal.keep_events so that they can be published again.
+CREATE TABLE sent_events (
+    id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    sent_at  bigint NOT NULL,
+    account  bigint NOT NULL REFERENCES accounts (id),
+    event_id text NOT NULL,
+    kind     text NOT NULL,
+    body     text NOT NULL,
+    request  text NOT NULL
+);
+CREATE INDEX sent_events_by_time ON sent_events (sent_at);
+CREATE INDEX sent_events_by_request ON sent_events (request);
 
 -- What happened to a request off the straight way: failures, parks, replays. The straight way stands in its own row.
 CREATE TABLE incidents (

@@ -90,6 +90,8 @@ CREATE TABLE requests (
 CREATE INDEX requests_unsettled ON requests (account, state, turn) WHERE settled_at IS NULL;
 -- What may be pruned, oldest first.
 CREATE INDEX requests_ended ON requests (settled_at) WHERE state IN ('dead', 'final');
+-- What waits at the broker for its retry.
+CREATE INDEX requests_waiting ON requests (account) WHERE state = 'retry_waiting';
 -- The next of an ordering key, found without a scan of those behind it.
 CREATE INDEX requests_ordered ON requests (order_key, order_place)
     WHERE order_key IS NOT NULL AND state <> 'final' AND state <> 'dead';
@@ -191,8 +193,25 @@ CREATE TABLE outbox (
     kind           TEXT NOT NULL CHECK (kind = 'final' OR kind = 'retry' OR kind = 'dead' OR kind = 'reorged'),
     body           TEXT NOT NULL,
     reply_to       TEXT,
-    correlation_id TEXT
+    correlation_id TEXT,
+    -- The id of the request that it is about.
+    request        TEXT NOT NULL,
+    -- 1: it was published before, and an operator wants it once more.
+    is_replay      INTEGER NOT NULL DEFAULT 0 CHECK (is_replay = 0 OR is_replay = 1)
 ) STRICT;
+
+-- Events with a publisher confirm, kept for journal.keep_events so that they can be published again.
+CREATE TABLE sent_events (
+    id       INTEGER PRIMARY KEY AUTOINCREMENT,
+    sent_at  INTEGER NOT NULL,
+    account  INTEGER NOT NULL REFERENCES accounts (id),
+    event_id TEXT NOT NULL,
+    kind     TEXT NOT NULL,
+    body     TEXT NOT NULL,
+    request  TEXT NOT NULL
+) STRICT;
+CREATE INDEX sent_events_by_time ON sent_events (sent_at);
+CREATE INDEX sent_events_by_request ON sent_events (request);
 
 -- What happened to a request off the straight way: failures, parks, replays. The straight way stands in its own row.
 CREATE TABLE incidents (

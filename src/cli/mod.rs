@@ -37,6 +37,7 @@ mod doctor;
 #[cfg(test)]
 mod documents;
 mod envelope;
+mod events;
 mod generate;
 mod health;
 mod hold;
@@ -142,6 +143,9 @@ enum Command {
     Cancel(cancel::Arguments),
     /// Offer more for the transaction of one request, once.
     Bump(bump::Arguments),
+    /// Publish events once more.
+    #[command(subcommand)]
+    Events(events::Command),
     /// Let nothing new be signed: for an account, for a route, or at all.
     Hold(hold::Arguments),
     /// Let what was held go on.
@@ -281,6 +285,7 @@ async fn perform(command: Command, settings: Settings, source: Source) -> anyhow
         Command::Journal(command) => journal::run(command, &settings).await,
         Command::Cancel(arguments) => cancel::run(arguments, settings).await,
         Command::Bump(arguments) => bump::run(arguments, settings).await,
+        Command::Events(command) => events::run(command, settings).await,
         Command::Hold(arguments) => hold::hold(arguments, settings).await,
         Command::Release(arguments) => hold::release(arguments, settings).await,
         Command::Recover(arguments) => recover::run(arguments, settings).await,

@@ -50,8 +50,13 @@ pub(super) fn read(write: Option<Value>, routes: Option<Value>, folder: &Path, f
         }
         let name = section.take("name").and_then(|name| name.as_str().map(str::to_owned));
         let name = name.unwrap_or_else(|| section.name().to_owned());
+        if name.is_empty() || name.chars().any(char::is_control) {
+            section.fault("name", "must be one or more characters that can be shown");
+        }
         let matches = matches(&mut section);
-        route(name, matches, section, folder)
+        section.set_default("max_open", "off");
+        let max_open = section.number_or_off("max_open", 1..=1_000_000);
+        Route { max_open, ..route(name, matches, section, folder) }
     });
     routes.unwrap_or_default()
 }
@@ -100,7 +105,7 @@ fn route(name: String, matches: Match, mut section: Section<'_>, folder: &Path) 
             (Calldata::Record(kept), records::many(kept))
         }
     };
-    Route { name, matches, schema, to: Some(to), value, gas, calldata, many, errors, expires }
+    Route { name, matches, schema, to: Some(to), value, gas, calldata, many, errors, expires, max_open: None }
 }
 
 /// Reads for how long messages are of use.
@@ -137,7 +142,7 @@ fn carried(
         section.fault("value", "is set, and the messages say what they pay; remove it");
     }
     let (calldata, value) = (Calldata::Carried, Amount::Fixed(Wei(0)));
-    Route { name, matches, schema, to: None, value, gas, calldata, many: None, errors, expires }
+    Route { name, matches, schema, to: None, value, gas, calldata, many: None, errors, expires, max_open: None }
 }
 
 fn matches(section: &mut Section<'_>) -> Match {
@@ -308,6 +313,23 @@ mod tests {
         assert!(matches!(routes[2].calldata, Calldata::Record(_)));
         let alone = load_text(&format!("{REST}[write]\n{TO}")).unwrap().admission.routes;
         assert!(alone[0].expires.is_none() && matches!(alone[0].calldata, Calldata::Body));
+    }
+
+    #[test]
+    fn a_route_may_have_a_share_unless_messages_have_an_order() {
+        let text = |request: &str| {
+            format!(
+                "{REST}[write]\n{TO}[request]\n{request}[[route]]\nname = \"a\"\ntype = \"a\"\nmax_open = 7\n[[route]]\n"
+            )
+        };
+        let shares = |text: &str| {
+            let routes = load_text(text).unwrap().admission.routes;
+            routes.iter().map(|route| route.max_open).collect::<Vec<_>>()
+        };
+        assert_eq!(shares(&text("")), [Some(7), None]);
+        assert!(faults(&text("order_by = \"message_id\"\n")).contains("request.order_by: is set, and a.max_open too"));
+        assert!(faults(&text("").replace("= 7", "= 0")).contains("max_open"));
+        assert!(faults(&text("").replace("name = \"a\"", "name = \"\"")).contains("name"));
     }
 
     #[test]

@@ -105,8 +105,10 @@ fn settings(
         tracer: Tracer::default(),
     };
     let (http_listen, http_token) = http(section!("http"), places);
+    let (signers, retiring) = signers::read(tables.remove("signer"), places, findings);
     Settings {
-        signers: signers::read(tables.remove("signer"), places, findings),
+        signers,
+        retiring,
         dead: dead(section!("dead")),
         journal: journal(section!("journal"), places),
         traces: traces(section!("traces"), &worker, &broker.topology.names, chain.chain_id),
@@ -344,7 +346,8 @@ fn journal(mut section: Section<'_>, places: &Places) -> JournalSection {
         JournalAddress::Postgres(_) => address,
     };
     let retention = section.duration("retention", HOUR..=3650 * DAY);
-    JournalSection { address, retention }
+    let keep_events = section.duration("keep_events", Duration::ZERO..=3650 * DAY);
+    JournalSection { address, retention, keep_events }
 }
 
 fn traces(mut section: Section<'_>, worker: &WorkerSection, names: &Names, chain_id: u64) -> Option<TracesSettings> {

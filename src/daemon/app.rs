@@ -18,7 +18,7 @@ use crate::daemon::status::{self, LaneView, Observer, RecentLines, RequestPages,
 use crate::daemon::supervisor::{Tasks, notify_systemd, while_starting};
 use crate::journal::{
     AccountId, Actor, Instance, Journal, JournalAddress, JournalError, Lease, LetterDeeds, OperatorLog,
-    PostgresJournal, SqliteJournal,
+    PostgresJournal, SentEvents, SqliteJournal,
 };
 use crate::model::{Heartbeat, Timestamp, ids};
 use crate::observe::metrics::{Meters, Metrics, ReplayMeter, SpanMeter};
@@ -71,7 +71,7 @@ pub async fn run(settings: Settings, recent: RecentLines, reloading: Reloading) 
 /// asks for that.
 type Parts = (RecentLines, Reloading, Signal);
 
-async fn run_with<J: Journal + LetterDeeds + OperatorLog + 'static>(
+async fn run_with<J: Journal + LetterDeeds + OperatorLog + SentEvents + 'static>(
     journal: J,
     settings: Settings,
     parts: Parts,
@@ -104,7 +104,7 @@ struct Daemon<'s, J> {
     tokens: Tokens,
 }
 
-impl<J: Journal + LetterDeeds + OperatorLog + 'static> Daemon<'_, J> {
+impl<J: Journal + LetterDeeds + OperatorLog + SentEvents + 'static> Daemon<'_, J> {
     /// Builds all parts, connects them, and spawns their tasks. Returns the lanes.
     async fn start(&mut self, (recent, reloading, hangups): Parts) -> anyhow::Result<Vec<(AccountId, LaneSignals)>> {
         let (settings, journal) = (self.settings, Arc::clone(&self.journal));
@@ -144,6 +144,7 @@ impl<J: Journal + LetterDeeds + OperatorLog + 'static> Daemon<'_, J> {
             flow: flow.clone(),
             serving: serving.clone(),
             lanes: settings.signers.iter().zip(&lanes).map(|(signer, (_, signals))| view(signer, signals)).collect(),
+            retiring: settings.retiring.clone(),
             node,
             journal,
             intake: meters.intake.clone(),
@@ -256,21 +257,23 @@ impl<J: Journal + LetterDeeds + OperatorLog + 'static> Daemon<'_, J> {
 
     fn pipeline_settings(&self, adjustable: &Adjustable, accounts: Vec<AccountId>, tracer: Tracer) -> PipelineSettings {
         let Self { settings, owner, .. } = self;
-        let lane = |account: &AccountId| LaneSettings {
+        let lane = |(account, signer): (&AccountId, &SignerSection)| LaneSettings {
             account: *account,
+            is_retiring: settings.retiring.contains(&signer.address()),
             rules: settings.lane.clone(),
             tuning: adjustable.tuning.subscribe(),
             owner: Arc::clone(owner),
             tracer: tracer.clone(),
         };
         PipelineSettings {
-            lanes: accounts.iter().map(lane).collect(),
+            lanes: accounts.iter().zip(&settings.signers).map(lane).collect(),
             admission: settings.admission.clone(),
             settle: SettleSettings { tracer: tracer.clone(), ..settings.settle.clone() },
             replies: Arc::clone(&settings.replies),
             max_open: adjustable.max_open.subscribe(),
             upkeep: Pace::of(
                 settings.journal.retention,
+                settings.journal.keep_events,
                 settings.settle.waits.iter().max().copied().unwrap_or_default(),
             ),
             lease_ttl: settings.lane.lease_ttl,

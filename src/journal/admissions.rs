@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use async_trait::async_trait;
 
-use crate::journal::columns::{Columns, expect_rows, fixed, number, to_i64, unsigned};
+use crate::journal::columns::{Columns, expect_rows, fixed, number, text, to_i64, unsigned};
 use crate::journal::database::{Database, Rows, SqlJournal, Statements, Value, values};
 use crate::journal::error::{JournalError, Result};
 use crate::journal::incidents::record_incidents;
@@ -26,7 +26,7 @@ pub struct Arrival {
     pub generation: Generation,
     pub body_hash: BodyHash,
     pub message: Message,
-    /// The lane that it goes to if it is new.
+    /// The lane that it goes to if it is new, or a replay.
     pub account: AccountId,
     /// Where set, requests of the same key wait for those before them.
     pub order_key: Option<OrderKey>,
@@ -46,6 +46,8 @@ pub trait Admissions: Send + Sync {
     /// for others of their key are left out: if they kept deliveries from coming, the retry of one before them would not
     /// come either.
     async fn open_requests(&self) -> Result<Vec<(AccountId, u64)>>;
+    /// Returns how many requests of these routes are open, of those that have any.
+    async fn open_of_routes(&self, routes: Vec<String>) -> Result<Vec<(String, u64)>>;
 }
 
 #[async_trait]
@@ -76,6 +78,22 @@ impl<D: Database> Admissions for SqlJournal<D> {
         })
         .await
     }
+
+    async fn open_of_routes(&self, routes: Vec<String>) -> Result<Vec<(String, u64)>> {
+        let routes = serde_json::Value::from(routes).to_string();
+        self.read(routes, |connection, routes| Box::pin(open_of_routes(connection, routes))).await
+    }
+}
+
+async fn open_of_routes(connection: &dyn Statements, routes: &str) -> Result<Vec<(String, u64)>> {
+    let routes_in = connection.dialect().texts_in("$1");
+    let select = format!(
+        "SELECT route, count(*) AS open FROM requests WHERE settled_at IS NULL AND state {} AND route IN {routes_in} \
+         GROUP BY route ORDER BY route",
+        which(RequestState::is_open)
+    );
+    let read = |row: &dyn Columns| Ok((text(row, "count", "route")?.into_owned(), unsigned(row, "count", "open")?));
+    connection.rows("count the open requests of routes", &select, &values![routes], read).await
 }
 
 /// Admits deliveries. Of two instances that meet the same new id, the later one waits for the counter, and finds it known.
@@ -198,7 +216,8 @@ async fn insert_new(
 }
 
 /// Retries that came back keep their places among those of their keys, and none before them can be open. Dead letters that
-/// an operator sent back come behind them. What a replay asks for is decided anew; a retry keeps what is stored, whatever
+/// an operator sent back come behind them, and go to the account that intake chose: the one before may have retired. What a
+/// replay asks for is decided anew; a retry keeps what is stored, whatever
 /// the configuration says by now. Returns the keys whose next request may be another now.
 async fn accept_again(
     connection: &dyn Statements,
@@ -226,6 +245,7 @@ async fn accept_again(
         "write_hash",
         "not_after",
         "route",
+        "account",
     ];
     let update = format!(
         "UPDATE requests AS r SET {set}, accepted_at = $1, \

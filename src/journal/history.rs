@@ -112,18 +112,25 @@ pub async fn history(connection: &dyn Statements, id: &RequestId) -> Result<Opti
     let select = "SELECT s.* FROM (SELECT account, nonce FROM transactions WHERE request = $1 \
                   UNION ALL SELECT account, nonce FROM batched WHERE request = $1) t \
                   JOIN signed_transactions s ON s.account = t.account AND s.nonce = t.nonce ORDER BY s.id";
-    let read = |row: &dyn Columns| Ok((Nonce(unsigned(row, "signed transaction", "nonce")?), signed_history(row)?));
-    let mut signed: BTreeMap<Nonce, Vec<SignedHistory>> = BTreeMap::new();
-    for (nonce, one) in connection.rows("read signed transactions", select, &values, read).await? {
-        signed.entry(nonce).or_default().push(one);
+    let read = |row: &dyn Columns| Ok((place(row)?, signed_history(row)?));
+    let mut signed: BTreeMap<(i64, Nonce), Vec<SignedHistory>> = BTreeMap::new();
+    let mut order = Vec::new();
+    for (place, one) in connection.rows("read signed transactions", select, &values, read).await? {
+        let of_place = signed.entry(place).or_default();
+        order.extend(of_place.is_empty().then_some(place));
+        of_place.push(one);
     }
     let select = "SELECT t.*, CAST(0 AS bigint) AS place FROM transactions t WHERE t.request = $1 \
                   UNION ALL SELECT t.*, b.place FROM batched b \
-                  JOIN transactions t ON t.account = b.account AND t.nonce = b.nonce WHERE b.request = $1 ORDER BY nonce";
-    let mut transactions = connection.rows("read transactions", select, &values, transaction_history).await?;
-    for transaction in &mut transactions {
-        transaction.signed = signed.remove(&transaction.nonce).unwrap_or_default();
-    }
+                  JOIN transactions t ON t.account = b.account AND t.nonce = b.nonce WHERE b.request = $1";
+    let read = |row: &dyn Columns| Ok((place(row)?, transaction_history(row)?));
+    let mut found = connection.rows("read transactions", select, &values, read).await?;
+    found.sort_by_key(|(place, _)| order.iter().position(|signed| signed == place));
+    let with_signed = |(place, transaction): (_, TransactionHistory)| TransactionHistory {
+        signed: signed.remove(&place).unwrap_or_default(),
+        ..transaction
+    };
+    let transactions = found.into_iter().map(with_signed).collect();
     let select = "SELECT at, what, detail FROM incidents WHERE request = $1 ORDER BY id";
     let incidents = connection.rows("read incidents", select, &values, incident).await?;
     let mut holds = Vec::new();
@@ -132,6 +139,11 @@ pub async fn history(connection: &dyn Statements, id: &RequestId) -> Result<Opti
         holds.retain(|hold| hold.covers(account, &request.route));
     }
     Ok(Some(History { request, transactions, incidents, holds }))
+}
+
+/// Returns the account and the nonce: a replay may have another account.
+fn place(row: &dyn Columns) -> Result<(i64, Nonce)> {
+    Ok((number(row, "transaction", "account")?, Nonce(unsigned(row, "transaction", "nonce")?)))
 }
 
 fn summary(row: &dyn Columns) -> Result<RequestSummary> {

@@ -12,6 +12,7 @@ use crate::journal::letters;
 use crate::journal::operator_log;
 use crate::journal::overview::{JournalOverview, overview};
 use crate::journal::recovery;
+use crate::journal::sent_events;
 use crate::journal::states::which;
 use crate::model::{Order, RequestId, RequestState, Timestamp};
 use crate::observe::metrics::JournalMeter;
@@ -33,6 +34,10 @@ pub trait Upkeep: Send + Sync {
     /// Deletes up to `limit` requests that were final or dead before this time, with all that belongs to them, in the order
     /// in which the journal finds them. Returns how many.
     async fn prune(&self, before: Timestamp, limit: u32) -> Result<u64>;
+    /// Forgets up to `limit` events that were published before this time. Returns how many.
+    async fn prune_events(&self, _before: Timestamp, _limit: u32) -> Result<u64> {
+        Ok(0)
+    }
     /// Returns whether what the journal commits holds, and what its own clock says.
     async fn condition(&self) -> Result<JournalCondition> {
         Ok(JournalCondition::default())
@@ -76,6 +81,13 @@ impl<D: Database> Upkeep for SqlJournal<D> {
         }
         self.write_repeatably((before, limit), |connection, (before, limit)| {
             Box::pin(prune(connection, *before, *limit))
+        })
+        .await
+    }
+
+    async fn prune_events(&self, before: Timestamp, limit: u32) -> Result<u64> {
+        self.write_repeatably((before, limit), |connection, (before, limit)| {
+            Box::pin(sent_events::forget(connection, *before, *limit))
         })
         .await
     }

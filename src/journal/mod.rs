@@ -17,7 +17,7 @@
 //! confirm               requests: retry_waiting or dead, body gone; outbox                     before: the copy may be published again,
 //!                                                                                              and the journal ignores the second
 //! admit, again          requests: accepted as the next copy                                    as the first time
-//! events_sent           outbox: the row is gone                                                before: the event is sent twice, same id
+//! events_sent           outbox: the row is gone; sent_events: a copy                           before: the event is sent twice, same id
 //! prune                 all rows of requests that were final or dead long ago                  nothing is lost: they have settled
 //! ```
 //!
@@ -29,7 +29,7 @@
 //!
 //! A file for each topic has its trait, its values, and its SQL, written once for both databases: `admissions` (admit),
 //! `transactions` and `signed` (record_*), `nonces`, `cancellations` and `bumps` (what the lane reads beside), `settlements`,
-//! `decisions` and `copies` (settle, confirm), `outbox`, `limits`, `holds`, `ordering`, `leases`, `instances`, `incidents`, `recovery`;
+//! `decisions` and `copies` (settle, confirm), `outbox`, `sent_events`, `limits`, `holds`, `ordering`, `leases`, `instances`, `incidents`, `recovery`;
 //! for operators `history`, `overview`, `letters`, `operator_log`, `upkeep` (prune). `accounts`, `requests`, `columns` and `error` have what
 //! several topics use. [`database`] says how one statement serves both databases, and what differs. `sqlite/` and `postgres/`
 //! have connections, commits, migrations, which processes live (`lives`), and nothing about requests. `contract/` is the test
@@ -70,6 +70,7 @@ mod recovery;
 mod requests;
 mod row_numbers;
 mod schema;
+mod sent_events;
 mod settlements;
 mod signed;
 mod sqlite;
@@ -114,6 +115,7 @@ pub use recovery::{ForeignUse, RecoveredAccount, Recoveries, Recovery};
 pub use requests::ReplyAddress;
 pub use requests::{QueuedRequest, StoredRequest};
 pub use row_numbers::{AccountId, Lease, LeaseMark, RequestSeq};
+pub use sent_events::{EventCounts, EventSelection, SentEvents};
 pub use settlements::Settlements;
 pub use signed::NewTransaction;
 pub use sqlite::{SqliteJournal, back_up};
@@ -157,6 +159,7 @@ pub trait OperatorsJournal:
     + OperatorLog
     + Holds
     + Bumps
+    + SentEvents
     + Settlements
     + Instances
     + Identities
@@ -171,6 +174,7 @@ impl<T> OperatorsJournal for T where
         + OperatorLog
         + Holds
         + Bumps
+        + SentEvents
         + Settlements
         + Instances
         + Identities

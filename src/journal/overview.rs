@@ -39,8 +39,19 @@ pub struct AccountOverview {
     pub live: u64,
     /// Events without a publisher confirm.
     pub outbox: u64,
+    /// Requests that wait at the broker for their retry.
+    #[serde(default)]
+    pub retry_waiting: u64,
     /// Requests that are not settled, by state, of the states that have any.
     pub open: Vec<OpenRequests>,
+}
+
+impl AccountOverview {
+    /// Returns what the account has left to finish: requests that have not ended, and events.
+    pub fn left(&self) -> u64 {
+        let open: u64 = self.open.iter().map(|open| open.count).sum();
+        open + self.retry_waiting + self.outbox
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,7 +73,8 @@ pub struct RecentIncident {
 /// Counts by indexes what is live and open, and the outbox is small: what is settled costs nothing.
 const ACCOUNTS: &str = "SELECT a.id, a.chain_id, a.address, a.next_nonce, a.lease_owner, a.lease_until, \
      (SELECT count(*) FROM transactions t WHERE t.account = a.id AND t.state = 'live') AS live, \
-     (SELECT count(*) FROM outbox o WHERE o.account = a.id) AS outbox \
+     (SELECT count(*) FROM outbox o WHERE o.account = a.id) AS outbox, \
+     (SELECT count(*) FROM requests r WHERE r.account = a.id AND r.state = 'retry_waiting') AS waiting \
      FROM accounts a ORDER BY a.id";
 
 /// Finds of each state the first in the queue by its place.
@@ -90,6 +102,7 @@ fn account(row: &dyn Columns) -> Result<AccountOverview> {
         leased_until: Timestamp(number(row, "account", "lease_until")?),
         live: unsigned(row, "count", "live")?,
         outbox: unsigned(row, "count", "outbox")?,
+        retry_waiting: unsigned(row, "count", "waiting")?,
         open: Vec::new(),
     })
 }

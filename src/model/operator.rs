@@ -65,6 +65,7 @@ words!(
         Hold = "hold",
         Release = "release",
         Bump = "bump",
+        ReplayEvents = "events_replay",
         Cancel = "cancel",
         ReplayLetter = "dead_replay",
         EditLetter = "dead_edit",

@@ -33,6 +33,8 @@ pub struct Route {
     pub errors: Errors,
     /// For how long its messages are of use.
     pub expires: Option<Duration>,
+    /// Its requests that are open at once, about; further messages wait at the broker.
+    pub max_open: Option<u64>,
 }
 
 /// Selects the messages of a route. All that is set must fit; with nothing set every message does.
@@ -174,6 +176,7 @@ impl Route {
             many: None,
             errors: Errors::default(),
             expires: None,
+            max_open: None,
         }
     }
 
@@ -310,6 +313,7 @@ mod tests {
             many: None,
             errors: Errors::default(),
             expires: None,
+            max_open: None,
         }
     }
 

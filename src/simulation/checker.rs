@@ -71,6 +71,8 @@ pub(super) struct Checker {
     pub(super) limits: Limits,
     /// Another worker records the same.
     pub(super) has_rival: bool,
+    /// An operator holds and releases.
+    pub(super) has_operator: bool,
     /// An older copy of the journal came back.
     pub(super) was_restored: bool,
     /// The dead letters that there were then.
@@ -322,7 +324,7 @@ impl World {
         let is_taken = matches!(reason.as_str(), "already_recorded" | "reverted") && self.checker.has_rival;
         let may_fail = behaviour.may_fail() || is_cancelled || is_dropped || is_refused || is_taken;
         let is_false = class == "unavailable" || (class == "rejected" && !may_fail);
-        if is_false && !is_parked {
+        if is_false && !is_parked && is_new {
             self.violated(format!("10: {id} becomes {taken:?} for {class}.{reason}"));
         }
         if taken == Taken::Dead && !is_conflict {
@@ -389,11 +391,12 @@ impl World {
         }
     }
 
-    /// Each such ack needs a copy of its own, which comes again.
+    /// Each such ack needs a copy of its own, which comes again. What an operator holds may wait at the broker, too.
     fn is_postponed(&mut self, acked: &Queued) -> bool {
+        let has_operator = self.checker.has_operator;
         let is_copy = |(taken, copy): &&(Taken, Queued)| {
             *taken == Taken::ToWait
-                && copy.message.headers.contains_key(header::NOT_BEFORE)
+                && (has_operator || copy.message.headers.contains_key(header::NOT_BEFORE))
                 && (copy.id(), copy.generation()) == (acked.id(), acked.generation())
         };
         let copies = self.queues.taken.iter().filter(is_copy).count();

@@ -260,7 +260,7 @@ impl Holds for MemoryJournal {
     }
 
     async fn release(&self, scope: HoldScope, _: Order) -> Result<Option<Hold>> {
-        self.write("release", |store, _| Ok(store.release(&scope))).await
+        self.write("release", |store, now| Ok(store.release(now, &scope))).await
     }
 }
 
@@ -295,6 +295,10 @@ impl Admissions for MemoryJournal {
 
     async fn open_requests(&self) -> Result<Vec<(AccountId, u64)>> {
         self.read("open_requests", Store::open_requests).await
+    }
+
+    async fn open_of_routes(&self, routes: Vec<String>) -> Result<Vec<(String, u64)>> {
+        self.read("open_of_routes", |store| store.open_of_routes(&routes)).await
     }
 }
 

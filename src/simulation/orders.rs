@@ -46,7 +46,7 @@ impl Operator {
         if self.rng.bool() {
             let _ = store.hold(Timestamp::now(), &scope, Order::new("operator", "why not"));
             world.note(format!("hold {scope:?}"));
-        } else if let Some(released) = store.release(&scope) {
+        } else if let Some(released) = store.release(Timestamp::now(), &scope) {
             world.note(format!("release {}", released.scope_text()));
         }
     }

@@ -75,6 +75,7 @@ impl RunSettings {
         };
         let lane = LaneSettings {
             account: AccountId(0),
+            is_retiring: false,
             rules,
             tuning: watch::channel(tuning).1,
             owner: Arc::from(""),
@@ -101,7 +102,7 @@ impl RunSettings {
             permits: Default::default(),
             queue: "q".to_owned(),
         };
-        let upkeep = Pace::of(seconds(30 * 86_400), seconds(8));
+        let upkeep = Pace::of(seconds(30 * 86_400), seconds(30 * 86_400), seconds(8));
         let replies = Arc::new(ReplyRules { give_up_after: seconds(20), ..replies::tests::rules() });
         Self { accounts, lane, settle, admission, replies, max_open: rng.u64(3..60), upkeep }
     }
@@ -113,7 +114,7 @@ impl RunSettings {
             let milliseconds = Duration::from_millis;
             let [interval, grace, step] = [6000, 5000, 700].map(milliseconds);
             // Longer than the longest wait, and than an instance takes to notice what another one has settled.
-            self.upkeep = Pace { kept: Duration::from_secs(40), interval, grace, step };
+            self.upkeep = Pace { kept: Duration::from_secs(40), interval, grace, step, ..self.upkeep };
         }
         forgets
     }

@@ -125,6 +125,8 @@ impl Storm {
             world.lock().ledger.funds = apart.u128(100_000_000..500_000_000);
         }
         let swarm = Swarm::draw(&mut rng);
+        let operator = Operator::draw(Rng::with_seed(seed.rotate_left(8)));
+        world.lock().checker.has_operator = operator.is_some();
         Self {
             world,
             rng,
@@ -137,7 +139,7 @@ impl Storm {
             to_publish,
             keys,
             rival,
-            operator: Operator::draw(Rng::with_seed(seed.rotate_left(8))),
+            operator,
             cancels_at: None,
             stranger: None,
             earlier: Vec::new(),

@@ -1,5 +1,6 @@
 //! Builds every stage between the four seams, and connects them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -101,6 +102,7 @@ impl Pipeline {
 
         let publisher: Arc<dyn Publisher> = Arc::new(ServedPublisher { publisher, serving: pipeline.serving.clone() });
 
+        let retiring: BTreeSet<_> = lanes.iter().filter(|lane| lane.is_retiring).map(|lane| lane.account).collect();
         for (settings, signer) in lanes.into_iter().zip(signers) {
             let account = settings.account;
             let signals = LaneSignals::new(pipeline.meters.lane.clone(), pipeline.serving.clone(), holds.clone());
@@ -128,13 +130,14 @@ impl Pipeline {
         let beat = Heartbeat::default();
         let intake = Intake {
             rules: admission,
-            lanes: pipeline.of_lanes(intake_lane),
+            lanes: pipeline.of_lanes(|account, signals| intake_lane(account, retiring.contains(&account), signals)),
             journal: journal.clone(),
             passages: journal.clone(),
             serving: pipeline.serving.clone(),
             holds: holds.subscribe(),
             park_delay: settle.park_delay,
             open: 0,
+            open_by_route: BTreeMap::new(),
             settle: to_settle,
             flow,
             max_open,
@@ -191,8 +194,9 @@ impl Pipeline {
     }
 }
 
-fn intake_lane(account: AccountId, signals: &LaneSignals) -> IntakeLane {
-    IntakeLane { account, wake: Arc::clone(&signals.wake), is_open: signals.is_open.subscribe(), load: 0 }
+fn intake_lane(account: AccountId, is_retiring: bool, signals: &LaneSignals) -> IntakeLane {
+    let (wake, is_open) = (Arc::clone(&signals.wake), signals.is_open.subscribe());
+    IntakeLane { account, is_retiring, wake, is_open, load: 0 }
 }
 
 fn assigned_lane(account: AccountId, signals: &LaneSignals) -> AssignedLane {

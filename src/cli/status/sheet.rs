@@ -199,6 +199,10 @@ fn as_reported(lane: &LaneReport, at: Timestamp) -> Vec<(Tone, String)> {
         None if !lane.open => lines.push((Tone::Warn, "  takes no requests yet".to_owned())),
         None => {}
     }
+    if let Some(retiring) = &lane.retiring {
+        let tone = if retiring.left == Some(0) { Tone::Good } else { Tone::Plain };
+        lines.push((tone, format!("  {}", retiring.text())));
+    }
     if let Some(hold) = &lane.on_hold {
         lines.push((Tone::Warn, format!("  {hold}")));
     }

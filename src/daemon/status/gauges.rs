@@ -38,6 +38,9 @@ fn set_lane(gauges: &Gauges, lane: &LaneReport, at: Timestamp) {
     if let Some(pause) = &lane.paused {
         gauges.lane_paused.set([&account, &pause.reason], 1.0);
     }
+    if let Some(left) = lane.retiring.as_ref().and_then(|retiring| retiring.left) {
+        gauges.lane_retiring.set(of, left as f64);
+    }
     gauges.lane_on_hold.set(of, flag(lane.on_hold.is_some()));
     gauges.lane_in_flight.set(of, lane.in_flight as f64);
     gauges.lane_window.set(of, lane.window as f64);

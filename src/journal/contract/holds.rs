@@ -65,6 +65,18 @@ pub(crate) async fn nothing_new_is_stored_for_what_is_held(journal: Arc<dyn Jour
     assert_eq!((covered.request.route.as_str(), covered.holds.len()), ("x", 0), "it is signed");
 }
 
+pub(crate) async fn open_requests_are_counted_by_route(journal: Arc<dyn Journal>) {
+    let set = set(journal, &[]).await;
+    let arrivals = [("a", "x"), ("b", "y"), ("c", "x"), ("d", "z")];
+    let arrivals = arrivals.map(|(text, route)| of_route(set.account, text, route));
+    set.journal.admit(arrivals.to_vec()).await.unwrap();
+    let open = async || set.journal.open_of_routes(["x", "y", "none"].map(str::to_owned).to_vec()).await.unwrap();
+    assert_eq!(open().await, [("x".to_owned(), 2), ("y".to_owned(), 1)]);
+    let queued = set.journal.queued(set.account, i64::MIN, 9).await.unwrap();
+    set.journal.settle(&set.lease, vec![crate::journal::contract::failed(queued[1].seq, 1)]).await.unwrap();
+    assert_eq!(open().await, [("x".to_owned(), 2)], "one waits for its retry");
+}
+
 /// A replay may have another route; a retry keeps the one that it came with.
 pub(crate) async fn a_request_says_which_holds_cover_it(journal: Arc<dyn Journal>) {
     let set = set(journal, &[]).await;

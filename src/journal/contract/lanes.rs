@@ -3,8 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::journal::contract::{TTL, arrival, attempt, dead, displaced, failed, first, id, instance, set, transaction};
-use crate::journal::{Acquired, ForeignUse, Journal, JournalError, RecoveredAccount, Recovery, RequestSeq, Which};
+use crate::journal::contract::{
+    TTL, arrival, attempt, dead, displaced, failed, first, id, instance, set, succeeded, transaction,
+};
+use crate::journal::{
+    Acquired, ForeignUse, Journal, JournalError, NewTransaction, RecoveredAccount, Recovery, RequestSeq, Which,
+};
 use crate::model::{
     Address, BlockNumber, BodyHash, Generation, HeaderValue, Headers, Nonce, Order, RecoveredWrite, RequestState,
     SignedTransaction, Timestamp, TraceContext, TxHash, Wei,
@@ -37,6 +41,32 @@ pub(crate) async fn a_request_stays_with_its_lane(journal: Arc<dyn Journal>) {
     assert_eq!(set.journal.admit(vec![back]).await.unwrap(), [Verdict::Accept]);
     assert!(set.journal.queued(other, i64::MIN, 10).await.unwrap().is_empty());
     assert_eq!(set.journal.queued(set.account, i64::MIN, 10).await.unwrap()[0].id, id("a"));
+}
+
+/// The account that it had may have retired.
+pub(crate) async fn a_replay_goes_to_the_lane_that_was_chosen_for_it(journal: Arc<dyn Journal>) {
+    let set = set(journal, &["a"]).await;
+    let other = set.journal.account(31337, Address([8; 20])).await.unwrap();
+    set.sign(0, 0).await.unwrap();
+    let mut reverted = set.reverted(0, 0);
+    reverted.decisions = dead(set.seq(0)).decisions;
+    set.journal.settle(&set.lease, vec![reverted]).await.unwrap();
+    set.confirm(0, "a").await;
+    let left = async || set.journal.overview().await.unwrap().accounts[0].left();
+    assert_eq!(left().await, 1, "an event");
+    let replay = arrival(other, "a", Generation { replay: 1, retry: 0 }, "body");
+    assert_eq!(set.journal.admit(vec![replay]).await.unwrap(), [Verdict::Accept]);
+    assert!(set.journal.queued(set.account, i64::MIN, 10).await.unwrap().is_empty());
+    let queued = set.journal.queued(other, i64::MIN, 10).await.unwrap();
+    assert_eq!((queued.len(), left().await), (1, 1));
+    let lease = set.journal.acquire_lease(other, "me".into(), TTL, None).await.unwrap().ours().unwrap();
+    set.journal.raise_next_nonce(&lease, Nonce(0)).await.unwrap();
+    let signed = vec![NewTransaction { signed: attempt(9), ..transaction(queued[0].seq, 0) }];
+    set.journal.record_transactions(&lease, signed, Limits::default()).await.unwrap();
+    set.journal.settle(&lease, vec![succeeded(queued[0].seq, 0, "a")]).await.unwrap();
+    let history = set.journal.history(&id("a")).await.unwrap().unwrap();
+    let signed: Vec<_> = history.transactions.iter().map(|transaction| transaction.signed.len()).collect();
+    assert_eq!((signed, history.request.account), (vec![1, 1], Address([8; 20])), "one by each account");
 }
 
 /// A message that was taken in and cannot be read again would stop every start.

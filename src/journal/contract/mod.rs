@@ -639,6 +639,7 @@ macro_rules! journal_contract {
             only_old_and_settled_requests_are_pruned,
             a_batch_is_queued_in_its_order_whatever_in_it_is_new,
             a_request_stays_with_its_lane,
+            a_replay_goes_to_the_lane_that_was_chosen_for_it,
             every_message_comes_back_as_it_was,
             a_lease_holds_until_somebody_takes_it,
             a_lease_that_nobody_renews_is_taken_whatever_the_clocks_say,
@@ -685,6 +686,7 @@ macro_rules! journal_contract {
             passages_go_one_at_a_time_and_show_what_came_before_them,
             what_ends_counts_as_ended_after_the_last_passage_was_sent,
             nothing_new_is_stored_for_what_is_held,
+            open_requests_are_counted_by_route,
             a_request_says_which_holds_cover_it,
             a_bump_is_answered_once_and_with_its_replacement
         );

@@ -13,6 +13,7 @@ use crate::journal::contract::{
 };
 use crate::journal::letters::contract as letters_contract;
 use crate::journal::operator_log::contract as log_contract;
+use crate::journal::sent_events::contract as events_contract;
 use crate::journal::{
     AccountId, Admissions, CancelAnswer, Changes, Instances, Journal, Lease, Leases, NewTransaction, Outbox,
     RequestSeq, Settlements, Transactions, Upkeep, Which,
@@ -758,4 +759,11 @@ async fn what_operators_do_is_logged() {
     let Some(server) = postgres::shared().await else { return };
     let journal = open_at(&server.new_schema().await).await;
     log_contract::what_operators_do_is_logged_with_what_they_do(&journal).await;
+}
+
+#[tokio::test]
+async fn published_events_are_kept() {
+    let Some(server) = postgres::shared().await else { return };
+    let journal = open_at(&server.new_schema().await).await;
+    events_contract::the_same_events_can_be_published_again(Arc::new(journal)).await;
 }

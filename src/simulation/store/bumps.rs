@@ -25,6 +25,7 @@ impl Store {
             return BumpAnswer::NothingToRaise(row.state);
         }
         row.note(now, "bump", order.text("a higher price is asked for"));
+        self.log.push(now);
         self.bumps.insert(seq, BumpRow { requested_at: now, max_fee, outcome: None });
         BumpAnswer::Noted
     }

@@ -20,12 +20,14 @@ impl Store {
         let account = account_id.map(|account| row(account).map(|row| row.address)).transpose()?;
         let route = if let HoldScope::Route(route) = scope { Some(route.clone()) } else { None };
         let Order { by, reason } = order;
+        self.log.push(now);
         self.holds.push(Hold { account, account_id, route, since: now, by, reason });
         Ok(None)
     }
 
-    pub(crate) fn release(&mut self, scope: &HoldScope) -> Option<Hold> {
+    pub(crate) fn release(&mut self, now: Timestamp, scope: &HoldScope) -> Option<Hold> {
         let place = self.holds.iter().position(|hold| is_of(hold, scope))?;
+        self.log.push(now);
         Some(self.holds.remove(place))
     }
 

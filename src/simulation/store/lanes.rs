@@ -299,7 +299,7 @@ impl Store {
         row.state = row.state.next(Observation::Accepted).expect("only what may be accepted is");
         (row.generation, row.turn, row.body_hash, row.message) = (generation, turn, body_hash, Some(message));
         if is_replay {
-            (row.not_after, row.route) = (not_after, route);
+            (row.not_after, row.route, row.account) = (not_after, route, account);
         }
         if is_replay || row.write.is_none() {
             row.write = write;
@@ -381,7 +381,7 @@ impl Store {
             let row = self.requests.get_mut(request).expect("it was checked");
             row.state = row.state.next(Observation::Signed).expect("it was checked");
             row.changed_at = now;
-            row.nonces.push(new.nonce);
+            row.nonces.push((account, new.nonce));
         }
         let NewTransaction { requests, nonce, to, value, data, gas, signed } = new;
         let state = TransactionState::Live;

@@ -24,6 +24,7 @@ impl Store {
             let detail = order.text(CANCELLED);
             row.note(now, "cancel", detail.clone());
             place.insert(Cancel { detail });
+            self.log.push(now);
         }
         CancelAnswer::Noted(row.state)
     }

@@ -53,6 +53,8 @@ pub(crate) struct Store {
     fillers: Vec<StoredFiller>,
     cancellations: BTreeMap<RequestSeq, Cancel>,
     holds: Vec<Hold>,
+    /// When operators did what is logged.
+    log: Vec<Timestamp>,
     bumps: BTreeMap<RequestSeq, BumpRow>,
     throttles: BTreeMap<u64, i64>,
     /// Gas by chain and minute.
@@ -119,7 +121,7 @@ pub(crate) struct RequestRow {
     pub(crate) first_failed_at: Option<Timestamp>,
     pub(crate) failure: Option<Cause>,
     /// Every nonce it ever had, oldest first.
-    pub(crate) nonces: Vec<Nonce>,
+    pub(crate) nonces: Vec<(AccountId, Nonce)>,
     pub(crate) incidents: Vec<IncidentRow>,
 }
 
@@ -294,7 +296,7 @@ impl Store {
 
     /// One of its transactions may land or has landed.
     fn has_effect(&self, request: &RequestRow) -> bool {
-        let rows = request.nonces.iter().filter_map(|nonce| self.transactions.get(&(request.account, *nonce)));
+        let rows = request.nonces.iter().filter_map(|place| self.transactions.get(place));
         rows.into_iter().any(|row| row.state.has_effect())
     }
 }

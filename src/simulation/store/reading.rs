@@ -21,6 +21,14 @@ impl Store {
         open.into_iter().collect()
     }
 
+    pub(crate) fn open_of_routes(&self, routes: &[String]) -> Vec<(String, u64)> {
+        let mut open: BTreeMap<String, u64> = BTreeMap::new();
+        for row in self.requests.values().filter(|row| row.state.is_open() && routes.contains(&row.route)) {
+            *open.entry(row.route.clone()).or_default() += 1;
+        }
+        open.into_iter().collect()
+    }
+
     pub(crate) fn overview(&self) -> JournalOverview {
         let account = |(id, row): (&AccountId, &AccountRow)| AccountOverview {
             id: *id,
@@ -31,6 +39,7 @@ impl Store {
             leased_until: row.leased_until,
             live: self.live_transactions(*id).len() as u64,
             outbox: self.outbox.values().filter(|entry| entry.account == *id).count() as u64,
+            retry_waiting: self.waiting_of(*id),
             open: Vec::new(),
         };
         let mut open: BTreeMap<(AccountId, &'static str), (u64, &RequestRow)> = BTreeMap::new();
@@ -46,6 +55,11 @@ impl Store {
         });
         let accounts = self.accounts.iter().map(account).collect();
         JournalOverview::of(accounts, open.collect(), self.recent_incidents(), self.holds.clone())
+    }
+
+    fn waiting_of(&self, account: AccountId) -> u64 {
+        let waits = |row: &&RequestRow| row.account == account && row.state == RequestState::RetryWaiting;
+        self.requests.values().filter(waits).count() as u64
     }
 
     /// Newest first; of the same time in no order.
@@ -176,7 +190,7 @@ impl Store {
     }
 
     fn transactions_of(&self, row: &RequestRow) -> impl Iterator<Item = (Nonce, &TransactionRow)> {
-        row.nonces.iter().filter_map(|nonce| Some((*nonce, self.transactions.get(&(row.account, *nonce))?)))
+        row.nonces.iter().filter_map(|place| Some((place.1, self.transactions.get(place)?)))
     }
 
     fn copy_of(&self, seq: RequestSeq, row: &RequestRow) -> Option<UnconfirmedCopy> {

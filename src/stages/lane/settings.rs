@@ -78,6 +78,8 @@ pub struct LaneRules {
 pub struct LaneSettings {
     /// The journal's number for the account.
     pub account: AccountId,
+    /// Set while it takes no new messages.
+    pub is_retiring: bool,
     pub rules: LaneRules,
     pub tuning: watch::Receiver<Tuning>,
     /// This run of this instance.

@@ -130,7 +130,7 @@ fn settings(set: &Set) -> LaneSettings {
         lease_ttl: Duration::from_secs(15),
     };
     let (account, tuning, owner) = (set.account, watch::channel(tuning).1, "me".into());
-    LaneSettings { account, rules, tuning, owner, tracer: Tracer::default() }
+    LaneSettings { account, is_retiring: false, rules, tuning, owner, tracer: Tracer::default() }
 }
 
 pub(super) fn newest(term: &Term<'_>, nonce: u64) -> (TxHash, Purpose) {
@@ -583,10 +583,11 @@ async fn what_was_signed_before_a_hold_goes_on_to_its_end() {
     bench.set.journal.hold(HoldScope::Everything, Order::new("ann", "")).await.unwrap();
     term.read_what_stops().await.unwrap();
     let (first, _) = newest(&term, 0);
-    tokio::time::sleep(Duration::from_secs(60)).await;
-    bench.chain.change(|state| state.head += 3);
-    term.poll().await.unwrap();
-    term.poll().await.unwrap();
+    for _ in 0..4 {
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        bench.chain.change(|state| state.head += 1);
+        term.poll().await.unwrap();
+    }
     let (second, purpose) = newest(&term, 0);
     assert!(second != first && purpose == Purpose::Write, "it is replaced");
     bench.mine(0, second);
