@@ -103,6 +103,11 @@ impl Settings {
             );
             found.push(("request.order_by", problem));
         }
+        if !self.signers.is_empty() && self.retiring.len() == self.signers.len() {
+            let problem =
+                "every one that runs has retire = true, so none takes new messages; add one, or set it to false";
+            found.push(("signer", problem.to_owned()));
+        }
         for Route { name, gas, .. } in &self.admission.routes {
             if let (GasRule::Fixed(gas), Some(most)) = (gas, self.tuning.limits.gas_per_hour)
                 && *gas > most

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use crate::config::GAS_LIMITS;
 use crate::config::reader::{DAY, Findings, SECOND, Section, or_off, tables, texts};
@@ -66,11 +67,12 @@ fn route(name: String, matches: Match, mut section: Section<'_>, folder: &Path) 
         "mode",
         &[("data", Mode::Data), ("call", Mode::Call), ("record", Mode::Record), ("transaction", Mode::Transaction)],
     );
+    let files = files(&section, folder);
     let schema = schema(&mut section, folder);
     let expires = expires(&mut section);
     let is_hex = is_hex(&mut section, mode);
     if mode == Mode::Transaction {
-        return carried(name, matches, (schema, expires), section);
+        return carried(name, matches, (schema, expires, files), section);
     }
     let to = section.address("to", "the address to call");
     let value = section.read(
@@ -105,7 +107,7 @@ fn route(name: String, matches: Match, mut section: Section<'_>, folder: &Path) 
             (Calldata::Record(kept), records::many(kept))
         }
     };
-    Route { name, matches, schema, to: Some(to), value, gas, calldata, many, errors, expires, max_open: None }
+    Route { name, matches, schema, to: Some(to), value, gas, calldata, many, errors, expires, max_open: None, files }
 }
 
 /// Reads for how long messages are of use.
@@ -130,7 +132,7 @@ fn is_hex(section: &mut Section<'_>, mode: Mode) -> bool {
 fn carried(
     name: String,
     matches: Match,
-    (schema, expires): (Option<Schema>, Option<Duration>),
+    (schema, expires, files): (Option<Schema>, Option<Duration>, Vec<(String, [u8; 32])>),
     mut section: Section<'_>,
 ) -> Route {
     let errors = errors(&mut section);
@@ -142,7 +144,7 @@ fn carried(
         section.fault("value", "is set, and the messages say what they pay; remove it");
     }
     let (calldata, value) = (Calldata::Carried, Amount::Fixed(Wei(0)));
-    Route { name, matches, schema, to: None, value, gas, calldata, many: None, errors, expires, max_open: None }
+    Route { name, matches, schema, to: None, value, gas, calldata, many: None, errors, expires, max_open: None, files }
 }
 
 fn matches(section: &mut Section<'_>) -> Match {
@@ -242,6 +244,14 @@ fn schema(section: &mut Section<'_>, folder: &Path) -> Option<Schema> {
     let read = text_of(folder, &file);
     let schema = read.and_then(|text| Schema::new(&text).map_err(|problem| format!("{file} {problem}")));
     schema.map_err(|problem| section.fault("schema", problem)).ok()
+}
+
+/// Returns the files that a route names, with hashes of what they hold. What cannot be read is a fault elsewhere.
+fn files(section: &Section<'_>, folder: &Path) -> Vec<(String, [u8; 32])> {
+    let named = ["schema", "abi"].into_iter().filter_map(|key| section.shown(key));
+    let read =
+        named.filter_map(|file| Some((file.to_owned(), Sha256::digest(fs::read(folder.join(file)).ok()?).into())));
+    read.collect()
 }
 
 /// Reads a file beside the configuration.

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value};
+use tokio::sync::watch;
 use url::Url;
 
 use crate::broker::{Bind, BrokerSettings, Names, Topology, TopologyMode};
 use crate::config::reader::{DAY, Findings, HOUR, MINUTE, MS, SECOND, Section, http_url, or_off, tables, texts};
-use crate::config::reload::{Prints, prints};
+use crate::config::reload::{Prints, files, prints};
 use crate::config::secrets::{Places, private_file};
 use crate::config::{
     Faults, JournalSection, LogFormat, LogSection, Settings, TracesSettings, WorkerSection, access, bind, chain,
@@ -65,7 +66,7 @@ pub(super) fn read(values: Value, bases: &Bases<'_>) -> Result<Settings, Faults>
 fn settings(
     tables: &mut Map<String, Value>,
     &Bases { folder, places }: &Bases<'_>,
-    prints: Prints,
+    mut prints: Prints,
     findings: &mut Findings,
 ) -> Settings {
     macro_rules! section {
@@ -79,6 +80,7 @@ fn settings(
     let (id_source, scope, order_by, replies) = request(section!("request"), &broker.topology);
     let permits = Arc::new(policy::read(section!("policy")));
     let routes = routes::read(tables.remove("write"), tables.remove("route"), folder, findings);
+    prints.extend(files(&routes));
     let keeps_order = order_by.as_ref().is_some_and(|order_by| order_by.ordering == Ordering::Nonce);
     let batching = Arc::new(batching(section!("batch"), &routes, keeps_order));
     let queue = broker.topology.names.work.clone();
@@ -101,7 +103,7 @@ fn settings(
         max_hold,
         park_delay,
         publishes_in_flight: broker.publish_channels,
-        read_headers: admission.headers(),
+        read_headers: watch::channel(admission.headers()).1,
         tracer: Tracer::default(),
     };
     let (http_listen, http_token) = http(section!("http"), places);

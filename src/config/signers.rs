@@ -65,9 +65,6 @@ pub(super) fn read(
             Err((key, problem)) => section.fault(key, problem),
         }
     });
-    if !signers.is_empty() && retiring.len() == signers.len() {
-        findings.add("signer", "every one has retire = true, so none takes new messages; add one, or set it to false");
-    }
     (signers, retiring)
 }
 

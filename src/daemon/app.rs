@@ -23,6 +23,7 @@ use crate::journal::{
 use crate::model::{Heartbeat, Timestamp, ids};
 use crate::observe::metrics::{Meters, Metrics, ReplayMeter, SpanMeter};
 use crate::observe::traces::Tracer;
+use crate::policy::admission::AdmissionRules;
 use crate::signer::{LocalSigner, RemoteSigner, Signer};
 use crate::stages::claim::Serving;
 use crate::stages::dead_letters::replay_guard::ReplayGuard;
@@ -144,7 +145,7 @@ impl<J: Journal + LetterDeeds + OperatorLog + SentEvents + 'static> Daemon<'_, J
             flow: flow.clone(),
             serving: serving.clone(),
             lanes: settings.signers.iter().zip(&lanes).map(|(signer, (_, signals))| view(signer, signals)).collect(),
-            retiring: settings.retiring.clone(),
+            retiring: adjustable.retiring.subscribe(),
             node,
             journal,
             intake: meters.intake.clone(),
@@ -157,7 +158,7 @@ impl<J: Journal + LetterDeeds + OperatorLog + SentEvents + 'static> Daemon<'_, J
         let hunger = lanes.iter().map(|(_, signals)| signals.is_hungry.subscribe()).collect();
         let sessions = broker.run(deliver, flow, hunger, self.tokens.stages.intake.clone(), self.tokens.broker.clone());
         self.tasks.spawn_endless("broker", sessions);
-        self.spawn_replayer(replay, serving.clone());
+        self.spawn_replayer(replay, adjustable.admission.subscribe(), serving.clone());
         self.spawn_reloads(reloading, adjustable, hangups);
         self.spawn_systemd((broker_state, serving), &lanes, publish_stuck);
         Ok(lanes)
@@ -183,14 +184,19 @@ impl<J: Journal + LetterDeeds + OperatorLog + SentEvents + 'static> Daemon<'_, J
         }
     }
 
-    fn spawn_replayer(&mut self, meter: ReplayMeter, mut serving: watch::Receiver<Serving>) {
+    fn spawn_replayer(
+        &mut self,
+        meter: ReplayMeter,
+        admission: watch::Receiver<AdmissionRules>,
+        mut serving: watch::Receiver<Serving>,
+    ) {
         let Self { settings, journal, .. } = self;
         if settings.dead.rules.is_empty() {
             return;
         }
         let replayer = Replayer {
             rules: settings.dead.clone(),
-            admission: settings.admission.clone(),
+            admission,
             broker: settings.broker.clone(),
             guard: ReplayGuard::new(journal.clone(), Actor::Rule, settings.journal.retention),
             instances: journal.clone(),
@@ -257,18 +263,23 @@ impl<J: Journal + LetterDeeds + OperatorLog + SentEvents + 'static> Daemon<'_, J
 
     fn pipeline_settings(&self, adjustable: &Adjustable, accounts: Vec<AccountId>, tracer: Tracer) -> PipelineSettings {
         let Self { settings, owner, .. } = self;
-        let lane = |(account, signer): (&AccountId, &SignerSection)| LaneSettings {
+        let lane = |account: &AccountId| LaneSettings {
             account: *account,
-            is_retiring: settings.retiring.contains(&signer.address()),
             rules: settings.lane.clone(),
             tuning: adjustable.tuning.subscribe(),
+            newer_routes: adjustable.routes.subscribe(),
             owner: Arc::clone(owner),
             tracer: tracer.clone(),
         };
         PipelineSettings {
-            lanes: accounts.iter().zip(&settings.signers).map(lane).collect(),
-            admission: settings.admission.clone(),
-            settle: SettleSettings { tracer: tracer.clone(), ..settings.settle.clone() },
+            lanes: accounts.iter().map(lane).collect(),
+            admission: adjustable.admission.subscribe(),
+            retiring: adjustable.retiring.subscribe(),
+            settle: SettleSettings {
+                tracer: tracer.clone(),
+                read_headers: adjustable.read_headers.subscribe(),
+                ..settings.settle.clone()
+            },
             replies: Arc::clone(&settings.replies),
             max_open: adjustable.max_open.subscribe(),
             upkeep: Pace::of(

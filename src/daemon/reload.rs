@@ -1,5 +1,6 @@
 //! SIGHUP, or a command's request: the configuration is read once more, and what is safe to change at run time is taken over.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -8,7 +9,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::config::{Faults, Reloaded, Settings};
-use crate::stages::lane::Tuning;
+use crate::model::Address;
+use crate::policy::admission::AdmissionRules;
+use crate::stages::lane::{RouteRules, Tuning};
 
 pub struct Reloading {
     /// Reads the configuration; may take as long as it takes to open a keystore.
@@ -21,16 +24,36 @@ pub struct Reloading {
 pub struct Adjustable {
     pub tuning: watch::Sender<Tuning>,
     pub max_open: watch::Sender<u64>,
+    /// `[request]`, `[write]`, `[[route]]` and `[policy]`, for intake and for dead letters.
+    pub admission: watch::Sender<AdmissionRules>,
+    /// What lanes know of them; nothing before the first reload.
+    pub routes: watch::Sender<Option<RouteRules>>,
+    /// Headers that copies keep.
+    pub read_headers: watch::Sender<BTreeSet<String>>,
+    pub retiring: watch::Sender<BTreeSet<Address>>,
 }
 
 impl Adjustable {
     pub fn new(settings: &Settings) -> Self {
-        Self { tuning: watch::Sender::new(settings.tuning), max_open: watch::Sender::new(settings.worker.max_open) }
+        Self {
+            tuning: watch::Sender::new(settings.tuning),
+            max_open: watch::Sender::new(settings.worker.max_open),
+            admission: watch::Sender::new(settings.admission.clone()),
+            routes: watch::Sender::new(None),
+            read_headers: watch::Sender::new(settings.admission.headers()),
+            retiring: watch::Sender::new(settings.retiring.clone()),
+        }
     }
 
+    /// Sets all of it before anything else runs: the tasks share one thread, and nothing here waits. Copies keep what they kept,
+    /// too: messages of before are at the broker.
     fn set(&self, settings: &Settings) {
+        self.read_headers.send_modify(|headers| headers.extend(settings.admission.headers()));
         self.tuning.send_replace(settings.tuning);
         self.max_open.send_replace(settings.worker.max_open);
+        self.routes.send_replace(Some((&settings.lane).into()));
+        self.admission.send_replace(settings.admission.clone());
+        self.retiring.send_replace(settings.retiring.clone());
     }
 }
 
@@ -74,7 +97,9 @@ pub async fn run(mut running: Settings, reloading: Reloading, adjustable: Adjust
                 Outcome { faults, ..Outcome::default() }
             }
             Ok(Reloaded { settings, taken_over, need_restart }) => {
-                adjustable.set(&settings);
+                if !taken_over.is_empty() {
+                    adjustable.set(&settings);
+                }
                 set_log_level(settings.log.level);
                 running = settings;
                 log_changes(&taken_over, &need_restart);
@@ -99,8 +124,8 @@ fn log_changes(taken_over: &[String], need_restart: &[String]) {
     if taken_over.is_empty() && need_restart.is_empty() {
         info!("the configuration was read: nothing has changed");
     }
-    if !taken_over.is_empty() {
-        info!(keys = taken_over.join(", "), "the configuration was read, and changes are taken over");
+    for key in taken_over {
+        info!(key, "the configuration was read, and this change is taken over");
     }
     if !need_restart.is_empty() {
         let keys = need_restart.join(", ");

@@ -35,6 +35,8 @@ pub struct Route {
     pub expires: Option<Duration>,
     /// Its requests that are open at once, about; further messages wait at the broker.
     pub max_open: Option<u64>,
+    /// Files that it was made of, with hashes of their contents.
+    pub files: Vec<(String, [u8; 32])>,
 }
 
 /// Selects the messages of a route. All that is set must fit; with nothing set every message does.
@@ -177,6 +179,7 @@ impl Route {
             errors: Errors::default(),
             expires: None,
             max_open: None,
+            files: Vec::new(),
         }
     }
 
@@ -314,6 +317,7 @@ mod tests {
             errors: Errors::default(),
             expires: None,
             max_open: None,
+            files: Vec::new(),
         }
     }
 

@@ -75,9 +75,9 @@ impl RunSettings {
         };
         let lane = LaneSettings {
             account: AccountId(0),
-            is_retiring: false,
             rules,
             tuning: watch::channel(tuning).1,
+            newer_routes: watch::channel(None).1,
             owner: Arc::from(""),
             tracer: Tracer::default(),
         };
@@ -90,7 +90,7 @@ impl RunSettings {
             park_delay,
             waits,
             publishes_in_flight: rng.usize(1..=8),
-            read_headers: BTreeSet::from([KEY.to_owned()]),
+            read_headers: watch::channel(BTreeSet::from([KEY.to_owned()])).1,
             tracer: Tracer::default(),
         };
         let admission = AdmissionRules {

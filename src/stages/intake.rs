@@ -1,7 +1,7 @@
 //! The stage that takes deliveries in: reads them as requests, asks the journal what it knows of each, and passes every
 //! token on to settle. In batches, so that one commit admits all that wait.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tracing::{debug, info};
 
 use crate::broker::{AckToken, Delivery, Flow};
 use crate::journal::{AccountId, Admissions, Arrival, JournalError, Passages, StandingHolds};
-use crate::model::{BodyHash, Cause, Generation, Heartbeat, Message, OrderKey, Reason, RequestId, Timestamp};
+use crate::model::{Address, BodyHash, Cause, Generation, Heartbeat, Message, OrderKey, Reason, RequestId, Timestamp};
 use crate::observe::metrics::IntakeMeter;
 use crate::policy::admission::{AdmissionRules, Candidate, Refusal, admit, sheltered};
 use crate::policy::arrival::{Verdict, is_suspect};
@@ -32,6 +32,7 @@ const CHECK: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub struct IntakeLane {
     pub account: AccountId,
+    pub address: Address,
     /// Set while it takes no new messages.
     pub is_retiring: bool,
     /// Notified when its queue gets a request.
@@ -43,6 +44,10 @@ pub struct IntakeLane {
 
 pub struct Intake {
     pub rules: AdmissionRules,
+    /// What has come after these rules.
+    pub newer_rules: watch::Receiver<AdmissionRules>,
+    /// Accounts that take no new messages.
+    pub retiring: watch::Receiver<BTreeSet<Address>>,
     /// At least one.
     pub lanes: Vec<IntakeLane>,
     pub journal: Arc<dyn Admissions>,
@@ -111,6 +116,17 @@ impl Intake {
         }
     }
 
+    /// Takes over rules that have changed, and which accounts retire. A batch is taken in by one set of rules.
+    fn take_over(&mut self) {
+        if self.newer_rules.has_changed().unwrap_or(false) {
+            self.rules.clone_from(&self.newer_rules.borrow_and_update());
+        }
+        let retiring = self.retiring.borrow();
+        for lane in &mut self.lanes {
+            lane.is_retiring = retiring.contains(&lane.address);
+        }
+    }
+
     async fn count_shares(&mut self) -> Result<(), JournalError> {
         let shared = self.rules.routes.iter().filter(|route| route.max_open.is_some());
         let shared: Vec<_> = shared.map(|route| route.name.clone()).collect();
@@ -123,6 +139,7 @@ impl Intake {
 
     /// Opens or closes the flow of deliveries. Returns whether that is a change.
     async fn regulate(&mut self) -> Result<bool, JournalError> {
+        self.take_over();
         let by_account = self.journal.open_requests().await?;
         for lane in &mut self.lanes {
             let own = by_account.iter().find(|(account, _)| *account == lane.account);
@@ -155,6 +172,7 @@ impl Intake {
 
     /// Admits a batch, then takes note of passages: all that came before one is in the journal by then.
     async fn step(&mut self, batch: Vec<Delivery>) -> Result<(), JournalError> {
+        self.take_over();
         let (passages, batch): (Vec<_>, Vec<_>) =
             batch.into_iter().partition(|delivery| token_of(&delivery.message).is_some());
         self.admit_all(batch).await?;
@@ -358,8 +376,8 @@ mod tests {
     use super::*;
     use crate::journal::contract::failed;
     use crate::journal::{Hold, Leases, Settlements, Transactions};
+    use crate::model::HeaderValue;
     use crate::model::message::header;
-    use crate::model::{Address, HeaderValue};
     use crate::policy::letters::tests::rules;
     use crate::policy::routes::{Match, Route};
     use crate::simulation::fakes::{FakeSession, journal};
@@ -375,6 +393,8 @@ mod tests {
         serving: watch::Sender<Serving>,
         holds: watch::Sender<StandingHolds>,
         journal: Arc<MemoryJournal>,
+        newer_rules: watch::Sender<AdmissionRules>,
+        retiring: watch::Sender<BTreeSet<Address>>,
     }
 
     impl Bench {
@@ -385,7 +405,8 @@ mod tests {
                 let account = journal.account(1, Address([number; 20])).await.unwrap();
                 let is_open = watch::Sender::new(true);
                 let (wake, is_open_now) = (Arc::default(), is_open.subscribe());
-                lanes.push(IntakeLane { account, is_retiring: false, wake, is_open: is_open_now, load: 0 });
+                let address = Address([number; 20]);
+                lanes.push(IntakeLane { account, address, is_retiring: false, wake, is_open: is_open_now, load: 0 });
                 lanes_are_open.push(is_open);
             }
             let (settle, admitted) = mpsc::channel(99);
@@ -393,9 +414,12 @@ mod tests {
             let (beat, meter) = (Heartbeat::default(), IntakeMeter::default());
             let limit = max_open.subscribe();
             let holds = watch::Sender::new(StandingHolds::default());
+            let (newer_rules, retiring) = (watch::Sender::new(rules()), watch::Sender::default());
             let serving = watch::Sender::new(Serving::Serves);
             let intake = Intake {
                 rules: rules(),
+                newer_rules: newer_rules.subscribe(),
+                retiring: retiring.subscribe(),
                 lanes,
                 passages: journal.clone(),
                 journal: journal.clone(),
@@ -419,6 +443,8 @@ mod tests {
                 max_open,
                 holds,
                 journal,
+                newer_rules,
+                retiring,
             }
         }
 
@@ -529,7 +555,9 @@ mod tests {
         let noisy = Match { kind: Some("noisy".to_owned()), ..Match::default() };
         let rest = bench.intake.rules.routes[0].clone();
         let noisy = Route { name: "noisy".to_owned(), matches: noisy, max_open: Some(2), ..rest };
-        bench.intake.rules.routes.insert(0, noisy);
+        let mut rules = bench.intake.rules.clone();
+        rules.routes.insert(0, noisy);
+        bench.newer_rules.send_replace(rules);
         bench.intake.regulate().await.unwrap();
         let take = async |bench: &mut Bench, id: &str, kind: Option<&str>, retry: u32| {
             let mut delivery = bench.session.delivery(id, "body");
@@ -587,7 +615,9 @@ mod tests {
         let places = |bench: &Bench| keys.iter().map(|key| bench.intake.account_of(key.as_bytes())).collect::<Vec<_>>();
         let before = places(&bench);
         let retired = bench.intake.lanes[0].account;
-        bench.intake.lanes[0].is_retiring = true;
+        bench.intake.lanes[2].address = Address([99; 20]);
+        bench.retiring.send_replace(BTreeSet::from([bench.intake.lanes[0].address]));
+        bench.intake.step(Vec::new()).await.unwrap();
         let after = places(&bench);
         assert!(!after.contains(&retired) && before.contains(&retired));
         assert!(before.iter().zip(&after).all(|(before, after)| before == after || *before == retired));

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::broker::{Delivery, Flow, MarkerQueue, Publisher};
 use crate::chain::Chain;
 use crate::journal::{AccountId, Changes, Instance, Journal, JournalError, StandingHolds};
-use crate::model::Heartbeat;
+use crate::model::{Address, Heartbeat};
 use crate::observe::metrics::Meters;
 use crate::policy::admission::AdmissionRules;
 use crate::policy::replies::ReplyRules;
@@ -43,7 +43,9 @@ pub struct PipelineSettings {
     pub lease_ttl: Duration,
     /// One for each account.
     pub lanes: Vec<LaneSettings>,
-    pub admission: AdmissionRules,
+    pub admission: watch::Receiver<AdmissionRules>,
+    /// Accounts that take no new messages.
+    pub retiring: watch::Receiver<BTreeSet<Address>>,
     pub settle: SettleSettings,
     pub replies: Arc<ReplyRules>,
     /// Deliveries pause while this many requests are open.
@@ -84,8 +86,17 @@ impl Pipeline {
     /// Builds every stage and connects them.
     pub fn new<J: Journal + 'static>(seams: Seams<J>, settings: PipelineSettings, stops: &Stops) -> Self {
         let Seams { journal, chain, signers, publisher, markers, deliveries } = seams;
-        let PipelineSettings { instance, lease_ttl, lanes, admission, settle, replies, max_open, upkeep: pace } =
-            settings;
+        let PipelineSettings {
+            instance,
+            lease_ttl,
+            lanes,
+            mut admission,
+            retiring,
+            settle,
+            replies,
+            max_open,
+            upkeep: pace,
+        } = settings;
         let (to_settle, from_intake) = mpsc::channel(HANDOVERS);
         let (to_settle_from_lanes, from_lanes) = mpsc::channel(HANDOVERS);
         let (owners_changed, wake_outbox) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
@@ -102,7 +113,8 @@ impl Pipeline {
 
         let publisher: Arc<dyn Publisher> = Arc::new(ServedPublisher { publisher, serving: pipeline.serving.clone() });
 
-        let retiring: BTreeSet<_> = lanes.iter().filter(|lane| lane.is_retiring).map(|lane| lane.account).collect();
+        let addresses: BTreeMap<_, _> =
+            lanes.iter().zip(&signers).map(|(lane, signer)| (lane.account, signer.address())).collect();
         for (settings, signer) in lanes.into_iter().zip(signers) {
             let account = settings.account;
             let signals = LaneSignals::new(pipeline.meters.lane.clone(), pipeline.serving.clone(), holds.clone());
@@ -128,9 +140,12 @@ impl Pipeline {
         pipeline.add("spreading", &beat, assignment.run(stops.lanes.clone()));
 
         let beat = Heartbeat::default();
+        let rules = admission.borrow_and_update().clone();
         let intake = Intake {
-            rules: admission,
-            lanes: pipeline.of_lanes(|account, signals| intake_lane(account, retiring.contains(&account), signals)),
+            rules,
+            newer_rules: admission,
+            retiring,
+            lanes: pipeline.of_lanes(|account, signals| intake_lane(account, &addresses, signals)),
             journal: journal.clone(),
             passages: journal.clone(),
             serving: pipeline.serving.clone(),
@@ -194,9 +209,10 @@ impl Pipeline {
     }
 }
 
-fn intake_lane(account: AccountId, is_retiring: bool, signals: &LaneSignals) -> IntakeLane {
+fn intake_lane(account: AccountId, addresses: &BTreeMap<AccountId, Address>, signals: &LaneSignals) -> IntakeLane {
     let (wake, is_open) = (Arc::clone(&signals.wake), signals.is_open.subscribe());
-    IntakeLane { account, is_retiring, wake, is_open, load: 0 }
+    let address = addresses.get(&account).copied().unwrap_or(Address([0; 20]));
+    IntakeLane { account, address, is_retiring: false, wake, is_open, load: 0 }
 }
 
 fn assigned_lane(account: AccountId, signals: &LaneSignals) -> AssignedLane {

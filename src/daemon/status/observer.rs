@@ -44,7 +44,7 @@ pub struct Sources {
     pub serving: watch::Receiver<Serving>,
     pub lanes: Vec<LaneView>,
     /// Accounts that take no new messages.
-    pub retiring: BTreeSet<Address>,
+    pub retiring: watch::Receiver<BTreeSet<Address>>,
     pub node: Arc<NodeClient>,
     pub journal: Arc<dyn Upkeep>,
     pub intake: IntakeMeter,
@@ -105,7 +105,7 @@ impl Observer {
 
     /// Logs once for each account that retires that nothing is left of it.
     fn log_retired(&self, logged: &mut BTreeSet<Address>) {
-        for account in &self.sources.retiring {
+        for account in self.sources.retiring.borrow().iter() {
             let has_left = self.left_of(*account) != Some(0);
             if has_left {
                 logged.remove(account);
@@ -144,7 +144,7 @@ impl Observer {
         let sources = &self.sources;
         let balances = asked.balances.iter().copied().chain(std::iter::repeat(None));
         let report = |(lane, balance): (&LaneView, Option<Wei>)| {
-            let is_retiring = sources.retiring.contains(&lane.account);
+            let is_retiring = sources.retiring.borrow().contains(&lane.account);
             let retiring = is_retiring.then(|| Retiring { left: self.left_of(lane.account) });
             LaneReport { retiring, ..lane.report(balance) }
         };

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -24,7 +25,7 @@ const REASON: &str = "by a rule of [[dead.replay]]";
 
 pub struct Replayer {
     pub rules: ReplayRules,
-    pub admission: AdmissionRules,
+    pub admission: watch::Receiver<AdmissionRules>,
     /// Each browse has connections of its own.
     pub broker: BrokerSettings,
     pub guard: ReplayGuard,
@@ -103,12 +104,13 @@ impl Replayer {
         if !last.is_over(letters.count().await?, at) {
             return Ok(last);
         }
+        let admission = self.admission.borrow().clone();
         let mut browse = letters.browse(u64::MAX).await?;
         let mut tally = Tally::default();
         let mut next: Option<Timestamp> = None;
         let mut is_through = true;
         while let Some(held) = browse.next().await? {
-            let letter = Letter::read(&self.admission, &held.letter.message());
+            let letter = Letter::read(&admission, &held.letter.message());
             let leaves = match due(&self.rules.rules, &letter, at) {
                 Due::Now => self.send_back(letters, &letter, &held.letter, &mut tally).await?,
                 Due::At(time) => {
@@ -212,7 +214,7 @@ mod tests {
         let seconds = Duration::from_secs;
         Replayer {
             rules: ReplayRules { read_every: seconds(60), rules: Vec::new() },
-            admission: rules(),
+            admission: watch::channel(rules()).1,
             broker: BrokerSettings {
                 uri: UriSource::Inline(vec!["amqp://localhost".into()]),
                 access: Access::default(),

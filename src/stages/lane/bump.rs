@@ -118,7 +118,7 @@ impl Term<'_> {
             ));
         };
         let gas = self.gas_of(transaction);
-        let permits = &self.context.settings.rules.permits;
+        let permits = &self.routes.permits;
         if named.is_none() && newest.purpose == Purpose::Write && !permits.may_offer(gas, fee) {
             return Err("policy.max_fee allows no higher price; --max-fee names a limit of your own".to_owned());
         }

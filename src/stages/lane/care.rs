@@ -207,7 +207,7 @@ impl Term<'_> {
             Price::Below(most) => FeeRules::within(newest.fee, self.gas_of(transaction), most, market),
             Price::Cheaper => self.cheaper(transaction, market),
         };
-        let permits = &self.context.settings.rules.permits;
+        let permits = &self.routes.permits;
         // A day's fees were counted when it was begun.
         let is_permitted =
             |fee: &Fee| newest.purpose == Purpose::Cancel || permits.may_offer(transaction.payload.gas, *fee);

@@ -32,7 +32,7 @@ const HUNGRY: usize = 8;
 
 impl Term<'_> {
     pub(super) fn can_fill(&self) -> bool {
-        self.queue.has_work(&self.context.settings.rules.batching)
+        self.queue.has_work(&self.routes.batching)
             && self.flight.room() > 0
             && self.may_try()
             && self.gate.may_begin().is_ok()
@@ -43,7 +43,7 @@ impl Term<'_> {
     pub(super) fn is_hungry(&self) -> bool {
         let is_free = self.flight.room() > self.flight.window().size() / HUNGRY;
         is_free
-            && !self.queue.has_work(&self.context.settings.rules.batching)
+            && !self.queue.has_work(&self.routes.batching)
             && self.may_try()
             && self.gate.may_begin().is_ok()
             && !self.is_on_hold()
@@ -90,7 +90,7 @@ impl Term<'_> {
             self.gate.throttle(throttled);
             return Ok(());
         }
-        if self.queue.gathers_until(&self.context.settings.rules.batching).is_some() {
+        if self.queue.gathers_until(&self.routes.batching).is_some() {
             // What was tried on its own gathers nothing.
             return self.sign_ready(usage.as_ref(), self.lapses.is_open(Part::Estimates)).await;
         }
@@ -145,14 +145,14 @@ impl Term<'_> {
     }
 
     async fn fetch(&mut self, transactions: usize) -> Result<(), JournalError> {
-        let batching = Arc::clone(&self.context.settings.rules.batching);
+        let batching = Arc::clone(&self.routes.batching);
         let Some(page) = self.queue.next_page(transactions, &batching) else { return Ok(()) };
         let limit = u32::try_from(page.limit).unwrap_or(u32::MAX);
         let held = self.context.signals.holds.borrow().routes();
         let queued = self.context.journal.queued_except(self.lease.account, page.after, limit, &held).await?;
         let mut rulings = Vec::new();
         for request in self.queue.take(page, queued, &held) {
-            let permits = &self.context.settings.rules.permits;
+            let permits = &self.routes.permits;
             match permits.check(request.write.to, request.write.value, request.calldata()) {
                 Ok(()) => self.queue.add_fetched([Fetched::new(request, &batching)]),
                 Err(cause) => rulings.push(conclude::failed(&self.lease, request, cause)),
@@ -170,7 +170,7 @@ impl Term<'_> {
         if !self.may_sign() {
             return;
         }
-        let old = self.queue.take_expired(Timestamp::now(), &self.context.settings.rules.batching);
+        let old = self.queue.take_expired(Timestamp::now(), &self.routes.batching);
         let rulings = old.into_iter().map(|(request, cause)| conclude::failed(&self.lease, request, cause)).collect();
         self.rule(rulings).await;
     }
@@ -246,7 +246,7 @@ impl Term<'_> {
 
     /// Fails what may not cost as much as it would now. It comes back later.
     async fn refuse_too_dear(&mut self, fee: Fee) {
-        let permits = &self.context.settings.rules.permits;
+        let permits = &self.routes.permits;
         if !permits.limits_fees() {
             return;
         }
@@ -293,7 +293,7 @@ impl Term<'_> {
                 && state == RequestState::Accepted
                 // Settle may have yet to store how it ended.
                 && !self.queue.is_ruled(&request)
-                && self.queue.cancel(request.seq, &self.context.settings.rules.batching)
+                && self.queue.cancel(request.seq, &self.routes.batching)
             {
                 info!(request.id = %request.id, cause = detail, "cancelled before it had a nonce");
                 let verdict = match written.iter().find(|(id, _)| *id == request.id) {

@@ -24,7 +24,7 @@ impl Term<'_> {
         }
         let account = self.lease.account;
         let is_held = |request: &QueuedRequest| holds.covers(account, &request.route);
-        self.queue.drop_where(is_held, &self.context.settings.rules.batching);
+        self.queue.drop_where(is_held, &self.routes.batching);
     }
 
     /// Reads why the journal has stored less than was signed: it is behind, or operators hold some of it.

@@ -111,7 +111,7 @@ mod refusals_tests;
 #[cfg(test)]
 mod tests;
 
-pub use settings::{LaneJournal, LaneRules, LaneSettings, LaneSignals, LaneState, OutagePolicy, Tuning};
+pub use settings::{LaneJournal, LaneRules, LaneSettings, LaneSignals, LaneState, OutagePolicy, RouteRules, Tuning};
 
 use term::{Ended, Term};
 

@@ -73,21 +73,44 @@ pub struct LaneRules {
     pub lease_ttl: Duration,
 }
 
+/// What routes and policy say to a lane. They may change while a term runs, from one occurrence to the next.
+#[derive(Debug, Clone)]
+pub struct RouteRules {
+    pub batching: Arc<Batching>,
+    pub permits: Arc<Permits>,
+    pub contract_errors: Arc<Errors>,
+}
+
+impl From<&LaneRules> for RouteRules {
+    fn from(LaneRules { batching, permits, contract_errors, .. }: &LaneRules) -> Self {
+        Self {
+            batching: Arc::clone(batching),
+            permits: Arc::clone(permits),
+            contract_errors: Arc::clone(contract_errors),
+        }
+    }
+}
+
 /// Settings of one lane.
 #[derive(Debug, Clone)]
 pub struct LaneSettings {
     /// The journal's number for the account.
     pub account: AccountId,
-    /// Set while it takes no new messages.
-    pub is_retiring: bool,
     pub rules: LaneRules,
     pub tuning: watch::Receiver<Tuning>,
+    /// What has come after the rules that it began with.
+    pub newer_routes: watch::Receiver<Option<RouteRules>>,
     /// This run of this instance.
     pub owner: Arc<str>,
     pub tracer: Tracer,
 }
 
 impl LaneSettings {
+    /// Returns what routes and policy say now.
+    pub(super) fn routes(&self) -> RouteRules {
+        self.newer_routes.borrow().clone().unwrap_or_else(|| (&self.rules).into())
+    }
+
     /// How things are to be done now.
     pub(super) fn tuning(&self) -> Tuning {
         *self.tuning.borrow()

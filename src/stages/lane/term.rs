@@ -29,7 +29,7 @@ use crate::stages::lane::nonce_gaps::GapFiller;
 use crate::stages::lane::pools::PoolCheck;
 use crate::stages::lane::queue::Queue;
 use crate::stages::lane::reorged_finals::ReorgedFinals;
-use crate::stages::lane::settings::{Held, LaneState, OutagePolicy, Tuning};
+use crate::stages::lane::settings::{Held, LaneState, OutagePolicy, RouteRules, Tuning};
 use crate::stages::lane::view::View;
 use crate::stages::lane::{Context, stored};
 use crate::stages::settle::inbox::FromLane;
@@ -79,13 +79,23 @@ enum Occurrence {
     RequestsEnded,
     /// Operators hold something else now.
     HoldsChanged,
+    /// Routes or policy say something else now.
+    RoutesChanged,
     /// A limit may have room again, what gathered is complete, or there is work left.
     MayFill,
+}
+
+/// What may change while a term works.
+struct Watched {
+    is_assigned: watch::Receiver<Option<bool>>,
+    holds: watch::Receiver<StandingHolds>,
+    routes: watch::Receiver<Option<RouteRules>>,
 }
 
 pub(super) struct Term<'l> {
     pub(super) context: &'l Context,
     pub(super) lease: Lease,
+    pub(super) routes: RouteRules,
     /// What is on its way to a nonce.
     pub(super) queue: Queue,
     /// What has one.
@@ -118,6 +128,7 @@ impl<'l> Term<'l> {
         Self {
             context,
             lease,
+            routes: context.settings.routes(),
             queue: Queue::new(),
             flight: Flight::new(context.settings.rules.in_flight, broadcaster),
             pools: PoolCheck::default(),
@@ -143,12 +154,23 @@ impl<'l> Term<'l> {
         self.context.settings.tuning()
     }
 
+    /// Takes over what routes and policy say now. What was fetched and has no nonce yet is fetched again, and checked by it.
+    fn apply_routes(&mut self) {
+        self.routes = self.context.settings.routes();
+        self.queue.drop_where(|_| true, &self.routes.batching);
+        self.queue.restart();
+    }
+
     /// Works until the lane is to stop, or the account is to be another instance's.
     ///
     /// # Errors
     /// When the journal fails.
     pub(super) async fn run(mut self, cancel: &CancellationToken) -> Result<Ended, JournalError> {
-        let mut watched = (self.context.signals.is_assigned.subscribe(), self.context.signals.holds.subscribe());
+        let mut watched = Watched {
+            is_assigned: self.context.signals.is_assigned.subscribe(),
+            holds: self.context.signals.holds.subscribe(),
+            routes: self.context.settings.newer_routes.clone(),
+        };
         self.begin().await?;
         let mut poll_at = Instant::now();
         loop {
@@ -183,12 +205,12 @@ impl<'l> Term<'l> {
     async fn wait(
         &mut self,
         poll_at: Instant,
-        (is_assigned, holds): &mut (watch::Receiver<Option<bool>>, watch::Receiver<StandingHolds>),
+        Watched { is_assigned, holds, routes }: &mut Watched,
         cancel: &CancellationToken,
     ) -> Occurrence {
         let signals = &self.context.signals;
         let throttled_until = self.gate.throttled_until();
-        let gathers_until = self.queue.gathers_until(&self.context.settings.rules.batching);
+        let gathers_until = self.queue.gathers_until(&self.routes.batching);
         let awaits_ends = throttled_until.is_some() || self.context.settings.rules.is_strict;
         let can_fill = self.can_fill();
         tokio::select! {
@@ -200,6 +222,7 @@ impl<'l> Term<'l> {
             estimated = self.estimator.next() => Occurrence::Estimated(estimated),
             () = sleep_until(poll_at) => Occurrence::Poll,
             Ok(()) = holds.changed() => Occurrence::HoldsChanged,
+            Ok(()) = routes.changed() => Occurrence::RoutesChanged,
             () = signals.wake.notified() => Occurrence::MayHaveMore,
             () = signals.ended.notified(), if awaits_ends => Occurrence::RequestsEnded,
             () = sleep_until(throttled_until.unwrap_or_else(Instant::now)), if throttled_until.is_some() => Occurrence::MayFill,
@@ -235,6 +258,7 @@ impl<'l> Term<'l> {
                 self.gate.recheck_in_flight();
             }
             Occurrence::HoldsChanged => self.apply_holds(),
+            Occurrence::RoutesChanged => self.apply_routes(),
             Occurrence::MayFill => {}
         }
         if self.can_fill() {

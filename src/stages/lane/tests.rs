@@ -130,7 +130,7 @@ fn settings(set: &Set) -> LaneSettings {
         lease_ttl: Duration::from_secs(15),
     };
     let (account, tuning, owner) = (set.account, watch::channel(tuning).1, "me".into());
-    LaneSettings { account, is_retiring: false, rules, tuning, owner, tracer: Tracer::default() }
+    LaneSettings { account, rules, tuning, newer_routes: watch::channel(None).1, owner, tracer: Tracer::default() }
 }
 
 pub(super) fn newest(term: &Term<'_>, nonce: u64) -> (TxHash, Purpose) {

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use crate::broker::{Names, Outgoing};
 use crate::journal::{ConfirmedCopy, CopyKind, Decision, QueuedRequest, Requeue, Settlement, UnconfirmedCopy};
 use crate::model::event::{BatchPlace, Outcome, Subject};
@@ -30,7 +32,7 @@ pub struct SettleSettings {
     /// Copies that wait for a publisher confirm at once.
     pub publishes_in_flight: usize,
     /// The producers' headers that intake reads.
-    pub read_headers: BTreeSet<String>,
+    pub read_headers: watch::Receiver<BTreeSet<String>>,
     pub tracer: Tracer,
 }
 
@@ -111,7 +113,7 @@ impl SettleSettings {
             tx_hashes: &copy.tx_hashes,
             worker: &self.worker,
         };
-        let message = copy.message.failed(copy.generation, &note, &self.read_headers);
+        let message = copy.message.failed(copy.generation, &note, &self.read_headers.borrow());
         match copy.kind {
             CopyKind::Retry => self.to_wait_queue(message, self.delay_of(copy.generation)),
             CopyKind::DeadLetter => self.to_dead_letters(message, &copy.cause),
@@ -131,7 +133,7 @@ impl SettleSettings {
             tx_hashes: &[],
             worker: &self.worker,
         };
-        let mut copy = refused.message.failed(refused.generation, &note, &self.read_headers);
+        let mut copy = refused.message.failed(refused.generation, &note, &self.read_headers.borrow());
         copy.headers.insert(header::REQUEST_ID.to_owned(), refused.id.as_str().into());
         self.to_dead_letters(copy, &refused.cause)
     }
@@ -140,7 +142,7 @@ impl SettleSettings {
     pub(super) fn postponed_copy(&self, postponed: &Postponed, now: Timestamp) -> Outgoing {
         let remaining = u64::try_from(postponed.until.0.saturating_sub(now.0)).unwrap_or(0);
         let wait = hop(Duration::from_millis(remaining), &self.waits).unwrap_or(self.park_delay);
-        self.to_wait_queue(postponed.message.copied(&self.read_headers), wait)
+        self.to_wait_queue(postponed.message.copied(&self.read_headers.borrow()), wait)
     }
 
     pub(super) fn to_wait_queue(&self, message: Message, delay: Duration) -> Outgoing {

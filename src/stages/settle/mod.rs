@@ -421,7 +421,7 @@ mod tests {
             park_delay: Duration::from_secs(3),
             waits: vec![Duration::from_secs(3)],
             publishes_in_flight: 4,
-            read_headers: BTreeSet::new(),
+            read_headers: watch::channel(BTreeSet::new()).1,
             tracer: Tracer::default(),
         }
     }
