@@ -23,7 +23,7 @@ use crate::daemon::supervisor::say_why;
 use crate::journal::JournalError;
 use crate::model::text::escaped_page;
 use crate::signer::SignerError;
-use operator::operator;
+use operator::{check_reason, operator};
 use unit::Unit;
 
 mod adopt;
@@ -325,17 +325,6 @@ fn code_of(error: &anyhow::Error) -> u8 {
     } else {
         exit::SOFTWARE
     }
-}
-
-/// Longer reasons of operators are refused: they go into a header.
-const LONGEST_REASON_BYTES: usize = 512;
-
-fn check_reason(reason: &str) -> anyhow::Result<()> {
-    if reason.len() > LONGEST_REASON_BYTES {
-        let fault = format!("the reason is longer than {LONGEST_REASON_BYTES} bytes; make it shorter");
-        return Err(stop(exit::USAGE, fault));
-    }
-    Ok(())
 }
 
 /// Returns a progress bar that counts to `total`.

@@ -1,8 +1,9 @@
-//! The operator, as the host shows them.
+//! The operator, as the host shows them, and their reasons.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
+use crate::cli::{exit, stop};
 use crate::model::Operator;
 
 /// Returns who runs this command: the process's user, the one who called it by sudo, and the host.
@@ -15,6 +16,17 @@ pub(super) fn operator() -> Operator {
         sudo_user: set("SUDO_USER"),
         host: hostname::get().unwrap_or_default().to_string_lossy().into_owned(),
     }
+}
+
+/// Longer reasons of operators are refused: they go into a header.
+const LONGEST_REASON_BYTES: usize = 512;
+
+pub(super) fn check_reason(reason: &str) -> anyhow::Result<()> {
+    if reason.len() > LONGEST_REASON_BYTES {
+        let fault = format!("the reason is longer than {LONGEST_REASON_BYTES} bytes; make it shorter");
+        return Err(stop(exit::USAGE, fault));
+    }
+    Ok(())
 }
 
 fn set(name: &str) -> Option<String> {

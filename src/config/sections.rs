@@ -20,14 +20,11 @@ use crate::config::{
     policy, routes, signers,
 };
 use crate::journal::JournalAddress;
-use crate::model::Gas;
 use crate::model::event::source_of;
 use crate::observe::traces::{ExporterSettings, Sampling, Tracer};
 use crate::policy::admission::{AdmissionRules, OrderBy, Ordering, Scope, TextSource};
 use crate::policy::batch::{BatchKind, Batching};
 use crate::policy::letters::rules::{ReplayRule, ReplayRules};
-use crate::policy::limits::Limits;
-use crate::policy::permits::Permits;
 use crate::policy::replies::{Allowed, ReplyRules};
 use crate::policy::retry_schedule::RetrySchedule;
 use crate::policy::routes::Route;
@@ -88,7 +85,7 @@ fn settings(
     let worker = worker(section!("worker"));
     let outage = section!("outage").choice("policy", &[("hold", OutagePolicy::Hold), ("retry", OutagePolicy::Retry)]);
     let fees = chain::fees(section!("fees"));
-    let limits = limits(section!("limits"), &admission.permits);
+    let limits = policy::limits(section!("limits"), &admission.permits);
     let lease_ttl = section!("lease").duration("ttl", 3 * SECOND..=10 * MINUTE);
     let (chain, lane, tuning) = chain::read(section!("chain"), &admission, batching, lease_ttl, (fees, limits, outage));
     policy::compare(&admission, &lane.batching, findings);
@@ -296,16 +293,6 @@ fn retry(mut section: Section<'_>) -> RetrySchedule {
         section.fault("initial_delay", "is longer than max_delay; make it shorter");
     }
     RetrySchedule::new(max_attempts, initial_delay, multiplier, max_delay)
-}
-
-fn limits(mut section: Section<'_>, permits: &Permits) -> Limits {
-    Limits {
-        writes_per_second: section.number_or_off("writes_per_second", 1..=10_000),
-        in_flight: section.number_or_off("in_flight", 1..=1_000_000),
-        gas_per_hour: section.number_or_off("gas_per_hour", 21_000..=1_000_000_000_000_000).map(Gas),
-        value_per_day: permits.value_per_day,
-        fee_per_day: permits.fee_per_day,
-    }
 }
 
 /// Reads how requests are batched. Among requests of strict ordering that are to be written, no two have the same key.

@@ -18,6 +18,7 @@ use crate::journal::leases::address_of;
 use crate::journal::operator_log::{self, Subject};
 use crate::journal::requests::seq;
 use crate::journal::row_numbers::{AccountId, RequestSeq};
+use crate::journal::signed::NewTransaction;
 use crate::model::operator::text_of;
 use crate::model::words::words;
 use crate::model::{Act, Address, Operator, Order, Timestamp};
@@ -231,18 +232,20 @@ async fn release(connection: &dyn Statements, scope: &HoldScope, order: &Order) 
     Ok(Some(found))
 }
 
-/// Returns of these requests those that a hold covers. The caller has locked their account.
-pub async fn held_among(
-    connection: &dyn Statements,
-    requests: impl Iterator<Item = RequestSeq>,
-) -> Result<BTreeSet<RequestSeq>> {
+/// Returns those before the first that a hold covers. The caller has locked their account.
+pub async fn before_held<'n>(connection: &dyn Statements, new: &'n [NewTransaction]) -> Result<&'n [NewTransaction]> {
     if connection.row("check for holds", "SELECT 1 FROM holds LIMIT 1", &[], |_| Ok(())).await?.is_none() {
-        return Ok(BTreeSet::new());
+        return Ok(new);
     }
     let select = "SELECT r.seq FROM u, requests r WHERE r.seq = u.request AND EXISTS (SELECT 1 FROM holds h \
                   WHERE (h.account IS NULL OR h.account = r.account) AND (h.route IS NULL OR h.route = r.route))";
+    let requests = new.iter().flat_map(|new| new.requests.iter());
     let rows = Rows::of("request bigint", requests.map(|request| values![request.0]));
-    Ok(connection.rows_each("find what is held", select, &[], &rows, seq).await?.into_iter().collect())
+    let held: BTreeSet<RequestSeq> =
+        connection.rows_each("find what is held", select, &[], &rows, seq).await?.into_iter().collect();
+    let is_held = |new: &NewTransaction| new.requests.iter().any(|request| held.contains(request));
+    let free = new.iter().position(is_held).unwrap_or(new.len());
+    Ok(new.get(..free).unwrap_or(new))
 }
 
 #[cfg(test)]

@@ -9,12 +9,12 @@ use crate::journal::cancellations::{Cancellation, open_cancellations};
 use crate::journal::columns::{Columns, amount, expect_rows, fixed, nonce, optional_bytes, to_i64, unsigned};
 use crate::journal::database::{Database, Mode, Rows, SqlJournal, Statements, Value, values};
 use crate::journal::error::{JournalError, Result};
-use crate::journal::holds::held_among;
+use crate::journal::holds::before_held;
 use crate::journal::leases::LaneWrite;
 use crate::journal::limits;
 use crate::journal::nonces::{StoredNonce, Which, stored_nonces};
 use crate::journal::recovery::{self, ForeignUse, writes_of};
-use crate::journal::requests::{QUEUED_COLUMNS, QueuedRequest, queued_request};
+use crate::journal::requests::{QUEUED_COLUMNS, QueuedRequest, queued, queued_request};
 use crate::journal::row_numbers::{AccountId, Lease};
 use crate::journal::signed::{NewTransaction, SIGNED_COLUMNS, signed_transaction};
 use crate::journal::states::Change;
@@ -48,7 +48,6 @@ pub trait Transactions: Send + Sync {
         limit: u32,
         routes: &[String],
     ) -> Result<Vec<QueuedRequest>>;
-    /// Returns the queue with all its routes.
     #[cfg(test)]
     async fn queued(&self, account: AccountId, after_turn: i64, limit: u32) -> Result<Vec<QueuedRequest>> {
         self.queued_except(account, after_turn, limit, &[]).await
@@ -108,23 +107,7 @@ impl<D: Database> Transactions for SqlJournal<D> {
         // What waits for others of its key has no place there.
         let input = (account, after_turn.max(0), limit, serde_json::Value::from(routes).to_string());
         self.read(input, |connection, (account, after_turn, limit, routes)| {
-            Box::pin(async move {
-                let Change { allowed, .. } = Change::on(Observation::Signed);
-                let mut values = values![account.0, *after_turn, *limit].to_vec();
-                let without = match routes.as_str() {
-                    "[]" => String::new(),
-                    routes => {
-                        values.push(routes.into());
-                        format!("AND r.route NOT IN {} ", connection.dialect().texts_in("$4"))
-                    }
-                };
-                let select = format!(
-                    "SELECT {QUEUED_COLUMNS} FROM requests r WHERE r.account = $1 AND {allowed} AND r.turn > $2 \
-                     AND r.settled_at IS NULL {without}\
-                     AND NOT EXISTS (SELECT 1 FROM cancellations c WHERE c.request = r.seq) ORDER BY r.turn LIMIT $3"
-                );
-                connection.rows("read the queue", &select, &values, queued_request).await
-            })
+            Box::pin(queued(connection, (*account, *after_turn), *limit, routes))
         })
         .await
     }
@@ -308,10 +291,7 @@ impl LaneWrite<'_> {
         if recovery::is_behind(self.connection).await? {
             return Ok(Granted { count: 0, throttled: None });
         }
-        let requests = new.iter().flat_map(|new| new.requests.iter().copied());
-        let held = held_among(self.connection, requests).await?;
-        let is_held = |new: &NewTransaction| new.requests.iter().any(|request| held.contains(request));
-        let new = new.get(..new.iter().position(is_held).unwrap_or(new.len())).unwrap_or(new);
+        let new = before_held(self.connection, new).await?;
         let granted = limits::take(self.connection, self.account, new, limits).await?;
         let new = new.get(..granted.count).unwrap_or(new);
         if new.is_empty() {
