@@ -7,6 +7,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::config::layers::leaves;
+use crate::config::sections::waits;
 use crate::config::{Faults, Settings};
 use crate::model::Address;
 use crate::policy::batch::Batching;
@@ -30,7 +31,7 @@ const AT_RUN_TIME: [&str; 12] = [
 ];
 
 /// Those of which all keys are taken over. What was taken in by them before is kept with each request.
-const SECTIONS_AT_RUN_TIME: [&str; 4] = ["write.", "route[", "policy.", FILE];
+const SECTIONS_AT_RUN_TIME: [&str; 5] = ["write.", "route[", "policy.", "retry.", FILE];
 /// Begins the names of files that routes are made of.
 const FILE: &str = "file ";
 
@@ -94,6 +95,10 @@ impl Settings {
         settings.lane.contract_errors = new.lane.contract_errors;
         let kinds = new.lane.batching.kinds.clone();
         settings.lane.batching = Arc::new(Batching { kinds, ..Batching::clone(&self.lane.batching) });
+        settings.settle.waits = waits(&new.settle.schedule, self.settle.park_delay);
+        settings.settle.schedule = new.settle.schedule;
+        settings.broker.topology.delays.clone_from(&settings.settle.waits);
+        self.expect_kept(&settings)?;
         settings.retiring = new.retiring;
         let is_own = |account: &Address| self.signers.iter().any(|signer| signer.address() == *account);
         settings.retiring.retain(is_own);
@@ -111,6 +116,18 @@ impl Settings {
         }
         let restart = "or restart: other keys in the file need a restart first";
         Err(Faults(found.into_iter().map(|(key, problem)| format!("- {key}: {problem}, {restart}")).collect()))
+    }
+}
+
+impl Settings {
+    /// Fails where a retry could wait for longer than the running worker keeps what has ended: its id may be forgotten then.
+    fn expect_kept(&self, new: &Self) -> Result<(), Faults> {
+        let longest = |settings: &Self| settings.settle.waits.iter().max().copied().unwrap_or_default();
+        if longest(new) <= self.journal.retention.max(longest(self)) {
+            return Ok(());
+        }
+        let problem = "is longer than journal.retention; raise that, and restart";
+        Err(Faults(vec![format!("- retry.max_delay: {problem}")]))
     }
 }
 
@@ -142,7 +159,7 @@ mod tests {
             } else if let Some((name, _)) = line.split_once(" = ") {
                 let key = format!("{section}.{name}");
                 let is_marked = comment.contains("Taken over at run time.");
-                let is_marked = is_marked || ["write", "policy"].contains(&section);
+                let is_marked = is_marked || ["write", "policy", "retry"].contains(&section);
                 assert_eq!(is_marked, is_at_run_time(&key), "{key}");
                 comment.clear();
             }
@@ -188,6 +205,28 @@ mod tests {
         std::fs::write(&schema, "no JSON").unwrap();
         let broken = format!("[[route]]\nto = \"0x00000000000000000000000000000000000000bb\"\nschema = {schema:?}");
         assert!(load_with(&broken).is_err(), "nothing of it is taken over");
+    }
+
+    #[test]
+    fn delays_of_retries_are_taken_over_with_their_wait_queues_unless_they_outlast_what_is_kept() {
+        let running = settings("journal.retention = \"2h\"");
+        let new = "journal.retention = \"2h\"\nretry.initial_delay = \"7s\"\nbroker.park_delay = \"9s\"";
+        let Reloaded { settings: now, taken_over, need_restart } = running.reloaded(settings(new)).unwrap();
+        assert_eq!(
+            (taken_over, need_restart),
+            (vec!["retry.initial_delay".to_owned()], vec!["broker.park_delay".to_owned()])
+        );
+        let seconds = std::time::Duration::from_secs;
+        assert!(
+            now.settle.waits.contains(&seconds(7)) && now.settle.waits.contains(&seconds(30)),
+            "{:?}",
+            now.settle.waits
+        );
+        assert!(!now.settle.waits.contains(&seconds(9)), "it waits for a restart");
+        assert_eq!(now.broker.topology.delays, now.settle.waits);
+        let long = "journal.retention = \"2h\"\nretry.initial_delay = \"3h\"\nretry.max_delay = \"3h\"";
+        let Faults(faults) = running.reloaded(settings(long)).unwrap_err();
+        assert!(faults[0].starts_with("- retry.max_delay"), "{faults:?}");
     }
 
     #[test]

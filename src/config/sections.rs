@@ -97,6 +97,7 @@ fn settings(
         names: broker.topology.names.clone(),
         waits: waits(&schedule, park_delay),
         schedule,
+        newer_retries: watch::channel(None).1,
         max_hold,
         park_delay,
         publishes_in_flight: broker.publish_channels,
@@ -217,7 +218,7 @@ fn names(section: &mut Section<'_>) -> Names {
 }
 
 /// Returns the delay of each wait queue: one for each delay of a retry, and one for parks.
-fn waits(schedule: &RetrySchedule, park_delay: Duration) -> Vec<Duration> {
+pub(super) fn waits(schedule: &RetrySchedule, park_delay: Duration) -> Vec<Duration> {
     let mut waits = schedule.levels();
     waits.push(park_delay);
     waits.sort_unstable();

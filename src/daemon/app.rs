@@ -278,6 +278,7 @@ impl<J: Journal + LetterDeeds + OperatorLog + SentEvents + 'static> Daemon<'_, J
             settle: SettleSettings {
                 tracer: tracer.clone(),
                 read_headers: adjustable.read_headers.subscribe(),
+                newer_retries: adjustable.retries.subscribe(),
                 ..settings.settle.clone()
             },
             replies: Arc::clone(&settings.replies),

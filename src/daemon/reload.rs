@@ -8,10 +8,12 @@ use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
+use crate::broker;
 use crate::config::{Faults, Reloaded, Settings};
 use crate::model::Address;
 use crate::policy::admission::AdmissionRules;
 use crate::stages::lane::{RouteRules, Tuning};
+use crate::stages::settle::Retries;
 
 pub struct Reloading {
     /// Reads the configuration; may take as long as it takes to open a keystore.
@@ -31,6 +33,8 @@ pub struct Adjustable {
     /// Headers that copies keep.
     pub read_headers: watch::Sender<BTreeSet<String>>,
     pub retiring: watch::Sender<BTreeSet<Address>>,
+    /// Nothing before the first reload.
+    pub retries: watch::Sender<Option<Retries>>,
 }
 
 impl Adjustable {
@@ -42,6 +46,7 @@ impl Adjustable {
             routes: watch::Sender::new(None),
             read_headers: watch::Sender::new(settings.admission.headers()),
             retiring: watch::Sender::new(settings.retiring.clone()),
+            retries: watch::Sender::new(None),
         }
     }
 
@@ -54,6 +59,8 @@ impl Adjustable {
         self.routes.send_replace(Some((&settings.lane).into()));
         self.admission.send_replace(settings.admission.clone());
         self.retiring.send_replace(settings.retiring.clone());
+        let (schedule, waits) = (settings.settle.schedule.clone(), settings.settle.waits.clone());
+        self.retries.send_replace(Some(Retries { schedule, waits }));
     }
 }
 
@@ -91,7 +98,11 @@ pub async fn run(mut running: Settings, reloading: Reloading, adjustable: Adjust
         let load = Arc::clone(&load);
         let read = tokio::task::spawn_blocking(move || load()).await;
         let read = read.unwrap_or_else(|_| Err(Faults(vec!["- reading it panicked; see the log".to_owned()])));
-        let outcome = match read.and_then(|new| running.reloaded(new)) {
+        let reloaded = match read.and_then(|new| running.reloaded(new)) {
+            Ok(reloaded) => make_waits(&running, &reloaded.settings).await.map(|()| reloaded),
+            Err(faults) => Err(faults),
+        };
+        let outcome = match reloaded {
             Err(Faults(faults)) => {
                 log_faults(&faults);
                 Outcome { faults, ..Outcome::default() }
@@ -111,6 +122,16 @@ pub async fn run(mut running: Settings, reloading: Reloading, adjustable: Adjust
             let _ = waits.send(outcome);
         }
     }
+}
+
+/// Makes the wait queues of new delays, or checks that they are there, before a copy can be for one of them.
+async fn make_waits(running: &Settings, new: &Settings) -> Result<(), Faults> {
+    if running.settle.waits == new.settle.waits {
+        return Ok(());
+    }
+    let made = broker::check(&new.broker, new.broker.topology_mode).await;
+    let fault = |error| Faults(vec![format!("- retry: the wait queues of its delays are not there: {error}")]);
+    made.map(drop).map_err(fault)
 }
 
 fn log_faults(faults: &[String]) {

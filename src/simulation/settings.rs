@@ -86,6 +86,7 @@ impl RunSettings {
             worker: "sim/worker".to_owned(),
             names: Names::derived_from("q"),
             schedule,
+            newer_retries: watch::channel(None).1,
             max_hold: seconds(rng.u64(8..40)),
             park_delay,
             waits,

@@ -16,6 +16,13 @@ use crate::policy::retry_schedule::RetrySchedule;
 use crate::stages::settle::inbox::{LaneVerdict, Postponed, Refused, Ruling};
 use crate::stages::settle::spans::failed_generation;
 
+/// The delays of retries, and that of each wait queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retries {
+    pub schedule: RetrySchedule,
+    pub waits: Vec<Duration>,
+}
+
 #[derive(Debug, Clone)]
 pub struct SettleSettings {
     /// The `source` of its events.
@@ -24,6 +31,8 @@ pub struct SettleSettings {
     pub worker: String,
     pub names: Names,
     pub schedule: RetrySchedule,
+    /// What has come after the delays that it began with.
+    pub newer_retries: watch::Receiver<Option<Retries>>,
     /// A delivery that is held longer is parked.
     pub max_hold: Duration,
     pub park_delay: Duration,

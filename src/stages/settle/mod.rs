@@ -33,7 +33,7 @@ mod reorged_finals;
 mod spans;
 mod targets;
 
-pub use decisions::SettleSettings;
+pub use decisions::{Retries, SettleSettings};
 
 use copies::{Ended, Leaving, UniqueQueue};
 use held::HeldDeliveries;
@@ -153,9 +153,22 @@ impl Settle {
         while inputs.intake_is_open || inputs.lanes_are_open || self.is_busy() {
             self.beat.beat();
             self.meter.held.set(i64::try_from(self.held.count()).unwrap_or(i64::MAX));
+            self.take_over();
             self.step(&mut inputs).await?;
         }
         Ok(())
+    }
+
+    /// Takes over delays that have changed: they hold for what is decided from then on.
+    fn take_over(&mut self) {
+        if !self.settings.newer_retries.has_changed().unwrap_or(false) {
+            return;
+        }
+        let mut settings = SettleSettings::clone(&self.settings);
+        if let Some(Retries { schedule, waits }) = settings.newer_retries.borrow_and_update().clone() {
+            (settings.schedule, settings.waits) = (schedule, waits);
+        }
+        self.settings = Arc::new(settings);
     }
 
     /// Starts the publishes that there is room for, then handles one input.
@@ -417,6 +430,7 @@ mod tests {
             worker: "acme/host".to_owned(),
             names: Names::derived_from("q"),
             schedule: RetrySchedule::new(attempts, Duration::from_secs(1), 2.0, Duration::from_secs(8)),
+            newer_retries: watch::channel(None).1,
             max_hold: MAX_HOLD,
             park_delay: Duration::from_secs(3),
             waits: vec![Duration::from_secs(3)],
@@ -747,5 +761,22 @@ mod tests {
         assert_eq!(queue.pop(), Some(3));
         assert!(queue.push(3), "it has left");
         assert_eq!([queue.pop(), queue.pop(), queue.pop(), queue.pop()], [Some(1), Some(2), Some(3), None]);
+    }
+
+    #[tokio::test]
+    async fn newer_delays_hold_for_what_is_decided_from_then_on() {
+        let mut bench = Bench::new(&[]).await;
+        let newer = watch::Sender::new(None);
+        let began = SettleSettings { newer_retries: newer.subscribe(), ..settings(2) };
+        bench.settle.settings = Arc::new(began);
+        bench.settle.take_over();
+        assert!(bench.settle.settings.schedule.delay_before(3).is_none(), "two tries");
+        let schedule = RetrySchedule::new(9, Duration::from_secs(3), 1.0, Duration::from_secs(3));
+        newer.send_replace(Some(Retries { schedule, waits: vec![Duration::from_secs(3)] }));
+        bench.settle.take_over();
+        let now = &bench.settle.settings;
+        assert_eq!((now.schedule.delay_before(3), now.waits.len()), (Some(Duration::from_secs(3)), 1));
+        bench.settle.take_over();
+        assert!(bench.settle.settings.schedule.delay_before(8).is_some(), "nothing newer has come");
     }
 }

@@ -4,7 +4,8 @@ use serde_json::Value;
 
 use crate::journal::databases::shared_journal;
 use crate::stage::{
-    BINARY, LONG, QUEUE, Stage, calldata, kinds_of, mine_until, mine_until_final, pool_holds, wait_log, wait_log_times,
+    BINARY, DEAD, LONG, QUEUE, Stage, calldata, kinds_of, mine_until, mine_until_final, pool_holds, wait_log,
+    wait_log_times,
 };
 use crate::support::{ACCOUNTS, AnvilConfig, WorkerConfig, WorkerHome, wait_until, with_id};
 
@@ -156,7 +157,7 @@ async fn a_bump_raises_the_price_once_within_the_limit_that_is_named() {
     pool_holds(&stage, 1).await;
     stage.anvil.set_next_base_fee(50 * GWEI).await.unwrap();
     stage.anvil.mine(1).await.unwrap();
-    wait_log(&worker, "the lane is paused").await;
+    wait_log(&worker, "the lane pauses").await;
     let (code, text) = run(&home, &["bump", "stuck"]).await;
     assert!(code == 2 && text.contains("fees.max_fee is 10 gwei"), "{code} {text}");
     let (code, text) = run(&home, &["bump", "stuck", "--max-fee", "20 gwei"]).await;
@@ -291,4 +292,38 @@ async fn a_noisy_route_leaves_room_for_the_others() {
     assert_eq!(stage.transactions_of(0).await.len(), 45, "none is lost, and none is written twice");
     let status = stage.wait_state(&home, "noisy-39", "final").await;
     assert_eq!(status["attempt"], 0, "no try was counted: {status}");
+}
+
+/// Routes, delays, and a file with a fault, while the worker runs.
+#[tokio::test]
+async fn a_reload_takes_over_routes_and_delays_and_a_fault_changes_nothing() {
+    let Some(stage) = Stage::with_blocks().await else { return };
+    let base = stage.config();
+    let home = WorkerHome::new(&base);
+    stage.topology(&home).await;
+    let worker = home.start(BINARY);
+    stage.amqp.publish(QUEUE, with_id("a"), b"a").await;
+    stage.wait_state(&home, "a", "final").await;
+    home.configure(
+        &base.clone().with("route", "name = \"only\"\ntype = \"x\"").with("retry", "initial_delay = \"700ms\""),
+    );
+    worker.signal("HUP");
+    wait_log(&worker, "key=\"route[1].type\"").await;
+    wait_log(&worker, "key=\"retry.initial_delay\"").await;
+    assert!(
+        stage.rabbit.queue(&stage.vhost, "acme.writes.wait.700ms").await.unwrap().is_some(),
+        "its wait queue is made"
+    );
+    stage.amqp.publish(QUEUE, with_id("b"), b"b").await;
+    let dead = stage.amqp.wait_for(DEAD, LONG).await;
+    assert_eq!((dead.routing_key.as_str(), dead.id().as_str()), ("invalid.no_route", "b"));
+    stage.amqp.publish(QUEUE, of_kind("c", "x"), b"c").await;
+    let status = stage.wait_state(&home, "c", "final").await;
+    assert_eq!(status["route"], "only");
+    home.configure(&base.with("route", "name = \"only\"\nmode = \"wrong\""));
+    worker.signal("HUP");
+    wait_log(&worker, "the configuration has a fault").await;
+    stage.amqp.publish(QUEUE, of_kind("d", "x"), b"d").await;
+    stage.wait_state(&home, "d", "final").await;
+    stage.wait_empty(QUEUE).await;
 }
