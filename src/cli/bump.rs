@@ -7,8 +7,8 @@ use clap::Args;
 use tokio::time::{Instant, sleep};
 
 use crate::cli::status::report_unknown;
-use crate::cli::{check_reason, exit, operator, say};
-use crate::config::Settings;
+use crate::cli::{check_reason, exit, operator, say, stop};
+use crate::config::{HIGHEST_FEE, Settings};
 use crate::journal::{BumpAnswer, BumpOutcome, OperatorsJournal};
 use crate::model::{Order, RequestId, RequestState, Wei};
 
@@ -33,9 +33,7 @@ pub(super) struct Arguments {
 pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<u8> {
     let id = RequestId::new(&arguments.id).context("this is no request id")?;
     check_reason(&arguments.reason)?;
-    let max_fee =
-        arguments.max_fee.as_deref().map(|text| text.parse::<Wei>().with_context(|| format!("--max-fee {text}")));
-    let max_fee = max_fee.transpose()?;
+    let max_fee = arguments.max_fee.as_deref().map(amount).transpose()?;
     let journal = settings.journal.address.open_existing().await?;
     let code = match journal.bump(&id, max_fee, Order::new(operator(), arguments.reason)).await? {
         BumpAnswer::NotKnown => report_unknown(&id),
@@ -47,6 +45,15 @@ pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Res
     };
     journal.close().await;
     Ok(code)
+}
+
+/// Reads a price; the journal keeps none above the highest.
+fn amount(text: &str) -> anyhow::Result<Wei> {
+    let amount: Wei = text.parse().map_err(|error| stop(exit::USAGE, format!("--max-fee is {text:?}: {error}")))?;
+    if amount > HIGHEST_FEE {
+        return Err(stop(exit::USAGE, format!("--max-fee is {amount}, and {HIGHEST_FEE} is the most")));
+    }
+    Ok(amount)
 }
 
 async fn wait(journal: &dyn OperatorsJournal, id: &RequestId, patience: Duration) -> anyhow::Result<u8> {

@@ -35,6 +35,7 @@ mod signers;
 use layers::Layers;
 use sections::Bases;
 
+pub use chain::HIGHEST_FEE;
 pub use layers::Origin;
 pub use reload::Reloaded;
 pub(crate) use secrets::Places;

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, watch};
 use super::*;
 use crate::chain::{ChainError, Inclusion, Log, Sent};
 use crate::journal::contract::{Set, arrival, set};
-use crate::journal::{Arrival, HoldScope, JournalError};
+use crate::journal::{Arrival, BumpAnswer, HoldScope, JournalError};
 use crate::model::{
     BlockNumber, Cause, ContentHash, Generation, Nonce, Order, PauseReason, Purpose, Reason, RecordId, Timestamp,
     TransactionState, TxHash, Wei,
@@ -587,6 +587,7 @@ async fn what_was_signed_before_a_hold_goes_on_to_its_end() {
         tokio::time::sleep(Duration::from_secs(20)).await;
         bench.chain.change(|state| state.head += 1);
         term.poll().await.unwrap();
+        hear(&bench, &mut term).await;
     }
     let (second, purpose) = newest(&term, 0);
     assert!(second != first && purpose == Purpose::Write, "it is replaced");
@@ -597,6 +598,59 @@ async fn what_was_signed_before_a_hold_goes_on_to_its_end() {
     term.handle_receipts(read).await;
     drop(term);
     assert!(matches!(bench.rulings().pop().unwrap().verdict, LaneVerdict::Succeeded(_)));
+}
+
+/// Hears all answers that nodes still owe.
+async fn hear(bench: &Bench, term: &mut Term<'_>) {
+    while !term.flight.broadcaster().is_idle() {
+        bench.answer(term).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bump_raises_a_price_once_and_a_refusal_says_why() {
+    let bench = Bench::new(&["a", "b", "c"]).await;
+    let id = crate::journal::contract::id;
+    let mut term = bench.signed().await;
+    hear(&bench, &mut term).await;
+    let bump = async |text: &str, max_fee| {
+        let order = Order::new("ann", "");
+        assert_eq!(bench.set.journal.bump(&id(text), max_fee, order).await.unwrap(), BumpAnswer::Noted);
+    };
+    let outcome = async |text: &str| bench.set.journal.bump_outcome(&id(text)).await.unwrap();
+    let (first, _) = newest(&term, 0);
+    bump("a", None).await;
+    term.apply_bumps().await.unwrap();
+    assert!(outcome("a").await.unwrap().is_raised);
+    let (second, purpose) = newest(&term, 0);
+    assert!(second != first && purpose == Purpose::Write);
+    term.apply_bumps().await.unwrap();
+    assert_eq!(newest(&term, 0).0, second, "once for each order");
+    bump("a", None).await;
+    term.apply_bumps().await.unwrap();
+    assert_eq!(outcome("a").await, None, "its bytes are just being sent: the next poll decides");
+    hear(&bench, &mut term).await;
+    term.apply_bumps().await.unwrap();
+    assert!(outcome("a").await.unwrap().is_raised && newest(&term, 0).0 != second);
+    hear(&bench, &mut term).await;
+    bump("b", Some(Wei(1))).await;
+    term.apply_bumps().await.unwrap();
+    let refused = outcome("b").await.unwrap();
+    assert!(!refused.is_raised && refused.text.contains("--max-fee is 1 wei"), "{refused:?}");
+    assert_eq!(term.flight.get(Nonce(1)).unwrap().hashes().count(), 1);
+    bench.mine(0, first);
+    term.poll().await.unwrap();
+    bump("a", Some(Wei(1000))).await;
+    term.apply_bumps().await.unwrap();
+    assert!(outcome("a").await.unwrap().text.contains("it is in block"));
+    // Its instance goes away before it answers: the next one does.
+    bump("c", Some(Wei(1000))).await;
+    drop(term);
+    let mut term = bench.term().await;
+    hear(&bench, &mut term).await;
+    term.poll().await.unwrap();
+    assert!(outcome("c").await.unwrap().is_raised);
+    assert_eq!(term.flight.get(Nonce(2)).unwrap().hashes().count(), 2);
 }
 
 /// Admits these requests, each with its end.
