@@ -28,7 +28,7 @@ pub struct Adjustable {
     pub max_open: watch::Sender<u64>,
     /// `[request]`, `[write]`, `[[route]]` and `[policy]`, for intake and for dead letters.
     pub admission: watch::Sender<AdmissionRules>,
-    /// What lanes know of them; nothing before the first reload.
+    /// Passes lanes their part of them; nothing before the first reload.
     pub routes: watch::Sender<Option<RouteRules>>,
     /// Headers that copies keep.
     pub read_headers: watch::Sender<BTreeSet<String>>,

@@ -41,7 +41,7 @@ pub struct AnsweredBump {
     pub text: String,
 }
 
-/// What came of an order.
+/// Reports the end of an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BumpOutcome {
     pub is_raised: bool,

@@ -11,7 +11,7 @@ use crate::journal::states::which;
 use crate::model::operator::text_of;
 use crate::model::{Act, IncidentKind, Order, RequestId, RequestState, Timestamp};
 
-/// What was done, for a person.
+/// Names the deed, for a person.
 pub const CANCELLED: &str = "cancelled";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

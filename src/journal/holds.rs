@@ -23,7 +23,7 @@ use crate::model::operator::text_of;
 use crate::model::words::words;
 use crate::model::{Act, Address, Operator, Order, Timestamp};
 
-/// What an operator can hold.
+/// Names what an operator can hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HoldScope {
     Everything,
@@ -80,7 +80,7 @@ impl Hold {
 }
 
 words!(
-    /// What a hold covers.
+    /// Sorts holds by what they cover.
     HoldKind {
         Everything = "everything",
         Account = "account",

@@ -32,7 +32,7 @@ impl From<&str> for Operator {
     }
 }
 
-/// What an operator wants done: by whom, and why.
+/// Says who wants something done, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Order {
     pub by: Operator,
@@ -60,7 +60,7 @@ pub fn text_of(done: &str, by: &str, reason: &str) -> String {
 }
 
 words!(
-    /// What an operator did. The word stands in the journal's log.
+    /// Names what an operator did. The word stands in the journal's log.
     Act {
         Hold = "hold",
         Release = "release",

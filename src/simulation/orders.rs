@@ -7,7 +7,7 @@ use crate::model::{Order, RequestState, Timestamp, Wei};
 use crate::simulation::settings::HIGHEST_FEE;
 use crate::simulation::world::World;
 
-/// In one of so many runs there is one.
+/// One run in this many has one.
 const RUNS: u8 = 4;
 
 pub(super) struct Operator {

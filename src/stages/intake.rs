@@ -44,7 +44,7 @@ pub struct IntakeLane {
 
 pub struct Intake {
     pub rules: AdmissionRules,
-    /// What has come after these rules.
+    /// Brings rules that are newer than these.
     pub newer_rules: watch::Receiver<AdmissionRules>,
     /// Accounts that take no new messages.
     pub retiring: watch::Receiver<BTreeSet<Address>>,

@@ -13,7 +13,7 @@ use crate::stages::lane::learnt::SIGNED_PER_NONCE;
 use crate::stages::lane::pool_status::PoolStatus;
 use crate::stages::lane::term::Term;
 
-/// What becomes of an order.
+/// Says what becomes of an order.
 enum Bumped {
     /// The next poll decides: its bytes are just being sent, or the market is unknown.
     Later,

@@ -73,7 +73,7 @@ pub struct LaneRules {
     pub lease_ttl: Duration,
 }
 
-/// What routes and policy say to a lane. They may change while a term runs, from one occurrence to the next.
+/// Holds what routes and policy say to a lane. They may change while a term runs, from one occurrence to the next.
 #[derive(Debug, Clone)]
 pub struct RouteRules {
     pub batching: Arc<Batching>,
@@ -98,7 +98,7 @@ pub struct LaneSettings {
     pub account: AccountId,
     pub rules: LaneRules,
     pub tuning: watch::Receiver<Tuning>,
-    /// What has come after the rules that it began with.
+    /// Brings rules that are newer than those that it began with.
     pub newer_routes: watch::Receiver<Option<RouteRules>>,
     /// This run of this instance.
     pub owner: Arc<str>,

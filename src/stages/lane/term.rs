@@ -85,7 +85,7 @@ enum Occurrence {
     MayFill,
 }
 
-/// What may change while a term works.
+/// Watches what may change while a term works.
 struct Watched {
     is_assigned: watch::Receiver<Option<bool>>,
     holds: watch::Receiver<StandingHolds>,

@@ -575,7 +575,7 @@ async fn what_an_operator_holds_is_not_signed_and_others_are() {
     assert_eq!(on_their_way(&term), ["b", "a", "c", "d"], "in their order");
 }
 
-/// What is signed is followed, replaced and ruled on.
+/// A transaction that is signed is followed, replaced and ruled on.
 #[tokio::test(start_paused = true)]
 async fn what_was_signed_before_a_hold_goes_on_to_its_end() {
     let mut bench = Bench::new(&["a"]).await;

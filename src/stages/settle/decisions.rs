@@ -31,7 +31,7 @@ pub struct SettleSettings {
     pub worker: String,
     pub names: Names,
     pub schedule: RetrySchedule,
-    /// What has come after the delays that it began with.
+    /// Brings delays that are newer than those that it began with.
     pub newer_retries: watch::Receiver<Option<Retries>>,
     /// A delivery that is held longer is parked.
     pub max_hold: Duration,
