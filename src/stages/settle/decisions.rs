@@ -1,6 +1,7 @@
 //! What a ruling leads to, and which copies and events follow from it. Pure: settings in, values out.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -46,6 +47,17 @@ pub struct SettleSettings {
 }
 
 impl SettleSettings {
+    /// Takes over delays of retries that have changed: they hold for what is decided from then on.
+    pub(super) fn take_over_retries(settings: &mut Arc<Self>) {
+        if !settings.newer_retries.has_changed().unwrap_or(false) {
+            return;
+        }
+        let settings = Arc::make_mut(settings);
+        if let Some(Retries { schedule, waits }) = settings.newer_retries.borrow_and_update().clone() {
+            (settings.schedule, settings.waits) = (schedule, waits);
+        }
+    }
+
     /// Returns the requests of a ruling, and what the journal stores of them.
     pub(super) fn decide(&self, ruling: Ruling) -> (Members<QueuedRequest>, Settlement) {
         let Ruling { requests, transaction, verdict, .. } = ruling;

@@ -153,22 +153,10 @@ impl Settle {
         while inputs.intake_is_open || inputs.lanes_are_open || self.is_busy() {
             self.beat.beat();
             self.meter.held.set(i64::try_from(self.held.count()).unwrap_or(i64::MAX));
-            self.take_over();
+            SettleSettings::take_over_retries(&mut self.settings);
             self.step(&mut inputs).await?;
         }
         Ok(())
-    }
-
-    /// Takes over delays that have changed: they hold for what is decided from then on.
-    fn take_over(&mut self) {
-        if !self.settings.newer_retries.has_changed().unwrap_or(false) {
-            return;
-        }
-        let mut settings = SettleSettings::clone(&self.settings);
-        if let Some(Retries { schedule, waits }) = settings.newer_retries.borrow_and_update().clone() {
-            (settings.schedule, settings.waits) = (schedule, waits);
-        }
-        self.settings = Arc::new(settings);
     }
 
     /// Starts the publishes that there is room for, then handles one input.
@@ -765,18 +753,18 @@ mod tests {
 
     #[tokio::test]
     async fn newer_delays_hold_for_what_is_decided_from_then_on() {
-        let mut bench = Bench::new(&[]).await;
+        let mut bench = Bench::new().await;
         let newer = watch::Sender::new(None);
         let began = SettleSettings { newer_retries: newer.subscribe(), ..settings(2) };
         bench.settle.settings = Arc::new(began);
-        bench.settle.take_over();
+        SettleSettings::take_over_retries(&mut bench.settle.settings);
         assert!(bench.settle.settings.schedule.delay_before(3).is_none(), "two tries");
         let schedule = RetrySchedule::new(9, Duration::from_secs(3), 1.0, Duration::from_secs(3));
         newer.send_replace(Some(Retries { schedule, waits: vec![Duration::from_secs(3)] }));
-        bench.settle.take_over();
+        SettleSettings::take_over_retries(&mut bench.settle.settings);
         let now = &bench.settle.settings;
         assert_eq!((now.schedule.delay_before(3), now.waits.len()), (Some(Duration::from_secs(3)), 1));
-        bench.settle.take_over();
+        SettleSettings::take_over_retries(&mut bench.settle.settings);
         assert!(bench.settle.settings.schedule.delay_before(8).is_some(), "nothing newer has come");
     }
 }
