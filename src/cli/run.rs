@@ -33,7 +33,7 @@ pub(super) fn with_deep_stacks() {
 pub(super) async fn run(settings: Settings, source: Source) -> anyhow::Result<u8> {
     let (recent, set_log_level) = logging::start(settings.log);
     let load = Arc::new(move || config::load(&source));
-    match app::run(settings, recent, Reloading { load, set_log_level }).await {
+    match Box::pin(app::run(settings, recent, Reloading { load, set_log_level })).await {
         Ok(()) => {
             tracing::info!("stopped");
             Ok(exit::OK)

@@ -51,16 +51,14 @@ pub(super) fn prints(values: &Value) -> Prints {
 
 /// Returns the keys of each table in a list of them.
 fn each((key, value): (String, Value)) -> Vec<(String, Value)> {
-    match value {
-        Value::Array(tables) if tables.iter().any(Value::is_object) => {
-            let of = |(number, table): (usize, Value)| {
-                let parts = leaves(&table).into_iter().flat_map(each);
-                parts.map(|(part, value)| (format!("{key}[{number}].{part}"), value)).collect::<Vec<_>>()
-            };
-            (1..).zip(tables).flat_map(of).collect()
-        }
-        value => vec![(key, value)],
-    }
+    let Some(tables) = value.as_array().filter(|items| items.iter().any(Value::is_object)) else {
+        return vec![(key, value)];
+    };
+    let of = |(number, table): (usize, &Value)| {
+        let parts = leaves(table).into_iter().flat_map(each);
+        parts.map(|(part, value)| (format!("{key}[{number}].{part}"), value)).collect::<Vec<_>>()
+    };
+    (1..).zip(tables).flat_map(of).collect()
 }
 
 /// Returns the fingerprints of the files of routes.

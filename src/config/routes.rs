@@ -57,7 +57,8 @@ pub(super) fn read(write: Option<Value>, routes: Option<Value>, folder: &Path, f
         let matches = matches(&mut section);
         section.set_default("max_open", "off");
         let max_open = section.number_or_off("max_open", 1..=1_000_000);
-        Route { max_open, ..route(name, matches, section, folder) }
+        let files = files(&section, folder);
+        Route { max_open, files, ..route(name, matches, section, folder) }
     });
     routes.unwrap_or_default()
 }
@@ -67,12 +68,11 @@ fn route(name: String, matches: Match, mut section: Section<'_>, folder: &Path) 
         "mode",
         &[("data", Mode::Data), ("call", Mode::Call), ("record", Mode::Record), ("transaction", Mode::Transaction)],
     );
-    let files = files(&section, folder);
     let schema = schema(&mut section, folder);
     let expires = expires(&mut section);
     let is_hex = is_hex(&mut section, mode);
     if mode == Mode::Transaction {
-        return carried(name, matches, (schema, expires, files), section);
+        return carried(name, matches, (schema, expires), section);
     }
     let to = section.address("to", "the address to call");
     let value = section.read(
@@ -107,7 +107,8 @@ fn route(name: String, matches: Match, mut section: Section<'_>, folder: &Path) 
             (Calldata::Record(kept), records::many(kept))
         }
     };
-    Route { name, matches, schema, to: Some(to), value, gas, calldata, many, errors, expires, max_open: None, files }
+    let (max_open, files) = (None, Vec::new());
+    Route { name, matches, schema, to: Some(to), value, gas, calldata, many, errors, expires, max_open, files }
 }
 
 /// Reads for how long messages are of use.
@@ -132,7 +133,7 @@ fn is_hex(section: &mut Section<'_>, mode: Mode) -> bool {
 fn carried(
     name: String,
     matches: Match,
-    (schema, expires, files): (Option<Schema>, Option<Duration>, Vec<(String, [u8; 32])>),
+    (schema, expires): (Option<Schema>, Option<Duration>),
     mut section: Section<'_>,
 ) -> Route {
     let errors = errors(&mut section);
@@ -144,7 +145,8 @@ fn carried(
         section.fault("value", "is set, and the messages say what they pay; remove it");
     }
     let (calldata, value) = (Calldata::Carried, Amount::Fixed(Wei(0)));
-    Route { name, matches, schema, to: None, value, gas, calldata, many: None, errors, expires, max_open: None, files }
+    let (many, max_open, files) = (None, None, Vec::new());
+    Route { name, matches, schema, to: None, value, gas, calldata, many, errors, expires, max_open, files }
 }
 
 fn matches(section: &mut Section<'_>) -> Match {
