@@ -7,7 +7,6 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::config::layers::leaves;
-use crate::config::sections::waits;
 use crate::config::{Faults, Settings};
 use crate::model::Address;
 use crate::policy::batch::Batching;
@@ -93,7 +92,7 @@ impl Settings {
         settings.lane.contract_errors = new.lane.contract_errors;
         let kinds = new.lane.batching.kinds.clone();
         settings.lane.batching = Arc::new(Batching { kinds, ..Batching::clone(&self.lane.batching) });
-        settings.settle.waits = waits(&new.settle.schedule, self.settle.park_delay);
+        settings.settle.waits = new.settle.schedule.waits(self.settle.park_delay);
         settings.settle.schedule = new.settle.schedule;
         settings.broker.topology.delays.clone_from(&settings.settle.waits);
         self.expect_kept(&settings)?;

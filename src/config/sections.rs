@@ -95,7 +95,7 @@ fn settings(
         event_source: source_of(&worker.organisation, chain.chain_id, &broker.topology.names.work),
         worker: worker.full_name(),
         names: broker.topology.names.clone(),
-        waits: waits(&schedule, park_delay),
+        waits: schedule.waits(park_delay),
         schedule,
         newer_retries: watch::channel(None).1,
         max_hold,
@@ -169,7 +169,7 @@ fn broker(
             1 << 20..=64 << 30,
         ),
         is_ordered: single_active_consumer,
-        topology: Topology { binds, single_active_consumer, ..Topology::new(names, waits(schedule, park_delay)) },
+        topology: Topology { binds, single_active_consumer, ..Topology::new(names, schedule.waits(park_delay)) },
         topology_mode: section
             .choice("topology", &[("declare", TopologyMode::Declare), ("verify", TopologyMode::Verify)]),
         call_timeout: section.duration("call_timeout", 100 * MS..=5 * MINUTE),
@@ -215,15 +215,6 @@ fn names(section: &mut Section<'_>) -> Names {
         }
     }
     names
-}
-
-/// Returns the delay of each wait queue: one for each delay of a retry, and one for parks.
-pub(super) fn waits(schedule: &RetrySchedule, park_delay: Duration) -> Vec<Duration> {
-    let mut waits = schedule.levels();
-    waits.push(park_delay);
-    waits.sort_unstable();
-    waits.dedup();
-    waits
 }
 
 /// Reads where ids and ordering keys stand, among which they are unique, and which queues get replies.

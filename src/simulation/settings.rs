@@ -50,8 +50,7 @@ impl RunSettings {
         let seconds = Duration::from_secs;
         let schedule = RetrySchedule::new(rng.u32(1..=4), seconds(1), 2.0, seconds(8));
         let park_delay = seconds(3);
-        let mut waits = schedule.levels();
-        waits.push(park_delay);
+        let waits = schedule.waits(park_delay);
         let tuning = Tuning {
             fees: FeeRules { mode: FeeMode::Auto, max_fee: Wei(HIGHEST_FEE) },
             limits: Limits::default(),
