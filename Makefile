@@ -1,7 +1,7 @@
 # What people and machines run by hand. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tour simulate chaos planted fuzz bench test check docs deb rpm tarball image release test-install
+.PHONY: help setup demo tour simulate chaos planted fuzz bench test test-rabbitmq check docs deb rpm tarball image release test-install
 
 BUILT = $${CARGO_TARGET_DIR:-target}
 # Both in one build, so that the tool finds the daemon beside itself.
@@ -53,6 +53,9 @@ fuzz: ## give changed bytes to all that reads bytes from outside, for DURATION=6
 test: setup ## run every test, against a real broker and a real chain too
 	@scripts/setup.sh clock postgres producers
 	CHAINWRITER_REQUIRE_SERVICES=1 RUST_MIN_STACK=536870912 cargo test --workspace --all-features --locked
+
+test-rabbitmq: setup ## run the tests of deliveries and dead letters on another RabbitMQ than the system's (needs root once; ONLY="operators:: security::")
+	@scripts/test-rabbitmq.sh $(ONLY)
 
 deb rpm tarball: ## build this package into dist/, as every other time from the same commit
 	@scripts/setup.sh packaging

@@ -6,7 +6,7 @@ pub(crate) mod chain;
 pub(crate) mod cli;
 pub(crate) mod config;
 pub(crate) mod daemon;
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub(crate) mod journal;
 pub(crate) mod model;

@@ -135,9 +135,8 @@ impl Broker {
         self.prefetch.subscribe()
     }
 
-    /// Runs one session after the other until `close`. A broker out of reach is no error here: it is tried again for ever.
-    /// Deliveries come while `flow` is open and `stop_consuming` is not cancelled; acks and publishes go on until `close`. More
-    /// are held while one of `hunger` is true.
+    /// Runs one session after the other until `close`. A broker out of reach is tried again for ever.
+    /// Deliveries come while `flow` is open and `stop_consuming` is not cancelled, more while one of `hunger` is true.
     pub async fn run(
         self,
         deliveries: mpsc::Sender<Delivery>,
@@ -155,11 +154,13 @@ impl Broker {
             let end = self.session(&channels, &mut prefetch, &mut turn).await;
             self.publish_session.send_replace(None);
             let Err(error) = end else { break };
+            let was_connected = !matches!(*self.state.borrow(), BrokerState::Connecting(_));
             if began.elapsed() > longest {
                 pause.reset();
             }
             let wait = if turn.moves_on(began.elapsed()) { Duration::ZERO } else { pause.next_wait() };
-            warn!(broker.error = %error, broker.retry_in_ms = wait.as_millis(), "the session with the broker ended, a new one follows");
+            let what = if was_connected { "the session with the broker ended" } else { "the broker cannot be used" };
+            warn!(broker.error = error.to_string(), broker.retry_in_ms = wait.as_millis(), "{what}; trying again");
             self.state.send_replace(BrokerState::Connecting(error.to_string()));
             self.wait(wait, &channels.close).await;
         }

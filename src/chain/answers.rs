@@ -286,7 +286,7 @@ pub(super) fn receipt(fields: &ReceiptFields) -> Result<Receipt, NoReceipt> {
 }
 
 /// Reads a node's answer as each of the shapes that are asked for, and returns whether it is any: for fuzzing.
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn read_any(answer: &Value) -> bool {
     let (from, to) = (BlockNumber(0), BlockNumber(u64::MAX));
     let query = LogQuery { contract: Address([0; 20]), topics: Vec::new(), from, to };

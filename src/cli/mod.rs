@@ -26,7 +26,6 @@ use crate::signer::SignerError;
 use operator::{check_reason, operator};
 use unit::Unit;
 
-mod adopt;
 mod bump;
 mod cancel;
 #[path = "config.rs"]

@@ -1,7 +1,7 @@
 //! The configuration: built-in defaults, a file, the environment; checked as a whole, so that all faults come at once.
 
 use std::collections::BTreeSet;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -198,11 +198,11 @@ pub fn values(source: &Source) -> Result<Vec<(String, serde_json::Value, Origin)
     Ok(Layers::read(source.file.as_deref())?.values())
 }
 
-#[cfg(any(test, fuzzing))]
 /// Loads the defaults with these lines of TOML on top, without the environment: for tests and examples.
 ///
 /// # Errors
 /// [`Faults`] with every fault found.
+#[cfg(any(test, feature = "fuzzing"))]
 pub fn load_text(toml: &str) -> Result<Settings, Faults> {
     let layers = Layers::of(
         Some((Path::new(""), toml)),

@@ -292,7 +292,7 @@ fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, NoResult> {
 }
 
 /// Reads an answer to one call, and to two; returns what it answers to the first, if anything: for fuzzing.
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn read_any(body: &[u8]) -> Option<Value> {
     let _ = (NodeError::said_in(body), text_in_body(body), single::<Value>(1, IdRule::MayLack, body));
     if let Many::Each(answers) = many(&[1, 2], body) {

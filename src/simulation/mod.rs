@@ -18,6 +18,7 @@ pub(crate) mod fakes;
 mod hosts;
 pub(crate) mod journal;
 mod ledger;
+mod letters;
 mod markers;
 mod nodes;
 mod orders;

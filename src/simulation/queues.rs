@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::broker::{AckToken, Delivery, EndDelivery, Flow, Names, Outgoing, PublishError, Publisher};
 use crate::model::message::header;
 use crate::model::{Generation, HeaderValue, Marker, Message, Origin};
+use crate::simulation::letters::{DeliveryLimit, GivenUp};
 use crate::simulation::world::{Odds, Shared, World};
 
 /// After this a publisher gives up on a confirm.
@@ -30,6 +31,14 @@ pub(super) const REPLIES: [&str; 7] = ["answers", FULL, "q", "q.dead", "q.wait.3
 #[derive(Debug, Clone)]
 pub(super) struct Queued {
     pub(super) message: Message,
+    /// How often it came back to the queue.
+    pub(super) returns: u32,
+}
+
+impl From<Message> for Queued {
+    fn from(message: Message) -> Self {
+        Self { message, returns: 0 }
+    }
 }
 
 impl Queued {
@@ -64,6 +73,10 @@ pub(super) struct Queues {
     /// With the millisecond at which they come back.
     pub(super) wait: Vec<(u64, Queued)>,
     pub(super) dead: Vec<Queued>,
+    /// The queue's delivery limit, in some of the runs.
+    pub(super) delivery_limit: Option<DeliveryLimit>,
+    /// The broker's own dead letters.
+    pub(super) given_up: GivenUp,
     pub(super) events: Vec<Message>,
     /// Deliveries of each session, by tag.
     unacked: BTreeMap<u64, BTreeMap<u64, Queued>>,
@@ -115,7 +128,7 @@ impl Queues {
     }
 
     pub(super) fn publish(&mut self, message: Message) {
-        self.work.push_back(Queued { message });
+        self.work.push_back(message.into());
     }
 
     fn begin_session(&mut self) -> u64 {
@@ -127,7 +140,7 @@ impl Queues {
     /// What it held goes back to the head of the queue.
     pub(super) fn end_session(&mut self, session: u64) {
         for (_, queued) in self.unacked.remove(&session).into_iter().flatten().rev() {
-            self.work.push_front(queued);
+            self.give_back(queued);
         }
     }
 
@@ -194,7 +207,7 @@ impl SimAckToken {
         if is_ack {
             world.check_ack(&queued);
         } else {
-            world.queues.work.push_front(queued);
+            world.queues.give_back(queued);
         }
         true
     }
@@ -268,7 +281,10 @@ fn take(shared: &Shared, session: u64) -> Option<Delivery> {
     let place = if world.queues.work[place].is_passage() { 0 } else { place };
     let queued = world.queues.work.remove(place)?;
     let tag = world.queues.number();
-    let message = queued.message.clone().believed();
+    let mut message = queued.message.clone().believed();
+    if world.queues.delivery_limit.is_some() && queued.returns > 0 {
+        message.headers.insert(header::DELIVERY_COUNT.to_owned(), HeaderValue::Int(queued.returns.into()));
+    }
     world.note(format!("delivered {} {} as {tag} of session {session}", queued.id(), queued.generation()));
     world.queues.unacked.get_mut(&session)?.insert(tag, queued);
     let token = AckToken::new(SimAckToken { world: shared.clone(), session, tag });
@@ -375,7 +391,7 @@ impl SimPublisher {
 fn route(world: &mut World, names: &Names, delays: &[Duration], outgoing: Outgoing) -> bool {
     let Outgoing { exchange, routing_key, message } = outgoing;
     // What comes back comes by the default exchange.
-    let queued = Queued { message: Message { origin: Origin::default(), ..message } };
+    let queued = Queued::from(Message { origin: Origin::default(), ..message });
     if exchange == names.retry {
         let Some(delay) = delays.iter().find(|delay| names.wait_queue(**delay) == routing_key) else { return false };
         let due = world.now_ms() + u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);

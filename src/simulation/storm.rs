@@ -17,6 +17,7 @@ use crate::simulation::episodes::{Blow, Spell, Swarm};
 use crate::simulation::hosts::Process;
 use crate::simulation::journal::{MemoryJournal, NoFaults};
 use crate::simulation::ledger::CHAIN_ID;
+use crate::simulation::letters::{DeliveryLimit, READ_MS, read_letters};
 use crate::simulation::orders::Operator;
 use crate::simulation::queues::{Queued, REPLIES, replayed};
 use crate::simulation::restored::{Copies, REACTION_MS, recover};
@@ -59,6 +60,8 @@ pub(super) struct Storm {
     operator: Option<Operator>,
     /// An operator loses patience with what waits, and cancels it all.
     cancels_at: Option<u64>,
+    /// An operator reads the broker's own dead letters then.
+    reads_letters_at: u64,
     /// A process with a journal that is not the queue's, and when it goes.
     stranger: Option<(Process, u64)>,
     /// The journal as it was before each start.
@@ -112,6 +115,7 @@ impl Storm {
         {
             let mut world = world.lock();
             world.forgets = settings.draw_upkeep(&mut apart);
+            world.queues.delivery_limit = DeliveryLimit::draw(&mut Rng::with_seed(seed.rotate_left(8)));
             world.store().lock().expect("nobody panics with it").has_clock = apart.bool();
         }
         let instances = rng.usize(1..=3);
@@ -141,6 +145,7 @@ impl Storm {
             rival,
             operator,
             cancels_at: None,
+            reads_letters_at: 0,
             stranger: None,
             earlier: Vec::new(),
             calm: false,
@@ -203,6 +208,10 @@ impl Storm {
         }
         self.weather(now);
         self.operate(now).await;
+        if now >= self.reads_letters_at {
+            self.reads_letters_at = now + READ_MS;
+            read_letters(&mut self.world.lock(), &self.settings.admission, self.settings.upkeep.kept);
+        }
         self.look_after_processes(now).await;
     }
 
@@ -598,6 +607,7 @@ impl Storm {
         let is_told = store.outbox().next().is_none() && !self.copies.is_due && store.foreign_use().behind.is_none();
         let is_spread = uneven(&store, self.processes.len()).is_none();
         self.to_publish.is_empty()
+            && world.queues.given_up.is_read()
             && world.queues.holds_only(|id| world.waits_for_a_lost_retry(&store, id))
             && settled
             && is_whole

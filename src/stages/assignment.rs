@@ -24,6 +24,9 @@ const CHECKS: u32 = 5;
 const BEAT: Duration = Duration::from_millis(250);
 /// First and longest time for which an account rests that was given up because its node or signer was away.
 const REST: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(1800));
+/// An instance gives accounts up to another one when that has been there for this part of a `lease.ttl`: one that crashes again
+/// and again would only interrupt it.
+const SETTLES: u32 = 5;
 /// An instance takes an account without an owner that is meant for another one after this many `lease.ttl`.
 const PATIENCE: u32 = 2;
 
@@ -114,7 +117,7 @@ impl Assignment {
     }
 
     fn assign(&self, attendance: &Attendance, memory: &mut Memory) {
-        memory.log_instances(&attendance.instances);
+        memory.note_instances(&attendance.instances);
         let members: BTreeMap<_, BTreeSet<_>> = attendance
             .instances
             .iter()
@@ -129,7 +132,10 @@ impl Assignment {
         }
         let plan = spread(&members, &owners);
         for lane in &self.lanes {
-            let is_ours = plan.get(&lane.account).is_none_or(|heir| **heir == self.instance.owner);
+            let is_working = lane.lease.borrow().is_some();
+            let is_ours = plan.get(&lane.account).is_none_or(|heir| {
+                **heir == self.instance.owner || (is_working && !memory.has_settled(heir, self.ttl / SETTLES))
+            });
             let is_owned = owners.contains_key(&lane.account);
             let waits_too_long = memory.has_waited(lane.account, is_owned, self.ttl * PATIENCE);
             let is_assigned = is_ours || waits_too_long;
@@ -143,7 +149,8 @@ impl Assignment {
 
 #[derive(Debug, Default)]
 struct Memory {
-    instances: BTreeSet<Arc<str>>,
+    /// Those that are there, and since when.
+    instances: BTreeMap<Arc<str>, Instant>,
     /// The mark of each lease, and since when. Hosts' clocks may disagree about when a lease runs out.
     marks: BTreeMap<AccountId, (LeaseMark, Instant)>,
     ownerless: BTreeMap<AccountId, Instant>,
@@ -182,13 +189,18 @@ impl AccountHealth {
 }
 
 impl Memory {
-    fn log_instances(&mut self, there: &[Instance]) {
-        let owners: BTreeSet<_> = there.iter().map(|instance| Arc::clone(&instance.owner)).collect();
-        if self.instances != owners {
+    fn note_instances(&mut self, there: &[Instance]) {
+        let owners: BTreeSet<_> = there.iter().map(|instance| &instance.owner).collect();
+        if self.instances.keys().collect::<BTreeSet<_>>() != owners {
             let names: Vec<_> = there.iter().map(|instance| instance.worker.as_str()).collect();
             info!(instances = names.len(), names = names.join(", "), "the instances that share the journal");
-            self.instances = owners;
         }
+        let since = |owner: &Arc<str>| self.instances.get(owner).copied().unwrap_or_else(Instant::now);
+        self.instances = owners.into_iter().map(|owner| (Arc::clone(owner), since(owner))).collect();
+    }
+
+    fn has_settled(&self, owner: &str, patience: Duration) -> bool {
+        self.instances.get(owner).is_some_and(|since| since.elapsed() >= patience)
     }
 
     fn is_renewed(&mut self, account: AccountId, mark: LeaseMark, ttl: Duration) -> bool {
@@ -267,6 +279,36 @@ mod tests {
         assert_eq!(assigned(&stage), [Some(true), Some(true)]);
         assert_eq!(journal.attendance().await.unwrap().instances.len(), 1, "it is registered");
         journal.attend(&instance("b", &stage.instance.accounts), TTL).await.unwrap();
+        stage.step(&mut memory, false).await.unwrap();
+        assert_eq!(assigned(&stage), [Some(true), Some(false)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_account_at_work_goes_to_an_instance_that_has_been_there_for_a_while() {
+        let (mut stage, journal, _cut_off) = bench().await;
+        let mut memory = Memory::default();
+        stage.step(&mut memory, true).await.unwrap();
+        let mut leases = Vec::new();
+        for lane in &mut stage.lanes {
+            let owner = Arc::clone(&stage.instance.owner);
+            let lease = journal.acquire_lease(lane.account, owner, TTL, None).await.unwrap().ours();
+            let sender = watch::Sender::new(lease);
+            lane.lease = sender.subscribe();
+            leases.push(sender);
+        }
+        // Crashes each time before it has settled.
+        for run in ["b.1", "b.2", "b.3"] {
+            journal.attend(&instance(run, &stage.instance.accounts), TTL).await.unwrap();
+            stage.step(&mut memory, false).await.unwrap();
+            tokio::time::advance(TTL / SETTLES / 2).await;
+            stage.step(&mut memory, false).await.unwrap();
+            assert_eq!(assigned(&stage), [Some(true), Some(true)], "{run}");
+            journal.leave(&instance(run, &[])).await.unwrap();
+            stage.step(&mut memory, false).await.unwrap();
+        }
+        journal.attend(&instance("b.4", &stage.instance.accounts), TTL).await.unwrap();
+        stage.step(&mut memory, false).await.unwrap();
+        tokio::time::advance(TTL / SETTLES).await;
         stage.step(&mut memory, false).await.unwrap();
         assert_eq!(assigned(&stage), [Some(true), Some(false)]);
     }

@@ -183,7 +183,7 @@ struct Head {
 }
 
 /// Returns what the library gets of these bytes when they come in pieces of this length.
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn filtered(bytes: &[u8], pieces: usize) -> Vec<u8> {
     let (mut filter, mut out) = (Filter::new(None), Vec::new());
     bytes.chunks(pieces.max(1)).for_each(|piece| filter.take(piece, &mut out));

@@ -1,7 +1,7 @@
 //! Whether the journal is the one that serves the queue.
 
-use crate::cli::adopt::marker;
 use crate::cli::doctor::finding::Finding;
+use crate::cli::recover::adopt::marker;
 use crate::config::Settings;
 use crate::journal::JournalError;
 use crate::model::Marker;

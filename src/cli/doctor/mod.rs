@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use crate::cli::{exit, say};
 use crate::config::{Faults, Settings};
+use crate::model::text::counted;
 
 mod accounts;
 mod broker;
@@ -81,10 +82,43 @@ fn print(arguments: &Arguments, findings: &[Finding]) -> anyhow::Result<()> {
         say(serde_json::to_string_pretty(&Report { level: worst(findings), findings })?);
     } else {
         findings.iter().for_each(say);
+        say(format_args!("\n{}", summary(findings)));
     }
     Ok(())
 }
 
+/// Returns the last line: how many findings there are of each bad kind, and where.
+fn summary(findings: &[Finding]) -> String {
+    let of = |level, one: &str, many: &str| {
+        let mut areas: Vec<_> = findings.iter().filter(|finding| finding.level == level).map(|it| it.area).collect();
+        let count = areas.len();
+        areas.sort_unstable();
+        areas.dedup();
+        (count > 0).then(|| format!("{count} {}: {}", if count == 1 { one } else { many }, areas.join(", ")))
+    };
+    let bad: Vec<_> =
+        [of(Level::Fail, "fails", "fail"), of(Level::Warn, "warning", "warnings")].into_iter().flatten().collect();
+    let checks = counted(findings.len() as u64, "check");
+    if bad.is_empty() { format!("{checks}: all is well") } else { format!("{checks}; {}", bad.join("; ")) }
+}
+
 fn worst(findings: &[Finding]) -> Level {
     findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_line_says_what_is_bad_and_where() {
+        let (well, note) = (Finding::ok("node", ""), Finding::notice("journal", ""));
+        let (warning, failure) = (Finding::warn("disk", ""), Finding::fail("broker", ""));
+        let summed = |findings: &[&Finding]| summary(&findings.iter().map(|it| (*it).clone()).collect::<Vec<_>>());
+        assert_eq!(summed(&[&well]), "1 check: all is well");
+        assert_eq!(summed(&[&well, &note]), "2 checks: all is well");
+        assert_eq!(summed(&[&warning, &well]), "2 checks; 1 warning: disk");
+        let worst = [&failure, &warning, &failure, &well];
+        assert_eq!(summed(&worst), "4 checks; 2 fail: broker; 1 warning: disk");
+    }
 }

@@ -43,6 +43,8 @@ impl Standing {
 pub enum Answer {
     /// Nothing of it can land: send it back.
     Safe,
+    /// The broker gave up on the very copy that the request waits for.
+    LostRetry,
     /// The journal has never had it: nothing of it was ever signed.
     NeverTakenIn,
     /// The letter ended so long ago that the journal may have forgotten it, together with a replay that was written.
@@ -107,6 +109,11 @@ pub fn assess(letter: &Letter, standing: &Standing) -> Answer {
         // Only the copy's arrival proves that it is safe elsewhere: the work queue may have been emptied by hand.
         _ if is_newer && same_body => Answer::SentBack,
         RequestState::Final => Answer::Written,
+        RequestState::RetryWaiting if same_body && is_copy(letter, known) => match standing.is_sent_back {
+            _ if standing.may_be_out_of_date(letter) => Answer::MaybeWritten,
+            true => Answer::OnItsWay,
+            false => Answer::LostRetry,
+        },
         RequestState::Accepted | RequestState::Writing | RequestState::RetryPending | RequestState::RetryWaiting => {
             Answer::UnderWay(known.state)
         }
@@ -120,6 +127,11 @@ pub fn assess(letter: &Letter, standing: &Standing) -> Answer {
             None => Answer::Safe,
         },
     }
+}
+
+/// Returns whether the letter is the copy with which the broker was to bring the request's retry: no other brings it.
+fn is_copy(letter: &Letter, known: &Known) -> bool {
+    is_of_broker(letter) && letter.generation == known.generation
 }
 
 fn is_of_broker(letter: &Letter) -> bool {
@@ -144,6 +156,7 @@ impl Answer {
     fn row(&self) -> (&'static str, Action) {
         match self {
             Self::Safe => ("safe", Action::Replay),
+            Self::LostRetry => ("lost_retry", Action::Replay),
             Self::NeverTakenIn => ("never_taken_in", Action::Replay),
             Self::Forgotten => ("forgotten", Action::IfForgotten),
             Self::MaybeWritten => ("maybe_written", Action::IfForgotten),
@@ -187,6 +200,10 @@ impl Answer {
                 );
             }
             Self::Safe => "safe to replay: the journal says that it is dead, and none of its transactions can land",
+            Self::LostRetry => {
+                "safe to replay: the request waits for its retry, and this letter is the copy that was to bring it; nothing of \
+                 it can land"
+            }
             Self::NeverTakenIn => "safe to replay: no worker has ever taken it in, so nothing of it was signed",
             Self::Forgotten => {
                 "not known to be safe: it may have ended longer than journal.retention ago, or before a recovery, and the \
@@ -266,6 +283,12 @@ mod tests {
         let conflict = letter(Some("a"), &Cause::new(Reason::IdConflict, ""), at(0));
         let maybe = letter(Some("a"), &Cause::new(Reason::MaybeWritten, ""), at(0));
         let broker = Letter { class: "broker".to_owned(), ..reverted(0) };
+        let retry = broker.clone();
+        let waiting_for_next = {
+            let standing = known(S::RetryWaiting, 0);
+            let next = |known: Known| Known { generation: Generation { replay: 0, retry: 3 }, ..known };
+            Standing { known: standing.known.map(next), ..standing }
+        };
         let refused = Letter { refused_as: reverted(0).id, ..reverted(0) };
         let (on, over) =
             (|died_at: i64, letter: &Letter| Letter { died_at: Some(Timestamp(died_at)), ..letter.clone() }, 90);
@@ -290,6 +313,14 @@ mod tests {
             ("accepted", reverted(0), known(S::Accepted, 0), "under_way"),
             ("signed", reverted(0), known(S::Writing, 0), "under_way"),
             ("waits for its retry", reverted(0), known(S::RetryWaiting, 0), "under_way"),
+            ("its retry is the letter", retry.clone(), known(S::RetryWaiting, 0), "lost_retry"),
+            ("its retry, sent back", retry.clone(), sent(known(S::RetryWaiting, 0)), "on_its_way"),
+            ("its retry, in a recovery", on(60, &retry), during(known(S::RetryWaiting, 0)), "maybe_written"),
+            ("an earlier copy than its retry", retry.clone(), known(S::RetryWaiting, 1), "replayed_already"),
+            ("another copy than its retry", broker.clone(), waiting_for_next, "under_way"),
+            ("another body than its retry", retry.clone(), other(known(S::RetryWaiting, 0)), "under_way"),
+            ("its retry is not confirmed", retry.clone(), known(S::RetryPending, 0), "under_way"),
+            ("its retry is at work", retry, known(S::Writing, 0), "under_way"),
             ("another body is dead", reverted(0), other(known(S::Dead, 0)), "other_body"),
             ("the journal was lost", maybe, known(S::Dead, 0), "maybe_written"),
             ("its id is another's", conflict, known(S::Final, 0), "id_of_another"),

@@ -109,6 +109,44 @@ async fn what_a_lost_database_may_have_written_waits_for_an_operator() {
     lose_the_journal(stage, before, after).await;
 }
 
+/// C10: no block takes what the lost journal has sent.
+#[tokio::test]
+async fn what_waits_in_pools_for_ever_is_replaced_when_the_operator_says_so() {
+    let Some(stage) = Stage::set().await else { return };
+    let config = stage.config().with("chain", "finality = 1\nreplace_after = \"1s\"");
+    stage.anvil.set_auto_mine(false).await.unwrap();
+    stage.anvil.mine(3).await.unwrap();
+    let home = WorkerHome::new(&config);
+    stage.topology(&home).await;
+    let mut worker = home.start(BINARY);
+    publish(&stage, 0..3).await;
+    pool_holds(&stage, 3).await;
+    worker.kill().await;
+
+    let home = WorkerHome::new(&config);
+    let recovers = home.begin(BINARY, &["recover", "--from-block", "0", "--cancel-pooled"]);
+    let is_replaced = async || {
+        let pool = stage.anvil.rpc().call("txpool_content", serde_json::json!([])).await.unwrap();
+        let pending = pool["pending"].as_object().into_iter().flatten().flat_map(|(_, of)| of.as_object()).flatten();
+        pending.filter(|(_, transaction)| transaction["input"] == "0x").count() == 3
+    };
+    wait_until("all are replaced", LONG, is_replaced).await;
+    stage.anvil.mine(2).await.unwrap();
+    let said = recovers.wait_with_output().await.unwrap();
+    let text = String::from_utf8_lossy(&said.stdout).into_owned() + &String::from_utf8_lossy(&said.stderr);
+    assert!(said.status.success() && text.contains("3 transactions in the pools replaced"), "{text}");
+    assert!(text.contains("3 transactions in blocks 0 to") && text.contains("with 0 writes"), "{text}");
+
+    stage.anvil.set_auto_mine(true).await.unwrap();
+    stage.anvil.set_interval_mining(1).await.unwrap();
+    let mut worker = home.start(BINARY);
+    stage.wait_empty(QUEUE).await;
+    let once: Vec<_> = ["0x"; 3].map(str::to_owned).into_iter().chain(bodies(0..3)).collect();
+    wait_until("each is written once", LONG, async || sorted(written(&stage).await) == once).await;
+    assert_eq!(stage.depth(DEAD).await.0, 0);
+    assert_eq!(worker.stop().await.code(), Some(0));
+}
+
 /// C10: each message of a batch is found by itself.
 #[tokio::test]
 async fn a_batch_of_a_lost_journal_is_read_apart() {

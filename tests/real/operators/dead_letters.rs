@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use lapin::options::{BasicGetOptions, BasicNackOptions};
 use lapin::types::{AMQPValue, DecimalValue, FieldArray, FieldTable};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -416,6 +417,50 @@ async fn letters_that_are_not_safe_or_of_no_use_stay_and_say_why() {
     assert_eq!((code, stage.depth(QUEUE).await), (0, (2, 0)), "{text}");
     let (code, text) = dead(&home, &["show", "nobody"]).await;
     assert_eq!((code, text.contains("no dead letter of that name")), (1, true), "{text}");
+}
+
+/// The broker gives up on the copy that brings a retry: a consumer that is no worker has given it back too often.
+#[tokio::test]
+async fn a_retry_that_the_broker_gave_up_on_goes_on_when_it_is_sent_back() {
+    let Some(stage) = Stage::with_blocks().await else { return };
+    let retry = "max_attempts = 3\ninitial_delay = \"2s\"";
+    let config = stage.config_for(ALWAYS_REVERTS).await.with("retry", retry).with("chain", "finality = 0");
+    let home = WorkerHome::new(&config);
+    stage.topology(&home).await;
+    let mut worker = home.start(BINARY);
+    stage.amqp.publish(QUEUE, with_id("a"), b"a").await;
+    stage.wait_state(&home, "a", "retry_waiting").await;
+    assert_eq!(worker.stop().await.code(), Some(0));
+    wait_until("the copy is back", LONG, async || stage.depth(QUEUE).await == (1, 0)).await;
+    let limit = [
+        "set_policy",
+        "-p",
+        &stage.vhost,
+        "limit",
+        "^acme\\.writes$",
+        "{\"delivery-limit\":1}",
+        "--apply-to",
+        "queues",
+    ];
+    stage.rabbit.ctl(&limit).await.unwrap();
+    wait_until("the broker gives up on it", LONG, async || {
+        if let Some(held) = stage.amqp.channel.basic_get(QUEUE.into(), BasicGetOptions::default()).await.unwrap() {
+            let back = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+            held.delivery.acker.nack(back).await.unwrap();
+        }
+        stage.depth(DEAD).await == (1, 0)
+    })
+    .await;
+    stage.anvil.set_code(CONTRACT, SINK).await.unwrap();
+
+    let worker = home.start(BINARY);
+    let (code, text) = dead(&home, &["show", "a"]).await;
+    assert!(code == 0 && text.contains("the request waits for its retry, and this letter is the copy"), "{text}");
+    let (code, text) = dead(&home, &["replay", "a", "--yes", "--wait"]).await;
+    assert_eq!((code, stage.depth(DEAD).await.0), (0, 0), "{text}");
+    stage.wait_state(&home, "a", "final").await;
+    assert_eq!(written(&stage).await, [calldata(b"a")]);
+    drop(worker);
 }
 
 /// B35: the work queue has room for some of them, then for none, then is not there at all.

@@ -33,7 +33,7 @@ async fn without_file_handles_it_waits_for_some() {
     proxy.set_mode(Mode::Refuse);
     let mut worker = home.start(BINARY);
     wait_log(&worker, "the lane works").await;
-    wait_log(&worker, "the session with the broker ended").await;
+    wait_log(&worker, "the broker cannot be used").await;
     let limit = |files: String| {
         let set = std::process::Command::new("prlimit")
             .args(["--pid", &worker.pid().to_string(), &format!("--nofile={files}:")])

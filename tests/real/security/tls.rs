@@ -84,7 +84,7 @@ async fn a_broker_whose_certificate_does_not_hold_gets_no_password() {
         config.broker_uri = uri;
         let home = WorkerHome::new(&config);
         let mut worker = home.start_with(BINARY, &[("SSL_CERT_FILE", &path(trusted))]);
-        wait_log_times(&worker, "the session with the broker ended", 2).await;
+        wait_log_times(&worker, "the broker cannot be used", 2).await;
         assert!(worker.log().contains(reason), "{reason}: {}", worker.log());
         assert!(!worker.log().contains("connected to the broker"));
         assert_eq!(worker.stop().await.code(), Some(0));

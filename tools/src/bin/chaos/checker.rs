@@ -258,7 +258,8 @@ fn judge_message(message: &Message, fate: &Fate<'_>, standing: Standing, finding
     let is_as_meant = match message.kind {
         _ if fate.is_conflict => true,
         _ if is_of_copy => !matches!(message.kind, Kind::Never | Kind::NoId) && !POISON.contains(&message.kind),
-        _ if fate.dead.contains(CANCELLED) => is_cancelled && fate.dead.len() == 1,
+        // The copy may be from before the letter, and the request fails in its own way then.
+        _ if fate.dead.contains(CANCELLED) => is_cancelled && (fate.dead.len() == 1 || is_before_restore),
         Kind::Write | Kind::OtherBody => !fate.effects.is_empty(),
         Kind::Later => !fate.effects.is_empty() || dead_as("rejected."),
         Kind::Never => dead_as("rejected."),

@@ -332,6 +332,21 @@ fn a_replay_count_that_nobody_gave_is_found() {
     assert_eq!(findings.wrong.len(), 1, "{findings:?}");
 }
 
+#[test]
+fn only_in_a_restored_copy_a_cancelled_request_fails_in_another_way_too() {
+    let failed_twice = |before| {
+        after(|history| {
+            let dead = letter(&history.published[2], CANCELLED);
+            history.cancellations.insert("c".to_owned());
+            history.dead.push(dead);
+            history.before_restore = before;
+        })
+    };
+    let (restored, not_restored) = (failed_twice(6), failed_twice(0));
+    assert!(is_clean(&restored), "{restored:?}");
+    assert_eq!(not_restored.wrong.len(), 1);
+}
+
 /// "a" was cancelled in place of written.
 fn cancelled(history: &mut History) {
     let dead = letter(&history.published[0], CANCELLED);

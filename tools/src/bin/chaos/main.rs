@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use anyhow::{bail, ensure};
 use chainwriter_tools::support;
 use clap::Parser;
+use clap::builder::PossibleValuesParser;
 use tokio::signal::unix::{SignalKind, signal};
 
 use journal::Journal;
@@ -85,6 +86,13 @@ struct Options {
     /// Messages in a second.
     #[arg(long, default_value_t = 12)]
     rate: u32,
+    /// Only these parts fail, with commas between; with `none`, nothing does.
+    #[arg(long, value_delimiter = ',', value_parser = parts())]
+    only: Vec<String>,
+}
+
+fn parts() -> PossibleValuesParser {
+    PossibleValuesParser::new(schedule::PARTS.into_iter().chain(["none"]))
 }
 
 #[tokio::main]

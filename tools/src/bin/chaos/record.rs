@@ -34,6 +34,7 @@ struct Inner {
     published_at: HashMap<String, Duration>,
     final_at: HashMap<String, Duration>,
     calm_at: Option<Duration>,
+    final_before_calm: usize,
     /// Messages that were published when the newest restored journal was recovered, and how often one was.
     before_restore: usize,
     restores: u64,
@@ -161,7 +162,9 @@ impl Record {
     pub(crate) fn calm(&self) {
         self.say("no more faults");
         let now = self.elapsed();
-        self.inner().calm_at = Some(now);
+        let mut inner = self.inner();
+        inner.calm_at = Some(now);
+        inner.final_before_calm = inner.final_ids.len();
     }
 
     /// Returns how long each good message waited for its outcome in the calm.
@@ -233,6 +236,7 @@ impl Record {
             ends: inner.ends,
             told_ends: inner.told_ends.clone(),
             restores: inner.restores,
+            final_before_calm: inner.final_before_calm,
             counts: inner.counts.clone(),
             poison: POISON.map(|kind| (kind, inner.published.iter().filter(|message| message.kind == kind).count())),
         }
@@ -257,6 +261,8 @@ pub(crate) struct Totals {
     pub(crate) ends: u64,
     pub(crate) told_ends: Vec<String>,
     pub(crate) restores: u64,
+    /// Messages with a final event before the last fault.
+    pub(crate) final_before_calm: usize,
     pub(crate) counts: BTreeMap<&'static str, u64>,
     /// Messages of each kind of poison.
     pub(crate) poison: [(Kind, usize); POISON.len()],

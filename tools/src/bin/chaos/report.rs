@@ -49,6 +49,8 @@ pub(crate) struct Line {
     stood_still: usize,
     stood_still_p50_ms: i64,
     stood_still_max_ms: i64,
+    /// Messages with a final event before the last fault.
+    final_in_storm: usize,
 }
 
 /// Everything that a run has to say.
@@ -105,6 +107,7 @@ impl Report {
             stood_still: standing.count,
             stood_still_p50_ms: standing.p50_ms,
             stood_still_max_ms: standing.max_ms,
+            final_in_storm: totals.final_before_calm,
         }
     }
 
@@ -119,6 +122,7 @@ impl Report {
             row(&format!("  {kind:?}"), *count as u64, "of these: poison");
         }
         row("final", findings.written as u64, "in the chain, once");
+        row("  before the last fault", totals.final_before_calm as u64, "by their events");
         row("dead", findings.dead as u64, "dead letters");
         row("retries", totals.retries, "went through the wait queues");
         row("reverted", findings.reverted as u64, "transactions that used a nonce and had no effect");
@@ -221,6 +225,7 @@ mod tests {
             ends: 0,
             told_ends: Vec::new(),
             restores: 0,
+            final_before_calm: 2,
             counts: std::collections::BTreeMap::new(),
             poison: crate::messages::POISON.map(|kind| (kind, 1)),
         };

@@ -20,6 +20,9 @@ use crate::support::{Rabbit, RpcClient, WorkerHome};
 const LIMIT: Duration = Duration::from_secs(90);
 /// For `chainwriter recover` to have done it, as often as it must be run.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(240);
+/// For it to find everything in blocks by itself.
+const PATIENT: Duration = Duration::from_secs(40);
+const PLAIN: [&str; 3] = ["recover", "--from-block", "0"];
 const AGAIN: Duration = Duration::from_millis(500);
 const OLDER_COPY: &str = "is an older copy";
 const IS_BEHIND: &str = "journal_is_behind";
@@ -113,8 +116,15 @@ impl Restorer<'_> {
     async fn recover(&self) -> anyhow::Result<()> {
         let begun = Instant::now();
         loop {
-            let command = self.home.command(self.binary, &["recover", "--from-block", "0"]);
-            let (code, text) = timeout(RECOVERY_LIMIT, command).await.context("chainwriter recover does not end")?;
+            // What the lost part of the journal has signed may offer too little to land.
+            let is_patient = begun.elapsed() < PATIENT;
+            let arguments: &[_] = if is_patient { &PLAIN } else { &[PLAIN.as_slice(), &["--cancel-pooled"]].concat() };
+            let limit = if is_patient { PATIENT } else { RECOVERY_LIMIT };
+            let command = timeout(limit, self.home.command(self.binary, arguments)).await;
+            let Ok((code, text)) = command else {
+                ensure!(is_patient, "chainwriter recover does not end");
+                continue;
+            };
             let last = text.trim().lines().last().unwrap_or_default().to_owned();
             self.record.say(&format!("chainwriter recover: {code}, {last}"));
             if code == 0 {

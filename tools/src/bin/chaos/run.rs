@@ -122,7 +122,7 @@ impl Run {
         let producer = tokio::spawn(producer);
         let listener = Aborted(tokio::spawn(listener::listen(uri.clone(), EVENTS, Arc::clone(&self.record))));
         let progress = Aborted(tokio::spawn(show_progress(Arc::clone(&self.record))));
-        let plan = Plan::new(self.seed, self.duration);
+        let plan = Plan::new(self.seed, self.duration, &options.only);
         let record = Arc::clone(&self.record);
         let endpoints = [self.way_to_node.url(), self.way_to_second.url()];
         let crew = Crew::start(&self.home, &self.binary, &record, options.workers, endpoints);
@@ -300,6 +300,8 @@ fn configuration(
         .with("route", format!("name = \"all\"{all}"))
         .with("policy.allow", format!("to = {CONTRACT:?}"))
         .with("worker", "organisation = \"chaos\"")
+        // The default.
+        .with("lease", "ttl = \"15s\"")
         .with("broker", format!("max_body = {}\nmax_hold = \"20s\"\npark_delay = \"2s\"", messages::MAX_BODY))
         .with("broker", "confirm_timeout = \"5s\"")
         .with("chain", format!("finality = {FINALITY}\ntimeout = \"2s\"\npoll_interval = \"200ms\""))

@@ -214,10 +214,35 @@ const OPERATOR: &[Kind] = &[(Fault::Replay, 0, 0), (Fault::Cancel, 0, 0), (Fault
 const RESTORED: &[Kind] = &[(Fault::JournalRestored, 6_000, 15_000)];
 const SECOND_JOURNAL: &[Kind] = &[(Fault::SecondJournal, 3_000, 8_000)];
 
+/// Names of the parts of a plan.
+pub(crate) const PARTS: [&str; 16] = [
+    "kills",
+    "halts",
+    "node",
+    "account",
+    "contract",
+    "lag",
+    "way to node",
+    "way to second",
+    "other node",
+    "broker",
+    "way to broker",
+    "database",
+    "way to database",
+    "operator",
+    "restored",
+    "second journal",
+];
+
 impl Plan {
-    pub(crate) fn new(seed: u64, duration: Duration) -> Self {
+    /// Plans the faults of the parts with these names, or of all where there is no name. A part's plan is the same whatever the
+    /// others are.
+    pub(crate) fn new(seed: u64, duration: Duration, only: &[String]) -> Self {
         // Shortest and longest time, in milliseconds, from the end of a fault to the next one of its part.
-        let part = |name, kinds, gap| plan(&mut stream(seed, name), kinds, gap, duration);
+        let part = |name, kinds, gap| match only.is_empty() || only.iter().any(|wanted| wanted == name) {
+            true => plan(&mut stream(seed, name), kinds, gap, duration),
+            false => Vec::new(),
+        };
         Self {
             kills: part("kills", KILLS, (300, 2_600)),
             halts: part("halts", HALTS, (6_000, 15_000)),
@@ -278,14 +303,25 @@ mod tests {
     #[test]
     fn one_seed_gives_one_plan_and_another_seed_another() {
         let minute = Duration::from_secs(60);
-        assert_eq!(all(&Plan::new(7, minute)), all(&Plan::new(7, minute)));
-        assert_ne!(all(&Plan::new(7, minute)), all(&Plan::new(8, minute)));
+        assert_eq!(all(&Plan::new(7, minute, &[])), all(&Plan::new(7, minute, &[])));
+        assert_ne!(all(&Plan::new(7, minute, &[])), all(&Plan::new(8, minute, &[])));
+    }
+
+    #[test]
+    fn a_part_alone_fails_as_it_does_beside_the_others() {
+        let duration = Duration::from_secs(120);
+        for name in PARTS {
+            let alone = Plan::new(7, duration, &[name.to_owned()]);
+            let (alone, beside) = (all(&alone).into_iter().cloned().collect::<Vec<_>>(), Plan::new(7, duration, &[]));
+            assert!(!alone.is_empty() && alone.iter().all(|planned| all(&beside).contains(&planned)), "{name}");
+        }
+        assert!(all(&Plan::new(7, duration, &["none".to_owned()])).is_empty());
     }
 
     #[test]
     fn workers_are_killed_every_two_seconds_or_more_often() {
         for seed in 0..50 {
-            let kills = Plan::new(seed, Duration::from_secs(300)).kills.len();
+            let kills = Plan::new(seed, Duration::from_secs(300), &[]).kills.len();
             assert!(kills >= 150, "seed {seed}: {kills} kills in 300 s");
         }
     }
@@ -312,7 +348,7 @@ mod tests {
         let every: HashSet<_> = kinds.into_iter().flatten().map(|(fault, ..)| *fault).collect();
         let duration = Duration::from_secs(120);
         for seed in 0..50 {
-            let plan = Plan::new(seed, duration);
+            let plan = Plan::new(seed, duration, &[]);
             let planned = all(&plan);
             assert!(planned.iter().all(|planned| planned.at + planned.length <= duration));
             let kinds: HashSet<_> = planned.iter().map(|planned| planned.fault).collect();
@@ -325,7 +361,7 @@ mod tests {
     fn workers_freeze_for_longer_than_the_lease() {
         // The default of `lease.ttl`, which the workers have.
         const LEASE_TTL: Duration = Duration::from_secs(15);
-        let plan = Plan::new(1, Duration::from_secs(600));
+        let plan = Plan::new(1, Duration::from_secs(600), &[]);
         let mut freezes = plan.halts.iter().filter(|halt| halt.fault == Fault::Freeze);
         assert!(freezes.all(|freeze| freeze.length > LEASE_TTL));
     }

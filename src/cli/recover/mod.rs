@@ -9,12 +9,19 @@ use tokio::time::Instant;
 
 use crate::chain::follow::history::{AccountHistory, HistoryError, Patience, account_history};
 use crate::chain::{BlockTag, Chain, NodeClient};
-use crate::cli::{adopt, check_reason, exit, operator, progress_bar, say};
+use crate::cli::{check_reason, exit, operator, progress_bar, say};
 use crate::config::Settings;
+use crate::daemon::app;
 use crate::journal::{OperatorsJournal, RecoveredAccount, Recovery};
 use crate::model::text::counted;
 use crate::model::{Address, BlockNumber, Nonce, Order, Timestamp};
+use crate::observe::traces::Tracer;
 use crate::policy::finality::{FinalityRule, highest_final};
+
+use pooled::PooledReplacer;
+
+pub(super) mod adopt;
+mod pooled;
 
 /// Interval between checks whether all transactions of an account are final.
 const CHECK: Duration = Duration::from_secs(1);
@@ -26,6 +33,10 @@ pub(super) struct Arguments {
     /// Read what the accounts have written from this block on, into a new journal, a restored one, or the one that is left.
     #[arg(long, value_name = "BLOCK", group = "what")]
     from_block: Option<u64>,
+    /// Do not wait for what is in the pools and gets into no block: when `chain.replace_after` is over, replace it with transfers
+    /// of nothing at a price of today.
+    #[arg(long, requires = "from_block")]
+    cancel_pooled: bool,
     /// End the recovery: what is in the queue from now on is written, whatever the chain has.
     #[arg(long, group = "what")]
     end: bool,
@@ -63,7 +74,8 @@ pub(super) async fn run(arguments: Arguments, settings: Settings) -> anyhow::Res
     }
     let done = if let Some(from_block) = arguments.from_block {
         let journal = address.open().await?;
-        let done = recover(journal.as_ref(), &settings, BlockNumber(from_block), (arguments.patience, order)).await;
+        let limits = (arguments.patience, arguments.cancel_pooled);
+        let done = recover(journal.as_ref(), &settings, BlockNumber(from_block), limits, order).await;
         journal.close().await;
         done
     } else if let Some(below) = arguments.foreign_below {
@@ -131,7 +143,8 @@ async fn recover(
     journal: &dyn OperatorsJournal,
     settings: &Settings,
     from: BlockNumber,
-    (limit, order): (Duration, Order),
+    (limit, cancel_pooled): (Duration, bool),
+    order: Order,
 ) -> anyhow::Result<()> {
     expect_nobody_works(journal).await?;
     let chain = NodeClient::new(&settings.chain).context("cannot make the HTTP client")?;
@@ -139,7 +152,8 @@ async fn recover(
     let said = Said::default();
     let on_failure = |error: &HistoryError| said.again(&error.to_string());
     let patience = Patience { limit, on_failure: &on_failure };
-    let to = all_final(&chain, &addresses, settings.lane.finality, &patience).await?;
+    let replacers = if cancel_pooled { replacers(&chain, settings)? } else { Vec::new() };
+    let to = all_final(&chain, &addresses, settings.lane.finality, replacers, &patience).await?;
     if from > to {
         bail!("block {from} is not final yet; the highest final block is {to}");
     }
@@ -187,12 +201,13 @@ async fn all_final(
     chain: &NodeClient,
     accounts: &[Address],
     rule: FinalityRule,
+    mut replacers: Vec<PooledReplacer<'_>>,
     patience: &Patience<'_>,
 ) -> anyhow::Result<BlockNumber> {
     let said = Said::default();
     let mut failing_since = None;
     loop {
-        match what_waits(chain, accounts, rule).await {
+        match what_waits(chain, accounts, rule, &mut replacers).await {
             Ok((height, None)) => return Ok(height),
             Ok((_, Some(waits))) => {
                 failing_since = None;
@@ -207,19 +222,34 @@ async fn all_final(
     }
 }
 
-/// Returns the highest final block, and what is not final at it.
+/// Returns the highest final block, and what is not final at it. Lets the replacers do what is due.
 async fn what_waits(
     chain: &NodeClient,
     accounts: &[Address],
     rule: FinalityRule,
+    replacers: &mut [PooledReplacer<'_>],
 ) -> anyhow::Result<(BlockNumber, Option<String>)> {
     let height = final_height(chain, rule).await?;
     let mut waits = None;
     for account in accounts {
-        let counted = chain.transaction_count(*account, BlockTag::Number(height)).await?;
-        waits = waits.or(on_its_way(chain, *account, counted).await?);
+        let counted_final = chain.transaction_count(*account, BlockTag::Number(height)).await?;
+        let Some(pending) = on_its_way(chain, *account, counted_final).await? else { continue };
+        let count = counted(pending.0 - counted_final.0, "transaction");
+        waits.get_or_insert_with(|| format!("{account}: waiting for {count} to become final"));
+        if let Some(replacer) = replacers.iter_mut().find(|replacer| replacer.account() == *account) {
+            replacer.step(pending).await?;
+        }
     }
     Ok((height, waits))
+}
+
+fn replacers<'a>(chain: &'a NodeClient, settings: &Settings) -> anyhow::Result<Vec<PooledReplacer<'a>>> {
+    let (fees, patience) = (settings.tuning.fees, settings.tuning.replace_after);
+    let replacer = |section| {
+        let signer = app::signer(section, &Tracer::default())?;
+        Ok(PooledReplacer::new(chain, signer, fees, settings.chain.chain_id, patience))
+    };
+    settings.signers.iter().map(replacer).collect()
 }
 
 /// Says something once, until it is something else.
@@ -240,7 +270,9 @@ impl Said {
     }
 }
 
-async fn on_its_way(chain: &NodeClient, account: Address, final_count: Nonce) -> anyhow::Result<Option<String>> {
+/// Returns the highest count with what waits in a pool, where that is more than what is final.
+async fn on_its_way(chain: &NodeClient, account: Address, final_count: Nonce) -> anyhow::Result<Option<Nonce>> {
+    let mut most = final_count;
     for (endpoint, pending) in chain.pending_counts(account).await {
         let pending = pending.with_context(|| {
             format!(
@@ -248,12 +280,9 @@ async fn on_its_way(chain: &NodeClient, account: Address, final_count: Nonce) ->
                  answers, or take it out of chain.endpoints if it is gone for good"
             )
         })?;
-        if pending > final_count {
-            let count = pending.0 - final_count.0;
-            return Ok(Some(format!("{account}: waiting for {} to become final", counted(count, "transaction"))));
-        }
+        most = most.max(pending);
     }
-    Ok(None)
+    Ok((most > final_count).then_some(most))
 }
 
 pub(super) async fn final_height(chain: &NodeClient, rule: FinalityRule) -> anyhow::Result<BlockNumber> {

@@ -51,7 +51,7 @@ async fn adopt(journal: &dyn OperatorsJournal, settings: &Settings, order: Order
 }
 
 /// Returns the marker at the broker. Reads it as a start does, and leaves the same one: at no moment is there none.
-pub(super) async fn marker(settings: &Settings) -> Result<Option<Marker>, BrokerError> {
+pub(in crate::cli) async fn marker(settings: &Settings) -> Result<Option<Marker>, BrokerError> {
     let connection = PublishOnly::connect(&settings.broker).await?;
     let held = connection.markers(&settings.broker.topology.names).hold().await?;
     let found = newest(held.found()).cloned();
